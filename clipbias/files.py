@@ -1,0 +1,47 @@
+"""Writing files so that a reader never sees half of one."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from clipbias.errors import ClipbiasError
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+    """Yields a private temporary name beside `path`, renamed to `path` when the block ends without an error.
+
+    The bytes are on disk before the rename, so a crash at any moment leaves the old file or the new one, whole.
+
+    Raises:
+      ClipbiasError: the folder cannot be written, or the disk is full.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    except OSError as error:
+        raise ClipbiasError(f"cannot write {path}: {error.strerror}; choose another folder.") from error
+    os.close(handle)
+    try:
+        yield Path(temporary)
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        # mkstemp makes files private; a result is meant to be read by whoever may read its folder.
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise ClipbiasError(f"cannot write {path}: {error.strerror or error}; the previous file, if any, is intact.") from error
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes `text` as UTF-8 to `path`, atomically. Raises `ClipbiasError` where it cannot."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
