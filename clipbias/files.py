@@ -35,7 +35,9 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         os.chmod(temporary, 0o666 & ~mask)
         os.replace(temporary, path)
     except OSError as error:
-        raise ClipbiasError(f"cannot write {path}: {error.strerror or error}; the previous file, if any, is intact.") from error
+        raise ClipbiasError(
+            f"cannot write {path}: {error.strerror or error}; the previous file, if any, is intact."
+        ) from error
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)

@@ -1,0 +1,43 @@
+"""What an adaptation method may add to the frozen model: the one argument through which all of them act."""
+
+import dataclasses
+
+import jax
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Adaptation:
+    """A pytree of additions to a frozen CLIP. Absent (`None`) parts cost nothing.
+
+    Attributes:
+      text_context: `[T, Dt]`, or `[C, T, Dt]` with one context per class. Replaces the token embeddings of the context
+        positions, before position embeddings are added.
+      text_prompts: `[depth - 1, T, Dt]`. Row `i - 1` replaces the context tokens at the input of block `i`, nothing added;
+        from block `depth` on nothing is replaced.
+      vision_prompts: `[depth, V, Dv]`. Row 0 is appended after the position embeddings and before the pre-LayerNorm;
+        row `i` replaces the prompt tokens at the input of block `i`.
+      text_bias: `[Lt, Dt]`, added to every token after each block, the last one included.
+      vision_bias: `[Lv, Dv]`, likewise.
+      text_residual: `[C, d]`, added to the class features before they are normalised (TaskRes, Yu et al. 2023).
+    """
+
+    text_context: jax.Array | None = None
+    text_prompts: jax.Array | None = None
+    vision_prompts: jax.Array | None = None
+    text_bias: jax.Array | None = None
+    vision_bias: jax.Array | None = None
+    text_residual: jax.Array | None = None
+
+    @property
+    def changes_text(self) -> bool:
+        """Whether the text tower's tokens depend on this adaptation (a residual acts after the tower)."""
+        return any(part is not None for part in (self.text_context, self.text_prompts, self.text_bias))
+
+    @property
+    def changes_vision(self) -> bool:
+        """Whether the vision tower's tokens depend on this adaptation."""
+        return self.vision_prompts is not None or self.vision_bias is not None
+
+
+NOTHING = Adaptation()

@@ -1,0 +1,235 @@
+"""A CLIP model on disk in the Hugging Face format: configuration, tokenizer, preprocessing and safetensors."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from clipbias.clip import convert, tokenizer
+from clipbias.clip.config import ClipConfig, from_hugging_face, to_hugging_face
+from clipbias.clip.params import Params
+from clipbias.clip.preprocess import Preprocessing, preprocessor_json, read_preprocessing
+from clipbias.errors import ClipbiasError
+from clipbias.files import atomic_path, write_text
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+DOWNLOADED = ["*.json", "*.txt", "*.safetensors"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """A frozen CLIP model.
+
+    Attributes:
+      params: the parameter tree, passed as an argument to every function that computes with it.
+      config: geometry.
+      tokenizer: a `transformers.CLIPTokenizerFast`.
+      preprocessing: resolution, mean and standard deviation of its images.
+      name: what it was loaded from.
+      fingerprint: SHA-256 over the weights, so that an adapter knows the model it belongs to.
+      stored_dtype: NumPy type name of the checkpoint's tensors; `save` writes the same.
+    """
+
+    params: Params
+    config: ClipConfig
+    tokenizer: Any
+    preprocessing: Preprocessing
+    name: str
+    fingerprint: str
+    stored_dtype: str = "float32"
+
+    def tokenize(self, texts: Sequence[str]) -> np.ndarray:
+        """`[SOS] text [EOS]` ids, int32 `[n, N]`, padded with 0 as far as the longest. Raises `ClipbiasError` if too long."""
+        return tokenizer.tokenize(self.tokenizer, texts, self.config.text.context_length)
+
+    def save(self, folder: str | os.PathLike, params: Params | None = None) -> None:
+        """Writes the model (or the same model with other `params`) so that any Hugging Face CLIP program loads it."""
+        save(folder, self, self.params if params is None else params)
+
+
+def load(source: str | os.PathLike, *, dtype: str = "float32") -> Clip:
+    """Loads a CLIP model.
+
+    Args:
+      source: "demo" for the embedded model, a local folder in Hugging Face format, or a hub id such as
+        "openai/clip-vit-base-patch16" (optionally "id@revision").
+      dtype: type in which the weights are kept on the device.
+
+    Raises:
+      ClipbiasError: nothing is found there, or what is found is not a CLIP model; the message says what to do.
+    """
+    folder = find(source)
+    config_path = folder / "config.json"
+    if not config_path.exists():
+        raise ClipbiasError(
+            f"{folder} has no config.json; expected a CLIP model in Hugging Face format there."
+        )
+    transformers = _transformers()
+    try:
+        raw = json.loads(config_path.read_text(encoding="utf-8"))
+        if raw.get("model_type") not in ("clip", None):
+            raise ClipbiasError(
+                f"{config_path} describes a {raw['model_type']!r} model; clipbias loads 'clip' models."
+            )
+        hf_config = transformers.CLIPConfig(**raw)
+    except (ValueError, TypeError, AttributeError) as error:
+        if isinstance(error, ClipbiasError):
+            raise
+        raise ClipbiasError(
+            f"{config_path} is not a CLIP configuration ({error}); fetch it again."
+        ) from error
+    text_tokenizer = _load_tokenizer(folder)
+    config = from_hugging_face(hf_config, text_tokenizer.eos_token_id)
+    params, stored_dtype, fingerprint = _load_weights(folder, config)
+    return Clip(
+        params=jax.tree.map(lambda leaf: leaf.astype(dtype), params),
+        config=config,
+        tokenizer=text_tokenizer,
+        preprocessing=read_preprocessing(folder, config.vision.image_size),
+        name=str(source),
+        fingerprint=fingerprint,
+        stored_dtype=stored_dtype,
+    )
+
+
+def find(source: str | os.PathLike) -> Path:
+    """The local folder of a model, downloaded from the hub if it has to be."""
+    if source == "demo":
+        return Path(str(resources.files("clipbias") / "assets" / "demo"))
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    name, _, revision = str(source).partition("@")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith((".", "/")):
+        raise ClipbiasError(
+            f"no folder {str(source)!r}; give a local folder in Hugging Face format, a hub id such as "
+            "'openai/clip-vit-base-patch16', or 'demo'."
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=DOWNLOADED))
+    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
+        raise ClipbiasError(f"the Hugging Face hub has no model {str(source)!r}; check the name.") from error
+    except (LocalEntryNotFoundError, OSError) as error:
+        raise ClipbiasError(
+            f"{str(source)!r} is not in the local cache and the Hugging Face hub cannot be reached; run "
+            f"`hf download {name}` where there is a network and pass the folder it prints, or use 'demo'."
+        ) from error
+
+
+def _transformers() -> Any:
+    """Imports `transformers` without its advice about frameworks that are not needed here."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        import transformers
+    finally:
+        logger.setLevel(level)
+    return transformers
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    names = ("tokenizer.json", "vocab.json")
+    if not any((folder / name).exists() for name in names):
+        raise ClipbiasError(f"{folder} has no tokenizer (tokenizer.json, or vocab.json and merges.txt).")
+    try:
+        return _transformers().CLIPTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # whatever the tokenizer library raises on a damaged file
+        raise ClipbiasError(f"the tokenizer in {folder} cannot be read ({error}); fetch it again.") from error
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model: one, or the shards that its index names."""
+    if (folder / WEIGHTS).exists():
+        return [folder / WEIGHTS]
+    if (folder / INDEX).exists():
+        try:
+            names = sorted(
+                set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+            )
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise ClipbiasError(f"{folder / INDEX} is not a safetensors index; fetch it again.") from error
+        for name in names:
+            if Path(name).name != name:
+                raise ClipbiasError(f"{folder / INDEX} names {name!r}, which is not a file of that folder.")
+            if not (folder / name).exists():
+                raise ClipbiasError(f"{folder} lacks the shard {name}; fetch it again.")
+        return [folder / name for name in names]
+    pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
+    found = (
+        f"only the pickled {', '.join(pickled)}, which is never opened because unpickling runs code"
+        if pickled
+        else "no weights"
+    )
+    raise ClipbiasError(
+        f"{folder} holds {found}; expected {WEIGHTS}. Where torch is installed, this converts a model that you trust: "
+        f"python -c \"from transformers import CLIPModel; CLIPModel.from_pretrained('{folder}')"
+        f".save_pretrained('{folder}', safe_serialization=True)\""
+    )
+
+
+@contextlib.contextmanager
+def open_weights(path: Path) -> Iterator[Any]:
+    """Opens a safetensors file memory-mapped. Raises `ClipbiasError` for a damaged one."""
+    import safetensors
+
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            yield file
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ClipbiasError(f"{path} is damaged or incomplete ({error}); fetch it again.") from error
+
+
+def _load_weights(folder: Path, config: ClipConfig) -> tuple[Params, str, str]:
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(open_weights(path)) for path in weight_files(folder)]
+        owner = {name: file for file in files for name in file.keys()}  # noqa: SIM118 (not a dictionary)
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name, file in owner.items()}
+        dtypes = set()
+        digest = hashlib.sha256()
+
+        def read(name: str) -> np.ndarray:
+            value = owner[name].get_tensor(name)
+            dtypes.add(value.dtype.name)
+            return value
+
+        params = convert.from_tensors(config, shapes, read, where=str(folder))
+    for leaf in jax.tree.leaves(params):
+        digest.update(leaf.data)
+    # A mixed checkpoint is written back in the widest type it holds.
+    widest = max(dtypes, key=lambda name: {"bfloat16": 1, "float16": 1}.get(name, 2))
+    return params, widest, digest.hexdigest()
+
+
+def save(folder: str | os.PathLike, clip: Clip, params: Params) -> None:
+    """Writes a Hugging Face checkpoint: config, tokenizer, preprocessing, safetensors. See `Clip.save`."""
+    from safetensors.numpy import save_file
+
+    folder = Path(folder)
+    dtype = jax.numpy.dtype(clip.stored_dtype)
+    tensors = {name: x.astype(dtype) for name, x in convert.to_tensors(clip.config, params).items()}
+    with atomic_path(folder / WEIGHTS) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+    clip.tokenizer.save_pretrained(str(folder))
+    write_text(folder / "preprocessor_config.json", preprocessor_json(clip.preprocessing))
+    content = dict(to_hugging_face(clip.config), dtype=clip.stored_dtype)
+    write_text(folder / "config.json", json.dumps(content, indent=2, sort_keys=True) + "\n")

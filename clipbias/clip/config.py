@@ -1,0 +1,147 @@
+"""Geometry of a CLIP model, read from a checkpoint's own configuration. No size is written in code."""
+
+import dataclasses
+from typing import Any
+
+from clipbias.errors import ClipbiasError
+
+
+@dataclasses.dataclass(frozen=True)
+class TowerConfig:
+    """What the transformer blocks of both towers have in common.
+
+    Attributes:
+      width: token width `D`.
+      layers: number of transformer blocks `L`.
+      heads: number of attention heads `H`; a head is `width // heads` wide.
+      mlp_width: hidden width of the MLP.
+      activation: "quick_gelu" (OpenAI) or "gelu" (most LAION re-trainings).
+      layer_norm_epsilon: added to the variance in every LayerNorm.
+    """
+
+    width: int
+    layers: int
+    heads: int
+    mlp_width: int
+    activation: str = "quick_gelu"
+    layer_norm_epsilon: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ClipbiasError(
+                f"the width {self.width} cannot be divided among {self.heads} attention heads."
+            )
+        if self.activation not in ("quick_gelu", "gelu"):
+            raise ClipbiasError(f"unknown activation {self.activation!r}; CLIP uses 'quick_gelu' or 'gelu'.")
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionConfig(TowerConfig):
+    """The vision tower: square images of `image_size` pixels cut into square patches of `patch_size` pixels."""
+
+    image_size: int = dataclasses.field(kw_only=True)
+    patch_size: int = dataclasses.field(kw_only=True)
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side of the image."""
+        return self.image_size // self.patch_size
+
+    @property
+    def patches(self) -> int:
+        """The number of patches `M`."""
+        return self.grid**2
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig(TowerConfig):
+    """The text tower; `eos_token_id` marks the token whose row is the text feature."""
+
+    vocabulary_size: int = dataclasses.field(kw_only=True)
+    context_length: int = dataclasses.field(kw_only=True)
+    eos_token_id: int = dataclasses.field(kw_only=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipConfig:
+    """Both towers and the joint width `d` of their features. Hashable, so it can be a static argument of `jit`."""
+
+    vision: VisionConfig
+    text: TextConfig
+    projection_width: int
+
+
+def from_hugging_face(config: Any, eos_token_id: int | None = None) -> ClipConfig:
+    """Reads the geometry from a `transformers.CLIPConfig`.
+
+    Args:
+      config: a `transformers.CLIPConfig`.
+      eos_token_id: the tokenizer's own end-of-text id. OpenAI's published configurations carry a wrong one (2), which the
+        original code never reads: it takes the largest id, and that is what `None` does.
+    """
+
+    def tower(c: Any) -> dict[str, Any]:
+        return dict(
+            width=c.hidden_size,
+            layers=c.num_hidden_layers,
+            heads=c.num_attention_heads,
+            mlp_width=c.intermediate_size,
+            activation=c.hidden_act,
+            layer_norm_epsilon=c.layer_norm_eps,
+        )
+
+    vision, text = config.vision_config, config.text_config
+    if vision.image_size % vision.patch_size:
+        raise ClipbiasError(
+            f"image size {vision.image_size} is not a multiple of patch size {vision.patch_size} in config.json."
+        )
+    if vision.num_channels != 3:
+        raise ClipbiasError(
+            f"config.json asks for {vision.num_channels} image channels; only RGB (3) is supported."
+        )
+    return ClipConfig(
+        vision=VisionConfig(**tower(vision), image_size=vision.image_size, patch_size=vision.patch_size),
+        text=TextConfig(
+            **tower(text),
+            vocabulary_size=text.vocab_size,
+            context_length=text.max_position_embeddings,
+            eos_token_id=text.vocab_size - 1 if eos_token_id is None else eos_token_id,
+        ),
+        projection_width=config.projection_dim,
+    )
+
+
+def to_hugging_face(config: ClipConfig) -> dict[str, Any]:
+    """The inverse of `from_hugging_face`: the content of a `config.json`."""
+
+    def tower(c: TowerConfig) -> dict[str, Any]:
+        return dict(
+            hidden_size=c.width,
+            num_hidden_layers=c.layers,
+            num_attention_heads=c.heads,
+            intermediate_size=c.mlp_width,
+            hidden_act=c.activation,
+            layer_norm_eps=c.layer_norm_epsilon,
+            projection_dim=config.projection_width,
+        )
+
+    vision, text = config.vision, config.text
+    return dict(
+        architectures=["CLIPModel"],
+        model_type="clip",
+        projection_dim=config.projection_width,
+        vision_config=dict(
+            tower(vision),
+            model_type="clip_vision_model",
+            image_size=vision.image_size,
+            patch_size=vision.patch_size,
+            num_channels=3,
+        ),
+        text_config=dict(
+            tower(text),
+            model_type="clip_text_model",
+            vocab_size=text.vocabulary_size,
+            max_position_embeddings=text.context_length,
+            eos_token_id=text.eos_token_id,
+        ),
+    )

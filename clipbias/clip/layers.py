@@ -1,0 +1,115 @@
+"""One transformer block of CLIP as plain functions over a dictionary of weights.
+
+Letters: `B` sequences, `N` tokens, `D` width, `H` heads, `K = D / H`. A layer's weights are
+
+    norm1, norm2: {scale [D], bias [D]}
+    qkv: {kernel [D, 3D], bias [3D]}, out: {kernel [D, D], bias [D]}
+    fc1: {kernel [D, mlp_width], bias}, fc2: {kernel [mlp_width, D], bias [D]}
+
+and a tower stacks them on a leading axis `L`.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from clipbias.clip.config import TowerConfig
+
+Weights = Mapping[str, Any]
+
+
+def layer_norm(x: jax.Array, weights: Weights, epsilon: float) -> jax.Array:
+    """LayerNorm over the last axis; statistics in float32 whatever the compute type."""
+    x32 = x.astype(jnp.float32)
+    mean = x32.mean(-1, keepdims=True)
+    variance = jnp.square(x32 - mean).mean(-1, keepdims=True)
+    normalised = (x32 - mean) * jax.lax.rsqrt(variance + epsilon)
+    return (normalised * weights["scale"] + weights["bias"]).astype(x.dtype)
+
+
+def dense(x: jax.Array, weights: Weights) -> jax.Array:
+    """`x @ kernel + bias` in the type of `x`."""
+    return x @ weights["kernel"].astype(x.dtype) + weights["bias"].astype(x.dtype)
+
+
+def activate(x: jax.Array, name: str) -> jax.Array:
+    """QuickGELU `x · sigmoid(1.702 x)`, or the exact GELU."""
+    if name == "quick_gelu":
+        return x * jax.nn.sigmoid(1.702 * x)
+    return jax.nn.gelu(x, approximate=False)
+
+
+def split_heads(x: jax.Array, heads: int) -> jax.Array:
+    """`[..., D]` to `[..., H, K]`."""
+    return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
+
+
+def attention_probabilities(q: jax.Array, k: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """`softmax(q kᵀ / √K)` in float32. `q [B, N, H, K]`, `k [B, N', H, K]` to `[B, H, N, N']`; `mask` True where allowed."""
+    scores = jnp.einsum("BNHK,BMHK->BHNM", q * q.shape[-1] ** -0.5, k).astype(jnp.float32)
+    if mask is not None:
+        scores = jnp.where(mask, scores, -jnp.inf)
+    return jax.nn.softmax(scores, axis=-1)
+
+
+def fused_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool) -> jax.Array:
+    """Attention without its probabilities: `[B, N, H, K]` each. cuDNN's kernel in half precision on a GPU, XLA's elsewhere."""
+    half = q.dtype in (jnp.bfloat16, jnp.float16)
+    use_cudnn = half and jax.default_backend() == "gpu" and q.shape[-1] <= 128 and q.shape[1] == k.shape[1]
+    return jax.nn.dot_product_attention(
+        q, k, v, is_causal=causal, implementation="cudnn" if use_cudnn else "xla"
+    )
+
+
+def mlp(x: jax.Array, weights: Weights, config: TowerConfig) -> jax.Array:
+    """The block's second half without its residual: `fc2(activate(fc1(LN2(x))))`."""
+    hidden = dense(layer_norm(x, weights["norm2"], config.layer_norm_epsilon), weights["fc1"])
+    return dense(activate(hidden, config.activation), weights["fc2"])
+
+
+def block(
+    x: jax.Array,
+    weights: Weights,
+    config: TowerConfig,
+    attend: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+) -> jax.Array:
+    """`x += MHA(LN1(x)); x += MLP(LN2(x))`.
+
+    Args:
+      x: tokens `[..., D]`.
+      attend: maps queries, keys and values `[..., H, K]` to the heads' outputs `[..., H, K]`. How tokens are laid out
+        is this function's business alone: the rest of a block acts on each token by itself.
+    """
+    normed = layer_norm(x, weights["norm1"], config.layer_norm_epsilon)
+    q, k, v = (
+        split_heads(part, config.heads) for part in jnp.split(dense(normed, weights["qkv"]), 3, axis=-1)
+    )
+    x = x + dense(attend(q, k, v).reshape(x.shape), weights["out"])
+    return x + mlp(x, weights, config)
+
+
+def block_rows(
+    x: jax.Array,
+    weights: Weights,
+    config: TowerConfig,
+    take: Callable[[jax.Array], jax.Array],
+    attend: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+) -> jax.Array:
+    """`take(block(x))`, computing queries, projection and MLP for the taken rows only: the last block is read at one row.
+
+    Args:
+      x: tokens `[..., D]`.
+      take: selects rows: `[..., D]` to `[B, D]`.
+      attend: queries `[B, H, K]` of the taken rows, keys and values `[..., H, K]` of all tokens to `[B, H, K]`.
+    """
+    width = x.shape[-1]
+    normed = layer_norm(x, weights["norm1"], config.layer_norm_epsilon)
+    part = {name: weights["qkv"][name] for name in ("kernel", "bias")}
+    query = dense(take(normed), {name: value[..., :width] for name, value in part.items()})
+    keys_values = dense(normed, {name: value[..., width:] for name, value in part.items()})
+    k, v = (split_heads(y, config.heads) for y in jnp.split(keys_values, 2, axis=-1))
+    rows = take(x)
+    rows = rows + dense(attend(split_heads(query, config.heads), k, v).reshape(rows.shape), weights["out"])
+    return rows + mlp(rows, weights, config)

@@ -1,0 +1,110 @@
+"""The parameter tree of a CLIP model: its shapes and CLIP's own initialisation.
+
+vision: patch_embedding [p·p·3, Dv], class_embedding [Dv], position_embedding [1 + M, Dv], pre_norm, layers, post_norm,
+        projection [Dv, d]
+text:   token_embedding [vocabulary, Dt], position_embedding [context_length, Dt], layers, final_norm, projection [Dt, d]
+logit_scale: scalar (a logarithm)
+"""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clipbias.clip.config import ClipConfig, TowerConfig
+from clipbias.clip.text import encode_text
+from clipbias.clip.vision import encode_image
+
+Params = dict[str, Any]
+
+
+def _norm(*shape: int) -> Params:
+    return {"scale": jnp.ones(shape), "bias": jnp.zeros(shape)}
+
+
+def _layers(rng: jax.Array, config: TowerConfig) -> Params:
+    depth, width, hidden = config.layers, config.width, config.mlp_width
+    keys = jax.random.split(rng, 4)
+    residual = width**-0.5 * (2 * depth) ** -0.5
+
+    def linear(key: jax.Array, inputs: int, outputs: int, deviation: float) -> Params:
+        return {
+            "kernel": deviation * jax.random.normal(key, (depth, inputs, outputs)),
+            "bias": jnp.zeros((depth, outputs)),
+        }
+
+    return {
+        "norm1": _norm(depth, width),
+        "qkv": linear(keys[0], width, 3 * width, width**-0.5),
+        "out": linear(keys[1], width, width, residual),
+        "norm2": _norm(depth, width),
+        "fc1": linear(keys[2], width, hidden, (2 * width) ** -0.5),
+        "fc2": linear(keys[3], hidden, width, residual),
+    }
+
+
+def init_vision(rng: jax.Array, config: ClipConfig) -> Params:
+    """Initialises a vision tower (Radford et al. 2021)."""
+    geometry, keys = config.vision, jax.random.split(rng, 5)
+    width, inputs = geometry.width, geometry.patch_size**2 * 3
+    return {
+        "patch_embedding": inputs**-0.5 * jax.random.normal(keys[0], (inputs, width)),
+        "class_embedding": width**-0.5 * jax.random.normal(keys[1], (width,)),
+        "position_embedding": width**-0.5 * jax.random.normal(keys[2], (1 + geometry.patches, width)),
+        "pre_norm": _norm(width),
+        "layers": _layers(keys[3], geometry),
+        "post_norm": _norm(width),
+        "projection": width**-0.5 * jax.random.normal(keys[4], (width, config.projection_width)),
+    }
+
+
+def init_text(rng: jax.Array, config: ClipConfig) -> Params:
+    """Initialises a text tower (Radford et al. 2021)."""
+    geometry, keys = config.text, jax.random.split(rng, 4)
+    width = geometry.width
+    return {
+        "token_embedding": 0.02 * jax.random.normal(keys[0], (geometry.vocabulary_size, width)),
+        "position_embedding": 0.01 * jax.random.normal(keys[1], (geometry.context_length, width)),
+        "layers": _layers(keys[2], geometry),
+        "final_norm": _norm(width),
+        "projection": width**-0.5 * jax.random.normal(keys[3], (width, config.projection_width)),
+    }
+
+
+def init_params(config: ClipConfig, rng: jax.Array) -> Params:
+    """A randomly initialised parameter tree, float32, logit scale `ln(1 / 0.07)`."""
+    vision, text = jax.random.split(rng)
+    return {
+        "vision": init_vision(vision, config),
+        "text": init_text(text, config),
+        "logit_scale": jnp.asarray(np.log(1 / 0.07), jnp.float32),
+    }
+
+
+def abstract_params(config: ClipConfig) -> Params:
+    """The same tree as `jax.ShapeDtypeStruct`s; nothing is computed."""
+    return jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))
+
+
+class ClipModule(nn.Module):
+    """CLIP as a Flax module, for training loops built on `init` and `apply`: a shell over the pure functions.
+
+    `ClipModule(config).apply({"params": params}, images, ids)` gives image features `[B, d]` and text features `[C, d]`, both
+    not normalised; `params` is the tree that every function of this package takes.
+    """
+
+    config: ClipConfig
+
+    @nn.compact
+    def __call__(self, images: jax.Array, ids: jax.Array, **options: Any) -> tuple[jax.Array, jax.Array]:
+        params = {
+            "vision": self.param("vision", init_vision, self.config),
+            "text": self.param("text", init_text, self.config),
+            "logit_scale": self.param("logit_scale", lambda _: jnp.asarray(np.log(1 / 0.07), jnp.float32)),
+        }
+        image_features, _ = encode_image(params, self.config, images, **options)
+        text_features, _ = encode_text(params, self.config, ids, **options)
+        return image_features, text_features

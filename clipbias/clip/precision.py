@@ -1,0 +1,25 @@
+"""Float32 means float32: matrix units that round by default are told not to."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def with_precision(encode: Callable[..., Any]) -> Callable[..., Any]:
+    """Runs a function with full float32 products when its `dtype` is float32.
+
+    GPUs (TF32) and TPUs (bfloat16 passes) round float32 products unless asked not to. Gradients inherit the choice, since
+    it is part of each product. In half precision the device's default holds.
+    """
+
+    @functools.wraps(encode)
+    def wrapped(*args: Any, dtype: jnp.dtype = jnp.float32, **options: Any) -> Any:
+        if jnp.dtype(dtype) != jnp.float32:
+            return encode(*args, dtype=dtype, **options)
+        with jax.default_matmul_precision("highest"):
+            return encode(*args, dtype=dtype, **options)
+
+    return wrapped

@@ -1,0 +1,62 @@
+"""CLIP's image preprocessing: shorter side to the model's resolution, centre crop, normalise."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clipbias.errors import ClipbiasError
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """Resolution in pixels and the mean and standard deviation per RGB channel that a checkpoint was trained with."""
+
+    image_size: int
+    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+
+    def normalize(self, images: np.ndarray | jax.Array) -> jax.Array:
+        """`(x / 255 - mean) / std`: uint8 `[..., R, R, 3]` to float32. Runs on the device, so that bytes travel."""
+        scaled = jnp.asarray(images).astype(jnp.float32) / 255
+        return (scaled - jnp.asarray(self.mean)) / jnp.asarray(self.std)
+
+
+def read_preprocessing(folder: Path, image_size: int) -> Preprocessing:
+    """Reads `preprocessor_config.json`; a folder without one takes CLIP's own values."""
+    path = folder / "preprocessor_config.json"
+    if not path.exists():
+        return Preprocessing(image_size)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        mean, std = (tuple(float(x) for x in content[key]) for key in ("image_mean", "image_std"))
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise ValueError("mean and std need three values each")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ClipbiasError(
+            f"{path} is not a CLIP preprocessor configuration ({error}); fetch it again."
+        ) from error
+    return Preprocessing(image_size, mean, std)
+
+
+def preprocessor_json(preprocessing: Preprocessing) -> str:
+    """The content of a `preprocessor_config.json` that `transformers.CLIPImageProcessor` reads."""
+    size = preprocessing.image_size
+    content = {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": size},
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": {"height": size, "width": size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(preprocessing.mean),
+        "image_std": list(preprocessing.std),
+        "do_convert_rgb": True,
+    }
+    return json.dumps(content, indent=2) + "\n"

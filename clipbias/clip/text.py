@@ -1,0 +1,170 @@
+"""The text tower: token ids and contexts in, one feature per prompt text out. The plain layout, `[C, N]`.
+
+`packed_text.py` computes the same features with every distinct token once; this layout is for whoever looks inside.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from clipbias.clip import layers, tower
+from clipbias.clip.adaptation import NOTHING, Adaptation
+from clipbias.clip.config import ClipConfig
+from clipbias.clip.precision import with_precision
+from clipbias.clip.vision import check_bias, check_prompts
+from clipbias.errors import ClipbiasError
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TextTokens:
+    """Tokenised prompt texts.
+
+    Attributes:
+      ids: int32 `[C, N]`. What follows the end-of-text token changes nothing: the mask is causal.
+      context_rows: int32 `[C, N]`: which row of the context a position holds, -1 for an ordinary token.
+      eos: int32 `[C]`: position of the first end-of-text token, whose output is the feature.
+    """
+
+    ids: jax.Array
+    context_rows: jax.Array
+    eos: jax.Array
+
+
+def as_tokens(ids: Any, config: ClipConfig, context_length: int = 0) -> TextTokens:
+    """Plain ids `[C, N]` as `TextTokens`, with contexts at positions `1 … context_length`."""
+    ids = jnp.asarray(ids)
+    positions = jnp.arange(ids.shape[1])
+    rows = jnp.where((positions >= 1) & (positions <= context_length), positions - 1, -1)
+    return TextTokens(
+        ids=ids,
+        context_rows=jnp.broadcast_to(rows, ids.shape),
+        eos=jnp.argmax(ids == config.text.eos_token_id, axis=1).astype(jnp.int32),
+    )
+
+
+def context_width(adaptation: Adaptation) -> int:
+    """The number of context tokens `T` that an adaptation puts into the text (0 without any)."""
+    for part in (adaptation.text_context, adaptation.text_prompts):
+        if part is not None:
+            return part.shape[-2]
+    return 0
+
+
+def put_context(
+    embeddings: jax.Array, context: jax.Array | None, rows: jax.Array, classes: jax.Array
+) -> jax.Array:
+    """Replaces token embeddings `[..., D]` by context rows where `rows [...] >= 0`.
+
+    Args:
+      context: `[T, D]` shared, `[C, T, D]` class-specific, or `None`.
+      classes: int32, broadcastable to `rows`: the class each token belongs to.
+    """
+    if context is None:
+        return embeddings
+    at = jnp.maximum(rows, 0)
+    chosen = context[at] if context.ndim == 2 else context[classes, at]
+    return jnp.where((rows >= 0)[..., None], chosen.astype(embeddings.dtype), embeddings)
+
+
+def check_text(adaptation: Adaptation, config: ClipConfig, classes: int, tokens: int) -> None:
+    """Refuses text parts of an adaptation that do not fit the tower or the number of classes."""
+    geometry, context = config.text, adaptation.text_context
+    check_prompts(adaptation.text_prompts, geometry, "text_prompts", extra=1)
+    check_bias(adaptation.text_bias, geometry, "text_bias")
+    if tokens > geometry.context_length:
+        raise ClipbiasError(
+            f"the texts have {tokens} tokens; this model reads at most {geometry.context_length}."
+        )
+    if context is None:
+        return
+    if context.shape[-1] != geometry.width or context.ndim not in (2, 3):
+        raise ClipbiasError(
+            f"text_context has shape {context.shape}; expected [T, {geometry.width}] or [C, T, {geometry.width}]."
+        )
+    if context.ndim == 3 and context.shape[0] != classes:
+        raise ClipbiasError(
+            f"text_context holds contexts of {context.shape[0]} classes; the task has {classes}."
+        )
+
+
+def text_layers(params: Mapping[str, Any], adaptation: Adaptation, dtype: jnp.dtype) -> tower.LayerInput:
+    """What the text blocks need, whatever the layout of their tokens."""
+    prompts = adaptation.text_prompts
+    if prompts is not None and prompts.shape[1] == 0:
+        prompts = None
+    return tower.layer_inputs(params["text"]["layers"], prompts, adaptation.text_bias, dtype=dtype)
+
+
+def embed_text(
+    params: Mapping[str, Any],
+    config: ClipConfig,
+    tokens: TextTokens,
+    adaptation: Adaptation | None = None,
+    *,
+    dtype: jnp.dtype = jnp.float32,
+) -> tower.TowerInput:
+    """Token (or context) embeddings plus position embeddings `[C, N, D]`, and what the blocks need."""
+    adaptation = adaptation or NOTHING
+    classes, length = tokens.ids.shape
+    check_text(adaptation, config, classes, length)
+    weights = params["text"]
+    x = weights["token_embedding"].astype(dtype)[tokens.ids]
+    x = put_context(x, adaptation.text_context, tokens.context_rows, jnp.arange(classes)[:, None])
+    return tower.TowerInput(
+        tokens=x + weights["position_embedding"][:length].astype(dtype),
+        layers=text_layers(params, adaptation, dtype),
+        prompt_rows=None if adaptation.text_prompts is None else tokens.context_rows,
+        readout=tokens.eos,
+        causal=True,
+    )
+
+
+def read_text(params: Mapping[str, Any], config: ClipConfig, rows: jax.Array) -> jax.Array:
+    """`final-LayerNorm(x[eos]) @ projection`: `[C, D]` to `[C, d]`, float32, not normalised to unit length."""
+    weights = params["text"]
+    rows = layers.layer_norm(rows, weights["final_norm"], config.text.layer_norm_epsilon)
+    return (rows @ weights["projection"].astype(rows.dtype)).astype(jnp.float32)
+
+
+@with_precision
+def encode_text(
+    params: Mapping[str, Any],
+    config: ClipConfig,
+    tokens: TextTokens | jax.Array,
+    adaptation: Adaptation | None = None,
+    *,
+    taps: jax.Array | None = None,
+    observe: tower.Observe | None = None,
+    intervene: tower.Intervene | None = None,
+    remat: Callable[..., Any] | None = None,
+    dtype: jnp.dtype = jnp.float32,
+) -> tuple[jax.Array, Any]:
+    """Encodes prompt texts with a frozen text tower and an adaptation.
+
+    Args:
+      params: the whole parameter tree.
+      config: geometry.
+      tokens: `TextTokens`, or ids `[C, N]` whose contexts, if the adaptation has any, sit at positions `1 … T`.
+      adaptation: what a method adds. `text_residual` acts on class features and is not used here.
+      taps, observe, intervene, remat, dtype: as in `encode_image`, with `C` for `B`.
+
+    Returns:
+      Features `[C, d]` in float32, not normalised; and what `observe` returned, stacked over layers (else `None`).
+
+    Raises:
+      ClipbiasError: an array's shape does not fit the geometry or the number of texts.
+    """
+    if not isinstance(tokens, TextTokens):
+        tokens = as_tokens(tokens, config, context_width(adaptation or NOTHING))
+    inputs = embed_text(params, config, tokens, adaptation, dtype=dtype)
+    if taps is None and observe is None and intervene is None:
+        rows, observed = tower.run_fused(inputs, config.text, remat=remat), None
+    else:
+        rows, observed = tower.run_explicit(
+            inputs, config.text, taps=taps, observe=observe, intervene=intervene
+        )
+    return read_text(params, config, rows), observed

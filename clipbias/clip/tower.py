@@ -1,0 +1,233 @@
+"""A stack of blocks as one scan over layers, the same for both towers.
+
+A tower runs in three parts that callers may use one by one: *embed* (in `vision.py` and `text.py`) makes a `TowerInput`,
+`layer` advances its tokens by one block, and a *readout* takes the feature's row. Nothing is patched to look inside: `layer`
+returns a `LayerView` of what it computed, and `observe` reduces it while the scan runs.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from clipbias.clip import layers
+from clipbias.clip.config import TowerConfig
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LayerInput:
+    """What one block needs besides its tokens; stacked on a leading axis `L` in `TowerInput`.
+
+    Attributes:
+      index: the layer's number, from 0.
+      weights: the block's weights (`layers.py`).
+      prompts: `[T, D]` rows that may replace tokens at the block's input, or `None`.
+      replace: whether this block replaces them (a prompt depth smaller than the tower).
+      bias: `[D]`, added to every token after the block, or `None`.
+    """
+
+    index: jax.Array
+    weights: Any
+    prompts: jax.Array | None
+    replace: jax.Array
+    bias: jax.Array | None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TowerInput:
+    """Tokens at the input of the first block and everything the blocks need.
+
+    Attributes:
+      tokens: `[B, N, D]`.
+      layers: a `LayerInput` whose leaves are stacked on axis `L`.
+      prompt_rows: int32 `[N]` or `[B, N]`: which prompt row may replace each token, -1 for none; `None` without prompts.
+      readout: int32 `[B]`: the row whose output is the feature (`[cls]`: 0, text: the end-of-text token).
+      causal: whether token `i` sees only tokens up to `i`.
+    """
+
+    tokens: jax.Array
+    layers: LayerInput
+    prompt_rows: jax.Array | None
+    readout: jax.Array
+    causal: bool = dataclasses.field(metadata={"static": True})
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerView:
+    """What a block computed, for observers and interventions.
+
+    Attributes:
+      index: the layer's number, from 0 (traced inside a scan).
+      tokens: `[B, N, D]` at the block's input, after prompts were put in, before its LayerNorm.
+      probabilities: `[B, H, N, N]` attention after softmax (and after a tap was added), float32.
+      values: `[B, N, H, K]`, bias included.
+      weights: the block's weights.
+    """
+
+    index: jax.Array
+    tokens: jax.Array
+    probabilities: jax.Array
+    values: jax.Array
+    weights: Any
+
+    def heads_output(self, keys: slice | jax.Array = slice(None)) -> jax.Array:
+        """`Σ_{j in keys} A_ij v_j` per head: `[B, N, H, K]`. The sum over all keys is what the block uses."""
+        probabilities, values = self.probabilities[..., keys], self.values[:, keys]
+        return jnp.einsum("BHNM,BMHK->BNHK", probabilities.astype(values.dtype), values)
+
+    def project(self, heads_output: jax.Array) -> jax.Array:
+        """`W_o · cat_h(heads_output)` without its bias: `[B, N, D]` (Eq. 12's terms)."""
+        flat = heads_output.reshape(*heads_output.shape[:-2], -1)
+        return flat @ self.weights["out"]["kernel"].astype(flat.dtype)
+
+
+Observe = Callable[[LayerView], Any]
+Intervene = Callable[[LayerView], jax.Array]
+
+
+def layer_inputs(
+    weights: Any,
+    prompts: jax.Array | None,
+    bias: jax.Array | None,
+    *,
+    dtype: jnp.dtype,
+) -> LayerInput:
+    """Stacks what every layer needs.
+
+    Args:
+      weights: block weights with leading axis `L`.
+      prompts: `[depth - 1, T, D]`: row `i - 1` is put in at block `i`.
+      bias: `[L, D]`.
+      dtype: compute type of prompts and biases.
+    """
+    depth = jax.tree.leaves(weights)[0].shape[0]
+    index = jnp.arange(depth)
+    if prompts is None or prompts.shape[0] == 0:
+        prompts, replace = None, jnp.zeros(depth, bool)
+    else:
+        replace = (index >= 1) & (index <= prompts.shape[0])
+        prompts = jnp.pad(prompts, ((1, depth - 1 - prompts.shape[0]), (0, 0), (0, 0))).astype(dtype)
+    return LayerInput(index, weights, prompts, replace, None if bias is None else bias.astype(dtype))
+
+
+def put_prompts(tokens: jax.Array, layer: LayerInput, prompt_rows: jax.Array | None) -> jax.Array:
+    """Replaces the rows of `tokens [..., N, D]` that `prompt_rows [..., N]` names, where this layer replaces any."""
+    if layer.prompts is None or prompt_rows is None:
+        return tokens
+    here = (prompt_rows >= 0) & layer.replace
+    return jnp.where(here[..., None], layer.prompts[jnp.maximum(prompt_rows, 0)], tokens)
+
+
+def add_bias(tokens: jax.Array, layer: LayerInput) -> jax.Array:
+    """`x + b_l` for every token: bias tuning's whole forward pass."""
+    return tokens if layer.bias is None else tokens + layer.bias
+
+
+def causal_mask(length: int) -> jax.Array:
+    """`[N, N]`, True where query `i` may see key `j <= i`."""
+    return jnp.tril(jnp.ones((length, length), bool))
+
+
+def layer(
+    tokens: jax.Array,
+    layer: LayerInput,
+    tower: TowerInput,
+    config: TowerConfig,
+    *,
+    tap: jax.Array | None = None,
+    intervene: Intervene | None = None,
+) -> tuple[jax.Array, LayerView]:
+    """Advances `tokens [B, N, D]` by one block on the explicit path and shows what it computed.
+
+    Args:
+      tap: added to the attention probabilities `[B, H, N, N]`; differentiating by it gives ∂y/∂A.
+      intervene: returns the heads' outputs `[B, N, H, K]` to use instead of `view.heads_output()`.
+    """
+    tokens = put_prompts(tokens, layer, tower.prompt_rows)
+    seen = None
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        nonlocal seen
+        mask = causal_mask(q.shape[1]) if tower.causal else None
+        probabilities = layers.attention_probabilities(q, k, mask)
+        if tap is not None:
+            probabilities = probabilities + tap
+        seen = LayerView(layer.index, tokens, probabilities, v, layer.weights)
+        return seen.heads_output() if intervene is None else intervene(seen)
+
+    output = add_bias(layers.block(tokens, layer.weights, config, attend), layer)
+    assert seen is not None
+    return output, seen
+
+
+def run_explicit(
+    tower: TowerInput,
+    config: TowerConfig,
+    *,
+    taps: jax.Array | None = None,
+    observe: Observe | None = None,
+    intervene: Intervene | None = None,
+) -> tuple[jax.Array, Any]:
+    """Runs all blocks with their attention probabilities at hand.
+
+    Returns:
+      The readout rows `[B, D]`, and what `observe` returned, stacked over layers (`None` without it).
+    """
+
+    def step(tokens: jax.Array, inputs: tuple[LayerInput, jax.Array | None]) -> tuple[jax.Array, Any]:
+        tokens, view = layer(tokens, inputs[0], tower, config, tap=inputs[1], intervene=intervene)
+        return tokens, None if observe is None else observe(view)
+
+    tokens, observed = jax.lax.scan(step, tower.tokens, (tower.layers, taps))
+    return take_rows(tokens, tower.readout), observed
+
+
+def run_fused(
+    tower: TowerInput, config: TowerConfig, *, remat: Callable[..., Any] | None = None
+) -> jax.Array:
+    """Runs all blocks where nobody asks for probabilities; the last one only at the readout row. Returns `[B, D]`.
+
+    Args:
+      remat: a `jax.checkpoint_policies` policy that says what the backward pass keeps of each block, or `None` to keep all.
+    """
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        return layers.fused_attention(q, k, v, causal=tower.causal)
+
+    def step(tokens: jax.Array, inputs: LayerInput) -> tuple[jax.Array, None]:
+        tokens = put_prompts(tokens, inputs, tower.prompt_rows)
+        return add_bias(layers.block(tokens, inputs.weights, config, attend), inputs), None
+
+    tokens, last = scan_all_but_last(step, tower.tokens, tower.layers, remat)
+    tokens = put_prompts(tokens, last, tower.prompt_rows)
+    visible = jnp.arange(tokens.shape[1]) <= tower.readout[:, None] if tower.causal else None
+
+    def attend_row(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        mask = None if visible is None else visible[:, None, None, :]
+        probabilities = layers.attention_probabilities(q[:, None], k, mask)
+        return jnp.einsum("BHNM,BMHK->BNHK", probabilities.astype(v.dtype), v)[:, 0]
+
+    rows = layers.block_rows(tokens, last.weights, config, lambda x: take_rows(x, tower.readout), attend_row)
+    return add_bias(rows, last)
+
+
+def scan_all_but_last(
+    step: Callable[[jax.Array, LayerInput], tuple[jax.Array, None]],
+    tokens: jax.Array,
+    inputs: LayerInput,
+    remat: Callable[..., Any] | None,
+) -> tuple[jax.Array, LayerInput]:
+    """Scans `step` over every layer except the last, whose inputs are returned beside the tokens that reach it."""
+    if remat is not None:
+        step = jax.checkpoint(step, policy=remat, prevent_cse=False)
+    tokens, _ = jax.lax.scan(step, tokens, jax.tree.map(lambda leaf: leaf[:-1], inputs))
+    return tokens, jax.tree.map(lambda leaf: leaf[-1], inputs)
+
+
+def take_rows(tokens: jax.Array, rows: jax.Array) -> jax.Array:
+    """`tokens [B, N, D]` at `rows [B]`: `[B, D]`."""
+    return jnp.take_along_axis(tokens, rows[:, None, None], axis=1)[:, 0]

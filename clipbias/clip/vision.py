@@ -1,0 +1,135 @@
+"""The vision tower: patches, `[cls]` and prompts in, one feature per image out."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from clipbias.clip import layers, tower
+from clipbias.clip.adaptation import NOTHING, Adaptation
+from clipbias.clip.config import ClipConfig
+from clipbias.clip.precision import with_precision
+from clipbias.errors import ClipbiasError
+
+
+def patchify(images: jax.Array, patch_size: int) -> jax.Array:
+    """Cuts `[B, R, R, 3]` into flattened patches `[B, M, patch_size² · 3]`, row by row."""
+    batch, size, _, channels = images.shape
+    grid = size // patch_size
+    x = images.reshape(batch, grid, patch_size, grid, patch_size, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, grid * grid, patch_size * patch_size * channels)
+
+
+def embed_image(
+    params: Mapping[str, Any],
+    config: ClipConfig,
+    images: jax.Array,
+    adaptation: Adaptation | None = None,
+    *,
+    dtype: jnp.dtype = jnp.float32,
+) -> tower.TowerInput:
+    """Tokens `[cls], M patches, V prompts` after the pre-LayerNorm, and what the blocks need.
+
+    Args:
+      params: the whole parameter tree.
+      images: `[B, R, R, 3]`, normalised as the checkpoint asks.
+    """
+    adaptation = adaptation or NOTHING
+    weights, geometry = params["vision"], config.vision
+    expected = (geometry.image_size, geometry.image_size, 3)
+    if images.ndim != 4 or images.shape[1:] != expected:
+        raise ClipbiasError(
+            f"images have shape {images.shape}; this model takes [B, {expected[0]}, {expected[1]}, 3]."
+        )
+    prompts = check_prompts(adaptation.vision_prompts, geometry, "vision_prompts")
+    patches = patchify(images.astype(dtype), geometry.patch_size) @ weights["patch_embedding"].astype(dtype)
+    cls = jnp.broadcast_to(weights["class_embedding"].astype(dtype), (images.shape[0], 1, geometry.width))
+    tokens = jnp.concatenate([cls, patches], axis=1) + weights["position_embedding"].astype(dtype)
+    prompt_rows = None
+    if prompts is not None:
+        count = prompts.shape[1]
+        first = jnp.broadcast_to(prompts[0].astype(dtype), (images.shape[0], count, geometry.width))
+        tokens = jnp.concatenate([tokens, first], axis=1)
+        prompt_rows = jnp.concatenate([jnp.full(1 + geometry.patches, -1), jnp.arange(count)])
+    return tower.TowerInput(
+        tokens=layers.layer_norm(tokens, weights["pre_norm"], geometry.layer_norm_epsilon),
+        layers=tower.layer_inputs(
+            weights["layers"],
+            None if prompts is None else prompts[1:],
+            check_bias(adaptation.vision_bias, geometry, "vision_bias"),
+            dtype=dtype,
+        ),
+        prompt_rows=prompt_rows,
+        readout=jnp.zeros(images.shape[0], jnp.int32),
+        causal=False,
+    )
+
+
+def read_image(params: Mapping[str, Any], config: ClipConfig, rows: jax.Array) -> jax.Array:
+    """`post-LayerNorm(x[:, 0]) @ projection`: `[B, D]` to `[B, d]`, float32, not normalised to unit length."""
+    weights = params["vision"]
+    rows = layers.layer_norm(rows, weights["post_norm"], config.vision.layer_norm_epsilon)
+    return (rows @ weights["projection"].astype(rows.dtype)).astype(jnp.float32)
+
+
+@with_precision
+def encode_image(
+    params: Mapping[str, Any],
+    config: ClipConfig,
+    images: jax.Array,
+    adaptation: Adaptation | None = None,
+    *,
+    taps: jax.Array | None = None,
+    observe: tower.Observe | None = None,
+    intervene: tower.Intervene | None = None,
+    remat: Callable[..., Any] | None = None,
+    dtype: jnp.dtype = jnp.float32,
+) -> tuple[jax.Array, Any]:
+    """Encodes images with a frozen vision tower and an adaptation.
+
+    Args:
+      params: the whole parameter tree (`vision`, `text`, `logit_scale`).
+      config: geometry.
+      images: `[B, R, R, 3]`, normalised as the checkpoint asks.
+      adaptation: what a method adds.
+      taps: `[L, B, H, N, N]` added to the attention probabilities; `N = 1 + M + V`. The gradient with respect to zeros
+        here is ∂y/∂A of every layer.
+      observe: reduces each layer's `LayerView` to a small pytree.
+      intervene: replaces the heads' outputs of each layer (see `tower.layer`).
+      remat: a `jax.checkpoint_policies` policy for the backward pass of the fused path.
+      dtype: compute type; LayerNorm statistics and softmax are float32 always.
+
+    Returns:
+      Features `[B, d]` in float32, not normalised; and what `observe` returned, stacked over layers (else `None`).
+
+    Raises:
+      ClipbiasError: an array's shape does not fit the geometry.
+    """
+    inputs = embed_image(params, config, images, adaptation, dtype=dtype)
+    if taps is None and observe is None and intervene is None:
+        rows, observed = tower.run_fused(inputs, config.vision, remat=remat), None
+    else:
+        rows, observed = tower.run_explicit(
+            inputs, config.vision, taps=taps, observe=observe, intervene=intervene
+        )
+    return read_image(params, config, rows), observed
+
+
+def check_prompts(prompts: jax.Array | None, geometry: Any, name: str, *, extra: int = 0) -> jax.Array | None:
+    """Refuses prompts that do not fit the tower; an empty set of prompts counts as none."""
+    if prompts is None or 0 in prompts.shape:
+        return None
+    if prompts.ndim != 3 or prompts.shape[-1] != geometry.width or prompts.shape[0] + extra > geometry.layers:
+        raise ClipbiasError(
+            f"{name} has shape {prompts.shape}; expected [depth, tokens, {geometry.width}] with depth at most "
+            f"{geometry.layers - extra}."
+        )
+    return prompts
+
+
+def check_bias(bias: jax.Array | None, geometry: Any, name: str) -> jax.Array | None:
+    """Refuses a bias that does not have one row per layer."""
+    if bias is not None and bias.shape != (geometry.layers, geometry.width):
+        raise ClipbiasError(f"{name} has shape {bias.shape}; expected {(geometry.layers, geometry.width)}.")
+    return bias
