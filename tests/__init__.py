@@ -1,0 +1,1 @@
+"""Tests, which mirror the package; `reference` holds what they compare with."""

@@ -1,0 +1,211 @@
+"""Gradients of the reference by hand: reverse through each block, for the learnables and for the attention.
+
+`finite_differences` checks them; `sgd` runs PyTorch's rule on them.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from tests.reference import methods, numpy_clip
+from tests.reference.methods import Forward, Inputs, Learnables, Reference
+from tests.reference.numpy_clip import Block, State, Tower
+
+Gradients = dict[str, np.ndarray]
+
+
+def linear_backward(state: State, name: str, gradient: np.ndarray) -> np.ndarray:
+    """Through `x @ Wᵀ + b`, to x."""
+    return gradient @ state[f"{name}.weight"]
+
+
+def layer_norm_backward(
+    state: State, name: str, epsilon: float, x: np.ndarray, gradient: np.ndarray
+) -> np.ndarray:
+    """Through LayerNorm, to its input x."""
+    centred = x - x.mean(-1, keepdims=True)
+    deviation = np.sqrt((centred**2).mean(-1, keepdims=True) + epsilon)
+    normed = centred / deviation
+    scaled = gradient * state[f"{name}.weight"]
+    along = (scaled * normed).mean(-1, keepdims=True)
+    return (scaled - scaled.mean(-1, keepdims=True) - normed * along) / deviation
+
+
+def activate_backward(kind: str, x: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+    """Through QuickGELU: `σ(1.702 x) (1 + 1.702 x (1 - σ(1.702 x)))`."""
+    if kind != "quick_gelu":
+        raise NotImplementedError(f"no gradient of {kind} in the reference; use quick_gelu.")
+    sigmoid = 1 / (1 + np.exp(-1.702 * x))
+    return gradient * sigmoid * (1 + 1.702 * x * (1 - sigmoid))
+
+
+def block_backward(
+    state: State, name: str, sizes: Mapping, saved: Block, gradient: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """From d/d(output) to d/d(input) [B, N, D] and d/d(attention) [B, H, N, N], a free variable."""
+    heads, epsilon = sizes["num_attention_heads"], sizes["layer_norm_eps"]
+    hidden = linear_backward(state, f"{name}.mlp.fc2", gradient)
+    hidden = activate_backward(sizes["hidden_act"], saved.hidden, hidden)
+    normed = linear_backward(state, f"{name}.mlp.fc1", hidden)
+    middle = gradient + layer_norm_backward(state, f"{name}.layer_norm2", epsilon, saved.middle, normed)
+
+    mixed = numpy_clip.split_heads(linear_backward(state, f"{name}.self_attn.out_proj", middle), heads)
+    attention = mixed @ saved.value.swapaxes(-1, -2)
+    value = saved.tapped.swapaxes(-1, -2) @ mixed
+    inner = (attention * saved.attention).sum(-1, keepdims=True)
+    scores = saved.attention * (attention - inner) / np.sqrt(saved.query.shape[-1])
+    query, key = scores @ saved.key, scores.swapaxes(-1, -2) @ saved.query
+    normed = 0.0
+    for part, head_gradient in (("q", query), ("k", key), ("v", value)):
+        merged = numpy_clip.merge_heads(head_gradient)
+        normed = normed + linear_backward(state, f"{name}.self_attn.{part}_proj", merged)
+    return middle + layer_norm_backward(
+        state, f"{name}.layer_norm1", epsilon, saved.tokens, normed
+    ), attention
+
+
+def tower_backward(
+    clip: Reference, tower: str, saved: Tower, features: np.ndarray, prompts: Sequence[int], slots: slice
+) -> tuple[np.ndarray, dict[int, np.ndarray], np.ndarray, list[np.ndarray]]:
+    """Through a whole tower, from the gradient of its features [B, d].
+
+    Returns the gradients of the embedded tokens [B, N, D], of the prompts put in at each layer {l: [T, D]},
+    of the biases after each layer [L, D], and of the attention of each layer ([B, H, N, N] each).
+    """
+    sizes = clip.config[f"{tower}_config"]
+    epsilon = sizes["layer_norm_eps"]
+    name, final, projection = {
+        "vision": ("vision_model", "post_layernorm", "visual_projection"),
+        "text": ("text_model", "final_layer_norm", "text_projection"),
+    }[tower]
+    x = np.zeros_like(saved.last)
+    pooled = features @ clip.state[f"{projection}.weight"]
+    x[np.arange(len(x)), saved.rows] = layer_norm_backward(
+        clip.state, f"{name}.{final}", epsilon, saved.last[np.arange(len(x)), saved.rows], pooled
+    )
+    prompt_gradients, biases, attention = {}, [], []
+    for l in reversed(range(sizes["num_hidden_layers"])):
+        biases.insert(0, x.sum((0, 1)))
+        x, probabilities = block_backward(clip.state, f"{name}.encoder.layers.{l}", sizes, saved.blocks[l], x)
+        attention.insert(0, probabilities)
+        if l in prompts:
+            prompt_gradients[l] = x[:, slots].sum(0)
+            # What was replaced has no influence any more.
+            x[:, slots] = 0.0
+    if tower == "vision":
+        x = layer_norm_backward(clip.state, f"{name}.pre_layrnorm", epsilon, saved.embedded, x)
+    return x, prompt_gradients, np.stack(biases), attention
+
+
+def unit_backward(x: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+    """Through `x / ‖x‖` over the last axis."""
+    length = np.sqrt((x**2).sum(-1, keepdims=True))
+    direction = x / length
+    return (gradient - direction * (gradient * direction).sum(-1, keepdims=True)) / length
+
+
+def pull_back(
+    clip: Reference, inputs: Inputs, saved: Forward, scores: np.ndarray
+) -> tuple[Gradients, list, list]:
+    """From the gradient of the logits [B, C] to those of the inputs, of vision and of text attention."""
+    scaled = np.exp(clip.state["logit_scale"]) * scores
+    images, texts = numpy_clip.unit(saved.vision.features), numpy_clip.unit(saved.text_features)
+    image_gradient = unit_backward(saved.vision.features, scaled @ texts)
+    text_gradient = unit_backward(saved.text_features, scaled.T @ images)
+
+    depth, count = (0, 0) if inputs.vision_prompts is None else inputs.vision_prompts.shape[:2]
+    slots = slice(saved.vision.embedded.shape[1] - count, None)
+    deep = range(1, depth) if count else ()
+    x, by_layer, vision_bias, vision_attention = tower_backward(
+        clip, "vision", saved.vision, image_gradient, deep, slots
+    )
+    gradients = {"vision_bias": vision_bias, "text_residual": text_gradient}
+    if count:
+        gradients["vision_prompts"] = np.stack([x[:, slots].sum(0), *(by_layer[l] for l in deep)])
+
+    context = inputs.places.shape[1]
+    x, by_layer, gradients["text_bias"], text_attention = tower_backward(
+        clip, "text", saved.text, text_gradient, list(inputs.text_prompts), slice(1, 1 + context)
+    )
+    if context:
+        gradients["text_context"] = np.stack([x[c, places] for c, places in enumerate(inputs.places)])
+        gradients["text_prompts"] = np.array([by_layer[l] for l in sorted(by_layer)])
+    return gradients, vision_attention, text_attention
+
+
+def loss_and_gradients(
+    clip: Reference,
+    method: str,
+    class_names: Sequence[str],
+    learnables: Learnables,
+    images: np.ndarray,
+    labels: np.ndarray,
+    **options,
+) -> tuple[float, Gradients]:
+    """Mean cross-entropy and its gradient with respect to every learnable."""
+    learnables = {name: np.asarray(value, np.float64) for name, value in learnables.items()}
+    inputs = methods.prepare(clip, method, class_names, learnables, **options)
+    saved = methods.forward(clip, inputs, images)
+    scores = numpy_clip.softmax(saved.logits)
+    scores[np.arange(len(labels)), labels] -= 1
+    gradients, _, _ = pull_back(clip, inputs, saved, scores / len(labels))
+    loss = numpy_clip.cross_entropy(saved.logits, labels)
+    if "text_context" in learnables and learnables["text_context"].ndim == 2:
+        gradients["text_context"] = gradients["text_context"].sum(0)
+    if method == "taskres":
+        gradients["text_residual"] = options.get("alpha", 0.5) * gradients["text_residual"]
+    if method == "maple":
+        gradients = _through_the_maps(learnables, gradients)
+    return loss, {name: gradients[name].reshape(np.shape(learnables[name])) for name in learnables}
+
+
+def _through_the_maps(learnables: Learnables, gradients: Gradients) -> Gradients:
+    """MaPLe: each layer's vision prompt gradient goes on to its map and to that layer's text prompts."""
+    rows = [learnables["text_context"], *learnables["text_prompts"]]
+    text = [gradients["text_context"], *gradients["text_prompts"]]
+    kernels, biases = [], []
+    for l, (row, kernel) in enumerate(zip(rows, learnables["projection_kernel"], strict=True)):
+        prompt = gradients["vision_prompts"][l]
+        kernels.append(row.T @ prompt)
+        biases.append(prompt.sum(0))
+        text[l] = text[l] + prompt @ kernel.T
+    return {
+        "text_context": text[0],
+        "text_prompts": np.array(text[1:]),
+        "projection_kernel": np.stack(kernels),
+        "projection_bias": np.stack(biases),
+    }
+
+
+def finite_differences(
+    function: Callable[[np.ndarray], float], x: np.ndarray, step: float = 1e-5
+) -> np.ndarray:
+    """Central differences of a scalar function at `x`, one element after the other."""
+    gradient = np.zeros(x.shape)
+    for index in np.ndindex(x.shape):
+        values = []
+        for sign in (1, -1):
+            moved = np.array(x, np.float64)
+            moved[index] += sign * step
+            values.append(function(moved))
+        gradient[index] = (values[0] - values[1]) / (2 * step)
+    return gradient
+
+
+def sgd(
+    gradient: Callable[[Gradients], Gradients],
+    learnables: Learnables,
+    learning_rates: Sequence[float],
+    *,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+) -> Gradients:
+    """PyTorch's SGD, one step per learning rate: `g += wd p; v = 0.9 v + g; p -= lr v`."""
+    values = {name: np.array(value, np.float64) for name, value in learnables.items()}
+    velocity = {name: np.zeros_like(value) for name, value in values.items()}
+    for rate in learning_rates:
+        gradients = gradient(values)
+        for name, value in values.items():
+            velocity[name] = momentum * velocity[name] + gradients[name] + weight_decay * value
+            values[name] = value - rate * velocity[name]
+    return values

@@ -1,0 +1,223 @@
+"""Every tuning method's rule, as its authors' code computes it, from its learnables to logits.
+
+The learnables are dicts of arrays:
+
+| method | learnables |
+| --- | --- |
+| zero_shot | none |
+| coop | `text_context` [T, Dt], or [C, T, Dt] class-specific |
+| vpt | `vision_prompts` [depth, V, Dv] |
+| ivlp | `text_context` [T, Dt], `text_prompts` [depth - 1, T, Dt], `vision_prompts` [depth, V, Dv] |
+| maple | `text_context`, `text_prompts`, `projection_kernel` [depth, Dt, Dv], `projection_bias` [depth, Dv] |
+| taskres | `text_residual` [C, d] |
+| bias | `vision_bias` [Lv, Dv], `text_bias` [Lt, Dt] |
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from tests.reference import numpy_clip
+from tests.reference.numpy_clip import State, Tower
+from tests.reference.tokenizer import SimpleTokenizer
+
+Learnables = Mapping[str, np.ndarray]
+
+WORDS = "a photo of a"
+WORDED = "a photo of a {}."
+
+
+@dataclasses.dataclass
+class Reference:
+    """A CLIP for this reference: float64 weights, the Hugging Face config and a tokenizer."""
+
+    state: State
+    config: Mapping
+    tokenizer: SimpleTokenizer
+
+
+@dataclasses.dataclass
+class Inputs:
+    """What a method feeds to the two towers."""
+
+    tokens: np.ndarray  # [C, N]
+    embeddings: np.ndarray  # [C, N, Dt] before position embeddings
+    places: np.ndarray  # [C, T] where the context tokens stand
+    text_prompts: dict[int, np.ndarray]  # {layer: [T, Dt]}
+    text_bias: np.ndarray | None
+    vision_prompts: np.ndarray | None  # [depth, V, Dv]
+    vision_bias: np.ndarray | None
+    text_residual: np.ndarray | float  # already times alpha
+
+
+def prepare(
+    clip: Reference,
+    method: str,
+    class_names: Sequence[str],
+    learnables: Learnables,
+    *,
+    template: str = WORDED,
+    position: str = "end",
+    worded: bool = True,
+    alpha: float = 0.5,
+) -> Inputs:
+    """The inputs of both towers.
+
+    Args:
+      template: the prompt of zero_shot and taskres; the other methods write "a photo of a {}." everywhere.
+      position: where coop puts the class name: "end", "middle" or "front".
+      worded: coop's context began as the words "a photo of a", else its text holds placeholder words X.
+      alpha: taskres's scale of the residual.
+    """
+    names = [name.replace("_", " ") for name in class_names]
+    context = learnables.get("text_context")
+    count = 0 if context is None else context.shape[-2]
+    if method in ("zero_shot", "taskres"):
+        texts = [template.format(name) for name in names]
+    elif count and ((method == "coop" and not worded) or (method != "coop" and count > 4)):
+        texts = [" ".join(["X"] * count) + f" {name}." for name in names]
+    else:
+        # With fewer than four prompts the text keeps all four words; the prompts stand in for the first ones.
+        texts = [f"{WORDS} {name}." for name in names]
+    tokens = clip.tokenizer.tokenize(texts)
+    embeddings = numpy_clip.token_embeddings(clip.state, tokens).copy()
+    places = np.zeros((len(names), count), int)
+    for c, name in enumerate(names):
+        if not count:
+            break
+        class_context = np.asarray(context, np.float64)
+        class_context = class_context[c] if class_context.ndim == 3 else class_context
+        start, rest = embeddings[c, :1], embeddings[c, 1 + count :]
+        length = len(clip.tokenizer.encode(name))
+        before = {"end": 0, "front": length, "middle": length}[position]
+        first = {"end": count, "front": 0, "middle": count // 2}[position]
+        places[c, :first] = 1 + np.arange(first)
+        places[c, first:] = 1 + before + np.arange(first, count)
+        embeddings[c] = np.concatenate(
+            [start, class_context[:first], rest[:before], class_context[first:], rest[before:]]
+        )
+    return Inputs(
+        tokens=tokens,
+        embeddings=embeddings,
+        places=places,
+        text_prompts={l + 1: row for l, row in enumerate(learnables.get("text_prompts", ())) if count},
+        text_bias=learnables.get("text_bias"),
+        vision_prompts=_vision_prompts(method, learnables),
+        vision_bias=learnables.get("vision_bias"),
+        text_residual=alpha * learnables["text_residual"] if method == "taskres" else 0.0,
+    )
+
+
+def _vision_prompts(method: str, learnables: Learnables) -> np.ndarray | None:
+    """[depth, V, Dv]; MaPLe's are linear maps of the text prompts, layer by layer."""
+    if method != "maple":
+        return learnables.get("vision_prompts")
+    rows = [learnables["text_context"], *learnables["text_prompts"]]
+    maps = zip(rows, learnables["projection_kernel"], learnables["projection_bias"], strict=True)
+    return np.stack([row @ kernel + bias for row, kernel, bias in maps])
+
+
+@dataclasses.dataclass
+class Forward:
+    """One forward pass of a method: both towers, the class features and the logits."""
+
+    vision: Tower
+    text: Tower
+    text_features: np.ndarray  # [C, d] un-normalised, residual included
+    logits: np.ndarray  # [B, C]
+
+
+def forward(
+    clip: Reference,
+    inputs: Inputs,
+    images: np.ndarray,
+    *,
+    vision_taps: Sequence[np.ndarray] | None = None,
+    text_taps: Sequence[np.ndarray] | None = None,
+) -> Forward:
+    """Logits of `images` [B, R, R, 3] over the classes; `taps` are added to the attention probabilities."""
+    vision = numpy_clip.encode_image(
+        clip.state,
+        clip.config,
+        images,
+        prompts=inputs.vision_prompts,
+        bias=inputs.vision_bias,
+        taps=vision_taps,
+    )
+    text = numpy_clip.encode_text(
+        clip.state,
+        clip.config,
+        inputs.tokens,
+        embeddings=inputs.embeddings,
+        prompts=inputs.text_prompts,
+        bias=inputs.text_bias,
+        taps=text_taps,
+    )
+    text_features = text.features + inputs.text_residual
+    return Forward(vision, text, text_features, numpy_clip.logits(clip.state, vision.features, text_features))
+
+
+def task_logits(
+    clip: Reference,
+    method: str,
+    class_names: Sequence[str],
+    learnables: Learnables,
+    images: np.ndarray,
+    **options,
+) -> np.ndarray:
+    """[B, C] logits of a method."""
+    return forward(clip, prepare(clip, method, class_names, learnables, **options), images).logits
+
+
+def ensemble_logits(
+    clip: Reference, class_names: Sequence[str], images: np.ndarray, templates: Sequence[str]
+) -> np.ndarray:
+    """Zero-shot logits whose class features are the unit mean of the unit features over `templates`."""
+    total = 0.0
+    for template in templates:
+        texts = [template.format(name.replace("_", " ")) for name in class_names]
+        total = total + numpy_clip.unit(
+            numpy_clip.encode_text(clip.state, clip.config, clip.tokenizer.tokenize(texts)).features
+        )
+    features = numpy_clip.encode_image(clip.state, clip.config, images).features
+    return numpy_clip.logits(clip.state, features, numpy_clip.unit(total / len(templates)))
+
+
+def random_learnables(
+    config: Mapping,
+    method: str,
+    classes: int,
+    *,
+    text: int = 4,
+    vision: int = 4,
+    text_depth: int | None = None,
+    vision_depth: int | None = None,
+    class_specific: bool = False,
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
+    """Learnables of a method (float32), large enough that no term is lost in rounding.
+
+    A depth of None is the whole tower; `text` or `vision` of 0 leaves that tower's prompts out (ivlp).
+    """
+    text_width, vision_width = config["text_config"]["hidden_size"], config["vision_config"]["hidden_size"]
+    text_layers, vision_layers = (config[f"{t}_config"]["num_hidden_layers"] for t in ("text", "vision"))
+    text_depth, vision_depth = text_depth or text_layers, vision_depth or vision_layers
+    shapes: dict[str, tuple[int, ...]] = {}
+    if method in ("coop", "ivlp", "maple") and text:
+        shapes["text_context"] = (classes, text, text_width) if class_specific else (text, text_width)
+    if method in ("ivlp", "maple") and text:
+        shapes["text_prompts"] = (text_depth - 1, text, text_width)
+    if method in ("vpt", "ivlp") and vision:
+        shapes["vision_prompts"] = (vision_depth, vision, vision_width)
+    if method == "maple":
+        shapes["projection_kernel"] = (text_depth, text_width, vision_width)
+        shapes["projection_bias"] = (text_depth, vision_width)
+    if method == "taskres":
+        shapes["text_residual"] = (classes, config["projection_dim"])
+    if method == "bias":
+        shapes["vision_bias"], shapes["text_bias"] = (vision_layers, vision_width), (text_layers, text_width)
+    return {
+        name: np.float32(0.3) * numpy_clip.deterministic_uniform(1000 + seed, stream, shape)
+        for stream, (name, shape) in enumerate(shapes.items())
+    }

@@ -1,0 +1,367 @@
+"""CLIP itself on a Hugging Face state dict: towers, features, logits, loss, and repeatable random weights.
+
+Letters: `B` images (or texts), `C` classes, `N` tokens, `M` patches, `T`/`V` text/vision prompts, `L` layers,
+`H` heads, `D` width, `d` joint width.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+State = dict[str, np.ndarray]
+
+
+def geometry(
+    *,
+    vision: tuple[int, int, int],
+    text: tuple[int, int, int],
+    projection: int,
+    image_size: int,
+    patch_size: int,
+    vocabulary: int,
+    context_length: int,
+    activation: str = "quick_gelu",
+) -> dict:
+    """A Hugging Face CLIP config; `vision` and `text` are (width, layers, heads), the MLP four times wider.
+
+    The last two ids of the vocabulary are the start and the end of a text.
+    """
+
+    def tower(width: int, layers: int, heads: int) -> dict:
+        return {
+            "hidden_size": width,
+            "intermediate_size": 4 * width,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "hidden_act": activation,
+            "layer_norm_eps": 1e-5,
+            "projection_dim": projection,
+        }
+
+    end = vocabulary - 1
+    words = {"bos_token_id": end - 1, "eos_token_id": end, "pad_token_id": end}
+    sizes = {"vocab_size": vocabulary, "max_position_embeddings": context_length}
+    return {
+        "model_type": "clip",
+        "architectures": ["CLIPModel"],
+        "projection_dim": projection,
+        "logit_scale_init_value": 2.6592,
+        "text_config": {"model_type": "clip_text_model", **tower(*text), **sizes, **words},
+        "vision_config": {
+            "model_type": "clip_vision_model",
+            **tower(*vision),
+            "image_size": image_size,
+            "patch_size": patch_size,
+            "num_channels": 3,
+        },
+    }
+
+
+def deterministic_uniform(seed: int, stream: int, shape: Sequence[int]) -> np.ndarray:
+    """Uniform float32 of mean 0 and variance 1 from the raw bits of Philox: the same on every machine."""
+    bits = np.random.Philox(key=[seed, stream]).random_raw(max(1, math.prod(shape)))
+    unit = (bits >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
+    return ((unit - np.float32(0.5)) * np.float32(math.sqrt(12.0))).reshape(tuple(shape))
+
+
+def random_state_dict(config: Mapping, seed: int) -> State:
+    """Float32 weights with attention far from uniform, nothing zero and no LayerNorm the identity."""
+    shapes = _shapes_and_scales(config)
+    state = {}
+    for stream, (name, (shape, mean, deviation)) in enumerate(shapes.items()):
+        values = deterministic_uniform(seed, stream, shape)
+        state[name] = np.asarray(np.float32(mean) + np.float32(deviation) * values)
+    return state
+
+
+def _shapes_and_scales(config: Mapping) -> dict[str, tuple[tuple[int, ...], float, float]]:
+    """Name -> (shape, mean, standard deviation) of every weight."""
+    text, vision, projection = config["text_config"], config["vision_config"], config["projection_dim"]
+    patches = (vision["image_size"] // vision["patch_size"]) ** 2
+    patch = vision["patch_size"]
+    table = {
+        "logit_scale": ((), 3.0, 0.0),
+        "text_model.embeddings.token_embedding.weight": ((text["vocab_size"], text["hidden_size"]), 0, 0.5),
+        "text_model.embeddings.position_embedding.weight": (
+            (text["max_position_embeddings"], text["hidden_size"]),
+            0,
+            0.3,
+        ),
+        "vision_model.embeddings.class_embedding": ((vision["hidden_size"],), 0, 0.5),
+        "vision_model.embeddings.patch_embedding.weight": (
+            (vision["hidden_size"], 3, patch, patch),
+            0,
+            0.8 / math.sqrt(3 * patch * patch),
+        ),
+        "vision_model.embeddings.position_embedding.weight": ((patches + 1, vision["hidden_size"]), 0, 0.4),
+        "text_projection.weight": ((projection, text["hidden_size"]), 0, 1 / math.sqrt(text["hidden_size"])),
+        "visual_projection.weight": (
+            (projection, vision["hidden_size"]),
+            0,
+            1 / math.sqrt(vision["hidden_size"]),
+        ),
+    }
+    for name, width in (
+        ("text_model.final_layer_norm", text["hidden_size"]),
+        ("vision_model.pre_layrnorm", vision["hidden_size"]),
+        ("vision_model.post_layernorm", vision["hidden_size"]),
+    ):
+        table |= _layer_norm_scales(name, width)
+    for tower, sizes in (("text_model", text), ("vision_model", vision)):
+        width, hidden = sizes["hidden_size"], sizes["intermediate_size"]
+        for l in range(sizes["num_hidden_layers"]):
+            layer = f"{tower}.encoder.layers.{l}"
+            # Queries and keys of gain 1.3 make scores of about ±1.7: attention that prefers some tokens.
+            for part, gain in (("q_proj", 1.3), ("k_proj", 1.3), ("v_proj", 0.8), ("out_proj", 0.8)):
+                table[f"{layer}.self_attn.{part}.weight"] = ((width, width), 0, gain / math.sqrt(width))
+                table[f"{layer}.self_attn.{part}.bias"] = ((width,), 0, 0.1)
+            table[f"{layer}.mlp.fc1.weight"] = ((hidden, width), 0, 1 / math.sqrt(width))
+            table[f"{layer}.mlp.fc1.bias"] = ((hidden,), 0, 0.1)
+            table[f"{layer}.mlp.fc2.weight"] = ((width, hidden), 0, 0.8 / math.sqrt(hidden))
+            table[f"{layer}.mlp.fc2.bias"] = ((width,), 0, 0.1)
+            table |= _layer_norm_scales(f"{layer}.layer_norm1", width)
+            table |= _layer_norm_scales(f"{layer}.layer_norm2", width)
+    return table
+
+
+def _layer_norm_scales(name: str, width: int) -> dict[str, tuple[tuple[int, ...], float, float]]:
+    return {f"{name}.weight": ((width,), 1.0, 0.2), f"{name}.bias": ((width,), 0.0, 0.1)}
+
+
+def double(state: Mapping[str, np.ndarray]) -> State:
+    """The same weights in float64, in which everything here is computed."""
+    return {name: np.asarray(value, np.float64) for name, value in state.items()}
+
+
+def linear(state: State, name: str, x: np.ndarray) -> np.ndarray:
+    """`x @ Wᵀ + b`, [..., Din] -> [..., Dout]."""
+    return x @ state[f"{name}.weight"].T + state[f"{name}.bias"]
+
+
+def layer_norm(state: State, name: str, epsilon: float, x: np.ndarray) -> np.ndarray:
+    """LayerNorm over the last axis, with the biased variance."""
+    centred = x - x.mean(-1, keepdims=True)
+    variance = (centred**2).mean(-1, keepdims=True)
+    return centred / np.sqrt(variance + epsilon) * state[f"{name}.weight"] + state[f"{name}.bias"]
+
+
+def activate(kind: str, x: np.ndarray) -> np.ndarray:
+    """QuickGELU `x σ(1.702 x)`, or GELU with the error function."""
+    if kind == "quick_gelu":
+        return x / (1 + np.exp(-1.702 * x))
+    return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+
+
+def softmax(scores: np.ndarray) -> np.ndarray:
+    """Softmax over the last axis."""
+    exponentials = np.exp(scores - scores.max(-1, keepdims=True))
+    return exponentials / exponentials.sum(-1, keepdims=True)
+
+
+def split_heads(x: np.ndarray, heads: int) -> np.ndarray:
+    """[B, N, D] -> [B, H, N, D/H]."""
+    batch, tokens, width = x.shape
+    return x.reshape(batch, tokens, heads, width // heads).transpose(0, 2, 1, 3)
+
+
+def merge_heads(x: np.ndarray) -> np.ndarray:
+    """[B, H, N, D/H] -> [B, N, D]."""
+    batch, heads, tokens, width = x.shape
+    return x.transpose(0, 2, 1, 3).reshape(batch, tokens, heads * width)
+
+
+@dataclasses.dataclass
+class Block:
+    """What one block computed; everything that a gradient or a statistic needs."""
+
+    tokens: np.ndarray  # [B, N, D] the block's input, prompts already put in
+    query: np.ndarray  # [B, H, N, D/H]
+    key: np.ndarray  # [B, H, N, D/H]
+    value: np.ndarray  # [B, H, N, D/H]
+    attention: np.ndarray  # [B, H, N, N] after softmax
+    tapped: np.ndarray  # [B, H, N, N] attention plus the tap
+    attended: np.ndarray  # [B, N, D] the attention's output, after its output projection
+    middle: np.ndarray  # [B, N, D] after the attention's residual
+    hidden: np.ndarray  # [B, N, 4D] before the activation
+    output: np.ndarray  # [B, N, D]
+
+
+def block(
+    state: State, name: str, sizes: Mapping, x: np.ndarray, mask: np.ndarray, tap: np.ndarray | float
+) -> Block:
+    """`x += MHA(LN1(x)); x += MLP(LN2(x))`, with `tap` added to the attention probabilities."""
+    heads, epsilon = sizes["num_attention_heads"], sizes["layer_norm_eps"]
+    normed = layer_norm(state, f"{name}.layer_norm1", epsilon, x)
+    query, key, value = (
+        split_heads(linear(state, f"{name}.self_attn.{part}_proj", normed), heads) for part in ("q", "k", "v")
+    )
+    scores = query @ key.swapaxes(-1, -2) / math.sqrt(query.shape[-1]) + mask
+    attention = softmax(scores)
+    tapped = attention + tap
+    attended = linear(state, f"{name}.self_attn.out_proj", merge_heads(tapped @ value))
+    middle = x + attended
+    hidden = linear(state, f"{name}.mlp.fc1", layer_norm(state, f"{name}.layer_norm2", epsilon, middle))
+    output = middle + linear(state, f"{name}.mlp.fc2", activate(sizes["hidden_act"], hidden))
+    return Block(x, query, key, value, attention, tapped, attended, middle, hidden, output)
+
+
+@dataclasses.dataclass
+class Tower:
+    """A tower's features, its blocks, and what went in and came out."""
+
+    features: np.ndarray  # [B, d] un-normalised
+    blocks: list[Block]
+    embedded: np.ndarray  # [B, N, D] before the pre-LayerNorm (vision) or the first block (text)
+    last: np.ndarray  # [B, N, D] after the last block (and its bias)
+    rows: np.ndarray  # [B] the row that the feature is read from
+
+
+def run_blocks(
+    state: State,
+    tower: str,
+    sizes: Mapping,
+    x: np.ndarray,
+    mask: np.ndarray,
+    *,
+    prompts: Mapping[int, np.ndarray],
+    slots: slice,
+    bias: np.ndarray | None,
+    taps: Sequence[np.ndarray] | None,
+) -> tuple[np.ndarray, list[Block]]:
+    """All blocks; `prompts[l]` replaces the `slots` at block l's input, `bias[l]` is added after it."""
+    blocks = []
+    for l in range(sizes["num_hidden_layers"]):
+        if l in prompts:
+            x = x.copy()
+            x[:, slots] = prompts[l]
+        tap = 0.0 if taps is None else taps[l]
+        blocks.append(block(state, f"{tower}.encoder.layers.{l}", sizes, x, mask, tap))
+        x = blocks[-1].output
+        if bias is not None:
+            x = x + bias[l]
+    return x, blocks
+
+
+def patch_tokens(state: State, sizes: Mapping, images: np.ndarray) -> np.ndarray:
+    """[B, R, R, 3] -> [B, M, D]: the convolution whose stride is its size, without bias, row by row."""
+    patch = sizes["patch_size"]
+    batch, height, width, _ = images.shape
+    kernel = state["vision_model.embeddings.patch_embedding.weight"]
+    tokens = []
+    for row in range(height // patch):
+        for column in range(width // patch):
+            window = images[:, row * patch : (row + 1) * patch, column * patch : (column + 1) * patch]
+            tokens.append(window.transpose(0, 3, 1, 2).reshape(batch, -1) @ kernel.reshape(len(kernel), -1).T)
+    return np.stack(tokens, axis=1)
+
+
+def encode_image(
+    state: State,
+    config: Mapping,
+    images: np.ndarray,
+    *,
+    prompts: np.ndarray | None = None,
+    bias: np.ndarray | None = None,
+    taps: Sequence[np.ndarray] | None = None,
+) -> Tower:
+    """Image features.
+
+    Args:
+      images: [B, R, R, 3], CLIP-normalised.
+      prompts: [depth, V, D]: row 0 is appended after the position embeddings and before the pre-LayerNorm;
+        row i replaces the last V tokens at block i's input.
+      bias: [L, D], added to every token after each block.
+      taps: L arrays that broadcast to [B, H, N, N], added to the attention probabilities.
+    """
+    sizes = config["vision_config"]
+    patches = patch_tokens(state, sizes, np.asarray(images, np.float64))
+    batch, count, width = patches.shape
+    cls = np.broadcast_to(state["vision_model.embeddings.class_embedding"], (batch, 1, width))
+    x = np.concatenate([cls, patches], 1) + state["vision_model.embeddings.position_embedding.weight"]
+    deep = {}
+    if prompts is not None and prompts.shape[1]:
+        x = np.concatenate([x, np.broadcast_to(prompts[0], (batch, *prompts[0].shape))], 1)
+        deep = {l: prompts[l] for l in range(1, len(prompts))}
+    embedded = x
+    x = layer_norm(state, "vision_model.pre_layrnorm", sizes["layer_norm_eps"], x)
+    x, blocks = run_blocks(
+        state,
+        "vision_model",
+        sizes,
+        x,
+        np.zeros(()),
+        prompts=deep,
+        slots=slice(1 + count, None),
+        bias=bias,
+        taps=taps,
+    )
+    pooled = layer_norm(state, "vision_model.post_layernorm", sizes["layer_norm_eps"], x[:, 0])
+    features = pooled @ state["visual_projection.weight"].T
+    return Tower(features, blocks, embedded, x, np.zeros(batch, int))
+
+
+def token_embeddings(state: State, tokens: np.ndarray) -> np.ndarray:
+    """[C, N] ids -> [C, N, D]."""
+    return state["text_model.embeddings.token_embedding.weight"][tokens]
+
+
+def encode_text(
+    state: State,
+    config: Mapping,
+    tokens: np.ndarray,
+    *,
+    embeddings: np.ndarray | None = None,
+    prompts: Mapping[int, np.ndarray] | None = None,
+    bias: np.ndarray | None = None,
+    taps: Sequence[np.ndarray] | None = None,
+) -> Tower:
+    """Text features, always at full context length.
+
+    Args:
+      tokens: [C, N] ids; the feature is read where the id is largest, which is the first end of text.
+      embeddings: [C, N, D] to use instead of the tokens' own, before position embeddings.
+      prompts: {layer: [T, D]} replacing tokens 1..T at that block's input.
+      bias, taps: as in `encode_image`.
+    """
+    sizes = config["text_config"]
+    if embeddings is None:
+        embeddings = token_embeddings(state, tokens)
+    embedded = embeddings + state["text_model.embeddings.position_embedding.weight"]
+    length = tokens.shape[1]
+    mask = np.where(np.tril(np.ones((length, length), bool)), 0.0, -np.inf)
+    prompts = prompts or {}
+    count = len(next(iter(prompts.values()))) if prompts else 0
+    x, blocks = run_blocks(
+        state,
+        "text_model",
+        sizes,
+        embedded,
+        mask,
+        prompts=prompts,
+        slots=slice(1, 1 + count),
+        bias=bias,
+        taps=taps,
+    )
+    rows = tokens.argmax(-1)
+    normed = layer_norm(state, "text_model.final_layer_norm", sizes["layer_norm_eps"], x)
+    features = normed[np.arange(len(x)), rows] @ state["text_projection.weight"].T
+    return Tower(features, blocks, embedded, x, rows)
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    """Rows of length 1."""
+    return x / np.sqrt((x**2).sum(-1, keepdims=True))
+
+
+def logits(state: State, image_features: np.ndarray, text_features: np.ndarray) -> np.ndarray:
+    """`exp(logit_scale) · cos`, [B, d] and [C, d] -> [B, C]."""
+    return np.exp(state["logit_scale"]) * unit(image_features) @ unit(text_features).T
+
+
+def cross_entropy(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Mean cross-entropy of [B, C] logits."""
+    highest = scores.max(-1, keepdims=True)
+    total = np.log(np.exp(scores - highest).sum(-1)) + highest[:, 0]
+    return float((total - scores[np.arange(len(labels)), labels]).mean())

@@ -1,0 +1,91 @@
+"""Relevancy of one (image, class) pair (Eq. 13 to 16; Chefer et al. 2021) by full matrices, and its rivals."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from tests.reference import gradients, methods
+from tests.reference.methods import Inputs, Reference
+
+
+@dataclasses.dataclass
+class Pair:
+    """One pair's attention and the gradient of its scaled logit with respect to it, per layer [H, N, N]."""
+
+    score: float
+    end: int
+    vision_attention: list[np.ndarray]
+    vision_gradient: list[np.ndarray]
+    text_attention: list[np.ndarray]
+    text_gradient: list[np.ndarray]
+
+
+def only(inputs: Inputs, target: int) -> Inputs:
+    """The same inputs with one class alone."""
+    residual = inputs.text_residual
+    return Inputs(
+        tokens=inputs.tokens[target : target + 1],
+        embeddings=inputs.embeddings[target : target + 1],
+        places=inputs.places[target : target + 1],
+        text_prompts=inputs.text_prompts,
+        text_bias=inputs.text_bias,
+        vision_prompts=inputs.vision_prompts,
+        vision_bias=inputs.vision_bias,
+        text_residual=residual if np.ndim(residual) == 0 else residual[target : target + 1],
+    )
+
+
+def pair(clip: Reference, inputs: Inputs, image: np.ndarray, target: int) -> Pair:
+    """`y = exp(logit_scale) · cos(f, g)` of `image` [R, R, 3] and class `target`, with both towers' ∂y/∂A."""
+    alone = only(inputs, target)
+    saved = methods.forward(clip, alone, image[None])
+    _, vision, text = gradients.pull_back(clip, alone, saved, np.ones((1, 1)))
+    return Pair(
+        score=float(saved.logits[0, 0]),
+        end=int(saved.text.rows[0]),
+        vision_attention=[block.attention[0] for block in saved.vision.blocks],
+        vision_gradient=[layer[0] for layer in vision],
+        text_attention=[block.attention[0] for block in saved.text.blocks],
+        text_gradient=[layer[0] for layer in text],
+    )
+
+
+def relevancy_matrix(
+    attention: Sequence[np.ndarray], gradient: Sequence[np.ndarray], start_layer: int = 0
+) -> np.ndarray:
+    """`R = I; R <- R + mean_h relu(G ⊙ A) R`, from `start_layer` to the last layer; [N, N]."""
+    matrix = np.eye(attention[0].shape[-1])
+    for l in range(start_layer, len(attention)):
+        mean = np.maximum(gradient[l] * attention[l], 0).mean(0)
+        matrix = matrix + mean @ matrix
+    return matrix
+
+
+def relevancy(
+    clip: Reference, inputs: Inputs, image: np.ndarray, target: int, *, start_layer: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """(vision [M + V], text [e]): row `[cls]` without its own column, and row EOS up to EOS."""
+    found = pair(clip, inputs, image, target)
+    vision = relevancy_matrix(found.vision_attention, found.vision_gradient, start_layer)
+    text = relevancy_matrix(found.text_attention, found.text_gradient, start_layer)
+    return vision[0, 1:], text[found.end, : found.end]
+
+
+def rollout(attention: Sequence[np.ndarray], start_layer: int = 0) -> np.ndarray:
+    """Attention rollout (Abnar, Zuidema 2020): product of head means, half the identity; [N, N]."""
+    matrix = np.eye(attention[0].shape[-1])
+    for layer in attention[start_layer:]:
+        mean = layer.mean(0) + np.eye(layer.shape[-1])
+        matrix = (mean / mean.sum(-1, keepdims=True)) @ matrix
+    return matrix
+
+
+def legrad(gradient: Sequence[np.ndarray]) -> np.ndarray:
+    """Single-gradient LeGrad (Bousselham et al. 2024): relu ∂y/∂A, mean over layers, heads, queries; [N]."""
+    return np.mean([np.maximum(layer, 0).mean((0, 1)) for layer in gradient], axis=0)
+
+
+def raw_attention(attention: Sequence[np.ndarray], row: int) -> np.ndarray:
+    """The last layer's attention of one row, mean over heads; [N]."""
+    return attention[-1][:, row].mean(0)

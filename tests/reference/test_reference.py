@@ -1,0 +1,110 @@
+"""The reference agrees with itself: gradients with finite differences, explanations with known values."""
+
+import math
+
+import numpy as np
+import pytest
+
+from tests import helpers
+from tests.reference import gradients, methods, numpy_clip, relevancy, statistics
+
+CASES = {
+    "coop": ("coop", {}, {}),
+    "coop_class_specific_middle": ("coop", {"class_specific": True, "text": 3}, {"position": "middle"}),
+    "coop_front": ("coop", {}, {"position": "front", "worded": False}),
+    "vpt_shallow": ("vpt", {"vision_depth": 1}, {}),
+    "ivlp": ("ivlp", {"text_depth": 2}, {}),
+    "maple": ("maple", {"text": 2, "text_depth": 2}, {}),
+    "taskres": ("taskres", {}, {}),
+    "bias": ("bias", {}, {}),
+}
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> methods.Reference:
+    return helpers.tiny_checkpoint(tmp_path_factory.mktemp("tiny"), vision=(16, 2, 2), image_size=8)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_equal_finite_differences(clip, case):
+    method, sizes, options = CASES[case]
+    images, labels = helpers.random_images(clip.config, 3), np.array([4, 0, 2])
+    names = helpers.CLASS_NAMES
+    learnables = methods.random_learnables(clip.config, method, len(names), **sizes)
+    _, found = gradients.loss_and_gradients(clip, method, names, learnables, images, labels, **options)
+    for stream, (name, value) in enumerate(learnables.items()):
+        # Along one random direction: the whole array at the price of two evaluations.
+        direction = numpy_clip.deterministic_uniform(7, stream, value.shape)
+
+        def loss(distance, name=name, value=value, direction=direction):
+            moved = learnables | {name: value + distance[0] * direction}
+            scores = methods.task_logits(clip, method, names, moved, images, **options)
+            return numpy_clip.cross_entropy(scores, labels)
+
+        slope = gradients.finite_differences(loss, np.zeros(1))[0]
+        assert abs(slope - (found[name] * direction).sum()) < 1e-6 * np.linalg.norm(found[name])
+
+
+def test_attention_gradients_equal_finite_differences_through_taps(clip):
+    learnables = methods.random_learnables(clip.config, "ivlp", 5, text=2, vision=2)
+    inputs = methods.prepare(clip, "ivlp", helpers.CLASS_NAMES, learnables)
+    image = helpers.random_images(clip.config, 1)
+    pair = relevancy.pair(clip, inputs, image[0], 1)
+    alone = relevancy.only(inputs, 1)
+    for tower, found in (("vision", pair.vision_gradient), ("text", pair.text_gradient)):
+        for layer, gradient in enumerate(found):
+            direction = numpy_clip.deterministic_uniform(8, layer, gradient.shape)
+
+            def score(distance, tower=tower, layer=layer, found=found, direction=direction):
+                taps = [np.zeros(1)] * len(found)
+                taps[layer] = distance[0] * direction[None]
+                return methods.forward(clip, alone, image, **{f"{tower}_taps": taps}).logits[0, 0]
+
+            slope = gradients.finite_differences(score, np.zeros(1))[0]
+            assert abs(slope - (gradient * direction).sum()) < 1e-6 * np.linalg.norm(gradient)
+
+
+def test_class_specific_context_that_is_equal_for_all_is_the_shared_context(clip):
+    images = helpers.random_images(clip.config, 2)
+    shared = methods.random_learnables(clip.config, "coop", 5)
+    specific = {"text_context": np.stack([shared["text_context"]] * 5)}
+    first, second = (
+        methods.task_logits(clip, "coop", helpers.CLASS_NAMES, learnables, images)
+        for learnables in (shared, specific)
+    )
+    np.testing.assert_array_equal(first, second)
+
+
+def test_the_words_own_embeddings_as_context_are_zero_shot(clip):
+    images = helpers.random_images(clip.config, 2)
+    words = clip.tokenizer.tokenize(["a photo of a"])[0, 1:5]
+    learnables = {"text_context": numpy_clip.token_embeddings(clip.state, words)}
+    tuned = methods.task_logits(clip, "coop", helpers.CLASS_NAMES, learnables, images)
+    plain = methods.task_logits(clip, "zero_shot", helpers.CLASS_NAMES, {}, images)
+    np.testing.assert_allclose(tuned, plain, rtol=1e-12)
+
+
+def test_distance_of_uniform_attention_has_the_known_values():
+    patches_alone = np.zeros((1, 197, 197))
+    patches_alone[:, 1:, 1:] = 1 / 196
+    with_cls = np.full((1, 197, 197), 1 / 197)
+    assert statistics.attention_distance(patches_alone, 14, 16)[0] == pytest.approx(116.492, abs=5e-4)
+    assert statistics.attention_distance(with_cls, 14, 16)[0] == pytest.approx(115.901, abs=5e-4)
+    assert statistics.attention_entropy(with_cls, 196).mean() == pytest.approx(math.log(197), rel=1e-12)
+
+
+def test_decomposition_adds_up(clip):
+    learnables = methods.random_learnables(clip.config, "vpt", 5, vision=3)
+    images = helpers.random_images(clip.config, 2)
+    tower = numpy_clip.encode_image(clip.state, clip.config, images, prompts=learnables["vision_prompts"])
+    for layer, block in enumerate(tower.blocks):
+        parts = statistics.decomposition(clip, "vision", layer, block, slice(5, None))
+        np.testing.assert_allclose(
+            parts["input"] + parts["prompt"] + parts["bias"], block.attended, rtol=1e-10
+        )
+
+
+def test_rollout_rows_are_distributions(clip):
+    blocks = numpy_clip.encode_image(clip.state, clip.config, helpers.random_images(clip.config, 1)).blocks
+    rolled = relevancy.rollout([block.attention[0] for block in blocks])
+    np.testing.assert_allclose(rolled.sum(-1), 1, rtol=1e-12)
