@@ -1,0 +1,60 @@
+"""The few-shot draw of the CoOp benchmark, bit for bit."""
+
+import random
+from collections.abc import Sequence
+
+import numpy as np
+from absl import logging
+
+from clipbias.data.dataset import Split
+from clipbias.errors import ClipbiasError
+
+# Validation picks per class never exceed this, whatever the number of shots (Zhou et al. 2022).
+MAX_VAL_SHOTS = 4
+
+
+def few_shot(train: Split, val: Split | None, *, shots: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draws `shots` training and `min(shots, 4)` validation images of each class.
+
+    One `random.Random(seed)` stream serves both: first every class of `train`, in the order in which classes
+    first appear in the list, then every class of `val`. A class with fewer images gives all it has, in list
+    order, and takes nothing from the stream; that is logged. The order of the result is the order of the
+    picks.
+
+    Args:
+      train: The full training split.
+      val: The full validation split, or None.
+      shots: Images per class, at least 1.
+      seed: The protocol's seed; the literature uses 1, 2, 3.
+
+    Returns:
+      Indices into `train` and into `val`, int64.
+    """
+    if shots < 1:
+        raise ClipbiasError(
+            f"shots is {shots}; it must be at least 1 (full training data is another protocol)."
+        )
+    stream = random.Random(seed)
+    train_indices = _draw(stream, train.labels, shots, "train")
+    val_indices = [] if val is None else _draw(stream, val.labels, min(shots, MAX_VAL_SHOTS), "val")
+    return np.asarray(train_indices, np.int64), np.asarray(val_indices, np.int64)
+
+
+def _draw(stream: random.Random, labels: np.ndarray, shots: int, split_name: str) -> Sequence[int]:
+    by_class: dict[int, list[int]] = {}
+    for index, label in enumerate(labels.tolist()):
+        by_class.setdefault(label, []).append(index)
+    picks: list[int] = []
+    short = []
+    for label, indices in by_class.items():
+        if len(indices) < shots:
+            short.append(f"class {label} has {len(indices)}")
+            picks.extend(indices)
+        else:
+            picks.extend(stream.sample(indices, shots))
+    if short:
+        shown = ", ".join(short[:5]) + (f" and {len(short) - 5} more" if len(short) > 5 else "")
+        logging.warning(
+            "Fewer than %d %s images in some classes, all of them used: %s.", shots, split_name, shown
+        )
+    return picks

@@ -1,0 +1,79 @@
+"""Reading images below a data folder: which files count, in which order, and never outside the folder."""
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from clipbias.data.dataset import Split
+from clipbias.errors import ClipbiasError
+
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+)
+
+
+def existing_folder(path: str | os.PathLike | None, *, needed_for: str) -> Path:
+    """`path` as a folder that exists. Raises `ClipbiasError` saying what it is needed for."""
+    if path is None:
+        raise ClipbiasError(f"{needed_for} needs data_dir, the folder that holds the images.")
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise ClipbiasError(f"{needed_for}: there is no folder {folder}; check data_dir.")
+    return folder
+
+
+def sub_folders(folder: Path) -> list[str]:
+    """Names of the visible folders in `folder`, in Python's sort order (capitals first); links count."""
+    names = sorted(
+        entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")
+    )
+    return [readable_name(name, folder) for name in names]
+
+
+def image_files(folder: Path) -> list[str]:
+    """Visible image files below `folder`, as sorted relative paths with forward slashes."""
+    found = []
+    for place, inner, names in os.walk(folder):
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        relative = Path(place).relative_to(folder)
+        for name in names:
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
+                found.append((relative / readable_name(name, Path(place))).as_posix())
+    return sorted(found)
+
+
+def readable_name(name: str, place: Path) -> str:
+    """`name`, refused where its bytes are not UTF-8: it could not be written to a result file."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError as error:
+        shown = os.fsencode(name)
+        raise ClipbiasError(f"the name {shown!r} in {place} is not UTF-8; rename it.") from error
+    return name
+
+
+def inside(relative: str, *, listed_in: str) -> str:
+    """`relative` if it stays below its folder. Raises `ClipbiasError` for an absolute or climbing path."""
+    path = PurePosixPath(relative)
+    if not relative or path.is_absolute() or ".." in path.parts or "\\" in relative or "\0" in relative:
+        raise ClipbiasError(
+            f"{listed_in} lists the path {relative!r}, which is not a plain path below the image folder; "
+            f"correct it."
+        )
+    return relative
+
+
+def split_of_files(root: Path, keys: Iterable[str], labels: Sequence[int] | np.ndarray) -> Split:
+    """A split whose keys are paths relative to `root`."""
+    keys = tuple(keys)
+
+    def read(index: int) -> bytes:
+        path = root / keys[index]
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise ClipbiasError(f"cannot read the image {path}: {error.strerror}.") from error
+
+    return Split(keys=keys, labels=np.asarray(labels, np.int32), read=read)

@@ -1,0 +1,131 @@
+"""Own images: one sub-folder per class, optionally below `train/`, `val/` and `test/`."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+from absl import logging
+
+from clipbias.data import files_on_disk
+from clipbias.data.dataset import Dataset, Split
+from clipbias.errors import ClipbiasError
+
+TEMPLATE = "a photo of a {}."
+# Names under which people keep each split, in order of preference.
+SPLIT_FOLDERS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+# Shares of a single-level folder, per class: those of the benchmark's own random splits.
+VAL_SHARE, TEST_SHARE = 0.2, 0.3
+
+
+def load(data_dir: str | os.PathLike | None, *, template: str | None = None, name: str = "folder") -> Dataset:
+    """Reads a folder of class folders.
+
+    Class names are the folder names, in Python's sort order. Where a split is missing it is made up from what
+    there is, by a rule that depends on the file names alone, and one logged line says so: a single level is
+    divided 50/20/30 per class; `train/` alone likewise; `train/` and `test/` hold out 20 % of `train/` for
+    validation; `train/` and `val/` evaluate on `val/`.
+
+    Args:
+      data_dir: The folder.
+      template: Prompt template; None takes "a photo of a {}.".
+      name: What the dataset calls itself.
+
+    Raises:
+      ClipbiasError: no such folder, no class folder, a class without images, unreadable names.
+    """
+    root = files_on_disk.existing_folder(data_dir, needed_for=f"dataset {name}")
+    roots = {}
+    for split_name, candidates in SPLIT_FOLDERS.items():
+        found = [root / candidate for candidate in candidates if (root / candidate).is_dir()]
+        if found:
+            roots[split_name] = found[0]
+    if "train" not in roots:
+        if len(roots) > 0 and not set(files_on_disk.sub_folders(root)) - {
+            path.name for path in roots.values()
+        }:
+            raise ClipbiasError(f"{root} has {', '.join(sorted(roots))} but no train folder; add one.")
+        roots = {}
+    class_names = tuple(files_on_disk.sub_folders(roots.get("train", root)))
+    if not class_names:
+        raise ClipbiasError(
+            f"{roots.get('train', root)} has no sub-folder; expected one folder of images per class, "
+            f"such as {roots.get('train', root) / 'cat' / 'one.jpg'}."
+        )
+    places = roots or {"all": root}
+    splits = {
+        key: _read_classes(place, root, class_names, key in ("all", "train")) for key, place in places.items()
+    }
+    splits = complete_splits(splits, str(root))
+    return Dataset(name, class_names, TEMPLATE if template is None else template, splits)
+
+
+def complete_splits(splits: dict[str, Split], place: str) -> dict[str, Split]:
+    """Adds the missing ones of "train", "val" and "test"; "all" is a set to be divided.
+
+    Says in one logged line what it did.
+    """
+    whole = splits.get("all", splits.get("train"))
+    said = None
+    if "all" in splits or set(splits) == {"train"}:
+        train, val, test = divide(whole, (VAL_SHARE, TEST_SHARE))
+        splits = {"train": whole.subset(train), "val": whole.subset(val), "test": whole.subset(test)}
+        said = "divided per class by file name"
+    elif "val" not in splits:
+        train, val, _ = divide(whole, (VAL_SHARE, 0.0))
+        splits = {**splits, "train": whole.subset(train), "val": whole.subset(val)}
+        said = f"no val images: {VAL_SHARE:.0%} of train held out"
+    elif "test" not in splits:
+        splits = {**splits, "test": splits["val"]}
+        said = "no test images: val is also the test set"
+    if said:
+        counts = ", ".join(f"{len(splits[key])} {key}" for key in ("train", "val", "test"))
+        logging.info("%s: %s (%s).", place, said, counts)
+    return splits
+
+
+def divide(split: Split, shares: tuple[float, float]) -> tuple[list[int], list[int], list[int]]:
+    """Indices of train, val and test parts, per class, fixed by a hash of each image's key.
+
+    Every class keeps at least one training image; the two other parts get the rounded `shares`. The order in
+    which the images are listed does not matter.
+    """
+    parts: tuple[list[int], list[int], list[int]] = ([], [], [])
+    ranks = [hashlib.sha256(key.encode()).digest() for key in split.keys]
+    for label in np.unique(split.labels):
+        indices = sorted(np.flatnonzero(split.labels == label).tolist(), key=lambda index: ranks[index])
+        val_count = round(len(indices) * shares[0])
+        test_count = round(len(indices) * shares[1])
+        if val_count + test_count >= len(indices):
+            val_count = 0
+        test_count = min(test_count, len(indices) - 1)
+        parts[1].extend(indices[:val_count])
+        parts[2].extend(indices[val_count : val_count + test_count])
+        parts[0].extend(indices[val_count + test_count :])
+    return tuple(sorted(part) for part in parts)
+
+
+def _read_classes(folder: Path, root: Path, class_names: tuple[str, ...], every_class: bool) -> Split:
+    """All images of one split folder, keys relative to `root`; `every_class` wants an image of each."""
+    unknown = sorted(set(files_on_disk.sub_folders(folder)) - set(class_names))
+    if unknown:
+        raise ClipbiasError(
+            f"{folder} has the class folder {unknown[0]!r}, which the train folder has not; "
+            f"add it there or remove it."
+        )
+    keys: list[str] = []
+    labels: list[int] = []
+    prefix = folder.relative_to(root)
+    for label, class_name in enumerate(class_names):
+        names = files_on_disk.image_files(folder / class_name)
+        if not names and every_class:
+            raise ClipbiasError(
+                f"the class folder {folder / class_name} has no image; add some or remove it."
+            )
+        keys.extend((prefix / class_name / file_name).as_posix() for file_name in names)
+        labels.extend([label] * len(names))
+    return files_on_disk.split_of_files(root, keys, labels)

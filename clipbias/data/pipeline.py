@@ -1,0 +1,231 @@
+"""Batches of augmented or evaluated images, the same whatever the number of workers or hosts.
+
+What a training batch holds is a function of (seed, epoch, example index) alone: the order of an epoch and
+every crop come from counter-based generators keyed on those numbers. So a run is continued at any step at no
+cost, and every host computes its share of the same global batch.
+"""
+
+import functools
+import os
+import time
+from collections.abc import Iterator
+
+import grain
+import numpy as np
+from absl import logging
+
+from clipbias.data import transforms
+from clipbias.data.dataset import Split
+from clipbias.data.images import Images
+from clipbias.errors import ClipbiasError
+
+DEFAULT_CACHE_BYTES = 2 << 30
+# Batches decoded ahead of the one in use.
+PREFETCH = 4
+
+Batch = dict[str, np.ndarray]
+
+
+class Batches(Iterator[Batch]):
+    """An iterator of batches that measures how long its user waited for them.
+
+    Attributes:
+      seconds_waiting: Time spent inside `next`, in total.
+      skipped: Number of unreadable images left out so far (evaluation with `on_error="skip"`).
+    """
+
+    def __init__(self, batches: Iterator[Batch], images: Images) -> None:
+        self._batches = batches
+        self._images = images
+        self._started: float | None = None
+        self.seconds_waiting = 0.0
+
+    def __next__(self) -> Batch:
+        began = time.perf_counter()
+        if self._started is None:
+            self._started = began
+        try:
+            return next(self._batches)
+        finally:
+            self.seconds_waiting += time.perf_counter() - began
+
+    @property
+    def waiting_share(self) -> float:
+        """Share of the time since the first `next` that was spent waiting for data, between 0 and 1."""
+        if self._started is None:
+            return 0.0
+        return self.seconds_waiting / max(time.perf_counter() - self._started, 1e-9)
+
+    @property
+    def skipped(self) -> int:
+        return len(self._images.unreadable)
+
+
+def default_workers() -> int:
+    """Decoding threads: one per core that this process may use, at most 16."""
+    return min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:
+    """The order of `size` examples in one epoch, int64: a permutation keyed on (seed, epoch)."""
+    return _generator(seed, epoch, stream=0).permutation(size)
+
+
+def augmentation_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
+    """The generator of one example's augmentation, keyed on (seed, epoch, example index)."""
+    return _generator(seed, epoch, stream=1 + index)
+
+
+def steps_per_epoch(examples: int, batch_size: int) -> int:
+    """Batches in an epoch: the incomplete last one is dropped, except where it is the only one."""
+    if examples == 0:
+        raise ClipbiasError("there is no training image; check the data folder and the class selection.")
+    return max(1, examples // batch_size)
+
+
+def train_batches(
+    split: Split | Images,
+    *,
+    image_size: int,
+    batch_size: int,
+    seed: int,
+    epochs: int,
+    start_step: int = 0,
+    shard: tuple[int, int] = (0, 1),
+    workers: int | None = None,
+    cache_bytes: int = DEFAULT_CACHE_BYTES,
+) -> Batches:
+    """Shuffled, augmented batches of all epochs, from step `start_step` on.
+
+    Args:
+      split: The training images; an `Images` shares its decoded cache between calls.
+      image_size: R, the side of the model's input.
+      batch_size: B over all hosts. A set smaller than this gives one batch of its own size per epoch.
+      seed: Keys the order and the augmentations.
+      epochs: Passes over the data.
+      start_step: Steps already done, counted over all epochs; continuing costs nothing.
+      shard: (index, count) of this host; it gets the rows `index * B / count` and following of every batch.
+      workers: Decoding threads; None takes one per core. Does not change the batches.
+      cache_bytes: Decoded images are kept up to this size; ignored where `split` is an `Images`.
+
+    Returns:
+      An iterator of {"images": uint8 [B, R, R, 3], "labels": int32 [B]}, with B this host's share.
+    """
+    images = Images.of(split, cache_bytes=cache_bytes)
+    size = len(images)
+    steps = steps_per_epoch(size, batch_size)
+    batch_size = min(batch_size, size)
+    index, count = shard
+    if batch_size % count:
+        raise ClipbiasError(
+            f"a batch of {batch_size} images cannot be shared evenly by {count} hosts; "
+            f"choose a batch size (and no fewer training images) that is a multiple of {count}."
+        )
+    local = batch_size // count
+    order = functools.lru_cache(maxsize=4)(lambda epoch: epoch_order(seed, epoch, size))
+
+    def example(position: int) -> Batch:
+        step, row = divmod(position, local)
+        epoch, step = divmod(step, steps)
+        chosen = int(order(epoch)[step * batch_size + index * local + row])
+        image = transforms.train_image(
+            images.decoded(chosen), augmentation_rng(seed, epoch, chosen), image_size
+        )
+        return {"images": image, "labels": images.labels[chosen]}
+
+    positions = grain.MapDataset.range(start_step * local, epochs * steps * local)
+    return Batches(_run(positions, example, local, workers), images)
+
+
+def test_batches(
+    split: Split | Images,
+    *,
+    image_size: int,
+    batch_size: int,
+    shard: tuple[int, int] = (0, 1),
+    on_error: str = "raise",
+    workers: int | None = None,
+    cache_bytes: int = 0,
+) -> Batches:
+    """Every image once, in list order; the last batch is filled up and masked.
+
+    Args:
+      split: The images to evaluate.
+      image_size: R, the side of the model's input.
+      batch_size: B over all hosts, a multiple of their number.
+      shard: (index, count) of this host; it gets the rows `index * B / count` and following of every batch.
+      on_error: "raise" stops at an unreadable image; "skip" masks it out, logs it and counts it in `skipped`.
+      workers: Decoding threads; None takes one per core.
+      cache_bytes: Decoded images are kept up to this size; ignored where `split` is an `Images`.
+
+    Returns:
+      An iterator of {"images": uint8 [B, R, R, 3], "labels": int32 [B], "mask": bool [B]}; a masked row is
+      black and has label 0.
+    """
+    if on_error not in ("raise", "skip"):
+        raise ClipbiasError(f"on_error is {on_error!r}; it must be 'raise' or 'skip'.")
+    images = Images.of(split, cache_bytes=cache_bytes)
+    index, count = shard
+    if batch_size % count:
+        raise ClipbiasError(f"batch size {batch_size} is not a multiple of the number of hosts, {count}.")
+    local = batch_size // count
+    black = np.zeros((image_size, image_size, 3), np.uint8)
+    nothing = {"images": black, "labels": np.int32(0), "mask": np.bool_(False)}
+
+    def example(position: int) -> Batch:
+        step, row = divmod(position, local)
+        chosen = step * batch_size + index * local + row
+        if chosen >= len(images):
+            return nothing
+        try:
+            image = transforms.test_image(images.decoded(chosen), image_size)
+        except ClipbiasError as error:
+            if on_error == "raise":
+                raise
+            images.note_unreadable(chosen, error)
+            return nothing
+        return {"images": image, "labels": images.labels[chosen], "mask": np.bool_(True)}
+
+    steps = -(-len(images) // batch_size)
+    positions = grain.MapDataset.range(0, steps * local)
+    return Batches(_run(positions, example, local, workers), images)
+
+
+def readable(images: Images, *, workers: int | None = None) -> Images:
+    """`images` without those that cannot be decoded; how many were left out is logged.
+
+    Decodes every image once, filling the cache; meant for few-shot sets. What is left keeps the cache.
+    """
+
+    def probe(index: int) -> np.int64:
+        try:
+            images.decoded(index)
+        except ClipbiasError as error:
+            images.note_unreadable(index, error)
+            return np.int64(-1)
+        return np.int64(index)
+
+    found = _read_ahead(grain.MapDataset.range(0, len(images)).map(probe), workers, 64)
+    kept = [int(index) for index in found if index >= 0]
+    if len(kept) == len(images):
+        return images
+    logging.warning("Left out %d unreadable of %d training images.", len(images) - len(kept), len(images))
+    return images.subset(kept)
+
+
+def _generator(seed: int, epoch: int, *, stream: int) -> np.random.Generator:
+    # Philox is keyed, not seeded: two 64-bit words, no hashing, no state to carry.
+    key = np.array([seed & (2**64 - 1), (epoch << 40) + stream], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key))
+
+
+def _run(positions: "grain.MapDataset", example, batch_size: int, workers: int | None) -> Iterator[Batch]:
+    dataset = _read_ahead(positions.map(example), workers, PREFETCH * batch_size)
+    return iter(dataset.batch(batch_size, drop_remainder=True))
+
+
+def _read_ahead(dataset: "grain.MapDataset", workers: int | None, elements: int) -> "grain.IterDataset":
+    options = grain.ReadOptions(
+        num_threads=workers or default_workers(), prefetch_buffer_size=max(1, elements)
+    )
+    return dataset.to_iter_dataset(options)

@@ -1,0 +1,107 @@
+"""Image bytes to model-sized pixels, equal to torchvision's transforms on PIL images.
+
+Every resampling is Pillow's own bicubic filter with antialiasing, so that, given the same crop, the pixels
+equal those of `torchvision.transforms.RandomResizedCrop`, `Resize` and `CenterCrop` on a PIL image to the
+bit. Arrays are uint8 RGB; scaling and normalisation happen with the model.
+"""
+
+import io
+import math
+
+import numpy as np
+from PIL import Image
+
+from clipbias.errors import ClipbiasError
+
+SCALE = (0.08, 1.0)  # share of the image area that a training crop covers
+RATIO = (3 / 4, 4 / 3)  # width over height of a training crop
+ATTEMPTS = 10
+
+
+def decode(encoded: bytes, key: str) -> np.ndarray:
+    """Encoded image to uint8 [h, w, 3].
+
+    As in the public CLIP adaptation code, this is `Image.open(...).convert("RGB")` and nothing more: the EXIF
+    orientation is not applied, transparency is dropped, an animation gives its first frame.
+
+    Args:
+      encoded: The file's bytes, in any format that Pillow reads.
+      key: The example's name, for the message.
+
+    Raises:
+      ClipbiasError: the bytes are not a whole image.
+    """
+    if not encoded:
+        raise ClipbiasError(
+            f"the image {key} is empty (0 bytes); replace the file or skip unreadable images."
+        )
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            return np.asarray(image.convert("RGB"))
+    # A damaged file makes Pillow's decoders raise nearly anything, from OSError to struct.error.
+    except Exception as error:
+        reason = (
+            str(error).replace("<_io.BytesIO object at ", "<").split("<")[0].strip() or type(error).__name__
+        )
+        raise ClipbiasError(
+            f"the image {key} cannot be decoded ({reason}); replace the file or skip unreadable images."
+        ) from error
+
+
+def random_resized_crop_box(
+    rng: np.random.Generator,
+    height: int,
+    width: int,
+    *,
+    scale: tuple[float, float] = SCALE,
+    ratio: tuple[float, float] = RATIO,
+) -> tuple[int, int, int, int]:
+    """A random box (top, left, height, width) inside an image, by torchvision's rule.
+
+    Ten tries of a random area and a log-uniform aspect ratio; if none fits, the largest central box whose
+    aspect ratio is in range.
+    """
+    area = height * width
+    for _ in range(ATTEMPTS):
+        target_area = area * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        box_width = round(math.sqrt(target_area * aspect))
+        box_height = round(math.sqrt(target_area / aspect))
+        if 0 < box_width <= width and 0 < box_height <= height:
+            top = int(rng.integers(0, height - box_height + 1))
+            left = int(rng.integers(0, width - box_width + 1))
+            return top, left, box_height, box_width
+    box_height, box_width = height, width
+    if width / height < ratio[0]:
+        box_height = round(width / ratio[0])
+    elif width / height > ratio[1]:
+        box_width = round(height * ratio[1])
+    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
+
+
+def resized_crop(image: np.ndarray, box: tuple[int, int, int, int], image_size: int) -> np.ndarray:
+    """Cuts `box` (top, left, height, width) out of `image` [h, w, 3] and resizes it to [R, R, 3]."""
+    top, left, height, width = box
+    # The copy keeps Pillow from seeing pixels outside the box: resize(box=...) would let the filter reach
+    # them.
+    cut = Image.fromarray(np.ascontiguousarray(image[top : top + height, left : left + width]))
+    return np.asarray(cut.resize((image_size, image_size), Image.Resampling.BICUBIC))
+
+
+def train_image(image: np.ndarray, rng: np.random.Generator, image_size: int) -> np.ndarray:
+    """Random resized crop and horizontal flip with probability one half: [h, w, 3] to [R, R, 3], uint8."""
+    box = random_resized_crop_box(rng, image.shape[0], image.shape[1])
+    cropped = resized_crop(image, box, image_size)
+    return cropped[:, ::-1] if rng.random() < 0.5 else cropped
+
+
+def test_image(image: np.ndarray, image_size: int) -> np.ndarray:
+    """Shorter side to R, centre crop: [h, w, 3] to [R, R, 3], uint8. Equal to CLIP's own preprocessing."""
+    height, width = image.shape[:2]
+    short, long = min(height, width), max(height, width)
+    resized_long = int(image_size * long / short)
+    size = (image_size, resized_long) if width <= height else (resized_long, image_size)
+    resized = Image.fromarray(np.ascontiguousarray(image)).resize(size, Image.Resampling.BICUBIC)
+    left = round((size[0] - image_size) / 2)
+    top = round((size[1] - image_size) / 2)
+    return np.asarray(resized.crop((left, top, left + image_size, top + image_size)))
