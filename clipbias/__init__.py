@@ -1,0 +1,31 @@
+"""Adapt CLIP with prompts or biases, and see why it works.
+
+    clip = clipbias.load("demo")
+    task = clipbias.Task(clip, "bias", class_names)
+    learnables = task.init(seed=0)
+    logits = task.logits(clip.params, learnables, images)
+
+Names are imported when first used, so that `import clipbias` is quick and touches no device.
+"""
+
+import importlib
+from typing import Any
+
+_HOME = {
+    "Adaptation": "clipbias.tuning",
+    "ClipbiasError": "clipbias.errors",
+    "Task": "clipbias.tuning",
+    "load": "clipbias.clip",
+}
+
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'clipbias' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

@@ -13,8 +13,8 @@ class Adaptation:
     Attributes:
       text_context: `[T, Dt]`, or `[C, T, Dt]` with one context per class. Replaces the token embeddings of the context
         positions, before position embeddings are added.
-      text_prompts: `[depth - 1, T, Dt]`. Row `i - 1` replaces the context tokens at the input of block `i`, nothing added;
-        from block `depth` on nothing is replaced.
+      text_prompts: `[depth - 1, T, Dt]`. Row `i - 1` replaces the context tokens at the input of block `i`, nothing
+        added; from block `depth` on nothing is replaced.
       vision_prompts: `[depth, V, Dv]`. Row 0 is appended after the position embeddings and before the pre-LayerNorm;
         row `i` replaces the prompt tokens at the input of block `i`.
       text_bias: `[Lt, Dt]`, added to every token after each block, the last one included.

@@ -49,7 +49,9 @@ class Clip:
     stored_dtype: str = "float32"
 
     def tokenize(self, texts: Sequence[str]) -> np.ndarray:
-        """`[SOS] text [EOS]` ids, int32 `[n, N]`, padded with 0 as far as the longest. Raises `ClipbiasError` if too long."""
+        """`[SOS] text [EOS]` ids, int32 `[n, N]`, padded with 0 as far as the longest. Raises `ClipbiasError` if too
+        long.
+        """
         return tokenizer.tokenize(self.tokenizer, texts, self.config.text.context_length)
 
     def save(self, folder: str | os.PathLike, params: Params | None = None) -> None:
@@ -71,23 +73,17 @@ def load(source: str | os.PathLike, *, dtype: str = "float32") -> Clip:
     folder = find(source)
     config_path = folder / "config.json"
     if not config_path.exists():
-        raise ClipbiasError(
-            f"{folder} has no config.json; expected a CLIP model in Hugging Face format there."
-        )
+        raise ClipbiasError(f"{folder} has no config.json; expected a CLIP model in Hugging Face format there.")
     transformers = _transformers()
     try:
         raw = json.loads(config_path.read_text(encoding="utf-8"))
         if raw.get("model_type") not in ("clip", None):
-            raise ClipbiasError(
-                f"{config_path} describes a {raw['model_type']!r} model; clipbias loads 'clip' models."
-            )
+            raise ClipbiasError(f"{config_path} describes a {raw['model_type']!r} model; clipbias loads 'clip' models.")
         hf_config = transformers.CLIPConfig(**raw)
     except (ValueError, TypeError, AttributeError) as error:
         if isinstance(error, ClipbiasError):
             raise
-        raise ClipbiasError(
-            f"{config_path} is not a CLIP configuration ({error}); fetch it again."
-        ) from error
+        raise ClipbiasError(f"{config_path} is not a CLIP configuration ({error}); fetch it again.") from error
     text_tokenizer = _load_tokenizer(folder)
     config = from_hugging_face(hf_config, text_tokenizer.eos_token_id)
     params, stored_dtype, fingerprint = _load_weights(folder, config)
@@ -163,9 +159,7 @@ def weight_files(folder: Path) -> list[Path]:
         return [folder / WEIGHTS]
     if (folder / INDEX).exists():
         try:
-            names = sorted(
-                set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
-            )
+            names = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ClipbiasError(f"{folder / INDEX} is not a safetensors index; fetch it again.") from error
         for name in names:

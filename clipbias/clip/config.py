@@ -28,9 +28,7 @@ class TowerConfig:
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
-            raise ClipbiasError(
-                f"the width {self.width} cannot be divided among {self.heads} attention heads."
-            )
+            raise ClipbiasError(f"the width {self.width} cannot be divided among {self.heads} attention heads.")
         if self.activation not in ("quick_gelu", "gelu"):
             raise ClipbiasError(f"unknown activation {self.activation!r}; CLIP uses 'quick_gelu' or 'gelu'.")
 
@@ -96,9 +94,7 @@ def from_hugging_face(config: Any, eos_token_id: int | None = None) -> ClipConfi
             f"image size {vision.image_size} is not a multiple of patch size {vision.patch_size} in config.json."
         )
     if vision.num_channels != 3:
-        raise ClipbiasError(
-            f"config.json asks for {vision.num_channels} image channels; only RGB (3) is supported."
-        )
+        raise ClipbiasError(f"config.json asks for {vision.num_channels} image channels; only RGB (3) is supported.")
     return ClipConfig(
         vision=VisionConfig(**tower(vision), image_size=vision.image_size, patch_size=vision.patch_size),
         text=TextConfig(

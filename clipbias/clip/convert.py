@@ -132,9 +132,7 @@ def from_tensors(
     expected = {name: row.save(view).shape for row, name, view in _pieces(config, tree)}
     problems = [f"missing: {name} {shape}" for name, shape in expected.items() if name not in shapes]
     problems += [
-        f"unexpected: {name} {tuple(shapes[name])}"
-        for name in shapes
-        if name not in expected and name not in IGNORED
+        f"unexpected: {name} {tuple(shapes[name])}" for name in shapes if name not in expected and name not in IGNORED
     ]
     problems += [
         f"wrong shape: {name} is {tuple(shapes[name])}, the configuration asks for {shape}"

@@ -47,7 +47,9 @@ def split_heads(x: jax.Array, heads: int) -> jax.Array:
 
 
 def attention_probabilities(q: jax.Array, k: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """`softmax(q kᵀ / √K)` in float32. `q [B, N, H, K]`, `k [B, N', H, K]` to `[B, H, N, N']`; `mask` True where allowed."""
+    """`softmax(q kᵀ / √K)` in float32. `q [B, N, H, K]`, `k [B, N', H, K]` to `[B, H, N, N']`; `mask` True where
+    allowed.
+    """
     scores = jnp.einsum("BNHK,BMHK->BHNM", q * q.shape[-1] ** -0.5, k).astype(jnp.float32)
     if mask is not None:
         scores = jnp.where(mask, scores, -jnp.inf)
@@ -55,12 +57,12 @@ def attention_probabilities(q: jax.Array, k: jax.Array, mask: jax.Array | None) 
 
 
 def fused_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool) -> jax.Array:
-    """Attention without its probabilities: `[B, N, H, K]` each. cuDNN's kernel in half precision on a GPU, XLA's elsewhere."""
+    """Attention without its probabilities: `[B, N, H, K]` each. cuDNN's kernel in half precision on a GPU, XLA's
+    elsewhere.
+    """
     half = q.dtype in (jnp.bfloat16, jnp.float16)
     use_cudnn = half and jax.default_backend() == "gpu" and q.shape[-1] <= 128 and q.shape[1] == k.shape[1]
-    return jax.nn.dot_product_attention(
-        q, k, v, is_causal=causal, implementation="cudnn" if use_cudnn else "xla"
-    )
+    return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="cudnn" if use_cudnn else "xla")
 
 
 def mlp(x: jax.Array, weights: Weights, config: TowerConfig) -> jax.Array:
@@ -83,9 +85,7 @@ def block(
         is this function's business alone: the rest of a block acts on each token by itself.
     """
     normed = layer_norm(x, weights["norm1"], config.layer_norm_epsilon)
-    q, k, v = (
-        split_heads(part, config.heads) for part in jnp.split(dense(normed, weights["qkv"]), 3, axis=-1)
-    )
+    q, k, v = (split_heads(part, config.heads) for part in jnp.split(dense(normed, weights["qkv"]), 3, axis=-1))
     x = x + dense(attend(q, k, v).reshape(x.shape), weights["out"])
     return x + mlp(x, weights, config)
 
@@ -97,7 +97,8 @@ def block_rows(
     take: Callable[[jax.Array], jax.Array],
     attend: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
 ) -> jax.Array:
-    """`take(block(x))`, computing queries, projection and MLP for the taken rows only: the last block is read at one row.
+    """`take(block(x))`, computing queries, projection and MLP for the taken rows only: the last block is read at one
+    row.
 
     Args:
       x: tokens `[..., D]`.

@@ -1,8 +1,8 @@
 """The text tower with every distinct token computed once: the same features, several times less work.
 
 Three exact savings, all from the causal mask:
-- Tokens after a text's end-of-text token change nothing, so they are left out, text by text: the tokens of all texts lie
-  one after another on one axis, without padding. Everything in a block but attention acts on single tokens.
+- Tokens after a text's end-of-text token change nothing, so they are left out, text by text: the tokens of all texts
+  lie one after another on one axis, without padding. Everything in a block but attention acts on single tokens.
 - The leading tokens that all texts share (SOS and the context) are the same at every layer: they are computed once, and
   every text attends to the same keys and values.
 - The last block is computed at the end-of-text rows only.
@@ -28,14 +28,17 @@ from clipbias.clip.text import TextTokens, check_text, put_context, read_text, t
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PackedTokens:
-    """Prompt texts of `C` classes without repetition or padding. `G` groups, `P` shared leading tokens, then `U` others.
+    """Prompt texts of `C` classes without repetition or padding. `G` groups, `P` shared leading tokens, then `U`
+    others.
 
     Attributes:
       ids, positions, context_rows, classes: int32 `[G, P + U]`: token id, position in its text, context row (-1: none)
         and class of every token.
-      slots: int32 `[G, Cg, S]`: where token `P + s` of each of the group's `Cg` classes lies among the `U`; free slots hold 0.
+      slots: int32 `[G, Cg, S]`: where token `P + s` of each of the group's `Cg` classes lies among the `U`; free slots
+        hold 0.
       places: int32 `[G, U]`: the inverse, an index into the flattened `[Cg, S]`.
-      eos: int32 `[G, Cg]`: the slot `s` of each class's end-of-text token, -1 where a group has fewer classes than another.
+      eos: int32 `[G, Cg]`: the slot `s` of each class's end-of-text token, -1 where a group has fewer classes than
+        another.
       order: int32 `[C]`: each class's index into the flattened `[G, Cg]`.
       shared: `P`.
       context_is_shared: whether all context tokens are among the first `P`.

@@ -2,7 +2,8 @@
 
 vision: patch_embedding [p·p·3, Dv], class_embedding [Dv], position_embedding [1 + M, Dv], pre_norm, layers, post_norm,
         projection [Dv, d]
-text:   token_embedding [vocabulary, Dt], position_embedding [context_length, Dt], layers, final_norm, projection [Dt, d]
+text:   token_embedding [vocabulary, Dt], position_embedding [context_length, Dt], layers, final_norm, projection [Dt,
+  d]
 logit_scale: scalar (a logarithm)
 """
 
@@ -92,8 +93,8 @@ def abstract_params(config: ClipConfig) -> Params:
 class ClipModule(nn.Module):
     """CLIP as a Flax module, for training loops built on `init` and `apply`: a shell over the pure functions.
 
-    `ClipModule(config).apply({"params": params}, images, ids)` gives image features `[B, d]` and text features `[C, d]`, both
-    not normalised; `params` is the tree that every function of this package takes.
+    `ClipModule(config).apply({"params": params}, images, ids)` gives image features `[B, d]` and text features `[C,
+    d]`, both not normalised; `params` is the tree that every function of this package takes.
     """
 
     config: ClipConfig

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 def with_precision(encode: Callable[..., Any]) -> Callable[..., Any]:
     """Runs a function with full float32 products when its `dtype` is float32.
 
-    GPUs (TF32) and TPUs (bfloat16 passes) round float32 products unless asked not to. Gradients inherit the choice, since
-    it is part of each product. In half precision the device's default holds.
+    GPUs (TF32) and TPUs (bfloat16 passes) round float32 products unless asked not to. Gradients inherit the choice,
+    since it is part of each product. In half precision the device's default holds.
     """
 
     @functools.wraps(encode)

@@ -36,9 +36,7 @@ def read_preprocessing(folder: Path, image_size: int) -> Preprocessing:
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise ValueError("mean and std need three values each")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ClipbiasError(
-            f"{path} is not a CLIP preprocessor configuration ({error}); fetch it again."
-        ) from error
+        raise ClipbiasError(f"{path} is not a CLIP preprocessor configuration ({error}); fetch it again.") from error
     return Preprocessing(image_size, mean, std)
 
 

@@ -54,9 +54,7 @@ def context_width(adaptation: Adaptation) -> int:
     return 0
 
 
-def put_context(
-    embeddings: jax.Array, context: jax.Array | None, rows: jax.Array, classes: jax.Array
-) -> jax.Array:
+def put_context(embeddings: jax.Array, context: jax.Array | None, rows: jax.Array, classes: jax.Array) -> jax.Array:
     """Replaces token embeddings `[..., D]` by context rows where `rows [...] >= 0`.
 
     Args:
@@ -76,9 +74,7 @@ def check_text(adaptation: Adaptation, config: ClipConfig, classes: int, tokens:
     check_prompts(adaptation.text_prompts, geometry, "text_prompts", extra=1)
     check_bias(adaptation.text_bias, geometry, "text_bias")
     if tokens > geometry.context_length:
-        raise ClipbiasError(
-            f"the texts have {tokens} tokens; this model reads at most {geometry.context_length}."
-        )
+        raise ClipbiasError(f"the texts have {tokens} tokens; this model reads at most {geometry.context_length}.")
     if context is None:
         return
     if context.shape[-1] != geometry.width or context.ndim not in (2, 3):
@@ -86,9 +82,7 @@ def check_text(adaptation: Adaptation, config: ClipConfig, classes: int, tokens:
             f"text_context has shape {context.shape}; expected [T, {geometry.width}] or [C, T, {geometry.width}]."
         )
     if context.ndim == 3 and context.shape[0] != classes:
-        raise ClipbiasError(
-            f"text_context holds contexts of {context.shape[0]} classes; the task has {classes}."
-        )
+        raise ClipbiasError(f"text_context holds contexts of {context.shape[0]} classes; the task has {classes}.")
 
 
 def text_layers(params: Mapping[str, Any], adaptation: Adaptation, dtype: jnp.dtype) -> tower.LayerInput:
@@ -164,7 +158,5 @@ def encode_text(
     if taps is None and observe is None and intervene is None:
         rows, observed = tower.run_fused(inputs, config.text, remat=remat), None
     else:
-        rows, observed = tower.run_explicit(
-            inputs, config.text, taps=taps, observe=observe, intervene=intervene
-        )
+        rows, observed = tower.run_explicit(inputs, config.text, taps=taps, observe=observe, intervene=intervene)
     return read_text(params, config, rows), observed

@@ -1,8 +1,9 @@
 """A stack of blocks as one scan over layers, the same for both towers.
 
-A tower runs in three parts that callers may use one by one: *embed* (in `vision.py` and `text.py`) makes a `TowerInput`,
-`layer` advances its tokens by one block, and a *readout* takes the feature's row. Nothing is patched to look inside: `layer`
-returns a `LayerView` of what it computed, and `observe` reduces it while the scan runs.
+A tower runs in three parts that callers may use one by one: *embed* (in `vision.py` and `text.py`) makes a
+  `TowerInput`,
+`layer` advances its tokens by one block, and a *readout* takes the feature's row. Nothing is patched to look inside:
+`layer` returns a `LayerView` of what it computed, and `observe` reduces it while the scan runs.
 """
 
 import dataclasses
@@ -44,7 +45,8 @@ class TowerInput:
     Attributes:
       tokens: `[B, N, D]`.
       layers: a `LayerInput` whose leaves are stacked on axis `L`.
-      prompt_rows: int32 `[N]` or `[B, N]`: which prompt row may replace each token, -1 for none; `None` without prompts.
+      prompt_rows: int32 `[N]` or `[B, N]`: which prompt row may replace each token, -1 for none; `None` without
+        prompts.
       readout: int32 `[B]`: the row whose output is the feature (`[cls]`: 0, text: the end-of-text token).
       causal: whether token `i` sees only tokens up to `i`.
     """
@@ -186,13 +188,12 @@ def run_explicit(
     return take_rows(tokens, tower.readout), observed
 
 
-def run_fused(
-    tower: TowerInput, config: TowerConfig, *, remat: Callable[..., Any] | None = None
-) -> jax.Array:
+def run_fused(tower: TowerInput, config: TowerConfig, *, remat: Callable[..., Any] | None = None) -> jax.Array:
     """Runs all blocks where nobody asks for probabilities; the last one only at the readout row. Returns `[B, D]`.
 
     Args:
-      remat: a `jax.checkpoint_policies` policy that says what the backward pass keeps of each block, or `None` to keep all.
+      remat: a `jax.checkpoint_policies` policy that says what the backward pass keeps of each block, or `None` to keep
+        all.
     """
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:

@@ -39,9 +39,7 @@ def embed_image(
     weights, geometry = params["vision"], config.vision
     expected = (geometry.image_size, geometry.image_size, 3)
     if images.ndim != 4 or images.shape[1:] != expected:
-        raise ClipbiasError(
-            f"images have shape {images.shape}; this model takes [B, {expected[0]}, {expected[1]}, 3]."
-        )
+        raise ClipbiasError(f"images have shape {images.shape}; this model takes [B, {expected[0]}, {expected[1]}, 3].")
     prompts = check_prompts(adaptation.vision_prompts, geometry, "vision_prompts")
     patches = patchify(images.astype(dtype), geometry.patch_size) @ weights["patch_embedding"].astype(dtype)
     cls = jnp.broadcast_to(weights["class_embedding"].astype(dtype), (images.shape[0], 1, geometry.width))
@@ -110,9 +108,7 @@ def encode_image(
     if taps is None and observe is None and intervene is None:
         rows, observed = tower.run_fused(inputs, config.vision, remat=remat), None
     else:
-        rows, observed = tower.run_explicit(
-            inputs, config.vision, taps=taps, observe=observe, intervene=intervene
-        )
+        rows, observed = tower.run_explicit(inputs, config.vision, taps=taps, observe=observe, intervene=intervene)
     return read_image(params, config, rows), observed
 
 

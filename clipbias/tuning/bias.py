@@ -1,0 +1,31 @@
+"""Bias tuning (Ma et al. 2023, arXiv 2312.11570): one learnable embedding per layer, added to every token."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from clipbias.clip import Adaptation, Clip
+from clipbias.tuning.method import Learnables, Method
+
+
+@dataclasses.dataclass(frozen=True)
+class BiasTuning(Method):
+    """`x ← block_l(x) + b_l`, in both towers, for every token, before the final LayerNorm.
+
+    If prompts act as a bias of the dataset, the bias alone should do as well: this is that bias, and nothing else.
+
+    Attributes:
+      vision_tower, text_tower: which towers get biases.
+    """
+
+    vision_tower: bool = True
+    text_tower: bool = True
+
+    def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
+        towers = {"vision": (self.vision_tower, clip.config.vision), "text": (self.text_tower, clip.config.text)}
+        return {f"{name}_bias": jnp.zeros((t.layers, t.width)) for name, (chosen, t) in towers.items() if chosen}
+
+    def adapt(self, learnables: Learnables) -> Adaptation:
+        return Adaptation(**learnables)

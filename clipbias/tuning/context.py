@@ -1,0 +1,40 @@
+"""Learned contexts: how they start, and the text that keeps their places."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from clipbias.clip import Clip
+from clipbias.clip.tokenizer import encode
+from clipbias.errors import ClipbiasError
+from clipbias.tuning.method import PromptText
+
+STANDARD_DEVIATION = 0.02  # of every randomly initialised prompt token
+
+
+def random_prompts(rng: jax.Array, *shape: int) -> jax.Array:
+    """Prompt tokens at N(0, 0.02)."""
+    return STANDARD_DEVIATION * jax.random.normal(rng, shape)
+
+
+def word_ids(words: str, clip: Clip) -> Sequence[int]:
+    """Token ids of the initial words of a context."""
+    return encode(clip.tokenizer, [words])[0]
+
+
+def initial_context(rng: jax.Array, clip: Clip, words: str, tokens: int) -> jax.Array:
+    """`[T, Dt]`: the embeddings of the first `T` tokens of `words`; N(0, 0.02) if there are no or too few words."""
+    ids = word_ids(words, clip)
+    if 0 < tokens <= len(ids):
+        return jnp.asarray(clip.params["text"]["token_embedding"])[jnp.asarray(ids[:tokens])].astype(jnp.float32)
+    return random_prompts(rng, tokens, clip.config.text.width)
+
+
+def context_text(clip: Clip, words: str, tokens: int, position: str = "end") -> PromptText:
+    """The prompt text around a context of `T` tokens: the words themselves, or as many placeholders "X"."""
+    if position not in ("end", "middle", "front"):
+        raise ClipbiasError(f"unknown class-name position {position!r}; choose 'end', 'middle' or 'front'.")
+    if tokens > len(word_ids(words, clip)):
+        words = " ".join(["X"] * tokens)
+    return PromptText((f"{words} {{}}.",), context_tokens=tokens, position=position)

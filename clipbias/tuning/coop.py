@@ -1,0 +1,40 @@
+"""CoOp (Zhou et al. 2022, Learning to Prompt for Vision-Language Models): a learned context in the prompt text."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from clipbias.clip import Adaptation, Clip
+from clipbias.tuning.context import context_text, initial_context
+from clipbias.tuning.method import WORDS, Learnables, Method, PromptText
+
+
+@dataclasses.dataclass(frozen=True)
+class CoOp(Method):
+    """Replaces the embeddings of the context words `[T, Dt]`, before position embeddings are added.
+
+    Attributes:
+      tokens: `T`. Up to the number of `words`, the context starts from them; beyond, at N(0, 0.02) with placeholders.
+      words: initial context.
+      class_specific: one context per class, `[C, T, Dt]`.
+      position: where the class name stands: "end", "middle" or "front".
+    """
+
+    tokens: int = 4
+    words: str = WORDS
+    class_specific: bool = False
+    position: str = "end"
+
+    def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
+        if not self.class_specific:
+            return {"text_context": initial_context(rng, clip, self.words, self.tokens)}
+        keys = jax.random.split(rng, len(class_names))
+        return {"text_context": jnp.stack([initial_context(key, clip, self.words, self.tokens) for key in keys])}
+
+    def adapt(self, learnables: Learnables) -> Adaptation:
+        return Adaptation(text_context=learnables["text_context"])
+
+    def text(self, template: str, clip: Clip) -> PromptText:
+        return context_text(clip, self.words, self.tokens, self.position)

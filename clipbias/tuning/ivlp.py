@@ -1,0 +1,53 @@
+"""IVLP: independent vision-language prompting (Khattak et al. 2023, the baseline of MaPLe and PromptSRC)."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+
+from clipbias.clip import Adaptation, Clip
+from clipbias.tuning.context import context_text, initial_context, random_prompts
+from clipbias.tuning.method import WORDS, Learnables, Method, PromptText
+
+
+@dataclasses.dataclass(frozen=True)
+class IVLP(Method):
+    """Deep prompts in both towers, learned independently.
+
+    Text: row 0 starts from the first `T` tokens of the words and gets position embeddings; row `i` at N(0, 0.02)
+      replaces
+    tokens `1 … T` at block `i`'s input. Vision: as `VPT`. From block `depth` on nothing is replaced.
+
+    Attributes:
+      text_tokens: `T`; 0 leaves the text as it is.
+      vision_tokens: `V`; 0 leaves the images as they are.
+      depth: layers that get prompts of their own, at most each tower's; `None` all of them (the paper).
+      text_depth, vision_depth: the same for one tower.
+      words: initial context.
+    """
+
+    text_tokens: int = 4
+    vision_tokens: int = 4
+    depth: int | None = None
+    text_depth: int | None = None
+    vision_depth: int | None = None
+    words: str = WORDS
+
+    def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
+        text, vision = clip.config.text, clip.config.vision
+        context, deep, visual = jax.random.split(rng, 3)
+        learnables = {}
+        if self.text_tokens:
+            depth = min(self.text_depth or self.depth or text.layers, text.layers)
+            learnables["text_context"] = initial_context(context, clip, self.words, self.text_tokens)
+            learnables["text_prompts"] = random_prompts(deep, depth - 1, self.text_tokens, text.width)
+        if self.vision_tokens:
+            depth = min(self.vision_depth or self.depth or vision.layers, vision.layers)
+            learnables["vision_prompts"] = random_prompts(visual, depth, self.vision_tokens, vision.width)
+        return learnables
+
+    def adapt(self, learnables: Learnables) -> Adaptation:
+        return Adaptation(**learnables)
+
+    def text(self, template: str, clip: Clip) -> PromptText:
+        return context_text(clip, self.words, self.text_tokens)

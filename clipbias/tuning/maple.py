@@ -1,0 +1,62 @@
+"""MaPLe (Khattak et al. 2023, Multi-modal Prompt Learning): vision prompts are linear maps of the text prompts."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from clipbias.clip import Adaptation, Clip
+from clipbias.tuning.context import context_text, initial_context, random_prompts
+from clipbias.tuning.method import WORDS, Learnables, Method, PromptText
+
+
+@dataclasses.dataclass(frozen=True)
+class MaPLe(Method):
+    """Text prompts `p_i [T, Dt]` per layer, and vision prompts `p_i W_i + b_i [T, Dv]`, row 0's map too.
+
+    Attributes:
+      tokens: `T`, the same in both towers.
+      depth: layers that get prompts of their own, at most the shallower tower's.
+      words: initial context.
+    """
+
+    tokens: int = 2
+    depth: int = 9
+    words: str = WORDS
+
+    def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
+        text, vision = clip.config.text, clip.config.vision
+        depth = min(self.depth, text.layers, vision.layers)
+        context, deep, first, others = jax.random.split(rng, 4)
+
+        def linear(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+            # torch.nn.Linear's own initialisation.
+            kernel, bias = jax.random.split(key)
+            bound = text.width**-0.5
+            return (
+                jax.random.uniform(kernel, (text.width, vision.width), minval=-bound, maxval=bound),
+                jax.random.uniform(bias, (vision.width,), minval=-bound, maxval=bound),
+            )
+
+        # The maps of deeper layers start as copies of one map.
+        kernels, biases = zip(*(linear(key) for key in [first] + [others] * (depth - 1)), strict=True)
+        return {
+            "text_context": initial_context(context, clip, self.words, self.tokens),
+            "text_prompts": random_prompts(deep, depth - 1, self.tokens, text.width),
+            "projection_kernel": jnp.stack(kernels),
+            "projection_bias": jnp.stack(biases),
+        }
+
+    def adapt(self, learnables: Learnables) -> Adaptation:
+        context, prompts = learnables["text_context"], learnables["text_prompts"]
+        text = jnp.concatenate([context[None], prompts])
+        vision = jnp.einsum("LTD,LDE->LTE", text, learnables["projection_kernel"], precision="highest")
+        return Adaptation(
+            text_context=context,
+            text_prompts=prompts,
+            vision_prompts=vision + learnables["projection_bias"][:, None],
+        )
+
+    def text(self, template: str, clip: Clip) -> PromptText:
+        return context_text(clip, self.words, self.tokens)

@@ -1,0 +1,57 @@
+"""What an adaptation method is: `init`, `adapt`, and the text it wants."""
+
+import abc
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from clipbias.clip import Adaptation, Clip
+
+Learnables = Mapping[str, Any]
+
+WORDS = "a photo of a"
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptText:
+    """The text a method puts each class name into.
+
+    Attributes:
+      templates: one or more, each with `{}` for the class name. Several are averaged as unit-length features.
+      context_tokens: how many tokens `T` after SOS are context that the method may replace.
+      position: where the class name stands among the context: "end", "middle" or "front".
+    """
+
+    templates: tuple[str, ...]
+    context_tokens: int = 0
+    position: str = "end"
+
+
+@dataclasses.dataclass(frozen=True)
+class Method(abc.ABC):
+    """Base of all methods: a frozen dataclass whose fields are the method's options.
+
+    A method holds no arrays. `init` makes its learnables, a dictionary of arrays; `adapt` turns them into the
+    `Adaptation` that the frozen model accepts. Keys that start with `text` or `vision` count as that tower's
+    parameters.
+    """
+
+    @abc.abstractmethod
+    def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
+        """Initial learnables.
+
+        Args:
+          rng: a `jax.random.key`.
+          clip: the frozen model: geometry, token embeddings, tokenizer.
+          class_names: the `C` classes as given, before `_` becomes a space.
+        """
+
+    @abc.abstractmethod
+    def adapt(self, learnables: Learnables) -> Adaptation:
+        """Learnables to additions. Pure: it is traced, differentiated and vectorised."""
+
+    def text(self, template: str, clip: Clip) -> PromptText:
+        """The prompt text, given the dataset's own `template`. By default "a photo of a {}." whatever the dataset."""
+        return PromptText((f"{WORDS} {{}}.",))

@@ -1,0 +1,146 @@
+"""A method bound to a frozen CLIP and class names: what a user calls."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from clipbias.clip import Clip, PackedTokens, TextTokens, pack
+from clipbias.clip.params import Params
+from clipbias.errors import ClipbiasError
+from clipbias.tuning.classifier import Classifier, Text, cross_entropy
+from clipbias.tuning.method import Learnables, Method
+from clipbias.tuning.prompt_tokens import prompt_texts, prompt_tokens
+from clipbias.tuning.registry import make_method
+
+DEFAULT_TEMPLATE = "a photo of a {}."
+
+
+class Task:
+    """A method bound to classes.
+
+    All computations are pure functions of `params` and `learnables`, to be jitted, differentiated, vectorised and
+    sharded by the caller. The frozen weights are an argument on purpose: a closure over them would become constants of
+    the program.
+
+        task = Task(clip, "bias", ["cat", "dog"])
+        learnables = task.init(seed=0)
+        logits = jax.jit(task.logits)(clip.params, learnables, images)
+
+    Attributes:
+      clip: the frozen model.
+      method: the method with its options.
+      class_names: the `C` classes, as given.
+      template: the dataset's own template, for methods that use it (zero-shot, TaskRes).
+      texts: the prompt texts, template after template.
+      tokens: their tokens, padded to the longest: `TextTokens`, `[n · C, N]`.
+      text: the same, every distinct token once: `PackedTokens`.
+      classifier: the mathematics without names.
+    """
+
+    def __init__(
+        self,
+        clip: Clip,
+        method: str | Method,
+        class_names: Sequence[str],
+        *,
+        template: str = DEFAULT_TEMPLATE,
+        dtype: str = "float32",
+        remat: Any = None,
+        groups: int = 1,
+        **options: Any,
+    ) -> None:
+        """Binds a method to classes.
+
+        Args:
+          clip: from `clipbias.load`.
+          method: a name (see `tuning.registry.make_method`) or a `Method`.
+          class_names: the classes; `_` counts as a space.
+          template: the dataset's own template, with `{}` for the class name.
+          dtype: compute type, "float32" or "bfloat16".
+          remat: a `jax.checkpoint_policies` policy for the backward pass.
+          groups: devices that share the classes (the size of the mesh's `data` axis).
+          **options: the method's options.
+
+        Raises:
+          ClipbiasError: unknown method or option, a name or template that cannot be used, a text that is too long.
+        """
+        if isinstance(method, str):
+            method = make_method(method, **options)
+        elif options:
+            raise ClipbiasError(f"options {sorted(options)} go with a method's name; this method already has its own.")
+        self.clip, self.method = clip, method
+        self.class_names, self.template = tuple(class_names), template
+        text = method.text(template, clip)
+        self.texts = tuple(t for one in text.templates for t in prompt_texts(self.class_names, one))
+        self.tokens: TextTokens = prompt_tokens(clip, self.class_names, text)
+        self.classifier = Classifier(clip.config, method, len(text.templates), dtype, remat)
+        shapes = jax.eval_shape(self._init, jax.random.key(0))
+        context = jax.eval_shape(method.adapt, shapes).text_context
+        specific = context is not None and len(context.shape) == 3
+        self.text: PackedTokens = pack(self.tokens, groups=groups, class_specific=specific)
+        self.shapes = shapes
+
+    def _init(self, rng: jax.Array) -> Learnables:
+        return self.method.init(rng, self.clip, self.class_names)
+
+    def init(self, seed: int = 0) -> Learnables:
+        """Initial learnables, a dictionary of float32 arrays."""
+        return self._init(jax.random.key(seed))
+
+    def logits(self, params: Params, learnables: Learnables, images: jax.Array, text: Text | None = None) -> jax.Array:
+        """`exp(logit_scale) · cos(f, g)`: `[B, C]`.
+
+        Args:
+          params: the frozen weights, `clip.params`.
+          learnables: as from `init`.
+          images: `[B, R, R, 3]` float32, normalised (`clip.preprocessing.normalize`).
+          text: what `fixed_text` returned, to skip a text tower that no learnable changes.
+        """
+        return self.classifier.logits(params, learnables, images, self.text if text is None else text)
+
+    def loss(
+        self,
+        params: Params,
+        learnables: Learnables,
+        images: jax.Array,
+        labels: jax.Array,
+        text: Text | None = None,
+    ) -> jax.Array:
+        """Mean cross-entropy of `logits` with integer `labels [B]`."""
+        return cross_entropy(self.logits(params, learnables, images, text), labels)
+
+    def class_features(self, params: Params, learnables: Learnables) -> jax.Array:
+        """Unit-length class features `[C, d]`."""
+        return self.classifier.class_features(params, learnables, self.text)
+
+    def image_features(self, params: Params, learnables: Learnables, images: jax.Array) -> jax.Array:
+        """Unit-length image features `[B, d]`."""
+        return self.classifier.image_features(params, learnables, images)
+
+    def fixed_text(self, params: Params, learnables: Learnables) -> Text:
+        """The text tower's features `[n · C, d]` where no learnable changes them, else the tokens."""
+        if self.classifier.changes_text(learnables):
+            return self.text
+        return _text_features(self.classifier, params, learnables, self.text)
+
+    def options(self) -> dict[str, Any]:
+        """The method's options as plain values."""
+        return {f.name: getattr(self.method, f.name) for f in dataclasses.fields(self.method)}
+
+
+@jax.jit(static_argnums=0)
+def _text_features(classifier: Classifier, params: Params, learnables: Learnables, text: Text) -> jax.Array:
+    return classifier.text_features(params, learnables, text)
+
+
+def parameter_count(learnables: Learnables) -> dict[str, int]:
+    """Number of learnable parameters: `total`, `vision`, `text`, and `shared` for what belongs to neither tower
+    alone.
+    """
+    counts = dict.fromkeys(("vision", "text", "shared"), 0)
+    for key, value in learnables.items():
+        tower = next((name for name in ("vision", "text") if key.startswith(name)), "shared")
+        counts[tower] += sum(leaf.size for leaf in jax.tree.leaves(value))
+    return {"total": sum(counts.values()), **counts}

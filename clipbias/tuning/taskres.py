@@ -1,0 +1,30 @@
+"""TaskRes (Yu et al. 2023, Task Residual for Tuning Vision-Language Models): a residual on the class features."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from clipbias.clip import Adaptation, Clip
+from clipbias.tuning.method import Learnables, Method, PromptText
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskRes(Method):
+    """`t' = t + α · residual`, where `t [C, d]` are the un-normalised features of the dataset's own template.
+
+    Attributes:
+      alpha: `α`; its authors take 0.5, and 1.0 for Flowers102.
+    """
+
+    alpha: float = 0.5
+
+    def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
+        return {"text_residual": jnp.zeros((len(class_names), clip.config.projection_width))}
+
+    def adapt(self, learnables: Learnables) -> Adaptation:
+        return Adaptation(text_residual=self.alpha * learnables["text_residual"])
+
+    def text(self, template: str, clip: Clip) -> PromptText:
+        return PromptText((template,))

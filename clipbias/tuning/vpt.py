@@ -1,0 +1,31 @@
+"""VPT (Jia et al. 2022, Visual Prompt Tuning) in CLIP's vision tower, deep or shallow."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+
+from clipbias.clip import Adaptation, Clip
+from clipbias.tuning.context import random_prompts
+from clipbias.tuning.method import Learnables, Method
+
+
+@dataclasses.dataclass(frozen=True)
+class VPT(Method):
+    """`V` prompt tokens per layer after the patches; the text side stays "a photo of a {}.".
+
+    Attributes:
+      tokens: `V`.
+      depth: number of layers that get prompts of their own, at most the tower's; 1 is the shallow variant, `None` all.
+    """
+
+    tokens: int = 4
+    depth: int | None = None
+
+    def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
+        vision = clip.config.vision
+        depth = min(self.depth or vision.layers, vision.layers)
+        return {"vision_prompts": random_prompts(rng, depth, self.tokens, vision.width)}
+
+    def adapt(self, learnables: Learnables) -> Adaptation:
+        return Adaptation(vision_prompts=learnables["vision_prompts"])

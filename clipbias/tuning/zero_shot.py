@@ -1,0 +1,30 @@
+"""Zero-shot CLIP (Radford et al. 2021): no learnables, the dataset's own template or an ensemble of templates."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+
+from clipbias.clip import Adaptation, Clip
+from clipbias.tuning.method import Learnables, Method, PromptText
+from clipbias.tuning.templates import choose_templates
+
+
+@dataclasses.dataclass(frozen=True)
+class ZeroShot(Method):
+    """CLIP as it is. An ensemble averages the normalised text features over templates and normalises again.
+
+    Attributes:
+      templates: "dataset" for the dataset's own, the name of an ensemble ("imagenet_select"), or templates with `{}`.
+    """
+
+    templates: str | tuple[str, ...] = "dataset"
+
+    def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
+        return {}
+
+    def adapt(self, learnables: Learnables) -> Adaptation:
+        return Adaptation()
+
+    def text(self, template: str, clip: Clip) -> PromptText:
+        return PromptText(choose_templates(self.templates, template))
