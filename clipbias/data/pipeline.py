@@ -128,9 +128,7 @@ def train_batches(
         step, row = divmod(position, local)
         epoch, step = divmod(step, steps)
         chosen = int(order(epoch)[step * batch_size + index * local + row])
-        image = transforms.train_image(
-            images.decoded(chosen), augmentation_rng(seed, epoch, chosen), image_size
-        )
+        image = transforms.train_image(images.decoded(chosen), augmentation_rng(seed, epoch, chosen), image_size)
         return {"images": image, "labels": images.labels[chosen]}
 
     positions = grain.MapDataset.range(start_step * local, epochs * steps * local)
@@ -214,9 +212,11 @@ def readable(images: Images, *, workers: int | None = None) -> Images:
 
 
 def _generator(seed: int, epoch: int, *, stream: int) -> np.random.Generator:
-    # Philox is keyed, not seeded: two 64-bit words, no hashing, no state to carry.
-    key = np.array([seed & (2**64 - 1), (epoch << 40) + stream], dtype=np.uint64)
-    return np.random.Generator(np.random.Philox(key=key))
+    # Philox is a keyed counter: the stream in the counter's last word keeps the streams of one key 2^192
+    # blocks apart.
+    key = np.array([seed & (2**64 - 1), epoch], dtype=np.uint64)
+    counter = np.array([0, 0, 0, stream], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
 def _run(positions: "grain.MapDataset", example, batch_size: int, workers: int | None) -> Iterator[Batch]:
@@ -225,7 +225,5 @@ def _run(positions: "grain.MapDataset", example, batch_size: int, workers: int |
 
 
 def _read_ahead(dataset: "grain.MapDataset", workers: int | None, elements: int) -> "grain.IterDataset":
-    options = grain.ReadOptions(
-        num_threads=workers or default_workers(), prefetch_buffer_size=max(1, elements)
-    )
+    options = grain.ReadOptions(num_threads=workers or default_workers(), prefetch_buffer_size=max(1, elements))
     return dataset.to_iter_dataset(options)

@@ -1,0 +1,109 @@
+"""Class folders in the layouts that people have, and broken ones."""
+
+import os
+
+import pytest
+
+from clipbias import data
+from clipbias.errors import ClipbiasError
+from tests.data.pictures import write
+
+
+def make_classes(root, names, count=10):
+    for number, name in enumerate(names):
+        for index in range(count):
+            write(root / name / f"{index}.png", seed=number * 100 + index, height=6, width=6)
+
+
+def test_single_level_is_divided_by_file_name(tmp_path, caplog):
+    make_classes(tmp_path, ["cat", "Zebra", "ant"])
+    (tmp_path / "notes.txt").write_text("not a class")
+    (tmp_path / "cat" / ".hidden.png").write_bytes(b"")
+    with caplog.at_level("INFO"):
+        dataset = data.load("folder", data_dir=tmp_path, template="one {}.")
+    assert dataset.class_names == ("Zebra", "ant", "cat")
+    assert {name: len(split) for name, split in dataset.splits.items()} == {"train": 15, "val": 6, "test": 9}
+    assert "15 train, 6 val, 9 test" in caplog.text
+    keys = [key for split in dataset.splits.values() for key in split.keys]
+    assert len(set(keys)) == 30
+    again = data.load("folder", data_dir=str(tmp_path))
+    assert again.splits["train"].keys == dataset.splits["train"].keys
+    assert dataset.template == "one {}." and again.template == "a photo of a {}."
+    for index, key in enumerate(dataset.splits["val"].keys):
+        assert dataset.class_names[dataset.splits["val"].labels[index]] == key.split("/")[0]
+        assert dataset.splits["val"].read(index) == (tmp_path / key).read_bytes()
+
+
+def test_three_splits_are_taken_as_they_are(tmp_path):
+    for place, count in (("train", 4), ("val", 2), ("test", 3)):
+        make_classes(tmp_path / place, ["a", "b"], count)
+    dataset = data.load("folder", data_dir=tmp_path)
+    assert {name: len(split) for name, split in dataset.splits.items()} == {"train": 8, "val": 4, "test": 6}
+    assert dataset.splits["test"].keys[0] == "test/a/0.png"
+
+
+def test_missing_splits_are_made_up(tmp_path):
+    make_classes(tmp_path / "one" / "train", ["a"], 10)
+    make_classes(tmp_path / "one" / "test", ["a"], 3)
+    held_out = data.load("folder", data_dir=tmp_path / "one").splits
+    assert (len(held_out["train"]), len(held_out["val"]), len(held_out["test"])) == (8, 2, 3)
+    make_classes(tmp_path / "two" / "train", ["a"], 10)
+    make_classes(tmp_path / "two" / "validation", ["a"], 3)
+    same = data.load("folder", data_dir=tmp_path / "two").splits
+    assert same["test"].keys == same["val"].keys and len(same["train"]) == 10
+    make_classes(tmp_path / "three" / "train", ["a"], 10)
+    assert len(data.load("folder", data_dir=tmp_path / "three").splits["test"]) == 3
+
+
+def test_tiny_classes_keep_a_training_image(tmp_path):
+    make_classes(tmp_path, ["a", "b"], 1)
+    make_classes(tmp_path, ["c"], 2)
+    splits = data.load("folder", data_dir=tmp_path).splits
+    assert sorted(set(splits["train"].labels.tolist())) == [0, 1, 2]
+
+
+def test_links_and_nested_images(tmp_path):
+    write(tmp_path / "elsewhere" / "x" / "deep.png")
+    write(tmp_path / "elsewhere" / "y" / "inner" / "deep.JPG")
+    (tmp_path / "root").mkdir()
+    for name in "xy":
+        os.symlink(tmp_path / "elsewhere" / name, tmp_path / "root" / name)
+    dataset = data.load("folder", data_dir=tmp_path / "root")
+    assert dataset.splits["train"].keys == ("x/deep.png", "y/inner/deep.JPG")
+
+
+def test_refusals(tmp_path):
+    with pytest.raises(ClipbiasError, match="needs data_dir"):
+        data.load("folder")
+    with pytest.raises(ClipbiasError, match=r"no folder .*nowhere"):
+        data.load("folder", data_dir=tmp_path / "nowhere")
+    with pytest.raises(ClipbiasError, match="no sub-folder"):
+        data.load("folder", data_dir=tmp_path)
+    (tmp_path / "empty").mkdir()
+    make_classes(tmp_path, ["cat"], 1)
+    with pytest.raises(ClipbiasError, match=r"empty has no image"):
+        data.load("folder", data_dir=tmp_path)
+    make_classes(tmp_path / "set" / "test", ["cat"], 1)
+    with pytest.raises(ClipbiasError, match="no train folder"):
+        data.load("folder", data_dir=tmp_path / "set")
+    make_classes(tmp_path / "set" / "train", ["dog"], 1)
+    with pytest.raises(ClipbiasError, match="class folder 'cat', which the train folder has not"):
+        data.load("folder", data_dir=tmp_path / "set")
+
+
+def test_name_that_is_not_utf8(tmp_path):
+    make_classes(tmp_path, ["cat"], 1)
+    try:
+        os.rename(os.fsencode(tmp_path / "cat" / "0.png"), os.fsencode(tmp_path / "cat") + b"/\xff.png")
+    except OSError:
+        pytest.skip("this file system has no such names")
+    with pytest.raises(ClipbiasError, match="not UTF-8; rename it"):
+        data.load("folder", data_dir=tmp_path)
+
+
+def test_vanished_image_is_named(tmp_path):
+    make_classes(tmp_path, ["cat"], 1)
+    dataset = data.load("folder", data_dir=tmp_path)
+    (tmp_path / "cat" / "0.png").unlink()
+    with pytest.raises(ClipbiasError, match=r"cannot read the image .*0\.png: No such file"):
+        dataset.splits["train"].read(0)

@@ -1,0 +1,161 @@
+"""Batches: determinism over workers, hosts and resumption; padding; unreadable images; caching."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from clipbias.data import pipeline, transforms
+from clipbias.data.dataset import Split
+from clipbias.data.images import Images
+from clipbias.errors import ClipbiasError
+from tests.data.pictures import encoded, picture
+
+SIZE = 12
+
+
+def make_split(count: int, broken: tuple[int, ...] = ()) -> Split:
+    files = [encoded(picture(index, 14, 18)) if index not in broken else b"broken" for index in range(count)]
+    keys = tuple(f"{index}.png" for index in range(count))
+    return Split(keys, np.arange(count) % 3, lambda index: files[index])
+
+
+def train(split, *, batch_size=4, seed=1, epochs=3, **options):
+    return list(
+        pipeline.train_batches(split, image_size=SIZE, batch_size=batch_size, seed=seed, epochs=epochs, **options)
+    )
+
+
+def assert_same(batches, others):
+    assert len(batches) == len(others)
+    for batch, other in zip(batches, others, strict=True):
+        assert batch.keys() == other.keys()
+        for key in batch:
+            np.testing.assert_array_equal(batch[key], other[key])
+
+
+def test_batches_equal_a_plain_loop():
+    split = make_split(10)
+    batches = train(split)
+    assert len(batches) == 6
+    for number, batch in enumerate(batches):
+        epoch, step = divmod(number, 2)
+        rows = pipeline.epoch_order(1, epoch, 10)[step * 4 : step * 4 + 4]
+        for row, index in enumerate(rows):
+            image = transforms.decode(split.read(index), "")
+            rng = pipeline.augmentation_rng(1, epoch, int(index))
+            np.testing.assert_array_equal(batch["images"][row], transforms.train_image(image, rng, SIZE))
+        assert batch["labels"].tolist() == split.labels[rows].tolist()
+        assert batch["images"].dtype == np.uint8 and batch["labels"].dtype == np.int32
+
+
+def test_epochs_and_seeds_differ_and_visit_each_example_once():
+    orders = [pipeline.epoch_order(seed, epoch, 50).tolist() for seed in (1, 2) for epoch in (0, 1)]
+    assert all(sorted(order) == list(range(50)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 4
+    draws = {
+        pipeline.augmentation_rng(seed, epoch, index).random()
+        for seed in (1, 2)
+        for epoch in (0, 1)
+        for index in range(5)
+    }
+    assert len(draws) == 20
+
+
+@pytest.mark.parametrize("workers", [1, 5])
+def test_workers_do_not_change_anything(workers):
+    split = make_split(9)
+    assert_same(train(split), train(split, workers=workers))
+
+
+@pytest.mark.parametrize("start_step", [1, 2, 3, 6])
+def test_resumed_batches_are_the_rest(start_step):
+    split = make_split(9)
+    assert_same(train(split)[start_step:], train(split, start_step=start_step))
+
+
+def test_resuming_far_costs_nothing():
+    split = make_split(8)
+    options = dict(image_size=SIZE, batch_size=4, seed=1, epochs=10**9)
+    batch = next(pipeline.train_batches(split, start_step=2 * 10**9 - 1, **options))
+    assert batch["images"].shape == (4, SIZE, SIZE, 3)
+
+
+def test_hosts_share_the_same_global_batches():
+    split = make_split(9)
+    shares = [train(split, shard=(index, 2)) for index in range(2)]
+    joined = [{key: np.concatenate([a[key], b[key]]) for key in a} for a, b in zip(*shares, strict=True)]
+    assert_same(train(split), joined)
+
+
+def test_small_set_gives_one_batch_of_its_own_size():
+    batches = train(make_split(3), batch_size=32, epochs=2)
+    assert [len(batch["labels"]) for batch in batches] == [3, 3]
+    with pytest.raises(ClipbiasError, match="cannot be shared evenly by 2 hosts"):
+        train(make_split(3), batch_size=32, shard=(0, 2))
+    with pytest.raises(ClipbiasError, match="no training image"):
+        train(make_split(0))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_evaluation_covers_each_image_once(count):
+    split = make_split(10)
+    seen = []
+    for index in range(count):
+        batches = list(pipeline.test_batches(split, image_size=SIZE, batch_size=4, shard=(index, count), workers=2))
+        assert [batch["images"].shape[0] for batch in batches] == [4 // count] * 3
+        for batch in batches:
+            seen += [image.tobytes() for image in batch["images"][batch["mask"]]]
+            assert not batch["images"][~batch["mask"]].any()
+    decoded = [transforms.decode(split.read(index), "") for index in range(10)]
+    assert sorted(seen) == sorted(transforms.test_image(image, SIZE).tobytes() for image in decoded)
+
+
+def test_unreadable_image_is_named_or_skipped(caplog):
+    split = make_split(6, broken=(2,))
+    with pytest.raises(ClipbiasError, match=r"2\.png cannot be decoded"):
+        train(split)
+    with pytest.raises(ClipbiasError, match=r"2\.png"):
+        list(pipeline.test_batches(split, image_size=SIZE, batch_size=4))
+    batches = pipeline.test_batches(split, image_size=SIZE, batch_size=4, on_error="skip")
+    assert sum(int(batch["mask"].sum()) for batch in batches) == 5
+    assert batches.skipped == 1 and caplog.text.count("2.png") == 1
+    with pytest.raises(ClipbiasError, match="must be 'raise' or 'skip'"):
+        pipeline.test_batches(split, image_size=SIZE, batch_size=4, on_error="ignore")
+
+
+def test_readable_leaves_out_and_keeps_the_cache():
+    images = pipeline.readable(Images(make_split(6, broken=(0, 4)), cache_bytes=1 << 20))
+    assert images.split.keys == ("1.png", "2.png", "3.png", "5.png")
+    assert images.cached == 4 and list(images.unreadable) == ["0.png", "4.png"]
+    whole = Images(make_split(3), cache_bytes=0)
+    assert pipeline.readable(whole) is whole
+
+
+def test_cache_keeps_what_fits_and_changes_nothing():
+    one_image = 14 * 18 * 3
+    split = make_split(6)
+    reads = []
+    counted = Split(split.keys, split.labels, lambda index: reads.append(index) or split.read(index))
+    images = Images(counted, cache_bytes=4 * one_image + 1)
+    assert_same(train(split, batch_size=6), train(images, batch_size=6, workers=1))
+    assert images.cached == 4
+    assert len(reads) == 6 + 2 + 2
+
+
+def test_waiting_is_measured():
+    batches = pipeline.train_batches(make_split(8), image_size=SIZE, batch_size=4, seed=1, epochs=2)
+    assert batches.waiting_share == 0.0
+    next(batches)
+    assert batches.seconds_waiting > 0 and 0 < batches.waiting_share <= 1
+
+
+def test_abandoned_batches_end_their_threads():
+    before = threading.active_count()
+    batches = pipeline.train_batches(make_split(8), image_size=SIZE, batch_size=4, seed=1, epochs=10**6)
+    next(batches)
+    del batches
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and threading.active_count() > before:
+            thread.join(timeout=0.5)
+    assert threading.active_count() <= before + 1

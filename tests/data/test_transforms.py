@@ -1,0 +1,147 @@
+"""Transforms against torchvision's recorded outputs, against live torchvision, and odd image modes."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipbias.data import transforms
+from clipbias.errors import ClipbiasError
+
+REFERENCE = Path(__file__).parent / "transform_reference.npz"
+
+
+class Replay:
+    """A generator that gives out recorded draws in order, whatever it is asked for."""
+
+    def __init__(self, draws):
+        self.draws = list(draws)
+
+    def uniform(self, low, high):
+        return self.draws.pop(0)
+
+    def integers(self, low, high):
+        value = self.draws.pop(0)
+        assert low <= value < high
+        return int(value)
+
+
+@pytest.fixture(scope="module")
+def reference():
+    with np.load(REFERENCE, allow_pickle=False) as stored:
+        return dict(stored)
+
+
+def test_boxes_follow_torchvision_rule(reference):
+    fallbacks = 0
+    for number, (height, width) in enumerate(reference["sizes"]):
+        for box, draws in zip(reference[f"boxes_{number}"], reference[f"draws_{number}"], strict=True):
+            used = draws[~np.isnan(draws)]
+            replay = Replay(used)
+            assert transforms.random_resized_crop_box(replay, int(height), int(width)) == tuple(box)
+            assert not replay.draws
+            fallbacks += len(used) == 2 * transforms.ATTEMPTS
+    assert fallbacks > 0  # the narrow pictures reach the central fallback
+
+
+def test_pixels_equal_torchvision(reference):
+    size = int(reference["image_size"])
+    for number in range(len(reference["sizes"])):
+        pixels = reference[f"pixels_{number}"]
+        np.testing.assert_array_equal(transforms.test_image(pixels, size), reference[f"test_{number}"])
+        for box, crop in zip(reference[f"boxes_{number}"], reference[f"crops_{number}"], strict=True):
+            np.testing.assert_array_equal(transforms.resized_crop(pixels, tuple(box), size), crop)
+
+
+def test_pixels_equal_live_torchvision():
+    torchvision = pytest.importorskip("torchvision")
+    rng = np.random.default_rng(3)
+    bicubic = torchvision.transforms.InterpolationMode.BICUBIC
+    for size in (24, 224):
+        peer = torchvision.transforms.Compose(
+            [torchvision.transforms.Resize(size, bicubic), torchvision.transforms.CenterCrop(size)]
+        )
+        for _ in range(10):
+            height, width = rng.integers(5, 300, 2)
+            pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+            expected = np.asarray(peer(Image.fromarray(pixels)))
+            np.testing.assert_array_equal(transforms.test_image(pixels, size), expected)
+
+
+def test_test_image_keeps_aspect_ratio_and_centre():
+    pixels = np.zeros((40, 80, 3), np.uint8)
+    pixels[:, 20:60] = 255
+    np.testing.assert_array_equal(transforms.test_image(pixels, 40), np.full((40, 40, 3), 255, np.uint8))
+
+
+def test_train_image_crops_and_flips():
+    # Left half dark, right half light: a flip exchanges them.
+    pixels = np.zeros((32, 32, 3), np.uint8)
+    pixels[:, 16:] = 255
+    ramp = np.broadcast_to(np.linspace(0, 255, 32).astype(np.uint8)[None, :, None], (32, 32, 3))
+    rising = [
+        int(out[:, -1].mean()) > int(out[:, 0].mean())
+        for out in (transforms.train_image(ramp, np.random.default_rng(seed), 8) for seed in range(200))
+    ]
+    assert 70 < sum(rising) < 130
+    out = transforms.train_image(pixels, np.random.default_rng(0), 8)
+    assert out.shape == (8, 8, 3) and out.dtype == np.uint8
+    np.testing.assert_array_equal(out, transforms.train_image(pixels, np.random.default_rng(0), 8))
+
+
+def test_crop_areas_and_ratios_cover_their_ranges():
+    rng = np.random.default_rng(5)
+    boxes = np.asarray([transforms.random_resized_crop_box(rng, 1000, 1000) for _ in range(2000)])
+    areas = boxes[:, 2] * boxes[:, 3] / 1e6
+    ratios = boxes[:, 3] / boxes[:, 2]
+    assert areas.min() < 0.1 and areas.max() > 0.9 and areas.min() > 0.075
+    assert 0.745 < ratios.min() < 0.78 and 1.28 < ratios.max() < 1.34
+    assert np.all(boxes[:, 0] + boxes[:, 2] <= 1000) and np.all(boxes[:, 1] + boxes[:, 3] <= 1000)
+
+
+def save(image: Image.Image, kind: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format=kind, **options)
+    return buffer.getvalue()
+
+
+def odd_images() -> dict[str, bytes]:
+    rgb = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8))
+    rotated = Image.Exif()
+    rotated[0x0112] = 6
+    sixteen = Image.fromarray(np.linspace(0, 65535, 54).astype(np.uint16).reshape(6, 9))
+    alpha = rgb.copy()
+    alpha.putalpha(7)
+    return {
+        "exif": save(rgb, "JPEG", exif=rotated),
+        "grey": save(rgb.convert("L"), "PNG"),
+        "palette": save(rgb.convert("P"), "PNG"),
+        "cmyk": save(rgb.convert("CMYK"), "JPEG"),
+        "sixteen": save(sixteen, "PNG"),
+        "alpha": save(alpha, "PNG"),
+        "animated": save(rgb, "GIF", save_all=True, append_images=[rgb.rotate(180)]),
+        "bilevel": save(rgb.convert("1"), "PNG"),
+    }
+
+
+@pytest.mark.parametrize("kind", list(odd_images()))
+def test_odd_modes_do_what_pillow_does(kind, tmp_path):
+    path = tmp_path / "image"
+    path.write_bytes(odd_images()[kind])
+    with Image.open(path) as image:
+        expected = np.asarray(image.convert("RGB"))
+    decoded = transforms.decode(path.read_bytes(), kind)
+    np.testing.assert_array_equal(decoded, expected)
+    assert decoded.shape == (6, 9, 3)  # EXIF orientation is not applied: the picture stays as stored
+
+
+@pytest.mark.parametrize("damage", ["empty", "truncated", "text", "half header"])
+def test_unreadable_bytes_name_the_image(damage):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    whole = save(Image.fromarray(noise), "JPEG")
+    data = {"empty": b"", "truncated": whole[: len(whole) // 2], "text": b"not an image", "half header": whole[:8]}
+    with pytest.raises(ClipbiasError, match=r"pets/cat\.jpg") as raised:
+        transforms.decode(data[damage], "pets/cat.jpg")
+    assert "0x" not in str(raised.value)
