@@ -89,15 +89,12 @@ class Dataset:
             kept = np.flatnonzero(renumbered[split.labels] >= 0)
             subset = split.subset(kept)
             splits[name] = dataclasses.replace(subset, labels=renumbered[subset.labels])
-        return dataclasses.replace(
-            self, class_names=tuple(self.class_names[label] for label in labels), splits=splits
-        )
+        return dataclasses.replace(self, class_names=tuple(self.class_names[label] for label in labels), splits=splits)
 
 
 def check_template(template: str) -> None:
     """Raises `ClipbiasError` unless `template` has exactly one `{}`, the place of the class name."""
     if template.count("{}") != 1 or template.count("{") != 1 or template.count("}") != 1:
         raise ClipbiasError(
-            f"the template {template!r} must hold exactly one {{}} for the class name, "
-            f"as 'a photo of a {{}}.' does."
+            f"the template {template!r} must hold exactly one {{}} for the class name, as 'a photo of a {{}}.' does."
         )

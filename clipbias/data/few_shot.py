@@ -31,9 +31,7 @@ def few_shot(train: Split, val: Split | None, *, shots: int, seed: int) -> tuple
       Indices into `train` and into `val`, int64.
     """
     if shots < 1:
-        raise ClipbiasError(
-            f"shots is {shots}; it must be at least 1 (full training data is another protocol)."
-        )
+        raise ClipbiasError(f"shots is {shots}; it must be at least 1 (full training data is another protocol).")
     stream = random.Random(seed)
     train_indices = _draw(stream, train.labels, shots, "train")
     val_indices = [] if val is None else _draw(stream, val.labels, min(shots, MAX_VAL_SHOTS), "val")
@@ -54,7 +52,5 @@ def _draw(stream: random.Random, labels: np.ndarray, shots: int, split_name: str
             picks.extend(stream.sample(indices, shots))
     if short:
         shown = ", ".join(short[:5]) + (f" and {len(short) - 5} more" if len(short) > 5 else "")
-        logging.warning(
-            "Fewer than %d %s images in some classes, all of them used: %s.", shots, split_name, shown
-        )
+        logging.warning("Fewer than %d %s images in some classes, all of them used: %s.", shots, split_name, shown)
     return picks

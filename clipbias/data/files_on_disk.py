@@ -9,9 +9,7 @@ import numpy as np
 from clipbias.data.dataset import Split
 from clipbias.errors import ClipbiasError
 
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
-)
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 
 
 def existing_folder(path: str | os.PathLike | None, *, needed_for: str) -> Path:
@@ -26,9 +24,7 @@ def existing_folder(path: str | os.PathLike | None, *, needed_for: str) -> Path:
 
 def sub_folders(folder: Path) -> list[str]:
     """Names of the visible folders in `folder`, in Python's sort order (capitals first); links count."""
-    names = sorted(
-        entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")
-    )
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
     return [readable_name(name, folder) for name in names]
 
 
@@ -59,8 +55,7 @@ def inside(relative: str, *, listed_in: str) -> str:
     path = PurePosixPath(relative)
     if not relative or path.is_absolute() or ".." in path.parts or "\\" in relative or "\0" in relative:
         raise ClipbiasError(
-            f"{listed_in} lists the path {relative!r}, which is not a plain path below the image folder; "
-            f"correct it."
+            f"{listed_in} lists the path {relative!r}, which is not a plain path below the image folder; correct it."
         )
     return relative
 

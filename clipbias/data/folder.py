@@ -45,9 +45,7 @@ def load(data_dir: str | os.PathLike | None, *, template: str | None = None, nam
         if found:
             roots[split_name] = found[0]
     if "train" not in roots:
-        if len(roots) > 0 and not set(files_on_disk.sub_folders(root)) - {
-            path.name for path in roots.values()
-        }:
+        if len(roots) > 0 and not set(files_on_disk.sub_folders(root)) - {path.name for path in roots.values()}:
             raise ClipbiasError(f"{root} has {', '.join(sorted(roots))} but no train folder; add one.")
         roots = {}
     class_names = tuple(files_on_disk.sub_folders(roots.get("train", root)))
@@ -57,9 +55,7 @@ def load(data_dir: str | os.PathLike | None, *, template: str | None = None, nam
             f"such as {roots.get('train', root) / 'cat' / 'one.jpg'}."
         )
     places = roots or {"all": root}
-    splits = {
-        key: _read_classes(place, root, class_names, key in ("all", "train")) for key, place in places.items()
-    }
+    splits = {key: _read_classes(place, root, class_names, key in ("all", "train")) for key, place in places.items()}
     splits = complete_splits(splits, str(root))
     return Dataset(name, class_names, TEMPLATE if template is None else template, splits)
 
@@ -114,8 +110,7 @@ def _read_classes(folder: Path, root: Path, class_names: tuple[str, ...], every_
     unknown = sorted(set(files_on_disk.sub_folders(folder)) - set(class_names))
     if unknown:
         raise ClipbiasError(
-            f"{folder} has the class folder {unknown[0]!r}, which the train folder has not; "
-            f"add it there or remove it."
+            f"{folder} has the class folder {unknown[0]!r}, which the train folder has not; add it there or remove it."
         )
     keys: list[str] = []
     labels: list[int] = []
@@ -123,9 +118,7 @@ def _read_classes(folder: Path, root: Path, class_names: tuple[str, ...], every_
     for label, class_name in enumerate(class_names):
         names = files_on_disk.image_files(folder / class_name)
         if not names and every_class:
-            raise ClipbiasError(
-                f"the class folder {folder / class_name} has no image; add some or remove it."
-            )
+            raise ClipbiasError(f"the class folder {folder / class_name} has no image; add some or remove it.")
         keys.extend((prefix / class_name / file_name).as_posix() for file_name in names)
         labels.extend([label] * len(names))
     return files_on_disk.split_of_files(root, keys, labels)

@@ -15,9 +15,7 @@ def names() -> tuple[str, ...]:
     return ("folder", *(f"demo/{name.removeprefix('demo/')}" for name in demo.NAMES))
 
 
-def load(
-    name: str, *, data_dir: str | os.PathLike | None = None, template: str | None = None, **options
-) -> Dataset:
+def load(name: str, *, data_dir: str | os.PathLike | None = None, template: str | None = None, **options) -> Dataset:
     """Opens a dataset; images are read when they are used.
 
     Args:

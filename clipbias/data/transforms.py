@@ -32,17 +32,13 @@ def decode(encoded: bytes, key: str) -> np.ndarray:
       ClipbiasError: the bytes are not a whole image.
     """
     if not encoded:
-        raise ClipbiasError(
-            f"the image {key} is empty (0 bytes); replace the file or skip unreadable images."
-        )
+        raise ClipbiasError(f"the image {key} is empty (0 bytes); replace the file or skip unreadable images.")
     try:
         with Image.open(io.BytesIO(encoded)) as image:
             return np.asarray(image.convert("RGB"))
     # A damaged file makes Pillow's decoders raise nearly anything, from OSError to struct.error.
     except Exception as error:
-        reason = (
-            str(error).replace("<_io.BytesIO object at ", "<").split("<")[0].strip() or type(error).__name__
-        )
+        reason = str(error).replace("<_io.BytesIO object at ", "<").split("<")[0].strip() or type(error).__name__
         raise ClipbiasError(
             f"the image {key} cannot be decoded ({reason}); replace the file or skip unreadable images."
         ) from error
