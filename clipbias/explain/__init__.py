@@ -1,0 +1,1 @@
+"""Why an adaptation works: relevancy, attention statistics, decomposition, interventions and a verdict."""

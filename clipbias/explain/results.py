@@ -1,0 +1,181 @@
+"""What a study leaves behind: `results.npz` (arrays) and `results.json` (scalars and words), all a report needs.
+
+Array names are paths. `{model}` is a model's key, `{tuned}` a tuned model's, `{tower}` "vision" or "text". An average
+comes as two arrays, `…/mean` and `…/standard_error`; its number of samples stands in the JSON under the same section.
+Layers are counted from 0. A section that was not asked for, or does not apply (prompt statistics of a model without
+prompts), is absent: test with `in`.
+
+JSON, always there:
+    format              1
+    dataset             {name, split, images, class_names, template}
+    clip                {name, fingerprint, image_size, patch_size, grid, patches, vision_layers, vision_heads,
+                        text_layers, text_heads}
+    models              list, zero-shot first: {key, label, method, options, parameters {total, vision, text, shared},
+                        vision_prompts V, text_prompts T, accuracy, correct, images, source}
+    figures             the sections that were computed, in order
+    config              everything the study was asked for
+    seconds             computing time
+
+predictions — who is right
+    predictions/labels [n], predictions/{model} [n]                  int32 class numbers
+
+relevancy — Fig. 2 and 3: samples that zero-shot gets wrong and the tuned model right, target the true class
+    `{side}` is "zero_shot" or "tuned": both models' rows on the same samples.
+    relevancy/{tuned}/vision/{side}/mean [M + V]                     patches row by row, then prompts (zero_shot: V = 0)
+    relevancy/{tuned}/text/{side}/mean [N]                           by token index, 0 after the text's end
+    relevancy/{tuned}/vision_kinds/{side}/mean [2]                   sums, `VISION_KINDS`
+    relevancy/{tuned}/text_kinds/{side}/mean [4]                     sums, `TEXT_KINDS[:4]`
+    relevancy/{tuned}/order/mean [1], relevancy/{tuned}/variation/mean [1]
+                                                                     rank correlation and total variation between the
+                                                                     two models' rows over the patches
+    JSON relevancy.{tuned}: {count, normalisation}; count 0: no arrays
+
+text_attention — Fig. 4: the EOS row's attention by token kind, averaged over classes
+    text_attention/{model}/mean [L, H, 5]                            kinds in the order of `TEXT_KINDS`
+    JSON text_attention.{model}: {count, reduction "sum" | "mean"}
+
+vision_attention — Fig. 5; `{variant}` is "clip" for a model without vision prompts, else "without_prompt" and
+    "with_prompt"; `{quantity}` is "distance" (pixels), "entropy" or "cls_entropy" (nats)
+    vision_attention/{model}/{variant}/{quantity}/mean [L, H]
+    JSON vision_attention.{model}: {count}
+
+similarity — Fig. 6; K pictures (every example in every rotation), S layers, maps in 0 … 1 at image size
+    similarity/images [K, R, R, 3] uint8, similarity/rotations [K] degrees, similarity/layers [S]
+    similarity/{tuned}/zero_shot_cls [K, S, R, R], similarity/{tuned}/cls [K, S, R, R]
+    similarity/{tuned}/prompts [K, S, R, R]                          1 - min-max of the distance to the prompts
+    similarity/{tuned}/rank_correlation/mean [L]                     between the last two, over the dataset
+    JSON similarity.{tuned}: {count, prompt: "mean" or the prompt's number}
+
+decomposition — Eq. 12, Fig. 1; for models with prompts in that tower; samples are images, or classes for text
+    decomposition/{tuned}/{tower}/prompt_mass/mean [L, H]            attention on prompts, mean over input queries
+    decomposition/{tuned}/{tower}/readout_mass/mean [L, H]           the same for the `[cls]` or EOS query
+    decomposition/{tuned}/{tower}/mass_by_query/mean [L, H, N]
+    decomposition/{tuned}/{tower}/norm_ratio/mean [L]                norm of the prompt part over that of the input part
+    decomposition/{tuned}/{tower}/constancy [L]                      share of the prompt part's mean square that its
+                                                                     average over samples, token by token, explains
+    decomposition/{tuned}/{tower}/bias_likeness [L]                  the share that one vector for all tokens explains
+    decomposition/{tuned}/{tower}/bias_cosine/{bias model} [L]       between that vector and the learned bias
+    JSON decomposition.{tuned}.{tower}: {count}
+
+interventions — the causal test; JSON only
+    interventions.{tuned}.{towers}.{name}: {accuracy, correct, images}, `{towers}` one of "both", "vision", "text",
+    `{name}` one of `INTERVENTIONS`
+
+faithfulness — perturbation (Chefer et al. 2021); `{map}` of `MAPS`, `{direction}` "positive" (most relevant patches
+    go first) or "negative", `{target}` "predicted" or "true" class
+    faithfulness/fractions [S]                                       share of the patches removed
+    faithfulness/{model}/{map}/{direction}/{target} [S]              accuracy
+    JSON faithfulness.{model}: {count, area: {map: {direction: {target: area under the curve}}}}
+
+examples — pictures with their relevancy, target the true class
+    examples/images [K, R, R, 3] uint8, examples/labels [K]
+    examples/{model}/vision [K, M + V], examples/{model}/text [K, N], examples/{model}/logits [K, C]
+    JSON examples: {names: K image names, {model}: {tokens: K lists of the text's tokens up to but without EOS}}
+
+verdict — JSON only
+    verdict.{tuned}: {numbers: {name: number or null}, hypotheses: {"reweighting", "bias", "both": {title, rows: list of
+    {name, text, value, standard_error (or null), sentence}}}, conclusion: sentence}
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clipbias.errors import ClipbiasError
+from clipbias.files import atomic_path, write_text
+
+FORMAT = 1
+ARRAYS, SCALARS = "results.npz", "results.json"
+
+FIGURES = (
+    "predictions",
+    "relevancy",
+    "text_attention",
+    "vision_attention",
+    "similarity",
+    "decomposition",
+    "interventions",
+    "faithfulness",
+    "examples",
+    "verdict",
+)
+VISION_KINDS = ("patches", "prompts")
+TEXT_KINDS = ("sos", "prompt", "category", "dot", "eos")
+INTERVENTIONS = ("full", "values_only", "reweighting_only", "mean_per_token", "mean", "none")
+MAPS = ("relevancy", "attention", "rollout", "legrad", "random")
+
+
+@dataclasses.dataclass
+class Results:
+    """A study's arrays and scalars, as the module's docstring lists them."""
+
+    arrays: dict[str, np.ndarray]
+    scalars: dict[str, Any]
+
+    def under(self, prefix: str) -> Iterator[str]:
+        """Names of the arrays that start with `prefix`."""
+        return (name for name in self.arrays if name.startswith(prefix))
+
+
+def save_results(folder: str | os.PathLike, results: Results) -> None:
+    """Writes both files, each atomically, the arrays first. NaN is no JSON: it is written as null."""
+    folder = Path(folder)
+    save_arrays(folder / ARRAYS, results.arrays)
+    write_text(folder / SCALARS, json.dumps(plain(results.scalars), indent=1, allow_nan=False) + "\n")
+
+
+def load_results(folder: str | os.PathLike) -> Results:
+    """Reads what `save_results` wrote.
+
+    Raises:
+      ClipbiasError: the folder holds no results, or they are damaged or of another format.
+    """
+    folder = Path(folder)
+    scalars_path, arrays_path = folder / SCALARS, folder / ARRAYS
+    for path in (scalars_path, arrays_path):
+        if not path.is_file():
+            raise ClipbiasError(f"{folder} holds no {path.name}; run experiments/explain.py with this output folder.")
+    try:
+        scalars = json.loads(scalars_path.read_text(encoding="utf-8"))
+        found = scalars.get("format")
+    except (ValueError, AttributeError) as error:
+        raise ClipbiasError(f"{scalars_path} is damaged ({error}); delete it and run again.") from error
+    if found != FORMAT:
+        raise ClipbiasError(f"{scalars_path} has format {found!r}; this version reads {FORMAT}. Run the study again.")
+    return Results(load_arrays(arrays_path), scalars)
+
+
+def save_arrays(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:
+    """Writes a compressed `.npz` atomically."""
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+def load_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Reads a `.npz`, never unpickling. Raises `ClipbiasError` if it is damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    # A truncated archive raises nearly anything, from BadZipFile to EOFError and zlib's own error.
+    except Exception as error:
+        raise ClipbiasError(f"{path} is damaged ({error}); delete it and run again.") from error
+
+
+def plain(value: Any) -> Any:
+    """`value` in JSON's own types; numbers that are not finite become null."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, float):
+        return value if np.isfinite(value) else None
+    return value
