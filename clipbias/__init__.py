@@ -16,6 +16,8 @@ _HOME = {
     "ClipbiasError": "clipbias.errors",
     "Task": "clipbias.tuning",
     "load": "clipbias.clip",
+    "load_adapter": "clipbias.tuning.adapter",
+    "save_adapter": "clipbias.tuning.adapter",
 }
 
 __all__ = list(_HOME)

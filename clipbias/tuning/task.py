@@ -12,7 +12,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.tuning.classifier import Classifier, Text, cross_entropy
 from clipbias.tuning.method import Learnables, Method
 from clipbias.tuning.prompt_tokens import prompt_texts, prompt_tokens
-from clipbias.tuning.registry import make_method
+from clipbias.tuning.registry import FunctionMethod, make_method
 
 DEFAULT_TEMPLATE = "a photo of a {}."
 
@@ -126,8 +126,10 @@ class Task:
         return _text_features(self.classifier, params, learnables, self.text)
 
     def options(self) -> dict[str, Any]:
-        """The method's options as plain values."""
-        return {f.name: getattr(self.method, f.name) for f in dataclasses.fields(self.method)}
+        """The method's options as plain values, such that `make_method(name, **options)` makes it again."""
+        if isinstance(self.method, FunctionMethod):
+            return dict(self.method.options)
+        return {field.name: getattr(self.method, field.name) for field in dataclasses.fields(self.method)}
 
 
 @jax.jit(static_argnums=0)

@@ -1,0 +1,145 @@
+"""Checkpoints of a run in progress, through orbax: asynchronous, atomic, restored onto any mesh.
+
+Only this module knows orbax. A step counts once its folder has its final name; a save that was cut short is removed.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from clipbias.errors import ClipbiasError
+from clipbias.training.mesh import fetch
+
+
+class Checkpoints:
+    """The checkpoints in one folder, the latest two kept."""
+
+    def __init__(self, folder: str | os.PathLike, *, identity: dict[str, Any]) -> None:
+        """Opens or creates the folder.
+
+        Args:
+          folder: where the checkpoints lie.
+          identity: JSON values that must be equal for a checkpoint to be continued (recipe, class names, model, …).
+        """
+        from orbax.checkpoint import v1 as ocp
+
+        self._folder = Path(folder).resolve()
+        self._identity = json.loads(json.dumps(identity))
+        self._pending: Any = None
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._checkpointer = ocp.training.Checkpointer(
+                self._folder,
+                preservation_policy=ocp.training.preservation_policies.LatestN(2),
+                cleanup_tmp_directories=True,
+            )
+        except OSError as error:
+            raise ClipbiasError(f"cannot write {folder}: {error.strerror}; choose another --workdir.") from error
+
+    def save(self, step: int, state: Any) -> None:
+        """Starts saving `state` as of `step`; returns before it is on disk. Raises if the previous save failed."""
+        self.wait()
+        metadata = {"identity": self._identity, "digest": _digest(state)}
+        try:
+            self._pending = self._checkpointer.save_checkpointables_async(
+                step, {"state": _named(state)}, custom_metadata=metadata, force=True, overwrite=True
+            )
+        except OSError as error:
+            raise self._cannot_save(error) from error
+
+    def wait(self) -> None:
+        """Waits until what was saved is on disk. Raises `ClipbiasError` if it could not be written."""
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        try:
+            pending.result()
+        except Exception as error:  # orbax wraps the file system's errors in its own
+            raise self._cannot_save(error) from error
+
+    def _cannot_save(self, error: Exception) -> ClipbiasError:
+        reason = next((e.strerror for e in _causes(error) if isinstance(e, OSError) and e.strerror), str(error))
+        return ClipbiasError(
+            f"cannot save a checkpoint in {self._folder}: {reason}; the previous checkpoint is intact, "
+            "make room and run the same command again."
+        )
+
+    def restore(self, like: Any) -> tuple[int, Any] | None:
+        """The latest whole checkpoint that fits.
+
+        Args:
+          like: a state with the shapes, types and shardings wanted.
+
+        Returns:
+          Its step and state, or `None` where there is none.
+
+        Raises:
+          ClipbiasError: the folder belongs to another run.
+        """
+        for saved in sorted(self._checkpointer.checkpoints, key=lambda c: c.step, reverse=True):
+            step = saved.step
+            try:
+                metadata = self._checkpointer.metadata(step).custom_metadata or {}
+                if metadata.get("identity") != self._identity:
+                    raise ClipbiasError(
+                        f"{self._folder} holds checkpoints of another run ({_difference(metadata.get('identity'), self._identity)}); "
+                        "choose another --workdir, or remove that folder to start anew."
+                    )
+                loaded = self._checkpointer.load_checkpointables(step, {"state": _abstract(_named(like))})["state"]
+                state = jax.tree.unflatten(jax.tree.structure(like), [loaded[name] for name in _named(like)])
+                if _digest(state) != metadata.get("digest"):
+                    raise ValueError("its content is not what was saved")
+                return step, state
+            except ClipbiasError:
+                raise
+            except Exception as error:  # any kind of damage: fall back to the checkpoint before it
+                logging.warning(
+                    "checkpoint %d in %s is damaged (%s); trying the one before it", step, self._folder, error
+                )
+        return None
+
+    def close(self) -> None:
+        """Waits for what is being saved and releases the folder."""
+        try:
+            self.wait()
+        finally:
+            self._checkpointer.close()
+
+
+def _named(state: Any) -> dict[str, Any]:
+    """The leaves of a state by their path, which does not depend on the classes of its containers."""
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+
+
+def _abstract(named: dict[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
+    return {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=v.sharding) for k, v in named.items()}
+
+
+def _digest(state: Any) -> str:
+    digest = hashlib.sha256()
+    for name, leaf in _named(fetch(state)).items():
+        leaf = np.ascontiguousarray(leaf)
+        digest.update(f"{name} {leaf.shape} {leaf.dtype}".encode())
+        digest.update(leaf.tobytes())
+    return digest.hexdigest()
+
+
+def _difference(old: Any, new: Any) -> str:
+    if not isinstance(old, dict):
+        return "it says nothing about itself"
+    keys = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
+    return f"differs in {', '.join(keys)}"
+
+
+def _causes(error: BaseException | None) -> list[BaseException]:
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__ or error.__context__
+    return chain

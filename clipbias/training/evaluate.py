@@ -1,0 +1,176 @@
+"""Top-1 accuracy on a split, for one run or several at once."""
+
+import functools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from clipbias.clip import Clip
+from clipbias.clip.params import Params
+from clipbias.clip.preprocess import Preprocessing
+from clipbias.data import Split
+from clipbias.data.images import Images
+from clipbias.data.pipeline import Batch, test_batches
+from clipbias.errors import ClipbiasError
+from clipbias.training import mesh as meshes
+from clipbias.tuning.classifier import Classifier, Text, similarity
+from clipbias.tuning.method import Learnables
+
+
+@functools.partial(jax.jit, static_argnames=("classifier", "runs", "stacked_text"))
+def class_features(
+    classifier: Classifier,
+    params: Params,
+    learnables: Learnables,
+    text: Text,
+    *,
+    runs: int,
+    stacked_text: bool = False,
+) -> jax.Array:
+    """Unit-length class features of `R` runs, `[R, C, d]`: computed once per evaluation."""
+    axes = (0, 0 if stacked_text else None)
+    return jax.vmap(functools.partial(classifier.class_features, params), axes, axis_size=runs)(learnables, text)
+
+
+@functools.partial(jax.jit, static_argnames=("classifier", "preprocessing", "runs"))
+def image_features(
+    classifier: Classifier,
+    preprocessing: Preprocessing,
+    params: Params,
+    learnables: Learnables,
+    images: jax.Array,
+    *,
+    runs: int,
+) -> jax.Array:
+    """Unit-length features of uint8 images `[B, size, size, 3]` under `R` runs, `[R, B, d]`."""
+    images = preprocessing.normalize(images)
+    return jax.vmap(lambda one: classifier.image_features(params, one, images), axis_size=runs)(learnables)
+
+
+@jax.jit
+def predictions(params: Params, images: jax.Array, classes: jax.Array) -> jax.Array:
+    """The most similar class of image features `[R or 1, B, d]` and class features `[R, C, d]`: int32 `[R, B]`."""
+    images = jnp.broadcast_to(images, (classes.shape[0], *images.shape[1:]))
+    return jax.vmap(functools.partial(similarity, params))(images, classes).argmax(-1).astype(jnp.int32)
+
+
+class Evaluator:
+    """Evaluates runs on one split, and keeps what does not depend on the run.
+
+    Image features under a method that leaves images alone are the same for all of them: they are computed once. Decoded
+    and resized images are kept while they fit `cache_bytes`.
+    """
+
+    def __init__(
+        self,
+        clip: Clip,
+        params: Params,
+        split: Split | Images,
+        *,
+        mesh: Mesh,
+        batch_size: int,
+        on_error: str = "raise",
+        cache_bytes: int = 1 << 30,
+    ) -> None:
+        """Prepares nothing yet.
+
+        Args:
+          clip: the frozen model; its geometry and preprocessing are used.
+          params: its weights on the mesh.
+          split: images to evaluate on.
+          mesh: where to compute.
+          batch_size: images per step over all devices; rounded up to a multiple of the `data` axis.
+          on_error: "raise" or "skip" images that cannot be read.
+          cache_bytes: limit for resized images.
+        """
+        if len(split) == 0:
+            raise ClipbiasError("there is no image to evaluate on; check the data folder and the class selection.")
+        self.clip, self.params, self.split, self.mesh, self.on_error = clip, params, split, mesh, on_error
+        size = mesh.shape[meshes.DATA]
+        self.batch_size = -(-min(batch_size, len(split)) // size) * size
+        self.skipped = 0
+        per_image = 3 * clip.config.vision.image_size**2
+        self._kept: list[Batch] | None = None
+        self._keep = len(split) * per_image <= cache_bytes
+        self._plain_features: list[jax.Array] | None = None
+
+    def _batches(self) -> Iterator[Batch]:
+        if self._kept is not None:
+            yield from self._kept
+            return
+        batches = test_batches(
+            self.split,
+            image_size=self.clip.config.vision.image_size,
+            batch_size=self.batch_size,
+            shard=(jax.process_index(), jax.process_count()),
+            on_error=self.on_error,
+        )
+        kept = []
+        for batch in batches:
+            if self._keep:
+                kept.append(batch)
+            yield batch
+        self.skipped = batches.skipped
+        if self._keep:
+            self._kept = kept
+
+    def _features(self, classifier: Classifier, learnables: Learnables, runs: int) -> Iterator[tuple[jax.Array, Batch]]:
+        changes = classifier.changes_vision(learnables)
+        if not changes and self._plain_features is not None:
+            yield from zip(self._plain_features, self._batches(), strict=True)
+            return
+        if not changes:  # one set of features serves every run
+            learnables, runs = jax.tree.map(lambda leaf: leaf[:1], learnables), 1
+        plain = []
+        for batch in self._batches():
+            images = meshes.place_rows(self.mesh, batch["images"])
+            features = image_features(classifier, self.clip.preprocessing, self.params, learnables, images, runs=runs)
+            if not changes and self._keep:
+                plain.append(features)
+            yield features, batch
+        if plain:
+            self._plain_features = plain
+
+    def predict(
+        self, classifier: Classifier, learnables: Learnables, text: Text, *, runs: int, stacked_text: bool = False
+    ) -> Iterable[tuple[np.ndarray, Batch]]:
+        """The predicted class of every image under each run, batch by batch: int32 `[R, B]` and this host's batch."""
+        classes = class_features(classifier, self.params, learnables, text, runs=runs, stacked_text=stacked_text)
+        for features, batch in self._features(classifier, learnables, runs):
+            yield predictions(self.params, features, classes), batch
+
+    def accuracy(
+        self, classifier: Classifier, learnables: Learnables, text: Text, *, runs: int, stacked_text: bool = False
+    ) -> list[dict[str, Any]]:
+        """Top-1 accuracy in percent of each run, with the counts behind it.
+
+        Args:
+          classifier: the method's mathematics.
+          learnables: with leading axis `R`; empty for zero-shot.
+          text: what stands for the classes.
+          runs: `R`.
+
+        Returns:
+          For each run `{"accuracy", "correct", "images"}`.
+        """
+        correct, total = np.zeros(runs, np.int64), 0
+        counts = []
+        for predicted, batch in self.predict(classifier, learnables, text, runs=runs, stacked_text=stacked_text):
+            labels = meshes.place_rows(self.mesh, batch["labels"])
+            mask = meshes.place_rows(self.mesh, batch["mask"])
+            counts.append(_count(predicted, labels, mask))
+        for right, seen in meshes.fetch(counts):
+            correct += right
+            total += int(seen)
+        if total == 0:
+            raise ClipbiasError("none of the images to evaluate on could be read.")
+        return [{"accuracy": 100 * int(c) / total, "correct": int(c), "images": total} for c in correct]
+
+
+@jax.jit
+def _count(predicted: jax.Array, labels: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return ((predicted == labels) & mask).sum(-1), mask.sum()

@@ -1,0 +1,113 @@
+"""Devices as a mesh with two axes, and where arrays live on it.
+
+`data` splits the images of a batch and the classes of the text tower; `run` splits independent runs. The frozen weights are
+on every device. The same code runs on one CPU, one GPU, several, and a pod.
+"""
+
+import os
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from clipbias.errors import ClipbiasError
+
+RUN, DATA = "run", "data"
+
+
+def start_distributed(
+    *, coordinator: str | None = None, processes: int | None = None, process: int | None = None
+) -> None:
+    """Joins the processes of a job before any device is touched.
+
+    With nothing given, joins only where a cluster announces itself: a TPU pod, SLURM or Open MPI with several tasks, or
+    the variables `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`.
+    """
+    coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if coordinator:
+        processes = processes if processes is not None else int(os.environ.get("JAX_NUM_PROCESSES", "1"))
+        process = process if process is not None else int(os.environ.get("JAX_PROCESS_ID", "0"))
+        jax.distributed.initialize(coordinator, processes, process)
+    elif _is_cluster():
+        jax.distributed.initialize()
+    if coordinator or _is_cluster():
+        logging.info("process %d of %d", jax.process_index(), jax.process_count())
+
+
+def _is_cluster() -> bool:
+    def many(variable: str) -> bool:
+        return int(os.environ.get(variable) or 1) > 1
+
+    workers = os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    return many("SLURM_NTASKS") or many("OMPI_COMM_WORLD_SIZE") or "," in workers
+
+
+def make_mesh(*, run: int = 1, data: int = -1, devices: Any = None) -> Mesh:
+    """Arranges the devices as `[run, data]`; -1 takes all that are left. Every process holds a part of every run.
+
+    Raises:
+      ClipbiasError: the devices cannot be divided that way.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    count = len(devices)
+    if run == -1:
+        run = count // max(data, 1)
+    if data == -1:
+        data = count // max(run, 1)
+    if run < 1 or data < 1 or run * data > count:
+        raise ClipbiasError(
+            f"a mesh of run={run} and data={data} needs {max(run, 1) * max(data, 1)} devices; there are {count}."
+        )
+    processes = len({device.process_index for device in devices[: run * data]})
+    per_process = run * data // processes
+    if per_process % run:
+        raise ClipbiasError(f"run={run} must divide the {per_process} devices of each process.")
+    grid = np.asarray(devices[: run * data], dtype=object).reshape(processes, run, per_process // run)
+    return Mesh(grid.transpose(1, 0, 2).reshape(run, data), (RUN, DATA), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def single_device() -> Mesh:
+    """A mesh of this process's first device."""
+    return make_mesh(run=1, data=1, devices=jax.local_devices()[:1])
+
+
+def replicate(mesh: Mesh, tree: Any) -> Any:
+    """Puts a tree of host arrays on every device, once."""
+    return _put(mesh, tree, PartitionSpec())
+
+
+def place(mesh: Mesh, tree: Any, *axes: str | None) -> Any:
+    """Puts a tree of host arrays, equal on all processes, on the mesh with its leading axes split along `axes`."""
+    return _put(mesh, tree, PartitionSpec(*axes))
+
+
+def place_batch(mesh: Mesh, batch: Any) -> Any:
+    """Puts `[run, batch, …]` arrays on the mesh; each process passes its own share of the batch axis."""
+    sharding = NamedSharding(mesh, PartitionSpec(RUN, DATA))
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
+
+
+def place_rows(mesh: Mesh, rows: Any) -> jax.Array:
+    """Puts `[batch, …]` rows on the mesh, split along `data` and the same for all runs; each process passes its share."""
+    sharding = NamedSharding(mesh, PartitionSpec(DATA))
+    return jax.make_array_from_process_local_data(sharding, np.asarray(rows))
+
+
+def _put(mesh: Mesh, tree: Any, spec: PartitionSpec) -> Any:
+    def one(leaf: Any) -> jax.Array:
+        leaf = np.asarray(leaf)
+        fitted = PartitionSpec(*spec[: leaf.ndim])
+        return jax.make_array_from_callback(leaf.shape, NamedSharding(mesh, fitted), lambda index: leaf[index])
+
+    return jax.tree.map(one, tree)
+
+
+def fetch(tree: Any) -> Any:
+    """A tree of device arrays as NumPy arrays, whole on every process."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    from jax.experimental import multihost_utils
+
+    return jax.tree.map(lambda leaf: np.asarray(multihost_utils.process_allgather(leaf, tiled=True)), tree)

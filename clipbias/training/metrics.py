@@ -1,0 +1,67 @@
+"""Metrics on disk: one JSON object per line always, TensorBoard where `tensorboardX` is installed."""
+
+import importlib.util
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from clipbias.errors import ClipbiasError
+
+
+class MetricWriter:
+    """Appends metrics to `metrics.jsonl` in a folder; only process 0 writes.
+
+    A run that continues drops the lines of steps that it will do again, so no step is there twice.
+    """
+
+    def __init__(self, folder: str | os.PathLike, *, start_step: int = 0) -> None:
+        self._file = self._board = None
+        if jax.process_index() != 0:
+            return
+        path = Path(folder) / "metrics.jsonl"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            kept = [line for line in read_metrics(path) if line.get("step", 0) < start_step]
+            self._file = open(path, "w", encoding="utf-8")  # noqa: SIM115 (closed in close)
+            for line in kept:
+                self._file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise ClipbiasError(f"cannot write {path}: {error.strerror}; choose another --workdir.") from error
+        if importlib.util.find_spec("tensorboardX"):
+            import tensorboardX
+
+            self._board = tensorboardX.SummaryWriter(str(path.parent / "tensorboard"))
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Appends one line; scalars also go to TensorBoard."""
+        if self._file is None:
+            return
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for name, value in values.items():
+                if isinstance(value, int | float):
+                    self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a metrics file; a last line cut short by a crash is left out."""
+    if not path.exists():
+        return []
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            break
+    return lines

@@ -1,0 +1,65 @@
+"""Progress for people: a bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+from tqdm import tqdm
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Progress:
+    """Counts units of work. On a terminal it is a bar with the time left; elsewhere a line every ten seconds."""
+
+    def __init__(self, total: int, *, done: int = 0, unit: str = "step", title: str = "") -> None:
+        self._total, self._done, self._title = total, done, title
+        self._started, self._last, self._first = time.monotonic(), 0.0, done
+        self._quiet = jax.process_index() != 0
+        terminal = sys.stderr.isatty() and not self._quiet
+        self._bar = tqdm(total=total, initial=done, unit=unit, desc=title, dynamic_ncols=True) if terminal else None
+
+    def advance(self, count: int = 1, values: Mapping[str, Any] | None = None) -> None:
+        """Counts `count` more units and shows `values` beside them."""
+        self._done += count
+        shown = {
+            key: f"{value:.4g}" if isinstance(value, float) else str(value) for key, value in (values or {}).items()
+        }
+        if self._bar is not None:
+            self._bar.set_postfix(shown, refresh=False)
+            self._bar.update(count)
+            return
+        now = time.monotonic()
+        if self._quiet or (now - self._last < SECONDS_BETWEEN_LINES and self._done < self._total):
+            return
+        self._last = now
+        rate = (self._done - self._first) / max(now - self._started, 1e-9)
+        left = (self._total - self._done) / rate if rate else float("nan")
+        details = "".join(f"  {key} {value}" for key, value in shown.items())
+        print(f"{self._title} {self._done}/{self._total}{details}  {left:.0f} s left", file=sys.stderr, flush=True)
+
+    def say(self, line: str) -> None:
+        """Prints a line without breaking the bar."""
+        if self._quiet:
+            return
+        if self._bar is not None:
+            self._bar.write(line, file=sys.stderr)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+@contextmanager
+def progress(total: int, *, done: int = 0, unit: str = "step", title: str = "") -> Iterator[Progress]:
+    """A `Progress` that is closed at the end of the block."""
+    bar = Progress(total, done=done, unit=unit, title=title)
+    try:
+        yield bar
+    finally:
+        bar.close()

@@ -1,0 +1,103 @@
+"""One training step of several independent runs in one program.
+
+Every array that belongs to a run has a leading axis `R`; the runs are vectorised with `vmap` and share the frozen weights.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from clipbias.clip.params import Params
+from clipbias.clip.preprocess import Preprocessing
+from clipbias.training.settings import Recipe
+from clipbias.tuning.classifier import Classifier, Text
+from clipbias.tuning.method import Learnables
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """What a step changes: the learnables of `R` runs, the optimiser's momentum, and the number of steps done."""
+
+    learnables: Learnables
+    momentum: Any
+    step: jax.Array
+
+
+def optimizer(recipe: Recipe) -> optax.GradientTransformation:
+    """SGD as torch does it, without the learning rate: `g += wd · p; v = m v + g`."""
+    return optax.chain(optax.add_decayed_weights(recipe.weight_decay), optax.trace(recipe.momentum))
+
+
+def init_state(recipe: Recipe, learnables: Learnables) -> TrainState:
+    """The state before the first step; `learnables` have the leading axis `R`."""
+    return TrainState(learnables, optimizer(recipe).init(learnables), jnp.zeros((), jnp.int32))
+
+
+def loss_and_accuracy(
+    classifier: Classifier,
+    params: Params,
+    text: Text,
+    learnables: Learnables,
+    images: jax.Array,
+    labels: jax.Array,
+    mask: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Mean cross-entropy and share of correct images among the `B` that `mask` keeps, of one run."""
+    logits = classifier.logits(params, learnables, images, text)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    count = mask.sum()
+    correct = (logits.argmax(-1) == labels) & mask
+    return jnp.where(mask, losses, 0).sum() / count, correct.sum() / count
+
+
+@functools.partial(
+    jax.jit, static_argnames=("classifier", "preprocessing", "recipe", "stacked_text"), donate_argnames="state"
+)
+def train_step(
+    classifier: Classifier,
+    preprocessing: Preprocessing,
+    recipe: Recipe,
+    params: Params,
+    text: Text,
+    state: TrainState,
+    batch: dict[str, jax.Array],
+    learning_rate: jax.Array,
+    *,
+    stacked_text: bool = False,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Forward, backward and update of `R` runs.
+
+    Args:
+      classifier, preprocessing, recipe: static.
+      params: the frozen weights; no gradient of theirs is formed.
+      text: what stands for the classes; with a leading axis `R` where `stacked_text`.
+      state: donated.
+      batch: `images` uint8 `[R, B, size, size, 3]`, `labels` int32 `[R, B]`, `mask` bool `[R, B]`.
+      learning_rate: `[R]`.
+
+    Returns:
+      The new state, and `loss`, `accuracy` and `gradient_norm` of each run, `[R]` each.
+    """
+    images = preprocessing.normalize(batch["images"])
+
+    def one(learnables: Learnables, text: Text, images: jax.Array, labels: jax.Array, mask: jax.Array) -> Any:
+        def objective(learnables: Learnables) -> tuple[jax.Array, jax.Array]:
+            return loss_and_accuracy(classifier, params, text, learnables, images, labels, mask)
+
+        return jax.value_and_grad(objective, has_aux=True)(learnables)
+
+    axes = (0, 0 if stacked_text else None, 0, 0, 0)
+    (loss, accuracy), gradients = jax.vmap(one, axes)(state.learnables, text, images, batch["labels"], batch["mask"])
+    # Decay, momentum and learning rate act on each number by itself, so the runs' axis needs no care.
+    directions, momentum = optimizer(recipe).update(gradients, state.momentum, state.learnables)
+    learnables = jax.tree.map(
+        lambda p, v: p - learning_rate.reshape(-1, *[1] * (p.ndim - 1)) * v, state.learnables, directions
+    )
+    squares = [jnp.square(g).sum(range(1, g.ndim)) for g in jax.tree.leaves(gradients)]
+    metrics = {"loss": loss, "accuracy": accuracy, "gradient_norm": jnp.sqrt(sum(squares))}
+    return TrainState(learnables, momentum, state.step + 1), metrics

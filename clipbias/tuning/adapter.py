@@ -1,0 +1,150 @@
+"""A tuned method as one small file: its learnables and everything needed to use them again.
+
+The file is safetensors: tensors named by their path in the learnables, and one metadata entry `clipbias`, a JSON object. Nothing
+in it is ever executed, except that a method of a user's own is found again by the name under which it was trained.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from clipbias.clip import Clip
+from clipbias.clip.checkpoint import open_weights
+from clipbias.errors import ClipbiasError
+from clipbias.files import atomic_path
+from clipbias.tuning.method import Learnables
+from clipbias.tuning.registry import make_method
+from clipbias.tuning.task import Task
+
+FORMAT = 1
+SEPARATOR = "/"
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapter:
+    """What an adapter file holds.
+
+    Attributes:
+      learnables: the tuned arrays.
+      method: name of the method; options: its options.
+      class_names, template: of the dataset it was trained on.
+      base: what the frozen model was loaded from; base_fingerprint: SHA-256 of its weights.
+      notes: anything else worth keeping, such as dataset, shots, seed and accuracy.
+    """
+
+    learnables: Learnables
+    method: str
+    options: Mapping[str, Any]
+    class_names: tuple[str, ...]
+    template: str
+    base: str
+    base_fingerprint: str
+    notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def task(self, clip: Clip, class_names: Sequence[str] | None = None, **task_options: Any) -> Task:
+        """The task of this adapter on its base model, for its own classes or others.
+
+        Raises:
+          ClipbiasError: `clip` is another model, or the learnables belong to the classes of training.
+        """
+        if clip.fingerprint != self.base_fingerprint:
+            raise ClipbiasError(
+                f"this adapter was trained on {self.base!r} (weights {self.base_fingerprint[:12]}) and does not fit "
+                f"{clip.name!r} (weights {clip.fingerprint[:12]}); load its own base model."
+            )
+        names = self.class_names if class_names is None else tuple(class_names)
+        task = Task(clip, make_method(self.method, **self.options), names, template=self.template, **task_options)
+        expected = {name: leaf.shape for name, leaf in _flatten(task.shapes).items()}
+        found = {name: np.shape(leaf) for name, leaf in _flatten(self.learnables).items()}
+        if expected != found:
+            if names != self.class_names:
+                raise ClipbiasError(
+                    f"the method {self.method!r} learned something for each of its {len(self.class_names)} classes and cannot "
+                    "be used with other class names; tune it on them."
+                )
+            raise ClipbiasError(f"the adapter's arrays {found} are not those of method {self.method!r}, {expected}.")
+        return task
+
+
+def save_adapter(
+    path: str | os.PathLike, task: Task, learnables: Learnables, *, method: str, notes: Mapping[str, Any] | None = None
+) -> None:
+    """Writes an adapter file, atomically.
+
+    Args:
+      path: a `.safetensors` file.
+      task: what was trained.
+      learnables: of one run.
+      method: the name that `make_method` knows the method by.
+      notes: JSON values to keep beside it.
+    """
+    from safetensors.numpy import save_file
+
+    header = {
+        "format": FORMAT,
+        "method": method,
+        "options": task.options(),
+        "class_names": task.class_names,
+        "template": task.template,
+        "base": task.clip.name,
+        "base_fingerprint": task.clip.fingerprint,
+        "notes": dict(notes or {}),
+    }
+    tensors = {name: np.ascontiguousarray(leaf) for name, leaf in _flatten(learnables).items()}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={"clipbias": json.dumps(header)})
+
+
+def load_adapter(path: str | os.PathLike) -> Adapter:
+    """Reads an adapter file.
+
+    Raises:
+      ClipbiasError: no such file, or it is damaged, not an adapter, or of a later format.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ClipbiasError(f"no adapter file {path}.")
+    with open_weights(path) as file:
+        metadata = (file.metadata() or {}).get("clipbias")
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
+    try:
+        header = json.loads(metadata or "null")
+        version = header["format"]
+        if version > FORMAT:
+            raise ClipbiasError(f"{path} has format {version}; this clipbias reads up to {FORMAT}: upgrade it.")
+        return Adapter(
+            learnables=_unflatten(tensors),
+            method=str(header["method"]),
+            options=dict(header["options"]),
+            class_names=tuple(str(name) for name in header["class_names"]),
+            template=str(header["template"]),
+            base=str(header["base"]),
+            base_fingerprint=str(header["base_fingerprint"]),
+            notes=dict(header["notes"]),
+        )
+    except ClipbiasError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        raise ClipbiasError(f"{path} is not a clipbias adapter; it lacks a readable 'clipbias' header.") from error
+
+
+def _flatten(tree: Any) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {SEPARATOR.join(str(getattr(key, "key", key)) for key in path): leaf for path, leaf in leaves}
+
+
+def _unflatten(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for name, value in tensors.items():
+        *parents, last = name.split(SEPARATOR)
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    return tree
