@@ -1,0 +1,117 @@
+"""Accuracy against shots: one panel per dataset and one for their average."""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from clipbias.report import style
+from clipbias.report.names import method_name
+from clipbias.report.published import dataset_name
+from clipbias.report.summary import ACCURACY, Cell, Summary, summarize
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+AVERAGE = "Average"
+
+
+def accuracy_figure(results: Summary | Iterable[Mapping[str, Any]], *, measure: str = ACCURACY) -> "Figure":
+    """Draws accuracy in percent against shots, one line per method, ± one sample standard deviation over seeds.
+
+    Args:
+      results: a summary, or the rows of a results file.
+      measure: what to draw where runs have several accuracies.
+
+    Returns:
+      A figure whose last panel carries the methods' names beside their lines; zero-shot is a dashed level.
+    """
+    summary = results if isinstance(results, Summary) else summarize(results)
+    panels = [*summary.datasets]
+    if len(panels) > 1:
+        panels.append(AVERAGE)
+    columns = min(4, max(1, len(panels)))
+    lines = max(1, math.ceil(len(panels) / columns))
+    with style.styled():
+        figure = style.new_figure(2.05 * columns + 1.5, 2.3 * lines + (0.35 if lines == 1 else 0.0))
+        grid = figure.subplots(lines, columns, squeeze=False, sharex=True)
+        flat = grid.ravel()
+        for axes, panel in zip(flat, panels, strict=False):
+            _panel(axes, summary, panel, measure)
+        for axes in flat[len(panels) :]:
+            axes.set_visible(False)
+        for row in grid:
+            row[0].set_ylabel("accuracy (%)" if measure == ACCURACY else f"{measure} (%)")
+        for column in range(columns):
+            shown = [axes for axes in grid[:, column] if axes.get_visible()]
+            if shown:
+                shown[-1].set_xlabel("shots per class")
+                shown[-1].tick_params(labelbottom=True)
+        if panels:
+            figure.draw_without_rendering()  # places the panels, so that the labels know how high they are
+            _label(flat[len(panels) - 1], summary, panels[-1], measure)
+    return figure
+
+
+def _cells(summary: Summary, panel: str, method: str, measure: str) -> dict[int, Cell]:
+    """The method's finished cells of a panel by shots."""
+    shots = summary.shots or (0,)
+    if panel == AVERAGE:
+        found = {count: summary.average(method, count, measure) for count in shots}
+    else:
+        found = {count: summary.cell(method, panel, count, measure) for count in shots}
+    return {count: cell for count, cell in found.items() if cell is not None and cell.values}
+
+
+def _is_level(cells: Mapping[int, Cell]) -> bool:
+    """Zero-shot: the same number for any shots."""
+    return all(None in cell.values for cell in cells.values()) and len({cell.mean for cell in cells.values()}) == 1
+
+
+def _panel(axes: "Axes", summary: Summary, panel: str, measure: str) -> None:
+    axes.set_title(panel if panel == AVERAGE else dataset_name(panel))
+    if summary.shots:
+        # Every doubling is one step; the ticks are the shots that were run.
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(summary.shots, [str(shots) for shots in summary.shots])
+        axes.set_xlim(summary.shots[0] / 1.3, summary.shots[-1] * 1.3)
+    else:
+        axes.set_xticks([])
+    axes.minorticks_off()
+    axes.grid(axis="x", visible=False)
+    for position, method in enumerate(summary.methods):
+        colour, marker, line = style.METHOD_LOOK.get(method, style.OTHER_LOOK)
+        cells = _cells(summary, panel, method, measure)
+        if not cells:
+            continue
+        if method == "zero_shot" and _is_level(cells):
+            axes.axhline(next(iter(cells.values())).mean, color=colour, linestyle=line, label=method, zorder=1)
+            continue
+        # Methods stand side by side by a hair, so that error bars do not hide one another.
+        aside = 1 + 0.014 * (position - len(summary.methods) / 2)
+        axes.errorbar(
+            [(shots or 1) * aside for shots in cells],
+            [cell.mean for cell in cells.values()],
+            yerr=[cell.spread or 0.0 for cell in cells.values()],
+            color=colour,
+            marker=marker,
+            linestyle=line,
+            markeredgecolor="white",
+            markeredgewidth=0.5,
+            elinewidth=0.8,
+            capsize=1.8,
+            capthick=0.8,
+            linewidth=2.0 if method == "bias" else 1.3,
+            zorder=4 if method == "bias" else 2,
+            label=method,
+        )
+
+
+def _label(axes: "Axes", summary: Summary, panel: str, measure: str) -> None:
+    ends = []
+    for method in summary.methods:
+        cells = _cells(summary, panel, method, measure)
+        if cells:
+            colour = style.METHOD_LOOK.get(method, style.OTHER_LOOK)[0]
+            ends.append((cells[max(cells)].mean, method_name(method), colour))
+    style.label_ends(axes, ends)

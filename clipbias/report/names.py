@@ -1,0 +1,36 @@
+"""The names and the order in which methods and datasets are shown."""
+
+from collections.abc import Iterable
+
+# In the order of the rows of a table: from the least to the most that is learned in both towers.
+METHOD_NAMES = {
+    "zero_shot": "Zero-shot",
+    "coop": "CoOp",
+    "coop_16": "CoOp (16 words)",
+    "vpt": "VPT",
+    "vpt_shallow": "VPT (shallow)",
+    "ivlp": "IVLP",
+    "ivlp_9": "IVLP (9 layers)",
+    "ivlp_2_2": "IVLP (2 + 2)",
+    "ivlp_matched": "IVLP (matched budget)",
+    "maple": "MaPLe",
+    "taskres": "TaskRes",
+    "bias": "Bias tuning",
+}
+
+
+def method_name(method: str) -> str:
+    """A method's name as readers know it; a user's own method keeps the name it was given."""
+    return METHOD_NAMES.get(method, method)
+
+
+def ordered_methods(methods: Iterable[str]) -> tuple[str, ...]:
+    """Known methods in the order of `METHOD_NAMES`, then the others as they come, each once."""
+    known = list(METHOD_NAMES)
+    unique = list(dict.fromkeys(methods))
+    return tuple(sorted(unique, key=lambda method: known.index(method) if method in known else len(known)))
+
+
+def same_name(name: str) -> str:
+    """A spelling to compare names by: `oxford_pets` and `OxfordPets` are one dataset."""
+    return "".join(letter for letter in name.lower() if letter.isalnum())

@@ -1,0 +1,169 @@
+"""Colours, sizes and ways to save that all figures share.
+
+The colours are Okabe and Ito's, told apart by colour-blind readers too; no figure relies on colour alone.
+"""
+
+import contextlib
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from clipbias.files import atomic_path
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
+    "#000000",
+    "#E69F00",
+    "#56B4E9",
+    "#009E73",
+    "#F0E442",
+    "#0072B2",
+    "#D55E00",
+    "#CC79A7",
+)
+GREY = "#6B7280"
+
+ZERO_SHOT, TUNED = BLUE, RED  # as in the paper: the original model blue, the tuned one red
+
+# Colour, marker and line of each method in the accuracy figure.
+METHOD_LOOK = {
+    "zero_shot": (BLUE, "", (0, (4, 2))),
+    "coop": (ORANGE, "s", "-"),
+    "coop_16": (ORANGE, "s", (0, (1, 1))),
+    "vpt": (SKY, "^", "-"),
+    "vpt_shallow": (SKY, "^", (0, (1, 1))),
+    "ivlp": (GREEN, "D", "-"),
+    "ivlp_9": (GREEN, "D", (0, (1, 1))),
+    "ivlp_2_2": (GREEN, "D", (0, (5, 1, 1, 1))),
+    "ivlp_matched": (GREEN, "d", (0, (3, 1.5))),
+    "maple": (PURPLE, "v", "-"),
+    "taskres": (GREY, "P", "-"),
+    "bias": (RED, "o", "-"),
+}
+OTHER_LOOK = (BLACK, "X", "-")
+
+_RC = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],  # ships with matplotlib: the same picture on every machine
+    "font.size": 8,
+    "axes.titlesize": 9,
+    "axes.titleweight": "bold",
+    "axes.labelsize": 8,
+    "axes.edgecolor": "#4B5563",
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": "#E5E7EB",
+    "grid.linewidth": 0.6,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7,
+    "legend.fontsize": 7.5,
+    "legend.frameon": False,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 4.5,
+    "figure.dpi": 100,
+    "savefig.dpi": 200,
+    "pdf.fonttype": 42,  # real fonts, so that text in the PDF can be searched
+    "svg.hashsalt": "clipbias",  # the same figure gives the same bytes
+}
+
+
+@contextlib.contextmanager
+def styled() -> Iterator[None]:
+    """Everything drawn inside has the project's look; the caller's own matplotlib settings are left alone."""
+    import matplotlib
+
+    with matplotlib.rc_context(_RC):
+        yield
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """A figure in inches, on no screen and known to no global list."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def png_bytes(figure: "Figure", *, dpi: int = 200) -> bytes:
+    """The figure as PNG."""
+    buffer = io.BytesIO()
+    with styled():
+        figure.savefig(buffer, format="png", dpi=dpi)
+    return buffer.getvalue()
+
+
+def svg_text(figure: "Figure") -> str:
+    """The figure as SVG, its letters drawn as outlines so that it looks the same everywhere."""
+    buffer = io.BytesIO()
+    with styled():
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue().decode("utf-8")
+
+
+def save_figure(figure: "Figure", stem: Path) -> tuple[Path, ...]:
+    """Writes `stem`.pdf and `stem`.png and returns the two paths. Raises `ClipbiasError` where it cannot."""
+    written = []
+    for kind, metadata in (("pdf", {"CreationDate": None}), ("png", None)):
+        path = stem.with_name(f"{stem.name}.{kind}")
+        with atomic_path(path) as temporary, styled():
+            figure.savefig(temporary, format=kind, metadata=metadata)
+        written.append(path)
+    return tuple(written)
+
+
+def apart(positions: Sequence[float], gap: float) -> np.ndarray:
+    """Moves label positions as little as needed to be at least `gap` apart, keeping their order.
+
+    Neighbours that would touch are spread evenly around their common mean, and so is any group that grows into
+    the next.
+    """
+    order = np.argsort(positions, kind="stable")
+    groups: list[list[float]] = []  # each: the wanted positions of labels that touch
+    for position in np.asarray(positions, float)[order]:
+        groups.append([position])
+        while len(groups) > 1 and _bottom(groups[-1], gap) < _bottom(groups[-2], gap) + gap * len(groups[-2]):
+            last = groups.pop()
+            groups[-1].extend(last)
+    placed = np.concatenate([_bottom(group, gap) + gap * np.arange(len(group)) for group in groups] or [[]])
+    result = np.empty(len(order))
+    result[order] = placed
+    return result
+
+
+def _bottom(group: Sequence[float], gap: float) -> float:
+    return float(np.mean(group)) - gap * (len(group) - 1) / 2
+
+
+def label_ends(axes: "Axes", ends: Sequence[tuple[float, str, str]], *, size: float = 7.5) -> None:
+    """Writes each line's name beside its right end, in its colour: (y in data units, text, colour)."""
+    if not ends:
+        return
+    low, high = axes.get_ylim()
+    height = axes.figure.get_size_inches()[1] * 72 * axes.get_position().height
+    gap = (high - low) * size * 1.25 / height
+    for y, (end, text, colour) in zip(apart([end for end, _, _ in ends], gap), ends, strict=True):
+        axes.annotate(
+            text,
+            xy=(1, end),
+            xytext=(1.06, y),
+            xycoords=("axes fraction", "data"),
+            textcoords=("axes fraction", "data"),
+            color=colour,
+            fontsize=size,
+            va="center",
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.5, "shrinkA": 1, "shrinkB": 1},
+        )

@@ -1,0 +1,192 @@
+"""From one line per finished run to means, spreads and averages over datasets."""
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from clipbias.report.names import ordered_methods
+from clipbias.report.published import ordered_datasets
+
+ACCURACY = "accuracy"
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """A run that ended with an error, and what the error said."""
+
+    method: str
+    dataset: str
+    shots: int
+    seed: int | None
+    error: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """The finished runs of one method on one dataset with one number of shots.
+
+    Attributes:
+      values: accuracy in percent per seed; a method that draws nothing at random has the one seed `None`.
+      failures: the runs that did not finish.
+    """
+
+    values: Mapping[int | None, float]
+    failures: tuple[Failure, ...] = ()
+
+    @property
+    def mean(self) -> float | None:
+        """Mean over the seeds, or None where no run finished."""
+        return statistics.fmean(self.values.values()) if self.values else None
+
+    @property
+    def spread(self) -> float | None:
+        """Sample standard deviation over the seeds (divided by n - 1), or None for fewer than two."""
+        return statistics.stdev(self.values.values()) if len(self.values) > 1 else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What the runs of one method had in common or, as sorted distinct values, did not."""
+
+    parameters: tuple[int, ...]
+    parameters_vision: tuple[int, ...]
+    parameters_text: tuple[int, ...]
+    learning_rates: tuple[float, ...]
+    seconds: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """All finished and failed runs, grouped for tables.
+
+    Attributes:
+      methods, datasets: in the order in which they are shown.
+      shots: the numbers of shots, ascending, without zero-shot's 0.
+      measures: what was measured: "accuracy", or base, new, H for a base-to-new protocol.
+      cells: by (measure, method, dataset, shots).
+      learning_rates: by dataset, all that its runs used.
+    """
+
+    methods: tuple[str, ...]
+    datasets: tuple[str, ...]
+    shots: tuple[int, ...]
+    measures: tuple[str, ...]
+    cells: Mapping[tuple[str, str, str, int], Cell]
+    facts: Mapping[str, Facts]
+    learning_rates: Mapping[str, tuple[float, ...]]
+    failures: tuple[Failure, ...]
+
+    def cell(self, method: str, dataset: str, shots: int, measure: str = ACCURACY) -> Cell | None:
+        """The cell to show for that many shots; a method without shots has the same one everywhere."""
+        return self.cells.get((measure, method, dataset, shots)) or self.cells.get((measure, method, dataset, 0))
+
+    def average(self, method: str, shots: int, measure: str = ACCURACY) -> Cell | None:
+        """The average over datasets, per seed; None unless every dataset has a finished run.
+
+        Where the datasets do not share the same seeds, a spread over seeds means nothing: the one value is then
+        the mean of the datasets' means, under the seed None.
+        """
+        cells = [self.cell(method, dataset, shots, measure) for dataset in self.datasets]
+        if not cells or any(cell is None or not cell.values for cell in cells):
+            return None
+        seeds = set(cells[0].values)
+        if any(set(cell.values) != seeds for cell in cells):
+            return Cell({None: statistics.fmean(cell.mean for cell in cells)})
+        return Cell({seed: statistics.fmean(cell.values[seed] for cell in cells) for seed in cells[0].values})
+
+    def seeds(self, shots: int, measure: str = ACCURACY) -> tuple[int, ...]:
+        """All seeds used with that many shots, ascending."""
+        found = {
+            seed
+            for (cell_measure, _, _, cell_shots), cell in self.cells.items()
+            for seed in cell.values
+            if (cell_measure, cell_shots) == (measure, shots) and seed is not None
+        }
+        return tuple(sorted(found))
+
+
+def _measured(row: Mapping[str, Any]) -> dict[str, float] | str:
+    """The accuracies of a finished run by measure, or what is wrong with the row."""
+    if row.get("status", "ok") != "ok":
+        return str(row.get("error") or "no reason was recorded")
+    accuracies = row.get("accuracies") or {ACCURACY: row.get("accuracy")}
+    for measure, value in accuracies.items():
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            return f"{measure} is {value}, not a number"
+    return {measure: float(value) for measure, value in accuracies.items()}
+
+
+def _distinct(rows: Sequence[Mapping[str, Any]], field: str) -> tuple:
+    return tuple(sorted({row[field] for row in rows if row.get(field) is not None}))
+
+
+def summarize(rows: Iterable[Mapping[str, Any]]) -> Summary:
+    """Groups the rows of a results file.
+
+    Of several rows for the same method, dataset, shots and seed the last counts, except that a failure never
+    hides a finished run.
+
+    Args:
+      rows: one mapping per run, with `method`, `dataset`, `shots`, `seed`, `accuracy` (percent) or `accuracies`
+        (several, by name), `parameters`, `parameters_vision`, `parameters_text`, `seconds`, `learning_rate`,
+        `status` ("ok" or "failed") and `error`.
+
+    Returns:
+      The summary that the tables and the accuracy figure are made from; empty for no rows.
+    """
+    finished: dict[tuple, tuple[Mapping[str, Any], dict[str, float]]] = {}
+    failed: dict[tuple, Failure] = {}
+    rows = list(rows)
+    for row in rows:
+        method, dataset, shots = row["method"], row["dataset"], int(row.get("shots") or 0)
+        seed = row.get("seed") if shots else None
+        measured = _measured(row)
+        key = (method, dataset, shots, seed)
+        if isinstance(measured, str):
+            failed[key] = Failure(method, dataset, shots, seed, measured)
+        else:
+            finished[key] = (row, measured)
+    failures = {key: failure for key, failure in failed.items() if key not in finished}
+
+    measures = tuple(dict.fromkeys(measure for _, measured in finished.values() for measure in measured))
+    measures = measures or (ACCURACY,)
+    cells = {}
+    for method, dataset, shots, _ in [*finished, *failures]:
+        group = (method, dataset, shots)
+        lost = tuple(failure for key, failure in failures.items() if key[:3] == group)
+        for measure in measures:
+            values = {
+                key[3]: measured[measure]
+                for key, (_, measured) in finished.items()
+                if key[:3] == group and measure in measured
+            }
+            cells[(measure, *group)] = Cell(values, lost)
+
+    used = [row for row, _ in finished.values()]
+    methods = ordered_methods(row["method"] for row in rows)
+    datasets = ordered_datasets(row["dataset"] for row in rows)
+    return Summary(
+        methods=methods,
+        datasets=datasets,
+        shots=tuple(sorted({key[2] for key in [*finished, *failures]} - {0})),
+        measures=measures,
+        cells=cells,
+        facts={method: _facts([row for row in used if row["method"] == method]) for method in methods},
+        learning_rates={
+            dataset: _distinct([row for row in used if row["dataset"] == dataset and row.get("shots")], "learning_rate")
+            for dataset in datasets
+        },
+        failures=tuple(failures.values()),
+    )
+
+
+def _facts(rows: Sequence[Mapping[str, Any]]) -> Facts:
+    return Facts(
+        parameters=_distinct(rows, "parameters"),
+        parameters_vision=_distinct(rows, "parameters_vision"),
+        parameters_text=_distinct(rows, "parameters_text"),
+        learning_rates=_distinct([row for row in rows if row.get("shots")], "learning_rate"),
+        seconds=tuple(row["seconds"] for row in rows if row.get("seconds") is not None),
+    )
