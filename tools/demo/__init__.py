@@ -1,0 +1,1 @@
+"""What the embedded demo model is pretrained on and how: scenes, captions, vocabulary, contrastive steps."""

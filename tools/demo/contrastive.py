@@ -1,0 +1,88 @@
+"""One step of contrastive pretraining (Radford et al. 2021) with several matches per caption."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from clipbias.clip import ClipConfig, Preprocessing, encode_image, encode_text
+
+
+def random_crops(images: jax.Array, rng: jax.Array, *, smallest: float = 0.6) -> jax.Array:
+    """Cuts a random window out of each image and stretches it to the full size, bilinearly.
+
+    Args:
+      images: `[B, R, R, 3]`.
+      smallest: the smallest window's side, as a fraction of the image's; some windows are the whole image.
+    """
+    batch, size = images.shape[:2]
+    keys = jax.random.split(rng, 3)
+    sides = jax.random.uniform(keys[0], (batch, 2), minval=smallest, maxval=1.25).clip(max=1.0)
+    starts = jax.random.uniform(keys[1], (batch, 2)) * (1 - sides)
+
+    def weights(start: jax.Array, side: jax.Array) -> jax.Array:
+        """`[B, R, R]`: how much of each input row or column each output one takes."""
+        centres = start[:, None] * size + (jnp.arange(size) + 0.5) * side[:, None] - 0.5
+        distance = jnp.abs(centres.clip(0, size - 1)[:, :, None] - jnp.arange(size))
+        return jnp.maximum(0, 1 - distance)
+
+    rows, columns = weights(starts[:, 0], sides[:, 0]), weights(starts[:, 1], sides[:, 1])
+    return jnp.einsum("BYR,BRCK,BXC->BYXK", rows, images, columns)
+
+
+def loss(params: Any, config: ClipConfig, images: jax.Array, ids: jax.Array) -> jax.Array:
+    """Symmetric cross-entropy where every pair with equal captions is a match, all equally likely.
+
+    The logit scale is a constant here, not learned.
+
+    Args:
+      images: `[B, R, R, 3]`, normalised.
+      ids: `[B, N]`.
+    """
+    image_features, _ = encode_image(params, config, images)
+    text_features, _ = encode_text(params, config, ids)
+    image_features = image_features / jnp.linalg.norm(image_features, axis=-1, keepdims=True)
+    text_features = text_features / jnp.linalg.norm(text_features, axis=-1, keepdims=True)
+    scale = jnp.exp(jax.lax.stop_gradient(params["logit_scale"]))
+    logits = scale * image_features @ text_features.T
+    matches = (ids[:, None] == ids[None]).all(-1).astype(jnp.float32)
+    targets = matches / matches.sum(-1, keepdims=True)
+    of_images = optax.softmax_cross_entropy(logits, targets)
+    of_texts = optax.softmax_cross_entropy(logits.T, targets)
+    return 0.5 * (of_images + of_texts).mean()
+
+
+def decayed(params: Any) -> Any:
+    """Which parameters weight decay acts on: matrices, not biases, LayerNorm or the logit scale."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf.ndim >= 2 and not any(getattr(key, "key", "") in ("bias", "scale") for key in path),
+        params,
+    )
+
+
+def optimiser(*, learning_rate: float, steps: int, warmup: int, weight_decay: float) -> optax.GradientTransformation:
+    """AdamW on a cosine after a linear warm-up, gradients clipped to norm 1."""
+    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup, steps, 0.01 * learning_rate)
+    return optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.adamw(schedule, b1=0.9, b2=0.98, eps=1e-6, weight_decay=weight_decay, mask=decayed),
+    )
+
+
+def train_step(
+    params: Any,
+    state: optax.OptState,
+    batch: dict[str, jax.Array],
+    rng: jax.Array,
+    *,
+    config: ClipConfig,
+    preprocessing: Preprocessing,
+    optimiser: optax.GradientTransformation,
+) -> tuple[Any, optax.OptState, jax.Array]:
+    """One update. Returns parameters, optimiser state and the loss."""
+    images = random_crops(batch["images"].astype(jnp.float32), rng)
+    images = preprocessing.normalize(images)
+    value, gradients = jax.value_and_grad(loss)(params, config, images, batch["ids"])
+    updates, state = optimiser.update(gradients, state, params)
+    return optax.apply_updates(params, updates), state, value

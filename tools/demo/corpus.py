@@ -1,0 +1,113 @@
+"""The scenes on disk and the batches drawn from them.
+
+Scenes are drawn once, in chunks that are written whole, so that an interrupted run draws only what is missing. Batches
+are a function of (seed, step): a continued run sees what an uninterrupted one would have seen.
+"""
+
+import concurrent.futures
+import dataclasses
+import functools
+import multiprocessing
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from clipbias.files import atomic_path
+from tools.demo import captions, scenes
+
+CHUNK = 2000
+PHRASES = 2  # descriptions kept of each scene
+CAPTION_LENGTH = 18  # tokens, start and end included; the longest caption has 16
+
+Tokenize = Callable[[list[str]], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """Drawn scenes with their captions as token ids.
+
+    Attributes:
+      images: uint8 `[n, 48, 48, 3]`.
+      kinds: int32 `[n]`: index into `scenes.KINDS`.
+      names: int32 `[n]`: index into `captions.names()`, -1 where a scene has more than one object.
+      phrases: int32 `[n, PHRASES, N]`: descriptions.
+      nouns: int32 `[templates, names, N]`: every noun in every template.
+    """
+
+    images: np.ndarray
+    kinds: np.ndarray
+    names: np.ndarray
+    phrases: np.ndarray
+    nouns: np.ndarray
+
+
+def draw_chunk(folder: Path, seed: int, chunk: int, size: int) -> Path:
+    """Draws `size` scenes into one file, unless that file is there."""
+    path = folder / f"scenes-{seed}-{chunk:05d}-{size}.npz"
+    if path.exists():
+        return path
+    rng = np.random.default_rng((seed, chunk, 1))
+    kinds, index = list(scenes.KINDS), {name: i for i, name in enumerate(captions.names())}
+    drawn = [scenes.scene(seed, chunk * size + i) for i in range(size)]
+    with atomic_path(path) as temporary:
+        np.savez(
+            temporary,
+            images=np.stack([scene.image for scene in drawn]),
+            kinds=np.array([kinds.index(scene.kind) for scene in drawn], np.int32),
+            names=np.array([index.get(scene.name, -1) for scene in drawn], np.int32),
+            phrases=np.array([[captions.description(scene, rng) for _ in range(PHRASES)] for scene in drawn]),
+        )
+    return path
+
+
+def pad(ids: np.ndarray) -> np.ndarray:
+    """`[n, N]` to `[n, CAPTION_LENGTH]`."""
+    return np.pad(ids, ((0, 0), (0, CAPTION_LENGTH - ids.shape[1])))
+
+
+def load(folder: Path, *, seed: int, count: int, tokenize: Tokenize, workers: int = 2, chunk: int = CHUNK) -> Corpus:
+    """Draws what is missing of `count` scenes, with `workers` processes, and loads them all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    draw = functools.partial(draw_chunk, folder, seed, size=chunk)
+    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        paths = list(pool.map(draw, range(-(-count // chunk))))
+    parts: dict[str, list[np.ndarray]] = {"images": [], "kinds": [], "names": [], "phrases": []}
+    for path in paths:
+        with np.load(path, allow_pickle=False) as file:
+            for key, values in parts.items():
+                values.append(file[key])
+    joined = {key: np.concatenate(values)[:count] for key, values in parts.items()}
+    texts, inverse = np.unique(joined["phrases"], return_inverse=True)
+    ids = pad(tokenize(texts.tolist()))[inverse.reshape(joined["phrases"].shape)]
+    nouns = [pad(tokenize([template.format(name) for name in captions.names()])) for template in captions.TEMPLATES]
+    return Corpus(joined["images"], joined["kinds"], joined["names"], ids, np.stack(nouns))
+
+
+def batch(corpus: Corpus, *, seed: int, step: int, size: int, described: float = 0.3) -> dict[str, np.ndarray]:
+    """The batch of one step.
+
+    Half of the batch is of one kind of scene, so that telling digits from houses is not enough.
+
+    Args:
+      described: the share of scenes captioned by a description in place of their noun.
+
+    Returns:
+      `images` uint8 `[B, 48, 48, 3]`, `ids` int32 `[B, N]`.
+    """
+    rng = np.random.default_rng((seed, step, 2))
+    shares = np.array([share for share, _ in scenes.KINDS.values()])
+    kind = rng.choice(len(shares), p=shares / shares.sum())
+    same_kind = np.flatnonzero(corpus.kinds == kind)
+    chosen = np.concatenate(
+        [
+            rng.choice(same_kind, size // 2) if len(same_kind) else rng.integers(len(corpus.kinds), size=size // 2),
+            rng.integers(len(corpus.kinds), size=size - size // 2),
+        ]
+    )
+    template = rng.choice(len(captions.TEMPLATES), p=captions.TEMPLATE_WEIGHTS)
+    names = corpus.names[chosen]
+    describe = (names < 0) | (rng.random(size) < described)
+    phrases = corpus.phrases[chosen, rng.integers(PHRASES, size=size)]
+    ids = np.where(describe[:, None], phrases, corpus.nouns[template, np.maximum(names, 0)])
+    return {"images": corpus.images[chosen], "ids": ids.astype(np.int32)}

@@ -1,0 +1,168 @@
+"""Pretrains the embedded demo model from nothing but code, fonts and scikit-learn's digits (which it never trains on).
+
+    python -m tools.pretrain_demo --output=clipbias/assets/demo
+
+draws scenes, trains a small CLIP on them contrastively and writes it in Hugging Face format. Progress is kept in
+`--work`: a run that was interrupted continues from there, and a finished one only writes the model again. On two
+CPU cores it takes about an hour. Zero-shot accuracy is watched on the demo datasets' validation images; their test
+images are not used.
+"""
+
+import functools
+import hashlib
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags, logging
+
+from clipbias import clip as clip_lib
+from clipbias import data
+from clipbias.clip import Clip, ClipConfig, Preprocessing, TextConfig, VisionConfig, encode_image, encode_text
+from clipbias.clip import tokenizer as tokenizer_lib
+from clipbias.data import demo, transforms
+from clipbias.files import atomic_path
+from tools.demo import contrastive, corpus, vocabulary
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("output", "clipbias/assets/demo", "Folder that receives the model.")
+flags.DEFINE_string("work", "workdir/pretrain_demo", "Folder of drawn scenes and training state.")
+flags.DEFINE_integer("seed", 0, "Seed of scenes, initialisation and batches.")
+flags.DEFINE_integer("scenes", 120_000, "Number of different scenes.", lower_bound=1)
+flags.DEFINE_integer("steps", 6_000, "Number of updates.", lower_bound=1)
+flags.DEFINE_integer("batch_size", 128, "Scenes per update.", lower_bound=2)
+flags.DEFINE_float("learning_rate", 1.5e-3, "Highest learning rate, after the warm-up.")
+flags.DEFINE_float("weight_decay", 0.1, "Of AdamW.")
+flags.DEFINE_float("logit_scale", 50.0, "Held fixed. Left to itself it stays near 15 in a model as small as this one.")
+flags.DEFINE_integer("report_every", 100, "Steps between lines of progress.", lower_bound=1)
+flags.DEFINE_integer("save_every", 500, "Steps between saved states.", lower_bound=1)
+flags.DEFINE_integer("width", 128, "Of the vision tower; the text tower has three quarters of it.", lower_bound=4)
+flags.DEFINE_integer("layers", 4, "Of both towers.", lower_bound=1)
+
+CONTEXT_LENGTH = 32
+VOCABULARY_SIZE = 1536
+
+
+def model_config(width: int, layers: int) -> ClipConfig:
+    """48-pixel images in patches of 8; heads of a quarter of the vision width."""
+    text_width = width * 3 // 4
+    return ClipConfig(
+        vision=VisionConfig(width, layers, 4, 4 * width, image_size=48, patch_size=8),
+        text=TextConfig(
+            text_width,
+            layers,
+            3,
+            4 * text_width,
+            vocabulary_size=VOCABULARY_SIZE,
+            context_length=CONTEXT_LENGTH,
+            eos_token_id=VOCABULARY_SIZE - 1,
+        ),
+        projection_width=width,
+    )
+
+
+def fingerprint(params: Any) -> str:
+    """SHA-256 over the weights."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(params):
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+def save_state(path: Path, state: Any, step: int) -> None:
+    """Writes parameters and optimiser state, whole."""
+    leaves = {f"leaf{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
+    with atomic_path(path) as temporary:
+        np.savez(temporary, step=step, **leaves)
+
+
+def load_state(path: Path, like: Any) -> tuple[Any, int]:
+    """Reads what `save_state` wrote into the structure of `like`; (`like`, 0) where nothing was written."""
+    if not path.exists():
+        return like, 0
+    leaves, structure = jax.tree.flatten(like)
+    with np.load(path, allow_pickle=False) as file:
+        read = [jnp.asarray(file[f"leaf{i}"]) for i in range(len(leaves))]
+        return jax.tree.unflatten(structure, read), int(file["step"])
+
+
+def zero_shot_accuracy(params: Any, model: Clip, dataset: data.Dataset, split: str = "val") -> float:
+    """The share of images of `split` whose nearest prompt is their own class."""
+    size = model.config.vision.image_size
+    chosen = dataset.split(split)
+    images = np.stack(
+        [transforms.test_image(transforms.decode(chosen.read(i), chosen.keys[i]), size) for i in range(len(chosen))]
+    )
+    texts = [dataset.template.format(name) for name in dataset.class_names]
+    image_features, _ = encode_image(params, model.config, model.preprocessing.normalize(images))
+    text_features, _ = encode_text(params, model.config, jnp.asarray(model.tokenize(texts)))
+    text_features = text_features / jnp.linalg.norm(text_features, axis=-1, keepdims=True)
+    return float((jnp.argmax(image_features @ text_features.T, -1) == chosen.labels).mean())
+
+
+def write_model(folder: Path, model: Clip, params: Any) -> None:
+    """Writes the Hugging Face checkpoint and CLIP's original vocabulary files."""
+    model.save(folder, params)
+    vocabulary.write(folder, VOCABULARY_SIZE)
+
+
+def train(model: Clip, scenes: corpus.Corpus, datasets: list[data.Dataset], work: Path) -> Any:
+    """Runs the steps that are left and returns the parameters."""
+    optimiser = contrastive.optimiser(
+        learning_rate=FLAGS.learning_rate,
+        steps=FLAGS.steps,
+        warmup=max(1, FLAGS.steps // 20),
+        weight_decay=FLAGS.weight_decay,
+    )
+    step_fn = jax.jit(
+        functools.partial(
+            contrastive.train_step, config=model.config, preprocessing=model.preprocessing, optimiser=optimiser
+        ),
+        donate_argnums=(0, 1),
+    )
+    state_path = work / "state.npz"
+    (params, state), start = load_state(state_path, (model.params, optimiser.init(model.params)))
+    began, reported = time.time(), start
+    for step in range(start, FLAGS.steps):
+        batch = corpus.batch(scenes, seed=FLAGS.seed, step=step, size=FLAGS.batch_size)
+        rng = jax.random.fold_in(jax.random.key(FLAGS.seed), step)
+        params, state, loss = step_fn(params, state, batch, rng)
+        done = step + 1
+        if done % FLAGS.report_every == 0 or done == FLAGS.steps:
+            rate = (done - reported) * FLAGS.batch_size / (time.time() - began)
+            began, reported = time.time(), done
+            logging.info("step %d/%d  loss %.3f  %.0f images/s", done, FLAGS.steps, float(loss), rate)
+        if done % FLAGS.save_every == 0 or done == FLAGS.steps:
+            if not np.isfinite(float(loss)):
+                raise FloatingPointError(f"the loss is {float(loss)} at step {done}; lower --learning_rate.")
+            save_state(state_path, (params, state), done)
+            for dataset in datasets:
+                accuracy = zero_shot_accuracy(params, model, dataset)
+                logging.info("step %d  %s  zero-shot %.1f %% of val", done, dataset.name, 100 * accuracy)
+    return params
+
+
+def main(_: list[str]) -> None:
+    work = Path(FLAGS.work)
+    config = model_config(FLAGS.width, FLAGS.layers)
+    params = clip_lib.init_params(config, jax.random.key(FLAGS.seed))
+    params["logit_scale"] = jnp.asarray(np.log(FLAGS.logit_scale), jnp.float32)
+    text_tokenizer = vocabulary.tokenizer(VOCABULARY_SIZE)
+    model = Clip(params, config, text_tokenizer, Preprocessing(48), "demo", fingerprint(params), "float16")
+    scenes = corpus.load(
+        work,
+        seed=FLAGS.seed,
+        count=FLAGS.scenes,
+        tokenize=lambda texts: tokenizer_lib.tokenize(text_tokenizer, texts, CONTEXT_LENGTH),
+    )
+    logging.info("%d scenes in %s", len(scenes.kinds), work)
+    params = train(model, scenes, [demo.load(f"demo/{name}") for name in demo.NAMES], work)
+    write_model(Path(FLAGS.output), model, params)
+    logging.info("wrote %s", FLAGS.output)
+
+
+if __name__ == "__main__":
+    app.run(main)
