@@ -113,5 +113,5 @@ def _label(axes: "Axes", summary: Summary, panel: str, measure: str) -> None:
         cells = _cells(summary, panel, method, measure)
         if cells:
             colour = style.METHOD_LOOK.get(method, style.OTHER_LOOK)[0]
-            ends.append((cells[max(cells)].mean, method_name(method), colour))
+            ends.append((max(cells) or 1, cells[max(cells)].mean, method_name(method), colour))
     style.label_ends(axes, ends)

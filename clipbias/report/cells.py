@@ -114,13 +114,11 @@ def _by_dataset(summary: Summary, shots: int, measure: str) -> Table:
 
 
 def _averages(summary: Summary, measure: str) -> Table:
-    published = published_averages() if measure == ACCURACY and are_the_eleven(summary.datasets) else None
     columns = ["Method", *map(_shots, summary.shots)]
     rows = []
     for method in summary.methods:
         cells = [summary.average(method, shots, measure) for shots in summary.shots]
-        rows.append([Entry(method_name(method)), *(_entry(cell, expected=0) for cell in cells)])
-    ranked = [list(row) for row in _ranked(rows)]
+        rows.append((Entry(method_name(method)), *(_entry(cell, expected=0) for cell in cells)))
     caption = [
         f"Top-1 {_measure(measure)} in percent, averaged over {len(summary.datasets)} datasets; ± is the sample"
         " standard deviation, over the seeds, of that average.",
@@ -128,17 +126,32 @@ def _averages(summary: Summary, measure: str) -> Table:
         *_average_sentences(summary, [entry for row in rows for entry in row[1:]]),
         *_rate_sentence(summary),
     ]
-    if published:
-        for shots in sorted({shots for values in published.averages.values() for shots in values}):
-            columns.append(f"{_shots(shots)}, published")
-            for method, row in zip(summary.methods, ranked, strict=True):
-                value = published.averages.get(method, {}).get(shots)
-                row.append(Entry(MISSING if value is None else f"{value:.1f}", published=True))
-        caption.append(
-            f"Published: {published.source} ({published.setting}); not a result of this run, and {published.caution}."
-        )
-    title = _title("Average over datasets", measure)
-    return Table(title, " ".join(filter(None, caption)), tuple(columns), tuple(map(tuple, ranked)))
+    table = Table(_title("Average over datasets", measure), " ".join(caption), tuple(columns), _ranked(rows))
+    with_published = measure == ACCURACY and are_the_eleven(summary.datasets)
+    return _beside_published(table, summary) if with_published else table
+
+
+def _beside_published(table: Table, summary: Summary) -> Table:
+    """Puts the paper's average to the right of each number of shots that it reports."""
+    published = published_averages()
+    reported = {shots for values in published.averages.values() for shots in values}
+    columns: list[str] = [table.columns[0]]
+    rows = [[row[0]] for row in table.rows]
+    for position, shots in enumerate(summary.shots, start=1):
+        columns.append(table.columns[position])
+        for row, own in zip(rows, table.rows, strict=True):
+            row.append(own[position])
+        if shots not in reported:
+            continue
+        columns.append("published")
+        for row, method in zip(rows, summary.methods, strict=True):
+            value = published.averages.get(method, {}).get(shots)
+            row.append(Entry(MISSING if value is None else f"{value:.1f}", published=True))
+    caption = (
+        f"{table.caption} Published: {published.source} ({published.setting}); not results of this run, and"
+        f" {published.caution}."
+    )
+    return Table(table.title, caption, tuple(columns), tuple(map(tuple, rows)))
 
 
 def _sizes(summary: Summary) -> Table:

@@ -6,7 +6,7 @@ import html
 _STYLE = """
 :root { color-scheme: light; --ink: #1d2330; --quiet: #5b6474; --line: #d9dde5; --paper: #ffffff; --wash: #f5f7fa; }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2.5rem 1.5rem 5rem; max-width: 68rem; background: var(--paper); color: var(--ink);
+body { margin: 0 auto; padding: 2.5rem 1.5rem 5rem; max-width: 72rem; background: var(--paper); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", "Helvetica Neue", Arial, "DejaVu Sans", sans-serif; }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .6rem; letter-spacing: -.01em; }
 h2 { font-size: 1.3rem; margin: 2.8rem 0 .8rem; padding-top: .2rem; }
@@ -20,6 +20,9 @@ table { border-collapse: collapse; font-size: .93rem; font-variant-numeric: tabu
 thead th { border-bottom: 1px solid var(--ink); font-weight: 600; vertical-align: bottom; }
 th, td { padding: .34rem .8rem; text-align: right; white-space: nowrap; }
 th:first-child { text-align: left; font-weight: 600; }
+table.many { font-size: .76rem; }
+table.many th, table.many td { padding: .34rem .36rem; }
+table.many .spread { display: block; line-height: 1.1; }
 td.words { text-align: left; white-space: normal; }
 tbody tr:nth-child(even) { background: var(--wash); }
 .spread { color: var(--quiet); font-size: .85em; }

@@ -147,23 +147,23 @@ def _bottom(group: Sequence[float], gap: float) -> float:
     return float(np.mean(group)) - gap * (len(group) - 1) / 2
 
 
-def label_ends(axes: "Axes", ends: Sequence[tuple[float, str, str]], *, size: float = 7.5) -> None:
-    """Writes each line's name beside its right end, in its colour: (y in data units, text, colour)."""
+def label_ends(axes: "Axes", ends: Sequence[tuple[float, float, str, str]], *, size: float = 7.5) -> None:
+    """Writes each line's name to the right of the panel, in its colour: (last x, last y, text, colour)."""
     if not ends:
         return
     low, high = axes.get_ylim()
     height = axes.figure.get_size_inches()[1] * 72 * axes.get_position().height
     gap = (high - low) * size * 1.25 / height
-    for y, (end, text, colour) in zip(apart([end for end, _, _ in ends], gap), ends, strict=True):
+    for y, (end_x, end_y, text, colour) in zip(apart([end[1] for end in ends], gap), ends, strict=True):
         axes.annotate(
             text,
-            xy=(1, end),
-            xytext=(1.06, y),
-            xycoords=("axes fraction", "data"),
+            xy=(end_x, end_y),
+            xytext=(1.05, y),
+            xycoords="data",
             textcoords=("axes fraction", "data"),
             color=colour,
             fontsize=size,
             va="center",
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.5, "shrinkA": 1, "shrinkB": 1},
+            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.5, "shrinkA": 1, "shrinkB": 4},
         )

@@ -110,8 +110,10 @@ def html_table(table: Table) -> str:
         "<tr>" + f'<th scope="row">{_html_entry(row[0])}</th>' + "".join(map(_html_cell, row[1:])) + "</tr>"
         for row in table.rows
     )
+    many = ' class="many"' if len(table.columns) > 8 else ""
     return (
-        f'<section><h2>{page.escape(table.title)}</h2>\n<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n'
+        f'<section><h2>{page.escape(table.title)}</h2>\n<div class="wide"><table{many}>\n'
+        f"<thead><tr>{head}</tr></thead>\n"
         f'<tbody>\n{rows}\n</tbody></table></div>\n<p class="caption">{page.escape(table.caption)}</p></section>'
     )
 

@@ -1,0 +1,72 @@
+"""The accuracy figure: panels, lines, bars, labels."""
+
+import random
+
+import numpy as np
+import pytest
+
+from clipbias.report import accuracy_figure, style, summarize
+
+
+def rows(datasets=("a", "b"), shots=(4, 16), seeds=(1, 2)):
+    draw = random.Random(0)
+    made = []
+    for dataset in datasets:
+        made.append({"method": "zero_shot", "dataset": dataset, "shots": 0, "seed": None, "accuracy": 40.0})
+        for method in ("coop", "bias"):
+            made += [
+                {"method": method, "dataset": dataset, "shots": k, "seed": seed, "accuracy": draw.uniform(50, 90)}
+                for k in shots
+                for seed in seeds
+            ]
+    return made
+
+
+def lines(axes):
+    return {container.get_label(): container for container in axes.containers}
+
+
+def test_one_panel_per_dataset_and_one_for_the_average():
+    figure = accuracy_figure(rows())
+    assert [axes.get_title() for axes in figure.axes] == ["a", "b", "Average"]
+
+
+def test_points_and_error_bars_are_the_summarys_numbers():
+    made = rows()
+    summary = summarize(made)
+    axes = accuracy_figure(made).axes[1]
+    container = lines(axes)["bias"]
+    line, _, (bars,) = container
+    cells = [summary.cell("bias", "b", shots) for shots in (4, 16)]
+    np.testing.assert_allclose(np.asarray(line.get_ydata(), float), [cell.mean for cell in cells])
+    halves = [(segment[1][1] - segment[0][1]) / 2 for segment in bars.get_segments()]
+    np.testing.assert_allclose(halves, [cell.spread for cell in cells])
+    np.testing.assert_allclose(np.asarray(line.get_xdata(), float), [4, 16], rtol=0.15)
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["4", "16"]
+
+
+def test_zero_shot_is_a_level_in_blue_and_bias_tuning_is_red():
+    axes = accuracy_figure(rows()).axes[0]
+    level = next(line for line in axes.lines if line.get_label() == "zero_shot")
+    assert set(level.get_ydata()) == {40.0} and level.get_color() == style.ZERO_SHOT
+    assert lines(axes)["bias"][0].get_color() == style.TUNED
+
+
+def test_names_stand_beside_the_last_panel_without_touching():
+    figure = accuracy_figure(rows())
+    labels = figure.axes[-1].texts
+    assert {label.get_text() for label in labels} == {"Zero-shot", "CoOp", "Bias tuning"}
+    assert all(not axes.texts for axes in figure.axes[:-1])
+    figure.draw_without_rendering()
+    boxes = sorted((label.get_window_extent().y0, label.get_window_extent().y1) for label in labels)
+    assert all(high <= low + 1 for (_, high), (low, _) in zip(boxes, boxes[1:], strict=False))
+
+
+@pytest.mark.parametrize(
+    "made",
+    [[], rows(datasets=("a",)), rows(shots=(16,), seeds=(1,)), rows(shots=()), rows(datasets=tuple("abcdefghijk"))],
+    ids=["nothing", "one dataset", "one seed", "zero-shot only", "eleven datasets"],
+)
+def test_other_shapes_of_results_can_be_drawn(made):
+    figure = accuracy_figure(made)
+    assert style.png_bytes(figure, dpi=40)[:8] == b"\x89PNG\r\n\x1a\n"

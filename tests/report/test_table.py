@@ -1,0 +1,196 @@
+"""What a reader finds in the tables, in each rendering."""
+
+import html.parser
+import statistics
+
+import pytest
+
+from clipbias.report import published, summarize, to_html, to_latex, to_markdown, to_text
+from clipbias.report.cells import tables
+
+ELEVEN = (
+    *("imagenet", "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101"),
+    *("fgvc_aircraft", "sun397", "dtd", "eurosat", "ucf101"),
+)
+RENDERINGS = (to_html, to_latex, to_markdown, to_text)
+
+
+def run(method="bias", dataset="demo/digits", shots=16, seed=1, accuracy=70.0, **others):
+    facts = {"parameters": 15360, "parameters_vision": 9216, "parameters_text": 6144, "learning_rate": 0.0025}
+    row = {"method": method, "dataset": dataset, "shots": shots, "seed": seed, "accuracy": accuracy}
+    return row | facts | {"seconds": 3.25} | others
+
+
+def a_few():
+    rows = [run("zero_shot", shots=0, seed=None, accuracy=43.2, parameters=0)]
+    rows += [run("coop", seed=seed, accuracy=accuracy) for seed, accuracy in ((1, 60.0), (2, 61.0), (3, 65.0))]
+    return rows + [run("bias", seed=seed, accuracy=accuracy) for seed, accuracy in ((1, 70.0), (2, 71.0), (3, 72.0))]
+
+
+def entries(table, name):
+    return next(row for row in table.rows if row[0].text == name)
+
+
+def test_numbers_spread_and_rank_of_a_table():
+    table = tables(summarize(a_few()))[0]
+    assert table.columns == ("Method", "demo/digits", "Parameters")
+    best, second, plain = (entries(table, name)[1] for name in ("Bias tuning", "CoOp", "Zero-shot"))
+    assert (best.text, best.spread, best.rank) == ("71.0", "± 1.0", 1)
+    assert (second.text, second.spread, second.rank) == ("62.0", f"± {statistics.stdev([60, 61, 65]):.1f}", 2)
+    assert (plain.text, plain.spread, plain.rank) == ("43.2", "", 0)
+    assert entries(table, "Bias tuning")[2].text == "15,360"
+
+
+def test_caption_states_seeds_spread_and_learning_rate():
+    caption = tables(summarize(a_few()))[0].caption
+    for words in ("sample standard deviation", "n = 3 seeds (1, 2, 3)", "Learning rate 0.0025", "Top-1 accuracy"):
+        assert words in caption
+
+
+def test_equal_numbers_share_their_rank():
+    rows = [run("coop", accuracy=70.0), run("bias", accuracy=70.01), run("vpt", accuracy=60.0)]
+    table = tables(summarize(rows))[0]
+    assert [entries(table, name)[1].rank for name in ("CoOp", "Bias tuning", "VPT")] == [1, 1, 2]
+
+
+def test_a_lone_method_is_not_the_best_of_anything():
+    assert tables(summarize([run()]))[0].rows[0][1].rank == 0
+
+
+def test_cells_with_fewer_seeds_say_so():
+    table = tables(summarize([*a_few(), run("vpt", seed=2)]))[0]
+    assert entries(table, "VPT")[1].note == "n = 1"
+    assert entries(table, "CoOp")[1].note == entries(table, "Zero-shot")[1].note == ""
+
+
+def test_missing_datasets_leave_a_dash_and_no_average():
+    rows = [run(dataset="a"), run(dataset="b"), run("coop", dataset="a", accuracy=50.0)]
+    averages, table, _ = tables(summarize(rows))
+    assert [entry.text for entry in entries(table, "CoOp")] == ["CoOp", "50.0", "–", "–", "15,360"]
+    assert [entry.text for entry in entries(averages, "CoOp")] == ["CoOp", "–"]
+    assert "only where all 2 datasets have a result" in table.caption
+    assert "only where all 2 datasets have a result" in averages.caption
+
+
+def test_failed_cells_are_shown_with_their_errors_in_every_rendering():
+    lost = run("vpt", seed=1, accuracy=None, status="failed", error="loss is\n  not finite at step 3")
+    summary = summarize([*a_few(), lost])
+    assert entries(tables(summary)[0], "VPT")[1].text == "failed"
+    for render in RENDERINGS:
+        assert "VPT, demo/digits, 16 shots, seed 1: loss is not finite at step 3" in render(summary)
+
+
+def test_learning_rates_that_differ_are_named_by_dataset():
+    rows = [run(dataset="a", learning_rate=0.1), run(dataset="b", learning_rate=0.0025)]
+    assert "Learning rate 0.0025 on b; 0.1 on a." in tables(summarize(rows))[0].caption
+
+
+def test_parameters_that_depend_on_the_classes_are_a_range():
+    rows = [run("taskres", "a", parameters=5120), run("taskres", "b", parameters=512000)]
+    assert tables(summarize(rows))[1].rows[0][-1].text == "5,120–512,000"
+
+
+def test_sizes_give_both_towers_and_the_mean_time():
+    table = tables(summarize([run(seconds=2.0), run(seed=2, seconds=4.0)]))[-1]
+    assert [entry.text for entry in table.rows[0]] == ["Bias tuning", "15,360", "9,216", "6,144", "0.0025", "3.0"]
+
+
+def test_base_to_new_has_a_table_per_measure():
+    rows = [run(accuracy=None, accuracies={"base": 80.0, "new": 60.0, "H": 68.6})]
+    titles = [table.title for table in tables(summarize(rows))]
+    assert titles == ["16 shots: base", "16 shots: new", "16 shots: H", "Size and time"]
+
+
+def test_published_averages_stand_beside_the_eleven_and_nowhere_else():
+    assert "2312.11570" not in to_markdown(summarize(a_few()))
+    summary = summarize(run(dataset=name, shots=shots) for name in ELEVEN for shots in (1, 4, 16))
+    table = tables(summary)[0]
+    assert table.columns == ("Method", "1 shot", "4 shots", "published", "16 shots", "published")
+    theirs = published.published_averages().averages["bias"]
+    assert [entry.text for entry in table.rows[0] if entry.published] == [f"{theirs[4]:.1f}", f"{theirs[16]:.1f}"]
+    assert "not results of this run" in table.caption and "2312.11570" in table.caption
+    assert not any(entry.rank for row in table.rows for entry in row if entry.published)
+    other_papers = [table for table in tables(summary) if table.title == "Published, 16 shots"]
+    assert len(other_papers) == len(published.published_sixteen_shots()) > 0
+
+
+def test_a_twelfth_dataset_makes_the_averages_incomparable():
+    summary = summarize(run(dataset=name) for name in (*ELEVEN, "demo/digits"))
+    assert "published" not in tables(summary)[0].columns
+
+
+def test_no_rows_say_so():
+    for render in RENDERINGS:
+        assert "There are no results yet." in render(summarize([]))
+
+
+def test_markdown_rows_have_as_many_cells_as_columns():
+    lines = [line for line in to_markdown(summarize(a_few())).splitlines() if line.startswith("|")]
+    head, rule, *rows = lines[:5]
+    assert head == "| Method | demo/digits | Parameters |"
+    assert rule == "| :-- | --: | --: |"
+    assert rows[0] == "| Zero-shot | 43.2 | 0 |"
+    assert rows[1] == "| CoOp | <u>62.0</u> ± 2.6 | 15,360 |"
+    assert rows[2] == "| Bias tuning | **71.0** ± 1.0 | 15,360 |"
+
+
+def test_latex_marks_and_escapes():
+    latex = to_latex(summarize([*a_few(), run("my_method", "50%_{odd}")]))
+    assert r"\textbf{71.0} $\pm$ 1.0" in latex and r"\underline{62.0} $\pm$ 2.6" in latex
+    assert r"my\_method" in latex and r"50\%\_\{odd\}" in latex
+    assert latex.count(r"\begin{table}") == latex.count(r"\end{table}") == 3
+
+
+class _Page(html.parser.HTMLParser):
+    """Collects tags, and fails on one that is closed out of order."""
+
+    void = frozenset({"meta", "img", "br"})
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.tags, self.attributes = [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += [value for name, value in attributes if name in ("src", "href")]
+        if tag not in self.void:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def parsed(text):
+    page = _Page()
+    page.feed(text)
+    assert page.open == []
+    return page
+
+
+def test_html_is_well_formed_self_contained_and_escaped():
+    hostile = "<script>alert('x')</script> & \"quotes\""
+    text = to_html(summarize([*a_few(), run(hostile, hostile, accuracy=None, status="failed", error=hostile)]))
+    page = parsed(text)
+    assert "script" not in page.tags and "<script>" not in text
+    assert "&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt; &amp; &quot;quotes&quot;" in text
+    assert "<b>71.0</b>" in text and "<u>62.0</u>" in text
+
+
+def test_html_inlines_its_picture():
+    page = parsed(to_html(summarize(a_few()), figure_svg="<svg xmlns='http://www.w3.org/2000/svg'/>"))
+    assert [source[:26] for source in page.attributes] == ["data:image/svg+xml;base64,"]
+
+
+@pytest.mark.parametrize("render", RENDERINGS)
+def test_the_order_in_which_seeds_finish_changes_nothing(render):
+    rows = a_few()
+    assert render(summarize(rows)) == render(summarize(rows[:1] + rows[1:][::-1]))
+
+
+def test_plain_text_lines_up():
+    lines = to_text(summarize([*a_few(), run("vpt", seed=2)])).splitlines()
+    rule = lines[1]
+    body = lines[4 : lines.index(rule, 4)]
+    assert [line.index("± ") for line in body if "±" in line] == [body[1].index("± ")] * 2
+    assert all(len(line) <= len(rule) for line in body)
+    assert any("71.0*" in line for line in body) and any("70.0'" in line for line in body)
