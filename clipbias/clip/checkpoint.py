@@ -226,4 +226,5 @@ def save(folder: str | os.PathLike, clip: Clip, params: Params) -> None:
     clip.tokenizer.save_pretrained(str(folder))
     write_text(folder / "preprocessor_config.json", preprocessor_json(clip.preprocessing))
     content = dict(to_hugging_face(clip.config), dtype=clip.stored_dtype)
+    content["text_config"]["bos_token_id"] = clip.tokenizer.bos_token_id
     write_text(folder / "config.json", json.dumps(content, indent=2, sort_keys=True) + "\n")

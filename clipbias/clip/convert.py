@@ -152,4 +152,4 @@ def from_tensors(
 def to_tensors(config: ClipConfig, params: Params) -> dict[str, np.ndarray]:
     """The tensors of a Hugging Face checkpoint; `from_tensors` of them gives `params` back bit for bit."""
     tree = jax.tree.map(np.asarray, params)
-    return {name: np.ascontiguousarray(row.save(view)) for row, name, view in _pieces(config, tree)}
+    return {name: np.asarray(row.save(view), order="C") for row, name, view in _pieces(config, tree)}
