@@ -74,8 +74,8 @@ def from_hugging_face(config: Any, eos_token_id: int | None = None) -> ClipConfi
 
     Args:
       config: a `transformers.CLIPConfig`.
-      eos_token_id: the tokenizer's own end-of-text id. OpenAI's published configurations carry a wrong one (2), which the
-        original code never reads: it takes the largest id, and that is what `None` does.
+      eos_token_id: the tokenizer's own end-of-text id. OpenAI's published configurations carry a wrong one (2), which
+        the original code never reads: it takes the largest id, and that is what `None` does.
     """
 
     def tower(c: Any) -> dict[str, Any]:

@@ -24,6 +24,9 @@ from clipbias.clip.config import ClipConfig
 from clipbias.clip.precision import with_precision
 from clipbias.clip.text import TextTokens, check_text, put_context, read_text, text_layers
 
+# Up to this many classes the layout is rounded up, so that one compiled program serves datasets with like names.
+SMALL = 64
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +83,8 @@ def pack(tokens: TextTokens, *, groups: int = 1, class_specific: bool = False) -
         members[place if lap % 2 == 0 else groups - 1 - place].append(int(index))
     unique = int(max(sum(lengths[i] for i in group) for group in members))
     width = int(lengths.max())
+    if count <= SMALL:
+        unique, width = -(-unique // 32) * 32, -(-width // 4) * 4
 
     def grid(fill: int, *shape: int) -> np.ndarray:
         return np.full(shape, fill, np.int32)

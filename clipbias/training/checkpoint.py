@@ -88,8 +88,9 @@ class Checkpoints:
                 metadata = self._checkpointer.metadata(step).custom_metadata or {}
                 if metadata.get("identity") != self._identity:
                     raise ClipbiasError(
-                        f"{self._folder} holds checkpoints of another run ({_difference(metadata.get('identity'), self._identity)}); "
-                        "choose another --workdir, or remove that folder to start anew."
+                        f"{self._folder} holds checkpoints of another run "
+                        f"({_difference(metadata.get('identity'), self._identity)}); choose another --workdir, or "
+                        "remove that folder to start anew."
                     )
                 loaded = self._checkpointer.load_checkpointables(step, {"state": _abstract(_named(like))})["state"]
                 state = jax.tree.unflatten(jax.tree.structure(like), [loaded[name] for name in _named(like)])

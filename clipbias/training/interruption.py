@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 
-class Interrupted(Exception):  # noqa: N818 (not an error: the run is saved and goes on when started again)
+class Interrupted(Exception):
     """Raised between two steps after a notice to stop, once the state is saved."""
 
 

@@ -99,7 +99,7 @@ def train(
     identity: dict[str, Any] | None = None,
     checkpoint_seconds: float = 60.0,
     progress: Progress | None = None,
-    metrics: MetricWriter | None = None,
+    metrics_folder: Path | None = None,
 ) -> Trained:
     """Trains a pack of runs to the end, from the latest checkpoint if there is one.
 
@@ -112,7 +112,8 @@ def train(
       folder: where checkpoints lie; `None` keeps none.
       identity: what must be equal for a checkpoint to be continued.
       checkpoint_seconds: least time between two checkpoints; 0 saves after every step.
-      progress, metrics: told about every step.
+      progress: told about every step.
+      metrics_folder: where `metrics.jsonl` goes.
 
     Raises:
       ClipbiasError: the loss is not finite; the last good checkpoint stays.
@@ -129,12 +130,13 @@ def train(
     text, stacked_text = place_text(mesh, runs, params, initial)
     state: TrainState = meshes.place(mesh, init_state(recipe, initial), meshes.RUN)
     checkpoints = None if folder is None else Checkpoints(folder, identity=identity or {})
-    step = 0
+    step, metrics = 0, None
     try:
         if checkpoints is not None and (restored := checkpoints.restore(state)) is not None:
             step, state = restored
         if progress is not None:
-            progress.advance(step)
+            progress.start(total, done=step)
+        metrics = None if metrics_folder is None else MetricWriter(metrics_folder, start_step=step + 1)
         rates = recipe.learning_rates()
         batches = PackedBatches(clip, images, runs, recipe, mesh, start_step=step)
         follow = _Follower(runs, progress, metrics, images=len(runs) * min(recipe.batch_size, size))
@@ -160,8 +162,9 @@ def train(
         if checkpoints is not None:
             checkpoints.wait()
     finally:
-        if checkpoints is not None:
-            checkpoints.close()
+        for opened in (checkpoints, metrics, progress):
+            if opened is not None:
+                opened.close()
     return Trained(
         learnables=state.learnables,
         text=text,
@@ -197,8 +200,8 @@ class _Follower:
         for run, loss in zip(self._runs, values["loss"], strict=True):
             if not np.isfinite(loss):
                 raise ClipbiasError(
-                    f"the loss of {run.task.method.__class__.__name__} (seed {run.seed}) is {loss} at step {step}; the last "
-                    "checkpoint is kept; lower --config.learning_rate or check the images."
+                    f"the loss of {run.task.method.__class__.__name__} (seed {run.seed}) is {loss} at step {step}; "
+                    "the last checkpoint is kept; lower --config.learning_rate or check the images."
                 )
         self.losses = values["loss"].tolist()
         now = time.monotonic()

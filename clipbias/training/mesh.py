@@ -1,7 +1,7 @@
 """Devices as a mesh with two axes, and where arrays live on it.
 
-`data` splits the images of a batch and the classes of the text tower; `run` splits independent runs. The frozen weights are
-on every device. The same code runs on one CPU, one GPU, several, and a pod.
+`data` splits the images of a batch and the classes of the text tower; `run` splits independent runs. The frozen weights
+are on every device. The same code runs on one CPU, one GPU, several, and a pod.
 """
 
 import os
@@ -90,7 +90,9 @@ def place_batch(mesh: Mesh, batch: Any) -> Any:
 
 
 def place_rows(mesh: Mesh, rows: Any) -> jax.Array:
-    """Puts `[batch, …]` rows on the mesh, split along `data` and the same for all runs; each process passes its share."""
+    """Puts `[batch, …]` rows on the mesh, split along `data` and the same for all runs; each process passes its
+    share.
+    """
     sharding = NamedSharding(mesh, PartitionSpec(DATA))
     return jax.make_array_from_process_local_data(sharding, np.asarray(rows))
 

@@ -47,6 +47,12 @@ class MetricWriter:
                 if isinstance(value, int | float):
                     self._board.add_scalar(name, value, step)
 
+    def __enter__(self) -> "MetricWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
         if self._file is not None:
             self._file.close()

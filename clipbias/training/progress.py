@@ -16,11 +16,18 @@ class Progress:
     """Counts units of work. On a terminal it is a bar with the time left; elsewhere a line every ten seconds."""
 
     def __init__(self, total: int, *, done: int = 0, unit: str = "step", title: str = "") -> None:
-        self._total, self._done, self._title = total, done, title
-        self._started, self._last, self._first = time.monotonic(), 0.0, done
+        self._title, self._unit, self._bar = title, unit, None
         self._quiet = jax.process_index() != 0
-        terminal = sys.stderr.isatty() and not self._quiet
-        self._bar = tqdm(total=total, initial=done, unit=unit, desc=title, dynamic_ncols=True) if terminal else None
+        if total:
+            self.start(total, done=done)
+
+    def start(self, total: int, *, done: int = 0) -> None:
+        """Begins (again) with a total that was not known when the object was made."""
+        self._total, self._done, self._first = total, done, done
+        self._started, self._last = time.monotonic(), 0.0
+        self.close()
+        if sys.stderr.isatty() and not self._quiet:
+            self._bar = tqdm(total=total, initial=done, unit=self._unit, desc=self._title, dynamic_ncols=True)
 
     def advance(self, count: int = 1, values: Mapping[str, Any] | None = None) -> None:
         """Counts `count` more units and shows `values` beside them."""
@@ -51,8 +58,10 @@ class Progress:
             print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
+        """Ends the bar."""
         if self._bar is not None:
             self._bar.close()
+            self._bar = None
 
 
 @contextmanager

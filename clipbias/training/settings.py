@@ -46,8 +46,8 @@ class Recipe:
     def learning_rates(self) -> np.ndarray:
         """The learning rate of each epoch, float64 `[epochs]`.
 
-        A constant warm-up, then epoch `e` at `lr (1 + cos(π (e - warmup_epochs) / epochs)) / 2`: per epoch, not per step,
-        and a cosine over all epochs that the run ends before it reaches zero, as the compared methods' code does.
+        A constant warm-up, then epoch `e` at `lr (1 + cos(π (e - warmup_epochs) / epochs)) / 2`: per epoch, not per
+        step, and a cosine over all epochs that the run ends before it reaches zero, as the compared methods' code does.
         """
         epoch = np.arange(self.epochs)
         cosine = self.learning_rate * (1 + np.cos(np.pi * (epoch - self.warmup_epochs) / self.epochs)) / 2

@@ -1,6 +1,7 @@
 """One training step of several independent runs in one program.
 
-Every array that belongs to a run has a leading axis `R`; the runs are vectorised with `vmap` and share the frozen weights.
+Every array that belongs to a run has a leading axis `R`; the runs are vectorised with `vmap` and share the frozen
+weights.
 """
 
 import dataclasses

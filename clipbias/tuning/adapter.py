@@ -1,7 +1,7 @@
 """A tuned method as one small file: its learnables and everything needed to use them again.
 
-The file is safetensors: tensors named by their path in the learnables, and one metadata entry `clipbias`, a JSON object. Nothing
-in it is ever executed, except that a method of a user's own is found again by the name under which it was trained.
+The file is safetensors: tensors named by their path in the learnables, and one metadata entry `clipbias`, a JSON
+object. Nothing in it is executed; a method of a user's own is found again by the name under which it was trained.
 """
 
 import dataclasses
@@ -65,8 +65,8 @@ class Adapter:
         if expected != found:
             if names != self.class_names:
                 raise ClipbiasError(
-                    f"the method {self.method!r} learned something for each of its {len(self.class_names)} classes and cannot "
-                    "be used with other class names; tune it on them."
+                    f"the method {self.method!r} learned something for each of its {len(self.class_names)} classes "
+                    "and cannot be used with other class names; tune it on them."
                 )
             raise ClipbiasError(f"the adapter's arrays {found} are not those of method {self.method!r}, {expected}.")
         return task
@@ -96,7 +96,7 @@ def save_adapter(
         "base_fingerprint": task.clip.fingerprint,
         "notes": dict(notes or {}),
     }
-    tensors = {name: np.ascontiguousarray(leaf) for name, leaf in _flatten(learnables).items()}
+    tensors = {name: np.array(leaf, order="C") for name, leaf in _flatten(learnables).items()}
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata={"clipbias": json.dumps(header)})
 

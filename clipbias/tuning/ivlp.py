@@ -21,16 +21,16 @@ class IVLP(Method):
     Attributes:
       text_tokens: `T`; 0 leaves the text as it is.
       vision_tokens: `V`; 0 leaves the images as they are.
-      depth: layers that get prompts of their own, at most each tower's; `None` all of them (the paper).
-      text_depth, vision_depth: the same for one tower.
+      depth: layers that get prompts of their own, at most each tower's; 0 all of them (the paper).
+      text_depth, vision_depth: the same for one tower, 0 for `depth`.
       words: initial context.
     """
 
     text_tokens: int = 4
     vision_tokens: int = 4
-    depth: int | None = None
-    text_depth: int | None = None
-    vision_depth: int | None = None
+    depth: int = 0
+    text_depth: int = 0
+    vision_depth: int = 0
     words: str = WORDS
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:

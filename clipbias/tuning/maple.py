@@ -17,7 +17,7 @@ class MaPLe(Method):
 
     Attributes:
       tokens: `T`, the same in both towers.
-      depth: layers that get prompts of their own, at most the shallower tower's.
+      depth: layers that get prompts of their own, at most the shallower tower's; 0 all of those.
       words: initial context.
     """
 
@@ -27,7 +27,7 @@ class MaPLe(Method):
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
         text, vision = clip.config.text, clip.config.vision
-        depth = min(self.depth, text.layers, vision.layers)
+        depth = min(self.depth or text.layers, text.layers, vision.layers)
         context, deep, first, others = jax.random.split(rng, 4)
 
         def linear(key: jax.Array) -> tuple[jax.Array, jax.Array]:

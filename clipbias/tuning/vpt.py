@@ -16,11 +16,11 @@ class VPT(Method):
 
     Attributes:
       tokens: `V`.
-      depth: number of layers that get prompts of their own, at most the tower's; 1 is the shallow variant, `None` all.
+      depth: number of layers that get prompts of their own, at most the tower's; 1 is the shallow variant, 0 all.
     """
 
     tokens: int = 4
-    depth: int | None = None
+    depth: int = 0
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
         vision = clip.config.vision

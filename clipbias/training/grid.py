@@ -1,0 +1,278 @@
+"""Methods x datasets x shots x seeds: what a Table 1 is made of.
+
+A *cell* is one number of the table. Cells that differ in the seed only have equal shapes and train side by side as a
+*pack*. Packs depend on the configuration alone, never on what is finished, so that an interrupted grid ends with the
+same numbers to the last bit.
+"""
+
+import dataclasses
+import re
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import logging
+from jax.sharding import Mesh
+
+from clipbias.clip import Clip
+from clipbias.data import Dataset
+from clipbias.errors import ClipbiasError
+from clipbias.training import mesh as meshes
+from clipbias.training.evaluate import Evaluator
+from clipbias.training.interruption import Interrupted
+from clipbias.training.loop import Run, initial_learnables, place_text, train
+from clipbias.training.progress import Progress, progress
+from clipbias.training.results import Results, Row
+from clipbias.training.settings import Recipe
+from clipbias.training.single import training_images
+from clipbias.training.workdir import stable_hash
+from clipbias.tuning import Task, parameter_count
+from clipbias.tuning.adapter import save_adapter
+
+ZERO_SHOT = "zero_shot"
+
+
+@dataclasses.dataclass(frozen=True)
+class Pack:
+    """Cells trained in one program: one method on one dataset with one number of shots, several seeds."""
+
+    method: str
+    dataset: str
+    shots: int
+    seeds: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class GridSettings:
+    """What all cells of a grid have in common besides the recipe.
+
+    Attributes:
+      method_options: options by method name.
+      dtype: compute type.
+      eval_batch_size: images per evaluation step.
+      checkpoint_seconds: least time between two checkpoints of a pack.
+      on_image_error: "raise" or "skip" images that cannot be read.
+    """
+
+    method_options: Mapping[str, Mapping[str, Any]]
+    dtype: str
+    eval_batch_size: int
+    checkpoint_seconds: float
+    on_image_error: str
+
+
+def plan(
+    methods: Sequence[str],
+    datasets: Sequence[str],
+    shots: Sequence[int],
+    seeds: Sequence[int],
+    *,
+    runs_per_program: int,
+) -> list[Pack]:
+    """All packs, dataset by dataset. Zero-shot has nothing to train and is one cell per dataset."""
+    size = runs_per_program if runs_per_program > 0 else len(seeds)
+    packs = []
+    for dataset in datasets:
+        for method in methods:
+            if method == ZERO_SHOT:
+                packs.append(Pack(method, dataset, 0, (0,)))
+                continue
+            for count in shots:
+                packs += [Pack(method, dataset, count, tuple(seeds[i : i + size])) for i in range(0, len(seeds), size)]
+    return packs
+
+
+class Grid:
+    """Runs packs, keeping what they share: the weights on the mesh, one dataset's images, tasks."""
+
+    def __init__(
+        self,
+        clip: Clip,
+        recipe: Recipe,
+        settings: GridSettings,
+        load_dataset: Callable[[str], Dataset],
+        workdir: Path,
+        *,
+        mesh: Mesh,
+    ) -> None:
+        self.clip, self.recipe, self.settings, self.workdir, self.mesh = clip, recipe, settings, workdir, mesh
+        self.params = meshes.replicate(mesh, clip.params)
+        self.results = Results(workdir / "results.jsonl")
+        self._load_dataset = load_dataset
+        self._dataset: Dataset | None = None
+        self._evaluator: Evaluator | None = None
+        self._tasks: dict[str, Task] = {}
+
+    def run(self, packs: Sequence[Pack]) -> list[Row]:
+        """Runs every pack that is not finished. A pack that fails is reported and the rest goes on.
+
+        Returns:
+          The rows of `packs`, finished before or now.
+        """
+        wanted = [self.row(pack, seed) for pack in packs for seed in pack.seeds]
+        todo = [p for p in packs if not all(self.results.finished(self.row(p, s)) for s in p.seeds)]
+        cells = sum(len(pack.seeds) for pack in packs)
+        done = cells - sum(len(pack.seeds) for pack in todo)
+        if done:
+            logging.info("%d of %d cells are finished already", done, cells)
+        with progress(cells, done=done, unit="cell", title="cells") as bar:
+            for pack in todo:
+                began = time.monotonic()
+                try:
+                    rows = self._run_pack(pack, bar)
+                except (Interrupted, KeyboardInterrupt):
+                    raise
+                except Exception as error:  # one cell must not cost the others
+                    rows = [self._failure(pack, seed, error) for seed in pack.seeds]
+                    bar.say(f"failed: {pack.method} on {pack.dataset}, {pack.shots} shots: {_first_line(error)}")
+                for row in rows:
+                    row["seconds"] = round((time.monotonic() - began) / len(rows), 2)
+                self.results.append([row for row in rows if not self.results.finished(row)])
+                accuracies = [row["accuracy"] for row in rows if row["status"] == "ok"]
+                shown = {"method": pack.method, "dataset": pack.dataset, "shots": pack.shots}
+                if accuracies:
+                    shown["accuracy"] = round(sum(accuracies) / len(accuracies), 1)
+                bar.advance(len(rows), shown)
+        keys = [_key(row) for row in wanted]
+        found = {_key(row): row for row in self.results.rows}
+        return [found[key] for key in keys if key in found]
+
+    def row(self, pack: Pack, seed: int) -> Row:
+        """What names one cell in the results."""
+        return {
+            "protocol": "few_shot",
+            "method": pack.method,
+            "dataset": pack.dataset,
+            "shots": pack.shots,
+            "seed": seed,
+            "config_hash": stable_hash(self._identity(pack)),
+        }
+
+    def _identity(self, pack: Pack) -> dict[str, Any]:
+        """Everything that a number depends on, apart from the images themselves."""
+        trained = {} if pack.method == ZERO_SHOT else dataclasses.asdict(self.recipe)
+        return {
+            "model": self.clip.fingerprint,
+            "method": pack.method,
+            "options": _plain(self._options(pack)),
+            "dataset": pack.dataset,
+            "shots": pack.shots,
+            "seeds": pack.seeds,
+            "dtype": self.settings.dtype,
+            "recipe": trained,
+        }
+
+    def _options(self, pack: Pack) -> dict[str, Any]:
+        options = self.settings.method_options
+        return {**options.get(pack.method, {}), **options.get(f"{pack.method}@{pack.dataset}", {})}
+
+    def _use(self, name: str) -> Dataset:
+        if self._dataset is None or self._dataset.name != name:
+            self._tasks.clear()
+            self._dataset = self._evaluator = None  # free one dataset's images before loading the next
+            self._dataset = self._load_dataset(name)
+            self._evaluator = Evaluator(
+                self.clip,
+                self.params,
+                self._dataset.split("test"),
+                mesh=self.mesh,
+                batch_size=self.settings.eval_batch_size,
+                on_error=self.settings.on_image_error,
+            )
+        return self._dataset
+
+    def _task(self, pack: Pack, dataset: Dataset) -> Task:
+        if pack.method not in self._tasks:
+            self._tasks[pack.method] = Task(
+                self.clip,
+                pack.method,
+                dataset.class_names,
+                template=dataset.template,
+                dtype=self.settings.dtype,
+                groups=self.mesh.shape[meshes.DATA],
+                **self._options(pack),
+            )
+        return self._tasks[pack.method]
+
+    def _run_pack(self, pack: Pack, bar: Progress) -> list[Row]:
+        dataset = self._use(pack.dataset)
+        evaluator, task = self._evaluator, self._task(pack, dataset)
+        assert evaluator is not None
+        count = len(pack.seeds)
+        if pack.method == ZERO_SHOT:
+            runs = [Run(task, dataset.split("test"), seed) for seed in pack.seeds]
+            learnables = meshes.place(self.mesh, initial_learnables(runs), meshes.RUN)
+            text, stacked = place_text(self.mesh, runs, self.params, learnables)
+        else:
+            skip = self.settings.on_image_error
+            draws = [training_images(dataset, shots=pack.shots, seed=s, on_image_error=skip) for s in pack.seeds]
+            runs = [Run(task, images, seed) for images, seed in zip(draws, pack.seeds, strict=True)]
+            name = f"{_file_name(pack.method)}-{_file_name(pack.dataset)}-{pack.shots}shots"
+            trained = train(
+                self.clip,
+                self.params,
+                runs,
+                self.recipe,
+                mesh=self.mesh,
+                folder=self.workdir / "checkpoints" / stable_hash(self._identity(pack)),
+                identity=self._identity(pack),
+                checkpoint_seconds=self.settings.checkpoint_seconds,
+                metrics_folder=self.workdir / "runs" / f"{name}-seeds{'_'.join(map(str, pack.seeds))}",
+            )
+            learnables, text, stacked = trained.learnables, trained.text, trained.stacked_text
+        scores = evaluator.accuracy(task.classifier, learnables, text, runs=count, stacked_text=stacked)
+        host = meshes.fetch(learnables)
+        rows = []
+        for index, (seed, score) in enumerate(zip(pack.seeds, scores, strict=True)):
+            own = jax.tree.map(lambda leaf, index=index: leaf[index], host)
+            parameters = parameter_count(own)
+            row = {
+                **self.row(pack, seed),
+                "status": "ok",
+                **score,
+                "parameters": parameters["total"],
+                **{f"parameters_{part}": parameters[part] for part in ("vision", "text", "shared")},
+                "learning_rate": None if pack.method == ZERO_SHOT else self.recipe.learning_rate,
+            }
+            if evaluator.skipped:
+                row["skipped_images"] = evaluator.skipped
+            if pack.method != ZERO_SHOT and jax.process_index() == 0:
+                save_adapter(
+                    self.adapter_path(pack, seed),
+                    task,
+                    own,
+                    method=pack.method,
+                    notes={key: row[key] for key in ("dataset", "shots", "seed", "accuracy", "config_hash")},
+                )
+            rows.append(row)
+        return rows
+
+    def adapter_path(self, pack: Pack, seed: int) -> Path:
+        """Where the tuned adapter of a cell lies."""
+        name = f"{_file_name(pack.method)}-{_file_name(pack.dataset)}-{pack.shots}shots-seed{seed}.safetensors"
+        return self.workdir / "adapters" / name
+
+    def _failure(self, pack: Pack, seed: int, error: Exception) -> Row:
+        if not isinstance(error, ClipbiasError):
+            logging.error("%s", "".join(traceback.format_exception(error)))
+        return {**self.row(pack, seed), "status": "failed", "error": _first_line(error)}
+
+
+def _key(row: Row) -> tuple[Any, ...]:
+    return tuple(row[name] for name in ("method", "dataset", "shots", "seed", "config_hash"))
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).splitlines()[0] if str(error) else ""
+    return text if isinstance(error, ClipbiasError) else f"{type(error).__name__}: {text}"
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", name).strip("._") or "unnamed"
+
+
+def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}

@@ -1,0 +1,51 @@
+"""Finished cells of a grid, one JSON object per line, in the order they ended."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from clipbias.errors import ClipbiasError
+from clipbias.files import write_text
+from clipbias.training.metrics import read_metrics
+
+Row = dict[str, Any]
+KEY = ("protocol", "method", "dataset", "shots", "seed", "config_hash")
+
+
+class Results:
+    """The file `results.jsonl`. A line that a crash cut short is dropped when the file is opened."""
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self._path = Path(path)
+        self._rows: list[Row] = read_metrics(self._path)
+        if self._path.exists() and jax.process_index() == 0:
+            whole = "".join(json.dumps(row) + "\n" for row in self._rows)
+            if self._path.read_text(encoding="utf-8") != whole:
+                write_text(self._path, whole)
+
+    @property
+    def rows(self) -> list[Row]:
+        """The latest row of each cell: a cell that failed and was run again counts once."""
+        return list({tuple(row.get(key) for key in KEY): row for row in self._rows}.values())
+
+    def finished(self, row: Row) -> bool:
+        """Whether the cell that `row` names ended well."""
+        wanted = tuple(row.get(key) for key in KEY)
+        return any(tuple(done.get(key) for key in KEY) == wanted and done.get("status") == "ok" for done in self.rows)
+
+    def append(self, rows: Sequence[Row]) -> None:
+        """Adds rows, on disk before this returns. Several at once are there together or not at all but for a crash."""
+        self._rows.extend(rows)
+        if jax.process_index() != 0:
+            return
+        try:
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write("".join(json.dumps(row) + "\n" for row in rows))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise ClipbiasError(f"cannot write {self._path}: {error.strerror}; make room and run again.") from error

@@ -1,0 +1,40 @@
+"""What every run has: the model, the data, and the recipe of the paper (arXiv 2312.11570).
+
+SGD with momentum 0.9 and weight decay 5e-4, learning rate 0.0025, 10 epochs of which the first is constant at 1e-5 and
+the others follow a cosine, batches of 32, the same for every method and dataset.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The settings that `configs/train.py`, `configs/table1.py` and others start from."""
+    config = ConfigDict()
+
+    # "demo", a Hugging Face id such as "openai/clip-vit-base-patch16", or a local folder in that format.
+    config.model = "openai/clip-vit-base-patch16"
+    # Root folder of the images (not needed by the demo datasets).
+    config.data_dir = ""
+    # Prompt template with {} for the class name; empty takes the dataset's own.
+    config.template = ""
+    # What to do with an image that cannot be read: "raise" or "skip" (and count).
+    config.on_image_error = "raise"
+
+    config.learning_rate = 0.0025
+    config.epochs = 10
+    config.warmup_epochs = 1
+    config.warmup_learning_rate = 1e-5
+    config.batch_size = 32
+    config.momentum = 0.9
+    config.weight_decay = 5e-4
+
+    # Compute type: "float32" or "bfloat16".
+    config.dtype = "float32"
+    config.eval_batch_size = 100
+    # Least time between two checkpoints of a run; 0 saves after every step.
+    config.checkpoint_seconds = 60.0
+    # Devices along each axis of the mesh; -1 takes all that are left.
+    config.mesh = ConfigDict({"run": 1, "data": -1})
+    # Folder for everything that is written; --workdir goes before it.
+    config.workdir = ""
+    return config

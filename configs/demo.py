@@ -1,0 +1,22 @@
+"""Table 1 on the embedded demo model and datasets: minutes on two cores, nothing to download.
+
+    python -m experiments.table1 --config=configs/demo.py
+
+The full grid, 4, 8 and 16 shots and three seeds:
+
+    python -m experiments.table1 --config=configs/demo.py:full
+"""
+
+from ml_collections import ConfigDict
+
+from configs import table1
+
+
+def get_config(size: str = "quick") -> ConfigDict:
+    config = table1.get_config()
+    config.model = "demo"
+    config.method_options = ConfigDict()
+    config.datasets = ("demo/digits", "demo/shapes", "demo/textures")
+    config.shots, config.seeds = {"quick": ((4, 16), (1, 2)), "full": ((4, 8, 16), (1, 2, 3))}[size]
+    config.workdir = "workdir/demo" if size == "quick" else f"workdir/demo_{size}"
+    return config

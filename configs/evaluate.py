@@ -1,0 +1,16 @@
+"""Evaluation of an adapter file, or of zero-shot CLIP where `adapter` is empty."""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config() -> ConfigDict:
+    config = base.get_config()
+    config.adapter = ""
+    # Empty values are taken from the adapter.
+    config.model = ""
+    config.dataset = ""
+    config.split = "test"
+    config.workdir = "workdir/evaluate"
+    return config

@@ -1,0 +1,36 @@
+"""Table 1 of the paper: six methods and zero-shot, eleven datasets, 4, 8 and 16 shots, three seeds.
+
+    python -m experiments.table1 --config=configs/table1.py --config.data_dir=/data --workdir=/results/table1
+
+Bias tuning at its parameter budget is compared with IVLP at the same budget in a row of its own, `ivlp_matched`.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config() -> ConfigDict:
+    config = base.get_config()
+    config.methods = ("zero_shot", "vpt", "coop", "ivlp", "ivlp_matched", "maple", "taskres", "bias")
+    # Options by method name, or by method@dataset for one dataset only.
+    config.method_options = ConfigDict({"taskres@oxford_flowers": {"alpha": 1.0}})
+    config.datasets = (
+        "imagenet",
+        "caltech101",
+        "oxford_pets",
+        "stanford_cars",
+        "oxford_flowers",
+        "food101",
+        "fgvc_aircraft",
+        "sun397",
+        "dtd",
+        "eurosat",
+        "ucf101",
+    )
+    config.shots = (4, 8, 16)
+    config.seeds = (1, 2, 3)
+    # Seeds trained side by side in one program; 0 takes all of a cell's seeds.
+    config.runs_per_program = 0
+    config.workdir = "workdir/table1"
+    return config

@@ -1,0 +1,84 @@
+"""What every binary does around its own work: flags, start-up, and one sentence for a user's mistake."""
+
+import json
+import logging as python_logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from clipbias.errors import ClipbiasError
+
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that is written.")
+
+# What a shell reports for a process that SIGTERM ended.
+EXIT_INTERRUPTED = 143
+
+
+def define_config(default: str) -> flags.FlagHolder:
+    """Defines `--config`, a file of `configs/` whose values `--config.name=value` changes."""
+    return config_flags.DEFINE_config_file("config", default, "Configuration file.", lock_config=True)
+
+
+def run(main: Callable[[ConfigDict, Path], Any], config: flags.FlagHolder) -> None:
+    """Runs a binary: `main(config, workdir)`.
+
+    A `ClipbiasError` ends it with its message alone and status 1; a notice to stop with status 143, after saving. Any
+    other exception is a defect and keeps its traceback.
+    """
+
+    def guarded(arguments: list[str]) -> int:
+        if len(arguments) > 1:
+            raise app.UsageError(f"unexpected argument {arguments[1]!r}; settings are given as --config.name=value.")
+        from clipbias.training import interruption, mesh
+
+        try:
+            start(mesh)
+            settings = config.value
+            workdir = WORKDIR.value or settings.workdir
+            if not workdir:
+                raise ClipbiasError("no folder to write to; give --workdir=FOLDER.")
+            logging.info("configuration:\n%s", settings)
+            main(settings, Path(workdir))
+        except ClipbiasError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        except interruption.Interrupted as error:
+            print(error, file=sys.stderr)
+            return EXIT_INTERRUPTED
+        except KeyboardInterrupt:
+            print("interrupted; the same command continues.", file=sys.stderr)
+            return 130
+        return 0
+
+    app.run(guarded, flags_parser=_parse)
+
+
+def _parse(arguments: list[str]) -> list[str]:
+    try:
+        return flags.FLAGS(arguments)
+    except (flags.Error, KeyError, AttributeError, ImportError, OSError, TypeError, ValueError) as error:
+        first = str(error.args[0] if error.args else error).splitlines()[0]
+        print(f"error: {first}", file=sys.stderr)
+        sys.exit(1)
+
+
+def start(mesh: Any) -> None:
+    """Joins a cluster if there is one, and keeps compiled programs in the user's cache folder."""
+    import jax
+
+    python_logging.getLogger("jax._src.xla_bridge").setLevel(python_logging.ERROR)  # devices that are not there
+    mesh.start_distributed()
+    if jax.config.jax_compilation_cache_dir is None and "CLIPBIAS_NO_CACHE" not in os.environ:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clipbias" / "xla"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def plain(config: ConfigDict) -> dict[str, Any]:
+    """A configuration as JSON values, to be stored beside its results."""
+    return json.loads(config.to_json_best_effort())

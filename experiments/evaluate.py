@@ -1,0 +1,59 @@
+"""Evaluates a tuned adapter, with nothing but its file, or zero-shot CLIP.
+
+    python -m experiments.evaluate --config.adapter=workdir/digits/adapter.safetensors --config.dataset=demo/digits
+    python -m experiments.evaluate --config.model=demo --config.dataset=demo/digits
+
+The dataset's own classes are used; an adapter that learned something per class refuses others.
+"""
+
+import json
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+import clipbias
+from clipbias import data
+from clipbias.files import write_text
+from clipbias.training import mesh as meshes
+from clipbias.training import single
+from clipbias.training.workdir import open_workdir
+from clipbias.tuning import Task
+from experiments import app
+
+_CONFIG = app.define_config("configs/evaluate.py")
+
+
+def main(config: ConfigDict, workdir: Path) -> None:
+    adapter = clipbias.load_adapter(config.adapter) if config.adapter else None
+    mesh = meshes.make_mesh(**config.mesh)
+    with open_workdir(workdir, app.plain(config)):
+        clip = clipbias.load(config.model or (adapter.base if adapter else "demo"))
+        name = config.dataset or (adapter.notes.get("dataset", "") if adapter else "")
+        dataset = data.load(name, data_dir=config.data_dir or None, template=config.template or None)
+        options = dict(dtype=config.dtype, groups=mesh.shape[meshes.DATA])
+        if adapter is None:
+            task, learnables = Task(clip, "zero_shot", dataset.class_names, template=dataset.template, **options), {}
+        else:
+            task, learnables = adapter.task(clip, dataset.class_names, **options), adapter.learnables
+        score = single.evaluate(
+            task,
+            learnables,
+            dataset.split(config.split),
+            mesh=mesh,
+            eval_batch_size=config.eval_batch_size,
+            on_image_error=config.on_image_error,
+        )
+        if jax.process_index() == 0:
+            result = {
+                "method": adapter.method if adapter else "zero_shot",
+                "dataset": name,
+                "split": config.split,
+                **score,
+            }
+            write_text(workdir / "result.json", json.dumps(result, indent=2) + "\n")
+            print(f"{result['method']} on {name}: {score['accuracy']:.2f} % of {score['images']} {config.split} images")
+
+
+if __name__ == "__main__":
+    app.run(main, _CONFIG)

@@ -1,0 +1,53 @@
+"""Tunes one method on one dataset and evaluates it.
+
+    python -m experiments.train --config=configs/train.py:bias --config.model=demo --config.dataset=demo/digits \
+        --workdir=workdir/digits
+
+Continues where it stopped. Writes `metrics.jsonl`, `result.json` and `adapter.safetensors`.
+"""
+
+import json
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+import clipbias
+from clipbias import data
+from clipbias.files import write_text
+from clipbias.training import mesh as meshes
+from clipbias.training import single
+from clipbias.training.settings import Recipe
+from clipbias.training.workdir import open_workdir
+from experiments import app
+
+_CONFIG = app.define_config("configs/train.py")
+
+
+def main(config: ConfigDict, workdir: Path) -> None:
+    with open_workdir(workdir, app.plain(config)):
+        clip = clipbias.load(config.model)
+        dataset = data.load(config.dataset, data_dir=config.data_dir or None, template=config.template or None)
+        result = single.train_and_evaluate(
+            clip,
+            dataset,
+            config.method,
+            dict(config.method_options),
+            Recipe.from_config(config),
+            shots=config.shots,
+            seed=config.seed,
+            dtype=config.dtype,
+            mesh=meshes.make_mesh(**config.mesh),
+            eval_batch_size=config.eval_batch_size,
+            checkpoint_seconds=config.checkpoint_seconds,
+            on_image_error=config.on_image_error,
+            workdir=workdir,
+        )
+        if jax.process_index() == 0:
+            write_text(workdir / "result.json", json.dumps(result, indent=2) + "\n")
+            print(f"{result['method']} on {result['dataset']}: {result['accuracy']:.2f} % of test images")
+            print(f"{result['parameters']:,} parameters; adapter in {workdir / single.ADAPTER}")
+
+
+if __name__ == "__main__":
+    app.run(main, _CONFIG)
