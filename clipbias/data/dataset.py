@@ -56,12 +56,14 @@ class Dataset:
         underscores are kept, a prompt replaces them by spaces.
       template: The prompt with one `{}` for the class name.
       splits: "train", "val", "test"; a set made for evaluation only has "test" alone.
+      class_ids: What identifies each class beside its name, such as ImageNet's WordNet ids; empty where nothing does.
     """
 
     name: str
     class_names: tuple[str, ...]
     template: str
     splits: Mapping[str, Split]
+    class_ids: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_template(self.template)
@@ -89,7 +91,10 @@ class Dataset:
             kept = np.flatnonzero(renumbered[split.labels] >= 0)
             subset = split.subset(kept)
             splits[name] = dataclasses.replace(subset, labels=renumbered[subset.labels])
-        return dataclasses.replace(self, class_names=tuple(self.class_names[label] for label in labels), splits=splits)
+        class_names, class_ids = (
+            tuple(names[label] for label in labels) if names else () for names in (self.class_names, self.class_ids)
+        )
+        return dataclasses.replace(self, class_names=class_names, class_ids=class_ids, splits=splits)
 
 
 def check_template(template: str) -> None:

@@ -60,8 +60,10 @@ def inside(relative: str, *, listed_in: str) -> str:
     return relative
 
 
-def split_of_files(root: Path, keys: Iterable[str], labels: Sequence[int] | np.ndarray) -> Split:
-    """A split whose keys are paths relative to `root`."""
+def split_of_files(
+    root: Path, keys: Iterable[str], labels: Sequence[int] | np.ndarray, *, listed_in: str = ""
+) -> Split:
+    """A split whose keys are paths relative to `root`; `listed_in` names the file that lists them, for messages."""
     keys = tuple(keys)
 
     def read(index: int) -> bytes:
@@ -69,6 +71,7 @@ def split_of_files(root: Path, keys: Iterable[str], labels: Sequence[int] | np.n
         try:
             return path.read_bytes()
         except OSError as error:
-            raise ClipbiasError(f"cannot read the image {path}: {error.strerror}.") from error
+            named = f", listed in {listed_in}" if listed_in else ""
+            raise ClipbiasError(f"cannot read the image {path}{named}: {error.strerror}.") from error
 
     return Split(keys=keys, labels=np.asarray(labels, np.int32), read=read)

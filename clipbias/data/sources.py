@@ -1,36 +1,61 @@
 """From a dataset's name to its images."""
 
+import dataclasses
 import difflib
 import os
+from pathlib import Path
 
-from clipbias.data import folder
+from clipbias.data import benchmark, catalog, folder, tables
 from clipbias.data.dataset import Dataset
 from clipbias.errors import ClipbiasError
 
 
 def names() -> tuple[str, ...]:
-    """Every name that `load` takes as it stands."""
-    from clipbias.data import demo
-
-    return ("folder", *(f"demo/{name.removeprefix('demo/')}" for name in demo.NAMES))
+    """Every name that `load` takes as it stands; "tfds/" and a builder's name is another."""
+    return ("folder", "csv", *_demo_names(), *catalog.ENTRIES)
 
 
 def load(name: str, *, data_dir: str | os.PathLike | None = None, template: str | None = None, **options) -> Dataset:
     """Opens a dataset; images are read when they are used.
 
+    | name | `data_dir` | options |
+    | --- | --- | --- |
+    | "demo/..." | | |
+    | a catalogue name, such as "eurosat" | the root of all datasets in CoOp's layout, or of their shards | `index_file`
+    | | "tfds/..." and a catalogue or builder name | TFDS's data folder | `split`, `split_dir` |
+    | "folder" | one folder per class, optionally below train/ val/ test/, or images with metadata.jsonl | |
+    | "csv" | a .csv or .jsonl file with path, label and optionally split | `class_names`, `path_column`, ... |
+
     Args:
-      name: "folder" (own images, one folder per class) or "demo/...".
+      name: Which dataset.
       data_dir: Where the images are.
       template: Prompt template with one `{}`; None takes the dataset's own.
       **options: What the source of this name takes besides.
 
     Raises:
-      ClipbiasError: an unknown name (the nearest ones are suggested), missing or malformed files.
+      ClipbiasError: an unknown name (the nearest ones are suggested), an option that this source does not take,
+        missing or malformed files.
     """
-    if name == "folder":
-        return folder.load(data_dir, template=template, **options)
-    if name.startswith("demo/"):
-        return _demo(name, template)
+    try:
+        if name == "folder":
+            if data_dir is not None and tables.has_metadata(Path(data_dir).expanduser()):
+                return tables.load_metadata(Path(data_dir).expanduser(), template=template, **options)
+            return folder.load(data_dir, template=template, **options)
+        if name == "csv":
+            return tables.load(data_dir, template=template, **options)
+        if name.startswith("tfds/"):
+            from clipbias.data import tfds_source
+
+            return tfds_source.load(name, data_dir, template=template, **options)
+        if name in catalog.ENTRIES:
+            return _catalogue(name, data_dir, template, **options)
+        if name in _demo_names():
+            return _demo(name, template, **options)
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        option = str(error).rsplit("argument ", 1)[1]
+        raise ClipbiasError(f"dataset {name} takes no option {option}; see the table in clipbias.data.load.") from error
     raise unknown_name(name)
 
 
@@ -42,12 +67,22 @@ def unknown_name(name: str) -> ClipbiasError:
     return ClipbiasError(f"there is no dataset {name!r}; {hint}")
 
 
-def _demo(name: str, template: str | None) -> Dataset:
-    import dataclasses
+def _catalogue(name: str, data_dir: str | os.PathLike | None, template: str | None, **options) -> Dataset:
+    from clipbias.data import shards
 
+    if data_dir is not None and (built := shards.find(name, Path(data_dir).expanduser())) is not None:
+        return shards.load(built, template=template, **options)
+    return benchmark.load(catalog.ENTRIES[name], data_dir, template=template, **options)
+
+
+def _demo_names() -> tuple[str, ...]:
     from clipbias.data import demo
 
-    if name not in names():
-        raise unknown_name(name)
+    return tuple(f"demo/{name.removeprefix('demo/')}" for name in demo.NAMES)
+
+
+def _demo(name: str, template: str | None) -> Dataset:
+    from clipbias.data import demo
+
     dataset = demo.load(name)
     return dataset if template is None else dataclasses.replace(dataset, template=template)

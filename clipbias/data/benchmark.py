@@ -1,0 +1,254 @@
+"""The benchmark's datasets in CoOp's folder layout: which image is where, in which order, with which label."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from clipbias.data import class_names, files_on_disk
+from clipbias.data.dataset import Dataset
+from clipbias.data.entry import Entry
+from clipbias.errors import ClipbiasError
+
+Listed = tuple[tuple[str, ...], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Listing:
+    """What a dataset consists of, before any image is touched.
+
+    Attributes:
+      class_names: Name of each label.
+      class_ids: WordNet id of each label, or empty.
+      splits: Split name to (paths below the image folder, labels int32), in the benchmark's order.
+    """
+
+    class_names: tuple[str, ...]
+    class_ids: tuple[str, ...]
+    splits: Mapping[str, Listed]
+
+
+def load(
+    entry: Entry,
+    data_dir: str | os.PathLike | None,
+    *,
+    template: str | None = None,
+    index_file: str | os.PathLike | None = None,
+) -> Dataset:
+    """Opens a dataset of the catalogue.
+
+    Args:
+      entry: The catalogue entry.
+      data_dir: The root that holds the dataset's folder, or that folder itself; links are followed.
+      template: Prompt template; None takes the benchmark's.
+      index_file: A list of training images that replaces the training split, in its order: one path per line, or the
+        JSON of a split file. Makes ImageNet's few-shot picks reproducible.
+
+    Raises:
+      ClipbiasError: a folder, split file or list is missing (with where to get it) or malformed.
+    """
+    root = find_root(entry, data_dir)
+    listing = read_listing(entry, root)
+    images = root / entry.images
+    splits = {}
+    for name, (paths, labels) in listing.splits.items():
+        splits[name] = files_on_disk.split_of_files(images, paths, labels, listed_in=entry.split_file or "")
+    template = entry.template if template is None else template
+    dataset = Dataset(entry.name, listing.class_names, template, splits, listing.class_ids)
+    return with_index(dataset, index_file)
+
+
+def find_root(entry: Entry, data_dir: str | os.PathLike | None) -> Path:
+    """The dataset's own folder. Raises `ClipbiasError` saying where it was looked for and how to get it."""
+    root = files_on_disk.existing_folder(data_dir, needed_for=f"dataset {entry.name}")
+    for candidate in (root / entry.folder, *(root / other for other in entry.other_folders)):
+        if candidate.is_dir():
+            return candidate
+    marks = [mark for mark in (entry.split_file, entry.images, "variants.txt") if mark]
+    if any((root / mark).exists() for mark in marks) and root.name in (entry.folder, *entry.other_folders, entry.name):
+        return root
+    raise ClipbiasError(f"{entry.name}: there is no folder {root / entry.folder}; {how_to_fetch(entry)}")
+
+
+def how_to_fetch(entry: Entry, only: str = "") -> str:
+    """One clause that says what to fetch from where; `only` picks the entries whose place starts with it."""
+    wanted = [(place, url) for place, url in entry.fetch if place.startswith(only)] or entry.fetch
+    parts = "; ".join(f"{place} from {url}" for place, url in wanted)
+    return f"put into {entry.folder}/: {parts}."
+
+
+def read_listing(entry: Entry, root: Path) -> Listing:
+    """Reads split files and folders of a dataset below its own folder `root`."""
+    if entry.layout == "split file":
+        return read_split_file(root / entry.split_file, hint=how_to_fetch(entry, "split_"))
+    if entry.layout == "variant lists":
+        return read_variant_lists(entry, root)
+    images = root / entry.images
+    if not images.is_dir():
+        raise ClipbiasError(f"{entry.name}: there is no folder {images}; {how_to_fetch(entry)}")
+    names_path = root / "classnames.txt"
+    names = class_names.imagenet_classes()
+    if names_path.exists():
+        names = class_names.parse_classes(read_text(names_path), str(names_path))
+    return from_class_folders(
+        entry,
+        names,
+        lambda folder: files_on_disk.sub_folders(_folder(images / folder, entry)),
+        lambda folder: files_on_disk.image_files(images / folder),
+        str(images),
+    )
+
+
+def read_split_file(path: Path, *, hint: str) -> Listing:
+    """Reads `split_zhou_*.json`: {"train": [[path, label, class name], ...], "val": ..., "test": ...}.
+
+    Raises:
+      ClipbiasError: the file is missing or not of this form, a path leaves the image folder, labels leave gaps, or a
+        label has two names.
+    """
+    if not path.exists():
+        raise ClipbiasError(f"there is no split file {path}; {hint}")
+    content = read_json(path)
+    splits: dict[str, Listed] = {}
+    names: dict[int, str] = {}
+    try:
+        for split_name in ("train", "val", "test"):
+            paths, labels = [], []
+            for image, label, name in content[split_name]:
+                paths.append(files_on_disk.inside(image, listed_in=str(path)))
+                labels.append(int(label))
+                if names.setdefault(int(label), name) != name:
+                    raise ClipbiasError(f"{path}: label {label} is called both {names[int(label)]!r} and {name!r}.")
+            splits[split_name] = (tuple(paths), np.asarray(labels, np.int32))
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, ClipbiasError):
+            raise
+        raise ClipbiasError(
+            f"{path} is not a split file: expected train, val and test lists of [path, label, class name]; "
+            f"fetch it again ({hint})"
+        ) from error
+    missing = sorted(set(range(max(names, default=0) + 1)) - set(names))
+    if missing:
+        raise ClipbiasError(f"{path}: label {missing[0]} has no image, but label {max(names)} has; labels leave a gap.")
+    return Listing(tuple(names[label] for label in range(len(names))), (), splits)
+
+
+def read_variant_lists(entry: Entry, root: Path) -> Listing:
+    """Reads FGVC-Aircraft's `variants.txt` and its three lists of `<image id> <variant>`."""
+    names = tuple(line.strip() for line in _lines(root / "variants.txt", entry) if line.strip())
+    labels_of = {name: label for label, name in enumerate(names)}
+    splits: dict[str, Listed] = {}
+    for split_name in ("train", "val", "test"):
+        path = root / f"images_variant_{split_name}.txt"
+        paths, labels = [], []
+        for line in _lines(path, entry):
+            image, _, name = line.strip().partition(" ")
+            if name not in labels_of:
+                raise ClipbiasError(f"{path} names the variant {name!r}, which variants.txt has not.")
+            paths.append(files_on_disk.inside(f"{image}.jpg", listed_in=str(path)))
+            labels.append(labels_of[name])
+        splits[split_name] = (tuple(paths), np.asarray(labels, np.int32))
+    return Listing(names, (), splits)
+
+
+def from_class_folders(
+    entry: Entry,
+    names: Mapping[str, str],
+    folders_in: Callable[[str], Sequence[str]],
+    images_in: Callable[[str], Iterable[str]],
+    place: str,
+) -> Listing:
+    """ImageNet and its variants, from folders of WordNet ids or, for V2, of label numbers.
+
+    The folders may be real ones or those of an archive's index: `folders_in` lists the folders inside a folder,
+    `images_in` the sorted images.
+    """
+    parts = {"train": "train/", "val": "val/"} if entry.layout == "imagenet" else {"test": ""}
+    ids = tuple(names)
+    if entry.layout != "numbered folders":
+        ids = tuple(sorted(folders_in(parts.get("train", ""))))
+        unknown = [identifier for identifier in ids if identifier not in names]
+        if not ids or unknown:
+            raise ClipbiasError(
+                f"{entry.name}: {place} should hold folders named by WordNet ids such as n01440764, "
+                f"found {unknown[0] if unknown else 'no folder'}."
+            )
+    folder_of = {identifier: identifier for identifier in ids}
+    if entry.layout == "numbered folders":
+        folder_of = {str(label): identifier for label, identifier in enumerate(ids)}
+    labels_of = {identifier: label for label, identifier in enumerate(ids)}
+    splits: dict[str, Listed] = {}
+    for split_name, prefix in parts.items():
+        paths, labels = [], []
+        # Numbers are ordered as numbers: a string sort would put 10 before 2.
+        folders = sorted(folders_in(prefix), key=lambda name: (len(name), name) if name.isdigit() else (0, name))
+        for folder in folders:
+            if folder not in folder_of:
+                raise ClipbiasError(f"{entry.name}: the folder {prefix}{folder} in {place} belongs to no class.")
+            found = [f"{prefix}{folder}/{image}" for image in images_in(prefix + folder)]
+            paths.extend(found)
+            labels.extend([labels_of[folder_of[folder]]] * len(found))
+        if not paths:
+            raise ClipbiasError(f"{entry.name}: {place}/{prefix} has no image in class folders; {how_to_fetch(entry)}")
+        splits[split_name] = (tuple(paths), np.asarray(labels, np.int32))
+    if entry.layout == "imagenet":
+        splits["test"] = splits["val"]
+    return Listing(tuple(names[identifier] for identifier in ids), ids, splits)
+
+
+def with_index(dataset: Dataset, index_file: str | os.PathLike | None) -> Dataset:
+    """Replaces the training split by the images that `index_file` lists, in its order; None changes nothing."""
+    if index_file is None:
+        return dataset
+    path = Path(index_file).expanduser()
+    if not path.exists():
+        raise ClipbiasError(f"there is no index file {path}; check index_file.")
+    if path.suffix == ".json":
+        content = read_json(path)
+        items = content.get("train", ()) if isinstance(content, dict) else content
+        wanted = [item if isinstance(item, str) else str(item[0]) for item in items]
+    else:
+        wanted = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    train = dataset.split("train")
+    position = {key: index for index, key in enumerate(train.keys)}
+    unknown = [key for key in wanted if key not in position]
+    if unknown or not wanted:
+        raise ClipbiasError(
+            f"{path} lists {unknown[0] if unknown else 'no image'}, which is not among the training images "
+            f"(paths look like {train.keys[0]})."
+        )
+    chosen = train.subset([position[key] for key in wanted])
+    return dataclasses.replace(dataset, splits={**dataset.splits, "train": chosen})
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 text file. Raises `ClipbiasError` where it cannot be read or is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ClipbiasError(f"cannot read {path}: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise ClipbiasError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
+
+
+def read_json(path: Path) -> object:
+    """A JSON file. Raises `ClipbiasError` naming the line where it breaks off."""
+    try:
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise ClipbiasError(f"{path} is not valid JSON (line {error.lineno}: {error.msg}); fetch it again.") from error
+
+
+def _lines(path: Path, entry: Entry) -> list[str]:
+    if not path.exists():
+        raise ClipbiasError(f"{entry.name}: there is no file {path}; {how_to_fetch(entry)}")
+    return [line for line in read_text(path).splitlines() if line.strip()]
+
+
+def _folder(path: Path, entry: Entry) -> Path:
+    if not path.is_dir():
+        raise ClipbiasError(f"{entry.name}: there is no folder {path}; {how_to_fetch(entry)}")
+    return path

@@ -1,0 +1,97 @@
+"""ImageNet and its four variants, as catalogue entries."""
+
+from clipbias.data import class_names
+from clipbias.data.entry import Entry, Tfds
+
+IMAGENET = Entry(
+    name="imagenet",
+    title="ImageNet",
+    folder="imagenet",
+    images="images",
+    layout="imagenet",
+    template="a photo of a {}.",
+    classes=1000,
+    train=1_281_167,
+    val=50_000,
+    test=50_000,
+    sizes_from="official",
+    class_name=class_names.imagenet,
+    fetch=(
+        ("images/train and images/val", "https://image-net.org/download.php"),
+        ("classnames.txt (optional)", "https://drive.google.com/file/d/1-61f_ol79pViBFDG_IDlUQSwoLcn2XXF/view"),
+    ),
+    tfds=Tfds(
+        "imagenet2012",
+        {"train": "train", "validation": "val"},
+        id_feature="file_name",
+        path="{split}/{label}/{id}",
+        difference="same images and labels; the archives must be fetched by hand",
+    ),
+    note="The official validation set is both val and test. CoOp draws from an unsorted directory listing, so "
+    "its picks depend on the file system; here files are sorted, or listed by index_file.",
+)
+
+_VARIANT = dict(template="a photo of a {}.", train=0, val=0, class_name=class_names.imagenet)
+
+IMAGENET_V2 = Entry(
+    name="imagenet_v2",
+    title="ImageNetV2",
+    folder="imagenetv2",
+    images="imagenetv2-matched-frequency-format-val",
+    layout="numbered folders",
+    classes=1000,
+    test=10_000,
+    sizes_from="official",
+    fetch=(
+        (
+            "imagenetv2-matched-frequency-format-val",
+            "https://huggingface.co/datasets/vaishaal/ImageNetV2/resolve/main/imagenetv2-matched-frequency.tar.gz",
+        ),
+    ),
+    tfds=Tfds("imagenet_v2/matched-frequency", {"test": "test"}, id_feature="file_name", version="3.0.0"),
+    **_VARIANT,
+)
+
+IMAGENET_SKETCH = Entry(
+    name="imagenet_sketch",
+    title="ImageNet-Sketch",
+    folder="imagenet-sketch",
+    images="images",
+    layout="class folders",
+    classes=1000,
+    test=50_889,
+    sizes_from="official",
+    fetch=(("images", "https://github.com/HaohanWang/ImageNet-Sketch (its sketch/ folder)"),),
+    tfds=Tfds("imagenet_sketch", {"test": "test"}, id_feature="file_name"),
+    **_VARIANT,
+)
+
+IMAGENET_A = Entry(
+    name="imagenet_a",
+    title="ImageNet-A",
+    folder="imagenet-adversarial",
+    images="imagenet-a",
+    layout="class folders",
+    classes=200,
+    test=7500,
+    sizes_from="official",
+    fetch=(("imagenet-a", "https://github.com/hendrycks/natural-adv-examples"),),
+    tfds=Tfds("imagenet_a", {"test": "test"}, id_feature="file_name", path="{label}/{id}"),
+    note="Evaluated among its own 200 classes; the label is the rank of the folder.",
+    **_VARIANT,
+)
+
+IMAGENET_R = Entry(
+    name="imagenet_r",
+    title="ImageNet-R",
+    folder="imagenet-rendition",
+    images="imagenet-r",
+    layout="class folders",
+    classes=200,
+    test=30_000,
+    sizes_from="official",
+    fetch=(("imagenet-r", "https://github.com/hendrycks/imagenet-r"),),
+    tfds=Tfds("imagenet_r", {"test": "test"}, id_feature="file_name", version="0.2.0"),
+    note="Evaluated among its own 200 classes; the label is the rank of the folder.",
+    **_VARIANT,
+)

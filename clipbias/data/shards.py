@@ -1,0 +1,108 @@
+"""The project's own array_record shards of a benchmark dataset, for machines that read from shared storage.
+
+They are an ordinary TFDS dataset, written and read without tensorflow, that keeps the benchmark's order, labels, class
+names and paths. So the few-shot picks are those of the folder that they were made of.
+"""
+
+import io
+import os
+from collections.abc import Iterator
+
+from etils import epath
+
+from clipbias.data import benchmark
+from clipbias.data.dataset import Dataset, Split
+from clipbias.data.tfds_records import Prepared
+from clipbias.errors import ClipbiasError
+
+VERSION = "1.0.0"
+SUFFIX = "_coop"
+
+
+def build(dataset: Dataset, out_dir: str | os.PathLike) -> epath.Path:
+    """Writes `dataset` as array_record shards to `<out_dir>/<name>_coop/1.0.0`.
+
+    The folder appears when all is written. Image bytes are stored as they are.
+
+    Returns:
+      The folder.
+
+    Raises:
+      ClipbiasError: it exists already, or an image cannot be read.
+    """
+    import tensorflow_datasets as tfds
+
+    name = dataset.name.replace("/", "_").replace("-", "_") + SUFFIX
+    if (epath.Path(out_dir) / name / VERSION).exists():
+        raise ClipbiasError(f"{epath.Path(out_dir) / name / VERSION} exists already; remove it to build it again.")
+    # One split under two names (ImageNet's val and test) is stored once.
+    stored_as: dict[str, str] = {}
+    for split_name, split in dataset.splits.items():
+        same = [other for other in stored_as if dataset.splits[other].keys == split.keys]
+        stored_as[split_name] = same[0] if same else split_name
+    metadata = {
+        "name": dataset.name,
+        "class_names": list(dataset.class_names),
+        "class_ids": list(dataset.class_ids),
+        "template": dataset.template,
+        "stored_as": stored_as,
+    }
+
+    # TFDS takes a builder's name and version from its class.
+    class Shards(tfds.core.GeneratorBasedBuilder):
+        def _info(self) -> tfds.core.DatasetInfo:
+            features = {
+                "image": tfds.features.Image(shape=(None, None, 3)),
+                "label": tfds.features.ClassLabel(num_classes=len(dataset.class_names)),
+                "key": tfds.features.Text(),
+                "position": tfds.features.Scalar("int64"),
+            }
+            return tfds.core.DatasetInfo(
+                builder=self,
+                features=tfds.features.FeaturesDict(features),
+                metadata=tfds.core.MetadataDict(metadata),
+            )
+
+        def _split_generators(self, dl_manager) -> dict:
+            return {stored: _examples(dataset.splits[stored]) for stored in dict.fromkeys(stored_as.values())}
+
+        def _generate_examples(self, split: Split) -> Iterator:
+            return _examples(split)
+
+    Shards.name = name
+    Shards.VERSION = tfds.core.Version(VERSION)
+    builder = Shards(data_dir=os.fspath(out_dir), file_format="array_record")
+    builder.download_and_prepare()
+    return epath.Path(builder.data_dir)
+
+
+def find(name: str, data_dir: str | os.PathLike) -> epath.Path | None:
+    """The folder of the shards of a catalogue dataset below `data_dir`, or None."""
+    folder = epath.Path(data_dir) / (name + SUFFIX) / VERSION
+    return folder if (folder / "dataset_info.json").exists() else None
+
+
+def load(
+    folder: epath.PathLike, *, template: str | None = None, index_file: str | os.PathLike | None = None
+) -> Dataset:
+    """Opens shards made by `build`. Arguments and errors as for `benchmark.load`."""
+    prepared = Prepared(folder)
+    metadata = prepared.metadata
+    stored = {}
+    for split_name in set(metadata["stored_as"].values()):
+        records = prepared.records(split_name, "key")
+        stored[split_name] = Split(records.ids, records.labels, records.read).subset(records.order)
+    dataset = Dataset(
+        metadata["name"],
+        tuple(metadata["class_names"]),
+        metadata["template"] if template is None else template,
+        {split_name: stored[stored_name] for split_name, stored_name in metadata["stored_as"].items()},
+        tuple(metadata["class_ids"]),
+    )
+    return benchmark.with_index(dataset, index_file)
+
+
+def _examples(split: Split) -> Iterator[tuple[str, dict]]:
+    for position, key in enumerate(split.keys):
+        image = io.BytesIO(split.read(position))
+        yield key, {"image": image, "label": int(split.labels[position]), "key": key, "position": position}

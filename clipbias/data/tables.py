@@ -1,0 +1,145 @@
+"""Own images listed in a table: CSV, JSON lines, or a Hugging Face style folder with `metadata.jsonl`."""
+
+import csv
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from clipbias.data import benchmark, files_on_disk
+from clipbias.data.dataset import Dataset, Split
+from clipbias.data.folder import SPLIT_FOLDERS, TEMPLATE, complete_splits
+from clipbias.errors import ClipbiasError
+
+METADATA = ("metadata.jsonl", "metadata.csv")
+SPLIT_NAMES = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}
+
+Row = tuple[str, str, str]  # path, label, split
+
+
+def load(
+    data_dir: str | os.PathLike | None,
+    *,
+    template: str | None = None,
+    class_names: Sequence[str] | None = None,
+    path_column: str = "path",
+    label_column: str = "label",
+) -> Dataset:
+    """Reads a table of images: `path,label[,split]`.
+
+    Args:
+      data_dir: The `.csv` (with a header line) or `.jsonl` file; paths in it are relative to its folder and stay below
+        it.
+      template: Prompt template; None takes "a photo of a {}.".
+      class_names: Names of integer labels 0, 1, ...; None takes the labels themselves as names, sorted.
+      path_column: The column or key that holds the path.
+      label_column: The column or key that holds the label.
+
+    Raises:
+      ClipbiasError: no such file, a missing column, an unknown split, a path that leaves the folder.
+    """
+    if data_dir is None:
+        raise ClipbiasError("dataset csv needs data_dir, the .csv or .jsonl file that lists the images.")
+    path = Path(data_dir).expanduser()
+    if not path.is_file():
+        raise ClipbiasError(f"dataset csv: there is no file {path}; data_dir must name the .csv or .jsonl file.")
+    rows = _rows(path, path_column, label_column, "")
+    return _dataset("csv", path.parent, list(rows), template, class_names, str(path))
+
+
+def has_metadata(folder: Path) -> bool:
+    """Whether `folder`, or a split folder in it, holds a `metadata.jsonl` or `metadata.csv`."""
+    places = [folder, *(folder / name for name in SPLIT_NAMES)]
+    return any((place / name).is_file() for place in places for name in METADATA)
+
+
+def load_metadata(
+    folder: Path,
+    *,
+    template: str | None = None,
+    class_names: Sequence[str] | None = None,
+    label_column: str = "label",
+) -> Dataset:
+    """Reads an image folder as Hugging Face `datasets` does: `metadata.jsonl` with `file_name` and a label.
+
+    The metadata lies beside the images, in `folder` or in each of `train/`, `validation/`, `test/`.
+    """
+    rows: list[Row] = []
+    for place, split_name in [("", ""), *SPLIT_NAMES.items()]:
+        for name in METADATA:
+            path = folder / place / name
+            if path.is_file():
+                for image, label, own_split in _rows(path, "file_name", label_column, split_name):
+                    rows.append((f"{place}/{image}" if place else image, label, own_split))
+    return _dataset("folder", folder, rows, template, class_names, str(folder))
+
+
+def _rows(path: Path, path_column: str, label_column: str, split_name: str) -> Iterator[Row]:
+    for number, record in _records(path):
+        for column in (path_column, label_column):
+            if record.get(column) in (None, ""):
+                columns = ", ".join(key for key in record if key)
+                raise ClipbiasError(f"{path}, line {number}: no value for {column!r}; the columns are {columns}.")
+        image = files_on_disk.inside(str(record[path_column]), listed_in=f"{path}, line {number},")
+        given = str(record.get("split") or split_name)
+        if given and given not in SPLIT_NAMES:
+            raise ClipbiasError(f"{path}, line {number}: the split is {given!r}; it must be train, val or test.")
+        yield image, str(record[label_column]), SPLIT_NAMES.get(given, "")
+
+
+def _records(path: Path) -> Iterator[tuple[int, Mapping]]:
+    text = benchmark.read_text(path)
+    if path.suffix.lower() == ".csv":
+        reader = csv.DictReader(text.splitlines())
+        for record in reader:
+            yield reader.line_num, record
+        return
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ClipbiasError(f"{path}, line {number}: not valid JSON ({error.msg}).") from error
+        if not isinstance(record, dict):
+            raise ClipbiasError(f"{path}, line {number}: expected an object with path and label, found {line[:40]!r}.")
+        yield number, record
+
+
+def _dataset(
+    name: str,
+    root: Path,
+    rows: list[Row],
+    template: str | None,
+    class_names: Sequence[str] | None,
+    place: str,
+) -> Dataset:
+    if not rows:
+        raise ClipbiasError(f"{place} lists no image.")
+    given = {label for _, label, _ in rows}
+    numbers = all(label.isdecimal() for label in given)
+    labels = sorted(given, key=int) if numbers else sorted(given)
+    if class_names is not None:
+        if not numbers or int(labels[-1]) >= len(class_names):
+            raise ClipbiasError(
+                f"{place}: class_names goes with labels 0 to {len(class_names) - 1}, found {labels[-1]!r}."
+            )
+        labels = [str(label) for label in range(len(class_names))]
+    label_of = {label: index for index, label in enumerate(labels)}
+    splits: dict[str, Split] = {}
+    named = sorted({split for _, _, split in rows})
+    if "" in named and len(named) > 1:
+        raise ClipbiasError(f"{place}: some images have a split and some have none; give every image one, or none.")
+    for split_name in named:
+        chosen = [(image, label_of[label]) for image, label, split in rows if split == split_name]
+        splits[split_name or "all"] = files_on_disk.split_of_files(
+            root, [image for image, _ in chosen], [label for _, label in chosen], listed_in=place
+        )
+    if not {"all", "train"} & set(splits):
+        raise ClipbiasError(f"{place} has {', '.join(named)} images but none for train; add some.")
+    return Dataset(
+        name,
+        tuple(labels if class_names is None else class_names),
+        TEMPLATE if template is None else template,
+        complete_splits(splits, place),
+    )

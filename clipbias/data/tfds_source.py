@@ -1,0 +1,174 @@
+"""Datasets that tensorflow-datasets has prepared, with the builder's own split or with the benchmark's."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from absl import logging
+
+from clipbias.data import benchmark, catalog, class_names
+from clipbias.data.dataset import Dataset, Split
+from clipbias.data.entry import Entry
+from clipbias.data.folder import TEMPLATE, complete_splits
+from clipbias.errors import ClipbiasError
+
+DEFAULT_DATA_DIR = "~/tensorflow_datasets"
+
+
+def load(
+    name: str,
+    data_dir: str | os.PathLike | None = None,
+    *,
+    template: str | None = None,
+    split: str | None = None,
+    split_dir: str | os.PathLike | None = None,
+) -> Dataset:
+    """Opens a prepared dataset; tensorflow is not needed.
+
+    Args:
+      name: "tfds/" and a catalogue name ("tfds/food101") or any builder with `image` and `label` features.
+      data_dir: TFDS's data folder; None takes ~/tensorflow_datasets.
+      template: Prompt template; None takes the catalogue's.
+      split: "coop" imposes the benchmark's split, labels and class names by file name; "builder" takes the builder's
+        own, dividing where a split is missing. None is "coop" where no split file is needed (ImageNet and its
+        variants), else "builder".
+      split_dir: For "coop": where the split file is, the root of the datasets in CoOp's layout or the folder itself;
+        None looks in `data_dir`.
+
+    Raises:
+      ClipbiasError: not prepared (with the command that does it), not array_record, no file names to match, or images
+        of the split that the builder lacks.
+    """
+    from clipbias.data import tfds_records
+
+    data_dir = DEFAULT_DATA_DIR if data_dir is None else data_dir
+    wanted = name.removeprefix("tfds/")
+    entry = find_entry(wanted)
+    if entry is not None and entry.tfds is None:
+        raise ClipbiasError(
+            f"tensorflow-datasets has no usable builder for {entry.name}; make shards of its folder with "
+            f"'python -m tools.prepare_data build {entry.name}' and load it as {entry.name}."
+        )
+    if split is None:
+        split = "coop" if entry is not None and entry.split_file is None else "builder"
+    if split not in ("coop", "builder"):
+        raise ClipbiasError(f"split is {split!r}; it must be 'coop' or 'builder'.")
+    if split == "coop" and entry is None:
+        raise ClipbiasError(f"{name} is not in the catalogue, so it has no benchmark split; use split='builder'.")
+    version = entry.tfds.version if entry is not None and split == "coop" else "0.0.0"
+    prepared = tfds_records.find_prepared(data_dir, entry.tfds.builder if entry is not None else wanted, version)
+    if split == "coop":
+        return _with_benchmark_split(name, entry, prepared, template, data_dir if split_dir is None else split_dir)
+    return _with_own_split(name, entry, prepared, template)
+
+
+def find_entry(wanted: str) -> Entry | None:
+    """The catalogue entry of a catalogue name or of a builder's name, with or without its configuration."""
+    for entry in catalog.ENTRIES.values():
+        builder = entry.tfds.builder if entry.tfds else ""
+        if wanted in (entry.name, builder, builder.split("/")[0]):
+            return entry
+    return None
+
+
+def _with_own_split(name: str, entry: Entry | None, prepared, template: str | None) -> Dataset:
+    label_names = prepared.label_names
+    drop = entry.tfds.drop if entry is not None else ()
+    kept = [label for label, label_name in enumerate(label_names) if label_name not in drop]
+    new_label = np.full(len(label_names), -1, np.int32)
+    new_label[kept] = np.arange(len(kept))
+    default = {"train": "train", "validation": "val", "test": "test"}
+    mapping = entry.tfds.splits if entry is not None else default
+    splits = {}
+    for own, benchmark_name in mapping.items():
+        if own not in prepared.splits:
+            continue
+        records = prepared.records(own, None)
+        numbers = [number for number in range(len(records.ids)) if new_label[records.labels[number]] >= 0]
+        keys = [f"{own}/{records.ids[number]}" for number in numbers]
+        splits[benchmark_name] = _split(keys, new_label[records.labels[numbers]], records.read, numbers)
+    if not splits:
+        raise ClipbiasError(f"{name} has the splits {', '.join(prepared.splits)}, none of which is known.")
+    if {"train", "all"} & set(splits):
+        splits = complete_splits(splits, name)
+    if entry is not None and entry.tfds.difference:
+        logging.warning("%s is not the benchmark's split: %s.", name, entry.tfds.difference)
+    rename = entry.class_name if entry is not None else class_names.unchanged
+    own_template = entry.template if entry is not None else TEMPLATE
+    names = tuple(rename(label_names[label]) for label in kept)
+    return Dataset(name, names, own_template if template is None else template, splits)
+
+
+def _with_benchmark_split(
+    name: str, entry: Entry, prepared, template: str | None, split_dir: str | os.PathLike
+) -> Dataset:
+    # Labels and class names come from the benchmark's listing alone: the builder's numbering, which differs
+    # for Food101 and Caltech101, is used for nothing but the folder part of a path.
+    label_names = prepared.label_names
+    available = {}
+    for own, benchmark_name in entry.tfds.splits.items():
+        if own not in prepared.splits:
+            continue
+        records = prepared.records(own, entry.tfds.id_feature)
+        for number, identifier in enumerate(records.ids):
+            path = entry.tfds.path.format(
+                id=identifier.lstrip("/"), label=label_names[records.labels[number]], split=benchmark_name
+            )
+            available[_fold(path, entry)] = (path, records.read, number)
+    listing = _listing(entry, available, split_dir)
+    lacking: list[str] = []
+    splits: dict[str, Split] = {}
+    for split_name, (paths, labels) in listing.splits.items():
+        found = [index for index, path in enumerate(paths) if _fold(path, entry) in available]
+        lacking.extend(path for path in paths if _fold(path, entry) not in available)
+        places = [available[_fold(paths[index], entry)] for index in found]
+        splits[split_name] = _split([paths[index] for index in found], labels[found], places)
+    if len(lacking) > entry.tfds.may_lack:
+        raise ClipbiasError(
+            f"{name}: {prepared.folder} lacks {len(lacking)} images of the benchmark's split, such as {lacking[0]}; "
+            "prepare the whole dataset, or read the images from CoOp's folder layout."
+        )
+    if lacking:
+        logging.warning("%s lacks %s, which TFDS could not decode.", name, ", ".join(lacking))
+    template = entry.template if template is None else template
+    return Dataset(name, listing.class_names, template, splits, listing.class_ids)
+
+
+def _listing(entry: Entry, available: Mapping[str, tuple], split_dir: str | os.PathLike) -> benchmark.Listing:
+    root = Path(split_dir).expanduser()
+    for candidate in (root / entry.folder, *(root / other for other in entry.other_folders)):
+        if candidate.is_dir():
+            root = candidate
+            break
+    if entry.split_file is not None:
+        hint = f"say where it is with split_dir, or {benchmark.how_to_fetch(entry, 'split_')}"
+        return benchmark.read_split_file(root / entry.split_file, hint=hint)
+    names = class_names.imagenet_classes()
+    if (root / "classnames.txt").is_file():
+        place = root / "classnames.txt"
+        names = class_names.parse_classes(benchmark.read_text(place), str(place))
+    tree: dict[str, list[str]] = {}
+    for path, *_ in available.values():
+        folder, _, image = path.rpartition("/")
+        tree.setdefault(folder, []).append(image)
+    return benchmark.from_class_folders(
+        entry,
+        names,
+        lambda prefix: [folder[len(prefix) :] for folder in tree if folder.startswith(prefix)],
+        lambda folder: sorted(tree[folder]),
+        entry.tfds.builder,
+    )
+
+
+def _fold(path: str, entry: Entry) -> str:
+    return path.lower() if entry.tfds.ignore_case else path
+
+
+def _split(keys: list[str], labels: np.ndarray, read_or_places, numbers: list[int] | None = None) -> Split:
+    """A split of records, all from one reader or each from its own (path, reader, number)."""
+    if numbers is not None:
+        read = read_or_places
+        return Split(tuple(keys), labels, lambda index: read(numbers[index]))
+    places = read_or_places
+    return Split(tuple(keys), labels, lambda index: places[index][1](places[index][2]))
