@@ -8,6 +8,7 @@ import io
 import os
 from collections.abc import Iterator
 
+import numpy as np
 from etils import epath
 
 from clipbias.data import benchmark
@@ -49,13 +50,13 @@ def build(dataset: Dataset, out_dir: str | os.PathLike) -> epath.Path:
     }
 
     # TFDS takes a builder's name and version from its class.
-    class Shards(tfds.core.GeneratorBasedBuilder):
+    class Shards(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         def _info(self) -> tfds.core.DatasetInfo:
             features = {
                 "image": tfds.features.Image(shape=(None, None, 3)),
                 "label": tfds.features.ClassLabel(num_classes=len(dataset.class_names)),
                 "key": tfds.features.Text(),
-                "position": tfds.features.Scalar("int64"),
+                "position": tfds.features.Scalar(np.int64),
             }
             return tfds.core.DatasetInfo(
                 builder=self,

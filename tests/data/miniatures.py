@@ -1,0 +1,115 @@
+"""Miniatures of the fifteen benchmark datasets: a few tiny images in the exact folder layout and file naming."""
+
+import json
+from pathlib import Path
+
+from clipbias.data.catalog import ENTRIES
+from tests.data.pictures import write
+
+WNIDS = ("n01440764", "n01443537", "n03773504", "n04008634")
+WNID_NAMES = ("tench", "goldfish", "missile", "missile")
+
+# Class names and how the images of each class are called; {n} counts over the whole dataset.
+NAMED = {
+    "caltech101": [("Faces", "face"), ("Leopards", "leopard"), ("accordion", "accordion")],
+    "oxford_pets": [("Abyssinian", "abyssinian"), ("american_bulldog", "american_bulldog"), ("beagle", "beagle")],
+    "stanford_cars": [("", "2000 AM General Hummer SUV"), ("", "2012 Ram C/V Cargo Van Minivan"), ("", "2012 BMW X6")],
+    "oxford_flowers": [("", "pink primrose"), ("", "bird of paradise"), ("", "colt's foot")],
+    "food101": [("apple_pie", "apple_pie"), ("cheese_plate", "cheese_plate"), ("cheesecake", "cheesecake")],
+    "sun397": [("a/abbey", "abbey"), ("a/apse/indoor", "indoor apse"), ("y/youth_hostel", "youth_hostel")],
+    "dtd": [("banded", "banded"), ("polka-dotted", "polka-dotted"), ("zigzagged", "zigzagged")],
+    "eurosat": [("AnnualCrop", "Annual Crop Land"), ("Forest", "Forest"), ("SeaLake", "Sea or Lake")],
+    "ucf101": [("Apply_Eye_Makeup", "Apply_Eye_Makeup"), ("Yo_Yo", "Yo_Yo"), ("Y_M_C_A", "Y_M_C_A")],
+}
+FILE_NAMES = {
+    "caltech101": "{folder}/image_{n:04d}.jpg",
+    "oxford_pets": "{folder}_{n}.jpg",
+    "stanford_cars": "cars_{place}/{n:05d}.jpg",
+    "oxford_flowers": "image_{n:05d}.jpg",
+    "food101": "{folder}/{n:07d}.jpg",
+    "sun397": "{folder}/sun_{n:016x}.jpg",
+    "dtd": "{folder}/{folder}_{n:04d}.jpg",
+    "eurosat": "{folder}/{folder}_{n}.jpg",
+    "ucf101": "{folder}/v_{compact}_g{n:02d}_c01.jpg",
+}
+AIRCRAFT = ("707-320", "737-800", "A340-200", 'Il-76 "TD"')
+COUNTS = {"train": 5, "val": 3, "test": 2}
+
+
+def make(root: Path, name: str) -> Path:
+    """Writes the miniature called `name` below `root`; returns its own folder."""
+    entry = ENTRIES[name]
+    folder = root / entry.folder
+    if entry.layout == "split file":
+        _with_split_file(folder, name)
+    elif entry.layout == "variant lists":
+        _aircraft(folder)
+    else:
+        _imagenet(folder / entry.images, entry.layout)
+        text = "".join(f"{identifier} {name}\n" for identifier, name in zip(WNIDS, WNID_NAMES, strict=True))
+        (folder / "classnames.txt").write_text(text)
+    return folder
+
+
+def make_all(root: Path) -> Path:
+    """Writes all fifteen; returns `root`."""
+    for name in ENTRIES:
+        make(root, name)
+    return root
+
+
+def split_content(name: str) -> dict[str, list]:
+    """The content of the miniature's split file. Classes come interleaved, starting with the last one."""
+    content, number = {}, 0
+    for split, count in COUNTS.items():
+        content[split] = []
+        for _ in range(count):
+            for label in (2, 0, 1):
+                number += 1
+                label_folder, class_name = NAMED[name][label]
+                path = FILE_NAMES[name].format(
+                    folder=label_folder,
+                    n=number,
+                    place="test" if split == "test" else "train",
+                    compact=label_folder.replace("_", ""),
+                )
+                content[split].append([path, label, class_name])
+    return content
+
+
+def _with_split_file(folder: Path, name: str) -> None:
+    content = split_content(name)
+    for number, item in enumerate(item for items in content.values() for item in items):
+        write(folder / ENTRIES[name].images / item[0], seed=number, height=10, width=12)
+    (folder / ENTRIES[name].split_file).write_text(json.dumps(content, indent=4))
+
+
+def _aircraft(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    (folder / "variants.txt").write_text("".join(f"{name}\n" for name in AIRCRAFT))
+    number = 0
+    for split, count in COUNTS.items():
+        lines = []
+        for index in range(count * len(AIRCRAFT)):
+            number += 1
+            lines.append(f"{number:07d} {AIRCRAFT[index % len(AIRCRAFT)]}\n")
+            write(folder / "images" / f"{number:07d}.jpg", seed=number, height=10, width=12)
+        (folder / f"images_variant_{split}.txt").write_text("".join(lines))
+
+
+def _imagenet(images: Path, layout: str) -> None:
+    number = 0
+    for label, identifier in enumerate(WNIDS):
+        places = {"train": COUNTS["train"], "val": COUNTS["val"]} if layout == "imagenet" else {"": COUNTS["test"]}
+        for place, count in places.items():
+            for index in range(count):
+                number += 1
+                if place == "train":
+                    path = f"train/{identifier}/{identifier}_{100 - index}.JPEG"
+                elif place == "val":
+                    path = f"val/{identifier}/ILSVRC2012_val_{number:08d}.JPEG"
+                elif layout == "numbered folders":
+                    path = f"{label}/{number:040x}.jpeg"
+                else:
+                    path = f"{identifier}/0.{number:06d}_snake _ rope_0.{number}.jpg"
+                write(images / path, seed=number, height=10, width=12)

@@ -1,0 +1,185 @@
+"""The fifteen datasets in CoOp's layout, from miniatures, and what is said when something is off."""
+
+import json
+import os
+import random
+
+import pytest
+
+from clipbias import data
+from clipbias.data import catalog
+from clipbias.errors import ClipbiasError
+from tests.data import miniatures
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return miniatures.make_all(tmp_path_factory.mktemp("all"))
+
+
+@pytest.mark.parametrize("name", list(catalog.ENTRIES))
+def test_every_image_is_found_with_its_label(root, name):
+    dataset = data.load(name, data_dir=root)
+    entry = catalog.ENTRIES[name]
+    assert dataset.name == name and dataset.template == entry.template
+    assert set(dataset.splits) == set(entry.sizes)
+    for split in dataset.splits.values():
+        assert len(split) > 0
+        for index in range(len(split)):
+            assert split.read(index) == (root / entry.folder / entry.images / split.keys[index]).read_bytes()
+
+
+@pytest.mark.parametrize("name", list(miniatures.NAMED))
+def test_split_file_order_labels_and_names(root, name):
+    dataset = data.load(name, data_dir=root / catalog.ENTRIES[name].folder)
+    assert dataset.class_names == tuple(class_name for _, class_name in miniatures.NAMED[name])
+    for split_name, items in miniatures.split_content(name).items():
+        assert list(dataset.splits[split_name].keys) == [item[0] for item in items]
+        assert dataset.splits[split_name].labels.tolist() == [item[1] for item in items]
+
+
+def test_aircraft_follows_variants(root):
+    dataset = data.load("fgvc_aircraft", data_dir=root)
+    assert dataset.class_names == miniatures.AIRCRAFT
+    assert dataset.splits["train"].keys[:2] == ("0000001.jpg", "0000002.jpg")
+    assert dataset.splits["train"].labels[:5].tolist() == [0, 1, 2, 3, 0]
+
+
+def test_imagenet_is_sorted_and_val_is_test(root):
+    dataset = data.load("imagenet", data_dir=root)
+    assert dataset.class_names == miniatures.WNID_NAMES and dataset.class_ids == miniatures.WNIDS
+    assert dataset.splits["train"].keys[0] == "train/n01440764/n01440764_100.JPEG"
+    assert dataset.splits["train"].keys[1] == "train/n01440764/n01440764_96.JPEG"
+    assert dataset.splits["val"].keys == dataset.splits["test"].keys
+
+
+def test_variants_give_imagenet_labels_or_ranks(root, tmp_path):
+    v2 = data.load("imagenet_v2", data_dir=root)
+    assert v2.splits["test"].labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert data.load("imagenet_r", data_dir=root).class_ids == miniatures.WNIDS
+    folder = miniatures.make(tmp_path, "imagenet_v2")
+    (folder / "classnames.txt").unlink()
+    images = folder / catalog.ENTRIES["imagenet_v2"].images
+    os.rename(images / "3", images / "10")
+    dataset = data.load("imagenet_v2", data_dir=tmp_path)
+    assert len(dataset.class_names) == 1000 and dataset.class_names[10] == "brambling"
+    assert dataset.splits["test"].labels.tolist() == [0, 0, 1, 1, 2, 2, 10, 10]
+
+
+def test_rank_labels_leave_out_absent_classes(tmp_path):
+    folder = miniatures.make(tmp_path, "imagenet_a")
+    images = folder / "imagenet-a"
+    for path in (images / miniatures.WNIDS[1]).iterdir():
+        path.unlink()
+    (images / miniatures.WNIDS[1]).rmdir()
+    (images / "README.txt").write_text("not a class")
+    dataset = data.load("imagenet_a", data_dir=tmp_path)
+    assert dataset.class_names == ("tench", "missile", "missile")
+    assert dataset.splits["test"].labels.tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_links_and_other_folder_names(root, tmp_path):
+    os.symlink(root / "ucf101", tmp_path / "UCF101")
+    assert len(data.load("ucf101", data_dir=tmp_path).splits["train"]) == 15
+
+
+def test_index_file_fixes_the_training_images(root, tmp_path):
+    keys = data.load("imagenet", data_dir=root).splits["train"].keys
+    chosen = random.Random(0).sample(keys, 4)
+    (tmp_path / "picks.txt").write_text("\n".join(chosen))
+    (tmp_path / "picks.json").write_text(json.dumps({"train": [[key, 0, "x"] for key in chosen]}))
+    for name in ("picks.txt", "picks.json"):
+        picked = data.load("imagenet", data_dir=root, index_file=tmp_path / name).splits["train"]
+        assert list(picked.keys) == chosen
+    (tmp_path / "picks.txt").write_text("train/nowhere.JPEG")
+    with pytest.raises(ClipbiasError, match=r"lists train/nowhere\.JPEG, which is not among"):
+        data.load("imagenet", data_dir=root, index_file=tmp_path / "picks.txt")
+    with pytest.raises(ClipbiasError, match="no index file"):
+        data.load("imagenet", data_dir=root, index_file=tmp_path / "absent.txt")
+
+
+def test_own_template_and_wrong_option(root):
+    assert data.load("dtd", data_dir=root, template="a {}.").template == "a {}."
+    with pytest.raises(ClipbiasError, match="dataset dtd takes no option 'shots'"):
+        data.load("dtd", data_dir=root, shots=4)
+
+
+def test_missing_parts_say_what_to_fetch(tmp_path):
+    with pytest.raises(
+        ClipbiasError, match=r"eurosat: there is no folder .*eurosat; put into eurosat/: 2750 from http"
+    ):
+        data.load("eurosat", data_dir=tmp_path)
+    folder = miniatures.make(tmp_path, "eurosat")
+    (folder / "split_zhou_EuroSAT.json").unlink()
+    with pytest.raises(ClipbiasError, match=r"no split file .*split_zhou_EuroSAT\.json; .*drive\.google"):
+        data.load("eurosat", data_dir=tmp_path)
+    folder = miniatures.make(tmp_path, "fgvc_aircraft")
+    (folder / "variants.txt").unlink()
+    with pytest.raises(ClipbiasError, match=r"no file .*variants\.txt; put into fgvc_aircraft/"):
+        data.load("fgvc_aircraft", data_dir=tmp_path)
+    (tmp_path / "imagenet" / "images").mkdir(parents=True)
+    with pytest.raises(ClipbiasError, match=r"no folder .*train; put into imagenet/"):
+        data.load("imagenet", data_dir=tmp_path)
+
+
+def test_images_named_by_the_split_file_but_absent(tmp_path):
+    folder = miniatures.make(tmp_path, "dtd")
+    dataset = data.load("dtd", data_dir=tmp_path)
+    (folder / "images" / dataset.splits["train"].keys[3]).unlink()
+    with pytest.raises(ClipbiasError, match=r"cannot read .*zigzagged_0004.*, listed in split_zhou_D.*: No such file"):
+        for index in range(5):
+            dataset.splits["train"].read(index)
+
+
+BROKEN = {
+    "escaping": (lambda c: c["train"].append(["../../etc/passwd", 0, "Forest"]), "not a plain path below"),
+    "absolute": (lambda c: c["val"].append(["/etc/passwd", 0, "Forest"]), "not a plain path below"),
+    "gap": (lambda c: c["train"].append(["a.jpg", 5, "Highway"]), "label 3 has no image, but label 5 has"),
+    "renamed": (lambda c: c["test"].append(["a.jpg", 1, "Woods"]), "label 1 is called both 'Forest' and 'Woods'"),
+    "short item": (lambda c: c["train"].append(["a.jpg", 1]), "not a split file"),
+    "no val": (lambda c: c.pop("val"), "not a split file"),
+    "word label": (lambda c: c["train"].append(["a.jpg", "Forest", "Forest"]), "not a split file"),
+    "twice": (lambda c: c["train"].append(c["train"][0]), "listed twice"),
+}
+
+
+@pytest.mark.parametrize("damage", list(BROKEN))
+def test_broken_split_files(tmp_path, damage):
+    folder = miniatures.make(tmp_path, "eurosat")
+    content = miniatures.split_content("eurosat")
+    change, message = BROKEN[damage]
+    change(content)
+    (folder / "split_zhou_EuroSAT.json").write_text(json.dumps(content))
+    with pytest.raises(ClipbiasError, match=message):
+        data.load("eurosat", data_dir=tmp_path)
+
+
+def test_unparsable_files(tmp_path):
+    folder = miniatures.make(tmp_path, "eurosat")
+    (folder / "split_zhou_EuroSAT.json").write_text('{"train": [')
+    with pytest.raises(ClipbiasError, match="not valid JSON"):
+        data.load("eurosat", data_dir=tmp_path)
+    (folder / "split_zhou_EuroSAT.json").write_bytes(b'{"train": "\xff"}')
+    with pytest.raises(ClipbiasError, match="not UTF-8"):
+        data.load("eurosat", data_dir=tmp_path)
+    folder = miniatures.make(tmp_path, "imagenet")
+    (folder / "classnames.txt").write_text("n01440764\n")
+    with pytest.raises(ClipbiasError, match=r"classnames\.txt, line 1: expected"):
+        data.load("imagenet", data_dir=tmp_path)
+
+
+def test_foreign_folders_in_imagenet(tmp_path):
+    folder = miniatures.make(tmp_path, "imagenet")
+    (folder / "images" / "val" / "n99999999").mkdir()
+    with pytest.raises(ClipbiasError, match=r"val/n99999999 .* belongs to no class"):
+        data.load("imagenet", data_dir=tmp_path)
+    (folder / "images" / "train" / "n99999999").mkdir()
+    with pytest.raises(ClipbiasError, match="WordNet ids such as n01440764, found n99999999"):
+        data.load("imagenet", data_dir=tmp_path)
+
+
+def test_unknown_names_are_answered():
+    with pytest.raises(ClipbiasError, match="no dataset 'eurosta'; did you mean eurosat"):
+        data.load("eurosta")
+    with pytest.raises(ClipbiasError, match="known are folder, csv"):
+        data.load("qqqq")

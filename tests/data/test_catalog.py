@@ -1,0 +1,72 @@
+"""The catalogue is complete and consistent with itself and with published facts."""
+
+import collections
+import re
+
+import pytest
+
+from clipbias.data import catalog, class_names, templates
+from clipbias.data.dataset import check_template
+from clipbias.errors import ClipbiasError
+
+
+@pytest.mark.parametrize("entry", catalog.ENTRIES.values(), ids=lambda entry: entry.name)
+def test_entries_are_complete(entry):
+    check_template(entry.template)
+    assert (entry.layout == "split file") == (entry.split_file is not None)
+    assert all(place and "https://" in url for place, url in entry.fetch)
+    assert entry.sizes_from in ("counted", "derived", "official")
+    assert set(entry.sizes) == ({"train", "val", "test"} if entry.name in catalog.ELEVEN else {"test"})
+    for picks in entry.golden.values():
+        assert all(re.fullmatch("[0-9a-f]{16}", digits) for digits in picks)
+    if entry.tfds:
+        assert set(entry.tfds.splits.values()) <= {"train", "val", "test", "all"}
+        entry.tfds.path.format(id="1", label="a", split="train")
+
+
+def test_eleven_and_four():
+    assert len(catalog.ELEVEN) == 11 and len(catalog.VARIANTS) == 4 and len(catalog.ENTRIES) == 15
+    assert sum(catalog.ENTRIES[name].classes for name in catalog.ELEVEN) == 2191
+    random_splits = [catalog.ENTRIES[name] for name in ("food101", "dtd", "eurosat")]
+    for entry in random_splits:  # 50/20/30 exactly, where every class has a round number of images
+        total = entry.train + entry.val + entry.test
+        assert (entry.train * 10, entry.val * 10, entry.test * 10) == (total * 5, total * 2, total * 3)
+
+
+def test_class_name_rules():
+    assert class_names.caltech101("Faces") == class_names.caltech101("faces") == "face"
+    assert [class_names.caltech101(name) for name in ("airplanes", "Motorbikes", "accordion")] == [
+        "airplane",
+        "motorbike",
+        "accordion",
+    ]
+    assert class_names.stanford_cars("Audi TTS Coupe 2012") == "2012 Audi TTS Coupe"
+    assert class_names.sun397("/a/apse/indoor") == "indoor apse"
+    assert class_names.sun397("/a/abbey") == "abbey"
+    assert class_names.ucf101("ApplyEyeMakeup") == "Apply_Eye_Makeup"
+    assert class_names.ucf101("YoYo") == "Yo_Yo"
+    assert class_names.eurosat("SeaLake") == "Sea or Lake" and class_names.eurosat("River") == "River"
+    assert class_names.oxford_flowers("pink-yellow dahlia?") == "pink-yellow dahlia"
+    assert class_names.oxford_pets("Great_Pyrenees") == "great_pyrenees"
+    assert class_names.imagenet("n01440764") == "tench"
+    with pytest.raises(ClipbiasError, match="'n0' is not one of"):
+        class_names.imagenet("n0")
+
+
+def test_imagenet_classes_are_sorted_and_two_names_repeat():
+    classes = class_names.imagenet_classes()
+    assert len(classes) == 1000 and list(classes) == sorted(classes)
+    repeated = [name for name, count in collections.Counter(classes.values()).items() if count > 1]
+    assert sorted(repeated) == ["missile", "sunglasses"]
+    names = list(classes.values())
+    assert [index for index, name in enumerate(names) if name in repeated] == [657, 744, 836, 837]
+
+
+def test_prompt_ensembles():
+    full = templates.imagenet_full()
+    assert len(full) == len(set(full)) == 80
+    assert set(templates.IMAGENET_SELECT) < set(full)
+    for template in full:
+        check_template(template)
+    assert templates.ensemble("{} texture.")[-1] == "{} texture." and len(templates.ensemble("{} texture.")) == 8
+    assert templates.ensemble("a photo of a {}.", imagenet=True) == templates.IMAGENET_SELECT
