@@ -20,8 +20,8 @@ table { border-collapse: collapse; font-size: .93rem; font-variant-numeric: tabu
 thead th { border-bottom: 1px solid var(--ink); font-weight: 600; vertical-align: bottom; }
 th, td { padding: .34rem .8rem; text-align: right; white-space: nowrap; }
 th:first-child { text-align: left; font-weight: 600; }
-table.many { font-size: .76rem; }
-table.many th, table.many td { padding: .34rem .36rem; }
+table.many { font-size: .72rem; }
+table.many th, table.many td { padding: .34rem .3rem; }
 table.many .spread { display: block; line-height: 1.1; }
 td.words { text-align: left; white-space: normal; }
 tbody tr:nth-child(even) { background: var(--wash); }

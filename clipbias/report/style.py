@@ -5,6 +5,7 @@ The colours are Okabe and Ito's, told apart by colour-blind readers too; no figu
 
 import contextlib
 import io
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -167,3 +168,14 @@ def label_ends(axes: "Axes", ends: Sequence[tuple[float, float, str, str]], *, s
             annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.5, "shrinkA": 1, "shrinkB": 4},
         )
+
+
+def layer_ticks(axes: "Axes", count: int) -> None:
+    """Layers 1 … count on the x axis, about seven of them with a number."""
+    step = 1 if count <= 6 else math.ceil(count / 6)
+    ticks = [layer for layer in range(1, count + 1) if (layer - 1) % step == 0 or layer == count]
+    if len(ticks) > 1 and ticks[-1] - ticks[-2] < step:
+        del ticks[-2]
+    axes.set_xticks(ticks, [str(layer) for layer in ticks])
+    axes.set_xlim(0.3, count + 0.7)
+    axes.grid(axis="x", visible=False)

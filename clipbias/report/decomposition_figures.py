@@ -1,0 +1,180 @@
+"""How prompts enter attention: Eq. 12's two parts, measured (Fig. 1)."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from clipbias.report import style
+from clipbias.report.drawing import Drawing
+from clipbias.report.study import Average, Study, counted, label_of, layers
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+TOWERS = ("vision", "text")
+_BIAS_LINES = ("-", (0, (4, 2)), (0, (1, 1)), (0, (5, 1, 1, 1)))
+
+
+def decomposition(study: Study) -> Drawing | None:
+    """Fig. 1: what prompts take from the input tokens in every layer, how large what they add is, and how constant.
+
+    One row per model with prompts and tower.
+    """
+    shown = [
+        (model, tower)
+        for model in study.tuned
+        for tower in TOWERS
+        if study.average(f"{_path(model, tower)}/prompt_mass") is not None
+    ]
+    if not shown:
+        return None
+    with style.styled():
+        figure = style.new_figure(9.2, 2.15 * len(shown) + 0.35)
+        grid = figure.subplots(len(shown), 5, squeeze=False, width_ratios=(1.25, 1.25, 1, 1, 1))
+        for line, (model, tower) in zip(grid, shown, strict=True):
+            _row(study, line, model, tower)
+        titles = (
+            "a  mass on prompts",
+            "b  by query",
+            "c  relative size",
+            "d  constancy",
+            "e  cosine to a bias",
+        )
+        for axes, title in zip(grid[0], titles, strict=True):
+            axes.set_title(title, loc="left", fontsize=8)
+        for axes in (grid[-1][0], *grid[-1][2:]):
+            axes.set_xlabel("layer")
+    counts = "; ".join(
+        f"{label_of(model)}, {tower}: {counted(_count(study, model, tower), 'image' if tower == 'vision' else 'class')}"
+        for model, tower in shown
+    )
+    caption = (
+        "The output of attention is, exactly, a part from the input tokens plus a part from the prompts (Eq."
+        f" 12); {counts}. (a) Attention mass m on the prompts; the input part is 1 − m times attention"
+        " renormalised over the inputs, so the paper's ½ (dotted) would be m = 0.5. Dots are heads, mean over"
+        " input queries; the line is their mean, the dashed line the mass of the [cls] or EOS query. (b) The"
+        " same by query, mean over heads. (c) Norm of the prompt part over norm of the input part. (d) Share of"
+        " the prompt part's mean square that its average over samples explains, token by token, and (dashed)"
+        " that one vector for all tokens explains: a bias would be at 1. (e) Cosine between that vector and the"
+        " learned bias of the same layer."
+    )
+    columns = ("model", "tower", "quantity", "layer", "head", "query", "mean", "standard_error")
+    rows = tuple(row for model, tower in shown for row in _numbers(study, model, tower))
+    title = "What prompts do to attention"
+    return Drawing("fig1_decomposition", title, caption, figure, columns, rows)
+
+
+def _path(model: Mapping[str, Any], tower: str) -> str:
+    return f"decomposition/{model['key']}/{tower}"
+
+
+def _count(study: Study, model: Mapping[str, Any], tower: str) -> int | None:
+    return study.count("decomposition", model["key"], tower)
+
+
+def _row(study: Study, line: "list[Axes]", model: Mapping[str, Any], tower: str) -> None:
+    path = _path(model, tower)
+    mass, by_query, size, constancy, cosine = line
+    mass.set_ylabel(f"{label_of(model)}, {tower}")
+    _mass(mass, study.average(f"{path}/prompt_mass"), study.average(f"{path}/readout_mass"))
+    _by_query(by_query, study.average(f"{path}/mass_by_query"))
+    ratio = study.average(f"{path}/norm_ratio")
+    if ratio is not None:
+        _line(size, ratio.mean, error=ratio.standard_error)
+        size.set_ylim(bottom=0)
+    for name, look in (("constancy", "-"), ("bias_likeness", (0, (4, 2)))):
+        values = study.array(f"{path}/{name}")
+        if values is not None:
+            _line(constancy, values, linestyle=look)
+    constancy.set_ylim(0, 1.03)
+    _cosines(study, cosine, path)
+
+
+def _mass(axes: "Axes", mass: Average, readout: Average | None) -> None:
+    depth = layers(len(mass.mean))
+    for head in range(mass.mean.shape[1]):
+        axes.plot(depth, mass.mean[:, head], "o", color=style.TUNED, markersize=2.8, alpha=0.55, markeredgewidth=0)
+    _line(axes, mass.mean.mean(axis=1), marker="")
+    if readout is not None:
+        _line(axes, readout.mean.mean(axis=1), linestyle=(0, (4, 2)), marker="")
+    axes.axhline(0.5, color=style.GREY, linewidth=0.8, linestyle=":")
+    axes.set_ylim(0, max(0.56, 1.05 * float(mass.mean.max())))
+
+
+def _by_query(axes: "Axes", mass: Average | None) -> None:
+    """A map of layers (down) by queries (across)."""
+    if mass is None:
+        axes.set_axis_off()
+        return
+    values = mass.mean.mean(axis=1)
+    picture = axes.imshow(
+        values, aspect="auto", cmap="magma_r", vmin=0, extent=(-0.5, values.shape[1] - 0.5, len(values) + 0.5, 0.5)
+    )
+    axes.grid(False)
+    axes.set_xlabel("query index", fontsize=7)
+    axes.set_ylabel("layer", fontsize=7)
+    bar = axes.figure.colorbar(picture, ax=axes, fraction=0.06, pad=0.03)
+    bar.ax.tick_params(labelsize=6, length=2)
+    bar.outline.set_linewidth(0.4)
+
+
+def _cosines(study: Study, axes: "Axes", path: str) -> None:
+    names = sorted(study.results.under(f"{path}/bias_cosine/"))
+    axes.axhline(0, color=style.GREY, linewidth=0.8)
+    for name, look in zip(names, _BIAS_LINES * len(names), strict=False):
+        key = name.rsplit("/", 1)[1]
+        label = next((label_of(model) for model in study.models if model["key"] == key), key)
+        _line(axes, study.array(name), linestyle=look, label=f"with {label}")
+    axes.set_ylim(-1.03, 1.03)
+    if names:
+        axes.legend(loc="lower left", fontsize=6.5, handlelength=1.6)
+    else:
+        axes.text(
+            0.5, 0.25, "no bias-tuned model\nto compare with", ha="center", transform=axes.transAxes, fontsize=6.5
+        )
+
+
+def _line(
+    axes: "Axes",
+    values: np.ndarray,
+    *,
+    error: np.ndarray | None = None,
+    linestyle: Any = "-",
+    marker: str = "o",
+    label: str | None = None,
+) -> None:
+    axes.errorbar(
+        layers(len(values)),
+        values,
+        yerr=None if error is None else np.nan_to_num(error),
+        color=style.TUNED,
+        linestyle=linestyle,
+        marker=marker,
+        markersize=2.8,
+        linewidth=1.2,
+        elinewidth=0.8,
+        capsize=1.5,
+        label=label,
+    )
+    style.layer_ticks(axes, len(values))
+
+
+def _numbers(study: Study, model: Mapping[str, Any], tower: str) -> list[tuple[Any, ...]]:
+    path, key = _path(model, tower), model["key"]
+    rows: list[tuple[Any, ...]] = []
+    for quantity in ("prompt_mass", "readout_mass", "norm_ratio"):
+        average = study.average(f"{path}/{quantity}")
+        for index, mean in np.ndenumerate(average.mean if average is not None else np.empty(0)):
+            layer, head = (*(position + 1 for position in index), "")[:2]
+            rows.append((key, tower, quantity, layer, head, "", mean, average.standard_error[index]))
+    by_query = study.average(f"{path}/mass_by_query")
+    if by_query is not None:  # mean over heads, as drawn
+        for (layer, query), mean in np.ndenumerate(by_query.mean.mean(axis=1)):
+            rows.append((key, tower, "mass_by_query", layer + 1, "", query, mean, ""))
+    cosines = sorted(name.removeprefix(f"{path}/") for name in study.results.under(f"{path}/bias_cosine/"))
+    for quantity in ("constancy", "bias_likeness", *cosines):
+        values = study.array(f"{path}/{quantity}")
+        for layer, value in enumerate(values if values is not None else (), start=1):
+            rows.append((key, tower, quantity, layer, "", "", value, ""))
+    return rows

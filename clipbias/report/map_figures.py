@@ -1,0 +1,186 @@
+"""Maps over pictures: `[cls]` attention beside likeness to the prompts (Fig. 6), and relevancy on examples."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from clipbias.report import style
+from clipbias.report.drawing import Drawing
+from clipbias.report.overlay import HEAT, Overlay, draw_overlay, draw_text, show_picture
+from clipbias.report.study import Study, counted, file_name, label_of, layers
+
+_ROWS = {"zero_shot_cls": "original\n[cls]", "cls": "prompted\n[cls]", "prompts": "prompt\nsimilarity"}
+_PICTURES = 4  # pictures per figure: one in four rotations
+
+
+def similarity(study: Study) -> list[Drawing]:
+    """Fig. 6: a figure per tuned model, and one of the two maps' rank correlation over the dataset."""
+    images = study.array("similarity/images")
+    if images is None:
+        return []
+    drawn = [_maps(study, model) for model in study.tuned if study.array(f"similarity/{model['key']}/cls") is not None]
+    correlation = _correlation(study)
+    return [*drawn, *([correlation] if correlation else [])]
+
+
+def _maps(study: Study, model: Mapping[str, Any]) -> Drawing:
+    key = model["key"]
+    images, rotations, depths = (study.array(f"similarity/{name}") for name in ("images", "rotations", "layers"))
+    rows = {name: title for name, title in _ROWS.items() if study.array(f"similarity/{key}/{name}") is not None}
+    shown = range(min(_PICTURES, len(images)))
+    with style.styled():
+        columns = 1 + len(depths)
+        side = 0.82
+        figure = style.new_figure(2 * columns * side + 0.9, ((len(shown) + 1) // 2) * (len(rows) * side + 0.3))
+        blocks = np.ravel(figure.subfigures((len(shown) + 1) // 2, 2, wspace=0.04, hspace=0.02))
+        for block, picture in zip(blocks, shown, strict=False):
+            grid = block.subplots(len(rows), columns, squeeze=False)
+            for line, (name, title) in zip(grid, rows.items(), strict=True):
+                maps = study.array(f"similarity/{key}/{name}")[picture]
+                line[0].set_axis_off()
+                for axes, values in zip(line[1:], maps, strict=True):
+                    axes.imshow(images[picture].mean(axis=-1), cmap="gray", vmin=0, vmax=255)
+                    axes.imshow(values, cmap=HEAT, alpha=0.6, vmin=0, vmax=1)
+                    axes.set(xticks=[], yticks=[])
+                    axes.grid(False)
+                line[1].set_ylabel(title, fontsize=6.5)
+            show_picture(grid[0, 0], images[picture])
+            grid[0, 0].set_title(f"input, {int(rotations[picture])}°", fontsize=7, fontweight="normal")
+            for axes, depth in zip(grid[0, 1:], layers(max(depths) + 1)[depths], strict=True):
+                axes.set_title(f"layer {depth}", fontsize=7, fontweight="normal")
+    which = study.section("similarity", key).get("prompt", "mean")
+    prompts = "averaged over the prompts" if which == "mean" else f"for prompt {which}"
+    caption = (
+        f"{label_of(model)} on {study.dataset}. [cls] maps: attention of [cls] to the patches, mean over heads,"
+        " of the original and of the tuned model. Prompt similarity: 1 minus the Euclidean distance between"
+        f" prompt and patch tokens at the block's input, {prompts}. All maps: bilinear to image size, each scaled"
+        f" to 0 … 1. Columns are layers; inputs are rotated. Shown are {len(shown)} of"
+        f" {counted(len(images), 'picture')}."
+    )
+    table = tuple(
+        (picture, int(rotations[picture]), int(depth) + 1, name, row, column, value)
+        for picture in range(len(images))
+        for name in rows
+        for depth, values in zip(depths, study.array(f"similarity/{key}/{name}")[picture], strict=True)
+        for (row, column), value in np.ndenumerate(_at_patches(values, study.grid))
+    )
+    return Drawing(
+        f"fig6_similarity_{file_name(key)}",
+        f"[cls] attention and likeness to the prompts: {label_of(model)}",
+        f"{caption} The CSV holds every map's value at the patches' centres.",
+        figure,
+        ("picture", "rotation", "layer", "map", "row", "column", "value"),
+        table,
+    )
+
+
+def _at_patches(values: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """Means of the pixels around the patches' centres: with an even patch width the centre is between pixels."""
+    height, width = (size // count for size, count in zip(values.shape, grid, strict=True))
+    rows = np.arange(grid[0]) * height + (height - 1) // 2
+    columns = np.arange(grid[1]) * width + (width - 1) // 2
+    down, right = (height - 1) % 2, (width - 1) % 2
+    corners = [values[np.ix_(rows + a, columns + b)] for a in (0, down) for b in (0, right)]
+    return np.mean(corners, axis=0)
+
+
+def _correlation(study: Study) -> Drawing | None:
+    found = {model["key"]: study.average(f"similarity/{model['key']}/rank_correlation") for model in study.tuned}
+    shown = [model for model in study.tuned if found[model["key"]] is not None]
+    if not shown:
+        return None
+    with style.styled():
+        figure = style.new_figure(3.2 * len(shown) + 0.4, 2.4)
+        for axes, model in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+            average = found[model["key"]]
+            axes.axhline(0, color=style.GREY, linewidth=0.8)
+            axes.errorbar(
+                layers(len(average.mean)),
+                average.mean,
+                yerr=np.nan_to_num(average.standard_error),
+                color=style.TUNED,
+                marker="o",
+                capsize=2,
+            )
+            axes.set_ylim(-1, 1)
+            axes.set_title(label_of(model), loc="left")
+            axes.set_xlabel("layer")
+            axes.set_ylabel("rank correlation")
+            axes.text(0.02, 0.04, "opposed", transform=axes.transAxes, color=style.GREY, fontsize=7)
+            axes.text(0.02, 0.92, "alike", transform=axes.transAxes, color=style.GREY, fontsize=7)
+            style.layer_ticks(axes, len(average.mean))
+    counts = "; ".join(
+        f"{label_of(model)}: {counted(study.count('similarity', model['key']), 'image')}" for model in shown
+    )
+    caption = (
+        "Spearman's rank correlation, over the patches of an image, between the tuned model's [cls] attention"
+        f" and the patches' similarity to the prompts; mean over images ({counts}), bars give one standard error."
+        " The paper says that the two are opposed, which would be a value near −1."
+    )
+    rows = tuple(
+        (model["key"], layer + 1, mean, found[model["key"]].standard_error[layer])
+        for model in shown
+        for layer, mean in enumerate(found[model["key"]].mean)
+    )
+    title = "Are [cls] attention and likeness to the prompts opposed?"
+    columns = ("model", "layer", "mean", "standard_error")
+    return Drawing("fig6_rank_correlation", title, caption, figure, columns, rows)
+
+
+def examples(study: Study) -> Drawing | None:
+    """Example pictures with every model's relevancy over patches and text."""
+    images = study.array("examples/images")
+    if images is None or not len(images):
+        return None
+    labels, names = study.array("examples/labels"), study.section("examples").get("names", [])
+    classes = study.scalars["dataset"]["class_names"]
+    models = [model for model in study.models if study.array(f"examples/{model['key']}/vision") is not None]
+    rows: list[tuple[Any, ...]] = []
+    with style.styled():
+        figure = style.new_figure(2.25 * (1 + len(models)), 2.45 * len(images))
+        grid = figure.subplots(2 * len(images), 1 + len(models), squeeze=False, height_ratios=(4.2, 1) * len(images))
+        for picture, image in enumerate(images):
+            above, below = grid[2 * picture], grid[2 * picture + 1]
+            show_picture(above[0], image)
+            above[0].set_title(classes[labels[picture]], fontsize=8)
+            below[0].set_axis_off()
+            for axes, words, model in zip(above[1:], below[1:], models, strict=True):
+                overlay = _overlay(study, model, picture, classes, int(labels[picture]))
+                draw_overlay(axes, image, overlay, patches=study.patches)
+                draw_text(words, overlay)
+                rows += _example_rows(study, model, picture, names, overlay)
+    caption = (
+        "Relevancy (Eq. 13–16) for the true class's logit. Heat maps: patches, bilinear to image size, each"
+        " scaled to 0 … 1 over the grey picture; the bar beside a map is the vision prompts' share of the whole"
+        " row. Below: the text's tokens up to EOS, the darker the more relevant, on the scale of the largest"
+        f" after SOS. Titles give the model and what it predicts. {study.dataset},"
+        f" {counted(len(images), 'picture')}."
+    )
+    columns = ("picture", "name", "model", "part", "index", "token", "relevancy")
+    return Drawing("examples", "Relevancy on example pictures", caption, figure, columns, tuple(rows))
+
+
+def _overlay(study: Study, model: Mapping[str, Any], picture: int, classes: list[str], label: int) -> Overlay:
+    key = model["key"]
+    logits = study.array(f"examples/{key}/logits")[picture]
+    predicted = int(np.argmax(logits))
+    probability = float(1 / np.exp(logits - logits.max()).sum())
+    mark = "✓" if predicted == label else "✗"
+    return Overlay(
+        f"{label_of(model)} {mark}\n{classes[predicted]}, {100 * probability:.0f} %",
+        study.array(f"examples/{key}/vision")[picture],
+        tuple(study.section("examples", key)["tokens"][picture]),
+        study.array(f"examples/{key}/text")[picture],
+    )
+
+
+def _example_rows(
+    study: Study, model: Mapping[str, Any], picture: int, names: list[str], overlay: Overlay
+) -> list[tuple[Any, ...]]:
+    start = (picture, names[picture] if picture < len(names) else "", model["key"])
+    rows = [
+        (*start, "patch" if index < study.patches else "prompt", index, "", value)
+        for index, value in enumerate(overlay.vision)
+    ]
+    return rows + [(*start, "text", index, token, overlay.text[index]) for index, token in enumerate(overlay.tokens)]

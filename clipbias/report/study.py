@@ -1,0 +1,104 @@
+"""Reading a study's results for drawing: models, averages, counts, names."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from clipbias.explain.results import Results
+
+KIND_NAMES = {"sos": "SOS", "prompt": "prompts", "category": "category", "dot": "“.”", "eos": "EOS"}
+VARIANT_NAMES = {"clip": "", "without_prompt": "W/O Prompt", "with_prompt": "W Prompt"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Average:
+    """A mean over samples and its standard error, arrays of one shape; NaN where there is no error."""
+
+    mean: np.ndarray
+    standard_error: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A study's results with short ways to what figures ask for."""
+
+    results: Results
+
+    @property
+    def scalars(self) -> Mapping[str, Any]:
+        return self.results.scalars
+
+    @property
+    def dataset(self) -> str:
+        return self.scalars["dataset"]["name"]
+
+    @property
+    def models(self) -> list[Mapping[str, Any]]:
+        return self.scalars["models"]
+
+    @property
+    def zero_shot(self) -> Mapping[str, Any]:
+        return self.models[0]
+
+    @property
+    def tuned(self) -> list[Mapping[str, Any]]:
+        return self.models[1:]
+
+    @property
+    def patches(self) -> int:
+        return self.scalars["clip"]["patches"]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        grid = self.scalars["clip"]["grid"]
+        return (grid, grid) if isinstance(grid, int) else (grid[0], grid[1])
+
+    def array(self, name: str) -> np.ndarray | None:
+        """An array by its path, or None where it was not computed."""
+        return self.results.arrays.get(name)
+
+    def average(self, name: str) -> Average | None:
+        """A mean with its standard error by their common path, or None where they were not computed."""
+        mean = self.array(f"{name}/mean")
+        if mean is None:
+            return None
+        error = self.array(f"{name}/standard_error")
+        return Average(mean, np.full_like(mean, np.nan) if error is None else error)
+
+    def section(self, *path: str) -> Mapping[str, Any]:
+        """The JSON part at a path, empty where there is none."""
+        found: Any = self.scalars
+        for name in path:
+            found = found.get(name) if isinstance(found, Mapping) else None
+        return found if isinstance(found, Mapping) else {}
+
+    def count(self, *path: str) -> int | None:
+        """The number of samples of a section."""
+        return self.section(*path).get("count")
+
+
+def label_of(model: Mapping[str, Any]) -> str:
+    """The name under which figures show a model."""
+    return model.get("label") or model["key"]
+
+
+def file_name(text: str) -> str:
+    """Letters, digits, dots and underscores only: `demo/digits` becomes `demo_digits`."""
+    return re.sub(r"[^A-Za-z0-9.]+", "_", text).strip("_.") or "unnamed"
+
+
+def layers(count: int) -> np.ndarray:
+    """Layer numbers as figures show them, from 1."""
+    return np.arange(1, count + 1)
+
+
+def counted(number: int | None, thing: str) -> str:
+    """`1 image`, `1,200 images`, `an unknown number of images`."""
+    plural = thing + ("es" if thing.endswith("s") else "s")
+    if number is None:
+        return f"an unknown number of {plural}"
+    return f"{number:,} {thing if number == 1 else plural}"
