@@ -16,6 +16,7 @@ _HOME = {
     "ClipbiasError": "clipbias.errors",
     "Task": "clipbias.tuning",
     "load": "clipbias.clip",
+    "relevancy": "clipbias.explain.relevancy",
     "load_adapter": "clipbias.tuning.adapter",
     "save_adapter": "clipbias.tuning.adapter",
 }

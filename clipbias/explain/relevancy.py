@@ -1,0 +1,193 @@
+"""Relevancy of image and text tokens for a class (Eq. 13 to 16; Chefer, Gur, Wolf 2021).
+
+For a target `y = exp(logit_scale) · cos(f, g)` and each branch by itself,
+
+    Ā_l = mean_h relu(∂y/∂A_l ⊙ A_l),    R ← R + Ā_l R,    first layer to last, R = I at the start,
+
+read at the row of `[cls]` or EOS. That row is `e (I + Ā_L) … (I + Ā_1)`: a row vector that starts at the last layer,
+which is where gradients come from, so one backward scan yields it (`relevancy`). `plain_relevancy` does what the
+equations say.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from clipbias.clip import TextTokens, encode_image, encode_text
+from clipbias.clip.params import Params
+from clipbias.errors import ClipbiasError
+from clipbias.explain.streaming import (
+    Reduction,
+    Relevancy,
+    first_layer,
+    scores,
+    stream,
+    target_learnables,
+    target_text,
+)
+from clipbias.tuning import Classifier, Learnables, Task
+
+
+def _first(attention: jax.Array, gradient: jax.Array, row: jax.Array) -> jax.Array:
+    """`e (I + Ā_L)`: `[B, N]`."""
+    return jax.nn.one_hot(row, attention.shape[-1]) + jax.nn.relu(gradient * attention).mean(1)
+
+
+def _step(row: jax.Array, attention: jax.Array, gradient: jax.Array) -> jax.Array:
+    """`r (I + Ā)`: `[B, N]`."""
+    heads = attention.shape[1]
+    return row + jnp.einsum("BN,BHNM->BM", row, jax.nn.relu(gradient * attention)) / heads
+
+
+RELEVANCY = Reduction(_first, _step)
+
+
+def relevancy(
+    task: Task,
+    params: Params,
+    learnables: Learnables,
+    images: jax.Array,
+    targets: jax.Array | Sequence[int],
+    *,
+    start_layer: int = 0,
+    chunk: int | None = None,
+) -> Relevancy:
+    """How much each patch, prompt and text token contributes to the logit of a class.
+
+    Memory is that of one layer's attention and of the blocks' inputs `[L, B, N, D]`.
+
+    Args:
+      task: a method bound to classes.
+      params: the frozen weights, `task.clip.params`.
+      learnables: as from `task.init`.
+      images: `[B, R, R, 3]`, normalised.
+      targets: the class to explain in each image, int `[B]`, or `K` classes per image `[B, K]` that share one forward
+        pass of the image.
+      start_layer: the first layer that counts; 0 all of them, -1 the last alone.
+      chunk: so many images at a time, for batches that do not fit; `None` all at once.
+
+    Returns:
+      `Relevancy` with `vision [B, M + V]` and `text [B, N]` (`[B, K, …]` for targets `[B, K]`).
+
+    Raises:
+      ClipbiasError: targets do not fit the images, or there is no such layer.
+    """
+    return explain(task, (("relevancy", RELEVANCY),), params, learnables, images, targets, start_layer, chunk)[
+        "relevancy"
+    ]
+
+
+def explain(
+    task: Task,
+    reductions: tuple[tuple[str, Reduction], ...],
+    params: Params,
+    learnables: Learnables,
+    images: jax.Array,
+    targets: jax.Array | Sequence[int],
+    start_layer: int = 0,
+    chunk: int | None = None,
+) -> dict[str, Relevancy]:
+    """Several reductions from one forward and backward pass; see `relevancy`."""
+    targets = check_targets(task, images, targets)
+    pairs = targets[:, None] if targets.ndim == 1 else targets
+    tokens = jax.tree.map(jnp.asarray, task.tokens)
+    found = _explain(task.classifier, reductions, start_layer, chunk, params, learnables, images, pairs, tokens)
+    return jax.tree.map(lambda x: x[:, 0], found) if targets.ndim == 1 else found
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _explain(
+    classifier: Classifier,
+    reductions: tuple[tuple[str, Reduction], ...],
+    start_layer: int,
+    chunk: int | None,
+    params: Params,
+    learnables: Learnables,
+    images: jax.Array,
+    targets: jax.Array,
+    tokens: TextTokens,
+) -> dict[str, Relevancy]:
+    def run(images: jax.Array, targets: jax.Array) -> dict[str, Relevancy]:
+        return stream(
+            *(classifier, dict(reductions), params, learnables, images, targets, tokens),
+            start_layer=start_layer,
+            dtype=jnp.dtype(classifier.dtype),
+        )
+
+    batch = images.shape[0]
+    if chunk is None or chunk >= batch:
+        return run(images, targets)
+    whole = batch - batch % chunk
+    parts = jax.tree.map(lambda x: x[:whole].reshape(-1, chunk, *x.shape[1:]), (images, targets))
+    found = jax.lax.map(lambda part: run(*part), parts)
+    found = jax.tree.map(lambda x: x.reshape(whole, *x.shape[2:]), found)
+    if whole == batch:
+        return found
+    rest = run(images[whole:], targets[whole:])
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), found, rest)
+
+
+def check_targets(task: Task, images: jax.Array, targets: jax.Array | Sequence[int]) -> jax.Array:
+    """Targets as an int array `[B]` or `[B, K]`; what can be checked without their values is."""
+    targets = jnp.asarray(targets)
+    if not jnp.issubdtype(targets.dtype, jnp.integer):
+        raise ClipbiasError(f"targets are {targets.dtype}; give class numbers (0 … {len(task.class_names) - 1}).")
+    if targets.ndim not in (1, 2) or targets.shape[0] != images.shape[0] or targets.size == 0:
+        raise ClipbiasError(
+            f"targets have shape {targets.shape} for {images.shape[0]} images; expected [B], or [B, K] for K classes "
+            "per image."
+        )
+    return targets
+
+
+def plain_relevancy(
+    task: Task,
+    params: Params,
+    learnables: Learnables,
+    images: jax.Array,
+    targets: jax.Array,
+    *,
+    start_layer: int = 0,
+) -> Relevancy:
+    """The same by the letter: zeros added to all attention at once, `jax.grad`, and the whole matrix `R`.
+
+    Takes targets `[B]`. Several times slower and larger than `relevancy`, and short enough to be checked by eye.
+    """
+    classifier, config = task.classifier, task.clip.config
+    adaptation = target_learnables(classifier, learnables, targets)
+    text = target_text(task.tokens, targets, classifier.templates)
+
+    def taps(geometry, batch: int, length: int) -> jax.Array:
+        return jnp.zeros((geometry.layers, batch, geometry.heads, length, length))
+
+    prompts = 0 if adaptation.vision_prompts is None else adaptation.vision_prompts.shape[1]
+    vision_taps = taps(config.vision, images.shape[0], 1 + config.vision.patches + prompts)
+    text_taps = taps(config.text, *text.ids.shape)
+
+    def score(vision_taps: jax.Array, text_taps: jax.Array):
+        dtype = jnp.dtype(classifier.dtype)
+        observe = lambda view: view.probabilities  # noqa: E731
+        options = dict(observe=observe, dtype=dtype)
+        f, vision = encode_image(params, config, images, adaptation, taps=vision_taps, **options)
+        g, words = encode_text(params, config, text, adaptation, taps=text_taps, **options)
+        y = scores(params, f, g, adaptation.text_residual, classifier.templates)[:, 0]
+        return y.sum(), (y, vision, words)
+
+    (vision_gradient, text_gradient), (y, vision, words) = jax.grad(score, (0, 1), has_aux=True)(vision_taps, text_taps)
+
+    def matrix(attention: jax.Array, gradient: jax.Array, start: int) -> jax.Array:
+        mean = jax.nn.relu(attention * gradient).mean(2)
+        r = jnp.broadcast_to(jnp.eye(mean.shape[-1]), mean.shape[1:])
+        for l in range(start, mean.shape[0]):
+            r = r + jnp.matmul(mean[l], r, precision="highest")
+        return r
+
+    vision_matrix = matrix(vision, vision_gradient, first_layer(start_layer, config.vision, "vision"))
+    text_matrix = matrix(words, text_gradient, first_layer(start_layer, config.text, "text"))
+    rows = jnp.take_along_axis(text_matrix, text.eos[:, None, None], axis=1)[:, 0]
+    rows = jnp.where(jnp.arange(rows.shape[1]) < text.eos[:, None], rows, 0)
+    if classifier.templates > 1:
+        rows = rows.reshape(-1, classifier.templates, rows.shape[-1])
+    return Relevancy(vision=vision_matrix[:, 0, 1:], text=rows, scores=y)

@@ -1,0 +1,282 @@
+"""Gradients with respect to attention, one layer at a time, reduced before the next layer is touched.
+
+One scan forward keeps each block's input `[L, B, N, D]` and nothing else. One scan backward recomputes a block,
+differentiates it by its tokens and by its attention probabilities, hands both the probabilities `A` and `G = ∂y/∂A` to
+the reductions, and forgets them. Neither `A` nor `G` is ever stacked over layers.
+
+The last block is read at one row, so only that row of it is computed. A reduction therefore starts from one row and
+continues with whole matrices, from the last layer to the first.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from clipbias.clip import TextTokens, layers, tower
+from clipbias.clip.config import TowerConfig
+from clipbias.clip.params import Params
+from clipbias.clip.precision import with_precision
+from clipbias.clip.text import embed_text, read_text
+from clipbias.clip.tower import TowerInput
+from clipbias.clip.vision import embed_image, read_image
+from clipbias.errors import ClipbiasError
+from clipbias.tuning import Classifier, Learnables
+from clipbias.tuning.classifier import unit_length
+
+
+@dataclasses.dataclass(frozen=True)
+class Reduction:
+    """What is kept of the attention and its gradient, as a function of the layers seen so far. Hashable.
+
+    Attributes:
+      first: from the readout row's probabilities and gradient in the last layer, `[B, H, N]` each, and the row's
+        number `[B]`, to a state of any shape that starts with `B`.
+      step: from the state, and `A` and `G` of the layer below, `[B, H, N, N]` each, to the next state.
+      finish: from the state, the number of layers and the number of tokens that have an influence `[B]`, to a map
+        `[B, N]`.
+    """
+
+    first: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+    step: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+    finish: Callable[[jax.Array, int, jax.Array], jax.Array] = lambda state, layers, tokens: state
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Relevancy:
+    """Maps over the tokens of an image and of a prompt text, for given targets.
+
+    Attributes:
+      vision: `[B, M + V]`: patches row by row, then prompts.
+      text: `[B, N]`: SOS, context, class name, '.'; 0 from EOS on. `[B, n, N]` for an ensemble of `n` templates.
+      scores: `[B]`: the scaled logits that were explained.
+
+    With several targets per image each has a further axis `K` after `B`.
+    """
+
+    vision: jax.Array
+    text: jax.Array
+    scores: jax.Array
+
+
+def target_text(tokens: TextTokens, targets: jax.Array, templates: int) -> TextTokens:
+    """The texts of classes `targets [P]`, all templates of a class together: `[P · n, N]`."""
+    classes = tokens.ids.shape[0] // templates
+    rows = (targets[:, None] + classes * jnp.arange(templates)).reshape(-1)
+    return TextTokens(*(jnp.asarray(x)[rows] for x in (tokens.ids, tokens.context_rows, tokens.eos)))
+
+
+def target_learnables(classifier: Classifier, learnables: Learnables, targets: jax.Array) -> Any:
+    """The `Adaptation` for the classes `targets [P]` alone: class-specific contexts and residuals are picked."""
+    adaptation = classifier.method.adapt(learnables)
+    context, residual = adaptation.text_context, adaptation.text_residual
+    if context is not None and context.ndim == 3:
+        adaptation = dataclasses.replace(adaptation, text_context=context[targets])
+    if residual is not None:
+        adaptation = dataclasses.replace(adaptation, text_residual=residual[targets])
+    return adaptation
+
+
+def scores(
+    params: Params, images: jax.Array, texts: jax.Array, residual: jax.Array | None, templates: int
+) -> jax.Array:
+    """`y = exp(logit_scale) · cos(f, g)` of every pair: `[B, K]`.
+
+    Args:
+      images: image features `[B, d]`.
+      texts: text features of the pairs `[B · K · n, d]`.
+      residual: `[B · K, d]`, or `None`.
+      templates: `n`.
+    """
+    if templates > 1:
+        texts = unit_length(texts).reshape(-1, templates, texts.shape[-1]).mean(1)
+    texts = unit_length(texts if residual is None else texts + residual)
+    pairs = jnp.einsum("Bd,BKd->BK", unit_length(images), texts.reshape(images.shape[0], -1, texts.shape[-1]))
+    return jnp.exp(params["logit_scale"]).astype(jnp.float32) * pairs
+
+
+def block_inputs(inputs: TowerInput, config: TowerConfig) -> jax.Array:
+    """Tokens at the input of every block, before prompts are put in: `[L, B, N, D]`."""
+
+    def step(tokens: jax.Array, layer: tower.LayerInput) -> tuple[jax.Array, jax.Array]:
+        return tower.layer(tokens, layer, inputs, config)[0], tokens
+
+    tokens, below = jax.lax.scan(step, inputs.tokens, jax.tree.map(lambda leaf: leaf[:-1], inputs.layers))
+    return jnp.concatenate([below, tokens[None]])
+
+
+def last_rows(
+    tokens: jax.Array, tap: jax.Array, inputs: TowerInput, config: TowerConfig
+) -> tuple[jax.Array, jax.Array]:
+    """The last block at the readout row alone: its output `[B, D]` and attention `[B, H, N]`.
+
+    Args:
+      tap: added to that row's attention probabilities, `[B, H, N]`.
+    """
+    last = jax.tree.map(lambda leaf: leaf[-1], inputs.layers)
+    tokens = tower.put_prompts(tokens, last, inputs.prompt_rows)
+    visible = jnp.arange(tokens.shape[1]) <= inputs.readout[:, None] if inputs.causal else None
+    seen = None
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        nonlocal seen
+        mask = None if visible is None else visible[:, None, None, :]
+        seen = layers.attention_probabilities(q[:, None], k, mask)[:, :, 0] + tap
+        return jnp.einsum("BHM,BMHK->BHK", seen.astype(v.dtype), v)
+
+    rows = layers.block_rows(tokens, last.weights, config, lambda x: tower.take_rows(x, inputs.readout), attend)
+    assert seen is not None
+    return tower.add_bias(rows, last), seen
+
+
+def reduce_backward(
+    inputs: TowerInput,
+    config: TowerConfig,
+    stored: jax.Array,
+    first: tuple[jax.Array, jax.Array, jax.Array],
+    reductions: Mapping[str, Reduction],
+    start_layer: int,
+) -> dict[str, jax.Array]:
+    """Runs the reductions from the last layer down to `start_layer`.
+
+    Args:
+      stored: from `block_inputs`.
+      first: the readout row's attention `[B, H, N]`, and for each of `K` targets its gradient `[K, B, H, N]` and the
+        gradient of the tokens that reach the last block `[K, B, N, D]`.
+
+    Returns:
+      For each reduction its map `[K, B, N]`.
+    """
+    rows, row_gradients, gradients = first
+    states = {
+        name: jax.vmap(lambda g, r=reduction: r.first(rows, g, inputs.readout))(row_gradients)
+        for name, reduction in reductions.items()
+    }
+
+    def step(carry: tuple[jax.Array, dict], below: tuple[jax.Array, tower.LayerInput]) -> tuple[Any, None]:
+        gradients, states = carry
+        tokens, layer = below
+
+        def forward(tokens: jax.Array, tap: jax.Array) -> tuple[jax.Array, jax.Array]:
+            output, view = tower.layer(tokens, layer, inputs, config, tap=tap)
+            return output, view.probabilities
+
+        batch, length = tokens.shape[:2]
+        tap = jnp.zeros((batch, config.heads, length, length), jnp.float32)
+        _, pull, probabilities = jax.vjp(forward, tokens, tap, has_aux=True)
+
+        def one(gradient: jax.Array, states: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+            gradient, attention_gradient = pull(gradient)
+            return gradient, {
+                name: reduction.step(states[name], probabilities, attention_gradient)
+                for name, reduction in reductions.items()
+            }
+
+        return jax.vmap(one)(gradients, states), None
+
+    chosen = slice(start_layer, -1)
+    below = jax.tree.map(lambda leaf: leaf[chosen], (stored, inputs.layers))
+    (_, states), _ = jax.lax.scan(step, (gradients, states), below, reverse=True)
+    length = stored.shape[2]
+    influential = inputs.readout + 1 if inputs.causal else jnp.full_like(inputs.readout, length)
+    count = stored.shape[0] - start_layer
+    return {
+        name: jax.vmap(lambda state, r=reduction: r.finish(state, count, influential))(states[name])
+        for name, reduction in reductions.items()
+    }
+
+
+def first_layer(start_layer: int, config: TowerConfig, tower_name: str) -> int:
+    """`start_layer` counted from 0; negative ones count from the last layer."""
+    if not -config.layers <= start_layer < config.layers:
+        raise ClipbiasError(
+            f"start_layer {start_layer} is outside the {tower_name} tower's {config.layers} layers; choose 0 for all "
+            "layers or -1 for the last one."
+        )
+    return start_layer % config.layers
+
+
+@with_precision
+def stream(
+    classifier: Classifier,
+    reductions: Mapping[str, Reduction],
+    params: Params,
+    learnables: Learnables,
+    images: jax.Array,
+    targets: jax.Array,
+    tokens: TextTokens,
+    *,
+    start_layer: int = 0,
+    dtype: jnp.dtype = jnp.float32,
+) -> dict[str, Relevancy]:
+    """The maps that `reductions` make of images `[B, R, R, 3]` and target classes `[B, K]`, by name.
+
+    Args:
+      classifier: of the task.
+      tokens: of all the task's texts; only the targets' texts are run.
+      start_layer: the first layer that counts, in both towers; negative counts from the end.
+      dtype: compute type.
+    """
+    config, templates = classifier.config, classifier.templates
+    batch, per_image = targets.shape
+    adaptation = target_learnables(classifier, learnables, targets.reshape(-1))
+    text = target_text(tokens, targets.reshape(-1), templates)
+    vision_input = embed_image(params, config, images, adaptation, dtype=dtype)
+    text_input = embed_text(params, config, text, adaptation, dtype=dtype)
+    vision_stored = block_inputs(vision_input, config.vision)
+    text_stored = block_inputs(text_input, config.text)
+
+    def from_image(tokens: jax.Array, tap: jax.Array) -> tuple[jax.Array, jax.Array]:
+        rows, seen = last_rows(tokens, tap, vision_input, config.vision)
+        return read_image(params, config, rows), seen
+
+    def from_text(tokens: jax.Array, tap: jax.Array) -> tuple[jax.Array, jax.Array]:
+        rows, seen = last_rows(tokens, tap, text_input, config.text)
+        return read_text(params, config, rows), seen
+
+    def tap(stored: jax.Array, heads: int) -> jax.Array:
+        return jnp.zeros((stored.shape[1], heads, stored.shape[2]), jnp.float32)
+
+    image_features, pull_image, image_rows = jax.vjp(
+        from_image, vision_stored[-1], tap(vision_stored, config.vision.heads), has_aux=True
+    )
+    text_features, pull_text, text_rows = jax.vjp(
+        from_text, text_stored[-1], tap(text_stored, config.text.heads), has_aux=True
+    )
+    logits, pull = jax.vjp(
+        lambda f, g: scores(params, f, g, adaptation.text_residual, templates), image_features, text_features
+    )
+    # Every pair has its own text but shares its image, so the image gets one gradient per target and the texts one.
+    each = jnp.broadcast_to(jnp.eye(per_image)[:, None], (per_image, batch, per_image))
+    image_gradients = jax.vmap(lambda y: pull_image(pull(y)[0]))(each)
+    text_gradients = jax.tree.map(lambda x: x[None], pull_text(pull(jnp.ones_like(logits))[1]))
+
+    vision = reduce_backward(
+        vision_input,
+        config.vision,
+        vision_stored,
+        (image_rows, image_gradients[1], image_gradients[0]),
+        reductions,
+        first_layer(start_layer, config.vision, "vision"),
+    )
+    words = reduce_backward(
+        text_input,
+        config.text,
+        text_stored,
+        (text_rows, text_gradients[1], text_gradients[0]),
+        reductions,
+        first_layer(start_layer, config.text, "text"),
+    )
+    before_end = jnp.arange(text.ids.shape[1]) < text.eos[:, None]
+    shape = (batch, per_image, *((templates,) if templates > 1 else ()), text.ids.shape[1])
+    return {
+        name: Relevancy(
+            vision=jnp.moveaxis(vision[name], 0, 1)[..., 1:],
+            text=jnp.where(before_end, words[name][0], 0).reshape(shape),
+            scores=logits,
+        )
+        for name in reductions
+    }
