@@ -63,8 +63,8 @@ class Prepared:
         if file_format is None or file_format.value != "array_record":
             raise ClipbiasError(
                 f"{self.folder} is stored as {file_format.value if file_format else 'an unknown format'}, which needs "
-                f"tensorflow to read; convert it: tfds convert_format --dataset_dir={self.folder} "
-                "--out_file_format=array_record --out_path=<new folder>"
+                f"tensorflow to read; convert it: tfds convert_format --dataset_version_dir={self.folder} "
+                "--out_file_format=array_record --out_dir=<new folder>"
             )
 
     @property

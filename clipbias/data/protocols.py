@@ -1,0 +1,187 @@
+"""What is trained on and what is evaluated: the protocols of the literature as plans over any dataset.
+
+A plan knows nothing of methods or training. It holds the training images and, for each number of a table, the images
+and classes to evaluate on.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+
+import numpy as np
+
+from clipbias.data import catalog
+from clipbias.data.dataset import Dataset
+from clipbias.data.few_shot import few_shot as draw
+from clipbias.errors import ClipbiasError
+
+Load = Callable[[str], Dataset]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evaluation:
+    """One number of a table: the accuracy on `dataset`'s test images among `dataset`'s classes.
+
+    Attributes:
+      name: Its column: "test", "base", "new", or a dataset's name.
+      dataset: Test images and the classes to choose from.
+      source_labels: The training label of each class, for learnables that belong to a class; None where training did
+        not see these classes.
+    """
+
+    name: str
+    dataset: Dataset
+    source_labels: tuple[int, ...] | None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan:
+    """Training images and evaluations.
+
+    Attributes:
+      protocol: The protocol's name.
+      source: The classes to train on; its "train" and, where there is one, "val" split hold the picks.
+      evaluations: What to evaluate, in the table's order.
+    """
+
+    protocol: str
+    source: Dataset
+    evaluations: tuple[Evaluation, ...]
+
+
+def few_shot(dataset: Dataset, *, shots: int, seed: int) -> Plan:
+    """`shots` images per class for training, all test images for evaluation (Zhou et al. 2022)."""
+    return Plan("few_shot", _picks(dataset, shots, seed), (_same_classes("test", dataset),))
+
+
+def full(dataset: Dataset) -> Plan:
+    """All training images."""
+    dataset.split("train")
+    return Plan("full", dataset, (_same_classes("test", dataset),))
+
+
+def base_to_new(dataset: Dataset, *, shots: int, seed: int) -> Plan:
+    """Trains on the first half of the classes, evaluates on both halves apart (Zhou et al. 2022, CoCoOp).
+
+    The first ceil(C / 2) labels are base, the rest new, each numbered from 0. The picks are drawn among all classes
+    before the halves are taken, so base classes have the same picks as in `few_shot`.
+    """
+    classes = len(dataset.class_names)
+    if classes < 2:
+        raise ClipbiasError(f"{dataset.name} has {classes} class; base-to-new needs at least 2.")
+    half = math.ceil(classes / 2)
+    picks = _picks(dataset, shots, seed)
+    base, new = range(half), range(half, classes)
+    evaluations = (
+        Evaluation("base", _tested(dataset.with_classes(base)), tuple(base)),
+        Evaluation("new", _tested(dataset.with_classes(new)), None),
+    )
+    return Plan("base_to_new", picks.with_classes(base), evaluations)
+
+
+def cross_dataset(source: Dataset, targets: Sequence[Dataset], *, shots: int, seed: int) -> Plan:
+    """Trains on one dataset, evaluates on it and on others with their own classes."""
+    others = tuple(Evaluation(target.name, _tested(target), None) for target in targets)
+    return Plan("cross_dataset", _picks(source, shots, seed), (_same_classes(source.name, source), *others))
+
+
+def domain_generalization(source: Dataset, targets: Sequence[Dataset], *, shots: int, seed: int) -> Plan:
+    """Trains on one dataset, evaluates on shifted sets of the same classes or of a part of them.
+
+    Classes are matched by `class_ids` where both have them, else by name.
+
+    Raises:
+      ClipbiasError: a target has a class that the source has not.
+    """
+    evaluations = [_same_classes(source.name, source)]
+    for target in targets:
+        with_ids = bool(source.class_ids and target.class_ids)
+        known = source.class_ids if with_ids else source.class_names
+        wanted = target.class_ids if with_ids else target.class_names
+        label_of = {identifier: label for label, identifier in enumerate(known)}
+        unknown = [identifier for identifier in wanted if identifier not in label_of]
+        if unknown:
+            raise ClipbiasError(
+                f"{target.name} has the class {unknown[0]!r}, which {source.name} has not; domain generalisation needs "
+                "the same classes or a part of them."
+            )
+        labels = tuple(label_of[identifier] for identifier in wanted)
+        evaluations.append(Evaluation(target.name, _tested(target), labels))
+    return Plan("domain_generalization", _picks(source, shots, seed), tuple(evaluations))
+
+
+PROTOCOLS: Mapping[str, Callable[..., Plan]] = MappingProxyType(
+    {
+        "few_shot": few_shot,
+        "full": full,
+        "base_to_new": base_to_new,
+        "cross_dataset": cross_dataset,
+        "domain_generalization": domain_generalization,
+    }
+)
+
+
+def default_targets(protocol: str, source: str) -> tuple[str, ...]:
+    """The datasets that the literature evaluates on beside `source`; none for protocols within one dataset."""
+    if protocol == "cross_dataset":
+        return tuple(name for name in catalog.ELEVEN if name != source)
+    return catalog.VARIANTS if protocol == "domain_generalization" else ()
+
+
+def make_plan(
+    protocol: str,
+    source: str,
+    load: Load,
+    *,
+    shots: int = 16,
+    seed: int = 1,
+    targets: Sequence[str] | None = None,
+) -> Plan:
+    """A plan by name.
+
+    Args:
+      protocol: A key of `PROTOCOLS`.
+      source: The dataset to train on.
+      load: Opens a dataset by name.
+      shots: Training images per class; not used by "full".
+      seed: The draw's seed; not used by "full".
+      targets: Further datasets to evaluate on; None takes the literature's.
+
+    Raises:
+      ClipbiasError: an unknown protocol, or targets for a protocol within one dataset.
+    """
+    if protocol not in PROTOCOLS:
+        raise ClipbiasError(f"there is no protocol {protocol!r}; there are {', '.join(PROTOCOLS)}.")
+    if protocol == "full":
+        return full(load(source))
+    if protocol in ("few_shot", "base_to_new"):
+        if targets:
+            raise ClipbiasError(f"the protocol {protocol} stays within one dataset; leave targets empty.")
+        return PROTOCOLS[protocol](load(source), shots=shots, seed=seed)
+    names = default_targets(protocol, source) if targets is None else targets
+    return PROTOCOLS[protocol](load(source), [load(name) for name in names], shots=shots, seed=seed)
+
+
+def harmonic_mean(base: float, new: float) -> float:
+    """The one number of base-to-new: 2 / (1 / base + 1 / new), 0 where either is 0."""
+    return 0.0 if base <= 0 or new <= 0 else 2 / (1 / base + 1 / new)
+
+
+def _picks(dataset: Dataset, shots: int, seed: int) -> Dataset:
+    """The dataset with "train" and "val" reduced to the draw."""
+    train, val = dataset.split("train"), dataset.splits.get("val")
+    train_indices, val_indices = draw(train, val, shots=shots, seed=seed)
+    splits = {**dataset.splits, "train": train.subset(np.asarray(train_indices))}
+    if val is not None:
+        splits["val"] = val.subset(np.asarray(val_indices))
+    return dataclasses.replace(dataset, splits=splits)
+
+
+def _same_classes(name: str, dataset: Dataset) -> Evaluation:
+    return Evaluation(name, _tested(dataset), tuple(range(len(dataset.class_names))))
+
+
+def _tested(dataset: Dataset) -> Dataset:
+    """The dataset with its test split alone."""
+    return dataclasses.replace(dataset, splits={"test": dataset.split("test")})

@@ -1,0 +1,128 @@
+"""Protocols against plain renderings on (path, label, name) items."""
+
+import math
+import random
+
+import pytest
+
+from clipbias import data
+from clipbias.data import catalog, protocols
+from clipbias.data.dataset import Dataset, Split
+from clipbias.errors import ClipbiasError
+from tests.data import miniatures
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return miniatures.make_all(tmp_path_factory.mktemp("all"))
+
+
+def items(split, class_names):
+    return [(key, label, class_names[label]) for key, label in zip(split.keys, split.labels.tolist(), strict=True)]
+
+
+def plain_halves(lists, half):
+    """Plain rendering of the class halves: sorted labels of the training list, ceil(n / 2) first."""
+    labels = sorted({label for _, label, _ in lists[0]})
+    middle = math.ceil(len(labels) / 2)
+    selected = labels[:middle] if half == "base" else labels[middle:]
+    renumbered = {label: position for position, label in enumerate(selected)}
+    return [[(path, renumbered[y], name) for path, y, name in each if y in selected] for each in lists]
+
+
+def plain_draw(train, val, shots, seed):
+    stream = random.Random(seed)
+    drawn = []
+    for each, wanted in ((train, shots), (val, min(4, shots))):
+        groups = {}
+        for item in each:
+            groups.setdefault(item[1], []).append(item)
+        drawn.append([x for g in groups.values() for x in (stream.sample(g, wanted) if len(g) >= wanted else g)])
+    return drawn
+
+
+@pytest.mark.parametrize("name", catalog.ELEVEN)
+def test_base_to_new_equals_plain_rendering(root, name):
+    dataset = data.load(name, data_dir=root)
+    train, val, test = (items(dataset.splits[part], dataset.class_names) for part in ("train", "val", "test"))
+    for shots, seed in ((1, 1), (2, 2), (4, 3)):
+        plan = protocols.base_to_new(dataset, shots=shots, seed=seed)
+        drawn = plain_draw(train, val, shots, seed)
+        base_train, base_val, base_test = plain_halves([*drawn, test], "base")
+        *_, new_test = plain_halves([*drawn, test], "new")
+        source = plan.source
+        assert items(source.splits["train"], source.class_names) == base_train
+        assert items(source.splits["val"], source.class_names) == base_val
+        base, new = plan.evaluations
+        assert items(base.dataset.splits["test"], base.dataset.class_names) == base_test
+        assert items(new.dataset.splits["test"], new.dataset.class_names) == new_test
+        assert (base.name, new.name) == ("base", "new")
+        assert base.source_labels == tuple(range(len(base.dataset.class_names))) and new.source_labels is None
+
+
+def test_halves_have_the_published_sizes():
+    published = {"oxford_pets": (19, 18), "food101": (51, 50), "sun397": (199, 198), "dtd": (24, 23), "eurosat": (5, 5)}
+    for name, sizes in published.items():
+        classes = catalog.ENTRIES[name].classes
+        test = Split(tuple(map(str, range(classes))), range(classes), lambda index: b"")
+        dataset = Dataset(name, tuple(map(str, range(classes))), "{}", {"train": test, "test": test})
+        plan = protocols.base_to_new(dataset, shots=1, seed=1)
+        assert tuple(len(evaluation.dataset.class_names) for evaluation in plan.evaluations) == sizes
+
+
+def test_few_shot_and_full(root):
+    dataset = data.load("eurosat", data_dir=root)
+    plan = protocols.few_shot(dataset, shots=2, seed=1)
+    chosen, val = data.few_shot(dataset.splits["train"], dataset.splits["val"], shots=2, seed=1)
+    assert plan.source.splits["train"].keys == dataset.splits["train"].subset(chosen).keys
+    assert plan.source.splits["val"].keys == dataset.splits["val"].subset(val).keys
+    assert [evaluation.name for evaluation in plan.evaluations] == ["test"]
+    assert plan.evaluations[0].dataset.splits.keys() == {"test"}
+    assert protocols.full(dataset).source is dataset
+
+
+def test_cross_dataset_takes_the_other_ten(root):
+    plan = protocols.make_plan("cross_dataset", "imagenet", lambda name: data.load(name, data_dir=root), shots=1)
+    assert [evaluation.name for evaluation in plan.evaluations] == list(catalog.ELEVEN)
+    assert plan.evaluations[0].source_labels == (0, 1, 2, 3)
+    assert all(evaluation.source_labels is None for evaluation in plan.evaluations[1:])
+    assert plan.evaluations[9].dataset.template == "a centered satellite photo of {}."
+    assert len(plan.source.splits["train"]) == 4
+
+
+def test_domain_generalization_maps_classes_to_the_source(root, tmp_path):
+    miniatures.make(tmp_path, "imagenet_a")
+    images = tmp_path / "imagenet-adversarial" / "imagenet-a"
+    for path in (images / miniatures.WNIDS[1]).iterdir():
+        path.unlink()
+    (images / miniatures.WNIDS[1]).rmdir()
+
+    def load(name):
+        return data.load(name, data_dir=tmp_path if name == "imagenet_a" else root)
+
+    plan = protocols.make_plan("domain_generalization", "imagenet", load, shots=1, seed=2)
+    labels = {evaluation.name: evaluation.source_labels for evaluation in plan.evaluations}
+    assert list(labels) == ["imagenet", *catalog.VARIANTS]
+    # Two classes are called "missile": they are told apart by WordNet id, not by name.
+    assert labels["imagenet_a"] == (0, 2, 3) and labels["imagenet_v2"] == (0, 1, 2, 3)
+
+
+def test_refusals(root):
+    def load(name):
+        return data.load(name, data_dir=root)
+
+    with pytest.raises(ClipbiasError, match="no protocol 'zero'; there are few_shot, full"):
+        protocols.make_plan("zero", "dtd", load)
+    with pytest.raises(ClipbiasError, match="stays within one dataset"):
+        protocols.make_plan("base_to_new", "dtd", load, targets=["eurosat"])
+    with pytest.raises(ClipbiasError, match="eurosat has the class 'Annual Crop Land', which dtd has not"):
+        protocols.make_plan("domain_generalization", "dtd", load, shots=1, targets=["eurosat"])
+    with pytest.raises(ClipbiasError, match="imagenet_r has no train images"):
+        protocols.make_plan("few_shot", "imagenet_r", load)
+    with pytest.raises(ClipbiasError, match="needs at least 2"):
+        protocols.base_to_new(load("dtd").with_classes([0]), shots=1, seed=1)
+
+
+def test_harmonic_mean():
+    assert protocols.harmonic_mean(80.0, 60.0) == pytest.approx(68.5714, abs=1e-4)
+    assert protocols.harmonic_mean(0.0, 60.0) == 0.0
