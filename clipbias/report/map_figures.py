@@ -7,7 +7,7 @@ import numpy as np
 
 from clipbias.report import style
 from clipbias.report.drawing import Drawing
-from clipbias.report.overlay import HEAT, Overlay, draw_overlay, draw_text, show_picture
+from clipbias.report.overlay import Overlay, draw_overlay, draw_text, show_heat, show_picture
 from clipbias.report.study import Study, counted, file_name, label_of, layers
 
 _ROWS = {"zero_shot_cls": "original\n[cls]", "cls": "prompted\n[cls]", "prompts": "prompt\nsimilarity"}
@@ -40,8 +40,7 @@ def _maps(study: Study, model: Mapping[str, Any]) -> Drawing:
                 maps = study.array(f"similarity/{key}/{name}")[picture]
                 line[0].set_axis_off()
                 for axes, values in zip(line[1:], maps, strict=True):
-                    axes.imshow(images[picture].mean(axis=-1), cmap="gray", vmin=0, vmax=255)
-                    axes.imshow(values, cmap=HEAT, alpha=0.6, vmin=0, vmax=1)
+                    show_heat(axes, images[picture], values)
                     axes.set(xticks=[], yticks=[])
                     axes.grid(False)
                 line[1].set_ylabel(title, fontsize=6.5)
@@ -138,7 +137,7 @@ def examples(study: Study) -> Drawing | None:
     models = [model for model in study.models if study.array(f"examples/{model['key']}/vision") is not None]
     rows: list[tuple[Any, ...]] = []
     with style.styled():
-        figure = style.new_figure(2.25 * (1 + len(models)), 2.45 * len(images))
+        figure = style.new_figure(2.25 * (1 + len(models)), 2.8 * len(images))
         grid = figure.subplots(2 * len(images), 1 + len(models), squeeze=False, height_ratios=(4.2, 1) * len(images))
         for picture, image in enumerate(images):
             above, below = grid[2 * picture], grid[2 * picture + 1]

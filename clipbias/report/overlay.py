@@ -107,11 +107,16 @@ def show_picture(axes: "Axes", image: np.ndarray) -> None:
     axes.set_axis_off()
 
 
+def show_heat(axes: "Axes", image: np.ndarray, values: np.ndarray) -> None:
+    """A map in 0 … 1 over the grey picture: the hotter, the less of the picture shines through."""
+    axes.imshow(np.asarray(image, np.float32).mean(axis=-1), cmap="gray", vmin=0, vmax=255)
+    axes.imshow(values, cmap=HEAT, alpha=0.25 + 0.5 * np.asarray(values, float), vmin=0, vmax=1)
+
+
 def draw_overlay(axes: "Axes", image: np.ndarray, overlay: Overlay, *, patches: int | None = None) -> None:
     """The heat map over a grey picture; beside it, where there are prompts, a bar with their share of relevancy."""
     count = patches or int(np.sqrt(len(overlay.vision))) ** 2
-    axes.imshow(np.asarray(image, np.float32).mean(axis=-1), cmap="gray", vmin=0, vmax=255)
-    axes.imshow(heat_map(overlay.vision, len(image), patches=count), cmap=HEAT, alpha=0.6, vmin=0, vmax=1)
+    show_heat(axes, image, heat_map(overlay.vision, len(image), patches=count))
     axes.set_axis_off()
     axes.set_title(overlay.title, fontsize=8)
     if len(overlay.vision) > count:

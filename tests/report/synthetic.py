@@ -233,7 +233,7 @@ class _Builder:
                 for direction in ("positive", "negative"):
                     for target in ("predicted", "true"):
                         speed = 3.0 - 0.5 * position if direction == "positive" else 0.6 + 0.5 * position
-                        curve = model["accuracy"] * np.exp(-speed * fractions)
+                        curve = model["accuracy"] / 100 * np.exp(-speed * fractions)
                         name = f"faithfulness/{model['key']}/{kind}/{direction}/{target}"
                         self.arrays[name] = curve
                         areas.setdefault(kind, {}).setdefault(direction, {})[target] = np.trapezoid(curve, fractions)
