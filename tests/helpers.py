@@ -16,7 +16,6 @@ from tests.reference.tokenizer import END, START, SimpleTokenizer, byte_alphabet
 
 # Every word of the usual templates becomes one token; the others are cut into pieces.
 CORPUS = "a photo of a photo of the cat dog bird maine coon golden retriever satellite texture type painting"
-CLASS_NAMES = ("cat", "maine_coon", "Golden Retriever's pup", "bird", "757-200")
 
 
 def learn_merges(corpus: str, count: int) -> list[tuple[str, str]]:
@@ -97,7 +96,7 @@ def write_checkpoint(folder: str | os.PathLike, config: Mapping, state: Mapping[
         "rescale_factor": 1 / 255,
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing, indent=1))
-    arrays = {name: np.ascontiguousarray(value) for name, value in state.items()}
+    arrays = {name: np.array(value, order="C") for name, value in state.items()}
     safetensors.numpy.save_file(arrays, folder / "model.safetensors", metadata={"format": "pt"})
 
 
@@ -114,3 +113,14 @@ def random_images(config: Mapping, count: int, seed: int = 0) -> np.ndarray:
     """[B, R, R, 3] float32 of mean 0 and variance 1, as normalised images are."""
     size = config["vision_config"]["image_size"]
     return numpy_clip.deterministic_uniform(2000 + seed, 0, (count, size, size, 3))
+
+
+def random_tokens(config: Mapping, lengths: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    """[n, N] ids: start, so many words drawn at random, end, and ends to fill the context."""
+    text = config["text_config"]
+    rows = np.full((len(lengths), text["max_position_embeddings"]), text["eos_token_id"], np.int64)
+    rows[:, 0] = text["bos_token_id"]
+    for stream, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+        bits = np.random.Philox(key=[3000 + seed, stream]).random_raw(length)
+        row[1 : 1 + length] = bits % np.uint64(text["bos_token_id"])
+    return rows

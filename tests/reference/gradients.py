@@ -19,9 +19,7 @@ def linear_backward(state: State, name: str, gradient: np.ndarray) -> np.ndarray
     return gradient @ state[f"{name}.weight"]
 
 
-def layer_norm_backward(
-    state: State, name: str, epsilon: float, x: np.ndarray, gradient: np.ndarray
-) -> np.ndarray:
+def layer_norm_backward(state: State, name: str, epsilon: float, x: np.ndarray, gradient: np.ndarray) -> np.ndarray:
     """Through LayerNorm, to its input x."""
     centred = x - x.mean(-1, keepdims=True)
     deviation = np.sqrt((centred**2).mean(-1, keepdims=True) + epsilon)
@@ -59,9 +57,7 @@ def block_backward(
     for part, head_gradient in (("q", query), ("k", key), ("v", value)):
         merged = numpy_clip.merge_heads(head_gradient)
         normed = normed + linear_backward(state, f"{name}.self_attn.{part}_proj", merged)
-    return middle + layer_norm_backward(
-        state, f"{name}.layer_norm1", epsilon, saved.tokens, normed
-    ), attention
+    return middle + layer_norm_backward(state, f"{name}.layer_norm1", epsilon, saved.tokens, normed), attention
 
 
 def tower_backward(
@@ -104,9 +100,7 @@ def unit_backward(x: np.ndarray, gradient: np.ndarray) -> np.ndarray:
     return (gradient - direction * (gradient * direction).sum(-1, keepdims=True)) / length
 
 
-def pull_back(
-    clip: Reference, inputs: Inputs, saved: Forward, scores: np.ndarray
-) -> tuple[Gradients, list, list]:
+def pull_back(clip: Reference, inputs: Inputs, saved: Forward, scores: np.ndarray) -> tuple[Gradients, list, list]:
     """From the gradient of the logits [B, C] to those of the inputs, of vision and of text attention."""
     scaled = np.exp(clip.state["logit_scale"]) * scores
     images, texts = numpy_clip.unit(saved.vision.features), numpy_clip.unit(saved.text_features)
@@ -177,9 +171,7 @@ def _through_the_maps(learnables: Learnables, gradients: Gradients) -> Gradients
     }
 
 
-def finite_differences(
-    function: Callable[[np.ndarray], float], x: np.ndarray, step: float = 1e-5
-) -> np.ndarray:
+def finite_differences(function: Callable[[np.ndarray], float], x: np.ndarray, step: float = 1e-5) -> np.ndarray:
     """Central differences of a scalar function at `x`, one element after the other."""
     gradient = np.zeros(x.shape)
     for index in np.ndindex(x.shape):

@@ -70,6 +70,7 @@ def prepare(
       worded: coop's context began as the words "a photo of a", else its text holds placeholder words X.
       alpha: taskres's scale of the residual.
     """
+    learnables = {name: np.asarray(value, np.float64) for name, value in learnables.items()}
     names = [name.replace("_", " ") for name in class_names]
     context = learnables.get("text_context")
     count = 0 if context is None else context.shape[-2]
@@ -86,8 +87,7 @@ def prepare(
     for c, name in enumerate(names):
         if not count:
             break
-        class_context = np.asarray(context, np.float64)
-        class_context = class_context[c] if class_context.ndim == 3 else class_context
+        class_context = context[c] if context.ndim == 3 else context
         start, rest = embeddings[c, :1], embeddings[c, 1 + count :]
         length = len(clip.tokenizer.encode(name))
         before = {"end": 0, "front": length, "middle": length}[position]

@@ -5,8 +5,11 @@ Letters: `B` images (or texts), `C` classes, `N` tokens, `M` patches, `T`/`V` te
 """
 
 import dataclasses
+import json
 import math
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -59,9 +62,14 @@ def geometry(
     }
 
 
+def read_config(folder: str | os.PathLike) -> dict:
+    """A checkpoint's `config.json`."""
+    return json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+
+
 def deterministic_uniform(seed: int, stream: int, shape: Sequence[int]) -> np.ndarray:
     """Uniform float32 of mean 0 and variance 1 from the raw bits of Philox: the same on every machine."""
-    bits = np.random.Philox(key=[seed, stream]).random_raw(max(1, math.prod(shape)))
+    bits = np.random.Philox(key=[seed, stream]).random_raw(math.prod(shape))
     unit = (bits >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
     return ((unit - np.float32(0.5)) * np.float32(math.sqrt(12.0))).reshape(tuple(shape))
 
@@ -188,9 +196,7 @@ class Block:
     output: np.ndarray  # [B, N, D]
 
 
-def block(
-    state: State, name: str, sizes: Mapping, x: np.ndarray, mask: np.ndarray, tap: np.ndarray | float
-) -> Block:
+def block(state: State, name: str, sizes: Mapping, x: np.ndarray, mask: np.ndarray, tap: np.ndarray | float) -> Block:
     """`x += MHA(LN1(x)); x += MLP(LN2(x))`, with `tap` added to the attention probabilities."""
     heads, epsilon = sizes["num_attention_heads"], sizes["layer_norm_eps"]
     normed = layer_norm(state, f"{name}.layer_norm1", epsilon, x)

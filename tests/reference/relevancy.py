@@ -1,4 +1,4 @@
-"""Relevancy of one (image, class) pair (Eq. 13 to 16; Chefer et al. 2021) by full matrices, and its rivals."""
+"""Relevancy of one (image, class) pair (Eq. 13 to 16; Chefer et al. 2021) by full matrices, and rivals."""
 
 import dataclasses
 from collections.abc import Sequence

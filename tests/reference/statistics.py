@@ -56,9 +56,7 @@ def attention_entropy(attention: np.ndarray, patches: int) -> np.ndarray:
     return -terms.sum(-1)
 
 
-def decomposition(
-    clip: Reference, tower: str, layer: int, block: Block, prompts: slice
-) -> dict[str, np.ndarray]:
+def decomposition(clip: Reference, tower: str, layer: int, block: Block, prompts: slice) -> dict[str, np.ndarray]:
     """Eq. 12: the attention's output by source, for the queries of one layer.
 
     `attended = input + prompt + bias`, [B, N, D] each; `mass` [B, H, N] is the attention on the prompts, and

@@ -7,6 +7,7 @@ import pytest
 
 from tests import helpers
 from tests.reference import gradients, methods, numpy_clip, relevancy, statistics
+from tests.reference.cases import CLASS_NAMES
 
 CASES = {
     "coop": ("coop", {}, {}),
@@ -29,7 +30,7 @@ def clip(tmp_path_factory) -> methods.Reference:
 def test_gradients_equal_finite_differences(clip, case):
     method, sizes, options = CASES[case]
     images, labels = helpers.random_images(clip.config, 3), np.array([4, 0, 2])
-    names = helpers.CLASS_NAMES
+    names = CLASS_NAMES
     learnables = methods.random_learnables(clip.config, method, len(names), **sizes)
     _, found = gradients.loss_and_gradients(clip, method, names, learnables, images, labels, **options)
     for stream, (name, value) in enumerate(learnables.items()):
@@ -47,7 +48,7 @@ def test_gradients_equal_finite_differences(clip, case):
 
 def test_attention_gradients_equal_finite_differences_through_taps(clip):
     learnables = methods.random_learnables(clip.config, "ivlp", 5, text=2, vision=2)
-    inputs = methods.prepare(clip, "ivlp", helpers.CLASS_NAMES, learnables)
+    inputs = methods.prepare(clip, "ivlp", CLASS_NAMES, learnables)
     image = helpers.random_images(clip.config, 1)
     pair = relevancy.pair(clip, inputs, image[0], 1)
     alone = relevancy.only(inputs, 1)
@@ -69,8 +70,7 @@ def test_class_specific_context_that_is_equal_for_all_is_the_shared_context(clip
     shared = methods.random_learnables(clip.config, "coop", 5)
     specific = {"text_context": np.stack([shared["text_context"]] * 5)}
     first, second = (
-        methods.task_logits(clip, "coop", helpers.CLASS_NAMES, learnables, images)
-        for learnables in (shared, specific)
+        methods.task_logits(clip, "coop", CLASS_NAMES, learnables, images) for learnables in (shared, specific)
     )
     np.testing.assert_array_equal(first, second)
 
@@ -79,8 +79,8 @@ def test_the_words_own_embeddings_as_context_are_zero_shot(clip):
     images = helpers.random_images(clip.config, 2)
     words = clip.tokenizer.tokenize(["a photo of a"])[0, 1:5]
     learnables = {"text_context": numpy_clip.token_embeddings(clip.state, words)}
-    tuned = methods.task_logits(clip, "coop", helpers.CLASS_NAMES, learnables, images)
-    plain = methods.task_logits(clip, "zero_shot", helpers.CLASS_NAMES, {}, images)
+    tuned = methods.task_logits(clip, "coop", CLASS_NAMES, learnables, images)
+    plain = methods.task_logits(clip, "zero_shot", CLASS_NAMES, {}, images)
     np.testing.assert_allclose(tuned, plain, rtol=1e-12)
 
 
@@ -99,9 +99,7 @@ def test_decomposition_adds_up(clip):
     tower = numpy_clip.encode_image(clip.state, clip.config, images, prompts=learnables["vision_prompts"])
     for layer, block in enumerate(tower.blocks):
         parts = statistics.decomposition(clip, "vision", layer, block, slice(5, None))
-        np.testing.assert_allclose(
-            parts["input"] + parts["prompt"] + parts["bias"], block.attended, rtol=1e-10
-        )
+        np.testing.assert_allclose(parts["input"] + parts["prompt"] + parts["bias"], block.attended, rtol=1e-10)
 
 
 def test_rollout_rows_are_distributions(clip):

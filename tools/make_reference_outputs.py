@@ -1,0 +1,204 @@
+r"""Makes the outputs that tests compare with, from `transformers.CLIPModel` and the methods' rules in PyTorch.
+
+Run once, where PyTorch is installed (`pip install torch torchvision`); tests need neither:
+
+  python -m tools.make_reference_outputs
+
+Writes to tests/data_files two tiny checkpoints in the form that `transformers` saves, with features, logits and, for
+every method, loss, gradients and the learnables after ten steps of SGD; and the outputs of the ViT-B/16 geometry, whose
+weights are too large to keep and are drawn anew from their seed. Checks the NumPy reference against all of it.
+"""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+import torch
+import transformers
+from torch.nn import functional
+
+from tests import helpers
+from tests.reference import gradients, methods, numpy_clip
+from tests.reference.cases import (
+    CASES,
+    CLASS_NAMES,
+    LABELS,
+    LEARNING_RATE,
+    STEPS,
+    TINY,
+    VIT_B_16,
+    Case,
+)
+from tools import torch_methods
+
+DATA = Path(__file__).parents[1] / "tests" / "data_files"
+Arrays = dict[str, np.ndarray]
+
+
+def torch_clip(config: Mapping, state: Mapping[str, np.ndarray]) -> transformers.CLIPModel:
+    """A `CLIPModel` with these weights, in float32."""
+    settings = {key: value for key, value in config.items() if key not in ("architectures", "model_type")}
+    model = transformers.CLIPModel(transformers.CLIPConfig(**settings)).eval()
+    model.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in state.items()})
+    return model.requires_grad_(False)
+
+
+def pixels(images: np.ndarray) -> torch.Tensor:
+    """[B, R, R, 3] -> [B, 3, R, R] in float64."""
+    return torch.from_numpy(images).double().permute(0, 3, 1, 2)
+
+
+def forward(model: transformers.CLIPModel, tokens: np.ndarray, images: np.ndarray) -> Arrays:
+    """Un-normalised features and logits of `CLIPModel.forward` itself."""
+    ids, values = torch.from_numpy(tokens), pixels(images)
+    return {
+        "image_features": model.visual_projection(model.vision_model(values).pooler_output).numpy(),
+        "text_features": model.text_projection(model.text_model(ids).pooler_output).numpy(),
+        "logits": model(input_ids=ids, pixel_values=values).logits_per_image.numpy(),
+    }
+
+
+def tune(model: transformers.CLIPModel, tokenize: torch_methods.Tokenize, case: Case, images: np.ndarray) -> Arrays:
+    """Logits, loss, gradients, and the learnables after `STEPS` steps of `torch.optim.SGD`."""
+    initial = methods.random_learnables(methods_config(model), case.method, len(CLASS_NAMES), **case.sizes)
+    learnables = {name: torch.from_numpy(value).double().requires_grad_() for name, value in initial.items()}
+
+    def scores() -> torch.Tensor:
+        return torch_methods.logits(
+            model, tokenize, case.method, CLASS_NAMES, learnables, pixels(images), **case.options
+        )
+
+    first = scores()
+    labels = torch.tensor(LABELS)
+    loss = functional.cross_entropy(first, labels)
+    outputs = {"logits": first.detach().numpy(), "loss": loss.detach().numpy()}
+    # A learnable with no rows (the deeper prompts of depth 1) has nothing to optimise.
+    moving = [value for value in learnables.values() if value.numel()]
+    if not moving:
+        return outputs
+    optimizer = torch.optim.SGD(moving, lr=LEARNING_RATE, momentum=0.9, weight_decay=5e-4)
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        functional.cross_entropy(scores(), labels).backward()
+        if step == 0:
+            for name, value in learnables.items():
+                if value.numel():
+                    outputs[f"gradient.{name}"] = value.grad.numpy().copy()
+        optimizer.step()
+    for name, value in learnables.items():
+        if value.numel():
+            outputs[f"after.{name}"] = value.detach().numpy()
+    return outputs
+
+
+def methods_config(model: transformers.CLIPModel) -> dict:
+    """The model's config as the dict that the reference reads."""
+    return model.config.to_dict()
+
+
+def compare(name: str, ours: np.ndarray, theirs: np.ndarray) -> float:
+    """The largest difference relative to the largest value; raises where float64 rounding cannot explain it."""
+    difference = float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+    if difference > 1e-10:
+        raise AssertionError(f"{name}: the NumPy reference differs from PyTorch by {difference:.1e}.")
+    return difference
+
+
+def check_case(name: str, clip: methods.Reference, case: Case, images: np.ndarray, outputs: Arrays) -> float:
+    """Compares the NumPy reference of one case with PyTorch's outputs; returns the largest difference."""
+    initial = methods.random_learnables(clip.config, case.method, len(CLASS_NAMES), **case.sizes)
+    logits = methods.task_logits(clip, case.method, CLASS_NAMES, initial, images, **case.options)
+    worst = compare(f"{name} logits", logits, outputs["logits"])
+    if clip.config["vision_config"]["hidden_act"] != "quick_gelu" or not initial:
+        return worst
+
+    def gradient(learnables: methods.Learnables) -> Arrays:
+        return gradients.loss_and_gradients(
+            clip, case.method, CLASS_NAMES, learnables, images, np.array(LABELS), **case.options
+        )[1]
+
+    first = gradient(initial)
+    after = gradients.sgd(gradient, initial, [LEARNING_RATE] * STEPS)
+    for key, value in initial.items():
+        if value.size:
+            worst = max(
+                worst,
+                compare(f"{name} gradient of {key}", first[key], outputs[f"gradient.{key}"]),
+                compare(f"{name} {key} after SGD", after[key], outputs[f"after.{key}"]),
+            )
+    return worst
+
+
+def save(path: Path, arrays: Arrays) -> None:
+    """Writes float64 outputs as float32: the comparison is with float32 computations."""
+    kept = {}
+    for name, value in arrays.items():
+        dtype = np.float32 if value.dtype == np.float64 else value.dtype
+        kept[name] = np.array(value, dtype, order="C")
+    safetensors.numpy.save_file(kept, path)
+    print(f"{path.relative_to(DATA.parent)}: {path.stat().st_size / 1024:.0f} KB")
+
+
+def make_tiny(name: str, sizes: Mapping) -> None:
+    """One tiny checkpoint as `transformers` writes it, with its outputs."""
+    folder = DATA / name
+    shutil.rmtree(folder, ignore_errors=True)
+    config = helpers.tiny_geometry(folder, **sizes)
+    state = numpy_clip.random_state_dict(config, seed=len(name))
+    model = torch_clip(config, state)
+    model.save_pretrained(folder)
+    length = config["text_config"]["max_position_embeddings"]
+    tokenizer = transformers.CLIPTokenizerFast.from_pretrained(folder)
+    transformers.CLIPImageProcessor(
+        size={"shortest_edge": sizes["image_size"]}, crop_size=sizes["image_size"]
+    ).save_pretrained(folder)
+
+    def tokenize(texts: list[str]) -> torch.Tensor:
+        return tokenizer(texts, padding="max_length", max_length=length, return_tensors="pt")["input_ids"]
+
+    images = helpers.random_images(config, len(LABELS))
+    texts = ["a photo of a cat.", "the big dog, a type of pet", "757-200", "Golden Retriever's pup!?"]
+    tokens = tokenize(texts).numpy()
+    reference = methods.Reference(numpy_clip.double(state), config, helpers.SimpleTokenizer(folder, length))
+    np.testing.assert_array_equal(reference.tokenizer.tokenize(texts), tokens)
+    model = model.double()
+    outputs = {"tokens": tokens, "images": images, **forward(model, tokens, images)}
+    vision = numpy_clip.encode_image(reference.state, config, images)
+    text = numpy_clip.encode_text(reference.state, config, tokens)
+    compare("image features", vision.features, outputs["image_features"])
+    compare("text features", text.features, outputs["text_features"])
+    tuned = {}
+    for case_name, case in CASES.items():
+        found = tune(model, tokenize, case, images)
+        worst = check_case(case_name, reference, case, images, found)
+        print(f"{name} {case_name}: NumPy equals PyTorch to {worst:.1e}")
+        tuned |= {f"{case_name}.{key}": value for key, value in found.items()}
+    save(folder / "expected.safetensors", outputs)
+    save(folder / "expected_tuning.safetensors", tuned)
+
+
+def make_full() -> None:
+    """The outputs of ViT-B/16's geometry for two images and three texts of random tokens."""
+    config = numpy_clip.geometry(**VIT_B_16)
+    state = numpy_clip.random_state_dict(config, seed=16)
+    tokens, images = helpers.random_tokens(config, (5, 30, 75)), helpers.random_images(config, 2)
+    outputs = forward(torch_clip(config, state).double(), tokens, images)
+    doubled = numpy_clip.double(state)
+    vision = numpy_clip.encode_image(doubled, config, images)
+    text = numpy_clip.encode_text(doubled, config, tokens)
+    compare("ViT-B/16 image features", vision.features, outputs["image_features"])
+    compare("ViT-B/16 text features", text.features, outputs["text_features"])
+    compare("ViT-B/16 logits", numpy_clip.logits(doubled, vision.features, text.features), outputs["logits"])
+    save(DATA / "vit_b_16.safetensors", outputs)
+
+
+def main() -> None:
+    for name, sizes in TINY.items():
+        make_tiny(name, sizes)
+    make_full()
+
+
+if __name__ == "__main__":
+    main()
