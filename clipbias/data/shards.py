@@ -73,6 +73,7 @@ def build(dataset: Dataset, out_dir: str | os.PathLike) -> epath.Path:
     Shards.name = name
     Shards.VERSION = tfds.core.Version(VERSION)
     builder = Shards(data_dir=os.fspath(out_dir), file_format="array_record")
+    tfds.disable_progress_bar()
     builder.download_and_prepare()
     return epath.Path(builder.data_dir)
 

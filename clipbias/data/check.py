@@ -1,0 +1,163 @@
+"""Compares what is on disk with the catalogue: counts, split file, few-shot picks, readable images."""
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from clipbias.data import benchmark, transforms
+from clipbias.data.dataset import Dataset, Split
+from clipbias.data.entry import Entry
+from clipbias.data.few_shot import few_shot
+from clipbias.data.pipeline import default_workers
+from clipbias.errors import ClipbiasError
+
+# The published picks are those of 16 shots.
+GOLDEN_SHOTS = 16
+SHOWN_FILES = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """What was found of one dataset.
+
+    Attributes:
+      entry: Its catalogue entry.
+      state: "ok", "missing" (no folder), "differs" (from the catalogue) or "broken" (unusable, or images lacking).
+      classes: Number of classes found.
+      sizes: Images found per split.
+      split_hash: First 16 hex digits of the split file's sha256, "" where there is none.
+      picks: Number of seeds whose few-shot picks are the published ones, and of seeds that have published ones.
+      problems: One sentence each.
+    """
+
+    entry: Entry
+    state: str
+    classes: int = 0
+    sizes: dict[str, int] = dataclasses.field(default_factory=dict)
+    split_hash: str = ""
+    picks: tuple[int, int] = (0, 0)
+    problems: tuple[str, ...] = ()
+
+
+def check(entry: Entry, data_dir: str | os.PathLike, *, decode: bool = False) -> Finding:
+    """Checks one dataset below the root `data_dir`.
+
+    Args:
+      entry: The catalogue entry.
+      data_dir: The root of all datasets in CoOp's layout.
+      decode: Decode every image too; else only that each file is there and not empty.
+    """
+    try:
+        root = benchmark.find_root(entry, data_dir)
+    except ClipbiasError as error:
+        return Finding(entry, "missing", problems=(_without_name(error, entry),))
+    try:
+        dataset = benchmark.load(entry, data_dir)
+    except ClipbiasError as error:
+        return Finding(entry, "broken", problems=(_without_name(error, entry),))
+    problems: list[str] = []
+    sizes = {name: len(split) for name, split in dataset.splits.items()}
+    counts = {"classes": len(dataset.class_names), **sizes}
+    wrong = [name for name, expected in {"classes": entry.classes, **entry.sizes}.items() if counts[name] != expected]
+    if wrong:
+        problems.append(f"the number of {', '.join(wrong)} is not the catalogue's; this is not the benchmark's split.")
+    matched = 0 if wrong else sum(picks(dataset, seed) == expected for seed, expected in entry.golden.items())
+    if matched < len(entry.golden) and not wrong:
+        problems.append(
+            f"the {GOLDEN_SHOTS}-shot picks of {len(entry.golden) - matched} of {len(entry.golden)} seeds are not the "
+            f"published ones; fetch {entry.split_file} again."
+        )
+    split_hash = ""
+    if entry.split_file:
+        split_hash = hashlib.sha256((root / entry.split_file).read_bytes()).hexdigest()[:16]
+    images = root / entry.images
+    bad = unreadable(images, dataset.splits.values(), decode=decode)
+    if bad:
+        shown = "; ".join(bad[:SHOWN_FILES]) + (
+            f"; and {len(bad) - SHOWN_FILES} more" if len(bad) > SHOWN_FILES else ""
+        )
+        problems.append(f"{len(bad)} images are missing or unreadable: {shown}.")
+        if len(bad) == sum(len(set(split.keys)) for split in dataset.splits.values()):
+            problems.append(benchmark.how_to_fetch(entry))
+    state = "broken" if bad else "differs" if problems else "ok"
+    return Finding(
+        entry,
+        state,
+        len(dataset.class_names),
+        sizes,
+        split_hash,
+        (matched, len(entry.golden)),
+        tuple(problems),
+    )
+
+
+def picks(dataset: Dataset, seed: int) -> tuple[str, str]:
+    """The catalogue's short hashes of the 16-shot training and 4-shot validation picks."""
+    train, val = dataset.split("train"), dataset.split("val")
+    chosen = few_shot(train, val, shots=GOLDEN_SHOTS, seed=seed)
+    return tuple(
+        hashlib.sha256("\n".join(split.keys[index] for index in indices).encode()).hexdigest()[:16]
+        for split, indices in zip((train, val), chosen, strict=True)
+    )
+
+
+def unreadable(images: Path, splits: Iterable[Split], *, decode: bool) -> list[str]:
+    """Files that are absent or empty or, with `decode`, not a whole image; each once, with the reason."""
+    keys = list(dict.fromkeys(key for split in splits for key in split.keys))
+
+    def reason(key: str) -> str | None:
+        path = images / key
+        try:
+            if path.stat().st_size == 0:
+                return f"{key} is empty"
+            if decode:
+                transforms.decode(path.read_bytes(), key)
+        except OSError as error:
+            return f"{key} ({error.strerror})"
+        except ClipbiasError as error:
+            return str(error).split(";")[0]
+        return None
+
+    with ThreadPoolExecutor(default_workers()) as pool:
+        return [found for found in pool.map(reason, keys, chunksize=64) if found]
+
+
+def table(findings: Sequence[Finding]) -> str:
+    """A text table of all findings, and below it a line for each problem."""
+    header = ("dataset", "state", "classes", "train", "val", "test", "split file", "picks")
+    rows = [header]
+    for finding in findings:
+        counts = []
+        for name in ("train", "val", "test"):
+            expected, found = finding.entry.sizes.get(name, 0), finding.sizes.get(name, 0)
+            counts.append(_count(found, expected, finding.state))
+        matched, golden = finding.picks
+        rows.append(
+            (
+                finding.entry.title,
+                finding.state,
+                _count(finding.classes, finding.entry.classes, finding.state),
+                *counts,
+                finding.split_hash or "-",
+                f"{matched}/{golden}" if golden and finding.state != "missing" else "-",
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    for finding in findings:
+        lines.extend(f"{finding.entry.title}: {problem}" for problem in finding.problems)
+    return "\n".join(lines)
+
+
+def _count(found: int, expected: int, state: str) -> str:
+    if state == "missing" or found == expected:
+        return str(expected) if expected else "-"
+    return f"{found} of {expected}"
+
+
+def _without_name(error: ClipbiasError, entry: Entry) -> str:
+    return str(error).removeprefix(f"{entry.name}: ")

@@ -1,0 +1,63 @@
+"""One picture of a dataset's few-shot picks: labels, prompts and training crops, to see that all is as meant."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from clipbias.data import transforms
+from clipbias.data.dataset import Dataset
+from clipbias.data.few_shot import few_shot
+from clipbias.data.pipeline import augmentation_rng
+
+TILE, GAP, HEADER, CAPTION = 96, 4, 42, 18
+INK, PAPER, FAINT = (30, 30, 30), (255, 255, 255), (110, 110, 110)
+
+
+def contact_sheet(
+    dataset: Dataset, *, shots: int, seed: int, max_classes: int = 12, max_picks: int = 6, augmentations: int = 4
+) -> Image.Image:
+    """Draws a row per class: its first picks as evaluation sees them, then training crops of the first pick.
+
+    Args:
+      dataset: Any dataset with training images.
+      shots: Images per class of the draw.
+      seed: The draw's seed, which also keys the crops.
+      max_classes: Rows at most.
+      max_picks: Picks shown per class at most.
+      augmentations: Training crops shown, those of the first epochs.
+    """
+    train = dataset.split("train")
+    indices, _ = few_shot(train, None, shots=shots, seed=seed)
+    chosen = train.subset(indices)
+    labels = list(dict.fromkeys(chosen.labels.tolist()))[:max_classes]
+    columns = min(shots, max_picks) + augmentations
+    width = max(columns * (TILE + GAP) + 3 * GAP, 480)
+    sheet = Image.new("RGB", (width, HEADER + len(labels) * (TILE + CAPTION + GAP)), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    title = f"{dataset.name}: {len(dataset.class_names)} classes, {shots} shots, seed {seed}, {dataset.template!r}"
+    draw.text((GAP, GAP), title, fill=INK, font=ImageFont.load_default(size=14))
+    note = f"right: {augmentations} training crops of the first pick"
+    draw.text((GAP, GAP + 18), note, fill=FAINT, font=ImageFont.load_default(size=11))
+    top = HEADER
+    for label in labels:
+        own = np.flatnonzero(chosen.labels == label).tolist()
+        prompt = dataset.template.format(dataset.class_names[label].replace("_", " "))
+        draw.text((GAP, top), f"{label}  {prompt}", fill=INK, font=ImageFont.load_default(size=12))
+        _row(sheet, top + CAPTION, _tiles(chosen, own, seed, max_picks, augmentations), min(shots, max_picks))
+        top += TILE + CAPTION + GAP
+    return sheet
+
+
+def _tiles(chosen, own: Sequence[int], seed: int, max_picks: int, augmentations: int) -> list[list[np.ndarray]]:
+    images = [transforms.decode(chosen.read(index), chosen.keys[index]) for index in own[:max_picks]]
+    picks = [transforms.test_image(image, TILE) for image in images]
+    rngs = [augmentation_rng(seed, epoch, own[0]) for epoch in range(augmentations)]
+    return [picks, [transforms.train_image(images[0], rng, TILE) for rng in rngs]]
+
+
+def _row(sheet: Image.Image, top: int, tiles: list[list[np.ndarray]], first_columns: int) -> None:
+    for group, start in zip(tiles, (0, first_columns), strict=True):
+        for column, tile in enumerate(group, start=start):
+            left = GAP + column * (TILE + GAP) + (2 * GAP if start else 0)
+            sheet.paste(Image.fromarray(np.ascontiguousarray(tile)), (left, top))

@@ -1,0 +1,109 @@
+"""The check of datasets on disk and the contact sheet."""
+
+import dataclasses
+import hashlib
+import random
+
+import numpy as np
+import pytest
+
+from clipbias import data
+from clipbias.data import catalog, check, contact_sheet
+from tests.data import miniatures
+
+
+def plain_golden(name, seed):
+    """The short hashes of the picks, from the split file's content alone."""
+    content, stream, hashes = miniatures.split_content(name), random.Random(seed), []
+    for split, wanted in (("train", 16), ("val", 4)):
+        groups = {}
+        for path, label, _ in content[split]:
+            groups.setdefault(label, []).append(path)
+        chosen = [
+            path
+            for paths in groups.values()
+            for path in (stream.sample(paths, wanted) if len(paths) >= wanted else paths)
+        ]
+        hashes.append(hashlib.sha256("\n".join(chosen).encode()).hexdigest()[:16])
+    return tuple(hashes)
+
+
+def entry_of(name, **changes):
+    """The catalogue entry with the miniature's sizes and picks."""
+    sizes = {split: 3 * count for split, count in miniatures.COUNTS.items()}
+    golden = {seed: plain_golden(name, seed) for seed in (1, 2, 3)}
+    return dataclasses.replace(catalog.ENTRIES[name], **{"classes": 3, **sizes, "golden": golden, **changes})
+
+
+@pytest.fixture
+def enough_images(monkeypatch):
+    """Miniatures with more images than shots, so that the draw is a draw."""
+    monkeypatch.setattr(miniatures, "COUNTS", {"train": 20, "val": 6, "test": 2})
+
+
+def test_complete_dataset_is_ok(tmp_path, enough_images):
+    miniatures.make(tmp_path, "dtd")
+    finding = check.check(entry_of("dtd"), tmp_path, decode=True)
+    assert (finding.state, finding.picks, finding.problems) == ("ok", (3, 3), ())
+    content = (tmp_path / "dtd" / "split_zhou_DescribableTextures.json").read_bytes()
+    assert finding.split_hash == hashlib.sha256(content).hexdigest()[:16]
+    assert check.table([finding]).splitlines()[2].split()[:3] == ["DTD", "ok", "3"]
+
+
+def test_other_picks_and_counts_are_told(tmp_path, enough_images):
+    miniatures.make(tmp_path, "dtd")
+    finding = check.check(entry_of("dtd", golden={1: plain_golden("dtd", 1), 2: ("0" * 16, "0" * 16)}), tmp_path)
+    assert finding.state == "differs" and finding.picks == (1, 2)
+    assert "picks of 1 of 2 seeds are not the published ones" in finding.problems[0]
+    finding = check.check(catalog.ENTRIES["dtd"], tmp_path)
+    assert finding.state == "differs" and "classes, train, val, test is not the catalogue's" in finding.problems[0]
+    assert "60 of 2820" in check.table([finding])
+
+
+def test_damaged_images_are_named(tmp_path):
+    folder = miniatures.make(tmp_path, "eurosat") / "2750"
+    keys = data.load("eurosat", data_dir=tmp_path).splits["train"].keys
+    (folder / keys[0]).unlink()
+    (folder / keys[1]).write_bytes(b"")
+    (folder / keys[2]).write_bytes((folder / keys[2]).read_bytes()[:200])
+    finding = check.check(entry_of("eurosat"), tmp_path)
+    assert finding.state == "broken" and "2 images are missing or unreadable" in finding.problems[0]
+    assert f"{keys[0]} (No such file" in finding.problems[0] and f"{keys[1]} is empty" in finding.problems[0]
+    decoded = check.check(entry_of("eurosat"), tmp_path, decode=True)
+    assert "3 images" in decoded.problems[0] and keys[2] in decoded.problems[0]
+
+
+def test_missing_and_broken_say_what_to_do(tmp_path):
+    finding = check.check(catalog.ENTRIES["sun397"], tmp_path)
+    assert finding.state == "missing" and "put into sun397/: SUN397 from https://" in finding.problems[0]
+    (tmp_path / "sun397").mkdir()
+    finding = check.check(catalog.ENTRIES["sun397"], tmp_path)
+    assert finding.state == "broken" and "split_zhou_SUN397.json" in finding.problems[0]
+    assert "SUN397   missing" in check.table([dataclasses.replace(finding, state="missing")])
+
+
+def test_images_absent_altogether(tmp_path):
+    folder = miniatures.make(tmp_path, "food101")
+    (folder / "images").rename(tmp_path / "elsewhere")
+    finding = check.check(entry_of("food101", golden={}), tmp_path)
+    assert "30 images are missing" in finding.problems[0] and "; and 27 more" in finding.problems[0]
+    assert "images from https://" in finding.problems[1]
+
+
+@pytest.mark.parametrize("name", ["fgvc_aircraft", "imagenet", "imagenet_v2"])
+def test_other_layouts_are_checked_too(tmp_path, name):
+    miniatures.make(tmp_path, name)
+    finding = check.check(catalog.ENTRIES[name], tmp_path, decode=True)
+    assert finding.state == "differs" and finding.split_hash == ""
+
+
+def test_contact_sheet_shows_picks_and_crops(tmp_path):
+    miniatures.make(tmp_path, "eurosat")
+    dataset = data.load("eurosat", data_dir=tmp_path)
+    sheet = contact_sheet.contact_sheet(dataset, shots=2, seed=1, augmentations=3, max_classes=2)
+    tile, gap = contact_sheet.TILE, contact_sheet.GAP
+    assert sheet.height == contact_sheet.HEADER + 2 * (tile + contact_sheet.CAPTION + gap)
+    first = dataset.splits["train"].subset(data.few_shot(dataset.splits["train"], None, shots=2, seed=1)[0])
+    expected = data.transforms.test_image(data.transforms.decode(first.read(0), ""), tile)
+    top = contact_sheet.HEADER + contact_sheet.CAPTION
+    np.testing.assert_array_equal(np.asarray(sheet)[top : top + tile, gap : gap + tile], expected)

@@ -1,0 +1,68 @@
+"""`tools.prepare_data` as a user runs it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from absl.testing import flagsaver
+from PIL import Image
+
+from clipbias import data
+from tests.data import miniatures
+from tools import prepare_data
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*arguments):
+    command = [sys.executable, "-m", "tools.prepare_data", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return miniatures.make_all(tmp_path_factory.mktemp("all"))
+
+
+def test_check_lists_all_fifteen(root):
+    done = run("check", f"--data_dir={root}")
+    assert done.returncode == 1 and done.stderr == ""
+    assert sum(" differs " in line for line in done.stdout.splitlines()) == 15
+
+
+def test_nothing_found_is_no_failure(tmp_path, capsys):
+    with flagsaver.flagsaver(data_dir=str(tmp_path)):
+        assert prepare_data.main(["prepare_data", "check", "eurosat"]) == 0
+    told = capsys.readouterr().out
+    assert "missing" in told and "EuroSAT: there is no folder" in told
+
+
+def test_build_then_load(root, tmp_path, capsys):
+    with flagsaver.flagsaver(data_dir=str(root), out_dir=str(tmp_path)):
+        assert prepare_data.main(["prepare_data", "build", "ucf101"]) == 0
+    assert f"ucf101: {tmp_path}/ucf101_coop/1.0.0" in capsys.readouterr().out
+    built, made_of = (data.load("ucf101", data_dir=place).splits["val"] for place in (tmp_path, root))
+    assert built.keys == made_of.keys
+
+
+def test_show_writes_a_picture(root, tmp_path):
+    with flagsaver.flagsaver(data_dir=str(root), shots=2, output=str(tmp_path / "sheet.png")):
+        assert prepare_data.main(["prepare_data", "show", "oxford_pets"]) == 0
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size[0] >= 480
+
+
+def test_mistakes_are_one_sentence(root, tmp_path, capsys):
+    for arguments, flags, message in (
+        (["chek"], {}, "must be one of check, build, show"),
+        (["check"], {}, "check needs --data_dir"),
+        (["check", "eurosta"], {"data_dir": root}, "did you mean eurosat"),
+        (["build", "ucf101"], {"data_dir": root}, "build needs the name of a dataset and --out_dir"),
+        (["show", "ucf101"], {"data_dir": tmp_path / "nowhere"}, "there is no folder"),
+        (["show"], {"data_dir": root}, "show needs the name of one dataset, got 0"),
+    ):
+        with flagsaver.flagsaver(**{name: str(value) for name, value in flags.items()}):
+            assert prepare_data.main(["prepare_data", *arguments]) == 1
+        told = capsys.readouterr().err
+        assert told.startswith("error: ") and message in told and told.count("\n") == 1
