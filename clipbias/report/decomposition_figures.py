@@ -107,6 +107,8 @@ def _by_query(axes: "Axes", mass: Average | None) -> None:
     if mass is None:
         axes.set_axis_off()
         return
+    from matplotlib.ticker import MaxNLocator
+
     values = mass.mean.mean(axis=1)
     picture = axes.imshow(
         values, aspect="auto", cmap="magma_r", vmin=0, extent=(-0.5, values.shape[1] - 0.5, len(values) + 0.5, 0.5)
@@ -114,6 +116,7 @@ def _by_query(axes: "Axes", mass: Average | None) -> None:
     axes.grid(False)
     axes.set_xlabel("query index", fontsize=7)
     axes.set_ylabel("layer", fontsize=7)
+    axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
     bar = axes.figure.colorbar(picture, ax=axes, fraction=0.06, pad=0.03)
     bar.ax.tick_params(labelsize=6, length=2)
     bar.outline.set_linewidth(0.4)

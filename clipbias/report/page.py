@@ -2,6 +2,10 @@
 
 import base64
 import html
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from clipbias.report.drawing import Drawing
 
 _STYLE = """
 :root { color-scheme: light; --ink: #1d2330; --quiet: #5b6474; --line: #d9dde5; --paper: #ffffff; --wash: #f5f7fa; }
@@ -23,7 +27,7 @@ th:first-child { text-align: left; font-weight: 600; }
 table.many { font-size: .72rem; }
 table.many th, table.many td { padding: .34rem .3rem; }
 table.many .spread { display: block; line-height: 1.1; }
-td.words { text-align: left; white-space: normal; }
+td.words, th.words { text-align: left; white-space: normal; }
 tbody tr:nth-child(even) { background: var(--wash); }
 .spread { color: var(--quiet); font-size: .85em; }
 .note { color: var(--quiet); font-size: .8em; }
@@ -39,6 +43,8 @@ nav { background: var(--wash); border: 1px solid var(--line); border-radius: 6px
 nav ol { margin: 0; padding-left: 1.3rem; columns: 2; column-gap: 2.5rem; }
 pre { background: var(--wash); border: 1px solid var(--line); border-radius: 6px; padding: .9rem 1.1rem;
   overflow-x: auto; font-size: .82rem; line-height: 1.45; }
+.conclusion { border-left: 4px solid #D55E00; background: var(--wash); padding: .7rem 1.1rem; max-width: 52rem; }
+.files { white-space: nowrap; font-size: .85rem; }
 @media (max-width: 44rem) { nav ol { columns: 1; } body { padding: 1.2rem .9rem 3rem; } }
 @media print { body { max-width: none; padding: 0; font-size: 10.5pt; } figure, section.keep { break-inside: avoid; }
   nav { break-after: page; } }
@@ -77,3 +83,40 @@ def figure(image: str, *, caption: str, identifier: str | None = None) -> str:
     attribute = f' id="{escape(identifier)}"' if identifier else ""
     below = f"<figcaption>{caption}</figcaption>" if caption else ""
     return f"<figure{attribute}>{image}{below}</figure>"
+
+
+def saved_figure(drawing: Drawing, folder: Path) -> str:
+    """Writes a drawing's files and returns it as HTML: the PNG inlined, its caption, and links to the files."""
+    pdf, png, numbers = drawing.save(folder)
+    width = round(96 * drawing.figure.get_size_inches()[0] * 1.15)
+    image = png_image(png.read_bytes(), alternative=drawing.title, width=width)
+    links = " · ".join(
+        f'<a href="{escape(folder.name)}/{escape(path.name)}">{kind}</a>'
+        for kind, path in (("PDF", pdf), ("PNG", png), ("CSV", numbers))
+    )
+    paper = drawing.name.partition("_")[0].removeprefix("fig")
+    number = f"Fig. {paper}. " if paper.isdigit() else ""
+    caption = f'<b>{number}{escape(drawing.title)}.</b> {escape(drawing.caption)} <span class="files">{links}</span>'
+    return figure(image, caption=caption)
+
+
+def table(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str = "", words: Collection[int] = ()
+) -> str:
+    """A table of plain texts; the columns numbered in `words` hold words and are set to the left."""
+    head = "".join(f'<th scope="col"{_words(index in words)}>{escape(text)}</th>' for index, text in enumerate(heads))
+    body = "\n".join(
+        "<tr>"
+        + f'<th scope="row">{escape(first)}</th>'
+        + "".join(f"<td{_words(index in words)}>{escape(text)}</td>" for index, text in enumerate(rest, start=1))
+        + "</tr>"
+        for first, *rest in rows
+    )
+    below = f'<p class="caption">{escape(caption)}</p>' if caption else ""
+    return (
+        f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>\n{below}'
+    )
+
+
+def _words(is_words: bool) -> str:
+    return ' class="words"' if is_words else ""

@@ -148,7 +148,7 @@ def _inset_look(inset: "Axes") -> None:
     from matplotlib.ticker import MaxNLocator
 
     inset.set_facecolor("white")
-    inset.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    inset.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     inset.tick_params(labelsize=6, length=2)
     for spine in inset.spines.values():
         spine.set(visible=True, color=style.GREY, linewidth=0.5)

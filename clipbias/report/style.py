@@ -72,7 +72,10 @@ _RC = {
     "legend.frameon": False,
     "lines.linewidth": 1.4,
     "lines.markersize": 4.5,
+    "text.hinting": "none",  # letters are as wide in a PNG as in a PDF, so that one layout serves both
     "figure.dpi": 100,
+    "figure.constrained_layout.w_pad": 0.06,
+    "figure.constrained_layout.h_pad": 0.06,
     "savefig.dpi": 200,
     "pdf.fonttype": 42,  # real fonts, so that text in the PDF can be searched
     "svg.hashsalt": "clipbias",  # the same figure gives the same bytes
@@ -117,6 +120,9 @@ def svg_text(figure: "Figure") -> str:
 def save_figure(figure: "Figure", stem: Path) -> tuple[Path, ...]:
     """Writes `stem`.pdf and `stem`.png and returns the two paths. Raises `ClipbiasError` where it cannot."""
     written = []
+    with styled():
+        figure.draw_without_rendering()
+        figure.set_layout_engine(None)  # the layout just found stays, instead of being found again for each file
     for kind, metadata in (("pdf", {"CreationDate": None}), ("png", None)):
         path = stem.with_name(f"{stem.name}.{kind}")
         with atomic_path(path) as temporary, styled():
