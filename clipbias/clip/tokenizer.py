@@ -11,12 +11,14 @@ from clipbias.errors import ClipbiasError
 
 
 def clean(text: str) -> str:
-    """Repairs mis-decoded text, resolves HTML entities and collapses white space, as OpenAI's `SimpleTokenizer` does.
+    """Repairs mis-decoded text, resolves HTML entities, collapses white space and lowers case, as OpenAI's
+    `SimpleTokenizer` does.
 
-    The fast tokenizer of `transformers` leaves this out, which changes the ids of names such as "Caf&eacute;".
+    The fast tokenizer of `transformers` leaves the first two out, which changes the ids of names such as "Caf&eacute;",
+    and lowers each letter by itself, which misses the Greek sigma that ends a word.
     """
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
-    return " ".join(text.split())
+    return " ".join(text.split()).lower()
 
 
 def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:

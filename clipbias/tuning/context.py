@@ -35,6 +35,8 @@ def context_text(clip: Clip, words: str, tokens: int, position: str = "end") -> 
     """The prompt text around a context of `T` tokens: the words themselves, or as many placeholders "X"."""
     if position not in ("end", "middle", "front"):
         raise ClipbiasError(f"unknown class-name position {position!r}; choose 'end', 'middle' or 'front'.")
-    if tokens > len(word_ids(words, clip)):
+    count = len(word_ids(words, clip))
+    # Words beyond the context would stay between it and a class name that moves to the middle or front.
+    if tokens > count or (position != "end" and tokens < count):
         words = " ".join(["X"] * tokens)
     return PromptText((f"{words} {{}}.",), context_tokens=tokens, position=position)

@@ -1,7 +1,7 @@
 """Every method's logits, loss, gradients and training against its authors' rules, in PyTorch and in plain NumPy.
 
-PyTorch's numbers are in `tests/data_files` (made by `tools/make_reference_outputs.py`, which finds the NumPy reference equal
-to them to 1e-14); NumPy's are computed here, on another geometry and other classes.
+PyTorch's numbers are in `tests/data_files`, made by `tools/make_reference_outputs.py`, which finds the NumPy reference
+equal to them to 1e-14; NumPy's are computed here, on another geometry and other classes.
 """
 
 from collections.abc import Mapping
@@ -118,3 +118,120 @@ def test_equals_the_authors_rules_in_pytorch(name, clip, expected, config):
     for key, value in learnables.items():
         if value.size:
             assert_close(value, expected[f"{name}.after.{key}"], TRAINED, f"{key} after {STEPS} steps")
+
+
+@pytest.mark.parametrize(
+    "name", ["coop_middle", "vpt_two_layers", "ivlp_two_and_one_layers", "maple_two_layers", "bias"]
+)
+def test_logits_with_the_other_activation(name):
+    folder, case = DATA / "tiny_gelu", CASES[name]
+    clip, config = clipbias.load(folder), numpy_clip.read_config(folder)
+    task = clipbias.Task(clip, case.method, CLASS_NAMES, **task_options(case))
+    images = safetensors.numpy.load_file(folder / "expected.safetensors")["images"]
+    logits = jax.jit(task.logits)(clip.params, initial(config, case, len(CLASS_NAMES)), images)
+    assert_close(
+        logits, safetensors.numpy.load_file(folder / "expected_tuning.safetensors")[f"{name}.logits"], LOGITS, name
+    )
+
+
+# Text wider, deeper and with more heads than vision; two classes whose names are alike but for the last token.
+OTHER_NAMES = ("yellow dog-fish", "yellow dog-fin", "o", "a_very_long_name: of a bird", "cat", "Photo of a photo", "7")
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory) -> tuple[clipbias.clip.Clip, methods.Reference]:
+    folder = tmp_path_factory.mktemp("other")
+    reference = helpers.tiny_checkpoint(
+        folder, seed=5, vision=(16, 2, 2), text=(32, 4, 4), projection=20, context_length=40
+    )
+    return clipbias.load(folder), reference
+
+
+OTHER_CASES = {
+    "coop": (Case("coop", {"text": 5, "class_specific": True}, {"worded": False, "position": "middle"}), {}),
+    "ivlp": (Case("ivlp", {"text": 3, "vision": 2, "text_depth": 3, "vision_depth": 2}), {"groups": 2}),
+    "maple": (Case("maple", {"text": 2, "text_depth": 2}), {"groups": 3}),
+    "taskres": (Case("taskres", {}, {"template": "a {} texture.", "alpha": 2.0}), {}),
+    "bias": (Case("bias"), {"groups": 2}),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_CASES)
+def test_training_step_equals_numpy(name, other):
+    clip, reference = other
+    case, extra = OTHER_CASES[name]
+    task = clipbias.Task(clip, case.method, OTHER_NAMES, **task_options(case), **extra)
+    start = initial(reference.config, case, len(OTHER_NAMES), seed=3)
+    size = reference.config["vision_config"]["image_size"]
+    raw = np.random.Philox(key=9).random_raw(3 * size * size * 3).reshape(3, size, size, 3)
+    raw = (raw % np.uint64(256)).astype(np.uint8)
+    labels, rates = np.array([6, 1, 1]), (0.03, 0.2, 0.1)
+    mean, deviation = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])
+    images = (raw / 255 - mean) / deviation
+
+    def gradient(learnables: methods.Learnables) -> gradients.Gradients:
+        return gradients.loss_and_gradients(
+            reference, case.method, OTHER_NAMES, learnables, images, labels, **case.options
+        )[1]
+
+    expected = gradients.sgd(gradient, start, rates)
+    batch = {"images": raw[None], "labels": labels[None], "mask": np.ones((1, 3), bool)}
+    state = training.init_state(RECIPE, jax.tree.map(lambda x: x[None], start))
+    for rate in rates:
+        state, metrics = training.train_step(
+            task.classifier, clip.preprocessing, RECIPE, clip.params, task.text, state, batch, jnp.array([rate])
+        )
+    for key, value in state.learnables.items():
+        assert_close(value[0], expected[key], TRAINED, f"{key} after {len(rates)} steps")
+    before = gradients.sgd(gradient, start, rates[:-1])
+    loss, _ = gradients.loss_and_gradients(reference, case.method, OTHER_NAMES, before, images, labels, **case.options)
+    assert float(metrics["loss"][0]) == pytest.approx(loss, rel=TRAINED)
+
+
+@pytest.mark.parametrize("tower", ["vision", "text"])
+def test_bias_in_one_tower(tower, other):
+    clip, reference = other
+    task = clipbias.Task(
+        clip, "bias", OTHER_NAMES, **{"vision_tower": tower == "vision", "text_tower": tower == "text"}
+    )
+    both = initial(reference.config, Case("bias"), len(OTHER_NAMES))
+    learnables = {key: value for key, value in both.items() if key.startswith(tower)}
+    assert task.init().keys() == learnables.keys()
+    images = helpers.random_images(reference.config, 2)
+    expected = methods.task_logits(reference, "bias", OTHER_NAMES, learnables, images)
+    assert_close(jax.jit(task.logits)(clip.params, learnables, images), expected, LOGITS, "logits")
+
+
+def test_ensemble_of_templates(other):
+    clip, reference = other
+    templates = ("itap of a {}.", "a bad photo of the {}.", "{} in a video game.")
+    task = clipbias.Task(clip, "zero_shot", OTHER_NAMES, templates=templates)
+    images = helpers.random_images(reference.config, 3)
+    expected = methods.ensemble_logits(reference, OTHER_NAMES, images, templates)
+    assert_close(jax.jit(task.logits)(clip.params, {}, images), expected, LOGITS, "logits")
+
+
+def test_bias_folds_into_the_weights(other):
+    """Plain CLIP whose MLP output biases are increased by the learned ones gives the tuned logits."""
+    clip, reference = other
+    learnables = initial(reference.config, Case("bias"), len(OTHER_NAMES))
+    state = {name: value.copy() for name, value in reference.state.items()}
+    for tower in ("vision", "text"):
+        for l, bias in enumerate(np.asarray(learnables[f"{tower}_bias"], np.float64)):
+            state[f"{tower}_model.encoder.layers.{l}.mlp.fc2.bias"] += bias
+    folded = methods.Reference(state, reference.config, reference.tokenizer)
+    images = helpers.random_images(reference.config, 2)
+    expected = methods.task_logits(folded, "zero_shot", OTHER_NAMES, {}, images)
+    task = clipbias.Task(clip, "bias", OTHER_NAMES)
+    assert_close(jax.jit(task.logits)(clip.params, learnables, images), expected, LOGITS, "logits")
+
+
+@pytest.mark.parametrize("position", ["middle", "front"])
+def test_a_context_shorter_than_its_words_moves_the_name_alone(position, other):
+    clip, reference = other
+    case = Case("coop", {"text": 2}, {"position": position})
+    task = clipbias.Task(clip, "coop", OTHER_NAMES, **task_options(case))
+    learnables = initial(reference.config, case, len(OTHER_NAMES))
+    images = helpers.random_images(reference.config, 2)
+    expected = methods.task_logits(reference, "coop", OTHER_NAMES, learnables, images, position=position, worded=False)
+    assert_close(jax.jit(task.logits)(clip.params, learnables, images), expected, LOGITS, "logits")
