@@ -65,10 +65,24 @@ def fused_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool) -
     return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="cudnn" if use_cudnn else "xla")
 
 
+def queries_keys_values(x: jax.Array, weights: Weights, config: TowerConfig) -> jax.Array:
+    """`qkv(LN1(x))`: `[..., 3D]`."""
+    return dense(layer_norm(x, weights["norm1"], config.layer_norm_epsilon), weights["qkv"])
+
+
+def mlp_hidden(x: jax.Array, weights: Weights, config: TowerConfig) -> jax.Array:
+    """`fc1(LN2(x))`: `[..., mlp_width]`."""
+    return dense(layer_norm(x, weights["norm2"], config.layer_norm_epsilon), weights["fc1"])
+
+
+def mlp_output(hidden: jax.Array, weights: Weights, config: TowerConfig) -> jax.Array:
+    """`fc2(activate(hidden))`: `[..., D]`."""
+    return dense(activate(hidden, config.activation), weights["fc2"])
+
+
 def mlp(x: jax.Array, weights: Weights, config: TowerConfig) -> jax.Array:
     """The block's second half without its residual: `fc2(activate(fc1(LN2(x))))`."""
-    hidden = dense(layer_norm(x, weights["norm2"], config.layer_norm_epsilon), weights["fc1"])
-    return dense(activate(hidden, config.activation), weights["fc2"])
+    return mlp_output(mlp_hidden(x, weights, config), weights, config)
 
 
 def block(
@@ -84,8 +98,8 @@ def block(
       attend: maps queries, keys and values `[..., H, K]` to the heads' outputs `[..., H, K]`. How tokens are laid out
         is this function's business alone: the rest of a block acts on each token by itself.
     """
-    normed = layer_norm(x, weights["norm1"], config.layer_norm_epsilon)
-    q, k, v = (split_heads(part, config.heads) for part in jnp.split(dense(normed, weights["qkv"]), 3, axis=-1))
+    qkv = queries_keys_values(x, weights, config)
+    q, k, v = (split_heads(part, config.heads) for part in jnp.split(qkv, 3, axis=-1))
     x = x + dense(attend(q, k, v).reshape(x.shape), weights["out"])
     return x + mlp(x, weights, config)
 

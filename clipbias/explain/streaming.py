@@ -1,8 +1,9 @@
 """Gradients with respect to attention, one layer at a time, reduced before the next layer is touched.
 
-One scan forward keeps each block's input `[L, B, N, D]` and nothing else. One scan backward recomputes a block,
-differentiates it by its tokens and by its attention probabilities, hands both the probabilities `A` and `G = ∂y/∂A` to
-the reductions, and forgets them. Neither `A` nor `G` is ever stacked over layers.
+One scan forward keeps of each block what is needed to differentiate it: some multiple of its tokens `[B, N, D]`. One
+scan backward differentiates a block by its tokens and by its attention probabilities, hands both the probabilities `A`
+and `G = ∂y/∂A` to the reductions, and forgets them. Neither `A` nor `G` is ever stacked over layers, nor is any matrix
+of tokens by tokens multiplied by another.
 
 The last block is read at one row, so only that row of it is computed. A reduction therefore starts from one row and
 continues with whole matrices, from the last layer to the first.
@@ -98,14 +99,91 @@ def scores(
     return jnp.exp(params["logit_scale"]).astype(jnp.float32) * pairs
 
 
-def block_inputs(inputs: TowerInput, config: TowerConfig) -> jax.Array:
-    """Tokens at the input of every block, before prompts are put in: `[L, B, N, D]`."""
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """What the forward pass keeps of a block; `None` is computed again on the way back.
 
-    def step(tokens: jax.Array, layer: tower.LayerInput) -> tuple[jax.Array, jax.Array]:
-        return tower.layer(tokens, layer, inputs, config)[0], tokens
+    Attributes:
+      tokens: `[B, N, D]` at the block's input, before prompts are put in.
+      middle: `[B, N, D]` between the block's halves.
+      qkv: queries, keys and values `[B, N, 3D]`.
+      hidden: `[B, N, mlp_width]` before the activation.
+    """
 
-    tokens, below = jax.lax.scan(step, inputs.tokens, jax.tree.map(lambda leaf: leaf[:-1], inputs.layers))
-    return jnp.concatenate([below, tokens[None]])
+    tokens: jax.Array
+    middle: jax.Array
+    qkv: jax.Array | None
+    hidden: jax.Array | None
+
+
+def layer_at(inputs: TowerInput, index: int | jax.Array) -> tower.LayerInput:
+    """One layer's weights. Scanning over numbers, not over `weights[:-1]`, spares a copy of nearly the whole model."""
+    return jax.tree.map(lambda leaf: leaf[index], inputs.layers)
+
+
+def attend(
+    qkv: jax.Array, tap: jax.Array | float, weights: Any, inputs: TowerInput, config: TowerConfig
+) -> tuple[jax.Array, jax.Array]:
+    """The attention's output `[B, N, D]` and its probabilities `[B, H, N, N]`, a `tap` added to them."""
+    q, k, v = (layers.split_heads(part, config.heads) for part in jnp.split(qkv, 3, axis=-1))
+    mask = tower.causal_mask(q.shape[1]) if inputs.causal else None
+    probabilities = layers.attention_probabilities(q, k, mask) + tap
+    heads = jnp.einsum("BHNM,BMHK->BNHK", probabilities.astype(v.dtype), v)
+    return layers.dense(heads.reshape(*heads.shape[:2], -1), weights["out"]), probabilities
+
+
+def run_forward(inputs: TowerInput, config: TowerConfig, recompute: bool) -> tuple[Kept, jax.Array]:
+    """All blocks but the last: what each keeps, stacked, and the tokens `[B, N, D]` that reach the last one."""
+
+    def step(tokens: jax.Array, index: jax.Array) -> tuple[jax.Array, Kept]:
+        layer = layer_at(inputs, index)
+        x = tower.put_prompts(tokens, layer, inputs.prompt_rows)
+        qkv = layers.queries_keys_values(x, layer.weights, config)
+        middle = x + attend(qkv, 0.0, layer.weights, inputs, config)[0]
+        hidden = layers.mlp_hidden(middle, layer.weights, config)
+        output = tower.add_bias(middle + layers.mlp_output(hidden, layer.weights, config), layer)
+        return output, Kept(tokens, middle, *((None, None) if recompute else (qkv, hidden)))
+
+    tokens, kept = jax.lax.scan(step, inputs.tokens, jnp.arange(config.layers - 1))
+    return kept, tokens
+
+
+def block_backward(
+    kept: Kept, layer: tower.LayerInput, inputs: TowerInput, config: TowerConfig
+) -> tuple[Callable[[jax.Array], tuple[jax.Array, jax.Array]], jax.Array]:
+    """Differentiates one block where the forward pass left it, piece by piece.
+
+    Every piece starts from what was kept, and its own product is not needed to differentiate it: the compiler leaves it
+    out, and with everything kept no matrix product of the forward pass is repeated but `q kᵀ`.
+
+    Returns:
+      A function from the gradient of the block's output to that of its tokens and of its attention; and the attention
+      probabilities `[B, H, N, N]`.
+    """
+    weights = layer.weights
+
+    def enter(tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+        x = tower.put_prompts(tokens, layer, inputs.prompt_rows)
+        return x, layers.queries_keys_values(x, weights, config)
+
+    (_, qkv), pull_enter = jax.vjp(enter, kept.tokens)
+    qkv = qkv if kept.qkv is None else kept.qkv
+    batch, length = kept.tokens.shape[:2]
+    tap = jnp.zeros((batch, config.heads, length, length), jnp.float32)
+    _, pull_attend, probabilities = jax.vjp(
+        lambda qkv, tap: attend(qkv, tap, weights, inputs, config), qkv, tap, has_aux=True
+    )
+    hidden, pull_hidden = jax.vjp(lambda middle: layers.mlp_hidden(middle, weights, config), kept.middle)
+    hidden = hidden if kept.hidden is None else kept.hidden
+    _, pull_mlp = jax.vjp(lambda hidden: layers.mlp_output(hidden, weights, config), hidden)
+
+    def pull(gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+        middle = gradient + pull_hidden(*pull_mlp(gradient))[0]
+        qkv, attention = pull_attend(middle)
+        return pull_enter((middle, qkv))[0], attention
+
+    return pull, probabilities
 
 
 def last_rows(
@@ -116,7 +194,7 @@ def last_rows(
     Args:
       tap: added to that row's attention probabilities, `[B, H, N]`.
     """
-    last = jax.tree.map(lambda leaf: leaf[-1], inputs.layers)
+    last = layer_at(inputs, config.layers - 1)
     tokens = tower.put_prompts(tokens, last, inputs.prompt_rows)
     visible = jnp.arange(tokens.shape[1]) <= inputs.readout[:, None] if inputs.causal else None
     seen = None
@@ -135,7 +213,7 @@ def last_rows(
 def reduce_backward(
     inputs: TowerInput,
     config: TowerConfig,
-    stored: jax.Array,
+    kept: Kept,
     first: tuple[jax.Array, jax.Array, jax.Array],
     reductions: Mapping[str, Reduction],
     start_layer: int,
@@ -143,9 +221,9 @@ def reduce_backward(
     """Runs the reductions from the last layer down to `start_layer`.
 
     Args:
-      stored: from `block_inputs`.
-      first: the readout row's attention `[B, H, N]`, and for each of `K` targets its gradient `[K, B, H, N]` and the
-        gradient of the tokens that reach the last block `[K, B, N, D]`.
+      kept: from `run_forward`.
+      first: the readout row's attention `[B, H, N]` in the last layer, and for each of `K` targets its gradient
+        `[K, B, H, N]` and the gradient of the tokens that reach the last block `[K, B, N, D]`.
 
     Returns:
       For each reduction its map `[K, B, N]`.
@@ -156,17 +234,9 @@ def reduce_backward(
         for name, reduction in reductions.items()
     }
 
-    def step(carry: tuple[jax.Array, dict], below: tuple[jax.Array, tower.LayerInput]) -> tuple[Any, None]:
-        gradients, states = carry
-        tokens, layer = below
-
-        def forward(tokens: jax.Array, tap: jax.Array) -> tuple[jax.Array, jax.Array]:
-            output, view = tower.layer(tokens, layer, inputs, config, tap=tap)
-            return output, view.probabilities
-
-        batch, length = tokens.shape[:2]
-        tap = jnp.zeros((batch, config.heads, length, length), jnp.float32)
-        _, pull, probabilities = jax.vjp(forward, tokens, tap, has_aux=True)
+    def step(carry: tuple[jax.Array, dict[str, jax.Array]], index: jax.Array) -> tuple[Any, None]:
+        here = jax.tree.map(lambda leaf: leaf[index], kept)
+        pull, probabilities = block_backward(here, layer_at(inputs, index), inputs, config)
 
         def one(gradient: jax.Array, states: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
             gradient, attention_gradient = pull(gradient)
@@ -175,14 +245,13 @@ def reduce_backward(
                 for name, reduction in reductions.items()
             }
 
-        return jax.vmap(one)(gradients, states), None
+        return jax.vmap(one)(*carry), None
 
-    chosen = slice(start_layer, -1)
-    below = jax.tree.map(lambda leaf: leaf[chosen], (stored, inputs.layers))
+    below = jnp.arange(start_layer, config.layers - 1)
     (_, states), _ = jax.lax.scan(step, (gradients, states), below, reverse=True)
-    length = stored.shape[2]
+    length = inputs.tokens.shape[1]
     influential = inputs.readout + 1 if inputs.causal else jnp.full_like(inputs.readout, length)
-    count = stored.shape[0] - start_layer
+    count = config.layers - start_layer
     return {
         name: jax.vmap(lambda state, r=reduction: r.finish(state, count, influential))(states[name])
         for name, reduction in reductions.items()
@@ -210,6 +279,7 @@ def stream(
     tokens: TextTokens,
     *,
     start_layer: int = 0,
+    recompute: bool = False,
     dtype: jnp.dtype = jnp.float32,
 ) -> dict[str, Relevancy]:
     """The maps that `reductions` make of images `[B, R, R, 3]` and target classes `[B, K]`, by name.
@@ -218,6 +288,7 @@ def stream(
       classifier: of the task.
       tokens: of all the task's texts; only the targets' texts are run.
       start_layer: the first layer that counts, in both towers; negative counts from the end.
+      recompute: keep only the residual stream of each block.
       dtype: compute type.
     """
     config, templates = classifier.config, classifier.templates
@@ -226,8 +297,8 @@ def stream(
     text = target_text(tokens, targets.reshape(-1), templates)
     vision_input = embed_image(params, config, images, adaptation, dtype=dtype)
     text_input = embed_text(params, config, text, adaptation, dtype=dtype)
-    vision_stored = block_inputs(vision_input, config.vision)
-    text_stored = block_inputs(text_input, config.text)
+    vision_kept, vision_tokens = run_forward(vision_input, config.vision, recompute)
+    text_kept, text_tokens = run_forward(text_input, config.text, recompute)
 
     def from_image(tokens: jax.Array, tap: jax.Array) -> tuple[jax.Array, jax.Array]:
         rows, seen = last_rows(tokens, tap, vision_input, config.vision)
@@ -237,14 +308,14 @@ def stream(
         rows, seen = last_rows(tokens, tap, text_input, config.text)
         return read_text(params, config, rows), seen
 
-    def tap(stored: jax.Array, heads: int) -> jax.Array:
-        return jnp.zeros((stored.shape[1], heads, stored.shape[2]), jnp.float32)
+    def tap(tokens: jax.Array, heads: int) -> jax.Array:
+        return jnp.zeros((tokens.shape[0], heads, tokens.shape[1]), jnp.float32)
 
     image_features, pull_image, image_rows = jax.vjp(
-        from_image, vision_stored[-1], tap(vision_stored, config.vision.heads), has_aux=True
+        from_image, vision_tokens, tap(vision_tokens, config.vision.heads), has_aux=True
     )
     text_features, pull_text, text_rows = jax.vjp(
-        from_text, text_stored[-1], tap(text_stored, config.text.heads), has_aux=True
+        from_text, text_tokens, tap(text_tokens, config.text.heads), has_aux=True
     )
     logits, pull = jax.vjp(
         lambda f, g: scores(params, f, g, adaptation.text_residual, templates), image_features, text_features
@@ -257,7 +328,7 @@ def stream(
     vision = reduce_backward(
         vision_input,
         config.vision,
-        vision_stored,
+        vision_kept,
         (image_rows, image_gradients[1], image_gradients[0]),
         reductions,
         first_layer(start_layer, config.vision, "vision"),
@@ -265,7 +336,7 @@ def stream(
     words = reduce_backward(
         text_input,
         config.text,
-        text_stored,
+        text_kept,
         (text_rows, text_gradients[1], text_gradients[0]),
         reductions,
         first_layer(start_layer, config.text, "text"),
