@@ -156,6 +156,9 @@ def _panels(
             axes.set_ylabel("relevancy")
         for axes in grid[:, 1:].ravel():
             axes.set_ylabel("")
+        for axes in grid.ravel()[1:]:
+            if axes.get_legend():
+                axes.get_legend().remove()  # one is enough for all panels
     number, thing = {"text": ("2", "text tokens"), "vision": ("3", "patches and vision prompts")}[part]
     caption = (
         f"{label} in red against zero-shot in blue, one panel per dataset, by token index: mean relevancy for the"

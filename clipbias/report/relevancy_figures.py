@@ -107,11 +107,11 @@ def draw_vision_panel(axes: "Axes", study: Study, model: Mapping[str, Any]) -> N
     axes.set_ylabel("relevancy")
     axes.set_xlim(-0.5, patches + prompts - 0.5)
     low, high = axes.get_ylim()
-    axes.set_ylim(low, high + (1.1 if prompts else 0.25) * (high - low))  # room above for the legend and the inset
+    axes.set_ylim(low, high + (1.4 if prompts else 0.25) * (high - low))  # room above for the legend and the inset
     axes.legend(loc="upper left", fontsize=7, handlelength=1.8, borderaxespad=0.1)
     if prompts:
         first = max(0, patches - 2 * prompts)
-        inset = axes.inset_axes((0.36, 0.44, 0.46, 0.44))
+        inset = axes.inset_axes((0.4, 0.53, 0.44, 0.36))
         _lines(inset, averages, first, patches + prompts, marked=True)
         _inset_look(inset)
         inset.axvspan(patches - 0.5, patches + prompts - 0.5, color=style.TUNED, alpha=0.07, lw=0)
@@ -148,7 +148,7 @@ def _inset_look(inset: "Axes") -> None:
     from matplotlib.ticker import MaxNLocator
 
     inset.set_facecolor("white")
-    inset.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    inset.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     inset.tick_params(labelsize=6, length=2)
     for spine in inset.spines.values():
         spine.set(visible=True, color=style.GREY, linewidth=0.5)

@@ -260,7 +260,13 @@ class _Builder:
     def verdict(self):
         def row(name, value, error):
             sentence = f"The {name} is {value:.2f}, so most of the order among the patches is kept."
-            return {"name": name, "text": f"{value:.2f}", "value": value, "standard_error": error, "sentence": sentence}
+            return {
+                "name": name,
+                "text": f"{name} of the patches",
+                "value": value,
+                "standard_error": error,
+                "sentence": sentence,
+            }
 
         hypotheses = {
             key: {"title": title, "rows": [row("rank correlation", 0.71, 0.02), row("total variation", 0.18, None)]}

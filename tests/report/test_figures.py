@@ -1,0 +1,205 @@
+"""The figures show the numbers of the results: panels, lines, bars, boxes, captions and CSV rows."""
+
+import numpy as np
+import pytest
+
+from clipbias.report import style
+from clipbias.report.attention_figures import text_attention, vision_attention
+from clipbias.report.causal_figures import area_table, faithfulness, interventions
+from clipbias.report.decomposition_figures import decomposition
+from clipbias.report.map_figures import examples, similarity
+from clipbias.report.relevancy_figures import text_relevancy, vision_relevancy
+from clipbias.report.study import Study
+from tests.report.synthetic import synthetic_results
+
+EVERY = (
+    *(text_relevancy, vision_relevancy, text_attention, vision_attention),
+    *(decomposition, similarity, interventions, faithfulness, examples),
+)
+
+
+@pytest.fixture(scope="module")
+def study():
+    return Study(synthetic_results())
+
+
+def without(prefix):
+    results = synthetic_results()
+    results.arrays = {name: values for name, values in results.arrays.items() if not name.startswith(prefix)}
+    results.scalars.pop(prefix.split("/")[0], None)
+    return Study(results)
+
+
+def numbers(drawing, **wanted):
+    """The rows of a drawing's table whose columns have the wanted values, as mappings."""
+    rows = [dict(zip(drawing.columns, row, strict=True)) for row in drawing.rows]
+    return [row for row in rows if all(row[name] == value for name, value in wanted.items())]
+
+
+def y_values(axes, colour):
+    return [np.asarray(line.get_ydata(), float) for line in axes.lines if line.get_color() == colour]
+
+
+def test_text_relevancy_draws_both_models_and_an_inset_without_sos(study):
+    drawing = text_relevancy(study)
+    line_panel, bars = drawing.figure.axes[:2]
+    for side, colour in (("zero_shot", style.ZERO_SHOT), ("tuned", style.TUNED)):
+        mean = study.average(f"relevancy/ivlp/text/{side}").mean
+        shown = y_values(line_panel, colour)[0]
+        np.testing.assert_array_equal(shown, mean[: len(shown)])
+        assert not mean[len(shown) :].any()
+        inset = line_panel.child_axes[0]
+        np.testing.assert_array_equal(y_values(inset, colour)[0], mean[1 : len(shown)])
+    heights = sorted(patch.get_height() for patch in bars.patches)
+    kinds = [study.average(f"relevancy/ivlp/text_kinds/{side}").mean for side in ("zero_shot", "tuned")]
+    np.testing.assert_allclose(heights, sorted(np.concatenate(kinds)), rtol=1e-6)
+
+
+def test_relevancy_captions_state_the_samples_and_the_normalisation(study):
+    for drawing in (text_relevancy(study), vision_relevancy(study)):
+        assert "zero-shot CLIP gets wrong and the tuned model right" in drawing.caption
+        assert "IVLP: 27 images" in drawing.caption
+        assert "divided by its sum, prompts included" in drawing.caption
+
+
+def test_vision_relevancy_zooms_into_the_prompts_and_maps_the_patches(study):
+    drawing = vision_relevancy(study)
+    panel, before, after, _ = drawing.figure.axes[:4]
+    mean = study.average("relevancy/ivlp/vision/tuned").mean
+    np.testing.assert_array_equal(y_values(panel, style.TUNED)[0], mean)
+    np.testing.assert_array_equal(y_values(panel.child_axes[0], style.TUNED)[0][-2:], mean[-2:])
+    np.testing.assert_array_equal(np.asarray(after.images[0].get_array()).ravel(), mean[: study.patches])
+    assert before.images[0].norm.vmax == after.images[0].norm.vmax
+    kinds = {row["index"]: row["kind"] for row in numbers(drawing, model="ivlp", side="tuned", level="token")}
+    assert [kinds[index] for index in (0, 8, 9, 10)] == ["patches", "patches", "prompts", "prompts"]
+
+
+def test_a_model_without_samples_is_left_out_and_named():
+    results = synthetic_results()
+    results.arrays = {name: value for name, value in results.arrays.items() if not name.startswith("relevancy/bias")}
+    results.scalars["relevancy"]["bias"] = {"count": 0, "normalisation": "sum"}
+    drawing = text_relevancy(Study(results))
+    assert "No such image for Bias tuning." in drawing.caption
+    assert not numbers(drawing, model="bias")
+
+
+def test_text_attention_has_the_original_above_and_a_box_per_layer(study):
+    drawing = text_attention(study)
+    grid = np.reshape(drawing.figure.axes, (3, 5))
+    assert [axes.get_title() for axes in grid[0]] == ["SOS", "prompts", "category", "“.”", "EOS"]
+    assert grid[0][0].get_ylabel().startswith("Zero-shot")
+    shares = study.average("text_attention/ivlp").mean
+    medians = sorted(
+        line.get_ydata()[0]
+        for line in grid[1][0].lines
+        if line.get_linewidth() == 1.4 and len(set(line.get_ydata())) == 1
+    )
+    np.testing.assert_allclose(medians, sorted(np.median(shares[:, :, 0], axis=1)), rtol=1e-6)
+    assert "averaged over 4 classes" in drawing.caption and "sum to 1" in drawing.caption
+
+
+def test_vision_attention_has_a_column_per_variant_and_a_dot_per_head(study):
+    drawing = vision_attention(study)
+    grid = np.reshape(drawing.figure.axes, (3, 4))
+    titles = [axes.get_title().strip() for axes in grid[0]]
+    assert titles == ["Zero-shot", "IVLP\nW/O Prompt", "IVLP\nW Prompt", "Bias tuning"]
+    average = study.average("vision_attention/ivlp/with_prompt/entropy").mean
+    dots = [values for line in grid[1][2].lines if line.get_marker() == "o" for values in [line.get_ydata()]]
+    np.testing.assert_array_equal(np.stack(dots, axis=1), average)
+    assert "ln 10 = 2.3026" in drawing.caption and "mean over 50 images" in drawing.caption
+    row = numbers(drawing, model="zero_shot", variant="clip", quantity="distance", layer=2, head=1)[0]
+    assert row["mean"] == study.average("vision_attention/zero_shot/clip/distance").mean[1, 0]
+
+
+def test_decomposition_has_a_row_per_tower_and_names_the_bias_it_compares_with(study):
+    drawing = decomposition(study)
+    labels = [axes.get_ylabel() for axes in drawing.figure.axes]
+    assert "IVLP, vision" in labels and "IVLP, text" in labels
+    legends = [axes.get_legend().get_texts()[0].get_text() for axes in drawing.figure.axes if axes.get_legend()]
+    assert legends == ["with Bias tuning"] * 2
+    rows = numbers(drawing, tower="vision", quantity="bias_cosine/bias")
+    expected = study.array("decomposition/ivlp/vision/bias_cosine/bias")
+    np.testing.assert_array_equal([row["mean"] for row in rows], expected)
+    mass = study.average("decomposition/ivlp/text/prompt_mass")
+    row = numbers(drawing, tower="text", quantity="prompt_mass", layer=3, head=2)[0]
+    assert (row["mean"], row["standard_error"]) == (mass.mean[2, 1], mass.standard_error[2, 1])
+
+
+def test_similarity_draws_three_rows_per_picture_and_the_correlation(study):
+    maps, correlation = similarity(study)
+    pictures = [axes for block in maps.figure.subfigs for axes in block.axes if axes.images]
+    assert len(pictures) == 4 * (1 + 3 * 3)
+    titles = {axes.get_title() for axes in pictures}
+    assert {"input, 0°", "input, 270°", "layer 1", "layer 2", "layer 3"} <= titles
+    expected = study.average("similarity/ivlp/rank_correlation").mean
+    np.testing.assert_array_equal([row["mean"] for row in numbers(correlation)], expected)
+
+
+def test_similarity_numbers_are_the_maps_at_the_patch_centres():
+    results = synthetic_results(grid=3, image_size=12)
+    ramp = np.tile(np.arange(12, dtype=np.float32) / 11, (12, 1))
+    results.arrays["similarity/ivlp/cls"][...] = ramp
+    rows = numbers(similarity(Study(results))[0], map="cls", picture=0, layer=1, row=1)
+    np.testing.assert_allclose([11 * row["value"] for row in rows], [1.5, 5.5, 9.5], rtol=1e-6)
+
+
+def test_interventions_are_bars_with_binomial_errors(study):
+    drawing = interventions(study)
+    assert [axes.get_title(loc="left") for axes in drawing.figure.axes] == [
+        "IVLP: both towers",
+        "IVLP: vision tower",
+        "IVLP: text tower",
+    ]
+    parts = study.section("interventions", "ivlp", "both")
+    widths = [patch.get_width() for patch in drawing.figure.axes[0].patches]
+    np.testing.assert_allclose(widths, [100 * part["correct"] / part["images"] for part in parts.values()])
+    row = numbers(drawing, tower="both", intervention="mean")[0]
+    share = parts["mean"]["correct"] / parts["mean"]["images"]
+    assert row["standard_error"] == pytest.approx(100 * np.sqrt(share * (1 - share) / 50))
+
+
+def test_faithfulness_draws_five_maps_in_four_ways(study):
+    drawing = faithfulness(study)
+    grid = np.reshape(drawing.figure.axes, (3, 4))
+    assert all(len(axes.lines) == 5 for axes in grid.ravel())
+    curve = study.array("faithfulness/ivlp/relevancy/negative/true")
+    np.testing.assert_allclose(y_values(grid[1][3], style.RED)[0], 100 * curve)
+
+
+def test_areas_are_those_of_the_results(study):
+    heads, rows = area_table(study)
+    assert len(heads) == 6 and len(rows) == 3 * 5
+    areas = study.section("faithfulness", "bias", "area")
+    row = next(row for row in rows if row[:2] == ("Bias tuning", "LeGrad"))
+    assert row[2] == f"{100 * areas['legrad']['positive']['predicted']:.1f}"
+
+
+def test_examples_show_every_model_with_its_prediction(study):
+    drawing = examples(study)
+    titles = [axes.get_title() for axes in drawing.figure.axes]
+    logits = study.array("examples/ivlp/logits")[0]
+    share = np.exp(logits) / np.exp(logits).sum()
+    expected = f"class {share.argmax()}, {100 * share.max():.0f} %"
+    assert any(title.startswith("IVLP") and title.endswith(expected) for title in titles)
+    row = numbers(drawing, picture=1, model="bias", part="text", index=2)[0]
+    assert (row["token"], row["name"]) == ("photo", "test/class_1/0001.png")
+
+
+@pytest.mark.parametrize("draw", EVERY, ids=[draw.__name__ for draw in EVERY])
+def test_what_was_not_computed_is_not_drawn(draw):
+    prefix = {
+        "text_relevancy": "relevancy/",
+        "vision_relevancy": "relevancy/",
+        "text_attention": "text_attention/",
+        "vision_attention": "vision_attention/",
+    }.get(draw.__name__, f"{draw.__name__}/")
+    assert not draw(without(prefix))
+
+
+@pytest.mark.parametrize("draw", EVERY, ids=[draw.__name__ for draw in EVERY])
+def test_zero_shot_alone_and_single_heads_and_layers_can_be_drawn(draw):
+    results = synthetic_results(layers=1, heads=1, grid=2, image_size=8, pictures=1)
+    results.scalars["models"] = results.scalars["models"][:2]
+    made = draw(Study(results))
+    for drawing in made if isinstance(made, list) else [made]:
+        assert style.png_bytes(drawing.figure, dpi=30)[:4] == b"\x89PNG"

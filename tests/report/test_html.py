@@ -1,0 +1,184 @@
+"""The report as a reader opens it: one file, everything in it, nothing unescaped."""
+
+import base64
+import html.parser
+import re
+
+import pytest
+
+from clipbias.errors import ClipbiasError
+from clipbias.explain.results import save_results
+from clipbias.report import html as report
+from clipbias.report.html import measured, write_report
+from clipbias.report.overview import write_overview
+from tests.report.synthetic import synthetic_results
+
+HOSTILE = "<img src=x onerror=\"alert('1')\"> & co"
+
+
+class Page(html.parser.HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.links, self.identifiers, self.words = [], [], [], [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        named = dict(attributes)
+        self.links += [named[name] for name in ("src", "href") if name in named]
+        self.identifiers += [named["id"]] if "id" in named else []
+        assert not any(name.startswith("on") for name in named)
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    @property
+    def text(self):
+        return re.sub(r"\s+", " ", " ".join(self.words))
+
+
+def only(*names):
+    """A study with no arrays but those of the named sections: pages without the cost of all figures."""
+    results = synthetic_results()
+    results.arrays = {key: value for key, value in results.arrays.items() if key.split("/")[0] in names}
+    results.scalars = {
+        key: value for key, value in results.scalars.items() if key in names or not isinstance(value, dict)
+    } | {key: results.scalars[key] for key in ("dataset", "clip", "config")}
+    return results
+
+
+@pytest.fixture
+def written(tmp_path):
+    def write(results):
+        save_results(tmp_path / "results", results)
+        path = write_report(tmp_path / "results", tmp_path / "report")
+        return path, Page(path.read_text("utf-8"))
+
+    return write
+
+
+def test_contents_lead_to_every_section(written):
+    _, page = written(only("interventions", "verdict"))
+    anchors = [link.removeprefix("#") for link in page.links if link.startswith("#")]
+    assert anchors == ["models", "verdict_ivlp", "interventions", "config"]
+    assert set(anchors) <= set(page.identifiers)
+
+
+def test_pictures_are_inlined_and_the_files_lie_beside(written):
+    path, page = written(only("interventions"))
+    images = [link for link in page.links if link.startswith("data:")]
+    png, pdf, numbers = (path.parent / "figures" / f"interventions.{kind}" for kind in ("png", "pdf", "csv"))
+    assert [base64.b64decode(image.split(",")[1]) for image in images] == [png.read_bytes()]
+    assert pdf.is_file() and numbers.is_file()
+    others = [link for link in page.links if not link.startswith(("data:", "#"))]
+    assert others == [f"figures/interventions.{kind}" for kind in ("pdf", "png", "csv")]
+
+
+def test_nothing_comes_from_the_network(written):
+    path, page = written(only("verdict"))
+    assert not {"script", "link", "iframe"} & set(page.tags)
+    assert "http" not in path.read_text("utf-8") and "url(" not in path.read_text("utf-8")
+
+
+def test_verdict_models_and_config_are_told(written):
+    results = only("verdict")
+    _, page = written(results)
+    verdict = results.scalars["verdict"]["ivlp"]
+    for words in (
+        verdict["conclusion"],
+        verdict["hypotheses"]["both"]["title"],
+        verdict["hypotheses"]["bias"]["rows"][0]["sentence"],
+        "0.710 ± 0.020",
+        "72.00 ± 6.35",  # 36 of 50, binomial standard error
+        "a photo of a {}.",
+        '"normalisation": "sum"',
+    ):
+        assert words in page.text
+
+
+def test_every_text_is_escaped(written):
+    results = only("verdict", "interventions")
+    results.scalars["dataset"]["name"] = HOSTILE
+    results.scalars["config"]["note"] = HOSTILE
+    results.scalars["models"][1]["label"] = HOSTILE
+    results.scalars["verdict"]["ivlp"]["conclusion"] = HOSTILE
+    results.scalars["verdict"]["ivlp"]["hypotheses"]["bias"]["rows"][0]["sentence"] = HOSTILE
+    path, page = written(results)
+    assert page.tags.count("img") == 1  # the figure
+    assert "<img src=x" not in path.read_text("utf-8")
+
+
+def test_a_study_of_nothing_has_a_page_without_figures(written):
+    path, page = written(only())
+    assert "img" not in page.tags and not (path.parent / "figures").exists()
+
+
+def test_missing_results_are_one_sentence(tmp_path):
+    with pytest.raises(ClipbiasError, match=r"holds no results\.json"):
+        write_report(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [(None, None, "–"), (0.71234, 0.02, "0.712 ± 0.020"), (-0.5, None, "-0.500"), (71.26, 1, "71.3 ± 1.0")],
+)
+def test_measured(value, error, text):
+    assert measured({"value": value, "standard_error": error}) == text
+
+
+def test_every_drawing_is_made(monkeypatch, tmp_path):
+    """All figures reach the page in their order; saving them is tested elsewhere."""
+    monkeypatch.setattr(report.page, "saved_figure", lambda drawing, folder: f"<i>{drawing.name}</i>")
+    save_results(tmp_path, synthetic_results(layers=1, heads=1, pictures=1))
+    text = write_report(tmp_path, tmp_path).read_text("utf-8")
+    assert re.findall("<i>(.*?)</i>", text) == [
+        *("interventions", "fig1_decomposition", "fig2_text_relevancy", "fig3_vision_relevancy"),
+        *("fig4_text_attention", "fig5_vision_attention", "fig6_similarity_ivlp", "fig6_rank_correlation"),
+        *("faithfulness", "examples"),
+    ]
+
+
+def folders(tmp_path, *datasets, names=("verdict", "interventions")):
+    made = []
+    for index, dataset in enumerate(datasets):
+        results = only(*names)
+        results.scalars["dataset"]["name"] = dataset
+        made.append(tmp_path / f"study{index}")
+        save_results(made[-1], results)
+    return made
+
+
+def test_overview_orders_the_datasets_and_averages(tmp_path):
+    made = folders(tmp_path, "eurosat", "imagenet")
+    (made[0] / "report.html").write_text("")
+    page = Page(write_overview(made, tmp_path / "overview").read_text("utf-8"))
+    assert "2 datasets: ImageNet, EuroSAT." in page.text
+    assert "../study0/report.html" in page.links
+    assert "../study1/report.html" not in page.links
+    assert "Average" in page.text and "rank correlation" in page.text
+
+
+def test_overview_has_the_papers_panels(monkeypatch, tmp_path):
+    drawn = {}
+    monkeypatch.setattr(
+        report.page, "saved_figure", lambda drawing, folder: drawn.setdefault(drawing.name, drawing) and ""
+    )
+    write_overview(folders(tmp_path, "a", "b", names=("relevancy",)), tmp_path)
+    assert list(drawn) == [
+        f"fig{n}_{part}_relevancy_{key}" for key in ("ivlp", "bias") for n, part in ((2, "text"), (3, "vision"))
+    ]
+    axes = drawn["fig2_text_relevancy_ivlp"].figure.axes
+    assert [panel.get_title(loc="left") for panel in axes[:2]] == ["a (n = 27)", "b (n = 27)"]
+
+
+def test_overview_needs_folders_of_different_datasets(tmp_path):
+    with pytest.raises(ClipbiasError, match="none was given"):
+        write_overview([], tmp_path)
+    with pytest.raises(ClipbiasError, match="both hold a"):
+        write_overview(folders(tmp_path, "a", "a"), tmp_path)

@@ -1,0 +1,85 @@
+"""Heat maps, prompts' share and coloured text."""
+
+import numpy as np
+import pytest
+
+from clipbias.errors import ClipbiasError
+from clipbias.report.overlay import Overlay, heat_map, overlay_figure, prompt_share, save_overlay, upsample
+
+IMAGE = np.full((12, 12, 3), 128, np.uint8)
+
+
+def test_upsampling_is_bilinear_with_half_pixel_centres():
+    from PIL import Image
+
+    values = np.random.default_rng(0).random((3, 3)).astype(np.float32)
+    # Pillow's bilinear enlargement samples at half-pixel centres too.
+    expected = np.asarray(Image.fromarray(values).resize((12, 12), Image.Resampling.BILINEAR))
+    np.testing.assert_allclose(upsample(values, 12), expected, atol=1e-6)
+
+
+def test_heat_map_peaks_where_the_relevancy_lies_and_ignores_prompts():
+    vision = np.zeros(9 + 2)
+    vision[5], vision[9:] = 1.0, 7.0
+    heat = heat_map(vision, 12)
+    assert heat.min() == 0 and heat.max() == 1
+    rows, columns = np.nonzero(heat == heat.max())
+    assert {*rows} <= {5, 6} and {*columns} <= {9, 10, 11}
+
+
+def test_a_flat_map_is_cold():
+    assert not heat_map(np.ones(4), 8).any()
+
+
+def test_rows_that_fill_no_square_are_refused():
+    with pytest.raises(ClipbiasError, match="7 patches of a row of 7"):
+        heat_map(np.ones(7), 8, patches=7)
+
+
+def test_prompt_share():
+    assert prompt_share(np.array([1.0, 2.0, 1.0]), 2) == 0.25
+    assert prompt_share(np.zeros(3), 2) == 0.0
+
+
+def overlay(**changes):
+    vision = np.append(np.linspace(0, 1, 9), [0.5, 0.5])
+    facts = {
+        "title": "IVLP",
+        "vision": vision,
+        "tokens": ("SOS", "prompt 1", "cat", "."),
+        "text": np.array([9, 1, 3, 0, 0]),
+    }
+    return Overlay(**(facts | changes))
+
+
+def test_figure_has_the_picture_the_map_the_bar_and_the_words():
+    figure = overlay_figure(IMAGE, [overlay()], title="cat.png")
+    picture, above, _, below = figure.axes[:4]
+    assert picture.get_title() == "cat.png" and above.get_title() == "IVLP"
+    bar = above.child_axes[0]
+    assert bar.patches[0].get_height() == pytest.approx(1 / 5.5)
+    assert bar.get_xlabel() == "prompts\n18 %"
+    assert [text.get_text() for text in below.texts] == ["SOS", "prompt 1", "cat", "."]
+
+
+def test_words_are_darker_the_more_relevant_and_sos_does_not_set_the_scale():
+    texts = overlay_figure(IMAGE, [overlay()]).axes[3].texts
+    brightness = {text.get_text(): sum(text.get_bbox_patch().get_facecolor()[:3]) for text in texts}
+    assert brightness["SOS"] == brightness["cat"] < brightness["prompt 1"] < brightness["."]
+
+
+def test_without_prompts_or_text_there_is_neither_bar_nor_words():
+    figure = overlay_figure(IMAGE, [overlay(vision=np.ones(9), tokens=(), text=None)])
+    assert not figure.axes[1].child_axes and not figure.axes[3].texts
+
+
+def test_long_texts_go_on_in_a_second_line():
+    words = ("SOS", *(f"word{index}" for index in range(12)))
+    texts = overlay_figure(IMAGE, [overlay(tokens=words, text=np.ones(13))]).axes[3].texts
+    assert len({text.get_position()[1] for text in texts}) > 1
+
+
+def test_save_writes_one_png(tmp_path):
+    save_overlay(tmp_path / "out" / "cat.png", IMAGE, [overlay(), overlay(title="Bias")])
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["cat.png"]
+    assert (tmp_path / "out" / "cat.png").read_bytes()[:4] == b"\x89PNG"
