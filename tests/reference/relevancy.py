@@ -81,9 +81,13 @@ def rollout(attention: Sequence[np.ndarray], start_layer: int = 0) -> np.ndarray
     return matrix
 
 
-def legrad(gradient: Sequence[np.ndarray]) -> np.ndarray:
-    """Single-gradient LeGrad (Bousselham et al. 2024): relu ∂y/∂A, mean over layers, heads, queries; [N]."""
-    return np.mean([np.maximum(layer, 0).mean((0, 1)) for layer in gradient], axis=0)
+def legrad(gradient: Sequence[np.ndarray], queries: int | None = None) -> np.ndarray:
+    """Single-gradient LeGrad (Bousselham et al. 2024): relu ∂y/∂A, mean over layers, heads and queries; [N].
+
+    `queries` is how many of them have an influence on y: all by default, `e + 1` in a text that ends at row e.
+    """
+    queries = queries or gradient[0].shape[-1]
+    return np.mean([np.maximum(layer, 0).mean(0).sum(0) / queries for layer in gradient], axis=0)
 
 
 def raw_attention(attention: Sequence[np.ndarray], row: int) -> np.ndarray:

@@ -1,0 +1,72 @@
+"""Relevancy against the full matrices of the plain NumPy reference, one pair at a time, for every method."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import clipbias
+from clipbias.clip import Clip
+from clipbias.explain.relevancy import relevancy
+from clipbias.tuning import Task
+from tests import helpers
+from tests.reference import methods, numpy_clip
+from tests.reference import relevancy as plain
+from tests.reference.cases import CASES, CLASS_NAMES, Case
+from tests.reference.tokenizer import SimpleTokenizer
+
+FOLDER = Path(__file__).parents[1] / "data_files" / "tiny_quick_gelu"
+TOLERANCE = 2e-5  # of a row's largest number, in float32
+TARGETS = np.array([2, 0, 4])
+
+# Those whose explanation differs by more than the depth of the prompts.
+EXPLAINED = {
+    "zero_shot": {},
+    "coop_middle": {"tokens": 4, "position": "middle"},
+    "coop_class_specific": {"tokens": 4, "class_specific": True, "words": ""},
+    "vpt_two_layers": {"tokens": 3, "depth": 2},
+    "ivlp": {},
+    "maple_two_layers": {"tokens": 2, "depth": 2},
+    "taskres": {},
+    "bias": {},
+}
+
+
+@pytest.fixture(scope="module")
+def loaded() -> tuple[Clip, methods.Reference]:
+    config = numpy_clip.read_config(FOLDER)
+    state = numpy_clip.double(safetensors.numpy.load_file(FOLDER / "model.safetensors"))
+    return clipbias.load(FOLDER), methods.Reference(state, config, SimpleTokenizer(FOLDER, 24))
+
+
+def bind(loaded: tuple[Clip, methods.Reference], name: str) -> tuple[Task, Case, dict[str, jax.Array]]:
+    """The task of a case, and learnables that are not zero."""
+    clip, reference = loaded
+    case = CASES[name]
+    template = case.options.get("template", methods.WORDED)
+    task = Task(clip, case.method, CLASS_NAMES, template=template, **EXPLAINED[name])
+    found = methods.random_learnables(reference.config, case.method, len(CLASS_NAMES), **case.sizes)
+    return task, case, {key: jnp.asarray(value) for key, value in found.items()}
+
+
+def assert_rows_equal(actual: jax.Array, expected: np.ndarray) -> None:
+    assert np.abs(np.asarray(actual) - expected).max() < TOLERANCE * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("start_layer", [0, 2])
+@pytest.mark.parametrize("name", EXPLAINED)
+def test_relevancy_equals_the_full_matrices(name, start_layer, loaded):
+    clip, reference = loaded
+    task, case, learnables = bind(loaded, name)
+    images = helpers.random_images(reference.config, len(TARGETS), seed=1)
+    found = relevancy(task, clip.params, learnables, images, TARGETS, start_layer=start_layer)
+    inputs = methods.prepare(reference, case.method, CLASS_NAMES, learnables, **case.options)
+    for i, target in enumerate(TARGETS):
+        vision, text = plain.relevancy(reference, inputs, images[i], target, start_layer=start_layer)
+        assert_rows_equal(found.vision[i], vision)
+        assert_rows_equal(found.text[i, : len(text)], text)
+        assert not found.text[i, len(text) :].any()
+        assert float(found.scores[i]) == pytest.approx(plain.pair(reference, inputs, images[i], target).score, rel=1e-5)
