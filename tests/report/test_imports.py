@@ -1,0 +1,16 @@
+"""Drawing needs neither JAX nor the model, and no plotting library until something is drawn."""
+
+import subprocess
+import sys
+
+CHECK = """
+import sys
+import clipbias.report, clipbias.report.html, clipbias.report.overview, clipbias.report.overlay
+loaded = {"jax", "flax", "transformers", "matplotlib", "clipbias.clip", "clipbias.tuning"} & set(sys.modules)
+sys.exit(f"imported {sorted(loaded)}" if loaded else 0)
+"""
+
+
+def test_imports_are_light():
+    done = subprocess.run([sys.executable, "-c", CHECK], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
