@@ -71,7 +71,8 @@ def start(mesh: Any) -> None:
     """Joins a cluster if there is one, and keeps compiled programs in the user's cache folder."""
     import jax
 
-    python_logging.getLogger("jax._src.xla_bridge").setLevel(python_logging.ERROR)  # devices that are not there
+    for library in ("jax", "orbax", "fontTools", "matplotlib"):  # their notes on themselves help nobody here
+        python_logging.getLogger(library).setLevel(python_logging.ERROR)
     mesh.start_distributed()
     if jax.config.jax_compilation_cache_dir is None and "CLIPBIAS_NO_CACHE" not in os.environ:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clipbias" / "xla"

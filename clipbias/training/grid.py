@@ -7,6 +7,7 @@ same numbers to the last bit.
 
 import dataclasses
 import re
+import shutil
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -131,6 +132,8 @@ class Grid:
                 for row in rows:
                     row["seconds"] = round((time.monotonic() - began) / len(rows), 2)
                 self.results.append([row for row in rows if not self.results.finished(row)])
+                if jax.process_index() == 0 and all(row["status"] == "ok" for row in rows):
+                    shutil.rmtree(self._checkpoints(pack), ignore_errors=True)
                 accuracies = [row["accuracy"] for row in rows if row["status"] == "ok"]
                 shown = {"method": pack.method, "dataset": pack.dataset, "shots": pack.shots}
                 if accuracies:
@@ -164,6 +167,9 @@ class Grid:
             "dtype": self.settings.dtype,
             "recipe": trained,
         }
+
+    def _checkpoints(self, pack: Pack) -> Path:
+        return self.workdir / "checkpoints" / stable_hash(self._identity(pack))
 
     def _options(self, pack: Pack) -> dict[str, Any]:
         options = self.settings.method_options
@@ -217,7 +223,7 @@ class Grid:
                 runs,
                 self.recipe,
                 mesh=self.mesh,
-                folder=self.workdir / "checkpoints" / stable_hash(self._identity(pack)),
+                folder=self._checkpoints(pack),
                 identity=self._identity(pack),
                 checkpoint_seconds=self.settings.checkpoint_seconds,
                 metrics_folder=self.workdir / "runs" / f"{name}-seeds{'_'.join(map(str, pack.seeds))}",

@@ -84,8 +84,9 @@ def _place_one(mesh: Mesh, task: Task, params: Params, learnables: Learnables) -
         return task.fixed_text(params, one)
     groups = task.text.ids.shape[0]
     split = meshes.DATA if groups == mesh.shape[meshes.DATA] else None
-    placed = meshes.place(mesh, task.text, split)
-    return dataclasses.replace(placed, order=meshes.replicate(mesh, task.text.order))
+    order = meshes.replicate(mesh, task.text.order)
+    rest = dataclasses.replace(task.text, order=np.zeros(groups, np.int32))  # one entry per class, not per group
+    return dataclasses.replace(meshes.place(mesh, rest, split), order=order)
 
 
 def train(

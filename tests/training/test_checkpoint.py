@@ -1,0 +1,77 @@
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from clipbias.errors import ClipbiasError
+from clipbias.training import mesh as meshes
+from clipbias.training.checkpoint import Checkpoints
+
+
+def state(value: float) -> dict:
+    return {"a": jnp.full((2, 3), value), "b": [jnp.arange(4)]}
+
+
+def save(folder: Path, steps: tuple[int, ...]) -> None:
+    checkpoints = Checkpoints(folder, identity={"seed": 1})
+    for step in steps:
+        checkpoints.save(step, state(step))
+    checkpoints.close()
+
+
+def restore(folder: Path, identity: dict | None = None):
+    checkpoints = Checkpoints(folder, identity=identity or {"seed": 1})
+    try:
+        return checkpoints.restore(state(0))
+    finally:
+        checkpoints.close()
+
+
+def test_nothing_to_restore(tmp_path: Path) -> None:
+    assert restore(tmp_path / "new") is None
+
+
+def test_the_latest_of_two_comes_back(tmp_path: Path) -> None:
+    save(tmp_path, (1, 2, 3))
+    step, restored = restore(tmp_path)
+    assert step == 3
+    np.testing.assert_array_equal(restored["a"], state(3)["a"])
+    np.testing.assert_array_equal(restored["b"][0], np.arange(4))
+    assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 2
+
+
+def test_another_run_is_refused(tmp_path: Path) -> None:
+    save(tmp_path, (1,))
+    with pytest.raises(ClipbiasError, match=r"another run \(differs in seed\)"):
+        restore(tmp_path, {"seed": 2})
+
+
+def test_a_flipped_bit_is_found_and_the_previous_checkpoint_used(tmp_path: Path) -> None:
+    save(tmp_path, (1, 2))
+    damaged = 0
+    for path in (tmp_path / "2").rglob("*"):
+        if path.is_file() and "/d/" in path.as_posix():
+            content = bytearray(path.read_bytes())
+            content[len(content) // 2] ^= 1
+            path.write_bytes(content)
+            damaged += 1
+    assert damaged
+    step, restored = restore(tmp_path)
+    assert step == 1
+    np.testing.assert_array_equal(restored["a"], state(1)["a"])
+
+
+def test_restoring_onto_another_mesh(tmp_path: Path) -> None:
+    mesh = meshes.make_mesh(run=2, data=4)
+    placed = meshes.place(mesh, {"a": np.arange(8.0).reshape(2, 4)}, meshes.RUN)
+    checkpoints = Checkpoints(tmp_path, identity={})
+    checkpoints.save(5, placed)
+    checkpoints.close()
+    again = Checkpoints(tmp_path, identity={})
+    like = meshes.place(meshes.single_device(), {"a": np.zeros((2, 4))}, meshes.RUN)
+    step, restored = again.restore(like)
+    again.close()
+    assert step == 5
+    assert restored["a"].sharding == like["a"].sharding
+    np.testing.assert_array_equal(restored["a"], np.arange(8.0).reshape(2, 4))

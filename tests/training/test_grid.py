@@ -1,0 +1,95 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clipbias.clip import Clip
+from clipbias.data import Dataset
+from clipbias.errors import ClipbiasError
+from clipbias.training import mesh as meshes
+from clipbias.training.grid import Grid, GridSettings, plan
+from clipbias.training.settings import Recipe
+from clipbias.training.workdir import open_workdir
+from clipbias.tuning.adapter import load_adapter
+
+SETTINGS = GridSettings(
+    method_options={}, dtype="float32", eval_batch_size=8, checkpoint_seconds=60.0, on_image_error="raise"
+)
+
+
+def make_grid(clip: Clip, colours: Dataset, recipe: Recipe, folder: Path) -> Grid:
+    def load(name: str) -> Dataset:
+        if name != "colours":
+            raise ClipbiasError(f"there is no dataset {name!r}.")
+        return colours
+
+    return Grid(clip, recipe, SETTINGS, load, folder, mesh=meshes.single_device())
+
+
+def test_plan() -> None:
+    packs = plan(["zero_shot", "bias"], ["a", "b"], [4, 16], [1, 2, 3], runs_per_program=2)
+    assert [(p.method, p.dataset, p.shots, p.seeds) for p in packs[:5]] == [
+        ("zero_shot", "a", 0, (0,)),
+        ("bias", "a", 4, (1, 2)),
+        ("bias", "a", 4, (3,)),
+        ("bias", "a", 16, (1, 2)),
+        ("bias", "a", 16, (3,)),
+    ]
+    assert len(packs) == 10
+    assert plan(["bias"], ["a"], [4], [1, 2, 3], runs_per_program=0)[0].seeds == (1, 2, 3)
+
+
+def test_every_cell_once_and_a_failing_one_costs_no_other(
+    clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path
+) -> None:
+    packs = plan(["zero_shot", "taskres"], ["nowhere", "colours"], [2], [1, 2], runs_per_program=0)
+    rows = make_grid(clip, colours, recipe, tmp_path).run(packs)
+    assert [row["status"] for row in rows] == ["failed"] * 3 + ["ok"] * 3
+    assert rows[0]["error"] == "there is no dataset 'nowhere'."
+    assert rows[-1]["parameters"] == 3 * clip.config.projection_width
+    again = make_grid(clip, colours, recipe, tmp_path)
+    again._load_dataset = lambda name: (
+        pytest.fail(f"finished work on {name} was done again") if name == "colours" else 1 / 0
+    )
+    repeated = again.run(packs)
+    assert repeated[3:] == rows[3:]
+    assert repeated[0]["error"] == "ZeroDivisionError: division by zero"
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_an_adapter_of_the_grid_gives_the_grids_accuracy(
+    clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path
+) -> None:
+    from clipbias.training import single
+
+    grid = make_grid(clip, colours, recipe, tmp_path)
+    packs = plan(["bias"], ["colours"], [2], [1, 2], runs_per_program=0)
+    rows = grid.run(packs)
+    for row, seed in zip(rows, (1, 2), strict=True):
+        adapter = load_adapter(grid.adapter_path(packs[0], seed))
+        assert adapter.notes["accuracy"] == row["accuracy"]
+        assert np.any(adapter.learnables["vision_bias"])
+        score = single.evaluate(
+            adapter.task(clip),
+            adapter.learnables,
+            colours.split("test"),
+            mesh=meshes.single_device(),
+            eval_batch_size=8,
+            on_image_error="raise",
+        )
+        assert score["correct"] == row["correct"]
+
+
+def test_two_processes_in_one_folder(tmp_path: Path) -> None:
+    with (
+        open_workdir(tmp_path, {}),
+        pytest.raises(ClipbiasError, match="another process works in"),
+        open_workdir(tmp_path, {}),
+    ):
+        pass
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ClipbiasError, match="cannot write"), open_workdir(tmp_path / "file" / "x", {}):
+        pass

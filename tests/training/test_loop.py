@@ -1,0 +1,114 @@
+"""Training against itself: devices, side-by-side runs, interruption, bad losses."""
+
+import dataclasses
+import signal
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from clipbias.clip import Clip
+from clipbias.data import Dataset
+from clipbias.errors import ClipbiasError
+from clipbias.training import loop, single
+from clipbias.training import mesh as meshes
+from clipbias.training.interruption import Interrupted
+from clipbias.training.metrics import read_metrics
+from clipbias.training.settings import Recipe
+from clipbias.tuning import Task
+
+
+def pack(clip: Clip, dataset: Dataset, method: str, seeds: tuple[int, ...], *, groups: int = 1) -> list[loop.Run]:
+    task = Task(clip, method, dataset.class_names, template=dataset.template, groups=groups)
+    images = {s: single.training_images(dataset, shots=4, seed=s, on_image_error="raise") for s in seeds}
+    return [loop.Run(task, images[seed], seed) for seed in seeds]
+
+
+def run(clip: Clip, runs: list[loop.Run], recipe: Recipe, mesh=None, **options) -> loop.Trained:
+    mesh = mesh or meshes.single_device()
+    return loop.train(clip, meshes.replicate(mesh, clip.params), runs, recipe, mesh=mesh, **options)
+
+
+def assert_close(first, second, index=None) -> None:
+    first, second = meshes.fetch((first, second))
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        np.testing.assert_allclose(a if index is None else a[index : index + 1], b, rtol=2e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize("method", ["ivlp", "taskres"])
+def test_eight_devices_give_the_numbers_of_one(clip: Clip, colours: Dataset, recipe: Recipe, method: str) -> None:
+    one = run(clip, pack(clip, colours, method, (1, 2)), recipe)
+    mesh = meshes.make_mesh(run=2, data=4)
+    eight = run(clip, pack(clip, colours, method, (1, 2), groups=4), recipe, mesh)
+    np.testing.assert_allclose(one.losses, eight.losses, rtol=2e-5)
+    assert_close(one.learnables, eight.learnables)
+
+
+def test_runs_side_by_side_are_the_runs_one_by_one(clip: Clip, colours: Dataset, recipe: Recipe) -> None:
+    together = run(clip, pack(clip, colours, "bias", (1, 2)), recipe)
+    for index, seed in enumerate((1, 2)):
+        alone = run(clip, pack(clip, colours, "bias", (seed,)), recipe)
+        np.testing.assert_allclose(together.losses[index], alone.losses[0], rtol=2e-5)
+        assert_close(together.learnables, alone.learnables, index)
+    assert together.losses[0] != together.losses[1]
+
+
+def test_a_batch_that_does_not_divide_is_filled_up_and_masked(clip: Clip, colours: Dataset, recipe: Recipe) -> None:
+    recipe = dataclasses.replace(recipe, batch_size=6)
+    mesh = meshes.make_mesh(run=1, data=8)
+    one = run(clip, pack(clip, colours, "vpt", (1,)), recipe)
+    eight = run(clip, pack(clip, colours, "vpt", (1,), groups=8), recipe, mesh)
+    np.testing.assert_allclose(one.losses, eight.losses, rtol=2e-5)
+    assert_close(one.learnables, eight.learnables)
+
+
+def test_an_interrupted_run_ends_with_the_same_bits(
+    clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = pack(clip, colours, "bias", (1, 2))
+    whole = run(clip, runs, recipe)
+    original, calls = loop.train_step, 0
+
+    def step_and_signal(*arguments, **options):
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(loop, "train_step", step_and_signal)
+    where = {"folder": tmp_path / "checkpoints", "identity": {"a": 1}, "metrics_folder": tmp_path}
+    with pytest.raises(Interrupted, match="stopped at step 2 of 3"):
+        run(clip, runs, recipe, **where)
+    monkeypatch.undo()
+    continued = run(clip, runs, recipe, **where)
+    for a, b in zip(jax.tree.leaves(whole.learnables), jax.tree.leaves(continued.learnables), strict=True):
+        np.testing.assert_array_equal(meshes.fetch(a), meshes.fetch(b))
+    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+
+
+def test_a_checkpoint_of_eight_devices_continues_on_one(
+    clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path
+) -> None:
+    where = {"folder": tmp_path / "checkpoints", "identity": {}, "checkpoint_seconds": 0.0}
+    whole = run(clip, pack(clip, colours, "vpt", (1,)), recipe)
+    eight = pack(clip, colours, "vpt", (1,), groups=8)
+    run(clip, eight, dataclasses.replace(recipe, epochs=2), meshes.make_mesh(), **where)
+    # The schedule depends on the number of epochs: only what both runs share is compared.
+    one = run(clip, pack(clip, colours, "vpt", (1,)), recipe, **where)
+    assert one.steps == whole.steps == 3
+    assert_close(one.losses, whole.losses)
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_step(clip: Clip, colours: Dataset, recipe: Recipe) -> None:
+    recipe = dataclasses.replace(recipe, warmup_learning_rate=1e38)
+    with pytest.raises(ClipbiasError, match=r"seed 1\) is (nan|inf) at step [23]"):
+        run(clip, pack(clip, colours, "bias", (1,)), recipe)
+
+
+def test_runs_of_different_sizes_are_refused(clip: Clip, colours: Dataset, recipe: Recipe) -> None:
+    runs = pack(clip, colours, "bias", (1,))
+    fewer = dataclasses.replace(runs[0], train=colours.split("val"))
+    with pytest.raises(ClipbiasError, match="different numbers of training images"):
+        run(clip, [*runs, fewer], recipe)
