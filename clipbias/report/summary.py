@@ -80,7 +80,10 @@ class Summary:
 
     def cell(self, method: str, dataset: str, shots: int, measure: str = ACCURACY) -> Cell | None:
         """The cell to show for that many shots; a method without shots has the same one everywhere."""
-        return self.cells.get((measure, method, dataset, shots)) or self.cells.get((measure, method, dataset, 0))
+        found = self.cells.get((measure, method, dataset, shots))
+        if found is None and (without := self.cells.get((measure, method, dataset, 0))):
+            found = without if set(without.values) <= {None} else None
+        return found
 
     def average(self, method: str, shots: int, measure: str = ACCURACY) -> Cell | None:
         """The average over datasets, per seed; None unless every dataset has a finished run.
@@ -115,7 +118,11 @@ def _measured(row: Mapping[str, Any]) -> dict[str, float] | str:
     for measure, value in accuracies.items():
         if not isinstance(value, int | float) or not math.isfinite(value):
             return f"{measure} is {value}, not a number"
-    return {measure: float(value) for measure, value in accuracies.items()}
+    measured = {measure: float(value) for measure, value in accuracies.items()}
+    if {"base", "new"} <= measured.keys() and "H" not in measured:
+        base, new = measured["base"], measured["new"]
+        measured["H"] = 2 * base * new / (base + new) if base + new > 0 else 0.0
+    return measured
 
 
 def _distinct(rows: Sequence[Mapping[str, Any]], field: str) -> tuple:
@@ -129,9 +136,9 @@ def summarize(rows: Iterable[Mapping[str, Any]]) -> Summary:
     hides a finished run.
 
     Args:
-      rows: one mapping per run, with `method`, `dataset`, `shots`, `seed`, `accuracy` (percent) or `accuracies`
-        (several, by name), `parameters`, `parameters_vision`, `parameters_text`, `seconds`, `learning_rate`,
-        `status` ("ok" or "failed") and `error`.
+      rows: one mapping per run, with `method`, `dataset`, `shots`, `seed`, `protocol`, `accuracy` (percent) or
+        `accuracies` (several, by name; base and new get their harmonic mean H), `parameters`, `parameters_vision`,
+        `parameters_text`, `seconds`, `learning_rate`, `status` ("ok" or "failed") and `error`.
 
     Returns:
       The summary that the tables and the accuracy figure are made from; empty for no rows.
@@ -141,9 +148,11 @@ def summarize(rows: Iterable[Mapping[str, Any]]) -> Summary:
     rows = list(rows)
     for row in rows:
         method, dataset, shots = row["method"], row["dataset"], int(row.get("shots") or 0)
-        seed = row.get("seed") if shots else None
+        protocol = row.get("protocol", "few_shot")
+        # What learns from no images draws nothing at random; what learns from all of them still shuffles.
+        seed = row.get("seed") if shots or protocol == "full" else None
         measured = _measured(row)
-        key = (method, dataset, shots, seed)
+        key = (method, dataset, shots, seed, protocol)
         if isinstance(measured, str):
             failed[key] = Failure(method, dataset, shots, seed, measured)
         else:
@@ -153,7 +162,7 @@ def summarize(rows: Iterable[Mapping[str, Any]]) -> Summary:
     measures = tuple(dict.fromkeys(measure for _, measured in finished.values() for measure in measured))
     measures = measures or (ACCURACY,)
     cells = {}
-    for method, dataset, shots, _ in [*finished, *failures]:
+    for method, dataset, shots, *_ in [*finished, *failures]:
         group = (method, dataset, shots)
         lost = tuple(failure for key, failure in failures.items() if key[:3] == group)
         for measure in measures:

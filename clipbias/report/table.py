@@ -3,8 +3,9 @@
 from collections.abc import Callable, Sequence
 
 from clipbias.report import page
-from clipbias.report.cells import MISSING, Entry, Table, failure_line, tables
+from clipbias.report.cells import MISSING, Entry, Table
 from clipbias.report.summary import Summary, summarize
+from clipbias.report.tables import failure_line, tables
 
 __all__ = ["html_table", "summarize", "to_html", "to_latex", "to_markdown", "to_text"]
 

@@ -6,7 +6,7 @@ import statistics
 import pytest
 
 from clipbias.report import published, summarize, to_html, to_latex, to_markdown, to_text
-from clipbias.report.cells import tables
+from clipbias.report.tables import tables
 
 ELEVEN = (
     *("imagenet", "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101"),
@@ -95,10 +95,36 @@ def test_sizes_give_both_towers_and_the_mean_time():
     assert [entry.text for entry in table.rows[0]] == ["Bias tuning", "15,360", "9,216", "6,144", "0.0025", "3.0"]
 
 
-def test_base_to_new_has_a_table_per_measure():
-    rows = [run(accuracy=None, accuracies={"base": 80.0, "new": 60.0, "H": 68.6})]
+def test_base_to_new_of_one_dataset_is_one_table_with_the_harmonic_mean():
+    rows = [
+        run(accuracy=None, accuracies={"base": 80.0, "new": 60.0}),
+        run(accuracy=None, seed=2, accuracies={"base": 82.0, "new": 58.0}),
+    ]
+    table = tables(summarize(rows))[0]
+    assert table.title == "16 shots of demo/digits"
+    assert table.columns == ("Method", "base", "new", "H", "Parameters")
+    harmonic = [2 * 80 * 60 / 140, 2 * 82 * 58 / 140]
+    assert [entry.text for entry in table.rows[0][1:4]] == ["81.0", "59.0", f"{sum(harmonic) / 2:.1f}"]
+    assert table.rows[0][3].spread == f"± {statistics.stdev(harmonic):.1f}"
+    assert "harmonic mean" in table.caption
+
+
+def test_base_to_new_of_several_datasets_has_a_table_per_measure():
+    rows = [run(dataset=name, accuracy=None, accuracies={"base": 80.0, "new": 60.0}) for name in "ab"]
     titles = [table.title for table in tables(summarize(rows))]
-    assert titles == ["16 shots: base", "16 shots: new", "16 shots: H", "Size and time"]
+    assert titles == [
+        title
+        for measure in ("base", "new", "H")
+        for title in (f"Average over datasets: {measure}", f"16 shots: {measure}")
+    ] + ["Size and time"]
+
+
+def test_training_on_everything_keeps_its_seeds_and_stays_out_of_the_shots():
+    full = [run(shots=0, seed=seed, accuracy=90.0 + seed, protocol="full") for seed in (1, 2)]
+    assert tables(summarize(full))[0].title == "All training images"
+    assert tables(summarize(full))[0].rows[0][1].text == "91.5"
+    mixed = tables(summarize([*full, run(shots=4, accuracy=50.0), run("coop", shots=4)]))[0]
+    assert entries(mixed, "Bias tuning")[1].text == "50.0"
 
 
 def test_published_averages_stand_beside_the_eleven_and_nowhere_else():
