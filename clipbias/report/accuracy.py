@@ -16,17 +16,19 @@ if TYPE_CHECKING:
 AVERAGE = "Average"
 
 
-def accuracy_figure(results: Summary | Iterable[Mapping[str, Any]], *, measure: str = ACCURACY) -> "Figure":
+def accuracy_figure(results: Summary | Iterable[Mapping[str, Any]], *, measure: str | None = None) -> "Figure":
     """Draws accuracy in percent against shots, one line per method, ± one sample standard deviation over seeds.
 
     Args:
       results: a summary, or the rows of a results file.
-      measure: what to draw where runs have several accuracies.
+      measure: what to draw where runs have several accuracies; without it the plain one, else H, else the first.
 
     Returns:
       A figure whose last panel carries the methods' names beside their lines; zero-shot is a dashed level.
     """
     summary = results if isinstance(results, Summary) else summarize(results)
+    preferred = [measure] if measure else [name for name in (ACCURACY, "H") if name in summary.measures]
+    measure = (*preferred, *summary.measures)[0]
     panels = [*summary.datasets]
     if len(panels) > 1:
         panels.append(AVERAGE)

@@ -71,3 +71,14 @@ def test_names_stand_beside_the_last_panel_without_touching():
 def test_other_shapes_of_results_can_be_drawn(made):
     figure = accuracy_figure(made)
     assert style.png_bytes(figure, dpi=40)[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_base_to_new_draws_the_harmonic_mean_unless_told_otherwise():
+    made = [
+        {"method": "bias", "dataset": "a", "shots": k, "seed": 1, "accuracies": {"base": 80.0, "new": 60.0}}
+        for k in (4, 16)
+    ]
+    for measure, value in ((None, 2 * 80 * 60 / 140), ("new", 60.0)):
+        axes = accuracy_figure(made, measure=measure).axes[0]
+        assert axes.get_ylabel() == f"{measure or 'H'} (%)"
+        np.testing.assert_allclose(np.asarray(lines(axes)["bias"][0].get_ydata(), float), value)
