@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 
-from tests.reference import numpy_clip
+from tests.reference import weights
 from tests.reference.methods import Reference
 from tests.reference.tokenizer import END, START, SimpleTokenizer, byte_alphabet
 
@@ -72,7 +72,7 @@ def tiny_geometry(folder: str | os.PathLike, **sizes) -> dict:
         "patch_size": 4,
     } | sizes
     vocabulary = write_tokenizer(folder, context_length=context_length)
-    return numpy_clip.geometry(vocabulary=vocabulary, context_length=context_length, **chosen)
+    return weights.geometry(vocabulary=vocabulary, context_length=context_length, **chosen)
 
 
 def write_checkpoint(folder: str | os.PathLike, config: Mapping, state: Mapping[str, np.ndarray]) -> None:
@@ -103,16 +103,16 @@ def write_checkpoint(folder: str | os.PathLike, config: Mapping, state: Mapping[
 def tiny_checkpoint(folder: str | os.PathLike, *, seed: int = 0, **sizes) -> Reference:
     """Writes a random checkpoint that `clipbias.load(folder)` reads; returns the reference's view of it."""
     config = tiny_geometry(folder, **sizes)
-    state = numpy_clip.random_state_dict(config, seed)
+    state = weights.random_state_dict(config, seed)
     write_checkpoint(folder, config, state)
     tokenizer = SimpleTokenizer(folder, config["text_config"]["max_position_embeddings"])
-    return Reference(numpy_clip.double(state), config, tokenizer)
+    return Reference(weights.double(state), config, tokenizer)
 
 
 def random_images(config: Mapping, count: int, seed: int = 0) -> np.ndarray:
     """[B, R, R, 3] float32 of mean 0 and variance 1, as normalised images are."""
     size = config["vision_config"]["image_size"]
-    return numpy_clip.deterministic_uniform(2000 + seed, 0, (count, size, size, 3))
+    return weights.deterministic_uniform(2000 + seed, 0, (count, size, size, 3))
 
 
 def random_tokens(config: Mapping, lengths: tuple[int, ...], seed: int = 0) -> np.ndarray:

@@ -20,7 +20,7 @@ import transformers
 from torch.nn import functional
 
 from tests import helpers
-from tests.reference import gradients, methods, numpy_clip
+from tests.reference import gradients, methods, numpy_clip, weights
 from tests.reference.cases import (
     CASES,
     CLASS_NAMES,
@@ -146,7 +146,7 @@ def make_tiny(name: str, sizes: Mapping) -> None:
     folder = DATA / name
     shutil.rmtree(folder, ignore_errors=True)
     config = helpers.tiny_geometry(folder, **sizes)
-    state = numpy_clip.random_state_dict(config, seed=len(name))
+    state = weights.random_state_dict(config, seed=len(name))
     model = torch_clip(config, state)
     model.save_pretrained(folder)
     length = config["text_config"]["max_position_embeddings"]
@@ -161,7 +161,7 @@ def make_tiny(name: str, sizes: Mapping) -> None:
     images = helpers.random_images(config, len(LABELS))
     texts = ["a photo of a cat.", "the big dog, a type of pet", "757-200", "Golden Retriever's pup!?"]
     tokens = tokenize(texts).numpy()
-    reference = methods.Reference(numpy_clip.double(state), config, helpers.SimpleTokenizer(folder, length))
+    reference = methods.Reference(weights.double(state), config, helpers.SimpleTokenizer(folder, length))
     np.testing.assert_array_equal(reference.tokenizer.tokenize(texts), tokens)
     model = model.double()
     outputs = {"tokens": tokens, "images": images, **forward(model, tokens, images)}
@@ -181,11 +181,11 @@ def make_tiny(name: str, sizes: Mapping) -> None:
 
 def make_full() -> None:
     """The outputs of ViT-B/16's geometry for two images and three texts of random tokens."""
-    config = numpy_clip.geometry(**VIT_B_16)
-    state = numpy_clip.random_state_dict(config, seed=16)
+    config = weights.geometry(**VIT_B_16)
+    state = weights.random_state_dict(config, seed=16)
     tokens, images = helpers.random_tokens(config, (5, 30, 75)), helpers.random_images(config, 2)
     outputs = forward(torch_clip(config, state).double(), tokens, images)
-    doubled = numpy_clip.double(state)
+    doubled = weights.double(state)
     vision = numpy_clip.encode_image(doubled, config, images)
     text = numpy_clip.encode_text(doubled, config, tokens)
     compare("ViT-B/16 image features", vision.features, outputs["image_features"])

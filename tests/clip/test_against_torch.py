@@ -14,7 +14,7 @@ from clipbias.clip import Adaptation, Clip, config, convert, encode_image, encod
 from clipbias.clip.packed_text import encode_packed_text
 from clipbias.clip.text import as_tokens
 from tests import helpers
-from tests.reference import methods, numpy_clip
+from tests.reference import methods, numpy_clip, weights
 from tests.reference.cases import TINY, VIT_B_16
 from tests.reference.tokenizer import SimpleTokenizer
 
@@ -37,9 +37,9 @@ def difference(actual: jax.Array, expected: np.ndarray) -> float:
 def tiny(request) -> tuple[Clip, methods.Reference, dict[str, np.ndarray]]:
     """A checkpoint as `transformers` saved it, the reference's reading of it, and the outputs of `CLIPModel`."""
     folder = DATA / request.param
-    settings = numpy_clip.read_config(folder)
+    settings = weights.read_config(folder)
     tokenizer = SimpleTokenizer(folder, settings["text_config"]["max_position_embeddings"])
-    state = numpy_clip.double(safetensors.numpy.load_file(folder / "model.safetensors"))
+    state = weights.double(safetensors.numpy.load_file(folder / "model.safetensors"))
     expected = safetensors.numpy.load_file(folder / "expected.safetensors")
     return clipbias.load(folder), methods.Reference(state, settings, tokenizer), expected
 
@@ -82,7 +82,7 @@ def test_attention_and_taps_equal_the_reference(tiny):
     settings, seeds = reference.config, iter(range(100))
 
     def draw(*shape: int) -> np.ndarray:
-        return np.float32(0.3) * numpy_clip.deterministic_uniform(77, next(seeds), shape)
+        return np.float32(0.3) * weights.deterministic_uniform(77, next(seeds), shape)
 
     prompts, context, deep = draw(2, 3, vision.width), draw(2, text.width), draw(1, 2, text.width)
     vision_bias, text_bias = draw(vision.layers, vision.width), draw(text.layers, text.width)
@@ -116,9 +116,9 @@ def test_attention_and_taps_equal_the_reference(tiny):
 
 def test_vit_b_16_equals_transformers():
     """The full geometry, its weights drawn from their seed."""
-    settings = numpy_clip.geometry(**VIT_B_16)
+    settings = weights.geometry(**VIT_B_16)
     expected = safetensors.numpy.load_file(DATA / "vit_b_16.safetensors")
-    state = numpy_clip.random_state_dict(settings, seed=16)
+    state = weights.random_state_dict(settings, seed=16)
     import transformers
 
     shapes = {name: value.shape for name, value in state.items()}

@@ -1,4 +1,4 @@
-"""Relevancy against the full matrices of the plain NumPy reference, one pair at a time, for every method."""
+"""Relevancy and its rivals against the full matrices of the plain NumPy reference, one pair at a time."""
 
 from pathlib import Path
 
@@ -10,10 +10,11 @@ import safetensors.numpy
 
 import clipbias
 from clipbias.clip import Clip
+from clipbias.explain.baselines import explanations
 from clipbias.explain.relevancy import relevancy
 from clipbias.tuning import Task
 from tests import helpers
-from tests.reference import methods, numpy_clip
+from tests.reference import methods, weights
 from tests.reference import relevancy as plain
 from tests.reference.cases import CASES, CLASS_NAMES, Case
 from tests.reference.tokenizer import SimpleTokenizer
@@ -37,8 +38,8 @@ EXPLAINED = {
 
 @pytest.fixture(scope="module")
 def loaded() -> tuple[Clip, methods.Reference]:
-    config = numpy_clip.read_config(FOLDER)
-    state = numpy_clip.double(safetensors.numpy.load_file(FOLDER / "model.safetensors"))
+    config = weights.read_config(FOLDER)
+    state = weights.double(safetensors.numpy.load_file(FOLDER / "model.safetensors"))
     return clipbias.load(FOLDER), methods.Reference(state, config, SimpleTokenizer(FOLDER, 24))
 
 
@@ -70,3 +71,29 @@ def test_relevancy_equals_the_full_matrices(name, start_layer, loaded):
         assert_rows_equal(found.text[i, : len(text)], text)
         assert not found.text[i, len(text) :].any()
         assert float(found.scores[i]) == pytest.approx(plain.pair(reference, inputs, images[i], target).score, rel=1e-5)
+
+
+@pytest.mark.parametrize("start_layer", [0, 1])
+@pytest.mark.parametrize("name", ["ivlp", "bias"])
+def test_rivals_equal_the_full_matrices(name, start_layer, loaded):
+    clip, reference = loaded
+    task, case, learnables = bind(loaded, name)
+    images = helpers.random_images(reference.config, len(TARGETS), seed=2)
+    found = explanations(task, clip.params, learnables, images, TARGETS, start_layer=start_layer)
+    inputs = methods.prepare(reference, case.method, CLASS_NAMES, learnables, **case.options)
+    for i, target in enumerate(TARGETS):
+        pair = plain.pair(reference, inputs, images[i], target)
+        for tower, row, columns, queries in (
+            ("vision", 0, slice(1, None), None),
+            ("text", pair.end, slice(0, pair.end), pair.end + 1),
+        ):
+            attention = getattr(pair, f"{tower}_attention")
+            gradient = getattr(pair, f"{tower}_gradient")
+            expected = {
+                "attention": plain.raw_attention(attention, row),
+                "rollout": plain.rollout(attention, start_layer)[row],
+                "legrad": plain.legrad(gradient[start_layer:], queries),
+            }
+            for kind, values in expected.items():
+                actual = getattr(found[kind], tower)[i]
+                assert_rows_equal(actual[: len(values[columns])], values[columns])

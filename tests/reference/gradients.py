@@ -9,7 +9,8 @@ import numpy as np
 
 from tests.reference import methods, numpy_clip
 from tests.reference.methods import Forward, Inputs, Learnables, Reference
-from tests.reference.numpy_clip import Block, State, Tower
+from tests.reference.numpy_clip import Block, Tower
+from tests.reference.weights import State
 
 Gradients = dict[str, np.ndarray]
 

@@ -18,9 +18,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tests.reference import numpy_clip
-from tests.reference.numpy_clip import State, Tower
+from tests.reference import numpy_clip, weights
+from tests.reference.numpy_clip import Tower
 from tests.reference.tokenizer import SimpleTokenizer
+from tests.reference.weights import State
 
 Learnables = Mapping[str, np.ndarray]
 
@@ -218,6 +219,6 @@ def random_learnables(
     if method == "bias":
         shapes["vision_bias"], shapes["text_bias"] = (vision_layers, vision_width), (text_layers, text_width)
     return {
-        name: np.float32(0.3) * numpy_clip.deterministic_uniform(1000 + seed, stream, shape)
+        name: np.float32(0.3) * weights.deterministic_uniform(1000 + seed, stream, shape)
         for stream, (name, shape) in enumerate(shapes.items())
     }

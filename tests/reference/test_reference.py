@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests import helpers
-from tests.reference import gradients, methods, numpy_clip, relevancy, statistics
+from tests.reference import gradients, methods, numpy_clip, relevancy, statistics, weights
 from tests.reference.cases import CLASS_NAMES
 
 CASES = {
@@ -35,7 +35,7 @@ def test_gradients_equal_finite_differences(clip, case):
     _, found = gradients.loss_and_gradients(clip, method, names, learnables, images, labels, **options)
     for stream, (name, value) in enumerate(learnables.items()):
         # Along one random direction: the whole array at the price of two evaluations.
-        direction = numpy_clip.deterministic_uniform(7, stream, value.shape)
+        direction = weights.deterministic_uniform(7, stream, value.shape)
 
         def loss(distance, name=name, value=value, direction=direction):
             moved = learnables | {name: value + distance[0] * direction}
@@ -54,7 +54,7 @@ def test_attention_gradients_equal_finite_differences_through_taps(clip):
     alone = relevancy.only(inputs, 1)
     for tower, found in (("vision", pair.vision_gradient), ("text", pair.text_gradient)):
         for layer, gradient in enumerate(found):
-            direction = numpy_clip.deterministic_uniform(8, layer, gradient.shape)
+            direction = weights.deterministic_uniform(8, layer, gradient.shape)
 
             def score(distance, tower=tower, layer=layer, found=found, direction=direction):
                 taps = [np.zeros(1)] * len(found)

@@ -19,7 +19,7 @@ from clipbias.clip import Clip
 from clipbias.training import step as training
 from clipbias.training.settings import Recipe
 from tests import helpers
-from tests.reference import gradients, methods, numpy_clip
+from tests.reference import gradients, methods, weights
 from tests.reference.cases import CASES, CLASS_NAMES, LABELS, LEARNING_RATE, STEPS, Case
 
 DATA = Path(__file__).parents[1] / "data_files"
@@ -92,7 +92,7 @@ def expected() -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def config() -> dict:
-    return numpy_clip.read_config(DATA / "tiny_quick_gelu")
+    return weights.read_config(DATA / "tiny_quick_gelu")
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -125,7 +125,7 @@ def test_equals_the_authors_rules_in_pytorch(name, clip, expected, config):
 )
 def test_logits_with_the_other_activation(name):
     folder, case = DATA / "tiny_gelu", CASES[name]
-    clip, config = clipbias.load(folder), numpy_clip.read_config(folder)
+    clip, config = clipbias.load(folder), weights.read_config(folder)
     task = clipbias.Task(clip, case.method, CLASS_NAMES, **task_options(case))
     images = safetensors.numpy.load_file(folder / "expected.safetensors")["images"]
     logits = jax.jit(task.logits)(clip.params, initial(config, case, len(CLASS_NAMES)), images)
