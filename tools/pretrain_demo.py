@@ -11,12 +11,14 @@ images are not used.
 import functools
 import hashlib
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from absl import app, flags, logging
 
 from clipbias import clip as clip_lib
@@ -39,6 +41,8 @@ flags.DEFINE_float("weight_decay", 0.1, "Of AdamW.")
 flags.DEFINE_float("logit_scale", 50.0, "Held fixed. Left to itself it stays near 15 in a model as small as this one.")
 flags.DEFINE_integer("report_every", 100, "Steps between lines of progress.", lower_bound=1)
 flags.DEFINE_integer("save_every", 500, "Steps between saved states.", lower_bound=1)
+flags.DEFINE_integer("workers", 2, "Processes that draw scenes.")
+flags.DEFINE_list("watch", list(demo.NAMES), "Demo datasets whose validation accuracy is reported.")
 flags.DEFINE_integer("width", 128, "Of the vision tower; the text tower has three quarters of it.", lower_bound=4)
 flags.DEFINE_integer("layers", 4, "Of both towers.", lower_bound=1)
 
@@ -109,22 +113,25 @@ def write_model(folder: Path, model: Clip, params: Any) -> None:
     vocabulary.write(folder, VOCABULARY_SIZE)
 
 
+@functools.cache
+def compiled_step(
+    config: ClipConfig, preprocessing: Preprocessing, learning_rate: float, weight_decay: float, steps: int
+) -> tuple[optax.GradientTransformation, Callable[..., Any]]:
+    """The optimiser and the jitted update that uses it."""
+    optimiser = contrastive.optimiser(learning_rate=learning_rate, steps=steps, weight_decay=weight_decay)
+    step = functools.partial(contrastive.train_step, config=config, preprocessing=preprocessing, optimiser=optimiser)
+    return optimiser, jax.jit(step, donate_argnums=(0, 1))
+
+
 def train(model: Clip, scenes: corpus.Corpus, datasets: list[data.Dataset], work: Path) -> Any:
     """Runs the steps that are left and returns the parameters."""
-    optimiser = contrastive.optimiser(
-        learning_rate=FLAGS.learning_rate,
-        steps=FLAGS.steps,
-        warmup=max(1, FLAGS.steps // 20),
-        weight_decay=FLAGS.weight_decay,
-    )
-    step_fn = jax.jit(
-        functools.partial(
-            contrastive.train_step, config=model.config, preprocessing=model.preprocessing, optimiser=optimiser
-        ),
-        donate_argnums=(0, 1),
+    optimiser, step_fn = compiled_step(
+        model.config, model.preprocessing, FLAGS.learning_rate, FLAGS.weight_decay, FLAGS.steps
     )
     state_path = work / "state.npz"
-    (params, state), start = load_state(state_path, (model.params, optimiser.init(model.params)))
+    # The step donates its arguments, and the caller's parameters must outlive it.
+    initial = jax.tree.map(jnp.copy, (model.params, optimiser.init(model.params)))
+    (params, state), start = load_state(state_path, initial)
     began, reported = time.time(), start
     for step in range(start, FLAGS.steps):
         batch = corpus.batch(scenes, seed=FLAGS.seed, step=step, size=FLAGS.batch_size)
@@ -157,9 +164,10 @@ def main(_: list[str]) -> None:
         seed=FLAGS.seed,
         count=FLAGS.scenes,
         tokenize=lambda texts: tokenizer_lib.tokenize(text_tokenizer, texts, CONTEXT_LENGTH),
+        workers=FLAGS.workers,
     )
     logging.info("%d scenes in %s", len(scenes.kinds), work)
-    params = train(model, scenes, [demo.load(f"demo/{name}") for name in demo.NAMES], work)
+    params = train(model, scenes, [demo.load(f"demo/{name}") for name in FLAGS.watch], work)
     write_model(Path(FLAGS.output), model, params)
     logging.info("wrote %s", FLAGS.output)
 

@@ -8,6 +8,8 @@ import optax
 
 from clipbias.clip import ClipConfig, Preprocessing, encode_image, encode_text
 
+WARM_UP = 300  # steps
+
 
 def random_crops(images: jax.Array, rng: jax.Array, *, smallest: float = 0.6) -> jax.Array:
     """Cuts a random window out of each image and stretches it to the full size, bilinearly.
@@ -61,9 +63,22 @@ def decayed(params: Any) -> Any:
     )
 
 
-def optimiser(*, learning_rate: float, steps: int, warmup: int, weight_decay: float) -> optax.GradientTransformation:
-    """AdamW on a cosine after a linear warm-up, gradients clipped to norm 1."""
-    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup, steps, 0.01 * learning_rate)
+def optimiser(*, learning_rate: float, steps: int, weight_decay: float) -> optax.GradientTransformation:
+    """AdamW with gradients clipped to norm 1.
+
+    The rate rises for `WARM_UP` steps, stays, and falls to nothing over the last third. Being constant in between, it
+    lets a run that is under way be made longer or shorter and still be the run that its final number of steps defines.
+    """
+    warm_up = min(WARM_UP, max(1, steps // 3))
+    fall = max(warm_up + 1, steps * 2 // 3)
+    schedule = optax.join_schedules(
+        [
+            optax.linear_schedule(0.0, learning_rate, warm_up),
+            optax.constant_schedule(learning_rate),
+            optax.linear_schedule(learning_rate, 0.0, max(1, steps - fall)),
+        ],
+        boundaries=[warm_up, fall],
+    )
     return optax.chain(
         optax.clip_by_global_norm(1.0),
         optax.adamw(schedule, b1=0.9, b2=0.98, eps=1e-6, weight_decay=weight_decay, mask=decayed),

@@ -18,7 +18,7 @@ from tools.demo import captions, scenes
 
 CHUNK = 2000
 PHRASES = 2  # descriptions kept of each scene
-CAPTION_LENGTH = 18  # tokens, start and end included; the longest caption has 16
+CAPTION_LENGTH = 14  # tokens of the longest caption, start and end included
 
 Tokenize = Callable[[list[str]], np.ndarray]
 
@@ -66,12 +66,18 @@ def pad(ids: np.ndarray) -> np.ndarray:
     return np.pad(ids, ((0, 0), (0, CAPTION_LENGTH - ids.shape[1])))
 
 
-def load(folder: Path, *, seed: int, count: int, tokenize: Tokenize, workers: int = 2, chunk: int = CHUNK) -> Corpus:
+def load(folder: Path, *, seed: int, count: int, tokenize: Tokenize, workers: int = 2) -> Corpus:
     """Draws what is missing of `count` scenes, with `workers` processes, and loads them all."""
     folder.mkdir(parents=True, exist_ok=True)
+    chunk = min(CHUNK, count)
     draw = functools.partial(draw_chunk, folder, seed, size=chunk)
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        paths = list(pool.map(draw, range(-(-count // chunk))))
+    chunks = range(-(-count // chunk))
+    if workers < 2:
+        paths = [draw(number) for number in chunks]
+    else:
+        spawn = multiprocessing.get_context("spawn")
+        with concurrent.futures.ProcessPoolExecutor(workers, mp_context=spawn) as pool:
+            paths = list(pool.map(draw, chunks))
     parts: dict[str, list[np.ndarray]] = {"images": [], "kinds": [], "names": [], "phrases": []}
     for path in paths:
         with np.load(path, allow_pickle=False) as file:

@@ -1,0 +1,71 @@
+"""Pretraining of the demo model: it learns, continues where it stopped, and writes a model that loads."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl.testing import flagsaver
+
+import clipbias
+from clipbias.clip import init_params
+from tools import pretrain_demo
+from tools.demo import contrastive, corpus
+
+SMALL = dict(scenes=40, batch_size=8, width=16, layers=1, steps=4, save_every=2, report_every=2, watch=[], workers=1)
+
+
+def test_a_continued_run_ends_with_the_same_weights(tmp_path, monkeypatch):
+    with flagsaver.flagsaver(**SMALL, work=str(tmp_path / "a"), output=str(tmp_path / "whole")):
+        pretrain_demo.main([])
+    draw = corpus.batch
+
+    def stop_at_three(*arguments, step, **options):
+        if step == 3:
+            raise KeyboardInterrupt
+        return draw(*arguments, step=step, **options)
+
+    with flagsaver.flagsaver(**SMALL, work=str(tmp_path / "b"), output=str(tmp_path / "parts")):
+        monkeypatch.setattr(corpus, "batch", stop_at_three)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain_demo.main([])
+        assert not (tmp_path / "parts").exists()
+        monkeypatch.setattr(corpus, "batch", draw)
+        pretrain_demo.main([])
+    whole, parts = (clipbias.load(tmp_path / name) for name in ("whole", "parts"))
+    jax.tree.map(np.testing.assert_array_equal, whole.params, parts.params)
+    assert float(jnp.exp(whole.params["logit_scale"])) == pytest.approx(50, rel=1e-3)
+    assert whole.tokenize(["a photo of a seven."]).shape == (1, 8)
+
+
+def test_equal_captions_are_matches_of_each_other():
+    config = pretrain_demo.model_config(16, 1)
+    params = init_params(config, jax.random.key(0))
+    images = jax.random.normal(jax.random.key(1), (3, 48, 48, 3))
+    ids = jnp.array([[1534, 5, 1535], [1534, 5, 1535], [1534, 9, 1535]])
+    image_features, _ = clipbias.clip.encode_image(params, config, images)
+    text_features, _ = clipbias.clip.encode_text(params, config, ids)
+    unit = [np.asarray(x) / np.linalg.norm(x, axis=-1, keepdims=True) for x in (image_features, text_features)]
+    logits = np.exp(float(params["logit_scale"])) * unit[0] @ unit[1].T
+    targets = np.array([[0.5, 0.5, 0], [0.5, 0.5, 0], [0, 0, 1]])
+
+    def cross_entropy(values):
+        return -(targets * (values - np.log(np.exp(values).sum(-1, keepdims=True)))).sum(-1).mean()
+
+    expected = (cross_entropy(logits) + cross_entropy(logits.T)) / 2
+    assert float(contrastive.loss(params, config, images, ids)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_crops_leave_a_flat_image_flat_and_whole_windows_unchanged():
+    images = jnp.full((4, 48, 48, 3), 7.0)
+    np.testing.assert_allclose(contrastive.random_crops(images, jax.random.key(0)), images, rtol=1e-5)
+    images = jax.random.uniform(jax.random.key(1), (2, 48, 48, 3))
+    whole = contrastive.random_crops(images, jax.random.key(2), smallest=1.0)
+    np.testing.assert_allclose(whole, images, atol=1e-5)
+
+
+def test_weight_decay_spares_biases_norms_and_the_logit_scale():
+    params = init_params(pretrain_demo.model_config(16, 1), jax.random.key(0))
+    decayed = contrastive.decayed(params)
+    assert not decayed["logit_scale"]
+    assert not decayed["vision"]["layers"]["norm1"]["scale"] and not decayed["text"]["layers"]["fc1"]["bias"]
+    assert decayed["vision"]["layers"]["qkv"]["kernel"] and decayed["text"]["projection"]
