@@ -33,26 +33,31 @@ def random_crops(images: jax.Array, rng: jax.Array, *, smallest: float = 0.6) ->
     return jnp.einsum("BYR,BRCK,BXC->BYXK", rows, images, columns)
 
 
-def loss(params: Any, config: ClipConfig, images: jax.Array, ids: jax.Array) -> jax.Array:
+def matching_loss(
+    image_features: jax.Array, text_features: jax.Array, ids: jax.Array, logit_scale: jax.Array
+) -> jax.Array:
     """Symmetric cross-entropy where every pair with equal captions is a match, all equally likely.
 
-    The logit scale is a constant here, not learned.
-
     Args:
-      images: `[B, R, R, 3]`, normalised.
-      ids: `[B, N]`.
+      image_features, text_features: `[B, d]`, of any length.
+      ids: `[B, N]`: the captions.
+      logit_scale: a logarithm; a constant here, not learned.
     """
-    image_features, _ = encode_image(params, config, images)
-    text_features, _ = encode_text(params, config, ids)
     image_features = image_features / jnp.linalg.norm(image_features, axis=-1, keepdims=True)
     text_features = text_features / jnp.linalg.norm(text_features, axis=-1, keepdims=True)
-    scale = jnp.exp(jax.lax.stop_gradient(params["logit_scale"]))
-    logits = scale * image_features @ text_features.T
+    logits = jnp.exp(jax.lax.stop_gradient(logit_scale)) * image_features @ text_features.T
     matches = (ids[:, None] == ids[None]).all(-1).astype(jnp.float32)
     targets = matches / matches.sum(-1, keepdims=True)
     of_images = optax.softmax_cross_entropy(logits, targets)
     of_texts = optax.softmax_cross_entropy(logits.T, targets)
     return 0.5 * (of_images + of_texts).mean()
+
+
+def loss(params: Any, config: ClipConfig, images: jax.Array, ids: jax.Array) -> jax.Array:
+    """`matching_loss` of normalised `images [B, R, R, 3]` and their captions `ids [B, N]`."""
+    image_features, _ = encode_image(params, config, images)
+    text_features, _ = encode_text(params, config, ids)
+    return matching_loss(image_features, text_features, ids, params["logit_scale"])
 
 
 def decayed(params: Any) -> Any:
