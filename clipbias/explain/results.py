@@ -106,7 +106,7 @@ FIGURES = (
 )
 VISION_KINDS = ("patches", "prompts")
 TEXT_KINDS = ("sos", "prompt", "category", "dot", "eos")
-INTERVENTIONS = ("full", "values_only", "reweighting_only", "mean_per_token", "mean", "none")
+INTERVENTIONS = ("full", "values_only", "frozen", "reweighting_only", "mean_per_token", "mean", "none")
 MAPS = ("relevancy", "attention", "rollout", "legrad", "random")
 
 

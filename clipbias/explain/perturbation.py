@@ -1,0 +1,68 @@
+"""Faithfulness: remove the patches that a map calls important, and see how soon the model fails (Chefer et al. 2021).
+
+A patch is removed by making its pixels black before they are normalised. "positive" removes the highest values first: a
+faithful map makes the accuracy fall fast. "negative" removes the lowest first: a faithful map makes it stay.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clipbias.clip.vision import patchify
+
+FRACTIONS = tuple(round(0.1 * step, 1) for step in range(10))
+DIRECTIONS = ("positive", "negative")
+
+
+def removed(ranking: jax.Array, fraction: float, direction: str) -> jax.Array:
+    """Which of the patches `[B, M]` are removed: the share `fraction` of highest ("positive") or lowest ("negative")
+    values; ties by position.
+    """
+    order = jnp.argsort(-ranking if direction == "positive" else ranking, axis=-1, stable=True)
+    rank = jnp.argsort(order, axis=-1)
+    return rank < round(fraction * ranking.shape[-1])
+
+
+def black_out(images: jax.Array, patches: jax.Array, patch_size: int) -> jax.Array:
+    """`images [B, R, R, 3]` of raw pixels with the patches `[B, M]` set to 0."""
+    batch, size = images.shape[:2]
+    grid = size // patch_size
+    mask = patches.reshape(batch, grid, grid).repeat(patch_size, axis=1).repeat(patch_size, axis=2)
+    return jnp.where(mask[..., None], jnp.zeros((), images.dtype), images)
+
+
+def perturbed_predictions(
+    predict: Callable[[jax.Array], jax.Array],
+    images: jax.Array,
+    maps: jax.Array,
+    *,
+    patch_size: int,
+    direction: str,
+    fractions: Sequence[float] = FRACTIONS,
+) -> jax.Array:
+    """Predicted classes after each step of removal: int32 `[S, B]`.
+
+    Args:
+      predict: raw uint8 images `[B, R, R, 3]` to logits `[B, C]`.
+      images: uint8 `[B, R, R, 3]`.
+      maps: `[B, M]`, over the patches alone.
+    """
+    return jnp.stack(
+        [
+            jnp.argmax(predict(black_out(images, removed(maps, fraction, direction), patch_size)), axis=-1)
+            for fraction in fractions
+        ]
+    ).astype(jnp.int32)
+
+
+def area_under_curve(fractions: Sequence[float], accuracy: np.ndarray) -> float:
+    """Mean height of the accuracy curve `[S]` over the removed share, by trapezoids."""
+    fractions = np.asarray(fractions, np.float64)
+    return float(np.trapezoid(accuracy, fractions) / (fractions[-1] - fractions[0]))
+
+
+def patch_content(images: jax.Array, patch_size: int) -> jax.Array:
+    """Sum of the pixel values of each patch `[B, M]`: 0 exactly where a patch of raw pixels is black."""
+    return patchify(images.astype(jnp.float32), patch_size).sum(-1)

@@ -1,0 +1,52 @@
+"""Prompts and patches in the same space (Fig. 6): how near each patch token is to the prompt tokens of its layer."""
+
+import jax
+import jax.numpy as jnp
+
+from clipbias.clip import LayerView
+from clipbias.clip.tower import Observe
+from clipbias.errors import ClipbiasError
+from clipbias.explain.attention import cls_map
+
+
+def prompt_distances(tokens: jax.Array, patches: int) -> jax.Array:
+    """`‖p_k − x_j‖₂` between the prompts and the patch tokens at a block's input: `[B, N, D]` to `[B, V, M]`."""
+    x, prompts = tokens[:, 1 : 1 + patches], tokens[:, 1 + patches :]
+    differences = (prompts[:, :, None] - x[:, None]).astype(jnp.float32)
+    return jnp.sqrt(jnp.square(differences).sum(-1))
+
+
+def choose_prompt(distances: jax.Array, prompt: int | str) -> jax.Array:
+    """`[B, V, M]` to `[B, M]`: the mean over prompts ("mean") or one of them, counted from 0."""
+    if prompt == "mean":
+        return distances.mean(1)
+    count = distances.shape[1]
+    if not isinstance(prompt, int) or not 0 <= prompt < count:
+        raise ClipbiasError(f"there is no prompt {prompt!r}; choose 'mean' or 0 … {count - 1}.")
+    return distances[:, prompt]
+
+
+def observe_similarity(patches: int, *, prompts: int, prompt: int | str = "mean") -> Observe:
+    """`{"cls": [B, M]}`, the attention of `[cls]`, and with prompts `{"distance": [B, M]}` to them."""
+
+    def observe(view: LayerView) -> dict[str, jax.Array]:
+        seen = {"cls": cls_map(view, patches)}
+        if prompts:
+            seen["distance"] = choose_prompt(prompt_distances(view.tokens, patches), prompt)
+        return seen
+
+    return observe
+
+
+def to_image(maps: jax.Array, image_size: int) -> jax.Array:
+    """Patch maps `[…, M]` at image size, bilinear with half-pixel centres, scaled to 0 … 1: `[…, R, R]`."""
+    side = round(maps.shape[-1] ** 0.5)
+    grid = maps.reshape(*maps.shape[:-1], side, side)
+    shape = (*maps.shape[:-1], image_size, image_size)
+    return min_max(jax.image.resize(grid, shape, "bilinear"), axes=(-2, -1))
+
+
+def min_max(values: jax.Array, axes: tuple[int, ...] = (-1,)) -> jax.Array:
+    """Scaled to 0 … 1 over `axes`; all 0 where there is no range."""
+    low, high = values.min(axes, keepdims=True), values.max(axes, keepdims=True)
+    return (values - low) / jnp.where(high > low, high - low, 1)

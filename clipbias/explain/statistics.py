@@ -1,0 +1,179 @@
+"""Averages over a dataset in constant memory: mean, standard error, count; mergeable; able to stop and continue.
+
+A batch is reduced on the device (`Moments.of`, traced, so it is sharded with its input), and batches are merged on the
+host in float64 by Chan's formula. What several devices or hosts hold merges the same way.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clipbias.errors import ClipbiasError
+from clipbias.explain.results import load_arrays, save_arrays
+
+FINGERPRINT, POSITION = "__fingerprint__", "__position__"
+
+
+def _widen(x: Any, ndim: int) -> Any:
+    """`x` with axes appended up to `ndim`."""
+    return x.reshape(*x.shape, *[1] * (ndim - x.ndim))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Moments:
+    """Count, mean and sum of squared deviations of samples of any shape (Welford 1962; Chan et al. 1983).
+
+    `count` is a scalar, or an array over the leading axes of `mean` where parts of a sample may be missing.
+    """
+
+    count: Any
+    mean: Any
+    squares: Any
+
+    @classmethod
+    def of(cls, values: jax.Array, mask: jax.Array | None = None) -> "Moments":
+        """Of `values [B, …]`, counting where `mask`, `[B]` or with more of the leading axes of `values`, is true."""
+        mask = jnp.ones(values.shape[:1]) if mask is None else mask.astype(jnp.float32)
+        weight, count = _widen(mask, values.ndim), mask.sum(0)
+        # What is masked may hold anything, NaN included.
+        values = jnp.where(weight > 0, values, 0).astype(jnp.float32)
+        mean = values.sum(0) / jnp.maximum(_widen(count, values.ndim - 1), 1)
+        return cls(count, mean, (weight * jnp.square(values - mean)).sum(0))
+
+    def merge(self, other: "Moments") -> "Moments":
+        """Both together, in float64 on the host."""
+        mine, theirs = (jax.tree.map(lambda x: np.asarray(x, np.float64), m) for m in (self, other))
+        total = mine.count + theirs.count
+        share = _widen(theirs.count / np.maximum(total, 1), mine.mean.ndim)
+        delta = theirs.mean - mine.mean
+        between = np.square(delta) * share * _widen(mine.count, mine.mean.ndim)
+        return Moments(total, mine.mean + delta * share, mine.squares + theirs.squares + between)
+
+    @property
+    def standard_error(self) -> np.ndarray:
+        """Of the mean; NaN below two samples."""
+        squares = np.asarray(self.squares, np.float64)
+        count = _widen(np.asarray(self.count, np.float64), squares.ndim)
+        error = np.sqrt(squares / np.maximum(count - 1, 1) / np.maximum(count, 1))
+        return np.where(count < 2, np.nan, error)
+
+    @property
+    def samples(self) -> int:
+        """The number of samples."""
+        return int(np.max(self.count, initial=0))
+
+    def arrays(self, name: str) -> dict[str, np.ndarray]:
+        """`{name}/mean` and `{name}/standard_error`, float32."""
+        return {
+            f"{name}/mean": np.asarray(self.mean, np.float32),
+            f"{name}/standard_error": np.asarray(self.standard_error, np.float32),
+        }
+
+
+Totals = dict[str, Moments]
+
+
+def merge(totals: Mapping[str, Moments], batch: Mapping[str, Moments]) -> Totals:
+    """Adds a batch's moments by name; names may be new."""
+    merged = dict(totals)
+    for name, moments in batch.items():
+        merged[name] = merged[name].merge(moments) if name in merged else moments
+    return merged
+
+
+def save_totals(path: str | os.PathLike, totals: Mapping[str, Moments], position: int, fingerprint: str) -> None:
+    """Writes what was accumulated so far, atomically.
+
+    Args:
+      position: the number of batches that are in it.
+      fingerprint: names what the numbers belong to; `load_totals` ignores a file with another.
+    """
+    arrays = {FINGERPRINT: np.asarray(fingerprint), POSITION: np.asarray(position)}
+    for name, moments in totals.items():
+        for field in dataclasses.fields(Moments):
+            arrays[f"{name}|{field.name}"] = np.asarray(getattr(moments, field.name), np.float64)
+    save_arrays(path, arrays)
+
+
+def load_totals(path: str | os.PathLike, fingerprint: str) -> tuple[Totals, int]:
+    """What `save_totals` wrote and how many batches it holds; nothing and 0 where there is no such file, it is damaged,
+    or belongs to something else.
+    """
+    path = Path(path)
+    if not path.exists():
+        return {}, 0
+    try:
+        arrays = load_arrays(path)
+    except ClipbiasError:
+        return {}, 0
+    if str(arrays.get(FINGERPRINT)) != fingerprint:
+        return {}, 0
+    names = {name.rpartition("|")[0] for name in arrays if "|" in name}
+    fields = [field.name for field in dataclasses.fields(Moments)]
+    totals = {name: Moments(*(arrays[f"{name}|{field}"] for field in fields)) for name in sorted(names)}
+    return totals, int(arrays[POSITION])
+
+
+def normalise(rows: jax.Array, how: str, visible: jax.Array | None = None) -> jax.Array:
+    """Brings maps `[..., N]` to a common scale: each divided by its sum, or its maximum, or its range put to 0 … 1.
+
+    Args:
+      how: "sum", "max" or "minmax".
+      visible: where a row has values, for rows that are padded.
+    """
+    if how not in NORMALISATIONS:
+        raise ClipbiasError(f"unknown normalisation {how!r}; choose from {', '.join(NORMALISATIONS)}.")
+    visible = jnp.ones(rows.shape, bool) if visible is None else jnp.broadcast_to(visible, rows.shape)
+    return jnp.where(visible, NORMALISATIONS[how](rows, visible), 0)
+
+
+def _by_sum(rows: jax.Array, visible: jax.Array) -> jax.Array:
+    return _ratio(rows, jnp.where(visible, rows, 0).sum(-1, keepdims=True))
+
+
+def _by_maximum(rows: jax.Array, visible: jax.Array) -> jax.Array:
+    return _ratio(rows, jnp.where(visible, rows, -jnp.inf).max(-1, keepdims=True))
+
+
+def _by_range(rows: jax.Array, visible: jax.Array) -> jax.Array:
+    low = jnp.where(visible, rows, jnp.inf).min(-1, keepdims=True)
+    return _ratio(rows - low, jnp.where(visible, rows, -jnp.inf).max(-1, keepdims=True) - low)
+
+
+def _ratio(rows: jax.Array, by: jax.Array) -> jax.Array:
+    """A row without any relevancy stays 0."""
+    return rows / jnp.where(by > 0, by, 1)
+
+
+NORMALISATIONS: Mapping[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+    "sum": _by_sum,
+    "minmax": _by_range,
+    "max": _by_maximum,
+}
+
+
+def ranks(x: jax.Array) -> jax.Array:
+    """Ranks along the last axis, from 0; equal values share their mean rank."""
+    smaller = (x[..., None, :] < x[..., :, None]).sum(-1)
+    equal = (x[..., None, :] == x[..., :, None]).sum(-1)
+    return smaller + (equal - 1) / 2
+
+
+def rank_correlation(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Spearman's ρ along the last axis; 0 where one side is constant."""
+    a, b = (r - r.mean(-1, keepdims=True) for r in (ranks(x), ranks(y)))
+    scale = jnp.sqrt(jnp.square(a).sum(-1) * jnp.square(b).sum(-1))
+    return (a * b).sum(-1) / jnp.where(scale > 0, scale, 1)
+
+
+def total_variation(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Half the sum of absolute differences of two distributions along the last axis, each divided by its sum."""
+    a, b = (_by_sum(r, jnp.ones(r.shape, bool)) for r in (x, y))
+    return jnp.abs(a - b).sum(-1) / 2

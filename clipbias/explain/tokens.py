@@ -1,0 +1,93 @@
+"""Which token is what: patches, prompts, words."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clipbias.clip.config import VisionConfig
+from clipbias.clip.tokenizer import encode
+from clipbias.explain.results import TEXT_KINDS
+from clipbias.tuning import Learnables, Task
+from clipbias.tuning.prompt_tokens import readable
+
+SOS, PROMPT, CATEGORY, DOT, EOS = range(len(TEXT_KINDS))
+PAD = len(TEXT_KINDS)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Roles:
+    """Roles of a tower's tokens, `[N]` or `[B, N]`.
+
+    Attributes:
+      prompts: learned prompts and contexts.
+      queries: input tokens that have an influence and see at least one prompt.
+    """
+
+    prompts: jax.Array
+    queries: jax.Array
+
+
+def prompt_counts(task: Task, learnables: Learnables) -> tuple[int, int]:
+    """`(V, T)`: the numbers of learned tokens in the vision and in the text tower."""
+    adaptation = jax.eval_shape(task.method.adapt, learnables)
+    vision, text = adaptation.vision_prompts, adaptation.text_context
+    return 0 if vision is None else vision.shape[1], 0 if text is None else text.shape[-2]
+
+
+def vision_roles(config: VisionConfig, prompts: int) -> Roles:
+    """`[cls]`, patches, then `V` prompts: `[N]`."""
+    is_prompt = jnp.arange(1 + config.patches + prompts) > config.patches
+    return Roles(is_prompt, ~is_prompt)
+
+
+def text_roles(task: Task) -> Roles:
+    """Contexts at their places in every text: `[n · C, N]`."""
+    rows, eos = jnp.asarray(task.tokens.context_rows), jnp.asarray(task.tokens.eos)
+    positions, is_prompt = jnp.arange(rows.shape[1]), rows >= 0
+    first = jnp.argmax(is_prompt, axis=1)
+    return Roles(is_prompt, ~is_prompt & (positions > first[:, None]) & (positions <= eos[:, None]))
+
+
+def text_kinds(task: Task) -> np.ndarray:
+    """The kind of every text token, an index into `TEXT_KINDS`, `PAD` after EOS: int32 `[n · C, N]`.
+
+    "prompt" are contexts, learned or not, and the template's other words; "category" the class name's own tokens; "dot"
+    the token before EOS where the template ends with ".".
+    """
+    text = task.method.text(task.template, task.clip)
+    tokenizer, names = task.clip.tokenizer, [readable(name) for name in task.class_names]
+    lengths = [len(ids) for ids in encode(tokenizer, names)]
+    eos = np.asarray(task.tokens.eos)
+    kinds = np.full(task.tokens.ids.shape, PROMPT, np.int32)
+    for i, row in enumerate(kinds):
+        template = text.templates[i // len(names)]
+        before = len(encode(tokenizer, [template.partition("{}")[0]])[0])
+        if text.context_tokens and text.position != "end":
+            before = {"middle": text.context_tokens // 2, "front": 0}[text.position]
+        end = int(eos[i])
+        row[0] = SOS
+        row[1 + before : min(1 + before + lengths[i % len(names)], end)] = CATEGORY
+        if template.endswith(".") and end - 1 > before:
+            row[end - 1] = DOT
+        row[end], row[end + 1 :] = EOS, PAD
+    return kinds
+
+
+def words(task: Task, text: int) -> list[str]:
+    """The tokens of one text as readable pieces, from SOS up to but without EOS; learned ones as "[1]", "[2]", …"""
+    tokenizer, end = task.clip.tokenizer, int(task.tokens.eos[text])
+    rows, learned = task.tokens.context_rows[text], _learns_context(task)
+    shown = ["SOS"]
+    for position in range(1, end):
+        if learned and rows[position] >= 0:
+            shown.append(f"[{rows[position] + 1}]")
+        else:
+            shown.append(tokenizer.decode([int(task.tokens.ids[text, position])]).strip())
+    return shown
+
+
+def _learns_context(task: Task) -> bool:
+    return jax.eval_shape(task.method.adapt, task.shapes).text_context is not None
