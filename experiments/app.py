@@ -39,6 +39,8 @@ def run(main: Callable[[ConfigDict, Path], Any], config: flags.FlagHolder) -> No
         try:
             start(mesh)
             settings = config.value
+            if not isinstance(settings, ConfigDict):  # what the flag holds where its file could not be loaded
+                raise ClipbiasError(f"cannot load the configuration: {_config_error(settings)}")
             workdir = WORKDIR.value or settings.workdir
             if not workdir:
                 raise ClipbiasError("no folder to write to; give --workdir=FOLDER.")
@@ -56,6 +58,15 @@ def run(main: Callable[[ConfigDict, Path], Any], config: flags.FlagHolder) -> No
         return 0
 
     app.run(guarded, flags_parser=_parse)
+
+
+def _config_error(settings: Any) -> str:
+    try:
+        settings.model  # noqa: B018 (raises what went wrong while the file was loaded)
+    except OSError as error:
+        lines = [line.strip() for line in str(error).splitlines() if "No such file" in line]
+        return lines[-1] if lines else str(error).splitlines()[0]
+    return "not a configuration."
 
 
 def _parse(arguments: list[str]) -> list[str]:

@@ -11,6 +11,7 @@ from clipbias.report.study import Study, counted, label_of
 INTERVENTION_NAMES = {
     "full": "everything",
     "values_only": "prompts' values only",
+    "frozen": "values only, attention frozen",
     "reweighting_only": "re-weighting only",
     "mean_per_token": "dataset mean, per token",
     "mean": "dataset mean, one vector",

@@ -54,7 +54,6 @@ class Facts:
     parameters_vision: tuple[int, ...]
     parameters_text: tuple[int, ...]
     learning_rates: tuple[float, ...]
-    seconds: tuple[float, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,5 +196,4 @@ def _facts(rows: Sequence[Mapping[str, Any]]) -> Facts:
         parameters_vision=_distinct(rows, "parameters_vision"),
         parameters_text=_distinct(rows, "parameters_text"),
         learning_rates=_distinct([row for row in rows if row.get("shots")], "learning_rate"),
-        seconds=tuple(row["seconds"] for row in rows if row.get("seconds") is not None),
     )

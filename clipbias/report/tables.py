@@ -152,7 +152,6 @@ def _sizes(summary: Summary) -> Table:
     rows = []
     for method in summary.methods:
         facts = summary.facts[method]
-        seconds = f"{sum(facts.seconds) / len(facts.seconds):,.1f}" if facts.seconds else MISSING
         rows.append(
             (
                 Entry(method_name(method)),
@@ -160,14 +159,12 @@ def _sizes(summary: Summary) -> Table:
                 Entry(value_range(facts.parameters_vision)),
                 Entry(value_range(facts.parameters_text)),
                 Entry(value_range(facts.learning_rates, "g")),
-                Entry(seconds),
             )
         )
     return Table(
-        "Size and time",
-        "Learned parameters in all and per tower; a range where it depends on the number of classes. Seconds are the"
-        " mean per run, evaluation included, on whatever machine each run had.",
-        ("Method", "Parameters", "Vision", "Text", "Learning rate", "Seconds"),
+        "Size",
+        "Learned parameters in all and per tower; a range where it depends on the number of classes.",
+        ("Method", "Parameters", "Vision", "Text", "Learning rate"),
         tuple(rows),
     )
 

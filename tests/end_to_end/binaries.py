@@ -1,0 +1,49 @@
+"""Running the experiment binaries as a user does, on a tiny model."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def environment(cache: Path) -> dict[str, str]:
+    """A plain environment with a compilation cache of its own."""
+    return {**os.environ, "XDG_CACHE_HOME": str(cache), "JAX_PLATFORMS": "cpu"}
+
+
+def start(binary: str, *arguments: str, cache: Path, **changes: str) -> subprocess.Popen:
+    """Starts `python -m experiments.<binary>` in the repository's root."""
+    return subprocess.Popen(
+        [sys.executable, "-m", f"experiments.{binary}", *arguments],
+        cwd=ROOT,
+        env={**environment(cache), **changes},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(binary: str, *arguments: str, cache: Path) -> subprocess.CompletedProcess:
+    """Runs a binary to its end."""
+    process = start(binary, *arguments, cache=cache)
+    output, errors = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+
+def succeed(binary: str, *arguments: str, cache: Path) -> str:
+    """Runs a binary that must end well; returns what it printed."""
+    done = run(binary, *arguments, cache=cache)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def refusal(binary: str, *arguments: str, cache: Path) -> str:
+    """Runs a binary that must refuse with one sentence, without a traceback; returns the sentence."""
+    done = run(binary, *arguments, cache=cache)
+    assert done.returncode == 1, (done.returncode, done.stderr[-3000:])
+    assert "Traceback" not in done.stderr, done.stderr[-3000:]
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, done.stderr[-3000:]
+    return lines[0].removeprefix("error: ")

@@ -1,0 +1,19 @@
+from pathlib import Path
+
+import pytest
+
+from tests import helpers
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random model in Hugging Face format."""
+    folder = tmp_path_factory.mktemp("model")
+    helpers.tiny_checkpoint(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Compiled programs, shared by the processes of a test session."""
+    return tmp_path_factory.mktemp("cache")

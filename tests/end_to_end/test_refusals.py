@@ -1,0 +1,82 @@
+"""Bad input: one clear sentence and exit status 1."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests import helpers
+from tests.end_to_end import binaries
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Own images: two classes, one with a single training image, one image damaged."""
+    root = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for split, counts in (("train", {"cat": 3, "dog": 1}), ("test", {"cat": 2, "dog": 2})):
+        for name, count in counts.items():
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(rng.integers(0, 255, (20, 20, 3), np.uint8)).save(root / split / name / f"{i}.png")
+    (root / "test" / "dog" / "0.png").write_bytes(b"\x89PNG\r\n\x1a\nnot really")
+    return root
+
+
+def train(model: Path | str, workdir: Path, *more: str) -> list[str]:
+    return [f"--config.model={model}", f"--workdir={workdir}", "--config.epochs=2", *more]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--config=configs/demo.py", "--config.methods=('bais',)"], "unknown method 'bais'; did you mean 'bias'?"),
+        (["--config=configs/demo.py", "--config.lerning_rate=1"], "learning_rate"),
+        (["--config=configs/nowhere.py"], "configs/nowhere.py"),
+    ],
+)
+def test_table1_refuses(arguments: list[str], expected: str, cache: Path, tmp_path: Path) -> None:
+    assert expected in binaries.refusal("table1", *arguments, f"--workdir={tmp_path}", cache=cache)
+
+
+def test_unknown_dataset(model: Path, cache: Path, tmp_path: Path) -> None:
+    said = binaries.refusal("train", *train(model, tmp_path, "--config.dataset=demo/digit"), cache=cache)
+    assert "there is no dataset 'demo/digit'; did you mean demo/digits" in said
+
+
+def test_missing_and_truncated_weights(model: Path, cache: Path, tmp_path: Path) -> None:
+    said = binaries.refusal("train", *train(tmp_path / "nothing", tmp_path / "w"), cache=cache)
+    assert "no folder" in said
+    broken = tmp_path / "broken"
+    shutil.copytree(model, broken)
+    content = (broken / "model.safetensors").read_bytes()
+    (broken / "model.safetensors").write_bytes(content[: len(content) // 2])
+    said = binaries.refusal("train", *train(broken, tmp_path / "w"), cache=cache)
+    assert "model.safetensors is damaged or incomplete" in said
+
+
+def test_corrupt_image_is_named_or_skipped_and_few_images_are_all_used(
+    model: Path, cache: Path, pictures: Path, tmp_path: Path
+) -> None:
+    own = ["--config.dataset=folder", f"--config.data_dir={pictures}", "--config.shots=2"]
+    said = binaries.refusal("train", *train(model, tmp_path / "w", *own), cache=cache)
+    assert "0.png" in said
+    done = binaries.run("train", *train(model, tmp_path / "w", *own, "--config.on_image_error=skip"), cache=cache)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert '"skipped_images": 1' in (tmp_path / "w" / "result.json").read_text()
+    assert "class 1 has 1" in done.stderr
+
+
+def test_an_adapter_of_another_model(model: Path, cache: Path, tmp_path: Path) -> None:
+    options = ["--config.dataset=demo/digits", "--config.shots=1"]
+    binaries.succeed("train", *train(model, tmp_path / "w", *options), cache=cache)
+    adapter = f"--config.adapter={tmp_path / 'w' / 'adapter.safetensors'}"
+    printed = binaries.succeed("evaluate", adapter, f"--workdir={tmp_path / 'e'}", cache=cache)
+    assert "bias on demo/digits" in printed
+    helpers.tiny_checkpoint(tmp_path / "other", seed=1)
+    said = binaries.refusal(
+        "evaluate", adapter, f"--config.model={tmp_path / 'other'}", f"--workdir={tmp_path / 'e'}", cache=cache
+    )
+    assert "does not fit" in said
