@@ -87,7 +87,8 @@ def interventions(study: Study) -> Drawing | None:
         f"Top-1 accuracy over {counted(rows[0][-1], 'image')} of {study.dataset} when the prompts act only in"
         " part, in the named tower; bars give one binomial standard error, the dashed blue line is zero-shot."
         " Prompts' values only: the prompt part of the output is added, attention among the inputs stays as"
-        " without prompts. Re-weighting only: the prompts stay in the softmax, their values are zero. Dataset"
+        " without prompts, given the tokens that reach each layer; attention frozen: that of the unprompted model"
+        " for the same sample. Re-weighting only: the prompts stay in the softmax, their values are zero. Dataset"
         " mean: the prompt part is replaced by its average over the dataset, for each token or as one vector for"
         " all tokens (a true bias). Neither: both removed."
     )

@@ -193,7 +193,7 @@ def _interventions(studies: Sequence[Study], key: str, label: str) -> Drawing | 
     looks = (
         (style.RED, "o"),
         (style.ORANGE, "s"),
-        (style.BROWN, "P"),
+        (style.BLACK, "P"),
         (style.PURPLE, "v"),
         (style.GREEN, "D"),
         (style.SKY, "^"),
