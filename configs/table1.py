@@ -30,6 +30,10 @@ def get_config() -> ConfigDict:
     )
     config.shots = (4, 8, 16)
     config.seeds = (1, 2, 3)
+    # "few_shot", "full" (with shots 0), "base_to_new", "cross_dataset" or "domain_generalization".
+    config.protocol = "few_shot"
+    # Datasets that the last two evaluate on besides; empty takes the literature's.
+    config.targets = ()
     # Seeds trained side by side in one program; 0 takes all of a cell's seeds.
     config.runs_per_program = 0
     config.workdir = "workdir/table1"

@@ -45,6 +45,8 @@ def main(config: ConfigDict, workdir: Path) -> None:
                 eval_batch_size=config.eval_batch_size,
                 checkpoint_seconds=config.checkpoint_seconds,
                 on_image_error=config.on_image_error,
+                protocol=config.protocol,
+                targets=tuple(config.targets) or None,
             ),
             lambda name: data.load(name, data_dir=config.data_dir or None, template=config.template or None),
             workdir,

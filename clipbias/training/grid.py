@@ -19,19 +19,21 @@ from absl import logging
 from jax.sharding import Mesh
 
 from clipbias.clip import Clip
-from clipbias.data import Dataset
+from clipbias.data import Dataset, protocols
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
 from clipbias.training.evaluate import Evaluator
 from clipbias.training.interruption import Interrupted
 from clipbias.training.loop import Run, initial_learnables, place_text, train
-from clipbias.training.progress import Progress, progress
+from clipbias.training.progress import progress
 from clipbias.training.results import Results, Row
 from clipbias.training.settings import Recipe
-from clipbias.training.single import training_images
+from clipbias.training.single import decoded_on_demand
 from clipbias.training.workdir import stable_hash
 from clipbias.tuning import Task, parameter_count
 from clipbias.tuning.adapter import save_adapter
+from clipbias.tuning.method import Learnables
+from clipbias.tuning.transfer import transfer
 
 ZERO_SHOT = "zero_shot"
 
@@ -56,6 +58,8 @@ class GridSettings:
       eval_batch_size: images per evaluation step.
       checkpoint_seconds: least time between two checkpoints of a pack.
       on_image_error: "raise" or "skip" images that cannot be read.
+      protocol: a name of `data.protocols.PROTOCOLS`.
+      targets: datasets that a protocol evaluates on besides; `None` takes the literature's.
     """
 
     method_options: Mapping[str, Mapping[str, Any]]
@@ -63,6 +67,8 @@ class GridSettings:
     eval_batch_size: int
     checkpoint_seconds: float
     on_image_error: str
+    protocol: str = "few_shot"
+    targets: tuple[str, ...] | None = None
 
 
 def plan(
@@ -103,9 +109,10 @@ class Grid:
         self.params = meshes.replicate(mesh, clip.params)
         self.results = Results(workdir / "results.jsonl")
         self._load_dataset = load_dataset
-        self._dataset: Dataset | None = None
-        self._evaluator: Evaluator | None = None
-        self._tasks: dict[str, Task] = {}
+        self._source = ""
+        self._datasets: dict[str, Dataset] = {}
+        self._evaluators: dict[str, Evaluator] = {}
+        self._tasks: dict[tuple[Any, ...], Task] = {}
 
     def run(self, packs: Sequence[Pack]) -> list[Row]:
         """Runs every pack that is not finished. A pack that fails is reported and the rest goes on.
@@ -123,7 +130,7 @@ class Grid:
             for pack in todo:
                 began = time.monotonic()
                 try:
-                    rows = self._run_pack(pack, bar)
+                    rows = self._run_pack(pack)
                 except (Interrupted, KeyboardInterrupt):
                     raise
                 except Exception as error:  # one cell must not cost the others
@@ -134,7 +141,7 @@ class Grid:
                 self.results.append([row for row in rows if not self.results.finished(row)])
                 if jax.process_index() == 0 and all(row["status"] == "ok" for row in rows):
                     shutil.rmtree(self._checkpoints(pack), ignore_errors=True)
-                accuracies = [row["accuracy"] for row in rows if row["status"] == "ok"]
+                accuracies = [row["accuracy"] for row in rows if "accuracy" in row]
                 shown = {"method": pack.method, "dataset": pack.dataset, "shots": pack.shots}
                 if accuracies:
                     shown["accuracy"] = round(sum(accuracies) / len(accuracies), 1)
@@ -146,7 +153,7 @@ class Grid:
     def row(self, pack: Pack, seed: int) -> Row:
         """What names one cell in the results."""
         return {
-            "protocol": "few_shot",
+            "protocol": self.settings.protocol,
             "method": pack.method,
             "dataset": pack.dataset,
             "shots": pack.shots,
@@ -161,6 +168,8 @@ class Grid:
             "model": self.clip.fingerprint,
             "method": pack.method,
             "options": _plain(self._options(pack)),
+            "protocol": self.settings.protocol,
+            "targets": self.settings.targets,
             "dataset": pack.dataset,
             "shots": pack.shots,
             "seeds": pack.seeds,
@@ -175,24 +184,42 @@ class Grid:
         options = self.settings.method_options
         return {**options.get(pack.method, {}), **options.get(f"{pack.method}@{pack.dataset}", {})}
 
-    def _use(self, name: str) -> Dataset:
-        if self._dataset is None or self._dataset.name != name:
+    def _plans(self, pack: Pack) -> list[protocols.Plan]:
+        """One plan per seed. The images of one source are freed before the next is loaded."""
+        if self._source != pack.dataset:
+            self._datasets.clear()
+            self._evaluators.clear()
             self._tasks.clear()
-            self._dataset = self._evaluator = None  # free one dataset's images before loading the next
-            self._dataset = self._load_dataset(name)
-            self._evaluator = Evaluator(
+            self._source = pack.dataset
+
+        def load(name: str) -> Dataset:
+            if name not in self._datasets:
+                self._datasets[name] = self._load_dataset(name)
+            return self._datasets[name]
+
+        shots = max(pack.shots, 1)  # zero-shot takes from a plan what to evaluate on, not what to train on
+        protocol = self.settings.protocol if pack.shots or pack.method == ZERO_SHOT else "full"
+        return [
+            protocols.make_plan(protocol, pack.dataset, load, shots=shots, seed=seed, targets=self.settings.targets)
+            for seed in pack.seeds
+        ]
+
+    def _evaluator(self, evaluation: protocols.Evaluation) -> Evaluator:
+        if evaluation.name not in self._evaluators:
+            self._evaluators[evaluation.name] = Evaluator(
                 self.clip,
                 self.params,
-                self._dataset.split("test"),
+                evaluation.dataset.split("test"),
                 mesh=self.mesh,
                 batch_size=self.settings.eval_batch_size,
                 on_error=self.settings.on_image_error,
             )
-        return self._dataset
+        return self._evaluators[evaluation.name]
 
     def _task(self, pack: Pack, dataset: Dataset) -> Task:
-        if pack.method not in self._tasks:
-            self._tasks[pack.method] = Task(
+        key = (pack.method, dataset.class_names, dataset.template)
+        if key not in self._tasks:
+            self._tasks[key] = Task(
                 self.clip,
                 pack.method,
                 dataset.class_names,
@@ -201,58 +228,68 @@ class Grid:
                 groups=self.mesh.shape[meshes.DATA],
                 **self._options(pack),
             )
-        return self._tasks[pack.method]
+        return self._tasks[key]
 
-    def _run_pack(self, pack: Pack, bar: Progress) -> list[Row]:
-        dataset = self._use(pack.dataset)
-        evaluator, task = self._evaluator, self._task(pack, dataset)
-        assert evaluator is not None
-        count = len(pack.seeds)
+    def _train(self, pack: Pack, plans: Sequence[protocols.Plan]) -> tuple[list[Run], Learnables]:
+        """The runs of a pack and their final learnables on the mesh."""
+        sources = [plan.source for plan in plans]
+        task = self._task(pack, sources[0])
         if pack.method == ZERO_SHOT:
-            runs = [Run(task, dataset.split("test"), seed) for seed in pack.seeds]
-            learnables = meshes.place(self.mesh, initial_learnables(runs), meshes.RUN)
-            text, stacked = place_text(self.mesh, runs, self.params, learnables)
-        else:
-            skip = self.settings.on_image_error
-            draws = [training_images(dataset, shots=pack.shots, seed=s, on_image_error=skip) for s in pack.seeds]
-            runs = [Run(task, images, seed) for images, seed in zip(draws, pack.seeds, strict=True)]
-            name = f"{_file_name(pack.method)}-{_file_name(pack.dataset)}-{pack.shots}shots"
-            trained = train(
-                self.clip,
-                self.params,
-                runs,
-                self.recipe,
-                mesh=self.mesh,
-                folder=self._checkpoints(pack),
-                identity=self._identity(pack),
-                checkpoint_seconds=self.settings.checkpoint_seconds,
-                metrics_folder=self.workdir / "runs" / f"{name}-seeds{'_'.join(map(str, pack.seeds))}",
-            )
-            learnables, text, stacked = trained.learnables, trained.text, trained.stacked_text
-        scores = evaluator.accuracy(task.classifier, learnables, text, runs=count, stacked_text=stacked)
+            runs = [Run(task, source.split("test"), seed) for source, seed in zip(sources, pack.seeds, strict=True)]
+            return runs, meshes.place(self.mesh, initial_learnables(runs), meshes.RUN)
+        skip = self.settings.on_image_error
+        images = [decoded_on_demand(source.split("train"), on_image_error=skip) for source in sources]
+        runs = [Run(task, one, seed) for one, seed in zip(images, pack.seeds, strict=True)]
+        name = f"{_file_name(pack.method)}-{_file_name(pack.dataset)}-{pack.shots}shots"
+        trained = train(
+            self.clip,
+            self.params,
+            runs,
+            self.recipe,
+            mesh=self.mesh,
+            folder=self._checkpoints(pack),
+            identity=self._identity(pack),
+            checkpoint_seconds=self.settings.checkpoint_seconds,
+            metrics_folder=self.workdir / "runs" / f"{name}-seeds{'_'.join(map(str, pack.seeds))}",
+        )
+        return runs, trained.learnables
+
+    def _score(
+        self, pack: Pack, evaluation: protocols.Evaluation, runs: Sequence[Run], learnables: Learnables
+    ) -> list[dict[str, Any]]:
+        """Accuracy of every run of a pack in one evaluation, whose classes may differ from those of training."""
+        task = self._task(pack, evaluation.dataset)
+        learnables = transfer(runs[0].task, task, learnables, evaluation.source_labels, axis=1)
+        same = [Run(task, run.train, run.seed) for run in runs]
+        text, stacked = place_text(self.mesh, same, self.params, learnables)
+        evaluator = self._evaluator(evaluation)
+        return evaluator.accuracy(task.classifier, learnables, text, runs=len(runs), stacked_text=stacked)
+
+    def _run_pack(self, pack: Pack) -> list[Row]:
+        plans = self._plans(pack)
+        runs, learnables = self._train(pack, plans)
+        evaluations = plans[0].evaluations
+        scores = {one.name: self._score(pack, one, runs, learnables) for one in evaluations}
+        skipped = sum(self._evaluators[one.name].skipped for one in evaluations)
         host = meshes.fetch(learnables)
         rows = []
-        for index, (seed, score) in enumerate(zip(pack.seeds, scores, strict=True)):
+        for index, seed in enumerate(pack.seeds):
             own = jax.tree.map(lambda leaf, index=index: leaf[index], host)
-            parameters = parameter_count(own)
-            row = {
-                **self.row(pack, seed),
-                "status": "ok",
-                **score,
-                "parameters": parameters["total"],
-                **{f"parameters_{part}": parameters[part] for part in ("vision", "text", "shared")},
-                "learning_rate": None if pack.method == ZERO_SHOT else self.recipe.learning_rate,
-            }
-            if evaluator.skipped:
-                row["skipped_images"] = evaluator.skipped
+            counts = parameter_count(own)
+            row = {**self.row(pack, seed), "status": "ok"}
+            if len(evaluations) == 1:
+                row |= scores[evaluations[0].name][index]
+            else:
+                row["accuracies"] = {name: values[index]["accuracy"] for name, values in scores.items()}
+            row |= {f"parameters_{part}": counts[part] for part in ("vision", "text", "shared")}
+            row["parameters"] = counts["total"]
+            row["learning_rate"] = None if pack.method == ZERO_SHOT else self.recipe.learning_rate
+            if skipped:
+                row["skipped_images"] = skipped
             if pack.method != ZERO_SHOT and jax.process_index() == 0:
-                save_adapter(
-                    self.adapter_path(pack, seed),
-                    task,
-                    own,
-                    method=pack.method,
-                    notes={key: row[key] for key in ("dataset", "shots", "seed", "accuracy", "config_hash")},
-                )
+                names = ("dataset", "shots", "seed", "protocol", "accuracy", "accuracies", "config_hash")
+                notes = {name: row[name] for name in names if name in row}
+                save_adapter(self.adapter_path(pack, seed), runs[0].task, own, method=pack.method, notes=notes)
             rows.append(row)
         return rows
 

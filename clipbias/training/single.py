@@ -30,6 +30,11 @@ def training_images(dataset: Dataset, *, shots: int, seed: int, on_image_error: 
     if shots:
         chosen, _ = few_shot(split, dataset.splits.get("val"), shots=shots, seed=seed)
         split = split.subset(chosen)
+    return decoded_on_demand(split, on_image_error=on_image_error)
+
+
+def decoded_on_demand(split: Split, *, on_image_error: str) -> Images:
+    """Training images that stay decoded; with "skip" those that cannot be read are left out."""
     images = Images(split, cache_bytes=DEFAULT_CACHE_BYTES)
     return readable(images) if on_image_error == "skip" else images
 

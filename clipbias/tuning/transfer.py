@@ -1,0 +1,47 @@
+"""Learnables of one task used for other classes."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from clipbias.errors import ClipbiasError
+from clipbias.tuning.method import Learnables
+from clipbias.tuning.task import Task
+
+
+def transfer(
+    source: Task, target: Task, learnables: Learnables, labels: Sequence[int] | None = None, *, axis: int = 0
+) -> Learnables:
+    """Learnables of `source` for the classes of `target`, a task of the same method and model.
+
+    Prompts and biases belong to no class and are returned as they are. What was learned for each class (TaskRes,
+    class-specific contexts) is taken row by row.
+
+    Args:
+      source, target: the task of training and the task of use.
+      learnables: of `source`.
+      labels: for each class of `target` its label in `source`; `None` where they are other classes.
+      axis: position of the class axis; 1 where a leading axis holds several runs.
+
+    Raises:
+      ClipbiasError: the method learned something per class, and the classes are others.
+    """
+    if source.class_names == target.class_names:
+        return learnables
+    # What belongs to a class grows with the number of classes.
+    one_more = jax.eval_shape(
+        lambda rng: source.method.init(rng, source.clip, (*source.class_names, "another")), jax.random.key(0)
+    )
+
+    def one(leaf: jax.Array, shape: jax.ShapeDtypeStruct, grown: jax.ShapeDtypeStruct) -> jax.Array:
+        if shape.shape == grown.shape:
+            return leaf
+        if labels is None:
+            raise ClipbiasError(
+                f"{type(source.method).__name__} learned something for each class and cannot be used with other "
+                f"classes such as {target.class_names[0]!r}; tune it on them."
+            )
+        return leaf.take(jnp.asarray(labels), axis=axis)
+
+    return jax.tree.map(one, learnables, source.shapes, one_more)
