@@ -20,7 +20,7 @@ from clipbias.data.images import Images
 from clipbias.errors import ClipbiasError
 
 DEFAULT_CACHE_BYTES = 2 << 30
-# Batches decoded ahead of the one in use.
+# Batches made ahead of the one in use, at least.
 PREFETCH = 4
 
 Batch = dict[str, np.ndarray]
@@ -124,15 +124,18 @@ def train_batches(
     local = batch_size // count
     order = functools.lru_cache(maxsize=4)(lambda epoch: epoch_order(seed, epoch, size))
 
-    def example(position: int) -> Batch:
-        step, row = divmod(position, local)
-        epoch, step = divmod(step, steps)
-        chosen = int(order(epoch)[step * batch_size + index * local + row])
-        image = transforms.train_image(images.decoded(chosen), augmentation_rng(seed, epoch, chosen), image_size)
-        return {"images": image, "labels": images.labels[chosen]}
+    def batch(number: int) -> Batch:
+        epoch, step = divmod(number, steps)
+        first = step * batch_size + index * local
+        chosen = order(epoch)[first : first + local]
+        pixels = np.empty((local, image_size, image_size, 3), np.uint8)
+        for row, example in enumerate(chosen.tolist()):
+            rng = augmentation_rng(seed, epoch, example)
+            pixels[row] = transforms.train_image(images.decoded(example), rng, image_size)
+        return {"images": pixels, "labels": images.labels[chosen]}
 
-    positions = grain.MapDataset.range(start_step * local, epochs * steps * local)
-    return Batches(_run(positions, example, local, workers), images)
+    numbers = grain.MapDataset.range(start_step, epochs * steps)
+    return Batches(iter(_read_ahead(numbers.map(batch), workers, PREFETCH)), images)
 
 
 def test_batches(
@@ -167,26 +170,24 @@ def test_batches(
     if batch_size % count:
         raise ClipbiasError(f"batch size {batch_size} is not a multiple of the number of hosts, {count}.")
     local = batch_size // count
-    black = np.zeros((image_size, image_size, 3), np.uint8)
-    nothing = {"images": black, "labels": np.int32(0), "mask": np.bool_(False)}
 
-    def example(position: int) -> Batch:
-        step, row = divmod(position, local)
-        chosen = step * batch_size + index * local + row
-        if chosen >= len(images):
-            return nothing
-        try:
-            image = transforms.test_image(images.decoded(chosen), image_size)
-        except ClipbiasError as error:
-            if on_error == "raise":
-                raise
-            images.note_unreadable(chosen, error)
-            return nothing
-        return {"images": image, "labels": images.labels[chosen], "mask": np.bool_(True)}
+    def batch(number: int) -> Batch:
+        first = number * batch_size + index * local
+        pixels = np.zeros((local, image_size, image_size, 3), np.uint8)
+        labels, mask = np.zeros(local, np.int32), np.zeros(local, bool)
+        for row, example in enumerate(range(first, min(first + local, len(images)))):
+            try:
+                pixels[row] = transforms.test_image(images.decoded(example), image_size)
+            except ClipbiasError as error:
+                if on_error == "raise":
+                    raise
+                images.note_unreadable(example, error)
+                continue
+            labels[row], mask[row] = images.labels[example], True
+        return {"images": pixels, "labels": labels, "mask": mask}
 
-    steps = -(-len(images) // batch_size)
-    positions = grain.MapDataset.range(0, steps * local)
-    return Batches(_run(positions, example, local, workers), images)
+    numbers = grain.MapDataset.range(-(-len(images) // batch_size))
+    return Batches(iter(_read_ahead(numbers.map(batch), workers, PREFETCH)), images)
 
 
 def readable(images: Images, *, workers: int | None = None) -> Images:
@@ -219,11 +220,9 @@ def _generator(seed: int, epoch: int, *, stream: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
-def _run(positions: "grain.MapDataset", example, batch_size: int, workers: int | None) -> Iterator[Batch]:
-    dataset = _read_ahead(positions.map(example), workers, PREFETCH * batch_size)
-    return iter(dataset.batch(batch_size, drop_remainder=True))
-
-
 def _read_ahead(dataset: "grain.MapDataset", workers: int | None, elements: int) -> "grain.IterDataset":
-    options = grain.ReadOptions(num_threads=workers or default_workers(), prefetch_buffer_size=max(1, elements))
+    # A thread makes a whole batch: handing over single images would cost the consumer, which shares Python's lock with
+    # the decoding threads, about half a millisecond each.
+    threads = workers or default_workers()
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, elements))
     return dataset.to_iter_dataset(options)
