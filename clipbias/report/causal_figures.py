@@ -11,7 +11,7 @@ from clipbias.report.study import Study, counted, label_of
 INTERVENTION_NAMES = {
     "full": "everything",
     "values_only": "prompts' values only",
-    "frozen": "values only, attention frozen",
+    "frozen": "values, CLIP's attention",
     "reweighting_only": "re-weighting only",
     "mean_per_token": "dataset mean, per token",
     "mean": "dataset mean, one vector",
@@ -85,12 +85,12 @@ def interventions(study: Study) -> Drawing | None:
             axes.set_xlabel("accuracy (%)")
     caption = (
         f"Top-1 accuracy over {counted(rows[0][-1], 'image')} of {study.dataset} when the prompts act only in"
-        " part, in the named tower; bars give one binomial standard error, the dashed blue line is zero-shot."
-        " Prompts' values only: the prompt part of the output is added, attention among the inputs stays as"
-        " without prompts, given the tokens that reach each layer; attention frozen: that of the unprompted model"
-        " for the same sample. Re-weighting only: the prompts stay in the softmax, their values are zero. Dataset"
-        " mean: the prompt part is replaced by its average over the dataset, for each token or as one vector for"
-        " all tokens (a true bias). Neither: both removed."
+        " part, in the named tower; bars give one binomial standard error, the dashed blue line is zero-shot. In"
+        " each layer prompts scale the part r that comes from the input tokens and add a part p of their own, (1"
+        " − m) r + p (everything). Prompts' values only: r + p. Values, CLIP's attention: the same, with the"
+        " attention that the unprompted model has for the same sample. Re-weighting only: (1 − m) r. Dataset"
+        " mean: p is replaced by its average over the samples, for each token or as one vector for all tokens of"
+        " a layer, which is a bias. Neither: r."
     )
     columns = ("model", "tower", "intervention", "accuracy", "standard_error", "images")
     return Drawing("interventions", "What is left when one part is taken away", caption, figure, columns, tuple(rows))

@@ -1,5 +1,6 @@
 """Table 1 as Markdown, LaTeX, HTML and plain text."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 from clipbias.report import page
@@ -26,6 +27,7 @@ _LATEX = {
     "−": "$-$",
     "–": "--",
 }
+_TIGHT = (r"\setlength{\tabcolsep}{2pt}",)
 _EMPTY = "There are no results yet."
 
 
@@ -51,20 +53,20 @@ def to_latex(summary: Summary) -> str:
     """All tables as LaTeX `table` environments; the document needs the packages `booktabs` and `graphicx`."""
     parts = ["% Needs \\usepackage{booktabs} and \\usepackage{graphicx}."]
     for table in tables(summary):
-        rows = [" & ".join(map(_latex_entry, row)) + r" \\" for row in table.rows]
+        wide = len(table.columns) > 8  # eleven datasets: tight columns and small spreads keep the figures readable
+        rows = [" & ".join(_latex_entry(entry, small=wide) for entry in row) + r" \\" for row in table.rows]
         body = [
+            r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%",
             r"\begin{tabular}{l" + "r" * (len(table.columns) - 1) + "}",
             r"\toprule",
             " & ".join(map(_latex_text, table.columns)) + r" \\",
             r"\midrule",
             *rows,
             r"\bottomrule",
-            r"\end{tabular}",
+            r"\end{tabular}}",
         ]
-        if len(table.columns) > 8:  # eleven datasets do not fit a page at full size
-            body = [r"\resizebox{\textwidth}{!}{%", *body, "}"]
         caption = rf"\caption{{\textbf{{{_latex_text(table.title)}.}} {_latex_text(table.caption)}}}"
-        parts.append("\n".join([r"\begin{table}[t]", r"\centering", *body, caption, r"\end{table}"]))
+        parts.append("\n".join([r"\begin{table}[t]", r"\centering", *_TIGHT * wide, *body, caption, r"\end{table}"]))
     if summary.failures:
         lines = [rf"\item {_latex_text(failure_line(failure))}" for failure in summary.failures]
         parts.append("\n".join(["Failed runs:", r"\begin{itemize}", *lines, r"\end{itemize}"]))
@@ -149,10 +151,16 @@ def _latex_text(text: str) -> str:
     return "".join(_LATEX.get(letter, letter) for letter in text)
 
 
-def _latex_entry(entry: Entry) -> str:
+def _latex_entry(entry: Entry, *, small: bool) -> str:
     text = _latex_text(entry.text)
     text = {1: rf"\textbf{{{text}}}", 2: rf"\underline{{{text}}}"}.get(entry.rank, text)
-    return _joined(rf"\textit{{{text}}}" if entry.published else text, entry, _latex_text)
+    text = rf"\textit{{{text}}}" if entry.published else text
+    if small and entry.spread:
+        text, entry = (
+            rf"{text}{{\tiny\,{_latex_text(entry.spread).replace(' ', '')}}}",
+            dataclasses.replace(entry, spread=""),
+        )
+    return _joined(text, entry, _latex_text)
 
 
 def _plain_table(table: Table) -> str:

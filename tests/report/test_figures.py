@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from clipbias.explain.results import INTERVENTIONS, MAPS
 from clipbias.report import style
 from clipbias.report.attention_figures import text_attention, vision_attention
-from clipbias.report.causal_figures import area_table, faithfulness, interventions
+from clipbias.report.causal_figures import INTERVENTION_NAMES, MAP_NAMES, area_table, faithfulness, interventions
 from clipbias.report.decomposition_figures import decomposition
 from clipbias.report.map_figures import examples, similarity
 from clipbias.report.relevancy_figures import text_relevancy, vision_relevancy
@@ -203,3 +204,8 @@ def test_zero_shot_alone_and_single_heads_and_layers_can_be_drawn(draw):
     made = draw(Study(results))
     for drawing in made if isinstance(made, list) else [made]:
         assert style.png_bytes(drawing.figure, dpi=30)[:4] == b"\x89PNG"
+
+
+def test_every_intervention_and_map_has_a_name():
+    assert list(INTERVENTION_NAMES) == list(INTERVENTIONS)
+    assert list(MAP_NAMES) == list(MAPS)
