@@ -10,19 +10,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clipbias.clip.vision import patchify
-
 FRACTIONS = tuple(round(0.1 * step, 1) for step in range(10))
 DIRECTIONS = ("positive", "negative")
 
 
-def removed(ranking: jax.Array, fraction: float, direction: str) -> jax.Array:
-    """Which of the patches `[B, M]` are removed: the share `fraction` of highest ("positive") or lowest ("negative")
-    values; ties by position.
+def ranks_to_remove(maps: jax.Array) -> jax.Array:
+    """The turn in which each patch is removed, from 0, in both `DIRECTIONS`: `[…, B, M]` to `[…, 2, B, M]`; ties by
+    position.
     """
-    order = jnp.argsort(-ranking if direction == "positive" else ranking, axis=-1, stable=True)
-    rank = jnp.argsort(order, axis=-1)
-    return rank < round(fraction * ranking.shape[-1])
+    both = jnp.stack([-maps, maps], axis=-3)
+    return jnp.argsort(jnp.argsort(both, axis=-1, stable=True), axis=-1)
+
+
+def removed(maps: jax.Array, fraction: float, direction: str) -> jax.Array:
+    """Which of the patches `[B, M]` are gone: the share `fraction` of highest ("positive") or lowest ("negative")
+    values.
+    """
+    return ranks_to_remove(maps)[..., DIRECTIONS.index(direction), :, :] < round(fraction * maps.shape[-1])
 
 
 def black_out(images: jax.Array, patches: jax.Array, patch_size: int) -> jax.Array:
@@ -45,24 +49,15 @@ def perturbed_predictions(
     """Predicted classes after each step of removal: int32 `[S, B]`.
 
     Args:
-      predict: raw uint8 images `[B, R, R, 3]` to logits `[B, C]`.
-      images: uint8 `[B, R, R, 3]`.
+      predict: raw images `[B, R, R, 3]` to logits `[B, C]`.
+      images: raw pixels `[B, R, R, 3]`.
       maps: `[B, M]`, over the patches alone.
     """
-    return jnp.stack(
-        [
-            jnp.argmax(predict(black_out(images, removed(maps, fraction, direction), patch_size)), axis=-1)
-            for fraction in fractions
-        ]
-    ).astype(jnp.int32)
+    steps = (black_out(images, removed(maps, fraction, direction), patch_size) for fraction in fractions)
+    return jnp.stack([predict(step).argmax(-1) for step in steps]).astype(jnp.int32)
 
 
 def area_under_curve(fractions: Sequence[float], accuracy: np.ndarray) -> float:
     """Mean height of the accuracy curve `[S]` over the removed share, by trapezoids."""
     fractions = np.asarray(fractions, np.float64)
     return float(np.trapezoid(accuracy, fractions) / (fractions[-1] - fractions[0]))
-
-
-def patch_content(images: jax.Array, patch_size: int) -> jax.Array:
-    """Sum of the pixel values of each patch `[B, M]`: 0 exactly where a patch of raw pixels is black."""
-    return patchify(images.astype(jnp.float32), patch_size).sum(-1)

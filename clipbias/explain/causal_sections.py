@@ -1,0 +1,176 @@
+"""Sections of a study that change the model or the image and classify again: interventions and faithfulness."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clipbias.clip import encode_image, encode_text
+from clipbias.explain.baselines import REDUCTIONS, explanations
+from clipbias.explain.dataset_sections import text_parts, vision_totals
+from clipbias.explain.decomposition import mean_parts
+from clipbias.explain.interventions import intervention, twice
+from clipbias.explain.perturbation import DIRECTIONS, FRACTIONS, area_under_curve, black_out, ranks_to_remove
+from clipbias.explain.results import INTERVENTIONS, MAPS
+from clipbias.explain.statistics import Moments
+from clipbias.explain.study import Batch, Model, Section, Study
+from clipbias.explain.tokens import text_roles, vision_roles
+from clipbias.tuning.classifier import unit_length
+
+TARGETS = ("predicted", "true")
+
+
+def interventions(study: Study) -> Section:
+    """Accuracy of every tuned model with prompts under every intervention: both towers at once and each alone."""
+    scalars = {}
+    for model in study.tuned:
+        vision, text = (count > 0 for count in model.prompts)
+        if not vision and not text:
+            continue
+        towers = ("both", "vision", "text") if vision and text else ("both",)
+        totals = study.accumulate(
+            f"interventions-{model.key}",
+            f"{model.label}: interventions",
+            study.spread(study.options.images),
+            _intervention_step(study, model, towers),
+        )
+        hits = totals["hits"]
+        images, accuracy = hits.samples, np.asarray(hits.mean)
+        scalars[model.key] = {
+            tower: {
+                name: {
+                    "accuracy": 100 * float(accuracy[i, j]),
+                    "correct": round(float(accuracy[i, j]) * images),
+                    "images": images,
+                }
+                for j, name in enumerate(INTERVENTIONS)
+            }
+            for i, tower in enumerate(towers)
+        }
+    return {}, scalars
+
+
+def _intervention_step(study: Study, model: Model, towers: tuple[str, ...]) -> Any:
+    config, task, (v, t) = study.clip.config, model.task, model.prompts
+    dtype, learnables = jnp.dtype(task.classifier.dtype), study.learnables[model.key]
+    vision_means = _means(vision_totals(study, model)) if v else {}
+    text_means = _means(text_parts(study, model)) if t else {}
+
+    def image_features(params: Any, learnables: Any, means: Any, images: jax.Array) -> jax.Array:
+        if not v:
+            return task.image_features(params, learnables, images)[None]
+        roles, adaptation = vision_roles(config.vision, v), task.method.adapt(learnables)
+        found = []
+        for name in INTERVENTIONS:
+            change = intervention(name, roles, means.get(name))
+            x = twice(images) if name == "frozen" else images
+            features = encode_image(params, config, x, adaptation, intervene=change, dtype=dtype)[0]
+            found.append(unit_length(features[-images.shape[0] :]))
+        return jnp.stack(found)
+
+    @jax.jit
+    def class_features(params: Any, learnables: Any, means: Any) -> jax.Array:
+        if not t:
+            return task.class_features(params, learnables)[None]
+        tokens, roles = jax.tree.map(jnp.asarray, task.tokens), text_roles(task)
+        adaptation, found = task.method.adapt(learnables), []
+        residual = adaptation.text_residual
+        for name in INTERVENTIONS:
+            change = intervention(name, roles, means.get(name))
+            own, context = tokens, adaptation.text_context
+            if name == "frozen":
+                own = jax.tree.map(twice, tokens)
+                context = twice(context) if context.ndim == 3 else context
+            own_adaptation = dataclasses.replace(adaptation, text_context=context)
+            features = encode_text(params, config, own, own_adaptation, intervene=change, dtype=dtype)[0]
+            features = features[-tokens.ids.shape[0] :]
+            found.append(unit_length(features + (0 if residual is None else residual)))
+        return jnp.stack(found)
+
+    @jax.jit
+    def step(params: Any, learnables: Any, means: Any, classes: jax.Array, batch: Batch) -> dict[str, Moments]:
+        features = image_features(params, learnables, means, study.normalize(batch["images"]))
+        full, count = INTERVENTIONS.index("full"), len(INTERVENTIONS)
+        every, unchanged = jnp.arange(count), jnp.full(count, full)
+        pairs = {"both": (every, every), "vision": (every, unchanged), "text": (unchanged, every)}
+        hits = []
+        for tower in towers:
+            # A tower without prompts has one variant, which goes with every one of the other.
+            f, g = (
+                x[jnp.minimum(index, len(x) - 1)] for x, index in zip((features, classes), pairs[tower], strict=True)
+            )
+            guesses = jnp.einsum("IBd,ICd->IBC", f, g, precision="highest").argmax(-1)
+            hits.append(guesses == batch["labels"])
+        return {"hits": Moments.of(jnp.moveaxis(jnp.stack(hits), 2, 0).astype(jnp.float32), batch["mask"])}
+
+    classes = class_features(study.params, learnables, text_means)
+    return lambda batch: step(study.params, learnables, vision_means, classes, batch)
+
+
+def _means(totals: Mapping[str, Moments]) -> dict[str, np.ndarray]:
+    """The dataset means of the prompt part by the interventions that use them."""
+    return dict(zip(("mean_per_token", "mean"), mean_parts(totals["heads"]), strict=True))
+
+
+def faithfulness(study: Study) -> Section:
+    """Accuracy while patches are removed in the order of each map, for the predicted and the true class."""
+    arrays: dict[str, np.ndarray] = {"faithfulness/fractions": np.asarray(FRACTIONS, np.float32)}
+    scalars: dict[str, Any] = {}
+    indices = study.spread(study.options.faithfulness_images)
+    for model in study.models:
+        totals = study.accumulate(
+            f"faithfulness-{model.key}", f"{model.label}: faithfulness", indices, _perturbation_step(study, model)
+        )
+        accuracy = np.asarray(totals["hits"].mean)
+        area: dict[str, Any] = {}
+        for i, name in enumerate(MAPS):
+            for j, direction in enumerate(DIRECTIONS):
+                for k, target in enumerate(TARGETS):
+                    curve = accuracy[k, i, j]
+                    arrays[f"faithfulness/{model.key}/{name}/{direction}/{target}"] = curve.astype(np.float32)
+                    found = area.setdefault(name, {}).setdefault(direction, {})
+                    found[target] = area_under_curve(FRACTIONS, curve)
+        scalars[model.key] = {"count": totals["hits"].samples, "area": area}
+    return arrays, scalars
+
+
+def _perturbation_step(study: Study, model: Model) -> Any:
+    config, task = study.clip.config.vision, model.task
+    counts = jnp.asarray([round(fraction * config.patches) for fraction in FRACTIONS[1:]])
+    # Only two of the maps depend on the target; the others are tried once.
+    tried = [(name, k) for name in MAPS for k in range(len(TARGETS)) if k == 0 or name in ("relevancy", "legrad")]
+    position = np.asarray([[tried.index((n, k if (n, k) in tried else 0)) for n in MAPS] for k in range(len(TARGETS))])
+
+    @jax.jit
+    def step(params: Any, learnables: Any, classes: jax.Array, key: jax.Array, batch: Batch) -> dict[str, Moments]:
+        raw, labels = batch["images"], batch["labels"]
+
+        def classify(raw: jax.Array) -> jax.Array:
+            return (task.image_features(params, learnables, study.normalize(raw)) @ classes.T).argmax(-1)
+
+        predicted = classify(raw)
+        found = explanations(
+            *(task, params, learnables, study.normalize(raw), jnp.stack([predicted, labels], axis=1)),
+            start_layer=study.options.start_layer,
+        )
+        maps = {name: found[name].vision[..., : config.patches] for name in REDUCTIONS}
+        maps["random"] = jax.random.uniform(key, maps["relevancy"].shape)
+        ranks = ranks_to_remove(jnp.stack([maps[name][:, k] for name, k in tried]))
+
+        def hits_of(rank: jax.Array) -> jax.Array:
+            return jax.lax.map(lambda n: classify(black_out(raw, rank < n, config.patch_size)) == labels, counts)
+
+        # Orders and fractions one after the other, so that one forward pass is compiled and held.
+        hits = jax.lax.map(hits_of, ranks.reshape(-1, *ranks.shape[-2:]))
+        hits = hits.reshape(*ranks.shape[:2], *hits.shape[1:])[position]
+        untouched = jnp.broadcast_to(predicted == labels, (*hits.shape[:3], 1, raw.shape[0]))
+        hits = jnp.concatenate([untouched, hits], axis=3)
+        return {"hits": Moments.of(jnp.moveaxis(hits, -1, 0).astype(jnp.float32), batch["mask"])}
+
+    learnables = study.learnables[model.key]
+    classes = jax.jit(task.class_features)(study.params, learnables)
+    key = jax.random.key(study.options.seed)
+    return lambda batch: step(study.params, learnables, classes, key, batch)

@@ -1,0 +1,213 @@
+"""Sections of a study that go over a dataset: predictions, relevancy, attention, similarity, decomposition."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clipbias.clip import LayerView, encode_image, encode_text
+from clipbias.clip.tower import Observe
+from clipbias.explain.attention import QUANTITIES, kind_sums, observe_distance_and_entropy, observe_text_shares
+from clipbias.explain.decomposition import constancy, observe_parts
+from clipbias.explain.relevancy import relevancy
+from clipbias.explain.results import TEXT_KINDS
+from clipbias.explain.similarity import observe_similarity
+from clipbias.explain.statistics import Moments, Totals, normalise, rank_correlation, total_variation
+from clipbias.explain.study import Batch, Model, Section, Study
+from clipbias.explain.tokens import text_kinds, text_roles, vision_roles
+
+
+def predictions(study: Study) -> Section:
+    """The class that each model gives every image; -1 where an image could not be read."""
+    arrays = {"predictions/labels": np.asarray(study.split.labels, np.int32)}
+    for model in study.models:
+        arrays[f"predictions/{model.key}"] = study.once(
+            f"predictions-{model.key}", lambda model=model: (_predict(study, model), {})
+        )[0]["predicted"]
+    return arrays, {}
+
+
+def _predict(study: Study, model: Model) -> dict[str, np.ndarray]:
+    learnables, found = study.learnables[model.key], []
+    text = model.task.class_features
+
+    @jax.jit
+    def predict(params: Any, learnables: Any, classes: jax.Array, batch: Batch) -> jax.Array:
+        features = model.task.image_features(params, learnables, study.normalize(batch["images"]))
+        return jnp.where(batch["mask"], (features @ classes.T).argmax(-1), -1)
+
+    classes = jax.jit(text)(study.params, learnables)
+    for batch, number, total in study.batches(np.arange(len(study.split))):
+        found.append(study.devices.fetch(predict(study.params, learnables, classes, batch)))
+        study.advance(f"{model.label}: predictions", number, total)
+    return {"predicted": np.concatenate(found)[: len(study.split)].astype(np.int32)}
+
+
+def corrected(arrays: dict[str, np.ndarray], model: Model) -> np.ndarray:
+    """Numbers of the images that zero-shot gets wrong and the tuned model right."""
+    labels, before = arrays["predictions/labels"], arrays["predictions/zero_shot"]
+    return np.flatnonzero((before >= 0) & (before != labels) & (arrays[f"predictions/{model.key}"] == labels))
+
+
+def relevancy_statistics(study: Study, predicted: dict[str, np.ndarray]) -> Section:
+    """Fig. 2 and 3: both models' normalised rows for the true class, on the images that tuning corrected."""
+    arrays, scalars = {}, {}
+    for model in study.tuned:
+        chosen = corrected(predicted, model)
+        totals = study.accumulate(
+            f"relevancy-{model.key}", f"{model.label}: relevancy", chosen, _relevancy_step(study, model)
+        )
+        for name, moments in totals.items():
+            arrays |= moments.arrays(f"relevancy/{model.key}/{name}")
+        count = totals["order"].samples if totals else 0
+        scalars[model.key] = {"count": count, "normalisation": study.options.normalisation}
+    return arrays, scalars
+
+
+def _relevancy_step(study: Study, tuned: Model) -> Any:
+    sides = {"zero_shot": study.zero_shot, "tuned": tuned}
+    kinds = {side: jnp.asarray(text_kinds(model.task)) for side, model in sides.items()}
+    options, patches = study.options, study.clip.config.vision.patches
+
+    @jax.jit
+    def step(params: Any, learnables: dict[str, Any], batch: Batch) -> dict[str, Moments]:
+        images, labels, mask = study.normalize(batch["images"]), batch["labels"], batch["mask"]
+        values, among_patches = {}, []
+        for side, model in sides.items():
+            maps = relevancy(model.task, params, learnables[side], images, labels, start_layer=options.start_layer)
+            own = kinds[side][labels]
+            vision = normalise(maps.vision, options.normalisation)
+            text = normalise(maps.text, options.normalisation, own < TEXT_KINDS.index("eos"))
+            among_patches.append(maps.vision[:, :patches])
+            values[f"vision/{side}"], values[f"text/{side}"] = vision, text
+            by_source = jnp.stack([vision[:, :patches].sum(-1), vision[:, patches:].sum(-1)], axis=-1)
+            values[f"vision_kinds/{side}"] = by_source
+            values[f"text_kinds/{side}"] = kind_sums(text, own)[:, : TEXT_KINDS.index("eos")]
+        values["order"] = rank_correlation(*among_patches)[:, None]
+        values["variation"] = total_variation(*among_patches)[:, None]
+        return {name: Moments.of(value, mask) for name, value in values.items()}
+
+    learnables = {side: study.learnables[model.key] for side, model in sides.items()}
+    return lambda batch: step(study.params, learnables, batch)
+
+
+def text_attention(study: Study) -> Section:
+    """Fig. 4, over the classes."""
+    arrays, scalars = {}, {}
+    for model in study.models:
+        task = model.task
+        observe = observe_text_shares(
+            jnp.asarray(task.tokens.eos), jnp.asarray(text_kinds(task)), reduction=study.options.reduction
+        )
+        shares = Moments.of(jnp.moveaxis(_observe_text(study, model, observe), 0, 1))
+        arrays |= shares.arrays(f"text_attention/{model.key}")
+        scalars[model.key] = {"count": shares.samples, "reduction": study.options.reduction}
+    return arrays, scalars
+
+
+def _observe_text(study: Study, model: Model, observe: Observe) -> Any:
+    @jax.jit
+    def run(params: Any, learnables: Any) -> Any:
+        tokens = jax.tree.map(jnp.asarray, model.task.tokens)
+        adaptation = model.task.method.adapt(learnables)
+        dtype = jnp.dtype(model.task.classifier.dtype)
+        return encode_text(params, study.clip.config, tokens, adaptation, observe=observe, dtype=dtype)[1]
+
+    return study.devices.fetch(run(study.params, study.learnables[model.key]))
+
+
+def vision_totals(study: Study, model: Model) -> Totals:
+    """Every average over images that one observed forward pass gives: attention, similarity, decomposition."""
+    indices = study.spread(study.options.images)
+    return study.accumulate(f"vision-{model.key}", f"{model.label}: attention", indices, _vision_step(study, model))
+
+
+def _vision_step(study: Study, model: Model) -> Any:
+    config, prompts = study.clip.config, model.prompts[0]
+    statistics = observe_distance_and_entropy(config.vision, prompts)
+    similarity = observe_similarity(config.vision.patches, prompts=prompts, prompt=study.options.prompt)
+
+    @jax.jit
+    def step(params: Any, learnables: Any, batch: Batch) -> dict[str, Moments]:
+        images, mask = study.normalize(batch["images"]), batch["mask"]
+        roles = vision_roles(config.vision, prompts)
+        source = observe_parts(roles, jnp.zeros(images.shape[0], jnp.int32), mask)
+
+        def observe(view: LayerView) -> dict[str, Any]:
+            seen = {
+                f"attention/{variant}/{quantity}": value
+                for variant, quantities in statistics(view).items()
+                for quantity, value in quantities.items()
+            }
+            if prompts:
+                maps = similarity(view)
+                seen["rank_correlation"] = rank_correlation(maps["cls"], -maps["distance"])
+                seen |= source(view)
+            return seen
+
+        dtype = jnp.dtype(model.task.classifier.dtype)
+        adaptation = model.task.method.adapt(learnables)
+        seen = encode_image(params, config, images, adaptation, observe=observe, dtype=dtype)[1]
+        return {
+            name: value if isinstance(value, Moments) else Moments.of(jnp.moveaxis(value, 0, 1), mask)
+            for name, value in seen.items()
+        }
+
+    return lambda batch: step(study.params, study.learnables[model.key], batch)
+
+
+def vision_attention(study: Study) -> Section:
+    """Fig. 5."""
+    arrays, scalars = {}, {}
+    for model in study.models:
+        totals, count = vision_totals(study, model), 0
+        for variant in ("without_prompt", "with_prompt") if model.prompts[0] else ("clip",):
+            for quantity in QUANTITIES:
+                moments = totals[f"attention/{variant}/{quantity}"]
+                arrays |= moments.arrays(f"vision_attention/{model.key}/{variant}/{quantity}")
+                count = moments.samples
+        scalars[model.key] = {"count": count}
+    return arrays, scalars
+
+
+def text_parts(study: Study, model: Model) -> dict[str, Moments]:
+    """Eq. 12 in the text tower, with classes for samples."""
+    roles = text_roles(model.task)
+    seen = _observe_text(study, model, observe_parts(roles, jnp.asarray(model.task.tokens.eos)))
+    return {
+        name: value if isinstance(value, Moments) else jax.device_get(Moments.of(jnp.moveaxis(value, 0, 1)))
+        for name, value in seen.items()
+    }
+
+
+def decomposition(study: Study) -> Section:
+    """Eq. 12 and Fig. 1, for the towers in which a model has prompts."""
+    arrays: dict[str, np.ndarray] = {}
+    scalars: dict[str, Any] = {}
+    for model in study.tuned:
+        towers = {}
+        if model.prompts[0]:
+            towers["vision"] = vision_totals(study, model)
+        if model.prompts[1]:
+            towers["text"] = text_parts(study, model)
+        for tower, totals in towers.items():
+            name = f"decomposition/{model.key}/{tower}"
+            for quantity in ("prompt_mass", "readout_mass", "mass_by_query", "norm_ratio"):
+                arrays |= totals[quantity].arrays(f"{name}/{quantity}")
+            found = constancy(totals["part"], learned_biases(study, tower))
+            arrays[f"{name}/constancy"], arrays[f"{name}/bias_likeness"] = found["constancy"], found["bias_likeness"]
+            for bias, cosine in found["bias_cosine"].items():
+                arrays[f"{name}/bias_cosine/{bias}"] = cosine
+            scalars.setdefault(model.key, {})[tower] = {"count": totals["norm_ratio"].samples}
+    return arrays, scalars
+
+
+def learned_biases(study: Study, tower: str) -> dict[str, np.ndarray]:
+    """The biases `[L, D]` of the models that learned any in this tower, by model."""
+    found = {}
+    for model in study.tuned:
+        bias = getattr(model.task.method.adapt(model.learnables), f"{tower}_bias")
+        if bias is not None:
+            found[model.key] = np.asarray(bias)
+    return found

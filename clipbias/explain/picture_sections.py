@@ -1,0 +1,115 @@
+"""Sections of a study that show single pictures: relevancy of examples, and Fig. 6's maps."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clipbias.clip import encode_image
+from clipbias.errors import ClipbiasError
+from clipbias.explain.dataset_sections import corrected, vision_totals
+from clipbias.explain.relevancy import relevancy
+from clipbias.explain.similarity import observe_similarity, to_image
+from clipbias.explain.study import Model, Section, Study
+from clipbias.explain.tokens import words
+
+
+def choose_examples(study: Study, predicted: dict[str, np.ndarray]) -> np.ndarray:
+    """Pictures to show: first such that zero-shot gets wrong and tuned models right, of different classes; then others
+    that could be read.
+    """
+    labels, wanted = predicted["predictions/labels"], study.options.examples
+    corrections = [set(corrected(predicted, model).tolist()) for model in study.tuned]
+    fixed_by = np.asarray([sum(index in fixed for fixed in corrections) for index in range(len(labels))])
+    readable = np.flatnonzero(predicted["predictions/zero_shot"] >= 0)
+    chosen: list[int] = []
+    for distinct in (True, False):
+        for index in readable[np.argsort(-fixed_by[readable], kind="stable")].tolist():
+            seen = {int(labels[i]) for i in chosen}
+            if len(chosen) < wanted and index not in chosen and not (distinct and int(labels[index]) in seen):
+                chosen.append(index)
+    return np.asarray(chosen, int)
+
+
+def examples(study: Study, predicted: dict[str, np.ndarray]) -> Section:
+    """Relevancy of single pictures for their true class, under every model."""
+    chosen = choose_examples(study, predicted)
+    pictures, labels = study.pictures(chosen), study.split.labels[chosen]
+    arrays: dict[str, np.ndarray] = {"examples/images": pictures, "examples/labels": labels}
+    scalars: dict[str, Any] = {"names": [study.split.keys[int(i)] for i in chosen]}
+    for model in study.models:
+        maps, logits = _explain(study, model, pictures, labels)
+        arrays[f"examples/{model.key}/vision"] = np.asarray(maps.vision, np.float32)
+        arrays[f"examples/{model.key}/text"] = np.asarray(maps.text, np.float32)
+        arrays[f"examples/{model.key}/logits"] = np.asarray(logits, np.float32)
+        scalars[model.key] = {"tokens": [words(model.task, int(label)) for label in labels]}
+        study.advance("examples", study.models.index(model) + 1, len(study.models))
+    return arrays, scalars
+
+
+def _explain(study: Study, model: Model, pictures: np.ndarray, labels: np.ndarray) -> Any:
+    @jax.jit
+    def run(params: Any, learnables: Any, pictures: jax.Array, labels: jax.Array) -> Any:
+        images = study.normalize(pictures)
+        maps = relevancy(model.task, params, learnables, images, labels, start_layer=study.options.start_layer)
+        return maps, model.task.logits(params, learnables, images)
+
+    inputs = study.devices.replicate((pictures, labels))
+    return study.devices.fetch(run(study.params, study.learnables[model.key], *inputs))
+
+
+def similarity(study: Study, predicted: dict[str, np.ndarray]) -> Section:
+    """Fig. 6: where `[cls]` looks without and with prompts, and where the prompts are near, in rotated pictures."""
+    prompted = [model for model in study.tuned if model.prompts[0]]
+    if not prompted:
+        return {}, {}
+    options = study.options
+    if any(angle % 90 for angle in options.rotations):
+        raise ClipbiasError(f"rotations are {options.rotations}; give multiples of 90 degrees.")
+    upright = study.pictures(choose_examples(study, predicted))
+    pictures = np.stack([np.rot90(image, angle // 90) for image in upright for angle in options.rotations])
+    layers = np.asarray(options.layers or default_layers(study.clip.config.vision.layers))
+    if layers.min() < 0 or layers.max() >= study.clip.config.vision.layers:
+        raise ClipbiasError(f"layers {layers.tolist()} are not all in 0 … {study.clip.config.vision.layers - 1}.")
+    arrays: dict[str, np.ndarray] = {
+        "similarity/images": pictures,
+        "similarity/rotations": np.tile(np.asarray(options.rotations), len(upright)),
+        "similarity/layers": layers,
+    }
+    scalars: dict[str, Any] = {}
+    plain = _layer_maps(study, study.zero_shot, pictures, layers)["cls"]
+    for model in prompted:
+        maps = _layer_maps(study, model, pictures, layers)
+        arrays[f"similarity/{model.key}/zero_shot_cls"] = plain
+        arrays[f"similarity/{model.key}/cls"] = maps["cls"]
+        arrays[f"similarity/{model.key}/prompts"] = maps["prompts"]
+        correlation = vision_totals(study, model)["rank_correlation"]
+        arrays |= correlation.arrays(f"similarity/{model.key}/rank_correlation")
+        scalars[model.key] = {"count": correlation.samples, "prompt": options.prompt}
+    return arrays, scalars
+
+
+def default_layers(count: int) -> list[int]:
+    """The first, the middle and the last two of `count` layers."""
+    return sorted({0, count // 2, max(count - 2, 0), count - 1})
+
+
+def _layer_maps(study: Study, model: Model, pictures: np.ndarray, layers: np.ndarray) -> dict[str, np.ndarray]:
+    config = study.clip.config
+    size = config.vision.image_size
+    observe = observe_similarity(config.vision.patches, prompts=model.prompts[0], prompt=study.options.prompt)
+
+    @jax.jit
+    def run(params: Any, learnables: Any, pictures: jax.Array) -> dict[str, jax.Array]:
+        images, adaptation = study.normalize(pictures), model.task.method.adapt(learnables)
+        dtype = jnp.dtype(model.task.classifier.dtype)
+        seen = encode_image(params, config, images, adaptation, observe=observe, dtype=dtype)[1]
+        maps = {name: jnp.moveaxis(value, 0, 1)[:, layers] for name, value in seen.items()}
+        shown = {"cls": to_image(maps["cls"], size)}
+        if "distance" in maps:
+            shown["prompts"] = 1 - to_image(maps["distance"], size)
+        return shown
+
+    found = study.devices.fetch(run(study.params, study.learnables[model.key], study.devices.replicate(pictures)))
+    return {name: np.asarray(value, np.float32) for name, value in found.items()}

@@ -1,0 +1,115 @@
+"""A whole study: the chosen sections in order, each finished one kept, into one `Results`."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clipbias.errors import ClipbiasError
+from clipbias.explain import causal_sections, dataset_sections, picture_sections
+from clipbias.explain.results import FIGURES, FORMAT, Results, save_results
+from clipbias.explain.study import Study
+from clipbias.explain.verdict import verdict
+from clipbias.tuning import parameter_count
+
+
+def run_study(
+    study: Study,
+    folder: Path,
+    *,
+    dataset: Mapping[str, Any],
+    config: Mapping[str, Any],
+    figures: Sequence[str] = FIGURES,
+) -> Results:
+    """Computes `figures` and writes `results.npz` and `results.json` into `folder`.
+
+    Args:
+      study: models, images and options.
+      folder: where results go.
+      dataset: its name, split and whatever else is worth telling.
+      config: stored with the results.
+      figures: some of `FIGURES`; predictions are always made.
+
+    Raises:
+      ClipbiasError: an unknown figure.
+    """
+    unknown = [name for name in figures if name not in FIGURES]
+    if unknown:
+        raise ClipbiasError(f"unknown figure {unknown[0]!r}; choose from {', '.join(FIGURES)}.")
+    chosen = [name for name in FIGURES if name in figures or name == "predictions"]
+    started = time.monotonic()
+    arrays, _ = dataset_sections.predictions(study)
+    predicted = dict(arrays)
+    scalars: dict[str, Any] = {
+        "format": FORMAT,
+        "dataset": {
+            **dataset,
+            "images": int((predicted["predictions/zero_shot"] >= 0).sum()),
+            "class_names": study.zero_shot.task.class_names,
+            "template": study.zero_shot.task.template,
+        },
+        "clip": _geometry(study),
+        "models": [_describe(study, model, predicted) for model in study.models],
+        "figures": chosen,
+        "config": dict(config),
+    }
+    sections = {
+        "relevancy": lambda: dataset_sections.relevancy_statistics(study, predicted),
+        "text_attention": lambda: dataset_sections.text_attention(study),
+        "vision_attention": lambda: dataset_sections.vision_attention(study),
+        "similarity": lambda: picture_sections.similarity(study, predicted),
+        "decomposition": lambda: dataset_sections.decomposition(study),
+        "interventions": lambda: causal_sections.interventions(study),
+        "faithfulness": lambda: causal_sections.faithfulness(study),
+        "examples": lambda: picture_sections.examples(study, predicted),
+    }
+    for name, compute in sections.items():
+        if name in chosen:
+            found, scalars[name] = study.once(name, compute)
+            arrays |= found
+    results = Results(arrays, scalars)
+    if "verdict" in chosen:
+        scalars["verdict"] = {model.key: verdict(results, model.key) for model in study.tuned}
+    scalars["seconds"] = round(time.monotonic() - started, 1)
+    if study.is_first:
+        save_results(folder, results)
+    return results
+
+
+def _geometry(study: Study) -> dict[str, Any]:
+    vision, text = study.clip.config.vision, study.clip.config.text
+    return {
+        "name": study.clip.name,
+        "fingerprint": study.clip.fingerprint,
+        "image_size": vision.image_size,
+        "patch_size": vision.patch_size,
+        "grid": vision.grid,
+        "patches": vision.patches,
+        "vision_layers": vision.layers,
+        "vision_heads": vision.heads,
+        "text_layers": text.layers,
+        "text_heads": text.heads,
+    }
+
+
+def _describe(study: Study, model: Any, predicted: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    own, labels = predicted[f"predictions/{model.key}"], predicted["predictions/labels"]
+    images, correct = int((own >= 0).sum()), int((own == labels).sum())
+    if not images:
+        raise ClipbiasError("none of the images could be read; check the data folder.")
+    vision, text = model.prompts
+    return {
+        "key": model.key,
+        "label": model.label,
+        "method": model.method,
+        "options": model.task.options(),
+        "parameters": parameter_count(model.learnables),
+        "vision_prompts": vision,
+        "text_prompts": text,
+        "accuracy": 100 * correct / images,
+        "correct": correct,
+        "images": images,
+        "source": model.source,
+    }

@@ -1,0 +1,244 @@
+"""A zero-shot model, tuned ones and a dataset: what every section of a study works with."""
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clipbias.clip.params import Params
+from clipbias.data import Split
+from clipbias.data.pipeline import test_batches
+from clipbias.errors import ClipbiasError
+from clipbias.explain.results import load_arrays, plain, save_arrays
+from clipbias.explain.statistics import Totals, load_totals, merge, save_totals
+from clipbias.explain.tokens import prompt_counts
+from clipbias.files import write_text
+from clipbias.tuning import Learnables, Task
+
+ZERO_SHOT = "zero_shot"
+Batch = Mapping[str, jax.Array]
+Section = tuple[dict[str, np.ndarray], dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """One way to classify.
+
+    Attributes:
+      key: a short name without "/", unique in the study; "zero_shot" for the first.
+      label: the name in figures.
+      method: the method's name.
+      task: bound to the dataset's classes.
+      learnables: its tuned arrays.
+      source: where they come from.
+    """
+
+    key: str
+    label: str
+    method: str
+    task: Task
+    learnables: Learnables
+    source: str = ""
+
+    @property
+    def prompts(self) -> tuple[int, int]:
+        """`(V, T)`: learned tokens in the vision and in the text tower."""
+        return prompt_counts(self.task, self.learnables)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What is asked of a study; every one is stored with its results.
+
+    Attributes:
+      batch_size: images per step over all devices.
+      images: at most so many images for attention statistics and interventions, 0 for all. They are spread over the
+        split.
+      faithfulness_images: the same for perturbation, which runs every image over a hundred times.
+      examples: number of pictures shown.
+      rotations: of the pictures of Fig. 6, in degrees.
+      layers: those of Fig. 6, from 0; empty takes the first, the middle and the last two.
+      normalisation: of relevancy rows: "sum", "minmax" or "max".
+      reduction: of attention over the tokens of a kind: "sum" or "mean".
+      start_layer: first layer of relevancy; 0 all, -1 the last.
+      prompt: the prompt of Fig. 6: "mean" or a number from 0.
+      on_image_error: "raise", or "skip" images that cannot be read.
+      save_seconds: least time between two saves of an unfinished section.
+      seed: of the random order that faithfulness compares with.
+    """
+
+    batch_size: int = 32
+    images: int = 0
+    faithfulness_images: int = 200
+    examples: int = 4
+    rotations: tuple[int, ...] = (0, 90, 180, 270)
+    layers: tuple[int, ...] = ()
+    normalisation: str = "sum"
+    reduction: str = "sum"
+    start_layer: int = 0
+    prompt: int | str = "mean"
+    on_image_error: str = "raise"
+    save_seconds: float = 30.0
+    seed: int = 0
+
+    def what_counts(self) -> dict[str, Any]:
+        """The options that results depend on."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in ("batch_size", "save_seconds")}
+
+
+@dataclasses.dataclass(frozen=True)
+class Devices:
+    """How arrays get on and off the devices. The default is this process's first device.
+
+    Attributes:
+      place: host rows `[B, …]` (this process's share) to a device array, split over devices.
+      replicate: a tree to every device.
+      fetch: device arrays to whole NumPy arrays.
+      shard: index and number of this process.
+      multiple: batches are a multiple of this.
+    """
+
+    place: Callable[[np.ndarray], jax.Array] = jnp.asarray
+    replicate: Callable[[Any], Any] = lambda tree: jax.tree.map(jnp.asarray, tree)
+    fetch: Callable[[Any], Any] = jax.device_get
+    shard: tuple[int, int] = (0, 1)
+    multiple: int = 1
+
+
+class Study:
+    """Models, images and a folder in which finished sections and unfinished sums are kept."""
+
+    def __init__(
+        self,
+        models: Sequence[Model],
+        split: Split,
+        options: Options,
+        folder: Path,
+        *,
+        devices: Devices | None = None,
+        advance: Callable[[str, int, int], None] = lambda title, done, total: None,
+    ) -> None:
+        """Prepares a study.
+
+        Args:
+          models: zero-shot first.
+          split: labelled images.
+          options: what is asked.
+          folder: for `parts/`; what is found there of the same study is not computed again.
+          devices: where to compute.
+          advance: told of every step: a title, steps done, steps in all.
+        """
+        keys = [model.key for model in models]
+        if keys[:1] != [ZERO_SHOT] or len(set(keys)) != len(keys) or any("/" in key for key in keys):
+            raise ClipbiasError(
+                f"the models of a study are {keys}; give 'zero_shot' first, then unique keys without '/'."
+            )
+        if not len(split):
+            raise ClipbiasError("there is no image to explain; check the data folder and the class selection.")
+        self.models, self.split, self.options = tuple(models), split, options
+        self.devices, self.advance = devices or Devices(), advance
+        self.parts = Path(folder) / "parts"
+        self.clip = models[0].task.clip
+        self.params: Params = self.devices.replicate(self.clip.params)
+        self.learnables = {model.key: self.devices.replicate(model.learnables) for model in models}
+        self.fingerprint = self._fingerprint()
+
+    @property
+    def zero_shot(self) -> Model:
+        return self.models[0]
+
+    @property
+    def tuned(self) -> tuple[Model, ...]:
+        return self.models[1:]
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes files."""
+        return self.devices.shard[0] == 0
+
+    def _fingerprint(self) -> str:
+        found = hashlib.sha256()
+        for model in self.models:
+            facts = [model.key, model.method, repr(model.task.options()), model.task.texts]
+            found.update(json.dumps(facts).encode())
+            for path, leaf in sorted(jax.tree_util.tree_leaves_with_path(model.learnables), key=lambda x: str(x[0])):
+                found.update(str(path).encode() + np.asarray(leaf).tobytes())
+        found.update(json.dumps([self.clip.fingerprint, self.split.keys, self.options.what_counts()]).encode())
+        found.update(self.split.labels.tobytes())
+        return found.hexdigest()
+
+    def spread(self, count: int) -> np.ndarray:
+        """`count` example numbers spread evenly over the split; all of them for 0."""
+        total = len(self.split)
+        return np.arange(total) if not 0 < count < total else np.linspace(0, total - 1, count).round().astype(int)
+
+    def batches(self, indices: np.ndarray, start: int = 0) -> Iterator[tuple[Batch, int, int]]:
+        """Device batches of the examples `indices` from batch `start` on: uint8 images, labels, mask; and the number of
+        batches done after it and in all. The last one is filled up and masked.
+        """
+        multiple = self.devices.multiple
+        size = -(-min(self.options.batch_size, max(len(indices), 1)) // multiple) * multiple
+        total = -(-len(indices) // size)
+        rest = indices[start * size :]
+        if not len(rest):
+            return
+        host = test_batches(
+            self.split.subset(rest),
+            image_size=self.clip.config.vision.image_size,
+            batch_size=size,
+            shard=self.devices.shard,
+            on_error=self.options.on_image_error,
+        )
+        for number, batch in enumerate(host, start + 1):
+            yield {name: self.devices.place(values) for name, values in batch.items()}, number, total
+
+    def accumulate(
+        self, name: str, title: str, indices: np.ndarray, step: Callable[[Batch], Mapping[str, Any]]
+    ) -> Totals:
+        """Sums `step(batch)`, a dictionary of `Moments` per batch, over examples; saved now and then and at the end."""
+        path = self.parts / f"{name}.npz"
+        totals, done = load_totals(path, self.fingerprint)
+        saved = time.monotonic()
+        for batch, number, total in self.batches(indices, done):
+            totals = merge(totals, self.devices.fetch(step(batch)))
+            self.advance(title, number, total)
+            if number == total or time.monotonic() - saved > self.options.save_seconds:
+                if self.is_first:
+                    save_totals(path, totals, number, self.fingerprint)
+                saved = time.monotonic()
+        return totals
+
+    def once(self, name: str, compute: Callable[[], Section]) -> Section:
+        """A section's arrays and scalars, from `parts/` where this study finished it before."""
+        scalars_path, arrays_path = self.parts / f"{name}.json", self.parts / f"{name}.arrays.npz"
+        try:
+            kept = json.loads(scalars_path.read_text(encoding="utf-8"))
+            if kept["fingerprint"] == self.fingerprint:
+                return load_arrays(arrays_path), kept["scalars"]
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # not there yet, or cut off: computed again
+        arrays, scalars = compute()
+        scalars = plain(scalars)
+        if self.is_first:
+            save_arrays(arrays_path, arrays)
+            write_text(scalars_path, json.dumps({"fingerprint": self.fingerprint, "scalars": scalars}))
+        return arrays, scalars
+
+    def normalize(self, images: jax.Array) -> jax.Array:
+        """Raw pixels to what the model takes."""
+        return self.clip.preprocessing.normalize(images)
+
+    def pictures(self, indices: Sequence[int]) -> np.ndarray:
+        """The examples as the model sees them, uint8 `[K, R, R, 3]`, whole on every process."""
+        from clipbias.data.transforms import decode, test_image
+
+        size = self.clip.config.vision.image_size
+        shown = [test_image(decode(self.split.read(int(i)), self.split.keys[int(i)]), size) for i in indices]
+        return np.stack(shown) if shown else np.zeros((0, size, size, 3), np.uint8)

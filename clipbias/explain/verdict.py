@@ -1,0 +1,306 @@
+"""The paper's three hypotheses as numbers (Sec. 4.2.1), each with a sentence that says what it shows and no more.
+
+(a) prompts re-weight attention among input tokens, (b) prompts add a dataset bias, (c) both.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from clipbias.explain.results import TEXT_KINDS, Results
+
+TITLES = {
+    "reweighting": "(a) Prompts re-weight attention among the input tokens",
+    "bias": "(b) Prompts add a bias of the dataset",
+    "both": "(c) Both together",
+}
+STRONG, WEAK = 0.8, 0.5  # above the one a rank correlation or share is called high, below the other low
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One measured quantity; `value` is `None` where it could not be measured."""
+
+    name: str
+    text: str
+    value: float | None
+    standard_error: float | None
+    sentence: str
+
+
+def verdict(results: Results, key: str) -> dict[str, Any]:
+    """The verdict on one tuned model, from a study's other sections; in the form that `results.py` describes."""
+    facts = _Facts(results, key)
+    hypotheses = {
+        "reweighting": [*_relevancy_change(facts), *_attention_change(facts), *_kept(facts, "reweighting_only")],
+        "bias": [
+            *_prompt_relevancy(facts),
+            *_constancy(facts),
+            *_kept(facts, "values_only"),
+            *_kept(facts, "frozen"),
+            *_kept(facts, "mean_per_token"),
+            *_kept(facts, "mean"),
+        ],
+        "both": [*_gain(facts), *_interaction(facts)],
+    }
+    rows = [row for group in hypotheses.values() for row in group]
+    return {
+        "numbers": {row.name: row.value for row in rows},
+        "hypotheses": {
+            name: {"title": TITLES[name], "rows": [dataclasses.asdict(row) for row in group]}
+            for name, group in hypotheses.items()
+            if group
+        },
+        "conclusion": _conclusion(facts),
+    }
+
+
+class _Facts:
+    """Short ways to a study's numbers about one tuned model."""
+
+    def __init__(self, results: Results, key: str) -> None:
+        self.results, self.key = results, key
+        by_key = {model["key"]: model for model in results.scalars["models"]}
+        self.model, self.zero_shot = by_key[key], by_key["zero_shot"]
+        self.label = self.model["label"]
+
+    def average(self, name: str) -> tuple[np.ndarray, np.ndarray] | None:
+        arrays = self.results.arrays
+        if f"{name}/mean" not in arrays:
+            return None
+        mean, error = arrays[f"{name}/mean"], arrays[f"{name}/standard_error"]
+        return np.asarray(mean, np.float64), np.asarray(error, np.float64)
+
+    def one(self, name: str, index: int = 0) -> tuple[float, float | None] | None:
+        found = self.average(name)
+        if found is None:
+            return None
+        error = float(found[1].reshape(-1)[index])
+        return float(found[0].reshape(-1)[index]), error if math.isfinite(error) else None
+
+    def array(self, name: str) -> np.ndarray | None:
+        found = self.results.arrays.get(name)
+        return None if found is None else np.asarray(found, np.float64)
+
+    @property
+    def interventions(self) -> Mapping[str, Mapping[str, Any]]:
+        return self.results.scalars.get("interventions", {}).get(self.key, {}).get("both", {})
+
+    @property
+    def towers(self) -> list[str]:
+        return [tower for tower in ("vision", "text") if self.model[f"{tower}_prompts"]]
+
+
+def _relevancy_change(facts: _Facts) -> list[Row]:
+    rows, count = [], facts.results.scalars.get("relevancy", {}).get(facts.key, {}).get("count", 0)
+    order, variation = (facts.one(f"relevancy/{facts.key}/{name}") for name in ("order", "variation"))
+    if order is not None:
+        degree = "mostly kept" if order[0] >= STRONG else "largely changed" if order[0] < WEAK else "partly changed"
+        sentence = (
+            f"Over {count} images that tuning corrected, the order of the patches by relevancy is {degree}: the rank "
+            f"correlation between zero-shot and {facts.label} is {order[0]:.2f}."
+        )
+        rows.append(Row("rank_correlation", "rank correlation of patch relevancy", *order, sentence))
+    if variation is not None:
+        sentence = (
+            f"{100 * variation[0]:.0f} % of the relevancy among the patches has moved from some patches to others."
+        )
+        rows.append(Row("total_variation", "total variation of patch relevancy", *variation, sentence))
+    return rows
+
+
+def _attention_change(facts: _Facts) -> list[Row]:
+    rows = []
+    variant = "without_prompt" if facts.model["vision_prompts"] else "clip"
+    units = {"distance": ("attention distance", "px"), "entropy": ("attention entropy", "nats")}
+    for quantity, (text, unit) in units.items():
+        before = facts.average(f"vision_attention/zero_shot/clip/{quantity}")
+        after = facts.average(f"vision_attention/{facts.key}/{variant}/{quantity}")
+        if before is None or after is None:
+            continue
+        change, of_heads = float((after[0] - before[0]).mean()), float(np.abs(after[0] - before[0]).mean())
+        sentence = (
+            f"Among the input tokens the {text} changes by {change:+.3g} {unit} on average over layers and heads, from "
+            f"{before[0].mean():.3g}; a single head changes by {of_heads:.2g} {unit} in the mean."
+        )
+        rows.append(Row(f"{quantity}_change", f"change of {text} ({unit})", change, None, sentence))
+    for tower in facts.towers:
+        mass = facts.average(f"decomposition/{facts.key}/{tower}/prompt_mass")
+        if mass is None:
+            continue
+        share, heaviest = float(mass[0].mean()), np.unravel_index(mass[0].argmax(), mass[0].shape)
+        sentence = (
+            f"In the {tower} tower queries spend {100 * share:.1f} % of their attention on prompts, so what they take "
+            f"from input tokens is scaled by {1 - share:.2f} on average and by {1 - mass[0].max():.2f} in the head that "
+            f"attends most to them (layer {heaviest[0] + 1}, head {heaviest[1] + 1})."
+        )
+        rows.append(Row(f"prompt_mass_{tower}", f"attention on prompts, {tower}", share, None, sentence))
+    return rows
+
+
+def _prompt_relevancy(facts: _Facts) -> list[Row]:
+    rows = []
+    for tower, index in (("vision", 1), ("text", TEXT_KINDS.index("prompt"))):
+        found = facts.one(f"relevancy/{facts.key}/{tower}_kinds/tuned", index)
+        if tower not in facts.towers or found is None:
+            continue
+        total = facts.average(f"relevancy/{facts.key}/{tower}_kinds/tuned")[0].sum()
+        share = found[0] / total if total else 0.0
+        error = found[1] / total if found[1] is not None and total else None
+        sentence = (
+            f"{100 * share:.1f} % of the {tower} tower's relevancy lies on prompts, which are the same for every image."
+        )
+        rows.append(Row(f"prompt_relevancy_{tower}", f"relevancy on prompts, {tower}", share, error, sentence))
+    return rows
+
+
+def _constancy(facts: _Facts) -> list[Row]:
+    rows = []
+    for tower in facts.towers:
+        name, samples = f"decomposition/{facts.key}/{tower}", "images" if tower == "vision" else "classes"
+        constant, bias = facts.array(f"{name}/constancy"), facts.array(f"{name}/bias_likeness")
+        if constant is None or bias is None:
+            continue
+        sentence = (
+            f"What prompts add in the {tower} tower is {_degree(constant.mean())} constant over {samples}: its average, "
+            f"token by token, explains {100 * constant.mean():.0f} % of its mean square ({100 * constant.min():.0f} to "
+            f"{100 * constant.max():.0f} % by layer)."
+        )
+        rows.append(
+            Row(f"constancy_{tower}", f"constancy of the prompt part, {tower}", constant.mean(), None, sentence)
+        )
+        sentence = f"One vector per layer, as bias tuning has, explains {100 * bias.mean():.0f} % of it."
+        rows.append(Row(f"bias_likeness_{tower}", f"likeness to a bias, {tower}", bias.mean(), None, sentence))
+        prefix = f"{name}/bias_cosine/"
+        for path in facts.results.under(prefix):
+            cosine = facts.array(path)
+            other = path.removeprefix(prefix)
+            sentence = (
+                f"This vector and the bias that {other!r} learned for the same layer have a cosine of "
+                f"{cosine.mean():+.2f} on average, {cosine.min():+.2f} to {cosine.max():+.2f} by layer."
+            )
+            text = f"cosine with the bias of {other}, {tower}"
+            rows.append(Row(f"bias_cosine_{tower}_{other}", text, cosine.mean(), None, sentence))
+    return [dataclasses.replace(row, value=float(row.value)) for row in rows]
+
+
+def _degree(share: float) -> str:
+    return "nearly" if share >= 0.9 else "largely" if share >= STRONG else "partly" if share >= WEAK else "hardly"
+
+
+WHAT_STAYS = {
+    "reweighting_only": "only the prompts' pull on attention is kept and their values are zero",
+    "values_only": "only the prompts' values are kept and attention among the inputs is what it is without prompts",
+    "frozen": "the prompts' values are kept and attention among the inputs is that of the unprompted model throughout",
+    "mean_per_token": "the prompt part is replaced by its dataset mean, token by token",
+    "mean": "the prompt part is replaced by one vector per layer, its dataset mean",
+}
+
+
+def accuracy_error(part: Mapping[str, Any]) -> float:
+    """Binomial standard error of an accuracy, in percent."""
+    share = part["correct"] / part["images"]
+    return 100 * math.sqrt(share * (1 - share) / part["images"])
+
+
+def kept_share(facts: _Facts, name: str) -> float | None:
+    """How much of the gain of `full` over `none` an intervention keeps; `None` without a gain beyond its error."""
+    parts = facts.interventions
+    if not {name, "full", "none"} <= set(parts):
+        return None
+    gain = parts["full"]["accuracy"] - parts["none"]["accuracy"]
+    if gain <= 2 * math.hypot(accuracy_error(parts["full"]), accuracy_error(parts["none"])):
+        return None
+    return (parts[name]["accuracy"] - parts["none"]["accuracy"]) / gain
+
+
+def _kept(facts: _Facts, name: str) -> list[Row]:
+    part = facts.interventions.get(name)
+    if part is None:
+        return []
+    full, none = (facts.interventions[other]["accuracy"] for other in ("full", "none"))
+    kept = kept_share(facts, name)
+    tail = f", {100 * kept:.0f} % of the gain over no prompts" if kept is not None else ""
+    sentence = (
+        f"Where {WHAT_STAYS[name]}, accuracy is {part['accuracy']:.1f} %{tail} (everything: {full:.1f} %, "
+        f"nothing: {none:.1f} %)."
+    )
+    text = f"accuracy, {name.replace('_', ' ')} (%)"
+    return [Row(f"accuracy_{name}", text, part["accuracy"], accuracy_error(part), sentence)]
+
+
+def _gain(facts: _Facts) -> list[Row]:
+    tuned, before = facts.model, facts.zero_shot
+    gain = tuned["accuracy"] - before["accuracy"]
+    error = math.hypot(accuracy_error(tuned), accuracy_error(before))
+    sentence = (
+        f"{facts.label} classifies {tuned['accuracy']:.1f} % of {tuned['images']} images correctly, zero-shot "
+        f"{before['accuracy']:.1f} %."
+    )
+    return [Row("gain", "gain over zero-shot (points)", gain, error, sentence)]
+
+
+def _interaction(facts: _Facts) -> list[Row]:
+    parts = facts.interventions
+    if not {"full", "none", "values_only", "reweighting_only"} <= set(parts):
+        return []
+    accuracy = {name: part["accuracy"] for name, part in parts.items()}
+    alone = accuracy["values_only"] + accuracy["reweighting_only"] - 2 * accuracy["none"]
+    gain = accuracy["full"] - accuracy["none"]
+    value = gain - alone
+    error = math.sqrt(
+        sum(accuracy_error(parts[name]) ** 2 for name in ("full", "none", "values_only", "reweighting_only"))
+    )
+    if abs(value) <= 2 * error:
+        meaning = "the two effects add up within twice the error"
+    elif value > 0:
+        meaning = "the two effects need each other"
+    else:
+        meaning = "the two effects overlap"
+    sentence = (
+        f"Values alone and re-weighting alone gain {accuracy['values_only'] - accuracy['none']:+.1f} and "
+        f"{accuracy['reweighting_only'] - accuracy['none']:+.1f} points, together {gain:+.1f}: {meaning}."
+    )
+    return [Row("interaction", "gain beyond the sum of both (points)", value, error, sentence)]
+
+
+def _conclusion(facts: _Facts) -> str:
+    if not facts.towers:
+        others = [m for m in facts.results.scalars["models"] if m["vision_prompts"] or m["text_prompts"]]
+        best = max(others, key=lambda m: m["accuracy"], default=None)
+        start = f"{facts.label} adds no tokens, so it cannot draw attention to itself; it reaches {facts.model['accuracy']:.1f} %"
+        if best is None:
+            return f"{start}, zero-shot {facts.zero_shot['accuracy']:.1f} %."
+        return f"{start}, the best prompted model ({best['label']}) {best['accuracy']:.1f} %, zero-shot {facts.zero_shot['accuracy']:.1f} %."
+    if not facts.interventions:
+        return "The interventions were not run, so nothing is concluded about causes."
+    values, weights = (kept_share(facts, name) for name in ("values_only", "reweighting_only"))
+    if values is None or weights is None:
+        return (
+            "Without its prompts the model is as good as with them, within twice the error, so this dataset cannot tell "
+            "the hypotheses apart."
+        )
+    constant = kept_share(facts, "mean") or 0.0
+    measured = (
+        f"Values alone keep {100 * values:.0f} % of what the prompts gain, re-weighting alone {100 * weights:.0f} %, "
+        f"one constant vector per layer in place of the values {100 * constant:.0f} %."
+    )
+    if values >= STRONG and weights < WEAK:
+        favoured = "This favours (b)" + (
+            ": what prompts add, and it may be a constant."
+            if constant >= STRONG
+            else ", though not as a mere constant."
+        )
+    elif weights >= STRONG and values < WEAK:
+        favoured = "This favours (a): attention taken away from input tokens, not what the prompts add."
+    elif values >= STRONG and weights >= STRONG:
+        favoured = "Either effect alone does nearly all of it, so accuracy does not decide between (a) and (b)."
+    elif values < WEAK and weights < WEAK:
+        favoured = "Neither effect alone does half of it: this favours (c), both are needed."
+    else:
+        stronger = "values" if values > weights else "re-weighting"
+        favoured = f"Both take part, {stronger} more: this is closest to (c)."
+    return f"{measured} {favoured}"
