@@ -1,0 +1,79 @@
+"""Miniatures of the fifteen datasets, trained on and evaluated, from folders and from shards alike."""
+
+from pathlib import Path
+
+import pytest
+
+import clipbias
+from clipbias import data
+from clipbias.clip import Clip
+from clipbias.data import catalog, shards
+from clipbias.training import mesh as meshes
+from clipbias.training.grid import Grid, GridSettings, plan
+from clipbias.training.settings import Recipe
+from tests import helpers
+from tests.data import miniatures
+
+RECIPE = Recipe(
+    learning_rate=0.05,
+    epochs=2,
+    warmup_epochs=1,
+    warmup_learning_rate=1e-3,
+    batch_size=4,
+    momentum=0.9,
+    weight_decay=5e-4,
+)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return miniatures.make_all(tmp_path_factory.mktemp("all"))
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> Clip:
+    folder = tmp_path_factory.mktemp("tiny")
+    helpers.tiny_checkpoint(folder, context_length=77)  # long class names: "2012 Ram C/V Cargo Van Minivan"
+    return clipbias.load(folder)
+
+
+def run(clip: Clip, data_dir: Path, workdir: Path, protocol: str, methods, datasets, shots=2) -> list[dict]:
+    workdir.mkdir(exist_ok=True)
+    settings = GridSettings({}, "float32", 8, 60.0, "raise", protocol, targets=None)
+    grid = Grid(
+        clip,
+        RECIPE,
+        settings,
+        lambda name: data.load(name, data_dir=data_dir),
+        workdir,
+        mesh=meshes.single_device(),
+    )
+    rows = grid.run(plan(methods, datasets, [shots], [1], runs_per_program=0))
+    assert [row.get("error") for row in rows] == [None] * len(rows)
+    return rows
+
+
+def test_eleven_train_and_evaluate(clip, root, tmp_path):
+    rows = run(clip, root, tmp_path, "few_shot", ["vpt"], catalog.ELEVEN)
+    assert [row["dataset"] for row in rows] == list(catalog.ELEVEN)
+    tested = {row["dataset"]: row["images"] for row in rows}
+    assert tested == {name: len(data.load(name, data_dir=root).splits["test"]) for name in catalog.ELEVEN}
+    assert all(0 <= row["accuracy"] <= 100 for row in rows)
+
+
+def test_imagenet_variants_and_other_datasets(clip, root, tmp_path):
+    shifted = run(clip, root, tmp_path / "shifted", "domain_generalization", ["taskres"], ["imagenet"])
+    assert list(shifted[0]["accuracies"]) == ["imagenet", *catalog.VARIANTS]
+    crossed = run(clip, root, tmp_path / "crossed", "cross_dataset", ["zero_shot"], ["imagenet"])
+    assert list(crossed[0]["accuracies"]) == list(catalog.ELEVEN)
+
+
+def test_shards_give_the_same_numbers(clip, root, tmp_path):
+    for name in ("ucf101", "fgvc_aircraft"):
+        shards.build(data.load(name, data_dir=root), tmp_path / "shards")
+    names = ["ucf101", "fgvc_aircraft"]
+    rows = run(clip, root, tmp_path / "a", "base_to_new", ["bias"], names)
+    again = run(clip, tmp_path / "shards", tmp_path / "b", "base_to_new", ["bias"], names)
+    assert [row["accuracies"] for row in rows] == [row["accuracies"] for row in again]
+    adapter = Path("adapters", "bias-ucf101-2shots-seed1.safetensors")
+    assert (tmp_path / "a" / adapter).read_bytes() == (tmp_path / "b" / adapter).read_bytes()
