@@ -134,8 +134,8 @@ def _attention_change(facts: _Facts) -> list[Row]:
         share, heaviest = float(mass[0].mean()), np.unravel_index(mass[0].argmax(), mass[0].shape)
         sentence = (
             f"In the {tower} tower queries spend {100 * share:.1f} % of their attention on prompts, so what they take "
-            f"from input tokens is scaled by {1 - share:.2f} on average and by {1 - mass[0].max():.2f} in the head that "
-            f"attends most to them (layer {heaviest[0] + 1}, head {heaviest[1] + 1})."
+            f"from input tokens is scaled by {1 - share:.2f} on average, and by {1 - mass[0].max():.2f} in the head "
+            f"that attends most to them (layer {heaviest[0] + 1}, head {heaviest[1] + 1})."
         )
         rows.append(Row(f"prompt_mass_{tower}", f"attention on prompts, {tower}", share, None, sentence))
     return rows
@@ -165,9 +165,9 @@ def _constancy(facts: _Facts) -> list[Row]:
         if constant is None or bias is None:
             continue
         sentence = (
-            f"What prompts add in the {tower} tower is {_degree(constant.mean())} constant over {samples}: its average, "
-            f"token by token, explains {100 * constant.mean():.0f} % of its mean square ({100 * constant.min():.0f} to "
-            f"{100 * constant.max():.0f} % by layer)."
+            f"What prompts add in the {tower} tower is {_degree(constant.mean())} constant over {samples}: its "
+            f"average, token by token, explains {100 * constant.mean():.0f} % of its mean square "
+            f"({100 * constant.min():.0f} to {100 * constant.max():.0f} % by layer)."
         )
         rows.append(
             Row(f"constancy_{tower}", f"constancy of the prompt part, {tower}", constant.mean(), None, sentence)
@@ -269,19 +269,22 @@ def _interaction(facts: _Facts) -> list[Row]:
 
 def _conclusion(facts: _Facts) -> str:
     if not facts.towers:
-        others = [m for m in facts.results.scalars["models"] if m["vision_prompts"] or m["text_prompts"]]
-        best = max(others, key=lambda m: m["accuracy"], default=None)
-        start = f"{facts.label} adds no tokens, so it cannot draw attention to itself; it reaches {facts.model['accuracy']:.1f} %"
-        if best is None:
-            return f"{start}, zero-shot {facts.zero_shot['accuracy']:.1f} %."
-        return f"{start}, the best prompted model ({best['label']}) {best['accuracy']:.1f} %, zero-shot {facts.zero_shot['accuracy']:.1f} %."
+        prompted = [m for m in facts.results.scalars["models"] if m["vision_prompts"] or m["text_prompts"]]
+        compared = [f"zero-shot {facts.zero_shot['accuracy']:.1f} %"]
+        if prompted:
+            best = max(prompted, key=lambda m: m["accuracy"])
+            compared.insert(0, f"the best prompted model ({best['label']}) {best['accuracy']:.1f} %")
+        return (
+            f"{facts.label} adds no tokens, so nothing can attend to it; it reaches {facts.model['accuracy']:.1f} %, "
+            f"{', '.join(compared)}."
+        )
     if not facts.interventions:
         return "The interventions were not run, so nothing is concluded about causes."
     values, weights = (kept_share(facts, name) for name in ("values_only", "reweighting_only"))
     if values is None or weights is None:
         return (
-            "Without its prompts the model is as good as with them, within twice the error, so this dataset cannot tell "
-            "the hypotheses apart."
+            "Without its prompts the model is as good as with them, within twice the error, so this dataset cannot "
+            "tell the hypotheses apart."
         )
     constant = kept_share(facts, "mean") or 0.0
     measured = (

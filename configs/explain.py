@@ -1,0 +1,46 @@
+"""A study of why tuning works: zero-shot against tuned adapters on one dataset or several.
+
+python -m experiments.explain --config.adapters=workdir/ivlp,workdir/bias --workdir=workdir/why
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config() -> ConfigDict:
+    config = base.get_config()
+    # Adapter files, or folders of `experiments.train` that hold one, separated by commas. For several datasets the
+    # paths contain {dataset}.
+    config.adapters = ""
+    # Empty values are taken from the adapters.
+    config.model = ""
+    config.dataset = ""
+    # Several datasets; each gets a folder and a report of its own, and all together an overview.
+    config.datasets = ()
+    config.split = "test"
+    # "all", or sections separated by commas: relevancy, text_attention, vision_attention, similarity, decomposition,
+    # interventions, faithfulness, examples, verdict.
+    config.figures = "all"
+
+    config.batch_size = 32
+    # At most so many images for attention statistics and interventions; 0 takes all.
+    config.images = 0
+    # Perturbation runs every image over a hundred times.
+    config.faithfulness_images = 100
+    # Pictures shown, and the rotations and layers (from 0; empty takes four) of Fig. 6.
+    config.examples = 4
+    config.rotations = (0, 90, 180, 270)
+    config.layers = ()
+    # Relevancy rows are divided by their "sum", by their "max", or brought to 0 … 1 ("minmax").
+    config.normalisation = "sum"
+    # Attention over the tokens of a kind: "sum" or "mean".
+    config.reduction = "sum"
+    # First layer of relevancy: 0 all layers, -1 the last alone.
+    config.start_layer = 0
+    # Prompt similarity: "mean" over the prompts, or the number of one.
+    config.prompt = "mean"
+    config.save_seconds = 30.0
+    config.seed = 0
+    config.workdir = "workdir/explain"
+    return config

@@ -1,0 +1,28 @@
+"""Classifies images with zero-shot CLIP or a tuned adapter.
+
+python -m experiments.predict --config.images=photos --config.classes=cat,dog
+python -m experiments.predict --config.images=photos --config.adapter=workdir/digits --relevancy
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config() -> ConfigDict:
+    config = base.get_config()
+    # Image files and folders, separated by commas; folders are searched through and through.
+    config.images = ""
+    # An adapter file, or a folder of `experiments.train`; empty for zero-shot.
+    config.adapter = ""
+    # Empty values are taken from the adapter; without one the model is "demo".
+    config.model = ""
+    # Class names separated by commas, or a text file with one per line.
+    config.classes = ""
+    # How many classes are shown.
+    config.top = 5
+    config.batch_size = 32
+    # First layer of relevancy: 0 all layers, -1 the last alone.
+    config.start_layer = 0
+    config.workdir = "workdir/predict"
+    return config

@@ -1,0 +1,125 @@
+"""Why tuning works: relevancy, attention, decomposition, interventions and faithfulness of tuned adapters, as a report.
+
+    python -m experiments.explain --config.adapters=workdir/ivlp,workdir/bias --workdir=workdir/why
+    python -m experiments.explain --config.adapters='runs/{dataset}/ivlp,runs/{dataset}/bias' \
+        --config.datasets="('eurosat', 'dtd')" --config.data_dir=/data --workdir=workdir/why
+
+Continues where it stopped. Writes `results.npz`, `results.json` and `report/report.html`; for several datasets a folder
+each and an `overview.html`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+import clipbias
+from clipbias import data
+from clipbias.clip import Clip
+from clipbias.errors import ClipbiasError
+from clipbias.explain.results import FIGURES
+from clipbias.explain.run import run_study
+from clipbias.explain.study import ZERO_SHOT, Devices, Model, Options, Study
+from clipbias.report.html import write_report
+from clipbias.report.names import method_name
+from clipbias.report.overview import write_overview
+from clipbias.training import mesh as meshes
+from clipbias.training.progress import Progress
+from clipbias.training.workdir import open_workdir
+from clipbias.tuning import Task
+from clipbias.tuning.adapter import Adapter
+from experiments import app
+from experiments.inputs import find_adapter, split
+
+_CONFIG = app.define_config("configs/explain.py")
+
+
+def main(config: ConfigDict, workdir: Path) -> None:
+    names = tuple(config.datasets) or (config.dataset,)
+    figures = FIGURES if config.figures == "all" else tuple(split(config.figures))
+    unknown = [figure for figure in figures if figure not in FIGURES]
+    if unknown:
+        raise ClipbiasError(f"unknown figure {unknown[0]!r}; choose from {', '.join(FIGURES)}, or 'all'.")
+    with open_workdir(workdir, app.plain(config)):
+        folders = []
+        for name in names:
+            folder = workdir / name.replace("/", "_") if config.datasets else workdir
+            explain(config, name, folder, figures)
+            folders.append(folder)
+            if jax.process_index() == 0:
+                print(f"report: {write_report(folder, folder / 'report')}")
+        if config.datasets and jax.process_index() == 0:
+            print(f"overview: {write_overview(folders, workdir)}")
+
+
+def explain(config: ConfigDict, name: str, folder: Path, figures: Sequence[str]) -> None:
+    """One dataset's study, written to `folder`."""
+    adapters = [find_adapter(path.replace("{dataset}", name)) for path in split(config.adapters)]
+    name = name or next((adapter.notes.get("dataset", "") for adapter, _ in adapters), "")
+    if not name:
+        raise ClipbiasError("no dataset to explain; give --config.dataset=NAME.")
+    dataset = data.load(name, data_dir=config.data_dir or None, template=config.template or None)
+    clip = clipbias.load(config.model or next((adapter.base for adapter, _ in adapters), "demo"))
+    mesh = meshes.make_mesh(**config.mesh)
+    options = Options(
+        batch_size=config.batch_size,
+        images=config.images,
+        faithfulness_images=config.faithfulness_images,
+        examples=config.examples,
+        rotations=tuple(config.rotations),
+        layers=tuple(config.layers),
+        normalisation=config.normalisation,
+        reduction=config.reduction,
+        start_layer=config.start_layer,
+        prompt=int(config.prompt) if config.prompt.isdigit() else config.prompt,
+        on_image_error=config.on_image_error,
+        save_seconds=config.save_seconds,
+        seed=config.seed,
+    )
+    bars: dict[str, Progress] = {}
+
+    def advance(title: str, done: int, total: int) -> None:
+        if title not in bars:
+            for bar in bars.values():
+                bar.close()
+            bars[title] = Progress(total, done=done - 1, unit="batch", title=title)
+        bars[title].advance()
+
+    study = Study(
+        models(clip, dataset, adapters, config.dtype),
+        dataset.split(config.split),
+        options,
+        folder,
+        devices=Devices(
+            place=lambda rows: meshes.place_rows(mesh, rows),
+            replicate=lambda tree: meshes.replicate(mesh, tree),
+            fetch=meshes.fetch,
+            shard=(jax.process_index(), jax.process_count()),
+            multiple=mesh.shape[meshes.DATA],
+        ),
+        advance=advance,
+    )
+    facts = {"name": name, "split": config.split}
+    run_study(study, folder, dataset=facts, config=app.plain(config), figures=figures)
+    for bar in bars.values():
+        bar.close()
+
+
+def models(clip: Clip, dataset: data.Dataset, adapters: Sequence[tuple[Adapter, str]], dtype: str) -> list[Model]:
+    """Zero-shot with the dataset's own template, then the adapters; a method that comes twice gets a number."""
+    task = Task(clip, ZERO_SHOT, dataset.class_names, template=dataset.template, dtype=dtype)
+    found = [Model(ZERO_SHOT, method_name(ZERO_SHOT), ZERO_SHOT, task, {}, clip.name)]
+    for adapter, source in adapters:
+        key = base = Path(adapter.method.partition(":")[0]).stem if adapter.method.endswith(".py") else adapter.method
+        label, number = method_name(adapter.method), 1
+        while key in {model.key for model in found}:
+            number += 1
+            key, label = f"{base}_{number}", f"{method_name(adapter.method)} ({number})"
+        own = adapter.task(clip, dataset.class_names, dtype=dtype)
+        found.append(Model(key.replace("/", "_"), label, adapter.method, own, adapter.learnables, source))
+    return found
+
+
+if __name__ == "__main__":
+    app.run(main, _CONFIG)

@@ -1,0 +1,180 @@
+"""Classifies images: the most likely classes with their probabilities, and with --relevancy what they are based on.
+
+    python -m experiments.predict --config.images=photos --config.classes=cat,dog,bird
+    python -m experiments.predict --config.images=photos --config.adapter=workdir/digits --relevancy
+
+Writes `predictions.json`, and with --relevancy one picture per image into `relevancy/`.
+"""
+
+import functools
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+
+import clipbias
+from clipbias.clip.params import Params
+from clipbias.data.transforms import decode, test_image
+from clipbias.errors import ClipbiasError
+from clipbias.explain.relevancy import relevancy
+from clipbias.explain.tokens import words
+from clipbias.files import write_text
+from clipbias.report.overlay import Overlay, save_overlay
+from clipbias.training.progress import progress
+from clipbias.training.workdir import open_workdir
+from clipbias.tuning import Classifier, Learnables, Task
+from clipbias.tuning.classifier import Text, similarity
+from experiments import app
+from experiments.inputs import find_adapter, split
+
+_CONFIG = app.define_config("configs/predict.py")
+_RELEVANCY = flags.DEFINE_bool("relevancy", False, "Also draw the relevancy of every image's most likely class.")
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+
+
+def main(config: ConfigDict, workdir: Path) -> None:
+    files = find_images(config.images)
+    task, learnables = open_task(config)
+    classes = _class_features(task.classifier, task.clip.params, learnables, task.text)
+    found = []
+    with open_workdir(workdir, app.plain(config)), progress(len(files), unit="image", title="predict") as bar:
+        for chunk, pictures in read(files, task, config):
+            # The last batch is filled up, so that one program serves all.
+            missing = min(config.batch_size, len(files)) - len(chunk)
+            filled = np.pad(pictures, ((0, missing), (0, 0), (0, 0), (0, 0)))
+            probabilities, maps = classify(task, learnables, classes, filled, config.start_layer)
+            for i, path in enumerate(chunk):
+                best = np.argsort(-probabilities[i], kind="stable")[: config.top]
+                found.append(
+                    {
+                        "image": str(path),
+                        "classes": [task.class_names[c] for c in best],
+                        "probabilities": [float(probabilities[i, c]) for c in best],
+                    }
+                )
+                if maps is not None:
+                    overlay = Overlay(
+                        title=f"{task.class_names[best[0]]} {100 * probabilities[i, best[0]]:.0f} %",
+                        vision=maps[0][i],
+                        tokens=tuple(words(task, int(best[0]))),
+                        text=maps[1][i],
+                    )
+                    name = f"{len(found):04d}_{path.stem}.png"
+                    save_overlay(workdir / "relevancy" / name, pictures[i], [overlay], title=path.name)
+            bar.advance(len(chunk))
+        write_text(workdir / "predictions.json", json.dumps(found, indent=1) + "\n")
+    for entry in found:
+        pairs = zip(entry["classes"], entry["probabilities"], strict=True)
+        print(f"{entry['image']}: " + ", ".join(f"{name} {100 * p:.1f} %" for name, p in pairs))
+
+
+def find_images(text: str) -> list[Path]:
+    """Image files, and those in folders, in the order given and by name."""
+    found: list[Path] = []
+    for part in split(text):
+        path = Path(part).expanduser()
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+            if not inside:
+                raise ClipbiasError(f"the folder {path} holds no image ({', '.join(IMAGE_SUFFIXES)}).")
+            found += inside
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise ClipbiasError(f"there is no image or folder {path}.")
+    if not found:
+        raise ClipbiasError("no images to classify; give --config.images=FILE_OR_FOLDER.")
+    return found
+
+
+def open_task(config: ConfigDict) -> tuple[Task, Learnables]:
+    """The task of the adapter, or zero-shot, with class names from the configuration or the adapter."""
+    names = class_names(config.classes)
+    if config.adapter:
+        adapter, _ = find_adapter(config.adapter)
+        clip = clipbias.load(config.model or adapter.base)
+        return adapter.task(clip, names, dtype=config.dtype), adapter.learnables
+    if names is None:
+        raise ClipbiasError("no class names; give --config.classes=cat,dog or a file, or --config.adapter.")
+    template = {"template": config.template} if config.template else {}
+    return Task(clipbias.load(config.model or "demo"), "zero_shot", names, dtype=config.dtype, **template), {}
+
+
+def class_names(text: str) -> tuple[str, ...] | None:
+    """Names separated by commas, or from a file with one per line; `None` for nothing."""
+    if not text:
+        return None
+    path = Path(text).expanduser()
+    if path.is_file():
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise ClipbiasError(f"{path} is not a text file of class names ({error.reason}).") from error
+        names = tuple(line.strip() for line in lines if line.strip())
+    elif path.suffix == ".txt":
+        raise ClipbiasError(f"there is no file of class names {path}.")
+    else:
+        names = tuple(split(text))
+    if not names:
+        raise ClipbiasError(f"{text!r} holds no class names; give one per line, or separate them by commas.")
+    return names
+
+
+def read(files: Sequence[Path], task: Task, config: ConfigDict) -> Iterator[tuple[list[Path], np.ndarray]]:
+    """Batches of paths and pictures, uint8 `[B, R, R, 3]`; unreadable ones are refused or left out as configured."""
+    size = task.clip.config.vision.image_size
+    for start in range(0, len(files), config.batch_size):
+        chunk, pictures = [], []
+        for path in files[start : start + config.batch_size]:
+            try:
+                pictures.append(test_image(decode(read_bytes(path), str(path)), size))
+            except ClipbiasError as error:
+                if config.on_image_error != "skip":
+                    raise
+                print(f"skipped: {error}")
+                continue
+            chunk.append(path)
+        if chunk:
+            yield chunk, np.stack(pictures)
+
+
+def read_bytes(path: Path) -> bytes:
+    """A file's content."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ClipbiasError(f"cannot read {path}: {error.strerror}.") from error
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _class_features(classifier: Classifier, params: Params, learnables: Learnables, text: Text) -> jax.Array:
+    return classifier.class_features(params, learnables, text)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _probabilities(
+    classifier: Classifier, params: Params, learnables: Learnables, images: jax.Array, classes: jax.Array
+) -> jax.Array:
+    features = classifier.image_features(params, learnables, images)
+    return jax.nn.softmax(similarity(params, features, classes), axis=-1)
+
+
+def classify(
+    task: Task, learnables: Learnables, classes: jax.Array, pictures: np.ndarray, start_layer: int
+) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
+    """Probabilities `[B, C]`, and with --relevancy the maps `[B, M + V]` and `[B, N]` of each image's best class."""
+    params, images = task.clip.params, task.clip.preprocessing.normalize(pictures)
+    probabilities = np.asarray(_probabilities(task.classifier, params, learnables, images, classes))
+    if not _RELEVANCY.value:
+        return probabilities, None
+    maps = relevancy(task, params, learnables, images, probabilities.argmax(-1), start_layer=start_layer)
+    return probabilities, (np.asarray(maps.vision), np.asarray(maps.text))
+
+
+if __name__ == "__main__":
+    app.run(main, _CONFIG)
