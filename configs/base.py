@@ -15,6 +15,11 @@ def get_config() -> ConfigDict:
     config.model = "openai/clip-vit-base-patch16"
     # Root folder of the images (not needed by the demo datasets).
     config.data_dir = ""
+    # TFDS: "coop" imposes the benchmark's split, "builder" keeps TFDS's own; empty takes the source's default.
+    config.split = ""
+    # Folder of the split_zhou_*.json files for TFDS, and a file that lists ImageNet's training picks; empty for none.
+    config.split_dir = ""
+    config.index_file = ""
     # Prompt template with {} for the class name; empty takes the dataset's own.
     config.template = ""
     # What to do with an image that cannot be read: "raise" or "skip" (and count).

@@ -16,6 +16,9 @@ def get_config(size: str = "quick") -> ConfigDict:
     config = table1.get_config()
     config.model = "demo"
     config.method_options = ConfigDict()
+    # Twenty times the paper's rate: in a model this narrow, 0.0025 hardly moves a bias within ten epochs. Of 0.0025,
+    # 0.01, 0.05 and 0.2 it is the one at which every method moves; it is the same for all and named in the table.
+    config.learning_rate = 0.05
     config.datasets = ("demo/digits", "demo/shapes", "demo/textures")
     config.shots, config.seeds = {"quick": ((4, 16), (1, 2)), "full": ((4, 8, 16), (1, 2, 3))}[size]
     config.workdir = "workdir/demo" if size == "quick" else f"workdir/demo_{size}"

@@ -11,6 +11,7 @@ def get_config() -> ConfigDict:
     # Empty values are taken from the adapter.
     config.model = ""
     config.dataset = ""
-    config.split = "test"
+    # The images to evaluate on: "train", "val" or "test".
+    config.images = "test"
     config.workdir = "workdir/evaluate"
     return config

@@ -91,6 +91,20 @@ def start(mesh: Any) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
+def load_dataset(config: ConfigDict, name: str) -> Any:
+    """Opens a dataset with the configuration's options; empty ones are left to the source."""
+    from clipbias import data
+
+    options = {key: config[key] for key in ("split", "split_dir", "index_file") if config[key]}
+    try:
+        return data.load(name, data_dir=config.data_dir or None, template=config.template or None, **options)
+    except TypeError as error:  # an option that this source does not take
+        if options and "unexpected keyword" in str(error):
+            given = ", ".join(f"--config.{key}" for key in options)
+            raise ClipbiasError(f"the dataset {name!r} does not take {given}; leave it out.") from error
+        raise
+
+
 def plain(config: ConfigDict) -> dict[str, Any]:
     """A configuration as JSON values, to be stored beside its results."""
     return json.loads(config.to_json_best_effort())

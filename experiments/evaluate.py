@@ -13,7 +13,6 @@ import jax
 from ml_collections import ConfigDict
 
 import clipbias
-from clipbias import data
 from clipbias.files import write_text
 from clipbias.training import mesh as meshes
 from clipbias.training import single
@@ -30,7 +29,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
     with open_workdir(workdir, app.plain(config)):
         clip = clipbias.load(config.model or (adapter.base if adapter else "demo"))
         name = config.dataset or (adapter.notes.get("dataset", "") if adapter else "")
-        dataset = data.load(name, data_dir=config.data_dir or None, template=config.template or None)
+        dataset = app.load_dataset(config, name)
         options = dict(dtype=config.dtype, groups=mesh.shape[meshes.DATA])
         if adapter is None:
             task, learnables = Task(clip, "zero_shot", dataset.class_names, template=dataset.template, **options), {}
@@ -39,7 +38,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
         score = single.evaluate(
             task,
             learnables,
-            dataset.split(config.split),
+            dataset.split(config.images),
             mesh=mesh,
             eval_batch_size=config.eval_batch_size,
             on_image_error=config.on_image_error,
@@ -48,11 +47,13 @@ def main(config: ConfigDict, workdir: Path) -> None:
             result = {
                 "method": adapter.method if adapter else "zero_shot",
                 "dataset": name,
-                "split": config.split,
+                "images_of": config.images,
                 **score,
             }
             write_text(workdir / "result.json", json.dumps(result, indent=2) + "\n")
-            print(f"{result['method']} on {name}: {score['accuracy']:.2f} % of {score['images']} {config.split} images")
+            print(
+                f"{result['method']} on {name}: {score['accuracy']:.2f} % of {score['images']} {config.images} images"
+            )
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import jax
 from ml_collections import ConfigDict
 
 import clipbias
-from clipbias import data, report
+from clipbias import report
 from clipbias.errors import ClipbiasError
 from clipbias.files import write_text
 from clipbias.report.style import save_figure, svg_text
@@ -48,7 +48,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
                 protocol=config.protocol,
                 targets=tuple(config.targets) or None,
             ),
-            lambda name: data.load(name, data_dir=config.data_dir or None, template=config.template or None),
+            lambda name: app.load_dataset(config, name),
             workdir,
             mesh=meshes.make_mesh(**config.mesh),
         )

@@ -13,7 +13,6 @@ import jax
 from ml_collections import ConfigDict
 
 import clipbias
-from clipbias import data
 from clipbias.files import write_text
 from clipbias.training import mesh as meshes
 from clipbias.training import single
@@ -27,7 +26,7 @@ _CONFIG = app.define_config("configs/train.py")
 def main(config: ConfigDict, workdir: Path) -> None:
     with open_workdir(workdir, app.plain(config)):
         clip = clipbias.load(config.model)
-        dataset = data.load(config.dataset, data_dir=config.data_dir or None, template=config.template or None)
+        dataset = app.load_dataset(config, config.dataset)
         result = single.train_and_evaluate(
             clip,
             dataset,

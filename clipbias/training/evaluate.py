@@ -119,7 +119,7 @@ class Evaluator:
             self._kept = kept
 
     def _features(self, classifier: Classifier, learnables: Learnables, runs: int) -> Iterator[tuple[jax.Array, Batch]]:
-        changes = classifier.changes_vision(learnables)
+        changes = classifier.changes_vision(jax.tree.map(lambda leaf: leaf[0], learnables))
         if not changes and self._plain_features is not None:
             yield from zip(self._plain_features, self._batches(), strict=True)
             return

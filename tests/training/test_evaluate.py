@@ -32,7 +32,7 @@ def by_hand(clip: Clip, task: Task, learnables, split: Split) -> int:
     return correct
 
 
-@pytest.mark.parametrize("method", ["zero_shot", "bias"])
+@pytest.mark.parametrize("method", ["zero_shot", "bias", "maple"])
 @pytest.mark.parametrize("devices", [1, 8])
 def test_accuracy_is_that_of_single_images(clip: Clip, colours: Dataset, method: str, devices: int) -> None:
     mesh = meshes.make_mesh(run=1, data=devices)
