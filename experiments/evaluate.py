@@ -44,12 +44,8 @@ def main(config: ConfigDict, workdir: Path) -> None:
             on_image_error=config.on_image_error,
         )
         if jax.process_index() == 0:
-            result = {
-                "method": adapter.method if adapter else "zero_shot",
-                "dataset": name,
-                "images_of": config.images,
-                **score,
-            }
+            method = adapter.method if adapter else "zero_shot"
+            result = {"method": method, "dataset": name, "images_of": config.images, **score}
             write_text(workdir / "result.json", json.dumps(result, indent=2) + "\n")
             print(
                 f"{result['method']} on {name}: {score['accuracy']:.2f} % of {score['images']} {config.images} images"
