@@ -1,4 +1,4 @@
-"""Pencil sketches: several shaky thin strokes for every edge, hatching, paper. The style of `demo/shapes` alone."""
+"""Pencil sketches in an exercise book: shaky strokes, hatching, squared paper. The style of `demo/shapes` alone."""
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -11,6 +11,7 @@ OVERSAMPLING = 2
 CANVAS = SIZE * OVERSAMPLING
 
 PAPERS = ((247, 243, 232), (238, 228, 205), (226, 232, 236), (240, 236, 240))
+INKS = ((120, 150, 190), (150, 175, 160), (190, 140, 140))
 PENCILS = ((60, 58, 62), (45, 60, 105), (110, 62, 48), (40, 84, 66))
 
 
@@ -44,6 +45,14 @@ def _hatching(part: Part, rng: np.random.Generator) -> Image.Image:
     return Image.composite(lines, Image.new("L", lines.size, 0), inside)
 
 
+def _printed_lines(rng: np.random.Generator) -> np.ndarray:
+    """How much of the book's printed lines each pixel has, `[SIZE, SIZE, 1]`: ruled or squared, a little askew."""
+    gap, turn = rng.uniform(5, 10), rng.normal(0, 4)
+    x, y = plane(SIZE, rng, repeats=SIZE / gap, turn=turn)
+    distances = [np.abs(y - np.round(y))] if rng.random() < 0.3 else [np.abs(v - np.round(v)) for v in (x, y)]
+    return np.clip(1.2 - gap * np.min(distances, axis=0), 0, 1)[..., None]
+
+
 def sketch(drawing: Drawing, rng: np.random.Generator) -> np.ndarray:
     """A pencil sketch of `drawing` on paper: uint8 `[SIZE, SIZE, 3]`."""
     size = CANVAS * rng.uniform(0.3, 0.43)
@@ -66,6 +75,7 @@ def sketch(drawing: Drawing, rng: np.random.Generator) -> np.ndarray:
     x, y = plane(SIZE, rng, repeats=rng.uniform(15, 30), turn=rng.uniform(0, 90))
     grain = smooth_noise(x, y, rng)[..., None]
     paper = np.array(PAPERS[rng.integers(len(PAPERS))], float) - 22 * grain
+    paper += (np.array(INKS[rng.integers(len(INKS))]) - paper) * rng.uniform(0.4, 0.9) * _printed_lines(rng)
     pencil = np.array(PENCILS[rng.integers(len(PENCILS))], float)
     amount = np.asarray(graphite, float)[..., None] / 255 * (1.1 - 0.5 * grain)
     return np.clip(paper + (pencil - paper) * np.clip(amount, 0, 1), 0, 255).astype(np.uint8)
