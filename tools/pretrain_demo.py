@@ -4,7 +4,7 @@
 
 draws scenes, trains a small CLIP on them contrastively and writes it in Hugging Face format. Progress is kept in
 `--work`: a run that was interrupted continues from there, and a finished one only writes the model again. On two
-CPU cores it takes about an hour. Zero-shot accuracy is watched on the demo datasets' validation images; their test
+CPU cores it takes well under an hour. Zero-shot accuracy is watched on the demo datasets' validation images; their test
 images are not used.
 """
 

@@ -1,5 +1,9 @@
 """Pretraining of the demo model: it learns, continues where it stopped, and writes a model that loads."""
 
+import json
+from importlib import resources
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,8 +12,9 @@ from absl.testing import flagsaver
 
 import clipbias
 from clipbias.clip import init_params
+from clipbias.data import demo
 from tools import pretrain_demo
-from tools.demo import contrastive, corpus
+from tools.demo import contrastive, corpus, vocabulary
 
 SMALL = dict(scenes=40, batch_size=8, width=16, layers=1, steps=4, save_every=2, report_every=2, watch=[], workers=1)
 
@@ -66,3 +71,19 @@ def test_weight_decay_spares_biases_norms_and_the_logit_scale():
     assert not decayed["logit_scale"]
     assert not decayed["vision"]["layers"]["norm1"]["scale"] and not decayed["text"]["layers"]["fc1"]["bias"]
     assert decayed["vision"]["layers"]["qkv"]["kernel"] and decayed["text"]["projection"]
+
+
+def test_the_embedded_model_is_small_and_far_above_chance():
+    folder = Path(str(resources.files("clipbias") / "assets" / "demo"))
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 8e6
+    model = clipbias.load("demo")
+    assert model.config == pretrain_demo.model_config(128, 4)
+    accuracy = pretrain_demo.zero_shot_accuracy(model.params, model, demo.load("demo/digits"))
+    assert 0.4 < accuracy < 0.95  # chance is 0.1, and there must be something left to adapt
+
+
+def test_the_embedded_vocabulary_is_the_one_that_the_code_builds():
+    folder = Path(str(resources.files("clipbias") / "assets" / "demo"))
+    built, merges = vocabulary.build(pretrain_demo.VOCABULARY_SIZE)
+    assert json.loads((folder / "vocab.json").read_text(encoding="utf-8")) == built
+    assert len((folder / "merges.txt").read_text(encoding="utf-8").splitlines()) == 1 + len(merges)

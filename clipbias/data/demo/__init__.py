@@ -1,4 +1,4 @@
-"""Three small image sets that need no download: real handwritten digits, pencil sketches on squared paper, lit textures.
+"""Three small image sets that need no download: real handwritten digits, sketches on squared paper, lit textures.
 
 The demo model has seen digits, things and patterns, but none of these images and none of these styles: the digits are
 scans of people's handwriting, and the drawing code of sketches and reliefs is used here only.
