@@ -37,14 +37,17 @@ def interventions(study: Study) -> Section:
             study.spread(study.options.images),
             _intervention_step(study, model, towers),
         )
-        hits = totals["hits"]
-        images, accuracy = hits.samples, np.asarray(hits.mean)
+        images = totals["hits"].samples
+        correct = np.rint(np.asarray(totals["hits"].mean) * images).astype(int)
+        gain, error = 100 * np.asarray(totals["gain"].mean), 100 * totals["gain"].standard_error
         scalars[model.key] = {
             tower: {
                 name: {
-                    "accuracy": 100 * float(accuracy[i, j]),
-                    "correct": round(float(accuracy[i, j]) * images),
+                    "accuracy": 100 * int(correct[i, j]) / images,
+                    "correct": int(correct[i, j]),
                     "images": images,
+                    "gain": float(gain[i, j]),
+                    "gain_error": float(error[i, j]),
                 }
                 for j, name in enumerate(INTERVENTIONS)
             }
@@ -104,7 +107,10 @@ def _intervention_step(study: Study, model: Model, towers: tuple[str, ...]) -> A
             )
             guesses = jnp.einsum("IBd,ICd->IBC", f, g, precision="highest").argmax(-1)
             hits.append(guesses == batch["labels"])
-        return {"hits": Moments.of(jnp.moveaxis(jnp.stack(hits), 2, 0).astype(jnp.float32), batch["mask"])}
+        right = jnp.moveaxis(jnp.stack(hits), 2, 0).astype(jnp.float32)
+        # Image by image against "none": both see the same images, and most of the chance in them cancels.
+        gain = right - right[..., INTERVENTIONS.index("none"), None]
+        return {"hits": Moments.of(right, batch["mask"]), "gain": Moments.of(gain, batch["mask"])}
 
     classes = class_features(study.params, learnables, text_means)
     return lambda batch: step(study.params, learnables, vision_means, classes, batch)

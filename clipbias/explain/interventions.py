@@ -69,7 +69,7 @@ def intervention(name: str, roles: Roles, mean: jax.Array | None = None) -> Inte
         if name in ("reweighting_only", "none"):
             prompt_part = jnp.zeros_like(prompt_part)
         if name.startswith("mean"):
-            prompt_part = mean[view.index].astype(prompt_part.dtype)
+            prompt_part = jnp.asarray(mean)[view.index].astype(prompt_part.dtype)
         return jnp.where(roles.queries[..., None, None], input_part + prompt_part, full)
 
     return intervene

@@ -58,8 +58,9 @@ decomposition — Eq. 12, Fig. 1; for models with prompts in that tower; samples
     JSON decomposition.{tuned}.{tower}: {count}
 
 interventions — the causal test; JSON only
-    interventions.{tuned}.{towers}.{name}: {accuracy, correct, images}, `{towers}` one of "both", "vision", "text",
-    `{name}` one of `INTERVENTIONS`
+    interventions.{tuned}.{towers}.{name}: {accuracy, correct, images, gain, gain_error}, `{towers}` one of "both",
+    "vision", "text" (the single ones where both have prompts), `{name}` one of `INTERVENTIONS`; gain over "none" in
+    points and its standard error, image by image
 
 faithfulness — perturbation (Chefer et al. 2021); `{map}` of `MAPS`, `{direction}` "positive" (most relevant patches
     go first) or "negative", `{target}` "predicted" or "true" class
@@ -159,7 +160,7 @@ def save_arrays(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:
 def load_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Reads a `.npz`, never unpickling. Raises `ClipbiasError` if it is damaged."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
     # A truncated archive raises nearly anything, from BadZipFile to EOFError and zlib's own error.
     except Exception as error:

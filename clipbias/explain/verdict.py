@@ -207,14 +207,12 @@ def accuracy_error(part: Mapping[str, Any]) -> float:
 
 
 def kept_share(facts: _Facts, name: str) -> float | None:
-    """How much of the gain of `full` over `none` an intervention keeps; `None` without a gain beyond its error."""
+    """How much of the gain of `full` over `none` an intervention keeps; `None` without a gain of twice its error."""
     parts = facts.interventions
-    if not {name, "full", "none"} <= set(parts):
+    if name not in parts or "full" not in parts:
         return None
-    gain = parts["full"]["accuracy"] - parts["none"]["accuracy"]
-    if gain <= 2 * math.hypot(accuracy_error(parts["full"]), accuracy_error(parts["none"])):
-        return None
-    return (parts[name]["accuracy"] - parts["none"]["accuracy"]) / gain
+    gain, error = parts["full"]["gain"], parts["full"]["gain_error"] or 0.0
+    return parts[name]["gain"] / gain if gain > 2 * error else None
 
 
 def _kept(facts: _Facts, name: str) -> list[Row]:
@@ -233,36 +231,33 @@ def _kept(facts: _Facts, name: str) -> list[Row]:
 
 
 def _gain(facts: _Facts) -> list[Row]:
-    tuned, before = facts.model, facts.zero_shot
-    gain = tuned["accuracy"] - before["accuracy"]
-    error = math.hypot(accuracy_error(tuned), accuracy_error(before))
+    arrays, tuned, before = facts.results.arrays, facts.model, facts.zero_shot
+    labels = arrays["predictions/labels"]
+    read = arrays["predictions/zero_shot"] >= 0
+    differences = [(arrays[f"predictions/{key}"] == labels)[read].astype(float) for key in (facts.key, "zero_shot")]
+    difference = 100 * (differences[0] - differences[1])
+    error = float(difference.std(ddof=1) / math.sqrt(len(difference))) if len(difference) > 1 else None
     sentence = (
         f"{facts.label} classifies {tuned['accuracy']:.1f} % of {tuned['images']} images correctly, zero-shot "
         f"{before['accuracy']:.1f} %."
     )
-    return [Row("gain", "gain over zero-shot (points)", gain, error, sentence)]
+    return [Row("gain", "gain over zero-shot (points)", float(difference.mean()), error, sentence)]
 
 
 def _interaction(facts: _Facts) -> list[Row]:
-    parts = facts.interventions
-    if not {"full", "none", "values_only", "reweighting_only"} <= set(parts):
+    parts, needed = facts.interventions, ("full", "values_only", "reweighting_only")
+    if not set(needed) <= set(parts):
         return []
-    accuracy = {name: part["accuracy"] for name, part in parts.items()}
-    alone = accuracy["values_only"] + accuracy["reweighting_only"] - 2 * accuracy["none"]
-    gain = accuracy["full"] - accuracy["none"]
-    value = gain - alone
-    error = math.sqrt(
-        sum(accuracy_error(parts[name]) ** 2 for name in ("full", "none", "values_only", "reweighting_only"))
-    )
+    full, values, weights = (parts[name]["gain"] for name in needed)
+    value = full - values - weights
+    error = math.sqrt(sum((parts[name]["gain_error"] or 0.0) ** 2 for name in needed))
     if abs(value) <= 2 * error:
         meaning = "the two effects add up within twice the error"
-    elif value > 0:
-        meaning = "the two effects need each other"
     else:
-        meaning = "the two effects overlap"
+        meaning = "the two effects need each other" if value > 0 else "the two effects overlap"
     sentence = (
-        f"Values alone and re-weighting alone gain {accuracy['values_only'] - accuracy['none']:+.1f} and "
-        f"{accuracy['reweighting_only'] - accuracy['none']:+.1f} points, together {gain:+.1f}: {meaning}."
+        f"Values alone and re-weighting alone gain {values:+.1f} and {weights:+.1f} points over no prompts, together "
+        f"{full:+.1f}: {meaning}."
     )
     return [Row("interaction", "gain beyond the sum of both (points)", value, error, sentence)]
 
@@ -282,10 +277,7 @@ def _conclusion(facts: _Facts) -> str:
         return "The interventions were not run, so nothing is concluded about causes."
     values, weights = (kept_share(facts, name) for name in ("values_only", "reweighting_only"))
     if values is None or weights is None:
-        return (
-            "Without its prompts the model is as good as with them, within twice the error, so this dataset cannot "
-            "tell the hypotheses apart."
-        )
+        return "What the prompts gain is less than twice its error, so this dataset cannot tell the hypotheses apart."
     constant = kept_share(facts, "mean") or 0.0
     measured = (
         f"Values alone keep {100 * values:.0f} % of what the prompts gain, re-weighting alone {100 * weights:.0f} %, "

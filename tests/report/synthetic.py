@@ -216,7 +216,13 @@ class _Builder:
         self.scalars["interventions"] = {
             "ivlp": {
                 towers: {
-                    name: {"accuracy": value, "correct": round(value * self.images / 100), "images": self.images}
+                    name: {
+                        "accuracy": value,
+                        "correct": round(value * self.images / 100),
+                        "images": self.images,
+                        "gain": value - accuracy["none"],
+                        "gain_error": 2.0,
+                    }
                     for name, value in accuracy.items()
                 }
                 for towers in ("both", "vision", "text")

@@ -1,0 +1,122 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from clipbias.clip import encode_image, encode_text
+from clipbias.explain.decomposition import constancy, mean_parts, observe_parts, parts
+from clipbias.explain.statistics import Moments
+from clipbias.explain.tokens import text_roles, vision_roles
+from tests.explain.models import tuned
+from tests.reference import numpy_clip, statistics
+
+CLS = jnp.zeros(4, jnp.int32)
+
+
+@pytest.fixture(scope="module")
+def seen(clip, images):
+    """Parts and statistics of a prompted vision tower, and what its blocks really computed."""
+    task, learnables = tuned(clip, "ivlp", vision_tokens=2)
+    roles = vision_roles(clip.config.vision, 2)
+    statistic = observe_parts(roles, CLS)
+
+    def observe(view):
+        input_part, prompt_part, mass = parts(view, roles)
+        return {
+            "input": view.project(input_part),
+            "prompt": view.project(prompt_part),
+            "whole": view.project(view.heads_output()),
+            "mass": mass,
+            "attention": view.probabilities,
+            "values": view.values,
+            "statistics": statistic(view),
+        }
+
+    run = functools.partial(encode_image, config=clip.config, observe=observe)
+    adaptation = task.method.adapt(learnables)
+    return jax.jit(lambda p, a, x: run(p, images=x, adaptation=a)[1])(clip.params, adaptation, images)
+
+
+def test_parts_add_up_to_what_the_block_computes(seen):
+    np.testing.assert_allclose(seen["input"] + seen["prompt"], seen["whole"], atol=1e-5)
+
+
+def test_parts_equal_the_reference(clip, seen):
+    layer = 1
+    weights = jax.tree.map(lambda leaf: np.asarray(leaf[layer], np.float64), clip.params["vision"]["layers"]["out"])
+    name = f"vision_model.encoder.layers.{layer}.self_attn.out_proj"
+    state = {f"{name}.weight": weights["kernel"].T, f"{name}.bias": weights["bias"]}
+    attention, values = (np.asarray(seen[key][layer], np.float64) for key in ("attention", "values"))
+
+    class Block:
+        pass
+
+    class Reference:
+        pass
+
+    block, reference = Block(), Reference()
+    block.attention, block.value, reference.state = attention, values.swapaxes(1, 2), state
+    expected = statistics.decomposition(reference, "vision", layer, block, slice(17, 19))
+    for key in ("input", "prompt"):
+        np.testing.assert_allclose(seen[key][layer], expected[key], atol=1e-5)
+    np.testing.assert_allclose(seen["mass"][layer], expected["mass"], atol=1e-6)
+    # Per head, the input part is the renormalised output scaled by one minus the mass.
+    scaled = expected["renormalised"] * (1 - expected["mass"])[..., None]
+    merged = numpy_clip.merge_heads(scaled) @ weights["kernel"]
+    np.testing.assert_allclose(seen["input"][layer], merged, atol=1e-5)
+
+
+def test_statistics_are_those_of_the_parts(seen):
+    found = seen["statistics"]
+    mass = np.asarray(seen["mass"])
+    np.testing.assert_allclose(found["prompt_mass"], mass[..., :17].mean(-1), rtol=1e-5)
+    np.testing.assert_allclose(found["readout_mass"], mass[..., 0], rtol=1e-6)
+    norms = [np.linalg.norm(np.asarray(seen[key]), axis=-1)[..., :17] for key in ("prompt", "input")]
+    np.testing.assert_allclose(found["norm_ratio"], (norms[0] / norms[1]).mean(-1), rtol=1e-4)
+    np.testing.assert_allclose(found["part"].mean[:, :17], np.asarray(seen["prompt"]).mean(1)[:, :17], atol=1e-6)
+    assert found["part"].count.shape == (3, 19) and not found["part"].count[:, 17:].any()
+
+
+def test_text_counts_only_queries_that_see_prompts(clip):
+    task, learnables = tuned(clip, "coop")
+    roles, tokens = text_roles(task), jax.tree.map(jnp.asarray, task.tokens)
+    observe = observe_parts(roles, tokens.eos)
+    run = functools.partial(encode_text, config=clip.config, tokens=tokens, observe=observe)
+    seen = jax.jit(lambda p, a: run(p, adaptation=a)[1])(clip.params, task.method.adapt(learnables))
+    np.testing.assert_array_equal(seen["part"].count[0], np.asarray(roles.queries).sum(0))
+    assert not np.asarray(seen["mass_by_query"])[..., 0].any()  # SOS sees no prompt
+
+
+def of(parts_over_samples):
+    """Moments of `[B, L, N, D]`."""
+    moments = Moments.of(jnp.asarray(parts_over_samples), jnp.ones(parts_over_samples.shape[:3]))
+    return jax.tree.map(np.asarray, moments)
+
+
+def test_constancy_of_known_parts():
+    draw = np.random.default_rng(0)
+    vector = draw.normal(size=(1, 2, 1, 6))
+    same = np.broadcast_to(vector, (50, 2, 3, 6)).astype(np.float32)
+    found = constancy(of(same), {"learned": 2 * vector[0, :, 0], "opposed": -vector[0, :, 0]})
+    np.testing.assert_allclose(found["constancy"], 1, atol=1e-6)
+    np.testing.assert_allclose(found["bias_likeness"], 1, atol=1e-6)
+    np.testing.assert_allclose(found["bias_cosine"]["learned"], 1, atol=1e-6)
+    np.testing.assert_allclose(found["bias_cosine"]["opposed"], -1, atol=1e-6)
+    by_token = np.broadcast_to(draw.normal(size=(1, 2, 3, 6)), (50, 2, 3, 6)).astype(np.float32)
+    found = constancy(of(by_token), {})
+    np.testing.assert_allclose(found["constancy"], 1, atol=1e-6)
+    assert (found["bias_likeness"] < 0.9).all()
+    noise = draw.normal(size=(400, 2, 3, 6)).astype(np.float32)
+    assert (constancy(of(noise), {})["constancy"] < 0.02).all()
+    # Half signal, half noise.
+    mixed = np.broadcast_to(np.ones((1, 2, 3, 6)), noise.shape).astype(np.float32) + noise
+    np.testing.assert_allclose(constancy(of(mixed), {})["constancy"], 0.5, atol=0.05)
+
+
+def test_mean_over_tokens_weighs_by_counts():
+    heads = Moments(np.array([[3.0, 1.0]]), np.array([[[[1.0, 1.0]], [[5.0, 9.0]]]]), np.zeros((1, 2, 1, 2)))
+    per_token, overall = mean_parts(heads)
+    assert per_token.shape == (1, 2, 1, 2) and overall.shape == (1, 1, 1, 2)
+    np.testing.assert_allclose(overall[0, 0, 0], [2, 3])

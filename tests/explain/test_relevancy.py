@@ -1,0 +1,105 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+import clipbias
+from clipbias.errors import ClipbiasError
+from clipbias.explain.relevancy import RELEVANCY, plain_relevancy, relevancy
+from clipbias.training import mesh as meshes
+from clipbias.tuning import Task
+from tests.explain.models import tuned
+
+TARGETS = jnp.array([0, 1, 2, 1])
+ENSEMBLE = ("a photo of a {}.", "a painting of a {}.")
+
+
+def assert_close(found, expected, tolerance=1e-5):
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=tolerance * float(jnp.abs(b).max()))
+
+
+def test_two_layers_by_hand():
+    attention = jnp.array([[[[0.5, 0.5], [0.2, 0.8]]]])
+    gradient = jnp.array([[[[2.0, -4.0], [10.0, 5.0]]]])
+    row = RELEVANCY.first(jnp.array([[[0.25, 0.75]]]), jnp.array([[[-1.0, 4.0]]]), jnp.array([0]))
+    np.testing.assert_allclose(row, [[1.0, 3.0]])  # e + relu([-0.25, 3])
+    # relu(G A) = [[1, 0], [2, 4]]: [1, 3] + [1, 3] @ that
+    np.testing.assert_allclose(RELEVANCY.step(row, attention, gradient), [[8.0, 15.0]])
+
+
+@pytest.mark.parametrize(
+    "method, options",
+    [("ivlp", {"depth": 2}), ("maple", {}), ("coop", {"class_specific": True}), ("zero_shot", {"templates": ENSEMBLE})],
+)
+def test_streaming_equals_the_letter(clip, images, method, options):
+    task, learnables = tuned(clip, method, **options)
+    plain = jax.jit(functools.partial(plain_relevancy, task))(clip.params, learnables, images, TARGETS)
+    assert_close(relevancy(task, clip.params, learnables, images, TARGETS), plain)
+
+
+def test_ways_to_compute_agree(clip, images):
+    task, learnables = tuned(clip, "ivlp")
+    run = functools.partial(relevancy, task, clip.params, learnables, images)
+    whole = run(TARGETS)
+    assert_close(run(TARGETS, recompute=True, chunk=3), whole)
+    several = run(jnp.stack([TARGETS, (TARGETS + 1) % 3], axis=1))
+    assert several.vision.shape == (4, 2, 16 + 4)
+    assert_close(jax.tree.map(lambda x: x[:, 0], several), whole)
+    assert_close(jax.tree.map(lambda x: x[:, 1], several), run((TARGETS + 1) % 3))
+
+
+def test_scores_are_the_logits(clip, images):
+    task, learnables = tuned(clip, "taskres")
+    logits = jax.jit(task.logits)(clip.params, learnables, images)
+    found = clipbias.relevancy(task, clip.params, learnables, images, TARGETS)
+    np.testing.assert_allclose(found.scores, logits[jnp.arange(4), TARGETS], rtol=1e-5)
+
+
+def test_a_longer_class_beside_changes_nothing(clip, images):
+    learnables = Task(clip, "bias", ["cat"]).init()
+    alone, beside = (
+        relevancy(Task(clip, "bias", names), clip.params, learnables, images, jnp.zeros(4, int)).text
+        for names in (["cat"], ["cat", "golden retriever satellite painting"])
+    )
+    assert beside.shape[1] > alone.shape[1]
+    assert_close(beside[:, : alone.shape[1]], alone)
+    assert not beside[:, alone.shape[1] :].any()
+
+
+def test_the_last_layer_alone(clip, images):
+    task, learnables = tuned(clip, "vpt")
+    last = relevancy(task, clip.params, learnables, images, TARGETS, start_layer=-1)
+    assert_close(last, relevancy(task, clip.params, learnables, images, TARGETS, start_layer=2))
+    plain = jax.jit(functools.partial(plain_relevancy, task, start_layer=-1))
+    assert_close(last, plain(clip.params, learnables, images, TARGETS))
+
+
+def test_can_be_sharded_and_vectorised(clip, images):
+    task, learnables = tuned(clip, "ivlp")
+    mesh = meshes.make_mesh(data=4, devices=jax.devices()[:4])
+    whole = relevancy(task, clip.params, learnables, images, TARGETS)
+    params, own = meshes.replicate(mesh, clip.params), meshes.replicate(mesh, learnables)
+    shards = meshes.place_rows(mesh, images), meshes.place_rows(mesh, TARGETS)
+    found = jax.jit(functools.partial(relevancy, task))(params, own, *shards)
+    assert found.vision.sharding.spec[:1] == PartitionSpec("data")[:1]
+    assert_close(found, whole)
+    one_by_one = jax.vmap(lambda i, t: relevancy(task, clip.params, learnables, i[None], t[None]))(images, TARGETS)
+    assert_close(jax.tree.map(lambda x: x[:, 0], one_by_one), whole)
+
+
+@pytest.mark.parametrize(
+    "targets, options, message",
+    [
+        (jnp.zeros(3, int), {}, r"targets have shape \(3,\) for 4 images"),
+        (jnp.zeros(4), {}, "targets are float32; give class numbers"),
+        (jnp.zeros(4, int), {"start_layer": 3}, "start_layer 3 is outside the vision tower's 3 layers"),
+    ],
+)
+def test_refuses(clip, images, targets, options, message):
+    task = Task(clip, "zero_shot", ["cat"])
+    with pytest.raises(ClipbiasError, match=message):
+        relevancy(task, clip.params, {}, images, targets, **options)

@@ -1,0 +1,104 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from clipbias.errors import ClipbiasError
+from clipbias.explain.statistics import (
+    Moments,
+    load_totals,
+    merge,
+    normalise,
+    rank_correlation,
+    ranks,
+    save_totals,
+    total_variation,
+)
+from clipbias.training import mesh as meshes
+
+DRAW = np.random.default_rng(0)
+VALUES = DRAW.normal(5, 2, (11, 2, 3)).astype(np.float32)
+
+
+def batched(values, mask):
+    """Moments of batches of four, as a pass over a dataset makes them."""
+    totals = {}
+    for start in range(0, len(values), 4):
+        chosen = slice(start, start + 4)
+        totals = merge(totals, {"x": Moments.of(jnp.asarray(values[chosen]), jnp.asarray(mask[chosen]))})
+    return totals["x"]
+
+
+def test_batches_add_up_to_the_whole():
+    mask = np.ones(len(VALUES), bool)
+    mask[[2, 7]] = False
+    values = VALUES.copy()
+    values[2] = np.nan  # what is masked may hold anything
+    moments = batched(values, mask)
+    kept = VALUES[mask].astype(np.float64)
+    assert moments.samples == 9
+    np.testing.assert_allclose(moments.mean, kept.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(moments.standard_error, kept.std(0, ddof=1) / 3, rtol=1e-5)
+
+
+def test_counts_may_differ_within_a_sample():
+    mask = DRAW.random((11, 2)) < 0.6
+    moments = batched(VALUES, mask)
+    for j in range(2):
+        kept = VALUES[mask[:, j], j].astype(np.float64)
+        np.testing.assert_allclose(moments.mean[j], kept.mean(0), rtol=1e-6)
+        np.testing.assert_allclose(moments.squares[j], len(kept) * kept.var(0), rtol=1e-5)
+
+
+def test_a_far_mean_costs_no_precision():
+    values = np.float32(1e4) + DRAW.normal(0, 1, (400, 1)).astype(np.float32)
+    found = batched(values, np.ones(400, bool))
+    np.testing.assert_allclose(found.squares, 400 * values.astype(np.float64).var(0), rtol=1e-3)
+
+
+def test_one_sample_has_no_error():
+    assert np.isnan(Moments.of(jnp.ones((1, 2))).standard_error).all()
+
+
+def test_sharded_input_gives_the_same():
+    mesh = meshes.make_mesh(data=8)
+    rows = meshes.place_rows(mesh, VALUES[:8])
+    found, expected = jax.jit(Moments.of)(rows), Moments.of(jnp.asarray(VALUES[:8]))
+    np.testing.assert_allclose(found.squares, expected.squares, rtol=1e-5)
+
+
+def test_saved_totals_come_back_and_others_are_ignored(tmp_path):
+    path, moments = tmp_path / "x.npz", batched(VALUES, np.ones(11, bool))
+    assert load_totals(path, "a") == ({}, 0)
+    save_totals(path, {"some/name": moments}, 3, "a")
+    totals, position = load_totals(path, "a")
+    assert position == 3 and list(totals) == ["some/name"]
+    np.testing.assert_array_equal(totals["some/name"].squares, moments.squares)
+    assert load_totals(path, "b") == ({}, 0)
+    path.write_bytes(path.read_bytes()[:200])
+    assert load_totals(path, "a") == ({}, 0)
+
+
+def test_normalisations():
+    rows = jnp.array([[1.0, 3.0, 0.0], [0.0, 0.0, 0.0]])
+    visible = jnp.array([[True, True, False]])
+    np.testing.assert_allclose(normalise(rows, "sum", visible), [[0.25, 0.75, 0], [0, 0, 0]])
+    np.testing.assert_allclose(normalise(rows, "max", visible), [[1 / 3, 1, 0], [0, 0, 0]])
+    np.testing.assert_allclose(normalise(rows, "minmax", visible), [[0, 1, 0], [0, 0, 0]])
+    with pytest.raises(ClipbiasError, match="unknown normalisation 'mean'"):
+        normalise(rows, "mean")
+
+
+def test_rank_correlation_shares_ranks_of_equal_values():
+    x = jnp.array([3.0, 1.0, 1.0, 2.0])
+    assert ranks(x).tolist() == [3.0, 0.5, 0.5, 2.0]
+    y = jnp.array([10.0, 2.0, 0.0, 5.0])
+    expected = np.corrcoef([3, 0.5, 0.5, 2], [3, 1, 0, 2])[0, 1]
+    assert float(rank_correlation(x, y)) == pytest.approx(expected, rel=1e-5)
+    assert float(rank_correlation(x, -x)) == pytest.approx(-1)
+    assert float(rank_correlation(x, jnp.ones(4))) == 0
+
+
+def test_total_variation():
+    assert float(total_variation(jnp.array([2.0, 0.0]), jnp.array([0.0, 5.0]))) == 1
+    assert float(total_variation(jnp.array([1.0, 1.0]), jnp.array([3.0, 1.0]))) == pytest.approx(0.25)

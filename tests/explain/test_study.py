@@ -1,0 +1,124 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipbias.data import Split
+from clipbias.errors import ClipbiasError
+from clipbias.explain.dataset_sections import corrected, predictions, relevancy_statistics, vision_totals
+from clipbias.explain.results import load_results
+from clipbias.explain.run import run_study
+from clipbias.explain.study import Model, Options, Study
+from clipbias.tuning import Task
+from tests.explain.models import CLASS_NAMES, tuned
+
+COUNT = 7
+
+
+def split(broken: int | None = None) -> Split:
+    """Noise, labelled in turn."""
+
+    def read(index: int) -> bytes:
+        if index == broken:
+            return b"not an image"
+        file, draw = io.BytesIO(), np.random.default_rng(index)
+        Image.fromarray(draw.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(file, "PNG")
+        return file.getvalue()
+
+    keys = tuple(f"test/{index}.png" for index in range(COUNT))
+    return Split(keys, np.arange(COUNT) % len(CLASS_NAMES), read)
+
+
+def make(clip, folder, *, options=None, images=None, advance=lambda *_: None, scale=1.0):
+    task, learnables = tuned(clip, "vpt")
+    models = [
+        Model("zero_shot", "Zero-shot", "zero_shot", Task(clip, "zero_shot", CLASS_NAMES), {}),
+        Model("vpt", "VPT", "vpt", task, {name: scale * value for name, value in learnables.items()}),
+    ]
+    return Study(models, split() if images is None else images, options or Options(batch_size=3), folder, advance=advance)
+
+
+def test_an_interrupted_section_continues_to_the_same_numbers(clip, tmp_path):
+    whole = vision_totals(make(clip, tmp_path / "whole"), make(clip, tmp_path / "whole").models[1])
+    steps = []
+
+    def stop(title, done, total):
+        steps.append(done)
+        if done == 3:
+            raise KeyboardInterrupt
+
+    options = Options(batch_size=3, save_seconds=0)
+    interrupted = make(clip, tmp_path / "cut", options=options, advance=stop)
+    with pytest.raises(KeyboardInterrupt):
+        vision_totals(interrupted, interrupted.models[1])
+    again = make(clip, tmp_path / "cut", options=options, advance=lambda title, done, total: steps.append(done))
+    found = vision_totals(again, again.models[1])
+    assert steps == [1, 2, 3, 3]
+    assert found.keys() == whole.keys()
+    for name, moments in whole.items():
+        np.testing.assert_array_equal(found[name].mean, moments.mean)
+        np.testing.assert_array_equal(found[name].squares, moments.squares)
+    assert found["norm_ratio"].samples == COUNT
+
+
+def test_finished_sections_are_kept_and_other_models_are_not_mistaken(clip, tmp_path):
+    steps = []
+    count = lambda title, done, total: steps.append(title)  # noqa: E731
+    first = predictions(make(clip, tmp_path, advance=count))[0]
+    assert len(steps) == 2 * 3
+    again = predictions(make(clip, tmp_path, advance=count))[0]
+    assert len(steps) == 6
+    np.testing.assert_array_equal(first["predictions/vpt"], again["predictions/vpt"])
+    predictions(make(clip, tmp_path, advance=count, scale=2.0))
+    assert len(steps) == 12
+
+
+def test_relevancy_is_averaged_over_what_tuning_corrected(clip, tmp_path):
+    study = make(clip, tmp_path)
+    labels = study.split.labels
+    predicted = {
+        "predictions/labels": labels,
+        "predictions/zero_shot": (labels + np.array([0, 1, 1, 1, 0, 0, 1])) % 3,
+        "predictions/vpt": (labels + np.array([0, 0, 1, 0, 1, 0, 0])) % 3,
+    }
+    assert corrected(predicted, study.models[1]).tolist() == [1, 3, 6]
+    arrays, scalars = relevancy_statistics(study, predicted)
+    assert scalars["vpt"] == {"count": 3, "normalisation": "sum"}
+    assert arrays["relevancy/vpt/vision/tuned/mean"].shape == (16 + 4,)
+    assert arrays["relevancy/vpt/vision/zero_shot/mean"].shape == (16,)
+    for name in ("vision/tuned", "vision_kinds/tuned", "text/zero_shot", "text_kinds/tuned"):
+        assert arrays[f"relevancy/vpt/{name}/mean"].sum() == pytest.approx(1, abs=1e-5)
+    assert 0 < arrays["relevancy/vpt/vision_kinds/tuned/mean"][1] < 1
+    assert arrays["relevancy/vpt/vision_kinds/zero_shot/mean"][1] == 0
+
+
+def test_nothing_corrected_is_said_and_not_averaged(clip, tmp_path):
+    study = make(clip, tmp_path)
+    same = {name: study.split.labels for name in ("predictions/labels", "predictions/zero_shot", "predictions/vpt")}
+    assert relevancy_statistics(study, same) == ({}, {"vpt": {"count": 0, "normalisation": "sum"}})
+
+
+def test_unreadable_images_are_left_out_where_asked(clip, tmp_path):
+    options = Options(batch_size=3, on_image_error="skip")
+    study = make(clip, tmp_path, options=options, images=split(broken=2))
+    results = run_study(study, tmp_path, dataset={"name": "noise", "split": "test"}, config={}, figures=())
+    assert results.arrays["predictions/vpt"][2] == -1
+    assert results.scalars["dataset"]["images"] == COUNT - 1
+    assert load_results(tmp_path).scalars["models"][1]["images"] == COUNT - 1
+
+
+def test_spread_covers_the_split(clip, tmp_path):
+    study = make(clip, tmp_path)
+    assert study.spread(0).tolist() == study.spread(99).tolist() == list(range(COUNT))
+    assert study.spread(3).tolist() == [0, 3, 6]
+
+
+def test_refuses(clip, tmp_path):
+    study = make(clip, tmp_path)
+    with pytest.raises(ClipbiasError, match="unknown figure 'fig9'"):
+        run_study(study, tmp_path, dataset={}, config={}, figures=("fig9",))
+    with pytest.raises(ClipbiasError, match="give 'zero_shot' first"):
+        Study(study.models[1:], study.split, Options(), tmp_path)
+    with pytest.raises(ClipbiasError, match="no image to explain"):
+        make(clip, tmp_path, images=split().subset([]))
