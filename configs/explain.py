@@ -18,14 +18,15 @@ def get_config() -> ConfigDict:
     config.dataset = ""
     # Several datasets; each gets a folder and a report of its own, and all together an overview.
     config.datasets = ()
-    config.split = "test"
+    # The images to explain on: "train", "val" or "test".
+    config.images = "test"
     # "all", or sections separated by commas: relevancy, text_attention, vision_attention, similarity, decomposition,
     # interventions, faithfulness, examples, verdict.
     config.figures = "all"
 
     config.batch_size = 32
-    # At most so many images for attention statistics and interventions; 0 takes all.
-    config.images = 0
+    # At most so many of them for attention statistics and interventions; 0 takes all.
+    config.image_limit = 0
     # Perturbation runs every image over a hundred times.
     config.faithfulness_images = 100
     # Pictures shown, and the rotations and layers (from 0; empty takes four) of Fig. 6.

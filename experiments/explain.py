@@ -59,12 +59,12 @@ def explain(config: ConfigDict, name: str, folder: Path, figures: Sequence[str])
     name = name or next((adapter.notes.get("dataset", "") for adapter, _ in adapters), "")
     if not name:
         raise ClipbiasError("no dataset to explain; give --config.dataset=NAME.")
-    dataset = data.load(name, data_dir=config.data_dir or None, template=config.template or None)
+    dataset = app.load_dataset(config, name)
     clip = clipbias.load(config.model or next((adapter.base for adapter, _ in adapters), "demo"))
     mesh = meshes.make_mesh(**config.mesh)
     options = Options(
         batch_size=config.batch_size,
-        images=config.images,
+        images=config.image_limit,
         faithfulness_images=config.faithfulness_images,
         examples=config.examples,
         rotations=tuple(config.rotations),
@@ -88,7 +88,7 @@ def explain(config: ConfigDict, name: str, folder: Path, figures: Sequence[str])
 
     study = Study(
         models(clip, dataset, adapters, config.dtype),
-        dataset.split(config.split),
+        dataset.split(config.images),
         options,
         folder,
         devices=Devices(
@@ -100,7 +100,7 @@ def explain(config: ConfigDict, name: str, folder: Path, figures: Sequence[str])
         ),
         advance=advance,
     )
-    facts = {"name": name, "split": config.split}
+    facts = {"name": name, "split": config.images}
     run_study(study, folder, dataset=facts, config=app.plain(config), figures=figures)
     for bar in bars.values():
         bar.close()

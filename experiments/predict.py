@@ -40,14 +40,15 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".ti
 def main(config: ConfigDict, workdir: Path) -> None:
     files = find_images(config.images)
     task, learnables = open_task(config)
-    classes = _class_features(task.classifier, task.clip.params, learnables, task.text)
+    params = jax.device_put(task.clip.params)
+    classes = _class_features(task.classifier, params, learnables, task.text)
     found = []
     with open_workdir(workdir, app.plain(config)), progress(len(files), unit="image", title="predict") as bar:
         for chunk, pictures in read(files, task, config):
             # The last batch is filled up, so that one program serves all.
             missing = min(config.batch_size, len(files)) - len(chunk)
             filled = np.pad(pictures, ((0, missing), (0, 0), (0, 0), (0, 0)))
-            probabilities, maps = classify(task, learnables, classes, filled, config.start_layer)
+            probabilities, maps = classify(task, params, learnables, classes, filled, config.start_layer)
             for i, path in enumerate(chunk):
                 best = np.argsort(-probabilities[i], kind="stable")[: config.top]
                 found.append(
@@ -165,10 +166,10 @@ def _probabilities(
 
 
 def classify(
-    task: Task, learnables: Learnables, classes: jax.Array, pictures: np.ndarray, start_layer: int
+    task: Task, params: Params, learnables: Learnables, classes: jax.Array, pictures: np.ndarray, start_layer: int
 ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
     """Probabilities `[B, C]`, and with --relevancy the maps `[B, M + V]` and `[B, N]` of each image's best class."""
-    params, images = task.clip.params, task.clip.preprocessing.normalize(pictures)
+    images = task.clip.preprocessing.normalize(pictures)
     probabilities = np.asarray(_probabilities(task.classifier, params, learnables, images, classes))
     if not _RELEVANCY.value:
         return probabilities, None

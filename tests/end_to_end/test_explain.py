@@ -1,0 +1,134 @@
+"""The binaries `explain` and `predict` as a user runs them, on a tiny model and images of noise."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import clipbias
+from clipbias.explain.results import FIGURES, load_results
+from clipbias.tuning import Task
+from clipbias.tuning.adapter import save_adapter
+from tests.end_to_end.binaries import refusal, succeed
+
+CLASS_NAMES = ("bird", "cat", "dog")
+SETTINGS = (
+    "--config.dataset=folder",
+    "--config.batch_size=4",
+    "--config.faithfulness_images=2",
+    "--config.examples=2",
+    "--config.rotations=(0, 90)",
+)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two pictures of noise per class and split."""
+    root = tmp_path_factory.mktemp("images")
+    for number, name in enumerate(CLASS_NAMES):
+        for index in range(2):
+            pixels = np.random.default_rng([number, index]).integers(0, 255, (20, 24, 3), dtype=np.uint8)
+            for split in ("train", "test"):
+                (root / split / name).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(root / split / name / f"{index}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def adapters(model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """An IVLP and a bias adapter with random learnables; the second in a folder as `train` leaves it."""
+    folder, clip = tmp_path_factory.mktemp("adapters"), clipbias.load(model)
+    paths = [folder / "ivlp.safetensors", folder / "bias" / "adapter.safetensors"]
+    for method, path in zip(("ivlp", "bias"), paths, strict=True):
+        task = Task(clip, method, CLASS_NAMES)
+        draw = np.random.default_rng(0)
+        learnables = {name: draw.normal(0, 0.3, np.shape(x)).astype("f") for name, x in task.init().items()}
+        save_adapter(path, task, learnables, method=method)
+    return [str(paths[0]), str(paths[1].parent)]
+
+
+def test_a_whole_study_with_its_report(images, adapters, cache, tmp_path):
+    arguments = (*SETTINGS, f"--config.data_dir={images}", f"--config.adapters={','.join(adapters)}")
+    printed = succeed("explain", *arguments, f"--workdir={tmp_path}", cache=cache)
+    report = tmp_path / "report" / "report.html"
+    assert str(report) in printed
+    assert "Prompts add a bias of the dataset" in report.read_text(encoding="utf-8")
+    results = load_results(tmp_path)
+    assert [model["key"] for model in results.scalars["models"]] == ["zero_shot", "ivlp", "bias"]
+    assert results.scalars["figures"] == list(FIGURES)
+    assert set(results.scalars["verdict"]) == {"ivlp", "bias"}
+    # With no prompt acting on the images, zero-shot's image features remain; with everything, the tuned model's.
+    towers = results.scalars["interventions"]["ivlp"]
+    assert towers["both"]["full"]["correct"] == results.scalars["models"][1]["correct"]
+    assert {name: len(values) for name, values in towers.items()} == {"both": 7, "vision": 7, "text": 7}
+    before = results.arrays["vision_attention/zero_shot/clip/distance/mean"]
+    after = results.arrays["vision_attention/ivlp/without_prompt/distance/mean"]
+    np.testing.assert_allclose(before[0], after[0], rtol=1e-5)
+    assert np.abs(before[1:] - after[1:]).max() > 1e-3
+    assert results.arrays["similarity/ivlp/prompts"].shape == (4, 3, 16, 16)
+    assert all(np.isfinite(results.arrays[name]).all() for name in results.arrays if name.endswith("/mean"))
+    # A second run finds everything there.
+    started = (tmp_path / "parts" / "faithfulness-ivlp.npz").stat().st_mtime_ns
+    succeed("explain", *arguments, f"--workdir={tmp_path}", cache=cache)
+    assert (tmp_path / "parts" / "faithfulness-ivlp.npz").stat().st_mtime_ns == started
+
+
+def test_several_datasets_get_an_overview(model, images, cache, tmp_path):
+    succeed(
+        "explain",
+        *SETTINGS,
+        "--config.datasets=('folder',)",
+        "--config.figures=text_attention,vision_attention",
+        f"--config.model={model}",
+        f"--config.data_dir={images}",
+        f"--workdir={tmp_path}",
+        cache=cache,
+    )
+    assert (tmp_path / "folder" / "report" / "report.html").exists()
+    assert (tmp_path / "overview.html").exists()
+
+
+def test_predictions_with_relevancy(images, adapters, cache, tmp_path):
+    printed = succeed(
+        "predict",
+        f"--config.images={images / 'test' / 'cat'},{images / 'test' / 'dog' / '0.png'}",
+        f"--config.adapter={adapters[0]}",
+        "--config.batch_size=2",
+        "--config.top=2",
+        "--relevancy",
+        f"--workdir={tmp_path}",
+        cache=cache,
+    )
+    found = json.loads((tmp_path / "predictions.json").read_text())
+    assert [Path(entry["image"]).name for entry in found] == ["0.png", "1.png", "0.png"]
+    assert all(len(entry["classes"]) == 2 and set(entry["classes"]) <= set(CLASS_NAMES) for entry in found)
+    assert all(entry["probabilities"] == sorted(entry["probabilities"], reverse=True) for entry in found)
+    assert printed.count(" %") == 6
+    drawn = sorted(path.name for path in (tmp_path / "relevancy").iterdir())
+    assert drawn == ["0001_0.png", "0002_1.png", "0003_0.png"]
+
+
+def test_zero_shot_takes_names_from_a_file(model, images, cache, tmp_path):
+    names = tmp_path / "names.txt"
+    names.write_text("cat\n\nmaine coon\n")
+    picture = images / "test" / "cat" / "0.png"
+    arguments = (f"--config.images={picture}", f"--config.model={model}", f"--workdir={tmp_path / 'out'}")
+    printed = succeed("predict", *arguments, f"--config.classes={names}", cache=cache)
+    assert "maine coon" in printed
+    total = sum(json.loads((tmp_path / "out" / "predictions.json").read_text())[0]["probabilities"])
+    assert total == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "binary, arguments, message",
+    [
+        ("predict", ("--config.images=/nowhere.png", "--config.classes=a"), "there is no image or folder /nowhere.png"),
+        ("predict", ("--config.classes=a",), "no images to classify"),
+        ("explain", ("--config.figures=relevance",), "unknown figure 'relevance'"),
+        ("explain", ("--config.adapters=/nowhere",), "no adapter file /nowhere"),
+    ],
+)
+def test_refusals(binary, arguments, message, cache, tmp_path):
+    assert message in refusal(binary, *arguments, f"--workdir={tmp_path}", cache=cache)
