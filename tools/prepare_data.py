@@ -2,7 +2,7 @@
 
     python -m tools.prepare_data check --data_dir=/data [--decode]
     python -m tools.prepare_data build eurosat ucf101 --data_dir=/data --out_dir=/shards
-    python -m tools.prepare_data show eurosat --data_dir=/data --shots=16 --seed=1 --output=eurosat.png
+    python -m tools.prepare_data show eurosat --data_dir=/data --shots=16 --draw_seed=1 --picture=eurosat.png
 
 `check` takes the names of datasets or none for all fifteen; its status is 0 if nothing that was found is broken or
 differs from the catalogue. `build` and `show` take every name that `clipbias.data.load` takes; `folder` and `csv` too.
@@ -22,9 +22,9 @@ _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where the datasets are; see c
 _OUT_DIR = flags.DEFINE_string("out_dir", None, "build: the folder for the shards; made if needed.")
 _DECODE = flags.DEFINE_bool("decode", False, "check: decode every image, not only look for the files.")
 _SHOTS = flags.DEFINE_integer("shots", 16, "show: images per class.", lower_bound=1)
-_SEED = flags.DEFINE_integer("seed", 1, "show: the draw's seed.")
+_SEED = flags.DEFINE_integer("draw_seed", 1, "show: the draw's seed.")
 _MAX_CLASSES = flags.DEFINE_integer("max_classes", 12, "show: rows at most.", lower_bound=1)
-_OUTPUT = flags.DEFINE_string("output", "contact_sheet.png", "show: the picture to write.")
+_OUTPUT = flags.DEFINE_string("picture", "contact_sheet.png", "show: the picture to write.")
 
 
 def run_check(names: Sequence[str]) -> int:

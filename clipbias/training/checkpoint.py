@@ -125,7 +125,7 @@ def _abstract(named: dict[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
 def _digest(state: Any) -> str:
     digest = hashlib.sha256()
     for name, leaf in _named(fetch(state)).items():
-        leaf = np.ascontiguousarray(leaf)
+        leaf = np.array(leaf, order="C")
         digest.update(f"{name} {leaf.shape} {leaf.dtype}".encode())
         digest.update(leaf.tobytes())
     return digest.hexdigest()

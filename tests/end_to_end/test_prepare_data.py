@@ -47,7 +47,7 @@ def test_build_then_load(root, tmp_path, capsys):
 
 
 def test_show_writes_a_picture(root, tmp_path):
-    with flagsaver.flagsaver(data_dir=str(root), shots=2, output=str(tmp_path / "sheet.png")):
+    with flagsaver.flagsaver(data_dir=str(root), shots=2, picture=str(tmp_path / "sheet.png")):
         assert prepare_data.main(["prepare_data", "show", "oxford_pets"]) == 0
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.size[0] >= 480
