@@ -53,6 +53,12 @@ def interventions(study: Study) -> Section:
             }
             for i, tower in enumerate(towers)
         }
+        together = totals["interaction"]
+        for i, tower in enumerate(towers):
+            scalars[model.key][tower]["interaction"] = {
+                "gain": 100 * float(together.mean[i]),
+                "gain_error": 100 * float(together.standard_error[i]),
+            }
     return {}, scalars
 
 
@@ -96,8 +102,8 @@ def _intervention_step(study: Study, model: Model, towers: tuple[str, ...]) -> A
     @jax.jit
     def step(params: Any, learnables: Any, means: Any, classes: jax.Array, batch: Batch) -> dict[str, Moments]:
         features = image_features(params, learnables, means, study.normalize(batch["images"]))
-        full, count = INTERVENTIONS.index("full"), len(INTERVENTIONS)
-        every, unchanged = jnp.arange(count), jnp.full(count, full)
+        every = jnp.arange(len(INTERVENTIONS))
+        unchanged = jnp.full(len(INTERVENTIONS), INTERVENTIONS.index("full"))
         pairs = {"both": (every, every), "vision": (every, unchanged), "text": (unchanged, every)}
         hits = []
         for tower in towers:
@@ -110,7 +116,10 @@ def _intervention_step(study: Study, model: Model, towers: tuple[str, ...]) -> A
         right = jnp.moveaxis(jnp.stack(hits), 2, 0).astype(jnp.float32)
         # Image by image against "none": both see the same images, and most of the chance in them cancels.
         gain = right - right[..., INTERVENTIONS.index("none"), None]
-        return {"hits": Moments.of(right, batch["mask"]), "gain": Moments.of(gain, batch["mask"])}
+        full, values, weights = (INTERVENTIONS.index(n) for n in ("full", "values_only", "reweighting_only"))
+        together = gain[..., full] - gain[..., values] - gain[..., weights]
+        found = {"hits": right, "gain": gain, "interaction": together}
+        return {name: Moments.of(value, batch["mask"]) for name, value in found.items()}
 
     classes = class_features(study.params, learnables, text_means)
     return lambda batch: step(study.params, learnables, vision_means, classes, batch)

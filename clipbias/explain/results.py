@@ -60,7 +60,8 @@ decomposition — Eq. 12, Fig. 1; for models with prompts in that tower; samples
 interventions — the causal test; JSON only
     interventions.{tuned}.{towers}.{name}: {accuracy, correct, images, gain, gain_error}, `{towers}` one of "both",
     "vision", "text" (the single ones where both have prompts), `{name}` one of `INTERVENTIONS`; gain over "none" in
-    points and its standard error, image by image
+    points and its standard error, image by image; and interaction {gain, gain_error}: the gain of "full" beyond the sum
+    of those of "values_only" and "reweighting_only"
 
 faithfulness — perturbation (Chefer et al. 2021); `{map}` of `MAPS`, `{direction}` "positive" (most relevant patches
     go first) or "negative", `{target}` "predicted" or "true" class

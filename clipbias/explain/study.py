@@ -16,7 +16,7 @@ from clipbias.clip.params import Params
 from clipbias.data import Split
 from clipbias.data.pipeline import test_batches
 from clipbias.errors import ClipbiasError
-from clipbias.explain.results import load_arrays, plain, save_arrays
+from clipbias.explain.results import FORMAT, load_arrays, plain, save_arrays
 from clipbias.explain.statistics import Totals, load_totals, merge, save_totals
 from clipbias.explain.tokens import prompt_counts
 from clipbias.files import write_text
@@ -170,7 +170,8 @@ class Study:
             found.update(json.dumps(facts).encode())
             for path, leaf in sorted(jax.tree_util.tree_leaves_with_path(model.learnables), key=lambda x: str(x[0])):
                 found.update(str(path).encode() + np.asarray(leaf).tobytes())
-        found.update(json.dumps([self.clip.fingerprint, self.split.keys, self.options.what_counts()]).encode())
+        facts = [FORMAT, self.clip.fingerprint, self.split.keys, self.options.what_counts()]
+        found.update(json.dumps(facts).encode())
         found.update(self.split.labels.tobytes())
         return found.hexdigest()
 

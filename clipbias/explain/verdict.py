@@ -215,13 +215,18 @@ def kept_share(facts: _Facts, name: str) -> float | None:
     return parts[name]["gain"] / gain if gain > 2 * error else None
 
 
+def percent(share: float) -> str:
+    """A share in whole percent, without a negative zero."""
+    return f"{round(100 * share) + 0} %"
+
+
 def _kept(facts: _Facts, name: str) -> list[Row]:
     part = facts.interventions.get(name)
     if part is None:
         return []
     full, none = (facts.interventions[other]["accuracy"] for other in ("full", "none"))
     kept = kept_share(facts, name)
-    tail = f", {100 * kept:.0f} % of the gain over no prompts" if kept is not None else ""
+    tail = f", {percent(kept)} of the gain over no prompts" if kept is not None else ""
     sentence = (
         f"Where {WHAT_STAYS[name]}, accuracy is {part['accuracy']:.1f} %{tail} (everything: {full:.1f} %, "
         f"nothing: {none:.1f} %)."
@@ -245,13 +250,12 @@ def _gain(facts: _Facts) -> list[Row]:
 
 
 def _interaction(facts: _Facts) -> list[Row]:
-    parts, needed = facts.interventions, ("full", "values_only", "reweighting_only")
-    if not set(needed) <= set(parts):
+    parts = facts.interventions
+    if "interaction" not in parts:
         return []
-    full, values, weights = (parts[name]["gain"] for name in needed)
-    value = full - values - weights
-    error = math.sqrt(sum((parts[name]["gain_error"] or 0.0) ** 2 for name in needed))
-    if abs(value) <= 2 * error:
+    value, error = parts["interaction"]["gain"], parts["interaction"]["gain_error"]
+    full, values, weights = (parts[name]["gain"] for name in ("full", "values_only", "reweighting_only"))
+    if abs(value) <= 2 * (error or 0.0):
         meaning = "the two effects add up within twice the error"
     else:
         meaning = "the two effects need each other" if value > 0 else "the two effects overlap"
@@ -280,9 +284,11 @@ def _conclusion(facts: _Facts) -> str:
         return "What the prompts gain is less than twice its error, so this dataset cannot tell the hypotheses apart."
     constant = kept_share(facts, "mean") or 0.0
     measured = (
-        f"Values alone keep {100 * values:.0f} % of what the prompts gain, re-weighting alone {100 * weights:.0f} %, "
-        f"one constant vector per layer in place of the values {100 * constant:.0f} %."
+        f"Values alone keep {percent(values)} of what the prompts gain, re-weighting alone {percent(weights)}, one "
+        f"constant vector per layer in place of the values {percent(constant)}."
     )
+    if values > 1 and weights < WEAK:
+        measured += " The re-weighting that comes with the values does not help here."
     if values >= STRONG and weights < WEAK:
         favoured = "This favours (b)" + (
             ": what prompts add, and it may be a constant."

@@ -36,7 +36,9 @@ def make(clip, folder, *, options=None, images=None, advance=lambda *_: None, sc
         Model("zero_shot", "Zero-shot", "zero_shot", Task(clip, "zero_shot", CLASS_NAMES), {}),
         Model("vpt", "VPT", "vpt", task, {name: scale * value for name, value in learnables.items()}),
     ]
-    return Study(models, split() if images is None else images, options or Options(batch_size=3), folder, advance=advance)
+    return Study(
+        models, split() if images is None else images, options or Options(batch_size=3), folder, advance=advance
+    )
 
 
 def test_an_interrupted_section_continues_to_the_same_numbers(clip, tmp_path):

@@ -29,6 +29,9 @@ def with_accuracies(accuracies, error=1.0, images=1000):
         }
         for name, value in zip(INTERVENTIONS, accuracies, strict=True)
     }
+    gain = dict(zip(INTERVENTIONS, (value - none for value in accuracies), strict=True))
+    together = gain["full"] - gain["values_only"] - gain["reweighting_only"]
+    results.scalars["interventions"]["ivlp"]["both"]["interaction"] = {"gain": together, "gain_error": error}
     return results
 
 
@@ -45,6 +48,12 @@ def with_accuracies(accuracies, error=1.0, images=1000):
 )
 def test_conclusion_follows_the_accuracies(accuracies, conclusion):
     assert conclusion in verdict(with_accuracies(accuracies), "ivlp")["conclusion"]
+
+
+@pytest.mark.parametrize("accuracies, meaning", [(BIAS, "add up"), (EITHER, "overlap"), (NEITHER, "need each other")])
+def test_the_interaction_in_words(accuracies, meaning):
+    rows = verdict(with_accuracies(accuracies), "ivlp")["hypotheses"]["both"]["rows"]
+    assert meaning in next(row["sentence"] for row in rows if row["name"] == "interaction")
 
 
 def test_numbers_are_those_of_the_results():
