@@ -9,15 +9,27 @@ Letters: `B` sequences, `N` tokens, `D` width, `H` heads, `K = D / H`. A layer's
 and a tower stacks them on a leading axis `L`.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from clipbias.clip.config import TowerConfig
 
 Weights = Mapping[str, Any]
+
+# What a backward pass needs of a block besides its input and what is cheap to compute again: every matrix product's
+# output, and nothing twice. Weights are frozen, so the inputs of most products are not needed.
+KEPT = ("queries, keys and values", "attention", "attended tokens", "hidden units")
+_named = jax.checkpoint_policies.save_only_these_names(*KEPT)
+
+
+def keep_products(primitive: Any, *avals: Any, **params: Any) -> bool:
+    """The `jax.checkpoint` policy that keeps `KEPT`. An exponential is its own derivative, so it is kept itself."""
+    return primitive is jax.lax.exp_p or bool(_named(primitive, *avals, **params))
 
 
 def layer_norm(x: jax.Array, weights: Weights, epsilon: float) -> jax.Array:
@@ -56,13 +68,37 @@ def attention_probabilities(q: jax.Array, k: jax.Array, mask: jax.Array | None) 
     return jax.nn.softmax(scores, axis=-1)
 
 
+def exponentials(*scores: jax.Array) -> list[jax.Array]:
+    """`exp(s - max)` of scores `[..., N, M]` whose last axes share one softmax, in float32 and not yet normalised.
+
+    Dividing the sum over values by the sum of these, instead of these themselves, spares the backward pass a reduction
+    over all scores (Dao et al. 2022, section 3.1).
+    """
+    scores = tuple(part.astype(jnp.float32) for part in scores)
+    highest = jax.lax.stop_gradient(functools.reduce(jnp.maximum, (part.max(-1, keepdims=True) for part in scores)))
+    return [jnp.exp(part - highest) for part in scores]
+
+
 def fused_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool) -> jax.Array:
-    """Attention without its probabilities: `[B, N, H, K]` each. cuDNN's kernel in half precision on a GPU, XLA's
-    elsewhere.
+    """Attention without its probabilities: `[B, N, H, K]` each. cuDNN's kernel in half precision on a GPU, plain
+    products elsewhere.
     """
     half = q.dtype in (jnp.bfloat16, jnp.float16)
-    use_cudnn = half and jax.default_backend() == "gpu" and q.shape[-1] <= 128 and q.shape[1] == k.shape[1]
-    return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="cudnn" if use_cudnn else "xla")
+    if half and jax.default_backend() == "gpu" and q.shape[-1] <= 128 and q.shape[1] == k.shape[1]:
+        output = jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="cudnn")
+        return checkpoint_name(output, KEPT[1])
+    scores = jnp.einsum("BNHK,BMHK->BHNM", q * q.shape[-1] ** -0.5, k)
+    if causal:
+        scores = jnp.where(jnp.tri(q.shape[1], k.shape[1], dtype=bool), scores, -jnp.inf)
+    (weights,) = exponentials(scores)
+    total = weights.sum(-1).swapaxes(1, 2)[..., None]
+    return normalise(jnp.einsum("BHNM,BMHK->BNHK", weights.astype(v.dtype), v), total)
+
+
+def normalise(values: jax.Array, total: jax.Array) -> jax.Array:
+    """Weighted sums of values `[..., K]` over their total weight `[..., 1]`."""
+    values, total = (checkpoint_name(x, KEPT[1]) for x in (values, total))
+    return (values / total).astype(values.dtype)
 
 
 def queries_keys_values(x: jax.Array, weights: Weights, config: TowerConfig) -> jax.Array:
@@ -98,10 +134,10 @@ def block(
       attend: maps queries, keys and values `[..., H, K]` to the heads' outputs `[..., H, K]`. How tokens are laid out
         is this function's business alone: the rest of a block acts on each token by itself.
     """
-    qkv = queries_keys_values(x, weights, config)
+    qkv = checkpoint_name(queries_keys_values(x, weights, config), KEPT[0])
     q, k, v = (split_heads(part, config.heads) for part in jnp.split(qkv, 3, axis=-1))
-    x = x + dense(attend(q, k, v).reshape(x.shape), weights["out"])
-    return x + mlp(x, weights, config)
+    x = checkpoint_name(x + dense(attend(q, k, v).reshape(x.shape), weights["out"]), KEPT[2])
+    return x + mlp_output(checkpoint_name(mlp_hidden(x, weights, config), KEPT[3]), weights, config)
 
 
 def block_rows(

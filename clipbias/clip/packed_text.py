@@ -1,8 +1,9 @@
 """The text tower with every distinct token computed once: the same features, several times less work.
 
 Three exact savings, all from the causal mask:
-- Tokens after a text's end-of-text token change nothing, so they are left out, text by text: the tokens of all texts
-  lie one after another on one axis, without padding. Everything in a block but attention acts on single tokens.
+- Tokens after a text's end-of-text token change nothing, so they are left out: the tokens of all texts lie one after
+  another on one axis, almost without padding. Everything in a block but attention acts on single tokens; for attention
+  the axis is cut into tiles, each of which holds a few whole texts, and a mask keeps the texts of a tile apart.
 - The leading tokens that all texts share (SOS and the context) are the same at every layer: they are computed once, and
   every text attends to the same keys and values.
 - The last block is computed at the end-of-text rows only.
@@ -11,7 +12,7 @@ Classes are dealt to `groups` of equal work, the axis that is sharded over devic
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,24 +25,21 @@ from clipbias.clip.config import ClipConfig
 from clipbias.clip.precision import with_precision
 from clipbias.clip.text import TextTokens, check_text, put_context, read_text, text_layers
 
-# Up to this many classes the layout is rounded up, so that one compiled program serves datasets with like names.
-SMALL = 64
+# Least length of a tile: class names of a few tokens share one, and the products of a tile are large enough to be fast.
+TILE = 16
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PackedTokens:
-    """Prompt texts of `C` classes without repetition or padding. `G` groups, `P` shared leading tokens, then `U`
-    others.
+    """Prompt texts of `C` classes without repetition. `G` groups, `P` shared leading tokens, then `U` others in tiles.
 
     Attributes:
       ids, positions, context_rows, classes: int32 `[G, P + U]`: token id, position in its text, context row (-1: none)
         and class of every token.
-      slots: int32 `[G, Cg, S]`: where token `P + s` of each of the group's `Cg` classes lies among the `U`; free slots
-        hold 0.
-      places: int32 `[G, U]`: the inverse, an index into the flattened `[Cg, S]`.
-      eos: int32 `[G, Cg]`: the slot `s` of each class's end-of-text token, -1 where a group has fewer classes than
-        another.
+      texts: int32 `[G, tiles, S]`, `tiles · S = U`: the class of each token after the shared ones, -1 for filler.
+      ends: int32 `[G, Cg]`: where among the `P + U` each of the group's `Cg` classes has its end-of-text token; `P + U`
+        where a group has fewer classes than another.
       order: int32 `[C]`: each class's index into the flattened `[G, Cg]`.
       shared: `P`.
       context_is_shared: whether all context tokens are among the first `P`.
@@ -51,9 +49,8 @@ class PackedTokens:
     positions: jax.Array
     context_rows: jax.Array
     classes: jax.Array
-    slots: jax.Array
-    places: jax.Array
-    eos: jax.Array
+    texts: jax.Array
+    ends: jax.Array
     order: jax.Array
     shared: int = dataclasses.field(metadata={"static": True})
     context_is_shared: bool = dataclasses.field(metadata={"static": True})
@@ -76,112 +73,75 @@ def pack(tokens: TextTokens, *, groups: int = 1, class_specific: bool = False) -
     lengths = eos + 1 - shared
     per_group = -(-count // groups)
     # Longest first, dealt back and forth, so that groups end up with nearly equal numbers of tokens.
-    longest_first = np.argsort(-lengths, kind="stable")
     members: list[list[int]] = [[] for _ in range(groups)]
-    for turn, index in enumerate(longest_first):
+    for turn, index in enumerate(np.argsort(-lengths, kind="stable")):
         lap, place = divmod(turn, groups)
         members[place if lap % 2 == 0 else groups - 1 - place].append(int(index))
-    unique = int(max(sum(lengths[i] for i in group) for group in members))
-    width = int(lengths.max())
-    if count <= SMALL:
-        unique, width = -(-unique // 32) * 32, -(-width // 4) * 4
+    size = max(TILE, -(-int(lengths.max()) // 8) * 8)
+    starts = [first_fit(lengths[group], size) for group in members]
+    unique = (1 + max(int(start.max(initial=0)) for start in starts) // size) * size
 
     def grid(fill: int, *shape: int) -> np.ndarray:
         return np.full(shape, fill, np.int32)
 
     packed_ids, positions, classes = (grid(0, groups, shared + unique) for _ in range(3))
-    context_rows = grid(-1, groups, shared + unique)
-    slots, places = grid(0, groups, per_group, width), grid(0, groups, unique)
-    last, order = grid(-1, groups, per_group), grid(0, count)
+    context_rows, texts = grid(-1, groups, shared + unique), grid(-1, groups, unique)
+    ends, order = grid(shared + unique, groups, per_group), grid(0, count)
     packed_ids[:, :shared], context_rows[:, :shared] = ids[0, :shared], rows[0, :shared]
     positions[:, :shared] = np.arange(shared)
     for g, group in enumerate(members):
-        start = 0
-        for place, index in enumerate(group):
+        for place, (index, start) in enumerate(zip(group, starts[g], strict=True)):
             length = int(lengths[index])
             span = slice(shared + start, shared + start + length)
             source = slice(shared, shared + length)
             packed_ids[g, span], context_rows[g, span] = ids[index, source], rows[index, source]
             positions[g, span], classes[g, span] = np.arange(shared, shared + length), index
-            slots[g, place, :length] = np.arange(start, start + length)
-            places[g, start : start + length] = place * width + np.arange(length)
-            last[g, place], order[index] = length - 1, g * per_group + place
-            start += length
+            texts[g, start : start + length] = index
+            ends[g, place], order[index] = span.stop - 1, g * per_group + place
     return PackedTokens(
-        *(packed_ids, positions, context_rows, classes, slots, places, last, order),
+        *(packed_ids, positions, context_rows, classes, texts.reshape(groups, -1, size), ends, order),
         shared=shared,
         context_is_shared=bool((rows[:, shared:] < 0).all()),
     )
 
 
-@jax.custom_vjp
-def _gather(x: jax.Array, at: jax.Array, back: jax.Array, used: jax.Array) -> jax.Array:
-    """`x [G, n, F]` at `at [G, m]`. Every used output comes from a row of its own, so the gradient is a gather too."""
-    return jnp.take_along_axis(x, at[..., None], axis=1)
-
-
-def _gather_forward(x: jax.Array, at: jax.Array, back: jax.Array, used: jax.Array) -> tuple[jax.Array, Any]:
-    return _gather(x, at, back, used), (back, used)
-
-
-def _gather_backward(saved: Any, gradient: jax.Array) -> tuple[jax.Array, None, None, None]:
-    back, used = saved
-    return (
-        jnp.where(used[..., None], jnp.take_along_axis(gradient, back[..., None], axis=1), 0),
-        None,
-        None,
-        None,
-    )
-
-
-_gather.defvjp(_gather_forward, _gather_backward)
-
-
-def _unpack(x: jax.Array, tokens: PackedTokens) -> jax.Array:
-    """Tokens `[G, U, H, K]` as texts `[G, Cg, S, H, K]`; free slots repeat token 0 and are never read."""
-    groups, unique = x.shape[:2]
-    flat = tokens.slots.reshape(groups, -1)
-    out = _gather(x.reshape(groups, unique, -1), flat, tokens.places, _real(tokens))
-    return out.reshape(*tokens.slots.shape, *x.shape[2:])
-
-
-def _repack(x: jax.Array, tokens: PackedTokens) -> jax.Array:
-    """The inverse of `_unpack`."""
-    groups = x.shape[0]
-    flat = tokens.slots.reshape(groups, -1)
-    slot = jnp.arange(tokens.slots.shape[2])
-    filled = (slot <= tokens.eos[..., None]).reshape(groups, -1)
-    out = _gather(x.reshape(groups, flat.shape[1], -1), tokens.places, flat, filled)
-    return out.reshape(groups, -1, *x.shape[3:])
-
-
-def _real(tokens: PackedTokens) -> jax.Array:
-    """`[G, U]`: False for the filler at the end of a group that has fewer tokens than another."""
-    group = tokens.slots.reshape(tokens.slots.shape[0], -1)
-    return jnp.take_along_axis(group, tokens.places, axis=1) == jnp.arange(tokens.places.shape[1])
+def first_fit(lengths: Sequence[int], size: int) -> np.ndarray:
+    """Where texts of these lengths start if each goes into the first tile of `size` tokens that has room: int `[n]`."""
+    starts = np.zeros(len(lengths), int)
+    used: list[int] = []
+    first = dict.fromkeys(range(size + 1), 0)  # tiles before this one have no room for a text of that length
+    for turn, length in enumerate(lengths):
+        tile = first[length]
+        while tile < len(used) and used[tile] + length > size:
+            tile += 1
+        if tile == len(used):
+            used.append(0)
+        starts[turn] = tile * size + used[tile]
+        used[tile] += length
+        first[length] = tile
+    return starts
 
 
 def _attend(q: jax.Array, k: jax.Array, v: jax.Array, tokens: PackedTokens) -> jax.Array:
-    """Causal attention of every token to the shared tokens and to its own text. `[G, P + U, H, K]` each."""
-    shared = tokens.shared
-    head = layers.attention_probabilities(q[:, :shared], k[:, :shared], tower.causal_mask(shared))
-    head = jnp.einsum("GHNM,GMHK->GNHK", head.astype(v.dtype), v[:, :shared])
-    own_q, own_k, own_v = (_unpack(x[:, shared:], tokens) for x in (q, k, v))
-    own_q = own_q * q.shape[-1] ** -0.5
-    own = jnp.einsum("GCSHK,GCTHK->GCHST", own_q, own_k).astype(jnp.float32)
-    own = jnp.where(tower.causal_mask(own.shape[-1]), own, -jnp.inf)
-    out = _mix(own_q, own, own_v, k[:, :shared], v[:, :shared])
-    return jnp.concatenate([head, _repack(out, tokens)], axis=1)
+    """Attention of every token after the shared ones to those and to its own text.
 
-
-def _mix(q: jax.Array, own: jax.Array, own_v: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Softmax over shared keys `k [G, P, H, K]` and own scores `[G, C, H, S, T]` together, applied to both values."""
-    prefix = jnp.einsum("GCSHK,GPHK->GCHSP", q, k).astype(jnp.float32)
-    weights = jax.nn.softmax(jnp.concatenate([prefix, own], axis=-1), axis=-1).astype(v.dtype)
-    shared = k.shape[1]
-    return jnp.einsum("GCHSP,GPHK->GCSHK", weights[..., :shared], v) + jnp.einsum(
-        "GCHST,GCTHK->GCSHK", weights[..., shared:], own_v
-    )
+    Args:
+      q: `[G, U, H, K]`.
+      k, v: `[G, P + U, H, K]`.
+    """
+    shared, tiles = tokens.shared, tokens.texts.shape[:3]
+    q = q * q.shape[-1] ** -0.5
+    own_q, own_k, own_v = (x.reshape(*tiles, *x.shape[2:]) for x in (q, k[:, shared:], v[:, shared:]))
+    visible = (tokens.texts[..., :, None] == tokens.texts[..., None, :]) & tower.causal_mask(tiles[-1])
+    own = jnp.einsum("GCSHK,GCTHK->GCHST", own_q, own_k)
+    own = jnp.where(visible[:, :, None], own, -jnp.inf)
+    prefix = jnp.einsum("GUHK,GPHK->GUHP", q, k[:, :shared])
+    prefix = prefix.reshape(*tiles, *prefix.shape[2:]).swapaxes(2, 3)
+    prefix, own = layers.exponentials(prefix, own)
+    total = (prefix.sum(-1) + own.sum(-1)).swapaxes(2, 3)[..., None]
+    values = jnp.einsum("GCHST,GCTHK->GCSHK", own.astype(v.dtype), own_v)
+    values = values + jnp.einsum("GCHSP,GPHK->GCSHK", prefix.astype(v.dtype), v[:, :shared])
+    return layers.normalise(values, total).reshape(q.shape)
 
 
 @with_precision
@@ -196,7 +156,7 @@ def encode_packed_text(
 ) -> jax.Array:
     """`encode_text` for texts packed by `pack`: features `[C, d]` in float32, not normalised, in class order."""
     adaptation = adaptation or NOTHING
-    check_text(adaptation, config, tokens.order.shape[0], tokens.shared + tokens.slots.shape[-1])
+    check_text(adaptation, config, tokens.order.shape[0], tokens.shared + 1)  # whole lengths: where texts become tokens
     weights, shared = params["text"], tokens.shared
     x = weights["token_embedding"].astype(dtype)[tokens.ids]
     scope = slice(0, shared) if tokens.context_is_shared else slice(None)
@@ -210,25 +170,26 @@ def encode_packed_text(
     x = in_scope(x, lambda y, rows: put_context(y, adaptation.text_context, rows, classes))
     x = x + weights["position_embedding"].astype(dtype)[tokens.positions]
 
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        head = layers.fused_attention(q[:, :shared], k[:, :shared], v[:, :shared], causal=True)
+        return jnp.concatenate([head, _attend(q[:, shared:], k, v, tokens)], axis=1)
+
     def step(x: jax.Array, inputs: tower.LayerInput) -> tuple[jax.Array, None]:
         x = in_scope(x, lambda y, rows: tower.put_prompts(y, inputs, rows))
-        x = layers.block(x, inputs.weights, config.text, lambda q, k, v: _attend(q, k, v, tokens))
-        return tower.add_bias(x, inputs), None
+        return tower.add_bias(layers.block(x, inputs.weights, config.text, attend), inputs), None
 
     x, last = tower.scan_all_but_last(step, x, text_layers(params, adaptation, dtype), remat)
     x = in_scope(x, lambda y, rows: tower.put_prompts(y, last, rows))
-    ends = shared + jnp.take_along_axis(tokens.slots, tokens.eos[..., None], axis=2)[..., 0]
 
-    def take(y: jax.Array) -> jax.Array:
-        return jnp.take_along_axis(y, ends[..., None], axis=1)
+    def take(y: jax.Array, ends: jax.Array = tokens.ends) -> jax.Array:
+        return jnp.take_along_axis(y, ends[..., None], axis=1, mode="clip")
 
     def attend_row(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        own_k, own_v = (_unpack(y[:, shared:], tokens) for y in (k, v))
-        q = (q * q.shape[-1] ** -0.5)[:, :, None]
-        own = jnp.einsum("GCSHK,GCTHK->GCHST", q, own_k).astype(jnp.float32)
-        visible = jnp.arange(own.shape[-1]) <= tokens.eos[..., None]
-        own = jnp.where(visible[:, :, None, None], own, -jnp.inf)
-        return _mix(q, own, own_v, k[:, :shared], v[:, :shared])[:, :, 0]
+        # Each end-of-text query goes back to its place in its tile: that moves `Cg` rows, not the tiles' keys.
+        ends = tokens.ends - shared
+        placed = jax.vmap(lambda rows, at: jnp.zeros((k.shape[1] - shared, *q.shape[2:]), q.dtype).at[at].set(rows))
+        out = _attend(placed(q, ends), k, v, tokens)
+        return take(out.reshape(*out.shape[:2], -1), ends).reshape(q.shape)
 
     rows = tower.add_bias(layers.block_rows(x, last.weights, config.text, take, attend_row), last)
     return read_text(params, config, rows.reshape(-1, rows.shape[-1])[tokens.order])

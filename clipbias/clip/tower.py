@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from clipbias.clip import layers
 from clipbias.clip.config import TowerConfig
@@ -46,7 +47,7 @@ class TowerInput:
       tokens: `[B, N, D]`.
       layers: a `LayerInput` whose leaves are stacked on axis `L`.
       prompt_rows: int32 `[N]` or `[B, N]`: which prompt row may replace each token, -1 for none; `None` without
-        prompts.
+        prompts. A NumPy array is known while tracing, which makes replacing cheaper.
       readout: int32 `[B]`: the row whose output is the feature (`[cls]`: 0, text: the end-of-text token).
       causal: whether token `i` sees only tokens up to `i`.
     """
@@ -116,10 +117,18 @@ def layer_inputs(
     return LayerInput(index, weights, prompts, replace, None if bias is None else bias.astype(dtype))
 
 
-def put_prompts(tokens: jax.Array, layer: LayerInput, prompt_rows: jax.Array | None) -> jax.Array:
+def put_prompts(tokens: jax.Array, layer: LayerInput, prompt_rows: jax.Array | np.ndarray | None) -> jax.Array:
     """Replaces the rows of `tokens [..., N, D]` that `prompt_rows [..., N]` names, where this layer replaces any."""
     if layer.prompts is None or prompt_rows is None:
         return tokens
+    if isinstance(prompt_rows, np.ndarray) and prompt_rows.ndim == 1:
+        # Known before tracing: the other tokens, and their gradients, are left alone.
+        (at,) = np.nonzero(prompt_rows >= 0)
+        here = slice(at[0], at[-1] + 1)
+        if len(at) == here.stop - here.start:
+            old = tokens[..., here, :]
+            new = jnp.where(layer.replace, layer.prompts[prompt_rows[at]], old)
+            return jnp.concatenate([tokens[..., : here.start, :], new, tokens[..., here.stop :, :]], axis=-2)
     here = (prompt_rows >= 0) & layer.replace
     return jnp.where(here[..., None], layer.prompts[jnp.maximum(prompt_rows, 0)], tokens)
 
@@ -192,8 +201,8 @@ def run_fused(tower: TowerInput, config: TowerConfig, *, remat: Callable[..., An
     """Runs all blocks where nobody asks for probabilities; the last one only at the readout row. Returns `[B, D]`.
 
     Args:
-      remat: a `jax.checkpoint_policies` policy that says what the backward pass keeps of each block, or `None` to keep
-        all.
+      remat: a `jax.checkpoint_policies` policy that says what the backward pass keeps of each block; `None` keeps the
+        outputs of its matrix products.
     """
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -222,10 +231,21 @@ def scan_all_but_last(
     inputs: LayerInput,
     remat: Callable[..., Any] | None,
 ) -> tuple[jax.Array, LayerInput]:
-    """Scans `step` over every layer except the last, whose inputs are returned beside the tokens that reach it."""
-    if remat is not None:
-        step = jax.checkpoint(step, policy=remat, prevent_cse=False)
-    tokens, _ = jax.lax.scan(step, tokens, jax.tree.map(lambda leaf: leaf[:-1], inputs))
+    """Scans `step` over every layer except the last, whose inputs are returned beside the tokens that reach it.
+
+    Slicing the stacked weights `[:-1]` would copy them all at every call, and so would a backward pass that keeps
+    each layer's slice: the scan runs over layer numbers instead, and both passes read the weights where they lie.
+    """
+    others = dataclasses.replace(inputs, weights=None)
+
+    def numbered(tokens: jax.Array, layer: LayerInput) -> tuple[jax.Array, None]:
+        weights = jax.tree.map(
+            lambda leaf: jax.lax.dynamic_index_in_dim(leaf, layer.index, keepdims=False), inputs.weights
+        )
+        return step(tokens, dataclasses.replace(layer, weights=weights))
+
+    numbered = jax.checkpoint(numbered, policy=layers.keep_products if remat is None else remat, prevent_cse=False)
+    tokens, _ = jax.lax.scan(numbered, tokens, jax.tree.map(lambda leaf: leaf[:-1], others))
     return tokens, jax.tree.map(lambda leaf: leaf[-1], inputs)
 
 

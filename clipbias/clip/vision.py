@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from clipbias.clip import layers, tower
 from clipbias.clip.adaptation import NOTHING, Adaptation
@@ -49,7 +50,7 @@ def embed_image(
         count = prompts.shape[1]
         first = jnp.broadcast_to(prompts[0].astype(dtype), (images.shape[0], count, geometry.width))
         tokens = jnp.concatenate([tokens, first], axis=1)
-        prompt_rows = jnp.concatenate([jnp.full(1 + geometry.patches, -1), jnp.arange(count)])
+        prompt_rows = np.concatenate([np.full(1 + geometry.patches, -1), np.arange(count)])
     return tower.TowerInput(
         tokens=layers.layer_norm(tokens, weights["pre_norm"], geometry.layer_norm_epsilon),
         layers=tower.layer_inputs(

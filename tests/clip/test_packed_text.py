@@ -1,0 +1,88 @@
+"""Packed texts give the features and gradients of plain ones, and hold every token once."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from clipbias.clip import Adaptation, encode_packed_text, encode_text, init_params, pack
+from clipbias.clip.packed_text import TILE, first_fit
+from clipbias.clip.text import as_tokens
+from tools.benchmarks.model import geometry
+
+CONFIG = geometry("tiny")
+LENGTHS = (3, 9, 4, 4, 20, 5, 3)  # name tokens; with the context, one text needs more than a tile of the least length
+
+
+@pytest.fixture(scope="module")
+def params():
+    return init_params(CONFIG, jax.random.key(0))
+
+
+def ids():
+    end = CONFIG.text.eos_token_id
+    rng = np.random.default_rng(0)
+    rows = np.zeros((len(LENGTHS), 4 + max(LENGTHS)), np.int32)
+    for row, length in zip(rows, LENGTHS, strict=True):
+        row[:3], row[3 : 3 + length], row[3 + length] = (end - 1, 7, 8), rng.integers(10, 500, length), end
+    return rows
+
+
+def adaptation(specific: bool) -> Adaptation:
+    keys = jax.random.split(jax.random.key(1), 3)
+    shape = (len(LENGTHS), 2, CONFIG.text.width) if specific else (2, CONFIG.text.width)
+    return Adaptation(
+        text_context=0.1 * jax.random.normal(keys[0], shape),
+        text_prompts=0.1 * jax.random.normal(keys[1], (1, 2, CONFIG.text.width)),
+        text_bias=0.1 * jax.random.normal(keys[2], (CONFIG.text.layers, CONFIG.text.width)),
+    )
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("specific", [False, True])
+def test_features_and_gradients_equal_the_plain_ones(params, groups, specific):
+    tokens = as_tokens(ids(), CONFIG, 2)
+    packed = pack(tokens, groups=groups, class_specific=specific)
+    weights = jax.random.normal(jax.random.key(2), (len(LENGTHS), CONFIG.projection_width))
+
+    def plain(added):
+        return (weights * encode_text(params, CONFIG, tokens, added, observe=lambda view: None)[0]).sum()
+
+    def together(added):
+        return (weights * encode_packed_text(params, CONFIG, packed, added)).sum()
+
+    wanted, found = (jax.jit(jax.value_and_grad(one))(adaptation(specific)) for one in (plain, together))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), wanted, found)
+
+
+def test_every_token_once():
+    tokens = as_tokens(ids(), CONFIG, 2)
+    packed = pack(tokens)
+    assert packed.shared == 3  # start and the two context tokens
+    own = packed.texts[packed.texts >= 0]
+    np.testing.assert_array_equal(np.bincount(own), np.asarray(LENGTHS) + 1)
+    assert packed.texts.shape[-1] == 24 > TILE
+
+
+def test_a_tile_holds_whole_texts_and_no_more_than_fits():
+    lengths = sorted(np.random.default_rng(0).integers(1, 17, 200), reverse=True)
+    starts = first_fit(lengths, 16)
+    taken = np.concatenate([start + np.arange(length) for start, length in zip(starts, lengths, strict=True)])
+    assert len(set(taken.tolist())) == sum(lengths)
+    assert all(start // 16 == (start + length - 1) // 16 for start, length in zip(starts, lengths, strict=True))
+    assert max(taken) // 16 + 1 <= sum(lengths) / 16 * 1.1  # hardly any room is left over
+
+
+def test_the_backward_pass_keeps_no_weights(params):
+    """What a training step keeps for its backward pass is tokens, not slices of the frozen weights."""
+    packed = pack(as_tokens(ids(), CONFIG, 2))
+    weights = {leaf.shape[1:] for leaf in jax.tree.leaves(params["text"]["layers"]) if leaf.ndim == 3}
+
+    def loss(added):
+        return encode_packed_text(params, CONFIG, packed, added).sum()
+
+    _, pull = jax.vjp(jax.jit(loss), adaptation(False))
+    kept = [leaf.shape for leaf in jax.tree.leaves(pull) if isinstance(leaf, jnp.ndarray)]
+    assert kept
+    stacks = [shape for shape in kept if shape[:1] == (CONFIG.text.layers - 1,)]
+    assert not [shape for shape in stacks if shape[-2:] in weights]

@@ -1,0 +1,98 @@
+"""A CLIP of any geometry with random weights, and class names of lengths as in ImageNet: nothing is downloaded."""
+
+import dataclasses
+import re
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from clipbias.clip import Clip, init_params
+from clipbias.clip.config import ClipConfig, TextConfig, VisionConfig
+from clipbias.clip.preprocess import Preprocessing
+from clipbias.errors import ClipbiasError
+
+# How many of ImageNet's 1000 class names (`clipbias/assets/imagenet_classes.txt`) have so many tokens in CLIP's own
+# byte-pair encoding; counted with the published vocabulary.
+NAME_LENGTHS = {1: 246, 2: 508, 3: 154, 4: 50, 5: 22, 6: 10, 7: 8, 9: 1, 12: 1}
+
+
+def _geometry(
+    vision: tuple[int, int, int, int, int], text: tuple[int, int, int], joint: int, *, vocabulary: int = 49408
+) -> ClipConfig:
+    """From `(width, layers, heads, image size, patch size)`, `(width, layers, heads)` and the joint width."""
+    width, layers, heads, image_size, patch_size = vision
+    return ClipConfig(
+        vision=VisionConfig(width, layers, heads, 4 * width, image_size=image_size, patch_size=patch_size),
+        text=TextConfig(*text, 4 * text[0], vocabulary_size=vocabulary, context_length=77, eos_token_id=vocabulary - 1),
+        projection_width=joint,
+    )
+
+
+GEOMETRIES = {
+    "tiny": _geometry((64, 2, 2, 32, 8), (32, 2, 2), 32, vocabulary=512),
+    "ViT-B/32": _geometry((768, 12, 12, 224, 32), (512, 12, 8), 512),
+    "ViT-B/16": _geometry((768, 12, 12, 224, 16), (512, 12, 8), 512),
+    "ViT-L/14": _geometry((1024, 24, 16, 224, 14), (768, 12, 12), 768),
+    "ViT-L/14@336": _geometry((1024, 24, 16, 336, 14), (768, 12, 12), 768),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class WordTokenizer:
+    """Stands in for a byte-pair encoding: one token per word or mark, whatever the vocabulary's size."""
+
+    vocabulary_size: int
+
+    @property
+    def bos_token_id(self) -> int:
+        return self.vocabulary_size - 2
+
+    @property
+    def eos_token_id(self) -> int:
+        return self.vocabulary_size - 1
+
+    def __call__(self, texts: Sequence[str], **_: Any) -> dict[str, list[list[int]]]:
+        words = (re.findall(r"\w+|[^\w\s]", text) for text in texts)
+        return {"input_ids": [[zlib.crc32(word.encode()) % self.bos_token_id for word in line] for line in words]}
+
+
+def geometry(name: str, *, layers: int = 0) -> ClipConfig:
+    """A geometry by name; `layers` makes both towers shallower, to try things quickly.
+
+    Raises:
+      ClipbiasError: there is no geometry of that name.
+    """
+    if name not in GEOMETRIES:
+        raise ClipbiasError(f"there is no geometry {name!r}; choose one of {', '.join(GEOMETRIES)}.")
+    config = GEOMETRIES[name]
+    if not layers:
+        return config
+    return dataclasses.replace(
+        config,
+        vision=dataclasses.replace(config.vision, layers=layers),
+        text=dataclasses.replace(config.text, layers=layers),
+    )
+
+
+def random_clip(config: ClipConfig, *, name: str = "random", seed: int = 0) -> Clip:
+    """A frozen model with random weights on the default device."""
+    params = jax.block_until_ready(jax.jit(lambda key: init_params(config, key))(jax.random.key(seed)))
+    tokenizer = WordTokenizer(config.text.vocabulary_size)
+    return Clip(params, config, tokenizer, Preprocessing(config.vision.image_size), name, f"random-{seed}")
+
+
+def class_names(count: int, *, seed: int = 0) -> list[str]:
+    """`count` distinct names whose numbers of tokens are spread as ImageNet's are, in random order."""
+    lengths = np.repeat(list(NAME_LENGTHS), list(NAME_LENGTHS.values()))
+    quantiles = ((np.arange(count) + 0.5) / count * len(lengths)).astype(int)
+    chosen = np.random.default_rng(seed).permutation(lengths[quantiles])
+    return [" ".join([f"name{index}", *["of"] * (length - 1)]) for index, length in enumerate(chosen)]
+
+
+def random_images(config: ClipConfig, *shape: int, seed: int = 0) -> np.ndarray:
+    """Noise as uint8 images `[*shape, R, R, 3]`."""
+    size = config.vision.image_size
+    return np.random.default_rng(seed).integers(0, 256, (*shape, size, size, 3), np.uint8)
