@@ -16,8 +16,8 @@ def get_config(size: str = "quick") -> ConfigDict:
     config = table1.get_config()
     config.model = "demo"
     config.method_options = ConfigDict()
-    # Twenty times the paper's rate: in a model this narrow, 0.0025 hardly moves a bias within ten epochs, and 0.2 is too
-    # much for prompts. It is the same for every method, as in the paper, named in the table, and too high for CoOp.
+    # Twenty times the paper's rate: in a model this narrow, 0.0025 hardly moves a bias within ten epochs, and 0.2 is
+    # too much for prompts. It is the same for every method, as in the paper, named in the table, and too high for CoOp.
     config.learning_rate = 0.05
     config.datasets = ("demo/digits", "demo/shapes", "demo/textures")
     config.shots, config.seeds = {"quick": ((4, 16), (1, 2)), "full": ((4, 8, 16), (1, 2, 3))}[size]
