@@ -1,0 +1,78 @@
+"""Measures clipbias on this machine with random weights; the last line printed is one JSON object.
+
+    python -m tools.benchmark train --method=ivlp --option depth=9 --classes=100 --batch=4 --baseline
+    python -m tools.benchmark features --batch=16
+    python -m tools.benchmark relevancy --method=vpt --batch=4 --baseline
+    python -m tools.benchmark startup
+    python -m tools.benchmark pipeline
+    python -m tools.benchmark scaling --devices 1 2 4 8 --geometry=tiny
+    python -m tools.benchmark report benchmark.jsonl --output=performance
+
+Seconds are medians over repeats. FLOP are those that the computation needs, counted by hand-checked formulas
+(`tools/benchmarks/flops.py`), and the machine's own rate is that of a large matrix product timed in turn with them.
+`--baseline` also runs the plain computation: texts of full context length, whole blocks, nothing shared.
+`--append` adds the line to a file that `report` reads.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from clipbias.errors import ClipbiasError
+
+COMMANDS = ("train", "features", "relevancy", "startup", "pipeline", "scaling", "report")
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m tools.benchmark", description=__doc__.splitlines()[0])
+    parser.add_argument("command", choices=COMMANDS)
+    parser.add_argument("files", nargs="*", help="report: files of JSON lines")
+    parser.add_argument("--geometry", default="ViT-B/16")
+    parser.add_argument("--layers", type=int, default=0, help="blocks of each tower; 0 as many as the geometry has")
+    parser.add_argument("--method", default="ivlp")
+    parser.add_argument("--option", action="append", default=[], help="an option of the method, name=number")
+    parser.add_argument("--classes", type=int, default=37)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--baseline", action="store_true")
+    parser.add_argument("--devices", type=int, nargs="+", default=[1, 2, 4, 8], help="scaling: simulated devices")
+    parser.add_argument("--append", type=Path, help="a file that the JSON line is added to")
+    parser.add_argument("--output", type=Path, default=Path("performance"), help="report: path without its ending")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one sub-command; returns the exit status."""
+    parsed = parse(arguments)
+    from clipbias.training.host_memory import keep_freed_memory
+
+    keep_freed_memory()
+    try:
+        if parsed.command == "report":
+            from tools.benchmarks import report
+
+            print(report.write(parsed.files, parsed.output))
+            return 0
+        from tools.benchmarks import processes, steps
+
+        run = getattr(steps, parsed.command, None) or getattr(processes, parsed.command)
+        result = {"command": parsed.command, "geometry": parsed.geometry, "dtype": parsed.dtype, **run(parsed)}
+    except ClipbiasError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    line = json.dumps(result)
+    if "times_as_fast" in result:
+        print(f"{result['times_as_fast']:.2f} times as fast as the plain computation")
+    if parsed.append:
+        with parsed.append.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+    print(line)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""Time, memory and the machine's own speed, measured in turn so that what else runs on the machine hits all alike."""
+
+import resource
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from tools.benchmarks import flops
+
+SIDE = 2048  # of the square matrices whose product tells what the machine can do
+
+
+def matmul_seconds() -> Callable[[], Any]:
+    """A product of two large square matrices, to be timed beside the rest."""
+    a = jnp.ones((SIDE, SIDE), jnp.float32)
+    multiply = jax.jit(lambda a, b: jnp.matmul(a, b, precision="highest"))
+    return lambda: multiply(a, a)
+
+
+def in_turn(ways: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Median seconds of each way over `repeats` rounds, after one call each that is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(repeats + 1):
+        for name, way in ways.items():
+            began = time.perf_counter()
+            jax.block_until_ready(way())
+            if turn:
+                seconds[name].append(time.perf_counter() - began)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def with_machine(ways: Mapping[str, Callable[[], Any]], repeats: int) -> tuple[dict[str, float], float]:
+    """`in_turn` with the machine's own matrix product among the ways: the medians, and its FLOP per second."""
+    seconds = in_turn({**ways, "matmul": matmul_seconds()}, repeats)
+    return seconds, flops.matmul((SIDE, SIDE, SIDE)) / seconds.pop("matmul")
+
+
+def peak_bytes() -> int:
+    """Most memory so far: of the accelerator where it tells, else of this process."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "peak_bytes_in_use" in stats:
+        return int(stats["peak_bytes_in_use"])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def program_bytes(compiled: Any) -> int:
+    """What a compiled program needs besides its arguments, as the compiler plans it."""
+    return int(compiled.memory_analysis().temp_size_in_bytes)
+
+
+def rates(name: str, seconds: float, needed: int, machine: float) -> dict[str, Any]:
+    """The numbers of one measured way."""
+    achieved = needed / seconds
+    return {
+        "name": name,
+        "seconds": seconds,
+        "flop": needed,
+        "flop_per_second": achieved,
+        "matmul_flop_per_second": machine,
+        "share_of_matmul": achieved / machine,
+        "device": jax.devices()[0].device_kind,
+    }

@@ -1,0 +1,183 @@
+"""Training steps, image features and relevancy, each beside its plain computation where asked."""
+
+import argparse
+import dataclasses
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clipbias.clip import TextTokens, encode_image, encode_text
+from clipbias.clip.params import Params
+from clipbias.training.settings import Recipe
+from clipbias.training.step import TrainState, init_state, train_step
+from clipbias.tuning import Task
+from clipbias.tuning.classifier import Classifier, Text, unit_length
+from clipbias.tuning.method import Learnables
+from tools.benchmarks import flops, measure, model
+
+
+def _nothing(view: Any) -> None:
+    """An observer that keeps nothing: asking for it takes the explicit path."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PlainClassifier(Classifier):
+    """The same numbers without any saving: whole blocks, whole attention, padded texts."""
+
+    def image_features(self, params: Params, learnables: Learnables, images: jax.Array) -> jax.Array:
+        adaptation = self.method.adapt(learnables)
+        features, _ = encode_image(
+            params, self.config, images, adaptation, observe=_nothing, dtype=jnp.dtype(self.dtype)
+        )
+        return unit_length(features)
+
+    def text_features(self, params: Params, learnables: Learnables, text: Text) -> jax.Array:
+        adaptation = self.method.adapt(learnables)
+        return encode_text(params, self.config, text, adaptation, observe=_nothing, dtype=jnp.dtype(self.dtype))[0]
+
+
+def padded(tokens: TextTokens, length: int) -> TextTokens:
+    """Texts filled up to the model's context length, as most implementations run them."""
+    missing = ((0, 0), (0, length - tokens.ids.shape[1]))
+    return TextTokens(np.pad(tokens.ids, missing), np.pad(tokens.context_rows, missing, constant_values=-1), tokens.eos)
+
+
+def needed(task: Task, learnables: Learnables, batch: int) -> int:
+    """FLOP that a training step needs: trimmed texts, shared prefix, gradients only where learnables act."""
+    adaptation, config = task.method.adapt(learnables), task.clip.config
+    prompts = 0 if adaptation.vision_prompts is None else adaptation.vision_prompts.shape[1]
+
+    def first(bias: Any, changes: bool) -> int | None:
+        return (0 if bias is None else 1) if changes else None  # a bias acts behind the first block
+
+    total = flops.vision(
+        config, batch, prompts=prompts, backward_from=first(adaptation.vision_bias, adaptation.changes_vision)
+    )
+    if adaptation.changes_text:
+        backward = first(adaptation.text_bias, True)
+        total += flops.text(config, task.tokens, task.text.shared, backward_from=backward)
+    classes = len(task.class_names)
+    return total + 3 * flops.matmul((batch, config.projection_width, classes))
+
+
+def options(pairs: list[str]) -> dict[str, Any]:
+    """`name=3` as `{"name": 3}`."""
+    return {name: int(value) for name, value in (pair.split("=", 1) for pair in pairs)}
+
+
+def train(arguments: argparse.Namespace) -> dict[str, Any]:
+    """One training step: forward, backward, update."""
+    clip = model.random_clip(model.geometry(arguments.geometry, layers=arguments.layers))
+    task = Task(
+        clip,
+        arguments.method,
+        model.class_names(arguments.classes),
+        dtype=arguments.dtype,
+        **options(arguments.option),
+    )
+    start, batch = task.init(0), arguments.batch
+    recipe = Recipe(0.0025, 10, 1, 1e-5, batch, 0.9, 5e-4)
+    data = jax.device_put(
+        {
+            "images": model.random_images(clip.config, 1, batch),
+            "labels": np.arange(batch, dtype=np.int32)[None] % arguments.classes,
+            "mask": np.ones((1, batch), bool),
+        }
+    )
+    rate = jnp.full(1, recipe.learning_rate)
+    sizes = {}
+
+    def way(name: str, classifier: Classifier, text: Text) -> Any:
+        text = jax.tree.map(jnp.asarray, text)
+        state = init_state(recipe, jax.tree.map(lambda leaf: jnp.array(leaf)[None], start))
+        arrays = (clip.params, text, state, data, rate)
+        began = time.perf_counter()
+        program = train_step.lower(classifier, clip.preprocessing, recipe, *arrays).compile()
+        sizes[name] = {
+            "compile_seconds": time.perf_counter() - began,
+            "program_bytes": measure.program_bytes(program),
+        }
+        held: list[TrainState] = [state]
+
+        def step() -> jax.Array:
+            held[0], metrics = program(clip.params, text, held[0], data, rate)
+            return metrics["loss"]
+
+        sizes[name]["loss"] = float(step()[0])
+        sizes[name]["peak_bytes"] = measure.peak_bytes()
+        return step
+
+    ways = {"clipbias": way("clipbias", task.classifier, task.fixed_text(clip.params, start))}
+    if arguments.baseline:
+        fields = {field.name: getattr(task.classifier, field.name) for field in dataclasses.fields(Classifier)}
+        text = padded(task.tokens, clip.config.text.context_length)
+        ways["plain"] = way("plain", PlainClassifier(**fields), text)
+    seconds, machine = measure.with_machine(ways, arguments.repeats)
+    title = f"{arguments.method}, {arguments.classes} classes, batch {batch}"
+    result = measure.rates(title, seconds["clipbias"], needed(task, start, batch), machine) | sizes["clipbias"]
+    if arguments.baseline:
+        result |= {
+            "plain_seconds": seconds["plain"],
+            "times_as_fast": seconds["plain"] / seconds["clipbias"],
+            "plain_program_bytes": sizes["plain"]["program_bytes"],
+            "plain_loss": sizes["plain"]["loss"],
+        }
+    return result
+
+
+def features(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Features of images under the frozen model."""
+    clip = model.random_clip(model.geometry(arguments.geometry, layers=arguments.layers))
+    images = jax.device_put(model.random_images(clip.config, arguments.batch))
+
+    @jax.jit
+    def encode(params: Params, images: jax.Array) -> jax.Array:
+        dtype = jnp.dtype(arguments.dtype)
+        return encode_image(params, clip.config, clip.preprocessing.normalize(images), dtype=dtype)[0]
+
+    @jax.jit
+    def plain(params: Params, images: jax.Array) -> jax.Array:
+        return encode_image(params, clip.config, clip.preprocessing.normalize(images), observe=_nothing)[0]
+
+    ways = {"clipbias": lambda: encode(clip.params, images)}
+    if arguments.baseline:
+        ways["plain"] = lambda: plain(clip.params, images)
+    seconds, machine = measure.with_machine(ways, arguments.repeats)
+    count = flops.vision(clip.config, arguments.batch)
+    result = measure.rates(f"features, batch {arguments.batch}", seconds["clipbias"], count, machine)
+    result |= {"images_per_second": arguments.batch / seconds["clipbias"], "peak_bytes": measure.peak_bytes()}
+    if arguments.baseline:
+        result |= {"plain_seconds": seconds["plain"], "times_as_fast": seconds["plain"] / seconds["clipbias"]}
+    return result
+
+
+def relevancy(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Relevancy maps of one class per image."""
+    from clipbias.explain.relevancy import plain_relevancy
+    from clipbias.explain.relevancy import relevancy as stream
+
+    clip = model.random_clip(model.geometry(arguments.geometry, layers=arguments.layers))
+    task = Task(clip, arguments.method, model.class_names(arguments.classes), **options(arguments.option))
+    start, batch = task.init(0), arguments.batch
+    images = jax.device_put(clip.preprocessing.normalize(model.random_images(clip.config, batch)))
+    targets = jnp.arange(batch) % arguments.classes
+    ways = {"clipbias": lambda: stream(task, clip.params, start, images, targets).vision}
+    if arguments.baseline:
+        slow = jax.jit(lambda params, images, targets: plain_relevancy(task, params, start, images, targets).vision)
+        ways["plain"] = lambda: slow(clip.params, images, targets)
+    seconds, machine = measure.with_machine(ways, arguments.repeats)
+    adaptation = task.method.adapt(start)
+    prompts = 0 if adaptation.vision_prompts is None else adaptation.vision_prompts.shape[1]
+    # Texts of the targets only, each by itself; gradients reach every layer's attention.
+    chosen = jax.tree.map(lambda leaf: np.asarray(leaf)[np.asarray(targets)], task.tokens)
+    count = flops.vision(clip.config, batch, prompts=prompts, backward_from=0)
+    count += flops.text(clip.config, chosen, 0, backward_from=0)
+    title = f"relevancy, {arguments.method}, batch {batch}"
+    result = measure.rates(title, seconds["clipbias"], count, machine)
+    result |= {"pairs_per_second": batch / seconds["clipbias"], "peak_bytes": measure.peak_bytes()}
+    if arguments.baseline:
+        result |= {"plain_seconds": seconds["plain"], "times_as_fast": seconds["plain"] / seconds["clipbias"]}
+    return result
