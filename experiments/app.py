@@ -82,11 +82,14 @@ def start(mesh: Any) -> None:
     """Joins a cluster if there is one, and keeps compiled programs in the user's cache folder."""
     import jax
 
+    from clipbias.training.host_memory import keep_freed_memory
+
     # Notes of libraries on their own workings would bury the progress; their warnings stay.
     for library in ("jax", "fontTools", "matplotlib"):
         python_logging.getLogger(library).setLevel(python_logging.ERROR)
     handler = logging.get_absl_handler()
     handler.addFilter(lambda record: record.levelno >= python_logging.WARNING or "/orbax/" not in record.pathname)
+    keep_freed_memory()  # before threads start
     mesh.start_distributed()
     if jax.config.jax_compilation_cache_dir is None and "CLIPBIAS_NO_CACHE" not in os.environ:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clipbias" / "xla"
