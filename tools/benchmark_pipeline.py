@@ -27,10 +27,10 @@ from clipbias.data.images import Images
 from clipbias.data.pipeline import DEFAULT_CACHE_BYTES, default_workers, train_batches
 
 _IMAGES = flags.DEFINE_integer("images", 256, "Number of images; 160 is a 16-shot set of ten classes.", lower_bound=1)
-_HEIGHT = flags.DEFINE_integer("height", 375, "Height of the JPEG files.")
-_WIDTH = flags.DEFINE_integer("width", 500, "Width of the JPEG files.")
+_HEIGHT = flags.DEFINE_integer("jpeg_height", 375, "Height of the JPEG files.")
+_WIDTH = flags.DEFINE_integer("jpeg_width", 500, "Width of the JPEG files.")
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "Side of the model's input.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Images per batch.")
+_BATCH_SIZE = flags.DEFINE_integer("images_per_batch", 32, "Images per batch.")
 _EPOCHS = flags.DEFINE_integer("epochs", 10, "Epochs of the training run.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Rounds of measurement; the best of each way counts.", lower_bound=1)
 _STEP_MS = flags.DEFINE_float("step_ms", 100.0, "Pretended time of a training step on an accelerator.")

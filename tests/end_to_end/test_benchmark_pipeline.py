@@ -8,7 +8,9 @@ from tools import benchmark_pipeline
 
 
 def test_prints_one_json_line(capsys):
-    sizes = dict(images=12, height=40, width=50, image_size=16, batch_size=4, epochs=3, rounds=1, step_ms=1.0)
+    sizes = dict(
+        images=12, jpeg_height=40, jpeg_width=50, image_size=16, images_per_batch=4, epochs=3, rounds=1, step_ms=1.0
+    )
     with flagsaver.flagsaver(**sizes):
         benchmark_pipeline.main([])
     lines = capsys.readouterr().out.splitlines()
