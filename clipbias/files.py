@@ -3,8 +3,9 @@
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from clipbias.errors import ClipbiasError
 
@@ -47,3 +48,16 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     """Writes `text` as UTF-8 to `path`, atomically. Raises `ClipbiasError` where it cannot."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_tensors(path: str | os.PathLike, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+    """Writes NumPy arrays as safetensors to `path`, atomically. Raises `ClipbiasError` where it cannot."""
+    import safetensors
+    from safetensors.numpy import save_file
+
+    with atomic_path(path) as temporary:
+        try:
+            save_file(dict(tensors), temporary, metadata=dict(metadata))
+        except safetensors.SafetensorError as error:
+            reason = str(error).partition("I/O error: ")[2].partition(" (os error")[0]
+            raise OSError(reason or str(error)) from error

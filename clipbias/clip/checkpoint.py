@@ -20,7 +20,7 @@ from clipbias.clip.config import ClipConfig, from_hugging_face, to_hugging_face
 from clipbias.clip.params import Params
 from clipbias.clip.preprocess import Preprocessing, preprocessor_json, read_preprocessing
 from clipbias.errors import ClipbiasError
-from clipbias.files import atomic_path, write_text
+from clipbias.files import write_tensors, write_text
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 DOWNLOADED = ["*.json", "*.txt", "*.safetensors"]
@@ -216,13 +216,10 @@ def _load_weights(folder: Path, config: ClipConfig) -> tuple[Params, str, str]:
 
 def save(folder: str | os.PathLike, clip: Clip, params: Params) -> None:
     """Writes a Hugging Face checkpoint: config, tokenizer, preprocessing, safetensors. See `Clip.save`."""
-    from safetensors.numpy import save_file
-
     folder = Path(folder)
     dtype = jax.numpy.dtype(clip.stored_dtype)
     tensors = {name: x.astype(dtype) for name, x in convert.to_tensors(clip.config, params).items()}
-    with atomic_path(folder / WEIGHTS) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+    write_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
     clip.tokenizer.save_pretrained(str(folder))
     write_text(folder / "preprocessor_config.json", preprocessor_json(clip.preprocessing))
     content = dict(to_hugging_face(clip.config), dtype=clip.stored_dtype)

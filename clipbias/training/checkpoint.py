@@ -6,6 +6,7 @@ Only this module knows orbax. A step counts once its folder has its final name; 
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ class Checkpoints:
         self._folder = Path(folder).resolve()
         self._identity = json.loads(json.dumps(identity))
         self._pending: Any = None
+        self._failed = False
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._checkpointer = ocp.training.Checkpointer(
@@ -50,7 +52,7 @@ class Checkpoints:
             self._pending = self._checkpointer.save_checkpointables_async(
                 step, {"state": _named(state)}, custom_metadata=metadata, force=True, overwrite=True
             )
-        except OSError as error:
+        except Exception as error:  # orbax wraps the file system's errors in its own
             raise self._cannot_save(error) from error
 
     def wait(self) -> None:
@@ -64,7 +66,11 @@ class Checkpoints:
             raise self._cannot_save(error) from error
 
     def _cannot_save(self, error: Exception) -> ClipbiasError:
-        reason = next((e.strerror for e in _causes(error) if isinstance(e, OSError) and e.strerror), str(error))
+        self._failed = True
+        system = next((e.strerror for e in _causes(error) if isinstance(e, OSError) and e.strerror), "")
+        # The storage library puts the system's words at the end of its own, before a code in brackets.
+        words = re.search(r": ([^:\[]+?) \[os_error_code", str(error))
+        reason = system or (words[1] if words else str(error).splitlines()[0])
         return ClipbiasError(
             f"cannot save a checkpoint in {self._folder}: {reason}; the previous checkpoint is intact, "
             "make room and run the same command again."
@@ -110,7 +116,11 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            self._checkpointer.close()
+            try:
+                self._checkpointer.close()
+            except Exception as error:  # what was already reported comes back here
+                if not self._failed:
+                    raise self._cannot_save(error) from error
 
 
 def _named(state: Any) -> dict[str, Any]:

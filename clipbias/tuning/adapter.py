@@ -17,7 +17,7 @@ import numpy as np
 from clipbias.clip import Clip
 from clipbias.clip.checkpoint import open_weights
 from clipbias.errors import ClipbiasError
-from clipbias.files import atomic_path
+from clipbias.files import write_tensors
 from clipbias.tuning.method import Learnables
 from clipbias.tuning.registry import make_method
 from clipbias.tuning.task import Task
@@ -84,8 +84,6 @@ def save_adapter(
       method: the name that `make_method` knows the method by.
       notes: JSON values to keep beside it.
     """
-    from safetensors.numpy import save_file
-
     header = {
         "format": FORMAT,
         "method": method,
@@ -97,8 +95,7 @@ def save_adapter(
         "notes": dict(notes or {}),
     }
     tensors = {name: np.array(leaf, order="C") for name, leaf in _flatten(learnables).items()}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"clipbias": json.dumps(header)})
+    write_tensors(path, tensors, {"clipbias": json.dumps(header)})
 
 
 def load_adapter(path: str | os.PathLike) -> Adapter:
