@@ -80,10 +80,11 @@ def load(source: str | os.PathLike, *, dtype: str = "float32") -> Clip:
         if raw.get("model_type") not in ("clip", None):
             raise ClipbiasError(f"{config_path} describes a {raw['model_type']!r} model; clipbias loads 'clip' models.")
         hf_config = transformers.CLIPConfig(**raw)
-    except (ValueError, TypeError, AttributeError) as error:
-        if isinstance(error, ClipbiasError):
-            raise
-        raise ClipbiasError(f"{config_path} is not a CLIP configuration ({error}); fetch it again.") from error
+    except ClipbiasError:
+        raise
+    except Exception as error:  # whatever the configuration library raises on content of another kind
+        reason = str(error).splitlines()[0]
+        raise ClipbiasError(f"{config_path} is not a CLIP configuration ({reason}); fetch it again.") from error
     text_tokenizer = _load_tokenizer(folder)
     config = from_hugging_face(hf_config, text_tokenizer.eos_token_id)
     params, stored_dtype, fingerprint = _load_weights(folder, config)

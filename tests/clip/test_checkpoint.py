@@ -1,0 +1,134 @@
+"""Loading and saving the Hugging Face format, and what is refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import clipbias
+from clipbias.clip.checkpoint import INDEX, WEIGHTS
+from clipbias.errors import ClipbiasError
+from tests import helpers
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("source")
+    helpers.tiny_checkpoint(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(source: Path, tmp_path: Path) -> Path:
+    """A copy of the model that a test may damage."""
+    return Path(shutil.copytree(source, tmp_path / "model"))
+
+
+def rewrite(folder: Path, change) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    change(tensors)
+    save_file(tensors, folder / WEIGHTS)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16], ids=lambda dtype: np.dtype(dtype).name)
+def test_what_is_saved_is_what_was_loaded_bit_for_bit(folder: Path, tmp_path: Path, dtype) -> None:
+    rewrite(folder, lambda tensors: tensors.update({name: x.astype(dtype) for name, x in tensors.items()}))
+    clip = clipbias.load(folder)
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(clip.params))
+    clip.save(tmp_path / "again")
+    first, second = load_file(folder / WEIGHTS), load_file(tmp_path / "again" / WEIGHTS)
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert tensor.dtype == second[name].dtype == dtype
+        assert tensor.shape == second[name].shape
+        assert tensor.tobytes() == second[name].tobytes(), name
+    again = clipbias.load(tmp_path / "again")
+    assert again.fingerprint == clip.fingerprint
+    assert again.config == clip.config
+    np.testing.assert_array_equal(again.tokenize(["a photo of a cat."]), clip.tokenize(["a photo of a cat."]))
+
+
+def test_shards(folder: Path) -> None:
+    whole = clipbias.load(folder)
+    tensors = load_file(folder / WEIGHTS)
+    names = sorted(tensors)
+    parts = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, part in parts.items():
+        save_file({name: tensors[name] for name in part}, folder / file)
+    (folder / WEIGHTS).unlink()
+    weight_map = {name: file for file, part in parts.items() for name in part}
+    (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    assert clipbias.load(folder).fingerprint == whole.fingerprint
+    (folder / "b.safetensors").unlink()
+    with pytest.raises(ClipbiasError, match=r"lacks the shard b\.safetensors"):
+        clipbias.load(folder)
+    (folder / INDEX).write_text(json.dumps({"weight_map": {names[0]: "../../etc/passwd"}}))
+    with pytest.raises(ClipbiasError, match="not a file of that folder"):
+        clipbias.load(folder)
+
+
+def test_every_difference_is_in_one_message(folder: Path) -> None:
+    def change(tensors: dict[str, np.ndarray]) -> None:
+        del tensors["visual_projection.weight"]
+        tensors["logit_scale"] = np.zeros(3, np.float32)
+        tensors["adapter.weight"] = np.zeros((2, 2), np.float32)
+        tensors["text_model.embeddings.position_ids"] = np.zeros((1, 24), np.int64)
+
+    rewrite(folder, change)
+    with pytest.raises(ClipbiasError) as refused:
+        clipbias.load(folder)
+    message = str(refused.value)
+    assert "(3 differences)" in message
+    assert "missing: visual_projection.weight" in message
+    assert "wrong shape: logit_scale is (3,), the configuration asks for ()" in message
+    assert "unexpected: adapter.weight (2, 2)" in message
+    assert "position_ids" not in message
+
+
+def test_a_pickled_checkpoint_is_refused_with_the_command_that_converts_it(folder: Path) -> None:
+    (folder / WEIGHTS).rename(folder / "pytorch_model.bin")
+    with pytest.raises(ClipbiasError, match=r"only the pickled pytorch_model\.bin.*save_pretrained"):
+        clipbias.load(folder)
+
+
+def test_truncated_weights(folder: Path) -> None:
+    content = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(content[:-100])
+    with pytest.raises(ClipbiasError, match="is damaged or incomplete"):
+        clipbias.load(folder)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"model_type": "bert"}', '{"text_config": 3}'])
+def test_a_configuration_that_is_none(folder: Path, content: str) -> None:
+    (folder / "config.json").write_text(content)
+    with pytest.raises(ClipbiasError, match=r"config\.json"):
+        clipbias.load(folder)
+
+
+def test_a_hub_model_that_is_not_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ClipbiasError, match=r"not in the local cache.*hf download openai/clip-vit-base-patch16"):
+        clipbias.load("openai/clip-vit-base-patch16")
+
+
+@pytest.mark.parametrize("name", ["nothing", "/nowhere/at/all", "a/b/c", ""])
+def test_neither_a_folder_nor_a_hub_name(name: str) -> None:
+    with pytest.raises(ClipbiasError, match="no folder"):
+        clipbias.load(name or "./none")
+
+
+def test_half_precision_is_near(source: Path) -> None:
+    clip = clipbias.load(source)
+    images = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
+    tasks = [clipbias.Task(clip, "bias", ("cat", "dog"), dtype=dtype) for dtype in ("float32", "bfloat16")]
+    exact, half = (jax.jit(task.logits)(clip.params, task.init(), images) for task in tasks)
+    assert exact.dtype == half.dtype == np.float32
+    scale = float(np.exp(clip.params["logit_scale"]))
+    np.testing.assert_allclose(exact / scale, half / scale, atol=0.03)
