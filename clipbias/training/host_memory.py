@@ -11,8 +11,8 @@ def keep_freed_memory() -> bool:
     """Tells glibc not to hand freed memory back to the system.
 
     A step's intermediate arrays come as one large block. By default it is returned after every step, and the next step
-    waits for the system to clear it page by page: about a twentieth of its time. To be called before JAX starts its threads;
-    does nothing, and returns False, without glibc.
+    waits for the system to clear it page by page: about a twentieth of its time. To be called before JAX starts its
+    threads; does nothing, and returns False, without glibc.
     """
     if not sys.platform.startswith("linux"):
         return False
