@@ -15,6 +15,9 @@ from clipbias.errors import ClipbiasError
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that is written.")
 
+# Device files of NVIDIA GPUs, AMD GPUs and TPUs.
+ACCELERATORS = ("/dev/nvidia0", "/dev/kfd", "/dev/accel0", "/dev/vfio/0")
+
 # What a shell reports for a process that SIGTERM ended.
 EXIT_INTERRUPTED = 143
 
@@ -89,7 +92,10 @@ def start(mesh: Any) -> None:
         python_logging.getLogger(library).setLevel(python_logging.ERROR)
     handler = logging.get_absl_handler()
     handler.addFilter(lambda record: record.levelno >= python_logging.WARNING or "/orbax/" not in record.pathname)
-    keep_freed_memory()  # before threads start
+    # Before threads start, and only where steps run on the CPU: with an accelerator it is the decoding threads that
+    # allocate, and they are better off with glibc's own settings.
+    if not any(Path(device).exists() for device in ACCELERATORS):
+        keep_freed_memory()
     mesh.start_distributed()
     if jax.config.jax_compilation_cache_dir is None and "CLIPBIAS_NO_CACHE" not in os.environ:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clipbias" / "xla"
