@@ -15,7 +15,7 @@ class ZeroShot(Method):
     """CLIP as it is. An ensemble averages the normalised text features over templates and normalises again.
 
     Attributes:
-      templates: "dataset" for the dataset's own, the name of an ensemble ("imagenet_select"), or templates with `{}`.
+      templates: a choice of `tuning.templates` ("dataset" for the dataset's own), or templates with `{}`.
     """
 
     templates: str | tuple[str, ...] = "dataset"

@@ -1,4 +1,4 @@
-"""CLIP as it is: `templates` is "dataset", "imagenet_select", or a template with {}."""
+"""CLIP as it is: `templates` is "dataset", "imagenet_select", "imagenet_full", or one with {}."""
 
 from ml_collections import ConfigDict
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from clipbias.data import catalog, class_names, templates
+from clipbias.data import catalog, class_names
 from clipbias.data.dataset import check_template
 from clipbias.errors import ClipbiasError
 
@@ -60,13 +60,3 @@ def test_imagenet_classes_are_sorted_and_two_names_repeat():
     assert sorted(repeated) == ["missile", "sunglasses"]
     names = list(classes.values())
     assert [index for index, name in enumerate(names) if name in repeated] == [657, 744, 836, 837]
-
-
-def test_prompt_ensembles():
-    full = templates.imagenet_full()
-    assert len(full) == len(set(full)) == 80
-    assert set(templates.IMAGENET_SELECT) < set(full)
-    for template in full:
-        check_template(template)
-    assert templates.ensemble("{} texture.")[-1] == "{} texture." and len(templates.ensemble("{} texture.")) == 8
-    assert templates.ensemble("a photo of a {}.", imagenet=True) == templates.IMAGENET_SELECT
