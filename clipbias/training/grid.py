@@ -146,9 +146,7 @@ class Grid:
                 if accuracies:
                     shown["accuracy"] = round(sum(accuracies) / len(accuracies), 1)
                 bar.advance(len(rows), shown)
-        keys = [_key(row) for row in wanted]
-        found = {_key(row): row for row in self.results.rows}
-        return [found[key] for key in keys if key in found]
+        return [row for row in map(self.results.get, wanted) if row is not None]
 
     def row(self, pack: Pack, seed: int) -> Row:
         """What names one cell in the results."""
@@ -302,10 +300,6 @@ class Grid:
         if not isinstance(error, ClipbiasError):
             logging.error("%s", "".join(traceback.format_exception(error)))
         return {**self.row(pack, seed), "status": "failed", "error": _first_line(error)}
-
-
-def _key(row: Row) -> tuple[Any, ...]:
-    return tuple(row[name] for name in ("method", "dataset", "shots", "seed", "config_hash"))
 
 
 def _first_line(error: BaseException) -> str:

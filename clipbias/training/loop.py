@@ -44,7 +44,6 @@ class Trained:
 
     Attributes:
       learnables: of all runs, leading axis `R`, on the mesh.
-      text: what stands for the classes on the mesh; with a leading axis `R` where `stacked_text`.
       losses: the last step's loss of each run.
       seconds: wall time spent in this process.
       steps: steps done in all.
@@ -52,8 +51,6 @@ class Trained:
     """
 
     learnables: Learnables
-    text: Text
-    stacked_text: bool
     losses: list[float]
     seconds: float
     steps: int
@@ -168,8 +165,6 @@ def train(
                 opened.close()
     return Trained(
         learnables=state.learnables,
-        text=text,
-        stacked_text=stacked_text,
         losses=follow.losses,
         seconds=time.monotonic() - began,
         steps=total,

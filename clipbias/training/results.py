@@ -16,6 +16,11 @@ Row = dict[str, Any]
 KEY = ("protocol", "method", "dataset", "shots", "seed", "config_hash")
 
 
+def cell_key(row: Row) -> tuple[Any, ...]:
+    """What tells one cell from another."""
+    return tuple(row.get(name) for name in KEY)
+
+
 class Results:
     """The file `results.jsonl`. A line that a crash cut short is dropped when the file is opened."""
 
@@ -30,12 +35,19 @@ class Results:
     @property
     def rows(self) -> list[Row]:
         """The latest row of each cell: a cell that failed and was run again counts once."""
-        return list({tuple(row.get(key) for key in KEY): row for row in self._rows}.values())
+        return list(self._by_cell().values())
+
+    def _by_cell(self) -> dict[tuple[Any, ...], Row]:
+        return {cell_key(row): row for row in self._rows}
+
+    def get(self, row: Row) -> Row | None:
+        """The latest row of the cell that `row` names, or `None`."""
+        return self._by_cell().get(cell_key(row))
 
     def finished(self, row: Row) -> bool:
         """Whether the cell that `row` names ended well."""
-        wanted = tuple(row.get(key) for key in KEY)
-        return any(tuple(done.get(key) for key in KEY) == wanted and done.get("status") == "ok" for done in self.rows)
+        done = self.get(row)
+        return done is not None and done.get("status") == "ok"
 
     def append(self, rows: Sequence[Row]) -> None:
         """Adds rows, on disk before this returns. Several at once are there together or not at all but for a crash."""

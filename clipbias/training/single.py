@@ -9,7 +9,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from clipbias.clip import Clip
-from clipbias.data import Dataset, Split, few_shot
+from clipbias.clip.params import Params
+from clipbias.data import Dataset, Split, protocols
 from clipbias.data.images import Images
 from clipbias.data.pipeline import DEFAULT_CACHE_BYTES, readable
 from clipbias.training import mesh as meshes
@@ -26,11 +27,8 @@ ADAPTER = "adapter.safetensors"
 
 def training_images(dataset: Dataset, *, shots: int, seed: int, on_image_error: str) -> Images:
     """The few-shot draw of a dataset (all training images with `shots` 0); unreadable ones are left out if asked."""
-    split = dataset.split("train")
-    if shots:
-        chosen, _ = few_shot(split, dataset.splits.get("val"), shots=shots, seed=seed)
-        split = split.subset(chosen)
-    return decoded_on_demand(split, on_image_error=on_image_error)
+    plan = protocols.few_shot(dataset, shots=shots, seed=seed) if shots else protocols.full(dataset)
+    return decoded_on_demand(plan.source.split("train"), on_image_error=on_image_error)
 
 
 def decoded_on_demand(split: Split, *, on_image_error: str) -> Images:
@@ -40,10 +38,20 @@ def decoded_on_demand(split: Split, *, on_image_error: str) -> Images:
 
 
 def evaluate(
-    task: Task, learnables: Learnables, split: Split, *, mesh: Mesh, eval_batch_size: int, on_image_error: str
+    task: Task,
+    learnables: Learnables,
+    split: Split,
+    *,
+    mesh: Mesh,
+    eval_batch_size: int,
+    on_image_error: str,
+    params: Params | None = None,
 ) -> dict[str, Any]:
-    """Top-1 accuracy of one set of learnables: `{"accuracy", "correct", "images"}` and `skipped_images` if any."""
-    params = meshes.replicate(mesh, task.clip.params)
+    """Top-1 accuracy of one set of learnables: `{"accuracy", "correct", "images"}` and `skipped_images` if any.
+
+    `params` are the frozen weights where they are on the mesh already.
+    """
+    params = meshes.replicate(mesh, task.clip.params) if params is None else params
     evaluator = Evaluator(
         task.clip, params, split, mesh=mesh, batch_size=eval_batch_size, on_error=on_image_error, cache_bytes=0
     )
@@ -86,6 +94,7 @@ def train_and_evaluate(
     )
     result = {"method": method, "dataset": dataset.name, "shots": shots, "seed": seed, "model": clip.name}
     learnables: Learnables = {}
+    params = meshes.replicate(mesh, clip.params)
     if jax.tree.leaves(task.shapes):
         images = training_images(dataset, shots=shots, seed=seed, on_image_error=on_image_error)
         identity = {
@@ -100,7 +109,7 @@ def train_and_evaluate(
         progress = Progress(0, title=f"{method} {dataset.name}")
         trained = train(
             clip,
-            meshes.replicate(mesh, clip.params),
+            params,
             [Run(task, images, seed)],
             recipe,
             mesh=mesh,
@@ -122,6 +131,7 @@ def train_and_evaluate(
         mesh=mesh,
         eval_batch_size=eval_batch_size,
         on_image_error=on_image_error,
+        params=params,
     )
     result |= {"parameters": counts["total"], **{f"parameters_{k}": counts[k] for k in ("vision", "text", "shared")}}
     if jax.process_index() == 0:

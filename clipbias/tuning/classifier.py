@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from clipbias.clip import PackedTokens, TextTokens, encode_image, encode_packed_text, encode_text
 from clipbias.clip.config import ClipConfig
@@ -90,5 +91,4 @@ def similarity(params: Params, images: jax.Array, classes: jax.Array, *, dtype: 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Mean cross-entropy of logits `[B, C]` and integer labels `[B]`."""
-    log_probabilities = jax.nn.log_softmax(logits, axis=-1)
-    return -jnp.take_along_axis(log_probabilities, labels[:, None], axis=-1).mean()
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
