@@ -85,7 +85,7 @@ def start(mesh: Any) -> None:
     """Joins a cluster if there is one, and keeps compiled programs in the user's cache folder."""
     import jax
 
-    from clipbias.training.host_memory import keep_freed_memory
+    from clipbias.training import cpu
 
     # Notes of libraries on their own workings would bury the progress; their warnings stay.
     for library in ("jax", "fontTools", "matplotlib"):
@@ -95,7 +95,7 @@ def start(mesh: Any) -> None:
     # Before threads start, and only where steps run on the CPU: with an accelerator it is the decoding threads that
     # allocate, and they are better off with glibc's own settings.
     if not any(Path(device).exists() for device in ACCELERATORS):
-        keep_freed_memory()
+        cpu.prepare()
     mesh.start_distributed()
     if jax.config.jax_compilation_cache_dir is None and "CLIPBIAS_NO_CACHE" not in os.environ:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clipbias" / "xla"

@@ -48,9 +48,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one sub-command; returns the exit status."""
     parsed = parse(arguments)
-    from clipbias.training.host_memory import keep_freed_memory
+    from clipbias.training import cpu
 
-    keep_freed_memory()
+    cpu.prepare()
     try:
         if parsed.command == "report":
             from tools.benchmarks import report

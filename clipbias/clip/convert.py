@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from clipbias.clip.config import ClipConfig
-from clipbias.clip.params import Params, abstract_params
+from clipbias.clip.params import Params, empty_params
 from clipbias.errors import ClipbiasError
 
 Transform = Callable[[np.ndarray], np.ndarray]
@@ -128,7 +128,7 @@ def from_tensors(
     Raises:
       ClipbiasError: lists every missing, unexpected and mis-shaped tensor.
     """
-    tree = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), abstract_params(config))
+    tree = empty_params(config)
     expected = {name: row.save(view).shape for row, name, view in _pieces(config, tree)}
     problems = [f"missing: {name} {shape}" for name, shape in expected.items() if name not in shapes]
     problems += [

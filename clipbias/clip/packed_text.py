@@ -129,19 +129,21 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array, tokens: PackedTokens) -> j
       q: `[G, U, H, K]`.
       k, v: `[G, P + U, H, K]`.
     """
-    shared, tiles = tokens.shared, tokens.texts.shape[:3]
-    q = q * q.shape[-1] ** -0.5
-    own_q, own_k, own_v = (x.reshape(*tiles, *x.shape[2:]) for x in (q, k[:, shared:], v[:, shared:]))
+    shared, tiles = tokens.shared, tokens.texts.shape[1:3]
+    # Heads before tokens: the axis of all tokens then splits into tiles where it lies.
+    q, k, v = (x.swapaxes(1, 2) for x in (q * q.shape[-1] ** -0.5, k, v))
+    own_q, own_k, own_v = (x.reshape(*x.shape[:2], *tiles, -1) for x in (q, k[:, :, shared:], v[:, :, shared:]))
     visible = (tokens.texts[..., :, None] == tokens.texts[..., None, :]) & tower.causal_mask(tiles[-1])
-    own = jnp.einsum("GCSHK,GCTHK->GCHST", own_q, own_k)
-    own = jnp.where(visible[:, :, None], own, -jnp.inf)
-    prefix = jnp.einsum("GUHK,GPHK->GUHP", q, k[:, :shared])
-    prefix = prefix.reshape(*tiles, *prefix.shape[2:]).swapaxes(2, 3)
+    own = jnp.einsum("GHCSK,GHCTK->GHCST", own_q, own_k)
+    own = jnp.where(visible[:, None], own, -jnp.inf)
+    prefix = jnp.einsum("GHUK,GHPK->GHUP", q, k[:, :, :shared]).reshape(*own.shape[:-1], shared)
     prefix, own = layers.exponentials(prefix, own)
-    total = (prefix.sum(-1) + own.sum(-1)).swapaxes(2, 3)[..., None]
-    values = jnp.einsum("GCHST,GCTHK->GCSHK", own.astype(v.dtype), own_v)
-    values = values + jnp.einsum("GCHSP,GPHK->GCSHK", prefix.astype(v.dtype), v[:, :shared])
-    return layers.normalise(values, total).reshape(q.shape)
+    total = prefix.sum(-1, keepdims=True) + own.sum(-1, keepdims=True)
+    values = jnp.einsum("GHCST,GHCTK->GHCSK", own.astype(v.dtype), own_v)
+    values = values + jnp.einsum(
+        "GHUP,GHPK->GHUK", prefix.reshape(*q.shape[:3], shared).astype(v.dtype), v[:, :, :shared]
+    ).reshape(values.shape)
+    return layers.normalise(values, total).reshape(q.shape).swapaxes(1, 2)
 
 
 @with_precision

@@ -90,6 +90,22 @@ def abstract_params(config: ClipConfig) -> Params:
     return jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))
 
 
+def empty_params(config: ClipConfig) -> Params:
+    """The same tree as NumPy zeros, to be filled.
+
+    They start at addresses that XLA's CPU client takes over as they are, so that on a CPU the weights exist once.
+    """
+    alignment = 64
+
+    def zeros(shape: jax.ShapeDtypeStruct) -> np.ndarray:
+        size = int(np.prod(shape.shape, dtype=np.int64)) * 4
+        raw = np.zeros(size + alignment, np.uint8)
+        start = -raw.ctypes.data % alignment
+        return raw[start : start + size].view(np.float32).reshape(shape.shape)
+
+    return jax.tree.map(zeros, abstract_params(config))
+
+
 class ClipModule(nn.Module):
     """CLIP as a Flax module, for training loops built on `init` and `apply`: a shell over the pure functions.
 

@@ -17,6 +17,7 @@ from clipbias.data.images import Images
 from clipbias.data.pipeline import Batch, test_batches
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
+from clipbias.training.step import over_runs
 from clipbias.tuning.classifier import Classifier, Text, similarity
 from clipbias.tuning.method import Learnables
 
@@ -32,8 +33,8 @@ def class_features(
     stacked_text: bool = False,
 ) -> jax.Array:
     """Unit-length class features of `R` runs, `[R, C, d]`: computed once per evaluation."""
-    axes = (0, 0 if stacked_text else None)
-    return jax.vmap(functools.partial(classifier.class_features, params), axes, axis_size=runs)(learnables, text)
+    one = functools.partial(classifier.class_features, params)
+    return over_runs(one, (0, 0 if stacked_text else None), runs=runs)(learnables, text)
 
 
 @functools.partial(jax.jit, static_argnames=("classifier", "preprocessing", "runs"))
@@ -48,7 +49,7 @@ def image_features(
 ) -> jax.Array:
     """Unit-length features of uint8 images `[B, size, size, 3]` under `R` runs, `[R, B, d]`."""
     images = preprocessing.normalize(images)
-    return jax.vmap(lambda one: classifier.image_features(params, one, images), axis_size=runs)(learnables)
+    return over_runs(lambda one: classifier.image_features(params, one, images), (0,), runs=runs)(learnables)
 
 
 @jax.jit

@@ -6,6 +6,7 @@ weights.
 
 import dataclasses
 import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -37,6 +38,21 @@ def optimizer(recipe: Recipe) -> optax.GradientTransformation:
 def init_state(recipe: Recipe, learnables: Learnables) -> TrainState:
     """The state before the first step; `learnables` have the leading axis `R`."""
     return TrainState(learnables, optimizer(recipe).init(learnables), jnp.zeros((), jnp.int32))
+
+
+def over_runs(function: Callable[..., Any], in_axes: Sequence[int | None], *, runs: int) -> Callable[..., Any]:
+    """`jax.vmap` over the runs' leading axis; one run alone is called as it is, which spares a tenth of its step."""
+    if runs > 1:
+        return jax.vmap(function, tuple(in_axes), axis_size=runs)
+
+    def one(*arguments: Any) -> Any:
+        picked = [
+            argument if axis is None else jax.tree.map(lambda leaf: leaf[0], argument)
+            for argument, axis in zip(arguments, in_axes, strict=True)
+        ]
+        return jax.tree.map(lambda leaf: leaf[None], function(*picked))
+
+    return one
 
 
 def loss_and_accuracy(
@@ -92,8 +108,8 @@ def train_step(
 
         return jax.value_and_grad(objective, has_aux=True)(learnables)
 
-    axes = (0, 0 if stacked_text else None, 0, 0, 0)
-    (loss, accuracy), gradients = jax.vmap(one, axes)(state.learnables, text, images, batch["labels"], batch["mask"])
+    every = over_runs(one, (0, 0 if stacked_text else None, 0, 0, 0), runs=learning_rate.shape[0])
+    (loss, accuracy), gradients = every(state.learnables, text, images, batch["labels"], batch["mask"])
     # Decay, momentum and learning rate act on each number by itself, so the runs' axis needs no care.
     directions, momentum = optimizer(recipe).update(gradients, state.momentum, state.learnables)
     learnables = jax.tree.map(

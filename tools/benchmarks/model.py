@@ -9,8 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from clipbias.clip import Clip, init_params
+from clipbias.clip import Clip
 from clipbias.clip.config import ClipConfig, TextConfig, VisionConfig
+from clipbias.clip.params import empty_params
 from clipbias.clip.preprocess import Preprocessing
 from clipbias.errors import ClipbiasError
 
@@ -78,10 +79,24 @@ def geometry(name: str, *, layers: int = 0) -> ClipConfig:
 
 
 def random_clip(config: ClipConfig, *, name: str = "random", seed: int = 0) -> Clip:
-    """A frozen model with random weights on the default device."""
-    params = jax.block_until_ready(jax.jit(lambda key: init_params(config, key))(jax.random.key(seed)))
+    """A frozen model with random weights on the default device, made without more memory than it has itself."""
+    rng = np.random.default_rng(seed)
+
+    def fill(path: tuple[Any, ...], leaf: np.ndarray) -> None:
+        kind = path[-1].key
+        if kind == "logit_scale":
+            leaf[...] = np.log(1 / 0.07)
+        elif kind == "scale":
+            leaf[...] = 1
+        elif kind != "bias":
+            rng.standard_normal(out=leaf, dtype=np.float32)
+            leaf *= leaf.shape[-2] ** -0.5 if kind in ("kernel", "projection", "patch_embedding") else 0.02
+
+    params = empty_params(config)
+    jax.tree_util.tree_map_with_path(fill, params)
     tokenizer = WordTokenizer(config.text.vocabulary_size)
-    return Clip(params, config, tokenizer, Preprocessing(config.vision.image_size), name, f"random-{seed}")
+    preprocessing = Preprocessing(config.vision.image_size)
+    return Clip(jax.device_put(params), config, tokenizer, preprocessing, name, f"random-{seed}")
 
 
 def class_names(count: int, *, seed: int = 0) -> list[str]:

