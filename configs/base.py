@@ -36,6 +36,11 @@ def get_config() -> ConfigDict:
     # Compute type: "float32" or "bfloat16".
     config.dtype = "float32"
     config.eval_batch_size = 100
+    # What the backward pass keeps of each block: "products", "half", "tokens" (the smallest), or "auto": the fastest
+    # that fits the device's memory.
+    config.remat = "auto"
+    # Parts in which a device takes the classes, one after another, to save memory; 0 chooses.
+    config.class_chunks = 0
     # Least time between two checkpoints of a run; 0 saves after every step.
     config.checkpoint_seconds = 60.0
     # Devices along each axis of the mesh; -1 takes all that are left.

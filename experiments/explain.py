@@ -25,6 +25,7 @@ from clipbias.report.html import write_report
 from clipbias.report.names import method_name
 from clipbias.report.overview import write_overview
 from clipbias.training import mesh as meshes
+from clipbias.training.memory import explain_exhaustion
 from clipbias.training.progress import Progress
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Task
@@ -101,7 +102,8 @@ def explain(config: ConfigDict, name: str, folder: Path, figures: Sequence[str])
         advance=advance,
     )
     facts = {"name": name, "split": config.images}
-    run_study(study, folder, dataset=facts, config=app.plain(config), figures=figures)
+    with explain_exhaustion("lower --config.batch_size."):
+        run_study(study, folder, dataset=facts, config=app.plain(config), figures=figures)
     for bar in bars.values():
         bar.close()
 

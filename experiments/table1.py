@@ -58,6 +58,8 @@ def main(config: ConfigDict, workdir: Path) -> None:
                 on_image_error=config.on_image_error,
                 protocol=config.protocol,
                 targets=tuple(config.targets) or None,
+                remat=config.remat,
+                class_chunks=config.class_chunks,
             ),
             lambda name: app.load_dataset(config, name),
             workdir,

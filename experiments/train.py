@@ -41,6 +41,8 @@ def main(config: ConfigDict, workdir: Path) -> None:
             checkpoint_seconds=config.checkpoint_seconds,
             on_image_error=config.on_image_error,
             workdir=workdir,
+            remat=config.remat,
+            class_chunks=config.class_chunks,
         )
         if jax.process_index() == 0:
             write_text(workdir / "result.json", json.dumps(result, indent=2) + "\n")

@@ -10,9 +10,10 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 from clipbias.clip import encode_image, encode_text
+from clipbias.training import flops
 from clipbias.tuning import Task
 from tools import benchmark
-from tools.benchmarks import flops, model, processes, report, steps
+from tools.benchmarks import model, processes, report, steps
 
 CONFIG = model.geometry("tiny")
 SMALL = ["--geometry=tiny", "--classes=6", "--batch=2", "--repeats=1"]
@@ -84,7 +85,7 @@ def test_needed_is_less_than_what_the_plain_program_does(clip):
     found = counted(lambda params: encode_text(params, CONFIG, tokens, observe=steps._nothing)[0], clip.params)
     assert flops.text(CONFIG, task.tokens, task.text.shared) < found / 4
     only_text = Task(clip, "coop", model.class_names(6))
-    assert steps.needed(only_text, only_text.init(0), 2) < steps.needed(task, task.init(0), 2)
+    assert flops.step(only_text, 2) < flops.step(task, 2)
 
 
 def test_class_names_are_distinct_and_as_long_as_imagenets(clip):

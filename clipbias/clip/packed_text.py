@@ -28,6 +28,9 @@ from clipbias.clip.text import TextTokens, check_text, put_context, read_text, t
 # Least length of a tile: class names of a few tokens share one, and the products of a tile are large enough to be fast.
 TILE = 16
 
+# Fields of `PackedTokens` with a leading axis of groups.
+GROUPED = ("ids", "positions", "context_rows", "classes", "texts", "ends")
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -56,37 +59,72 @@ class PackedTokens:
     context_is_shared: bool = dataclasses.field(metadata={"static": True})
 
 
-def pack(tokens: TextTokens, *, groups: int = 1, class_specific: bool = False) -> PackedTokens:
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How texts are laid out: `shared` leading tokens, tiles of `size` tokens, `unique` tokens in tiles, `per_group`
+    classes in each group, `classes` in all. Texts of several tasks in one layout have arrays of equal shapes.
+    """
+
+    shared: int
+    size: int
+    unique: int
+    per_group: int
+    classes: int
+
+
+def shared_tokens(tokens: TextTokens, *, class_specific: bool = False) -> int:
+    """The number of leading tokens that all texts have in common."""
+    ids, rows, eos = (np.asarray(x) for x in (tokens.ids, tokens.context_rows, tokens.eos))
+    same = (ids == ids[0]).all(0) & (rows == rows[0]).all(0)
+    if class_specific:
+        same &= (rows < 0).all(0)
+    differs = np.flatnonzero(~same)
+    return int(min(eos.min(), differs[0] if len(differs) else ids.shape[1]))
+
+
+def common_layout(texts: Sequence[TextTokens], *, groups: int = 1, class_specific: bool = False) -> Layout:
+    """The smallest layout that holds the texts of each of several tasks."""
+    shared = min(shared_tokens(tokens, class_specific=class_specific) for tokens in texts)
+    lengths = [np.asarray(tokens.eos) + 1 - shared for tokens in texts]
+    size = max(TILE, *(-(-int(length.max()) // 8) * 8 for length in lengths))
+    starts = [first_fit(length[group], size) for length in lengths for group in _deal(length, groups)]
+    classes = max(map(len, lengths))
+    unique = (1 + max(int(start.max(initial=0)) for start in starts) // size) * size
+    return Layout(shared, size, unique, -(-classes // groups), classes)
+
+
+def _deal(lengths: np.ndarray, groups: int) -> list[list[int]]:
+    """Longest first, dealt back and forth, so that groups end up with nearly equal numbers of tokens."""
+    members: list[list[int]] = [[] for _ in range(groups)]
+    for turn, index in enumerate(np.argsort(-lengths, kind="stable")):
+        lap, place = divmod(turn, groups)
+        members[place if lap % 2 == 0 else groups - 1 - place].append(int(index))
+    return members
+
+
+def pack(
+    tokens: TextTokens, *, groups: int = 1, class_specific: bool = False, layout: Layout | None = None
+) -> PackedTokens:
     """Packs concrete `TextTokens` (on the host).
 
     Args:
       groups: the number of devices that share the classes.
       class_specific: contexts differ between classes, so only what stands before them is shared.
+      layout: as `common_layout` gave it for these texts and others; classes that are missing repeat the first one.
     """
+    layout = layout or common_layout([tokens], groups=groups, class_specific=class_specific)
     ids, rows, eos = (np.asarray(x) for x in (tokens.ids, tokens.context_rows, tokens.eos))
-    count = len(ids)
-    same = (ids == ids[0]).all(0) & (rows == rows[0]).all(0)
-    if class_specific:
-        same &= (rows < 0).all(0)
-    differs = np.flatnonzero(~same)
-    shared = int(min(eos.min(), differs[0] if len(differs) else ids.shape[1]))
+    shared, size, unique, per_group = layout.shared, layout.size, layout.unique, layout.per_group
     lengths = eos + 1 - shared
-    per_group = -(-count // groups)
-    # Longest first, dealt back and forth, so that groups end up with nearly equal numbers of tokens.
-    members: list[list[int]] = [[] for _ in range(groups)]
-    for turn, index in enumerate(np.argsort(-lengths, kind="stable")):
-        lap, place = divmod(turn, groups)
-        members[place if lap % 2 == 0 else groups - 1 - place].append(int(index))
-    size = max(TILE, -(-int(lengths.max()) // 8) * 8)
+    members = _deal(lengths, groups)
     starts = [first_fit(lengths[group], size) for group in members]
-    unique = (1 + max(int(start.max(initial=0)) for start in starts) // size) * size
 
     def grid(fill: int, *shape: int) -> np.ndarray:
         return np.full(shape, fill, np.int32)
 
     packed_ids, positions, classes = (grid(0, groups, shared + unique) for _ in range(3))
     context_rows, texts = grid(-1, groups, shared + unique), grid(-1, groups, unique)
-    ends, order = grid(shared + unique, groups, per_group), grid(0, count)
+    ends, order = grid(shared + unique, groups, per_group), grid(0, layout.classes)
     packed_ids[:, :shared], context_rows[:, :shared] = ids[0, :shared], rows[0, :shared]
     positions[:, :shared] = np.arange(shared)
     for g, group in enumerate(members):
@@ -98,6 +136,7 @@ def pack(tokens: TextTokens, *, groups: int = 1, class_specific: bool = False) -
             positions[g, span], classes[g, span] = np.arange(shared, shared + length), index
             texts[g, start : start + length] = index
             ends[g, place], order[index] = span.stop - 1, g * per_group + place
+    order[len(ids) :] = order[0]
     return PackedTokens(
         *(packed_ids, positions, context_rows, classes, texts.reshape(groups, -1, size), ends, order),
         shared=shared,
@@ -153,12 +192,49 @@ def encode_packed_text(
     tokens: PackedTokens,
     adaptation: Adaptation | None = None,
     *,
+    chunks: int = 1,
     remat: Callable[..., Any] | None = None,
     dtype: jnp.dtype = jnp.float32,
 ) -> jax.Array:
-    """`encode_text` for texts packed by `pack`: features `[C, d]` in float32, not normalised, in class order."""
+    """`encode_text` for texts packed by `pack`: features `[C, d]` in float32, not normalised, in class order.
+
+    Args:
+      chunks: a divisor of the number of groups; every `G / chunks`-th group is run after another, and again in the
+        backward pass, so that the memory of one chunk serves for all.
+      remat: as in `tower.run_fused`.
+    """
     adaptation = adaptation or NOTHING
     check_text(adaptation, config, tokens.order.shape[0], tokens.shared + 1)  # whole lengths: where texts become tokens
+
+    def run(part: PackedTokens) -> jax.Array:
+        return _group_features(params, config, part, adaptation, remat=remat, dtype=dtype)
+
+    if chunks == 1:
+        features = run(tokens)
+    else:
+        # A device's groups lie side by side, and each chunk takes one of them from every device.
+        split = [
+            leaf.reshape(-1, chunks, *leaf.shape[1:]).swapaxes(0, 1)
+            for leaf in (getattr(tokens, field) for field in GROUPED)
+        ]
+
+        def one(leaves: list[jax.Array]) -> jax.Array:
+            return run(dataclasses.replace(tokens, **dict(zip(GROUPED, leaves, strict=True))))
+
+        features = jax.lax.map(jax.checkpoint(one, prevent_cse=False), split).swapaxes(0, 1)
+    return features.reshape(-1, features.shape[-1])[tokens.order]
+
+
+def _group_features(
+    params: Mapping[str, Any],
+    config: ClipConfig,
+    tokens: PackedTokens,
+    adaptation: Adaptation,
+    *,
+    remat: Callable[..., Any] | None,
+    dtype: jnp.dtype,
+) -> jax.Array:
+    """Features `[G, Cg, d]` in the groups' own order."""
     weights, shared = params["text"], tokens.shared
     x = weights["token_embedding"].astype(dtype)[tokens.ids]
     scope = slice(0, shared) if tokens.context_is_shared else slice(None)
@@ -194,4 +270,5 @@ def encode_packed_text(
         return take(out.reshape(*out.shape[:2], -1), ends).reshape(q.shape)
 
     rows = tower.add_bias(layers.block_rows(x, last.weights, config.text, take, attend_row), last)
-    return read_text(params, config, rows.reshape(-1, rows.shape[-1])[tokens.order])
+    features = read_text(params, config, rows.reshape(-1, rows.shape[-1]))
+    return features.reshape(*tokens.ends.shape, -1)

@@ -17,6 +17,7 @@ from clipbias.data.images import Images
 from clipbias.data.pipeline import Batch, test_batches
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
+from clipbias.training.memory import explain_exhaustion
 from clipbias.training.step import over_runs
 from clipbias.tuning.classifier import Classifier, Text, similarity
 from clipbias.tuning.method import Learnables
@@ -140,9 +141,10 @@ class Evaluator:
         self, classifier: Classifier, learnables: Learnables, text: Text, *, runs: int, stacked_text: bool = False
     ) -> Iterable[tuple[np.ndarray, Batch]]:
         """The predicted class of every image under each run, batch by batch: int32 `[R, B]` and this host's batch."""
-        classes = class_features(classifier, self.params, learnables, text, runs=runs, stacked_text=stacked_text)
-        for features, batch in self._features(classifier, learnables, runs):
-            yield predictions(self.params, features, classes), batch
+        with explain_exhaustion("lower --config.eval_batch_size."):
+            classes = class_features(classifier, self.params, learnables, text, runs=runs, stacked_text=stacked_text)
+            for features, batch in self._features(classifier, learnables, runs):
+                yield predictions(self.params, features, classes), batch
 
     def accuracy(
         self, classifier: Classifier, learnables: Learnables, text: Text, *, runs: int, stacked_text: bool = False

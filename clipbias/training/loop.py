@@ -11,15 +11,17 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from clipbias.clip import Clip
+from clipbias.clip import Clip, PackedTokens
 from clipbias.clip.params import Params
 from clipbias.data import Split
 from clipbias.data.images import Images
 from clipbias.data.pipeline import DEFAULT_CACHE_BYTES, Batch, steps_per_epoch, train_batches
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
+from clipbias.training.alike import crop, features_alike, fill_up, packed_alike, same_program
 from clipbias.training.checkpoint import Checkpoints
 from clipbias.training.interruption import Interrupted, stop_notice
+from clipbias.training.memory import StepPlan, explain_exhaustion
 from clipbias.training.metrics import MetricWriter
 from clipbias.training.progress import Progress
 from clipbias.training.settings import Recipe
@@ -31,11 +33,16 @@ from clipbias.tuning.method import Learnables
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One run of a pack: its task, training images and seed. The runs of a pack have equal shapes."""
+    """One run of a pack: its task, training images and seed.
+
+    The runs of a pack share method and options, and have equally many steps; their classes may differ.
+    `learning_rate` goes before the recipe's.
+    """
 
     task: Task
     train: Split | Images
     seed: int
+    learning_rate: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +50,7 @@ class Trained:
     """What a pack of runs ends with.
 
     Attributes:
-      learnables: of all runs, leading axis `R`, on the mesh.
+      learnables: of all runs, leading axis `R`, on the mesh; filled up where the runs' classes differ (`alike.crop`).
       losses: the last step's loss of each run.
       seconds: wall time spent in this process.
       steps: steps done in all.
@@ -58,32 +65,38 @@ class Trained:
 
 
 def initial_learnables(runs: Sequence[Run]) -> Learnables:
-    """The learnables of all runs, stacked on a leading axis `R`."""
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *(jax.device_get(run.task.init(run.seed)) for run in runs))
+    """The learnables of all runs, filled up to equal shapes and stacked on a leading axis `R`."""
+    first = [jax.device_get(run.task.init(run.seed)) for run in runs]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *fill_up(first))
 
 
 def place_text(mesh: Mesh, runs: Sequence[Run], params: Params, learnables: Learnables) -> tuple[Text, bool]:
-    """What stands for the classes, on the mesh: shared where all runs have one task, else stacked."""
-    first = runs[0].task
-    if all(run.task is first for run in runs):
-        return _place_one(mesh, first, params, learnables), False
-    texts = [_place_one(mesh, run.task, params, learnables) for run in runs]
-    shapes = {str(jax.tree.map(lambda leaf: leaf.shape, text)) for text in texts}
-    if len(shapes) > 1:
-        raise ClipbiasError("the runs of one pack have texts of different shapes; train them in separate packs.")
-    stacked = jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *texts)
-    return meshes.place(mesh, stacked, meshes.RUN), True
+    """What stands for the classes, on the mesh: shared where all runs have one task, else filled up and stacked."""
+    tasks = list(dict.fromkeys(run.task for run in runs))
+    if not same_program(tasks):
+        raise ClipbiasError("the runs of one pack differ in more than their classes; train them in separate packs.")
+    first, one = tasks[0], jax.tree.map(lambda leaf: np.asarray(leaf[0]), learnables)
+    stacked = len(tasks) > 1
+    if not first.classifier.changes_text(one):
+        if not stacked:
+            return first.fixed_text(params, one), False
+        own = [jax.tree.map(lambda leaf: np.asarray(leaf[0]), crop(learnables, task)) for task in tasks]
+        each = [np.asarray(task.fixed_text(params, one)) for task, one in zip(tasks, own, strict=True)]
+        texts = dict(zip(tasks, features_alike(each, first.classifier.templates), strict=True))
+        return meshes.place(mesh, np.stack([texts[run.task] for run in runs]), meshes.RUN), True
+    groups = first.text.ids.shape[0]
+    split = meshes.DATA if groups % mesh.shape[meshes.DATA] == 0 else None
+    if not stacked:
+        return _place_packed(mesh, first.text, split), False
+    packed = dict(zip(tasks, packed_alike(tasks, groups=groups), strict=True))
+    together = jax.tree.map(lambda *leaves: np.stack(leaves), *(packed[run.task] for run in runs))
+    return _place_packed(mesh, together, meshes.RUN, split), True
 
 
-def _place_one(mesh: Mesh, task: Task, params: Params, learnables: Learnables) -> Text:
-    one = jax.tree.map(lambda leaf: np.asarray(leaf[0]), learnables)
-    if not task.classifier.changes_text(one):
-        return task.fixed_text(params, one)
-    groups = task.text.ids.shape[0]
-    split = meshes.DATA if groups == mesh.shape[meshes.DATA] else None
-    order = meshes.replicate(mesh, task.text.order)
-    rest = dataclasses.replace(task.text, order=np.zeros(groups, np.int32))  # one entry per class, not per group
-    return dataclasses.replace(meshes.place(mesh, rest, split), order=order)
+def _place_packed(mesh: Mesh, text: PackedTokens, *axes: str | None) -> PackedTokens:
+    order = meshes.place(mesh, text.order, *axes[:-1])  # one entry per class, not per group
+    rest = dataclasses.replace(text, order=np.zeros(text.ids.shape[: len(axes)], np.int32))
+    return dataclasses.replace(meshes.place(mesh, rest, *axes), order=order)
 
 
 def train(
@@ -98,6 +111,7 @@ def train(
     checkpoint_seconds: float = 60.0,
     progress: Progress | None = None,
     metrics_folder: Path | None = None,
+    plan: StepPlan | None = None,
 ) -> Trained:
     """Trains a pack of runs to the end, from the latest checkpoint if there is one.
 
@@ -112,17 +126,18 @@ def train(
       checkpoint_seconds: least time between two checkpoints; 0 saves after every step.
       progress: told about every step.
       metrics_folder: where `metrics.jsonl` goes.
+      plan: what the step was planned to need; said before the first step.
 
     Raises:
-      ClipbiasError: the loss is not finite; the last good checkpoint stays.
+      ClipbiasError: the loss is not finite, or the device's memory is exhausted; the last good checkpoint stays.
       Interrupted: a notice to stop came; the state is saved.
     """
     began = time.monotonic()
     images = [Images.of(run.train, cache_bytes=DEFAULT_CACHE_BYTES) for run in runs]
-    size = len(images[0])
-    if any(len(one) != size for one in images):
-        raise ClipbiasError("the runs of one pack have different numbers of training images; train them separately.")
-    per_epoch = steps_per_epoch(size, recipe.batch_size)
+    sizes = [min(len(one), recipe.batch_size) for one in images]
+    per_epoch = steps_per_epoch(len(images[0]), recipe.batch_size)
+    if any(steps_per_epoch(len(one), recipe.batch_size) != per_epoch for one in images) or len(set(sizes)) > 1:
+        raise ClipbiasError("the runs of one pack have different numbers of steps; train them separately.")
     total = per_epoch * recipe.epochs
     initial = initial_learnables(runs)
     text, stacked_text = place_text(mesh, runs, params, initial)
@@ -134,18 +149,28 @@ def train(
             step, state = restored
         if progress is not None:
             progress.start(total, done=step)
+            if plan is not None:
+                progress.say(f"memory: {plan}")
         metrics = None if metrics_folder is None else MetricWriter(metrics_folder, start_step=step + 1)
-        rates = recipe.learning_rates()
+        rates = np.stack([_recipe(recipe, run).learning_rates() for run in runs], axis=1)
         batches = PackedBatches(clip, images, runs, recipe, mesh, start_step=step)
-        follow = _Follower(runs, progress, metrics, images=len(runs) * min(recipe.batch_size, size))
+        follow = _Follower(runs, progress, metrics, images=sum(sizes))
+        classes = None
+        if stacked_text:
+            counts = np.array([len(run.task.class_names) for run in runs], np.int32)
+            classes = meshes.place(mesh, counts, meshes.RUN)
         run_step = functools.partial(
-            train_step, runs[0].task.classifier, clip.preprocessing, recipe, params, text, stacked_text=stacked_text
+            *(train_step, runs[0].task.classifier, clip.preprocessing, recipe, params, text),
+            classes=classes,
+            stacked_text=stacked_text,
         )
         saved_at = time.monotonic()
-        with stop_notice() as notice:
+        needs = "" if plan is None else f"a step needs {plan}: "
+        advice = f"{needs}lower --config.batch_size, raise --config.class_chunks, or set --config.remat=tokens."
+        with stop_notice() as notice, explain_exhaustion(advice):
             while step < total:
                 rate = rates[step // per_epoch]
-                learning_rate = meshes.place(mesh, np.full(len(runs), rate, np.float32), meshes.RUN)
+                learning_rate = meshes.place(mesh, rate.astype(np.float32), meshes.RUN)
                 state, values = run_step(state, next(batches), learning_rate)
                 step += 1
                 follow.step(step, values, rate)
@@ -156,7 +181,7 @@ def train(
                     saved_at = time.monotonic()
                 if notice.given:
                     raise Interrupted(f"stopped at step {step} of {total}; the same command continues.")
-        follow.catch_up()
+            follow.catch_up()
         if checkpoints is not None:
             checkpoints.wait()
     finally:
@@ -172,6 +197,10 @@ def train(
     )
 
 
+def _recipe(recipe: Recipe, run: Run) -> Recipe:
+    return recipe if run.learning_rate is None else dataclasses.replace(recipe, learning_rate=run.learning_rate)
+
+
 class _Follower:
     """Looks at each step's metrics one step late, so that the device never waits for the host."""
 
@@ -179,11 +208,11 @@ class _Follower:
         self, runs: Sequence[Run], progress: Progress | None, metrics: MetricWriter | None, *, images: int
     ) -> None:
         self._runs, self._progress, self._metrics, self._images = runs, progress, metrics, images
-        self._late: tuple[int, Any, float] | None = None
+        self._late: tuple[int, Any, np.ndarray] | None = None
         self._when = time.monotonic()
         self.losses = [float("nan")] * len(runs)
 
-    def step(self, step: int, values: Any, rate: float) -> None:
+    def step(self, step: int, values: Any, rate: np.ndarray) -> None:
         self.catch_up()
         self._late = (step, values, rate)
 
@@ -205,13 +234,14 @@ class _Follower:
         if self._progress is not None:
             shown = {
                 "loss": float(values["loss"].mean()),
-                "lr": float(rate),
+                "lr": float(rate.max()),
                 "images/s": self._images / max(seconds, 1e-9),
             }
             self._progress.advance(1, shown)
         if self._metrics is not None:
             lines = {name: value.tolist() if len(value) > 1 else float(value[0]) for name, value in values.items()}
-            self._metrics.write(step, {**lines, "learning_rate": float(rate), "seconds": round(seconds, 4)})
+            rates = rate.tolist() if len(set(rate.tolist())) > 1 else float(rate[0])
+            self._metrics.write(step, {**lines, "learning_rate": rates, "seconds": round(seconds, 4)})
 
 
 class PackedBatches(Iterator[Batch]):

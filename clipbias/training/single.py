@@ -1,5 +1,6 @@
 """One run from images to accuracy, and the evaluation of something already tuned."""
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from clipbias.data.pipeline import DEFAULT_CACHE_BYTES, readable
 from clipbias.training import mesh as meshes
 from clipbias.training.evaluate import Evaluator
 from clipbias.training.loop import Run, place_text, train
+from clipbias.training.memory import AUTO, fit_task
 from clipbias.training.progress import Progress
 from clipbias.training.settings import Recipe
 from clipbias.tuning import Task, parameter_count
@@ -76,6 +78,8 @@ def train_and_evaluate(
     checkpoint_seconds: float,
     on_image_error: str,
     workdir: Path,
+    remat: str = AUTO,
+    class_chunks: int = 0,
 ) -> dict[str, Any]:
     """Trains one run, saves its adapter in `workdir` and evaluates it on the test images.
 
@@ -83,7 +87,8 @@ def train_and_evaluate(
       JSON values: what was run, `accuracy` in percent with its counts, parameter counts, the last loss, the share of
       time spent waiting for images.
     """
-    task = Task(
+    make = functools.partial(
+        Task,
         clip,
         method,
         dataset.class_names,
@@ -92,6 +97,7 @@ def train_and_evaluate(
         groups=mesh.shape[meshes.DATA],
         **method_options,
     )
+    task, plan = fit_task(make, batch=recipe.batch_size, runs=1, mesh=mesh, remat=remat, chunks=class_chunks)
     result = {"method": method, "dataset": dataset.name, "shots": shots, "seed": seed, "model": clip.name}
     learnables: Learnables = {}
     params = meshes.replicate(mesh, clip.params)
@@ -118,6 +124,7 @@ def train_and_evaluate(
             checkpoint_seconds=checkpoint_seconds,
             progress=progress,
             metrics_folder=workdir,
+            plan=plan,
         )
         learnables = jax.tree.map(lambda leaf: leaf[0], meshes.fetch(trained.learnables))
         result |= {"loss": trained.losses[0], "steps": trained.steps, "waiting_share": round(trained.waiting_share, 4)}

@@ -63,9 +63,15 @@ def loss_and_accuracy(
     images: jax.Array,
     labels: jax.Array,
     mask: jax.Array,
+    classes: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Mean cross-entropy and share of correct images among the `B` that `mask` keeps, of one run."""
+    """Mean cross-entropy and share of correct images among the `B` that `mask` keeps, of one run.
+
+    Where `classes` is given, only so many of the text's classes are there; the others are fillers.
+    """
     logits = classifier.logits(params, learnables, images, text)
+    if classes is not None:
+        logits = jnp.where(jnp.arange(logits.shape[-1]) < classes, logits, -jnp.inf)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     count = mask.sum()
     correct = (logits.argmax(-1) == labels) & mask
@@ -85,6 +91,7 @@ def train_step(
     batch: dict[str, jax.Array],
     learning_rate: jax.Array,
     *,
+    classes: jax.Array | None = None,
     stacked_text: bool = False,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Forward, backward and update of `R` runs.
@@ -96,20 +103,22 @@ def train_step(
       state: donated.
       batch: `images` uint8 `[R, B, size, size, 3]`, `labels` int32 `[R, B]`, `mask` bool `[R, B]`.
       learning_rate: `[R]`.
+      classes: int32 `[R]`: how many classes each run has, where `text` is filled up with others; `None` all of them.
 
     Returns:
       The new state, and `loss`, `accuracy` and `gradient_norm` of each run, `[R]` each.
     """
     images = preprocessing.normalize(batch["images"])
 
-    def one(learnables: Learnables, text: Text, images: jax.Array, labels: jax.Array, mask: jax.Array) -> Any:
+    def one(learnables: Learnables, text: Text, *batch: Any) -> Any:
         def objective(learnables: Learnables) -> tuple[jax.Array, jax.Array]:
-            return loss_and_accuracy(classifier, params, text, learnables, images, labels, mask)
+            return loss_and_accuracy(classifier, params, text, learnables, *batch)
 
         return jax.value_and_grad(objective, has_aux=True)(learnables)
 
-    every = over_runs(one, (0, 0 if stacked_text else None, 0, 0, 0), runs=learning_rate.shape[0])
-    (loss, accuracy), gradients = every(state.learnables, text, images, batch["labels"], batch["mask"])
+    axes = (0, 0 if stacked_text else None, 0, 0, 0, None if classes is None else 0)
+    every = over_runs(one, axes, runs=learning_rate.shape[0])
+    (loss, accuracy), gradients = every(state.learnables, text, images, batch["labels"], batch["mask"], classes)
     # Decay, momentum and learning rate act on each number by itself, so the runs' axis needs no care.
     directions, momentum = optimizer(recipe).update(gradients, state.momentum, state.learnables)
     learnables = jax.tree.map(

@@ -33,6 +33,7 @@ class Classifier:
       templates: number of templates `n` whose class features are averaged.
       dtype: compute type.
       remat: what the backward pass keeps of each block, a `jax.checkpoint_policies` policy.
+      chunks: parts in which the text tower takes the classes, one after another.
     """
 
     config: ClipConfig
@@ -40,6 +41,7 @@ class Classifier:
     templates: int = 1
     dtype: str = "float32"
     remat: Callable[..., Any] | None = None
+    chunks: int = 1
 
     def image_features(self, params: Params, learnables: Learnables, images: jax.Array) -> jax.Array:
         """Unit-length features `[B, d]` of normalised images `[B, R, R, 3]`."""
@@ -53,7 +55,8 @@ class Classifier:
         """What the text tower makes of every text: `[n · C, d]`, not normalised, before any residual."""
         options = dict(dtype=jnp.dtype(self.dtype), remat=self.remat)
         if isinstance(text, PackedTokens):
-            return encode_packed_text(params, self.config, text, self.method.adapt(learnables), **options)
+            adaptation = self.method.adapt(learnables)
+            return encode_packed_text(params, self.config, text, adaptation, chunks=self.chunks, **options)
         if isinstance(text, TextTokens):
             return encode_text(params, self.config, text, self.method.adapt(learnables), **options)[0]
         return text

@@ -49,6 +49,7 @@ class Task:
         dtype: str = "float32",
         remat: Any = None,
         groups: int = 1,
+        chunks: int = 1,
         **options: Any,
     ) -> None:
         """Binds a method to classes.
@@ -61,6 +62,8 @@ class Task:
           dtype: compute type, "float32" or "bfloat16".
           remat: a `jax.checkpoint_policies` policy for the backward pass.
           groups: devices that share the classes (the size of the mesh's `data` axis).
+          chunks: parts in which each device takes its classes, one after another: less memory, one more forward pass of
+            the texts.
           **options: the method's options.
 
         Raises:
@@ -75,11 +78,11 @@ class Task:
         text = method.text(template, clip)
         self.texts = tuple(t for one in text.templates for t in prompt_texts(self.class_names, one))
         self.tokens: TextTokens = prompt_tokens(clip, self.class_names, text)
-        self.classifier = Classifier(clip.config, method, len(text.templates), dtype, remat)
+        self.classifier = Classifier(clip.config, method, len(text.templates), dtype, remat, chunks)
         shapes = jax.eval_shape(self._init, jax.random.key(0))
         context = jax.eval_shape(method.adapt, shapes).text_context
         specific = context is not None and len(context.shape) == 3
-        self.text: PackedTokens = pack(self.tokens, groups=groups, class_specific=specific)
+        self.text: PackedTokens = pack(self.tokens, groups=groups * chunks, class_specific=specific)
         self.shapes = shapes
 
     def _init(self, rng: jax.Array) -> Learnables:

@@ -110,5 +110,5 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_step(clip: Clip, colours:
 def test_runs_of_different_sizes_are_refused(clip: Clip, colours: Dataset, recipe: Recipe) -> None:
     runs = pack(clip, colours, "bias", (1,))
     fewer = dataclasses.replace(runs[0], train=colours.split("val"))
-    with pytest.raises(ClipbiasError, match="different numbers of training images"):
+    with pytest.raises(ClipbiasError, match="different numbers of steps"):
         run(clip, [*runs, fewer], recipe)

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tools.benchmarks import flops
+from clipbias.training import flops
 
 SIDE = 2048  # of the square matrices whose product tells what the machine can do
 

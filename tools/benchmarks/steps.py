@@ -11,12 +11,13 @@ import numpy as np
 
 from clipbias.clip import TextTokens, encode_image, encode_text
 from clipbias.clip.params import Params
+from clipbias.training import flops
 from clipbias.training.settings import Recipe
 from clipbias.training.step import TrainState, init_state, train_step
 from clipbias.tuning import Task
 from clipbias.tuning.classifier import Classifier, Text, unit_length
 from clipbias.tuning.method import Learnables
-from tools.benchmarks import flops, measure, model
+from tools.benchmarks import measure, model
 
 
 def _nothing(view: Any) -> None:
@@ -43,24 +44,6 @@ def padded(tokens: TextTokens, length: int) -> TextTokens:
     """Texts filled up to the model's context length, as most implementations run them."""
     missing = ((0, 0), (0, length - tokens.ids.shape[1]))
     return TextTokens(np.pad(tokens.ids, missing), np.pad(tokens.context_rows, missing, constant_values=-1), tokens.eos)
-
-
-def needed(task: Task, learnables: Learnables, batch: int) -> int:
-    """FLOP that a training step needs: trimmed texts, shared prefix, gradients only where learnables act."""
-    adaptation, config = task.method.adapt(learnables), task.clip.config
-    prompts = 0 if adaptation.vision_prompts is None else adaptation.vision_prompts.shape[1]
-
-    def first(bias: Any, changes: bool) -> int | None:
-        return (0 if bias is None else 1) if changes else None  # a bias acts behind the first block
-
-    total = flops.vision(
-        config, batch, prompts=prompts, backward_from=first(adaptation.vision_bias, adaptation.changes_vision)
-    )
-    if adaptation.changes_text:
-        backward = first(adaptation.text_bias, True)
-        total += flops.text(config, task.tokens, task.text.shared, backward_from=backward)
-    classes = len(task.class_names)
-    return total + 3 * flops.matmul((batch, config.projection_width, classes))
 
 
 def options(pairs: list[str]) -> dict[str, Any]:
@@ -117,7 +100,7 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
         ways["plain"] = way("plain", PlainClassifier(**fields), text)
     seconds, machine = measure.with_machine(ways, arguments.repeats)
     title = f"{arguments.method}, {arguments.classes} classes, batch {batch}"
-    result = measure.rates(title, seconds["clipbias"], needed(task, start, batch), machine) | sizes["clipbias"]
+    result = measure.rates(title, seconds["clipbias"], flops.step(task, batch), machine) | sizes["clipbias"]
     if arguments.baseline:
         result |= {
             "plain_seconds": seconds["plain"],

@@ -5,11 +5,14 @@ Letters as everywhere: `N` tokens, `D` width, `M` patches, `d` joint width. A pr
 """
 
 from collections.abc import Sequence
+from typing import Any
 
+import jax
 import numpy as np
 
 from clipbias.clip import TextTokens
 from clipbias.clip.config import ClipConfig, TowerConfig
+from clipbias.tuning import Task
 
 
 def dense(config: TowerConfig, tokens: int) -> int:
@@ -81,3 +84,24 @@ def text(config: ClipConfig, tokens: TextTokens, shared: int, *, backward_from: 
 def matmul(sizes: Sequence[int]) -> int:
     """`[m, k] @ [k, n]`."""
     return 2 * int(np.prod(sizes, dtype=np.int64))
+
+
+def step(task: Task, batch: int) -> int:
+    """Products that a training step needs: trimmed texts, shared prefix, gradients only where learnables act.
+
+    Args:
+      task: what is trained.
+      batch: images per step.
+    """
+    adaptation, config = jax.eval_shape(task.method.adapt, task.shapes), task.clip.config
+    prompts = 0 if adaptation.vision_prompts is None else adaptation.vision_prompts.shape[1]
+
+    def first(bias: Any, changes: bool) -> int | None:
+        return (0 if bias is None else 1) if changes else None  # a bias acts behind the first block
+
+    total = vision(
+        config, batch, prompts=prompts, backward_from=first(adaptation.vision_bias, adaptation.changes_vision)
+    )
+    if adaptation.changes_text:
+        total += text(config, task.tokens, task.text.shared, backward_from=first(adaptation.text_bias, True))
+    return total + 3 * matmul((batch, config.projection_width, len(task.class_names)))
