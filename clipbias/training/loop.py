@@ -134,7 +134,7 @@ def train(
             step, state = restored
         if progress is not None:
             progress.start(total, done=step)
-        metrics = None if metrics_folder is None else MetricWriter(metrics_folder, start_step=step + 1)
+        metrics = None if metrics_folder is None else MetricWriter(metrics_folder, start_step=step + 1, steps=total)
         rates = recipe.learning_rates()
         batches = PackedBatches(clip, images, runs, recipe, mesh, start_step=step)
         follow = _Follower(runs, progress, metrics, images=len(runs) * min(recipe.batch_size, size))
