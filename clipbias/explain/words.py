@@ -11,7 +11,8 @@ follow. Causality makes it exact: what comes after `w` cannot change it. And the
 the learned prompts that stand there in the tuned model; a prompt is compared with what CLIP says, not with what the
 tuned model says.
 
-Nearest is not near: every result carries the mean distance over the whole vocabulary beside it.
+Nearest is not near: every result carries the mean distance over the whole vocabulary beside it. A prompt that is much
+shorter than the states is nearest to the shortest of them, whatever its direction (`explain/norms.py` tells lengths).
 """
 
 import dataclasses

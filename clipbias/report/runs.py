@@ -88,6 +88,9 @@ def read_workdir(folder: str | Path, *, cells: bool = False) -> list[Run]:
     if binary == "explain":
         return _study(path, common, state)
     result = read_object(path / ("interpretation.json" if binary == "interpret" else "result.json")) or {}
+    for name in ("method", "dataset", "shots", "seed"):  # of all adapters that were interpreted
+        if found := list(dict.fromkeys(one.get(name) for one in result.get("adapters") or [])):
+            result[name] = found
     last = metrics[-1] if metrics else {}
     progress = f" at step {last['step']} of {last['steps']}" if {"step", "steps"} <= last.keys() else ""
     finished = bool(result) or (path / "predictions.json").exists()
