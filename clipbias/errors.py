@@ -7,3 +7,9 @@ class ClipbiasError(ValueError):
     The experiment binaries print the message alone and exit with status 1; any other exception is a defect of
     the library and keeps its traceback.
     """
+
+
+def sentence(error: BaseException) -> str:
+    """An error in one line: the message of a `ClipbiasError`, any other with the name of its class before it."""
+    text = str(error).splitlines()[0] if str(error) else ""
+    return text if isinstance(error, ClipbiasError) else f"{type(error).__name__}: {text}".removesuffix(": ")

@@ -4,7 +4,7 @@ import json
 import logging as python_logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,23 @@ def run(main: Callable[[ConfigDict, Path], Any], config: flags.FlagHolder) -> No
             print("interrupted; the same command continues.", file=sys.stderr)
             return 130
         return 0
+
+    app.run(guarded, flags_parser=_parse)
+
+
+def run_arguments(main: Callable[[Sequence[str]], int]) -> None:
+    """Runs a binary that takes names instead of a configuration: `main(names)` returns the exit status.
+
+    A folder given with --workdir counts as a name. No device is started. A `ClipbiasError` ends it with its message
+    alone and status 1.
+    """
+
+    def guarded(arguments: list[str]) -> int:
+        try:
+            return main([*arguments[1:], *([WORKDIR.value] if WORKDIR.value else [])])
+        except ClipbiasError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
 
     app.run(guarded, flags_parser=_parse)
 

@@ -7,6 +7,7 @@ The dataset's own classes are used; an adapter that learned something per class 
 """
 
 import json
+import time
 from pathlib import Path
 
 import jax
@@ -16,6 +17,7 @@ import clipbias
 from clipbias.files import write_text
 from clipbias.training import mesh as meshes
 from clipbias.training import single
+from clipbias.training.metrics import MetricWriter
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Task
 from experiments import app
@@ -35,6 +37,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
             task, learnables = Task(clip, "zero_shot", dataset.class_names, template=dataset.template, **options), {}
         else:
             task, learnables = adapter.task(clip, dataset.class_names, **options), adapter.learnables
+        began = time.monotonic()
         score = single.evaluate(
             task,
             learnables,
@@ -43,6 +46,9 @@ def main(config: ConfigDict, workdir: Path) -> None:
             eval_batch_size=config.eval_batch_size,
             on_image_error=config.on_image_error,
         )
+        with MetricWriter(workdir) as metrics:
+            share, seconds = score["correct"] / max(score["images"], 1), time.monotonic() - began
+            metrics.write(1, {"accuracy": share, "images": score["images"], "seconds": round(seconds, 4)})
         if jax.process_index() == 0:
             method = adapter.method if adapter else "zero_shot"
             result = {"method": method, "dataset": name, "images_of": config.images, **score}

@@ -18,7 +18,7 @@ import clipbias
 from clipbias import data
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
-from clipbias.explain.results import FIGURES
+from clipbias.explain.results import FIGURES, Results
 from clipbias.explain.run import run_study
 from clipbias.explain.study import ZERO_SHOT, Devices, Model, Options, Study
 from clipbias.report.html import write_report
@@ -26,6 +26,7 @@ from clipbias.report.names import method_name
 from clipbias.report.overview import write_overview
 from clipbias.training import mesh as meshes
 from clipbias.training.memory import explain_exhaustion
+from clipbias.training.metrics import MetricWriter
 from clipbias.training.progress import Progress
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Task
@@ -42,19 +43,22 @@ def main(config: ConfigDict, workdir: Path) -> None:
     unknown = [figure for figure in figures if figure not in FIGURES]
     if unknown:
         raise ClipbiasError(f"unknown figure {unknown[0]!r}; choose from {', '.join(FIGURES)}, or 'all'.")
-    with open_workdir(workdir, app.plain(config)):
-        folders = []
+    with open_workdir(workdir, app.plain(config)), MetricWriter(workdir) as metrics:
+        folders: list[Path] = []
         for name in names:
             folder = workdir / name.replace("/", "_") if config.datasets else workdir
-            explain(config, name, folder, figures)
+            scalars = explain(config, name, folder, figures).scalars
             folders.append(folder)
+            shares = {f"accuracy/{model['key']}": model["accuracy"] / 100 for model in scalars["models"]}
+            about = {"dataset": scalars["dataset"]["name"], "images": scalars["dataset"]["images"]}
+            metrics.write(len(folders), {**about, **shares, "seconds": scalars["seconds"]})
             if jax.process_index() == 0:
                 print(f"report: {write_report(folder, folder / 'report')}")
         if config.datasets and jax.process_index() == 0:
             print(f"overview: {write_overview(folders, workdir)}")
 
 
-def explain(config: ConfigDict, name: str, folder: Path, figures: Sequence[str]) -> None:
+def explain(config: ConfigDict, name: str, folder: Path, figures: Sequence[str]) -> Results:
     """One dataset's study, written to `folder`."""
     adapters = [find_adapter(path.replace("{dataset}", name)) for path in split(config.adapters)]
     name = name or next((adapter.notes.get("dataset", "") for adapter, _ in adapters), "")
@@ -103,9 +107,10 @@ def explain(config: ConfigDict, name: str, folder: Path, figures: Sequence[str])
     )
     facts = {"name": name, "split": config.images}
     with explain_exhaustion("lower --config.batch_size."):
-        run_study(study, folder, dataset=facts, config=app.plain(config), figures=figures)
+        results = run_study(study, folder, dataset=facts, config=app.plain(config), figures=figures)
     for bar in bars.values():
         bar.close()
+    return results
 
 
 def models(clip: Clip, dataset: data.Dataset, adapters: Sequence[tuple[Adapter, str]], dtype: str) -> list[Model]:

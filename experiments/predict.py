@@ -8,6 +8,7 @@ Writes `predictions.json`, and with --relevancy one picture per image into `rele
 
 import functools
 import json
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from clipbias.explain.relevancy import relevancy
 from clipbias.explain.tokens import words
 from clipbias.files import write_text
 from clipbias.report.overlay import Overlay, save_overlay
+from clipbias.training.metrics import MetricWriter
 from clipbias.training.progress import progress
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Classifier, Learnables, Task
@@ -43,6 +45,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
     params = jax.device_put(task.clip.params)
     classes = _class_features(task.classifier, params, learnables, task.text)
     found = []
+    began = time.monotonic()
     with open_workdir(workdir, app.plain(config)), progress(len(files), unit="image", title="predict") as bar:
         for chunk, pictures in read(files, task, config):
             # The last batch is filled up, so that one program serves all.
@@ -69,6 +72,8 @@ def main(config: ConfigDict, workdir: Path) -> None:
                     save_overlay(workdir / "relevancy" / name, pictures[i], [overlay], title=path.name)
             bar.advance(len(chunk))
         write_text(workdir / "predictions.json", json.dumps(found, indent=1) + "\n")
+        with MetricWriter(workdir) as metrics:
+            metrics.write(1, {"images": len(found), "seconds": round(time.monotonic() - began, 4)})
     for entry in found:
         pairs = zip(entry["classes"], entry["probabilities"], strict=True)
         print(f"{entry['image']}: " + ", ".join(f"{name} {100 * p:.1f} %" for name, p in pairs))

@@ -1,6 +1,6 @@
 """Pretrains the embedded demo model from nothing but code, fonts and scikit-learn's digits (which it never trains on).
 
-    python -m tools.pretrain_demo --output=clipbias/assets/demo
+    python -m tools.pretrain_demo --model_folder=clipbias/assets/demo
 
 draws scenes, trains a small CLIP on them contrastively and writes it in Hugging Face format. Progress is kept in
 `--work`: a run that was interrupted continues from there, and a finished one only writes the model again. On two
@@ -30,7 +30,7 @@ from clipbias.files import atomic_path
 from tools.demo import contrastive, corpus, vocabulary
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("output", "clipbias/assets/demo", "Folder that receives the model.")
+flags.DEFINE_string("model_folder", "clipbias/assets/demo", "Folder that receives the model.")
 flags.DEFINE_string("work", "workdir/pretrain_demo", "Folder of drawn scenes and training state.")
 flags.DEFINE_integer("seed", 0, "Seed of scenes, initialisation and batches.")
 flags.DEFINE_integer("scenes", 120_000, "Number of different scenes.", lower_bound=1)
@@ -168,8 +168,8 @@ def main(_: list[str]) -> None:
     )
     logging.info("%d scenes in %s", len(scenes.kinds), work)
     params = train(model, scenes, [demo.load(f"demo/{name}") for name in FLAGS.watch], work)
-    write_model(Path(FLAGS.output), model, params)
-    logging.info("wrote %s", FLAGS.output)
+    write_model(Path(FLAGS.model_folder), model, params)
+    logging.info("wrote %s", FLAGS.model_folder)
 
 
 if __name__ == "__main__":

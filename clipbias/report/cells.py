@@ -31,12 +31,16 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A title, a caption of whole sentences, column heads, and rows whose first entry names the row."""
+    """A title, a caption of whole sentences, column heads, and rows whose first entry names the row.
+
+    The columns numbered in `words` hold words and are set to the left, as the first always is.
+    """
 
     title: str
     caption: str
     columns: tuple[str, ...]
     rows: tuple[tuple[Entry, ...], ...]
+    words: frozenset[int] = frozenset()
 
 
 def accuracy_entry(cell: Cell | None, *, expected: int) -> Entry:

@@ -8,7 +8,16 @@ from clipbias.report.cells import MISSING, Entry, Table
 from clipbias.report.summary import Summary, summarize
 from clipbias.report.tables import failure_line, tables
 
-__all__ = ["html_table", "summarize", "to_html", "to_latex", "to_markdown", "to_text"]
+__all__ = [
+    "html_table",
+    "markdown_table",
+    "plain_table",
+    "summarize",
+    "to_html",
+    "to_latex",
+    "to_markdown",
+    "to_text",
+]
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -33,20 +42,23 @@ _EMPTY = "There are no results yet."
 
 def to_markdown(summary: Summary) -> str:
     """All tables in GitHub's Markdown."""
-    parts = []
-    for table in tables(summary):
-        head = [
-            "| " + " | ".join(map(_markdown_text, table.columns)) + " |",
-            "| :-- |" + " --: |" * (len(table.columns) - 1),
-        ]
-        rows = ["| " + " | ".join(map(_markdown_entry, row)) + " |" for row in table.rows]
-        parts.append(
-            "\n".join([f"### {_markdown_text(table.title)}", "", *head, *rows, "", _markdown_text(table.caption)])
-        )
+    parts = [markdown_table(table) for table in tables(summary)]
     if summary.failures:
         lines = [f"- {_markdown_text(failure_line(failure))}" for failure in summary.failures]
         parts.append("\n".join(["### Failed runs", "", *lines]))
     return "\n\n".join(parts or [_EMPTY]) + "\n"
+
+
+def markdown_table(table: Table) -> str:
+    """One table in GitHub's Markdown, its title as heading and its caption below."""
+    left = [index in {0, *table.words} for index in range(len(table.columns))]
+    head = [
+        "| " + " | ".join(map(_markdown_text, table.columns)) + " |",
+        "|" + "".join(" :-- |" if words else " --: |" for words in left),
+    ]
+    rows = ["| " + " | ".join(map(_markdown_entry, row)) + " |" for row in table.rows]
+    caption = ["", _markdown_text(table.caption)] if table.caption else []
+    return "\n".join([f"### {_markdown_text(table.title)}", "", *head, *rows, *caption])
 
 
 def to_latex(summary: Summary) -> str:
@@ -98,7 +110,7 @@ def to_html(summary: Summary, *, title: str = "Table 1", figure_svg: str | None 
 def to_text(summary: Summary) -> str:
     """All tables in aligned plain text for a terminal; `*` marks the best of a column, `'` the second best."""
     made = tables(summary)
-    parts = [_plain_table(table) for table in made]
+    parts = [plain_table(table) for table in made]
     if any(entry.rank for table in made for row in table.rows for entry in row):
         parts.append("* best of the column, ' second best; ± is the sample standard deviation over seeds.")
     if summary.failures:
@@ -163,9 +175,10 @@ def _latex_entry(entry: Entry, *, small: bool) -> str:
     return _joined(text, entry, _latex_text)
 
 
-def _plain_table(table: Table) -> str:
+def plain_table(table: Table) -> str:
+    """One table in aligned plain text under its title, without its caption."""
     columns = [
-        _plain_column(head, entries, left=index == 0)
+        _plain_column(head, entries, left=index in {0, *table.words})
         for index, (head, entries) in enumerate(zip(table.columns, zip(*table.rows, strict=True), strict=True))
     ]
     lines = ["  ".join(line).rstrip() for line in zip(*columns, strict=True)]

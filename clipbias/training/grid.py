@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from clipbias.clip import Clip
 from clipbias.data import Dataset, protocols
-from clipbias.errors import ClipbiasError
+from clipbias.errors import ClipbiasError, sentence
 from clipbias.training import mesh as meshes
 from clipbias.training.evaluate import Evaluator
 from clipbias.training.interruption import Interrupted
@@ -135,7 +135,7 @@ class Grid:
                     raise
                 except Exception as error:  # one cell must not cost the others
                     rows = [self._failure(pack, seed, error) for seed in pack.seeds]
-                    bar.say(f"failed: {pack.method} on {pack.dataset}, {pack.shots} shots: {_first_line(error)}")
+                    bar.say(f"failed: {pack.method} on {pack.dataset}, {pack.shots} shots: {sentence(error)}")
                 for row in rows:
                     row["seconds"] = round((time.monotonic() - began) / len(rows), 2)
                 self.results.append([row for row in rows if not self.results.finished(row)])
@@ -228,13 +228,15 @@ class Grid:
             )
         return self._tasks[key]
 
-    def _train(self, pack: Pack, plans: Sequence[protocols.Plan]) -> tuple[list[Run], Learnables]:
-        """The runs of a pack and their final learnables on the mesh."""
+    def _train(
+        self, pack: Pack, plans: Sequence[protocols.Plan]
+    ) -> tuple[list[Run], Learnables, Sequence[float | None]]:
+        """The runs of a pack, their final learnables on the mesh, and the loss of each one's last step."""
         sources = [plan.source for plan in plans]
         task = self._task(pack, sources[0])
         if pack.method == ZERO_SHOT:
             runs = [Run(task, source.split("test"), seed) for source, seed in zip(sources, pack.seeds, strict=True)]
-            return runs, meshes.place(self.mesh, initial_learnables(runs), meshes.RUN)
+            return runs, meshes.place(self.mesh, initial_learnables(runs), meshes.RUN), [None] * len(runs)
         skip = self.settings.on_image_error
         images = [decoded_on_demand(source.split("train"), on_image_error=skip) for source in sources]
         runs = [Run(task, one, seed) for one, seed in zip(images, pack.seeds, strict=True)]
@@ -250,7 +252,7 @@ class Grid:
             checkpoint_seconds=self.settings.checkpoint_seconds,
             metrics_folder=self.workdir / "runs" / f"{name}-seeds{'_'.join(map(str, pack.seeds))}",
         )
-        return runs, trained.learnables
+        return runs, trained.learnables, trained.losses
 
     def _score(
         self, pack: Pack, evaluation: protocols.Evaluation, runs: Sequence[Run], learnables: Learnables
@@ -265,7 +267,7 @@ class Grid:
 
     def _run_pack(self, pack: Pack) -> list[Row]:
         plans = self._plans(pack)
-        runs, learnables = self._train(pack, plans)
+        runs, learnables, losses = self._train(pack, plans)
         evaluations = plans[0].evaluations
         scores = {one.name: self._score(pack, one, runs, learnables) for one in evaluations}
         skipped = sum(self._evaluators[one.name].skipped for one in evaluations)
@@ -280,7 +282,7 @@ class Grid:
             else:
                 row["accuracies"] = {name: values[index]["accuracy"] for name, values in scores.items()}
             row |= {f"parameters_{part}": counts[part] for part in ("vision", "text", "shared")}
-            row["parameters"] = counts["total"]
+            row |= {"parameters": counts["total"], "loss": losses[index]}
             row["learning_rate"] = None if pack.method == ZERO_SHOT else self.recipe.learning_rate
             if skipped:
                 row["skipped_images"] = skipped
@@ -299,12 +301,7 @@ class Grid:
     def _failure(self, pack: Pack, seed: int, error: Exception) -> Row:
         if not isinstance(error, ClipbiasError):
             logging.error("%s", "".join(traceback.format_exception(error)))
-        return {**self.row(pack, seed), "status": "failed", "error": _first_line(error)}
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).splitlines()[0] if str(error) else ""
-    return text if isinstance(error, ClipbiasError) else f"{type(error).__name__}: {text}"
+        return {**self.row(pack, seed), "status": "failed", "error": sentence(error)}
 
 
 def _file_name(name: str) -> str:

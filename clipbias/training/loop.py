@@ -151,7 +151,7 @@ def train(
             progress.start(total, done=step)
             if plan is not None:
                 progress.say(f"memory: {plan}")
-        metrics = None if metrics_folder is None else MetricWriter(metrics_folder, start_step=step + 1)
+        metrics = None if metrics_folder is None else MetricWriter(metrics_folder, start_step=step + 1, steps=total)
         rates = np.stack([_recipe(recipe, run).learning_rates() for run in runs], axis=1)
         batches = PackedBatches(clip, images, runs, recipe, mesh, start_step=step)
         follow = _Follower(runs, progress, metrics, images=sum(sizes))

@@ -10,22 +10,25 @@ from typing import Any
 import jax
 
 from clipbias.errors import ClipbiasError
+from clipbias.files import read_json_lines
 
 
 class MetricWriter:
     """Appends metrics to `metrics.jsonl` in a folder; only process 0 writes.
 
-    A run that continues drops the lines of steps that it will do again, so no step is there twice.
+    A run that continues drops the lines of steps that it will do again, so no step is there twice. Where the number of
+    `steps` that the whole run takes is given, every line tells it, so that the file alone says how far a run is.
     """
 
-    def __init__(self, folder: str | os.PathLike, *, start_step: int = 0) -> None:
+    def __init__(self, folder: str | os.PathLike, *, start_step: int = 0, steps: int | None = None) -> None:
         self._file = self._board = None
+        self._total = {} if steps is None else {"steps": steps}
         if jax.process_index() != 0:
             return
         path = Path(folder) / "metrics.jsonl"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            kept = [line for line in read_metrics(path) if line.get("step", 0) < start_step]
+            kept = [line for line in read_json_lines(path) if line.get("step", 0) < start_step]
             self._file = open(path, "w", encoding="utf-8")  # noqa: SIM115 (closed in close)
             for line in kept:
                 self._file.write(json.dumps(line) + "\n")
@@ -40,7 +43,7 @@ class MetricWriter:
         """Appends one line; scalars also go to TensorBoard."""
         if self._file is None:
             return
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.write(json.dumps({"step": step, **self._total, **values}) + "\n")
         self._file.flush()
         if self._board is not None:
             for name, value in values.items():
@@ -58,16 +61,3 @@ class MetricWriter:
             self._file.close()
         if self._board is not None:
             self._board.close()
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a metrics file; a last line cut short by a crash is left out."""
-    if not path.exists():
-        return []
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            break
-    return lines

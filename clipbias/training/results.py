@@ -9,8 +9,7 @@ from typing import Any
 import jax
 
 from clipbias.errors import ClipbiasError
-from clipbias.files import write_text
-from clipbias.training.metrics import read_metrics
+from clipbias.files import read_json_lines, write_text
 
 Row = dict[str, Any]
 KEY = ("protocol", "method", "dataset", "shots", "seed", "config_hash")
@@ -26,7 +25,7 @@ class Results:
 
     def __init__(self, path: str | os.PathLike) -> None:
         self._path = Path(path)
-        self._rows: list[Row] = read_metrics(self._path)
+        self._rows: list[Row] = read_json_lines(self._path)
         if self._path.exists() and jax.process_index() == 0:
             whole = "".join(json.dumps(row) + "\n" for row in self._rows)
             if self._path.read_text(encoding="utf-8") != whole:

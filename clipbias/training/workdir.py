@@ -1,6 +1,13 @@
-"""The folder of a run: its configuration, its environment, and a lock so that two processes never share it."""
+"""The folder of a run: its configuration, environment and state, and a lock so that two processes never share it.
+
+`config.json` is what was asked for, `environment.json` what the result depends on besides, `state.json` how it went:
+`{"state", "started", "seconds", "error"}`, where the state is "running", "finished", "interrupted" or "failed" and the
+seconds are those of all processes that worked on it and ended by themselves. "running" in a folder whose lock is free
+is left by a process that was killed. Beside them lie `metrics.jsonl` (a grid's: `runs/*/metrics.jsonl`) and results.
+"""
 
 import contextlib
+import datetime
 import fcntl
 import hashlib
 import importlib.metadata
@@ -9,15 +16,19 @@ import os
 import platform
 import subprocess
 import sys
+import time
+import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from clipbias.errors import ClipbiasError
+from clipbias.errors import ClipbiasError, sentence
 from clipbias.files import write_text
+from clipbias.training.interruption import Interrupted
 
+CONFIG, ENVIRONMENT, STATE, LOCK = "config.json", "environment.json", "state.json", ".lock"
 PACKAGES = (
     "clipbias",
     "jax",
@@ -30,11 +41,12 @@ PACKAGES = (
     "numpy",
     "pillow",
 )
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @contextlib.contextmanager
 def open_workdir(folder: str | os.PathLike, config: Mapping[str, Any]) -> Iterator[Path]:
-    """Creates and locks a work folder, and writes `config.json` and `environment.json` into it.
+    """Creates and locks a work folder, and writes `config.json`, `environment.json` and `state.json` into it.
 
     Raises:
       ClipbiasError: it cannot be written, or another process works in it.
@@ -45,7 +57,7 @@ def open_workdir(folder: str | os.PathLike, config: Mapping[str, Any]) -> Iterat
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "w")  # noqa: SIM115 (held until the block ends)
+        lock = open(folder / LOCK, "w")  # noqa: SIM115 (held until the block ends)
     except OSError as error:
         raise ClipbiasError(f"cannot write {folder}: {error.strerror}; choose another --workdir.") from error
     with lock:
@@ -55,9 +67,44 @@ def open_workdir(folder: str | os.PathLike, config: Mapping[str, Any]) -> Iterat
             raise ClipbiasError(
                 f"another process works in {folder}; wait for it or choose another --workdir."
             ) from error
-        write_text(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
-        write_text(folder / "environment.json", json.dumps(environment(), indent=2, sort_keys=True) + "\n")
-        yield folder
+        for name in (CONFIG, ENVIRONMENT, STATE):
+            for left in folder.glob(f".{name}.*"):  # by a process that was killed while it wrote
+                left.unlink()
+        earlier = _seconds_before(folder, config)
+        write_text(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
+        write_text(folder / ENVIRONMENT, json.dumps(environment(), indent=2, sort_keys=True) + "\n")
+        with _kept_state(folder, earlier):
+            yield folder
+
+
+@contextlib.contextmanager
+def _kept_state(folder: Path, earlier: float) -> Iterator[None]:
+    began, started = time.monotonic(), datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+
+    def write(state: str, error: str | None = None) -> None:
+        seconds = round(earlier + time.monotonic() - began, 2)
+        content = {"state": state, "started": started, "seconds": seconds, "error": error}
+        write_text(folder / STATE, json.dumps(content, indent=2) + "\n")
+
+    write("running")
+    try:
+        yield
+    except BaseException as error:
+        stopped = isinstance(error, Interrupted | KeyboardInterrupt)
+        with contextlib.suppress(ClipbiasError):  # a full disk must not hide what went wrong
+            write("interrupted" if stopped else "failed", sentence(error))
+        raise
+    write("finished")
+
+
+def _seconds_before(folder: Path, config: Mapping[str, Any]) -> float:
+    """What earlier processes spent on the same configuration without finishing it."""
+    try:
+        same = json.loads((folder / CONFIG).read_text(encoding="utf-8")) == json.loads(json.dumps(config))
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        return float(state["seconds"]) if same and state["state"] != "finished" else 0.0
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0.0
 
 
 def environment() -> dict[str, Any]:
@@ -66,6 +113,9 @@ def environment() -> dict[str, Any]:
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
+    if "clipbias" not in versions and (ROOT / "pyproject.toml").is_file():  # run from its sources, not installed
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        versions["clipbias"] = project["version"]
     return {
         "command": sys.argv,
         "python": platform.python_version(),
@@ -79,10 +129,11 @@ def environment() -> dict[str, Any]:
 
 def _git_state() -> dict[str, Any] | None:
     def git(*arguments: str) -> str:
-        root = Path(__file__).resolve().parents[2]
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10)
+        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=10)
         return done.stdout.strip() if done.returncode == 0 else ""
 
+    if not (ROOT / ".git").exists():  # installed; a repository around the packages folder is another project's
+        return None
     try:
         commit = git("rev-parse", "HEAD")
         return {"commit": commit, "changed": bool(git("status", "--porcelain"))} if commit else None

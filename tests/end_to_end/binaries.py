@@ -1,5 +1,6 @@
 """Running the experiment binaries as a user does, on a tiny model."""
 
+import json
 import os
 import subprocess
 import sys
@@ -37,6 +38,21 @@ def succeed(binary: str, *arguments: str, cache: Path) -> str:
     done = run(binary, *arguments, cache=cache)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
+
+
+def assert_recorded(workdir: Path, *results: str, metrics: str = "metrics.jsonl") -> None:
+    """Checks that a work folder holds the whole record of a finished run: what was asked, on what it ran, what came."""
+    assert json.loads((workdir / "config.json").read_text())["mesh"]["data"] == -1
+    environment = json.loads((workdir / "environment.json").read_text())
+    packages = {"clipbias", "jax", "flax", "optax", "orbax-checkpoint", "numpy", "transformers"}
+    assert packages <= environment["packages"].keys()
+    assert environment["python"] and environment["devices"]
+    if (ROOT / ".git").exists():
+        assert len(environment["git"]["commit"]) == 40 and isinstance(environment["git"]["changed"], bool)
+    assert json.loads((workdir / "state.json").read_text())["state"] == "finished"
+    lines = [line for path in workdir.glob(metrics) for line in path.read_text().splitlines()]
+    assert lines and all(json.loads(line)["step"] >= 1 for line in lines)
+    assert results and all((workdir / name).stat().st_size for name in results)
 
 
 def refusal(binary: str, *arguments: str, cache: Path) -> str:

@@ -11,7 +11,7 @@ import clipbias
 from clipbias.explain.results import FIGURES, INTERVENTIONS, load_results
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import save_adapter
-from tests.end_to_end.binaries import refusal, succeed
+from tests.end_to_end.binaries import assert_recorded, refusal, succeed
 
 CLASS_NAMES = ("bird", "cat", "dog")
 SETTINGS = (
@@ -55,6 +55,7 @@ def test_a_whole_study_with_its_report(images, adapters, cache, tmp_path):
     report = tmp_path / "report" / "report.html"
     assert str(report) in printed
     assert "Prompts add a bias of the dataset" in report.read_text(encoding="utf-8")
+    assert_recorded(tmp_path, "results.json", "results.npz")
     results = load_results(tmp_path)
     assert [model["key"] for model in results.scalars["models"]] == ["zero_shot", "ivlp", "bias"]
     assert results.scalars["figures"] == list(FIGURES)
@@ -87,7 +88,7 @@ def test_several_datasets_get_an_overview(model, images, cache, tmp_path):
         cache=cache,
     )
     assert (tmp_path / "folder" / "report" / "report.html").exists()
-    assert (tmp_path / "overview.html").exists()
+    assert_recorded(tmp_path, "overview.html")
 
 
 def test_predictions_with_relevancy(images, adapters, cache, tmp_path):
@@ -101,6 +102,7 @@ def test_predictions_with_relevancy(images, adapters, cache, tmp_path):
         f"--workdir={tmp_path}",
         cache=cache,
     )
+    assert_recorded(tmp_path, "predictions.json")
     found = json.loads((tmp_path / "predictions.json").read_text())
     assert [Path(entry["image"]).name for entry in found] == ["0.png", "1.png", "0.png"]
     assert all(len(entry["classes"]) == 2 and set(entry["classes"]) <= set(CLASS_NAMES) for entry in found)

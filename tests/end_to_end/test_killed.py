@@ -53,6 +53,7 @@ def test_table1(model: Path, cache: Path, tmp_path: Path) -> None:
     assert numbers(tmp_path / "a") == numbers(tmp_path / "b")
     assert_same_files(tmp_path / "a", tmp_path / "b", "adapters/*.safetensors")
     assert_same_files(tmp_path / "a", tmp_path / "b", "table.*")
+    binaries.assert_recorded(tmp_path / "b", "results.jsonl", "table.html", metrics="runs/*/metrics.jsonl")
     temporary = [path for path in (tmp_path / "b").rglob(".*") if path.name != ".lock"]
     assert not temporary
 

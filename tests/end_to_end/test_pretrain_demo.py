@@ -20,7 +20,7 @@ SMALL = dict(scenes=40, batch_size=8, width=16, layers=1, steps=4, save_every=2,
 
 
 def test_a_continued_run_ends_with_the_same_weights(tmp_path, monkeypatch):
-    with flagsaver.flagsaver(**SMALL, work=str(tmp_path / "a"), output=str(tmp_path / "whole")):
+    with flagsaver.flagsaver(**SMALL, work=str(tmp_path / "a"), model_folder=str(tmp_path / "whole")):
         pretrain_demo.main([])
     draw = corpus.batch
 
@@ -29,7 +29,7 @@ def test_a_continued_run_ends_with_the_same_weights(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return draw(*arguments, step=step, **options)
 
-    with flagsaver.flagsaver(**SMALL, work=str(tmp_path / "b"), output=str(tmp_path / "parts")):
+    with flagsaver.flagsaver(**SMALL, work=str(tmp_path / "b"), model_folder=str(tmp_path / "parts")):
         monkeypatch.setattr(corpus, "batch", stop_at_three)
         with pytest.raises(KeyboardInterrupt):
             pretrain_demo.main([])

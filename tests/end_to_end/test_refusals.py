@@ -75,6 +75,8 @@ def test_an_adapter_of_another_model(model: Path, cache: Path, tmp_path: Path) -
     adapter = f"--config.adapter={tmp_path / 'w' / 'adapter.safetensors'}"
     printed = binaries.succeed("evaluate", adapter, f"--workdir={tmp_path / 'e'}", cache=cache)
     assert "bias on demo/digits" in printed
+    binaries.assert_recorded(tmp_path / "w", "result.json", "adapter.safetensors")
+    binaries.assert_recorded(tmp_path / "e", "result.json")
     helpers.tiny_checkpoint(tmp_path / "other", seed=1)
     said = binaries.refusal(
         "evaluate", adapter, f"--config.model={tmp_path / 'other'}", f"--workdir={tmp_path / 'e'}", cache=cache

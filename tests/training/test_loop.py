@@ -11,10 +11,10 @@ import pytest
 from clipbias.clip import Clip
 from clipbias.data import Dataset
 from clipbias.errors import ClipbiasError
+from clipbias.files import read_json_lines
 from clipbias.training import loop, single
 from clipbias.training import mesh as meshes
 from clipbias.training.interruption import Interrupted
-from clipbias.training.metrics import read_metrics
 from clipbias.training.settings import Recipe
 from clipbias.tuning import Task
 
@@ -85,7 +85,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(
     continued = run(clip, runs, recipe, **where)
     for a, b in zip(jax.tree.leaves(whole.learnables), jax.tree.leaves(continued.learnables), strict=True):
         np.testing.assert_array_equal(meshes.fetch(a), meshes.fetch(b))
-    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+    assert [line["step"] for line in read_json_lines(tmp_path / "metrics.jsonl")] == [1, 2, 3]
 
 
 def test_a_checkpoint_of_eight_devices_continues_on_one(

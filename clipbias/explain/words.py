@@ -1,0 +1,149 @@
+"""The vocabulary's words that lie nearest to learned text prompts.
+
+A *context* (`text_context`) stands where token embeddings stand, so its words are the rows of the token-embedding
+table, by Euclidean distance, as CoOp's authors look at theirs (Zhou et al. 2022, Table 4).
+
+A *deeper prompt* replaces hidden states, and a token embedding is no hidden state. Row `i - 1` of `text_prompts`
+replaces the context tokens at the input of block `i`; what the frozen model itself would have there is the state of a
+word in that place. So its words are those of the texts "SOS, the prompt text's own words up to the prompt's place, w"
+for every token `w` of the vocabulary: the state of `w` at the input of block `i`, without any adaptation. Two things
+follow. Causality makes it exact: what comes after `w` cannot change it. And the words before it are frozen ones, not
+the learned prompts that stand there in the tuned model; a prompt is compared with what CLIP says, not with what the
+tuned model says.
+
+Nearest is not near: every result carries the mean distance over the whole vocabulary beside it. A prompt that is much
+shorter than the states is nearest to the shortest of them, whatever its direction (`explain/norms.py` tells lengths).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clipbias.clip import TextTokens, encode_text
+from clipbias.clip.config import ClipConfig
+from clipbias.errors import ClipbiasError
+from clipbias.tuning import Task
+
+CHUNK = 4096  # rows of the embedding table that are compared at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Nearest:
+    """The nearest words of `n` vectors.
+
+    Attributes:
+      ids: `[n, k]` token ids, the nearest first; equally near ones by id.
+      distances: `[n, k]` Euclidean distances, float64.
+      mean_distance: `[n]`, to the whole vocabulary.
+    """
+
+    ids: np.ndarray
+    distances: np.ndarray
+    mean_distance: np.ndarray
+
+
+class Search:
+    """The nearest rows of a table that comes in pieces, for some vectors.
+
+    Products in float64 find the candidates; their distances are then taken from differences, so that a vector's own row
+    is at distance 0 and not at the square root of a rounding error.
+    """
+
+    def __init__(self, vectors: np.ndarray, count: int) -> None:
+        """Looks for the `count` nearest rows, fewer where the table is smaller, of each of the vectors `[n, D]`."""
+        self._vectors, self._count = np.asarray(vectors, np.float64), count
+        self._squares = np.square(self._vectors).sum(1)
+        self._found = [(np.empty(0, np.int64), np.empty(0))] * len(self._vectors)
+        self._total, self._seen = np.zeros(len(self._vectors)), 0
+
+    def add(self, rows: np.ndarray) -> None:
+        """Takes the next rows of the table, `[v, D]`."""
+        table = np.asarray(rows, np.float64)
+        lengths = np.square(table).sum(1)
+        approximate = np.maximum(self._squares[:, None] - 2 * self._vectors @ table.T + lengths, 0)
+        self._total += np.sqrt(approximate).sum(1)
+        rounding = 1e-12 * (self._squares + lengths.max())
+        last = min(self._count, len(table)) - 1
+        bounds = np.partition(approximate, last, axis=1)[:, last] + rounding
+        for i, (ids, squared) in enumerate(self._found):
+            near = np.flatnonzero(approximate[i] <= bounds[i])
+            ids = np.concatenate([ids, self._seen + near])
+            squared = np.concatenate([squared, np.square(table[near] - self._vectors[i]).sum(1)])
+            order = np.lexsort((ids, squared))[: self._count]
+            self._found[i] = ids[order], squared[order]
+        self._seen += len(table)
+
+    def result(self) -> Nearest:
+        """What was found so far."""
+        ids, squared = (np.array([pair[part] for pair in self._found]) for part in (0, 1))
+        return Nearest(ids, np.sqrt(squared), self._total / max(self._seen, 1))
+
+
+def context_words(context: np.ndarray, token_embedding: np.ndarray, count: int) -> Nearest:
+    """The words nearest to contexts `[n, D]` in the embedding table `[vocabulary, D]`."""
+    search = Search(context, count)
+    for start in range(0, len(token_embedding), CHUNK):
+        search.add(token_embedding[start : start + CHUNK])
+    return search.result()
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def word_states(params: Any, config: ClipConfig, ids: jax.Array) -> jax.Array:
+    """The last token's state at the input of every block, of texts without adaptation: ids `[v, N]` to `[L, v, D]`."""
+    last = jnp.full(ids.shape[0], ids.shape[1] - 1)
+    tokens = TextTokens(ids, jnp.full(ids.shape, -1), last)
+    return encode_text(params, config, tokens, observe=lambda view: view.tokens[:, -1])[1]
+
+
+def prompt_prefixes(task: Task, prompts: int) -> list[np.ndarray]:
+    """The ids before each of `T` context tokens, from SOS on; the same for all classes.
+
+    Raises:
+      ClipbiasError: class names stand between or before the context tokens.
+    """
+    ids, rows = np.asarray(task.tokens.ids), np.asarray(task.tokens.context_rows)
+    prefixes = []
+    for prompt in range(prompts):
+        at = np.argmax(rows == prompt, axis=1)
+        if not (rows[np.arange(len(rows)), at] == prompt).all() or (ids[:, : at[0]] != ids[0, : at[0]]).any():
+            raise ClipbiasError(
+                "the words of deeper prompts are those in the prompts' place, which must be the same for all classes; "
+                "they cannot be told for prompts after a class name."
+            )
+        prefixes.append(ids[0, : at[0]])
+    return prefixes
+
+
+def prompt_words(task: Task, prompts: np.ndarray, count: int, *, chunk: int) -> Iterator[list[Nearest]]:
+    """The words nearest to deeper prompts `[depth - 1, T, D]` in the space of the states that they replace.
+
+    Yields:
+      For each of the `T` places, the words of its prompts at blocks 1 … depth - 1 (one `Nearest` of one vector each). A
+      place costs a pass of the text tower over the whole vocabulary, `chunk` words at a time.
+    """
+    config, depth = task.clip.config, len(prompts)
+    params, size = jax.device_put({"text": task.clip.params["text"]}), config.text.vocabulary_size
+    for place, prefix in enumerate(prompt_prefixes(task, prompts.shape[1])):
+        searches = [Search(row[place][None], count) for row in prompts]
+        for start in range(0, size, chunk):
+            # The last piece is filled up, so that one program serves all.
+            tokens = np.minimum(np.arange(start, start + chunk), size - 1)
+            texts = np.column_stack([np.tile(prefix, (chunk, 1)), tokens]).astype(np.int32)
+            states = np.asarray(word_states(params, config, texts))[1 : 1 + depth, : size - start]
+            for search, state in zip(searches, states, strict=True):
+                search.add(state)
+        yield [search.result() for search in searches]
+
+
+def readable_token(tokenizer: Any, token: int) -> str:
+    """A token as readers know it: its word, with a hyphen after it where it is only a word's beginning or middle."""
+    piece = tokenizer.convert_ids_to_tokens(int(token))
+    if token in tokenizer.all_special_ids:
+        return str(piece)
+    text = tokenizer.decode([int(token)]).strip()
+    return text if piece.endswith("</w>") else f"{text}-"

@@ -1,0 +1,175 @@
+"""Figures of what adapters learned: how long their vectors are, and how they lie to one another."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from clipbias.report import style
+from clipbias.report.drawing import Drawing
+from clipbias.report.names import method_name, ordered_methods
+from clipbias.report.study import file_name
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLOURS = (style.BLUE, style.RED, style.GREEN, style.ORANGE, style.PURPLE, style.SKY, style.BLACK, style.GREY)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
+NORM_COLUMNS = ("adapter", "method", "tower", "part", "layer", "prompt", "norm", "tokens_norm")
+
+Facts = Mapping[str, Any]
+
+
+def norm_rows(found: Facts) -> tuple[tuple[Any, ...], ...]:
+    """The rows of `norms.csv`, layers and prompts from 1."""
+    methods = {one["name"]: one["method"] for one in found["adapters"]}
+    return tuple(
+        (
+            row["adapter"],
+            methods[row["adapter"]],
+            row["tower"],
+            row["part"],
+            None if row["layer"] is None else row["layer"] + 1,
+            None if row["prompt"] is None else row["prompt"] + 1,
+            row["norm"],
+            row["tokens_norm"],
+        )
+        for row in found["norms"]
+    )
+
+
+def norm_figure(found: Facts) -> Drawing | None:
+    """Norms by layer, a panel per tower and kind of vector, a line per method; `None` where nothing has layers."""
+    methods = {one["name"]: one["method"] for one in found["adapters"]}
+    kinds = {"context": "prompts", "prompt": "prompts", "bias": "biases"}
+    panels: dict[tuple[str, str], dict[str, list[Facts]]] = {}
+    for row in found["norms"]:
+        if row["part"] in kinds:
+            panel = panels.setdefault((row["tower"], kinds[row["part"]]), {})
+            panel.setdefault(methods[row["adapter"]], []).append(row)
+    if not panels:
+        return None
+    from matplotlib.lines import Line2D
+
+    with style.styled():
+        figure = style.new_figure(2.6 * len(panels) + 0.4, 2.9)
+        grid = figure.subplots(1, len(panels), squeeze=False)[0]
+        handles: dict[str, Any] = {}
+        for axes, ((tower, kind), rows) in zip(grid, panels.items(), strict=True):
+            for method in ordered_methods(rows):
+                colour, marker, _ = style.METHOD_LOOK.get(method, style.OTHER_LOOK)
+                steps, own = _means(rows[method], "norm")
+                line = axes.plot(steps, own, color=colour, marker=marker)[0]
+                handles.setdefault(method_name(method), line)
+                steps, tokens = _means(rows[method], "tokens_norm")
+                if steps:
+                    axes.plot(steps, tokens, color=colour, linestyle=(0, (1, 1)))
+            axes.set(title=f"{tower}: {kind}", xlabel="layer")
+            if any(row["norm"] > 0 for own in rows.values() for row in own):
+                axes.set_yscale("log")
+            style.layer_ticks(axes, found["clip"][f"{tower}_layers"])
+        grid[0].set_ylabel("Euclidean norm")
+        if any(row["tokens_norm"] is not None for row in found["norms"]):
+            handles["tokens that they join"] = Line2D([], [], color=style.GREY, linestyle=(0, (1, 1)))
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=6)
+    caption = (
+        "Euclidean norms of learned prompts (contexts at layer 1) and biases, averaged over prompts and over a method's"
+        " adapters. Dotted, where computed: the mean norm of the tokens that they join in the tuned model. Prompts join"
+        " the other tokens at the layer's input (at layer 1 before position embeddings in the text tower and before the"
+        " pre-LayerNorm in the vision tower); biases join all tokens at the layer's output."
+    )
+    return Drawing("norms", "Norms of what was learned", caption, figure, NORM_COLUMNS, norm_rows(found))
+
+
+def _means(rows: Sequence[Facts], field: str) -> tuple[list[int], list[float]]:
+    """Layers from 1, and the mean of a field over the rows of each."""
+    layers = sorted({row["layer"] for row in rows if row[field] is not None})
+    means = [
+        np.mean([row[field] for row in rows if row["layer"] == layer and row[field] is not None]) for layer in layers
+    ]
+    return [layer + 1 for layer in layers], [float(mean) for mean in means]
+
+
+def projection_figures(found: Facts) -> list[Drawing]:
+    """PCA and t-SNE of every group of adapters: colours are datasets, markers methods or, with one method, seeds."""
+    adapters = {one["name"]: one for one in found["adapters"]}
+    drawings = []
+    for number, projection in enumerate(found["projections"], start=1):
+        members = [adapters[name] for name in projection["adapters"]]
+        by = "method" if len({one["method"] for one in members}) > 1 else "seed"
+        drawings.append(_projection(projection, members, by, number))
+    return drawings
+
+
+def _projection(projection: Facts, members: Sequence[Facts], by: str, number: int) -> Drawing:
+    planes = {"PCA": np.asarray(projection["pca"], float)}
+    if projection["tsne"] is not None:
+        planes["t-SNE"] = np.asarray(projection["tsne"], float)
+    datasets = list(dict.fromkeys(str(one["dataset"]) for one in members))
+    kinds = list(dict.fromkeys(str(one[by]) for one in members))
+    with style.styled():
+        figure = style.new_figure(3.1 * len(planes) + 1.6, 3.0)
+        grid = figure.subplots(1, len(planes), squeeze=False)[0]
+        for axes, (name, points) in zip(grid, planes.items(), strict=True):
+            _scatter(axes, points, members, by, datasets, kinds)
+            axes.set_title(name)
+        shares = [f"{100 * share:.0f} % of variance" for share in projection["explained"]]
+        grid[0].set(xlabel=f"first direction, {shares[0]}", ylabel=f"second, {shares[1]}")
+        for axes in grid[1:]:
+            axes.set(xlabel=f"perplexity {projection['perplexity']:.3g}", xticklabels=[], yticklabels=[])
+        _legend(figure, by, datasets, kinds)
+    methods = ", ".join(method_name(method) for method in ordered_methods(one["method"] for one in members))
+    title = f"{methods}: what was learned in the {projection['tower']} tower"
+    caption = (
+        f"Each point is one adapter ({len(members)} of them): {projection['arrays']}, flattened to one vector. Colours"
+        f" are datasets, markers {by}s. PCA keeps distances as far as a plane can; t-SNE keeps neighbourhoods only, and"
+        f" its distances and sizes mean nothing. {projection['sentence']}"
+    )
+    explained, tsne = projection["explained"], projection["tsne"] or [(None, None)] * len(members)
+    rows = tuple(
+        (one["name"], one["dataset"], one["method"], one["shots"], one["seed"], *pca, *plane, *explained)
+        for one, pca, plane in zip(members, projection["pca"], tsne, strict=True)
+    )
+    columns = ("adapter", "dataset", "method", "shots", "seed", "pca_1", "pca_2", "tsne_1", "tsne_2")
+    columns = (*columns, "explained_1", "explained_2")
+    stem = f"projection_{number}_{file_name(projection['tower'])}"
+    return Drawing(stem, title, caption, figure, columns, rows)
+
+
+def _look(number: int) -> dict[str, Any]:
+    """A colour for each of eight datasets, then the same as rings."""
+    colour = COLOURS[number % len(COLOURS)]
+    filled = number // len(COLOURS) % 2 == 0
+    return {"facecolors": colour if filled else "none", "edgecolors": "white" if filled else colour}
+
+
+def _scatter(
+    axes: "Axes", points: np.ndarray, members: Sequence[Facts], by: str, datasets: Sequence[str], kinds: Sequence[str]
+) -> None:
+    for (x, y), one in zip(points, members, strict=True):
+        marker = MARKERS[kinds.index(str(one[by])) % len(MARKERS)]
+        axes.scatter(x, y, s=38, marker=marker, linewidths=0.7, **_look(datasets.index(str(one["dataset"]))))
+    axes.margins(0.18)
+    for number, dataset in enumerate(datasets):  # a name at each group, since colour alone is not for everyone
+        own = points[[str(one["dataset"]) == dataset for one in members]]
+        place = (own[:, 0].mean(), own[:, 1].max())
+        offset = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center", "fontsize": 6.5}
+        axes.annotate(dataset, place, color=COLOURS[number % len(COLOURS)], annotation_clip=False, **offset)
+
+
+def _legend(figure: Any, by: str, datasets: Sequence[str], kinds: Sequence[str]) -> None:
+    from matplotlib.collections import PathCollection
+    from matplotlib.lines import Line2D
+
+    def dot(number: int) -> Any:
+        look = _look(number)
+        ring = look["facecolors"] == "none"
+        colour = look["edgecolors"] if ring else look["facecolors"]
+        return Line2D([], [], linestyle="", marker="o", color=colour, fillstyle="none" if ring else "full")
+
+    handles: dict[str, Line2D | PathCollection] = {name: dot(number) for number, name in enumerate(datasets)}
+    if len(kinds) > 1:
+        for number, kind in enumerate(kinds):
+            label = method_name(kind) if by == "method" else f"seed {kind}"
+            handles[label] = Line2D([], [], linestyle="", marker=MARKERS[number % len(MARKERS)], color=style.GREY)
+    figure.legend(handles.values(), handles.keys(), loc="outside right center")

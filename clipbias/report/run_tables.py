@@ -1,0 +1,130 @@
+"""Runs side by side: what they were, what they ran on, and in which settings they differ."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from clipbias.explain.results import plain
+from clipbias.report.cells import MISSING, Entry, Table
+from clipbias.report.runs import Run, differences, is_number
+from clipbias.report.table import markdown_table, plain_table
+
+FORMATS = ("text", "markdown", "json")
+ALWAYS = ("clipbias", "jax")  # versions that are told even where they are the same everywhere
+
+
+def run_table(runs: Sequence[Run]) -> Table:
+    """One row per run."""
+    columns: dict[str, Callable[[Run], str]] = {
+        "Run": lambda run: run.name,
+        "What": lambda run: run.binary,
+        "Method": lambda run: words(run.method, "methods"),
+        "Dataset": lambda run: words(run.dataset, "datasets"),
+        "Shots": lambda run: words(run.shots, "values"),
+        "Seed": lambda run: words(run.seed, "seeds"),
+        "Accuracy": lambda run: words(run.accuracy, "values", "{:.2f}"),
+        "Parameters": lambda run: words(run.parameters, "values", "{:,}"),
+        "Loss": lambda run: words(run.loss, "values", "{:.4g}"),
+        "Time": lambda run: duration(run.seconds),
+        "State": lambda run: run.state,
+    }
+    rows = tuple(tuple(Entry(show(run)) for show in columns.values()) for run in runs)
+    caption = (
+        "Top-1 accuracy in percent; learned parameters; loss of the last training step; computing time of all processes"
+        " that worked on the run. Several values belong to several models or seeds, in this order."
+    )
+    return Table("Runs", caption, tuple(columns), rows, frozenset({1, 2, 3, 10}))
+
+
+def environment_table(runs: Sequence[Run]) -> Table:
+    """What each run depends on besides its configuration; versions of packages where they differ, and of two always."""
+    packages = [run.environment.get("packages") or {} for run in runs]
+    names = sorted({name for one in packages for name in one})
+    told = [name for name in names if name in ALWAYS or len({one.get(name) for one in packages}) > 1]
+    rows = tuple(
+        tuple(
+            map(
+                Entry,
+                (
+                    run.name,
+                    git_words(run.environment.get("git")),
+                    devices_words(run.environment.get("devices") or ()),
+                    str(run.environment.get("python") or MISSING),
+                    *(str(own.get(name) or MISSING) for name in told),
+                ),
+            )
+        )
+        for run, own in zip(runs, packages, strict=True)
+    )
+    caption = "+ marks a source tree with changes that were not committed."
+    columns = ("Run", "Commit", "Devices", "python", *told)
+    return Table("Environments", caption, columns, rows, frozenset(range(len(columns))))
+
+
+def difference_table(runs: Sequence[Run]) -> Table | None:
+    """The settings in which the runs' configurations differ, one row each; `None` where there are none."""
+    found = differences(runs)
+    if not found:
+        return None
+    rows = tuple(tuple(map(Entry, (key, *(_setting(value) for value in values)))) for key, values in found.items())
+    columns = ("Setting", *(run.name for run in runs))
+    return Table("Settings that differ", "", columns, rows, frozenset(range(len(columns))))
+
+
+def render(runs: Sequence[Run], folders: Sequence[Run], problems: Sequence[str], *, form: str = "text") -> str:
+    """The tables as text, Markdown or JSON.
+
+    Args:
+      runs: one per row of the first table.
+      folders: one per work folder.
+      problems: what could not be read, a sentence each; told in JSON only.
+      form: one of `FORMATS`.
+    """
+    if form == "json":
+        content = {
+            "runs": [dataclasses.asdict(run) for run in runs],
+            "differences": differences(folders) if folders else {},
+            "problems": list(problems),
+        }
+        return json.dumps(plain(content), indent=2, ensure_ascii=False) + "\n"
+    made = [run_table(runs), environment_table(folders)] if runs or folders else []
+    made += [table for table in [difference_table(folders)] if len(folders) > 1 and table is not None]
+    show = markdown_table if form == "markdown" else plain_table
+    return "\n\n".join(show(table) for table in made) + "\n" if made else ""
+
+
+def words(value: Any, many: str, form: str = "{}") -> str:
+    """A value, several separated by commas, or more than four as their number: `6 methods`."""
+    if value is None or value == [] or value == "":
+        return MISSING
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {words(one, many, form)}" for key, one in value.items())
+    if isinstance(value, list):
+        return f"{len(value)} {many}" if len(value) > 4 else ", ".join(words(one, many, form) for one in value)
+    return form.format(value) if is_number(value) else str(value)
+
+
+def duration(seconds: float | None) -> str:
+    """`8.3 s`, `2 min 05 s`, `3 h 12 min`."""
+    if not is_number(seconds):
+        return MISSING
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def git_words(git: Mapping[str, Any] | None) -> str:
+    """The first letters of a commit, with a + where the tree had changes; a dash outside a repository."""
+    return f"{str(git.get('commit'))[:10]}{'+' if git.get('changed') else ''}" if git else MISSING
+
+
+def devices_words(devices: Sequence[str]) -> str:
+    """`8 x gpu NVIDIA H100`: equal devices counted."""
+    kinds = dict.fromkeys(devices)
+    return ", ".join(f"{list(devices).count(kind)} x {kind}" for kind in kinds) or MISSING
+
+
+def _setting(value: Any) -> str:
+    return {"": "''", "[]": "()"}.get(str(value)) or words(value, "values")

@@ -1,0 +1,252 @@
+"""Work folders of the binaries as records: what was run, how far it came, what came out, and on what.
+
+Only files are read; no device is touched and no model loaded. `training/workdir.py` says what lies in a work folder.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from clipbias.errors import ClipbiasError
+from clipbias.files import read_json_lines
+
+# What tells the configuration of one binary from another's where the command does not.
+BINARIES = {
+    "table1": "methods",
+    "interpret": "words",
+    "predict": "classes",
+    "explain": "adapters",
+    "evaluate": "adapter",
+    "train": "method",
+}
+ZERO_SHOT = "zero_shot"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run, or one cell of a grid. What a run has several of is a list; what it has not is `None`.
+
+    Attributes:
+      name: the folder as it was given, and of a cell what names it.
+      binary: "train", "table1", "evaluate", …
+      state: in words: finished, in progress at step x of y, failed with its sentence, …
+      accuracy: in percent.
+      loss: of the last training step, per seed.
+      seconds: computing time, all processes that worked on it.
+      environment: what `environment.json` holds; config: what `config.json` holds.
+    """
+
+    name: str
+    binary: str
+    state: str
+    method: Any = None
+    dataset: Any = None
+    shots: Any = None
+    seed: Any = None
+    accuracy: Any = None
+    parameters: Any = None
+    loss: Any = None
+    seconds: float | None = None
+    started: str | None = None
+    environment: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def read_workdir(folder: str | Path, *, cells: bool = False) -> list[Run]:
+    """Reads a work folder: one run; for a grid with `cells` one per cell; for a study of several datasets one each.
+
+    Raises:
+      ClipbiasError: there is no such folder, it is not one of ours, or a file in it is damaged.
+    """
+    path = Path(folder).expanduser()
+    if not path.is_dir():
+        raise ClipbiasError(f"there is no folder {folder}; give the --workdir of a run.")
+    config = read_object(path / "config.json")
+    if config is None or not {"model", "mesh", "workdir"} <= config.keys():
+        raise ClipbiasError(f"{folder} is not the work folder of a run: it holds no configuration of an experiment.")
+    environment = read_object(path / "environment.json") or {}
+    state = read_object(path / "state.json") or {}
+    binary = _binary(config, environment)
+    metrics = metric_lines(path)
+    common = Run(
+        name=str(folder),
+        binary=binary,
+        state="",
+        seconds=state.get("seconds", sum(line.get("seconds") or 0 for line in metrics) or None),
+        started=state.get("started"),
+        environment=environment,
+        config=config,
+    )
+    if binary == "table1":
+        return _grid(path, common, state, cells=cells)
+    if binary == "explain":
+        return _study(path, common, state)
+    result = read_object(path / ("interpretation.json" if binary == "interpret" else "result.json")) or {}
+    for name in ("method", "dataset", "shots", "seed"):  # of all adapters that were interpreted
+        if found := list(dict.fromkeys(one.get(name) for one in result.get("adapters") or [])):
+            result[name] = found
+    last = metrics[-1] if metrics else {}
+    progress = f" at step {last['step']} of {last['steps']}" if {"step", "steps"} <= last.keys() else ""
+    finished = bool(result) or (path / "predictions.json").exists()
+    return [
+        dataclasses.replace(
+            common,
+            state=state_in_words(path, state, finished=finished, progress=progress),
+            **{name: result.get(name, config.get(name)) for name in ("method", "dataset", "shots", "seed")},
+            accuracy=result.get("accuracy"),
+            parameters=result.get("parameters"),
+            loss=result.get("loss", last.get("loss")),
+        )
+    ]
+
+
+def state_in_words(folder: Path, state: Mapping[str, Any], *, finished: bool, progress: str = "") -> str:
+    """How a run stands: its `state.json`, or where there is none its results, and whether a process works on it."""
+    known = state.get("state")
+    if _is_locked(folder):
+        return f"in progress{progress}"
+    if known == "failed":
+        return f"failed{progress}: {state.get('error')}"
+    if known == "finished" or (known is None and finished):
+        return "finished"
+    return {"interrupted": "interrupted", "running": "killed"}.get(str(known), "not finished") + progress
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """A JSON object, or `None` where there is no such file. Raises `ClipbiasError` where it is damaged."""
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ClipbiasError(f"{path} cannot be read ({error}).") from error
+    if not isinstance(content, dict):
+        raise ClipbiasError(f"{path} is damaged: it holds {type(content).__name__} instead of a JSON object.")
+    return content
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSONL file, up to a line cut short. Raises `ClipbiasError` where it holds anything else."""
+    try:
+        lines = read_json_lines(path)
+    except (OSError, ValueError) as error:
+        raise ClipbiasError(f"{path} cannot be read ({error}).") from error
+    if not all(isinstance(line, dict) for line in lines):
+        raise ClipbiasError(f"{path} is damaged: a line of it is no JSON object.")
+    return lines
+
+
+def metric_lines(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a folder's `metrics.jsonl`."""
+    return read_lines(folder / "metrics.jsonl")
+
+
+def _binary(config: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
+    command = environment.get("command")
+    name = Path(str(command[0])).stem if isinstance(command, list) and command else ""
+    return name if name in BINARIES else next((one for one, key in BINARIES.items() if key in config), "unknown")
+
+
+def _is_locked(folder: Path) -> bool:
+    # A shared lock that is given back at once: it asks, and keeps nobody from working.
+    with contextlib.suppress(FileNotFoundError, PermissionError), open(folder / ".lock", "rb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _grid(folder: Path, common: Run, state: Mapping[str, Any], *, cells: bool) -> list[Run]:
+    """A grid's line, or one line per cell that ended; a cell that failed and was run again counts once."""
+    axes = ("method", "dataset", "shots", "seed")
+    wanted = _cells(common.config)
+    latest = {tuple(row.get(axis) for axis in axes): row for row in read_lines(folder / "results.jsonl")}
+    rows = [latest[cell] for cell in wanted if cell in latest]
+    failed = [row for row in rows if row.get("status") != "ok"]
+    if cells:
+        return [
+            dataclasses.replace(
+                common,
+                name=f"{common.name}#{number}",
+                state="finished" if row.get("status") == "ok" else f"failed: {row.get('error')}",
+                **{axis: row.get(axis) for axis in axes},
+                accuracy=row.get("accuracy", row.get("accuracies")),
+                parameters=row.get("parameters"),
+                loss=row.get("loss"),
+                seconds=row.get("seconds"),
+            )
+            for number, row in enumerate(rows, start=1)
+        ]
+    words = state_in_words(
+        folder,
+        state,
+        finished=len(rows) == len(wanted),
+        progress=f" after {len(rows) - len(failed)} of {len(wanted)} cells",
+    )
+    if failed:
+        words += f"; {len(failed)} of {len(wanted)} cells failed: {failed[0].get('error')}"
+    values = {axis: list(common.config.get(plural) or []) for axis, plural in zip(axes, _AXES, strict=True)}
+    return [dataclasses.replace(common, state=words, **values)]
+
+
+_AXES = ("methods", "datasets", "shots", "seeds")
+
+
+def _cells(config: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    """What names each cell of a grid; zero-shot draws nothing, and is one cell per dataset."""
+    methods, datasets, shots, seeds = (config.get(axis) or [] for axis in _AXES)
+    product = itertools.product(datasets, methods, shots, seeds)
+    return list(dict.fromkeys((m, d, 0, 0) if m == ZERO_SHOT else (m, d, count, seed) for d, m, count, seed in product))
+
+
+def _study(folder: Path, common: Run, state: Mapping[str, Any]) -> list[Run]:
+    """A line per dataset of a study, with the accuracies of all models, zero-shot first."""
+    names = common.config.get("datasets") or [""]
+    runs = []
+    for name in names:
+        inside = folder / name.replace("/", "_") if name else folder
+        found = read_object(inside / "results.json") or {}
+        models = found.get("models") or []
+        runs.append(
+            dataclasses.replace(
+                common,
+                name=common.name if not name else str(Path(common.name) / inside.name),
+                state=state_in_words(folder, state, finished=bool(found)),
+                method=[model.get("method") for model in models] or None,
+                dataset=(found.get("dataset") or {}).get("name") or name or common.config.get("dataset") or None,
+                accuracy=[model.get("accuracy") for model in models] or None,
+                parameters=[(model.get("parameters") or {}).get("total") for model in models] or None,
+                seconds=found.get("seconds", common.seconds),
+            )
+        )
+    return runs
+
+
+def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    """The settings in which configurations differ, `{"method_options.depth": value per run}`; absent ones are `None`.
+
+    The folder that is written to differs always and is left out.
+    """
+    flat = [dict(_flat(run.config)) for run in runs]
+    keys = sorted({key for one in flat for key in one} - {"workdir"})
+    values = {key: [one.get(key) for one in flat] for key in keys}
+    return {key: found for key, found in values.items() if any(value != found[0] for value in found)}
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    pairs: list[tuple[str, Any]] = []
+    for key, value in config.items():
+        pairs += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
+    return pairs
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value read from JSON is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,32 @@
+"""What learned prompts and biases say, how long they are, and how those of many runs lie to one another.
+
+python -m experiments.interpret --config.adapters=workdir/demo --workdir=workdir/interpret
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config() -> ConfigDict:
+    config = base.get_config()
+    # Adapter files, folders of `experiments.train` or `experiments.table1`, or patterns such as
+    # workdir/demo/adapters/bias-*.safetensors, separated by commas; all of one base model.
+    config.adapters = ""
+    # Empty takes the adapters' own.
+    config.model = ""
+    # Nearest words per prompt.
+    config.words = 5
+    # Also the words of deeper prompts: as many passes of the text tower over the vocabulary as there are prompts.
+    config.deeper = False
+    # Words of the vocabulary per pass.
+    config.chunk = 1024
+    # At most so many texts per adapter for the mean norm of text tokens.
+    config.classes = 64
+    # Test images per dataset for the mean norm of image tokens; 0 leaves it out and reads no images.
+    config.images = 0
+    # Project what training changed, instead of what was learned: prompts start at random.
+    config.change = False
+    config.seed = 0
+    config.workdir = "workdir/interpret"
+    return config

@@ -1,0 +1,80 @@
+"""Interprets tuned adapters: words nearest to their prompts, norms, and PCA and t-SNE over datasets and seeds.
+
+    python -m experiments.interpret --config.adapters=workdir/demo --workdir=workdir/interpret
+    python -m experiments.interpret --config.adapters='workdir/demo/adapters/bias-*' --config.images=32
+
+Writes `interpretation.json`, `words.csv`, `norms.csv`, figures as PDF, PNG and CSV, and `interpretation.html`.
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+import clipbias
+from clipbias.data.transforms import decode, test_image
+from clipbias.errors import ClipbiasError
+from clipbias.explain.interpret import Learned, Options, adapter_names, interpret, require_one_base
+from clipbias.report.interpretation import write_interpretation
+from clipbias.training.metrics import MetricWriter
+from clipbias.training.progress import progress
+from clipbias.training.single import ADAPTER
+from clipbias.training.workdir import open_workdir
+from clipbias.tuning.adapter import Adapter
+from experiments import app
+from experiments.inputs import find_adapters
+
+_CONFIG = app.define_config("configs/interpret.py")
+
+
+def main(config: ConfigDict, workdir: Path) -> None:
+    began = time.monotonic()
+    with open_workdir(workdir, app.plain(config)):
+        found = find_adapters(config.adapters)
+        require_one_base([(source, adapter) for adapter, source in found])
+        clip = clipbias.load(config.model or found[0][0].base)
+        names = adapter_names([source for _, source in found], generic=ADAPTER)
+        images = read_images(config, [adapter for adapter, _ in found], clip.config.vision.image_size)
+        learned = [
+            Learned(name, source, adapter, adapter.task(clip), images.get(str(adapter.notes.get("dataset"))))
+            for name, (adapter, source) in zip(names, found, strict=True)
+        ]
+        options = Options(
+            words=config.words,
+            deeper=config.deeper,
+            chunk=config.chunk,
+            classes=config.classes,
+            change=config.change,
+            seed=config.seed,
+        )
+        with progress(len(learned), unit="adapter", title="interpret") as bar:
+            result = interpret(clip, learned, options, advance=lambda name: bar.advance(1, {"adapter": name}))
+        if jax.process_index() == 0:
+            page = write_interpretation(result, workdir)
+            for projection in result["projections"]:
+                print(f"{projection['tower']} tower, {projection['arrays']}: {projection['sentence']}")
+            print(f"page: {page}")
+        with MetricWriter(workdir) as metrics:
+            metrics.write(1, {"adapters": len(learned), "seconds": round(time.monotonic() - began, 4)})
+
+
+def read_images(config: ConfigDict, adapters: Sequence[Adapter], size: int) -> dict[str, np.ndarray]:
+    """Test images of every adapter's dataset, evenly spread over it: uint8 `[B, R, R, 3]` by the dataset's name."""
+    images: dict[str, np.ndarray] = {}
+    for adapter in adapters if config.images else ():
+        name = adapter.notes.get("dataset")
+        if not name:
+            raise ClipbiasError("an adapter does not say on which dataset it was trained; leave --config.images out.")
+        if name in images:
+            continue
+        split = app.load_dataset(config, name).split("test")
+        chosen = np.unique(np.linspace(0, len(split) - 1, config.images).round().astype(int)).tolist()
+        images[name] = np.stack([test_image(decode(split.read(i), split.keys[i]), size) for i in chosen])
+    return images
+
+
+if __name__ == "__main__":
+    app.run(main, _CONFIG)

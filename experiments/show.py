@@ -1,0 +1,57 @@
+"""Lists and compares runs: what they were, how far they are, what came out, on what, and where their settings differ.
+
+    python -m experiments.show workdir/digits workdir/demo
+    python -m experiments.show workdir/* --cells --format=markdown --output=curves.png
+
+Reads work folders of `train`, `table1`, `evaluate`, `explain`, `predict` and `interpret`, finished or not; with
+--output it draws the training curves. What cannot be read gets a sentence, the others are shown, and the status is 1.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from clipbias.errors import ClipbiasError
+from clipbias.report.run_tables import FORMATS, render
+from clipbias.report.runs import Run, read_workdir
+from experiments import app
+
+_FORMAT = flags.DEFINE_enum("format", "text", FORMATS, "How to print the tables.")
+_OUTPUT = flags.DEFINE_string("output", "", "PNG file for the training curves; empty draws none.")
+_CELLS = flags.DEFINE_bool("cells", False, "List every finished cell of a grid.")
+
+
+def main(folders: Sequence[str]) -> int:
+    """Prints the tables; returns the exit status."""
+    if not folders:
+        raise ClipbiasError("no runs to show; give one or more work folders.")
+    rows: list[Run] = []
+    shown: list[Run] = []
+    problems: list[str] = []
+    for folder in folders:
+        try:
+            found = read_workdir(folder)
+            rows += read_workdir(folder, cells=True) if _CELLS.value else found
+            shown.append(found[0])
+        except ClipbiasError as error:
+            problems.append(str(error))
+    print(render(rows, shown, problems, form=_FORMAT.value), end="")
+    if _OUTPUT.value:
+        from clipbias.report.curves import read_curves, save_curves
+
+        curves = []
+        for run in shown:
+            try:
+                curves += read_curves(run)
+            except ClipbiasError as error:
+                problems.append(str(error))
+        print(f"curves: {save_curves(curves, Path(_OUTPUT.value))}", file=sys.stderr)
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    app.run_arguments(main)

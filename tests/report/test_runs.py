@@ -1,0 +1,206 @@
+"""Work folders as records, from files written by hand; and the tables and curves drawn from them."""
+
+import fcntl
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from clipbias.errors import ClipbiasError
+from clipbias.report.curves import curves_figure, read_curves, save_curves
+from clipbias.report.run_tables import devices_words, difference_table, duration, render, words
+from clipbias.report.runs import differences, read_workdir
+
+BASE = {"model": "demo", "mesh": {"run": 1, "data": -1}, "workdir": "w", "learning_rate": 0.1}
+TRAIN = {**BASE, "method": "bias", "dataset": "demo/digits", "shots": 4, "seed": 1}
+GRID = {**BASE, "methods": ["zero_shot", "bias"], "datasets": ["a", "b"], "shots": [4], "seeds": [1, 2]}
+ENVIRONMENT = {
+    "command": ["/somewhere/experiments/train.py"],
+    "python": "3.11.7",
+    "packages": {"jax": "0.10", "clipbias": "0.1.0", "numpy": "2.0"},
+    "devices": ["gpu H100", "gpu H100"],
+    "git": {"commit": "0123456789abcdef", "changed": True},
+}
+
+
+def write(folder: Path, **files: Any) -> Path:
+    """A work folder; `metrics` and `results` are JSONL, the others JSON."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        if isinstance(content, list):
+            (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in content))
+        else:
+            (folder / f"{name}.json").write_text(json.dumps(content))
+    return folder
+
+
+def trained(folder: Path, steps: int = 4, **files: Any) -> Path:
+    lines = [
+        {"step": s, "steps": 8, "loss": 1 / s, "accuracy": s / 10, "learning_rate": 0.1, "seconds": 2.0}
+        for s in range(1, steps + 1)
+    ]
+    return write(folder, **{"config": TRAIN, "environment": ENVIRONMENT, "metrics": lines} | files)
+
+
+def state(name: str, error: str | None = None) -> dict[str, Any]:
+    return {"state": name, "started": "2026-01-01T00:00:00+00:00", "seconds": 75.0, "error": error}
+
+
+def test_a_finished_run(tmp_path: Path) -> None:
+    result = {"method": "bias", "dataset": "demo/digits", "shots": 4, "seed": 1, "accuracy": 71.5, "parameters": 96}
+    (run,) = read_workdir(trained(tmp_path, 8, result={**result, "loss": 0.125}, state=state("finished")))
+    assert (run.binary, run.state, run.accuracy, run.parameters, run.loss) == ("train", "finished", 71.5, 96, 0.125)
+    assert (run.method, run.dataset, run.shots, run.seed, run.seconds) == ("bias", "demo/digits", 4, 1, 75.0)
+    assert run.environment == ENVIRONMENT and run.config == TRAIN
+
+
+@pytest.mark.parametrize(
+    ("recorded", "expected"),
+    [
+        (state("failed", "the disk is full."), "failed at step 4 of 8: the disk is full."),
+        (state("interrupted", "stopped"), "interrupted at step 4 of 8"),
+        (state("running"), "killed at step 4 of 8"),
+        (None, "not finished at step 4 of 8"),
+    ],
+)
+def test_a_run_that_is_not_finished(recorded: dict | None, expected: str, tmp_path: Path) -> None:
+    (run,) = read_workdir(trained(tmp_path, **({"state": recorded} if recorded else {})))
+    assert (run.state, run.accuracy, run.loss, run.method) == (expected, None, 0.25, "bias")
+    assert run.seconds == (75.0 if recorded else 8.0)
+
+
+def test_a_run_that_a_process_works_on(tmp_path: Path) -> None:
+    trained(tmp_path, state=state("running"))
+    with open(tmp_path / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert read_workdir(tmp_path)[0].state == "in progress at step 4 of 8"
+    assert read_workdir(tmp_path)[0].state == "killed at step 4 of 8"
+
+
+def cell(method: str, dataset: str, seed: int, **values: Any) -> dict[str, Any]:
+    shots = 0 if method == "zero_shot" else 4
+    return {"method": method, "dataset": dataset, "shots": shots, "seed": seed, "status": "ok", **values}
+
+
+def test_a_grid_and_its_cells(tmp_path: Path) -> None:
+    rows = [
+        cell("zero_shot", "a", 0, accuracy=50.0, parameters=0, seconds=1.0),
+        cell("bias", "a", 1, status="failed", error="first try"),
+        cell("bias", "a", 1, accuracy=60.0, parameters=96, loss=0.5, seconds=2.0),
+        cell("bias", "a", 2, status="failed", error="no images."),
+        cell("vpt", "a", 1, accuracy=1.0),  # of an earlier configuration
+    ]
+    write(tmp_path, config=GRID, results=rows, state=state("running"))
+    (grid,) = read_workdir(tmp_path)
+    assert grid.state == "killed after 2 of 6 cells; 1 of 6 cells failed: no images."
+    assert (grid.binary, grid.method, grid.seed) == ("table1", ["zero_shot", "bias"], [1, 2])
+    cells = read_workdir(tmp_path, cells=True)
+    assert [(c.method, c.seed, c.accuracy, c.state) for c in cells] == [
+        ("zero_shot", 0, 50.0, "finished"),
+        ("bias", 1, 60.0, "finished"),
+        ("bias", 2, None, "failed: no images."),
+    ]
+    assert [c.name for c in cells] == [f"{tmp_path}#{n}" for n in (1, 2, 3)]
+
+
+def test_a_study_of_several_datasets(tmp_path: Path) -> None:
+    def result(name: str) -> dict:
+        models = [{"method": m, "accuracy": a, "parameters": {"total": 9}} for m, a in (("zero_shot", 1.0), ("b", 2.0))]
+        return {"format": 1, "dataset": {"name": name}, "models": models, "seconds": 3.0}
+
+    config = {**BASE, "adapters": "x", "datasets": ["demo/a", "demo/b"]}
+    write(tmp_path, config=config, state=state("interrupted"))
+    write(tmp_path / "demo_a", results=result("demo/a"))
+    first, second = read_workdir(tmp_path)
+    assert (first.name, first.dataset, first.accuracy) == (f"{tmp_path}/demo_a", "demo/a", [1.0, 2.0])
+    assert (second.dataset, second.accuracy, second.state) == ("demo/b", None, "interrupted")
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "is not the work folder of a run"),
+        ({"config.json": '{"model_type": "clip"}'}, "is not the work folder of a run"),
+        ({"config.json": "{"}, r"config\.json cannot be read"),
+        ({"config.json": "[]"}, "holds list instead of a JSON object"),
+        ({"config.json": json.dumps(TRAIN), "result.json": "\x00"}, r"result\.json cannot be read"),
+        ({"config.json": json.dumps(TRAIN), "metrics.jsonl": "1\n"}, r"metrics\.jsonl is damaged"),
+        ({"config.json": json.dumps(TRAIN), "metrics.jsonl": b"\xff"}, r"metrics\.jsonl cannot be read"),
+    ],
+)
+def test_foreign_and_damaged_folders(files: dict, message: str, tmp_path: Path) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ClipbiasError, match=message):
+        read_workdir(tmp_path)
+    with pytest.raises(ClipbiasError, match="there is no folder"):
+        read_workdir(tmp_path / "nowhere")
+
+
+def test_only_settings_that_differ(tmp_path: Path) -> None:
+    first = trained(tmp_path / "1", config={**TRAIN, "method_options": {"depth": 1}})
+    second = trained(tmp_path / "2", config={**TRAIN, "learning_rate": 0.2, "workdir": "v", "mesh": {"run": 1}})
+    runs = [read_workdir(folder)[0] for folder in (first, second)]
+    assert differences(runs) == {
+        "learning_rate": [0.1, 0.2],
+        "mesh.data": [-1, None],
+        "method_options.depth": [1, None],
+    }
+    assert difference_table(runs[:1]) is None
+
+
+def test_tables_in_three_formats(tmp_path: Path) -> None:
+    trained(tmp_path / "one", state=state("finished"))
+    trained(tmp_path / "two", environment={**ENVIRONMENT, "packages": {"jax": "0.11"}, "git": None, "devices": []})
+    runs = [read_workdir(tmp_path / name)[0] for name in ("one", "two")]
+    text = render(runs, runs, [])
+    assert "finished" in text and "not finished at step 4 of 8" in text and "1 min 15 s" in text
+    assert "0123456789+" in text and "2 x gpu H100" in text
+    lines = text.splitlines()
+    head = next(line for line in lines if line.startswith("Run") and "State" in line)
+    assert [line.index("finished") for line in lines if line.endswith("  finished")] == [head.index("State")]
+    assert "Settings that differ" not in text
+    markdown = render(runs, runs, [], form="markdown")
+    assert "| :-- | :-- | :-- | :-- | --: |" in markdown and "| 0.10 |" in markdown and "| 0.11 |" in markdown
+    content = json.loads(render(runs, runs, ["a problem"], form="json"))
+    assert [run["loss"] for run in content["runs"]] == [0.25, 0.25]
+    assert content["problems"] == ["a problem"]
+    assert render([], [], ["a problem"]) == ""
+
+
+def test_values_in_words() -> None:
+    assert words([1, 2], "values") == "1, 2" and words(list("abcde"), "methods") == "5 methods"
+    assert words([1.0, None], "values", "{:.1f}") == "1.0, –" and words({"base": 1.25}, "", "{:.1f}") == "base 1.2"
+    assert [duration(s) for s in (None, 3.21, 125, 3 * 3600 + 120)] == ["–", "3.2 s", "2 min 05 s", "3 h 02 min"]
+    assert devices_words(["cpu a", "gpu b", "cpu a"]) == "2 x cpu a, 1 x gpu b"
+
+
+def test_curves_of_a_run_and_of_a_grid(tmp_path: Path) -> None:
+    trained(tmp_path / "one", state=state("finished"))
+    grid = write(tmp_path / "grid", config=GRID)
+    lines = [{"step": s, "loss": [1.0 / s, 3.0 / s], "learning_rate": 0.1} for s in (1, 2)]
+    for pack in ("bias-a-4shots-seeds1_2", "vpt-a-4shots-seeds1_2"):
+        write(grid / "runs" / pack, metrics=lines)
+    curves = [c for name in ("one", "grid") for c in read_curves(read_workdir(tmp_path / name)[0])]
+    assert [c.method for c in curves] == ["bias", "bias", "vpt"]
+    np.testing.assert_array_equal(curves[1].values["loss"], [[1.0, 3.0], [0.5, 1.5]])
+    for number in (1, 5):  # a name each; then colours by method
+        figure = curves_figure(curves * number)
+        loss, accuracy, rate = figure.axes
+        np.testing.assert_allclose(loss.lines[1].get_ydata(), [2.0, 1.0])
+        np.testing.assert_allclose(accuracy.lines[0].get_ydata(), [10, 20, 30, 40])
+        assert len(rate.lines) == 3 * number
+        assert len(figure.legends[0].get_texts()) == (3 if number == 1 else 2)
+    assert save_curves(curves, tmp_path / "c.png").read_bytes()[:4] == b"\x89PNG"
+    with pytest.raises(ClipbiasError, match="none of the runs has a training curve"):
+        save_curves([], tmp_path / "c.png")
+    with pytest.raises(ClipbiasError, match=r"ends with \.png"):
+        save_curves(curves, tmp_path / "c.jpg")
+
+
+def test_a_metrics_file_of_uneven_lines(tmp_path: Path) -> None:
+    run = read_workdir(trained(tmp_path, metrics=[{"step": 1, "loss": [1, 2]}, {"step": 2, "loss": 1}]))[0]
+    with pytest.raises(ClipbiasError, match=r"metrics\.jsonl is damaged"):
+        read_curves(run)
