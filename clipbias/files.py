@@ -1,14 +1,18 @@
 """Writing files so that a reader never sees half of one."""
 
 import contextlib
+import fcntl
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from clipbias.errors import ClipbiasError
+
+LOCK = ".lock"
 
 
 @contextlib.contextmanager
@@ -43,6 +47,62 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """Yields a private temporary folder beside `path`, renamed to `path` when the block ends without an error.
+
+    What a killed process left under the temporary name is removed by the next one that writes the same folder.
+
+    Raises:
+      ClipbiasError: `path` is there and not an empty folder, another process is writing it, or it cannot be written.
+    """
+    path = Path(path).expanduser().resolve()
+    temporary = path.with_name(f".{path.name}.unfinished")
+    try:
+        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            raise ClipbiasError(f"{path} exists already; remove it or choose another folder.")
+        temporary.mkdir(parents=True, exist_ok=True)
+        with open(temporary / LOCK, "w") as lock:
+            _take(lock, temporary, path)
+            try:
+                yield temporary
+                for written in [*temporary.rglob("*"), temporary]:
+                    _to_disk(written)
+                os.rename(temporary, path)  # refuses to replace anything but an empty folder
+            except BaseException:
+                shutil.rmtree(temporary, ignore_errors=True)
+                raise
+            # Not before the rename: without it another process would take the folder for a killed one's.
+            os.unlink(path / LOCK)
+            _to_disk(path.parent)
+    except OSError as error:
+        raise ClipbiasError(f"cannot write {path}: {error.strerror or error}; choose another folder.") from error
+
+
+def _take(lock: TextIO, folder: Path, path: Path) -> None:
+    """Locks a temporary folder for this process and empties it. Raises `ClipbiasError` if it is another's."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # The other process may have ended, and its folder got its final name, since the lock was opened.
+        if not os.path.samestat(os.fstat(lock.fileno()), os.stat(folder / LOCK)):
+            raise FileNotFoundError
+    except (BlockingIOError, FileNotFoundError) as error:
+        raise ClipbiasError(f"another process writes {path}; wait for it or choose another folder.") from error
+    for stale in folder.iterdir():
+        if stale.is_dir():
+            shutil.rmtree(stale)
+        elif stale.name != LOCK:
+            stale.unlink()
+
+
+def _to_disk(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

@@ -39,5 +39,11 @@ class Adaptation:
         """Whether the vision tower's tokens depend on this adaptation."""
         return self.vision_prompts is not None or self.vision_bias is not None
 
+    @property
+    def is_bias(self) -> bool:
+        """Whether biases are all there is, so that the adaptation can be folded into the weights."""
+        held = {field.name for field in dataclasses.fields(self) if getattr(self, field.name) is not None}
+        return bool(held) and held <= {"text_bias", "vision_bias"}
+
 
 NOTHING = Adaptation()

@@ -54,9 +54,12 @@ class Clip:
         """
         return tokenizer.tokenize(self.tokenizer, texts, self.config.text.context_length)
 
-    def save(self, folder: str | os.PathLike, params: Params | None = None) -> None:
-        """Writes the model (or the same model with other `params`) so that any Hugging Face CLIP program loads it."""
-        save(folder, self, self.params if params is None else params)
+    def save(self, folder: str | os.PathLike, params: Params | None = None, *, exact: bool = False) -> None:
+        """Writes the model (or the same model with other `params`) so that any Hugging Face CLIP program loads it.
+
+        With `exact`, a tensor that `stored_dtype` would round stays in float32.
+        """
+        save(folder, self, self.params if params is None else params, exact=exact)
 
 
 def load(source: str | os.PathLike, *, dtype: str = "float32") -> Clip:
@@ -215,14 +218,23 @@ def _load_weights(folder: Path, config: ClipConfig) -> tuple[Params, str, str]:
     return params, widest, digest.hexdigest()
 
 
-def save(folder: str | os.PathLike, clip: Clip, params: Params) -> None:
-    """Writes a Hugging Face checkpoint: config, tokenizer, preprocessing, safetensors. See `Clip.save`."""
+def save(folder: str | os.PathLike, clip: Clip, params: Params, *, exact: bool = False) -> None:
+    """Writes a Hugging Face checkpoint: config, tokenizer, preprocessing, safetensors in one file. See `Clip.save`."""
     folder = Path(folder)
-    dtype = jax.numpy.dtype(clip.stored_dtype)
-    tensors = {name: x.astype(dtype) for name, x in convert.to_tensors(clip.config, params).items()}
+    whole = convert.to_tensors(clip.config, params)
+    tensors = {name: narrow(x, clip.stored_dtype, exact=exact) for name, x in whole.items()}
     write_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
     clip.tokenizer.save_pretrained(str(folder))
     write_text(folder / "preprocessor_config.json", preprocessor_json(clip.preprocessing))
-    content = dict(to_hugging_face(clip.config), dtype=clip.stored_dtype)
+    # Programs load all tensors in the one type that the configuration names.
+    widened = any(tensor.dtype.name != clip.stored_dtype for tensor in tensors.values())
+    content = dict(to_hugging_face(clip.config), dtype="float32" if widened else clip.stored_dtype)
     content["text_config"]["bos_token_id"] = clip.tokenizer.bos_token_id
     write_text(folder / "config.json", json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def narrow(x: np.ndarray, dtype: str, *, exact: bool) -> np.ndarray:
+    """`x` in the named type, or with `exact` as it is where that type cannot hold its numbers."""
+    with np.errstate(over="ignore"):  # beyond the type's range is one way of not being held
+        stored = x.astype(jax.numpy.dtype(dtype))
+    return x if exact and not np.array_equal(stored.astype(x.dtype), x) else stored

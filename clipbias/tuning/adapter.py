@@ -21,7 +21,10 @@ from clipbias.files import write_tensors
 from clipbias.tuning.method import Learnables
 from clipbias.tuning.registry import make_method
 from clipbias.tuning.task import Task
+from clipbias.tuning.transfer import transfer
 
+# Raised when a file changes in a way that earlier code would misread. `load_adapter` then turns the header of each
+# earlier format into the present one, field by field, and never drops one: adapters outlive the code that wrote them.
 FORMAT = 1
 SEPARATOR = "/"
 
@@ -58,17 +61,16 @@ class Adapter:
                 f"this adapter was trained on {self.base!r} (weights {self.base_fingerprint[:12]}) and does not fit "
                 f"{clip.name!r} (weights {clip.fingerprint[:12]}); load its own base model."
             )
-        names = self.class_names if class_names is None else tuple(class_names)
-        task = Task(clip, make_method(self.method, **self.options), names, template=self.template, **task_options)
-        expected = {name: leaf.shape for name, leaf in _flatten(task.shapes).items()}
-        found = {name: np.shape(leaf) for name, leaf in _flatten(self.learnables).items()}
+        method = make_method(self.method, **self.options)
+        own = Task(clip, method, self.class_names, template=self.template, **task_options)
+        expected = {name: leaf.shape for name, leaf in flatten(own.shapes).items()}
+        found = {name: np.shape(leaf) for name, leaf in flatten(self.learnables).items()}
         if expected != found:
-            if names != self.class_names:
-                raise ClipbiasError(
-                    f"the method {self.method!r} learned something for each of its {len(self.class_names)} classes "
-                    "and cannot be used with other class names; tune it on them."
-                )
             raise ClipbiasError(f"the adapter's arrays {found} are not those of method {self.method!r}, {expected}.")
+        if class_names is None or tuple(class_names) == self.class_names:
+            return own
+        task = Task(clip, method, class_names, template=self.template, **task_options)
+        transfer(own, task, self.learnables)  # refuses what was learned for each class
         return task
 
 
@@ -94,7 +96,7 @@ def save_adapter(
         "base_fingerprint": task.clip.fingerprint,
         "notes": dict(notes or {}),
     }
-    tensors = {name: np.array(leaf, order="C") for name, leaf in _flatten(learnables).items()}
+    tensors = {name: np.array(leaf, order="C") for name, leaf in flatten(learnables).items()}
     write_tensors(path, tensors, {"clipbias": json.dumps(header)})
 
 
@@ -116,7 +118,7 @@ def load_adapter(path: str | os.PathLike) -> Adapter:
         if version > FORMAT:
             raise ClipbiasError(f"{path} has format {version}; this clipbias reads up to {FORMAT}: upgrade it.")
         return Adapter(
-            learnables=_unflatten(tensors),
+            learnables=unflatten(tensors),
             method=str(header["method"]),
             options=dict(header["options"]),
             class_names=tuple(str(name) for name in header["class_names"]),
@@ -131,12 +133,14 @@ def load_adapter(path: str | os.PathLike) -> Adapter:
         raise ClipbiasError(f"{path} is not a clipbias adapter; it lacks a readable 'clipbias' header.") from error
 
 
-def _flatten(tree: Any) -> dict[str, Any]:
+def flatten(tree: Any) -> dict[str, Any]:
+    """Leaves of nested dictionaries by their path, as in the file: `{"a": {"b": x}}` to `{"a/b": x}`."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {SEPARATOR.join(str(getattr(key, "key", key)) for key in path): leaf for path, leaf in leaves}
 
 
-def _unflatten(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def unflatten(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`."""
     tree: dict[str, Any] = {}
     for name, value in tensors.items():
         *parents, last = name.split(SEPARATOR)

@@ -1,0 +1,109 @@
+"""The model card of an exported adapter: what it is, how it was made, how good it is, how it is loaded."""
+
+import contextlib
+import importlib.metadata
+import inspect
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from clipbias.export import snippets
+from clipbias.tuning import Task, parameter_count
+from clipbias.tuning.adapter import Adapter
+from clipbias.tuning.registry import FunctionMethod
+
+WHAT = {
+    "checkpoint": "An ordinary CLIP checkpoint: the learned biases are folded into the MLP output biases "
+    "(`mlp.fc2.bias`) of every layer, `x + MLP(x) + b` being the same network; all other weights are the base model's. "
+    "`classifier.safetensors` holds the class features.",
+    "head": "A classifier head, `classifier.safetensors`: one unit-length feature per class, for the image features of "
+    "the base model, which tuning left as they are.",
+    "program": "The whole classifier as a StableHLO program, `classifier.stablehlo`, from uint8 images to logits. Its "
+    "weights, `weights.safetensors`, are its first argument; `program.json` describes the others.",
+}
+
+
+def model_card(adapter: Adapter, task: Task, form: str) -> str:
+    """The text of a `README.md`: YAML front matter as the Hugging Face hub reads it, then Markdown."""
+    dataset, shots, seed = (adapter.notes.get(name) for name in ("dataset", "shots", "seed"))
+    title = f"{adapter.method} on {dataset}" if dataset else f"{adapter.method} for {len(task.class_names)} classes"
+    rows = "\n".join(f"| {name} | {value} |" for name, value in _facts(adapter, task))
+    made = "The base model stayed frozen; only the learnable parameters above were tuned"
+    if shots:
+        made += f", on {shots} images per class" + (f" drawn with seed {seed}" if seed is not None else "")
+    return (
+        f"---\n{_front_matter(adapter, form, title)}\n---\n\n# {title}\n\n{WHAT[form]}\n\n"
+        f"| | |\n| --- | --- |\n{rows}\n\n{made}. This folder was written by `python -m tools.export`.\n\n"
+        f"## Use\n\n{snippets.usage(adapter, task, form)}"
+    )
+
+
+def _facts(adapter: Adapter, task: Task) -> list[tuple[str, str]]:
+    notes, counts = adapter.notes, parameter_count(adapter.learnables)
+    towers = ", ".join(f"{tower} {counts[tower]:,}" for tower in ("vision", "text", "shared") if counts[tower])
+    options = ", ".join(f"{name}={value!r}" for name, value in adapter.options.items())
+    facts = [
+        ("method", f"`{adapter.method}`" + (f" ({options})" if options else "")),
+        ("which is", _description(task)),
+        ("dataset", f"{notes['dataset']}, {len(task.class_names)} classes" if "dataset" in notes else ""),
+        ("protocol", notes.get("protocol", "")),
+        ("shots", notes.get("shots", "")),
+        ("seed", notes.get("seed", "")),
+        *((f"top-1 accuracy{name and f' ({name})'}", f"{x:.2f} %") for name, x in _accuracies(notes).items()),
+        ("learnable parameters", f"{counts['total']:,}" + (f" ({towers})" if towers else "")),
+        ("base model", f"`{adapter.base}`"),
+        ("its weights", f"SHA-256 `{adapter.base_fingerprint}`, as clipbias reads them"),
+        ("exported with", f"clipbias {_version()}".strip()),
+    ]
+    return [(name, str(value).replace("|", "\\|")) for name, value in facts if value != ""]
+
+
+def _accuracies(notes: Mapping[str, Any]) -> dict[str, float]:
+    """Accuracy in percent by what it was measured on; the empty name for the dataset's own test images."""
+    found = {"": notes.get("accuracy"), **(notes.get("accuracies") or {})}
+    return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
+
+
+def _description(task: Task) -> str:
+    """The first line of the method's own file, which says what it is and where it comes from."""
+    method = task.method
+    home = inspect.getmodule(method.init_function if isinstance(method, FunctionMethod) else type(method))
+    return ((home and home.__doc__) or "").strip().partition("\n")[0]
+
+
+def _front_matter(adapter: Adapter, form: str, title: str) -> str:
+    from huggingface_hub import EvalResult, ModelCardData
+
+    dataset, accuracy = adapter.notes.get("dataset"), _accuracies(adapter.notes).get("")
+    details: dict[str, Any] = {}
+    if dataset and accuracy is not None:
+        result = EvalResult(
+            task_type="image-classification",
+            dataset_type=str(dataset),
+            dataset_name=str(dataset),
+            metric_type="accuracy",
+            metric_value=accuracy,
+            metric_name="top-1 accuracy in percent",
+        )
+        details = {"model_name": title, "eval_results": [result]}
+    card: Any = ModelCardData(
+        base_model=_on_the_hub(adapter.base),
+        library_name="transformers" if form == "checkpoint" else "clipbias",
+        pipeline_tag="zero-shot-image-classification" if form == "checkpoint" else "image-classification",
+        tags=["clip", "clipbias", "few-shot"],
+        **details,
+    )
+    return card.to_yaml()
+
+
+def _on_the_hub(base: str) -> str | None:
+    """The hub id of a base model, without its revision; `None` for a folder and for the embedded demo."""
+    name = base.partition("@")[0]
+    return name if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) and not Path(base).exists() else None
+
+
+def _version() -> str:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version("clipbias")
+    return ""

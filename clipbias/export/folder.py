@@ -1,0 +1,78 @@
+"""One adapter, one folder: the tuned model in a form that others load, its adapter file, and a model card."""
+
+import os
+
+import jax
+import jax.numpy as jnp
+
+from clipbias.clip import Clip
+from clipbias.errors import ClipbiasError
+from clipbias.export.card import model_card
+from clipbias.export.folding import fold
+from clipbias.export.head import write_head
+from clipbias.export.program import write_program
+from clipbias.files import atomic_folder, write_text
+from clipbias.tuning import Learnables, Task
+from clipbias.tuning.adapter import Adapter, save_adapter
+
+FORMS = ("checkpoint", "head", "program")
+ADAPTER, HEAD, CARD = "adapter.safetensors", "classifier.safetensors", "README.md"
+
+
+def natural_form(task: Task, learnables: Learnables) -> str:
+    """The form that asks least of whoever loads it, by what the method adds to the model.
+
+    Nothing but biases: a checkpoint. Nothing on the vision side: a head on the base model. Anything else: a program.
+    """
+    adaptation = jax.eval_shape(task.method.adapt, learnables)
+    if adaptation.is_bias:
+        return "checkpoint"
+    return "program" if adaptation.changes_vision else "head"
+
+
+def export(adapter: Adapter, clip: Clip, folder: str | os.PathLike, *, form: str | None = None) -> str:
+    """Writes an adapter's folder; it appears when all is written.
+
+    Args:
+      adapter: from `clipbias.load_adapter`.
+      clip: its base model, from `clipbias.load`.
+      folder: what is written; it must not exist, or be empty.
+      form: of `FORMS`; `None` takes the natural one.
+        "checkpoint": a Hugging Face CLIP checkpoint with the biases folded in, and the head beside it.
+        "head": class features, for the image features of the base model.
+        "program": images to logits as StableHLO, for any method.
+
+    Returns:
+      The form.
+
+    Raises:
+      ClipbiasError: the folder is not empty or cannot be written, `clip` is another model or in half precision, or the
+        adapter does not take that form.
+    """
+    if form not in (None, *FORMS):
+        raise ClipbiasError(f"unknown form {form!r}; choose from {', '.join(FORMS)}.")
+    if any(leaf.dtype != jnp.float32 for leaf in jax.tree.leaves(clip.params)):
+        raise ClipbiasError("the base model is loaded in half precision; load it in float32 to export from it.")
+    task, learnables = adapter.task(clip), adapter.learnables
+    natural = natural_form(task, learnables)
+    form = form or natural
+    if form == "checkpoint" and natural != form:
+        raise ClipbiasError(
+            f"the method {adapter.method!r} is not biases alone and cannot be folded into a checkpoint; export it as a "
+            f"{natural}."
+        )
+    if form == "head" and task.classifier.changes_vision(learnables):
+        raise ClipbiasError(
+            f"the method {adapter.method!r} changes the image features, so a head on the base model is not enough; "
+            f"export it as a {natural}."
+        )
+    with atomic_folder(folder) as temporary:
+        if form == "checkpoint":
+            clip.save(temporary, fold(clip.params, task.method.adapt(learnables)), exact=True)
+        if form in ("checkpoint", "head"):
+            write_head(temporary / HEAD, task, learnables)
+        else:
+            write_program(temporary, task, learnables)
+        save_adapter(temporary / ADAPTER, task, learnables, method=adapter.method, notes=adapter.notes)
+        write_text(temporary / CARD, model_card(adapter, task, form))
+    return form

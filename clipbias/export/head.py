@@ -1,0 +1,26 @@
+"""A classifier head: the class features that image features are compared with, as one small file."""
+
+import json
+import os
+
+import jax
+import numpy as np
+
+from clipbias.files import write_tensors
+from clipbias.tuning import Learnables, Task
+
+
+def write_head(path: str | os.PathLike, task: Task, learnables: Learnables) -> None:
+    """Writes `text_features [C, d]` (unit length) and `logit_scale` (a logarithm, as in CLIP) as safetensors.
+
+    `exp(logit_scale) · f @ text_features.T` with unit-length image features `f [B, d]` are the logits. The metadata
+    holds `class_names` and `templates`, both JSON lists.
+    """
+    features = jax.jit(task.class_features)(task.clip.params, learnables)
+    tensors = {
+        "text_features": np.asarray(features),
+        "logit_scale": np.asarray(task.clip.params["logit_scale"], np.float32),
+    }
+    templates = task.method.text(task.template, task.clip).templates
+    metadata = {"class_names": json.dumps(task.class_names), "templates": json.dumps(templates)}
+    write_tensors(path, tensors, metadata)

@@ -1,0 +1,81 @@
+"""The code that a model card shows: complete, run from inside the exported folder, and run by the tests."""
+
+import json
+
+from clipbias.tuning import Task
+from clipbias.tuning.adapter import Adapter
+
+TRANSFORMERS = """\
+import json
+{imports}
+import torch
+from PIL import Image
+from safetensors import safe_open
+from transformers import CLIPImageProcessor, CLIPModel
+
+base = {base}
+with safe_open("classifier.safetensors", "pt") as head:
+    class_names = json.loads(head.metadata()["class_names"])
+    classes, scale = head.get_tensor("text_features"), head.get_tensor("logit_scale").exp()
+model = CLIPModel.from_pretrained(base).float().eval()
+pixels = CLIPImageProcessor.from_pretrained(base)(Image.open("image.png"), return_tensors="pt")
+with torch.no_grad():
+    features = model.visual_projection(model.vision_model(**pixels).pooler_output)
+logits = scale * (features / features.norm(dim=-1, keepdim=True)) @ classes.T
+print(class_names[int(logits.argmax())], logits.softmax(-1))
+"""
+
+PROGRAM = """\
+import json
+
+import jax
+import jax.export
+import numpy as np
+from PIL import Image
+from safetensors.numpy import load_file
+
+with open("program.json") as file:
+    class_names = json.load(file)["class_names"]
+with open("classifier.stablehlo", "rb") as file:
+    program = jax.export.deserialize(bytearray(file.read()))
+weights = jax.device_put(load_file("weights.safetensors"))
+image, size = Image.open("image.png").convert("RGB"), {size}
+width, height = (side * size // min(image.size) for side in image.size)
+left, top = round((width - size) / 2), round((height - size) / 2)
+image = image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
+logits = jax.jit(program.call)(weights, np.asarray(image)[None])  # any number of images
+print(class_names[int(logits.argmax())], jax.nn.softmax(logits))
+"""
+
+CLIPBIAS = """\
+import clipbias
+
+adapter = clipbias.load_adapter("adapter.safetensors")
+clip = clipbias.load(adapter.base)
+task = adapter.task(clip)
+image_size = clip.config.vision.image_size
+
+
+def classify(images):  # uint8 [B, image_size, image_size, 3]
+    return task.logits(clip.params, adapter.learnables, clip.preprocessing.normalize(images))
+"""
+
+NEEDS = {
+    "checkpoint": "With `transformers` and PyTorch (`CLIPProcessor` and `AutoTokenizer` read this folder too):",
+    "head": "With `transformers` and PyTorch:",
+    "program": "With `pip install jax flatbuffers pillow safetensors`, on a CPU, a GPU or a TPU:",
+}
+
+
+def usage(adapter: Adapter, task: Task, form: str) -> str:
+    """The code blocks of a card, each with a sentence."""
+    if form == "program":
+        code = PROGRAM.format(size=task.clip.config.vision.image_size)
+    else:
+        imports, base = "", '"."' if form == "checkpoint" else json.dumps(adapter.base)
+        if form == "head" and adapter.base == "demo":
+            imports, base = "from importlib.resources import files\n", 'str(files("clipbias") / "assets" / "demo")'
+        code = TRANSFORMERS.format(imports=imports, base=base)
+    own = f", where the method's file `{adapter.method}` is at hand" if ".py" in adapter.method else ""
+    blocks = ((NEEDS[form], code), (f"With clipbias, from the adapter file{own}:", CLIPBIAS))
+    return "\n".join(f"{sentence}\n\n```python\n{block}```\n" for sentence, block in blocks)

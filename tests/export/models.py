@@ -1,0 +1,71 @@
+"""Adapters with learnables that matter, on a tiny model."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import clipbias
+from clipbias.clip import Clip
+from clipbias.tuning import Learnables, Task
+from clipbias.tuning.adapter import Adapter
+
+CLASS_NAMES = ("cat", "maine_coon", "bird")
+NOTES = {"dataset": "pets", "shots": 4, "seed": 1, "accuracy": 75.0}
+
+# Methods of a user's own: a bias of low rank, and one shift of all class features, which leaves images alone.
+LOW_RANK = '''"""Biases of rank one."""
+import jax
+from clipbias import Adaptation
+
+def init(rng, clip, class_names):
+    vision = clip.config.vision
+    return {"left": jax.random.normal(rng, (vision.layers, 1)), "right": jax.random.normal(rng, (1, vision.width))}
+
+def adapt(learnables):
+    return Adaptation(vision_bias=learnables["left"] @ learnables["right"])
+'''
+SHIFT = '''"""One shift of all classes."""
+import jax.numpy as jnp
+from clipbias import Adaptation
+
+def init(rng, clip, class_names):
+    return {"shift": jnp.zeros(clip.config.projection_width)}
+
+def adapt(learnables):
+    return Adaptation(text_residual=learnables["shift"][None])
+'''
+
+
+def learned(task: Task, size: float = 0.3, seed: int = 0) -> Learnables:
+    """Random learnables of a task's shapes."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: np.float32(size * rng.normal(size=leaf.shape)), task.shapes)
+
+
+def adapter(clip: Clip, method: str, folder: Path, *, size: float = 0.3, **options: Any) -> Adapter:
+    """A tuned adapter, written to `folder` and read back."""
+    task = Task(clip, method, CLASS_NAMES, template="a {} of a pet.", **options)
+    path = folder / "tuned.safetensors"
+    clipbias.save_adapter(path, task, learned(task, size), method=method, notes=NOTES)
+    return clipbias.load_adapter(path)
+
+
+def pictures(clip: Clip, count: int, seed: int = 0) -> np.ndarray:
+    """Random images, uint8 `[count, R, R, 3]`."""
+    size = clip.config.vision.image_size
+    return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), np.uint8)
+
+
+def logits(clip: Clip, adapter: Adapter, images: np.ndarray) -> np.ndarray:
+    """What the adapter itself says about uint8 images."""
+    compute = jax.jit(adapter.task(clip).logits)
+    return np.asarray(compute(clip.params, adapter.learnables, clip.preprocessing.normalize(images)))
+
+
+def assert_close(actual: Any, expected: np.ndarray, tolerance: float = 1e-5) -> None:
+    """Equal to float32 rounding, relative to the largest number."""
+    actual = np.asarray(actual)
+    assert actual.shape == expected.shape
+    assert np.abs(actual - expected).max() / np.abs(expected).max() < tolerance

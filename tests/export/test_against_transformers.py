@@ -1,0 +1,50 @@
+"""Only where PyTorch is installed: `transformers` loads what is exported and computes the same."""
+
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import clipbias
+from clipbias.export import export
+from tests.export import models
+
+DATA = Path(__file__).parents[1] / "data_files"
+
+
+@pytest.mark.parametrize(
+    "base", [DATA / "tiny_quick_gelu", DATA / "tiny_gelu", "demo"], ids=lambda base: Path(base).name
+)
+def test_the_folded_checkpoint(base: Path | str, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    import transformers
+
+    clip = clipbias.load(base)
+    adapter = models.adapter(clip, "bias", tmp_path)
+    export(adapter, clip, tmp_path / "out")
+    images = models.pictures(clip, 3)
+    expected = models.logits(clip, adapter, images)
+    model = transformers.CLIPModel.from_pretrained(tmp_path / "out").eval()
+    processor = transformers.CLIPProcessor.from_pretrained(tmp_path / "out")
+    texts = [f"a photo of a {name.replace('_', ' ')}." for name in models.CLASS_NAMES]
+    inputs = processor(text=texts, images=[Image.fromarray(x) for x in images], return_tensors="pt", padding=True)
+    with torch.no_grad():
+        found = model(**inputs).logits_per_image.numpy()
+    models.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("method", ["bias", "coop"])
+def test_the_cards_code(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    clip = clipbias.load("demo")
+    adapter = models.adapter(clip, method, tmp_path)
+    out = tmp_path / "out"
+    export(adapter, clip, out)
+    (image,) = models.pictures(clip, 1)
+    Image.fromarray(image).save(out / "image.png")
+    monkeypatch.chdir(out)
+    namespace: dict = {}
+    exec(re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)[0], namespace)
+    models.assert_close(namespace["logits"].numpy(), models.logits(clip, adapter, image[None]))
+    assert namespace["class_names"] == list(models.CLASS_NAMES)

@@ -1,0 +1,52 @@
+"""The model card: valid front matter, the adapter's facts."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from clipbias.clip import Clip
+from clipbias.export.card import model_card
+from tests.export import models
+
+
+def test_the_front_matter_is_what_the_hub_reads(clip: Clip, tmp_path: Path) -> None:
+    adapter = models.adapter(clip, "bias", tmp_path)
+    task = adapter.task(clip)
+    text = model_card(dataclasses.replace(adapter, base="openai/clip-vit-base-patch16@main"), task, "checkpoint")
+    front = yaml.safe_load(text.split("---\n")[1])
+    assert front["base_model"] == "openai/clip-vit-base-patch16"
+    assert front["library_name"] == "transformers"
+    (result,) = ModelCard(text).data.eval_results
+    assert (result.dataset_name, result.metric_type, result.metric_value) == ("pets", "accuracy", 75.0)
+
+
+def test_the_facts(clip: Clip, tmp_path: Path) -> None:
+    adapter = models.adapter(clip, "bias", tmp_path)
+    text = model_card(adapter, adapter.task(clip), "checkpoint")
+    assert "base_model" not in text.split("---\n")[1]  # a folder of this machine is no model of the hub
+    for fact in (
+        "| method | `bias` (vision_tower=True, text_tower=True) |",
+        "Bias tuning (Ma et al. 2023, arXiv 2312.11570)",
+        "| dataset | pets, 3 classes |",
+        "| shots | 4 |",
+        "| seed | 1 |",
+        "| top-1 accuracy | 75.00 % |",
+        "| learnable parameters | 120 (vision 72, text 48) |",
+        f"| base model | `{clip.name}` |",
+        clip.fingerprint,
+    ):
+        assert fact in text
+
+
+@pytest.mark.parametrize(
+    "notes", [{}, {"accuracies": {"base": 80.0, "new": 70.0}}, {"accuracy": "good", "shots": None}]
+)
+def test_whatever_notes_an_adapter_has(clip: Clip, tmp_path: Path, notes: dict) -> None:
+    adapter = dataclasses.replace(models.adapter(clip, "coop", tmp_path), notes=notes)
+    text = model_card(adapter, adapter.task(clip), "head")
+    assert "model-index" not in yaml.safe_load(text.split("---\n")[1])
+    assert ("| top-1 accuracy (new) | 70.00 % |" in text) == ("accuracies" in notes)
+    assert "coop for 3 classes" in text

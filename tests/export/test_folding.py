@@ -1,0 +1,103 @@
+"""The folded checkpoint: the same network, and nothing but MLP output biases changed."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import clipbias
+from clipbias.clip import Adaptation, Clip
+from clipbias.clip.checkpoint import INDEX, WEIGHTS
+from clipbias.errors import ClipbiasError
+from clipbias.export import export, fold
+from clipbias.tuning import Task
+from tests.export import models
+
+
+def is_folded(name: str) -> bool:
+    return name.endswith("mlp.fc2.bias")
+
+
+def zero_shot_logits(folder: Path, images: np.ndarray) -> np.ndarray:
+    """What the exported checkpoint says as a plain CLIP."""
+    clip = clipbias.load(folder)
+    task = Task(clip, "zero_shot", models.CLASS_NAMES, template="a photo of a {}.")
+    return np.asarray(jax.jit(task.logits)(clip.params, {}, clip.preprocessing.normalize(images)))
+
+
+@pytest.mark.parametrize("name", ["clip", "demo"])
+def test_the_checkpoint_gives_the_adapters_logits(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    clip: Clip = request.getfixturevalue(name)
+    adapter = models.adapter(clip, "bias", tmp_path)
+    assert export(adapter, clip, tmp_path / "out") == "checkpoint"
+    images = models.pictures(clip, 4)
+    expected = models.logits(clip, adapter, images)
+    models.assert_close(zero_shot_logits(tmp_path / "out", images), expected)
+    plain = models.logits(clip, models.adapter(clip, "zero_shot", tmp_path), images)
+    assert np.abs(plain - expected).max() > 0.05 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16], ids=lambda dtype: np.dtype(dtype).name)
+def test_no_bias_is_rounded_and_no_other_weight_touched(source: Path, tmp_path: Path, dtype: type) -> None:
+    base_folder = Path(shutil.copytree(source, tmp_path / "base"))
+    base = {name: x.astype(dtype) for name, x in load_file(source / WEIGHTS).items()}
+    save_file(base, base_folder / WEIGHTS)
+    clip = clipbias.load(base_folder)
+    adapter = models.adapter(clip, "bias", tmp_path, size=1e-3)  # too small to survive in a half's digits
+    export(adapter, clip, tmp_path / "out")
+    folded = load_file(tmp_path / "out" / WEIGHTS)
+    assert folded.keys() == base.keys()
+    for name in filter(lambda name: not is_folded(name), base):
+        assert folded[name].dtype == base[name].dtype
+        assert folded[name].tobytes() == base[name].tobytes(), name
+    for tower in ("vision", "text"):
+        for l, bias in enumerate(adapter.learnables[f"{tower}_bias"]):
+            name = f"{tower}_model.encoder.layers.{l}.mlp.fc2.bias"
+            assert folded[name].dtype == np.float32
+            np.testing.assert_array_equal(folded[name], base[name].astype(np.float32) + bias)
+    # A program that loads in the configured type gets those float32 biases as they are.
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "float32"
+    images = models.pictures(clip, 2)
+    models.assert_close(zero_shot_logits(tmp_path / "out", images), models.logits(clip, adapter, images))
+
+
+def test_a_sharded_base_makes_the_same_checkpoint(source: Path, clip: Clip, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(source, tmp_path / "sharded"))
+    tensors = load_file(folder / WEIGHTS)
+    owner = {name: f"{i % 2}.safetensors" for i, name in enumerate(sorted(tensors))}
+    for file in set(owner.values()):
+        save_file({name: tensors[name] for name in owner if owner[name] == file}, folder / file)
+    (folder / WEIGHTS).unlink()
+    (folder / INDEX).write_text(json.dumps({"weight_map": owner}))
+    adapter = models.adapter(clip, "bias", tmp_path)
+    export(adapter, clip, tmp_path / "whole")
+    export(adapter, clipbias.load(folder), tmp_path / "from_shards")
+    first, second = ((tmp_path / name / WEIGHTS).read_bytes() for name in ("whole", "from_shards"))
+    assert first == second
+
+
+def test_a_method_of_ones_own_folds_in_the_tower_it_changes(clip: Clip, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(models.LOW_RANK)
+    adapter = models.adapter(clip, str(tmp_path / "own.py"), tmp_path)
+    assert export(adapter, clip, tmp_path / "out") == "checkpoint"
+    images = models.pictures(clip, 2)
+    models.assert_close(zero_shot_logits(tmp_path / "out", images), models.logits(clip, adapter, images))
+    folded = clipbias.load(tmp_path / "out")
+    jax.tree.map(np.testing.assert_array_equal, folded.params["text"], clip.params["text"])
+
+
+def test_folding_leaves_the_frozen_weights_alone_and_refuses_prompts(clip: Clip) -> None:
+    vision = clip.config.vision
+    before = np.array(clip.params["vision"]["layers"]["fc2"]["bias"])
+    bias = np.ones((vision.layers, vision.width), np.float32)
+    folded = fold(clip.params, Adaptation(vision_bias=bias))
+    np.testing.assert_array_equal(folded["vision"]["layers"]["fc2"]["bias"], before + 1)
+    np.testing.assert_array_equal(clip.params["vision"]["layers"]["fc2"]["bias"], before)
+    for adaptation in (Adaptation(), Adaptation(vision_bias=bias, vision_prompts=bias[:, None])):
+        with pytest.raises(ClipbiasError, match="only biases fold"):
+            fold(clip.params, adaptation)

@@ -1,0 +1,53 @@
+"""Class features in a file: with the base model's image features they give the adapter's logits."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from clipbias.clip import Clip, encode_image
+from clipbias.export import export
+from tests.export import models
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "templates"),
+    [
+        ("zero_shot", {"templates": ("a {}.", "the {}.")}, ["a {}.", "the {}."]),
+        ("coop", {}, ["a photo of a {}."]),
+        ("coop", {"class_specific": True, "tokens": 2, "position": "front"}, ["X X {}."]),
+        ("taskres", {}, ["a {} of a pet."]),
+        ("own.py", {}, ["a photo of a {}."]),
+    ],
+)
+def test_the_head_reproduces_the_logits(
+    clip: Clip, tmp_path: Path, method: str, options: dict, templates: list
+) -> None:
+    if method == "own.py":
+        method = str(tmp_path / method)
+        Path(method).write_text(models.SHIFT)
+    adapter = models.adapter(clip, method, tmp_path, **options)
+    assert export(adapter, clip, tmp_path / "out") == "head"
+    with safe_open(tmp_path / "out" / "classifier.safetensors", "numpy") as file:
+        features, scale, metadata = file.get_tensor("text_features"), file.get_tensor("logit_scale"), file.metadata()
+    assert json.loads(metadata["class_names"]) == list(models.CLASS_NAMES)
+    assert json.loads(metadata["templates"]) == templates
+    np.testing.assert_allclose(np.linalg.norm(features, axis=-1), 1, rtol=1e-6)
+    images = models.pictures(clip, 3)
+    plain = jax.jit(lambda params, x: encode_image(params, clip.config, x)[0])
+    found = np.asarray(plain(clip.params, clip.preprocessing.normalize(images)))
+    found = found / np.linalg.norm(found, axis=-1, keepdims=True)
+    models.assert_close(np.exp(scale) * found @ features.T, models.logits(clip, adapter, images))
+
+
+def test_the_head_beside_a_checkpoint_is_that_checkpoints_own(clip: Clip, tmp_path: Path) -> None:
+    import clipbias
+
+    export(models.adapter(clip, "bias", tmp_path), clip, tmp_path / "out")
+    folded = clipbias.load(tmp_path / "out")
+    task = clipbias.Task(folded, "zero_shot", models.CLASS_NAMES, template="a photo of a {}.")
+    with safe_open(tmp_path / "out" / "classifier.safetensors", "numpy") as file:
+        models.assert_close(jax.jit(task.class_features)(folded.params, {}), file.get_tensor("text_features"))

@@ -1,0 +1,62 @@
+"""The StableHLO program: the adapter's logits from the files alone, for any batch size."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.export
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+
+from clipbias.clip import Clip
+from clipbias.data.transforms import test_image as crop
+from clipbias.export import export
+from tests.export import models
+
+
+@pytest.mark.parametrize("method", ["maple", "vpt", "bias", "coop"])
+def test_the_program_in_this_process(clip: Clip, tmp_path: Path, method: str) -> None:
+    adapter = models.adapter(clip, method, tmp_path)
+    export(adapter, clip, tmp_path / "out", form="program")
+    program = jax.export.deserialize(bytearray((tmp_path / "out" / "classifier.stablehlo").read_bytes()))
+    weights = load_file(tmp_path / "out" / "weights.safetensors")
+    assert not any(name.startswith("text") for name in weights)
+    images = models.pictures(clip, 5)
+    expected = models.logits(clip, adapter, images)
+    models.assert_close(program.call(weights, images), expected)
+    models.assert_close(program.call(weights, images[:1]), expected[:1])
+    told = json.loads((tmp_path / "out" / "program.json").read_text())
+    assert told["class_names"] == list(models.CLASS_NAMES)
+    assert told["platforms"] == list(program.platforms) == ["cpu", "cuda", "tpu"]
+    assert (tmp_path / "out" / "classifier.stablehlo").stat().st_size < 100_000
+
+
+def test_the_cards_code_in_a_fresh_process_without_clipbias(demo: Clip, tmp_path: Path) -> None:
+    """On the embedded model, whose half-precision weights stay half in the file."""
+    adapter = models.adapter(demo, "ivlp", tmp_path)
+    out = tmp_path / "out"
+    assert export(adapter, demo, out) == "program"
+    assert load_file(out / "weights.safetensors")["vision/layers/fc1/kernel"].dtype == np.float16
+    picture = np.random.default_rng(1).integers(0, 256, (71, 50, 3), np.uint8)
+    Image.fromarray(picture).save(out / "image.png")
+    images = models.pictures(demo, 3)
+    np.save(out / "images.npy", images)
+    code = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)[0]
+    code += (
+        "import sys\n"
+        "assert 'clipbias' not in sys.modules\n"
+        "np.savez('logits.npz', one=logits, three=jax.jit(program.call)(weights, np.load('images.npy')))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=out, env={**os.environ}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split()[0] in models.CLASS_NAMES
+    found = np.load(out / "logits.npz")
+    one = crop(picture, demo.config.vision.image_size)[None]
+    models.assert_close(found["one"], models.logits(demo, adapter, one))
+    models.assert_close(found["three"], models.logits(demo, adapter, images))

@@ -1,0 +1,139 @@
+"""Adapter files: what comes back, other class names, files of the first format, and what is refused."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import safetensors
+from safetensors.numpy import load_file, save_file
+
+import clipbias
+from clipbias.clip import Clip
+from clipbias.errors import ClipbiasError
+from tests import helpers
+from tests.reference.cases import CLASS_NAMES
+
+DATA = Path(__file__).parents[1] / "data_files"
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Clip:
+    folder = tmp_path_factory.mktemp("tiny")
+    helpers.tiny_checkpoint(folder)
+    return clipbias.load(folder)
+
+
+def saved(clip: Clip, path: Path, method: str, **options) -> clipbias.tuning.adapter.Adapter:
+    """An adapter for two classes, written and read back."""
+    task = clipbias.Task(clip, method, ("cat", "dog"), template="a {}.", **options)
+    clipbias.save_adapter(path, task, task.init(seed=3), method=method, notes={"accuracy": 1.5})
+    return clipbias.load_adapter(path)
+
+
+@pytest.mark.parametrize("method", ["bias", "coop", "ivlp", "maple", "taskres", "vpt", "zero_shot"])
+def test_an_adapter_comes_back(clip: Clip, tmp_path: Path, method: str) -> None:
+    task = clipbias.Task(clip, method, ("cat", "dog"), template="a {}.")
+    adapter = saved(clip, tmp_path / "a.safetensors", method)
+    again = adapter.task(clip)
+    assert (again.method, again.class_names, again.template) == (task.method, task.class_names, task.template)
+    assert adapter.notes == {"accuracy": 1.5}
+    jax.tree.map(np.testing.assert_array_equal, dict(task.init(seed=3)), dict(adapter.learnables))
+
+
+@pytest.mark.parametrize("method", ["bias", "coop", "ivlp", "maple", "vpt", "zero_shot"])
+@pytest.mark.parametrize("names", [("bird", "cat"), ("bird", "maine_coon", "cat")], ids=len)
+def test_other_class_names(clip: Clip, tmp_path: Path, method: str, names: tuple[str, ...]) -> None:
+    """What one file says about other classes is what a task of those classes says with the same learnables."""
+    adapter = saved(clip, tmp_path / "a.safetensors", method)
+    images = helpers.random_images({"vision_config": {"image_size": 16}}, 2)
+    fresh = clipbias.Task(clip, method, names, template="a {}.")
+    found, expected = (
+        jax.jit(task.logits)(clip.params, adapter.learnables, images) for task in (adapter.task(clip, names), fresh)
+    )
+    assert found.shape == (2, len(names))
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(("method", "options"), [("taskres", {}), ("coop", {"class_specific": True})])
+@pytest.mark.parametrize("names", [("bird", "horse"), ("dog", "cat"), ("cat", "dog", "bird")], ids=" ".join)
+def test_what_belongs_to_classes_is_refused_for_others(
+    clip: Clip, tmp_path: Path, method: str, options: dict, names: tuple[str, ...]
+) -> None:
+    """As many other classes, too, and the same ones in another order: rows would be given to the wrong classes."""
+    adapter = saved(clip, tmp_path / "a.safetensors", method, **options)
+    assert adapter.task(clip, ["cat", "dog"]).class_names == ("cat", "dog")
+    with pytest.raises(ClipbiasError, match=f"cannot be used with other classes such as '{names[0]}'; tune it on them"):
+        adapter.task(clip, names)
+
+
+def test_a_file_of_the_first_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file was written once, by the first version, and stays as it is. Its logits are PyTorch's own."""
+    adapter = clipbias.load_adapter(DATA / "adapter_format_1.safetensors")
+    assert adapter.method == "ivlp"
+    assert adapter.options == {
+        "text_tokens": 2,
+        "vision_tokens": 2,
+        "depth": 0,
+        "text_depth": 2,
+        "vision_depth": 1,
+        "words": "a photo of a",
+    }
+    assert adapter.class_names == CLASS_NAMES
+    assert adapter.template == "a photo of a {}, a type of pet."
+    assert adapter.base == "tests/data_files/tiny_quick_gelu"
+    assert adapter.base_fingerprint == "1f962140c8e1db6c034cad83c148198dac94b2b515b69bd4e054d9aaad48aceb"
+    assert adapter.notes == {"dataset": "pets", "shots": 16, "seed": 1, "accuracy": 81.25}
+    shapes = {name: (leaf.shape, leaf.dtype.name) for name, leaf in adapter.learnables.items()}
+    assert shapes == {
+        "text_context": ((2, 16), "float32"),
+        "text_prompts": ((1, 2, 16), "float32"),
+        "vision_prompts": ((1, 2, 24), "float32"),
+    }
+    folder = DATA / "tiny_quick_gelu"
+    clip = clipbias.load(folder)
+    images = load_file(folder / "expected.safetensors")["images"]
+    expected = load_file(folder / "expected_tuning.safetensors")["ivlp_two_and_one_layers.logits"]
+    logits = jax.jit(adapter.task(clip).logits)(clip.params, adapter.learnables, images)
+    np.testing.assert_allclose(logits, expected, atol=3e-6 * np.abs(expected).max())
+
+
+def test_another_base_model(clip: Clip, tmp_path: Path) -> None:
+    adapter = saved(clip, tmp_path / "a.safetensors", "bias")
+    helpers.tiny_checkpoint(tmp_path / "other", seed=1)
+    with pytest.raises(ClipbiasError, match=r"was trained on .* and does not fit .*other.*; load its own base model"):
+        adapter.task(clipbias.load(tmp_path / "other"))
+
+
+def test_arrays_of_another_shape(clip: Clip, tmp_path: Path) -> None:
+    saved(clip, tmp_path / "a.safetensors", "bias")
+    with safetensors.safe_open(tmp_path / "a.safetensors", "numpy") as file:
+        metadata = file.metadata()
+    save_file({"vision_bias": np.zeros((1, 24), np.float32)}, tmp_path / "a.safetensors", metadata=metadata)
+    with pytest.raises(ClipbiasError, match="are not those of method 'bias'"):
+        clipbias.load_adapter(tmp_path / "a.safetensors").task(clip)
+
+
+def test_a_damaged_file(clip: Clip, tmp_path: Path) -> None:
+    saved(clip, tmp_path / "a.safetensors", "ivlp")
+    content = (tmp_path / "a.safetensors").read_bytes()
+    for damaged in (content[:-1], content[: len(content) // 2], b"", b"\xff" * 100):
+        (tmp_path / "a.safetensors").write_bytes(damaged)
+        with pytest.raises(ClipbiasError, match=r"a\.safetensors is damaged or incomplete"):
+            clipbias.load_adapter(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("header", [None, "{", "[]", "3", '{"format": 1}', '{"format": "one"}', '{"method": "bias"}'])
+def test_files_that_are_no_adapters(tmp_path: Path, header: str | None) -> None:
+    save_file({"a": np.zeros(1)}, tmp_path / "a", metadata=None if header is None else {"clipbias": header})
+    with pytest.raises(ClipbiasError, match="is not a clipbias adapter"):
+        clipbias.load_adapter(tmp_path / "a")
+
+
+def test_no_file_and_a_later_format(tmp_path: Path) -> None:
+    with pytest.raises(ClipbiasError, match="no adapter file"):
+        clipbias.load_adapter(tmp_path / "none")
+    save_file({"a": np.zeros(1)}, tmp_path / "later", metadata={"clipbias": json.dumps({"format": 99})})
+    with pytest.raises(ClipbiasError, match="has format 99; this clipbias reads up to 1: upgrade it"):
+        clipbias.load_adapter(tmp_path / "later")

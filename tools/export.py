@@ -1,0 +1,43 @@
+"""Exports a tuned adapter: a Hugging Face checkpoint, a classifier head, or a StableHLO program, with a model card.
+
+    python -m tools.export workdir/demo/adapters/bias-demo_textures-16shots-seed1.safetensors workdir/export/bias
+
+The first argument is an adapter file or a finished run's folder, the second a new folder. What a method adds to CLIP
+decides its form (docs/export.md); --form chooses another.
+"""
+
+import logging
+import sys
+from pathlib import Path
+
+from absl import app, flags
+
+import clipbias
+from clipbias.errors import ClipbiasError
+from clipbias.export import FORMS, export
+from experiments.inputs import find_adapter
+
+_FORM = flags.DEFINE_enum("form", None, FORMS, "What to write; by default what fits the method.")
+_BASE_MODEL = flags.DEFINE_string("base_model", None, "Where the base model is, if it has moved.")
+
+
+def main(arguments: list[str]) -> int:
+    for library in ("jax", "transformers"):  # their notes on missing backends and each file they write
+        logging.getLogger(library).setLevel(logging.WARNING)
+    try:
+        if len(arguments) != 3:
+            raise ClipbiasError("give an adapter and the folder to write: python -m tools.export ADAPTER FOLDER.")
+        adapter, path = find_adapter(arguments[1])
+        clip = clipbias.load(_BASE_MODEL.value or adapter.base)
+        form = export(adapter, clip, arguments[2], form=_FORM.value)
+    except ClipbiasError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{path} as a {form}:")
+    for written in sorted(Path(arguments[2]).expanduser().iterdir()):
+        print(f"  {written} ({written.stat().st_size / 1000:,.1f} kB)")
+    return 0
+
+
+if __name__ == "__main__":
+    app.run(main)
