@@ -192,4 +192,5 @@ def encode_packed_text(
         return take(out.reshape(*out.shape[:2], -1), ends).reshape(q.shape)
 
     rows = tower.add_bias(layers.block_rows(x, last.weights, config.text, take, attend_row), last)
-    return read_text(params, config, rows.reshape(-1, rows.shape[-1])[tokens.order])
+    # Read out before the order is restored: each device reads its own classes, and only features are exchanged.
+    return read_text(params, config, rows.reshape(-1, rows.shape[-1]))[tokens.order]
