@@ -18,6 +18,7 @@ from clipbias.data.images import Images
 from clipbias.data.pipeline import DEFAULT_CACHE_BYTES, Batch, steps_per_epoch, train_batches
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
+from clipbias.training.agreement import Agreement
 from clipbias.training.checkpoint import Checkpoints
 from clipbias.training.interruption import Interrupted, stop_notice
 from clipbias.training.metrics import MetricWriter
@@ -109,7 +110,8 @@ def train(
       mesh: where to compute.
       folder: where checkpoints lie; `None` keeps none.
       identity: what must be equal for a checkpoint to be continued.
-      checkpoint_seconds: least time between two checkpoints; 0 saves after every step.
+      checkpoint_seconds: least time between two checkpoints; 0 saves after every step (with several processes, which
+        agree on it a step later, after every second).
       progress: told about every step.
       metrics_folder: where `metrics.jsonl` goes.
 
@@ -141,6 +143,7 @@ def train(
         run_step = functools.partial(
             train_step, runs[0].task.classifier, clip.preprocessing, recipe, params, text, stacked_text=stacked_text
         )
+        agree = Agreement(mesh)
         saved_at = time.monotonic()
         with stop_notice() as notice:
             while step < total:
@@ -149,12 +152,14 @@ def train(
                 state, values = run_step(state, next(batches), learning_rate)
                 step += 1
                 follow.step(step, values, rate)
-                due = time.monotonic() - saved_at >= checkpoint_seconds and step < total
-                if checkpoints is not None and (due or notice.given):
+                last = step == total
+                due = checkpoints is not None and time.monotonic() - saved_at >= checkpoint_seconds
+                due, stop = agree(due and not last, notice.given, now=last)
+                if checkpoints is not None and (due or stop):
                     follow.catch_up()  # nothing is saved after a loss that is not finite
                     checkpoints.save(step, state)
                     saved_at = time.monotonic()
-                if notice.given:
+                if stop:
                     raise Interrupted(f"stopped at step {step} of {total}; the same command continues.")
         follow.catch_up()
         if checkpoints is not None:
