@@ -84,8 +84,8 @@ def replicate(mesh: Mesh, tree: Any) -> Any:
 
 
 def place(mesh: Mesh, tree: Any, *axes: str | None) -> Any:
-    """Puts a tree of host arrays, equal on all processes, on the mesh with its leading axes split along `axes`, of which
-    `run` may be the first.
+    """Puts a tree of host arrays, equal on all processes, on the mesh, their leading axes split along `axes` (`run` at
+    most the first).
     """
     return _put(mesh, tree, PartitionSpec(*axes))
 
