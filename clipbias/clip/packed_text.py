@@ -222,6 +222,7 @@ def encode_packed_text(
             return run(dataclasses.replace(tokens, **dict(zip(GROUPED, leaves, strict=True))))
 
         features = jax.lax.map(jax.checkpoint(one, prevent_cse=False), split).swapaxes(0, 1)
+    # Only now, after each device has read out its own classes, so that features alone are exchanged.
     return features.reshape(-1, features.shape[-1])[tokens.order]
 
 

@@ -26,9 +26,10 @@ class LayerInput:
     Attributes:
       index: the layer's number, from 0.
       weights: the block's weights (`layers.py`).
-      prompts: `[T, D]` rows that may replace tokens at the block's input, or `None`.
+      prompts: `[T, D]` rows that may replace tokens at the block's input, `[B, T, D]` where each of the `B` rows of
+        tokens has its own copy, or `None`.
       replace: whether this block replaces them (a prompt depth smaller than the tower).
-      bias: `[D]`, added to every token after the block, or `None`.
+      bias: `[D]`, or `[B, 1, D]`, added to every token after the block, or `None`.
     """
 
     index: jax.Array
@@ -127,10 +128,14 @@ def put_prompts(tokens: jax.Array, layer: LayerInput, prompt_rows: jax.Array | n
         here = slice(at[0], at[-1] + 1)
         if len(at) == here.stop - here.start:
             old = tokens[..., here, :]
-            new = jnp.where(layer.replace, layer.prompts[prompt_rows[at]], old)
+            new = jnp.where(layer.replace, layer.prompts[..., prompt_rows[at], :], old)
             return jnp.concatenate([tokens[..., : here.start, :], new, tokens[..., here.stop :, :]], axis=-2)
-    here = (prompt_rows >= 0) & layer.replace
-    return jnp.where(here[..., None], layer.prompts[jnp.maximum(prompt_rows, 0)], tokens)
+    here, at = (prompt_rows >= 0) & layer.replace, jnp.maximum(prompt_rows, 0)
+    if layer.prompts.ndim == 2:
+        chosen = layer.prompts[at]
+    else:
+        chosen = jnp.take_along_axis(layer.prompts, jnp.broadcast_to(at, tokens.shape[:-1])[..., None], axis=-2)
+    return jnp.where(here[..., None], chosen, tokens)
 
 
 def add_bias(tokens: jax.Array, layer: LayerInput) -> jax.Array:
@@ -235,8 +240,16 @@ def scan_all_but_last(
 
     Slicing the stacked weights `[:-1]` would copy them all at every call, and so would a backward pass that keeps
     each layer's slice: the scan runs over layer numbers instead, and both passes read the weights where they lie.
+
+    Prompts and biases are copied for each of the `B` rows of `tokens [B, N, D]`. Their gradients are then summed over
+    `B` once, behind the loop: where `B` is split over devices, that is one exchange instead of one per layer.
     """
-    others = dataclasses.replace(inputs, weights=None)
+    others = jax.tree.map(lambda leaf: leaf[:-1], dataclasses.replace(inputs, weights=None))
+    others = dataclasses.replace(
+        others,
+        prompts=None if others.prompts is None else _per_row(others.prompts, tokens.shape[0]),
+        bias=None if others.bias is None else _per_row(others.bias[:, None], tokens.shape[0]),
+    )
 
     def numbered(tokens: jax.Array, layer: LayerInput) -> tuple[jax.Array, None]:
         weights = jax.tree.map(
@@ -245,8 +258,13 @@ def scan_all_but_last(
         return step(tokens, dataclasses.replace(layer, weights=weights))
 
     numbered = jax.checkpoint(numbered, policy=layers.keep_products if remat is None else remat, prevent_cse=False)
-    tokens, _ = jax.lax.scan(numbered, tokens, jax.tree.map(lambda leaf: leaf[:-1], others))
+    tokens, _ = jax.lax.scan(numbered, tokens, others)
     return tokens, jax.tree.map(lambda leaf: leaf[-1], inputs)
+
+
+def _per_row(stacked: jax.Array, count: int) -> jax.Array:
+    """`[L, n, D]` as `[L, count, n, D]`."""
+    return jnp.broadcast_to(stacked[:, None], (stacked.shape[0], count, *stacked.shape[1:]))
 
 
 def take_rows(tokens: jax.Array, rows: jax.Array) -> jax.Array:

@@ -18,6 +18,7 @@ from clipbias.data.images import Images
 from clipbias.data.pipeline import DEFAULT_CACHE_BYTES, Batch, steps_per_epoch, train_batches
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
+from clipbias.training.agreement import Agreement
 from clipbias.training.alike import crop, features_alike, fill_up, packed_alike, same_program
 from clipbias.training.checkpoint import Checkpoints
 from clipbias.training.interruption import Interrupted, stop_notice
@@ -123,7 +124,8 @@ def train(
       mesh: where to compute.
       folder: where checkpoints lie; `None` keeps none.
       identity: what must be equal for a checkpoint to be continued.
-      checkpoint_seconds: least time between two checkpoints; 0 saves after every step.
+      checkpoint_seconds: least time between two checkpoints; 0 saves after every step (with several processes, which
+        agree on it a step later, after every second).
       progress: told about every step.
       metrics_folder: where `metrics.jsonl` goes.
       plan: what the step was planned to need; said before the first step.
@@ -164,6 +166,7 @@ def train(
             classes=classes,
             stacked_text=stacked_text,
         )
+        agree = Agreement(mesh)
         saved_at = time.monotonic()
         needs = "" if plan is None else f"a step needs {plan}: "
         advice = f"{needs}lower --config.batch_size, raise --config.class_chunks, or set --config.remat=tokens."
@@ -174,12 +177,14 @@ def train(
                 state, values = run_step(state, next(batches), learning_rate)
                 step += 1
                 follow.step(step, values, rate)
-                due = time.monotonic() - saved_at >= checkpoint_seconds and step < total
-                if checkpoints is not None and (due or notice.given):
+                last = step == total
+                due = checkpoints is not None and time.monotonic() - saved_at >= checkpoint_seconds
+                due, stop = agree(due and not last, notice.given, now=last)
+                if checkpoints is not None and (due or stop):
                     follow.catch_up()  # nothing is saved after a loss that is not finite
                     checkpoints.save(step, state)
                     saved_at = time.monotonic()
-                if notice.given:
+                if stop:
                     raise Interrupted(f"stopped at step {step} of {total}; the same command continues.")
             follow.catch_up()
         if checkpoints is not None:

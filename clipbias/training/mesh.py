@@ -2,6 +2,9 @@
 
 `data` splits the images of a batch and the classes of the text tower; `run` splits independent runs. The frozen weights
 are on every device. The same code runs on one CPU, one GPU, several, and a pod.
+
+Runs whose number is not a multiple of `run` are all computed along the whole of that axis: their arrays have the same
+shapes on every mesh, so that a checkpoint of one continues on any other.
 """
 
 import os
@@ -25,6 +28,8 @@ def start_distributed(
     With nothing given, joins only where a cluster announces itself: a TPU pod, SLURM or Open MPI with several tasks, or
     the variables `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`.
     """
+    # A notice to stop is for the training loop (`interruption`); JAX's own service would take it and tell nobody.
+    jax.config.update("jax_enable_preemption_service", False)
     coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
     if coordinator:
         processes = processes if processes is not None else int(os.environ.get("JAX_NUM_PROCESSES", "1"))
@@ -79,14 +84,21 @@ def replicate(mesh: Mesh, tree: Any) -> Any:
 
 
 def place(mesh: Mesh, tree: Any, *axes: str | None) -> Any:
-    """Puts a tree of host arrays, equal on all processes, on the mesh with its leading axes split along `axes`."""
+    """Puts a tree of host arrays, equal on all processes, on the mesh, their leading axes split along `axes` (`run` at
+    most the first).
+    """
     return _put(mesh, tree, PartitionSpec(*axes))
 
 
 def place_batch(mesh: Mesh, batch: Any) -> Any:
     """Puts `[run, batch, …]` arrays on the mesh; each process passes its own share of the batch axis."""
-    sharding = NamedSharding(mesh, PartitionSpec(RUN, DATA))
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
+
+    def one(leaf: Any) -> jax.Array:
+        leaf = np.asarray(leaf)
+        sharding = NamedSharding(mesh, PartitionSpec(_runs(mesh, leaf), DATA))
+        return jax.make_array_from_process_local_data(sharding, leaf)
+
+    return jax.tree.map(one, batch)
 
 
 def place_rows(mesh: Mesh, rows: Any) -> jax.Array:
@@ -100,10 +112,15 @@ def place_rows(mesh: Mesh, rows: Any) -> jax.Array:
 def _put(mesh: Mesh, tree: Any, spec: PartitionSpec) -> Any:
     def one(leaf: Any) -> jax.Array:
         leaf = np.asarray(leaf)
-        fitted = PartitionSpec(*spec[: leaf.ndim])
+        fitted = PartitionSpec(*(_runs(mesh, leaf) if axis == RUN else axis for axis in spec[: leaf.ndim]))
         return jax.make_array_from_callback(leaf.shape, NamedSharding(mesh, fitted), lambda index: leaf[index])
 
     return jax.tree.map(one, tree)
+
+
+def _runs(mesh: Mesh, leaf: np.ndarray) -> str | None:
+    """The axis that splits a leading axis of runs, `None` where it cannot be divided."""
+    return None if leaf.shape[0] % mesh.shape[RUN] else RUN
 
 
 def fetch(tree: Any) -> Any:

@@ -1,13 +1,29 @@
-"""Two real processes on one machine train and evaluate to the numbers of one."""
+"""A run that moves between two real processes, one device and eight, at a notice to stop each time."""
 
 import json
+import signal
 import socket
+import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 from safetensors.numpy import load_file
 
+import clipbias
+from clipbias import data
+from clipbias.training import loop, single
+from clipbias.training import mesh as meshes
+from clipbias.training.interruption import Interrupted
+from clipbias.training.metrics import read_metrics
+from clipbias.training.settings import Recipe
+from configs import train as config_file
+from experiments.app import EXIT_INTERRUPTED
 from tests.end_to_end import binaries
+
+STEPS = 20
+CHANGES = {"dataset": "demo/digits", "shots": 4, "epochs": STEPS, "checkpoint_seconds": 0.0, "learning_rate": 0.02}
 
 
 def free_port() -> int:
@@ -16,30 +32,91 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def test_training_on_two_processes(model: Path, cache: Path, tmp_path: Path) -> None:
-    def arguments(workdir: str) -> list[str]:
-        return [
-            "--config=configs/train.py:ivlp",
-            f"--config.model={model}",
-            "--config.dataset=demo/digits",
-            "--config.shots=4",
-            "--config.epochs=3",
-            "--config.checkpoint_seconds=0.0",
-            "--config.learning_rate=0.02",
-            f"--workdir={tmp_path / workdir}",
-        ]
-
-    binaries.succeed("train", *arguments("one"), cache=cache)
+def start_two(model: Path, workdir: Path, cache: Path) -> list[subprocess.Popen]:
     job = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
-    processes = [
-        binaries.start("train", *arguments("two"), cache=cache, JAX_PROCESS_ID=str(index), **job) for index in range(2)
-    ]
-    for process in processes:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors[-3000:]
-    one, two = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("one", "two"))
-    assert one["accuracy"] == two["accuracy"]
-    np.testing.assert_allclose(one["loss"], two["loss"], rtol=1e-5)
-    first, second = (load_file(tmp_path / name / "adapter.safetensors") for name in ("one", "two"))
-    for name in first:
-        np.testing.assert_allclose(first[name], second[name], rtol=1e-3, atol=1e-5)
+    arguments = ["--config=configs/train.py:ivlp", f"--config.model={model}", f"--workdir={workdir}"]
+    arguments += [f"--config.{name}={value}" for name, value in CHANGES.items()]
+    return [binaries.start("train", *arguments, cache=cache, JAX_PROCESS_ID=str(index), **job) for index in range(2)]
+
+
+def ends(processes: list[subprocess.Popen]) -> list[tuple[str, str]]:
+    """What each process printed by its end; one that waits for the other forever fails the test."""
+    try:
+        return [process.communicate(timeout=120) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def here(model: Path, workdir: Path, devices: int) -> dict:
+    """What `experiments.train` does, on devices of this process."""
+    config = config_file.get_config("ivlp")
+    config.update(CHANGES)
+    return single.train_and_evaluate(
+        clipbias.load(model),
+        data.load(config.dataset),
+        config.method,
+        dict(config.method_options),
+        Recipe.from_config(config),
+        shots=config.shots,
+        seed=config.seed,
+        dtype=config.dtype,
+        mesh=meshes.make_mesh(run=1, data=devices),
+        eval_batch_size=config.eval_batch_size,
+        checkpoint_seconds=config.checkpoint_seconds,
+        on_image_error=config.on_image_error,
+        workdir=workdir,
+    )
+
+
+def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the step after so many send SIGTERM to this process."""
+    original, calls = loop.train_step, 0
+
+    def step_and_signal(*arguments, **options):
+        nonlocal calls
+        calls += 1
+        if calls == steps:
+            signal.raise_signal(signal.SIGTERM)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(loop, "train_step", step_and_signal)
+
+
+def test_a_run_moves_between_processes_and_devices(
+    model: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, moved = tmp_path / "whole", tmp_path / "moved"
+    metrics = moved / "metrics.jsonl"
+    expected = here(model, whole, 1)
+
+    processes = start_two(model, moved, cache)
+    deadline = time.monotonic() + 120
+    while not read_metrics(metrics) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    processes[1].send_signal(signal.SIGTERM)  # to one of them alone
+    for process, (_, errors) in zip(processes, ends(processes), strict=True):
+        assert process.returncode == EXIT_INTERRUPTED, errors[-3000:]
+        assert f"of {STEPS}; the same command continues" in errors
+    first = read_metrics(metrics)[-1]["step"]
+    assert 0 < first < STEPS - 6
+
+    for devices, made in ((1, 3), (8, 6)):
+        stop_after(3, monkeypatch)
+        with pytest.raises(Interrupted, match=f"stopped at step {first + made} of {STEPS}"):
+            here(model, moved, devices)
+        monkeypatch.undo()
+
+    processes = start_two(model, moved, cache)
+    for index, (output, errors) in enumerate(ends(processes)):
+        assert processes[index].returncode == 0, errors[-3000:]
+        assert ("of test images" in output) == (index == 0)  # one process speaks for all
+        assert (f"{STEPS}/{STEPS}" in errors) == (index == 0)
+    result = json.loads((moved / "result.json").read_text())
+    assert result["accuracy"] == expected["accuracy"]
+    losses = [[line["loss"] for line in read_metrics(folder / "metrics.jsonl")] for folder in (whole, moved)]
+    assert [line["step"] for line in read_metrics(metrics)] == list(range(1, STEPS + 1))
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+    adapters = [load_file(folder / single.ADAPTER) for folder in (whole, moved)]
+    for name in adapters[0]:
+        np.testing.assert_allclose(adapters[0][name], adapters[1][name], rtol=1e-3, atol=2e-5)

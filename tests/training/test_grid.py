@@ -1,7 +1,10 @@
+import dataclasses
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 
 from clipbias.clip import Clip
 from clipbias.data import Dataset
@@ -17,13 +20,16 @@ SETTINGS = GridSettings(
 )
 
 
-def make_grid(clip: Clip, colours: Dataset, recipe: Recipe, folder: Path) -> Grid:
+def make_grid(
+    clip: Clip, colours: Dataset, recipe: Recipe, folder: Path, *, mesh: Mesh | None = None, protocol: str = "few_shot"
+) -> Grid:
     def load(name: str) -> Dataset:
         if name != "colours":
             raise ClipbiasError(f"there is no dataset {name!r}.")
         return colours
 
-    return Grid(clip, recipe, SETTINGS, load, folder, mesh=meshes.single_device())
+    settings = dataclasses.replace(SETTINGS, protocol=protocol)
+    return Grid(clip, recipe, settings, load, folder, mesh=mesh or meshes.single_device())
 
 
 def test_plan() -> None:
@@ -78,6 +84,23 @@ def test_an_adapter_of_the_grid_gives_the_grids_accuracy(
             on_image_error="raise",
         )
         assert score["correct"] == row["correct"]
+
+
+# Three seeds do not divide by two: every device computes all of them.
+@pytest.mark.parametrize(("protocol", "seeds"), [("few_shot", (1, 2, 3)), ("base_to_new", (1, 2))])
+def test_seeds_split_over_devices_give_the_cells_of_one_device(
+    clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path, protocol: str, seeds: tuple[int, ...]
+) -> None:
+    packs = plan(["bias"], ["colours"], [2], seeds, runs_per_program=0)
+    cells, learnables = [], []
+    for name, mesh in (("one", meshes.single_device()), ("four", meshes.make_mesh(run=2, data=2))):
+        grid = make_grid(clip, colours, recipe, tmp_path / name, mesh=mesh, protocol=protocol)
+        rows = grid.run(packs)
+        assert [row["status"] for row in rows] == ["ok"] * len(seeds)
+        cells.append([row.get("accuracies", row.get("accuracy")) for row in rows])
+        learnables.append([load_adapter(grid.adapter_path(packs[0], seed)).learnables for seed in seeds])
+    assert cells[0] == cells[1]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6), *learnables)
 
 
 def test_two_processes_in_one_folder(tmp_path: Path) -> None:

@@ -88,19 +88,6 @@ def test_an_interrupted_run_ends_with_the_same_bits(
     assert [line["step"] for line in read_json_lines(tmp_path / "metrics.jsonl")] == [1, 2, 3]
 
 
-def test_a_checkpoint_of_eight_devices_continues_on_one(
-    clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path
-) -> None:
-    where = {"folder": tmp_path / "checkpoints", "identity": {}, "checkpoint_seconds": 0.0}
-    whole = run(clip, pack(clip, colours, "vpt", (1,)), recipe)
-    eight = pack(clip, colours, "vpt", (1,), groups=8)
-    run(clip, eight, dataclasses.replace(recipe, epochs=2), meshes.make_mesh(), **where)
-    # The schedule depends on the number of epochs: only what both runs share is compared.
-    one = run(clip, pack(clip, colours, "vpt", (1,)), recipe, **where)
-    assert one.steps == whole.steps == 3
-    assert_close(one.losses, whole.losses)
-
-
 def test_a_loss_that_is_not_finite_stops_and_names_the_step(clip: Clip, colours: Dataset, recipe: Recipe) -> None:
     recipe = dataclasses.replace(recipe, warmup_learning_rate=1e38)
     with pytest.raises(ClipbiasError, match=r"seed 1\) is (nan|inf) at step [23]"):

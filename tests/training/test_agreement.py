@@ -1,0 +1,22 @@
+from clipbias.training import mesh as meshes
+from clipbias.training.agreement import Agreement
+
+
+def test_one_process_decides_at_once() -> None:
+    agree = Agreement(meshes.make_mesh(run=2, data=4))
+    assert agree(True, False) == (True, False)
+    assert agree(False, False, now=True) == (False, False)
+
+
+def test_several_processes_act_a_step_after_the_wish_and_once() -> None:
+    agree = Agreement(meshes.make_mesh(run=2, data=4), alone=False)
+    wishes = [(False, False), (True, False), (True, False), (False, True), (False, False), (False, False)]
+    answers = [agree(*wish) for wish in wishes]
+    # The second wish is answered at the third step, whose own wish, for the same, is dropped.
+    assert answers == [(False, False), (False, False), (True, False), (False, False), (False, True), (False, False)]
+
+
+def test_the_last_step_waits_for_its_answer() -> None:
+    agree = Agreement(meshes.single_device(), alone=False)
+    assert agree(True, False) == (False, False)
+    assert agree(False, True, now=True) == (False, True)
