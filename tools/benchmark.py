@@ -2,7 +2,8 @@
 
     python -m tools.benchmark train --method=ivlp --option depth=9 --classes=100 --batch=4 --baseline
     python -m tools.benchmark features --batch=16
-    python -m tools.benchmark relevancy --method=vpt --batch=4 --baseline
+    python -m tools.benchmark relevancy --method=vpt --batches 1 8 32
+    python -m tools.benchmark relevancy --batches 8 --layers 3 6 12
     python -m tools.benchmark startup
     python -m tools.benchmark pipeline
     python -m tools.benchmark scaling --devices 1 2 4 8 --geometry=tiny
@@ -10,7 +11,9 @@
 
 Seconds are medians over repeats. FLOP are those that the computation needs, counted by hand-checked formulas
 (`tools/benchmarks/flops.py`), and the machine's own rate is that of a large matrix product timed in turn with them.
-`--baseline` also runs the plain computation: texts of full context length, whole blocks, nothing shared.
+`--baseline` also runs the plain computation: texts of full context length, whole blocks, nothing shared. `relevancy`
+gives every way a process of its own, and compares their maps and, where it is installed, PyTorch's; with several depths
+it tells what memory their programs plan for.
 `--append` adds the line to a file that `report` reads.
 """
 
@@ -31,7 +34,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("command", choices=COMMANDS)
     parser.add_argument("files", nargs="*", help="report: files of JSON lines")
     parser.add_argument("--geometry", default="ViT-B/16")
-    parser.add_argument("--layers", type=int, default=0, help="blocks of each tower; 0 as many as the geometry has")
+    parser.add_argument(
+        "--layers", type=int, nargs="+", default=[0], help="blocks of each tower; 0 as many as the geometry has"
+    )
     parser.add_argument("--method", default="ivlp")
     parser.add_argument("--option", action="append", default=[], help="an option of the method, name=number")
     parser.add_argument("--classes", type=int, default=37)
@@ -40,9 +45,21 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--baseline", action="store_true")
     parser.add_argument("--devices", type=int, nargs="+", default=[1, 2, 4, 8], help="scaling: simulated devices")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32], help="relevancy: images at a time")
+    parser.add_argument(
+        "--ways",
+        nargs="+",
+        help="relevancy: of streaming, recompute=N, chunk=N, plain, forward, torch, torch-per-pair, torch-forward",
+    )
+    parser.add_argument("--together", action="store_true", help="relevancy: all ways in this process; memory is shared")
     parser.add_argument("--append", type=Path, help="a file that the JSON line is added to")
     parser.add_argument("--output", type=Path, default=Path("performance"), help="report: path without its ending")
-    return parser.parse_args(arguments)
+    parsed = parser.parse_args(arguments)
+    if parsed.command != "relevancy":
+        if len(parsed.layers) > 1:
+            parser.error(f"{parsed.command} takes one number of --layers; relevancy takes several.")
+        (parsed.layers,) = parsed.layers
+    return parsed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,9 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             print(report.write(parsed.files, parsed.output))
             return 0
-        from tools.benchmarks import processes, steps
+        from tools.benchmarks import processes, relevancy, steps
 
-        run = getattr(steps, parsed.command, None) or getattr(processes, parsed.command)
+        run = next(getattr(m, parsed.command) for m in (steps, processes, relevancy) if hasattr(m, parsed.command))
         result = {"command": parsed.command, "geometry": parsed.geometry, "dtype": parsed.dtype, **run(parsed)}
     except ClipbiasError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,7 +1,8 @@
 """The tuning methods in PyTorch, on `transformers.CLIPModel`, step by step as in their authors' public code.
 
-Used only to make the committed reference outputs. CoOp: KaiyangZhou/CoOp. VPT, IVLP, MaPLe: muzairkhattak/
-multimodal-prompt-learning. TaskRes: geekyutao/TaskRes. Learnables are the arrays of the package's methods.
+Used to make the committed reference outputs, and as what relevancy's speed is compared with. CoOp: KaiyangZhou/CoOp.
+VPT, IVLP, MaPLe: muzairkhattak/multimodal-prompt-learning. TaskRes: geekyutao/TaskRes. Learnables are the arrays of the
+package's methods.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -87,7 +88,7 @@ def text_features(
     """[C, d] of token embeddings [C, N, Dt]."""
     tower, length = model.text_model, tokens.shape[1]
     mask = torch.full((length, length), float("-inf"), dtype=embedding.dtype).triu_(1)[None, None]
-    x = embedding + tower.embeddings.position_embedding.weight
+    x = embedding + tower.embeddings.position_embedding.weight[:length]
     x = run_layers(tower.encoder.layers, x, mask=mask, deep=deep, is_text=True, bias=bias)
     x = tower.final_layer_norm(x)
     return model.text_projection(x[torch.arange(len(x)), tokens.argmax(dim=-1)])

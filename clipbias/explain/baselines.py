@@ -56,7 +56,7 @@ def explanations(
     maps: Sequence[str] = tuple(REDUCTIONS),
     start_layer: int = 0,
     chunk: int | None = None,
-    recompute: bool = False,
+    recompute: int = 0,
 ) -> dict[str, Relevancy]:
     """Several maps of the same images and targets by name, from one pass; arguments as in `relevancy`.
 

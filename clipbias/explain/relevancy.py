@@ -53,12 +53,14 @@ def relevancy(
     *,
     start_layer: int = 0,
     chunk: int | None = None,
-    recompute: bool = False,
+    recompute: int = 0,
 ) -> Relevancy:
     """How much each patch, prompt and text token contributes to the logit of a class.
 
-    No attention is stacked over layers. What is kept between the forward and the backward pass is the blocks'
-    intermediate tokens, nine times `[L, B, N, D]`; two times with `recompute`.
+    No attention is stacked over layers. What grows with depth is what is kept between the forward and the backward
+    pass: the blocks' intermediate tokens, nine times `[L, B, N, D]`, or once or less with `recompute`. For comparison,
+    attention `[B, H, N, N]` is `N / 64` times as large as `[B, N, D]`, and differentiating all layers at once keeps
+    several of them per layer.
 
     Args:
       task: a method bound to classes.
@@ -69,13 +71,16 @@ def relevancy(
         pass of the image.
       start_layer: the first layer that counts; 0 all of them, -1 the last alone.
       chunk: so many images at a time, which bounds the memory of any batch; `None` all at once.
-      recompute: a third of the memory for about a quarter more time.
+      recompute: 1 keeps nothing of a block but its tokens `[B, N, D]` and computes the rest again, about a third of
+        the memory for an eighth more time; `n` keeps those of every `n`-th block, for about `(n + 1) / 2` more forward
+        passes: with `n` in proportion to `L` memory does not grow with depth. 0 computes nothing twice. The maps are
+        the same.
 
     Returns:
       `Relevancy` with `vision [B, M + V]` and `text [B, N]` (`[B, K, …]` for targets `[B, K]`).
 
     Raises:
-      ClipbiasError: targets do not fit the images, or there is no such layer.
+      ClipbiasError: targets do not fit the images, there is no such layer, or `recompute` is negative.
     """
     reductions = (("relevancy", RELEVANCY),)
     options = dict(start_layer=start_layer, chunk=chunk, recompute=recompute)
@@ -92,10 +97,12 @@ def explain(
     *,
     start_layer: int = 0,
     chunk: int | None = None,
-    recompute: bool = False,
+    recompute: int = 0,
 ) -> dict[str, Relevancy]:
     """Several reductions from one forward and backward pass; see `relevancy`."""
     targets = check_targets(task, images, targets)
+    if recompute < 0:
+        raise ClipbiasError(f"recompute is {recompute}; give 0, or n to keep the tokens of every n-th block.")
     pairs = targets[:, None] if targets.ndim == 1 else targets
     tokens = jax.tree.map(jnp.asarray, task.tokens)
     settings = (task.classifier, reductions, start_layer, chunk, recompute)
@@ -109,7 +116,7 @@ def _explain(
     reductions: tuple[tuple[str, Reduction], ...],
     start_layer: int,
     chunk: int | None,
-    recompute: bool,
+    recompute: int,
     params: Params,
     learnables: Learnables,
     images: jax.Array,

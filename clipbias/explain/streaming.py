@@ -1,9 +1,10 @@
 """Gradients with respect to attention, one layer at a time, reduced before the next layer is touched.
 
-One scan forward keeps of each block what is needed to differentiate it: some multiple of its tokens `[B, N, D]`. One
-scan backward differentiates a block by its tokens and by its attention probabilities, hands both the probabilities `A`
-and `G = ∂y/∂A` to the reductions, and forgets them. Neither `A` nor `G` is ever stacked over layers, nor is any matrix
-of tokens by tokens multiplied by another.
+One scan forward keeps of each block what is needed to differentiate it: some multiple of its tokens `[B, N, D]`, or the
+tokens of every so many-th block, from which the others are computed again. One scan backward differentiates a block by
+its tokens and by its attention probabilities, hands both the probabilities `A` and `G = ∂y/∂A` to the reductions, and
+forgets them. Neither `A` nor `G` is ever stacked over layers, nor is any matrix of tokens by tokens multiplied by
+another.
 
 The last block is read at one row, so only that row of it is computed. A reduction therefore starts from one row and
 continues with whole matrices, from the last layer to the first.
@@ -102,7 +103,7 @@ def scores(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Kept:
-    """What the forward pass keeps of a block; `None` is computed again on the way back.
+    """What a block is differentiated by.
 
     Attributes:
       tokens: `[B, N, D]` at the block's input, before prompts are put in.
@@ -113,8 +114,8 @@ class Kept:
 
     tokens: jax.Array
     middle: jax.Array
-    qkv: jax.Array | None
-    hidden: jax.Array | None
+    qkv: jax.Array
+    hidden: jax.Array
 
 
 def layer_at(inputs: TowerInput, index: int | jax.Array) -> tower.LayerInput:
@@ -126,27 +127,68 @@ def attend(
     qkv: jax.Array, tap: jax.Array | float, weights: Any, inputs: TowerInput, config: TowerConfig
 ) -> tuple[jax.Array, jax.Array]:
     """The attention's output `[B, N, D]` and its probabilities `[B, H, N, N]`, a `tap` added to them."""
-    q, k, v = (layers.split_heads(part, config.heads) for part in jnp.split(qkv, 3, axis=-1))
-    mask = tower.causal_mask(q.shape[1]) if inputs.causal else None
-    probabilities = layers.attention_probabilities(q, k, mask) + tap
-    heads = jnp.einsum("BHNM,BMHK->BNHK", probabilities.astype(v.dtype), v)
+    # Heads before tokens, so that the products of both passes read their operands as they lie.
+    q, k, v = (layers.split_heads(part, config.heads).swapaxes(1, 2) for part in jnp.split(qkv, 3, axis=-1))
+    scores = jnp.einsum("BHNK,BHMK->BHNM", q * q.shape[-1] ** -0.5, k).astype(jnp.float32)
+    if inputs.causal:
+        scores = jnp.where(tower.causal_mask(q.shape[2]), scores, -jnp.inf)
+    probabilities = jax.nn.softmax(scores, axis=-1) + tap
+    heads = jnp.einsum("BHNM,BHMK->BHNK", probabilities.astype(v.dtype), v).swapaxes(1, 2)
     return layers.dense(heads.reshape(*heads.shape[:2], -1), weights["out"]), probabilities
 
 
-def run_forward(inputs: TowerInput, config: TowerConfig, recompute: bool) -> tuple[Kept, jax.Array]:
-    """All blocks but the last: what each keeps, stacked, and the tokens `[B, N, D]` that reach the last one."""
+def block_forward(
+    tokens: jax.Array, index: int | jax.Array, inputs: TowerInput, config: TowerConfig
+) -> tuple[jax.Array, Kept]:
+    """Advances `tokens [B, N, D]` by one block."""
+    layer = layer_at(inputs, index)
+    x = tower.put_prompts(tokens, layer, inputs.prompt_rows)
+    qkv = layers.queries_keys_values(x, layer.weights, config)
+    middle = x + attend(qkv, 0.0, layer.weights, inputs, config)[0]
+    hidden = layers.mlp_hidden(middle, layer.weights, config)
+    output = tower.add_bias(middle + layers.mlp_output(hidden, layer.weights, config), layer)
+    return output, Kept(tokens, middle, qkv, hidden)
 
-    def step(tokens: jax.Array, index: jax.Array) -> tuple[jax.Array, Kept]:
-        layer = layer_at(inputs, index)
-        x = tower.put_prompts(tokens, layer, inputs.prompt_rows)
-        qkv = layers.queries_keys_values(x, layer.weights, config)
-        middle = x + attend(qkv, 0.0, layer.weights, inputs, config)[0]
-        hidden = layers.mlp_hidden(middle, layer.weights, config)
-        output = tower.add_bias(middle + layers.mlp_output(hidden, layer.weights, config), layer)
-        return output, Kept(tokens, middle, *((None, None) if recompute else (qkv, hidden)))
 
-    tokens, kept = jax.lax.scan(step, inputs.tokens, jnp.arange(config.layers - 1))
+def run_blocks(
+    tokens: jax.Array, first: jax.Array, end: jax.Array, inputs: TowerInput, config: TowerConfig
+) -> jax.Array:
+    """Advances `tokens [B, N, D]` by the blocks from `first` up to `end`, which is not run, and keeps nothing."""
+    return jax.lax.fori_loop(first, end, lambda index, x: block_forward(x, index, inputs, config)[0], tokens)
+
+
+def run_forward(inputs: TowerInput, config: TowerConfig, recompute: int) -> tuple[Kept | jax.Array, jax.Array]:
+    """All blocks but the last.
+
+    Returns:
+      What is kept, stacked: a `Kept` of every block, or with `recompute` the tokens at the input of every so many-th;
+      and the tokens `[B, N, D]` that reach the last block.
+    """
+    count = config.layers - 1
+
+    def step(tokens: jax.Array, index: jax.Array) -> tuple[jax.Array, Kept | jax.Array]:
+        output, kept = block_forward(tokens, index, inputs, config)
+        return output, tokens if recompute else kept
+
+    def segment(tokens: jax.Array, first: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return run_blocks(tokens, first, jnp.minimum(first + recompute, count), inputs, config), tokens
+
+    if recompute > 1:
+        tokens, kept = jax.lax.scan(segment, inputs.tokens, jnp.arange(0, count, recompute))
+    else:
+        tokens, kept = jax.lax.scan(step, inputs.tokens, jnp.arange(count))
     return kept, tokens
+
+
+def kept_at(kept: Kept | jax.Array, index: jax.Array, inputs: TowerInput, config: TowerConfig, recompute: int) -> Kept:
+    """What block `index` is differentiated by, computed again where `run_forward` did not keep it."""
+    if not recompute:
+        return jax.tree.map(lambda leaf: leaf[index], kept)
+    segment = index // recompute
+    tokens = kept[segment]
+    if recompute > 1:
+        tokens = run_blocks(tokens, segment * recompute, index, inputs, config)
+    return block_forward(tokens, index, inputs, config)[1]
 
 
 def block_backward(
@@ -155,7 +197,7 @@ def block_backward(
     """Differentiates one block where the forward pass left it, piece by piece.
 
     Every piece starts from what was kept, and its own product is not needed to differentiate it: the compiler leaves it
-    out, and with everything kept no matrix product of the forward pass is repeated but `q kᵀ`.
+    out, and no matrix product of the forward pass is repeated here but `q kᵀ`.
 
     Returns:
       A function from the gradient of the block's output to that of its tokens and of its attention; and the attention
@@ -167,16 +209,14 @@ def block_backward(
         x = tower.put_prompts(tokens, layer, inputs.prompt_rows)
         return x, layers.queries_keys_values(x, weights, config)
 
-    (_, qkv), pull_enter = jax.vjp(enter, kept.tokens)
-    qkv = qkv if kept.qkv is None else kept.qkv
+    _, pull_enter = jax.vjp(enter, kept.tokens)
     batch, length = kept.tokens.shape[:2]
     tap = jnp.zeros((batch, config.heads, length, length), jnp.float32)
     _, pull_attend, probabilities = jax.vjp(
-        lambda qkv, tap: attend(qkv, tap, weights, inputs, config), qkv, tap, has_aux=True
+        lambda qkv, tap: attend(qkv, tap, weights, inputs, config), kept.qkv, tap, has_aux=True
     )
-    hidden, pull_hidden = jax.vjp(lambda middle: layers.mlp_hidden(middle, weights, config), kept.middle)
-    hidden = hidden if kept.hidden is None else kept.hidden
-    _, pull_mlp = jax.vjp(lambda hidden: layers.mlp_output(hidden, weights, config), hidden)
+    _, pull_hidden = jax.vjp(lambda middle: layers.mlp_hidden(middle, weights, config), kept.middle)
+    _, pull_mlp = jax.vjp(lambda hidden: layers.mlp_output(hidden, weights, config), kept.hidden)
 
     def pull(gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
         middle = gradient + pull_hidden(*pull_mlp(gradient))[0]
@@ -213,10 +253,11 @@ def last_rows(
 def reduce_backward(
     inputs: TowerInput,
     config: TowerConfig,
-    kept: Kept,
+    kept: Kept | jax.Array,
     first: tuple[jax.Array, jax.Array, jax.Array],
     reductions: Mapping[str, Reduction],
     start_layer: int,
+    recompute: int,
 ) -> dict[str, jax.Array]:
     """Runs the reductions from the last layer down to `start_layer`.
 
@@ -235,7 +276,7 @@ def reduce_backward(
     }
 
     def step(carry: tuple[jax.Array, dict[str, jax.Array]], index: jax.Array) -> tuple[Any, None]:
-        here = jax.tree.map(lambda leaf: leaf[index], kept)
+        here = kept_at(kept, index, inputs, config, recompute)
         pull, probabilities = block_backward(here, layer_at(inputs, index), inputs, config)
 
         def one(gradient: jax.Array, states: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -279,7 +320,7 @@ def stream(
     tokens: TextTokens,
     *,
     start_layer: int = 0,
-    recompute: bool = False,
+    recompute: int = 0,
     dtype: jnp.dtype = jnp.float32,
 ) -> dict[str, Relevancy]:
     """The maps that `reductions` make of images `[B, R, R, 3]` and target classes `[B, K]`, by name.
@@ -288,7 +329,7 @@ def stream(
       classifier: of the task.
       tokens: of all the task's texts; only the targets' texts are run.
       start_layer: the first layer that counts, in both towers; negative counts from the end.
-      recompute: keep only the residual stream of each block.
+      recompute: 0 keeps what every block is differentiated by; `n` keeps the tokens of every `n`-th block alone.
       dtype: compute type.
     """
     config, templates = classifier.config, classifier.templates
@@ -332,6 +373,7 @@ def stream(
         (image_rows, image_gradients[1], image_gradients[0]),
         reductions,
         first_layer(start_layer, config.vision, "vision"),
+        recompute,
     )
     words = reduce_backward(
         text_input,
@@ -340,6 +382,7 @@ def stream(
         (text_rows, text_gradients[1], text_gradients[0]),
         reductions,
         first_layer(start_layer, config.text, "text"),
+        recompute,
     )
     before_end = jnp.arange(text.ids.shape[1]) < text.eos[:, None]
     shape = (batch, per_image, *((templates,) if templates > 1 else ()), text.ids.shape[1])

@@ -54,10 +54,10 @@ def decomposition(study: Study) -> Drawing | None:
         f" 12); {counts}. (a) Attention mass m on the prompts; the input part is 1 − m times attention"
         " renormalised over the inputs, so the paper's ½ (dotted) would be m = 0.5. Dots are heads, mean over"
         " input queries; the line is their mean, the dashed line the mass of the [cls] or EOS query. (b) The"
-        " same by query, mean over heads. (c) Norm of the prompt part over norm of the input part. (d) Share of"
-        " the prompt part's mean square that its average over samples explains, token by token, and (dashed)"
-        " that one vector for all tokens explains: a bias would be at 1. (e) Cosine between that vector and the"
-        " learned bias of the same layer."
+        " same by query, mean over heads. (c) Norm of the prompt part over norm of the input part, on a log scale;"
+        " they are equal at the dotted line. (d) Share of the prompt part's mean square that its average over"
+        " samples explains, token by token, and (dashed) that one vector for all tokens explains: a bias would be"
+        " at 1. (e) Cosine between that vector and the learned bias of the same layer."
     )
     columns = ("model", "tower", "quantity", "layer", "head", "query", "mean", "standard_error")
     rows = tuple(row for model, tower in shown for row in _numbers(study, model, tower))
@@ -79,10 +79,7 @@ def _row(study: Study, line: "list[Axes]", model: Mapping[str, Any], tower: str)
     mass.set_ylabel(f"{label_of(model)}, {tower}")
     _mass(mass, study.average(f"{path}/prompt_mass"), study.average(f"{path}/readout_mass"))
     _by_query(by_query, study.average(f"{path}/mass_by_query"))
-    ratio = study.average(f"{path}/norm_ratio")
-    if ratio is not None:
-        _line(size, ratio.mean, error=ratio.standard_error)
-        size.set_ylim(bottom=0)
+    _size(size, study.average(f"{path}/norm_ratio"))
     for name, look in (("constancy", "-"), ("bias_likeness", (0, (4, 2)))):
         values = study.array(f"{path}/{name}")
         if values is not None:
@@ -116,10 +113,34 @@ def _by_query(axes: "Axes", mass: Average | None) -> None:
     axes.grid(False)
     axes.set_xlabel("query index", fontsize=7)
     axes.set_ylabel("layer", fontsize=7)
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
     bar = axes.figure.colorbar(picture, ax=axes, fraction=0.06, pad=0.03)
     bar.ax.tick_params(labelsize=6, length=2)
     bar.outline.set_linewidth(0.4)
+
+
+def _size(axes: "Axes", ratio: Average | None) -> None:
+    """Norm over norm, on a log axis: where a head looks at prompts only, the input part is nearly nothing."""
+    if ratio is None:
+        axes.set_axis_off()
+        return
+    from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullLocator
+
+    shown = ratio.mean > 0
+    if shown.any():  # a ratio of 0 has no place on a log axis and leaves a gap
+        axes.set_yscale("log", nonpositive="mask")
+        mean = np.where(shown, ratio.mean, np.nan)
+        # An error as large as its mean reaches down to 0, which a log axis cannot show either.
+        below = np.minimum(np.nan_to_num(ratio.standard_error), 0.9 * np.nan_to_num(mean))
+        _line(axes, mean, error=np.stack([below, np.nan_to_num(ratio.standard_error)]))
+        low, high = np.nanmin(mean), np.nanmax(mean)
+        axes.set_ylim(min(low / 2, 0.1), max(high * 2, 1.5))
+        axes.yaxis.set_major_locator(LogLocator(numticks=6))
+        axes.yaxis.set_major_formatter(LogFormatterSciNotation())
+        if high > 100 * low:
+            axes.yaxis.set_minor_locator(NullLocator())  # nine ticks per decade would run together
+    axes.axhline(1, color=style.GREY, linewidth=0.8, linestyle=":")
 
 
 def _cosines(study: Study, axes: "Axes", path: str) -> None:

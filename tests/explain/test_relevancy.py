@@ -12,6 +12,7 @@ from clipbias.explain.relevancy import RELEVANCY, plain_relevancy, relevancy
 from clipbias.training import mesh as meshes
 from clipbias.tuning import Task
 from tests.explain.models import tuned
+from tools.benchmarks import model
 
 TARGETS = jnp.array([0, 1, 2, 1])
 ENSEMBLE = ("a photo of a {}.", "a painting of a {}.")
@@ -45,11 +46,26 @@ def test_ways_to_compute_agree(clip, images):
     task, learnables = tuned(clip, "ivlp")
     run = functools.partial(relevancy, task, clip.params, learnables, images)
     whole = run(TARGETS)
-    assert_close(run(TARGETS, recompute=True, chunk=3), whole)
+    assert_close(run(TARGETS, recompute=1, chunk=3), whole)
     several = run(jnp.stack([TARGETS, (TARGETS + 1) % 3], axis=1))
     assert several.vision.shape == (4, 2, 16 + 4)
     assert_close(jax.tree.map(lambda x: x[:, 0], several), whole)
     assert_close(jax.tree.map(lambda x: x[:, 1], several), run((TARGETS + 1) % 3))
+
+
+def test_what_is_not_kept_is_computed_again():
+    """Six layers, of which five are kept: each, every second and a rest, or the first alone."""
+    clip = model.random_clip(model.geometry("tiny", layers=6))
+    task = Task(clip, "vpt", ["cat", "dog"])
+    images = clip.preprocessing.normalize(model.random_images(clip.config, 4))
+    found, sizes = {}, {}
+    for recompute in (0, 1, 2, 9):
+        run = functools.partial(relevancy, task, targets=jnp.array([0, 1, 1, 0]), recompute=recompute)
+        program = jax.jit(run).lower(clip.params, task.init(), images).compile()
+        found[recompute] = program(clip.params, task.init(), images)
+        sizes[recompute] = program.memory_analysis().temp_size_in_bytes
+        assert_close(found[recompute], found[0])
+    assert sizes[1] < sizes[0] / 2 and sizes[2] < sizes[1]
 
 
 def test_scores_are_the_logits(clip, images):
@@ -96,6 +112,7 @@ def test_can_be_sharded_and_vectorised(clip, images):
     [
         (jnp.zeros(3, int), {}, r"targets have shape \(3,\) for 4 images"),
         (jnp.zeros(4), {}, "targets are float32; give class numbers"),
+        (jnp.zeros(4, int), {"recompute": -1}, "recompute is -1; give 0, or n to keep"),
         (jnp.zeros(4, int), {"start_layer": 3}, "start_layer 3 is outside the vision tower's 3 layers"),
     ],
 )

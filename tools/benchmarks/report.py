@@ -1,7 +1,7 @@
 """Measured lines as a table and a roofline picture."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +46,9 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """The table in Markdown."""
-    lines = [COLUMNS, ("---",) * len(COLUMNS), *map(cells, rows)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+def markdown(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    return "".join(f"| {' | '.join(line)} |\n" for line in (heads, ("---",) * len(heads), *lines))
 
 
 def roofline(rows: Sequence[dict[str, Any]]) -> Any:
@@ -93,7 +92,7 @@ def roofline(rows: Sequence[dict[str, Any]]) -> Any:
 def write(files: Sequence[str | Path], output: Path) -> str:
     """Writes `output`.md, `output`.pdf and `output`.png; returns the table."""
     rows = read(files)
-    table = markdown(rows)
+    table = markdown(COLUMNS, map(cells, rows))
     write_text(output.with_name(f"{output.name}.md"), table)
     style.save_figure(roofline(rows), output)
     return table

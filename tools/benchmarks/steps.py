@@ -1,4 +1,4 @@
-"""Training steps, image features and relevancy, each beside its plain computation where asked."""
+"""Training steps and image features, each beside its plain computation where asked."""
 
 import argparse
 import dataclasses
@@ -132,35 +132,6 @@ def features(arguments: argparse.Namespace) -> dict[str, Any]:
     count = flops.vision(clip.config, arguments.batch)
     result = measure.rates(f"features, batch {arguments.batch}", seconds["clipbias"], count, machine)
     result |= {"images_per_second": arguments.batch / seconds["clipbias"], "peak_bytes": measure.peak_bytes()}
-    if arguments.baseline:
-        result |= {"plain_seconds": seconds["plain"], "times_as_fast": seconds["plain"] / seconds["clipbias"]}
-    return result
-
-
-def relevancy(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Relevancy maps of one class per image."""
-    from clipbias.explain.relevancy import plain_relevancy
-    from clipbias.explain.relevancy import relevancy as stream
-
-    clip = model.random_clip(model.geometry(arguments.geometry, layers=arguments.layers))
-    task = Task(clip, arguments.method, model.class_names(arguments.classes), **options(arguments.option))
-    start, batch = task.init(0), arguments.batch
-    images = jax.device_put(clip.preprocessing.normalize(model.random_images(clip.config, batch)))
-    targets = jnp.arange(batch) % arguments.classes
-    ways = {"clipbias": lambda: stream(task, clip.params, start, images, targets).vision}
-    if arguments.baseline:
-        slow = jax.jit(lambda params, images, targets: plain_relevancy(task, params, start, images, targets).vision)
-        ways["plain"] = lambda: slow(clip.params, images, targets)
-    seconds, machine = measure.with_machine(ways, arguments.repeats)
-    adaptation = task.method.adapt(start)
-    prompts = 0 if adaptation.vision_prompts is None else adaptation.vision_prompts.shape[1]
-    # Texts of the targets only, each by itself; gradients reach every layer's attention.
-    chosen = jax.tree.map(lambda leaf: np.asarray(leaf)[np.asarray(targets)], task.tokens)
-    count = flops.vision(clip.config, batch, prompts=prompts, backward_from=0)
-    count += flops.text(clip.config, chosen, 0, backward_from=0)
-    title = f"relevancy, {arguments.method}, batch {batch}"
-    result = measure.rates(title, seconds["clipbias"], count, machine)
-    result |= {"pairs_per_second": batch / seconds["clipbias"], "peak_bytes": measure.peak_bytes()}
     if arguments.baseline:
         result |= {"plain_seconds": seconds["plain"], "times_as_fast": seconds["plain"] / seconds["clipbias"]}
     return result
