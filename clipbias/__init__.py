@@ -9,7 +9,14 @@ Names are imported when first used, so that `import clipbias` is quick and touch
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what the table below imports when it is used
+    from clipbias.clip import load
+    from clipbias.errors import ClipbiasError
+    from clipbias.explain.relevancy import relevancy
+    from clipbias.tuning import Adaptation, Task
+    from clipbias.tuning.adapter import load_adapter, save_adapter
 
 _HOME = {
     "Adaptation": "clipbias.tuning",

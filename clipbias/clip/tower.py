@@ -54,8 +54,8 @@ class TowerInput:
 
     tokens: jax.Array
     layers: LayerInput
-    prompt_rows: jax.Array | None
-    readout: jax.Array
+    prompt_rows: jax.Array | np.ndarray | None
+    readout: jax.Array | np.ndarray
     causal: bool = dataclasses.field(metadata={"static": True})
 
 
@@ -129,8 +129,8 @@ def put_prompts(tokens: jax.Array, layer: LayerInput, prompt_rows: jax.Array | n
             old = tokens[..., here, :]
             new = jnp.where(layer.replace, layer.prompts[prompt_rows[at]], old)
             return jnp.concatenate([tokens[..., : here.start, :], new, tokens[..., here.stop :, :]], axis=-2)
-    here = (prompt_rows >= 0) & layer.replace
-    return jnp.where(here[..., None], layer.prompts[jnp.maximum(prompt_rows, 0)], tokens)
+    chosen = (prompt_rows >= 0) & layer.replace
+    return jnp.where(chosen[..., None], layer.prompts[jnp.maximum(prompt_rows, 0)], tokens)
 
 
 def add_bias(tokens: jax.Array, layer: LayerInput) -> jax.Array:
@@ -249,6 +249,6 @@ def scan_all_but_last(
     return tokens, jax.tree.map(lambda leaf: leaf[-1], inputs)
 
 
-def take_rows(tokens: jax.Array, rows: jax.Array) -> jax.Array:
+def take_rows(tokens: jax.Array, rows: jax.Array | np.ndarray) -> jax.Array:
     """`tokens [B, N, D]` at `rows [B]`: `[B, D]`."""
     return jnp.take_along_axis(tokens, rows[:, None, None], axis=1)[:, 0]
