@@ -12,11 +12,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what the table below imports when it is used
-    from clipbias.clip import load
-    from clipbias.errors import ClipbiasError
-    from clipbias.explain.relevancy import relevancy
-    from clipbias.tuning import Adaptation, Task
-    from clipbias.tuning.adapter import load_adapter, save_adapter
+    from clipbias.clip import load as load
+    from clipbias.errors import ClipbiasError as ClipbiasError
+    from clipbias.explain.relevancy import relevancy as relevancy
+    from clipbias.tuning import Adaptation as Adaptation
+    from clipbias.tuning import Task as Task
+    from clipbias.tuning.adapter import load_adapter as load_adapter
+    from clipbias.tuning.adapter import save_adapter as save_adapter
 
 _HOME = {
     "Adaptation": "clipbias.tuning",

@@ -7,7 +7,6 @@ from typing import Any, TypeVar, cast
 import jax
 import jax.numpy as jnp
 
-
 Encode = TypeVar("Encode", bound=Callable[..., Any])
 
 
