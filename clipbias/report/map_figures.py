@@ -182,4 +182,5 @@ def _example_rows(
         (*start, "patch" if index < study.patches else "prompt", index, "", value)
         for index, value in enumerate(overlay.vision)
     ]
-    return rows + [(*start, "text", index, token, overlay.text[index]) for index, token in enumerate(overlay.tokens)]
+    words = [] if overlay.text is None else zip(overlay.tokens, overlay.text, strict=False)
+    return rows + [(*start, "text", index, token, value) for index, (token, value) in enumerate(words)]
