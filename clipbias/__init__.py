@@ -9,7 +9,16 @@ Names are imported when first used, so that `import clipbias` is quick and touch
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what the table below imports when it is used
+    from clipbias.clip import load as load
+    from clipbias.errors import ClipbiasError as ClipbiasError
+    from clipbias.explain.relevancy import relevancy as relevancy
+    from clipbias.tuning import Adaptation as Adaptation
+    from clipbias.tuning import Task as Task
+    from clipbias.tuning.adapter import load_adapter as load_adapter
+    from clipbias.tuning.adapter import save_adapter as save_adapter
 
 _HOME = {
     "Adaptation": "clipbias.tuning",

@@ -114,7 +114,8 @@ def start(mesh: Any) -> None:
     if not any(Path(device).exists() for device in ACCELERATORS):
         cpu.prepare()
     mesh.start_distributed()
-    if jax.config.jax_compilation_cache_dir is None and "CLIPBIAS_NO_CACHE" not in os.environ:
+    configured = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    if configured is None and "CLIPBIAS_NO_CACHE" not in os.environ:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clipbias" / "xla"
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

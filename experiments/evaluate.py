@@ -19,7 +19,7 @@ from clipbias.training import mesh as meshes
 from clipbias.training import single
 from clipbias.training.metrics import MetricWriter
 from clipbias.training.workdir import open_workdir
-from clipbias.tuning import Task
+from clipbias.tuning import Learnables, Task
 from experiments import app
 
 _CONFIG = app.define_config("configs/evaluate.py")
@@ -34,7 +34,8 @@ def main(config: ConfigDict, workdir: Path) -> None:
         dataset = app.load_dataset(config, name)
         options = dict(dtype=config.dtype, groups=mesh.shape[meshes.DATA])
         if adapter is None:
-            task, learnables = Task(clip, "zero_shot", dataset.class_names, template=dataset.template, **options), {}
+            task = Task(clip, "zero_shot", dataset.class_names, template=dataset.template, **options)
+            learnables: Learnables = {}
         else:
             task, learnables = adapter.task(clip, dataset.class_names, **options), adapter.learnables
         began = time.monotonic()

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
@@ -61,10 +62,10 @@ def write_tokenizer(folder: str | os.PathLike, *, context_length: int) -> int:
     return len(vocab)
 
 
-def tiny_geometry(folder: str | os.PathLike, **sizes) -> dict:
+def tiny_geometry(folder: str | os.PathLike, **sizes: Any) -> dict:
     """Writes the tokenizer to `folder`; returns a config with its vocabulary; `sizes` override."""
     context_length = sizes.pop("context_length", 24)
-    chosen = {
+    chosen: dict[str, Any] = {
         "vision": (24, 3, 2),
         "text": (16, 3, 2),
         "projection": 12,
@@ -100,7 +101,7 @@ def write_checkpoint(folder: str | os.PathLike, config: Mapping, state: Mapping[
     safetensors.numpy.save_file(arrays, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def tiny_checkpoint(folder: str | os.PathLike, *, seed: int = 0, **sizes) -> Reference:
+def tiny_checkpoint(folder: str | os.PathLike, *, seed: int = 0, **sizes: Any) -> Reference:
     """Writes a random checkpoint that `clipbias.load(folder)` reads; returns the reference's view of it."""
     config = tiny_geometry(folder, **sizes)
     state = weights.random_state_dict(config, seed)

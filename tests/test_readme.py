@@ -1,4 +1,7 @@
-"""What the README and the pages beside it promise, taken from the files themselves."""
+"""What the README and the pages beside it promise, taken from the files themselves.
+
+The README's ten lines of Python are run by `end_to_end/test_wheel.py`, as a user who installed the package does.
+"""
 
 import os
 import re
@@ -8,12 +11,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-
-
-def blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+from tests.documents import PAGES, ROOT, blocks
 
 
 def run(code: str, folder: Path) -> subprocess.CompletedProcess:
@@ -21,13 +19,6 @@ def run(code: str, folder: Path) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, timeout=240
     )
-
-
-def test_the_python_api(tmp_path: Path) -> None:
-    done = run(blocks(ROOT / "README.md", "python")[0], tmp_path)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.startswith("(2, 3) ")
-    assert done.stdout.strip().endswith("(2, 36)")
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/methods.md"])

@@ -15,6 +15,7 @@ import json
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import PIL
@@ -86,7 +87,7 @@ def torchvision_loader(files: list[bytes], image_size: int, batch_size: int, wor
         def __len__(self) -> int:
             return len(files)
 
-        def __getitem__(self, index: int):
+        def __getitem__(self, index: int) -> torch.Tensor:
             return transform(Image.open(io.BytesIO(files[index])).convert("RGB"))
 
     return torch.utils.data.DataLoader(Files(), batch_size, shuffle=True, num_workers=workers)
@@ -107,9 +108,9 @@ def main(_: list[str]) -> None:
     split = Split(keys, np.zeros(len(files), np.int32), lambda index: files[index])
     size, batch_size = _IMAGE_SIZE.value, min(_BATCH_SIZE.value, len(files))
     used = len(files) // batch_size * batch_size
-    options = dict(image_size=size, batch_size=batch_size, seed=1)
+    options: dict[str, Any] = dict(image_size=size, batch_size=batch_size, seed=1)
 
-    result = {
+    result: dict[str, Any] = {
         "images": len(files),
         "source_pixels": [_HEIGHT.value, _WIDTH.value],
         "image_size": size,
@@ -128,15 +129,16 @@ def main(_: list[str]) -> None:
         f"pipeline_{threads}_threads": lambda: (train_batches(split, epochs=1, cache_bytes=0, **options), used),
         f"pipeline_{threads}_threads_cached": lambda: (train_batches(images, epochs=1, **options), used),
     }
+
+    def beside(workers: int) -> Callable[[], tuple[Iterable, int]]:
+        return lambda: (torchvision_loader(files, size, batch_size, workers), len(files))
+
     if importlib.util.find_spec("torchvision"):
         for workers in (0, threads):
-            ways[f"torchvision_{workers}_workers"] = lambda workers=workers: (
-                torchvision_loader(files, size, batch_size, workers),
-                len(files),
-            )
+            ways[f"torchvision_{workers}_workers"] = beside(workers)
     # In turn, several rounds, the best of each: what else runs on the machine then hits all alike.
     best = dict.fromkeys(ways, (0.0, 0.0))
-    for _ in range(_ROUNDS.value):
+    for _turn in range(_ROUNDS.value):
         for name, way in ways.items():
             best[name] = max(best[name], rate(*way()))
     result["images_per_second"] = {name: round(value, 1) for name, (value, _) in best.items()}

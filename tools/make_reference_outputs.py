@@ -31,6 +31,7 @@ from tests.reference.cases import (
     VIT_B_16,
     Case,
 )
+from tests.reference.tokenizer import SimpleTokenizer
 from tools import torch_methods
 
 DATA = Path(__file__).parents[1] / "tests" / "data_files"
@@ -150,7 +151,7 @@ def make_tiny(name: str, sizes: Mapping) -> None:
     model = torch_clip(config, state)
     model.save_pretrained(folder)
     length = config["text_config"]["max_position_embeddings"]
-    tokenizer = transformers.CLIPTokenizerFast.from_pretrained(folder)
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(folder)
     transformers.CLIPImageProcessor(
         size={"shortest_edge": sizes["image_size"]}, crop_size=sizes["image_size"]
     ).save_pretrained(folder)
@@ -161,7 +162,7 @@ def make_tiny(name: str, sizes: Mapping) -> None:
     images = helpers.random_images(config, len(LABELS))
     texts = ["a photo of a cat.", "the big dog, a type of pet", "757-200", "Golden Retriever's pup!?"]
     tokens = tokenize(texts).numpy()
-    reference = methods.Reference(weights.double(state), config, helpers.SimpleTokenizer(folder, length))
+    reference = methods.Reference(weights.double(state), config, SimpleTokenizer(folder, length))
     np.testing.assert_array_equal(reference.tokenizer.tokenize(texts), tokens)
     model = model.double()
     outputs = {"tokens": tokens, "images": images, **forward(model, tokens, images)}
@@ -169,7 +170,7 @@ def make_tiny(name: str, sizes: Mapping) -> None:
     text = numpy_clip.encode_text(reference.state, config, tokens)
     compare("image features", vision.features, outputs["image_features"])
     compare("text features", text.features, outputs["text_features"])
-    tuned = {}
+    tuned: Arrays = {}
     for case_name, case in CASES.items():
         found = tune(model, tokenize, case, images)
         worst = check_case(case_name, reference, case, images, found)

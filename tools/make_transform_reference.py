@@ -7,6 +7,7 @@ them, so that the rule can be replayed without torch.
 """
 
 import sys
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ def main(path: str) -> None:
             f"crops_{number}": np.asarray(crops),
             f"test_{number}": np.asarray(test_transform(image)),
         }
-    np.savez_compressed(path, **saved)
+    np.savez_compressed(path, allow_pickle=False, **saved)
 
 
 def box_and_draws(image: Image.Image) -> tuple[tuple[int, int, int, int], list[float]]:
@@ -51,12 +52,12 @@ def box_and_draws(image: Image.Image) -> tuple[tuple[int, int, int, int], list[f
     drawn = []
     uniform, randint = torch.Tensor.uniform_, torch.randint
 
-    def logged_uniform(tensor, *arguments):
+    def logged_uniform(tensor: torch.Tensor, *arguments: Any) -> torch.Tensor:
         value = uniform(tensor, *arguments)
         drawn.append(value.item())
         return value
 
-    def logged_randint(*arguments, **options):
+    def logged_randint(*arguments: Any, **options: Any) -> torch.Tensor:
         value = randint(*arguments, **options)
         drawn.append(float(value.item()))
         return value

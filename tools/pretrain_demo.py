@@ -80,7 +80,7 @@ def save_state(path: Path, state: Any, step: int) -> None:
     """Writes parameters and optimiser state, whole."""
     leaves = {f"leaf{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
     with atomic_path(path) as temporary:
-        np.savez(temporary, step=step, **leaves)
+        np.savez(temporary, allow_pickle=False, step=step, **leaves)
 
 
 def load_state(path: Path, like: Any) -> tuple[Any, int]:

@@ -48,13 +48,13 @@ class PackedTokens:
       context_is_shared: whether all context tokens are among the first `P`.
     """
 
-    ids: jax.Array
-    positions: jax.Array
-    context_rows: jax.Array
-    classes: jax.Array
-    texts: jax.Array
-    ends: jax.Array
-    order: jax.Array
+    ids: jax.Array | np.ndarray
+    positions: jax.Array | np.ndarray
+    context_rows: jax.Array | np.ndarray
+    classes: jax.Array | np.ndarray
+    texts: jax.Array | np.ndarray
+    ends: jax.Array | np.ndarray
+    order: jax.Array | np.ndarray
     shared: int = dataclasses.field(metadata={"static": True})
     context_is_shared: bool = dataclasses.field(metadata={"static": True})
 
@@ -144,7 +144,7 @@ def pack(
     )
 
 
-def first_fit(lengths: Sequence[int], size: int) -> np.ndarray:
+def first_fit(lengths: Sequence[int] | np.ndarray, size: int) -> np.ndarray:
     """Where texts of these lengths start if each goes into the first tile of `size` tokens that has room: int `[n]`."""
     starts = np.zeros(len(lengths), int)
     used: list[int] = []
@@ -240,7 +240,7 @@ def _group_features(
     x = weights["token_embedding"].astype(dtype)[tokens.ids]
     scope = slice(0, shared) if tokens.context_is_shared else slice(None)
 
-    def in_scope(x: jax.Array, put: Callable[[jax.Array, jax.Array], jax.Array]) -> jax.Array:
+    def in_scope(x: jax.Array, put: Callable[[jax.Array, jax.Array | np.ndarray], jax.Array]) -> jax.Array:
         if not tokens.context_is_shared:
             return put(x, tokens.context_rows)
         return jnp.concatenate([put(x[:, scope], tokens.context_rows[:, scope]), x[:, shared:]], axis=1)
@@ -260,7 +260,7 @@ def _group_features(
     x, last = tower.scan_all_but_last(step, x, text_layers(params, adaptation, dtype), remat)
     x = in_scope(x, lambda y, rows: tower.put_prompts(y, last, rows))
 
-    def take(y: jax.Array, ends: jax.Array = tokens.ends) -> jax.Array:
+    def take(y: jax.Array, ends: jax.Array | np.ndarray = tokens.ends) -> jax.Array:
         return jnp.take_along_axis(y, ends[..., None], axis=1, mode="clip")
 
     def attend_row(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:

@@ -2,13 +2,15 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 
+Encode = TypeVar("Encode", bound=Callable[..., Any])
 
-def with_precision(encode: Callable[..., Any]) -> Callable[..., Any]:
+
+def with_precision(encode: Encode) -> Encode:
     """Runs a function with full float32 products when its `dtype` is float32.
 
     GPUs (TF32) and TPUs (bfloat16 passes) round float32 products unless asked not to. Gradients inherit the choice,
@@ -22,4 +24,4 @@ def with_precision(encode: Callable[..., Any]) -> Callable[..., Any]:
         with jax.default_matmul_precision("highest"):
             return encode(*args, dtype=dtype, **options)
 
-    return wrapped
+    return cast(Encode, wrapped)

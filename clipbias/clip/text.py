@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from clipbias.clip import layers, tower
 from clipbias.clip.adaptation import NOTHING, Adaptation
@@ -29,9 +30,9 @@ class TextTokens:
       eos: int32 `[C]`: position of the first end-of-text token, whose output is the feature.
     """
 
-    ids: jax.Array
-    context_rows: jax.Array
-    eos: jax.Array
+    ids: jax.Array | np.ndarray
+    context_rows: jax.Array | np.ndarray
+    eos: jax.Array | np.ndarray
 
 
 def as_tokens(ids: Any, config: ClipConfig, context_length: int = 0) -> TextTokens:
@@ -54,7 +55,12 @@ def context_width(adaptation: Adaptation) -> int:
     return 0
 
 
-def put_context(embeddings: jax.Array, context: jax.Array | None, rows: jax.Array, classes: jax.Array) -> jax.Array:
+def put_context(
+    embeddings: jax.Array,
+    context: jax.Array | None,
+    rows: jax.Array | np.ndarray,
+    classes: jax.Array | np.ndarray,
+) -> jax.Array:
     """Replaces token embeddings `[..., D]` by context rows where `rows [...] >= 0`.
 
     Args:

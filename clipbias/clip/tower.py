@@ -55,8 +55,8 @@ class TowerInput:
 
     tokens: jax.Array
     layers: LayerInput
-    prompt_rows: jax.Array | None
-    readout: jax.Array
+    prompt_rows: jax.Array | np.ndarray | None
+    readout: jax.Array | np.ndarray
     causal: bool = dataclasses.field(metadata={"static": True})
 
 
@@ -267,6 +267,6 @@ def _per_row(stacked: jax.Array, count: int) -> jax.Array:
     return jnp.broadcast_to(stacked[:, None], (stacked.shape[0], count, *stacked.shape[1:]))
 
 
-def take_rows(tokens: jax.Array, rows: jax.Array) -> jax.Array:
+def take_rows(tokens: jax.Array, rows: jax.Array | np.ndarray) -> jax.Array:
     """`tokens [B, N, D]` at `rows [B]`: `[B, D]`."""
     return jnp.take_along_axis(tokens, rows[:, None, None], axis=1)[:, 0]

@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -82,7 +83,7 @@ def how_to_fetch(entry: Entry, only: str = "") -> str:
 
 def read_listing(entry: Entry, root: Path) -> Listing:
     """Reads split files and folders of a dataset below its own folder `root`."""
-    if entry.layout == "split file":
+    if entry.split_file is not None:
         return read_split_file(root / entry.split_file, hint=how_to_fetch(entry, "split_"))
     if entry.layout == "variant lists":
         return read_variant_lists(entry, root)
@@ -234,7 +235,7 @@ def read_text(path: Path) -> str:
         raise ClipbiasError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
 
 
-def read_json(path: Path) -> object:
+def read_json(path: Path) -> Any:
     """A JSON file. Raises `ClipbiasError` naming the line where it breaks off."""
     try:
         return json.loads(read_text(path))

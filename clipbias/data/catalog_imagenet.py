@@ -1,5 +1,7 @@
 """ImageNet and its four variants, as catalogue entries."""
 
+from typing import Any
+
 from clipbias.data import class_names
 from clipbias.data.entry import Entry, Tfds
 
@@ -31,7 +33,7 @@ IMAGENET = Entry(
     "its picks depend on the file system; here files are sorted, or listed by index_file.",
 )
 
-_VARIANT = dict(template="a photo of a {}.", train=0, val=0, class_name=class_names.imagenet)
+_VARIANT: dict[str, Any] = dict(template="a photo of a {}.", train=0, val=0, class_name=class_names.imagenet)
 
 IMAGENET_V2 = Entry(
     name="imagenet_v2",

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
+
 from clipbias.data import benchmark, transforms
 from clipbias.data.dataset import Dataset, Split
 from clipbias.data.entry import Entry
@@ -97,11 +99,12 @@ def check(entry: Entry, data_dir: str | os.PathLike, *, decode: bool = False) ->
 def picks(dataset: Dataset, seed: int) -> tuple[str, str]:
     """The catalogue's short hashes of the 16-shot training and 4-shot validation picks."""
     train, val = dataset.split("train"), dataset.split("val")
-    chosen = few_shot(train, val, shots=GOLDEN_SHOTS, seed=seed)
-    return tuple(
-        hashlib.sha256("\n".join(split.keys[index] for index in indices).encode()).hexdigest()[:16]
-        for split, indices in zip((train, val), chosen, strict=True)
-    )
+    chosen, held_out = few_shot(train, val, shots=GOLDEN_SHOTS, seed=seed)
+    return _short_hash(train, chosen), _short_hash(val, held_out)
+
+
+def _short_hash(split: Split, indices: np.ndarray) -> str:
+    return hashlib.sha256("\n".join(split.keys[index] for index in indices).encode()).hexdigest()[:16]
 
 
 def unreadable(images: Path, splits: Iterable[Split], *, decode: bool) -> list[str]:
@@ -128,7 +131,7 @@ def unreadable(images: Path, splits: Iterable[Split], *, decode: bool) -> list[s
 def table(findings: Sequence[Finding]) -> str:
     """A text table of all findings, and below it a line for each problem."""
     header = ("dataset", "state", "classes", "train", "val", "test", "split file", "picks")
-    rows = [header]
+    rows: list[tuple[str, ...]] = [header]
     for finding in findings:
         counts = []
         for name in ("train", "val", "test"):

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from clipbias.data import transforms
-from clipbias.data.dataset import Dataset
+from clipbias.data.dataset import Dataset, Split
 from clipbias.data.few_shot import few_shot
 from clipbias.data.pipeline import augmentation_rng
 
@@ -49,7 +49,7 @@ def contact_sheet(
     return sheet
 
 
-def _tiles(chosen, own: Sequence[int], seed: int, max_picks: int, augmentations: int) -> list[list[np.ndarray]]:
+def _tiles(chosen: Split, own: Sequence[int], seed: int, max_picks: int, augmentations: int) -> list[list[np.ndarray]]:
     images = [transforms.decode(chosen.read(index), chosen.keys[index]) for index in own[:max_picks]]
     picks = [transforms.test_image(image, TILE) for image in images]
     rngs = [augmentation_rng(seed, epoch, own[0]) for epoch in range(augmentations)]

@@ -1,6 +1,7 @@
 """A labelled image set: class names, a prompt template and up to three splits of encoded images."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -28,8 +29,7 @@ class Split:
         if len(self.keys) != len(self.labels):
             raise ValueError(f"{len(self.keys)} keys but {len(self.labels)} labels")
         if len(set(self.keys)) != len(self.keys):
-            seen: set[str] = set()
-            twice = next(key for key in self.keys if key in seen or seen.add(key))
+            twice = next(key for key, count in Counter(self.keys).items() if count > 1)
             raise ClipbiasError(f"the image {twice} is listed twice in one split; list it once.")
 
     def __len__(self) -> int:

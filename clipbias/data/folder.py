@@ -65,13 +65,14 @@ def complete_splits(splits: dict[str, Split], place: str) -> dict[str, Split]:
 
     Says in one logged line what it did.
     """
-    whole = splits.get("all", splits.get("train"))
     said = None
     if "all" in splits or set(splits) == {"train"}:
+        whole = splits["all"] if "all" in splits else splits["train"]
         train, val, test = divide(whole, (VAL_SHARE, TEST_SHARE))
         splits = {"train": whole.subset(train), "val": whole.subset(val), "test": whole.subset(test)}
         said = "divided per class by file name"
     elif "val" not in splits:
+        whole = splits["train"]
         train, val, _ = divide(whole, (VAL_SHARE, 0.0))
         splits = {**splits, "train": whole.subset(train), "val": whole.subset(val)}
         said = f"no val images: {VAL_SHARE:.0%} of train held out"
@@ -102,7 +103,7 @@ def divide(split: Split, shares: tuple[float, float]) -> tuple[list[int], list[i
         parts[1].extend(indices[:val_count])
         parts[2].extend(indices[val_count : val_count + test_count])
         parts[0].extend(indices[val_count + test_count :])
-    return tuple(sorted(part) for part in parts)
+    return sorted(parts[0]), sorted(parts[1]), sorted(parts[2])
 
 
 def _read_classes(folder: Path, root: Path, class_names: tuple[str, ...], every_class: bool) -> Split:

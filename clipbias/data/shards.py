@@ -7,6 +7,7 @@ names and paths. So the few-shot picks are those of the folder that they were ma
 import io
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -50,7 +51,7 @@ def build(dataset: Dataset, out_dir: str | os.PathLike) -> epath.Path:
     }
 
     # TFDS takes a builder's name and version from its class.
-    class Shards(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    class Shards(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
         def _info(self) -> tfds.core.DatasetInfo:
             features = {
                 "image": tfds.features.Image(shape=(None, None, 3)),
@@ -64,7 +65,7 @@ def build(dataset: Dataset, out_dir: str | os.PathLike) -> epath.Path:
                 metadata=tfds.core.MetadataDict(metadata),
             )
 
-        def _split_generators(self, dl_manager) -> dict:
+        def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
             return {stored: _examples(dataset.splits[stored]) for stored in dict.fromkeys(stored_as.values())}
 
         def _generate_examples(self, split: Split) -> Iterator:

@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import os
 from pathlib import Path
+from typing import Any
 
 from clipbias.data import benchmark, catalog, folder, tables
 from clipbias.data.dataset import Dataset
@@ -15,7 +16,9 @@ def names() -> tuple[str, ...]:
     return ("folder", "csv", *_demo_names(), *catalog.ENTRIES)
 
 
-def load(name: str, *, data_dir: str | os.PathLike | None = None, template: str | None = None, **options) -> Dataset:
+def load(
+    name: str, *, data_dir: str | os.PathLike | None = None, template: str | None = None, **options: Any
+) -> Dataset:
     """Opens a dataset; images are read when they are used.
 
     | name | `data_dir` | options |
@@ -67,7 +70,7 @@ def unknown_name(name: str) -> ClipbiasError:
     return ClipbiasError(f"there is no dataset {name!r}; {hint}")
 
 
-def _catalogue(name: str, data_dir: str | os.PathLike | None, template: str | None, **options) -> Dataset:
+def _catalogue(name: str, data_dir: str | os.PathLike | None, template: str | None, **options: Any) -> Dataset:
     from clipbias.data import shards
 
     if data_dir is not None and (built := shards.find(name, Path(data_dir).expanduser())) is not None:

@@ -5,6 +5,7 @@ import json
 import re
 import threading
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -40,7 +41,7 @@ class Reader:
     def __init__(self, prepared: "Prepared", split: str) -> None:
         self._prepared = prepared
         self._split = split
-        self._source = None
+        self._source: Any = None
         self._lock = threading.Lock()
 
     def __call__(self, number: int) -> bytes:
@@ -79,7 +80,7 @@ class Prepared:
     def metadata(self) -> Mapping:
         return self._builder.info.metadata or {}
 
-    def source(self, split: str):
+    def source(self, split: str) -> Any:
         """Random access to the records of a split; images stay encoded."""
         features = self._builder.info.features
         skip = {

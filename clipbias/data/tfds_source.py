@@ -1,19 +1,24 @@
 """Datasets that tensorflow-datasets has prepared, with the builder's own split or with the benchmark's."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from absl import logging
 
 from clipbias.data import benchmark, catalog, class_names
 from clipbias.data.dataset import Dataset, Split
-from clipbias.data.entry import Entry
+from clipbias.data.entry import Entry, Tfds
 from clipbias.data.folder import TEMPLATE, complete_splits
 from clipbias.errors import ClipbiasError
 
+if TYPE_CHECKING:
+    from clipbias.data.tfds_records import Prepared, Reader
+
 DEFAULT_DATA_DIR = "~/tensorflow_datasets"
+OWN_SPLITS = {"train": "train", "validation": "val", "test": "test"}  # of builders outside the catalogue
 
 
 def load(
@@ -45,7 +50,8 @@ def load(
     data_dir = DEFAULT_DATA_DIR if data_dir is None else data_dir
     wanted = name.removeprefix("tfds/")
     entry = find_entry(wanted)
-    if entry is not None and entry.tfds is None:
+    stock = None if entry is None else entry.tfds
+    if entry is not None and stock is None:
         raise ClipbiasError(
             f"tensorflow-datasets has no usable builder for {entry.name}; make shards of its folder with "
             f"'python -m tools.prepare_data build {entry.name}' and load it as {entry.name}."
@@ -54,13 +60,16 @@ def load(
         split = "coop" if entry is not None and entry.split_file is None else "builder"
     if split not in ("coop", "builder"):
         raise ClipbiasError(f"split is {split!r}; it must be 'coop' or 'builder'.")
-    if split == "coop" and entry is None:
-        raise ClipbiasError(f"{name} is not in the catalogue, so it has no benchmark split; use split='builder'.")
-    version = entry.tfds.version if entry is not None and split == "coop" else "0.0.0"
-    prepared = tfds_records.find_prepared(data_dir, entry.tfds.builder if entry is not None else wanted, version)
-    if split == "coop":
-        return _with_benchmark_split(name, entry, prepared, template, data_dir if split_dir is None else split_dir)
-    return _with_own_split(name, entry, prepared, template)
+    if entry is None or stock is None:
+        if split == "coop":
+            raise ClipbiasError(f"{name} is not in the catalogue, so it has no benchmark split; use split='builder'.")
+        prepared = tfds_records.find_prepared(data_dir, wanted, "0.0.0")
+        return _with_own_split(name, None, Tfds(wanted, OWN_SPLITS), prepared, template)
+    prepared = tfds_records.find_prepared(data_dir, stock.builder, stock.version if split == "coop" else "0.0.0")
+    if split == "builder":
+        return _with_own_split(name, entry, stock, prepared, template)
+    split_dir = data_dir if split_dir is None else split_dir
+    return _with_benchmark_split(name, entry, stock, prepared, template, split_dir)
 
 
 def find_entry(wanted: str) -> Entry | None:
@@ -72,28 +81,27 @@ def find_entry(wanted: str) -> Entry | None:
     return None
 
 
-def _with_own_split(name: str, entry: Entry | None, prepared, template: str | None) -> Dataset:
+def _with_own_split(name: str, entry: Entry | None, stock: Tfds, prepared: "Prepared", template: str | None) -> Dataset:
     label_names = prepared.label_names
-    drop = entry.tfds.drop if entry is not None else ()
-    kept = [label for label, label_name in enumerate(label_names) if label_name not in drop]
+    kept = [label for label, label_name in enumerate(label_names) if label_name not in stock.drop]
     new_label = np.full(len(label_names), -1, np.int32)
     new_label[kept] = np.arange(len(kept))
-    default = {"train": "train", "validation": "val", "test": "test"}
-    mapping = entry.tfds.splits if entry is not None else default
     splits = {}
-    for own, benchmark_name in mapping.items():
+    for own, benchmark_name in stock.splits.items():
         if own not in prepared.splits:
             continue
         records = prepared.records(own, None)
         numbers = [number for number in range(len(records.ids)) if new_label[records.labels[number]] >= 0]
         keys = [f"{own}/{records.ids[number]}" for number in numbers]
-        splits[benchmark_name] = _split(keys, new_label[records.labels[numbers]], records.read, numbers)
+        splits[benchmark_name] = Split(
+            tuple(keys), new_label[records.labels[numbers]], _from_one(records.read, numbers)
+        )
     if not splits:
         raise ClipbiasError(f"{name} has the splits {', '.join(prepared.splits)}, none of which is known.")
     if {"train", "all"} & set(splits):
         splits = complete_splits(splits, name)
-    if entry is not None and entry.tfds.difference:
-        logging.warning("%s is not the benchmark's split: %s.", name, entry.tfds.difference)
+    if stock.difference:
+        logging.warning("%s is not the benchmark's split: %s.", name, stock.difference)
     rename = entry.class_name if entry is not None else class_names.unchanged
     own_template = entry.template if entry is not None else TEMPLATE
     names = tuple(rename(label_names[label]) for label in kept)
@@ -101,30 +109,35 @@ def _with_own_split(name: str, entry: Entry | None, prepared, template: str | No
 
 
 def _with_benchmark_split(
-    name: str, entry: Entry, prepared, template: str | None, split_dir: str | os.PathLike
+    name: str,
+    entry: Entry,
+    stock: Tfds,
+    prepared: "Prepared",
+    template: str | None,
+    split_dir: str | os.PathLike,
 ) -> Dataset:
     # Labels and class names come from the benchmark's listing alone: the builder's numbering, which differs
     # for Food101 and Caltech101, is used for nothing but the folder part of a path.
     label_names = prepared.label_names
     available = {}
-    for own, benchmark_name in entry.tfds.splits.items():
+    for own, benchmark_name in stock.splits.items():
         if own not in prepared.splits:
             continue
-        records = prepared.records(own, entry.tfds.id_feature)
+        records = prepared.records(own, stock.id_feature)
         for number, identifier in enumerate(records.ids):
-            path = entry.tfds.path.format(
+            path = stock.path.format(
                 id=identifier.lstrip("/"), label=label_names[records.labels[number]], split=benchmark_name
             )
-            available[_fold(path, entry)] = (path, records.read, number)
-    listing = _listing(entry, available, split_dir)
+            available[_fold(path, stock)] = (path, records.read, number)
+    listing = _listing(entry, stock, available, split_dir)
     lacking: list[str] = []
     splits: dict[str, Split] = {}
     for split_name, (paths, labels) in listing.splits.items():
-        found = [index for index, path in enumerate(paths) if _fold(path, entry) in available]
-        lacking.extend(path for path in paths if _fold(path, entry) not in available)
-        places = [available[_fold(paths[index], entry)] for index in found]
-        splits[split_name] = _split([paths[index] for index in found], labels[found], places)
-    if len(lacking) > entry.tfds.may_lack:
+        found = [index for index, path in enumerate(paths) if _fold(path, stock) in available]
+        lacking.extend(path for path in paths if _fold(path, stock) not in available)
+        places = [available[_fold(paths[index], stock)] for index in found]
+        splits[split_name] = Split(tuple(paths[index] for index in found), labels[found], _from_each(places))
+    if len(lacking) > stock.may_lack:
         raise ClipbiasError(
             f"{name}: {prepared.folder} lacks {len(lacking)} images of the benchmark's split, such as {lacking[0]}; "
             "prepare the whole dataset, or read the images from CoOp's folder layout."
@@ -135,7 +148,9 @@ def _with_benchmark_split(
     return Dataset(name, listing.class_names, template, splits, listing.class_ids)
 
 
-def _listing(entry: Entry, available: Mapping[str, tuple], split_dir: str | os.PathLike) -> benchmark.Listing:
+def _listing(
+    entry: Entry, stock: Tfds, available: Mapping[str, tuple], split_dir: str | os.PathLike
+) -> benchmark.Listing:
     root = Path(split_dir).expanduser()
     for candidate in (root / entry.folder, *(root / other for other in entry.other_folders)):
         if candidate.is_dir():
@@ -157,18 +172,19 @@ def _listing(entry: Entry, available: Mapping[str, tuple], split_dir: str | os.P
         names,
         lambda prefix: [folder[len(prefix) :] for folder in tree if folder.startswith(prefix)],
         lambda folder: sorted(tree[folder]),
-        entry.tfds.builder,
+        stock.builder,
     )
 
 
-def _fold(path: str, entry: Entry) -> str:
-    return path.lower() if entry.tfds.ignore_case else path
+def _fold(path: str, stock: Tfds) -> str:
+    return path.lower() if stock.ignore_case else path
 
 
-def _split(keys: list[str], labels: np.ndarray, read_or_places, numbers: list[int] | None = None) -> Split:
-    """A split of records, all from one reader or each from its own (path, reader, number)."""
-    if numbers is not None:
-        read = read_or_places
-        return Split(tuple(keys), labels, lambda index: read(numbers[index]))
-    places = read_or_places
-    return Split(tuple(keys), labels, lambda index: places[index][1](places[index][2]))
+def _from_one(reader: "Reader", numbers: list[int]) -> Callable[[int], bytes]:
+    """Reads the records of these numbers."""
+    return lambda index: reader(numbers[index])
+
+
+def _from_each(places: "list[tuple[str, Reader, int]]") -> Callable[[int], bytes]:
+    """Reads records, each from its own (path, reader, number)."""
+    return lambda index: places[index][1](places[index][2])

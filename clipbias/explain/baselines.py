@@ -7,6 +7,7 @@
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -67,5 +68,5 @@ def explanations(
     if unknown:
         raise ClipbiasError(f"unknown map {unknown[0]!r}; choose from {', '.join(REDUCTIONS)}.")
     reductions = tuple((name, REDUCTIONS[name]) for name in maps)
-    options = dict(start_layer=start_layer, chunk=chunk, recompute=recompute)
+    options: dict[str, Any] = dict(start_layer=start_layer, chunk=chunk, recompute=recompute)
     return explain(task, reductions, params, learnables, images, targets, **options)

@@ -92,7 +92,7 @@ def _intervention_step(study: Study, model: Model, towers: tuple[str, ...]) -> A
             own, context = tokens, adaptation.text_context
             if name == "frozen":
                 own = jax.tree.map(twice, tokens)
-                context = twice(context) if context.ndim == 3 else context
+                context = twice(context) if context is not None and context.ndim == 3 else context
             own_adaptation = dataclasses.replace(adaptation, text_context=context)
             features = encode_text(params, config, own, own_adaptation, intervene=change, dtype=dtype)[0]
             features = features[-tokens.ids.shape[0] :]

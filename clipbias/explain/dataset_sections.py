@@ -1,5 +1,6 @@
 """Sections of a study that go over a dataset: predictions, relevancy, attention, similarity, decomposition."""
 
+import functools
 from typing import Any
 
 import jax
@@ -22,13 +23,12 @@ def predictions(study: Study) -> Section:
     """The class that each model gives every image; -1 where an image could not be read."""
     arrays = {"predictions/labels": np.asarray(study.split.labels, np.int32)}
     for model in study.models:
-        arrays[f"predictions/{model.key}"] = study.once(
-            f"predictions-{model.key}", lambda model=model: (_predict(study, model), {})
-        )[0]["predicted"]
+        compute = functools.partial(_predict, study, model)
+        arrays[f"predictions/{model.key}"] = study.once(f"predictions-{model.key}", compute)[0]["predicted"]
     return arrays, {}
 
 
-def _predict(study: Study, model: Model) -> dict[str, np.ndarray]:
+def _predict(study: Study, model: Model) -> Section:
     learnables, found = study.learnables[model.key], []
     text = model.task.class_features
 
@@ -41,7 +41,7 @@ def _predict(study: Study, model: Model) -> dict[str, np.ndarray]:
     for batch, number, total in study.batches(np.arange(len(study.split))):
         found.append(study.devices.fetch(predict(study.params, learnables, classes, batch)))
         study.advance(f"{model.label}: predictions", number, total)
-    return {"predicted": np.concatenate(found)[: len(study.split)].astype(np.int32)}
+    return {"predicted": np.concatenate(found)[: len(study.split)].astype(np.int32)}, {}
 
 
 def corrected(arrays: dict[str, np.ndarray], model: Model) -> np.ndarray:
@@ -52,7 +52,8 @@ def corrected(arrays: dict[str, np.ndarray], model: Model) -> np.ndarray:
 
 def relevancy_statistics(study: Study, predicted: dict[str, np.ndarray]) -> Section:
     """Fig. 2 and 3: both models' normalised rows for the true class, on the images that tuning corrected."""
-    arrays, scalars = {}, {}
+    arrays: dict[str, np.ndarray] = {}
+    scalars: dict[str, Any] = {}
     for model in study.tuned:
         chosen = corrected(predicted, model)
         totals = study.accumulate(
@@ -94,7 +95,8 @@ def _relevancy_step(study: Study, tuned: Model) -> Any:
 
 def text_attention(study: Study) -> Section:
     """Fig. 4, over the classes."""
-    arrays, scalars = {}, {}
+    arrays: dict[str, np.ndarray] = {}
+    scalars: dict[str, Any] = {}
     for model in study.models:
         task = model.task
         observe = observe_text_shares(
@@ -159,7 +161,8 @@ def _vision_step(study: Study, model: Model) -> Any:
 
 def vision_attention(study: Study) -> Section:
     """Fig. 5."""
-    arrays, scalars = {}, {}
+    arrays: dict[str, np.ndarray] = {}
+    scalars: dict[str, Any] = {}
     for model in study.models:
         totals, count = vision_totals(study, model), 0
         for variant in ("without_prompt", "with_prompt") if model.prompts[0] else ("clip",):

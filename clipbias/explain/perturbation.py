@@ -59,5 +59,5 @@ def perturbed_predictions(
 
 def area_under_curve(fractions: Sequence[float], accuracy: np.ndarray) -> float:
     """Mean height of the accuracy curve `[S]` over the removed share, by trapezoids."""
-    fractions = np.asarray(fractions, np.float64)
-    return float(np.trapezoid(accuracy, fractions) / (fractions[-1] - fractions[0]))
+    x = np.asarray(fractions, np.float64)
+    return float(np.trapezoid(accuracy, x) / (x[-1] - x[0]))

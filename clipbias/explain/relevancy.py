@@ -11,11 +11,13 @@ equations say.
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from clipbias.clip import TextTokens, encode_image, encode_text
+from clipbias.clip.config import TowerConfig
 from clipbias.clip.params import Params
 from clipbias.errors import ClipbiasError
 from clipbias.explain.streaming import (
@@ -83,7 +85,7 @@ def relevancy(
       ClipbiasError: targets do not fit the images, there is no such layer, or `recompute` is negative.
     """
     reductions = (("relevancy", RELEVANCY),)
-    options = dict(start_layer=start_layer, chunk=chunk, recompute=recompute)
+    options: dict[str, Any] = dict(start_layer=start_layer, chunk=chunk, recompute=recompute)
     return explain(task, reductions, params, learnables, images, targets, **options)["relevancy"]
 
 
@@ -174,17 +176,17 @@ def plain_relevancy(
     adaptation = target_learnables(classifier, learnables, targets)
     text = target_text(task.tokens, targets, classifier.templates)
 
-    def taps(geometry, batch: int, length: int) -> jax.Array:
+    def taps(geometry: TowerConfig, batch: int, length: int) -> jax.Array:
         return jnp.zeros((geometry.layers, batch, geometry.heads, length, length))
 
     prompts = 0 if adaptation.vision_prompts is None else adaptation.vision_prompts.shape[1]
     vision_taps = taps(config.vision, images.shape[0], 1 + config.vision.patches + prompts)
     text_taps = taps(config.text, *text.ids.shape)
 
-    def score(vision_taps: jax.Array, text_taps: jax.Array):
+    def score(vision_taps: jax.Array, text_taps: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
         dtype = jnp.dtype(classifier.dtype)
         observe = lambda view: view.probabilities  # noqa: E731
-        options = dict(observe=observe, dtype=dtype)
+        options: dict[str, Any] = dict(observe=observe, dtype=dtype)
         f, vision = encode_image(params, config, images, adaptation, taps=vision_taps, **options)
         g, words = encode_text(params, config, text, adaptation, taps=text_taps, **options)
         y = scores(params, f, g, adaptation.text_residual, classifier.templates)[:, 0]

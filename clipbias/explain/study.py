@@ -170,8 +170,8 @@ class Study:
             found.update(json.dumps(facts).encode())
             for path, leaf in sorted(jax.tree_util.tree_leaves_with_path(model.learnables), key=lambda x: str(x[0])):
                 found.update(str(path).encode() + np.asarray(leaf).tobytes())
-        facts = [FORMAT, self.clip.fingerprint, self.split.keys, self.options.what_counts()]
-        found.update(json.dumps(facts).encode())
+        common = [FORMAT, self.clip.fingerprint, self.split.keys, self.options.what_counts()]
+        found.update(json.dumps(common).encode())
         found.update(self.split.labels.tobytes())
         return found.hexdigest()
 
@@ -236,7 +236,7 @@ class Study:
         """Raw pixels to what the model takes."""
         return self.clip.preprocessing.normalize(images)
 
-    def pictures(self, indices: Sequence[int]) -> np.ndarray:
+    def pictures(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """The examples as the model sees them, uint8 `[K, R, R, 3]`, whole on every process."""
         from clipbias.data.transforms import decode, test_image
 

@@ -144,10 +144,11 @@ def _attention_change(facts: _Facts) -> list[Row]:
 def _prompt_relevancy(facts: _Facts) -> list[Row]:
     rows = []
     for tower, index in (("vision", 1), ("text", TEXT_KINDS.index("prompt"))):
-        found = facts.one(f"relevancy/{facts.key}/{tower}_kinds/tuned", index)
-        if tower not in facts.towers or found is None:
+        name = f"relevancy/{facts.key}/{tower}_kinds/tuned"
+        found, kinds = facts.one(name, index), facts.average(name)
+        if tower not in facts.towers or found is None or kinds is None:
             continue
-        total = facts.average(f"relevancy/{facts.key}/{tower}_kinds/tuned")[0].sum()
+        total = kinds[0].sum()
         share = found[0] / total if total else 0.0
         error = found[1] / total if found[1] is not None and total else None
         sentence = (
@@ -170,21 +171,21 @@ def _constancy(facts: _Facts) -> list[Row]:
             f"({100 * constant.min():.0f} to {100 * constant.max():.0f} % by layer)."
         )
         rows.append(
-            Row(f"constancy_{tower}", f"constancy of the prompt part, {tower}", constant.mean(), None, sentence)
+            Row(f"constancy_{tower}", f"constancy of the prompt part, {tower}", float(constant.mean()), None, sentence)
         )
         sentence = f"One vector per layer, as bias tuning has, explains {100 * bias.mean():.0f} % of it."
-        rows.append(Row(f"bias_likeness_{tower}", f"likeness to a bias, {tower}", bias.mean(), None, sentence))
+        rows.append(Row(f"bias_likeness_{tower}", f"likeness to a bias, {tower}", float(bias.mean()), None, sentence))
         prefix = f"{name}/bias_cosine/"
         for path in facts.results.under(prefix):
-            cosine = facts.array(path)
+            cosine = np.asarray(facts.results.arrays[path], np.float64)
             other = path.removeprefix(prefix)
             sentence = (
                 f"This vector and the bias that {other!r} learned for the same layer have a cosine of "
                 f"{cosine.mean():+.2f} on average, {cosine.min():+.2f} to {cosine.max():+.2f} by layer."
             )
             text = f"cosine with the bias of {other}, {tower}"
-            rows.append(Row(f"bias_cosine_{tower}_{other}", text, cosine.mean(), None, sentence))
-    return [dataclasses.replace(row, value=float(row.value)) for row in rows]
+            rows.append(Row(f"bias_cosine_{tower}_{other}", text, float(cosine.mean()), None, sentence))
+    return rows
 
 
 def _degree(share: float) -> str:

@@ -65,6 +65,10 @@ def _cells(summary: Summary, panel: str, method: str, measure: str) -> dict[int,
     return {count: cell for count, cell in found.items() if cell is not None and cell.values}
 
 
+def _means(cells: Mapping[int, Cell]) -> dict[int, float]:
+    return {count: cell.mean for count, cell in cells.items() if cell.mean is not None}
+
+
 def _is_level(cells: Mapping[int, Cell]) -> bool:
     """Zero-shot: the same number for any shots."""
     return all(None in cell.values for cell in cells.values()) and len({cell.mean for cell in cells.values()}) == 1
@@ -87,13 +91,13 @@ def _panel(axes: "Axes", summary: Summary, panel: str, measure: str) -> None:
         if not cells:
             continue
         if method == "zero_shot" and _is_level(cells):
-            axes.axhline(next(iter(cells.values())).mean, color=colour, linestyle=line, label=method, zorder=1)
+            axes.axhline(next(iter(_means(cells).values())), color=colour, linestyle=line, label=method, zorder=1)
             continue
         # Methods stand side by side by a hair, so that error bars do not hide one another.
         aside = 1 + 0.014 * (position - len(summary.methods) / 2)
         axes.errorbar(
             [(shots or 1) * aside for shots in cells],
-            [cell.mean for cell in cells.values()],
+            list(_means(cells).values()),
             yerr=[cell.spread or 0.0 for cell in cells.values()],
             color=colour,
             marker=marker,
@@ -115,5 +119,5 @@ def _label(axes: "Axes", summary: Summary, panel: str, measure: str) -> None:
         cells = _cells(summary, panel, method, measure)
         if cells:
             colour = style.METHOD_LOOK.get(method, style.OTHER_LOOK)[0]
-            ends.append((max(cells) or 1, cells[max(cells)].mean, method_name(method), colour))
+            ends.append((max(cells) or 1, _means(cells)[max(cells)], method_name(method), colour))
     style.label_ends(axes, ends)

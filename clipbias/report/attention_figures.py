@@ -22,8 +22,8 @@ _QUANTITIES = {
 
 def text_attention(study: Study) -> Drawing | None:
     """Fig. 4: what share of the EOS token's attention goes to each kind of token, a box over the heads per layer."""
-    found = {model["key"]: study.average(f"text_attention/{model['key']}") for model in study.models}
-    shown = [model for model in study.models if found[model["key"]] is not None]
+    found = study.averages({model["key"]: f"text_attention/{model['key']}" for model in study.models})
+    shown = [model for model in study.models if model["key"] in found]
     if not shown:
         return None
     with style.styled():

@@ -88,7 +88,8 @@ def _row(study: Study, line: "list[Axes]", model: Mapping[str, Any], tower: str)
     _cosines(study, cosine, path)
 
 
-def _mass(axes: "Axes", mass: Average, readout: Average | None) -> None:
+def _mass(axes: "Axes", mass: Average | None, readout: Average | None) -> None:
+    assert mass is not None  # a row is drawn only where it is there
     depth = layers(len(mass.mean))
     for head in range(mass.mean.shape[1]):
         axes.plot(depth, mass.mean[:, head], "o", color=style.TUNED, markersize=2.8, alpha=0.55, markeredgewidth=0)
@@ -149,7 +150,7 @@ def _cosines(study: Study, axes: "Axes", path: str) -> None:
     for name, look in zip(names, _BIAS_LINES * len(names), strict=False):
         key = name.rsplit("/", 1)[1]
         label = next((label_of(model) for model in study.models if model["key"] == key), key)
-        _line(axes, study.array(name), linestyle=look, label=f"with {label}")
+        _line(axes, study.present(name), linestyle=look, label=f"with {label}")
     axes.set_ylim(-1.03, 1.03)
     if names:
         axes.legend(loc="lower left", fontsize=6.5, handlelength=1.6)
@@ -189,7 +190,9 @@ def _numbers(study: Study, model: Mapping[str, Any], tower: str) -> list[tuple[A
     rows: list[tuple[Any, ...]] = []
     for quantity in ("prompt_mass", "readout_mass", "norm_ratio"):
         average = study.average(f"{path}/{quantity}")
-        for index, mean in np.ndenumerate(average.mean if average is not None else np.empty(0)):
+        if average is None:
+            continue
+        for index, mean in np.ndenumerate(average.mean):
             layer, head = (*(position + 1 for position in index), "")[:2]
             rows.append((key, tower, quantity, layer, head, "", mean, average.standard_error[index]))
     by_query = study.average(f"{path}/mass_by_query")

@@ -26,18 +26,18 @@ def similarity(study: Study) -> list[Drawing]:
 
 def _maps(study: Study, model: Mapping[str, Any]) -> Drawing:
     key = model["key"]
-    images, rotations, depths = (study.array(f"similarity/{name}") for name in ("images", "rotations", "layers"))
+    images, rotations, depths = (study.present(f"similarity/{name}") for name in ("images", "rotations", "layers"))
     rows = {name: title for name, title in _ROWS.items() if study.array(f"similarity/{key}/{name}") is not None}
     shown = range(min(_PICTURES, len(images)))
     with style.styled():
         columns = 1 + len(depths)
         side = 0.82
         figure = style.new_figure(2 * columns * side + 0.9, ((len(shown) + 1) // 2) * (len(rows) * side + 0.3))
-        blocks = np.ravel(figure.subfigures((len(shown) + 1) // 2, 2, wspace=0.04, hspace=0.02))
+        blocks = figure.subfigures((len(shown) + 1) // 2, 2, squeeze=False, wspace=0.04, hspace=0.02).ravel()
         for block, picture in zip(blocks, shown, strict=False):
             grid = block.subplots(len(rows), columns, squeeze=False)
             for line, (name, title) in zip(grid, rows.items(), strict=True):
-                maps = study.array(f"similarity/{key}/{name}")[picture]
+                maps = study.present(f"similarity/{key}/{name}")[picture]
                 line[0].set_axis_off()
                 for axes, values in zip(line[1:], maps, strict=True):
                     show_heat(axes, images[picture], values)
@@ -61,7 +61,7 @@ def _maps(study: Study, model: Mapping[str, Any]) -> Drawing:
         (picture, int(rotations[picture]), int(depth) + 1, name, row, column, value)
         for picture in range(len(images))
         for name in rows
-        for depth, values in zip(depths, study.array(f"similarity/{key}/{name}")[picture], strict=True)
+        for depth, values in zip(depths, study.present(f"similarity/{key}/{name}")[picture], strict=True)
         for (row, column), value in np.ndenumerate(_at_patches(values, study.grid))
     )
     return Drawing(
@@ -85,8 +85,8 @@ def _at_patches(values: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
 
 
 def _correlation(study: Study) -> Drawing | None:
-    found = {model["key"]: study.average(f"similarity/{model['key']}/rank_correlation") for model in study.tuned}
-    shown = [model for model in study.tuned if found[model["key"]] is not None]
+    found = study.averages({model["key"]: f"similarity/{model['key']}/rank_correlation" for model in study.tuned})
+    shown = [model for model in study.tuned if model["key"] in found]
     if not shown:
         return None
     with style.styled():
@@ -132,7 +132,7 @@ def examples(study: Study) -> Drawing | None:
     images = study.array("examples/images")
     if images is None or not len(images):
         return None
-    labels, names = study.array("examples/labels"), study.section("examples").get("names", [])
+    labels, names = study.present("examples/labels"), study.section("examples").get("names", [])
     classes = study.scalars["dataset"]["class_names"]
     models = [model for model in study.models if study.array(f"examples/{model['key']}/vision") is not None]
     rows: list[tuple[Any, ...]] = []
@@ -162,15 +162,15 @@ def examples(study: Study) -> Drawing | None:
 
 def _overlay(study: Study, model: Mapping[str, Any], picture: int, classes: list[str], label: int) -> Overlay:
     key = model["key"]
-    logits = study.array(f"examples/{key}/logits")[picture]
+    logits = study.present(f"examples/{key}/logits")[picture]
     predicted = int(np.argmax(logits))
     probability = float(1 / np.exp(logits - logits.max()).sum())
     mark = "✓" if predicted == label else "✗"
     return Overlay(
         f"{label_of(model)} {mark}\n{classes[predicted]}, {100 * probability:.0f} %",
-        study.array(f"examples/{key}/vision")[picture],
+        study.present(f"examples/{key}/vision")[picture],
         tuple(study.section("examples", key)["tokens"][picture]),
-        study.array(f"examples/{key}/text")[picture],
+        study.present(f"examples/{key}/text")[picture],
     )
 
 
@@ -178,8 +178,9 @@ def _example_rows(
     study: Study, model: Mapping[str, Any], picture: int, names: list[str], overlay: Overlay
 ) -> list[tuple[Any, ...]]:
     start = (picture, names[picture] if picture < len(names) else "", model["key"])
-    rows = [
+    rows: list[tuple[Any, ...]] = [
         (*start, "patch" if index < study.patches else "prompt", index, "", value)
         for index, value in enumerate(overlay.vision)
     ]
-    return rows + [(*start, "text", index, token, overlay.text[index]) for index, token in enumerate(overlay.tokens)]
+    words = [] if overlay.text is None else zip(overlay.tokens, overlay.text, strict=False)
+    return rows + [(*start, "text", index, token, value) for index, (token, value) in enumerate(words)]

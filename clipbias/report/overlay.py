@@ -162,7 +162,9 @@ def draw_text(axes: "Axes", overlay: Overlay) -> None:
 
 def _laid_out(axes: "Axes", tokens: Sequence[str], values: np.ndarray) -> "list[tuple[float, float, str, float]]":
     """Places words from left to right in lines, in axes units, by the width of their letters."""
-    width = axes.figure.get_size_inches()[0] * 72 / axes.get_subplotspec().get_gridspec().ncols * 0.92
+    place = axes.get_subplotspec()
+    assert place is not None  # panels are made by `subplots`
+    width = style.size_inches(axes)[0] * 72 / place.get_gridspec().ncols * 0.92
     x, y, placed = 0.0, 1.0, []
     for token, value in zip(tokens, values, strict=True):
         length = (len(token) * 4.1 + 7) / width

@@ -165,10 +165,9 @@ def _panels(
         " true class over the n test images that zero-shot gets wrong and the tuned model right; bands give one"
         " standard error."
     )
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     for study in shown:
-        for side in SIDES:
-            average = study.average(f"relevancy/{key}/{part}/{side}")
+        for side, average in study.averages({side: f"relevancy/{key}/{part}/{side}" for side in SIDES}).items():
             rows += [
                 (study.dataset, side, "token", index, mean, average.standard_error[index])
                 for index, mean in enumerate(average.mean)
@@ -204,8 +203,7 @@ def _interventions(studies: Sequence[Study], key: str, label: str) -> Drawing | 
         figure = style.new_figure(7.2, 0.36 * len(shown) + 1.3)
         axes = figure.subplots()
         for (colour, marker), name in zip(looks, INTERVENTIONS, strict=True):
-            found = [(line, parts[study.dataset].get(name)) for line, study in enumerate(shown)]
-            found = [(line, part) for line, part in found if part]
+            found = [(line, part) for line, study in enumerate(shown) if (part := parts[study.dataset].get(name))]
             axes.plot(
                 [percent(part) for _, part in found],
                 [line for line, _ in found],

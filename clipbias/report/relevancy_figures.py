@@ -203,7 +203,7 @@ def _samples(study: Study, shown: Sequence[Mapping[str, Any]]) -> str:
     """Which images, how many, and how their rows were normalised."""
     counts = [f"{label_of(model)}: {counted(study.count('relevancy', model['key']), 'image')}" for model in shown]
     chosen = {study.section("relevancy", model["key"]).get("normalisation") for model in shown}
-    how = " or ".join(_NORMALISED.get(name, str(name)) for name in sorted(chosen, key=str))
+    how = " or ".join(_NORMALISED.get(name, name) for name in sorted(map(str, chosen)))
     left_out = [label_of(model) for model in study.tuned if model not in shown]
     without = f" No such image for {', '.join(left_out)}." if left_out else ""
     return (
@@ -215,7 +215,7 @@ def _samples(study: Study, shown: Sequence[Mapping[str, Any]]) -> str:
 def _numbers(
     study: Study, shown: Sequence[Mapping[str, Any]], part: str
 ) -> tuple[tuple[str, ...], tuple[tuple[Any, ...], ...]]:
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     for model in shown:
         key = model["key"]
         for side, average in _averages(study, model, part).items():

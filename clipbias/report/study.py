@@ -61,6 +61,10 @@ class Study:
         """An array by its path, or None where it was not computed."""
         return self.results.arrays.get(name)
 
+    def present(self, name: str) -> np.ndarray:
+        """An array by its path, where its section is known to have been computed."""
+        return self.results.arrays[name]
+
     def average(self, name: str) -> Average | None:
         """A mean with its standard error by their common path, or None where they were not computed."""
         mean = self.array(f"{name}/mean")
@@ -68,6 +72,10 @@ class Study:
             return None
         error = self.array(f"{name}/standard_error")
         return Average(mean, np.full_like(mean, np.nan) if error is None else error)
+
+    def averages(self, names: Mapping[str, str]) -> dict[str, Average]:
+        """Those of the averages, by key and path, that were computed."""
+        return {key: found for key, name in names.items() if (found := self.average(name)) is not None}
 
     def section(self, *path: str) -> Mapping[str, Any]:
         """The JSON part at a path, empty where there is none."""

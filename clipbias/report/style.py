@@ -8,7 +8,7 @@ import io
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -49,7 +49,7 @@ METHOD_LOOK = {
 }
 OTHER_LOOK = (BLACK, "X", "-")
 
-_RC = {
+_RC: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],  # ships with matplotlib: the same picture on every machine
     "font.size": 8,
@@ -117,6 +117,14 @@ def svg_text(figure: "Figure") -> str:
     return buffer.getvalue().decode("utf-8")
 
 
+def size_inches(axes: "Axes") -> tuple[float, float]:
+    """Width and height of the whole figure that a panel is part of."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None  # a panel that is drawn on has one
+    width, height = figure.get_size_inches()
+    return float(width), float(height)
+
+
 def save_figure(figure: "Figure", stem: Path) -> tuple[Path, ...]:
     """Writes `stem`.pdf and `stem`.png and returns the two paths. Raises `ClipbiasError` where it cannot."""
     written = []
@@ -144,7 +152,7 @@ def apart(positions: Sequence[float], gap: float) -> np.ndarray:
         while len(groups) > 1 and _bottom(groups[-1], gap) < _bottom(groups[-2], gap) + gap * len(groups[-2]):
             last = groups.pop()
             groups[-1].extend(last)
-    placed = np.concatenate([_bottom(group, gap) + gap * np.arange(len(group)) for group in groups] or [[]])
+    placed = [position for group in groups for position in _bottom(group, gap) + gap * np.arange(len(group))]
     result = np.empty(len(order))
     result[order] = placed
     return result
@@ -159,7 +167,7 @@ def label_ends(axes: "Axes", ends: Sequence[tuple[float, float, str, str]], *, s
     if not ends:
         return
     low, high = axes.get_ylim()
-    height = axes.figure.get_size_inches()[1] * 72 * axes.get_position().height
+    height = size_inches(axes)[1] * 72 * axes.get_position().height
     gap = (high - low) * size * 1.25 / height
     for y, (end_x, end_y, text, colour) in zip(apart([end[1] for end in ends], gap), ends, strict=True):
         axes.annotate(

@@ -91,12 +91,13 @@ class Summary:
         the mean of the datasets' means, under the seed None.
         """
         cells = [self.cell(method, dataset, shots, measure) for dataset in self.datasets]
-        if not cells or any(cell is None or not cell.values for cell in cells):
+        finished = [cell.values for cell in cells if cell is not None and cell.values]
+        if not finished or len(finished) < len(cells):
             return None
-        seeds = set(cells[0].values)
-        if any(set(cell.values) != seeds for cell in cells):
-            return Cell({None: statistics.fmean(cell.mean for cell in cells)})
-        return Cell({seed: statistics.fmean(cell.values[seed] for cell in cells) for seed in cells[0].values})
+        seeds = set(finished[0])
+        if any(set(values) != seeds for values in finished):
+            return Cell({None: statistics.fmean(statistics.fmean(values.values()) for values in finished)})
+        return Cell({seed: statistics.fmean(values[seed] for values in finished) for seed in finished[0]})
 
     def seeds(self, shots: int, measure: str = ACCURACY) -> tuple[int, ...]:
         """All seeds used with that many shots, ascending."""

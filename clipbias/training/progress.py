@@ -16,7 +16,8 @@ class Progress:
     """Counts units of work. On a terminal it is a bar with the time left; elsewhere a line every ten seconds."""
 
     def __init__(self, total: int, *, done: int = 0, unit: str = "step", title: str = "") -> None:
-        self._title, self._unit, self._bar = title, unit, None
+        self._title, self._unit = title, unit
+        self._bar: tqdm | None = None
         self._quiet = jax.process_index() != 0
         if total:
             self.start(total, done=done)

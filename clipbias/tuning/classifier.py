@@ -53,7 +53,7 @@ class Classifier:
 
     def text_features(self, params: Params, learnables: Learnables, text: Text) -> jax.Array:
         """What the text tower makes of every text: `[n · C, d]`, not normalised, before any residual."""
-        options = dict(dtype=jnp.dtype(self.dtype), remat=self.remat)
+        options: dict[str, Any] = dict(dtype=jnp.dtype(self.dtype), remat=self.remat)
         if isinstance(text, PackedTokens):
             adaptation = self.method.adapt(learnables)
             return encode_packed_text(params, self.config, text, adaptation, chunks=self.chunks, **options)

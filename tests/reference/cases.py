@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 # Names of different lengths, one with underscore and apostrophe, one that is all single characters.
 CLASS_NAMES = ("cat", "maine_coon", "Golden Retriever's pup", "bird", "757-200")
@@ -13,8 +14,8 @@ class Case:
     """A method with the sizes of its learnables (`methods.random_learnables`) and its options (`methods.prepare`)."""
 
     method: str
-    sizes: Mapping[str, int | bool] = dataclasses.field(default_factory=dict)
-    options: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    sizes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 # The tiny towers have three layers: depths of 2 stop before the last block, others use the whole tower.
@@ -48,7 +49,7 @@ CASES = {
 LEARNING_RATE, STEPS = 0.05, 10
 
 # Two tiny geometries that transformers wrote, and ViT-B/16 whose weights are drawn anew where they are needed.
-TINY = {
+TINY: dict[str, dict[str, Any]] = {
     "tiny_quick_gelu": {"vision": (24, 3, 2), "text": (16, 3, 2), "image_size": 16, "patch_size": 4},
     "tiny_gelu": {
         "vision": (16, 3, 4),
@@ -59,7 +60,7 @@ TINY = {
         "activation": "gelu",
     },
 }
-VIT_B_16 = {
+VIT_B_16: dict[str, Any] = {
     "vision": (768, 12, 12),
     "text": (512, 12, 8),
     "projection": 512,

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -54,7 +55,7 @@ def block_backward(
     inner = (attention * saved.attention).sum(-1, keepdims=True)
     scores = saved.attention * (attention - inner) / np.sqrt(saved.query.shape[-1])
     query, key = scores @ saved.key, scores.swapaxes(-1, -2) @ saved.query
-    normed = 0.0
+    normed = np.zeros_like(middle)
     for part, head_gradient in (("q", query), ("k", key), ("v", value)):
         merged = numpy_clip.merge_heads(head_gradient)
         normed = normed + linear_backward(state, f"{name}.self_attn.{part}_proj", merged)
@@ -80,7 +81,9 @@ def tower_backward(
     x[np.arange(len(x)), saved.rows] = layer_norm_backward(
         clip.state, f"{name}.{final}", epsilon, saved.last[np.arange(len(x)), saved.rows], pooled
     )
-    prompt_gradients, biases, attention = {}, [], []
+    prompt_gradients: dict[int, np.ndarray] = {}
+    biases: list[np.ndarray] = []
+    attention: list[np.ndarray] = []
     for l in reversed(range(sizes["num_hidden_layers"])):
         biases.insert(0, x.sum((0, 1)))
         x, probabilities = block_backward(clip.state, f"{name}.encoder.layers.{l}", sizes, saved.blocks[l], x)
@@ -135,7 +138,7 @@ def loss_and_gradients(
     learnables: Learnables,
     images: np.ndarray,
     labels: np.ndarray,
-    **options,
+    **options: Any,
 ) -> tuple[float, Gradients]:
     """Mean cross-entropy and its gradient with respect to every learnable."""
     learnables = {name: np.asarray(value, np.float64) for name, value in learnables.items()}

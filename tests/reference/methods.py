@@ -15,6 +15,7 @@ The learnables are dicts of arrays:
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -86,7 +87,7 @@ def prepare(
     embeddings = numpy_clip.token_embeddings(clip.state, tokens).copy()
     places = np.zeros((len(names), count), int)
     for c, name in enumerate(names):
-        if not count:
+        if context is None or not count:
             break
         class_context = context[c] if context.ndim == 3 else context
         start, rest = embeddings[c, :1], embeddings[c, 1 + count :]
@@ -165,7 +166,7 @@ def task_logits(
     class_names: Sequence[str],
     learnables: Learnables,
     images: np.ndarray,
-    **options,
+    **options: Any,
 ) -> np.ndarray:
     """[B, C] logits of a method."""
     return forward(clip, prepare(clip, method, class_names, learnables, **options), images).logits
@@ -175,7 +176,7 @@ def ensemble_logits(
     clip: Reference, class_names: Sequence[str], images: np.ndarray, templates: Sequence[str]
 ) -> np.ndarray:
     """Zero-shot logits whose class features are the unit mean of the unit features over `templates`."""
-    total = 0.0
+    total: Any = 0.0
     for template in templates:
         texts = [template.format(name.replace("_", " ")) for name in class_names]
         total = total + numpy_clip.unit(

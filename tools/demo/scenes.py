@@ -124,8 +124,8 @@ def _glyph(canvas: Image.Image, text: str, palette: Palette, rng: np.random.Gene
     )
     stretched = stretched.rotate(rng.uniform(-12, 12), Image.Resampling.BILINEAR)
     room = (CANVAS - stretched.width, CANVAS - stretched.height)
-    corner = tuple(int(rng.uniform(0.25, 0.75) * space) for space in room)
-    canvas.paste(palette.tones[0], corner, stretched)
+    left, top = (int(rng.uniform(0.25, 0.75) * space) for space in room)
+    canvas.paste(palette.tones[0], (left, top), stretched)
 
 
 def _digit(rng: np.random.Generator) -> Scene:

@@ -88,11 +88,12 @@ def build(size: int = 1536) -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 
 def tokenizer(size: int = 1536) -> Any:
-    """The vocabulary as a `transformers.CLIPTokenizerFast`."""
-    from transformers import CLIPTokenizerFast
+    """The vocabulary as a `transformers.CLIPTokenizer`."""
+    from transformers import CLIPTokenizer
 
     vocabulary, merges = build(size)
-    return CLIPTokenizerFast(vocab=vocabulary, merges=merges, model_max_length=32)
+    pairs: Any = merges  # annotated there as lines of text, which it takes too
+    return CLIPTokenizer(vocab=vocabulary, merges=pairs, model_max_length=32)
 
 
 def write(folder: Path, size: int = 1536) -> None:

@@ -40,7 +40,9 @@ def load(name: str) -> Dataset:
     return makers[short]()
 
 
-def _split(name: str, labels: Sequence[int], class_names: Sequence[str], draw: Callable[[int], np.ndarray]) -> Split:
+def _split(
+    name: str, labels: Sequence[int] | np.ndarray, class_names: Sequence[str], draw: Callable[[int], np.ndarray]
+) -> Split:
     """A split whose images come from `draw(index)` when they are read."""
     keys = tuple(f"{name}/{class_names[label]}/{index:04d}.png" for index, label in enumerate(labels))
 

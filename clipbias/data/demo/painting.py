@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from clipbias.data.demo.geometry import ACCENT, BODY, Drawing
+from clipbias.data.demo.geometry import BODY, Drawing
 from clipbias.data.demo.patterns import plane, smooth_noise
 
 SIZE = 48  # pixels of a finished scene
@@ -68,8 +68,8 @@ def random_palette(rng: np.random.Generator, *, colourful: float = 0.25) -> Pale
     # A pale colour cannot be told from a white background, nor a deep one from black: keep their lightness apart.
     lightness = {name: float(np.dot(COLOURS[name], (0.3, 0.6, 0.1))) for name in names}
     background = next(name for name in names if abs(lightness[name] - lightness[body_name]) > 70)
-    tones = tuple(_shaded(COLOURS[name], rng) for name in (body_name, background, accent_name))
-    return Palette(_shaded(COLOURS[background], rng), tones, str(body_name))
+    first, second, third = (_shaded(COLOURS[name], rng) for name in (body_name, background, accent_name))
+    return Palette(_shaded(COLOURS[background], rng), (first, second, third), str(body_name))
 
 
 def new_canvas(palette: Palette, rng: np.random.Generator) -> Image.Image:
@@ -108,7 +108,8 @@ def paint(canvas: Image.Image, drawing: Drawing, palette: Palette, *, width: flo
 
 def silhouette(palette: Palette) -> Palette:
     """The same palette with every part in the body's colour."""
-    return Palette(palette.background, (palette.tones[BODY],) * (ACCENT + 1), palette.name)
+    body = palette.tones[BODY]
+    return Palette(palette.background, (body, body, body), palette.name)
 
 
 def finish(canvas: Image.Image, rng: np.random.Generator, *, low_resolution: float = 0.05) -> np.ndarray:
@@ -119,13 +120,13 @@ def finish(canvas: Image.Image, rng: np.random.Generator, *, low_resolution: flo
     """
     image = canvas.reduce(OVERSAMPLING)
     if rng.random() < low_resolution:
-        pixels = int(rng.integers(7, 17))
-        image = canvas.resize((pixels, pixels), Image.Resampling.BOX)
+        across = int(rng.integers(7, 17))
+        image = canvas.resize((across, across), Image.Resampling.BOX)
         kernel = Image.Resampling.BICUBIC if rng.random() < 0.7 else Image.Resampling.BILINEAR
         image = image.resize((SIZE, SIZE), kernel)
     elif rng.random() < 0.25:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.4, 1.6)))
-    pixels = np.asarray(image, np.float32)
+    pixels: np.ndarray = np.asarray(image, np.float32)
     if rng.random() < 0.5:
         pixels = pixels + rng.normal(0, rng.uniform(1, 18), pixels.shape[:2])[..., None]
     return np.clip(pixels, 0, 255).astype(np.uint8)
