@@ -24,7 +24,8 @@ from clipbias.files import write_text
 from clipbias.report.published import are_the_eleven
 from clipbias.report.style import save_figure, svg_text
 from clipbias.training import mesh as meshes
-from clipbias.training.grid import Grid, GridSettings, plan
+from clipbias.training.grid import Grid, GridSettings
+from clipbias.training.programs import plan
 from clipbias.training.results import Results
 from clipbias.training.settings import Recipe
 from clipbias.training.workdir import open_workdir
@@ -60,13 +61,16 @@ def main(config: ConfigDict, workdir: Path) -> None:
                 targets=tuple(config.targets) or None,
                 remat=config.remat,
                 class_chunks=config.class_chunks,
+                side_by_side=not config.runs_per_program,
             ),
             lambda name: app.load_dataset(config, name),
             workdir,
             mesh=meshes.make_mesh(**config.mesh),
         )
         packs = plan(
-            config.methods, config.datasets, config.shots, config.seeds, runs_per_program=config.runs_per_program
+            *(config.methods, config.datasets, config.shots, config.seeds),
+            runs_per_program=config.runs_per_program,
+            learning_rates=config.learning_rates,
         )
         rows = grid.run(packs)
         if jax.process_index() == 0:

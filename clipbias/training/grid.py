@@ -1,16 +1,19 @@
 """Methods x datasets x shots x seeds: what a Table 1 is made of.
 
-A *cell* is one number of the table. Cells that differ in the seed only have equal shapes and train side by side as a
-*pack*. Packs depend on the configuration alone, never on what is finished, so that an interrupted grid ends with the
-same numbers to the last bit.
+A *cell* is one number of the table. Cells that differ in the seed only are a *pack*. Packs of one method with equally
+many steps, on datasets with about as many classes, at several learning rates, train side by side as one *program*
+(`programs.py`). A pack is finished as a whole or not at all, and programs depend on the configuration and on what is
+unfinished alone, so that an interrupted grid ends with the same numbers to the last bit.
 """
 
 import dataclasses
+import functools
+import itertools
 import re
 import shutil
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +23,16 @@ from jax.sharding import Mesh
 
 from clipbias.clip import Clip
 from clipbias.data import Dataset, protocols
+from clipbias.data.pipeline import steps_per_epoch
 from clipbias.errors import ClipbiasError, sentence
 from clipbias.training import mesh as meshes
+from clipbias.training.alike import crop, same_program
 from clipbias.training.evaluate import Evaluator
 from clipbias.training.interruption import Interrupted
 from clipbias.training.loop import Run, initial_learnables, place_text, train
-from clipbias.training.progress import progress
+from clipbias.training.memory import AUTO, fit_task, plan_step
+from clipbias.training.programs import LEAST_FILLED, ZERO_SHOT, Pack, Program, make_programs
+from clipbias.training.progress import Progress, progress
 from clipbias.training.results import Results, Row
 from clipbias.training.settings import Recipe
 from clipbias.training.single import decoded_on_demand
@@ -34,18 +41,6 @@ from clipbias.tuning import Task, parameter_count
 from clipbias.tuning.adapter import save_adapter
 from clipbias.tuning.method import Learnables
 from clipbias.tuning.transfer import transfer
-
-ZERO_SHOT = "zero_shot"
-
-
-@dataclasses.dataclass(frozen=True)
-class Pack:
-    """Cells trained in one program: one method on one dataset with one number of shots, several seeds."""
-
-    method: str
-    dataset: str
-    shots: int
-    seeds: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +55,8 @@ class GridSettings:
       on_image_error: "raise" or "skip" images that cannot be read.
       protocol: a name of `data.protocols.PROTOCOLS`.
       targets: datasets that a protocol evaluates on besides; `None` takes the literature's.
+      remat, class_chunks: the knobs of `training.memory`.
+      side_by_side: whether packs may share a program.
     """
 
     method_options: Mapping[str, Mapping[str, Any]]
@@ -69,27 +66,9 @@ class GridSettings:
     on_image_error: str
     protocol: str = "few_shot"
     targets: tuple[str, ...] | None = None
-
-
-def plan(
-    methods: Sequence[str],
-    datasets: Sequence[str],
-    shots: Sequence[int],
-    seeds: Sequence[int],
-    *,
-    runs_per_program: int,
-) -> list[Pack]:
-    """All packs, dataset by dataset. Zero-shot has nothing to train and is one cell per dataset."""
-    size = runs_per_program if runs_per_program > 0 else len(seeds)
-    packs = []
-    for dataset in datasets:
-        for method in methods:
-            if method == ZERO_SHOT:
-                packs.append(Pack(method, dataset, 0, (0,)))
-                continue
-            for count in shots:
-                packs += [Pack(method, dataset, count, tuple(seeds[i : i + size])) for i in range(0, len(seeds), size)]
-    return packs
+    remat: str = AUTO
+    class_chunks: int = 0
+    side_by_side: bool = True
 
 
 class Grid:
@@ -109,7 +88,7 @@ class Grid:
         self.params = meshes.replicate(mesh, clip.params)
         self.results = Results(workdir / "results.jsonl")
         self._load_dataset = load_dataset
-        self._source = ""
+        self._sources: frozenset[str] = frozenset()
         self._datasets: dict[str, Dataset] = {}
         self._evaluators: dict[str, Evaluator] = {}
         self._tasks: dict[tuple[Any, ...], Task] = {}
@@ -126,27 +105,75 @@ class Grid:
         done = cells - sum(len(pack.seeds) for pack in todo)
         if done:
             logging.info("%d of %d cells are finished already", done, cells)
+        together = self.settings.side_by_side
+        programs = make_programs(todo, self._kind, self._fits) if together else [Program((pack,)) for pack in todo]
         with progress(cells, done=done, unit="cell", title="cells") as bar:
-            for pack in todo:
-                began = time.monotonic()
-                try:
-                    rows = self._run_pack(pack)
-                except (Interrupted, KeyboardInterrupt):
-                    raise
-                except Exception as error:  # one cell must not cost the others
-                    rows = [self._failure(pack, seed, error) for seed in pack.seeds]
-                    bar.say(f"failed: {pack.method} on {pack.dataset}, {pack.shots} shots: {sentence(error)}")
-                for row in rows:
-                    row["seconds"] = round((time.monotonic() - began) / len(rows), 2)
-                self.results.append([row for row in rows if not self.results.finished(row)])
-                if jax.process_index() == 0 and all(row["status"] == "ok" for row in rows):
-                    shutil.rmtree(self._checkpoints(pack), ignore_errors=True)
-                accuracies = [row["accuracy"] for row in rows if "accuracy" in row]
-                shown = {"method": pack.method, "dataset": pack.dataset, "shots": pack.shots}
-                if accuracies:
-                    shown["accuracy"] = round(sum(accuracies) / len(accuracies), 1)
-                bar.advance(len(rows), shown)
+            for program in programs:
+                if self._sources != program.sources:  # what was kept of other datasets is freed first
+                    self._sources = program.sources
+                    self._evaluators.clear()
+                    self._tasks.clear()
+                for found in self._attempt(program.packs, bar):
+                    self._report(found, bar)
         return [row for row in map(self.results.get, wanted) if row is not None]
+
+    def _attempt(self, packs: tuple[Pack, ...], bar: Progress) -> Iterator[list[list[Row]]]:
+        """The rows of each pack of a program, all at once; where it fails, pack by pack, so that none costs another."""
+        began = time.monotonic()
+        try:
+            found = self._run_program(packs)
+        except (Interrupted, KeyboardInterrupt):
+            raise
+        except Exception as error:
+            if len(packs) > 1:
+                for pack in packs:
+                    yield from self._attempt((pack,), bar)
+                return
+            (pack,) = packs
+            found = [[self._failure(pack, seed, error) for seed in pack.seeds]]
+            bar.say(f"failed: {pack.method} on {pack.dataset}, {pack.shots} shots: {sentence(error)}")
+        seconds = (time.monotonic() - began) / sum(map(len, found))
+        for row in itertools.chain(*found):
+            row["seconds"] = round(seconds, 2)
+        yield found
+        if jax.process_index() == 0 and all(row["status"] == "ok" for row in itertools.chain(*found)):
+            shutil.rmtree(self._checkpoints(packs), ignore_errors=True)
+
+    def _report(self, found: Sequence[Sequence[Row]], bar: Progress) -> None:
+        """Writes a program's rows in one go: a part of them would make another program of the rest."""
+        self.results.append([row for row in itertools.chain(*found) if not self.results.finished(row)])
+        for rows in found:
+            accuracies = [row["accuracy"] for row in rows if "accuracy" in row]
+            shown = {name: rows[0][name] for name in ("method", "dataset", "shots")}
+            if accuracies:
+                shown["accuracy"] = round(sum(accuracies) / len(accuracies), 1)
+            bar.advance(len(rows), shown)
+
+    def _kind(self, pack: Pack) -> Hashable | None:
+        """What must be equal for packs to share a program, or `None` where a pack runs alone."""
+        if pack.method == ZERO_SHOT:
+            return None
+        try:
+            source = self._plans(pack)[0].source
+            task = self._task(pack, source)
+        except Exception:  # it will fail again where failures are reported
+            return None
+        if task.classifier.templates > 1 and task.classifier.changes_text(task.shapes):
+            return None
+        images, batch = len(source.split("train")), self.recipe.batch_size
+        return (pack.method, task.classifier, steps_per_epoch(images, batch), min(images, batch))
+
+    def _fits(self, packs: Sequence[Pack]) -> bool:
+        """Whether packs have about as many classes, and run side by side as fast as one by one."""
+        tasks = [self._task(pack, self._plans(pack)[0].source) for pack in packs]
+        counts = [len(task.class_names) for task in tasks]
+        if min(counts) < LEAST_FILLED * max(counts) or not same_program(tasks):
+            return False
+        options = dict(batch=self.recipe.batch_size, mesh=self.mesh)
+        largest = max(tasks, key=lambda task: len(task.class_names))
+        alone = plan_step(largest, runs=len(packs[0].seeds), **options)
+        side_by_side = plan_step(largest, runs=sum(len(pack.seeds) for pack in packs), **options)
+        return side_by_side.fits and (side_by_side.remat, side_by_side.chunks) == (alone.remat, alone.chunks)
 
     def row(self, pack: Pack, seed: int) -> Row:
         """What names one cell in the results."""
@@ -161,7 +188,7 @@ class Grid:
 
     def _identity(self, pack: Pack) -> dict[str, Any]:
         """Everything that a number depends on, apart from the images themselves."""
-        trained = {} if pack.method == ZERO_SHOT else dataclasses.asdict(self.recipe)
+        trained = {} if pack.method == ZERO_SHOT else dataclasses.asdict(self._recipe(pack))
         return {
             "model": self.clip.fingerprint,
             "method": pack.method,
@@ -175,20 +202,19 @@ class Grid:
             "recipe": trained,
         }
 
-    def _checkpoints(self, pack: Pack) -> Path:
-        return self.workdir / "checkpoints" / stable_hash(self._identity(pack))
+    def _recipe(self, pack: Pack) -> Recipe:
+        rate = self.recipe.learning_rate if pack.learning_rate is None else pack.learning_rate
+        return dataclasses.replace(self.recipe, learning_rate=rate)
+
+    def _checkpoints(self, packs: Sequence[Pack]) -> Path:
+        return self.workdir / "checkpoints" / stable_hash([self._identity(pack) for pack in packs])
 
     def _options(self, pack: Pack) -> dict[str, Any]:
         options = self.settings.method_options
         return {**options.get(pack.method, {}), **options.get(f"{pack.method}@{pack.dataset}", {})}
 
     def _plans(self, pack: Pack) -> list[protocols.Plan]:
-        """One plan per seed. The images of one source are freed before the next is loaded."""
-        if self._source != pack.dataset:
-            self._datasets.clear()
-            self._evaluators.clear()
-            self._tasks.clear()
-            self._source = pack.dataset
+        """One plan per seed."""
 
         def load(name: str) -> Dataset:
             if name not in self._datasets:
@@ -214,8 +240,8 @@ class Grid:
             )
         return self._evaluators[evaluation.name]
 
-    def _task(self, pack: Pack, dataset: Dataset) -> Task:
-        key = (pack.method, dataset.class_names, dataset.template)
+    def _task(self, pack: Pack, dataset: Dataset, **memory: Any) -> Task:
+        key = (pack.method, dataset.class_names, dataset.template, *memory.values())
         if key not in self._tasks:
             self._tasks[key] = Task(
                 self.clip,
@@ -224,35 +250,52 @@ class Grid:
                 template=dataset.template,
                 dtype=self.settings.dtype,
                 groups=self.mesh.shape[meshes.DATA],
+                **memory,
                 **self._options(pack),
             )
         return self._tasks[key]
 
     def _train(
-        self, pack: Pack, plans: Sequence[protocols.Plan]
+        self, packs: Sequence[Pack], plans: Sequence[Sequence[protocols.Plan]]
     ) -> tuple[list[Run], Learnables, Sequence[float | None]]:
-        """The runs of a pack, their final learnables on the mesh, and the loss of each one's last step."""
-        sources = [plan.source for plan in plans]
-        task = self._task(pack, sources[0])
-        if pack.method == ZERO_SHOT:
-            runs = [Run(task, source.split("test"), seed) for source, seed in zip(sources, pack.seeds, strict=True)]
-            return runs, meshes.place(self.mesh, initial_learnables(runs), meshes.RUN), [None] * len(runs)
+        """The runs of a program, their final learnables, and the loss of each one's last step."""
+        cells = [
+            (pack, seed, plan.source)
+            for pack, own in zip(packs, plans, strict=True)
+            for seed, plan in zip(pack.seeds, own, strict=True)
+        ]
+        if packs[0].method == ZERO_SHOT:
+            runs = [Run(self._task(pack, source), source.split("test"), seed) for pack, seed, source in cells]
+            return runs, initial_learnables(runs), [None] * len(runs)
         skip = self.settings.on_image_error
-        images = [decoded_on_demand(source.split("train"), on_image_error=skip) for source in sources]
-        runs = [Run(task, one, seed) for one, seed in zip(images, pack.seeds, strict=True)]
-        name = f"{_file_name(pack.method)}-{_file_name(pack.dataset)}-{pack.shots}shots"
+        largest = max(cells, key=lambda cell: len(cell[2].class_names))
+        _, step = fit_task(
+            functools.partial(self._task, largest[0], largest[2]),
+            batch=self.recipe.batch_size,
+            runs=len(cells),
+            mesh=self.mesh,
+            remat=self.settings.remat,
+            chunks=self.settings.class_chunks,
+        )
+        runs = []
+        for pack, seed, source in cells:
+            task = self._task(pack, source, **step.options)
+            images = decoded_on_demand(source.split("train"), on_image_error=skip)
+            runs.append(Run(task, images, seed, pack.learning_rate))
+        identities = [self._identity(pack) for pack in packs]
         trained = train(
             self.clip,
             self.params,
             runs,
             self.recipe,
             mesh=self.mesh,
-            folder=self._checkpoints(pack),
-            identity=self._identity(pack),
+            folder=self._checkpoints(packs),
+            identity=identities[0] if len(packs) == 1 else {"packs": identities},
             checkpoint_seconds=self.settings.checkpoint_seconds,
-            metrics_folder=self.workdir / "runs" / f"{name}-seeds{'_'.join(map(str, pack.seeds))}",
+            metrics_folder=self.workdir / "runs" / self._program_name(packs),
+            plan=step,
         )
-        return runs, trained.learnables, trained.losses
+        return runs, meshes.fetch(trained.learnables), trained.losses
 
     def _score(
         self, pack: Pack, evaluation: protocols.Evaluation, runs: Sequence[Run], learnables: Learnables
@@ -260,21 +303,38 @@ class Grid:
         """Accuracy of every run of a pack in one evaluation, whose classes may differ from those of training."""
         task = self._task(pack, evaluation.dataset)
         learnables = transfer(runs[0].task, task, learnables, evaluation.source_labels, axis=1)
+        learnables = meshes.place(self.mesh, learnables, meshes.RUN)
         same = [Run(task, run.train, run.seed) for run in runs]
         text, stacked = place_text(self.mesh, same, self.params, learnables)
         evaluator = self._evaluator(evaluation)
         return evaluator.accuracy(task.classifier, learnables, text, runs=len(runs), stacked_text=stacked)
 
-    def _run_pack(self, pack: Pack) -> list[Row]:
-        plans = self._plans(pack)
-        runs, learnables, losses = self._train(pack, plans)
-        evaluations = plans[0].evaluations
+    def _run_program(self, packs: Sequence[Pack]) -> list[list[Row]]:
+        """Trains packs side by side and evaluates each; the rows of each."""
+        plans = [self._plans(pack) for pack in packs]
+        runs, learnables, losses = self._train(packs, plans)
+        found, start = [], 0
+        for pack, own in zip(packs, plans, strict=True):
+            part = slice(start, start + len(pack.seeds))
+            start = part.stop
+            mine = crop(jax.tree.map(lambda leaf, part=part: leaf[part], learnables), runs[part][0].task)
+            found.append(self._rows(pack, own[0].evaluations, runs[part], mine, losses[part]))
+        return found
+
+    def _rows(
+        self,
+        pack: Pack,
+        evaluations: Sequence[protocols.Evaluation],
+        runs: Sequence[Run],
+        learnables: Learnables,
+        losses: Sequence[float | None],
+    ) -> list[Row]:
+        """A row for each run of a pack; its adapter is saved beside."""
         scores = {one.name: self._score(pack, one, runs, learnables) for one in evaluations}
         skipped = sum(self._evaluators[one.name].skipped for one in evaluations)
-        host = meshes.fetch(learnables)
         rows = []
         for index, seed in enumerate(pack.seeds):
-            own = jax.tree.map(lambda leaf, index=index: leaf[index], host)
+            own = jax.tree.map(lambda leaf, index=index: leaf[index], learnables)
             counts = parameter_count(own)
             row = {**self.row(pack, seed), "status": "ok"}
             if len(evaluations) == 1:
@@ -283,7 +343,7 @@ class Grid:
                 row["accuracies"] = {name: values[index]["accuracy"] for name, values in scores.items()}
             row |= {f"parameters_{part}": counts[part] for part in ("vision", "text", "shared")}
             row |= {"parameters": counts["total"], "loss": losses[index]}
-            row["learning_rate"] = None if pack.method == ZERO_SHOT else self.recipe.learning_rate
+            row["learning_rate"] = None if pack.method == ZERO_SHOT else self._recipe(pack).learning_rate
             if skipped:
                 row["skipped_images"] = skipped
             if pack.method != ZERO_SHOT and jax.process_index() == 0:
@@ -295,13 +355,22 @@ class Grid:
 
     def adapter_path(self, pack: Pack, seed: int) -> Path:
         """Where the tuned adapter of a cell lies."""
-        name = f"{_file_name(pack.method)}-{_file_name(pack.dataset)}-{pack.shots}shots-seed{seed}.safetensors"
-        return self.workdir / "adapters" / name
+        return self.workdir / "adapters" / f"{_pack_name(pack)}-seed{seed}.safetensors"
+
+    def _program_name(self, packs: Sequence[Pack]) -> str:
+        """Of the folder where a program's metrics lie."""
+        name = f"{_pack_name(packs[0])}-seeds{'_'.join(map(str, packs[0].seeds))}"
+        return name if len(packs) == 1 else f"{name}-and-{len(packs) - 1}-more"
 
     def _failure(self, pack: Pack, seed: int, error: Exception) -> Row:
         if not isinstance(error, ClipbiasError):
             logging.error("%s", "".join(traceback.format_exception(error)))
         return {**self.row(pack, seed), "status": "failed", "error": sentence(error)}
+
+
+def _pack_name(pack: Pack) -> str:
+    rate = "" if pack.learning_rate is None else f"-rate{pack.learning_rate:g}"
+    return f"{_file_name(pack.method)}-{_file_name(pack.dataset)}-{pack.shots}shots{rate}"
 
 
 def _file_name(name: str) -> str:

@@ -80,6 +80,13 @@ class StepPlan:
         """Whether the estimate leaves room."""
         return not self.limit or self.bytes <= USABLE * self.limit
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of `Task` that make it so; none for the fastest way."""
+        if (self.remat, self.chunks) == (next(iter(REMATS)), 1):
+            return {}
+        return {"remat": REMATS[self.remat].policy, "chunks": self.chunks}
+
     def __str__(self) -> str:
         limit = f" of {self.limit / 1e9:.1f}" if self.limit else ""
         classes = f", classes in {self.chunks} parts" if self.chunks > 1 else ""
@@ -210,9 +217,7 @@ def fit_task(
     """The task that `make(remat=…, chunks=…)` binds, with both chosen by `plan_step`; and the plan."""
     task = make()
     plan = plan_step(task, batch=batch, runs=runs, mesh=mesh, remat=remat, chunks=chunks)
-    if (plan.remat, plan.chunks) != (next(iter(REMATS)), 1):
-        task = make(remat=REMATS[plan.remat].policy, chunks=plan.chunks)
-    return task, plan
+    return (make(**plan.options) if plan.options else task), plan
 
 
 @contextlib.contextmanager
