@@ -45,6 +45,8 @@ def get_config() -> ConfigDict:
     config.checkpoint_seconds = 60.0
     # Devices along each axis of the mesh; -1 takes all that are left.
     config.mesh = ConfigDict({"run": 1, "data": -1})
+    # Print shapes, parameters, memory and time, as estimated, and stop (`train` and `table1`).
+    config.dry_run = False
     # Folder for everything that is written; --workdir goes before it.
     config.workdir = ""
     return config

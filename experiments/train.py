@@ -6,6 +6,7 @@
 Continues where it stopped. Writes `metrics.jsonl`, `result.json` and `adapter.safetensors`.
 """
 
+import functools
 import json
 from pathlib import Path
 
@@ -16,14 +17,20 @@ import clipbias
 from clipbias.files import write_text
 from clipbias.training import mesh as meshes
 from clipbias.training import single
+from clipbias.training.forecast import Forecast, device_rate
+from clipbias.training.memory import fit_task
 from clipbias.training.settings import Recipe
 from clipbias.training.workdir import open_workdir
+from clipbias.tuning import Task
 from experiments import app
 
 _CONFIG = app.define_config("configs/train.py")
 
 
 def main(config: ConfigDict, workdir: Path) -> None:
+    if config.dry_run:
+        dry_run(config)
+        return
     with open_workdir(workdir, app.plain(config)):
         clip = clipbias.load(config.model)
         dataset = app.load_dataset(config, config.dataset)
@@ -48,6 +55,26 @@ def main(config: ConfigDict, workdir: Path) -> None:
             write_text(workdir / "result.json", json.dumps(result, indent=2) + "\n")
             print(f"{result['method']} on {result['dataset']}: {result['accuracy']:.2f} % of test images")
             print(f"{result['parameters']:,} parameters; adapter in {workdir / single.ADAPTER}")
+
+
+def dry_run(config: ConfigDict) -> None:
+    """Prints what the run would do and need; trains and writes nothing."""
+    clip, dataset = clipbias.load(config.model), app.load_dataset(config, config.dataset)
+    mesh, recipe = meshes.make_mesh(**config.mesh), Recipe.from_config(config)
+    images = single.training_images(dataset, shots=config.shots, seed=config.seed, on_image_error="raise")
+    groups = mesh.shape[meshes.DATA]
+    options = dict(template=dataset.template, dtype=config.dtype, groups=groups, **config.method_options)
+    task, step = fit_task(
+        functools.partial(Task, clip, config.method, dataset.class_names, **options),
+        batch=recipe.batch_size,
+        runs=1,
+        mesh=mesh,
+        remat=config.remat,
+        chunks=config.class_chunks,
+    )
+    title = f"{config.method} on {config.dataset}, {config.shots} shots"
+    forecast = Forecast(title, (task,), recipe, step, len(images), len(dataset.split("test")), mesh)
+    print(forecast.describe(device_rate()))
 
 
 if __name__ == "__main__":

@@ -19,16 +19,26 @@ METHOD_NAMES = {
 }
 
 
+def at_rate(method: str, rate: float) -> str:
+    """The name of a method where it was trained at several learning rates."""
+    return f"{method}, rate {rate:g}"
+
+
 def method_name(method: str) -> str:
     """A method's name as readers know it; a user's own method keeps the name it was given."""
-    return METHOD_NAMES.get(method, method)
+    base, comma, rate = method.partition(", rate ")
+    return METHOD_NAMES.get(base, base) + comma + rate
 
 
 def ordered_methods(methods: Iterable[str]) -> tuple[str, ...]:
     """Known methods in the order of `METHOD_NAMES`, then the others as they come, each once."""
     known = list(METHOD_NAMES)
-    unique = list(dict.fromkeys(methods))
-    return tuple(sorted(unique, key=lambda method: known.index(method) if method in known else len(known)))
+
+    def place(method: str) -> int:
+        base = method.partition(", rate ")[0]
+        return known.index(base) if base in known else len(known)
+
+    return tuple(sorted(dict.fromkeys(methods), key=place))
 
 
 def same_name(name: str) -> str:

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from clipbias.report.names import ordered_methods
+from clipbias.report.names import at_rate, ordered_methods
 from clipbias.report.published import ordered_datasets
 
 ACCURACY = "accuracy"
@@ -129,6 +129,22 @@ def _distinct(rows: Sequence[Mapping[str, Any]], field: str) -> tuple:
     return tuple(sorted({row[field] for row in rows if row.get(field) is not None}))
 
 
+def _named_by_rate(rows: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Rows in which a method that was trained at several learning rates on the same draw goes by as many names."""
+    rates: dict[tuple, set[float]] = {}
+    for row in rows:
+        if row.get("learning_rate") is not None:
+            cell = (row["method"], row["dataset"], row.get("shots"), row.get("seed"), row.get("protocol"))
+            rates.setdefault(cell, set()).add(row["learning_rate"])
+    several = {cell[0] for cell, found in rates.items() if len(found) > 1}
+
+    def named(row: Mapping[str, Any]) -> Mapping[str, Any]:
+        method, rate = row["method"], row.get("learning_rate")
+        return {**row, "method": at_rate(method, rate)} if rate is not None and method in several else row
+
+    return [named(row) for row in rows]
+
+
 def summarize(rows: Iterable[Mapping[str, Any]]) -> Summary:
     """Groups the rows of a results file.
 
@@ -145,7 +161,7 @@ def summarize(rows: Iterable[Mapping[str, Any]]) -> Summary:
     """
     finished: dict[tuple, tuple[Mapping[str, Any], dict[str, float]]] = {}
     failed: dict[tuple, Failure] = {}
-    rows = list(rows)
+    rows = _named_by_rate(list(rows))
     for row in rows:
         method, dataset, shots = row["method"], row["dataset"], int(row.get("shots") or 0)
         protocol = row.get("protocol", "few_shot")

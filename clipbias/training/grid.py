@@ -28,9 +28,10 @@ from clipbias.errors import ClipbiasError, sentence
 from clipbias.training import mesh as meshes
 from clipbias.training.alike import crop, same_program
 from clipbias.training.evaluate import Evaluator
+from clipbias.training.forecast import Forecast
 from clipbias.training.interruption import Interrupted
 from clipbias.training.loop import Run, initial_learnables, place_text, train
-from clipbias.training.memory import AUTO, fit_task, plan_step
+from clipbias.training.memory import AUTO, StepPlan, fit_task, plan_step
 from clipbias.training.programs import LEAST_FILLED, ZERO_SHOT, Pack, Program, make_programs
 from clipbias.training.progress import Progress, progress
 from clipbias.training.results import Results, Row
@@ -41,6 +42,9 @@ from clipbias.tuning import Task, parameter_count
 from clipbias.tuning.adapter import save_adapter
 from clipbias.tuning.method import Learnables
 from clipbias.tuning.transfer import transfer
+
+# Resized test images that are kept for the next method, of all datasets that share a program.
+EVALUATION_CACHE_BYTES = 1 << 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +94,7 @@ class Grid:
         self._load_dataset = load_dataset
         self._sources: frozenset[str] = frozenset()
         self._datasets: dict[str, Dataset] = {}
-        self._evaluators: dict[str, Evaluator] = {}
+        self._evaluators: dict[tuple[str, str], Evaluator] = {}
         self._tasks: dict[tuple[Any, ...], Task] = {}
 
     def run(self, packs: Sequence[Pack]) -> list[Row]:
@@ -228,17 +232,19 @@ class Grid:
             for seed in pack.seeds
         ]
 
-    def _evaluator(self, evaluation: protocols.Evaluation) -> Evaluator:
-        if evaluation.name not in self._evaluators:
-            self._evaluators[evaluation.name] = Evaluator(
+    def _evaluator(self, pack: Pack, evaluation: protocols.Evaluation) -> Evaluator:
+        key = (pack.dataset, evaluation.name)
+        if key not in self._evaluators:
+            self._evaluators[key] = Evaluator(
                 self.clip,
                 self.params,
                 evaluation.dataset.split("test"),
                 mesh=self.mesh,
                 batch_size=self.settings.eval_batch_size,
                 on_error=self.settings.on_image_error,
+                cache_bytes=EVALUATION_CACHE_BYTES // max(len(self._sources), 1),
             )
-        return self._evaluators[evaluation.name]
+        return self._evaluators[key]
 
     def _task(self, pack: Pack, dataset: Dataset, **memory: Any) -> Task:
         key = (pack.method, dataset.class_names, dataset.template, *memory.values())
@@ -255,18 +261,17 @@ class Grid:
             )
         return self._tasks[key]
 
-    def _train(
+    def _prepare(
         self, packs: Sequence[Pack], plans: Sequence[Sequence[protocols.Plan]]
-    ) -> tuple[list[Run], Learnables, Sequence[float | None]]:
-        """The runs of a program, their final learnables, and the loss of each one's last step."""
+    ) -> tuple[list[Run], StepPlan | None]:
+        """The runs of a program, and how its steps run; `None` where there is nothing to train."""
         cells = [
             (pack, seed, plan.source)
             for pack, own in zip(packs, plans, strict=True)
             for seed, plan in zip(pack.seeds, own, strict=True)
         ]
         if packs[0].method == ZERO_SHOT:
-            runs = [Run(self._task(pack, source), source.split("test"), seed) for pack, seed, source in cells]
-            return runs, initial_learnables(runs), [None] * len(runs)
+            return [Run(self._task(pack, source), source.split("test"), seed) for pack, seed, source in cells], None
         skip = self.settings.on_image_error
         largest = max(cells, key=lambda cell: len(cell[2].class_names))
         _, step = fit_task(
@@ -282,6 +287,15 @@ class Grid:
             task = self._task(pack, source, **step.options)
             images = decoded_on_demand(source.split("train"), on_image_error=skip)
             runs.append(Run(task, images, seed, pack.learning_rate))
+        return runs, step
+
+    def _train(
+        self, packs: Sequence[Pack], plans: Sequence[Sequence[protocols.Plan]]
+    ) -> tuple[list[Run], Learnables, Sequence[float | None]]:
+        """The runs of a program, their final learnables, and the loss of each one's last step."""
+        runs, step = self._prepare(packs, plans)
+        if step is None:
+            return runs, initial_learnables(runs), [None] * len(runs)
         identities = [self._identity(pack) for pack in packs]
         trained = train(
             self.clip,
@@ -297,6 +311,21 @@ class Grid:
         )
         return runs, meshes.fetch(trained.learnables), trained.losses
 
+    def forecast(self, packs: Sequence[Pack]) -> list[Forecast]:
+        """What training and evaluating these packs would need, program by program; nothing is run."""
+        found = []
+        for program in make_programs(packs, self._kind, self._fits):
+            plans = [self._plans(pack) for pack in program.packs]
+            runs, step = self._prepare(program.packs, plans)
+            first = program.packs[0]
+            more = f" and {len(program.packs) - 1} more packs" if len(program.packs) > 1 else ""
+            test_images = sum(len(one.dataset.split("test")) for one in plans[0][0].evaluations)
+            title = f"{first.method} on {first.dataset}, {first.shots} shots{more}"
+            tasks = [run.task for run in runs]
+            step = step or StepPlan("products", 1, 0, 0, 0)
+            found.append(Forecast(title, tasks, self.recipe, step, len(runs[0].train), test_images, self.mesh))
+        return found
+
     def _score(
         self, pack: Pack, evaluation: protocols.Evaluation, runs: Sequence[Run], learnables: Learnables
     ) -> list[dict[str, Any]]:
@@ -306,7 +335,7 @@ class Grid:
         learnables = meshes.place(self.mesh, learnables, meshes.RUN)
         same = [Run(task, run.train, run.seed) for run in runs]
         text, stacked = place_text(self.mesh, same, self.params, learnables)
-        evaluator = self._evaluator(evaluation)
+        evaluator = self._evaluator(pack, evaluation)
         return evaluator.accuracy(task.classifier, learnables, text, runs=len(runs), stacked_text=stacked)
 
     def _run_program(self, packs: Sequence[Pack]) -> list[list[Row]]:
@@ -331,7 +360,7 @@ class Grid:
     ) -> list[Row]:
         """A row for each run of a pack; its adapter is saved beside."""
         scores = {one.name: self._score(pack, one, runs, learnables) for one in evaluations}
-        skipped = sum(self._evaluators[one.name].skipped for one in evaluations)
+        skipped = sum(self._evaluator(pack, one).skipped for one in evaluations)
         rows = []
         for index, seed in enumerate(pack.seeds):
             own = jax.tree.map(lambda leaf, index=index: leaf[index], learnables)
@@ -365,7 +394,8 @@ class Grid:
     def _failure(self, pack: Pack, seed: int, error: Exception) -> Row:
         if not isinstance(error, ClipbiasError):
             logging.error("%s", "".join(traceback.format_exception(error)))
-        return {**self.row(pack, seed), "status": "failed", "error": sentence(error)}
+        rate = None if pack.method == ZERO_SHOT else self._recipe(pack).learning_rate
+        return {**self.row(pack, seed), "status": "failed", "error": sentence(error), "learning_rate": rate}
 
 
 def _pack_name(pack: Pack) -> str:

@@ -88,9 +88,9 @@ class StepPlan:
         return {"remat": REMATS[self.remat].policy, "chunks": self.chunks}
 
     def __str__(self) -> str:
-        limit = f" of {self.limit / 1e9:.1f}" if self.limit else ""
+        limit = f" of {self.limit / 1e9:.3g}" if self.limit else ""
         classes = f", classes in {self.chunks} parts" if self.chunks > 1 else ""
-        return f"about {self.bytes / 1e9:.1f}{limit} GB per device (keeping {self.remat}{classes})"
+        return f"about {self.bytes / 1e9:.2g}{limit} GB per device (keeping {self.remat}{classes})"
 
 
 def device_limit() -> int:

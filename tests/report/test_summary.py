@@ -107,3 +107,16 @@ def test_facts_keep_what_differs():
     summary = summarize(rows)
     assert summary.facts["bias"].parameters == (512, 1024)
     assert summary.learning_rates == {"a": (0.1,), "b": (0.2,)}
+
+
+def test_several_learning_rates_on_the_same_draw_are_rows_of_their_own():
+    rows = [run(seed=seed, accuracy=50 + 10 * rate, learning_rate=rate) for seed in (1, 2) for rate in (0.5, 0.25)]
+    summary = summarize([*rows, run("ivlp", learning_rate=0.5), run("zero_shot", shots=0, learning_rate=None)])
+    assert summary.methods == ("zero_shot", "ivlp", "bias, rate 0.5", "bias, rate 0.25")
+    assert summary.cell("bias, rate 0.25", "demo/digits", 16).mean == 52.5
+    assert summary.facts["bias, rate 0.5"].learning_rates == (0.5,)
+
+
+def test_a_rate_for_each_dataset_is_one_row():
+    summary = summarize([run(learning_rate=0.5), run(dataset="demo/shapes", learning_rate=0.1)])
+    assert summary.methods == ("bias",)
