@@ -92,9 +92,7 @@ class Forecast:
         runs = f"{len(self.tasks)} runs side by side, " if len(self.tasks) > 1 else ""
         devices = f"{self.mesh.devices.size} devices" if self.mesh.devices.size > 1 else "one device"
         classes = f"{len(task.class_names)} classes, {self.test_images} test images"
-        timed = (
-            f"  time: about {self.seconds(rate):,.1f} s on {devices} of {rate / 1e9:,.0f} GFLOP/s in products"
-        )
+        timed = f"  time: about {self.seconds(rate):,.1f} s on {devices} of {rate / 1e9:,.0f} GFLOP/s in products"
         if not self.step.flop:
             return "\n".join([self.title, f"  nothing to train, {classes}", timed])
         return "\n".join(
