@@ -15,7 +15,8 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from clipbias.errors import ClipbiasError
-from tools.benchmarks import flops, measure, model, relevancy_ways
+from clipbias.training import flops
+from tools.benchmarks import measure, model, relevancy_ways
 from tools.benchmarks.report import markdown
 from tools.benchmarks.worker import Here, Process
 
