@@ -10,7 +10,7 @@
     python -m tools.benchmark report benchmark.jsonl --output=performance
 
 Seconds are medians over repeats. FLOP are those that the computation needs, counted by hand-checked formulas
-(`tools/benchmarks/flops.py`), and the machine's own rate is that of a large matrix product timed in turn with them.
+(`clipbias/training/flops.py`), and the machine's own rate is that of a large matrix product timed in turn with them.
 `--baseline` also runs the plain computation: texts of full context length, whole blocks, nothing shared. `relevancy`
 gives every way a process of its own, and compares their maps and, where it is installed, PyTorch's; with several depths
 it tells what memory their programs plan for.
