@@ -10,10 +10,11 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 from clipbias.clip import encode_image, encode_text
+from clipbias.files import write_tensors
 from clipbias.training import flops
 from clipbias.tuning import Task
 from tools import benchmark
-from tools.benchmarks import model, processes, report, steps
+from tools.benchmarks import model, processes, relevancy, report, steps, worker
 
 CONFIG = model.geometry("tiny")
 SMALL = ["--geometry=tiny", "--classes=6", "--batch=2", "--repeats=1"]
@@ -105,7 +106,7 @@ def test_collectives_are_read_from_the_program():
     assert processes.collectives(hlo) == expected
 
 
-@pytest.mark.parametrize("command", ["train", "features", "relevancy"])
+@pytest.mark.parametrize("command", ["train", "features"])
 def test_the_last_line_is_one_json_object(command, capsys, tmp_path):
     written = tmp_path / "lines.jsonl"
     assert benchmark.main([command, *SMALL, "--baseline", f"--append={written}"]) == 0
@@ -117,6 +118,63 @@ def test_the_last_line_is_one_json_object(command, capsys, tmp_path):
     )
     if command == "train":
         assert result["loss"] == pytest.approx(result["plain_loss"], rel=1e-5)
+
+
+def relevancy_points(capsys, *arguments):
+    """The rows of `tools.benchmark relevancy` on a tiny model, by way."""
+    assert benchmark.main(["relevancy", "--geometry=tiny", "--batches=2", "--repeats=1", *arguments]) == 0
+    printed = capsys.readouterr().out
+    points = json.loads(printed.splitlines()[-1])["points"]
+    assert all(f"| {point['way']} |" in printed for point in points)
+    return points
+
+
+def test_ways_to_relevancy_have_the_same_maps(capsys):
+    ways = ["streaming", "recompute=1", "chunk=1", "plain", "forward"]
+    points = relevancy_points(capsys, "--together", "--ways", *ways)
+    assert [point["way"] for point in points] == ways
+    for point in points:
+        assert point["pairs_per_second"] == pytest.approx(2 / point["seconds"])
+        assert point["program_bytes"] > 0 and point["matmul_flop_per_second"] > 0
+    assert max(point["largest_difference"] for point in points[1:4]) < 2e-5
+    assert points[-1]["largest_difference"] is None and points[-1]["flop"] < points[0]["flop"]
+
+
+def test_torch_has_the_same_maps(capsys):
+    """Only where PyTorch is installed."""
+    pytest.importorskip("torch")
+    points = relevancy_points(capsys, "--together", "--ways", "streaming", "torch", "torch-per-pair", "torch-forward")
+    assert max(point["largest_difference"] for point in points[1:3]) < 2e-5
+
+
+def test_a_way_has_a_process_of_its_own(capsys):
+    (point,) = relevancy_points(capsys, "--ways", "recompute=2")
+    assert 0 < point["before_bytes"] < point["peak_bytes"]
+    assert point["needed_bytes"] == point["peak_bytes"] - point["before_bytes"]
+
+
+def test_a_way_that_fails_says_why():
+    job = {"way": "plain", "batch": 2, "module": "tools.benchmarks.nothing"}
+    with pytest.raises(benchmark.ClipbiasError, match=r"plain at batch 2 failed: ModuleNotFoundError: .*nothing"):
+        worker.Process(job)
+
+
+def test_planned_memory_by_depth(capsys):
+    points = relevancy_points(capsys, "--layers", "2", "6", "--ways", "streaming", "recompute=5")
+    size = {(point["way"], point["layers"]): point["program_bytes"] for point in points}
+    assert size["streaming", 6] > 1.5 * size["streaming", 2]
+    assert size["recompute=5", 6] - size["recompute=5", 2] < (size["streaming", 6] - size["streaming", 2]) / 4
+
+
+def test_other_maps_are_refused(tmp_path):
+    maps = {"vision": np.float32([[1, 4], [2, 1]]), "text": np.ones((2, 3), np.float32)}
+    for way, factor in (("streaming", 1), ("plain", 1.0005), ("torch", 1.01)):
+        changed = {name: np.float32(value * factor) for name, value in maps.items()}
+        write_tensors(tmp_path / f"maps-{way}-2.safetensors", changed, {})
+    assert relevancy.compare(tmp_path, ["streaming", "plain"], 2, "float32")["plain"] == pytest.approx(5e-4, rel=1e-2)
+    assert relevancy.compare(tmp_path, ["streaming", "torch"], 2, "bfloat16")["torch"] == pytest.approx(0.01, rel=1e-2)
+    with pytest.raises(benchmark.ClipbiasError, match="torch has other maps than streaming at batch 2"):
+        relevancy.compare(tmp_path, ["streaming", "torch"], 2, "float32")
 
 
 def test_report(capsys, tmp_path):
@@ -133,5 +191,10 @@ def test_report(capsys, tmp_path):
 def test_mistakes_are_one_sentence(capsys, tmp_path):
     assert benchmark.main(["train", "--geometry=ViT-X"]) == 1
     assert "choose one of tiny, ViT-B/32" in capsys.readouterr().err
+    assert benchmark.main(["relevancy", "--ways", "backwards"]) == 1
+    assert "there is no way 'backwards'; choose from streaming" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        benchmark.main(["train", "--layers", "2", "3"])
+    assert "train takes one number of --layers" in capsys.readouterr().err
     with pytest.raises(benchmark.ClipbiasError, match="no measured line"):
         report.read([])

@@ -26,8 +26,8 @@ def write_overview(results_folders: Sequence[str | os.PathLike], output_folder: 
     """Draws one page over the studies of several datasets.
 
     Args:
-      results_folders: one folder per dataset, as `write_report` reads them; where a folder also holds its report, the
-        page links to it.
+      results_folders: one folder per dataset, as `write_report` reads them; where a folder also holds its report, at
+        its top or in `report/`, the page links to it.
       output_folder: where to write `overview.html` and `figures/`.
 
     Returns:
@@ -98,25 +98,23 @@ def _accuracies(studies: Sequence[Study]) -> str:
 def _links(studies: Sequence[Study], folders: Mapping[str, Path], output: Path) -> str:
     items = []
     for study in studies:
-        report = folders[study.dataset] / REPORT
-        if report.is_file():
+        folder = folders[study.dataset]
+        report = next(filter(Path.is_file, (folder / REPORT, folder / "report" / REPORT)), None)
+        if report is not None:
             target = Path(os.path.relpath(report, output)).as_posix()
             items.append(f'<a href="{page.escape(target)}">{page.escape(_name(study))}</a>')
     return f"<p>Reports: {' · '.join(items)}</p>" if items else ""
 
 
 def _verdict_numbers(studies: Sequence[Study], key: str) -> str:
-    """A table of the verdict's numbers, datasets down; empty where no study has a verdict."""
-    found = {study.dataset: study.section("verdict", key, "numbers") for study in studies}
-    names = list(dict.fromkeys(name for numbers in found.values() for name in numbers))
+    """A table of the verdict's numbers, datasets across; empty where no study has a verdict."""
+    found = {_name(study): study.section("verdict", key, "numbers") for study in studies}
+    found = {name: numbers for name, numbers in found.items() if numbers}
+    names = dict.fromkeys(name for numbers in found.values() for name in numbers)
     if not names:
         return ""
-    rows = [
-        (_name(study), *(_number(found[study.dataset].get(name)) for name in names))
-        for study in studies
-        if found[study.dataset]
-    ]
-    return page.table(("Dataset", *(name.replace("_", " ") for name in names)), rows, caption="The verdict's numbers.")
+    rows = [(name.replace("_", " "), *(_number(numbers.get(name)) for numbers in found.values())) for name in names]
+    return page.table(("", *found), rows, caption="The verdict's numbers.")
 
 
 def _number(value: Any) -> str:
@@ -144,7 +142,7 @@ def _panels(
     columns = min(3, len(shown))
     lines = math.ceil(len(shown) / columns)
     with style.styled():
-        figure = style.new_figure(3.1 * columns, 2.1 * lines + 0.2)
+        figure = style.new_figure(3.1 * columns, 2.1 * lines + 0.45)
         grid = figure.subplots(lines, columns, squeeze=False)
         for axes, study in zip(grid.ravel(), shown, strict=False):
             draw(axes, study, _model(study, key))
@@ -156,9 +154,11 @@ def _panels(
             axes.set_ylabel("relevancy")
         for axes in grid[:, 1:].ravel():
             axes.set_ylabel("")
-        for axes in grid.ravel()[1:]:
+        for axes in grid.ravel():
             if axes.get_legend():
-                axes.get_legend().remove()  # one is enough for all panels
+                axes.get_legend().remove()
+        # One for all panels, where it covers no line.
+        figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=7)
     number, thing = {"text": ("2", "text tokens"), "vision": ("3", "patches and vision prompts")}[part]
     caption = (
         f"{label} in red against zero-shot in blue, one panel per dataset, by token index: mean relevancy for the"

@@ -41,8 +41,10 @@ def text_relevancy(study: Study) -> Drawing | None:
     caption = (
         f"{_samples(study, shown)} Relevancy of the text tokens for the true class's logit at the EOS row (Chefer"
         " et al. 2021; Eq. 13–16), mean over the samples; bands and bars give one standard error. Tokens after"
-        " the end of a name count 0. The inset leaves out the SOS token, which holds most of the row."
+        " the end of a name count 0."
     )
+    if any(_sos_outshines(_averages(study, model, "text")) for model in shown):
+        caption += " The inset leaves out the SOS token, beside which the others are hard to see."
     return Drawing("fig2_text_relevancy", "Relevancy of text tokens", caption, figure, *_numbers(study, shown, "text"))
 
 
@@ -74,29 +76,28 @@ def vision_relevancy(study: Study) -> Drawing | None:
 
 
 def draw_text_panel(axes: "Axes", study: Study, model: Mapping[str, Any]) -> None:
-    """Both models' text rows by token index, with an inset from the second token on."""
+    """Both models' text rows by token index, with an inset from the second token on where SOS outshines the others."""
     averages = _averages(study, model, "text")
     length = max((np.flatnonzero(average.mean) for average in averages.values()), key=len).max(initial=0) + 1
     _lines(axes, averages, 0, length)
     axes.set_ylabel("relevancy")
     axes.set_xlim(-0.5, length - 0.5)
-    if length > 2:
-        inset = axes.inset_axes((0.3, 0.3, 0.68, 0.58))
-        _lines(inset, averages, 1, length)
-        _inset_look(inset)
-        inset.set_title("without SOS", fontsize=6.5, fontweight="normal", loc="left", pad=2)
-        prompts = model["text_prompts"]
-        if prompts:
-            inset.axvspan(0.5, prompts + 0.5, color=style.TUNED, alpha=0.07, lw=0)
-            inset.text(
-                0.6,
-                0.97,
-                "prompts",
-                transform=inset.get_xaxis_transform(),
-                va="top",
-                fontsize=6.5,
-                color=style.TUNED,
-            )
+    detail = axes
+    if length > 2 and _sos_outshines(averages):
+        detail = axes.inset_axes((0.3, 0.3, 0.68, 0.58))
+        _lines(detail, averages, 1, length)
+        _inset_look(detail)
+        detail.set_title("without SOS", fontsize=6.5, fontweight="normal", loc="left", pad=2)
+    prompts = model["text_prompts"]
+    if prompts:
+        detail.axvspan(0.5, prompts + 0.5, color=style.TUNED, alpha=0.07, lw=0)
+        above = detail.get_xaxis_transform()
+        detail.text(0.6, 0.97, "prompts", transform=above, va="top", fontsize=6.5, color=style.TUNED)
+
+
+def _sos_outshines(averages: Mapping[str, Average]) -> bool:
+    """Whether the first token's number is so much larger than all others that they need a scale of their own."""
+    return any(average.mean[0] > 2 * average.mean[1:].max(initial=0) for average in averages.values())
 
 
 def draw_vision_panel(axes: "Axes", study: Study, model: Mapping[str, Any]) -> None:

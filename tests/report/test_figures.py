@@ -56,6 +56,17 @@ def test_text_relevancy_draws_both_models_and_an_inset_without_sos(study):
     np.testing.assert_allclose(heights, sorted(np.concatenate(kinds)), rtol=1e-6)
 
 
+def test_text_relevancy_needs_no_inset_where_sos_is_like_the_others():
+    results = synthetic_results()
+    for side in ("zero_shot", "tuned"):
+        results.arrays[f"relevancy/ivlp/text/{side}/mean"][:6] = [0.1, 0.05, 0.3, 0.25, 0.2, 0.1]
+    drawing = text_relevancy(Study(results))
+    ivlp, _, bias, _ = drawing.figure.axes[:4]
+    assert not ivlp.child_axes and bias.child_axes
+    assert [text.get_text() for text in ivlp.texts] == ["prompts"]
+    assert "leaves out the SOS token" in drawing.caption
+
+
 def test_relevancy_captions_state_the_samples_and_the_normalisation(study):
     for drawing in (text_relevancy(study), vision_relevancy(study)):
         assert "zero-shot CLIP gets wrong and the tuned model right" in drawing.caption

@@ -155,12 +155,16 @@ def folders(tmp_path, *datasets, names=("verdict", "interventions")):
 
 
 def test_overview_orders_the_datasets_and_averages(tmp_path):
-    made = folders(tmp_path, "eurosat", "imagenet")
+    made = folders(tmp_path, "eurosat", "imagenet", "dtd")
     (made[0] / "report.html").write_text("")
+    (made[1] / "report").mkdir()
+    (made[1] / "report" / "report.html").write_text("")
     page = Page(write_overview(made, tmp_path / "overview").read_text("utf-8"))
-    assert "2 datasets: ImageNet, EuroSAT." in page.text
-    assert "../study0/report.html" in page.links
-    assert "../study1/report.html" not in page.links
+    assert "3 datasets: ImageNet, DTD, EuroSAT." in page.text
+    assert [link for link in page.links if link.endswith(".html")] == [
+        "../study1/report/report.html",
+        "../study0/report.html",
+    ]
     assert "Average" in page.text and "rank correlation" in page.text
 
 
@@ -175,6 +179,9 @@ def test_overview_has_the_papers_panels(monkeypatch, tmp_path):
     ]
     axes = drawn["fig2_text_relevancy_ivlp"].figure.axes
     assert [panel.get_title(loc="left") for panel in axes[:2]] == ["a (n = 27)", "b (n = 27)"]
+    for drawing in drawn.values():
+        (legend,) = drawing.figure.legends
+        assert [text.get_text() for text in legend.get_texts()] == ["zero-shot", "tuned"]
 
 
 def test_overview_needs_folders_of_different_datasets(tmp_path):

@@ -32,7 +32,13 @@ def relevancy(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises:
       ClipbiasError: a way does not exist, fails, or has other maps than the first.
     """
-    ways = tuple(arguments.ways or (*WAYS, *(TORCH_WAYS if importlib.util.find_spec("torch") else ())))
+    torch = importlib.util.find_spec("torch") is not None
+    ways = tuple(arguments.ways or (*WAYS, *(TORCH_WAYS if torch else ())))
+    for way in ways:
+        if way not in TORCH_WAYS:
+            relevancy_ways.options_of(way)
+        elif not torch:
+            raise ClipbiasError(f"{way} needs PyTorch, which is not installed; leave it out with --ways.")
     if len(arguments.layers) > 1:
         return by_depth(arguments, [way for way in ways if way not in TORCH_WAYS])
     points = []

@@ -30,7 +30,8 @@ def read_model(folder: Path) -> torch.nn.Module:
     config = transformers.CLIPConfig(**settings, attn_implementation="eager")
     with torch.device("meta"):  # not initialised first, which would take the memory twice
         model = transformers.CLIPModel(config).eval()
-    state = safetensors.torch.load_file(folder / "model.safetensors")
+    # Copied, since pages of a mapped file would count as memory only when the computation first reads them.
+    state = {name: x.clone() for name, x in safetensors.torch.load_file(folder / "model.safetensors").items()}
     model.load_state_dict(state, assign=True, strict=False)
     for tower in (model.vision_model, model.text_model):  # buffers that hold no weights
         count = tower.embeddings.position_embedding.num_embeddings

@@ -20,7 +20,7 @@ from clipbias.files import write_tensors, write_text
 from clipbias.training import flops
 from clipbias.tuning import Task
 from tools.benchmarks import measure, model
-from tools.benchmarks.steps import options
+from tools.benchmarks.steps import options as method_options
 from tools.benchmarks.worker import Job, process_memory
 
 WEIGHTS, INPUTS = "model.safetensors", "inputs-{batch}.safetensors"
@@ -32,7 +32,7 @@ def bind(config: ClipConfig, params: Params, job: Job) -> Task:
     tokenizer = model.WordTokenizer(config.text.vocabulary_size)
     clip = Clip(params, config, tokenizer, Preprocessing(config.vision.image_size), "random", "random")
     names = model.class_names(job["batch"])
-    return Task(clip, job["method"], names, dtype=job["dtype"], **options(job["option"]))
+    return Task(clip, job["method"], names, dtype=job["dtype"], **method_options(job["option"]))
 
 
 def write_weights(folder: Path, config: ClipConfig) -> None:
@@ -57,25 +57,31 @@ def write_inputs(job: Job, task: Task, learnables: Any) -> None:
     write_tensors(path, {name: np.array(value, order="C") for name, value in arrays.items()}, {})
 
 
-def program(way: str, task: Task) -> Callable[[Params, Any, jax.Array], Any]:
-    """What a way computes, from weights, learnables and images `[B, R, R, 3]`; image `i` is explained for class `i`.
+def options_of(way: str) -> dict[str, int]:
+    """The options of `clipbias.relevancy` that a way names: `{"recompute": 3}` for `recompute=3`.
 
     Raises:
       ClipbiasError: there is no such way.
     """
-    targets = jnp.arange(len(task.class_names))
-    if way == "forward":
-        return task.logits
-    if way == "plain":
-        return lambda params, learnables, images: plain_relevancy(task, params, learnables, images, targets)
     name, _, number = way.partition("=")
-    if way != "streaming" and not (name in OPTIONS and number.isdecimal()):
+    if name in OPTIONS and number.isdecimal() and int(number):
+        return {name: int(number)}
+    if way not in ("streaming", "plain", "forward"):
         raise ClipbiasError(
             f"there is no way {way!r}; choose from streaming, recompute=N, chunk=N, plain, forward, and with PyTorch "
             "torch, torch-per-pair, torch-forward."
         )
-    chosen = {name: int(number)} if number else {}
-    return lambda params, learnables, images: relevancy(task, params, learnables, images, targets, **chosen)
+    return {}
+
+
+def program(way: str, task: Task) -> Callable[[Params, Any, jax.Array], Any]:
+    """What a way computes, from weights, learnables and images `[B, R, R, 3]`; image `i` is explained for class `i`."""
+    targets, options = jnp.arange(len(task.class_names)), options_of(way)
+    if way == "forward":
+        return task.logits
+    if way == "plain":
+        return lambda params, learnables, images: plain_relevancy(task, params, learnables, images, targets)
+    return lambda params, learnables, images: relevancy(task, params, learnables, images, targets, **options)
 
 
 def load(job: Job) -> tuple[Callable[[], Any], Callable[[], dict[str, Any]]]:
