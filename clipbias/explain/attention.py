@@ -49,7 +49,7 @@ def distance_and_entropy(probabilities: jax.Array, config: VisionConfig) -> dict
     among_patches = probabilities[..., 1:inputs, 1:inputs]
     of_queries = entropy(probabilities[..., :inputs, :])
     return {
-        "distance": jnp.einsum("BHNM,NM->BH", among_patches, pixels) / config.patches,
+        "distance": jnp.einsum("BHNM,NM->BHN", among_patches, pixels).mean(-1),  # in two sums: each stays exact longer
         "entropy": of_queries.mean(-1),
         "cls_entropy": of_queries[..., 0],
     }

@@ -1,0 +1,180 @@
+"""Every command of the README and the pages beside it.
+
+What works on the embedded model is run, with a smaller budget; of what needs data, a network or a cluster the command
+line is read by the program itself, so that every option, configuration and setting in it exists. A command that is
+neither fails: there is no third kind.
+"""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clipbias.training.metrics import read_metrics
+from tests.documents import LANGUAGES, PAGES, PROGRAMS, ROOT, Command, blocks, commands, fences, inline
+
+COMMANDS = [command for page in PAGES for command in commands(page)]
+
+# What makes a command one of the embedded model, which needs nothing but the package.
+EMBEDDED = ("configs/demo.py", "workdir/demo/", "--config.model=demo")
+
+# How it is run in seconds: the program's arguments after its own. Without an entry it is run as it stands.
+BUDGET = {
+    "experiments.table1": (
+        "--config.epochs=2",
+        "--config.datasets=('demo/textures',)",
+        "--config.shots=(16,)",
+        "--config.seeds=(1,)",
+        "--config.eval_batch_size=300",
+    ),
+    "experiments.explain": (
+        "--config.batch_size=50",
+        "--config.figures=text_attention,verdict",
+    ),
+    "experiments.train": ("--config.epochs=2",),
+}
+
+
+def jobs(given: list[tuple[Command, list[str]]], folder: Path, *, run: bool) -> list[dict[str, Any]]:
+    """Gives commands to one process that runs them, or reads their command lines alone, in turn."""
+    listed = [
+        {"module": command.module, "arguments": arguments, "folder": str(folder), "run": run}
+        for command, arguments in given
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(folder / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.zygote"],
+        input=json.dumps(listed),
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+def reduced(command: Command) -> list[str]:
+    """A command's arguments within the budget; methods that it names itself are kept."""
+    arguments = [*command.arguments, *BUDGET.get(command.module, ())]
+    if command.module == "experiments.table1" and "--config.methods" not in command.text:
+        arguments.append("--config.methods=('ivlp', 'bias')")
+    return arguments
+
+
+def is_embedded(command: Command) -> bool:
+    return any(mark in command.text for mark in EMBEDDED)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """What a user has who followed the pages: the configurations, and the methods that the pages write as files."""
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    for page in PAGES:
+        own = [code for code in blocks(page, "python") if "def adapt" in code]
+        files = dict.fromkeys(re.findall(r"'(\w+\.py)'", " ".join(command.text for command in commands(page))))
+        for name, code in zip(files, own, strict=True):
+            (tmp_path / name).write_text(code, encoding="utf-8")
+    return tmp_path
+
+
+def test_commands_on_the_embedded_model_run(folder: Path) -> None:
+    shared = {command.text: command for command in COMMANDS if is_embedded(command)}
+    chosen = [(command, reduced(command)) for command in shared.values()]
+    for (command, arguments), result in zip(chosen, jobs(chosen, folder, run=True), strict=True):
+        assert result["status"] == 0, f"{command.page}: {command.text}\n({arguments})\n{result['said'][-3000:]}"
+    cells = read_metrics(folder / "workdir" / "demo" / "results.jsonl")
+    assert {cell["method"] for cell in cells} == {"zero_shot", "ivlp", "bias", "scale.py", "low_rank.py"}
+    assert (folder / "workdir" / "why" / "report" / "report.html").is_file()
+
+
+def test_command_lines_are_read_by_their_programs(folder: Path) -> None:
+    chosen = [
+        (command, command.arguments)
+        for command in COMMANDS
+        # A module that is only named is checked for being there.
+        if command.module.startswith(("experiments.", "tools.")) and command.arguments
+    ]
+    assert len(chosen) > 10
+    for (command, _), result in zip(chosen, jobs(chosen, folder, run=False), strict=True):
+        assert result["status"] == 0, f"{command.page}: {command.text}\n{result['said'][-3000:]}"
+
+
+def test_a_wrong_command_line_is_noticed(folder: Path) -> None:
+    wrong = [
+        ("experiments.table1", ["--config=configs/demo.py", "--config.lerning_rate=1"]),
+        ("experiments.table1", ["--config=configs/nowhere.py"]),
+        ("experiments.table1", ["--config=configs/demo.py", "--relevance"]),
+        ("experiments.table1", ["demo"]),
+        ("tools.prepare_data", ["check", "--root=/data"]),
+        ("tools.prepare_data", ["chekc"]),
+        ("tools.benchmark", ["train", "--klasses=3"]),
+    ]
+    given = [(Command("", "", {}, ("python", "-m", module)), arguments) for module, arguments in wrong]
+    results = jobs(given, folder, run=False)
+    assert [result["status"] != 0 for result in results] == [True] * len(wrong), results
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.text[:60])
+def test_every_command_is_of_a_known_kind(command: Command) -> None:
+    program, sources = command.words[0], "".join(path.read_text() for path in (ROOT / "clipbias").rglob("*.py"))
+    assert program in PROGRAMS, f"{command.page}: nobody checks {program!r}"
+    assert all(f'"{name}"' in sources for name in command.variables if not name.startswith("CUDA_")), command.text
+    if program == "pip":
+        (what,) = command.words[3:]
+        assert command.words[:3] == ("pip", "install", "-e"), command.text
+        extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        assert set(re.findall(r"[\w-]+", what)) <= set(extras), command.text
+    elif program == "python":
+        known = command.module in ("venv", "pytest") or command.module.startswith(("experiments.", "tools."))
+        assert known, f"{command.page}: nobody checks {command.text!r}"
+        assert importlib.util.find_spec(command.module) is not None, command.text
+    else:  # a shell's own, or a program of the place where it runs
+        assert program in (".", "gcloud", "hf")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_command_hides(page: Path) -> None:
+    languages = {language for language, _ in fences(page)}
+    assert languages <= {*LANGUAGES}, f"{page.name}: say what the blocks in {languages - {*LANGUAGES}} are"
+    # Two blocks may hold one command; none may hold one that is not found.
+    text = re.sub(r"\\\n\s*", "", page.read_text(encoding="utf-8"))
+    found = {command.module for command in commands(page)}
+    assert set(re.findall(r"python3? -m ([\w.]+)", text)) <= found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_settings_that_are_named_exist(page: Path) -> None:
+    settings, flags = known_settings(), known_flags()
+    for span in inline(page):
+        for name, value in re.findall(r"(?:^|[ …])--([\w.]+)(?:=(\S*))?", span):
+            if name.startswith("config."):
+                assert name.removeprefix("config.") in settings, f"{page.name}: there is no {span}"
+            elif name == "config":
+                path, _, argument = value.partition(":")
+                module = importlib.import_module(path.removesuffix(".py").replace("/", "."))
+                module.get_config(*[argument] if argument else [])
+            else:
+                assert name in flags or span.startswith(("gcloud", "srun")), f"{page.name}: there is no {span}"
+
+
+def known_settings() -> set[str]:
+    """The settings of all configurations, by their path."""
+    found = set()
+    for path in (ROOT / "configs").glob("[!_]*.py"):
+        config = importlib.import_module(f"configs.{path.stem}").get_config()
+        found |= {*config, *(f"{name}.{inner}" for name in config for inner in getattr(config[name], "keys", tuple)())}
+    return found
+
+
+def known_flags() -> set[str]:
+    """The flags that binaries and tools define."""
+    sources = "".join(path.read_text() for folder in ("experiments", "tools") for path in (ROOT / folder).rglob("*.py"))
+    return set(re.findall(r"DEFINE_\w+\(\s*\"(\w+)\"", sources)) | set(re.findall(r"\"--([\w-]+)\"", sources))
