@@ -219,7 +219,8 @@ def encode_packed_text(
         ]
 
         def one(leaves: list[jax.Array]) -> jax.Array:
-            return run(dataclasses.replace(tokens, **dict(zip(GROUPED, leaves, strict=True))))
+            arrays: dict[str, Any] = dict(zip(GROUPED, leaves, strict=True))
+            return run(dataclasses.replace(tokens, **arrays))
 
         features = jax.lax.map(jax.checkpoint(one, prevent_cse=False), split).swapaxes(0, 1)
     # Only now, after each device has read out its own classes, so that features alone are exchanged.

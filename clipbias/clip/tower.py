@@ -130,12 +130,12 @@ def put_prompts(tokens: jax.Array, layer: LayerInput, prompt_rows: jax.Array | n
             old = tokens[..., here, :]
             new = jnp.where(layer.replace, layer.prompts[..., prompt_rows[at], :], old)
             return jnp.concatenate([tokens[..., : here.start, :], new, tokens[..., here.stop :, :]], axis=-2)
-    here, at = (prompt_rows >= 0) & layer.replace, jnp.maximum(prompt_rows, 0)
+    replaced, rows = (prompt_rows >= 0) & layer.replace, jnp.maximum(prompt_rows, 0)
     if layer.prompts.ndim == 2:
-        chosen = layer.prompts[at]
+        chosen = layer.prompts[rows]
     else:
-        chosen = jnp.take_along_axis(layer.prompts, jnp.broadcast_to(at, tokens.shape[:-1])[..., None], axis=-2)
-    return jnp.where(here[..., None], chosen, tokens)
+        chosen = jnp.take_along_axis(layer.prompts, jnp.broadcast_to(rows, tokens.shape[:-1])[..., None], axis=-2)
+    return jnp.where(replaced[..., None], chosen, tokens)
 
 
 def add_bias(tokens: jax.Array, layer: LayerInput) -> jax.Array:

@@ -121,7 +121,9 @@ def interpret(
 def _words(one: Learned, options: Options) -> tuple[list[dict[str, Any]], list[str]]:
     adaptation = jax.tree.map(np.asarray, one.task.method.adapt(one.adapter.learnables))
     context, prompts = adaptation.text_context, adaptation.text_prompts
-    tokenizer, entries, remarks = one.task.clip.tokenizer, [], []
+    tokenizer = one.task.clip.tokenizer
+    entries: list[dict[str, Any]] = []
+    remarks: list[str] = []
 
     def entry(layer: int, class_name: str | None, prompt: int, near: Nearest, row: int) -> dict[str, Any]:
         pairs = zip(near.ids[row].tolist(), near.distances[row].tolist(), strict=True)
@@ -138,7 +140,8 @@ def _words(one: Learned, options: Options) -> tuple[list[dict[str, Any]], list[s
         near = context_words(rows, np.asarray(one.task.clip.params["text"]["token_embedding"]), options.words)
         tokens = context.shape[-2]
         names = one.task.class_names if context.ndim == 3 else None
-        entries += [entry(0, names and names[i // tokens], i % tokens, near, i) for i in range(len(rows))]
+        for i in range(len(rows)):
+            entries.append(entry(0, names[i // tokens] if names else None, i % tokens, near, i))
     if prompts is None or not prompts.size:
         return entries, remarks
     if not options.deeper:
@@ -185,7 +188,7 @@ def _projections(learned: Sequence[Learned], options: Options) -> tuple[list[dic
         if projection is None:
             remarks.append(f"{tower} tower, {arrays}: {len(members)} adapter(s), nothing to compare; no picture.")
             continue
-        labels = {
+        labels: dict[str, list[Any]] = {
             "dataset": [one.adapter.notes.get("dataset") for one, _ in members],
             "method": [one.adapter.method for one, _ in members],
             "seed": [one.adapter.notes.get("seed") for one, _ in members],

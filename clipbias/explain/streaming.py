@@ -173,6 +173,7 @@ def run_forward(inputs: TowerInput, config: TowerConfig, recompute: int) -> tupl
     def segment(tokens: jax.Array, first: jax.Array) -> tuple[jax.Array, jax.Array]:
         return run_blocks(tokens, first, jnp.minimum(first + recompute, count), inputs, config), tokens
 
+    kept: Kept | jax.Array
     if recompute > 1:
         tokens, kept = jax.lax.scan(segment, inputs.tokens, jnp.arange(0, count, recompute))
     else:
@@ -182,7 +183,7 @@ def run_forward(inputs: TowerInput, config: TowerConfig, recompute: int) -> tupl
 
 def kept_at(kept: Kept | jax.Array, index: jax.Array, inputs: TowerInput, config: TowerConfig, recompute: int) -> Kept:
     """What block `index` is differentiated by, computed again where `run_forward` did not keep it."""
-    if not recompute:
+    if isinstance(kept, Kept):
         return jax.tree.map(lambda leaf: leaf[index], kept)
     segment = index // recompute
     tokens = kept[segment]

@@ -130,8 +130,8 @@ def _projection(projection: Facts, members: Sequence[Facts], by: str, number: in
         (one["name"], one["dataset"], one["method"], one["shots"], one["seed"], *pca, *plane, *explained)
         for one, pca, plane in zip(members, projection["pca"], tsne, strict=True)
     )
-    columns = ("adapter", "dataset", "method", "shots", "seed", "pca_1", "pca_2", "tsne_1", "tsne_2")
-    columns = (*columns, "explained_1", "explained_2")
+    places = ("pca_1", "pca_2", "tsne_1", "tsne_2", "explained_1", "explained_2")
+    columns = ("adapter", "dataset", "method", "shots", "seed", *places)
     stem = f"projection_{number}_{file_name(projection['tower'])}"
     return Drawing(stem, title, caption, figure, columns, rows)
 
@@ -153,7 +153,7 @@ def _scatter(
     for number, dataset in enumerate(datasets):  # a name at each group, since colour alone is not for everyone
         own = points[[str(one["dataset"]) == dataset for one in members]]
         place = (own[:, 0].mean(), own[:, 1].max())
-        offset = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center", "fontsize": 6.5}
+        offset: dict[str, Any] = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center", "fontsize": 6.5}
         axes.annotate(dataset, place, color=COLOURS[number % len(COLOURS)], annotation_clip=False, **offset)
 
 

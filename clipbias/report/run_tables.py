@@ -107,7 +107,7 @@ def words(value: Any, many: str, form: str = "{}") -> str:
 
 def duration(seconds: float | None) -> str:
     """`8.3 s`, `2 min 05 s`, `3 h 12 min`."""
-    if not is_number(seconds):
+    if seconds is None or not is_number(seconds):
         return MISSING
     if seconds < 60:
         return f"{seconds:.1f} s"

@@ -94,11 +94,14 @@ def read_workdir(folder: str | Path, *, cells: bool = False) -> list[Run]:
     last = metrics[-1] if metrics else {}
     progress = f" at step {last['step']} of {last['steps']}" if {"step", "steps"} <= last.keys() else ""
     finished = bool(result) or (path / "predictions.json").exists()
+    settings: dict[str, Any] = {
+        name: result.get(name, config.get(name)) for name in ("method", "dataset", "shots", "seed")
+    }
     return [
         dataclasses.replace(
             common,
             state=state_in_words(path, state, finished=finished, progress=progress),
-            **{name: result.get(name, config.get(name)) for name in ("method", "dataset", "shots", "seed")},
+            **settings,
             accuracy=result.get("accuracy"),
             parameters=result.get("parameters"),
             loss=result.get("loss", last.get("loss")),
@@ -176,7 +179,10 @@ def _grid(folder: Path, common: Run, state: Mapping[str, Any], *, cells: bool) -
                 common,
                 name=f"{common.name}#{number}",
                 state="finished" if row.get("status") == "ok" else f"failed: {row.get('error')}",
-                **{axis: row.get(axis) for axis in axes},
+                method=row.get("method"),
+                dataset=row.get("dataset"),
+                shots=row.get("shots"),
+                seed=row.get("seed"),
                 accuracy=row.get("accuracy", row.get("accuracies")),
                 parameters=row.get("parameters"),
                 loss=row.get("loss"),
@@ -192,7 +198,9 @@ def _grid(folder: Path, common: Run, state: Mapping[str, Any], *, cells: bool) -
     )
     if failed:
         words += f"; {len(failed)} of {len(wanted)} cells failed: {failed[0].get('error')}"
-    values = {axis: list(common.config.get(plural) or []) for axis, plural in zip(axes, _AXES, strict=True)}
+    values: dict[str, Any] = {
+        axis: list(common.config.get(plural) or []) for axis, plural in zip(axes, _AXES, strict=True)
+    }
     return [dataclasses.replace(common, state=words, **values)]
 
 

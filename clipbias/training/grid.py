@@ -173,7 +173,7 @@ class Grid:
         counts = [len(task.class_names) for task in tasks]
         if min(counts) < LEAST_FILLED * max(counts) or not same_program(tasks):
             return False
-        options = dict(batch=self.recipe.batch_size, mesh=self.mesh)
+        options: dict[str, Any] = dict(batch=self.recipe.batch_size, mesh=self.mesh)
         largest = max(tasks, key=lambda task: len(task.class_names))
         alone = plan_step(largest, runs=len(packs[0].seeds), **options)
         side_by_side = plan_step(largest, runs=sum(len(pack.seeds) for pack in packs), **options)

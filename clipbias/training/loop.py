@@ -162,7 +162,12 @@ def train(
             counts = np.array([len(run.task.class_names) for run in runs], np.int32)
             classes = meshes.place(mesh, counts, meshes.RUN)
         run_step = functools.partial(
-            *(train_step, runs[0].task.classifier, clip.preprocessing, recipe, params, text),
+            train_step,
+            runs[0].task.classifier,
+            clip.preprocessing,
+            recipe,
+            params,
+            text,
             classes=classes,
             stacked_text=stacked_text,
         )

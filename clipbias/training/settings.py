@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 
@@ -41,7 +41,7 @@ class Recipe:
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Recipe":
         """Takes the fields of the same names from a configuration."""
-        return cls(**{field.name: field.type(config[field.name]) for field in dataclasses.fields(cls)})
+        return cls(**{name: kind(config[name]) for name, kind in get_type_hints(cls).items()})
 
     def learning_rates(self) -> np.ndarray:
         """The learning rate of each epoch, float64 `[epochs]`.

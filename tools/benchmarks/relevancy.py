@@ -74,7 +74,8 @@ def measured(arguments: argparse.Namespace, ways: Sequence[str], batch: int, fol
         for way in ways:
             module = f"tools.benchmarks.relevancy_{'torch' if way in TORCH_WAYS else 'ways'}"
             own = job | {"way": way, "module": module}
-            running[way] = stack.enter_context(Here(own) if arguments.together else Process(own))
+            running[way] = Here(own) if arguments.together else Process(own)
+            stack.enter_context(running[way])
         differences = compare(folder, [way for way in ways if "forward" not in way], batch, job["dtype"])
         jax.block_until_ready(product())
         for _ in range(arguments.repeats):

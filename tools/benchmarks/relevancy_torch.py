@@ -27,7 +27,7 @@ from tools.benchmarks.worker import Job
 def read_model(folder: Path) -> torch.nn.Module:
     """The weights that `relevancy_ways.write_weights` wrote, in a `CLIPModel` that shows its attention."""
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config = transformers.CLIPConfig(**settings, attn_implementation="eager")
+    config = transformers.CLIPConfig(**settings | {"attn_implementation": "eager"})
     with torch.device("meta"):  # not initialised first, which would take the memory twice
         model = transformers.CLIPModel(config).eval()
     # Copied, since pages of a mapped file would count as memory only when the computation first reads them.

@@ -12,7 +12,7 @@ import safetensors
 
 from clipbias.clip import Clip, convert
 from clipbias.clip.config import ClipConfig, to_hugging_face
-from clipbias.clip.params import Params
+from clipbias.clip.params import Params, empty_params
 from clipbias.clip.preprocess import Preprocessing
 from clipbias.errors import ClipbiasError
 from clipbias.explain.relevancy import plain_relevancy, relevancy
@@ -93,7 +93,7 @@ def load(job: Job) -> tuple[Callable[[], Any], Callable[[], dict[str, Any]]]:
         images = jnp.asarray(file.get_tensor("images"))
     arguments = (task.clip.params, task.init(0), images)
     jax.block_until_ready(arguments)
-    compiled = None
+    compiled: Any = None
 
     def first() -> dict[str, Any]:
         nonlocal compiled
@@ -118,7 +118,7 @@ def memory() -> tuple[int, int]:
 def planned_bytes(config: ClipConfig, ways: Sequence[str], job: Job) -> dict[str, int]:
     """What each way's program needs besides its arguments, as the compiler plans it. Nothing is computed."""
     # Pages of zeros that nobody writes to take no memory.
-    task = bind(config, convert.empty_params(config), job)
+    task = bind(config, empty_params(config), job)
     images = jax.ShapeDtypeStruct((job["batch"], config.vision.image_size, config.vision.image_size, 3), jnp.float32)
     shapes = jax.eval_shape(lambda: task.clip.params)
     return {

@@ -42,6 +42,7 @@ class PlainClassifier(Classifier):
         return unit_length(features)
 
     def text_features(self, params: Params, learnables: Learnables, text: Text) -> jax.Array:
+        assert isinstance(text, TextTokens)  # `padded`
         adaptation, dtype = self.method.adapt(learnables), jnp.dtype(self.dtype)
 
         def run(tokens: TextTokens) -> jax.Array:
@@ -92,7 +93,8 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
         arrays = (clip.params, text, state, data, rate)
         began = time.perf_counter()
         program = train_step.lower(classifier, clip.preprocessing, recipe, *arrays).compile()
-        if measure.program_bytes(program) > memory.USABLE * memory.device_limit() and name == "plain":
+        too_large = measure.program_bytes(program) > memory.USABLE * memory.device_limit()
+        if too_large and isinstance(classifier, PlainClassifier):
             del program
             parts = next(n for n in range(2, arguments.classes + 1) if not arguments.classes % n and n >= 10)
             classifier = dataclasses.replace(classifier, parts=parts)

@@ -30,8 +30,8 @@ def process_memory() -> tuple[int, int]:
     """Bytes of this process in memory, now and at most since `forget_peak`."""
     try:
         text = Path("/proc/self/status").read_text(encoding="ascii")
-        now, most = (int(re.search(rf"{name}:\s+(\d+) kB", text)[1]) * 1024 for name in ("VmRSS", "VmHWM"))
-    except (OSError, TypeError):  # not Linux: only the most since the process began is known
+        now, most = (int(re.findall(rf"{name}:\s+(\d+) kB", text)[0]) * 1024 for name in ("VmRSS", "VmHWM"))
+    except (OSError, IndexError):  # not Linux: only the most since the process began is known
         most = now = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return now, most
 
@@ -91,6 +91,8 @@ class Process:
             text=True,
             env=os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},  # processes share an accelerator
         )
+        assert self._process.stdin is not None and self._process.stdout is not None  # pipes, as asked for
+        self._input, self._output = self._process.stdin, self._process.stdout
         try:
             self.facts = self._read()
         except BaseException:
@@ -100,12 +102,12 @@ class Process:
     def turn(self) -> dict[str, Any]:
         """Lets the process compute once: seconds, and its peak in bytes so far."""
         with contextlib.suppress(BrokenPipeError):  # the process is gone, and reading says why
-            self._process.stdin.write("\n")
-            self._process.stdin.flush()
+            self._input.write("\n")
+            self._input.flush()
         return self._read()
 
     def _read(self) -> dict[str, Any]:
-        line = self._process.stdout.readline()
+        line = self._output.readline()
         if line:
             return json.loads(line)
         status = self._process.wait()
@@ -120,13 +122,13 @@ class Process:
 
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
+            self._input.close()
         try:
             self._process.wait(timeout=20)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._process.stdout.close()
+        self._output.close()
         self._errors.close()
 
 
