@@ -14,7 +14,7 @@ from clipbias.files import write_tensors
 from clipbias.training import flops
 from clipbias.tuning import Task
 from tools import benchmark
-from tools.benchmarks import model, processes, relevancy, report, steps, worker
+from tools.benchmarks import model, relevancy, report, steps, worker
 
 CONFIG = model.geometry("tiny")
 SMALL = ["--geometry=tiny", "--classes=6", "--batch=2", "--repeats=1"]
@@ -94,16 +94,6 @@ def test_class_names_are_distinct_and_as_long_as_imagenets(clip):
     assert len(set(names)) == 1000
     lengths = np.bincount([len(ids) for ids in clip.tokenizer(names)["input_ids"]])
     assert {n: int(count) for n, count in enumerate(lengths) if count} == model.NAME_LENGTHS
-
-
-def test_collectives_are_read_from_the_program():
-    hlo = """
-      %a = f32[4,8]{1,0} all-reduce(%x), replica_groups={}
-      %b = (f32[2]{0}, bf16[3]{0}) all-gather-start(%y, %z), dimensions={0}
-      %c = f32[4]{0} add(%a, %b)
-    """
-    expected = {"all-reduce": {"count": 1, "bytes": 128}, "all-gather": {"count": 1, "bytes": 14}}
-    assert processes.collectives(hlo) == expected
 
 
 @pytest.mark.parametrize("command", ["train", "features"])

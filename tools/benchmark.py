@@ -6,7 +6,7 @@
     python -m tools.benchmark relevancy --batches 8 --layers 3 6 12
     python -m tools.benchmark startup
     python -m tools.benchmark pipeline
-    python -m tools.benchmark scaling --devices 1 2 4 8 --geometry=tiny
+    python -m tools.benchmark scaling --devices 1 2 4 8 --layers=4 --batch=8 --classes=32 --repeats=3
     python -m tools.benchmark report benchmark.jsonl --output=performance
 
 Seconds are medians over repeats. FLOP are those that the computation needs, counted by hand-checked formulas
@@ -14,6 +14,8 @@ Seconds are medians over repeats. FLOP are those that the computation needs, cou
 `--baseline` also runs the plain computation: texts of full context length, whole blocks, nothing shared. `relevancy`
 gives every way a process of its own, and compares their maps and, where it is installed, PyTorch's; with several depths
 it tells what memory their programs plan for.
+`scaling` measures steps on simulated devices, fits a model of a step's time to them, and prints what the model makes of
+data sheets: a plan, not a measurement.
 `--append` adds the line to a file that `report` reads.
 """
 
@@ -52,6 +54,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="relevancy: of streaming, recompute=N, chunk=N, plain, forward, torch, torch-per-pair, torch-forward",
     )
     parser.add_argument("--together", action="store_true", help="relevancy: all ways in this process; memory is shared")
+    parser.add_argument("--share", type=float, help="scaling: share of an accelerator's peak, assumed")
+    parser.add_argument("--hop-microseconds", type=float, default=3.0, help="scaling: of a message, assumed")
+    parser.add_argument("--images-per-second", type=float, default=0.0, help="scaling: of a core; 0 measures it")
+    parser.add_argument("--plan-batch", type=int, default=32, help="scaling: images per step of the plan")
+    parser.add_argument("--plan-classes", type=int, nargs="+", default=[100, 1000], help="scaling: of the plan")
     parser.add_argument("--append", type=Path, help="a file that the JSON line is added to")
     parser.add_argument("--output", type=Path, default=Path("performance"), help="report: path without its ending")
     parsed = parser.parse_args(arguments)

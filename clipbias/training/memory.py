@@ -94,10 +94,19 @@ class StepPlan:
 
 
 def device_limit() -> int:
-    """Bytes of memory that one device offers to this process; 0 where it does not tell.
+    """Bytes of memory that each device offers; 0 where it does not tell.
 
-    On a CPU the machine's free memory (and a container's limit) is shared by the simulated devices.
+    On a CPU the machine's free memory (and a container's limit) is shared by the simulated devices. The processes of a
+    job take the least of what they find, for they must all compile the same program.
     """
+    if jax.process_count() == 1:
+        return _local_limit()
+    from jax.experimental import multihost_utils
+
+    return int(multihost_utils.process_allgather(np.float32(_local_limit())).min())
+
+
+def _local_limit() -> int:
     device = jax.local_devices()[0]
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:

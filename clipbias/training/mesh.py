@@ -7,7 +7,10 @@ Runs whose number is not a multiple of `run` are all computed along the whole of
 shapes on every mesh, so that a checkpoint of one continues on any other.
 """
 
+import contextlib
+import importlib.util
 import os
+import re
 from typing import Any
 
 import jax
@@ -34,10 +37,13 @@ def start_distributed(
     if coordinator:
         processes = processes if processes is not None else int(os.environ.get("JAX_NUM_PROCESSES", "1"))
         process = process if process is not None else int(os.environ.get("JAX_PROCESS_ID", "0"))
-        jax.distributed.initialize(coordinator, processes, process)
+        jax.distributed.initialize(coordinator, processes, process, local_device_ids=_local_devices())
     elif _is_cluster():
-        jax.distributed.initialize()
-    if coordinator or _is_cluster():
+        jax.distributed.initialize(local_device_ids=_local_devices())
+    elif _is_tpu_host():
+        with contextlib.suppress(ValueError):  # a host by itself: there is nobody to join
+            jax.distributed.initialize()
+    if jax.distributed.is_initialized():
         logging.info("process %d of %d", jax.process_index(), jax.process_count())
 
 
@@ -47,6 +53,23 @@ def _is_cluster() -> bool:
 
     workers = os.environ.get("TPU_WORKER_HOSTNAMES", "")
     return many("SLURM_NTASKS") or many("OMPI_COMM_WORLD_SIZE") or "," in workers
+
+
+def _is_tpu_host() -> bool:
+    files = ("/dev/accel0", "/dev/vfio/0")
+    return importlib.util.find_spec("libtpu") is not None and any(map(os.path.exists, files))
+
+
+def _local_devices() -> list[int] | None:
+    """All devices (an empty list) where one process has a node for itself, else one for each process (`None`).
+
+    JAX by itself gives each process of SLURM and Open MPI one device, also where no other would take the rest.
+    """
+    if "JAX_LOCAL_DEVICE_IDS" in os.environ:  # which JAX reads
+        return None
+    slurm = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "")  # as in "8", "1(x4)" or "2(x3),1"
+    counts = re.findall(r"(\d+)(?:\(x\d+\))?", slurm) or [os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", "")]
+    return [] if set(counts) == {"1"} else None
 
 
 def make_mesh(*, run: int = 1, data: int = -1, devices: Any = None) -> Mesh:

@@ -1,17 +1,15 @@
 """What needs a process of its own: start-up, the input pipeline, and simulated devices."""
 
 import argparse
+import dataclasses
 import json
 import os
-import re
 import subprocess
 import sys
 import time
-from collections import Counter
 from typing import Any
 
-import numpy as np
-
+from clipbias.data.pipeline import default_workers
 from clipbias.errors import ClipbiasError
 
 _FIRST_STEP = """
@@ -28,10 +26,6 @@ imported = time.perf_counter()
 steps.train(argparse.Namespace(**ARGUMENTS))
 print('seconds', imported - began, time.perf_counter() - began)
 """
-
-_COLLECTIVE = re.compile(r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
-_SHAPE = re.compile(r"(f32|bf16|s32|u8|pred)\[([\d,]*)\]")
-_BYTES = {"f32": 4, "s32": 4, "bf16": 2, "u8": 1, "pred": 1}
 
 
 def child(code: str, **environment: str) -> str:
@@ -73,34 +67,68 @@ def pipeline(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"name": "input pipeline", **json.loads(done.stdout.splitlines()[-1])}
 
 
-def collectives(hlo: str) -> dict[str, dict[str, int]]:
-    """How often each kind of collective stands in a compiled program, and the bytes of its results on one device."""
-    counts, sizes = Counter(), Counter()
-    for shapes, kind in _COLLECTIVE.findall(hlo):
-        counts[kind] += 1
-        for dtype, dimensions in _SHAPE.findall(shapes):
-            sizes[kind] += _BYTES[dtype] * int(np.prod([int(n) for n in dimensions.split(",") if n], dtype=np.int64))
-    return {kind: {"count": counts[kind], "bytes": sizes[kind]} for kind in counts}
-
-
 _SCALING = """
-import json, time
+import json
 import jax
 jax.config.update("jax_num_cpu_devices", DEVICES)
 from tools.benchmarks import scaling
-print(json.dumps(scaling.sharded_step(DEVICES, **ARGUMENTS)))
+result = {"points": scaling.sharded_steps(DEVICES, **ARGUMENTS)}
+if DEVICES == 1:
+    result["dispatch_seconds"] = scaling.dispatch_seconds(ARGUMENTS["repeats"])
+print(json.dumps(result))
+"""
+
+_INPUT = """
+import json
+from tools import benchmark_pipeline
+print(json.dumps(benchmark_pipeline.images_per_thread(256, rounds=ROUNDS)))
 """
 
 
 def scaling(arguments: argparse.Namespace) -> dict[str, Any]:
-    """One training step on simulated devices that share this machine: its collectives, its loss, its seconds.
+    """Training steps on simulated devices that share this machine, a model fitted to them, and a plan from it."""
+    from clipbias.training.forecast import OTHER_SHARE
+    from tools.benchmarks import cost_model, hardware, plan, scaling_text
 
-    Simulated devices share the cores, so seconds tell what sharding costs, not what it gains.
-    """
-    names = ("geometry", "layers", "method", "option", "classes", "batch", "dtype", "repeats")
+    names = ("geometry", "layers", "method", "option", "dtype", "repeats")
     settings = {name: getattr(arguments, name) for name in names}
-    points = []
-    for devices in arguments.devices:
+    batch, classes = arguments.batch, arguments.classes
+    settings["sizes"] = [(batch, classes), (2 * batch, classes), (batch, 2 * classes)]
+    points, dispatch = [], 0.0
+    for devices in sorted({1, *arguments.devices}):
         code = _SCALING.replace("DEVICES", str(devices)).replace("ARGUMENTS", repr(settings))
-        points.append(json.loads(child(code, JAX_PLATFORMS="cpu").splitlines()[-1]))
-    return {"name": f"scaling, {arguments.method}, {arguments.classes} classes", "points": points}
+        result = json.loads(child(code, JAX_PLATFORMS="cpu").splitlines()[-1])
+        points += result["points"]
+        dispatch = result.get("dispatch_seconds", dispatch)
+    fitted = cost_model.fit([(p["devices"], cost_model.Work(**p["work"]), p["seconds"]) for p in points])
+    if arguments.images_per_second:
+        decoding = dict.fromkeys(("cached", "decoded"), arguments.images_per_second)
+    else:
+        decoding = json.loads(child(_INPUT.replace("ROUNDS", str(arguments.repeats))).splitlines()[-1])
+    share = arguments.share or OTHER_SHARE
+    given = plan.Assumptions(share, arguments.hop_microseconds / 1e6, dispatch, **decoding)
+    clip = plan.bare_clip(arguments.geometry)
+    steps = [
+        line
+        for machine in (hardware.H100, hardware.V5E)
+        for count in arguments.plan_classes
+        for line in plan.steps(clip, machine, arguments.method, count, arguments.plan_batch, given)
+    ]
+    cells = plan.table1_cells(clip)
+    rates = ((hardware.H100.peak * given.share, plan.THREADS, True), (fitted.flop_per_second, default_workers(), False))
+    hours = {
+        name: [plan.hours(one, rate, given, threads, apart=apart) for rate, threads, apart in rates]
+        for name, one in cells.items()
+    }
+    print(scaling_text.measured(points, fitted))
+    print(scaling_text.planned(steps, given, arguments))
+    print(scaling_text.projected(cells, hours, given, fitted))
+    return {
+        "name": f"scaling, {arguments.method}, {arguments.classes} classes",
+        "points": points,
+        "fit": dict(zip(cost_model.FEATURES, fitted.coefficients, strict=True)),
+        "residuals": fitted.residuals,
+        "assumptions": dataclasses.asdict(given),
+        "plan": steps,
+        "table1_hours": hours,
+    }
