@@ -107,12 +107,12 @@ def images_per_thread(count: int, *, rounds: int) -> dict[str, float]:
     files = draw_images(count, 375, 500)
     keys = tuple(f"{number}.jpg" for number in range(count))
     split = Split(keys, np.zeros(count, np.int32), lambda index: files[index])
-    images, options = Images(split, cache_bytes=DEFAULT_CACHE_BYTES), dict(image_size=224, batch_size=32)
+    images = Images(split, cache_bytes=DEFAULT_CACHE_BYTES)
     best = {"cached": 0.0, "decoded": 0.0}
     for turn in range(rounds + 1):
         ways = {
-            "cached": train_batches(images, seed=1, epochs=1, **options),
-            "decoded": test_batches(split, **options),
+            "cached": train_batches(images, image_size=224, batch_size=32, seed=1, epochs=1),
+            "decoded": test_batches(split, image_size=224, batch_size=32),
         }
         for name, batches in ways.items():
             speed, cores = rate(batches, count // 32 * 32)
