@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+from clipbias.terminal import printable
+
 # In the order of the rows of a table: from the least to the most that is learned in both towers.
 METHOD_NAMES = {
     "zero_shot": "Zero-shot",
@@ -21,7 +23,7 @@ METHOD_NAMES = {
 
 def method_name(method: str) -> str:
     """A method's name as readers know it; a user's own method keeps the name it was given."""
-    return METHOD_NAMES.get(method, method)
+    return METHOD_NAMES.get(method) or printable(method)
 
 
 def ordered_methods(methods: Iterable[str]) -> tuple[str, ...]:
