@@ -13,7 +13,7 @@ LARGEST = 2**31 - 1
 
 def whole(name: str, value: Any, *, lowest: int = 0, highest: int = LARGEST) -> int:
     """A whole number from `lowest` to `highest`. Raises `ClipbiasError` for anything else."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not lowest <= value <= highest:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not lowest <= int(value) <= highest:
         raise ClipbiasError(f"{name} is {shown(value)}; it must be a whole number from {lowest:,} to {highest:,}.")
     return int(value)
 

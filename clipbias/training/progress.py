@@ -32,8 +32,8 @@ class Progress:
         if sys.stderr.isatty() and not self._quiet:
             self._bar = tqdm(total=total, initial=done, unit=self._unit, desc=self._title, dynamic_ncols=True)
             # The library asks the wall clock; a bar would stand still for as long as that is set back.
-            self._bar._time = time.monotonic
-            self._bar.start_t = self._bar.last_print_t = time.monotonic()
+            now = time.monotonic()
+            vars(self._bar).update(_time=time.monotonic, start_t=now, last_print_t=now)
 
     def advance(self, count: int = 1, values: Mapping[str, Any] | None = None) -> None:
         """Counts `count` more units and shows `values` beside them."""

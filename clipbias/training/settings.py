@@ -45,7 +45,9 @@ class Recipe:
         """Takes the fields of the same names from a configuration."""
         recipe = cls(**{field.name: config[field.name] for field in dataclasses.fields(cls)})
         # 1 and 1.0 are one recipe: what is stored beside results must not tell them apart.
-        return dataclasses.replace(recipe, **{f.name: f.type(config[f.name]) for f in dataclasses.fields(cls)})
+        return dataclasses.replace(
+            recipe, **{name: float(config[name]) for name, kind in cls.__annotations__.items() if kind is float}
+        )
 
     def learning_rates(self) -> np.ndarray:
         """The learning rate of each epoch, float64 `[epochs]`.
