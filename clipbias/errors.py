@@ -1,12 +1,17 @@
 """The one exception a user's own mistake raises."""
 
+from clipbias.terminal import printable
+
 
 class ClipbiasError(ValueError):
     """Wrong input, told in one sentence: what was wrong, where, and what to do.
 
     The experiment binaries print the message alone and exit with status 1; any other exception is a defect of
-    the library and keeps its traceback.
+    the library and keeps its traceback. A message may quote names of any origin: it is safe to print.
     """
+
+    def __str__(self) -> str:
+        return printable(super().__str__(), keep="\n")
 
 
 def sentence(error: BaseException) -> str:

@@ -1,7 +1,9 @@
-"""Writing files so that a reader never sees half of one."""
+"""Writing files so that a reader never sees half of one, and reading text and JSON of any content."""
 
 import contextlib
+import errno
 import fcntl
+import functools
 import json
 import os
 import shutil
@@ -13,6 +15,8 @@ from typing import Any, TextIO
 from clipbias.errors import ClipbiasError
 
 LOCK = ".lock"
+# How the name of a file begins that is still being written.
+PART = ".clipbias-part-"
 
 
 @contextlib.contextmanager
@@ -27,23 +31,19 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-    except OSError as error:
-        raise ClipbiasError(f"cannot write {path}: {error.strerror}; choose another folder.") from error
+        handle, temporary = tempfile.mkstemp(prefix=PART, suffix=path.suffix, dir=path.parent)
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+        raise ClipbiasError(f"cannot write {path}: {reason(error)}; choose another folder.") from error
     os.close(handle)
     try:
         yield Path(temporary)
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
         # mkstemp makes files private; a result is meant to be read by whoever may read its folder.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
+        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except OSError as error:
-        raise ClipbiasError(
-            f"cannot write {path}: {error.strerror or error}; the previous file, if any, is intact."
-        ) from error
+        raise ClipbiasError(f"cannot write {path}: {reason(error)}; the previous file, if any, is intact.") from error
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
@@ -58,7 +58,7 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
     Raises:
       ClipbiasError: `path` is there and not an empty folder, another process is writing it, or it cannot be written.
     """
-    path = Path(path).expanduser().resolve()
+    path = user_path(path).resolve()
     temporary = path.with_name(f".{path.name}.unfinished")
     try:
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
@@ -78,7 +78,7 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
             os.unlink(path / LOCK)
             _to_disk(path.parent)
     except OSError as error:
-        raise ClipbiasError(f"cannot write {path}: {error.strerror or error}; choose another folder.") from error
+        raise ClipbiasError(f"cannot write {path}: {reason(error)}; choose another folder.") from error
 
 
 def _take(lock: TextIO, folder: Path, path: Path) -> None:
@@ -105,23 +105,122 @@ def _to_disk(path: Path) -> None:
         os.close(handle)
 
 
+@functools.cache
+def _umask() -> int:
+    # It can only be read by setting it, which must not happen while other threads create files: once, at the start.
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def remove_parts(folder: str | os.PathLike) -> None:
+    """Removes what writers that were killed left in `folder` and below; nobody may be writing there."""
+    for path in Path(folder).rglob(f"{PART}*"):
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, in the system's words where it has any."""
+    return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+
+
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Writes `text` as UTF-8 to `path`, atomically. Raises `ClipbiasError` where it cannot."""
+    """Writes `text` as UTF-8 to `path`, atomically; half surrogate pairs, which UTF-8 has not, as their escapes.
+
+    Raises:
+      ClipbiasError: it cannot be written.
+    """
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def user_path(path: str | os.PathLike) -> Path:
+    """A path as a user gives it, with `~` resolved; nothing needs to be there.
+
+    Raises:
+      ClipbiasError: no file can have that path, or what is there may not be looked at.
+    """
+    resolved = os.path.expanduser(os.fspath(path))
+    try:
+        os.stat(resolved)
+        if os.path.isdir(resolved) and not os.access(resolved, os.R_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:  # ValueError: a zero byte, or what no file name can encode
+        raise ClipbiasError(f"cannot open {shorten(resolved)!r}: {reason(error)}; check the path.") from error
+    return Path(resolved)
+
+
+def shorten(text: str, length: int = 80) -> str:
+    """The beginning of a text that is too long for a message."""
+    return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
+def read_text(path: str | os.PathLike) -> str:
+    """A UTF-8 text file, with or without a byte order mark. Raises `ClipbiasError` where it is none."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ClipbiasError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
+    except (OSError, ValueError) as error:
+        raise ClipbiasError(f"cannot read {path}: {reason(error)}.") from error
+
+
+def read_json(path: str | os.PathLike, kind: type | tuple[type, ...] = object, *, what: str = "a JSON file") -> Any:
+    """The value in a JSON file.
+
+    Args:
+      path: the file.
+      kind: what the value must be, such as `dict`.
+      what: the file's purpose, for the message.
+
+    Raises:
+      ClipbiasError: it cannot be read, is no JSON (with the line where it breaks off), or is of another kind.
+    """
+    try:
+        return parse_json(read_text(path), kind)
+    except ClipbiasError:
+        raise
+    except ValueError as error:
+        raise ClipbiasError(f"{path} is not {what} ({error}); fetch it again.") from error
+
+
+def parse_json(text: str, kind: type | tuple[type, ...] = object) -> Any:
+    """The value of a JSON text. Raises `ValueError`, in a few words, for all that JSON readers may stumble over."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not valid JSON, line {error.lineno}: {error.msg}") from error
+    except RecursionError as error:
+        raise ValueError("not valid JSON: it is nested too deeply") from error
+    except ValueError as error:  # a number of thousands of digits
+        raise ValueError("not valid JSON: a number is too long") from error
+    if not isinstance(value, kind):
+        raise ValueError(f"not the kind of content that belongs there, found {text.strip()[:40]!r}")
+    return value
 
 
 def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The whole lines of a JSONL file; none where there is no file. A last line cut short by a crash is left out."""
+    """The whole lines of a JSONL file, of those that hold objects; none where there is no file.
+
+    A line that is damaged, or was cut short by a crash, is left out.
+
+    Raises:
+      ClipbiasError: the file cannot be read.
+    """
     path = Path(path)
-    if not path.exists():
+    try:
+        content = path.read_bytes().decode("utf-8", errors="replace")
+    except FileNotFoundError:
         return []
+    except OSError as error:
+        raise ClipbiasError(f"cannot read {path}: {reason(error)}.") from error
     lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            break
+    for line in content.split("\n"):
+        with contextlib.suppress(ValueError):
+            lines.append(parse_json(line, dict))
     return lines
 
 

@@ -8,6 +8,9 @@ from configs import base
 def get_config() -> ConfigDict:
     config = base.get_config()
     config.adapter = ""
+    # Files or modules of methods of your own that adapters use, separated by commas. Nothing that only an adapter names
+    # is run.
+    config.own_methods = ""
     # Empty values are taken from the adapter.
     config.model = ""
     config.dataset = ""

@@ -13,6 +13,9 @@ def get_config() -> ConfigDict:
     # Adapter files, or folders of `experiments.train` that hold one, separated by commas. For several datasets the
     # paths contain {dataset}.
     config.adapters = ""
+    # Files or modules of methods of your own that adapters use, separated by commas. Nothing that only an adapter names
+    # is run.
+    config.own_methods = ""
     # Empty values are taken from the adapters.
     config.model = ""
     config.dataset = ""

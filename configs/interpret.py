@@ -13,6 +13,9 @@ def get_config() -> ConfigDict:
     # Adapter files, folders of `experiments.train` or `experiments.table1`, or patterns such as
     # workdir/demo/adapters/bias-*.safetensors, separated by commas; all of one base model.
     config.adapters = ""
+    # Files or modules of methods of your own that adapters use, separated by commas. Nothing that only an adapter names
+    # is run.
+    config.own_methods = ""
     # Empty takes the adapters' own.
     config.model = ""
     # Nearest words per prompt.

@@ -15,6 +15,9 @@ def get_config() -> ConfigDict:
     config.images = ""
     # An adapter file, or a folder of `experiments.train`; empty for zero-shot.
     config.adapter = ""
+    # Files or modules of methods of your own that adapters use, separated by commas. Nothing that only an adapter names
+    # is run.
+    config.own_methods = ""
     # Empty values are taken from the adapter; without one the model is "demo".
     config.model = ""
     # Class names separated by commas, or a text file with one per line.

@@ -1,5 +1,7 @@
 """What every binary does around its own work: flags, start-up, and one sentence for a user's mistake."""
 
+import importlib
+import inspect
 import json
 import logging as python_logging
 import os
@@ -12,6 +14,9 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from clipbias.errors import ClipbiasError
+from clipbias.terminal import printable
+from clipbias.training import interruption
+from experiments import checks
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that is written.")
 
@@ -22,43 +27,19 @@ ACCELERATORS = ("/dev/nvidia0", "/dev/kfd", "/dev/accel0", "/dev/vfio/0")
 EXIT_INTERRUPTED = 143
 
 
-def define_config(default: str) -> flags.FlagHolder:
-    """Defines `--config`, a file of `configs/` whose values `--config.name=value` changes."""
-    return config_flags.DEFINE_config_file("config", default, "Configuration file.", lock_config=True)
+def run(main: Callable[[ConfigDict, Path], Any], default: str) -> None:
+    """Runs a binary: `main(config, workdir)`, see `answer`.
 
-
-def run(main: Callable[[ConfigDict, Path], Any], config: flags.FlagHolder) -> None:
-    """Runs a binary: `main(config, workdir)`.
-
-    A `ClipbiasError` ends it with its message alone and status 1; a notice to stop with status 143, after saving. Any
-    other exception is a defect and keeps its traceback.
+    `--config` names a file of `configs/`, `default` without it, whose values `--config.name=value` changes. The flag is
+    defined here, not at import: several binaries can be imported into one process.
     """
+    config = config_flags.DEFINE_config_file("config", default, "Configuration file.", lock_config=True)
 
     def guarded(arguments: list[str]) -> int:
         if len(arguments) > 1:
             raise app.UsageError(f"unexpected argument {arguments[1]!r}; settings are given as --config.name=value.")
-        from clipbias.training import interruption, mesh
-
-        try:
-            start(mesh)
-            settings = config.value
-            if not isinstance(settings, ConfigDict):  # what the flag holds where its file could not be loaded
-                raise ClipbiasError(f"cannot load the configuration: {_config_error(settings)}")
-            workdir = WORKDIR.value or settings.workdir
-            if not workdir:
-                raise ClipbiasError("no folder to write to; give --workdir=FOLDER.")
-            logging.info("configuration:\n%s", settings)
-            main(settings, Path(workdir))
-        except ClipbiasError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
-        except interruption.Interrupted as error:
-            print(error, file=sys.stderr)
-            return EXIT_INTERRUPTED
-        except KeyboardInterrupt:
-            print("interrupted; the same command continues.", file=sys.stderr)
-            return 130
-        return 0
+        start()
+        return answer(main, config.value, WORKDIR.value)
 
     app.run(guarded, flags_parser=_parse)
 
@@ -80,6 +61,51 @@ def run_arguments(main: Callable[[Sequence[str]], int]) -> None:
     app.run(guarded, flags_parser=_parse)
 
 
+def answer(main: Callable[[ConfigDict, Path], Any], settings: Any, workdir: str | None = None) -> int:
+    """Runs `main(settings, workdir)` and turns how it ends into an exit status.
+
+    A `ClipbiasError` ends it with its message alone and status 1; a notice to stop with status 143, after saving. Any
+    other exception is a defect and keeps its traceback.
+
+    Args:
+      main: of a binary.
+      settings: its configuration.
+      workdir: goes before the configuration's own.
+    """
+    try:
+        if not isinstance(settings, ConfigDict):  # what the flag holds where its file could not be loaded
+            raise ClipbiasError(f"cannot load the configuration: {_config_error(settings)}")
+        checks.check(settings, own_config(main))
+        workdir = workdir or settings.workdir
+        if not workdir:
+            raise ClipbiasError("no folder to write to; give --workdir=FOLDER.")
+        logging.info("configuration:\n%s", settings)
+        with interruption.ended_by_notice():
+            main(settings, Path(workdir))
+    except ClipbiasError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except interruption.Interrupted as error:
+        print(error, file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def own_config(main: Callable[[ConfigDict, Path], Any]) -> ConfigDict:
+    """The configuration of `configs/` that is named as the binary of `main` is: what it reads is in there."""
+    name = Path(inspect.getfile(main)).stem
+    return importlib.import_module(f"configs.{name}").get_config()
+
+
+def tell(*lines: str) -> None:
+    """Prints lines to a terminal, which names in them cannot steer."""
+    for line in lines:
+        print(printable(line))
+
+
 def _config_error(settings: Any) -> str:
     try:
         settings.model  # noqa: B018 (raises what went wrong while the file was loaded)
@@ -94,15 +120,15 @@ def _parse(arguments: list[str]) -> list[str]:
         return flags.FLAGS(arguments)
     except (flags.Error, KeyError, AttributeError, ImportError, OSError, TypeError, ValueError) as error:
         first = str(error.args[0] if error.args else error).splitlines()[0]
-        print(f"error: {first}", file=sys.stderr)
+        print(f"error: {printable(first)}", file=sys.stderr)
         sys.exit(1)
 
 
-def start(mesh: Any) -> None:
+def start() -> None:
     """Joins a cluster if there is one, and keeps compiled programs in the user's cache folder."""
     import jax
 
-    from clipbias.training import cpu
+    from clipbias.training import cpu, mesh
 
     # Notes of libraries on their own workings would bury the progress; their warnings stay.
     for library in ("jax", "fontTools", "matplotlib"):

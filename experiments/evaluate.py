@@ -21,8 +21,9 @@ from clipbias.training.metrics import MetricWriter
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Learnables, Task
 from experiments import app
+from experiments.inputs import split
 
-_CONFIG = app.define_config("configs/evaluate.py")
+_CONFIG = "configs/evaluate.py"
 
 
 def main(config: ConfigDict, workdir: Path) -> None:
@@ -33,11 +34,12 @@ def main(config: ConfigDict, workdir: Path) -> None:
         name = config.dataset or (adapter.notes.get("dataset", "") if adapter else "")
         dataset = app.load_dataset(config, name)
         options = dict(dtype=config.dtype, groups=mesh.shape[meshes.DATA])
+        own = split(config.own_methods)
         if adapter is None:
             task = Task(clip, "zero_shot", dataset.class_names, template=dataset.template, **options)
             learnables: Learnables = {}
         else:
-            task, learnables = adapter.task(clip, dataset.class_names, **options), adapter.learnables
+            task, learnables = adapter.task(clip, dataset.class_names, own_methods=own, **options), adapter.learnables
         began = time.monotonic()
         score = single.evaluate(
             task,
@@ -54,7 +56,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
             method = adapter.method if adapter else "zero_shot"
             result = {"method": method, "dataset": name, "images_of": config.images, **score}
             write_text(workdir / "result.json", json.dumps(result, indent=2) + "\n")
-            print(
+            app.tell(
                 f"{result['method']} on {name}: {score['accuracy']:.2f} % of {score['images']} {config.images} images"
             )
 

@@ -34,7 +34,7 @@ from clipbias.tuning.adapter import Adapter
 from experiments import app
 from experiments.inputs import find_adapter, split
 
-_CONFIG = app.define_config("configs/explain.py")
+_CONFIG = "configs/explain.py"
 
 
 def main(config: ConfigDict, workdir: Path) -> None:
@@ -53,9 +53,9 @@ def main(config: ConfigDict, workdir: Path) -> None:
             about = {"dataset": scalars["dataset"]["name"], "images": scalars["dataset"]["images"]}
             metrics.write(len(folders), {**about, **shares, "seconds": scalars["seconds"]})
             if jax.process_index() == 0:
-                print(f"report: {write_report(folder, folder / 'report')}")
+                app.tell(f"report: {write_report(folder, folder / 'report')}")
         if config.datasets and jax.process_index() == 0:
-            print(f"overview: {write_overview(folders, workdir)}")
+            app.tell(f"overview: {write_overview(folders, workdir)}")
 
 
 def explain(config: ConfigDict, name: str, folder: Path, figures: Sequence[str]) -> Results:
@@ -77,7 +77,7 @@ def explain(config: ConfigDict, name: str, folder: Path, figures: Sequence[str])
         normalisation=config.normalisation,
         reduction=config.reduction,
         start_layer=config.start_layer,
-        prompt=int(config.prompt) if config.prompt.isdigit() else config.prompt,
+        prompt=int(config.prompt) if config.prompt.isdecimal() and len(config.prompt) < 9 else config.prompt,
         on_image_error=config.on_image_error,
         save_seconds=config.save_seconds,
         seed=config.seed,
@@ -92,7 +92,7 @@ def explain(config: ConfigDict, name: str, folder: Path, figures: Sequence[str])
         bars[title].advance()
 
     study = Study(
-        models(clip, dataset, adapters, config.dtype),
+        models(clip, dataset, adapters, config.dtype, own_methods=split(config.own_methods)),
         dataset.split(config.images),
         options,
         folder,
@@ -113,7 +113,14 @@ def explain(config: ConfigDict, name: str, folder: Path, figures: Sequence[str])
     return results
 
 
-def models(clip: Clip, dataset: data.Dataset, adapters: Sequence[tuple[Adapter, str]], dtype: str) -> list[Model]:
+def models(
+    clip: Clip,
+    dataset: data.Dataset,
+    adapters: Sequence[tuple[Adapter, str]],
+    dtype: str,
+    *,
+    own_methods: Sequence[str] = (),
+) -> list[Model]:
     """Zero-shot with the dataset's own template, then the adapters; a method that comes twice gets a number."""
     task = Task(clip, ZERO_SHOT, dataset.class_names, template=dataset.template, dtype=dtype)
     found = [Model(ZERO_SHOT, method_name(ZERO_SHOT), ZERO_SHOT, task, {}, clip.name)]
@@ -123,7 +130,7 @@ def models(clip: Clip, dataset: data.Dataset, adapters: Sequence[tuple[Adapter, 
         while key in {model.key for model in found}:
             number += 1
             key, label = f"{base}_{number}", f"{method_name(adapter.method)} ({number})"
-        own = adapter.task(clip, dataset.class_names, dtype=dtype)
+        own = adapter.task(clip, dataset.class_names, own_methods=own_methods, dtype=dtype)
         found.append(Model(key.replace("/", "_"), label, adapter.method, own, adapter.learnables, source))
     return found
 

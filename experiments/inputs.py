@@ -5,6 +5,7 @@ from pathlib import Path
 
 import clipbias
 from clipbias.errors import ClipbiasError
+from clipbias.files import user_path
 from clipbias.training.single import ADAPTER
 from clipbias.tuning.adapter import Adapter
 
@@ -20,7 +21,7 @@ def find_adapter(path: str) -> tuple[Adapter, str]:
     Raises:
       ClipbiasError: there is none, or it is damaged.
     """
-    found = Path(path).expanduser()
+    found = user_path(path)
     if found.is_dir():
         found = found / ADAPTER
         if not found.exists():
@@ -41,7 +42,7 @@ def find_adapters(text: str) -> list[tuple[Adapter, str]]:
     """
     files: list[Path] = []
     for part in split(text):
-        path = Path(part).expanduser()
+        path = user_path(part)
         if "*" in part:
             found = sorted(Path(name) for name in glob.glob(str(path)))
         elif path.is_dir() and not (path / ADAPTER).exists():

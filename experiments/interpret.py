@@ -25,9 +25,9 @@ from clipbias.training.single import ADAPTER
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning.adapter import Adapter
 from experiments import app
-from experiments.inputs import find_adapters
+from experiments.inputs import find_adapters, split
 
-_CONFIG = app.define_config("configs/interpret.py")
+_CONFIG = "configs/interpret.py"
 
 
 def main(config: ConfigDict, workdir: Path) -> None:
@@ -38,8 +38,15 @@ def main(config: ConfigDict, workdir: Path) -> None:
         clip = clipbias.load(config.model or found[0][0].base)
         names = adapter_names([source for _, source in found], generic=ADAPTER)
         images = read_images(config, [adapter for adapter, _ in found], clip.config.vision.image_size)
+        own = split(config.own_methods)
         learned = [
-            Learned(name, source, adapter, adapter.task(clip), images.get(str(adapter.notes.get("dataset"))))
+            Learned(
+                name,
+                source,
+                adapter,
+                adapter.task(clip, own_methods=own),
+                images.get(str(adapter.notes.get("dataset"))),
+            )
             for name, (adapter, source) in zip(names, found, strict=True)
         ]
         options = Options(
@@ -55,8 +62,8 @@ def main(config: ConfigDict, workdir: Path) -> None:
         if jax.process_index() == 0:
             page = write_interpretation(result, workdir)
             for projection in result["projections"]:
-                print(f"{projection['tower']} tower, {projection['arrays']}: {projection['sentence']}")
-            print(f"page: {page}")
+                app.tell(f"{projection['tower']} tower, {projection['arrays']}: {projection['sentence']}")
+            app.tell(f"page: {page}")
         with MetricWriter(workdir) as metrics:
             metrics.write(1, {"adapters": len(learned), "seconds": round(time.monotonic() - began, 4)})
 

@@ -8,6 +8,7 @@ Writes `predictions.json`, and with --relevancy one picture per image into `rele
 
 import functools
 import json
+import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,12 +20,14 @@ from ml_collections import ConfigDict
 
 import clipbias
 from clipbias.clip.params import Params
+from clipbias.data.files_on_disk import IMAGE_SUFFIXES, read_image
 from clipbias.data.transforms import decode, test_image
 from clipbias.errors import ClipbiasError
 from clipbias.explain.relevancy import relevancy
 from clipbias.explain.tokens import words
-from clipbias.files import write_text
+from clipbias.files import read_text, user_path, write_text
 from clipbias.report.overlay import Overlay, save_overlay
+from clipbias.terminal import printable
 from clipbias.training.metrics import MetricWriter
 from clipbias.training.progress import progress
 from clipbias.training.workdir import open_workdir
@@ -33,10 +36,8 @@ from clipbias.tuning.classifier import Text, similarity
 from experiments import app
 from experiments.inputs import find_adapter, split
 
-_CONFIG = app.define_config("configs/predict.py")
+_CONFIG = "configs/predict.py"
 _RELEVANCY = flags.DEFINE_bool("relevancy", False, "Also draw the relevancy of every image's most likely class.")
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
 
 def main(config: ConfigDict, workdir: Path) -> None:
@@ -63,31 +64,31 @@ def main(config: ConfigDict, workdir: Path) -> None:
                 )
                 if maps is not None:
                     overlay = Overlay(
-                        title=f"{task.class_names[best[0]]} {100 * probabilities[i, best[0]]:.0f} %",
+                        title=f"{printable(task.class_names[best[0]])} {100 * probabilities[i, best[0]]:.0f} %",
                         vision=maps[0][i],
                         tokens=tuple(words(task, int(best[0]))),
                         text=maps[1][i],
                     )
                     name = f"{len(found):04d}_{path.stem}.png"
-                    save_overlay(workdir / "relevancy" / name, pictures[i], [overlay], title=path.name)
+                    save_overlay(workdir / "relevancy" / name, pictures[i], [overlay], title=printable(path.name))
             bar.advance(len(chunk))
         write_text(workdir / "predictions.json", json.dumps(found, indent=1) + "\n")
         with MetricWriter(workdir) as metrics:
             metrics.write(1, {"images": len(found), "seconds": round(time.monotonic() - began, 4)})
     for entry in found:
         pairs = zip(entry["classes"], entry["probabilities"], strict=True)
-        print(f"{entry['image']}: " + ", ".join(f"{name} {100 * p:.1f} %" for name, p in pairs))
+        app.tell(f"{entry['image']}: " + ", ".join(f"{name} {100 * p:.1f} %" for name, p in pairs))
 
 
 def find_images(text: str) -> list[Path]:
     """Image files, and those in folders, in the order given and by name."""
     found: list[Path] = []
     for part in split(text):
-        path = Path(part).expanduser()
+        path = user_path(part)
         if path.is_dir():
             inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
             if not inside:
-                raise ClipbiasError(f"the folder {path} holds no image ({', '.join(IMAGE_SUFFIXES)}).")
+                raise ClipbiasError(f"the folder {path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}).")
             found += inside
         elif path.is_file():
             found.append(path)
@@ -104,7 +105,8 @@ def open_task(config: ConfigDict) -> tuple[Task, Learnables]:
     if config.adapter:
         adapter, _ = find_adapter(config.adapter)
         clip = clipbias.load(config.model or adapter.base)
-        return adapter.task(clip, names, dtype=config.dtype), adapter.learnables
+        own = split(config.own_methods)
+        return adapter.task(clip, names, own_methods=own, dtype=config.dtype), adapter.learnables
     if names is None:
         raise ClipbiasError("no class names; give --config.classes=cat,dog or a file, or --config.adapter.")
     template = {"template": config.template} if config.template else {}
@@ -115,15 +117,10 @@ def class_names(text: str) -> tuple[str, ...] | None:
     """Names separated by commas, or from a file with one per line; `None` for nothing."""
     if not text:
         return None
-    path = Path(text).expanduser()
-    if path.is_file():
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except UnicodeDecodeError as error:
-            raise ClipbiasError(f"{path} is not a text file of class names ({error.reason}).") from error
-        names = tuple(line.strip() for line in lines if line.strip())
-    elif path.suffix == ".txt":
-        raise ClipbiasError(f"there is no file of class names {path}.")
+    if os.path.isfile(path := os.path.expanduser(text)):
+        names = tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
+    elif text.endswith(".txt"):
+        raise ClipbiasError(f"there is no file of class names {text}.")
     else:
         names = tuple(split(text))
     if not names:
@@ -138,23 +135,15 @@ def read(files: Sequence[Path], task: Task, config: ConfigDict) -> Iterator[tupl
         chunk, pictures = [], []
         for path in files[start : start + config.batch_size]:
             try:
-                pictures.append(test_image(decode(read_bytes(path), str(path)), size))
+                pictures.append(test_image(decode(read_image(path), str(path)), size))
             except ClipbiasError as error:
                 if config.on_image_error != "skip":
                     raise
-                print(f"skipped: {error}")
+                app.tell(f"skipped: {error}")
                 continue
             chunk.append(path)
         if chunk:
             yield chunk, np.stack(pictures)
-
-
-def read_bytes(path: Path) -> bytes:
-    """A file's content."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ClipbiasError(f"cannot read {path}: {error.strerror}.") from error
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -37,7 +37,7 @@ def main(folders: Sequence[str]) -> int:
             shown.append(found[0])
         except ClipbiasError as error:
             problems.append(str(error))
-    print(render(rows, shown, problems, form=_FORMAT.value), end="")
+    app.tell(*render(rows, shown, problems, form=_FORMAT.value).removesuffix("\n").split("\n"))
     if _OUTPUT.value:
         from clipbias.report.curves import read_curves, save_curves
 

@@ -33,8 +33,9 @@ from clipbias.training.settings import Recipe
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import make_method
 from experiments import app
+from experiments.checks import options_by_method
 
-_CONFIG = app.define_config("configs/demo.py")
+_CONFIG = "configs/demo.py"
 _COMPARE = flags.DEFINE_bool(
     "compare", False, "Show the finished cells of --workdir beside published results; run nothing."
 )
@@ -44,7 +45,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
     if _COMPARE.value:
         compare(workdir)
         return
-    options = {name: dict(values) for name, values in config.method_options.items()}
+    options = options_by_method(config)
     for method in config.methods:  # a wrong name is told before hours of work, not after
         make_method(method, **options.get(method, {}))
     packs = plan(
@@ -115,8 +116,8 @@ def write_tables(rows: Sequence[Mapping[str, Any]], workdir: Path) -> None:
     figure = report.accuracy_figure(summary)
     write_text(workdir / "table.html", report.to_html(summary, figure_svg=svg_text(figure)))
     save_figure(figure, workdir / "accuracy")
-    print(report.to_text(summary))
-    print(f"Tables and picture: {workdir / 'table.html'}")
+    app.tell(*report.to_text(summary).split("\n"))
+    app.tell(f"Tables and picture: {workdir / 'table.html'}")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Task
 from experiments import app
 
-_CONFIG = app.define_config("configs/train.py")
+_CONFIG = "configs/train.py"
 
 
 def main(config: ConfigDict, workdir: Path) -> None:
@@ -53,8 +53,8 @@ def main(config: ConfigDict, workdir: Path) -> None:
         )
         if jax.process_index() == 0:
             write_text(workdir / "result.json", json.dumps(result, indent=2) + "\n")
-            print(f"{result['method']} on {result['dataset']}: {result['accuracy']:.2f} % of test images")
-            print(f"{result['parameters']:,} parameters; adapter in {workdir / single.ADAPTER}")
+            app.tell(f"{result['method']} on {result['dataset']}: {result['accuracy']:.2f} % of test images")
+            app.tell(f"{result['parameters']:,} parameters; adapter in {workdir / single.ADAPTER}")
 
 
 def dry_run(config: ConfigDict) -> None:

@@ -15,9 +15,11 @@ from absl import app, flags
 import clipbias
 from clipbias.errors import ClipbiasError
 from clipbias.export import FORMS, export
+from clipbias.terminal import printable
 from experiments.inputs import find_adapter
 
 _FORM = flags.DEFINE_enum("form", None, FORMS, "What to write; by default what fits the method.")
+_OWN_METHODS = flags.DEFINE_list("own_methods", [], "The file or module of a method of your own that the adapter uses.")
 _BASE_MODEL = flags.DEFINE_string("base_model", None, "Where the base model is, if it has moved.")
 
 
@@ -29,13 +31,13 @@ def main(arguments: list[str]) -> int:
             raise ClipbiasError("give an adapter and the folder to write: python -m tools.export ADAPTER FOLDER.")
         adapter, path = find_adapter(arguments[1])
         clip = clipbias.load(_BASE_MODEL.value or adapter.base)
-        form = export(adapter, clip, arguments[2], form=_FORM.value)
+        form = export(adapter, clip, arguments[2], form=_FORM.value, own_methods=_OWN_METHODS.value)
     except ClipbiasError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"{path} as a {form}:")
+    print(f"{printable(path)} as a {form}:")
     for written in sorted(Path(arguments[2]).expanduser().iterdir()):
-        print(f"  {written} ({written.stat().st_size / 1000:,.1f} kB)")
+        print(f"  {printable(written)} ({written.stat().st_size / 1000:,.1f} kB)")
     return 0
 
 

@@ -132,15 +132,15 @@ def train(model: Clip, scenes: corpus.Corpus, datasets: list[data.Dataset], work
     # The step donates its arguments, and the caller's parameters must outlive it.
     initial = jax.tree.map(jnp.copy, (model.params, optimiser.init(model.params)))
     (params, state), start = load_state(state_path, initial)
-    began, reported = time.time(), start
+    began, reported = time.monotonic(), start
     for step in range(start, FLAGS.steps):
         batch = corpus.batch(scenes, seed=FLAGS.seed, step=step, size=FLAGS.batch_size)
         rng = jax.random.fold_in(jax.random.key(FLAGS.seed), step)
         params, state, loss = step_fn(params, state, batch, rng)
         done = step + 1
         if done % FLAGS.report_every == 0 or done == FLAGS.steps:
-            rate = (done - reported) * FLAGS.batch_size / (time.time() - began)
-            began, reported = time.time(), done
+            rate = (done - reported) * FLAGS.batch_size / (time.monotonic() - began)
+            began, reported = time.monotonic(), done
             logging.info("step %d/%d  loss %.3f  %.0f images/s", done, FLAGS.steps, float(loss), rate)
         if done % FLAGS.save_every == 0 or done == FLAGS.steps:
             if not np.isfinite(float(loss)):

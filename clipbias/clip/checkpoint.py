@@ -20,7 +20,7 @@ from clipbias.clip.config import ClipConfig, from_hugging_face, to_hugging_face
 from clipbias.clip.params import Params
 from clipbias.clip.preprocess import Preprocessing, preprocessor_json, read_preprocessing
 from clipbias.errors import ClipbiasError
-from clipbias.files import write_tensors, write_text
+from clipbias.files import read_json, shorten, user_path, write_tensors, write_text
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 DOWNLOADED = ["*.json", "*.txt", "*.safetensors"]
@@ -79,17 +79,21 @@ def load(source: str | os.PathLike, *, dtype: str = "float32") -> Clip:
         raise ClipbiasError(f"{folder} has no config.json; expected a CLIP model in Hugging Face format there.")
     transformers = _transformers()
     try:
-        raw = json.loads(config_path.read_text(encoding="utf-8"))
+        raw = read_json(config_path, dict, what="a CLIP configuration")
         if raw.get("model_type") not in ("clip", None):
             raise ClipbiasError(f"{config_path} describes a {raw['model_type']!r} model; clipbias loads 'clip' models.")
         hf_config = transformers.CLIPConfig(**raw)
     except ClipbiasError:
         raise
     except Exception as error:  # whatever the configuration library raises on content of another kind
-        reason = str(error).splitlines()[0]
+        reason = " ".join(str(error).split())
         raise ClipbiasError(f"{config_path} is not a CLIP configuration ({reason}); fetch it again.") from error
     text_tokenizer = _load_tokenizer(folder)
-    config = from_hugging_face(hf_config, text_tokenizer.eos_token_id)
+    try:
+        config = from_hugging_face(hf_config, text_tokenizer.eos_token_id)
+        tokenizer.check_vocabulary(text_tokenizer, config.text.vocabulary_size)
+    except ClipbiasError as error:
+        raise ClipbiasError(f"{config_path}: {error}") from error
     params, stored_dtype, fingerprint = _load_weights(folder, config)
     return Clip(
         params=jax.tree.map(lambda leaf: leaf.astype(dtype), params),
@@ -106,13 +110,13 @@ def find(source: str | os.PathLike) -> Path:
     """The local folder of a model, downloaded from the hub if it has to be."""
     if source == "demo":
         return Path(str(resources.files("clipbias") / "assets" / "demo"))
-    folder = Path(source).expanduser()
+    folder = user_path(source)
     if folder.is_dir():
         return folder
     name, _, revision = str(source).partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith((".", "/")):
         raise ClipbiasError(
-            f"no folder {str(source)!r}; give a local folder in Hugging Face format, a hub id such as "
+            f"no folder {shorten(str(source))!r}; give a local folder in Hugging Face format, a hub id such as "
             "'openai/clip-vit-base-patch16', or 'demo'."
         )
     from huggingface_hub import snapshot_download
@@ -152,9 +156,16 @@ def _load_tokenizer(folder: Path) -> Any:
     if not any((folder / name).exists() for name in names):
         raise ClipbiasError(f"{folder} has no tokenizer (tokenizer.json, or vocab.json and merges.txt).")
     try:
-        return _transformers().CLIPTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+        loaded = _transformers().CLIPTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+        if not isinstance(loaded.model_max_length, int):
+            raise ValueError(f"its model_max_length is {loaded.model_max_length!r}")
+        ids = loaded(["a photo of a cat."], add_special_tokens=False, verbose=False)["input_ids"][0]
+        if not ids or not all(isinstance(i, int) for i in (*ids, loaded.bos_token_id, loaded.eos_token_id)):
+            raise ValueError("it lacks tokens")
+        return loaded
     except Exception as error:  # whatever the tokenizer library raises on a damaged file
-        raise ClipbiasError(f"the tokenizer in {folder} cannot be read ({error}); fetch it again.") from error
+        words = shorten(" ".join(str(error).split()), 300)
+        raise ClipbiasError(f"the tokenizer in {folder} cannot be read ({words}); fetch it again.") from error
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -163,11 +174,12 @@ def weight_files(folder: Path) -> list[Path]:
         return [folder / WEIGHTS]
     if (folder / INDEX).exists():
         try:
-            names = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            names = sorted(set(read_json(folder / INDEX, dict)["weight_map"].values()))
+            inside = [Path(name).name == name and "\0" not in name for name in names]
+        except (KeyError, AttributeError, TypeError) as error:
             raise ClipbiasError(f"{folder / INDEX} is not a safetensors index; fetch it again.") from error
-        for name in names:
-            if Path(name).name != name:
+        for name, is_inside in zip(names, inside, strict=True):
+            if not is_inside:
                 raise ClipbiasError(f"{folder / INDEX} names {name!r}, which is not a file of that folder.")
             if not (folder / name).exists():
                 raise ClipbiasError(f"{folder} lacks the shard {name}; fetch it again.")

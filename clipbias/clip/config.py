@@ -3,7 +3,11 @@
 import dataclasses
 from typing import Any
 
+from clipbias import checks
 from clipbias.errors import ClipbiasError
+
+# Far beyond every CLIP, and small enough that products of three sizes still fit 64 bits.
+LARGEST_SIZE = 10**6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +31,13 @@ class TowerConfig:
     layer_norm_epsilon: float = 1e-5
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if field.type is int:
+                checks.whole(f"the model's {field.name}", getattr(self, field.name), lowest=1, highest=LARGEST_SIZE)
         if self.width % self.heads:
             raise ClipbiasError(f"the width {self.width} cannot be divided among {self.heads} attention heads.")
-        if self.activation not in ("quick_gelu", "gelu"):
-            raise ClipbiasError(f"unknown activation {self.activation!r}; CLIP uses 'quick_gelu' or 'gelu'.")
+        checks.one_of("the model's activation", self.activation, ("quick_gelu", "gelu"))
+        checks.number("the model's layer_norm_epsilon", self.layer_norm_epsilon, lowest=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +46,13 @@ class VisionConfig(TowerConfig):
 
     image_size: int = dataclasses.field(kw_only=True)
     patch_size: int = dataclasses.field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.image_size % self.patch_size:
+            raise ClipbiasError(
+                f"the image size {self.image_size} is not a multiple of the patch size {self.patch_size}."
+            )
 
     @property
     def grid(self) -> int:
@@ -68,6 +82,9 @@ class ClipConfig:
     text: TextConfig
     projection_width: int
 
+    def __post_init__(self) -> None:
+        checks.whole("the model's projection_width", self.projection_width, lowest=1, highest=LARGEST_SIZE)
+
 
 def from_hugging_face(config: Any, eos_token_id: int | None = None) -> ClipConfig:
     """Reads the geometry from a `transformers.CLIPConfig`.
@@ -89,10 +106,6 @@ def from_hugging_face(config: Any, eos_token_id: int | None = None) -> ClipConfi
         )
 
     vision, text = config.vision_config, config.text_config
-    if vision.image_size % vision.patch_size:
-        raise ClipbiasError(
-            f"image size {vision.image_size} is not a multiple of patch size {vision.patch_size} in config.json."
-        )
     if vision.num_channels != 3:
         raise ClipbiasError(f"config.json asks for {vision.num_channels} image channels; only RGB (3) is supported.")
     return ClipConfig(

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from clipbias.clip.config import ClipConfig
-from clipbias.clip.params import Params, empty_params
+from clipbias.clip.params import Params, abstract_params, empty_params
 from clipbias.errors import ClipbiasError
 
 Transform = Callable[[np.ndarray], np.ndarray]
@@ -54,6 +54,8 @@ LAYER_TABLE = [
     *_linear("fc1", "mlp.fc1"),
     *_linear("fc2", "mlp.fc2"),
 ]
+
+MOST_SHOWN = 40  # differences between weights and configuration in a message
 
 # Buffers of older checkpoints that hold no weights.
 IGNORED = frozenset(f"{tower}_model.embeddings.position_ids" for tower in ("vision", "text"))
@@ -126,9 +128,13 @@ def from_tensors(
       where: the checkpoint, for messages.
 
     Raises:
-      ClipbiasError: lists every missing, unexpected and mis-shaped tensor.
+      ClipbiasError: lists the missing, unexpected and mis-shaped tensors.
     """
-    tree = empty_params(config)
+    most = max(config.vision.layers, config.text.layers)
+    if most > len(shapes):  # every layer has tensors of its own
+        raise ClipbiasError(f"{where} holds {len(shapes)} tensors, but its config.json asks for {most} layers.")
+    # Views without memory: what a wrong configuration asks for may not exist.
+    tree = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), abstract_params(config))
     expected = {name: row.save(view).shape for row, name, view in _pieces(config, tree)}
     problems = [f"missing: {name} {shape}" for name, shape in expected.items() if name not in shapes]
     problems += [
@@ -140,10 +146,14 @@ def from_tensors(
         if name in shapes and tuple(shapes[name]) != shape
     ]
     if problems:
+        shown = problems[:MOST_SHOWN]
+        if len(problems) > MOST_SHOWN:
+            shown.append(f"and {len(problems) - MOST_SHOWN} more")
         raise ClipbiasError(
             f"{where} does not hold the CLIP model that its config.json describes ({len(problems)} differences):\n  "
-            + "\n  ".join(problems)
+            + "\n  ".join(shown)
         )
+    tree = empty_params(config)
     for row, name, view in _pieces(config, tree):
         view[...] = row.load(np.asarray(read(name), np.float32))
     return tree

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 
 Encode = TypeVar("Encode", bound=Callable[..., Any])
+# In which CLIP can be computed.
+DTYPES = ("float32", "bfloat16")
 
 
 def with_precision(encode: Encode) -> Encode:

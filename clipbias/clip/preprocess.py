@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from clipbias.errors import ClipbiasError
+from clipbias.files import read_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,11 +32,13 @@ def read_preprocessing(folder: Path, image_size: int) -> Preprocessing:
     if not path.exists():
         return Preprocessing(image_size)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, dict, what="a CLIP preprocessor configuration")
         mean, std = (tuple(float(x) for x in content[key]) for key in ("image_mean", "image_std"))
-        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        if len(mean) != 3 or len(std) != 3 or not min(std) > 0 or not np.isfinite((*mean, *std)).all():
             raise ValueError("mean and std need three values each")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except ClipbiasError:
+        raise
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise ClipbiasError(f"{path} is not a CLIP preprocessor configuration ({error}); fetch it again.") from error
     return Preprocessing(image_size, mean, std)
 

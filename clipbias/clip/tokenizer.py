@@ -22,11 +22,30 @@ def clean(text: str) -> str:
 
 
 def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text, without start and end tokens."""
+    """Token ids of each text, without start and end tokens. Raises `ClipbiasError` for what is no Unicode text."""
+    for text in texts:
+        try:
+            text.encode("utf-8")
+        except (AttributeError, UnicodeEncodeError) as error:
+            raise ClipbiasError(f"{text!r} is not a text that can be written in UTF-8; correct that name.") from error
     cleaned = [clean(text) for text in texts]
     if not cleaned:
         return []
-    return tokenizer(cleaned, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+    try:
+        return tokenizer(cleaned, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+    except Exception as error:  # a vocabulary that lacks the pieces of a text
+        raise ClipbiasError(f"the tokenizer cannot read its texts ({error}); fetch its files again.") from error
+
+
+def check_vocabulary(tokenizer: Any, size: int) -> None:
+    """Raises `ClipbiasError` where a tokenizer gives ids that a model with `size` embeddings has not: JAX would read
+    another row instead of failing.
+    """
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= size:
+        raise ClipbiasError(
+            f"the tokenizer has a token of id {largest}, but the model has {size} tokens; they do not belong together."
+        )
 
 
 def tokenize(tokenizer: Any, texts: Sequence[str], context_length: int) -> np.ndarray:

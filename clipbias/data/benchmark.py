@@ -1,18 +1,18 @@
 """The benchmark's datasets in CoOp's folder layout: which image is where, in which order, with which label."""
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from clipbias import checks
 from clipbias.data import class_names, files_on_disk
 from clipbias.data.dataset import Dataset
 from clipbias.data.entry import Entry
 from clipbias.errors import ClipbiasError
+from clipbias.files import read_json, read_text, user_path
 
 Listed = tuple[tuple[str, ...], np.ndarray]
 
@@ -119,21 +119,25 @@ def read_split_file(path: Path, *, hint: str) -> Listing:
         for split_name in ("train", "val", "test"):
             paths, labels = [], []
             for image, label, name in content[split_name]:
+                if not isinstance(image, str) or not isinstance(name, str):
+                    raise TypeError("a path or a name is no text")
                 paths.append(files_on_disk.inside(image, listed_in=str(path)))
-                labels.append(int(label))
-                if names.setdefault(int(label), name) != name:
-                    raise ClipbiasError(f"{path}: label {label} is called both {names[int(label)]!r} and {name!r}.")
+                labels.append(checks.whole(f"{path}: the label of {image}", label))
+                if names.setdefault(label, name) != name:
+                    raise ClipbiasError(f"{path}: label {label} is called both {names[label]!r} and {name!r}.")
             splits[split_name] = (tuple(paths), np.asarray(labels, np.int32))
+    except ClipbiasError:
+        raise
     except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, ClipbiasError):
-            raise
         raise ClipbiasError(
             f"{path} is not a split file: expected train, val and test lists of [path, label, class name]; "
             f"fetch it again ({hint})"
         ) from error
-    missing = sorted(set(range(max(names, default=0) + 1)) - set(names))
-    if missing:
-        raise ClipbiasError(f"{path}: label {missing[0]} has no image, but label {max(names)} has; labels leave a gap.")
+    if not names:
+        raise ClipbiasError(f"{path} lists no image; fetch it again ({hint})")
+    missing = next((label for label in range(len(names)) if label not in names), None)
+    if missing is not None:
+        raise ClipbiasError(f"{path}: label {missing} has no image, but label {max(names)} has; labels leave a gap.")
     return Listing(tuple(names[label] for label in range(len(names))), (), splits)
 
 
@@ -204,13 +208,16 @@ def with_index(dataset: Dataset, index_file: str | os.PathLike | None) -> Datase
     """Replaces the training split by the images that `index_file` lists, in its order; None changes nothing."""
     if index_file is None:
         return dataset
-    path = Path(index_file).expanduser()
+    path = user_path(index_file)
     if not path.exists():
         raise ClipbiasError(f"there is no index file {path}; check index_file.")
     if path.suffix == ".json":
         content = read_json(path)
-        items = content.get("train", ()) if isinstance(content, dict) else content
-        wanted = [item if isinstance(item, str) else str(item[0]) for item in items]
+        items = content.get("train") if isinstance(content, dict) else content
+        listed = items if isinstance(items, list) else []
+        wanted = [str(item[0]) if isinstance(item, list) and item else item for item in listed]
+        if not all(isinstance(item, str) for item in wanted):
+            raise ClipbiasError(f"{path} is not a list of images: expected paths, or [path, label, class name].")
     else:
         wanted = [line.strip() for line in read_text(path).splitlines() if line.strip()]
     train = dataset.split("train")
@@ -223,24 +230,6 @@ def with_index(dataset: Dataset, index_file: str | os.PathLike | None) -> Datase
         )
     chosen = train.subset([position[key] for key in wanted])
     return dataclasses.replace(dataset, splits={**dataset.splits, "train": chosen})
-
-
-def read_text(path: Path) -> str:
-    """A UTF-8 text file. Raises `ClipbiasError` where it cannot be read or is not UTF-8."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ClipbiasError(f"cannot read {path}: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise ClipbiasError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file. Raises `ClipbiasError` naming the line where it breaks off."""
-    try:
-        return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise ClipbiasError(f"{path} is not valid JSON (line {error.lineno}: {error.msg}); fetch it again.") from error
 
 
 def _lines(path: Path, entry: Entry) -> list[str]:

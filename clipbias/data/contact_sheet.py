@@ -9,6 +9,7 @@ from clipbias.data import transforms
 from clipbias.data.dataset import Dataset, Split
 from clipbias.data.few_shot import few_shot
 from clipbias.data.pipeline import augmentation_rng
+from clipbias.terminal import printable
 
 TILE, GAP, HEADER, CAPTION = 96, 4, 42, 18
 INK, PAPER, FAINT = (30, 30, 30), (255, 255, 255), (110, 110, 110)
@@ -42,7 +43,7 @@ def contact_sheet(
     top = HEADER
     for label in labels:
         own = np.flatnonzero(chosen.labels == label).tolist()
-        prompt = dataset.template.format(dataset.class_names[label].replace("_", " "))
+        prompt = printable(dataset.template.replace("{}", dataset.class_names[label].replace("_", " ")))
         draw.text((GAP, top), f"{label}  {prompt}", fill=INK, font=ImageFont.load_default(size=12))
         _row(sheet, top + CAPTION, _tiles(chosen, own, seed, max_picks, augmentations), min(shots, max_picks))
         top += TILE + CAPTION + GAP

@@ -67,6 +67,9 @@ class Dataset:
 
     def __post_init__(self) -> None:
         check_template(self.template)
+        for label, name in enumerate(self.class_names):
+            if not isinstance(name, str) or not is_unicode(name):
+                raise ClipbiasError(f"{self.name}: class {label} is called {name!r}, which is not a text; correct it.")
         for split_name, split in self.splits.items():
             beyond = np.flatnonzero((split.labels < 0) | (split.labels >= len(self.class_names)))
             if beyond.size:
@@ -97,9 +100,19 @@ class Dataset:
         return dataclasses.replace(self, class_names=class_names, class_ids=class_ids, splits=splits)
 
 
+def is_unicode(text: str) -> bool:
+    """Whether UTF-8 can write it: JSON can hold half a surrogate pair, and a file name any bytes."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 def check_template(template: str) -> None:
     """Raises `ClipbiasError` unless `template` has exactly one `{}`, the place of the class name."""
-    if template.count("{}") != 1 or template.count("{") != 1 or template.count("}") != 1:
+    if (
+        not isinstance(template, str)
+        or template.count("{}") != 1
+        or template.count("{") != 1
+        or template.count("}") != 1
+    ):
         raise ClipbiasError(
             f"the template {template!r} must hold exactly one {{}} for the class name, as 'a photo of a {{}}.' does."
         )

@@ -6,8 +6,9 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from clipbias.data.dataset import Split
+from clipbias.data.dataset import Split, is_unicode
 from clipbias.errors import ClipbiasError
+from clipbias.files import reason, user_path
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 
@@ -16,7 +17,7 @@ def existing_folder(path: str | os.PathLike | None, *, needed_for: str) -> Path:
     """`path` as a folder that exists. Raises `ClipbiasError` saying what it is needed for."""
     if path is None:
         raise ClipbiasError(f"{needed_for} needs data_dir, the folder that holds the images.")
-    folder = Path(path).expanduser()
+    folder = user_path(path)
     if not folder.is_dir():
         raise ClipbiasError(f"{needed_for}: there is no folder {folder}; check data_dir.")
     return folder
@@ -42,22 +43,34 @@ def image_files(folder: Path) -> list[str]:
 
 def readable_name(name: str, place: Path) -> str:
     """`name`, refused where its bytes are not UTF-8: it could not be written to a result file."""
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError as error:
-        shown = os.fsencode(name)
-        raise ClipbiasError(f"the name {shown!r} in {place} is not UTF-8; rename it.") from error
+    if not is_unicode(name):
+        raise ClipbiasError(f"the name {os.fsencode(name)!r} in {place} is not UTF-8; rename it.")
     return name
 
 
 def inside(relative: str, *, listed_in: str) -> str:
     """`relative` if it stays below its folder. Raises `ClipbiasError` for an absolute or climbing path."""
     path = PurePosixPath(relative)
-    if not relative or path.is_absolute() or ".." in path.parts or "\\" in relative or "\0" in relative:
+    plain = relative and not path.is_absolute() and ".." not in path.parts and not set(relative) & {"\\", "\0"}
+    if not plain or not is_unicode(relative):
         raise ClipbiasError(
             f"{listed_in} lists the path {relative!r}, which is not a plain path below the image folder; correct it."
         )
     return relative
+
+
+def read_image(path: Path, *, listed_in: str = "") -> bytes:
+    """The content of an image file; `listed_in` names the file that lists it, for the message.
+
+    Links are followed, but not to what has no end, such as a device or a pipe.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise OSError(None, "it is not a file")
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        named = f", listed in {listed_in}" if listed_in else ""
+        raise ClipbiasError(f"cannot read the image {path}{named}: {reason(error)}.") from error
 
 
 def split_of_files(
@@ -67,11 +80,6 @@ def split_of_files(
     keys = tuple(keys)
 
     def read(index: int) -> bytes:
-        path = root / keys[index]
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            named = f", listed in {listed_in}" if listed_in else ""
-            raise ClipbiasError(f"cannot read the image {path}{named}: {error.strerror}.") from error
+        return read_image(root / keys[index], listed_in=listed_in)
 
     return Split(keys=keys, labels=np.asarray(labels, np.int32), read=read)

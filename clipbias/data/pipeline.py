@@ -14,6 +14,7 @@ import grain
 import numpy as np
 from absl import logging
 
+from clipbias import checks
 from clipbias.data import transforms
 from clipbias.data.dataset import Split
 from clipbias.data.images import Images
@@ -22,6 +23,8 @@ from clipbias.errors import ClipbiasError
 DEFAULT_CACHE_BYTES = 2 << 30
 # Batches made ahead of the one in use, at least.
 PREFETCH = 4
+# What to do with an image that cannot be read.
+ON_ERROR = ("raise", "skip")
 
 Batch = dict[str, np.ndarray]
 
@@ -163,8 +166,7 @@ def test_batches(
       An iterator of {"images": uint8 [B, R, R, 3], "labels": int32 [B], "mask": bool [B]}; a masked row is
       black and has label 0.
     """
-    if on_error not in ("raise", "skip"):
-        raise ClipbiasError(f"on_error is {on_error!r}; it must be 'raise' or 'skip'.")
+    checks.one_of("on_image_error", on_error, ON_ERROR)
     images = Images.of(split, cache_bytes=cache_bytes)
     index, count = shard
     if batch_size % count:

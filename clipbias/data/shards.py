@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from clipbias.data import benchmark
+from clipbias import checks
+from clipbias.data import benchmark, transforms
 from clipbias.data.dataset import Dataset, Split
 from clipbias.data.tfds_records import Prepared
 from clipbias.errors import ClipbiasError
@@ -92,20 +93,25 @@ def load(
     prepared = Prepared(folder)
     metadata = prepared.metadata
     stored = {}
-    for split_name in set(metadata["stored_as"].values()):
-        records = prepared.records(split_name, "key")
-        stored[split_name] = Split(records.ids, records.labels, records.read).subset(records.order)
-    dataset = Dataset(
-        metadata["name"],
-        tuple(metadata["class_names"]),
-        metadata["template"] if template is None else template,
-        {split_name: stored[stored_name] for split_name, stored_name in metadata["stored_as"].items()},
-        tuple(metadata["class_ids"]),
-    )
+    with prepared.told("the description"):
+        for split_name in set(metadata["stored_as"].values()):
+            records = prepared.records(split_name, "key")
+            stored[split_name] = Split(records.ids, records.labels, records.read).subset(records.order)
+        dataset = Dataset(
+            checks.text("the dataset's name", metadata["name"]),
+            tuple(metadata["class_names"]),
+            metadata["template"] if template is None else template,
+            {split_name: stored[stored_name] for split_name, stored_name in metadata["stored_as"].items()},
+            tuple(metadata["class_ids"]),
+        )
     return benchmark.with_index(dataset, index_file)
 
 
 def _examples(split: Split) -> Iterator[tuple[str, dict]]:
     for position, key in enumerate(split.keys):
-        image = io.BytesIO(split.read(position))
-        yield key, {"image": image, "label": int(split.labels[position]), "key": key, "position": position}
+        encoded = split.read(position)
+        transforms.check_format(encoded, key)  # shards are passed on: no other file goes into them by way of a link
+        yield (
+            key,
+            {"image": io.BytesIO(encoded), "label": int(split.labels[position]), "key": key, "position": position},
+        )

@@ -3,12 +3,12 @@
 import dataclasses
 import difflib
 import os
-from pathlib import Path
 from typing import Any
 
 from clipbias.data import benchmark, catalog, folder, tables
 from clipbias.data.dataset import Dataset
 from clipbias.errors import ClipbiasError
+from clipbias.files import shorten, user_path
 
 
 def names() -> tuple[str, ...]:
@@ -17,7 +17,7 @@ def names() -> tuple[str, ...]:
 
 
 def load(
-    name: str, *, data_dir: str | os.PathLike | None = None, template: str | None = None, **options: Any
+    name: str, /, *, data_dir: str | os.PathLike | None = None, template: str | None = None, **options: Any
 ) -> Dataset:
     """Opens a dataset; images are read when they are used.
 
@@ -41,8 +41,8 @@ def load(
     """
     try:
         if name == "folder":
-            if data_dir is not None and tables.has_metadata(Path(data_dir).expanduser()):
-                return tables.load_metadata(Path(data_dir).expanduser(), template=template, **options)
+            if data_dir is not None and tables.has_metadata(user_path(data_dir)):
+                return tables.load_metadata(user_path(data_dir), template=template, **options)
             return folder.load(data_dir, template=template, **options)
         if name == "csv":
             return tables.load(data_dir, template=template, **options)
@@ -67,13 +67,13 @@ def unknown_name(name: str) -> ClipbiasError:
     known = names()
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known)}."
-    return ClipbiasError(f"there is no dataset {name!r}; {hint}")
+    return ClipbiasError(f"there is no dataset {shorten(name)!r}; {hint}")
 
 
-def _catalogue(name: str, data_dir: str | os.PathLike | None, template: str | None, **options: Any) -> Dataset:
+def _catalogue(name: str, data_dir: str | os.PathLike | None, template: str | None, /, **options: Any) -> Dataset:
     from clipbias.data import shards
 
-    if data_dir is not None and (built := shards.find(name, Path(data_dir).expanduser())) is not None:
+    if data_dir is not None and (built := shards.find(name, user_path(data_dir))) is not None:
         return shards.load(built, template=template, **options)
     return benchmark.load(catalog.ENTRIES[name], data_dir, template=template, **options)
 

@@ -1,18 +1,21 @@
 """Own images listed in a table: CSV, JSON lines, or a Hugging Face style folder with `metadata.jsonl`."""
 
 import csv
-import json
+import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from clipbias.data import benchmark, files_on_disk
+from clipbias.data import files_on_disk
 from clipbias.data.dataset import Dataset, Split
 from clipbias.data.folder import SPLIT_FOLDERS, TEMPLATE, complete_splits
 from clipbias.errors import ClipbiasError
+from clipbias.files import parse_json, read_text, user_path
 
 METADATA = ("metadata.jsonl", "metadata.csv")
 SPLIT_NAMES = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}
+
+LONGEST_NUMBER = 10  # digits of a label; longer ones are names
 
 Row = tuple[str, str, str]  # path, label, split
 
@@ -40,7 +43,7 @@ def load(
     """
     if data_dir is None:
         raise ClipbiasError("dataset csv needs data_dir, the .csv or .jsonl file that lists the images.")
-    path = Path(data_dir).expanduser()
+    path = user_path(data_dir)
     if not path.is_file():
         raise ClipbiasError(f"dataset csv: there is no file {path}; data_dir must name the .csv or .jsonl file.")
     rows = _rows(path, path_column, label_column, "")
@@ -88,19 +91,22 @@ def _rows(path: Path, path_column: str, label_column: str, split_name: str) -> I
 
 
 def _records(path: Path) -> Iterator[tuple[int, Mapping]]:
-    text = benchmark.read_text(path)
+    text = read_text(path)
     if path.suffix.lower() == ".csv":
-        reader = csv.DictReader(text.splitlines())
-        for record in reader:
-            yield reader.line_num, record
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        try:
+            for record in reader:
+                yield reader.line_num, record
+        except csv.Error as error:
+            raise ClipbiasError(f"{path}, line {reader.line_num}: not a line of CSV ({error}).") from error
         return
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ClipbiasError(f"{path}, line {number}: not valid JSON ({error.msg}).") from error
+            record = parse_json(line)
+        except ValueError as error:
+            raise ClipbiasError(f"{path}, line {number}: {error}.") from error
         if not isinstance(record, dict):
             raise ClipbiasError(f"{path}, line {number}: expected an object with path and label, found {line[:40]!r}.")
         yield number, record
@@ -117,15 +123,16 @@ def _dataset(
     if not rows:
         raise ClipbiasError(f"{place} lists no image.")
     given = {label for _, label, _ in rows}
-    numbers = all(label.isdecimal() for label in given)
-    labels = sorted(given, key=int) if numbers else sorted(given)
+    numbers = all(label.isdecimal() and len(label) < LONGEST_NUMBER for label in given)
+    # The text decides between 1 and 01, so that the order never depends on anything else.
+    labels = sorted(given, key=lambda label: (int(label), label)) if numbers else sorted(given)
+    label_of = {label: index for index, label in enumerate(labels)}
     if class_names is not None:
         if not numbers or int(labels[-1]) >= len(class_names):
             raise ClipbiasError(
                 f"{place}: class_names goes with labels 0 to {len(class_names) - 1}, found {labels[-1]!r}."
             )
-        labels = [str(label) for label in range(len(class_names))]
-    label_of = {label: index for index, label in enumerate(labels)}
+        label_of = {label: int(label) for label in labels}
     splits: dict[str, Split] = {}
     named = sorted({split for _, _, split in rows})
     if "" in named and len(named) > 1:

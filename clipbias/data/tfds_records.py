@@ -1,10 +1,11 @@
 """Reading array_record datasets of tensorflow-datasets without tensorflow."""
 
+import contextlib
 import dataclasses
 import json
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,10 @@ from clipbias import files
 from clipbias.errors import ClipbiasError
 
 INDEX_FILE = "clipbias_index_{split}.json"
+# Under these keys a description of features names a Python class, the last one in old descriptions.
+CLASS_KEYS = frozenset({"pythonClassName", "python_class_name", "type"})
+OWN_FEATURES = "tensorflow_datasets.core.features."
+_SPLIT = re.compile(r"[\w-]+")
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
@@ -48,7 +53,8 @@ class Reader:
         with self._lock:
             if self._source is None:
                 self._source = self._prepared.source(self._split)
-        return self._source[int(number)]["image"]
+        with self._prepared.told(f"record {number} of {self._split}"):
+            return self._source[int(number)]["image"]
 
 
 class Prepared:
@@ -59,8 +65,15 @@ class Prepared:
 
         self.folder = epath.Path(folder)
         self._tfds = tfds
-        self._builder = tfds.builder_from_directory(self.folder)
-        file_format = self._builder.info.file_format
+        check_features(self.folder / "features.json")
+        try:
+            self._builder = tfds.builder_from_directory(self.folder)
+            file_format = self._builder.info.file_format
+        except Exception as error:  # whatever the library raises on descriptions that are damaged
+            raise ClipbiasError(
+                f"{self.folder} is not a dataset that tensorflow-datasets can open ({_first_words(error)}); prepare it "
+                "again."
+            ) from error
         if file_format is None or file_format.value != "array_record":
             raise ClipbiasError(
                 f"{self.folder} is stored as {file_format.value if file_format else 'an unknown format'}, which needs "
@@ -74,11 +87,13 @@ class Prepared:
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        return tuple(self._builder.info.features["label"].names)
+        with self.told("the description"):
+            return tuple(self._builder.info.features["label"].names)
 
     @property
     def metadata(self) -> Mapping:
-        return self._builder.info.metadata or {}
+        with self.told("the description"):
+            return dict(self._builder.info.metadata or {})
 
     def source(self, split: str) -> Any:
         """Random access to the records of a split; images stay encoded."""
@@ -88,14 +103,29 @@ class Prepared:
             for key, feature in features.items()
             if isinstance(feature, self._tfds.features.Image)
         }
-        return self._builder.as_data_source(split, decoders=skip)
+        with self.told(split):
+            return self._builder.as_data_source(split, decoders=skip)
+
+    @contextlib.contextmanager
+    def told(self, what: str) -> Iterator[None]:
+        """Records that are damaged make the library raise nearly anything."""
+        try:
+            yield
+        except ClipbiasError:
+            raise
+        except Exception as error:
+            raise ClipbiasError(
+                f"{what} in {self.folder} cannot be read ({_first_words(error)}); prepare the dataset again."
+            ) from error
 
     def records(self, split: str, id_feature: str | None) -> Records:
         """Identifiers and labels of a split; the first time this reads it whole and leaves an index beside it."""
+        if not _SPLIT.fullmatch(split) or split not in self.splits:  # the name becomes a part of a file's name
+            raise ClipbiasError(f"{self.folder} has no split {split!r}; it has {', '.join(self.splits)}.")
         count = self._builder.info.splits[split].num_examples
         path = self.folder / INDEX_FILE.format(split=split)
-        index = json.loads(path.read_text()) if path.exists() else {}
-        if index.get("id_feature") != id_feature or len(index.get("labels", ())) != count:
+        index = _kept_index(path, id_feature, count)
+        if index is None:
             index = self._read_index(split, id_feature)
             try:
                 files.write_text(path, json.dumps(index, ensure_ascii=False))
@@ -114,13 +144,14 @@ class Prepared:
                 raise ClipbiasError(f"{self.folder} has no feature {wanted!r}; it has {', '.join(features)}.")
         ids, labels, positions = [], [], []
         source = self.source(split)
-        for number in range(len(source)):
-            record = source[number]
-            labels.append(int(record["label"]))
-            if id_feature:
-                ids.append(bytes(record[id_feature]).decode("utf-8"))
-            if "position" in features:
-                positions.append(int(record["position"]))
+        with self.told(split):
+            for number in range(len(source)):
+                record = source[number]
+                labels.append(int(record["label"]))
+                if id_feature:
+                    ids.append(bytes(record[id_feature]).decode("utf-8"))
+                if "position" in features:
+                    positions.append(int(record["position"]))
         return {"id_feature": id_feature, "ids": ids, "labels": labels, "positions": positions}
 
 
@@ -130,7 +161,7 @@ def find_prepared(data_dir: epath.PathLike, builder: str, lowest_version: str = 
     Raises:
       ClipbiasError: none is prepared, only versions that are too old are, or it is not array_record.
     """
-    place = epath.Path(data_dir).expanduser() / builder
+    place = epath.Path(files.user_path(data_dir)) / builder
     versions = [path for path in place.iterdir() if _is_prepared(path)] if place.exists() else []
     wanted = [path for path in versions if _key(path.name) >= _key(lowest_version)]
     if not wanted:
@@ -144,6 +175,49 @@ def find_prepared(data_dir: epath.PathLike, builder: str, lowest_version: str = 
             '.download_and_prepare()"'
         )
     return Prepared(max(wanted, key=lambda path: _key(path.name)))
+
+
+def check_features(path: epath.Path) -> None:
+    """Raises `ClipbiasError` where a description of features names a class that is not TFDS's own.
+
+    TFDS imports whatever module is named there: a dataset from elsewhere would choose what is run.
+    """
+
+    def looked_at(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        for key, value in pairs:
+            own = isinstance(value, str) and value.startswith(OWN_FEATURES)
+            if key in CLASS_KEYS and not own and not isinstance(value, dict):
+                raise ClipbiasError(
+                    f"{path} names the class {value!r}; only TFDS's own are read, because naming another runs its code."
+                )
+        return dict(pairs)
+
+    try:
+        json.loads(files.read_text(path), object_pairs_hook=looked_at)
+    except ClipbiasError:
+        if path.exists():
+            raise
+    except (ValueError, RecursionError) as error:
+        raise ClipbiasError(f"{path} is not a description of features ({error}); prepare the dataset again.") from error
+
+
+def _kept_index(path: epath.Path, id_feature: str | None, count: int) -> dict | None:
+    """An index that was left beside the records, if it is whole and belongs to them."""
+    if not path.exists():
+        return None
+    try:
+        index = files.read_json(path, dict)
+        kinds = {"labels": int, "positions": int, "ids": str}
+        whole = all(isinstance(value, kind) for name, kind in kinds.items() for value in index[name])
+    except (ClipbiasError, KeyError, TypeError):
+        return None
+    wanted = {"labels": count, "positions": len(index["positions"]) and count, "ids": count if id_feature else 0}
+    fits = index.get("id_feature") == id_feature and all(len(index[name]) == size for name, size in wanted.items())
+    return index if whole and fits else None
+
+
+def _first_words(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _is_prepared(path: epath.Path) -> bool:

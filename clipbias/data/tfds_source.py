@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +12,7 @@ from clipbias.data.dataset import Dataset, Split
 from clipbias.data.entry import Entry, Tfds
 from clipbias.data.folder import TEMPLATE, complete_splits
 from clipbias.errors import ClipbiasError
+from clipbias.files import read_text, user_path
 
 if TYPE_CHECKING:
     from clipbias.data.tfds_records import Prepared, Reader
@@ -151,7 +151,7 @@ def _with_benchmark_split(
 def _listing(
     entry: Entry, stock: Tfds, available: Mapping[str, tuple], split_dir: str | os.PathLike
 ) -> benchmark.Listing:
-    root = Path(split_dir).expanduser()
+    root = user_path(split_dir)
     for candidate in (root / entry.folder, *(root / other for other in entry.other_folders)):
         if candidate.is_dir():
             root = candidate
@@ -162,7 +162,7 @@ def _listing(
     names = class_names.imagenet_classes()
     if (root / "classnames.txt").is_file():
         place = root / "classnames.txt"
-        names = class_names.parse_classes(benchmark.read_text(place), str(place))
+        names = class_names.parse_classes(read_text(place), str(place))
     tree: dict[str, list[str]] = {}
     for path, *_ in available.values():
         folder, _, image = path.rpartition("/")

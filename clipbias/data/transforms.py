@@ -16,6 +16,10 @@ from clipbias.errors import ClipbiasError
 SCALE = (0.08, 1.0)  # share of the image area that a training crop covers
 RATIO = (3 / 4, 4 / 3)  # width over height of a training crop
 ATTEMPTS = 10
+LONGEST = 32  # of an image that is longer for its width, evaluation sees the middle part only
+# What is decoded, whatever the file's name says. Pillow knows more formats, but hands some of them, such as PostScript,
+# to other programs.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "DIB", "PPM")
 
 
 def decode(encoded: bytes, key: str) -> np.ndarray:
@@ -25,7 +29,7 @@ def decode(encoded: bytes, key: str) -> np.ndarray:
     orientation is not applied, transparency is dropped, an animation gives its first frame.
 
     Args:
-      encoded: The file's bytes, in any format that Pillow reads.
+      encoded: The file's bytes, in one of `FORMATS`.
       key: The example's name, for the message.
 
     Raises:
@@ -34,7 +38,7 @@ def decode(encoded: bytes, key: str) -> np.ndarray:
     if not encoded:
         raise ClipbiasError(f"the image {key} is empty (0 bytes); replace the file or skip unreadable images.")
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
+        with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
             return np.asarray(image.convert("RGB"))
     # A damaged file makes Pillow's decoders raise nearly anything, from OSError to struct.error.
     except Exception as error:
@@ -42,6 +46,14 @@ def decode(encoded: bytes, key: str) -> np.ndarray:
         raise ClipbiasError(
             f"the image {key} cannot be decoded ({reason}); replace the file or skip unreadable images."
         ) from error
+
+
+def check_format(encoded: bytes, key: str) -> None:
+    """Raises `ClipbiasError` unless the bytes begin as an image of `FORMATS` does; the pixels are not looked at."""
+    try:
+        Image.open(io.BytesIO(encoded), formats=FORMATS).close()
+    except Exception as error:
+        raise ClipbiasError(f"{key} is not an image; replace the file.") from error
 
 
 def random_resized_crop_box(
@@ -92,9 +104,17 @@ def train_image(image: np.ndarray, rng: np.random.Generator, image_size: int) ->
 
 
 def test_image(image: np.ndarray, image_size: int) -> np.ndarray:
-    """Shorter side to R, centre crop: [h, w, 3] to [R, R, 3], uint8. Equal to CLIP's own preprocessing."""
+    """Shorter side to R, centre crop: [h, w, 3] to [R, R, 3], uint8. Equal to CLIP's own preprocessing.
+
+    An image that is over `LONGEST` times as long as wide is cut to that first.
+    """
     height, width = image.shape[:2]
     short, long = min(height, width), max(height, width)
+    if long > LONGEST * short:
+        # Only the middle is looked at, but the whole would be resized: a line of pixels would fill the memory.
+        first = (long - LONGEST * short) // 2
+        middle = slice(first, first + LONGEST * short)
+        return test_image(image[middle] if height > width else image[:, middle], image_size)
     resized_long = int(image_size * long / short)
     size = (image_size, resized_long) if width <= height else (resized_long, image_size)
     resized = Image.fromarray(np.ascontiguousarray(image)).resize(size, Image.Resampling.BICUBIC)

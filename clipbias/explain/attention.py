@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from clipbias import checks
 from clipbias.clip import LayerView
 from clipbias.clip.config import VisionConfig
 from clipbias.clip.tower import Observe
-from clipbias.errors import ClipbiasError
 from clipbias.explain.results import TEXT_KINDS
 
+REDUCTIONS = ("sum", "mean")
 QUANTITIES = ("distance", "entropy", "cls_entropy")
 
 
@@ -79,8 +80,7 @@ def cls_map(view: LayerView, patches: int) -> jax.Array:
 
 def kind_sums(rows: jax.Array, kinds: jax.Array, *, reduction: str = "sum", count: int = len(TEXT_KINDS)) -> jax.Array:
     """Rows `[C, …, N]` summed ("sum") or averaged ("mean") over the tokens of each kind `[C, N]`: `[C, …, count]`."""
-    if reduction not in ("sum", "mean"):
-        raise ClipbiasError(f"unknown reduction {reduction!r}; choose 'sum' or 'mean'.")
+    checks.one_of("reduction", reduction, REDUCTIONS)
     member = jax.nn.one_hot(kinds, count, dtype=rows.dtype)
     sums = jnp.einsum("C...N,CNK->C...K", rows, member)
     if reduction == "sum":

@@ -65,8 +65,6 @@ def similarity(study: Study, predicted: dict[str, np.ndarray]) -> Section:
     if not prompted:
         return {}, {}
     options = study.options
-    if any(angle % 90 for angle in options.rotations):
-        raise ClipbiasError(f"rotations are {options.rotations}; give multiples of 90 degrees.")
     upright = study.pictures(choose_examples(study, predicted))
     pictures = np.stack([np.rot90(image, angle // 90) for image in upright for angle in options.rotations])
     layers = np.asarray(options.layers or default_layers(study.clip.config.vision.layers))

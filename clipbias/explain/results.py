@@ -80,6 +80,7 @@ verdict — JSON only
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -89,10 +90,11 @@ from typing import Any
 import numpy as np
 
 from clipbias.errors import ClipbiasError
-from clipbias.files import atomic_path, write_text
+from clipbias.files import atomic_path, read_json, write_text
 
 FORMAT = 1
 ARRAYS, SCALARS = "results.npz", "results.json"
+DIGEST = "sha256"  # of all the rest, so that a report never draws from a damaged file
 
 FIGURES = (
     "predictions",
@@ -128,7 +130,9 @@ def save_results(folder: str | os.PathLike, results: Results) -> None:
     """Writes both files, each atomically, the arrays first. NaN is no JSON: it is written as null."""
     folder = Path(folder)
     save_arrays(folder / ARRAYS, results.arrays)
-    write_text(folder / SCALARS, json.dumps(plain(results.scalars), indent=1, allow_nan=False) + "\n")
+    content = plain(results.scalars)
+    content = {**content, DIGEST: _digest(content)}
+    write_text(folder / SCALARS, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def load_results(folder: str | os.PathLike) -> Results:
@@ -142,14 +146,18 @@ def load_results(folder: str | os.PathLike) -> Results:
     for path in (scalars_path, arrays_path):
         if not path.is_file():
             raise ClipbiasError(f"{folder} holds no {path.name}; run experiments/explain.py with this output folder.")
-    try:
-        scalars = json.loads(scalars_path.read_text(encoding="utf-8"))
-        found = scalars.get("format")
-    except (ValueError, AttributeError) as error:
-        raise ClipbiasError(f"{scalars_path} is damaged ({error}); delete it and run again.") from error
-    if found != FORMAT:
-        raise ClipbiasError(f"{scalars_path} has format {found!r}; this version reads {FORMAT}. Run the study again.")
+    scalars = read_json(scalars_path, dict, what="a study's results")
+    if scalars.get("format") != FORMAT:
+        raise ClipbiasError(
+            f"{scalars_path} has format {scalars.get('format')!r}; this version reads {FORMAT}. Run the study again."
+        )
+    if scalars.pop(DIGEST, None) != _digest(scalars):
+        raise ClipbiasError(f"{scalars_path} is not as it was written; delete it and run again.")
     return Results(load_arrays(arrays_path), scalars)
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def save_arrays(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from clipbias import checks
 from clipbias.errors import ClipbiasError
 from clipbias.explain.results import load_arrays, save_arrays
 
@@ -111,14 +112,14 @@ def load_totals(path: str | os.PathLike, fingerprint: str) -> tuple[Totals, int]
         return {}, 0
     try:
         arrays = load_arrays(path)
-    except ClipbiasError:
+        if str(arrays.get(FINGERPRINT)) != fingerprint:
+            return {}, 0
+        names = {name.rpartition("|")[0] for name in arrays if "|" in name}
+        fields = [field.name for field in dataclasses.fields(Moments)]
+        totals = {name: Moments(*(arrays[f"{name}|{field}"] for field in fields)) for name in sorted(names)}
+        return totals, checks.whole("the number of batches", arrays[POSITION].item())
+    except (ClipbiasError, KeyError, ValueError):
         return {}, 0
-    if str(arrays.get(FINGERPRINT)) != fingerprint:
-        return {}, 0
-    names = {name.rpartition("|")[0] for name in arrays if "|" in name}
-    fields = [field.name for field in dataclasses.fields(Moments)]
-    totals = {name: Moments(*(arrays[f"{name}|{field}"] for field in fields)) for name in sorted(names)}
-    return totals, int(arrays[POSITION])
 
 
 def normalise(rows: jax.Array, how: str, visible: jax.Array | None = None) -> jax.Array:

@@ -12,14 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from clipbias import checks
 from clipbias.clip.params import Params
 from clipbias.data import Split
-from clipbias.data.pipeline import test_batches
+from clipbias.data.pipeline import ON_ERROR, test_batches
 from clipbias.errors import ClipbiasError
+from clipbias.explain.attention import REDUCTIONS
 from clipbias.explain.results import FORMAT, load_arrays, plain, save_arrays
-from clipbias.explain.statistics import Totals, load_totals, merge, save_totals
+from clipbias.explain.statistics import NORMALISATIONS, Totals, load_totals, merge, save_totals
 from clipbias.explain.tokens import prompt_counts
-from clipbias.files import write_text
+from clipbias.files import read_json, write_text
 from clipbias.tuning import Learnables, Task
 
 ZERO_SHOT = "zero_shot"
@@ -87,6 +89,28 @@ class Options:
     on_image_error: str = "raise"
     save_seconds: float = 30.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        checks.whole("batch_size", self.batch_size, lowest=1)
+        for name in ("images", "faithfulness_images", "seed"):
+            checks.whole(name, getattr(self, name))
+        checks.whole("examples", self.examples, lowest=1, highest=1000)
+        for name in ("rotations", "layers"):
+            if not isinstance(getattr(self, name), tuple):
+                raise ClipbiasError(f"{name} is {checks.shown(getattr(self, name))}; it must be a list of numbers.")
+        for rotation in self.rotations:
+            checks.whole("a rotation", rotation, lowest=-360, highest=360)
+        if not self.rotations or any(rotation % 90 for rotation in self.rotations):
+            raise ClipbiasError(f"rotations are {self.rotations}; give multiples of 90 degrees.")
+        for layer in self.layers:
+            checks.whole("a layer", layer)
+        checks.one_of("normalisation", self.normalisation, tuple(NORMALISATIONS))
+        checks.one_of("reduction", self.reduction, REDUCTIONS)
+        checks.whole("start_layer", self.start_layer, lowest=-checks.LARGEST)
+        if self.prompt != "mean":
+            checks.whole("prompt", self.prompt)
+        checks.one_of("on_image_error", self.on_image_error, ON_ERROR)
+        checks.number("save_seconds", self.save_seconds, lowest=0)
 
     def what_counts(self) -> dict[str, Any]:
         """The options that results depend on."""
@@ -205,25 +229,32 @@ class Study:
     ) -> Totals:
         """Sums `step(batch)`, a dictionary of `Moments` per batch, over examples; saved now and then and at the end."""
         path = self.parts / f"{name}.npz"
-        totals, done = load_totals(path, self.fingerprint)
+        reached = kept = load_totals(path, self.fingerprint)  # sums and how many batches are in them, always together
         saved = time.monotonic()
-        for batch, number, total in self.batches(indices, done):
-            totals = merge(totals, self.devices.fetch(step(batch)))
-            self.advance(title, number, total)
-            if number == total or time.monotonic() - saved > self.options.save_seconds:
-                if self.is_first:
-                    save_totals(path, totals, number, self.fingerprint)
-                saved = time.monotonic()
-        return totals
+        try:
+            for batch, number, total in self.batches(indices, reached[1]):
+                reached = merge(reached[0], self.devices.fetch(step(batch))), number
+                self.advance(title, number, total)
+                if number == total or time.monotonic() - saved > self.options.save_seconds:
+                    self._save(path, reached)
+                    kept, saved = reached, time.monotonic()
+        finally:  # whatever ends it, a notice to stop or an image that cannot be read
+            if reached is not kept:
+                self._save(path, reached)
+        return reached[0]
+
+    def _save(self, path: Path, reached: tuple[Totals, int]) -> None:
+        if self.is_first:
+            save_totals(path, *reached, self.fingerprint)
 
     def once(self, name: str, compute: Callable[[], Section]) -> Section:
         """A section's arrays and scalars, from `parts/` where this study finished it before."""
         scalars_path, arrays_path = self.parts / f"{name}.json", self.parts / f"{name}.arrays.npz"
         try:
-            kept = json.loads(scalars_path.read_text(encoding="utf-8"))
+            kept = read_json(scalars_path, dict)
             if kept["fingerprint"] == self.fingerprint:
                 return load_arrays(arrays_path), kept["scalars"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (ClipbiasError, KeyError):
             pass  # not there yet, or cut off: computed again
         arrays, scalars = compute()
         scalars = plain(scalars)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clipbias.export import snippets
+from clipbias.terminal import printable
 from clipbias.tuning import Task, parameter_count
 from clipbias.tuning.adapter import Adapter
 from clipbias.tuning.registry import FunctionMethod
@@ -27,11 +28,13 @@ WHAT = {
 def model_card(adapter: Adapter, task: Task, form: str) -> str:
     """The text of a `README.md`: YAML front matter as the Hugging Face hub reads it, then Markdown."""
     dataset, shots, seed = (adapter.notes.get(name) for name in ("dataset", "shots", "seed"))
-    title = f"{adapter.method} on {dataset}" if dataset else f"{adapter.method} for {len(task.class_names)} classes"
+    title = _plain(
+        f"{adapter.method} on {dataset}" if dataset else f"{adapter.method} for {len(task.class_names)} classes"
+    )
     rows = "\n".join(f"| {name} | {value} |" for name, value in _facts(adapter, task))
     made = "The base model stayed frozen; only the learnable parameters above were tuned"
     if shots:
-        made += f", on {shots} images per class" + (f" drawn with seed {seed}" if seed is not None else "")
+        made += _plain(f", on {shots} images per class" + (f" drawn with seed {seed}" if seed is not None else ""))
     return (
         f"---\n{_front_matter(adapter, form, title)}\n---\n\n# {title}\n\n{WHAT[form]}\n\n"
         f"| | |\n| --- | --- |\n{rows}\n\n{made}. This folder was written by `python -m tools.export`.\n\n"
@@ -56,7 +59,12 @@ def _facts(adapter: Adapter, task: Task) -> list[tuple[str, str]]:
         ("its weights", f"SHA-256 `{adapter.base_fingerprint}`, as clipbias reads them"),
         ("exported with", f"clipbias {_version()}".strip()),
     ]
-    return [(name, str(value).replace("|", "\\|")) for name, value in facts if value != ""]
+    return [(name, _plain(value)) for name, value in facts if value != ""]
+
+
+def _plain(value: Any) -> str:
+    """A value of an adapter file, which anyone may have written, in a cell or a line: no new row, column or tag."""
+    return printable(value).replace("|", "\\|").replace("<", "&lt;")
 
 
 def _accuracies(notes: Mapping[str, Any]) -> dict[str, float]:

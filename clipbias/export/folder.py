@@ -1,6 +1,7 @@
 """One adapter, one folder: the tuned model in a form that others load, its adapter file, and a model card."""
 
 import os
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +31,14 @@ def natural_form(task: Task, learnables: Learnables) -> str:
     return "program" if adaptation.changes_vision else "head"
 
 
-def export(adapter: Adapter, clip: Clip, folder: str | os.PathLike, *, form: str | None = None) -> str:
+def export(
+    adapter: Adapter,
+    clip: Clip,
+    folder: str | os.PathLike,
+    *,
+    form: str | None = None,
+    own_methods: Sequence[str] = (),
+) -> str:
     """Writes an adapter's folder; it appears when all is written.
 
     Args:
@@ -41,6 +49,7 @@ def export(adapter: Adapter, clip: Clip, folder: str | os.PathLike, *, form: str
         "checkpoint": a Hugging Face CLIP checkpoint with the biases folded in, and the head beside it.
         "head": class features, for the image features of the base model.
         "program": images to logits as StableHLO, for any method.
+      own_methods: the program of a method of one's own, see `Adapter.task`.
 
     Returns:
       The form.
@@ -53,7 +62,7 @@ def export(adapter: Adapter, clip: Clip, folder: str | os.PathLike, *, form: str
         raise ClipbiasError(f"unknown form {form!r}; choose from {', '.join(FORMS)}.")
     if any(leaf.dtype != jnp.float32 for leaf in jax.tree.leaves(clip.params)):
         raise ClipbiasError("the base model is loaded in half precision; load it in float32 to export from it.")
-    task, learnables = adapter.task(clip), adapter.learnables
+    task, learnables = adapter.task(clip, own_methods=own_methods), adapter.learnables
     natural = natural_form(task, learnables)
     form = form or natural
     if form == "checkpoint" and natural != form:

@@ -9,6 +9,7 @@ from clipbias.report import style
 from clipbias.report.drawing import Drawing
 from clipbias.report.overlay import Overlay, draw_overlay, draw_text, show_heat, show_picture
 from clipbias.report.study import Study, counted, file_name, label_of, layers
+from clipbias.terminal import printable
 
 _ROWS = {"zero_shot_cls": "original\n[cls]", "cls": "prompted\n[cls]", "prompts": "prompt\nsimilarity"}
 _PICTURES = 4  # pictures per figure: one in four rotations
@@ -142,7 +143,7 @@ def examples(study: Study) -> Drawing | None:
         for picture, image in enumerate(images):
             above, below = grid[2 * picture], grid[2 * picture + 1]
             show_picture(above[0], image)
-            above[0].set_title(classes[labels[picture]], fontsize=8)
+            above[0].set_title(printable(classes[labels[picture]]), fontsize=8)
             below[0].set_axis_off()
             for axes, words, model in zip(above[1:], below[1:], models, strict=True):
                 overlay = _overlay(study, model, picture, classes, int(labels[picture]))

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+from clipbias.terminal import printable
+
 # In the order of the rows of a table: from the least to the most that is learned in both towers.
 METHOD_NAMES = {
     "zero_shot": "Zero-shot",
@@ -27,7 +29,7 @@ def at_rate(method: str, rate: float) -> str:
 def method_name(method: str) -> str:
     """A method's name as readers know it; a user's own method keeps the name it was given."""
     base, comma, rate = method.partition(", rate ")
-    return METHOD_NAMES.get(base, base) + comma + rate
+    return METHOD_NAMES.get(base, printable(base)) + comma + printable(rate)
 
 
 def ordered_methods(methods: Iterable[str]) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from clipbias.errors import ClipbiasError
 from clipbias.report import style
+from clipbias.terminal import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -118,7 +119,7 @@ def draw_overlay(axes: "Axes", image: np.ndarray, overlay: Overlay, *, patches: 
     count = patches or int(np.sqrt(len(overlay.vision))) ** 2
     show_heat(axes, image, heat_map(overlay.vision, len(image), patches=count))
     axes.set_axis_off()
-    axes.set_title(overlay.title, fontsize=8)
+    axes.set_title(printable(overlay.title), fontsize=8)
     if len(overlay.vision) > count:
         _share_bar(axes, prompt_share(overlay.vision, count))
 
@@ -152,7 +153,7 @@ def draw_text(axes: "Axes", overlay: Overlay) -> None:
         axes.text(
             x,
             y,
-            token,
+            printable(token),
             fontsize=6.5,
             va="top",
             color="white" if level > 0.65 else style.BLACK,

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from clipbias.report.drawing import Drawing
+from clipbias.terminal import printable
 
 _STYLE = """
 :root { color-scheme: light; --ink: #1d2330; --quiet: #5b6474; --line: #d9dde5; --paper: #ffffff; --wash: #f5f7fa; }
@@ -52,8 +53,10 @@ pre { background: var(--wash); border: 1px solid var(--line); border-radius: 6px
 
 
 def escape(text: object) -> str:
-    """`text` with everything that HTML would read as markup, quotes included, made plain."""
-    return html.escape(str(text), quote=True)
+    """`text` with everything that HTML would read as markup, quotes included, made plain, and control characters, which
+    HTML has not, as their escapes.
+    """
+    return html.escape(printable(text, keep="\n\t\u200c\u200d"), quote=True)
 
 
 def document(title: str, body: str) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from clipbias.report.names import same_name
+from clipbias.terminal import printable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +44,7 @@ def _spellings() -> Mapping[str, str]:
 
 def dataset_name(dataset: str) -> str:
     """A dataset's name as papers spell it; any other keeps its own."""
-    return _spellings().get(same_name(dataset), dataset)
+    return _spellings().get(same_name(dataset)) or printable(dataset)
 
 
 def are_the_eleven(datasets: Iterable[str]) -> bool:

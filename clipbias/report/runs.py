@@ -7,14 +7,13 @@ import contextlib
 import dataclasses
 import fcntl
 import itertools
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from clipbias.errors import ClipbiasError
-from clipbias.files import read_json_lines
+from clipbias.files import parse_json, read_json_lines
 
 # What tells the configuration of one binary from another's where the command does not.
 BINARIES = {
@@ -126,7 +125,7 @@ def read_object(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ClipbiasError(f"{path} cannot be read ({error}).") from error
     if not isinstance(content, dict):

@@ -6,6 +6,7 @@ The colours are Okabe and Ito's, told apart by colour-blind readers too; no figu
 import contextlib
 import io
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,6 +73,7 @@ _RC: dict[Any, Any] = {
     "legend.frameon": False,
     "lines.linewidth": 1.4,
     "lines.markersize": 4.5,
+    "text.parse_math": False,  # a dollar sign in a class name is a dollar sign
     "text.hinting": "none",  # letters are as wide in a PNG as in a PDF, so that one layout serves both
     "figure.dpi": 100,
     "figure.constrained_layout.w_pad": 0.06,
@@ -87,7 +89,9 @@ def styled() -> Iterator[None]:
     """Everything drawn inside has the project's look; the caller's own matplotlib settings are left alone."""
     import matplotlib
 
-    with matplotlib.rc_context(_RC):
+    with matplotlib.rc_context(_RC), warnings.catch_warnings():
+        # A letter that the font has not is drawn as a box; the page beside the figure has the name in full.
+        warnings.filterwarnings("ignore", r"Glyph .* missing from font")
         yield
 
 
@@ -133,8 +137,11 @@ def save_figure(figure: "Figure", stem: Path) -> tuple[Path, ...]:
         figure.set_layout_engine(None)  # the layout just found stays, instead of being found again for each file
     for kind, metadata in (("pdf", {"CreationDate": None}), ("png", None)):
         path = stem.with_name(f"{stem.name}.{kind}")
-        with atomic_path(path) as temporary, styled():
-            figure.savefig(temporary, format=kind, metadata=metadata)
+        drawn = io.BytesIO()  # a writer that runs out of room would leave its file open
+        with styled():
+            figure.savefig(drawn, format=kind, metadata=metadata)
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(drawn.getbuffer())
         written.append(path)
     return tuple(written)
 

@@ -7,6 +7,7 @@ from clipbias.report import page
 from clipbias.report.cells import MISSING, Entry, Table
 from clipbias.report.summary import Summary, summarize
 from clipbias.report.tables import failure_line, tables
+from clipbias.terminal import printable
 
 __all__ = [
     "html_table",
@@ -30,6 +31,8 @@ _LATEX = {
     "}": r"\}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
+    "[": "{[}",  # after a row's end a bare bracket would be an argument
+    "]": "{]}",
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "±": r"$\pm$",
@@ -114,7 +117,9 @@ def to_text(summary: Summary) -> str:
     if any(entry.rank for table in made for row in table.rows for entry in row):
         parts.append("* best of the column, ' second best; ± is the sample standard deviation over seeds.")
     if summary.failures:
-        parts.append("\n".join(["Failed runs", *(f"  {failure_line(failure)}" for failure in summary.failures)]))
+        parts.append(
+            "\n".join(["Failed runs", *(f"  {printable(failure_line(failure))}" for failure in summary.failures)])
+        )
     return "\n\n".join(parts or [_EMPTY]) + "\n"
 
 
@@ -148,6 +153,7 @@ def _html_entry(entry: Entry) -> str:
 
 
 def _markdown_text(text: str) -> str:
+    text = printable(text)
     for letter in "\\|*_`<>[]":
         text = text.replace(letter, "\\" + letter)
     return text
@@ -160,7 +166,7 @@ def _markdown_entry(entry: Entry) -> str:
 
 
 def _latex_text(text: str) -> str:
-    return "".join(_LATEX.get(letter, letter) for letter in text)
+    return "".join(_LATEX.get(letter, letter) for letter in printable(text))
 
 
 def _latex_entry(entry: Entry, *, small: bool) -> str:
@@ -188,7 +194,7 @@ def plain_table(table: Table) -> str:
 
 def _plain_column(head: str, entries: Sequence[Entry], *, left: bool) -> list[str]:
     """A column's texts at one width: numbers end in one place, and so do the spreads behind them."""
-    texts = [entry.text for entry in entries]
+    head, texts = printable(head), [printable(entry.text) for entry in entries]
     if not left:
         numbers = [entry.text + {1: "*", 2: "'"}.get(entry.rank, " ") for entry in entries]
         behind = [_joined("", entry, str) for entry in entries]

@@ -6,9 +6,11 @@ many steps, on datasets with about as many classes, at several learning rates, t
 unfinished alone, so that an interrupted grid ends with the same numbers to the last bit.
 """
 
+import contextlib
 import dataclasses
 import functools
 import itertools
+import json
 import re
 import shutil
 import time
@@ -21,10 +23,13 @@ import jax
 from absl import logging
 from jax.sharding import Mesh
 
+from clipbias import checks
 from clipbias.clip import Clip
+from clipbias.clip.precision import DTYPES
 from clipbias.data import Dataset, protocols
-from clipbias.data.pipeline import steps_per_epoch
+from clipbias.data.pipeline import ON_ERROR, steps_per_epoch
 from clipbias.errors import ClipbiasError, sentence
+from clipbias.files import read_json, write_text
 from clipbias.training import mesh as meshes
 from clipbias.training.alike import crop, same_program
 from clipbias.training.evaluate import Evaluator
@@ -38,7 +43,7 @@ from clipbias.training.results import Results, Row
 from clipbias.training.settings import Recipe
 from clipbias.training.single import decoded_on_demand
 from clipbias.training.workdir import stable_hash
-from clipbias.tuning import Task, parameter_count
+from clipbias.tuning import Task, make_method, parameter_count
 from clipbias.tuning.adapter import save_adapter
 from clipbias.tuning.method import Learnables
 from clipbias.tuning.transfer import transfer
@@ -73,6 +78,22 @@ class GridSettings:
     remat: str = AUTO
     class_chunks: int = 0
     side_by_side: bool = True
+
+    def __post_init__(self) -> None:
+        checks.one_of("dtype", self.dtype, DTYPES)
+        checks.whole("eval_batch_size", self.eval_batch_size, lowest=1)
+        checks.number("checkpoint_seconds", self.checkpoint_seconds, lowest=0)
+        checks.one_of("on_image_error", self.on_image_error, ON_ERROR)
+        checks.one_of("protocol", self.protocol, tuple(protocols.PROTOCOLS))
+        checks.texts("targets", () if self.targets is None else self.targets)
+        for name, options in self._options().items():
+            if not isinstance(options, Mapping):
+                raise ClipbiasError(f"the options of {name!r} are {checks.shown(options)}; give them by name.")
+
+    def _options(self) -> Mapping[str, Any]:
+        if not isinstance(self.method_options, Mapping):
+            raise ClipbiasError(f"method_options is {checks.shown(self.method_options)}; give options by method name.")
+        return self.method_options
 
 
 class Grid:
@@ -109,6 +130,7 @@ class Grid:
         done = cells - sum(len(pack.seeds) for pack in todo)
         if done:
             logging.info("%d of %d cells are finished already", done, cells)
+        self._remove_finished()
         together = self.settings.side_by_side
         programs = make_programs(todo, self._kind, self._fits) if together else [Program((pack,)) for pack in todo]
         with progress(cells, done=done, unit="cell", title="cells") as bar:
@@ -140,8 +162,8 @@ class Grid:
         for row in itertools.chain(*found):
             row["seconds"] = round(seconds, 2)
         yield found
-        if jax.process_index() == 0 and all(row["status"] == "ok" for row in itertools.chain(*found)):
-            shutil.rmtree(self._checkpoints(packs), ignore_errors=True)
+        if all(row["status"] == "ok" for row in itertools.chain(*found)):
+            _remove_checkpoints(self._checkpoints(packs))
 
     def _report(self, found: Sequence[Sequence[Row]], bar: Progress) -> None:
         """Writes a program's rows in one go: a part of them would make another program of the rest."""
@@ -213,6 +235,20 @@ class Grid:
     def _checkpoints(self, packs: Sequence[Pack]) -> Path:
         return self.workdir / "checkpoints" / stable_hash([self._identity(pack) for pack in packs])
 
+    def _mark(self, folder: Path, packs: Sequence[Pack]) -> None:
+        """Says beside a folder of checkpoints which cells it serves."""
+        if jax.process_index() == 0:
+            cells = [self.row(pack, seed) for pack in packs for seed in pack.seeds]
+            write_text(folder.with_suffix(".json"), json.dumps(cells))
+
+    def _remove_finished(self) -> None:
+        """Removes checkpoints that a run which was killed right after their cells' results has left."""
+        for mark in (self.workdir / "checkpoints").glob("*.json"):
+            with contextlib.suppress(ClipbiasError):  # one that is damaged says nothing
+                cells = [cell for cell in read_json(mark, list) if isinstance(cell, dict)]
+                if cells and all(map(self.results.finished, cells)):
+                    _remove_checkpoints(mark.with_suffix(""))
+
     def _options(self, pack: Pack) -> dict[str, Any]:
         options = self.settings.method_options
         return {**options.get(pack.method, {}), **options.get(f"{pack.method}@{pack.dataset}", {})}
@@ -251,13 +287,12 @@ class Grid:
         if key not in self._tasks:
             self._tasks[key] = Task(
                 self.clip,
-                pack.method,
+                make_method(pack.method, **self._options(pack)),
                 dataset.class_names,
                 template=dataset.template,
                 dtype=self.settings.dtype,
                 groups=self.mesh.shape[meshes.DATA],
                 **memory,
-                **self._options(pack),
             )
         return self._tasks[key]
 
@@ -297,6 +332,7 @@ class Grid:
         if step is None:
             return runs, initial_learnables(runs), [None] * len(runs)
         identities = [self._identity(pack) for pack in packs]
+        self._mark(self._checkpoints(packs), packs)
         trained = train(
             self.clip,
             self.params,
@@ -396,6 +432,12 @@ class Grid:
             logging.error("%s", "".join(traceback.format_exception(error)))
         rate = None if pack.method == ZERO_SHOT else self._recipe(pack).learning_rate
         return {**self.row(pack, seed), "status": "failed", "error": sentence(error), "learning_rate": rate}
+
+
+def _remove_checkpoints(folder: Path) -> None:
+    if jax.process_index() == 0:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.with_suffix(".json").unlink(missing_ok=True)
 
 
 def _pack_name(pack: Pack) -> str:

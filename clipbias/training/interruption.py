@@ -1,14 +1,18 @@
-"""A notice to stop (SIGTERM, as schedulers send before they take a machine back) seen between two steps."""
+"""A notice to stop (SIGTERM, as schedulers send before they take a machine back): work is saved, then the program ends.
+
+Inside training steps it is seen between two of them, and the state is saved first. Anywhere else it ends the block at
+once, as Ctrl-C would: files in the making are removed, and the work since the last save is done again.
+"""
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 
-class Interrupted(Exception):
-    """Raised between two steps after a notice to stop, once the state is saved."""
+class Interrupted(BaseException):
+    """Raised after a notice to stop. Not an `Exception`, so that nothing takes it for a failure to recover from."""
 
 
 class Notice:
@@ -20,16 +24,34 @@ class Notice:
     def _give(self, _signal: int, _frame: FrameType | None) -> None:
         self.given = True
 
+    def _end(self, _signal: int, _frame: FrameType | None) -> None:
+        if not self.given:  # a second one must not disturb the cleaning up
+            self.given = True
+            raise Interrupted("stopped; the same command continues.")
+
 
 @contextmanager
 def stop_notice() -> Iterator[Notice]:
     """Turns SIGTERM into `Notice.given` for the length of the block."""
     notice = Notice()
+    with _handler(notice._give):
+        yield notice
+
+
+@contextmanager
+def ended_by_notice() -> Iterator[None]:
+    """Turns SIGTERM into `Interrupted` for the length of the block, outside `stop_notice`."""
+    with _handler(Notice()._end):
+        yield
+
+
+@contextmanager
+def _handler(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
-        yield notice
+        yield
         return
-    before = signal.signal(signal.SIGTERM, notice._give)
+    before = signal.signal(signal.SIGTERM, handle)
     try:
-        yield notice
+        yield
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -1,5 +1,6 @@
 """Metrics on disk: one JSON object per line always, TensorBoard where `tensorboardX` is installed."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -10,7 +11,7 @@ from typing import Any
 import jax
 
 from clipbias.errors import ClipbiasError
-from clipbias.files import read_json_lines
+from clipbias.files import read_json_lines, write_text
 
 
 class MetricWriter:
@@ -25,13 +26,11 @@ class MetricWriter:
         self._total = {} if steps is None else {"steps": steps}
         if jax.process_index() != 0:
             return
-        path = Path(folder) / "metrics.jsonl"
+        self._path = path = Path(folder) / "metrics.jsonl"
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            kept = [line for line in read_json_lines(path) if line.get("step", 0) < start_step]
-            self._file = open(path, "w", encoding="utf-8")  # noqa: SIM115 (closed in close)
-            for line in kept:
-                self._file.write(json.dumps(line) + "\n")
+            kept = [line for line in read_json_lines(path) if is_step(line) and line["step"] < start_step]
+            write_text(path, "".join(json.dumps(line) + "\n" for line in kept))  # killed here, nothing is lost
+            self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed in close)
         except OSError as error:
             raise ClipbiasError(f"cannot write {path}: {error.strerror}; choose another --workdir.") from error
         if importlib.util.find_spec("tensorboardX"):
@@ -43,8 +42,14 @@ class MetricWriter:
         """Appends one line; scalars also go to TensorBoard."""
         if self._file is None:
             return
-        self._file.write(json.dumps({"step": step, **self._total, **values}) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps({"step": step, **self._total, **values}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            self.close()
+            raise ClipbiasError(
+                f"cannot write {self._path}: {error.strerror}; make room and run the same command again."
+            ) from error
         if self._board is not None:
             for name, value in values.items():
                 if isinstance(value, int | float):
@@ -58,6 +63,13 @@ class MetricWriter:
 
     def close(self) -> None:
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # what could not be written was already told
+                self._file.close()
+            self._file = None
         if self._board is not None:
             self._board.close()
+
+
+def is_step(line: Mapping[str, Any]) -> bool:
+    """Whether a line says which step it belongs to."""
+    return isinstance(line.get("step"), int)

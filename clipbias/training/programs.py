@@ -10,6 +10,8 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Hashable, Sequence
 
+from clipbias.errors import ClipbiasError
+
 ZERO_SHOT = "zero_shot"
 
 # The smallest share of real classes that a run may have among its filled-up ones.
@@ -57,6 +59,9 @@ def plan(
       runs_per_program: seeds of a pack at most; 0 all of them.
       learning_rates: each a pack of its own; none for the recipe's.
     """
+    for name, values in {"methods": methods, "datasets": datasets, "shots": shots, "seeds": seeds}.items():
+        if not values:
+            raise ClipbiasError(f"there are no {name}, so there is nothing to run; give some.")
     size = runs_per_program if runs_per_program > 0 else len(seeds)
     packs = []
     for dataset in datasets:

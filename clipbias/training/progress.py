@@ -9,6 +9,8 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
+from clipbias.terminal import printable
+
 SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -16,7 +18,7 @@ class Progress:
     """Counts units of work. On a terminal it is a bar with the time left; elsewhere a line every ten seconds."""
 
     def __init__(self, total: int, *, done: int = 0, unit: str = "step", title: str = "") -> None:
-        self._title, self._unit = title, unit
+        self._title, self._unit = printable(title), unit
         self._bar: tqdm | None = None
         self._quiet = jax.process_index() != 0
         if total:
@@ -29,12 +31,16 @@ class Progress:
         self.close()
         if sys.stderr.isatty() and not self._quiet:
             self._bar = tqdm(total=total, initial=done, unit=self._unit, desc=self._title, dynamic_ncols=True)
+            # The library asks the wall clock; a bar would stand still for as long as that is set back.
+            now = time.monotonic()
+            vars(self._bar).update(_time=time.monotonic, start_t=now, last_print_t=now)
 
     def advance(self, count: int = 1, values: Mapping[str, Any] | None = None) -> None:
         """Counts `count` more units and shows `values` beside them."""
         self._done += count
         shown = {
-            key: f"{value:.4g}" if isinstance(value, float) else str(value) for key, value in (values or {}).items()
+            key: f"{value:.4g}" if isinstance(value, float) else printable(value)
+            for key, value in (values or {}).items()
         }
         if self._bar is not None:
             self._bar.set_postfix(shown, refresh=False)
@@ -53,6 +59,7 @@ class Progress:
         """Prints a line without breaking the bar."""
         if self._quiet:
             return
+        line = printable(line)
         if self._bar is not None:
             self._bar.write(line, file=sys.stderr)
         else:

@@ -20,15 +20,38 @@ def cell_key(row: Row) -> tuple[Any, ...]:
     return tuple(row.get(name) for name in KEY)
 
 
+NAMES = {"protocol": str, "method": str, "dataset": str, "shots": int, "seed": int, "config_hash": str, "status": str}
+VALUES = {
+    "accuracy": int | float,
+    "accuracies": dict,
+    "learning_rate": int | float,
+    "error": str,
+    **dict.fromkeys(("parameters", "parameters_vision", "parameters_text", "parameters_shared"), int),
+}
+
+
+def _is_row(row: Row) -> bool:
+    """Whether a line names its cell and holds values of the kinds that tables are made of."""
+    named = all(isinstance(row.get(name), kind) for name, kind in NAMES.items())
+    return (
+        named
+        and row["shots"] >= 0
+        and all(row.get(name) is None or isinstance(row[name], kind) for name, kind in VALUES.items())
+        and all(isinstance(value, int | float) for value in (row.get("accuracies") or {}).values())
+    )
+
+
 class Results:
-    """The file `results.jsonl`. A line that a crash cut short is dropped when the file is opened."""
+    """The file `results.jsonl`. A line that is damaged, or that a crash cut short, is dropped when the file is opened:
+    its cell is run again.
+    """
 
     def __init__(self, path: str | os.PathLike) -> None:
         self._path = Path(path)
-        self._rows: list[Row] = read_json_lines(self._path)
+        self._rows: list[Row] = [row for row in read_json_lines(self._path) if _is_row(row)]
         if self._path.exists() and jax.process_index() == 0:
             whole = "".join(json.dumps(row) + "\n" for row in self._rows)
-            if self._path.read_text(encoding="utf-8") != whole:
+            if self._path.read_bytes() != whole.encode():
                 write_text(self._path, whole)
 
     @property

@@ -2,11 +2,14 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, get_type_hints
+from typing import Any
 
 import numpy as np
 
-from clipbias.errors import ClipbiasError
+from clipbias import checks
+
+# A schedule of more epochs than anyone trains would only fill the memory.
+MOST = 1_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,16 +35,19 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ClipbiasError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        for name in ("learning_rate", "warmup_learning_rate", "warmup_epochs", "weight_decay", "momentum"):
-            if not getattr(self, name) >= 0:
-                raise ClipbiasError(f"{name} is {getattr(self, name)}; it must not be negative.")
+            checks.whole(name, getattr(self, name), lowest=1, highest=MOST)
+        checks.whole("warmup_epochs", self.warmup_epochs, highest=MOST)
+        for name in ("learning_rate", "warmup_learning_rate", "weight_decay", "momentum"):
+            checks.number(name, getattr(self, name), lowest=0)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Recipe":
         """Takes the fields of the same names from a configuration."""
-        return cls(**{name: kind(config[name]) for name, kind in get_type_hints(cls).items()})
+        recipe = cls(**{field.name: config[field.name] for field in dataclasses.fields(cls)})
+        # 1 and 1.0 are one recipe: what is stored beside results must not tell them apart.
+        return dataclasses.replace(
+            recipe, **{name: float(config[name]) for name, kind in cls.__annotations__.items() if kind is float}
+        )
 
     def learning_rates(self) -> np.ndarray:
         """The learning rate of each epoch, float64 `[epochs]`.

@@ -20,7 +20,7 @@ from clipbias.training.loop import Run, place_text, train
 from clipbias.training.memory import AUTO, fit_task
 from clipbias.training.progress import Progress
 from clipbias.training.settings import Recipe
-from clipbias.tuning import Task, parameter_count
+from clipbias.tuning import Task, make_method, parameter_count
 from clipbias.tuning.adapter import save_adapter
 from clipbias.tuning.method import Learnables
 
@@ -90,12 +90,11 @@ def train_and_evaluate(
     make = functools.partial(
         Task,
         clip,
-        method,
+        make_method(method, **method_options),
         dataset.class_names,
         template=dataset.template,
         dtype=dtype,
         groups=mesh.shape[meshes.DATA],
-        **method_options,
     )
     task, plan = fit_task(make, batch=recipe.batch_size, runs=1, mesh=mesh, remat=remat, chunks=class_chunks)
     result = {"method": method, "dataset": dataset.name, "shots": shots, "seed": seed, "model": clip.name}
@@ -142,5 +141,7 @@ def train_and_evaluate(
     )
     result |= {"parameters": counts["total"], **{f"parameters_{k}": counts[k] for k in ("vision", "text", "shared")}}
     if jax.process_index() == 0:
-        save_adapter(workdir / ADAPTER, task, learnables, method=method, notes=result)
+        # What was measured of time would make two equal runs leave different files.
+        notes = {name: value for name, value in result.items() if name != "waiting_share"}
+        save_adapter(workdir / ADAPTER, task, learnables, method=method, notes=notes)
     return result

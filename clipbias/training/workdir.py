@@ -24,8 +24,9 @@ from typing import Any
 
 import jax
 
+from clipbias import checks
 from clipbias.errors import ClipbiasError, sentence
-from clipbias.files import write_text
+from clipbias.files import read_json, reason, remove_parts, write_text
 from clipbias.training.interruption import Interrupted
 
 CONFIG, ENVIRONMENT, STATE, LOCK = "config.json", "environment.json", "state.json", ".lock"
@@ -57,9 +58,9 @@ def open_workdir(folder: str | os.PathLike, config: Mapping[str, Any]) -> Iterat
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / LOCK, "w")  # noqa: SIM115 (held until the block ends)
-    except OSError as error:
-        raise ClipbiasError(f"cannot write {folder}: {error.strerror}; choose another --workdir.") from error
+        lock = open(folder / LOCK, "a")  # noqa: SIM115 (held until the block ends)
+    except (OSError, ValueError) as error:
+        raise ClipbiasError(f"cannot write {folder}: {reason(error)}; choose another --workdir.") from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -67,9 +68,7 @@ def open_workdir(folder: str | os.PathLike, config: Mapping[str, Any]) -> Iterat
             raise ClipbiasError(
                 f"another process works in {folder}; wait for it or choose another --workdir."
             ) from error
-        for name in (CONFIG, ENVIRONMENT, STATE):
-            for left in folder.glob(f".{name}.*"):  # by a process that was killed while it wrote
-                left.unlink()
+        remove_parts(folder)  # of writers that were killed
         earlier = _seconds_before(folder, config)
         write_text(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
         write_text(folder / ENVIRONMENT, json.dumps(environment(), indent=2, sort_keys=True) + "\n")
@@ -100,10 +99,10 @@ def _kept_state(folder: Path, earlier: float) -> Iterator[None]:
 def _seconds_before(folder: Path, config: Mapping[str, Any]) -> float:
     """What earlier processes spent on the same configuration without finishing it."""
     try:
-        same = json.loads((folder / CONFIG).read_text(encoding="utf-8")) == json.loads(json.dumps(config))
-        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        return float(state["seconds"]) if same and state["state"] != "finished" else 0.0
-    except (OSError, ValueError, KeyError, TypeError):
+        same = read_json(folder / CONFIG) == json.loads(json.dumps(config))
+        state = read_json(folder / STATE, dict)
+        return checks.number("seconds", state["seconds"], lowest=0) if same and state["state"] != "finished" else 0.0
+    except (ClipbiasError, KeyError):
         return 0.0
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from clipbias.clip import Adaptation, Clip
+from clipbias.errors import ClipbiasError
 from clipbias.tuning.method import Learnables, Method
 
 
@@ -22,6 +23,10 @@ class BiasTuning(Method):
 
     vision_tower: bool = True
     text_tower: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.vision_tower and not self.text_tower:
+            raise ClipbiasError("neither tower gets a bias, so there is nothing to learn; choose one.")
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
         towers = {"vision": (self.vision_tower, clip.config.vision), "text": (self.text_tower, clip.config.text)}

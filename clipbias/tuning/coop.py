@@ -6,9 +6,10 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from clipbias import checks
 from clipbias.clip import Adaptation, Clip
 from clipbias.tuning.context import context_text, initial_context
-from clipbias.tuning.method import WORDS, Learnables, Method, PromptText
+from clipbias.tuning.method import MOST_TOKENS, WORDS, Learnables, Method, PromptText
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +27,9 @@ class CoOp(Method):
     words: str = WORDS
     class_specific: bool = False
     position: str = "end"
+
+    def __post_init__(self) -> None:
+        checks.whole("tokens", self.tokens, lowest=1, highest=MOST_TOKENS)
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
         if not self.class_specific:

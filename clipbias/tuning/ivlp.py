@@ -5,9 +5,11 @@ from collections.abc import Sequence
 
 import jax
 
+from clipbias import checks
 from clipbias.clip import Adaptation, Clip
+from clipbias.errors import ClipbiasError
 from clipbias.tuning.context import context_text, initial_context, random_prompts
-from clipbias.tuning.method import WORDS, Learnables, Method, PromptText
+from clipbias.tuning.method import MOST_LAYERS, MOST_TOKENS, WORDS, Learnables, Method, PromptText
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +34,14 @@ class IVLP(Method):
     text_depth: int = 0
     vision_depth: int = 0
     words: str = WORDS
+
+    def __post_init__(self) -> None:
+        for name in ("text_tokens", "vision_tokens"):
+            checks.whole(name, getattr(self, name), highest=MOST_TOKENS)
+        for name in ("depth", "text_depth", "vision_depth"):
+            checks.whole(name, getattr(self, name), highest=MOST_LAYERS)
+        if not self.text_tokens and not self.vision_tokens:
+            raise ClipbiasError("text_tokens and vision_tokens are both 0, so there is nothing to learn; raise one.")
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
         text, vision = clip.config.text, clip.config.vision

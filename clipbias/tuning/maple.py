@@ -6,9 +6,10 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from clipbias import checks
 from clipbias.clip import Adaptation, Clip
 from clipbias.tuning.context import context_text, initial_context, random_prompts
-from clipbias.tuning.method import WORDS, Learnables, Method, PromptText
+from clipbias.tuning.method import MOST_LAYERS, MOST_TOKENS, WORDS, Learnables, Method, PromptText
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +25,10 @@ class MaPLe(Method):
     tokens: int = 2
     depth: int = 9
     words: str = WORDS
+
+    def __post_init__(self) -> None:
+        checks.whole("tokens", self.tokens, lowest=1, highest=MOST_TOKENS)
+        checks.whole("depth", self.depth, highest=MOST_LAYERS)
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
         text, vision = clip.config.text, clip.config.vision

@@ -12,6 +12,8 @@ from clipbias.clip import Adaptation, Clip
 Learnables = Mapping[str, Any]
 
 WORDS = "a photo of a"
+# Prompt tokens per layer, and layers, that no method needs: more would only fill the memory.
+MOST_TOKENS, MOST_LAYERS = 1000, 1000
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from clipbias import checks
 from clipbias.clip import Clip, TextTokens
 from clipbias.clip.tokenizer import encode, pad
 from clipbias.errors import ClipbiasError
@@ -11,13 +12,15 @@ from clipbias.tuning.method import PromptText
 
 
 def readable(name: str) -> str:
-    """The name as it stands in a prompt: `_` becomes a space."""
+    """The name as it stands in a prompt: `_` becomes a space. Raises `ClipbiasError` for what is no text."""
+    if not isinstance(name, str):
+        raise ClipbiasError(f"the class name {name!r} is not a text; write it in quotes.")
     return name.replace("_", " ")
 
 
 def prompt_texts(class_names: Sequence[str], template: str) -> list[str]:
     """`template` with each class name in place of `{}`."""
-    if template.count("{}") != 1:
+    if checks.text("the template", template).count("{}") != 1:
         raise ClipbiasError(f"the template {template!r} must contain '{{}}' exactly once, for the class name.")
     return [template.replace("{}", readable(name)) for name in class_names]
 
@@ -33,14 +36,13 @@ def prompt_tokens(clip: Clip, class_names: Sequence[str], text: PromptText) -> T
     """
     if not class_names:
         raise ClipbiasError("there are no class names; a task needs at least one.")
-    empty = [i for i, name in enumerate(class_names) if not readable(name).strip()]
-    if empty:
-        raise ClipbiasError(f"class {empty[0]} has an empty name; give every class a name.")
+    name_lengths = [len(ids) for ids in encode(clip.tokenizer, [readable(name) for name in class_names])]
+    if 0 in name_lengths:  # nothing but white space and control characters
+        raise ClipbiasError(f"class {name_lengths.index(0)} has an empty name; give every class a name.")
     texts = [t for template in text.templates for t in prompt_texts(class_names, template)]
     tokenizer, count = clip.tokenizer, text.context_tokens
     rows = [[tokenizer.bos_token_id, *ids, tokenizer.eos_token_id] for ids in encode(tokenizer, texts)]
     before = {"end": count, "middle": count // 2, "front": 0}[text.position]
-    name_lengths = [len(ids) for ids in encode(tokenizer, [readable(name) for name in class_names])]
     contexts = []
     for i, row in enumerate(rows):
         context = [-1] * len(row)

@@ -6,7 +6,10 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -65,7 +68,7 @@ class FunctionMethod(Method):
         return PromptText((text,)) if isinstance(text, str) else text
 
 
-def make_method(name: str, **options: Any) -> Method:
+def make_method(name: str, /, **options: Any) -> Method:
     """Makes a method.
 
     Args:
@@ -75,9 +78,9 @@ def make_method(name: str, **options: Any) -> Method:
       **options: the method's options.
 
     Raises:
-      ClipbiasError: no such method or option.
+      ClipbiasError: no such method or option, a value of another kind, or a file that cannot be loaded.
     """
-    options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    options = {key: _frozen(name, key, value) for key, value in options.items()}
     if name in METHODS:
         kind, preset = METHODS[name]
         return _construct(kind, name, {**preset, **options})
@@ -93,6 +96,32 @@ def make_method(name: str, **options: Any) -> Method:
     )
 
 
+def own_method(recorded: str, given: Sequence[str]) -> str:
+    """The program of a method that a file names, if the user named that program too.
+
+    A file from elsewhere must not choose what is run. A name of `METHODS` is taken as it is; of a program, the path
+    or module is the user's, and what was recorded only tells which of several is meant: by its last part.
+
+    Args:
+      recorded: a method's name as read from a file.
+      given: files and modules that the user named.
+
+    Raises:
+      ClipbiasError: the user named no such program.
+    """
+    if recorded in METHODS:
+        return recorded
+    where, _, attribute = recorded.partition(":")
+    for own in given:
+        place = own.partition(":")[0]
+        if Path(place).name == Path(where).name:
+            return f"{place}:{attribute}" if attribute else own
+    raise ClipbiasError(
+        f"the method of this adapter is {recorded!r}, a program that is not run just because a file names it; look at "
+        "it and name it yourself, with --config.own_methods or the argument own_methods."
+    )
+
+
 def _construct(kind: type[Method], name: str, options: Mapping[str, Any]) -> Method:
     known = {field.name for field in dataclasses.fields(kind)}
     for option in options:
@@ -100,24 +129,67 @@ def _construct(kind: type[Method], name: str, options: Mapping[str, Any]) -> Met
             close = difflib.get_close_matches(option, known, 1)
             hint = f"did you mean {close[0]!r}?" if close else f"it takes {sorted(known) or 'none'}."
             raise ClipbiasError(f"method {name!r} has no option {option!r}; {hint}")
+    hints = typing.get_type_hints(kind)
+    for option, value in options.items():
+        if not _fits(value, hints[option]):
+            wanted = getattr(hints[option], "__name__", None) or str(hints[option])
+            raise ClipbiasError(f"option {option!r} of method {name!r} is {value!r}; it must be of type {wanted}.")
     return kind(**options)
 
 
+def _frozen(name: str, option: str, value: Any) -> Any:
+    """Lists as tuples: a method is a static argument of compiled functions, which must be hashable."""
+    if isinstance(value, list | tuple):
+        return tuple(_frozen(name, option, item) for item in value)
+    try:
+        hash(value)
+    except TypeError as error:
+        raise ClipbiasError(
+            f"option {option!r} of method {name!r} is {value!r}; it must be a number, a text or a list of these."
+        ) from error
+    return value
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether `value` is what a method's field is annotated with; annotations of other kinds take everything."""
+    if isinstance(hint, types.UnionType):
+        return any(_fits(value, one) for one in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        inner = typing.get_args(hint)
+        return isinstance(value, tuple) and (len(inner) != 2 or inner[1] is not ... or _all_fit(value, inner[0]))
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return not isinstance(hint, type) or isinstance(value, hint)
+
+
+def _all_fit(values: Iterable[Any], hint: Any) -> bool:
+    return all(_fits(value, hint) for value in values)
+
+
 def _import(where: str) -> ModuleType:
-    if not where.endswith(".py"):
-        try:
+    try:
+        if not where.endswith(".py"):
             return importlib.import_module(where)
-        except ModuleNotFoundError as error:
-            raise ClipbiasError(f"cannot import the method's module {where!r}: {error}.") from error
-    path = Path(where).expanduser()
-    if not path.is_file():
-        raise ClipbiasError(f"no file {where!r} to take a method from.")
-    spec = importlib.util.spec_from_file_location(f"clipbias_method_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
-    return module
+        path = Path(where).expanduser()
+        if not path.is_file():
+            raise ClipbiasError(f"no file {where!r} to take a method from.")
+        spec = importlib.util.spec_from_file_location(f"clipbias_method_{path.stem}", path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # dataclasses look their module up there
+        spec.loader.exec_module(module)
+        return module
+    except ClipbiasError:
+        raise
+    except Exception as error:  # a program of the user's own may raise anything
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        line = error.lineno if isinstance(error, SyntaxError) else place.lineno
+        here = f", line {line}" if isinstance(error, SyntaxError) or place.filename == str(where) else ""
+        raise ClipbiasError(
+            f"cannot import the method's module {where!r}{here}: {type(error).__name__}: {error}."
+        ) from error
 
 
 def _from_module(module: ModuleType, name: str, attribute: str, options: Mapping[str, Any]) -> Method:
@@ -135,6 +207,13 @@ def _from_module(module: ModuleType, name: str, attribute: str, options: Mapping
         return _construct(own[0], name, options)
     init, adapt = getattr(module, "init", None), getattr(module, "adapt", None)
     if not own and callable(init) and callable(adapt):
+        for function in (init, adapt):
+            known = inspect.signature(function).parameters
+            unknown = [option for option in options if option not in known]
+            if unknown and not any(one.kind is one.VAR_KEYWORD for one in known.values()):
+                raise ClipbiasError(
+                    f"method {name!r} has no option {unknown[0]!r}: its {function.__name__} takes none."
+                )
         return FunctionMethod(init, adapt, getattr(module, "text", None), tuple(sorted(options.items())))
     found = "neither a subclass of Method nor functions init and adapt"
     if own:

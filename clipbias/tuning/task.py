@@ -6,8 +6,10 @@ from typing import Any
 
 import jax
 
+from clipbias import checks
 from clipbias.clip import Clip, PackedTokens, TextTokens, pack
 from clipbias.clip.params import Params
+from clipbias.clip.precision import DTYPES
 from clipbias.errors import ClipbiasError
 from clipbias.tuning.classifier import Classifier, Text, cross_entropy
 from clipbias.tuning.method import Learnables, Method
@@ -69,6 +71,7 @@ class Task:
         Raises:
           ClipbiasError: unknown method or option, a name or template that cannot be used, a text that is too long.
         """
+        checks.one_of("dtype", dtype, DTYPES)
         if isinstance(method, str):
             method = make_method(method, **options)
         elif options:

@@ -36,6 +36,8 @@ def choose_templates(choice: str | tuple[str, ...], own: str) -> tuple[str, ...]
       ClipbiasError: no such choice.
     """
     if not isinstance(choice, str):
+        if not choice:
+            raise ClipbiasError("there is no template; give at least one with '{}' for the class name.")
         return tuple(choice)
     if choice == "imagenet_full":
         return imagenet_full()

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 
 import jax
 
+from clipbias import checks
 from clipbias.clip import Adaptation, Clip
 from clipbias.tuning.context import random_prompts
-from clipbias.tuning.method import Learnables, Method
+from clipbias.tuning.method import MOST_LAYERS, MOST_TOKENS, Learnables, Method
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +22,10 @@ class VPT(Method):
 
     tokens: int = 4
     depth: int = 0
+
+    def __post_init__(self) -> None:
+        checks.whole("tokens", self.tokens, lowest=1, highest=MOST_TOKENS)
+        checks.whole("depth", self.depth, highest=MOST_LAYERS)
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
         vision = clip.config.vision

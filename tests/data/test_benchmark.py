@@ -138,7 +138,10 @@ BROKEN = {
     "renamed": (lambda c: c["test"].append(["a.jpg", 1, "Woods"]), "label 1 is called both 'Forest' and 'Woods'"),
     "short item": (lambda c: c["train"].append(["a.jpg", 1]), "not a split file"),
     "no val": (lambda c: c.pop("val"), "not a split file"),
-    "word label": (lambda c: c["train"].append(["a.jpg", "Forest", "Forest"]), "not a split file"),
+    "word label": (
+        lambda c: c["train"].append(["a.jpg", "Forest", "Forest"]),
+        "must be a whole number",
+    ),
     "twice": (lambda c: c["train"].append(c["train"][0]), "listed twice"),
 }
 

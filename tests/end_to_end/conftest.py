@@ -2,6 +2,8 @@ from pathlib import Path
 
 import pytest
 
+import clipbias
+from clipbias.clip import Clip
 from tests import helpers
 
 
@@ -17,3 +19,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Compiled programs, shared by the processes of a test session."""
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def clip(model: Path) -> Clip:
+    """The same, loaded."""
+    return clipbias.load(model)

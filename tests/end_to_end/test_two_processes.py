@@ -13,10 +13,10 @@ from safetensors.numpy import load_file
 
 import clipbias
 from clipbias import data
+from clipbias.files import read_json_lines
 from clipbias.training import loop, single
 from clipbias.training import mesh as meshes
 from clipbias.training.interruption import Interrupted
-from clipbias.training.metrics import read_metrics
 from clipbias.training.settings import Recipe
 from configs import train as config_file
 from experiments.app import EXIT_INTERRUPTED
@@ -92,13 +92,13 @@ def test_a_run_moves_between_processes_and_devices(
 
     processes = start_two(model, moved, cache)
     deadline = time.monotonic() + 120
-    while not read_metrics(metrics) and time.monotonic() < deadline:
+    while not read_json_lines(metrics) and time.monotonic() < deadline:
         time.sleep(0.02)
     processes[1].send_signal(signal.SIGTERM)  # to one of them alone
     for process, (_, errors) in zip(processes, ends(processes), strict=True):
         assert process.returncode == EXIT_INTERRUPTED, errors[-3000:]
         assert f"of {STEPS}; the same command continues" in errors
-    first = read_metrics(metrics)[-1]["step"]
+    first = read_json_lines(metrics)[-1]["step"]
     assert 0 < first < STEPS - 6
 
     for devices, made in ((1, 3), (8, 6)):
@@ -114,8 +114,8 @@ def test_a_run_moves_between_processes_and_devices(
         assert (f"{STEPS}/{STEPS}" in errors) == (index == 0)
     result = json.loads((moved / "result.json").read_text())
     assert result["accuracy"] == expected["accuracy"]
-    losses = [[line["loss"] for line in read_metrics(folder / "metrics.jsonl")] for folder in (whole, moved)]
-    assert [line["step"] for line in read_metrics(metrics)] == list(range(1, STEPS + 1))
+    losses = [[line["loss"] for line in read_json_lines(folder / "metrics.jsonl")] for folder in (whole, moved)]
+    assert [line["step"] for line in read_json_lines(metrics)] == list(range(1, STEPS + 1))
     np.testing.assert_allclose(*losses, rtol=1e-4)
     adapters = [load_file(folder / single.ADAPTER) for folder in (whole, moved)]
     for name in adapters[0]:

@@ -22,8 +22,8 @@ def test_saved_results_come_back(tmp_path):
     "damage, message",
     [
         (lambda folder: (folder / SCALARS).unlink(), "holds no results.json"),
-        (lambda folder: (folder / SCALARS).write_text("{"), "results.json is damaged"),
-        (lambda folder: (folder / SCALARS).write_text("[1]"), "results.json is damaged"),
+        (lambda folder: (folder / SCALARS).write_text("{"), "results.json is not a study's results"),
+        (lambda folder: (folder / SCALARS).write_text("[1]"), "results.json is not a study's results"),
         (lambda folder: (folder / SCALARS).write_text(json.dumps({"format": 99})), "has format 99"),
         (lambda folder: (folder / ARRAYS).write_bytes(b"PK"), "results.npz is damaged"),
     ],

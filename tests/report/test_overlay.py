@@ -83,3 +83,8 @@ def test_save_writes_one_png(tmp_path):
     save_overlay(tmp_path / "out" / "cat.png", IMAGE, [overlay(), overlay(title="Bias")])
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["cat.png"]
     assert (tmp_path / "out" / "cat.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_dollar_signs_in_names_are_no_mathematics(tmp_path):
+    save_overlay(tmp_path / "a.png", IMAGE, [overlay(title=r"cash $\oops$ 5 %", tokens=("SOS", "$x_", "$$", "^"))])
+    assert (tmp_path / "a.png").stat().st_size

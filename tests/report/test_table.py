@@ -212,6 +212,21 @@ def test_html_is_well_formed_self_contained_and_escaped():
     assert "<b>71.0</b>" in text and "<u>62.0</u>" in text
 
 
+def test_names_of_any_kind_stay_in_their_cells():
+    """A line end, a bar or a bracket in a name makes no new row, column or argument."""
+    name = "[a]|b\n\n# c\r`d` \x1b[31m$x_1$ \\end{table}"
+    rows = [*a_few(), run(name, accuracy=40.0), run("vpt", accuracy=None, status="failed", error=name)]
+    plain, hostile = (to_markdown(summarize(some)).splitlines() for some in (a_few(), rows))
+    row = next(line for line in hostile if line.startswith(r"| \[a\]\|b\\n\\n# c\\r\`d\` \\x1b\[31m$x\_1$"))
+    assert row.replace(r"\|", "").count("|") == plain[2].count("|")
+    latex = to_latex(summarize(rows))
+    assert r"{[}a{]}|b\textbackslash{}n\textbackslash{}n\# c" in latex
+    assert r"\$x\_1\$ \textbackslash{}end\{table\}" in latex
+    assert latex.count(r"\begin{table}") == latex.count(r"\end{table}")
+    for text in (latex, to_text(summarize(rows)), to_html(summarize(rows)), "\n".join(hostile)):
+        assert "\x1b" not in text and "\r" not in text
+
+
 def test_html_inlines_its_picture():
     page = parsed(to_html(summarize(a_few()), figure_svg="<svg xmlns='http://www.w3.org/2000/svg'/>"))
     assert [source[:26] for source in page.attributes] == ["data:image/svg+xml;base64,"]

@@ -9,10 +9,10 @@ import pytest
 
 from clipbias.clip import Clip
 from clipbias.data import Dataset
+from clipbias.files import read_json_lines
 from clipbias.training import loop
 from clipbias.training import mesh as meshes
 from clipbias.training.interruption import Interrupted
-from clipbias.training.metrics import read_metrics
 from clipbias.training.settings import Recipe
 from tests.training.test_loop import assert_close, pack, run
 
@@ -33,7 +33,7 @@ def bias_on(devices: int, clip: Clip, colours: Dataset, recipe: Recipe, **where)
 def whole(clip: Clip, colours: Dataset, four: Recipe, tmp_path: Path) -> tuple[loop.Trained, list[float]]:
     """An undisturbed run on one device, and the loss of each of its steps."""
     trained = bias_on(1, clip, colours, four, metrics_folder=tmp_path / "whole")
-    return trained, [line["loss"] for line in read_metrics(tmp_path / "whole" / "metrics.jsonl")]
+    return trained, [line["loss"] for line in read_json_lines(tmp_path / "whole" / "metrics.jsonl")]
 
 
 @pytest.mark.parametrize("devices", [2, 4, 8])
@@ -61,7 +61,7 @@ def test_a_run_moves_between_devices_at_every_notice_to_stop(
             bias_on(devices, clip, colours, four, **where)
     monkeypatch.undo()
     last = bias_on(2, clip, colours, four, **where)
-    lines = read_metrics(tmp_path / "metrics.jsonl")
+    lines = read_json_lines(tmp_path / "metrics.jsonl")
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     np.testing.assert_allclose([line["loss"] for line in lines], whole[1], rtol=2e-5)
     assert_close(last.learnables, whole[0].learnables)

@@ -11,8 +11,13 @@ import pytest
 
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
-from clipbias.files import write_text
+from clipbias.explain.results import save_arrays
+from clipbias.files import read_json_lines, write_tensors, write_text
+from clipbias.report import style
+from clipbias.report.drawing import Drawing, write_csv
 from clipbias.training.checkpoint import Checkpoints
+from clipbias.training.metrics import MetricWriter
+from clipbias.training.results import Results
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import load_adapter, save_adapter
 
@@ -55,6 +60,49 @@ def test_the_last_adapter_stays(clip: Clip, tmp_path: Path) -> None:
         save_adapter(path, task, task.init(), method="bias", notes={"n": 2})
     assert load_adapter(path).notes == {"n": 1}
     assert [file.name for file in tmp_path.iterdir()] == ["adapter.safetensors"]
+
+
+def test_results_and_metrics_stay(tmp_path: Path) -> None:
+    row = dict(protocol="few_shot", method="bias", dataset="d", shots=1, config_hash="x", status="ok", accuracy=1.0)
+    path = tmp_path / "results.jsonl"
+    Results(path).append([{**row, "seed": 1}])
+    full = path.stat().st_size + 10
+    with no_room_for(full), pytest.raises(ClipbiasError, match=r"cannot write .*results\.jsonl: File too large; make"):
+        Results(path).append([{**row, "seed": 2}])
+    assert path.stat().st_size == full  # the line that was cut short
+    assert [kept["seed"] for kept in Results(path).rows] == [1]
+    assert path.read_text().count("\n") == 1
+    with (
+        MetricWriter(tmp_path) as metrics,
+        no_room_for(30),
+        pytest.raises(ClipbiasError, match=r"cannot write .*metrics\.jsonl: File too large; make room"),
+    ):
+        for step in range(9):
+            metrics.write(step, {"loss": 1.0})
+    assert read_json_lines(tmp_path / "metrics.jsonl") == [{"step": 0, "loss": 1.0}]
+
+
+def test_arrays_tables_and_pictures_stay(tmp_path: Path) -> None:
+    """Each writer of the library twice: with room, then without."""
+    figure = style.new_figure(1, 1)
+    figure.add_subplot().plot([0, 1])
+    noise = np.random.default_rng(0).normal(size=200)
+    drawing = Drawing("figure", "A figure", "Its caption.", figure, ("a",), tuple((float(x),) for x in noise))
+    writers = {
+        "a.npz": lambda: save_arrays(tmp_path / "a.npz", {"a": noise}),
+        "b.csv": lambda: write_csv(tmp_path / "b.csv", ("a",), drawing.rows),
+        "figure.pdf": lambda: drawing.save(tmp_path),
+        "c.safetensors": lambda: write_tensors(tmp_path / "c.safetensors", {"a": noise}, {}),
+    }
+    for name, write in writers.items():
+        write()
+        before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        with (
+            no_room_for(64),
+            pytest.raises(ClipbiasError, match=f"cannot write .*{name}: File too large"),
+        ):
+            write()
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_the_last_text_stays(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from clipbias.training import mesh as meshes
 from clipbias.training.grid import Grid, GridSettings
 from clipbias.training.programs import plan
 from clipbias.training.settings import Recipe
-from clipbias.training.workdir import open_workdir
 from clipbias.tuning.adapter import load_adapter
 
 SETTINGS = GridSettings(
@@ -104,16 +103,17 @@ def test_seeds_split_over_devices_give_the_cells_of_one_device(
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6), *learnables)
 
 
-def test_two_processes_in_one_folder(tmp_path: Path) -> None:
-    with (
-        open_workdir(tmp_path, {}),
-        pytest.raises(ClipbiasError, match="another process works in"),
-        open_workdir(tmp_path, {}),
-    ):
-        pass
-
-
-def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ClipbiasError, match="cannot write"), open_workdir(tmp_path / "file" / "x", {}):
-        pass
+def test_what_a_killed_run_no_longer_needs_is_removed(
+    clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path
+) -> None:
+    """Killed after its result was written and before its checkpoints were removed."""
+    packs = plan(["zero_shot"], ["colours"], [2], [1], runs_per_program=0)
+    grid = make_grid(clip, colours, recipe, tmp_path)
+    rows = grid.run(packs)
+    (grid._checkpoints(packs) / "3" / "state").mkdir(parents=True)
+    grid._mark(grid._checkpoints(packs), packs)
+    other = tmp_path / "checkpoints" / "another" / "3"  # of a run that is not finished, or not this one
+    other.mkdir(parents=True)
+    assert make_grid(clip, colours, recipe, tmp_path).run(packs) == rows
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["another"]
+    assert other.exists()

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from clipbias.errors import ClipbiasError
+from clipbias.files import PART
 from clipbias.training import workdir
 from clipbias.training.interruption import Interrupted
 from clipbias.training.workdir import environment, open_workdir
@@ -56,11 +57,41 @@ def test_seconds_add_up_until_a_run_is_finished(tmp_path: Path) -> None:
     assert opened({"a": (1, 3)}) < 1000  # another configuration
 
 
-def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> None:
-    left = tmp_path / ".state.json.abcd1234.json"
-    left.write_text("{")
+def test_a_second_process_is_refused_and_changes_nothing(tmp_path: Path) -> None:
+    with open_workdir(tmp_path, {"run": 1}):
+        (tmp_path / f"{PART}x").touch()  # what the first is writing just now
+        with pytest.raises(ClipbiasError, match="another process works in"), open_workdir(tmp_path, {"run": 2}):
+            pass
+        assert (tmp_path / f"{PART}x").exists()
+        assert json.loads((tmp_path / "config.json").read_text()) == {"run": 1}
+    with open_workdir(tmp_path, {"run": 2}):
+        assert json.loads((tmp_path / "config.json").read_text()) == {"run": 2}
+
+
+def test_what_a_killed_process_was_writing_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    for place in (tmp_path, tmp_path / "below"):
+        (place / f"{PART}abc.json").write_text("{")
+    (tmp_path / "below" / "kept.json").write_text("{}")
     with open_workdir(tmp_path, {}):
-        assert not left.exists()
+        left = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
+    assert left == [".lock", "config.json", "environment.json", "kept.json", "state.json"]
+
+
+@pytest.mark.parametrize("inside", ["file/x", "/dev/null/x", "/proc/self/x", "/sys/x", "a\0b", "x" * 300])
+def test_a_folder_that_cannot_be_made(tmp_path: Path, inside: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ClipbiasError, match=r"cannot write .*; choose another"), open_workdir(tmp_path / inside, {}):
+        pass
+
+
+def test_a_lock_that_is_a_link_does_no_harm(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("kept")
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / ".lock").symlink_to(tmp_path / "precious")
+    with open_workdir(tmp_path / "work", {}):
+        pass
+    assert (tmp_path / "precious").read_text() == "kept"
 
 
 def test_the_environment_names_what_a_result_depends_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

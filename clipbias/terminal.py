@@ -1,0 +1,18 @@
+"""Text of unknown origin as a terminal may show it."""
+
+
+def printable(text: object, *, keep: str = "") -> str:
+    """`text` with everything that steers a terminal or has no picture written as its escape.
+
+    Names come from folders, lists and files of other people. An escape sequence in one could recolour, overwrite or
+    retitle the terminal, a newline could forge a line, a direction mark could reorder what is read, and half a
+    surrogate pair cannot be encoded at all.
+
+    Args:
+      text: anything; its `str` is taken.
+      keep: characters to leave as they are, such as newlines of one's own.
+    """
+    return "".join(
+        letter if letter.isprintable() or letter in keep else letter.encode("unicode_escape").decode("ascii")
+        for letter in str(text)
+    )

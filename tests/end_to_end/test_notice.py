@@ -1,0 +1,90 @@
+"""SIGTERM at an awkward moment: the binaries save, clean up, say so and end with status 143; then they continue."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import configs.demo
+import configs.explain
+import experiments.explain
+import experiments.table1
+from clipbias.clip import Clip
+from clipbias.explain import study
+from clipbias.files import PART, write_text
+from clipbias.training import evaluate, loop
+from clipbias.tuning import Task
+from clipbias.tuning.adapter import save_adapter
+from experiments import app
+from tools.disturb import comparable
+
+
+def notice_at(monkeypatch: pytest.MonkeyPatch, where: Any, name: str, call: int) -> None:
+    """Sends this process SIGTERM during the given call of a function."""
+    original, calls = getattr(where, name), 0
+
+    def called(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(where, name, called)
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "call", "said"),
+    [
+        (loop, "train_step", 2, "stopped at step 2 of"),
+        (evaluate, "image_features", 2, "stopped; the same command continues."),
+        (experiments.table1, "write_text", 2, "stopped; the same command continues."),
+    ],
+)
+def test_table1(
+    where: Any, name: str, call: int, said: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    config = configs.demo.get_config()
+    config.model, config.methods, config.datasets = str(model), ("zero_shot", "vpt"), ("demo/digits",)
+    config.shots, config.seeds, config.epochs, config.eval_batch_size = (1,), (1,), 3, 100
+    assert app.answer(experiments.table1.main, config, str(tmp_path / "whole")) == 0
+    before = signal.getsignal(signal.SIGTERM)
+    notice_at(monkeypatch, where, name, call)
+    assert app.answer(experiments.table1.main, config, str(tmp_path / "cut")) == app.EXIT_INTERRUPTED
+    assert said in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert not list((tmp_path / "cut").rglob(f"{PART}*"))
+    monkeypatch.undo()
+    assert app.answer(experiments.table1.main, config, str(tmp_path / "cut")) == 0
+    assert comparable(tmp_path / "whole") == comparable(tmp_path / "cut")
+
+
+def test_explain(model: Path, clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    names = tuple(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"])
+    task = Task(clip, "vpt", names)
+    save_adapter(tmp_path / "a.safetensors", task, task.init(), method="vpt")
+    config = configs.explain.get_config()
+    config.model, config.adapters, config.dataset = str(model), str(tmp_path / "a.safetensors"), "demo/digits"
+    config.batch_size, config.image_limit, config.figures = 16, 64, "vision_attention"
+    assert app.answer(experiments.explain.main, config, str(tmp_path / "whole")) == 0
+    notice_at(monkeypatch, study, "merge", 6)
+    assert app.answer(experiments.explain.main, config, str(tmp_path / "cut")) == app.EXIT_INTERRUPTED
+    assert "stopped; the same command continues." in capsys.readouterr().err
+    assert list((tmp_path / "cut" / "parts").glob("*.npz"))
+    monkeypatch.undo()
+    assert app.answer(experiments.explain.main, config, str(tmp_path / "cut")) == 0
+    assert comparable(tmp_path / "whole") == comparable(tmp_path / "cut")
+
+
+def test_a_file_in_the_making_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notice_at(monkeypatch, os, "replace", 1)
+
+    def write(config: Any, workdir: Path) -> None:
+        write_text(workdir / "result.json", "{}")
+
+    write.__module__ = experiments.table1.__name__
+    monkeypatch.setattr(app, "own_config", lambda main: configs.demo.get_config())
+    assert app.answer(write, configs.demo.get_config(), str(tmp_path / "w")) == app.EXIT_INTERRUPTED
+    assert not list((tmp_path / "w").iterdir())

@@ -1,0 +1,111 @@
+"""Image files of every kind and in every state."""
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from PIL import Image
+
+from clipbias.data import transforms
+from clipbias.data.pipeline import augmentation_rng
+from tests.fuzz.answers import answered, corrupted
+
+SIZE = 16
+
+
+def encode(image: Image.Image, form: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def whole_images() -> dict[str, bytes]:
+    """Small whole files of every format and mode that people have."""
+    pixels = np.random.default_rng(0).integers(0, 255, (9, 12, 3), np.uint8)
+    rgb = Image.fromarray(pixels)
+    made = {form: encode(rgb, form) for form in ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM")}
+    made |= {f"PNG {mode}": encode(rgb.convert(mode), "PNG") for mode in ("1", "L", "LA", "P", "RGBA")}
+    made |= {f"JPEG {mode}": encode(rgb.convert(mode), "JPEG") for mode in ("L", "CMYK")}
+    made |= {f"TIFF {mode}": encode(rgb.convert(mode), "TIFF") for mode in ("1", "CMYK", "F", "I", "YCbCr", "LAB")}
+    deep = Image.fromarray(np.arange(12 * 9, dtype=np.uint16).reshape(9, 12) * 600)
+    made |= {"PNG 16 bit": encode(deep, "PNG"), "TIFF 16 bit": encode(deep, "TIFF")}
+    frames = [Image.fromarray(np.roll(pixels, i, 0)) for i in range(3)]
+    for form in ("GIF", "WEBP", "PNG", "TIFF"):
+        made[f"{form} animated"] = encode(rgb, form, save_all=True, append_images=frames)
+    for turned in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = turned
+        made[f"JPEG turned {turned}"] = encode(rgb, "JPEG", exif=exif.tobytes())
+    for size in ((1, 1), (1, 9), (2000, 1), (1, 2000)):
+        made[f"PNG {size}"] = encode(rgb.resize(size), "PNG")
+    made["JPEG progressive"] = encode(rgb, "JPEG", progressive=True)
+    for how in ("tiff_lzw", "tiff_deflate", "packbits", "group4"):
+        made[f"TIFF {how}"] = encode(rgb.convert("1") if how == "group4" else rgb, "TIFF", compression=how)
+    return made
+
+
+WHOLE = whole_images()
+
+
+def png(width: int, height: int) -> bytes:
+    """The header of a PNG of that size, and a row of it."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+
+
+def use(encoded: bytes) -> None:
+    """An image as training and as evaluation see it."""
+    image = transforms.decode(encoded, "x.jpg")
+    assert image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8
+    assert transforms.test_image(image, SIZE).shape == (SIZE, SIZE, 3)
+    assert transforms.train_image(image, augmentation_rng(1, 2, 3), SIZE).shape == (SIZE, SIZE, 3)
+
+
+@pytest.mark.parametrize("kind", list(WHOLE))
+def test_whole_files_are_read(kind: str, tmp_path: Path) -> None:
+    assert answered(lambda: use(WHOLE[kind]), tmp_path) is None
+
+
+@given(st.sampled_from(sorted(WHOLE)).flatmap(lambda kind: corrupted(WHOLE[kind])))
+@example(b"")
+@example(png(0, 5))
+@example(png(2**31 - 1, 2**31 - 1))
+@example(png(20000, 20000))
+@example(b"II*\0\xff\xff\xff\xff")
+@example(b"P6 99999999 99999999 255\n")
+@example(b"GIF89a\xff\xff\xff\xff\xf7\0\0")
+@example(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+def test_damaged_files_are_read_or_refused(tmp_path_factory: pytest.TempPathFactory, encoded: bytes) -> None:
+    message = answered(lambda: use(encoded), tmp_path_factory.getbasetemp())
+    assert message is None or message.startswith("the image x.jpg ")
+
+
+@given(st.binary(max_size=200))
+def test_noise_is_refused(tmp_path_factory: pytest.TempPathFactory, noise: bytes) -> None:
+    answered(lambda: use(noise), tmp_path_factory.getbasetemp())
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.sampled_from((1, 1, 1, 300)), st.integers(1, 40))
+@example(10, 2000, 10, 16)
+@example(1, 60, 300, 224)
+def test_any_shape_is_cut_to_size(height: int, width: int, stretch: int, size: int) -> None:
+    for image in (np.zeros((height, width * stretch, 3), np.uint8), np.zeros((width * stretch, height, 3), np.uint8)):
+        assert transforms.test_image(image, size).shape == (size, size, 3)
+        assert transforms.train_image(image, augmentation_rng(0, 0, 0), size).shape == (size, size, 3)
+
+
+def test_what_is_cut_first_is_resized_alike() -> None:
+    """A little over the limit and a little under it, the same middle is seen."""
+    image = np.zeros((10, 322, 3), np.uint8)
+    image[:, 155:167] = np.random.default_rng(0).integers(0, 255, (10, 12, 3))
+    whole, cut = (transforms.test_image(part, 10) for part in (image[:, 2:-2], image))
+    np.testing.assert_array_equal(whole, cut)

@@ -1,0 +1,124 @@
+"""Files that runs leave and read again: results, metrics, sums, arrays, a study's parts."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clipbias import report
+from clipbias.explain.results import load_arrays, load_results, save_results
+from clipbias.explain.statistics import load_totals, save_totals
+from clipbias.files import read_json_lines
+from clipbias.report.html import write_report
+from clipbias.training.metrics import MetricWriter
+from clipbias.training.results import Results
+from tests.fuzz.answers import answered, corrupted, mutated
+from tests.report.synthetic import synthetic_results
+
+ROW = {
+    "protocol": "few_shot",
+    "method": "bias",
+    "dataset": "demo/digits",
+    "shots": 4,
+    "seed": 1,
+    "config_hash": "abc",
+    "status": "ok",
+    "accuracy": 50.0,
+    "parameters": 10,
+    "parameters_vision": 5,
+    "parameters_text": 5,
+    "learning_rate": 0.1,
+}
+
+
+def use_results(path: Path) -> None:
+    results = Results(path)
+    assert results.get(ROW) is None or results.get(ROW)["method"] == "bias"
+    summary = report.summarize(results.rows)
+    for render in (report.to_markdown, report.to_latex, report.to_html, report.to_text):
+        assert render(summary)
+
+
+@given(st.data())
+def test_results_of_a_grid(tmp_path: Path, data: st.DataObject) -> None:
+    path = tmp_path / "results.jsonl"
+    rows = [ROW, {**ROW, "seed": 2}, {**ROW, "seed": 3, "status": "failed", "error": "no"}]
+    path.write_bytes(data.draw(corrupted("".join(json.dumps(row) + "\n" for row in rows).encode())))
+    answered(lambda: use_results(path), tmp_path)
+    path.write_text("".join(json.dumps(data.draw(mutated(row))) + "\n" for row in rows))
+    answered(lambda: use_results(path), tmp_path)
+
+
+def test_a_damaged_line_costs_its_own_cell_only(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    lines = [json.dumps({**ROW, "seed": seed}) for seed in (1, 2, 3)]
+    path.write_text("\n".join([lines[0], lines[1].replace(":", ";"), "[" * 50_000, "5", lines[2]]) + "\n")
+    assert [row["seed"] for row in Results(path).rows] == [1, 3]
+    assert path.read_text() == f"{lines[0]}\n{lines[2]}\n"
+
+
+@given(st.data())
+def test_metrics(tmp_path: Path, data: st.DataObject) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = [{"step": step, "loss": 1.0} for step in range(3)]
+    path.write_text("".join(json.dumps(data.draw(mutated(line))) + "\n" for line in lines))
+
+    def go_on() -> None:
+        with MetricWriter(tmp_path, start_step=2) as writer:
+            writer.write(2, {"loss": 0.5})
+        assert read_json_lines(path)[-1] == {"step": 2, "loss": 0.5}
+
+    answered(go_on, tmp_path)
+
+
+def archive(**arrays: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    return buffer.getvalue()
+
+
+@given(corrupted(archive(a=np.arange(5.0), b=np.zeros((2, 0)))))
+def test_archives(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.npz").write_bytes(content)
+    answered(lambda: load_arrays(tmp_path / "a.npz"), tmp_path)
+
+
+@given(st.data())
+def test_sums_of_a_study(tmp_path: Path, data: st.DataObject) -> None:
+    path = tmp_path / "sums.npz"
+    save_totals(path, {}, 3, "mine")
+    with np.load(path, allow_pickle=False) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    name = data.draw(st.sampled_from(sorted(arrays)))
+    arrays[name] = np.asarray(data.draw(st.sampled_from((1.5, -3, "x", [1, 2], b"y"))))
+    arrays["a|count"] = np.zeros(2)
+    np.savez(path, **arrays)
+    answered(lambda: load_totals(path, "mine"), tmp_path)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    results = synthetic_results(layers=1, heads=1, pictures=1)
+    results.arrays = {}
+    results.scalars = {k: v for k, v in results.scalars.items() if k not in ("similarity", "examples")}
+    save_results(folder := tmp_path_factory.mktemp("study"), results)
+    return folder
+
+
+@given(st.data())
+def test_damaged_results_of_a_study(study: Path, data: st.DataObject) -> None:
+    path = study / "results.json"
+    whole = path.read_bytes()
+    try:
+        path.write_bytes(data.draw(corrupted(whole)))
+        answered(lambda: load_results(study), study)
+        content = json.loads(whole)
+        part = data.draw(st.sampled_from(("dataset", "clip", "models", "verdict", "format", "figures")))
+        path.write_text(json.dumps({**content, part: data.draw(mutated(content[part]))}))
+        answered(lambda: write_report(study, study / "report"), study)
+    finally:
+        path.write_bytes(whole)

@@ -1,0 +1,217 @@
+"""What comes from elsewhere is data: nothing in it is run, nothing in it steers a terminal, no path in it climbs."""
+
+import ast
+import io
+import os
+import pickle
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import clipbias
+from clipbias.clip import Clip
+from clipbias.data import transforms
+from clipbias.data.files_on_disk import inside, read_image
+from clipbias.errors import ClipbiasError
+from clipbias.explain.results import load_arrays
+from clipbias.files import PART, atomic_path, remove_parts, write_text
+from clipbias.report import page
+from clipbias.terminal import printable
+from clipbias.training.progress import Progress
+from clipbias.tuning import Task
+from clipbias.tuning.adapter import load_adapter, save_adapter
+from experiments import app
+from tests import helpers
+
+ROOT = Path(__file__).parents[1]
+HOSTILE = "\x1b]0;owned\x07\x1b[2Jcat\r\n\u202egod\ud800"
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Clip:
+    folder = tmp_path_factory.mktemp("tiny")
+    helpers.tiny_checkpoint(folder)
+    return clipbias.load(folder)
+
+
+# Modules that turn bytes into running code, and calls that run a text.
+UNPICKLERS = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "pty"}
+RUNNERS = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "yaml.load", "torch.load", "pickle.load"}
+# The only places that load a program by name: the method that a user names, the package's own lazy names, its configs,
+# and a benchmark's own modules in its child process.
+IMPORTERS = {
+    "clipbias/tuning/registry.py",
+    "clipbias/__init__.py",
+    "configs/train.py",
+    "experiments/app.py",
+    "tools/benchmarks/worker.py",
+}
+
+
+def calls() -> Iterator[tuple[str, str, ast.Call]]:
+    """Every call in the project's source: file, dotted name, node."""
+    for folder in ("clipbias", "experiments", "tools", "configs"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Call):
+                    yield path.relative_to(ROOT).as_posix(), ast.unparse(node.func), node
+
+
+def test_no_call_unpickles_runs_a_text_or_trusts_the_wall_clock() -> None:
+    for path, name, node in calls():
+        assert name not in RUNNERS, f"{path}:{node.lineno}"
+        assert name not in ("time.time",), f"{path}:{node.lineno}: durations need time.monotonic"
+        assert not any(k.arg == "shell" for k in node.keywords), f"{path}:{node.lineno}"
+        if name in ("np.load", "numpy.load", "jnp.load"):
+            given = {k.arg: ast.unparse(k.value) for k in node.keywords}
+            assert given.get("allow_pickle") == "False", f"{path}:{node.lineno}"
+        if name.startswith("importlib.") and name.endswith(("import_module", "spec_from_file_location")):
+            assert path in IMPORTERS, f"{path}:{node.lineno}"
+
+
+def test_no_module_that_unpickles_is_imported_and_no_fixed_temporary_name_is_used() -> None:
+    for folder in ("clipbias", "experiments", "tools", "configs"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+                assert not {name.partition(".")[0] for name in names} & UNPICKLERS, path
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    assert not node.value.startswith(("/tmp", "/var/tmp")), path
+
+
+class Trap:
+    """Unpickling it makes a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.folder),)
+
+
+def test_objects_in_an_archive_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "results.npz", a=np.array([Trap(tmp_path / "sprung")], object), allow_pickle=True)
+    with pytest.raises(ClipbiasError, match=r"results\.npz is damaged .*allow_pickle=False"):
+        load_arrays(tmp_path / "results.npz")
+    (tmp_path / "bare.npz").write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
+    with pytest.raises(ClipbiasError, match=r"bare\.npz is damaged"):
+        load_arrays(tmp_path / "bare.npz")
+    assert not (tmp_path / "sprung").exists()
+
+
+OWN = """
+from pathlib import Path
+from clipbias.tuning import Adaptation
+Path(__file__).with_name("ran").touch()
+def init(rng, clip, class_names):
+    return {}
+def adapt(learnables):
+    return Adaptation()
+"""
+
+
+def test_an_adapter_does_not_choose_what_is_run(clip: Clip, tmp_path: Path) -> None:
+    program, ran = tmp_path / "own_method.py", tmp_path / "ran"
+    program.write_text(OWN)
+    task = Task(clip, str(program), ("a", "b"))
+    save_adapter(tmp_path / "own.safetensors", task, {}, method=str(program))
+    ran.unlink()
+    adapter = load_adapter(tmp_path / "own.safetensors")
+    with pytest.raises(ClipbiasError, match=r"name it yourself, with --config\.own_methods"):
+        adapter.task(clip)
+    with pytest.raises(ClipbiasError, match="name it yourself"):
+        adapter.task(clip, own_methods=("another.py", "bias"))
+    assert not ran.exists()
+    # Where it lies is the user's word, not the file's.
+    moved = tmp_path / "mine" / "own_method.py"
+    moved.parent.mkdir()
+    program.rename(moved)
+    assert adapter.task(clip, own_methods=(str(moved),)).class_names == ("a", "b")
+    assert (moved.parent / "ran").exists() and not ran.exists()
+
+
+@pytest.mark.parametrize("method", ["antigravity", "os.path", "os:system", "/etc/passwd.py", "..:x", "a\0.py"])
+def test_no_module_is_imported_for_an_adapter(clip: Clip, tmp_path: Path, method: str) -> None:
+    task = Task(clip, "bias", ("a", "b"))
+    save_adapter(tmp_path / "a.safetensors", task, task.init(), method=method)
+    before = set(sys.modules)
+    with pytest.raises(ClipbiasError, match="not run just because a file names it"):
+        load_adapter(tmp_path / "a.safetensors").task(clip)
+    assert set(sys.modules) == before
+
+
+@pytest.mark.parametrize("path", ["", "/etc/passwd", "../x", "a/../../x", "a\\..\\x", "a\0b", "..", "a/.."])
+def test_listed_paths_stay_below_their_folder(path: str) -> None:
+    with pytest.raises(ClipbiasError, match="not a plain path below the image folder"):
+        inside(path, listed_in="list.json")
+
+
+def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")  # reading it would wait for ever
+    (tmp_path / "zero.png").symlink_to("/dev/zero")  # and this would never end
+    for name in ("pipe.png", "zero.png"):
+        with pytest.raises(ClipbiasError, match=r"cannot read the image .*: it is not a file"):
+            read_image(tmp_path / name)
+
+
+def test_no_other_program_decodes_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*arguments: object, **_: object) -> None:
+        raise AssertionError(f"started {arguments}")
+
+    monkeypatch.setattr(subprocess, "Popen", refused)
+    monkeypatch.setattr(os, "system", refused)
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
+    with pytest.raises(ClipbiasError, match=r"the image x\.jpg cannot be decoded \(cannot identify image file"):
+        transforms.decode(postscript, "x.jpg")
+    with pytest.raises(ClipbiasError, match=r"x\.jpg is not an image"):
+        transforms.check_format(b"root:x:0:0:root:/root:/bin/bash\n", "x.jpg")
+
+
+def test_a_file_in_the_making_is_private_and_nobody_can_guess_its_name(tmp_path: Path) -> None:
+    target, names = tmp_path / "result.json", set()
+    for _ in range(2):
+        with atomic_path(target) as part:
+            assert stat.S_IMODE(part.stat().st_mode) == 0o600
+            assert part.parent == tmp_path and part.name.startswith(PART)
+            names.add(part.name)
+    assert len(names) == 2
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / f"{PART}x.json").touch()
+    remove_parts(tmp_path)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["result.json"]
+
+
+def test_names_do_not_steer_a_terminal(capsys: pytest.CaptureFixture) -> None:
+    shown = printable(HOSTILE)
+    assert shown == r"\x1b]0;owned\x07\x1b[2Jcat\r\n\u202egod\ud800"
+    assert printable("Katze 猫 🐈 é") == "Katze 猫 🐈 é"
+    assert str(ClipbiasError(f"no class {HOSTILE}")) == f"no class {shown}".replace(r"\n", "\n")
+    app.tell(HOSTILE, "second")
+    bar = Progress(2, title=HOSTILE)
+    bar.advance(2, {"dataset": HOSTILE})
+    bar.say(HOSTILE)
+    written = capsys.readouterr()
+    assert written.out == f"{shown}\nsecond\n"
+    assert written.err.count(shown) == 3
+    assert not any(ord(letter) < 32 and letter != "\n" for letter in written.err)
+
+
+def test_what_a_page_cannot_hold_becomes_its_escape(tmp_path: Path) -> None:
+    assert page.escape("\0<b>\x1b\ud800'\n") == r"\x00&lt;b&gt;\x1b\ud800&#x27;" + "\n"
+    write_text(tmp_path / "a", "half a pair: \ud83d")
+    assert (tmp_path / "a").read_text() == r"half a pair: \ud83d"
+
+
+def test_metadata_of_an_adapter_is_data(clip: Clip, tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    buffer = io.BytesIO(safetensors.numpy.save({"a": np.zeros(2, np.float32)}, {"clipbias": "__import__('os')"}))
+    path.write_bytes(buffer.getvalue())
+    with pytest.raises(ClipbiasError, match="lacks a readable 'clipbias' header"):
+        load_adapter(path)

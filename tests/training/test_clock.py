@@ -1,0 +1,74 @@
+"""A clock that is set back, again and again, stops nothing: time is measured by one that only goes forward."""
+
+import io
+import itertools
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from clipbias.clip import Clip
+from clipbias.data import Dataset
+from clipbias.training import loop, single
+from clipbias.training import mesh as meshes
+from clipbias.training.progress import Progress
+from clipbias.training.settings import Recipe
+from clipbias.training.workdir import open_workdir
+from clipbias.tuning import Task
+
+
+@pytest.fixture
+def set_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every look at the wall clock is an hour before the last one."""
+    later = itertools.count()
+    monkeypatch.setattr(time, "time", lambda: 1.7e9 - 3600 * next(later))
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_bar_moves_on(set_back: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = itertools.count(step=10.0)
+    monkeypatch.setattr(time, "monotonic", lambda: next(ticks))
+    monkeypatch.setattr("sys.stderr", terminal := Terminal())
+    bar = Progress(3, title="cells")
+    for _ in range(3):
+        bar.advance(1)
+    bar.close()
+    assert all(f" {done}/3 " in terminal.getvalue() for done in (1, 2, 3))
+    assert "-" not in terminal.getvalue().replace("\x1b", "")  # no negative duration
+
+
+def test_a_run_saves_continues_and_ends_alike(
+    set_back: None, clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path
+) -> None:
+    task = Task(clip, "bias", colours.class_names, template=colours.template)
+    images = single.training_images(colours, shots=4, seed=1, on_image_error="raise")
+    mesh = meshes.single_device()
+
+    def run(folder: Path, recipe: Recipe = recipe) -> loop.Trained:
+        with open_workdir(folder, {}):
+            return loop.train(
+                clip,
+                meshes.replicate(mesh, clip.params),
+                [loop.Run(task, images, 1)],
+                recipe,
+                mesh=mesh,
+                folder=folder / "checkpoints",
+                identity={},
+                checkpoint_seconds=0.0,
+                metrics_folder=folder,
+            )
+
+    first, again = run(tmp_path / "a"), run(tmp_path / "a")
+    other = run(tmp_path / "b")
+    assert first.seconds >= 0 and again.steps == first.steps
+    saved = sorted(int(path.name) for path in (tmp_path / "a" / "checkpoints").iterdir())
+    assert saved == [first.steps - 2, first.steps - 1]
+    for one, two, three in zip(*(jax.tree.leaves(t.learnables) for t in (first, again, other)), strict=True):
+        np.testing.assert_array_equal(meshes.fetch(one), meshes.fetch(two))
+        np.testing.assert_array_equal(meshes.fetch(one), meshes.fetch(three))

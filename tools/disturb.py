@@ -1,0 +1,222 @@
+"""Kills binaries at random moments and checks that nothing but time is lost.
+
+    python -m tools.disturb --kills=30 --work=/tmp/disturbed
+    python -m tools.disturb --kills=10 --work=/tmp/disturbed explain
+
+Each command runs once undisturbed, then again and again in another folder, killed (`kill -9`) at a random moment of its
+length each time, and at last to its end. Both folders must then hold the same files with the same content; no file in
+the making may be left. The status is 0 if that is so for every command.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from clipbias.files import PART
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# What differs between two equal runs: durations, and a digest over them.
+VOLATILE = ("seconds", "started", "waiting_share", "sha256")
+IGNORED = (".lock", "environment.json")
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A module to run with `python -m`. In its arguments `{out}` is the folder it writes to, `{model}` a model and
+    `{work}` the folder of all, where `before`, more modules with arguments, has run to its end.
+    """
+
+    module: str
+    arguments: str
+    before: tuple[tuple[str, str], ...] = ()
+
+
+TRAINED = (
+    "experiments.train",
+    "--config=configs/train.py:ivlp --config.model={model} --config.dataset=demo/digits --config.shots=1 "
+    "--config.epochs=2 --workdir={work}/trained",
+)
+# A line each: whatever writes files and can be run again.
+COMMANDS = {
+    "train": Command(
+        "experiments.train",
+        "--config=configs/train.py:bias --config.model={model} --config.dataset=demo/digits --config.epochs=8 "
+        "--config.checkpoint_seconds=0.0 --workdir={out}",
+    ),
+    "table1": Command(
+        "experiments.table1",
+        "--config=configs/demo.py --config.model={model} --config.methods=('zero_shot','taskres','vpt') "
+        "--config.datasets=('demo/digits',) --config.shots=(1,4) --config.epochs=4 --config.checkpoint_seconds=0.0 "
+        "--workdir={out}",
+    ),
+    "explain": Command(
+        "experiments.explain",
+        "--config.adapters={work}/trained --config.dataset=demo/digits --config.batch_size=16 --config.image_limit=48 "
+        "--config.faithfulness_images=8 --config.examples=2 --config.save_seconds=0.0 --workdir={out}",
+        (TRAINED,),
+    ),
+}
+
+
+def run(module: str, arguments: str, names: Mapping[str, Any], environment: Mapping[str, str]) -> float:
+    """Runs a module to its end, which must be a good one; returns how many seconds it took."""
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments.format(**names).split()],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"{module} ended with status {done.returncode}:\n{done.stderr[-3000:]}")
+    return time.monotonic() - began
+
+
+def interrupt(
+    module: str,
+    arguments: str,
+    names: Mapping[str, Any],
+    environment: Mapping[str, str],
+    *,
+    after: float,
+    how: signal.Signals = signal.SIGKILL,
+) -> tuple[int, str]:
+    """Starts a module, sends it a signal after so many seconds, and waits for its end: its status and its errors."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", module, *arguments.format(**names).split()],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        _, errors = process.communicate(timeout=after)
+    except subprocess.TimeoutExpired:
+        process.send_signal(how)
+        _, errors = process.communicate(timeout=300)
+    return process.returncode, errors
+
+
+def disturb(
+    command: Command,
+    work: Path,
+    model: str | os.PathLike,
+    *,
+    kills: int,
+    environment: Mapping[str, str] | None = None,
+    moments: random.Random | None = None,
+    twice: bool = True,
+) -> list[str]:
+    """Runs a command undisturbed and killed so many times; returns what differs, which should be nothing.
+
+    Args:
+      command: what to run.
+      work: an empty folder for all of it.
+      model: what `{model}` stands for.
+      kills: how often.
+      environment: of the processes.
+      moments: draws the moments; they are told on stderr.
+      twice: also runs it undisturbed again, to compare, and to know its length when nothing is compiled any more.
+    """
+    environment = {**os.environ, **(environment or {})}
+    moments = moments or random.Random()
+    names = {"work": work, "model": model}
+    for module, arguments in command.before:
+        run(module, arguments, names, environment)
+    whole = {**names, "out": work / "whole"}
+    length = 0.6 * run(command.module, command.arguments, whole, environment)
+    problems = []
+    if twice:
+        length = run(command.module, command.arguments, {**names, "out": work / "again"}, environment)
+        problems = differences(work / "whole", work / "again")
+    killed, folders = 0, 1
+    while killed < kills:
+        after = moments.uniform(0.25, 1.0) * length
+        broken = {**names, "out": work / f"broken{folders}"}
+        status, errors = interrupt(command.module, command.arguments, broken, environment, after=after)
+        if status == -signal.SIGKILL:
+            killed += 1
+            print(f"{command.module}: killed after {after:.2f} s ({killed}/{kills})", file=sys.stderr)
+        elif status == 0:  # it was faster: what it ended with counts, and the next one begins anew
+            problems += differences(work / "whole", work / f"broken{folders}")
+            folders += 1
+        else:
+            raise RuntimeError(f"{command.module} ended with status {status}:\n{errors[-3000:]}")
+    broken = {**names, "out": work / f"broken{folders}"}
+    run(command.module, command.arguments, broken, environment)
+    return problems + differences(work / "whole", work / f"broken{folders}")
+
+
+def differences(whole: Path, other: Path) -> list[str]:
+    """What the files of two equal runs differ in, one line each."""
+    first, second = comparable(whole), comparable(other)
+    found = [f"{other.name} lacks {name}" for name in first.keys() - second.keys()]
+    found += [f"{other.name} also has {name}" for name in second.keys() - first.keys()]
+    found += [f"{other.name} differs in {name}" for name in first.keys() & second.keys() if first[name] != second[name]]
+    return sorted(found)
+
+
+def comparable(folder: Path) -> dict[str, Any]:
+    """Every file below `folder` with what must be the same in two equal runs."""
+    found: dict[str, Any] = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if not path.is_file() or (path.name in IGNORED and PART not in name) or "tensorboard/" in name:
+            continue
+        if "checkpoints/" in name:  # they hold the time at which they were made: which there are is compared
+            step = re.match(r"(.*?/\d+)/", name)
+            found[step[1] if step else name] = None
+        elif path.suffix == ".json":
+            found[name] = _lasting(json.loads(path.read_text()))
+        elif path.suffix == ".jsonl":
+            found[name] = sorted(json.dumps(_lasting(json.loads(line))) for line in path.read_text().splitlines())
+        elif path.suffix == ".html":
+            found[name] = re.sub(r"computing seconds&quot;: [\d.]+", "", path.read_text(encoding="utf-8"))
+        else:
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+def _lasting(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _lasting(item) for name, item in value.items() if name not in VOLATILE}
+    return [_lasting(item) for item in value] if isinstance(value, list) else value
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tools.disturb", description=__doc__.splitlines()[0])
+    parser.add_argument("commands", nargs="*", metavar="COMMAND", help=f"some of {', '.join(COMMANDS)}; all without")
+    parser.add_argument("--kills", type=int, default=30, help="in all, shared by the commands")
+    parser.add_argument("--work", type=Path, required=True, help="a folder that does not exist yet")
+    parser.add_argument("--model", default="demo", help="what they run with")
+    parsed = parser.parse_args(arguments)
+    names = parsed.commands or list(COMMANDS)
+    unknown = [name for name in names if name not in COMMANDS]
+    if unknown or parsed.work.exists():
+        parser.error(f"there is no command {unknown[0]!r}" if unknown else f"{parsed.work} exists already")
+    environment = {"XDG_CACHE_HOME": str(parsed.work / "cache"), "JAX_PLATFORMS": "cpu"}
+    bad = 0
+    for index, name in enumerate(names):
+        kills = len(range(index, parsed.kills, len(names)))
+        problems = disturb(COMMANDS[name], parsed.work / name, parsed.model, kills=kills, environment=environment)
+        print(f"{name}: killed {kills} times; {'; '.join(problems) or 'the same files with the same content'}")
+        bad += bool(problems)
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
