@@ -45,9 +45,8 @@ class Recipe:
         """Takes the fields of the same names from a configuration."""
         recipe = cls(**{field.name: config[field.name] for field in dataclasses.fields(cls)})
         # 1 and 1.0 are one recipe: what is stored beside results must not tell them apart.
-        return dataclasses.replace(
-            recipe, **{name: float(config[name]) for name, kind in cls.__annotations__.items() if kind is float}
-        )
+        numbers: dict[str, Any] = {n: float(config[n]) for n, kind in cls.__annotations__.items() if kind is float}
+        return dataclasses.replace(recipe, **numbers)
 
     def learning_rates(self) -> np.ndarray:
         """The learning rate of each epoch, float64 `[epochs]`.
