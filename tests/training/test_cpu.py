@@ -1,0 +1,33 @@
+"""What is set up where steps run on the CPU."""
+
+import jax
+import numpy as np
+import pytest
+
+from clipbias.clip import Clip
+from clipbias.training import cpu
+from clipbias.training import mesh as meshes
+
+
+def test_weights_exist_once(clip: Clip) -> None:
+    placed = meshes.replicate(meshes.single_device(), clip.params)
+    for ours, device in zip(jax.tree.leaves(clip.params), jax.tree.leaves(placed), strict=True):
+        assert isinstance(ours, np.ndarray)
+        if ours.ndim > 1:  # small ones are copied
+            assert device.addressable_data(0).unsafe_buffer_pointer() == ours.ctypes.data
+
+
+def test_the_code_generator_is_chosen_unless_the_user_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x")
+    cpu.choose_code_generator()
+    assert cpu.os.environ["XLA_FLAGS"] == "--xla_dump_to=x --xla_cpu_use_fusion_emitters=false"
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=true")
+    cpu.choose_code_generator()
+    assert cpu.os.environ["XLA_FLAGS"] == "--xla_cpu_use_fusion_emitters=true"
+
+
+def test_versions_that_were_not_tried_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setattr(jax, "__version_info__", (9, 9, 9))
+    cpu.choose_code_generator()
+    assert cpu.os.environ["XLA_FLAGS"] == ""
