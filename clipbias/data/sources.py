@@ -39,6 +39,8 @@ def load(
       ClipbiasError: an unknown name (the nearest ones are suggested), an option that this source does not take,
         missing or malformed files.
     """
+    if "name" in options:
+        raise ClipbiasError("a dataset takes no option 'name'; see the table in clipbias.data.load.")
     try:
         if name == "folder":
             if data_dir is not None and tables.has_metadata(user_path(data_dir)):

@@ -186,6 +186,7 @@ def test_folders_of_any_name(tmp_path: Path, names: list[bytes]) -> None:
     st.dictionaries(st.sampled_from(("split", "index_file", "name", "x")), st.text(), max_size=1),
 )
 @example("eurosat", None, {"name": ""})
+@example("tfds/x", None, {"name": ""})
 @example("eurosat", "x" * 5000, {})
 @example("eurosat", "\0", {})
 def test_names_of_datasets(tmp_path: Path, name: str, place: str | None, options: dict) -> None:
