@@ -16,7 +16,6 @@ from ml_collections import ConfigDict, config_flags
 from clipbias.errors import ClipbiasError
 from clipbias.terminal import printable
 from clipbias.training import interruption
-from experiments import checks
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that is written.")
 
@@ -75,6 +74,8 @@ def answer(main: Callable[[ConfigDict, Path], Any], settings: Any, workdir: str 
     try:
         if not isinstance(settings, ConfigDict):  # what the flag holds where its file could not be loaded
             raise ClipbiasError(f"cannot load the configuration: {_config_error(settings)}")
+        from experiments import checks  # not before it is needed: listing runs is quick without it
+
         checks.check(settings, own_config(main))
         workdir = workdir or settings.workdir
         if not workdir:

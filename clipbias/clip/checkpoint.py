@@ -96,7 +96,7 @@ def load(source: str | os.PathLike, *, dtype: str = "float32") -> Clip:
         raise ClipbiasError(f"{config_path}: {error}") from error
     params, stored_dtype, fingerprint = _load_weights(folder, config)
     return Clip(
-        params=jax.tree.map(lambda leaf: leaf.astype(dtype), params),
+        params=jax.tree.map(lambda leaf: leaf.astype(dtype, copy=False), params),
         config=config,
         tokenizer=text_tokenizer,
         preprocessing=read_preprocessing(folder, config.vision.image_size),

@@ -133,20 +133,9 @@ def read_object(path: Path) -> dict[str, Any] | None:
     return content
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSONL file, up to a line cut short. Raises `ClipbiasError` where it holds anything else."""
-    try:
-        lines = read_json_lines(path)
-    except (OSError, ValueError) as error:
-        raise ClipbiasError(f"{path} cannot be read ({error}).") from error
-    if not all(isinstance(line, dict) for line in lines):
-        raise ClipbiasError(f"{path} is damaged: a line of it is no JSON object.")
-    return lines
-
-
 def metric_lines(folder: Path) -> list[dict[str, Any]]:
     """The lines of a folder's `metrics.jsonl`."""
-    return read_lines(folder / "metrics.jsonl")
+    return read_json_lines(folder / "metrics.jsonl")
 
 
 def _binary(config: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
@@ -169,7 +158,7 @@ def _grid(folder: Path, common: Run, state: Mapping[str, Any], *, cells: bool) -
     """A grid's line, or one line per cell that ended; a cell that failed and was run again counts once."""
     axes = ("method", "dataset", "shots", "seed")
     wanted = _cells(common.config)
-    latest = {tuple(row.get(axis) for axis in axes): row for row in read_lines(folder / "results.jsonl")}
+    latest = {tuple(row.get(axis) for axis in axes): row for row in read_json_lines(folder / "results.jsonl")}
     rows = [latest[cell] for cell in wanted if cell in latest]
     failed = [row for row in rows if row.get("status") != "ok"]
     if cells:

@@ -126,8 +126,6 @@ def test_a_study_of_several_datasets(tmp_path: Path) -> None:
         ({"config.json": "{"}, r"config\.json cannot be read"),
         ({"config.json": "[]"}, "holds list instead of a JSON object"),
         ({"config.json": json.dumps(TRAIN), "result.json": "\x00"}, r"result\.json cannot be read"),
-        ({"config.json": json.dumps(TRAIN), "metrics.jsonl": "1\n"}, r"metrics\.jsonl is damaged"),
-        ({"config.json": json.dumps(TRAIN), "metrics.jsonl": b"\xff"}, r"metrics\.jsonl cannot be read"),
     ],
 )
 def test_foreign_and_damaged_folders(files: dict, message: str, tmp_path: Path) -> None:
