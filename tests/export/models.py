@@ -60,7 +60,7 @@ def pictures(clip: Clip, count: int, seed: int = 0) -> np.ndarray:
 
 def logits(clip: Clip, adapter: Adapter, images: np.ndarray) -> np.ndarray:
     """What the adapter itself says about uint8 images."""
-    compute = jax.jit(adapter.task(clip).logits)
+    compute = jax.jit(adapter.task(clip, own_methods=(adapter.method,)).logits)
     return np.asarray(compute(clip.params, adapter.learnables, clip.preprocessing.normalize(images)))
 
 
