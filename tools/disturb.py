@@ -61,6 +61,7 @@ COMMANDS = {
         "--config.datasets=('demo/digits',) --config.shots=(1,4) --config.epochs=4 --config.checkpoint_seconds=0.0 "
         "--workdir={out}",
     ),
+    "export": Command("tools.export", "{work}/trained {out}/model --base_model={model}", (TRAINED,)),
     "explain": Command(
         "experiments.explain",
         "--config.adapters={work}/trained --config.dataset=demo/digits --config.batch_size=16 --config.image_limit=48 "

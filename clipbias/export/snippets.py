@@ -1,12 +1,14 @@
 """The code that a model card shows: complete, run from inside the exported folder, and run by the tests."""
 
 import json
+from pathlib import Path
 
-from clipbias.tuning import Task
+from clipbias.tuning import METHODS, Task
 from clipbias.tuning.adapter import Adapter
 
 TRANSFORMERS = """\
 import json
+from pathlib import Path
 {imports}
 import torch
 from PIL import Image
@@ -27,6 +29,7 @@ print(class_names[int(logits.argmax())], logits.softmax(-1))
 
 PROGRAM = """\
 import json
+from pathlib import Path
 
 import jax
 import jax.export
@@ -76,6 +79,10 @@ def usage(adapter: Adapter, task: Task, form: str) -> str:
         if form == "head" and adapter.base == "demo":
             imports, base = "from importlib.resources import files\n", 'str(files("clipbias") / "assets" / "demo")'
         code = TRANSFORMERS.format(imports=imports, base=base)
-    own = f", where the method's file `{adapter.method}` is at hand" if ".py" in adapter.method else ""
-    blocks = ((NEEDS[form], code), (f"With clipbias, from the adapter file{own}:", CLIPBIAS))
+    own, named = "", CLIPBIAS
+    if adapter.method not in METHODS:  # a program is named by whoever runs it
+        program = Path(adapter.method.partition(":")[0]).name
+        own = f", where the method's program `{program}` is at hand"
+        named = CLIPBIAS.replace("adapter.task(clip)", f"adapter.task(clip, own_methods=[{json.dumps(program)}])")
+    blocks = ((NEEDS[form], code), (f"With clipbias, from the adapter file{own}:", named))
     return "\n".join(f"{sentence}\n\n```python\n{block}```\n" for sentence, block in blocks)

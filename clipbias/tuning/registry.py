@@ -118,7 +118,7 @@ def own_method(recorded: str, given: Sequence[str]) -> str:
             return f"{place}:{attribute}" if attribute else own
     raise ClipbiasError(
         f"the method of this adapter is {recorded!r}, a program that is not run just because a file names it; look at "
-        "it and name it yourself, with --config.own_methods or the argument own_methods."
+        "it and name it yourself, with --config.own_methods (--own_methods of tools.export) or the option own_methods."
     )
 
 

@@ -10,7 +10,7 @@ from tests.end_to_end import binaries
 from tools.disturb import COMMANDS, comparable, disturb
 
 
-@pytest.mark.parametrize("name", list(COMMANDS))
+@pytest.mark.parametrize("name", ["train", "table1", "explain"])
 def test_nothing_is_lost(name: str, model: Path, cache: Path, tmp_path: Path) -> None:
     """Two kills of each; `python -m tools.disturb` is for many."""
     environment, command = binaries.environment(cache), COMMANDS[name]

@@ -84,7 +84,10 @@ def test_a_sharded_base_makes_the_same_checkpoint(source: Path, clip: Clip, tmp_
 def test_a_method_of_ones_own_folds_in_the_tower_it_changes(clip: Clip, tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(models.LOW_RANK)
     adapter = models.adapter(clip, str(tmp_path / "own.py"), tmp_path)
+    with pytest.raises(ClipbiasError, match="name it yourself"):
+        export(adapter, clip, tmp_path / "out")
     assert export(adapter, clip, tmp_path / "out", own_methods=(adapter.method,)) == "checkpoint"
+    assert 'own_methods=["own.py"]' in (tmp_path / "out" / "README.md").read_text()
     images = models.pictures(clip, 2)
     models.assert_close(zero_shot_logits(tmp_path / "out", images), models.logits(clip, adapter, images))
     folded = clipbias.load(tmp_path / "out")

@@ -30,7 +30,7 @@ def test_the_head_reproduces_the_logits(
         method = str(tmp_path / method)
         Path(method).write_text(models.SHIFT)
     adapter = models.adapter(clip, method, tmp_path, **options)
-    assert export(adapter, clip, tmp_path / "out", own_methods=(adapter.method,)) == "head"
+    assert export(adapter, clip, tmp_path / "out", own_methods=(method,)) == "head"
     with safe_open(tmp_path / "out" / "classifier.safetensors", "numpy") as file:
         features, scale, metadata = file.get_tensor("text_features"), file.get_tensor("logit_scale"), file.metadata()
     assert json.loads(metadata["class_names"]) == list(models.CLASS_NAMES)
