@@ -19,7 +19,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def paragraph(text: str) -> str:
     """A paragraph of at most 120 columns."""
-    return "\n" + textwrap.fill(" ".join(text.split()), 120, break_long_words=False, break_on_hyphens=False) + "\n\n"
+    return textwrap.fill(" ".join(text.split()), 120, break_long_words=False, break_on_hyphens=False) + "\n\n"
 
 
 def measured(points: Sequence[Mapping[str, Any]], fitted: Fit) -> str:
@@ -41,12 +41,16 @@ def measured(points: Sequence[Mapping[str, Any]], fitted: Fit) -> str:
         if visible > 0.01 * min(point["seconds"] for point in points)
         else "no visible cost of exchanged bytes"
     )
-    return table(columns, rows) + paragraph(
-        f"""Least squares: {1e3 * costs["fixed"]:.1f} ms fixed, {1e3 * costs["each further device"]:.1f} ms for each
+    return (
+        table(columns, rows)
+        + "\n"
+        + paragraph(
+            f"""Least squares: {1e3 * costs["fixed"]:.1f} ms fixed, {1e3 * costs["each further device"]:.1f} ms for each
         further device, {fitted.flop_per_second / 1e9:.0f} GFLOP/s, {copied}. Simulated devices share this machine's
         cores and memory. They show the program that each device runs: how much arithmetic is done more than once, how
         often devices exchange something and how many bytes. They cannot show a gain in speed, the speed of a link, or
         exchanges that overlap with arithmetic."""
+        )
     )
 
 
@@ -69,6 +73,7 @@ def planned(steps: Sequence[Mapping[str, Any]], given: Assumptions, arguments: a
             are taken to wait for arithmetic, images to be decoded meanwhile."""
         )
         + table((*columns, "images/s", "limit"), rows)
+        + "\n"
         + "".join(paragraph(f"{machine.name}: {machine.source}.") for machine in (H100, V5E))
     )
 
@@ -84,7 +89,7 @@ def projected(cells: Mapping[str, Cells], hours: Mapping[str, Sequence[float]], 
     )
     columns = ("method", "steps", "training (PFLOP)", "evaluation (PFLOP)", "images decoded")
     return paragraph(
-        f"""All of `configs/table1.py` : arithmetic only, not measured. Training and evaluation of eleven
+        f"""All of `configs/table1.py`, arithmetic only, not measured: training and evaluation of eleven
         datasets, class names as long as ImageNet's; a step trains the three seeds of a cell, and no other cell beside
         them. One H100 at {100 * given.share:.0f} % of its peak beside {THREADS} decoding threads
         ({given.decoded:,.0f} test images/s each); this machine at {fitted.flop_per_second / 1e9:.0f} GFLOP/s, as fitted
