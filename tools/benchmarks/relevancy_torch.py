@@ -1,8 +1,8 @@
 """Relevancy with PyTorch on `transformers.CLIPModel`, for `tools.benchmark relevancy` where PyTorch is installed.
 
 `torch` differentiates the summed scores of all pairs once, by the attention of all layers of both towers.
-`torch-per-pair` does what the method's public code does (Chefer et al. 2021): one pair at a time, texts of full context
-length, one call of `torch.autograd.grad` per layer with the graph kept, and gradients possible for all weights.
+`torch-per-pair` takes one pair at a time, with texts of full context length, gradients possible for all weights, and
+one call of `torch.autograd.grad` per layer with the graph kept, as in the method's public code (Chefer et al. 2021).
 `torch-forward` computes the pairs' scores alone.
 """
 
