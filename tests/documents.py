@@ -1,6 +1,7 @@
 """The README and the pages beside it: the code blocks and the commands in them."""
 
 import dataclasses
+import itertools
 import re
 import shlex
 from pathlib import Path
@@ -11,7 +12,7 @@ LANGUAGES = ("bash", "python")
 ELLIPSIS = "…"
 
 # What a command line begins with. A program that is not listed here is refused: nobody checks what it does.
-PROGRAMS = ("python", ".", "pip", "srun", "gcloud", "hf")
+PROGRAMS = ("python", ".", "cd", "pip", "srun", "gcloud", "hf")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,17 +21,18 @@ class Command:
 
     Attributes:
       page: where it stands.
-      text: as it is written, on one line.
       variables: the environment variables set before it.
       words: program and arguments as a shell would split them.
-      wrapper: the program that starts it elsewhere, with its own arguments; empty where there is none.
     """
 
     page: str
-    text: str
     variables: dict[str, str]
     words: tuple[str, ...]
-    wrapper: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The command on one line."""
+        return " ".join(self.words)
 
     @property
     def module(self) -> str:
@@ -56,7 +58,8 @@ def fences(page: Path) -> list[tuple[str, str]]:
 def inline(page: Path) -> list[str]:
     """The code spans of a page, those in its fenced blocks excepted."""
     prose = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
-    return re.findall(r"`([^`\n]+)`", prose)
+    spans = [span for paragraph in prose.split("\n\n") for span in re.findall(r"`([^`]+)`", paragraph)]
+    return [" ".join(span.split()) for span in spans]
 
 
 def commands(page: Path) -> list[Command]:
@@ -67,18 +70,30 @@ def commands(page: Path) -> list[Command]:
     lines += [span for span in inline(page) if span.split()[0] in PROGRAMS or "python -m" in span]
     comments = [line for code in blocks(page, "python") for line in code.splitlines() if line.startswith("#")]
     lines += [line[line.index("python -m") :] for line in comments if "python -m" in line]
-    parts = [part.strip() for line in lines for part in line.split("&&")]
-    found = [_command(page.name, part) for part in parts if part and not part.startswith("#")]
-    return list({command.text: command for command in found}.values())
+    return list({command.text: command for line in lines for command in _commands(page.name, line)}.values())
 
 
-def _command(page: str, text: str) -> Command:
-    words = shlex.split(text, comments=True)
+def _commands(page: str, line: str) -> list[Command]:
+    """The commands of one line, those that another program is given to start among them."""
+    lexer = shlex.shlex(line, posix=True, punctuation_chars="&")
+    lexer.whitespace_split = True
+    tokens = list(lexer)
+    found = []
+    for joined, words in itertools.groupby(tokens, lambda token: token == "&&"):
+        if not joined:
+            found += _command(page, list(words))
+    return found
+
+
+def _command(page: str, words: list[str]) -> list[Command]:
     variables = {}
     while re.fullmatch(r"[A-Z_]+=.*", words[0]):
         name, _, variables[name] = words.pop(0).partition("=")
-    wrapper: list[str] = []
-    if words[0] == "srun":  # what it starts comes after its own options
-        while words[0] != "python":
-            wrapper.append(words.pop(0))
-    return Command(page, " ".join(text.split()), variables, tuple(words), tuple(wrapper))
+    if words[0] == "srun" and "python" in words:  # what it starts comes after its own options
+        start = words.index("python")
+        return [Command(page, variables, ("srun",)), *_command(page, words[start:])]
+    if words[0].endswith("/python"):
+        words[0] = "python"
+    inner = [word.removeprefix("--command=") for word in words if word.startswith("--command=")]
+    own = Command(page, variables, tuple(words))
+    return [own, *(command for line in inner if line != ELLIPSIS for command in _commands(page, line))]

@@ -17,13 +17,13 @@ from typing import Any
 
 import pytest
 
-from clipbias.training.metrics import read_metrics
+from clipbias.files import read_json_lines
 from tests.documents import LANGUAGES, PAGES, PROGRAMS, ROOT, Command, blocks, commands, fences, inline
 
 COMMANDS = [command for page in PAGES for command in commands(page)]
 
 # What makes a command one of the embedded model, which needs nothing but the package.
-EMBEDDED = ("configs/demo.py", "workdir/demo/", "--config.model=demo")
+EMBEDDED = ("configs/demo.py", "workdir/demo", "--config.model=demo")
 
 # How it is run in seconds: the program's arguments after its own. Without an entry it is run as it stands.
 BUDGET = {
@@ -65,7 +65,7 @@ def reduced(command: Command) -> list[str]:
     """A command's arguments within the budget; methods that it names itself are kept."""
     arguments = [*command.arguments, *BUDGET.get(command.module, ())]
     if command.module == "experiments.table1" and "--config.methods" not in command.text:
-        arguments.append("--config.methods=('ivlp', 'bias')")
+        arguments.append("--config.methods=('ivlp', 'bias', 'coop')")
     return arguments
 
 
@@ -90,8 +90,8 @@ def test_commands_on_the_embedded_model_run(folder: Path) -> None:
     chosen = [(command, reduced(command)) for command in shared.values()]
     for (command, arguments), result in zip(chosen, jobs(chosen, folder, run=True), strict=True):
         assert result["status"] == 0, f"{command.page}: {command.text}\n({arguments})\n{result['said'][-3000:]}"
-    cells = read_metrics(folder / "workdir" / "demo" / "results.jsonl")
-    assert {cell["method"] for cell in cells} == {"zero_shot", "ivlp", "bias", "scale.py", "low_rank.py"}
+    cells = read_json_lines(folder / "workdir" / "demo" / "results.jsonl")
+    assert {cell["method"] for cell in cells} == {"zero_shot", "ivlp", "bias", "coop", "scale.py", "low_rank.py"}
     assert (folder / "workdir" / "why" / "report" / "report.html").is_file()
 
 
@@ -117,27 +117,32 @@ def test_a_wrong_command_line_is_noticed(folder: Path) -> None:
         ("tools.prepare_data", ["chekc"]),
         ("tools.benchmark", ["train", "--klasses=3"]),
     ]
-    given = [(Command("", "", {}, ("python", "-m", module)), arguments) for module, arguments in wrong]
+    given = [(Command("", {}, ("python", "-m", module)), arguments) for module, arguments in wrong]
     results = jobs(given, folder, run=False)
     assert [result["status"] != 0 for result in results] == [True] * len(wrong), results
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.text[:60])
 def test_every_command_is_of_a_known_kind(command: Command) -> None:
-    program, sources = command.words[0], "".join(path.read_text() for path in (ROOT / "clipbias").rglob("*.py"))
+    program = command.words[0]
     assert program in PROGRAMS, f"{command.page}: nobody checks {program!r}"
-    assert all(f'"{name}"' in sources for name in command.variables if not name.startswith("CUDA_")), command.text
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "clipbias").rglob("*.py"))
+    assert all(f'"{name}"' in sources for name in command.variables), command.text
     if program == "pip":
-        (what,) = command.words[3:]
+        what, *others = command.words[3:]
         assert command.words[:3] == ("pip", "install", "-e"), command.text
-        extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-        assert set(re.findall(r"[\w-]+", what)) <= set(extras), command.text
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        assert set(re.findall(r"[\w-]+", what)) <= set(project["optional-dependencies"]), command.text
+        needed = {re.match(r"[\w-]+", requirement)[0] for requirement in project["dependencies"]}
+        assert {re.match(r"[\w-]+", other)[0] for other in others} <= needed, command.text
     elif program == "python":
         known = command.module in ("venv", "pytest") or command.module.startswith(("experiments.", "tools."))
         assert known, f"{command.page}: nobody checks {command.text!r}"
         assert importlib.util.find_spec(command.module) is not None, command.text
+        tests = [word for word in command.arguments if word.startswith("tests")]
+        assert all((ROOT / path).exists() for path in tests), command.text
     else:  # a shell's own, or a program of the place where it runs
-        assert program in (".", "gcloud", "hf")
+        assert program in (".", "cd", "srun", "gcloud", "hf")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -153,8 +158,12 @@ def test_no_command_hides(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_settings_that_are_named_exist(page: Path) -> None:
     settings, flags = known_settings(), known_flags()
+    # A cluster's own, which the page's scripts set.
+    of_others = set(
+        re.findall(r"--([\w-]+)", " ".join(re.findall(r"^#SBATCH.*", page.read_text("utf-8"), re.MULTILINE)))
+    )
     for span in inline(page):
-        for name, value in re.findall(r"(?:^|[ …])--([\w.]+)(?:=(\S*))?", span):
+        for name, value in re.findall(r"(?:^|[ …])--([\w.-]+)(?:=(\S*))?", span):
             if name.startswith("config."):
                 assert name.removeprefix("config.") in settings, f"{page.name}: there is no {span}"
             elif name == "config":
@@ -162,7 +171,7 @@ def test_settings_that_are_named_exist(page: Path) -> None:
                 module = importlib.import_module(path.removesuffix(".py").replace("/", "."))
                 module.get_config(*[argument] if argument else [])
             else:
-                assert name in flags or span.startswith(("gcloud", "srun")), f"{page.name}: there is no {span}"
+                assert name in flags | of_others, f"{page.name}: there is no {span}"
 
 
 def known_settings() -> set[str]:
