@@ -92,7 +92,7 @@ def _command(page: str, words: list[str]) -> list[Command]:
     if words[0] == "srun" and "python" in words:  # what it starts comes after its own options
         start = words.index("python")
         return [Command(page, variables, ("srun",)), *_command(page, words[start:])]
-    if words[0].endswith("/python"):
+    if words[0] == "python3" or words[0].endswith("/python"):  # as it is called before there is an environment
         words[0] = "python"
     inner = [word.removeprefix("--command=") for word in words if word.startswith("--command=")]
     own = Command(page, variables, tuple(words))
