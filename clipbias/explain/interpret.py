@@ -19,7 +19,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from clipbias.clip import Clip
@@ -27,7 +26,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.explain.norms import norms
 from clipbias.explain.projection import project, separation
 from clipbias.explain.results import plain
-from clipbias.explain.words import Nearest, context_words, prompt_words, readable_token
+from clipbias.explain.words import Nearest, context_words, place_words, prompt_prefixes, readable_token
 from clipbias.tuning import Learnables, Task, parameter_count
 from clipbias.tuning.adapter import Adapter
 
@@ -85,20 +84,21 @@ def interpret(
     clip: Clip, learned: Sequence[Learned], options: Options, *, advance: Callable[[str], None] = lambda name: None
 ) -> dict[str, Any]:
     """Everything that the module's docstring lists; `advance` is told the name of each adapter that is done."""
-    adapters, words, lengths, remarks = [], [], [], []
+    adapters, words, lengths = [], [], []
     for one in learned:
         notes, learnables = one.adapter.notes, one.adapter.learnables
         facts = {key: notes.get(key) for key in ("dataset", "shots", "seed", "accuracy")}
         about = {"name": one.name, "source": one.source, "method": one.adapter.method, **facts}
         adapters.append({**about, "parameters": parameter_count(learnables)})
-        found, left_out = _words(one, options)
-        words += [{"adapter": one.name, **entry} for entry in found]
-        remarks += left_out
+        words += _context_words(one, options)
         own = norms(one.task, learnables, classes=options.classes, images=one.images)
         lengths += [{"adapter": one.name, **dataclasses.asdict(norm)} for norm in own]
         advance(one.name)
     if not lengths:
         raise ClipbiasError("nothing was learned in any of these adapters; give prompts, biases or residuals.")
+    deeper, remarks = _prompt_words(clip, learned, options)
+    order = {one.name: number for number, one in enumerate(learned)}
+    words = sorted(words + deeper, key=lambda entry: (order[entry["adapter"]], entry["layer"]))
     projections, left_out = _projections(learned, options)
     result = {
         "format": FORMAT,
@@ -118,39 +118,55 @@ def interpret(
     return plain(result)
 
 
-def _words(one: Learned, options: Options) -> tuple[list[dict[str, Any]], list[str]]:
-    adaptation = jax.tree.map(np.asarray, one.task.method.adapt(one.adapter.learnables))
-    context, prompts = adaptation.text_context, adaptation.text_prompts
+def _entry(one: Learned, layer: int, class_name: str | None, prompt: int, near: Nearest, row: int) -> dict[str, Any]:
+    pairs = zip(near.ids[row].tolist(), near.distances[row].tolist(), strict=True)
     tokenizer = one.task.clip.tokenizer
-    entries: list[dict[str, Any]] = []
-    remarks: list[str] = []
+    return {
+        "adapter": one.name,
+        "layer": layer,
+        "class": class_name,
+        "prompt": prompt,
+        "mean_distance": near.mean_distance[row],
+        "nearest": [{"id": i, "word": readable_token(tokenizer, i), "distance": d} for i, d in pairs],
+    }
 
-    def entry(layer: int, class_name: str | None, prompt: int, near: Nearest, row: int) -> dict[str, Any]:
-        pairs = zip(near.ids[row].tolist(), near.distances[row].tolist(), strict=True)
-        return {
-            "layer": layer,
-            "class": class_name,
-            "prompt": prompt,
-            "mean_distance": near.mean_distance[row],
-            "nearest": [{"id": i, "word": readable_token(tokenizer, i), "distance": d} for i, d in pairs],
-        }
 
-    if context is not None and context.size:
-        rows = context.reshape(-1, context.shape[-1])
-        near = context_words(rows, np.asarray(one.task.clip.params["text"]["token_embedding"]), options.words)
-        tokens = context.shape[-2]
-        names = one.task.class_names if context.ndim == 3 else None
-        for i in range(len(rows)):
-            entries.append(entry(0, names[i // tokens] if names else None, i % tokens, near, i))
-    if prompts is None or not prompts.size:
-        return entries, remarks
-    if not options.deeper:
-        return entries, [f"{one.name}: the words of deeper prompts were not asked for (--config.deeper=True)."]
-    try:
-        for prompt, layers in enumerate(prompt_words(one.task, prompts, options.words, chunk=options.chunk)):
-            entries += [entry(layer, None, prompt, near, 0) for layer, near in enumerate(layers, start=1)]
-    except ClipbiasError as error:
-        remarks.append(f"{one.name}: {error}")
+def _context_words(one: Learned, options: Options) -> list[dict[str, Any]]:
+    context = one.task.method.adapt(one.adapter.learnables).text_context
+    if context is None or not context.size:
+        return []
+    rows, tokens = np.asarray(context).reshape(-1, context.shape[-1]), context.shape[-2]
+    near = context_words(rows, np.asarray(one.task.clip.params["text"]["token_embedding"]), options.words)
+    names = one.task.class_names if context.ndim == 3 else None
+    return [_entry(one, 0, names[i // tokens] if names else None, i % tokens, near, i) for i in range(len(rows))]
+
+
+def _prompt_words(clip: Clip, learned: Sequence[Learned], options: Options) -> tuple[list[dict[str, Any]], list[str]]:
+    """The words of deeper prompts, adapters that share a place in one pass; and what was left out."""
+    deep: list[tuple[Learned, np.ndarray]] = []
+    for one in learned:
+        learned_prompts = one.task.method.adapt(one.adapter.learnables).text_prompts
+        if learned_prompts is not None and learned_prompts.size:
+            deep.append((one, np.asarray(learned_prompts)))
+    if deep and not options.deeper:
+        count = f"{len(deep)} adapter{'s' if len(deep) > 1 else ''}"
+        return [], [f"The words of the deeper prompts of {count} were not asked for (--config.deeper=True)."]
+    places: dict[tuple[int, ...], list[tuple[Learned, int, np.ndarray]]] = {}
+    remarks = []
+    for one, prompts in deep:
+        try:
+            prefixes = prompt_prefixes(one.task, prompts.shape[1])
+        except ClipbiasError as error:
+            remarks.append(f"{one.name}: {error}")
+            continue
+        for place, prefix in enumerate(prefixes):
+            places.setdefault(tuple(prefix.tolist()), []).append((one, place, prompts[:, place]))
+    entries = []
+    for ids, members in places.items():
+        vectors = [own for _, _, own in members]
+        found = place_words(clip, np.array(ids), vectors, options.words, chunk=options.chunk)
+        for (one, place, _), layers in zip(members, found, strict=True):
+            entries += [_entry(one, layer, None, place, near, 0) for layer, near in enumerate(layers, start=1)]
     return entries, remarks
 
 

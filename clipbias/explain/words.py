@@ -17,19 +17,20 @@ shorter than the states is nearest to the shortest of them, whatever its directi
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clipbias.clip import TextTokens, encode_text
+from clipbias.clip import Clip, TextTokens, encode_text
 from clipbias.clip.config import ClipConfig
 from clipbias.errors import ClipbiasError
 from clipbias.tuning import Task
 
-CHUNK = 4096  # rows of the embedding table that are compared at a time
+CHUNK, VECTORS = 4096, 1024  # rows of the embedding table, and contexts, that are compared at a time
+FIELDS = ("ids", "distances", "mean_distance")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +46,10 @@ class Nearest:
     ids: np.ndarray
     distances: np.ndarray
     mean_distance: np.ndarray
+
+    def row(self, index: int) -> "Nearest":
+        """Those of one vector alone, `n = 1`."""
+        return Nearest(*(getattr(self, name)[index : index + 1] for name in FIELDS))
 
 
 class Search:
@@ -86,10 +91,14 @@ class Search:
 
 def context_words(context: np.ndarray, token_embedding: np.ndarray, count: int) -> Nearest:
     """The words nearest to contexts `[n, D]` in the embedding table `[vocabulary, D]`."""
-    search = Search(context, count)
-    for start in range(0, len(token_embedding), CHUNK):
-        search.add(token_embedding[start : start + CHUNK])
-    return search.result()
+    found = []
+    for first in range(0, len(context), VECTORS):  # a context for each of many classes is many vectors
+        search = Search(context[first : first + VECTORS], count)
+        for start in range(0, len(token_embedding), CHUNK):
+            search.add(token_embedding[start : start + CHUNK])
+        found.append(search.result())
+    ids, distances, means = (np.concatenate([getattr(one, name) for one in found]) for name in FIELDS)
+    return Nearest(ids, distances, means)
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -119,25 +128,37 @@ def prompt_prefixes(task: Task, prompts: int) -> list[np.ndarray]:
     return prefixes
 
 
-def prompt_words(task: Task, prompts: np.ndarray, count: int, *, chunk: int) -> Iterator[list[Nearest]]:
-    """The words nearest to deeper prompts `[depth - 1, T, D]` in the space of the states that they replace.
+def place_words(
+    clip: Clip, prefix: np.ndarray, prompts: Sequence[np.ndarray], count: int, *, chunk: int
+) -> list[list[Nearest]]:
+    """The words nearest to deeper prompts of one place, in the space of the states that they replace.
 
-    Yields:
-      For each of the `T` places, the words of its prompts at blocks 1 … depth - 1 (one `Nearest` of one vector each). A
-      place costs a pass of the text tower over the whole vocabulary, `chunk` words at a time.
+    One pass of the text tower over the whole vocabulary, `chunk` words at a time, serves all prompts of the place.
+
+    Args:
+      clip: the frozen model.
+      prefix: the ids before the place.
+      prompts: of each adapter, `[depth - 1, D]`: its prompts at blocks 1 … depth - 1. Depths may differ.
+      count: nearest words per prompt.
+      chunk: words per pass.
+
+    Returns:
+      For each adapter a `Nearest` of one vector for each of its blocks.
     """
-    config, depth = task.clip.config, len(prompts)
-    params, size = jax.device_put({"text": task.clip.params["text"]}), config.text.vocabulary_size
-    for place, prefix in enumerate(prompt_prefixes(task, prompts.shape[1])):
-        searches = [Search(row[place][None], count) for row in prompts]
-        for start in range(0, size, chunk):
-            # The last piece is filled up, so that one program serves all.
-            tokens = np.minimum(np.arange(start, start + chunk), size - 1)
-            texts = np.column_stack([np.tile(prefix, (chunk, 1)), tokens]).astype(np.int32)
-            states = np.asarray(word_states(params, config, texts))[1 : 1 + depth, : size - start]
-            for search, state in zip(searches, states, strict=True):
-                search.add(state)
-        yield [search.result() for search in searches]
+    config = clip.config
+    params, size = jax.device_put({"text": clip.params["text"]}), config.text.vocabulary_size
+    depth = max(len(own) for own in prompts)
+    here = [[i for i, own in enumerate(prompts) if layer < len(own)] for layer in range(depth)]
+    searches = [Search(np.stack([prompts[i][layer] for i in who]), count) for layer, who in enumerate(here)]
+    for start in range(0, size, chunk):
+        # The last piece is filled up, so that one program serves all.
+        tokens = np.minimum(np.arange(start, start + chunk), size - 1)
+        texts = np.column_stack([np.tile(prefix, (chunk, 1)), tokens]).astype(np.int32)
+        states = np.asarray(word_states(params, config, texts))[1 : 1 + depth, : size - start]
+        for search, state in zip(searches, states, strict=True):
+            search.add(state)
+    results = [search.result() for search in searches]
+    return [[results[layer].row(here[layer].index(i)) for layer in range(len(own))] for i, own in enumerate(prompts)]
 
 
 def readable_token(tokenizer: Any, token: int) -> str:

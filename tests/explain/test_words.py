@@ -12,8 +12,8 @@ from clipbias.errors import ClipbiasError
 from clipbias.explain.words import (
     Search,
     context_words,
+    place_words,
     prompt_prefixes,
-    prompt_words,
     readable_token,
     word_states,
 )
@@ -62,6 +62,11 @@ def test_a_context_of_known_words_finds_them(clip: Clip) -> None:
     assert [readable_token(clip.tokenizer, i) for i in found.ids[:, 0]] == words
     assert found.distances[:, 0].tolist() == [0] * 4
     assert (found.distances[:, 1] > 0).all()
+    many = context_words(np.tile(table[:5], (300, 1)), table, 2)  # more than are compared at a time
+    ids, distances, mean = plain_search(table[:5], table, 2)
+    np.testing.assert_array_equal(many.ids, np.tile(ids, (300, 1)))
+    np.testing.assert_allclose(many.distances, np.tile(distances, (300, 1)), rtol=1e-12)
+    np.testing.assert_allclose(many.mean_distance, np.tile(mean, 300), rtol=1e-9)
 
 
 def test_tokens_in_words(clip: Clip) -> None:
@@ -89,9 +94,11 @@ def test_deeper_prompts_that_are_states_of_words_find_them(clip: Clip, chunk: in
         texts = np.column_stack([np.tile(prefix, (2, 1)), chosen[:, place]]).astype(np.int32)
         states = np.asarray(word_states({"text": clip.params["text"]}, clip.config, texts))
         prompts[:, place] = states[[1, 2], [0, 1]]
-    for place, layers in enumerate(prompt_words(task, prompts, 3, chunk=chunk)):
-        for layer, near in enumerate(layers):
-            assert near.ids[0, 0] == chosen[layer, place]
+    for place, prefix in enumerate(prompt_prefixes(task, 2)):
+        shallow, deep = place_words(clip, prefix, [prompts[:1, place], prompts[:, place]], 3, chunk=chunk)
+        assert len(shallow) == 1 and len(deep) == 2  # prompts of two depths in one pass
+        for layer, near in enumerate([*shallow, *deep]):
+            assert near.ids[0, 0] == chosen[max(layer - 1, 0), place]
             assert near.distances[0, 0] < 1e-4 < near.distances[0, 1]
 
 
