@@ -54,7 +54,7 @@ def run_arguments(main: Callable[[Sequence[str]], int]) -> None:
         try:
             return main([*arguments[1:], *([WORKDIR.value] if WORKDIR.value else [])])
         except ClipbiasError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {printable(error)}", file=sys.stderr)
             return 1
 
     app.run(guarded, flags_parser=_parse)
@@ -71,6 +71,8 @@ def answer(main: Callable[[ConfigDict, Path], Any], settings: Any, workdir: str 
       settings: its configuration.
       workdir: goes before the configuration's own.
     """
+    from experiments import checks  # it imports JAX, which showing runs does without
+
     try:
         if not isinstance(settings, ConfigDict):  # what the flag holds where its file could not be loaded
             raise ClipbiasError(f"cannot load the configuration: {_config_error(settings)}")

@@ -16,6 +16,7 @@ from absl import flags
 from clipbias.errors import ClipbiasError
 from clipbias.report.run_tables import FORMATS, render
 from clipbias.report.runs import Run, read_workdir
+from clipbias.terminal import printable
 from experiments import app
 
 _FORMAT = flags.DEFINE_enum("format", "text", FORMATS, "How to print the tables.")
@@ -37,19 +38,21 @@ def main(folders: Sequence[str]) -> int:
             shown.append(found[0])
         except ClipbiasError as error:
             problems.append(str(error))
-    app.tell(*render(rows, shown, problems, form=_FORMAT.value).removesuffix("\n").split("\n"))
+    if text := render(rows, shown, problems, form=_FORMAT.value):
+        app.tell(*text.removesuffix("\n").split("\n"))
+    curves = []
     if _OUTPUT.value:
         from clipbias.report.curves import read_curves, save_curves
 
-        curves = []
         for run in shown:
             try:
                 curves += read_curves(run)
             except ClipbiasError as error:
                 problems.append(str(error))
-        print(f"curves: {save_curves(curves, Path(_OUTPUT.value))}", file=sys.stderr)
     for problem in problems:
-        print(f"error: {problem}", file=sys.stderr)
+        print(f"error: {printable(problem)}", file=sys.stderr)
+    if _OUTPUT.value:
+        print(f"curves: {save_curves(curves, Path(_OUTPUT.value))}", file=sys.stderr)
     return 1 if problems else 0
 
 

@@ -23,6 +23,7 @@ def run_table(runs: Sequence[Run]) -> Table:
         "Dataset": lambda run: words(run.dataset, "datasets"),
         "Shots": lambda run: words(run.shots, "values"),
         "Seed": lambda run: words(run.seed, "seeds"),
+        "Rate": lambda run: words(run.learning_rate, "values", "{:g}"),
         "Accuracy": lambda run: words(run.accuracy, "values", "{:.2f}"),
         "Parameters": lambda run: words(run.parameters, "values", "{:,}"),
         "Loss": lambda run: words(run.loss, "values", "{:.4g}"),
@@ -31,10 +32,10 @@ def run_table(runs: Sequence[Run]) -> Table:
     }
     rows = tuple(tuple(Entry(show(run)) for show in columns.values()) for run in runs)
     caption = (
-        "Top-1 accuracy in percent; learned parameters; loss of the last training step; computing time of all processes"
-        " that worked on the run. Several values belong to several models or seeds, in this order."
+        "Learning rate; top-1 accuracy in percent; learned parameters; loss of the last training step; computing time"
+        " of all processes that worked on the run. Several values belong to several models or seeds, in this order."
     )
-    return Table("Runs", caption, tuple(columns), rows, frozenset({1, 2, 3, 10}))
+    return Table("Runs", caption, tuple(columns), rows, frozenset({1, 2, 3, 11}))
 
 
 def environment_table(runs: Sequence[Run]) -> Table:

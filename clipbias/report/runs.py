@@ -48,6 +48,7 @@ class Run:
     dataset: Any = None
     shots: Any = None
     seed: Any = None
+    learning_rate: Any = None
     accuracy: Any = None
     parameters: Any = None
     loss: Any = None
@@ -101,6 +102,7 @@ def read_workdir(folder: str | Path, *, cells: bool = False) -> list[Run]:
             common,
             state=state_in_words(path, state, finished=finished, progress=progress),
             **settings,
+            learning_rate=config.get("learning_rate") if binary == "train" else None,
             accuracy=result.get("accuracy"),
             parameters=result.get("parameters"),
             loss=result.get("loss", last.get("loss")),
@@ -133,9 +135,19 @@ def read_object(path: Path) -> dict[str, Any] | None:
     return content
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSONL file, without damaged lines. Raises `ClipbiasError` where it is no such file at all."""
+    lines = read_json_lines(path)
+    # The first line of all, cut short, is what a run leaves that was killed as it began.
+    content = path.read_bytes().strip() if not lines and path.is_file() else b""
+    if content and not content.startswith(b"{"):
+        raise ClipbiasError(f"{path} is damaged: no line of it is a JSON object.")
+    return lines
+
+
 def metric_lines(folder: Path) -> list[dict[str, Any]]:
     """The lines of a folder's `metrics.jsonl`."""
-    return read_json_lines(folder / "metrics.jsonl")
+    return read_lines(folder / "metrics.jsonl")
 
 
 def _binary(config: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
@@ -156,9 +168,8 @@ def _is_locked(folder: Path) -> bool:
 
 def _grid(folder: Path, common: Run, state: Mapping[str, Any], *, cells: bool) -> list[Run]:
     """A grid's line, or one line per cell that ended; a cell that failed and was run again counts once."""
-    axes = ("method", "dataset", "shots", "seed")
     wanted = _cells(common.config)
-    latest = {tuple(row.get(axis) for axis in axes): row for row in read_json_lines(folder / "results.jsonl")}
+    latest = {tuple(row.get(axis) for axis in _AXES.values()): row for row in read_lines(folder / "results.jsonl")}
     rows = [latest[cell] for cell in wanted if cell in latest]
     failed = [row for row in rows if row.get("status") != "ok"]
     if cells:
@@ -171,6 +182,7 @@ def _grid(folder: Path, common: Run, state: Mapping[str, Any], *, cells: bool) -
                 dataset=row.get("dataset"),
                 shots=row.get("shots"),
                 seed=row.get("seed"),
+                learning_rate=row.get("learning_rate"),
                 accuracy=row.get("accuracy", row.get("accuracies")),
                 parameters=row.get("parameters"),
                 loss=row.get("loss"),
@@ -186,20 +198,32 @@ def _grid(folder: Path, common: Run, state: Mapping[str, Any], *, cells: bool) -
     )
     if failed:
         words += f"; {len(failed)} of {len(wanted)} cells failed: {failed[0].get('error')}"
-    values: dict[str, Any] = {
-        axis: list(common.config.get(plural) or []) for axis, plural in zip(axes, _AXES, strict=True)
-    }
+    values: dict[str, Any] = {axis: _values(common.config, plural) for plural, axis in _AXES.items()}
     return [dataclasses.replace(common, state=words, **values)]
 
 
-_AXES = ("methods", "datasets", "shots", "seeds")
+# What a grid's configuration has several of, and what a cell has one of.
+_AXES = {
+    "methods": "method",
+    "datasets": "dataset",
+    "shots": "shots",
+    "seeds": "seed",
+    "learning_rates": "learning_rate",
+}
+
+
+def _values(config: Mapping[str, Any], axis: str) -> list[Any]:
+    if axis == "learning_rates" and not config.get(axis):
+        return [config.get("learning_rate")]
+    return list(config.get(axis) or [])
 
 
 def _cells(config: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-    """What names each cell of a grid; zero-shot draws nothing, and is one cell per dataset."""
-    methods, datasets, shots, seeds = (config.get(axis) or [] for axis in _AXES)
-    product = itertools.product(datasets, methods, shots, seeds)
-    return list(dict.fromkeys((m, d, 0, 0) if m == ZERO_SHOT else (m, d, count, seed) for d, m, count, seed in product))
+    """What names each cell of a grid; zero-shot learns and draws nothing, and is one cell per dataset."""
+    methods, datasets, shots, seeds, rates = (_values(config, axis) for axis in _AXES)
+    product = itertools.product(datasets, methods, shots, rates, seeds)
+    cells = ((m, d, 0, 0, None) if m == ZERO_SHOT else (m, d, count, seed, rate) for d, m, count, rate, seed in product)
+    return list(dict.fromkeys(cells))
 
 
 def _study(folder: Path, common: Run, state: Mapping[str, Any]) -> list[Run]:

@@ -12,6 +12,8 @@ from clipbias.errors import ClipbiasError
 from clipbias.report.curves import curves_figure, read_curves, save_curves
 from clipbias.report.run_tables import devices_words, difference_table, duration, render, words
 from clipbias.report.runs import differences, read_workdir
+from clipbias.training.programs import plan
+from configs import demo
 
 BASE = {"model": "demo", "mesh": {"run": 1, "data": -1}, "workdir": "w", "learning_rate": 0.1}
 TRAIN = {**BASE, "method": "bias", "dataset": "demo/digits", "shots": 4, "seed": 1}
@@ -80,8 +82,8 @@ def test_a_run_that_a_process_works_on(tmp_path: Path) -> None:
 
 
 def cell(method: str, dataset: str, seed: int, **values: Any) -> dict[str, Any]:
-    shots = 0 if method == "zero_shot" else 4
-    return {"method": method, "dataset": dataset, "shots": shots, "seed": seed, "status": "ok", **values}
+    drawn = {"shots": 0, "learning_rate": None} if method == "zero_shot" else {"shots": 4, "learning_rate": 0.1}
+    return {"method": method, "dataset": dataset, **drawn, "seed": seed, "status": "ok", **values}
 
 
 def test_a_grid_and_its_cells(tmp_path: Path) -> None:
@@ -105,6 +107,24 @@ def test_a_grid_and_its_cells(tmp_path: Path) -> None:
     assert [c.name for c in cells] == [f"{tmp_path}#{n}" for n in (1, 2, 3)]
 
 
+def test_a_grid_over_learning_rates(tmp_path: Path) -> None:
+    rows = [cell("bias", "a", 1, learning_rate=rate, accuracy=rate) for rate in (1.0, 2.0)]
+    write(tmp_path, config={**GRID, "methods": ["bias"], "learning_rates": [1.0, 2.0]}, results=rows)
+    assert read_workdir(tmp_path)[0].state == "not finished after 2 of 8 cells"
+    cells = read_workdir(tmp_path, cells=True)
+    assert [(c.learning_rate, c.accuracy) for c in cells] == [(1.0, 1.0), (2.0, 2.0)]
+
+
+@pytest.mark.parametrize("rates", [(), (0.1, 0.2)])
+def test_cells_are_those_that_a_grid_runs(rates: tuple[float, ...], tmp_path: Path) -> None:
+    config = demo.get_config()
+    config.learning_rates = rates
+    packs = plan(config.methods, config.datasets, config.shots, config.seeds, runs_per_program=0, learning_rates=rates)
+    wanted = sum(len(pack.seeds) for pack in packs)
+    write(tmp_path, config=json.loads(config.to_json_best_effort()), results=[])
+    assert read_workdir(tmp_path)[0].state == f"not finished after 0 of {wanted} cells"
+
+
 def test_a_study_of_several_datasets(tmp_path: Path) -> None:
     def result(name: str) -> dict:
         models = [{"method": m, "accuracy": a, "parameters": {"total": 9}} for m, a in (("zero_shot", 1.0), ("b", 2.0))]
@@ -126,6 +146,8 @@ def test_a_study_of_several_datasets(tmp_path: Path) -> None:
         ({"config.json": "{"}, r"config\.json cannot be read"),
         ({"config.json": "[]"}, "holds list instead of a JSON object"),
         ({"config.json": json.dumps(TRAIN), "result.json": "\x00"}, r"result\.json cannot be read"),
+        ({"config.json": json.dumps(TRAIN), "metrics.jsonl": "1\n"}, r"metrics\.jsonl is damaged"),
+        ({"config.json": json.dumps(TRAIN), "metrics.jsonl": b"\xff"}, r"metrics\.jsonl is damaged"),
     ],
 )
 def test_foreign_and_damaged_folders(files: dict, message: str, tmp_path: Path) -> None:
