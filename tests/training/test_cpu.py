@@ -18,6 +18,7 @@ def test_weights_exist_once(clip: Clip) -> None:
 
 
 def test_the_code_generator_is_chosen_unless_the_user_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax, "__version_info__", (0, 10, 2))
     monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x")
     cpu.choose_code_generator()
     assert cpu.os.environ["XLA_FLAGS"] == "--xla_dump_to=x --xla_cpu_use_fusion_emitters=false"
