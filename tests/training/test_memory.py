@@ -89,7 +89,7 @@ def test_every_way_gives_the_same_numbers(clip: Clip, remat: str, chunks: int, g
     expected = jax.jit(jax.value_and_grad(plain.loss, argnums=1))(clip.params, start, images, labels)
     found = jax.jit(jax.value_and_grad(task.loss, argnums=1))(clip.params, start, images, labels)
     for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
-        np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6)
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5)  # of gradients up to ten
 
 
 def test_the_fastest_way_that_fits_is_chosen(deep: Clip) -> None:

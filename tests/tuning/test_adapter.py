@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 import clipbias
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
+from clipbias.tuning.adapter import Adapter
 from tests import helpers
 from tests.reference.cases import CLASS_NAMES
 
@@ -25,7 +26,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Clip:
     return clipbias.load(folder)
 
 
-def saved(clip: Clip, path: Path, method: str, **options) -> clipbias.tuning.adapter.Adapter:
+def saved(clip: Clip, path: Path, method: str, **options) -> Adapter:
     """An adapter for two classes, written and read back."""
     task = clipbias.Task(clip, method, ("cat", "dog"), template="a {}.", **options)
     clipbias.save_adapter(path, task, task.init(seed=3), method=method, notes={"accuracy": 1.5})
