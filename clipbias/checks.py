@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from clipbias.errors import ClipbiasError
+from clipbias.files import shorten
 
 LARGEST = 2**31 - 1
 
@@ -54,5 +55,4 @@ def shown(value: Any) -> str:
     # Python refuses to write out a whole number of more than 4300 digits.
     if isinstance(value, int) and abs(value) >= 10**60:
         return f"a whole number of {value.bit_length():,} bits"
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return shorten(repr(value))

@@ -233,5 +233,5 @@ def write_tensors(path: str | os.PathLike, tensors: Mapping[str, Any], metadata:
         try:
             save_file(dict(tensors), temporary, metadata=dict(metadata))
         except safetensors.SafetensorError as error:
-            reason = str(error).partition("I/O error: ")[2].partition(" (os error")[0]
-            raise OSError(reason or str(error)) from error
+            words = str(error).partition("I/O error: ")[2].partition(" (os error")[0]
+            raise OSError(words or str(error)) from error

@@ -8,6 +8,7 @@ import ftfy
 import numpy as np
 
 from clipbias.errors import ClipbiasError
+from clipbias.files import shorten
 
 
 def clean(text: str) -> str:
@@ -63,7 +64,7 @@ def pad(rows: Sequence[Sequence[int]], texts: Sequence[str], context_length: int
     longest = max((len(row) for row in rows), default=0)
     if longest > context_length:
         text = next(text for row, text in zip(rows, texts, strict=True) if len(row) == longest)
-        shown = text if len(text) <= 80 else text[:77] + "..."
+        shown = shorten(text)
         raise ClipbiasError(
             f"the text {shown!r} has {longest} tokens and this model reads at most {context_length}; shorten the class "
             "name or the template."
