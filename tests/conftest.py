@@ -1,7 +1,7 @@
 """Settings shared by all tests: CPU only, eight simulated devices, parsed absl flags, how many inputs are made up."""
 
 import os
-from importlib import metadata
+from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -10,15 +10,20 @@ os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
         "--xla_backend_optimization_level=0",
-        # Later versions do not know this flag, and end the process over it.
-        "--xla_cpu_use_fusion_emitters=false" if metadata.version("jaxlib").startswith("0.10.") else "",
     ]
 )
 
 import jax
+import pytest
 from absl import flags
 from hypothesis import HealthCheck, settings
 
+import clipbias
+from clipbias.clip import Clip
+from clipbias.training import cpu
+from tests import helpers
+
+cpu.choose_code_generator()
 jax.config.update("jax_num_cpu_devices", 8)
 flags.FLAGS.mark_as_parsed()
 
@@ -28,3 +33,17 @@ UNTIMED = {"deadline": None, "suppress_health_check": list(HealthCheck), "databa
 settings.register_profile("quick", max_examples=20, derandomize=True, **UNTIMED)
 settings.register_profile("thorough", max_examples=400, print_blob=True, **UNTIMED)
 settings.load_profile("quick")
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random model in Hugging Face format."""
+    folder = tmp_path_factory.mktemp("model")
+    helpers.tiny_checkpoint(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def clip(model: Path) -> Clip:
+    """The same, loaded."""
+    return clipbias.load(model)

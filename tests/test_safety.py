@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-import clipbias
 from clipbias.clip import Clip
 from clipbias.data import transforms
 from clipbias.data.files_on_disk import inside, read_image
@@ -27,17 +26,9 @@ from clipbias.training.progress import Progress
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import load_adapter, save_adapter
 from experiments import app
-from tests import helpers
 
 ROOT = Path(__file__).parents[1]
 HOSTILE = "\x1b]0;owned\x07\x1b[2Jcat\r\n\u202egod\ud800"
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Clip:
-    folder = tmp_path_factory.mktemp("tiny")
-    helpers.tiny_checkpoint(folder)
-    return clipbias.load(folder)
 
 
 # Modules that turn bytes into running code, and calls that run a text.

@@ -60,10 +60,10 @@ def test_forms_that_a_method_does_not_take(clip: Clip, tmp_path: Path, method: s
     assert not (tmp_path / "out").exists()
 
 
-def test_a_base_in_half_precision_and_a_full_folder_are_refused(clip: Clip, source: Path, tmp_path: Path) -> None:
+def test_a_base_in_half_precision_and_a_full_folder_are_refused(clip: Clip, model: Path, tmp_path: Path) -> None:
     adapter = models.adapter(clip, "bias", tmp_path)
     with pytest.raises(ClipbiasError, match="load it in float32"):
-        export(adapter, clipbias.load(source, dtype="bfloat16"), tmp_path / "out")
+        export(adapter, clipbias.load(model, dtype="bfloat16"), tmp_path / "out")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious").touch()
     with pytest.raises(ClipbiasError, match="exists already"):

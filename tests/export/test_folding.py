@@ -43,9 +43,9 @@ def test_the_checkpoint_gives_the_adapters_logits(name: str, request: pytest.Fix
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16], ids=lambda dtype: np.dtype(dtype).name)
-def test_no_bias_is_rounded_and_no_other_weight_touched(source: Path, tmp_path: Path, dtype: type) -> None:
-    base_folder = Path(shutil.copytree(source, tmp_path / "base"))
-    base = {name: x.astype(dtype) for name, x in load_file(source / WEIGHTS).items()}
+def test_no_bias_is_rounded_and_no_other_weight_touched(model: Path, tmp_path: Path, dtype: type) -> None:
+    base_folder = Path(shutil.copytree(model, tmp_path / "base"))
+    base = {name: x.astype(dtype) for name, x in load_file(model / WEIGHTS).items()}
     save_file(base, base_folder / WEIGHTS)
     clip = clipbias.load(base_folder)
     adapter = models.adapter(clip, "bias", tmp_path, size=1e-3)  # too small to survive in a half's digits
@@ -66,8 +66,8 @@ def test_no_bias_is_rounded_and_no_other_weight_touched(source: Path, tmp_path: 
     models.assert_close(zero_shot_logits(tmp_path / "out", images), models.logits(clip, adapter, images))
 
 
-def test_a_sharded_base_makes_the_same_checkpoint(source: Path, clip: Clip, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(source, tmp_path / "sharded"))
+def test_a_sharded_base_makes_the_same_checkpoint(model: Path, clip: Clip, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(model, tmp_path / "sharded"))
     tensors = load_file(folder / WEIGHTS)
     owner = {name: f"{i % 2}.safetensors" for i, name in enumerate(sorted(tensors))}
     for file in set(owner.values()):

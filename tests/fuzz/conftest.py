@@ -8,7 +8,6 @@ from hypothesis import settings
 
 import clipbias
 from clipbias.clip import Clip
-from tests import helpers
 from tests.fuzz.answers import COUNTS
 
 
@@ -18,13 +17,6 @@ def _folders_of_others() -> None:
     import matplotlib
 
     matplotlib.get_configdir(), matplotlib.get_cachedir()
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    helpers.tiny_checkpoint(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")

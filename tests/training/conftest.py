@@ -6,11 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import clipbias
-from clipbias.clip import Clip
 from clipbias.data import Dataset, Split
 from clipbias.training.settings import Recipe
-from tests import helpers
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
 
@@ -27,13 +24,6 @@ def colour_split(count: int, seed: int) -> Split:
             encoded.append(buffer.getvalue())
             labels.append(label)
     return Split(tuple(f"{seed}/{i}.png" for i in range(len(labels))), np.array(labels), encoded.__getitem__)
-
-
-@pytest.fixture(scope="session")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Clip:
-    folder = tmp_path_factory.mktemp("tiny")
-    helpers.tiny_checkpoint(folder)
-    return clipbias.load(folder)
 
 
 @pytest.fixture(scope="session")

@@ -19,13 +19,6 @@ from tests.reference.cases import CLASS_NAMES
 DATA = Path(__file__).parents[1] / "data_files"
 
 
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Clip:
-    folder = tmp_path_factory.mktemp("tiny")
-    helpers.tiny_checkpoint(folder)
-    return clipbias.load(folder)
-
-
 def saved(clip: Clip, path: Path, method: str, **options) -> Adapter:
     """An adapter for two classes, written and read back."""
     task = clipbias.Task(clip, method, ("cat", "dog"), template="a {}.", **options)

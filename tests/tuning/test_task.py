@@ -7,15 +7,6 @@ import clipbias
 from clipbias.clip import Clip, ClipConfig, TextConfig, VisionConfig
 from clipbias.errors import ClipbiasError
 from clipbias.tuning import parameter_count
-from tests import helpers
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Clip:
-    folder = tmp_path_factory.mktemp("tiny")
-    helpers.tiny_checkpoint(folder)
-    return clipbias.load(folder)
-
 
 VIT_B_16 = ClipConfig(
     VisionConfig(768, 12, 12, 3072, image_size=224, patch_size=16),
