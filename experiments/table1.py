@@ -26,10 +26,10 @@ from clipbias.report.published import are_the_eleven
 from clipbias.report.style import save_figure, svg_text
 from clipbias.training import mesh as meshes
 from clipbias.training.forecast import device_rate
-from clipbias.training.grid import Grid, GridSettings
+from clipbias.training.grid import Grid
 from clipbias.training.programs import Pack, plan
 from clipbias.training.results import Results
-from clipbias.training.settings import Recipe
+from clipbias.training.settings import GridSettings, Recipe
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import make_method
 from experiments import app

@@ -6,7 +6,6 @@
 Continues where it stopped. Writes `metrics.jsonl`, `result.json` and `adapter.safetensors`.
 """
 
-import functools
 import json
 from pathlib import Path
 
@@ -18,10 +17,8 @@ from clipbias.files import write_text
 from clipbias.training import mesh as meshes
 from clipbias.training import single
 from clipbias.training.forecast import Forecast, device_rate
-from clipbias.training.memory import fit_task
 from clipbias.training.settings import Recipe
 from clipbias.training.workdir import open_workdir
-from clipbias.tuning import Task
 from experiments import app
 
 _CONFIG = "configs/train.py"
@@ -62,15 +59,12 @@ def dry_run(config: ConfigDict) -> None:
     clip, dataset = clipbias.load(config.model), app.load_dataset(config, config.dataset)
     mesh, recipe = meshes.make_mesh(**config.mesh), Recipe.from_config(config)
     images = single.training_images(dataset, shots=config.shots, seed=config.seed, on_image_error="raise")
-    groups = mesh.shape[meshes.DATA]
-    options = dict(template=dataset.template, dtype=config.dtype, groups=groups, **config.method_options)
-    task, step = fit_task(
-        functools.partial(Task, clip, config.method, dataset.class_names, **options),
-        batch=recipe.batch_size,
-        runs=1,
+    task, step = single.fit(
+        *(clip, dataset, config.method, dict(config.method_options), recipe),
+        dtype=config.dtype,
         mesh=mesh,
         remat=config.remat,
-        chunks=config.class_chunks,
+        class_chunks=config.class_chunks,
     )
     title = f"{config.method} on {config.dataset}, {config.shots} shots"
     forecast = Forecast(title, (task,), recipe, step, len(images), len(dataset.split("test")), mesh)

@@ -36,8 +36,16 @@ PUBLIC: dict[str, tuple[str, ...]] = {
     ),
     "clipbias.data": ("load", "Dataset", "Split", "few_shot", "pipeline.train_batches", "pipeline.test_batches"),
     "clipbias.training": (
-        *("single.train_and_evaluate", "single.evaluate", "settings.Recipe", "loop.train", "loop.Run", "loop.Trained"),
-        *("grid.Grid", "grid.GridSettings", "mesh.make_mesh", "mesh.start_distributed", "results.Results"),
+        *(
+            "single.train_and_evaluate",
+            "single.evaluate",
+            "settings.Recipe",
+            "settings.GridSettings",
+            "loop.train",
+            "loop.Run",
+            "loop.Trained",
+        ),
+        *("grid.Grid", "mesh.make_mesh", "mesh.start_distributed", "results.Results"),
     ),
     "clipbias.explain": (
         *("streaming.Relevancy", "relevancy.plain_relevancy", "baselines.explanations", "attention.entropy"),
@@ -174,4 +182,6 @@ def _line(text: str) -> str:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("error: name the file to write: python -m tools.make_api_reference docs/api.md")
     write_text(sys.argv[1], reference())

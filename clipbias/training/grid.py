@@ -2,8 +2,8 @@
 
 A *cell* is one number of the table. Cells that differ in the seed only are a *pack*. Packs of one method with equally
 many steps, on datasets with about as many classes, at several learning rates, train side by side as one *program*
-(`programs.py`). A pack is finished as a whole or not at all, and programs depend on the configuration and on what is
-unfinished alone, so that an interrupted grid ends with the same numbers to the last bit.
+(`programs.py`). A pack is finished as a whole or not at all, and programs depend on the configuration, on what is
+unfinished and on the size of the device alone, so that an interrupted grid ends with the same numbers to the last bit.
 """
 
 import contextlib
@@ -23,11 +23,9 @@ import jax
 from absl import logging
 from jax.sharding import Mesh
 
-from clipbias import checks
 from clipbias.clip import Clip
-from clipbias.clip.precision import DTYPES
 from clipbias.data import Dataset, protocols
-from clipbias.data.pipeline import ON_ERROR, steps_per_epoch
+from clipbias.data.pipeline import steps_per_epoch
 from clipbias.errors import ClipbiasError, sentence
 from clipbias.files import read_json, write_text
 from clipbias.training import mesh as meshes
@@ -36,68 +34,24 @@ from clipbias.training.evaluate import Evaluator
 from clipbias.training.forecast import Forecast
 from clipbias.training.interruption import Interrupted
 from clipbias.training.loop import Run, initial_learnables, place_text, train
-from clipbias.training.memory import AUTO, StepPlan, fit_task, plan_step
+from clipbias.training.memory import StepPlan, device_limit, fit_task, plan_step
 from clipbias.training.programs import LEAST_FILLED, ZERO_SHOT, Pack, Program, make_programs
 from clipbias.training.progress import Progress, progress
 from clipbias.training.results import Results, Row
-from clipbias.training.settings import Recipe
+from clipbias.training.settings import GridSettings, Recipe
 from clipbias.training.single import decoded_on_demand
 from clipbias.training.workdir import stable_hash
 from clipbias.tuning import Task, make_method, parameter_count
 from clipbias.tuning.adapter import save_adapter
-from clipbias.tuning.method import Learnables
+from clipbias.tuning.method import Learnables, Method
 from clipbias.tuning.transfer import transfer
 
 # Resized test images that are kept for the next method, of all datasets that share a program.
 EVALUATION_CACHE_BYTES = 1 << 30
 
 
-@dataclasses.dataclass(frozen=True)
-class GridSettings:
-    """What all cells of a grid have in common besides the recipe.
-
-    Attributes:
-      method_options: options by method name.
-      dtype: compute type.
-      eval_batch_size: images per evaluation step.
-      checkpoint_seconds: least time between two checkpoints of a pack.
-      on_image_error: "raise" or "skip" images that cannot be read.
-      protocol: a name of `data.protocols.PROTOCOLS`.
-      targets: datasets that a protocol evaluates on besides; `None` takes the literature's.
-      remat, class_chunks: the knobs of `training.memory`.
-      side_by_side: whether packs may share a program.
-    """
-
-    method_options: Mapping[str, Mapping[str, Any]]
-    dtype: str
-    eval_batch_size: int
-    checkpoint_seconds: float
-    on_image_error: str
-    protocol: str = "few_shot"
-    targets: tuple[str, ...] | None = None
-    remat: str = AUTO
-    class_chunks: int = 0
-    side_by_side: bool = True
-
-    def __post_init__(self) -> None:
-        checks.one_of("dtype", self.dtype, DTYPES)
-        checks.whole("eval_batch_size", self.eval_batch_size, lowest=1)
-        checks.number("checkpoint_seconds", self.checkpoint_seconds, lowest=0)
-        checks.one_of("on_image_error", self.on_image_error, ON_ERROR)
-        checks.one_of("protocol", self.protocol, tuple(protocols.PROTOCOLS))
-        checks.texts("targets", () if self.targets is None else self.targets)
-        for name, options in self._options().items():
-            if not isinstance(options, Mapping):
-                raise ClipbiasError(f"the options of {name!r} are {checks.shown(options)}; give them by name.")
-
-    def _options(self) -> Mapping[str, Any]:
-        if not isinstance(self.method_options, Mapping):
-            raise ClipbiasError(f"method_options is {checks.shown(self.method_options)}; give options by method name.")
-        return self.method_options
-
-
 class Grid:
-    """Runs packs, keeping what they share: the weights on the mesh, one dataset's images, tasks."""
+    """Runs packs, keeping what they share: the weights on the mesh, draws, methods, tasks and test images."""
 
     def __init__(
         self,
@@ -115,6 +69,8 @@ class Grid:
         self._load_dataset = load_dataset
         self._sources: frozenset[str] = frozenset()
         self._datasets: dict[str, Dataset] = {}
+        self._drawn: dict[tuple[Any, ...], list[protocols.Plan]] = {}
+        self._methods: dict[str, Method] = {}
         self._evaluators: dict[tuple[str, str], Evaluator] = {}
         self._tasks: dict[tuple[Any, ...], Task] = {}
 
@@ -131,8 +87,7 @@ class Grid:
         if done:
             logging.info("%d of %d cells are finished already", done, cells)
         self._remove_finished()
-        together = self.settings.side_by_side
-        programs = make_programs(todo, self._kind, self._fits) if together else [Program((pack,)) for pack in todo]
+        programs = self._programs(todo)
         with progress(cells, done=done, unit="cell", title="cells") as bar:
             for program in programs:
                 if self._sources != program.sources:  # what was kept of other datasets is freed first
@@ -175,6 +130,11 @@ class Grid:
                 shown["accuracy"] = round(sum(accuracies) / len(accuracies), 1)
             bar.advance(len(rows), shown)
 
+    def _programs(self, packs: Sequence[Pack]) -> list[Program]:
+        if not self.settings.side_by_side:
+            return [Program((pack,)) for pack in packs]
+        return make_programs(packs, self._kind, functools.partial(self._fits, limit=device_limit()))
+
     def _kind(self, pack: Pack) -> Hashable | None:
         """What must be equal for packs to share a program, or `None` where a pack runs alone."""
         if pack.method == ZERO_SHOT:
@@ -189,13 +149,13 @@ class Grid:
         images, batch = len(source.split("train")), self.recipe.batch_size
         return (pack.method, task.classifier, steps_per_epoch(images, batch), min(images, batch))
 
-    def _fits(self, packs: Sequence[Pack]) -> bool:
-        """Whether packs have about as many classes, and run side by side as fast as one by one."""
+    def _fits(self, packs: Sequence[Pack], *, limit: int) -> bool:
+        """Whether packs have about as many classes, and run as fast side by side as one by one within `limit` bytes."""
         tasks = [self._task(pack, self._plans(pack)[0].source) for pack in packs]
         counts = [len(task.class_names) for task in tasks]
         if min(counts) < LEAST_FILLED * max(counts) or not same_program(tasks):
             return False
-        options: dict[str, Any] = dict(batch=self.recipe.batch_size, mesh=self.mesh)
+        options: dict[str, Any] = dict(batch=self.recipe.batch_size, mesh=self.mesh, limit=limit)
         largest = max(tasks, key=lambda task: len(task.class_names))
         alone = plan_step(largest, runs=len(packs[0].seeds), **options)
         side_by_side = plan_step(largest, runs=sum(len(pack.seeds) for pack in packs), **options)
@@ -214,7 +174,7 @@ class Grid:
 
     def _identity(self, pack: Pack) -> dict[str, Any]:
         """Everything that a number depends on, apart from the images themselves."""
-        trained = {} if pack.method == ZERO_SHOT else dataclasses.asdict(self._recipe(pack))
+        trained = {} if pack.method == ZERO_SHOT else dataclasses.asdict(self.recipe.at(pack.learning_rate))
         return {
             "model": self.clip.fingerprint,
             "method": pack.method,
@@ -228,9 +188,8 @@ class Grid:
             "recipe": trained,
         }
 
-    def _recipe(self, pack: Pack) -> Recipe:
-        rate = self.recipe.learning_rate if pack.learning_rate is None else pack.learning_rate
-        return dataclasses.replace(self.recipe, learning_rate=rate)
+    def _learning_rate(self, pack: Pack) -> float | None:
+        return None if pack.method == ZERO_SHOT else self.recipe.at(pack.learning_rate).learning_rate
 
     def _checkpoints(self, packs: Sequence[Pack]) -> Path:
         return self.workdir / "checkpoints" / stable_hash([self._identity(pack) for pack in packs])
@@ -254,7 +213,7 @@ class Grid:
         return {**options.get(pack.method, {}), **options.get(f"{pack.method}@{pack.dataset}", {})}
 
     def _plans(self, pack: Pack) -> list[protocols.Plan]:
-        """One plan per seed."""
+        """One plan per seed, drawn once for all methods and learning rates."""
 
         def load(name: str) -> Dataset:
             if name not in self._datasets:
@@ -263,10 +222,13 @@ class Grid:
 
         shots = max(pack.shots, 1)  # zero-shot takes from a plan what to evaluate on, not what to train on
         protocol = self.settings.protocol if pack.shots or pack.method == ZERO_SHOT else "full"
-        return [
-            protocols.make_plan(protocol, pack.dataset, load, shots=shots, seed=seed, targets=self.settings.targets)
-            for seed in pack.seeds
-        ]
+        key = (protocol, pack.dataset, shots, pack.seeds)
+        if key not in self._drawn:
+            self._drawn[key] = [
+                protocols.make_plan(protocol, pack.dataset, load, shots=shots, seed=seed, targets=self.settings.targets)
+                for seed in pack.seeds
+            ]
+        return self._drawn[key]
 
     def _evaluator(self, pack: Pack, evaluation: protocols.Evaluation) -> Evaluator:
         key = (pack.dataset, evaluation.name)
@@ -282,12 +244,21 @@ class Grid:
             )
         return self._evaluators[key]
 
+    def _method(self, pack: Pack) -> Method:
+        """Made once, so that the functions of a file of one's own are the same for all datasets."""
+        options = self._options(pack)
+        key = f"{pack.method} {stable_hash(options)}"
+        if key not in self._methods:
+            self._methods[key] = make_method(pack.method, **options)
+        return self._methods[key]
+
     def _task(self, pack: Pack, dataset: Dataset, **memory: Any) -> Task:
-        key = (pack.method, dataset.class_names, dataset.template, *memory.values())
+        method = self._method(pack)
+        key = (method, dataset.class_names, dataset.template, *memory.values())
         if key not in self._tasks:
             self._tasks[key] = Task(
                 self.clip,
-                make_method(pack.method, **self._options(pack)),
+                method,
                 dataset.class_names,
                 template=dataset.template,
                 dtype=self.settings.dtype,
@@ -350,7 +321,7 @@ class Grid:
     def forecast(self, packs: Sequence[Pack]) -> list[Forecast]:
         """What training and evaluating these packs would need, program by program; nothing is run."""
         found = []
-        for program in make_programs(packs, self._kind, self._fits):
+        for program in self._programs(packs):
             plans = [self._plans(pack) for pack in program.packs]
             runs, step = self._prepare(program.packs, plans)
             first = program.packs[0]
@@ -408,7 +379,7 @@ class Grid:
                 row["accuracies"] = {name: values[index]["accuracy"] for name, values in scores.items()}
             row |= {f"parameters_{part}": counts[part] for part in ("vision", "text", "shared")}
             row |= {"parameters": counts["total"], "loss": losses[index]}
-            row["learning_rate"] = None if pack.method == ZERO_SHOT else self._recipe(pack).learning_rate
+            row["learning_rate"] = self._learning_rate(pack)
             if skipped:
                 row["skipped_images"] = skipped
             if pack.method != ZERO_SHOT and jax.process_index() == 0:
@@ -430,8 +401,8 @@ class Grid:
     def _failure(self, pack: Pack, seed: int, error: Exception) -> Row:
         if not isinstance(error, ClipbiasError):
             logging.error("%s", "".join(traceback.format_exception(error)))
-        rate = None if pack.method == ZERO_SHOT else self._recipe(pack).learning_rate
-        return {**self.row(pack, seed), "status": "failed", "error": sentence(error), "learning_rate": rate}
+        told = {"status": "failed", "error": sentence(error), "learning_rate": self._learning_rate(pack)}
+        return {**self.row(pack, seed), **told}
 
 
 def _remove_checkpoints(folder: Path) -> None:

@@ -119,7 +119,7 @@ def train(
     Args:
       clip: the frozen model.
       params: its weights on the mesh.
-      runs: runs of equal shapes: one method, equally many classes and images.
+      runs: of one method with equal options, and equally many steps.
       recipe: optimiser and schedule.
       mesh: where to compute.
       folder: where checkpoints lie; `None` keeps none.
@@ -154,7 +154,7 @@ def train(
             if plan is not None:
                 progress.say(f"memory: {plan}")
         metrics = None if metrics_folder is None else MetricWriter(metrics_folder, start_step=step + 1, steps=total)
-        rates = np.stack([_recipe(recipe, run).learning_rates() for run in runs], axis=1)
+        rates = np.stack([recipe.at(run.learning_rate).learning_rates() for run in runs], axis=1)
         batches = PackedBatches(clip, images, runs, recipe, mesh, start_step=step)
         follow = _Follower(runs, progress, metrics, images=sum(sizes))
         classes = None
@@ -205,10 +205,6 @@ def train(
         steps=total,
         waiting_share=batches.waiting_share,
     )
-
-
-def _recipe(recipe: Recipe, run: Run) -> Recipe:
-    return recipe if run.learning_rate is None else dataclasses.replace(recipe, learning_rate=run.learning_rate)
 
 
 class _Follower:

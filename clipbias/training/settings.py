@@ -1,4 +1,4 @@
-"""The recipe of a training run: the paper's values are in `configs/base.py`, nowhere else."""
+"""The recipe of a run and what the cells of a grid share; the paper's values are in `configs/`, nowhere else."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,6 +7,11 @@ from typing import Any
 import numpy as np
 
 from clipbias import checks
+from clipbias.clip.precision import DTYPES
+from clipbias.data import protocols
+from clipbias.data.pipeline import ON_ERROR
+from clipbias.errors import ClipbiasError
+from clipbias.training.memory import AUTO
 
 # A schedule of more epochs than anyone trains would only fill the memory.
 MOST = 1_000_000
@@ -48,6 +53,10 @@ class Recipe:
         numbers: dict[str, Any] = {n: float(config[n]) for n, kind in cls.__annotations__.items() if kind is float}
         return dataclasses.replace(recipe, **numbers)
 
+    def at(self, learning_rate: float | None) -> "Recipe":
+        """The same at another learning rate; `None` keeps it."""
+        return self if learning_rate is None else dataclasses.replace(self, learning_rate=learning_rate)
+
     def learning_rates(self) -> np.ndarray:
         """The learning rate of each epoch, float64 `[epochs]`.
 
@@ -57,3 +66,47 @@ class Recipe:
         epoch = np.arange(self.epochs)
         cosine = self.learning_rate * (1 + np.cos(np.pi * (epoch - self.warmup_epochs) / self.epochs)) / 2
         return np.where(epoch < self.warmup_epochs, self.warmup_learning_rate, cosine)
+
+
+@dataclasses.dataclass(frozen=True)
+class GridSettings:
+    """What all cells of a grid have in common besides the recipe.
+
+    Attributes:
+      method_options: options by method name.
+      dtype: compute type.
+      eval_batch_size: images per evaluation step.
+      checkpoint_seconds: least time between two checkpoints of a pack.
+      on_image_error: "raise" or "skip" images that cannot be read.
+      protocol: a name of `data.protocols.PROTOCOLS`.
+      targets: datasets that a protocol evaluates on besides; `None` takes the literature's.
+      remat, class_chunks: the knobs of `training.memory`.
+      side_by_side: whether packs may share a program.
+    """
+
+    method_options: Mapping[str, Mapping[str, Any]]
+    dtype: str
+    eval_batch_size: int
+    checkpoint_seconds: float
+    on_image_error: str
+    protocol: str = "few_shot"
+    targets: tuple[str, ...] | None = None
+    remat: str = AUTO
+    class_chunks: int = 0
+    side_by_side: bool = True
+
+    def __post_init__(self) -> None:
+        checks.one_of("dtype", self.dtype, DTYPES)
+        checks.whole("eval_batch_size", self.eval_batch_size, lowest=1)
+        checks.number("checkpoint_seconds", self.checkpoint_seconds, lowest=0)
+        checks.one_of("on_image_error", self.on_image_error, ON_ERROR)
+        checks.one_of("protocol", self.protocol, tuple(protocols.PROTOCOLS))
+        checks.texts("targets", () if self.targets is None else self.targets)
+        for name, options in self._options().items():
+            if not isinstance(options, Mapping):
+                raise ClipbiasError(f"the options of {name!r} are {checks.shown(options)}; give them by name.")
+
+    def _options(self) -> Mapping[str, Any]:
+        if not isinstance(self.method_options, Mapping):
+            raise ClipbiasError(f"method_options is {checks.shown(self.method_options)}; give options by method name.")
+        return self.method_options

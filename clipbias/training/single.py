@@ -17,7 +17,7 @@ from clipbias.data.pipeline import DEFAULT_CACHE_BYTES, readable
 from clipbias.training import mesh as meshes
 from clipbias.training.evaluate import Evaluator
 from clipbias.training.loop import Run, place_text, train
-from clipbias.training.memory import AUTO, fit_task
+from clipbias.training.memory import AUTO, StepPlan, fit_task
 from clipbias.training.progress import Progress
 from clipbias.training.settings import Recipe
 from clipbias.tuning import Task, make_method, parameter_count
@@ -63,6 +63,31 @@ def evaluate(
     return score | ({"skipped_images": evaluator.skipped} if evaluator.skipped else {})
 
 
+def fit(
+    clip: Clip,
+    dataset: Dataset,
+    method: str,
+    method_options: Mapping[str, Any],
+    recipe: Recipe,
+    *,
+    dtype: str,
+    mesh: Mesh,
+    remat: str = AUTO,
+    class_chunks: int = 0,
+) -> tuple[Task, StepPlan]:
+    """A method bound to a dataset's classes such that its steps fit the memory, and how they run."""
+    make = functools.partial(
+        Task,
+        clip,
+        make_method(method, **method_options),
+        dataset.class_names,
+        template=dataset.template,
+        dtype=dtype,
+        groups=mesh.shape[meshes.DATA],
+    )
+    return fit_task(make, batch=recipe.batch_size, runs=1, mesh=mesh, remat=remat, chunks=class_chunks)
+
+
 def train_and_evaluate(
     clip: Clip,
     dataset: Dataset,
@@ -87,16 +112,13 @@ def train_and_evaluate(
       JSON values: what was run, `accuracy` in percent with its counts, parameter counts, the last loss, the share of
       time spent waiting for images.
     """
-    make = functools.partial(
-        Task,
-        clip,
-        make_method(method, **method_options),
-        dataset.class_names,
-        template=dataset.template,
+    task, plan = fit(
+        *(clip, dataset, method, method_options, recipe),
         dtype=dtype,
-        groups=mesh.shape[meshes.DATA],
+        mesh=mesh,
+        remat=remat,
+        class_chunks=class_chunks,
     )
-    task, plan = fit_task(make, batch=recipe.batch_size, runs=1, mesh=mesh, remat=remat, chunks=class_chunks)
     result = {"method": method, "dataset": dataset.name, "shots": shots, "seed": seed, "model": clip.name}
     learnables: Learnables = {}
     params = meshes.replicate(mesh, clip.params)

@@ -9,9 +9,9 @@ from clipbias import data
 from clipbias.clip import Clip
 from clipbias.data import catalog, shards
 from clipbias.training import mesh as meshes
-from clipbias.training.grid import Grid, GridSettings
+from clipbias.training.grid import Grid
 from clipbias.training.programs import plan
-from clipbias.training.settings import Recipe
+from clipbias.training.settings import GridSettings, Recipe
 from tests import helpers
 from tests.data import miniatures
 

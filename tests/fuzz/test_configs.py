@@ -29,8 +29,7 @@ import experiments.train
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
 from clipbias.explain.study import Options
-from clipbias.training.grid import GridSettings
-from clipbias.training.settings import Recipe
+from clipbias.training.settings import GridSettings, Recipe
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import save_adapter
 from experiments import app

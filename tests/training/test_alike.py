@@ -12,11 +12,11 @@ from clipbias.data import Dataset
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
 from clipbias.training.alike import crop, fill_up
-from clipbias.training.grid import Grid, GridSettings
+from clipbias.training.grid import Grid
 from clipbias.training.loop import Run, train
 from clipbias.training.memory import REMATS
 from clipbias.training.programs import Pack, Program, make_programs, plan
-from clipbias.training.settings import Recipe
+from clipbias.training.settings import GridSettings, Recipe
 from clipbias.tuning import Task
 
 KEPT = ("correct", "images", "accuracy", "config_hash")
@@ -134,3 +134,13 @@ def test_a_grid_puts_datasets_and_rates_together_and_gives_the_numbers_of_each(
     assert len(list((tmp_path / "a" / "adapters").iterdir())) == 4
     run(tmp_path / "a", True)  # finished work is not done again
     assert len(sizes) == 5
+
+
+def test_options_of_one_dataset_are_its_own_even_where_classes_are_the_same(
+    clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path
+) -> None:
+    options = {"taskres": {"alpha": 0.5}, "taskres@again": {"alpha": 1.0}}
+    settings = GridSettings(options, "float32", 8, 60.0, "raise")
+    grid = Grid(clip, recipe, settings, lambda name: colours, tmp_path, mesh=meshes.single_device())
+    forecasts = grid.forecast(plan(["taskres"], ["colours", "again"], [2], [1], runs_per_program=0))
+    assert [[task.method.alpha for task in forecast.tasks] for forecast in forecasts] == [[0.5], [1.0]]

@@ -9,9 +9,9 @@ from clipbias.data import Dataset
 from clipbias.training import flops
 from clipbias.training import mesh as meshes
 from clipbias.training.forecast import SHARES, device_rate
-from clipbias.training.grid import Grid, GridSettings
+from clipbias.training.grid import Grid
 from clipbias.training.programs import plan
-from clipbias.training.settings import Recipe
+from clipbias.training.settings import GridSettings, Recipe
 
 
 def test_a_grids_forecast(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
@@ -32,6 +32,17 @@ def test_a_grids_forecast(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path
         assert part in text
     assert "nothing to train" in zero_shot.describe(1e9)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_forecast_has_the_programs_of_the_run(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
+    packs = plan(["bias"], ["colours", "again"], [4], [1], runs_per_program=0)
+
+    def sizes(side_by_side: bool) -> list[int]:
+        settings = GridSettings({}, "float32", 8, 60.0, "raise", side_by_side=side_by_side)
+        grid = Grid(clip, recipe, settings, lambda name: colours, tmp_path, mesh=meshes.single_device())
+        return [len(forecast.tasks) for forecast in grid.forecast(packs)]
+
+    assert (sizes(True), sizes(False)) == ([2], [1, 1])
 
 
 def test_the_device_has_a_rate() -> None:

@@ -10,9 +10,9 @@ from clipbias.clip import Clip
 from clipbias.data import Dataset
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
-from clipbias.training.grid import Grid, GridSettings
+from clipbias.training.grid import Grid
 from clipbias.training.programs import plan
-from clipbias.training.settings import Recipe
+from clipbias.training.settings import GridSettings, Recipe
 from clipbias.tuning.adapter import load_adapter
 
 SETTINGS = GridSettings(
