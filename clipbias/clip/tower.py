@@ -243,6 +243,9 @@ def scan_all_but_last(
 
     Prompts and biases are copied for each of the `B` rows of `tokens [B, N, D]`. Their gradients are then summed over
     `B` once, behind the loop: where `B` is split over devices, that is one exchange instead of one per layer.
+
+    Where biases are all that is added, nothing before the first block is learned: it runs ahead of the loop, since a
+    loop would take gradients through it all the same.
     """
     others = jax.tree.map(lambda leaf: leaf[:-1], dataclasses.replace(inputs, weights=None))
     others = dataclasses.replace(
@@ -257,6 +260,10 @@ def scan_all_but_last(
         )
         return step(tokens, dataclasses.replace(layer, weights=weights))
 
+    if others.bias is not None and others.prompts is None and others.index.shape[0]:
+        first = jax.tree.map(lambda leaf: leaf[0], dataclasses.replace(others, weights=inputs.weights))
+        tokens, _ = step(tokens, first)
+        others = jax.tree.map(lambda leaf: leaf[1:], others)
     numbered = jax.checkpoint(numbered, policy=layers.keep_products if remat is None else remat, prevent_cse=False)
     tokens, _ = jax.lax.scan(numbered, tokens, others)
     return tokens, jax.tree.map(lambda leaf: leaf[-1], inputs)
