@@ -12,9 +12,9 @@ from tests.fuzz.answers import COUNTS
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _folders_of_others() -> None:
-    """Makes those that matplotlib makes at its first use, which is nothing that an input does."""
-    import matplotlib
+def _files_of_others() -> None:
+    """Makes the folders and the list of fonts that matplotlib makes at its first use: no input does."""
+    import matplotlib.font_manager
 
     matplotlib.get_configdir(), matplotlib.get_cachedir()
 
