@@ -71,12 +71,10 @@ def answer(main: Callable[[ConfigDict, Path], Any], settings: Any, workdir: str 
       settings: its configuration.
       workdir: goes before the configuration's own.
     """
-    from experiments import checks  # it imports JAX, which showing runs does without
-
     try:
         if not isinstance(settings, ConfigDict):  # what the flag holds where its file could not be loaded
             raise ClipbiasError(f"cannot load the configuration: {_config_error(settings)}")
-        from experiments import checks  # not before it is needed: listing runs is quick without it
+        from experiments import checks  # it imports JAX, which showing runs does without
 
         checks.check(settings, own_config(main))
         workdir = workdir or settings.workdir

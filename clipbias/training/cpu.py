@@ -12,9 +12,10 @@ _FUSION_EMITTERS = "xla_cpu_use_fusion_emitters"
 
 
 def prepare() -> None:
-    """Both of the below."""
+    """All of the below."""
     choose_code_generator()
     keep_freed_memory()
+    dispatch_when_free()
 
 
 def choose_code_generator() -> None:
@@ -25,6 +26,15 @@ def choose_code_generator() -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if _FUSION_EMITTERS not in flags and _TRIED[0] <= jax.__version_info__[:2] < _TRIED[1]:
         os.environ["XLA_FLAGS"] = f"{flags} --{_FUSION_EMITTERS}=false".strip()
+
+
+def dispatch_when_free() -> None:
+    """Lets a call return when it has computed, instead of at once.
+
+    A second step that is dispatched while the first one runs takes its intermediate arrays beside those of the first,
+    and so does a third: several times the memory, for nothing where host and device are the same cores.
+    """
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 # Parameters of glibc's mallopt(3), from malloc.h.

@@ -1,5 +1,8 @@
 """What is set up where steps run on the CPU."""
 
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -32,3 +35,35 @@ def test_versions_that_were_not_tried_are_left_alone(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(jax, "__version_info__", (9, 9, 9))
     cpu.choose_code_generator()
     assert cpu.os.environ["XLA_FLAGS"] == ""
+
+
+STEPS = """
+import resource
+from clipbias.training import cpu
+cpu.prepare()
+import jax, jax.numpy as jnp
+
+def step(x):
+    twice = jax.lax.fori_loop(0, 2, lambda _, w: jnp.sin(w @ x), jnp.cos(x))
+    return x + jnp.sin(twice)[:8, :8].sum()
+
+def peak():
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+state = jnp.ones((2048, 2048))
+compiled = jax.jit(step, donate_argnums=0).lower(state).compile()
+state = compiled(state).block_until_ready()
+before = peak()
+for _ in range(16):
+    state = compiled(state)
+state.block_until_ready()
+print(compiled.memory_analysis().temp_size_in_bytes, peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read as Linux counts it")
+def test_steps_in_a_row_need_the_memory_of_one() -> None:
+    done = subprocess.run([sys.executable, "-c", STEPS], capture_output=True, text=True, check=True)
+    intermediate, grown = map(int, done.stdout.split())
+    assert intermediate > 30e6
+    assert grown < intermediate / 2
