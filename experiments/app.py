@@ -1,5 +1,6 @@
 """What every binary does around its own work: flags, start-up, and one sentence for a user's mistake."""
 
+import contextlib
 import importlib
 import inspect
 import json
@@ -144,6 +145,11 @@ def start() -> None:
     configured = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
     if configured is None and "CLIPBIAS_NO_CACHE" not in os.environ:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clipbias" / "xla"
+        with contextlib.suppress(OSError):
+            cache.mkdir(parents=True, exist_ok=True)
+        if not os.access(cache, os.W_OK | os.X_OK):  # JAX would complain anew of every program
+            logging.warning("compiled programs are not kept: cannot write %s; set XDG_CACHE_HOME.", cache)
+            return
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 

@@ -1,6 +1,9 @@
 """Bad input: one clear sentence and exit status 1."""
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -82,3 +85,19 @@ def test_an_adapter_of_another_model(model: Path, cache: Path, tmp_path: Path) -
         "evaluate", adapter, f"--config.model={tmp_path / 'other'}", f"--workdir={tmp_path / 'e'}", cache=cache
     )
     assert "does not fit" in said
+
+
+def test_folders_that_may_not_be_written(model: Path, cache: Path, tmp_path: Path) -> None:
+    """Permission bits close the work folder and the cache; root is made to heed them."""
+    heed = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
+    if heed and shutil.which(heed[0]) is None:
+        pytest.skip("run as root, and there is no setpriv to give up its rights")
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o555)
+    command = [*heed, sys.executable, "-m", "experiments.train", *train(model, closed, "--config.dataset=demo/digits")]
+    settings = {**binaries.environment(cache), "XDG_CACHE_HOME": str(closed)}
+    done = subprocess.run(command, cwd=binaries.ROOT, env=settings, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert f"error: cannot write {closed}: Permission denied; choose another --workdir." in done.stderr
+    assert f"compiled programs are not kept: cannot write {closed}" in done.stderr
+    assert not list(closed.iterdir())
