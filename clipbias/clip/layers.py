@@ -83,8 +83,7 @@ def fused_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool) -
     """Attention without its probabilities: `[B, N, H, K]` each. cuDNN's kernel in half precision on a GPU, plain
     products elsewhere.
     """
-    half = q.dtype in (jnp.bfloat16, jnp.float16)
-    if half and jax.default_backend() == "gpu" and q.shape[-1] <= 128 and q.shape[1] == k.shape[1]:
+    if q.shape[1] == k.shape[1] and cudnn_takes(q.dtype, q.shape[-1]):
         return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="cudnn")
     # Heads before tokens, so that the six products of both passes read their operands as they lie.
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
@@ -94,6 +93,17 @@ def fused_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool) -
     (weights,) = exponentials(scores)
     total = weights.sum(-1, keepdims=True)
     return normalise(jnp.einsum("BHNM,BHMK->BHNK", weights.astype(v.dtype), v), total).swapaxes(1, 2)
+
+
+def cudnn_takes(dtype: jnp.dtype, head_width: int) -> bool:
+    """Whether cuDNN has a kernel: half precision, heads of a width that it knows, an NVIDIA GPU from Ampere on."""
+    known = dtype in (jnp.bfloat16, jnp.float16) and head_width <= 128 and head_width % 8 == 0
+    if not known or jax.default_backend() != "gpu":
+        return False
+    try:
+        return float(jax.local_devices()[0].compute_capability) >= 8
+    except (AttributeError, ValueError):  # another maker's GPU has none, or names it otherwise
+        return False
 
 
 def normalise(values: jax.Array, total: jax.Array) -> jax.Array:

@@ -1,0 +1,54 @@
+"""Attention: which kernel is taken where. What blocks compute is compared with torch and NumPy elsewhere."""
+
+import types
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from clipbias.clip import layers
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "width", "taken"),
+    [
+        ("9.0", jnp.bfloat16, 64, True),
+        ("8.0", jnp.float16, 128, True),
+        ("9.0", jnp.float32, 64, False),
+        ("9.0", jnp.bfloat16, 12, False),
+        ("9.0", jnp.bfloat16, 136, False),
+        ("7.5", jnp.bfloat16, 64, False),  # a T4
+        ("gfx942", jnp.bfloat16, 64, False),  # AMD
+        (None, jnp.bfloat16, 64, False),
+    ],
+)
+def test_cudnn_where_it_has_a_kernel(
+    monkeypatch: pytest.MonkeyPatch, capability: str | None, dtype: Any, width: int, taken: bool
+) -> None:
+    device = types.SimpleNamespace(**({} if capability is None else {"compute_capability": capability}))
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    asked = []
+
+    def kernel(q: jax.Array, *_: jax.Array, implementation: str, **__: Any) -> jax.Array:
+        asked.append(implementation)
+        return q
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", kernel)
+    q = jnp.ones((1, 5, 2, width), dtype)
+    layers.fused_attention(q, q, q, causal=False)
+    assert asked == ["cudnn"] * taken
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_fused_attention_is_attention(causal: bool) -> None:
+    q, k, v = np.random.default_rng(0).normal(size=(3, 2, 7, 3, 8))
+    scores = np.einsum("BNHK,BMHK->BHNM", q, k) / np.sqrt(8)
+    if causal:
+        scores[..., ~np.tri(7, dtype=bool)] = -np.inf
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    expected = np.einsum("BHNM,BMHK->BNHK", weights / weights.sum(-1, keepdims=True), v)
+    found = layers.fused_attention(*(jnp.asarray(x, jnp.float32) for x in (q, k, v)), causal=causal)
+    np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-6)
