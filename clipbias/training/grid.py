@@ -30,7 +30,6 @@ from clipbias.errors import ClipbiasError, sentence
 from clipbias.files import read_json, write_text
 from clipbias.training import mesh as meshes
 from clipbias.training.alike import crop, same_program
-from clipbias.training.evaluate import Evaluator
 from clipbias.training.forecast import Forecast
 from clipbias.training.interruption import Interrupted
 from clipbias.training.loop import Run, initial_learnables, place_text, train
@@ -39,19 +38,17 @@ from clipbias.training.programs import LEAST_FILLED, ZERO_SHOT, Pack, Program, m
 from clipbias.training.progress import Progress, progress
 from clipbias.training.results import Results, Row
 from clipbias.training.settings import GridSettings, Recipe
+from clipbias.training.shared import Shared
 from clipbias.training.single import decoded_on_demand
 from clipbias.training.workdir import stable_hash
-from clipbias.tuning import Task, make_method, parameter_count
+from clipbias.tuning import parameter_count
 from clipbias.tuning.adapter import save_adapter
-from clipbias.tuning.method import Learnables, Method
+from clipbias.tuning.method import Learnables
 from clipbias.tuning.transfer import transfer
-
-# Resized test images that are kept for the next method, of all datasets that share a program.
-EVALUATION_CACHE_BYTES = 1 << 30
 
 
 class Grid:
-    """Runs packs, keeping what they share: the weights on the mesh, draws, methods, tasks and test images."""
+    """Runs packs."""
 
     def __init__(
         self,
@@ -66,13 +63,7 @@ class Grid:
         self.clip, self.recipe, self.settings, self.workdir, self.mesh = clip, recipe, settings, workdir, mesh
         self.params = meshes.replicate(mesh, clip.params)
         self.results = Results(workdir / "results.jsonl")
-        self._load_dataset = load_dataset
-        self._sources: frozenset[str] = frozenset()
-        self._datasets: dict[str, Dataset] = {}
-        self._drawn: dict[tuple[Any, ...], list[protocols.Plan]] = {}
-        self._methods: dict[str, Method] = {}
-        self._evaluators: dict[tuple[str, str], Evaluator] = {}
-        self._tasks: dict[tuple[Any, ...], Task] = {}
+        self.shared = Shared(clip, self.params, settings, load_dataset, mesh)
 
     def run(self, packs: Sequence[Pack]) -> list[Row]:
         """Runs every pack that is not finished. A pack that fails is reported and the rest goes on.
@@ -90,10 +81,7 @@ class Grid:
         programs = self._programs(todo)
         with progress(cells, done=done, unit="cell", title="cells") as bar:
             for program in programs:
-                if self._sources != program.sources:  # what was kept of other datasets is freed first
-                    self._sources = program.sources
-                    self._evaluators.clear()
-                    self._tasks.clear()
+                self.shared.keep_only(program.sources)
                 for found in self._attempt(program.packs, bar):
                     self._report(found, bar)
         return [row for row in map(self.results.get, wanted) if row is not None]
@@ -140,8 +128,8 @@ class Grid:
         if pack.method == ZERO_SHOT:
             return None
         try:
-            source = self._plans(pack)[0].source
-            task = self._task(pack, source)
+            source = self.shared.plans(pack)[0].source
+            task = self.shared.task(pack, source)
         except Exception:  # it will fail again where failures are reported
             return None
         if task.classifier.templates > 1 and task.classifier.changes_text(task.shapes):
@@ -151,7 +139,7 @@ class Grid:
 
     def _fits(self, packs: Sequence[Pack], *, limit: int) -> bool:
         """Whether packs have about as many classes, and run as fast side by side as one by one within `limit` bytes."""
-        tasks = [self._task(pack, self._plans(pack)[0].source) for pack in packs]
+        tasks = [self.shared.task(pack, self.shared.plans(pack)[0].source) for pack in packs]
         counts = [len(task.class_names) for task in tasks]
         if min(counts) < LEAST_FILLED * max(counts) or not same_program(tasks):
             return False
@@ -178,7 +166,7 @@ class Grid:
         return {
             "model": self.clip.fingerprint,
             "method": pack.method,
-            "options": _plain(self._options(pack)),
+            "options": _plain(self.shared.options(pack)),
             "protocol": self.settings.protocol,
             "targets": self.settings.targets,
             "dataset": pack.dataset,
@@ -208,65 +196,6 @@ class Grid:
                 if cells and all(map(self.results.finished, cells)):
                     _remove_checkpoints(mark.with_suffix(""))
 
-    def _options(self, pack: Pack) -> dict[str, Any]:
-        options = self.settings.method_options
-        return {**options.get(pack.method, {}), **options.get(f"{pack.method}@{pack.dataset}", {})}
-
-    def _plans(self, pack: Pack) -> list[protocols.Plan]:
-        """One plan per seed, drawn once for all methods and learning rates."""
-
-        def load(name: str) -> Dataset:
-            if name not in self._datasets:
-                self._datasets[name] = self._load_dataset(name)
-            return self._datasets[name]
-
-        shots = max(pack.shots, 1)  # zero-shot takes from a plan what to evaluate on, not what to train on
-        protocol = self.settings.protocol if pack.shots or pack.method == ZERO_SHOT else "full"
-        key = (protocol, pack.dataset, shots, pack.seeds)
-        if key not in self._drawn:
-            self._drawn[key] = [
-                protocols.make_plan(protocol, pack.dataset, load, shots=shots, seed=seed, targets=self.settings.targets)
-                for seed in pack.seeds
-            ]
-        return self._drawn[key]
-
-    def _evaluator(self, pack: Pack, evaluation: protocols.Evaluation) -> Evaluator:
-        key = (pack.dataset, evaluation.name)
-        if key not in self._evaluators:
-            self._evaluators[key] = Evaluator(
-                self.clip,
-                self.params,
-                evaluation.dataset.split("test"),
-                mesh=self.mesh,
-                batch_size=self.settings.eval_batch_size,
-                on_error=self.settings.on_image_error,
-                cache_bytes=EVALUATION_CACHE_BYTES // max(len(self._sources), 1),
-            )
-        return self._evaluators[key]
-
-    def _method(self, pack: Pack) -> Method:
-        """Made once, so that the functions of a file of one's own are the same for all datasets."""
-        options = self._options(pack)
-        key = f"{pack.method} {stable_hash(options)}"
-        if key not in self._methods:
-            self._methods[key] = make_method(pack.method, **options)
-        return self._methods[key]
-
-    def _task(self, pack: Pack, dataset: Dataset, **memory: Any) -> Task:
-        method = self._method(pack)
-        key = (method, dataset.class_names, dataset.template, *memory.values())
-        if key not in self._tasks:
-            self._tasks[key] = Task(
-                self.clip,
-                method,
-                dataset.class_names,
-                template=dataset.template,
-                dtype=self.settings.dtype,
-                groups=self.mesh.shape[meshes.DATA],
-                **memory,
-            )
-        return self._tasks[key]
-
     def _prepare(
         self, packs: Sequence[Pack], plans: Sequence[Sequence[protocols.Plan]]
     ) -> tuple[list[Run], StepPlan | None]:
@@ -277,11 +206,13 @@ class Grid:
             for seed, plan in zip(pack.seeds, own, strict=True)
         ]
         if packs[0].method == ZERO_SHOT:
-            return [Run(self._task(pack, source), source.split("test"), seed) for pack, seed, source in cells], None
+            return [
+                Run(self.shared.task(pack, source), source.split("test"), seed) for pack, seed, source in cells
+            ], None
         skip = self.settings.on_image_error
         largest = max(cells, key=lambda cell: len(cell[2].class_names))
         _, step = fit_task(
-            functools.partial(self._task, largest[0], largest[2]),
+            functools.partial(self.shared.task, largest[0], largest[2]),
             batch=self.recipe.batch_size,
             runs=len(cells),
             mesh=self.mesh,
@@ -290,7 +221,7 @@ class Grid:
         )
         runs = []
         for pack, seed, source in cells:
-            task = self._task(pack, source, **step.options)
+            task = self.shared.task(pack, source, **step.options)
             images = decoded_on_demand(source.split("train"), on_image_error=skip)
             runs.append(Run(task, images, seed, pack.learning_rate))
         return runs, step
@@ -322,7 +253,7 @@ class Grid:
         """What training and evaluating these packs would need, program by program; nothing is run."""
         found = []
         for program in self._programs(packs):
-            plans = [self._plans(pack) for pack in program.packs]
+            plans = [self.shared.plans(pack) for pack in program.packs]
             runs, step = self._prepare(program.packs, plans)
             first = program.packs[0]
             more = f" and {len(program.packs) - 1} more packs" if len(program.packs) > 1 else ""
@@ -337,17 +268,17 @@ class Grid:
         self, pack: Pack, evaluation: protocols.Evaluation, runs: Sequence[Run], learnables: Learnables
     ) -> list[dict[str, Any]]:
         """Accuracy of every run of a pack in one evaluation, whose classes may differ from those of training."""
-        task = self._task(pack, evaluation.dataset)
+        task = self.shared.task(pack, evaluation.dataset)
         learnables = transfer(runs[0].task, task, learnables, evaluation.source_labels, axis=1)
         learnables = meshes.place(self.mesh, learnables, meshes.RUN)
         same = [Run(task, run.train, run.seed) for run in runs]
         text, stacked = place_text(self.mesh, same, self.params, learnables)
-        evaluator = self._evaluator(pack, evaluation)
+        evaluator = self.shared.evaluator(pack, evaluation)
         return evaluator.accuracy(task.classifier, learnables, text, runs=len(runs), stacked_text=stacked)
 
     def _run_program(self, packs: Sequence[Pack]) -> list[list[Row]]:
         """Trains packs side by side and evaluates each; the rows of each."""
-        plans = [self._plans(pack) for pack in packs]
+        plans = [self.shared.plans(pack) for pack in packs]
         runs, learnables, losses = self._train(packs, plans)
         found, start = [], 0
         for pack, own in zip(packs, plans, strict=True):
@@ -367,7 +298,7 @@ class Grid:
     ) -> list[Row]:
         """A row for each run of a pack; its adapter is saved beside."""
         scores = {one.name: self._score(pack, one, runs, learnables) for one in evaluations}
-        skipped = sum(self._evaluator(pack, one).skipped for one in evaluations)
+        skipped = sum(self.shared.evaluator(pack, one).skipped for one in evaluations)
         rows = []
         for index, seed in enumerate(pack.seeds):
             own = jax.tree.map(lambda leaf, index=index: leaf[index], learnables)

@@ -54,7 +54,7 @@ def test_every_cell_once_and_a_failing_one_costs_no_other(
     assert rows[0]["error"] == "there is no dataset 'nowhere'."
     assert rows[-1]["parameters"] == 3 * clip.config.projection_width
     again = make_grid(clip, colours, recipe, tmp_path)
-    again._load_dataset = lambda name: (
+    again.shared._load_dataset = lambda name: (
         pytest.fail(f"finished work on {name} was done again") if name == "colours" else 1 / 0
     )
     repeated = again.run(packs)
