@@ -152,13 +152,16 @@ def disturb(
         if status == -signal.SIGKILL:
             killed += 1
             print(f"{command.module}: killed after {after:.2f} s ({killed}/{kills})", file=sys.stderr)
-        elif status == 0:  # it was faster: what it ended with counts, and the next one begins anew
+        elif status == 0 or not differences(work / "whole", work / f"broken{folders}"):
+            # It was faster, or had written all before it was killed and refuses to write over it: what it ended with
+            # counts, and the next one begins anew.
             problems += differences(work / "whole", work / f"broken{folders}")
             folders += 1
         else:
             raise RuntimeError(f"{command.module} ended with status {status}:\n{errors[-3000:]}")
     broken = {**names, "out": work / f"broken{folders}"}
-    run(command.module, command.arguments, broken, environment)
+    if differences(work / "whole", work / f"broken{folders}"):
+        run(command.module, command.arguments, broken, environment)
     return problems + differences(work / "whole", work / f"broken{folders}")
 
 
