@@ -177,12 +177,12 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array, tokens: PackedTokens) -> j
     own = jnp.where(visible[:, None], own, -jnp.inf)
     prefix = jnp.einsum("GHUK,GHPK->GHUP", q, k[:, :, :shared]).reshape(*own.shape[:-1], shared)
     prefix, own = layers.exponentials(prefix, own)
+    # A token sees fewer tokens than a head is wide, so dividing costs less before the sum over values than after it.
     total = prefix.sum(-1, keepdims=True) + own.sum(-1, keepdims=True)
-    values = jnp.einsum("GHCST,GHCTK->GHCSK", own.astype(v.dtype), own_v)
-    values = values + jnp.einsum(
-        "GHUP,GHPK->GHUK", prefix.reshape(*q.shape[:3], shared).astype(v.dtype), v[:, :, :shared]
-    ).reshape(values.shape)
-    return layers.normalise(values, total).reshape(q.shape).swapaxes(1, 2)
+    prefix, own = ((part / total).astype(v.dtype) for part in (prefix, own))
+    values = jnp.einsum("GHCST,GHCTK->GHCSK", own, own_v).reshape(q.shape)
+    values = values + jnp.einsum("GHUP,GHPK->GHUK", prefix.reshape(*q.shape[:3], shared), v[:, :, :shared])
+    return values.swapaxes(1, 2)
 
 
 @with_precision
