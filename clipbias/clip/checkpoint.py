@@ -95,8 +95,9 @@ def load(source: str | os.PathLike, *, dtype: str = "float32") -> Clip:
     except ClipbiasError as error:
         raise ClipbiasError(f"{config_path}: {error}") from error
     params, stored_dtype, fingerprint = _load_weights(folder, config)
+    scale = params["logit_scale"].astype(np.float32)  # half precision would turn 100 into 99
     return Clip(
-        params=jax.tree.map(lambda leaf: leaf.astype(dtype, copy=False), params),
+        params={**jax.tree.map(lambda leaf: leaf.astype(dtype, copy=False), params), "logit_scale": scale},
         config=config,
         tokenizer=text_tokenizer,
         preprocessing=read_preprocessing(folder, config.vision.image_size),

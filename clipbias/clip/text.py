@@ -67,8 +67,9 @@ def put_context(
       context: `[T, D]` shared, `[C, T, D]` class-specific, or `None`.
       classes: int32, broadcastable to `rows`: the class each token belongs to.
     """
-    if context is None:
+    if context is None or context.shape[-2] == 0:
         return embeddings
+    context = jnp.asarray(context)  # a NumPy array takes no traced index
     at = jnp.maximum(rows, 0)
     chosen = context[at] if context.ndim == 2 else context[classes, at]
     return jnp.where((rows >= 0)[..., None], chosen.astype(embeddings.dtype), embeddings)

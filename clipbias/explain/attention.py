@@ -82,7 +82,7 @@ def kind_sums(rows: jax.Array, kinds: jax.Array, *, reduction: str = "sum", coun
     """Rows `[C, …, N]` summed ("sum") or averaged ("mean") over the tokens of each kind `[C, N]`: `[C, …, count]`."""
     checks.one_of("reduction", reduction, REDUCTIONS)
     member = jax.nn.one_hot(kinds, count, dtype=rows.dtype)
-    sums = jnp.einsum("C...N,CNK->C...K", rows, member)
+    sums = jnp.einsum("C...N,CNK->C...K", rows, member, precision="highest")
     if reduction == "sum":
         return sums
     sizes = member.sum(1).reshape(member.shape[0], *[1] * (rows.ndim - 2), count)

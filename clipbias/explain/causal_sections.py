@@ -18,7 +18,7 @@ from clipbias.explain.results import INTERVENTIONS, MAPS
 from clipbias.explain.statistics import Moments
 from clipbias.explain.study import Batch, Model, Section, Study
 from clipbias.explain.tokens import text_roles, vision_roles
-from clipbias.tuning.classifier import unit_length
+from clipbias.tuning.classifier import similarity, unit_length
 
 TARGETS = ("predicted", "true")
 
@@ -164,7 +164,13 @@ def _perturbation_step(study: Study, model: Model) -> Any:
         raw, labels = batch["images"], batch["labels"]
 
         def classify(raw: jax.Array) -> jax.Array:
-            return (task.image_features(params, learnables, study.normalize(raw)) @ classes.T).argmax(-1)
+            features = task.image_features(params, learnables, study.normalize(raw))
+            return similarity(params, features, classes).argmax(-1)
+
+        def order(image: jax.Array) -> jax.Array:
+            # Of each image by itself, whatever the batch it comes in.
+            own = jax.random.fold_in(key, image.astype(jnp.uint32).sum())
+            return jax.random.uniform(own, maps["relevancy"].shape[1:])
 
         predicted = classify(raw)
         found = explanations(
@@ -172,7 +178,7 @@ def _perturbation_step(study: Study, model: Model) -> Any:
             start_layer=study.options.start_layer,
         )
         maps = {name: found[name].vision[..., : config.patches] for name in REDUCTIONS}
-        maps["random"] = jax.random.uniform(key, maps["relevancy"].shape)
+        maps["random"] = jax.vmap(order)(raw)
         ranks = ranks_to_remove(jnp.stack([maps[name][:, k] for name, k in tried]))
 
         def hits_of(rank: jax.Array) -> jax.Array:

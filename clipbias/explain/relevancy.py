@@ -15,7 +15,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from clipbias import checks
 from clipbias.clip import TextTokens, encode_image, encode_text
 from clipbias.clip.config import TowerConfig
 from clipbias.clip.params import Params
@@ -76,13 +78,14 @@ def relevancy(
       recompute: 1 keeps nothing of a block but its tokens `[B, N, D]` and computes the rest again, about a third of
         the memory for an eighth more time; `n` keeps those of every `n`-th block, for about `(n + 1) / 2` more forward
         passes: with `n` in proportion to `L` memory does not grow with depth. 0 computes nothing twice. The maps are
-        the same.
+        the same; above 1 they cannot be differentiated in reverse mode themselves.
 
     Returns:
       `Relevancy` with `vision [B, M + V]` and `text [B, N]` (`[B, K, …]` for targets `[B, K]`).
 
     Raises:
-      ClipbiasError: targets do not fit the images, there is no such layer, or `recompute` is negative.
+      ClipbiasError: targets do not fit the images or the classes, there is no such layer, or `chunk` or `recompute` is
+        no whole number or too small.
     """
     reductions = (("relevancy", RELEVANCY),)
     options: dict[str, Any] = dict(start_layer=start_layer, chunk=chunk, recompute=recompute)
@@ -103,8 +106,9 @@ def explain(
 ) -> dict[str, Relevancy]:
     """Several reductions from one forward and backward pass; see `relevancy`."""
     targets = check_targets(task, images, targets)
-    if recompute < 0:
-        raise ClipbiasError(f"recompute is {recompute}; give 0, or n to keep the tokens of every n-th block.")
+    checks.whole("recompute", recompute)
+    if chunk is not None:
+        checks.whole("chunk", chunk, lowest=1)
     pairs = targets[:, None] if targets.ndim == 1 else targets
     tokens = jax.tree.map(jnp.asarray, task.tokens)
     settings = (task.classifier, reductions, start_layer, chunk, recompute)
@@ -156,6 +160,12 @@ def check_targets(task: Task, images: jax.Array, targets: jax.Array | Sequence[i
             f"targets have shape {targets.shape} for {images.shape[0]} images; expected [B], or [B, K] for K classes "
             "per image."
         )
+    if not isinstance(targets, jax.core.Tracer) and targets.is_fully_addressable:
+        low, high = np.asarray(targets).min(), np.asarray(targets).max()
+        if low < 0 or high >= len(task.class_names):
+            raise ClipbiasError(
+                f"targets go from {low} to {high}; the task has classes 0 … {len(task.class_names) - 1}."
+            )
     return targets
 
 

@@ -18,12 +18,12 @@ from clipbias import checks
 from clipbias.errors import ClipbiasError
 from clipbias.explain.results import load_arrays, save_arrays
 
-FINGERPRINT, POSITION = "__fingerprint__", "__position__"
+FINGERPRINT, EXAMPLES = "__fingerprint__", "__examples__"
 
 
 def _widen(x: Any, ndim: int) -> Any:
     """`x` with axes appended up to `ndim`."""
-    return x.reshape(*x.shape, *[1] * (ndim - x.ndim))
+    return x.reshape((*x.shape, *[1] * (ndim - x.ndim)))
 
 
 @jax.tree_util.register_dataclass
@@ -89,14 +89,14 @@ def merge(totals: Mapping[str, Moments], batch: Mapping[str, Moments]) -> Totals
     return merged
 
 
-def save_totals(path: str | os.PathLike, totals: Mapping[str, Moments], position: int, fingerprint: str) -> None:
+def save_totals(path: str | os.PathLike, totals: Mapping[str, Moments], examples: int, fingerprint: str) -> None:
     """Writes what was accumulated so far, atomically.
 
     Args:
-      position: the number of batches that are in it.
+      examples: how many are in it, or were left out as unreadable.
       fingerprint: names what the numbers belong to; `load_totals` ignores a file with another.
     """
-    arrays = {FINGERPRINT: np.asarray(fingerprint), POSITION: np.asarray(position)}
+    arrays = {FINGERPRINT: np.asarray(fingerprint), EXAMPLES: np.asarray(examples)}
     for name, moments in totals.items():
         for field in dataclasses.fields(Moments):
             arrays[f"{name}|{field.name}"] = np.asarray(getattr(moments, field.name), np.float64)
@@ -104,8 +104,8 @@ def save_totals(path: str | os.PathLike, totals: Mapping[str, Moments], position
 
 
 def load_totals(path: str | os.PathLike, fingerprint: str) -> tuple[Totals, int]:
-    """What `save_totals` wrote and how many batches it holds; nothing and 0 where there is no such file, it is damaged,
-    or belongs to something else.
+    """What `save_totals` wrote and how many examples it holds; nothing and 0 where there is no such file, it is
+    damaged, or belongs to something else.
     """
     path = Path(path)
     if not path.exists():
@@ -117,7 +117,7 @@ def load_totals(path: str | os.PathLike, fingerprint: str) -> tuple[Totals, int]
         names = {name.rpartition("|")[0] for name in arrays if "|" in name}
         fields = [field.name for field in dataclasses.fields(Moments)]
         totals = {name: Moments(*(arrays[f"{name}|{field}"] for field in fields)) for name in sorted(names)}
-        return totals, checks.whole("the number of batches", arrays[POSITION].item())
+        return totals, checks.whole("the number of examples", arrays[EXAMPLES].item())
     except (ClipbiasError, KeyError, ValueError):
         return {}, 0
 

@@ -76,9 +76,9 @@ def target_learnables(classifier: Classifier, learnables: Learnables, targets: j
     adaptation = classifier.method.adapt(learnables)
     context, residual = adaptation.text_context, adaptation.text_residual
     if context is not None and context.ndim == 3:
-        adaptation = dataclasses.replace(adaptation, text_context=context[targets])
+        adaptation = dataclasses.replace(adaptation, text_context=jnp.asarray(context)[targets])
     if residual is not None:
-        adaptation = dataclasses.replace(adaptation, text_residual=residual[targets])
+        adaptation = dataclasses.replace(adaptation, text_residual=jnp.asarray(residual)[targets])
     return adaptation
 
 
@@ -96,8 +96,9 @@ def scores(
     if templates > 1:
         texts = unit_length(texts).reshape(-1, templates, texts.shape[-1]).mean(1)
     texts = unit_length(texts if residual is None else texts + residual)
-    pairs = jnp.einsum("Bd,BKd->BK", unit_length(images), texts.reshape(images.shape[0], -1, texts.shape[-1]))
-    return jnp.exp(params["logit_scale"]).astype(jnp.float32) * pairs
+    texts = texts.reshape(images.shape[0], -1, texts.shape[-1])
+    pairs = jnp.einsum("Bd,BKd->BK", unit_length(images), texts, precision="highest")
+    return jnp.exp(params["logit_scale"].astype(jnp.float32)) * pairs
 
 
 @jax.tree_util.register_dataclass
@@ -289,8 +290,9 @@ def reduce_backward(
 
         return jax.vmap(one)(*carry), None
 
-    below = jnp.arange(start_layer, config.layers - 1)
-    (_, states), _ = jax.lax.scan(step, (gradients, states), below, reverse=True)
+    if start_layer < config.layers - 1:
+        below = jnp.arange(start_layer, config.layers - 1)
+        (_, states), _ = jax.lax.scan(step, (gradients, states), below, reverse=True)
     length = inputs.tokens.shape[1]
     influential = inputs.readout + 1 if inputs.causal else jnp.full_like(inputs.readout, length)
     count = config.layers - start_layer

@@ -164,6 +164,12 @@ class Study:
             raise ClipbiasError(
                 f"the models of a study are {keys}; give 'zero_shot' first, then unique keys without '/'."
             )
+        for model in models:
+            if model.task.classifier.templates > 1:
+                raise ClipbiasError(
+                    f"the model {model.key!r} averages {model.task.classifier.templates} templates; a study follows "
+                    "the tokens of one text per class, so give one template."
+                )
         if not len(split):
             raise ClipbiasError("there is no image to explain; check the data folder and the class selection.")
         self.models, self.split, self.options = tuple(models), split, options
@@ -190,7 +196,7 @@ class Study:
     def _fingerprint(self) -> str:
         found = hashlib.sha256()
         for model in self.models:
-            facts = [model.key, model.method, repr(model.task.options()), model.task.texts]
+            facts = [model.key, model.method, repr(model.task.options()), model.task.texts, model.task.classifier.dtype]
             found.update(json.dumps(facts).encode())
             for path, leaf in sorted(jax.tree_util.tree_leaves_with_path(model.learnables), key=lambda x: str(x[0])):
                 found.update(str(path).encode() + np.asarray(leaf).tobytes())
@@ -204,16 +210,20 @@ class Study:
         total = len(self.split)
         return np.arange(total) if not 0 < count < total else np.linspace(0, total - 1, count).round().astype(int)
 
-    def batches(self, indices: np.ndarray, start: int = 0) -> Iterator[tuple[Batch, int, int]]:
-        """Device batches of the examples `indices` from batch `start` on: uint8 images, labels, mask; and the number of
-        batches done after it and in all. The last one is filled up and masked.
-        """
+    def _size(self, indices: np.ndarray) -> int:
+        """Images per batch of these examples."""
         multiple = self.devices.multiple
-        size = -(-min(self.options.batch_size, max(len(indices), 1)) // multiple) * multiple
-        total = -(-len(indices) // size)
-        rest = indices[start * size :]
+        return -(-min(self.options.batch_size, max(len(indices), 1)) // multiple) * multiple
+
+    def batches(self, indices: np.ndarray, start: int = 0) -> Iterator[tuple[Batch, int, int]]:
+        """Device batches of the examples `indices[start:]`: uint8 images, labels, mask; and the number of batches done
+        after it and in all, `start` counted in. The last one is filled up and masked.
+        """
+        size, rest = self._size(indices), indices[start:]
         if not len(rest):
             return
+        before = -(-start // size)
+        total = before - (-len(rest) // size)
         host = test_batches(
             self.split.subset(rest),
             image_size=self.clip.config.vision.image_size,
@@ -221,7 +231,7 @@ class Study:
             shard=self.devices.shard,
             on_error=self.options.on_image_error,
         )
-        for number, batch in enumerate(host, start + 1):
+        for number, batch in enumerate(host, before + 1):
             yield {name: self.devices.place(values) for name, values in batch.items()}, number, total
 
     def accumulate(
@@ -229,11 +239,12 @@ class Study:
     ) -> Totals:
         """Sums `step(batch)`, a dictionary of `Moments` per batch, over examples; saved now and then and at the end."""
         path = self.parts / f"{name}.npz"
-        reached = kept = load_totals(path, self.fingerprint)  # sums and how many batches are in them, always together
+        reached = kept = load_totals(path, self.fingerprint)  # sums and how many examples are in them, always together
         saved = time.monotonic()
         try:
             for batch, number, total in self.batches(indices, reached[1]):
-                reached = merge(reached[0], self.devices.fetch(step(batch))), number
+                done = min(reached[1] + self._size(indices), len(indices))
+                reached = merge(reached[0], self.devices.fetch(step(batch))), done
                 self.advance(title, number, total)
                 if number == total or time.monotonic() - saved > self.options.save_seconds:
                     self._save(path, reached)

@@ -89,7 +89,7 @@ class Classifier:
 @with_precision
 def similarity(params: Params, images: jax.Array, classes: jax.Array, *, dtype: jnp.dtype = jnp.float32) -> jax.Array:
     """Scaled cosine similarity of unit-length features `[B, d]` and `[C, d]`: logits `[B, C]`, float32."""
-    return jnp.exp(params["logit_scale"]).astype(jnp.float32) * (images.astype(dtype) @ classes.astype(dtype).T)
+    return jnp.exp(params["logit_scale"].astype(jnp.float32)) * (images.astype(dtype) @ classes.astype(dtype).T)
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:

@@ -76,6 +76,8 @@ class Task:
             method = make_method(method, **options)
         elif options:
             raise ClipbiasError(f"options {sorted(options)} go with a method's name; this method already has its own.")
+        if isinstance(class_names, str):
+            raise ClipbiasError(f"class_names is the text {checks.shown(class_names)}; give a list of names.")
         self.clip, self.method = clip, method
         self.class_names, self.template = tuple(class_names), template
         text = method.text(template, clip)
@@ -83,7 +85,15 @@ class Task:
         self.tokens: TextTokens = prompt_tokens(clip, self.class_names, text)
         self.classifier = Classifier(clip.config, method, len(text.templates), dtype, remat, chunks)
         shapes = jax.eval_shape(self._init, jax.random.key(0))
-        context = jax.eval_shape(method.adapt, shapes).text_context
+        adaptation = jax.eval_shape(method.adapt, shapes)
+        for name in ("text_context", "text_prompts"):
+            learned = getattr(adaptation, name)
+            if learned is not None and learned.shape[-2] != text.context_tokens:
+                raise ClipbiasError(
+                    f"the method's {name} have {learned.shape[-2]} tokens, but its text() keeps "
+                    f"{text.context_tokens} places for them; set PromptText.context_tokens."
+                )
+        context = adaptation.text_context
         specific = context is not None and len(context.shape) == 3
         self.text: PackedTokens = pack(self.tokens, groups=groups * chunks, class_specific=specific)
         self.shapes = shapes

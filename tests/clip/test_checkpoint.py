@@ -132,3 +132,10 @@ def test_half_precision_is_near(source: Path) -> None:
     assert exact.dtype == half.dtype == np.float32
     scale = float(np.exp(clip.params["logit_scale"]))
     np.testing.assert_allclose(exact / scale, half / scale, atol=0.03)
+
+
+def test_the_logit_scale_stays_exact_in_half_precision(source: Path) -> None:
+    exact, half = clipbias.load(source), clipbias.load(source, dtype="bfloat16")
+    assert half.params["logit_scale"].dtype == np.float32
+    assert half.params["logit_scale"] == exact.params["logit_scale"]
+    assert half.params["text"]["token_embedding"].dtype == ml_dtypes.bfloat16

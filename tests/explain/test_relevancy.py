@@ -68,6 +68,15 @@ def test_what_is_not_kept_is_computed_again():
     assert sizes[1] < sizes[0] / 2 and sizes[2] < sizes[1]
 
 
+@pytest.mark.parametrize("recompute", [0, 1, 2])
+def test_a_tower_of_one_layer(recompute):
+    clip = model.random_clip(model.geometry("tiny", layers=1))
+    task = Task(clip, "ivlp", ["cat", "dog"])
+    arguments = clip.params, task.init(), clip.preprocessing.normalize(model.random_images(clip.config, 2))
+    found = relevancy(task, *arguments, jnp.array([0, 1]), recompute=recompute)
+    assert_close(found, plain_relevancy(task, *arguments, jnp.array([0, 1])))
+
+
 def test_scores_are_the_logits(clip, images):
     task, learnables = tuned(clip, "taskres")
     logits = jax.jit(task.logits)(clip.params, learnables, images)
@@ -112,7 +121,9 @@ def test_can_be_sharded_and_vectorised(clip, images):
     [
         (jnp.zeros(3, int), {}, r"targets have shape \(3,\) for 4 images"),
         (jnp.zeros(4), {}, "targets are float32; give class numbers"),
-        (jnp.zeros(4, int), {"recompute": -1}, "recompute is -1; give 0, or n to keep"),
+        (jnp.array([0, 0, 1, 0]), {}, "targets go from 0 to 1; the task has classes 0 … 0"),
+        (jnp.zeros(4, int), {"recompute": -1}, "recompute is -1; it must be a whole number from 0"),
+        (jnp.zeros(4, int), {"chunk": 0}, "chunk is 0; it must be a whole number from 1"),
         (jnp.zeros(4, int), {"start_layer": 3}, "start_layer 3 is outside the vision tower's 3 layers"),
     ],
 )

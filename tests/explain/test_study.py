@@ -64,6 +64,34 @@ def test_an_interrupted_section_continues_to_the_same_numbers(clip, tmp_path):
     assert found["norm_ratio"].samples == COUNT
 
 
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_an_interrupted_section_may_continue_with_other_batches(clip, tmp_path, size):
+    whole = vision_totals(make(clip, tmp_path / "whole"), make(clip, tmp_path / "whole").models[1])
+    steps = []
+
+    def stop(title, done, total):
+        steps.append((done, total))
+        if len(steps) == 2:
+            raise KeyboardInterrupt
+
+    interrupted = make(clip, tmp_path / "cut", options=Options(batch_size=2), advance=stop)
+    with pytest.raises(KeyboardInterrupt):
+        vision_totals(interrupted, interrupted.models[1])
+    for _ in range(2):  # the second time all is there
+        again = make(clip, tmp_path / "cut", options=Options(batch_size=size), advance=lambda *step: steps.append(step))
+        found = vision_totals(again, again.models[1])
+    assert len(steps) == 2 + -(-(COUNT - 4) // size)
+    for name, moments in whole.items():
+        assert found[name].samples == moments.samples
+        np.testing.assert_allclose(found[name].mean, moments.mean, rtol=1e-4, atol=1e-5)
+
+
+def test_an_ensemble_of_templates_is_refused(clip, tmp_path):
+    task = Task(clip, "zero_shot", CLASS_NAMES, templates=("a {}.", "the {}."))
+    with pytest.raises(ClipbiasError, match=r"'zero_shot' averages 2 templates; .* give one template"):
+        Study([Model("zero_shot", "Zero-shot", "zero_shot", task, {})], split(), Options(), tmp_path)
+
+
 def test_finished_sections_are_kept_and_other_models_are_not_mistaken(clip, tmp_path):
     steps = []
     count = lambda title, done, total: steps.append(title)  # noqa: E731

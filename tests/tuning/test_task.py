@@ -1,12 +1,18 @@
 """Tasks: what is counted and what is refused."""
 
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import clipbias
-from clipbias.clip import Clip, ClipConfig, TextConfig, VisionConfig
+from clipbias.clip import Adaptation, Clip, ClipConfig, TextConfig, VisionConfig
 from clipbias.errors import ClipbiasError
 from clipbias.tuning import parameter_count
+from clipbias.tuning.method import Learnables, Method
 
 VIT_B_16 = ClipConfig(
     VisionConfig(768, 12, 12, 3072, image_size=224, patch_size=16),
@@ -19,8 +25,6 @@ VIT_B_16 = ClipConfig(
     ("method", "count"), [("bias", 15_360), ("ivlp_matched", 15_360), ("maple", 3_555_072), ("coop", 2_048)]
 )
 def test_parameter_counts_of_vit_b_16(clip: Clip, method: str, count: int) -> None:
-    import dataclasses
-
     text = {**clip.params["text"], "token_embedding": np.zeros((len(clip.tokenizer), 512), np.float32)}
     large = dataclasses.replace(clip, config=VIT_B_16, params={**clip.params, "text": text})
     task = clipbias.Task(large, method, ("cat", "dog"))
@@ -31,11 +35,37 @@ def test_parameter_counts_of_vit_b_16(clip: Clip, method: str, count: int) -> No
     ("names", "options", "message"),
     [
         ((), {}, "no class names"),
+        ("cat", {}, "class_names is the text 'cat'; give a list of names"),
         (("cat", " "), {}, "class 1 has an empty name"),
         (("cat",), {"template": "no place"}, "must contain '{}' exactly once"),
         (("cat " * 30,), {}, "this model reads at most 24"),
     ],
 )
-def test_names_that_cannot_be_used(clip: Clip, names: tuple, options: dict, message: str) -> None:
+def test_names_that_cannot_be_used(clip: Clip, names: tuple | str, options: dict, message: str) -> None:
     with pytest.raises(ClipbiasError, match=message):
         clipbias.Task(clip, "zero_shot", names, **options)
+
+
+@dataclasses.dataclass(frozen=True)
+class Forgetful(Method):
+    """Learns a context, but keeps no place for it in the text."""
+
+    def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
+        return {"text_context": jnp.zeros((2, clip.config.text.width))}
+
+    def adapt(self, learnables: Learnables) -> Adaptation:
+        return Adaptation(**learnables)
+
+
+def test_a_context_without_places_is_refused(clip: Clip) -> None:
+    with pytest.raises(ClipbiasError, match=r"text_context have 2 tokens, but its text\(\) keeps 0 places"):
+        clipbias.Task(clip, Forgetful(), ("cat", "dog"))
+
+
+@pytest.mark.parametrize("method", ["coop", "ivlp", "maple", "taskres", "bias"])
+def test_learnables_of_a_file_may_be_closed_over(clip: Clip, method: str) -> None:
+    task = clipbias.Task(clip, method, ("cat", "dog"))
+    images = np.random.default_rng(0).normal(size=(1, 16, 16, 3)).astype(np.float32)
+    learnables = jax.device_get(task.init())
+    closed = jax.jit(lambda images: task.logits(clip.params, learnables, images))(images)
+    np.testing.assert_allclose(closed, jax.jit(task.logits)(clip.params, learnables, images), rtol=1e-5)
