@@ -7,15 +7,20 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
+from jax.experimental import multihost_utils
 
 from clipbias.errors import ClipbiasError
 from clipbias.training.mesh import fetch
+
+# Where orbax keeps what belongs to a checkpoint besides its arrays.
+METADATA = "_CHECKPOINT_METADATA"
 
 
 class Checkpoints:
@@ -28,26 +33,57 @@ class Checkpoints:
           folder: where the checkpoints lie.
           identity: JSON values that must be equal for a checkpoint to be continued (recipe, class names, model, …).
         """
-        from orbax.checkpoint import v1 as ocp
-
         self._folder = Path(folder).resolve()
         self._identity = json.loads(json.dumps(identity))
         self._pending: Any = None
         self._failed = False
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._checkpointer = ocp.training.Checkpointer(
+            self._checkpointer = self._open()
+        except OSError as error:
+            raise ClipbiasError(f"cannot write {folder}: {error.strerror}; choose another --workdir.") from error
+
+    def _open(self) -> Any:
+        """Orbax's view of the folder, once steps whose metadata is damaged are out of its way."""
+        from orbax.checkpoint import v1 as ocp
+
+        def attempt() -> Any:
+            opened = ocp.training.Checkpointer(
                 self._folder,
                 preservation_policy=ocp.training.preservation_policies.LatestN(2),
                 cleanup_tmp_directories=True,
             )
-        except OSError as error:
-            raise ClipbiasError(f"cannot write {folder}: {error.strerror}; choose another --workdir.") from error
+            assert opened.checkpoints is not None  # read now, where damage is answered
+            return opened
+
+        steps = sorted((p for p in self._folder.iterdir() if p.name.isdecimal()), key=lambda p: int(p.name))[::-1]
+        if jax.process_index() == 0:
+            for step in [step for step in steps if not _is_sealed(step)]:
+                _set_aside(step)
+                steps.remove(step)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("checkpoints were checked")
+        try:
+            return attempt()
+        except OSError:
+            raise
+        except Exception as error:  # one of them is not what orbax wrote, and it does not say which
+            for step in steps if jax.process_count() == 1 else ():
+                aside = _set_aside(step)
+                try:
+                    return attempt()
+                except Exception:  # another one
+                    aside.rename(step)
+            raise ClipbiasError(
+                f"the checkpoints in {self._folder} are damaged ({str(error).splitlines()[0]}); remove that folder to "
+                "start anew."
+            ) from error
 
     def save(self, step: int, state: Any) -> None:
         """Starts saving `state` as of `step`; returns before it is on disk. Raises if the previous save failed."""
         self.wait()
         metadata = {"identity": self._identity, "digest": _digest(state)}
+        metadata["seal"] = _seal(metadata)
         try:
             self._pending = self._checkpointer.save_checkpointables_async(
                 step, {"state": _named(state)}, custom_metadata=metadata, force=True, overwrite=True
@@ -88,8 +124,8 @@ class Checkpoints:
         Raises:
           ClipbiasError: the folder belongs to another run.
         """
-        for saved in sorted(self._checkpointer.checkpoints, key=lambda c: c.step, reverse=True):
-            step = saved.step
+        saved = sorted((checkpoint.step for checkpoint in self._checkpointer.checkpoints), reverse=True)
+        for step in saved:
             try:
                 metadata = self._checkpointer.metadata(step).custom_metadata or {}
                 if metadata.get("identity") != self._identity:
@@ -109,6 +145,8 @@ class Checkpoints:
                 logging.warning(
                     "checkpoint %d in %s is damaged (%s); trying the one before it", step, self._folder, error
                 )
+        if saved:
+            logging.warning("no checkpoint in %s is whole; training starts anew", self._folder)
         return None
 
     def close(self) -> None:
@@ -130,6 +168,29 @@ def _named(state: Any) -> dict[str, Any]:
 
 def _abstract(named: dict[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
     return {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=v.sharding) for k, v in named.items()}
+
+
+def _seal(metadata: dict[str, Any]) -> str:
+    """What tells damaged metadata from that of another run."""
+    told = json.dumps([metadata["identity"], metadata["digest"]], sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()
+
+
+def _is_sealed(step: Path) -> bool:
+    """Whether a checkpoint's metadata is as it was written."""
+    try:
+        metadata = json.loads((step / METADATA).read_text(encoding="utf-8"))["custom_metadata"]
+        return metadata.get("seal", _seal(metadata)) == _seal(metadata)  # the first versions wrote none
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _set_aside(step: Path) -> Path:
+    aside = step.with_name(f"{step.name}.damaged")
+    shutil.rmtree(aside, ignore_errors=True)
+    step.rename(aside)
+    logging.warning("checkpoint %s is damaged (its metadata); trying the one before it", step)
+    return aside
 
 
 def _digest(state: Any) -> str:

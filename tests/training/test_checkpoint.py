@@ -1,4 +1,5 @@
 import gc
+import json
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -7,7 +8,7 @@ import pytest
 
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
-from clipbias.training.checkpoint import Checkpoints
+from clipbias.training.checkpoint import METADATA, Checkpoints
 
 
 def state(value: float) -> dict:
@@ -64,6 +65,40 @@ def test_a_flipped_bit_is_found_and_the_previous_checkpoint_used(tmp_path: Path)
     assert step == 1
     np.testing.assert_array_equal(restored["a"], state(1)["a"])
     gc.collect()  # what that thread left is reported when it is collected: here, not in another test
+
+
+@pytest.mark.parametrize(
+    ("place", "bit"),
+    [
+        (b'"identity"', 1),
+        (b'"seed"', 2),
+        (b'"custom_metadata"', 3),
+        (b'"commit_timestamp_nsecs"', 4),  # orbax refuses the whole folder over a name that it does not know
+        (b'"item_handlers"', 5),
+        (b'"digest"', 0),
+        (b"{", 7),
+    ],
+)
+def test_a_flipped_bit_of_the_metadata_is_no_other_run(tmp_path: Path, place: bytes, bit: int) -> None:
+    save(tmp_path, (1, 2))
+    path = tmp_path / "2" / METADATA
+    content = bytearray(path.read_bytes())
+    content[content.index(place) + len(place) // 2] ^= 1 << bit
+    path.write_bytes(content)
+    step, restored = restore(tmp_path)
+    assert step == 1
+    np.testing.assert_array_equal(restored["a"], state(1)["a"])
+    save(tmp_path, (2,))  # the run goes on
+    assert restore(tmp_path)[0] == 2
+
+
+def test_a_checkpoint_of_the_first_versions_is_read(tmp_path: Path) -> None:
+    save(tmp_path, (1,))
+    path = tmp_path / "1" / METADATA
+    content = json.loads(path.read_text())
+    del content["custom_metadata"]["seal"]
+    path.write_text(json.dumps(content))
+    assert restore(tmp_path)[0] == 1
 
 
 def test_restoring_onto_another_mesh(tmp_path: Path) -> None:
