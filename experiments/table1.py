@@ -68,6 +68,11 @@ def main(config: ConfigDict, workdir: Path) -> None:
 
 def open_grid(config: ConfigDict, options: Mapping[str, Any], workdir: Path) -> Grid:
     """The grid that a configuration describes."""
+    inputs = {name: config[name] for name in ("template", "split", "split_dir", "index_file") if config[name]}
+    if config.on_image_error != "raise":
+        inputs["on_image_error"] = config.on_image_error
+    if {"folder", "csv"} & {*config.datasets, *config.targets}:  # the place is all that tells these from others
+        inputs["data_dir"] = str(Path(config.data_dir).expanduser().resolve())
     settings = GridSettings(
         method_options=options,
         dtype=config.dtype,
@@ -79,6 +84,7 @@ def open_grid(config: ConfigDict, options: Mapping[str, Any], workdir: Path) -> 
         remat=config.remat,
         class_chunks=config.class_chunks,
         side_by_side=not config.runs_per_program,
+        inputs=inputs,
     )
     mesh = meshes.make_mesh(**config.mesh)
     clip, recipe = clipbias.load(config.model), Recipe.from_config(config)

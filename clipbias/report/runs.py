@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import fcntl
 import itertools
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -169,7 +170,12 @@ def _is_locked(folder: Path) -> bool:
 def _grid(folder: Path, common: Run, state: Mapping[str, Any], *, cells: bool) -> list[Run]:
     """A grid's line, or one line per cell that ended; a cell that failed and was run again counts once."""
     wanted = _cells(common.config)
-    latest = {tuple(row.get(axis) for axis in _AXES.values()): row for row in read_lines(folder / "results.jsonl")}
+    try:
+        own = json.loads((folder / "cells.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # none yet
+        own = None
+    lines = [row for row in read_lines(folder / "results.jsonl") if own is None or row.get("config_hash") in own]
+    latest = {tuple(row.get(axis) for axis in _AXES.values()): row for row in lines}
     rows = [latest[cell] for cell in wanted if cell in latest]
     failed = [row for row in rows if row.get("status") != "ok"]
     if cells:

@@ -40,10 +40,11 @@ from clipbias.training.results import Results, Row
 from clipbias.training.settings import GridSettings, Recipe
 from clipbias.training.shared import Shared
 from clipbias.training.single import decoded_on_demand
-from clipbias.training.workdir import stable_hash
+from clipbias.training.workdir import CELLS, stable_hash
 from clipbias.tuning import parameter_count
 from clipbias.tuning.adapter import save_adapter
 from clipbias.tuning.method import Learnables
+from clipbias.tuning.registry import source_digest
 from clipbias.tuning.transfer import transfer
 
 
@@ -78,6 +79,9 @@ class Grid:
         if done:
             logging.info("%d of %d cells are finished already", done, cells)
         self._remove_finished()
+        if jax.process_index() == 0:  # for those who read the results: which lines are of this configuration
+            hashes = sorted({row["config_hash"] for row in wanted})
+            write_text(self.workdir / CELLS, json.dumps(hashes) + "\n")
         programs = self._programs(todo)
         with progress(cells, done=done, unit="cell", title="cells") as bar:
             for program in programs:
@@ -163,7 +167,10 @@ class Grid:
     def _identity(self, pack: Pack) -> dict[str, Any]:
         """Everything that a number depends on, apart from the images themselves."""
         trained = {} if pack.method == ZERO_SHOT else dataclasses.asdict(self.recipe.at(pack.learning_rate))
+        source = source_digest(pack.method)
         return {
+            **({} if source is None else {"source": source}),
+            **({"inputs": _plain(self.settings.inputs)} if self.settings.inputs else {}),
             "model": self.clip.fingerprint,
             "method": pack.method,
             "options": _plain(self.shared.options(pack)),

@@ -82,6 +82,7 @@ class GridSettings:
       targets: datasets that a protocol evaluates on besides; `None` takes the literature's.
       remat, class_chunks: the knobs of `training.memory`.
       side_by_side: whether packs may share a program.
+      inputs: what datasets are read with besides their names, such as a template: numbers depend on it.
     """
 
     method_options: Mapping[str, Mapping[str, Any]]
@@ -94,6 +95,7 @@ class GridSettings:
     remat: str = AUTO
     class_chunks: int = 0
     side_by_side: bool = True
+    inputs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         checks.one_of("dtype", self.dtype, DTYPES)

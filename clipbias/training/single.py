@@ -20,11 +20,11 @@ from clipbias.training.loop import Run, place_text, train
 from clipbias.training.memory import AUTO, StepPlan, fit_task
 from clipbias.training.progress import Progress
 from clipbias.training.settings import Recipe
+from clipbias.training.workdir import ADAPTER
 from clipbias.tuning import Task, make_method, parameter_count
 from clipbias.tuning.adapter import save_adapter
 from clipbias.tuning.method import Learnables
-
-ADAPTER = "adapter.safetensors"
+from clipbias.tuning.registry import source_digest
 
 
 def training_images(dataset: Dataset, *, shots: int, seed: int, on_image_error: str) -> Images:
@@ -130,6 +130,8 @@ def train_and_evaluate(
             "options": {key: list(v) if isinstance(v, tuple) else v for key, v in task.options().items()},
             "class_names": list(dataset.class_names),
             "images": list(images.split.keys),
+            "template": dataset.template,
+            "source": source_digest(method),
             "dtype": dtype,
             "recipe": vars(recipe),
         }

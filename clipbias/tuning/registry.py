@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -120,6 +121,19 @@ def own_method(recorded: str, given: Sequence[str]) -> str:
         f"the method of this adapter is {recorded!r}, a program that is not run just because a file names it; look at "
         "it and name it yourself, with --config.own_methods (--own_methods of tools.export) or the option own_methods."
     )
+
+
+def source_digest(name: str) -> str | None:
+    """SHA-256 of a method's own program; `None` for a method of this package, or where there is none to be found."""
+    where = name.partition(":")[0]
+    if name in METHODS or not where:
+        return None
+    try:
+        spec = None if where.endswith(".py") else importlib.util.find_spec(where)
+        path = Path(where).expanduser() if spec is None else Path(spec.origin or "")
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except (OSError, ImportError, ValueError):
+        return None
 
 
 def _construct(kind: type[Method], name: str, options: Mapping[str, Any]) -> Method:

@@ -107,6 +107,16 @@ def test_a_grid_and_its_cells(tmp_path: Path) -> None:
     assert [c.name for c in cells] == [f"{tmp_path}#{n}" for n in (1, 2, 3)]
 
 
+def test_cells_of_another_configuration_are_left_out(tmp_path: Path) -> None:
+    """A grid that was run again with other epochs and then as at first: the last line is not the present one."""
+    row = {"method": "bias", "dataset": "a", "shots": 4, "status": "ok", "seed": 1, "learning_rate": 0.1}
+    rows = [{**row, "config_hash": name, "accuracy": accuracy} for name, accuracy in (("now", 50.0), ("other", 60.0))]
+    write(tmp_path, config=GRID, results=rows)
+    assert [cell.accuracy for cell in read_workdir(tmp_path, cells=True)] == [60.0]  # nothing says which is which
+    (tmp_path / "cells.json").write_text('["now"]')
+    assert [cell.accuracy for cell in read_workdir(tmp_path, cells=True)] == [50.0]
+
+
 def test_a_grid_over_learning_rates(tmp_path: Path) -> None:
     rows = [cell("bias", "a", 1, learning_rate=rate, accuracy=rate) for rate in (1.0, 2.0)]
     write(tmp_path, config={**GRID, "methods": ["bias"], "learning_rates": [1.0, 2.0]}, results=rows)

@@ -11,7 +11,7 @@ from clipbias.data import Dataset
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
 from clipbias.training.grid import Grid
-from clipbias.training.programs import plan
+from clipbias.training.programs import Pack, plan
 from clipbias.training.settings import GridSettings, Recipe
 from clipbias.tuning.adapter import load_adapter
 
@@ -117,3 +117,19 @@ def test_what_a_killed_run_no_longer_needs_is_removed(
     assert make_grid(clip, colours, recipe, tmp_path).run(packs) == rows
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["another"]
     assert other.exists()
+
+
+def test_a_number_belongs_to_its_template_and_to_its_program(clip: Clip, recipe: Recipe, tmp_path: Path) -> None:
+    own = tmp_path / "own.py"
+    own.write_text("from clipbias.tuning.bias import BiasTuning as Own\n")
+
+    def hashes(**inputs: str) -> list[str]:
+        settings = dataclasses.replace(SETTINGS, inputs=inputs)
+        grid = Grid(clip, recipe, settings, lambda name: None, tmp_path, mesh=meshes.single_device())
+        return [grid.row(Pack(method, "colours", 2, (1,)), 1)["config_hash"] for method in ("bias", str(own))]
+
+    plain = hashes()
+    assert hashes() == plain
+    assert not {*hashes(template="a {}.")} & {*plain}
+    own.write_text("# changed\n" + own.read_text())
+    assert [a == b for a, b in zip(hashes(), plain, strict=True)] == [True, False]
