@@ -11,10 +11,11 @@ Own images, one sub-folder per class:
 """
 
 import importlib
+import pkgutil
 
 from ml_collections import ConfigDict
 
-from configs import base
+from configs import base, methods
 
 
 def get_config(method: str = "bias") -> ConfigDict:
@@ -23,5 +24,8 @@ def get_config(method: str = "bias") -> ConfigDict:
     # Images per class; 0 takes all.
     config.shots = 16
     config.seed = 1
+    known = sorted(module.name for module in pkgutil.iter_modules(methods.__path__))
+    if method not in known:
+        raise ValueError(f"there is no configs/methods/{method}.py; choose one of {', '.join(known)}.")
     config.update(importlib.import_module(f"configs.methods.{method}").get_config())
     return config

@@ -33,7 +33,9 @@ def run(main: Callable[[ConfigDict, Path], Any], default: str) -> None:
     `--config` names a file of `configs/`, `default` without it, whose values `--config.name=value` changes. The flag is
     defined here, not at import: several binaries can be imported into one process.
     """
-    config = config_flags.DEFINE_config_file("config", default, "Configuration file.", lock_config=True)
+    config = _or_one_sentence(
+        lambda: config_flags.DEFINE_config_file("config", default, "Configuration file.", lock_config=True)
+    )
 
     def guarded(arguments: list[str]) -> int:
         if len(arguments) > 1:
@@ -118,11 +120,22 @@ def _config_error(settings: Any) -> str:
 
 
 def _parse(arguments: list[str]) -> list[str]:
+    return _or_one_sentence(lambda: flags.FLAGS(arguments))
+
+
+def _or_one_sentence(read: Callable[[], Any]) -> Any:
+    """What reading flags gives. Without `--config` a default's settings are read where the flag is defined already."""
     try:
-        return flags.FLAGS(arguments)
-    except (flags.Error, KeyError, AttributeError, ImportError, OSError, TypeError, ValueError) as error:
-        first = str(error.args[0] if error.args else error).splitlines()[0]
-        print(f"error: {printable(first)}", file=sys.stderr)
+        return read()
+    except Exception as error:  # a configuration is a program, and may raise anything
+        told: Any = error
+        while isinstance(told, BaseException) and told.args:
+            told = told.args[0]
+        lines = [line.strip() for line in str(told).splitlines() if line.strip()] or [type(error).__name__]
+        said = " ".join(dict.fromkeys((lines[0], lines[-1])))  # what is wrong, and the reason or a suggestion
+        if isinstance(error, SyntaxError):
+            said = f"{error.filename}, line {error.lineno}, is no Python: {said}"
+        print(f"error: {printable(said)}", file=sys.stderr)
         sys.exit(1)
 
 

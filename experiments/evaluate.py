@@ -14,6 +14,7 @@ import jax
 from ml_collections import ConfigDict
 
 import clipbias
+from clipbias.errors import ClipbiasError
 from clipbias.files import write_text
 from clipbias.training import mesh as meshes
 from clipbias.training import single
@@ -21,17 +22,19 @@ from clipbias.training.metrics import MetricWriter
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Learnables, Task
 from experiments import app
-from experiments.inputs import split
+from experiments.inputs import find_adapter, split
 
 _CONFIG = "configs/evaluate.py"
 
 
 def main(config: ConfigDict, workdir: Path) -> None:
-    adapter = clipbias.load_adapter(config.adapter) if config.adapter else None
+    adapter = find_adapter(config.adapter)[0] if config.adapter else None
     mesh = meshes.make_mesh(**config.mesh)
     with open_workdir(workdir, app.plain(config)):
         clip = clipbias.load(config.model or (adapter.base if adapter else "demo"))
         name = config.dataset or (adapter.notes.get("dataset", "") if adapter else "")
+        if not name:
+            raise ClipbiasError("no dataset; give --config.dataset=NAME, or --config.adapter=FILE to take its own.")
         dataset = app.load_dataset(config, name)
         options = dict(dtype=config.dtype, groups=mesh.shape[meshes.DATA])
         own = split(config.own_methods)

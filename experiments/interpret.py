@@ -21,8 +21,7 @@ from clipbias.explain.interpret import Learned, Options, adapter_names, interpre
 from clipbias.report.interpretation import write_interpretation
 from clipbias.training.metrics import MetricWriter
 from clipbias.training.progress import progress
-from clipbias.training.single import ADAPTER
-from clipbias.training.workdir import open_workdir
+from clipbias.training.workdir import ADAPTER, open_workdir
 from clipbias.tuning.adapter import Adapter
 from experiments import app
 from experiments.inputs import find_adapters, split

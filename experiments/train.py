@@ -18,7 +18,7 @@ from clipbias.training import mesh as meshes
 from clipbias.training import single
 from clipbias.training.forecast import Forecast, device_rate
 from clipbias.training.settings import Recipe
-from clipbias.training.workdir import open_workdir
+from clipbias.training.workdir import ADAPTER, open_workdir
 from experiments import app
 
 _CONFIG = "configs/train.py"
@@ -51,7 +51,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
         if jax.process_index() == 0:
             write_text(workdir / "result.json", json.dumps(result, indent=2) + "\n")
             app.tell(f"{result['method']} on {result['dataset']}: {result['accuracy']:.2f} % of test images")
-            app.tell(f"{result['parameters']:,} parameters; adapter in {workdir / single.ADAPTER}")
+            app.tell(f"{result['parameters']:,} parameters; adapter in {workdir / ADAPTER}")
 
 
 def dry_run(config: ConfigDict) -> None:

@@ -232,7 +232,7 @@ class _Follower:
             if not np.isfinite(loss):
                 raise ClipbiasError(
                     f"the loss of {run.task.method.__class__.__name__} (seed {run.seed}) is {loss} at step {step}; "
-                    "the last checkpoint is kept; lower --config.learning_rate or check the images."
+                    "what was saved before is kept; lower --config.learning_rate or check the images."
                 )
         self.losses = values["loss"].tolist()
         now = time.monotonic()

@@ -84,10 +84,12 @@ def make_mesh(*, run: int = 1, data: int = -1, devices: Any = None) -> Mesh:
         run = count // max(data, 1)
     if data == -1:
         data = count // max(run, 1)
-    if run < 1 or data < 1 or run * data > count:
+    if run < 1 or data < 1:
         raise ClipbiasError(
-            f"a mesh of run={run} and data={data} needs {max(run, 1) * max(data, 1)} devices; there are {count}."
+            f"a mesh of run={run} and data={data} has no devices; give at least 1 each, or -1 for the rest."
         )
+    if run * data > count:
+        raise ClipbiasError(f"a mesh of run={run} and data={data} needs {run * data} devices; there are {count}.")
     processes = len({device.process_index for device in devices[: run * data]})
     per_process = run * data // processes
     if per_process % run:

@@ -30,6 +30,10 @@ from clipbias.files import read_json, reason, remove_parts, write_text
 from clipbias.training.interruption import Interrupted
 
 CONFIG, ENVIRONMENT, STATE, LOCK = "config.json", "environment.json", "state.json", ".lock"
+# The adapter of a run, and which lines of a grid's results are of its present configuration.
+ADAPTER, CELLS = "adapter.safetensors", "cells.json"
+# Settings that say how a result is computed, not which.
+HOW = ("workdir", "mesh", "checkpoint_seconds", "eval_batch_size", "remat", "class_chunks", "dry_run")
 PACKAGES = (
     "clipbias",
     "jax",
@@ -50,7 +54,7 @@ def open_workdir(folder: str | os.PathLike, config: Mapping[str, Any]) -> Iterat
     """Creates and locks a work folder, and writes `config.json`, `environment.json` and `state.json` into it.
 
     Raises:
-      ClipbiasError: it cannot be written, or another process works in it.
+      ClipbiasError: it cannot be written, another process works in it, or it holds an adapter of other settings.
     """
     folder = Path(folder).expanduser()
     if jax.process_index() != 0:  # one process of a job keeps the folder for all
@@ -68,12 +72,26 @@ def open_workdir(folder: str | os.PathLike, config: Mapping[str, Any]) -> Iterat
             raise ClipbiasError(
                 f"another process works in {folder}; wait for it or choose another --workdir."
             ) from error
+        _keep_adapter(folder, config)
         remove_parts(folder)  # of writers that were killed
         earlier = _seconds_before(folder, config)
         write_text(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
         write_text(folder / ENVIRONMENT, json.dumps(environment(), indent=2, sort_keys=True) + "\n")
         with _kept_state(folder, earlier):
             yield folder
+
+
+def _keep_adapter(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuses to work over a finished adapter with other settings: its record would no longer be its own."""
+    try:
+        before, after = read_json(folder / CONFIG, dict), json.loads(json.dumps(config))
+    except ClipbiasError:
+        return
+    other = sorted(key for key in {*before, *after} - {*HOW} if before.get(key) != after.get(key))
+    if other and (folder / ADAPTER).exists():
+        raise ClipbiasError(
+            f"{folder} holds the adapter of a run with other settings ({', '.join(other)}); choose another --workdir."
+        )
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from clipbias.training import loop, single
 from clipbias.training import mesh as meshes
 from clipbias.training.interruption import Interrupted
 from clipbias.training.settings import Recipe
+from clipbias.training.workdir import ADAPTER
 from configs import train as config_file
 from experiments.app import EXIT_INTERRUPTED
 from tests.end_to_end import binaries
@@ -117,6 +118,6 @@ def test_a_run_moves_between_processes_and_devices(
     losses = [[line["loss"] for line in read_json_lines(folder / "metrics.jsonl")] for folder in (whole, moved)]
     assert [line["step"] for line in read_json_lines(metrics)] == list(range(1, STEPS + 1))
     np.testing.assert_allclose(*losses, rtol=1e-4)
-    adapters = [load_file(folder / single.ADAPTER) for folder in (whole, moved)]
+    adapters = [load_file(folder / ADAPTER) for folder in (whole, moved)]
     for name in adapters[0]:
         np.testing.assert_allclose(adapters[0][name], adapters[1][name], rtol=1e-3, atol=2e-5)

@@ -41,6 +41,8 @@ def test_nobody_is_joined_where_no_cluster_announces_itself(monkeypatch: pytest.
 
 
 def test_too_many_devices() -> None:
+    with pytest.raises(ClipbiasError, match="run=0 and data=8 has no devices; give at least 1 each"):
+        meshes.make_mesh(run=0)
     with pytest.raises(ClipbiasError, match="needs 64 devices; there are 8"):
         meshes.make_mesh(run=8, data=8)
 

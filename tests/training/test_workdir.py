@@ -10,7 +10,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.files import PART
 from clipbias.training import workdir
 from clipbias.training.interruption import Interrupted
-from clipbias.training.workdir import environment, open_workdir
+from clipbias.training.workdir import ADAPTER, environment, open_workdir
 
 
 def state(folder: Path) -> dict:
@@ -66,6 +66,20 @@ def test_a_second_process_is_refused_and_changes_nothing(tmp_path: Path) -> None
         assert json.loads((tmp_path / "config.json").read_text()) == {"run": 1}
     with open_workdir(tmp_path, {"run": 2}):
         assert json.loads((tmp_path / "config.json").read_text()) == {"run": 2}
+
+
+def test_an_adapter_is_not_worked_over_with_other_settings(tmp_path: Path) -> None:
+    with open_workdir(tmp_path, {"epochs": 1, "workdir": "a", "rates": (1, 2)}):
+        (tmp_path / ADAPTER).write_text("tuned")
+    with open_workdir(tmp_path, {"epochs": 1, "workdir": "b", "rates": (1, 2)}):
+        pass
+    for other in ({"epochs": 2, "workdir": "a", "rates": (1, 2)}, {"adapter": "x"}):
+        with (
+            pytest.raises(ClipbiasError, match=r"holds the adapter of a run with other settings \(.*epochs"),
+            open_workdir(tmp_path, other),
+        ):
+            pass
+    assert json.loads((tmp_path / "config.json").read_text())["epochs"] == 1
 
 
 def test_what_a_killed_process_was_writing_is_removed(tmp_path: Path) -> None:
