@@ -81,7 +81,7 @@ def answer(main: Callable[[ConfigDict, Path], Any], settings: Any, workdir: str 
 
         checks.check(settings, own_config(main))
         workdir = workdir or settings.workdir
-        if not workdir:
+        if not workdir and not settings.get("dry_run"):
             raise ClipbiasError("no folder to write to; give --workdir=FOLDER.")
         logging.info("configuration:\n%s", settings)
         with interruption.ended_by_notice():

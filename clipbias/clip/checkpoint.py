@@ -101,7 +101,8 @@ def load(source: str | os.PathLike, *, dtype: str = "float32") -> Clip:
         config=config,
         tokenizer=text_tokenizer,
         preprocessing=read_preprocessing(folder, config.vision.image_size),
-        name=str(source),
+        # A folder is found again from everywhere by its whole path.
+        name=str(folder.resolve() if source != "demo" and user_path(source).is_dir() else source),
         fingerprint=fingerprint,
         stored_dtype=stored_dtype,
     )

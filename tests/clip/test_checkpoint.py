@@ -139,3 +139,9 @@ def test_the_logit_scale_stays_exact_in_half_precision(source: Path) -> None:
     assert half.params["logit_scale"].dtype == np.float32
     assert half.params["logit_scale"] == exact.params["logit_scale"]
     assert half.params["text"]["token_embedding"].dtype == ml_dtypes.bfloat16
+
+
+def test_a_folder_is_known_by_its_whole_path(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(source.parent)
+    assert clipbias.load(source.name).name == str(source.resolve())
+    assert clipbias.load("demo").name == "demo"
