@@ -4,6 +4,8 @@ Inside training steps it is seen between two of them, and the state is saved fir
 once, as Ctrl-C would: files in the making are removed, and the work since the last save is done again.
 """
 
+import gc
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -24,10 +26,26 @@ class Notice:
     def _give(self, _signal: int, _frame: FrameType | None) -> None:
         self.given = True
 
-    def _end(self, _signal: int, _frame: FrameType | None) -> None:
-        if not self.given:  # a second one must not disturb the cleaning up
-            self.given = True
-            raise Interrupted("stopped; the same command continues.")
+    def _end(self, _signal: int, frame: FrameType | None) -> None:
+        if self.given:  # a second one must not disturb the cleaning up
+            return
+        if _collects_garbage(frame):  # Python drops what is raised there: the notice comes again a moment later
+            again = threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGTERM))
+            again.daemon = True
+            again.start()
+            return
+        self.given = True
+        raise Interrupted("stopped; the same command continues.")
+
+
+def _collects_garbage(frame: FrameType | None) -> bool:
+    """Whether a frame is inside a callback of the garbage collector, such as JAX has one."""
+    codes = {getattr(callback, "__code__", None) for callback in gc.callbacks}
+    while frame is not None:
+        if frame.f_code in codes:
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextmanager
