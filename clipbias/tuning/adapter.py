@@ -19,7 +19,7 @@ from clipbias.clip.checkpoint import open_weights
 from clipbias.errors import ClipbiasError
 from clipbias.files import parse_json, user_path, write_tensors
 from clipbias.tuning.method import Learnables
-from clipbias.tuning.registry import make_method, own_method
+from clipbias.tuning.registry import METHODS, make_method, own_method
 from clipbias.tuning.task import Task
 from clipbias.tuning.transfer import transfer
 
@@ -78,10 +78,7 @@ class Adapter:
             )
         method = make_method(own_method(self.method, own_methods), **self.options)
         own = Task(clip, method, self.class_names, template=self.template, **task_options)
-        expected = {name: leaf.shape for name, leaf in flatten(own.shapes).items()}
-        found = {name: np.shape(leaf) for name, leaf in flatten(self.learnables).items()}
-        if expected != found:
-            raise ClipbiasError(f"the adapter's arrays {found} are not those of method {self.method!r}, {expected}.")
+        _check_shapes(flatten(self.learnables), own, self.method)
         if class_names is None or tuple(class_names) == self.class_names:
             return own
         task = Task(clip, method, class_names, template=self.template, **task_options)
@@ -100,7 +97,15 @@ def save_adapter(
       learnables: of one run.
       method: the name that `make_method` knows the method by.
       notes: JSON values to keep beside it.
+
+    Raises:
+      ClipbiasError: `load_adapter` or `Adapter.task` would refuse the file, or it cannot be written.
     """
+    _check_method(method, task)
+    tensors = {name: np.array(leaf, order="C") for name, leaf in flatten(learnables).items()}
+    _check_shapes(tensors, task, method)
+    for name in _not_finite(tensors):
+        raise ClipbiasError(f"cannot save the adapter: {name!r} holds what are not finite numbers.")
     header = {
         "format": FORMAT,
         "method": method,
@@ -109,10 +114,14 @@ def save_adapter(
         "template": task.template,
         "base": task.clip.name,
         "base_fingerprint": task.clip.fingerprint,
-        "notes": dict(notes or {}),
     }
-    tensors = {name: np.array(leaf, order="C") for name, leaf in flatten(learnables).items()}
-    write_tensors(path, tensors, {"clipbias": json.dumps(header)})
+    try:
+        text = json.dumps(header | {"notes": dict(notes or {})})
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ClipbiasError(
+            f"cannot save the adapter: its notes and options must be JSON values ({error}); convert them."
+        ) from error
+    write_tensors(path, tensors, {"clipbias": text})
 
 
 def load_adapter(path: str | os.PathLike) -> Adapter:
@@ -147,10 +156,46 @@ def load_adapter(path: str | os.PathLike) -> Adapter:
         raise
     except (ValueError, KeyError, TypeError) as error:
         raise ClipbiasError(f"{path} is not a clipbias adapter; it lacks a readable 'clipbias' header.") from error
-    for name, value in tensors.items():
-        if not jax.numpy.issubdtype(value.dtype, jax.numpy.floating) or not np.isfinite(value).all():
-            raise ClipbiasError(f"{path} is damaged: {name!r} holds what are not finite numbers; tune it again.")
+    for name in _not_finite(tensors):
+        raise ClipbiasError(f"{path} is damaged: {name!r} holds what are not finite numbers; tune it again.")
     return adapter
+
+
+def _check_method(method: str, task: Task) -> None:
+    """Raises `ClipbiasError` for a name that does not make the method of `task` again.
+
+    A program's name is taken as it is: whoever uses the file names the program again, wherever it then lies.
+    """
+    where, _, attribute = method.partition(":")
+    if method in METHODS:
+        if type(task.method) is not METHODS[method][0]:
+            raise ClipbiasError(
+                f"cannot save the adapter: the method of its task is {type(task.method).__name__}, not {method!r}; "
+                "give the name that the task was made with."
+            )
+    elif not attribute and "." not in where:
+        raise ClipbiasError(
+            f"cannot save the adapter: there is no method {method!r}; give a name of {', '.join(METHODS)}, or the file "
+            "of the method."
+        )
+
+
+def _check_shapes(arrays: Mapping[str, Any], task: Task, method: str) -> None:
+    """Raises `ClipbiasError` unless `arrays`, by path, are what `method` learns for `task`."""
+    expected = {name: leaf.shape for name, leaf in flatten(task.shapes).items()}
+    found = {name: np.shape(leaf) for name, leaf in arrays.items()}
+    if expected != found:
+        raise ClipbiasError(f"the adapter's arrays {found} are not those of method {method!r}, {expected}.")
+
+
+def _not_finite(arrays: Mapping[str, np.ndarray]) -> list[str]:
+    """The names of the arrays that hold something else than finite floating-point numbers."""
+    floating = jax.numpy.floating
+    return [
+        name
+        for name, value in arrays.items()
+        if not jax.numpy.issubdtype(value.dtype, floating) or not np.isfinite(value).all()
+    ]
 
 
 def flatten(tree: Any) -> dict[str, Any]:

@@ -131,3 +131,46 @@ def test_no_file_and_a_later_format(tmp_path: Path) -> None:
     save_file({"a": np.zeros(1)}, tmp_path / "later", metadata={"clipbias": json.dumps({"format": 99})})
     with pytest.raises(ClipbiasError, match="has format 99; this clipbias reads up to 1: upgrade it"):
         clipbias.load_adapter(tmp_path / "later")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"learnables": {}}, r"arrays \{\} are not those of method 'bias', \{.*'vision_bias': \("),
+        ({"learnables": {"vision_bias": np.zeros((1, 24), np.float32)}}, "are not those of method 'bias'"),
+        ({"learnables": np.nan}, "'(text|vision)_bias' holds what are not finite numbers"),
+        ({"learnables": np.inf}, "holds what are not finite numbers"),
+        ({"learnables": 1}, "holds what are not finite numbers"),  # integers
+        ({"method": "bais"}, "there is no method 'bais'; give a name of zero_shot, coop"),
+        ({"method": "vpt"}, "the method of its task is BiasTuning, not 'vpt'"),
+        ({"notes": {"accuracy": np.float32(3)}}, r"must be JSON values \(Object of type float32 .*\); convert them"),
+        ({"notes": {("a", 1): 2}}, "must be JSON values"),
+        ({"notes": 5}, "must be JSON values"),
+    ],
+)
+def test_what_could_not_be_used_again_is_not_written(clip: Clip, tmp_path: Path, change: dict, message: str) -> None:
+    task = clipbias.Task(clip, "bias", ("cat", "dog"))
+    learnables = change.get("learnables", task.init())
+    if not isinstance(learnables, dict):
+        learnables = {name: np.full(leaf.shape, learnables) for name, leaf in task.shapes.items()}
+    arguments = {"method": "bias"} | change | {"learnables": learnables}
+    (tmp_path / "a.safetensors").write_text("earlier")
+    with pytest.raises(ClipbiasError, match=message):
+        clipbias.save_adapter(tmp_path / "a.safetensors", task, **arguments)
+    assert (tmp_path / "a.safetensors").read_text() == "earlier"
+
+
+def test_presets_and_programs_are_names_too(clip: Clip, tmp_path: Path) -> None:
+    task = clipbias.Task(clip, "ivlp_matched", ("cat", "dog"))
+    for method in ("ivlp_matched", "ivlp"):
+        clipbias.save_adapter(tmp_path / "a.safetensors", task, task.init(), method=method)
+        assert clipbias.load_adapter(tmp_path / "a.safetensors").task(clip).method == task.method
+    program = tmp_path / "own.py"
+    program.write_text("from clipbias.tuning.bias import BiasTuning\nclass Own(BiasTuning):\n    pass\n")
+    for method in (str(program), f"{program}:Own"):
+        task = clipbias.Task(clip, method, ("cat", "dog"))
+        clipbias.save_adapter(tmp_path / "a.safetensors", task, task.init(), method=method)
+        adapter = clipbias.load_adapter(tmp_path / "a.safetensors")
+        assert type(adapter.task(clip, own_methods=[str(program)]).method).__name__ == "Own"
+    with pytest.raises(ClipbiasError, match="the method of its task is Own, not 'bias'"):
+        clipbias.save_adapter(tmp_path / "a.safetensors", task, task.init(), method="bias")
