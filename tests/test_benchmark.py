@@ -188,3 +188,56 @@ def test_mistakes_are_one_sentence(capsys, tmp_path):
     assert "train takes one number of --layers" in capsys.readouterr().err
     with pytest.raises(benchmark.ClipbiasError, match="no measured line"):
         report.read([])
+
+
+def unmeasured(monkeypatch, result=None):
+    """A `train` that measures nothing."""
+
+    def train(parsed):
+        assert result is not None, "measured"
+        return result
+
+    monkeypatch.setattr(steps, "train", train)
+
+
+@pytest.mark.parametrize("place", ["none/lines.jsonl", "", "file/lines.jsonl"])
+def test_a_file_that_cannot_be_appended_to_is_told_before_measuring(place, capsys, tmp_path, monkeypatch):
+    unmeasured(monkeypatch)
+    (tmp_path / "file").touch()
+    assert benchmark.main(["train", *SMALL, f"--append={tmp_path / place}"]) == 1
+    told = capsys.readouterr()
+    assert told.err.startswith(f"error: cannot add the line to {tmp_path / place}: ") and told.err.count("\n") == 1
+    assert not told.out
+
+
+def test_the_line_is_printed_also_where_it_cannot_be_appended(capsys, tmp_path, monkeypatch):
+    unmeasured(monkeypatch, {"seconds": 1.0})
+    written = tmp_path / "lines.jsonl"
+    original = benchmark.append
+
+    def full(path, text):
+        original(path, text)
+        if text:
+            raise benchmark.ClipbiasError("no room")
+
+    monkeypatch.setattr(benchmark, "append", full)
+    assert benchmark.main(["train", *SMALL, f"--append={written}"]) == 1
+    told = capsys.readouterr()
+    assert json.loads(told.out.splitlines()[-1])["seconds"] == 1.0
+    assert told.err == "error: no room\n"
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--repeats=0", "--repeats=-1", "--batches=0", "--batch=0", "--classes=0", "--devices=0", "--plan-batch=x"],
+)
+def test_numbers_that_nothing_can_be_measured_with_are_refused(option, capsys, monkeypatch):
+    unmeasured(monkeypatch)
+    with pytest.raises(SystemExit):
+        benchmark.main(["train", option])
+    name, value = option.split("=")
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.endswith(f"argument {name}: {value!r} must be a whole number, 1 or more.")
+    with pytest.raises(SystemExit):
+        benchmark.main(["train", "--layers=-1"])
+    assert "'-1' must be a whole number, 0 or more." in capsys.readouterr().err

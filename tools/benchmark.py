@@ -20,14 +20,32 @@ data sheets: a plan, not a measurement.
 """
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from clipbias.errors import ClipbiasError
+from clipbias.files import reason
 
 COMMANDS = ("train", "features", "relevancy", "startup", "pipeline", "scaling", "report")
+
+
+def natural(text: str) -> int:
+    """An integer from 0 on. Raises `argparse.ArgumentTypeError`."""
+    with contextlib.suppress(ValueError):
+        if (number := int(text)) >= 0:
+            return number
+    raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, 0 or more.")
+
+
+def positive(text: str) -> int:
+    """An integer from 1 on. Raises `argparse.ArgumentTypeError`."""
+    with contextlib.suppress(ValueError):
+        if (number := int(text)) >= 1:
+            return number
+    raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, 1 or more.")
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -37,17 +55,17 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("files", nargs="*", help="report: files of JSON lines")
     parser.add_argument("--geometry", default="ViT-B/16")
     parser.add_argument(
-        "--layers", type=int, nargs="+", default=[0], help="blocks of each tower; 0 as many as the geometry has"
+        "--layers", type=natural, nargs="+", default=[0], help="blocks of each tower; 0 as many as the geometry has"
     )
     parser.add_argument("--method", default="ivlp")
     parser.add_argument("--option", action="append", default=[], help="an option of the method, name=number")
-    parser.add_argument("--classes", type=int, default=37)
-    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--classes", type=positive, default=37)
+    parser.add_argument("--batch", type=positive, default=4)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=positive, default=5)
     parser.add_argument("--baseline", action="store_true")
-    parser.add_argument("--devices", type=int, nargs="+", default=[1, 2, 4, 8], help="scaling: simulated devices")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32], help="relevancy: images at a time")
+    parser.add_argument("--devices", type=positive, nargs="+", default=[1, 2, 4, 8], help="scaling: simulated devices")
+    parser.add_argument("--batches", type=positive, nargs="+", default=[1, 8, 32], help="relevancy: images at a time")
     parser.add_argument(
         "--ways",
         nargs="+",
@@ -57,8 +75,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--share", type=float, help="scaling: share of an accelerator's peak, assumed")
     parser.add_argument("--hop-microseconds", type=float, default=3.0, help="scaling: of a message, assumed")
     parser.add_argument("--images-per-second", type=float, default=0.0, help="scaling: of a core; 0 measures it")
-    parser.add_argument("--plan-batch", type=int, default=32, help="scaling: images per step of the plan")
-    parser.add_argument("--plan-classes", type=int, nargs="+", default=[100, 1000], help="scaling: of the plan")
+    parser.add_argument("--plan-batch", type=positive, default=32, help="scaling: images per step of the plan")
+    parser.add_argument("--plan-classes", type=positive, nargs="+", default=[100, 1000], help="scaling: of the plan")
     parser.add_argument("--append", type=Path, help="a file that the JSON line is added to")
     parser.add_argument("--output", type=Path, default=Path("performance"), help="report: path without its ending")
     parsed = parser.parse_args(arguments)
@@ -81,6 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             print(report.write(parsed.files, parsed.output))
             return 0
+        append(parsed.append, "")  # a measurement takes long: a file that cannot be written is told before
         from tools.benchmarks import processes, relevancy, steps
 
         run = next(getattr(m, parsed.command) for m in (steps, processes, relevancy) if hasattr(m, parsed.command))
@@ -91,11 +110,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     line = json.dumps(result)
     if "times_as_fast" in result:
         print(f"{result['times_as_fast']:.2f} times as fast as the plain computation")
-    if parsed.append:
-        with parsed.append.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-    print(line)
+    print(line, flush=True)
+    try:
+        append(parsed.append, line + "\n")
+    except ClipbiasError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     return 0
+
+
+def append(path: Path | None, text: str) -> None:
+    """Adds text to a file, if one is given. Raises `ClipbiasError` where it cannot."""
+    if path is None:
+        return
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+        raise ClipbiasError(f"cannot add the line to {path}: {reason(error)}; give another --append.") from error
 
 
 if __name__ == "__main__":

@@ -7,39 +7,37 @@ decides its form (docs/export.md); --form chooses another.
 """
 
 import logging
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
 import clipbias
 from clipbias.errors import ClipbiasError
 from clipbias.export import FORMS, export
 from clipbias.terminal import printable
 from experiments.inputs import find_adapter
+from tools import command
 
 _FORM = flags.DEFINE_enum("form", None, FORMS, "What to write; by default what fits the method.")
 _OWN_METHODS = flags.DEFINE_list("own_methods", [], "The file or module of a method of your own that the adapter uses.")
 _BASE_MODEL = flags.DEFINE_string("base_model", None, "Where the base model is, if it has moved.")
 
 
-def main(arguments: list[str]) -> int:
+def main(names: Sequence[str]) -> int:
+    """Exports; returns the exit status."""
     for library in ("jax", "transformers"):  # their notes on missing backends and each file they write
         logging.getLogger(library).setLevel(logging.WARNING)
-    try:
-        if len(arguments) != 3:
-            raise ClipbiasError("give an adapter and the folder to write: python -m tools.export ADAPTER FOLDER.")
-        adapter, path = find_adapter(arguments[1])
-        clip = clipbias.load(_BASE_MODEL.value or adapter.base)
-        form = export(adapter, clip, arguments[2], form=_FORM.value, own_methods=_OWN_METHODS.value)
-    except ClipbiasError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    if len(names) != 2:
+        raise ClipbiasError("give an adapter and the folder to write: python -m tools.export ADAPTER FOLDER.")
+    adapter, path = find_adapter(names[0])
+    clip = clipbias.load(_BASE_MODEL.value or adapter.base)
+    form = export(adapter, clip, names[1], form=_FORM.value, own_methods=_OWN_METHODS.value)
     print(f"{printable(path)} as a {form}:")
-    for written in sorted(Path(arguments[2]).expanduser().iterdir()):
+    for written in sorted(Path(names[1]).expanduser().iterdir()):
         print(f"  {printable(written)} ({written.stat().st_size / 1000:,.1f} kB)")
     return 0
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.run(main)

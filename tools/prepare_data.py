@@ -8,15 +8,15 @@
 differs from the catalogue. `build` and `show` take every name that `clipbias.data.load` takes; `folder` and `csv` too.
 """
 
-import sys
 from collections.abc import Callable, Sequence
 
-from absl import app, flags
+from absl import flags
 
 from clipbias import data
 from clipbias.data import catalog, check, contact_sheet, shards, sources
 from clipbias.errors import ClipbiasError
 from clipbias.files import atomic_path
+from tools import command
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where the datasets are; see clipbias.data.load.")
 _OUT_DIR = flags.DEFINE_string("out_dir", None, "build: the folder for the shards; made if needed.")
@@ -65,15 +65,12 @@ def run_show(names: Sequence[str]) -> int:
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"check": run_check, "build": run_build, "show": run_show}
 
 
-def main(arguments: list[str]) -> int:
-    try:
-        if len(arguments) < 2 or arguments[1] not in COMMANDS:
-            raise ClipbiasError(f"the first argument must be one of {', '.join(COMMANDS)}; see --help.")
-        return COMMANDS[arguments[1]](arguments[2:])
-    except ClipbiasError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+def main(names: Sequence[str]) -> int:
+    """Runs one command; returns the exit status."""
+    if not names or names[0] not in COMMANDS:
+        raise ClipbiasError(f"the first argument must be one of {', '.join(COMMANDS)}; see --help.")
+    return COMMANDS[names[0]](names[1:])
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.run(main)

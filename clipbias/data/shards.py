@@ -4,8 +4,10 @@ They are an ordinary TFDS dataset, written and read without tensorflow, that kee
 names and paths. So the few-shot picks are those of the folder that they were made of.
 """
 
+import contextlib
 import io
 import os
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +19,7 @@ from clipbias.data import benchmark, transforms
 from clipbias.data.dataset import Dataset, Split
 from clipbias.data.tfds_records import Prepared
 from clipbias.errors import ClipbiasError
+from clipbias.files import reason, shorten
 
 VERSION = "1.0.0"
 SUFFIX = "_coop"
@@ -25,19 +28,20 @@ SUFFIX = "_coop"
 def build(dataset: Dataset, out_dir: str | os.PathLike) -> epath.Path:
     """Writes `dataset` as array_record shards to `<out_dir>/<name>_coop/1.0.0`.
 
-    The folder appears when all is written. Image bytes are stored as they are.
+    The folder appears when all is written, and nothing else is left. Image bytes are stored as they are.
 
     Returns:
       The folder.
 
     Raises:
-      ClipbiasError: it exists already, or an image cannot be read.
+      ClipbiasError: it exists already, an image cannot be read, or the shards cannot be written.
     """
     import tensorflow_datasets as tfds
 
     name = dataset.name.replace("/", "_").replace("-", "_") + SUFFIX
-    if (epath.Path(out_dir) / name / VERSION).exists():
-        raise ClipbiasError(f"{epath.Path(out_dir) / name / VERSION} exists already; remove it to build it again.")
+    out = epath.Path(out_dir)
+    if (out / name / VERSION).exists():
+        raise ClipbiasError(f"{out / name / VERSION} exists already; remove it to build it again.")
     # One split under two names (ImageNet's val and test) is stored once.
     stored_as: dict[str, str] = {}
     for split_name, split in dataset.splits.items():
@@ -51,6 +55,10 @@ def build(dataset: Dataset, out_dir: str | os.PathLike) -> epath.Path:
         "stored_as": stored_as,
     }
 
+    class Info(tfds.core.DatasetInfo):
+        def initialize_from_bucket(self) -> None:
+            """Nobody has published these shards: TFDS would ask the network, and leave a temporary folder."""
+
     # TFDS takes a builder's name and version from its class.
     class Shards(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
         def _info(self) -> tfds.core.DatasetInfo:
@@ -60,7 +68,7 @@ def build(dataset: Dataset, out_dir: str | os.PathLike) -> epath.Path:
                 "key": tfds.features.Text(),
                 "position": tfds.features.Scalar(np.int64),
             }
-            return tfds.core.DatasetInfo(
+            return Info(
                 builder=self,
                 features=tfds.features.FeaturesDict(features),
                 metadata=tfds.core.MetadataDict(metadata),
@@ -74,9 +82,19 @@ def build(dataset: Dataset, out_dir: str | os.PathLike) -> epath.Path:
 
     Shards.name = name
     Shards.VERSION = tfds.core.Version(VERSION)
-    builder = Shards(data_dir=os.fspath(out_dir), file_format="array_record")
     tfds.disable_progress_bar()
-    builder.download_and_prepare()
+    made = [out / name] if out.exists() else [out / name, out]
+    try:
+        builder = Shards(data_dir=os.fspath(out_dir), file_format="array_record")
+        with tempfile.TemporaryDirectory() as unused:  # TFDS makes folders for downloads that there are none of
+            builder.download_and_prepare(download_dir=unused)
+    except (OSError, RuntimeError) as error:  # RuntimeError: what the writer of the records makes of a full disk
+        words = shorten(reason(error).splitlines()[0].partition("; ")[0], 200)
+        raise ClipbiasError(f"cannot write shards to {out / name}: {words}; choose another folder.") from error
+    finally:
+        for folder in made:
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)  # after a failure; a folder that holds something stays
     return epath.Path(builder.data_dir)
 
 

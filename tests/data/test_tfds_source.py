@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from clipbias.data import catalog, shards
 from clipbias.errors import ClipbiasError
 from tests.data import miniatures
 from tests.data.stock_builders import image, prepare
+from tests.training.test_full_disk import no_room_for
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -235,6 +237,37 @@ def test_failed_build_leaves_nothing(tmp_path):
     with pytest.raises(ClipbiasError, match="cannot read the image"):
         shards.build(dataset, tmp_path / "shards")
     assert shards.find("ucf101", tmp_path / "shards") is None
+
+
+@pytest.fixture
+def small(tmp_path):
+    miniatures.make(tmp_path / "folders", "ucf101")
+    return data.load("ucf101", data_dir=tmp_path / "folders")
+
+
+def test_a_build_leaves_the_shards_alone(small, tmp_path, monkeypatch):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    shards.build(small, tmp_path / "shards")
+    assert [path.name for path in (tmp_path / "shards").iterdir()] == ["ucf101_coop"]
+    assert not list(scratch.iterdir())
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/none"])
+def test_a_folder_that_cannot_be_made(small, tmp_path, place):
+    (tmp_path / "file").write_text("1")
+    with pytest.raises(ClipbiasError, match=r"cannot write shards to .*(directory|permitted|denied); choose another"):
+        shards.build(small, tmp_path / place)
+    assert (tmp_path / "file").read_text() == "1"
+
+
+def test_a_full_disk_leaves_nothing(small, tmp_path):
+    (tmp_path / "own").mkdir()
+    for place in ("own", "made"):
+        with no_room_for(512), pytest.raises(ClipbiasError, match=r"cannot write shards .*: File too large; choose"):
+            shards.build(small, tmp_path / place)
+    assert not list((tmp_path / "own").iterdir()) and not (tmp_path / "made").exists()
 
 
 def test_tensorflow_is_not_imported(tmp_path):

@@ -1,21 +1,27 @@
 """`tools.export` as a user runs it."""
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from absl.testing import flagsaver
 
 import clipbias
-from tools import export
+import clipbias.export.folder
+from tools import command, export
 
-DATA = Path(__file__).parents[1] / "data_files"
+ROOT = Path(__file__).parents[2]
+DATA = ROOT / "tests" / "data_files"
 ADAPTER = str(DATA / "adapter_format_1.safetensors")
 BASE = str(DATA / "tiny_quick_gelu")
 
 
 def run(*arguments: str, **flags: str) -> int:
     with flagsaver.flagsaver(**flags):
-        return export.main(["export", *arguments])
+        return command.answer(export.main, arguments)
 
 
 def test_an_adapter_of_prompts_and_one_of_biases(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -44,3 +50,41 @@ def test_mistakes_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture
         told = capsys.readouterr().err
         assert told.startswith("error: ") and message in told and told.count("\n") == 1
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["full", "precious"]
+
+
+@pytest.mark.parametrize(("notice", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"])
+def test_a_notice_to_stop_during_the_write_leaves_nothing(
+    notice: signal.Signals, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    original = clipbias.export.folder.write_text
+
+    def stopped(path: Path, text: str) -> None:
+        original(path, text)
+        assert (tmp_path / ".out.unfinished").is_dir()
+        os.kill(os.getpid(), notice)
+
+    monkeypatch.setattr(clipbias.export.folder, "write_text", stopped)
+    assert run(ADAPTER, str(tmp_path / "out"), base_model=BASE) == status
+    told = capsys.readouterr().err
+    assert "the same command starts again" in told and told.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_wrong_flag_is_one_sentence(tmp_path: Path) -> None:
+    arguments = [sys.executable, "-m", "tools.export", ADAPTER, str(tmp_path / "out"), "--form=onnx"]
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ") and "<checkpoint|head|program>" in done.stderr
+    assert done.stderr.count("\n") == 1 and not done.stdout
+
+
+def test_a_stopped_process_skips_the_end_of_the_interpreter() -> None:
+    """It crashes, more often than not, where a notice to stop tore the program out of JAX's tracing."""
+    code = (
+        "import atexit, os, signal; from tools import command\n"
+        "atexit.register(print, 'the end of the interpreter')\n"
+        "command.run(lambda names: os.kill(os.getpid(), signal.SIGTERM))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (143, "")
+    assert done.stderr.startswith("stopped; ") and done.stderr.count("\n") == 1
