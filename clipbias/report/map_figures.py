@@ -168,7 +168,7 @@ def _overlay(study: Study, model: Mapping[str, Any], picture: int, classes: list
     probability = float(1 / np.exp(logits - logits.max()).sum())
     mark = "✓" if predicted == label else "✗"
     return Overlay(
-        f"{label_of(model)} {mark}\n{classes[predicted]}, {100 * probability:.0f} %",
+        f"{label_of(model)} {mark}\n{printable(classes[predicted])}, {100 * probability:.0f} %",
         study.present(f"examples/{key}/vision")[picture],
         tuple(study.section("examples", key)["tokens"][picture]),
         study.present(f"examples/{key}/text")[picture],

@@ -119,7 +119,7 @@ def draw_overlay(axes: "Axes", image: np.ndarray, overlay: Overlay, *, patches: 
     count = patches or int(np.sqrt(len(overlay.vision))) ** 2
     show_heat(axes, image, heat_map(overlay.vision, len(image), patches=count))
     axes.set_axis_off()
-    axes.set_title(printable(overlay.title), fontsize=8)
+    axes.set_title(printable(overlay.title, keep="\n"), fontsize=8)
     if len(overlay.vision) > count:
         _share_bar(axes, prompt_share(overlay.vision, count))
 
