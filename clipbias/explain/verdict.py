@@ -179,11 +179,13 @@ def _constancy(facts: _Facts) -> list[Row]:
         for path in facts.results.under(prefix):
             cosine = np.asarray(facts.results.arrays[path], np.float64)
             other = path.removeprefix(prefix)
+            models = facts.results.scalars["models"]
+            name_of_other = next((one["label"] for one in models if one["key"] == other), other)
             sentence = (
-                f"This vector and the bias that {other!r} learned for the same layer have a cosine of "
+                f"This vector and the bias that {name_of_other} learned for the same layer have a cosine of "
                 f"{cosine.mean():+.2f} on average, {cosine.min():+.2f} to {cosine.max():+.2f} by layer."
             )
-            text = f"cosine with the bias of {other}, {tower}"
+            text = f"cosine with {name_of_other}, {tower}"
             rows.append(Row(f"bias_cosine_{tower}_{other}", text, float(cosine.mean()), None, sentence))
     return rows
 

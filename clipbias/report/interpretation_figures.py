@@ -66,7 +66,7 @@ def norm_figure(found: Facts) -> Drawing | None:
                     axes.plot(steps, tokens, color=colour, linestyle=(0, (1, 1)))
             axes.set(title=f"{tower}: {kind}", xlabel="layer")
             if any(row["norm"] > 0 for own in rows.values() for row in own):
-                axes.set_yscale("log")
+                style.log_scale(axes)
             style.layer_ticks(axes, found["clip"][f"{tower}_layers"])
         grid[0].set_ylabel("Euclidean norm")
         if any(row["tokens_norm"] is not None for row in found["norms"]):

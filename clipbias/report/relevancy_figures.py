@@ -34,7 +34,8 @@ def text_relevancy(study: Study) -> Drawing | None:
         for (left, right), model in zip(grid, shown, strict=True):
             draw_text_panel(left, study, model)
             _kinds(right, _averages(study, model, "text_kinds"), [KIND_NAMES[kind] for kind in TEXT_KINDS[:4]])
-            right.legend(loc="upper right", fontsize=7)
+            right.set_ylim(0, 1.25 * right.get_ylim()[1])  # room above the numbers
+            right.legend(loc="upper right", ncols=2, fontsize=7, handlelength=1.4, borderaxespad=0.1)
             left.set_title(f"{label_of(model)} against zero-shot", loc="left")
         grid[-1][0].set_xlabel("token index")
         grid[0][1].set_title("by kind of token", loc="left")

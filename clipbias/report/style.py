@@ -191,6 +191,16 @@ def label_ends(axes: "Axes", ends: Sequence[tuple[float, float, str, str]], *, s
         )
 
 
+def log_scale(axes: "Axes", **options: Any) -> None:
+    """A logarithmic y axis whose ticks are plain numbers; matplotlib's own are formulas, which are not read here."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_yscale("log", **options)
+    axes.yaxis.set_major_locator(LogLocator(numticks=6))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
 def layer_ticks(axes: "Axes", count: int) -> None:
     """Layers 1 … count on the x axis, about seven of them with a number."""
     step = 1 if count <= 6 else math.ceil(count / 6)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
 from clipbias.explain.results import INTERVENTIONS, MAPS
 from clipbias.report import style
@@ -213,6 +214,16 @@ def test_examples_show_every_model_with_its_prediction(study):
     assert f"IVLP {mark}\nclass {share.argmax()}, {100 * share.max():.0f} %" in titles
     row = numbers(drawing, picture=1, model="bias", part="text", index=2)[0]
     assert (row["token"], row["name"]) == ("photo", "test/class_1/0001.png")
+
+
+@pytest.mark.parametrize("draw", EVERY, ids=[draw.__name__ for draw in EVERY])
+def test_no_text_shows_how_it_is_written(study, draw):
+    """Formulas are not read in these figures, and what steers a terminal is shown as its escape: neither is meant."""
+    made = draw(study)
+    for drawing in made if isinstance(made, list) else [made]:
+        drawing.figure.draw_without_rendering()
+        shown = [text.get_text() for text in drawing.figure.findobj(Text)]
+        assert shown and not [text for text in shown if "$" in text or "\\" in text]
 
 
 @pytest.mark.parametrize("draw", EVERY, ids=[draw.__name__ for draw in EVERY])
