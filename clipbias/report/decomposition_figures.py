@@ -130,13 +130,13 @@ def _size(axes: "Axes", ratio: Average | None) -> None:
 
     shown = ratio.mean > 0
     if shown.any():  # a ratio of 0 has no place on a log axis and leaves a gap
-        style.log_scale(axes, nonpositive="mask")
         mean = np.where(shown, ratio.mean, np.nan)
         # An error as large as its mean reaches down to 0, which a log axis cannot show either.
         below = np.minimum(np.nan_to_num(ratio.standard_error), 0.9 * np.nan_to_num(mean))
         _line(axes, mean, error=np.stack([below, np.nan_to_num(ratio.standard_error)]))
         low, high = np.nanmin(mean), np.nanmax(mean)
         axes.set_ylim(min(low / 2, 0.1), max(high * 2, 1.5))
+        style.log_scale(axes, nonpositive="mask")
         if high > 100 * low:
             axes.yaxis.set_minor_locator(NullLocator())  # nine ticks per decade would run together
     axes.axhline(1, color=style.GREY, linewidth=0.8, linestyle=":")

@@ -9,7 +9,7 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -191,14 +191,17 @@ def label_ends(axes: "Axes", ends: Sequence[tuple[float, float, str, str]], *, s
         )
 
 
-def log_scale(axes: "Axes", **options: Any) -> None:
-    """A logarithmic y axis whose ticks are plain numbers; matplotlib's own are formulas, which are not read here."""
+def log_scale(axes: "Axes", which: Literal["x", "y"] = "y", **options: Any) -> None:
+    """A logarithmic axis whose ticks are plain numbers; matplotlib's own are formulas, which are not read here."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    axes.set_yscale("log", **options)
-    axes.yaxis.set_major_locator(LogLocator(numticks=6))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    (axes.set_xscale if which == "x" else axes.set_yscale)("log", **options)
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    low, high = axis.get_view_interval()
+    # Within a decade or two, 1, 2 and 5 of each.
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 100 * low else (1.0,), numticks=6))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def layer_ticks(axes: "Axes", count: int) -> None:

@@ -51,3 +51,16 @@ def test_apart_leaves_what_is_already_apart():
     np.testing.assert_allclose(style.apart([3.0, 1.0, 2.0], 0.5), [3.0, 1.0, 2.0])
     np.testing.assert_allclose(style.apart([1.0, 1.0], 0.5), [0.75, 1.25])
     assert style.apart([], 1.0).shape == (0,)
+
+
+def test_logarithmic_ticks_are_numbers() -> None:
+    with style.styled():
+        figure = style.new_figure(3, 2)
+        axes = figure.add_subplot()
+        axes.plot([131, 736], [0.001, 10000])
+        style.log_scale(axes, "x")
+        style.log_scale(axes)
+        figure.draw_without_rendering()
+        x, y = ([label.get_text() for label in axis.get_ticklabels()] for axis in (axes.xaxis, axes.yaxis))
+    assert {"200", "500"} <= {*x} and {"0.01", "100"} <= {*y}
+    assert all(not text or float(text) > 0 for text in x + y)

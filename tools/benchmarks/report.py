@@ -83,7 +83,8 @@ def roofline(rows: Sequence[dict[str, Any]]) -> Any:
                 linestyle="",
                 label="the plain computation of the same numbers",
             )
-        axes.set(xscale="log", xlabel="arithmetic needed (GFLOP)", ylabel="needed arithmetic per second (GFLOP/s)")
+        style.log_scale(axes, "x")
+        axes.set(xlabel="arithmetic needed (GFLOP)", ylabel="needed arithmetic per second (GFLOP/s)")
         axes.set_ylim(bottom=0)
         axes.legend(loc="lower right")
     return figure
