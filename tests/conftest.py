@@ -1,6 +1,7 @@
 """Settings shared by all tests: CPU only, eight simulated devices, parsed absl flags, how many inputs are made up."""
 
 import os
+import signal
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -23,6 +24,8 @@ from clipbias.clip import Clip
 from clipbias.training import cpu
 from tests import helpers
 
+# Jobs in the background are started with Ctrl-C ignored; tests that press it need Python's own answer.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 cpu.choose_code_generator()
 jax.config.update("jax_num_cpu_devices", 8)
 flags.FLAGS.mark_as_parsed()
