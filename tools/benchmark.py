@@ -23,7 +23,7 @@ import argparse
 import contextlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from clipbias.errors import ClipbiasError
@@ -32,20 +32,16 @@ from clipbias.files import reason
 COMMANDS = ("train", "features", "relevancy", "startup", "pipeline", "scaling", "report")
 
 
-def natural(text: str) -> int:
-    """An integer from 0 on. Raises `argparse.ArgumentTypeError`."""
-    with contextlib.suppress(ValueError):
-        if (number := int(text)) >= 0:
-            return number
-    raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, 0 or more.")
+def whole(lowest: int) -> Callable[[str], int]:
+    """Reads an integer from `lowest` on; what it returns raises `argparse.ArgumentTypeError` for anything else."""
 
+    def read(text: str) -> int:
+        with contextlib.suppress(ValueError):
+            if (number := int(text)) >= lowest:
+                return number
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, {lowest} or more.")
 
-def positive(text: str) -> int:
-    """An integer from 1 on. Raises `argparse.ArgumentTypeError`."""
-    with contextlib.suppress(ValueError):
-        if (number := int(text)) >= 1:
-            return number
-    raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, 1 or more.")
+    return read
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -55,17 +51,17 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("files", nargs="*", help="report: files of JSON lines")
     parser.add_argument("--geometry", default="ViT-B/16")
     parser.add_argument(
-        "--layers", type=natural, nargs="+", default=[0], help="blocks of each tower; 0 as many as the geometry has"
+        "--layers", type=whole(0), nargs="+", default=[0], help="blocks of each tower; 0 as many as the geometry has"
     )
     parser.add_argument("--method", default="ivlp")
     parser.add_argument("--option", action="append", default=[], help="an option of the method, name=number")
-    parser.add_argument("--classes", type=positive, default=37)
-    parser.add_argument("--batch", type=positive, default=4)
+    parser.add_argument("--classes", type=whole(1), default=37)
+    parser.add_argument("--batch", type=whole(1), default=4)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--repeats", type=positive, default=5)
+    parser.add_argument("--repeats", type=whole(1), default=5)
     parser.add_argument("--baseline", action="store_true")
-    parser.add_argument("--devices", type=positive, nargs="+", default=[1, 2, 4, 8], help="scaling: simulated devices")
-    parser.add_argument("--batches", type=positive, nargs="+", default=[1, 8, 32], help="relevancy: images at a time")
+    parser.add_argument("--devices", type=whole(1), nargs="+", default=[1, 2, 4, 8], help="scaling: simulated devices")
+    parser.add_argument("--batches", type=whole(1), nargs="+", default=[1, 8, 32], help="relevancy: images at a time")
     parser.add_argument(
         "--ways",
         nargs="+",
@@ -75,8 +71,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--share", type=float, help="scaling: share of an accelerator's peak, assumed")
     parser.add_argument("--hop-microseconds", type=float, default=3.0, help="scaling: of a message, assumed")
     parser.add_argument("--images-per-second", type=float, default=0.0, help="scaling: of a core; 0 measures it")
-    parser.add_argument("--plan-batch", type=positive, default=32, help="scaling: images per step of the plan")
-    parser.add_argument("--plan-classes", type=positive, nargs="+", default=[100, 1000], help="scaling: of the plan")
+    parser.add_argument("--plan-batch", type=whole(1), default=32, help="scaling: images per step of the plan")
+    parser.add_argument("--plan-classes", type=whole(1), nargs="+", default=[100, 1000], help="scaling: of the plan")
     parser.add_argument("--append", type=Path, help="a file that the JSON line is added to")
     parser.add_argument("--output", type=Path, default=Path("performance"), help="report: path without its ending")
     parsed = parser.parse_args(arguments)
