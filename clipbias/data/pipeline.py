@@ -8,9 +8,9 @@ cost, and every host computes its share of the same global batch.
 import functools
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
-import grain
 import numpy as np
 from absl import logging
 
@@ -137,8 +137,7 @@ def train_batches(
             pixels[row] = transforms.train_image(images.decoded(example), rng, image_size)
         return {"images": pixels, "labels": images.labels[chosen]}
 
-    numbers = grain.MapDataset.range(start_step, epochs * steps)
-    return Batches(iter(_read_ahead(numbers.map(batch), workers, PREFETCH)), images)
+    return Batches(_read_ahead(batch, range(start_step, epochs * steps), workers, PREFETCH), images)
 
 
 def test_batches(
@@ -188,8 +187,7 @@ def test_batches(
             labels[row], mask[row] = images.labels[example], True
         return {"images": pixels, "labels": labels, "mask": mask}
 
-    numbers = grain.MapDataset.range(-(-len(images) // batch_size))
-    return Batches(iter(_read_ahead(numbers.map(batch), workers, PREFETCH)), images)
+    return Batches(_read_ahead(batch, range(-(-len(images) // batch_size)), workers, PREFETCH), images)
 
 
 def readable(images: Images, *, workers: int | None = None) -> Images:
@@ -206,7 +204,7 @@ def readable(images: Images, *, workers: int | None = None) -> Images:
             return np.int64(-1)
         return np.int64(index)
 
-    found = _read_ahead(grain.MapDataset.range(0, len(images)).map(probe), workers, 64)
+    found = _read_ahead(probe, range(len(images)), workers, 64)
     kept = [int(index) for index in found if index >= 0]
     if len(kept) == len(images):
         return images
@@ -222,9 +220,12 @@ def _generator(seed: int, epoch: int, *, stream: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
-def _read_ahead(dataset: "grain.MapDataset", workers: int | None, elements: int) -> "grain.IterDataset":
+def _read_ahead(make: Callable[[int], Any], numbers: range, workers: int | None, elements: int) -> Iterator[Any]:
+    """What `make` returns for each number, in their order, made ahead by threads."""
+    import grain  # not before images are read: it brings a quarter of a second and tens of megabytes
+
     # A thread makes a whole batch: handing over single images would cost the consumer, which shares Python's lock with
     # the decoding threads, about half a millisecond each.
     threads = workers or default_workers()
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, elements))
-    return dataset.to_iter_dataset(options)
+    return iter(grain.MapDataset.range(numbers.start, numbers.stop).map(make).to_iter_dataset(options))
