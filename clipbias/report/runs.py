@@ -7,14 +7,13 @@ import contextlib
 import dataclasses
 import fcntl
 import itertools
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from clipbias.errors import ClipbiasError
-from clipbias.files import parse_json, read_json_lines
+from clipbias.files import parse_json, read_json, read_json_lines
 
 # What tells the configuration of one binary from another's where the command does not.
 BINARIES = {
@@ -171,8 +170,8 @@ def _grid(folder: Path, common: Run, state: Mapping[str, Any], *, cells: bool) -
     """A grid's line, or one line per cell that ended; a cell that failed and was run again counts once."""
     wanted = _cells(common.config)
     try:
-        own = json.loads((folder / "cells.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # none yet
+        own = read_json(folder / "cells.json", list)
+    except ClipbiasError:  # none yet, or damaged
         own = None
     lines = [row for row in read_lines(folder / "results.jsonl") if own is None or row.get("config_hash") in own]
     latest = {tuple(row.get(axis) for axis in _AXES.values()): row for row in lines}

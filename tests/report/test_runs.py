@@ -113,6 +113,8 @@ def test_cells_of_another_configuration_are_left_out(tmp_path: Path) -> None:
     rows = [{**row, "config_hash": name, "accuracy": accuracy} for name, accuracy in (("now", 50.0), ("other", 60.0))]
     write(tmp_path, config=GRID, results=rows)
     assert [cell.accuracy for cell in read_workdir(tmp_path, cells=True)] == [60.0]  # nothing says which is which
+    (tmp_path / "cells.json").write_text("7")  # damaged
+    assert [cell.accuracy for cell in read_workdir(tmp_path, cells=True)] == [60.0]
     (tmp_path / "cells.json").write_text('["now"]')
     assert [cell.accuracy for cell in read_workdir(tmp_path, cells=True)] == [50.0]
 
