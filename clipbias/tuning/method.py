@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 
@@ -38,7 +38,12 @@ class Method(abc.ABC):
     A method holds no arrays. `init` makes its learnables, a dictionary of arrays; `adapt` turns them into the
     `Adaptation` that the frozen model accepts. Keys that start with `text` or `vision` count as that tower's
     parameters.
+
+    Attributes:
+      trains: whether there is anything to learn; `False` for a classifier that is ready once it is made.
     """
+
+    trains: ClassVar[bool] = True
 
     @abc.abstractmethod
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:

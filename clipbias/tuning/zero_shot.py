@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import ClassVar
 
 import jax
 
@@ -17,6 +18,8 @@ class ZeroShot(Method):
     Attributes:
       templates: a choice of `tuning.templates` ("dataset" for the dataset's own), or templates with `{}`.
     """
+
+    trains: ClassVar[bool] = False
 
     templates: str | tuple[str, ...] = "dataset"
 

@@ -78,3 +78,10 @@ def test_a_file_with_neither(tmp_path: Path) -> None:
     path.write_text("")
     with pytest.raises(ClipbiasError, match="neither a subclass of Method nor functions init and adapt"):
         make_method(str(path))
+
+
+def test_only_zero_shot_has_nothing_to_train(tmp_path: Path) -> None:
+    assert [name for name in METHODS if not make_method(name).trains] == ["zero_shot"]
+    path = tmp_path / "own_functions.py"
+    path.write_text(FUNCTIONS)
+    assert make_method(str(path)).trains
