@@ -6,24 +6,21 @@ import hashlib
 import json
 import logging
 import os
-import re
 from collections.abc import Iterator, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from clipbias.clip import convert, tokenizer
+from clipbias.clip import convert, repository, tokenizer
 from clipbias.clip.config import ClipConfig, from_hugging_face, to_hugging_face
 from clipbias.clip.params import Params
 from clipbias.clip.preprocess import Preprocessing, preprocessor_json, read_preprocessing
 from clipbias.errors import ClipbiasError
-from clipbias.files import read_json, shorten, user_path, write_tensors, write_text
+from clipbias.files import read_json, shorten, write_tensors, write_text
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-DOWNLOADED = ["*.json", "*.txt", "*.safetensors"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +33,7 @@ class Clip:
       tokenizer: a `transformers.CLIPTokenizerFast`.
       preprocessing: resolution, mean and standard deviation of its images.
       name: what it was loaded from.
+      revision: the commit of the repository that it was loaded from; `None` where it is not from the hub.
       fingerprint: SHA-256 over the weights, so that an adapter knows the model it belongs to.
       stored_dtype: NumPy type name of the checkpoint's tensors; `save` writes the same.
     """
@@ -47,6 +45,7 @@ class Clip:
     name: str
     fingerprint: str
     stored_dtype: str = "float32"
+    revision: str | None = None
 
     def tokenize(self, texts: Sequence[str]) -> np.ndarray:
         """`[SOS] text [EOS]` ids, int32 `[n, N]`, padded with 0 as far as the longest. Raises `ClipbiasError` if too
@@ -66,14 +65,15 @@ def load(source: str | os.PathLike, *, dtype: str = "float32") -> Clip:
     """Loads a CLIP model.
 
     Args:
-      source: "demo" for the embedded model, a local folder in Hugging Face format, or a hub id such as
-        "openai/clip-vit-base-patch16" (optionally "id@revision").
+      source: "demo" for the embedded model, a local folder in Hugging Face format, or a hub name such as
+        "openai/clip-vit-base-patch16", optionally with "@revision" behind and "hf-hub:" before it.
       dtype: type in which the weights are kept on the device.
 
     Raises:
       ClipbiasError: nothing is found there, or what is found is not a CLIP model; the message says what to do.
     """
-    folder = find(source)
+    found = repository.find(source)
+    folder = found.path
     config_path = folder / "config.json"
     if not config_path.exists():
         raise ClipbiasError(f"{folder} has no config.json; expected a CLIP model in Hugging Face format there.")
@@ -101,43 +101,11 @@ def load(source: str | os.PathLike, *, dtype: str = "float32") -> Clip:
         config=config,
         tokenizer=text_tokenizer,
         preprocessing=read_preprocessing(folder, config.vision.image_size),
-        # A folder is found again from everywhere by its whole path.
-        name=str(folder.resolve() if source != "demo" and user_path(source).is_dir() else source),
+        name=found.name,
         fingerprint=fingerprint,
         stored_dtype=stored_dtype,
+        revision=found.revision,
     )
-
-
-def find(source: str | os.PathLike) -> Path:
-    """The local folder of a model, downloaded from the hub if it has to be."""
-    if source == "demo":
-        return Path(str(resources.files("clipbias") / "assets" / "demo"))
-    folder = user_path(source)
-    if folder.is_dir():
-        return folder
-    name, _, revision = str(source).partition("@")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith((".", "/")):
-        raise ClipbiasError(
-            f"no folder {shorten(str(source))!r}; give a local folder in Hugging Face format, a hub id such as "
-            "'openai/clip-vit-base-patch16', or 'demo'."
-        )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=DOWNLOADED))
-    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
-        raise ClipbiasError(f"the Hugging Face hub has no model {str(source)!r}; check the name.") from error
-    except (LocalEntryNotFoundError, OSError) as error:
-        raise ClipbiasError(
-            f"{str(source)!r} is not in the local cache and the Hugging Face hub cannot be reached; run "
-            f"`hf download {name}` where there is a network and pass the folder it prints, or use 'demo'."
-        ) from error
 
 
 def _transformers() -> Any:

@@ -1,12 +1,16 @@
-"""Which files of a CLIP repository, or of a folder in the same layout, are read."""
+"""Where a model lies, and which files of its repository or folder are read."""
 
 import dataclasses
+import os
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator, Sequence
+from importlib import resources
+from pathlib import Path
 from typing import Literal
 
+from clipbias.clip import hub
 from clipbias.errors import ClipbiasError
-from clipbias.files import shorten
+from clipbias.files import read_json, shorten, user_path
 
 Format = Literal["safetensors", "flax", "torch"]
 Naming = Literal["hugging_face", "open_clip"]
@@ -22,6 +26,35 @@ WEIGHTS: list[tuple[Naming, Format, str]] = [
     ("open_clip", "safetensors", "open_clip_pytorch_model.safetensors"),
     ("open_clip", "torch", "open_clip_pytorch_model.bin"),
 ]
+
+
+# Small files that may belong to a model, taken where they are there.
+COMPANIONS = (
+    "added_tokens.json",
+    "config.json",
+    "merges.txt",
+    "open_clip_config.json",
+    "preprocessor_config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """A model's place.
+
+    Attributes:
+      path: its folder, or a single file of weights.
+      name: what it is found by again from everywhere: "demo", a hub name, or a whole path.
+      revision: the commit, of a model from the hub.
+    """
+
+    path: Path
+    name: str
+    revision: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,3 +118,88 @@ def _with_shards(name: str, present: set[str]) -> tuple[str, ...]:
     stem, _, suffix = name.rpartition(".")
     shard = re.compile(rf"{re.escape(stem)}-\d+-of-\d+\.{suffix}")
     return (index, *sorted(other for other in present if shard.fullmatch(other)))
+
+
+def choose_in(folder: Path, names: Collection[str] | None = None) -> WeightFiles:
+    """Chooses the weight file in a folder, as `choose` does, where `config.json` may be another library's.
+
+    Beside open_clip's files lies a `config.json` of timm's in many repositories, with the weights of an image tower.
+
+    Args:
+      folder: holds the configurations.
+      names: the names to choose from; by default those of the folder's files.
+
+    Raises:
+      ClipbiasError: as `choose`.
+    """
+    names = [path.name for path in folder.iterdir() if path.is_file()] if names is None else names
+    chosen = choose(names, where=str(folder))
+    if chosen.naming == "hugging_face" and CONFIGURATION["open_clip"] in names:
+        configuration = read_json(folder / chosen.configuration, dict, what="a CLIP configuration")
+        if not {"text_config", "vision_config"} & configuration.keys():
+            return choose(names, naming="open_clip", where=str(folder))
+    return chosen
+
+
+def find(source: str | os.PathLike, *, check: Callable[[Path, WeightFiles], None] | None = None) -> Found:
+    """Finds a model, and downloads it from the hub if it has to be.
+
+    Args:
+      source: "demo", a local folder or file, or a hub name such as "openai/clip-vit-base-patch16", optionally
+        with "@revision" behind and "hf-hub:" before it.
+      check: called before the weights of a hub model are downloaded, with the folder of its configuration; raises
+        `ClipbiasError` for what is another network.
+
+    Raises:
+      ClipbiasError: there is nothing, or it cannot be downloaded (see `hub.fetch`).
+    """
+    if source == "demo":
+        return Found(Path(str(resources.files("clipbias") / "assets" / "demo")), "demo")
+    path = user_path(source)
+    if path.exists():
+        return Found(path, str(path.resolve()))
+    name = hub.parse(str(source))
+    if name is None:
+        raise ClipbiasError(
+            f"no folder {shorten(str(source))!r}; give a local folder, a file of weights, a hub name such as "
+            "'openai/clip-vit-base-patch16', or 'demo'."
+        )
+
+    def wanted(names: Collection[str], folder: Path) -> Iterator[Sequence[str]]:
+        choose(names, where=repr(str(name)))
+        yield [file for file in COMPANIONS if file in names]
+        chosen = choose_in(folder, names)
+        if check is not None:
+            check(folder, chosen)
+        yield chosen.files[:1]
+        yield [file for file in shards(folder, chosen) if file in names]
+
+    folder, commit = hub.fetch(name, wanted, is_complete)
+    return Found(folder, str(name), commit)
+
+
+def shards(folder: Path, chosen: WeightFiles) -> list[str]:
+    """The files that the index of sharded weights names, in order; none where the weights are one file.
+
+    Raises:
+      ClipbiasError: it is no index.
+    """
+    index = folder / chosen.files[0]
+    if not index.name.endswith(".index.json"):
+        return []
+    content = read_json(index, dict, what="an index of weights").get("weight_map")
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content.values()):
+        raise ClipbiasError(f"{index} is not an index of weights; fetch it again.")
+    return sorted(set(content.values()))
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a folder of the cache holds a whole model, so that nothing has to be asked of the hub."""
+    try:
+        chosen = choose_in(folder)
+        parts = shards(folder, chosen)
+    except ClipbiasError:
+        return False
+    # open_clip's own repositories may have none; Hugging Face's always do, and another program may have left it out.
+    tokenizer = [(folder / name).is_file() for name in ("tokenizer.json", "vocab.json")]
+    return (any(tokenizer) or chosen.naming == "open_clip") and all((folder / name).is_file() for name in parts)
