@@ -1,0 +1,96 @@
+"""What is downloaded of a repository, at which commit, and what is read from the cache."""
+
+import logging
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+import clipbias
+from clipbias.clip.pins import PINS
+from tests.hub.conftest import without_weights
+from tests.hub.server import Hub, Repository
+
+OTHER = {"README.md": b"# A model", "pytorch_model.bin": b"never read", "tf_model.h5": b"never read"}
+
+
+def test_one_weight_file_and_what_describes_it(hub: Hub, files: dict[str, bytes]) -> None:
+    commit = Repository(files | OTHER)
+    hub.repositories["someone/small"] = commit
+    clip = clipbias.load("someone/small")
+    assert (clip.name, clip.revision) == ("someone/small", commit.references["main"])
+    assert hub.downloaded() == sorted(files)
+
+
+def test_the_official_model_is_read_at_its_pinned_commit(hub: Hub, files: dict[str, bytes]) -> None:
+    name = "openai/clip-vit-base-patch16"
+    pin = PINS[name]
+    hub.repositories[name] = Repository(files, pin.commit)
+    hub.repositories[name].add(without_weights(files))  # main moved on since
+    assert clipbias.load(f"hf-hub:{name}").revision == pin.commit
+    assert f"GET /api/models/{name}/revision/{pin.commit}" in hub.requests
+
+
+def test_revisions_of_all_kinds(hub: Hub, files: dict[str, bytes]) -> None:
+    repository = hub.repositories["someone/small"] = Repository(without_weights(files))
+    commit = repository.add(files, reference="refs/pr/1")
+    for revision in (commit, "refs/pr/1"):
+        clip = clipbias.load(f"someone/small@{revision}")
+        assert (clip.name, clip.revision) == (f"someone/small@{revision}", commit)
+
+
+def test_a_commit_in_the_cache_needs_no_network(hub: Hub, files: dict[str, bytes]) -> None:
+    name = "openai/clip-vit-base-patch16"
+    hub.repositories[name] = Repository(files, PINS[name].commit)
+    first = clipbias.load(name)
+    hub.requests.clear()
+    again = clipbias.load(name)
+    assert clipbias.load(f"{name}@{first.revision}").fingerprint == again.fingerprint == first.fingerprint
+    assert hub.requests == []
+
+
+def test_a_branch_that_was_seen_is_read_without_a_network(
+    hub: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    hub.repositories["someone/small"] = Repository(files)
+    first = clipbias.load("someone/small")
+    hub.requests.clear()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with caplog.at_level(logging.WARNING):
+        assert clipbias.load("someone/small").revision == first.revision
+    assert first.revision in caplog.text
+    assert hub.requests == []
+
+
+def test_a_branch_that_moved_is_followed(hub: Hub, files: dict[str, bytes]) -> None:
+    repository = hub.repositories["someone/small"] = Repository(files)
+    first = clipbias.load("someone/small").revision
+    second = repository.add(files | {"README.md": b"new"})
+    hub.sent.clear()
+    assert clipbias.load("someone/small").revision == second != first
+    assert hub.downloaded() == []  # the same blobs
+
+
+def test_what_another_program_left_in_the_cache_is_completed(hub: Hub, files: dict[str, bytes]) -> None:
+    from huggingface_hub import hf_hub_download
+
+    repository = hub.repositories["someone/small"] = Repository(files)
+    hf_hub_download("someone/small", "model.safetensors")
+    hf_hub_download("someone/small", "config.json")
+    hub.sent.clear()
+    assert clipbias.load(f"someone/small@{repository.references['main']}").revision
+    assert "model.safetensors" not in hub.downloaded()
+
+
+def test_the_cache_is_laid_out_as_the_hubs_own_client_does(hub: Hub, files: dict[str, bytes]) -> None:
+    from huggingface_hub import hf_hub_download, scan_cache_dir
+
+    hub.repositories["someone/small"] = Repository(files)
+    clipbias.load("someone/small")
+    hub.requests.clear()
+    path = Path(hf_hub_download("someone/small", "model.safetensors", local_files_only=True))
+    assert path.read_bytes() == files["model.safetensors"]
+    scanned = scan_cache_dir()
+    assert not scanned.warnings
+    (repository,) = scanned.repos
+    assert repository.refs.keys() == {"main"}
