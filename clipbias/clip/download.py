@@ -49,6 +49,7 @@ def download(repository: str, commit: str, file: Any, *, sha256: str | None = No
     name = file.rfilename
     if (storage(repository) / "snapshots" / commit / name).is_file():
         return
+    _check_room(repository, name, file.size or 0)
     if file.lfs:
         if sha256 not in (None, file.lfs.sha256):
             raise ClipbiasError(
@@ -81,12 +82,6 @@ def _download_blob(repository: str, url: str, name: str, size: int, sha256: str)
         with open(part, "ab") as output:
             if output.tell() > size:
                 output.truncate(0)
-            missing, free = size - output.tell(), shutil.disk_usage(blob.parent).free
-            if missing > free:
-                raise ClipbiasError(
-                    f"{name} of {repository!r} needs {_megabytes(missing)} in {cache()}, where {_megabytes(free)} are "
-                    "free; free some, or set HF_HUB_CACHE to a folder with more."
-                )
             http_get(
                 url,
                 output,
@@ -104,6 +99,18 @@ def _download_blob(repository: str, url: str, name: str, size: int, sha256: str)
                 "again."
             )
         os.replace(part, blob)
+
+
+def _check_room(repository: str, name: str, size: int) -> None:
+    folder = storage(repository)
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = sum(part.stat().st_size for part in (folder / "blobs").glob("*.clipbias.incomplete"))
+    missing, free = size - parts, shutil.disk_usage(folder).free
+    if missing > free:
+        raise ClipbiasError(
+            f"{name} of {repository!r} needs {_megabytes(missing)} in {cache()}, where {_megabytes(free)} are free; "
+            "free some, or set HF_HUB_CACHE to a folder with more."
+        )
 
 
 def _megabytes(size: int) -> str:

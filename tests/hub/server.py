@@ -97,6 +97,8 @@ class _Handler(BaseHTTPRequestHandler):
         path = self._path()
         if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
             self._info(found[1], unquote(found[2] or "main"))
+        elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/(.+)", path):
+            self._tree(found[1], unquote(found[2]))
         elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             self._file(found[1], unquote(found[2]), unquote(found[3]))
         else:
@@ -116,6 +118,18 @@ class _Handler(BaseHTTPRequestHandler):
                     entry["lfs"] = {"sha256": _sha256(content), "size": len(content), "pointerSize": 134}
             listed.append(entry)
         self._answer(200, {"id": name, "modelId": name, "sha": commit, "siblings": listed, "tags": []})
+
+    def _tree(self, name: str, revision: str) -> None:
+        commit = self._commit(name, revision)
+        if commit is None:
+            return
+        listed = []
+        for path, content in sorted(self.hub.repositories[name].commits[commit].items()):
+            entry = {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+            if path.endswith(LARGE):
+                entry["lfs"] = {"oid": _sha256(content), "size": len(content), "pointerSize": 134}
+            listed.append(entry)
+        self._answer(200, listed)
 
     def _file(self, name: str, revision: str, file: str) -> None:
         commit = self._commit(name, revision)
