@@ -21,9 +21,8 @@ from clipbias.errors import ClipbiasError
 from clipbias.explain.results import FIGURES, Results
 from clipbias.explain.run import run_study
 from clipbias.explain.study import ZERO_SHOT, Devices, Model, Options, Study
-from clipbias.report.html import write_report
+from clipbias.report import write_overview, write_report
 from clipbias.report.names import method_name
-from clipbias.report.overview import write_overview
 from clipbias.training import mesh as meshes
 from clipbias.training.memory import explain_exhaustion
 from clipbias.training.metrics import MetricWriter

@@ -14,8 +14,8 @@ from pathlib import Path
 from absl import flags
 
 from clipbias.errors import ClipbiasError
-from clipbias.report.run_tables import FORMATS, render
-from clipbias.report.runs import Run, read_workdir
+from clipbias.report.run_tables import FORMATS, render_runs
+from clipbias.report.runs import RunRecord, read_workdir
 from clipbias.terminal import printable
 from experiments import app
 
@@ -28,8 +28,8 @@ def main(folders: Sequence[str]) -> int:
     """Prints the tables; returns the exit status."""
     if not folders:
         raise ClipbiasError("no runs to show; give one or more work folders.")
-    rows: list[Run] = []
-    shown: list[Run] = []
+    rows: list[RunRecord] = []
+    shown: list[RunRecord] = []
     problems: list[str] = []
     for folder in folders:
         try:
@@ -38,7 +38,7 @@ def main(folders: Sequence[str]) -> int:
             shown.append(found[0])
         except ClipbiasError as error:
             problems.append(str(error))
-    if text := render(rows, shown, problems, form=_FORMAT.value):
+    if text := render_runs(rows, shown, problems, form=_FORMAT.value):
         app.tell(*text.removesuffix("\n").split("\n"))
     curves = []
     if _OUTPUT.value:

@@ -21,7 +21,7 @@ from clipbias.data.files_on_disk import inside, read_image
 from clipbias.errors import ClipbiasError
 from clipbias.explain.results import load_arrays
 from clipbias.files import PART, atomic_path, remove_parts, write_text
-from clipbias.report import page
+from clipbias.report import pages
 from clipbias.terminal import printable
 from clipbias.training.progress import Progress
 from clipbias.tuning import Task
@@ -199,7 +199,8 @@ def test_names_do_not_steer_a_terminal(capsys: pytest.CaptureFixture) -> None:
 
 
 def test_what_a_page_cannot_hold_becomes_its_escape(tmp_path: Path) -> None:
-    assert page.escape("\0<b>\x1b\ud800'\n") == r"\x00&lt;b&gt;\x1b\ud800&#x27;" + "\n"
+    shown = pages.render("tables", title="\0<b>\x1b\ud800'\n", svg=None, tables=(), failures=(), empty="")
+    assert r"<h1>\x00&lt;b&gt;\x1b\ud800&#39;" + "\n</h1>" in shown
     write_text(tmp_path / "a", "half a pair: \ud83d")
     assert (tmp_path / "a").read_text() == r"half a pair: \ud83d"
 

@@ -55,7 +55,7 @@ PUBLIC: dict[str, tuple[str, ...]] = {
     ),
     "clipbias.report": (
         *("summarize", "Summary", "to_markdown", "to_latex", "to_html", "to_text", "accuracy_figure"),
-        *("html.write_report", "overview.write_overview", "overlay.Overlay", "overlay.save_overlay"),
+        *("write_report", "write_overview", "write_interpretation", "Overlay", "save_overlay"),
     ),
     "clipbias.export": ("export", "natural_form", "fold"),
 }

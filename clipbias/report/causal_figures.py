@@ -1,12 +1,16 @@
 """Tests by doing: accuracy when a part of the prompts' effect is removed, and when relevant patches are."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from clipbias.explain.results import INTERVENTIONS, MAPS
 from clipbias.report import style
-from clipbias.report.drawing import Drawing
-from clipbias.report.study import Study, counted, label_of
+from clipbias.report.captioned import CaptionedFigure
+from clipbias.report.study_results import StudyResults, accuracy_and_error, counted, label_of
+from clipbias.report.table import MISSING, Table, cells
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 INTERVENTION_NAMES = {
     "full": "everything",
@@ -24,37 +28,26 @@ MAP_NAMES = {
     "legrad": "LeGrad",
     "random": "random order",
 }
-_MAP_LOOK = {
-    "relevancy": (style.RED, "-", 2.0),
-    "attention": (style.BLUE, (0, (4, 2)), 1.3),
-    "rollout": (style.GREEN, (0, (1, 1)), 1.5),
-    "legrad": (style.PURPLE, (0, (5, 1, 1, 1)), 1.3),
-    "random": (style.GREY, "-", 0.9),
+_MAP_LOOK: dict[str, tuple[str, Any, float]] = {
+    "relevancy": (style.RED, style.SOLID, 2.0),
+    "attention": (style.BLUE, style.DASHED, 1.3),
+    "rollout": (style.GREEN, style.DOTTED, 1.5),
+    "legrad": (style.PURPLE, style.DASH_DOTTED, 1.3),
+    "random": (style.GREY, style.SOLID, 0.9),
 }
-_TOWERS = ("both", "vision", "text")
 _TOWER_NAMES = {"both": "both towers", "vision": "vision tower", "text": "text tower"}
-_PANELS = (("positive", "predicted"), ("positive", "true"), ("negative", "predicted"), ("negative", "true"))
+_FIRST = {"positive": "most", "negative": "least"}
+_PANELS = [(direction, target) for direction in _FIRST for target in ("predicted", "true")]
 
 
-def percent(part: Mapping[str, Any]) -> float:
-    """Accuracy in percent from its counts."""
-    return 100 * part["correct"] / part["images"]
-
-
-def standard_error(part: Mapping[str, Any]) -> float:
-    """The binomial standard error of an accuracy, in percent."""
-    share = part["correct"] / part["images"]
-    return 100 * (share * (1 - share) / part["images"]) ** 0.5
-
-
-def interventions(study: Study) -> Drawing | None:
+def interventions_figure(study: StudyResults) -> CaptionedFigure | None:
     """Accuracy with only one part of what the prompts do, one row per tuned model, one panel per tower."""
     section = study.section("interventions")
     shown = [model for model in study.tuned if model["key"] in section]
     if not shown:
         return None
     rows: list[tuple[Any, ...]] = []
-    towers = [name for name in _TOWERS if any(name in section[model["key"]] for model in shown)]
+    towers = [name for name in _TOWER_NAMES if any(name in section[model["key"]] for model in shown)]
     with style.styled():
         figure = style.new_figure(2.6 + 2.15 * len(towers), 2.15 * len(shown) + 0.3)
         grid = figure.subplots(len(shown), len(towers), squeeze=False, sharex=True, sharey=True)
@@ -64,51 +57,48 @@ def interventions(study: Study) -> Drawing | None:
                 if parts is None:
                     axes.set_axis_off()
                     continue
-                _bars(axes, study, parts)
-                rows += [
-                    (
-                        model["key"],
-                        tower,
-                        name,
-                        percent(parts[name]),
-                        standard_error(parts[name]),
-                        parts[name]["images"],
-                    )
-                    for name in INTERVENTIONS
-                    if name in parts
-                ]
+                rows += [(model["key"], tower, *numbers) for numbers in _bars(axes, parts)]
+                axes.axvline(
+                    accuracy_and_error(study.zero_shot)[0],
+                    color=style.ZERO_SHOT,
+                    linestyle=style.DASHED,
+                    linewidth=1.1,
+                )
                 axes.set_title(f"{label_of(model)}: {_TOWER_NAMES[tower]}", loc="left", fontsize=8)
         grid[0][0].set_yticks(range(len(INTERVENTIONS)), [INTERVENTION_NAMES[name] for name in INTERVENTIONS])
-        grid[0][0].set_ylim(len(INTERVENTIONS) - 0.4, -0.6)
-        grid[0][0].set_xlim(0, 108)
+        grid[0][0].set(xlim=(0, 108), ylim=(len(INTERVENTIONS) - 0.4, -0.6))
         for axes in grid[-1]:
             axes.set_xlabel("accuracy (%)")
     caption = (
-        f"Top-1 accuracy over {counted(rows[0][-1], 'image')} of {study.dataset} when the prompts act only in"
-        " part, in the named tower; bars give one binomial standard error, the dashed blue line is zero-shot. In"
-        " each layer prompts scale the part r that comes from the input tokens and add a part p of their own, (1"
-        " − m) r + p (everything). Prompts' values only: r + p. Values, CLIP's attention: the same, with the"
-        " attention that the unprompted model has for the same sample. Re-weighting only: (1 − m) r. Dataset"
-        " mean: p is replaced by its average over the samples, for each token or as one vector for all tokens of"
-        " a layer, which is a bias. Neither: r."
+        f"Top-1 accuracy over {counted(rows[0][-1], 'image')} of {study.dataset} when the prompts act only in part, in"
+        " the named tower; bars give one binomial standard error, the dashed blue line is zero-shot. In each layer"
+        " prompts scale the part r that comes from the input tokens and add a part p of their own, (1 − m) r + p"
+        " (everything). Prompts' values only: r + p. Values, CLIP's attention: the same, with the attention that the"
+        " unprompted model has for the same sample. Re-weighting only: (1 − m) r. Dataset mean: p is replaced by its"
+        " average over the samples, for each token or as one vector for all tokens of a layer, which is a bias."
+        " Neither: r."
     )
     columns = ("model", "tower", "intervention", "accuracy", "standard_error", "images")
-    return Drawing("interventions", "What is left when one part is taken away", caption, figure, columns, tuple(rows))
+    title = "What is left when one part is taken away"
+    return CaptionedFigure("interventions", title, caption, figure, columns, tuple(rows))
 
 
-def _bars(axes: Any, study: Study, parts: Mapping[str, Mapping[str, Any]]) -> None:
+def _bars(axes: "Axes", parts: Mapping[str, Mapping[str, Any]]) -> list[tuple[Any, ...]]:
+    """Draws one bar per intervention and returns their numbers."""
+    rows = []
     for position, name in enumerate(INTERVENTIONS):
         if name not in parts:
             continue
-        value, error = percent(parts[name]), standard_error(parts[name])
-        colour = style.TUNED if name == "full" else style.GREY if name == "none" else style.ORANGE
+        value, error = accuracy_and_error(parts[name])
+        colour = {"full": style.TUNED, "none": style.GREY}.get(name, style.ORANGE)
         axes.barh(position, value, xerr=error, height=0.66, color=colour, error_kw={"elinewidth": 0.8, "capsize": 1.8})
         axes.text(value + error + 1.5, position, f"{value:.1f}", va="center", fontsize=6.5)
-    axes.axvline(percent(study.zero_shot), color=style.ZERO_SHOT, linestyle=(0, (4, 2)), linewidth=1.1)
+        rows.append((name, value, error, parts[name]["images"]))
     axes.grid(axis="y", visible=False)
+    return rows
 
 
-def faithfulness(study: Study) -> Drawing | None:
+def faithfulness_figure(study: StudyResults) -> CaptionedFigure | None:
     """Accuracy while patches are removed in the order of each map: lower is better on the left, higher on the right."""
     fractions = study.array("faithfulness/fractions")
     shown = [model for model in study.models if any(study.results.under(f"faithfulness/{model['key']}/"))]
@@ -124,54 +114,43 @@ def faithfulness(study: Study) -> Drawing | None:
                     curve = study.array(f"faithfulness/{model['key']}/{kind}/{direction}/{target}")
                     if curve is None:
                         continue
-                    colour, look, width = _MAP_LOOK[kind]
-                    axes.plot(
-                        100 * fractions,
-                        100 * curve,
-                        color=colour,
-                        linestyle=look,
-                        linewidth=width,
-                        label=MAP_NAMES[kind],
-                    )
-                    rows += [
-                        (model["key"], kind, direction, target, fraction, value)
-                        for fraction, value in zip(fractions, 100 * curve, strict=True)
-                    ]
+                    colour, dashes, width = _MAP_LOOK[kind]
+                    look: dict[str, Any] = {"color": colour, "linestyle": dashes, "linewidth": width}
+                    axes.plot(100 * fractions, 100 * curve, label=MAP_NAMES[kind], **look)
+                    points = zip(fractions, 100 * curve, strict=True)
+                    rows += [(model["key"], kind, direction, target, *point) for point in points]
             line[0].set_ylabel(f"{label_of(model)}\naccuracy (%)")
             line[0].set_ylim(bottom=0)
         for axes, (direction, target) in zip(grid[0], _PANELS, strict=True):
-            first = "most" if direction == "positive" else "least"
-            axes.set_title(f"{first} relevant first\nmap of the {target} class", fontsize=7.5)
+            axes.set_title(f"{_FIRST[direction]} relevant first\nmap of the {target} class", fontsize=7.5)
         for axes in grid[-1]:
             axes.set_xlabel("patches removed (%)")
         handles, names = grid[0][0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize=7.5)
     counts = {study.count("faithfulness", model["key"]) for model in shown}
+    images = " or ".join(counted(count, "image") for count in sorted(counts, key=lambda count: count or 0))
     caption = (
-        f"Perturbation test (Chefer et al. 2021) on {_counts(counts)} of {study.dataset}: patches are set to zero"
-        " before normalisation in the order of a map, and accuracy is measured. Removing the most relevant first"
-        " should hurt at once (lower is better), removing the least relevant first should hurt late (higher is"
-        " better)."
+        f"Perturbation test (Chefer et al. 2021) on {images} of {study.dataset}: patches are set to zero before"
+        " normalisation in the order of a map, and accuracy is measured. Removing the most relevant first should hurt"
+        " at once (lower is better), removing the least relevant first should hurt late (higher is better)."
     )
     columns = ("model", "map", "direction", "target", "fraction", "accuracy")
     title = "Do the maps point at what matters?"
-    return Drawing("faithfulness", title, caption, figure, columns, tuple(rows))
+    return CaptionedFigure("faithfulness", title, caption, figure, columns, tuple(rows))
 
 
-def area_table(study: Study) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """The areas under the curves in percent: column heads, and a row per model and map."""
+def area_table(study: StudyResults) -> Table | None:
+    """The areas under the curves of the perturbation test in percent, a row per model and map."""
     rows = []
     for model in study.models:
         areas = study.section("faithfulness", model["key"], "area")
-        for kind in MAPS:
-            if kind not in areas:
-                continue
+        for kind in filter(areas.__contains__, MAPS):
             values = [areas[kind].get(direction, {}).get(target) for direction, target in _PANELS]
-            texts = ["–" if value is None else f"{100 * value:.1f}" for value in values]
-            rows.append((label_of(model), MAP_NAMES[kind], *texts))
-    heads = [f"{'most' if direction == 'positive' else 'least'} first, {target}" for direction, target in _PANELS]
-    return ("Model", "Map", *heads), rows
-
-
-def _counts(counts: Iterable[int | None]) -> str:
-    return " or ".join(counted(count, "image") for count in sorted(counts, key=lambda count: count or 0))
+            texts = [MISSING if value is None else f"{100 * value:.1f}" for value in values]
+            rows.append(cells(label_of(model), MAP_NAMES[kind], *texts))
+    caption = (
+        "Area under each curve in percent. Most relevant first: the smaller, the better the map; least relevant first:"
+        " the larger, the better."
+    )
+    columns = ("Model", "Map", *(f"{_FIRST[direction]} first, {target}" for direction, target in _PANELS))
+    return Table("", caption, columns, tuple(rows), words={1}) if rows else None

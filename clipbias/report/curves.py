@@ -11,7 +11,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.files import atomic_path
 from clipbias.report import style
 from clipbias.report.names import method_name, ordered_methods
-from clipbias.report.runs import Run, is_number, metric_lines
+from clipbias.report.runs import RunRecord, is_number, metric_lines
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,7 +43,7 @@ class Curve:
     values: Mapping[str, np.ndarray]
 
 
-def read_curves(run: Run) -> list[Curve]:
+def read_curves(run: RunRecord) -> list[Curve]:
     """The training curves in a run's folder: its own, and those below `runs/` of a grid. Empty where it has none."""
     folder = Path(run.name).expanduser()
     found = [_curve(folder, run.name, str(run.method))]

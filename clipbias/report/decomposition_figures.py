@@ -6,17 +6,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clipbias.report import style
-from clipbias.report.drawing import Drawing
-from clipbias.report.study import Average, Study, counted, label_of, layers
+from clipbias.report.captioned import CaptionedFigure
+from clipbias.report.study_results import Average, StudyResults, counted, label_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TOWERS = ("vision", "text")
-_BIAS_LINES = ("-", (0, (4, 2)), (0, (1, 1)), (0, (5, 1, 1, 1)))
+_TITLES = ("a  mass on prompts", "b  by query", "c  relative size", "d  constancy", "e  cosine to a bias")
+_SMALL: dict[str, Any] = {"marker": "o", "markersize": 2.8}
 
 
-def decomposition(study: Study) -> Drawing | None:
+def decomposition_figure(study: StudyResults) -> CaptionedFigure | None:
     """Fig. 1: what prompts take from the input tokens in every layer, how large what they add is, and how constant.
 
     One row per model with prompts and tower.
@@ -33,69 +34,48 @@ def decomposition(study: Study) -> Drawing | None:
         figure = style.new_figure(9.2, 2.15 * len(shown) + 0.35)
         grid = figure.subplots(len(shown), 5, squeeze=False, width_ratios=(1.25, 1.25, 1, 1, 1))
         for line, (model, tower) in zip(grid, shown, strict=True):
-            _row(study, line, model, tower)
-        titles = (
-            "a  mass on prompts",
-            "b  by query",
-            "c  relative size",
-            "d  constancy",
-            "e  cosine to a bias",
-        )
-        for axes, title in zip(grid[0], titles, strict=True):
+            path = _path(model, tower)
+            line[0].set_ylabel(f"{label_of(model)}, {tower}")
+            _mass(line[0], study.average(f"{path}/prompt_mass"), study.average(f"{path}/readout_mass"))
+            _by_query(line[1], study.average(f"{path}/mass_by_query"))
+            _size(line[2], study.average(f"{path}/norm_ratio"))
+            _constancy(line[3], study, path)
+            _cosines(line[4], study, path)
+        for axes, title in zip(grid[0], _TITLES, strict=True):
             axes.set_title(title, loc="left", fontsize=8)
         for axes in (grid[-1][0], *grid[-1][2:]):
             axes.set_xlabel("layer")
     counts = "; ".join(
-        f"{label_of(model)}, {tower}: {counted(_count(study, model, tower), 'image' if tower == 'vision' else 'class')}"
+        f"{label_of(model)}, {tower}: {counted(study.count('decomposition', model['key'], tower), thing)}"
         for model, tower in shown
+        for thing in ["image" if tower == "vision" else "class"]
     )
     caption = (
-        "The output of attention is, exactly, a part from the input tokens plus a part from the prompts (Eq."
-        f" 12); {counts}. (a) Attention mass m on the prompts; the input part is 1 − m times attention"
-        " renormalised over the inputs, so the paper's ½ (dotted) would be m = 0.5. Dots are heads, mean over"
-        " input queries; the line is their mean, the dashed line the mass of the [cls] or EOS query. (b) The"
-        " same by query, mean over heads. (c) Norm of the prompt part over norm of the input part, on a log scale;"
-        " they are equal at the dotted line. (d) Share of the prompt part's mean square that its average over"
-        " samples explains, token by token, and (dashed) that one vector for all tokens explains: a bias would be"
-        " at 1. (e) Cosine between that vector and the learned bias of the same layer."
+        "The output of attention is, exactly, a part from the input tokens plus a part from the prompts (Eq. 12);"
+        f" {counts}. (a) Attention mass m on the prompts; the input part is 1 − m times attention renormalised over the"
+        " inputs, so the paper's ½ (dotted) would be m = 0.5. Dots are heads, mean over input queries; the line is"
+        " their mean, the dashed line the mass of the [cls] or EOS query. (b) The same by query, mean over heads. (c)"
+        " Norm of the prompt part over norm of the input part, on a log scale; they are equal at the dotted line. (d)"
+        " Share of the prompt part's mean square that its average over samples explains, token by token, and (dashed)"
+        " that one vector for all tokens explains: a bias would be at 1. (e) Cosine between that vector and the learned"
+        " bias of the same layer."
     )
     columns = ("model", "tower", "quantity", "layer", "head", "query", "mean", "standard_error")
-    rows = tuple(row for model, tower in shown for row in _numbers(study, model, tower))
+    rows = tuple((model["key"], tower, *row) for model, tower in shown for row in _numbers(study, _path(model, tower)))
     title = "What prompts do to attention"
-    return Drawing("fig1_decomposition", title, caption, figure, columns, rows)
+    return CaptionedFigure("fig1_decomposition", title, caption, figure, columns, rows)
 
 
 def _path(model: Mapping[str, Any], tower: str) -> str:
     return f"decomposition/{model['key']}/{tower}"
 
 
-def _count(study: Study, model: Mapping[str, Any], tower: str) -> int | None:
-    return study.count("decomposition", model["key"], tower)
-
-
-def _row(study: Study, line: "list[Axes]", model: Mapping[str, Any], tower: str) -> None:
-    path = _path(model, tower)
-    mass, by_query, size, constancy, cosine = line
-    mass.set_ylabel(f"{label_of(model)}, {tower}")
-    _mass(mass, study.average(f"{path}/prompt_mass"), study.average(f"{path}/readout_mass"))
-    _by_query(by_query, study.average(f"{path}/mass_by_query"))
-    _size(size, study.average(f"{path}/norm_ratio"))
-    for name, look in (("constancy", "-"), ("bias_likeness", (0, (4, 2)))):
-        values = study.array(f"{path}/{name}")
-        if values is not None:
-            _line(constancy, values, linestyle=look)
-    constancy.set_ylim(0, 1.03)
-    _cosines(study, cosine, path)
-
-
 def _mass(axes: "Axes", mass: Average | None, readout: Average | None) -> None:
     assert mass is not None  # a row is drawn only where it is there
-    depth = layers(len(mass.mean))
-    for head in range(mass.mean.shape[1]):
-        axes.plot(depth, mass.mean[:, head], "o", color=style.TUNED, markersize=2.8, alpha=0.55, markeredgewidth=0)
-    _line(axes, mass.mean.mean(axis=1), marker="")
+    style.head_dots(axes, mass.mean, style.TUNED)
+    style.layer_line(axes, mass.mean.mean(axis=1))
     if readout is not None:
-        _line(axes, readout.mean.mean(axis=1), linestyle=(0, (4, 2)), marker="")
+        style.layer_line(axes, readout.mean.mean(axis=1), linestyle=style.DASHED)
     axes.axhline(0.5, color=style.GREY, linewidth=0.8, linestyle=":")
     axes.set_ylim(0, max(0.56, 1.05 * float(mass.mean.max())))
 
@@ -133,7 +113,7 @@ def _size(axes: "Axes", ratio: Average | None) -> None:
         mean = np.where(shown, ratio.mean, np.nan)
         # An error as large as its mean reaches down to 0, which a log axis cannot show either.
         below = np.minimum(np.nan_to_num(ratio.standard_error), 0.9 * np.nan_to_num(mean))
-        _line(axes, mean, error=np.stack([below, np.nan_to_num(ratio.standard_error)]))
+        style.layer_line(axes, mean, error=np.stack([below, np.nan_to_num(ratio.standard_error)]), **_SMALL)
         low, high = np.nanmin(mean), np.nanmax(mean)
         axes.set_ylim(min(low / 2, 0.1), max(high * 2, 1.5))
         style.log_scale(axes, nonpositive="mask")
@@ -142,64 +122,44 @@ def _size(axes: "Axes", ratio: Average | None) -> None:
     axes.axhline(1, color=style.GREY, linewidth=0.8, linestyle=":")
 
 
-def _cosines(study: Study, axes: "Axes", path: str) -> None:
+def _constancy(axes: "Axes", study: StudyResults, path: str) -> None:
+    for name, dashes in (("constancy", style.SOLID), ("bias_likeness", style.DASHED)):
+        values = study.array(f"{path}/{name}")
+        if values is not None:
+            style.layer_line(axes, values, linestyle=dashes, **_SMALL)
+    axes.set_ylim(0, 1.03)
+
+
+def _cosines(axes: "Axes", study: StudyResults, path: str) -> None:
     names = sorted(study.results.under(f"{path}/bias_cosine/"))
+    labels = {model["key"]: label_of(model) for model in study.models}
     axes.axhline(0, color=style.GREY, linewidth=0.8)
-    for name, look in zip(names, _BIAS_LINES * len(names), strict=False):
+    for name, dashes in zip(names, style.LINES * len(names), strict=False):
         key = name.rsplit("/", 1)[1]
-        label = next((label_of(model) for model in study.models if model["key"] == key), key)
-        _line(axes, study.present(name), linestyle=look, label=f"with {label}")
+        label = f"with {labels.get(key, key)}"
+        style.layer_line(axes, study.present(name), linestyle=dashes, label=label, **_SMALL)
     axes.set_ylim(-1.03, 1.03)
     if names:
         axes.legend(loc="lower left", fontsize=6.5, handlelength=1.6)
     else:
-        axes.text(
-            0.5, 0.25, "no bias-tuned model\nto compare with", ha="center", transform=axes.transAxes, fontsize=6.5
-        )
+        nothing = "no bias-tuned model\nto compare with"
+        axes.text(0.5, 0.25, nothing, ha="center", transform=axes.transAxes, fontsize=6.5)
 
 
-def _line(
-    axes: "Axes",
-    values: np.ndarray,
-    *,
-    error: np.ndarray | None = None,
-    linestyle: Any = "-",
-    marker: str = "o",
-    label: str | None = None,
-) -> None:
-    axes.errorbar(
-        layers(len(values)),
-        values,
-        yerr=None if error is None else np.nan_to_num(error),
-        color=style.TUNED,
-        linestyle=linestyle,
-        marker=marker,
-        markersize=2.8,
-        linewidth=1.2,
-        elinewidth=0.8,
-        capsize=1.5,
-        label=label,
-    )
-    style.layer_ticks(axes, len(values))
-
-
-def _numbers(study: Study, model: Mapping[str, Any], tower: str) -> list[tuple[Any, ...]]:
-    path, key = _path(model, tower), model["key"]
+def _numbers(study: StudyResults, path: str) -> list[tuple[Any, ...]]:
+    """Rows of quantity, layer, head, query, mean and standard error; empty where a quantity has no such place."""
     rows: list[tuple[Any, ...]] = []
     for quantity in ("prompt_mass", "readout_mass", "norm_ratio"):
         average = study.average(f"{path}/{quantity}")
-        if average is None:
-            continue
-        for index, mean in np.ndenumerate(average.mean):
-            layer, head = (*(position + 1 for position in index), "")[:2]
-            rows.append((key, tower, quantity, layer, head, "", mean, average.standard_error[index]))
+        for layer, *head, mean, error in average.rows() if average is not None else ():
+            rows.append((quantity, layer, *(head or [""]), "", mean, error))
     by_query = study.average(f"{path}/mass_by_query")
     if by_query is not None:  # mean over heads, as drawn
         for (layer, query), mean in np.ndenumerate(by_query.mean.mean(axis=1)):
-            rows.append((key, tower, "mass_by_query", layer + 1, "", query, mean, ""))
+            rows.append(("mass_by_query", layer + 1, "", query, mean, ""))
     cosines = sorted(name.removeprefix(f"{path}/") for name in study.results.under(f"{path}/bias_cosine/"))
     for quantity in ("constancy", "bias_likeness", *cosines):
         values = study.array(f"{path}/{quantity}")
         for layer, value in enumerate(values if values is not None else (), start=1):
-            rows.append((key, tower, quantity, layer, "", "", value, ""))
+            rows.append((quantity, layer, "", "", value, ""))
     return rows

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clipbias.report import style
-from clipbias.report.drawing import Drawing
+from clipbias.report.captioned import CaptionedFigure
 from clipbias.report.names import method_name, ordered_methods
-from clipbias.report.study import file_name
+from clipbias.report.study_results import file_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,10 +17,10 @@ COLOURS = (style.BLUE, style.RED, style.GREEN, style.ORANGE, style.PURPLE, style
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
 NORM_COLUMNS = ("adapter", "method", "tower", "part", "layer", "prompt", "norm", "tokens_norm")
 
-Facts = Mapping[str, Any]
+Findings = Mapping[str, Any]
 
 
-def norm_rows(found: Facts) -> tuple[tuple[Any, ...], ...]:
+def norm_rows(found: Findings) -> tuple[tuple[Any, ...], ...]:
     """The rows of `norms.csv`, layers and prompts from 1."""
     methods = {one["name"]: one["method"] for one in found["adapters"]}
     return tuple(
@@ -38,11 +38,11 @@ def norm_rows(found: Facts) -> tuple[tuple[Any, ...], ...]:
     )
 
 
-def norm_figure(found: Facts) -> Drawing | None:
+def norm_figure(found: Findings) -> CaptionedFigure | None:
     """Norms by layer, a panel per tower and kind of vector, a line per method; `None` where nothing has layers."""
     methods = {one["name"]: one["method"] for one in found["adapters"]}
     kinds = {"context": "prompts", "prompt": "prompts", "bias": "biases"}
-    panels: dict[tuple[str, str], dict[str, list[Facts]]] = {}
+    panels: dict[tuple[str, str], dict[str, list[Findings]]] = {}
     for row in found["norms"]:
         if row["part"] in kinds:
             panel = panels.setdefault((row["tower"], kinds[row["part"]]), {})
@@ -78,10 +78,10 @@ def norm_figure(found: Facts) -> Drawing | None:
         " the other tokens at the layer's input (at layer 1 before position embeddings in the text tower and before the"
         " pre-LayerNorm in the vision tower); biases join all tokens at the layer's output."
     )
-    return Drawing("norms", "Norms of what was learned", caption, figure, NORM_COLUMNS, norm_rows(found))
+    return CaptionedFigure("norms", "Norms of what was learned", caption, figure, NORM_COLUMNS, norm_rows(found))
 
 
-def _means(rows: Sequence[Facts], field: str) -> tuple[list[int], list[float]]:
+def _means(rows: Sequence[Findings], field: str) -> tuple[list[int], list[float]]:
     """Layers from 1, and the mean of a field over the rows of each."""
     layers = sorted({row["layer"] for row in rows if row[field] is not None})
     means = [
@@ -90,7 +90,7 @@ def _means(rows: Sequence[Facts], field: str) -> tuple[list[int], list[float]]:
     return [layer + 1 for layer in layers], [float(mean) for mean in means]
 
 
-def projection_figures(found: Facts) -> list[Drawing]:
+def projection_figures(found: Findings) -> list[CaptionedFigure]:
     """PCA and t-SNE of every group of adapters: colours are datasets, markers methods or, with one method, seeds."""
     adapters = {one["name"]: one for one in found["adapters"]}
     drawings = []
@@ -101,7 +101,7 @@ def projection_figures(found: Facts) -> list[Drawing]:
     return drawings
 
 
-def _projection(projection: Facts, members: Sequence[Facts], by: str, number: int) -> Drawing:
+def _projection(projection: Findings, members: Sequence[Findings], by: str, number: int) -> CaptionedFigure:
     planes = {"PCA": np.asarray(projection["pca"], float)}
     if projection["tsne"] is not None:
         planes["t-SNE"] = np.asarray(projection["tsne"], float)
@@ -133,7 +133,7 @@ def _projection(projection: Facts, members: Sequence[Facts], by: str, number: in
     places = ("pca_1", "pca_2", "tsne_1", "tsne_2", "explained_1", "explained_2")
     columns = ("adapter", "dataset", "method", "shots", "seed", *places)
     stem = f"projection_{number}_{file_name(projection['tower'])}"
-    return Drawing(stem, title, caption, figure, columns, rows)
+    return CaptionedFigure(stem, title, caption, figure, columns, rows)
 
 
 def _look(number: int) -> dict[str, Any]:
@@ -144,7 +144,12 @@ def _look(number: int) -> dict[str, Any]:
 
 
 def _scatter(
-    axes: "Axes", points: np.ndarray, members: Sequence[Facts], by: str, datasets: Sequence[str], kinds: Sequence[str]
+    axes: "Axes",
+    points: np.ndarray,
+    members: Sequence[Findings],
+    by: str,
+    datasets: Sequence[str],
+    kinds: Sequence[str],
 ) -> None:
     for (x, y), one in zip(points, members, strict=True):
         marker = MARKERS[kinds.index(str(one[by])) % len(MARKERS)]

@@ -6,73 +6,67 @@ from typing import Any
 import numpy as np
 
 from clipbias.report import style
-from clipbias.report.drawing import Drawing
+from clipbias.report.captioned import CaptionedFigure
 from clipbias.report.overlay import Overlay, draw_overlay, draw_text, show_heat, show_picture
-from clipbias.report.study import Study, counted, file_name, label_of, layers
+from clipbias.report.study_results import StudyResults, counted, file_name, label_of
 from clipbias.terminal import printable
 
 _ROWS = {"zero_shot_cls": "original\n[cls]", "cls": "prompted\n[cls]", "prompts": "prompt\nsimilarity"}
 _PICTURES = 4  # pictures per figure: one in four rotations
 
 
-def similarity(study: Study) -> list[Drawing]:
+def similarity_figures(study: StudyResults) -> list[CaptionedFigure]:
     """Fig. 6: a figure per tuned model, and one of the two maps' rank correlation over the dataset."""
     images = study.array("similarity/images")
     if images is None:
         return []
-    drawn = [_maps(study, model) for model in study.tuned if study.array(f"similarity/{model['key']}/cls") is not None]
+    shown = [model for model in study.tuned if study.array(f"similarity/{model['key']}/cls") is not None]
     correlation = _correlation(study)
-    return [*drawn, *([correlation] if correlation else [])]
+    return [*(_maps(study, model) for model in shown), *([correlation] if correlation else [])]
 
 
-def _maps(study: Study, model: Mapping[str, Any]) -> Drawing:
+def _maps(study: StudyResults, model: Mapping[str, Any]) -> CaptionedFigure:
     key = model["key"]
     images, rotations, depths = (study.present(f"similarity/{name}") for name in ("images", "rotations", "layers"))
-    rows = {name: title for name, title in _ROWS.items() if study.array(f"similarity/{key}/{name}") is not None}
+    names = [name for name in _ROWS if study.array(f"similarity/{key}/{name}") is not None]
+    maps = {name: study.present(f"similarity/{key}/{name}") for name in names}
     shown = range(min(_PICTURES, len(images)))
+    blocks_down, columns, side = (len(shown) + 1) // 2, 1 + len(depths), 0.82
     with style.styled():
-        columns = 1 + len(depths)
-        side = 0.82
-        figure = style.new_figure(2 * columns * side + 0.9, ((len(shown) + 1) // 2) * (len(rows) * side + 0.3))
-        blocks = figure.subfigures((len(shown) + 1) // 2, 2, squeeze=False, wspace=0.04, hspace=0.02).ravel()
+        figure = style.new_figure(2 * columns * side + 0.9, blocks_down * (len(names) * side + 0.3))
+        blocks = figure.subfigures(blocks_down, 2, squeeze=False, wspace=0.04, hspace=0.02).ravel()
         for block, picture in zip(blocks, shown, strict=False):
-            grid = block.subplots(len(rows), columns, squeeze=False)
-            for line, (name, title) in zip(grid, rows.items(), strict=True):
-                maps = study.present(f"similarity/{key}/{name}")[picture]
+            grid = block.subplots(len(names), columns, squeeze=False)
+            for line, name in zip(grid, names, strict=True):
                 line[0].set_axis_off()
-                for axes, values in zip(line[1:], maps, strict=True):
+                for axes, values in zip(line[1:], maps[name][picture], strict=True):
                     show_heat(axes, images[picture], values)
                     axes.set(xticks=[], yticks=[])
                     axes.grid(False)
-                line[1].set_ylabel(title, fontsize=6.5)
+                line[1].set_ylabel(_ROWS[name], fontsize=6.5)
             show_picture(grid[0, 0], images[picture])
-            grid[0, 0].set_title(f"input, {int(rotations[picture])}°", fontsize=7, fontweight="normal")
-            for axes, depth in zip(grid[0, 1:], layers(max(depths) + 1)[depths], strict=True):
-                axes.set_title(f"layer {depth}", fontsize=7, fontweight="normal")
+            titles = (f"input, {int(rotations[picture])}°", *(f"layer {depth + 1}" for depth in depths))
+            for axes, title in zip(grid[0], titles, strict=True):
+                axes.set_title(title, fontsize=7, fontweight="normal")
     which = study.section("similarity", key).get("prompt", "mean")
     prompts = "averaged over the prompts" if which == "mean" else f"for prompt {which}"
     caption = (
-        f"{label_of(model)} on {study.dataset}. [cls] maps: attention of [cls] to the patches, mean over heads,"
-        " of the original and of the tuned model. Prompt similarity: 1 minus the Euclidean distance between"
-        f" prompt and patch tokens at the block's input, {prompts}. All maps: bilinear to image size, each scaled"
-        f" to 0 … 1. Columns are layers; inputs are rotated. Shown are {len(shown)} of"
-        f" {counted(len(images), 'picture')}."
+        f"{label_of(model)} on {study.dataset}. [cls] maps: attention of [cls] to the patches, mean over heads, of the"
+        " original and of the tuned model. Prompt similarity: 1 minus the Euclidean distance between prompt and patch"
+        f" tokens at the block's input, {prompts}. All maps: bilinear to image size, each scaled to 0 … 1. Columns are"
+        f" layers; inputs are rotated. Shown are {len(shown)} of {counted(len(images), 'picture')}. The CSV holds every"
+        " map's value at the patches' centres."
     )
-    table = tuple(
+    rows = tuple(
         (picture, int(rotations[picture]), int(depth) + 1, name, row, column, value)
         for picture in range(len(images))
-        for name in rows
-        for depth, values in zip(depths, study.present(f"similarity/{key}/{name}")[picture], strict=True)
+        for name in names
+        for depth, values in zip(depths, maps[name][picture], strict=True)
         for (row, column), value in np.ndenumerate(_at_patches(values, study.grid))
     )
-    return Drawing(
-        f"fig6_similarity_{file_name(key)}",
-        f"[cls] attention and likeness to the prompts: {label_of(model)}",
-        f"{caption} The CSV holds every map's value at the patches' centres.",
-        figure,
-        ("picture", "rotation", "layer", "map", "row", "column", "value"),
-        table,
-    )
+    title = f"[cls] attention and likeness to the prompts: {label_of(model)}"
+    columns_of_numbers = ("picture", "rotation", "layer", "map", "row", "column", "value")
+    return CaptionedFigure(f"fig6_similarity_{file_name(key)}", title, caption, figure, columns_of_numbers, rows)
 
 
 def _at_patches(values: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
@@ -85,7 +79,7 @@ def _at_patches(values: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     return np.mean(corners, axis=0)
 
 
-def _correlation(study: Study) -> Drawing | None:
+def _correlation(study: StudyResults) -> CaptionedFigure | None:
     found = study.averages({model["key"]: f"similarity/{model['key']}/rank_correlation" for model in study.tuned})
     shown = [model for model in study.tuned if model["key"] in found]
     if not shown:
@@ -93,42 +87,28 @@ def _correlation(study: Study) -> Drawing | None:
     with style.styled():
         figure = style.new_figure(3.2 * len(shown) + 0.4, 2.4)
         for axes, model in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
-            average = found[model["key"]]
+            mean, error = found[model["key"]]
             axes.axhline(0, color=style.GREY, linewidth=0.8)
-            axes.errorbar(
-                layers(len(average.mean)),
-                average.mean,
-                yerr=np.nan_to_num(average.standard_error),
-                color=style.TUNED,
-                marker="o",
-                capsize=2,
-            )
-            axes.set_ylim(-1, 1)
+            style.layer_line(axes, mean, error=error, marker="o")
+            axes.set(ylim=(-1, 1), xlabel="layer", ylabel="rank correlation")
             axes.set_title(label_of(model), loc="left")
-            axes.set_xlabel("layer")
-            axes.set_ylabel("rank correlation")
-            axes.text(0.02, 0.04, "opposed", transform=axes.transAxes, color=style.GREY, fontsize=7)
-            axes.text(0.02, 0.92, "alike", transform=axes.transAxes, color=style.GREY, fontsize=7)
-            style.layer_ticks(axes, len(average.mean))
+            for height, word in ((0.04, "opposed"), (0.92, "alike")):
+                axes.text(0.02, height, word, transform=axes.transAxes, color=style.GREY, fontsize=7)
     counts = "; ".join(
         f"{label_of(model)}: {counted(study.count('similarity', model['key']), 'image')}" for model in shown
     )
     caption = (
-        "Spearman's rank correlation, over the patches of an image, between the tuned model's [cls] attention"
-        f" and the patches' similarity to the prompts; mean over images ({counts}), bars give one standard error."
-        " The paper says that the two are opposed, which would be a value near −1."
+        "Spearman's rank correlation, over the patches of an image, between the tuned model's [cls] attention and the"
+        f" patches' similarity to the prompts; mean over images ({counts}), bars give one standard error. The paper"
+        " says that the two are opposed, which would be a value near −1."
     )
-    rows = tuple(
-        (model["key"], layer + 1, mean, found[model["key"]].standard_error[layer])
-        for model in shown
-        for layer, mean in enumerate(found[model["key"]].mean)
-    )
+    rows = tuple((key, *numbers) for key, average in found.items() for numbers in average.rows())
     title = "Are [cls] attention and likeness to the prompts opposed?"
     columns = ("model", "layer", "mean", "standard_error")
-    return Drawing("fig6_rank_correlation", title, caption, figure, columns, rows)
+    return CaptionedFigure("fig6_rank_correlation", title, caption, figure, columns, rows)
 
 
-def examples(study: Study) -> Drawing | None:
+def examples_figure(study: StudyResults) -> CaptionedFigure | None:
     """Example pictures with every model's relevancy over patches and text."""
     images = study.array("examples/images")
     if images is None or not len(images):
@@ -151,17 +131,16 @@ def examples(study: Study) -> Drawing | None:
                 draw_text(words, overlay)
                 rows += _example_rows(study, model, picture, names, overlay)
     caption = (
-        "Relevancy (Eq. 13–16) for the true class's logit. Heat maps: patches, bilinear to image size, each"
-        " scaled to 0 … 1 over the grey picture; the bar beside a map is the vision prompts' share of the whole"
-        " row. Below: the text's tokens up to EOS, the darker the more relevant, on the scale of the largest"
-        f" after SOS. Titles give the model and what it predicts. {study.dataset},"
-        f" {counted(len(images), 'picture')}."
+        "Relevancy (Eq. 13–16) for the true class's logit. Heat maps: patches, bilinear to image size, each scaled to"
+        " 0 … 1 over the grey picture; the bar beside a map is the vision prompts' share of the whole row. Below: the"
+        " text's tokens up to EOS, the darker the more relevant, on the scale of the largest after SOS. Titles give the"
+        f" model and what it predicts. {study.dataset}, {counted(len(images), 'picture')}."
     )
     columns = ("picture", "name", "model", "part", "index", "token", "relevancy")
-    return Drawing("examples", "Relevancy on example pictures", caption, figure, columns, tuple(rows))
+    return CaptionedFigure("examples", "Relevancy on example pictures", caption, figure, columns, tuple(rows))
 
 
-def _overlay(study: Study, model: Mapping[str, Any], picture: int, classes: list[str], label: int) -> Overlay:
+def _overlay(study: StudyResults, model: Mapping[str, Any], picture: int, classes: list[str], label: int) -> Overlay:
     key = model["key"]
     logits = study.present(f"examples/{key}/logits")[picture]
     predicted = int(np.argmax(logits))
@@ -176,7 +155,7 @@ def _overlay(study: Study, model: Mapping[str, Any], picture: int, classes: list
 
 
 def _example_rows(
-    study: Study, model: Mapping[str, Any], picture: int, names: list[str], overlay: Overlay
+    study: StudyResults, model: Mapping[str, Any], picture: int, names: list[str], overlay: Overlay
 ) -> list[tuple[Any, ...]]:
     start = (picture, names[picture] if picture < len(names) else "", model["key"])
     rows: list[tuple[Any, ...]] = [

@@ -10,16 +10,21 @@ import numpy as np
 
 from clipbias.errors import ClipbiasError
 from clipbias.explain.results import INTERVENTIONS, TEXT_KINDS, VISION_KINDS, load_results
-from clipbias.files import write_text
-from clipbias.report import page, style
-from clipbias.report.causal_figures import INTERVENTION_NAMES, percent, standard_error
-from clipbias.report.drawing import Drawing
-from clipbias.report.html import FIGURES, REPORT
+from clipbias.report import pages, style
+from clipbias.report.captioned import CaptionedFigure
+from clipbias.report.causal_figures import INTERVENTION_NAMES
 from clipbias.report.published import dataset_name, ordered_datasets
 from clipbias.report.relevancy_figures import SIDES, draw_text_panel, draw_vision_panel
-from clipbias.report.study import Study, file_name, label_of
+from clipbias.report.study_page import FIGURES, REPORT
+from clipbias.report.study_results import StudyResults, accuracy_and_error, file_name, label_of
+from clipbias.report.table import MISSING, Table, cells
 
 OVERVIEW = "overview.html"
+
+_INTERVENTION_LOOK = (
+    *((style.RED, "o"), (style.ORANGE, "s"), (style.BLACK, "P"), (style.PURPLE, "v")),
+    *((style.GREEN, "D"), (style.SKY, "^"), (style.GREY, "x")),
+)
 
 
 def write_overview(results_folders: Sequence[str | os.PathLike], output_folder: str | os.PathLike) -> Path:
@@ -39,104 +44,97 @@ def write_overview(results_folders: Sequence[str | os.PathLike], output_folder: 
     if not results_folders:
         raise ClipbiasError("an overview needs at least one folder with results; none was given.")
     folders: dict[str, Path] = {}
-    studies: dict[str, Study] = {}
+    studies: dict[str, StudyResults] = {}
     for folder in map(Path, results_folders):
-        study = Study(load_results(folder))
+        study = StudyResults(load_results(folder))
         if study.dataset in studies:
             raise ClipbiasError(f"{folder} and {folders[study.dataset]} both hold {study.dataset}; give one of them.")
         folders[study.dataset], studies[study.dataset] = folder, study
     ordered = [studies[name] for name in ordered_datasets(studies)]
     output = Path(output_folder)
-    parts = [
-        "<h1>Why it works: overview</h1>",
-        f'<p class="lead">{len(ordered)} datasets: {page.escape(", ".join(map(_name, ordered)))}.</p>',
-        "<h2>Accuracy</h2>",
-        _accuracies(ordered),
-        _links(ordered, folders, output),
-    ]
-    for key, label in _tuned(ordered).items():
+    models = []
+    for key, label in {model["key"]: label_of(model) for study in ordered for model in study.tuned}.items():
         own = [study for study in ordered if _model(study, key)]
-        numbers = _verdict_numbers(own, key)
-        parts += [f"<h2>{page.escape(label)}</h2>", *([numbers] if numbers else [])]
-        parts += [page.saved_figure(drawing, output / FIGURES) for drawing in _drawings(own, key, label)]
-    path = output / OVERVIEW
-    write_text(path, page.document("Why it works: overview", "\n".join(filter(None, parts))))
-    return path
+        pictures = [pages.save_picture(figure, output / FIGURES) for figure in _figures(own, key, label)]
+        models.append((label, _verdict_numbers(own, key), pictures))
+    return pages.write_page(
+        output / OVERVIEW,
+        "overview",
+        title="Why it works: overview",
+        datasets=[_name(study) for study in ordered],
+        accuracies=_accuracies(ordered),
+        reports=[
+            (_name(study), Path(os.path.relpath(report, output)).as_posix())
+            for study in ordered
+            for report in _report_in(folders[study.dataset])
+        ],
+        models=models,
+    )
 
 
-def _name(study: Study) -> str:
+def _name(study: StudyResults) -> str:
     return dataset_name(study.dataset)
 
 
-def _model(study: Study, key: str) -> Mapping[str, Any] | None:
+def _model(study: StudyResults, key: str) -> Mapping[str, Any] | None:
     return next((model for model in study.models if model["key"] == key), None)
 
 
-def _tuned(studies: Sequence[Study]) -> dict[str, str]:
-    """Every tuned model's key and label, in the order of the studies."""
-    return {model["key"]: label_of(model) for study in studies for model in study.tuned}
+def _report_in(folder: Path) -> list[Path]:
+    return list(filter(Path.is_file, (folder / REPORT, folder / "report" / REPORT)))[:1]
 
 
-def _accuracies(studies: Sequence[Study]) -> str:
+def _accuracies(studies: Sequence[StudyResults]) -> Table:
     labels = {model["key"]: label_of(model) for study in studies for model in study.models}
     rows = []
+    means: dict[str, list[float]] = {key: [] for key in labels}
     for study in studies:
-        found = [_model(study, key) for key in labels]
-        texts = [f"{percent(model):.1f} ± {standard_error(model):.1f}" if model else "–" for model in found]
-        rows.append((_name(study), f"{study.zero_shot['images']:,}", *texts))
-    columns = [[percent(model) for study in studies if (model := _model(study, key))] for key in labels]
-    means = [f"{np.mean(values):.1f}" if len(values) == len(studies) else "–" for values in columns]
+        texts = dict.fromkeys(labels, MISSING)
+        for model in study.models:
+            accuracy, error = accuracy_and_error(model)
+            texts[model["key"]] = f"{accuracy:.1f} ± {error:.1f}"
+            means[model["key"]].append(accuracy)
+        rows.append(cells(_name(study), f"{study.zero_shot['images']:,}", *texts.values()))
     if len(studies) > 1:
-        rows.append(("Average", "", *means))
+        averages = (f"{np.mean(own):.1f}" if len(own) == len(studies) else MISSING for own in means.values())
+        rows.append(cells("Average", "", *averages))
     caption = (
-        "Top-1 accuracy in percent ± one binomial standard error; an average is given where every dataset has"
-        " the model."
+        "Top-1 accuracy in percent ± one binomial standard error; an average is given where every dataset has the"
+        " model."
     )
-    return page.table(("Dataset", "Images", *labels.values()), rows, caption=caption)
+    return Table("", caption, ("Dataset", "Images", *labels.values()), tuple(rows))
 
 
-def _links(studies: Sequence[Study], folders: Mapping[str, Path], output: Path) -> str:
-    items = []
-    for study in studies:
-        folder = folders[study.dataset]
-        report = next(filter(Path.is_file, (folder / REPORT, folder / "report" / REPORT)), None)
-        if report is not None:
-            target = Path(os.path.relpath(report, output)).as_posix()
-            items.append(f'<a href="{page.escape(target)}">{page.escape(_name(study))}</a>')
-    return f"<p>Reports: {' · '.join(items)}</p>" if items else ""
-
-
-def _verdict_numbers(studies: Sequence[Study], key: str) -> str:
-    """A table of the verdict's numbers, datasets across; empty where no study has a verdict."""
+def _verdict_numbers(studies: Sequence[StudyResults], key: str) -> Table | None:
+    """A table of the verdict's numbers, datasets across; `None` where no study has a verdict."""
     found = {_name(study): study.section("verdict", key, "numbers") for study in studies}
     found = {name: numbers for name, numbers in found.items() if numbers}
-    names = dict.fromkeys(name for numbers in found.values() for name in numbers)
-    if not names:
-        return ""
-    rows = [(name.replace("_", " "), *(_number(numbers.get(name)) for numbers in found.values())) for name in names]
-    return page.table(("", *found), rows, caption="The verdict's numbers.")
+    rows = tuple(
+        cells(name.replace("_", " "), *(_three_digits(numbers.get(name)) for numbers in found.values()))
+        for name in dict.fromkeys(name for numbers in found.values() for name in numbers)
+    )
+    return Table("", "The verdict's numbers.", ("", *found), rows) if rows else None
 
 
-def _number(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, int | float) and math.isfinite(value) else "–"
+def _three_digits(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, int | float) and math.isfinite(value) else MISSING
 
 
-def _drawings(studies: Sequence[Study], key: str, label: str) -> list[Drawing]:
+def _figures(studies: Sequence[StudyResults], key: str, label: str) -> list[CaptionedFigure]:
     made = (
         _panels(studies, key, label, "text", draw_text_panel, TEXT_KINDS),
         _panels(studies, key, label, "vision", draw_vision_panel, VISION_KINDS),
         _interventions(studies, key, label),
     )
-    return [drawing for drawing in made if drawing]
+    return [figure for figure in made if figure]
 
 
 def _panels(
-    studies: Sequence[Study], key: str, label: str, part: str, draw: Callable[..., None], kinds: Sequence[str]
-) -> Drawing | None:
+    studies: Sequence[StudyResults], key: str, label: str, part: str, draw: Callable[..., None], kinds: Sequence[str]
+) -> CaptionedFigure | None:
     """The paper's Fig. 2 or 3: one panel per dataset."""
-    shown = [
-        study for study in studies if all(study.average(f"relevancy/{key}/{part}/{side}") is not None for side in SIDES)
-    ]
+    paths = {side: f"relevancy/{key}/{part}/{side}" for side in SIDES}
+    shown = [study for study in studies if len(study.averages(paths)) == len(SIDES)]
     if not shown:
         return None
     columns = min(3, len(shown))
@@ -148,15 +146,12 @@ def _panels(
             draw(axes, study, _model(study, key))
             count = study.count("relevancy", key)
             axes.set_title(f"{_name(study)} (n = {count})" if count is not None else _name(study), loc="left")
-        for axes in grid.ravel()[len(shown) :]:
-            axes.set_visible(False)
-        for axes in grid[:, 0]:
-            axes.set_ylabel("relevancy")
-        for axes in grid[:, 1:].ravel():
-            axes.set_ylabel("")
-        for axes in grid.ravel():
             if axes.get_legend():
                 axes.get_legend().remove()
+        for axes in grid.ravel()[len(shown) :]:
+            axes.set_visible(False)
+        for axes in grid[:, 1:].ravel():
+            axes.set_ylabel("")
         # One for all panels, where it covers no line.
         figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=7)
     number, thing = {"text": ("2", "text tokens"), "vision": ("3", "patches and vision prompts")}[part]
@@ -167,52 +162,37 @@ def _panels(
     )
     rows: list[tuple[Any, ...]] = []
     for study in shown:
-        for side, average in study.averages({side: f"relevancy/{key}/{part}/{side}" for side in SIDES}).items():
-            rows += [
-                (study.dataset, side, "token", index, mean, average.standard_error[index])
-                for index, mean in enumerate(average.mean)
-            ]
-            sums = study.average(f"relevancy/{key}/{part}_kinds/{side}")
-            if sums is not None:
-                rows += [
-                    (study.dataset, side, "kind", kind, mean, error)
-                    for kind, mean, error in zip(kinds, sums.mean, sums.standard_error, strict=False)
-                ]
+        for side in SIDES:
+            for level, path, names in (("token", part, None), ("kind", f"{part}_kinds", kinds)):
+                average = study.average(f"relevancy/{key}/{path}/{side}")
+                if average is not None:
+                    numbers = zip(names or range(len(average.mean)), *average, strict=False)
+                    rows += [(study.dataset, side, level, *values) for values in numbers]
     name = f"fig{number}_{part}_relevancy_{file_name(key)}"
     columns_of_numbers = ("dataset", "side", "level", "token", "mean", "standard_error")
-    return Drawing(name, f"Relevancy of {thing}: {label}", caption, figure, columns_of_numbers, tuple(rows))
+    return CaptionedFigure(name, f"Relevancy of {thing}: {label}", caption, figure, columns_of_numbers, tuple(rows))
 
 
-def _interventions(studies: Sequence[Study], key: str, label: str) -> Drawing | None:
+def _interventions(studies: Sequence[StudyResults], key: str, label: str) -> CaptionedFigure | None:
     """Accuracy with one part of the prompts' effect in both towers: one line of dots per dataset."""
     parts = {study.dataset: study.section("interventions", key, "both") for study in studies}
     shown = [study for study in studies if parts[study.dataset]]
     if not shown:
         return None
-    looks = (
-        (style.RED, "o"),
-        (style.ORANGE, "s"),
-        (style.BLACK, "P"),
-        (style.PURPLE, "v"),
-        (style.GREEN, "D"),
-        (style.SKY, "^"),
-        (style.GREY, "x"),
-    )
     rows = []
     with style.styled():
         figure = style.new_figure(7.2, 0.36 * len(shown) + 1.3)
         axes = figure.subplots()
-        for (colour, marker), name in zip(looks, INTERVENTIONS, strict=True):
-            found = [(line, part) for line, study in enumerate(shown) if (part := parts[study.dataset].get(name))]
-            axes.plot(
-                [percent(part) for _, part in found],
-                [line for line, _ in found],
-                marker,
-                color=colour,
-                label=INTERVENTION_NAMES[name],
-            )
-            rows += [(shown[line].dataset, name, percent(part), standard_error(part)) for line, part in found]
-        zero_shot = [percent(study.zero_shot) for study in shown]
+        for (colour, marker), name in zip(_INTERVENTION_LOOK, INTERVENTIONS, strict=True):
+            found = {
+                line: accuracy_and_error(parts[study.dataset][name])
+                for line, study in enumerate(shown)
+                if parts[study.dataset].get(name)
+            }
+            accuracies = [accuracy for accuracy, _ in found.values()]
+            axes.plot(accuracies, list(found), marker, color=colour, label=INTERVENTION_NAMES[name])
+            rows += [(shown[line].dataset, name, *values) for line, values in found.items()]
+        zero_shot = [accuracy_and_error(study.zero_shot)[0] for study in shown]
         axes.plot(zero_shot, range(len(shown)), "|", color=style.ZERO_SHOT, markersize=12, label="zero-shot")
         axes.set_yticks(range(len(shown)), [_name(study) for study in shown])
         axes.set_ylim(len(shown) - 0.5, -0.5)
@@ -224,4 +204,4 @@ def _interventions(studies: Sequence[Study], key: str, label: str) -> Drawing | 
     )
     columns = ("dataset", "intervention", "accuracy", "standard_error")
     title = f"What is left when one part is taken away: {label}"
-    return Drawing(f"interventions_{file_name(key)}", title, caption, figure, columns, tuple(rows))
+    return CaptionedFigure(f"interventions_{file_name(key)}", title, caption, figure, columns, tuple(rows))

@@ -7,8 +7,8 @@ import numpy as np
 
 from clipbias.explain.results import TEXT_KINDS, VISION_KINDS
 from clipbias.report import style
-from clipbias.report.drawing import Drawing
-from clipbias.report.study import KIND_NAMES, Average, Study, counted, label_of
+from clipbias.report.captioned import CaptionedFigure
+from clipbias.report.study_results import KIND_NAMES, Average, StudyResults, counted, label_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +23,7 @@ _NORMALISED = {
 }
 
 
-def text_relevancy(study: Study) -> Drawing | None:
+def text_relevancy_figure(study: StudyResults) -> CaptionedFigure | None:
     """Fig. 2: relevancy by token index, the rest without SOS enlarged, and its sums by kind of token."""
     shown = _with_samples(study, "text")
     if not shown:
@@ -40,16 +40,17 @@ def text_relevancy(study: Study) -> Drawing | None:
         grid[-1][0].set_xlabel("token index")
         grid[0][1].set_title("by kind of token", loc="left")
     caption = (
-        f"{_samples(study, shown)} Relevancy of the text tokens for the true class's logit at the EOS row (Chefer"
-        " et al. 2021; Eq. 13–16), mean over the samples; bands and bars give one standard error. Tokens after"
-        " the end of a name count 0."
+        f"{_samples(study, shown)} Relevancy of the text tokens for the true class's logit at the EOS row (Chefer et"
+        " al. 2021; Eq. 13–16), mean over the samples; bands and bars give one standard error. Tokens after the end of"
+        " a name count 0."
     )
     if any(_sos_outshines(_averages(study, model, "text")) for model in shown):
         caption += " The inset leaves out the SOS token, beside which the others are hard to see."
-    return Drawing("fig2_text_relevancy", "Relevancy of text tokens", caption, figure, *_numbers(study, shown, "text"))
+    title = "Relevancy of text tokens"
+    return CaptionedFigure("fig2_text_relevancy", title, caption, figure, *_numbers(study, shown, "text"))
 
 
-def vision_relevancy(study: Study) -> Drawing | None:
+def vision_relevancy_figure(study: StudyResults) -> CaptionedFigure | None:
     """Fig. 3: relevancy by token index, the last tokens enlarged, its maps, and its sums by kind of token."""
     shown = _with_samples(study, "vision")
     if not shown:
@@ -66,17 +67,16 @@ def vision_relevancy(study: Study) -> Drawing | None:
         grid[-1][0].set_xlabel("token index: patches row by row, then prompts")
         grid[0][3].set_title("by kind", loc="left")
     caption = (
-        f"{_samples(study, shown)} Relevancy of the {study.patches} patches and of the vision prompts for the"
-        " true class's logit at the [cls] row (Chefer et al. 2021; Eq. 13–16), mean over the samples; bands and"
-        " bars give one standard error. The maps show the same means where the patches lie, on one scale per"
-        " row. With prompts in every layer, a prompt's value adds up what the prompts of that slot gave in all"
-        " layers."
+        f"{_samples(study, shown)} Relevancy of the {study.patches} patches and of the vision prompts for the true"
+        " class's logit at the [cls] row (Chefer et al. 2021; Eq. 13–16), mean over the samples; bands and bars give"
+        " one standard error. The maps show the same means where the patches lie, on one scale per row. With prompts in"
+        " every layer, a prompt's value adds up what the prompts of that slot gave in all layers."
     )
     title = "Relevancy of patches and vision prompts"
-    return Drawing("fig3_vision_relevancy", title, caption, figure, *_numbers(study, shown, "vision"))
+    return CaptionedFigure("fig3_vision_relevancy", title, caption, figure, *_numbers(study, shown, "vision"))
 
 
-def draw_text_panel(axes: "Axes", study: Study, model: Mapping[str, Any]) -> None:
+def draw_text_panel(axes: "Axes", study: StudyResults, model: Mapping[str, Any]) -> None:
     """Both models' text rows by token index, with an inset from the second token on where SOS outshines the others."""
     averages = _averages(study, model, "text")
     length = max((np.flatnonzero(average.mean) for average in averages.values()), key=len).max(initial=0) + 1
@@ -101,7 +101,7 @@ def _sos_outshines(averages: Mapping[str, Average]) -> bool:
     return any(average.mean[0] > 2 * average.mean[1:].max(initial=0) for average in averages.values())
 
 
-def draw_vision_panel(axes: "Axes", study: Study, model: Mapping[str, Any]) -> None:
+def draw_vision_panel(axes: "Axes", study: StudyResults, model: Mapping[str, Any]) -> None:
     """Both models' vision rows by token index; with prompts, an inset of the last patches and the prompts."""
     averages = _averages(study, model, "vision")
     patches, prompts = study.patches, model["vision_prompts"]
@@ -181,7 +181,7 @@ def _kinds(axes: "Axes", averages: Mapping[str, Average], names: Sequence[str]) 
     axes.grid(axis="x", visible=False)
 
 
-def _maps(study: Study, model: Mapping[str, Any], before: "Axes", after: "Axes") -> None:
+def _maps(study: StudyResults, model: Mapping[str, Any], before: "Axes", after: "Axes") -> None:
     maps = [average.mean[: study.patches].reshape(study.grid) for average in _averages(study, model, "vision").values()]
     top = max(float(values.max()) for values in maps)
     for axes, values in zip((before, after), maps, strict=True):
@@ -192,16 +192,16 @@ def _maps(study: Study, model: Mapping[str, Any], before: "Axes", after: "Axes")
     before.set_title("zero-shot", fontsize=8, fontweight="normal", color=style.ZERO_SHOT)
 
 
-def _averages(study: Study, model: Mapping[str, Any], part: str) -> dict[str, Average]:
+def _averages(study: StudyResults, model: Mapping[str, Any], part: str) -> dict[str, Average]:
     found = {side: study.average(f"relevancy/{model['key']}/{part}/{side}") for side in SIDES}
     return {side: average for side, average in found.items() if average is not None}
 
 
-def _with_samples(study: Study, part: str) -> list[Mapping[str, Any]]:
+def _with_samples(study: StudyResults, part: str) -> list[Mapping[str, Any]]:
     return [model for model in study.tuned if len(_averages(study, model, part)) == len(SIDES)]
 
 
-def _samples(study: Study, shown: Sequence[Mapping[str, Any]]) -> str:
+def _samples(study: StudyResults, shown: Sequence[Mapping[str, Any]]) -> str:
     """Which images, how many, and how their rows were normalised."""
     counts = [f"{label_of(model)}: {counted(study.count('relevancy', model['key']), 'image')}" for model in shown]
     chosen = {study.section("relevancy", model["key"]).get("normalisation") for model in shown}
@@ -215,29 +215,22 @@ def _samples(study: Study, shown: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _numbers(
-    study: Study, shown: Sequence[Mapping[str, Any]], part: str
+    study: StudyResults, shown: Sequence[Mapping[str, Any]], part: str
 ) -> tuple[tuple[str, ...], tuple[tuple[Any, ...], ...]]:
+    """Columns and rows: every token, then the sums by kind of token."""
     rows: list[tuple[Any, ...]] = []
+    names = TEXT_KINDS if part == "text" else VISION_KINDS
     for model in shown:
-        key = model["key"]
         for side, average in _averages(study, model, part).items():
             kinds = _kinds_of(study, model, side, part, len(average.mean))
-            rows += [
-                (key, side, "token", index, kind, mean, error)
-                for index, (kind, mean, error) in enumerate(
-                    zip(kinds, average.mean, average.standard_error, strict=True)
-                )
-            ]
-        names = TEXT_KINDS if part == "text" else VISION_KINDS
+            tokens = enumerate(zip(kinds, *average, strict=True))
+            rows += [(model["key"], side, "token", index, *numbers) for index, numbers in tokens]
         for side, average in _averages(study, model, f"{part}_kinds").items():
-            rows += [
-                (key, side, "kind", "", kind, mean, error)
-                for kind, mean, error in zip(names, average.mean, average.standard_error, strict=False)
-            ]
+            rows += [(model["key"], side, "kind", "", *numbers) for numbers in zip(names, *average, strict=False)]
     return ("model", "side", "level", "index", "kind", "mean", "standard_error"), tuple(rows)
 
 
-def _kinds_of(study: Study, model: Mapping[str, Any], side: str, part: str, length: int) -> list[str]:
+def _kinds_of(study: StudyResults, model: Mapping[str, Any], side: str, part: str, length: int) -> list[str]:
     """The kind of each index where it is the same for all samples; text beyond the prompts depends on the name."""
     if part == "vision":
         return [VISION_KINDS[index >= study.patches] for index in range(length)]

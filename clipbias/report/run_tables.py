@@ -6,74 +6,68 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from clipbias.explain.results import plain
-from clipbias.report.cells import MISSING, Entry, Table
-from clipbias.report.runs import Run, differences, is_number
-from clipbias.report.table import markdown_table, plain_table
+from clipbias.report.runs import RunRecord, differences, is_number
+from clipbias.report.table import MISSING, Table, cells, markdown_table, text_table
 
 FORMATS = ("text", "markdown", "json")
 ALWAYS = ("clipbias", "jax")  # versions that are told even where they are the same everywhere
 
 
-def run_table(runs: Sequence[Run]) -> Table:
+def run_table(runs: Sequence[RunRecord]) -> Table:
     """One row per run."""
-    columns: dict[str, Callable[[Run], str]] = {
+    columns: dict[str, Callable[[RunRecord], str]] = {
         "Run": lambda run: run.name,
         "What": lambda run: run.binary,
-        "Method": lambda run: words(run.method, "methods"),
-        "Dataset": lambda run: words(run.dataset, "datasets"),
-        "Shots": lambda run: words(run.shots, "values"),
-        "Seed": lambda run: words(run.seed, "seeds"),
-        "Rate": lambda run: words(run.learning_rate, "values", "{:g}"),
-        "Accuracy": lambda run: words(run.accuracy, "values", "{:.2f}"),
-        "Parameters": lambda run: words(run.parameters, "values", "{:,}"),
-        "Loss": lambda run: words(run.loss, "values", "{:.4g}"),
+        "Method": lambda run: in_words(run.method, "methods"),
+        "Dataset": lambda run: in_words(run.dataset, "datasets"),
+        "Shots": lambda run: in_words(run.shots, "values"),
+        "Seed": lambda run: in_words(run.seed, "seeds"),
+        "Rate": lambda run: in_words(run.learning_rate, "values", "{:g}"),
+        "Accuracy": lambda run: in_words(run.accuracy, "values", "{:.2f}"),
+        "Parameters": lambda run: in_words(run.parameters, "values", "{:,}"),
+        "Loss": lambda run: in_words(run.loss, "values", "{:.4g}"),
         "Time": lambda run: duration(run.seconds),
         "State": lambda run: run.state,
     }
-    rows = tuple(tuple(Entry(show(run)) for show in columns.values()) for run in runs)
+    rows = tuple(cells(*(show(run) for show in columns.values())) for run in runs)
     caption = (
         "Learning rate; top-1 accuracy in percent; learned parameters; loss of the last training step; computing time"
         " of all processes that worked on the run. Several values belong to several models or seeds, in this order."
     )
-    return Table("Runs", caption, tuple(columns), rows, frozenset({1, 2, 3, 11}))
+    return Table("Runs", caption, tuple(columns), rows, words={1, 2, 3, 11})
 
 
-def environment_table(runs: Sequence[Run]) -> Table:
+def environment_table(runs: Sequence[RunRecord]) -> Table:
     """What each run depends on besides its configuration; versions of packages where they differ, and of two always."""
     packages = [run.environment.get("packages") or {} for run in runs]
     names = sorted({name for one in packages for name in one})
     told = [name for name in names if name in ALWAYS or len({one.get(name) for one in packages}) > 1]
     rows = tuple(
-        tuple(
-            map(
-                Entry,
-                (
-                    run.name,
-                    git_words(run.environment.get("git")),
-                    devices_words(run.environment.get("devices") or ()),
-                    str(run.environment.get("python") or MISSING),
-                    *(str(own.get(name) or MISSING) for name in told),
-                ),
-            )
+        cells(
+            run.name,
+            git_words(run.environment.get("git")),
+            devices_words(run.environment.get("devices") or ()),
+            str(run.environment.get("python") or MISSING),
+            *(str(own.get(name) or MISSING) for name in told),
         )
         for run, own in zip(runs, packages, strict=True)
     )
     caption = "+ marks a source tree with changes that were not committed."
     columns = ("Run", "Commit", "Devices", "python", *told)
-    return Table("Environments", caption, columns, rows, frozenset(range(len(columns))))
+    return Table("Environments", caption, columns, rows, words=range(len(columns)))
 
 
-def difference_table(runs: Sequence[Run]) -> Table | None:
+def difference_table(runs: Sequence[RunRecord]) -> Table | None:
     """The settings in which the runs' configurations differ, one row each; `None` where there are none."""
     found = differences(runs)
-    if not found:
-        return None
-    rows = tuple(tuple(map(Entry, (key, *(_setting(value) for value in values)))) for key, values in found.items())
+    rows = tuple(cells(key, *map(_setting, values)) for key, values in found.items())
     columns = ("Setting", *(run.name for run in runs))
-    return Table("Settings that differ", "", columns, rows, frozenset(range(len(columns))))
+    return Table("Settings that differ", "", columns, rows, words=range(len(columns))) if found else None
 
 
-def render(runs: Sequence[Run], folders: Sequence[Run], problems: Sequence[str], *, form: str = "text") -> str:
+def render_runs(
+    runs: Sequence[RunRecord], folders: Sequence[RunRecord], problems: Sequence[str], *, form: str = "text"
+) -> str:
     """The tables as text, Markdown or JSON.
 
     Args:
@@ -91,18 +85,18 @@ def render(runs: Sequence[Run], folders: Sequence[Run], problems: Sequence[str],
         return json.dumps(plain(content), indent=2, ensure_ascii=False) + "\n"
     made = [run_table(runs), environment_table(folders)] if runs or folders else []
     made += [table for table in [difference_table(folders)] if len(folders) > 1 and table is not None]
-    show = markdown_table if form == "markdown" else plain_table
+    show = markdown_table if form == "markdown" else text_table
     return "\n\n".join(show(table) for table in made) + "\n" if made else ""
 
 
-def words(value: Any, many: str, form: str = "{}") -> str:
+def in_words(value: Any, many: str, form: str = "{}") -> str:
     """A value, several separated by commas, or more than four as their number: `6 methods`."""
     if value is None or value == [] or value == "":
         return MISSING
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {words(one, many, form)}" for key, one in value.items())
+        return ", ".join(f"{key} {in_words(one, many, form)}" for key, one in value.items())
     if isinstance(value, list):
-        return f"{len(value)} {many}" if len(value) > 4 else ", ".join(words(one, many, form) for one in value)
+        return f"{len(value)} {many}" if len(value) > 4 else ", ".join(in_words(one, many, form) for one in value)
     return form.format(value) if is_number(value) else str(value)
 
 
@@ -128,4 +122,4 @@ def devices_words(devices: Sequence[str]) -> str:
 
 
 def _setting(value: Any) -> str:
-    return {"": "''", "[]": "()"}.get(str(value)) or words(value, "values")
+    return {"": "''", "[]": "()"}.get(str(value)) or in_words(value, "values")

@@ -28,7 +28,7 @@ ZERO_SHOT = "zero_shot"
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class RunRecord:
     """One run, or one cell of a grid. What a run has several of is a list; what it has not is `None`.
 
     Attributes:
@@ -58,7 +58,7 @@ class Run:
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def read_workdir(folder: str | Path, *, cells: bool = False) -> list[Run]:
+def read_workdir(folder: str | Path, *, cells: bool = False) -> list[RunRecord]:
     """Reads a work folder: one run; for a grid with `cells` one per cell; for a study of several datasets one each.
 
     Raises:
@@ -74,7 +74,7 @@ def read_workdir(folder: str | Path, *, cells: bool = False) -> list[Run]:
     state = read_object(path / "state.json") or {}
     binary = _binary(config, environment)
     metrics = metric_lines(path)
-    common = Run(
+    common = RunRecord(
         name=str(folder),
         binary=binary,
         state="",
@@ -166,7 +166,7 @@ def _is_locked(folder: Path) -> bool:
     return False
 
 
-def _grid(folder: Path, common: Run, state: Mapping[str, Any], *, cells: bool) -> list[Run]:
+def _grid(folder: Path, common: RunRecord, state: Mapping[str, Any], *, cells: bool) -> list[RunRecord]:
     """A grid's line, or one line per cell that ended; a cell that failed and was run again counts once."""
     wanted = _cells(common.config)
     try:
@@ -231,7 +231,7 @@ def _cells(config: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     return list(dict.fromkeys(cells))
 
 
-def _study(folder: Path, common: Run, state: Mapping[str, Any]) -> list[Run]:
+def _study(folder: Path, common: RunRecord, state: Mapping[str, Any]) -> list[RunRecord]:
     """A line per dataset of a study, with the accuracies of all models, zero-shot first."""
     names = common.config.get("datasets") or [""]
     runs = []
@@ -254,7 +254,7 @@ def _study(folder: Path, common: Run, state: Mapping[str, Any]) -> list[Run]:
     return runs
 
 
-def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
+def differences(runs: Sequence[RunRecord]) -> dict[str, list[Any]]:
     """The settings in which configurations differ, `{"method_options.depth": value per run}`; absent ones are `None`.
 
     The folder that is written to differs always and is left out.

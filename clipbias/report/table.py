@@ -1,24 +1,15 @@
-"""Table 1 as Markdown, LaTeX, HTML and plain text."""
+"""The one type of all tables, and how it reads as plain text, Markdown and LaTeX; `templates/parts.html.j2` has HTML.
+
+Names in a table come from users. Each rendering escapes them, so that a line end, a bar or a bracket in a name makes no
+new row, column or argument.
+"""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
-from clipbias.report import page
-from clipbias.report.cells import MISSING, Entry, Table
-from clipbias.report.summary import Summary, summarize
-from clipbias.report.tables import failure_line, tables
 from clipbias.terminal import printable
 
-__all__ = [
-    "html_table",
-    "markdown_table",
-    "plain_table",
-    "summarize",
-    "to_html",
-    "to_latex",
-    "to_markdown",
-    "to_text",
-]
+MISSING = "–"
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -39,172 +30,165 @@ _LATEX = {
     "−": "$-$",
     "–": "--",
 }
-_TIGHT = (r"\setlength{\tabcolsep}{2pt}",)
-_EMPTY = "There are no results yet."
+_TIGHT = r"\setlength{\tabcolsep}{2pt}"
 
 
-def to_markdown(summary: Summary) -> str:
-    """All tables in GitHub's Markdown."""
-    parts = [markdown_table(table) for table in tables(summary)]
-    if summary.failures:
-        lines = [f"- {_markdown_text(failure_line(failure))}" for failure in summary.failures]
-        parts.append("\n".join(["### Failed runs", "", *lines]))
-    return "\n\n".join(parts or [_EMPTY]) + "\n"
+@dataclasses.dataclass(frozen=True)
+class TableCell:
+    """One cell.
+
+    Attributes:
+      text: the number or the words.
+      spread: "± 0.8", or nothing.
+      note: a remark in brackets, such as "n = 2".
+      rank: 1 for the best of a column, 2 for the second best, else 0.
+      failed: some or all of its runs failed.
+      published: it comes from a paper.
+    """
+
+    text: str
+    spread: str = ""
+    note: str = ""
+    rank: int = 0
+    failed: bool = False
+    published: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A title, a caption of whole sentences, column heads, and rows whose first cell names the row.
+
+    The columns numbered in `words` hold words and are set to the left, as the first always is.
+    """
+
+    title: str
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[TableCell, ...], ...]
+    words: Collection[int] = ()
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether it has so many columns (eleven datasets, say) that they must be set tight to fit on a page."""
+        return len(self.columns) > 8
+
+
+def cells(*texts: str) -> tuple[TableCell, ...]:
+    """A row of plain texts."""
+    return tuple(map(TableCell, texts))
+
+
+def ranked(rows: Iterable[Sequence[TableCell]], *, skip_last: int = 0) -> tuple[tuple[TableCell, ...], ...]:
+    """Marks the best and second best number of every column; equal as shown is equal, so both are marked."""
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    for column in columns[1 : len(columns) - skip_last]:
+        numbers = sorted({float(cell.text) for cell in column if _is_number(cell.text)}, reverse=True)
+        if len(numbers) < 2:
+            continue
+        for index, cell in enumerate(column):
+            if _is_number(cell.text) and float(cell.text) in numbers[:2]:
+                column[index] = dataclasses.replace(cell, rank=1 + numbers.index(float(cell.text)))
+    return tuple(zip(*columns, strict=True))
+
+
+def _is_number(text: str) -> bool:
+    return text.replace(".", "", 1).isdigit()
+
+
+def text_table(table: Table) -> str:
+    """The table for a terminal, under its title and without its caption; `*` marks the best, `'` the second best."""
+    import tabulate
+
+    # Numbers end in one place, and what stands behind them begins in one.
+    columns: list[list[str]] = []
+    for index, column in enumerate(zip(*table.rows, strict=True)):
+        texts = [printable(cell.text) for cell in column]
+        if index and index not in table.words:
+            numbers = [text + {1: "*", 2: "'"}.get(cell.rank, " ") for text, cell in zip(texts, column, strict=True)]
+            behind = [_joined("", cell, str) for cell in column]
+            widths = max(map(len, numbers)), max(map(len, behind))
+            texts = [f"{a:>{widths[0]}} {b:<{widths[1]}}" for a, b in zip(numbers, behind, strict=True)]
+            used = max(len(text.rstrip()) for text in texts)
+            texts = [text[:used] for text in texts]
+        columns.append(texts)
+    rule = tabulate.Line("", "-", "  ", "")
+    row = tabulate.DataRow("", "  ", "")
+    layout = tabulate.TableFormat(rule, rule, None, rule, row, row, 0, None)
+    return f"{table.title}\n{_tabulated(table, map(printable, table.columns), zip(*columns, strict=True), layout)}"
 
 
 def markdown_table(table: Table) -> str:
-    """One table in GitHub's Markdown, its title as heading and its caption below."""
-    left = [index in {0, *table.words} for index in range(len(table.columns))]
-    head = [
-        "| " + " | ".join(map(_markdown_text, table.columns)) + " |",
-        "|" + "".join(" :-- |" if words else " --: |" for words in left),
+    """The table in GitHub's Markdown, its title as heading and its caption below."""
+    heads = map(markdown_text, table.columns)
+    body = _tabulated(table, heads, (map(_markdown_cell, row) for row in table.rows), "pipe")
+    return "\n\n".join(filter(None, [f"### {markdown_text(table.title)}", body, markdown_text(table.caption)]))
+
+
+def latex_table(table: Table) -> str:
+    """The table as a LaTeX `table` environment; the document needs the packages `booktabs` and `graphicx`."""
+    import tabulate
+
+    row = tabulate.DataRow("", " & ", r" \\")
+    layout = tabulate.TableFormat(None, tabulate.Line(r"\midrule", "", "", ""), None, None, row, row, 0, None)
+    rows = ([_latex_cell(cell, small=table.is_wide) for cell in row] for row in table.rows)
+    letters = "".join("l" if index in {0, *table.words} else "r" for index in range(len(table.columns)))
+    lines = [
+        r"\begin{table}[t]",
+        r"\centering",
+        *[_TIGHT] * table.is_wide,
+        r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%",
+        rf"\begin{{tabular}}{{{letters}}}",
+        r"\toprule",
+        _tabulated(table, map(latex_text, table.columns), rows, layout),
+        r"\bottomrule",
+        r"\end{tabular}}",
+        rf"\caption{{\textbf{{{latex_text(table.title)}.}} {latex_text(table.caption)}}}",
+        r"\end{table}",
     ]
-    rows = ["| " + " | ".join(map(_markdown_entry, row)) + " |" for row in table.rows]
-    caption = ["", _markdown_text(table.caption)] if table.caption else []
-    return "\n".join([f"### {_markdown_text(table.title)}", "", *head, *rows, *caption])
+    return "\n".join(lines)
 
 
-def to_latex(summary: Summary) -> str:
-    """All tables as LaTeX `table` environments; the document needs the packages `booktabs` and `graphicx`."""
-    parts = ["% Needs \\usepackage{booktabs} and \\usepackage{graphicx}."]
-    for table in tables(summary):
-        wide = len(table.columns) > 8  # eleven datasets: tight columns and small spreads keep the figures readable
-        rows = [" & ".join(_latex_entry(entry, small=wide) for entry in row) + r" \\" for row in table.rows]
-        body = [
-            r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%",
-            r"\begin{tabular}{l" + "r" * (len(table.columns) - 1) + "}",
-            r"\toprule",
-            " & ".join(map(_latex_text, table.columns)) + r" \\",
-            r"\midrule",
-            *rows,
-            r"\bottomrule",
-            r"\end{tabular}}",
-        ]
-        caption = rf"\caption{{\textbf{{{_latex_text(table.title)}.}} {_latex_text(table.caption)}}}"
-        parts.append("\n".join([r"\begin{table}[t]", r"\centering", *_TIGHT * wide, *body, caption, r"\end{table}"]))
-    if summary.failures:
-        lines = [rf"\item {_latex_text(failure_line(failure))}" for failure in summary.failures]
-        parts.append("\n".join(["Failed runs:", r"\begin{itemize}", *lines, r"\end{itemize}"]))
-    if not summary.methods:
-        parts.append(_EMPTY)
-    return "\n\n".join(parts) + "\n"
+def _tabulated(table: Table, heads: Iterable[str], rows: Iterable[Iterable[str]], layout: object) -> str:
+    import tabulate
 
-
-def to_html(summary: Summary, *, title: str = "Table 1", figure_svg: str | None = None) -> str:
-    """One self-contained page with all tables.
-
-    Args:
-      summary: what to show.
-      title: of the page.
-      figure_svg: an SVG picture to show above the tables, for example `page.svg_text(accuracy_figure(summary))`.
-    """
-    parts = [f"<h1>{page.escape(title)}</h1>"]
-    if figure_svg is not None:
-        parts.append(page.figure(page.svg_image(figure_svg, alternative="Accuracy against shots."), caption=""))
-    parts.extend(html_table(table) for table in tables(summary))
-    if not summary.methods:
-        parts.append(f"<p>{_EMPTY}</p>")
-    if summary.failures:
-        lines = "".join(f"<li>{page.escape(failure_line(failure))}</li>" for failure in summary.failures)
-        parts.append(f'<h2>Failed runs</h2><ul class="failed">{lines}</ul>')
-    return page.document(title, "\n".join(parts))
-
-
-def to_text(summary: Summary) -> str:
-    """All tables in aligned plain text for a terminal; `*` marks the best of a column, `'` the second best."""
-    made = tables(summary)
-    parts = [plain_table(table) for table in made]
-    if any(entry.rank for table in made for row in table.rows for entry in row):
-        parts.append("* best of the column, ' second best; ± is the sample standard deviation over seeds.")
-    if summary.failures:
-        parts.append(
-            "\n".join(["Failed runs", *(f"  {printable(failure_line(failure))}" for failure in summary.failures)])
-        )
-    return "\n\n".join(parts or [_EMPTY]) + "\n"
-
-
-def html_table(table: Table) -> str:
-    """One table with its title as heading and its caption below, as an HTML fragment."""
-    head = "".join(f'<th scope="col">{page.escape(column)}</th>' for column in table.columns)
-    rows = "\n".join(
-        "<tr>" + f'<th scope="row">{_html_entry(row[0])}</th>' + "".join(map(_html_cell, row[1:])) + "</tr>"
-        for row in table.rows
-    )
-    many = ' class="many"' if len(table.columns) > 8 else ""
-    return (
-        f'<section><h2>{page.escape(table.title)}</h2>\n<div class="wide"><table{many}>\n'
-        f"<thead><tr>{head}</tr></thead>\n"
-        f'<tbody>\n{rows}\n</tbody></table></div>\n<p class="caption">{page.escape(table.caption)}</p></section>'
+    return tabulate.tabulate(
+        [list(row) for row in rows],
+        list(heads),
+        tablefmt=layout,  # type: ignore[arg-type]  # the stubs know names only
+        colalign=["left" if index in {0, *table.words} else "right" for index in range(len(table.columns))],
+        disable_numparse=True,
+        preserve_whitespace=True,
     )
 
 
-def _html_cell(entry: Entry) -> str:
-    kinds = [name for name, is_so in (("failed", entry.failed), ("published", entry.published)) if is_so]
-    attribute = f' class="{" ".join(kinds)}"' if kinds else ""
-    return f"<td{attribute}>{_html_entry(entry)}</td>"
-
-
-def _html_entry(entry: Entry) -> str:
-    text = page.escape(entry.text)
-    text = {1: f"<b>{text}</b>", 2: f"<u>{text}</u>"}.get(entry.rank, text)
-    spread = f' <span class="spread">{page.escape(entry.spread)}</span>' if entry.spread else ""
-    note = f' <span class="note">({page.escape(entry.note)})</span>' if entry.note else ""
-    return text + spread + note
-
-
-def _markdown_text(text: str) -> str:
+def markdown_text(text: str) -> str:
+    """Any text as Markdown shows it letter by letter."""
     text = printable(text)
     for letter in "\\|*_`<>[]":
         text = text.replace(letter, "\\" + letter)
     return text
 
 
-def _markdown_entry(entry: Entry) -> str:
-    text = _markdown_text(entry.text)
-    text = {1: f"**{text}**", 2: f"<u>{text}</u>"}.get(entry.rank, text)
-    return _joined(f"*{text}*" if entry.published and entry.text != MISSING else text, entry, _markdown_text)
+def _markdown_cell(cell: TableCell) -> str:
+    text = markdown_text(cell.text)
+    text = {1: f"**{text}**", 2: f"<u>{text}</u>"}.get(cell.rank, text)
+    return _joined(f"*{text}*" if cell.published and cell.text != MISSING else text, cell, markdown_text)
 
 
-def _latex_text(text: str) -> str:
+def latex_text(text: str) -> str:
+    """Any text as LaTeX shows it letter by letter."""
     return "".join(_LATEX.get(letter, letter) for letter in printable(text))
 
 
-def _latex_entry(entry: Entry, *, small: bool) -> str:
-    text = _latex_text(entry.text)
-    text = {1: rf"\textbf{{{text}}}", 2: rf"\underline{{{text}}}"}.get(entry.rank, text)
-    text = rf"\textit{{{text}}}" if entry.published else text
-    if small and entry.spread:
-        text, entry = (
-            rf"{text}{{\tiny\,{_latex_text(entry.spread).replace(' ', '')}}}",
-            dataclasses.replace(entry, spread=""),
-        )
-    return _joined(text, entry, _latex_text)
+def _latex_cell(cell: TableCell, *, small: bool) -> str:
+    text = latex_text(cell.text)
+    text = {1: rf"\textbf{{{text}}}", 2: rf"\underline{{{text}}}"}.get(cell.rank, text)
+    text = rf"\textit{{{text}}}" if cell.published else text
+    if small and cell.spread:  # small spreads keep the numbers of a wide table readable
+        text += rf"{{\tiny\,{latex_text(cell.spread).replace(' ', '')}}}"
+        cell = dataclasses.replace(cell, spread="")
+    return _joined(text, cell, latex_text)
 
 
-def plain_table(table: Table) -> str:
-    """One table in aligned plain text under its title, without its caption."""
-    columns = [
-        _plain_column(head, entries, left=index in {0, *table.words})
-        for index, (head, entries) in enumerate(zip(table.columns, zip(*table.rows, strict=True), strict=True))
-    ]
-    lines = ["  ".join(line).rstrip() for line in zip(*columns, strict=True)]
-    rule = "-" * max(map(len, lines))
-    return "\n".join([table.title, rule, lines[0], rule, *lines[1:], rule])
-
-
-def _plain_column(head: str, entries: Sequence[Entry], *, left: bool) -> list[str]:
-    """A column's texts at one width: numbers end in one place, and so do the spreads behind them."""
-    head, texts = printable(head), [printable(entry.text) for entry in entries]
-    if not left:
-        numbers = [entry.text + {1: "*", 2: "'"}.get(entry.rank, " ") for entry in entries]
-        behind = [_joined("", entry, str) for entry in entries]
-        widths = max(map(len, numbers)), max(map(len, behind))
-        texts = [
-            f"{number.rjust(widths[0])} {rest.ljust(widths[1])}" for number, rest in zip(numbers, behind, strict=True)
-        ]
-    width = max(map(len, [head, *texts]))
-    return [text.ljust(width) if left else text.rjust(width) for text in (head, *texts)]
-
-
-def _joined(text: str, entry: Entry, escaped: Callable[[str], str]) -> str:
-    return " ".join(filter(None, [text, escaped(entry.spread), f"({escaped(entry.note)})" if entry.note else ""]))
+def _joined(text: str, cell: TableCell, escaped: Callable[[str], str]) -> str:
+    return " ".join(filter(None, [text, escaped(cell.spread), f"({escaped(cell.note)})" if cell.note else ""]))

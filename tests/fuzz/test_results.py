@@ -13,7 +13,6 @@ from clipbias import report
 from clipbias.explain.results import load_arrays, load_results, save_results
 from clipbias.explain.statistics import load_totals, save_totals
 from clipbias.files import read_json_lines
-from clipbias.report.html import write_report
 from clipbias.training.metrics import MetricWriter
 from clipbias.training.results import Results
 from tests.fuzz.answers import answered, corrupted, mutated
@@ -119,6 +118,6 @@ def test_damaged_results_of_a_study(study: Path, data: st.DataObject) -> None:
         content = json.loads(whole)
         part = data.draw(st.sampled_from(("dataset", "clip", "models", "verdict", "format", "figures")))
         path.write_text(json.dumps({**content, part: data.draw(mutated(content[part]))}))
-        answered(lambda: write_report(study, study / "report"), study)
+        answered(lambda: report.write_report(study, study / "report"), study)
     finally:
         path.write_bytes(whole)

@@ -6,30 +6,36 @@ from matplotlib.text import Text
 
 from clipbias.explain.results import INTERVENTIONS, MAPS
 from clipbias.report import style
-from clipbias.report.attention_figures import text_attention, vision_attention
-from clipbias.report.causal_figures import INTERVENTION_NAMES, MAP_NAMES, area_table, faithfulness, interventions
-from clipbias.report.decomposition_figures import decomposition
-from clipbias.report.map_figures import examples, similarity
-from clipbias.report.relevancy_figures import text_relevancy, vision_relevancy
-from clipbias.report.study import Study
+from clipbias.report.attention_figures import text_attention_figure, vision_attention_figure
+from clipbias.report.causal_figures import (
+    INTERVENTION_NAMES,
+    MAP_NAMES,
+    area_table,
+    faithfulness_figure,
+    interventions_figure,
+)
+from clipbias.report.decomposition_figures import decomposition_figure
+from clipbias.report.map_figures import examples_figure, similarity_figures
+from clipbias.report.relevancy_figures import text_relevancy_figure, vision_relevancy_figure
+from clipbias.report.study_results import StudyResults
 from tests.report.synthetic import synthetic_results
 
 EVERY = (
-    *(text_relevancy, vision_relevancy, text_attention, vision_attention),
-    *(decomposition, similarity, interventions, faithfulness, examples),
+    *(text_relevancy_figure, vision_relevancy_figure, text_attention_figure, vision_attention_figure),
+    *(decomposition_figure, similarity_figures, interventions_figure, faithfulness_figure, examples_figure),
 )
 
 
 @pytest.fixture(scope="module")
 def study():
-    return Study(synthetic_results())
+    return StudyResults(synthetic_results())
 
 
 def without(prefix):
     results = synthetic_results()
     results.arrays = {name: values for name, values in results.arrays.items() if not name.startswith(prefix)}
     results.scalars.pop(prefix.split("/")[0], None)
-    return Study(results)
+    return StudyResults(results)
 
 
 def numbers(drawing, **wanted):
@@ -43,7 +49,7 @@ def y_values(axes, colour):
 
 
 def test_text_relevancy_draws_both_models_and_an_inset_without_sos(study):
-    drawing = text_relevancy(study)
+    drawing = text_relevancy_figure(study)
     line_panel, bars = drawing.figure.axes[:2]
     for side, colour in (("zero_shot", style.ZERO_SHOT), ("tuned", style.TUNED)):
         mean = study.average(f"relevancy/ivlp/text/{side}").mean
@@ -61,7 +67,7 @@ def test_text_relevancy_needs_no_inset_where_sos_is_like_the_others():
     results = synthetic_results()
     for side in ("zero_shot", "tuned"):
         results.arrays[f"relevancy/ivlp/text/{side}/mean"][:6] = [0.1, 0.05, 0.3, 0.25, 0.2, 0.1]
-    drawing = text_relevancy(Study(results))
+    drawing = text_relevancy_figure(StudyResults(results))
     ivlp, _, bias, _ = drawing.figure.axes[:4]
     assert not ivlp.child_axes and bias.child_axes
     assert [text.get_text() for text in ivlp.texts] == ["prompts"]
@@ -69,14 +75,14 @@ def test_text_relevancy_needs_no_inset_where_sos_is_like_the_others():
 
 
 def test_relevancy_captions_state_the_samples_and_the_normalisation(study):
-    for drawing in (text_relevancy(study), vision_relevancy(study)):
+    for drawing in (text_relevancy_figure(study), vision_relevancy_figure(study)):
         assert "zero-shot CLIP gets wrong and the tuned model right" in drawing.caption
         assert "IVLP: 27 images" in drawing.caption
         assert "divided by its sum, prompts included" in drawing.caption
 
 
 def test_vision_relevancy_zooms_into_the_prompts_and_maps_the_patches(study):
-    drawing = vision_relevancy(study)
+    drawing = vision_relevancy_figure(study)
     panel, before, after, _ = drawing.figure.axes[:4]
     mean = study.average("relevancy/ivlp/vision/tuned").mean
     np.testing.assert_array_equal(y_values(panel, style.TUNED)[0], mean)
@@ -91,13 +97,13 @@ def test_a_model_without_samples_is_left_out_and_named():
     results = synthetic_results()
     results.arrays = {name: value for name, value in results.arrays.items() if not name.startswith("relevancy/bias")}
     results.scalars["relevancy"]["bias"] = {"count": 0, "normalisation": "sum"}
-    drawing = text_relevancy(Study(results))
+    drawing = text_relevancy_figure(StudyResults(results))
     assert "No such image for Bias tuning." in drawing.caption
     assert not numbers(drawing, model="bias")
 
 
 def test_text_attention_has_the_original_above_and_a_box_per_layer(study):
-    drawing = text_attention(study)
+    drawing = text_attention_figure(study)
     grid = np.reshape(drawing.figure.axes, (3, 5))
     assert [axes.get_title() for axes in grid[0]] == ["SOS", "prompts", "category", "“.”", "EOS"]
     assert grid[0][0].get_ylabel().startswith("Zero-shot")
@@ -112,7 +118,7 @@ def test_text_attention_has_the_original_above_and_a_box_per_layer(study):
 
 
 def test_vision_attention_has_a_column_per_variant_and_a_dot_per_head(study):
-    drawing = vision_attention(study)
+    drawing = vision_attention_figure(study)
     grid = np.reshape(drawing.figure.axes, (3, 4))
     titles = [axes.get_title().strip() for axes in grid[0]]
     assert titles == ["Zero-shot", "IVLP\nW/O Prompt", "IVLP\nW Prompt", "Bias tuning"]
@@ -125,7 +131,7 @@ def test_vision_attention_has_a_column_per_variant_and_a_dot_per_head(study):
 
 
 def test_decomposition_has_a_row_per_tower_and_names_the_bias_it_compares_with(study):
-    drawing = decomposition(study)
+    drawing = decomposition_figure(study)
     labels = [axes.get_ylabel() for axes in drawing.figure.axes]
     assert "IVLP, vision" in labels and "IVLP, text" in labels
     legends = [axes.get_legend().get_texts()[0].get_text() for axes in drawing.figure.axes if axes.get_legend()]
@@ -144,7 +150,7 @@ def test_decomposition_shows_a_ratio_without_bounds_on_a_log_axis():
     path = "decomposition/ivlp/text/norm_ratio"
     results.arrays[f"{path}/mean"] = np.array([3e11, 0, 0.2], np.float32)
     results.arrays[f"{path}/standard_error"] = np.array([5e11, 0, np.nan], np.float32)
-    drawing = decomposition(Study(results))
+    drawing = decomposition_figure(StudyResults(results))
     size = np.reshape([axes for axes in drawing.figure.axes if axes.get_label() != "<colorbar>"], (2, 5))[1, 2]
     assert size.get_yscale() == "log"
     low, high = size.get_ylim()
@@ -157,7 +163,7 @@ def test_decomposition_shows_a_ratio_without_bounds_on_a_log_axis():
 
 
 def test_similarity_draws_three_rows_per_picture_and_the_correlation(study):
-    maps, correlation = similarity(study)
+    maps, correlation = similarity_figures(study)
     pictures = [axes for block in maps.figure.subfigs for axes in block.axes if axes.images]
     assert len(pictures) == 4 * (1 + 3 * 3)
     titles = {axes.get_title() for axes in pictures}
@@ -170,12 +176,12 @@ def test_similarity_numbers_are_the_maps_at_the_patch_centres():
     results = synthetic_results(grid=3, image_size=12)
     ramp = np.tile(np.arange(12, dtype=np.float32) / 11, (12, 1))
     results.arrays["similarity/ivlp/cls"][...] = ramp
-    rows = numbers(similarity(Study(results))[0], map="cls", picture=0, layer=1, row=1)
+    rows = numbers(similarity_figures(StudyResults(results))[0], map="cls", picture=0, layer=1, row=1)
     np.testing.assert_allclose([11 * row["value"] for row in rows], [1.5, 5.5, 9.5], rtol=1e-6)
 
 
 def test_interventions_are_bars_with_binomial_errors(study):
-    drawing = interventions(study)
+    drawing = interventions_figure(study)
     assert [axes.get_title(loc="left") for axes in drawing.figure.axes] == [
         "IVLP: both towers",
         "IVLP: vision tower",
@@ -190,7 +196,7 @@ def test_interventions_are_bars_with_binomial_errors(study):
 
 
 def test_faithfulness_draws_five_maps_in_four_ways(study):
-    drawing = faithfulness(study)
+    drawing = faithfulness_figure(study)
     grid = np.reshape(drawing.figure.axes, (3, 4))
     assert all(len(axes.lines) == 5 for axes in grid.ravel())
     curve = study.array("faithfulness/ivlp/relevancy/negative/true")
@@ -198,15 +204,15 @@ def test_faithfulness_draws_five_maps_in_four_ways(study):
 
 
 def test_areas_are_those_of_the_results(study):
-    heads, rows = area_table(study)
-    assert len(heads) == 6 and len(rows) == 3 * 5
+    table = area_table(study)
+    assert len(table.columns) == 6 and len(table.rows) == 3 * 5
     areas = study.section("faithfulness", "bias", "area")
-    row = next(row for row in rows if row[:2] == ("Bias tuning", "LeGrad"))
-    assert row[2] == f"{100 * areas['legrad']['positive']['predicted']:.1f}"
+    row = next(row for row in table.rows if [cell.text for cell in row[:2]] == ["Bias tuning", "LeGrad"])
+    assert row[2].text == f"{100 * areas['legrad']['positive']['predicted']:.1f}"
 
 
 def test_examples_show_every_model_with_its_prediction(study):
-    drawing = examples(study)
+    drawing = examples_figure(study)
     titles = [axes.get_title() for axes in drawing.figure.axes]
     logits = study.array("examples/ivlp/logits")[0]
     share = np.exp(logits) / np.exp(logits).sum()
@@ -228,20 +234,15 @@ def test_no_text_shows_how_it_is_written(study, draw):
 
 @pytest.mark.parametrize("draw", EVERY, ids=[draw.__name__ for draw in EVERY])
 def test_what_was_not_computed_is_not_drawn(draw):
-    prefix = {
-        "text_relevancy": "relevancy/",
-        "vision_relevancy": "relevancy/",
-        "text_attention": "text_attention/",
-        "vision_attention": "vision_attention/",
-    }.get(draw.__name__, f"{draw.__name__}/")
-    assert not draw(without(prefix))
+    section = draw.__name__.removesuffix("_figure").removesuffix("_figures")
+    assert not draw(without({"text_relevancy": "relevancy/", "vision_relevancy": "relevancy/"}.get(section, section)))
 
 
 @pytest.mark.parametrize("draw", EVERY, ids=[draw.__name__ for draw in EVERY])
 def test_zero_shot_alone_and_single_heads_and_layers_can_be_drawn(draw):
     results = synthetic_results(layers=1, heads=1, grid=2, image_size=8, pictures=1)
     results.scalars["models"] = results.scalars["models"][:2]
-    made = draw(Study(results))
+    made = draw(StudyResults(results))
     for drawing in made if isinstance(made, list) else [made]:
         assert style.png_bytes(drawing.figure, dpi=30)[:4] == b"\x89PNG"
 

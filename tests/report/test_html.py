@@ -8,9 +8,8 @@ import pytest
 
 from clipbias.errors import ClipbiasError
 from clipbias.explain.results import save_results
-from clipbias.report import html as report
-from clipbias.report.html import measured, write_report
-from clipbias.report.overview import write_overview
+from clipbias.report import pages, write_overview, write_report
+from clipbias.report.study_page import value_and_error
 from tests.report.synthetic import synthetic_results
 
 HOSTILE = "<img src=x onerror=\"alert('1')\"> & co"
@@ -128,16 +127,20 @@ def test_missing_results_are_one_sentence(tmp_path):
     ("value", "error", "text"),
     [(None, None, "–"), (0.71234, 0.02, "0.712 ± 0.020"), (-0.5, None, "-0.500"), (71.26, 1, "71.3 ± 1.0")],
 )
-def test_measured(value, error, text):
-    assert measured({"value": value, "standard_error": error}) == text
+def test_a_value_and_its_error(value, error, text):
+    assert value_and_error({"value": value, "standard_error": error}) == text
 
 
-def test_every_drawing_is_made(monkeypatch, tmp_path):
+def unsaved(figure):
+    return pages.Picture(figure.name, figure.caption, "", b"", 1, ())
+
+
+def test_every_figure_is_drawn(monkeypatch, tmp_path):
     """All figures reach the page in their order; saving them is tested elsewhere."""
-    monkeypatch.setattr(report.page, "saved_figure", lambda drawing, folder: f"<i>{drawing.name}</i>")
+    monkeypatch.setattr(pages, "save_picture", lambda figure, folder: unsaved(figure))
     save_results(tmp_path, synthetic_results(layers=1, heads=1, pictures=1))
     text = write_report(tmp_path, tmp_path).read_text("utf-8")
-    assert re.findall("<i>(.*?)</i>", text) == [
+    assert re.findall('<img alt="(.*?)"', text) == [
         *("interventions", "fig1_decomposition", "fig2_text_relevancy", "fig3_vision_relevancy"),
         *("fig4_text_attention", "fig5_vision_attention", "fig6_similarity_ivlp", "fig6_rank_correlation"),
         *("faithfulness", "examples"),
@@ -170,9 +173,7 @@ def test_overview_orders_the_datasets_and_averages(tmp_path):
 
 def test_overview_has_the_papers_panels(monkeypatch, tmp_path):
     drawn = {}
-    monkeypatch.setattr(
-        report.page, "saved_figure", lambda drawing, folder: drawn.setdefault(drawing.name, drawing) and ""
-    )
+    monkeypatch.setattr(pages, "save_picture", lambda figure, folder: unsaved(drawn.setdefault(figure.name, figure)))
     write_overview(folders(tmp_path, "a", "b", names=("relevancy",)), tmp_path)
     assert list(drawn) == [
         f"fig{n}_{part}_relevancy_{key}" for key in ("ivlp", "bias") for n, part in ((2, "text"), (3, "vision"))

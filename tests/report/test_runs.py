@@ -10,7 +10,7 @@ import pytest
 
 from clipbias.errors import ClipbiasError
 from clipbias.report.curves import curves_figure, read_curves, save_curves
-from clipbias.report.run_tables import devices_words, difference_table, duration, render, words
+from clipbias.report.run_tables import devices_words, difference_table, duration, in_words, render_runs
 from clipbias.report.runs import differences, read_workdir
 from clipbias.training.programs import plan
 from configs import demo
@@ -187,24 +187,28 @@ def test_tables_in_three_formats(tmp_path: Path) -> None:
     trained(tmp_path / "one", state=state("finished"))
     trained(tmp_path / "two", environment={**ENVIRONMENT, "packages": {"jax": "0.11"}, "git": None, "devices": []})
     runs = [read_workdir(tmp_path / name)[0] for name in ("one", "two")]
-    text = render(runs, runs, [])
+    text = render_runs(runs, runs, [])
     assert "finished" in text and "not finished at step 4 of 8" in text and "1 min 15 s" in text
     assert "0123456789+" in text and "2 x gpu H100" in text
     lines = text.splitlines()
     head = next(line for line in lines if line.startswith("Run") and "State" in line)
     assert [line.index("finished") for line in lines if line.endswith("  finished")] == [head.index("State")]
     assert "Settings that differ" not in text
-    markdown = render(runs, runs, [], form="markdown")
-    assert "| :-- | :-- | :-- | :-- | --: |" in markdown and "| 0.10 |" in markdown and "| 0.11 |" in markdown
-    content = json.loads(render(runs, runs, ["a problem"], form="json"))
+    markdown = render_runs(runs, runs, [], form="markdown")
+    assert "0.10" in markdown and "0.11" in markdown
+    rule = next(line for line in markdown.splitlines() if line.startswith("|:-"))
+    assert [cell.endswith(":") for cell in rule.split("|")[1:6]] == [False] * 4 + [True]
+    content = json.loads(render_runs(runs, runs, ["a problem"], form="json"))
     assert [run["loss"] for run in content["runs"]] == [0.25, 0.25]
     assert content["problems"] == ["a problem"]
-    assert render([], [], ["a problem"]) == ""
+    assert render_runs([], [], ["a problem"]) == ""
 
 
 def test_values_in_words() -> None:
-    assert words([1, 2], "values") == "1, 2" and words(list("abcde"), "methods") == "5 methods"
-    assert words([1.0, None], "values", "{:.1f}") == "1.0, –" and words({"base": 1.25}, "", "{:.1f}") == "base 1.2"
+    assert in_words([1, 2], "values") == "1, 2" and in_words(list("abcde"), "methods") == "5 methods"
+    assert (
+        in_words([1.0, None], "values", "{:.1f}") == "1.0, –" and in_words({"base": 1.25}, "", "{:.1f}") == "base 1.2"
+    )
     assert [duration(s) for s in (None, 3.21, 125, 3 * 3600 + 120)] == ["–", "3.2 s", "2 min 05 s", "3 h 02 min"]
     assert devices_words(["cpu a", "gpu b", "cpu a"]) == "2 x cpu a, 1 x gpu b"
 

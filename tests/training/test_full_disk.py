@@ -14,7 +14,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.explain.results import save_arrays
 from clipbias.files import read_json_lines, write_tensors, write_text
 from clipbias.report import style
-from clipbias.report.drawing import Drawing, write_csv
+from clipbias.report.captioned import CaptionedFigure, write_csv
 from clipbias.training.checkpoint import Checkpoints
 from clipbias.training.metrics import MetricWriter
 from clipbias.training.results import Results
@@ -87,7 +87,7 @@ def test_arrays_tables_and_pictures_stay(tmp_path: Path) -> None:
     figure = style.new_figure(1, 1)
     figure.add_subplot().plot([0, 1])
     noise = np.random.default_rng(0).normal(size=200)
-    drawing = Drawing("figure", "A figure", "Its caption.", figure, ("a",), tuple((float(x),) for x in noise))
+    drawing = CaptionedFigure("figure", "A figure", "Its caption.", figure, ("a",), tuple((float(x),) for x in noise))
     writers = {
         "a.npz": lambda: save_arrays(tmp_path / "a.npz", {"a": noise}),
         "b.csv": lambda: write_csv(tmp_path / "b.csv", ("a",), drawing.rows),

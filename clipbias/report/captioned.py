@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class Drawing:
-    """One figure.
+class CaptionedFigure:
+    """One figure with its words and numbers.
 
     Attributes:
       name: the stem of its files.

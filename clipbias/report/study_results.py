@@ -2,8 +2,8 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,16 +13,20 @@ KIND_NAMES = {"sos": "SOS", "prompt": "prompts", "category": "category", "dot": 
 VARIANT_NAMES = {"clip": "", "without_prompt": "W/O Prompt", "with_prompt": "W Prompt"}
 
 
-@dataclasses.dataclass(frozen=True)
-class Average:
+class Average(NamedTuple):
     """A mean over samples and its standard error, arrays of one shape; NaN where there is no error."""
 
     mean: np.ndarray
     standard_error: np.ndarray
 
+    def rows(self) -> Iterator[tuple[Any, ...]]:
+        """The numbers one by one, each behind its place in the array, counted from 1: layer, head, mean, error."""
+        for place, mean in np.ndenumerate(self.mean):
+            yield (*(index + 1 for index in place), mean, self.standard_error[place])
+
 
 @dataclasses.dataclass(frozen=True)
-class Study:
+class StudyResults:
     """A study's results with short ways to what figures ask for."""
 
     results: Results
@@ -88,20 +92,25 @@ class Study:
         """The number of samples of a section."""
         return self.section(*path).get("count")
 
+    def largest_count(self, section: str, models: Iterable[Mapping[str, Any]]) -> int | None:
+        """The largest number of samples that a section has for one of the models."""
+        return max((n for model in models if (n := self.count(section, model["key"])) is not None), default=None)
+
 
 def label_of(model: Mapping[str, Any]) -> str:
     """The name under which figures show a model."""
     return model.get("label") or model["key"]
 
 
+def accuracy_and_error(part: Mapping[str, Any]) -> tuple[float, float]:
+    """An accuracy and its binomial standard error, both in percent, from the counts `correct` and `images`."""
+    share = part["correct"] / part["images"]
+    return 100 * share, 100 * (share * (1 - share) / part["images"]) ** 0.5
+
+
 def file_name(text: str) -> str:
     """Letters, digits, dots and underscores only: `demo/digits` becomes `demo_digits`."""
     return re.sub(r"[^A-Za-z0-9.]+", "_", text).strip("_.") or "unnamed"
-
-
-def layers(count: int) -> np.ndarray:
-    """Layer numbers as figures show them, from 1."""
-    return np.arange(1, count + 1)
 
 
 def counted(number: int | None, thing: str) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from clipbias.report import style
-from clipbias.report.drawing import Drawing, write_csv
+from clipbias.report.captioned import CaptionedFigure, write_csv
 
 
 def read(path):
@@ -34,6 +34,6 @@ def test_what_is_not_finite_is_left_empty(tmp_path, value):
 def test_save_writes_three_files_of_one_stem(tmp_path):
     with style.styled():
         figure = style.new_figure(1, 1)
-    paths = Drawing("fig9", "title", "caption", figure, ("a",), ((1,),)).save(tmp_path / "figures")
+    paths = CaptionedFigure("fig9", "title", "caption", figure, ("a",), ((1,),)).save(tmp_path / "figures")
     assert [path.name for path in paths] == ["fig9.pdf", "fig9.png", "fig9.csv"]
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == sorted(path.name for path in paths)

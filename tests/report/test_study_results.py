@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from clipbias.report.study import Study, counted, file_name, layers
+from clipbias.report.study_results import StudyResults, counted, file_name
 from tests.report.synthetic import synthetic_results
 
 
 def test_models_counts_and_missing_parts():
-    study = Study(synthetic_results())
+    study = StudyResults(synthetic_results())
     assert study.zero_shot["key"] == "zero_shot"
     assert [model["key"] for model in study.tuned] == ["ivlp", "bias"]
     assert study.grid == (3, 3)
@@ -20,7 +20,7 @@ def test_models_counts_and_missing_parts():
 def test_an_average_without_an_error_has_nan_errors():
     results = synthetic_results()
     del results.arrays["relevancy/ivlp/order/standard_error"]
-    average = Study(results).average("relevancy/ivlp/order")
+    average = StudyResults(results).average("relevancy/ivlp/order")
     assert np.isnan(average.standard_error).all() and average.mean.shape == (1,)
 
 
@@ -35,7 +35,3 @@ def test_counts_in_words(number, thing, text):
 def test_file_names_are_plain():
     assert file_name("demo/digits <x>") == "demo_digits_x"
     assert file_name("../") == "unnamed"
-
-
-def test_layers_are_shown_from_one():
-    assert layers(3).tolist() == [1, 2, 3]

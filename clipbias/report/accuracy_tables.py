@@ -1,0 +1,302 @@
+"""Table 1: what its cells and captions say, and all its tables as Markdown, LaTeX, HTML or plain text."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+from clipbias.report import pages
+from clipbias.report.names import method_name
+from clipbias.report.published import (
+    Published,
+    are_the_eleven,
+    dataset_name,
+    eleven_datasets,
+    published_averages,
+    published_sixteen_shots,
+)
+from clipbias.report.summary import ACCURACY, Cell, Facts, Failure, Summary
+from clipbias.report.table import (
+    MISSING,
+    Table,
+    TableCell,
+    cells,
+    latex_table,
+    latex_text,
+    markdown_table,
+    markdown_text,
+    ranked,
+    text_table,
+)
+from clipbias.terminal import printable
+
+_EMPTY = "There are no results yet."
+_RANKS = "The best of each column is bold, the second best underlined."
+
+
+def to_markdown(summary: Summary) -> str:
+    """All tables in GitHub's Markdown."""
+    parts = [markdown_table(table) for table in tables(summary)]
+    if summary.failures:
+        lines = [f"- {markdown_text(failure_line(failure))}" for failure in summary.failures]
+        parts.append("\n".join(["### Failed runs", "", *lines]))
+    return "\n\n".join(parts or [_EMPTY]) + "\n"
+
+
+def to_latex(summary: Summary) -> str:
+    """All tables as LaTeX `table` environments; the document needs the packages `booktabs` and `graphicx`."""
+    parts = ["% Needs \\usepackage{booktabs} and \\usepackage{graphicx}."]
+    parts += [latex_table(table) for table in tables(summary)] or [_EMPTY]
+    if summary.failures:
+        lines = [rf"\item {latex_text(failure_line(failure))}" for failure in summary.failures]
+        parts.append("\n".join(["Failed runs:", r"\begin{itemize}", *lines, r"\end{itemize}"]))
+    return "\n\n".join(parts) + "\n"
+
+
+def to_text(summary: Summary) -> str:
+    """All tables in aligned plain text for a terminal; `*` marks the best of a column, `'` the second best."""
+    made = tables(summary)
+    parts = [text_table(table) for table in made]
+    if any(cell.rank for table in made for row in table.rows for cell in row):
+        parts.append("* best of the column, ' second best; ± is the sample standard deviation over seeds.")
+    if summary.failures:
+        lines = [f"  {printable(failure_line(failure))}" for failure in summary.failures]
+        parts.append("\n".join(["Failed runs", *lines]))
+    return "\n\n".join(parts or [_EMPTY]) + "\n"
+
+
+def to_html(summary: Summary, *, title: str = "Table 1", figure_svg: str | None = None) -> str:
+    """One self-contained page with all tables.
+
+    Args:
+      summary: what to show.
+      title: of the page.
+      figure_svg: an SVG picture to show above the tables, for example `style.svg_text(accuracy_figure(summary))`.
+    """
+    return pages.render(
+        "tables",
+        title=title,
+        svg=figure_svg,
+        tables=tables(summary),
+        failures=list(map(failure_line, summary.failures)),
+        empty=_EMPTY,
+    )
+
+
+def tables(summary: Summary) -> tuple[Table, ...]:
+    """The averages by shots, one table per number of shots, the methods' sizes, and what papers report.
+
+    The last only where the datasets are the eleven of the papers. Empty for an empty summary.
+    """
+    if not summary.methods:
+        return ()
+    made: list[Table] = []
+    if len(summary.datasets) == 1 and len(summary.measures) > 1:
+        made.extend(_by_measure(summary, shots) for shots in summary.shots or (0,))
+    for measure in summary.measures if not made else ():
+        if len(summary.datasets) > 1 and summary.shots:
+            made.append(_averages(summary, measure))
+        # Zero-shot alone still deserves its table.
+        made.extend(_by_dataset(summary, shots, measure) for shots in summary.shots or (0,))
+    made.append(_sizes(summary))
+    if are_the_eleven(summary.datasets):
+        made.extend(_published(table) for table in published_sixteen_shots())
+    return tuple(made)
+
+
+def failure_line(failure: Failure) -> str:
+    """A failed run and its reason, in one line."""
+    where = [method_name(failure.method), dataset_name(failure.dataset)]
+    if failure.shots:
+        where.append(_shots(failure.shots))
+    if failure.seed is not None:
+        where.append(f"seed {failure.seed}")
+    return f"{', '.join(where)}: {' '.join(failure.error.split())}"
+
+
+def _shots(shots: int) -> str:
+    return f"{shots} shot" if shots == 1 else f"{shots} shots"
+
+
+def _training(shots: int, seeds: Sequence[int]) -> str:
+    return _shots(shots) if shots else "All training images" if seeds else "Without training"
+
+
+def _measure(measure: str) -> str:
+    return {ACCURACY: "accuracy", "H": "harmonic mean of base and new accuracy"}.get(measure, f"accuracy, {measure}")
+
+
+def _titled(words: str, measure: str) -> str:
+    return words if measure == ACCURACY else f"{words}: {measure}"
+
+
+def _accuracy(cell: Cell | None, *, expected: int) -> TableCell:
+    """A mean with its spread; `expected` seeds go without saying, any other number is noted."""
+    if cell is None:
+        return TableCell(MISSING)
+    if cell.mean is None:
+        return TableCell("failed", failed=True)
+    spread = f"± {cell.spread:.1f}" if cell.spread is not None else ""
+    count = len(cell.values)
+    drawn = None not in cell.values  # zero-shot has no seeds to count
+    note = f"n = {count}" if drawn and expected and count != expected else ""
+    return TableCell(f"{cell.mean:.1f}", spread, note, failed=bool(cell.failures))
+
+
+def _range(values: Sequence[float], form: str = ",") -> str:
+    """One value, or the smallest and largest: `2,048`, `5,120–16,384`."""
+    return "–".join(dict.fromkeys(f"{value:{form}}" for value in (*values[:1], *values[-1:]))) or MISSING
+
+
+def _named_rows(summary: Summary, row: Callable[[str], Iterable[TableCell]]) -> list[tuple[TableCell, ...]]:
+    return [(TableCell(method_name(method)), *row(method)) for method in summary.methods]
+
+
+def _parameters(summary: Summary, method: str) -> TableCell:
+    return TableCell(_range(summary.facts[method].parameters))
+
+
+def _by_dataset(summary: Summary, shots: int, measure: str) -> Table:
+    seeds = summary.seeds(shots, measure)
+    with_average = len(summary.datasets) > 1
+
+    def row(method: str) -> Iterable[TableCell]:
+        for dataset in summary.datasets:
+            yield _accuracy(summary.cell(method, dataset, shots, measure), expected=len(seeds))
+        if with_average:
+            yield _accuracy(summary.average(method, shots, measure), expected=0)
+        yield _parameters(summary, method)
+
+    rows = _named_rows(summary, row)
+    caption = [
+        f"Top-1 {_measure(measure)} on the test set in percent.",
+        *_seeds_sentence(seeds),
+        _RANKS,
+        *(_average_sentences(summary, [row[-2] for row in rows]) if with_average else ()),
+        *_rate_sentence(summary),
+    ]
+    columns = ("Method", *map(dataset_name, summary.datasets), *["Average"] * with_average, "Parameters")
+    return Table(_titled(_training(shots, seeds), measure), " ".join(caption), columns, ranked(rows, skip_last=1))
+
+
+def _by_measure(summary: Summary, shots: int) -> Table:
+    """Several numbers from training on one dataset, such as base and new classes, or other datasets."""
+    (dataset,) = summary.datasets
+    seeds = summary.seeds(shots, summary.measures[0])
+
+    def row(method: str) -> Iterable[TableCell]:
+        for measure in summary.measures:
+            yield _accuracy(summary.cell(method, dataset, shots, measure), expected=len(seeds))
+        yield _parameters(summary, method)
+
+    caption = [
+        f"Top-1 accuracy in percent after training on {dataset_name(dataset)}, one column per set of test images.",
+        *["H is the harmonic mean of base and new, taken for each seed."] * ("H" in summary.measures),
+        *_seeds_sentence(seeds),
+        _RANKS,
+        *_rate_sentence(summary),
+    ]
+    title = f"{_training(shots, seeds)} of {dataset_name(dataset)}"
+    columns = ("Method", *map(dataset_name, summary.measures), "Parameters")
+    return Table(title, " ".join(caption), columns, ranked(_named_rows(summary, row), skip_last=1))
+
+
+def _averages(summary: Summary, measure: str) -> Table:
+    rows = ranked(
+        _named_rows(
+            summary,
+            lambda method: (_accuracy(summary.average(method, n, measure), expected=0) for n in summary.shots),
+        )
+    )
+    caption = [
+        f"Top-1 {_measure(measure)} in percent, averaged over {len(summary.datasets)} datasets; ± is the sample"
+        " standard deviation, over the seeds, of that average.",
+        _RANKS,
+        *_average_sentences(summary, [cell for row in rows for cell in row[1:]]),
+        *_rate_sentence(summary),
+    ]
+    columns = ("Method", *map(_shots, summary.shots))
+    table = Table(_titled("Average over datasets", measure), " ".join(caption), columns, rows)
+    with_published = measure == ACCURACY and are_the_eleven(summary.datasets)
+    return _beside_published(table, summary) if with_published else table
+
+
+def _beside_published(table: Table, summary: Summary) -> Table:
+    """Puts the paper's average to the right of each number of shots that it reports."""
+    published = published_averages()
+    reported = {shots for values in published.averages.values() for shots in values}
+    columns: list[str] = [table.columns[0]]
+    rows = [[row[0]] for row in table.rows]
+    for position, shots in enumerate(summary.shots, start=1):
+        columns += [table.columns[position], *["published"] * (shots in reported)]
+        for row, own, method in zip(rows, table.rows, summary.methods, strict=True):
+            row.append(own[position])
+            if shots in reported:
+                value = published.averages.get(method, {}).get(shots)
+                row.append(TableCell(MISSING if value is None else f"{value:.1f}", published=True))
+    caption = (
+        f"{table.caption} Published: {published.source} ({published.setting}); not results of this run, and"
+        f" {published.caution}."
+    )
+    return Table(table.title, caption, tuple(columns), tuple(map(tuple, rows)))
+
+
+def _sizes(summary: Summary) -> Table:
+    def row(method: str) -> tuple[TableCell, ...]:
+        facts: Facts = summary.facts[method]
+        counts = map(_range, (facts.parameters, facts.parameters_vision, facts.parameters_text))
+        return cells(*counts, _range(facts.learning_rates, "g"))
+
+    return Table(
+        "Size",
+        "Learned parameters in all and per tower; a range where it depends on the number of classes.",
+        ("Method", "Parameters", "Vision", "Text", "Learning rate"),
+        tuple(_named_rows(summary, row)),
+    )
+
+
+def _published(published: Published) -> Table:
+    datasets = eleven_datasets()
+    rows = tuple(
+        tuple(
+            TableCell(text, published=True)
+            for text in (method, *(f"{values[name]:.1f}" for name in (*datasets, "average")))
+        )
+        for method, values in published.accuracies.items()
+    )
+    return Table(
+        "Published, 16 shots",
+        f"{published.source}: {published.setting}. Not results of this run; the authors' training recipes differ from"
+        " the one used here, so compare with care.",
+        ("Method", *datasets, "Average"),
+        rows,
+    )
+
+
+def _seeds_sentence(seeds: Sequence[int]) -> list[str]:
+    if not seeds:
+        return []
+    listed = ", ".join(map(str, seeds))
+    if len(seeds) == 1:
+        return [f"One run, with seed {listed}."]
+    return [f"Mean ± sample standard deviation (divided by n − 1) over n = {len(seeds)} seeds ({listed})."]
+
+
+def _average_sentences(summary: Summary, averages: Iterable[TableCell]) -> list[str]:
+    sentences = []
+    if any(cell.text == MISSING for cell in averages):
+        sentences.append(f"An average is given only where all {len(summary.datasets)} datasets have a result.")
+    if any(failure.shots for failure in summary.failures):
+        sentences.append("An average over runs whose seeds differ between datasets has no spread.")
+    return sentences
+
+
+def _rate_sentence(summary: Summary) -> list[str]:
+    rates = {dataset: values for dataset, values in summary.learning_rates.items() if values}
+    if not rates:
+        return []
+    distinct = sorted(set(rates.values()))
+    if len(distinct) == 1:
+        return [f"Learning rate {_range(distinct[0], 'g')}."]
+    parts = [
+        f"{_range(values, 'g')} on {', '.join(dataset_name(name) for name, own in rates.items() if own == values)}"
+        for values in distinct
+    ]
+    return [f"Learning rate {'; '.join(parts)}."]
