@@ -47,6 +47,11 @@ class Clip:
     stored_dtype: str = "float32"
     revision: str | None = None
 
+    @property
+    def source(self) -> str:
+        """What `load` reads the same weights from: `name`, at this very commit where it is from the hub."""
+        return self.name if self.revision is None else f"{self.name.partition('@')[0]}@{self.revision}"
+
     def tokenize(self, texts: Sequence[str]) -> np.ndarray:
         """`[SOS] text [EOS]` ids, int32 `[n, N]`, padded with 0 as far as the longest. Raises `ClipbiasError` if too
         long.
@@ -59,6 +64,31 @@ class Clip:
         With `exact`, a tensor that `stored_dtype` would round stays in float32.
         """
         save(folder, self, self.params if params is None else params, exact=exact)
+
+    def push_to_hub(
+        self, repository: str, params: Params | None = None, *, exact: bool = False, private: bool | None = None
+    ) -> str:
+        """Uploads what `save` writes, and a model card, as "owner/name" to the Hugging Face hub.
+
+        Args:
+          repository: "owner/name", made if it is not there.
+          params, exact: as for `save`.
+          private: who may read a repository that is made; `None` takes the owner's default.
+
+        Returns:
+          "owner/name@commit", which `load` takes.
+
+        Raises:
+          ClipbiasError: the hub refuses, or cannot be reached.
+        """
+        from clipbias.clip.upload import push
+        from clipbias.export.card import base_card
+
+        def write(folder: Path) -> None:
+            self.save(folder, params, exact=exact)
+            write_text(folder / "README.md", base_card(self))
+
+        return push(repository, write, private=private, message="Upload a CLIP model")
 
 
 def load(source: str | os.PathLike, *, dtype: str = "float32") -> Clip:

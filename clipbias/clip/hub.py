@@ -112,8 +112,8 @@ def _explained(error: Exception, name: HubName) -> ClipbiasError:
         )
     if isinstance(error, errors.RepositoryNotFoundError | errors.HFValidationError) or status in (401, 403):
         return ClipbiasError(
-            f"the Hugging Face hub has no model {name.repository!r} that may be read without a token; check the name, "
-            "or run `hf auth login` if it is private."
+            f"there is no folder {name.repository!r} here, and the Hugging Face hub has no repository of that name "
+            "that may be read without a token; check the name, or run `hf auth login` if it is private."
         )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
         return ClipbiasError(

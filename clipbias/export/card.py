@@ -8,13 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from clipbias.clip import Clip
 from clipbias.export import snippets
 from clipbias.terminal import printable
-from clipbias.tuning import Task, parameter_count
+from clipbias.tuning import METHODS, Task, make_method, parameter_count
 from clipbias.tuning.adapter import Adapter
 from clipbias.tuning.registry import FunctionMethod
 
 WHAT = {
+    "adapter": "What a tuned method learned, `adapter.safetensors`, to be used with its base model in clipbias.",
     "checkpoint": "An ordinary CLIP checkpoint: the learned biases are folded into the MLP output biases "
     "(`mlp.fc2.bias`) of every layer, `x + MLP(x) + b` being the same network; all other weights are the base model's. "
     "`classifier.safetensors` holds the class features.",
@@ -25,31 +27,54 @@ WHAT = {
 }
 
 
-def model_card(adapter: Adapter, task: Task, form: str) -> str:
-    """The text of a `README.md`: YAML front matter as the Hugging Face hub reads it, then Markdown."""
+def model_card(adapter: Adapter, task: Task | None, form: str) -> str:
+    """The text of a `README.md`: YAML front matter as the Hugging Face hub reads it, then Markdown.
+
+    Args:
+      adapter: what the card is about.
+      task: its task, from `Adapter.task`; `None` for the adapter's file alone, whose base model need not be at hand.
+      form: a form of `export`, or "adapter".
+    """
     dataset, shots, seed = (adapter.notes.get(name) for name in ("dataset", "shots", "seed"))
     title = _plain(
-        f"{adapter.method} on {dataset}" if dataset else f"{adapter.method} for {len(task.class_names)} classes"
+        f"{adapter.method} on {dataset}" if dataset else f"{adapter.method} for {len(adapter.class_names)} classes"
     )
     rows = "\n".join(f"| {name} | {value} |" for name, value in _facts(adapter, task))
     made = "The base model stayed frozen; only the learnable parameters above were tuned"
     if shots:
         made += _plain(f", on {shots} images per class" + (f" drawn with seed {seed}" if seed is not None else ""))
+    written = "" if form == "adapter" else " This folder was written by `python -m tools.export`."
     return (
         f"---\n{_front_matter(adapter, form, title)}\n---\n\n# {title}\n\n{WHAT[form]}\n\n"
-        f"| | |\n| --- | --- |\n{rows}\n\n{made}. This folder was written by `python -m tools.export`.\n\n"
+        f"| | |\n| --- | --- |\n{rows}\n\n{made}.{written}\n\n"
         f"## Use\n\n{snippets.usage(adapter, task, form)}"
     )
 
 
-def _facts(adapter: Adapter, task: Task) -> list[tuple[str, str]]:
+def base_card(clip: Clip) -> str:
+    """The card of a model without an adapter, as `Clip.push_to_hub` uploads it."""
+    from huggingface_hub import ModelCardData
+
+    card: Any = ModelCardData(
+        base_model=_on_the_hub(clip.name),
+        library_name="transformers",
+        pipeline_tag="zero-shot-image-classification",
+        tags=["clip", "clipbias"],
+    )
+    return (
+        f"---\n{card.to_yaml()}\n---\n\n# CLIP\n\nA CLIP model in Hugging Face format, written by clipbias from "
+        f"`{_plain(clip.source)}`.\n\n{snippets.BASE}"
+    )
+
+
+def _facts(adapter: Adapter, task: Task | None) -> list[tuple[str, str]]:
     notes, counts = adapter.notes, parameter_count(adapter.learnables)
     towers = ", ".join(f"{tower} {counts[tower]:,}" for tower in ("vision", "text", "shared") if counts[tower])
     options = ", ".join(f"{name}={value!r}" for name, value in adapter.options.items())
     facts = [
         ("method", f"`{adapter.method}`" + (f" ({options})" if options else "")),
-        ("which is", _description(task)),
-        ("dataset", f"{notes['dataset']}, {len(task.class_names)} classes" if "dataset" in notes else ""),
+        ("which is", _description(adapter, task)),
+        ("dataset", f"{notes['dataset']}, {len(adapter.class_names)} classes" if "dataset" in notes else ""),
         ("protocol", notes.get("protocol", "")),
         ("shots", notes.get("shots", "")),
         ("seed", notes.get("seed", "")),
@@ -73,9 +98,11 @@ def _accuracies(notes: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
 
 
-def _description(task: Task) -> str:
+def _description(adapter: Adapter, task: Task | None) -> str:
     """The first line of the method's own file, which says what it is and where it comes from."""
-    method = task.method
+    if task is None and adapter.method not in METHODS:
+        return ""
+    method = make_method(adapter.method, **adapter.options) if task is None else task.method
     home = inspect.getmodule(method.init_function if isinstance(method, FunctionMethod) else type(method))
     return ((home and home.__doc__) or "").strip().partition("\n")[0]
 

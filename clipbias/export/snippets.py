@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from clipbias.clip.hub import parse
 from clipbias.tuning import METHODS, Task
 from clipbias.tuning.adapter import Adapter
 
@@ -19,8 +20,8 @@ base = {base}
 with safe_open("classifier.safetensors", "pt") as head:
     class_names = json.loads(head.metadata()["class_names"])
     classes, scale = head.get_tensor("text_features"), head.get_tensor("logit_scale").exp()
-model = CLIPModel.from_pretrained(base).float().eval()
-pixels = CLIPImageProcessor.from_pretrained(base)(Image.open("image.png"), return_tensors="pt")
+model = CLIPModel.from_pretrained(base{revision}).float().eval()
+pixels = CLIPImageProcessor.from_pretrained(base{revision})(Image.open("image.png"), return_tensors="pt")
 with torch.no_grad():
     features = model.visual_projection(model.vision_model(**pixels).pooler_output)
 logits = scale * (features / features.norm(dim=-1, keepdim=True)) @ classes.T
@@ -63,6 +64,15 @@ def classify(images):  # uint8 [B, image_size, image_size, 3]
     return task.logits(clip.params, adapter.learnables, clip.preprocessing.normalize(images))
 """
 
+# In a model's own repository or folder.
+BASE = """\
+```python
+import clipbias
+
+clip = clipbias.load(".")
+```
+"""
+
 NEEDS = {
     "checkpoint": "With `transformers` and PyTorch (`CLIPProcessor` and `AutoTokenizer` read this folder too):",
     "head": "With `transformers` and PyTorch:",
@@ -70,19 +80,22 @@ NEEDS = {
 }
 
 
-def usage(adapter: Adapter, task: Task, form: str) -> str:
-    """The code blocks of a card, each with a sentence."""
-    if form == "program":
+def usage(adapter: Adapter, task: Task | None, form: str) -> str:
+    """The code blocks of a card, each with a sentence; `task` is needed for a program alone."""
+    code = ""
+    if task is not None and form == "program":
         code = PROGRAM.format(size=task.clip.config.vision.image_size)
-    else:
-        imports, base = "", '"."' if form == "checkpoint" else json.dumps(adapter.base)
+    elif form != "adapter":
+        name = parse(adapter.base) if form == "head" else None
+        revision = f", revision={json.dumps(name.revision)}" if name and name.revision else ""
+        imports, base = "", '"."' if form == "checkpoint" else json.dumps(name.repository if name else adapter.base)
         if form == "head" and adapter.base == "demo":
             imports, base = "from importlib.resources import files\n", 'str(files("clipbias") / "assets" / "demo")'
-        code = TRANSFORMERS.format(imports=imports, base=base)
+        code = TRANSFORMERS.format(imports=imports, base=base, revision=revision)
     own, named = "", CLIPBIAS
     if adapter.method not in METHODS:  # a program is named by whoever runs it
         program = Path(adapter.method.partition(":")[0]).name
         own = f", where the method's program `{program}` is at hand"
         named = CLIPBIAS.replace("adapter.task(clip)", f"adapter.task(clip, own_methods=[{json.dumps(program)}])")
-    blocks = ((NEEDS[form], code), (f"With clipbias, from the adapter file{own}:", named))
+    blocks = (*([(NEEDS[form], code)] if code else []), (f"With clipbias, from the adapter file{own}:", named))
     return "\n".join(f"{sentence}\n\n```python\n{block}```\n" for sentence, block in blocks)

@@ -8,16 +8,17 @@ the file.
 import dataclasses
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from clipbias.clip import Clip
+from clipbias.clip import Clip, hub
 from clipbias.clip.checkpoint import open_weights
 from clipbias.errors import ClipbiasError
-from clipbias.files import parse_json, user_path, write_tensors
+from clipbias.files import parse_json, user_path, write_tensors, write_text
 from clipbias.tuning.method import Learnables
 from clipbias.tuning.registry import METHODS, make_method, own_method
 from clipbias.tuning.task import Task
@@ -26,6 +27,8 @@ from clipbias.tuning.transfer import transfer
 # Raised when a file changes in a way that earlier code would misread. `load_adapter` then turns the header of each
 # earlier format into the present one, field by field, and never drops one: adapters outlive the code that wrote them.
 FORMAT = 1
+# What the file is called in a folder or a repository of its own.
+FILE = "adapter.safetensors"
 SEPARATOR = "/"
 
 
@@ -37,7 +40,7 @@ class Adapter:
       learnables: the tuned arrays.
       method: name of the method; options: its options.
       class_names, template: of the dataset it was trained on.
-      base: what the frozen model was loaded from; base_fingerprint: SHA-256 of its weights.
+      base: what the frozen model is loaded from, a hub model at its commit; base_fingerprint: SHA-256 of its weights.
       notes: anything else worth keeping, such as dataset, shots, seed and accuracy.
     """
 
@@ -85,6 +88,28 @@ class Adapter:
         transfer(own, task, self.learnables)  # refuses what was learned for each class
         return task
 
+    def push_to_hub(self, repository: str, *, private: bool | None = None) -> str:
+        """Uploads the adapter's file and a model card as "owner/name" to the Hugging Face hub.
+
+        Args:
+          repository: "owner/name", made if it is not there.
+          private: who may read a repository that is made; `None` takes the owner's default.
+
+        Returns:
+          "owner/name@commit", which `load_adapter` takes.
+
+        Raises:
+          ClipbiasError: the hub refuses, or cannot be reached.
+        """
+        from clipbias.clip.upload import push
+        from clipbias.export.card import model_card
+
+        def write(folder: Path) -> None:
+            write_adapter(folder / FILE, self)
+            write_text(folder / "README.md", model_card(self, None, "adapter"))
+
+        return push(repository, write, private=private, message=f"Upload a {self.method} adapter")
+
 
 def save_adapter(
     path: str | os.PathLike, task: Task, learnables: Learnables, *, method: str, notes: Mapping[str, Any] | None = None
@@ -102,21 +127,29 @@ def save_adapter(
       ClipbiasError: `load_adapter` or `Adapter.task` would refuse the file, or it cannot be written.
     """
     _check_method(method, task)
-    tensors = {name: np.array(leaf, order="C") for name, leaf in flatten(learnables).items()}
+    tensors = {name: np.asarray(leaf) for name, leaf in flatten(learnables).items()}
     _check_shapes(tensors, task, method)
     for name in _not_finite(tensors):
         raise ClipbiasError(f"cannot save the adapter: {name!r} holds what are not finite numbers.")
-    header = {
-        "format": FORMAT,
-        "method": method,
-        "options": task.options(),
-        "class_names": task.class_names,
-        "template": task.template,
-        "base": task.clip.name,
-        "base_fingerprint": task.clip.fingerprint,
-    }
+    adapter = Adapter(
+        learnables=learnables,
+        method=method,
+        options=task.options(),
+        class_names=task.class_names,
+        template=task.template,
+        base=task.clip.source,
+        base_fingerprint=task.clip.fingerprint,
+        notes=notes or {},
+    )
+    write_adapter(path, adapter)
+
+
+def write_adapter(path: str | os.PathLike, adapter: Adapter) -> None:
+    """Writes an adapter's file, atomically. Raises `ClipbiasError` where its notes or options are no JSON values."""
+    header = {field.name: getattr(adapter, field.name) for field in dataclasses.fields(adapter)}
+    tensors = {name: np.array(leaf, order="C") for name, leaf in flatten(header.pop("learnables")).items()}
     try:
-        text = json.dumps(header | {"notes": dict(notes or {})})
+        text = json.dumps({"format": FORMAT, **header, "notes": dict(adapter.notes)})
     except (TypeError, ValueError, RecursionError) as error:
         raise ClipbiasError(
             f"cannot save the adapter: its notes and options must be JSON values ({error}); convert them."
@@ -125,14 +158,16 @@ def save_adapter(
 
 
 def load_adapter(path: str | os.PathLike) -> Adapter:
-    """Reads an adapter file.
+    """Reads an adapter.
+
+    Args:
+      path: its file, a folder that holds it as `adapter.safetensors` (a work folder, an export), or a repository of the
+        Hugging Face hub, "owner/name" or "owner/name@revision", that does.
 
     Raises:
-      ClipbiasError: no such file, or it is damaged, not an adapter, or of a later format.
+      ClipbiasError: no such file, or it is damaged, not an adapter, or of a later format; or it cannot be downloaded.
     """
-    path = user_path(path)
-    if not path.is_file():
-        raise ClipbiasError(f"no adapter file {path}.")
+    path = _find(path)
     with open_weights(path) as file:
         metadata = (file.metadata() or {}).get("clipbias")
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
@@ -159,6 +194,26 @@ def load_adapter(path: str | os.PathLike) -> Adapter:
     for name in _not_finite(tensors):
         raise ClipbiasError(f"{path} is damaged: {name!r} holds what are not finite numbers; tune it again.")
     return adapter
+
+
+def _find(source: str | os.PathLike) -> Path:
+    """The adapter's file, downloaded if it has to be."""
+    path = user_path(source)
+    if (path / FILE).is_file():
+        return path / FILE
+    name = None if path.exists() or path.suffix == ".safetensors" else hub.parse(str(source))
+    if name is None:
+        if not path.is_file():
+            raise ClipbiasError(f"no adapter file {path}.")
+        return path
+
+    def wanted(names: Collection[str], folder: Path) -> Iterator[Sequence[str]]:
+        if FILE not in names:
+            raise ClipbiasError(f"{str(name)!r} on the Hugging Face hub holds no adapter, which would be {FILE}.")
+        yield [FILE]
+
+    folder, _ = hub.fetch(name, wanted, lambda folder: (folder / FILE).is_file())
+    return folder / FILE
 
 
 def _check_method(method: str, task: Task) -> None:

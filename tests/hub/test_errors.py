@@ -75,7 +75,7 @@ def test_a_pinned_file_that_is_another(hub: Hub, files: dict[str, bytes]) -> Non
 
 def test_no_such_repository(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     message = refusal("someone/nothing")
-    assert "no model 'someone/nothing'" in message
+    assert "no folder 'someone/nothing' here, and the Hugging Face hub has no repository of that name" in message
     (hint,) = re.findall(r"`(hf .*?)`", message)
     run_hf(f"{hint} --help", monkeypatch)
 

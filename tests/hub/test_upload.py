@@ -1,0 +1,118 @@
+"""Adapters and models travel through the hub and come back as they were."""
+
+import json
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from huggingface_hub import ModelCard, constants
+from safetensors import safe_open
+
+import clipbias
+from clipbias.clip import Clip
+from clipbias.errors import ClipbiasError
+from clipbias.tuning.adapter import Adapter
+from tests.hub.server import Hub, Repository
+
+# The hub's own client says so to itself.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
+
+@pytest.fixture
+def adapter(clip: Clip, tmp_path: Path) -> Adapter:
+    task = clipbias.Task(clip, "bias", ("cat", "dog"), template="a photo of a {}.")
+    learnables = jax.tree.map(lambda x: x + 0.5, task.init(seed=0))
+    path = tmp_path / "bias.safetensors"
+    clipbias.save_adapter(path, task, learnables, method="bias", notes={"dataset": "pets", "accuracy": 75.0})
+    return clipbias.load_adapter(path)
+
+
+def same(one: Adapter, other: Adapter) -> None:
+    jax.tree.map(np.testing.assert_array_equal, one.learnables, other.learnables)
+    for name in ("method", "options", "class_names", "template", "base", "base_fingerprint", "notes"):
+        assert getattr(one, name) == getattr(other, name)
+
+
+def test_an_adapter_comes_back(hub: Hub, adapter: Adapter, clip: Clip) -> None:
+    place = adapter.push_to_hub("me/pets-bias")
+    commit = hub.repositories["me/pets-bias"].references["main"]
+    assert place == f"me/pets-bias@{commit}"
+    hub.requests.clear()
+    for source in (place, "me/pets-bias", f"hf-hub:{place}"):
+        same(clipbias.load_adapter(source), adapter)
+    assert hub.downloaded() == ["adapter.safetensors"]
+    logits = clipbias.load_adapter(place).task(clip).logits
+    assert logits is not None
+
+
+def test_a_second_upload_is_another_commit(hub: Hub, adapter: Adapter) -> None:
+    first = adapter.push_to_hub("me/pets-bias")
+    changed = Adapter(**{**vars(adapter), "notes": {"dataset": "dogs"}})
+    second = changed.push_to_hub("me/pets-bias")
+    assert first != second
+    assert clipbias.load_adapter(first).notes["dataset"] == "pets"
+    assert clipbias.load_adapter("me/pets-bias").notes["dataset"] == "dogs"
+
+
+def test_the_card_is_what_the_hub_reads(hub: Hub, adapter: Adapter) -> None:
+    adapter.push_to_hub("me/pets-bias")
+    repository = hub.repositories["me/pets-bias"]
+    card = repository.commits[repository.references["main"]]["README.md"].decode()
+    (result,) = ModelCard(card).data.eval_results
+    assert (result.dataset_name, result.metric_value) == ("pets", 75.0)
+    assert "Bias tuning" in card
+    assert "clipbias.load_adapter" in card
+    assert "tools.export" not in card
+
+
+def test_a_model_comes_back(hub: Hub, clip: Clip) -> None:
+    place = clip.push_to_hub("me/small", private=True)
+    again = clipbias.load(place)
+    assert (again.fingerprint, again.config, again.source) == (clip.fingerprint, clip.config, place)
+    repository = hub.repositories["me/small"]
+    card = ModelCard(repository.commits[again.revision]["README.md"].decode())
+    assert card.data.library_name == "transformers"
+
+
+def test_an_adapter_names_its_base_at_the_commit(hub: Hub, files: dict[str, bytes], tmp_path: Path) -> None:
+    repository = hub.repositories["someone/small"] = Repository(files)
+    first = clipbias.load("someone/small")
+    task = clipbias.Task(first, "bias", ("cat", "dog"))
+    clipbias.save_adapter(tmp_path / "a.safetensors", task, task.init(seed=0), method="bias")
+    adapter = clipbias.load_adapter(tmp_path / "a.safetensors")
+    assert adapter.base == first.source == f"someone/small@{first.revision}"
+    repository.add({"README.md": b"the weights went away"})
+    adapter.task(clipbias.load(adapter.base))
+    with safe_open(tmp_path / "a.safetensors", "numpy") as file:  # as every reader of format 1 does
+        header = json.loads(file.metadata()["clipbias"])
+    assert header["format"] == 1
+    assert header.keys() == {
+        *("format", "method", "options", "class_names", "template", "base", "base_fingerprint", "notes")
+    }
+
+
+def test_what_is_refused(hub: Hub, adapter: Adapter, files: dict[str, bytes]) -> None:
+    hub.repositories["someone/small"] = Repository(files)
+    hub.private.add("someone/else")
+    for name in ("small", "me/small@main", ""):
+        with pytest.raises(ClipbiasError, match="is no name of a repository"):
+            adapter.push_to_hub(name)
+    with pytest.raises(ClipbiasError, match=r"does not let you write 'someone/else'; run `hf auth login`"):
+        adapter.push_to_hub("someone/else")
+    with pytest.raises(ClipbiasError, match=r"holds no adapter, which would be adapter\.safetensors"):
+        clipbias.load_adapter("someone/small")
+    for wrong in ("someone/nothing", "runs/none.safetensors"):
+        with pytest.raises(ClipbiasError, match=re.escape("no ")):
+            clipbias.load_adapter(wrong)
+    assert not any("none.safetensors" in request for request in hub.requests)  # a file's name is not looked up
+
+
+def test_offline(hub: Hub, adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = adapter.push_to_hub("me/pets-bias")
+    clipbias.load_adapter(place)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    same(clipbias.load_adapter(place), adapter)
+    with pytest.raises(ClipbiasError, match=r"was not uploaded .* the same call tries again"):
+        adapter.push_to_hub("me/pets-bias")
