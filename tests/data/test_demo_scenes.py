@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from clipbias.clip import tokenizer as tokenizer_lib
-from clipbias.data.demo.geometry import densify, polygon
-from clipbias.data.demo.outlines import pen_digits, shapes
-from clipbias.data.demo.patterns import PATTERNS, plane
-from clipbias.data.demo.pictures import things
 from tools.demo import captions, corpus, scenes, vocabulary
+from tools.demo.geometry import densify, polygon
+from tools.demo.outlines import pen_digits, shapes
+from tools.demo.patterns import PATTERNS, plane
+from tools.demo.pictures import things
 
 
 def test_a_scene_depends_on_seed_and_index_alone():

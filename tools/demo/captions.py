@@ -10,10 +10,10 @@ from functools import cache
 
 import numpy as np
 
-from clipbias.data.demo.outlines import shapes
-from clipbias.data.demo.painting import COLOURS
-from clipbias.data.demo.patterns import PATTERNS
-from clipbias.data.demo.pictures import things
+from tools.demo.outlines import shapes
+from tools.demo.painting import COLOURS
+from tools.demo.patterns import PATTERNS
+from tools.demo.pictures import things
 from tools.demo.scenes import DIGITS, Scene
 
 TEMPLATES = (

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from clipbias.data.demo import painting
-from clipbias.data.demo.geometry import Drawing, random_matrix, transform, wobble
-from clipbias.data.demo.outlines import pen_digits, shapes
-from clipbias.data.demo.painting import CANVAS, Palette
-from clipbias.data.demo.patterns import PATTERNS, plane
-from clipbias.data.demo.pictures import things
+from tools.demo import painting
+from tools.demo.geometry import Drawing, random_matrix, transform, wobble
+from tools.demo.outlines import pen_digits, shapes
+from tools.demo.painting import CANVAS, Palette
+from tools.demo.patterns import PATTERNS, plane
+from tools.demo.pictures import things
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"

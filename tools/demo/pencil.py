@@ -3,8 +3,8 @@
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from clipbias.data.demo.geometry import Drawing, Part, densify, random_matrix, transform, wobble
-from clipbias.data.demo.patterns import plane, smooth_noise
+from tools.demo.geometry import Drawing, Part, densify, random_matrix, transform, wobble
+from tools.demo.patterns import plane, smooth_noise
 
 SIZE = 64  # pixels of a finished picture
 OVERSAMPLING = 2

@@ -1,6 +1,6 @@
 """Drawings of made things: household goods, clothes, food, vehicles and toys."""
 
-from clipbias.data.demo.geometry import ACCENT, DETAIL, Drawing, arc, box, disc, line, polygon, segment
+from tools.demo.geometry import ACCENT, DETAIL, Drawing, arc, box, disc, line, polygon, segment
 
 
 def household() -> dict[str, Drawing]:

@@ -5,7 +5,7 @@ from functools import cache
 
 import numpy as np
 
-from clipbias.data.demo.geometry import (
+from tools.demo.geometry import (
     ACCENT,
     DETAIL,
     Drawing,
@@ -18,7 +18,7 @@ from clipbias.data.demo.geometry import (
     regular,
     segment,
 )
-from clipbias.data.demo.goods import clothes_and_food, household, vehicles_and_toys
+from tools.demo.goods import clothes_and_food, household, vehicles_and_toys
 
 
 def _outdoors() -> dict[str, Drawing]:

@@ -5,7 +5,7 @@ from functools import cache
 
 import numpy as np
 
-from clipbias.data.demo.geometry import Drawing, Part, arc, arc_points, box, disc, line, polygon, regular
+from tools.demo.geometry import Drawing, Part, arc, arc_points, box, disc, line, polygon, regular
 
 
 @cache

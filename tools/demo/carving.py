@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from clipbias.data.demo.patterns import Pattern, smooth_noise
+from tools.demo.patterns import Pattern, smooth_noise
 
 SIZE = 64  # pixels of a finished picture
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from clipbias.data.demo.geometry import BODY, Drawing
-from clipbias.data.demo.patterns import plane, smooth_noise
+from tools.demo.geometry import BODY, Drawing
+from tools.demo.patterns import plane, smooth_noise
 
 SIZE = 48  # pixels of a finished scene
 OVERSAMPLING = 3  # scenes are drawn this many times larger, so that edges come out smooth

@@ -1,0 +1,53 @@
+"""Three small image sets that need no download: handwritten digits, pencil sketches, lit textures.
+
+Each is one archive of losslessly compressed images beside the demo model. `tools/demo/datasets.py` makes them, and says
+what the demo model has seen of their kind.
+"""
+
+import functools
+import io
+import json
+import zipfile
+from importlib import resources
+
+import numpy as np
+
+from clipbias.data.dataset import Dataset, Split
+from clipbias.errors import ClipbiasError
+
+NAMES = ("digits", "shapes", "textures")
+DESCRIPTION = "dataset.json"  # the first member of an archive; the others are images, named by their keys
+
+
+def load(name: str) -> Dataset:
+    """One of the demo datasets: "demo/digits", "demo/shapes", "demo/textures".
+
+    Raises:
+      ClipbiasError: there is no such demo dataset.
+    """
+    short = name.removeprefix("demo/")
+    if short not in NAMES:
+        known = ", ".join(f"demo/{known}" for known in NAMES)
+        raise ClipbiasError(f"there is no demo dataset {name!r}; known are {known}.")
+    archive = _archive(short)
+    description = json.loads(archive.read(DESCRIPTION))
+    class_names = tuple(description["class_names"])
+    keys_of: dict[str, list[str]] = {}
+    for key in archive.namelist()[1:]:
+        keys_of.setdefault(key.partition("/")[0], []).append(key)
+    splits = {}
+    for split_name, keys in keys_of.items():
+        labels = [class_names.index(key.split("/")[1]) for key in keys]
+        splits[split_name] = Split(
+            tuple(keys),
+            np.asarray(labels),
+            lambda index, keys=keys: archive.read(keys[index]),  # type: ignore[misc]
+        )
+    return Dataset(f"demo/{short}", class_names, description["template"], splits)
+
+
+@functools.cache
+def _archive(name: str) -> zipfile.ZipFile:
+    """The archive, read into memory; several threads may read from it at once."""
+    content = resources.files("clipbias").joinpath("assets", "demo_datasets", f"{name}.zip").read_bytes()
+    return zipfile.ZipFile(io.BytesIO(content))
