@@ -123,7 +123,7 @@ def test_a_wrong_command_line_is_noticed(folder: Path) -> None:
         ("experiments.table1", ["demo"]),
         ("tools.prepare_data", ["check", "--root=/data"]),
         ("tools.prepare_data", ["chekc"]),
-        ("tools.benchmark", ["train", "--klasses=3"]),
+        ("tools.benchmarks", ["train", "--klasses=3"]),
     ]
     given = [(Command("", {}, ("python", "-m", module)), arguments) for module, arguments in wrong]
     results = jobs(given, folder, run=False)

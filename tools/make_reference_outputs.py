@@ -20,19 +20,9 @@ import transformers
 from torch.nn import functional
 
 from tests import helpers
-from tests.reference import gradients, methods, numpy_clip, weights
-from tests.reference.cases import (
-    CASES,
-    CLASS_NAMES,
-    LABELS,
-    LEARNING_RATE,
-    STEPS,
-    TINY,
-    VIT_B_16,
-    Case,
-)
+from tests.reference import gradients, methods, numpy_clip, torch_methods, weights
+from tests.reference.cases import CASES, CLASS_NAMES, LABELS, LEARNING_RATE, STEPS, TINY, VIT_B_16, Case
 from tests.reference.tokenizer import SimpleTokenizer
-from tools import torch_methods
 
 DATA = Path(__file__).parents[1] / "tests" / "data_files"
 Arrays = dict[str, np.ndarray]

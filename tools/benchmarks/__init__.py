@@ -1,1 +1,1 @@
-"""What `tools.benchmark` measures, one file per sub-command, and what they share."""
+"""What `python -m tools.benchmarks` measures, one file per sub-command, and what they share."""

@@ -8,8 +8,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import psutil
 
-from clipbias.training import flops
+from tools.benchmarks import flops
 
 SIDE = 2048  # of the square matrices whose product tells what the machine can do
 
@@ -45,6 +46,12 @@ def peak_bytes() -> int:
     if stats and "peak_bytes_in_use" in stats:
         return int(stats["peak_bytes_in_use"])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def room() -> int:
+    """Bytes that a program may fill: of the accelerator where it tells, else what this machine has free."""
+    stats = jax.local_devices()[0].memory_stats()
+    return int(stats["bytes_limit"]) if stats and "bytes_limit" in stats else psutil.virtual_memory().available
 
 
 def program_bytes(compiled: Any) -> int:

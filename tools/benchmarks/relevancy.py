@@ -15,8 +15,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from clipbias.errors import ClipbiasError
-from clipbias.training import flops
-from tools.benchmarks import measure, model, relevancy_ways
+from tools.benchmarks import flops, measure, model, relevancy_ways
 from tools.benchmarks.report import markdown
 from tools.benchmarks.worker import Here, Process
 
@@ -72,7 +71,7 @@ def measured(arguments: argparse.Namespace, ways: Sequence[str], batch: int, fol
     with contextlib.ExitStack() as stack:
         running: dict[str, Here | Process] = {}
         for way in ways:
-            module = f"tools.benchmarks.relevancy_{'torch' if way in TORCH_WAYS else 'ways'}"
+            module = "tests.reference.relevancy_torch" if way in TORCH_WAYS else "tools.benchmarks.relevancy_ways"
             own = job | {"way": way, "module": module}
             running[way] = Here(own) if arguments.together else Process(own)
             stack.enter_context(running[way])

@@ -1,4 +1,4 @@
-"""Relevancy with this package, in the ways that `tools.benchmark relevancy` compares."""
+"""Relevancy with this package, in the ways that `tools.benchmarks relevancy` compares."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -17,9 +17,8 @@ from clipbias.clip.preprocess import Preprocessing
 from clipbias.errors import ClipbiasError
 from clipbias.explain.relevancy import plain_relevancy, relevancy
 from clipbias.files import write_tensors, write_text
-from clipbias.training import flops
 from clipbias.tuning import Task
-from tools.benchmarks import measure, model
+from tools.benchmarks import flops, measure, model
 from tools.benchmarks.steps import options as method_options
 from tools.benchmarks.worker import Job, process_memory
 

@@ -11,13 +11,12 @@ import numpy as np
 
 from clipbias.clip import TextTokens, encode_image, encode_text
 from clipbias.clip.params import Params
-from clipbias.training import flops, memory
 from clipbias.training.settings import Recipe
 from clipbias.training.step import TrainState, init_state, train_step
 from clipbias.tuning import Task
 from clipbias.tuning.classifier import Classifier, Text, unit_length
 from clipbias.tuning.method import Learnables
-from tools.benchmarks import measure, model
+from tools.benchmarks import flops, measure, model
 
 
 def _nothing(view: Any) -> None:
@@ -93,7 +92,7 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
         arrays = (clip.params, text, state, data, rate)
         began = time.perf_counter()
         program = train_step.lower(classifier, clip.preprocessing, recipe, *arrays).compile()
-        too_large = measure.program_bytes(program) > memory.USABLE * memory.device_limit()
+        too_large = measure.program_bytes(program) > 0.85 * measure.room()
         if too_large and isinstance(classifier, PlainClassifier):
             del program
             parts = next(n for n in range(2, arguments.classes + 1) if not arguments.classes % n and n >= 10)

@@ -1,4 +1,4 @@
-"""Relevancy with PyTorch on `transformers.CLIPModel`, for `tools.benchmark relevancy` where PyTorch is installed.
+"""Relevancy with PyTorch on `transformers.CLIPModel`, for `tools.benchmarks relevancy` where PyTorch is installed.
 
 `torch` differentiates the summed scores of all pairs once, by the attention of all layers of both towers.
 `torch-per-pair` takes one pair at a time, with texts of full context length, gradients possible for all weights, and
@@ -20,7 +20,7 @@ import torch
 import transformers
 
 from clipbias.errors import ClipbiasError
-from tools import torch_methods
+from tests.reference import torch_methods
 from tools.benchmarks.worker import Job
 
 

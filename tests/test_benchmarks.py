@@ -1,4 +1,4 @@
-"""`tools.benchmark`: counted arithmetic against products found in the programs, and what the commands print."""
+"""`tools.benchmarks`: counted arithmetic against products found in the programs, and what the commands print."""
 
 import json
 import math
@@ -11,10 +11,9 @@ from jax.extend.core import jaxprs_in_params
 
 from clipbias.clip import encode_image, encode_text
 from clipbias.files import write_tensors
-from clipbias.training import flops
 from clipbias.tuning import Task
-from tools import benchmark
-from tools.benchmarks import model, relevancy, report, steps, worker
+from tools.benchmarks import __main__ as benchmark
+from tools.benchmarks import flops, model, pipeline, relevancy, report, steps, worker
 
 CONFIG = model.geometry("tiny")
 SMALL = ["--geometry=tiny", "--classes=6", "--batch=2", "--repeats=1"]
@@ -110,8 +109,21 @@ def test_the_last_line_is_one_json_object(command, capsys, tmp_path):
         assert result["loss"] == pytest.approx(result["plain_loss"], rel=1e-5)
 
 
+def test_pipeline_measures_every_way(capsys, monkeypatch):
+    for name, value in dict(HEIGHT=40, WIDTH=50, SIZE=16, EPOCHS=3).items():
+        monkeypatch.setattr(pipeline, name, value)
+    arguments = ["--images=12", "--batch=4", "--repeats=1", "--step-ms=1"]
+    assert benchmark.main(["pipeline", *arguments]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert {"plain", "recipe", "pipeline_1_thread"} < set(result["images_per_second"])
+    assert all(rate > 0 for rate in result["images_per_second"].values())
+    runs = result["training_run"]
+    assert (runs["without_cache"]["cached_images"], runs["with_cache"]["cached_images"]) == (0, 12)
+    assert 0 <= runs["with_cache"]["waiting_share"] <= 1
+
+
 def relevancy_points(capsys, *arguments):
-    """The rows of `tools.benchmark relevancy` on a tiny model, by way."""
+    """The rows of `tools.benchmarks relevancy` on a tiny model, by way."""
     assert benchmark.main(["relevancy", "--geometry=tiny", "--batches=2", "--repeats=1", *arguments]) == 0
     printed = capsys.readouterr().out
     points = json.loads(printed.splitlines()[-1])["points"]
@@ -120,13 +132,13 @@ def relevancy_points(capsys, *arguments):
 
 
 def test_ways_to_relevancy_have_the_same_maps(capsys):
-    ways = ["streaming", "recompute=1", "chunk=1", "plain", "forward"]
+    ways = ["streaming", "plain", "forward"]
     points = relevancy_points(capsys, "--together", "--ways", *ways)
     assert [point["way"] for point in points] == ways
     for point in points:
         assert point["pairs_per_second"] == pytest.approx(2 / point["seconds"])
         assert point["program_bytes"] > 0 and point["matmul_flop_per_second"] > 0
-    assert max(point["largest_difference"] for point in points[1:4]) < 2e-5
+    assert max(point["largest_difference"] for point in points[1:2]) < 2e-5
     assert points[-1]["largest_difference"] is None and points[-1]["flop"] < points[0]["flop"]
 
 
@@ -229,7 +241,7 @@ def test_the_line_is_printed_also_where_it_cannot_be_appended(capsys, tmp_path, 
 
 @pytest.mark.parametrize(
     "option",
-    ["--repeats=0", "--repeats=-1", "--batches=0", "--batch=0", "--classes=0", "--devices=0", "--plan-batch=x"],
+    ["--repeats=0", "--repeats=-1", "--batches=0", "--batch=0", "--classes=0", "--images=x"],
 )
 def test_numbers_that_nothing_can_be_measured_with_are_refused(option, capsys, monkeypatch):
     unmeasured(monkeypatch)

@@ -1,22 +1,18 @@
 """Measures clipbias on this machine with random weights; the last line printed is one JSON object.
 
-    python -m tools.benchmark train --method=ivlp --option depth=9 --classes=100 --batch=4 --baseline
-    python -m tools.benchmark features --batch=16
-    python -m tools.benchmark relevancy --method=vpt --batches 1 8 32
-    python -m tools.benchmark relevancy --batches 8 --layers 3 6 12
-    python -m tools.benchmark startup
-    python -m tools.benchmark pipeline
-    python -m tools.benchmark scaling --devices 1 2 4 8 --layers=4 --batch=8 --classes=32 --repeats=3
-    python -m tools.benchmark report benchmark.jsonl --output=performance
+    python -m tools.benchmarks train --method=ivlp --option depth=9 --classes=100 --batch=4 --baseline
+    python -m tools.benchmarks features --batch=16
+    python -m tools.benchmarks relevancy --method=vpt --batches 1 8 32
+    python -m tools.benchmarks relevancy --batches 8 --layers 3 6 12
+    python -m tools.benchmarks startup
+    python -m tools.benchmarks pipeline --batch=32
+    python -m tools.benchmarks report benchmark.jsonl --output=performance
 
 Seconds are medians over repeats. FLOP are those that the computation needs, counted by hand-checked formulas
-(`clipbias/training/flops.py`), and the machine's own rate is that of a large matrix product timed in turn with them.
+(`tools/benchmarks/flops.py`), and the machine's own rate is that of a large matrix product timed in turn with them.
 `--baseline` also runs the plain computation: texts of full context length, whole blocks, nothing shared. `relevancy`
 gives every way a process of its own, and compares their maps and, where it is installed, PyTorch's; with several depths
-it tells what memory their programs plan for.
-`scaling` measures steps on simulated devices, fits a model of a step's time to them, and prints what the model makes of
-data sheets: a plan, not a measurement.
-`--append` adds the line to a file that `report` reads.
+it tells what memory their programs plan for. `--append` adds the line to a file that `report` reads.
 """
 
 import argparse
@@ -29,7 +25,7 @@ from pathlib import Path
 from clipbias.errors import ClipbiasError
 from clipbias.files import reason
 
-COMMANDS = ("train", "features", "relevancy", "startup", "pipeline", "scaling", "report")
+COMMANDS = ("train", "features", "relevancy", "startup", "pipeline", "report")
 
 
 def whole(lowest: int) -> Callable[[str], int]:
@@ -46,7 +42,7 @@ def whole(lowest: int) -> Callable[[str], int]:
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m tools.benchmark", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m tools.benchmarks", description=__doc__.splitlines()[0])
     parser.add_argument("command", choices=COMMANDS)
     parser.add_argument("files", nargs="*", help="report: files of JSON lines")
     parser.add_argument("--geometry", default="ViT-B/16")
@@ -60,7 +56,6 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--repeats", type=whole(1), default=5)
     parser.add_argument("--baseline", action="store_true")
-    parser.add_argument("--devices", type=whole(1), nargs="+", default=[1, 2, 4, 8], help="scaling: simulated devices")
     parser.add_argument("--batches", type=whole(1), nargs="+", default=[1, 8, 32], help="relevancy: images at a time")
     parser.add_argument(
         "--ways",
@@ -68,11 +63,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="relevancy: of streaming, recompute=N, chunk=N, plain, forward, torch, torch-per-pair, torch-forward",
     )
     parser.add_argument("--together", action="store_true", help="relevancy: all ways in this process; memory is shared")
-    parser.add_argument("--share", type=float, help="scaling: share of an accelerator's peak, assumed")
-    parser.add_argument("--hop-microseconds", type=float, default=3.0, help="scaling: of a message, assumed")
-    parser.add_argument("--images-per-second", type=float, default=0.0, help="scaling: of a core; 0 measures it")
-    parser.add_argument("--plan-batch", type=whole(1), default=32, help="scaling: images per step of the plan")
-    parser.add_argument("--plan-classes", type=whole(1), nargs="+", default=[100, 1000], help="scaling: of the plan")
+    parser.add_argument("--images", type=whole(1), default=256, help="pipeline: 160 is a 16-shot set of ten classes")
+    parser.add_argument("--step-ms", type=float, default=100.0, help="pipeline: of a training step on an accelerator")
     parser.add_argument("--append", type=Path, help="a file that the JSON line is added to")
     parser.add_argument("--output", type=Path, default=Path("performance"), help="report: path without its ending")
     parsed = parser.parse_args(arguments)
@@ -96,9 +88,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(report.write(parsed.files, parsed.output))
             return 0
         append(parsed.append, "")  # a measurement takes long: a file that cannot be written is told before
-        from tools.benchmarks import processes, relevancy, steps
+        from tools.benchmarks import pipeline, relevancy, startup, steps
 
-        run = next(getattr(m, parsed.command) for m in (steps, processes, relevancy) if hasattr(m, parsed.command))
+        run = {
+            "train": steps.train,
+            "features": steps.features,
+            "relevancy": relevancy.relevancy,
+            "startup": startup.startup,
+            "pipeline": pipeline.pipeline,
+        }[parsed.command]
         result = {"command": parsed.command, "geometry": parsed.geometry, "dtype": parsed.dtype, **run(parsed)}
     except ClipbiasError as error:
         print(f"error: {error}", file=sys.stderr)
