@@ -11,7 +11,7 @@ def get_config() -> ConfigDict:
     """The settings that `configs/train.py`, `configs/table1.py` and others start from."""
     config = ConfigDict()
 
-    # "demo", a Hugging Face id such as "openai/clip-vit-base-patch16", or a local folder in that format.
+    # "demo", a hub name such as "openai/clip-vit-base-patch16", or a local folder or file (docs/models.md).
     config.model = "openai/clip-vit-base-patch16"
     # Root folder of the images (not needed by the demo datasets).
     config.data_dir = ""

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import jax
@@ -12,8 +13,11 @@ from safetensors import safe_open
 
 import clipbias
 from clipbias.clip import Clip
+from clipbias.clip import hub as clip_hub
 from clipbias.errors import ClipbiasError
 from clipbias.tuning.adapter import Adapter
+from configs import base
+from tests.documents import ROOT, blocks
 from tests.hub.server import Hub, Repository
 
 # The hub's own client says so to itself.
@@ -116,3 +120,17 @@ def test_offline(hub: Hub, adapter: Adapter, monkeypatch: pytest.MonkeyPatch) ->
     same(clipbias.load_adapter(place), adapter)
     with pytest.raises(ClipbiasError, match=r"was not uploaded .* the same call tries again"):
         adapter.push_to_hub("me/pets-bias")
+
+
+def test_the_page_on_models(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its Python runs, and its download is the one that an error suggests."""
+    (code,) = blocks(ROOT / "docs" / "models.md", "python")
+    (path,) = re.findall(r'load_adapter\("(workdir.*?)"', code)
+    monkeypatch.chdir(tmp_path)
+    clip = clipbias.load("demo")
+    task = clipbias.Task(clip, "bias", ("waves", "stripes"))
+    clipbias.save_adapter(path, task, task.init(seed=0), method="bias")
+    exec(code, {})
+    assert hub.repositories.keys() == {"you/textures-bias", "you/clip"}
+    (shown,) = blocks(ROOT / "docs" / "models.md", "bash")
+    assert shlex.split(shown) == shlex.split(clip_hub.command(clip_hub.parse(base.get_config().model)))
