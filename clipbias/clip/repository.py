@@ -134,10 +134,15 @@ def choose_in(folder: Path, names: Collection[str] | None = None) -> WeightFiles
     """
     names = [path.name for path in folder.iterdir() if path.is_file()] if names is None else names
     chosen = choose(names, where=str(folder))
-    if chosen.naming == "hugging_face" and CONFIGURATION["open_clip"] in names:
+    if chosen.naming == "hugging_face":
         configuration = read_json(folder / chosen.configuration, dict, what="a CLIP configuration")
-        if not {"text_config", "vision_config"} & configuration.keys():
-            return choose(names, naming="open_clip", where=str(folder))
+        if "model_type" not in configuration and not {"text_config", "vision_config"} & configuration.keys():
+            if CONFIGURATION["open_clip"] in names:
+                return choose(names, naming="open_clip", where=str(folder))
+            kind = shorten(repr(configuration.get("architecture", "unnamed")))
+            raise ClipbiasError(
+                f"{folder / chosen.configuration} describes a {kind} model, another network; clipbias loads CLIP."
+            )
     return chosen
 
 
