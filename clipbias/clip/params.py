@@ -2,22 +2,19 @@
 
 vision: patch_embedding [p·p·3, Dv], class_embedding [Dv], position_embedding [1 + M, Dv], pre_norm, layers, post_norm,
         projection [Dv, d]
-text:   token_embedding [vocabulary, Dt], position_embedding [context_length, Dt], layers, final_norm, projection [Dt,
-  d]
+text:   token_embedding [vocabulary, Dt], position_embedding [context_length, Dt], layers, final_norm,
+        projection [Dt, d]
 logit_scale: scalar (a logarithm)
 """
 
 import functools
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from clipbias.clip.config import ClipConfig, TowerConfig
-from clipbias.clip.text import encode_text
-from clipbias.clip.vision import encode_image
 
 Params = dict[str, Any]
 
@@ -75,13 +72,18 @@ def init_text(rng: jax.Array, config: ClipConfig) -> Params:
     }
 
 
+def init_logit_scale(_: jax.Array) -> jax.Array:
+    """CLIP's first logit scale, `ln(1 / 0.07)`."""
+    return jnp.asarray(np.log(1 / 0.07), jnp.float32)
+
+
 def init_params(config: ClipConfig, rng: jax.Array) -> Params:
     """A randomly initialised parameter tree, float32, logit scale `ln(1 / 0.07)`."""
     vision, text = jax.random.split(rng)
     return {
         "vision": init_vision(vision, config),
         "text": init_text(text, config),
-        "logit_scale": jnp.asarray(np.log(1 / 0.07), jnp.float32),
+        "logit_scale": init_logit_scale(rng),
     }
 
 
@@ -104,24 +106,3 @@ def empty_params(config: ClipConfig) -> Params:
         return raw[start : start + size].view(np.float32).reshape(shape.shape)
 
     return jax.tree.map(zeros, abstract_params(config))
-
-
-class ClipModule(nn.Module):
-    """CLIP as a Flax module, for training loops built on `init` and `apply`: a shell over the pure functions.
-
-    `ClipModule(config).apply({"params": params}, images, ids)` gives image features `[B, d]` and text features `[C,
-    d]`, both not normalised; `params` is the tree that every function of this package takes.
-    """
-
-    config: ClipConfig
-
-    @nn.compact
-    def __call__(self, images: jax.Array, ids: jax.Array, **options: Any) -> tuple[jax.Array, jax.Array]:
-        params = {
-            "vision": self.param("vision", init_vision, self.config),
-            "text": self.param("text", init_text, self.config),
-            "logit_scale": self.param("logit_scale", lambda _: jnp.asarray(np.log(1 / 0.07), jnp.float32)),
-        }
-        image_features, _ = encode_image(params, self.config, images, **options)
-        text_features, _ = encode_text(params, self.config, ids, **options)
-        return image_features, text_features

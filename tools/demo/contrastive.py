@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from clipbias.clip import ClipConfig, Preprocessing, encode_image, encode_text
+from clipbias.clip import ClipConfig, ClipModule, Preprocessing
 
 WARM_UP = 300  # steps
 
@@ -55,8 +55,8 @@ def matching_loss(
 
 def loss(params: Any, config: ClipConfig, images: jax.Array, ids: jax.Array) -> jax.Array:
     """`matching_loss` of normalised `images [B, R, R, 3]` and their captions `ids [B, N]`."""
-    image_features, _ = encode_image(params, config, images)
-    text_features, _ = encode_text(params, config, ids)
+    features: Any = ClipModule(config).apply({"params": params}, images, ids)
+    image_features, text_features = features
     return matching_loss(image_features, text_features, ids, params["logit_scale"])
 
 

@@ -28,7 +28,7 @@ def main() -> None:
     )
     model = transformers.CLIPModel(configuration).eval()
     model.load_state_dict(state)
-    tokenizer = transformers.CLIPTokenizer.from_pretrained(whole)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(whole)
     size = settings["vision_config"]["image_size"]
     processor = transformers.CLIPImageProcessor(size={"shortest_edge": size}, crop_size=size)
     inputs = formats.inputs(settings)

@@ -1,0 +1,111 @@
+"""CLIP as a Flax module: for training loops built on `init` and `apply`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from clipbias.clip.adaptation import Adaptation
+from clipbias.clip.config import ClipConfig
+from clipbias.clip.params import init_logit_scale, init_text, init_vision
+from clipbias.clip.text import TextTokens, encode_text
+from clipbias.clip.tower import Intervene, Observe
+from clipbias.clip.vision import encode_image
+
+
+class ClipModule(nn.Module):
+    """A shell over `encode_image` and `encode_text`; its parameters are the tree that every function here takes.
+
+      module = ClipModule(clip.config)
+      features = module.apply({"params": clip.params}, images, method="encode_image")
+
+    A module that is part of another keeps that tree below its own name. What `observe` returns is sown, stacked over
+    layers, into the collection "intermediates" as "vision_layers" and "text_layers".
+
+    Attributes:
+      config: geometry.
+      dtype: compute type; LayerNorm statistics and softmax are float32 always.
+      remat: a `jax.checkpoint_policies` policy for the backward pass.
+    """
+
+    config: ClipConfig
+    dtype: Any = jnp.float32
+    remat: Callable[..., Any] | None = None
+
+    def setup(self) -> None:
+        self.param("vision", init_vision, self.config)
+        self.param("text", init_text, self.config)
+        self.param("logit_scale", init_logit_scale)
+
+    def encode_image(
+        self,
+        images: jax.Array,
+        adaptation: Adaptation | None = None,
+        *,
+        taps: jax.Array | None = None,
+        observe: Observe | None = None,
+        intervene: Intervene | None = None,
+    ) -> jax.Array:
+        """Image features `[B, d]`, float32, not normalised, of images `[B, R, R, 3]`; see `clip.encode_image`.
+
+        Raises:
+          ClipbiasError: an array's shape does not fit the geometry.
+        """
+        return self._encode(encode_image, "vision", images, adaptation, taps, observe, intervene)
+
+    def encode_text(
+        self,
+        tokens: TextTokens | jax.Array,
+        adaptation: Adaptation | None = None,
+        *,
+        taps: jax.Array | None = None,
+        observe: Observe | None = None,
+        intervene: Intervene | None = None,
+    ) -> jax.Array:
+        """Text features `[C, d]`, float32, not normalised, of tokens or ids `[C, N]`; see `clip.encode_text`.
+
+        Raises:
+          ClipbiasError: an array's shape does not fit the geometry or the number of texts.
+        """
+        return self._encode(encode_text, "text", tokens, adaptation, taps, observe, intervene)
+
+    def __call__(
+        self,
+        images: jax.Array | None = None,
+        tokens: TextTokens | jax.Array | None = None,
+        adaptation: Adaptation | None = None,
+        *,
+        observe: Observe | None = None,
+    ) -> tuple[jax.Array | None, jax.Array | None]:
+        """Image features `[B, d]` and text features `[C, d]`; `None` for what is not given. `init` needs neither."""
+        return (
+            None if images is None else self.encode_image(images, adaptation, observe=observe),
+            None if tokens is None else self.encode_text(tokens, adaptation, observe=observe),
+        )
+
+    def _encode(
+        self,
+        encode: Callable[..., tuple[jax.Array, Any]],
+        tower: str,
+        inputs: Any,
+        adaptation: Adaptation | None,
+        taps: jax.Array | None,
+        observe: Observe | None,
+        intervene: Intervene | None,
+    ) -> jax.Array:
+        features, seen = encode(
+            self.variables["params"],
+            self.config,
+            inputs,
+            adaptation,
+            taps=taps,
+            observe=observe,
+            intervene=intervene,
+            remat=self.remat,
+            dtype=self.dtype,
+        )
+        if observe is not None:
+            self.sow("intermediates", f"{tower}_layers", seen)
+        return features
