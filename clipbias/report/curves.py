@@ -3,12 +3,11 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from clipbias.errors import ClipbiasError
-from clipbias.files import atomic_path
 from clipbias.report import style
 from clipbias.report.names import method_name, ordered_methods
 from clipbias.report.runs import RunRecord, is_number, metric_lines
@@ -22,8 +21,6 @@ PANELS = {
     "accuracy": "training accuracy (%)",
     "learning_rate": "learning rate",
 }
-COLOURS = (style.BLUE, style.RED, style.GREEN, style.ORANGE, style.PURPLE, style.SKY, style.GREY, style.BLACK)
-DASHES = ("-", (0, (4, 2)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,33 +68,32 @@ def curves_figure(curves: Sequence[Curve]) -> "Figure":
     """
     panels = [name for name in PANELS if any(name in curve.values for curve in curves)]
     methods = ordered_methods(curve.method for curve in curves)
-    few = len(curves) <= len(COLOURS)
+    few = len(curves) <= len(style.COLOURS)
     with style.styled():
         figure = style.new_figure(2.9 * len(panels) + 0.3, 2.6 + 0.16 * (len(curves) if few else len(methods) / 4 + 1))
         row = figure.subplots(1, len(panels), squeeze=False)[0]
         for axes, name in zip(row, panels, strict=True):
             axes.set(xlabel="step", title=PANELS[name])
             for number, curve in enumerate(curves):
+                look: tuple[str, str, Any]
+                if few:
+                    look = (curve.label, style.COLOURS[number], style.LINES[number % len(style.LINES)])
+                else:
+                    colour, _, dashes = style.METHOD_LOOK.get(curve.method, style.OTHER_LOOK)
+                    look = (method_name(curve.method), colour, dashes)
                 if name in curve.values:
-                    look = (COLOURS[number], DASHES[number % len(DASHES)]) if few else _look(curve.method, methods)
-                    _draw(axes, curve, 100 * curve.values[name] if name == "accuracy" else curve.values[name], *look)
-        handles = {
-            (curve.label if few else method_name(curve.method)): line
-            for curve, line in zip([c for c in curves if panels[0] in c.values], row[0].get_lines(), strict=True)
-        }
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=1 if few else 4)
+                    _draw(axes, curve.steps, curve.values[name] * (100 if name == "accuracy" else 1), *look)
+        handles, labels = row[0].get_legend_handles_labels()
+        named = dict(zip(labels, handles, strict=True))  # one of each method
+        figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=1 if few else 4)
     return figure
 
 
-def _draw(axes: "Axes", curve: Curve, values: np.ndarray, colour: str, dashes: object) -> None:
-    axes.plot(curve.steps, values.mean(1), color=colour, linestyle=dashes, linewidth=1.1)
+def _draw(axes: "Axes", steps: np.ndarray, values: np.ndarray, label: str, colour: str, dashes: Any) -> None:
+    """`steps` [S], `values` [S, R]."""
+    axes.plot(steps, values.mean(1), label=label, color=colour, linestyle=dashes, linewidth=1.1)
     if values.shape[1] > 1:
-        axes.fill_between(curve.steps, values.min(1), values.max(1), color=colour, alpha=0.15, linewidth=0)
-
-
-def _look(method: str, methods: Sequence[str]) -> tuple[str, object]:
-    colour, _, dashes = style.METHOD_LOOK.get(method, style.OTHER_LOOK)
-    return colour, dashes
+        axes.fill_between(steps, values.min(1), values.max(1), color=colour, alpha=0.15, linewidth=0)
 
 
 def save_curves(curves: Sequence[Curve], path: Path) -> Path:
@@ -108,7 +104,5 @@ def save_curves(curves: Sequence[Curve], path: Path) -> Path:
         raise ClipbiasError(
             f"the curves are drawn as PNG; give --output a name that ends with .png, not {path.name!r}."
         )
-    picture = style.png_bytes(curves_figure(curves))
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(picture)
+    style.save_png(curves_figure(curves), path)
     return path

@@ -13,7 +13,6 @@ from clipbias.report.study_results import file_name
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLOURS = (style.BLUE, style.RED, style.GREEN, style.ORANGE, style.PURPLE, style.SKY, style.BLACK, style.GREY)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
 NORM_COLUMNS = ("adapter", "method", "tower", "part", "layer", "prompt", "norm", "tokens_norm")
 
@@ -25,14 +24,9 @@ def norm_rows(found: Findings) -> tuple[tuple[Any, ...], ...]:
     methods = {one["name"]: one["method"] for one in found["adapters"]}
     return tuple(
         (
-            row["adapter"],
-            methods[row["adapter"]],
-            row["tower"],
-            row["part"],
-            None if row["layer"] is None else row["layer"] + 1,
-            None if row["prompt"] is None else row["prompt"] + 1,
-            row["norm"],
-            row["tokens_norm"],
+            *(row["adapter"], methods[row["adapter"]], row["tower"], row["part"]),
+            *(None if row[place] is None else row[place] + 1 for place in ("layer", "prompt")),
+            *(row["norm"], row["tokens_norm"]),
         )
         for row in found["norms"]
     )
@@ -63,14 +57,14 @@ def norm_figure(found: Findings) -> CaptionedFigure | None:
                 handles.setdefault(method_name(method), line)
                 steps, tokens = _means(rows[method], "tokens_norm")
                 if steps:
-                    axes.plot(steps, tokens, color=colour, linestyle=(0, (1, 1)))
+                    axes.plot(steps, tokens, color=colour, linestyle=style.DOTTED)
             axes.set(title=f"{tower}: {kind}", xlabel="layer")
             if any(row["norm"] > 0 for own in rows.values() for row in own):
                 style.log_scale(axes)
             style.layer_ticks(axes, found["clip"][f"{tower}_layers"])
         grid[0].set_ylabel("Euclidean norm")
         if any(row["tokens_norm"] is not None for row in found["norms"]):
-            handles["tokens that they join"] = Line2D([], [], color=style.GREY, linestyle=(0, (1, 1)))
+            handles["tokens that they join"] = Line2D([], [], color=style.GREY, linestyle=style.DOTTED)
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=6)
     caption = (
         "Euclidean norms of learned prompts (contexts at layer 1) and biases, averaged over prompts and over a method's"
@@ -83,25 +77,24 @@ def norm_figure(found: Findings) -> CaptionedFigure | None:
 
 def _means(rows: Sequence[Findings], field: str) -> tuple[list[int], list[float]]:
     """Layers from 1, and the mean of a field over the rows of each."""
-    layers = sorted({row["layer"] for row in rows if row[field] is not None})
-    means = [
-        np.mean([row[field] for row in rows if row["layer"] == layer and row[field] is not None]) for layer in layers
-    ]
-    return [layer + 1 for layer in layers], [float(mean) for mean in means]
+    values: dict[int, list[float]] = {}
+    for row in rows:
+        if row[field] is not None:
+            values.setdefault(row["layer"] + 1, []).append(row[field])
+    return sorted(values), [float(np.mean(values[layer])) for layer in sorted(values)]
 
 
 def projection_figures(found: Findings) -> list[CaptionedFigure]:
     """PCA and t-SNE of every group of adapters: colours are datasets, markers methods or, with one method, seeds."""
     adapters = {one["name"]: one for one in found["adapters"]}
-    drawings = []
-    for number, projection in enumerate(found["projections"], start=1):
-        members = [adapters[name] for name in projection["adapters"]]
-        by = "method" if len({one["method"] for one in members}) > 1 else "seed"
-        drawings.append(_projection(projection, members, by, number))
-    return drawings
+    return [
+        _projection(projection, [adapters[name] for name in projection["adapters"]], number)
+        for number, projection in enumerate(found["projections"], start=1)
+    ]
 
 
-def _projection(projection: Findings, members: Sequence[Findings], by: str, number: int) -> CaptionedFigure:
+def _projection(projection: Findings, members: Sequence[Findings], number: int) -> CaptionedFigure:
+    by = "method" if len({one["method"] for one in members}) > 1 else "seed"
     planes = {"PCA": np.asarray(projection["pca"], float)}
     if projection["tsne"] is not None:
         planes["t-SNE"] = np.asarray(projection["tsne"], float)
@@ -136,11 +129,9 @@ def _projection(projection: Findings, members: Sequence[Findings], by: str, numb
     return CaptionedFigure(stem, title, caption, figure, columns, rows)
 
 
-def _look(number: int) -> dict[str, Any]:
-    """A colour for each of eight datasets, then the same as rings."""
-    colour = COLOURS[number % len(COLOURS)]
-    filled = number // len(COLOURS) % 2 == 0
-    return {"facecolors": colour if filled else "none", "edgecolors": "white" if filled else colour}
+def _colour(number: int) -> tuple[str, bool]:
+    """A colour for each of eight datasets, filled; the next eight have the same colours as rings."""
+    return style.COLOURS[number % len(style.COLOURS)], number // len(style.COLOURS) % 2 == 0
 
 
 def _scatter(
@@ -153,28 +144,26 @@ def _scatter(
 ) -> None:
     for (x, y), one in zip(points, members, strict=True):
         marker = MARKERS[kinds.index(str(one[by])) % len(MARKERS)]
-        axes.scatter(x, y, s=38, marker=marker, linewidths=0.7, **_look(datasets.index(str(one["dataset"]))))
+        colour, filled = _colour(datasets.index(str(one["dataset"])))
+        look: dict[str, Any] = {"facecolors": colour if filled else "none", "edgecolors": "white" if filled else colour}
+        axes.scatter(x, y, s=38, marker=marker, linewidths=0.7, **look)
     axes.margins(0.18)
     for number, dataset in enumerate(datasets):  # a name at each group, since colour alone is not for everyone
         own = points[[str(one["dataset"]) == dataset for one in members]]
         place = (own[:, 0].mean(), own[:, 1].max())
         offset: dict[str, Any] = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center", "fontsize": 6.5}
-        axes.annotate(dataset, place, color=COLOURS[number % len(COLOURS)], annotation_clip=False, **offset)
+        axes.annotate(dataset, place, color=_colour(number)[0], annotation_clip=False, **offset)
 
 
 def _legend(figure: Any, by: str, datasets: Sequence[str], kinds: Sequence[str]) -> None:
-    from matplotlib.collections import PathCollection
     from matplotlib.lines import Line2D
 
-    def dot(number: int) -> Any:
-        look = _look(number)
-        ring = look["facecolors"] == "none"
-        colour = look["edgecolors"] if ring else look["facecolors"]
-        return Line2D([], [], linestyle="", marker="o", color=colour, fillstyle="none" if ring else "full")
-
-    handles: dict[str, Line2D | PathCollection] = {name: dot(number) for number, name in enumerate(datasets)}
-    if len(kinds) > 1:
-        for number, kind in enumerate(kinds):
-            label = method_name(kind) if by == "method" else f"seed {kind}"
-            handles[label] = Line2D([], [], linestyle="", marker=MARKERS[number % len(MARKERS)], color=style.GREY)
+    handles: dict[str, Line2D] = {}
+    for number, dataset in enumerate(datasets):
+        colour, filled = _colour(number)
+        fill: Any = "full" if filled else "none"
+        handles[dataset] = Line2D([], [], linestyle="", marker="o", color=colour, fillstyle=fill)
+    for number, kind in enumerate(kinds if len(kinds) > 1 else ()):
+        label = method_name(kind) if by == "method" else f"seed {kind}"
+        handles[label] = Line2D([], [], linestyle="", marker=MARKERS[number % len(MARKERS)], color=style.GREY)
     figure.legend(handles.values(), handles.keys(), loc="outside right center")

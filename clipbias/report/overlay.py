@@ -61,11 +61,7 @@ def overlay_figure(image: np.ndarray, overlays: Sequence[Overlay], *, title: str
 
 def save_overlay(path: Path, image: np.ndarray, overlays: Sequence[Overlay], *, title: str = "picture") -> None:
     """Writes `overlay_figure` as PNG, atomically."""
-    from clipbias.files import atomic_path
-
-    data = style.png_bytes(overlay_figure(image, overlays, title=title), dpi=160)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(data)
+    style.save_png(overlay_figure(image, overlays, title=title), path, dpi=160)
 
 
 def heat_map(vision: np.ndarray, image_size: int, *, patches: int | None = None) -> np.ndarray:

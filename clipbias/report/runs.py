@@ -15,6 +15,8 @@ from typing import Any
 from clipbias.errors import ClipbiasError
 from clipbias.files import parse_json, read_json, read_json_lines
 
+_DRAW = ("method", "dataset", "shots", "seed")  # what one run has one of
+
 # What tells the configuration of one binary from another's where the command does not.
 BINARIES = {
     "table1": "methods",
@@ -88,15 +90,13 @@ def read_workdir(folder: str | Path, *, cells: bool = False) -> list[RunRecord]:
     if binary == "explain":
         return _study(path, common, state)
     result = read_object(path / ("interpretation.json" if binary == "interpret" else "result.json")) or {}
-    for name in ("method", "dataset", "shots", "seed"):  # of all adapters that were interpreted
+    for name in _DRAW:  # of all adapters that were interpreted
         if found := list(dict.fromkeys(one.get(name) for one in result.get("adapters") or [])):
             result[name] = found
     last = metrics[-1] if metrics else {}
     progress = f" at step {last['step']} of {last['steps']}" if {"step", "steps"} <= last.keys() else ""
     finished = bool(result) or (path / "predictions.json").exists()
-    settings: dict[str, Any] = {
-        name: result.get(name, config.get(name)) for name in ("method", "dataset", "shots", "seed")
-    }
+    settings: dict[str, Any] = {name: result.get(name, config.get(name)) for name in _DRAW}
     return [
         dataclasses.replace(
             common,
@@ -178,33 +178,20 @@ def _grid(folder: Path, common: RunRecord, state: Mapping[str, Any], *, cells: b
     rows = [latest[cell] for cell in wanted if cell in latest]
     failed = [row for row in rows if row.get("status") != "ok"]
     if cells:
-        return [
-            dataclasses.replace(
-                common,
-                name=f"{common.name}#{number}",
-                state="finished" if row.get("status") == "ok" else f"failed: {row.get('error')}",
-                method=row.get("method"),
-                dataset=row.get("dataset"),
-                shots=row.get("shots"),
-                seed=row.get("seed"),
-                learning_rate=row.get("learning_rate"),
-                accuracy=row.get("accuracy", row.get("accuracies")),
-                parameters=row.get("parameters"),
-                loss=row.get("loss"),
-                seconds=row.get("seconds"),
-            )
-            for number, row in enumerate(rows, start=1)
-        ]
-    words = state_in_words(
-        folder,
-        state,
-        finished=len(rows) == len(wanted),
-        progress=f" after {len(rows) - len(failed)} of {len(wanted)} cells",
-    )
+        return [_cell(common, number, row) for number, row in enumerate(rows, start=1)]
+    progress = f" after {len(rows) - len(failed)} of {len(wanted)} cells"
+    told = state_in_words(folder, state, finished=len(rows) == len(wanted), progress=progress)
     if failed:
-        words += f"; {len(failed)} of {len(wanted)} cells failed: {failed[0].get('error')}"
+        told += f"; {len(failed)} of {len(wanted)} cells failed: {failed[0].get('error')}"
     values: dict[str, Any] = {axis: _values(common.config, plural) for plural, axis in _AXES.items()}
-    return [dataclasses.replace(common, state=words, **values)]
+    return [dataclasses.replace(common, state=told, **values)]
+
+
+def _cell(common: RunRecord, number: int, row: Mapping[str, Any]) -> RunRecord:
+    state = "finished" if row.get("status") == "ok" else f"failed: {row.get('error')}"
+    values: dict[str, Any] = {name: row.get(name) for name in (*_AXES.values(), "parameters", "loss", "seconds")}
+    values["accuracy"] = row.get("accuracy", row.get("accuracies"))
+    return dataclasses.replace(common, name=f"{common.name}#{number}", state=state, **values)
 
 
 # What a grid's configuration has several of, and what a cell has one of.

@@ -30,11 +30,12 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
     "#CC79A7",
 )
 GREY = "#6B7280"
+COLOURS = (BLUE, RED, GREEN, ORANGE, PURPLE, SKY, BLACK, GREY)  # for things of no order, white paper behind them
 
 ZERO_SHOT, TUNED = BLUE, RED  # as in the paper: the original model blue, the tuned one red
 
-SOLID, DASHED, DOTTED, DASH_DOTTED = "-", (0, (4, 2)), (0, (1, 1)), (0, (5, 1, 1, 1))
-LINES = (SOLID, DASHED, DOTTED, DASH_DOTTED)
+LINES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1, 1)), (0, (5, 1, 1, 1)))
+SOLID, DASHED, DOTTED, DASH_DOTTED = LINES
 
 # Colour, marker and line of each method in the accuracy figure.
 METHOD_LOOK = {
@@ -114,6 +115,13 @@ def png_bytes(figure: "Figure", *, dpi: int = 200) -> bytes:
     with styled():
         figure.savefig(buffer, format="png", dpi=dpi)
     return buffer.getvalue()
+
+
+def save_png(figure: "Figure", path: Path, *, dpi: int = 200) -> None:
+    """Writes the figure as PNG, atomically. Raises `ClipbiasError` where it cannot."""
+    data = png_bytes(figure, dpi=dpi)  # before a file is opened
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def svg_text(figure: "Figure") -> str:

@@ -101,13 +101,8 @@ class Summary:
 
     def seeds(self, shots: int, measure: str = ACCURACY) -> tuple[int, ...]:
         """All seeds used with that many shots, ascending."""
-        found = {
-            seed
-            for (cell_measure, _, _, cell_shots), cell in self.cells.items()
-            for seed in cell.values
-            if (cell_measure, cell_shots) == (measure, shots) and seed is not None
-        }
-        return tuple(sorted(found))
+        cells = [cell for (of, _, _, count), cell in self.cells.items() if (of, count) == (measure, shots)]
+        return tuple(sorted({seed for cell in cells for seed in cell.values if seed is not None}))
 
 
 def _measured(row: Mapping[str, Any]) -> dict[str, float] | str:
@@ -181,17 +176,15 @@ def summarize(rows: Iterable[Mapping[str, Any]]) -> Summary:
     for method, dataset, shots, *_ in [*finished, *failures]:
         group = (method, dataset, shots)
         lost = tuple(failure for key, failure in failures.items() if key[:3] == group)
+        own = {key[3]: measured for key, (_, measured) in finished.items() if key[:3] == group}
         for measure in measures:
-            values = {
-                key[3]: measured[measure]
-                for key, (_, measured) in finished.items()
-                if key[:3] == group and measure in measured
-            }
+            values = {seed: measured[measure] for seed, measured in own.items() if measure in measured}
             cells[(measure, *group)] = Cell(values, lost)
 
     used = [row for row, _ in finished.values()]
     methods = ordered_methods(row["method"] for row in rows)
     datasets = ordered_datasets(row["dataset"] for row in rows)
+    trained = [row for row in used if row.get("shots")]
     return Summary(
         methods=methods,
         datasets=datasets,
@@ -200,8 +193,7 @@ def summarize(rows: Iterable[Mapping[str, Any]]) -> Summary:
         cells=cells,
         facts={method: _facts([row for row in used if row["method"] == method]) for method in methods},
         learning_rates={
-            dataset: _distinct([row for row in used if row["dataset"] == dataset and row.get("shots")], "learning_rate")
-            for dataset in datasets
+            name: _distinct([row for row in trained if row["dataset"] == name], "learning_rate") for name in datasets
         },
         failures=tuple(failures.values()),
     )
