@@ -1,23 +1,55 @@
-"""The page of the public API: as its tool makes it, and with every name that packages offer."""
+"""The page of the public API: every public name is on it, and a docstring that cannot be rendered is refused."""
 
 import importlib
 
 import pytest
 
-from tests.documents import ROOT
-from tools.make_api_reference import PUBLIC, reference
+from clipbias.data import sources
+from clipbias.errors import ClipbiasError
+from tools import make_api_reference
+from tools.make_api_reference import packages, public, reference
 
 
-def test_the_page_is_up_to_date() -> None:
-    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
-    assert page == reference(), "run: python -m tools.make_api_reference docs/api.md"
+@pytest.fixture(scope="module")
+def page() -> str:
+    return reference()
 
 
-@pytest.mark.parametrize("part", PUBLIC)
-def test_every_name_is_there(part: str) -> None:
-    package = importlib.import_module(part)
-    offered = [name for name in getattr(package, "__all__", ()) if not isinstance(getattr(package, name), dict | tuple)]
-    assert set(offered) <= {*PUBLIC[part], *PUBLIC["clipbias"], "Learnables"}
-    for name in PUBLIC[part]:
-        module, _, attribute = f"{part}.{name}".rpartition(".")
-        assert callable(getattr(importlib.import_module(module), attribute))
+def test_every_name_has_its_arguments_and_errors(page: str) -> None:
+    headings = {line.rpartition(".")[2] for line in page.splitlines() if line.startswith("### ")}
+    assert {"load", "Task", "relevancy", "CoOp", "BiasTuning", "train_batches"} <= headings
+    for package in packages():
+        assert f"## {package}\n\n" in page
+        assert set(public(package)) <= headings
+    load = page.partition("### clipbias.data.load\n")[2].partition("\n### ")[0]
+    assert "- `data_dir`: Where the images are." in load and "**Raises**" in load
+    assert '| "folder" | one folder per class' in load
+
+
+@pytest.mark.parametrize("package", packages())
+def test_what_is_public_is_there(package: str) -> None:
+    module = importlib.import_module(package)
+    assert all(hasattr(module, name) for name in getattr(module, "__all__", ()))
+    assert all(callable(value) for value in public(package).values())
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("nmae: Which dataset.", "clipbias.data.sources.load has no argument 'nmae'"),
+        ("Which dataset.", "cannot be rendered"),
+    ],
+)
+def test_a_docstring_that_cannot_be_rendered_is_refused(line: str, message: str, monkeypatch) -> None:
+    read = make_api_reference.griffe.load
+
+    def changed(*arguments, **options):
+        tree = read(*arguments, **options)
+        docstring = tree["data.sources.load"].docstring
+        docstring.value = docstring.value.replace("name: Which dataset.", line)
+        return tree
+
+    assert "name: Which dataset." in sources.load.__doc__
+    monkeypatch.setattr(make_api_reference.griffe, "load", changed)
+    with pytest.raises(ClipbiasError, match=message):
+        reference()

@@ -1,12 +1,16 @@
-"""Writes docs/api.md, the reference of the public API, from docstrings and annotations.
+"""Writes a page of the public API from docstrings and annotations: what the packages' `__all__` name.
 
-    python -m tools.make_api_reference docs/api.md
+    python -m tools.make_api_reference build/api.md
 
-The sources are read, not imported, so the page is the same whatever is installed. A test compares it with the file.
+The page is not kept in the repository: `.ci/run` makes it, and fails where a docstring cannot be rendered.
 """
 
+import argparse
 import ast
+import importlib
 import inspect
+import logging
+import pkgutil
 import re
 import sys
 import textwrap
@@ -17,77 +21,81 @@ from typing import Any
 import griffe
 from griffe import ParameterKind as Kind
 
+import clipbias
+from clipbias.errors import ClipbiasError
 from clipbias.files import write_text
+from clipbias.tuning import Method
+from clipbias.tuning.registry import FunctionMethod
 
 ROOT = Path(__file__).resolve().parents[1]
-
-# What each part offers: names as a user writes them after the part's own. Other modules are their workings.
-PUBLIC: dict[str, tuple[str, ...]] = {
-    "clipbias": ("load", "Task", "relevancy", "save_adapter", "load_adapter", "Adaptation", "ClipbiasError"),
-    "clipbias.clip": (
-        *("Clip", "ClipConfig", "VisionConfig", "TextConfig", "Preprocessing", "encode_image", "encode_text"),
-        *("TextTokens", "PackedTokens", "pack", "encode_packed_text", "LayerView", "ClipModule", "init_params"),
-        "abstract_params",
-    ),
-    "clipbias.tuning": (
-        *("Method", "PromptText", "make_method", "Classifier", "cross_entropy", "parameter_count", "adapter.Adapter"),
-        *("zero_shot.ZeroShot", "coop.CoOp", "vpt.VPT", "ivlp.IVLP", "maple.MaPLe", "taskres.TaskRes"),
-        "bias.BiasTuning",
-    ),
-    "clipbias.data": ("load", "Dataset", "Split", "few_shot", "pipeline.train_batches", "pipeline.test_batches"),
-    "clipbias.training": (
-        *(
-            "single.train_and_evaluate",
-            "single.evaluate",
-            "settings.Recipe",
-            "settings.GridSettings",
-            "loop.train",
-            "loop.Run",
-            "loop.Trained",
-        ),
-        *("grid.Grid", "mesh.make_mesh", "mesh.start_distributed", "results.Results"),
-    ),
-    "clipbias.explain": (
-        *("streaming.Relevancy", "relevancy.plain_relevancy", "baselines.explanations", "attention.entropy"),
-        *("attention.distance_and_entropy", "decomposition.parts", "interventions.intervention"),
-        *("perturbation.perturbed_predictions", "perturbation.area_under_curve", "study.Study", "study.Model"),
-        *("study.Options", "study.Devices", "run.run_study", "verdict.verdict", "results.load_results"),
-    ),
-    "clipbias.report": (
-        *("summarize", "Summary", "to_markdown", "to_latex", "to_html", "to_text", "accuracy_figure"),
-        *("write_report", "write_overview", "write_interpretation", "Overlay", "save_overlay"),
-    ),
-    "clipbias.export": ("export", "natural_form", "fold"),
-}
 JOINED = "\N{NO-BREAK SPACE}"
-OPTIONS: Any = {"warnings": False, "returns_named_value": False, "returns_multiple_items": False}
+# Types are in the signatures, and `_sections` looks for the names of arguments itself.
+OPTIONS: Any = {
+    "warn_missing_types": False,
+    "warn_unknown_params": False,
+    "returns_named_value": False,
+    "returns_multiple_items": False,
+}
 TITLES = {"other parameters": "Options", "parameters": "Arguments", "attributes": "Attributes", "raises": "Raises"}
 
 
+def packages() -> list[str]:
+    """`clipbias` and each of its packages."""
+    inner = [module.name for module in pkgutil.iter_modules(clipbias.__path__) if module.ispkg]
+    return ["clipbias", *(f"clipbias.{name}" for name in inner)]
+
+
+def public(package: str) -> dict[str, Any]:
+    """The functions and classes that a package's `__all__` names, and the built-in methods among those of `tuning`."""
+    module = importlib.import_module(package)
+    found = {name: getattr(module, name) for name in getattr(module, "__all__", ())}
+    if package == "clipbias.tuning":
+        kinds = [kind for kind in Method.__subclasses__() if kind is not FunctionMethod]
+        found |= {kind.__name__: kind for kind in kinds if kind.__module__.startswith(package)}
+    return {name: value for name, value in found.items() if getattr(value, "__module__", "").startswith("clipbias.")}
+
+
 def reference() -> str:
-    """The whole page."""
-    package: Any = griffe.load(
-        "clipbias", search_paths=[str(ROOT)], docstring_parser="google", docstring_options=OPTIONS, resolve_aliases=True
-    )
+    """The whole page.
+
+    Raises:
+      ClipbiasError: a public name has no docstring, or one that cannot be rendered.
+    """
+    complaints = _Complaints()
+    logging.getLogger("griffe").addHandler(complaints)
+    tree: Any = griffe.load("clipbias", search_paths=[str(ROOT)], docstring_parser="google", docstring_options=OPTIONS)
     parts = [
-        "# API reference\n\nMade from the docstrings by `python -m tools.make_api_reference docs/api.md`; change those."
+        "# API reference\n\nMade from the docstrings by `python -m tools.make_api_reference`; change those."
         " Letters in shapes: `B` images, `C` classes, `N` tokens, `M` patches, `T`/`V` text and vision prompts, `L`"
         " layers, `H` heads, `K` width of a head, `D` width, `d` joint width."
     ]
-    for name, members in PUBLIC.items():
-        part = package[name.removeprefix("clipbias.")] if name != "clipbias" else package
-        parts.append(f"## {name}\n\n{_opening(part)}")
-        for member in members:
-            found = _resolved(part, member)
-            parts += [text for text in (*_heading(name, member, found), *_body(found)) if text]
+    shown: set[str] = set()
+    for package in packages():
+        part = tree[package.removeprefix("clipbias").removeprefix(".")] if package != "clipbias" else tree
+        parts.append(f"## {package}\n\n{_opening(part)}")
+        for name, value in public(package).items():
+            written = f"{value.__module__}.{value.__qualname__}"
+            if written in shown:
+                continue
+            shown.add(written)
+            found = tree[written.removeprefix("clipbias.")]
+            if not found.docstring:
+                raise ClipbiasError(f"{package}.{name} is public and has no docstring; write one in {found.filepath}.")
+            parts += [text for text in (*_heading(package, name, found), *_body(found)) if text]
+    if complaints.lines:
+        raise ClipbiasError("a docstring cannot be rendered; correct it.\n" + "\n".join(complaints.lines))
     return "\n\n".join(parts) + "\n"
 
 
-def _resolved(part: Any, name: str) -> Any:
-    """The object that a public name stands for, where it is written."""
-    found = part[name]
-    found = found.final_target if found.is_alias else found
-    return found[name] if found.is_module else found  # a function that its file is named after
+class _Complaints(logging.Handler):
+    """Keeps what griffe warns of."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
 
 
 def _opening(part: Any) -> str:
@@ -121,14 +129,26 @@ def _signature(found: Any, *, width: int = 100) -> str:
 
 
 def _body(found: Any) -> Iterator[str]:
-    if found.docstring:
-        # Several names may share a line; the parser takes what follows a space for a type.
-        found.docstring.value = re.sub(r"^ +\w+(, \w+)+:", _joined, found.docstring.value, flags=re.MULTILINE)
-        yield from map(_section, found.docstring.parsed)
+    yield from map(_section, _sections(found))
     if found.is_class:
         members = [_member(member) for member in found.members.values() if _is_shown(member)]
         if members:
             yield "**Methods and properties**\n\n" + "\n".join(members)
+
+
+def _sections(found: Any) -> list[Any]:
+    """The parts of a docstring."""
+    # Several names may share a line; the parser takes what follows a space for a type.
+    found.docstring.value = re.sub(r"^ +\w+(, \w+)+:", _joined, found.docstring.value, flags=re.MULTILINE)
+    if found.is_function:
+        known = {parameter.name for parameter in found.parameters}
+        listed = [section.value for section in found.docstring.parsed if section.kind.value == "parameters"]
+        for name in re.findall(r"\w+", " ".join(item.name for items in listed for item in items)):
+            if name not in known:
+                raise ClipbiasError(
+                    f"{found.path} has no argument {name!r}, which its docstring describes; correct it."
+                )
+    return found.docstring.parsed
 
 
 def _joined(names: re.Match) -> str:
@@ -145,7 +165,7 @@ def _is_property(member: Any) -> bool:
 
 def _member(member: Any) -> str:
     head = member.name if _is_property(member) else _signature(member, width=10_000)
-    return f"- `{head}`: {_line(member.docstring.parsed[0].value)}"
+    return f"- `{head}`: {_line(_sections(member)[0].value)}"
 
 
 def _section(section: Any) -> str:
@@ -162,7 +182,7 @@ def _section(section: Any) -> str:
             for item in section.value
         ]
         return f"**{TITLES[kind]}**\n\n" + "\n".join(items)
-    raise ValueError(f"a docstring has a section {kind!r}, which this page does not show")
+    raise ClipbiasError(f"a docstring has a section {kind!r}, which this page does not show.")
 
 
 def _paragraph(text: str) -> str:
@@ -181,7 +201,15 @@ def _line(text: str) -> str:
     return " ".join(text.split())
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tools.make_api_reference", description=__doc__.splitlines()[0])
+    parser.add_argument("page", help="the file to write")
+    page = parser.parse_args().page
+    try:
+        write_text(page, reference())
+    except ClipbiasError as error:
+        sys.exit(f"error: {error}")
+
+
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("error: name the file to write: python -m tools.make_api_reference docs/api.md")
-    write_text(sys.argv[1], reference())
+    main()

@@ -1,6 +1,9 @@
 """Image sets: where they come from, which images are drawn, and how they reach the accelerator."""
 
-from clipbias.data.dataset import Dataset as Dataset
-from clipbias.data.dataset import Split as Split
-from clipbias.data.few_shot import few_shot as few_shot
-from clipbias.data.sources import load as load
+from clipbias.data.dataset import Dataset, Split
+from clipbias.data.few_shot import few_shot
+from clipbias.data.pipeline import test_batches, train_batches
+from clipbias.data.protocols import make_plan
+from clipbias.data.sources import load, names
+
+__all__ = ["Dataset", "Split", "few_shot", "load", "make_plan", "names", "test_batches", "train_batches"]
