@@ -1,8 +1,11 @@
-"""Checks of single values that come from a user: each returns the value, or says in one sentence what it must be."""
+"""Checks of values that come from a user: each returns the value, or says in one sentence what it must be."""
 
+import dataclasses
 import math
 import numbers
 import sys
+import types
+import typing
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,42 +15,128 @@ from clipbias.files import shorten
 LARGEST = 2**31 - 1
 
 
-def whole(name: str, value: Any, *, lowest: int = 0, highest: int = LARGEST) -> int:
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Bounds of a number beside its type, as in `Annotated[int, Range(1, 1000)]`."""
+
+    lowest: float = -math.inf
+    highest: float = math.inf
+
+
+@dataclasses.dataclass(frozen=True)
+class Choices:
+    """The texts that are allowed, as in `Annotated[str, Choices(("sum", "mean"))]`."""
+
+    texts: tuple[str, ...]
+
+
+def check_int(name: str, value: Any, *, lowest: float = 0, highest: float = LARGEST) -> int:
     """A whole number from `lowest` to `highest`. Raises `ClipbiasError` for anything else."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not lowest <= int(value) <= highest:
-        raise ClipbiasError(f"{name} is {shown(value)}; it must be a whole number from {lowest:,} to {highest:,}.")
+        limits = "" if math.isinf(lowest) or math.isinf(highest) else f" from {lowest:,} to {highest:,}"
+        raise ClipbiasError(f"{name} is {shown(value)}; it must be a whole number{limits}.")
     return int(value)
 
 
-def number(name: str, value: Any, *, lowest: float = -math.inf) -> float:
-    """A finite number that is not below `lowest`. Raises `ClipbiasError` for anything else."""
+def check_number(name: str, value: Any, *, lowest: float = -math.inf, highest: float = math.inf) -> float:
+    """A finite number from `lowest` to `highest`. Raises `ClipbiasError` for anything else."""
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     # Beyond this a whole number has no finite equal among floating-point numbers.
-    if not is_number or not abs(value) <= sys.float_info.max or not value >= lowest:
-        limit = f" of at least {lowest:g}" if lowest > -math.inf else ""
-        raise ClipbiasError(f"{name} is {shown(value)}; it must be a finite number{limit}.")
+    if not is_number or not abs(value) <= sys.float_info.max or not lowest <= value <= highest:
+        limits = [f" of at least {lowest:g}"] if lowest > -math.inf else []
+        limits += [f" of at most {highest:g}"] if highest < math.inf else []
+        raise ClipbiasError(f"{name} is {shown(value)}; it must be a finite number{' and'.join(limits)}.")
     return value
 
 
-def text(name: str, value: Any) -> str:
+def check_bool(name: str, value: Any) -> bool:
+    """`True` or `False`. Raises `ClipbiasError` for anything else."""
+    if not isinstance(value, bool):
+        raise ClipbiasError(f"{name} is {shown(value)}; it must be True or False.")
+    return value
+
+
+def check_text(name: str, value: Any) -> str:
     """A text. Raises `ClipbiasError` for anything else."""
     if not isinstance(value, str):
         raise ClipbiasError(f"{name} is {shown(value)}; it must be a text.")
     return value
 
 
-def texts(name: str, value: Any) -> tuple[str, ...]:
+def check_texts(name: str, value: Any) -> tuple[str, ...]:
     """A list of texts. Raises `ClipbiasError` for anything else."""
     if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
         raise ClipbiasError(f"{name} is {shown(value)}; it must be a list of texts.")
     return tuple(value)
 
 
-def one_of(name: str, value: Any, choices: Sequence[str]) -> str:
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
     """One of `choices`. Raises `ClipbiasError` for anything else."""
     if not isinstance(value, str) or value not in choices:
         raise ClipbiasError(f"{name} is {shown(value)}; choose from {', '.join(choices)}.")
     return value
+
+
+def check_value(name: str, value: Any, kind: Any) -> None:
+    """A value of an annotated type, such as a method's option or a setting of a configuration.
+
+    Args:
+      name: what the message calls it.
+      value: from a user.
+      kind: `bool`, `int`, `float`, `str`, a class, `tuple[X, …]`, a union of these, or one of them with a `Range` or
+        `Choices` beside it. Annotations of other kinds accept every value.
+
+    Raises:
+      ClipbiasError: the value is of another type or out of range.
+    """
+    limits: Any = None
+    if typing.get_origin(kind) is typing.Annotated:
+        kind, limits, *_ = typing.get_args(kind)
+    bounds = dataclasses.asdict(limits if isinstance(limits, Range) else Range())
+    inner = typing.get_args(kind)
+    if kind is bool:
+        check_bool(name, value)
+    elif kind is int:
+        check_int(name, value, **bounds)
+    elif kind is float:
+        check_number(name, value, **bounds)
+    elif kind is str and isinstance(limits, Choices):
+        check_choice(name, value, limits.texts)
+    elif kind is str:
+        check_text(name, value)
+    elif isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
+        if not any(_accepts(value, one) for one in inner):
+            raise ClipbiasError(f"{name} is {shown(value)}; it must be of type {kind}.")
+    elif typing.get_origin(kind) is tuple:
+        if not isinstance(value, list | tuple):
+            raise ClipbiasError(f"{name} is {shown(value)}; it must be a list.")
+        for item in value if inner[1:] == (...,) else ():
+            check_value(name, item, inner[0])
+    elif isinstance(kind, type) and kind is not Any and not isinstance(value, kind):
+        raise ClipbiasError(f"{name} is {shown(value)}; it must be of type {kind.__name__}.")
+
+
+def _accepts(value: Any, kind: Any) -> bool:
+    try:
+        check_value("", value, kind)
+    except ClipbiasError:
+        return False
+    return True
+
+
+def check_fields(instance: Any) -> None:
+    """Every field of a dataclass against its annotation. Raises `ClipbiasError` for the first that does not fit."""
+    kinds = annotations(type(instance))
+    for field in dataclasses.fields(instance):
+        check_value(field.name, getattr(instance, field.name), kinds.get(field.name))
+
+
+def annotations(kind: type) -> dict[str, Any]:
+    """The annotations of a class; none where one names what only a type checker knows."""
+    try:
+        return typing.get_type_hints(kind, include_extras=True)
+    except NameError:
+        return {}
 
 
 def shown(value: Any) -> str:

@@ -77,9 +77,9 @@ def answer(main: Callable[[ConfigDict, Path], Any], settings: Any, workdir: str 
     try:
         if not isinstance(settings, ConfigDict):  # what the flag holds where its file could not be loaded
             raise ClipbiasError(f"cannot load the configuration: {_config_error(settings)}")
-        from experiments import checks  # it imports JAX, which showing runs does without
+        from experiments import configuration  # it imports JAX, which showing runs does without
 
-        checks.check(settings, own_config(main))
+        configuration.check(settings, own_config(main))
         workdir = workdir or settings.workdir
         if not workdir and not settings.get("dry_run"):
             raise ClipbiasError("no folder to write to; give --workdir=FOLDER.")

@@ -33,7 +33,7 @@ from clipbias.training.settings import GridSettings, Recipe
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import make_method
 from experiments import app
-from experiments.checks import options_by_method
+from experiments.configuration import options_by_method
 
 _CONFIG = "configs/demo.py"
 _COMPARE = flags.DEFINE_bool(

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from clipbias import checks
+from clipbias.checks import check_choice, check_int, check_number
 from clipbias.errors import ClipbiasError
 
 # Far beyond every CLIP, and small enough that products of three sizes still fit 64 bits.
@@ -33,11 +33,11 @@ class TowerConfig:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             if field.type is int:
-                checks.whole(f"the model's {field.name}", getattr(self, field.name), lowest=1, highest=LARGEST_SIZE)
+                check_int(f"the model's {field.name}", getattr(self, field.name), lowest=1, highest=LARGEST_SIZE)
         if self.width % self.heads:
             raise ClipbiasError(f"the width {self.width} cannot be divided among {self.heads} attention heads.")
-        checks.one_of("the model's activation", self.activation, ("quick_gelu", "gelu"))
-        checks.number("the model's layer_norm_epsilon", self.layer_norm_epsilon, lowest=0)
+        check_choice("the model's activation", self.activation, ("quick_gelu", "gelu"))
+        check_number("the model's layer_norm_epsilon", self.layer_norm_epsilon, lowest=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +83,7 @@ class ClipConfig:
     projection_width: int
 
     def __post_init__(self) -> None:
-        checks.whole("the model's projection_width", self.projection_width, lowest=1, highest=LARGEST_SIZE)
+        check_int("the model's projection_width", self.projection_width, lowest=1, highest=LARGEST_SIZE)
 
 
 def from_hugging_face(config: Any, eos_token_id: int | None = None) -> ClipConfig:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clipbias import checks
+from clipbias.checks import check_int
 from clipbias.data import class_names, files_on_disk
 from clipbias.data.dataset import Dataset
 from clipbias.data.entry import Entry
@@ -122,7 +122,7 @@ def read_split_file(path: Path, *, hint: str) -> Listing:
                 if not isinstance(image, str) or not isinstance(name, str):
                     raise TypeError("a path or a name is no text")
                 paths.append(files_on_disk.inside(image, listed_in=str(path)))
-                labels.append(checks.whole(f"{path}: the label of {image}", label))
+                labels.append(check_int(f"{path}: the label of {image}", label))
                 if names.setdefault(label, name) != name:
                     raise ClipbiasError(f"{path}: label {label} is called both {names[label]!r} and {name!r}.")
             splits[split_name] = (tuple(paths), np.asarray(labels, np.int32))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from clipbias import checks
+from clipbias.checks import check_choice
 from clipbias.data import transforms
 from clipbias.data.dataset import Split
 from clipbias.data.images import Images
@@ -165,7 +165,7 @@ def test_batches(
       An iterator of {"images": uint8 [B, R, R, 3], "labels": int32 [B], "mask": bool [B]}; a masked row is
       black and has label 0.
     """
-    checks.one_of("on_image_error", on_error, ON_ERROR)
+    check_choice("on_image_error", on_error, ON_ERROR)
     images = Images.of(split, cache_bytes=cache_bytes)
     index, count = shard
     if batch_size % count:

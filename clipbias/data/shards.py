@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from clipbias import checks
+from clipbias.checks import check_text
 from clipbias.data import benchmark, transforms
 from clipbias.data.dataset import Dataset, Split
 from clipbias.data.tfds_records import Prepared
@@ -116,7 +116,7 @@ def load(
             records = prepared.records(split_name, "key")
             stored[split_name] = Split(records.ids, records.labels, records.read).subset(records.order)
         dataset = Dataset(
-            checks.text("the dataset's name", metadata["name"]),
+            check_text("the dataset's name", metadata["name"]),
             tuple(metadata["class_names"]),
             metadata["template"] if template is None else template,
             {split_name: stored[stored_name] for split_name, stored_name in metadata["stored_as"].items()},

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clipbias import checks
+from clipbias.checks import check_choice
 from clipbias.clip import LayerView
 from clipbias.clip.config import VisionConfig
 from clipbias.clip.tower import Observe
@@ -80,7 +80,7 @@ def cls_map(view: LayerView, patches: int) -> jax.Array:
 
 def kind_sums(rows: jax.Array, kinds: jax.Array, *, reduction: str = "sum", count: int = len(TEXT_KINDS)) -> jax.Array:
     """Rows `[C, …, N]` summed ("sum") or averaged ("mean") over the tokens of each kind `[C, N]`: `[C, …, count]`."""
-    checks.one_of("reduction", reduction, REDUCTIONS)
+    check_choice("reduction", reduction, REDUCTIONS)
     member = jax.nn.one_hot(kinds, count, dtype=rows.dtype)
     sums = jnp.einsum("C...N,CNK->C...K", rows, member, precision="highest")
     if reduction == "sum":

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clipbias import checks
+from clipbias.checks import check_int
 from clipbias.clip import TextTokens, encode_image, encode_text
 from clipbias.clip.config import TowerConfig
 from clipbias.clip.params import Params
@@ -106,9 +106,9 @@ def explain(
 ) -> dict[str, Relevancy]:
     """Several reductions from one forward and backward pass; see `relevancy`."""
     targets = check_targets(task, images, targets)
-    checks.whole("recompute", recompute)
+    check_int("recompute", recompute)
     if chunk is not None:
-        checks.whole("chunk", chunk, lowest=1)
+        check_int("chunk", chunk, lowest=1)
     pairs = targets[:, None] if targets.ndim == 1 else targets
     tokens = jax.tree.map(jnp.asarray, task.tokens)
     settings = (task.classifier, reductions, start_layer, chunk, recompute)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clipbias import checks
+from clipbias.checks import check_int
 from clipbias.errors import ClipbiasError
 from clipbias.explain.results import load_arrays, save_arrays
 
@@ -117,7 +117,7 @@ def load_totals(path: str | os.PathLike, fingerprint: str) -> tuple[Totals, int]
         names = {name.rpartition("|")[0] for name in arrays if "|" in name}
         fields = [field.name for field in dataclasses.fields(Moments)]
         totals = {name: Moments(*(arrays[f"{name}|{field}"] for field in fields)) for name in sorted(names)}
-        return totals, checks.whole("the number of examples", arrays[EXAMPLES].item())
+        return totals, check_int("the number of examples", arrays[EXAMPLES].item())
     except (ClipbiasError, KeyError, ValueError):
         return {}, 0
 

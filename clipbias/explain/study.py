@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clipbias import checks
+from clipbias.checks import LARGEST, check_choice, check_int, check_number, shown
 from clipbias.clip.params import Params
 from clipbias.data import Split
 from clipbias.data.pipeline import ON_ERROR, test_batches
@@ -91,26 +91,26 @@ class Options:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        checks.whole("batch_size", self.batch_size, lowest=1)
+        check_int("batch_size", self.batch_size, lowest=1)
         for name in ("images", "faithfulness_images", "seed"):
-            checks.whole(name, getattr(self, name))
-        checks.whole("examples", self.examples, lowest=1, highest=1000)
+            check_int(name, getattr(self, name))
+        check_int("examples", self.examples, lowest=1, highest=1000)
         for name in ("rotations", "layers"):
             if not isinstance(getattr(self, name), tuple):
-                raise ClipbiasError(f"{name} is {checks.shown(getattr(self, name))}; it must be a list of numbers.")
+                raise ClipbiasError(f"{name} is {shown(getattr(self, name))}; it must be a list of numbers.")
         for rotation in self.rotations:
-            checks.whole("a rotation", rotation, lowest=-360, highest=360)
+            check_int("a rotation", rotation, lowest=-360, highest=360)
         if not self.rotations or any(rotation % 90 for rotation in self.rotations):
             raise ClipbiasError(f"rotations are {self.rotations}; give multiples of 90 degrees.")
         for layer in self.layers:
-            checks.whole("a layer", layer)
-        checks.one_of("normalisation", self.normalisation, tuple(NORMALISATIONS))
-        checks.one_of("reduction", self.reduction, REDUCTIONS)
-        checks.whole("start_layer", self.start_layer, lowest=-checks.LARGEST)
+            check_int("a layer", layer)
+        check_choice("normalisation", self.normalisation, tuple(NORMALISATIONS))
+        check_choice("reduction", self.reduction, REDUCTIONS)
+        check_int("start_layer", self.start_layer, lowest=-LARGEST)
         if self.prompt != "mean":
-            checks.whole("prompt", self.prompt)
-        checks.one_of("on_image_error", self.on_image_error, ON_ERROR)
-        checks.number("save_seconds", self.save_seconds, lowest=0)
+            check_int("prompt", self.prompt)
+        check_choice("on_image_error", self.on_image_error, ON_ERROR)
+        check_number("save_seconds", self.save_seconds, lowest=0)
 
     def what_counts(self) -> dict[str, Any]:
         """The options that results depend on."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from clipbias import checks
+from clipbias.checks import check_choice, check_int, check_number, check_texts, shown
 from clipbias.clip.precision import DTYPES
 from clipbias.data import protocols
 from clipbias.data.pipeline import ON_ERROR
@@ -40,10 +40,10 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
-            checks.whole(name, getattr(self, name), lowest=1, highest=MOST)
-        checks.whole("warmup_epochs", self.warmup_epochs, highest=MOST)
+            check_int(name, getattr(self, name), lowest=1, highest=MOST)
+        check_int("warmup_epochs", self.warmup_epochs, highest=MOST)
         for name in ("learning_rate", "warmup_learning_rate", "weight_decay", "momentum"):
-            checks.number(name, getattr(self, name), lowest=0)
+            check_number(name, getattr(self, name), lowest=0)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Recipe":
@@ -98,17 +98,17 @@ class GridSettings:
     inputs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        checks.one_of("dtype", self.dtype, DTYPES)
-        checks.whole("eval_batch_size", self.eval_batch_size, lowest=1)
-        checks.number("checkpoint_seconds", self.checkpoint_seconds, lowest=0)
-        checks.one_of("on_image_error", self.on_image_error, ON_ERROR)
-        checks.one_of("protocol", self.protocol, tuple(protocols.PROTOCOLS))
-        checks.texts("targets", () if self.targets is None else self.targets)
+        check_choice("dtype", self.dtype, DTYPES)
+        check_int("eval_batch_size", self.eval_batch_size, lowest=1)
+        check_number("checkpoint_seconds", self.checkpoint_seconds, lowest=0)
+        check_choice("on_image_error", self.on_image_error, ON_ERROR)
+        check_choice("protocol", self.protocol, tuple(protocols.PROTOCOLS))
+        check_texts("targets", () if self.targets is None else self.targets)
         for name, options in self._options().items():
             if not isinstance(options, Mapping):
-                raise ClipbiasError(f"the options of {name!r} are {checks.shown(options)}; give them by name.")
+                raise ClipbiasError(f"the options of {name!r} are {shown(options)}; give them by name.")
 
     def _options(self) -> Mapping[str, Any]:
         if not isinstance(self.method_options, Mapping):
-            raise ClipbiasError(f"method_options is {checks.shown(self.method_options)}; give options by method name.")
+            raise ClipbiasError(f"method_options is {shown(self.method_options)}; give options by method name.")
         return self.method_options

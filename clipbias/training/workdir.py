@@ -24,7 +24,7 @@ from typing import Any
 
 import jax
 
-from clipbias import checks
+from clipbias.checks import check_number
 from clipbias.errors import ClipbiasError, sentence
 from clipbias.files import read_json, reason, remove_parts, write_text
 from clipbias.training.interruption import Interrupted
@@ -119,7 +119,7 @@ def _seconds_before(folder: Path, config: Mapping[str, Any]) -> float:
     try:
         same = read_json(folder / CONFIG) == json.loads(json.dumps(config))
         state = read_json(folder / STATE, dict)
-        return checks.number("seconds", state["seconds"], lowest=0) if same and state["state"] != "finished" else 0.0
+        return check_number("seconds", state["seconds"], lowest=0) if same and state["state"] != "finished" else 0.0
     except (ClipbiasError, KeyError):
         return 0.0
 

@@ -25,6 +25,7 @@ class BiasTuning(Method):
     text_tower: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.vision_tower and not self.text_tower:
             raise ClipbiasError("neither tower gets a bias, so there is nothing to learn; choose one.")
 

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 
 from clipbias.clip import Clip
 from clipbias.clip.tokenizer import encode
-from clipbias.errors import ClipbiasError
 from clipbias.tuning.method import PromptText
 
+POSITIONS = ("end", "middle", "front")  # of a class name among its context
 STANDARD_DEVIATION = 0.02  # of every randomly initialised prompt token
 
 
@@ -33,8 +33,6 @@ def initial_context(rng: jax.Array, clip: Clip, words: str, tokens: int) -> jax.
 
 def context_text(clip: Clip, words: str, tokens: int, position: str = "end") -> PromptText:
     """The prompt text around a context of `T` tokens: the words themselves, or as many placeholders "X"."""
-    if position not in ("end", "middle", "front"):
-        raise ClipbiasError(f"unknown class-name position {position!r}; choose 'end', 'middle' or 'front'.")
     count = len(word_ids(words, clip))
     # Words beyond the context would stay between it and a class name that moves to the middle or front.
     if tokens > count or (position != "end" and tokens < count):

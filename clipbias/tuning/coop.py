@@ -2,14 +2,15 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 
-from clipbias import checks
+from clipbias.checks import Choices
 from clipbias.clip import Adaptation, Clip
-from clipbias.tuning.context import context_text, initial_context
-from clipbias.tuning.method import MOST_TOKENS, WORDS, Learnables, Method, PromptText
+from clipbias.tuning.context import POSITIONS, context_text, initial_context
+from clipbias.tuning.method import WORDS, Learnables, Method, PromptText, Tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,13 +24,10 @@ class CoOp(Method):
       position: where the class name stands: "end", "middle" or "front".
     """
 
-    tokens: int = 4
+    tokens: Tokens = 4
     words: str = WORDS
     class_specific: bool = False
-    position: str = "end"
-
-    def __post_init__(self) -> None:
-        checks.whole("tokens", self.tokens, lowest=1, highest=MOST_TOKENS)
+    position: Annotated[str, Choices(POSITIONS)] = "end"
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
         if not self.class_specific:

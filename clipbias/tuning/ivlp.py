@@ -5,20 +5,18 @@ from collections.abc import Sequence
 
 import jax
 
-from clipbias import checks
 from clipbias.clip import Adaptation, Clip
 from clipbias.errors import ClipbiasError
 from clipbias.tuning.context import context_text, initial_context, random_prompts
-from clipbias.tuning.method import MOST_LAYERS, MOST_TOKENS, WORDS, Learnables, Method, PromptText
+from clipbias.tuning.method import WORDS, Depth, Learnables, Method, PromptText, TokensOrNone
 
 
 @dataclasses.dataclass(frozen=True)
 class IVLP(Method):
     """Deep prompts in both towers, learned independently.
 
-    Text: row 0 starts from the first `T` tokens of the words and gets position embeddings; row `i` at N(0, 0.02)
-      replaces
-    tokens `1 … T` at block `i`'s input. Vision: as `VPT`. From block `depth` on nothing is replaced.
+    Text: row 0 starts from the first `T` tokens of the words and gets position embeddings; row `i`, at N(0, 0.02),
+    replaces tokens `1 … T` at block `i`'s input. Vision: as `VPT`. From block `depth` on nothing is replaced.
 
     Attributes:
       text_tokens: `T`; 0 leaves the text as it is.
@@ -28,18 +26,15 @@ class IVLP(Method):
       words: initial context.
     """
 
-    text_tokens: int = 4
-    vision_tokens: int = 4
-    depth: int = 0
-    text_depth: int = 0
-    vision_depth: int = 0
+    text_tokens: TokensOrNone = 4
+    vision_tokens: TokensOrNone = 4
+    depth: Depth = 0
+    text_depth: Depth = 0
+    vision_depth: Depth = 0
     words: str = WORDS
 
     def __post_init__(self) -> None:
-        for name in ("text_tokens", "vision_tokens"):
-            checks.whole(name, getattr(self, name), highest=MOST_TOKENS)
-        for name in ("depth", "text_depth", "vision_depth"):
-            checks.whole(name, getattr(self, name), highest=MOST_LAYERS)
+        super().__post_init__()
         if not self.text_tokens and not self.vision_tokens:
             raise ClipbiasError("text_tokens and vision_tokens are both 0, so there is nothing to learn; raise one.")
 

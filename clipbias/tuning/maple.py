@@ -6,10 +6,9 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from clipbias import checks
 from clipbias.clip import Adaptation, Clip
 from clipbias.tuning.context import context_text, initial_context, random_prompts
-from clipbias.tuning.method import MOST_LAYERS, MOST_TOKENS, WORDS, Learnables, Method, PromptText
+from clipbias.tuning.method import WORDS, Depth, Learnables, Method, PromptText, Tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,13 +21,9 @@ class MaPLe(Method):
       words: initial context.
     """
 
-    tokens: int = 2
-    depth: int = 9
+    tokens: Tokens = 2
+    depth: Depth = 9
     words: str = WORDS
-
-    def __post_init__(self) -> None:
-        checks.whole("tokens", self.tokens, lowest=1, highest=MOST_TOKENS)
-        checks.whole("depth", self.depth, highest=MOST_LAYERS)
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
         text, vision = clip.config.text, clip.config.vision

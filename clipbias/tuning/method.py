@@ -3,10 +3,11 @@
 import abc
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import jax
 
+from clipbias.checks import Range, check_fields
 from clipbias.clip import Adaptation, Clip
 
 Learnables = Mapping[str, Any]
@@ -14,6 +15,9 @@ Learnables = Mapping[str, Any]
 WORDS = "a photo of a"
 # Prompt tokens per layer, and layers, that no method needs: more would only fill the memory.
 MOST_TOKENS, MOST_LAYERS = 1000, 1000
+Tokens = Annotated[int, Range(1, MOST_TOKENS)]
+TokensOrNone = Annotated[int, Range(0, MOST_TOKENS)]
+Depth = Annotated[int, Range(0, MOST_LAYERS)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +48,10 @@ class Method(abc.ABC):
     """
 
     trains: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Holds the options against their annotations. Raises `ClipbiasError` for one that does not fit."""
+        check_fields(self)
 
     @abc.abstractmethod
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from clipbias import checks
+from clipbias.checks import check_text
 from clipbias.clip import Clip, TextTokens
 from clipbias.clip.tokenizer import encode, pad
 from clipbias.errors import ClipbiasError
@@ -20,7 +20,7 @@ def readable(name: str) -> str:
 
 def prompt_texts(class_names: Sequence[str], template: str) -> list[str]:
     """`template` with each class name in place of `{}`."""
-    if checks.text("the template", template).count("{}") != 1:
+    if check_text("the template", template).count("{}") != 1:
         raise ClipbiasError(f"the template {template!r} must contain '{{}}' exactly once, for the class name.")
     return [template.replace("{}", readable(name)) for name in class_names]
 

@@ -8,15 +8,14 @@ import importlib.util
 import inspect
 import sys
 import traceback
-import types
-import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import jax
 
+from clipbias.checks import annotations, check_value
 from clipbias.clip import Adaptation, Clip
 from clipbias.errors import ClipbiasError
 from clipbias.tuning.bias import BiasTuning
@@ -143,11 +142,9 @@ def _construct(kind: type[Method], name: str, options: Mapping[str, Any]) -> Met
             close = difflib.get_close_matches(option, known, 1)
             hint = f"did you mean {close[0]!r}?" if close else f"it takes {sorted(known) or 'none'}."
             raise ClipbiasError(f"method {name!r} has no option {option!r}; {hint}")
-    hints = typing.get_type_hints(kind)
+    kinds = annotations(kind)
     for option, value in options.items():
-        if not _fits(value, hints[option]):
-            wanted = getattr(hints[option], "__name__", None) or str(hints[option])
-            raise ClipbiasError(f"option {option!r} of method {name!r} is {value!r}; it must be of type {wanted}.")
+        check_value(f"option {option!r} of method {name!r}", value, kinds.get(option))
     return kind(**options)
 
 
@@ -162,24 +159,6 @@ def _frozen(name: str, option: str, value: Any) -> Any:
             f"option {option!r} of method {name!r} is {value!r}; it must be a number, a text or a list of these."
         ) from error
     return value
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether `value` is what a method's field is annotated with; annotations of other kinds take everything."""
-    if isinstance(hint, types.UnionType):
-        return any(_fits(value, one) for one in typing.get_args(hint))
-    if typing.get_origin(hint) is tuple:
-        inner = typing.get_args(hint)
-        return isinstance(value, tuple) and (len(inner) != 2 or inner[1] is not ... or _all_fit(value, inner[0]))
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return not isinstance(hint, type) or isinstance(value, hint)
-
-
-def _all_fit(values: Iterable[Any], hint: Any) -> bool:
-    return all(_fits(value, hint) for value in values)
 
 
 def _import(where: str) -> ModuleType:

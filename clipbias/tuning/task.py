@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from clipbias import checks
+from clipbias.checks import check_choice, shown
 from clipbias.clip import Clip, PackedTokens, TextTokens, pack
 from clipbias.clip.params import Params
 from clipbias.clip.precision import DTYPES
@@ -71,13 +71,13 @@ class Task:
         Raises:
           ClipbiasError: unknown method or option, a name or template that cannot be used, a text that is too long.
         """
-        checks.one_of("dtype", dtype, DTYPES)
+        check_choice("dtype", dtype, DTYPES)
         if isinstance(method, str):
             method = make_method(method, **options)
         elif options:
             raise ClipbiasError(f"options {sorted(options)} go with a method's name; this method already has its own.")
         if isinstance(class_names, str):
-            raise ClipbiasError(f"class_names is the text {checks.shown(class_names)}; give a list of names.")
+            raise ClipbiasError(f"class_names is the text {shown(class_names)}; give a list of names.")
         self.clip, self.method = clip, method
         self.class_names, self.template = tuple(class_names), template
         text = method.text(template, clip)

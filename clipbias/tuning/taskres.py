@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from clipbias import checks
 from clipbias.clip import Adaptation, Clip
 from clipbias.tuning.method import Learnables, Method, PromptText
 
@@ -20,9 +19,6 @@ class TaskRes(Method):
     """
 
     alpha: float = 0.5
-
-    def __post_init__(self) -> None:
-        checks.number("alpha", self.alpha)
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
         return {"text_residual": jnp.zeros((len(class_names), clip.config.projection_width))}

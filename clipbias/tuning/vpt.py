@@ -5,10 +5,9 @@ from collections.abc import Sequence
 
 import jax
 
-from clipbias import checks
 from clipbias.clip import Adaptation, Clip
 from clipbias.tuning.context import random_prompts
-from clipbias.tuning.method import MOST_LAYERS, MOST_TOKENS, Learnables, Method
+from clipbias.tuning.method import Depth, Learnables, Method, Tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,12 +19,8 @@ class VPT(Method):
       depth: number of layers that get prompts of their own, at most the tower's; 1 is the shallow variant, 0 all.
     """
 
-    tokens: int = 4
-    depth: int = 0
-
-    def __post_init__(self) -> None:
-        checks.whole("tokens", self.tokens, lowest=1, highest=MOST_TOKENS)
-        checks.whole("depth", self.depth, highest=MOST_LAYERS)
+    tokens: Tokens = 4
+    depth: Depth = 0
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
         vision = clip.config.vision
