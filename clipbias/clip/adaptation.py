@@ -1,6 +1,8 @@
 """What an adaptation method may add to the frozen model: the one argument through which all of them act."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 
@@ -20,6 +22,10 @@ class Adaptation:
       text_bias: `[Lt, Dt]`, added to every token after each block, the last one included.
       vision_bias: `[Lv, Dv]`, likewise.
       text_residual: `[C, d]`, added to the class features before they are normalised (TaskRes, Yu et al. 2023).
+      text_weights: changes of the text tower's frozen weights, a part of the tree `params["text"]` with the same shapes
+        (`weight_changes.py`): LoRA, BitFit, LayerNorm tuning. A bias of `layers/fc2` is what `text_bias` is.
+      vision_weights: likewise of `params["vision"]`.
+      pixels: `[R, R, 3]`, added to the normalised images (visual prompting, Bahng et al. 2022).
     """
 
     text_context: jax.Array | None = None
@@ -28,16 +34,21 @@ class Adaptation:
     text_bias: jax.Array | None = None
     vision_bias: jax.Array | None = None
     text_residual: jax.Array | None = None
+    text_weights: Mapping[str, Any] | None = None
+    vision_weights: Mapping[str, Any] | None = None
+    pixels: jax.Array | None = None
 
     @property
     def changes_text(self) -> bool:
         """Whether the text tower's tokens depend on this adaptation (a residual acts after the tower)."""
-        return any(part is not None for part in (self.text_context, self.text_prompts, self.text_bias))
+        parts = (self.text_context, self.text_prompts, self.text_bias, self.text_weights)
+        return any(part is not None for part in parts)
 
     @property
     def changes_vision(self) -> bool:
         """Whether the vision tower's tokens depend on this adaptation."""
-        return self.vision_prompts is not None or self.vision_bias is not None
+        parts = (self.vision_prompts, self.vision_bias, self.vision_weights, self.pixels)
+        return any(part is not None for part in parts)
 
     @property
     def is_bias(self) -> bool:

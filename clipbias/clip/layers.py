@@ -41,9 +41,23 @@ def layer_norm(x: jax.Array, weights: Weights, epsilon: float) -> jax.Array:
     return (normalised * weights["scale"] + weights["bias"]).astype(x.dtype)
 
 
+def product(x: jax.Array, weights: Weights) -> jax.Array:
+    """`x @ kernel` in the type of `x`, and where a method changes the kernel by low rank, `x @ down @ up` besides.
+
+    `down [P, inputs, r]` and `up [P, r, outputs / P]` change `P` parts of the outputs that lie side by side (queries,
+    keys and values), or `[B, P, ...]` where each of the `B` rows of `x [B, N, inputs]` has its own copy.
+    """
+    y = x @ weights["kernel"].astype(x.dtype)
+    if "down" in weights:
+        down, up = (weights[name].astype(x.dtype) for name in ("down", "up"))
+        parts = x[..., None, :, :] @ down @ up  # [..., P, N, outputs / P]
+        y = y + jnp.moveaxis(parts, -3, -2).reshape(y.shape)
+    return y
+
+
 def dense(x: jax.Array, weights: Weights) -> jax.Array:
-    """`x @ kernel + bias` in the type of `x`."""
-    return x @ weights["kernel"].astype(x.dtype) + weights["bias"].astype(x.dtype)
+    """`x @ kernel + bias` in the type of `x`, see `product`."""
+    return product(x, weights) + weights["bias"].astype(x.dtype)
 
 
 def activate(x: jax.Array, name: str) -> jax.Array:
@@ -150,6 +164,13 @@ def block(
     return x + mlp_output(checkpoint_name(mlp_hidden(x, weights, config), KEPT[2]), weights, config)
 
 
+def outputs(qkv: Weights, first: int, end: int) -> Weights:
+    """Queries (0), keys (1) and values (2) of a `qkv` product, from part `first` up to `end`."""
+    width = qkv["kernel"].shape[-1] // 3
+    chosen = {name: qkv[name][..., first * width : end * width] for name in ("kernel", "bias")}
+    return chosen | {name: qkv[name][..., first:end, :, :] for name in ("down", "up") if name in qkv}
+
+
 def block_rows(
     x: jax.Array,
     weights: Weights,
@@ -165,11 +186,9 @@ def block_rows(
       take: selects rows: `[..., D]` to `[B, D]`.
       attend: queries `[B, H, K]` of the taken rows, keys and values `[..., H, K]` of all tokens to `[B, H, K]`.
     """
-    width = x.shape[-1]
     normed = layer_norm(x, weights["norm1"], config.layer_norm_epsilon)
-    part = {name: weights["qkv"][name] for name in ("kernel", "bias")}
-    query = dense(take(normed), {name: value[..., :width] for name, value in part.items()})
-    keys_values = dense(normed, {name: value[..., width:] for name, value in part.items()})
+    query = dense(take(normed), outputs(weights["qkv"], 0, 1))
+    keys_values = dense(normed, outputs(weights["qkv"], 1, 3))
     k, v = (split_heads(y, config.heads) for y in jnp.split(keys_values, 2, axis=-1))
     rows = take(x)
     rows = rows + dense(attend(split_heads(query, config.heads), k, v).reshape(rows.shape), weights["out"])

@@ -24,6 +24,7 @@ from clipbias.clip.adaptation import NOTHING, Adaptation
 from clipbias.clip.config import ClipConfig
 from clipbias.clip.precision import with_precision
 from clipbias.clip.text import TextTokens, check_text, put_context, read_text, text_layers
+from clipbias.clip.weight_changes import outside_layers
 
 # Least length of a tile: class names of a few tokens share one, and the products of a tile are large enough to be fast.
 TILE = 16
@@ -237,7 +238,7 @@ def _group_features(
     dtype: jnp.dtype,
 ) -> jax.Array:
     """Features `[G, Cg, d]` in the groups' own order."""
-    weights, shared = params["text"], tokens.shared
+    weights, shared = outside_layers(params["text"], adaptation.text_weights), tokens.shared
     x = weights["token_embedding"].astype(dtype)[tokens.ids]
     scope = slice(0, shared) if tokens.context_is_shared else slice(None)
 
@@ -272,5 +273,5 @@ def _group_features(
         return take(out.reshape(*out.shape[:2], -1), ends).reshape(q.shape)
 
     rows = tower.add_bias(layers.block_rows(x, last.weights, config.text, take, attend_row), last)
-    features = read_text(params, config, rows.reshape(-1, rows.shape[-1]))
+    features = read_text(params, config, rows.reshape(-1, rows.shape[-1]), adaptation)
     return features.reshape(*tokens.ends.shape, -1)

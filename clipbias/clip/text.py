@@ -16,6 +16,7 @@ from clipbias.clip.adaptation import NOTHING, Adaptation
 from clipbias.clip.config import ClipConfig
 from clipbias.clip.precision import with_precision
 from clipbias.clip.vision import check_bias, check_prompts
+from clipbias.clip.weight_changes import check_changes, of_layers, outside_layers
 from clipbias.errors import ClipbiasError
 
 
@@ -97,7 +98,9 @@ def text_layers(params: Mapping[str, Any], adaptation: Adaptation, dtype: jnp.dt
     prompts = adaptation.text_prompts
     if prompts is not None and prompts.shape[1] == 0:
         prompts = None
-    return tower.layer_inputs(params["text"]["layers"], prompts, adaptation.text_bias, dtype=dtype)
+    check_changes(adaptation.text_weights, params["text"], "text_weights")
+    changes = of_layers(adaptation.text_weights)
+    return tower.layer_inputs(params["text"]["layers"], prompts, adaptation.text_bias, changes, dtype=dtype)
 
 
 def embed_text(
@@ -112,7 +115,7 @@ def embed_text(
     adaptation = adaptation or NOTHING
     classes, length = tokens.ids.shape
     check_text(adaptation, config, classes, length)
-    weights = params["text"]
+    weights = outside_layers(params["text"], adaptation.text_weights)
     x = weights["token_embedding"].astype(dtype)[tokens.ids]
     x = put_context(x, adaptation.text_context, tokens.context_rows, jnp.arange(classes)[:, None])
     return tower.TowerInput(
@@ -124,9 +127,11 @@ def embed_text(
     )
 
 
-def read_text(params: Mapping[str, Any], config: ClipConfig, rows: jax.Array) -> jax.Array:
+def read_text(
+    params: Mapping[str, Any], config: ClipConfig, rows: jax.Array, adaptation: Adaptation | None = None
+) -> jax.Array:
     """`final-LayerNorm(x[eos]) @ projection`: `[C, D]` to `[C, d]`, float32, not normalised to unit length."""
-    weights = params["text"]
+    weights = outside_layers(params["text"], (adaptation or NOTHING).text_weights)
     rows = layers.layer_norm(rows, weights["final_norm"], config.text.layer_norm_epsilon)
     return (rows @ weights["projection"].astype(rows.dtype)).astype(jnp.float32)
 
@@ -166,4 +171,4 @@ def encode_text(
         rows, observed = tower.run_fused(inputs, config.text, remat=remat), None
     else:
         rows, observed = tower.run_explicit(inputs, config.text, taps=taps, observe=observe, intervene=intervene)
-    return read_text(params, config, rows), observed
+    return read_text(params, config, rows, adaptation), observed

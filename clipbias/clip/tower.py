@@ -16,6 +16,7 @@ import numpy as np
 
 from clipbias.clip import layers
 from clipbias.clip.config import TowerConfig
+from clipbias.clip.weight_changes import changed
 
 
 @jax.tree_util.register_dataclass
@@ -25,18 +26,26 @@ class LayerInput:
 
     Attributes:
       index: the layer's number, from 0.
-      weights: the block's weights (`layers.py`).
+      frozen: the block's weights (`layers.py`).
       prompts: `[T, D]` rows that may replace tokens at the block's input, `[B, T, D]` where each of the `B` rows of
         tokens has its own copy, or `None`.
       replace: whether this block replaces them (a prompt depth smaller than the tower).
       bias: `[D]`, or `[B, 1, D]`, added to every token after the block, or `None`.
+      changes: changes of the block's weights (`weight_changes.py`), or `None`; with a leading axis of `B` where each of
+        the `B` rows of tokens has its own copy.
     """
 
     index: jax.Array
-    weights: Any
+    frozen: Any
     prompts: jax.Array | None
     replace: jax.Array
     bias: jax.Array | None
+    changes: Any = None
+
+    @property
+    def weights(self) -> Any:
+        """The weights that the block computes with: the frozen ones with their changes."""
+        return self.frozen if self.changes is None else changed(self.frozen, self.changes)
 
 
 @jax.tree_util.register_dataclass
@@ -85,8 +94,7 @@ class LayerView:
 
     def project(self, heads_output: jax.Array) -> jax.Array:
         """`W_o · cat_h(heads_output)` without its bias: `[B, N, D]` (Eq. 12's terms)."""
-        flat = heads_output.reshape(*heads_output.shape[:-2], -1)
-        return flat @ self.weights["out"]["kernel"].astype(flat.dtype)
+        return layers.product(heads_output.reshape(*heads_output.shape[:-2], -1), self.weights["out"])
 
 
 Observe = Callable[[LayerView], Any]
@@ -97,6 +105,7 @@ def layer_inputs(
     weights: Any,
     prompts: jax.Array | None,
     bias: jax.Array | None,
+    changes: Any = None,
     *,
     dtype: jnp.dtype,
 ) -> LayerInput:
@@ -106,6 +115,7 @@ def layer_inputs(
       weights: block weights with leading axis `L`.
       prompts: `[depth - 1, T, D]`: row `i - 1` is put in at block `i`.
       bias: `[L, D]`.
+      changes: changes of the blocks' weights with leading axis `L`.
       dtype: compute type of prompts and biases.
     """
     depth = jax.tree.leaves(weights)[0].shape[0]
@@ -115,7 +125,7 @@ def layer_inputs(
     else:
         replace = (index >= 1) & (index <= prompts.shape[0])
         prompts = jnp.pad(prompts, ((1, depth - 1 - prompts.shape[0]), (0, 0), (0, 0))).astype(dtype)
-    return LayerInput(index, weights, prompts, replace, None if bias is None else bias.astype(dtype))
+    return LayerInput(index, weights, prompts, replace, None if bias is None else bias.astype(dtype), changes)
 
 
 def put_prompts(tokens: jax.Array, layer: LayerInput, prompt_rows: jax.Array | np.ndarray | None) -> jax.Array:
@@ -241,27 +251,30 @@ def scan_all_but_last(
     Slicing the stacked weights `[:-1]` would copy them all at every call, and so would a backward pass that keeps
     each layer's slice: the scan runs over layer numbers instead, and both passes read the weights where they lie.
 
-    Prompts and biases are copied for each of the `B` rows of `tokens [B, N, D]`. Their gradients are then summed over
-    `B` once, behind the loop: where `B` is split over devices, that is one exchange instead of one per layer.
+    What a method adds is copied for each of the `B` rows of `tokens [B, N, D]`. Gradients are then summed over `B`
+    once, behind the loop: where `B` is split over devices, that is one exchange instead of one per layer.
 
-    Where biases are all that is added, nothing before the first block is learned: it runs ahead of the loop, since a
-    loop would take gradients through it all the same.
+    Where no prompts are put in, nothing before the first block is learned: it runs ahead of the loop, since a loop
+    would take gradients through it all the same.
     """
-    others = jax.tree.map(lambda leaf: leaf[:-1], dataclasses.replace(inputs, weights=None))
+    count = tokens.shape[0]
+    others = jax.tree.map(lambda leaf: leaf[:-1], dataclasses.replace(inputs, frozen=None))
     others = dataclasses.replace(
         others,
-        prompts=None if others.prompts is None else _per_row(others.prompts, tokens.shape[0]),
-        bias=None if others.bias is None else _per_row(others.bias[:, None], tokens.shape[0]),
+        prompts=None if others.prompts is None else _per_row(others.prompts, count),
+        bias=None if others.bias is None else _per_row(others.bias[:, None], count),
+        changes=jax.tree.map(lambda x: _change_per_row(x, count), others.changes),
     )
 
     def numbered(tokens: jax.Array, layer: LayerInput) -> tuple[jax.Array, None]:
         weights = jax.tree.map(
-            lambda leaf: jax.lax.dynamic_index_in_dim(leaf, layer.index, keepdims=False), inputs.weights
+            lambda leaf: jax.lax.dynamic_index_in_dim(leaf, layer.index, keepdims=False), inputs.frozen
         )
-        return step(tokens, dataclasses.replace(layer, weights=weights))
+        return step(tokens, dataclasses.replace(layer, frozen=weights))
 
-    if others.bias is not None and others.prompts is None and others.index.shape[0]:
-        first = jax.tree.map(lambda leaf: leaf[0], dataclasses.replace(others, weights=inputs.weights))
+    learns = others.bias is not None or others.changes is not None
+    if learns and others.prompts is None and others.index.shape[0]:
+        first = jax.tree.map(lambda leaf: leaf[0], dataclasses.replace(others, frozen=inputs.frozen))
         tokens, _ = step(tokens, first)
         others = jax.tree.map(lambda leaf: leaf[1:], others)
     numbered = jax.checkpoint(numbered, policy=layers.keep_products if remat is None else remat, prevent_cse=False)
@@ -272,6 +285,16 @@ def scan_all_but_last(
 def _per_row(stacked: jax.Array, count: int) -> jax.Array:
     """`[L, n, D]` as `[L, count, n, D]`."""
     return jnp.broadcast_to(stacked[:, None], (stacked.shape[0], count, *stacked.shape[1:]))
+
+
+def _change_per_row(stacked: jax.Array, count: int) -> jax.Array:
+    """Vectors `[L, D]` as `[L, count, 1, D]`, pairs of low rank `[L, P, ...]` as `[L, count, P, ...]`.
+
+    A whole kernel `[L, inputs, outputs]` is large and stays as it is.
+    """
+    if stacked.ndim == 3:
+        return stacked
+    return _per_row(stacked[:, None] if stacked.ndim == 2 else stacked, count)
 
 
 def take_rows(tokens: jax.Array, rows: jax.Array | np.ndarray) -> jax.Array:

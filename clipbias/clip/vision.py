@@ -11,6 +11,7 @@ from clipbias.clip import layers, tower
 from clipbias.clip.adaptation import NOTHING, Adaptation
 from clipbias.clip.config import ClipConfig
 from clipbias.clip.precision import with_precision
+from clipbias.clip.weight_changes import check_changes, of_layers, outside_layers
 from clipbias.errors import ClipbiasError
 
 
@@ -37,11 +38,17 @@ def embed_image(
       images: `[B, R, R, 3]`, normalised as the checkpoint asks.
     """
     adaptation = adaptation or NOTHING
-    weights, geometry = params["vision"], config.vision
+    geometry, changes = config.vision, adaptation.vision_weights
+    check_changes(changes, params["vision"], "vision_weights")
+    weights = outside_layers(params["vision"], changes)
     expected = (geometry.image_size, geometry.image_size, 3)
     if images.ndim != 4 or images.shape[1:] != expected:
         raise ClipbiasError(f"images have shape {images.shape}; this model takes [B, {expected[0]}, {expected[1]}, 3].")
     prompts = check_prompts(adaptation.vision_prompts, geometry, "vision_prompts")
+    if adaptation.pixels is not None:
+        if adaptation.pixels.shape != expected:
+            raise ClipbiasError(f"pixels have shape {adaptation.pixels.shape}; expected {expected}.")
+        images = images + adaptation.pixels
     patches = patchify(images.astype(dtype), geometry.patch_size) @ weights["patch_embedding"].astype(dtype)
     cls = jnp.broadcast_to(weights["class_embedding"].astype(dtype), (images.shape[0], 1, geometry.width))
     tokens = jnp.concatenate([cls, patches], axis=1) + weights["position_embedding"].astype(dtype)
@@ -57,6 +64,7 @@ def embed_image(
             weights["layers"],
             None if prompts is None else prompts[1:],
             check_bias(adaptation.vision_bias, geometry, "vision_bias"),
+            of_layers(changes),
             dtype=dtype,
         ),
         prompt_rows=prompt_rows,
@@ -65,9 +73,11 @@ def embed_image(
     )
 
 
-def read_image(params: Mapping[str, Any], config: ClipConfig, rows: jax.Array) -> jax.Array:
+def read_image(
+    params: Mapping[str, Any], config: ClipConfig, rows: jax.Array, adaptation: Adaptation | None = None
+) -> jax.Array:
     """`post-LayerNorm(x[:, 0]) @ projection`: `[B, D]` to `[B, d]`, float32, not normalised to unit length."""
-    weights = params["vision"]
+    weights = outside_layers(params["vision"], (adaptation or NOTHING).vision_weights)
     rows = layers.layer_norm(rows, weights["post_norm"], config.vision.layer_norm_epsilon)
     return (rows @ weights["projection"].astype(rows.dtype)).astype(jnp.float32)
 
@@ -110,7 +120,7 @@ def encode_image(
         rows, observed = tower.run_fused(inputs, config.vision, remat=remat), None
     else:
         rows, observed = tower.run_explicit(inputs, config.vision, taps=taps, observe=observe, intervene=intervene)
-    return read_image(params, config, rows), observed
+    return read_image(params, config, rows, adaptation), observed
 
 
 def check_prompts(prompts: jax.Array | None, geometry: Any, name: str, *, extra: int = 0) -> jax.Array | None:

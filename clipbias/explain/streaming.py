@@ -346,11 +346,11 @@ def stream(
 
     def from_image(tokens: jax.Array, tap: jax.Array) -> tuple[jax.Array, jax.Array]:
         rows, seen = last_rows(tokens, tap, vision_input, config.vision)
-        return read_image(params, config, rows), seen
+        return read_image(params, config, rows, adaptation), seen
 
     def from_text(tokens: jax.Array, tap: jax.Array) -> tuple[jax.Array, jax.Array]:
         rows, seen = last_rows(tokens, tap, text_input, config.text)
-        return read_text(params, config, rows), seen
+        return read_text(params, config, rows, adaptation), seen
 
     def tap(tokens: jax.Array, heads: int) -> jax.Array:
         return jnp.zeros((tokens.shape[0], heads, tokens.shape[1]), jnp.float32)

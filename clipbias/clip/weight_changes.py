@@ -1,0 +1,86 @@
+"""Changes of frozen weights: what LoRA, BitFit, LayerNorm tuning and the like learn.
+
+A change is a part of a tower's weight tree (`params["vision"]` or `params["text"]`, layers stacked), holding only what
+changes. A leaf of the same name and shape is added to the frozen one. Beside a `kernel` there may be a pair of low rank
+instead (Hu et al. 2022): `down [L, P, inputs, r]` and `up [L, P, r, outputs / P]` add `down_p @ up_p` to the `P` parts
+of the kernel's outputs, which are 3 for `qkv` (queries, keys and values each by themselves) and 1 elsewhere:
+
+    {"layers": {"fc2": {"bias": [L, D]}, "qkv": {"down": [L, 3, D, r], "up": [L, 3, r, D]}}, "projection": [D, d]}
+
+The low rank of a kernel is never multiplied out in training. `fold` does it once, into the weights of a plain CLIP.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from clipbias.errors import ClipbiasError
+
+Changes = Mapping[str, Any]
+LOW_RANK = ("down", "up")
+
+
+def changed(weights: Any, changes: Any) -> Any:
+    """`weights` with `changes` added to the leaves they name, and pairs of low rank put beside their kernels."""
+    if not isinstance(changes, Mapping):
+        return weights + changes
+    merged = {name: changed(weights[name], change) for name, change in changes.items() if name not in LOW_RANK}
+    return {**weights, **merged, **{name: changes[name] for name in LOW_RANK if name in changes}}
+
+
+def check_changes(changes: Changes | None, weights: Any, name: str) -> None:
+    """Refuses changes that name no weight of the tower, or have another shape than it."""
+    shapes = {path: np.shape(leaf) for path, leaf in flatten_dict(weights).items()}
+    given = flatten_dict(changes or {})
+    for path, leaf in given.items():
+        where, shape = "/".join(path), np.shape(leaf)
+        if path[-1] in LOW_RANK:
+            _check_low_rank(given, path[:-1], shapes.get((*path[:-1], "kernel")), name)
+        elif path not in shapes:
+            raise ClipbiasError(f"{name} changes {where!r}, which is no weight of this tower.")
+        elif shape != shapes[path]:
+            raise ClipbiasError(
+                f"{name} changes {where!r} by an array of shape {shape}; the weight's is {shapes[path]}."
+            )
+
+
+def _check_low_rank(given: Mapping[Any, Any], path: tuple[str, ...], kernel: tuple[int, ...] | None, name: str) -> None:
+    where, (down, up) = "/".join(path), (np.shape(given.get((*path, part))) for part in LOW_RANK)
+    if kernel is None or len(kernel) != 3:
+        raise ClipbiasError(f"{name} changes {where!r} by low rank, which is no stack of kernels of this tower.")
+    layers, inputs, outputs = kernel
+    parts = 3 if path[-1] == "qkv" else 1
+    rank = down[-1] if down else 0
+    expected = (layers, parts, inputs, rank), (layers, parts, rank, outputs // parts)
+    if rank == 0 or (down, up) != expected:
+        raise ClipbiasError(
+            f"{name} changes {where!r} by down {down} and up {up}; expected [{layers}, {parts}, {inputs}, rank] and "
+            f"[{layers}, {parts}, rank, {outputs // parts}]."
+        )
+
+
+def fold(weights: Any, changes: Changes) -> Any:
+    """One tower's weights with the changes in them, float32 NumPy where something changed, low rank multiplied out."""
+    flat, given = flatten_dict(weights), flatten_dict(changes)
+    added = {path: np.asarray(leaf, np.float32) for path, leaf in given.items() if path[-1] not in LOW_RANK}
+    for path in {path[:-1] for path in given if path[-1] in LOW_RANK}:
+        down, up = (np.asarray(given[(*path, part)], np.float32) for part in LOW_RANK)
+        parts = np.moveaxis(down @ up, 1, 2)  # [L, inputs, P, outputs / P]
+        kernel = (*path, "kernel")
+        added[kernel] = added.get(kernel, 0) + parts.reshape(*parts.shape[:2], -1)
+    folded = {path: np.asarray(flat[path], np.float32) + change for path, change in added.items()}
+    return unflatten_dict({**flat, **folded})
+
+
+def outside_layers(weights: Any, changes: Changes | None) -> Any:
+    """One tower's weights with the changes of all but its blocks, whose changes act block by block."""
+    return changed(weights, {name: change for name, change in (changes or {}).items() if name != "layers"})
+
+
+def of_layers(changes: Changes | None) -> Any:
+    """The changes of a tower's stacked blocks, or `None` where there are none."""
+    layers = (changes or {}).get("layers")
+    return layers if jax.tree.leaves(layers) else None

@@ -1,0 +1,190 @@
+"""Changes of weights against the float64 rendering of CLIP on weights that were changed by hand."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from clipbias.clip import Adaptation, encode_image, encode_packed_text, encode_text, pack
+from clipbias.clip.text import as_tokens
+from clipbias.clip.weight_changes import fold
+from clipbias.errors import ClipbiasError
+from tests import helpers
+from tests.reference import numpy_clip
+
+LENGTHS = (3, 1, 5, 2)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """The same weights as the fixture `clip`."""
+    return helpers.tiny_checkpoint(tmp_path_factory.mktemp("reference"))
+
+
+def changes(clip, tower, seed=0):
+    """Something of every kind in every place."""
+    geometry = getattr(clip.config, tower)
+    L, D, hidden = geometry.layers, geometry.width, geometry.mlp_width
+    shapes = {
+        ("layers", "norm1", "scale"): (L, D),
+        ("layers", "norm2", "bias"): (L, D),
+        ("layers", "qkv", "bias"): (L, 3 * D),
+        ("layers", "qkv", "down"): (L, 3, D, 2),
+        ("layers", "qkv", "up"): (L, 3, 2, D),
+        ("layers", "out", "down"): (L, 1, D, 3),
+        ("layers", "out", "up"): (L, 1, 3, D),
+        ("layers", "fc1", "kernel"): (L, D, hidden),
+        ("layers", "fc2", "bias"): (L, D),
+        ("projection",): (D, clip.config.projection_width),
+        ("post_norm" if tower == "vision" else "final_norm", "scale"): (D,),
+    }
+    if tower == "vision":
+        shapes["pre_norm", "bias"] = (D,)
+    rng = np.random.default_rng(seed)
+    tree: dict = {}
+    for path, shape in shapes.items():
+        node = tree
+        for part in path[:-1]:
+            node = node.setdefault(part, {})
+        node[path[-1]] = jnp.asarray(rng.normal(scale=0.2, size=shape), jnp.float32)
+    return tree
+
+
+def changed_state(state, change, tower):
+    """A Hugging Face state dict with the changes added, name by name."""
+    state, prefix = dict(state), f"{tower}_model"
+    change = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), change)
+    layers = change["layers"]
+    for l in range(len(layers["norm1"]["scale"])):
+        name = f"{prefix}.encoder.layers.{l}"
+        added = {
+            "layer_norm1.weight": layers["norm1"]["scale"][l],
+            "layer_norm2.bias": layers["norm2"]["bias"][l],
+            "self_attn.out_proj.weight": (layers["out"]["down"][l, 0] @ layers["out"]["up"][l, 0]).T,
+            "mlp.fc1.weight": layers["fc1"]["kernel"][l].T,
+            "mlp.fc2.bias": layers["fc2"]["bias"][l],
+        }
+        for part, letter in enumerate("qkv"):
+            width = layers["norm1"]["scale"].shape[1]
+            added[f"self_attn.{letter}_proj.bias"] = layers["qkv"]["bias"][l, part * width : (part + 1) * width]
+            low_rank = layers["qkv"]["down"][l, part] @ layers["qkv"]["up"][l, part]
+            added[f"self_attn.{letter}_proj.weight"] = low_rank.T
+        for suffix, value in added.items():
+            state[f"{name}.{suffix}"] = state[f"{name}.{suffix}"] + value
+    outside = {f"{'visual' if tower == 'vision' else 'text'}_projection.weight": change["projection"].T}
+    if tower == "vision":
+        outside[f"{prefix}.post_layernorm.weight"] = change["post_norm"]["scale"]
+        outside[f"{prefix}.pre_layrnorm.bias"] = change["pre_norm"]["bias"]
+    else:
+        outside[f"{prefix}.final_layer_norm.weight"] = change["final_norm"]["scale"]
+    return state | {name: state[name] + value for name, value in outside.items()}
+
+
+def close(found, expected, tolerance=1e-5):
+    np.testing.assert_allclose(found, expected, atol=tolerance * np.abs(expected).max(), rtol=0)
+
+
+@pytest.mark.parametrize("explicit", [False, True])
+def test_images(clip, reference, explicit):
+    images = helpers.random_images(reference.config, 3)
+    pixels = np.random.default_rng(1).normal(size=images.shape[1:]).astype(np.float32)
+    change = changes(clip, "vision")
+    state = changed_state(reference.state, change, "vision")
+    expected = numpy_clip.encode_image(state, reference.config, images + pixels).features
+    observe = (lambda view: view.probabilities) if explicit else None
+    run = jax.jit(functools.partial(encode_image, config=clip.config, observe=observe))
+    adaptation = Adaptation(vision_weights=change, pixels=pixels)
+    close(run(clip.params, images=images, adaptation=adaptation)[0], expected)
+    frozen = numpy_clip.encode_image(reference.state, reference.config, images).features
+    assert np.abs(expected - frozen).max() > 0.1 * np.abs(frozen).max()  # it matters
+
+
+def test_texts_in_every_layout(clip, reference):
+    ids = helpers.random_tokens(reference.config, LENGTHS)
+    change = changes(clip, "text")
+    state = changed_state(reference.state, change, "text")
+    expected = numpy_clip.encode_text(state, reference.config, ids).features
+    adaptation, tokens = Adaptation(text_weights=change), as_tokens(ids, clip.config)
+
+    @jax.jit
+    def layouts(params, adaptation):
+        looking = functools.partial(encode_text, observe=lambda view: view.index)
+        found = [encode(params, clip.config, tokens, adaptation)[0] for encode in (encode_text, looking)]
+        for groups, chunks in ((1, 1), (4, 2)):
+            packed = pack(tokens, groups=groups)
+            found.append(encode_packed_text(params, clip.config, packed, adaptation, chunks=chunks))
+        return found
+
+    for found in layouts(clip.params, adaptation):
+        close(found, expected)
+
+
+def test_gradients_are_those_of_the_explicit_path(clip, reference):
+    images = helpers.random_images(reference.config, 3)
+    ids = helpers.random_tokens(reference.config, LENGTHS)
+    tokens = as_tokens(ids, clip.config)
+    packed = pack(tokens, groups=2)
+    every = {"vision_weights": changes(clip, "vision"), "text_weights": changes(clip, "text")}
+
+    def loss(change, *, explicit):
+        adaptation, observe = Adaptation(**change), (lambda view: view.index) if explicit else None
+        image = encode_image(clip.params, clip.config, images, adaptation, observe=observe)[0]
+        if explicit:
+            text = encode_text(clip.params, clip.config, tokens, adaptation, observe=observe)[0]
+        else:
+            text = encode_packed_text(clip.params, clip.config, packed, adaptation)
+        return (image.sum(0) * text.sum(0)).sum()
+
+    fused, plain = (jax.jit(jax.grad(functools.partial(loss, explicit=one)))(every) for one in (False, True))
+    for path, expected in flatten_dict(plain).items():
+        assert np.abs(expected).max() > 0, path
+        close(flatten_dict(fused)[path], expected, 5e-5)
+
+
+@pytest.mark.parametrize("tower", ["vision", "text"])
+def test_folded_weights_compute_the_same(clip, reference, tower):
+    change = changes(clip, tower)
+    folded = {**clip.params, tower: fold(clip.params[tower], change)}
+    assert jax.tree.structure(folded) == jax.tree.structure(clip.params)
+    ids = as_tokens(helpers.random_tokens(reference.config, LENGTHS), clip.config)
+    images = helpers.random_images(reference.config, 3)
+    adaptation = Adaptation(**{f"{tower}_weights": change})
+    encode = encode_image if tower == "vision" else encode_text
+    inputs = images if tower == "vision" else ids
+    run = jax.jit(lambda params, adaptation: encode(params, clip.config, inputs, adaptation)[0])
+    close(run(folded, Adaptation()), np.asarray(run(clip.params, adaptation)))
+
+
+def test_a_bias_of_the_mlp_is_bias_tuning(clip, reference):
+    bias = jnp.asarray(np.random.default_rng(0).normal(size=(clip.config.vision.layers, clip.config.vision.width)))
+    images = helpers.random_images(reference.config, 3)
+    run = jax.jit(lambda adaptation: encode_image(clip.params, clip.config, images, adaptation)[0])
+    change = {"layers": {"fc2": {"bias": bias}}}
+    close(run(Adaptation(vision_weights=change)), np.asarray(run(Adaptation(vision_bias=bias))))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"layers": {"fc3": {"bias": np.zeros(3)}}}, "'layers/fc3/bias', which is no weight"),
+        ({"layers": {"fc2": {"bias": np.zeros(3)}}}, "by an array of shape (3,); the weight's is"),
+        ({"layers": {"fc2": {"down": np.zeros((3, 1, 96, 2))}}}, "and up ()"),
+        (
+            {"layers": {"qkv": {"down": np.zeros((3, 1, 24, 2)), "up": np.zeros((3, 1, 2, 72))}}},
+            "expected [3, 3, 24, r",
+        ),
+        (
+            {"layers": {"norm1": {"down": np.zeros((3, 1, 24, 2)), "up": np.zeros((3, 1, 2, 72))}}},
+            "no stack of kernels",
+        ),
+    ],
+)
+def test_what_fits_no_weight_is_refused(clip, reference, change, said):
+    with pytest.raises(ClipbiasError) as error:
+        encode_image(
+            clip.params, clip.config, helpers.random_images(reference.config, 1), Adaptation(vision_weights=change)
+        )
+    assert said in str(error.value)
