@@ -51,10 +51,10 @@ class Adaptation:
         return any(part is not None for part in parts)
 
     @property
-    def is_bias(self) -> bool:
-        """Whether biases are all there is, so that the adaptation can be folded into the weights."""
+    def only_changes_weights(self) -> bool:
+        """Whether it can be folded into the weights of a plain CLIP: biases are changes of the MLPs' own."""
         held = {field.name for field in dataclasses.fields(self) if getattr(self, field.name) is not None}
-        return bool(held) and held <= {"text_bias", "vision_bias"}
+        return bool(held) and held <= {"text_bias", "vision_bias", "text_weights", "vision_weights"}
 
 
 NOTHING = Adaptation()

@@ -23,10 +23,11 @@ ADAPTER, HEAD, CARD = "adapter.safetensors", "classifier.safetensors", "README.m
 def natural_form(task: Task, learnables: Learnables) -> str:
     """The form that asks least of whoever loads it, by what the method adds to the model.
 
-    Nothing but biases: a checkpoint. Nothing on the vision side: a head on the base model. Anything else: a program.
+    Nothing but changes of weights, biases among them: a checkpoint. Nothing on the vision side: a head on the base
+    model. Anything else: a program.
     """
     adaptation = jax.eval_shape(task.method.adapt, learnables)
-    if adaptation.is_bias:
+    if adaptation.only_changes_weights:
         return "checkpoint"
     return "program" if adaptation.changes_vision else "head"
 
@@ -46,7 +47,7 @@ def export(
       clip: its base model, from `clipbias.load`.
       folder: what is written; it must not exist, or be empty.
       form: of `FORMS`; `None` takes the natural one.
-        "checkpoint": a Hugging Face CLIP checkpoint with the biases folded in, and the head beside it.
+        "checkpoint": a Hugging Face CLIP checkpoint with the changes folded in, and the head beside it.
         "head": class features, for the image features of the base model.
         "program": images to logits as StableHLO, for any method.
       own_methods: the program of a method of one's own, see `Adapter.task`.

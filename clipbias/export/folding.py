@@ -1,8 +1,12 @@
-"""Biases folded into the weights: `x + MLP(x) + b` is the network whose MLP output bias is increased by `b`."""
+"""Changes of weights folded into the weights, the bias of bias tuning among them.
+
+`x + MLP(x) + b` is the network whose MLP output bias is increased by `b`.
+"""
 
 import numpy as np
 
 from clipbias.clip import Adaptation
+from clipbias.clip import weight_changes as changes
 from clipbias.clip.params import Params
 from clipbias.errors import ClipbiasError
 
@@ -11,19 +15,23 @@ def fold(params: Params, adaptation: Adaptation) -> Params:
     """The weights of a plain CLIP that computes what `params` with `adaptation` does.
 
     Args:
-      params: the frozen weights; they are not changed, and all but `fc2/bias` are shared with the result.
-      adaptation: `text_bias [Lt, Dt]`, `vision_bias [Lv, Dv]` or both.
+      params: the frozen weights; they are not changed, and what the adaptation leaves alone is shared with the result.
+      adaptation: `text_bias [Lt, Dt]`, `vision_bias [Lv, Dv]`, `text_weights`, `vision_weights`, or several of these.
 
     Raises:
       ClipbiasError: the adaptation holds something else.
     """
-    if not adaptation.is_bias:
-        raise ClipbiasError("only biases fold into the weights, and this adaptation holds something else or nothing.")
+    if not adaptation.only_changes_weights:
+        raise ClipbiasError(
+            "only biases and other changes of weights fold into the weights, and this adaptation holds something else "
+            "or nothing."
+        )
     folded = dict(params)
-    for tower, bias in (("vision", adaptation.vision_bias), ("text", adaptation.text_bias)):
-        if bias is None:
-            continue
-        layers = params[tower]["layers"]
-        increased = np.asarray(layers["fc2"]["bias"], np.float32) + np.asarray(bias, np.float32)
-        folded[tower] = {**params[tower], "layers": {**layers, "fc2": {**layers["fc2"], "bias": increased}}}
+    for tower in ("vision", "text"):
+        bias, change = (getattr(adaptation, f"{tower}_{part}") for part in ("bias", "weights"))
+        if change is not None:
+            changes.check_changes(change, params[tower], f"{tower}_weights")
+            folded[tower] = changes.fold(folded[tower], change)
+        if bias is not None:
+            folded[tower] = changes.fold(folded[tower], {"layers": {"fc2": {"bias": np.asarray(bias)}}})
     return folded

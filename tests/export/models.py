@@ -14,7 +14,7 @@ from clipbias.tuning.adapter import Adapter
 CLASS_NAMES = ("cat", "maine_coon", "bird")
 NOTES = {"dataset": "pets", "shots": 4, "seed": 1, "accuracy": 75.0}
 
-# Methods of a user's own: a bias of low rank, and one shift of all class features, which leaves images alone.
+# Methods of a user's own: a bias of low rank, one shift of all class features, which leaves images alone, and weights.
 LOW_RANK = '''"""Biases of rank one."""
 import jax
 from clipbias import Adaptation
@@ -35,6 +35,20 @@ def init(rng, clip, class_names):
 
 def adapt(learnables):
     return Adaptation(text_residual=learnables["shift"][None])
+'''
+WEIGHTS = '''"""A LayerNorm of the vision tower, and queries, keys and values of the text tower by low rank."""
+import jax.numpy as jnp
+from clipbias import Adaptation
+
+def init(rng, clip, class_names):
+    vision, text = clip.config.vision, clip.config.text
+    scale = {"scale": jnp.zeros((vision.layers, vision.width))}
+    shapes = {"down": (text.layers, 3, text.width, 2), "up": (text.layers, 3, 2, text.width)}
+    low_rank = {name: jnp.zeros(shape) for name, shape in shapes.items()}
+    return {"vision_weights": {"layers": {"norm1": scale}}, "text_weights": {"layers": {"qkv": low_rank}}}
+
+def adapt(learnables):
+    return Adaptation(**learnables)
 '''
 
 

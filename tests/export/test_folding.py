@@ -94,6 +94,21 @@ def test_a_method_of_ones_own_folds_in_the_tower_it_changes(clip: Clip, tmp_path
     jax.tree.map(np.testing.assert_array_equal, folded.params["text"], clip.params["text"])
 
 
+def test_a_method_that_changes_weights_folds(clip: Clip, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(models.WEIGHTS)
+    adapter = models.adapter(clip, str(tmp_path / "own.py"), tmp_path)
+    assert export(adapter, clip, tmp_path / "out", own_methods=(adapter.method,)) == "checkpoint"
+    images = models.pictures(clip, 2)
+    models.assert_close(zero_shot_logits(tmp_path / "out", images), models.logits(clip, adapter, images))
+    folded = clipbias.load(tmp_path / "out")
+    changed = {
+        jax.tree_util.keystr(path)
+        for path, same in jax.tree_util.tree_leaves_with_path(jax.tree.map(np.array_equal, folded.params, clip.params))
+        if not same
+    }
+    assert changed == {"['text']['layers']['qkv']['kernel']", "['vision']['layers']['norm1']['scale']"}
+
+
 def test_folding_leaves_the_frozen_weights_alone_and_refuses_prompts(clip: Clip) -> None:
     vision = clip.config.vision
     before = np.array(clip.params["vision"]["layers"]["fc2"]["bias"])
@@ -102,5 +117,5 @@ def test_folding_leaves_the_frozen_weights_alone_and_refuses_prompts(clip: Clip)
     np.testing.assert_array_equal(folded["vision"]["layers"]["fc2"]["bias"], before + 1)
     np.testing.assert_array_equal(clip.params["vision"]["layers"]["fc2"]["bias"], before)
     for adaptation in (Adaptation(), Adaptation(vision_bias=bias, vision_prompts=bias[:, None])):
-        with pytest.raises(ClipbiasError, match="only biases fold"):
+        with pytest.raises(ClipbiasError, match="only biases and other changes of weights fold"):
             fold(clip.params, adaptation)
