@@ -1,26 +1,38 @@
-"""A CLIP model on disk in the Hugging Face format: configuration, tokenizer, preprocessing and safetensors."""
+"""A CLIP model from disk or hub, in every common format, and back in Hugging Face's."""
 
-import contextlib
 import dataclasses
 import hashlib
 import json
-import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from clipbias.clip import convert, repository, tokenizer
+from clipbias import checks
+from clipbias.clip import convert, open_clip, repository, tokenizer
 from clipbias.clip.config import ClipConfig, from_hugging_face, to_hugging_face
 from clipbias.clip.params import Params
 from clipbias.clip.preprocess import Preprocessing, preprocessor_json, read_preprocessing
+from clipbias.clip.shapes import config_from_shapes
+from clipbias.clip.tensors import check_file
+from clipbias.clip.tokenizer_files import (
+    CLIP_VOCABULARY,
+    clip_tokenizer,
+    has_tokenizer,
+    import_transformers,
+    read_tokenizer,
+)
+from clipbias.clip.weights import Weights, open_weights
 from clipbias.errors import ClipbiasError
-from clipbias.files import read_json, shorten, write_tensors, write_text
+from clipbias.files import read_json, shorten, user_path, write_tensors, write_text
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+ACTIVATIONS = ("quick_gelu", "gelu")
+# Repositories whose configuration leaves out that they were trained with QuickGELU (open_clip's own list says so).
+QUICK_GELU = "apple/DFN"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +45,9 @@ class Clip:
       tokenizer: a `transformers.CLIPTokenizerFast`.
       preprocessing: resolution, mean and standard deviation of its images.
       name: what it was loaded from.
-      revision: the commit of the repository that it was loaded from; `None` where it is not from the hub.
-      fingerprint: SHA-256 over the weights, so that an adapter knows the model it belongs to.
+      fingerprint: SHA-256 over the weights, so that an adapter knows the model it belongs to: the same in every format.
       stored_dtype: NumPy type name of the checkpoint's tensors; `save` writes the same.
+      revision: the commit on the hub, of a model from there.
     """
 
     params: Params
@@ -91,143 +103,131 @@ class Clip:
         return push(repository, write, private=private, message="Upload a CLIP model")
 
 
-def load(source: str | os.PathLike, *, dtype: str = "float32") -> Clip:
+def load(
+    source: str | os.PathLike,
+    *,
+    dtype: str = "float32",
+    activation: str | None = None,
+    tokenizer: str | os.PathLike | None = None,
+) -> Clip:
     """Loads a CLIP model.
 
+    A folder or a hub repository has its weights as `model.safetensors`, `flax_model.msgpack` or `pytorch_model.bin`
+    beside a `config.json`, or under open_clip's names beside an `open_clip_config.json`. A file is OpenAI's own `.pt`,
+    a training checkpoint, or any of these; its geometry comes from the configuration beside it, or else from its
+    shapes. Nothing in a file is ever run.
+
     Args:
-      source: "demo" for the embedded model, a local folder in Hugging Face format, or a hub name such as
+      source: "demo" for the embedded model, a local folder or file, or a hub name such as
         "openai/clip-vit-base-patch16", optionally with "@revision" behind and "hf-hub:" before it.
       dtype: type in which the weights are kept on the device.
+      activation: "quick_gelu" or "gelu", instead of what is said beside the weights; needed for a training checkpoint
+        with no configuration beside it. OpenAI's own file is known to have QuickGELU.
+      tokenizer: a folder with the tokenizer's files, instead of those beside the weights. A model without any that has
+        CLIP's 49,408 tokens gets CLIP's own.
 
     Raises:
       ClipbiasError: nothing is found there, or what is found is not a CLIP model; the message says what to do.
     """
-    found = repository.find(source)
-    folder = found.path
-    config_path = folder / "config.json"
-    if not config_path.exists():
-        raise ClipbiasError(f"{folder} has no config.json; expected a CLIP model in Hugging Face format there.")
-    transformers = _transformers()
-    try:
-        raw = read_json(config_path, dict, what="a CLIP configuration")
-        if raw.get("model_type") not in ("clip", None):
-            raise ClipbiasError(f"{config_path} describes a {raw['model_type']!r} model; clipbias loads 'clip' models.")
-        hf_config = transformers.CLIPConfig(**raw)
-    except ClipbiasError:
-        raise
-    except Exception as error:  # whatever the configuration library raises on content of another kind
-        reason = " ".join(str(error).split())
-        raise ClipbiasError(f"{config_path} is not a CLIP configuration ({reason}); fetch it again.") from error
-    text_tokenizer = _load_tokenizer(folder)
-    try:
-        config = from_hugging_face(hf_config, text_tokenizer.eos_token_id)
-        tokenizer.check_vocabulary(text_tokenizer, config.text.vocabulary_size)
-    except ClipbiasError as error:
-        raise ClipbiasError(f"{config_path}: {error}") from error
-    params, stored_dtype, fingerprint = _load_weights(folder, config)
+    if activation is not None:
+        checks.one_of("the activation", activation, ACTIVATIONS)
+    found = repository.find(source, check=_check_configuration)
+    with open_weights(found.path) as weights:
+        config, preprocessing = _describe(weights, activation, found.name)
+        text_tokenizer = _tokenizer(weights, config.text.vocabulary_size, tokenizer)
+        # OpenAI's published configurations carry another end-of-text id than the one that the tokenizer writes.
+        config = dataclasses.replace(
+            config, text=dataclasses.replace(config.text, eos_token_id=text_tokenizer.eos_token_id)
+        )
+        params = convert.from_tensors(config, weights.tensors, weights.naming, where=weights.where)
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(params):
+        digest.update(leaf.data)
     scale = params["logit_scale"].astype(np.float32)  # half precision would turn 100 into 99
     return Clip(
         params={**jax.tree.map(lambda leaf: leaf.astype(dtype, copy=False), params), "logit_scale": scale},
         config=config,
         tokenizer=text_tokenizer,
-        preprocessing=read_preprocessing(folder, config.vision.image_size),
+        preprocessing=preprocessing,
         name=found.name,
-        fingerprint=fingerprint,
-        stored_dtype=stored_dtype,
+        fingerprint=digest.hexdigest(),
+        stored_dtype=weights.widest,
         revision=found.revision,
     )
 
 
-def _transformers() -> Any:
-    """Imports `transformers` without its advice about frameworks that are not needed here."""
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    logger = logging.getLogger("transformers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def _describe(weights: Weights, activation: str | None, name: str) -> tuple[ClipConfig, Preprocessing]:
+    """Geometry and preprocessing, from the configuration beside the weights or from their shapes."""
+    if weights.configuration is not None:
+        config, preprocessing, says_activation = read_configuration(weights.configuration)
+        if not says_activation and name.startswith(QUICK_GELU):
+            activation = activation or "quick_gelu"
+        if activation is not None:
+            vision = dataclasses.replace(config.vision, activation=activation)
+            text = dataclasses.replace(config.text, activation=activation)
+            config = dataclasses.replace(config, vision=vision, text=text)
+        return config, preprocessing
+    chosen = activation or weights.activation
+    if chosen is None:
+        raise ClipbiasError(
+            f"{weights.where} does not say which activation its model has; put its config.json or "
+            "open_clip_config.json beside it, or call clipbias.load with activation='quick_gelu' (OpenAI's models, and "
+            "those of open_clip with 'quickgelu' in their names) or activation='gelu' (most others)."
+        )
+    config = config_from_shapes(weights.tensors, weights.naming, activation=chosen, where=weights.where)
+    return config, Preprocessing(config.vision.image_size)
+
+
+def _check_configuration(folder: Path, files: repository.WeightFiles) -> None:
+    read_configuration(folder / files.configuration)
+
+
+def read_configuration(path: Path) -> tuple[ClipConfig, Preprocessing, bool]:
+    """Reads a `config.json` with the `preprocessor_config.json` beside it, or an `open_clip_config.json`.
+
+    Returns:
+      The geometry (with the largest id for the end of text), the preprocessing, and whether the activation is said.
+
+    Raises:
+      ClipbiasError: it is damaged, or describes another model.
+    """
+    check_file(path)
+    if path.name == repository.CONFIGURATION["open_clip"]:
+        return open_clip.read_config(path)
+    raw = read_json(path, dict, what="a CLIP configuration")
+    if raw.get("model_type") not in ("clip", None):
+        kind = checks.shown(raw["model_type"])
+        raise ClipbiasError(f"{path} describes a {kind} model, another network; clipbias loads 'clip' models.")
     try:
-        import transformers
-    finally:
-        logger.setLevel(level)
-    return transformers
+        config = from_hugging_face(import_transformers().CLIPConfig(**raw))
+    except ClipbiasError as error:
+        raise ClipbiasError(f"{path}: {error}") from error
+    except Exception as error:  # whatever the configuration library raises on content of another kind
+        reason = shorten(" ".join(str(error).split()), 300)
+        raise ClipbiasError(f"{path} is not a CLIP configuration ({reason}); fetch it again.") from error
+    return config, read_preprocessing(path.parent, config.vision.image_size), True
 
 
-def _load_tokenizer(folder: Path) -> Any:
-    names = ("tokenizer.json", "vocab.json")
-    if not any((folder / name).exists() for name in names):
-        raise ClipbiasError(f"{folder} has no tokenizer (tokenizer.json, or vocab.json and merges.txt).")
+def _tokenizer(weights: Weights, vocabulary_size: int, given: str | os.PathLike | None) -> Any:
+    is_clips = vocabulary_size == CLIP_VOCABULARY
+    if given is not None:
+        folder, found = str(given), read_tokenizer(user_path(given))
+    # Beside a file without a configuration may lie what belongs to others.
+    elif has_tokenizer(weights.folder) and not (is_clips and weights.configuration is None):
+        folder, found = str(weights.folder), read_tokenizer(weights.folder)
+    elif is_clips:
+        return clip_tokenizer()
+    else:
+        raise ClipbiasError(
+            f"{weights.folder} has no tokenizer (tokenizer.json, or vocab.json and merges.txt), and CLIP's own has "
+            f"{CLIP_VOCABULARY:,} tokens where this model has {vocabulary_size:,}; call clipbias.load with the "
+            "folder of its tokenizer as `tokenizer`."
+        )
     try:
-        loaded = _transformers().CLIPTokenizerFast.from_pretrained(str(folder), local_files_only=True)
-        if not isinstance(loaded.model_max_length, int):
-            raise ValueError(f"its model_max_length is {loaded.model_max_length!r}")
-        ids = loaded(["a photo of a cat."], add_special_tokens=False, verbose=False)["input_ids"][0]
-        if not ids or not all(isinstance(i, int) for i in (*ids, loaded.bos_token_id, loaded.eos_token_id)):
-            raise ValueError("it lacks tokens")
-        return loaded
-    except Exception as error:  # whatever the tokenizer library raises on a damaged file
-        words = shorten(" ".join(str(error).split()), 300)
-        raise ClipbiasError(f"the tokenizer in {folder} cannot be read ({words}); fetch it again.") from error
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model: one, or the shards that its index names."""
-    if (folder / WEIGHTS).exists():
-        return [folder / WEIGHTS]
-    if (folder / INDEX).exists():
-        try:
-            names = sorted(set(read_json(folder / INDEX, dict)["weight_map"].values()))
-            inside = [Path(name).name == name and "\0" not in name for name in names]
-        except (KeyError, AttributeError, TypeError) as error:
-            raise ClipbiasError(f"{folder / INDEX} is not a safetensors index; fetch it again.") from error
-        for name, is_inside in zip(names, inside, strict=True):
-            if not is_inside:
-                raise ClipbiasError(f"{folder / INDEX} names {name!r}, which is not a file of that folder.")
-            if not (folder / name).exists():
-                raise ClipbiasError(f"{folder} lacks the shard {name}; fetch it again.")
-        return [folder / name for name in names]
-    pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
-    found = (
-        f"only the pickled {', '.join(pickled)}, which is never opened because unpickling runs code"
-        if pickled
-        else "no weights"
-    )
-    raise ClipbiasError(
-        f"{folder} holds {found}; expected {WEIGHTS}. Where torch is installed, this converts a model that you trust: "
-        f"python -c \"from transformers import CLIPModel; CLIPModel.from_pretrained('{folder}')"
-        f".save_pretrained('{folder}', safe_serialization=True)\""
-    )
-
-
-@contextlib.contextmanager
-def open_weights(path: Path) -> Iterator[Any]:
-    """Opens a safetensors file memory-mapped. Raises `ClipbiasError` for a damaged one."""
-    import safetensors
-
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            yield file
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ClipbiasError(f"{path} is damaged or incomplete ({error}); fetch it again.") from error
-
-
-def _load_weights(folder: Path, config: ClipConfig) -> tuple[Params, str, str]:
-    with contextlib.ExitStack() as stack:
-        files = [stack.enter_context(open_weights(path)) for path in weight_files(folder)]
-        owner = {name: file for file in files for name in file.keys()}  # noqa: SIM118 (not a dictionary)
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name, file in owner.items()}
-        dtypes = set()
-        digest = hashlib.sha256()
-
-        def read(name: str) -> np.ndarray:
-            value = owner[name].get_tensor(name)
-            dtypes.add(value.dtype.name)
-            return value
-
-        params = convert.from_tensors(config, shapes, read, where=str(folder))
-    for leaf in jax.tree.leaves(params):
-        digest.update(leaf.data)
-    # A mixed checkpoint is written back in the widest type it holds.
-    widest = max(dtypes, key=lambda name: {"bfloat16": 1, "float16": 1}.get(name, 2))
-    return params, widest, digest.hexdigest()
+        tokenizer.check_vocabulary(found, vocabulary_size)
+    except ClipbiasError as error:
+        raise ClipbiasError(f"{folder}: {error}") from error
+    return found
 
 
 def save(folder: str | os.PathLike, clip: Clip, params: Params, *, exact: bool = False) -> None:

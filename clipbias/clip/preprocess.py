@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,15 +32,24 @@ def read_preprocessing(folder: Path, image_size: int) -> Preprocessing:
     path = folder / "preprocessor_config.json"
     if not path.exists():
         return Preprocessing(image_size)
+    content = read_json(path, dict, what="a CLIP preprocessor configuration")
     try:
-        content = read_json(path, dict, what="a CLIP preprocessor configuration")
-        mean, std = (tuple(float(x) for x in content[key]) for key in ("image_mean", "image_std"))
-        if len(mean) != 3 or len(std) != 3 or not min(std) > 0 or not np.isfinite((*mean, *std)).all():
-            raise ValueError("mean and std need three values each")
-    except ClipbiasError:
-        raise
+        return preprocessing_of(image_size, content["image_mean"], content["image_std"])
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise ClipbiasError(f"{path} is not a CLIP preprocessor configuration ({error}); fetch it again.") from error
+
+
+def preprocessing_of(image_size: int, mean: Any, std: Any) -> Preprocessing:
+    """The preprocessing of a configuration file; `None` stands for CLIP's own value. Raises `ValueError` or
+    `TypeError` for what is no mean or standard deviation of three channels.
+    """
+    own = Preprocessing(image_size)
+    mean, std = (
+        default if given is None else tuple(float(x) for x in given)
+        for given, default in ((mean, own.mean), (std, own.std))
+    )
+    if len(mean) != 3 or len(std) != 3 or not min(std) > 0 or not np.isfinite((*mean, *std)).all():
+        raise ValueError("mean and std need three values each")
     return Preprocessing(image_size, mean, std)
 
 

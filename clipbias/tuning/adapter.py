@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from clipbias.clip import Clip, hub
-from clipbias.clip.checkpoint import open_weights
+from clipbias.clip.tensors import open_safetensors_file
 from clipbias.errors import ClipbiasError
 from clipbias.files import parse_json, user_path, write_tensors, write_text
 from clipbias.tuning.method import Learnables
@@ -168,7 +168,7 @@ def load_adapter(path: str | os.PathLike) -> Adapter:
       ClipbiasError: no such file, or it is damaged, not an adapter, or of a later format; or it cannot be downloaded.
     """
     path = _find(path)
-    with open_weights(path) as file:
+    with open_safetensors_file(path) as file:
         metadata = (file.metadata() or {}).get("clipbias")
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
     try:

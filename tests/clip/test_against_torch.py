@@ -12,6 +12,7 @@ import safetensors.numpy
 import clipbias
 from clipbias.clip import Adaptation, Clip, config, convert, encode_image, encode_text, pack
 from clipbias.clip.packed_text import encode_packed_text
+from clipbias.clip.tensors import Tensor
 from clipbias.clip.text import as_tokens
 from tests import helpers
 from tests.reference import methods, numpy_clip, weights
@@ -121,9 +122,11 @@ def test_vit_b_16_equals_transformers():
     state = weights.random_state_dict(settings, seed=16)
     import transformers
 
-    shapes = {name: value.shape for name, value in state.items()}
+    tensors = {
+        name: Tensor(value.shape, value.dtype.name, functools.partial(state.pop, name)) for name, value in state.items()
+    }
     geometry = config.from_hugging_face(transformers.CLIPConfig(**settings))
-    params = convert.from_tensors(geometry, shapes, state.pop, where="the reference")
+    params = convert.from_tensors(geometry, tensors, where="the reference")
     images, tokens = helpers.random_images(settings, 2), helpers.random_tokens(settings, (5, 30, 75))
 
     @functools.partial(jax.jit, static_argnums=1)

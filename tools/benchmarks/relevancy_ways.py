@@ -14,6 +14,7 @@ from clipbias.clip import Clip, convert
 from clipbias.clip.config import ClipConfig, to_hugging_face
 from clipbias.clip.params import Params, empty_params
 from clipbias.clip.preprocess import Preprocessing
+from clipbias.clip.tensors import open_safetensors
 from clipbias.errors import ClipbiasError
 from clipbias.explain.relevancy import plain_relevancy, relevancy
 from clipbias.files import write_tensors, write_text
@@ -43,9 +44,8 @@ def write_weights(folder: Path, config: ClipConfig) -> None:
 
 def read_weights(folder: Path, config: ClipConfig) -> Params:
     """What `write_weights` wrote, on the default device."""
-    with safetensors.safe_open(folder / WEIGHTS, framework="numpy") as file:
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        return jax.device_put(convert.from_tensors(config, shapes, file.get_tensor, where=str(folder)))
+    with open_safetensors([folder / WEIGHTS]) as tensors:
+        return jax.device_put(convert.from_tensors(config, tensors, where=str(folder)))
 
 
 def write_inputs(job: Job, task: Task, learnables: Any) -> None:

@@ -1,0 +1,90 @@
+"""Tensors as they lie in checkpoint files: names, shapes and types at once, numbers one tensor at a time."""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clipbias.errors import ClipbiasError
+from clipbias.files import read_json, reason, shorten
+
+FLOATING = ("bfloat16", "float16", "float32", "float64")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """One tensor of a file that is open.
+
+    Attributes:
+      shape: its shape.
+      dtype: NumPy's name of its type, or the file format's own where NumPy has none.
+      read: returns its numbers; nothing is read before. Only for the types in `FLOATING`.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    read: Callable[[], np.ndarray]
+
+
+SAFETENSORS_TYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
+
+
+@contextlib.contextmanager
+def open_safetensors(paths: Sequence[Path]) -> Iterator[dict[str, Tensor]]:
+    """The tensors of safetensors files, memory-mapped while the block runs."""
+    with contextlib.ExitStack() as stack:
+        tensors = {}
+        for path in paths:
+            file = stack.enter_context(open_safetensors_file(path))
+            for name in file.keys():  # noqa: SIM118 (not a dictionary)
+                part = file.get_slice(name)
+                dtype = SAFETENSORS_TYPES.get(part.get_dtype(), part.get_dtype())
+                tensors[name] = Tensor(tuple(part.get_shape()), dtype, functools.partial(file.get_tensor, name))
+        yield tensors
+
+
+@contextlib.contextmanager
+def open_safetensors_file(path: Path) -> Iterator[Any]:
+    """Opens a safetensors file memory-mapped. Raises `ClipbiasError` for a damaged one."""
+    import safetensors
+
+    check_file(path)
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            yield file
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ClipbiasError(f"{path} is damaged or incomplete ({error}); fetch it again.") from error
+
+
+def shards(index: Path) -> list[Path]:
+    """The files that the index of a sharded checkpoint (`*.index.json`) names, beside it.
+
+    Raises:
+      ClipbiasError: it is no index, it names a file elsewhere, or one of its files is not there.
+    """
+    try:
+        names = sorted(set(read_json(index, dict, what="an index of shards")["weight_map"].values()))
+        inside = [Path(name).name == name and "\0" not in name for name in names]
+    except (KeyError, AttributeError, TypeError) as error:
+        raise ClipbiasError(f"{index} is not an index of shards; fetch it again.") from error
+    for name, is_inside in zip(names, inside, strict=True):
+        if not is_inside:
+            raise ClipbiasError(f"{index} names {shorten(name)!r}, which is not a file of that folder.")
+        check_file(index.parent / name, missing=f"{index.parent} lacks the shard {shorten(name)}; fetch it again.")
+    return [index.parent / name for name in names]
+
+
+def check_file(path: Path, *, missing: str | None = None) -> None:
+    """Raises `ClipbiasError` where `path` is not a file: opening a pipe would wait for a writer for ever."""
+    try:
+        if not path.exists():
+            raise ClipbiasError(missing or f"{path} does not exist; check the path.")
+        if not path.is_file():
+            kind = "a folder" if path.is_dir() else "a pipe or a device"
+            raise ClipbiasError(f"{path} is {kind}, where a file is expected.")
+    except OSError as error:
+        raise ClipbiasError(f"cannot open {shorten(str(path))}: {reason(error)}; check the path.") from error

@@ -1,0 +1,77 @@
+"""A tokenizer from the files that lie beside a model, or CLIP's own where there are none."""
+
+import gzip
+import logging
+import os
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from clipbias.clip.tensors import check_file
+from clipbias.errors import ClipbiasError
+from clipbias.files import shorten
+
+FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
+CLIP_VOCABULARY = 49408
+# OpenAI's list of byte-pair merges (github.com/openai/CLIP, MIT licence), of which CLIP uses the first.
+MERGES = "bpe_simple_vocab_16e6.txt.gz"
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a tokenizer lies in a folder."""
+    return any((folder / name).exists() for name in ("tokenizer.json", "vocab.json"))
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """The `transformers.CLIPTokenizerFast` in a folder.
+
+    Raises:
+      ClipbiasError: there is none, or it is damaged.
+    """
+    if not has_tokenizer(folder):
+        raise ClipbiasError(f"{folder} has no tokenizer (tokenizer.json, or vocab.json and merges.txt).")
+    for name in FILES:
+        if (folder / name).exists():
+            check_file(folder / name)
+    try:
+        loaded = import_transformers().CLIPTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+        if not isinstance(loaded.model_max_length, int):
+            raise ValueError(f"its model_max_length is {loaded.model_max_length!r}")
+        ids = loaded(["a photo of a cat."], add_special_tokens=False, verbose=False)["input_ids"][0]
+        if not ids or not all(isinstance(i, int) for i in (*ids, loaded.bos_token_id, loaded.eos_token_id)):
+            raise ValueError("it lacks tokens")
+        return loaded
+    except Exception as error:  # whatever the tokenizer library raises on a damaged file
+        words = shorten(" ".join(str(error).split()), 300)
+        raise ClipbiasError(f"the tokenizer in {folder} cannot be read ({words}); fetch it again.") from error
+
+
+def clip_tokenizer() -> Any:
+    """CLIP's own byte-pair encoding of 49,408 tokens, which nearly every CLIP model was trained with."""
+    text = gzip.decompress((resources.files("clipbias") / "assets" / MERGES).read_bytes()).decode("utf-8")
+    alphabet = list(_byte_alphabet())
+    # What is left of the vocabulary after all bytes, inside and at the end of a word, and the two special tokens.
+    merges = [tuple(line.split()) for line in text.split("\n")[1 : 1 + CLIP_VOCABULARY - 2 * len(alphabet) - 2]]
+    pieces = [*alphabet, *(letter + "</w>" for letter in alphabet), *("".join(pair) for pair in merges)]
+    vocabulary = {piece: i for i, piece in enumerate([*pieces, "<|startoftext|>", "<|endoftext|>"])}
+    return import_transformers().CLIPTokenizerFast(vocab=vocabulary, merges=merges, model_max_length=77)
+
+
+def _byte_alphabet() -> str:
+    """A printable letter for every byte, in the order of CLIP's vocabulary: itself, or one beyond 255."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = 256 - len(printable)
+    return "".join(map(chr, [*printable, *range(256, 256 + others)]))
+
+
+def import_transformers() -> Any:
+    """Imports `transformers` without its advice about frameworks that are not needed here."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        import transformers
+    finally:
+        logger.setLevel(level)
+    return transformers
