@@ -3,8 +3,7 @@
     python -m experiments.train --config=configs/train.py:ivlp --config.dataset=eurosat --config.data_dir=/data
 
 The part after the colon is a file of `configs/methods/`, "bias" without one; its options are under
-`config.method_options`.
-Own images, one sub-folder per class:
+`config.method_options`. Own images, one sub-folder per class:
 
     python -m experiments.train --config=configs/train.py --config.model=demo --config.dataset=folder \\
         --config.data_dir=/path/to/images --config.template="a photo of a {}."

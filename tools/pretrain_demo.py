@@ -3,8 +3,8 @@
     python -m tools.pretrain_demo --model_folder=clipbias/assets/demo
 
 draws scenes, trains a small CLIP on them contrastively and writes it in Hugging Face format. Progress is kept in
-`--work`: a run that was interrupted continues from there, and a finished one only writes the model again. On two
-CPU cores it takes well under an hour. Zero-shot accuracy is watched on the demo datasets' validation images; their test
+`--work`: a run that was interrupted continues from there, and a finished one only writes the model again. On two CPU
+cores it takes well under an hour. Zero-shot accuracy is watched on the demo datasets' validation images; their test
 images are not used.
 """
 

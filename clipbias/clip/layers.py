@@ -73,8 +73,9 @@ def split_heads(x: jax.Array, heads: int) -> jax.Array:
 
 
 def attention_probabilities(q: jax.Array, k: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """`softmax(q kᵀ / √K)` in float32. `q [B, N, H, K]`, `k [B, N', H, K]` to `[B, H, N, N']`; `mask` True where
-    allowed.
+    """`softmax(q kᵀ / √K)` in float32: `q [B, N, H, K]`, `k [B, N', H, K]` to `[B, H, N, N']`.
+
+    `mask` is True where attention is allowed.
     """
     scores = jnp.einsum("BNHK,BMHK->BHNM", q * q.shape[-1] ** -0.5, k).astype(jnp.float32)
     if mask is not None:
@@ -94,8 +95,9 @@ def exponentials(*scores: jax.Array) -> list[jax.Array]:
 
 
 def fused_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool) -> jax.Array:
-    """Attention without its probabilities: `[B, N, H, K]` each. cuDNN's kernel in half precision on a GPU, plain
-    products elsewhere.
+    """Attention without its probabilities: `[B, N, H, K]` each.
+
+    That is cuDNN's kernel in half precision on a GPU, and plain products elsewhere.
     """
     if q.shape[1] == k.shape[1] and cudnn_takes(q.dtype, q.shape[-1]):
         return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="cudnn")
@@ -178,8 +180,7 @@ def block_rows(
     take: Callable[[jax.Array], jax.Array],
     attend: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
 ) -> jax.Array:
-    """`take(block(x))`, computing queries, projection and MLP for the taken rows only: the last block is read at one
-    row.
+    """`take(block(x))`, with queries, projection and MLP of the taken rows only: the last block is read at one row.
 
     Args:
       x: tokens `[..., D]`.

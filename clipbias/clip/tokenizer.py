@@ -12,8 +12,9 @@ from clipbias.files import shorten
 
 
 def clean(text: str) -> str:
-    """Repairs mis-decoded text, resolves HTML entities, collapses white space and lowers case, as OpenAI's
-    `SimpleTokenizer` does.
+    """Cleans text as OpenAI's `SimpleTokenizer` does.
+
+    Mis-decoded text is repaired, HTML entities are resolved, white space is collapsed, and case is lowered.
 
     The fast tokenizer of `transformers` leaves the first two out, which changes the ids of names such as "Caf&eacute;",
     and lowers each letter by itself, which misses the Greek sigma that ends a word.

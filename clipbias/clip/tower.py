@@ -1,9 +1,8 @@
 """A stack of blocks as one scan over layers, the same for both towers.
 
 A tower runs in three parts that callers may use one by one: *embed* (in `vision.py` and `text.py`) makes a
-  `TowerInput`,
-`layer` advances its tokens by one block, and a *readout* takes the feature's row. Nothing is patched to look inside:
-`layer` returns a `LayerView` of what it computed, and `observe` reduces it while the scan runs.
+`TowerInput`, `layer` advances its tokens by one block, and a *readout* takes the feature's row. Nothing is patched to
+look inside: `layer` returns a `LayerView` of what it computed, and `observe` reduces it while the scan runs.
 """
 
 import dataclasses

@@ -16,10 +16,9 @@ MAX_VAL_SHOTS = 4
 def few_shot(train: Split, val: Split | None, *, shots: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Draws `shots` training and `min(shots, 4)` validation images of each class.
 
-    One `random.Random(seed)` stream serves both: first every class of `train`, in the order in which classes
-    first appear in the list, then every class of `val`. A class with fewer images gives all it has, in list
-    order, and takes nothing from the stream; that is logged. The order of the result is the order of the
-    picks.
+    One `random.Random(seed)` stream serves both: first every class of `train`, in the order in which classes first
+    appear in the list, then every class of `val`. A class with fewer images gives all it has, in list order, and takes
+    nothing from the stream; that is logged. The order of the result is the order of the picks.
 
     Args:
       train: The full training split.

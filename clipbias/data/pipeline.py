@@ -213,8 +213,7 @@ def readable(images: Images, *, workers: int | None = None) -> Images:
 
 
 def _generator(seed: int, epoch: int, *, stream: int) -> np.random.Generator:
-    # Philox is a keyed counter: the stream in the counter's last word keeps the streams of one key 2^192
-    # blocks apart.
+    # Philox is a keyed counter: the stream in the counter's last word keeps the streams of one key 2^192 blocks apart.
     key = np.array([seed & (2**64 - 1), epoch], dtype=np.uint64)
     counter = np.array([0, 0, 0, stream], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))

@@ -90,8 +90,7 @@ def random_resized_crop_box(
 def resized_crop(image: np.ndarray, box: tuple[int, int, int, int], image_size: int) -> np.ndarray:
     """Cuts `box` (top, left, height, width) out of `image` [h, w, 3] and resizes it to [R, R, 3]."""
     top, left, height, width = box
-    # The copy keeps Pillow from seeing pixels outside the box: resize(box=...) would let the filter reach
-    # them.
+    # The copy keeps Pillow from seeing pixels outside the box: resize(box=...) would let the filter reach them.
     cut = Image.fromarray(np.ascontiguousarray(image[top : top + height, left : left + width]))
     return np.asarray(cut.resize((image_size, image_size), Image.Resampling.BICUBIC))
 

@@ -15,17 +15,16 @@ DIRECTIONS = ("positive", "negative")
 
 
 def ranks_to_remove(maps: jax.Array) -> jax.Array:
-    """The turn in which each patch is removed, from 0, in both `DIRECTIONS`: `[…, B, M]` to `[…, 2, B, M]`; ties by
-    position.
+    """The turn in which each patch is removed, from 0, in both `DIRECTIONS`: `[…, B, M]` to `[…, 2, B, M]`.
+
+    Of equal patches the first goes first.
     """
     both = jnp.stack([-maps, maps], axis=-3)
     return jnp.argsort(jnp.argsort(both, axis=-1, stable=True), axis=-1)
 
 
 def removed(maps: jax.Array, fraction: float, direction: str) -> jax.Array:
-    """Which of the patches `[B, M]` are gone: the share `fraction` of highest ("positive") or lowest ("negative")
-    values.
-    """
+    """Which of the patches `[B, M]` are gone: the share `fraction` of the highest ("positive") or lowest ones."""
     return ranks_to_remove(maps)[..., DIRECTIONS.index(direction), :, :] < round(fraction * maps.shape[-1])
 
 

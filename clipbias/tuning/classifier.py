@@ -62,8 +62,9 @@ class Classifier:
         return text
 
     def class_features(self, params: Params, learnables: Learnables, text: Text) -> jax.Array:
-        """Unit-length class features `[C, d]`: several templates averaged as unit vectors, then the residual, then
-        normalised.
+        """Unit-length class features `[C, d]`.
+
+        Templates are averaged as unit vectors, then the residual is added, then the sum is normalised.
         """
         features = self.text_features(params, learnables, text)
         if self.templates > 1:

@@ -154,9 +154,7 @@ def _text_features(classifier: Classifier, params: Params, learnables: Learnable
 
 
 def parameter_count(learnables: Learnables) -> dict[str, int]:
-    """Number of learnable parameters: `total`, `vision`, `text`, and `shared` for what belongs to neither tower
-    alone.
-    """
+    """Number of learnable parameters: `total`, `vision`, `text`, and `shared` between the towers."""
     counts = dict.fromkeys(("vision", "text", "shared"), 0)
     for key, value in learnables.items():
         tower = next((name for name in ("vision", "text") if key.startswith(name)), "shared")
