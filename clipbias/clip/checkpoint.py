@@ -14,6 +14,7 @@ import numpy as np
 from clipbias import checks
 from clipbias.clip import convert, open_clip, repository, tokenizer
 from clipbias.clip.config import ClipConfig, from_hugging_face, to_hugging_face
+from clipbias.clip.flax_file import FLAX, FLAX_WEIGHTS, write_flax
 from clipbias.clip.params import Params
 from clipbias.clip.preprocess import Preprocessing, preprocessor_json, read_preprocessing
 from clipbias.clip.shapes import config_from_shapes
@@ -70,12 +71,27 @@ class Clip:
         """
         return tokenizer.tokenize(self.tokenizer, texts, self.config.text.context_length)
 
-    def save(self, folder: str | os.PathLike, params: Params | None = None, *, exact: bool = False) -> None:
+    def save(
+        self,
+        folder: str | os.PathLike,
+        params: Params | None = None,
+        *,
+        format: str = "safetensors",
+        exact: bool = False,
+    ) -> None:
         """Writes the model (or the same model with other `params`) so that any Hugging Face CLIP program loads it.
 
-        With `exact`, a tensor that `stored_dtype` would round stays in float32.
+        Args:
+          folder: receives weights, configuration, tokenizer and preprocessing.
+          params: other weights of the same geometry.
+          format: "safetensors", or "flax" for the `flax_model.msgpack` of `FlaxCLIPModel`.
+          exact: keeps a tensor that `stored_dtype` would round in float32.
+
+        Raises:
+          ClipbiasError: there is no such format, the folder holds weights that would be read instead, or it cannot be
+            written.
         """
-        save(folder, self, self.params if params is None else params, exact=exact)
+        save(folder, self, self.params if params is None else params, format=format, exact=exact)
 
     def push_to_hub(
         self, repository: str, params: Params | None = None, *, exact: bool = False, private: bool | None = None
@@ -130,7 +146,7 @@ def load(
       ClipbiasError: nothing is found there, or what is found is not a CLIP model; the message says what to do.
     """
     if activation is not None:
-        checks.one_of("the activation", activation, ACTIVATIONS)
+        checks.check_choice("the activation", activation, ACTIVATIONS)
     found = repository.find(source, check=_check_configuration)
     with open_weights(found.path) as weights:
         config, preprocessing = _describe(weights, activation, found.name)
@@ -230,12 +246,21 @@ def _tokenizer(weights: Weights, vocabulary_size: int, given: str | os.PathLike 
     return found
 
 
-def save(folder: str | os.PathLike, clip: Clip, params: Params, *, exact: bool = False) -> None:
-    """Writes a Hugging Face checkpoint: config, tokenizer, preprocessing, safetensors in one file. See `Clip.save`."""
+def save(
+    folder: str | os.PathLike, clip: Clip, params: Params, *, format: str = "safetensors", exact: bool = False
+) -> None:
+    """Writes a Hugging Face checkpoint: config, tokenizer, preprocessing, weights in one file. See `Clip.save`."""
+    checks.check_choice("the format of weights", format, ("safetensors", "flax"))
     folder = Path(folder)
-    whole = convert.to_tensors(clip.config, params)
+    whole = convert.to_tensors(clip.config, params, FLAX if format == "flax" else convert.HUGGING_FACE)
     tensors = {name: narrow(x, clip.stored_dtype, exact=exact) for name, x in whole.items()}
-    write_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
+    if format == "flax":
+        others = [name for name in (WEIGHTS, INDEX) if (folder / name).exists()]
+        if others:
+            raise ClipbiasError(f"{folder} holds {others[0]}, which would be read instead; choose another folder.")
+        write_flax(folder / FLAX_WEIGHTS, tensors)
+    else:
+        write_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
     clip.tokenizer.save_pretrained(str(folder))
     write_text(folder / "preprocessor_config.json", preprocessor_json(clip.preprocessing))
     # Programs load all tensors in the one type that the configuration names.

@@ -7,9 +7,11 @@ from pathlib import Path
 
 from clipbias.clip import repository
 from clipbias.clip.convert import HUGGING_FACE, Naming
+from clipbias.clip.flax_file import FLAX, open_flax
 from clipbias.clip.open_clip import OPEN_CLIP, OPENAI_BUFFERS, named_as_in_open_clip, refuse_others
 from clipbias.clip.tensors import FLOATING, Tensor, check_file, open_safetensors, shards
 from clipbias.clip.torch_file import TorchFile, open_torch
+from clipbias.errors import ClipbiasError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,12 +58,17 @@ def open_weights(path: Path) -> Iterator[Weights]:
     check_file(first)
     with contextlib.ExitStack() as stack:
         paths = shards(first) if first.suffix == ".json" else [first]
-        if first.name.removesuffix(".index.json").endswith(".safetensors"):
+        kind = Path(first.name.removesuffix(".index.json")).suffix
+        if kind == ".msgpack":
+            file = _joined([TorchFile(stack.enter_context(open_flax(part))) for part in paths])
+        elif kind == ".safetensors":
             file = TorchFile(stack.enter_context(open_safetensors(paths)))
         else:
             file = _joined([stack.enter_context(open_torch(part)) for part in paths])
         tensors = file.tensors
-        if any(name.startswith(("visual.", "transformer.", "text.")) for name in tensors):
+        if kind == ".msgpack":
+            naming = FLAX
+        elif any(name.startswith(("visual.", "transformer.", "text.")) for name in tensors):
             naming, tensors = OPEN_CLIP, named_as_in_open_clip(tensors, where=str(path))
         else:
             naming = HUGGING_FACE
@@ -70,6 +77,8 @@ def open_weights(path: Path) -> Iterator[Weights]:
         if configuration is None and activation is None:
             beside = folder / repository.CONFIGURATION["open_clip" if naming is OPEN_CLIP else "hugging_face"]
             configuration = beside if beside.exists() else None
+        if naming is FLAX and configuration is None:
+            raise ClipbiasError(f"{path} has no config.json beside it, which describes the model; fetch it too.")
         yield Weights(str(path), folder, tensors, naming, configuration, activation)
 
 

@@ -1,0 +1,185 @@
+"""Flax's msgpack files, against `flax.serialization` itself, and files that only look like them."""
+
+import dataclasses
+import resource
+import struct
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import msgpack
+import numpy as np
+import pytest
+from flax.serialization import msgpack_restore, msgpack_serialize
+from flax.traverse_util import flatten_dict
+
+import clipbias
+from clipbias.clip.flax_file import open_flax, write_flax
+from clipbias.errors import ClipbiasError
+from tests.reference import formats
+
+FILE = formats.FORMATS / "flax" / "flax_model.msgpack"
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    with open_flax(path) as tensors:
+        for tensor in tensors.values():
+            array = tensor.read()
+            assert (array.shape, array.dtype) == (tensor.shape, jnp.dtype(tensor.dtype))
+        return {name: tensor.read() for name, tensor in tensors.items()}
+
+
+def read_bytes(content: bytes, tmp_path: Path) -> dict[str, np.ndarray]:
+    path = tmp_path / "flax_model.msgpack"
+    path.write_bytes(content)
+    return read(path)
+
+
+def test_reads_what_flax_reads():
+    theirs = flatten_dict(msgpack_restore(FILE.read_bytes()), sep="/")
+    ours = read(FILE)
+    assert list(ours) == list(theirs)
+    for name, value in ours.items():
+        np.testing.assert_array_equal(value, theirs[name], strict=True)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
+def test_every_type_and_size(dtype, tmp_path):
+    """Arrays whose msgpack headers differ in length, a scalar of NumPy's, and one with no numbers."""
+    arrays = {f"of{n}": (np.arange(n) % 99).astype(jnp.dtype(dtype)) for n in (0, 1, 2, 3, 40, 300, 70_000)}
+    tree = {"a": {"b": arrays}, "scalar": np.asarray(2.5, jnp.dtype(dtype)), "c": np.ones((2, 3), jnp.dtype(dtype))}
+    found = read_bytes(msgpack_serialize(tree), tmp_path)
+    expected = flatten_dict(tree, sep="/")
+    assert set(found) == set(expected)
+    for name, value in found.items():
+        np.testing.assert_array_equal(value, expected[name], strict=True)
+
+
+def test_numbers_of_numpy_count_as_arrays(tmp_path):
+    (value,) = read_bytes(msgpack_serialize({"a": np.float32(1.5)}), tmp_path).values()
+    np.testing.assert_array_equal(value, np.float32(1.5))
+
+
+def test_what_is_written_flax_reads(tmp_path):
+    tensors = read(FILE)
+    tensors["logit_scale"] = np.asarray(tensors["logit_scale"], jnp.bfloat16)
+    write_flax(tmp_path / "flax_model.msgpack", tensors)
+    found = flatten_dict(msgpack_restore((tmp_path / "flax_model.msgpack").read_bytes()), sep="/")
+    assert set(found) == set(tensors)
+    for name, value in tensors.items():
+        np.testing.assert_array_equal(found[name], value, strict=True)
+
+
+@pytest.mark.parametrize("stored", ["float32", "float16", "bfloat16"])
+def test_a_model_is_written_back_bit_for_bit(stored, tmp_path):
+    """In the type that it was stored in, as long as that type holds its numbers."""
+    clip = clipbias.load(FILE.parent)
+    params = jax.tree.map(lambda x: np.asarray(x).astype(jnp.dtype(stored)).astype(np.float32), clip.params)
+    dataclasses.replace(clip, stored_dtype=stored).save(tmp_path, params, format="flax")
+    assert sorted(path.name for path in tmp_path.glob("*.msgpack")) == ["flax_model.msgpack"]
+    assert not list(tmp_path.glob("*.safetensors"))
+    assert {str(value.dtype) for value in read(tmp_path / "flax_model.msgpack").values()} == {stored}
+    again = clipbias.load(tmp_path)
+    assert again.stored_dtype == stored
+    assert (again.config, again.preprocessing) == (clip.config, clip.preprocessing)
+    assert again.tokenize(["a photo"]).tolist() == clip.tokenize(["a photo"]).tolist()
+    jax.tree.map(np.testing.assert_array_equal, again.params, params)
+    if stored == "float32":
+        theirs, ours = read(FILE), read(tmp_path / "flax_model.msgpack")
+        assert set(theirs) == set(ours)
+        for name, value in theirs.items():
+            np.testing.assert_array_equal(ours[name], value, strict=True)
+
+
+def test_no_other_format_is_written(tmp_path):
+    with pytest.raises(ClipbiasError, match="'msgpack'; choose from safetensors, flax"):
+        clipbias.load(FILE.parent).save(tmp_path / "new", format="msgpack")
+    assert not (tmp_path / "new").exists()
+
+
+def test_weights_that_would_be_read_instead_are_not_left_beside_it(tmp_path):
+    clip = clipbias.load(FILE.parent)
+    clip.save(tmp_path)
+    with pytest.raises(ClipbiasError, match=r"model\.safetensors, which would be read instead"):
+        clip.save(tmp_path, format="flax")
+    assert not list(tmp_path.glob("*.msgpack"))
+
+
+def test_the_file_itself_can_be_named_where_its_configuration_is(tmp_path):
+    assert clipbias.load(FILE).fingerprint == clipbias.load(FILE.parent).fingerprint
+    (tmp_path / FILE.name).write_bytes(FILE.read_bytes())
+    with pytest.raises(ClipbiasError, match=r"no config\.json beside it"):
+        clipbias.load(tmp_path / FILE.name)
+
+
+def array(shape, dtype="float32", data=b"", code=1) -> msgpack.ExtType:
+    return msgpack.ExtType(code, msgpack.packb((shape, dtype, data), use_bin_type=True))
+
+
+def nested(depth: int) -> bytes:
+    return b"\x81\xa1a" * depth + msgpack.packb(array([], data=b"\0" * 4))
+
+
+REFUSED = {
+    "empty": (b"", "cut short"),
+    "no map": (msgpack.packb([1, 2]), "begin with a map"),
+    "an array": (msgpack.packb(array([1], data=b"\0" * 4)), "begin with a map"),
+    "a negative size": (msgpack.packb({"a": array([-1], data=b"\0" * 4)}), "shape"),
+    "a size that is no number": (msgpack.packb({"a": array(["4"], data=b"\0" * 4)}), "shape"),
+    "too few bytes": (msgpack.packb({"a": array([2], data=b"\0" * 4)}), "do not fill"),
+    "too many bytes": (msgpack.packb({"a": array([1], data=b"\0" * 8)}), "do not fill"),
+    "a huge shape": (msgpack.packb({"a": array([2**62, 2**62], data=b"\0" * 4)}), "do not fill"),
+    "an unknown extension": (msgpack.packb({"a": array([1], data=b"\0" * 4, code=7)}), "no array"),
+    "a complex number": (msgpack_serialize({"a": 1j}), "no array"),
+    "a number": (msgpack.packb({"a": 1.5}), "no array"),
+    "a list": (msgpack.packb({"a": [1]}), "no array"),
+    "nothing": (msgpack.packb({"a": None}), "no array"),
+    "a key that is no text": (msgpack.packb({1: array([1], data=b"\0" * 4)}), "no text"),
+    "a key that is a map": (b"\x81\x81\x01\x02\xc0", "not msgpack"),
+    "a key twice": (b"\x82" + 2 * (msgpack.packb("a") + msgpack.packb(array([1], data=b"\0" * 4))), "twice"),
+    "a long key": (msgpack.packb({"a" * 10_000: array([1], data=b"\0" * 4)}), "cut short"),
+    "deep nesting": (nested(100_000), "nested"),
+    "an extension that is no array": (msgpack.packb({"a": msgpack.ExtType(1, b"\xc0" * 20)}), "not a Flax model"),
+    "an extension with text": (msgpack.packb({"a": array([1], data="text")}), "no bytes"),
+    "a map that claims entries": (b"\xdf\xff\xff\xff\xff", "claims"),
+    "an array that claims bytes": (b"\x81\xa1a\xc9\xff\xff\xff\xff\x01\x93\x91\x01\xa7float32\xc6", "cut short"),
+    "a list that claims entries": (
+        msgpack.packb({"a": msgpack.ExtType(1, b"\x93\xdd\xff\xff\xff\xff" * 9)}),
+        "not msgpack",
+    ),
+    "more behind it": (msgpack.packb({"a": array([1], data=b"\0" * 4)}) + b"\0", "ends at byte"),
+    "text": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "begin with a map"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_no_flax_model_is_refused_in_one_sentence(name, tmp_path):
+    content, words = REFUSED[name]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ClipbiasError, match=words) as error:
+        read_bytes(content, tmp_path)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 500
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KB: nothing claimed is made
+
+
+def test_other_types_are_named_with_the_tensor(tmp_path):
+    """Integers, objects and structures are no weights: they show up in the one list of what is wrong."""
+    for path in FILE.parent.glob("*.json"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    tree = msgpack_restore(FILE.read_bytes())
+    tree["logit_scale"] = np.asarray(4)
+    tree["text_projection"]["kernel"] = msgpack.ExtType(
+        1, msgpack.packb(([64, 20], "f4,f4", struct.pack("<2f", 1, 2) * 1280), use_bin_type=True)
+    )
+    del tree["visual_projection"]
+    packed = msgpack.packb(tree, default=lambda x: msgpack.ExtType(1, encoded(x)), strict_types=True)
+    (tmp_path / "flax_model.msgpack").write_bytes(packed)
+    with pytest.raises(ClipbiasError) as error:
+        clipbias.load(tmp_path)
+    message = str(error.value)
+    assert "3 differences" in message and "missing: visual_projection/kernel (64, 20)" in message
+    assert "logit_scale is int64" in message and "text_projection/kernel is f4,f4" in message
+
+
+def encoded(x: np.ndarray) -> bytes:
+    return msgpack.packb((x.shape, x.dtype.name, x.tobytes()), use_bin_type=True)
