@@ -186,7 +186,8 @@ def _describe(archive: zipfile.ZipFile, path: Path) -> TorchFile:
         for tensor in found.tensors.values()
         if tensor.dtype in FLOATING
     )
-    if used > MOST_SHARING * size:
+    held = sum(info.file_size for name, info in members.items() if name.startswith(f"{folder}data/"))
+    if used > MOST_SHARING * min(held, size):
         raise ValueError("its tensors hold more numbers than the file")
     return found
 
@@ -229,6 +230,6 @@ def _flatten(value: Any) -> tuple[dict[str, Tensor], frozenset[str]]:
     for prefix in ("module.", "_orig_mod."):
         if tensors and all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    if not tensors:
+    if not tensors or "" in tensors:
         raise ClipbiasError("it holds no tensors by name, as a model's `state_dict` does")
     return tensors, frozenset(classes)

@@ -1,0 +1,249 @@
+"""open_clip's configurations, files without any, and the networks that are refused by name."""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import clipbias
+from clipbias.clip import convert, open_clip, tokenizer_files
+from clipbias.errors import ClipbiasError
+from tests import torch_files
+
+FORMATS = Path(__file__).parents[1] / "data_files" / "formats"
+WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(FORMATS / "open_clip", tmp_path / "model"))
+
+
+def change(folder: Path, edit: Callable[[dict], object]) -> None:
+    content = json.loads((folder / CONFIG).read_text())
+    edit(content)
+    (folder / CONFIG).write_text(json.dumps(content))
+
+
+def rewrite(folder: Path, edit: Callable[[dict], object]) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    edit(tensors)
+    save_file(tensors, folder / WEIGHTS)
+
+
+def test_what_a_configuration_says(folder: Path) -> None:
+    def edit(content: dict) -> None:
+        content["model_cfg"]["vision_cfg"] |= {
+            "norm_kwargs": {"eps": 1e-6},
+            "patch_dropout": 0.5,
+            "image_size": [16, 16],
+        }
+        content["model_cfg"]["quick_gelu"] = False
+        content["preprocess_cfg"] = {"mean": [0.5, 0.5, 0.25], "std": [0.5, 0.25, 0.5]}
+
+    change(folder, edit)
+    clip = clipbias.load(folder)
+    assert clip.config.vision.activation == clip.config.text.activation == "gelu"
+    assert clip.config.vision.layer_norm_epsilon == 1e-6 and clip.config.text.layer_norm_epsilon == 1e-5
+    assert (clip.preprocessing.mean, clip.preprocessing.std) == ((0.5, 0.5, 0.25), (0.5, 0.25, 0.5))
+    assert clip.config.text.eos_token_id == clip.tokenizer.eos_token_id
+    assert clipbias.load(folder, activation="quick_gelu").config.text.activation == "quick_gelu"
+    with pytest.raises(ClipbiasError, match="the activation is 'relu'"):
+        clipbias.load(folder, activation="relu")
+
+
+@pytest.mark.parametrize(
+    ("repository", "said", "activation"),
+    [
+        ("apple/DFN2B-CLIP-ViT-B-16", None, "quick_gelu"),
+        ("apple/DFN2B-CLIP-ViT-B-16", False, "gelu"),
+        ("laion/CLIP-ViT-B-16-laion2B-s34B-b88K", None, "gelu"),
+    ],
+)
+def test_an_activation_that_is_left_out(folder: Path, monkeypatch, repository: str, said, activation: str) -> None:
+    change(folder, lambda content: content["model_cfg"].pop("quick_gelu", None))
+    if said is not None:
+        change(folder, lambda content: content["model_cfg"].update(quick_gelu=said))
+    found = clipbias.clip.repository.Found(folder, repository, "0" * 40)
+    monkeypatch.setattr(clipbias.clip.repository, "find", lambda source, check: found)
+    assert clipbias.load(repository).config.vision.activation == activation
+
+
+def test_another_resizing_is_told(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    change(folder, lambda content: content.update(preprocess_cfg={"resize_mode": "squash"}))
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        clipbias.load(folder)
+    assert "squash" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("place", "values", "words"),
+    [
+        ("", {"multimodal_cfg": {"width": 64}}, "CoCa"),
+        ("", {"init_logit_bias": -10}, "SigLIP"),
+        ("vision_cfg", {"timm_model_name": "vit_base_patch16_siglip_224"}, "timm (vit_base_patch16_siglip_224)"),
+        ("vision_cfg", {"layers": [3, 4, 6, 3]}, "ResNet"),
+        ("vision_cfg", {"pool_type": "avg"}, "vision_cfg.pool_type = 'avg'"),
+        ("vision_cfg", {"no_ln_pre": True}, "vision_cfg.no_ln_pre"),
+        ("vision_cfg", {"ls_init_value": 0.1}, "vision_cfg.ls_init_value"),
+        ("vision_cfg", {"act_kwargs": {"approximate": "tanh"}}, "vision_cfg.act_kwargs"),
+        ("vision_cfg", {"image_size": [16, 32]}, "not square"),
+        ("vision_cfg", {"norm_kwargs": {"eps": 1e-6, "bias": False}}, "norm_kwargs"),
+        ("text_cfg", {"hf_model_name": "xlm-roberta-base"}, "text tower of Hugging Face (xlm-roberta-base)"),
+        ("text_cfg", {"no_causal_mask": True}, "text_cfg.no_causal_mask"),
+        ("text_cfg", {"pool_type": "last"}, "text_cfg.pool_type"),
+        ("text_cfg", {"a_new_option": 1}, "text_cfg.a_new_option"),
+        ("text_cfg", {"heads": None}, "heads"),
+    ],
+)
+def test_other_networks_by_their_configuration(folder: Path, place: str, values: dict, words: str) -> None:
+    change(folder, lambda content: (content["model_cfg"][place] if place else content["model_cfg"]).update(values))
+    with pytest.raises(ClipbiasError) as refused:
+        clipbias.load(folder)
+    assert words in str(refused.value) and str(folder / CONFIG) in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("visual.trunk.blocks.0.attn.qkv.weight", "timm"),
+        ("visual.layer1.0.conv1.weight", "ResNet"),
+        ("visual.attnpool.q_proj.weight", "ResNet"),
+        ("visual.transformer.resblocks.0.ls_1.gamma", "LayerScale"),
+        ("text_decoder.resblocks.0.ln_1.weight", "CoCa"),
+        ("logit_bias", "SigLIP"),
+        ("text.transformer.encoder.layer.0.output.dense.weight", "Hugging Face"),
+        ("text_projection.bias", "custom text tower"),
+        ("vision_model.head.probe", "SigLIP"),
+    ],
+)
+def test_other_networks_by_their_tensors(folder: Path, name: str, words: str) -> None:
+    rewrite(folder, lambda tensors: tensors.update({name: np.zeros(1, np.float32)}))
+    with pytest.raises(ClipbiasError, match=words) as refused:
+        clipbias.load(folder)
+    assert name in str(refused.value)
+
+
+def test_every_difference_is_in_one_message(folder: Path) -> None:
+    def edit(tensors: dict) -> None:
+        del tensors["visual.proj"]
+        tensors["ln_final.weight"] = np.zeros(3, np.float32)
+        tensors["ln_final.bias"] = tensors["ln_final.bias"].astype(np.int32)
+        tensors["adapter"] = np.zeros(2, np.float32)
+        tensors["attn_mask"] = np.zeros((24, 24), np.float32)
+
+    rewrite(folder, edit)
+    with pytest.raises(ClipbiasError) as refused:
+        clipbias.load(folder)
+    message = str(refused.value)
+    assert "(4 differences)" in message and "attn_mask" not in message
+    for line in (
+        "missing: visual.proj",
+        "wrong shape: ln_final.weight",
+        "wrong type: ln_final.bias",
+        "unexpected: adapter",
+    ):
+        assert line in message
+
+
+def test_names_of_a_text_tower_of_its_own_and_a_scale_in_a_list(folder: Path) -> None:
+    whole = clipbias.load(folder)
+
+    def edit(tensors: dict) -> None:
+        for name in [name for name in tensors if not name.startswith("visual.") and name != "logit_scale"]:
+            tensors[f"text.{name}"] = tensors.pop(name)
+        tensors["logit_scale"] = tensors["logit_scale"].reshape(1)
+
+    rewrite(folder, edit)
+    assert clipbias.load(folder).fingerprint == whole.fingerprint
+
+
+def test_a_type_that_numpy_lacks(folder: Path) -> None:
+    content = (folder / WEIGHTS).read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    first, last = header["ln_final.bias"]["data_offsets"]
+    header["ln_final.bias"] |= {"dtype": "F8_E4M3", "shape": [last - first]}
+    text = json.dumps(header).encode()
+    (folder / WEIGHTS).write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+    with pytest.raises(ClipbiasError, match=r"wrong type: ln_final\.bias is F8_E4M3"):
+        clipbias.load(folder)
+
+
+def bare(folder: Path, name: str = "epoch_1.pt", **more: np.ndarray) -> Path:
+    """The model's tensors alone in a file, with its tokenizer beside it."""
+    torch_files.save(folder / name, load_file(folder / WEIGHTS) | more)
+    (folder / WEIGHTS).unlink()
+    return folder / name
+
+
+def test_a_training_checkpoint_is_described_by_what_lies_beside_it(folder: Path) -> None:
+    whole = clipbias.load(folder)
+    path = bare(folder)
+    assert clipbias.load(path).fingerprint == whole.fingerprint
+    (folder / CONFIG).unlink()
+    with pytest.raises(ClipbiasError, match="does not say which activation"):
+        clipbias.load(path)
+    clip = clipbias.load(path, activation="quick_gelu")
+    assert (clip.fingerprint, clip.config, clip.name) == (whole.fingerprint, whole.config, str(path.resolve()))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    with pytest.raises(ClipbiasError, match="has no tokenizer"):
+        clipbias.load(path, activation="gelu")
+    assert clipbias.load(path, activation="gelu", tokenizer=FORMATS / "open_clip").config.text.activation == "gelu"
+
+
+def test_openais_own_file_has_quick_gelu(folder: Path) -> None:
+    change(folder, lambda content: content["model_cfg"].update(quick_gelu=False))  # of another model in that folder
+    path = bare(folder, **{name: np.asarray(1, np.int64) for name in open_clip.OPENAI_BUFFERS})
+    assert clipbias.load(path).config.vision.activation == "quick_gelu"
+
+
+def test_hugging_face_names_in_a_file(tmp_path: Path) -> None:
+    path = Path(shutil.copytree(FORMATS / "torch", tmp_path / "m")) / "pytorch_model.bin"
+    whole = clipbias.load(path)
+    path.with_name("config.json").unlink()
+    clip = clipbias.load(path, activation="quick_gelu")
+    assert (clip.fingerprint, clip.config) == (whole.fingerprint, whole.config)
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, CONFIG, "tokenizer.json", "model.safetensors"])
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
+def test_what_is_no_file(folder: Path, name: str, make: Callable[[Path], None]) -> None:
+    (folder / name).unlink(missing_ok=True)
+    make(folder / name)
+    if name == "model.safetensors":
+        with pytest.raises(ClipbiasError, match="expected"):
+            clipbias.load(folder / name) if make is os.mkfifo else clipbias.clip.checkpoint.check_file(folder / name)
+    else:
+        with pytest.raises(ClipbiasError, match=r"holds|has|is a"):
+            clipbias.load(folder)
+
+
+def test_a_source_that_is_too_long() -> None:
+    for source in ("x" * 300, "a/" + "b" * 5000, "x/y@" + "z" * 300, "/" + "x" * 300 + "/y"):
+        with pytest.raises(ClipbiasError):
+            clipbias.load(source)
+
+
+def test_clips_own_tokenizer() -> None:
+    """Ids that OpenAI's and transformers' documentation shows."""
+    tokenizer = tokenizer_files.clip_tokenizer()
+    assert len(tokenizer) == tokenizer_files.CLIP_VOCABULARY
+    ids = tokenizer(["a photo of a cat", "a diagram"])["input_ids"]
+    assert ids == [[49406, 320, 1125, 539, 320, 2368, 49407], [49406, 320, 22697, 49407]]
+
+
+def test_the_table_gives_back_what_open_clip_wrote() -> None:
+    clip = clipbias.load(FORMATS / "open_clip")
+    written = load_file(FORMATS / "open_clip" / WEIGHTS)
+    again = convert.to_tensors(clip.config, clip.params, open_clip.OPEN_CLIP)
+    assert again.keys() == written.keys()
+    for name, value in written.items():
+        np.testing.assert_array_equal(again[name], value.reshape(again[name].shape), err_msg=name)
