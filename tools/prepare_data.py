@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 from absl import flags
 
 from clipbias import data
-from clipbias.data import catalog, check, contact_sheet, shards, sources
+from clipbias.data import catalog, shards, sources
 from clipbias.errors import ClipbiasError
 from clipbias.files import atomic_path
-from tools import command
+from tools import check_data, command, contact_sheet
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where the datasets are; see clipbias.data.load.")
 _OUT_DIR = flags.DEFINE_string("out_dir", None, "build: the folder for the shards; made if needed.")
@@ -35,8 +35,8 @@ def run_check(names: Sequence[str]) -> int:
         if name not in catalog.ENTRIES:
             raise sources.unknown_name(name)
     chosen = [catalog.ENTRIES[name] for name in names or catalog.ENTRIES]
-    findings = [check.check(entry, _DATA_DIR.value, decode=_DECODE.value) for entry in chosen]
-    print(check.table(findings))
+    findings = [check_data.check(entry, _DATA_DIR.value, decode=_DECODE.value) for entry in chosen]
+    print(check_data.table(findings))
     return int(any(finding.state in ("broken", "differs") for finding in findings))
 
 

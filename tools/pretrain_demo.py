@@ -167,7 +167,7 @@ def main(_: list[str]) -> None:
         workers=FLAGS.workers,
     )
     logging.info("%d scenes in %s", len(scenes.kinds), work)
-    params = train(model, scenes, [demo.load(f"demo/{name}") for name in FLAGS.watch], work)
+    params = train(model, scenes, [demo.load(name) for name in FLAGS.watch], work)
     write_model(Path(FLAGS.model_folder), model, params)
     logging.info("wrote %s", FLAGS.model_folder)
 

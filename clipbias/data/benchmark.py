@@ -65,13 +65,18 @@ def load(
 def find_root(entry: Entry, data_dir: str | os.PathLike | None) -> Path:
     """The dataset's own folder. Raises `ClipbiasError` saying where it was looked for and how to get it."""
     root = files_on_disk.existing_folder(data_dir, needed_for=f"dataset {entry.name}")
-    for candidate in (root / entry.folder, *(root / other for other in entry.other_folders)):
-        if candidate.is_dir():
-            return candidate
+    if (folder := own_folder(entry, root)) is not None:
+        return folder
     marks = [mark for mark in (entry.split_file, entry.images, "variants.txt") if mark]
     if any((root / mark).exists() for mark in marks) and root.name in (entry.folder, *entry.other_folders, entry.name):
         return root
     raise ClipbiasError(f"{entry.name}: there is no folder {root / entry.folder}; {how_to_fetch(entry)}")
+
+
+def own_folder(entry: Entry, root: Path) -> Path | None:
+    """The dataset's folder below `root`, under the first of its names that is there."""
+    candidates = (root / name for name in (entry.folder, *entry.other_folders))
+    return next((candidate for candidate in candidates if candidate.is_dir()), None)
 
 
 def how_to_fetch(entry: Entry, only: str = "") -> str:
@@ -88,8 +93,7 @@ def read_listing(entry: Entry, root: Path) -> Listing:
     if entry.layout == "variant lists":
         return read_variant_lists(entry, root)
     images = root / entry.images
-    if not images.is_dir():
-        raise ClipbiasError(f"{entry.name}: there is no folder {images}; {how_to_fetch(entry)}")
+    _present(images, entry)
     names_path = root / "classnames.txt"
     names = class_names.imagenet_classes()
     if names_path.exists():
@@ -97,7 +101,7 @@ def read_listing(entry: Entry, root: Path) -> Listing:
     return from_class_folders(
         entry,
         names,
-        lambda folder: files_on_disk.sub_folders(_folder(images / folder, entry)),
+        lambda folder: files_on_disk.sub_folders(_present(images / folder, entry)),
         lambda folder: files_on_disk.image_files(images / folder),
         str(images),
     )
@@ -233,12 +237,13 @@ def with_index(dataset: Dataset, index_file: str | os.PathLike | None) -> Datase
 
 
 def _lines(path: Path, entry: Entry) -> list[str]:
-    if not path.exists():
-        raise ClipbiasError(f"{entry.name}: there is no file {path}; {how_to_fetch(entry)}")
-    return [line for line in read_text(path).splitlines() if line.strip()]
+    """The lines of a file that are not empty."""
+    return [line for line in read_text(_present(path, entry)).splitlines() if line.strip()]
 
 
-def _folder(path: Path, entry: Entry) -> Path:
-    if not path.is_dir():
-        raise ClipbiasError(f"{entry.name}: there is no folder {path}; {how_to_fetch(entry)}")
+def _present(path: Path, entry: Entry) -> Path:
+    """`path`, a list or a folder, where it is there. Raises `ClipbiasError` saying how to get it."""
+    kind, there = ("file", path.is_file()) if path.suffix == ".txt" else ("folder", path.is_dir())
+    if not there:
+        raise ClipbiasError(f"{entry.name}: there is no {kind} {path}; {how_to_fetch(entry)}")
     return path

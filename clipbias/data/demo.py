@@ -15,21 +15,23 @@ import numpy as np
 from clipbias.data.dataset import Dataset, Split
 from clipbias.errors import ClipbiasError
 
-NAMES = ("digits", "shapes", "textures")
+NAMES = ("demo/digits", "demo/shapes", "demo/textures")
 DESCRIPTION = "dataset.json"  # the first member of an archive; the others are images, named by their keys
 
 
-def load(name: str) -> Dataset:
-    """One of the demo datasets: "demo/digits", "demo/shapes", "demo/textures".
+def load(name: str, *, template: str | None = None) -> Dataset:
+    """Opens a demo dataset.
+
+    Args:
+      name: One of `NAMES`.
+      template: Prompt template; None takes the dataset's own.
 
     Raises:
       ClipbiasError: there is no such demo dataset.
     """
-    short = name.removeprefix("demo/")
-    if short not in NAMES:
-        known = ", ".join(f"demo/{known}" for known in NAMES)
-        raise ClipbiasError(f"there is no demo dataset {name!r}; known are {known}.")
-    archive = _archive(short)
+    if name not in NAMES:
+        raise ClipbiasError(f"there is no demo dataset {name!r}; known are {', '.join(NAMES)}.")
+    archive = _archive(name.removeprefix("demo/"))
     description = json.loads(archive.read(DESCRIPTION))
     class_names = tuple(description["class_names"])
     keys_of: dict[str, list[str]] = {}
@@ -43,7 +45,7 @@ def load(name: str) -> Dataset:
             np.asarray(labels),
             lambda index, keys=keys: archive.read(keys[index]),  # type: ignore[misc]
         )
-    return Dataset(f"demo/{short}", class_names, description["template"], splits)
+    return Dataset(name, class_names, description["template"] if template is None else template, splits)
 
 
 @functools.cache

@@ -1,11 +1,10 @@
 """From a dataset's name to its images."""
 
-import dataclasses
 import difflib
 import os
 from typing import Any
 
-from clipbias.data import benchmark, catalog, folder, tables
+from clipbias.data import benchmark, catalog, demo, folder, tables
 from clipbias.data.dataset import Dataset
 from clipbias.errors import ClipbiasError
 from clipbias.files import shorten, user_path
@@ -13,7 +12,7 @@ from clipbias.files import shorten, user_path
 
 def names() -> tuple[str, ...]:
     """Every name that `load` takes as it stands; "tfds/" and a builder's name is another."""
-    return ("folder", "csv", *_demo_names(), *catalog.ENTRIES)
+    return ("folder", "csv", *demo.NAMES, *catalog.ENTRIES)
 
 
 def load(
@@ -54,8 +53,8 @@ def load(
             return tfds_source.load(name, data_dir, template=template, **options)
         if name in catalog.ENTRIES:
             return _catalogue(name, data_dir, template, **options)
-        if name in _demo_names():
-            return _demo(name, template, **options)
+        if name in demo.NAMES:
+            return demo.load(name, template=template, **options)
     except TypeError as error:
         if "unexpected keyword argument" not in str(error):
             raise
@@ -78,16 +77,3 @@ def _catalogue(name: str, data_dir: str | os.PathLike | None, template: str | No
     if data_dir is not None and (built := shards.find(name, user_path(data_dir))) is not None:
         return shards.load(built, template=template, **options)
     return benchmark.load(catalog.ENTRIES[name], data_dir, template=template, **options)
-
-
-def _demo_names() -> tuple[str, ...]:
-    from clipbias.data import demo
-
-    return tuple(f"demo/{name.removeprefix('demo/')}" for name in demo.NAMES)
-
-
-def _demo(name: str, template: str | None) -> Dataset:
-    from clipbias.data import demo
-
-    dataset = demo.load(name)
-    return dataset if template is None else dataclasses.replace(dataset, template=template)

@@ -94,7 +94,9 @@ def _with_own_split(name: str, entry: Entry | None, stock: Tfds, prepared: "Prep
         numbers = [number for number in range(len(records.ids)) if new_label[records.labels[number]] >= 0]
         keys = [f"{own}/{records.ids[number]}" for number in numbers]
         splits[benchmark_name] = Split(
-            tuple(keys), new_label[records.labels[numbers]], _from_one(records.read, numbers)
+            tuple(keys),
+            new_label[records.labels[numbers]],
+            lambda index, read=records.read, numbers=numbers: read(numbers[index]),  # type: ignore[misc]
         )
     if not splits:
         raise ClipbiasError(f"{name} has the splits {', '.join(prepared.splits)}, none of which is known.")
@@ -152,10 +154,7 @@ def _listing(
     entry: Entry, stock: Tfds, available: Mapping[str, tuple], split_dir: str | os.PathLike
 ) -> benchmark.Listing:
     root = user_path(split_dir)
-    for candidate in (root / entry.folder, *(root / other for other in entry.other_folders)):
-        if candidate.is_dir():
-            root = candidate
-            break
+    root = benchmark.own_folder(entry, root) or root
     if entry.split_file is not None:
         hint = f"say where it is with split_dir, or {benchmark.how_to_fetch(entry, 'split_')}"
         return benchmark.read_split_file(root / entry.split_file, hint=hint)
@@ -178,11 +177,6 @@ def _listing(
 
 def _fold(path: str, stock: Tfds) -> str:
     return path.lower() if stock.ignore_case else path
-
-
-def _from_one(reader: "Reader", numbers: list[int]) -> Callable[[int], bytes]:
-    """Reads the records of these numbers."""
-    return lambda index: reader(numbers[index])
 
 
 def _from_each(places: "list[tuple[str, Reader, int]]") -> Callable[[int], bytes]:

@@ -15,9 +15,9 @@ from tools.demo import datasets
 
 # SHA-256 over the pixels of train, val and test, taken when each read drew its image anew.
 DIGESTS = {
-    "digits": "9f9dca371c6157b6",
-    "shapes": "571ab1aa3346a08e",
-    "textures": "ebefb3130825a5c4",
+    "demo/digits": "9f9dca371c6157b6",
+    "demo/shapes": "571ab1aa3346a08e",
+    "demo/textures": "ebefb3130825a5c4",
 }
 
 
@@ -27,7 +27,7 @@ def pixels(split: Split, index: int) -> np.ndarray:
 
 @pytest.mark.parametrize("name", demo.NAMES)
 def test_every_pixel_is_the_one_that_was_drawn(name):
-    dataset, digest = demo.load(f"demo/{name}"), hashlib.sha256()
+    dataset, digest = demo.load(name), hashlib.sha256()
     for split in dataset.splits.values():
         for index in range(len(split)):
             image = pixels(split, index)
@@ -38,7 +38,7 @@ def test_every_pixel_is_the_one_that_was_drawn(name):
 
 @pytest.mark.parametrize("name", demo.NAMES)
 def test_the_drawing_code_draws_what_is_shipped(name):
-    dataset, drawn = demo.load(f"demo/{name}"), datasets.DATASETS[name]()
+    dataset, drawn = demo.load(name), datasets.DATASETS[name.removeprefix("demo/")]()
     assert (dataset.class_names, dataset.template) == (drawn.class_names, drawn.template)
     expected = {split_name: [] for split_name in datasets.SPLIT_SIZES}
     for key, *place in drawn.images():
@@ -66,7 +66,7 @@ def test_packing_keeps_every_pixel(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", demo.NAMES)
 def test_every_split_has_every_class_equally_often(name):
-    dataset = demo.load(f"demo/{name}")
+    dataset = demo.load(name)
     assert len(dataset.class_names) == len(set(dataset.class_names)) == 10
     for split_name, size in datasets.SPLIT_SIZES.items():
         counts = np.bincount(dataset.splits[split_name].labels, minlength=10)
@@ -74,7 +74,7 @@ def test_every_split_has_every_class_equally_often(name):
 
 
 def test_no_image_is_there_twice():
-    splits = [split for name in demo.NAMES for split in demo.load(f"demo/{name}").splits.values()]
+    splits = [split for name in demo.NAMES for split in demo.load(name).splits.values()]
     images = [split.read(index) for split in splits for index in range(len(split))]
     assert len(set(images)) == len(images) == 10 * 63 * 3
 

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from tabulate import tabulate
 
 from clipbias.data import benchmark, transforms
 from clipbias.data.dataset import Dataset, Split
@@ -131,29 +132,24 @@ def unreadable(images: Path, splits: Iterable[Split], *, decode: bool) -> list[s
 def table(findings: Sequence[Finding]) -> str:
     """A text table of all findings, and below it a line for each problem."""
     header = ("dataset", "state", "classes", "train", "val", "test", "split file", "picks")
-    rows: list[tuple[str, ...]] = [header]
+    rows = []
     for finding in findings:
-        counts = []
-        for name in ("train", "val", "test"):
-            expected, found = finding.entry.sizes.get(name, 0), finding.sizes.get(name, 0)
-            counts.append(_count(found, expected, finding.state))
-        matched, golden = finding.picks
+        entry, (matched, golden) = finding.entry, finding.picks
         rows.append(
             (
-                finding.entry.title,
+                entry.title,
                 finding.state,
-                _count(finding.classes, finding.entry.classes, finding.state),
-                *counts,
+                _count(finding.classes, entry.classes, finding.state),
+                *(
+                    _count(finding.sizes.get(name, 0), entry.sizes.get(name, 0), finding.state)
+                    for name in ("train", "val", "test")
+                ),
                 finding.split_hash or "-",
                 f"{matched}/{golden}" if golden and finding.state != "missing" else "-",
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    for finding in findings:
-        lines.extend(f"{finding.entry.title}: {problem}" for problem in finding.problems)
-    return "\n".join(lines)
+    problems = [f"{finding.entry.title}: {problem}" for finding in findings for problem in finding.problems]
+    return "\n".join([tabulate(rows, header, "simple", disable_numparse=True), *problems])
 
 
 def _count(found: int, expected: int, state: str) -> str:
