@@ -90,7 +90,7 @@ def test_the_cache_is_laid_out_as_the_hubs_own_client_does(hub: Hub, files: dict
     hub.requests.clear()
     path = Path(hf_hub_download("someone/small", "model.safetensors", local_files_only=True))
     assert path.read_bytes() == files["model.safetensors"]
-    scanned = scan_cache_dir()
+    scanned = scan_cache_dir(constants.HF_HUB_CACHE)
     assert not scanned.warnings
     (repository,) = scanned.repos
     assert repository.refs.keys() == {"main"}
