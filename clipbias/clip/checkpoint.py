@@ -94,13 +94,19 @@ class Clip:
         save(folder, self, self.params if params is None else params, format=format, exact=exact)
 
     def push_to_hub(
-        self, repository: str, params: Params | None = None, *, exact: bool = False, private: bool | None = None
+        self,
+        repository: str,
+        params: Params | None = None,
+        *,
+        format: str = "safetensors",
+        exact: bool = False,
+        private: bool | None = None,
     ) -> str:
         """Uploads what `save` writes, and a model card, as "owner/name" to the Hugging Face hub.
 
         Args:
           repository: "owner/name", made if it is not there.
-          params, exact: as for `save`.
+          params, format, exact: as for `save`.
           private: who may read a repository that is made; `None` takes the owner's default.
 
         Returns:
@@ -113,7 +119,7 @@ class Clip:
         from clipbias.export.card import base_card
 
         def write(folder: Path) -> None:
-            self.save(folder, params, exact=exact)
+            self.save(folder, params, format=format, exact=exact)
             write_text(folder / "README.md", base_card(self))
 
         return push(repository, write, private=private, message="Upload a CLIP model")

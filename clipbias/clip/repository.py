@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from clipbias.clip import hub
+from clipbias.clip.tensors import shard_names, shards
 from clipbias.errors import ClipbiasError
 from clipbias.files import read_json, shorten, user_path
 
@@ -73,6 +74,11 @@ class WeightFiles:
     naming: Naming
     files: tuple[str, ...]
     configuration: str
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the first file is an index, which names all others."""
+        return self.files[0].endswith(".index.json")
 
 
 def choose(
@@ -177,34 +183,21 @@ def find(source: str | os.PathLike, *, check: Callable[[Path, WeightFiles], None
         if check is not None:
             check(folder, chosen)
         yield chosen.files[:1]
-        yield [file for file in shards(folder, chosen) if file in names]
+        if chosen.is_sharded:
+            yield [file for file in shard_names(folder / chosen.files[0]) if file in names]
 
     folder, commit = hub.fetch(name, wanted, is_complete)
     return Found(folder, str(name), commit)
-
-
-def shards(folder: Path, chosen: WeightFiles) -> list[str]:
-    """The files that the index of sharded weights names, in order; none where the weights are one file.
-
-    Raises:
-      ClipbiasError: it is no index.
-    """
-    index = folder / chosen.files[0]
-    if not index.name.endswith(".index.json"):
-        return []
-    content = read_json(index, dict, what="an index of weights").get("weight_map")
-    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content.values()):
-        raise ClipbiasError(f"{index} is not an index of weights; fetch it again.")
-    return sorted(set(content.values()))
 
 
 def is_complete(folder: Path) -> bool:
     """Whether a folder of the cache holds a whole model, so that nothing has to be asked of the hub."""
     try:
         chosen = choose_in(folder)
-        parts = shards(folder, chosen)
+        if chosen.is_sharded:
+            shards(folder / chosen.files[0])
     except ClipbiasError:
         return False
     # open_clip's own repositories may have none; Hugging Face's always do, and another program may have left it out.
     tokenizer = [(folder / name).is_file() for name in ("tokenizer.json", "vocab.json")]
-    return (any(tokenizer) or chosen.naming == "open_clip") and all((folder / name).is_file() for name in parts)
+    return any(tokenizer) or chosen.naming == "open_clip"

@@ -60,11 +60,11 @@ def open_safetensors_file(path: Path) -> Iterator[Any]:
         raise ClipbiasError(f"{path} is damaged or incomplete ({error}); fetch it again.") from error
 
 
-def shards(index: Path) -> list[Path]:
-    """The files that the index of a sharded checkpoint (`*.index.json`) names, beside it.
+def shard_names(index: Path) -> list[str]:
+    """The files that the index of a sharded checkpoint (`*.index.json`) names; they need not be there.
 
     Raises:
-      ClipbiasError: it is no index, it names a file elsewhere, or one of its files is not there.
+      ClipbiasError: it is no index, or it names a file elsewhere.
     """
     try:
         names = sorted(set(read_json(index, dict, what="an index of shards")["weight_map"].values()))
@@ -74,8 +74,15 @@ def shards(index: Path) -> list[Path]:
     for name, is_inside in zip(names, inside, strict=True):
         if not is_inside:
             raise ClipbiasError(f"{index} names {shorten(name)!r}, which is not a file of that folder.")
-        check_file(index.parent / name, missing=f"{index.parent} lacks the shard {shorten(name)}; fetch it again.")
-    return [index.parent / name for name in names]
+    return names
+
+
+def shards(index: Path) -> list[Path]:
+    """The paths of these files. Raises `ClipbiasError` as `shard_names`, and where one is not there."""
+    paths = [index.parent / name for name in shard_names(index)]
+    for path in paths:
+        check_file(path, missing=f"{index.parent} lacks the shard {shorten(path.name)}; fetch it again.")
+    return paths
 
 
 def check_file(path: Path, *, missing: str | None = None) -> None:
