@@ -1,5 +1,7 @@
 """The figures show the numbers of the results: panels, lines, bars, boxes, captions and CSV rows."""
 
+import functools
+
 import numpy as np
 import pytest
 from matplotlib.text import Text
@@ -31,6 +33,18 @@ def study():
     return StudyResults(synthetic_results())
 
 
+@pytest.fixture(scope="module")
+def drawn(study):
+    """Draws each figure of the study once for all tests that look at it."""
+
+    @functools.cache
+    def draw_once(draw):
+        made = draw(study)
+        return made if isinstance(made, list) else [made]
+
+    return draw_once
+
+
 def without(prefix):
     results = synthetic_results()
     results.arrays = {name: values for name, values in results.arrays.items() if not name.startswith(prefix)}
@@ -48,8 +62,8 @@ def y_values(axes, colour):
     return [np.asarray(line.get_ydata(), float) for line in axes.lines if line.get_color() == colour]
 
 
-def test_text_relevancy_draws_both_models_and_an_inset_without_sos(study):
-    drawing = text_relevancy_figure(study)
+def test_text_relevancy_draws_both_models_and_an_inset_without_sos(study, drawn):
+    (drawing,) = drawn(text_relevancy_figure)
     line_panel, bars = drawing.figure.axes[:2]
     for side, colour in (("zero_shot", style.ZERO_SHOT), ("tuned", style.TUNED)):
         mean = study.average(f"relevancy/ivlp/text/{side}").mean
@@ -74,15 +88,15 @@ def test_text_relevancy_needs_no_inset_where_sos_is_like_the_others():
     assert "leaves out the SOS token" in drawing.caption
 
 
-def test_relevancy_captions_state_the_samples_and_the_normalisation(study):
-    for drawing in (text_relevancy_figure(study), vision_relevancy_figure(study)):
+def test_relevancy_captions_state_the_samples_and_the_normalisation(drawn):
+    for drawing in (*drawn(text_relevancy_figure), *drawn(vision_relevancy_figure)):
         assert "zero-shot CLIP gets wrong and the tuned model right" in drawing.caption
         assert "IVLP: 27 images" in drawing.caption
         assert "divided by its sum, prompts included" in drawing.caption
 
 
-def test_vision_relevancy_zooms_into_the_prompts_and_maps_the_patches(study):
-    drawing = vision_relevancy_figure(study)
+def test_vision_relevancy_zooms_into_the_prompts_and_maps_the_patches(study, drawn):
+    (drawing,) = drawn(vision_relevancy_figure)
     panel, before, after, _ = drawing.figure.axes[:4]
     mean = study.average("relevancy/ivlp/vision/tuned").mean
     np.testing.assert_array_equal(y_values(panel, style.TUNED)[0], mean)
@@ -102,8 +116,8 @@ def test_a_model_without_samples_is_left_out_and_named():
     assert not numbers(drawing, model="bias")
 
 
-def test_text_attention_has_the_original_above_and_a_box_per_layer(study):
-    drawing = text_attention_figure(study)
+def test_text_attention_has_the_original_above_and_a_box_per_layer(study, drawn):
+    (drawing,) = drawn(text_attention_figure)
     grid = np.reshape(drawing.figure.axes, (3, 5))
     assert [axes.get_title() for axes in grid[0]] == ["SOS", "prompts", "category", "“.”", "EOS"]
     assert grid[0][0].get_ylabel().startswith("Zero-shot")
@@ -117,8 +131,8 @@ def test_text_attention_has_the_original_above_and_a_box_per_layer(study):
     assert "averaged over 4 classes" in drawing.caption and "sum to 1" in drawing.caption
 
 
-def test_vision_attention_has_a_column_per_variant_and_a_dot_per_head(study):
-    drawing = vision_attention_figure(study)
+def test_vision_attention_has_a_column_per_variant_and_a_dot_per_head(study, drawn):
+    (drawing,) = drawn(vision_attention_figure)
     grid = np.reshape(drawing.figure.axes, (3, 4))
     titles = [axes.get_title().strip() for axes in grid[0]]
     assert titles == ["Zero-shot", "IVLP\nW/O Prompt", "IVLP\nW Prompt", "Bias tuning"]
@@ -130,8 +144,8 @@ def test_vision_attention_has_a_column_per_variant_and_a_dot_per_head(study):
     assert row["mean"] == study.average("vision_attention/zero_shot/clip/distance").mean[1, 0]
 
 
-def test_decomposition_has_a_row_per_tower_and_names_the_bias_it_compares_with(study):
-    drawing = decomposition_figure(study)
+def test_decomposition_has_a_row_per_tower_and_names_the_bias_it_compares_with(study, drawn):
+    (drawing,) = drawn(decomposition_figure)
     labels = [axes.get_ylabel() for axes in drawing.figure.axes]
     assert "IVLP, vision" in labels and "IVLP, text" in labels
     legends = [axes.get_legend().get_texts()[0].get_text() for axes in drawing.figure.axes if axes.get_legend()]
@@ -162,8 +176,8 @@ def test_decomposition_shows_a_ratio_without_bounds_on_a_log_axis():
     assert style.png_bytes(drawing.figure, dpi=30)[:4] == b"\x89PNG"
 
 
-def test_similarity_draws_three_rows_per_picture_and_the_correlation(study):
-    maps, correlation = similarity_figures(study)
+def test_similarity_draws_three_rows_per_picture_and_the_correlation(study, drawn):
+    maps, correlation = drawn(similarity_figures)
     pictures = [axes for block in maps.figure.subfigs for axes in block.axes if axes.images]
     assert len(pictures) == 4 * (1 + 3 * 3)
     titles = {axes.get_title() for axes in pictures}
@@ -180,8 +194,8 @@ def test_similarity_numbers_are_the_maps_at_the_patch_centres():
     np.testing.assert_allclose([11 * row["value"] for row in rows], [1.5, 5.5, 9.5], rtol=1e-6)
 
 
-def test_interventions_are_bars_with_binomial_errors(study):
-    drawing = interventions_figure(study)
+def test_interventions_are_bars_with_binomial_errors(study, drawn):
+    (drawing,) = drawn(interventions_figure)
     assert [axes.get_title(loc="left") for axes in drawing.figure.axes] == [
         "IVLP: both towers",
         "IVLP: vision tower",
@@ -195,8 +209,8 @@ def test_interventions_are_bars_with_binomial_errors(study):
     assert row["standard_error"] == pytest.approx(100 * np.sqrt(share * (1 - share) / 50))
 
 
-def test_faithfulness_draws_five_maps_in_four_ways(study):
-    drawing = faithfulness_figure(study)
+def test_faithfulness_draws_five_maps_in_four_ways(study, drawn):
+    (drawing,) = drawn(faithfulness_figure)
     grid = np.reshape(drawing.figure.axes, (3, 4))
     assert all(len(axes.lines) == 5 for axes in grid.ravel())
     curve = study.array("faithfulness/ivlp/relevancy/negative/true")
@@ -211,8 +225,8 @@ def test_areas_are_those_of_the_results(study):
     assert row[2].text == f"{100 * areas['legrad']['positive']['predicted']:.1f}"
 
 
-def test_examples_show_every_model_with_its_prediction(study):
-    drawing = examples_figure(study)
+def test_examples_show_every_model_with_its_prediction(study, drawn):
+    (drawing,) = drawn(examples_figure)
     titles = [axes.get_title() for axes in drawing.figure.axes]
     logits = study.array("examples/ivlp/logits")[0]
     share = np.exp(logits) / np.exp(logits).sum()
@@ -223,10 +237,9 @@ def test_examples_show_every_model_with_its_prediction(study):
 
 
 @pytest.mark.parametrize("draw", EVERY, ids=[draw.__name__ for draw in EVERY])
-def test_no_text_shows_how_it_is_written(study, draw):
+def test_no_text_shows_how_it_is_written(drawn, draw):
     """Formulas are not read in these figures, and what steers a terminal is shown as its escape: neither is meant."""
-    made = draw(study)
-    for drawing in made if isinstance(made, list) else [made]:
+    for drawing in drawn(draw):
         drawing.figure.draw_without_rendering()
         shown = [text.get_text() for text in drawing.figure.findobj(Text)]
         assert shown and not [text for text in shown if "$" in text or "\\" in text]
@@ -244,7 +257,9 @@ def test_zero_shot_alone_and_single_heads_and_layers_can_be_drawn(draw):
     results.scalars["models"] = results.scalars["models"][:2]
     made = draw(StudyResults(results))
     for drawing in made if isinstance(made, list) else [made]:
-        assert style.png_bytes(drawing.figure, dpi=30)[:4] == b"\x89PNG"
+        with style.styled():
+            drawing.figure.canvas.draw()
+        assert np.ptp(np.asarray(drawing.figure.canvas.buffer_rgba())) > 0
 
 
 def test_every_intervention_and_map_has_a_name():

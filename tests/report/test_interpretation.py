@@ -9,7 +9,7 @@ import numpy as np
 
 from clipbias.report.interpretation import write_interpretation
 from clipbias.report.interpretation_figures import norm_figure, projection_figures
-from tests.report.test_table import parsed
+from tests.report.markup import Page
 
 
 def findings(datasets: int = 3, seeds: int = 2) -> dict[str, Any]:
@@ -81,9 +81,9 @@ def read(path: Path) -> list[dict[str, str]]:
 def test_the_page_and_its_files(tmp_path: Path) -> None:
     found = findings()
     text = write_interpretation(found, tmp_path).read_text(encoding="utf-8")
-    page = parsed(text)
+    page = Page(text)
     assert "script" not in page.tags and "<b>photo" not in text and "&lt;b&gt;photo (0), pho- (1.25)" in text
-    assert sum(source.startswith("data:image/png") for source in page.attributes) == 2
+    assert sum(source.startswith("data:image/png") for source in page.links) == 2
     assert "6 points separate." in text and "one: left out." in text and "6 adapters of tiny" in text
     assert json.loads((tmp_path / "interpretation.json").read_text()) == found
     words = read(tmp_path / "words.csv")

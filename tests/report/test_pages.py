@@ -1,8 +1,6 @@
 """The report as a reader opens it: one file, everything in it, nothing unescaped."""
 
 import base64
-import html.parser
-import re
 
 import pytest
 
@@ -10,36 +8,10 @@ from clipbias.errors import ClipbiasError
 from clipbias.explain.results import save_results
 from clipbias.report import pages, write_overview, write_report
 from clipbias.report.study_page import value_and_error
+from tests.report.markup import Page
 from tests.report.synthetic import synthetic_results
 
 HOSTILE = "<img src=x onerror=\"alert('1')\"> & co"
-
-
-class Page(html.parser.HTMLParser):
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.tags, self.links, self.identifiers, self.words = [], [], [], [], []
-        self.feed(text)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        named = dict(attributes)
-        self.links += [named[name] for name in ("src", "href") if name in named]
-        self.identifiers += [named["id"]] if "id" in named else []
-        assert not any(name.startswith("on") for name in named)
-        if tag not in ("meta", "img"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.words.append(data)
-
-    @property
-    def text(self):
-        return re.sub(r"\s+", " ", " ".join(self.words))
 
 
 def only(*names):
@@ -53,6 +25,19 @@ def only(*names):
 
 
 @pytest.fixture
+def drawn(monkeypatch):
+    """Pages without the cost of saving figures, which other tests look at; the figures by name, as they were drawn."""
+    figures = {}
+
+    def unsaved(figure, folder):
+        figures[figure.name] = figure
+        return pages.Picture(figure.title, figure.caption, "", b"", 1, ())
+
+    monkeypatch.setattr(pages, "save_picture", unsaved)
+    return figures
+
+
+@pytest.fixture
 def written(tmp_path):
     def write(results):
         save_results(tmp_path / "results", results)
@@ -62,7 +47,7 @@ def written(tmp_path):
     return write
 
 
-def test_contents_lead_to_every_section(written):
+def test_contents_lead_to_every_section(written, drawn):
     _, page = written(only("interventions", "verdict"))
     anchors = [link.removeprefix("#") for link in page.links if link.startswith("#")]
     assert anchors == ["models", "verdict_ivlp", "interventions", "config"]
@@ -101,7 +86,7 @@ def test_verdict_models_and_config_are_told(written):
         assert words in page.text
 
 
-def test_every_text_is_escaped(written):
+def test_every_text_is_escaped(written, drawn):
     results = only("verdict", "interventions")
     results.scalars["dataset"]["name"] = HOSTILE
     results.scalars["config"]["note"] = HOSTILE
@@ -131,16 +116,10 @@ def test_a_value_and_its_error(value, error, text):
     assert value_and_error({"value": value, "standard_error": error}) == text
 
 
-def unsaved(figure):
-    return pages.Picture(figure.name, figure.caption, "", b"", 1, ())
-
-
-def test_every_figure_is_drawn(monkeypatch, tmp_path):
-    """All figures reach the page in their order; saving them is tested elsewhere."""
-    monkeypatch.setattr(pages, "save_picture", lambda figure, folder: unsaved(figure))
-    save_results(tmp_path, synthetic_results(layers=1, heads=1, pictures=1))
-    text = write_report(tmp_path, tmp_path).read_text("utf-8")
-    assert re.findall('<img alt="(.*?)"', text) == [
+def test_every_figure_is_drawn(written, drawn):
+    _, page = written(synthetic_results(layers=1, heads=1, pictures=1))
+    assert [name for name in page.identifiers if name in drawn] == list(drawn)
+    assert list(drawn) == [
         *("interventions", "fig1_decomposition", "fig2_text_relevancy", "fig3_vision_relevancy"),
         *("fig4_text_attention", "fig5_vision_attention", "fig6_similarity_ivlp", "fig6_rank_correlation"),
         *("faithfulness", "examples"),
@@ -157,7 +136,7 @@ def folders(tmp_path, *datasets, names=("verdict", "interventions")):
     return made
 
 
-def test_overview_orders_the_datasets_and_averages(tmp_path):
+def test_overview_orders_the_datasets_and_averages(drawn, tmp_path):
     made = folders(tmp_path, "eurosat", "imagenet", "dtd")
     (made[0] / "report.html").write_text("")
     (made[1] / "report").mkdir()
@@ -171,9 +150,7 @@ def test_overview_orders_the_datasets_and_averages(tmp_path):
     assert "Average" in page.text and "rank correlation" in page.text
 
 
-def test_overview_has_the_papers_panels(monkeypatch, tmp_path):
-    drawn = {}
-    monkeypatch.setattr(pages, "save_picture", lambda figure, folder: unsaved(drawn.setdefault(figure.name, figure)))
+def test_overview_has_the_papers_panels(drawn, tmp_path):
     write_overview(folders(tmp_path, "a", "b", names=("relevancy",)), tmp_path)
     assert list(drawn) == [
         f"fig{n}_{part}_relevancy_{key}" for key in ("ivlp", "bias") for n, part in ((2, "text"), (3, "vision"))

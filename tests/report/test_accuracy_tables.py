@@ -1,12 +1,12 @@
 """What a reader finds in the tables, in each rendering."""
 
-import html.parser
 import statistics
 
 import pytest
 
 from clipbias.report import published, summarize, to_html, to_latex, to_markdown, to_text
 from clipbias.report.accuracy_tables import tables
+from tests.report.markup import Page
 
 ELEVEN = (
     *("imagenet", "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101"),
@@ -177,39 +177,10 @@ def test_latex_fits_the_page_and_wide_tables_are_set_tight():
     assert r"\textbf{71.0}{\tiny\,$\pm$1.0}" in wide and r"\setlength{\tabcolsep}{2pt}" in wide
 
 
-class _Page(html.parser.HTMLParser):
-    """Collects tags, and fails on one that is closed out of order."""
-
-    void = frozenset({"meta", "img", "br"})
-
-    def __init__(self):
-        super().__init__()
-        self.open, self.tags, self.attributes, self.words = [], [], [], []
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        self.attributes += [value for name, value in attributes if name in ("src", "href")]
-        if tag not in self.void:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.words.append(data)
-
-
-def parsed(text):
-    page = _Page()
-    page.feed(text)
-    assert page.open == []
-    return page
-
-
 def test_html_is_well_formed_self_contained_and_escaped():
     hostile = "<script>alert('x')</script> & \"quotes\""
     text = to_html(summarize([*a_few(), run(hostile, hostile, accuracy=None, status="failed", error=hostile)]))
-    page = parsed(text)
+    page = Page(text)
     assert "script" not in page.tags and "<script>" not in text
     assert f"{hostile}, {hostile}, 16 shots, seed 1: {hostile}" in page.words
     assert "<b>71.0</b>" in text and "<u>62.0</u>" in text
@@ -231,8 +202,8 @@ def test_names_of_any_kind_stay_in_their_cells():
 
 
 def test_html_inlines_its_picture():
-    page = parsed(to_html(summarize(a_few()), figure_svg="<svg xmlns='http://www.w3.org/2000/svg'/>"))
-    assert [source[:26] for source in page.attributes] == ["data:image/svg+xml;base64,"]
+    page = Page(to_html(summarize(a_few()), figure_svg="<svg xmlns='http://www.w3.org/2000/svg'/>"))
+    assert [source[:26] for source in page.links] == ["data:image/svg+xml;base64,"]
 
 
 @pytest.mark.parametrize("render", RENDERINGS)
