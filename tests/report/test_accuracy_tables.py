@@ -6,6 +6,7 @@ import pytest
 
 from clipbias.report import published, summarize, to_html, to_latex, to_markdown, to_text
 from clipbias.report.accuracy_tables import tables
+from clipbias.report.table import Table, cells, latex_table, markdown_table, text_table
 from tests.report.markup import Page
 
 ELEVEN = (
@@ -184,6 +185,7 @@ def test_html_is_well_formed_self_contained_and_escaped():
     assert "script" not in page.tags and "<script>" not in text
     assert f"{hostile}, {hostile}, 16 shots, seed 1: {hostile}" in page.words
     assert "<b>71.0</b>" in text and "<u>62.0</u>" in text
+    assert '<td class="failed">failed</td>' in text
 
 
 def test_names_of_any_kind_stay_in_their_cells():
@@ -199,6 +201,12 @@ def test_names_of_any_kind_stay_in_their_cells():
     assert latex.count(r"\begin{table}") == latex.count(r"\end{table}")
     for text in (latex, to_text(summarize(rows)), to_html(summarize(rows)), "\n".join(hostile)):
         assert "\x1b" not in text and "\r" not in text
+
+
+def test_names_that_look_like_numbers_are_not_rewritten():
+    table = Table("Title", "", ("Name", "Other"), (cells("1e3", "0012"), cells("007", "1_000")), words={1})
+    for show in (text_table, markdown_table, latex_table):
+        assert all(name in show(table) for name in ("1e3", "0012", "007", "000"))
 
 
 def test_html_inlines_its_picture():
@@ -217,5 +225,6 @@ def test_plain_text_lines_up():
     rule = lines[1]
     body = lines[4 : lines.index(rule, 4)]
     assert [line.index("± ") for line in body if "±" in line] == [body[1].index("± ")] * 2
+    assert len({line.index(".") for line in body}) == 1
     assert all(len(line) <= len(rule) for line in body)
     assert any("71.0*" in line for line in body) and any("70.0'" in line for line in body)
