@@ -66,8 +66,9 @@ class Clip:
         return self.name if self.revision is None else f"{self.name.partition('@')[0]}@{self.revision}"
 
     def tokenize(self, texts: Sequence[str]) -> np.ndarray:
-        """`[SOS] text [EOS]` ids, int32 `[n, N]`, padded with 0 as far as the longest. Raises `ClipbiasError` if too
-        long.
+        """`[SOS] text [EOS]` ids, int32 `[n, N]`, padded with 0 as far as the longest.
+
+        Raises `ClipbiasError` where a text is too long.
         """
         return tokenizer.tokenize(self.tokenizer, texts, self.config.text.context_length)
 

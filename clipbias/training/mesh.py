@@ -127,8 +127,9 @@ def place_batch(mesh: Mesh, batch: Any) -> Any:
 
 
 def place_rows(mesh: Mesh, rows: Any) -> jax.Array:
-    """Puts `[batch, …]` rows on the mesh, split along `data` and the same for all runs; each process passes its
-    share.
+    """Puts `[batch, …]` rows on the mesh, split along `data` and the same for all runs.
+
+    Each process passes its share.
     """
     sharding = NamedSharding(mesh, PartitionSpec(DATA))
     return jax.make_array_from_process_local_data(sharding, np.asarray(rows))

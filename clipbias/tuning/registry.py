@@ -47,8 +47,10 @@ METHODS: Mapping[str, tuple[type[Method], Mapping[str, Any]]] = {
 
 @dataclasses.dataclass(frozen=True)
 class FunctionMethod(Method):
-    """A method from a module's plain functions `init(rng, clip, class_names, **options)` and `adapt(learnables,
-    **options)`."""
+    """A method made of a module's plain functions.
+
+    They are `init(rng, clip, class_names, **options)` and `adapt(learnables, **options)`.
+    """
 
     init_function: Callable[..., Learnables]
     adapt_function: Callable[..., Adaptation]
