@@ -9,6 +9,9 @@ from clipbias.clip.open_clip import HEAD_WIDTH
 from clipbias.clip.tensors import Tensor
 from clipbias.errors import ClipbiasError
 
+# Beyond this width open_clip and its users chose wider heads: 80, 88, 104 or 112.
+WIDEST = 1024
+
 # For each naming: patch embedding, vision positions, token embedding, text positions, MLP and the text projection, with
 # the axis of the joint width.
 HUGGING_FACE_NAMES = (
@@ -61,6 +64,11 @@ def config_from_shapes(tensors: Mapping[str, Tensor], naming: Naming, *, activat
         )
 
     width, _, side, _ = shape(patch, 4)
+    if width > WIDEST:
+        raise ClipbiasError(
+            f"{where} has a vision tower of width {width:,}, whose number of heads no shape tells; put its config.json or "
+            "open_clip_config.json beside it."
+        )
     vocabulary, text_width = shape(tokens, 2)
     grid = math.isqrt(max(shape(positions, 2)[0] - 1, 0))
     try:

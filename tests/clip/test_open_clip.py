@@ -199,6 +199,14 @@ def test_a_training_checkpoint_is_described_by_what_lies_beside_it(folder: Path)
     assert clipbias.load(path, activation="gelu", tokenizer=FORMATS / "open_clip").config.text.activation == "gelu"
 
 
+def test_wide_towers_need_a_configuration(folder: Path) -> None:
+    """Their heads are 80 wide or more, which no shape tells: numbers would be wrong without a word."""
+    path = bare(folder, **{"visual.conv1.weight": np.zeros((1280, 3, 4, 4), np.float16)})
+    (folder / CONFIG).unlink()
+    with pytest.raises(ClipbiasError, match="whose number of heads no shape tells"):
+        clipbias.load(path, activation="gelu")
+
+
 def test_openais_own_file_has_quick_gelu(folder: Path) -> None:
     change(folder, lambda content: content["model_cfg"].update(quick_gelu=False))  # of another model in that folder
     path = bare(folder, **{name: np.asarray(1, np.int64) for name in open_clip.OPENAI_BUFFERS})

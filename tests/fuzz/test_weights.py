@@ -3,6 +3,7 @@
 import json
 import shutil
 import struct
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,10 +15,13 @@ from hypothesis import strategies as st
 
 import clipbias
 from clipbias.clip import Clip
+from clipbias.clip.tensors import FLOATING
+from clipbias.clip.torch_file import open_torch
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import load_adapter, save_adapter
-from tests import helpers
+from tests import helpers, torch_files
 from tests.fuzz.answers import ANYTHING, EXTREME, answered, corrupted, mutated
+from tests.torch_files import STORAGES
 
 SIZES = (
     *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "projection_dim", "image_size"),
@@ -116,6 +120,63 @@ def test_made_up_headers(folder: Path, model: Path, tmp_path: Path, header: dict
     assert load_with(folder, model, "model.safetensors", content)
     (tmp_path / "a.safetensors").write_bytes(content)
     assert answered(lambda: load_adapter(tmp_path / "a.safetensors"), tmp_path)
+
+
+FORMATS = Path(__file__).parents[1] / "data_files" / "formats"
+
+
+@pytest.fixture(scope="module")
+def torch_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small file of PyTorch's with the beginnings of a model."""
+    path = tmp_path_factory.mktemp("torch") / "a.pt"
+    state = {"visual.conv1.weight": np.zeros((8, 3, 2, 2), np.float32), "logit_scale": np.zeros((), np.float32)}
+    torch_files.save(path, state | {f"{i}.weight": np.ones((2, 3), np.float16) for i in range(3)})
+    return path
+
+
+def load_torch(path: Path) -> str | None:
+    """What reading every tensor, and then loading, answer."""
+
+    def read() -> None:
+        with open_torch(path) as file:
+            for tensor in file.tensors.values():
+                if tensor.dtype in FLOATING:
+                    assert tensor.read().shape == tensor.shape
+
+    answered(read, path.parent)
+    return answered(lambda: clipbias.load(path, activation="gelu"), path.parent)
+
+
+@given(st.data())
+def test_damaged_torch_files(torch_file: Path, tmp_path: Path, data: st.DataObject) -> None:
+    (tmp_path / "a.pt").write_bytes(data.draw(corrupted(torch_file.read_bytes())))
+    load_torch(tmp_path / "a.pt")
+    with zipfile.ZipFile(torch_file) as archive:
+        description = archive.read("archive/data.pkl")
+        members = {name.rpartition("/")[2]: archive.read(name) for name in archive.namelist() if "/data/" in name}
+    torch_files.write(tmp_path / "a.pt", data.draw(corrupted(description)), members)
+    load_torch(tmp_path / "a.pt")
+
+
+@given(
+    st.lists(st.sampled_from(EXTREME) | st.integers(-3, 9), min_size=6, max_size=6), st.sampled_from(sorted(STORAGES))
+)
+def test_tensors_of_any_size(tmp_path: Path, sizes: list[int], dtype: str) -> None:
+    count, offset, rows, columns, *strides = (size if abs(size) < 10**60 else 2**200 for size in sizes)
+    described = torch_files.tensor("0", dtype, count, offset, (rows, columns), strides)
+    torch_files.write(tmp_path / "a.pt", torch_files.pickle_of({"a": described}), {"0": b"\0" * 48})
+    assert load_torch(tmp_path / "a.pt")
+
+
+@given(st.data())
+def test_a_changed_open_clip_configuration(tmp_path: Path, data: st.DataObject) -> None:
+    source = FORMATS / "open_clip"
+    for name in ("open_clip_model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        if not (tmp_path / name).exists():
+            (tmp_path / name).symlink_to(source / name)
+    content = json.loads((source / "open_clip_config.json").read_text())
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(data.draw(mutated(content))))
+    answered(lambda: clipbias.load(tmp_path), tmp_path)
 
 
 @given(st.data())
