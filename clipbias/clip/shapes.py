@@ -66,8 +66,8 @@ def config_from_shapes(tensors: Mapping[str, Tensor], naming: Naming, *, activat
     width, _, side, _ = shape(patch, 4)
     if width > WIDEST:
         raise ClipbiasError(
-            f"{where} has a vision tower of width {width:,}, whose number of heads no shape tells; put its config.json or "
-            "open_clip_config.json beside it."
+            f"{where} has a vision tower of width {width:,}, whose number of heads no shape tells; put its config.json "
+            "or open_clip_config.json beside it."
         )
     vocabulary, text_width = shape(tokens, 2)
     grid = math.isqrt(max(shape(positions, 2)[0] - 1, 0))

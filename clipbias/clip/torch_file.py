@@ -10,6 +10,7 @@ import functools
 import math
 import re
 import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -85,7 +86,9 @@ def open_torch(path: Path) -> Iterator[TorchFile]:
 def _reading(path: Path) -> Iterator[None]:
     """Turns whatever a damaged file leads to into one sentence about it."""
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of the pickle reader, about bytes that are no text
+            yield
     except ClipbiasError as error:
         raise ClipbiasError(f"{path} is not read: {error}.") from error
     except (ValueError, OSError, EOFError, struct.error, zlib.error, zipfile.BadZipFile, NotImplementedError) as error:

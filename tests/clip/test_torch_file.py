@@ -129,6 +129,7 @@ HOSTILE = {
     "attributes of a number": b"\x80\x02" + whole(1) + b"}b.",
     "too many arguments": b"\x80\x02ccollections\nOrderedDict\n" + numbers((1, 2)) + b"R.",
     "an instruction of others": b"\x80\x02ios\nsystem\n.",
+    "an escape that is none": b"\x80\x02c\\c\n\n.",
     "bad text": b"\x80\x02X\x02\x00\x00\x00\xff\xff.",
     "unpickled twice": ORDERED + b"0" * 5 + b".",
 }
