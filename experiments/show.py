@@ -3,8 +3,9 @@
     python -m experiments.show workdir/digits workdir/demo
     python -m experiments.show workdir/* --cells --format=markdown --output=curves.png
 
-Reads work folders of `train`, `table1`, `evaluate`, `explain`, `predict` and `interpret`, finished or not; with
---output it draws the training curves. What cannot be read gets a sentence, the others are shown, and the status is 1.
+Reads work folders of `train`, `table1`, `evaluate`, `explain`, `predict` and `interpret`, finished or not. With
+--output it draws the training curves. For each folder that cannot be read it prints one sentence, and its exit status
+is 1.
 """
 
 import sys

@@ -42,7 +42,7 @@ class CaptionedFigure:
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Writes a table atomically; numbers keep all their digits, and one that is not finite is left empty."""
+    """Writes a table atomically. Numbers keep all their digits; the cell of one that is not finite is left empty."""
     with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)

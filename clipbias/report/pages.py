@@ -36,7 +36,7 @@ class Picture:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A part of a page under a heading; what it has is shown in the order of the attributes."""
+    """A part of a page under a heading. Its content is shown in the order of the attributes."""
 
     title: str
     identifier: str = ""

@@ -186,15 +186,13 @@ def _maps(study: StudyResults, model: Mapping[str, Any], before: "Axes", after: 
     top = max(float(values.max()) for values in maps)
     for axes, values in zip((before, after), maps, strict=True):
         axes.imshow(values, cmap="viridis", vmin=0, vmax=top)
-        axes.set_xticks([])
-        axes.set_yticks([])
+        axes.set(xticks=[], yticks=[])
         axes.grid(False)
     before.set_title("zero-shot", fontsize=8, fontweight="normal", color=style.ZERO_SHOT)
 
 
 def _averages(study: StudyResults, model: Mapping[str, Any], part: str) -> dict[str, Average]:
-    found = {side: study.average(f"relevancy/{model['key']}/{part}/{side}") for side in SIDES}
-    return {side: average for side, average in found.items() if average is not None}
+    return study.averages({side: f"relevancy/{model['key']}/{part}/{side}" for side in SIDES})
 
 
 def _with_samples(study: StudyResults, part: str) -> list[Mapping[str, Any]]:

@@ -10,7 +10,7 @@ from clipbias.report.runs import RunRecord, differences, is_number
 from clipbias.report.table import MISSING, Table, cells, markdown_table, text_table
 
 FORMATS = ("text", "markdown", "json")
-ALWAYS = ("clipbias", "jax")  # versions that are told even where they are the same everywhere
+ALWAYS = ("clipbias", "jax")  # versions that are shown even where they are the same everywhere
 
 
 def run_table(runs: Sequence[RunRecord]) -> Table:
@@ -38,22 +38,25 @@ def run_table(runs: Sequence[RunRecord]) -> Table:
 
 
 def environment_table(runs: Sequence[RunRecord]) -> Table:
-    """What each run depends on besides its configuration; versions of packages where they differ, and of two always."""
+    """What each run depends on besides its configuration.
+
+    Of the packages' versions those that differ are shown, and always those of `ALWAYS`.
+    """
     packages = [run.environment.get("packages") or {} for run in runs]
     names = sorted({name for one in packages for name in one})
-    told = [name for name in names if name in ALWAYS or len({one.get(name) for one in packages}) > 1]
+    shown = [name for name in names if name in ALWAYS or len({one.get(name) for one in packages}) > 1]
     rows = tuple(
         cells(
             run.name,
             git_words(run.environment.get("git")),
             devices_words(run.environment.get("devices") or ()),
             str(run.environment.get("python") or MISSING),
-            *(str(own.get(name) or MISSING) for name in told),
+            *(str(own.get(name) or MISSING) for name in shown),
         )
         for run, own in zip(runs, packages, strict=True)
     )
     caption = "+ marks a source tree with changes that were not committed."
-    columns = ("Run", "Commit", "Devices", "python", *told)
+    columns = ("Run", "Commit", "Devices", "python", *shown)
     return Table("Environments", caption, columns, rows, words=range(len(columns)))
 
 

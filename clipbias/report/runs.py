@@ -15,7 +15,7 @@ from typing import Any
 from clipbias.errors import ClipbiasError
 from clipbias.files import parse_json, read_json, read_json_lines
 
-_DRAW = ("method", "dataset", "shots", "seed")  # what one run has one of
+_DRAW = ("method", "dataset", "shots", "seed")  # which training a result is of
 
 # What tells the configuration of one binary from another's where the command does not.
 BINARIES = {
@@ -31,10 +31,10 @@ ZERO_SHOT = "zero_shot"
 
 @dataclasses.dataclass(frozen=True)
 class RunRecord:
-    """One run, or one cell of a grid. What a run has several of is a list; what it has not is `None`.
+    """One run, or one cell of a grid. A field is a list where a run has several values, and `None` where it has none.
 
     Attributes:
-      name: the folder as it was given, and of a cell what names it.
+      name: the folder as it was given; for a cell also its number.
       binary: "train", "table1", "evaluate", …
       state: in words: finished, in progress at step x of y, failed with its sentence, …
       accuracy: in percent.

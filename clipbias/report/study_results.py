@@ -20,14 +20,14 @@ class Average(NamedTuple):
     standard_error: np.ndarray
 
     def rows(self) -> Iterator[tuple[Any, ...]]:
-        """The numbers one by one, each behind its place in the array, counted from 1: layer, head, mean, error."""
+        """One row per number: its indices in the array, counted from 1, then the mean and its standard error."""
         for place, mean in np.ndenumerate(self.mean):
             yield (*(index + 1 for index in place), mean, self.standard_error[place])
 
 
 @dataclasses.dataclass(frozen=True)
 class StudyResults:
-    """A study's results with short ways to what figures ask for."""
+    """A study's results, with short ways to what figures and pages need."""
 
     results: Results
 

@@ -58,7 +58,7 @@ class TableCell:
 class Table:
     """A title, a caption of whole sentences, column heads, and rows whose first cell names the row.
 
-    The columns numbered in `words` hold words and are set to the left, as the first always is.
+    The columns whose numbers are in `words` hold words and are left-aligned, as the first always is.
     """
 
     title: str
@@ -69,7 +69,7 @@ class Table:
 
     @property
     def is_wide(self) -> bool:
-        """Whether it has so many columns (eleven datasets, say) that they must be set tight to fit on a page."""
+        """Whether it has so many columns (of eleven datasets, say) that they need tight spacing to fit on a page."""
         return len(self.columns) > 8
 
 
