@@ -1,0 +1,67 @@
+"""The commands of the README with their default model, on a machine whose cache is empty."""
+
+from pathlib import Path
+
+import pytest
+
+import clipbias
+from clipbias.clip.pins import PINS
+from configs import base
+from configs import table1 as table1_config
+from configs import train as train_config
+from experiments import app, table1, train
+from experiments.inputs import find_adapter
+from tests import helpers
+from tests.data import miniatures
+from tests.hub.server import LARGE, Hub, Repository
+
+# The hub's own client says so to itself.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
+DEFAULT = base.get_config().model
+
+
+@pytest.fixture
+def official(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Hub:
+    """The default model's repository as it is on the hub: Flax and torch on `main`, no safetensors."""
+    folder = tmp_path_factory.mktemp("official")
+    helpers.tiny_checkpoint(
+        folder / "made", context_length=77
+    )  # class names are long: "2012 Ram C/V Cargo Van Minivan"
+    clipbias.load(folder / "made").save(folder / "flax", format="flax")
+    files = {path.name: path.read_bytes() for path in (folder / "flax").iterdir()}
+    unread = dict.fromkeys((".gitattributes", "README.md", "pytorch_model.bin"), b"never read")
+    hub.repositories[DEFAULT] = Repository(unread | files, PINS[DEFAULT].commit)
+    return hub
+
+
+def weights(hub: Hub) -> list[str]:
+    return [name for name in hub.downloaded() if name.endswith(LARGE)]
+
+
+def test_a_dry_run_of_the_papers_table(official: Hub, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    config = table1_config.get_config()
+    config.dry_run = True
+    config.data_dir = str(miniatures.make_all(tmp_path / "data"))
+    assert app.answer(table1.main, config) == 0, capsys.readouterr().err
+    assert "cells" in capsys.readouterr().out
+    assert weights(official) == ["flax_model.msgpack"]
+    assert "README.md" not in official.downloaded()
+
+
+def test_training(official: Hub, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    config = train_config.get_config()
+    miniatures.make(tmp_path / "data", "eurosat")
+    config.update(data_dir=str(tmp_path / "data"), dataset="eurosat", shots=1, epochs=1, batch_size=4)
+    config.mesh.data = 1
+    workdir = tmp_path / "run"
+    assert app.answer(train.main, config, str(workdir)) == 0, capsys.readouterr().err
+    assert weights(official) == ["flax_model.msgpack"]
+    commit = PINS[DEFAULT].commit
+    adapter = clipbias.load_adapter(workdir / "adapter.safetensors")
+    assert adapter.base == f"{DEFAULT}@{commit}"
+    place = adapter.push_to_hub("me/eurosat-bias")
+    official.sent.clear()
+    again, _ = find_adapter(place)  # as all binaries find what `--config.adapter=` names
+    again.task(clipbias.load(again.base))
+    assert official.downloaded() == ["adapter.safetensors"]
