@@ -1,5 +1,7 @@
 """A study's results drawn from a random generator, with the shapes and habits of real ones."""
 
+import dataclasses
+
 import numpy as np
 
 from clipbias.explain.results import INTERVENTIONS, MAPS, Results
@@ -11,24 +13,9 @@ HYPOTHESES = {
 }
 
 
-def synthetic_results(
-    *,
-    dataset="demo/digits",
-    layers=3,
-    heads=2,
-    grid=3,
-    image_size=24,
-    vision_prompts=2,
-    text_prompts=2,
-    tokens=9,
-    classes=4,
-    images=50,
-    pictures=2,
-    seed=0,
-):
-    """All sections for zero-shot, IVLP and bias tuning."""
-    draw = np.random.default_rng(seed)
-    study = _Builder(draw, layers, heads, grid, image_size, vision_prompts, text_prompts, tokens, classes, images)
+def synthetic_results(*, dataset="demo/digits", pictures=2, seed=0, **sizes):
+    """All sections for zero-shot, IVLP and bias tuning; `sizes` are fields of `_Builder`."""
+    study = _Builder(np.random.default_rng(seed), **sizes)
     study.start(dataset)
     study.predictions()
     study.relevancy()
@@ -43,12 +30,24 @@ def synthetic_results(
     return Results(study.arrays, study.scalars)
 
 
+@dataclasses.dataclass
 class _Builder:
-    def __init__(self, draw, layers, heads, grid, image_size, vision_prompts, text_prompts, tokens, classes, images):
-        self.draw, self.layers, self.heads, self.grid, self.size = draw, layers, heads, grid, image_size
-        self.patches, self.vision_prompts, self.text_prompts = grid * grid, vision_prompts, text_prompts
-        self.tokens, self.classes, self.images = tokens, classes, images
-        self.arrays, self.scalars = {}, {}
+    draw: np.random.Generator
+    layers: int = 3
+    heads: int = 2
+    grid: int = 3
+    image_size: int = 24
+    vision_prompts: int = 2
+    text_prompts: int = 2
+    tokens: int = 9
+    classes: int = 4
+    images: int = 50
+    arrays: dict = dataclasses.field(default_factory=dict)
+    scalars: dict = dataclasses.field(default_factory=dict)
+
+    @property
+    def patches(self):
+        return self.grid**2
 
     def average(self, name, mean, relative_error=0.06):
         mean = np.asarray(mean, np.float32)
@@ -88,8 +87,8 @@ class _Builder:
             "clip": {
                 "name": "demo",
                 "fingerprint": "0123456789abcdef",
-                "image_size": self.size,
-                "patch_size": self.size // self.grid,
+                "image_size": self.image_size,
+                "patch_size": self.image_size // self.grid,
                 "grid": self.grid,
                 "patches": self.patches,
                 "vision_layers": self.layers,
@@ -150,26 +149,26 @@ class _Builder:
                 depth = np.linspace(0.2, 1, self.layers)[:, None]
                 noise = self.draw.random((self.layers, self.heads))
                 path = f"vision_attention/{model['key']}/{variant}"
-                self.average(f"{path}/distance", self.size * (0.15 + 0.35 * depth * noise))
+                self.average(f"{path}/distance", self.image_size * (0.15 + 0.35 * depth * noise))
                 limit = np.log(1 + self.patches)
                 self.average(f"{path}/entropy", limit * (0.4 + 0.55 * depth * noise))
                 self.average(f"{path}/cls_entropy", limit * (0.3 + 0.6 * depth * noise))
             self.scalars["vision_attention"][model["key"]] = {"count": self.images}
 
     def pictures(self, count):
-        rows, columns = np.mgrid[: self.size, : self.size] / self.size - 0.5
+        rows, columns = np.mgrid[: self.image_size, : self.image_size] / self.image_size - 0.5
         made = []
         for _ in range(count):
             centre = self.draw.uniform(-0.2, 0.2, 2)
             disc = ((rows - centre[0]) ** 2 + (columns - centre[1]) ** 2) < 0.07
             ground, ink = self.draw.integers(20, 110, 3), self.draw.integers(130, 250, 3)
-            noise = self.draw.normal(0, 9, (self.size, self.size, 1))
+            noise = self.draw.normal(0, 9, (self.image_size, self.image_size, 1))
             made.append(np.clip(np.where(disc[..., None], ink, ground) + noise, 0, 255).astype(np.uint8))
         return made
 
     def maps(self, *shape):
-        rows, columns = np.mgrid[: self.size, : self.size] / self.size - 0.5
-        made = np.empty((*shape, self.size, self.size), np.float32)
+        rows, columns = np.mgrid[: self.image_size, : self.image_size] / self.image_size - 0.5
+        made = np.empty((*shape, self.image_size, self.image_size), np.float32)
         for index in np.ndindex(*shape):
             a, b = self.draw.uniform(-0.3, 0.3, 2)
             spot = np.exp(-8 * ((rows - a) ** 2 + (columns - b) ** 2))
