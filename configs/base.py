@@ -47,6 +47,6 @@ def get_config() -> ConfigDict:
     config.mesh = ConfigDict({"run": 1, "data": -1})
     # Print shapes, parameters, memory and time, as estimated, and stop (`train` and `table1`).
     config.dry_run = False
-    # Folder for everything that is written; --workdir goes before it.
+    # Folder for everything that is written; --workdir takes precedence over it.
     config.workdir = ""
     return config

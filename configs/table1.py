@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
     config.protocol = "few_shot"
     # Datasets that the last two evaluate on besides; empty takes the literature's.
     config.targets = ()
-    # Learning rates that go before `learning_rate`, each with rows of its own.
+    # Learning rates that take precedence over `learning_rate`, each with rows of its own.
     config.learning_rates = ()
     # Seeds trained side by side in one program; 0 puts together whatever has equal shapes and fits the memory.
     config.runs_per_program = 0

@@ -72,7 +72,7 @@ def answer(main: Callable[[ConfigDict, Path], Any], settings: Any, workdir: str 
     Args:
       main: of a binary.
       settings: its configuration.
-      workdir: goes before the configuration's own.
+      workdir: takes precedence over the configuration's own.
     """
     try:
         if not isinstance(settings, ConfigDict):  # what the flag holds where its file could not be loaded

@@ -24,8 +24,7 @@ from griffe import ParameterKind as Kind
 import clipbias
 from clipbias.errors import ClipbiasError
 from clipbias.files import write_text
-from clipbias.tuning import Method
-from clipbias.tuning.registry import FunctionMethod
+from clipbias.tuning import METHODS
 
 ROOT = Path(__file__).resolve().parents[1]
 JOINED = "\N{NO-BREAK SPACE}"
@@ -50,8 +49,7 @@ def public(package: str) -> dict[str, Any]:
     module = importlib.import_module(package)
     found = {name: getattr(module, name) for name in getattr(module, "__all__", ())}
     if package == "clipbias.tuning":
-        kinds = [kind for kind in Method.__subclasses__() if kind is not FunctionMethod]
-        found |= {kind.__name__: kind for kind in kinds if kind.__module__.startswith(package)}
+        found |= {kind.__name__: kind for kind, _ in METHODS.values()}
     return {name: value for name, value in found.items() if getattr(value, "__module__", "").startswith("clipbias.")}
 
 

@@ -18,7 +18,7 @@ from clipbias.explain.results import INTERVENTIONS, MAPS
 from clipbias.explain.statistics import Moments
 from clipbias.explain.study import Batch, Model, Section, Study
 from clipbias.explain.tokens import text_roles, vision_roles
-from clipbias.tuning.classifier import similarity, unit_length
+from clipbias.tuning.classifier import cosine_logits, unit_length
 
 TARGETS = ("predicted", "true")
 
@@ -165,7 +165,7 @@ def _perturbation_step(study: Study, model: Model) -> Any:
 
         def classify(raw: jax.Array) -> jax.Array:
             features = task.image_features(params, learnables, study.normalize(raw))
-            return similarity(params, features, classes).argmax(-1)
+            return cosine_logits(params, features, classes).argmax(-1)
 
         def order(image: jax.Array) -> jax.Array:
             # Of each image by itself, whatever the batch it comes in.

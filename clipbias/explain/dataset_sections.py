@@ -17,7 +17,7 @@ from clipbias.explain.similarity import observe_similarity
 from clipbias.explain.statistics import Moments, Totals, normalise, rank_correlation, total_variation
 from clipbias.explain.study import Batch, Model, Section, Study
 from clipbias.explain.tokens import text_kinds, text_roles, vision_roles
-from clipbias.tuning.classifier import similarity
+from clipbias.tuning.classifier import cosine_logits
 
 
 def predictions(study: Study) -> Section:
@@ -36,7 +36,7 @@ def _predict(study: Study, model: Model) -> Section:
     @jax.jit
     def predict(params: Any, learnables: Any, classes: jax.Array, batch: Batch) -> jax.Array:
         features = model.task.image_features(params, learnables, study.normalize(batch["images"]))
-        return jnp.where(batch["mask"], similarity(params, features, classes).argmax(-1), -1)
+        return jnp.where(batch["mask"], cosine_logits(params, features, classes).argmax(-1), -1)
 
     classes = jax.jit(text)(study.params, learnables)
     for batch, number, total in study.batches(np.arange(len(study.split))):

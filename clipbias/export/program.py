@@ -19,7 +19,7 @@ from clipbias.clip.checkpoint import narrow
 from clipbias.files import atomic_path, write_tensors, write_text
 from clipbias.tuning import Learnables, Task
 from clipbias.tuning.adapter import flatten, unflatten
-from clipbias.tuning.classifier import similarity, unit_length
+from clipbias.tuning.classifier import cosine_logits, unit_length
 
 PROGRAM, PROGRAM_WEIGHTS, DESCRIPTION = "classifier.stablehlo", "weights.safetensors", "program.json"
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -55,7 +55,7 @@ def export_program(task: Task, weights: Weights) -> jax.export.Exported:
         features, _ = encode_image(
             tree, config, preprocessing.normalize(images), Adaptation(**tree.get("adaptation", {}))
         )
-        return similarity(tree, unit_length(features), tree["class_features"])
+        return cosine_logits(tree, unit_length(features), tree["class_features"])
 
     size = config.vision.image_size
     (batch,) = jax.export.symbolic_shape("b")

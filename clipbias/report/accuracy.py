@@ -86,7 +86,7 @@ def _panel(axes: "Axes", summary: Summary, panel: str, measure: str) -> None:
     axes.minorticks_off()
     axes.grid(axis="x", visible=False)
     for position, method in enumerate(summary.methods):
-        colour, marker, line = style.METHOD_LOOK.get(method, style.OTHER_LOOK)
+        colour, marker, line = style.method_look(method)
         cells = _cells(summary, panel, method, measure)
         if not cells:
             continue
@@ -118,6 +118,6 @@ def _label(axes: "Axes", summary: Summary, panel: str, measure: str) -> None:
     for method in summary.methods:
         cells = _cells(summary, panel, method, measure)
         if cells:
-            colour = style.METHOD_LOOK.get(method, style.OTHER_LOOK)[0]
+            colour = style.method_look(method)[0]
             ends.append((max(cells) or 1, _means(cells)[max(cells)], method_name(method), colour))
     style.label_ends(axes, ends)

@@ -79,7 +79,7 @@ def curves_figure(curves: Sequence[Curve]) -> "Figure":
                 if few:
                     look = (curve.label, style.COLOURS[number], style.LINES[number % len(style.LINES)])
                 else:
-                    colour, _, dashes = style.METHOD_LOOK.get(curve.method, style.OTHER_LOOK)
+                    colour, _, dashes = style.method_look(curve.method)
                     look = (method_name(curve.method), colour, dashes)
                 if name in curve.values:
                     _draw(axes, curve.steps, curve.values[name] * (100 if name == "accuracy" else 1), *look)

@@ -51,7 +51,7 @@ def norm_figure(found: Findings) -> CaptionedFigure | None:
         handles: dict[str, Any] = {}
         for axes, ((tower, kind), rows) in zip(grid, panels.items(), strict=True):
             for method in ordered_methods(rows):
-                colour, marker, _ = style.METHOD_LOOK.get(method, style.OTHER_LOOK)
+                colour, marker, _ = style.method_look(method)
                 steps, own = _means(rows[method], "norm")
                 line = axes.plot(steps, own, color=colour, marker=marker)[0]
                 handles.setdefault(method_name(method), line)

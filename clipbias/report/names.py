@@ -1,24 +1,12 @@
 """The names and the order in which methods and datasets are shown."""
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from clipbias.terminal import printable
 
-# In the order of the rows of a table: from the least to the most that is learned in both towers.
-METHOD_NAMES = {
-    "zero_shot": "Zero-shot",
-    "coop": "CoOp",
-    "coop_16": "CoOp (16 words)",
-    "vpt": "VPT",
-    "vpt_shallow": "VPT (shallow)",
-    "ivlp": "IVLP",
-    "ivlp_9": "IVLP (9 layers)",
-    "ivlp_2_2": "IVLP (2 + 2)",
-    "ivlp_matched": "IVLP (matched budget)",
-    "maple": "MaPLe",
-    "taskres": "TaskRes",
-    "bias": "Bias tuning",
-}
+if TYPE_CHECKING:
+    from clipbias.tuning.method import Preset
 
 
 def at_rate(method: str, rate: float) -> str:
@@ -26,21 +14,33 @@ def at_rate(method: str, rate: float) -> str:
     return f"{method}, rate {rate:g}"
 
 
+def find_preset(method: str) -> "Preset | None":
+    """How a method's own file wants it to be shown, at whatever learning rate; `None` where it is not known."""
+    from clipbias.tuning import registry  # not at import: it brings JAX, which drawing does without
+
+    return registry.find_preset(_base(method))
+
+
 def method_name(method: str) -> str:
-    """A method's name as readers know it; a user's own method keeps the name it was given."""
-    base, comma, rate = method.partition(", rate ")
-    return METHOD_NAMES.get(base, printable(base)) + comma + printable(rate)
+    """A method's name as readers know it; a user's own method keeps the name it was given, unless it has a label."""
+    preset, (base, comma, rate) = find_preset(method), method.partition(", rate ")
+    return printable(base if preset is None else preset.label) + comma + printable(rate)
 
 
 def ordered_methods(methods: Iterable[str]) -> tuple[str, ...]:
-    """Known methods in the order of `METHOD_NAMES`, then the others as they come, each once."""
-    known = list(METHOD_NAMES)
+    """Known methods in the order of a table's rows, then the others as they come, each once."""
+    from clipbias.tuning import METHODS
+
+    known = list(METHODS)
 
     def place(method: str) -> int:
-        base = method.partition(", rate ")[0]
-        return known.index(base) if base in known else len(known)
+        return known.index(_base(method)) if _base(method) in known else len(known)
 
     return tuple(sorted(dict.fromkeys(methods), key=place))
+
+
+def _base(method: str) -> str:
+    return method.partition(", rate ")[0]
 
 
 def same_name(name: str) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from clipbias.files import atomic_path
+from clipbias.report.names import find_preset
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,22 +38,9 @@ ZERO_SHOT, TUNED = BLUE, RED  # as in the paper: the original model blue, the tu
 LINES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 SOLID, DASHED, DOTTED, DASH_DOTTED = LINES
 
-# Colour, marker and line of each method in the accuracy figure.
-METHOD_LOOK = {
-    "zero_shot": (BLUE, "", (0, (4, 2))),
-    "coop": (ORANGE, "s", "-"),
-    "coop_16": (ORANGE, "s", (0, (1, 1))),
-    "vpt": (SKY, "^", "-"),
-    "vpt_shallow": (SKY, "^", (0, (1, 1))),
-    "ivlp": (GREEN, "D", "-"),
-    "ivlp_9": (GREEN, "D", (0, (1, 1))),
-    "ivlp_2_2": (GREEN, "D", (0, (5, 1, 1, 1))),
-    "ivlp_matched": (GREEN, "d", (0, (3, 1.5))),
-    "maple": (PURPLE, "v", "-"),
-    "taskres": (GREY, "P", "-"),
-    "bias": (RED, "o", "-"),
-}
-OTHER_LOOK = (BLACK, "X", "-")
+# By the names that methods give their colours in.
+PALETTE = dict(black=BLACK, orange=ORANGE, sky=SKY, green=GREEN, yellow=YELLOW, blue=BLUE, red=RED, purple=PURPLE)
+PALETTE["grey"] = GREY
 
 _RC: dict[Any, Any] = {
     "font.family": "sans-serif",
@@ -86,6 +74,14 @@ _RC: dict[Any, Any] = {
     "pdf.fonttype": 42,  # real fonts, so that text in the PDF can be searched
     "svg.hashsalt": "clipbias",  # the same figure gives the same bytes
 }
+
+
+def method_look(method: str) -> tuple[str, str, Any]:
+    """Colour, marker and line of a method, as its own file has them; black with crosses where they are not known."""
+    preset = find_preset(method)
+    if preset is None:
+        return BLACK, "X", "-"
+    return PALETTE.get(preset.colour, preset.colour), preset.marker, preset.line
 
 
 @contextlib.contextmanager

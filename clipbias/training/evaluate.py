@@ -19,7 +19,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
 from clipbias.training.memory import explain_exhaustion
 from clipbias.training.step import over_runs
-from clipbias.tuning.classifier import Classifier, Text, similarity
+from clipbias.tuning.classifier import Classifier, Text, cosine_logits
 from clipbias.tuning.method import Learnables
 
 
@@ -57,7 +57,7 @@ def image_features(
 def predictions(params: Params, images: jax.Array, classes: jax.Array) -> jax.Array:
     """The most similar class of image features `[R or 1, B, d]` and class features `[R, C, d]`: int32 `[R, B]`."""
     images = jnp.broadcast_to(images, (classes.shape[0], *images.shape[1:]))
-    return jax.vmap(functools.partial(similarity, params))(images, classes).argmax(-1).astype(jnp.int32)
+    return jax.vmap(functools.partial(cosine_logits, params))(images, classes).argmax(-1).astype(jnp.int32)
 
 
 class Evaluator:

@@ -2,7 +2,7 @@
 
 from clipbias.clip.adaptation import Adaptation
 from clipbias.tuning.classifier import Classifier, cross_entropy
-from clipbias.tuning.method import Learnables, Method, PromptText
+from clipbias.tuning.method import Learnables, Method, Preset, PromptText
 from clipbias.tuning.registry import METHODS, make_method
 from clipbias.tuning.task import Task, parameter_count
 
@@ -12,6 +12,7 @@ __all__ = [
     "Classifier",
     "Learnables",
     "Method",
+    "Preset",
     "PromptText",
     "Task",
     "cross_entropy",

@@ -6,6 +6,7 @@ the file.
 """
 
 import dataclasses
+import itertools
 import json
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import traverse_util
 
 from clipbias.clip import Clip, hub
 from clipbias.clip.tensors import open_safetensors_file
@@ -253,23 +255,15 @@ def _not_finite(arrays: Mapping[str, np.ndarray]) -> list[str]:
     ]
 
 
-def flatten(tree: Any) -> dict[str, Any]:
+def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Leaves of nested dictionaries by their path, as in the file: `{"a": {"b": x}}` to `{"a/b": x}`."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {SEPARATOR.join(str(getattr(key, "key", key)) for key in path): leaf for path, leaf in leaves}
+    return traverse_util.flatten_dict(dict(tree), sep=SEPARATOR)
 
 
 def unflatten(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `flatten`."""
-    tree: dict[str, Any] = {}
-    for name, value in tensors.items():
-        *parents, last = name.split(SEPARATOR)
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-            if not isinstance(node, dict):
-                raise ValueError(f"{name!r} lies inside another array")
-        if last in node:
-            raise ValueError(f"{name!r} holds other arrays")
-        node[last] = value
-    return tree
+    """The inverse of `flatten`. Raises `ValueError` where an array lies inside another one."""
+    for name in tensors:
+        parents = name.split(SEPARATOR)[:-1]
+        if any(parent in tensors for parent in itertools.accumulate(parents, "{}/{}".format)):
+            raise ValueError(f"{name!r} lies inside another array")
+    return traverse_util.unflatten_dict(dict(tensors), sep=SEPARATOR)

@@ -1,14 +1,15 @@
 """Bias tuning (Ma et al. 2023, arXiv 2312.11570): one learnable embedding per layer, added to every token."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from clipbias.clip import Adaptation, Clip
 from clipbias.errors import ClipbiasError
-from clipbias.tuning.method import Learnables, Method
+from clipbias.tuning.method import Learnables, Method, Preset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +21,8 @@ class BiasTuning(Method):
     Attributes:
       vision_tower, text_tower: which towers get biases.
     """
+
+    presets: ClassVar[Mapping[str, Preset]] = {"bias": Preset("Bias tuning", order=600, colour="red", marker="o")}
 
     vision_tower: bool = True
     text_tower: bool = True

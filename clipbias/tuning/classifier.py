@@ -74,7 +74,7 @@ class Classifier:
 
     def logits(self, params: Params, learnables: Learnables, images: jax.Array, text: Text) -> jax.Array:
         """`exp(logit_scale) · cos(f, g)`: `[B, C]`."""
-        return similarity(
+        return cosine_logits(
             params, self.image_features(params, learnables, images), self.class_features(params, learnables, text)
         )
 
@@ -88,8 +88,10 @@ class Classifier:
 
 
 @with_precision
-def similarity(params: Params, images: jax.Array, classes: jax.Array, *, dtype: jnp.dtype = jnp.float32) -> jax.Array:
-    """Scaled cosine similarity of unit-length features `[B, d]` and `[C, d]`: logits `[B, C]`, float32."""
+def cosine_logits(
+    params: Params, images: jax.Array, classes: jax.Array, *, dtype: jnp.dtype = jnp.float32
+) -> jax.Array:
+    """`exp(logit_scale) · cos(f, g)` of unit-length features `[B, d]` and `[C, d]`: logits `[B, C]`, float32."""
     return jnp.exp(params["logit_scale"].astype(jnp.float32)) * (images.astype(dtype) @ classes.astype(dtype).T)
 
 

@@ -1,8 +1,8 @@
 """CoOp (Zhou et al. 2022, Learning to Prompt for Vision-Language Models): a learned context in the prompt text."""
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import Annotated, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from clipbias.checks import Choices
 from clipbias.clip import Adaptation, Clip
 from clipbias.tuning.context import POSITIONS, context_text, initial_context
-from clipbias.tuning.method import WORDS, Learnables, Method, PromptText, Tokens
+from clipbias.tuning.method import WORDS, Learnables, Method, Preset, PromptText, Tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +23,11 @@ class CoOp(Method):
       class_specific: one context per class, `[C, T, Dt]`.
       position: where the class name stands: "end", "middle" or "front".
     """
+
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "coop": Preset("CoOp", order=100, colour="orange", marker="s"),
+        "coop_16": Preset("CoOp (16 words)", {"tokens": 16}, order=101, colour="orange", marker="s", line=(0, (1, 1))),
+    }
 
     tokens: Tokens = 4
     words: str = WORDS

@@ -1,14 +1,15 @@
 """IVLP: independent vision-language prompting (Khattak et al. 2023, the baseline of MaPLe and PromptSRC)."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import jax
 
 from clipbias.clip import Adaptation, Clip
 from clipbias.errors import ClipbiasError
 from clipbias.tuning.context import context_text, initial_context, random_prompts
-from clipbias.tuning.method import WORDS, Depth, Learnables, Method, PromptText, TokensOrNone
+from clipbias.tuning.method import WORDS, Depth, Learnables, Method, Preset, PromptText, TokensOrNone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +26,28 @@ class IVLP(Method):
       text_depth, vision_depth: the same for one tower, 0 for `depth`.
       words: initial context.
     """
+
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "ivlp": Preset("IVLP", order=300, colour="green", marker="D"),
+        "ivlp_9": Preset("IVLP (9 layers)", {"depth": 9}, order=301, colour="green", marker="D", line=(0, (1, 1))),
+        "ivlp_2_2": Preset(
+            "IVLP (2 + 2)",
+            {"depth": 9, "text_tokens": 2, "vision_tokens": 2},
+            order=302,
+            colour="green",
+            marker="D",
+            line=(0, (5, 1, 1, 1)),
+        ),
+        # As many parameters as bias tuning: one token per layer and tower.
+        "ivlp_matched": Preset(
+            "IVLP (matched budget)",
+            {"text_tokens": 1, "vision_tokens": 1},
+            order=303,
+            colour="green",
+            marker="d",
+            line=(0, (3, 1.5)),
+        ),
+    }
 
     text_tokens: TokensOrNone = 4
     vision_tokens: TokensOrNone = 4

@@ -1,14 +1,15 @@
 """MaPLe (Khattak et al. 2023, Multi-modal Prompt Learning): vision prompts are linear maps of the text prompts."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from clipbias.clip import Adaptation, Clip
 from clipbias.tuning.context import context_text, initial_context, random_prompts
-from clipbias.tuning.method import WORDS, Depth, Learnables, Method, PromptText, Tokens
+from clipbias.tuning.method import WORDS, Depth, Learnables, Method, Preset, PromptText, Tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +21,8 @@ class MaPLe(Method):
       depth: layers that get prompts of their own, at most the shallower tower's; 0 all of those.
       words: initial context.
     """
+
+    presets: ClassVar[Mapping[str, Preset]] = {"maple": Preset("MaPLe", order=400, colour="purple", marker="v")}
 
     tokens: Tokens = 2
     depth: Depth = 9

@@ -36,17 +36,39 @@ class PromptText:
 
 
 @dataclasses.dataclass(frozen=True)
+class Preset:
+    """A name that a method goes by: the options behind it, and how tables and figures show it.
+
+    Attributes:
+      label: what is printed.
+      options: those that differ from the method's defaults.
+      order: position among the rows of a table, from the least to the most that is learned in both towers.
+      colour: of the palette of `report.style`, or any colour of matplotlib.
+      marker, line: marker and line style, as matplotlib spells them.
+    """
+
+    label: str
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    order: int = 1000
+    colour: str = "black"
+    marker: str = "X"
+    line: str | tuple[int, tuple[float, ...]] = "-"
+
+
+@dataclasses.dataclass(frozen=True)
 class Method(abc.ABC):
     """Base of all methods: a frozen dataclass whose fields are the method's options.
 
     A method holds no arrays. `init` makes its learnables, a dictionary of arrays; `adapt` turns them into the
     `Adaptation` that the frozen model accepts. Keys that start with `text` or `vision` count as that tower's
-    parameters.
+    parameters. A file of this package whose class has `presets` is all that it takes to add a method.
 
     Attributes:
+      presets: the names of a built-in method; of a method of one's own, the first says how it is shown.
       trains: whether there is anything to learn; `False` for a classifier that is ready once it is made.
     """
 
+    presets: ClassVar[Mapping[str, Preset]] = {}
     trains: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -11,7 +11,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.tuning.method import PromptText
 
 
-def readable(name: str) -> str:
+def name_in_prompt(name: str) -> str:
     """The name as it stands in a prompt: `_` becomes a space. Raises `ClipbiasError` for what is no text."""
     if not isinstance(name, str):
         raise ClipbiasError(f"the class name {name!r} is not a text; write it in quotes.")
@@ -22,7 +22,7 @@ def prompt_texts(class_names: Sequence[str], template: str) -> list[str]:
     """`template` with each class name in place of `{}`."""
     if check_text("the template", template).count("{}") != 1:
         raise ClipbiasError(f"the template {template!r} must contain '{{}}' exactly once, for the class name.")
-    return [template.replace("{}", readable(name)) for name in class_names]
+    return [template.replace("{}", name_in_prompt(name)) for name in class_names]
 
 
 def prompt_tokens(clip: Clip, class_names: Sequence[str], text: PromptText) -> TextTokens:
@@ -36,7 +36,7 @@ def prompt_tokens(clip: Clip, class_names: Sequence[str], text: PromptText) -> T
     """
     if not class_names:
         raise ClipbiasError("there are no class names; a task needs at least one.")
-    name_lengths = [len(ids) for ids in encode(clip.tokenizer, [readable(name) for name in class_names])]
+    name_lengths = [len(ids) for ids in encode(clip.tokenizer, [name_in_prompt(name) for name in class_names])]
     if 0 in name_lengths:  # nothing but white space and control characters
         raise ClipbiasError(f"class {name_lengths.index(0)} has an empty name; give every class a name.")
     texts = [t for template in text.templates for t in prompt_texts(class_names, template)]

@@ -6,6 +6,9 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import itertools
+import os
+import pkgutil
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -18,38 +21,18 @@ import jax
 from clipbias.checks import annotations, check_value
 from clipbias.clip import Adaptation, Clip
 from clipbias.errors import ClipbiasError
-from clipbias.tuning.bias import BiasTuning
-from clipbias.tuning.coop import CoOp
-from clipbias.tuning.ivlp import IVLP
-from clipbias.tuning.maple import MaPLe
-from clipbias.tuning.method import Learnables, Method, PromptText
-from clipbias.tuning.taskres import TaskRes
-from clipbias.tuning.vpt import VPT
-from clipbias.tuning.zero_shot import ZeroShot
+from clipbias.tuning.method import Learnables, Method, Preset, PromptText
 
-# Name: class and the options that make it a preset.
-METHODS: Mapping[str, tuple[type[Method], Mapping[str, Any]]] = {
-    "zero_shot": (ZeroShot, {}),
-    "coop": (CoOp, {}),
-    "coop_16": (CoOp, {"tokens": 16}),
-    "vpt": (VPT, {}),
-    "vpt_shallow": (VPT, {"depth": 1}),
-    "ivlp": (IVLP, {}),
-    "ivlp_9": (IVLP, {"depth": 9}),
-    "ivlp_2_2": (IVLP, {"depth": 9, "text_tokens": 2, "vision_tokens": 2}),
-    # As many parameters as bias tuning: one token per layer and tower.
-    "ivlp_matched": (IVLP, {"text_tokens": 1, "vision_tokens": 1}),
-    "maple": (MaPLe, {}),
-    "taskres": (TaskRes, {}),
-    "bias": (BiasTuning, {}),
-}
+# Every name of a method of this package: its class and the preset that the name stands for. Filled below.
+METHODS: dict[str, tuple[type[Method], Preset]] = {}
 
 
 @dataclasses.dataclass(frozen=True)
 class FunctionMethod(Method):
-    """A method made of a module's plain functions.
+    """A method from the plain functions of a module.
 
-    They are `init(rng, clip, class_names, **options)` and `adapt(learnables, **options)`.
+    `init(rng, clip, class_names, **options)`, `adapt(learnables, **options)` and, where there is one,
+    `text(template, clip, **options)`.
     """
 
     init_function: Callable[..., Learnables]
@@ -85,43 +68,82 @@ def make_method(name: str, /, **options: Any) -> Method:
     options = {key: _frozen(name, key, value) for key, value in options.items()}
     if name in METHODS:
         kind, preset = METHODS[name]
-        return _construct(kind, name, {**preset, **options})
+        return _construct(kind, name, {**preset.options, **options})
     where, _, attribute = name.partition(":")
     if where.endswith(".py") or "." in where or attribute:
         return _from_module(_import(where), name, attribute, options)
     close = difflib.get_close_matches(name, METHODS, 1)
     raise ClipbiasError(
-        f"unknown method {name!r}"
-        + (f"; did you mean {close[0]!r}?" if close else "")
-        + f" Methods: {', '.join(METHODS)}, "
-        "or the path of a Python file of your own."
+        f"unknown method {name!r}{f'; did you mean {close[0]!r}?' if close else '.'} Methods: {', '.join(METHODS)}, or "
+        "the path of a Python file of your own."
     )
+
+
+def method_options(method: Method) -> dict[str, Any]:
+    """The options as plain values, such that `make_method(name, **options)` makes the method again."""
+    if isinstance(method, FunctionMethod):
+        return dict(method.options)
+    return {field.name: getattr(method, field.name) for field in dataclasses.fields(method)}
+
+
+def find_preset(name: str) -> Preset | None:
+    """How a method is shown: one of this package, or one of a user's own that this process has made already.
+
+    A program is never run for its label: until it has been made, its path is its name.
+    """
+    if name in METHODS:
+        return METHODS[name][1]
+    where, _, attribute = name.partition(":")
+    module = sys.modules.get(_module_name(where))
+    if module is None:
+        return None
+    for holder in [getattr(module, attribute, None)] if attribute else [module, *_classes(module)]:
+        presets = getattr(holder, "presets", None)
+        for preset in presets.values() if isinstance(presets, Mapping) else ():
+            if isinstance(preset, Preset):
+                return preset
+    return None
 
 
 def own_method(recorded: str, given: Sequence[str]) -> str:
     """The program of a method that a file names, if the user named that program too.
 
     A file from elsewhere must not choose what is run. A name of `METHODS` is taken as it is; of a program, the path
-    or module is the user's, and what was recorded only tells which of several is meant: by its last part.
+    or module is the user's, and what was recorded only tells which of several is meant: the one whose path ends as
+    the recorded one does, for as many parts as any.
 
     Args:
       recorded: a method's name as read from a file.
       given: files and modules that the user named.
 
     Raises:
-      ClipbiasError: the user named no such program.
+      ClipbiasError: the user named no such program, or several that it may be.
     """
     if recorded in METHODS:
         return recorded
     where, _, attribute = recorded.partition(":")
-    for own in given:
-        place = own.partition(":")[0]
-        if Path(place).name == Path(where).name:
-            return f"{place}:{attribute}" if attribute else own
-    raise ClipbiasError(
-        f"the method of this adapter is {recorded!r}, a program that is not run just because a file names it; look at "
-        "it and name it yourself, with --config.own_methods (--own_methods of tools.export) or the option own_methods."
-    )
+    # By the place of each program, so that one that was named twice is no choice.
+    shared = {_absolute(own.partition(":")[0]): (_common_end(own, where), own) for own in given}
+    most = max((count for count, _ in shared.values()), default=0)
+    if not most:
+        raise ClipbiasError(
+            f"the method of this adapter is {recorded!r}, a program that is not run just because a file names it; look "
+            "at it and name it yourself, with --config.own_methods (--own_methods of tools.export) or the option "
+            "own_methods."
+        )
+    closest = [own for count, own in shared.values() if count == most]
+    if len(closest) > 1:
+        raise ClipbiasError(
+            f"the method of this adapter is {recorded!r}, which may be {' or '.join(closest)} of those that you named; "
+            "name one of them."
+        )
+    return f"{closest[0].partition(':')[0]}:{attribute}" if attribute else closest[0]
+
+
+def _common_end(own: str, recorded: str) -> int:
+    """How many parts of two paths are the same, counted from their ends."""
+    pairs = zip(reversed(Path(own.partition(":")[0]).parts), reversed(Path(recorded).parts), strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def source_digest(name: str) -> str | None:
@@ -163,6 +185,18 @@ def _frozen(name: str, option: str, value: Any) -> Any:
     return value
 
 
+def _module_name(where: str) -> str:
+    """The key of a program in `sys.modules`: a file's own by its whole path, for others may have its name."""
+    if not where.endswith(".py"):
+        return where
+    digest = hashlib.sha256(_absolute(where).encode("utf-8", "surrogatepass")).hexdigest()
+    return f"clipbias_method_{Path(where).stem}_{digest[:12]}"
+
+
+def _absolute(where: str) -> str:
+    return os.path.abspath(os.path.expanduser(where))
+
+
 def _import(where: str) -> ModuleType:
     try:
         if not where.endswith(".py"):
@@ -170,7 +204,7 @@ def _import(where: str) -> ModuleType:
         path = Path(where).expanduser()
         if not path.is_file():
             raise ClipbiasError(f"no file {where!r} to take a method from.")
-        spec = importlib.util.spec_from_file_location(f"clipbias_method_{path.stem}", path)
+        spec = importlib.util.spec_from_file_location(_module_name(where), path)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module  # dataclasses look their module up there
@@ -193,11 +227,7 @@ def _from_module(module: ModuleType, name: str, attribute: str, options: Mapping
         if not (inspect.isclass(kind) and issubclass(kind, Method)):
             raise ClipbiasError(f"{name!r}: {attribute!r} is not a subclass of clipbias.tuning.Method there.")
         return _construct(kind, name, options)
-    own = [
-        kind
-        for kind in vars(module).values()
-        if inspect.isclass(kind) and issubclass(kind, Method) and kind.__module__ == module.__name__
-    ]
+    own = _classes(module)
     if len(own) == 1:
         return _construct(own[0], name, options)
     init, adapt = getattr(module, "init", None), getattr(module, "adapt", None)
@@ -214,3 +244,27 @@ def _from_module(module: ModuleType, name: str, attribute: str, options: Mapping
     if own:
         found = f"{len(own)} subclasses of Method; pick one with '{name}:Class'"
     raise ClipbiasError(f"{name!r} holds {found}.")
+
+
+def _classes(module: ModuleType) -> list[type[Method]]:
+    """The methods that a module defines, not those that it imports."""
+    kinds = [kind for kind in vars(module).values() if inspect.isclass(kind) and issubclass(kind, Method)]
+    return [kind for kind in kinds if kind.__module__ == module.__name__]
+
+
+def find_methods() -> dict[str, tuple[type[Method], Preset]]:
+    """The methods of this package by name, in their order: the presets of the classes in its modules."""
+    modules = [
+        importlib.import_module(f"{__package__}.{found.name}")
+        for found in pkgutil.iter_modules(sys.modules[__package__].__path__)
+    ]
+    named = {
+        name: (kind, preset)
+        for module in modules
+        for kind in _classes(module)
+        for name, preset in vars(kind).get("presets", {}).items()
+    }
+    return dict(sorted(named.items(), key=lambda item: item[1][1].order))
+
+
+METHODS.update(find_methods())

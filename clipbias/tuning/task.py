@@ -1,6 +1,5 @@
 """A method bound to a frozen CLIP and class names: what a user calls."""
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.tuning.classifier import Classifier, Text, cross_entropy
 from clipbias.tuning.method import Learnables, Method
 from clipbias.tuning.prompt_tokens import prompt_texts, prompt_tokens
-from clipbias.tuning.registry import FunctionMethod, make_method
+from clipbias.tuning.registry import make_method, method_options
 
 DEFAULT_TEMPLATE = "a photo of a {}."
 
@@ -143,9 +142,7 @@ class Task:
 
     def options(self) -> dict[str, Any]:
         """The method's options as plain values, such that `make_method(name, **options)` makes it again."""
-        if isinstance(self.method, FunctionMethod):
-            return dict(self.method.options)
-        return {field.name: getattr(self.method, field.name) for field in dataclasses.fields(self.method)}
+        return method_options(self.method)
 
 
 @jax.jit(static_argnums=0)

@@ -1,13 +1,14 @@
 """TaskRes (Yu et al. 2023, Task Residual for Tuning Vision-Language Models): a residual on the class features."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from clipbias.clip import Adaptation, Clip
-from clipbias.tuning.method import Learnables, Method, PromptText
+from clipbias.tuning.method import Learnables, Method, Preset, PromptText
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,6 +18,8 @@ class TaskRes(Method):
     Attributes:
       alpha: `α`; its authors take 0.5, and 1.0 for Flowers102.
     """
+
+    presets: ClassVar[Mapping[str, Preset]] = {"taskres": Preset("TaskRes", order=500, colour="grey", marker="P")}
 
     alpha: float = 0.5
 

@@ -1,13 +1,14 @@
 """VPT (Jia et al. 2022, Visual Prompt Tuning) in CLIP's vision tower, deep or shallow."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import jax
 
 from clipbias.clip import Adaptation, Clip
 from clipbias.tuning.context import random_prompts
-from clipbias.tuning.method import Depth, Learnables, Method, Tokens
+from clipbias.tuning.method import Depth, Learnables, Method, Preset, Tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +19,11 @@ class VPT(Method):
       tokens: `V`.
       depth: number of layers that get prompts of their own, at most the tower's; 1 is the shallow variant, 0 all.
     """
+
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "vpt": Preset("VPT", order=200, colour="sky", marker="^"),
+        "vpt_shallow": Preset("VPT (shallow)", {"depth": 1}, order=201, colour="sky", marker="^", line=(0, (1, 1))),
+    }
 
     tokens: Tokens = 4
     depth: Depth = 0

@@ -1,13 +1,13 @@
 """Zero-shot CLIP (Radford et al. 2021): no learnables, the dataset's own template or an ensemble of templates."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import jax
 
 from clipbias.clip import Adaptation, Clip
-from clipbias.tuning.method import Learnables, Method, PromptText
+from clipbias.tuning.method import Learnables, Method, Preset, PromptText
 from clipbias.tuning.templates import choose_templates
 
 
@@ -19,6 +19,9 @@ class ZeroShot(Method):
       templates: a choice of `tuning.templates` ("dataset" for the dataset's own), or templates with `{}`.
     """
 
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "zero_shot": Preset("Zero-shot", order=0, colour="blue", marker="", line=(0, (4, 2)))
+    }
     trains: ClassVar[bool] = False
 
     templates: str | tuple[str, ...] = "dataset"

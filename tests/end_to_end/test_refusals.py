@@ -40,7 +40,7 @@ def train(model: Path | str, workdir: Path, *more: str) -> list[str]:
         (["--config=configs/nowhere.py"], "configs/nowhere.py"),
         (["--config.lerning_rate=1"], "Did you mean"),  # of the default configuration
         (["--config=README.md"], "README.md, line "),
-        (["--config=configs/train.py:biass"], "there is no configs/methods/biass.py; choose one of bias, coop"),
+        (["--config=configs/train.py:biass"], "unknown method 'biass'; did you mean 'bias'? Methods: zero_shot, coop"),
     ],
 )
 def test_table1_refuses(arguments: list[str], expected: str, cache: Path, tmp_path: Path) -> None:

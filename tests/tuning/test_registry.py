@@ -1,11 +1,19 @@
+"""Methods by name, those of this package and a user's own, and what a method's own file decides."""
+
+import sys
 from pathlib import Path
 
 import pytest
 
+import clipbias.tuning
 from clipbias.errors import ClipbiasError
-from clipbias.tuning import METHODS, make_method
+from clipbias.report import summarize, to_text
+from clipbias.report.names import method_name, ordered_methods
+from clipbias.report.style import method_look
+from clipbias.tuning import METHODS, make_method, registry
 from clipbias.tuning.ivlp import IVLP
-from clipbias.tuning.registry import FunctionMethod
+from clipbias.tuning.registry import FunctionMethod, own_method
+from configs import train
 
 CLASS = """
 import dataclasses
@@ -85,3 +93,105 @@ def test_only_zero_shot_has_nothing_to_train(tmp_path: Path) -> None:
     path = tmp_path / "own_functions.py"
     path.write_text(FUNCTIONS)
     assert make_method(str(path)).trains
+
+
+PRESETS = """presets: ClassVar = {
+        "dropped": Preset("Dropped in", order=250, colour="purple", marker="*"),
+        "dropped_5": Preset("Dropped in (5)", {"size": 5}, order=251, colour="#123456", line=(0, (1, 2))),
+    }
+"""
+DROPPED = (
+    CLASS.replace("import dataclasses", "import dataclasses\nfrom typing import ClassVar")
+    .replace(
+        "from clipbias.tuning import Adaptation, Method",
+        "from clipbias.clip import Adaptation\nfrom clipbias.tuning.method import Method, Preset",
+    )
+    .replace("    size", f"    {PRESETS}    size")
+)
+
+
+def test_a_method_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is put into the package is known by name, and shown, everywhere."""
+    (tmp_path / "dropped_in.py").write_text(DROPPED)
+    monkeypatch.setattr(clipbias.tuning, "__path__", [*clipbias.tuning.__path__, str(tmp_path)])
+    found = registry.find_methods()
+    del sys.modules["clipbias.tuning.dropped_in"]
+    assert list(found) == [*list(METHODS)[:5], "dropped", "dropped_5", *list(METHODS)[5:]]  # after VPT
+    before = dict(METHODS)
+    METHODS.clear()
+    METHODS.update(found)
+    try:
+        assert make_method("dropped_5").size == 5 and make_method("dropped").size == 3
+        config = train.get_config("dropped_5")
+        assert config.method == "dropped_5" and config.method_options.to_dict() == {"size": 5}
+        assert method_name("dropped_5, rate 0.1") == "Dropped in (5), rate 0.1"
+        assert ordered_methods(("bias", "dropped", "vpt", "own.py")) == ("vpt", "dropped", "bias", "own.py")
+        assert method_look("dropped") == ("#CC79A7", "*", "-")
+        assert method_look("dropped_5") == ("#123456", "X", (0, (1, 2)))
+        facts = {"dataset": "eurosat", "shots": 16, "seed": 1, "accuracy": 50.0}
+        rows = [{"method": name} | facts for name in ("bias", "dropped", "vpt")]
+        table = to_text(summarize(rows))
+        assert table.index("VPT") < table.index("Dropped in") < table.index("Bias tuning")
+    finally:
+        METHODS.clear()
+        METHODS.update(before)
+    assert method_name("dropped") == "dropped" and method_look("dropped") == ("#000000", "X", "-")
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_a_configuration_shows_the_options_with_their_values(method: str) -> None:
+    config = train.get_config(method)
+    assert make_method(config.method, **config.method_options) == make_method(method)
+    assert set(METHODS[method][1].options) <= set(config.method_options)
+
+
+def test_a_file_of_ones_own_has_a_look_once_it_is_made(tmp_path: Path) -> None:
+    presets = "presets = {'x': Preset('My \\x1b method', colour='sky', marker='<')}\n"
+    paths = [tmp_path / "functions.py", tmp_path / "of_class.py"]
+    paths[0].write_text(f"{FUNCTIONS}from clipbias.tuning import Preset\n{presets}")
+    paths[1].write_text(CLASS.replace("    size", f"    {presets}    size").replace("Method\n", "Method, Preset\n", 1))
+    for path in paths:
+        assert method_name(str(path)) == str(path)  # nothing is run to find a label
+        make_method(str(path))
+        assert method_name(str(path)) == "My \\x1b method"
+        assert method_look(str(path)) == ("#56B4E9", "<", "-")
+    assert method_name(f"{paths[1]}:Own") == "My \\x1b method"
+    for name in ("\0.py", "os", "~nobody/x.py", "json:presets", "a:b", ""):
+        assert method_look(name) == ("#000000", "X", "-")
+
+
+def test_two_files_of_one_name(tmp_path: Path) -> None:
+    methods = {}
+    for owner, size in (("mine", 3), ("yours", 4)):
+        path = tmp_path / owner / "a.py"
+        path.parent.mkdir()
+        path.write_text(CLASS.replace("size: int = 3", f"size: int = {size}"))
+        methods[owner] = make_method(str(path))
+    assert (methods["mine"].size, methods["yours"].size) == (3, 4)
+    homes = [sys.modules[type(method).__module__].__file__ for method in methods.values()]
+    assert homes == [str(tmp_path / "mine" / "a.py"), str(tmp_path / "yours" / "a.py")]
+
+
+@pytest.mark.parametrize(
+    ("recorded", "given", "expected"),
+    [
+        ("bias", (), "bias"),
+        ("mine/a.py", ("elsewhere/a.py",), "elsewhere/a.py"),  # the same program on another machine
+        ("mine/a.py", ("yours/a.py", "mine/a.py"), "mine/a.py"),
+        ("/home/me/mine/a.py", ("mine/a.py", "yours/a.py", "b.py"), "mine/a.py"),
+        ("mine/a.py:Own", ("yours/a.py", "/other/mine/a.py:Another"), "/other/mine/a.py:Own"),
+        ("mine/a.py", ("a.py:Own",), "a.py:Own"),
+        ("a.py", ("x/a.py", "x/../x/a.py"), "x/../x/a.py"),  # named twice
+        ("package.own", ("own", "package.own"), "package.own"),
+        ("a.py", ("x/a.py", "y/a.py"), r"may be x/a\.py or y/a\.py"),
+        ("theirs/a.py", ("mine/a.py", "yours/a.py"), r"may be mine/a\.py or yours/a\.py"),
+        ("mine/a.py", ("mine/b.py",), "name it yourself"),
+        ("package.own", ("other.own",), "name it yourself"),
+    ],
+)
+def test_the_program_that_an_adapter_means(recorded: str, given: tuple[str, ...], expected: str) -> None:
+    if " " not in expected:
+        assert own_method(recorded, given) == expected
+        return
+    with pytest.raises(ClipbiasError, match=expected):
+        own_method(recorded, given)
