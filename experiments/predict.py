@@ -32,7 +32,7 @@ from clipbias.training.metrics import MetricWriter
 from clipbias.training.progress import progress
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Classifier, Learnables, Task
-from clipbias.tuning.classifier import Text, similarity
+from clipbias.tuning.classifier import Text, cosine_logits
 from experiments import app
 from experiments.inputs import find_adapter, split
 
@@ -156,7 +156,7 @@ def _probabilities(
     classifier: Classifier, params: Params, learnables: Learnables, images: jax.Array, classes: jax.Array
 ) -> jax.Array:
     features = classifier.image_features(params, learnables, images)
-    return jax.nn.softmax(similarity(params, features, classes), axis=-1)
+    return jax.nn.softmax(cosine_logits(params, features, classes), axis=-1)
 
 
 def classify(
