@@ -1,5 +1,6 @@
 """What is downloaded of a repository, at which commit, and what is read from the cache."""
 
+import concurrent.futures
 import logging
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 from huggingface_hub import constants
 
 import clipbias
+from clipbias.clip import repository
 from clipbias.clip.pins import PINS
 from tests.hub.conftest import without_weights
 from tests.hub.server import Hub, Repository
@@ -32,8 +34,8 @@ def test_the_official_model_is_read_at_its_pinned_commit(hub: Hub, files: dict[s
 
 
 def test_revisions_of_all_kinds(hub: Hub, files: dict[str, bytes]) -> None:
-    repository = hub.repositories["someone/small"] = Repository(without_weights(files))
-    commit = repository.add(files, reference="refs/pr/1")
+    made = hub.repositories["someone/small"] = Repository(without_weights(files))
+    commit = made.add(files, reference="refs/pr/1")
     for revision in (commit, "refs/pr/1"):
         clip = clipbias.load(f"someone/small@{revision}")
         assert (clip.name, clip.revision) == (f"someone/small@{revision}", commit)
@@ -63,9 +65,9 @@ def test_a_branch_that_was_seen_is_read_without_a_network(
 
 
 def test_a_branch_that_moved_is_followed(hub: Hub, files: dict[str, bytes]) -> None:
-    repository = hub.repositories["someone/small"] = Repository(files)
+    made = hub.repositories["someone/small"] = Repository(files)
     first = clipbias.load("someone/small").revision
-    second = repository.add(files | {"README.md": b"new"})
+    second = made.add(files | {"README.md": b"new"})
     hub.sent.clear()
     assert clipbias.load("someone/small").revision == second != first
     assert hub.downloaded() == []  # the same blobs
@@ -74,11 +76,11 @@ def test_a_branch_that_moved_is_followed(hub: Hub, files: dict[str, bytes]) -> N
 def test_what_another_program_left_in_the_cache_is_completed(hub: Hub, files: dict[str, bytes]) -> None:
     from huggingface_hub import hf_hub_download
 
-    repository = hub.repositories["someone/small"] = Repository(files)
+    made = hub.repositories["someone/small"] = Repository(files)
     hf_hub_download("someone/small", "model.safetensors")
     hf_hub_download("someone/small", "config.json")
     hub.sent.clear()
-    assert clipbias.load(f"someone/small@{repository.references['main']}").revision
+    assert clipbias.load(f"someone/small@{made.references['main']}").revision
     assert "model.safetensors" not in hub.downloaded()
 
 
@@ -94,3 +96,11 @@ def test_the_cache_is_laid_out_as_the_hubs_own_client_does(hub: Hub, files: dict
     assert not scanned.warnings
     (repository,) = scanned.repos
     assert repository.refs.keys() == {"main"}
+
+
+def test_who_starts_together_downloads_once(hub: Hub, files: dict[str, bytes]) -> None:
+    hub.repositories["someone/small"] = Repository(files)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(repository.find, ["someone/small"] * 4))
+    assert len(set(found)) == 1
+    assert hub.sent["someone/small/model.safetensors"] == len(files["model.safetensors"])
