@@ -1,5 +1,6 @@
 """`tools.benchmarks`: counted arithmetic against products found in the programs, and what the commands print."""
 
+import dataclasses
 import json
 import math
 
@@ -9,11 +10,13 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from clipbias.clip import encode_image, encode_text
+from clipbias.clip import convert, encode_image, encode_text
+from clipbias.clip.tokenizer_files import CLIP_VOCABULARY
+from clipbias.clip.weights import open_weights
 from clipbias.files import write_tensors
 from clipbias.tuning import Task
 from tools.benchmarks import __main__ as benchmark
-from tools.benchmarks import flops, model, pipeline, relevancy, report, steps, worker
+from tools.benchmarks import flops, load, model, pipeline, relevancy, report, steps, worker
 
 CONFIG = model.geometry("tiny")
 SMALL = ["--geometry=tiny", "--classes=6", "--batch=2", "--repeats=1"]
@@ -253,3 +256,29 @@ def test_numbers_that_nothing_can_be_measured_with_are_refused(option, capsys, m
     with pytest.raises(SystemExit):
         benchmark.main(["train", "--layers=-1"])
     assert "'-1' must be a whole number, 0 or more." in capsys.readouterr().err
+
+
+def test_what_loading_is_measured_with_is_one_model_in_every_format(tmp_path):
+    found = []
+    config = dataclasses.replace(CONFIG, text=dataclasses.replace(CONFIG.text, vocabulary_size=CLIP_VOCABULARY))
+    for path in load.write(tmp_path, CONFIG):
+        with open_weights(path) as weights:
+            assert weights.configuration == path / "config.json"
+            found.append(convert.from_tensors(config, weights.tensors, weights.naming, where="a test"))
+    jax.tree.map(np.testing.assert_array_equal, *found)
+    assert found[0]["text"]["token_embedding"].std() == pytest.approx(0.02, rel=0.1)
+
+
+def test_loading_is_measured_without_the_first_process(monkeypatch):
+    lines = iter([9, 2, 4, 3])
+
+    def child(code):
+        assert "clipbias.load('somewhere/model.pt'" in code
+        seconds = next(lines)
+        facts = {"seconds": seconds, "cpu_seconds": 1, "extra_bytes": 100 * seconds, "weights_bytes": 200}
+        return f"a warning\n{json.dumps(facts)}\n"
+
+    monkeypatch.setattr(load, "child", child)
+    found = load.load(benchmark.parse(["load", "somewhere/model.pt", "--repeats=3"]))
+    expected = {"seconds": 3, "cpu_seconds": 1, "peak_bytes": 400, "peak_over_weights": 2.0}
+    assert found["sources"] == {"model.pt": expected}

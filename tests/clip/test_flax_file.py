@@ -144,7 +144,7 @@ REFUSED = {
     "a map that claims entries": (b"\xdf\xff\xff\xff\xff", "claims"),
     "an array that claims bytes": (b"\x81\xa1a\xc9\xff\xff\xff\xff\x01\x93\x91\x01\xa7float32\xc6", "cut short"),
     "a list that claims entries": (
-        msgpack.packb({"a": msgpack.ExtType(1, b"\x93\xdd\xff\xff\xff\xff" * 9)}),
+        msgpack.packb({"a": msgpack.ExtType(1, b"\x93\xdd\x0f\xff\xff\xff" * 9)}),
         "not msgpack",
     ),
     "more behind it": (msgpack.packb({"a": array([1], data=b"\0" * 4)}) + b"\0", "ends at byte"),

@@ -5,6 +5,8 @@
     python -m tools.benchmarks relevancy --method=vpt --batches 1 8 32
     python -m tools.benchmarks relevancy --batches 8 --layers 3 6 12
     python -m tools.benchmarks startup
+    python -m tools.benchmarks load --repeats=3
+    python -m tools.benchmarks load FOLDER ViT-B-16.pt
     python -m tools.benchmarks pipeline --batch=32
     python -m tools.benchmarks report benchmark.jsonl --output=performance
 
@@ -25,7 +27,7 @@ from pathlib import Path
 from clipbias.errors import ClipbiasError
 from clipbias.files import reason
 
-COMMANDS = ("train", "features", "relevancy", "startup", "pipeline", "report")
+COMMANDS = ("train", "features", "relevancy", "startup", "load", "pipeline", "report")
 
 
 def whole(lowest: int) -> Callable[[str], int]:
@@ -44,7 +46,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m tools.benchmarks", description=__doc__.splitlines()[0])
     parser.add_argument("command", choices=COMMANDS)
-    parser.add_argument("files", nargs="*", help="report: files of JSON lines")
+    parser.add_argument("files", nargs="*", help="report: files of JSON lines; load: checkpoints")
     parser.add_argument("--geometry", default="ViT-B/16")
     parser.add_argument(
         "--layers", type=whole(0), nargs="+", default=[0], help="blocks of each tower; 0 as many as the geometry has"
@@ -88,13 +90,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(report.write(parsed.files, parsed.output))
             return 0
         append(parsed.append, "")  # a measurement takes long: a file that cannot be written is told before
-        from tools.benchmarks import pipeline, relevancy, startup, steps
+        from tools.benchmarks import load, pipeline, relevancy, startup, steps
 
         run = {
             "train": steps.train,
             "features": steps.features,
             "relevancy": relevancy.relevancy,
             "startup": startup.startup,
+            "load": load.load,
             "pipeline": pipeline.pipeline,
         }[parsed.command]
         result = {"command": parsed.command, "geometry": parsed.geometry, "dtype": parsed.dtype, **run(parsed)}
