@@ -86,10 +86,10 @@ class LayerView:
     values: jax.Array
     weights: Any
 
-    def heads_output(self, keys: slice | jax.Array = slice(None)) -> jax.Array:
-        """`Σ_{j in keys} A_ij v_j` per head: `[B, N, H, K]`. The sum over all keys is what the block uses."""
-        probabilities, values = self.probabilities[..., keys], self.values[:, keys]
-        return jnp.einsum("BHNM,BMHK->BNHK", probabilities.astype(values.dtype), values)
+    def heads_output(self, probabilities: jax.Array | None = None) -> jax.Array:
+        """`Σ_j A_ij v_j` per head: `[B, N, H, K]`, with the block's own attention or with the one given."""
+        probabilities = self.probabilities if probabilities is None else probabilities
+        return jnp.einsum("BHNM,BMHK->BNHK", probabilities.astype(self.values.dtype), self.values)
 
     def project(self, heads_output: jax.Array) -> jax.Array:
         """`W_o · cat_h(heads_output)` without its bias: `[B, N, D]` (Eq. 12's terms)."""

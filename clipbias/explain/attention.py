@@ -28,14 +28,13 @@ def patch_distances(config: VisionConfig) -> np.ndarray:
 
 def entropy(probabilities: jax.Array) -> jax.Array:
     """`−Σ a ln a` over the last axis, in nats, with `0 ln 0 = 0`."""
-    positive = probabilities > 0
+    positive = probabilities > 0  # twice, so that the gradient at 0 is finite too
     return -jnp.where(positive, probabilities * jnp.log(jnp.where(positive, probabilities, 1)), 0).sum(-1)
 
 
-def drop_prompts(probabilities: jax.Array, inputs: int) -> jax.Array:
-    """`[B, H, N, N]` over the first `inputs` tokens alone, rows summing to 1 again."""
-    kept = probabilities[..., :inputs, :inputs]
-    return kept / jnp.maximum(kept.sum(-1, keepdims=True), jnp.finfo(kept.dtype).tiny)
+def renormalise(probabilities: jax.Array) -> jax.Array:
+    """Attention to some of the keys, `[…, N]`, with rows that sum to 1 again; a row of zeros stays as it is."""
+    return probabilities / jnp.maximum(probabilities.sum(-1, keepdims=True), jnp.finfo(probabilities.dtype).tiny)
 
 
 def distance_and_entropy(probabilities: jax.Array, config: VisionConfig) -> dict[str, jax.Array]:
@@ -65,8 +64,9 @@ def observe_distance_and_entropy(config: VisionConfig, prompts: int) -> Observe:
     def observe(view: LayerView) -> Mapping[str, Mapping[str, jax.Array]]:
         if not prompts:
             return {"clip": distance_and_entropy(view.probabilities, config)}
+        inputs = slice(1 + config.patches)
         return {
-            "without_prompt": distance_and_entropy(drop_prompts(view.probabilities, 1 + config.patches), config),
+            "without_prompt": distance_and_entropy(renormalise(view.probabilities[..., inputs, inputs]), config),
             "with_prompt": distance_and_entropy(view.probabilities, config),
         }
 

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from clipbias.clip import encode_image, encode_text
-from clipbias.explain.baselines import REDUCTIONS, explanations
 from clipbias.explain.dataset_sections import text_parts, vision_totals
 from clipbias.explain.decomposition import mean_parts
 from clipbias.explain.interventions import intervention, twice
 from clipbias.explain.perturbation import DIRECTIONS, FRACTIONS, area_under_curve, black_out, ranks_to_remove
+from clipbias.explain.reductions import REDUCTIONS
+from clipbias.explain.relevancy import explanations
 from clipbias.explain.results import INTERVENTIONS, MAPS
 from clipbias.explain.statistics import Moments
 from clipbias.explain.study import Batch, Model, Section, Study

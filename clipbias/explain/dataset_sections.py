@@ -14,7 +14,7 @@ from clipbias.explain.decomposition import constancy, observe_parts
 from clipbias.explain.relevancy import relevancy
 from clipbias.explain.results import TEXT_KINDS
 from clipbias.explain.similarity import observe_similarity
-from clipbias.explain.statistics import Moments, Totals, normalise, rank_correlation, total_variation
+from clipbias.explain.statistics import Moments, Totals, normalise_maps, rank_correlation, total_variation
 from clipbias.explain.study import Batch, Model, Section, Study
 from clipbias.explain.tokens import text_kinds, text_roles, vision_roles
 from clipbias.tuning.classifier import cosine_logits
@@ -79,8 +79,8 @@ def _relevancy_step(study: Study, tuned: Model) -> Any:
         for side, model in sides.items():
             maps = relevancy(model.task, params, learnables[side], images, labels, start_layer=options.start_layer)
             own = kinds[side][labels]
-            vision = normalise(maps.vision, options.normalisation)
-            text = normalise(maps.text, options.normalisation, own < TEXT_KINDS.index("eos"))
+            vision = normalise_maps(maps.vision, options.normalisation)
+            text = normalise_maps(maps.text, options.normalisation, own < TEXT_KINDS.index("eos"))
             among_patches.append(maps.vision[:, :patches])
             values[f"vision/{side}"], values[f"text/{side}"] = vision, text
             by_source = jnp.stack([vision[:, :patches].sum(-1), vision[:, patches:].sum(-1)], axis=-1)

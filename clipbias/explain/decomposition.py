@@ -24,23 +24,11 @@ def prompt_probabilities(view: LayerView, roles: Roles) -> jax.Array:
     return jnp.where(roles.prompts[..., None, None, :], view.probabilities, 0)
 
 
-def heads_output(view: LayerView, probabilities: jax.Array) -> jax.Array:
-    """`Σ_j A_ij v_j` per head, `[B, N, H, K]`."""
-    return jnp.einsum("BHNM,BMHK->BNHK", probabilities.astype(view.values.dtype), view.values)
-
-
 def parts(view: LayerView, roles: Roles) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The input part and the prompt part of the heads' outputs, `[B, N, H, K]` each, and the mass `m [B, H, N]`."""
     on_prompts = prompt_probabilities(view, roles)
-    prompt_part = heads_output(view, on_prompts)
-    return heads_output(view, view.probabilities - on_prompts), prompt_part, on_prompts.sum(-1)
-
-
-def mean_over(values: jax.Array, queries: jax.Array) -> jax.Array:
-    """Mean of `values [B, …, N]` over the tokens that `queries [N]` or `[B, N]` names: `[B, …]`."""
-    weight = jnp.broadcast_to(queries, (values.shape[0], values.shape[-1])).astype(values.dtype)
-    weight = weight.reshape(weight.shape[0], *[1] * (values.ndim - 2), weight.shape[1])
-    return (values * weight).sum(-1) / jnp.maximum(weight.sum(-1), 1)
+    input_part = view.heads_output(view.probabilities - on_prompts)
+    return input_part, view.heads_output(on_prompts), on_prompts.sum(-1)
 
 
 def observe_parts(roles: Roles, readout: jax.Array, mask: jax.Array | None = None) -> Observe:
@@ -67,10 +55,10 @@ def observe_parts(roles: Roles, readout: jax.Array, mask: jax.Array | None = Non
         if mask is not None:
             counted = counted & mask[:, None]
         return {
-            "prompt_mass": mean_over(mass, roles.queries),
+            "prompt_mass": mass.mean(-1, where=roles.queries[..., None, :]),
             "readout_mass": jnp.take_along_axis(mass, readout[:, None, None], axis=2)[..., 0],
             "mass_by_query": mass,
-            "norm_ratio": mean_over(ratio, roles.queries),
+            "norm_ratio": ratio.mean(-1, where=roles.queries),
             "heads": Moments.of(prompt_part, counted),
             "part": Moments.of(projected, counted),
         }

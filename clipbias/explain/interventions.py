@@ -32,15 +32,15 @@ import jax.numpy as jnp
 from clipbias.clip import LayerView
 from clipbias.clip.tower import Intervene
 from clipbias.errors import ClipbiasError
-from clipbias.explain.decomposition import heads_output, parts, prompt_probabilities
+from clipbias.explain.attention import renormalise
+from clipbias.explain.decomposition import parts, prompt_probabilities
 from clipbias.explain.results import INTERVENTIONS
 from clipbias.explain.tokens import Roles
 
 
-def renormalised(view: LayerView, roles: Roles) -> jax.Array:
+def input_attention(view: LayerView, roles: Roles) -> jax.Array:
     """Attention over the input tokens alone, `[B, H, N, N]`; a query that sees only prompts gets nothing."""
-    kept = view.probabilities - prompt_probabilities(view, roles)
-    return kept / jnp.maximum(kept.sum(-1, keepdims=True), jnp.finfo(kept.dtype).tiny)
+    return renormalise(view.probabilities - prompt_probabilities(view, roles))
 
 
 def intervention(name: str, roles: Roles, mean: jax.Array | None = None) -> Intervene:
@@ -65,7 +65,7 @@ def intervention(name: str, roles: Roles, mean: jax.Array | None = None) -> Inte
         input_part, prompt_part, _ = parts(view, roles)
         full = input_part + prompt_part
         if name in ("values_only", "none"):
-            input_part = heads_output(view, renormalised(view, roles))
+            input_part = view.heads_output(input_attention(view, roles))
         if name in ("reweighting_only", "none"):
             prompt_part = jnp.zeros_like(prompt_part)
         if name.startswith("mean"):
@@ -81,8 +81,8 @@ def _frozen(roles: Roles) -> Intervene:
     def intervene(view: LayerView) -> jax.Array:
         input_part, prompt_part, _ = parts(view, roles)
         half = view.tokens.shape[0] // 2
-        unprompted = renormalised(view, roles)[:half]
-        changed = heads_output(view, jnp.concatenate([unprompted, unprompted]))
+        unprompted = input_attention(view, roles)[:half]
+        changed = view.heads_output(twice(unprompted))
         changed = changed + prompt_part.at[:half].set(0)
         return jnp.where(roles.queries[..., None, None], changed, input_part + prompt_part)
 

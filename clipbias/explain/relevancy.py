@@ -15,37 +15,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from clipbias.checks import check_int
 from clipbias.clip import TextTokens, encode_image, encode_text
 from clipbias.clip.config import TowerConfig
 from clipbias.clip.params import Params
 from clipbias.errors import ClipbiasError
-from clipbias.explain.streaming import (
-    Reduction,
-    Relevancy,
-    first_layer,
-    scores,
-    stream,
-    target_learnables,
-    target_text,
-)
+from clipbias.explain.reductions import REDUCTIONS
+from clipbias.explain.streaming import Relevancy, stream
+from clipbias.explain.targets import check_targets, first_layer, pair_logits, target_adaptation, target_text
 from clipbias.tuning import Classifier, Learnables, Task
-
-
-def _first(attention: jax.Array, gradient: jax.Array, row: jax.Array) -> jax.Array:
-    """`e (I + Ā_L)`: `[B, N]`."""
-    return jax.nn.one_hot(row, attention.shape[-1]) + jax.nn.relu(gradient * attention).mean(1)
-
-
-def _step(row: jax.Array, attention: jax.Array, gradient: jax.Array) -> jax.Array:
-    """`r (I + Ā)`: `[B, N]`."""
-    heads = attention.shape[1]
-    return row + jnp.einsum("BN,BHNM->BM", row, jax.nn.relu(gradient * attention)) / heads
-
-
-RELEVANCY = Reduction(_first, _step)
 
 
 def relevancy(
@@ -87,39 +66,45 @@ def relevancy(
       ClipbiasError: targets do not fit the images or the classes, there is no such layer, or `chunk` or `recompute` is
         no whole number or too small.
     """
-    reductions = (("relevancy", RELEVANCY),)
     options: dict[str, Any] = dict(start_layer=start_layer, chunk=chunk, recompute=recompute)
-    return explain(task, reductions, params, learnables, images, targets, **options)["relevancy"]
+    return explanations(task, params, learnables, images, targets, maps=["relevancy"], **options)["relevancy"]
 
 
-def explain(
+def explanations(
     task: Task,
-    reductions: tuple[tuple[str, Reduction], ...],
     params: Params,
     learnables: Learnables,
     images: jax.Array,
     targets: jax.Array | Sequence[int],
     *,
+    maps: Sequence[str] = tuple(REDUCTIONS),
     start_layer: int = 0,
     chunk: int | None = None,
     recompute: int = 0,
 ) -> dict[str, Relevancy]:
-    """Several reductions from one forward and backward pass; see `relevancy`."""
+    """Several maps of the same images and targets by name, from one pass; arguments as in `relevancy`.
+
+    Args:
+      maps: some of "relevancy", "attention", "rollout", "legrad".
+    """
+    unknown = sorted(set(maps) - set(REDUCTIONS))
+    if unknown:
+        raise ClipbiasError(f"unknown map {unknown[0]!r}; choose from {', '.join(REDUCTIONS)}.")
     targets = check_targets(task, images, targets)
     check_int("recompute", recompute)
     if chunk is not None:
         check_int("chunk", chunk, lowest=1)
     pairs = targets[:, None] if targets.ndim == 1 else targets
     tokens = jax.tree.map(jnp.asarray, task.tokens)
-    settings = (task.classifier, reductions, start_layer, chunk, recompute)
-    found = _explain(*settings, params, learnables, images, pairs, tokens)
+    settings = (task.classifier, tuple(maps), start_layer, chunk, recompute)
+    found = _explanations(*settings, params, learnables, images, pairs, tokens)
     return jax.tree.map(lambda x: x[:, 0], found) if targets.ndim == 1 else found
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
-def _explain(
+def _explanations(
     classifier: Classifier,
-    reductions: tuple[tuple[str, Reduction], ...],
+    maps: tuple[str, ...],
     start_layer: int,
     chunk: int | None,
     recompute: int,
@@ -131,7 +116,7 @@ def _explain(
 ) -> dict[str, Relevancy]:
     def run(images: jax.Array, targets: jax.Array) -> dict[str, Relevancy]:
         return stream(
-            *(classifier, dict(reductions), params, learnables, images, targets, tokens),
+            *(classifier, {name: REDUCTIONS[name] for name in maps}, params, learnables, images, targets, tokens),
             start_layer=start_layer,
             recompute=recompute,
             dtype=jnp.dtype(classifier.dtype),
@@ -150,25 +135,6 @@ def _explain(
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), found, rest)
 
 
-def check_targets(task: Task, images: jax.Array, targets: jax.Array | Sequence[int]) -> jax.Array:
-    """Targets as an int array `[B]` or `[B, K]`; what can be checked without their values is."""
-    targets = jnp.asarray(targets)
-    if not jnp.issubdtype(targets.dtype, jnp.integer):
-        raise ClipbiasError(f"targets are {targets.dtype}; give class numbers (0 … {len(task.class_names) - 1}).")
-    if targets.ndim not in (1, 2) or targets.shape[0] != images.shape[0] or targets.size == 0:
-        raise ClipbiasError(
-            f"targets have shape {targets.shape} for {images.shape[0]} images; expected [B], or [B, K] for K classes "
-            "per image."
-        )
-    if not isinstance(targets, jax.core.Tracer) and targets.is_fully_addressable:
-        low, high = np.asarray(targets).min(), np.asarray(targets).max()
-        if low < 0 or high >= len(task.class_names):
-            raise ClipbiasError(
-                f"targets go from {low} to {high}; the task has classes 0 … {len(task.class_names) - 1}."
-            )
-    return targets
-
-
 def plain_relevancy(
     task: Task,
     params: Params,
@@ -183,7 +149,7 @@ def plain_relevancy(
     Takes targets `[B]`. Several times slower and larger than `relevancy`, and short enough to be checked by eye.
     """
     classifier, config = task.classifier, task.clip.config
-    adaptation = target_learnables(classifier, learnables, targets)
+    adaptation = target_adaptation(classifier, learnables, targets)
     text = target_text(task.tokens, targets, classifier.templates)
 
     def taps(geometry: TowerConfig, batch: int, length: int) -> jax.Array:
@@ -199,7 +165,7 @@ def plain_relevancy(
         options: dict[str, Any] = dict(observe=observe, dtype=dtype)
         f, vision = encode_image(params, config, images, adaptation, taps=vision_taps, **options)
         g, words = encode_text(params, config, text, adaptation, taps=text_taps, **options)
-        y = scores(params, f, g, adaptation.text_residual, classifier.templates)[:, 0]
+        y = pair_logits(params, f, g, adaptation.text_residual, classifier.templates)[:, 0]
         return y.sum(), (y, vision, words)
 
     (vision_gradient, text_gradient), (y, vision, words) = jax.grad(score, (0, 1), has_aux=True)(vision_taps, text_taps)

@@ -7,6 +7,7 @@ from clipbias.clip import LayerView
 from clipbias.clip.tower import Observe
 from clipbias.errors import ClipbiasError
 from clipbias.explain.attention import cls_map
+from clipbias.explain.statistics import normalise_maps
 
 
 def prompt_distances(tokens: jax.Array, patches: int) -> jax.Array:
@@ -40,13 +41,8 @@ def observe_similarity(patches: int, *, prompts: int, prompt: int | str = "mean"
 
 def to_image(maps: jax.Array, image_size: int) -> jax.Array:
     """Patch maps `[…, M]` at image size, bilinear with half-pixel centres, scaled to 0 … 1: `[…, R, R]`."""
-    side = round(maps.shape[-1] ** 0.5)
-    grid = maps.reshape(*maps.shape[:-1], side, side)
-    shape = (*maps.shape[:-1], image_size, image_size)
-    return min_max(jax.image.resize(grid, shape, "bilinear"), axes=(-2, -1))
-
-
-def min_max(values: jax.Array, axes: tuple[int, ...] = (-1,)) -> jax.Array:
-    """Scaled to 0 … 1 over `axes`; all 0 where there is no range."""
-    low, high = values.min(axes, keepdims=True), values.max(axes, keepdims=True)
-    return (values - low) / jnp.where(high > low, high - low, 1)
+    *leading, patches = maps.shape
+    side = round(patches**0.5)
+    shape = (*leading, image_size, image_size)
+    images = jax.image.resize(maps.reshape(*leading, side, side), shape, "bilinear")
+    return normalise_maps(images.reshape(*leading, -1), "minmax").reshape(shape)

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.scipy.stats import rankdata
 
 from clipbias.checks import check_int
 from clipbias.errors import ClipbiasError
@@ -122,7 +123,7 @@ def load_totals(path: str | os.PathLike, fingerprint: str) -> tuple[Totals, int]
         return {}, 0
 
 
-def normalise(rows: jax.Array, how: str, visible: jax.Array | None = None) -> jax.Array:
+def normalise_maps(rows: jax.Array, how: str, visible: jax.Array | None = None) -> jax.Array:
     """Brings maps `[..., N]` to a common scale: each divided by its sum, or its maximum, or its range put to 0 … 1.
 
     Args:
@@ -160,16 +161,9 @@ NORMALISATIONS: Mapping[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
 }
 
 
-def ranks(x: jax.Array) -> jax.Array:
-    """Ranks along the last axis, from 0; equal values share their mean rank."""
-    smaller = (x[..., None, :] < x[..., :, None]).sum(-1)
-    equal = (x[..., None, :] == x[..., :, None]).sum(-1)
-    return smaller + (equal - 1) / 2
-
-
 def rank_correlation(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Spearman's ρ along the last axis; 0 where one side is constant."""
-    a, b = (r - r.mean(-1, keepdims=True) for r in (ranks(x), ranks(y)))
+    """Spearman's ρ along the last axis, equal values sharing their mean rank; 0 where one side is constant."""
+    a, b = (r - r.mean(-1, keepdims=True) for r in (rankdata(x, axis=-1), rankdata(y, axis=-1)))
     scale = jnp.sqrt(jnp.square(a).sum(-1) * jnp.square(b).sum(-1))
     return (a * b).sum(-1) / jnp.where(scale > 0, scale, 1)
 

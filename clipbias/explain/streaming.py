@@ -24,26 +24,9 @@ from clipbias.clip.precision import with_precision
 from clipbias.clip.text import embed_text, read_text
 from clipbias.clip.tower import TowerInput
 from clipbias.clip.vision import embed_image, read_image
-from clipbias.errors import ClipbiasError
+from clipbias.explain.reductions import Reduction
+from clipbias.explain.targets import first_layer, pair_logits, target_adaptation, target_text
 from clipbias.tuning import Classifier, Learnables
-from clipbias.tuning.classifier import unit_length
-
-
-@dataclasses.dataclass(frozen=True)
-class Reduction:
-    """What is kept of the attention and its gradient, as a function of the layers seen so far. Hashable.
-
-    Attributes:
-      first: from the readout row's probabilities and gradient in the last layer, `[B, H, N]` each, and the row's
-        number `[B]`, to a state of any shape that starts with `B`.
-      step: from the state, and `A` and `G` of the layer below, `[B, H, N, N]` each, to the next state.
-      finish: from the state, the number of layers and the number of tokens that have an influence `[B]`, to a map
-        `[B, N]`.
-    """
-
-    first: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-    step: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-    finish: Callable[[jax.Array, int, jax.Array], jax.Array] = lambda state, layers, tokens: state
 
 
 @jax.tree_util.register_dataclass
@@ -62,43 +45,6 @@ class Relevancy:
     vision: jax.Array
     text: jax.Array
     scores: jax.Array
-
-
-def target_text(tokens: TextTokens, targets: jax.Array, templates: int) -> TextTokens:
-    """The texts of classes `targets [P]`, all templates of a class together: `[P · n, N]`."""
-    classes = tokens.ids.shape[0] // templates
-    rows = (targets[:, None] + classes * jnp.arange(templates)).reshape(-1)
-    return TextTokens(*(jnp.asarray(x)[rows] for x in (tokens.ids, tokens.context_rows, tokens.eos)))
-
-
-def target_learnables(classifier: Classifier, learnables: Learnables, targets: jax.Array) -> Any:
-    """The `Adaptation` for the classes `targets [P]` alone: class-specific contexts and residuals are picked."""
-    adaptation = classifier.method.adapt(learnables)
-    context, residual = adaptation.text_context, adaptation.text_residual
-    if context is not None and context.ndim == 3:
-        adaptation = dataclasses.replace(adaptation, text_context=jnp.asarray(context)[targets])
-    if residual is not None:
-        adaptation = dataclasses.replace(adaptation, text_residual=jnp.asarray(residual)[targets])
-    return adaptation
-
-
-def scores(
-    params: Params, images: jax.Array, texts: jax.Array, residual: jax.Array | None, templates: int
-) -> jax.Array:
-    """`y = exp(logit_scale) · cos(f, g)` of every pair: `[B, K]`.
-
-    Args:
-      images: image features `[B, d]`.
-      texts: text features of the pairs `[B · K · n, d]`.
-      residual: `[B · K, d]`, or `None`.
-      templates: `n`.
-    """
-    if templates > 1:
-        texts = unit_length(texts).reshape(-1, templates, texts.shape[-1]).mean(1)
-    texts = unit_length(texts if residual is None else texts + residual)
-    texts = texts.reshape(images.shape[0], -1, texts.shape[-1])
-    pairs = jnp.einsum("Bd,BKd->BK", unit_length(images), texts, precision="highest")
-    return jnp.exp(params["logit_scale"].astype(jnp.float32)) * pairs
 
 
 @jax.tree_util.register_dataclass
@@ -252,11 +198,29 @@ def last_rows(
     return tower.add_bias(rows, last), seen
 
 
+def last_block(
+    tokens: jax.Array, inputs: TowerInput, config: TowerConfig, readout: Callable[[jax.Array], jax.Array]
+) -> tuple[jax.Array, Callable[[jax.Array], tuple[jax.Array, jax.Array]], jax.Array]:
+    """The last block at the readout row, and the feature that is read there.
+
+    Returns:
+      The features; a function from their gradient to those of `tokens` and of the row's attention; that attention.
+    """
+
+    def run(tokens: jax.Array, tap: jax.Array) -> tuple[jax.Array, jax.Array]:
+        rows, seen = last_rows(tokens, tap, inputs, config)
+        return readout(rows), seen
+
+    tap = jnp.zeros((tokens.shape[0], config.heads, tokens.shape[1]), jnp.float32)
+    return jax.vjp(run, tokens, tap, has_aux=True)
+
+
 def reduce_backward(
     inputs: TowerInput,
     config: TowerConfig,
     kept: Kept | jax.Array,
-    first: tuple[jax.Array, jax.Array, jax.Array],
+    rows: jax.Array,
+    gradients: tuple[jax.Array, jax.Array],
     reductions: Mapping[str, Reduction],
     start_layer: int,
     recompute: int,
@@ -265,13 +229,15 @@ def reduce_backward(
 
     Args:
       kept: from `run_forward`.
-      first: the readout row's attention `[B, H, N]` in the last layer, and for each of `K` targets its gradient
-        `[K, B, H, N]` and the gradient of the tokens that reach the last block `[K, B, N, D]`.
+      rows: the readout row's attention in the last layer, `[B, H, N]`.
+      gradients: for each of `K` targets, of the tokens that reach the last block `[K, B, N, D]` and of `rows`
+        `[K, B, H, N]`.
+      start_layer: the lowest layer, from 0.
 
     Returns:
       For each reduction its map `[K, B, N]`.
     """
-    rows, row_gradients, gradients = first
+    token_gradients, row_gradients = gradients
     states = {
         name: jax.vmap(lambda g, r=reduction: r.first(rows, g, inputs.readout))(row_gradients)
         for name, reduction in reductions.items()
@@ -292,7 +258,7 @@ def reduce_backward(
 
     if start_layer < config.layers - 1:
         below = jnp.arange(start_layer, config.layers - 1)
-        (_, states), _ = jax.lax.scan(step, (gradients, states), below, reverse=True)
+        (_, states), _ = jax.lax.scan(step, (token_gradients, states), below, reverse=True)
     length = inputs.tokens.shape[1]
     influential = inputs.readout + 1 if inputs.causal else jnp.full_like(inputs.readout, length)
     count = config.layers - start_layer
@@ -300,16 +266,6 @@ def reduce_backward(
         name: jax.vmap(lambda state, r=reduction: r.finish(state, count, influential))(states[name])
         for name, reduction in reductions.items()
     }
-
-
-def first_layer(start_layer: int, config: TowerConfig, tower_name: str) -> int:
-    """`start_layer` counted from 0; negative ones count from the last layer."""
-    if not -config.layers <= start_layer < config.layers:
-        raise ClipbiasError(
-            f"start_layer {start_layer} is outside the {tower_name} tower's {config.layers} layers; choose 0 for all "
-            "layers or -1 for the last one."
-        )
-    return start_layer % config.layers
 
 
 @with_precision
@@ -337,55 +293,32 @@ def stream(
     """
     config, templates = classifier.config, classifier.templates
     batch, per_image = targets.shape
-    adaptation = target_learnables(classifier, learnables, targets.reshape(-1))
+    adaptation = target_adaptation(classifier, learnables, targets.reshape(-1))
     text = target_text(tokens, targets.reshape(-1), templates)
     vision_input = embed_image(params, config, images, adaptation, dtype=dtype)
     text_input = embed_text(params, config, text, adaptation, dtype=dtype)
     vision_kept, vision_tokens = run_forward(vision_input, config.vision, recompute)
     text_kept, text_tokens = run_forward(text_input, config.text, recompute)
-
-    def from_image(tokens: jax.Array, tap: jax.Array) -> tuple[jax.Array, jax.Array]:
-        rows, seen = last_rows(tokens, tap, vision_input, config.vision)
-        return read_image(params, config, rows, adaptation), seen
-
-    def from_text(tokens: jax.Array, tap: jax.Array) -> tuple[jax.Array, jax.Array]:
-        rows, seen = last_rows(tokens, tap, text_input, config.text)
-        return read_text(params, config, rows, adaptation), seen
-
-    def tap(tokens: jax.Array, heads: int) -> jax.Array:
-        return jnp.zeros((tokens.shape[0], heads, tokens.shape[1]), jnp.float32)
-
-    image_features, pull_image, image_rows = jax.vjp(
-        from_image, vision_tokens, tap(vision_tokens, config.vision.heads), has_aux=True
+    image_features, pull_image, image_rows = last_block(
+        vision_tokens, vision_input, config.vision, lambda rows: read_image(params, config, rows, adaptation)
     )
-    text_features, pull_text, text_rows = jax.vjp(
-        from_text, text_tokens, tap(text_tokens, config.text.heads), has_aux=True
+    text_features, pull_text, text_rows = last_block(
+        text_tokens, text_input, config.text, lambda rows: read_text(params, config, rows, adaptation)
     )
     logits, pull = jax.vjp(
-        lambda f, g: scores(params, f, g, adaptation.text_residual, templates), image_features, text_features
+        lambda f, g: pair_logits(params, f, g, adaptation.text_residual, templates), image_features, text_features
     )
     # Every pair has its own text but shares its image, so the image gets one gradient per target and the texts one.
     each = jnp.broadcast_to(jnp.eye(per_image)[:, None], (per_image, batch, per_image))
     image_gradients = jax.vmap(lambda y: pull_image(pull(y)[0]))(each)
     text_gradients = jax.tree.map(lambda x: x[None], pull_text(pull(jnp.ones_like(logits))[1]))
-
+    vision_first = first_layer(start_layer, config.vision, "vision")
+    text_first = first_layer(start_layer, config.text, "text")
     vision = reduce_backward(
-        vision_input,
-        config.vision,
-        vision_kept,
-        (image_rows, image_gradients[1], image_gradients[0]),
-        reductions,
-        first_layer(start_layer, config.vision, "vision"),
-        recompute,
+        vision_input, config.vision, vision_kept, image_rows, image_gradients, reductions, vision_first, recompute
     )
     words = reduce_backward(
-        text_input,
-        config.text,
-        text_kept,
-        (text_rows, text_gradients[1], text_gradients[0]),
-        reductions,
-        first_layer(start_layer, config.text, "text"),
-        recompute,
+        text_input, config.text, text_kept, text_rows, text_gradients, reductions, text_first, recompute
     )
     before_end = jnp.arange(text.ids.shape[1]) < text.eos[:, None]
     shape = (batch, per_image, *((templates,) if templates > 1 else ()), text.ids.shape[1])

@@ -23,14 +23,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from sklearn.metrics.pairwise import euclidean_distances
 
 from clipbias.clip import Clip, TextTokens, encode_text
 from clipbias.clip.config import ClipConfig
 from clipbias.errors import ClipbiasError
 from clipbias.tuning import Task
 
-CHUNK, VECTORS = 4096, 1024  # rows of the embedding table, and contexts, that are compared at a time
-FIELDS = ("ids", "distances", "mean_distance")
+VECTORS, ROWS = 1024, 4096  # contexts, and rows of the embedding table, that are compared at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,46 +47,31 @@ class Nearest:
     distances: np.ndarray
     mean_distance: np.ndarray
 
-    def row(self, index: int) -> "Nearest":
-        """Those of one vector alone, `n = 1`."""
-        return Nearest(*(getattr(self, name)[index : index + 1] for name in FIELDS))
-
 
 class Search:
-    """The nearest rows of a table that comes in pieces, for some vectors.
-
-    Products in float64 find the candidates; their distances are then taken from differences, so that a vector's own row
-    is at distance 0 and not at the square root of a rounding error.
-    """
+    """The nearest rows of a table that comes in pieces, for some vectors."""
 
     def __init__(self, vectors: np.ndarray, count: int) -> None:
         """Looks for the `count` nearest rows, fewer where the table is smaller, of each of the vectors `[n, D]`."""
         self._vectors, self._count = np.asarray(vectors, np.float64), count
-        self._squares = np.square(self._vectors).sum(1)
-        self._found = [(np.empty(0, np.int64), np.empty(0))] * len(self._vectors)
-        self._total, self._seen = np.zeros(len(self._vectors)), 0
+        self._ids, self._distances = np.empty((len(vectors), 0), int), np.empty((len(vectors), 0))
+        self._total, self._seen = np.zeros(len(vectors)), 0
 
     def add(self, rows: np.ndarray) -> None:
         """Takes the next rows of the table, `[v, D]`."""
-        table = np.asarray(rows, np.float64)
-        lengths = np.square(table).sum(1)
-        approximate = np.maximum(self._squares[:, None] - 2 * self._vectors @ table.T + lengths, 0)
-        self._total += np.sqrt(approximate).sum(1)
-        rounding = 1e-12 * (self._squares + lengths.max())
-        last = min(self._count, len(table)) - 1
-        bounds = np.partition(approximate, last, axis=1)[:, last] + rounding
-        for i, (ids, squared) in enumerate(self._found):
-            near = np.flatnonzero(approximate[i] <= bounds[i])
-            ids = np.concatenate([ids, self._seen + near])
-            squared = np.concatenate([squared, np.square(table[near] - self._vectors[i]).sum(1)])
-            order = np.lexsort((ids, squared))[: self._count]
-            self._found[i] = ids[order], squared[order]
-        self._seen += len(table)
+        rows = np.asarray(rows, np.float64)
+        found = euclidean_distances(self._vectors, rows)  # from products: fast, and exact to a rounding error's root
+        near = found.argsort(axis=1, kind="stable")[:, : self._count]
+        # From differences, so that a vector's own row is at distance 0.
+        exact = np.linalg.norm(rows[near] - self._vectors[:, None], axis=-1)
+        ids, distances = np.hstack([self._ids, self._seen + near]), np.hstack([self._distances, exact])
+        order = np.lexsort((ids, distances))[:, : self._count]
+        self._ids, self._distances = np.take_along_axis(ids, order, 1), np.take_along_axis(distances, order, 1)
+        self._total, self._seen = self._total + found.sum(1), self._seen + len(rows)
 
     def result(self) -> Nearest:
         """What was found so far."""
-        ids, squared = (np.array([pair[part] for pair in self._found]) for part in (0, 1))
-        return Nearest(ids, np.sqrt(squared), self._total / max(self._seen, 1))
+        return Nearest(self._ids, self._distances, self._total / max(self._seen, 1))
 
 
 def context_words(context: np.ndarray, token_embedding: np.ndarray, count: int) -> Nearest:
@@ -94,11 +79,10 @@ def context_words(context: np.ndarray, token_embedding: np.ndarray, count: int) 
     found = []
     for first in range(0, len(context), VECTORS):  # a context for each of many classes is many vectors
         search = Search(context[first : first + VECTORS], count)
-        for start in range(0, len(token_embedding), CHUNK):
-            search.add(token_embedding[start : start + CHUNK])
-        found.append(search.result())
-    ids, distances, means = (np.concatenate([getattr(one, name) for one in found]) for name in FIELDS)
-    return Nearest(ids, distances, means)
+        for start in range(0, len(token_embedding), ROWS):
+            search.add(token_embedding[start : start + ROWS])
+        found.append(dataclasses.astuple(search.result()))
+    return Nearest(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -158,7 +142,12 @@ def place_words(
         for search, state in zip(searches, states, strict=True):
             search.add(state)
     results = [search.result() for search in searches]
-    return [[results[layer].row(here[layer].index(i)) for layer in range(len(own))] for i, own in enumerate(prompts)]
+
+    def row(layer: int, index: int) -> Nearest:
+        at = here[layer].index(index)
+        return Nearest(*(values[at : at + 1] for values in dataclasses.astuple(results[layer])))
+
+    return [[row(layer, i) for layer in range(len(own))] for i, own in enumerate(prompts)]
 
 
 def readable_token(tokenizer: Any, token: int) -> str:

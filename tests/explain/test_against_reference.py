@@ -10,8 +10,7 @@ import safetensors.numpy
 
 import clipbias
 from clipbias.clip import Clip
-from clipbias.explain.baselines import explanations
-from clipbias.explain.relevancy import relevancy
+from clipbias.explain.relevancy import explanations, relevancy
 from clipbias.tuning import Task
 from tests import helpers
 from tests.reference import methods, weights

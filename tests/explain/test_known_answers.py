@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clipbias.explain.baselines import explanations
 from clipbias.explain.perturbation import FRACTIONS, area_under_curve, perturbed_predictions
-from clipbias.explain.relevancy import relevancy
+from clipbias.explain.relevancy import explanations, relevancy
 from clipbias.tuning import Task
 from tests.explain.models import CLASS_NAMES, transparent
 

@@ -8,7 +8,8 @@ from jax.sharding import PartitionSpec
 
 import clipbias
 from clipbias.errors import ClipbiasError
-from clipbias.explain.relevancy import RELEVANCY, plain_relevancy, relevancy
+from clipbias.explain.reductions import RELEVANCY
+from clipbias.explain.relevancy import plain_relevancy, relevancy
 from clipbias.training import mesh as meshes
 from clipbias.tuning import Task
 from tests.explain.models import tuned

@@ -8,9 +8,8 @@ from clipbias.explain.statistics import (
     Moments,
     load_totals,
     merge,
-    normalise,
+    normalise_maps,
     rank_correlation,
-    ranks,
     save_totals,
     total_variation,
 )
@@ -82,16 +81,15 @@ def test_saved_totals_come_back_and_others_are_ignored(tmp_path):
 def test_normalisations():
     rows = jnp.array([[1.0, 3.0, 0.0], [0.0, 0.0, 0.0]])
     visible = jnp.array([[True, True, False]])
-    np.testing.assert_allclose(normalise(rows, "sum", visible), [[0.25, 0.75, 0], [0, 0, 0]])
-    np.testing.assert_allclose(normalise(rows, "max", visible), [[1 / 3, 1, 0], [0, 0, 0]])
-    np.testing.assert_allclose(normalise(rows, "minmax", visible), [[0, 1, 0], [0, 0, 0]])
+    np.testing.assert_allclose(normalise_maps(rows, "sum", visible), [[0.25, 0.75, 0], [0, 0, 0]])
+    np.testing.assert_allclose(normalise_maps(rows, "max", visible), [[1 / 3, 1, 0], [0, 0, 0]])
+    np.testing.assert_allclose(normalise_maps(rows, "minmax", visible), [[0, 1, 0], [0, 0, 0]])
     with pytest.raises(ClipbiasError, match="unknown normalisation 'mean'"):
-        normalise(rows, "mean")
+        normalise_maps(rows, "mean")
 
 
 def test_rank_correlation_shares_ranks_of_equal_values():
     x = jnp.array([3.0, 1.0, 1.0, 2.0])
-    assert ranks(x).tolist() == [3.0, 0.5, 0.5, 2.0]
     y = jnp.array([10.0, 2.0, 0.0, 5.0])
     expected = np.corrcoef([3, 0.5, 0.5, 2], [3, 1, 0, 2])[0, 1]
     assert float(rank_correlation(x, y)) == pytest.approx(expected, rel=1e-5)

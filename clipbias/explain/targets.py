@@ -1,0 +1,81 @@
+"""What is explained: one or several classes per image, their texts and their logits."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clipbias.clip import Adaptation, TextTokens
+from clipbias.clip.config import TowerConfig
+from clipbias.clip.params import Params
+from clipbias.errors import ClipbiasError
+from clipbias.tuning import Classifier, Learnables, Task
+from clipbias.tuning.classifier import unit_length
+
+
+def check_targets(task: Task, images: jax.Array, targets: jax.Array | Sequence[int]) -> jax.Array:
+    """Targets as an int array `[B]` or `[B, K]`; what can be checked without their values is."""
+    targets = jnp.asarray(targets)
+    if not jnp.issubdtype(targets.dtype, jnp.integer):
+        raise ClipbiasError(f"targets are {targets.dtype}; give class numbers (0 … {len(task.class_names) - 1}).")
+    if targets.ndim not in (1, 2) or targets.shape[0] != images.shape[0] or targets.size == 0:
+        raise ClipbiasError(
+            f"targets have shape {targets.shape} for {images.shape[0]} images; expected [B], or [B, K] for K classes "
+            "per image."
+        )
+    if not isinstance(targets, jax.core.Tracer) and targets.is_fully_addressable:
+        low, high = np.asarray(targets).min(), np.asarray(targets).max()
+        if low < 0 or high >= len(task.class_names):
+            raise ClipbiasError(
+                f"targets go from {low} to {high}; the task has classes 0 … {len(task.class_names) - 1}."
+            )
+    return targets
+
+
+def first_layer(start_layer: int, config: TowerConfig, tower_name: str) -> int:
+    """`start_layer` counted from 0; negative ones count from the last layer."""
+    if not -config.layers <= start_layer < config.layers:
+        raise ClipbiasError(
+            f"start_layer {start_layer} is outside the {tower_name} tower's {config.layers} layers; choose 0 for all "
+            "layers or -1 for the last one."
+        )
+    return start_layer % config.layers
+
+
+def target_text(tokens: TextTokens, targets: jax.Array, templates: int) -> TextTokens:
+    """The texts of classes `targets [P]`, all templates of a class together: `[P · n, N]`."""
+    classes = tokens.ids.shape[0] // templates
+    rows = (targets[:, None] + classes * jnp.arange(templates)).reshape(-1)
+    return TextTokens(*(jnp.asarray(x)[rows] for x in (tokens.ids, tokens.context_rows, tokens.eos)))
+
+
+def target_adaptation(classifier: Classifier, learnables: Learnables, targets: jax.Array) -> Adaptation:
+    """The `Adaptation` for the classes `targets [P]` alone: class-specific contexts and residuals are picked."""
+    adaptation = classifier.method.adapt(learnables)
+    context, residual = adaptation.text_context, adaptation.text_residual
+    if context is not None and context.ndim == 3:
+        adaptation = dataclasses.replace(adaptation, text_context=jnp.asarray(context)[targets])
+    if residual is not None:
+        adaptation = dataclasses.replace(adaptation, text_residual=jnp.asarray(residual)[targets])
+    return adaptation
+
+
+def pair_logits(
+    params: Params, images: jax.Array, texts: jax.Array, residual: jax.Array | None, templates: int
+) -> jax.Array:
+    """`y = exp(logit_scale) · cos(f, g)` of every pair: `[B, K]`.
+
+    Args:
+      images: image features `[B, d]`.
+      texts: text features of the pairs `[B · K · n, d]`.
+      residual: `[B · K, d]`, or `None`.
+      templates: `n`.
+    """
+    if templates > 1:
+        texts = unit_length(texts).reshape(-1, templates, texts.shape[-1]).mean(1)
+    texts = unit_length(texts if residual is None else texts + residual)
+    texts = texts.reshape(images.shape[0], -1, texts.shape[-1])
+    pairs = jnp.einsum("Bd,BKd->BK", unit_length(images), texts, precision="highest")
+    return jnp.exp(params["logit_scale"].astype(jnp.float32)) * pairs
