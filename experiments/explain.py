@@ -18,9 +18,10 @@ import clipbias
 from clipbias import data
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
+from clipbias.explain.options import StudyOptions
 from clipbias.explain.results import FIGURES, Results
 from clipbias.explain.run import run_study
-from clipbias.explain.study import ZERO_SHOT, Devices, Model, Options, Study
+from clipbias.explain.study import ZERO_SHOT, Devices, Model, Study
 from clipbias.report import write_overview, write_report
 from clipbias.report.names import method_name
 from clipbias.training import mesh as meshes
@@ -66,7 +67,7 @@ def explain(config: ConfigDict, name: str, folder: Path, figures: Sequence[str])
     dataset = app.load_dataset(config, name)
     clip = clipbias.load(config.model or next((adapter.base for adapter, _ in adapters), "demo"))
     mesh = meshes.make_mesh(**config.mesh)
-    options = Options(
+    options = StudyOptions(
         batch_size=config.batch_size,
         images=config.image_limit,
         faithfulness_images=config.faithfulness_images,

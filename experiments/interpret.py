@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 import clipbias
 from clipbias.data.transforms import decode, test_image
 from clipbias.errors import ClipbiasError
-from clipbias.explain.interpret import Learned, Options, adapter_names, interpret, require_one_base
+from clipbias.explain.interpret import InterpretOptions, Learned, adapter_names, interpret, require_one_base
 from clipbias.report.interpretation import write_interpretation
 from clipbias.training.metrics import MetricWriter
 from clipbias.training.progress import progress
@@ -48,7 +48,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
             )
             for name, (adapter, source) in zip(names, found, strict=True)
         ]
-        options = Options(
+        options = InterpretOptions(
             words=config.words,
             deeper=config.deeper,
             chunk=config.chunk,

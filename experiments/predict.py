@@ -24,7 +24,7 @@ from clipbias.data.files_on_disk import IMAGE_SUFFIXES, read_image
 from clipbias.data.transforms import decode, test_image
 from clipbias.errors import ClipbiasError
 from clipbias.explain.relevancy import relevancy
-from clipbias.explain.tokens import words
+from clipbias.explain.tokens import token_labels
 from clipbias.files import read_text, user_path, write_text
 from clipbias.report.overlay import Overlay, save_overlay
 from clipbias.terminal import printable
@@ -66,7 +66,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
                     overlay = Overlay(
                         title=f"{printable(task.class_names[best[0]])} {100 * probabilities[i, best[0]]:.0f} %",
                         vision=maps[0][i],
-                        tokens=tuple(words(task, int(best[0]))),
+                        tokens=tuple(token_labels(task, int(best[0]))),
                         text=maps[1][i],
                     )
                     name = f"{len(found):04d}_{path.stem}.png"

@@ -24,7 +24,7 @@ from clipbias.tuning.classifier import cosine_logits, unit_length
 TARGETS = ("predicted", "true")
 
 
-def interventions(study: Study) -> Section:
+def compute_interventions(study: Study) -> Section:
     """Accuracy of every tuned model with prompts under every intervention: both towers at once and each alone."""
     scalars = {}
     for model in study.tuned:
@@ -131,7 +131,7 @@ def _means(totals: Mapping[str, Moments]) -> dict[str, np.ndarray]:
     return dict(zip(("mean_per_token", "mean"), mean_parts(totals["heads"]), strict=True))
 
 
-def faithfulness(study: Study) -> Section:
+def compute_faithfulness(study: Study) -> Section:
     """Accuracy while patches are removed in the order of each map, for the predicted and the true class."""
     arrays: dict[str, np.ndarray] = {"faithfulness/fractions": np.asarray(FRACTIONS, np.float32)}
     scalars: dict[str, Any] = {}

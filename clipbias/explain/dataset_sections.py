@@ -20,7 +20,7 @@ from clipbias.explain.tokens import text_kinds, text_roles, vision_roles
 from clipbias.tuning.classifier import cosine_logits
 
 
-def predictions(study: Study) -> Section:
+def compute_predictions(study: Study) -> Section:
     """The class that each model gives every image; -1 where an image could not be read."""
     arrays = {"predictions/labels": np.asarray(study.split.labels, np.int32)}
     for model in study.models:
@@ -51,7 +51,7 @@ def corrected(arrays: dict[str, np.ndarray], model: Model) -> np.ndarray:
     return np.flatnonzero((before >= 0) & (before != labels) & (arrays[f"predictions/{model.key}"] == labels))
 
 
-def relevancy_statistics(study: Study, predicted: dict[str, np.ndarray]) -> Section:
+def compute_relevancy(study: Study, predicted: dict[str, np.ndarray]) -> Section:
     """Fig. 2 and 3: both models' normalised rows for the true class, on the images that tuning corrected."""
     arrays: dict[str, np.ndarray] = {}
     scalars: dict[str, Any] = {}
@@ -94,7 +94,7 @@ def _relevancy_step(study: Study, tuned: Model) -> Any:
     return lambda batch: step(study.params, learnables, batch)
 
 
-def text_attention(study: Study) -> Section:
+def compute_text_attention(study: Study) -> Section:
     """Fig. 4, over the classes."""
     arrays: dict[str, np.ndarray] = {}
     scalars: dict[str, Any] = {}
@@ -160,7 +160,7 @@ def _vision_step(study: Study, model: Model) -> Any:
     return lambda batch: step(study.params, study.learnables[model.key], batch)
 
 
-def vision_attention(study: Study) -> Section:
+def compute_vision_attention(study: Study) -> Section:
     """Fig. 5."""
     arrays: dict[str, np.ndarray] = {}
     scalars: dict[str, Any] = {}
@@ -185,7 +185,7 @@ def text_parts(study: Study, model: Model) -> dict[str, Moments]:
     }
 
 
-def decomposition(study: Study) -> Section:
+def compute_decomposition(study: Study) -> Section:
     """Eq. 12 and Fig. 1, for the towers in which a model has prompts."""
     arrays: dict[str, np.ndarray] = {}
     scalars: dict[str, Any] = {}

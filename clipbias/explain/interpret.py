@@ -49,7 +49,7 @@ class Learned:
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class InterpretOptions:
     """What is computed.
 
     Attributes:
@@ -81,7 +81,11 @@ def require_one_base(adapters: Sequence[tuple[str, Adapter]]) -> None:
 
 
 def interpret(
-    clip: Clip, learned: Sequence[Learned], options: Options, *, advance: Callable[[str], None] = lambda name: None
+    clip: Clip,
+    learned: Sequence[Learned],
+    options: InterpretOptions,
+    *,
+    advance: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Any]:
     """Everything that the module's docstring lists; `advance` is told the name of each adapter that is done."""
     adapters, words, lengths = [], [], []
@@ -131,7 +135,7 @@ def _entry(one: Learned, layer: int, class_name: str | None, prompt: int, near: 
     }
 
 
-def _context_words(one: Learned, options: Options) -> list[dict[str, Any]]:
+def _context_words(one: Learned, options: InterpretOptions) -> list[dict[str, Any]]:
     context = one.task.method.adapt(one.adapter.learnables).text_context
     if context is None or not context.size:
         return []
@@ -141,7 +145,9 @@ def _context_words(one: Learned, options: Options) -> list[dict[str, Any]]:
     return [_entry(one, 0, names[i // tokens] if names else None, i % tokens, near, i) for i in range(len(rows))]
 
 
-def _prompt_words(clip: Clip, learned: Sequence[Learned], options: Options) -> tuple[list[dict[str, Any]], list[str]]:
+def _prompt_words(
+    clip: Clip, learned: Sequence[Learned], options: InterpretOptions
+) -> tuple[list[dict[str, Any]], list[str]]:
     """The words of deeper prompts, adapters that share a place in one pass; and what was left out."""
     deep: list[tuple[Learned, np.ndarray]] = []
     for one in learned:
@@ -184,7 +190,7 @@ def learned_vector(task: Task, learnables: Learnables, tower: str) -> tuple[str,
     return arrays, np.concatenate([value.ravel() for value in parts.values()]).astype(np.float64)
 
 
-def _projections(learned: Sequence[Learned], options: Options) -> tuple[list[dict[str, Any]], list[str]]:
+def _projections(learned: Sequence[Learned], options: InterpretOptions) -> tuple[list[dict[str, Any]], list[str]]:
     groups: dict[tuple[str, str], list[tuple[Learned, np.ndarray]]] = {}
     for tower in TOWERS:
         for one in learned:

@@ -12,7 +12,7 @@ from clipbias.explain.dataset_sections import corrected, vision_totals
 from clipbias.explain.relevancy import relevancy
 from clipbias.explain.similarity import observe_similarity, to_image
 from clipbias.explain.study import Model, Section, Study
-from clipbias.explain.tokens import words
+from clipbias.explain.tokens import token_labels
 
 
 def choose_examples(study: Study, predicted: dict[str, np.ndarray]) -> np.ndarray:
@@ -32,7 +32,7 @@ def choose_examples(study: Study, predicted: dict[str, np.ndarray]) -> np.ndarra
     return np.asarray(chosen, int)
 
 
-def examples(study: Study, predicted: dict[str, np.ndarray]) -> Section:
+def compute_examples(study: Study, predicted: dict[str, np.ndarray]) -> Section:
     """Relevancy of single pictures for their true class, under every model."""
     chosen = choose_examples(study, predicted)
     pictures, labels = study.pictures(chosen), study.split.labels[chosen]
@@ -43,7 +43,7 @@ def examples(study: Study, predicted: dict[str, np.ndarray]) -> Section:
         arrays[f"examples/{model.key}/vision"] = np.asarray(maps.vision, np.float32)
         arrays[f"examples/{model.key}/text"] = np.asarray(maps.text, np.float32)
         arrays[f"examples/{model.key}/logits"] = np.asarray(logits, np.float32)
-        scalars[model.key] = {"tokens": [words(model.task, int(label)) for label in labels]}
+        scalars[model.key] = {"tokens": [token_labels(model.task, int(label)) for label in labels]}
         study.advance("examples", study.models.index(model) + 1, len(study.models))
     return arrays, scalars
 
@@ -59,7 +59,7 @@ def _explain(study: Study, model: Model, pictures: np.ndarray, labels: np.ndarra
     return study.devices.fetch(run(study.params, study.learnables[model.key], *inputs))
 
 
-def similarity(study: Study, predicted: dict[str, np.ndarray]) -> Section:
+def compute_prompt_similarity(study: Study, predicted: dict[str, np.ndarray]) -> Section:
     """Fig. 6: where `[cls]` looks without and with prompts, and where the prompts are near, in rotated pictures."""
     prompted = [model for model in study.tuned if model.prompts[0]]
     if not prompted:

@@ -40,7 +40,7 @@ def run_study(
         raise ClipbiasError(f"unknown figure {unknown[0]!r}; choose from {', '.join(FIGURES)}.")
     chosen = [name for name in FIGURES if name in figures or name == "predictions"]
     started = time.monotonic()
-    arrays, _ = dataset_sections.predictions(study)
+    arrays, _ = dataset_sections.compute_predictions(study)
     predicted = dict(arrays)
     scalars: dict[str, Any] = {
         "format": FORMAT,
@@ -56,14 +56,14 @@ def run_study(
         "config": dict(config),
     }
     sections = {
-        "relevancy": lambda: dataset_sections.relevancy_statistics(study, predicted),
-        "text_attention": lambda: dataset_sections.text_attention(study),
-        "vision_attention": lambda: dataset_sections.vision_attention(study),
-        "similarity": lambda: picture_sections.similarity(study, predicted),
-        "decomposition": lambda: dataset_sections.decomposition(study),
-        "interventions": lambda: causal_sections.interventions(study),
-        "faithfulness": lambda: causal_sections.faithfulness(study),
-        "examples": lambda: picture_sections.examples(study, predicted),
+        "relevancy": lambda: dataset_sections.compute_relevancy(study, predicted),
+        "text_attention": lambda: dataset_sections.compute_text_attention(study),
+        "vision_attention": lambda: dataset_sections.compute_vision_attention(study),
+        "similarity": lambda: picture_sections.compute_prompt_similarity(study, predicted),
+        "decomposition": lambda: dataset_sections.compute_decomposition(study),
+        "interventions": lambda: causal_sections.compute_interventions(study),
+        "faithfulness": lambda: causal_sections.compute_faithfulness(study),
+        "examples": lambda: picture_sections.compute_examples(study, predicted),
     }
     for name, compute in sections.items():
         if name in chosen:

@@ -76,7 +76,7 @@ def text_kinds(task: Task) -> np.ndarray:
     return kinds
 
 
-def words(task: Task, text: int) -> list[str]:
+def token_labels(task: Task, text: int) -> list[str]:
     """The tokens of one text as readable pieces, from SOS up to but without EOS; learned ones as "[1]", "[2]", …"""
     tokenizer, end = task.clip.tokenizer, int(task.tokens.eos[text])
     rows, learned = task.tokens.context_rows[text], _learns_context(task)

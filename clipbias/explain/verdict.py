@@ -21,7 +21,7 @@ STRONG, WEAK = 0.8, 0.5  # above the one a rank correlation or share is called h
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class Quantity:
     """One measured quantity; `value` is `None` where it could not be measured."""
 
     name: str
@@ -94,7 +94,7 @@ class _Facts:
         return [tower for tower in ("vision", "text") if self.model[f"{tower}_prompts"]]
 
 
-def _relevancy_change(facts: _Facts) -> list[Row]:
+def _relevancy_change(facts: _Facts) -> list[Quantity]:
     rows, count = [], facts.results.scalars.get("relevancy", {}).get(facts.key, {}).get("count", 0)
     order, variation = (facts.one(f"relevancy/{facts.key}/{name}") for name in ("order", "variation"))
     if order is not None:
@@ -103,16 +103,16 @@ def _relevancy_change(facts: _Facts) -> list[Row]:
             f"Over {count} images that tuning corrected, the order of the patches by relevancy is {degree}: the rank "
             f"correlation between zero-shot and {facts.label} is {order[0]:.2f}."
         )
-        rows.append(Row("rank_correlation", "rank correlation of patch relevancy", *order, sentence))
+        rows.append(Quantity("rank_correlation", "rank correlation of patch relevancy", *order, sentence))
     if variation is not None:
         sentence = (
             f"{100 * variation[0]:.0f} % of the relevancy among the patches has moved from some patches to others."
         )
-        rows.append(Row("total_variation", "total variation of patch relevancy", *variation, sentence))
+        rows.append(Quantity("total_variation", "total variation of patch relevancy", *variation, sentence))
     return rows
 
 
-def _attention_change(facts: _Facts) -> list[Row]:
+def _attention_change(facts: _Facts) -> list[Quantity]:
     rows = []
     variant = "without_prompt" if facts.model["vision_prompts"] else "clip"
     units = {"distance": ("attention distance", "px"), "entropy": ("attention entropy", "nats")}
@@ -126,7 +126,7 @@ def _attention_change(facts: _Facts) -> list[Row]:
             f"Among the input tokens the {text} changes by {change:+.3g} {unit} on average over layers and heads, from "
             f"{before[0].mean():.3g}; a single head changes by {of_heads:.2g} {unit} in the mean."
         )
-        rows.append(Row(f"{quantity}_change", f"change of {text} ({unit})", change, None, sentence))
+        rows.append(Quantity(f"{quantity}_change", f"change of {text} ({unit})", change, None, sentence))
     for tower in facts.towers:
         mass = facts.average(f"decomposition/{facts.key}/{tower}/prompt_mass")
         if mass is None:
@@ -137,11 +137,11 @@ def _attention_change(facts: _Facts) -> list[Row]:
             f"from input tokens is scaled by {1 - share:.2f} on average, and by {1 - mass[0].max():.2f} in the head "
             f"that attends most to them (layer {heaviest[0] + 1}, head {heaviest[1] + 1})."
         )
-        rows.append(Row(f"prompt_mass_{tower}", f"attention on prompts, {tower}", share, None, sentence))
+        rows.append(Quantity(f"prompt_mass_{tower}", f"attention on prompts, {tower}", share, None, sentence))
     return rows
 
 
-def _prompt_relevancy(facts: _Facts) -> list[Row]:
+def _prompt_relevancy(facts: _Facts) -> list[Quantity]:
     rows = []
     for tower, index in (("vision", 1), ("text", TEXT_KINDS.index("prompt"))):
         name = f"relevancy/{facts.key}/{tower}_kinds/tuned"
@@ -154,11 +154,11 @@ def _prompt_relevancy(facts: _Facts) -> list[Row]:
         sentence = (
             f"{100 * share:.1f} % of the {tower} tower's relevancy lies on prompts, which are the same for every image."
         )
-        rows.append(Row(f"prompt_relevancy_{tower}", f"relevancy on prompts, {tower}", share, error, sentence))
+        rows.append(Quantity(f"prompt_relevancy_{tower}", f"relevancy on prompts, {tower}", share, error, sentence))
     return rows
 
 
-def _constancy(facts: _Facts) -> list[Row]:
+def _constancy(facts: _Facts) -> list[Quantity]:
     rows = []
     for tower in facts.towers:
         name, samples = f"decomposition/{facts.key}/{tower}", "images" if tower == "vision" else "classes"
@@ -171,10 +171,14 @@ def _constancy(facts: _Facts) -> list[Row]:
             f"({100 * constant.min():.0f} to {100 * constant.max():.0f} % by layer)."
         )
         rows.append(
-            Row(f"constancy_{tower}", f"constancy of the prompt part, {tower}", float(constant.mean()), None, sentence)
+            Quantity(
+                f"constancy_{tower}", f"constancy of the prompt part, {tower}", float(constant.mean()), None, sentence
+            )
         )
         sentence = f"One vector per layer, as bias tuning has, explains {100 * bias.mean():.0f} % of it."
-        rows.append(Row(f"bias_likeness_{tower}", f"likeness to a bias, {tower}", float(bias.mean()), None, sentence))
+        rows.append(
+            Quantity(f"bias_likeness_{tower}", f"likeness to a bias, {tower}", float(bias.mean()), None, sentence)
+        )
         prefix = f"{name}/bias_cosine/"
         for path in facts.results.under(prefix):
             cosine = np.asarray(facts.results.arrays[path], np.float64)
@@ -186,7 +190,7 @@ def _constancy(facts: _Facts) -> list[Row]:
                 f"{cosine.mean():+.2f} on average, {cosine.min():+.2f} to {cosine.max():+.2f} by layer."
             )
             text = f"cosine with {name_of_other}, {tower}"
-            rows.append(Row(f"bias_cosine_{tower}_{other}", text, float(cosine.mean()), None, sentence))
+            rows.append(Quantity(f"bias_cosine_{tower}_{other}", text, float(cosine.mean()), None, sentence))
     return rows
 
 
@@ -218,27 +222,27 @@ def kept_share(facts: _Facts, name: str) -> float | None:
     return parts[name]["gain"] / gain if gain > 2 * error else None
 
 
-def percent(share: float) -> str:
+def _percent(share: float) -> str:
     """A share in whole percent, without a negative zero."""
     return f"{round(100 * share) + 0} %"
 
 
-def _kept(facts: _Facts, name: str) -> list[Row]:
+def _kept(facts: _Facts, name: str) -> list[Quantity]:
     part = facts.interventions.get(name)
     if part is None:
         return []
     full, none = (facts.interventions[other]["accuracy"] for other in ("full", "none"))
     kept = kept_share(facts, name)
-    tail = f", {percent(kept)} of the gain over no prompts" if kept is not None else ""
+    tail = f", {_percent(kept)} of the gain over no prompts" if kept is not None else ""
     sentence = (
         f"Where {WHAT_STAYS[name]}, accuracy is {part['accuracy']:.1f} %{tail} (everything: {full:.1f} %, "
         f"nothing: {none:.1f} %)."
     )
     text = f"accuracy, {name.replace('_', ' ')} (%)"
-    return [Row(f"accuracy_{name}", text, part["accuracy"], accuracy_error(part), sentence)]
+    return [Quantity(f"accuracy_{name}", text, part["accuracy"], accuracy_error(part), sentence)]
 
 
-def _gain(facts: _Facts) -> list[Row]:
+def _gain(facts: _Facts) -> list[Quantity]:
     arrays, tuned, before = facts.results.arrays, facts.model, facts.zero_shot
     labels = arrays["predictions/labels"]
     read = arrays["predictions/zero_shot"] >= 0
@@ -249,10 +253,10 @@ def _gain(facts: _Facts) -> list[Row]:
         f"{facts.label} classifies {tuned['accuracy']:.1f} % of {tuned['images']} images correctly, zero-shot "
         f"{before['accuracy']:.1f} %."
     )
-    return [Row("gain", "gain over zero-shot (points)", float(difference.mean()), error, sentence)]
+    return [Quantity("gain", "gain over zero-shot (points)", float(difference.mean()), error, sentence)]
 
 
-def _interaction(facts: _Facts) -> list[Row]:
+def _interaction(facts: _Facts) -> list[Quantity]:
     parts = facts.interventions
     if "interaction" not in parts:
         return []
@@ -266,7 +270,7 @@ def _interaction(facts: _Facts) -> list[Row]:
         f"Values alone and re-weighting alone gain {values:+.1f} and {weights:+.1f} points over no prompts, together "
         f"{full:+.1f}: {meaning}."
     )
-    return [Row("interaction", "gain beyond the sum of both (points)", value, error, sentence)]
+    return [Quantity("interaction", "gain beyond the sum of both (points)", value, error, sentence)]
 
 
 def _conclusion(facts: _Facts) -> str:
@@ -287,8 +291,8 @@ def _conclusion(facts: _Facts) -> str:
         return "What the prompts gain is less than twice its error, so this dataset cannot tell the hypotheses apart."
     constant = kept_share(facts, "mean") or 0.0
     measured = (
-        f"Values alone keep {percent(values)} of what the prompts gain, re-weighting alone {percent(weights)}, one "
-        f"constant vector per layer in place of the values {percent(constant)}."
+        f"Values alone keep {_percent(values)} of what the prompts gain, re-weighting alone {_percent(weights)}, one "
+        f"constant vector per layer in place of the values {_percent(constant)}."
     )
     if values > 1 and weights < WEAK:
         measured += " The re-weighting that comes with the values does not help here."

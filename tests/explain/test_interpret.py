@@ -11,8 +11,8 @@ import pytest
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
 from clipbias.explain.interpret import (
+    InterpretOptions,
     Learned,
-    Options,
     adapter_names,
     interpret,
     learned_vector,
@@ -33,7 +33,7 @@ def test_every_method(clip: Clip, tmp_path: Path) -> None:
     methods = ("zero_shot", "coop", "vpt", "ivlp", "ivlp_matched", "maple", "taskres", "bias")
     learned = [saved(tmp_path, *tuned(clip, method), method, dataset="d", seed=1) for method in methods]
     told: list[str] = []
-    found = interpret(clip, learned, Options(words=2), advance=told.append)
+    found = interpret(clip, learned, InterpretOptions(words=2), advance=told.append)
     assert told == [one.name for one in learned]
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     with_words = {entry["adapter"].partition("-")[0] for entry in found["words"]}
@@ -51,7 +51,7 @@ def test_every_method(clip: Clip, tmp_path: Path) -> None:
 def test_deeper_words_and_contexts_of_each_class(clip: Clip, tmp_path: Path) -> None:
     specific = saved(tmp_path, *tuned(clip, "coop", class_specific=True), "coop")
     deep = saved(tmp_path, *tuned(clip, "maple"), "maple")
-    entries = interpret(clip, [specific, deep], Options(words=1, deeper=True))["words"]
+    entries = interpret(clip, [specific, deep], InterpretOptions(words=1, deeper=True))["words"]
     of_classes = [entry for entry in entries if entry["adapter"] == specific.name]
     assert [entry["class"] for entry in of_classes] == [name for name in CLASS_NAMES for _ in range(4)]
     assert [entry["prompt"] for entry in of_classes] == [0, 1, 2, 3] * 3
@@ -75,7 +75,7 @@ def test_biases_set_apart_by_dataset_separate(clip: Clip, tmp_path: Path) -> Non
         for dataset, own in centres.items()
         for seed in (1, 2)
     ]
-    found = interpret(clip, learned, Options())
+    found = interpret(clip, learned, InterpretOptions())
     assert [(p["tower"], len(p["pca"]), len(p["tsne"])) for p in found["projections"]] == [
         ("vision", 6, 6),
         ("text", 6, 6),
@@ -92,9 +92,9 @@ def test_change_is_measured_from_where_the_seed_started(clip: Clip, tmp_path: Pa
         saved(tmp_path, task, {"vision_prompts": task.init(seed)["vision_prompts"] + size * step}, "vpt", seed=seed)
         for seed, size in ((1, 1.0), (2, 2.0), (3, 4.0))
     ]
-    (change,) = interpret(clip, learned, Options(change=True))["projections"]
+    (change,) = interpret(clip, learned, InterpretOptions(change=True))["projections"]
     assert change["explained"] == pytest.approx([1, 0], abs=1e-5)  # all along one line
-    (values,) = interpret(clip, learned, Options())["projections"]
+    (values,) = interpret(clip, learned, InterpretOptions())["projections"]
     assert values["explained"][0] < 0.9
 
 
@@ -120,7 +120,7 @@ def test_refusals(clip: Clip, tmp_path: Path) -> None:
     with pytest.raises(ClipbiasError, match=r"2 base models.*x to 'model 1', y to 'model 2'"):
         require_one_base([("x", adapter("1")), ("y", adapter("2"))])
     with pytest.raises(ClipbiasError, match="nothing was learned"):
-        interpret(clip, [saved(tmp_path, *tuned(clip, "zero_shot"), "zero_shot")], Options())
+        interpret(clip, [saved(tmp_path, *tuned(clip, "zero_shot"), "zero_shot")], InterpretOptions())
 
 
 def test_names_of_adapters() -> None:

@@ -6,10 +6,11 @@ from PIL import Image
 
 from clipbias.data import Split
 from clipbias.errors import ClipbiasError
-from clipbias.explain.dataset_sections import corrected, predictions, relevancy_statistics, vision_totals
+from clipbias.explain.dataset_sections import compute_predictions, compute_relevancy, corrected, vision_totals
+from clipbias.explain.options import StudyOptions
 from clipbias.explain.results import load_results
 from clipbias.explain.run import run_study
-from clipbias.explain.study import Model, Options, Study
+from clipbias.explain.study import Model, Study
 from clipbias.tuning import Task
 from tests.explain.models import CLASS_NAMES, tuned
 
@@ -37,7 +38,7 @@ def make(clip, folder, *, options=None, images=None, advance=lambda *_: None, sc
         Model("vpt", "VPT", "vpt", task, {name: scale * value for name, value in learnables.items()}),
     ]
     return Study(
-        models, split() if images is None else images, options or Options(batch_size=3), folder, advance=advance
+        models, split() if images is None else images, options or StudyOptions(batch_size=3), folder, advance=advance
     )
 
 
@@ -50,7 +51,7 @@ def test_an_interrupted_section_continues_to_the_same_numbers(clip, tmp_path):
         if done == 2:
             raise KeyboardInterrupt
 
-    options = Options(batch_size=3, save_seconds=1e6)  # nothing but the interruption saves
+    options = StudyOptions(batch_size=3, save_seconds=1e6)  # nothing but the interruption saves
     interrupted = make(clip, tmp_path / "cut", options=options, advance=stop)
     with pytest.raises(KeyboardInterrupt):
         vision_totals(interrupted, interrupted.models[1])
@@ -74,11 +75,13 @@ def test_an_interrupted_section_may_continue_with_other_batches(clip, tmp_path, 
         if len(steps) == 2:
             raise KeyboardInterrupt
 
-    interrupted = make(clip, tmp_path / "cut", options=Options(batch_size=2), advance=stop)
+    interrupted = make(clip, tmp_path / "cut", options=StudyOptions(batch_size=2), advance=stop)
     with pytest.raises(KeyboardInterrupt):
         vision_totals(interrupted, interrupted.models[1])
     for _ in range(2):  # the second time all is there
-        again = make(clip, tmp_path / "cut", options=Options(batch_size=size), advance=lambda *step: steps.append(step))
+        again = make(
+            clip, tmp_path / "cut", options=StudyOptions(batch_size=size), advance=lambda *step: steps.append(step)
+        )
         found = vision_totals(again, again.models[1])
     assert len(steps) == 2 + -(-(COUNT - 4) // size)
     for name, moments in whole.items():
@@ -89,18 +92,18 @@ def test_an_interrupted_section_may_continue_with_other_batches(clip, tmp_path, 
 def test_an_ensemble_of_templates_is_refused(clip, tmp_path):
     task = Task(clip, "zero_shot", CLASS_NAMES, templates=("a {}.", "the {}."))
     with pytest.raises(ClipbiasError, match=r"'zero_shot' averages 2 templates; .* give one template"):
-        Study([Model("zero_shot", "Zero-shot", "zero_shot", task, {})], split(), Options(), tmp_path)
+        Study([Model("zero_shot", "Zero-shot", "zero_shot", task, {})], split(), StudyOptions(), tmp_path)
 
 
 def test_finished_sections_are_kept_and_other_models_are_not_mistaken(clip, tmp_path):
     steps = []
     count = lambda title, done, total: steps.append(title)  # noqa: E731
-    first = predictions(make(clip, tmp_path, advance=count))[0]
+    first = compute_predictions(make(clip, tmp_path, advance=count))[0]
     assert len(steps) == 2 * 3
-    again = predictions(make(clip, tmp_path, advance=count))[0]
+    again = compute_predictions(make(clip, tmp_path, advance=count))[0]
     assert len(steps) == 6
     np.testing.assert_array_equal(first["predictions/vpt"], again["predictions/vpt"])
-    predictions(make(clip, tmp_path, advance=count, scale=2.0))
+    compute_predictions(make(clip, tmp_path, advance=count, scale=2.0))
     assert len(steps) == 12
 
 
@@ -113,7 +116,7 @@ def test_relevancy_is_averaged_over_what_tuning_corrected(clip, tmp_path):
         "predictions/vpt": (labels + np.array([0, 0, 1, 0, 1, 0, 0])) % 3,
     }
     assert corrected(predicted, study.models[1]).tolist() == [1, 3, 6]
-    arrays, scalars = relevancy_statistics(study, predicted)
+    arrays, scalars = compute_relevancy(study, predicted)
     assert scalars["vpt"] == {"count": 3, "normalisation": "sum"}
     assert arrays["relevancy/vpt/vision/tuned/mean"].shape == (16 + 4,)
     assert arrays["relevancy/vpt/vision/zero_shot/mean"].shape == (16,)
@@ -126,11 +129,11 @@ def test_relevancy_is_averaged_over_what_tuning_corrected(clip, tmp_path):
 def test_nothing_corrected_is_said_and_not_averaged(clip, tmp_path):
     study = make(clip, tmp_path)
     same = {name: study.split.labels for name in ("predictions/labels", "predictions/zero_shot", "predictions/vpt")}
-    assert relevancy_statistics(study, same) == ({}, {"vpt": {"count": 0, "normalisation": "sum"}})
+    assert compute_relevancy(study, same) == ({}, {"vpt": {"count": 0, "normalisation": "sum"}})
 
 
 def test_unreadable_images_are_left_out_where_asked(clip, tmp_path):
-    options = Options(batch_size=3, on_image_error="skip")
+    options = StudyOptions(batch_size=3, on_image_error="skip")
     study = make(clip, tmp_path, options=options, images=split(broken=2))
     results = run_study(study, tmp_path, dataset={"name": "noise", "split": "test"}, config={}, figures=())
     assert results.arrays["predictions/vpt"][2] == -1
@@ -149,6 +152,6 @@ def test_refuses(clip, tmp_path):
     with pytest.raises(ClipbiasError, match="unknown figure 'fig9'"):
         run_study(study, tmp_path, dataset={}, config={}, figures=("fig9",))
     with pytest.raises(ClipbiasError, match="give 'zero_shot' first"):
-        Study(study.models[1:], study.split, Options(), tmp_path)
+        Study(study.models[1:], study.split, StudyOptions(), tmp_path)
     with pytest.raises(ClipbiasError, match="no image to explain"):
         make(clip, tmp_path, images=split().subset([]))

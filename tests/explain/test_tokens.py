@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clipbias.explain.tokens import prompt_counts, text_kinds, text_roles, vision_roles, words
+from clipbias.explain.tokens import prompt_counts, text_kinds, text_roles, token_labels, vision_roles
 from clipbias.tuning import Task
 from tests.explain.models import CLASS_NAMES
 
@@ -26,8 +26,25 @@ def test_kinds_of_text_tokens(clip, method, options, expected):
 
 
 def test_words_name_learned_tokens_by_number(clip):
-    assert words(Task(clip, "zero_shot", CLASS_NAMES), 1) == ["SOS", "a", "photo", "of", "a", "maine", "coon", "."]
-    assert words(Task(clip, "ivlp", CLASS_NAMES, text_tokens=2), 0) == ["SOS", "[1]", "[2]", "of", "a", "cat", "."]
+    assert token_labels(Task(clip, "zero_shot", CLASS_NAMES), 1) == [
+        "SOS",
+        "a",
+        "photo",
+        "of",
+        "a",
+        "maine",
+        "coon",
+        ".",
+    ]
+    assert token_labels(Task(clip, "ivlp", CLASS_NAMES, text_tokens=2), 0) == [
+        "SOS",
+        "[1]",
+        "[2]",
+        "of",
+        "a",
+        "cat",
+        ".",
+    ]
 
 
 def test_roles(clip):

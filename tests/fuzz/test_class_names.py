@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from clipbias import report
 from clipbias.clip import Clip
 from clipbias.data import Dataset
-from clipbias.explain.tokens import words
+from clipbias.explain.tokens import token_labels
 from clipbias.tuning import METHODS, Task
 from tests.fuzz.answers import ANYTHING, answered
 
@@ -31,7 +31,7 @@ NAMES = st.lists(st.sampled_from(ODD) | st.text(max_size=30) | st.text(st.charac
 def test_names(clip: Callable[[], Clip], tmp_path: Path, names: list[str], method: str, template: str) -> None:
     def make() -> None:
         task = Task(clip(), method, names, template=template)
-        assert len(task.tokens.ids) == len(names) and all(words(task, i) for i in range(len(names)))
+        assert len(task.tokens.ids) == len(names) and all(token_labels(task, i) for i in range(len(names)))
 
     answered(make, tmp_path)
 

@@ -28,7 +28,7 @@ import experiments.table1
 import experiments.train
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
-from clipbias.explain.study import Options
+from clipbias.explain.options import StudyOptions
 from clipbias.training.settings import GridSettings, Recipe
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import save_adapter
@@ -234,6 +234,6 @@ def test_settings_of_grids(tmp_path: Path, name: str, value: Any) -> None:
     answered(lambda: GridSettings(**{**facts, name: value}), tmp_path)
 
 
-@given(st.sampled_from([field.name for field in dataclasses.fields(Options)]), VALUES)
+@given(st.sampled_from([field.name for field in dataclasses.fields(StudyOptions)]), VALUES)
 def test_options_of_studies(tmp_path: Path, name: str, value: Any) -> None:
-    answered(lambda: Options(**{name: value}).what_counts(), tmp_path)
+    answered(lambda: StudyOptions(**{name: value}).what_counts(), tmp_path)
