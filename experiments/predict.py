@@ -49,7 +49,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
     began = time.monotonic()
     with open_workdir(workdir, app.plain(config)), progress(len(files), unit="image", title="predict") as bar:
         for chunk, pictures in read(files, task, config):
-            # The last batch is filled up, so that one program serves all.
+            # The last batch is padded, so that one compiled program serves all.
             missing = min(config.batch_size, len(files)) - len(chunk)
             filled = np.pad(pictures, ((0, missing), (0, 0), (0, 0), (0, 0)))
             probabilities, maps = classify(task, params, learnables, classes, filled, config.start_layer)

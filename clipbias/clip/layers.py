@@ -73,9 +73,10 @@ def split_heads(x: jax.Array, heads: int) -> jax.Array:
 
 
 def attention_probabilities(q: jax.Array, k: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """`softmax(q kᵀ / √K)` in float32: `q [B, N, H, K]`, `k [B, N', H, K]` to `[B, H, N, N']`.
+    """`softmax(q kᵀ / √K)` in float32: `q [B, N, H, K]` and `k [B, N', H, K]` to `[B, H, N, N']`.
 
-    `mask` is True where attention is allowed.
+    Args:
+      mask: broadcastable to `[B, H, N, N']`, True where a query may see a key; `None` lets it see all.
     """
     scores = jnp.einsum("BNHK,BMHK->BHNM", q * q.shape[-1] ** -0.5, k).astype(jnp.float32)
     if mask is not None:
@@ -95,9 +96,9 @@ def exponentials(*scores: jax.Array) -> list[jax.Array]:
 
 
 def fused_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool) -> jax.Array:
-    """Attention without its probabilities: `[B, N, H, K]` each.
+    """Attention whose probabilities nobody asks for: queries, keys, values and result `[B, N, H, K]`.
 
-    That is cuDNN's kernel in half precision on a GPU, and plain products elsewhere.
+    On a GPU in half precision it is cuDNN's kernel, elsewhere plain products.
     """
     if q.shape[1] == k.shape[1] and cudnn_takes(q.dtype, q.shape[-1]):
         return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="cudnn")
@@ -180,7 +181,9 @@ def block_rows(
     take: Callable[[jax.Array], jax.Array],
     attend: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
 ) -> jax.Array:
-    """`take(block(x))`, with queries, projection and MLP of the taken rows only: the last block is read at one row.
+    """`take(block(x))`, with queries, projection and MLP computed for the taken rows alone.
+
+    It is for the last block, which is read at one row. Keys and values are still needed of all tokens.
 
     Args:
       x: tokens `[..., D]`.

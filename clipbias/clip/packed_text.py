@@ -41,7 +41,7 @@ class PackedTokens:
     Attributes:
       ids, positions, context_rows, classes: int32 `[G, P + U]`: token id, position in its text, context row (-1: none)
         and class of every token.
-      texts: int32 `[G, tiles, S]`, `tiles · S = U`: the class of each token after the shared ones, -1 for filler.
+      texts: int32 `[G, tiles, S]`, `tiles · S = U`: the class of each token after the shared ones, -1 for padding.
       ends: int32 `[G, Cg]`: where among the `P + U` each of the group's `Cg` classes has its end-of-text token; `P + U`
         where a group has fewer classes than another.
       order: int32 `[C]`: each class's index into the flattened `[G, Cg]`.
@@ -62,8 +62,14 @@ class PackedTokens:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How texts are laid out: `shared` leading tokens, tiles of `size` tokens, `unique` tokens in tiles, `per_group`
-    classes in each group, `classes` in all. Texts of several tasks in one layout have arrays of equal shapes.
+    """How texts are laid out; texts of several tasks in one layout have arrays of equal shapes.
+
+    Attributes:
+      shared: leading tokens that all texts have in common.
+      size: tokens in a tile.
+      unique: tokens in all tiles of a group.
+      per_group: classes in a group.
+      classes: classes in all.
     """
 
     shared: int

@@ -93,7 +93,7 @@ def abstract_params(config: ClipConfig) -> Params:
 
 
 def empty_params(config: ClipConfig) -> Params:
-    """The same tree as NumPy zeros, to be filled.
+    """The same tree as NumPy zeros, to be written into.
 
     They start at addresses that XLA's CPU client takes over as they are, so that on a CPU the weights exist once.
     """

@@ -86,9 +86,9 @@ def constancy(part: Moments, bias: Mapping[str, np.ndarray]) -> dict[str, Any]:
       bias: learned biases `[L, D]` by name, of the same tower.
 
     Returns:
-      `constancy [L]`: share of its mean square that the mean over samples, token by token, explains; `bias_likeness
-      [L]`: that one vector for all tokens explains (never more); `bias_cosine {name: [L]}`: between this vector and a
-      learned bias.
+      - `constancy [L]`: the share of its mean square that its mean over samples, token by token, explains;
+      - `bias_likeness [L]`: the share that one vector for all tokens explains, which is never more;
+      - `bias_cosine {name: [L]}`: the cosine between this vector and a learned bias.
     """
     count = np.asarray(part.count, np.float64)[..., None]
     mean, squares = np.asarray(part.mean, np.float64), np.asarray(part.squares, np.float64)

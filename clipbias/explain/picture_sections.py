@@ -16,8 +16,9 @@ from clipbias.explain.tokens import token_labels
 
 
 def choose_examples(study: Study, predicted: dict[str, np.ndarray]) -> np.ndarray:
-    """Pictures to show: first such that zero-shot gets wrong and tuned models right, of different classes; then others
-    that could be read.
+    """Numbers of the pictures to show, of different classes where there are enough.
+
+    Those that zero-shot gets wrong and most tuned models get right come first, then others that could be read.
     """
     labels, wanted = predicted["predictions/labels"], study.options.examples
     corrections = [set(corrected(predicted, model).tolist()) for model in study.tuned]

@@ -105,8 +105,9 @@ def save_totals(path: str | os.PathLike, totals: Mapping[str, Moments], examples
 
 
 def load_totals(path: str | os.PathLike, fingerprint: str) -> tuple[Totals, int]:
-    """What `save_totals` wrote and how many examples it holds; nothing and 0 where there is no such file, it is
-    damaged, or belongs to something else.
+    """What `save_totals` wrote, and how many examples are in it.
+
+    Nothing and 0 where there is no such file, it is damaged, or it belongs to something else.
     """
     path = Path(path)
     if not path.exists():

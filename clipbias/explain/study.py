@@ -153,8 +153,9 @@ class Study:
         return -(-min(self.options.batch_size, max(len(indices), 1)) // multiple) * multiple
 
     def batches(self, indices: np.ndarray, start: int = 0) -> Iterator[tuple[Batch, int, int]]:
-        """Device batches of the examples `indices[start:]`: uint8 images, labels, mask; and the number of batches done
-        after it and in all, `start` counted in. The last one is filled up and masked.
+        """Device batches of the examples `indices[start:]`: uint8 images, labels and mask, the last one padded.
+
+        Beside each come the number of batches done with it and the number in all, those before `start` included.
         """
         size, rest = self._size(indices), indices[start:]
         if not len(rest):

@@ -135,7 +135,7 @@ def place_words(
     here = [[i for i, own in enumerate(prompts) if layer < len(own)] for layer in range(depth)]
     searches = [Search(np.stack([prompts[i][layer] for i in who]), count) for layer, who in enumerate(here)]
     for start in range(0, size, chunk):
-        # The last piece is filled up, so that one program serves all.
+        # The last chunk is padded, so that one compiled program serves all.
         tokens = np.minimum(np.arange(start, start + chunk), size - 1)
         texts = np.column_stack([np.tile(prefix, (chunk, 1)), tokens]).astype(np.int32)
         states = np.asarray(word_states(params, config, texts))[1 : 1 + depth, : size - start]
