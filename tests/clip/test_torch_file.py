@@ -99,7 +99,7 @@ HOSTILE = {
     "a list": b"\x80\x02].",
     "no names": b"\x80\x02" + GOOD + b".",
     "deep": DEEP + b".",
-    "deep as a key": b"\x80\x02}" + DEEP[3:] + b"Ns.",
+    "deep as a key": b"\x80\x02}" + DEEP[2:] + b"Ns.",
     "deep dictionaries": b"\x80\x02" + b"}" + text("a") * 1 + b"}" + (text("a") + b"}") * 5000 + b"s" * 5001 + b".",
     "a dictionary in itself": b"\x80\x02}q\x00" + text("a") + b"h\x00s.",
     "a list in itself": b"\x80\x02]q\x00h\x00a.",
@@ -190,3 +190,8 @@ def test_the_format_before_zip_is_refused_with_a_command(tmp_path: Path) -> None
     command = str(refused.value).partition('python -c "')[2].rpartition('"')[0]
     compile(command, "hint", "exec")
     assert str(tmp_path / "a.bin") in command
+
+
+def test_what_contains_others_is_no_key(tmp_path: Path) -> None:
+    """To hash it, deeply nested, would end the process."""
+    assert "other keys than texts" in refusal(tmp_path, HOSTILE["deep as a key"])
