@@ -48,7 +48,8 @@ def check_changes(changes: Changes | None, weights: Any, name: str) -> None:
 
 
 def _check_low_rank(given: Mapping[Any, Any], path: tuple[str, ...], kernel: tuple[int, ...] | None, name: str) -> None:
-    where, (down, up) = "/".join(path), (np.shape(given.get((*path, part))) for part in LOW_RANK)
+    where = "/".join(path)
+    down, up = (np.shape(given.get((*path, part), ())) for part in LOW_RANK)
     if kernel is None or len(kernel) != 3:
         raise ClipbiasError(f"{name} changes {where!r} by low rank, which is no stack of kernels of this tower.")
     layers, inputs, outputs = kernel
