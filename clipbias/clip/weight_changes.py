@@ -49,7 +49,7 @@ def check_changes(changes: Changes | None, weights: Any, name: str) -> None:
 
 def _check_low_rank(given: Mapping[Any, Any], path: tuple[str, ...], kernel: tuple[int, ...] | None, name: str) -> None:
     where = "/".join(path)
-    down, up = (np.shape(given.get((*path, part), ())) for part in LOW_RANK)
+    down, up = (np.shape(given.get((*path, part), 0.0)) for part in LOW_RANK)  # a missing one has no axes
     if kernel is None or len(kernel) != 3:
         raise ClipbiasError(f"{name} changes {where!r} by low rank, which is no stack of kernels of this tower.")
     layers, inputs, outputs = kernel
