@@ -17,7 +17,7 @@ import clipbias
 from clipbias.errors import ClipbiasError
 from clipbias.files import write_text
 from clipbias.training import mesh as meshes
-from clipbias.training import single
+from clipbias.training.evaluate import evaluate
 from clipbias.training.metrics import MetricWriter
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Learnables, Task
@@ -44,7 +44,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
         else:
             task, learnables = adapter.task(clip, dataset.class_names, own_methods=own, **options), adapter.learnables
         began = time.monotonic()
-        score = single.evaluate(
+        score = evaluate(
             task,
             learnables,
             dataset.split(config.images),

@@ -25,8 +25,8 @@ from clipbias.explain.study import ZERO_SHOT, Devices, Model, Study
 from clipbias.report import write_overview, write_report
 from clipbias.report.names import method_name
 from clipbias.training import mesh as meshes
-from clipbias.training.memory import explain_exhaustion
 from clipbias.training.metrics import MetricWriter
+from clipbias.training.plan import explain_exhaustion
 from clipbias.training.progress import Progress
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Task

@@ -8,7 +8,6 @@ Continues where it stopped. Writes `results.jsonl` (a line per cell), `table.md`
 `accuracy` and the tuned adapters. `--compare` shows what is finished beside published results and runs nothing.
 """
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,22 +16,16 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-import clipbias
 from clipbias import report
 from clipbias.data import catalog
 from clipbias.errors import ClipbiasError
 from clipbias.files import write_text
 from clipbias.report.published import are_the_eleven
 from clipbias.report.style import save_figure, svg_text
-from clipbias.training import mesh as meshes
-from clipbias.training.forecast import device_rate
-from clipbias.training.grid import Grid
-from clipbias.training.programs import Pack, plan
+from clipbias.training.packs import make_packs
 from clipbias.training.results import Results
-from clipbias.training.settings import GridSettings, Recipe
 from clipbias.training.workdir import open_workdir
-from clipbias.tuning import make_method
-from experiments import app
+from experiments import app, grids
 from experiments.configuration import options_by_method
 
 _CONFIG = "configs/demo.py"
@@ -46,59 +39,22 @@ def main(config: ConfigDict, workdir: Path) -> None:
         compare(workdir)
         return
     options = options_by_method(config)
-    for method in config.methods:  # a wrong name is told before hours of work, not after
-        make_method(method, **options.get(method, {}))
-    packs = plan(
+    packs = make_packs(
         *(config.methods, config.datasets, config.shots, config.seeds),
+        options=options,
         runs_per_program=config.runs_per_program,
         learning_rates=config.learning_rates,
     )
     if config.dry_run:
-        with tempfile.TemporaryDirectory() as nowhere:
-            dry_run(open_grid(config, options, Path(nowhere)), packs)
+        grids.dry_run(config, options, packs)
         return
     with open_workdir(workdir, app.plain(config)):
-        rows = open_grid(config, options, workdir).run(packs)
+        rows = grids.open_grid(config, options, packs, workdir).run(packs)
         if jax.process_index() == 0:
             write_tables(rows, workdir)
     failed = [row for row in rows if row["status"] != "ok"]
     if failed:
         raise ClipbiasError(f"{len(failed)} of {len(rows)} cells failed; the first one: {failed[0]['error']}")
-
-
-def open_grid(config: ConfigDict, options: Mapping[str, Any], workdir: Path) -> Grid:
-    """The grid that a configuration describes."""
-    inputs = {name: config[name] for name in ("template", "split", "split_dir", "index_file") if config[name]}
-    if config.on_image_error != "raise":
-        inputs["on_image_error"] = config.on_image_error
-    if {"folder", "csv"} & {*config.datasets, *config.targets}:  # the place is all that tells these from others
-        inputs["data_dir"] = str(Path(config.data_dir).expanduser().resolve())
-    settings = GridSettings(
-        method_options=options,
-        dtype=config.dtype,
-        eval_batch_size=config.eval_batch_size,
-        checkpoint_seconds=config.checkpoint_seconds,
-        on_image_error=config.on_image_error,
-        protocol=config.protocol,
-        targets=tuple(config.targets) or None,
-        remat=config.remat,
-        class_chunks=config.class_chunks,
-        side_by_side=not config.runs_per_program,
-        inputs=inputs,
-    )
-    mesh = meshes.make_mesh(**config.mesh)
-    clip, recipe = clipbias.load(config.model), Recipe.from_config(config)
-    return Grid(clip, recipe, settings, lambda name: app.load_dataset(config, name), workdir, mesh=mesh)
-
-
-def dry_run(grid: Grid, packs: Sequence[Pack]) -> None:
-    """Prints what each program would do and need, and the whole."""
-    rate, forecasts = device_rate(), grid.forecast(packs)
-    for forecast in forecasts:
-        print(forecast.describe(rate))
-    seconds = sum(forecast.seconds(rate) for forecast in forecasts)
-    cells = sum(len(forecast.tasks) for forecast in forecasts)
-    print(f"{cells} cells in {len(forecasts)} programs: about {seconds:,.0f} s, without compiling and reading")
 
 
 def compare(workdir: Path) -> None:

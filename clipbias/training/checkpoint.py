@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +20,28 @@ from jax.experimental import multihost_utils
 from clipbias.errors import ClipbiasError
 from clipbias.training.mesh import fetch
 
-# Where orbax keeps what belongs to a checkpoint besides its arrays.
+# The file in which orbax keeps what belongs to a checkpoint besides its arrays. The name is orbax's own affair, used by
+# `_is_sealed` alone: orbax reads these files of all steps when it opens a folder, and where one of them is damaged
+# it opens none and does not say which, so damage is looked for before. Were the file called otherwise one day, every
+# checkpoint would be set aside at the next start, which this module's tests would show.
 METADATA = "_CHECKPOINT_METADATA"
 
 
 class Checkpoints:
     """The checkpoints in one folder, the latest two kept."""
 
-    def __init__(self, folder: str | os.PathLike, *, identity: dict[str, Any]) -> None:
+    def __init__(
+        self, folder: str | os.PathLike, *, identity: dict[str, Any], earlier: Sequence[dict[str, Any]] = ()
+    ) -> None:
         """Opens or creates the folder.
 
         Args:
           folder: where the checkpoints lie.
-          identity: JSON values that must be equal for a checkpoint to be continued (recipe, class names, model, …).
+          identity: JSON values that must be equal for a checkpoint to be continued (recipe, images, model, …).
+          earlier: what is taken for the same, since earlier versions wrote it so.
         """
         self._folder = Path(folder).resolve()
-        self._identity = json.loads(json.dumps(identity))
+        self._identity, *self._earlier = json.loads(json.dumps([identity, *earlier]))
         self._pending: Any = None
         self._failed = False
         try:
@@ -128,7 +135,7 @@ class Checkpoints:
         for step in saved:
             try:
                 metadata = self._checkpointer.metadata(step).custom_metadata or {}
-                if metadata.get("identity") != self._identity:
+                if metadata.get("identity") not in (self._identity, *self._earlier):
                     raise ClipbiasError(
                         f"{self._folder} holds checkpoints of another run "
                         f"({_difference(metadata.get('identity'), self._identity)}); choose another --workdir, or "

@@ -1,7 +1,7 @@
 """Top-1 accuracy on a split, for one run or several at once."""
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -17,25 +17,20 @@ from clipbias.data.images import Images
 from clipbias.data.pipeline import Batch, test_batches
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
-from clipbias.training.memory import explain_exhaustion
-from clipbias.training.step import over_runs
+from clipbias.training.plan import CHUNKS, USABLE, device_limit, explain_exhaustion, needed_bytes
+from clipbias.training.step import over_runs, place_text
+from clipbias.tuning import Task
 from clipbias.tuning.classifier import Classifier, Text, cosine_logits
 from clipbias.tuning.method import Learnables
 
 
-@functools.partial(jax.jit, static_argnames=("classifier", "runs", "stacked_text"))
+@functools.partial(jax.jit, static_argnames=("classifier", "runs"))
 def class_features(
-    classifier: Classifier,
-    params: Params,
-    learnables: Learnables,
-    text: Text,
-    *,
-    runs: int,
-    stacked_text: bool = False,
+    classifier: Classifier, params: Params, learnables: Learnables, text: Text, *, runs: int
 ) -> jax.Array:
     """Unit-length class features of `R` runs, `[R, C, d]`: computed once per evaluation."""
     one = functools.partial(classifier.class_features, params)
-    return over_runs(one, (0, 0 if stacked_text else None), runs=runs)(learnables, text)
+    return over_runs(one, (0, None), runs=runs)(learnables, text)
 
 
 @functools.partial(jax.jit, static_argnames=("classifier", "preprocessing", "runs"))
@@ -138,16 +133,16 @@ class Evaluator:
             self._plain_features = plain
 
     def predict(
-        self, classifier: Classifier, learnables: Learnables, text: Text, *, runs: int, stacked_text: bool = False
+        self, classifier: Classifier, learnables: Learnables, text: Text, *, runs: int
     ) -> Iterable[tuple[np.ndarray, Batch]]:
         """The predicted class of every image under each run, batch by batch: int32 `[R, B]` and this host's batch."""
         with explain_exhaustion("lower --config.eval_batch_size."):
-            classes = class_features(classifier, self.params, learnables, text, runs=runs, stacked_text=stacked_text)
+            classes = class_features(classifier, self.params, learnables, text, runs=runs)
             for features, batch in self._features(classifier, learnables, runs):
                 yield predictions(self.params, features, classes), batch
 
     def accuracy(
-        self, classifier: Classifier, learnables: Learnables, text: Text, *, runs: int, stacked_text: bool = False
+        self, classifier: Classifier, learnables: Learnables, text: Text, *, runs: int
     ) -> list[dict[str, Any]]:
         """Top-1 accuracy in percent of each run, with the counts behind it.
 
@@ -162,7 +157,7 @@ class Evaluator:
         """
         correct, total = np.zeros(runs, np.int64), 0
         counts = []
-        for predicted, batch in self.predict(classifier, learnables, text, runs=runs, stacked_text=stacked_text):
+        for predicted, batch in self.predict(classifier, learnables, text, runs=runs):
             labels = meshes.place_rows(self.mesh, batch["labels"])
             mask = meshes.place_rows(self.mesh, batch["mask"])
             counts.append(_count(predicted, labels, mask))
@@ -172,6 +167,60 @@ class Evaluator:
         if total == 0:
             raise ClipbiasError("none of the images to evaluate on could be read.")
         return [{"accuracy": 100 * int(c) / total, "correct": int(c), "images": total} for c in correct]
+
+
+def fit_evaluation(make: Callable[..., Task], *, runs: int, mesh: Mesh, limit: int | None = None) -> Task:
+    """The task whose class features of all runs fit the memory, computed in as few parts as possible.
+
+    Args:
+      make: binds the task, given `chunks`.
+      runs: runs evaluated side by side.
+      mesh: where to compute.
+      limit: bytes of one device; `None` asks the device.
+    """
+    task = make()
+    if not task.classifier.changes_text(task.shapes):
+        return task  # the tower ran once, and `Task` sees to its size
+    limit = device_limit() if limit is None else limit
+    for chunks in (1, *(n for n in CHUNKS if 1 < n <= len(task.class_names))):
+        task = make(chunks=chunks) if chunks > 1 else make()
+        if not limit or class_bytes(task, runs=runs, mesh=mesh) <= USABLE * limit:
+            break
+    return task
+
+
+def class_bytes(task: Task, *, runs: int, mesh: Mesh) -> int:
+    """Bytes of one device that the class features of so many runs need."""
+    params, learnables = _placed_shapes(task, runs, mesh)
+    return needed_bytes(class_features, task.classifier, params, learnables, place_text(mesh, task, None), runs=runs)
+
+
+def image_arguments(task: Task, *, batch: int, runs: int, mesh: Mesh) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Shapes, types and shardings of what `image_features` is called with."""
+    runs = runs if task.classifier.changes_vision(task.shapes) else 1
+    size = task.clip.config.vision.image_size
+    batch += -batch % mesh.shape[meshes.DATA]
+    images = meshes.place(mesh, jax.ShapeDtypeStruct((batch, size, size, 3), np.uint8), meshes.DATA)
+    params, learnables = _placed_shapes(task, runs, mesh)
+    return (task.classifier, task.clip.preprocessing, params, learnables, images), {"runs": runs}
+
+
+def _placed_shapes(task: Task, runs: int, mesh: Mesh) -> tuple[Params, Learnables]:
+    stacked = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((runs, *leaf.shape), leaf.dtype), task.shapes)
+    return meshes.replicate(mesh, meshes.shapes(task.clip.params)), meshes.place(mesh, stacked, meshes.RUN)
+
+
+def evaluate(
+    task: Task, learnables: Learnables, split: Split, *, mesh: Mesh, eval_batch_size: int, on_image_error: str
+) -> dict[str, Any]:
+    """Top-1 accuracy of one set of learnables: `{"accuracy", "correct", "images"}`, and `skipped_images` if any."""
+    params = meshes.replicate(mesh, task.clip.params)
+    evaluator = Evaluator(
+        task.clip, params, split, mesh=mesh, batch_size=eval_batch_size, on_error=on_image_error, cache_bytes=0
+    )
+    stacked = meshes.place(mesh, jax.tree.map(lambda leaf: np.asarray(leaf)[None], learnables), meshes.RUN)
+    score = evaluator.accuracy(task.classifier, stacked, place_text(mesh, task, params), runs=1)[0]
+    return score | ({"skipped_images": evaluator.skipped} if evaluator.skipped else {})
 
 
 @jax.jit

@@ -1,109 +1,73 @@
-"""What a run would do and need, before it does: shapes, parameters, memory and time."""
+"""What a dry run says of a pack: shapes, parameters, memory and time."""
 
-import dataclasses
-import time
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from clipbias.data import Dataset
 from clipbias.data.pipeline import steps_per_epoch
-from clipbias.training import flops
-from clipbias.training.memory import StepPlan
-from clipbias.training.settings import Recipe
+from clipbias.training.evaluate import class_bytes, image_arguments, image_features
+from clipbias.training.loop import Run, rows_per_step
+from clipbias.training.plan import StepPlan, estimated_seconds, flop, needed_bytes, step_arguments
+from clipbias.training.settings import GridSettings, Recipe
+from clipbias.training.step import train_step
 from clipbias.tuning import Task, parameter_count
 
-# The share of a large matrix product's rate that steps reach: on CPUs as measured (docs/performance.md), elsewhere
-# what well-fed steps of this kind usually reach.
-SHARES = {"cpu": 0.65}
-OTHER_SHARE = 0.4
 
-_SIDE = {"cpu": 1024}
-_OTHER_SIDE = 8192
+def forecast(
+    title: str,
+    task: Task,
+    runs: Sequence[Run],
+    plan: StepPlan | None,
+    evaluations: Sequence[Dataset],
+    recipe: Recipe,
+    settings: GridSettings,
+    mesh: Mesh,
+    rate: float,
+) -> tuple[str, float]:
+    """The lines of one program, and its seconds without compiling and reading.
 
-
-def device_rate(dtype: str = "float32") -> float:
-    """Multiplications and additions per second of one device in a large matrix product, the best of five."""
-    side = _SIDE.get(jax.default_backend(), _OTHER_SIDE)
-    matrix = jnp.ones((side, side), dtype)
-    multiply = jax.jit(lambda a: jnp.matmul(a, a, precision="highest" if dtype == "float32" else None))
-    multiply(matrix).block_until_ready()
-    seconds = []
-    for _ in range(5):
-        began = time.perf_counter()
-        multiply(matrix).block_until_ready()
-        seconds.append(time.perf_counter() - began)
-    return flops.matmul((side, side, side)) / min(seconds)
-
-
-@dataclasses.dataclass(frozen=True)
-class Forecast:
-    """One program: runs that train side by side, and the evaluation of each.
-
-    Attributes:
+    Args:
       title: what is trained.
-      tasks: the task of each run.
-      recipe: optimiser and schedule.
-      step: what a step needs.
-      images: training images of a run.
-      test_images: images that each run is evaluated on.
+      task: a method bound to the classes of training.
+      runs: those that train side by side.
+      plan: how a step runs; `None` where nothing is trained.
+      evaluations: datasets whose test images each run is evaluated on.
+      recipe, settings: of the grid.
       mesh: the devices.
+      rate: multiplications and additions per second of one device, see `plan.device_rate`.
     """
-
-    title: str
-    tasks: Sequence[Task]
-    recipe: Recipe
-    step: StepPlan
-    images: int
-    test_images: int
-    mesh: Mesh
-
-    @property
-    def steps(self) -> int:
-        """Steps in all epochs."""
-        return self.recipe.epochs * steps_per_epoch(self.images, self.recipe.batch_size)
-
-    @property
-    def flop(self) -> int:
-        """Products of training and evaluation, of all runs."""
-        batch = min(self.recipe.batch_size, self.images)
-        training = self.steps * self.step.flop * batch // self.recipe.batch_size
-        config = self.tasks[0].clip.config
-        changes = self.tasks[0].classifier.changes_vision(self.tasks[0].shapes)
-        passes = len(self.tasks) if changes else 1  # features that no learnable changes are computed once
-        return training + passes * flops.vision(config, self.test_images)
-
-    def seconds(self, rate: float) -> float:
-        """Estimated seconds on this mesh, whose devices multiply at `rate`; compiling and reading are not counted."""
-        devices = 1 if jax.default_backend() == "cpu" else self.mesh.devices.size
-        return self.flop / (rate * devices * SHARES.get(jax.default_backend(), OTHER_SHARE))
-
-    def describe(self, rate: float) -> str:
-        """Several lines for people."""
-        task = self.tasks[0]
+    images, rows = len(runs[0].train), rows_per_step([run.train for run in runs], recipe)
+    tested = sum(len(dataset.split("test")) for dataset in evaluations)
+    batch = min(settings.eval_batch_size, tested)
+    arguments, options = image_arguments(task, batch=batch, runs=len(runs), mesh=mesh)
+    count = flop(image_features, *arguments, **options) * tested // batch
+    needed = max(needed_bytes(image_features, *arguments, **options), class_bytes(task, runs=len(runs), mesh=mesh))
+    lines = [title]
+    classes = f"{len(task.class_names)} classes, {tested} test images"
+    if plan is None:
+        lines.append(f"  nothing to train, {classes}")
+    else:
+        step = step_arguments(task, recipe, rows=rows, runs=len(runs), mesh=mesh)
+        steps, size = recipe.epochs * steps_per_epoch(images, recipe.batch_size), task.clip.config.vision.image_size
+        count += steps * (once := flop(train_step, *step))
         counts = parameter_count(task.shapes)
         parts = ", ".join(f"{counts[part]:,} {part}" for part in ("vision", "text", "shared") if counts[part])
-        shapes = [
-            f"    {'/'.join(str(getattr(key, 'key', key)) for key in path)} {list(leaf.shape)}"
-            for path, leaf in jax.tree_util.tree_leaves_with_path(task.shapes)
+        side_by_side = f"{len(runs)} runs side by side, " if len(runs) > 1 else ""
+        lines += [
+            f"  {side_by_side}{images} training images, {steps} steps, {classes}",
+            f"  parameters per run: {counts['total']:,} ({parts})",
+            *(
+                f"    {'/'.join(str(getattr(key, 'key', key)) for key in path)} {list(leaf.shape)}"
+                for path, leaf in jax.tree_util.tree_leaves_with_path(task.shapes)
+            ),
+            f"  a step: images [{len(runs)}, {rows}, {size}, {size}, 3], text tokens {list(task.text.ids.shape)}, "
+            f"{once / 1e9:,.1f} GFLOP",
+            f"  memory: {plan}",
         ]
-        size, batch = task.clip.config.vision.image_size, min(self.recipe.batch_size, self.images)
-        runs = f"{len(self.tasks)} runs side by side, " if len(self.tasks) > 1 else ""
-        devices = f"{self.mesh.devices.size} devices" if self.mesh.devices.size > 1 else "one device"
-        classes = f"{len(task.class_names)} classes, {self.test_images} test images"
-        timed = f"  time: about {self.seconds(rate):,.1f} s on {devices} of {rate / 1e9:,.0f} GFLOP/s in products"
-        if not self.step.flop:
-            return "\n".join([self.title, f"  nothing to train, {classes}", timed])
-        return "\n".join(
-            [
-                self.title,
-                f"  {runs}{self.images} training images, {self.steps} steps, {classes}",
-                f"  parameters per run: {counts['total']:,} ({parts})",
-                *shapes,
-                f"  a step: images [{len(self.tasks)}, {batch}, {size}, {size}, 3], text tokens "
-                f"{list(task.text.ids.shape)}, {self.step.flop / 1e9:,.1f} GFLOP",
-                f"  memory: {self.step}",
-                timed,
-            ]
-        )
+    lines.append(f"  memory of the evaluation: about {needed / 1e9:.2g} GB per device")
+    seconds = estimated_seconds(count, rate, mesh)
+    devices = f"{mesh.devices.size} devices" if mesh.devices.size > 1 else "one device"
+    lines.append(f"  time: about {seconds:,.1f} s on {devices} of {rate / 1e9:,.0f} GFLOP/s in products")
+    return "\n".join(lines), seconds

@@ -1,21 +1,16 @@
-"""Methods x datasets x shots x seeds: what a Table 1 is made of.
+"""The driver: from methods, datasets, shots and seeds to accuracies. A single run is a grid of one cell.
 
-A *cell* is one number of the table. Cells that differ in the seed only are a *pack*. Packs of one method with equally
-many steps, on datasets with about as many classes, at several learning rates, train side by side as one *program*
-(`programs.py`). A pack is finished as a whole or not at all, and programs depend on the configuration, on what is
-unfinished and on the size of the device alone, so that an interrupted grid ends with the same numbers to the last bit.
+A pack (`packs.py`) is finished as a whole or not at all, and how it runs depends on the configuration and on the size
+of the device alone, so that an interrupted grid ends with the same numbers to the last bit.
 """
 
-import contextlib
 import dataclasses
-import functools
-import itertools
 import json
 import re
 import shutil
 import time
 import traceback
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,31 +20,34 @@ from jax.sharding import Mesh
 
 from clipbias.clip import Clip
 from clipbias.data import Dataset, protocols
-from clipbias.data.pipeline import steps_per_epoch
+from clipbias.data.images import Images
+from clipbias.data.pipeline import DEFAULT_CACHE_BYTES, readable
 from clipbias.errors import ClipbiasError, sentence
-from clipbias.files import read_json, write_text
+from clipbias.files import write_text
 from clipbias.training import mesh as meshes
-from clipbias.training.alike import crop, same_program
-from clipbias.training.forecast import Forecast
-from clipbias.training.interruption import Interrupted
-from clipbias.training.loop import Run, initial_learnables, place_text, train
-from clipbias.training.memory import StepPlan, device_limit, fit_task, plan_step
-from clipbias.training.programs import LEAST_FILLED, ZERO_SHOT, Pack, Program, make_programs
+from clipbias.training.cache import Cache
+from clipbias.training.evaluate import fit_evaluation
+from clipbias.training.forecast import forecast
+from clipbias.training.identity import earlier_identity, identity
+from clipbias.training.loop import Run, Trained, initial_learnables, rows_per_step, train
+from clipbias.training.packs import Pack
+from clipbias.training.plan import StepPlan, plan_step
 from clipbias.training.progress import Progress, progress
 from clipbias.training.results import Results, Row
-from clipbias.training.settings import GridSettings, Recipe
-from clipbias.training.shared import Shared
-from clipbias.training.single import decoded_on_demand
-from clipbias.training.workdir import CELLS, stable_hash
-from clipbias.tuning import parameter_count
+from clipbias.training.settings import AUTO, GridSettings, Recipe
+from clipbias.training.step import place_text
+from clipbias.training.workdir import ADAPTER, CELLS, stable_hash
+from clipbias.tuning import Task, parameter_count
 from clipbias.tuning.adapter import save_adapter
 from clipbias.tuning.method import Learnables
-from clipbias.tuning.registry import source_digest
 from clipbias.tuning.transfer import transfer
+
+# What differs between two equal runs, and so is in their results but not in their adapters.
+VOLATILE = ("seconds", "waiting_share")
 
 
 class Grid:
-    """Runs packs."""
+    """Trains and evaluates packs, writes their results, and takes up what an earlier process left."""
 
     def __init__(
         self,
@@ -60,11 +58,24 @@ class Grid:
         workdir: Path,
         *,
         mesh: Mesh,
+        single: bool = False,
     ) -> None:
+        """Prepares nothing yet.
+
+        Args:
+          clip: the frozen model.
+          recipe: how learnables are trained.
+          settings: what else the cells have in common.
+          load_dataset: opens a dataset by its name.
+          workdir: where all files go.
+          mesh: where to compute.
+          single: there is one cell, whose files lie in `workdir` itself, and whose failure is the grid's.
+        """
         self.clip, self.recipe, self.settings, self.workdir, self.mesh = clip, recipe, settings, workdir, mesh
+        self.single = single
         self.params = meshes.replicate(mesh, clip.params)
         self.results = Results(workdir / "results.jsonl")
-        self.shared = Shared(clip, self.params, settings, load_dataset, mesh)
+        self.cache = Cache(clip, self.params, settings, load_dataset, mesh)
 
     def run(self, packs: Sequence[Pack]) -> list[Row]:
         """Runs every pack that is not finished. A pack that fails is reported and the rest goes on.
@@ -72,291 +83,226 @@ class Grid:
         Returns:
           The rows of `packs`, finished before or now.
         """
-        wanted = [self.row(pack, seed) for pack in packs for seed in pack.seeds]
-        todo = [p for p in packs if not all(self.results.finished(self.row(p, s)) for s in p.seeds)]
-        cells = sum(len(pack.seeds) for pack in packs)
-        done = cells - sum(len(pack.seeds) for pack in todo)
+        wanted = [self.row(pack, *cell) for pack in packs for cell in pack.cells]
+        todo = [pack for pack in packs if not self._is_finished(pack)]
+        done = len(wanted) - sum(len(pack.cells) for pack in todo)
         if done:
-            logging.info("%d of %d cells are finished already", done, cells)
-        self._remove_finished()
+            logging.info("%d of %d cells are finished already", done, len(wanted))
+        for pack in packs:
+            if pack not in todo:  # killed right after their results were written
+                self._remove_checkpoints(pack)
         if jax.process_index() == 0:  # for those who read the results: which lines are of this configuration
-            hashes = sorted({row["config_hash"] for row in wanted})
-            write_text(self.workdir / CELLS, json.dumps(hashes) + "\n")
-        programs = self._programs(todo)
-        with progress(cells, done=done, unit="cell", title="cells") as bar:
-            for program in programs:
-                self.shared.keep_only(program.sources)
-                for found in self._attempt(program.packs, bar):
-                    self._report(found, bar)
+            write_text(self.workdir / CELLS, json.dumps(sorted({row["config_hash"] for row in wanted})) + "\n")
+        with progress(0 if self.single else len(wanted), done=done, unit="cell", title="cells") as bar:
+            for pack in todo:
+                self.cache.keep_only(pack.dataset)
+                for part, rows in self._attempt(pack, bar):
+                    self._write(part, rows, bar)
         return [row for row in map(self.results.get, wanted) if row is not None]
 
-    def _attempt(self, packs: tuple[Pack, ...], bar: Progress) -> Iterator[list[list[Row]]]:
-        """The rows of each pack of a program, all at once; where it fails, pack by pack, so that none costs another."""
+    def _is_finished(self, pack: Pack) -> bool:
+        rows, images = [self.row(pack, *cell) for cell in pack.cells], self._image_hash(pack)
+        whole = not self.single or self.adapter_path(pack, *pack.cells[0]).exists()
+        return whole and all(self.results.finished(row, images=images) for row in rows)
+
+    def _image_hash(self, pack: Pack) -> str | None:
+        """`None` where the images cannot be looked at now: results that are there stay."""
+        try:
+            return self.cache.image_hash(pack)
+        except Exception:  # it is told where they are needed
+            return None
+
+    def _attempt(self, pack: Pack, bar: Progress) -> Iterator[tuple[Pack, list[Row]]]:
+        """A pack and its rows; where it fails, its learning rates one by one, so that none costs another."""
         began = time.monotonic()
         try:
-            found = self._run_program(packs)
-        except (Interrupted, KeyboardInterrupt):
-            raise
+            rows = self._run_pack(pack)
         except Exception as error:
-            if len(packs) > 1:
-                for pack in packs:
-                    yield from self._attempt((pack,), bar)
+            if self.single:
+                raise
+            if len(pack.learning_rates) > 1:
+                for part in pack.by_rate:
+                    yield from self._attempt(part, bar)
                 return
-            (pack,) = packs
-            found = [[self._failure(pack, seed, error) for seed in pack.seeds]]
+            if not isinstance(error, ClipbiasError):
+                logging.error("%s", "".join(traceback.format_exception(error)))
+            told = {"status": "failed", "error": sentence(error), "image_hash": self._image_hash(pack)}
+            rows = [self.row(pack, *cell) | told | self._rate(pack, cell[0]) for cell in pack.cells]
             bar.say(f"failed: {pack.method} on {pack.dataset}, {pack.shots} shots: {sentence(error)}")
-        seconds = (time.monotonic() - began) / sum(map(len, found))
-        for row in itertools.chain(*found):
-            row["seconds"] = round(seconds, 2)
-        yield found
-        if all(row["status"] == "ok" for row in itertools.chain(*found)):
-            _remove_checkpoints(self._checkpoints(packs))
+        for row in rows:
+            row["seconds"] = round((time.monotonic() - began) / len(rows), 2)
+        yield pack, rows
 
-    def _report(self, found: Sequence[Sequence[Row]], bar: Progress) -> None:
-        """Writes a program's rows in one go: a part of them would make another program of the rest."""
-        self.results.append([row for row in itertools.chain(*found) if not self.results.finished(row)])
-        for rows in found:
-            accuracies = [row["accuracy"] for row in rows if "accuracy" in row]
-            shown = {name: rows[0][name] for name in ("method", "dataset", "shots")}
-            if accuracies:
-                shown["accuracy"] = round(sum(accuracies) / len(accuracies), 1)
-            bar.advance(len(rows), shown)
+    def _run_pack(self, pack: Pack) -> list[Row]:
+        """Prepares, trains and evaluates the cells of a pack; saves their adapters and returns their rows."""
+        draws = self.cache.plans(pack)
+        task, runs, plan = self._prepare(pack, draws)
+        if plan is None:
+            trained, learnables = None, initial_learnables(task, runs)
+        else:
+            trained = self._train(pack, task, runs, plan)
+            learnables = meshes.fetch(trained.learnables)
+        scores = {one.name: self._score(pack, one, task, learnables) for one in draws[0].evaluations}
+        rows = []
+        for index, (rate, seed) in enumerate(pack.cells):
+            own = jax.tree.map(lambda leaf, index=index: leaf[index], learnables)
+            row = self._row_of(pack, rate, seed, {name: found[index] for name, found in scores.items()}, own)
+            row |= self._facts(trained, runs[index], index)
+            if (jax.tree.leaves(own) or self.single) and jax.process_index() == 0:
+                notes = {name: value for name, value in row.items() if name not in VOLATILE}
+                save_adapter(self.adapter_path(pack, rate, seed), task, own, method=pack.method, notes=notes)
+            rows.append(row)
+        return rows
 
-    def _programs(self, packs: Sequence[Pack]) -> list[Program]:
-        if not self.settings.side_by_side:
-            return [Program((pack,)) for pack in packs]
-        return make_programs(packs, self._kind, functools.partial(self._fits, limit=device_limit()))
-
-    def _kind(self, pack: Pack) -> Hashable | None:
-        """What must be equal for packs to share a program, or `None` where a pack runs alone."""
-        if pack.method == ZERO_SHOT:
-            return None
-        try:
-            source = self.shared.plans(pack)[0].source
-            task = self.shared.task(pack, source)
-        except Exception:  # it will fail again where failures are reported
-            return None
-        if task.classifier.templates > 1 and task.classifier.changes_text(task.shapes):
-            return None
-        images, batch = len(source.split("train")), self.recipe.batch_size
-        return (pack.method, task.classifier, steps_per_epoch(images, batch), min(images, batch))
-
-    def _fits(self, packs: Sequence[Pack], *, limit: int) -> bool:
-        """Whether packs have about as many classes, and run as fast side by side as one by one within `limit` bytes."""
-        tasks = [self.shared.task(pack, self.shared.plans(pack)[0].source) for pack in packs]
-        counts = [len(task.class_names) for task in tasks]
-        if min(counts) < LEAST_FILLED * max(counts) or not same_program(tasks):
-            return False
-        options: dict[str, Any] = dict(batch=self.recipe.batch_size, mesh=self.mesh, limit=limit)
-        largest = max(tasks, key=lambda task: len(task.class_names))
-        alone = plan_step(largest, runs=len(packs[0].seeds), **options)
-        side_by_side = plan_step(largest, runs=sum(len(pack.seeds) for pack in packs), **options)
-        return side_by_side.fits and (side_by_side.remat, side_by_side.chunks) == (alone.remat, alone.chunks)
-
-    def row(self, pack: Pack, seed: int) -> Row:
-        """What names one cell in the results."""
-        return {
-            "protocol": self.settings.protocol,
-            "method": pack.method,
-            "dataset": pack.dataset,
-            "shots": pack.shots,
-            "seed": seed,
-            "config_hash": stable_hash(self._identity(pack)),
-        }
-
-    def _identity(self, pack: Pack) -> dict[str, Any]:
-        """Everything that a number depends on, apart from the images themselves."""
-        trained = {} if pack.method == ZERO_SHOT else dataclasses.asdict(self.recipe.at(pack.learning_rate))
-        source = source_digest(pack.method)
-        return {
-            **({} if source is None else {"source": source}),
-            **({"inputs": _plain(self.settings.inputs)} if self.settings.inputs else {}),
-            "model": self.clip.fingerprint,
-            "method": pack.method,
-            "options": _plain(self.shared.options(pack)),
-            "protocol": self.settings.protocol,
-            "targets": self.settings.targets,
-            "dataset": pack.dataset,
-            "shots": pack.shots,
-            "seeds": pack.seeds,
-            "dtype": self.settings.dtype,
-            "recipe": trained,
-        }
-
-    def _learning_rate(self, pack: Pack) -> float | None:
-        return None if pack.method == ZERO_SHOT else self.recipe.at(pack.learning_rate).learning_rate
-
-    def _checkpoints(self, packs: Sequence[Pack]) -> Path:
-        return self.workdir / "checkpoints" / stable_hash([self._identity(pack) for pack in packs])
-
-    def _mark(self, folder: Path, packs: Sequence[Pack]) -> None:
-        """Says beside a folder of checkpoints which cells it serves."""
-        if jax.process_index() == 0:
-            cells = [self.row(pack, seed) for pack in packs for seed in pack.seeds]
-            write_text(folder.with_suffix(".json"), json.dumps(cells))
-
-    def _remove_finished(self) -> None:
-        """Removes checkpoints that a run which was killed right after their cells' results has left."""
-        for mark in (self.workdir / "checkpoints").glob("*.json"):
-            with contextlib.suppress(ClipbiasError):  # one that is damaged says nothing
-                cells = [cell for cell in read_json(mark, list) if isinstance(cell, dict)]
-                if cells and all(map(self.results.finished, cells)):
-                    _remove_checkpoints(mark.with_suffix(""))
-
-    def _prepare(
-        self, packs: Sequence[Pack], plans: Sequence[Sequence[protocols.Plan]]
-    ) -> tuple[list[Run], StepPlan | None]:
-        """The runs of a program, and how its steps run; `None` where there is nothing to train."""
-        cells = [
-            (pack, seed, plan.source)
-            for pack, own in zip(packs, plans, strict=True)
-            for seed, plan in zip(pack.seeds, own, strict=True)
-        ]
-        if packs[0].method == ZERO_SHOT:
-            return [
-                Run(self.shared.task(pack, source), source.split("test"), seed) for pack, seed, source in cells
-            ], None
-        skip = self.settings.on_image_error
-        largest = max(cells, key=lambda cell: len(cell[2].class_names))
-        _, step = fit_task(
-            functools.partial(self.shared.task, largest[0], largest[2]),
-            batch=self.recipe.batch_size,
-            runs=len(cells),
+    def _prepare(self, pack: Pack, draws: Sequence[protocols.Plan]) -> tuple[Task, list[Run], StepPlan | None]:
+        """The task of a pack, its runs in the order of its cells, and how a step runs; no plan without training."""
+        source = draws[0].source
+        task = self.cache.task(pack, source)
+        if not (task.method.trains and jax.tree.leaves(task.shapes)):
+            return task, [Run(source.split("test"), seed) for _, seed in pack.cells], None
+        images = {seed: self._images(draw.source) for seed, draw in zip(pack.seeds, draws, strict=True)}
+        runs = [Run(images[seed], seed, rate) for rate, seed in pack.cells]
+        task, plan = plan_step(
+            lambda **memory: self.cache.task(pack, source, **memory),
+            self.recipe,
+            rows=rows_per_step(list(images.values()), self.recipe),
+            runs=len(runs),
             mesh=self.mesh,
             remat=self.settings.remat,
             chunks=self.settings.class_chunks,
         )
-        runs = []
-        for pack, seed, source in cells:
-            task = self.shared.task(pack, source, **step.options)
-            images = decoded_on_demand(source.split("train"), on_image_error=skip)
-            runs.append(Run(task, images, seed, pack.learning_rate))
-        return runs, step
+        is_slower = plan.options and (self.settings.remat, self.settings.class_chunks) == (AUTO, 0)
+        if is_slower and len(pack.learning_rates) > 1:  # one by one they may run the fastest way
+            raise ClipbiasError("the learning rates do not fit the memory side by side.")
+        return task, runs, plan
 
-    def _train(
-        self, packs: Sequence[Pack], plans: Sequence[Sequence[protocols.Plan]]
-    ) -> tuple[list[Run], Learnables, Sequence[float | None]]:
-        """The runs of a program, their final learnables, and the loss of each one's last step."""
-        runs, step = self._prepare(packs, plans)
-        if step is None:
-            return runs, initial_learnables(runs), [None] * len(runs)
-        identities = [self._identity(pack) for pack in packs]
-        self._mark(self._checkpoints(packs), packs)
-        trained = train(
-            self.clip,
+    def forecast(self, pack: Pack, rate: float) -> tuple[str, float]:
+        """What a pack would do and need, in words, and its seconds on devices that do `rate` products' parts a second.
+
+        The programs are compiled; nothing is run or written.
+        """
+        draws = self.cache.plans(pack)
+        try:
+            task, runs, plan = self._prepare(pack, draws)
+        except ClipbiasError:
+            if len(pack.learning_rates) == 1:
+                raise
+            parts = [self.forecast(part, rate) for part in pack.by_rate]
+            return "\n".join(text for text, _ in parts), sum(seconds for _, seconds in parts)
+        evaluations = [one.dataset for one in draws[0].evaluations]
+        title = f"{pack.method} on {pack.dataset}, {pack.shots} shots"
+        return forecast(title, task, runs, plan, evaluations, self.recipe, self.settings, self.mesh, rate)
+
+    def _images(self, source: Dataset) -> Images:
+        """Training images, which stay decoded; with "skip" without those that cannot be read."""
+        images = Images(source.split("train"), cache_bytes=DEFAULT_CACHE_BYTES)
+        return readable(images) if self.settings.on_image_error == "skip" else images
+
+    def _train(self, pack: Pack, task: Task, runs: Sequence[Run], plan: StepPlan) -> Trained:
+        identities = [self._identity(one) for one in pack.by_rate]
+        images = self.cache.image_hash(pack)
+        own = identities[0] if len(identities) == 1 else {"packs": identities}
+        return train(
+            task,
             self.params,
             runs,
             self.recipe,
             mesh=self.mesh,
-            folder=self._checkpoints(packs),
-            identity=identities[0] if len(packs) == 1 else {"packs": identities},
+            folder=self._checkpoints(pack),
+            identity={**own, "images": images},
+            earlier=[earlier_identity(task, pack, runs[0], self.recipe)] if self.single else [own],
             checkpoint_seconds=self.settings.checkpoint_seconds,
-            metrics_folder=self.workdir / "runs" / self._program_name(packs),
-            plan=step,
+            progress=Progress(0, title=f"{pack.method} {pack.dataset}") if self.single else None,
+            metrics_folder=self.workdir if self.single else self.workdir / "runs" / _folder_name(pack),
+            plan=plan,
         )
-        return runs, meshes.fetch(trained.learnables), trained.losses
-
-    def forecast(self, packs: Sequence[Pack]) -> list[Forecast]:
-        """What training and evaluating these packs would need, program by program; nothing is run."""
-        found = []
-        for program in self._programs(packs):
-            plans = [self.shared.plans(pack) for pack in program.packs]
-            runs, step = self._prepare(program.packs, plans)
-            first = program.packs[0]
-            more = f" and {len(program.packs) - 1} more packs" if len(program.packs) > 1 else ""
-            test_images = sum(len(one.dataset.split("test")) for one in plans[0][0].evaluations)
-            title = f"{first.method} on {first.dataset}, {first.shots} shots{more}"
-            tasks = [run.task for run in runs]
-            step = step or StepPlan("products", 1, 0, 0, 0)
-            found.append(Forecast(title, tasks, self.recipe, step, len(runs[0].train), test_images, self.mesh))
-        return found
 
     def _score(
-        self, pack: Pack, evaluation: protocols.Evaluation, runs: Sequence[Run], learnables: Learnables
+        self, pack: Pack, evaluation: protocols.Evaluation, trained: Task, learnables: Learnables
     ) -> list[dict[str, Any]]:
-        """Accuracy of every run of a pack in one evaluation, whose classes may differ from those of training."""
-        task = self.shared.task(pack, evaluation.dataset)
-        learnables = transfer(runs[0].task, task, learnables, evaluation.source_labels, axis=1)
+        """What each run of a pack scores in one evaluation, whose classes may differ from those of training."""
+        task = fit_evaluation(
+            lambda **memory: self.cache.task(pack, evaluation.dataset, **memory), runs=len(pack.cells), mesh=self.mesh
+        )
+        learnables = transfer(trained, task, learnables, evaluation.source_labels, axis=1)
         learnables = meshes.place(self.mesh, learnables, meshes.RUN)
-        same = [Run(task, run.train, run.seed) for run in runs]
-        text, stacked = place_text(self.mesh, same, self.params, learnables)
-        evaluator = self.shared.evaluator(pack, evaluation)
-        return evaluator.accuracy(task.classifier, learnables, text, runs=len(runs), stacked_text=stacked)
+        evaluator = self.cache.evaluator(evaluation)
+        text = place_text(self.mesh, task, self.params)
+        scores = evaluator.accuracy(task.classifier, learnables, text, runs=len(pack.cells))
+        return [score | ({"skipped_images": evaluator.skipped} if evaluator.skipped else {}) for score in scores]
 
-    def _run_program(self, packs: Sequence[Pack]) -> list[list[Row]]:
-        """Trains packs side by side and evaluates each; the rows of each."""
-        plans = [self.shared.plans(pack) for pack in packs]
-        runs, learnables, losses = self._train(packs, plans)
-        found, start = [], 0
-        for pack, own in zip(packs, plans, strict=True):
-            part = slice(start, start + len(pack.seeds))
-            start = part.stop
-            mine = crop(jax.tree.map(lambda leaf, part=part: leaf[part], learnables), runs[part][0].task)
-            found.append(self._rows(pack, own[0].evaluations, runs[part], mine, losses[part]))
-        return found
-
-    def _rows(
-        self,
-        pack: Pack,
-        evaluations: Sequence[protocols.Evaluation],
-        runs: Sequence[Run],
-        learnables: Learnables,
-        losses: Sequence[float | None],
-    ) -> list[Row]:
-        """A row for each run of a pack; its adapter is saved beside."""
-        scores = {one.name: self._score(pack, one, runs, learnables) for one in evaluations}
-        skipped = sum(self.shared.evaluator(pack, one).skipped for one in evaluations)
-        rows = []
-        for index, seed in enumerate(pack.seeds):
-            own = jax.tree.map(lambda leaf, index=index: leaf[index], learnables)
-            counts = parameter_count(own)
-            row = {**self.row(pack, seed), "status": "ok"}
-            if len(evaluations) == 1:
-                row |= scores[evaluations[0].name][index]
-            else:
-                row["accuracies"] = {name: values[index]["accuracy"] for name, values in scores.items()}
-            row |= {f"parameters_{part}": counts[part] for part in ("vision", "text", "shared")}
-            row |= {"parameters": counts["total"], "loss": losses[index]}
-            row["learning_rate"] = self._learning_rate(pack)
-            if skipped:
+    def _row_of(
+        self, pack: Pack, rate: float | None, seed: int, scores: dict[str, dict[str, Any]], learnables: Learnables
+    ) -> Row:
+        row = self.row(pack, rate, seed) | {"status": "ok", "image_hash": self.cache.image_hash(pack)}
+        if len(scores) == 1:
+            row |= next(iter(scores.values()))
+        else:
+            row["accuracies"] = {name: score["accuracy"] for name, score in scores.items()}
+            if skipped := sum(score.get("skipped_images", 0) for score in scores.values()):
                 row["skipped_images"] = skipped
-            if pack.method != ZERO_SHOT and jax.process_index() == 0:
-                names = ("dataset", "shots", "seed", "protocol", "accuracy", "accuracies", "config_hash")
-                notes = {name: row[name] for name in names if name in row}
-                save_adapter(self.adapter_path(pack, seed), runs[0].task, own, method=pack.method, notes=notes)
-            rows.append(row)
-        return rows
+        counts = parameter_count(learnables)
+        row |= {f"parameters_{part}": counts[part] for part in ("vision", "text", "shared")}
+        return row | {"parameters": counts["total"], "model": self.clip.name} | self._rate(pack, rate)
 
-    def adapter_path(self, pack: Pack, seed: int) -> Path:
+    def _facts(self, trained: Trained | None, run: Run, index: int) -> Row:
+        if trained is None:
+            return {"loss": None}
+        facts: Row = {"loss": trained.losses[index], "steps": trained.steps}
+        if isinstance(run.train, Images) and run.train.unreadable:
+            facts["skipped_training_images"] = len(run.train.unreadable)
+        return facts | {"waiting_share": round(trained.waiting_share, 4)}
+
+    def _rate(self, pack: Pack, rate: float | None) -> Row:
+        return {"learning_rate": self.recipe.at(rate).learning_rate if self.cache.method(pack).trains else None}
+
+    def _write(self, pack: Pack, rows: Sequence[Row], bar: Progress) -> None:
+        """Writes a pack's rows in one go: with a part of them, the rest would train in another program."""
+        self.results.append([row for row in rows if not self.results.finished(row, images=row["image_hash"])])
+        if all(row["status"] == "ok" for row in rows):
+            self._remove_checkpoints(pack)
+        if self.single:
+            return
+        shown = {name: rows[0][name] for name in ("method", "dataset", "shots")}
+        if accuracies := [row["accuracy"] for row in rows if "accuracy" in row]:
+            shown["accuracy"] = round(sum(accuracies) / len(accuracies), 1)
+        bar.advance(len(rows), shown)
+
+    def row(self, pack: Pack, rate: float | None, seed: int) -> Row:
+        """What names one cell in the results."""
+        own = dataclasses.replace(pack, learning_rates=(rate,))
+        names = {"protocol": self.settings.protocol, "method": pack.method, "dataset": pack.dataset}
+        return {**names, "shots": pack.shots, "seed": seed, "config_hash": stable_hash(self._identity(own))}
+
+    def _identity(self, pack: Pack) -> dict[str, Any]:
+        recipe = self.recipe.at(pack.learning_rates[0]) if self.cache.method(pack).trains else None
+        return identity(pack, self.clip, self.cache.options(pack), self.settings, recipe)
+
+    def adapter_path(self, pack: Pack, rate: float | None, seed: int) -> Path:
         """Where the tuned adapter of a cell lies."""
-        return self.workdir / "adapters" / f"{_pack_name(pack)}-seed{seed}.safetensors"
+        if self.single:
+            return self.workdir / ADAPTER
+        return self.workdir / "adapters" / f"{_name(pack, rate)}-seed{seed}.safetensors"
 
-    def _program_name(self, packs: Sequence[Pack]) -> str:
-        """Of the folder where a program's metrics lie."""
-        name = f"{_pack_name(packs[0])}-seeds{'_'.join(map(str, packs[0].seeds))}"
-        return name if len(packs) == 1 else f"{name}-and-{len(packs) - 1}-more"
+    def _checkpoints(self, pack: Pack) -> Path:
+        folder = self.workdir / "checkpoints"
+        return folder if self.single else folder / stable_hash([self._identity(one) for one in pack.by_rate])
 
-    def _failure(self, pack: Pack, seed: int, error: Exception) -> Row:
-        if not isinstance(error, ClipbiasError):
-            logging.error("%s", "".join(traceback.format_exception(error)))
-        told = {"status": "failed", "error": sentence(error), "learning_rate": self._learning_rate(pack)}
-        return {**self.row(pack, seed), **told}
-
-
-def _remove_checkpoints(folder: Path) -> None:
-    if jax.process_index() == 0:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.with_suffix(".json").unlink(missing_ok=True)
+    def _remove_checkpoints(self, pack: Pack) -> None:
+        if jax.process_index() == 0:
+            for part in (pack, *(pack.by_rate if len(pack.learning_rates) > 1 else ())):
+                shutil.rmtree(self._checkpoints(part), ignore_errors=True)
 
 
-def _pack_name(pack: Pack) -> str:
-    rate = "" if pack.learning_rate is None else f"-rate{pack.learning_rate:g}"
-    return f"{_file_name(pack.method)}-{_file_name(pack.dataset)}-{pack.shots}shots{rate}"
+def _name(pack: Pack, *rates: float | None) -> str:
+    rate = "_".join(f"{rate:g}" for rate in rates if rate is not None)
+    name = f"{_file_name(pack.method)}-{_file_name(pack.dataset)}-{pack.shots}shots"
+    return name + (f"-rate{rate}" if rate else "")
+
+
+def _folder_name(pack: Pack) -> str:
+    return f"{_name(pack, *pack.learning_rates)}-seeds{'_'.join(map(str, pack.seeds))}"
 
 
 def _file_name(name: str) -> str:
     return re.sub(r"[^\w.-]+", "_", name).strip("._") or "unnamed"
-
-
-def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}

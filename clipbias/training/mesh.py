@@ -11,6 +11,7 @@ import contextlib
 import importlib.util
 import os
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -104,15 +105,27 @@ def single_device() -> Mesh:
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
-    """Puts a tree of host arrays on every device, once."""
-    return _put(mesh, tree, PartitionSpec())
+    """Puts a tree of host arrays on every device, once; of shapes alone, says that they would lie there."""
+    return place(mesh, tree)
 
 
 def place(mesh: Mesh, tree: Any, *axes: str | None) -> Any:
-    """Puts a tree of host arrays, equal on all processes, on the mesh, their leading axes split along `axes` (`run` at
-    most the first).
+    """Puts a tree of host arrays, equal on all processes, on the mesh.
+
+    Args:
+      mesh: the devices.
+      tree: of arrays; where a leaf is a `jax.ShapeDtypeStruct`, only its sharding is added.
+      *axes: what the leading axes are split along; `run` at most the first.
     """
-    return _put(mesh, tree, PartitionSpec(*axes))
+
+    def one(leaf: Any) -> Any:
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding(mesh, leaf.shape, *axes))
+        leaf = np.asarray(leaf)
+        where = sharding(mesh, leaf.shape, *axes)
+        return jax.make_array_from_callback(leaf.shape, where, lambda index: leaf[index])
+
+    return jax.tree.map(one, tree)
 
 
 def place_batch(mesh: Mesh, batch: Any) -> Any:
@@ -120,8 +133,7 @@ def place_batch(mesh: Mesh, batch: Any) -> Any:
 
     def one(leaf: Any) -> jax.Array:
         leaf = np.asarray(leaf)
-        sharding = NamedSharding(mesh, PartitionSpec(_runs(mesh, leaf), DATA))
-        return jax.make_array_from_process_local_data(sharding, leaf)
+        return jax.make_array_from_process_local_data(sharding(mesh, leaf.shape, RUN, DATA), leaf)
 
     return jax.tree.map(one, batch)
 
@@ -131,22 +143,21 @@ def place_rows(mesh: Mesh, rows: Any) -> jax.Array:
 
     Each process passes its share.
     """
-    sharding = NamedSharding(mesh, PartitionSpec(DATA))
-    return jax.make_array_from_process_local_data(sharding, np.asarray(rows))
+    return jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec(DATA)), np.asarray(rows))
 
 
-def _put(mesh: Mesh, tree: Any, spec: PartitionSpec) -> Any:
-    def one(leaf: Any) -> jax.Array:
-        leaf = np.asarray(leaf)
-        fitted = PartitionSpec(*(_runs(mesh, leaf) if axis == RUN else axis for axis in spec[: leaf.ndim]))
-        return jax.make_array_from_callback(leaf.shape, NamedSharding(mesh, fitted), lambda index: leaf[index])
-
-    return jax.tree.map(one, tree)
+def shapes(tree: Any) -> Any:
+    """A tree of arrays as their shapes and types alone."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 
 
-def _runs(mesh: Mesh, leaf: np.ndarray) -> str | None:
-    """The axis that splits a leading axis of runs, `None` where it cannot be divided."""
-    return None if leaf.shape[0] % mesh.shape[RUN] else RUN
+def sharding(mesh: Mesh, shape: Sequence[int] = (), *axes: str | None) -> NamedSharding:
+    """How an array of this shape lies on the mesh, its leading axes split along `axes`, as far as it has so many.
+
+    Runs whose number is no multiple of the `run` axis are not split: every device along it computes all of them.
+    """
+    fitted = [None if axis == RUN and shape[0] % mesh.shape[RUN] else axis for axis in axes[: len(shape)]]
+    return NamedSharding(mesh, PartitionSpec(*fitted))
 
 
 def fetch(tree: Any) -> Any:

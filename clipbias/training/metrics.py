@@ -1,17 +1,21 @@
-"""Metrics on disk: one JSON object per line always, TensorBoard where `tensorboardX` is installed."""
+"""Metrics of steps: one JSON object per line on disk always, TensorBoard where `tensorboardX` is installed."""
 
 import contextlib
 import importlib.util
 import json
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from clipbias.errors import ClipbiasError
 from clipbias.files import read_json_lines, write_text
+from clipbias.training import mesh as meshes
+from clipbias.training.progress import Progress
 
 
 class MetricWriter:
@@ -73,3 +77,50 @@ class MetricWriter:
 def is_step(line: Mapping[str, Any]) -> bool:
     """Whether a line says which step it belongs to."""
     return isinstance(line.get("step"), int)
+
+
+class StepReport:
+    """Tells progress and metrics of each training step, one step late, so that the device never waits for the host."""
+
+    def __init__(
+        self, method: str, seeds: Sequence[int], progress: Progress | None, metrics: MetricWriter | None, *, images: int
+    ) -> None:
+        """`images` are those of one step in all runs; `method` and `seeds` name the runs where one fails."""
+        self._method, self._seeds, self._images = method, seeds, images
+        self._progress, self._metrics = progress, metrics
+        self._late: tuple[int, Any, np.ndarray] | None = None
+        self._when = time.monotonic()
+        self.losses = [float("nan")] * len(seeds)
+
+    def step(self, step: int, values: Any, rate: np.ndarray) -> None:
+        """Takes a step's metrics, which may still be in the making, and tells those of the step before."""
+        self.catch_up()
+        self._late = (step, values, rate)
+
+    def catch_up(self) -> None:
+        """Tells what is not told yet. Raises `ClipbiasError` where a loss is not finite."""
+        if self._late is None:
+            return
+        step, values, rate = self._late
+        self._late = None
+        values = {name: np.asarray(value, np.float64) for name, value in meshes.fetch(values).items()}
+        for seed, loss in zip(self._seeds, values["loss"], strict=True):
+            if not np.isfinite(loss):
+                raise ClipbiasError(
+                    f"the loss of {self._method} (seed {seed}) is {loss} at step {step}; "
+                    "what was saved before is kept; lower --config.learning_rate or check the images."
+                )
+        self.losses = values["loss"].tolist()
+        now = time.monotonic()
+        seconds, self._when = now - self._when, now
+        if self._progress is not None:
+            shown = {
+                "loss": float(values["loss"].mean()),
+                "lr": float(rate.max()),
+                "images/s": self._images / max(seconds, 1e-9),
+            }
+            self._progress.advance(1, shown)
+        if self._metrics is not None:
+            lines = {name: value.tolist() if len(value) > 1 else float(value[0]) for name, value in values.items()}
+            rates = rate.tolist() if len(set(rate.tolist())) > 1 else float(rate[0])
+            self._metrics.write(step, {**lines, "learning_rate": rates, "seconds": round(seconds, 4)})

@@ -26,6 +26,7 @@ VALUES = {
     "accuracies": dict,
     "learning_rate": int | float,
     "error": str,
+    "image_hash": str,
     **dict.fromkeys(("parameters", "parameters_vision", "parameters_text", "parameters_shared"), int),
 }
 
@@ -66,10 +67,15 @@ class Results:
         """The latest row of the cell that `row` names, or `None`."""
         return self._by_cell().get(cell_key(row))
 
-    def finished(self, row: Row) -> bool:
-        """Whether the cell that `row` names ended well."""
+    def finished(self, row: Row, *, images: str | None = None) -> bool:
+        """Whether the cell that `row` names ended well, and on the images with this hash, where both are known.
+
+        Earlier versions wrote no hash of the images; what they finished stays finished.
+        """
         done = self.get(row)
-        return done is not None and done.get("status") == "ok"
+        if done is None or done.get("status") != "ok":
+            return False
+        return images is None or done.get("image_hash") in (None, images)
 
     def append(self, rows: Sequence[Row]) -> None:
         """Adds rows, on disk before this returns. Several at once are there together or not at all but for a crash."""

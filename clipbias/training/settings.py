@@ -11,7 +11,9 @@ from clipbias.clip.precision import DTYPES
 from clipbias.data import protocols
 from clipbias.data.pipeline import ON_ERROR
 from clipbias.errors import ClipbiasError
-from clipbias.training.memory import AUTO
+
+# Of `remat`: the fastest way that fits the device's memory.
+AUTO = "auto"
 
 # A schedule of more epochs than anyone trains would only fill the memory.
 MOST = 1_000_000
@@ -80,8 +82,7 @@ class GridSettings:
       on_image_error: "raise" or "skip" images that cannot be read.
       protocol: a name of `data.protocols.PROTOCOLS`.
       targets: datasets that a protocol evaluates on besides; `None` takes the literature's.
-      remat, class_chunks: the knobs of `training.memory`.
-      side_by_side: whether packs may share a program.
+      remat, class_chunks: how a step saves memory, see `training.plan`.
       inputs: what datasets are read with besides their names, such as a template: numbers depend on it.
     """
 
@@ -94,7 +95,6 @@ class GridSettings:
     targets: tuple[str, ...] | None = None
     remat: str = AUTO
     class_chunks: int = 0
-    side_by_side: bool = True
     inputs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:

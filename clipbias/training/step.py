@@ -1,4 +1,4 @@
-"""One training step of several independent runs in one program.
+"""One training step of several independent runs in one program, and the text that it is given.
 
 Every array that belongs to a run has a leading axis `R`; the runs are vectorised with `vmap` and share the frozen
 weights.
@@ -11,11 +11,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from clipbias.clip.params import Params
 from clipbias.clip.preprocess import Preprocessing
+from clipbias.training import mesh as meshes
 from clipbias.training.settings import Recipe
+from clipbias.tuning import Task
 from clipbias.tuning.classifier import Classifier, Text
 from clipbias.tuning.method import Learnables
 
@@ -38,6 +42,24 @@ def optimizer(recipe: Recipe) -> optax.GradientTransformation:
 def init_state(recipe: Recipe, learnables: Learnables) -> TrainState:
     """The state before the first step; `learnables` have the leading axis `R`."""
     return TrainState(learnables, optimizer(recipe).init(learnables), jnp.zeros((), jnp.int32))
+
+
+def place_text(mesh: Mesh, task: Task, params: Params | None) -> Text:
+    """What stands for a task's classes, on the mesh.
+
+    That is the text tower's features, computed here, where no learnable changes them, else the tokens, split over
+    devices. Without `params` only shapes, types and shardings are returned.
+    """
+    if not task.classifier.changes_text(task.shapes):
+        if params is None:
+            shape = (len(task.texts), task.clip.config.projection_width)
+            return meshes.replicate(mesh, jax.ShapeDtypeStruct(shape, np.float32))
+        features = task.fixed_text(params, task.init())
+        return jax.device_put(features, meshes.sharding(mesh))
+    text = task.text if params is not None else meshes.shapes(task.text)
+    split = meshes.DATA if text.ids.shape[0] % mesh.shape[meshes.DATA] == 0 else None
+    placed = meshes.place(mesh, dataclasses.replace(text, order=text.ends), split)  # all arrays with an axis of groups
+    return dataclasses.replace(placed, order=meshes.replicate(mesh, text.order))
 
 
 def over_runs(function: Callable[..., Any], in_axes: Sequence[int | None], *, runs: int) -> Callable[..., Any]:
@@ -63,24 +85,16 @@ def loss_and_accuracy(
     images: jax.Array,
     labels: jax.Array,
     mask: jax.Array,
-    classes: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Mean cross-entropy and share of correct images among the `B` that `mask` keeps, of one run.
-
-    Where `classes` is given, only so many of the text's classes are there; the others are fillers.
-    """
+    """Mean cross-entropy and share of correct images among the `B` that `mask` keeps, of one run."""
     logits = classifier.logits(params, learnables, images, text)
-    if classes is not None:
-        logits = jnp.where(jnp.arange(logits.shape[-1]) < classes, logits, -jnp.inf)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     count = mask.sum()
     correct = (logits.argmax(-1) == labels) & mask
     return jnp.where(mask, losses, 0).sum() / count, correct.sum() / count
 
 
-@functools.partial(
-    jax.jit, static_argnames=("classifier", "preprocessing", "recipe", "stacked_text"), donate_argnames="state"
-)
+@functools.partial(jax.jit, static_argnames=("classifier", "preprocessing", "recipe"), donate_argnames="state")
 def train_step(
     classifier: Classifier,
     preprocessing: Preprocessing,
@@ -90,20 +104,16 @@ def train_step(
     state: TrainState,
     batch: dict[str, jax.Array],
     learning_rate: jax.Array,
-    *,
-    classes: jax.Array | None = None,
-    stacked_text: bool = False,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Forward, backward and update of `R` runs.
 
     Args:
       classifier, preprocessing, recipe: static.
       params: the frozen weights; no gradient of theirs is formed.
-      text: what stands for the classes; with a leading axis `R` where `stacked_text`.
+      text: what stands for the classes, from `place_text`; the runs share it.
       state: donated.
       batch: `images` uint8 `[R, B, size, size, 3]`, `labels` int32 `[R, B]`, `mask` bool `[R, B]`.
       learning_rate: `[R]`.
-      classes: int32 `[R]`: how many classes each run has, where `text` is filled up with others; `None` all of them.
 
     Returns:
       The new state, and `loss`, `accuracy` and `gradient_norm` of each run, `[R]` each.
@@ -116,9 +126,8 @@ def train_step(
 
         return jax.value_and_grad(objective, has_aux=True)(learnables)
 
-    axes = (0, 0 if stacked_text else None, 0, 0, 0, None if classes is None else 0)
-    every = over_runs(one, axes, runs=learning_rate.shape[0])
-    (loss, accuracy), gradients = every(state.learnables, text, images, batch["labels"], batch["mask"], classes)
+    every = over_runs(one, (0, None, 0, 0, 0), runs=learning_rate.shape[0])
+    (loss, accuracy), gradients = every(state.learnables, text, images, batch["labels"], batch["mask"])
     # Decay, momentum and learning rate act on each number by itself, so the runs' axis needs no care.
     directions, momentum = optimizer(recipe).update(gradients, state.momentum, state.learnables)
     learnables = jax.tree.map(

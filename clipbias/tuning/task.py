@@ -1,5 +1,6 @@
 """A method bound to a frozen CLIP and class names: what a user calls."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,10 @@ from clipbias.tuning.prompt_tokens import prompt_texts, prompt_tokens
 from clipbias.tuning.registry import make_method, method_options
 
 DEFAULT_TEMPLATE = "a photo of a {}."
+
+# Texts that each device takes at once where nothing is learned in the text tower, so that it only runs forward. All of
+# an ensemble's (80 templates of 1000 classes) would need tens of gigabytes.
+TEXTS_AT_ONCE = 4000
 
 
 class Task:
@@ -82,9 +87,11 @@ class Task:
         text = method.text(template, clip)
         self.texts = tuple(t for one in text.templates for t in prompt_texts(self.class_names, one))
         self.tokens: TextTokens = prompt_tokens(clip, self.class_names, text)
-        self.classifier = Classifier(clip.config, method, len(text.templates), dtype, remat, chunks)
         shapes = jax.eval_shape(self._init, jax.random.key(0))
         adaptation = jax.eval_shape(method.adapt, shapes)
+        if not adaptation.changes_text:
+            chunks = max(chunks, math.ceil(len(self.texts) / (groups * TEXTS_AT_ONCE)))
+        self.classifier = Classifier(clip.config, method, len(text.templates), dtype, remat, chunks)
         for name in ("text_context", "text_prompts"):
             learned = getattr(adaptation, name)
             if learned is not None and learned.shape[-2] != text.context_tokens:

@@ -10,7 +10,7 @@ from clipbias.clip import Clip
 from clipbias.data import catalog, shards
 from clipbias.training import mesh as meshes
 from clipbias.training.grid import Grid
-from clipbias.training.programs import plan
+from clipbias.training.packs import make_packs
 from clipbias.training.settings import GridSettings, Recipe
 from tests import helpers
 from tests.data import miniatures
@@ -49,7 +49,7 @@ def run(clip: Clip, data_dir: Path, workdir: Path, protocol: str, methods, datas
         workdir,
         mesh=meshes.single_device(),
     )
-    rows = grid.run(plan(methods, datasets, [shots], [1], runs_per_program=0))
+    rows = grid.run(make_packs(methods, datasets, [shots], [1]))
     assert [row.get("error") for row in rows] == [None] * len(rows)
     return rows
 

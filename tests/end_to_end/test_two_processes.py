@@ -11,15 +11,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-import clipbias
-from clipbias import data
 from clipbias.files import read_json_lines
-from clipbias.training import loop, single
-from clipbias.training import mesh as meshes
+from clipbias.training import loop
 from clipbias.training.interruption import Interrupted
-from clipbias.training.settings import Recipe
 from clipbias.training.workdir import ADAPTER
 from configs import train as config_file
+from experiments import train
 from experiments.app import EXIT_INTERRUPTED
 from tests.end_to_end import binaries
 
@@ -50,24 +47,12 @@ def ends(processes: list[subprocess.Popen]) -> list[tuple[str, str]]:
 
 
 def here(model: Path, workdir: Path, devices: int) -> dict:
-    """What `experiments.train` does, on devices of this process."""
+    """`experiments.train` on devices of this process."""
     config = config_file.get_config("ivlp")
     config.update(CHANGES)
-    return single.train_and_evaluate(
-        clipbias.load(model),
-        data.load(config.dataset),
-        config.method,
-        dict(config.method_options),
-        Recipe.from_config(config),
-        shots=config.shots,
-        seed=config.seed,
-        dtype=config.dtype,
-        mesh=meshes.make_mesh(run=1, data=devices),
-        eval_batch_size=config.eval_batch_size,
-        checkpoint_seconds=config.checkpoint_seconds,
-        on_image_error=config.on_image_error,
-        workdir=workdir,
-    )
+    config.model, config.mesh.data = str(model), devices
+    train.main(config, workdir)
+    return json.loads((workdir / "result.json").read_text())
 
 
 def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.report.curves import curves_figure, read_curves, save_curves
 from clipbias.report.run_tables import devices_words, difference_table, duration, in_words, render_runs
 from clipbias.report.runs import differences, read_workdir
-from clipbias.training.programs import plan
+from clipbias.training.packs import make_packs
 from configs import demo
 
 BASE = {"model": "demo", "mesh": {"run": 1, "data": -1}, "workdir": "w", "learning_rate": 0.1}
@@ -131,8 +131,8 @@ def test_a_grid_over_learning_rates(tmp_path: Path) -> None:
 def test_cells_are_those_that_a_grid_runs(rates: tuple[float, ...], tmp_path: Path) -> None:
     config = demo.get_config()
     config.learning_rates = rates
-    packs = plan(config.methods, config.datasets, config.shots, config.seeds, runs_per_program=0, learning_rates=rates)
-    wanted = sum(len(pack.seeds) for pack in packs)
+    packs = make_packs(config.methods, config.datasets, config.shots, config.seeds, learning_rates=rates)
+    wanted = sum(len(pack.cells) for pack in packs)
     write(tmp_path, config=json.loads(config.to_json_best_effort()), results=[])
     assert read_workdir(tmp_path)[0].state == f"not finished after 0 of {wanted} cells"
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipbias.data import Dataset, Split
+from clipbias.data import Dataset, Split, protocols
+from clipbias.training.loop import Run
 from clipbias.training.settings import Recipe
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
@@ -24,6 +25,12 @@ def colour_split(count: int, seed: int) -> Split:
             encoded.append(buffer.getvalue())
             labels.append(label)
     return Split(tuple(f"{seed}/{i}.png" for i in range(len(labels))), np.array(labels), encoded.__getitem__)
+
+
+def few_shot_runs(dataset: Dataset, seeds: tuple[int, ...], shots: int = 4) -> list[Run]:
+    """A run for each seed, on its draw."""
+    draws = [protocols.few_shot(dataset, shots=shots, seed=seed) for seed in seeds]
+    return [Run(draw.source.split("train"), seed) for draw, seed in zip(draws, seeds, strict=True)]
 
 
 @pytest.fixture(scope="session")

@@ -11,12 +11,13 @@ import pytest
 
 from clipbias.clip import Clip
 from clipbias.data import Dataset
-from clipbias.training import loop, single
+from clipbias.training import loop
 from clipbias.training import mesh as meshes
 from clipbias.training.progress import Progress
 from clipbias.training.settings import Recipe
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Task
+from tests.training.conftest import few_shot_runs
 
 
 @pytest.fixture
@@ -47,15 +48,14 @@ def test_a_run_saves_continues_and_ends_alike(
     set_back: None, clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path
 ) -> None:
     task = Task(clip, "bias", colours.class_names, template=colours.template)
-    images = single.training_images(colours, shots=4, seed=1, on_image_error="raise")
     mesh = meshes.single_device()
 
     def run(folder: Path, recipe: Recipe = recipe) -> loop.Trained:
         with open_workdir(folder, {}):
             return loop.train(
-                clip,
+                task,
                 meshes.replicate(mesh, clip.params),
-                [loop.Run(task, images, 1)],
+                few_shot_runs(colours, (1,)),
                 recipe,
                 mesh=mesh,
                 folder=folder / "checkpoints",

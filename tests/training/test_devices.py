@@ -26,7 +26,7 @@ def four(recipe: Recipe) -> Recipe:
 
 def bias_on(devices: int, clip: Clip, colours: Dataset, recipe: Recipe, **where) -> loop.Trained:
     mesh = meshes.make_mesh(run=1, data=devices)
-    return run(clip, pack(clip, colours, "bias", (1,), groups=devices), recipe, mesh, **where)
+    return run(pack(clip, colours, "bias", (1,), groups=devices), recipe, mesh, **where)
 
 
 @pytest.fixture

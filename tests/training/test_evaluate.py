@@ -9,9 +9,8 @@ from clipbias.clip import Clip
 from clipbias.data import Dataset, Split
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
-from clipbias.training import single
-from clipbias.training.evaluate import Evaluator
-from clipbias.training.loop import Run, place_text
+from clipbias.training.evaluate import Evaluator, evaluate
+from clipbias.training.step import place_text
 from clipbias.tuning import Task
 
 
@@ -39,7 +38,7 @@ def test_accuracy_is_that_of_single_images(clip: Clip, colours: Dataset, method:
     task = Task(clip, method, colours.class_names, groups=devices)
     learnables = jax.tree.map(lambda x: x + 0.3 * jax.random.normal(jax.random.key(x.size), x.shape), task.init())
     split = colours.split("test")
-    score = single.evaluate(task, learnables, split, mesh=mesh, eval_batch_size=4, on_image_error="raise")
+    score = evaluate(task, learnables, split, mesh=mesh, eval_batch_size=4, on_image_error="raise")
     assert score["images"] == len(split) == 15
     assert score["correct"] == by_hand(clip, task, learnables, split)
     assert score["accuracy"] == pytest.approx(100 * score["correct"] / 15)
@@ -51,13 +50,11 @@ def test_kept_features_change_nothing(clip: Clip, colours: Dataset) -> None:
     evaluator = Evaluator(clip, params, colours.split("test"), mesh=mesh, batch_size=4)
     task = Task(clip, "coop", colours.class_names)
     learnables = jax.tree.map(lambda x: np.stack([x, -x]), task.init())
-    text, stacked = place_text(mesh, [Run(task, colours.split("test"), 0)], params, learnables)
-    scores = [evaluator.accuracy(task.classifier, learnables, text, runs=2, stacked_text=stacked) for _ in range(2)]
+    text = place_text(mesh, task, params)
+    scores = [evaluator.accuracy(task.classifier, learnables, text, runs=2) for _ in range(2)]
     assert scores[0] == scores[1]
     assert evaluator._plain_features is not None
-    alone = single.evaluate(
-        task, task.init(), colours.split("test"), mesh=mesh, eval_batch_size=15, on_image_error="raise"
-    )
+    alone = evaluate(task, task.init(), colours.split("test"), mesh=mesh, eval_batch_size=15, on_image_error="raise")
     assert scores[0][0] == alone
 
 
@@ -71,8 +68,8 @@ def broken(split: Split) -> Split:
 def test_an_unreadable_image_is_named_or_skipped(clip: Clip, colours: Dataset) -> None:
     split, mesh, task = broken(colours.split("test")), meshes.single_device(), Task(clip, "zero_shot", ("a", "b", "c"))
     with pytest.raises(ClipbiasError, match=r"2/1\.png"):
-        single.evaluate(task, {}, split, mesh=mesh, eval_batch_size=4, on_image_error="raise")
-    score = single.evaluate(task, {}, split, mesh=mesh, eval_batch_size=4, on_image_error="skip")
+        evaluate(task, {}, split, mesh=mesh, eval_batch_size=4, on_image_error="raise")
+    score = evaluate(task, {}, split, mesh=mesh, eval_batch_size=4, on_image_error="skip")
     assert score["images"] == 14
     assert score["skipped_images"] == 1
 
@@ -81,4 +78,4 @@ def test_no_images(clip: Clip, colours: Dataset) -> None:
     empty = colours.split("test").subset([])
     task = Task(clip, "zero_shot", ("a", "b"))
     with pytest.raises(ClipbiasError, match="no image to evaluate on"):
-        single.evaluate(task, {}, empty, mesh=meshes.single_device(), eval_batch_size=4, on_image_error="raise")
+        evaluate(task, {}, empty, mesh=meshes.single_device(), eval_batch_size=4, on_image_error="raise")

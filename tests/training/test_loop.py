@@ -12,22 +12,25 @@ from clipbias.clip import Clip
 from clipbias.data import Dataset
 from clipbias.errors import ClipbiasError
 from clipbias.files import read_json_lines
-from clipbias.training import loop, single
+from clipbias.training import loop
 from clipbias.training import mesh as meshes
 from clipbias.training.interruption import Interrupted
 from clipbias.training.settings import Recipe
 from clipbias.tuning import Task
+from tests.training.conftest import few_shot_runs
 
 
-def pack(clip: Clip, dataset: Dataset, method: str, seeds: tuple[int, ...], *, groups: int = 1) -> list[loop.Run]:
+def pack(
+    clip: Clip, dataset: Dataset, method: str, seeds: tuple[int, ...], *, groups: int = 1
+) -> tuple[Task, list[loop.Run]]:
     task = Task(clip, method, dataset.class_names, template=dataset.template, groups=groups)
-    images = {s: single.training_images(dataset, shots=4, seed=s, on_image_error="raise") for s in seeds}
-    return [loop.Run(task, images[seed], seed) for seed in seeds]
+    return task, few_shot_runs(dataset, seeds)
 
 
-def run(clip: Clip, runs: list[loop.Run], recipe: Recipe, mesh=None, **options) -> loop.Trained:
+def run(pack: tuple[Task, list[loop.Run]], recipe: Recipe, mesh=None, **options) -> loop.Trained:
     mesh = mesh or meshes.single_device()
-    return loop.train(clip, meshes.replicate(mesh, clip.params), runs, recipe, mesh=mesh, **options)
+    task, runs = pack
+    return loop.train(task, meshes.replicate(mesh, task.clip.params), runs, recipe, mesh=mesh, **options)
 
 
 def assert_close(first, second, index=None) -> None:
@@ -38,27 +41,27 @@ def assert_close(first, second, index=None) -> None:
 
 @pytest.mark.parametrize("method", ["ivlp", "taskres"])
 def test_eight_devices_give_the_numbers_of_one(clip: Clip, colours: Dataset, recipe: Recipe, method: str) -> None:
-    one = run(clip, pack(clip, colours, method, (1, 2)), recipe)
+    one = run(pack(clip, colours, method, (1, 2)), recipe)
     mesh = meshes.make_mesh(run=2, data=4)
-    eight = run(clip, pack(clip, colours, method, (1, 2), groups=4), recipe, mesh)
+    eight = run(pack(clip, colours, method, (1, 2), groups=4), recipe, mesh)
     np.testing.assert_allclose(one.losses, eight.losses, rtol=2e-5)
     assert_close(one.learnables, eight.learnables)
 
 
 def test_runs_side_by_side_are_the_runs_one_by_one(clip: Clip, colours: Dataset, recipe: Recipe) -> None:
-    together = run(clip, pack(clip, colours, "bias", (1, 2)), recipe)
+    together = run(pack(clip, colours, "bias", (1, 2)), recipe)
     for index, seed in enumerate((1, 2)):
-        alone = run(clip, pack(clip, colours, "bias", (seed,)), recipe)
+        alone = run(pack(clip, colours, "bias", (seed,)), recipe)
         np.testing.assert_allclose(together.losses[index], alone.losses[0], rtol=2e-5)
         assert_close(together.learnables, alone.learnables, index)
     assert together.losses[0] != together.losses[1]
 
 
-def test_a_batch_that_does_not_divide_is_filled_up_and_masked(clip: Clip, colours: Dataset, recipe: Recipe) -> None:
+def test_a_batch_that_does_not_divide_is_padded_and_masked(clip: Clip, colours: Dataset, recipe: Recipe) -> None:
     recipe = dataclasses.replace(recipe, batch_size=6)
     mesh = meshes.make_mesh(run=1, data=8)
-    one = run(clip, pack(clip, colours, "vpt", (1,)), recipe)
-    eight = run(clip, pack(clip, colours, "vpt", (1,), groups=8), recipe, mesh)
+    one = run(pack(clip, colours, "vpt", (1,)), recipe)
+    eight = run(pack(clip, colours, "vpt", (1,), groups=8), recipe, mesh)
     np.testing.assert_allclose(one.losses, eight.losses, rtol=2e-5)
     assert_close(one.learnables, eight.learnables)
 
@@ -67,7 +70,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(
     clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = pack(clip, colours, "bias", (1, 2))
-    whole = run(clip, runs, recipe)
+    whole = run(runs, recipe)
     original, calls = loop.train_step, 0
 
     def step_and_signal(*arguments, **options):
@@ -80,9 +83,9 @@ def test_an_interrupted_run_ends_with_the_same_bits(
     monkeypatch.setattr(loop, "train_step", step_and_signal)
     where = {"folder": tmp_path / "checkpoints", "identity": {"a": 1}, "metrics_folder": tmp_path}
     with pytest.raises(Interrupted, match="stopped at step 2 of 3"):
-        run(clip, runs, recipe, **where)
+        run(runs, recipe, **where)
     monkeypatch.undo()
-    continued = run(clip, runs, recipe, **where)
+    continued = run(runs, recipe, **where)
     for a, b in zip(jax.tree.leaves(whole.learnables), jax.tree.leaves(continued.learnables), strict=True):
         np.testing.assert_array_equal(meshes.fetch(a), meshes.fetch(b))
     assert [line["step"] for line in read_json_lines(tmp_path / "metrics.jsonl")] == [1, 2, 3]
@@ -91,11 +94,11 @@ def test_an_interrupted_run_ends_with_the_same_bits(
 def test_a_loss_that_is_not_finite_stops_and_names_the_step(clip: Clip, colours: Dataset, recipe: Recipe) -> None:
     recipe = dataclasses.replace(recipe, warmup_learning_rate=1e38)
     with pytest.raises(ClipbiasError, match=r"seed 1\) is (nan|inf) at step [23]"):
-        run(clip, pack(clip, colours, "bias", (1,)), recipe)
+        run(pack(clip, colours, "bias", (1,)), recipe)
 
 
 def test_runs_of_different_sizes_are_refused(clip: Clip, colours: Dataset, recipe: Recipe) -> None:
-    runs = pack(clip, colours, "bias", (1,))
+    task, runs = pack(clip, colours, "bias", (1,))
     fewer = dataclasses.replace(runs[0], train=colours.split("val"))
     with pytest.raises(ClipbiasError, match="different numbers of steps"):
-        run(clip, [*runs, fewer], recipe)
+        run((task, [*runs, fewer]), recipe)

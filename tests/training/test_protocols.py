@@ -11,7 +11,7 @@ from clipbias.data import Dataset
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
 from clipbias.training.grid import Grid
-from clipbias.training.programs import plan
+from clipbias.training.packs import make_packs
 from clipbias.training.settings import GridSettings, Recipe
 from clipbias.tuning import Task
 from clipbias.tuning.transfer import transfer
@@ -26,7 +26,7 @@ def run(clip: Clip, dataset: Dataset, recipe: Recipe, folder: Path, protocol: st
         return others.get(name, dataset)
 
     grid = Grid(clip, recipe, settings, load, folder, mesh=meshes.single_device())
-    return grid.run(plan(methods, ["colours"], [2], [1, 2], runs_per_program=0))
+    return grid.run(make_packs(methods, ["colours"], [2], [1, 2]))
 
 
 def test_base_to_new(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:

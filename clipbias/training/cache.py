@@ -1,0 +1,113 @@
+"""What the packs of a grid have in common, each made once: draws, methods, tasks and test images."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from jax.sharding import Mesh
+
+from clipbias.clip import Clip
+from clipbias.clip.params import Params
+from clipbias.data import Dataset, protocols
+from clipbias.training import mesh as meshes
+from clipbias.training.evaluate import Evaluator
+from clipbias.training.packs import Pack
+from clipbias.training.settings import GridSettings
+from clipbias.training.workdir import stable_hash
+from clipbias.tuning import Task, make_method
+from clipbias.tuning.method import Method
+
+
+class Cache:
+    """Makes what a pack needs, and keeps it for the next one."""
+
+    def __init__(
+        self, clip: Clip, params: Params, settings: GridSettings, load_dataset: Callable[[str], Dataset], mesh: Mesh
+    ) -> None:
+        self._clip, self._params, self._settings, self._mesh = clip, params, settings, mesh
+        self._load = functools.cache(load_dataset)
+        self._dataset = ""
+        self._plans: dict[tuple[Any, ...], list[protocols.Plan]] = {}
+        self._image_hashes: dict[tuple[Any, ...], str] = {}
+        self._methods: dict[str, Method] = {}
+        self._evaluators: dict[str, Evaluator] = {}
+        self._tasks: dict[tuple[Any, ...], Task] = {}
+
+    def keep_only(self, dataset: str) -> None:
+        """Frees test images and tasks of all packs but those of one dataset."""
+        if self._dataset != dataset:
+            self._dataset = dataset
+            self._evaluators.clear()
+            self._tasks.clear()
+
+    def options(self, pack: Pack) -> dict[str, Any]:
+        """The method's options on the pack's dataset."""
+        options = self._settings.method_options
+        return {**options.get(pack.method, {}), **options.get(f"{pack.method}@{pack.dataset}", {})}
+
+    def method(self, pack: Pack) -> Method:
+        """Made once, so that the functions of a user's own file are the same for all datasets."""
+        options = self.options(pack)
+        key = f"{pack.method} {stable_hash(options)}"
+        if key not in self._methods:
+            self._methods[key] = make_method(pack.method, **options)
+        return self._methods[key]
+
+    def plans(self, pack: Pack) -> list[protocols.Plan]:
+        """What each seed trains and evaluates on, drawn once for all methods and learning rates."""
+        key = self._draw(pack)
+        if key not in self._plans:
+            protocol, dataset, shots, seeds = key
+            options: dict[str, Any] = dict(shots=shots, targets=self._settings.targets)
+            self._plans[key] = [protocols.make_plan(protocol, dataset, self._load, seed=s, **options) for s in seeds]
+        return self._plans[key]
+
+    def _draw(self, pack: Pack) -> tuple[str, str, int, tuple[int, ...]]:
+        # Where nothing is trained, any draw says what to evaluate on.
+        full = not pack.shots and self.method(pack).trains
+        return "full" if full else self._settings.protocol, pack.dataset, max(pack.shots, 1), pack.seeds
+
+    def image_hash(self, pack: Pack) -> str:
+        """A short hash of which images, by name and label, and which classes a pack trains and evaluates on."""
+        trains = self.method(pack).trains
+        key = (trains, *self._draw(pack))
+        if key not in self._image_hashes:
+            plans = self.plans(pack)
+            datasets = [(plan.source, "train") for plan in plans if trains]
+            datasets += [(one.dataset, "test") for one in plans[0].evaluations]
+            self._image_hashes[key] = stable_hash([_images(dataset, split) for dataset, split in datasets])
+        return self._image_hashes[key]
+
+    def evaluator(self, evaluation: protocols.Evaluation) -> Evaluator:
+        """Of the test images of one evaluation on the dataset whose packs run now."""
+        if evaluation.name not in self._evaluators:
+            self._evaluators[evaluation.name] = Evaluator(
+                self._clip,
+                self._params,
+                evaluation.dataset.split("test"),
+                mesh=self._mesh,
+                batch_size=self._settings.eval_batch_size,
+                on_error=self._settings.on_image_error,
+            )
+        return self._evaluators[evaluation.name]
+
+    def task(self, pack: Pack, dataset: Dataset, **memory: Any) -> Task:
+        """The pack's method bound to the classes of a dataset; `memory` are options that `training.plan` chose."""
+        method = self.method(pack)
+        key = (method, dataset.class_names, dataset.template, *memory.values())
+        if key not in self._tasks:
+            self._tasks[key] = Task(
+                self._clip,
+                method,
+                dataset.class_names,
+                template=dataset.template,
+                dtype=self._settings.dtype,
+                groups=self._mesh.shape[meshes.DATA],
+                **memory,
+            )
+        return self._tasks[key]
+
+
+def _images(dataset: Dataset, name: str) -> list[Any]:
+    split = dataset.split(name)
+    return [dataset.class_names, dataset.template, split.keys, split.labels.tolist()]

@@ -1,0 +1,68 @@
+"""What a number depends on. Equal identities are one result; a result whose identity changed is not used again."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from clipbias.clip import Clip
+from clipbias.data.images import Images
+from clipbias.training.loop import Run
+from clipbias.training.packs import Pack
+from clipbias.training.settings import GridSettings, Recipe
+from clipbias.tuning import Task
+from clipbias.tuning.registry import source_digest
+
+
+def identity(
+    pack: Pack, clip: Clip, options: Mapping[str, Any], settings: GridSettings, recipe: Recipe | None
+) -> dict[str, Any]:
+    """All settings behind the cells of a pack with one learning rate, as JSON values.
+
+    Its hash names the cells in `results.jsonl`, so it must stay as it is. The images, which it does not name, have a
+    hash of their own beside it (`Cache.image_hash`).
+
+    Args:
+      pack: with the one learning rate that `recipe` has.
+      clip: the frozen model, named by its weights and not by its path.
+      options: the method's.
+      settings, recipe: of the grid; no recipe where nothing is trained.
+    """
+    source = source_digest(pack.method)
+    return {
+        **({} if source is None else {"source": source}),
+        **({"inputs": _json(settings.inputs)} if settings.inputs else {}),
+        "model": clip.fingerprint,
+        "method": pack.method,
+        "options": _json(options),
+        "protocol": settings.protocol,
+        "targets": settings.targets,
+        "dataset": pack.dataset,
+        "shots": pack.shots,
+        "seeds": pack.seeds,
+        "dtype": settings.dtype,
+        "recipe": {} if recipe is None else dataclasses.asdict(recipe),
+    }
+
+
+def earlier_identity(task: Task, pack: Pack, run: Run, recipe: Recipe) -> dict[str, Any]:
+    """How checkpoints of `experiments.train` named their run before it was a grid of one cell."""
+    images = Images.of(run.train, cache_bytes=0)
+    return {
+        "method": pack.method,
+        "dataset": pack.dataset,
+        "shots": pack.shots,
+        "seed": run.seed,
+        "model": task.clip.name,
+        "fingerprint": task.clip.fingerprint,
+        "options": _json(task.options()),
+        "class_names": list(task.class_names),
+        "images": list(images.split.keys),
+        "template": task.template,
+        "source": source_digest(pack.method),
+        "dtype": task.classifier.dtype,
+        "recipe": dataclasses.asdict(recipe),
+    }
+
+
+def _json(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}

@@ -1,0 +1,86 @@
+"""What a grid is made of.
+
+A *cell* is one number of the table: a method, a dataset, a number of shots, a seed and, where several are compared, a
+learning rate. Cells that differ in seed and learning rate alone are a *pack*: they train side by side, as the *runs* of
+one program, which on an accelerator, and on small models anywhere, takes less time than one after another.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from clipbias.errors import ClipbiasError
+from clipbias.tuning import make_method
+
+# More runs than this gain nothing side by side and delay the first result.
+MOST_RUNS = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Pack:
+    """Cells that train side by side: one method on one dataset with one number of shots.
+
+    A learning rate of `None` is the recipe's.
+    """
+
+    method: str
+    dataset: str
+    shots: int
+    seeds: tuple[int, ...]
+    learning_rates: tuple[float | None, ...] = (None,)
+
+    @property
+    def cells(self) -> list[tuple[float | None, int]]:
+        """The learning rate and the seed of each cell, in the order of the runs."""
+        return list(itertools.product(self.learning_rates, self.seeds))
+
+    @property
+    def by_rate(self) -> list["Pack"]:
+        """The same cells as a pack for each learning rate."""
+        return [dataclasses.replace(self, learning_rates=(rate,)) for rate in self.learning_rates]
+
+
+def make_packs(
+    methods: Sequence[str],
+    datasets: Sequence[str],
+    shots: Sequence[int],
+    seeds: Sequence[int],
+    *,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    runs_per_program: int = 0,
+    learning_rates: Sequence[float] = (),
+) -> list[Pack]:
+    """All cells of a grid in packs, dataset by dataset. A method that trains nothing is one cell per dataset.
+
+    Args:
+      methods, datasets, shots, seeds: what is combined.
+      options: options by method name.
+      runs_per_program: cells of a pack at most; 0 as many as are worth it.
+      learning_rates: those that are compared; none for the recipe's alone.
+
+    Raises:
+      ClipbiasError: there is nothing to combine, or no such method or option.
+    """
+    for name, values in {"methods": methods, "datasets": datasets, "shots": shots, "seeds": seeds}.items():
+        if not values:
+            raise ClipbiasError(f"there are no {name}, so there is nothing to run; give some.")
+    trains = {name: make_method(name, **(options or {}).get(name, {})).trains for name in methods}
+    rates = tuple(learning_rates) or (None,)
+    most = runs_per_program or max(MOST_RUNS, len(seeds))
+    packs = []
+    for dataset, method in itertools.product(datasets, methods):
+        if not trains[method]:
+            packs.append(Pack(method, dataset, 0, (0,)))
+            continue
+        for count in shots:
+            if len(seeds) > most:  # so few that not even the seeds of one learning rate go together
+                parts = [(tuple(some), (rate,)) for rate in rates for some in _in_parts(seeds, most)]
+            else:
+                parts = [(tuple(seeds), tuple(some)) for some in _in_parts(rates, most // len(seeds))]
+            packs += [Pack(method, dataset, count, *part) for part in parts]
+    return packs
+
+
+def _in_parts(values: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    return [values[start : start + size] for start in range(0, len(values), size)]

@@ -1,0 +1,263 @@
+"""What a program needs of each device, as its compiler says, and how to make it fit.
+
+Two settings trade time for memory and give the same numbers: what the backward pass keeps of each block (`remat`), and
+in how many parts the text tower takes the classes (`class_chunks`). A step is compiled the fastest way first and the
+next way only where the compiler's own account does not fit the device. JAX keeps what was compiled, so that the first
+step starts at once with the very program that was planned.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import psutil
+from jax.sharding import Mesh
+
+from clipbias.clip import layers
+from clipbias.errors import ClipbiasError
+from clipbias.training import mesh as meshes
+from clipbias.training.settings import AUTO, Recipe
+from clipbias.training.step import init_state, place_text, train_step
+from clipbias.tuning import Task
+
+# What the backward pass keeps of each block, from the fastest to the smallest; and the share of the forward pass's
+# products that it computes again.
+REMATS = {
+    "products": (layers.keep_products, 0.0),
+    "half": (layers.keep_half, 1 / 3),
+    "tokens": (layers.keep_tokens, 1.0),
+}
+
+# Parts that are tried where `class_chunks` is not given; each may cost a compilation, so there are few.
+CHUNKS = (1, 4, 16)
+
+# Share of a device's memory that a program may fill; the rest is for fragmentation and for other programs.
+USABLE = 0.85
+
+# Share of a large matrix product's rate that steps reach: on CPUs as measured (docs/performance.md), elsewhere what
+# well-fed steps of this kind usually reach.
+SHARES, OTHER_SHARE = {"cpu": 0.65}, 0.4
+
+
+@dataclasses.dataclass(frozen=True)
+class StepPlan:
+    """How a training step runs and what it needs.
+
+    Attributes:
+      remat: a name of `REMATS`.
+      chunks: parts in which each device takes its classes.
+      bytes: memory of one device, arguments included, as the compiler plans it.
+      limit: memory of one device; 0 where the device does not tell.
+    """
+
+    remat: str
+    chunks: int
+    bytes: int
+    limit: int
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is room for it."""
+        return not self.limit or self.bytes <= USABLE * self.limit
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of `Task` that make it so; none for the fastest way."""
+        if (self.remat, self.chunks) == (next(iter(REMATS)), 1):
+            return {}
+        return {"remat": REMATS[self.remat][0], "chunks": self.chunks}
+
+    def __str__(self) -> str:
+        limit = f" of {self.limit / 1e9:.3g}" if self.limit else ""
+        classes = f", classes in {self.chunks} parts" if self.chunks > 1 else ""
+        return f"about {self.bytes / 1e9:.2g}{limit} GB per device (keeping {self.remat}{classes})"
+
+
+def plan_step(
+    make: Callable[..., Task],
+    recipe: Recipe,
+    *,
+    rows: int,
+    runs: int,
+    mesh: Mesh,
+    remat: str = AUTO,
+    chunks: int = 0,
+    limit: int | None = None,
+) -> tuple[Task, StepPlan]:
+    """The fastest way to run a training step that fits the device; where none does, the one that needs the least.
+
+    Args:
+      make: binds the task, given `remat` and `chunks`.
+      recipe: the optimiser's.
+      rows: images per step and run, over all devices.
+      runs: runs trained side by side.
+      mesh: where to compute.
+      remat: a name of `REMATS`, or "auto".
+      chunks: parts of the classes; 0 chooses.
+      limit: bytes of one device; `None` asks the device.
+
+    Raises:
+      ClipbiasError: there is no such way.
+    """
+    task = make()
+    limit = device_limit() if limit is None else limit
+    found = []
+    for name, parts in _ways(task, remat, chunks):
+        # Bound again only where it must be: equal tasks share one compiled program.
+        options = StepPlan(name, parts, 0, limit).options
+        task = make(**options) if options else make()
+        arguments = step_arguments(task, recipe, rows=rows, runs=runs, mesh=mesh)
+        plan = StepPlan(name, parts, needed_bytes(train_step, *arguments), limit)
+        if plan.fits:
+            return task, plan
+        found.append((plan.bytes, task, plan))
+    _, task, plan = min(found, key=lambda one: one[0])
+    return task, plan
+
+
+def _ways(task: Task, remat: str, chunks: int) -> list[tuple[str, int]]:
+    """Pairs of `remat` and `chunks` from the fastest to the slowest."""
+    if remat != AUTO and remat not in REMATS:
+        raise ClipbiasError(f"remat is {remat!r}; choose {AUTO!r}, {', '.join(map(repr, REMATS))}.")
+    classes = len(task.class_names)
+    if chunks < 0 or chunks > classes:
+        raise ClipbiasError(f"class_chunks is {chunks}; give 1 … {classes}, the number of classes, or 0 to choose.")
+    changes_text = task.classifier.changes_text(task.shapes)
+    splits = (chunks,) if chunks else tuple(n for n in CHUNKS if n == 1 or (changes_text and n <= classes))
+    names = tuple(REMATS) if remat == AUTO else (remat,)
+    # Parts cost the text tower's forward pass once more, however many they are.
+    return sorted(itertools.product(names, splits), key=lambda way: (REMATS[way[0]][1] + (way[1] > 1), way[1]))
+
+
+def step_arguments(task: Task, recipe: Recipe, *, rows: int, runs: int, mesh: Mesh) -> tuple[Any, ...]:
+    """Shapes, types and shardings of what `train_step` is called with."""
+    shape, size = jax.ShapeDtypeStruct, task.clip.config.vision.image_size
+    learnables = jax.tree.map(lambda leaf: shape((runs, *leaf.shape), leaf.dtype), task.shapes)
+    state = jax.eval_shape(lambda start: init_state(recipe, start), learnables)
+    rows += -rows % mesh.shape[meshes.DATA]
+    batch = {
+        "images": shape((runs, rows, size, size, 3), np.uint8),
+        "labels": shape((runs, rows), np.int32),
+        "mask": shape((runs, rows), np.bool_),
+    }
+    return (
+        *(task.classifier, task.clip.preprocessing, recipe),
+        meshes.replicate(mesh, meshes.shapes(task.clip.params)),
+        place_text(mesh, task, None),
+        meshes.place(mesh, state, meshes.RUN),
+        meshes.place(mesh, batch, meshes.RUN, meshes.DATA),
+        meshes.place(mesh, shape((runs,), np.float32), meshes.RUN),
+    )
+
+
+def needed_bytes(function: Any, *arguments: Any, **options: Any) -> int:
+    """Bytes of one device that a jitted function needs, its arguments included. It is compiled, not run."""
+    try:
+        account = function.lower(*arguments, **options).compile().memory_analysis()
+    except jax.errors.JaxRuntimeError as error:
+        if _is_exhaustion(error):  # some compilers refuse what cannot fit
+            return np.iinfo(np.int64).max
+        raise
+    if account is None:  # this compiler does not tell
+        return 0
+    sizes = account.argument_size_in_bytes, account.output_size_in_bytes, account.temp_size_in_bytes
+    return int(sum(sizes) - account.alias_size_in_bytes)
+
+
+def device_limit() -> int:
+    """Bytes of memory that each device offers; 0 where it does not tell.
+
+    On a CPU the simulated devices share the machine's free memory (and a container's limit). The processes of a job
+    take the least that any of them finds, for they must all compile the same program.
+    """
+    if jax.process_count() == 1:
+        return _local_limit()
+    from jax.experimental import multihost_utils
+
+    return int(multihost_utils.process_allgather(np.float32(_local_limit())).min())
+
+
+def _local_limit() -> int:
+    device = jax.local_devices()[0]
+    stats = device.memory_stats() or {}
+    if "bytes_limit" in stats:
+        return int(stats["bytes_limit"])
+    if device.platform != "cpu":
+        return 0
+    free = psutil.virtual_memory().available + psutil.Process().memory_info().rss
+    with contextlib.suppress(OSError, ValueError):  # "max" where a container has no limit of its own
+        free = min(free, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return free // jax.local_device_count()
+
+
+def flop(function: Any, *arguments: Any, **options: Any) -> int:
+    """Multiplications and additions in the matrix products of a jitted function, on all devices together.
+
+    They are counted in what JAX traces, for the compiler's own count (`cost_analysis`) takes the body of a loop once,
+    and the layers are a loop.
+    """
+    return _products(function.trace(*arguments, **options).jaxpr.jaxpr)
+
+
+def _products(jaxpr: Any) -> int:
+    total = 0
+    for equation in jaxpr.eqns:
+        name, options = equation.primitive.name, equation.params
+        if name == "dot_general":
+            contracted = options["dimension_numbers"][0][0]
+            terms = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+            total += 2 * terms * math.prod(equation.outvars[0].aval.shape)
+        elif name == "conv_general_dilated":
+            kernel = equation.invars[1].aval.shape
+            terms = math.prod(kernel) // kernel[options["dimension_numbers"].rhs_spec[0]]
+            total += 2 * terms * math.prod(equation.outvars[0].aval.shape)
+        times = options["length"] if name == "scan" else 1
+        for value in options.values():
+            for part in value if isinstance(value, tuple | list) else (value,):
+                inner = getattr(part, "jaxpr", part)  # closed ones hold an open one
+                if hasattr(inner, "eqns"):
+                    total += times * _products(inner)
+    return total
+
+
+def device_rate(dtype: str = "float32") -> float:
+    """Multiplications and additions per second of one device in a large matrix product, the best of five."""
+    side = 1024 if jax.default_backend() == "cpu" else 8192
+    matrix = jnp.ones((side, side), dtype)
+    multiply = jax.jit(lambda a: jnp.matmul(a, a, precision="highest" if dtype == "float32" else None))
+    multiply(matrix).block_until_ready()
+    seconds = []
+    for _ in range(5):
+        began = time.perf_counter()
+        multiply(matrix).block_until_ready()
+        seconds.append(time.perf_counter() - began)
+    return 2 * side**3 / min(seconds)
+
+
+def estimated_seconds(count: int, rate: float, mesh: Mesh) -> float:
+    """Seconds that so many multiplications and additions take on a mesh whose devices do `rate` of them a second."""
+    devices = 1 if jax.default_backend() == "cpu" else mesh.devices.size  # simulated devices share the cores
+    return count / (rate * devices * SHARES.get(jax.default_backend(), OTHER_SHARE))
+
+
+@contextlib.contextmanager
+def explain_exhaustion(advice: str) -> Iterator[None]:
+    """Turns a device's report that its memory is exhausted into one sentence that ends with `advice`."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if not _is_exhaustion(error):
+            raise
+        raise ClipbiasError(f"the device is out of memory; {advice}") from error
+
+
+def _is_exhaustion(error: Exception) -> bool:
+    return "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()

@@ -1,0 +1,69 @@
+"""What `train` and `table1` have in common: the grid that a configuration describes, and its dry run."""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+import clipbias
+from clipbias.training import mesh as meshes
+from clipbias.training.grid import Grid
+from clipbias.training.packs import Pack
+from clipbias.training.plan import device_rate
+from clipbias.training.settings import GridSettings, Recipe
+from experiments import app
+
+# Settings of the datasets that numbers depend on and that no name of theirs tells.
+INPUTS = ("template", "split", "split_dir", "index_file")
+
+
+def open_grid(
+    config: ConfigDict, options: Mapping[str, Any], packs: Sequence[Pack], workdir: Path, *, single: bool = False
+) -> Grid:
+    """The grid that a configuration describes.
+
+    Args:
+      config: of `train` or `table1`.
+      options: options by method name.
+      packs: all that it is to run.
+      workdir: where all files go.
+      single: there is one cell, see `Grid`.
+    """
+    targets = tuple(config.get("targets", ()))
+    inputs = {name: config[name] for name in INPUTS if config[name]}
+    if config.on_image_error != "raise":
+        inputs["on_image_error"] = config.on_image_error
+    if {"folder", "csv"} & {*(pack.dataset for pack in packs), *targets}:  # the place is all that tells these apart
+        inputs["data_dir"] = str(Path(config.data_dir).expanduser().resolve())
+    settings = GridSettings(
+        method_options=options,
+        dtype=config.dtype,
+        eval_batch_size=config.eval_batch_size,
+        checkpoint_seconds=config.checkpoint_seconds,
+        on_image_error=config.on_image_error,
+        protocol=config.get("protocol", "few_shot"),
+        targets=targets or None,
+        remat=config.remat,
+        class_chunks=config.class_chunks,
+        inputs=inputs,
+    )
+    mesh = meshes.make_mesh(**config.mesh)
+    clip, recipe = clipbias.load(config.model), Recipe.from_config(config)
+    return Grid(
+        *(clip, recipe, settings, lambda name: app.load_dataset(config, name), workdir), mesh=mesh, single=single
+    )
+
+
+def dry_run(config: ConfigDict, options: Mapping[str, Any], packs: Sequence[Pack]) -> None:
+    """Prints what each program would do and need, and the whole; trains nothing and leaves no file."""
+    rate, total = device_rate(), 0.0
+    with tempfile.TemporaryDirectory() as nowhere:
+        grid = open_grid(config, options, packs, Path(nowhere))
+    for pack in packs:
+        text, seconds = grid.forecast(pack, rate)
+        app.tell(*text.split("\n"))
+        total += seconds
+    cells = sum(len(pack.cells) for pack in packs)
+    print(f"{cells} cells: about {total:,.0f} s, without compiling and reading")
