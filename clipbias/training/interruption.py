@@ -4,13 +4,14 @@ Inside training steps it is seen between two of them, and the state is saved fir
 once, as Ctrl-C would: files in the making are removed, and the work since the last save is done again.
 """
 
-import gc
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 
 class Interrupted(BaseException):
@@ -26,26 +27,17 @@ class Notice:
     def _give(self, _signal: int, _frame: FrameType | None) -> None:
         self.given = True
 
-    def _end(self, _signal: int, frame: FrameType | None) -> None:
-        if self.given:  # a second one must not disturb the cleaning up
-            return
-        if _collects_garbage(frame):  # Python drops what is raised there: the notice comes again a moment later
-            again = threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGTERM))
-            again.daemon = True
-            again.start()
-            return
-        self.given = True
-        raise Interrupted("stopped; the same command continues.")
+    def _end(self, _signal: int, _frame: FrameType | None) -> None:
+        if not self.given:  # a second one must not disturb the cleaning up
+            self.given = True
+            raise Interrupted("stopped; the same command continues.")
 
-
-def _collects_garbage(frame: FrameType | None) -> bool:
-    """Whether a frame is inside a callback of the garbage collector, such as JAX has one."""
-    codes = {getattr(callback, "__code__", None) for callback in gc.callbacks}
-    while frame is not None:
-        if frame.f_code in codes:
-            return True
-        frame = frame.f_back
-    return False
+    def _again(self, _unraisable: Any) -> None:
+        """Gives the notice again, a moment later, after Python dropped what was raised at the first."""
+        self.given = False
+        again = threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGTERM))
+        again.daemon = True
+        again.start()
 
 
 @contextmanager
@@ -59,8 +51,31 @@ def stop_notice() -> Iterator[Notice]:
 @contextmanager
 def ended_by_notice() -> Iterator[None]:
     """Turns SIGTERM into `Interrupted` for the length of the block, outside `stop_notice`."""
-    with _handler(Notice()._end):
+    notice = Notice()
+    with _handler(notice._end), _dropped(notice._again):
         yield
+
+
+@contextmanager
+def _dropped(answer: Callable[[Any], None]) -> Iterator[None]:
+    """Answers an `Interrupted` that Python drops for the length of the block.
+
+    A signal may come while a finaliser (`__del__`) or a callback of the garbage collector runs, such as JAX has one.
+    Nobody can catch what is raised there: Python hands it to this hook and goes on.
+    """
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if issubclass(unraisable.exc_type, Interrupted):
+            answer(unraisable)
+        else:
+            before(unraisable)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from clipbias.terminal import printable
 
 SECONDS_BETWEEN_LINES = 10.0
+SECONDS_BETWEEN_BARS = 0.1
 
 
 class Progress:
@@ -30,10 +31,11 @@ class Progress:
         self._started, self._last = time.monotonic(), 0.0
         self.close()
         if sys.stderr.isatty() and not self._quiet:
-            self._bar = tqdm(total=total, initial=done, unit=self._unit, desc=self._title, dynamic_ncols=True)
-            # The library asks the wall clock; a bar would stand still for as long as that is set back.
-            now = time.monotonic()
-            vars(self._bar).update(_time=time.monotonic, start_t=now, last_print_t=now)
+            # Without the library's own times, and drawn when told: it asks the wall clock, and would stand still for as
+            # long as that is set back.
+            shape = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {unit}s{postfix}"
+            options = {"unit": self._unit, "desc": self._title, "dynamic_ncols": True, "bar_format": shape}
+            self._bar = tqdm(total=total, initial=done, **options)
 
     def advance(self, count: int = 1, values: Mapping[str, Any] | None = None) -> None:
         """Counts `count` more units and shows `values` beside them."""
@@ -42,16 +44,16 @@ class Progress:
             key: f"{value:.4g}" if isinstance(value, float) else printable(value)
             for key, value in (values or {}).items()
         }
-        if self._bar is not None:
-            self._bar.set_postfix(shown, refresh=False)
-            self._bar.update(count)
-            return
-        now = time.monotonic()
-        if self._quiet or (now - self._last < SECONDS_BETWEEN_LINES and self._done < self._total):
+        now, wait = time.monotonic(), SECONDS_BETWEEN_LINES if self._bar is None else SECONDS_BETWEEN_BARS
+        if self._quiet or (now - self._last < wait and self._done < self._total):
             return
         self._last = now
         rate = (self._done - self._first) / max(now - self._started, 1e-9)
         left = (self._total - self._done) / rate if rate else float("nan")
+        if self._bar is not None:
+            self._bar.n = self._done
+            self._bar.set_postfix(shown | {"left": f"{left:.0f} s"})  # which draws it
+            return
         details = "".join(f"  {key} {value}" for key, value in shown.items())
         print(f"{self._title} {self._done}/{self._total}{details}  {left:.0f} s left", file=sys.stderr, flush=True)
 

@@ -46,3 +46,14 @@ def test_a_notice_while_garbage_is_collected_is_not_lost() -> None:
     finally:
         if running in gc.callbacks:
             gc.callbacks.remove(running)
+
+
+def test_a_notice_in_a_finaliser_is_not_lost() -> None:
+    class Finalised:
+        def __del__(self) -> None:
+            give()
+            time.sleep(0.01)
+
+    with pytest.raises(Interrupted), ended_by_notice():
+        Finalised()
+        time.sleep(10)
