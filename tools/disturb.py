@@ -189,7 +189,7 @@ def comparable(folder: Path) -> dict[str, Any]:
         elif path.suffix == ".jsonl":
             found[name] = sorted(json.dumps(_lasting(json.loads(line))) for line in path.read_text().splitlines())
         elif path.suffix == ".html":
-            found[name] = re.sub(r"computing seconds&quot;: [\d.]+", "", path.read_text(encoding="utf-8"))
+            found[name] = re.sub(r"computing seconds&(?:quot|#34);: [\d.]+", "", path.read_text(encoding="utf-8"))
         else:
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found

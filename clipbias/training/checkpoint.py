@@ -21,8 +21,8 @@ from clipbias.errors import ClipbiasError
 from clipbias.training.mesh import fetch
 
 # The file in which orbax keeps what belongs to a checkpoint besides its arrays. The name is orbax's own affair, used by
-# `_is_sealed` alone: orbax reads these files of all steps when it opens a folder, and where one of them is damaged
-# it opens none and does not say which, so damage is looked for before. Were the file called otherwise one day, every
+# `_is_sealed` alone: orbax reads these files of all steps when it opens a folder, and where one of them is damaged it
+# opens none and does not say which, so damage is looked for before. Were the file called otherwise one day, every
 # checkpoint would be set aside at the next start, which this module's tests would show.
 METADATA = "_CHECKPOINT_METADATA"
 

@@ -31,9 +31,7 @@ from clipbias.tuning.method import Learnables
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What tells one run from those beside it: training images, a seed, and a learning rate where it is not the
-    recipe's.
-    """
+    """What tells one run from those beside it: images, a seed, and a learning rate where it is not the recipe's."""
 
     train: Split | Images
     seed: int
