@@ -34,7 +34,12 @@ class Progress:
             # Without the library's own times, and drawn when told: it asks the wall clock, and would stand still for as
             # long as that is set back.
             shape = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {unit}s{postfix}"
-            options = {"unit": self._unit, "desc": self._title, "dynamic_ncols": True, "bar_format": shape}
+            options: dict[str, Any] = {
+                "unit": self._unit,
+                "desc": self._title,
+                "dynamic_ncols": True,
+                "bar_format": shape,
+            }
             self._bar = tqdm(total=total, initial=done, **options)
 
     def advance(self, count: int = 1, values: Mapping[str, Any] | None = None) -> None:
