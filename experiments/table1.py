@@ -24,7 +24,7 @@ from clipbias.report.published import are_the_eleven
 from clipbias.report.style import save_figure, svg_text
 from clipbias.training.packs import make_packs
 from clipbias.training.results import Results
-from clipbias.training.workdir import open_workdir
+from clipbias.training.workdir import note_model, open_workdir
 from experiments import app, grids
 from experiments.configuration import options_by_method
 
@@ -49,7 +49,9 @@ def main(config: ConfigDict, workdir: Path) -> None:
         grids.dry_run(config, options, packs)
         return
     with open_workdir(workdir, app.plain(config)):
-        rows = grids.open_grid(config, options, packs, workdir).run(packs)
+        grid = grids.open_grid(config, options, packs, workdir)
+        note_model(workdir, grid.clip)
+        rows = grid.run(packs)
         if jax.process_index() == 0:
             write_tables(rows, workdir)
     failed = [row for row in rows if row["status"] != "ok"]

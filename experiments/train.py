@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from clipbias.files import write_text
 from clipbias.training.packs import make_packs
-from clipbias.training.workdir import ADAPTER, open_workdir
+from clipbias.training.workdir import ADAPTER, note_model, open_workdir
 from experiments import app, grids
 
 _CONFIG = "configs/train.py"
@@ -28,7 +28,9 @@ def main(config: ConfigDict, workdir: Path) -> None:
         grids.dry_run(config, options, packs)
         return
     with open_workdir(workdir, app.plain(config)):
-        (row,) = grids.open_grid(config, options, packs, workdir, single=True).run(packs)
+        grid = grids.open_grid(config, options, packs, workdir, single=True)
+        note_model(workdir, grid.clip)
+        (row,) = grid.run(packs)
         if jax.process_index() == 0:
             write_text(workdir / "result.json", json.dumps(row, indent=2) + "\n")
             app.tell(f"{row['method']} on {row['dataset']}: {row['accuracy']:.2f} % of test images")

@@ -25,6 +25,7 @@ from typing import Any
 import jax
 
 from clipbias.checks import check_number
+from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError, sentence
 from clipbias.files import read_json, reason, remove_parts, write_text
 from clipbias.training.interruption import Interrupted
@@ -142,6 +143,18 @@ def environment() -> dict[str, Any]:
         "processes": jax.process_count(),
         "git": _git_state(),
     }
+
+
+def note_model(folder: Path, clip: Clip) -> None:
+    """Adds to `environment.json` which model a run is of: its name, its commit on the hub, and its fingerprint.
+
+    Raises:
+      ClipbiasError: the file cannot be read or written.
+    """
+    if jax.process_index() == 0:
+        model = {"name": clip.name, "revision": clip.revision, "fingerprint": clip.fingerprint}
+        content = {**read_json(folder / ENVIRONMENT, dict), "model": model}
+        write_text(folder / ENVIRONMENT, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 def _git_state() -> dict[str, Any] | None:

@@ -1,5 +1,6 @@
 """The commands of the README with their default model, on a machine whose cache is empty."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,9 @@ def weights(hub: Hub) -> list[str]:
 def test_a_dry_run_of_the_papers_table(official: Hub, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     config = table1_config.get_config()
     config.dry_run = True
-    config.data_dir = str(miniatures.make_all(tmp_path / "data"))
+    config.update(datasets=("eurosat",), methods=("zero_shot", "bias"), shots=(4,))  # each program takes seconds
+    miniatures.make(tmp_path / "data", "eurosat")
+    config.data_dir = str(tmp_path / "data")
     assert app.answer(table1.main, config) == 0, capsys.readouterr().err
     assert "cells" in capsys.readouterr().out
     assert weights(official) == ["flax_model.msgpack"]
@@ -57,9 +60,11 @@ def test_training(official: Hub, tmp_path: Path, capsys: pytest.CaptureFixture) 
     workdir = tmp_path / "run"
     assert app.answer(train.main, config, str(workdir)) == 0, capsys.readouterr().err
     assert weights(official) == ["flax_model.msgpack"]
+    model = json.loads((workdir / "environment.json").read_text())["model"]
     commit = PINS[DEFAULT].commit
+    assert (model["name"], model["revision"]) == (DEFAULT, commit)
     adapter = clipbias.load_adapter(workdir / "adapter.safetensors")
-    assert adapter.base == f"{DEFAULT}@{commit}"
+    assert (adapter.base, adapter.base_fingerprint) == (f"{DEFAULT}@{commit}", model["fingerprint"])
     place = adapter.push_to_hub("me/eurosat-bias")
     official.sent.clear()
     again, _ = find_adapter(place)  # as all binaries find what `--config.adapter=` names
