@@ -40,6 +40,8 @@ RUNNERS = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "ya
 IMPORTERS = {
     "clipbias/tuning/registry.py",
     "clipbias/__init__.py",
+    "clipbias/explain/__init__.py",
+    "clipbias/training/__init__.py",
     "experiments/app.py",
     "tools/make_api_reference.py",
     "tools/benchmarks/worker.py",

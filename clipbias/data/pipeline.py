@@ -190,7 +190,7 @@ def test_batches(
     return Batches(_read_ahead(batch, range(-(-len(images) // batch_size)), workers, PREFETCH), images)
 
 
-def readable(images: Images, *, workers: int | None = None) -> Images:
+def without_unreadable(images: Images, *, workers: int | None = None) -> Images:
     """`images` without those that cannot be decoded; how many were left out is logged.
 
     Decodes every image once, filling the cache; meant for few-shot sets. What is left keeps the cache.

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from clipbias.clip import Clip
 from clipbias.data import Dataset, protocols
 from clipbias.data.images import Images
-from clipbias.data.pipeline import DEFAULT_CACHE_BYTES, readable
+from clipbias.data.pipeline import DEFAULT_CACHE_BYTES, without_unreadable
 from clipbias.errors import ClipbiasError, sentence
 from clipbias.files import write_text
 from clipbias.training import mesh as meshes
@@ -196,7 +196,7 @@ class Grid:
     def _images(self, source: Dataset) -> Images:
         """Training images, which stay decoded; with "skip" without those that cannot be read."""
         images = Images(source.split("train"), cache_bytes=DEFAULT_CACHE_BYTES)
-        return readable(images) if self.settings.on_image_error == "skip" else images
+        return without_unreadable(images) if self.settings.on_image_error == "skip" else images
 
     def _train(self, pack: Pack, task: Task, runs: Sequence[Run], plan: StepPlan) -> Trained:
         identities = [self._identity(one) for one in pack.by_rate]

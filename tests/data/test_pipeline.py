@@ -125,11 +125,11 @@ def test_unreadable_image_is_named_or_skipped(caplog):
 
 
 def test_readable_leaves_out_and_keeps_the_cache():
-    images = pipeline.readable(Images(make_split(6, broken=(0, 4)), cache_bytes=1 << 20))
+    images = pipeline.without_unreadable(Images(make_split(6, broken=(0, 4)), cache_bytes=1 << 20))
     assert images.split.keys == ("1.png", "2.png", "3.png", "5.png")
     assert images.cached == 4 and list(images.unreadable) == ["0.png", "4.png"]
     whole = Images(make_split(3), cache_bytes=0)
-    assert pipeline.readable(whole) is whole
+    assert pipeline.without_unreadable(whole) is whole
 
 
 def test_cache_keeps_what_fits_and_changes_nothing():
