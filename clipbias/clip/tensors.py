@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,16 +36,25 @@ SAFETENSORS_TYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F6
 
 @contextlib.contextmanager
 def open_safetensors(paths: Sequence[Path]) -> Iterator[dict[str, Tensor]]:
-    """The tensors of safetensors files, memory-mapped while the block runs."""
-    with contextlib.ExitStack() as stack:
-        tensors = {}
-        for path in paths:
-            file = stack.enter_context(open_safetensors_file(path))
+    """The tensors of safetensors files, to be read while the block runs."""
+    tensors = {}
+    for path in paths:
+        with open_safetensors_file(path) as file:
+            state = os.stat(path)
             for name in file.keys():  # noqa: SIM118 (not a dictionary)
                 part = file.get_slice(name)
                 dtype = SAFETENSORS_TYPES.get(part.get_dtype(), part.get_dtype())
-                tensors[name] = Tensor(tuple(part.get_shape()), dtype, functools.partial(file.get_tensor, name))
-        yield tensors
+                tensors[name] = Tensor(tuple(part.get_shape()), dtype, functools.partial(_read, path, state, name))
+    yield tensors
+
+
+def _read(path: Path, state: os.stat_result, name: str) -> np.ndarray:
+    # A file that stays mapped counts as memory once more as it is read, so it is opened anew for each tensor.
+    with open_safetensors_file(path) as file:
+        now = os.stat(path)
+        if not os.path.samestat(now, state) or now.st_mtime_ns != state.st_mtime_ns:
+            raise ClipbiasError(f"{path} was changed while it was read; load it again.")
+        return file.get_tensor(name)
 
 
 @contextlib.contextmanager
