@@ -109,6 +109,17 @@ def test_arrays_of_another_shape(clip: Clip, tmp_path: Path) -> None:
         clipbias.load_adapter(tmp_path / "a.safetensors").task(clip)
 
 
+@pytest.mark.parametrize("inner", ["vision_bias/x", "vision_bias/x/y"])
+def test_an_array_inside_another(clip: Clip, tmp_path: Path, inner: str) -> None:
+    saved(clip, tmp_path / "a.safetensors", "bias")
+    with safetensors.safe_open(tmp_path / "a.safetensors", "numpy") as file:
+        metadata = file.metadata()
+    tensors = load_file(tmp_path / "a.safetensors")
+    save_file({**tensors, inner: np.zeros(1, np.float32)}, tmp_path / "a.safetensors", metadata=metadata)
+    with pytest.raises(ClipbiasError, match="is not a clipbias adapter"):
+        clipbias.load_adapter(tmp_path / "a.safetensors")
+
+
 def test_a_damaged_file(clip: Clip, tmp_path: Path) -> None:
     saved(clip, tmp_path / "a.safetensors", "ivlp")
     content = (tmp_path / "a.safetensors").read_bytes()
