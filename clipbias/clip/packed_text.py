@@ -60,25 +60,6 @@ class PackedTokens:
     context_is_shared: bool = dataclasses.field(metadata={"static": True})
 
 
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """How texts are laid out; texts of several tasks in one layout have arrays of equal shapes.
-
-    Attributes:
-      shared: leading tokens that all texts have in common.
-      size: tokens in a tile.
-      unique: tokens in all tiles of a group.
-      per_group: classes in a group.
-      classes: classes in all.
-    """
-
-    shared: int
-    size: int
-    unique: int
-    per_group: int
-    classes: int
-
-
 def shared_tokens(tokens: TextTokens, *, class_specific: bool = False) -> int:
     """The number of leading tokens that all texts have in common."""
     ids, rows, eos = (np.asarray(x) for x in (tokens.ids, tokens.context_rows, tokens.eos))
@@ -87,17 +68,6 @@ def shared_tokens(tokens: TextTokens, *, class_specific: bool = False) -> int:
         same &= (rows < 0).all(0)
     differs = np.flatnonzero(~same)
     return int(min(eos.min(), differs[0] if len(differs) else ids.shape[1]))
-
-
-def common_layout(texts: Sequence[TextTokens], *, groups: int = 1, class_specific: bool = False) -> Layout:
-    """The smallest layout that holds the texts of each of several tasks."""
-    shared = min(shared_tokens(tokens, class_specific=class_specific) for tokens in texts)
-    lengths = [np.asarray(tokens.eos) + 1 - shared for tokens in texts]
-    size = max(TILE, *(-(-int(length.max()) // 8) * 8 for length in lengths))
-    starts = [first_fit(length[group], size) for length in lengths for group in _deal(length, groups)]
-    classes = max(map(len, lengths))
-    unique = (1 + max(int(start.max(initial=0)) for start in starts) // size) * size
-    return Layout(shared, size, unique, -(-classes // groups), classes)
 
 
 def _deal(lengths: np.ndarray, groups: int) -> list[list[int]]:
@@ -109,29 +79,28 @@ def _deal(lengths: np.ndarray, groups: int) -> list[list[int]]:
     return members
 
 
-def pack(
-    tokens: TextTokens, *, groups: int = 1, class_specific: bool = False, layout: Layout | None = None
-) -> PackedTokens:
+def pack(tokens: TextTokens, *, groups: int = 1, class_specific: bool = False) -> PackedTokens:
     """Packs concrete `TextTokens` (on the host).
 
     Args:
       groups: the number of devices that share the classes.
       class_specific: contexts differ between classes, so only what stands before them is shared.
-      layout: as `common_layout` gave it for these texts and others; classes that are missing repeat the first one.
     """
-    layout = layout or common_layout([tokens], groups=groups, class_specific=class_specific)
     ids, rows, eos = (np.asarray(x) for x in (tokens.ids, tokens.context_rows, tokens.eos))
-    shared, size, unique, per_group = layout.shared, layout.size, layout.unique, layout.per_group
+    shared = shared_tokens(tokens, class_specific=class_specific)
     lengths = eos + 1 - shared
     members = _deal(lengths, groups)
+    size = max(TILE, -(-int(lengths.max()) // 8) * 8)
     starts = [first_fit(lengths[group], size) for group in members]
+    unique = (1 + max(int(start.max(initial=0)) for start in starts) // size) * size
+    per_group = -(-len(ids) // groups)
 
     def grid(fill: int, *shape: int) -> np.ndarray:
         return np.full(shape, fill, np.int32)
 
     packed_ids, positions, classes = (grid(0, groups, shared + unique) for _ in range(3))
     context_rows, texts = grid(-1, groups, shared + unique), grid(-1, groups, unique)
-    ends, order = grid(shared + unique, groups, per_group), grid(0, layout.classes)
+    ends, order = grid(shared + unique, groups, per_group), grid(0, len(ids))
     packed_ids[:, :shared], context_rows[:, :shared] = ids[0, :shared], rows[0, :shared]
     positions[:, :shared] = np.arange(shared)
     for g, group in enumerate(members):
@@ -143,7 +112,6 @@ def pack(
             positions[g, span], classes[g, span] = np.arange(shared, shared + length), index
             texts[g, start : start + length] = index
             ends[g, place], order[index] = span.stop - 1, g * per_group + place
-    order[len(ids) :] = order[0]
     return PackedTokens(
         *(packed_ids, positions, context_rows, classes, texts.reshape(groups, -1, size), ends, order),
         shared=shared,
