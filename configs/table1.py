@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
     config.targets = ()
     # Learning rates that take precedence over `learning_rate`, each with rows of its own.
     config.learning_rates = ()
-    # Seeds trained side by side in one program; 0 puts together whatever has equal shapes and fits the memory.
+    # Cells trained side by side in one program; 0 takes all seeds and learning rates of one method, dataset and shots.
     config.runs_per_program = 0
     config.workdir = "workdir/table1"
     return config
