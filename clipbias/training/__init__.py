@@ -13,6 +13,8 @@ if TYPE_CHECKING:  # what the table below imports when it is used
     from clipbias.training.loop import train as train
     from clipbias.training.mesh import make_mesh as make_mesh
     from clipbias.training.mesh import start_distributed as start_distributed
+    from clipbias.training.packs import Pack as Pack
+    from clipbias.training.packs import make_packs as make_packs
     from clipbias.training.results import Results as Results
     from clipbias.training.settings import GridSettings as GridSettings
     from clipbias.training.settings import Recipe as Recipe
@@ -20,11 +22,13 @@ if TYPE_CHECKING:  # what the table below imports when it is used
 _HOME = {
     "Grid": "grid",
     "GridSettings": "settings",
+    "Pack": "packs",
     "Recipe": "settings",
     "Results": "results",
     "Run": "loop",
     "Trained": "loop",
     "make_mesh": "mesh",
+    "make_packs": "packs",
     "start_distributed": "mesh",
     "train": "loop",
 }
