@@ -171,6 +171,8 @@ def user_path(path: str | os.PathLike) -> Path:
     Raises:
       ClipbiasError: no file can have that path, or what is there may not be looked at.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise ClipbiasError(f"{shorten(repr(path))} is no path; give a text.")
     resolved = os.path.expanduser(os.fspath(path))
     try:
         os.stat(resolved)

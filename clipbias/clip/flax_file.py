@@ -25,6 +25,7 @@ from clipbias.files import atomic_path, reason, shorten
 
 FLAX_WEIGHTS = "flax_model.msgpack"
 
+MOST_NAMES = 100_000
 DEEPEST = 16  # maps in one another; a CLIP has seven
 LONGEST = 4096  # bytes of a key or of what precedes an array's numbers
 NDARRAY, SCALAR = 1, 3  # Flax's types of msgpack extensions
@@ -143,6 +144,8 @@ class _Walk:
             if path in self.seen:
                 raise _Damaged(f"{shorten(path)!r} is there twice")
             self.seen.add(path)
+            if len(self.seen) > MOST_NAMES:
+                raise _Damaged(f"it holds more than {MOST_NAMES:,} names")
             self.node(path)
 
     def node(self, path: str) -> None:

@@ -15,7 +15,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.files import reason, shorten, write_text
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
-NAME = re.compile(r"(?:hf-hub:)?(\w[\w.-]*/[\w.-]+)(?:@([\w./-]+))?")
+NAME = re.compile(r"(?:hf-hub:)?(\w[\w.-]*/[\w.-]+)(?:@((?!.*(?:\.\.|//))\w[\w./-]*))?")  # as git names revisions
 
 # What a step of a download wants next, from the names of all files and the folder with what is there already.
 Wanted = Callable[[Collection[str], Path], Iterator[Sequence[str]]]

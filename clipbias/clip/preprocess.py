@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from clipbias.clip.tensors import check_file
 from clipbias.errors import ClipbiasError
 from clipbias.files import read_json
 
@@ -32,6 +33,7 @@ def read_preprocessing(folder: Path, image_size: int) -> Preprocessing:
     path = folder / "preprocessor_config.json"
     if not path.exists():
         return Preprocessing(image_size)
+    check_file(path)
     content = read_json(path, dict, what="a CLIP preprocessor configuration")
     try:
         return preprocessing_of(image_size, content["image_mean"], content["image_std"])

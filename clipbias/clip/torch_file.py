@@ -44,6 +44,8 @@ TYPE = re.compile(r"torch\.(float|bfloat|u?int|complex|bool)\w*")
 OLD_FORMAT = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 POINTER = b"version https://git-lfs"
 
+ENCRYPTED = 1  # a flag of members of zip archives
+
 MOST_DIMENSIONS, MOST_TENSORS, MOST_LEVELS = 8, 100_000, 64
 MOST_SHARING = 4  # how often the numbers of a file may be used by its tensors, on average
 
@@ -124,8 +126,9 @@ def _describe(archive: zipfile.ZipFile, path: Path) -> TorchFile:
         info = members.get(member)
         if info is None:
             raise ValueError(f"it lacks the member {shorten(ascii(member))}")
-        if info.compress_type != zipfile.ZIP_STORED or not info.file_size == info.compress_size <= size:
-            raise ValueError(f"its member {shorten(ascii(member))} is compressed, which PyTorch never does")
+        plain = info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & ENCRYPTED
+        if not plain or not info.file_size == info.compress_size <= size:
+            raise ValueError(f"its member {shorten(ascii(member))} is compressed or encrypted, as PyTorch's never are")
         return archive.read(info)
 
     if f"{folder}byteorder" in members and content(f"{folder}byteorder") != b"little":
@@ -134,8 +137,10 @@ def _describe(archive: zipfile.ZipFile, path: Path) -> TorchFile:
 
     def stored(key: Any) -> Storage:
         word, kind, name, _, count = key
-        dtype = "bytes" if str(kind) in UNTYPED else STORAGES.get(str(kind))
-        if word != "storage" or not isinstance(kind, Name) or dtype is None or not _whole(count):
+        # Before any is made a text, which Python cannot do with what is nested deeply.
+        described = isinstance(kind, Name) and isinstance(name, str) and _whole(count)
+        dtype = None if not described else "bytes" if str(kind) in UNTYPED else STORAGES.get(str(kind))
+        if word != "storage" or dtype is None:
             raise ValueError("a storage is not described as PyTorch does it")
         return Storage(f"{folder}data/{name}", dtype, count)
 
@@ -230,7 +235,7 @@ def _flatten(value: Any) -> tuple[dict[str, Tensor], frozenset[str]]:
                 visit(inner, (*path, str(name)))
 
     visit(value, ())
-    for prefix in ("module.", "_orig_mod."):
+    for prefix in ("module.", "_orig_mod.", "module."):  # of wrappers around wrappers, in either order
         if tensors and all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     if not tensors or "" in tensors:

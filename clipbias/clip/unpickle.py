@@ -106,8 +106,9 @@ def unpickle(
         for operation, argument, _ in pickletools.genops(content):
             match operation.name:
                 case "STOP":
-                    (value,) = stack
-                    return value
+                    if len(stack) != 1 or stack[0] is MARK:
+                        raise ValueError("its description is of no one value")
+                    return stack[0]
                 case "PROTO" | "FRAME":
                     pass
                 case "MARK":

@@ -1,6 +1,7 @@
 """Loading and saving the Hugging Face format, and what is refused."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import clipbias
 from clipbias.clip.checkpoint import INDEX, WEIGHTS
 from clipbias.errors import ClipbiasError
 from tests import helpers
+from tests.fuzz.answers import answered
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +104,20 @@ def test_a_configuration_that_is_none(folder: Path, content: str) -> None:
     (folder / "config.json").write_text(content)
     with pytest.raises(ClipbiasError, match=r"config\.json"):
         clipbias.load(folder)
+
+
+@pytest.mark.parametrize("name", ["preprocessor_config.json", "tokenizer_config.json", "merges.txt"])
+def test_a_pipe_is_not_waited_for(folder: Path, name: str) -> None:
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    message = answered(lambda: clipbias.load(folder), folder)
+    assert f"{folder / name} is a pipe or a device" in message
+
+
+@pytest.mark.parametrize("source", [None, 5, b"demo", ["demo"]])
+def test_what_is_no_path(source) -> None:
+    with pytest.raises(ClipbiasError, match="is no path"):
+        clipbias.load(source)
 
 
 def test_a_hub_model_that_is_not_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,6 +147,10 @@ REFUSED = {
         msgpack.packb({"a": msgpack.ExtType(1, b"\x93\xdd\x0f\xff\xff\xff" * 9)}),
         "not msgpack",
     ),
+    "very many names": (
+        b"\xdf\x00\x01\xff\xff" + b"".join(msgpack.packb(str(i)) + b"\x80" for i in range(2**17)),
+        "names",
+    ),
     "more behind it": (msgpack.packb({"a": array([1], data=b"\0" * 4)}) + b"\0", "ends at byte"),
     "text": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "begin with a map"),
 }

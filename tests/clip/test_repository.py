@@ -2,6 +2,7 @@
 
 import pytest
 
+from clipbias.clip.hub import parse
 from clipbias.clip.repository import choose
 from clipbias.errors import ClipbiasError
 
@@ -69,6 +70,18 @@ def test_weights_without_their_configuration_do_not_count():
 def test_a_naming_can_be_asked_for():
     names = [*COMMON, "model.safetensors", "open_clip_model.safetensors", "open_clip_config.json"]
     assert choose(names, naming="open_clip").configuration == "open_clip_config.json"
+
+
+@pytest.mark.parametrize("revision", ["refs/pr/17", "v1.0", "feature-x/y", "0" * 40])
+def test_a_revision_belongs_to_the_name(revision):
+    for prefix in ("", "hf-hub:"):
+        assert str(parse(f"{prefix}owner/name@{revision}")) == f"owner/name@{revision}"
+
+
+@pytest.mark.parametrize("revision", ["", "../../elsewhere", "a/../../b", "-x", "/x", "a//b", "a b", "a@b", "a\n"])
+def test_what_names_no_revision_is_not_looked_up(revision):
+    """It would be part of paths in the cache, and of the command that an error prints."""
+    assert parse(f"owner/name@{revision}") is None
 
 
 def test_nothing_to_read_is_said_with_what_is_there():

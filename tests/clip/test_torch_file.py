@@ -55,9 +55,10 @@ def test_numbers_as_they_lie_there(tmp_path: Path, dtype) -> None:
         np.testing.assert_array_equal(found[name], value, err_msg=name)
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.module.", "module._orig_mod."])
 @pytest.mark.parametrize("wrapper", ["state_dict", "model", None])
-def test_a_training_checkpoint_is_unwrapped(tmp_path: Path, wrapper: str | None) -> None:
-    inner = pickle_of({"module.a.weight": tensor("0", "float32", 6, 0, (6,), (1,))})
+def test_a_training_checkpoint_is_unwrapped(tmp_path: Path, wrapper: str | None, prefix: str) -> None:
+    inner = pickle_of({f"{prefix}a.weight": tensor("0", "float32", 6, 0, (6,), (1,))})
     outer = pickle_of({"epoch": whole(3), wrapper: inner[2:-1]}) if wrapper else inner
     torch_files.write(tmp_path / "a.pt", outer, {"0": ZEROS})
     assert read(tmp_path / "a.pt").keys() == {"a.weight"}
@@ -123,6 +124,23 @@ HOSTILE = {
     "many dimensions": pickle_of({"a": tensor("0", "float32", 6, 0, (1,) * 70, (1,) * 70)}),
     "a member that is not there": pickle_of({"a": tensor("../../etc/passwd", "float32", 6, 0, (6,), (1,))}),
     "used too often": pickle_of({str(i): GOOD for i in range(10_000)}),
+    "a storage's name deep down": b"\x80\x02("
+    + text("storage")
+    + b"ctorch\nFloatStorage\n"
+    + DEEP[2:]
+    + text("")
+    + whole(6)
+    + b"tQ.",
+    "a storage's type deep down": b"\x80\x02(" + text("storage") + DEEP[2:] + text("0") + text("") + whole(6) + b"tQ.",
+    "a storage's count deep down": b"\x80\x02("
+    + text("storage")
+    + b"ctorch\nFloatStorage\n"
+    + text("0")
+    + text("")
+    + DEEP[2:]
+    + b"tQ.",
+    "several values": b"\x80\x02NN.",
+    "a mark for a value": b"\x80\x02(.",
     "a tuple as storage": b"\x80\x02" + numbers((1, 2)) + b"Q.",
     "a call of a type": b"\x80\x02ctorch\nFloatStorage\n)R.",
     "an object of a function": b"\x80\x02ccollections\nOrderedDict\n)\x81.",
@@ -154,6 +172,15 @@ def test_a_compressed_member_is_not_unpacked(tmp_path: Path) -> None:
         archive.writestr("archive/data/0", bytes(4 * count), zipfile.ZIP_DEFLATED)
     with pytest.raises(ClipbiasError, match="compressed"):
         read(tmp_path / "a.bin")
+
+
+def test_an_encrypted_archive(tmp_path: Path) -> None:
+    torch_files.write(tmp_path / "a.bin", pickle_of({"a": GOOD}), {"0": ZEROS})
+    content = bytearray((tmp_path / "a.bin").read_bytes())
+    content[6] |= 1  # the flag of the first member, which is the description
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    (tmp_path / "a.bin").write_bytes(content)
+    assert "encrypted" in answered(lambda: read(tmp_path / "a.bin"), tmp_path)
 
 
 def test_archives_that_are_none(tmp_path: Path) -> None:
