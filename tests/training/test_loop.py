@@ -36,7 +36,9 @@ def run(pack: tuple[Task, list[loop.Run]], recipe: Recipe, mesh=None, **options)
 def assert_close(first, second, index=None) -> None:
     first, second = meshes.fetch((first, second))
     for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
-        np.testing.assert_allclose(a if index is None else a[index : index + 1], b, rtol=2e-4, atol=2e-6)
+        # Of sums in another order: small numbers differ by as much as large ones do.
+        found = a if index is None else a[index : index + 1]
+        np.testing.assert_allclose(found, b, rtol=0, atol=2e-5 * np.abs(b).max())
 
 
 @pytest.mark.parametrize("method", ["ivlp", "taskres"])
