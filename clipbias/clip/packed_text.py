@@ -23,7 +23,7 @@ from clipbias.clip import layers, tower
 from clipbias.clip.adaptation import NOTHING, Adaptation
 from clipbias.clip.config import ClipConfig
 from clipbias.clip.precision import with_precision
-from clipbias.clip.text import TextTokens, check_text, put_context, read_text, text_layers
+from clipbias.clip.text import TextTokens, check_text_parts, put_context, read_text, text_layers
 from clipbias.clip.weight_changes import outside_layers
 
 # Least length of a tile: class names of a few tokens share one, and the products of a tile are large enough to be fast.
@@ -179,7 +179,8 @@ def encode_packed_text(
       remat: as in `tower.run_fused`.
     """
     adaptation = adaptation or NOTHING
-    check_text(adaptation, config, tokens.order.shape[0], tokens.shared + 1)  # whole lengths: where texts become tokens
+    # Whole lengths are checked where texts become tokens.
+    check_text_parts(adaptation, config, tokens.order.shape[0], tokens.shared + 1)
 
     def run(part: PackedTokens) -> jax.Array:
         return _group_features(params, config, part, adaptation, remat=remat, dtype=dtype)

@@ -76,7 +76,7 @@ def put_context(
     return jnp.where((rows >= 0)[..., None], chosen.astype(embeddings.dtype), embeddings)
 
 
-def check_text(adaptation: Adaptation, config: ClipConfig, classes: int, tokens: int) -> None:
+def check_text_parts(adaptation: Adaptation, config: ClipConfig, classes: int, tokens: int) -> None:
     """Refuses text parts of an adaptation that do not fit the tower or the number of classes."""
     geometry, context = config.text, adaptation.text_context
     check_prompts(adaptation.text_prompts, geometry, "text_prompts", extra=1)
@@ -114,7 +114,7 @@ def embed_text(
     """Token (or context) embeddings plus position embeddings `[C, N, D]`, and what the blocks need."""
     adaptation = adaptation or NOTHING
     classes, length = tokens.ids.shape
-    check_text(adaptation, config, classes, length)
+    check_text_parts(adaptation, config, classes, length)
     weights = outside_layers(params["text"], adaptation.text_weights)
     x = weights["token_embedding"].astype(dtype)[tokens.ids]
     x = put_context(x, adaptation.text_context, tokens.context_rows, jnp.arange(classes)[:, None])

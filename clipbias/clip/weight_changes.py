@@ -7,7 +7,8 @@ of the kernel's outputs, which are 3 for `qkv` (queries, keys and values each by
 
     {"layers": {"fc2": {"bias": [L, D]}, "qkv": {"down": [L, 3, D, r], "up": [L, 3, r, D]}}, "projection": [D, d]}
 
-The low rank of a kernel is never multiplied out in training. `fold` does it once, into the weights of a plain CLIP.
+The low rank of a kernel is never multiplied out in training. `fold_changes` does it once, into the weights of a plain
+CLIP.
 """
 
 from collections.abc import Mapping
@@ -63,7 +64,7 @@ def _check_low_rank(given: Mapping[Any, Any], path: tuple[str, ...], kernel: tup
         )
 
 
-def fold(weights: Any, changes: Changes) -> Any:
+def fold_changes(weights: Any, changes: Changes) -> Any:
     """One tower's weights with the changes in them, float32 NumPy where something changed, low rank multiplied out."""
     flat, given = flatten_dict(weights), flatten_dict(changes)
     added = {path: np.asarray(leaf, np.float32) for path, leaf in given.items() if path[-1] not in LOW_RANK}

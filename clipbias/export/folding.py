@@ -6,8 +6,8 @@
 import numpy as np
 
 from clipbias.clip import Adaptation
-from clipbias.clip import weight_changes as changes
 from clipbias.clip.params import Params
+from clipbias.clip.weight_changes import check_changes, fold_changes
 from clipbias.errors import ClipbiasError
 
 
@@ -30,8 +30,8 @@ def fold(params: Params, adaptation: Adaptation) -> Params:
     for tower in ("vision", "text"):
         bias, change = (getattr(adaptation, f"{tower}_{part}") for part in ("bias", "weights"))
         if change is not None:
-            changes.check_changes(change, params[tower], f"{tower}_weights")
-            folded[tower] = changes.fold(folded[tower], change)
+            check_changes(change, params[tower], f"{tower}_weights")
+            folded[tower] = fold_changes(folded[tower], change)
         if bias is not None:
-            folded[tower] = changes.fold(folded[tower], {"layers": {"fc2": {"bias": np.asarray(bias)}}})
+            folded[tower] = fold_changes(folded[tower], {"layers": {"fc2": {"bias": np.asarray(bias)}}})
     return folded

@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict
 
 from clipbias.clip import Adaptation, encode_image, encode_packed_text, encode_text, pack
 from clipbias.clip.text import as_tokens
-from clipbias.clip.weight_changes import fold
+from clipbias.clip.weight_changes import fold_changes
 from clipbias.errors import ClipbiasError
 from tests import helpers
 from tests.reference import numpy_clip
@@ -147,7 +147,7 @@ def test_gradients_are_those_of_the_explicit_path(clip, reference):
 @pytest.mark.parametrize("tower", ["vision", "text"])
 def test_folded_weights_compute_the_same(clip, reference, tower):
     change = changes(clip, tower)
-    folded = {**clip.params, tower: fold(clip.params[tower], change)}
+    folded = {**clip.params, tower: fold_changes(clip.params[tower], change)}
     assert jax.tree.structure(folded) == jax.tree.structure(clip.params)
     ids = as_tokens(helpers.random_tokens(reference.config, LENGTHS), clip.config)
     images = helpers.random_images(reference.config, 3)
