@@ -8,6 +8,7 @@ Continues where it stopped. Writes `results.npz`, `results.json` and `report/rep
 each and an `overview.html`.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -67,21 +68,10 @@ def explain(config: ConfigDict, name: str, folder: Path, figures: Sequence[str])
     dataset = app.load_dataset(config, name)
     clip = clipbias.load(config.model or next((adapter.base for adapter, _ in adapters), "demo"))
     mesh = meshes.make_mesh(**config.mesh)
-    options = StudyOptions(
-        batch_size=config.batch_size,
-        images=config.image_limit,
-        faithfulness_images=config.faithfulness_images,
-        examples=config.examples,
-        rotations=tuple(config.rotations),
-        layers=tuple(config.layers),
-        normalisation=config.normalisation,
-        reduction=config.reduction,
-        start_layer=config.start_layer,
-        prompt=int(config.prompt) if config.prompt.isdecimal() and len(config.prompt) < 9 else config.prompt,
-        on_image_error=config.on_image_error,
-        save_seconds=config.save_seconds,
-        seed=config.seed,
-    )
+    asked = {field.name: config[field.name] for field in dataclasses.fields(StudyOptions) if field.name != "prompt"}
+    number = config.prompt.isdecimal() and len(config.prompt) < 9
+    asked |= {"images": config.image_limit, "prompt": int(config.prompt) if number else config.prompt}
+    options = StudyOptions(**asked)
     bars: dict[str, Progress] = {}
 
     def advance(title: str, done: int, total: int) -> None:

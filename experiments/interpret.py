@@ -6,6 +6,7 @@
 Writes `interpretation.json`, `words.csv`, `norms.csv`, figures as PDF, PNG and CSV, and `interpretation.html`.
 """
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,22 +41,11 @@ def main(config: ConfigDict, workdir: Path) -> None:
         own = split(config.own_methods)
         learned = [
             Learned(
-                name,
-                source,
-                adapter,
-                adapter.task(clip, own_methods=own),
-                images.get(str(adapter.notes.get("dataset"))),
+                name, source, adapter, adapter.task(clip, own_methods=own), images.get(adapter.notes.get("dataset"))
             )
             for name, (adapter, source) in zip(names, found, strict=True)
         ]
-        options = InterpretOptions(
-            words=config.words,
-            deeper=config.deeper,
-            chunk=config.chunk,
-            classes=config.classes,
-            change=config.change,
-            seed=config.seed,
-        )
+        options = InterpretOptions(**{field.name: config[field.name] for field in dataclasses.fields(InterpretOptions)})
         with progress(len(learned), unit="adapter", title="interpret") as bar:
             result = interpret(clip, learned, options, advance=lambda name: bar.advance(1, {"adapter": name}))
         if jax.process_index() == 0:

@@ -1,22 +1,18 @@
 """ImageNet and its four variants, as catalogue entries."""
 
-from typing import Any
-
 from clipbias.data import class_names
 from clipbias.data.entry import Entry, Tfds
 
+# Sizes are the official figures. The official validation set is both val and test. CoOp draws from an unsorted
+# directory listing, so its picks depend on the file system; here files are sorted, or listed by index_file.
 IMAGENET = Entry(
     name="imagenet",
     title="ImageNet",
     folder="imagenet",
     images="images",
     layout="imagenet",
-    template="a photo of a {}.",
     classes=1000,
-    train=1_281_167,
-    val=50_000,
-    test=50_000,
-    sizes_from="official",
+    sizes={"train": 1_281_167, "val": 50_000, "test": 50_000},
     class_name=class_names.imagenet,
     fetch=(
         ("images/train and images/val", "https://image-net.org/download.php"),
@@ -29,12 +25,9 @@ IMAGENET = Entry(
         path="{split}/{label}/{id}",
         difference="same images and labels; the archives must be fetched by hand",
     ),
-    note="The official validation set is both val and test. CoOp draws from an unsorted directory listing, so "
-    "its picks depend on the file system; here files are sorted, or listed by index_file.",
 )
 
-_VARIANT: dict[str, Any] = dict(template="a photo of a {}.", train=0, val=0, class_name=class_names.imagenet)
-
+# Sizes are the official figures.
 IMAGENET_V2 = Entry(
     name="imagenet_v2",
     title="ImageNetV2",
@@ -42,8 +35,7 @@ IMAGENET_V2 = Entry(
     images="imagenetv2-matched-frequency-format-val",
     layout="numbered folders",
     classes=1000,
-    test=10_000,
-    sizes_from="official",
+    sizes={"test": 10_000},
     fetch=(
         (
             "imagenetv2-matched-frequency-format-val",
@@ -51,9 +43,10 @@ IMAGENET_V2 = Entry(
         ),
     ),
     tfds=Tfds("imagenet_v2/matched-frequency", {"test": "test"}, id_feature="file_name", version="3.0.0"),
-    **_VARIANT,
+    class_name=class_names.imagenet,
 )
 
+# Sizes are the official figures.
 IMAGENET_SKETCH = Entry(
     name="imagenet_sketch",
     title="ImageNet-Sketch",
@@ -61,13 +54,13 @@ IMAGENET_SKETCH = Entry(
     images="images",
     layout="class folders",
     classes=1000,
-    test=50_889,
-    sizes_from="official",
+    sizes={"test": 50_889},
     fetch=(("images", "https://github.com/HaohanWang/ImageNet-Sketch (its sketch/ folder)"),),
     tfds=Tfds("imagenet_sketch", {"test": "test"}, id_feature="file_name"),
-    **_VARIANT,
+    class_name=class_names.imagenet,
 )
 
+# Sizes are the official figures. Evaluated among its own 200 classes; the label is the rank of the folder.
 IMAGENET_A = Entry(
     name="imagenet_a",
     title="ImageNet-A",
@@ -75,14 +68,13 @@ IMAGENET_A = Entry(
     images="imagenet-a",
     layout="class folders",
     classes=200,
-    test=7500,
-    sizes_from="official",
+    sizes={"test": 7500},
     fetch=(("imagenet-a", "https://github.com/hendrycks/natural-adv-examples"),),
     tfds=Tfds("imagenet_a", {"test": "test"}, id_feature="file_name", path="{label}/{id}"),
-    note="Evaluated among its own 200 classes; the label is the rank of the folder.",
-    **_VARIANT,
+    class_name=class_names.imagenet,
 )
 
+# Sizes are the official figures. Evaluated among its own 200 classes; the label is the rank of the folder.
 IMAGENET_R = Entry(
     name="imagenet_r",
     title="ImageNet-R",
@@ -90,10 +82,8 @@ IMAGENET_R = Entry(
     images="imagenet-r",
     layout="class folders",
     classes=200,
-    test=30_000,
-    sizes_from="official",
+    sizes={"test": 30_000},
     fetch=(("imagenet-r", "https://github.com/hendrycks/imagenet-r"),),
     tfds=Tfds("imagenet_r", {"test": "test"}, id_feature="file_name", version="0.2.0"),
-    note="Evaluated among its own 200 classes; the label is the rank of the folder.",
-    **_VARIANT,
+    class_name=class_names.imagenet,
 )

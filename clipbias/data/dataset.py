@@ -8,6 +8,8 @@ import numpy as np
 
 from clipbias.errors import ClipbiasError
 
+TEMPLATE = "a photo of a {}."  # where a dataset has none of its own
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:

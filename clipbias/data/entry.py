@@ -2,9 +2,9 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 
 from clipbias.data import class_names
+from clipbias.data.dataset import TEMPLATE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,36 +47,23 @@ class Entry:
         WordNet ids), "class folders" (WordNet ids, test only) or "numbered folders" (ImageNet labels, test only).
       split_file: The frozen split, for the layout "split file".
       template: The prompt.
-      classes, train, val, test: Sizes; 0 where there is no such split.
-      sizes_from: How the sizes are known: "counted", "derived" from the split rule, or "official" figures.
+      classes: How many.
+      sizes: Images per split, for the splits there are.
       class_name: A label name of the archive or of TFDS to the benchmark's class name.
       fetch: What to fetch: (place below `folder`, address).
       tfds: The stock builder, if any.
-      golden: Seed to the first 16 hex digits of sha256 over the paths of the 16-shot training and the 4-shot
-        validation picks, joined by newlines.
-      note: What to know besides.
     """
 
     name: str
     title: str
     folder: str
     images: str
-    layout: str
-    template: str
     classes: int
-    train: int
-    val: int
-    test: int
-    sizes_from: str
+    sizes: Mapping[str, int]
     fetch: tuple[tuple[str, str], ...]
+    layout: str = "split file"
+    template: str = TEMPLATE
     split_file: str | None = None
     other_folders: tuple[str, ...] = ()
     class_name: Callable[[str], str] = class_names.unchanged
     tfds: Tfds | None = None
-    golden: Mapping[int, tuple[str, str]] = dataclasses.field(default_factory=lambda: MappingProxyType({}))
-    note: str = ""
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Images per split, for the splits there are."""
-        return {key: count for key in ("train", "val", "test") if (count := getattr(self, key))}

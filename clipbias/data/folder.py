@@ -8,10 +8,9 @@ import numpy as np
 from absl import logging
 
 from clipbias.data import files_on_disk
-from clipbias.data.dataset import Dataset, Split
+from clipbias.data.dataset import TEMPLATE, Dataset, Split
 from clipbias.errors import ClipbiasError
 
-TEMPLATE = "a photo of a {}."
 # Names under which people keep each split, in order of preference.
 SPLIT_FOLDERS = {
     "train": ("train", "training"),

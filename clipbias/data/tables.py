@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from clipbias.data import files_on_disk
-from clipbias.data.dataset import Dataset, Split
-from clipbias.data.folder import SPLIT_FOLDERS, TEMPLATE, complete_splits
+from clipbias.data.dataset import TEMPLATE, Dataset, Split
+from clipbias.data.folder import SPLIT_FOLDERS, complete_splits
 from clipbias.errors import ClipbiasError
 from clipbias.files import parse_json, read_text, user_path
 

@@ -8,9 +8,9 @@ import numpy as np
 from absl import logging
 
 from clipbias.data import benchmark, catalog, class_names
-from clipbias.data.dataset import Dataset, Split
+from clipbias.data.dataset import TEMPLATE, Dataset, Split
 from clipbias.data.entry import Entry, Tfds
-from clipbias.data.folder import TEMPLATE, complete_splits
+from clipbias.data.folder import complete_splits
 from clipbias.errors import ClipbiasError
 from clipbias.files import read_text, user_path
 

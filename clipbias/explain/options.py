@@ -1,9 +1,9 @@
 """What is asked of a study."""
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
-from clipbias.checks import LARGEST, check_choice, check_int, check_number, shown
+from clipbias.checks import LARGEST, Choices, Range, check_fields, check_int
 from clipbias.data.pipeline import ON_ERROR
 from clipbias.errors import ClipbiasError
 from clipbias.explain.attention import REDUCTIONS
@@ -31,41 +31,26 @@ class StudyOptions:
       seed: of the random order that faithfulness compares with.
     """
 
-    batch_size: int = 32
-    images: int = 0
-    faithfulness_images: int = 200
-    examples: int = 4
-    rotations: tuple[int, ...] = (0, 90, 180, 270)
-    layers: tuple[int, ...] = ()
-    normalisation: str = "sum"
-    reduction: str = "sum"
-    start_layer: int = 0
+    batch_size: Annotated[int, Range(1, LARGEST)] = 32
+    images: Annotated[int, Range(0, LARGEST)] = 0
+    faithfulness_images: Annotated[int, Range(0, LARGEST)] = 200
+    examples: Annotated[int, Range(1, 1000)] = 4
+    rotations: tuple[Annotated[int, Range(-360, 360)], ...] = (0, 90, 180, 270)
+    layers: tuple[Annotated[int, Range(0, LARGEST)], ...] = ()
+    normalisation: Annotated[str, Choices(tuple(NORMALISATIONS))] = "sum"
+    reduction: Annotated[str, Choices(REDUCTIONS)] = "sum"
+    start_layer: Annotated[int, Range(-LARGEST, LARGEST)] = 0
     prompt: int | str = "mean"
-    on_image_error: str = "raise"
-    save_seconds: float = 30.0
-    seed: int = 0
+    on_image_error: Annotated[str, Choices(ON_ERROR)] = "raise"
+    save_seconds: Annotated[float, Range(0)] = 30.0
+    seed: Annotated[int, Range(0, LARGEST)] = 0
 
     def __post_init__(self) -> None:
-        check_int("batch_size", self.batch_size, lowest=1)
-        for name in ("images", "faithfulness_images", "seed"):
-            check_int(name, getattr(self, name))
-        check_int("examples", self.examples, lowest=1, highest=1000)
-        for name in ("rotations", "layers"):
-            if not isinstance(getattr(self, name), tuple):
-                raise ClipbiasError(f"{name} is {shown(getattr(self, name))}; it must be a list of numbers.")
-        for rotation in self.rotations:
-            check_int("a rotation", rotation, lowest=-360, highest=360)
+        check_fields(self)
         if not self.rotations or any(rotation % 90 for rotation in self.rotations):
             raise ClipbiasError(f"rotations are {self.rotations}; give multiples of 90 degrees.")
-        for layer in self.layers:
-            check_int("a layer", layer)
-        check_choice("normalisation", self.normalisation, tuple(NORMALISATIONS))
-        check_choice("reduction", self.reduction, REDUCTIONS)
-        check_int("start_layer", self.start_layer, lowest=-LARGEST)
         if self.prompt != "mean":
             check_int("prompt", self.prompt)
-        check_choice("on_image_error", self.on_image_error, ON_ERROR)
-        check_number("save_seconds", self.save_seconds, lowest=0)
 
     def what_counts(self) -> dict[str, Any]:
         """The options that results depend on."""
