@@ -41,7 +41,11 @@ def main(config: ConfigDict, workdir: Path) -> None:
         own = split(config.own_methods)
         learned = [
             Learned(
-                name, source, adapter, adapter.task(clip, own_methods=own), images.get(adapter.notes.get("dataset"))
+                name,
+                source,
+                adapter,
+                adapter.task(clip, own_methods=own),
+                images.get(str(adapter.notes.get("dataset"))),
             )
             for name, (adapter, source) in zip(names, found, strict=True)
         ]

@@ -23,7 +23,7 @@ from clipbias.clip import layers, tower
 from clipbias.clip.adaptation import NOTHING, Adaptation
 from clipbias.clip.config import ClipConfig
 from clipbias.clip.precision import with_precision
-from clipbias.clip.text import TextTokens, check_text_parts, put_context, read_text, text_layers
+from clipbias.clip.text import TextTokens, check_text_parts, project_text, put_context, text_layers
 from clipbias.clip.weight_changes import outside_layers
 
 # Least length of a tile: class names of a few tokens share one, and the products of a tile are large enough to be fast.
@@ -248,5 +248,5 @@ def _group_features(
         return take(out.reshape(*out.shape[:2], -1), ends).reshape(q.shape)
 
     rows = tower.add_bias(layers.block_rows(x, last.weights, config.text, take, attend_row), last)
-    features = read_text(params, config, rows.reshape(-1, rows.shape[-1]), adaptation)
+    features = project_text(params, config, rows.reshape(-1, rows.shape[-1]), adaptation)
     return features.reshape(*tokens.ends.shape, -1)

@@ -127,7 +127,7 @@ def embed_text(
     )
 
 
-def read_text(
+def project_text(
     params: Mapping[str, Any], config: ClipConfig, rows: jax.Array, adaptation: Adaptation | None = None
 ) -> jax.Array:
     """`final-LayerNorm(x[eos]) @ projection`: `[C, D]` to `[C, d]`, float32, not normalised to unit length."""
@@ -171,4 +171,4 @@ def encode_text(
         rows, observed = tower.run_fused(inputs, config.text, remat=remat), None
     else:
         rows, observed = tower.run_explicit(inputs, config.text, taps=taps, observe=observe, intervene=intervene)
-    return read_text(params, config, rows, adaptation), observed
+    return project_text(params, config, rows, adaptation), observed

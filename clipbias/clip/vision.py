@@ -73,7 +73,7 @@ def embed_image(
     )
 
 
-def read_image(
+def project_image(
     params: Mapping[str, Any], config: ClipConfig, rows: jax.Array, adaptation: Adaptation | None = None
 ) -> jax.Array:
     """`post-LayerNorm(x[:, 0]) @ projection`: `[B, D]` to `[B, d]`, float32, not normalised to unit length."""
@@ -120,7 +120,7 @@ def encode_image(
         rows, observed = tower.run_fused(inputs, config.vision, remat=remat), None
     else:
         rows, observed = tower.run_explicit(inputs, config.vision, taps=taps, observe=observe, intervene=intervene)
-    return read_image(params, config, rows, adaptation), observed
+    return project_image(params, config, rows, adaptation), observed
 
 
 def check_prompts(prompts: jax.Array | None, geometry: Any, name: str, *, extra: int = 0) -> jax.Array | None:

@@ -163,11 +163,6 @@ def make_plan(
     return PROTOCOLS[protocol](load(source), [load(name) for name in names], shots=shots, seed=seed)
 
 
-def harmonic_mean(base: float, new: float) -> float:
-    """The one number of base-to-new: 2 / (1 / base + 1 / new), 0 where either is 0."""
-    return 0.0 if base <= 0 or new <= 0 else 2 / (1 / base + 1 / new)
-
-
 def _picks(dataset: Dataset, shots: int, seed: int) -> Dataset:
     """The dataset with "train" and "val" reduced to the draw."""
     train, val = dataset.split("train"), dataset.splits.get("val")

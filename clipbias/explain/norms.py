@@ -17,7 +17,7 @@ import numpy as np
 from clipbias.clip import Adaptation, TextTokens, tower
 from clipbias.clip.config import ClipConfig, TowerConfig
 from clipbias.clip.precision import with_precision
-from clipbias.clip.text import embed_text, read_text
+from clipbias.clip.text import embed_text, project_text
 from clipbias.clip.vision import embed_image, patchify
 from clipbias.tuning import Learnables, Task
 
@@ -144,7 +144,7 @@ def _text_norms(
     embeddings = params["text"]["token_embedding"].astype(dtype)[tokens.ids]
     inputs = embed_text(params, config, tokens, adaptation, dtype=dtype)
     states, at_inputs, at_outputs = _run(inputs, config.text, others, real)
-    features = read_text(params, config, tower.take_rows(states, tokens.eos), adaptation)
+    features = project_text(params, config, tower.take_rows(states, tokens.eos), adaptation)
     length = jnp.linalg.norm(features, axis=-1).mean()
     return _mean_norm(embeddings, others), at_inputs, at_outputs, length
 

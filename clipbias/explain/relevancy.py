@@ -5,8 +5,7 @@ For a target `y = exp(logit_scale) · cos(f, g)` and each branch by itself,
     Ā_l = mean_h relu(∂y/∂A_l ⊙ A_l),    R ← R + Ā_l R,    first layer to last, R = I at the start,
 
 read at the row of `[cls]` or EOS. That row is `e (I + Ā_L) … (I + Ā_1)`: a row vector that starts at the last layer,
-which is where gradients come from, so one backward scan yields it (`relevancy`). `plain_relevancy` does what the
-equations say.
+which is where gradients come from, so one backward scan yields it.
 """
 
 import functools
@@ -17,13 +16,12 @@ import jax
 import jax.numpy as jnp
 
 from clipbias.checks import check_int
-from clipbias.clip import TextTokens, encode_image, encode_text
-from clipbias.clip.config import TowerConfig
+from clipbias.clip import TextTokens
 from clipbias.clip.params import Params
 from clipbias.errors import ClipbiasError
 from clipbias.explain.reductions import REDUCTIONS
 from clipbias.explain.streaming import Relevancy, stream
-from clipbias.explain.targets import check_targets, first_layer, pair_logits, target_adaptation, target_text
+from clipbias.explain.targets import check_targets
 from clipbias.tuning import Classifier, Learnables, Task
 
 
@@ -133,54 +131,3 @@ def _explanations(
         return found
     rest = run(images[whole:], targets[whole:])
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), found, rest)
-
-
-def plain_relevancy(
-    task: Task,
-    params: Params,
-    learnables: Learnables,
-    images: jax.Array,
-    targets: jax.Array,
-    *,
-    start_layer: int = 0,
-) -> Relevancy:
-    """The same by the letter: zeros added to all attention at once, `jax.grad`, and the whole matrix `R`.
-
-    Takes targets `[B]`. Several times slower and larger than `relevancy`, and short enough to be checked by eye.
-    """
-    classifier, config = task.classifier, task.clip.config
-    adaptation = target_adaptation(classifier, learnables, targets)
-    text = target_text(task.tokens, targets, classifier.templates)
-
-    def taps(geometry: TowerConfig, batch: int, length: int) -> jax.Array:
-        return jnp.zeros((geometry.layers, batch, geometry.heads, length, length))
-
-    prompts = 0 if adaptation.vision_prompts is None else adaptation.vision_prompts.shape[1]
-    vision_taps = taps(config.vision, images.shape[0], 1 + config.vision.patches + prompts)
-    text_taps = taps(config.text, *text.ids.shape)
-
-    def score(vision_taps: jax.Array, text_taps: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
-        dtype = jnp.dtype(classifier.dtype)
-        observe = lambda view: view.probabilities  # noqa: E731
-        options: dict[str, Any] = dict(observe=observe, dtype=dtype)
-        f, vision = encode_image(params, config, images, adaptation, taps=vision_taps, **options)
-        g, words = encode_text(params, config, text, adaptation, taps=text_taps, **options)
-        y = pair_logits(params, f, g, adaptation.text_residual, classifier.templates)[:, 0]
-        return y.sum(), (y, vision, words)
-
-    (vision_gradient, text_gradient), (y, vision, words) = jax.grad(score, (0, 1), has_aux=True)(vision_taps, text_taps)
-
-    def matrix(attention: jax.Array, gradient: jax.Array, start: int) -> jax.Array:
-        mean = jax.nn.relu(attention * gradient).mean(2)
-        r = jnp.broadcast_to(jnp.eye(mean.shape[-1]), mean.shape[1:])
-        for l in range(start, mean.shape[0]):
-            r = r + jnp.matmul(mean[l], r, precision="highest")
-        return r
-
-    vision_matrix = matrix(vision, vision_gradient, first_layer(start_layer, config.vision, "vision"))
-    text_matrix = matrix(words, text_gradient, first_layer(start_layer, config.text, "text"))
-    rows = jnp.take_along_axis(text_matrix, text.eos[:, None, None], axis=1)[:, 0]
-    rows = jnp.where(jnp.arange(rows.shape[1]) < text.eos[:, None], rows, 0)
-    if classifier.templates > 1:
-        rows = rows.reshape(-1, classifier.templates, rows.shape[-1])
-    return Relevancy(vision=vision_matrix[:, 0, 1:], text=rows, scores=y)

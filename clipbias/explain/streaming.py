@@ -21,9 +21,9 @@ from clipbias.clip import TextTokens, layers, tower
 from clipbias.clip.config import TowerConfig
 from clipbias.clip.params import Params
 from clipbias.clip.precision import with_precision
-from clipbias.clip.text import embed_text, read_text
+from clipbias.clip.text import embed_text, project_text
 from clipbias.clip.tower import TowerInput
-from clipbias.clip.vision import embed_image, read_image
+from clipbias.clip.vision import embed_image, project_image
 from clipbias.explain.reductions import Reduction
 from clipbias.explain.targets import first_layer, pair_logits, target_adaptation, target_text
 from clipbias.tuning import Classifier, Learnables
@@ -300,10 +300,10 @@ def stream(
     vision_kept, vision_tokens = run_forward(vision_input, config.vision, recompute)
     text_kept, text_tokens = run_forward(text_input, config.text, recompute)
     image_features, pull_image, image_rows = last_block(
-        vision_tokens, vision_input, config.vision, lambda rows: read_image(params, config, rows, adaptation)
+        vision_tokens, vision_input, config.vision, lambda rows: project_image(params, config, rows, adaptation)
     )
     text_features, pull_text, text_rows = last_block(
-        text_tokens, text_input, config.text, lambda rows: read_text(params, config, rows, adaptation)
+        text_tokens, text_input, config.text, lambda rows: project_text(params, config, rows, adaptation)
     )
     logits, pull = jax.vjp(
         lambda f, g: pair_logits(params, f, g, adaptation.text_residual, templates), image_features, text_features

@@ -121,8 +121,3 @@ def test_refusals(root):
         protocols.make_plan("few_shot", "imagenet_r", load)
     with pytest.raises(ClipbiasError, match="needs at least 2"):
         protocols.base_to_new(load("dtd").with_classes([0]), shots=1, seed=1)
-
-
-def test_harmonic_mean():
-    assert protocols.harmonic_mean(80.0, 60.0) == pytest.approx(68.5714, abs=1e-4)
-    assert protocols.harmonic_mean(0.0, 60.0) == 0.0

@@ -9,10 +9,11 @@ from jax.sharding import PartitionSpec
 import clipbias
 from clipbias.errors import ClipbiasError
 from clipbias.explain.reductions import RELEVANCY
-from clipbias.explain.relevancy import plain_relevancy, relevancy
+from clipbias.explain.relevancy import relevancy
 from clipbias.training import mesh as meshes
 from clipbias.tuning import Task
 from tests.explain.models import tuned
+from tests.reference.plain_relevancy import plain_relevancy
 from tools.benchmarks import model
 
 TARGETS = jnp.array([0, 1, 2, 1])

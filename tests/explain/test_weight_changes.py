@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from clipbias.clip import Adaptation
-from clipbias.explain.relevancy import plain_relevancy, relevancy
+from clipbias.explain.relevancy import relevancy
 from clipbias.tuning import Method, Task
 from tests.explain.models import CLASS_NAMES
+from tests.reference.plain_relevancy import plain_relevancy
 
 TARGETS = jnp.array([0, 1, 2, 1])
 

@@ -16,9 +16,10 @@ from clipbias.clip.params import Params, empty_params
 from clipbias.clip.preprocess import Preprocessing
 from clipbias.clip.tensors import open_safetensors
 from clipbias.errors import ClipbiasError
-from clipbias.explain.relevancy import plain_relevancy, relevancy
+from clipbias.explain.relevancy import relevancy
 from clipbias.files import write_tensors, write_text
 from clipbias.tuning import Task
+from tests.reference.plain_relevancy import plain_relevancy
 from tools.benchmarks import flops, measure, model
 from tools.benchmarks.steps import options as method_options
 from tools.benchmarks.worker import Job, process_memory

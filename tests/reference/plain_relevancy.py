@@ -1,0 +1,65 @@
+"""Relevancy by the letter of its equations, in JAX: what `clipbias.relevancy` computes in one backward scan."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from clipbias.clip import encode_image, encode_text
+from clipbias.clip.config import TowerConfig
+from clipbias.clip.params import Params
+from clipbias.explain.streaming import Relevancy
+from clipbias.explain.targets import first_layer, pair_logits, target_adaptation, target_text
+from clipbias.tuning import Learnables, Task
+
+
+def plain_relevancy(
+    task: Task,
+    params: Params,
+    learnables: Learnables,
+    images: jax.Array,
+    targets: jax.Array,
+    *,
+    start_layer: int = 0,
+) -> Relevancy:
+    """The maps of `clipbias.relevancy` by the letter of Eq. 13 to 16: whole matrices.
+
+    Zeros are added to all attention at once and differentiated by. Takes targets `[B]`. Several times slower and
+    larger, and short enough to be checked by eye.
+    """
+    classifier, config = task.classifier, task.clip.config
+    adaptation = target_adaptation(classifier, learnables, targets)
+    text = target_text(task.tokens, targets, classifier.templates)
+
+    def taps(geometry: TowerConfig, batch: int, length: int) -> jax.Array:
+        return jnp.zeros((geometry.layers, batch, geometry.heads, length, length))
+
+    prompts = 0 if adaptation.vision_prompts is None else adaptation.vision_prompts.shape[1]
+    vision_taps = taps(config.vision, images.shape[0], 1 + config.vision.patches + prompts)
+    text_taps = taps(config.text, *text.ids.shape)
+
+    def score(vision_taps: jax.Array, text_taps: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
+        dtype = jnp.dtype(classifier.dtype)
+        observe = lambda view: view.probabilities  # noqa: E731
+        options: dict[str, Any] = dict(observe=observe, dtype=dtype)
+        f, vision = encode_image(params, config, images, adaptation, taps=vision_taps, **options)
+        g, words = encode_text(params, config, text, adaptation, taps=text_taps, **options)
+        y = pair_logits(params, f, g, adaptation.text_residual, classifier.templates)[:, 0]
+        return y.sum(), (y, vision, words)
+
+    (vision_gradient, text_gradient), (y, vision, words) = jax.grad(score, (0, 1), has_aux=True)(vision_taps, text_taps)
+
+    def matrix(attention: jax.Array, gradient: jax.Array, start: int) -> jax.Array:
+        mean = jax.nn.relu(attention * gradient).mean(2)
+        r = jnp.broadcast_to(jnp.eye(mean.shape[-1]), mean.shape[1:])
+        for l in range(start, mean.shape[0]):
+            r = r + jnp.matmul(mean[l], r, precision="highest")
+        return r
+
+    vision_matrix = matrix(vision, vision_gradient, first_layer(start_layer, config.vision, "vision"))
+    text_matrix = matrix(words, text_gradient, first_layer(start_layer, config.text, "text"))
+    rows = jnp.take_along_axis(text_matrix, text.eos[:, None, None], axis=1)[:, 0]
+    rows = jnp.where(jnp.arange(rows.shape[1]) < text.eos[:, None], rows, 0)
+    if classifier.templates > 1:
+        rows = rows.reshape(-1, classifier.templates, rows.shape[-1])
+    return Relevancy(vision=vision_matrix[:, 0, 1:], text=rows, scores=y)
