@@ -16,6 +16,7 @@ from clipbias.clip.hub import command, parse
 from clipbias.clip.pins import PINS
 from clipbias.errors import ClipbiasError
 from tests.hub.server import Hub, Repository
+from tests.reference.formats import FORMATS
 
 DEFAULT = "openai/clip-vit-base-patch16"
 
@@ -135,18 +136,17 @@ def test_a_cache_that_cannot_be_written(hub: Hub, files: dict[str, bytes], monke
     assert "cache" in refusal("someone/small")
 
 
-def test_offline_without_a_cache(
-    hub: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_offline_without_a_cache(hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     """The command that is printed downloads, where there is a network, what is then read as a folder."""
+    files = {path.name: path.read_bytes() for path in (FORMATS / "flax").iterdir()}
     hub.repositories[DEFAULT] = Repository(files | {"tf_model.h5": b"", "pytorch_model.bin": b""}, PINS[DEFAULT].commit)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     message = refusal(DEFAULT)
     (hint,) = re.findall(r"`(hf download .*?)`", message)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    run_hf(hint.replace("flax_model.msgpack", "model.safetensors"), monkeypatch)
+    run_hf(hint, monkeypatch)
     (folder,) = re.findall(r"/\S+", capsys.readouterr().out)
-    assert clipbias.load(folder).fingerprint
+    assert clipbias.load(folder).fingerprint == clipbias.load(FORMATS / "flax").fingerprint
     assert not {"tf_model.h5", "pytorch_model.bin"} & {*hub.downloaded()}
 
 

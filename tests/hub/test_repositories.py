@@ -7,12 +7,14 @@ same model, and only what is downloaded differs.
 import dataclasses
 import hashlib
 import json
+import re
 
 import pytest
 
 import clipbias
 from clipbias.clip.pins import PINS
 from clipbias.errors import ClipbiasError
+from tests.documents import ROOT
 from tests.hub.server import LARGE, Hub, Repository
 from tests.reference.formats import FORMATS
 
@@ -103,9 +105,10 @@ def test_a_repository_loads_and_nothing_else_of_it_is_fetched(
         monkeypatch.setitem(PINS, repository, dataclasses.replace(pin, sha256=pin.sha256 and small_hash))
     hub.repositories[repository] = Repository(files, revision or (pin and pin.commit))
     clip = clipbias.load(source)
-    assert clip.revision == revision or (pin and clip.revision == pin.commit) or "/" in source
-    if "half" not in weights and repository != "apple/DFN2B-CLIP-ViT-B-16":
-        assert clip.fingerprint == clipbias.load(FORMATS / "torch").fingerprint
+    assert clip.revision == hub.repositories[repository].references["main"]
+    assert clip.source == f"{repository}@{clip.revision}"
+    original = clipbias.load(FORMATS / "torch")
+    assert (clip.fingerprint, clip.config) == (original.fingerprint, original.config)
     fetched = hub.downloaded()
     read = [name for name in fetched if name.endswith((*LARGE, ".index.json"))]
     assert read == ([weights] if "sharded" not in source else sorted(n for n in files if "pytorch_model" in n))
@@ -113,6 +116,12 @@ def test_a_repository_loads_and_nothing_else_of_it_is_fetched(
     hub.requests.clear()
     clipbias.load(f"{repository}@{clip.revision}")
     assert hub.requests == []
+
+
+def test_the_page_on_models_says_what_is_read() -> None:
+    rows = re.findall(r"^\| `([\w./-]+)`.*? \| `(.*?)` \|", (ROOT / "docs" / "models.md").read_text(), re.MULTILINE)
+    named = {source.removeprefix("hf-hub:"): weights for source, (_, weights) in CASES.items()}
+    assert dict(rows) == {name: named[name] for name in named if "@" not in name and name != "someone/sharded"}
 
 
 OTHERS = {
