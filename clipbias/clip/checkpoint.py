@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,9 @@ from clipbias.files import read_json, shorten, user_path, write_tensors, write_t
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ACTIVATIONS = ("quick_gelu", "gelu")
-# Repositories whose configuration leaves out that they were trained with QuickGELU (open_clip's own list says so).
-QUICK_GELU = "apple/DFN"
+# Repositories whose configuration leaves out that they were trained with QuickGELU (open_clip's own list says so), by
+# their name on the hub or that of their folder in its cache.
+QUICK_GELU = re.compile(r"(^|.*/models--)apple(/|--)DFN.*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,7 +185,7 @@ def _describe(weights: Weights, activation: str | None, name: str) -> tuple[Clip
     """Geometry and preprocessing, from the configuration beside the weights or from their shapes."""
     if weights.configuration is not None:
         config, preprocessing, says_activation = read_configuration(weights.configuration)
-        if not says_activation and name.startswith(QUICK_GELU):
+        if not says_activation and QUICK_GELU.match(name):
             activation = activation or "quick_gelu"
         if activation is not None:
             vision = dataclasses.replace(config.vision, activation=activation)

@@ -62,7 +62,9 @@ def test_what_a_configuration_says(folder: Path) -> None:
     ("repository", "said", "activation"),
     [
         ("apple/DFN2B-CLIP-ViT-B-16", None, "quick_gelu"),
+        ("/cache/hub/models--apple--DFN2B-CLIP-ViT-B-16/snapshots/0", None, "quick_gelu"),
         ("apple/DFN2B-CLIP-ViT-B-16", False, "gelu"),
+        ("/data/pineapple/DFN2B-CLIP-ViT-B-16", None, "gelu"),
         ("laion/CLIP-ViT-B-16-laion2B-s34B-b88K", None, "gelu"),
     ],
 )

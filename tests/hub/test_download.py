@@ -2,6 +2,8 @@
 
 import concurrent.futures
 import logging
+import re
+import socket
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,8 @@ from huggingface_hub import constants
 import clipbias
 from clipbias.clip import repository
 from clipbias.clip.pins import PINS
+from clipbias.errors import ClipbiasError
+from tests.fuzz.answers import deadline
 from tests.hub.conftest import without_weights
 from tests.hub.server import Hub, Repository
 
@@ -62,6 +66,29 @@ def test_a_branch_that_was_seen_is_read_without_a_network(
         assert clipbias.load("someone/small").revision == first.revision
     assert first.revision in caplog.text
     assert hub.requests == []
+
+
+def test_a_hub_that_never_answers_is_not_waited_for(
+    hub: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.repositories["someone/small"] = Repository(files)
+    first = clipbias.load("someone/small")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.2)
+        with deadline():
+            assert clipbias.load("someone/small").revision == first.revision
+            with pytest.raises(ClipbiasError, match="cannot be reached"):
+                clipbias.load("someone/other")
+
+
+def test_a_bar_shows_how_far_a_download_is(
+    hub: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    hub.repositories["someone/small"] = Repository(files)
+    monkeypatch.setenv("TQDM_POSITION", "-1")  # as on a terminal
+    clipbias.load("someone/small")
+    assert re.search(r"model\.safetensors: 100%", capsys.readouterr().err)
 
 
 def test_a_branch_that_moved_is_followed(hub: Hub, files: dict[str, bytes]) -> None:
