@@ -20,7 +20,7 @@ from clipbias import data
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
 from clipbias.explain.options import StudyOptions
-from clipbias.explain.results import FIGURES, Results
+from clipbias.explain.results import FIGURES, Findings
 from clipbias.explain.run import run_study
 from clipbias.explain.study import ZERO_SHOT, Devices, Model, Study
 from clipbias.report import write_overview, write_report
@@ -59,7 +59,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
             app.tell(f"overview: {write_overview(folders, workdir)}")
 
 
-def explain(config: ConfigDict, name: str, folder: Path, figures: Sequence[str]) -> Results:
+def explain(config: ConfigDict, name: str, folder: Path, figures: Sequence[str]) -> Findings:
     """One dataset's study, written to `folder`."""
     adapters = [find_adapter(path.replace("{dataset}", name)) for path in split(config.adapters)]
     name = name or next((adapter.notes.get("dataset", "") for adapter, _ in adapters), "")

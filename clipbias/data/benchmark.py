@@ -94,17 +94,19 @@ def read_listing(entry: Entry, root: Path) -> Listing:
         return read_variant_lists(entry, root)
     images = root / entry.images
     _present(images, entry)
-    names_path = root / "classnames.txt"
-    names = class_names.imagenet_classes()
-    if names_path.exists():
-        names = class_names.parse_classes(read_text(names_path), str(names_path))
     return from_class_folders(
         entry,
-        names,
+        imagenet_names(root),
         lambda folder: files_on_disk.sub_folders(_present(images / folder, entry)),
         lambda folder: files_on_disk.image_files(images / folder),
         str(images),
     )
+
+
+def imagenet_names(root: Path) -> dict[str, str]:
+    """WordNet id to class name in label order: the dataset's own `classnames.txt`, or CLIP's names."""
+    path = root / "classnames.txt"
+    return class_names.parse_classes(read_text(path), str(path)) if path.exists() else class_names.imagenet_classes()
 
 
 def read_split_file(path: Path, *, hint: str) -> Listing:

@@ -2,10 +2,11 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ class Records:
     """One split of a prepared dataset.
 
     Attributes:
-      ids: The identifying feature of each record, or its number where there is none.
+      ids: The identifying feature of each record, which may repeat, or its number where there is none.
       labels: int32 [n].
       order: The records in the order in which they were given to the builder, int64 [n]; TFDS shuffles them.
       read: Record number to encoded image bytes.
@@ -37,24 +38,7 @@ class Records:
     ids: tuple[str, ...]
     labels: np.ndarray
     order: np.ndarray
-    read: "Reader"
-
-
-class Reader:
-    """Record number to encoded image bytes; opens the files at the first use."""
-
-    def __init__(self, prepared: "Prepared", split: str) -> None:
-        self._prepared = prepared
-        self._split = split
-        self._source: Any = None
-        self._lock = threading.Lock()
-
-    def __call__(self, number: int) -> bytes:
-        with self._lock:
-            if self._source is None:
-                self._source = self._prepared.source(self._split)
-        with self._prepared.told(f"record {number} of {self._split}"):
-            return self._source[int(number)]["image"]
+    read: Callable[[int], bytes]
 
 
 class Prepared:
@@ -133,9 +117,16 @@ class Prepared:
                 logging.warning("The index of %s is not kept: %s", self.folder, error)
         ids = tuple(index["ids"]) if id_feature else tuple(f"{number:07d}" for number in range(count))
         positions = index["positions"] or range(count)
-        return Records(
-            ids, np.asarray(index["labels"], np.int32), np.argsort(positions, kind="stable"), Reader(self, split)
-        )
+        lock = threading.Lock()
+        opened = functools.cache(lambda: self.source(split))  # at the first use
+
+        def read(number: int) -> bytes:
+            with lock:
+                source = opened()
+            with self.told(f"record {number} of {split}"):
+                return source[int(number)]["image"]
+
+        return Records(ids, np.asarray(index["labels"], np.int32), np.argsort(positions, kind="stable"), read)
 
     def _read_index(self, split: str, id_feature: str | None) -> dict:
         features = self._builder.info.features

@@ -12,10 +12,10 @@ from clipbias.data.dataset import TEMPLATE, Dataset, Split
 from clipbias.data.entry import Entry, Tfds
 from clipbias.data.folder import complete_splits
 from clipbias.errors import ClipbiasError
-from clipbias.files import read_text, user_path
+from clipbias.files import user_path
 
 if TYPE_CHECKING:
-    from clipbias.data.tfds_records import Prepared, Reader
+    from clipbias.data.tfds_records import Prepared
 
 DEFAULT_DATA_DIR = "~/tensorflow_datasets"
 OWN_SPLITS = {"train": "train", "validation": "val", "test": "test"}  # of builders outside the catalogue
@@ -91,13 +91,8 @@ def _with_own_split(name: str, entry: Entry | None, stock: Tfds, prepared: "Prep
         if own not in prepared.splits:
             continue
         records = prepared.records(own, None)
-        numbers = [number for number in range(len(records.ids)) if new_label[records.labels[number]] >= 0]
-        keys = [f"{own}/{records.ids[number]}" for number in numbers]
-        splits[benchmark_name] = Split(
-            tuple(keys),
-            new_label[records.labels[numbers]],
-            lambda index, read=records.read, numbers=numbers: read(numbers[index]),  # type: ignore[misc]
-        )
+        whole = Split(tuple(f"{own}/{number}" for number in records.ids), new_label[records.labels], records.read)
+        splits[benchmark_name] = whole.subset(np.flatnonzero(whole.labels >= 0))
     if not splits:
         raise ClipbiasError(f"{name} has the splits {', '.join(prepared.splits)}, none of which is known.")
     if {"train", "all"} & set(splits):
@@ -158,10 +153,7 @@ def _listing(
     if entry.split_file is not None:
         hint = f"say where it is with split_dir, or {benchmark.how_to_fetch(entry, 'split_')}"
         return benchmark.read_split_file(root / entry.split_file, hint=hint)
-    names = class_names.imagenet_classes()
-    if (root / "classnames.txt").is_file():
-        place = root / "classnames.txt"
-        names = class_names.parse_classes(read_text(place), str(place))
+    names = benchmark.imagenet_names(root)
     tree: dict[str, list[str]] = {}
     for path, *_ in available.values():
         folder, _, image = path.rpartition("/")
@@ -179,6 +171,6 @@ def _fold(path: str, stock: Tfds) -> str:
     return path.lower() if stock.ignore_case else path
 
 
-def _from_each(places: "list[tuple[str, Reader, int]]") -> Callable[[int], bytes]:
+def _from_each(places: list[tuple[str, Callable[[int], bytes], int]]) -> Callable[[int], bytes]:
     """Reads records, each from its own (path, reader, number)."""
     return lambda index: places[index][1](places[index][2])

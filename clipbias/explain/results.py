@@ -115,7 +115,7 @@ MAPS = ("relevancy", "attention", "rollout", "legrad", "random")
 
 
 @dataclasses.dataclass
-class Results:
+class Findings:
     """A study's arrays and scalars, as the module's docstring lists them."""
 
     arrays: dict[str, np.ndarray]
@@ -126,7 +126,7 @@ class Results:
         return (name for name in self.arrays if name.startswith(prefix))
 
 
-def save_results(folder: str | os.PathLike, results: Results) -> None:
+def save_results(folder: str | os.PathLike, results: Findings) -> None:
     """Writes both files, each atomically, the arrays first. NaN is no JSON: it is written as null."""
     folder = Path(folder)
     save_arrays(folder / ARRAYS, results.arrays)
@@ -135,7 +135,7 @@ def save_results(folder: str | os.PathLike, results: Results) -> None:
     write_text(folder / SCALARS, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
-def load_results(folder: str | os.PathLike) -> Results:
+def load_results(folder: str | os.PathLike) -> Findings:
     """Reads what `save_results` wrote.
 
     Raises:
@@ -153,7 +153,7 @@ def load_results(folder: str | os.PathLike) -> Results:
         )
     if scalars.pop(DIGEST, None) != _digest(scalars):
         raise ClipbiasError(f"{scalars_path} is not as it was written; delete it and run again.")
-    return Results(load_arrays(arrays_path), scalars)
+    return Findings(load_arrays(arrays_path), scalars)
 
 
 def _digest(content: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""A whole study: the chosen sections in order, each finished one kept, into one `Results`."""
+"""A whole study: the chosen sections in order, each finished one kept, into one `Findings`."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ import numpy as np
 
 from clipbias.errors import ClipbiasError
 from clipbias.explain import causal_sections, dataset_sections, picture_sections
-from clipbias.explain.results import FIGURES, FORMAT, Results, save_results
+from clipbias.explain.results import FIGURES, FORMAT, Findings, save_results
 from clipbias.explain.study import Study
 from clipbias.explain.verdict import verdict
 from clipbias.tuning import parameter_count
@@ -22,7 +22,7 @@ def run_study(
     dataset: Mapping[str, Any],
     config: Mapping[str, Any],
     figures: Sequence[str] = FIGURES,
-) -> Results:
+) -> Findings:
     """Computes `figures` and writes `results.npz` and `results.json` into `folder`.
 
     Args:
@@ -69,7 +69,7 @@ def run_study(
         if name in chosen:
             found, scalars[name] = study.once(name, compute)
             arrays |= found
-    results = Results(arrays, scalars)
+    results = Findings(arrays, scalars)
     if "verdict" in chosen:
         scalars["verdict"] = {model.key: verdict(results, model.key) for model in study.tuned}
     scalars["seconds"] = round(time.monotonic() - started, 1)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from clipbias.explain.results import TEXT_KINDS, Results
+from clipbias.explain.results import TEXT_KINDS, Findings
 
 TITLES = {
     "reweighting": "(a) Prompts re-weight attention among the input tokens",
@@ -31,7 +31,7 @@ class Quantity:
     sentence: str
 
 
-def verdict(results: Results, key: str) -> dict[str, Any]:
+def verdict(results: Findings, key: str) -> dict[str, Any]:
     """The verdict on one tuned model, from a study's other sections; in the form that `results.py` describes."""
     facts = _Facts(results, key)
     hypotheses = {
@@ -61,7 +61,7 @@ def verdict(results: Results, key: str) -> dict[str, Any]:
 class _Facts:
     """Short ways to a study's numbers about one tuned model."""
 
-    def __init__(self, results: Results, key: str) -> None:
+    def __init__(self, results: Findings, key: str) -> None:
         self.results, self.key = results, key
         by_key = {model["key"]: model for model in results.scalars["models"]}
         self.model, self.zero_shot = by_key[key], by_key["zero_shot"]

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from clipbias.explain.results import Results
+from clipbias.explain.results import Findings
 
 KIND_NAMES = {"sos": "SOS", "prompt": "prompts", "category": "category", "dot": "“.”", "eos": "EOS"}
 VARIANT_NAMES = {"clip": "", "without_prompt": "W/O Prompt", "with_prompt": "W Prompt"}
@@ -29,7 +29,7 @@ class Average(NamedTuple):
 class StudyResults:
     """A study's results, with short ways to what figures and pages need."""
 
-    results: Results
+    results: Findings
 
     @property
     def scalars(self) -> Mapping[str, Any]:

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from clipbias.errors import ClipbiasError
-from clipbias.explain.results import ARRAYS, FORMAT, SCALARS, Results, load_results, save_results
+from clipbias.explain.results import ARRAYS, FORMAT, SCALARS, Findings, load_results, save_results
 
 
 def test_saved_results_come_back(tmp_path):
     arrays = {"a/b/mean": np.arange(3.0), "images": np.zeros((1, 2, 2, 3), np.uint8)}
     scalars = {"format": FORMAT, "x": {"y": np.float32(0.5), "z": (1, np.int64(2)), "missing": np.nan}}
-    save_results(tmp_path, Results(arrays, scalars))
+    save_results(tmp_path, Findings(arrays, scalars))
     found = load_results(tmp_path)
     assert found.scalars == {"format": FORMAT, "x": {"y": 0.5, "z": [1, 2], "missing": None}}
     np.testing.assert_array_equal(found.arrays["a/b/mean"], arrays["a/b/mean"])
@@ -29,7 +29,7 @@ def test_saved_results_come_back(tmp_path):
     ],
 )
 def test_refuses_what_it_cannot_read(tmp_path, damage, message):
-    save_results(tmp_path, Results({"x": np.zeros(2)}, {"format": FORMAT}))
+    save_results(tmp_path, Findings({"x": np.zeros(2)}, {"format": FORMAT}))
     damage(tmp_path)
     with pytest.raises(ClipbiasError, match=message):
         load_results(tmp_path)

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from clipbias.explain.results import INTERVENTIONS, MAPS, Results
+from clipbias.explain.results import INTERVENTIONS, MAPS, Findings
 
 HYPOTHESES = {
     "reweighting": "Prompts re-weight attention among input tokens",
@@ -27,7 +27,7 @@ def synthetic_results(*, dataset="demo/digits", pictures=2, seed=0, **sizes):
     study.faithfulness()
     study.examples(pictures)
     study.verdict()
-    return Results(study.arrays, study.scalars)
+    return Findings(study.arrays, study.scalars)
 
 
 @dataclasses.dataclass
