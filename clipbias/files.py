@@ -156,11 +156,7 @@ def reason(error: Exception) -> str:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Writes `text` as UTF-8 to `path`, atomically; half surrogate pairs, which UTF-8 has not, as their escapes.
-
-    Raises:
-      ClipbiasError: it cannot be written.
-    """
+    """Writes `text` as UTF-8 to `path`, atomically; half surrogate pairs, which UTF-8 has not, as their escapes."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
@@ -201,12 +197,7 @@ def read_text(path: str | os.PathLike) -> str:
 
 
 def read_json(path: str | os.PathLike, kind: type | tuple[type, ...] = object, *, what: str = "a JSON file") -> Any:
-    """The value in a JSON file.
-
-    Args:
-      path: the file.
-      kind: what the value must be, such as `dict`.
-      what: the file's purpose, for the message.
+    """The value in a JSON file, of type `kind`; `what` is the file's purpose, for the message.
 
     Raises:
       ClipbiasError: it cannot be read, is no JSON (with the line where it breaks off), or is of another kind.

@@ -32,7 +32,7 @@ from clipbias.training.metrics import MetricWriter
 from clipbias.training.progress import progress
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Classifier, Learnables, Task
-from clipbias.tuning.classifier import Text, cosine_logits
+from clipbias.tuning.classifier import cosine_logits
 from experiments import app
 from experiments.inputs import find_adapter, split
 
@@ -44,7 +44,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
     files = find_images(config.images)
     task, learnables = open_task(config)
     params = jax.device_put(task.clip.params)
-    classes = _class_features(task.classifier, params, learnables, task.text)
+    classes = jax.jit(task.class_features)(params, learnables)
     found = []
     began = time.monotonic()
     with open_workdir(workdir, app.plain(config)), progress(len(files), unit="image", title="predict") as bar:
@@ -144,11 +144,6 @@ def read(files: Sequence[Path], task: Task, config: ConfigDict) -> Iterator[tupl
             chunk.append(path)
         if chunk:
             yield chunk, np.stack(pictures)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _class_features(classifier: Classifier, params: Params, learnables: Learnables, text: Text) -> jax.Array:
-    return classifier.class_features(params, learnables, text)
 
 
 @functools.partial(jax.jit, static_argnums=0)

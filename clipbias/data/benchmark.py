@@ -79,17 +79,17 @@ def own_folder(entry: Entry, root: Path) -> Path | None:
     return next((candidate for candidate in candidates if candidate.is_dir()), None)
 
 
-def how_to_fetch(entry: Entry, only: str = "") -> str:
-    """One clause that says what to fetch from where; `only` picks the entries whose place starts with it."""
-    wanted = [(place, url) for place, url in entry.fetch if place.startswith(only)] or entry.fetch
-    parts = "; ".join(f"{place} from {url}" for place, url in wanted)
+def how_to_fetch(entry: Entry, *, split_alone: bool = False) -> str:
+    """One clause that says what to fetch from where: all of a dataset, or its split file alone."""
+    split = ((entry.split_file, entry.split_url),) if entry.split_file else ()
+    parts = "; ".join(f"{place} from {url}" for place, url in (*(() if split_alone else entry.fetch), *split))
     return f"put into {entry.folder}/: {parts}."
 
 
 def read_listing(entry: Entry, root: Path) -> Listing:
     """Reads split files and folders of a dataset below its own folder `root`."""
     if entry.split_file is not None:
-        return read_split_file(root / entry.split_file, hint=how_to_fetch(entry, "split_"))
+        return read_split_file(root / entry.split_file, hint=how_to_fetch(entry, split_alone=True))
     if entry.layout == "variant lists":
         return read_variant_lists(entry, root)
     images = root / entry.images

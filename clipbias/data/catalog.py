@@ -25,10 +25,8 @@ CALTECH101 = Entry(
     classes=100,
     sizes={"train": 4128, "val": 1649, "test": 2465},
     class_name=class_names.caltech101,
-    fetch=(
-        ("101_ObjectCategories", "https://data.caltech.edu/records/mzrjq-6wc02"),
-        ("split_zhou_Caltech101.json", DRIVE + "1hyarUivQE36mY6jSomru6Fjd-JzwcCzN/view"),
-    ),
+    fetch=(("101_ObjectCategories", "https://data.caltech.edu/records/mzrjq-6wc02"),),
+    split_url=DRIVE + "1hyarUivQE36mY6jSomru6Fjd-JzwcCzN/view",
     tfds=Tfds(
         "caltech101",
         {"train": "train", "test": "test"},
@@ -50,10 +48,8 @@ OXFORD_PETS = Entry(
     classes=37,
     sizes={"train": 2944, "val": 736, "test": 3669},
     class_name=class_names.oxford_pets,
-    fetch=(
-        ("images", "https://www.robots.ox.ac.uk/~vgg/data/pets/data/images.tar.gz"),
-        ("split_zhou_OxfordPets.json", DRIVE + "1501r8Ber4nNKvmlFVQZ8SeUHTcdTTEqs/view"),
-    ),
+    fetch=(("images", "https://www.robots.ox.ac.uk/~vgg/data/pets/data/images.tar.gz"),),
+    split_url=DRIVE + "1501r8Ber4nNKvmlFVQZ8SeUHTcdTTEqs/view",
     tfds=Tfds(
         "oxford_iiit_pet",
         {"train": "train", "test": "test"},
@@ -71,10 +67,8 @@ STANFORD_CARS = Entry(
     classes=196,
     sizes={"train": 6509, "val": 1635, "test": 8041},
     class_name=class_names.stanford_cars,
-    fetch=(
-        ("cars_train and cars_test", MIRROR + " (the official addresses have been dead since 2023)"),
-        ("split_zhou_StanfordCars.json", DRIVE + "1ObCFbaAgVu0I-k_Au-gIUcefirdAuizT/view"),
-    ),
+    fetch=(("cars_train and cars_test", MIRROR + " (the official addresses have been dead since 2023)"),),
+    split_url=DRIVE + "1ObCFbaAgVu0I-k_Au-gIUcefirdAuizT/view",
     tfds=Tfds(
         "cars196",
         {"train": "train", "test": "test"},
@@ -96,10 +90,8 @@ OXFORD_FLOWERS = Entry(
     classes=102,
     sizes={"train": 4093, "val": 1633, "test": 2463},
     class_name=class_names.oxford_flowers,
-    fetch=(
-        ("jpg", "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/102flowers.tgz"),
-        ("split_zhou_OxfordFlowers.json", DRIVE + "1Pp0sRXzZFZq15zVOzKjKBu4A9i01nozT/view"),
-    ),
+    fetch=(("jpg", "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/102flowers.tgz"),),
+    split_url=DRIVE + "1Pp0sRXzZFZq15zVOzKjKBu4A9i01nozT/view",
     tfds=Tfds(
         "oxford_flowers102",
         {"train": "train", "validation": "val", "test": "test"},
@@ -118,10 +110,8 @@ FOOD101 = Entry(
     template="a photo of {}, a type of food.",
     classes=101,
     sizes={"train": 50_500, "val": 20_200, "test": 30_300},
-    fetch=(
-        ("images", "https://data.vision.ee.ethz.ch/cvl/food-101.tar.gz"),
-        ("split_zhou_Food101.json", DRIVE + "1QK0tGi096I0Ba6kggatX1ee6dJFIcEJl/view"),
-    ),
+    fetch=(("images", "https://data.vision.ee.ethz.ch/cvl/food-101.tar.gz"),),
+    split_url=DRIVE + "1QK0tGi096I0Ba6kggatX1ee6dJFIcEJl/view",
     tfds=Tfds(
         "food101",
         {"train": "train", "validation": "test"},
@@ -161,10 +151,8 @@ SUN397 = Entry(
     classes=397,
     sizes={"train": 15_880, "val": 3970, "test": 19_850},
     class_name=class_names.sun397,
-    fetch=(
-        ("SUN397", MIRROR + " (the official addresses are dead)"),
-        ("split_zhou_SUN397.json", DRIVE + "1y2RD81BYuiyvebdN-JymPfyWYcd8_MUq/view"),
-    ),
+    fetch=(("SUN397", MIRROR + " (the official addresses are dead)"),),
+    split_url=DRIVE + "1y2RD81BYuiyvebdN-JymPfyWYcd8_MUq/view",
     tfds=Tfds(
         "sun397/standard-part1-120k",
         {"train": "train", "test": "test"},
@@ -183,10 +171,8 @@ DTD = Entry(
     template="{} texture.",
     classes=47,
     sizes={"train": 2820, "val": 1128, "test": 1692},
-    fetch=(
-        ("images", "https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz"),
-        ("split_zhou_DescribableTextures.json", DRIVE + "1u3_QfB467jqHgNXC00UIzbLZRQCg2S7x/view"),
-    ),
+    fetch=(("images", "https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz"),),
+    split_url=DRIVE + "1u3_QfB467jqHgNXC00UIzbLZRQCg2S7x/view",
     tfds=Tfds(
         "dtd",
         {"train": "train", "validation": "val", "test": "test"},
@@ -205,10 +191,8 @@ EUROSAT = Entry(
     classes=10,
     sizes={"train": 13_500, "val": 5400, "test": 8100},
     class_name=class_names.eurosat,
-    fetch=(
-        ("2750", "https://zenodo.org/records/7711810 (EuroSAT_RGB.zip; its folder is to be called 2750)"),
-        ("split_zhou_EuroSAT.json", DRIVE + "1Ip7yaCWFi0eaOFUGga0lUdVi_DDQth1o/view"),
-    ),
+    fetch=(("2750", "https://zenodo.org/records/7711810 (EuroSAT_RGB.zip; its folder is to be called 2750)"),),
+    split_url=DRIVE + "1Ip7yaCWFi0eaOFUGga0lUdVi_DDQth1o/view",
     tfds=Tfds(
         "eurosat/rgb",
         {"train": "all"},
@@ -231,10 +215,8 @@ UCF101 = Entry(
     classes=101,
     sizes={"train": 7639, "val": 1898, "test": 3783},
     class_name=class_names.ucf101,
-    fetch=(
-        ("UCF-101-midframes", DRIVE + "10Jqome3vtUA2keJkNanAiFpgbyC9Hc2O/view"),
-        ("split_zhou_UCF101.json", DRIVE + "1I0S0q91hJfsV9Gf4xDIjgDq4AqBNJb1y/view"),
-    ),
+    fetch=(("UCF-101-midframes", DRIVE + "10Jqome3vtUA2keJkNanAiFpgbyC9Hc2O/view"),),
+    split_url=DRIVE + "1I0S0q91hJfsV9Gf4xDIjgDq4AqBNJb1y/view",
 )
 
 # In the order of the literature's few-shot tables.

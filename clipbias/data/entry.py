@@ -45,12 +45,12 @@ class Entry:
       images: Folder of the images below `folder`, "" for `folder` itself; paths in split files start here.
       layout: How splits and labels are found: "split file", "variant lists", "imagenet" (train and val folders of
         WordNet ids), "class folders" (WordNet ids, test only) or "numbered folders" (ImageNet labels, test only).
-      split_file: The frozen split, for the layout "split file".
+      split_file: The frozen split, for the layout "split file", and `split_url`, its address.
       template: The prompt.
       classes: How many.
       sizes: Images per split, for the splits there are.
       class_name: A label name of the archive or of TFDS to the benchmark's class name.
-      fetch: What to fetch: (place below `folder`, address).
+      fetch: What to fetch besides: (place below `folder`, address).
       tfds: The stock builder, if any.
     """
 
@@ -64,6 +64,7 @@ class Entry:
     layout: str = "split file"
     template: str = TEMPLATE
     split_file: str | None = None
+    split_url: str = ""
     other_folders: tuple[str, ...] = ()
     class_name: Callable[[str], str] = class_names.unchanged
     tfds: Tfds | None = None

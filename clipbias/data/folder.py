@@ -21,7 +21,7 @@ SPLIT_FOLDERS = {
 VAL_SHARE, TEST_SHARE = 0.2, 0.3
 
 
-def load(data_dir: str | os.PathLike | None, *, template: str | None = None, name: str = "folder") -> Dataset:
+def load(data_dir: str | os.PathLike | None, *, template: str | None = None) -> Dataset:
     """Reads a folder of class folders.
 
     Class names are the folder names, in Python's sort order. Where a split is missing it is made up from what
@@ -32,12 +32,11 @@ def load(data_dir: str | os.PathLike | None, *, template: str | None = None, nam
     Args:
       data_dir: The folder.
       template: Prompt template; None takes "a photo of a {}.".
-      name: What the dataset calls itself.
 
     Raises:
       ClipbiasError: no such folder, no class folder, a class without images, unreadable names.
     """
-    root = files_on_disk.existing_folder(data_dir, needed_for=f"dataset {name}")
+    root = files_on_disk.existing_folder(data_dir, needed_for="dataset folder")
     roots = {}
     for split_name, candidates in SPLIT_FOLDERS.items():
         found = [root / candidate for candidate in candidates if (root / candidate).is_dir()]
@@ -56,7 +55,7 @@ def load(data_dir: str | os.PathLike | None, *, template: str | None = None, nam
     places = roots or {"all": root}
     splits = {key: _read_classes(place, root, class_names, key in ("all", "train")) for key, place in places.items()}
     splits = complete_splits(splits, str(root))
-    return Dataset(name, class_names, TEMPLATE if template is None else template, splits)
+    return Dataset("folder", class_names, TEMPLATE if template is None else template, splits)
 
 
 def complete_splits(splits: dict[str, Split], place: str) -> dict[str, Split]:

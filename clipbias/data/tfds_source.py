@@ -151,7 +151,7 @@ def _listing(
     root = user_path(split_dir)
     root = benchmark.own_folder(entry, root) or root
     if entry.split_file is not None:
-        hint = f"say where it is with split_dir, or {benchmark.how_to_fetch(entry, 'split_')}"
+        hint = f"say where it is with split_dir, or {benchmark.how_to_fetch(entry, split_alone=True)}"
         return benchmark.read_split_file(root / entry.split_file, hint=hint)
     names = benchmark.imagenet_names(root)
     tree: dict[str, list[str]] = {}

@@ -56,14 +56,7 @@ def check_format(encoded: bytes, key: str) -> None:
         raise ClipbiasError(f"{key} is not an image; replace the file.") from error
 
 
-def random_resized_crop_box(
-    rng: np.random.Generator,
-    height: int,
-    width: int,
-    *,
-    scale: tuple[float, float] = SCALE,
-    ratio: tuple[float, float] = RATIO,
-) -> tuple[int, int, int, int]:
+def random_resized_crop_box(rng: np.random.Generator, height: int, width: int) -> tuple[int, int, int, int]:
     """A random box (top, left, height, width) inside an image, by torchvision's rule.
 
     Ten tries of a random area and a log-uniform aspect ratio; if none fits, the largest central box whose
@@ -71,8 +64,8 @@ def random_resized_crop_box(
     """
     area = height * width
     for _ in range(ATTEMPTS):
-        target_area = area * rng.uniform(*scale)
-        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        target_area = area * rng.uniform(*SCALE)
+        aspect = math.exp(rng.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
         box_width = round(math.sqrt(target_area * aspect))
         box_height = round(math.sqrt(target_area / aspect))
         if 0 < box_width <= width and 0 < box_height <= height:
@@ -80,10 +73,10 @@ def random_resized_crop_box(
             left = int(rng.integers(0, width - box_width + 1))
             return top, left, box_height, box_width
     box_height, box_width = height, width
-    if width / height < ratio[0]:
-        box_height = round(width / ratio[0])
-    elif width / height > ratio[1]:
-        box_width = round(height * ratio[1])
+    if width / height < RATIO[0]:
+        box_height = round(width / RATIO[0])
+    elif width / height > RATIO[1]:
+        box_width = round(height * RATIO[1])
     return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
 
 

@@ -16,7 +16,7 @@ from clipbias.clip.config import VisionConfig
 from clipbias.clip.tower import Observe
 from clipbias.explain.results import TEXT_KINDS
 
-REDUCTIONS = ("sum", "mean")
+KIND_REDUCTIONS = ("sum", "mean")
 QUANTITIES = ("distance", "entropy", "cls_entropy")
 
 
@@ -80,7 +80,7 @@ def cls_map(view: LayerView, patches: int) -> jax.Array:
 
 def kind_sums(rows: jax.Array, kinds: jax.Array, *, reduction: str = "sum", count: int = len(TEXT_KINDS)) -> jax.Array:
     """Rows `[C, …, N]` summed ("sum") or averaged ("mean") over the tokens of each kind `[C, N]`: `[C, …, count]`."""
-    check_choice("reduction", reduction, REDUCTIONS)
+    check_choice("reduction", reduction, KIND_REDUCTIONS)
     member = jax.nn.one_hot(kinds, count, dtype=rows.dtype)
     sums = jnp.einsum("C...N,CNK->C...K", rows, member, precision="highest")
     if reduction == "sum":

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from clipbias.checks import LARGEST, Choices, Range, check_fields, check_int
 from clipbias.data.pipeline import ON_ERROR
 from clipbias.errors import ClipbiasError
-from clipbias.explain.attention import REDUCTIONS
+from clipbias.explain.attention import KIND_REDUCTIONS
 from clipbias.explain.statistics import NORMALISATIONS
 
 
@@ -38,7 +38,7 @@ class StudyOptions:
     rotations: tuple[Annotated[int, Range(-360, 360)], ...] = (0, 90, 180, 270)
     layers: tuple[Annotated[int, Range(0, LARGEST)], ...] = ()
     normalisation: Annotated[str, Choices(tuple(NORMALISATIONS))] = "sum"
-    reduction: Annotated[str, Choices(REDUCTIONS)] = "sum"
+    reduction: Annotated[str, Choices(KIND_REDUCTIONS)] = "sum"
     start_layer: Annotated[int, Range(-LARGEST, LARGEST)] = 0
     prompt: int | str = "mean"
     on_image_error: Annotated[str, Choices(ON_ERROR)] = "raise"

@@ -12,7 +12,7 @@ from clipbias.errors import ClipbiasError
 @pytest.mark.parametrize("entry", catalog.ENTRIES.values(), ids=lambda entry: entry.name)
 def test_entries_are_complete(entry):
     check_template(entry.template)
-    assert (entry.layout == "split file") == (entry.split_file is not None)
+    assert (entry.layout == "split file") == (entry.split_file is not None) == entry.split_url.startswith("https://")
     assert all(place and "https://" in url for place, url in entry.fetch)
     assert set(entry.sizes) == ({"train", "val", "test"} if entry.name in catalog.ELEVEN else {"test"})
     if entry.tfds:
