@@ -7,7 +7,7 @@ import sys
 import types
 import typing
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from clipbias.errors import ClipbiasError
 from clipbias.files import shorten
@@ -21,6 +21,10 @@ class Range:
 
     lowest: float = -math.inf
     highest: float = math.inf
+
+
+Count = Annotated[int, Range(0, LARGEST)]
+Positive = Annotated[int, Range(1, LARGEST)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,13 +50,6 @@ def check_number(name: str, value: Any, *, lowest: float = -math.inf, highest: f
         limits = [f" of at least {lowest:g}"] if lowest > -math.inf else []
         limits += [f" of at most {highest:g}"] if highest < math.inf else []
         raise ClipbiasError(f"{name} is {shown(value)}; it must be a finite number{' and'.join(limits)}.")
-    return value
-
-
-def check_bool(name: str, value: Any) -> bool:
-    """`True` or `False`. Raises `ClipbiasError` for anything else."""
-    if not isinstance(value, bool):
-        raise ClipbiasError(f"{name} is {shown(value)}; it must be True or False.")
     return value
 
 
@@ -95,7 +92,8 @@ def check_value(name: str, value: Any, kind: Any) -> None:
     bounds = dataclasses.asdict(limits if isinstance(limits, Range) else Range())
     inner = typing.get_args(kind)
     if kind is bool:
-        check_bool(name, value)
+        if not isinstance(value, bool):
+            raise ClipbiasError(f"{name} is {shown(value)}; it must be True or False.")
     elif kind is int:
         check_int(name, value, **bounds)
     elif kind is float:

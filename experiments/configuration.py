@@ -9,28 +9,26 @@ from typing import Annotated, Any
 
 from ml_collections import ConfigDict
 
-from clipbias.checks import LARGEST, Choices, Range, check_value, shown
+from clipbias.checks import LARGEST, Choices, Count, Positive, Range, check_value, shown
 from clipbias.clip.precision import DTYPES
 from clipbias.data.pipeline import ON_ERROR
 from clipbias.errors import ClipbiasError
 
-_Count = Annotated[int, Range(0, LARGEST)]
-_Positive = Annotated[int, Range(1, LARGEST)]
 _Number = Annotated[float, Range(0)]
 _Devices = Annotated[int, Range(-1, LARGEST)]
 
 KINDS: Mapping[str, Any] = {
-    "batch_size": _Positive,
-    "eval_batch_size": _Positive,
-    "epochs": _Positive,
-    "top": _Positive,
-    "chunk": _Positive,
+    "batch_size": Positive,
+    "eval_batch_size": Positive,
+    "epochs": Positive,
+    "top": Positive,
+    "chunk": Positive,
     "rotations": tuple[Annotated[int, Range(-360, 360)], ...],
     "start_layer": Annotated[int, Range(-LARGEST, LARGEST)],
     "mesh.run": _Devices,
     "mesh.data": _Devices,
     # Empty in the configuration files, so that they have no item to show its type.
-    "layers": tuple[_Count, ...],
+    "layers": tuple[Count, ...],
     "learning_rates": tuple[_Number, ...],
     "dtype": Annotated[str, Choices(DTYPES)],
     "on_image_error": Annotated[str, Choices(ON_ERROR)],
@@ -69,7 +67,7 @@ def _kind(own: Any) -> Any:
     """The type that a setting has by the value in its file: numbers from 0 on, lists of such or of texts."""
     if isinstance(own, tuple | list):
         return tuple[_kind(own[0] if own else ""), ...]  # type: ignore[misc]
-    return {int: _Count, float: _Number}.get(type(own), type(own))
+    return {int: Count, float: _Number}.get(type(own), type(own))
 
 
 def _check_options(where: str, value: Any) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import clipbias
-from clipbias.data.transforms import decode, test_image
+from clipbias.data.images import pictures
 from clipbias.errors import ClipbiasError
 from clipbias.explain.interpret import InterpretOptions, Learned, adapter_names, interpret, require_one_base
 from clipbias.report.interpretation import write_interpretation
@@ -71,8 +71,9 @@ def read_images(config: ConfigDict, adapters: Sequence[Adapter], size: int) -> d
         if name in images:
             continue
         split = app.load_dataset(config, name).split("test")
-        chosen = np.unique(np.linspace(0, len(split) - 1, config.images).round().astype(int)).tolist()
-        images[name] = np.stack([test_image(decode(split.read(i), split.keys[i]), size) for i in chosen])
+        images[name] = pictures(
+            split, np.unique(np.linspace(0, len(split) - 1, config.images).round().astype(int)), size
+        )
     return images
 
 

@@ -11,6 +11,15 @@ from clipbias.data.dataset import Split
 from clipbias.errors import ClipbiasError
 
 
+def pictures(split: Split, indices: Sequence[int] | np.ndarray, image_size: int) -> np.ndarray:
+    """The images at `indices` as a model sees them, uint8 `[K, R, R, 3]`. Raises `ClipbiasError` for one unreadable."""
+    chosen = split.subset(indices)
+    found = np.zeros((len(chosen), image_size, image_size, 3), np.uint8)
+    for i, key in enumerate(chosen.keys):
+        found[i] = transforms.test_image(transforms.decode(chosen.read(i), key), image_size)
+    return found
+
+
 class Images:
     """Decodes the images of a split and keeps the first ones that fit `cache_bytes`.
 

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Annotated, Any
 
-from clipbias.checks import LARGEST, Choices, Range, check_fields, check_int
+from clipbias.checks import LARGEST, Choices, Count, Positive, Range, check_fields, check_int
 from clipbias.data.pipeline import ON_ERROR
 from clipbias.errors import ClipbiasError
 from clipbias.explain.attention import KIND_REDUCTIONS
@@ -31,19 +31,19 @@ class StudyOptions:
       seed: of the random order that faithfulness compares with.
     """
 
-    batch_size: Annotated[int, Range(1, LARGEST)] = 32
-    images: Annotated[int, Range(0, LARGEST)] = 0
-    faithfulness_images: Annotated[int, Range(0, LARGEST)] = 200
+    batch_size: Positive = 32
+    images: Count = 0
+    faithfulness_images: Count = 200
     examples: Annotated[int, Range(1, 1000)] = 4
     rotations: tuple[Annotated[int, Range(-360, 360)], ...] = (0, 90, 180, 270)
-    layers: tuple[Annotated[int, Range(0, LARGEST)], ...] = ()
+    layers: tuple[Count, ...] = ()
     normalisation: Annotated[str, Choices(tuple(NORMALISATIONS))] = "sum"
     reduction: Annotated[str, Choices(KIND_REDUCTIONS)] = "sum"
     start_layer: Annotated[int, Range(-LARGEST, LARGEST)] = 0
     prompt: int | str = "mean"
     on_image_error: Annotated[str, Choices(ON_ERROR)] = "raise"
     save_seconds: Annotated[float, Range(0)] = 30.0
-    seed: Annotated[int, Range(0, LARGEST)] = 0
+    seed: Count = 0
 
     def __post_init__(self) -> None:
         check_fields(self)

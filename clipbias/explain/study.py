@@ -14,6 +14,7 @@ import numpy as np
 
 from clipbias.clip.params import Params
 from clipbias.data import Split
+from clipbias.data.images import pictures
 from clipbias.data.pipeline import test_batches
 from clipbias.errors import ClipbiasError
 from clipbias.explain.options import StudyOptions
@@ -218,8 +219,4 @@ class Study:
 
     def pictures(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """The examples as the model sees them, uint8 `[K, R, R, 3]`, whole on every process."""
-        from clipbias.data.transforms import decode, test_image
-
-        size = self.clip.config.vision.image_size
-        shown = [test_image(decode(self.split.read(int(i)), self.split.keys[int(i)]), size) for i in indices]
-        return np.stack(shown) if shown else np.zeros((0, size, size, 3), np.uint8)
+        return pictures(self.split, indices, self.clip.config.vision.image_size)
