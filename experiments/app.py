@@ -146,7 +146,7 @@ def start() -> None:
     from clipbias.training import cpu, mesh
 
     # Notes of libraries on their own workings would bury the progress; their warnings stay.
-    for library in ("jax", "fontTools", "matplotlib"):
+    for library in ("jax", "fontTools", "httpx", "matplotlib"):
         python_logging.getLogger(library).setLevel(python_logging.ERROR)
     handler = logging.get_absl_handler()
     handler.addFilter(lambda record: record.levelno >= python_logging.WARNING or "/orbax/" not in record.pathname)
