@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+from flax import struct
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@struct.dataclass
 class Adaptation:
     """A pytree of additions to a frozen CLIP. Absent (`None`) parts cost nothing.
 

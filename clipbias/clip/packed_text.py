@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 
 from clipbias.clip import layers, tower
 from clipbias.clip.adaptation import NOTHING, Adaptation
@@ -33,8 +34,7 @@ TILE = 16
 GROUPED = ("ids", "positions", "context_rows", "classes", "texts", "ends")
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@struct.dataclass
 class PackedTokens:
     """Prompt texts of `C` classes without repetition. `G` groups, `P` shared leading tokens, then `U` others in tiles.
 
@@ -56,8 +56,8 @@ class PackedTokens:
     texts: jax.Array | np.ndarray
     ends: jax.Array | np.ndarray
     order: jax.Array | np.ndarray
-    shared: int = dataclasses.field(metadata={"static": True})
-    context_is_shared: bool = dataclasses.field(metadata={"static": True})
+    shared: int = struct.field(pytree_node=False)
+    context_is_shared: bool = struct.field(pytree_node=False)
 
 
 def shared_tokens(tokens: TextTokens, *, class_specific: bool = False) -> int:

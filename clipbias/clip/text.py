@@ -3,13 +3,13 @@
 `packed_text.py` computes the same features with every distinct token once; this layout is for whoever looks inside.
 """
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 
 from clipbias.clip import layers, tower
 from clipbias.clip.adaptation import NOTHING, Adaptation
@@ -20,8 +20,7 @@ from clipbias.clip.weight_changes import check_changes, of_layers, outside_layer
 from clipbias.errors import ClipbiasError
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@struct.dataclass
 class TextTokens:
     """Tokenised prompt texts.
 

@@ -12,14 +12,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 
 from clipbias.clip import layers
 from clipbias.clip.config import TowerConfig
 from clipbias.clip.weight_changes import changed
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@struct.dataclass
 class LayerInput:
     """What one block needs besides its tokens; stacked on a leading axis `L` in `TowerInput`.
 
@@ -47,8 +47,7 @@ class LayerInput:
         return self.frozen if self.changes is None else changed(self.frozen, self.changes)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@struct.dataclass
 class TowerInput:
     """Tokens at the input of the first block and everything the blocks need.
 
@@ -65,7 +64,7 @@ class TowerInput:
     layers: LayerInput
     prompt_rows: jax.Array | np.ndarray | None
     readout: jax.Array | np.ndarray
-    causal: bool = dataclasses.field(metadata={"static": True})
+    causal: bool = struct.field(pytree_node=False)
 
 
 @dataclasses.dataclass(frozen=True)

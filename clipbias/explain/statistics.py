@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 from jax.scipy.stats import rankdata
 
 from clipbias.checks import check_int
@@ -27,8 +28,7 @@ def _widen(x: Any, ndim: int) -> Any:
     return x.reshape((*x.shape, *[1] * (ndim - x.ndim)))
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@struct.dataclass
 class Moments:
     """Count, mean and sum of squared deviations of samples of any shape (Welford 1962; Chan et al. 1983).
 

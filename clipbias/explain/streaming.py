@@ -10,12 +10,12 @@ The last block is read at one row, so only that row of it is computed. A reducti
 continues with whole matrices, from the last layer to the first.
 """
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from clipbias.clip import TextTokens, layers, tower
 from clipbias.clip.config import TowerConfig
@@ -29,8 +29,7 @@ from clipbias.explain.targets import first_layer, pair_logits, target_adaptation
 from clipbias.tuning import Classifier, Learnables
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@struct.dataclass
 class Relevancy:
     """Maps over the tokens of an image and of a prompt text, for given targets.
 
@@ -47,8 +46,7 @@ class Relevancy:
     scores: jax.Array
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@struct.dataclass
 class Kept:
     """What a block is differentiated by.
 

@@ -1,10 +1,9 @@
 """Which token is what: patches, prompts, words."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 
 from clipbias.clip.config import VisionConfig
 from clipbias.clip.tokenizer import encode
@@ -16,8 +15,7 @@ SOS, PROMPT, CATEGORY, DOT, EOS = range(len(TEXT_KINDS))
 PAD = len(TEXT_KINDS)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@struct.dataclass
 class Roles:
     """Roles of a tower's tokens, `[N]` or `[B, N]`.
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import struct
 from jax.sharding import Mesh
 
 from clipbias.clip.params import Params
@@ -24,8 +25,7 @@ from clipbias.tuning.classifier import Classifier, Text
 from clipbias.tuning.method import Learnables
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@struct.dataclass
 class TrainState:
     """What a step changes: the learnables of `R` runs, the optimiser's momentum, and the number of steps done."""
 
