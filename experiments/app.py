@@ -139,17 +139,21 @@ def _or_one_sentence(read: Callable[[], Any]) -> Any:
         sys.exit(1)
 
 
+def quiet() -> None:
+    """Silences what libraries note of their own workings, which would bury the progress; their errors stay."""
+    for library in ("jax", "fontTools", "httpx", "httpx2", "matplotlib"):
+        python_logging.getLogger(library).setLevel(python_logging.ERROR)
+    handler = logging.get_absl_handler()
+    handler.addFilter(lambda record: record.levelno >= python_logging.WARNING or "/orbax/" not in record.pathname)
+
+
 def start() -> None:
     """Joins a cluster if there is one, and keeps compiled programs in the user's cache folder."""
     import jax
 
     from clipbias.training import cpu, mesh
 
-    # Notes of libraries on their own workings would bury the progress; their warnings stay.
-    for library in ("jax", "fontTools", "httpx", "matplotlib"):
-        python_logging.getLogger(library).setLevel(python_logging.ERROR)
-    handler = logging.get_absl_handler()
-    handler.addFilter(lambda record: record.levelno >= python_logging.WARNING or "/orbax/" not in record.pathname)
+    quiet()
     # Before threads start, and only where steps run on the CPU: with an accelerator it is the decoding threads that
     # allocate, and they are better off with glibc's own settings.
     if not any(Path(device).exists() for device in ACCELERATORS):
