@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import math
 import re
+import shlex
 import struct
 import warnings
 import zipfile
@@ -102,10 +103,10 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
     with open(path, "rb") as file:
         start = file.read(64)
     if start.startswith(OLD_FORMAT):
+        code = f"import torch; p = {str(path)!r}; torch.save(torch.load(p, map_location='cpu', weights_only=True), p)"
         raise ClipbiasError(
             "it has the format of PyTorch before 1.6; where torch is installed, this rewrites it: "
-            f"python -c \"import torch; p = '{path}'; torch.save(torch.load(p, map_location='cpu', weights_only=True), "
-            'p)"'
+            f"python -c {shlex.quote(code)}"
         )
     if start.startswith(POINTER):
         raise ClipbiasError("it is a Git LFS pointer instead of the file itself; run `git lfs pull` there")
