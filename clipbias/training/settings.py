@@ -2,11 +2,11 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
-from clipbias.checks import check_choice, check_int, check_number, check_texts, shown
+from clipbias.checks import LARGEST, Choices, Range, check_fields, check_texts, shown
 from clipbias.clip.precision import DTYPES
 from clipbias.data import protocols
 from clipbias.data.pipeline import ON_ERROR
@@ -17,6 +17,9 @@ AUTO = "auto"
 
 # A schedule of more epochs than anyone trains would only fill the memory.
 MOST = 1_000_000
+
+_Count = Annotated[int, Range(1, MOST)]
+_Number = Annotated[float, Range(0)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,27 +35,23 @@ class Recipe:
       momentum, weight_decay: of SGD; the decay acts on the learnables only.
     """
 
-    learning_rate: float
-    epochs: int
-    warmup_epochs: int
-    warmup_learning_rate: float
-    batch_size: int
-    momentum: float
-    weight_decay: float
+    learning_rate: _Number
+    epochs: _Count
+    warmup_epochs: Annotated[int, Range(0, MOST)]
+    warmup_learning_rate: _Number
+    batch_size: _Count
+    momentum: _Number
+    weight_decay: _Number
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            check_int(name, getattr(self, name), lowest=1, highest=MOST)
-        check_int("warmup_epochs", self.warmup_epochs, highest=MOST)
-        for name in ("learning_rate", "warmup_learning_rate", "weight_decay", "momentum"):
-            check_number(name, getattr(self, name), lowest=0)
+        check_fields(self)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Recipe":
         """Takes the fields of the same names from a configuration."""
         recipe = cls(**{field.name: config[field.name] for field in dataclasses.fields(cls)})
         # 1 and 1.0 are one recipe: what is stored beside results must not tell them apart.
-        numbers: dict[str, Any] = {n: float(config[n]) for n, kind in cls.__annotations__.items() if kind is float}
+        numbers: dict[str, Any] = {n: float(config[n]) for n, kind in cls.__annotations__.items() if kind is _Number}
         return dataclasses.replace(recipe, **numbers)
 
     def at(self, learning_rate: float | None) -> "Recipe":
@@ -87,28 +86,22 @@ class GridSettings:
     """
 
     method_options: Mapping[str, Mapping[str, Any]]
-    dtype: str
-    eval_batch_size: int
-    checkpoint_seconds: float
-    on_image_error: str
-    protocol: str = "few_shot"
+    dtype: Annotated[str, Choices(DTYPES)]
+    eval_batch_size: Annotated[int, Range(1, LARGEST)]
+    checkpoint_seconds: _Number
+    on_image_error: Annotated[str, Choices(ON_ERROR)]
+    protocol: Annotated[str, Choices(tuple(protocols.PROTOCOLS))] = "few_shot"
     targets: tuple[str, ...] | None = None
     remat: str = AUTO
     class_chunks: int = 0
     inputs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_choice("dtype", self.dtype, DTYPES)
-        check_int("eval_batch_size", self.eval_batch_size, lowest=1)
-        check_number("checkpoint_seconds", self.checkpoint_seconds, lowest=0)
-        check_choice("on_image_error", self.on_image_error, ON_ERROR)
-        check_choice("protocol", self.protocol, tuple(protocols.PROTOCOLS))
-        check_texts("targets", () if self.targets is None else self.targets)
-        for name, options in self._options().items():
+        check_texts("targets", self.targets or ())
+        check_fields(self)
+        given: Any = self.method_options  # whose insides `check_fields` does not see
+        if not isinstance(given, Mapping):
+            raise ClipbiasError(f"method_options is {shown(given)}; give options by method name.")
+        for name, options in given.items():
             if not isinstance(options, Mapping):
                 raise ClipbiasError(f"the options of {name!r} are {shown(options)}; give them by name.")
-
-    def _options(self) -> Mapping[str, Any]:
-        if not isinstance(self.method_options, Mapping):
-            raise ClipbiasError(f"method_options is {shown(self.method_options)}; give options by method name.")
-        return self.method_options

@@ -29,6 +29,8 @@ from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError, sentence
 from clipbias.files import read_json, reason, remove_parts, write_text
 from clipbias.training.interruption import Interrupted
+from clipbias.tuning import METHODS, make_method
+from clipbias.tuning.registry import method_options
 
 CONFIG, ENVIRONMENT, STATE, LOCK = "config.json", "environment.json", "state.json", ".lock"
 # The adapter of a run, and which lines of a grid's results are of its present configuration.
@@ -88,11 +90,23 @@ def _keep_adapter(folder: Path, config: Mapping[str, Any]) -> None:
         before, after = read_json(folder / CONFIG, dict), json.loads(json.dumps(config))
     except ClipbiasError:
         return
+    before, after = _with_defaults(before), _with_defaults(after)
     other = sorted(key for key in {*before, *after} - {*HOW} if before.get(key) != after.get(key))
     if other and (folder / ADAPTER).exists():
         raise ClipbiasError(
             f"{folder} holds the adapter of a run with other settings ({', '.join(other)}); choose another --workdir."
         )
+
+
+def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration whose method, if it names one, has all its options: earlier versions noted those given only."""
+    method, options = config.get("method"), config.get("method_options")
+    # A user's own program is not run for what a file says of it.
+    if method not in METHODS or not isinstance(options, Mapping):
+        return dict(config)
+    with contextlib.suppress(ClipbiasError):  # such a configuration was never run
+        return {**config, "method_options": json.loads(json.dumps(method_options(make_method(method, **options))))}
+    return dict(config)
 
 
 @contextlib.contextmanager

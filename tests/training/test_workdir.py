@@ -11,6 +11,8 @@ from clipbias.files import PART
 from clipbias.training import workdir
 from clipbias.training.interruption import Interrupted
 from clipbias.training.workdir import ADAPTER, environment, open_workdir
+from clipbias.tuning import make_method
+from clipbias.tuning.registry import method_options
 
 
 def state(folder: Path) -> dict:
@@ -80,6 +82,23 @@ def test_an_adapter_is_not_worked_over_with_other_settings(tmp_path: Path) -> No
         ):
             pass
     assert json.loads((tmp_path / "config.json").read_text())["epochs"] == 1
+
+
+def test_an_option_left_out_is_its_default(tmp_path: Path) -> None:
+    def config(**options: object) -> dict:
+        return {"method": "ivlp", "method_options": options}
+
+    with open_workdir(tmp_path, config(vision_depth=2)):
+        (tmp_path / ADAPTER).write_text("tuned")
+    whole = method_options(make_method("ivlp", vision_depth=2))
+    assert len(whole) > 1
+    with open_workdir(tmp_path, config(**whole)):
+        pass
+    with (
+        pytest.raises(ClipbiasError, match=r"other settings \(method_options\)"),
+        open_workdir(tmp_path, config(**whole | {"vision_depth": 3})),
+    ):
+        pass
 
 
 def test_what_a_killed_process_was_writing_is_removed(tmp_path: Path) -> None:

@@ -1,0 +1,13 @@
+from .attention import observe_distance_and_entropy as observe_distance_and_entropy
+from .attention import observe_text_shares as observe_text_shares
+from .decomposition import observe_parts as observe_parts
+from .interventions import intervention as intervention
+from .options import StudyOptions as StudyOptions
+from .perturbation import perturbed_predictions as perturbed_predictions
+from .relevancy import explanations as explanations
+from .results import load_results as load_results
+from .run import run_study as run_study
+from .similarity import observe_similarity as observe_similarity
+from .streaming import Relevancy as Relevancy
+from .study import Model as Model
+from .study import Study as Study
