@@ -107,7 +107,7 @@ def own_config(main: Callable[[ConfigDict, Path], Any]) -> ConfigDict:
 def tell(*lines: str) -> None:
     """Prints lines to a terminal, which names in them cannot steer."""
     for line in lines:
-        print(printable(line))
+        print(printable(line), flush=True)  # known now, also where the output is piped
 
 
 def _config_error(settings: Any) -> str:

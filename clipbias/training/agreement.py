@@ -1,9 +1,11 @@
-"""What all processes of a job decide together: when to save, and when to stop.
+"""What the processes of a job decide together: when to save, and when to stop.
 
-A checkpoint is written by all processes at the same step, but their clocks differ, and a scheduler may send SIGTERM to
-one of them a step before the others, or to one alone. So each tells the others what it would do, and all act on what
+All processes write a checkpoint at the same step. But their clocks differ, and a scheduler may send SIGTERM to one of
+them a step before the others, or to one alone. So each process tells the others what it wants, and all of them do what
 any of them wants.
 """
+
+import time
 
 import jax
 import numpy as np
@@ -11,13 +13,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
 class Agreement:
-    """Whether any process wants something, known to all of them at the same step.
+    """Whether any process wants something. All processes learn it at the same step.
 
-    With several processes the answer to a step's question is read one step later, so that no device waits for a host.
+    With several processes an answer is read one step after its question, so that no device waits for a host.
     """
 
     def __init__(self, mesh: Mesh, *, alone: bool | None = None) -> None:
-        """`alone` says that no other process takes part; `None` asks JAX."""
+        """`alone` says whether this is the only process; `None` asks JAX."""
         self._alone = jax.process_count() == 1 if alone is None else alone
         self._devices = mesh.devices.size
         self._split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
@@ -25,14 +27,14 @@ class Agreement:
         self._asked: jax.Array | None = None
 
     def __call__(self, *wishes: bool, now: bool = False) -> tuple[bool, ...]:
-        """For each of this process's wishes whether any process has it, or with several processes had it a step ago.
+        """Whether any process has each wish; with several processes, whether any had it one step ago.
 
-        To be called equally often by all processes. Where an answer holds a wish, this call's own wishes are dropped:
-        they would repeat it.
+        All processes must call this equally often. Where the answer grants a wish, the wishes of this very call are
+        dropped, since they would only repeat it.
 
         Args:
           wishes: what this process wants.
-          now: waits for the answer to this call's wishes.
+          now: wait for the answer to this call's wishes instead of taking the one before.
         """
         if self._alone:
             return wishes
@@ -46,6 +48,30 @@ class Agreement:
             return _read(asked)
         self._asked = asked
         return (False,) * len(wishes)
+
+
+class Pace:
+    """When to save and when to stop: decided after every step, alike in all processes."""
+
+    def __init__(self, mesh: Mesh, *, seconds: float, saves: bool) -> None:
+        """`seconds` is the least time between two checkpoints; without `saves` there are none."""
+        self._agree, self._seconds, self._saves = Agreement(mesh), seconds, saves
+        self._saved_at = time.monotonic()
+
+    def __call__(self, notice: bool, *, last: bool) -> tuple[bool, bool]:
+        """Whether to save now, and whether to stop.
+
+        Args:
+          notice: this process was told to stop.
+          last: this was the last step, after which there is nothing left to save.
+        """
+        due = self._saves and time.monotonic() - self._saved_at >= self._seconds
+        due, stop = self._agree(due and not last, notice, now=last)
+        return self._saves and (due or stop), stop
+
+    def saved(self) -> None:
+        """Counts the time to the next checkpoint from now."""
+        self._saved_at = time.monotonic()
 
 
 def _read(replicated: jax.Array) -> tuple[bool, ...]:

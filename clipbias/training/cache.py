@@ -9,6 +9,8 @@ from jax.sharding import Mesh
 from clipbias.clip import Clip
 from clipbias.clip.params import Params
 from clipbias.data import Dataset, protocols
+from clipbias.data.images import Images
+from clipbias.data.pipeline import DEFAULT_CACHE_BYTES, without_unreadable
 from clipbias.training import mesh as meshes
 from clipbias.training.evaluate import Evaluator
 from clipbias.training.packs import Pack
@@ -77,6 +79,11 @@ class Cache:
             datasets += [(one.dataset, "test") for one in plans[0].evaluations]
             self._image_hashes[key] = stable_hash([_images(dataset, split) for dataset, split in datasets])
         return self._image_hashes[key]
+
+    def train_images(self, dataset: Dataset) -> Images:
+        """Training images, which stay decoded but are not kept here; with "skip" without those that cannot be read."""
+        images = Images(dataset.split("train"), cache_bytes=DEFAULT_CACHE_BYTES)
+        return without_unreadable(images) if self._settings.on_image_error == "skip" else images
 
     def evaluator(self, evaluation: protocols.Evaluation) -> Evaluator:
         """Of the test images of one evaluation on the dataset whose packs run now."""

@@ -1,4 +1,4 @@
-"""What makes steps fast where they run on the CPU. To be called before JAX starts its devices and threads."""
+"""Settings that make training steps fast on CPUs. Call them before JAX starts its devices and threads."""
 
 import ctypes
 import os
@@ -6,20 +6,20 @@ import sys
 
 import jax
 
-# XLA ends the process over a flag that it does not know, so it is set for the versions that were tried.
+# XLA aborts the process over a flag that it does not know, so the flag is set only for versions that were tried.
 _TRIED = (0, 10), (0, 11)
 _FUSION_EMITTERS = "xla_cpu_use_fusion_emitters"
 
 
 def prepare() -> None:
-    """All of the below."""
+    """Applies all settings of this module."""
     choose_code_generator()
     keep_freed_memory()
     dispatch_when_free()
 
 
 def choose_code_generator() -> None:
-    """Lets XLA compile its fusions the older way, unless `XLA_FLAGS` says otherwise.
+    """Makes XLA compile fusions with its older code generator, unless `XLA_FLAGS` says otherwise.
 
     A training step then compiles in half the time and a sixth of the memory, and runs as fast or a little faster.
     """
@@ -29,10 +29,10 @@ def choose_code_generator() -> None:
 
 
 def dispatch_when_free() -> None:
-    """Lets a call return when it has computed, instead of at once.
+    """Makes a call return once its result is computed, instead of at once.
 
-    A second step that is dispatched while the first one runs takes its intermediate arrays beside those of the first,
-    and so does a third: several times the memory, for nothing where host and device are the same cores.
+    A step that is dispatched while another one runs allocates its intermediate arrays beside those of the first. That
+    multiplies the memory and gains nothing where host and device are the same cores.
     """
     jax.config.update("jax_cpu_enable_async_dispatch", False)
 
@@ -42,11 +42,13 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
 
 
 def keep_freed_memory() -> bool:
-    """Tells glibc not to hand freed memory back to the system.
+    """Tells glibc to keep freed memory instead of returning it to the system.
 
-    A step's intermediate arrays come as one large block. By default it is returned after every step, and the next step
-    waits for the system to clear it page by page: about a twentieth of its time. To be called before JAX starts its
-    threads; does nothing, and returns False, without glibc.
+    A step's intermediate arrays are one large block. By default glibc returns it after every step, and the next step
+    waits while the system clears it page by page, which takes about a twentieth of its time.
+
+    Returns:
+      Whether glibc took the settings; `False` where the C library is another one.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -6,7 +6,6 @@ of the device alone, so that an interrupted grid ends with the same numbers to t
 
 import dataclasses
 import json
-import re
 import shutil
 import time
 import traceback
@@ -21,7 +20,6 @@ from jax.sharding import Mesh
 from clipbias.clip import Clip
 from clipbias.data import Dataset, protocols
 from clipbias.data.images import Images
-from clipbias.data.pipeline import DEFAULT_CACHE_BYTES, without_unreadable
 from clipbias.errors import ClipbiasError, sentence
 from clipbias.files import write_text
 from clipbias.training import mesh as meshes
@@ -160,7 +158,7 @@ class Grid:
         task = self.cache.task(pack, source)
         if not (task.method.trains and jax.tree.leaves(task.shapes)):
             return task, [Run(source.split("test"), seed) for _, seed in pack.cells], None
-        images = {seed: self._images(draw.source) for seed, draw in zip(pack.seeds, draws, strict=True)}
+        images = {seed: self.cache.train_images(draw.source) for seed, draw in zip(pack.seeds, draws, strict=True)}
         runs = [Run(images[seed], seed, rate) for rate, seed in pack.cells]
         task, plan = plan_step(
             lambda **memory: self.cache.task(pack, source, **memory),
@@ -193,11 +191,6 @@ class Grid:
         title = f"{pack.method} on {pack.dataset}, {pack.shots} shots"
         return forecast(title, task, runs, plan, evaluations, self.recipe, self.settings, self.mesh, rate)
 
-    def _images(self, source: Dataset) -> Images:
-        """Training images, which stay decoded; with "skip" without those that cannot be read."""
-        images = Images(source.split("train"), cache_bytes=DEFAULT_CACHE_BYTES)
-        return without_unreadable(images) if self.settings.on_image_error == "skip" else images
-
     def _train(self, pack: Pack, task: Task, runs: Sequence[Run], plan: StepPlan) -> Trained:
         identities = [self._identity(one) for one in pack.by_rate]
         images = self.cache.image_hash(pack)
@@ -213,7 +206,7 @@ class Grid:
             earlier=[earlier_identity(task, pack, runs[0], self.recipe)] if self.single else [own],
             checkpoint_seconds=self.settings.checkpoint_seconds,
             progress=Progress(0, title=f"{pack.method} {pack.dataset}") if self.single else None,
-            metrics_folder=self.workdir if self.single else self.workdir / "runs" / _folder_name(pack),
+            metrics_folder=self.workdir if self.single else self.workdir / "runs" / pack.folder_name,
             plan=plan,
         )
 
@@ -282,7 +275,7 @@ class Grid:
         """Where the tuned adapter of a cell lies."""
         if self.single:
             return self.workdir / ADAPTER
-        return self.workdir / "adapters" / f"{_name(pack, rate)}-seed{seed}.safetensors"
+        return self.workdir / "adapters" / f"{pack.name(rate)}-seed{seed}.safetensors"
 
     def _checkpoints(self, pack: Pack) -> Path:
         folder = self.workdir / "checkpoints"
@@ -292,17 +285,3 @@ class Grid:
         if jax.process_index() == 0:
             for part in (pack, *(pack.by_rate if len(pack.learning_rates) > 1 else ())):
                 shutil.rmtree(self._checkpoints(part), ignore_errors=True)
-
-
-def _name(pack: Pack, *rates: float | None) -> str:
-    rate = "_".join(f"{rate:g}" for rate in rates if rate is not None)
-    name = f"{_file_name(pack.method)}-{_file_name(pack.dataset)}-{pack.shots}shots"
-    return name + (f"-rate{rate}" if rate else "")
-
-
-def _folder_name(pack: Pack) -> str:
-    return f"{_name(pack, *pack.learning_rates)}-seeds{'_'.join(map(str, pack.seeds))}"
-
-
-def _file_name(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "_", name).strip("._") or "unnamed"

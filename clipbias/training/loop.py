@@ -1,5 +1,6 @@
 """The training loop: independent runs of one task side by side in one program, saved and continued."""
 
+import contextlib
 import dataclasses
 import functools
 import time
@@ -17,14 +18,14 @@ from clipbias.data.images import Images
 from clipbias.data.pipeline import DEFAULT_CACHE_BYTES, Batch, steps_per_epoch, train_batches
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
-from clipbias.training.agreement import Agreement
+from clipbias.training.agreement import Pace
 from clipbias.training.checkpoint import Checkpoints
 from clipbias.training.interruption import Interrupted, stop_notice
 from clipbias.training.metrics import MetricWriter, StepReport
 from clipbias.training.plan import StepPlan, explain_exhaustion
 from clipbias.training.progress import Progress
 from clipbias.training.settings import Recipe
-from clipbias.training.step import TrainState, init_state, place_text, train_step
+from clipbias.training.step import init_state, place_text, train_step
 from clipbias.tuning import Task
 from clipbias.tuning.method import Learnables
 
@@ -100,63 +101,55 @@ def train(
     """
     began = time.monotonic()
     images = [Images.of(run.train, cache_bytes=DEFAULT_CACHE_BYTES) for run in runs]
-    rows = rows_per_step(images, recipe)
-    per_epoch = steps_per_epoch(len(images[0]), recipe.batch_size)
+    rows, per_epoch = rows_per_step(images, recipe), steps_per_epoch(len(images[0]), recipe.batch_size)
     total = per_epoch * recipe.epochs
-    start = init_state(recipe, initial_learnables(task, runs))
-    state: TrainState = meshes.place(mesh, start, meshes.RUN)
+    rates = np.stack([recipe.at(run.learning_rate).learning_rates() for run in runs], axis=1)
+    step, state = 0, meshes.place(mesh, init_state(recipe, initial_learnables(task, runs)), meshes.RUN)
     run_step = functools.partial(
         train_step, task.classifier, task.clip.preprocessing, recipe, params, place_text(mesh, task, params)
     )
-    checkpoints = None if folder is None else Checkpoints(folder, identity=identity or {}, earlier=earlier)
-    step, metrics = 0, None
-    try:
-        if checkpoints is not None and (restored := checkpoints.restore(state)) is not None:
-            step, state = restored
+    with contextlib.ExitStack() as opened:
+        if progress is not None:
+            opened.callback(progress.close)
+        checkpoints = None if folder is None else Checkpoints(folder, identity=identity or {}, earlier=earlier)
+        if checkpoints is not None:
+            opened.callback(checkpoints.close)
+            step, state = checkpoints.restore(state) or (step, state)
         if progress is not None:
             progress.start(total, done=step)
             if plan is not None:
                 progress.say(f"memory: {plan}")
-        metrics = None if metrics_folder is None else MetricWriter(metrics_folder, start_step=step + 1, steps=total)
-        name = type(task.method).__name__
-        report = StepReport(name, [run.seed for run in runs], progress, metrics, images=rows * len(runs))
-        rates = np.stack([recipe.at(run.learning_rate).learning_rates() for run in runs], axis=1)
+        metrics = None
+        if metrics_folder is not None:
+            metrics = opened.enter_context(MetricWriter(metrics_folder, start_step=step + 1, steps=total))
+        name, seeds = type(task.method).__name__, [run.seed for run in runs]
+        report = StepReport(name, seeds, progress, metrics, images=rows * len(runs))
         size = task.clip.config.vision.image_size
         batches = RunBatches(images, runs, recipe, mesh, image_size=size, start_step=step)
-        agree = Agreement(mesh)
-        saved_at = time.monotonic()
-        needs = "" if plan is None else f"a step needs {plan}: "
-        advice = f"{needs}lower --config.batch_size, raise --config.class_chunks, or set --config.remat=tokens."
-        with stop_notice() as notice, explain_exhaustion(advice):
+        pace = Pace(mesh, seconds=checkpoint_seconds, saves=checkpoints is not None)
+        with stop_notice() as notice, explain_exhaustion(_advice(plan)):
             while step < total:
                 rate = rates[step // per_epoch]
                 learning_rate = meshes.place(mesh, rate.astype(np.float32), meshes.RUN)
                 state, values = run_step(state, next(batches), learning_rate)
                 step += 1
                 report.step(step, values, rate)
-                last = step == total
-                due = checkpoints is not None and time.monotonic() - saved_at >= checkpoint_seconds
-                due, stop = agree(due and not last, notice.given, now=last)
-                if checkpoints is not None and (due or stop):
+                save, stop = pace(notice.given, last=step == total)
+                if checkpoints is not None and save:
                     report.catch_up()  # nothing is saved after a loss that is not finite
                     checkpoints.save(step, state)
-                    saved_at = time.monotonic()
+                    pace.saved()
                 if stop:
                     raise Interrupted(f"stopped at step {step} of {total}; the same command continues.")
             report.catch_up()
-        if checkpoints is not None:
-            checkpoints.wait()
-    finally:
-        for opened in (checkpoints, metrics, progress):
-            if opened is not None:
-                opened.close()
-    return Trained(
-        learnables=state.learnables,
-        losses=report.losses,
-        seconds=time.monotonic() - began,
-        steps=total,
-        waiting_share=batches.waiting_share,
-    )
+    seconds = time.monotonic() - began
+    return Trained(state.learnables, report.losses, seconds, steps=total, waiting_share=batches.waiting_share)
+
+
+def _advice(plan: StepPlan | None) -> str:
+    """What to do where a step exhausts the memory."""
+    needs = "" if plan is None else f"a step needs {plan}: "
+    return f"{needs}lower --config.batch_size, raise --config.class_chunks, or set --config.remat=tokens."
 
 
 def rows_per_step(images: Sequence[Images | Split], recipe: Recipe) -> int:

@@ -7,6 +7,7 @@ one program, which on an accelerator, and on small models anywhere, takes less t
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,6 +40,17 @@ class Pack:
     def by_rate(self) -> list["Pack"]:
         """The same cells as a pack for each learning rate."""
         return [dataclasses.replace(self, learning_rates=(rate,)) for rate in self.learning_rates]
+
+    def name(self, *rates: float | None) -> str:
+        """For files: the method, the dataset, the shots, and the learning rates where they are not the recipe's."""
+        rate = "_".join(f"{rate:g}" for rate in rates if rate is not None)
+        name = f"{_file_name(self.method)}-{_file_name(self.dataset)}-{self.shots}shots"
+        return name + (f"-rate{rate}" if rate else "")
+
+    @property
+    def folder_name(self) -> str:
+        """Names all cells together."""
+        return f"{self.name(*self.learning_rates)}-seeds{'_'.join(map(str, self.seeds))}"
 
 
 def make_packs(
@@ -84,3 +96,7 @@ def make_packs(
 
 def _in_parts(values: Sequence[Any], size: int) -> list[Sequence[Any]]:
     return [values[start : start + size] for start in range(0, len(values), size)]
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", name).strip("._") or "unnamed"

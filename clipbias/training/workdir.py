@@ -1,9 +1,9 @@
 """The folder of a run: its configuration, environment and state, and a lock so that two processes never share it.
 
-`config.json` is what was asked for, `environment.json` what the result depends on besides, `state.json` how it went:
-`{"state", "started", "seconds", "error"}`, where the state is "running", "finished", "interrupted" or "failed" and the
-seconds are those of all processes that worked on it and ended by themselves. "running" in a folder whose lock is free
-is left by a process that was killed. Beside them lie `metrics.jsonl` (a grid's: `runs/*/metrics.jsonl`) and results.
+`config.json` says what was asked for, `environment.json` what else the result depends on, and `state.json` how the run
+went: `{"state", "started", "seconds", "error"}`. The state is "running", "finished", "interrupted" or "failed"; a
+process that was killed leaves "running" and a free lock. The seconds add up over all processes that worked on the run,
+without those that were killed. Results and `metrics.jsonl` (of a grid: `runs/*/metrics.jsonl`) lie beside these files.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ from clipbias.tuning.registry import method_options
 CONFIG, ENVIRONMENT, STATE, LOCK = "config.json", "environment.json", "state.json", ".lock"
 # The adapter of a run, and which lines of a grid's results are of its present configuration.
 ADAPTER, CELLS = "adapter.safetensors", "cells.json"
-# Settings that say how a result is computed, not which.
+# Settings that change how a result is computed, but not the result.
 HOW = ("workdir", "mesh", "checkpoint_seconds", "eval_batch_size", "remat", "class_chunks", "dry_run")
 PACKAGES = (
     "clipbias",
@@ -85,7 +85,7 @@ def open_workdir(folder: str | os.PathLike, config: Mapping[str, Any]) -> Iterat
 
 
 def _keep_adapter(folder: Path, config: Mapping[str, Any]) -> None:
-    """Refuses to work over a finished adapter with other settings: its record would no longer be its own."""
+    """Refuses other settings in the folder of a finished adapter: its configuration would no longer be its own."""
     try:
         before, after = read_json(folder / CONFIG, dict), json.loads(json.dumps(config))
     except ClipbiasError:
@@ -130,7 +130,7 @@ def _kept_state(folder: Path, earlier: float) -> Iterator[None]:
 
 
 def _seconds_before(folder: Path, config: Mapping[str, Any]) -> float:
-    """What earlier processes spent on the same configuration without finishing it."""
+    """The time that earlier processes spent on the same configuration without finishing it."""
     try:
         same = read_json(folder / CONFIG) == json.loads(json.dumps(config))
         state = read_json(folder / STATE, dict)
@@ -140,7 +140,7 @@ def _seconds_before(folder: Path, config: Mapping[str, Any]) -> float:
 
 
 def environment() -> dict[str, Any]:
-    """What a result depends on besides its configuration: versions, devices, and the state of the source."""
+    """What a result depends on besides its configuration: versions, devices, and the commit of the source."""
     versions = {}
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

@@ -1,5 +1,5 @@
 from clipbias.training import mesh as meshes
-from clipbias.training.agreement import Agreement
+from clipbias.training.agreement import Agreement, Pace
 
 
 def test_one_process_decides_at_once() -> None:
@@ -20,3 +20,17 @@ def test_the_last_step_waits_for_its_answer() -> None:
     agree = Agreement(meshes.single_device(), alone=False)
     assert agree(True, False) == (False, False)
     assert agree(False, True, now=True) == (False, True)
+
+
+def test_when_a_step_is_saved_and_when_training_stops() -> None:
+    mesh = meshes.single_device()
+    always = Pace(mesh, seconds=0, saves=True)
+    assert always(False, last=False) == (True, False)
+    assert always(True, last=False) == (True, True)
+    assert always(False, last=True) == (False, False)  # what comes of training is written elsewhere
+    seldom = Pace(mesh, seconds=1e6, saves=True)
+    assert seldom(False, last=False) == (False, False)
+    assert seldom(True, last=False) == (True, True)
+    never = Pace(mesh, seconds=0, saves=False)
+    assert never(False, last=False) == (False, False)
+    assert never(True, last=False) == (False, True)
