@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 import clipbias
 from clipbias.training import mesh as meshes
+from clipbias.training.forecast import forecast
 from clipbias.training.grid import Grid
 from clipbias.training.packs import Pack
 from clipbias.training.plan import device_rate
@@ -62,7 +63,7 @@ def dry_run(config: ConfigDict, options: Mapping[str, Any], packs: Sequence[Pack
     with tempfile.TemporaryDirectory() as nowhere:
         grid = open_grid(config, options, packs, Path(nowhere))
     for pack in packs:
-        text, seconds = grid.forecast(pack, rate)
+        text, seconds = forecast(grid, pack, rate)
         app.tell(*text.split("\n"))
         total += seconds
     cells = sum(len(pack.cells) for pack in packs)

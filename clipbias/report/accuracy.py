@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from clipbias.report import style
-from clipbias.report.names import method_name
+from clipbias.report.names import method_name, trains
 from clipbias.report.published import dataset_name
 from clipbias.report.summary import ACCURACY, Cell, Summary, summarize
 
@@ -70,11 +70,13 @@ def _means(cells: Mapping[int, Cell]) -> dict[int, float]:
 
 
 def _is_level(cells: Mapping[int, Cell]) -> bool:
-    """Zero-shot: the same number for any shots."""
+    """The same number for any shots, as zero-shot has it."""
     return all(None in cell.values for cell in cells.values()) and len({cell.mean for cell in cells.values()}) == 1
 
 
 def _panel(axes: "Axes", summary: Summary, panel: str, measure: str) -> None:
+    from clipbias.tuning import registry  # not at import: it brings JAX
+
     axes.set_title(panel if panel == AVERAGE else dataset_name(panel))
     if summary.shots:
         # Every doubling is one step; the ticks are the shots that were run.
@@ -90,9 +92,11 @@ def _panel(axes: "Axes", summary: Summary, panel: str, measure: str) -> None:
         cells = _cells(summary, panel, method, measure)
         if not cells:
             continue
-        if method == "zero_shot" and _is_level(cells):
+        if not trains(method) and _is_level(cells):
             axes.axhline(next(iter(_means(cells).values())), color=colour, linestyle=line, label=method, zorder=1)
             continue
+        preset = registry.find_preset(method)  # `None` at one of several rates, of which no one stands out
+        stands_out = preset is not None and preset.stands_out
         # Methods stand side by side by a hair, so that error bars do not hide one another.
         aside = 1 + 0.014 * (position - len(summary.methods) / 2)
         axes.errorbar(
@@ -107,8 +111,8 @@ def _panel(axes: "Axes", summary: Summary, panel: str, measure: str) -> None:
             elinewidth=0.8,
             capsize=1.8,
             capthick=0.8,
-            linewidth=2.0 if method == "bias" else 1.3,
-            zorder=4 if method == "bias" else 2,
+            linewidth=2.0 if stands_out else 1.3,
+            zorder=4 if stands_out else 2,
             label=method,
         )
 

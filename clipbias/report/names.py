@@ -27,6 +27,14 @@ def method_name(method: str) -> str:
     return printable(base if preset is None else preset.label) + comma + printable(rate)
 
 
+def trains(method: str) -> bool:
+    """Whether a method learns from images; taken for granted of a program of the user's own, which is not run here."""
+    from clipbias.tuning import METHODS
+
+    name = _base(method)
+    return name not in METHODS or METHODS[name][0].trains
+
+
 def ordered_methods(methods: Iterable[str]) -> tuple[str, ...]:
     """Known methods in the order of a table's rows, then the others as they come, each once."""
     from clipbias.tuning import METHODS

@@ -14,6 +14,7 @@ from typing import Any
 
 from clipbias.errors import ClipbiasError
 from clipbias.files import parse_json, read_json, read_json_lines
+from clipbias.report.names import trains
 
 _DRAW = ("method", "dataset", "shots", "seed")  # which training a result is of
 
@@ -26,7 +27,6 @@ BINARIES = {
     "evaluate": "adapter",
     "train": "method",
 }
-ZERO_SHOT = "zero_shot"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,10 +211,11 @@ def _values(config: Mapping[str, Any], axis: str) -> list[Any]:
 
 
 def _cells(config: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-    """What names each cell of a grid; zero-shot learns and draws nothing, and is one cell per dataset."""
+    """What names each cell of a grid; a method that trains nothing draws nothing, and is one cell per dataset."""
     methods, datasets, shots, seeds, rates = (_values(config, axis) for axis in _AXES)
     product = itertools.product(datasets, methods, shots, rates, seeds)
-    cells = ((m, d, 0, 0, None) if m == ZERO_SHOT else (m, d, count, seed, rate) for d, m, count, rate, seed in product)
+    drawn = {method: trains(method) for method in methods}
+    cells = ((m, d, count, seed, rate) if drawn[m] else (m, d, 0, 0, None) for d, m, count, rate, seed in product)
     return list(dict.fromkeys(cells))
 
 

@@ -20,27 +20,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
-    "#000000",
-    "#E69F00",
-    "#56B4E9",
-    "#009E73",
-    "#F0E442",
-    "#0072B2",
-    "#D55E00",
-    "#CC79A7",
-)
-GREY = "#6B7280"
+# By the names that methods give their colours in.
+PALETTE = {
+    **{"black": "#000000", "orange": "#E69F00", "sky": "#56B4E9", "green": "#009E73", "yellow": "#F0E442"},
+    **{"blue": "#0072B2", "red": "#D55E00", "purple": "#CC79A7", "grey": "#6B7280"},
+}
+BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE, GREY = PALETTE.values()
 COLOURS = (BLUE, RED, GREEN, ORANGE, PURPLE, SKY, BLACK, GREY)  # for things without an order
 
 ZERO_SHOT, TUNED = BLUE, RED  # as in the paper: the original model blue, the tuned one red
 
 LINES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 SOLID, DASHED, DOTTED, DASH_DOTTED = LINES
-
-# By the names that methods give their colours in.
-PALETTE = dict(black=BLACK, orange=ORANGE, sky=SKY, green=GREEN, yellow=YELLOW, blue=BLUE, red=RED, purple=PURPLE)
-PALETTE["grey"] = GREY
 
 _RC: dict[Any, Any] = {
     "font.family": "sans-serif",

@@ -1,50 +1,45 @@
 """What a dry run says of a pack: shapes, parameters, memory and time."""
 
-from collections.abc import Sequence
-
 import jax
-from jax.sharding import Mesh
 
-from clipbias.data import Dataset
 from clipbias.data.pipeline import steps_per_epoch
+from clipbias.errors import ClipbiasError
 from clipbias.training.evaluate import class_bytes, image_arguments, image_features
-from clipbias.training.loop import Run, rows_per_step
-from clipbias.training.plan import StepPlan, estimated_seconds, flop, needed_bytes, step_arguments
-from clipbias.training.settings import GridSettings, Recipe
+from clipbias.training.grid import Grid
+from clipbias.training.loop import rows_per_step
+from clipbias.training.packs import Pack
+from clipbias.training.plan import estimated_seconds, flop, needed_bytes, step_arguments
 from clipbias.training.step import train_step
-from clipbias.tuning import Task, parameter_count
+from clipbias.tuning import parameter_count
 
 
-def forecast(
-    title: str,
-    task: Task,
-    runs: Sequence[Run],
-    plan: StepPlan | None,
-    evaluations: Sequence[Dataset],
-    recipe: Recipe,
-    settings: GridSettings,
-    mesh: Mesh,
-    rate: float,
-) -> tuple[str, float]:
-    """The lines of one program, and its seconds without compiling and reading.
+def forecast(grid: Grid, pack: Pack, rate: float) -> tuple[str, float]:
+    """The lines of a pack, and its seconds without compiling and reading. Its programs are compiled and not run.
 
     Args:
-      title: what is trained.
-      task: a method bound to the classes of training.
-      runs: those that train side by side.
-      plan: how a step runs; `None` where nothing is trained.
-      evaluations: datasets whose test images each run is evaluated on.
-      recipe, settings: of the grid.
-      mesh: the devices.
+      grid: which would run it.
+      pack: where its learning rates do not fit side by side, each is told by itself.
       rate: multiplications and additions per second of one device, see `plan.device_rate`.
+
+    Raises:
+      ClipbiasError: there is no way to run it.
     """
+    draws = grid.cache.plans(pack)
+    try:
+        task, runs, plan = grid.prepare(pack, draws)
+    except ClipbiasError:
+        if len(pack.learning_rates) == 1:
+            raise
+        found = [forecast(grid, part, rate) for part in pack.by_rate]
+        return "\n".join(text for text, _ in found), sum(seconds for _, seconds in found)
+    recipe, mesh = grid.recipe, grid.mesh
     images, rows = len(runs[0].train), rows_per_step([run.train for run in runs], recipe)
-    tested = sum(len(dataset.split("test")) for dataset in evaluations)
-    batch = min(settings.eval_batch_size, tested)
+    tested = sum(len(one.dataset.split("test")) for one in draws[0].evaluations)
+    batch = min(grid.settings.eval_batch_size, tested)
     arguments, options = image_arguments(task, batch=batch, runs=len(runs), mesh=mesh)
     count = flop(image_features, *arguments, **options) * tested // batch
     needed = max(needed_bytes(image_features, *arguments, **options), class_bytes(task, runs=len(runs), mesh=mesh))
-    lines = [title]
+    lines = [f"{pack.method} on {pack.dataset}, {pack.shots} shots"]
     classes = f"{len(task.class_names)} classes, {tested} test images"
     if plan is None:
         lines.append(f"  nothing to train, {classes}")

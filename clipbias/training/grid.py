@@ -25,7 +25,6 @@ from clipbias.files import write_text
 from clipbias.training import mesh as meshes
 from clipbias.training.cache import Cache
 from clipbias.training.evaluate import fit_evaluation
-from clipbias.training.forecast import forecast
 from clipbias.training.identity import earlier_identity, identity
 from clipbias.training.loop import Run, Trained, initial_learnables, rows_per_step, train
 from clipbias.training.packs import Pack
@@ -134,7 +133,7 @@ class Grid:
     def _run_pack(self, pack: Pack) -> list[Row]:
         """Prepares, trains and evaluates the cells of a pack; saves their adapters and returns their rows."""
         draws = self.cache.plans(pack)
-        task, runs, plan = self._prepare(pack, draws)
+        task, runs, plan = self.prepare(pack, draws)
         if plan is None:
             trained, learnables = None, initial_learnables(task, runs)
         else:
@@ -152,7 +151,7 @@ class Grid:
             rows.append(row)
         return rows
 
-    def _prepare(self, pack: Pack, draws: Sequence[protocols.Plan]) -> tuple[Task, list[Run], StepPlan | None]:
+    def prepare(self, pack: Pack, draws: Sequence[protocols.Plan]) -> tuple[Task, list[Run], StepPlan | None]:
         """The task of a pack, its runs in the order of its cells, and how a step runs; no plan without training."""
         source = draws[0].source
         task = self.cache.task(pack, source)
@@ -173,23 +172,6 @@ class Grid:
         if is_slower and len(pack.learning_rates) > 1:  # one by one they may run the fastest way
             raise ClipbiasError("the learning rates do not fit the memory side by side.")
         return task, runs, plan
-
-    def forecast(self, pack: Pack, rate: float) -> tuple[str, float]:
-        """What a pack would do and need, in words, and its seconds on devices that do `rate` products' parts a second.
-
-        The programs are compiled; nothing is run or written.
-        """
-        draws = self.cache.plans(pack)
-        try:
-            task, runs, plan = self._prepare(pack, draws)
-        except ClipbiasError:
-            if len(pack.learning_rates) == 1:
-                raise
-            parts = [self.forecast(part, rate) for part in pack.by_rate]
-            return "\n".join(text for text, _ in parts), sum(seconds for _, seconds in parts)
-        evaluations = [one.dataset for one in draws[0].evaluations]
-        title = f"{pack.method} on {pack.dataset}, {pack.shots} shots"
-        return forecast(title, task, runs, plan, evaluations, self.recipe, self.settings, self.mesh, rate)
 
     def _train(self, pack: Pack, task: Task, runs: Sequence[Run], plan: StepPlan) -> Trained:
         identities = [self._identity(one) for one in pack.by_rate]

@@ -22,7 +22,9 @@ class BiasTuning(Method):
       vision_tower, text_tower: which towers get biases.
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {"bias": Preset("Bias tuning", order=600, colour="red", marker="o")}
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "bias": Preset("Bias tuning", order=600, colour="red", marker="o", stands_out=True)
+    }
 
     vision_tower: bool = True
     text_tower: bool = True

@@ -45,6 +45,7 @@ class Preset:
       order: position among the rows of a table, from the least to the most that is learned in both towers.
       colour: of the palette of `report.style`, or any colour of matplotlib.
       marker, line: marker and line style, as matplotlib spells them.
+      stands_out: whether its line is thicker and above the others.
     """
 
     label: str
@@ -53,6 +54,7 @@ class Preset:
     colour: str = "black"
     marker: str = "X"
     line: str | tuple[int, tuple[float, ...]] = "-"
+    stands_out: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
