@@ -36,7 +36,7 @@ def state(settings: dict) -> weights.State:
         if (linear and value.ndim) or name.endswith(("proj.bias", "fc1.bias", "fc2.bias")):
             step = 2.0 ** math.floor(math.log2(float(value.std()))) / 4
             drawn[name] = (np.round(value / step) * step).astype(np.float32)
-    drawn["logit_scale"] = np.float32(math.log(1 / 0.07) + 0.5)
+    drawn["logit_scale"] = np.asarray(math.log(1 / 0.07) + 0.5, np.float32)
     return drawn
 
 
