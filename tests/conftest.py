@@ -38,6 +38,22 @@ settings.register_profile("thorough", max_examples=400, print_blob=True, **UNTIM
 settings.load_profile("quick")
 
 
+# Files whose tests take longest: they start first, so that no worker is left alone with one of them at the end.
+LONG = (
+    "tests/end_to_end/",
+    "tests/test_commands.py",
+    "tests/test_benchmarks.py",
+    "tests/hub/test_experiments.py",
+    "tests/training/test_plan.py",
+    "tests/training/test_grid.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the tests of `LONG` before the others; the order is otherwise as it was."""
+    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
+
+
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random model in Hugging Face format."""
