@@ -98,9 +98,13 @@ class Grid:
         return [row for row in map(self.results.get, wanted) if row is not None]
 
     def _is_finished(self, pack: Pack) -> bool:
-        rows, images = [self.row(pack, *cell) for cell in pack.cells], self._image_hash(pack)
-        whole = not self.single or self.adapter_path(pack, *pack.cells[0]).exists()
-        return whole and all(self.results.finished(row, images=images) for row in rows)
+        rows = [self.row(pack, *cell) for cell in pack.cells]
+        if self.single and not self.adapter_path(pack, *pack.cells[0]).exists():
+            return False
+        if not all(map(self.results.finished, rows)):  # no dataset is opened to learn what the names tell
+            return False
+        images = self._image_hash(pack)
+        return all(self.results.finished(row, images=images) for row in rows)
 
     def _image_hash(self, pack: Pack) -> str | None:
         """`None` where the images cannot be looked at now: results that are there stay."""
