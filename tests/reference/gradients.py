@@ -14,6 +14,14 @@ from tests.reference.numpy_clip import Block, Tower
 from tests.reference.weights import State
 
 Gradients = dict[str, np.ndarray]
+# Told of every linear layer and LayerNorm: its name, its input and the gradient of its output. What it returns goes to
+# the input, beside what the layer itself passes on.
+Listener = Callable[[str, np.ndarray, np.ndarray], np.ndarray | float]
+
+
+def no_listener(name: str, x: np.ndarray, gradient: np.ndarray) -> float:
+    """Weights that nobody trains."""
+    return 0.0
 
 
 def linear_backward(state: State, name: str, gradient: np.ndarray) -> np.ndarray:
@@ -40,30 +48,50 @@ def activate_backward(kind: str, x: np.ndarray, gradient: np.ndarray) -> np.ndar
 
 
 def block_backward(
-    state: State, name: str, sizes: Mapping, saved: Block, gradient: np.ndarray
+    state: State,
+    name: str,
+    sizes: Mapping,
+    saved: Block,
+    gradient: np.ndarray,
+    listener: Listener = no_listener,
 ) -> tuple[np.ndarray, np.ndarray]:
     """From d/d(output) to d/d(input) [B, N, D] and d/d(attention) [B, H, N, N], a free variable."""
     heads, epsilon = sizes["num_attention_heads"], sizes["layer_norm_eps"]
-    hidden = linear_backward(state, f"{name}.mlp.fc2", gradient)
-    hidden = activate_backward(sizes["hidden_act"], saved.hidden, hidden)
-    normed = linear_backward(state, f"{name}.mlp.fc1", hidden)
-    middle = gradient + layer_norm_backward(state, f"{name}.layer_norm2", epsilon, saved.middle, normed)
 
-    mixed = numpy_clip.split_heads(linear_backward(state, f"{name}.self_attn.out_proj", middle), heads)
+    def through(part: str, x: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+        return linear_backward(state, f"{name}.{part}", gradient) + listener(f"{name}.{part}", x, gradient)
+
+    def through_norm(part: str, x: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+        listener(f"{name}.{part}", x, gradient)
+        return layer_norm_backward(state, f"{name}.{part}", epsilon, x, gradient)
+
+    hidden = through("mlp.fc2", numpy_clip.activate(sizes["hidden_act"], saved.hidden), gradient)
+    hidden = activate_backward(sizes["hidden_act"], saved.hidden, hidden)
+    normed = numpy_clip.layer_norm(state, f"{name}.layer_norm2", epsilon, saved.middle)
+    middle = gradient + through_norm("layer_norm2", saved.middle, through("mlp.fc1", normed, hidden))
+
+    mixed = through("self_attn.out_proj", numpy_clip.merge_heads(saved.tapped @ saved.value), middle)
+    mixed = numpy_clip.split_heads(mixed, heads)
     attention = mixed @ saved.value.swapaxes(-1, -2)
     value = saved.tapped.swapaxes(-1, -2) @ mixed
     inner = (attention * saved.attention).sum(-1, keepdims=True)
     scores = saved.attention * (attention - inner) / np.sqrt(saved.query.shape[-1])
     query, key = scores @ saved.key, scores.swapaxes(-1, -2) @ saved.query
-    normed = np.zeros_like(middle)
+    normed = numpy_clip.layer_norm(state, f"{name}.layer_norm1", epsilon, saved.tokens)
+    total = np.zeros_like(middle)
     for part, head_gradient in (("q", query), ("k", key), ("v", value)):
-        merged = numpy_clip.merge_heads(head_gradient)
-        normed = normed + linear_backward(state, f"{name}.self_attn.{part}_proj", merged)
-    return middle + layer_norm_backward(state, f"{name}.layer_norm1", epsilon, saved.tokens, normed), attention
+        total = total + through(f"self_attn.{part}_proj", normed, numpy_clip.merge_heads(head_gradient))
+    return middle + through_norm("layer_norm1", saved.tokens, total), attention
 
 
 def tower_backward(
-    clip: Reference, tower: str, saved: Tower, features: np.ndarray, prompts: Sequence[int], slots: slice
+    clip: Reference,
+    tower: str,
+    saved: Tower,
+    features: np.ndarray,
+    prompts: Sequence[int],
+    slots: slice,
+    listener: Listener = no_listener,
 ) -> tuple[np.ndarray, dict[int, np.ndarray], np.ndarray, list[np.ndarray]]:
     """Through a whole tower, from the gradient of its features [B, d].
 
@@ -78,21 +106,23 @@ def tower_backward(
     }[tower]
     x = np.zeros_like(saved.last)
     pooled = features @ clip.state[f"{projection}.weight"]
-    x[np.arange(len(x)), saved.rows] = layer_norm_backward(
-        clip.state, f"{name}.{final}", epsilon, saved.last[np.arange(len(x)), saved.rows], pooled
-    )
+    read = saved.last[np.arange(len(x)), saved.rows]
+    listener(f"{name}.{final}", read, pooled)
+    x[np.arange(len(x)), saved.rows] = layer_norm_backward(clip.state, f"{name}.{final}", epsilon, read, pooled)
     prompt_gradients: dict[int, np.ndarray] = {}
     biases: list[np.ndarray] = []
     attention: list[np.ndarray] = []
     for l in reversed(range(sizes["num_hidden_layers"])):
         biases.insert(0, x.sum((0, 1)))
-        x, probabilities = block_backward(clip.state, f"{name}.encoder.layers.{l}", sizes, saved.blocks[l], x)
+        layer = f"{name}.encoder.layers.{l}"
+        x, probabilities = block_backward(clip.state, layer, sizes, saved.blocks[l], x, listener)
         attention.insert(0, probabilities)
         if l in prompts:
             prompt_gradients[l] = x[:, slots].sum(0)
             # What was replaced has no influence any more.
             x[:, slots] = 0.0
     if tower == "vision":
+        listener(f"{name}.pre_layrnorm", saved.embedded, x)
         x = layer_norm_backward(clip.state, f"{name}.pre_layrnorm", epsilon, saved.embedded, x)
     return x, prompt_gradients, np.stack(biases), attention
 
@@ -104,18 +134,38 @@ def unit_backward(x: np.ndarray, gradient: np.ndarray) -> np.ndarray:
     return (gradient - direction * (gradient * direction).sum(-1, keepdims=True)) / length
 
 
-def pull_back(clip: Reference, inputs: Inputs, saved: Forward, scores: np.ndarray) -> tuple[Gradients, list, list]:
+def cross_entropy_backward(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Of the mean cross-entropy, to the logits [B, C]."""
+    gradient = numpy_clip.softmax(scores)
+    gradient[np.arange(len(labels)), labels] -= 1
+    return gradient / len(labels)
+
+
+def pull_back(
+    clip: Reference, inputs: Inputs, saved: Forward, scores: np.ndarray, listener: Listener = no_listener
+) -> tuple[Gradients, list, list]:
     """From the gradient of the logits [B, C] to those of the inputs, of vision and of text attention."""
     scaled = np.exp(clip.state["logit_scale"]) * scores
     images, texts = numpy_clip.unit(saved.vision.features), numpy_clip.unit(saved.text_features)
     image_gradient = unit_backward(saved.vision.features, scaled @ texts)
     text_gradient = unit_backward(saved.text_features, scaled.T @ images)
+    return pull_back_features(clip, inputs, saved, image_gradient, text_gradient, listener)
 
+
+def pull_back_features(
+    clip: Reference,
+    inputs: Inputs,
+    saved: Forward,
+    image_gradient: np.ndarray,
+    text_gradient: np.ndarray,
+    listener: Listener = no_listener,
+) -> tuple[Gradients, list, list]:
+    """From the gradients of the un-normalised features, [B, d] and [C, d], to the same as `pull_back`."""
     depth, count = (0, 0) if inputs.vision_prompts is None else inputs.vision_prompts.shape[:2]
     slots = slice(saved.vision.embedded.shape[1] - count, None)
     deep = range(1, depth) if count else ()
     x, by_layer, vision_bias, vision_attention = tower_backward(
-        clip, "vision", saved.vision, image_gradient, deep, slots
+        clip, "vision", saved.vision, image_gradient, deep, slots, listener
     )
     gradients = {"vision_bias": vision_bias, "text_residual": text_gradient}
     if count:
@@ -123,7 +173,7 @@ def pull_back(clip: Reference, inputs: Inputs, saved: Forward, scores: np.ndarra
 
     context = inputs.places.shape[1]
     x, by_layer, gradients["text_bias"], text_attention = tower_backward(
-        clip, "text", saved.text, text_gradient, list(inputs.text_prompts), slice(1, 1 + context)
+        clip, "text", saved.text, text_gradient, list(inputs.text_prompts), slice(1, 1 + context), listener
     )
     if context:
         gradients["text_context"] = np.stack([x[c, places] for c, places in enumerate(inputs.places)])
@@ -144,9 +194,7 @@ def loss_and_gradients(
     learnables = {name: np.asarray(value, np.float64) for name, value in learnables.items()}
     inputs = methods.prepare(clip, method, class_names, learnables, **options)
     saved = methods.forward(clip, inputs, images)
-    scores = numpy_clip.softmax(saved.logits)
-    scores[np.arange(len(labels)), labels] -= 1
-    gradients, _, _ = pull_back(clip, inputs, saved, scores / len(labels))
+    gradients, _, _ = pull_back(clip, inputs, saved, cross_entropy_backward(saved.logits, labels))
     loss = numpy_clip.cross_entropy(saved.logits, labels)
     if "text_context" in learnables and learnables["text_context"].ndim == 2:
         gradients["text_context"] = gradients["text_context"].sum(0)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from tests.reference import numpy_clip, weights
-from tests.reference.numpy_clip import Tower
+from tests.reference.numpy_clip import Branch, Tower
 from tests.reference.tokenizer import SimpleTokenizer
 from tests.reference.weights import State
 
@@ -137,8 +137,12 @@ def forward(
     *,
     vision_taps: Sequence[np.ndarray] | None = None,
     text_taps: Sequence[np.ndarray] | None = None,
+    branch: Branch = numpy_clip.no_branch,
 ) -> Forward:
-    """Logits of `images` [B, R, R, 3] over the classes; `taps` are added to the attention probabilities."""
+    """Logits of `images` [B, R, R, 3] over the classes.
+
+    `taps` are added to the attention probabilities, `branch` to the linear layers of both towers.
+    """
     vision = numpy_clip.encode_image(
         clip.state,
         clip.config,
@@ -146,6 +150,7 @@ def forward(
         prompts=inputs.vision_prompts,
         bias=inputs.vision_bias,
         taps=vision_taps,
+        branch=branch,
     )
     text = numpy_clip.encode_text(
         clip.state,
@@ -155,6 +160,7 @@ def forward(
         prompts=inputs.text_prompts,
         bias=inputs.text_bias,
         taps=text_taps,
+        branch=branch,
     )
     text_features = text.features + inputs.text_residual
     return Forward(vision, text, text_features, numpy_clip.logits(clip.state, vision.features, text_features))

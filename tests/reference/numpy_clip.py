@@ -6,11 +6,19 @@ Letters: `B` images (or texts), `C` classes, `N` tokens, `M` patches, `T`/`V` te
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from tests.reference.weights import State
+
+# What is added to a linear layer's output, from the layer's name and its input.
+Branch = Callable[[str, np.ndarray], np.ndarray | float]
+
+
+def no_branch(name: str, x: np.ndarray) -> float:
+    """Linear layers as they are."""
+    return 0.0
 
 
 def linear(state: State, name: str, x: np.ndarray) -> np.ndarray:
@@ -66,20 +74,30 @@ class Block:
     output: np.ndarray  # [B, N, D]
 
 
-def block(state: State, name: str, sizes: Mapping, x: np.ndarray, mask: np.ndarray, tap: np.ndarray | float) -> Block:
-    """`x += MHA(LN1(x)); x += MLP(LN2(x))`, with `tap` added to the attention probabilities."""
+def block(
+    state: State,
+    name: str,
+    sizes: Mapping,
+    x: np.ndarray,
+    mask: np.ndarray,
+    tap: np.ndarray | float,
+    branch: Branch = no_branch,
+) -> Block:
+    """`x += MHA(LN1(x)); x += MLP(LN2(x))`; `tap` is added to attention probabilities, `branch` to linear layers."""
     heads, epsilon = sizes["num_attention_heads"], sizes["layer_norm_eps"]
+
+    def apply(part: str, x: np.ndarray) -> np.ndarray:
+        return linear(state, f"{name}.{part}", x) + branch(f"{name}.{part}", x)
+
     normed = layer_norm(state, f"{name}.layer_norm1", epsilon, x)
-    query, key, value = (
-        split_heads(linear(state, f"{name}.self_attn.{part}_proj", normed), heads) for part in ("q", "k", "v")
-    )
+    query, key, value = (split_heads(apply(f"self_attn.{part}_proj", normed), heads) for part in ("q", "k", "v"))
     scores = query @ key.swapaxes(-1, -2) / math.sqrt(query.shape[-1]) + mask
     attention = softmax(scores)
     tapped = attention + tap
-    attended = linear(state, f"{name}.self_attn.out_proj", merge_heads(tapped @ value))
+    attended = apply("self_attn.out_proj", merge_heads(tapped @ value))
     middle = x + attended
-    hidden = linear(state, f"{name}.mlp.fc1", layer_norm(state, f"{name}.layer_norm2", epsilon, middle))
-    output = middle + linear(state, f"{name}.mlp.fc2", activate(sizes["hidden_act"], hidden))
+    hidden = apply("mlp.fc1", layer_norm(state, f"{name}.layer_norm2", epsilon, middle))
+    output = middle + apply("mlp.fc2", activate(sizes["hidden_act"], hidden))
     return Block(x, query, key, value, attention, tapped, attended, middle, hidden, output)
 
 
@@ -105,6 +123,7 @@ def run_blocks(
     slots: slice,
     bias: np.ndarray | None,
     taps: Sequence[np.ndarray] | None,
+    branch: Branch,
 ) -> tuple[np.ndarray, list[Block]]:
     """All blocks; `prompts[l]` replaces the `slots` at block l's input, `bias[l]` is added after it."""
     blocks = []
@@ -113,7 +132,7 @@ def run_blocks(
             x = x.copy()
             x[:, slots] = prompts[l]
         tap = 0.0 if taps is None else taps[l]
-        blocks.append(block(state, f"{tower}.encoder.layers.{l}", sizes, x, mask, tap))
+        blocks.append(block(state, f"{tower}.encoder.layers.{l}", sizes, x, mask, tap, branch))
         x = blocks[-1].output
         if bias is not None:
             x = x + bias[l]
@@ -141,6 +160,7 @@ def encode_image(
     prompts: np.ndarray | None = None,
     bias: np.ndarray | None = None,
     taps: Sequence[np.ndarray] | None = None,
+    branch: Branch = no_branch,
 ) -> Tower:
     """Image features.
 
@@ -150,6 +170,7 @@ def encode_image(
         row i replaces the last V tokens at block i's input.
       bias: [L, D], added to every token after each block.
       taps: L arrays that broadcast to [B, H, N, N], added to the attention probabilities.
+      branch: what is added to the linear layers of the blocks.
     """
     sizes = config["vision_config"]
     patches = patch_tokens(state, sizes, np.asarray(images, np.float64))
@@ -172,6 +193,7 @@ def encode_image(
         slots=slice(1 + count, None),
         bias=bias,
         taps=taps,
+        branch=branch,
     )
     pooled = layer_norm(state, "vision_model.post_layernorm", sizes["layer_norm_eps"], x[:, 0])
     features = pooled @ state["visual_projection.weight"].T
@@ -192,6 +214,7 @@ def encode_text(
     prompts: Mapping[int, np.ndarray] | None = None,
     bias: np.ndarray | None = None,
     taps: Sequence[np.ndarray] | None = None,
+    branch: Branch = no_branch,
 ) -> Tower:
     """Text features, always at full context length.
 
@@ -199,7 +222,7 @@ def encode_text(
       tokens: [C, N] ids; the feature is read where the id is largest, which is the first end of text.
       embeddings: [C, N, D] to use instead of the tokens' own, before position embeddings.
       prompts: {layer: [T, D]} replacing tokens 1..T at that block's input.
-      bias, taps: as in `encode_image`.
+      bias, taps, branch: as in `encode_image`.
     """
     sizes = config["text_config"]
     if embeddings is None:
@@ -219,6 +242,7 @@ def encode_text(
         slots=slice(1, 1 + count),
         bias=bias,
         taps=taps,
+        branch=branch,
     )
     rows = tokens.argmax(-1)
     normed = layer_norm(state, "text_model.final_layer_norm", sizes["layer_norm_eps"], x)
