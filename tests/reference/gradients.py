@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.reference import methods, numpy_clip
+from tests.reference import methods, numpy_clip, optimizers
 from tests.reference.methods import Forward, Inputs, Learnables, Reference
 from tests.reference.numpy_clip import Block, Tower
 from tests.reference.weights import State
@@ -245,11 +245,5 @@ def sgd(
     weight_decay: float = 5e-4,
 ) -> Gradients:
     """PyTorch's SGD, one step per learning rate: `g += wd p; v = 0.9 v + g; p -= lr v`."""
-    values = {name: np.array(value, np.float64) for name, value in learnables.items()}
-    velocity = {name: np.zeros_like(value) for name, value in values.items()}
-    for rate in learning_rates:
-        gradients = gradient(values)
-        for name, value in values.items():
-            velocity[name] = momentum * velocity[name] + gradients[name] + weight_decay * value
-            values[name] = value - rate * velocity[name]
-    return values
+    optimizer = optimizers.SGD(momentum=momentum, weight_decay=weight_decay)
+    return optimizers.run(optimizer, gradient, learnables, learning_rates)

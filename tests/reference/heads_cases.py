@@ -1,0 +1,26 @@
+"""Small features for the heads: classes that overlap somewhat, lengths that differ, templates that disagree."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from tests.reference.gradients import finite_differences
+
+E, N, C, S, D = 3, 9, 3, 2, 8
+LABELS = np.array([0, 1, 2] * 3)
+
+
+def arrays(
+    *, seed: int = 0, labels: Sequence[int] | np.ndarray = LABELS, passes: int = E, width: int = D, templates: int = S
+) -> dict[str, np.ndarray]:
+    """Raw `features` [E, N, d] of images with these labels, and raw `text_features` [S, C, d], in float64."""
+    rng = np.random.default_rng(seed)
+    classes = int(np.max(labels)) + 1
+    text = rng.normal(size=(templates, classes, width)) + rng.normal(size=(classes, width))
+    features = rng.normal(size=(passes, len(labels), width)) + 0.6 * text.mean(0)[np.asarray(labels)]
+    return {"features": features, "text_features": text}
+
+
+def close_to_slopes(found: np.ndarray, loss: Callable[[np.ndarray], float], at: np.ndarray) -> None:
+    """Asserts that `found` is the gradient of `loss` at `at`."""
+    np.testing.assert_allclose(found, finite_differences(loss, at), atol=2e-7 * np.abs(found).max())

@@ -1,0 +1,117 @@
+"""Tip-Adapter and Tip-Adapter-F (Zhang et al. 2022). Letters: see `heads`; x = unit(f) of an image.
+
+    keys_n = unit(mean over passes of f_{n,e})                 the mean is of raw features
+    logits = 100 x Tᵀ + α exp(-β (1 - x keysᵀ)) V
+
+Tip-Adapter-F trains the keys, which are normalised only at the start, with CE of the same logits.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from tests.reference import heads, numpy_clip, optimizers
+
+
+def cache(*, features: np.ndarray, labels: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Keys [N, d] and values V [N, C] of raw features [E, N, d] and labels [N]."""
+    return heads.unit(heads.double(features).mean(0)), heads.one_hot(labels, classes)
+
+
+def logits(
+    *,
+    features: np.ndarray,
+    keys: np.ndarray,
+    values: np.ndarray,
+    text_features: np.ndarray,
+    alpha: float,
+    beta: float,
+) -> np.ndarray:
+    """[B, C] of raw features [B, d], keys [N, d], values [N, C] and raw text features [S, C, d]."""
+    affinity = heads.unit(features) @ heads.double(keys).T
+    return heads.zero_shot_logits(features, text_features) + alpha * np.exp(-beta * (1 - affinity)) @ values
+
+
+def grid(beta_max: float, alpha_max: float) -> Iterator[tuple[float, float]]:
+    """(α, β) in the order of the search: 200 β outside, 20 α inside, neither maximum reached."""
+    for i in range(200):
+        for j in range(20):
+            yield 0.1 + j * (alpha_max - 0.1) / 20, 0.1 + i * (beta_max - 0.1) / 200
+
+
+def search(
+    *,
+    features: np.ndarray,
+    labels: np.ndarray,
+    keys: np.ndarray,
+    values: np.ndarray,
+    text_features: np.ndarray,
+    beta_max: float,
+    alpha_max: float,
+    start: tuple[float, float] = (0.0, 0.0),
+) -> tuple[float, float, float]:
+    """α, β and accuracy of the first grid point that no later one beats, on features [B, d] and labels [B].
+
+    A point replaces the best so far only if it is strictly better. `start` (α, β) stays where none has any image right.
+    """
+    plain = heads.zero_shot_logits(features, text_features)
+    distance = 1 - heads.unit(features) @ heads.double(keys).T
+    (alpha, beta), best = start, 0.0
+    for new_alpha, new_beta in grid(beta_max, alpha_max):
+        found = heads.accuracy(plain + new_alpha * np.exp(-new_beta * distance) @ values, labels)
+        if found > best:
+            alpha, beta, best = new_alpha, new_beta, found
+    return alpha, beta, best
+
+
+def loss_and_gradient(
+    *,
+    features: np.ndarray,
+    labels: np.ndarray,
+    keys: np.ndarray,
+    values: np.ndarray,
+    text_features: np.ndarray,
+    alpha: float,
+    beta: float,
+) -> tuple[float, np.ndarray]:
+    """CE of the logits, and its gradient with respect to the keys [N, d].
+
+    With D = d CE / d logits [B, C] and A = exp(-β (1 - x keysᵀ)) [B, N]: `(α β (D Vᵀ) ⊙ A)ᵀ x`.
+    """
+    scores = logits(features=features, keys=keys, values=values, text_features=text_features, alpha=alpha, beta=beta)
+    x = heads.unit(features)
+    cached = np.exp(-beta * (1 - x @ heads.double(keys).T))
+    through = alpha * beta * (heads.cross_entropy_gradient(scores, labels) @ values.T) * cached
+    return numpy_clip.cross_entropy(scores, labels), through.T @ x
+
+
+def train(
+    *,
+    batches: Sequence[tuple[np.ndarray, np.ndarray]],
+    keys: np.ndarray,
+    values: np.ndarray,
+    text_features: np.ndarray,
+    alpha: float,
+    beta: float,
+    learning_rate: float = 1e-3,
+) -> tuple[list[np.ndarray], list[float]]:
+    """Keys after every step, and the loss before it; one step per batch (raw features [B, d], labels [B]).
+
+    AdamW with eps 1e-4 and decay 1e-2; the rate falls along a cosine to 0 over all steps.
+    """
+    optimizer = optimizers.AdamW(epsilon=1e-4, weight_decay=1e-2)
+    current, after, losses = {"keys": heads.double(keys)}, [], []
+    for (features, labels), rate in zip(batches, optimizers.cosine_rates(learning_rate, len(batches)), strict=True):
+        loss, gradient = loss_and_gradient(
+            features=features,
+            labels=labels,
+            keys=current["keys"],
+            values=values,
+            text_features=text_features,
+            alpha=alpha,
+            beta=beta,
+        )
+        current = optimizer.step(current, {"keys": gradient}, rate)
+        after.append(current["keys"])
+        losses.append(loss)
+    return after, losses

@@ -1,0 +1,112 @@
+"""PyTorch's optimisers and the learning-rate schedules of the methods, in float64.
+
+Learnables and gradients are dicts of arrays with the same names. An optimiser keeps its own state, so one object
+serves one training. `p` is a parameter, `g` its gradient, `lr` the learning rate of the step.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+
+Arrays = dict[str, np.ndarray]
+
+
+class Optimizer(Protocol):
+    """What `run` needs of an optimiser."""
+
+    def step(self, values: Mapping[str, np.ndarray], gradients: Mapping[str, np.ndarray], rate: float) -> Arrays:
+        """The learnables after one step with learning rate `rate`."""
+
+
+@dataclasses.dataclass
+class SGD:
+    """`g += wd p; v = momentum v + g; p -= lr v`, with v = 0 before the first step."""
+
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    velocity: Arrays = dataclasses.field(default_factory=dict)
+
+    def step(self, values: Mapping[str, np.ndarray], gradients: Mapping[str, np.ndarray], rate: float) -> Arrays:
+        """The learnables after one step with learning rate `rate`."""
+        moved = {}
+        for name, value in values.items():
+            gradient = gradients[name] + self.weight_decay * value
+            self.velocity[name] = self.momentum * self.velocity.get(name, 0.0) + gradient
+            moved[name] = value - rate * self.velocity[name]
+        return moved
+
+
+@dataclasses.dataclass
+class Adam:
+    """`m = β1 m + (1 - β1) g; v = β2 v + (1 - β2) g²; p -= lr m̂ / (√v̂ + eps)`; `m̂ = m / (1 - β1ᵗ)`, v̂ likewise.
+
+    Weight decay is added to the gradient, as torch's `Adam` does it: `g += wd p` before everything else.
+    """
+
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    steps: int = 0
+    first: Arrays = dataclasses.field(default_factory=dict)
+    second: Arrays = dataclasses.field(default_factory=dict)
+
+    def step(self, values: Mapping[str, np.ndarray], gradients: Mapping[str, np.ndarray], rate: float) -> Arrays:
+        """The learnables after one step with learning rate `rate`."""
+        decayed = {name: gradients[name] + self.weight_decay * value for name, value in values.items()}
+        return self._move(values, decayed, rate)
+
+    def _move(self, values: Mapping[str, np.ndarray], gradients: Mapping[str, np.ndarray], rate: float) -> Arrays:
+        self.steps += 1
+        slow, slower = self.betas
+        moved = {}
+        for name, value in values.items():
+            gradient = gradients[name]
+            self.first[name] = slow * self.first.get(name, 0.0) + (1 - slow) * gradient
+            self.second[name] = slower * self.second.get(name, 0.0) + (1 - slower) * gradient**2
+            mean = self.first[name] / (1 - slow**self.steps)
+            size = np.sqrt(self.second[name] / (1 - slower**self.steps))
+            moved[name] = value - rate * mean / (size + self.epsilon)
+        return moved
+
+
+@dataclasses.dataclass
+class AdamW(Adam):
+    """`p *= 1 - lr wd` first, then Adam's step with the gradient alone. The default decay is torch's."""
+
+    weight_decay: float = 1e-2
+
+    def step(self, values: Mapping[str, np.ndarray], gradients: Mapping[str, np.ndarray], rate: float) -> Arrays:
+        """The learnables after one step with learning rate `rate`."""
+        shrunk = {name: value * (1 - rate * self.weight_decay) for name, value in values.items()}
+        return self._move(shrunk, gradients, rate)
+
+
+def run(
+    optimizer: Optimizer,
+    gradient: Callable[[Arrays], Mapping[str, np.ndarray]],
+    learnables: Mapping[str, np.ndarray],
+    rates: Sequence[float],
+) -> Arrays:
+    """The learnables after one step per learning rate, all with the same function `gradient`."""
+    values = {name: np.array(value, np.float64) for name, value in learnables.items()}
+    for rate in rates:
+        values = optimizer.step(values, gradient(values), rate)
+    return values
+
+
+def cosine_rates(rate: float, steps: int, final: float = 0.0) -> np.ndarray:
+    """[steps]: `final + (rate - final) (1 + cos(π k / steps)) / 2` for k = 0 … steps - 1, one per step."""
+    return final + (rate - final) * (1 + np.cos(np.pi * np.arange(steps) / steps)) / 2
+
+
+def warmed_cosine_rates(rate: float, epochs: int, warm: float = 1e-5) -> np.ndarray:
+    """[epochs], one per epoch: `warm` in epoch 0, then `rate (1 + cos(π (e - 1) / epochs)) / 2`."""
+    later = rate * (1 + np.cos(np.pi * np.arange(epochs - 1) / epochs)) / 2
+    return np.concatenate([[warm], later])
+
+
+def batches_per_epoch(rows: int, batch: int) -> int:
+    """Full batches only, but one where there is none: the last incomplete batch is dropped if a full one exists."""
+    return max(1, rows // batch)
