@@ -145,11 +145,15 @@ def pull_back(
     clip: Reference, inputs: Inputs, saved: Forward, scores: np.ndarray, listener: Listener = no_listener
 ) -> tuple[Gradients, list, list]:
     """From the gradient of the logits [B, C] to those of the inputs, of vision and of text attention."""
+    return pull_back_features(clip, inputs, saved, *logits_backward(clip, saved, scores), listener)
+
+
+def logits_backward(clip: Reference, saved: Forward, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Through `exp(logit_scale) · cos` to both un-normalised features, [B, d] and [C, d]."""
     scaled = np.exp(clip.state["logit_scale"]) * scores
     images, texts = numpy_clip.unit(saved.vision.features), numpy_clip.unit(saved.text_features)
     image_gradient = unit_backward(saved.vision.features, scaled @ texts)
-    text_gradient = unit_backward(saved.text_features, scaled.T @ images)
-    return pull_back_features(clip, inputs, saved, image_gradient, text_gradient, listener)
+    return image_gradient, unit_backward(saved.text_features, scaled.T @ images)
 
 
 def pull_back_features(
@@ -196,13 +200,20 @@ def loss_and_gradients(
     saved = methods.forward(clip, inputs, images)
     gradients, _, _ = pull_back(clip, inputs, saved, cross_entropy_backward(saved.logits, labels))
     loss = numpy_clip.cross_entropy(saved.logits, labels)
-    if "text_context" in learnables and learnables["text_context"].ndim == 2:
-        gradients["text_context"] = gradients["text_context"].sum(0)
     if method == "taskres":
         gradients["text_residual"] = options.get("alpha", 0.5) * gradients["text_residual"]
     if method == "maple":
+        gradients["text_context"] = gradients["text_context"].sum(0)
         gradients = _through_the_maps(learnables, gradients)
-    return loss, {name: gradients[name].reshape(np.shape(learnables[name])) for name in learnables}
+    return loss, of_learnables(gradients, learnables)
+
+
+def of_learnables(gradients: Gradients, learnables: Learnables) -> Gradients:
+    """The inputs' gradients that belong to learnables; a context shared by the classes has the sum of theirs."""
+    found = {name: gradients[name] for name in learnables}
+    if "text_context" in found and found["text_context"].ndim > learnables["text_context"].ndim:
+        found["text_context"] = found["text_context"].sum(0)
+    return {name: gradient.reshape(learnables[name].shape) for name, gradient in found.items()}
 
 
 def _through_the_maps(learnables: Learnables, gradients: Gradients) -> Gradients:
