@@ -16,7 +16,7 @@ from clipbias.clip.weights import open_weights
 from clipbias.files import write_tensors
 from clipbias.tuning import Task
 from tools.benchmarks import __main__ as benchmark
-from tools.benchmarks import flops, load, model, pipeline, relevancy, report, steps, worker
+from tools.benchmarks import flops, load, model, pipeline, relevancy, report, steps, training, worker
 
 CONFIG = model.geometry("tiny")
 SMALL = ["--geometry=tiny", "--classes=6", "--batch=2", "--repeats=1"]
@@ -164,6 +164,39 @@ def test_a_way_that_fails_says_why():
         worker.Process(job)
 
 
+def compared(capsys, method, *arguments):
+    """The rows of `tools.benchmarks compare` on a tiny model, by way."""
+    assert benchmark.main(["compare", *SMALL, f"--method={method}", "--together", *arguments]) == 0
+    printed = capsys.readouterr().out
+    points = {point["way"]: point for point in json.loads(printed.splitlines()[-1])["points"]}
+    assert all(f"| {way} |" in printed and point["seconds"] > 0 for way, point in points.items())
+    return points
+
+
+def test_compare_takes_the_step_that_train_measures(capsys):
+    (point,) = compared(capsys, "ivlp", "--ways=clipbias").values()
+    assert benchmark.main(["train", *SMALL, "--method=ivlp"]) == 0
+    assert point["loss"] == json.loads(capsys.readouterr().out.splitlines()[-1])["loss"]
+
+
+@pytest.mark.parametrize("method", ["ivlp", "clip_lora", "promptsrc"])
+def test_torch_takes_the_same_step(method, capsys):
+    """Only where PyTorch is installed."""
+    pytest.importorskip("torch")
+    points = compared(capsys, method)
+    assert "torch" in points and all(math.isfinite(point["loss"]) for point in points.values())
+    if method == "ivlp":
+        assert points["clipbias"]["loss"] == pytest.approx(points["torch"]["loss"], rel=1e-5)
+
+
+def test_other_losses_are_refused():
+    training.check_losses("ivlp", {"clipbias": 1.0, "torch": 1.0005})
+    with pytest.raises(benchmark.ClipbiasError, match=r"ivlp differ: 1.000000 \(clipbias\) and 1.010000 \(torch\)"):
+        training.check_losses("ivlp", {"clipbias": 1.0, "torch": 1.01})
+    with pytest.raises(benchmark.ClipbiasError, match="nan"):
+        training.check_losses("ivlp", {"clipbias": 1.0, "torch": math.nan})
+
+
 def test_planned_memory_by_depth(capsys):
     points = relevancy_points(capsys, "--layers", "2", "6", "--ways", "streaming", "recompute=5")
     size = {(point["way"], point["layers"]): point["program_bytes"] for point in points}
@@ -198,6 +231,8 @@ def test_mistakes_are_one_sentence(capsys, tmp_path):
     assert "choose one of tiny, ViT-B/32" in capsys.readouterr().err
     assert benchmark.main(["relevancy", "--ways", "backwards"]) == 1
     assert "there is no way 'backwards'; choose from streaming" in capsys.readouterr().err
+    assert benchmark.main(["compare", "--ways", "jax"]) == 1
+    assert "there is no way 'jax'; choose from clipbias, torch" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         benchmark.main(["train", "--layers", "2", "3"])
     assert "train takes one number of --layers" in capsys.readouterr().err

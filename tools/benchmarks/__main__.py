@@ -1,6 +1,7 @@
 """Measures clipbias on this machine with random weights; the last line printed is one JSON object.
 
     python -m tools.benchmarks train --method=ivlp --option depth=9 --classes=100 --batch=4 --baseline
+    python -m tools.benchmarks compare --method=clip_lora --classes=100 --batch=4
     python -m tools.benchmarks features --batch=16
     python -m tools.benchmarks relevancy --method=vpt --batches 1 8 32
     python -m tools.benchmarks relevancy --batches 8 --layers 3 6 12
@@ -12,9 +13,10 @@
 
 Seconds are medians over repeats. FLOP are those that the computation needs, counted by hand-checked formulas
 (`tools/benchmarks/flops.py`), and the machine's own rate is that of a large matrix product timed in turn with them.
-`--baseline` also runs the plain computation: texts of full context length, whole blocks, nothing shared. `relevancy`
-gives every way a process of its own, and compares their maps and, where it is installed, PyTorch's; with several depths
-it tells what memory their programs plan for. `--append` adds the line to a file that `report` reads.
+`--baseline` also runs the plain computation: texts of full context length, whole blocks, nothing shared. `compare` runs
+a method's training step beside its authors' computation in PyTorch, where that is installed. It and `relevancy` give
+every way a process of its own. `relevancy` compares the ways' maps too; with several depths it tells what memory their
+programs plan for. `--append` adds the line to a file that `report` reads.
 """
 
 import argparse
@@ -27,7 +29,7 @@ from pathlib import Path
 from clipbias.errors import ClipbiasError
 from clipbias.files import reason
 
-COMMANDS = ("train", "features", "relevancy", "startup", "load", "pipeline", "report")
+COMMANDS = ("train", "compare", "features", "relevancy", "startup", "load", "pipeline", "report")
 
 
 def whole(lowest: int) -> Callable[[str], int]:
@@ -62,9 +64,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--ways",
         nargs="+",
-        help="relevancy: of streaming, recompute=N, chunk=N, plain, forward, torch, torch-per-pair, torch-forward",
+        help="compare: of clipbias, torch; relevancy: of streaming, recompute=N, chunk=N, plain, forward, torch, "
+        "torch-per-pair, torch-forward",
     )
-    parser.add_argument("--together", action="store_true", help="relevancy: all ways in this process; memory is shared")
+    parser.add_argument(
+        "--together", action="store_true", help="relevancy, compare: all ways in this process; memory is shared"
+    )
     parser.add_argument("--images", type=whole(1), default=256, help="pipeline: 160 is a 16-shot set of ten classes")
     parser.add_argument("--step-ms", type=float, default=100.0, help="pipeline: of a training step on an accelerator")
     parser.add_argument("--append", type=Path, help="a file that the JSON line is added to")
@@ -90,10 +95,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(report.write(parsed.files, parsed.output))
             return 0
         append(parsed.append, "")  # a measurement takes long: a file that cannot be written is told before
-        from tools.benchmarks import load, pipeline, relevancy, startup, steps
+        from tools.benchmarks import load, pipeline, relevancy, startup, steps, training
 
         run = {
             "train": steps.train,
+            "compare": training.compare,
             "features": steps.features,
             "relevancy": relevancy.relevancy,
             "startup": startup.startup,

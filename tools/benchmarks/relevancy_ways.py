@@ -30,10 +30,14 @@ OPTIONS = ("recompute", "chunk")  # of `clipbias.relevancy`, as ways with a numb
 
 def bind(config: ClipConfig, params: Params, job: Job) -> Task:
     """The job's method, bound to as many classes as there are images: every pair has its own."""
-    tokenizer = model.WordTokenizer(config.text.vocabulary_size)
-    clip = Clip(params, config, tokenizer, Preprocessing(config.vision.image_size), "random", "random")
     names = model.class_names(job["batch"])
-    return Task(clip, job["method"], names, dtype=job["dtype"], **method_options(job["option"]))
+    return Task(clip_of(config, params), job["method"], names, dtype=job["dtype"], **method_options(job["option"]))
+
+
+def clip_of(config: ClipConfig, params: Params) -> Clip:
+    """A model with these weights, and a tokenizer that needs no files."""
+    tokenizer = model.WordTokenizer(config.text.vocabulary_size)
+    return Clip(params, config, tokenizer, Preprocessing(config.vision.image_size), "random", "random")
 
 
 def write_weights(folder: Path, config: ClipConfig) -> None:

@@ -1,0 +1,254 @@
+"""A training step of CLIP-LoRA, IVLP and PromptSRC in PyTorch as their authors' code takes it, for `tools.benchmarks`.
+
+All texts are encoded anew in each step, at full context length, with whole blocks; gradients by autograd. CLIP-LoRA:
+MaxZanella/CLIP-LoRA, which forms `B A` and multiplies the dropped input by it. PromptSRC:
+muzairkhattak/PromptSRC, which runs the frozen model on the same images in every step. Works in the type of the
+weights; needs PyTorch alone.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch.nn import functional
+
+from clipbias.errors import ClipbiasError
+from tools.benchmarks.worker import Job
+
+Tensors = dict[str, torch.Tensor]
+# `(name, x) -> x Wᵀ + b`, of the name of a query, key or value projection.
+Project = Callable[[str, torch.Tensor], torch.Tensor]
+
+
+@dataclasses.dataclass
+class Model:
+    """A frozen CLIP: weights by Hugging Face's names and its config."""
+
+    state: Tensors
+    config: Mapping[str, Any]
+
+    def linear(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """`x Wᵀ + b`."""
+        return functional.linear(x, self.state[f"{name}.weight"], self.state[f"{name}.bias"])
+
+    def norm(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """LayerNorm."""
+        return functional.layer_norm(x, x.shape[-1:], self.state[f"{name}.weight"], self.state[f"{name}.bias"], 1e-5)
+
+
+def block(
+    model: Model, name: str, heads: int, x: torch.Tensor, mask: torch.Tensor | None, project: Project | None
+) -> torch.Tensor:
+    """One residual block; `project` computes queries, keys and values in place of `model.linear`."""
+    batch, length, width = x.shape
+    normed = model.norm(f"{name}.layer_norm1", x)
+    if project is None and f"{name}.in_proj.weight" in model.state:
+        three = model.linear(f"{name}.in_proj", normed).chunk(3, dim=-1)
+    else:
+        three = [(project or model.linear)(f"{name}.self_attn.{part}_proj", normed) for part in "qkv"]
+    query, key, value = (part.view(batch, length, heads, width // heads).transpose(1, 2) for part in three)
+    attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    x = x + model.linear(f"{name}.self_attn.out_proj", attended.transpose(1, 2).reshape(batch, length, width))
+    hidden = model.linear(f"{name}.mlp.fc1", model.norm(f"{name}.layer_norm2", x))
+    return x + model.linear(f"{name}.mlp.fc2", hidden * torch.sigmoid(1.702 * hidden))
+
+
+def image_features(
+    model: Model, pixels: torch.Tensor, prompts: Sequence[torch.Tensor] = (), project: Project | None = None
+) -> torch.Tensor:
+    """[B, d] of `pixels` [B, 3, R, R]; `prompts` [depth, V, Dv], each row in place of the last block's prompts."""
+    sizes, batch = model.config["vision_config"], len(pixels)
+    kernel = model.state["vision_model.embeddings.patch_embedding.weight"]
+    patches = functional.conv2d(pixels, kernel, stride=sizes["patch_size"]).flatten(2).transpose(1, 2)
+    cls = model.state["vision_model.embeddings.class_embedding"].expand(batch, 1, -1)
+    x = torch.cat([cls, patches], dim=1) + model.state["vision_model.embeddings.position_embedding.weight"]
+    length = x.shape[1]
+    if len(prompts):
+        x = torch.cat([x, prompts[0].expand(batch, -1, -1)], dim=1)
+    x = model.norm("vision_model.pre_layrnorm", x)
+    for l in range(sizes["num_hidden_layers"]):
+        if 0 < l < len(prompts):
+            x = torch.cat([x[:, :length], prompts[l].expand(batch, -1, -1)], dim=1)
+        x = block(model, f"vision_model.encoder.layers.{l}", sizes["num_attention_heads"], x, None, project)
+    pooled = model.norm("vision_model.post_layernorm", x[:, 0])
+    return pooled @ model.state["visual_projection.weight"].T
+
+
+def text_features(
+    model: Model, ids: torch.Tensor, ends: torch.Tensor, prompts: Sequence[torch.Tensor] = (), project: Any = None
+) -> torch.Tensor:
+    """[C, d] of tokens [C, N]; `prompts` [depth, T, Dt]: the first in place of embeddings, the others of the tokens."""
+    sizes, (classes, length) = model.config["text_config"], ids.shape
+    x = model.state["text_model.embeddings.token_embedding.weight"][ids]
+    if len(prompts):
+        x = torch.cat([x[:, :1], prompts[0].expand(classes, -1, -1), x[:, 1 + len(prompts[0]) :]], dim=1)
+    x = x + model.state["text_model.embeddings.position_embedding.weight"]
+    mask = torch.full((length, length), float("-inf"), dtype=x.dtype).triu_(1)
+    for l in range(sizes["num_hidden_layers"]):
+        if 0 < l < len(prompts):
+            x = torch.cat([x[:, :1], prompts[l].expand(classes, -1, -1), x[:, 1 + len(prompts[l]) :]], dim=1)
+        x = block(model, f"text_model.encoder.layers.{l}", sizes["num_attention_heads"], x, mask, project)
+    read = model.norm("text_model.final_layer_norm", x)[torch.arange(classes), ends]
+    return read @ model.state["text_projection.weight"].T
+
+
+def unit(x: torch.Tensor) -> torch.Tensor:
+    """Rows of length 1."""
+    return x / x.norm(dim=-1, keepdim=True)
+
+
+# CLIP-LoRA
+
+
+def lora_project(model: Model, learnables: Tensors, scale: float, drop: Callable[[str, torch.Tensor], Any]) -> Project:
+    """`h Wᵀ + b + γ · drop(h) (B A)ᵀ`."""
+
+    def project(name: str, x: torch.Tensor) -> torch.Tensor:
+        plain = model.linear(name, x)
+        if f"{name}.A" not in learnables:
+            return plain
+        return plain + drop(name, x) @ (learnables[f"{name}.B"] @ learnables[f"{name}.A"]).T * scale
+
+    return project
+
+
+def random_dropout(name: str, x: torch.Tensor, rate: float = 0.25) -> torch.Tensor:
+    """A new mask for each projection."""
+    return functional.dropout(x, rate)
+
+
+def lora_learnables(model: Model, rank: int = 2) -> Tensors:
+    """`A` uniform ±1/√D and `B` zero for queries, keys and values of all blocks."""
+    found = {}
+    for tower in ("vision", "text"):
+        sizes = model.config[f"{tower}_config"]
+        width = sizes["hidden_size"]
+        for l in range(sizes["num_hidden_layers"]):
+            for part in "qkv":
+                name = f"{tower}_model.encoder.layers.{l}.self_attn.{part}_proj"
+                found[f"{name}.A"] = torch.empty(rank, width).uniform_(-(width**-0.5), width**-0.5)
+                found[f"{name}.B"] = torch.zeros(width, rank)
+    return found
+
+
+def lora_losses(
+    model: Model,
+    learnables: Tensors,
+    inputs: Tensors,
+    *,
+    alpha: float = 1.0,
+    drop: Callable[[str, torch.Tensor], torch.Tensor] = random_dropout,
+) -> Tensors:
+    """Cross-entropy of `100 · cos`."""
+    rank = next(len(value) for name, value in learnables.items() if name.endswith(".A"))
+    project = lora_project(model, learnables, alpha / math.sqrt(rank), drop)
+    texts = unit(text_features(model, inputs["ids"], inputs["eos"], project=project))
+    images = unit(image_features(model, inputs["pixels"], project=project))
+    return {"cross_entropy": functional.cross_entropy(100 * images @ texts.T, inputs["labels"])}
+
+
+# IVLP and PromptSRC
+
+
+def ivlp(model: Model, learnables: Tensors, inputs: Tensors) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Unit features of images and texts, and logits."""
+    texts = [learnables["text_context"], *learnables["text_prompts"]]
+    images = unit(image_features(model, inputs["pixels"], learnables["vision_prompts"]))
+    classes = unit(text_features(model, inputs["ids"], inputs["eos"], texts))
+    return images, classes, model.state["logit_scale"].exp() * images @ classes.T
+
+
+def ivlp_losses(model: Model, learnables: Tensors, inputs: Tensors) -> Tensors:
+    """Cross-entropy of the prompted logits."""
+    return {"cross_entropy": functional.cross_entropy(ivlp(model, learnables, inputs)[2], inputs["labels"])}
+
+
+def promptsrc_losses(model: Model, learnables: Tensors, inputs: Tensors) -> Tensors:
+    """PromptSRC's four terms; the teacher's texts `inputs["teacher"]` [C, d] were encoded before the training."""
+    with torch.no_grad():
+        teacher = unit(image_features(model, inputs["pixels"]))
+        plain = model.state["logit_scale"].exp() * teacher @ inputs["teacher"].T
+    images, texts, logits = ivlp(model, learnables, inputs)
+    divergence = functional.kl_div(
+        functional.log_softmax(logits, dim=1), functional.log_softmax(plain, dim=1), reduction="sum", log_target=True
+    )
+    return {
+        "cross_entropy": functional.cross_entropy(logits, inputs["labels"]),
+        "text": 25 * functional.l1_loss(texts, inputs["teacher"]),
+        "image": 10 * functional.l1_loss(images, teacher),
+        "kl": divergence / logits.numel(),
+    }
+
+
+# Benchmark
+
+
+def adamw(learnables: Iterator[torch.Tensor]) -> torch.optim.Optimizer:
+    """CLIP-LoRA's."""
+    return torch.optim.AdamW(learnables, lr=2e-4, weight_decay=1e-2, betas=(0.9, 0.999))
+
+
+def sgd(learnables: Iterator[torch.Tensor]) -> torch.optim.Optimizer:
+    """IVLP's and PromptSRC's."""
+    return torch.optim.SGD(learnables, lr=0.0025, momentum=0.9, weight_decay=5e-4)
+
+
+METHODS: dict[str, tuple[Callable[..., Tensors], Callable[..., torch.optim.Optimizer]]] = {
+    "clip_lora": (lora_losses, adamw),
+    "ivlp": (ivlp_losses, sgd),
+    "promptsrc": (promptsrc_losses, sgd),
+}
+
+
+def read_model(folder: Path) -> Model:
+    """Weights and config from a folder."""
+    state = {name: value.clone() for name, value in safetensors.torch.load_file(folder / "model.safetensors").items()}
+    return Model(state, json.loads((folder / "config.json").read_text(encoding="utf-8")))
+
+
+def join_projections(model: Model) -> None:
+    """Keeps queries', keys' and values' weights as one array of each block, as `MultiheadAttention` does."""
+    for name in [name for name in model.state if ".self_attn.q_proj." in name]:
+        layer, kind = name.split(".self_attn.")[0], name.rsplit(".", 1)[1]
+        parts = [model.state.pop(f"{layer}.self_attn.{part}_proj.{kind}") for part in "qkv"]
+        model.state[f"{layer}.in_proj.{kind}"] = torch.cat(parts)
+
+
+def step(
+    losses: Callable[[Tensors, Tensors], Tensors],
+    optimizer: torch.optim.Optimizer,
+    learnables: Tensors,
+    inputs: Tensors,
+) -> float:
+    """One step of training; the loss before it."""
+    optimizer.zero_grad()
+    loss = sum(losses(learnables, inputs).values())
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
+def load(job: Job) -> tuple[Callable[[], Any], Callable[[], dict[str, Any]]]:
+    """A way for `worker`: one training step."""
+    if job["method"] not in METHODS:
+        raise ClipbiasError(f"there is no PyTorch step of {job['method']}; choose one of {', '.join(METHODS)}.")
+    function, make_optimizer = METHODS[job["method"]]
+    folder = Path(job["folder"])
+    model, inputs = read_model(folder), safetensors.torch.load_file(folder / f"inputs-{job['batch']}.safetensors")
+    inputs = {name: value.clone() for name, value in inputs.items()}
+    inputs |= {name: inputs[name].long() for name in ("ids", "eos", "labels")}
+    inputs["pixels"] = inputs.pop("images").permute(0, 3, 1, 2).contiguous()
+    names = ("text_context", "text_prompts", "vision_prompts")
+    learnables = lora_learnables(model) if job["method"] == "clip_lora" else {name: inputs.pop(name) for name in names}
+    if job["method"] != "clip_lora":
+        join_projections(model)
+    learnables = {name: value.requires_grad_() for name, value in learnables.items()}
+    optimizer = make_optimizer(learnables.values())
+    run = functools.partial(step, functools.partial(function, model), optimizer, learnables, inputs)
+    return run, lambda: {"program_bytes": None, "loss": run()}
