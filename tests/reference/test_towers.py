@@ -27,6 +27,21 @@ def parameters(shapes) -> int:
     return sum(int(np.prod(shape)) for shape in shapes)
 
 
+def test_differences_tell_a_wrong_gradient_from_a_right_one():
+    point = {"x": np.array([[1.0, -2.0], [0.5, 3.0]]), "y": np.array([2.0])}
+    right = {"x": 2 * point["x"], "y": np.array([12.0])}
+    wrong = {"x": right["x"] * [[1, 1], [1, 1.01]], "y": -right["y"]}
+
+    def loss(learnables):
+        return (learnables["x"] ** 2).sum() + learnables["y"][0] ** 3
+
+    assert max(against_differences(loss, point, right).values()) < 1e-8
+    errors = against_differences(loss, point, wrong)
+    assert errors["x"] > 1e-3 and errors["y"] > 1
+    with pytest.raises(AssertionError, match=r"x has shape \(2, 2\), its gradient \(4,\)"):
+        against_differences(loss, point, right | {"x": right["x"].ravel()})
+
+
 # CLIP-LoRA
 
 
@@ -61,6 +76,15 @@ def test_lora_equals_clip_with_folded_weights(clip, images, options):
     np.testing.assert_allclose(found.logits, expected, rtol=1e-10, atol=1e-10)
     before = methods.task_logits(clip, "zero_shot", CLASS_NAMES, {}, images)
     assert np.abs(found.logits / 100 - before / np.exp(clip.state["logit_scale"])).max() > 1e-2
+
+
+@pytest.mark.parametrize("rank", [2, 4])
+def test_lora_is_scaled_by_alpha_over_the_root_of_its_rank(clip, rank):
+    learnables = weight_tuning.random_lora(weight_tuning.lora_shapes(clip.config, rank=rank))
+    folded = weight_tuning.fold_lora(clip.state, learnables, alpha=3.0)
+    name = "text_model.encoder.layers.1.self_attn.v_proj"
+    change = 3 / rank**0.5 * learnables[f"{name}.B"].astype(np.float64) @ learnables[f"{name}.A"]
+    np.testing.assert_allclose(folded[f"{name}.weight"] - clip.state[f"{name}.weight"], change, atol=1e-12)
 
 
 def test_lora_masks_keep_three_quarters_and_belong_to_one_layer_each(clip, images):
