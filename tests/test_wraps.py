@@ -65,3 +65,7 @@ def test_a_broken_paragraph_is_found_and_filled(case: str) -> None:
 def test_what_is_meant_is_left(case: str) -> None:
     assert found(FULL[case] + "\n") == []
     assert fill(FULL[case] + "\n") == FULL[case] + "\n"
+
+
+def test_an_empty_file_stays_empty() -> None:
+    assert fill("") == ""

@@ -147,7 +147,7 @@ def fill(source: str) -> str:
     for paragraph in reversed(found(source)):
         start = paragraph.first - 1
         lines[start : start + len(paragraph.lines)] = paragraph.filled()
-    return "\n".join(lines) + "\n"
+    return "".join(f"{line}\n" for line in lines)
 
 
 def files_in(places: Iterable[str | Path]) -> Iterator[Path]:
