@@ -67,14 +67,21 @@ def initial(config: Mapping, case: Case, classes: int, seed: int = 0) -> dict[st
 
 
 def compute(task: clipbias.Task):
-    """(params, learnables, images, labels) -> loss, logits and gradients, compiled."""
+    """One step, compiled: the gradients, loss and logits that it begins with, and learnables and state after it."""
+    optimizer = training.optimizer(RECIPE)
 
     def objective(learnables, params, images, labels):
         logits = task.logits(params, learnables, images)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), logits
 
-    differentiate = jax.jit(jax.value_and_grad(objective, has_aux=True))
-    return lambda params, learnables, images, labels: differentiate(learnables, params, images, labels)
+    @jax.jit
+    def train(learnables, state, params, images, labels):
+        (loss, logits), found = jax.value_and_grad(objective, has_aux=True)(learnables, params, images, labels)
+        directions, state = optimizer.update(found, state, learnables)
+        after = jax.tree.map(lambda p, v: p - LEARNING_RATE * v, learnables, directions)
+        return found, loss, logits, after, state
+
+    return train
 
 
 @pytest.fixture(scope="module")
@@ -100,21 +107,18 @@ def test_equals_the_authors_rules_in_pytorch(name, clip, expected, config):
     case = CASES[name]
     task = clipbias.Task(clip, case.method, CLASS_NAMES, **task_options(case))
     learnables = initial(config, case, len(CLASS_NAMES))
-    created = task.init()
+    created = jax.eval_shape(task.init)
     assert {key: value.shape for key, value in created.items()} == {k: v.shape for k, v in learnables.items()}
-    differentiate, labels = compute(task), jnp.asarray(LABELS)
-    optimizer = training.optimizer(RECIPE)
-    state = optimizer.init(learnables)
+    train, labels = compute(task), jnp.asarray(LABELS)
+    state = training.optimizer(RECIPE).init(learnables)
     for step in range(STEPS):
-        (loss, logits), found = differentiate(clip.params, learnables, expected["images"], labels)
+        found, loss, logits, learnables, state = train(learnables, state, clip.params, expected["images"], labels)
         if step == 0:
             assert_close(logits, expected[f"{name}.logits"], LOGITS, "logits")
             assert_close(loss, expected[f"{name}.loss"], LOGITS, "loss")
             for key, value in found.items():
                 if value.size:
                     assert_close(value, expected[f"{name}.gradient.{key}"], GRADIENTS, f"gradient of {key}")
-        directions, state = optimizer.update(found, state, learnables)
-        learnables = jax.tree.map(lambda p, v: p - LEARNING_RATE * v, learnables, directions)
     for key, value in learnables.items():
         if value.size:
             assert_close(value, expected[f"{name}.after.{key}"], TRAINED, f"{key} after {STEPS} steps")
