@@ -7,7 +7,7 @@ from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
-# Tiny models compile for seconds and run for milliseconds: plainer machine code, generated in one piece, makes the tests
+# Tiny models compile for seconds and run for milliseconds: plainer machine code, made in one piece, makes the tests
 # six times faster; not noting in each program where its operations stand in Python saves some of the rest.
 os.environ["XLA_FLAGS"] = " ".join(
     [

@@ -1,10 +1,16 @@
 """Running the experiment binaries as a user does, on a tiny model."""
 
+import io
 import json
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr
 from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from experiments import app
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,7 +48,7 @@ def succeed(binary: str, *arguments: str, cache: Path) -> str:
 
 def assert_recorded(workdir: Path, *results: str, metrics: str = "metrics.jsonl") -> None:
     """Checks that a work folder holds the whole record of a finished run: what was asked, on what it ran, what came."""
-    assert json.loads((workdir / "config.json").read_text())["mesh"]["data"] == -1
+    assert json.loads((workdir / "config.json").read_text())["mesh"]["data"] in (-1, 1)  # all devices, or one
     environment = json.loads((workdir / "environment.json").read_text())
     packages = {"clipbias", "jax", "flax", "optax", "orbax-checkpoint", "numpy", "transformers"}
     assert packages <= environment["packages"].keys()
@@ -53,6 +59,25 @@ def assert_recorded(workdir: Path, *results: str, metrics: str = "metrics.jsonl"
     lines = [line for path in workdir.glob(metrics) for line in path.read_text().splitlines()]
     assert lines and all(json.loads(line)["step"] >= 1 for line in lines)
     assert results and all((workdir / name).stat().st_size for name in results)
+
+
+def answer_here(binary: ModuleType, settings: dict[str, Any], workdir: Path) -> tuple[int, str]:
+    """What a binary answers without a process of its own, on one device: its exit status and what it says on stderr."""
+    config = app.own_config(binary.main)
+    config.update(settings)
+    if "mesh" in config:
+        config.mesh.data = 1
+    with redirect_stderr(io.StringIO()) as said:
+        status = app.answer(binary.main, config, str(workdir))
+    return status, said.getvalue()
+
+
+def refusal_here(binary: ModuleType, settings: dict[str, Any], workdir: Path) -> str:
+    """The one sentence of a binary that must refuse, without a process of its own."""
+    status, said = answer_here(binary, settings, workdir)
+    lines = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert (status, len(lines)) == (1, 1), said
+    return lines[0].removeprefix("error: ")
 
 
 def refusal(binary: str, *arguments: str, cache: Path) -> str:

@@ -8,10 +8,12 @@ import pytest
 from PIL import Image
 
 import clipbias
+import experiments.explain
+import experiments.predict
 from clipbias.explain.results import FIGURES, INTERVENTIONS, load_results
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import save_adapter
-from tests.end_to_end.binaries import assert_recorded, refusal, succeed
+from tests.end_to_end.binaries import answer_here, assert_recorded, refusal_here, succeed
 
 CLASS_NAMES = ("bird", "cat", "dog")
 SETTINGS = (
@@ -70,23 +72,16 @@ def test_a_whole_study_with_its_report(images, adapters, cache, tmp_path):
     assert np.abs(before[1:] - after[1:]).max() > 1e-3
     assert results.arrays["similarity/ivlp/prompts"].shape == (4, 3, 16, 16)
     assert all(np.isfinite(results.arrays[name]).all() for name in results.arrays if name.endswith("/mean"))
-    # A second run finds everything there.
-    started = (tmp_path / "parts" / "faithfulness-ivlp.npz").stat().st_mtime_ns
-    succeed("explain", *arguments, f"--workdir={tmp_path}", cache=cache)
-    assert (tmp_path / "parts" / "faithfulness-ivlp.npz").stat().st_mtime_ns == started
 
 
-def test_several_datasets_get_an_overview(model, images, cache, tmp_path):
-    succeed(
-        "explain",
-        *SETTINGS,
-        "--config.datasets=('folder',)",
-        "--config.figures=text_attention,vision_attention",
-        f"--config.model={model}",
-        f"--config.data_dir={images}",
-        f"--workdir={tmp_path}",
-        cache=cache,
-    )
+def test_several_datasets_get_an_overview_and_a_second_run_finds_all_there(model, images, tmp_path):
+    settings = {"datasets": ("folder",), "figures": "text_attention,faithfulness", "model": str(model)}
+    settings |= {"data_dir": str(images), "batch_size": 4, "faithfulness_images": 2}
+    made = []
+    for _ in range(2):
+        assert answer_here(experiments.explain, settings, tmp_path)[0] == 0
+        made.append({path: path.stat().st_mtime_ns for path in (tmp_path / "folder" / "parts").glob("*.npz")})
+    assert len(made[0]) >= 3 and made[0] == made[1]
     assert (tmp_path / "folder" / "report" / "report.html").exists()
     assert_recorded(tmp_path, "overview.html")
 
@@ -112,25 +107,24 @@ def test_predictions_with_relevancy(images, adapters, cache, tmp_path):
     assert drawn == ["0001_0.png", "0002_1.png", "0003_0.png"]
 
 
-def test_zero_shot_takes_names_from_a_file(model, images, cache, tmp_path):
+def test_zero_shot_takes_names_from_a_file(model, images, tmp_path, capsys):
     names = tmp_path / "names.txt"
     names.write_text("cat\n\nmaine coon\n")
-    picture = images / "test" / "cat" / "0.png"
-    arguments = (f"--config.images={picture}", f"--config.model={model}", f"--workdir={tmp_path / 'out'}")
-    printed = succeed("predict", *arguments, f"--config.classes={names}", cache=cache)
-    assert "maine coon" in printed
+    settings = {"images": str(images / "test" / "cat" / "0.png"), "model": str(model), "classes": str(names)}
+    assert answer_here(experiments.predict, settings, tmp_path / "out")[0] == 0
+    assert "maine coon" in capsys.readouterr().out
     total = sum(json.loads((tmp_path / "out" / "predictions.json").read_text())[0]["probabilities"])
     assert total == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize(
-    "binary, arguments, message",
+    "binary, settings, message",
     [
-        ("predict", ("--config.images=/nowhere.png", "--config.classes=a"), "there is no image or folder /nowhere.png"),
-        ("predict", ("--config.classes=a",), "no images to classify"),
-        ("explain", ("--config.figures=relevance",), "unknown figure 'relevance'"),
-        ("explain", ("--config.adapters=/nowhere",), "no adapter file /nowhere"),
+        ("predict", {"images": "/nowhere.png", "classes": "a"}, "there is no image or folder /nowhere.png"),
+        ("predict", {"classes": "a"}, "no images to classify"),
+        ("explain", {"figures": "relevance"}, "unknown figure 'relevance'"),
+        ("explain", {"adapters": "/nowhere"}, "no adapter file /nowhere"),
     ],
 )
-def test_refusals(binary, arguments, message, cache, tmp_path):
-    assert message in refusal(binary, *arguments, f"--workdir={tmp_path}", cache=cache)
+def test_refusals(binary, settings, message, tmp_path):
+    assert message in refusal_here(getattr(experiments, binary), settings, tmp_path)

@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 
 import clipbias
+import experiments.interpret
 from clipbias.report.runs import read_workdir
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import save_adapter
 from tests import helpers
-from tests.end_to_end.binaries import assert_recorded, refusal, succeed
+from tests.end_to_end.binaries import assert_recorded, refusal_here, succeed
 
 
 def write_adapters(model: Path, folder: Path) -> Path:
@@ -48,9 +49,9 @@ def test_a_grid_is_interpreted(model: Path, cache: Path, tmp_path: Path) -> None
     assert (run.method, run.dataset, run.seed) == (["bias", "ivlp"], ["demo/digits", "demo/shapes"], [1, 2])
 
 
-def test_adapters_of_two_models_are_refused(model: Path, cache: Path, tmp_path: Path) -> None:
+def test_adapters_of_two_models_are_refused(model: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     helpers.tiny_checkpoint(other, seed=1)
     first, second = write_adapters(model, tmp_path / "a"), write_adapters(other, tmp_path / "b")
-    arguments = (f"--config.adapters={first},{second}", f"--workdir={tmp_path / 'out'}")
-    assert "the adapters belong to 2 base models" in refusal("interpret", *arguments, cache=cache)
+    said = refusal_here(experiments.interpret, {"adapters": f"{first},{second}"}, tmp_path / "out")
+    assert "the adapters belong to 2 base models" in said

@@ -48,7 +48,7 @@ def test_table1(
 ) -> None:
     config = configs.demo.get_config()
     config.model, config.methods, config.datasets = str(model), ("zero_shot", "vpt"), ("demo/digits",)
-    config.shots, config.seeds, config.epochs, config.eval_batch_size = (1,), (1,), 3, 100
+    config.shots, config.seeds, config.epochs, config.eval_batch_size, config.mesh.data = (1,), (1,), 3, 100, 1
     assert app.answer(experiments.table1.main, config, str(tmp_path / "whole")) == 0
     before = signal.getsignal(signal.SIGTERM)
     notice_at(monkeypatch, where, name, call)
@@ -67,7 +67,7 @@ def test_explain(model: Path, clip: Clip, tmp_path: Path, monkeypatch: pytest.Mo
     save_adapter(tmp_path / "a.safetensors", task, task.init(), method="vpt")
     config = configs.explain.get_config()
     config.model, config.adapters, config.dataset = str(model), str(tmp_path / "a.safetensors"), "demo/digits"
-    config.batch_size, config.image_limit, config.figures = 16, 64, "vision_attention"
+    config.batch_size, config.image_limit, config.figures, config.mesh.data = 16, 64, "vision_attention", 1
     assert app.answer(experiments.explain.main, config, str(tmp_path / "whole")) == 0
     notice_at(monkeypatch, study, "merge", 6)
     assert app.answer(experiments.explain.main, config, str(tmp_path / "cut")) == app.EXIT_INTERRUPTED

@@ -5,11 +5,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import experiments.evaluate
+import experiments.train
 from tests import helpers
 from tests.end_to_end import binaries
 
@@ -26,6 +29,11 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 Image.fromarray(rng.integers(0, 255, (20, 20, 3), np.uint8)).save(root / split / name / f"{i}.png")
     (root / "test" / "dog" / "0.png").write_bytes(b"\x89PNG\r\n\x1a\nnot really")
     return root
+
+
+def refused(model: Path | str, workdir: Path, **settings: Any) -> str:
+    """The sentence of `train`."""
+    return binaries.refusal_here(experiments.train, {"model": str(model), "epochs": 2, **settings}, workdir)
 
 
 def train(model: Path | str, workdir: Path, *more: str) -> list[str]:
@@ -47,19 +55,19 @@ def test_table1_refuses(arguments: list[str], expected: str, cache: Path, tmp_pa
     assert expected in binaries.refusal("table1", *arguments, f"--workdir={tmp_path}", cache=cache)
 
 
-def test_unknown_dataset(model: Path, cache: Path, tmp_path: Path) -> None:
-    said = binaries.refusal("train", *train(model, tmp_path, "--config.dataset=demo/digit"), cache=cache)
+def test_unknown_dataset(model: Path, tmp_path: Path) -> None:
+    said = refused(model, tmp_path, dataset="demo/digit")
     assert "there is no dataset 'demo/digit'; did you mean demo/digits" in said
 
 
-def test_missing_and_truncated_weights(model: Path, cache: Path, tmp_path: Path) -> None:
-    said = binaries.refusal("train", *train(tmp_path / "nothing", tmp_path / "w"), cache=cache)
+def test_missing_and_truncated_weights(model: Path, tmp_path: Path) -> None:
+    said = refused(tmp_path / "nothing", tmp_path / "w")
     assert "no folder" in said
     broken = tmp_path / "broken"
     shutil.copytree(model, broken)
     content = (broken / "model.safetensors").read_bytes()
     (broken / "model.safetensors").write_bytes(content[: len(content) // 2])
-    said = binaries.refusal("train", *train(broken, tmp_path / "w"), cache=cache)
+    said = refused(broken, tmp_path / "w")
     assert "model.safetensors is damaged or incomplete" in said
 
 
@@ -67,7 +75,7 @@ def test_corrupt_image_is_named_or_skipped_and_few_images_are_all_used(
     model: Path, cache: Path, pictures: Path, tmp_path: Path
 ) -> None:
     own = ["--config.dataset=folder", f"--config.data_dir={pictures}", "--config.shots=2"]
-    said = binaries.refusal("train", *train(model, tmp_path / "w", *own), cache=cache)
+    said = refused(model, tmp_path / "refused", dataset="folder", data_dir=str(pictures), shots=2)
     assert "0.png" in said
     done = binaries.run("train", *train(model, tmp_path / "w", *own, "--config.on_image_error=skip"), cache=cache)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -76,17 +84,16 @@ def test_corrupt_image_is_named_or_skipped_and_few_images_are_all_used(
 
 
 def test_an_adapter_of_another_model(model: Path, cache: Path, tmp_path: Path) -> None:
-    options = ["--config.dataset=demo/digits", "--config.shots=1"]
-    binaries.succeed("train", *train(model, tmp_path / "w", *options), cache=cache)
+    settings = {"model": str(model), "dataset": "demo/digits", "shots": 1, "epochs": 2}
+    assert binaries.answer_here(experiments.train, settings, tmp_path / "w")[0] == 0
     adapter = f"--config.adapter={tmp_path / 'w' / 'adapter.safetensors'}"
     printed = binaries.succeed("evaluate", adapter, f"--workdir={tmp_path / 'e'}", cache=cache)
     assert "bias on demo/digits" in printed
     binaries.assert_recorded(tmp_path / "w", "result.json", "adapter.safetensors")
     binaries.assert_recorded(tmp_path / "e", "result.json")
     helpers.tiny_checkpoint(tmp_path / "other", seed=1)
-    said = binaries.refusal(
-        "evaluate", adapter, f"--config.model={tmp_path / 'other'}", f"--workdir={tmp_path / 'e'}", cache=cache
-    )
+    other = {"adapter": str(tmp_path / "w" / "adapter.safetensors"), "model": str(tmp_path / "other")}
+    said = binaries.refusal_here(experiments.evaluate, other, tmp_path / "e")
     assert "does not fit" in said
 
 

@@ -32,7 +32,7 @@ def free_port() -> int:
 
 def start_two(model: Path, workdir: Path, cache: Path) -> list[subprocess.Popen]:
     job = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
-    arguments = ["--config=configs/train.py:ivlp", f"--config.model={model}", f"--workdir={workdir}"]
+    arguments = ["--config=configs/train.py:bias", f"--config.model={model}", f"--workdir={workdir}"]
     arguments += [f"--config.{name}={value}" for name, value in CHANGES.items()]
     return [binaries.start("train", *arguments, cache=cache, JAX_PROCESS_ID=str(index), **job) for index in range(2)]
 
@@ -48,7 +48,7 @@ def ends(processes: list[subprocess.Popen]) -> list[tuple[str, str]]:
 
 def here(model: Path, workdir: Path, devices: int) -> dict:
     """`experiments.train` on devices of this process."""
-    config = config_file.get_config("ivlp")
+    config = config_file.get_config("bias")
     config.update(CHANGES)
     config.model, config.mesh.data = str(model), devices
     train.main(config, workdir)

@@ -56,8 +56,9 @@ def assert_rows_equal(actual: jax.Array, expected: np.ndarray) -> None:
     assert np.abs(np.asarray(actual) - expected).max() < TOLERANCE * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("start_layer", [0, 2])
-@pytest.mark.parametrize("name", EXPLAINED)
+@pytest.mark.parametrize(
+    ("name", "start_layer"), [*((name, 0) for name in EXPLAINED), ("ivlp", 2), ("maple_two_layers", 1)]
+)
 def test_relevancy_equals_the_full_matrices(name, start_layer, loaded):
     clip, reference = loaded
     task, case, learnables = bind(loaded, name)

@@ -48,7 +48,8 @@ def test_every_way_gives_the_same_numbers(clip: Clip, remat: str, chunks: int, g
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5)  # of gradients up to ten
 
 
-def test_the_fastest_way_that_fits_is_chosen(deep: Clip) -> None:
+def test_the_fastest_way_that_fits_is_chosen(deep: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "CHUNKS", (1, 4))  # each is a program to compile
     make = functools.partial(Task, deep, "ivlp", model.class_names(400))
 
     def choose(limit: float, **options: Any) -> plan.StepPlan:
