@@ -62,10 +62,11 @@ def jobs(given: list[tuple[Command, list[str]]], folder: Path, *, run: bool) -> 
 
 
 def reduced(command: Command) -> list[str]:
-    """A command's arguments within the budget; methods that it names itself are kept."""
+    """A command's arguments within the budget: of a grid the methods that others need, or those of the page's own."""
     arguments = [*command.arguments, *BUDGET.get(command.module, ())]
-    if command.module == "experiments.table1" and "--config.methods" not in command.text:
-        arguments.append("--config.methods=('ivlp', 'bias', 'coop')")
+    if command.module == "experiments.table1":
+        methods = tuple(re.findall(r"'(\w+\.py)'", command.text)) or ("ivlp", "bias", "coop")
+        arguments.append(f"--config.methods={methods}")
     return arguments
 
 
@@ -99,7 +100,7 @@ def test_commands_on_the_embedded_model_run(folder: Path) -> None:
         assert result["status"] == 0, f"{command.page}: {command.text}\n({arguments})\n{result['said'][-3000:]}"
     for workdir, method in (("demo", "coop"), ("scale", "scale.py"), ("low_rank", "low_rank.py")):
         cells = read_json_lines(folder / "workdir" / workdir / "results.jsonl")
-        assert {"bias", method} <= {cell["method"] for cell in cells}
+        assert method in {cell["method"] for cell in cells if cell["status"] == "ok"}
     assert (folder / "workdir" / "why" / "report" / "report.html").is_file()
 
 

@@ -23,7 +23,17 @@ from absl import app, flags
 from ml_collections import ConfigDict
 
 # Imported here, forked by every job. None of them starts a thread or a device.
-HEAVY = ("matplotlib.figure", "optax", "transformers", "clipbias.training.grid", "clipbias.explain.run")
+HEAVY = (
+    "grain",
+    "matplotlib.pyplot",
+    "optax",
+    "orbax.checkpoint",
+    "transformers.models.auto",
+    "transformers.models.clip.tokenization_clip",
+    "clipbias.training.grid",
+    "clipbias.explain.run",
+    "clipbias.report",
+)
 
 
 class Read(BaseException):

@@ -16,7 +16,7 @@ LENGTHS = (3, 9, 4, 4, 20, 5, 3)  # name tokens; with the context, one text need
 
 @pytest.fixture(scope="module")
 def params():
-    return init_params(CONFIG, jax.random.key(0))
+    return jax.jit(init_params, static_argnums=0)(CONFIG, jax.random.key(0))
 
 
 def ids():

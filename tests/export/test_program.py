@@ -56,7 +56,8 @@ def test_the_cards_code_in_a_fresh_process_without_clipbias(demo: Clip, tmp_path
     done = subprocess.run([sys.executable, "-c", code], cwd=out, env={**os.environ}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split()[0] in models.CLASS_NAMES
-    found = np.load(out / "logits.npz")
+    with np.load(out / "logits.npz") as file:
+        found = dict(file)
     one = crop(picture, demo.config.vision.image_size)[None]
     models.assert_close(found["one"], models.logits(demo, adapter, one))
     models.assert_close(found["three"], models.logits(demo, adapter, images))

@@ -71,6 +71,8 @@ def config_of(binary: str, model: Path, place: Path) -> ConfigDict:
     if binary == "explain":
         small |= {"adapters": str(place / "a.safetensors"), "figures": "predictions,text_attention"}
     config.update({name: value for name, value in small.items() if name in config})
+    if "mesh" in config and binary != "table1":
+        config.mesh.data = 1  # one device: what is split over several takes longer to compile
     return config
 
 
