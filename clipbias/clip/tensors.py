@@ -31,6 +31,19 @@ class Tensor:
     read: Callable[[], np.ndarray]
 
 
+@dataclasses.dataclass(frozen=True)
+class Contents:
+    """What a file of weights holds.
+
+    Attributes:
+      tensors: by name.
+      classes: the names of the classes around them, where it is a TorchScript archive.
+    """
+
+    tensors: dict[str, Tensor]
+    classes: frozenset[str] = frozenset()
+
+
 SAFETENSORS_TYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 
 

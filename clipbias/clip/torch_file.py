@@ -21,7 +21,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from clipbias.clip.tensors import FLOATING, Tensor, check_file
+from clipbias.clip.tensors import FLOATING, Contents, Tensor, check_file
 from clipbias.clip.unpickle import Name, Record, unpickle
 from clipbias.errors import ClipbiasError
 from clipbias.files import reason, shorten
@@ -52,14 +52,6 @@ MOST_SHARING = 4  # how often the numbers of a file may be used by its tensors, 
 
 
 @dataclasses.dataclass(frozen=True)
-class TorchFile:
-    """The tensors of one file by name, and the names of the classes around them where it is a TorchScript archive."""
-
-    tensors: dict[str, Tensor]
-    classes: frozenset[str] = frozenset()
-
-
-@dataclasses.dataclass(frozen=True)
 class Storage:
     """One member of the archive: its name, NumPy's name of its type, and how many numbers it holds."""
 
@@ -69,7 +61,7 @@ class Storage:
 
 
 @contextlib.contextmanager
-def open_torch(path: Path) -> Iterator[TorchFile]:
+def open_torch(path: Path) -> Iterator[Contents]:
     """The tensors of a file that `torch.save` or `torch.jit.save` wrote, to be read while the block runs.
 
     A training checkpoint's `{"state_dict": …}` and the prefix `module.` of its names are taken off.
@@ -113,7 +105,7 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
 
 
-def _describe(archive: zipfile.ZipFile, path: Path) -> TorchFile:
+def _describe(archive: zipfile.ZipFile, path: Path) -> Contents:
     size = path.stat().st_size
     members = {info.filename: info for info in archive.infolist()}
     if len(members) != len(archive.infolist()):
@@ -189,7 +181,7 @@ def _describe(archive: zipfile.ZipFile, path: Path) -> TorchFile:
         is_class=lambda name: name.module == "__torch__" or name.module.startswith("__torch__."),
         stored=stored,
     )
-    found = TorchFile(*_flatten(value))
+    found = Contents(*_flatten(value))
     used = sum(
         math.prod(tensor.shape) * jnp.dtype(tensor.dtype).itemsize
         for tensor in found.tensors.values()

@@ -9,8 +9,8 @@ from clipbias.clip import repository
 from clipbias.clip.convert import HUGGING_FACE, Naming
 from clipbias.clip.flax_file import FLAX, open_flax
 from clipbias.clip.open_clip import OPEN_CLIP, OPENAI_BUFFERS, named_as_in_open_clip, refuse_others
-from clipbias.clip.tensors import FLOATING, Tensor, check_file, open_safetensors, shards
-from clipbias.clip.torch_file import TorchFile, open_torch
+from clipbias.clip.tensors import FLOATING, Contents, Tensor, check_file, open_safetensors, shards
+from clipbias.clip.torch_file import open_torch
 from clipbias.errors import ClipbiasError
 
 
@@ -60,9 +60,9 @@ def open_weights(path: Path) -> Iterator[Weights]:
         paths = shards(first) if first.suffix == ".json" else [first]
         kind = Path(first.name.removesuffix(".index.json")).suffix
         if kind == ".msgpack":
-            file = _joined([TorchFile(stack.enter_context(open_flax(part))) for part in paths])
+            file = _joined([Contents(stack.enter_context(open_flax(part))) for part in paths])
         elif kind == ".safetensors":
-            file = TorchFile(stack.enter_context(open_safetensors(paths)))
+            file = Contents(stack.enter_context(open_safetensors(paths)))
         else:
             file = _joined([stack.enter_context(open_torch(part)) for part in paths])
         tensors = file.tensors
@@ -82,12 +82,12 @@ def open_weights(path: Path) -> Iterator[Weights]:
         yield Weights(str(path), folder, tensors, naming, configuration, activation)
 
 
-def _joined(files: list[TorchFile]) -> TorchFile:
+def _joined(files: list[Contents]) -> Contents:
     tensors = {name: tensor for file in files for name, tensor in file.tensors.items()}
-    return TorchFile(tensors, frozenset[str]().union(*(file.classes for file in files)))
+    return Contents(tensors, frozenset[str]().union(*(file.classes for file in files)))
 
 
-def _activation(file: TorchFile) -> str | None:
+def _activation(file: Contents) -> str | None:
     names = {name.rpartition(".")[2] for name in file.classes}
     if "QuickGELU" in names or file.tensors.keys() >= OPENAI_BUFFERS:
         return "quick_gelu"

@@ -49,23 +49,21 @@ class Results:
 
     def __init__(self, path: str | os.PathLike) -> None:
         self._path = Path(path)
-        self._rows: list[Row] = [row for row in read_json_lines(self._path) if _is_row(row)]
+        rows: list[Row] = [row for row in read_json_lines(self._path) if _is_row(row)]
+        self._by_cell = {cell_key(row): row for row in rows}
         if self._path.exists() and jax.process_index() == 0:
-            whole = "".join(json.dumps(row) + "\n" for row in self._rows)
+            whole = "".join(json.dumps(row) + "\n" for row in rows)
             if self._path.read_bytes() != whole.encode():
                 write_text(self._path, whole)
 
     @property
     def rows(self) -> list[Row]:
         """The latest row of each cell: a cell that failed and was run again counts once."""
-        return list(self._by_cell().values())
-
-    def _by_cell(self) -> dict[tuple[Any, ...], Row]:
-        return {cell_key(row): row for row in self._rows}
+        return list(self._by_cell.values())
 
     def get(self, row: Row) -> Row | None:
         """The latest row of the cell that `row` names, or `None`."""
-        return self._by_cell().get(cell_key(row))
+        return self._by_cell.get(cell_key(row))
 
     def finished(self, row: Row, *, images: str | None = None) -> bool:
         """Whether the cell that `row` names ended well, and on the images with this hash, where both are known.
@@ -79,7 +77,7 @@ class Results:
 
     def append(self, rows: Sequence[Row]) -> None:
         """Adds rows, on disk before this returns. Several at once are there together or not at all but for a crash."""
-        self._rows.extend(rows)
+        self._by_cell.update((cell_key(row), row) for row in rows)
         if jax.process_index() != 0:
             return
         try:
