@@ -50,9 +50,10 @@ LONG = (
     "tests/end_to_end/",
     "tests/test_commands.py",
     "tests/test_benchmarks.py",
-    "tests/hub/test_experiments.py",
     "tests/training/test_plan.py",
     "tests/training/test_grid.py",
+    "tests/explain/test_relevancy.py",
+    "tests/fuzz/test_configs.py",
 )
 
 

@@ -73,8 +73,7 @@ def test_relevancy_equals_the_full_matrices(name, start_layer, loaded):
         assert float(found.scores[i]) == pytest.approx(plain.pair(reference, inputs, images[i], target).score, rel=1e-5)
 
 
-@pytest.mark.parametrize("start_layer", [0, 1])
-@pytest.mark.parametrize("name", ["ivlp", "bias"])
+@pytest.mark.parametrize(("name", "start_layer"), [("ivlp", 0), ("ivlp", 1), ("bias", 0)])
 def test_rivals_equal_the_full_matrices(name, start_layer, loaded):
     clip, reference = loaded
     task, case, learnables = bind(loaded, name)
