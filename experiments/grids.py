@@ -13,7 +13,8 @@ from clipbias.training.forecast import forecast
 from clipbias.training.grid import Grid
 from clipbias.training.packs import Pack
 from clipbias.training.plan import device_rate
-from clipbias.training.settings import GridSettings, Recipe
+from clipbias.training.settings import GridSettings
+from clipbias.tuning.recipe import Recipe
 from experiments import app
 
 # Settings of the datasets that numbers depend on and that no name of theirs tells.

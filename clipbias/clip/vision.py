@@ -74,11 +74,20 @@ def embed_image(
 
 
 def project_image(
-    params: Mapping[str, Any], config: ClipConfig, rows: jax.Array, adaptation: Adaptation | None = None
+    params: Mapping[str, Any],
+    config: ClipConfig,
+    rows: jax.Array,
+    adaptation: Adaptation | None = None,
+    *,
+    normed: bool = False,
 ) -> jax.Array:
-    """`post-LayerNorm(x[:, 0]) @ projection`: `[B, D]` to `[B, d]`, float32, not normalised to unit length."""
+    """`post-LayerNorm(x[:, 0]) @ projection`: `[B, D]` to `[B, d]`, float32, not normalised to unit length.
+
+    Rows that are `normed` went through that LayerNorm already.
+    """
     weights = outside_layers(params["vision"], (adaptation or NOTHING).vision_weights)
-    rows = layers.layer_norm(rows, weights["post_norm"], config.vision.layer_norm_epsilon)
+    if not normed:
+        rows = layers.layer_norm(rows, weights["post_norm"], config.vision.layer_norm_epsilon)
     return (rows @ weights["projection"].astype(rows.dtype)).astype(jnp.float32)
 
 

@@ -79,11 +79,11 @@ def augmentation_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
     return _generator(seed, epoch, stream=1 + index)
 
 
-def steps_per_epoch(examples: int, batch_size: int) -> int:
-    """Batches in an epoch: the incomplete last one is dropped, except where it is the only one."""
+def steps_per_epoch(examples: int, batch_size: int, *, keep_last: bool = False) -> int:
+    """Batches in an epoch: the incomplete last one is dropped, unless it is the only one or `keep_last` is set."""
     if examples == 0:
         raise ClipbiasError("there is no training image; check the data folder and the class selection.")
-    return max(1, examples // batch_size)
+    return -(-examples // batch_size) if keep_last else max(1, examples // batch_size)
 
 
 def train_batches(
@@ -95,6 +95,8 @@ def train_batches(
     epochs: int,
     start_step: int = 0,
     shard: tuple[int, int] = (0, 1),
+    keep_last: bool = False,
+    crop: float = transforms.SCALE[0],
     workers: int | None = None,
     cache_bytes: int = DEFAULT_CACHE_BYTES,
 ) -> Batches:
@@ -108,15 +110,17 @@ def train_batches(
       epochs: Passes over the data.
       start_step: Steps already done, counted over all epochs; continuing costs nothing.
       shard: (index, count) of this host; it gets the rows `index * B / count` and following of every batch.
+      keep_last: Whether an epoch ends with its incomplete batch, which is filled up and masked.
+      crop: Smallest share of an image that a crop covers.
       workers: Decoding threads; None takes one per core. Does not change the batches.
       cache_bytes: Decoded images are kept up to this size; ignored where `split` is an `Images`.
 
     Returns:
-      An iterator of {"images": uint8 [B, R, R, 3], "labels": int32 [B]}, with B this host's share.
+      An iterator of {"images": uint8 [B, R, R, 3], "labels": int32 [B], "mask": bool [B]}, with B this host's share.
     """
     images = Images.of(split, cache_bytes=cache_bytes)
     size = len(images)
-    steps = steps_per_epoch(size, batch_size)
+    steps = steps_per_epoch(size, batch_size, keep_last=keep_last)
     batch_size = min(batch_size, size)
     index, count = shard
     if batch_size % count:
@@ -130,14 +134,49 @@ def train_batches(
     def batch(number: int) -> Batch:
         epoch, step = divmod(number, steps)
         first = step * batch_size + index * local
-        chosen = order(epoch)[first : first + local]
-        pixels = np.empty((local, image_size, image_size, 3), np.uint8)
-        for row, example in enumerate(chosen.tolist()):
-            rng = augmentation_rng(seed, epoch, example)
-            pixels[row] = transforms.train_image(images.decoded(example), rng, image_size)
-        return {"images": pixels, "labels": images.labels[chosen]}
+        return _augmented(images, order(epoch)[first : first + local], local, image_size, (seed, epoch), crop)
 
     return Batches(_read_ahead(batch, range(start_step, epochs * steps), workers, PREFETCH), images)
+
+
+def pass_batches(
+    images: Images,
+    *,
+    image_size: int,
+    batch_size: int,
+    seed: int,
+    passes: range,
+    crop: float,
+    shard: tuple[int, int] = (0, 1),
+) -> Batches:
+    """Whole passes over the training images in list order, each augmented as epoch `pass` of `train_batches` is.
+
+    Batches and arguments are those of `train_batches`; the last one of a pass is filled up and masked.
+    """
+    steps = steps_per_epoch(len(images), batch_size, keep_last=True)
+    index, count = shard
+    local = batch_size // count
+
+    def batch(number: int) -> Batch:
+        turn, step = divmod(number, steps)
+        first = step * batch_size + index * local
+        chosen = np.arange(len(images))[first : first + local]
+        return _augmented(images, chosen, local, image_size, (seed, passes[turn]), crop)
+
+    return Batches(_read_ahead(batch, range(len(passes) * steps), None, PREFETCH), images)
+
+
+def _augmented(
+    images: Images, chosen: np.ndarray, rows: int, image_size: int, keys: tuple[int, int], crop: float
+) -> Batch:
+    """A batch of so many rows: the augmented images `chosen`, and masked rows after them."""
+    pixels = np.zeros((rows, image_size, image_size, 3), np.uint8)
+    labels, mask = np.zeros(rows, np.int32), np.zeros(rows, bool)
+    for row, example in enumerate(chosen.tolist()):
+        rng = augmentation_rng(*keys, example)
+        pixels[row] = transforms.train_image(images.decoded(example), rng, image_size, crop)
+        labels[row], mask[row] = images.labels[example], True
+    return {"images": pixels, "labels": labels, "mask": mask}
 
 
 def test_batches(

@@ -12,7 +12,8 @@ from types import MappingProxyType
 import numpy as np
 
 from clipbias.data import catalog
-from clipbias.data.dataset import Dataset
+from clipbias.data.dataset import Dataset, Split
+from clipbias.data.few_shot import MAX_VAL_SHOTS
 from clipbias.data.few_shot import few_shot as draw
 from clipbias.errors import ClipbiasError
 
@@ -43,22 +44,26 @@ class Plan:
       protocol: The protocol's name.
       source: The classes to train on; its "train" and, where there is one, "val" split hold the picks.
       evaluations: What to evaluate, in the table's order.
+      validation: Gives all images that settings may be chosen on, or None: the dataset's "val" split of the training
+        classes; where it has none, training images that were not picked, at most as many of a class as picks.
     """
 
     protocol: str
     source: Dataset
     evaluations: tuple[Evaluation, ...]
+    validation: Callable[[], Split | None] = lambda: None
 
 
 def few_shot(dataset: Dataset, *, shots: int, seed: int) -> Plan:
     """`shots` images per class for training, all test images for evaluation (Zhou et al. 2022)."""
-    return Plan("few_shot", _picks(dataset, shots, seed), (_same_classes("test", dataset),))
+    picks = _picks(dataset, shots, seed)
+    return Plan("few_shot", picks, (_same_classes("test", dataset),), _validation(dataset, picks, shots, seed))
 
 
 def full(dataset: Dataset) -> Plan:
     """All training images."""
     dataset.split("train")
-    return Plan("full", dataset, (_same_classes("test", dataset),))
+    return Plan("full", dataset, (_same_classes("test", dataset),), lambda: dataset.splits.get("val"))
 
 
 def base_to_new(dataset: Dataset, *, shots: int, seed: int) -> Plan:
@@ -77,13 +82,16 @@ def base_to_new(dataset: Dataset, *, shots: int, seed: int) -> Plan:
         Evaluation("base", _tested(dataset.with_classes(base)), tuple(base)),
         Evaluation("new", _tested(dataset.with_classes(new)), None),
     )
-    return Plan("base_to_new", picks.with_classes(base), evaluations)
+    validation = _validation(dataset.with_classes(base), picks.with_classes(base), shots, seed)
+    return Plan("base_to_new", picks.with_classes(base), evaluations, validation)
 
 
 def cross_dataset(source: Dataset, targets: Sequence[Dataset], *, shots: int, seed: int) -> Plan:
     """Trains on one dataset, evaluates on it and on others with their own classes."""
     others = tuple(Evaluation(target.name, _tested(target), None) for target in targets)
-    return Plan("cross_dataset", _picks(source, shots, seed), (_same_classes(source.name, source), *others))
+    picks = _picks(source, shots, seed)
+    evaluations = (_same_classes(source.name, source), *others)
+    return Plan("cross_dataset", picks, evaluations, _validation(source, picks, shots, seed))
 
 
 def domain_generalization(source: Dataset, targets: Sequence[Dataset], *, shots: int, seed: int) -> Plan:
@@ -108,7 +116,8 @@ def domain_generalization(source: Dataset, targets: Sequence[Dataset], *, shots:
             )
         labels = tuple(label_of[identifier] for identifier in wanted)
         evaluations.append(Evaluation(target.name, _tested(target), labels))
-    return Plan("domain_generalization", _picks(source, shots, seed), tuple(evaluations))
+    picks = _picks(source, shots, seed)
+    return Plan("domain_generalization", picks, tuple(evaluations), _validation(source, picks, shots, seed))
 
 
 PROTOCOLS: Mapping[str, Callable[..., Plan]] = MappingProxyType(
@@ -171,6 +180,20 @@ def _picks(dataset: Dataset, shots: int, seed: int) -> Dataset:
     if val is not None:
         splits["val"] = val.subset(np.asarray(val_indices))
     return dataclasses.replace(dataset, splits=splits)
+
+
+def _validation(dataset: Dataset, picks: Dataset, shots: int, seed: int) -> Callable[[], Split | None]:
+    """See `Plan.validation`; drawn when it is asked for."""
+
+    def validation() -> Split | None:
+        if "val" in dataset.splits:
+            return dataset.split("val")
+        train, picked = dataset.split("train"), set(picks.split("train").keys)
+        rest = train.subset([index for index, key in enumerate(train.keys) if key not in picked])
+        chosen, _ = draw(rest, None, shots=min(shots, MAX_VAL_SHOTS), seed=seed)
+        return rest.subset(chosen) if len(chosen) else None
+
+    return validation
 
 
 def _same_classes(name: str, dataset: Dataset) -> Evaluation:

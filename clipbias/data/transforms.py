@@ -56,15 +56,17 @@ def check_format(encoded: bytes, key: str) -> None:
         raise ClipbiasError(f"{key} is not an image; replace the file.") from error
 
 
-def random_resized_crop_box(rng: np.random.Generator, height: int, width: int) -> tuple[int, int, int, int]:
+def random_resized_crop_box(
+    rng: np.random.Generator, height: int, width: int, smallest: float = SCALE[0]
+) -> tuple[int, int, int, int]:
     """A random box (top, left, height, width) inside an image, by torchvision's rule.
 
-    Ten tries of a random area and a log-uniform aspect ratio; if none fits, the largest central box whose
-    aspect ratio is in range.
+    Ten tries of a random area, at least the share `smallest` of the image's, and a log-uniform aspect ratio; if none
+    fits, the largest central box whose aspect ratio is in range.
     """
     area = height * width
     for _ in range(ATTEMPTS):
-        target_area = area * rng.uniform(*SCALE)
+        target_area = area * rng.uniform(smallest, SCALE[1])
         aspect = math.exp(rng.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
         box_width = round(math.sqrt(target_area * aspect))
         box_height = round(math.sqrt(target_area / aspect))
@@ -88,9 +90,9 @@ def resized_crop(image: np.ndarray, box: tuple[int, int, int, int], image_size: 
     return np.asarray(cut.resize((image_size, image_size), Image.Resampling.BICUBIC))
 
 
-def train_image(image: np.ndarray, rng: np.random.Generator, image_size: int) -> np.ndarray:
+def train_image(image: np.ndarray, rng: np.random.Generator, image_size: int, smallest: float = SCALE[0]) -> np.ndarray:
     """Random resized crop and horizontal flip with probability one half: [h, w, 3] to [R, R, 3], uint8."""
-    box = random_resized_crop_box(rng, image.shape[0], image.shape[1])
+    box = random_resized_crop_box(rng, image.shape[0], image.shape[1], smallest)
     cropped = resized_crop(image, box, image_size)
     return cropped[:, ::-1] if rng.random() < 0.5 else cropped
 

@@ -19,7 +19,8 @@ from clipbias.explain.results import INTERVENTIONS, MAPS
 from clipbias.explain.statistics import Moments
 from clipbias.explain.study import Batch, Model, Section, Study
 from clipbias.explain.tokens import text_roles, vision_roles
-from clipbias.tuning.classifier import cosine_logits, unit_length
+from clipbias.tuning.classifier import cosine_logits
+from clipbias.tuning.features import unit_length
 
 TARGETS = ("predicted", "true")
 

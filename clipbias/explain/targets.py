@@ -12,7 +12,7 @@ from clipbias.clip.config import TowerConfig
 from clipbias.clip.params import Params
 from clipbias.errors import ClipbiasError
 from clipbias.tuning import Classifier, Learnables, Task
-from clipbias.tuning.classifier import unit_length
+from clipbias.tuning.features import unit_length
 
 
 def check_targets(task: Task, images: jax.Array, targets: jax.Array | Sequence[int]) -> jax.Array:

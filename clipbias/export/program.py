@@ -19,7 +19,8 @@ from clipbias.clip.checkpoint import narrow
 from clipbias.files import atomic_path, write_tensors, write_text
 from clipbias.tuning import Learnables, Task
 from clipbias.tuning.adapter import flatten, unflatten
-from clipbias.tuning.classifier import cosine_logits, unit_length
+from clipbias.tuning.classifier import cosine_logits
+from clipbias.tuning.features import unit_length
 
 PROGRAM, PROGRAM_WEIGHTS, DESCRIPTION = "classifier.stablehlo", "weights.safetensors", "program.json"
 PLATFORMS = ("cpu", "cuda", "tpu")

@@ -8,4 +8,3 @@ from .packs import Pack as Pack
 from .packs import make_packs as make_packs
 from .results import Results as Results
 from .settings import GridSettings as GridSettings
-from .settings import Recipe as Recipe

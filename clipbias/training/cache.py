@@ -1,5 +1,6 @@
 """What the packs of a grid have in common, each made once: draws, methods, tasks and test images."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -8,15 +9,17 @@ from jax.sharding import Mesh
 
 from clipbias.clip import Clip
 from clipbias.clip.params import Params
-from clipbias.data import Dataset, protocols
+from clipbias.data import Dataset, Split, protocols
 from clipbias.data.images import Images
 from clipbias.data.pipeline import DEFAULT_CACHE_BYTES, without_unreadable
 from clipbias.training import mesh as meshes
 from clipbias.training.evaluate import Evaluator
+from clipbias.training.features import TrainingFeatures
+from clipbias.training.loop import Run
 from clipbias.training.packs import Pack
 from clipbias.training.settings import GridSettings
 from clipbias.training.workdir import stable_hash
-from clipbias.tuning import Task, make_method
+from clipbias.tuning import Sampling, Task, make_method
 from clipbias.tuning.method import Method
 
 
@@ -34,18 +37,24 @@ class Cache:
         self._methods: dict[str, Method] = {}
         self._evaluators: dict[str, Evaluator] = {}
         self._tasks: dict[tuple[Any, ...], Task] = {}
+        self._features: dict[tuple[Any, ...], TrainingFeatures] = {}
 
     def keep_only(self, dataset: str) -> None:
         """Frees test images and tasks of all packs but those of one dataset."""
         if self._dataset != dataset:
             self._dataset = dataset
             self._evaluators.clear()
+            self._features.clear()
             self._tasks.clear()
 
     def options(self, pack: Pack) -> dict[str, Any]:
         """The method's options on the pack's dataset."""
         options = self._settings.method_options
-        return {**options.get(pack.method, {}), **options.get(f"{pack.method}@{pack.dataset}", {})}
+        given = {**options.get(pack.method, {}), **options.get(f"{pack.method}@{pack.dataset}", {})}
+        method = make_method(pack.method, **given)
+        default = {field.name: field.default for field in dataclasses.fields(method)}
+        facts = method.datasets.get(pack.dataset, {})
+        return given | {name: value for name, value in facts.items() if getattr(method, name) == default[name]}
 
     def method(self, pack: Pack) -> Method:
         """Made once, so that the functions of a user's own file are the same for all datasets."""
@@ -66,24 +75,59 @@ class Cache:
 
     def _draw(self, pack: Pack) -> tuple[str, str, int, tuple[int, ...]]:
         # Where nothing is trained, any draw says what to evaluate on.
-        full = not pack.shots and self.method(pack).trains
+        full = not pack.shots and self.method(pack).draws
         return "full" if full else self._settings.protocol, pack.dataset, max(pack.shots, 1), pack.seeds
 
     def image_hash(self, pack: Pack) -> str:
         """A short hash of which images, by name and label, and which classes a pack trains and evaluates on."""
-        trains = self.method(pack).trains
-        key = (trains, *self._draw(pack))
+        method = self.method(pack)
+        sampling = method.sampling()
+        validates = sampling is not None and sampling.validation
+        key = (method.draws, validates, *self._draw(pack))
         if key not in self._image_hashes:
             plans = self.plans(pack)
-            datasets = [(plan.source, "train") for plan in plans if trains]
-            datasets += [(one.dataset, "test") for one in plans[0].evaluations]
-            self._image_hashes[key] = stable_hash([_images(dataset, split) for dataset, split in datasets])
+            images = [_images(plan.source, plan.source.split("train")) for plan in plans if method.draws]
+            images += [_images(one.dataset, one.dataset.split("test")) for one in plans[0].evaluations]
+            chosen_on = [split for plan in plans if validates and (split := plan.validation()) is not None]
+            images += [_images(plans[0].source, split) for split in chosen_on]
+            self._image_hashes[key] = stable_hash(images)
         return self._image_hashes[key]
 
     def train_images(self, dataset: Dataset) -> Images:
         """Training images, which stay decoded but are not kept here; with "skip" without those that cannot be read."""
         images = Images(dataset.split("train"), cache_bytes=DEFAULT_CACHE_BYTES)
         return without_unreadable(images) if self._settings.on_image_error == "skip" else images
+
+    def features(self, pack: Pack, run: Run, sampling: Sampling) -> TrainingFeatures:
+        """Of a run's training images under the frozen tower."""
+        key = (*self._draw(pack), run.seed, sampling.crop, sampling.projected)
+        if key not in self._features:
+            self._features[key] = self._frozen(
+                Images.of(run.train, cache_bytes=DEFAULT_CACHE_BYTES), run.seed, sampling
+            )
+        return self._features[key]
+
+    def validation(self, pack: Pack, plan: protocols.Plan, seed: int, sampling: Sampling) -> dict[str, Any]:
+        """Features and labels of a run's validation images, for `Samples`; empty where there are none."""
+        split = plan.validation() if sampling.validation else None
+        if split is None:
+            return {}
+        key = ("validation", *self._draw(pack), seed, sampling.projected)
+        images = Images(split, cache_bytes=0)
+        if key not in self._features:
+            self._features[key] = self._frozen(images, seed, sampling)
+        return {"validation": self._features[key].plain()[0], "validation_labels": images.labels}
+
+    def _frozen(self, images: Images, seed: int, sampling: Sampling) -> TrainingFeatures:
+        return TrainingFeatures(
+            *(self._clip, self._params, images),
+            mesh=self._mesh,
+            batch_size=self._settings.eval_batch_size,
+            seed=seed,
+            crop=sampling.crop,
+            projected=sampling.projected,
+            dtype=self._settings.dtype,
+        )
 
     def evaluator(self, evaluation: protocols.Evaluation) -> Evaluator:
         """Of the test images of one evaluation on the dataset whose packs run now."""
@@ -115,6 +159,5 @@ class Cache:
         return self._tasks[key]
 
 
-def _images(dataset: Dataset, name: str) -> list[Any]:
-    split = dataset.split(name)
+def _images(dataset: Dataset, split: Split) -> list[Any]:
     return [dataset.class_names, dataset.template, split.keys, split.labels.tolist()]

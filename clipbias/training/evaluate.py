@@ -20,17 +20,20 @@ from clipbias.training import mesh as meshes
 from clipbias.training.plan import CHUNKS, USABLE, device_limit, explain_exhaustion, needed_bytes
 from clipbias.training.step import over_runs, place_text
 from clipbias.tuning import Task
-from clipbias.tuning.classifier import Classifier, Text, cosine_logits
+from clipbias.tuning.classifier import Classifier, Text
 from clipbias.tuning.method import Learnables
 
 
 @functools.partial(jax.jit, static_argnames=("classifier", "runs"))
-def class_features(
+def text_features(
     classifier: Classifier, params: Params, learnables: Learnables, text: Text, *, runs: int
 ) -> jax.Array:
-    """Unit-length class features of `R` runs, `[R, C, d]`: computed once per evaluation."""
-    one = functools.partial(classifier.class_features, params)
-    return over_runs(one, (0, None), runs=runs)(learnables, text)
+    """The text tower's features under `R` runs, `[R, S · C, d]`: computed once per evaluation."""
+
+    def one(learnables: Learnables) -> jax.Array:
+        return classifier.encode_text(params, classifier.method.adapt(learnables), text)
+
+    return over_runs(one, (0,), runs=runs)(learnables)
 
 
 @functools.partial(jax.jit, static_argnames=("classifier", "preprocessing", "runs"))
@@ -43,16 +46,31 @@ def image_features(
     *,
     runs: int,
 ) -> jax.Array:
-    """Unit-length features of uint8 images `[B, size, size, 3]` under `R` runs, `[R, B, d]`."""
+    """Features of uint8 images `[B, size, size, 3]` under `R` runs, `[R, B, d]`, as the tower makes them."""
     images = preprocessing.normalize(images)
-    return over_runs(lambda one: classifier.image_features(params, one, images), (0,), runs=runs)(learnables)
+
+    def one(learnables: Learnables) -> jax.Array:
+        return classifier.encode_images(params, classifier.method.adapt(learnables), images)
+
+    return over_runs(one, (0,), runs=runs)(learnables)
 
 
-@jax.jit
-def predictions(params: Params, images: jax.Array, classes: jax.Array) -> jax.Array:
-    """The most similar class of image features `[R or 1, B, d]` and class features `[R, C, d]`: int32 `[R, B]`."""
-    images = jnp.broadcast_to(images, (classes.shape[0], *images.shape[1:]))
-    return jax.vmap(functools.partial(cosine_logits, params))(images, classes).argmax(-1).astype(jnp.int32)
+@functools.partial(jax.jit, static_argnames=("classifier", "runs"))
+def predictions(
+    classifier: Classifier, params: Params, learnables: Learnables, images: jax.Array, text: jax.Array, *, runs: int
+) -> jax.Array:
+    """The most likely class under each run: int32 `[R, B]`.
+
+    Args:
+      images: features `[R, B, d]`, or `[1, B, d]` where they are the same for all runs.
+      text: features `[R, S · C, d]`, or `[1, S · C, d]`.
+    """
+
+    def one(learnables: Learnables, image: Any, text: Any) -> jax.Array:
+        return classifier.head(params, learnables, image, text).argmax(-1).astype(jnp.int32)
+
+    images, text = (jnp.broadcast_to(x, (runs, *x.shape[1:])) for x in (images, text))
+    return over_runs(one, (0, 0, 0), runs=runs)(learnables, images, text)
 
 
 class Evaluator:
@@ -137,9 +155,12 @@ class Evaluator:
     ) -> Iterable[tuple[np.ndarray, Batch]]:
         """The predicted class of every image under each run, batch by batch: int32 `[R, B]` and this host's batch."""
         with explain_exhaustion("lower --config.eval_batch_size."):
-            classes = class_features(classifier, self.params, learnables, text, runs=runs)
+            if classifier.changes_text(jax.tree.map(lambda leaf: leaf[0], learnables)):
+                texts = text_features(classifier, self.params, learnables, text, runs=runs)
+            else:
+                texts = text[None]  # type: ignore[index]
             for features, batch in self._features(classifier, learnables, runs):
-                yield predictions(self.params, features, classes), batch
+                yield predictions(classifier, self.params, learnables, features, texts, runs=runs), batch
 
     def accuracy(
         self, classifier: Classifier, learnables: Learnables, text: Text, *, runs: int
@@ -192,7 +213,7 @@ def fit_evaluation(make: Callable[..., Task], *, runs: int, mesh: Mesh, limit: i
 def class_bytes(task: Task, *, runs: int, mesh: Mesh) -> int:
     """Bytes of one device that the class features of so many runs need."""
     params, learnables = _placed_shapes(task, runs, mesh)
-    return needed_bytes(class_features, task.classifier, params, learnables, place_text(mesh, task, None), runs=runs)
+    return needed_bytes(text_features, task.classifier, params, learnables, place_text(mesh, task, None), runs=runs)
 
 
 def image_arguments(task: Task, *, batch: int, runs: int, mesh: Mesh) -> tuple[tuple[Any, ...], dict[str, Any]]:

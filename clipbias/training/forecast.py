@@ -2,7 +2,6 @@
 
 import jax
 
-from clipbias.data.pipeline import steps_per_epoch
 from clipbias.errors import ClipbiasError
 from clipbias.training.evaluate import class_bytes, image_arguments, image_features
 from clipbias.training.grid import Grid
@@ -32,7 +31,7 @@ def forecast(grid: Grid, pack: Pack, rate: float) -> tuple[str, float]:
             raise
         found = [forecast(grid, part, rate) for part in pack.by_rate]
         return "\n".join(text for text, _ in found), sum(seconds for _, seconds in found)
-    recipe, mesh = grid.recipe, grid.mesh
+    recipe, mesh = grid.recipe_for(pack), grid.mesh
     images, rows = len(runs[0].train), rows_per_step([run.train for run in runs], recipe)
     tested = sum(len(one.dataset.split("test")) for one in draws[0].evaluations)
     batch = min(grid.settings.eval_batch_size, tested)
@@ -44,8 +43,8 @@ def forecast(grid: Grid, pack: Pack, rate: float) -> tuple[str, float]:
     if plan is None:
         lines.append(f"  nothing to train, {classes}")
     else:
-        step = step_arguments(task, recipe, rows=rows, runs=len(runs), mesh=mesh)
-        steps, size = recipe.epochs * steps_per_epoch(images, recipe.batch_size), task.clip.config.vision.image_size
+        step = step_arguments(task, recipe, rows=rows, runs=len(runs), mesh=mesh, images=images)
+        steps, size = recipe.total_steps(images), task.clip.config.vision.image_size
         count += steps * (once := flop(train_step, *step))
         counts = parameter_count(task.shapes)
         parts = ", ".join(f"{counts[part]:,} {part}" for part in ("vision", "text", "shared") if counts[part])

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
@@ -25,18 +26,20 @@ from clipbias.files import write_text
 from clipbias.training import mesh as meshes
 from clipbias.training.cache import Cache
 from clipbias.training.evaluate import fit_evaluation
+from clipbias.training.features import epoch_features, support_features
 from clipbias.training.identity import earlier_identity, identity
-from clipbias.training.loop import Run, Trained, initial_learnables, rows_per_step, train
+from clipbias.training.loop import Run, Trained, each_run, initial_learnables, rows_per_step, train
 from clipbias.training.packs import Pack
 from clipbias.training.plan import StepPlan, plan_step
 from clipbias.training.progress import Progress, progress
 from clipbias.training.results import Results, Row
-from clipbias.training.settings import AUTO, GridSettings, Recipe
+from clipbias.training.settings import AUTO, GridSettings
 from clipbias.training.step import place_text
 from clipbias.training.workdir import ADAPTER, CELLS, stable_hash
-from clipbias.tuning import Task, parameter_count
+from clipbias.tuning import Samples, Task, parameter_count
 from clipbias.tuning.adapter import save_adapter
 from clipbias.tuning.method import Learnables
+from clipbias.tuning.recipe import Recipe
 from clipbias.tuning.transfer import transfer
 
 # What differs between two equal runs, and so is in their results but not in their adapters.
@@ -138,11 +141,14 @@ class Grid:
         """Prepares, trains and evaluates the cells of a pack; saves their adapters and returns their rows."""
         draws = self.cache.plans(pack)
         task, runs, plan = self.prepare(pack, draws)
-        if plan is None:
-            trained, learnables = None, initial_learnables(task, runs)
-        else:
-            trained = self._train(pack, task, runs, plan)
+        samples = self._samples(pack, draws, task, runs)
+        learnables = initial_learnables(task, runs, samples)
+        trained = None
+        if plan is not None:
+            trained = self._train(pack, task, runs, plan, learnables)
             learnables = meshes.fetch(trained.learnables)
+            if samples is not None and task.method.overrides("finish"):
+                learnables = each_run(task.method.finish, learnables, samples)
         scores = {one.name: self._score(pack, one, task, learnables) for one in draws[0].evaluations}
         rows = []
         for index, (rate, seed) in enumerate(pack.cells):
@@ -159,25 +165,61 @@ class Grid:
         """The task of a pack, its runs in the order of its cells, and how a step runs; no plan without training."""
         source = draws[0].source
         task = self.cache.task(pack, source)
-        if not (task.method.trains and jax.tree.leaves(task.shapes)):
+        if not task.method.draws:
             return task, [Run(source.split("test"), seed) for _, seed in pack.cells], None
         images = {seed: self.cache.train_images(draw.source) for seed, draw in zip(pack.seeds, draws, strict=True)}
         runs = [Run(images[seed], seed, rate) for rate, seed in pack.cells]
+        if not (task.method.trains and jax.tree.leaves(task.shapes)):
+            return task, runs, None
+        recipe = self.recipe_for(pack)
         task, plan = plan_step(
             lambda **memory: self.cache.task(pack, source, **memory),
-            self.recipe,
-            rows=rows_per_step(list(images.values()), self.recipe),
+            recipe,
+            rows=rows_per_step(list(images.values()), recipe),
             runs=len(runs),
             mesh=self.mesh,
             remat=self.settings.remat,
             chunks=self.settings.class_chunks,
+            images=len(runs[0].train),
         )
         is_slower = plan.options and (self.settings.remat, self.settings.class_chunks) == (AUTO, 0)
         if is_slower and len(pack.learning_rates) > 1:  # one by one they may run the fastest way
             raise ClipbiasError("the learning rates do not fit the memory side by side.")
         return task, runs, plan
 
-    def _train(self, pack: Pack, task: Task, runs: Sequence[Run], plan: StepPlan) -> Trained:
+    def recipe_for(self, pack: Pack) -> Recipe:
+        """How the runs of a pack are trained, but for their learning rates."""
+        return self.cache.method(pack).recipe_for(self.recipe, pack.shots)
+
+    def _samples(
+        self, pack: Pack, draws: Sequence[protocols.Plan], task: Task, runs: Sequence[Run]
+    ) -> list[Samples] | None:
+        """Features of each run's training images, where the method asks for them."""
+        sampling = task.method.sampling()
+        if sampling is None:
+            return None
+        placed = place_text(self.mesh, task, self.params)
+        assert isinstance(placed, jax.Array), "a method on features of images leaves the text tower alone"
+        text = np.asarray(task.classifier.by_text(placed))
+        plans = dict(zip(pack.seeds, draws, strict=True))
+        return [
+            Samples(
+                features=support_features(self.cache.features(pack, run, sampling), sampling),
+                labels=np.asarray(run.train.labels),
+                text=text,
+                scale=float(np.exp(np.float32(self.clip.params["logit_scale"]))),
+                seed=run.seed,
+                **self.cache.validation(pack, plans[run.seed], run.seed, sampling),
+            )
+            for run in runs
+        ]
+
+    def _train(self, pack: Pack, task: Task, runs: Sequence[Run], plan: StepPlan, start: Learnables) -> Trained:
+        recipe, sampling = self.recipe_for(pack), task.method.sampling()
+        features = None
+        if sampling is not None:
+            epochs = recipe.total_epochs(len(runs[0].train))
+            features = [epoch_features(self.cache.features(pack, run, sampling), sampling, epochs) for run in runs]
         identities = [self._identity(one) for one in pack.by_rate]
         images = self.cache.image_hash(pack)
         own = identities[0] if len(identities) == 1 else {"packs": identities}
@@ -185,11 +227,13 @@ class Grid:
             task,
             self.params,
             runs,
-            self.recipe,
+            recipe,
             mesh=self.mesh,
+            start=start,
+            features=features,
             folder=self._checkpoints(pack),
             identity={**own, "images": images},
-            earlier=[earlier_identity(task, pack, runs[0], self.recipe)] if self.single else [own],
+            earlier=[earlier_identity(task, pack, runs[0], recipe)] if self.single else [own],
             checkpoint_seconds=self.settings.checkpoint_seconds,
             progress=Progress(0, title=f"{pack.method} {pack.dataset}") if self.single else None,
             metrics_folder=self.workdir if self.single else self.workdir / "runs" / pack.folder_name,
@@ -233,7 +277,8 @@ class Grid:
         return facts | {"waiting_share": round(trained.waiting_share, 4)}
 
     def _rate(self, pack: Pack, rate: float | None) -> Row:
-        return {"learning_rate": self.recipe.at(rate).learning_rate if self.cache.method(pack).trains else None}
+        trains = self.cache.method(pack).trains
+        return {"learning_rate": self.recipe_for(pack).at(rate).learning_rate if trains else None}
 
     def _write(self, pack: Pack, rows: Sequence[Row], bar: Progress) -> None:
         """Writes a pack's rows in one go: with a part of them, the rest would train in another program."""
@@ -254,7 +299,7 @@ class Grid:
         return {**names, "shots": pack.shots, "seed": seed, "config_hash": stable_hash(self._identity(own))}
 
     def _identity(self, pack: Pack) -> dict[str, Any]:
-        recipe = self.recipe.at(pack.learning_rates[0]) if self.cache.method(pack).trains else None
+        recipe = self.recipe_for(pack).at(pack.learning_rates[0]) if self.cache.method(pack).trains else None
         return identity(pack, self.clip, self.cache.options(pack), self.settings, recipe)
 
     def adapter_path(self, pack: Pack, rate: float | None, seed: int) -> Path:

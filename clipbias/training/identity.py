@@ -1,6 +1,5 @@
 """What a number depends on. Equal identities are one result; a result whose identity changed is not used again."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,8 +7,9 @@ from clipbias.clip import Clip
 from clipbias.data.images import Images
 from clipbias.training.loop import Run
 from clipbias.training.packs import Pack
-from clipbias.training.settings import GridSettings, Recipe
+from clipbias.training.settings import GridSettings
 from clipbias.tuning import Task
+from clipbias.tuning.recipe import Recipe
 from clipbias.tuning.registry import source_digest
 
 
@@ -40,7 +40,7 @@ def identity(
         "shots": pack.shots,
         "seeds": pack.seeds,
         "dtype": settings.dtype,
-        "recipe": {} if recipe is None else dataclasses.asdict(recipe),
+        "recipe": {} if recipe is None else recipe.facts(),
     }
 
 
@@ -60,7 +60,7 @@ def earlier_identity(task: Task, pack: Pack, run: Run, recipe: Recipe) -> dict[s
         "template": task.template,
         "source": source_digest(pack.method),
         "dtype": task.classifier.dtype,
-        "recipe": dataclasses.asdict(recipe),
+        "recipe": recipe.facts(),
     }
 
 

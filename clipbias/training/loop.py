@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +15,20 @@ from jax.sharding import Mesh
 from clipbias.clip.params import Params
 from clipbias.data import Split
 from clipbias.data.images import Images
-from clipbias.data.pipeline import DEFAULT_CACHE_BYTES, Batch, steps_per_epoch, train_batches
+from clipbias.data.pipeline import DEFAULT_CACHE_BYTES, Batch, train_batches
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
 from clipbias.training.agreement import Pace
 from clipbias.training.checkpoint import Checkpoints
+from clipbias.training.features import FeatureBatches
 from clipbias.training.interruption import Interrupted, stop_notice
 from clipbias.training.metrics import MetricWriter, StepReport
 from clipbias.training.plan import StepPlan, explain_exhaustion
 from clipbias.training.progress import Progress
-from clipbias.training.settings import Recipe
-from clipbias.training.step import init_state, place_text, train_step
-from clipbias.tuning import Task
-from clipbias.tuning.method import Learnables
+from clipbias.training.step import init_state, place_given, train_step
+from clipbias.tuning import Samples, Task
+from clipbias.tuning.method import Learnables, with_constants
+from clipbias.tuning.recipe import Recipe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,9 +59,29 @@ class Trained:
     waiting_share: float
 
 
-def initial_learnables(task: Task, runs: Sequence[Run]) -> Learnables:
-    """The learnables of all runs before the first step, stacked on a leading axis `R`, on the host."""
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *(jax.device_get(task.init(run.seed)) for run in runs))
+def initial_learnables(task: Task, runs: Sequence[Run], samples: Sequence[Samples] | None = None) -> Learnables:
+    """The learnables of all runs before the first step, stacked on a leading axis `R`, on the host.
+
+    Args:
+      task: a method bound to classes.
+      runs: the runs.
+      samples: of each run, where the method makes something of its training images.
+    """
+    start = stack([jax.device_get(task.init(run.seed)) for run in runs])
+    return start if samples is None else each_run(task.method.support, start, samples)
+
+
+def each_run(
+    hook: Callable[[Learnables, Samples], Learnables], learnables: Learnables, samples: Sequence[Samples]
+) -> Learnables:
+    """A method's hook called with the learnables and samples of each run, its results stacked again."""
+    parts = [jax.tree.map(lambda leaf, index=index: leaf[index], learnables) for index in range(len(samples))]
+    return stack([jax.device_get(hook(part, one)) for part, one in zip(parts, samples, strict=True)])
+
+
+def stack(learnables: Sequence[Learnables]) -> Learnables:
+    """Learnables of several runs on a leading axis `R`."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *learnables)
 
 
 def train(
@@ -70,6 +91,8 @@ def train(
     recipe: Recipe,
     *,
     mesh: Mesh,
+    start: Learnables | None = None,
+    features: Sequence[np.ndarray] | None = None,
     folder: Path | None = None,
     identity: dict[str, Any] | None = None,
     earlier: Sequence[dict[str, Any]] = (),
@@ -86,6 +109,8 @@ def train(
       runs: with equally many steps.
       recipe: optimiser and schedule.
       mesh: where to compute.
+      start: the learnables before the first step, leading axis `R`; `None` for the method's `init`.
+      features: of each run, what its epochs take instead of images, see `FeatureBatches`.
       folder: where checkpoints lie; `None` keeps none.
       identity: what must be equal for a checkpoint to be continued; `earlier` are other ways in which earlier versions
         wrote the same.
@@ -101,13 +126,19 @@ def train(
     """
     began = time.monotonic()
     images = [Images.of(run.train, cache_bytes=DEFAULT_CACHE_BYTES) for run in runs]
-    rows, per_epoch = rows_per_step(images, recipe), steps_per_epoch(len(images[0]), recipe.batch_size)
-    total = per_epoch * recipe.epochs
-    rates = np.stack([recipe.at(run.learning_rate).learning_rates() for run in runs], axis=1)
-    step, state = 0, meshes.place(mesh, init_state(recipe, initial_learnables(task, runs)), meshes.RUN)
-    run_step = functools.partial(
-        train_step, task.classifier, task.clip.preprocessing, recipe, params, place_text(mesh, task, params)
+    examples, seeds = len(images[0]), [run.seed for run in runs]
+    rows, total, per_epoch = (
+        rows_per_step(images, recipe),
+        recipe.total_steps(examples),
+        recipe.steps_per_epoch(examples),
     )
+    rates = np.stack([recipe.at(run.learning_rate).step_rates(examples) for run in runs], axis=1)
+    weights = task.method.average(recipe.total_epochs(examples))
+    if start is None:
+        start = initial_learnables(task, runs)
+    step, state = 0, meshes.place(mesh, init_state(task.method, recipe, start), meshes.RUN)
+    given = place_given(mesh, task, params, start, seeds)
+    run_step = functools.partial(train_step, task.classifier, task.clip.preprocessing, recipe, params, given)
     with contextlib.ExitStack() as opened:
         if progress is not None:
             opened.callback(progress.close)
@@ -122,16 +153,26 @@ def train(
         metrics = None
         if metrics_folder is not None:
             metrics = opened.enter_context(MetricWriter(metrics_folder, start_step=step + 1, steps=total))
-        name, seeds = type(task.method).__name__, [run.seed for run in runs]
-        report = StepReport(name, seeds, progress, metrics, images=rows * len(runs))
-        size = task.clip.config.vision.image_size
-        batches = RunBatches(images, runs, recipe, mesh, image_size=size, start_step=step)
+        report = StepReport(type(task.method).__name__, seeds, progress, metrics, images=rows * len(runs))
+        batches: RunBatches | FeatureBatches
+        if features is None:
+            size = task.clip.config.vision.image_size
+            batches = RunBatches(images, runs, recipe, mesh, image_size=size, start_step=step)
+        else:
+            labels, sampling = [one.labels for one in images], task.method.sampling()
+            pooled = sampling is not None and sampling.training == "pooled"
+            batches = FeatureBatches(features, labels, seeds, recipe, mesh, pooled=pooled, start_step=step)
         pace = Pace(mesh, seconds=checkpoint_seconds, saves=checkpoints is not None)
         with stop_notice() as notice, explain_exhaustion(_advice(plan)):
             while step < total:
-                rate = rates[step // per_epoch]
+                rate = rates[step]
                 learning_rate = meshes.place(mesh, rate.astype(np.float32), meshes.RUN)
-                state, values = run_step(state, next(batches), learning_rate)
+                # Epochs end with the learnables that enter the average.
+                weight = None
+                if weights is not None:
+                    ends = step + 1 == total or not (step + 1) % per_epoch
+                    weight = meshes.replicate(mesh, np.float32(weights[step // per_epoch] if ends else 0))
+                state, values = run_step(state, next(batches), learning_rate, weight)
                 step += 1
                 report.step(step, values, rate)
                 save, stop = pace(notice.given, last=step == total)
@@ -143,7 +184,8 @@ def train(
                     raise Interrupted(f"stopped at step {step} of {total}; the same command continues.")
             report.catch_up()
     seconds = time.monotonic() - began
-    return Trained(state.learnables, report.losses, seconds, steps=total, waiting_share=batches.waiting_share)
+    learnables = with_constants(state.learnables if state.average is None else state.average, start)
+    return Trained(learnables, report.losses, seconds, steps=total, waiting_share=batches.waiting_share)
 
 
 def _advice(plan: StepPlan | None) -> str:
@@ -154,7 +196,7 @@ def _advice(plan: StepPlan | None) -> str:
 
 def rows_per_step(images: Sequence[Images | Split], recipe: Recipe) -> int:
     """The number of images in a step of each run. Raises `ClipbiasError` where runs differ in their steps."""
-    shapes = {(steps_per_epoch(len(one), recipe.batch_size), min(len(one), recipe.batch_size)) for one in images}
+    shapes = {(recipe.total_steps(len(one)), min(len(one), recipe.batch_size)) for one in images}
     if len(shapes) > 1:
         raise ClipbiasError("the runs of one pack have different numbers of steps; train them separately.")
     return shapes.pop()[1]
@@ -182,9 +224,11 @@ class RunBatches(Iterator[Batch]):
                 image_size=image_size,
                 batch_size=recipe.batch_size,
                 seed=run.seed,
-                epochs=recipe.epochs,
+                epochs=recipe.total_epochs(len(one)),
                 start_step=start_step,
                 shard=(jax.process_index(), processes),
+                keep_last=recipe.keep_last,
+                crop=recipe.crop,
             )
             for one, run in zip(images, runs, strict=True)
         ]
@@ -192,7 +236,6 @@ class RunBatches(Iterator[Batch]):
     def __next__(self) -> Batch:
         batches = [next(iterator) for iterator in self._iterators]
         stacked = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
-        stacked["mask"] = np.ones(stacked["labels"].shape, bool)
         missing = -stacked["labels"].shape[1] % self._multiple
         padded = {
             name: np.pad(value, [(0, 0), (0, missing)] + [(0, 0)] * (value.ndim - 2)) for name, value in stacked.items()

@@ -63,7 +63,7 @@ def make_packs(
     runs_per_program: int = 0,
     learning_rates: Sequence[float] = (),
 ) -> list[Pack]:
-    """All cells of a grid in packs, dataset by dataset. A method that trains nothing is one cell per dataset.
+    """All cells of a grid in packs, dataset by dataset. A method that draws no image is one cell per dataset.
 
     Args:
       methods, datasets, shots, seeds: what is combined.
@@ -77,14 +77,14 @@ def make_packs(
     for name, values in {"methods": methods, "datasets": datasets, "shots": shots, "seeds": seeds}.items():
         if not values:
             raise ClipbiasError(f"there are no {name}, so there is nothing to run; give some.")
-    trains = {name: make_method(name, **(options or {}).get(name, {})).trains for name in methods}
-    rates = tuple(learning_rates) or (None,)
+    made = {name: make_method(name, **(options or {}).get(name, {})) for name in methods}
     most = runs_per_program or max(MOST_RUNS, len(seeds))
     packs = []
     for dataset, method in itertools.product(datasets, methods):
-        if not trains[method]:
+        if not made[method].draws:
             packs.append(Pack(method, dataset, 0, (0,)))
             continue
+        rates = tuple(learning_rates) if learning_rates and made[method].trains else (None,)
         for count in shots:
             if len(seeds) > most:  # so few that not even the seeds of one learning rate go together
                 parts = [(tuple(some), (rate,)) for rate in rates for some in _in_parts(seeds, most)]

@@ -24,9 +24,10 @@ from jax.sharding import Mesh
 from clipbias.clip import layers
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
-from clipbias.training.settings import AUTO, Recipe
-from clipbias.training.step import init_state, place_text, train_step
+from clipbias.training.settings import AUTO
+from clipbias.training.step import init_state, place_given, train_step
 from clipbias.tuning import Task
+from clipbias.tuning.recipe import Recipe
 
 # What the backward pass keeps of each block, from the fastest to the smallest; and the share of the forward pass's
 # products that it computes again.
@@ -91,6 +92,7 @@ def plan_step(
     remat: str = AUTO,
     chunks: int = 0,
     limit: int | None = None,
+    images: int = 0,
 ) -> tuple[Task, StepPlan]:
     """The fastest way to run a training step that fits the device; where none does, the one that needs the least.
 
@@ -103,6 +105,7 @@ def plan_step(
       remat: a name of `REMATS`, or "auto".
       chunks: parts of the classes; 0 chooses.
       limit: bytes of one device; `None` asks the device.
+      images: the training images of a run, where the method learns something for each.
 
     Raises:
       ClipbiasError: there is no such way.
@@ -114,7 +117,7 @@ def plan_step(
         # Bound again only where it must be: equal tasks share one compiled program.
         options = StepPlan(name, parts, 0, limit).options
         task = make(**options) if options else make()
-        arguments = step_arguments(task, recipe, rows=rows, runs=runs, mesh=mesh)
+        arguments = step_arguments(task, recipe, rows=rows, runs=runs, mesh=mesh, images=images)
         plan = StepPlan(name, parts, needed_bytes(train_step, *arguments), limit)
         if plan.fits:
             return task, plan
@@ -137,25 +140,33 @@ def _ways(task: Task, remat: str, chunks: int) -> list[tuple[str, int]]:
     return sorted(itertools.product(names, splits), key=lambda way: (REMATS[way[0]][1] + (way[1] > 1), way[1]))
 
 
-def step_arguments(task: Task, recipe: Recipe, *, rows: int, runs: int, mesh: Mesh) -> tuple[Any, ...]:
-    """Shapes, types and shardings of what `train_step` is called with."""
-    shape, size = jax.ShapeDtypeStruct, task.clip.config.vision.image_size
-    learnables = jax.tree.map(lambda leaf: shape((runs, *leaf.shape), leaf.dtype), task.shapes)
-    state = jax.eval_shape(lambda start: init_state(recipe, start), learnables)
+def step_arguments(task: Task, recipe: Recipe, *, rows: int, runs: int, mesh: Mesh, images: int = 0) -> tuple[Any, ...]:
+    """Shapes, types and shardings of what `train_step` is called with; `images` are the training images of a run."""
+    shape, config, method = jax.ShapeDtypeStruct, task.clip.config, task.method
+    learnables = jax.tree.map(
+        lambda leaf: shape((runs, *(axis or images for axis in leaf.shape)), leaf.dtype), task.shapes
+    )
+    state = jax.eval_shape(lambda start: init_state(method, recipe, start), learnables)
     rows += -rows % mesh.shape[meshes.DATA]
+    size, sampling = config.vision.image_size, method.sampling()
+    pixels: Any = shape((runs, rows, size, size, 3), np.uint8)
+    if sampling is not None:
+        width = config.projection_width if sampling.projected else config.vision.width
+        pixels = shape((runs, rows, width), np.float32)
     batch = {
-        "images": shape((runs, rows, size, size, 3), np.uint8),
+        "images": pixels,
         "labels": shape((runs, rows), np.int32),
         "mask": shape((runs, rows), np.bool_),
     }
-    return (
+    arguments = (
         *(task.classifier, task.clip.preprocessing, recipe),
         meshes.replicate(mesh, meshes.shapes(task.clip.params)),
-        place_text(mesh, task, None),
+        place_given(mesh, task, None, learnables, range(runs)),
         meshes.place(mesh, state, meshes.RUN),
         meshes.place(mesh, batch, meshes.RUN, meshes.DATA),
         meshes.place(mesh, shape((runs,), np.float32), meshes.RUN),
     )
+    return arguments if state.average is None else (*arguments, meshes.replicate(mesh, shape((), np.float32)))
 
 
 def needed_bytes(function: Any, *arguments: Any, **options: Any) -> int:

@@ -12,36 +12,76 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import struct
 from jax.sharding import Mesh
 
 from clipbias.clip.params import Params
 from clipbias.clip.preprocess import Preprocessing
 from clipbias.training import mesh as meshes
-from clipbias.training.settings import Recipe
-from clipbias.tuning import Task
-from clipbias.tuning.classifier import Classifier, Text
-from clipbias.tuning.method import Learnables
+from clipbias.tuning import Recipe, Task
+from clipbias.tuning.classifier import Classifier, Text, mean_loss
+from clipbias.tuning.method import CONSTANTS, Learnables, Method, without_constants
 
 
 @struct.dataclass
 class TrainState:
-    """What a step changes: the learnables of `R` runs, the optimiser's momentum, and the number of steps done."""
+    """What a step changes; arrays that belong to learnables have the leading axis `R`.
+
+    Attributes:
+      learnables: without their constants.
+      momentum: the optimiser's state, named after that of the first optimiser.
+      step: the number of steps done, one for all runs.
+      average: the weighted sum of earlier epochs' learnables (`Method.average`), or `None`.
+    """
 
     learnables: Learnables
     momentum: Any
     step: jax.Array
+    average: Learnables | None = None
 
 
-def optimizer(recipe: Recipe) -> optax.GradientTransformation:
-    """SGD as torch does it, without the learning rate: `g += wd · p; v = m v + g`."""
-    return optax.chain(optax.add_decayed_weights(recipe.weight_decay), optax.trace(recipe.momentum))
+@struct.dataclass
+class Given:
+    """What every step of a training is given besides the frozen weights.
+
+    Attributes:
+      text: what stands for the classes, from `place_text`; the runs share it.
+      reference: features `[S' · C, d]` of a frozen teacher's texts, or `None`.
+      constants: the learnables that no step changes, leading axis `R`; empty where there are none.
+      seeds: int32 `[R]`, of what is random in a step.
+    """
+
+    text: Text
+    reference: jax.Array | None
+    constants: Learnables
+    seeds: jax.Array
 
 
-def init_state(recipe: Recipe, learnables: Learnables) -> TrainState:
+def init_state(method: Method, recipe: Recipe, learnables: Learnables) -> TrainState:
     """The state before the first step; `learnables` have the leading axis `R`."""
-    return TrainState(learnables, optimizer(recipe).init(learnables), jnp.zeros((), jnp.int32))
+    learned = without_constants(learnables)
+    average = None
+    if method.average(recipe.epochs) is not None:
+        average = jax.tree.map(jnp.zeros_like, learned)
+    return TrainState(learned, method.optimizer(recipe).init(learned), jnp.zeros((), jnp.int32), average)
+
+
+def place_given(mesh: Mesh, task: Task, params: Params | None, learnables: Learnables, seeds: Sequence[int]) -> Given:
+    """What the steps of runs with these learnables, leading axis `R`, are given, on the mesh.
+
+    Without `params` only shapes, types and shardings are returned.
+    """
+    text = place_text(mesh, task, params)
+    reference: Any = None
+    if task.reference is not None:
+        if params is None:
+            count = len(task.reference.templates) * len(task.class_names)
+            shape = (count, task.clip.config.projection_width)
+            reference = meshes.replicate(mesh, jax.ShapeDtypeStruct(shape, np.float32))
+        else:
+            reference = jax.device_put(task.reference_features(params), meshes.sharding(mesh))
+    constants = meshes.place(mesh, learnables.get(CONSTANTS, {}), meshes.RUN)
+    return Given(text, reference, constants, meshes.place(mesh, np.asarray(seeds, np.int32), meshes.RUN))
 
 
 def place_text(mesh: Mesh, task: Task, params: Params | None) -> Text:
@@ -77,21 +117,40 @@ def over_runs(function: Callable[..., Any], in_axes: Sequence[int | None], *, ru
     return one
 
 
-def loss_and_accuracy(
+def loss_and_gradients(
     classifier: Classifier,
     params: Params,
     text: Text,
-    learnables: Learnables,
-    images: jax.Array,
-    labels: jax.Array,
-    mask: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    """Mean cross-entropy and share of correct images among the `B` that `mask` keeps, of one run."""
-    logits = classifier.logits(params, learnables, images, text)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    count = mask.sum()
-    correct = (logits.argmax(-1) == labels) & mask
-    return jnp.where(mask, losses, 0).sum() / count, correct.sum() / count
+    reference: jax.Array | None,
+    learned: Learnables,
+    constants: Learnables,
+    batch: tuple[jax.Array, ...],
+    rng: jax.Array,
+) -> tuple[jax.Array, jax.Array, Learnables]:
+    """Loss, share of correct images, and the gradient that a step takes, of one run.
+
+    The batch is images, labels and mask; what `mask` drops of the `B` images does not count.
+    """
+    images, labels, mask = batch
+
+    def terms(learned: Learnables) -> tuple[dict[str, jax.Array], jax.Array]:
+        learnables = {**learned, CONSTANTS: constants} if constants else learned
+        terms, logits = classifier.losses(params, learnables, images, labels, text, reference, rng)
+        correct = (logits.argmax(-1) == labels) & mask
+        return {name: mean_loss(term, mask) for name, term in terms.items()}, correct.sum() / mask.sum()
+
+    if not classifier.method.overrides("combine"):
+
+        def objective(learned: Learnables) -> tuple[jax.Array, jax.Array]:
+            found, accuracy = terms(learned)
+            return functools.reduce(jnp.add, found.values()), accuracy
+
+        (loss, accuracy), gradients = jax.value_and_grad(objective, has_aux=True)(learned)
+        return loss, accuracy, gradients
+    found, pull, accuracy = jax.vjp(terms, learned, has_aux=True)
+    chosen = {name: {other: jnp.float32(other == name) for other in found} for name in found}
+    gradients = classifier.method.combine({name: pull(one)[0] for name, one in chosen.items()})
+    return functools.reduce(jnp.add, found.values()), accuracy, gradients
 
 
 @functools.partial(jax.jit, static_argnames=("classifier", "preprocessing", "recipe"), donate_argnames="state")
@@ -100,39 +159,47 @@ def train_step(
     preprocessing: Preprocessing,
     recipe: Recipe,
     params: Params,
-    text: Text,
+    given: Given,
     state: TrainState,
     batch: dict[str, jax.Array],
     learning_rate: jax.Array,
+    weight: jax.Array | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Forward, backward and update of `R` runs.
 
     Args:
       classifier, preprocessing, recipe: static.
       params: the frozen weights; no gradient of theirs is formed.
-      text: what stands for the classes, from `place_text`; the runs share it.
+      given: from `place_given`.
       state: donated.
-      batch: `images` uint8 `[R, B, size, size, 3]`, `labels` int32 `[R, B]`, `mask` bool `[R, B]`.
+      batch: `images` uint8 `[R, B, size, size, 3]`, or float32 features `[R, B, D]` that stand for them; `labels` int32
+        `[R, B]`, `mask` bool `[R, B]`.
       learning_rate: `[R]`.
+      weight: of the learnables after this step in the average, 0 but at the end of an epoch; `None` without one.
 
     Returns:
       The new state, and `loss`, `accuracy` and `gradient_norm` of each run, `[R]` each.
     """
-    images = preprocessing.normalize(batch["images"])
+    images, method = batch["images"], classifier.method
+    if images.dtype == jnp.uint8:
+        images = preprocessing.normalize(images)
 
-    def one(learnables: Learnables, text: Text, *batch: Any) -> Any:
-        def objective(learnables: Learnables) -> tuple[jax.Array, jax.Array]:
-            return loss_and_accuracy(classifier, params, text, learnables, *batch)
+    def one(learned: Learnables, constants: Learnables, seed: jax.Array, *batch: jax.Array) -> Any:
+        rng = jax.random.fold_in(jax.random.key(seed), state.step)
+        return loss_and_gradients(classifier, params, given.text, given.reference, learned, constants, batch, rng)
 
-        return jax.value_and_grad(objective, has_aux=True)(learnables)
-
-    every = over_runs(one, (0, None, 0, 0, 0), runs=learning_rate.shape[0])
-    (loss, accuracy), gradients = every(state.learnables, text, images, batch["labels"], batch["mask"])
-    # Decay, momentum and learning rate act on each number by itself, so the runs' axis needs no care.
-    directions, momentum = optimizer(recipe).update(gradients, state.momentum, state.learnables)
+    every = over_runs(one, [0] * 6, runs=learning_rate.shape[0])
+    data = images, batch["labels"], batch["mask"]
+    loss, accuracy, gradients = every(state.learnables, given.constants, given.seeds, *data)
+    # The optimiser acts on each number by itself, so the runs' axis needs no care.
+    decayed = method.decayed(state.learnables, params)
+    directions, momentum = method.optimizer(recipe).update(gradients, state.momentum, decayed)
     learnables = jax.tree.map(
         lambda p, v: p - learning_rate.reshape(-1, *[1] * (p.ndim - 1)) * v, state.learnables, directions
     )
+    average = state.average
+    if average is not None and weight is not None:
+        average = jax.tree.map(lambda a, p: a + weight * p, average, learnables)
     squares = [jnp.square(g).sum(range(1, g.ndim)) for g in jax.tree.leaves(gradients)]
     metrics = {"loss": loss, "accuracy": accuracy, "gradient_norm": jnp.sqrt(sum(squares))}
-    return TrainState(learnables, momentum, state.step + 1), metrics
+    return TrainState(learnables, momentum, state.step + 1, average), metrics

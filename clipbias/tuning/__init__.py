@@ -1,21 +1,29 @@
 """Adaptation methods: one file each, all turning their learnables into one `Adaptation` of the frozen model."""
 
 from clipbias.clip.adaptation import Adaptation
-from clipbias.tuning.classifier import Classifier, cross_entropy
-from clipbias.tuning.method import Learnables, Method, Preset, PromptText
+from clipbias.tuning.classifier import Classifier
+from clipbias.tuning.features import Features, Samples, Sampling, average_texts, unit_length
+from clipbias.tuning.method import CONSTANTS, Learnables, Method, Preset, PromptText
+from clipbias.tuning.recipe import Recipe
 from clipbias.tuning.registry import METHODS, make_method
 from clipbias.tuning.task import Task, parameter_count
 
 __all__ = [
+    "CONSTANTS",
     "METHODS",
     "Adaptation",
     "Classifier",
+    "Features",
     "Learnables",
     "Method",
     "Preset",
     "PromptText",
+    "Recipe",
+    "Samples",
+    "Sampling",
     "Task",
-    "cross_entropy",
+    "average_texts",
     "make_method",
     "parameter_count",
+    "unit_length",
 ]

@@ -1,26 +1,23 @@
 """A frozen CLIP and a method as one pure classifier: the mathematics behind `Task`, without names or tokens."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from clipbias.clip import PackedTokens, TextTokens, encode_image, encode_packed_text, encode_text
+from clipbias.clip import Adaptation, PackedTokens, TextTokens, encode_image, encode_packed_text, encode_text
+from clipbias.clip.adaptation import NOTHING
 from clipbias.clip.config import ClipConfig
 from clipbias.clip.params import Params
 from clipbias.clip.precision import with_precision
+from clipbias.clip.vision import project_image
+from clipbias.tuning.features import Features, average_texts, unit_length
 from clipbias.tuning.method import Learnables, Method
 
 # What stands for the classes: tokens, or the text tower's features `[n · C, d]` where no learnable changes them.
 Text = PackedTokens | TextTokens | jax.Array
-
-
-def unit_length(x: jax.Array) -> jax.Array:
-    """`x / ‖x‖₂` over the last axis."""
-    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,38 +42,92 @@ class Classifier:
 
     def image_features(self, params: Params, learnables: Learnables, images: jax.Array) -> jax.Array:
         """Unit-length features `[B, d]` of normalised images `[B, R, R, 3]`."""
-        adaptation = self.method.adapt(learnables)
-        features, _ = encode_image(
-            params, self.config, images, adaptation, dtype=jnp.dtype(self.dtype), remat=self.remat
-        )
-        return unit_length(features)
-
-    def text_features(self, params: Params, learnables: Learnables, text: Text) -> jax.Array:
-        """What the text tower makes of every text: `[n · C, d]`, not normalised, before any residual."""
-        options: dict[str, Any] = dict(dtype=jnp.dtype(self.dtype), remat=self.remat)
-        if isinstance(text, PackedTokens):
-            adaptation = self.method.adapt(learnables)
-            return encode_packed_text(params, self.config, text, adaptation, chunks=self.chunks, **options)
-        if isinstance(text, TextTokens):
-            return encode_text(params, self.config, text, self.method.adapt(learnables), **options)[0]
-        return text
+        return unit_length(self.encode_images(params, self.method.adapt(learnables), images))
 
     def class_features(self, params: Params, learnables: Learnables, text: Text) -> jax.Array:
-        """Unit-length class features `[C, d]`.
+        """Unit-length class features `[C, d]`, the classifier of a method without a head of its own.
 
         Templates are averaged as unit vectors, then the residual is added, then the sum is normalised.
         """
-        features = self.text_features(params, learnables, text)
-        if self.templates > 1:
-            features = unit_length(features).reshape(self.templates, -1, features.shape[-1]).mean(0)
-        residual = self.method.adapt(learnables).text_residual
+        adaptation = self.method.adapt(learnables)
+        features = average_texts(self.by_text(self.encode_text(params, adaptation, text)))
+        residual = adaptation.text_residual
         return unit_length(features if residual is None else features + residual)
 
+    def encode_images(self, params: Params, adaptation: Adaptation, images: jax.Array) -> jax.Array:
+        """Features `[B, d]` of normalised images, as the tower makes them.
+
+        In place of images there may be what stands for them in a training on features: `[B, d]`, or the rows before
+        the projection `[B, Dv]` where the adaptation changes that (`Sampling`).
+        """
+        if images.ndim == 4:
+            options: dict[str, Any] = dict(dtype=jnp.dtype(self.dtype), remat=self.remat)
+            return encode_image(params, self.config, images, adaptation, **options)[0]
+        if adaptation.changes_vision:
+            return project_image(params, self.config, images, adaptation, normed=True)
+        return images
+
+    def encode_text(self, params: Params, adaptation: Adaptation, text: Text) -> jax.Array:
+        """What the text tower makes of every text: `[S · C, d]`, not normalised, before any residual."""
+        options: dict[str, Any] = dict(dtype=jnp.dtype(self.dtype), remat=self.remat)
+        if isinstance(text, PackedTokens):
+            return encode_packed_text(params, self.config, text, adaptation, chunks=self.chunks, **options)
+        if isinstance(text, TextTokens):
+            return encode_text(params, self.config, text, adaptation, **options)[0]
+        return text
+
+    def by_text(self, features: jax.Array) -> jax.Array:
+        """`[S · C, d]` as `[S, C, d]`."""
+        return features.reshape(self.templates, -1, features.shape[-1])
+
     def logits(self, params: Params, learnables: Learnables, images: jax.Array, text: Text) -> jax.Array:
-        """`exp(logit_scale) · cos(f, g)`: `[B, C]`."""
-        return cosine_logits(
-            params, self.image_features(params, learnables, images), self.class_features(params, learnables, text)
+        """The method's logits `[B, C]`, `exp(logit_scale) · cos(f, g)` unless it has a head of its own."""
+        adaptation = self.method.adapt(learnables)
+        return self.head(
+            params,
+            learnables,
+            self.encode_images(params, adaptation, images),
+            self.encode_text(params, adaptation, text),
         )
+
+    def head(self, params: Params, learnables: Learnables, image: jax.Array, text: jax.Array) -> jax.Array:
+        """Logits `[B, C]` of features as the towers make them: `[B, d]` of images, `[S · C, d]` of texts."""
+        with jax.default_matmul_precision("highest"):
+            return self.method.logits(learnables, self._features(params, image, text))
+
+    def losses(
+        self,
+        params: Params,
+        learnables: Learnables,
+        images: jax.Array,
+        labels: jax.Array,
+        text: Text,
+        reference: jax.Array | None,
+        rng: jax.Array | None = None,
+    ) -> tuple[dict[str, jax.Array], jax.Array]:
+        """The terms of the loss by name, `[B]` or a number each, and the logits `[B, C]`.
+
+        Args:
+          images: normalised, or features that stand for them (`encode_images`).
+          labels: `[B]`.
+          text: what stands for the classes.
+          reference: features `[S' · C, d]` of the teacher's texts, or `None`.
+          rng: key of what is random in a training step; `None` leaves that out.
+        """
+        method = self.method
+        adaptation = method.adapt(learnables) if rng is None else method.adapt_in_training(learnables, rng)
+        image, texts = self.encode_images(params, adaptation, images), self.encode_text(params, adaptation, text)
+        features = self._features(params, image, texts)
+        if reference is not None:
+            plain = self.encode_images(params, NOTHING, images) if adaptation.changes_vision else image
+            reference = reference.reshape(-1, features.text.shape[1], reference.shape[-1])
+            features = dataclasses.replace(features, frozen=Features(plain, reference, features.scale))
+        with jax.default_matmul_precision("highest"):
+            logits = method.logits(learnables, features)
+            return dict(method.losses(learnables, features, logits, labels)), logits
+
+    def _features(self, params: Params, image: jax.Array, text: jax.Array) -> Features:
+        return Features(image, self.by_text(text), jnp.exp(params["logit_scale"].astype(jnp.float32)))
 
     def changes_text(self, learnables: Learnables) -> bool:
         """Whether the text tower's output depends on the learnables; if not, it is computed once."""
@@ -95,6 +146,13 @@ def cosine_logits(
     return jnp.exp(params["logit_scale"].astype(jnp.float32)) * (images.astype(dtype) @ classes.astype(dtype).T)
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Mean cross-entropy of logits `[B, C]` and integer labels `[B]`."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+def total_loss(terms: Mapping[str, jax.Array], mask: jax.Array | None = None) -> jax.Array:
+    """The sum of a loss's terms; those with an entry per image `[B]` count with their mean over what `mask` keeps."""
+    return sum((mean_loss(term, mask) for term in terms.values()), jnp.zeros(()))
+
+
+def mean_loss(term: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """One term of a loss as a number."""
+    if jnp.ndim(term) == 0:
+        return term
+    return term.mean() if mask is None else jnp.where(mask, term, 0).sum() / mask.sum()

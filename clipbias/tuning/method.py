@@ -1,4 +1,8 @@
-"""What an adaptation method is: `init`, `adapt`, and the text it wants."""
+"""What an adaptation method is: `init`, `adapt`, the text it wants, and hooks for those that need more.
+
+A method needs `init` and `adapt`. Every other hook has a default that costs nothing: what is not overridden is not in
+the compiled programs.
+"""
 
 import abc
 import dataclasses
@@ -6,11 +10,19 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
 import jax
+import numpy as np
+import optax
 
 from clipbias.checks import Range, check_fields
 from clipbias.clip import Adaptation, Clip
+from clipbias.clip.params import Params
+from clipbias.tuning.features import Features, Samples, Sampling, average_texts, unit_length
+from clipbias.tuning.recipe import Recipe
 
+# A dictionary of arrays. What lies under `CONSTANTS` belongs to a run and its adapter like the rest, but no step
+# changes it: a cache, a closed form, the classes' weights in a loss.
 Learnables = Mapping[str, Any]
+CONSTANTS = "constants"
 
 WORDS = "a photo of a"
 # Prompt tokens per layer, and layers, that no method needs: more would only fill the memory.
@@ -67,19 +79,24 @@ class Method(abc.ABC):
 
     Attributes:
       presets: the names of a built-in method; of a method of one's own, the first says how it is shown.
-      trains: whether there is anything to learn; `False` for a classifier that is ready once it is made.
+      trains: whether steps of an optimiser change the learnables; `False` for a classifier that is ready once it is
+        made, from nothing (zero-shot) or by `support`.
+      datasets: options of the authors' for a dataset. They hold where the option is at its default.
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {}
     trains: ClassVar[bool] = True
+    datasets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     def __post_init__(self) -> None:
         """Holds the options against their annotations. Raises `ClipbiasError` for one that does not fit."""
         check_fields(self)
 
+    # What the method learns, and how it acts on the model.
+
     @abc.abstractmethod
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
-        """Initial learnables.
+        """Initial learnables. An axis of length 0 stands for one that has as many entries as there are images.
 
         Args:
           rng: a `jax.random.key`.
@@ -91,6 +108,111 @@ class Method(abc.ABC):
     def adapt(self, learnables: Learnables) -> Adaptation:
         """Learnables to additions. Pure: it is traced, differentiated and vectorised."""
 
+    def adapt_in_training(self, learnables: Learnables, rng: jax.Array) -> Adaptation:
+        """`adapt` of a training step, for what is random there (dropout). By default the same."""
+        return self.adapt(learnables)
+
     def text(self, template: str, clip: Clip) -> PromptText:
         """The prompt text, given the dataset's own `template`. By default "a photo of a {}." whatever the dataset."""
         return PromptText((f"{WORDS} {{}}.",))
+
+    # Heads and losses.
+
+    def logits(self, learnables: Learnables, features: Features) -> jax.Array:
+        """Logits `[B, C]`. By default `exp(logit_scale) · cos(f, g)`; texts of a class are averaged as unit vectors.
+
+        A residual is added to the class features before they are normalised.
+        """
+        classes, residual = average_texts(features.text), self.adapt(learnables).text_residual
+        classes = unit_length(classes if residual is None else classes + residual)
+        return features.scale * (unit_length(features.image) @ classes.T)
+
+    def losses(
+        self, learnables: Learnables, features: Features, logits: jax.Array, labels: jax.Array
+    ) -> Mapping[str, jax.Array]:
+        """Terms of the loss by name, `[B]` each (the mean over images counts) or a number. By default cross-entropy.
+
+        Args:
+          learnables: of one run.
+          features: of the batch, see `Features`.
+          logits: `[B, C]`, from `logits`.
+          labels: `[B]`.
+        """
+        return {"cross_entropy": optax.softmax_cross_entropy_with_integer_labels(logits, labels)}
+
+    def reference(self, template: str, clip: Clip) -> PromptText | None:
+        """The text of a frozen teacher, whose features are `Features.frozen` in `losses`. By default there is none."""
+        return None
+
+    # Training.
+
+    def recipe_for(self, common: Recipe, shots: int) -> Recipe:
+        """How it is trained with so many images per class, 0 for all that there are. By default as the others are."""
+        return common
+
+    def optimizer(self, recipe: Recipe) -> optax.GradientTransformation:
+        """The optimiser without the learning rate, by default the recipe's. It acts on each number by itself."""
+        return recipe.transformation()
+
+    def decayed(self, learnables: Learnables, params: Params) -> Learnables:
+        """What weight decay draws towards zero, of several runs side by side. By default the learnables."""
+        return learnables
+
+    def combine(self, gradients: Mapping[str, Learnables]) -> Learnables:
+        """One gradient from those of the loss's terms. By default their sum, from a single backward pass."""
+        raise NotImplementedError
+
+    def average(self, epochs: int) -> np.ndarray | None:
+        """The weight of each epoch's learnables in their sum, which is what is evaluated: `[epochs]`, sum 1.
+
+        By default `None`: the last epoch's.
+        """
+        return None
+
+    # What is made of the training images' features.
+
+    def sampling(self) -> Sampling | None:
+        """Which features of the training images `support` and training take; `None` for images. By default `None`."""
+        return None
+
+    def support(self, learnables: Learnables, samples: Samples) -> Learnables:
+        """The learnables before training, from `init`'s and the features that `sampling` asks for. On the host."""
+        return learnables
+
+    def finish(self, learnables: Learnables, samples: Samples) -> Learnables:
+        """The learnables after training, such as those that a search on the validation images picks. On the host."""
+        return learnables
+
+    def transfer(
+        self, learnables: Learnables, labels: Sequence[int] | None, source: np.ndarray, target: np.ndarray
+    ) -> Learnables:
+        """The learnables for other classes. By default what is class-sized is taken row by row, or refused.
+
+        Args:
+          learnables: of one run.
+          labels: for each class its label in training; `None` where training did not see these classes.
+          source, target: text features `[S, C, d]` of the classes of training and of the others.
+
+        Raises:
+          ClipbiasError: it cannot be used for them.
+        """
+        raise NotImplementedError
+
+    def overrides(self, hook: str) -> bool:
+        """Whether the method has a hook of its own."""
+        return getattr(type(self), hook) is not getattr(Method, hook)
+
+    @property
+    def draws(self) -> bool:
+        """Whether it uses training images at all."""
+        return self.trains or self.overrides("sampling")
+
+
+def without_constants(learnables: Learnables) -> Learnables:
+    """What steps change."""
+    return {name: value for name, value in learnables.items() if name != CONSTANTS}
+
+
+def with_constants(learnables: Learnables, others: Learnables) -> Learnables:
+    """`learnables` with the constants of `others`."""
+    return {**learnables, CONSTANTS: others[CONSTANTS]} if CONSTANTS in others else learnables

@@ -1,5 +1,6 @@
 """A method bound to a frozen CLIP and class names: what a user calls."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -8,11 +9,12 @@ import jax
 
 from clipbias.checks import check_choice, shown
 from clipbias.clip import Clip, PackedTokens, TextTokens, pack
+from clipbias.clip.adaptation import NOTHING
 from clipbias.clip.params import Params
 from clipbias.clip.precision import DTYPES
 from clipbias.errors import ClipbiasError
-from clipbias.tuning.classifier import Classifier, Text, cross_entropy
-from clipbias.tuning.method import Learnables, Method
+from clipbias.tuning.classifier import Classifier, Text, total_loss
+from clipbias.tuning.method import Learnables, Method, without_constants
 from clipbias.tuning.prompt_tokens import prompt_texts, prompt_tokens
 from clipbias.tuning.registry import make_method, method_options
 
@@ -103,6 +105,8 @@ class Task:
         specific = context is not None and len(context.shape) == 3
         self.text: PackedTokens = pack(self.tokens, groups=groups * chunks, class_specific=specific)
         self.shapes = shapes
+        self.reference = method.reference(template, clip)
+        self._groups = groups
 
     def _init(self, rng: jax.Array) -> Learnables:
         return self.method.init(rng, self.clip, self.class_names)
@@ -112,7 +116,7 @@ class Task:
         return self._init(jax.random.key(seed))
 
     def logits(self, params: Params, learnables: Learnables, images: jax.Array, text: Text | None = None) -> jax.Array:
-        """`exp(logit_scale) · cos(f, g)`: `[B, C]`.
+        """Logits `[B, C]`: `exp(logit_scale) · cos(f, g)`, unless the method has a head of its own.
 
         Args:
           params: the frozen weights, `clip.params`.
@@ -129,12 +133,19 @@ class Task:
         images: jax.Array,
         labels: jax.Array,
         text: Text | None = None,
+        reference: jax.Array | None = None,
     ) -> jax.Array:
-        """Mean cross-entropy of `logits` with integer `labels [B]`."""
-        return cross_entropy(self.logits(params, learnables, images, text), labels)
+        """The method's loss, the mean cross-entropy of `logits` with integer `labels [B]` unless it has its own.
+
+        What is random in training, such as dropout, is left out. `reference` is what `reference_features` returned, to
+        compute it once.
+        """
+        text = self.text if text is None else text
+        reference = self.reference_features(params) if reference is None else reference
+        return total_loss(self.classifier.losses(params, learnables, images, labels, text, reference)[0])
 
     def class_features(self, params: Params, learnables: Learnables) -> jax.Array:
-        """Unit-length class features `[C, d]`."""
+        """Unit-length class features `[C, d]`, the classifier of a method without a head of its own."""
         return self.classifier.class_features(params, learnables, self.text)
 
     def image_features(self, params: Params, learnables: Learnables, images: jax.Array) -> jax.Array:
@@ -147,6 +158,15 @@ class Task:
             return self.text
         return _text_features(self.classifier, params, learnables, self.text)
 
+    def reference_features(self, params: Params) -> jax.Array | None:
+        """Features `[S' · C, d]` of the texts of the method's frozen teacher, or `None` where it has none."""
+        if self.reference is None:
+            return None
+        tokens = prompt_tokens(self.clip, self.class_names, self.reference)
+        chunks = math.ceil(len(tokens.ids) / (self._groups * TEXTS_AT_ONCE))
+        classifier = dataclasses.replace(self.classifier, templates=len(self.reference.templates), chunks=chunks)
+        return _plain_text_features(classifier, params, pack(tokens, groups=self._groups * chunks))
+
     def options(self) -> dict[str, Any]:
         """The method's options as plain values, such that `make_method(name, **options)` makes it again."""
         return method_options(self.method)
@@ -154,13 +174,18 @@ class Task:
 
 @jax.jit(static_argnums=0)
 def _text_features(classifier: Classifier, params: Params, learnables: Learnables, text: Text) -> jax.Array:
-    return classifier.text_features(params, learnables, text)
+    return classifier.encode_text(params, classifier.method.adapt(learnables), text)
+
+
+@jax.jit(static_argnums=0)
+def _plain_text_features(classifier: Classifier, params: Params, text: Text) -> jax.Array:
+    return classifier.encode_text(params, NOTHING, text)
 
 
 def parameter_count(learnables: Learnables) -> dict[str, int]:
-    """Number of learnable parameters: `total`, `vision`, `text`, and `shared` between the towers."""
+    """Number of learnable parameters: `total`, `vision`, `text`, and `shared` between the towers; no constants."""
     counts = dict.fromkeys(("vision", "text", "shared"), 0)
-    for key, value in learnables.items():
+    for key, value in without_constants(learnables).items():
         tower = next((name for name in ("vision", "text") if key.startswith(name)), "shared")
         counts[tower] += sum(leaf.size for leaf in jax.tree.leaves(value))
     return {"total": sum(counts.values()), **counts}

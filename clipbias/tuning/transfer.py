@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from clipbias.errors import ClipbiasError
 from clipbias.tuning.method import Learnables
@@ -29,6 +30,8 @@ def transfer(
     """
     if source.class_names == target.class_names:
         return learnables
+    if source.method.overrides("transfer"):
+        return _own_transfer(source, target, learnables, labels, axis)
     # What belongs to a class grows with the number of classes.
     one_more = jax.eval_shape(
         lambda rng: source.method.init(rng, source.clip, (*source.class_names, "another")), jax.random.key(0)
@@ -45,3 +48,22 @@ def transfer(
         return leaf.take(jnp.asarray(labels), axis=axis)
 
     return jax.tree.map(one, learnables, source.shapes, one_more)
+
+
+def _own_transfer(
+    source: Task, target: Task, learnables: Learnables, labels: Sequence[int] | None, axis: int
+) -> Learnables:
+    """What the method's own hook makes of each run."""
+    before, after = (
+        np.asarray(task.classifier.by_text(jnp.asarray(task.fixed_text(task.clip.params, task.shapes))))
+        for task in (source, target)
+    )
+
+    def of_one(learnables: Learnables) -> Learnables:
+        return jax.device_get(source.method.transfer(learnables, labels, before, after))
+
+    if not axis:
+        return of_one(learnables)
+    runs = jax.tree.leaves(learnables)[0].shape[0]
+    parts = [of_one(jax.tree.map(lambda leaf, run=run: leaf[run], learnables)) for run in range(runs)]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *parts)

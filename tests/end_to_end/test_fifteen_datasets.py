@@ -11,7 +11,8 @@ from clipbias.data import catalog, shards
 from clipbias.training import mesh as meshes
 from clipbias.training.grid import Grid
 from clipbias.training.packs import make_packs
-from clipbias.training.settings import GridSettings, Recipe
+from clipbias.training.settings import GridSettings
+from clipbias.tuning.recipe import Recipe
 from tests import helpers
 from tests.data import miniatures
 

@@ -29,9 +29,10 @@ import experiments.train
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
 from clipbias.explain.options import StudyOptions
-from clipbias.training.settings import GridSettings, Recipe
+from clipbias.training.settings import GridSettings
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import save_adapter
+from clipbias.tuning.recipe import Recipe
 from experiments import app
 from tests.fuzz.answers import ANYTHING, EXTREME, answered
 

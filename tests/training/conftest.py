@@ -8,7 +8,7 @@ from PIL import Image
 
 from clipbias.data import Dataset, Split, protocols
 from clipbias.training.loop import Run
-from clipbias.training.settings import Recipe
+from clipbias.tuning.recipe import Recipe
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
 

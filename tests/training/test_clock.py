@@ -14,9 +14,9 @@ from clipbias.data import Dataset
 from clipbias.training import loop
 from clipbias.training import mesh as meshes
 from clipbias.training.progress import Progress
-from clipbias.training.settings import Recipe
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Task
+from clipbias.tuning.recipe import Recipe
 from tests.training.conftest import few_shot_runs
 
 

@@ -13,7 +13,7 @@ from clipbias.files import read_json_lines
 from clipbias.training import loop
 from clipbias.training import mesh as meshes
 from clipbias.training.interruption import Interrupted
-from clipbias.training.settings import Recipe
+from clipbias.tuning.recipe import Recipe
 from tests.training.test_loop import assert_close, pack, run
 
 STEPS = 4

@@ -6,9 +6,9 @@ import pytest
 
 from clipbias.training import mesh as meshes
 from clipbias.training.plan import step_arguments
-from clipbias.training.settings import Recipe
 from clipbias.training.step import train_step
 from clipbias.tuning import Task
+from clipbias.tuning.recipe import Recipe
 from tools.benchmarks import model
 
 RECIPE = Recipe(0.0025, 10, 1, 1e-5, 8, 0.9, 5e-4)

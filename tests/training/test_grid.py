@@ -21,8 +21,9 @@ from clipbias.training.forecast import forecast
 from clipbias.training.grid import Grid
 from clipbias.training.interruption import Interrupted
 from clipbias.training.packs import Pack, make_packs
-from clipbias.training.settings import GridSettings, Recipe
+from clipbias.training.settings import GridSettings
 from clipbias.tuning.adapter import load_adapter
+from clipbias.tuning.recipe import Recipe
 
 SETTINGS = GridSettings(
     method_options={}, dtype="float32", eval_batch_size=8, checkpoint_seconds=60.0, on_image_error="raise"

@@ -15,8 +15,8 @@ from clipbias.files import read_json_lines
 from clipbias.training import loop
 from clipbias.training import mesh as meshes
 from clipbias.training.interruption import Interrupted
-from clipbias.training.settings import Recipe
 from clipbias.tuning import Task
+from clipbias.tuning.recipe import Recipe
 from tests.training.conftest import few_shot_runs
 
 

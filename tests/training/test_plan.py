@@ -17,10 +17,11 @@ from clipbias.training import evaluate, loop, plan
 from clipbias.training import mesh as meshes
 from clipbias.training.grid import Grid
 from clipbias.training.packs import make_packs
-from clipbias.training.settings import GridSettings, Recipe
+from clipbias.training.settings import GridSettings
 from clipbias.training.step import train_step
 from clipbias.tuning import Task
 from clipbias.tuning import task as tasks
+from clipbias.tuning.recipe import Recipe
 from tools.benchmarks import flops, model
 
 GIB = 1 << 30

@@ -12,8 +12,9 @@ from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
 from clipbias.training.grid import Grid
 from clipbias.training.packs import make_packs
-from clipbias.training.settings import GridSettings, Recipe
+from clipbias.training.settings import GridSettings
 from clipbias.tuning import Task
+from clipbias.tuning.recipe import Recipe
 from clipbias.tuning.transfer import transfer
 
 

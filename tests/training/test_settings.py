@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from clipbias.errors import ClipbiasError
-from clipbias.training.settings import Recipe
+from clipbias.tuning.recipe import Recipe
 from configs import base
 
 

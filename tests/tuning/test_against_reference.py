@@ -17,7 +17,7 @@ import safetensors.numpy
 import clipbias
 from clipbias.clip import Clip
 from clipbias.training import step as training
-from clipbias.training.settings import Recipe
+from clipbias.tuning.recipe import Recipe
 from tests import helpers
 from tests.reference import gradients, methods, weights
 from tests.reference.cases import CASES, CLASS_NAMES, LABELS, LEARNING_RATE, STEPS, Case

@@ -9,13 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clipbias.clip import TextTokens, encode_image, encode_text
+from clipbias.clip import Adaptation, TextTokens, encode_image, encode_text
 from clipbias.clip.params import Params
-from clipbias.training.settings import Recipe
-from clipbias.training.step import TrainState, init_state, train_step
+from clipbias.training.step import Given, TrainState, init_state, train_step
 from clipbias.tuning import Task
-from clipbias.tuning.classifier import Classifier, Text, unit_length
-from clipbias.tuning.method import Learnables
+from clipbias.tuning.classifier import Classifier, Text
+from clipbias.tuning.recipe import Recipe
 from tools.benchmarks import flops, measure, model
 
 
@@ -33,16 +32,12 @@ class PlainClassifier(Classifier):
 
     parts: int = 1
 
-    def image_features(self, params: Params, learnables: Learnables, images: jax.Array) -> jax.Array:
-        adaptation = self.method.adapt(learnables)
-        features, _ = encode_image(
-            params, self.config, images, adaptation, observe=_nothing, dtype=jnp.dtype(self.dtype)
-        )
-        return unit_length(features)
+    def encode_images(self, params: Params, adaptation: Adaptation, images: jax.Array) -> jax.Array:
+        return encode_image(params, self.config, images, adaptation, observe=_nothing, dtype=jnp.dtype(self.dtype))[0]
 
-    def text_features(self, params: Params, learnables: Learnables, text: Text) -> jax.Array:
+    def encode_text(self, params: Params, adaptation: Adaptation, text: Text) -> jax.Array:
         assert isinstance(text, TextTokens)  # `padded`
-        adaptation, dtype = self.method.adapt(learnables), jnp.dtype(self.dtype)
+        dtype = jnp.dtype(self.dtype)
 
         def run(tokens: TextTokens) -> jax.Array:
             return encode_text(params, self.config, tokens, adaptation, observe=_nothing, dtype=dtype)[0]
@@ -88,8 +83,9 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
 
     def way(name: str, classifier: Classifier, text: Text) -> Any:
         text = jax.tree.map(jnp.asarray, text)
-        state = init_state(recipe, jax.tree.map(lambda leaf: jnp.array(leaf)[None], start))
-        arrays = (clip.params, text, state, data, rate)
+        state = init_state(task.method, recipe, jax.tree.map(lambda leaf: jnp.array(leaf)[None], start))
+        given = Given(text, None, {}, jnp.zeros(1, jnp.int32))
+        arrays = (clip.params, given, state, data, rate)
         began = time.perf_counter()
         program = train_step.lower(classifier, clip.preprocessing, recipe, *arrays).compile()
         too_large = measure.program_bytes(program) > 0.85 * measure.room()
@@ -106,7 +102,7 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
         held: list[TrainState] = [state]
 
         def step() -> jax.Array:
-            held[0], metrics = program(clip.params, text, held[0], data, rate)
+            held[0], metrics = program(clip.params, given, held[0], data, rate)
             return metrics["loss"]
 
         sizes[name]["loss"] = float(step()[0])

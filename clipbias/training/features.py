@@ -1,0 +1,162 @@
+"""Features of training images by the frozen tower: what closed forms and trainings on features are made of.
+
+They are computed once, pass by pass, and kept in memory; no tower runs in a step.
+"""
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from clipbias.clip import Clip, Preprocessing, encode_image
+from clipbias.clip.config import ClipConfig
+from clipbias.clip.params import Params
+from clipbias.data.images import Images
+from clipbias.data.pipeline import Batch, Batches, epoch_order, pass_batches, test_batches
+from clipbias.training import mesh as meshes
+from clipbias.tuning import Recipe, Sampling
+
+
+@functools.partial(jax.jit, static_argnames=("config", "preprocessing", "dtype", "projected"))
+def frozen_features(
+    config: ClipConfig, preprocessing: Preprocessing, params: Params, images: jax.Array, *, dtype: str, projected: bool
+) -> jax.Array:
+    """Plain CLIP's features `[B, d]` of uint8 images, or the rows before the projection `[B, Dv]`."""
+    if not projected:
+        vision = params["vision"] | {"projection": jnp.eye(config.vision.width)}
+        params = {**params, "vision": vision}
+    return encode_image(params, config, preprocessing.normalize(images), dtype=jnp.dtype(dtype))[0]
+
+
+class TrainingFeatures:
+    """The features of one run's training images, each pass computed when it is first asked for."""
+
+    def __init__(
+        self,
+        clip: Clip,
+        params: Params,
+        images: Images,
+        *,
+        mesh: Mesh,
+        batch_size: int,
+        seed: int,
+        crop: float,
+        projected: bool,
+        dtype: str,
+    ) -> None:
+        """Prepares nothing yet.
+
+        Args:
+          clip: the frozen model.
+          params: its weights on the mesh.
+          images: `N` training images.
+          mesh: where to compute.
+          batch_size: images per program call, over all devices.
+          seed: of the run, which keys the augmentations.
+          crop, projected: see `Sampling`.
+          dtype: compute type.
+        """
+        size = mesh.shape[meshes.DATA]
+        self._images, self._mesh, self._batch_size = images, mesh, -(-min(batch_size, len(images)) // size) * size
+        self._encode = functools.partial(
+            frozen_features, clip.config, clip.preprocessing, params, dtype=dtype, projected=projected
+        )
+        self._size = clip.config.vision.image_size
+        self._options: dict[str, Any] = dict(seed=seed, crop=crop)
+        self._passes: list[np.ndarray] = []
+        self._plain: np.ndarray | None = None
+
+    def passes(self, count: int) -> np.ndarray:
+        """The first `count` augmented passes, `[count, N, d]`."""
+        missing = range(len(self._passes), count)
+        if len(missing):
+            batches = pass_batches(self._images, passes=missing, **self._options, **self._shared)
+            found = self._run(batches).reshape(len(missing), len(self._images), -1)
+            self._passes += list(found)
+        return np.stack(self._passes[:count])
+
+    def plain(self) -> np.ndarray:
+        """One pass of the images as they are evaluated, `[1, N, d]`."""
+        if self._plain is None:
+            self._plain = self._run(test_batches(self._images, **self._shared))[None]
+        return self._plain
+
+    @property
+    def _shared(self) -> dict[str, Any]:
+        shard = jax.process_index(), jax.process_count()
+        return dict(image_size=self._size, batch_size=self._batch_size, shard=shard)
+
+    def _run(self, batches: Batches) -> np.ndarray:
+        """The features of all images that the batches do not mask."""
+        found = []
+        for batch in batches:
+            features = self._encode(meshes.place_rows(self._mesh, batch["images"]))
+            found.append(meshes.fetch((features, meshes.place_rows(self._mesh, batch["mask"]))))
+        return np.concatenate([np.asarray(features)[np.asarray(mask)] for features, mask in found])
+
+
+def support_features(source: TrainingFeatures, sampling: Sampling) -> np.ndarray:
+    """What `Method.support` is given: `[E, N, d]`."""
+    return source.passes(sampling.passes) if sampling.passes else source.plain()
+
+
+def epoch_features(source: TrainingFeatures, sampling: Sampling, epochs: int) -> np.ndarray:
+    """The passes that so many epochs of training take, `[E, N, d]`: one for each epoch if they are fresh."""
+    if sampling.training == "fresh":
+        return source.passes(sampling.passes + epochs)[sampling.passes :]
+    return support_features(source, sampling)
+
+
+class FeatureBatches(Iterator[Batch]):
+    """Batches of features in place of images, of all runs side by side on the mesh: `[R, B, d]`."""
+
+    waiting_share = 0.0
+
+    def __init__(
+        self,
+        features: Sequence[np.ndarray],
+        labels: Sequence[np.ndarray],
+        seeds: Sequence[int],
+        recipe: Recipe,
+        mesh: Mesh,
+        *,
+        pooled: bool,
+        start_step: int,
+    ) -> None:
+        """Batches from step `start_step` on.
+
+        Args:
+          features: of each run, `[E, N, d]`; epoch `e` takes pass `e mod E`, or rows of all where they are `pooled`.
+          labels: of each run, `[N]`.
+          seeds: of each run; they key the order of an epoch.
+          recipe: size of the batches.
+          mesh: where they go.
+        """
+        self._features, self._labels, self._seeds, self._recipe = features, labels, seeds, recipe
+        self._mesh, self._pooled, self._step = mesh, pooled, start_step
+
+    def __next__(self) -> Batch:
+        parts = [self._rows(*one) for one in zip(self._features, self._labels, self._seeds, strict=True)]
+        self._step += 1
+        stacked = {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+        index, processes = jax.process_index(), jax.process_count()
+        local = stacked["labels"].shape[1] // processes
+        mine = slice(index * local, (index + 1) * local)
+        return meshes.place_batch(self._mesh, {name: value[:, mine] for name, value in stacked.items()})
+
+    def _rows(self, features: np.ndarray, labels: np.ndarray, seed: int) -> Batch:
+        passes, examples = features.shape[:2]
+        epoch, step = divmod(self._step, self._recipe.steps_per_epoch(examples))
+        size = min(self._recipe.batch_size, examples)
+        order = epoch_order(seed, epoch, examples * (passes if self._pooled else 1))
+        chosen = order[: examples if self._pooled else None][step * size : (step + 1) * size]
+        turn, example = divmod(chosen, examples) if self._pooled else (epoch % passes, chosen)
+        rows = size + -size % self._mesh.shape[meshes.DATA]
+        batch = {"images": features[turn, example], "labels": labels[example], "mask": np.ones(len(chosen), bool)}
+        return {
+            name: np.pad(value, [(0, rows - len(value))] + [(0, 0)] * (value.ndim - 1)) for name, value in batch.items()
+        }

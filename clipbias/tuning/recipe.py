@@ -1,0 +1,129 @@
+"""How learnables are trained: optimiser, schedule, batches. The paper's values are in `configs/`, nowhere else."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import numpy as np
+import optax
+
+from clipbias.checks import Choices, Range, check_fields
+
+# A schedule of more epochs than anyone trains would only fill the memory.
+MOST = 1_000_000
+
+# The project's recipe, or that of a method's authors.
+COMMON, AUTHORS = "common", "authors"
+RecipeName = Annotated[str, Choices((COMMON, AUTHORS))]
+
+_Count = Annotated[int, Range(1, MOST)]
+_Number = Annotated[float, Range(0)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How learnables are trained.
+
+    The fields up to `weight_decay` are the configuration's. The others are what the authors of some methods do
+    otherwise; their defaults are the common recipe.
+
+    Attributes:
+      learning_rate: of the optimiser, after the warm-up.
+      epochs: passes over the training images, the warm-up ones included.
+      warmup_epochs: first epochs at a constant `warmup_learning_rate`.
+      warmup_learning_rate: their learning rate.
+      batch_size: images per step and run, over all devices.
+      momentum, weight_decay: of SGD; the decay acts on the learnables only.
+      optimizer: "sgd", "adam" (the decay is added to the gradient) or "adamw" (the decay is apart), as torch has them.
+      epsilon: of Adam, added to the root.
+      schedule: "epochs" for a rate per epoch, see `learning_rates`; "steps" for a cosine from step to step,
+        `η + (lr - η)(1 + cos(π k / K)) / 2` for k = 0 … K - 1, without warm-up.
+      final_learning_rate: η of that cosine.
+      steps: steps in all, whatever the epochs; 0 takes the epochs.
+      keep_last: whether an epoch ends with its incomplete batch.
+      crop: smallest share of an image that a training crop covers.
+    """
+
+    learning_rate: _Number
+    epochs: _Count
+    warmup_epochs: Annotated[int, Range(0, MOST)]
+    warmup_learning_rate: _Number
+    batch_size: _Count
+    momentum: _Number
+    weight_decay: _Number
+    optimizer: Annotated[str, Choices(("sgd", "adam", "adamw"))] = "sgd"
+    epsilon: _Number = 1e-8
+    schedule: Annotated[str, Choices(("epochs", "steps"))] = "epochs"
+    final_learning_rate: _Number = 0.0
+    steps: Annotated[int, Range(0, MOST)] = 0
+    keep_last: bool = False
+    crop: Annotated[float, Range(0, 1)] = 0.08
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "Recipe":
+        """Takes the fields of the same names from a configuration; those with a default need not be there."""
+        given = {
+            field.name: config[field.name]
+            for field in dataclasses.fields(cls)
+            if field.default is dataclasses.MISSING or field.name in config
+        }
+        recipe = cls(**given)
+        # 1 and 1.0 are one recipe: what is stored beside results must not tell them apart.
+        numbers: dict[str, Any] = {
+            name: float(given[name]) for name, kind in cls.__annotations__.items() if kind is _Number and name in given
+        }
+        return dataclasses.replace(recipe, **numbers)
+
+    def facts(self) -> dict[str, Any]:
+        """The fields as JSON values, without those that are as in the common recipe, which results do not name."""
+        return {
+            field.name: value
+            for field in dataclasses.fields(self)
+            if (value := getattr(self, field.name)) != field.default
+        }
+
+    def at(self, learning_rate: float | None) -> "Recipe":
+        """The same at another learning rate; `None` keeps it."""
+        return self if learning_rate is None else dataclasses.replace(self, learning_rate=learning_rate)
+
+    def steps_per_epoch(self, examples: int) -> int:
+        """Batches of an epoch. The incomplete last one is dropped, unless it is the only one or `keep_last` is set."""
+        return -(-examples // self.batch_size) if self.keep_last else max(1, examples // self.batch_size)
+
+    def total_steps(self, examples: int) -> int:
+        """Steps of a run with so many training images."""
+        return self.steps or self.epochs * self.steps_per_epoch(examples)
+
+    def total_epochs(self, examples: int) -> int:
+        """Epochs of a run, the last of which may be cut short."""
+        return -(-self.total_steps(examples) // self.steps_per_epoch(examples))
+
+    def learning_rates(self) -> np.ndarray:
+        """The learning rate of each epoch, float64 `[epochs]`.
+
+        A constant warm-up, then epoch `e` at `lr (1 + cos(π (e - warmup_epochs) / epochs)) / 2`: per epoch, not per
+        step, and a cosine over all epochs that the run ends before it reaches zero, as the compared methods' code does.
+        """
+        epoch = np.arange(self.epochs)
+        cosine = self.learning_rate * (1 + np.cos(np.pi * (epoch - self.warmup_epochs) / self.epochs)) / 2
+        return np.where(epoch < self.warmup_epochs, self.warmup_learning_rate, cosine)
+
+    def step_rates(self, examples: int) -> np.ndarray:
+        """The learning rate of each step of a run with so many training images, float64 `[total_steps]`."""
+        total = self.total_steps(examples)
+        if self.schedule == "steps":
+            rise = (1 + np.cos(np.pi * np.arange(total) / total)) / 2
+            return self.final_learning_rate + (self.learning_rate - self.final_learning_rate) * rise
+        whole = dataclasses.replace(self, epochs=self.total_epochs(examples))
+        return np.repeat(whole.learning_rates(), self.steps_per_epoch(examples))[:total]
+
+    def transformation(self) -> optax.GradientTransformation:
+        """The optimiser without the learning rate, as torch computes it: a step is `p -= lr · direction`."""
+        decay = optax.add_decayed_weights(self.weight_decay)
+        if self.optimizer == "sgd":  # `g += wd · p; v = m v + g`
+            return optax.chain(decay, optax.trace(self.momentum))
+        adam = optax.scale_by_adam(0.9, 0.999, self.epsilon)
+        return optax.chain(decay, adam) if self.optimizer == "adam" else optax.chain(adam, decay)
