@@ -68,7 +68,7 @@ def initial(config: Mapping, case: Case, classes: int, seed: int = 0) -> dict[st
 
 def compute(task: clipbias.Task):
     """One step, compiled: the gradients, loss and logits that it begins with, and learnables and state after it."""
-    optimizer = training.optimizer(RECIPE)
+    optimizer = RECIPE.transformation()
 
     def objective(learnables, params, images, labels):
         logits = task.logits(params, learnables, images)
@@ -110,7 +110,7 @@ def test_equals_the_authors_rules_in_pytorch(name, clip, expected, config):
     created = jax.eval_shape(task.init)
     assert {key: value.shape for key, value in created.items()} == {k: v.shape for k, v in learnables.items()}
     train, labels = compute(task), jnp.asarray(LABELS)
-    state = training.optimizer(RECIPE).init(learnables)
+    state = RECIPE.transformation().init(learnables)
     for step in range(STEPS):
         found, loss, logits, learnables, state = train(learnables, state, clip.params, expected["images"], labels)
         if step == 0:
@@ -180,10 +180,11 @@ def test_training_step_equals_numpy(name, other):
 
     expected = gradients.sgd(gradient, start, rates)
     batch = {"images": raw[None], "labels": labels[None], "mask": np.ones((1, 3), bool)}
-    state = training.init_state(RECIPE, jax.tree.map(lambda x: x[None], start))
+    state = training.init_state(task.method, RECIPE, jax.tree.map(lambda x: x[None], start))
+    given = training.Given(task.text, None, {}, jnp.zeros(1, jnp.int32))
     for rate in rates:
         state, metrics = training.train_step(
-            task.classifier, clip.preprocessing, RECIPE, clip.params, task.text, state, batch, jnp.array([rate])
+            task.classifier, clip.preprocessing, RECIPE, clip.params, given, state, batch, jnp.array([rate])
         )
     for key, value in state.learnables.items():
         assert_close(value[0], expected[key], TRAINED, f"{key} after {len(rates)} steps")

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clipbias.training.settings import Recipe
-from clipbias.training.step import init_state, train_step
-from clipbias.tuning import Task
+from clipbias.training import mesh as meshes
+from clipbias.training.step import init_state, place_given, train_step
+from clipbias.tuning import Recipe, Task
 from tools.benchmarks import measure, model, relevancy_ways, steps, training
 from tools.benchmarks.worker import Job
 
@@ -23,9 +23,9 @@ def load(job: Job) -> tuple[Callable[[], Any], Callable[[], dict[str, Any]]]:
     clip = relevancy_ways.clip_of(config, relevancy_ways.read_weights(Path(job["folder"]), config))
     names, options = model.class_names(job["classes"]), steps.options(job["option"])
     task = Task(clip, job["method"], names, dtype=job["dtype"], **options)
-    start = task.init(0)
-    text = jax.tree.map(jnp.asarray, task.fixed_text(clip.params, start))
-    recipe = Recipe(0.0025, 10, 1, 1e-5, batch, 0.9, 5e-4)
+    start = jax.tree.map(lambda leaf: jnp.array(leaf)[None], task.init(0))
+    given = place_given(meshes.single_device(), task, clip.params, start, [0])
+    recipe = task.method.recipe_for(Recipe(0.0025, 10, 1, 1e-5, batch, 0.9, 5e-4), 16)
     data = jax.device_put(
         {
             "images": model.random_images(config, 1, batch),
@@ -34,18 +34,20 @@ def load(job: Job) -> tuple[Callable[[], Any], Callable[[], dict[str, Any]]]:
         }
     )
     rate = jnp.full(1, recipe.learning_rate)
-    state = init_state(recipe, jax.tree.map(lambda leaf: jnp.array(leaf)[None], start))
-    jax.block_until_ready((clip.params, text, state, data, rate))
+    state = init_state(task.method, recipe, start)
+    # Of a method that averages its epochs, the step at the end of one.
+    weight = () if state.average is None else (jnp.ones(()),)
+    jax.block_until_ready((clip.params, given, state, data, rate))
     program: Any = None
 
     def step() -> float:
         nonlocal state
-        state, metrics = program(clip.params, text, state, data, rate)
+        state, metrics = program(clip.params, given, state, data, rate, *weight)
         return float(metrics["loss"][0])
 
     def first() -> dict[str, Any]:
         nonlocal program
-        arrays = (clip.params, text, state, data, rate)
+        arrays = (clip.params, given, state, data, rate, *weight)
         program = train_step.lower(task.classifier, clip.preprocessing, recipe, *arrays).compile()
         return {"program_bytes": measure.program_bytes(program), "loss": step()}
 
