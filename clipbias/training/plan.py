@@ -158,15 +158,16 @@ def step_arguments(task: Task, recipe: Recipe, *, rows: int, runs: int, mesh: Me
         "labels": shape((runs, rows), np.int32),
         "mask": shape((runs, rows), np.bool_),
     }
-    arguments = (
+    weight = None if state.average is None else meshes.replicate(mesh, shape((), np.float32))
+    return (
         *(task.classifier, task.clip.preprocessing, recipe),
         meshes.replicate(mesh, meshes.shapes(task.clip.params)),
         place_given(mesh, task, None, learnables, range(runs)),
         meshes.place(mesh, state, meshes.RUN),
         meshes.place(mesh, batch, meshes.RUN, meshes.DATA),
         meshes.place(mesh, shape((runs,), np.float32), meshes.RUN),
+        weight,
     )
-    return arguments if state.average is None else (*arguments, meshes.replicate(mesh, shape((), np.float32)))
 
 
 def needed_bytes(function: Any, *arguments: Any, **options: Any) -> int:

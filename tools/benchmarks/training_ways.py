@@ -36,18 +36,18 @@ def load(job: Job) -> tuple[Callable[[], Any], Callable[[], dict[str, Any]]]:
     rate = jnp.full(1, recipe.learning_rate)
     state = init_state(task.method, recipe, start)
     # Of a method that averages its epochs, the step at the end of one.
-    weight = () if state.average is None else (jnp.ones(()),)
+    weight = None if state.average is None else jnp.ones(())
     jax.block_until_ready((clip.params, given, state, data, rate))
     program: Any = None
 
     def step() -> float:
         nonlocal state
-        state, metrics = program(clip.params, given, state, data, rate, *weight)
+        state, metrics = program(clip.params, given, state, data, rate, weight)
         return float(metrics["loss"][0])
 
     def first() -> dict[str, Any]:
         nonlocal program
-        arrays = (clip.params, given, state, data, rate, *weight)
+        arrays = (clip.params, given, state, data, rate, weight)
         program = train_step.lower(task.classifier, clip.preprocessing, recipe, *arrays).compile()
         return {"program_bytes": measure.program_bytes(program), "loss": step()}
 
