@@ -100,7 +100,8 @@ def test_nothing_is_compiled_twice(
     with jax.log_compiles(), caplog.at_level(logging.WARNING, logger="jax._src.dispatch"):
         grid.run(make_packs([method], ["colours"], [4], [1, 2]))
     compiled = [record.getMessage() for record in caplog.records if "Finished XLA compilation" in record.getMessage()]
-    for name in ("train_step", "text_features", "image_features"):
+    fixed = method == "vpt"  # texts that no learnable changes are encoded before, once for training and evaluation
+    for name in ("train_step", *([] if fixed else ["text_features"]), "image_features"):
         assert sum(f"jit({name})" in message for message in compiled) == 1, name
 
 
