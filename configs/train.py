@@ -9,13 +9,14 @@ defaults are under `config.method_options`. Own images, one sub-folder per class
         --config.data_dir=/path/to/images --config.template="a photo of a {}."
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from configs import base
 
 
 def get_config(method: str = "bias") -> ConfigDict:
-    from clipbias.tuning.registry import make_method, method_options  # a method's own file knows its options
+    # A method's own file knows its options.
+    from clipbias.tuning.registry import make_method, method_options, optional_types
 
     config = base.get_config()
     config.dataset = "demo/digits"
@@ -23,5 +24,7 @@ def get_config(method: str = "bias") -> ConfigDict:
     config.shots = 16
     config.seed = 1
     config.method = method
-    config.method_options = ConfigDict(method_options(make_method(method)))
+    made = make_method(method)
+    unset = {name: config_dict.placeholder(kind) for name, kind in optional_types(made).items()}
+    config.method_options = ConfigDict(method_options(made) | unset)
     return config

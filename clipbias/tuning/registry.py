@@ -11,6 +11,7 @@ import os
 import pkgutil
 import sys
 import traceback
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -84,6 +85,22 @@ def method_options(method: Method) -> dict[str, Any]:
     if isinstance(method, FunctionMethod):
         return dict(method.options)
     return {field.name: getattr(method, field.name) for field in dataclasses.fields(method)}
+
+
+def optional_types(method: Method) -> dict[str, type]:
+    """The type of each option that may be `None` and is, so that a command line can set it."""
+    unset = [name for name, value in method_options(method).items() if value is None]
+    return {name: _first_type(annotations(type(method)).get(name)) for name in unset}
+
+
+def _first_type(kind: Any) -> type:
+    """`float` of `float | None`, `tuple` of `tuple[str, ...] | None`, `object` of what says nothing."""
+    for part in typing.get_args(kind) or (kind,):
+        base = typing.get_args(part)[0] if typing.get_origin(part) is typing.Annotated else part
+        base = typing.get_origin(base) or base
+        if isinstance(base, type) and base is not type(None):
+            return base
+    return object
 
 
 def find_preset(name: str) -> Preset | None:

@@ -12,7 +12,7 @@ from clipbias.report.names import method_name, ordered_methods
 from clipbias.report.style import method_look
 from clipbias.tuning import METHODS, make_method, registry
 from clipbias.tuning.ivlp import IVLP
-from clipbias.tuning.registry import FunctionMethod, own_method
+from clipbias.tuning.registry import FunctionMethod, optional_types, own_method
 from configs import train
 
 CLASS = """
@@ -86,6 +86,25 @@ def test_a_file_with_neither(tmp_path: Path) -> None:
     path.write_text("")
     with pytest.raises(ClipbiasError, match="neither a subclass of Method nor functions init and adapt"):
         make_method(str(path))
+
+
+def test_options_that_may_be_none_can_be_set_on_a_command_line(tmp_path: Path) -> None:
+    path = tmp_path / "unset.py"
+    fields = "size: Annotated[int, Range(1)] | None = None\n    rate: float | None = None\n"
+    fields += "    words: tuple[str, ...] | None = None"
+    imports = "from typing import Annotated\nfrom clipbias.checks import Range\n"
+    path.write_text(imports + CLASS.replace("size: int = 3", fields))
+    method = make_method(str(path))
+    assert optional_types(method) == {"size": int, "rate": float, "words": tuple}
+    config = train.get_config(str(path))
+    assert dict(config.method_options) == {"size": None, "rate": None, "words": None}
+    config.method_options.rate = 0.5
+    config.method_options.size = 2
+    with pytest.raises(TypeError):
+        config.method_options.size = "two"
+    options = dict(config.method_options)
+    assert (make_method(str(path), **options).rate, make_method(str(path), **options).size) == (0.5, 2)
+    assert not optional_types(make_method("bias"))
 
 
 def test_only_zero_shot_has_nothing_to_train(tmp_path: Path) -> None:
