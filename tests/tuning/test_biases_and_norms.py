@@ -1,0 +1,164 @@
+"""BitFit and LayerNorm tuning against their rules in NumPy, and against bias tuning, which is a part of BitFit."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+import clipbias
+from clipbias.clip import Clip
+from clipbias.errors import ClipbiasError
+from clipbias.tuning import make_method, parameter_count
+from clipbias.tuning.recipe import Recipe
+from tests import helpers
+from tests.reference import optimizers, weight_tuning
+from tests.reference.methods import Reference
+from tests.tuning import weights_common as common
+from tests.tuning.test_task import VIT_B_16
+
+CASES = {
+    "bitfit": ("bitfit", {}, lambda config: weight_tuning.bitfit_names(config)),
+    "bitfit_qkv": ("bitfit", {"qkv": True}, lambda config: weight_tuning.bitfit_names(config, qkv=True)),
+    "layer_norm": ("layer_norm", {}, lambda config: weight_tuning.layer_norm_names(config)),
+    "layer_norm_outer": (
+        "layer_norm",
+        {"outer": True},
+        lambda config: weight_tuning.layer_norm_names(config, outer=True),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> tuple[Clip, Reference]:
+    folder = tmp_path_factory.mktemp("other")
+    reference = helpers.tiny_checkpoint(folder, seed=5, vision=(16, 2, 2), text=(24, 3, 3), projection=20)
+    return clipbias.load(folder), reference
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "vision", "text"),
+    [
+        ("bitfit", {}, 75_264, 49_664),
+        ("bitfit", {"qkv": True}, 75_264 + 12 * 3 * 768, 49_664 + 12 * 3 * 512),
+        ("bitfit", {"only": ("fc2",)}, 12 * 768, 12 * 512),
+        ("layer_norm", {}, 36_864, 24_576),
+        ("layer_norm", {"outer": True}, 36_864 + 4 * 768, 24_576 + 2 * 512),
+        ("layer_norm", {"towers": ("text",)}, 0, 24_576),
+    ],
+)
+def test_parameter_counts_of_vit_b_16(clip: Clip, method: str, options: dict, vision: int, text: int) -> None:
+    tower = {**clip.params["text"], "token_embedding": np.zeros((len(clip.tokenizer), 512), np.float32)}
+    large = dataclasses.replace(clip, config=VIT_B_16, params={**clip.params, "text": tower})
+    counts = parameter_count(clipbias.Task(large, method, ("cat", "dog"), **options).shapes)
+    assert counts == {"vision": vision, "text": text, "shared": 0, "total": vision + text}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_logits_and_gradients_equal_numpy(name: str, other: tuple[Clip, Reference]) -> None:
+    clip, reference = other
+    method, options, names = CASES[name]
+    task = clipbias.Task(clip, method, common.CLASS_NAMES, **options)
+    assert all(not leaf.any() for leaf in jax.tree.leaves(task.init()))
+    start = common.drawn(task.shapes, 0.2)
+    whole = {key: change + reference.state[key] for key, change in common.named(start).items()}
+    assert sorted(whole) == sorted(names(reference.config))
+    images = helpers.random_images(reference.config, len(common.LABELS))
+
+    @jax.jit
+    def compute(params, learnables):
+        gradients = jax.grad(lambda one: task.loss(params, one, images, common.LABELS))(learnables)
+        return task.logits(params, learnables, images), gradients
+
+    logits, gradients = compute(clip.params, start)
+    expected = weight_tuning.weights_forward(reference, common.CLASS_NAMES, whole, images).logits
+    common.close(logits, expected, common.LOGITS)
+    _, wanted = weight_tuning.weights_loss_and_gradients(reference, common.CLASS_NAMES, whole, images, common.LABELS)
+    found = common.named(gradients)
+    keys = [key for key in wanted if key.endswith("k_proj.bias")]  # softmax does not see them: their gradient is 0
+    largest = max(np.abs(value).max() for value in wanted.values())
+    for key in keys:
+        assert np.abs(found.pop(key)).max() < common.GRADIENTS * largest
+        wanted.pop(key)
+    common.close_trees(found, wanted, common.GRADIENTS)
+
+
+@pytest.mark.parametrize("decay", ["weights", "changes"])
+@pytest.mark.parametrize("name", ["bitfit", "layer_norm_outer"])
+def test_adamw_draws_whole_weights_towards_zero(name: str, decay: str, other: tuple[Clip, Reference]) -> None:
+    clip, reference = other
+    method, options, _ = CASES[name]
+    task = clipbias.Task(clip, method, common.CLASS_NAMES, decay=decay, **options)
+    # A decay of the size of a step, and an epsilon that keeps rounding out of the steps' signs.
+    recipe = dataclasses.replace(common.SGD, optimizer="adamw", weight_decay=0.5, epsilon=1e-3)
+    rates = (0.02, 0.03, 0.01)
+    start = common.drawn(task.shapes, 0.1)
+    raw, images = common.pictures(clip.config.vision.image_size)
+    found, losses = common.trained(task, start, recipe, raw, common.LABELS, rates)
+    changes = common.named(start)
+    frozen = {key: np.asarray(reference.state[key], np.float64) for key in changes}
+
+    def gradient(whole):
+        return weight_tuning.weights_loss_and_gradients(reference, common.CLASS_NAMES, whole, images, common.LABELS)
+
+    optimizer = optimizers.AdamW(epsilon=1e-3, weight_decay=0.5)
+    values = {key: frozen[key] + change for key, change in changes.items()}
+    for rate, loss in zip(rates, losses, strict=True):
+        expected, slope = gradient(values)
+        assert loss == pytest.approx(expected, rel=common.TRAINED)
+        if decay == "weights":
+            values = optimizer.step(values, slope, rate)
+        else:
+            moved = optimizer.step({key: values[key] - frozen[key] for key in values}, slope, rate)
+            values = {key: frozen[key] + change for key, change in moved.items()}
+    after = {key: frozen[key] + change for key, change in common.named(found).items()}
+    common.close_trees(after, values, common.TRAINED)
+
+
+def test_bitfit_of_the_mlps_outputs_is_bias_tuning(other: tuple[Clip, Reference]) -> None:
+    clip, _ = other
+    bias = clipbias.Task(clip, "bias", common.CLASS_NAMES)
+    part = clipbias.Task(clip, "bitfit", common.CLASS_NAMES, only=("fc2",), decay="changes")
+    start = common.drawn(bias.shapes, 0.2)
+    same = {f"{tower}_weights": {"layers": {"fc2": {"bias": start[f"{tower}_bias"]}}} for tower in ("vision", "text")}
+    recipe = dataclasses.replace(common.SGD, weight_decay=0.1)
+    raw, _ = common.pictures(clip.config.vision.image_size)
+    ways = [
+        common.trained(task, learnables, recipe, raw, common.LABELS, (0.05, 0.03, 0.02))
+        for task, learnables in ((bias, start), (part, same))
+    ]
+    (biases, losses), (changes, others) = ways
+    np.testing.assert_allclose(others, losses, rtol=common.LOGITS)
+    assert len(set(losses)) == 3
+    for tower in ("vision", "text"):
+        common.close(changes[f"{tower}_weights"]["layers"]["fc2"]["bias"], biases[f"{tower}_bias"], common.LOGITS)
+
+
+@pytest.mark.parametrize("method", ["bitfit", "layer_norm"])
+def test_the_authors_recipe(method: str) -> None:
+    assert make_method(method).recipe_for(common.SGD, 4) is common.SGD
+    own = make_method(method, recipe="authors")
+    expected = Recipe(
+        learning_rate=2e-4,
+        epochs=1,
+        warmup_epochs=0,
+        warmup_learning_rate=0.0,
+        batch_size=32,
+        momentum=0.9,
+        weight_decay=1e-2,
+        optimizer="adamw",
+        schedule="steps",
+        final_learning_rate=1e-6,
+        steps=1200,
+        keep_last=True,
+        crop=0.08,
+    )
+    assert own.recipe_for(common.SGD, 4) == expected
+    assert own.recipe_for(common.SGD, 0).steps == 4800
+
+
+def test_options_that_leave_nothing_or_name_nothing() -> None:
+    with pytest.raises(ClipbiasError, match="neither tower is tuned"):
+        make_method("layer_norm", towers=())
+    with pytest.raises(ClipbiasError, match="choose from out, fc1, fc2, norm1, norm2, outer_norms, qkv"):
+        make_method("bitfit", only=("fc3",))

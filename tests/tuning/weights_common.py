@@ -1,0 +1,103 @@
+"""What the tests of methods on CLIP's own weights share: names of weights here and there, and steps of training."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import clipbias
+from clipbias.training import mesh as meshes
+from clipbias.training.step import init_state, place_given, train_step
+from clipbias.tuning import Learnables, Recipe
+
+CLASS_NAMES = ("cat", "maine_coon", "Golden Retriever's pup", "bird", "757-200")
+LABELS = np.array([4, 0, 2, 2], np.int32)
+LOGITS, GRADIENTS, TRAINED = 1e-5, 5e-5, 2e-4
+SGD = Recipe(
+    learning_rate=0.05,
+    epochs=1,
+    warmup_epochs=0,
+    warmup_learning_rate=0.0,
+    batch_size=4,
+    momentum=0.9,
+    weight_decay=5e-4,
+)
+MEAN, DEVIATION = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])
+
+# Parts of a block and LayerNorms outside of them, as a Hugging Face state dict names them.
+PARTS = {
+    "out": "self_attn.out_proj",
+    "fc1": "mlp.fc1",
+    "fc2": "mlp.fc2",
+    "norm1": "layer_norm1",
+    "norm2": "layer_norm2",
+}
+OUTER = {"pre_norm": "pre_layrnorm", "post_norm": "post_layernorm", "final_norm": "final_layer_norm"}
+LEAVES = {"scale": "weight", "bias": "bias"}
+
+
+def named(changes: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Biases and scales, `{"vision_weights": …, "text_weights": …}`, by their names in a Hugging Face state dict."""
+    found = {}
+    for key, tree in changes.items():
+        prefix = f"{key.removesuffix('_weights')}_model"
+        for part, leaves in tree.get("layers", {}).items():
+            for leaf, stacked in leaves.items():
+                for l, value in enumerate(np.asarray(stacked, np.float64)):
+                    layer = f"{prefix}.encoder.layers.{l}"
+                    if part != "qkv":
+                        found[f"{layer}.{PARTS[part]}.{LEAVES[leaf]}"] = value
+                    for letter, one in zip("qkv", np.split(value, 3), strict=True) if part == "qkv" else ():
+                        found[f"{layer}.self_attn.{letter}_proj.{LEAVES[leaf]}"] = one
+        for part, leaves in tree.items():
+            for leaf, value in leaves.items() if part != "layers" else ():
+                found[f"{prefix}.{OUTER[part]}.{LEAVES[leaf]}"] = np.asarray(value, np.float64)
+    return found
+
+
+def close(found: Any, expected: Any, tolerance: float, what: str = "") -> None:
+    """Compares relative to the largest expected number."""
+    found, expected = np.asarray(found, np.float64), np.asarray(expected)
+    assert found.shape == expected.shape, what
+    np.testing.assert_allclose(
+        found, expected, rtol=0, atol=tolerance * max(np.abs(expected).max(), 1e-30), err_msg=what
+    )
+
+
+def close_trees(found: Mapping[str, Any], expected: Mapping[str, Any], tolerance: float) -> None:
+    """The same of arrays by name, each by itself."""
+    assert found.keys() == expected.keys()
+    for name in expected:
+        close(found[name], expected[name], tolerance, name)
+
+
+def drawn(shapes: Any, size: float, seed: int = 0) -> Any:
+    """Normally distributed arrays of these shapes."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(scale=size, size=leaf.shape), jnp.float32), shapes)
+
+
+def pictures(size: int, count: int = len(LABELS)) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 `[B, R, R, 3]`, and the same normalised, float64."""
+    raw = np.random.default_rng(9).integers(0, 256, (count, size, size, 3), np.uint8)
+    return raw, (raw / 255 - MEAN) / DEVIATION
+
+
+def trained(
+    task: clipbias.Task, start: Learnables, recipe: Recipe, raw: np.ndarray, labels: np.ndarray, rates: Sequence[float]
+) -> tuple[Learnables, list[float]]:
+    """The learnables after one step of all images per learning rate, and the losses before them."""
+    mesh = meshes.make_mesh(data=1, devices=jax.devices()[:1])
+    stacked = jax.tree.map(lambda leaf: leaf[None], start)
+    given, state = place_given(mesh, task, task.clip.params, stacked, [0]), init_state(task.method, recipe, stacked)
+    batch = {"images": raw[None], "labels": labels[None], "mask": np.ones((1, len(labels)), bool)}
+    batch, losses = jax.tree.map(jnp.asarray, batch), []
+    for rate in rates:
+        state, metrics = train_step(
+            *(task.classifier, task.clip.preprocessing, recipe, task.clip.params, given, state, batch),
+            jnp.asarray([rate], jnp.float32),
+        )
+        losses.append(float(metrics["loss"][0]))
+    return jax.tree.map(lambda leaf: leaf[0], state.learnables), losses
