@@ -48,12 +48,12 @@ class Cache:
             self._tasks.clear()
 
     def options(self, pack: Pack) -> dict[str, Any]:
-        """The method's options on the pack's dataset."""
+        """The method's options on the pack's dataset and number of images."""
         options = self._settings.method_options
         given = {**options.get(pack.method, {}), **options.get(f"{pack.method}@{pack.dataset}", {})}
         method = make_method(pack.method, **given)
         default = {field.name: field.default for field in dataclasses.fields(method)}
-        facts = method.datasets.get(pack.dataset, {})
+        facts = method.options_for(pack.dataset, pack.shots)
         return given | {name: value for name, value in facts.items() if getattr(method, name) == default[name]}
 
     def method(self, pack: Pack) -> Method:

@@ -11,6 +11,20 @@ from clipbias.checks import Choices
 from clipbias.clip import Adaptation, Clip
 from clipbias.tuning.context import POSITIONS, context_text, initial_context
 from clipbias.tuning.method import WORDS, Learnables, Method, Preset, PromptText, Tokens
+from clipbias.tuning.recipe import Recipe
+
+
+def authors_recipe(*, learning_rate: float, epochs: int, batch_size: int) -> Recipe:
+    """How CoOp's code trains, and that of the methods built on it, whatever else of theirs differs."""
+    return Recipe(
+        learning_rate=learning_rate,
+        epochs=epochs,
+        warmup_epochs=1,
+        warmup_learning_rate=1e-5,
+        batch_size=batch_size,
+        momentum=0.9,
+        weight_decay=5e-4,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

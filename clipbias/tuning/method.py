@@ -81,7 +81,7 @@ class Method(abc.ABC):
       presets: the names of a built-in method; of a method of one's own, the first says how it is shown.
       trains: whether steps of an optimiser change the learnables; `False` for a classifier that is ready once it is
         made, from nothing (zero-shot) or by `support`.
-      datasets: options of the authors' for a dataset. They hold where the option is at its default.
+      datasets: options of the authors' for a dataset (`options_for`).
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {}
@@ -145,6 +145,13 @@ class Method(abc.ABC):
         return None
 
     # Training.
+
+    def options_for(self, dataset: str, shots: int) -> Mapping[str, Any]:
+        """The authors' options for a dataset of the catalogue and so many images per class, 0 for all that there are.
+
+        They hold where the option is at its default. By default those of `datasets`.
+        """
+        return self.datasets.get(dataset, {})
 
     def recipe_for(self, common: Recipe, shots: int) -> Recipe:
         """How it is trained with so many images per class, 0 for all that there are. By default as the others are."""

@@ -15,7 +15,7 @@ IMAGENET_SELECT = (
     "a photo of the small {}.",
 )
 
-CHOICES = ("dataset", "imagenet_select", "imagenet_select_and_dataset", "imagenet_full")
+CHOICES = ("dataset", "imagenet_select", "imagenet_select_and_dataset", "imagenet_60", "imagenet_full")
 
 
 def imagenet_full() -> tuple[str, ...]:
@@ -29,7 +29,8 @@ def choose_templates(choice: str | tuple[str, ...], own: str) -> tuple[str, ...]
 
     Args:
       choice: "dataset" is the dataset's own template, "imagenet_select" the seven, "imagenet_select_and_dataset" both
-        (CoOp's ensemble for all datasets but ImageNet), "imagenet_full" the eighty; or templates with `{}`.
+        (CoOp's ensemble for all datasets but ImageNet), "imagenet_full" the eighty, "imagenet_60" the first sixty of
+        them (PromptSRC's teacher); or templates with `{}`.
       own: the dataset's own template.
 
     Raises:
@@ -41,6 +42,8 @@ def choose_templates(choice: str | tuple[str, ...], own: str) -> tuple[str, ...]
         return tuple(choice)
     if choice == "imagenet_full":
         return imagenet_full()
+    if choice == "imagenet_60":
+        return imagenet_full()[:60]
     named = {"dataset": (own,), "imagenet_select": IMAGENET_SELECT}
     named["imagenet_select_and_dataset"] = (*IMAGENET_SELECT, own)
     if choice in named:

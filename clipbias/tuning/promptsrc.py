@@ -1,0 +1,109 @@
+"""PromptSRC (Khattak et al. 2023, Self-regulating Prompts: Foundational Model Adaptation without Forgetting).
+
+It is trained by the project's recipe, or with `recipe="authors"` by its authors'.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clipbias.checks import Range
+from clipbias.clip import Clip
+from clipbias.tuning.coop import authors_recipe
+from clipbias.tuning.features import Features, average_raw_texts, average_texts, unit_length
+from clipbias.tuning.ivlp import IVLP
+from clipbias.tuning.method import Depth, Learnables, Preset, PromptText
+from clipbias.tuning.recipe import AUTHORS, COMMON, MOST, Recipe, RecipeName
+from clipbias.tuning.templates import choose_templates
+
+# Both of a few-shot training's Gaussian on datasets that are far from what CLIP knows.
+_LATE = {"mean": 0.9, "deviation": 0.1}
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptSRC(IVLP):
+    """IVLP that stays near plain CLIP in features and predictions, and whose prompts are averaged over the epochs.
+
+    With the teacher's class features `ḡ`, the unit vector of the mean over templates of features that are *not* of unit
+    length, its features `f̄` of the same augmented images, and their probabilities `p̄`, the loss is the cross-entropy
+    `+ λ_t mean_{c,k} |g - ḡ| + λ_i mean_{b,k} |f - f̄| + (1/(B·C)) Σ_{b,c} p̄ (log p̄ - log p)`, where `g` and `f` are
+    the learned features of unit length and `p` the probabilities.
+
+    What is saved and evaluated is `Σ_e w_e θ_e` of the learnables after each epoch `e = 1 … E`, with
+    `w_e ∝ exp(-(e - μ)² / (2σ²))` and sum 1. `μ` and `σ` are given as shares of `E`, so that the authors' Gaussians
+    keep their place in a training of another length.
+
+    Attributes:
+      depth: layers that get prompts of their own.
+      text_weight, image_weight: `λ_t`, `λ_i`.
+      templates: the teacher's, a choice of `tuning.templates` or templates with `{}`.
+      mean, deviation: `μ/E` and `σ/E`. By default the authors' for few-shot learning: 30 and 30 of 50 epochs, and 45
+        and 5 for StanfordCars, Flowers102, FGVCAircraft, DTD and EuroSAT. `promptsrc_base_to_new` has 15 and 1 of 20,
+        `promptsrc_cross_dataset` 6 and 10 of 20 and prompts in 3 layers.
+      recipe: "common", or "authors" for `epochs` epochs at 0.0025 with 4 images a step.
+      epochs: of the authors' recipe.
+    """
+
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "promptsrc": Preset("PromptSRC", order=320, colour="green", marker="^", line=(0, (4, 2))),
+        "promptsrc_base_to_new": Preset(
+            "PromptSRC (base-to-new)",
+            {"mean": 0.75, "deviation": 0.05, "epochs": 20},
+            order=321,
+            colour="green",
+            marker="^",
+            line=(0, (1, 1)),
+        ),
+        "promptsrc_cross_dataset": Preset(
+            "PromptSRC (cross-dataset)",
+            {"mean": 0.3, "deviation": 0.5, "epochs": 20, "depth": 3},
+            order=322,
+            colour="green",
+            marker="^",
+            line=(0, (5, 1, 1, 1)),
+        ),
+    }
+    datasets: ClassVar[Mapping[str, Mapping[str, Any]]] = dict.fromkeys(
+        ("stanford_cars", "oxford_flowers", "fgvc_aircraft", "dtd", "eurosat"), _LATE
+    )
+
+    depth: Depth = 9
+    text_weight: Annotated[float, Range(0)] = 25.0
+    image_weight: Annotated[float, Range(0)] = 10.0
+    templates: str | tuple[str, ...] = "imagenet_60"
+    mean: Annotated[float, Range(0, 1)] = 0.6
+    deviation: Annotated[float, Range(1e-3, 1e3)] = 0.6
+    recipe: RecipeName = COMMON
+    epochs: Annotated[int, Range(1, MOST)] = 50
+
+    def reference(self, template: str, clip: Clip) -> PromptText:
+        return PromptText(choose_templates(self.templates, template))
+
+    def losses(
+        self, learnables: Learnables, features: Features, logits: jax.Array, labels: jax.Array
+    ) -> Mapping[str, jax.Array]:
+        frozen = features.frozen
+        assert frozen is not None
+        text, plain_text = unit_length(average_texts(features.text)), unit_length(average_raw_texts(frozen.text))
+        image, plain_image = unit_length(features.image), unit_length(frozen.image)
+        teacher = jax.nn.log_softmax(frozen.scale * (plain_image @ plain_text.T))
+        return {
+            **super().losses(learnables, features, logits, labels),
+            "text": self.text_weight * jnp.abs(text - plain_text).mean(),
+            "image": self.image_weight * jnp.abs(image - plain_image).mean(-1),
+            "kl": (jnp.exp(teacher) * (teacher - jax.nn.log_softmax(logits))).mean(-1),
+        }
+
+    def average(self, epochs: int) -> np.ndarray:
+        exponents = -((np.arange(1, epochs + 1) / epochs - self.mean) ** 2) / (2 * self.deviation**2)
+        weights = np.exp(exponents - exponents.max())
+        return weights / weights.sum()
+
+    def recipe_for(self, common: Recipe, shots: int) -> Recipe:
+        if self.recipe == AUTHORS:
+            return authors_recipe(learning_rate=0.0025, epochs=self.epochs, batch_size=4)
+        return common
