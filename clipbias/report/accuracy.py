@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from clipbias.report import style
-from clipbias.report.names import method_name, trains
+from clipbias.report.names import draws, method_name
 from clipbias.report.published import dataset_name
 from clipbias.report.summary import ACCURACY, Cell, Summary, summarize
 
@@ -92,7 +92,7 @@ def _panel(axes: "Axes", summary: Summary, panel: str, measure: str) -> None:
         cells = _cells(summary, panel, method, measure)
         if not cells:
             continue
-        if not trains(method) and _is_level(cells):
+        if not draws(method) and _is_level(cells):
             axes.axhline(next(iter(_means(cells).values())), color=colour, linestyle=line, label=method, zorder=1)
             continue
         preset = registry.find_preset(method)  # `None` at one of several rates, of which no one stands out

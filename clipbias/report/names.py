@@ -28,11 +28,19 @@ def method_name(method: str) -> str:
 
 
 def trains(method: str) -> bool:
-    """Whether a method learns from images; taken for granted of a program of the user's own, which is not run here."""
+    """Whether steps train a method; taken for granted of a program of the user's own, which is not run here."""
     from clipbias.tuning import METHODS
 
     name = _base(method)
     return name not in METHODS or METHODS[name][0].trains
+
+
+def draws(method: str) -> bool:
+    """Whether a method is made from training images, by steps or at once; taken for granted of the user's own."""
+    from clipbias.tuning import METHODS, make_method
+
+    name = _base(method)
+    return name not in METHODS or make_method(name).draws
 
 
 def ordered_methods(methods: Iterable[str]) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from clipbias.errors import ClipbiasError
 from clipbias.files import parse_json, read_json, read_json_lines
-from clipbias.report.names import trains
+from clipbias.report.names import draws, trains
 
 _DRAW = ("method", "dataset", "shots", "seed")  # which training a result is of
 
@@ -174,7 +174,9 @@ def _grid(folder: Path, common: RunRecord, state: Mapping[str, Any], *, cells: b
     except ClipbiasError:  # none yet, or damaged
         own = None
     lines = [row for row in read_lines(folder / "results.jsonl") if own is None or row.get("config_hash") in own]
-    latest = {tuple(row.get(axis) for axis in _AXES.values()): row for row in lines}
+    # Some methods bring a rate of their own: it tells cells apart only where rates are compared.
+    own_rates = {} if common.config.get("learning_rates") else {"learning_rate": None}
+    latest = {tuple((row | own_rates).get(axis) for axis in _AXES.values()): row for row in lines}
     rows = [latest[cell] for cell in wanted if cell in latest]
     failed = [row for row in rows if row.get("status") != "ok"]
     if cells:
@@ -214,8 +216,12 @@ def _cells(config: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     """What names each cell of a grid; a method that trains nothing draws nothing, and is one cell per dataset."""
     methods, datasets, shots, seeds, rates = (_values(config, axis) for axis in _AXES)
     product = itertools.product(datasets, methods, shots, rates, seeds)
-    drawn = {method: trains(method) for method in methods}
-    cells = ((m, d, count, seed, rate) if drawn[m] else (m, d, 0, 0, None) for d, m, count, rate, seed in product)
+    drawn, rated = ({method: asked(method) for method in methods} for asked in (draws, trains))
+    rated |= dict.fromkeys(methods, False) if not config.get("learning_rates") else {}
+    cells = (
+        (m, d, count, seed, rate if rated[m] else None) if drawn[m] else (m, d, 0, 0, None)
+        for d, m, count, rate, seed in product
+    )
     return list(dict.fromkeys(cells))
 
 

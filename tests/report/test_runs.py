@@ -107,6 +107,27 @@ def test_a_grid_and_its_cells(tmp_path: Path) -> None:
     assert [c.name for c in cells] == [f"{tmp_path}#{n}" for n in (1, 2, 3)]
 
 
+def test_cells_of_methods_with_a_rate_of_their_own_or_none(tmp_path: Path) -> None:
+    """Tip-Adapter draws images though nothing is trained; CLAP's rate is its authors', not the configuration's."""
+    drawn = {"dataset": "a", "shots": 4, "status": "ok"}
+    rates = {"tip_adapter": None, "clap": 0.5}
+    rows = [{**drawn, "method": m, "seed": s, "learning_rate": rate} for m, rate in rates.items() for s in (1, 2)]
+    config = {**GRID, "methods": [*rates], "datasets": ["a"]}
+    write(tmp_path, config=config, results=rows)
+    (grid,) = read_workdir(tmp_path)
+    cells = read_workdir(tmp_path, cells=True)
+    assert grid.state == "finished" and [(cell.method, cell.seed) for cell in cells] == [
+        ("tip_adapter", 1),
+        ("tip_adapter", 2),
+        ("clap", 1),
+        ("clap", 2),
+    ]
+    compared = [{**row, "learning_rate": row["learning_rate"] and rate} for row in rows for rate in (0.5, 0.1)]
+    write(tmp_path, config={**config, "learning_rates": [0.5, 0.1]}, results=compared)
+    found = [(cell.method, cell.learning_rate) for cell in read_workdir(tmp_path, cells=True)]
+    assert found == [("tip_adapter", None)] * 2 + [("clap", rate) for rate in (0.5, 0.5, 0.1, 0.1)]
+
+
 def test_cells_of_another_configuration_are_left_out(tmp_path: Path) -> None:
     """A grid that was run again with other epochs and then as at first: the last line is not the present one."""
     row = {"method": "bias", "dataset": "a", "shots": 4, "status": "ok", "seed": 1, "learning_rate": 0.1}

@@ -1,0 +1,72 @@
+"""What heads on features of a frozen CLIP share, and what they compute on the host, in float64.
+
+A search compares accuracies, which a single image changes: float64 makes it independent of the order of sums.
+"""
+
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+from clipbias.errors import ClipbiasError
+from clipbias.tuning.features import Features, Samples, average_texts, unit_length
+
+# The factor of the cosines where the authors write a number in place of `exp(logit_scale)`.
+HUNDRED = 100.0
+
+
+def cosines(features: Features) -> jax.Array:
+    """`x Tᵀ [B, C]`: `x = unit(f)`, `T` the zero-shot classifier, unit vectors averaged over texts."""
+    return unit_length(features.image) @ unit_length(average_texts(features.text)).T
+
+
+def unit_rows(x: np.ndarray) -> np.ndarray:
+    """`x / ‖x‖₂` over the last axis, float64."""
+    x = np.asarray(x, np.float64)
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def text_classifier(text: np.ndarray) -> np.ndarray:
+    """`T [C, d]` of texts `[S, C, d]`, float64; rows of zeros stand for texts that a class has fewer than others."""
+    text = np.asarray(text, np.float64)
+    length = np.linalg.norm(text, axis=-1, keepdims=True)
+    return unit_rows((text / np.where(length > 0, length, 1)).sum(0))
+
+
+def passes(samples: Samples) -> Iterator[np.ndarray]:
+    """`unit(f) [N, d]` of the training images, pass by pass: all of them at once would be gigabytes on ImageNet."""
+    return map(unit_rows, samples.features)
+
+
+def class_means(rows: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+    """The mean of each class's rows, `[N, d]` to `[C, d]`.
+
+    Raises:
+      ClipbiasError: a class has no row.
+    """
+    missing = np.flatnonzero(np.bincount(labels, minlength=classes) == 0)
+    if missing.size:
+        raise ClipbiasError(
+            f"class {missing[0] + 1} of {classes} has no training image, and this method needs one of every class."
+        )
+    return np.stack([rows[labels == label].mean(0) for label in range(classes)])
+
+
+def validation(samples: Samples, most: int | None = None) -> tuple[np.ndarray, np.ndarray] | None:
+    """Validation features `[n, d]` and labels `[n]`, at most so many of a class; `None` where there are none.
+
+    Of a class that has more, those are taken that come first in an order drawn with the run's seed.
+    """
+    features, labels = samples.validation, samples.validation_labels
+    if features is None or labels is None or not len(labels):
+        return None
+    if most is None:
+        return features, labels
+    order = np.random.default_rng(samples.seed).permutation(len(labels))
+    chosen = np.concatenate([order[labels[order] == label][:most] for label in np.unique(labels)])
+    return features[chosen], labels[chosen]
+
+
+def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The share of images whose largest logit is their class's; the first of equal ones counts."""
+    return float((logits.argmax(-1) == labels).mean())

@@ -1,0 +1,157 @@
+"""GDA (Wang et al. 2024, arXiv 2402.04087): a Gaussian classifier of image features beside zero-shot CLIP.
+
+Its authors choose α on ImageNet's test images; here the whole validation split decides it on every dataset, and without
+validation images it is 0.1. In their base-to-new experiments the covariance is not shrunk, and new classes borrow base
+images: run those with `config.method_options = {"gda": {"covariance": "classes", "keep_rows": True}}`.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar
+
+import jax
+import numpy as np
+
+from clipbias.checks import Choices
+from clipbias.clip import Adaptation, Clip
+from clipbias.errors import ClipbiasError
+from clipbias.tuning.closed_form import HUNDRED, accuracy, class_means, cosines, passes, text_classifier, unit_rows
+from clipbias.tuning.closed_form import validation as validation_of
+from clipbias.tuning.features import Features, Samples, Sampling, unit_length
+from clipbias.tuning.method import CONSTANTS, Learnables, Method, Preset, PromptText
+from clipbias.tuning.templates import choose_templates
+
+ALPHAS = tuple(10.0**power for power in range(-4, 3))
+# What a class without images is made of: the rows nearest to its text, and copies of the text.
+NEIGHBOURS, COPIES = 64, 16
+
+
+@dataclasses.dataclass(frozen=True)
+class GDA(Method):
+    """`100 x Tᵀ + α (x Wᵀ + b)` with `x = unit(f)`, `W = μ P [C, d]`, `b_c = log(1/C) - ½ μ_cᵀ P μ_c`.
+
+    `μ_c` is the mean of a class's rows, over ten augmentations of each image, and `P` the precision: for the covariance
+    `S` of the `n` rows around their means, `d ((n - 1) S + tr(S) I)⁻¹`.
+
+    Attributes:
+      covariance: "shrunk" as above; "classes" for `P` the pseudo-inverse of the mean of the classes' own covariances.
+      keep_rows: whether all rows are kept, of which classes without images are made. Without them it is refused there.
+      templates: a choice of `tuning.templates` ("dataset" for the dataset's own), or templates with `{}`.
+    """
+
+    presets: ClassVar[Mapping[str, Preset]] = {"gda": Preset("GDA", order=540, colour="purple", marker="d")}
+    trains: ClassVar[bool] = False
+    datasets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"imagenet": {"templates": "imagenet_select"}}
+
+    covariance: Annotated[str, Choices(("shrunk", "classes"))] = "shrunk"
+    keep_rows: bool = False
+    templates: str | tuple[str, ...] = "dataset"
+
+    def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
+        classes, width = len(class_names), clip.config.projection_width
+        rows = np.zeros((0, width))
+        return self._learnables(np.zeros((classes, width)), np.zeros(classes), 0.1, rows)
+
+    def _learnables(self, weight: np.ndarray, bias: np.ndarray, alpha: float, rows: np.ndarray) -> Learnables:
+        found = {"weight": weight, "bias": bias, "alpha": np.asarray(alpha)} | (
+            {"rows": rows} if self.keep_rows else {}
+        )
+        return {CONSTANTS: {name: value.astype(np.float32) for name, value in found.items()}}
+
+    def adapt(self, learnables: Learnables) -> Adaptation:
+        return Adaptation()
+
+    def text(self, template: str, clip: Clip) -> PromptText:
+        return PromptText(choose_templates(self.templates, template))
+
+    def logits(self, learnables: Learnables, features: Features) -> jax.Array:
+        constants = learnables[CONSTANTS]
+        densities = unit_length(features.image) @ constants["weight"].T + constants["bias"]
+        return HUNDRED * cosines(features) + constants["alpha"] * densities
+
+    def sampling(self) -> Sampling:
+        return Sampling(passes=10, crop=0.5, validation=True)
+
+    def support(self, learnables: Learnables, samples: Samples) -> Learnables:
+        classes, labels = samples.text.shape[1], samples.labels
+        mean_rows = sum(passes(samples), np.zeros(samples.features.shape[1:])) / len(samples.features)
+        means = class_means(mean_rows, labels, classes)
+        count = len(samples.features) * np.bincount(labels, minlength=classes)
+        # Each row's weight in the covariance: that of its class's own, or the same for all.
+        own = self.covariance == "classes"
+        weights = (1 / (classes * np.maximum(count - 1, 1)))[labels] if own else np.ones(len(labels))
+        scatter = np.zeros((means.shape[1],) * 2)
+        for x in passes(samples):
+            centred = x - means[labels]
+            scatter += (centred * weights[:, None]).T @ centred
+        precision = pseudo_inverse(scatter) if own else shrunk_precision(scatter, count.sum() - 1)
+        weight, bias = gaussian(means, precision)
+        rows = unit_rows(samples.features.reshape(-1, means.shape[1]) if self.keep_rows else means[:0])
+        return self._learnables(weight, bias, self._search(weight, bias, samples), rows)
+
+    def _search(self, weight: np.ndarray, bias: np.ndarray, samples: Samples) -> float:
+        """The smallest of the best α on the validation images, 0.1 where none gets any right."""
+        alpha, best = 0.1, 0.0
+        chosen = validation_of(samples)
+        if chosen is None:
+            return alpha
+        x = unit_rows(chosen[0])
+        plain, densities = HUNDRED * x @ text_classifier(samples.text).T, x @ weight.T + bias
+        for candidate in ALPHAS:
+            found = accuracy(plain + candidate * densities, chosen[1])
+            if found > best:
+                alpha, best = candidate, found
+        return alpha
+
+    def transfer(
+        self, learnables: Learnables, labels: Sequence[int] | None, source: np.ndarray, target: np.ndarray
+    ) -> Learnables:
+        constants = learnables[CONSTANTS]
+        if labels is not None:
+            taken = {name: np.asarray(constants[name])[np.asarray(labels)] for name in ("weight", "bias")}
+        elif self.keep_rows:
+            weight, bias = from_neighbours(np.asarray(constants["rows"], np.float64), text_classifier(target))
+            taken = {"weight": weight.astype(np.float32), "bias": bias.astype(np.float32)}
+        else:
+            raise ClipbiasError(
+                "GDA made its classifier from images of each class and cannot be used with other classes; tune it on "
+                "them, or set its option keep_rows, with which other classes are made of the nearest training images."
+            )
+        return {**learnables, CONSTANTS: {**constants, **taken}}
+
+
+def gaussian(means: np.ndarray, precision: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`W [C, d]` and `b [C]` of the class means `[C, d]` and the precision `[d, d]`, all classes equally likely."""
+    weight = means @ precision
+    return weight, -np.log(len(means)) - 0.5 * (weight * means).sum(-1)
+
+
+def shrunk_precision(scatter: np.ndarray, degrees: int) -> np.ndarray:
+    """`d ((n - 1) S + tr(S) I)⁻¹` of `scatter = (n - 1) S [d, d]`; `degrees` is `n - 1`."""
+    width = len(scatter)
+    ridge = np.trace(scatter) / degrees
+    if not ridge > 0:  # all rows are their class's mean
+        return np.zeros_like(scatter)
+    inverse = np.linalg.inv(np.linalg.cholesky(scatter + ridge * np.eye(width)))
+    return width * inverse.T @ inverse
+
+
+def pseudo_inverse(matrix: np.ndarray) -> np.ndarray:
+    """Of a symmetric matrix that may lack rank: fewer rows than dimensions leave some without any variance."""
+    return np.linalg.pinv(matrix, rcond=len(matrix) * np.finfo(np.float64).eps, hermitian=True)
+
+
+def from_neighbours(rows: np.ndarray, texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`W [C, d]` and `b [C]` of classes without images, from unit rows `[n, d]` of others and unit texts `[C, d]`.
+
+    A class with text `w` has the 64 rows nearest to it; its mean is that of these and 16 copies of `w`, its covariance
+    is taken around `w`, and the precision is the mean over the classes.
+    """
+    count = min(NEIGHBOURS, len(rows))
+    means, precision = [], np.zeros((texts.shape[1],) * 2)
+    for w in texts:
+        nearest = rows[np.argsort(-(rows @ w), kind="stable")[:count]]
+        means.append((nearest.sum(0) + COPIES * w) / (count + COPIES))
+        away = nearest - w
+        precision += shrunk_precision(away.T @ away, count - 1) / len(texts)
+    return gaussian(np.stack(means), precision)

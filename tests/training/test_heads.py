@@ -1,0 +1,100 @@
+"""Grids of the methods that learn from features of a frozen CLIP: their adapters, their steps, other classes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clipbias.clip import Clip, encode_image
+from clipbias.data import Dataset
+from clipbias.training import mesh as meshes
+from clipbias.training.evaluate import evaluate
+from clipbias.training.grid import Grid
+from clipbias.training.packs import make_packs
+from clipbias.training.plan import flop, step_arguments
+from clipbias.training.settings import GridSettings
+from clipbias.training.step import train_step
+from clipbias.tuning import Recipe, Task, make_method
+from clipbias.tuning.adapter import load_adapter
+
+STEPS = ("clip_adapter", "tip_adapter_f", "clap")
+AT_ONCE = ("linear_probe", "tip_adapter", "gda", "lp_plus_plus")
+# Short ones of what takes hundreds of epochs or steps.
+OPTIONS = {
+    "tip_adapter_f": {"epochs": 2},
+    "clap": {"recipe": "common"},
+    "lp_plus_plus": {"steps": 20},
+    "gda": {"covariance": "classes", "keep_rows": True},
+}
+
+
+def make_grid(clip: Clip, colours: Dataset, recipe: Recipe, folder: Path, protocol: str) -> Grid:
+    settings = GridSettings(
+        method_options=OPTIONS,
+        dtype="float32",
+        eval_batch_size=8,
+        checkpoint_seconds=60.0,
+        on_image_error="raise",
+        protocol=protocol,
+    )
+    return Grid(clip, recipe, settings, lambda name: colours, folder, mesh=meshes.single_device())
+
+
+def test_every_head_is_tuned_saved_and_loaded(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
+    packs = make_packs([*STEPS, *AT_ONCE], ["colours"], [2], [1, 2])
+    grid = make_grid(clip, colours, recipe, tmp_path, "few_shot")
+    rows = grid.run(packs)
+    assert [row.get("error") for row in rows] == [None] * 14
+    width, classes, images = clip.config.projection_width, 3, 6
+    parameters = {row["method"]: row["parameters"] for row in rows}
+    assert parameters == {
+        "clip_adapter": 2 * width * (width // 4),
+        "tip_adapter_f": images * width,
+        "clap": classes * width,
+        "linear_probe": classes * (width + 1),
+        "tip_adapter": 0,
+        "gda": 0,
+        "lp_plus_plus": classes * (width + 2),
+    }
+    for row in rows:
+        assert ("steps" in row) == (row["learning_rate"] is not None) == (row["method"] in STEPS)
+        if row["seed"] > 1:
+            continue
+        pack = next(pack for pack in packs if pack.method == row["method"])
+        adapter = load_adapter(grid.adapter_path(pack, None, row["seed"]))
+        score = evaluate(
+            adapter.task(clip),
+            adapter.learnables,
+            colours.split("test"),
+            mesh=meshes.single_device(),
+            eval_batch_size=8,
+            on_image_error="raise",
+        )
+        assert score["correct"] == row["correct"], row["method"]
+    # Colours are easily told apart, by whatever looks at images.
+    assert all(row["accuracy"] > 90 for row in rows if row["method"] in ("linear_probe", "gda", "clap", "lp_plus_plus"))
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_no_tower_runs_in_a_step(clip: Clip, colours: Dataset, recipe: Recipe, name: str) -> None:
+    task = Task(clip, make_method(name), colours.class_names)
+    step = step_arguments(task, recipe, rows=8, runs=1, mesh=meshes.single_device(), images=12)
+    image = np.zeros((1, 16, 16, 3), np.float32)
+    # All products of a step on eight images are fewer than those of a tower on one.
+    assert 0 < flop(train_step, *step) < flop(encode_image_of(clip), clip.params, image)
+
+
+def encode_image_of(clip: Clip):
+    import jax
+
+    return jax.jit(lambda params, images: encode_image(params, clip.config, images)[0])
+
+
+def test_classes_that_training_did_not_see(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
+    packs = make_packs(["zero_shot", "tip_adapter", "gda", "clap"], ["colours"], [2], [1, 2])
+    rows = make_grid(clip, colours, recipe, tmp_path, "base_to_new").run(packs)
+    told = {row["method"]: row.get("error") for row in rows}
+    sentence = "CLAP learned something for each class and cannot be used with other classes such as 'blue'; tune it on"
+    assert told.pop("clap").startswith(sentence) and set(told.values()) == {None}
+    new = {row["method"]: row["accuracies"]["new"] for row in rows if row["status"] == "ok"}
+    assert new["tip_adapter"] == new["zero_shot"]

@@ -1,0 +1,96 @@
+"""What the tests of heads on frozen features share: features of runs, and a head's loss, gradient and steps."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clipbias.clip import Clip
+from clipbias.training.step import Given, init_state, train_step
+from clipbias.tuning import CONSTANTS, Classifier, Features, Learnables, Method, Recipe, Samples
+from clipbias.tuning.classifier import total_loss
+from clipbias.tuning.method import without_constants
+from tests.reference.heads_cases import arrays
+
+LABELS = np.array([0, 1, 2, 2, 1, 0, 1, 2, 2], np.int32)  # not every class as often
+VALIDATION = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [11, 9, 13])).astype(np.int32)
+SHOTS, CLASSES = 4, 3
+LOGITS, GRADIENTS, TRAINED = 1e-5, 5e-5, 2e-4
+COMMON = Recipe(
+    learning_rate=0.05,
+    epochs=3,
+    warmup_epochs=1,
+    warmup_learning_rate=1e-3,
+    batch_size=8,
+    momentum=0.9,
+    weight_decay=5e-4,
+)
+
+
+def close(found: Any, expected: Any, tolerance: float) -> None:
+    """Compares relative to the largest expected number."""
+    found, expected = np.asarray(found, np.float64), np.asarray(expected)
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * max(np.abs(expected).max(), 1e-30))
+
+
+def make_samples(clip: Clip) -> Samples:
+    """Texts that differ little, as CLIP's do, images that overlap, and more validation images of a class than shots."""
+    width = clip.config.projection_width
+    drawn, tried = (arrays(seed=seed, labels=labels, width=width) for seed, labels in ((0, LABELS), (5, VALIDATION)))
+    mean = drawn["text_features"].mean(0)
+    text = 3.0 + 0.3 * drawn["text_features"]
+    return Samples(
+        features=(drawn["features"] + 1.0).astype(np.float32),
+        labels=LABELS,
+        text=text.astype(np.float32),
+        scale=float(np.exp(np.float32(clip.params["logit_scale"]))),
+        validation=(tried["features"][0] + 1.0 + 0.5 * mean[VALIDATION]).astype(np.float32),
+        validation_labels=VALIDATION,
+        seed=3,
+    )
+
+
+def scored(method: Method, learnables: Learnables, samples: Samples, images: np.ndarray) -> jax.Array:
+    return method.logits(
+        learnables, Features(jnp.asarray(images), jnp.asarray(samples.text), jnp.float32(samples.scale))
+    )
+
+
+def loss_and_gradient(
+    method: Method, learnables: Learnables, samples: Samples, images: np.ndarray, labels: np.ndarray
+) -> tuple[dict[str, jax.Array], Learnables]:
+    """The terms of the loss and the gradient of their sum, both through `losses`."""
+    features = Features(jnp.asarray(images), jnp.asarray(samples.text), jnp.float32(samples.scale))
+
+    def terms(learned: Learnables) -> Any:
+        whole = {**learnables, **learned}
+        return method.losses(whole, features, method.logits(whole, features), jnp.asarray(labels))
+
+    learned = without_constants(learnables)
+    return dict(terms(learned)), jax.grad(lambda learned: total_loss(terms(learned)))(learned)
+
+
+def stepped(
+    clip: Clip,
+    method: Method,
+    learnables: Learnables,
+    samples: Samples,
+    batches: list[tuple[np.ndarray, np.ndarray]],
+    recipe: Recipe,
+    rates: np.ndarray,
+) -> Learnables:
+    """The learnables after a `train_step` on each batch of features, of one run."""
+    classifier = Classifier(clip.config, method, templates=len(samples.text))
+    start = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], learnables)
+    text = jnp.asarray(samples.text.reshape(-1, samples.text.shape[-1]))
+    given = Given(text, None, start.get(CONSTANTS, {}), jnp.zeros(1, jnp.int32))
+    state = init_state(method, recipe, start)
+    for (images, labels), rate in zip(batches, rates, strict=True):
+        batch = {"images": images[None], "labels": labels[None], "mask": np.ones((1, len(labels)), bool)}
+        batch = {name: jnp.asarray(value) for name, value in batch.items()}
+        state, _ = train_step(
+            classifier, clip.preprocessing, recipe, clip.params, given, state, batch, jnp.float32([rate])
+        )
+    return {**jax.tree.map(lambda leaf: leaf[0], state.learnables)}

@@ -1,0 +1,201 @@
+"""CLIP-Adapter and Tip-Adapter against the float64 reference: logits, losses, gradients, steps and searches."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from clipbias.clip import Clip
+from clipbias.data import catalog
+from clipbias.errors import ClipbiasError
+from clipbias.tuning import CONSTANTS, Samples, clip_adapter, make_method, tip_adapter
+from clipbias.tuning.closed_form import validation
+from tests.reference import heads, heads_clip_adapter, heads_tip, optimizers
+from tests.tuning.heads_common import (
+    CLASSES,
+    COMMON,
+    GRADIENTS,
+    LABELS,
+    LOGITS,
+    SHOTS,
+    TRAINED,
+    close,
+    loss_and_gradient,
+    make_samples,
+    scored,
+    stepped,
+)
+
+
+@pytest.fixture(scope="module")
+def samples(clip: Clip) -> Samples:
+    return make_samples(clip)
+
+
+def test_validation_images_are_at_most_so_many_of_a_class_in_a_seeded_order(samples: Samples) -> None:
+    features, labels = validation(samples, SHOTS)
+    assert np.bincount(labels).tolist() == [SHOTS] * CLASSES
+    places = [int(np.flatnonzero((samples.validation == row).all(1))[0]) for row in features]
+    assert len(set(places)) == len(places) and (samples.validation_labels[places] == labels).all()
+    again, _ = validation(samples, SHOTS)
+    other, _ = validation(dataclasses.replace(samples, seed=4), SHOTS)
+    assert (again == features).all() and not np.array_equal(other, features)
+    assert [len(found) for found in validation(samples)] == [33, 33]
+    assert validation(dataclasses.replace(samples, validation=None)) is None
+
+
+# CLIP-Adapter
+
+
+def test_clip_adapter(clip: Clip, samples: Samples) -> None:
+    method = make_method("clip_adapter")
+    start = method.init(jax.random.key(0), clip, "abc")
+    width = clip.config.projection_width
+    assert start["vision_down"].shape == (width // 4, width) and start["vision_up"].shape == (width, width // 4)
+    for weight in start.values():
+        bound = np.abs(np.asarray(weight)).max() * weight.shape[1] ** 0.5
+        assert 0.8 < bound <= 1
+    names = {"vision_down": "down", "vision_up": "up"}
+    images, texts = samples.features[0], samples.text
+    case = {"features": images, "text_features": texts, "scale": samples.scale}
+    own = {names[name]: value for name, value in start.items()}
+    close(scored(method, start, samples, images), heads_clip_adapter.logits(**case, **own), LOGITS)
+    terms, gradient = loss_and_gradient(method, start, samples, images, LABELS)
+    expected_loss, expected = heads_clip_adapter.loss_and_gradients(**case, labels=LABELS, **own)
+    close(terms["cross_entropy"].mean(), expected_loss, LOGITS)
+    for name, short in names.items():
+        close(gradient[name], expected[short], GRADIENTS)
+
+    rates = optimizers.warmed_cosine_rates(0.2, 3)
+    found = stepped(clip, method, start, samples, [(images, LABELS)] * 3, COMMON, rates)
+    optimizer, values = optimizers.SGD(), {name: heads.double(value) for name, value in own.items()}
+    for rate in rates:
+        _, slopes = heads_clip_adapter.loss_and_gradients(**case, labels=LABELS, **values)
+        values = optimizer.step(values, slopes, rate)
+    for name, short in names.items():
+        assert np.abs(values[short] - own[short]).max() > 1e-3
+        close(found[name], values[short], TRAINED)
+
+
+def test_clip_adapter_trains_like_its_authors_where_asked() -> None:
+    assert clip_adapter.ClipAdapter().recipe_for(COMMON, 16) == COMMON
+    recipe = clip_adapter.ClipAdapter(recipe="authors").recipe_for(COMMON, 16)
+    assert (recipe.learning_rate, recipe.epochs, recipe.batch_size, recipe.optimizer) == (0.002, 200, 32, "sgd")
+
+
+# Tip-Adapter
+
+
+def test_tip_adapter_and_its_search(clip: Clip, samples: Samples, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tip_adapter, "PART", 5 * len(LABELS))  # in seven parts, the last one smaller
+    method = make_method("tip_adapter", alpha_max=60.0, beta_max=9.0)
+    assert method.sampling().passes == 10 and method.sampling().crop == 0.5
+    found = method.support({}, samples)[CONSTANTS]
+    keys, values = heads_tip.cache(features=samples.features, labels=LABELS, classes=CLASSES)
+    close(found["keys"], keys, 1e-7)
+    assert (found["labels"] == LABELS).all()
+    case = {"keys": keys, "values": values, "text_features": samples.text}
+    alpha, beta, best = heads_tip.search(
+        features=samples.validation, labels=samples.validation_labels, beta_max=9.0, alpha_max=60.0, **case
+    )
+    assert alpha > 0.1 and beta > 0.1 and best < 1
+    close(found["alpha"], alpha, 1e-6)
+    close(found["beta"], beta, 1e-6)
+    expected = heads_tip.logits(features=samples.validation, alpha=alpha, beta=beta, **case)
+    close(scored(method, {CONSTANTS: found}, samples, samples.validation), expected, LOGITS)
+
+    without = dataclasses.replace(samples, validation=None, validation_labels=None)
+    kept = make_method("tip_adapter", alpha=4.0, beta=2.0).support({}, without)[CONSTANTS]
+    assert (kept["alpha"], kept["beta"]) == (4, 2)
+    wrong = dataclasses.replace(samples, validation_labels=np.full(33, 7, np.int32))  # none is ever right
+    kept = make_method("tip_adapter", alpha=4.0, beta=2.0).support({}, wrong)[CONSTANTS]
+    assert (kept["alpha"], kept["beta"]) == (4, 2)
+
+
+def test_tip_adapters_grid_counts_like_the_plain_computation(samples: Samples) -> None:
+    """Also where a class has no key."""
+    labels = np.where(LABELS == 1, 2, LABELS)
+    keys = heads.unit(samples.features.mean(0))
+    texts = heads.zero_shot_classifier(samples.text)
+    alphas, betas = np.array([0.5, 20.0, 60.0]), np.array([0.1, 2.1, 4.1])
+    found = tip_adapter.count_correct(samples.validation, samples.validation_labels, keys, labels, texts, alphas, betas)
+    case = {"features": samples.validation, "keys": keys, "text_features": samples.text}
+    for i, beta in enumerate(betas):
+        for j, alpha in enumerate(alphas):
+            logits = heads_tip.logits(values=heads.one_hot(labels, CLASSES), alpha=alpha, beta=beta, **case)
+            assert found[i, j] == round(33 * heads.accuracy(logits, samples.validation_labels))
+    assert len(np.unique(found)) > 3
+
+
+def test_tip_adapter_f(clip: Clip, samples: Samples) -> None:
+    method = make_method("tip_adapter_f", alpha=2.0, beta=1.7, alpha_max=60.0, beta_max=9.0)
+    start = method.support({}, samples)
+    keys, values = heads_tip.cache(features=samples.features, labels=LABELS, classes=CLASSES)
+    close(start["keys"], keys, 1e-7)
+    case = {"values": values, "text_features": samples.text, "alpha": 2.0, "beta": 1.7}
+    moved = {**start, "keys": 1.3 * start["keys"]}  # not normalised again
+    images = samples.validation[:20]
+    labels = samples.validation_labels[:20]
+    expected = heads_tip.logits(features=images, keys=1.3 * heads.double(start["keys"]), **case)
+    close(scored(method, moved, samples, images), expected, LOGITS)
+    terms, gradient = loss_and_gradient(method, moved, samples, images, labels)
+    loss, slopes = heads_tip.loss_and_gradient(features=images, labels=labels, keys=moved["keys"], **case)
+    close(terms["cross_entropy"].mean(), loss, LOGITS)
+    close(gradient["keys"], slopes, GRADIENTS)
+
+    recipe = method.recipe_for(COMMON, SHOTS)
+    assert (recipe.epochs, recipe.batch_size, recipe.crop, recipe.keep_last) == (20, 256, 0.5, True)
+    recipe = dataclasses.replace(recipe, epochs=2, batch_size=8)
+    batches = [(images[:8], labels[:8]), (images[8:16], labels[8:16]), (images[16:], labels[16:])] * 2
+    assert recipe.total_steps(20) == len(batches)
+    trained = stepped(clip, method, start, samples, batches, recipe, recipe.step_rates(20))
+    after, _ = heads_tip.train(batches=batches, keys=start["keys"], **case)
+    assert np.abs(after[-1] - start["keys"]).max() > 1e-3
+    close(trained["keys"] - start["keys"], after[-1] - start["keys"], 1e-2)
+    close(trained["keys"], after[-1], TRAINED)
+
+    trained = {"keys": np.asarray(trained["keys"]), CONSTANTS: start[CONSTANTS]}
+    found = method.finish(trained, samples)
+    alpha, beta, _ = heads_tip.search(
+        **{"features": samples.validation, "labels": samples.validation_labels, "keys": trained["keys"]},
+        **{"values": values, "text_features": samples.text, "beta_max": 9.0, "alpha_max": 60.0},
+    )
+    close([found[CONSTANTS]["alpha"], found[CONSTANTS]["beta"]], [alpha, beta], 1e-6)
+    assert found["keys"] is trained["keys"] and alpha != 2.0
+    common = make_method("tip_adapter_f", recipe="common")
+    assert common.recipe_for(COMMON, SHOTS) == COMMON
+
+
+@pytest.mark.parametrize("name", ["tip_adapter", "tip_adapter_f"])
+def test_a_cache_for_other_classes(clip: Clip, samples: Samples, name: str) -> None:
+    method = make_method(name, alpha=50.0)
+    without = dataclasses.replace(samples, validation=None)
+    learnables = method.support(method.init(jax.random.key(0), clip, "abc"), without)
+    plain = heads.zero_shot_logits(samples.validation, samples.text)
+    cached = np.asarray(scored(method, learnables, samples, samples.validation), np.float64) - plain
+    two = dataclasses.replace(samples, text=samples.text[:, [2, 0]])
+    moved = method.transfer(learnables, (2, 0), samples.text, two.text)
+    assert jax.tree.map(np.shape, moved) == jax.tree.map(np.shape, learnables)
+    close(scored(method, moved, two, samples.validation), (plain + cached)[:, [2, 0]], LOGITS)
+    moved = method.transfer(learnables, None, samples.text, two.text)
+    close(scored(method, moved, two, samples.validation), plain[:, [2, 0]], LOGITS)
+    assert np.abs(cached).max() > 1
+
+
+def test_what_the_authors_choose_for_each_dataset() -> None:
+    for name in ("tip_adapter", "tip_adapter_f"):
+        method = make_method(name)
+        facts = type(method).datasets
+        assert set(facts) == set(catalog.ELEVEN) and facts["imagenet"]["templates"] == "imagenet_select"
+        for options in facts.values():
+            assert dataclasses.replace(method, **options).alpha == options["alpha"]
+        assert (facts["oxford_flowers"]["alpha_max"], facts["caltech101"]["beta_max"]) == (50, 12)
+    assert facts["eurosat"]["epochs"] == 100
+
+
+@pytest.mark.parametrize("options", [{"alpha": -1.0}, {"beta": 1e300}, {"templates": "nowhere"}])
+def test_options_that_cannot_be(options: dict[str, Any]) -> None:
+    with pytest.raises(ClipbiasError):
+        make_method("tip_adapter", **options).text("a {}.", None)
