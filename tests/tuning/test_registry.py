@@ -135,7 +135,7 @@ def test_a_method_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(clipbias.tuning, "__path__", [*clipbias.tuning.__path__, str(tmp_path)])
     found = registry.find_methods()
     del sys.modules["clipbias.tuning.dropped_in"]
-    after = list(METHODS).index("vpt") + 1
+    after = list(METHODS).index("vpt_shallow") + 1
     assert list(found) == [*list(METHODS)[:after], "dropped", "dropped_5", *list(METHODS)[after:]]
     before = dict(METHODS)
     METHODS.clear()
