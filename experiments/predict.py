@@ -32,7 +32,6 @@ from clipbias.training.metrics import MetricWriter
 from clipbias.training.progress import progress
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Classifier, Learnables, Task
-from clipbias.tuning.classifier import cosine_logits
 from experiments import app
 from experiments.inputs import find_adapter, split
 
@@ -44,7 +43,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
     files = find_images(config.images)
     task, learnables = open_task(config)
     params = jax.device_put(task.clip.params)
-    classes = jax.jit(task.class_features)(params, learnables)
+    classes = task.text_features(params, learnables)
     found = []
     began = time.monotonic()
     with open_workdir(workdir, app.plain(config)), progress(len(files), unit="image", title="predict") as bar:
@@ -106,7 +105,7 @@ def open_task(config: ConfigDict) -> tuple[Task, Learnables]:
         adapter, _ = find_adapter(config.adapter)
         clip = clipbias.load(config.model or adapter.base)
         own = split(config.own_methods)
-        return adapter.task(clip, names, own_methods=own, dtype=config.dtype), adapter.learnables
+        return adapter.bind(clip, names, own_methods=own, dtype=config.dtype)
     if names is None:
         raise ClipbiasError("no class names; give --config.classes=cat,dog or a file, or --config.adapter.")
     template = {"template": config.template} if config.template else {}
@@ -150,8 +149,7 @@ def read(files: Sequence[Path], task: Task, config: ConfigDict) -> Iterator[tupl
 def _probabilities(
     classifier: Classifier, params: Params, learnables: Learnables, images: jax.Array, classes: jax.Array
 ) -> jax.Array:
-    features = classifier.image_features(params, learnables, images)
-    return jax.nn.softmax(cosine_logits(params, features, classes), axis=-1)
+    return jax.nn.softmax(classifier.logits(params, learnables, images, classes), axis=-1)
 
 
 def classify(

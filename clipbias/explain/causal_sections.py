@@ -19,8 +19,6 @@ from clipbias.explain.results import INTERVENTIONS, MAPS
 from clipbias.explain.statistics import Moments
 from clipbias.explain.study import Batch, Model, Section, Study
 from clipbias.explain.tokens import text_roles, vision_roles
-from clipbias.tuning.classifier import cosine_logits
-from clipbias.tuning.features import unit_length
 
 TARGETS = ("predicted", "true")
 
@@ -71,24 +69,24 @@ def _intervention_step(study: Study, model: Model, towers: tuple[str, ...]) -> A
     text_means = _means(text_parts(study, model)) if t else {}
 
     def image_features(params: Any, learnables: Any, means: Any, images: jax.Array) -> jax.Array:
+        adaptation = task.method.adapt(learnables)
         if not v:
-            return task.image_features(params, learnables, images)[None]
-        roles, adaptation = vision_roles(config.vision, v), task.method.adapt(learnables)
+            return task.classifier.encode_images(params, adaptation, images)[None]
+        roles = vision_roles(config.vision, v)
         found = []
         for name in INTERVENTIONS:
             change = intervention(name, roles, means.get(name))
             x = twice(images) if name == "frozen" else images
             features = encode_image(params, config, x, adaptation, intervene=change, dtype=dtype)[0]
-            found.append(unit_length(features[-images.shape[0] :]))
+            found.append(features[-images.shape[0] :])
         return jnp.stack(found)
 
     @jax.jit
-    def class_features(params: Any, learnables: Any, means: Any) -> jax.Array:
+    def text_features(params: Any, learnables: Any, means: Any) -> jax.Array:
         if not t:
-            return task.class_features(params, learnables)[None]
+            return task.text_features(params, learnables)[None]
         tokens, roles = jax.tree.map(jnp.asarray, task.tokens), text_roles(task)
         adaptation, found = task.method.adapt(learnables), []
-        residual = adaptation.text_residual
         for name in INTERVENTIONS:
             change = intervention(name, roles, means.get(name))
             own, context = tokens, adaptation.text_context
@@ -97,8 +95,7 @@ def _intervention_step(study: Study, model: Model, towers: tuple[str, ...]) -> A
                 context = twice(context) if context is not None and context.ndim == 3 else context
             own_adaptation = dataclasses.replace(adaptation, text_context=context)
             features = encode_text(params, config, own, own_adaptation, intervene=change, dtype=dtype)[0]
-            features = features[-tokens.ids.shape[0] :]
-            found.append(unit_length(features + (0 if residual is None else residual)))
+            found.append(features[-tokens.ids.shape[0] :])
         return jnp.stack(found)
 
     @jax.jit
@@ -113,8 +110,8 @@ def _intervention_step(study: Study, model: Model, towers: tuple[str, ...]) -> A
             f, g = (
                 x[jnp.minimum(index, len(x) - 1)] for x, index in zip((features, classes), pairs[tower], strict=True)
             )
-            guesses = jnp.einsum("IBd,ICd->IBC", f, g, precision="highest").argmax(-1)
-            hits.append(guesses == batch["labels"])
+            logits = jax.vmap(lambda f, g: task.classifier.head(params, learnables, f, g))(f, g)
+            hits.append(logits.argmax(-1) == batch["labels"])
         right = jnp.moveaxis(jnp.stack(hits), 2, 0).astype(jnp.float32)
         # Image by image against "none": both see the same images, and most of the chance in them cancels.
         gain = right - right[..., INTERVENTIONS.index("none"), None]
@@ -123,7 +120,7 @@ def _intervention_step(study: Study, model: Model, towers: tuple[str, ...]) -> A
         found = {"hits": right, "gain": gain, "interaction": together}
         return {name: Moments.of(value, batch["mask"]) for name, value in found.items()}
 
-    classes = class_features(study.params, learnables, text_means)
+    classes = text_features(study.params, learnables, text_means)
     return lambda batch: step(study.params, learnables, vision_means, classes, batch)
 
 
@@ -166,8 +163,7 @@ def _perturbation_step(study: Study, model: Model) -> Any:
         raw, labels = batch["images"], batch["labels"]
 
         def classify(raw: jax.Array) -> jax.Array:
-            features = task.image_features(params, learnables, study.normalize(raw))
-            return cosine_logits(params, features, classes).argmax(-1)
+            return task.logits(params, learnables, study.normalize(raw), classes).argmax(-1)
 
         def order(image: jax.Array) -> jax.Array:
             # Of each image by itself, whatever the batch it comes in.
@@ -194,6 +190,6 @@ def _perturbation_step(study: Study, model: Model) -> Any:
         return {"hits": Moments.of(jnp.moveaxis(hits, -1, 0).astype(jnp.float32), batch["mask"])}
 
     learnables = study.learnables[model.key]
-    classes = jax.jit(task.class_features)(study.params, learnables)
+    classes = task.text_features(study.params, learnables)
     key = jax.random.key(study.options.seed)
     return lambda batch: step(study.params, learnables, classes, key, batch)

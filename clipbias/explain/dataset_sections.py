@@ -17,7 +17,6 @@ from clipbias.explain.similarity import observe_similarity
 from clipbias.explain.statistics import Moments, Totals, normalise_maps, rank_correlation, total_variation
 from clipbias.explain.study import Batch, Model, Section, Study
 from clipbias.explain.tokens import text_kinds, text_roles, vision_roles
-from clipbias.tuning.classifier import cosine_logits
 
 
 def compute_predictions(study: Study) -> Section:
@@ -31,14 +30,13 @@ def compute_predictions(study: Study) -> Section:
 
 def _predict(study: Study, model: Model) -> Section:
     learnables, found = study.learnables[model.key], []
-    text = model.task.class_features
 
     @jax.jit
     def predict(params: Any, learnables: Any, classes: jax.Array, batch: Batch) -> jax.Array:
-        features = model.task.image_features(params, learnables, study.normalize(batch["images"]))
-        return jnp.where(batch["mask"], cosine_logits(params, features, classes).argmax(-1), -1)
+        logits = model.task.logits(params, learnables, study.normalize(batch["images"]), classes)
+        return jnp.where(batch["mask"], logits.argmax(-1), -1)
 
-    classes = jax.jit(text)(study.params, learnables)
+    classes = model.task.text_features(study.params, learnables)
     for batch, number, total in study.batches(np.arange(len(study.split))):
         found.append(study.devices.fetch(predict(study.params, learnables, classes, batch)))
         study.advance(f"{model.label}: predictions", number, total)

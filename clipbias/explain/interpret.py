@@ -88,7 +88,7 @@ def interpret(
     advance: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Any]:
     """Everything that the module's docstring lists; `advance` is told the name of each adapter that is done."""
-    adapters, words, lengths = [], [], []
+    adapters, words, lengths, without = [], [], [], []
     for one in learned:
         notes, learnables = one.adapter.notes, one.adapter.learnables
         facts = {key: notes.get(key) for key in ("dataset", "shots", "seed", "accuracy")}
@@ -97,10 +97,17 @@ def interpret(
         words += _context_words(one, options)
         own = norms(one.task, learnables, classes=options.classes, images=one.images)
         lengths += [{"adapter": one.name, **dataclasses.asdict(norm)} for norm in own]
+        if not own:
+            without.append(one.name)
         advance(one.name)
     if not lengths:
-        raise ClipbiasError("nothing was learned in any of these adapters; give prompts, biases or residuals.")
+        raise ClipbiasError(
+            "none of these adapters holds contexts, prompts, biases or residuals, which are what is interpreted: "
+            f"{_first_names(without)}."
+        )
     deeper, remarks = _prompt_words(clip, learned, options)
+    if without:
+        remarks.append(f"No contexts, prompts, biases or residuals, and so nothing to show: {_first_names(without)}.")
     order = {one.name: number for number, one in enumerate(learned)}
     words = sorted(words + deeper, key=lambda entry: (order[entry["adapter"]], entry["layer"]))
     projections, left_out = _projections(learned, options)
@@ -120,6 +127,11 @@ def interpret(
         "remarks": remarks + left_out,
     }
     return plain(result)
+
+
+def _first_names(names: Sequence[str]) -> str:
+    rest = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + rest
 
 
 def _entry(one: Learned, layer: int, class_name: str | None, prompt: int, near: Nearest, row: int) -> dict[str, Any]:

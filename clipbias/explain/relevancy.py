@@ -1,11 +1,13 @@
 """Relevancy of image and text tokens for a class (Eq. 13 to 16; Chefer, Gur, Wolf 2021).
 
-For a target `y = exp(logit_scale) · cos(f, g)` and each branch by itself,
+For a target's logit `y`, `exp(logit_scale) · cos(f, g)` unless the method has a head of its own, and each branch by
+itself,
 
     Ā_l = mean_h relu(∂y/∂A_l ⊙ A_l),    R ← R + Ā_l R,    first layer to last, R = I at the start,
 
 read at the row of `[cls]` or EOS. That row is `e (I + Ā_L) … (I + Ā_1)`: a row vector that starts at the last layer,
-which is where gradients come from, so one backward scan yields it.
+which is where gradients come from, so one backward scan yields it. A head of one's own is differentiated by the image's
+features and by those of the target's texts; the texts of the other classes and whatever else it holds stay fixed.
 """
 
 import functools
@@ -23,6 +25,7 @@ from clipbias.explain.reductions import REDUCTIONS
 from clipbias.explain.streaming import Relevancy, stream
 from clipbias.explain.targets import check_targets
 from clipbias.tuning import Classifier, Learnables, Task
+from clipbias.tuning.classifier import Text
 
 
 def relevancy(
@@ -95,7 +98,8 @@ def explanations(
     pairs = targets[:, None] if targets.ndim == 1 else targets
     tokens = jax.tree.map(jnp.asarray, task.tokens)
     settings = (task.classifier, tuple(maps), start_layer, chunk, recompute)
-    found = _explanations(*settings, params, learnables, images, pairs, tokens)
+    text = task.text if task.method.overrides("logits") else None
+    found = _explanations(*settings, params, learnables, images, pairs, tokens, text)
     return jax.tree.map(lambda x: x[:, 0], found) if targets.ndim == 1 else found
 
 
@@ -111,10 +115,22 @@ def _explanations(
     images: jax.Array,
     targets: jax.Array,
     tokens: TextTokens,
+    text: Text | None,
 ) -> dict[str, Relevancy]:
+    every = None if text is None else classifier.encode_text(params, classifier.method.adapt(learnables), text)
+
     def run(images: jax.Array, targets: jax.Array) -> dict[str, Relevancy]:
         return stream(
-            *(classifier, {name: REDUCTIONS[name] for name in maps}, params, learnables, images, targets, tokens),
+            *(
+                classifier,
+                {name: REDUCTIONS[name] for name in maps},
+                params,
+                learnables,
+                images,
+                targets,
+                tokens,
+                every,
+            ),
             start_layer=start_layer,
             recompute=recompute,
             dtype=jnp.dtype(classifier.dtype),

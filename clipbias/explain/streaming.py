@@ -25,7 +25,7 @@ from clipbias.clip.text import embed_text, project_text
 from clipbias.clip.tower import TowerInput
 from clipbias.clip.vision import embed_image, project_image
 from clipbias.explain.reductions import Reduction
-from clipbias.explain.targets import first_layer, pair_logits, target_adaptation, target_text
+from clipbias.explain.targets import first_layer, own_pair_logits, pair_logits, target_adaptation, target_text
 from clipbias.tuning import Classifier, Learnables
 
 
@@ -275,6 +275,7 @@ def stream(
     images: jax.Array,
     targets: jax.Array,
     tokens: TextTokens,
+    every: jax.Array | None = None,
     *,
     start_layer: int = 0,
     recompute: int = 0,
@@ -285,6 +286,7 @@ def stream(
     Args:
       classifier: of the task.
       tokens: of all the task's texts; only the targets' texts are run.
+      every: text features of all classes `[n · C, d]`, for a method with a head of its own; `None` without one.
       start_layer: the first layer that counts, in both towers; negative counts from the end.
       recompute: 0 keeps what every block is differentiated by; `n` keeps the tokens of every `n`-th block alone.
       dtype: compute type.
@@ -303,9 +305,13 @@ def stream(
     text_features, pull_text, text_rows = last_block(
         text_tokens, text_input, config.text, lambda rows: project_text(params, config, rows, adaptation)
     )
-    logits, pull = jax.vjp(
-        lambda f, g: pair_logits(params, f, g, adaptation.text_residual, templates), image_features, text_features
-    )
+
+    def score(image: jax.Array, text: jax.Array) -> jax.Array:
+        if every is None:
+            return pair_logits(params, image, text, adaptation.text_residual, templates)
+        return own_pair_logits(classifier, params, learnables, image, text, every, targets)
+
+    logits, pull = jax.vjp(score, image_features, text_features)
     # Every pair has its own text but shares its image, so the image gets one gradient per target and the texts one.
     each = jnp.broadcast_to(jnp.eye(per_image)[:, None], (per_image, batch, per_image))
     image_gradients = jax.vmap(lambda y: pull_image(pull(y)[0]))(each)

@@ -62,6 +62,38 @@ def target_adaptation(classifier: Classifier, learnables: Learnables, targets: j
     return adaptation
 
 
+def own_pair_logits(
+    classifier: Classifier,
+    params: Params,
+    learnables: Learnables,
+    images: jax.Array,
+    texts: jax.Array,
+    every: jax.Array,
+    targets: jax.Array,
+) -> jax.Array:
+    """The logits of a method with a head of its own for every pair of an image and a target: `[B, K]`.
+
+    The target's texts stand among those of all classes, which are held fixed together with the learnables.
+
+    Args:
+      classifier: of the task.
+      params: the frozen weights.
+      learnables: whole, whatever the targets.
+      images: image features `[B, d]`.
+      texts: text features of the pairs `[B · K · n, d]`.
+      every: text features of all classes `[n · C, d]`.
+      targets: `[B, K]`.
+    """
+    every = classifier.by_text(every)
+
+    def one(image: jax.Array, own: jax.Array, target: jax.Array) -> jax.Array:
+        among = every.at[:, target].set(own).reshape(-1, own.shape[-1])
+        return classifier.head(params, learnables, image[None], among)[0, target]
+
+    over_targets = jax.vmap(one, (None, 0, 0))
+    return jax.vmap(over_targets)(images, texts.reshape(*targets.shape, classifier.templates, -1), targets)
+
+
 def pair_logits(
     params: Params, images: jax.Array, texts: jax.Array, residual: jax.Array | None, templates: int
 ) -> jax.Array:

@@ -122,7 +122,7 @@ class Task:
           params: the frozen weights, `clip.params`.
           learnables: as from `init`.
           images: `[B, R, R, 3]` float32, normalised (`clip.preprocessing.normalize`).
-          text: what `fixed_text` returned, to skip a text tower that no learnable changes.
+          text: what `text_features` or `fixed_text` returned, to skip the text tower.
         """
         return self.classifier.logits(params, learnables, images, self.text if text is None else text)
 
@@ -144,6 +144,14 @@ class Task:
         reference = self.reference_features(params) if reference is None else reference
         return total_loss(self.classifier.losses(params, learnables, images, labels, text, reference)[0])
 
+    def text_features(self, params: Params, learnables: Learnables) -> jax.Array:
+        """What the text tower makes of all texts, `[n · C, d]`: `logits` and `loss` take it in place of the texts."""
+        return _text_features(self.classifier, params, learnables, self.text)
+
+    def plain_text_features(self, params: Params) -> jax.Array:
+        """The same of plain CLIP, whatever was learned; contexts are the texts' own words."""
+        return _plain_text_features(self.classifier, params, self.text)
+
     def class_features(self, params: Params, learnables: Learnables) -> jax.Array:
         """Unit-length class features `[C, d]`, the classifier of a method without a head of its own."""
         return self.classifier.class_features(params, learnables, self.text)
@@ -156,7 +164,7 @@ class Task:
         """The text tower's features `[n · C, d]` where no learnable changes them, else the tokens."""
         if self.classifier.changes_text(learnables):
             return self.text
-        return _text_features(self.classifier, params, learnables, self.text)
+        return self.text_features(params, learnables)
 
     def reference_features(self, params: Params) -> jax.Array | None:
         """Features `[S' · C, d]` of the texts of the method's frozen teacher, or `None` where it has none."""

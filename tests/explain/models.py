@@ -25,6 +25,16 @@ def tuned(clip: Clip, method: str, **options: Any) -> tuple[Task, dict[str, jax.
     return task, moved
 
 
+def moved(task: Task) -> Any:
+    """Learnables of any structure far from where they start; whole numbers stay."""
+    leaves, structure = jax.tree.flatten(task.init())
+    keys = jax.random.split(jax.random.key(4), len(leaves))
+    return structure.unflatten(
+        leaf + 0.3 * jax.random.normal(key, leaf.shape) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+        for key, leaf in zip(keys, leaves, strict=True)
+    )
+
+
 def transparent(clip: Clip) -> dict[str, Any]:
     """Parameters of a model that can be worked out by hand.
 

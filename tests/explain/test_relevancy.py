@@ -11,8 +11,9 @@ from clipbias.errors import ClipbiasError
 from clipbias.explain.reductions import RELEVANCY
 from clipbias.explain.relevancy import relevancy
 from clipbias.training import mesh as meshes
-from clipbias.tuning import Task
-from tests.explain.models import tuned
+from clipbias.tuning import CONSTANTS, Task
+from tests import own_methods
+from tests.explain.models import CLASS_NAMES, moved, tuned
 from tests.reference.plain_relevancy import plain_relevancy
 from tools.benchmarks import model
 
@@ -42,6 +43,35 @@ def test_streaming_equals_the_letter(clip, images, method, options):
     task, learnables = tuned(clip, method, **options)
     plain = jax.jit(functools.partial(plain_relevancy, task))(clip.params, learnables, images, TARGETS)
     assert_close(relevancy(task, clip.params, learnables, images, TARGETS), plain)
+
+
+def test_a_head_of_ones_own(clip, images):
+    """Its logit is differentiated by the image and the target's texts; the other classes and constants stay fixed."""
+    task = Task(clip, own_methods.Head(texts=2), CLASS_NAMES)
+    learnables = moved(task)
+    plain = jax.jit(functools.partial(plain_relevancy, task))(clip.params, learnables, images, TARGETS)
+    found = relevancy(task, clip.params, learnables, images, TARGETS)
+    assert_close(found, plain)
+    logits = jax.jit(task.logits)(clip.params, learnables, images)
+    np.testing.assert_allclose(found.scores, logits[jnp.arange(4), TARGETS], rtol=1e-5)
+    pairs = jnp.stack([(TARGETS + 1) % 3, TARGETS], axis=1)
+    several = relevancy(task, clip.params, learnables, images, pairs, chunk=3)
+    assert_close(jax.tree.map(lambda x: x[:, 1], several), plain)
+
+
+def test_a_cache_has_its_say(clip, images):
+    """The votes of its images move the map of the image; their share of the logit leaves the text alone."""
+    task = Task(clip, own_methods.Cache(), CLASS_NAMES)
+    keys = jax.random.normal(jax.random.key(0), (5, clip.config.projection_width))
+    held = {"keys": keys / jnp.linalg.norm(keys, axis=-1, keepdims=True), "labels": jnp.array([0, 1, 2, 0, 1])}
+    found, without = (
+        relevancy(task, clip.params, {CONSTANTS: {**held, "strength": strength}}, images, TARGETS)
+        for strength in (jnp.float32(50), jnp.float32(0))
+    )
+    plain = relevancy(Task(clip, "zero_shot", CLASS_NAMES), clip.params, {}, images, TARGETS)
+    assert_close(without, plain)
+    assert_close(found.text, plain.text)
+    assert float(jnp.abs(found.vision - plain.vision).max()) > 0.1 * float(plain.vision.max())
 
 
 def test_ways_to_compute_agree(clip, images):

@@ -1,18 +1,22 @@
 import io
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from clipbias.data import Split
+from clipbias.data.images import pictures
 from clipbias.errors import ClipbiasError
 from clipbias.explain.dataset_sections import compute_predictions, compute_relevancy, corrected, vision_totals
 from clipbias.explain.options import StudyOptions
 from clipbias.explain.results import load_results
 from clipbias.explain.run import run_study
 from clipbias.explain.study import Model, Study
-from clipbias.tuning import Task
-from tests.explain.models import CLASS_NAMES, tuned
+from clipbias.report import write_report
+from clipbias.tuning import CONSTANTS, Task
+from tests import own_methods
+from tests.explain.models import CLASS_NAMES, moved, tuned
 
 COUNT = 7
 
@@ -155,3 +159,37 @@ def test_refuses(clip, tmp_path):
         Study(study.models[1:], study.split, StudyOptions(), tmp_path)
     with pytest.raises(ClipbiasError, match="no image to explain"):
         make(clip, tmp_path, images=split().subset([]))
+
+
+def test_heads_of_their_own(clip, tmp_path):
+    """What classifies in a study, touched or not, is the method's own head."""
+    methods = {"head": own_methods.Head(), "cache": own_methods.Cache(sharpness=1e4)}
+    tasks = {name: Task(clip, method, CLASS_NAMES) for name, method in methods.items()}
+    # The cache votes for the wrong class of every image.
+    images = clip.preprocessing.normalize(pictures(split(), np.arange(COUNT), clip.config.vision.image_size))
+    keys = jax.jit(tasks["cache"].image_features)(clip.params, {}, images)
+    votes = {"keys": keys, "labels": (split().labels + 1) % 3, "strength": np.float32(1e4)}
+    learnables = {"head": moved(tasks["head"]), "cache": {CONSTANTS: votes}}
+    models = [
+        Model("zero_shot", "Zero-shot", "zero_shot", Task(clip, "zero_shot", CLASS_NAMES), {}),
+        *(Model(name, name, name, tasks[name], learnables[name]) for name in methods),
+    ]
+    study = Study(models, split(), StudyOptions(batch_size=4, faithfulness_images=3), tmp_path)
+    figures = ("interventions", "faithfulness", "verdict")
+    results = run_study(study, tmp_path, dataset={"name": "noise", "split": "test"}, config={}, figures=figures)
+    for number, (name, task) in enumerate(tasks.items(), start=1):
+        logits = jax.jit(task.logits)(clip.params, learnables[name], images)
+        guesses = results.arrays[f"predictions/{name}"]
+        np.testing.assert_array_equal(guesses, logits.argmax(-1))
+        right = guesses == study.split.labels
+        assert results.scalars["models"][number]["correct"] == right.sum()
+        curve = results.arrays[f"faithfulness/{name}/relevancy/positive/true"]
+        assert curve[0] == pytest.approx(right[study.spread(3)].mean())
+    np.testing.assert_array_equal(results.arrays["predictions/cache"], (study.split.labels + 1) % 3)
+    # One tower has prompts; the other model adds no tokens and so has no interventions.
+    parts = results.scalars["interventions"]
+    assert set(parts) == {"head"}
+    assert parts["head"]["both"]["full"]["correct"] == results.scalars["models"][1]["correct"]
+    assert "adds no tokens" in results.scalars["verdict"]["cache"]["conclusion"]
+    page = write_report(tmp_path, tmp_path / "report").read_text()
+    assert "cache adds no tokens" in page

@@ -44,7 +44,10 @@ def plain_relevancy(
         options: dict[str, Any] = dict(observe=observe, dtype=dtype)
         f, vision = encode_image(params, config, images, adaptation, taps=vision_taps, **options)
         g, words = encode_text(params, config, text, adaptation, taps=text_taps, **options)
-        y = pair_logits(params, f, g, adaptation.text_residual, classifier.templates)[:, 0]
+        if task.method.overrides("logits"):
+            y = own_logits(task, params, learnables, f, g, targets)
+        else:
+            y = pair_logits(params, f, g, adaptation.text_residual, classifier.templates)[:, 0]
         return y.sum(), (y, vision, words)
 
     (vision_gradient, text_gradient), (y, vision, words) = jax.grad(score, (0, 1), has_aux=True)(vision_taps, text_taps)
@@ -63,3 +66,19 @@ def plain_relevancy(
     if classifier.templates > 1:
         rows = rows.reshape(-1, classifier.templates, rows.shape[-1])
     return Relevancy(vision=vision_matrix[:, 0, 1:], text=rows, scores=y)
+
+
+def own_logits(
+    task: Task, params: Params, learnables: Learnables, f: jax.Array, g: jax.Array, targets: jax.Array
+) -> jax.Array:
+    """Logits `[B]` of a head of the method's own: all classes' texts, with the target's rows in place of its own."""
+    classifier, count = task.classifier, len(task.class_names)
+    tokens = jax.tree.map(jnp.asarray, task.tokens)
+    every, _ = encode_text(params, task.clip.config, tokens, task.method.adapt(learnables))
+    logits = []
+    for image, target in enumerate(targets):
+        texts = every
+        for template in range(classifier.templates):
+            texts = texts.at[template * count + target].set(g[image * classifier.templates + template])
+        logits.append(classifier.head(params, learnables, f[image : image + 1], texts)[0, target])
+    return jnp.stack(logits)
