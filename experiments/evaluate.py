@@ -42,7 +42,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
             task = Task(clip, "zero_shot", dataset.class_names, template=dataset.template, **options)
             learnables: Learnables = {}
         else:
-            task, learnables = adapter.task(clip, dataset.class_names, own_methods=own, **options), adapter.learnables
+            task, learnables = adapter.bind(clip, dataset.class_names, own_methods=own, **options)
         began = time.monotonic()
         score = evaluate(
             task,

@@ -120,8 +120,8 @@ def models(
         while key in {model.key for model in found}:
             number += 1
             key, label = f"{base}_{number}", f"{method_name(adapter.method)} ({number})"
-        own = adapter.task(clip, dataset.class_names, own_methods=own_methods, dtype=dtype)
-        found.append(Model(key.replace("/", "_"), label, adapter.method, own, adapter.learnables, source))
+        own, learnables = adapter.bind(clip, dataset.class_names, own_methods=own_methods, dtype=dtype)
+        found.append(Model(key.replace("/", "_"), label, adapter.method, own, learnables, source))
     return found
 
 

@@ -10,7 +10,7 @@ from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
 from clipbias.export.card import model_card
 from clipbias.export.folding import fold
-from clipbias.export.head import write_head
+from clipbias.export.head import check_default_head, write_head
 from clipbias.export.program import write_program
 from clipbias.files import atomic_folder, write_text
 from clipbias.tuning import Learnables, Task
@@ -23,10 +23,12 @@ ADAPTER, HEAD, CARD = "adapter.safetensors", "classifier.safetensors", "README.m
 def natural_form(task: Task, learnables: Learnables) -> str:
     """The form that asks least of whoever loads it, by what the method adds to the model.
 
-    Nothing but changes of weights, biases among them: a checkpoint. Nothing on the vision side: a head on the base
-    model. Anything else: a program.
+    A head of the method's own: a program. Nothing but changes of weights, biases among them: a checkpoint. Nothing on
+    the vision side: a head on the base model. Anything else: a program.
     """
     adaptation = jax.eval_shape(task.method.adapt, learnables)
+    if task.method.overrides("logits"):
+        return "program"
     if adaptation.only_changes_weights:
         return "checkpoint"
     return "program" if adaptation.changes_vision else "head"
@@ -66,10 +68,12 @@ def export(
     task, learnables = adapter.task(clip, own_methods=own_methods), adapter.learnables
     natural = natural_form(task, learnables)
     form = form or natural
+    if form != "program":
+        check_default_head(task, {"checkpoint": "a checkpoint", "head": "a file of class features"}[form])
     if form == "checkpoint" and natural != form:
         raise ClipbiasError(
-            f"the method {adapter.method!r} is not biases alone and cannot be folded into a checkpoint; export it as a "
-            f"{natural}."
+            f"the method {adapter.method!r} is not changes of weights alone and cannot be folded into a checkpoint; "
+            f"export it as a {natural}."
         )
     if form == "head" and task.classifier.changes_vision(learnables):
         raise ClipbiasError(

@@ -6,6 +6,7 @@ import os
 import jax
 import numpy as np
 
+from clipbias.errors import ClipbiasError
 from clipbias.files import write_tensors
 from clipbias.tuning import Learnables, Task
 
@@ -15,7 +16,11 @@ def write_head(path: str | os.PathLike, task: Task, learnables: Learnables) -> N
 
     `exp(logit_scale) · f @ text_features.T` with unit-length image features `f [B, d]` are the logits. The metadata
     holds `class_names` and `templates`, both JSON lists.
+
+    Raises:
+      ClipbiasError: the method has a head of its own, which is more than class features.
     """
+    check_default_head(task, "a file of class features")
     features = jax.jit(task.class_features)(task.clip.params, learnables)
     tensors = {
         "text_features": np.asarray(features),
@@ -24,3 +29,12 @@ def write_head(path: str | os.PathLike, task: Task, learnables: Learnables) -> N
     templates = task.method.text(task.template, task.clip).templates
     metadata = {"class_names": json.dumps(task.class_names), "templates": json.dumps(templates)}
     write_tensors(path, tensors, metadata)
+
+
+def check_default_head(task: Task, what: str) -> None:
+    """Raises `ClipbiasError` where `what` cannot hold the method's classifier, which is not cosines alone."""
+    if task.method.overrides("logits"):
+        raise ClipbiasError(
+            f"the method {type(task.method).__name__} has a head of its own, which {what} cannot hold; export it as a "
+            "program."
+        )

@@ -16,6 +16,7 @@ import numpy as np
 
 from clipbias.clip import Adaptation, encode_image
 from clipbias.clip.checkpoint import narrow
+from clipbias.clip.weight_changes import check_changes, fold_changes
 from clipbias.files import atomic_path, write_tensors, write_text
 from clipbias.tuning import Learnables, Task
 from clipbias.tuning.adapter import flatten, unflatten
@@ -29,21 +30,32 @@ Weights = Mapping[str, Any]
 
 
 def program_weights(task: Task, learnables: Learnables) -> dict[str, np.ndarray]:
-    """What the classifier computes with, named by path: the vision tower, what the method adds to it, class features.
+    """What the classifier computes with, named by path.
 
-    The text tower has done its work and is left out. Weights keep the base model's own type where it is exact.
+    That is the vision tower with the method's changes of its weights in it, what else the method adds there, and the
+    class features; for a head of the method's own the features of all texts as they are, and the learnables. The text
+    tower has done its work and is left out. Weights keep the base model's own type where it is exact.
     """
     params, dtype = task.clip.params, task.clip.stored_dtype
     adaptation = task.method.adapt(learnables)
-    added = {"vision_prompts": adaptation.vision_prompts, "vision_bias": adaptation.vision_bias}
-    whole = {
+    added = {name: getattr(adaptation, name) for name in ("vision_prompts", "vision_bias", "pixels")}
+    whole: dict[str, Any] = {
         "adaptation": {name: value for name, value in added.items() if value is not None},
-        "class_features": jax.jit(task.class_features)(params, learnables),
         "logit_scale": params["logit_scale"],
     }
+    vision = params["vision"]
+    if adaptation.vision_weights is not None:
+        check_changes(adaptation.vision_weights, vision, "vision_weights")
+        vision = fold_changes(vision, adaptation.vision_weights)
+    if task.method.overrides("logits"):
+        whole["text_features"] = task.text_features(params, learnables)
+    else:
+        whole["class_features"] = jax.jit(task.class_features)(params, learnables)
     weights = {name: np.array(x, np.float32) for name, x in flatten(whole).items()}
-    vision = flatten({"vision": params["vision"]})
-    return weights | {name: narrow(np.array(x, order="C"), dtype, exact=True) for name, x in vision.items()}
+    if task.method.overrides("logits"):  # their own types, for some are whole numbers
+        weights |= {name: np.array(x, order="C") for name, x in flatten({"learnables": dict(learnables)}).items()}
+    tower = flatten({"vision": vision})
+    return weights | {name: narrow(np.array(x, order="C"), dtype, exact=True) for name, x in tower.items()}
 
 
 def export_program(task: Task, weights: Weights) -> jax.export.Exported:
@@ -56,7 +68,9 @@ def export_program(task: Task, weights: Weights) -> jax.export.Exported:
         features, _ = encode_image(
             tree, config, preprocessing.normalize(images), Adaptation(**tree.get("adaptation", {}))
         )
-        return cosine_logits(tree, unit_length(features), tree["class_features"])
+        if "class_features" in tree:
+            return cosine_logits(tree, unit_length(features), tree["class_features"])
+        return task.classifier.head(tree, tree.get("learnables", {}), features, tree["text_features"])
 
     size = config.vision.image_size
     (batch,) = jax.export.symbolic_shape("b")

@@ -21,14 +21,15 @@ from clipbias.clip import Clip, hub
 from clipbias.clip.tensors import open_safetensors_file
 from clipbias.errors import ClipbiasError
 from clipbias.files import parse_json, user_path, write_tensors, write_text
-from clipbias.tuning.method import Learnables
+from clipbias.tuning.method import CONSTANTS, Learnables
 from clipbias.tuning.registry import METHODS, make_method, own_method
 from clipbias.tuning.task import Task
 from clipbias.tuning.transfer import transfer
 
 # Raised when a file changes in a way that earlier code would misread. `load_adapter` then turns the header of each
 # earlier format into the present one, field by field, and never drops one: adapters outlive the code that wrote them.
-FORMAT = 1
+# Format 2 has constants, which may be whole numbers; files without them are written in format 1.
+FORMAT = 2
 # What the file is called in a folder or a repository of its own.
 FILE = "adapter.safetensors"
 SEPARATOR = "/"
@@ -63,7 +64,32 @@ class Adapter:
         own_methods: Sequence[str] = (),
         **task_options: Any,
     ) -> Task:
-        """The task of this adapter on its base model, for its own classes or others.
+        """The task of this adapter's learnables on its base model, for its own classes or others.
+
+        Arguments as in `bind`.
+
+        Raises:
+          ClipbiasError: as in `bind`; or the learnables for these classes are others, which `bind` returns.
+        """
+        task, learnables = self.bind(clip, class_names, own_methods=own_methods, **task_options)
+        if learnables is not self.learnables and not _equal(flatten(learnables), flatten(self.learnables)):
+            raise ClipbiasError(
+                f"what {self.method!r} learned becomes something else for other classes such as "
+                f"{task.class_names[0]!r}; take both with `task, learnables = adapter.bind(clip, class_names)`."
+            )
+        return task
+
+    def bind(
+        self,
+        clip: Clip,
+        class_names: Sequence[str] | None = None,
+        *,
+        own_methods: Sequence[str] = (),
+        **task_options: Any,
+    ) -> tuple[Task, Learnables]:
+        """The task of this adapter on its base model, for its own classes or others, and the learnables for it.
+
+        The learnables are the adapter's own, unless the method makes others of them for other classes.
 
         Args:
           clip: the model it was trained on.
@@ -85,10 +111,9 @@ class Adapter:
         own = Task(clip, method, self.class_names, template=self.template, **task_options)
         _check_shapes(flatten(self.learnables), own, self.method)
         if class_names is None or tuple(class_names) == self.class_names:
-            return own
+            return own, self.learnables
         task = Task(clip, method, class_names, template=self.template, **task_options)
-        transfer(own, task, self.learnables)  # refuses what was learned for each class
-        return task
+        return task, transfer(own, task, self.learnables)
 
     def push_to_hub(self, repository: str, *, private: bool | None = None) -> str:
         """Uploads the adapter's file and a model card as "owner/name" to the Hugging Face hub.
@@ -131,7 +156,7 @@ def save_adapter(
     _check_method(method, task)
     tensors = {name: np.asarray(leaf) for name, leaf in flatten(learnables).items()}
     _check_shapes(tensors, task, method)
-    for name in _not_finite(tensors):
+    for name in _no_numbers(tensors):
         raise ClipbiasError(f"cannot save the adapter: {name!r} holds what are not finite numbers.")
     adapter = Adapter(
         learnables=learnables,
@@ -150,8 +175,9 @@ def write_adapter(path: str | os.PathLike, adapter: Adapter) -> None:
     """Writes an adapter's file, atomically. Raises `ClipbiasError` where its notes or options are no JSON values."""
     header = {field.name: getattr(adapter, field.name) for field in dataclasses.fields(adapter)}
     tensors = {name: np.array(leaf, order="C") for name, leaf in flatten(header.pop("learnables")).items()}
+    version = FORMAT if any(map(_is_constant, tensors)) else 1
     try:
-        text = json.dumps({"format": FORMAT, **header, "notes": dict(adapter.notes)})
+        text = json.dumps({"format": version, **header, "notes": dict(adapter.notes)})
     except (TypeError, ValueError, RecursionError) as error:
         raise ClipbiasError(
             f"cannot save the adapter: its notes and options must be JSON values ({error}); convert them."
@@ -193,7 +219,7 @@ def load_adapter(path: str | os.PathLike) -> Adapter:
         raise
     except (ValueError, KeyError, TypeError) as error:
         raise ClipbiasError(f"{path} is not a clipbias adapter; it lacks a readable 'clipbias' header.") from error
-    for name in _not_finite(tensors):
+    for name in _no_numbers(tensors):
         raise ClipbiasError(f"{path} is damaged: {name!r} holds what are not finite numbers; tune it again.")
     return adapter
 
@@ -239,7 +265,8 @@ def _check_method(method: str, task: Task) -> None:
 
 def _check_shapes(arrays: Mapping[str, Any], task: Task, method: str) -> None:
     """Raises `ClipbiasError` unless `arrays`, by path, are what `method` learns for `task`."""
-    expected = {name: leaf.shape for name, leaf in flatten(task.shapes).items()}
+    leaves = flatten(task.shapes)
+    expected = {name: leaf.shape for name, leaf in leaves.items()}
     found = {name: np.shape(leaf) for name, leaf in arrays.items()}
     # An axis of length 0 stands for one of any length.
     fits = expected.keys() == found.keys() and all(
@@ -248,16 +275,33 @@ def _check_shapes(arrays: Mapping[str, Any], task: Task, method: str) -> None:
     )
     if not fits:
         raise ClipbiasError(f"the adapter's arrays {found} are not those of method {method!r}, {expected}.")
+    for name, leaf in leaves.items():
+        if _is_floating(leaf) != _is_floating(arrays[name]):
+            raise ClipbiasError(
+                f"the adapter's array {name!r} holds {arrays[name].dtype} and not {leaf.dtype}, as method {method!r} "
+                "has it."
+            )
 
 
-def _not_finite(arrays: Mapping[str, np.ndarray]) -> list[str]:
-    """The names of the arrays that hold something else than finite floating-point numbers."""
-    floating = jax.numpy.floating
+def _no_numbers(arrays: Mapping[str, np.ndarray]) -> list[str]:
+    """The names of the arrays that hold something else than finite floating-point numbers, or constant whole ones."""
     return [
         name
         for name, value in arrays.items()
-        if not jax.numpy.issubdtype(value.dtype, floating) or not np.isfinite(value).all()
+        if not (np.isfinite(value).all() if _is_floating(value) else _is_constant(name) and value.dtype.kind in "biu")
     ]
+
+
+def _is_constant(name: str) -> bool:
+    return name.split(SEPARATOR)[0] == CONSTANTS
+
+
+def _is_floating(array: Any) -> bool:
+    return bool(jax.numpy.issubdtype(array.dtype, jax.numpy.floating))
+
+
+def _equal(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:

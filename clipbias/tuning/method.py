@@ -198,7 +198,7 @@ class Method(abc.ABC):
         Args:
           learnables: of one run.
           labels: for each class its label in training; `None` where training did not see these classes.
-          source, target: text features `[S, C, d]` of the classes of training and of the others.
+          source, target: plain CLIP's text features `[S, C, d]` of the classes of training and of the others.
 
         Raises:
           ClipbiasError: it cannot be used for them.

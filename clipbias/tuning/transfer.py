@@ -55,8 +55,7 @@ def _own_transfer(
 ) -> Learnables:
     """What the method's own hook makes of each run."""
     before, after = (
-        np.asarray(task.classifier.by_text(jnp.asarray(task.fixed_text(task.clip.params, task.shapes))))
-        for task in (source, target)
+        np.asarray(task.classifier.by_text(task.plain_text_features(task.clip.params))) for task in (source, target)
     )
 
     def of_one(learnables: Learnables) -> Learnables:

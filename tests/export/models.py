@@ -8,7 +8,7 @@ import numpy as np
 
 import clipbias
 from clipbias.clip import Clip
-from clipbias.tuning import Learnables, Task
+from clipbias.tuning import CONSTANTS, Learnables, Task
 from clipbias.tuning.adapter import Adapter
 
 CLASS_NAMES = ("cat", "maine_coon", "bird")
@@ -53,9 +53,17 @@ def adapt(learnables):
 
 
 def learned(task: Task, size: float = 0.3, seed: int = 0) -> Learnables:
-    """Random learnables of a task's shapes."""
+    """Random learnables of a task's shapes; whole numbers are labels, and what may be of any length has four rows."""
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: np.float32(size * rng.normal(size=leaf.shape)), task.shapes)
+
+    def one(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        constant = path[0].key == CONSTANTS
+        shape = tuple(length or 4 if constant else length for length in leaf.shape)
+        if np.issubdtype(leaf.dtype, np.integer):
+            return rng.integers(0, len(task.class_names), shape, leaf.dtype)
+        return np.float32(size * rng.normal(size=shape))
+
+    return jax.tree_util.tree_map_with_path(one, task.shapes)
 
 
 def adapter(clip: Clip, method: str, folder: Path, *, size: float = 0.3, **options: Any) -> Adapter:

@@ -24,6 +24,10 @@ from tests.export import models
         ("ivlp", {}, "program"),
         ("vpt", {}, "program"),
         ("maple", {}, "program"),
+        ("tests.own_methods:Projection", {}, "checkpoint"),
+        ("tests.own_methods:Everything", {}, "program"),
+        ("tests.own_methods:Head", {}, "program"),
+        ("tests.own_methods:Cache", {}, "program"),
     ],
 )
 def test_the_natural_form(clip: Clip, method: str, options: dict, form: str) -> None:
@@ -45,18 +49,25 @@ def test_the_adapter_file_is_in_the_folder_byte_for_byte(clip: Clip, tmp_path: P
         (
             "vpt",
             "checkpoint",
-            "'vpt' is not biases alone and cannot be folded into a checkpoint; export it as a program",
+            "'vpt' is not changes of weights alone and cannot be folded into a checkpoint; export it as a program",
         ),
         ("vpt", "head", "'vpt' changes the image features.*; export it as a program"),
         ("bias", "head", "'bias' changes the image features.*; export it as a checkpoint"),
         ("coop", "checkpoint", "export it as a head"),
+        (
+            "tests.own_methods:Probe",
+            "head",
+            "Probe has a head of its own, which a file of class features cannot hold; exp",
+        ),
+        ("tests.own_methods:Cache", "checkpoint", "Cache has a head of its own, which a checkpoint cannot hold"),
+        ("tests.own_methods:Everything", "checkpoint", "Everything' is not changes of weights alone.*as a program"),
         ("coop", "onnx", "unknown form 'onnx'; choose from checkpoint, head, program"),
     ],
 )
 def test_forms_that_a_method_does_not_take(clip: Clip, tmp_path: Path, method: str, form: str, message: str) -> None:
     adapter = models.adapter(clip, method, tmp_path)
     with pytest.raises(ClipbiasError, match=message):
-        export(adapter, clip, tmp_path / "out", form=form)
+        export(adapter, clip, tmp_path / "out", form=form, own_methods=(method,))
     assert not (tmp_path / "out").exists()
 
 

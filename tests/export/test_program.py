@@ -19,14 +19,16 @@ from clipbias.data.transforms import test_image as crop
 from clipbias.export import export
 from tests.export import models
 
+OWN = [f"tests.own_methods:{name}" for name in ("Everything", "Projection", "Head", "Cache", "Probe")]
 
-@pytest.mark.parametrize("method", ["maple", "vpt", "bias", "coop"])
+
+@pytest.mark.parametrize("method", ["maple", "vpt", "bias", "coop", *OWN])
 def test_the_program_in_this_process(clip: Clip, tmp_path: Path, method: str) -> None:
     adapter = models.adapter(clip, method, tmp_path)
-    export(adapter, clip, tmp_path / "out", form="program")
+    export(adapter, clip, tmp_path / "out", form="program", own_methods=(method,))
     program = jax.export.deserialize(bytearray((tmp_path / "out" / "classifier.stablehlo").read_bytes()))
     weights = load_file(tmp_path / "out" / "weights.safetensors")
-    assert not any(name.startswith("text") for name in weights)
+    assert not any(name.startswith("text/") for name in weights)
     images = models.pictures(clip, 5)
     expected = models.logits(clip, adapter, images)
     models.assert_close(program.call(weights, images), expected)

@@ -1,5 +1,6 @@
 """Adapter files: what comes back, other class names, files of the first format, and what is refused."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from safetensors.numpy import load_file, save_file
 import clipbias
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
-from clipbias.tuning.adapter import Adapter
+from clipbias.tuning import CONSTANTS
+from clipbias.tuning.adapter import Adapter, write_adapter
 from tests import helpers
 from tests.reference.cases import CLASS_NAMES
 
@@ -99,6 +101,85 @@ def test_a_file_of_the_first_format(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_allclose(logits, expected, atol=3e-6 * np.abs(expected).max())
 
 
+def cached(clip: Clip, **change) -> tuple[clipbias.Task, dict]:
+    """A task whose method holds a cache, and the cache of four images; `change` replaces arrays of it."""
+    task = clipbias.Task(clip, "tests.own_methods:Cache", ("cat", "dog", "bird"))
+    keys = np.random.default_rng(0).normal(size=(4, clip.config.projection_width)).astype(np.float32)
+    held = {"keys": keys, "labels": np.array([2, 1, 0, 1], np.int32), "strength": np.float32(3)}
+    return task, {CONSTANTS: held | change}
+
+
+def test_constants_come_back_in_a_file_that_earlier_code_refuses(clip: Clip, tmp_path: Path) -> None:
+    task, learnables = cached(clip)
+    path = tmp_path / "a.safetensors"
+    clipbias.save_adapter(path, task, learnables, method="tests.own_methods:Cache")
+    adapter = clipbias.load_adapter(path)
+    jax.tree.map(np.testing.assert_array_equal, learnables, adapter.learnables)
+    types = {name: leaf.dtype.name for name, leaf in adapter.learnables[CONSTANTS].items()}
+    assert types == {"keys": "float32", "labels": "int32", "strength": "float32"}
+    with safetensors.safe_open(path, "numpy") as file:
+        assert json.loads(file.metadata()["clipbias"])["format"] == 2
+    again = adapter.task(clip, own_methods=["tests.own_methods"])
+    images = helpers.random_images({"vision_config": {"image_size": 16}}, 2)
+    found, expected = (
+        jax.jit(one.logits)(clip.params, values, images)
+        for one, values in ((again, adapter.learnables), (task, learnables))
+    )
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_file_without_constants_is_as_it_was(clip: Clip, tmp_path: Path) -> None:
+    """Byte for byte, so that earlier code reads it."""
+    earlier = DATA / "adapter_format_1.safetensors"
+    write_adapter(tmp_path / "again.safetensors", clipbias.load_adapter(earlier))
+    assert (tmp_path / "again.safetensors").read_bytes() == earlier.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"keys": np.full((4, 12), np.nan, np.float32)}, "'constants/keys' holds what are not finite numbers"),
+        ({"labels": np.zeros(4, np.float32)}, "'constants/labels' holds float32 and not int32"),
+        ({"strength": np.int32(3)}, "'constants/strength' holds int32 and not float32"),
+        ({"keys": np.zeros((4, 11), np.float32)}, r"'constants/keys': \(4, 11\).* are not those of method"),
+        ({"more": np.zeros(1)}, "'constants/more'.* are not those of method"),
+    ],
+)
+def test_damaged_constants(clip: Clip, tmp_path: Path, change: dict, message: str) -> None:
+    """They are not written, and a file that holds them is refused."""
+    path, method = tmp_path / "a.safetensors", "tests.own_methods:Cache"
+    task, learnables = cached(clip)
+    clipbias.save_adapter(path, task, learnables, method=method)
+    good = clipbias.load_adapter(path)
+    with pytest.raises(ClipbiasError, match=message):
+        clipbias.save_adapter(path, task, cached(clip, **change)[1], method=method)
+    write_adapter(path, dataclasses.replace(good, learnables=cached(clip, **change)[1]))
+    with pytest.raises(ClipbiasError, match=message):
+        clipbias.load_adapter(path).task(clip, own_methods=["tests.own_methods"])
+
+
+def test_learnables_for_other_classes(clip: Clip, tmp_path: Path) -> None:
+    """What a method makes of them for other classes comes with the task; the task alone would mislead."""
+    path, method = tmp_path / "a.safetensors", "tests.own_methods:Probe"
+    task = clipbias.Task(clip, method, ("cat", "dog"))
+    clipbias.save_adapter(path, task, task.init(), method=method)
+    adapter = clipbias.load_adapter(path)
+    names = ("bird", "maine_coon", "cat")
+    task, learnables = adapter.bind(clip, names, own_methods=["tests.own_methods"])
+    assert task.class_names == names
+    plain = clipbias.Task(clip, "zero_shot", names, template="a photo of a {}.")
+    np.testing.assert_allclose(learnables["weight"], plain.class_features(clip.params, {}), atol=1e-6)
+    images = helpers.random_images({"vision_config": {"image_size": 16}}, 2)
+    assert jax.jit(task.logits)(clip.params, learnables, images).shape == (2, 3)
+    with pytest.raises(ClipbiasError, match=r"becomes something else for other classes such as 'bird'.*adapter\.bind"):
+        adapter.task(clip, names, own_methods=["tests.own_methods"])
+    own, same = adapter.bind(clip, own_methods=["tests.own_methods"])
+    assert own.class_names == ("cat", "dog") and same is adapter.learnables
+    clipbias.save_adapter(path, *cached(clip), method="tests.own_methods:Cache")
+    with pytest.raises(ClipbiasError, match="the cache holds images of the classes of training"):
+        clipbias.load_adapter(path).bind(clip, names, own_methods=["tests.own_methods"])
+
+
 def test_another_base_model(clip: Clip, tmp_path: Path) -> None:
     adapter = saved(clip, tmp_path / "a.safetensors", "bias")
     helpers.tiny_checkpoint(tmp_path / "other", seed=1)
@@ -146,7 +227,7 @@ def test_no_file_and_a_later_format(tmp_path: Path) -> None:
     with pytest.raises(ClipbiasError, match="no adapter file"):
         clipbias.load_adapter(tmp_path / "none")
     save_file({"a": np.zeros(1)}, tmp_path / "later", metadata={"clipbias": json.dumps({"format": 99})})
-    with pytest.raises(ClipbiasError, match="has format 99; this clipbias reads up to 1: upgrade it"):
+    with pytest.raises(ClipbiasError, match="has format 99; this clipbias reads up to 2: upgrade it"):
         clipbias.load_adapter(tmp_path / "later")
 
 
@@ -157,7 +238,7 @@ def test_no_file_and_a_later_format(tmp_path: Path) -> None:
         ({"learnables": {"vision_bias": np.zeros((1, 24), np.float32)}}, "are not those of method 'bias'"),
         ({"learnables": np.nan}, "'(text|vision)_bias' holds what are not finite numbers"),
         ({"learnables": np.inf}, "holds what are not finite numbers"),
-        ({"learnables": 1}, "holds what are not finite numbers"),  # integers
+        ({"learnables": 1}, "'(text|vision)_bias' holds int64 and not float32, as method 'bias' has it"),
         ({"method": "bais"}, "there is no method 'bais'; give a name of zero_shot, coop"),
         ({"method": "vpt"}, "the method of its task is BiasTuning, not 'vpt'"),
         ({"notes": {"accuracy": np.float32(3)}}, r"must be JSON values \(Object of type float32 .*\); convert them"),
