@@ -27,9 +27,15 @@ class ProGrad(Method):
     """CoOp that takes no step against what plain CLIP knows.
 
     Of each learnable array, `a` is the gradient of the cross-entropy and `b̂` the direction of that of
-    `L_kl = -τ² mean_b Σ_c softmax(z/τ) log softmax(logits/τ)`, with `z` plain CLIP's logits of the same images. A step
-    takes `a - λ (a · b̂) b̂` where `a · b̂ < 0`, and else `a`: the gradient of `L_kl` is never added. Where it is zero
-    there is no direction, and the step takes `a`, for which the authors' code would compute NaN.
+
+        L_kl = -τ² mean_b Σ_c softmax(z/τ) log softmax(logits/τ)
+
+    with `z` plain CLIP's logits of the same images. A step takes
+
+        a - λ (a · b̂) b̂ where a · b̂ < 0, else a
+
+    so the gradient of `L_kl` is never added. Where that is zero there is no direction, and the step takes `a`; the
+    authors' code would compute NaN.
 
     The context starts at zeros, with the first tokens of the template's words in its last rows, as many as there are
     words. A comma is a token of its own but no word: of "a type of pet, a photo of a" eight tokens are learned, and the

@@ -28,14 +28,18 @@ _LATE = {"mean": 0.9, "deviation": 0.1}
 class PromptSRC(IVLP):
     """IVLP that stays near plain CLIP in features and predictions, and whose prompts are averaged over the epochs.
 
-    With the teacher's class features `ḡ`, the unit vector of the mean over templates of features that are *not* of unit
-    length, its features `f̄` of the same augmented images, and their probabilities `p̄`, the loss is the cross-entropy
-    `+ λ_t mean_{c,k} |g - ḡ| + λ_i mean_{b,k} |f - f̄| + (1/(B·C)) Σ_{b,c} p̄ (log p̄ - log p)`, where `g` and `f` are
-    the learned features of unit length and `p` the probabilities.
+    The teacher's class features `ḡ` are the unit vector of the mean over templates of features that are *not* of unit
+    length, `f̄` are its features of the same augmented images, `p̄` its probabilities; `g`, `f` and `p` are the
+    learned ones. The loss is the cross-entropy and
 
-    What is saved and evaluated is `Σ_e w_e θ_e` of the learnables after each epoch `e = 1 … E`, with
-    `w_e ∝ exp(-(e - μ)² / (2σ²))` and sum 1. `μ` and `σ` are given as shares of `E`, so that the authors' Gaussians
-    keep their place in a training of another length.
+        λ_t mean_{c,k} |g - ḡ| + λ_i mean_{b,k} |f - f̄| + (1/(B·C)) Σ_{b,c} p̄ (log p̄ - log p)
+
+    What is saved and evaluated is the average of the learnables `θ_e` after each epoch,
+
+        Σ_e w_e θ_e, w_e ∝ exp(-(e - μ)² / (2σ²)), e = 1 … E, Σ_e w_e = 1
+
+    with `μ` and `σ` given as shares of `E`, so that the authors' Gaussians keep their place in a training of another
+    length.
 
     Attributes:
       depth: layers that get prompts of their own.
