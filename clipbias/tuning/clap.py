@@ -1,7 +1,8 @@
 """CLAP (Silva-Rodríguez et al. 2024, arXiv 2312.12730): a linear probe that starts at the texts and is held near them.
 
 No validation image is used: the last epoch counts. It trains as its authors do by default (`recipe="common"` takes the
-project's recipe), on the features of twenty augmentations of each image: a step runs neither tower.
+project's recipe), on the features of twenty augmentations of each image: a step runs neither tower. Its authors'
+program leaves `_` in class names, which is a space here as everywhere.
 """
 
 import dataclasses

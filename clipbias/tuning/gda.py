@@ -1,8 +1,9 @@
 """GDA (Wang et al. 2024, arXiv 2402.04087): a Gaussian classifier of image features beside zero-shot CLIP.
 
 Its authors choose α on ImageNet's test images; here the whole validation split decides it on every dataset, and without
-validation images it is 0.1. In their base-to-new experiments the covariance is not shrunk, and new classes borrow base
-images: run those with `config.method_options = {"gda": {"covariance": "classes", "keep_rows": True}}`.
+validation images it is 0.1. The training images are the protocol's picks, not those that the authors' program draws. In
+their base-to-new experiments the covariance is not shrunk, and new classes borrow base images: run those with
+`config.method_options = {"gda": {"covariance": "classes", "keep_rows": True}}`.
 """
 
 import dataclasses

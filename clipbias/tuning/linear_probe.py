@@ -1,6 +1,7 @@
 """Linear probe (Radford et al. 2021, arXiv 2103.00020), with the search of its regularisation in CoOp's experiments.
 
-It is chosen on validation images, at most min(K, 4) of each class for K shots.
+It is chosen on validation images, at most min(K, 4) of each class for K shots. The images are the protocol's picks, not
+those that CoOp's program draws for it.
 """
 
 import dataclasses

@@ -3,7 +3,8 @@
 Its authors search α and β on ImageNet's test images, and keep the epoch of Tip-Adapter-F that is best on the test
 images of each dataset. Here the whole validation split decides α and β on every dataset, and Tip-Adapter-F keeps the
 last epoch. Without validation images α and β stay as they start. Tip-Adapter-F trains as its authors do by default
-(`recipe="common"` takes the project's recipe), on features of fresh augmentations: a step runs neither tower.
+(`recipe="common"` takes the project's recipe), on features of fresh augmentations: a step runs neither tower. The
+training images are the protocol's picks, not those that the authors' program draws.
 """
 
 import dataclasses
@@ -96,7 +97,7 @@ class TipAdapter(Method):
 
     def logits(self, learnables: Learnables, features: Features) -> jax.Array:
         constants = learnables[CONSTANTS]
-        values = jax.nn.one_hot(constants["labels"].astype(jnp.int32), features.text.shape[1])
+        values = jax.nn.one_hot(constants["labels"], features.text.shape[1])
         distances = 1 - unit_length(features.image) @ self._keys(learnables).T
         cached = jnp.exp(-constants["beta"] * distances) @ values
         return HUNDRED * cosines(features) + constants["alpha"] * cached
@@ -126,12 +127,11 @@ class TipAdapter(Method):
         self, learnables: Learnables, labels: Sequence[int] | None, source: np.ndarray, target: np.ndarray
     ) -> Learnables:
         # The label behind the last class has a row of zeros in V: its keys count for no class.
-        renamed = np.full(source.shape[1], target.shape[1], np.float32)
+        renamed = np.full(source.shape[1], target.shape[1], np.int32)
         if labels is not None:
             renamed[np.asarray(labels)] = np.arange(target.shape[1])
         constants = learnables[CONSTANTS]
-        own = np.asarray(constants["labels"]).astype(np.int64)
-        return {**learnables, CONSTANTS: {**constants, "labels": renamed[own]}}
+        return {**learnables, CONSTANTS: {**constants, "labels": renamed[np.asarray(constants["labels"])]}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,8 +189,7 @@ class TipAdapterF(TipAdapter):
 
 
 def _settings(labels: np.ndarray, alpha: float, beta: float) -> dict[str, Any]:
-    """All of it float32, as an adapter holds it, labels too."""
-    return {"labels": labels.astype(np.float32), "alpha": np.float32(alpha), "beta": np.float32(beta)}
+    return {"labels": labels.astype(np.int32), "alpha": np.float32(alpha), "beta": np.float32(beta)}
 
 
 def count_correct(
