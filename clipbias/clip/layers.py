@@ -10,7 +10,7 @@ and a tower stacks them on a leading axis `L`.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -45,14 +45,24 @@ def product(x: jax.Array, weights: Weights) -> jax.Array:
     """`x @ kernel` in the type of `x`, and where a method changes the kernel by low rank, `x @ down @ up` besides.
 
     `down [P, inputs, r]` and `up [P, r, outputs / P]` change `P` parts of the outputs that lie side by side (queries,
-    keys and values), or `[B, P, ...]` where each of the `B` rows of `x [B, N, inputs]` has its own copy.
+    keys and values), or `[B, P, ...]` where each of the `B` rows of `x [B, N, inputs]` has its own copy. With a `key`
+    beside them, `kept` says which inputs each part sees in this step, divided by their share.
     """
     y = x @ weights["kernel"].astype(x.dtype)
     if "down" in weights:
         down, up = (weights[name].astype(x.dtype) for name in ("down", "up"))
-        parts = x[..., None, :, :] @ down @ up  # [..., P, N, outputs / P]
+        seen = x[..., None, :, :]
+        if "key" in weights:
+            seen = jnp.where(kept(weights, x.shape), seen / (1 - weights["rate"]).astype(x.dtype), 0)
+        parts = seen @ down @ up  # [..., P, N, outputs / P]
         y = y + jnp.moveaxis(parts, -3, -2).reshape(y.shape)
     return y
+
+
+def kept(weights: Weights, shape: Sequence[int]) -> jax.Array:
+    """Which inputs of this shape, `[..., N, inputs]`, dropout keeps: `[..., P, N, inputs]`, drawn for each part."""
+    parts = weights["down"].shape[-3]
+    return jax.random.bernoulli(weights["key"], 1 - weights["rate"], (*shape[:-2], parts, *shape[-2:]))
 
 
 def dense(x: jax.Array, weights: Weights) -> jax.Array:
@@ -171,7 +181,10 @@ def outputs(qkv: Weights, first: int, end: int) -> Weights:
     """Queries (0), keys (1) and values (2) of a `qkv` product, from part `first` up to `end`."""
     width = qkv["kernel"].shape[-1] // 3
     chosen = {name: qkv[name][..., first * width : end * width] for name in ("kernel", "bias")}
-    return chosen | {name: qkv[name][..., first:end, :, :] for name in ("down", "up") if name in qkv}
+    chosen |= {name: qkv[name][..., first:end, :, :] for name in ("down", "up") if name in qkv}
+    if "key" in qkv:  # each product draws for itself
+        chosen |= {"key": jax.random.fold_in(qkv["key"], first), "rate": qkv["rate"]}
+    return chosen
 
 
 def block_rows(

@@ -288,9 +288,9 @@ def _per_row(stacked: jax.Array, count: int) -> jax.Array:
 def _change_per_row(stacked: jax.Array, count: int) -> jax.Array:
     """Vectors `[L, D]` as `[L, count, 1, D]`, pairs of low rank `[L, P, ...]` as `[L, count, P, ...]`.
 
-    A whole kernel `[L, inputs, outputs]` is large and stays as it is.
+    A whole kernel `[L, inputs, outputs]` is large and stays as it is, as do numbers `[L]` that no step learns.
     """
-    if stacked.ndim == 3:
+    if stacked.ndim in (1, 3):
         return stacked
     return _per_row(stacked[:, None] if stacked.ndim == 2 else stacked, count)
 

@@ -9,6 +9,9 @@ of the kernel's outputs, which are 3 for `qkv` (queries, keys and values each by
 
 The low rank of a kernel is never multiplied out in training. `fold_changes` does it once, into the weights of a plain
 CLIP.
+
+In a step of training a pair may stand beside `key [L]`, one of `jax.random` per layer, and `rate [L]`: dropout on the
+pair's input, which the kernel itself sees whole (`layers.product`).
 """
 
 from collections.abc import Mapping
@@ -21,15 +24,21 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from clipbias.errors import ClipbiasError
 
 Changes = Mapping[str, Any]
-LOW_RANK = ("down", "up")
+LOW_RANK, DROPOUT = ("down", "up"), ("key", "rate")
+BESIDE = (*LOW_RANK, *DROPOUT)  # what lies beside a kernel instead of being added to it
 
 
 def changed(weights: Any, changes: Any) -> Any:
     """`weights` with `changes` added to the leaves they name, and pairs of low rank put beside their kernels."""
     if not isinstance(changes, Mapping):
         return weights + changes
-    merged = {name: changed(weights[name], change) for name, change in changes.items() if name not in LOW_RANK}
-    return {**weights, **merged, **{name: changes[name] for name in LOW_RANK if name in changes}}
+    merged = {name: changed(weights[name], change) for name, change in changes.items() if name not in BESIDE}
+    return {**weights, **merged, **{name: changes[name] for name in BESIDE if name in changes}}
+
+
+def drops(changes: Changes | None) -> bool:
+    """Whether inputs of a pair of low rank are dropped at random."""
+    return any(path[-1] in DROPOUT for path in flatten_dict(changes or {}))
 
 
 def check_changes(changes: Changes | None, weights: Any, name: str) -> None:
@@ -38,7 +47,7 @@ def check_changes(changes: Changes | None, weights: Any, name: str) -> None:
     given = flatten_dict(changes or {})
     for path, leaf in given.items():
         where, shape = "/".join(path), np.shape(leaf)
-        if path[-1] in LOW_RANK:
+        if path[-1] in BESIDE:
             _check_low_rank(given, path[:-1], shapes.get((*path[:-1], "kernel")), name)
         elif path not in shapes:
             raise ClipbiasError(f"{name} changes {where!r}, which is no weight of this tower.")
@@ -62,12 +71,15 @@ def _check_low_rank(given: Mapping[Any, Any], path: tuple[str, ...], kernel: tup
             f"{name} changes {where!r} by down {down} and up {up}; expected [{layers}, {parts}, {inputs}, rank] and "
             f"[{layers}, {parts}, rank, {outputs // parts}]."
         )
+    for name_of, leaf in ((part, given.get((*path, part))) for part in DROPOUT):
+        if leaf is not None and np.shape(leaf) != (layers,):
+            raise ClipbiasError(f"{name} has {where}/{name_of} of shape {np.shape(leaf)}; expected ({layers},).")
 
 
 def fold_changes(weights: Any, changes: Changes) -> Any:
     """One tower's weights with the changes in them, float32 NumPy where something changed, low rank multiplied out."""
     flat, given = flatten_dict(weights), flatten_dict(changes)
-    added = {path: np.asarray(leaf, np.float32) for path, leaf in given.items() if path[-1] not in LOW_RANK}
+    added = {path: np.asarray(leaf, np.float32) for path, leaf in given.items() if path[-1] not in BESIDE}
     for path in {path[:-1] for path in given if path[-1] in LOW_RANK}:
         down, up = (np.asarray(given[(*path, part)], np.float32) for part in LOW_RANK)
         parts = np.moveaxis(down @ up, 1, 2)  # [L, inputs, P, outputs / P]

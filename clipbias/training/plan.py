@@ -133,8 +133,8 @@ def _ways(task: Task, remat: str, chunks: int) -> list[tuple[str, int]]:
     classes = len(task.class_names)
     if chunks < 0 or chunks > classes:
         raise ClipbiasError(f"class_chunks is {chunks}; give 1 … {classes}, the number of classes, or 0 to choose.")
-    changes_text = task.classifier.changes_text(task.shapes)
-    splits = (chunks,) if chunks else tuple(n for n in CHUNKS if n == 1 or (changes_text and n <= classes))
+    packed = task.classifier.changes_text(task.shapes) and not task.classifier.drops_text(task.shapes)
+    splits = (chunks,) if chunks else tuple(n for n in CHUNKS if n == 1 or (packed and n <= classes))
     names = tuple(REMATS) if remat == AUTO else (remat,)
     # Parts cost the text tower's forward pass once more, however many they are.
     return sorted(itertools.product(names, splits), key=lambda way: (REMATS[way[0]][1] + (way[1] > 1), way[1]))

@@ -71,7 +71,7 @@ def place_given(mesh: Mesh, task: Task, params: Params | None, learnables: Learn
 
     Without `params` only shapes, types and shardings are returned.
     """
-    text = place_text(mesh, task, params)
+    text = place_text(mesh, task, params, training=True)
     reference: Any = None
     if task.reference is not None:
         if params is None:
@@ -84,11 +84,12 @@ def place_given(mesh: Mesh, task: Task, params: Params | None, learnables: Learn
     return Given(text, reference, constants, meshes.place(mesh, np.asarray(seeds, np.int32), meshes.RUN))
 
 
-def place_text(mesh: Mesh, task: Task, params: Params | None) -> Text:
+def place_text(mesh: Mesh, task: Task, params: Params | None, *, training: bool = False) -> Text:
     """What stands for a task's classes, on the mesh.
 
     That is the text tower's features, computed here, where no learnable changes them, else the tokens, split over
-    devices. Without `params` only shapes, types and shardings are returned.
+    devices: packed, but for steps of `training` with dropout in the text tower, whose texts share no token. Without
+    `params` only shapes, types and shardings are returned.
     """
     if not task.classifier.changes_text(task.shapes):
         if params is None:
@@ -96,6 +97,10 @@ def place_text(mesh: Mesh, task: Task, params: Params | None) -> Text:
             return meshes.replicate(mesh, jax.ShapeDtypeStruct(shape, np.float32))
         features = task.fixed_text(params, task.init())
         return jax.device_put(features, meshes.sharding(mesh))
+    if training and task.classifier.drops_text(task.shapes):
+        tokens = task.tokens if params is not None else meshes.shapes(task.tokens)
+        divides = tokens.ids.shape[0] % mesh.shape[meshes.DATA] == 0
+        return meshes.place(mesh, tokens, meshes.DATA if divides else None)
     text = task.text if params is not None else meshes.shapes(task.text)
     split = meshes.DATA if text.ids.shape[0] % mesh.shape[meshes.DATA] == 0 else None
     placed = meshes.place(mesh, dataclasses.replace(text, order=text.ends), split)  # all arrays with an axis of groups

@@ -13,6 +13,7 @@ from clipbias.clip.config import ClipConfig
 from clipbias.clip.params import Params
 from clipbias.clip.precision import with_precision
 from clipbias.clip.vision import project_image
+from clipbias.clip.weight_changes import drops
 from clipbias.tuning.features import Features, average_texts, unit_length
 from clipbias.tuning.method import Learnables, Method
 
@@ -127,11 +128,16 @@ class Classifier:
             return dict(method.losses(learnables, features, logits, labels)), logits
 
     def _features(self, params: Params, image: jax.Array, text: jax.Array) -> Features:
-        return Features(image, self.by_text(text), jnp.exp(params["logit_scale"].astype(jnp.float32)))
+        return Features(image, self.by_text(text), jnp.exp(self.method.logit_scale(params)))
 
     def changes_text(self, learnables: Learnables) -> bool:
         """Whether the text tower's output depends on the learnables; if not, it is computed once."""
         return jax.eval_shape(self.method.adapt, learnables).changes_text
+
+    def drops_text(self, learnables: Learnables) -> bool:
+        """Whether a step of training drops inputs in the text tower, so that no two texts share a token any more."""
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        return drops(jax.eval_shape(self.method.adapt_in_training, learnables, key).text_weights)
 
     def changes_vision(self, learnables: Learnables) -> bool:
         """Whether the image features depend on the learnables; if not, those of fixed images are computed once."""

@@ -40,7 +40,7 @@ class Features:
     Attributes:
       image: `[B, d]`.
       text: `[S, C, d]`, `S` texts of each class.
-      scale: `exp(logit_scale)`.
+      scale: what cosines are multiplied by, `exp(logit_scale)` or the number of the method's authors.
       frozen: the same of plain CLIP, its texts those of `Method.reference`; for losses of methods that have one, else
         `None`.
     """

@@ -81,3 +81,18 @@ def check_towers(towers: Sequence[str]) -> None:
     """Raises `ClipbiasError` where there is no tower to tune."""
     if not towers:
         raise ClipbiasError("neither tower is tuned, so there is nothing to learn; choose one.")
+
+
+def block_numbers(first: int, last: int, layers: int, tower: str) -> range:
+    """Blocks `first` to `last`, counted from 1, as indices; 0 stands for a tower's last block.
+
+    Raises:
+      ClipbiasError: the tower has no such blocks.
+    """
+    end = last or layers
+    if not 1 <= first <= end <= layers:
+        raise ClipbiasError(
+            f"blocks {first} to {end} are to be tuned, and the {tower} tower has blocks 1 to {layers}; change "
+            "first_block or last_block."
+        )
+    return range(first - 1, end)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -82,11 +83,13 @@ class Method(abc.ABC):
       trains: whether steps of an optimiser change the learnables; `False` for a classifier that is ready once it is
         made, from nothing (zero-shot) or by `support`.
       datasets: options of the authors' for a dataset (`options_for`).
+      scale: the number that the authors multiply cosines by; `None` for CLIP's own `exp(logit_scale)`.
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {}
     trains: ClassVar[bool] = True
     datasets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    scale: ClassVar[float | None] = None
 
     def __post_init__(self) -> None:
         """Holds the options against their annotations. Raises `ClipbiasError` for one that does not fit."""
@@ -126,6 +129,10 @@ class Method(abc.ABC):
         classes, residual = average_texts(features.text), self.adapt(learnables).text_residual
         classes = unit_length(classes if residual is None else classes + residual)
         return features.scale * (unit_length(features.image) @ classes.T)
+
+    def logit_scale(self, params: Params) -> jax.Array:
+        """The logarithm of what cosines are multiplied by, float32: CLIP's own, or of the method's `scale`."""
+        return params["logit_scale"].astype(jnp.float32) if self.scale is None else jnp.log(jnp.float32(self.scale))
 
     def losses(
         self, learnables: Learnables, features: Features, logits: jax.Array, labels: jax.Array

@@ -86,18 +86,28 @@ def pictures(size: int, count: int = len(LABELS)) -> tuple[np.ndarray, np.ndarra
 
 
 def trained(
-    task: clipbias.Task, start: Learnables, recipe: Recipe, raw: np.ndarray, labels: np.ndarray, rates: Sequence[float]
-) -> tuple[Learnables, list[float]]:
-    """The learnables after one step of all images per learning rate, and the losses before them."""
-    mesh = meshes.make_mesh(data=1, devices=jax.devices()[:1])
-    stacked = jax.tree.map(lambda leaf: leaf[None], start)
-    given, state = place_given(mesh, task, task.clip.params, stacked, [0]), init_state(task.method, recipe, stacked)
-    batch = {"images": raw[None], "labels": labels[None], "mask": np.ones((1, len(labels)), bool)}
-    batch, losses = jax.tree.map(jnp.asarray, batch), []
+    task: clipbias.Task,
+    start: Learnables,
+    recipe: Recipe,
+    raw: np.ndarray,
+    labels: np.ndarray,
+    rates: Sequence[float],
+    seeds: Sequence[int] = (0,),
+) -> tuple[Learnables, np.ndarray]:
+    """One step of all images per learning rate, by runs that differ in their seed alone.
+
+    Returns:
+      The first run's learnables after them, and the losses before them, `[steps, runs]`.
+    """
+    mesh, runs = meshes.make_mesh(data=1, devices=jax.devices()[:1]), len(seeds)
+    stacked = jax.tree.map(lambda leaf: jnp.stack([leaf] * runs), start)
+    given, state = place_given(mesh, task, task.clip.params, stacked, seeds), init_state(task.method, recipe, stacked)
+    batch = {"images": raw, "labels": labels, "mask": np.ones(len(labels), bool)}
+    batch, losses = jax.tree.map(lambda x: jnp.stack([x] * runs), batch), []
     for rate in rates:
         state, metrics = train_step(
             *(task.classifier, task.clip.preprocessing, recipe, task.clip.params, given, state, batch),
-            jnp.asarray([rate], jnp.float32),
+            jnp.full(runs, rate, jnp.float32),
         )
-        losses.append(float(metrics["loss"][0]))
-    return jax.tree.map(lambda leaf: leaf[0], state.learnables), losses
+        losses.append(np.asarray(metrics["loss"]))
+    return jax.tree.map(lambda leaf: leaf[0], state.learnables), np.stack(losses)

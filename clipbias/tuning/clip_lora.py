@@ -1,0 +1,135 @@
+"""CLIP-LoRA (Zanella & Ben Ayed 2024, arXiv 2405.18541): low-rank changes of the attention's kernels in both towers.
+
+It is trained as its authors do by default; `recipe="common"` takes the project's recipe. As there, logits are 100
+times the cosines, and the prompt is "a photo of a {}." whatever the dataset. Images are the project's draws of shots.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clipbias.checks import Choices, Range
+from clipbias.clip import Adaptation, Clip
+from clipbias.errors import ClipbiasError
+from clipbias.tuning.frozen_weights import TowerNames, authors_recipe, block_numbers, check_towers
+from clipbias.tuning.method import CONSTANTS, WORDS, Depth, Learnables, Method, Preset, PromptText
+from clipbias.tuning.recipe import AUTHORS, Recipe, RecipeName
+from clipbias.tuning.templates import choose_templates
+
+QKV = ("q", "k", "v")
+Part = Annotated[str, Choices((*QKV, "o"))]
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipLora(Method):
+    """`h W + γ drop(h) down up` for the kernels W of queries, keys and values, each with a pair of its own.
+
+    `γ = α/√r`. `down [D, r]` starts uniform within ±1/√D, `up [r, D]` at zero. Dropout acts on the input of this branch
+    alone, by a mask of its own for each kernel, in steps of training only: afterwards `W + γ down up` is a plain CLIP.
+    In the text tower it makes the first tokens of all texts differ, so that a step encodes every text by itself.
+
+    Attributes:
+      parts: which kernels are changed, of "q", "k", "v" and "o", the attention's output.
+      towers: which towers are tuned. Without the text tower the classifier is the frozen texts'.
+      first_block, last_block: of each tower, counted from 1; 0 is its last.
+      rank: `r`.
+      alpha: `α`.
+      dropout: share of the inputs that are dropped.
+      templates: templates with `{}`, or a choice of `tuning.templates`.
+      recipe: the "authors'": AdamW at 2e-4, 500 steps of 32 images per shot; or "common".
+    """
+
+    presets: ClassVar[Mapping[str, Preset]] = {"clip_lora": Preset("CLIP-LoRA", order=630, colour="purple", marker="D")}
+    scale: ClassVar[float | None] = 100.0
+
+    parts: tuple[Part, ...] = QKV
+    towers: TowerNames = ("vision", "text")
+    first_block: Annotated[int, Range(1, 1000)] = 1
+    last_block: Depth = 0
+    rank: Annotated[int, Range(1, 10_000)] = 2
+    alpha: float = 1.0
+    dropout: Annotated[float, Range(0, 0.99)] = 0.25
+    templates: str | tuple[str, ...] = f"{WORDS} {{}}."
+    recipe: RecipeName = AUTHORS
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_towers(self.towers)
+        if not self.parts:
+            raise ClipbiasError("no kernel is changed, so there is nothing to learn; choose parts of q, k, v and o.")
+
+    def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
+        """`down` and `up` of the chosen blocks, `[blocks, parts, …]`, by tower: "qkv" and "out".
+
+        Where not all blocks are chosen, a constant `[L]` tells which are.
+        """
+        found: dict[str, Any] = {}
+        constants = {}
+        for tower, key in zip(("vision", "text"), jax.random.split(rng), strict=True):
+            geometry = getattr(clip.config, tower)
+            if tower not in self.towers:
+                continue
+            blocks = block_numbers(self.first_block, self.last_block, geometry.layers, tower)
+            pairs = {}
+            for name, one in zip(("qkv", "out"), jax.random.split(key), strict=True):
+                if count := len(self._chosen(name)):
+                    shape = (len(blocks), count, geometry.width, self.rank)
+                    down = jax.random.uniform(one, shape, minval=-1, maxval=1) / geometry.width**0.5
+                    pairs[name] = {"down": down, "up": jnp.zeros((len(blocks), count, self.rank, geometry.width))}
+            found[tower] = pairs
+            constants[tower] = jnp.zeros(geometry.layers).at[jnp.asarray(blocks)].set(1)
+        every = self.first_block == 1 and not self.last_block
+        return found if every else {**found, CONSTANTS: constants}
+
+    def adapt(self, learnables: Learnables) -> Adaptation:
+        return Adaptation(**self._changes(learnables))
+
+    def adapt_in_training(self, learnables: Learnables, rng: jax.Array) -> Adaptation:
+        changes = self._changes(learnables)
+        if self.dropout:
+            for number, tower in enumerate(changes.values()):
+                for turn, pair in enumerate(tower["layers"].values()):
+                    layers = pair["down"].shape[0]
+                    pair["key"] = jax.random.split(jax.random.fold_in(rng, 2 * number + turn), layers)
+                    pair["rate"] = jnp.full(layers, self.dropout)
+        return Adaptation(**changes)
+
+    def text(self, template: str, clip: Clip) -> PromptText:
+        return PromptText(choose_templates(self.templates, template))
+
+    def recipe_for(self, common: Recipe, shots: int) -> Recipe:
+        return authors_recipe(self.recipe, common, shots, 500)
+
+    def _chosen(self, name: str) -> list[int]:
+        """Which parts of a product's outputs are changed."""
+        letters = {"qkv": QKV, "out": ("o",)}[name]
+        return [number for number, letter in enumerate(letters) if letter in self.parts]
+
+    def _changes(self, learnables: Learnables) -> dict[str, Any]:
+        """Pairs of low rank for every block and part, zeros where nothing is changed; `γ` is in `up`."""
+        gamma = self.alpha / self.rank**0.5
+        blocks = learnables.get(CONSTANTS, {})
+        changes: dict[str, Any] = {}
+        for tower, pairs in learnables.items():
+            if tower == CONSTANTS:
+                continue
+            layers: dict[str, Any] = {}
+            for name, pair in pairs.items():
+                scaled = {"down": pair["down"], "up": gamma * pair["up"]}
+                depth = blocks[tower].shape[0] if blocks else pair["down"].shape[0]
+                layers[name] = {key: self._whole(name, value, depth) for key, value in scaled.items()}
+            changes[f"{tower}_weights"] = {"layers": layers}
+        return changes
+
+    def _whole(self, name: str, value: jax.Array, depth: int) -> jax.Array:
+        """`[blocks, parts, …]` as `[L, P, …]`."""
+        parts, chosen = (3 if name == "qkv" else 1), self._chosen(name)
+        if value.shape[0] == depth and len(chosen) == parts:
+            return value
+        first = self.first_block - 1
+        rows = np.arange(first, first + value.shape[0])[:, None]
+        return jnp.zeros((depth, parts, *value.shape[2:]), value.dtype).at[rows, np.asarray(chosen)].set(value)
