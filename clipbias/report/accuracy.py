@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 AVERAGE = "Average"
+# More names than this do not fit beside one panel.
+MOST_NAMES = 12
 
 
 def accuracy_figure(results: Summary | Iterable[Mapping[str, Any]], *, measure: str | None = None) -> "Figure":
@@ -24,7 +26,8 @@ def accuracy_figure(results: Summary | Iterable[Mapping[str, Any]], *, measure: 
       measure: what to draw where runs have several accuracies; without it the plain one, else H, else the first.
 
     Returns:
-      A figure whose last panel carries the methods' names beside their lines; zero-shot is a dashed level.
+      A figure whose last panel carries the methods' names beside their lines, or with many methods a legend below;
+      zero-shot is a dashed level.
     """
     summary = results if isinstance(results, Summary) else summarize(results)
     preferred = [measure] if measure else [name for name in (ACCURACY, "H") if name in summary.measures]
@@ -34,8 +37,11 @@ def accuracy_figure(results: Summary | Iterable[Mapping[str, Any]], *, measure: 
         panels.append(AVERAGE)
     columns = min(4, max(1, len(panels)))
     lines = max(1, math.ceil(len(panels) / columns))
+    many = len(summary.methods) > MOST_NAMES
     with style.styled():
-        figure = style.new_figure(2.05 * columns + 1.5, 2.3 * lines + (0.35 if lines == 1 else 0.0))
+        width, below = 2.05 * columns + 1.5, columns + 1  # names in a line of the legend
+        height = 2.3 * lines + (0.35 if lines == 1 else 0.0)
+        figure = style.new_figure(width, height + many * 0.17 * math.ceil(len(summary.methods) / below))
         grid = figure.subplots(lines, columns, squeeze=False, sharex=True)
         flat = grid.ravel()
         for axes, panel in zip(flat, panels, strict=False):
@@ -49,7 +55,17 @@ def accuracy_figure(results: Summary | Iterable[Mapping[str, Any]], *, measure: 
             if shown:
                 shown[-1].set_xlabel("shots per class")
                 shown[-1].tick_params(labelbottom=True)
-        if panels:
+        if many:
+            drawn = [axes.get_legend_handles_labels() for axes in flat[: len(panels)]]
+            named = {label: handle for handles, labels in drawn for handle, label in zip(handles, labels, strict=True)}
+            shown_names = [method for method in summary.methods if method in named]
+            figure.legend(
+                [named[method] for method in shown_names],
+                [method_name(method) for method in shown_names],
+                loc="outside lower center",
+                ncols=below,
+            )
+        elif panels:
             figure.draw_without_rendering()  # places the panels, so that the labels know how high they are
             _label(flat[len(panels) - 1], summary, panels[-1], measure)
     return figure
@@ -98,7 +114,7 @@ def _panel(axes: "Axes", summary: Summary, panel: str, measure: str) -> None:
         preset = registry.find_preset(method)  # `None` at one of several rates, of which no one stands out
         stands_out = preset is not None and preset.stands_out
         # Methods stand side by side by a hair, so that error bars do not hide one another.
-        aside = 1 + 0.014 * (position - len(summary.methods) / 2)
+        aside = 1 + min(0.014, 0.17 / len(summary.methods)) * (position - len(summary.methods) / 2)
         axes.errorbar(
             [(shots or 1) * aside for shots in cells],
             list(_means(cells).values()),

@@ -1,6 +1,7 @@
 """Table 1: what its cells and captions say, and all its tables as Markdown, LaTeX, HTML or plain text."""
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from clipbias.report import pages
 from clipbias.report.names import method_name
@@ -171,6 +172,7 @@ def _by_dataset(summary: Summary, shots: int, measure: str) -> Table:
         _RANKS,
         *(_average_sentences(summary, [row[-2] for row in rows]) if with_average else ()),
         *_rate_sentence(summary),
+        *_recipe_sentence(summary),
     ]
     columns = ("Method", *map(dataset_name, summary.datasets), *["Average"] * with_average, "Parameters")
     return Table(_titled(_training(shots, seeds), measure), " ".join(caption), columns, ranked(rows, skip_last=1))
@@ -192,6 +194,7 @@ def _by_measure(summary: Summary, shots: int) -> Table:
         *_seeds_sentence(seeds),
         _RANKS,
         *_rate_sentence(summary),
+        *_recipe_sentence(summary),
     ]
     title = f"{_training(shots, seeds)} of {dataset_name(dataset)}"
     columns = ("Method", *map(dataset_name, summary.measures), "Parameters")
@@ -211,6 +214,7 @@ def _averages(summary: Summary, measure: str) -> Table:
         _RANKS,
         *_average_sentences(summary, [cell for row in rows for cell in row[1:]]),
         *_rate_sentence(summary),
+        *_recipe_sentence(summary),
     ]
     columns = ("Method", *map(_shots, summary.shots))
     table = Table(_titled("Average over datasets", measure), " ".join(caption), columns, rows)
@@ -244,9 +248,20 @@ def _sizes(summary: Summary) -> Table:
         counts = map(_range, (facts.parameters, facts.parameters_vision, facts.parameters_text))
         return cells(*counts, _range(facts.learning_rates, "g"))
 
+    recipes = {
+        method_name(method): "; ".join(
+            f"{name.replace('_', ' ')} {printable(_values(own))}" for name, own in facts.recipe.items()
+        )
+        for method, facts in summary.facts.items()
+        if facts.recipe
+    }
+    caption = [
+        "Learned parameters in all and per tower; a range where it depends on the number of classes.",
+        *(f"{method} differs from the common recipe in: {recipe}." for method, recipe in recipes.items()),
+    ]
     return Table(
         "Size",
-        "Learned parameters in all and per tower; a range where it depends on the number of classes.",
+        " ".join(caption),
         ("Method", "Parameters", "Vision", "Text", "Learning rate"),
         tuple(_named_rows(summary, row)),
     )
@@ -268,6 +283,17 @@ def _published(published: Published) -> Table:
         ("Method", *datasets, "Average"),
         rows,
     )
+
+
+def _values(values: Sequence[Any]) -> str:
+    """What a field of a recipe was: a number, a range of numbers, or words."""
+    numbers = all(isinstance(value, int | float) for value in values) and bool not in set(map(type, values))
+    return _range(values, "g") if numbers else " or ".join(map(str, values))
+
+
+def _recipe_sentence(summary: Summary) -> list[str]:
+    own = [method_name(method) for method in summary.methods if summary.facts[method].recipe]
+    return [f"Not trained by the common recipe: {', '.join(own)}; see the table of sizes."] if own else []
 
 
 def _seeds_sentence(seeds: Sequence[int]) -> list[str]:

@@ -26,6 +26,7 @@ PALETTE = {
     **{"blue": "#0072B2", "red": "#D55E00", "purple": "#CC79A7", "grey": "#6B7280"},
 }
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE, GREY = PALETTE.values()
+DARKER = {YELLOW: "#7A7000"}  # for letters, which the colour itself leaves too pale on white
 COLOURS = (BLUE, RED, GREEN, ORANGE, PURPLE, SKY, BLACK, GREY)  # for things without an order
 
 ZERO_SHOT, TUNED = BLUE, RED  # as in the paper: the original model blue, the tuned one red
@@ -181,7 +182,7 @@ def label_ends(axes: "Axes", ends: Sequence[tuple[float, float, str, str]], *, s
             xytext=(1.05, y),
             xycoords="data",
             textcoords=("axes fraction", "data"),
-            color=colour,
+            color=DARKER.get(colour, colour),
             fontsize=size,
             va="center",
             annotation_clip=False,

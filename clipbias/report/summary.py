@@ -48,12 +48,16 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What the runs of one method had in common or, as sorted distinct values, did not."""
+    """What the runs of one method had in common or, as sorted distinct values, did not.
+
+    `recipe` holds what its training does otherwise than the common recipe, by the names of that recipe's fields.
+    """
 
     parameters: tuple[int, ...]
     parameters_vision: tuple[int, ...]
     parameters_text: tuple[int, ...]
     learning_rates: tuple[float, ...]
+    recipe: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +69,7 @@ class Summary:
       shots: the numbers of shots, ascending, without zero-shot's 0.
       measures: what was measured: "accuracy", or base, new, H for a base-to-new protocol.
       cells: by (measure, method, dataset, shots).
-      learning_rates: by dataset, all that its runs used.
+      learning_rates: by dataset, all that its runs by the common recipe used.
     """
 
     methods: tuple[str, ...]
@@ -149,7 +153,8 @@ def summarize(rows: Iterable[Mapping[str, Any]]) -> Summary:
     Args:
       rows: one mapping per run, with `method`, `dataset`, `shots`, `seed`, `protocol`, `accuracy` (percent) or
         `accuracies` (several, by name; base and new get their harmonic mean H), `parameters`, `parameters_vision`,
-        `parameters_text`, `seconds`, `learning_rate`, `status` ("ok" or "failed") and `error`.
+        `parameters_text`, `seconds`, `learning_rate`, `recipe` (what differs from the common one), `status` ("ok" or
+        "failed") and `error`.
 
     Returns:
       The summary that the tables and the accuracy figure are made from; empty for no rows.
@@ -184,7 +189,7 @@ def summarize(rows: Iterable[Mapping[str, Any]]) -> Summary:
     used = [row for row, _ in finished.values()]
     methods = ordered_methods(row["method"] for row in rows)
     datasets = ordered_datasets(row["dataset"] for row in rows)
-    trained = [row for row in used if row.get("shots")]
+    trained = [row for row in used if row.get("shots") and not row.get("recipe")]
     return Summary(
         methods=methods,
         datasets=datasets,
@@ -205,4 +210,18 @@ def _facts(rows: Sequence[Mapping[str, Any]]) -> Facts:
         parameters_vision=_distinct(rows, "parameters_vision"),
         parameters_text=_distinct(rows, "parameters_text"),
         learning_rates=_distinct([row for row in rows if row.get("shots")], "learning_rate"),
+        recipe=_recipe([row.get("recipe") or {} for row in rows]),
     )
+
+
+def _recipe(recipes: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, ...]]:
+    """The distinct values of each field that is in any of the recipes; numbers ascend."""
+    found: dict[str, list[Any]] = {}
+    for recipe in recipes:
+        for name, value in recipe.items():
+            if value not in found.setdefault(name, []):
+                found[name].append(value)
+    return {
+        name: tuple(sorted(values) if all(isinstance(value, int | float) for value in values) else values)
+        for name, values in found.items()
+    }

@@ -277,8 +277,12 @@ class Grid:
         return facts | {"waiting_share": round(trained.waiting_share, 4)}
 
     def _rate(self, pack: Pack, rate: float | None) -> Row:
-        trains = self.cache.method(pack).trains
-        return {"learning_rate": self.recipe_for(pack).at(rate).learning_rate if trains else None}
+        """The learning rate, and of a recipe of the method's own what it does otherwise than the common one."""
+        if not self.cache.method(pack).trains:
+            return {"learning_rate": None}
+        recipe = self.recipe_for(pack)
+        own = recipe.differences(self.recipe)
+        return {"learning_rate": recipe.at(rate).learning_rate, **({"recipe": own} if own else {})}
 
     def _write(self, pack: Pack, rows: Sequence[Row], bar: Progress) -> None:
         """Writes a pack's rows in one go: with a part of them, the rest would train in another program."""

@@ -25,6 +25,7 @@ VALUES = {
     "accuracy": int | float,
     "accuracies": dict,
     "learning_rate": int | float,
+    "recipe": dict,
     "error": str,
     "image_hash": str,
     **dict.fromkeys(("parameters", "parameters_vision", "parameters_text", "parameters_shared"), int),

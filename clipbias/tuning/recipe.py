@@ -85,6 +85,14 @@ class Recipe:
             if (value := getattr(self, field.name)) != field.default
         }
 
+    def differences(self, common: "Recipe") -> dict[str, Any]:
+        """The fields that are not as in another recipe, as JSON values."""
+        return {
+            field.name: value
+            for field in dataclasses.fields(self)
+            if (value := getattr(self, field.name)) != getattr(common, field.name)
+        }
+
     def at(self, learning_rate: float | None) -> "Recipe":
         """The same at another learning rate; `None` keeps it."""
         return self if learning_rate is None else dataclasses.replace(self, learning_rate=learning_rate)

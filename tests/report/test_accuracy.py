@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from clipbias.report import accuracy_figure, style, summarize
+from clipbias.tuning import METHODS
 
 
 def rows(datasets=("a", "b"), shots=(4, 16), seeds=(1, 2)):
@@ -70,6 +71,31 @@ def test_names_stand_beside_the_last_panel_without_touching():
     figure.draw_without_rendering()
     boxes = sorted((label.get_window_extent().y0, label.get_window_extent().y1) for label in labels)
     assert all(high <= low + 1 for (_, high), (low, _) in itertools.pairwise(boxes))
+
+
+@pytest.mark.parametrize("datasets", [("a",), tuple("abcdefghijk")])
+def test_many_methods_are_named_in_a_legend_that_fits(datasets):
+    made = [
+        {"method": method, "dataset": dataset, "shots": k, "seed": 1, "accuracy": 40.0 + k + 2 * number}
+        for number, method in enumerate(METHODS)
+        for dataset in datasets
+        for k in ((0,) if method == "zero_shot" else (4, 16))
+    ]
+    figure = accuracy_figure(made)
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [preset.label for _, preset in METHODS.values()]
+    assert not figure.axes[-1].texts
+    box, whole = legend.get_window_extent(), figure.bbox
+    assert whole.x0 <= box.x0 and box.x1 <= whole.x1 and whole.y0 <= box.y0
+    for axes in figure.axes:
+        assert not axes.get_visible() or axes.get_tightbbox().y0 >= box.y1 - 1
+        assert not axes.get_visible() or axes.get_window_extent().height > 80
+
+
+def test_no_two_methods_look_alike():
+    looks = [style.method_look(method) for method in METHODS]
+    assert len(set(looks)) == len(looks)
 
 
 @pytest.mark.parametrize(

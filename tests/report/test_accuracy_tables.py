@@ -96,6 +96,31 @@ def test_sizes_give_both_towers_and_no_time_since_that_differs_when_a_grid_is_co
     assert [entry.text for entry in table.rows[0]] == ["Bias tuning", "15,360", "9,216", "6,144", "0.0025"]
 
 
+def test_a_recipe_of_a_methods_own_is_told_and_its_rate_is_not_mixed_with_the_others():
+    own = {"optimizer": "adamw", "steps": 500, "keep_last": True}
+    rows = [
+        run("bias"),
+        run("taskres", learning_rate=2e-4, recipe=own),
+        run("taskres", shots=4, learning_rate=2e-4, recipe={**own, "steps": 2000}),
+    ]
+    made = tables(summarize(rows))
+    assert "Learning rate 0.0025." in made[0].caption
+    assert "Not trained by the common recipe: TaskRes; see the table of sizes." in made[0].caption
+    told = "TaskRes differs from the common recipe in: optimizer adamw; steps 500–2000; keep last True."
+    assert told in made[-1].caption
+    assert [entry.text for entry in entries(made[-1], "TaskRes")][-1] == "0.0002"
+    assert "common recipe" not in " ".join(table.caption for table in tables(summarize([run()])))
+
+
+def test_a_closed_form_has_shots_and_seeds_and_no_rate():
+    rows = [run("gda", seed=seed, parameters=0, learning_rate=None, accuracy=50.0 + seed) for seed in (1, 2, 3)]
+    made = tables(summarize(rows))
+    cell = entries(made[0], "GDA")[1]
+    assert (cell.text, cell.spread) == ("52.0", "± 1.0")
+    assert made[0].title == "16 shots" and "n = 3 seeds" in made[0].caption
+    assert entries(made[-1], "GDA")[-1].text == "–"
+
+
 def test_base_to_new_of_one_dataset_is_one_table_with_the_harmonic_mean():
     rows = [
         run(accuracy=None, accuracies={"base": 80.0, "new": 60.0}),
