@@ -3,6 +3,7 @@
 import math
 import random
 
+import numpy as np
 import pytest
 
 from clipbias import data
@@ -121,3 +122,49 @@ def test_refusals(root):
         protocols.make_plan("few_shot", "imagenet_r", load)
     with pytest.raises(ClipbiasError, match="needs at least 2"):
         protocols.base_to_new(load("dtd").with_classes([0]), shots=1, seed=1)
+
+
+def noise(sizes: dict[str, tuple[int, ...]]) -> Dataset:
+    """So many examples of each class in every split."""
+    splits = {}
+    for part, counts in sizes.items():
+        labels = np.repeat(np.arange(len(counts)), counts)
+        splits[part] = Split(tuple(f"{part}/{index}" for index in range(len(labels))), labels, lambda index: b"")
+    return Dataset("noise", ("a", "b", "c"), "a {}.", splits)
+
+
+@pytest.mark.parametrize("protocol", [protocols.few_shot, protocols.base_to_new])
+def test_validation_is_the_whole_split_of_the_training_classes(protocol):
+    dataset = noise({"train": (9, 9, 9), "val": (5, 6, 7), "test": (1, 1, 1)})
+    found = protocol(dataset, shots=2, seed=1).validation()
+    kept = 3 if protocol is protocols.few_shot else 2
+    assert found.keys == tuple(f"val/{index}" for index in range(18 if kept == 3 else 11))
+    assert np.bincount(found.labels).tolist() == [5, 6, 7][:kept]
+    assert protocols.full(dataset).validation().keys == dataset.splits["val"].keys
+
+
+@pytest.mark.parametrize(("shots", "counts"), [(1, [1, 1, 1]), (3, [3, 2, 0]), (8, [1])])
+def test_validation_without_a_split_is_what_was_not_picked(shots, counts):
+    """At most as many images of a class as picks, and no more than four."""
+    dataset = noise({"train": (9, 5, 3), "test": (1, 1, 1)})
+    plan = protocols.few_shot(dataset, shots=shots, seed=2)
+    found, picked = plan.validation(), plan.source.splits["train"].keys
+    assert not set(found.keys) & set(picked) and set(found.keys) <= set(dataset.splits["train"].keys)
+    assert np.bincount(found.labels, minlength=len(counts)).tolist() == counts
+    again = protocols.few_shot(dataset, shots=shots, seed=2).validation()
+    assert again.keys == found.keys
+    base = protocols.base_to_new(dataset, shots=shots, seed=2)
+    assert set(base.validation().labels.tolist()) <= {0, 1}
+    assert not set(base.validation().keys) & set(base.source.splits["train"].keys)
+
+
+def test_no_validation_where_every_image_was_picked():
+    dataset = noise({"train": (2, 2, 2), "test": (1, 1, 1)})
+    assert protocols.few_shot(dataset, shots=2, seed=1).validation() is None
+    assert protocols.full(dataset).validation() is None
+
+
+def test_many_unpicked_images_give_four_of_a_class():
+    dataset = noise({"train": (40, 40, 40), "test": (1, 1, 1)})
+    found = protocols.few_shot(dataset, shots=16, seed=1).validation()
+    assert np.bincount(found.labels).tolist() == [4, 4, 4]

@@ -1,0 +1,150 @@
+"""Features of training images: what the passes hold, what the batches take, on one device and on several."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from clipbias.clip import Clip, encode_image
+from clipbias.data import Dataset
+from clipbias.data.images import Images
+from clipbias.data.pipeline import epoch_order, train_batches
+from clipbias.data.transforms import test_image as crop
+from clipbias.training import mesh as meshes
+from clipbias.training.features import FeatureBatches, TrainingFeatures, epoch_features, support_features
+from clipbias.tuning import Sampling, Task
+from clipbias.tuning.recipe import Recipe
+from tests.own_methods import Projection
+
+SEED = 3
+
+
+def source(clip: Clip, colours: Dataset, *, mesh=None, projected: bool = True, batch_size: int = 7) -> TrainingFeatures:
+    mesh = mesh or meshes.single_device()
+    return TrainingFeatures(
+        *(clip, meshes.replicate(mesh, clip.params), Images(colours.split("train"), cache_bytes=0)),
+        mesh=mesh,
+        batch_size=batch_size,
+        seed=SEED,
+        crop=0.5,
+        projected=projected,
+        dtype="float32",
+    )
+
+
+def assert_close(found, expected) -> None:
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
+
+
+def test_a_pass_holds_the_images_of_an_epoch(clip: Clip, colours: Dataset) -> None:
+    """Pass `p` is the images of epoch `p` of a training on images, in list order; batches in between do not matter."""
+    size, count = clip.config.vision.image_size, len(colours.split("train"))
+    batches = train_batches(
+        colours.split("train"), image_size=size, batch_size=count, seed=SEED, epochs=3, crop=0.5, cache_bytes=0
+    )
+    encode = jax.jit(lambda x: encode_image(clip.params, clip.config, clip.preprocessing.normalize(x))[0])
+    expected = np.zeros((3, count, clip.config.projection_width), np.float32)
+    for epoch, batch in enumerate(batches):
+        expected[epoch, epoch_order(SEED, epoch, count)] = encode(batch["images"])
+    features = source(clip, colours)
+    assert_close(features.passes(2), expected[:2])
+    assert_close(features.passes(3), expected)  # the third is added to those that were there
+    assert_close(support_features(features, Sampling(passes=2)), expected[:2])
+    assert_close(epoch_features(features, Sampling(passes=1), 2), expected[1:3])
+    assert_close(epoch_features(features, Sampling(passes=2, training="again"), 9), expected[:2])
+    assert not np.allclose(expected[0], expected[1], atol=1e-2)
+    plain = features.plain()
+    assert_close(support_features(features, Sampling(passes=0)), plain)
+    images = Images(colours.split("train"), cache_bytes=0)
+    assert_close(plain[0], np.asarray(encode(np.stack([crop(images.decoded(i), size) for i in range(count)]))))
+
+
+def test_rows_before_the_projection(clip: Clip, colours: Dataset) -> None:
+    rows = source(clip, colours, projected=False).passes(1)
+    assert rows.shape == (1, 18, clip.config.vision.width)
+    assert_close(rows @ np.asarray(clip.params["vision"]["projection"]), source(clip, colours).passes(1))
+
+
+@pytest.mark.parametrize("batch_size", [7, 40])
+def test_eight_devices_give_the_features_of_one(clip: Clip, colours: Dataset, batch_size: int) -> None:
+    several = source(clip, colours, mesh=meshes.make_mesh(run=2, data=4), batch_size=batch_size)
+    one = source(clip, colours)
+    assert_close(several.passes(2), one.passes(2))
+    assert_close(several.plain(), one.plain())
+
+
+def batches(recipe: Recipe, *, devices: int = 1, pooled: bool = False, start_step: int = 0) -> FeatureBatches:
+    """Of two runs with two passes over ten images, each of whose features says where it is from."""
+    features = [
+        np.stack([[[100 * run + 10 * turn + image, 0] for image in range(10)] for turn in range(2)]).astype(np.float32)
+        for run in range(2)
+    ]
+    mesh = meshes.make_mesh(run=1, data=devices)
+    labels = [np.arange(10, dtype=np.int32) % 3] * 2
+    return FeatureBatches(features, labels, [5, 6], recipe, mesh, pooled=pooled, start_step=start_step)
+
+
+def taken(batch: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    found = jax.device_get(batch)
+    return found["images"][..., 0], found["labels"], found["mask"]
+
+
+@pytest.mark.parametrize("keep_last", [False, True])
+@pytest.mark.parametrize("devices", [1, 4])
+def test_an_epoch_takes_its_pass_in_the_order_of_images(recipe: Recipe, keep_last: bool, devices: int) -> None:
+    recipe = dataclasses.replace(recipe, batch_size=4, keep_last=keep_last)
+    iterator = batches(recipe, devices=devices)
+    for epoch in range(3):
+        for step in range(3 if keep_last else 2):
+            images, labels, mask = taken(next(iterator))
+            assert images.shape == (2, 4)
+            for run, seed in enumerate((5, 6)):
+                rows = epoch_order(seed, epoch, 10)[4 * step : 4 * step + 4]
+                np.testing.assert_array_equal(images[run][: len(rows)], 100 * run + 10 * (epoch % 2) + rows)
+                np.testing.assert_array_equal(labels[run][: len(rows)], rows % 3)
+                np.testing.assert_array_equal(mask[run], np.arange(4) < len(rows))
+    np.testing.assert_array_equal(taken(next(batches(recipe, start_step=4)))[0], taken_at(recipe, 4))
+
+
+def taken_at(recipe: Recipe, step: int) -> np.ndarray:
+    iterator = batches(recipe)
+    for _ in range(step):
+        next(iterator)
+    return taken(next(iterator))[0]
+
+
+def test_pooled_epochs_shuffle_the_rows_of_all_passes(recipe: Recipe) -> None:
+    """As many batches as one pass has, and no row twice."""
+    recipe = dataclasses.replace(recipe, batch_size=4, keep_last=True)
+    iterator = batches(recipe, pooled=True)
+    for epoch in range(2):
+        found = []
+        for _ in range(3):
+            images, labels, mask = taken(next(iterator))
+            found += images[0][mask[0]].tolist()
+            np.testing.assert_array_equal(labels[0][mask[0]], images[0][mask[0]].astype(int) % 10 % 3)
+        assert found == epoch_order(5, epoch, 20)[:10].tolist()
+        assert len(set(found)) == 10 and {row // 10 for row in found} == {0, 1}
+
+
+def test_more_devices_than_rows_are_filled_up_and_masked(recipe: Recipe) -> None:
+    recipe = dataclasses.replace(recipe, batch_size=6)
+    images, labels, mask = taken(next(batches(recipe, devices=8)))
+    assert images.shape == (2, 8)
+    assert mask.sum(1).tolist() == [6, 6] and not labels[:, 6:].any()
+    np.testing.assert_array_equal(images[0][:6], epoch_order(5, 0, 10)[:6])
+
+
+def test_unprojected_rows_are_projected_in_a_step(clip: Clip, colours: Dataset) -> None:
+    """Training on rows before the projection sees what a training on the same images would."""
+    task = Task(clip, Projection(), colours.class_names)
+    learnables = jax.tree.map(lambda x: x + 0.05 * jax.random.normal(jax.random.key(1), x.shape), task.init())
+    rows = source(clip, colours, projected=False).plain()[0]
+    images = Images(colours.split("train"), cache_bytes=0)
+    size = clip.config.vision.image_size
+    pixels = clip.preprocessing.normalize(np.stack([crop(images.decoded(i), size) for i in range(len(images))]))
+    logits = [np.asarray(jax.jit(task.logits)(clip.params, learnables, jnp.asarray(x))) for x in (rows, pixels)]
+    assert_close(*logits)
