@@ -15,6 +15,7 @@ import numpy as np
 from clipbias.checks import Choices, Range
 from clipbias.clip import Adaptation, Clip
 from clipbias.errors import ClipbiasError
+from clipbias.tuning.closed_form import HUNDRED
 from clipbias.tuning.frozen_weights import TowerNames, authors_recipe, block_numbers, check_towers
 from clipbias.tuning.method import CONSTANTS, WORDS, Depth, Learnables, Method, Preset, PromptText
 from clipbias.tuning.recipe import AUTHORS, Recipe, RecipeName
@@ -44,7 +45,7 @@ class ClipLora(Method):
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {"clip_lora": Preset("CLIP-LoRA", order=630, colour="purple", marker="D")}
-    scale: ClassVar[float | None] = 100.0
+    scale: ClassVar[float | None] = HUNDRED
 
     parts: tuple[Part, ...] = QKV
     towers: TowerNames = ("vision", "text")

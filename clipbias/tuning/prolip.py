@@ -1,0 +1,87 @@
+"""ProLIP (Fahes et al. 2024, arXiv 2410.05270): the vision tower's projection is tuned, and nothing else.
+
+It is trained as its authors do by default; `recipe="common"` takes the project's recipe. Rows before the projection of
+all augmented passes are computed once and stay in memory; a step runs neither tower. The projection that results is a
+weight of a plain CLIP.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Annotated, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from clipbias.checks import Range
+from clipbias.clip import Adaptation, Clip
+from clipbias.tuning.closed_form import HUNDRED
+from clipbias.tuning.features import Features, Samples, Sampling
+from clipbias.tuning.method import CONSTANTS, Learnables, Method, Preset, PromptText
+from clipbias.tuning.recipe import AUTHORS, MOST, Recipe, RecipeName
+from clipbias.tuning.templates import choose_templates
+
+CHANGE = "vision_projection"
+
+
+@dataclasses.dataclass(frozen=True)
+class ProLip(Method):
+    """`CE(100 unit(z (W⁰ + Δ)) Tᵀ) + λ Σ Δ²`: the change `Δ [Dv, d]` of the projection `W⁰`, zero at the start.
+
+    `z [Dv]` is an image's row after the last LayerNorm and `T` the zero-shot classifier. The penalty is a sum over all
+    entries. Epoch `e` takes pass `e` modulo `passes`, all images in one step.
+
+    Attributes:
+      strength: `λ`; `None` for `1/K`, K the images per class.
+      passes: augmented passes over the training images.
+      templates: a choice of `tuning.templates` ("dataset" for the dataset's own), or templates with `{}`.
+      recipe: the "authors'": Adam at 1e-5 with epsilon 1e-4 and without decay, 300 steps of all images; or "common".
+    """
+
+    presets: ClassVar[Mapping[str, Preset]] = {"prolip": Preset("ProLIP", order=570, colour="blue", marker="p")}
+    datasets: ClassVar[Mapping[str, Mapping[str, object]]] = {"imagenet": {"templates": "imagenet_select"}}
+    scale: ClassVar[float | None] = HUNDRED
+
+    strength: Annotated[float, Range(0)] | None = None
+    passes: Annotated[int, Range(1, 10_000)] = 300
+    templates: str | tuple[str, ...] = "dataset"
+    recipe: RecipeName = AUTHORS
+
+    def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
+        shape = (clip.config.vision.width, clip.config.projection_width)
+        return {CHANGE: jnp.zeros(shape), CONSTANTS: {"strength": jnp.zeros(())}}
+
+    def adapt(self, learnables: Learnables) -> Adaptation:
+        return Adaptation(vision_weights={"projection": learnables[CHANGE]})
+
+    def text(self, template: str, clip: Clip) -> PromptText:
+        return PromptText(choose_templates(self.templates, template))
+
+    def sampling(self) -> Sampling:
+        return Sampling(passes=self.passes, crop=0.5, training="again", projected=False)
+
+    def support(self, learnables: Learnables, samples: Samples) -> Learnables:
+        strength = 1 / samples.shots if self.strength is None else self.strength
+        return {**learnables, CONSTANTS: {"strength": jnp.float32(strength)}}
+
+    def losses(
+        self, learnables: Learnables, features: Features, logits: jax.Array, labels: jax.Array
+    ) -> Mapping[str, jax.Array]:
+        penalty = learnables[CONSTANTS]["strength"] * jnp.square(learnables[CHANGE]).sum()
+        return {**super().losses(learnables, features, logits, labels), "penalty": penalty}
+
+    def recipe_for(self, common: Recipe, shots: int) -> Recipe:
+        if self.recipe != AUTHORS:
+            return common
+        return dataclasses.replace(
+            common,
+            learning_rate=1e-5,
+            epochs=300,
+            batch_size=MOST,
+            optimizer="adam",
+            epsilon=1e-4,
+            weight_decay=0.0,
+            schedule="steps",
+            final_learning_rate=0.0,
+            steps=0,
+            crop=0.5,
+        )
