@@ -22,6 +22,9 @@ def get_config() -> ConfigDict:
     config.index_file = ""
     # Prompt template with {} for the class name; empty takes the dataset's own.
     config.template = ""
+    # JSON file of texts by class name in place of the template, for classifiers of frozen texts and for teachers;
+    # {dataset} in its path stands for the dataset's name. Empty for none.
+    config.descriptions = ""
     # What to do with an image that cannot be read: "raise" or "skip" (and count).
     config.on_image_error = "raise"
 

@@ -1,6 +1,7 @@
 """What every binary does around its own work: flags, start-up, and one sentence for a user's mistake."""
 
 import contextlib
+import dataclasses
 import importlib
 import inspect
 import json
@@ -177,12 +178,21 @@ def load_dataset(config: ConfigDict, name: str) -> Any:
 
     options = {key: config[key] for key in ("split", "split_dir", "index_file") if config[key]}
     try:
-        return data.load(name, data_dir=config.data_dir or None, template=config.template or None, **options)
+        dataset = data.load(name, data_dir=config.data_dir or None, template=config.template or None, **options)
     except TypeError as error:  # an option that this source does not take
         if options and "unexpected keyword" in str(error):
             given = ", ".join(f"--config.{key}" for key in options)
             raise ClipbiasError(f"the dataset {name!r} does not take {given}; leave it out.") from error
         raise
+    return dataclasses.replace(dataset, descriptions=load_descriptions(config, name))
+
+
+def load_descriptions(config: ConfigDict, name: str) -> Any:
+    """The configuration's texts by class name for a dataset, whose name may be part of their path, or `None`."""
+    from clipbias.tuning import read_descriptions
+
+    path = config.descriptions
+    return read_descriptions(path.replace("{dataset}", name.replace("/", "_"))) if path else None
 
 
 def plain(config: ConfigDict) -> dict[str, Any]:

@@ -9,6 +9,7 @@ The dataset's own classes are used; an adapter that learned something per class 
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -36,7 +37,8 @@ def main(config: ConfigDict, workdir: Path) -> None:
         if not name:
             raise ClipbiasError("no dataset; give --config.dataset=NAME, or --config.adapter=FILE to take its own.")
         dataset = app.load_dataset(config, name)
-        options = dict(dtype=config.dtype, groups=mesh.shape[meshes.DATA])
+        options: dict[str, Any] = dict(dtype=config.dtype, groups=mesh.shape[meshes.DATA])
+        options["descriptions"] = dataset.descriptions
         own = split(config.own_methods)
         if adapter is None:
             task = Task(clip, "zero_shot", dataset.class_names, template=dataset.template, **options)

@@ -112,7 +112,8 @@ def models(
     own_methods: Sequence[str] = (),
 ) -> list[Model]:
     """Zero-shot with the dataset's own template, then the adapters; a method that comes twice gets a number."""
-    task = Task(clip, ZERO_SHOT, dataset.class_names, template=dataset.template, dtype=dtype)
+    texts = {"template": dataset.template, "descriptions": dataset.descriptions}
+    task = Task(clip, ZERO_SHOT, dataset.class_names, **texts, dtype=dtype)
     found = [Model(ZERO_SHOT, method_name(ZERO_SHOT), ZERO_SHOT, task, {}, clip.name)]
     for adapter, source in adapters:
         key = base = Path(adapter.method.partition(":")[0]).stem if adapter.method.endswith(".py") else adapter.method

@@ -51,6 +51,9 @@ def open_grid(
         class_chunks=config.class_chunks,
         inputs=inputs,
     )
+    if config.descriptions:  # named by their content
+        names = {pack.dataset for pack in packs}
+        inputs["descriptions"] = {name: app.load_descriptions(config, name).digest for name in sorted(names)}
     mesh = meshes.make_mesh(**config.mesh)
     clip, recipe = clipbias.load(config.model), Recipe.from_config(config)
     return Grid(

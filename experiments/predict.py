@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -101,15 +102,17 @@ def find_images(text: str) -> list[Path]:
 def open_task(config: ConfigDict) -> tuple[Task, Learnables]:
     """The task of the adapter, or zero-shot, with class names from the configuration or the adapter."""
     names = class_names(config.classes)
+    options: dict[str, Any] = {"dtype": config.dtype, "descriptions": app.load_descriptions(config, "")}
     if config.adapter:
         adapter, _ = find_adapter(config.adapter)
         clip = clipbias.load(config.model or adapter.base)
         own = split(config.own_methods)
-        return adapter.bind(clip, names, own_methods=own, dtype=config.dtype)
+        return adapter.bind(clip, names, own_methods=own, **options)
     if names is None:
         raise ClipbiasError("no class names; give --config.classes=cat,dog or a file, or --config.adapter.")
-    template = {"template": config.template} if config.template else {}
-    return Task(clipbias.load(config.model or "demo"), "zero_shot", names, dtype=config.dtype, **template), {}
+    if config.template:
+        options["template"] = config.template
+    return Task(clipbias.load(config.model or "demo"), "zero_shot", names, **options), {}
 
 
 def class_names(text: str) -> tuple[str, ...] | None:

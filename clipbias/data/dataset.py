@@ -3,6 +3,7 @@
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -59,6 +60,7 @@ class Dataset:
       template: The prompt with one `{}` for the class name.
       splits: "train", "val", "test"; a set made for evaluation only has "test" alone.
       class_ids: What identifies each class beside its name, such as ImageNet's WordNet ids; empty where nothing does.
+      descriptions: Texts by class name in place of the template (`tuning.Descriptions`), or `None`.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Dataset:
     template: str
     splits: Mapping[str, Split]
     class_ids: tuple[str, ...] = ()
+    descriptions: Any = None
 
     def __post_init__(self) -> None:
         check_template(self.template)

@@ -20,6 +20,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.explain.options import StudyOptions
 from clipbias.explain.results import FORMAT, load_arrays, plain, save_arrays
 from clipbias.explain.statistics import Totals, load_totals, merge, save_totals
+from clipbias.explain.targets import check_template
 from clipbias.explain.tokens import prompt_counts
 from clipbias.files import read_json, write_text
 from clipbias.tuning import Learnables, Task
@@ -103,6 +104,7 @@ class Study:
                 f"the models of a study are {keys}; give 'zero_shot' first, then unique keys without '/'."
             )
         for model in models:
+            check_template(model.task)
             if model.task.classifier.templates > 1:
                 raise ClipbiasError(
                     f"the model {model.key!r} averages {model.task.classifier.templates} templates; a study follows "

@@ -17,6 +17,7 @@ from clipbias.tuning.features import unit_length
 
 def check_targets(task: Task, images: jax.Array, targets: jax.Array | Sequence[int]) -> jax.Array:
     """Targets as an int array `[B]` or `[B, K]`; what can be checked without their values is."""
+    check_template(task)
     targets = jnp.asarray(targets)
     if not jnp.issubdtype(targets.dtype, jnp.integer):
         raise ClipbiasError(f"targets are {targets.dtype}; give class numbers (0 … {len(task.class_names) - 1}).")
@@ -32,6 +33,15 @@ def check_targets(task: Task, images: jax.Array, targets: jax.Array | Sequence[i
                 f"targets go from {low} to {high}; the task has classes 0 … {len(task.class_names) - 1}."
             )
     return targets
+
+
+def check_template(task: Task) -> None:
+    """Raises `ClipbiasError` where the classes have descriptions: explanations follow the tokens of a template."""
+    if task.descriptions is not None:
+        raise ClipbiasError(
+            f"the classifier of {type(task.method).__name__} is made of descriptions of the classes, and explanations "
+            "follow the tokens of a template; explain it without descriptions."
+        )
 
 
 def first_layer(start_layer: int, config: TowerConfig, tower_name: str) -> int:

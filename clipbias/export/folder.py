@@ -29,7 +29,7 @@ def natural_form(task: Task, learnables: Learnables) -> str:
     adaptation = jax.eval_shape(task.method.adapt, learnables)
     if task.method.overrides("logits"):
         return "program"
-    if adaptation.only_changes_weights:
+    if adaptation.only_changes_weights and task.descriptions is None:
         return "checkpoint"
     return "program" if adaptation.changes_vision else "head"
 

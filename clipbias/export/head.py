@@ -15,7 +15,7 @@ def write_head(path: str | os.PathLike, task: Task, learnables: Learnables) -> N
     """Writes `text_features [C, d]` (unit length) and `logit_scale` (a logarithm, as in CLIP) as safetensors.
 
     `exp(logit_scale) · f @ text_features.T` with unit-length image features `f [B, d]` are the logits. The metadata
-    holds `class_names` and `templates`, both JSON lists.
+    holds `class_names` and `templates`, both JSON lists; or `descriptions`, a list of texts by class name.
 
     Raises:
       ClipbiasError: the method has a head of its own, which is more than class features.
@@ -26,8 +26,11 @@ def write_head(path: str | os.PathLike, task: Task, learnables: Learnables) -> N
         "text_features": np.asarray(features),
         "logit_scale": np.asarray(task.clip.params["logit_scale"], np.float32),
     }
-    templates = task.method.text(task.template, task.clip).templates
+    described = task.descriptions is not None
+    templates = () if described else task.method.text(task.template, task.clip).templates
     metadata = {"class_names": json.dumps(task.class_names), "templates": json.dumps(templates)}
+    if described:
+        metadata["descriptions"] = json.dumps(task.descriptions)
     write_tensors(path, tensors, metadata)
 
 

@@ -145,13 +145,15 @@ class Cache:
     def task(self, pack: Pack, dataset: Dataset, **memory: Any) -> Task:
         """The pack's method bound to the classes of a dataset; `memory` are options that `training.plan` chose."""
         method = self.method(pack)
-        key = (method, dataset.class_names, dataset.template, *memory.values())
+        described = dataset.descriptions
+        key = (method, dataset.class_names, dataset.template, described and described.digest, *memory.values())
         if key not in self._tasks:
             self._tasks[key] = Task(
                 self._clip,
                 method,
                 dataset.class_names,
                 template=dataset.template,
+                descriptions=described,
                 dtype=self._settings.dtype,
                 groups=self._mesh.shape[meshes.DATA],
                 **memory,
@@ -160,4 +162,5 @@ class Cache:
 
 
 def _images(dataset: Dataset, split: Split) -> list[Any]:
-    return [dataset.class_names, dataset.template, split.keys, split.labels.tolist()]
+    described = [] if dataset.descriptions is None else [dataset.descriptions.digest]
+    return [dataset.class_names, dataset.template, split.keys, split.labels.tolist(), *described]

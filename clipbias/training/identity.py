@@ -28,9 +28,14 @@ def identity(
       settings, recipe: of the grid; no recipe where nothing is trained.
     """
     source = source_digest(pack.method)
+    # What differs from dataset to dataset is there by their names.
+    inputs = {
+        name: value.get(pack.dataset) if isinstance(value, Mapping) else value
+        for name, value in settings.inputs.items()
+    }
     return {
         **({} if source is None else {"source": source}),
-        **({"inputs": _json(settings.inputs)} if settings.inputs else {}),
+        **({"inputs": _json(inputs)} if inputs else {}),
         "model": clip.fingerprint,
         "method": pack.method,
         "options": _json(options),

@@ -29,7 +29,8 @@ class GridSettings:
       protocol: a name of `data.protocols.PROTOCOLS`.
       targets: datasets that a protocol evaluates on besides; `None` takes the literature's.
       remat, class_chunks: how a step saves memory, see `training.plan`.
-      inputs: what datasets are read with besides their names, such as a template: numbers depend on it.
+      inputs: what datasets are read with besides their names, such as a template: numbers depend on it. What differs
+        from dataset to dataset is a mapping by their names.
     """
 
     method_options: Mapping[str, Mapping[str, Any]]

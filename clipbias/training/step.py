@@ -73,10 +73,9 @@ def place_given(mesh: Mesh, task: Task, params: Params | None, learnables: Learn
     """
     text = place_text(mesh, task, params, training=True)
     reference: Any = None
-    if task.reference is not None:
+    if task.reference_texts:
         if params is None:
-            count = len(task.reference.templates) * len(task.class_names)
-            shape = (count, task.clip.config.projection_width)
+            shape = (task.reference_texts, task.clip.config.projection_width)
             reference = meshes.replicate(mesh, jax.ShapeDtypeStruct(shape, np.float32))
         else:
             reference = jax.device_put(task.reference_features(params), meshes.sharding(mesh))

@@ -2,6 +2,7 @@
 
 from clipbias.clip.adaptation import Adaptation
 from clipbias.tuning.classifier import Classifier
+from clipbias.tuning.descriptions import Descriptions, read_descriptions
 from clipbias.tuning.features import Features, Samples, Sampling, average_texts, unit_length
 from clipbias.tuning.method import CONSTANTS, Learnables, Method, Preset, PromptText
 from clipbias.tuning.recipe import Recipe
@@ -13,6 +14,7 @@ __all__ = [
     "METHODS",
     "Adaptation",
     "Classifier",
+    "Descriptions",
     "Features",
     "Learnables",
     "Method",
@@ -25,5 +27,6 @@ __all__ = [
     "average_texts",
     "make_method",
     "parameter_count",
+    "read_descriptions",
     "unit_length",
 ]

@@ -21,6 +21,7 @@ from clipbias.clip import Clip, hub
 from clipbias.clip.tensors import open_safetensors_file
 from clipbias.errors import ClipbiasError
 from clipbias.files import parse_json, user_path, write_tensors, write_text
+from clipbias.tuning.descriptions import Descriptions
 from clipbias.tuning.method import CONSTANTS, Learnables
 from clipbias.tuning.registry import METHODS, make_method, own_method
 from clipbias.tuning.task import Task
@@ -28,7 +29,7 @@ from clipbias.tuning.transfer import transfer
 
 # Raised when a file changes in a way that earlier code would misread. `load_adapter` then turns the header of each
 # earlier format into the present one, field by field, and never drops one: adapters outlive the code that wrote them.
-# Format 2 has constants, which may be whole numbers; files without them are written in format 1.
+# Format 2 has constants, which may be whole numbers, or descriptions; files without them are written in format 1.
 FORMAT = 2
 # What the file is called in a folder or a repository of its own.
 FILE = "adapter.safetensors"
@@ -43,6 +44,7 @@ class Adapter:
       learnables: the tuned arrays.
       method: name of the method; options: its options.
       class_names, template: of the dataset it was trained on.
+      descriptions: texts of each class that its classifier is made of in place of the template, if it is.
       base: what the frozen model is loaded from, a hub model at its commit; base_fingerprint: SHA-256 of its weights.
       notes: anything else worth keeping, such as dataset, shots, seed and accuracy.
     """
@@ -55,6 +57,7 @@ class Adapter:
     base: str
     base_fingerprint: str
     notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    descriptions: Mapping[str, Sequence[str]] | None = None
 
     def task(
         self,
@@ -85,6 +88,7 @@ class Adapter:
         class_names: Sequence[str] | None = None,
         *,
         own_methods: Sequence[str] = (),
+        descriptions: Descriptions | Mapping[str, Sequence[str]] | None = None,
         **task_options: Any,
     ) -> tuple[Task, Learnables]:
         """The task of this adapter on its base model, for its own classes or others, and the learnables for it.
@@ -96,6 +100,7 @@ class Adapter:
           class_names: `None` for the classes of training.
           own_methods: files or modules that an adapter of a method of one's own may take it from (see
             `tuning.registry.own_method`).
+          descriptions: texts by class name in place of those that the adapter holds, such as of other classes.
           **task_options: more arguments of `Task`.
 
         Raises:
@@ -108,11 +113,14 @@ class Adapter:
                 f"{clip.name!r} (weights {clip.fingerprint[:12]}); load its own base model."
             )
         method = make_method(own_method(self.method, own_methods), **self.options)
-        own = Task(clip, method, self.class_names, template=self.template, **task_options)
+        stored = None if self.descriptions is None else Descriptions(self.descriptions, "the adapter's descriptions")
+        own = Task(clip, method, self.class_names, template=self.template, descriptions=stored, **task_options)
         _check_shapes(flatten(self.learnables), own, self.method)
-        if class_names is None or tuple(class_names) == self.class_names:
+        class_names = self.class_names if class_names is None else tuple(class_names)
+        if class_names == self.class_names and descriptions is None:
             return own, self.learnables
-        task = Task(clip, method, class_names, template=self.template, **task_options)
+        given = stored if descriptions is None else descriptions
+        task = Task(clip, method, class_names, template=self.template, descriptions=given, **task_options)
         return task, transfer(own, task, self.learnables)
 
     def push_to_hub(self, repository: str, *, private: bool | None = None) -> str:
@@ -167,6 +175,7 @@ def save_adapter(
         base=task.clip.source,
         base_fingerprint=task.clip.fingerprint,
         notes=notes or {},
+        descriptions=task.descriptions,
     )
     write_adapter(path, adapter)
 
@@ -175,7 +184,9 @@ def write_adapter(path: str | os.PathLike, adapter: Adapter) -> None:
     """Writes an adapter's file, atomically. Raises `ClipbiasError` where its notes or options are no JSON values."""
     header = {field.name: getattr(adapter, field.name) for field in dataclasses.fields(adapter)}
     tensors = {name: np.array(leaf, order="C") for name, leaf in flatten(header.pop("learnables")).items()}
-    version = FORMAT if any(map(_is_constant, tensors)) else 1
+    if adapter.descriptions is None:
+        del header["descriptions"]
+    version = FORMAT if any(map(_is_constant, tensors)) or "descriptions" in header else 1
     try:
         text = json.dumps({"format": version, **header, "notes": dict(adapter.notes)})
     except (TypeError, ValueError, RecursionError) as error:
@@ -213,8 +224,11 @@ def load_adapter(path: str | os.PathLike) -> Adapter:
             class_names=tuple(names),
             options=dict(header["options"]),
             notes=dict(header["notes"]),
+            descriptions=header.get("descriptions"),
             **texts,
         )
+        if adapter.descriptions is not None:
+            Descriptions(adapter.descriptions, f"{path} is damaged: its descriptions").of(adapter.class_names)
     except ClipbiasError:
         raise
     except (ValueError, KeyError, TypeError) as error:

@@ -14,6 +14,7 @@ from clipbias.clip.params import Params
 from clipbias.clip.precision import with_precision
 from clipbias.clip.vision import project_image
 from clipbias.clip.weight_changes import drops
+from clipbias.tuning.descriptions import without_missing
 from clipbias.tuning.features import Features, average_texts, unit_length
 from clipbias.tuning.method import Learnables, Method
 
@@ -32,6 +33,7 @@ class Classifier:
       dtype: compute type.
       remat: what the backward pass keeps of each block, a `jax.checkpoint_policies` policy.
       chunks: parts in which the text tower takes the classes, one after another.
+      counts: how many of the `n` texts each class has, where they differ (`tuning.descriptions`).
     """
 
     config: ClipConfig
@@ -40,6 +42,7 @@ class Classifier:
     dtype: str = "float32"
     remat: Callable[..., Any] | None = None
     chunks: int = 1
+    counts: tuple[int, ...] | None = None
 
     def image_features(self, params: Params, learnables: Learnables, images: jax.Array) -> jax.Array:
         """Unit-length features `[B, d]` of normalised images `[B, R, R, 3]`."""
@@ -72,10 +75,12 @@ class Classifier:
         """What the text tower makes of every text: `[S · C, d]`, not normalised, before any residual."""
         options: dict[str, Any] = dict(dtype=jnp.dtype(self.dtype), remat=self.remat)
         if isinstance(text, PackedTokens):
-            return encode_packed_text(params, self.config, text, adaptation, chunks=self.chunks, **options)
-        if isinstance(text, TextTokens):
-            return encode_text(params, self.config, text, adaptation, **options)[0]
-        return text
+            features = encode_packed_text(params, self.config, text, adaptation, chunks=self.chunks, **options)
+        elif isinstance(text, TextTokens):
+            features = encode_text(params, self.config, text, adaptation, **options)[0]
+        else:
+            return text
+        return features if self.counts is None else without_missing(features, self.counts)
 
     def by_text(self, features: jax.Array) -> jax.Array:
         """`[S · C, d]` as `[S, C, d]`."""

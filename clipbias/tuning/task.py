@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from clipbias.clip.params import Params
 from clipbias.clip.precision import DTYPES
 from clipbias.errors import ClipbiasError
 from clipbias.tuning.classifier import Classifier, Text, total_loss
+from clipbias.tuning.descriptions import ClassTexts, Descriptions, as_descriptions, class_texts, take_templates
 from clipbias.tuning.method import Learnables, Method, without_constants
 from clipbias.tuning.prompt_tokens import prompt_texts, prompt_tokens
 from clipbias.tuning.registry import make_method, method_options
@@ -41,6 +42,8 @@ class Task:
       method: the method with its options.
       class_names: the `C` classes, as given.
       template: the dataset's own template, for methods that use it (zero-shot, TaskRes).
+      descriptions: texts of each class that stand in place of the template; `None` where there are none, or the method
+        has a prompt of its own.
       texts: the prompt texts, template after template.
       tokens: their tokens, padded to the longest: `TextTokens`, `[n · C, N]`.
       text: the same, every distinct token once: `PackedTokens`.
@@ -54,6 +57,7 @@ class Task:
         class_names: Sequence[str],
         *,
         template: str = DEFAULT_TEMPLATE,
+        descriptions: Descriptions | Mapping[str, Sequence[str]] | None = None,
         dtype: str = "float32",
         remat: Any = None,
         groups: int = 1,
@@ -67,6 +71,8 @@ class Task:
           method: a name (see `tuning.registry.make_method`) or a `Method`.
           class_names: the classes; `_` counts as a space.
           template: the dataset's own template, with `{}` for the class name.
+          descriptions: texts by class name, for a classifier of frozen texts and for a method's teacher in place of
+            their templates (see `tuning.descriptions`).
           dtype: compute type, "float32" or "bfloat16".
           remat: a `jax.checkpoint_policies` policy for the backward pass.
           groups: devices that share the classes (the size of the mesh's `data` axis).
@@ -86,14 +92,28 @@ class Task:
             raise ClipbiasError(f"class_names is the text {shown(class_names)}; give a list of names.")
         self.clip, self.method = clip, method
         self.class_names, self.template = tuple(class_names), template
+        given = as_descriptions(descriptions)
         text = method.text(template, clip)
-        self.texts = tuple(t for one in text.templates for t in prompt_texts(self.class_names, one))
-        self.tokens: TextTokens = prompt_tokens(clip, self.class_names, text)
         shapes = jax.eval_shape(self._init, jax.random.key(0))
         adaptation = jax.eval_shape(method.adapt, shapes)
+        self.descriptions: dict[str, list[str]] | None = None
+        described: ClassTexts | None = None
+        if given is not None and not adaptation.changes_text and take_templates(method, clip):
+            self.descriptions, described = given.of(self.class_names), class_texts(clip, given, self.class_names)
+        self.tokens: TextTokens
+        if described is None:
+            self.texts = tuple(t for one in text.templates for t in prompt_texts(self.class_names, one))
+            self.tokens, count, counts = prompt_tokens(clip, self.class_names, text), len(text.templates), None
+        else:
+            self.texts, self.tokens, count, counts = (
+                described.texts,
+                described.tokens,
+                described.most,
+                described.differing,
+            )
         if not adaptation.changes_text:
             chunks = max(chunks, math.ceil(len(self.texts) / (groups * TEXTS_AT_ONCE)))
-        self.classifier = Classifier(clip.config, method, len(text.templates), dtype, remat, chunks)
+        self.classifier = Classifier(clip.config, method, count, dtype, remat, chunks, counts)
         for name in ("text_context", "text_prompts"):
             learned = getattr(adaptation, name)
             if learned is not None and learned.shape[-2] != text.context_tokens:
@@ -105,8 +125,11 @@ class Task:
         specific = context is not None and len(context.shape) == 3
         self.text: PackedTokens = pack(self.tokens, groups=groups * chunks, class_specific=specific)
         self.shapes = shapes
-        self.reference = method.reference(template, clip)
         self._groups = groups
+        self._reference = method.reference(template, clip)
+        self._teacher: ClassTexts | None = None
+        if self._reference is not None and given is not None:
+            self._teacher = described or class_texts(clip, given, self.class_names)
 
     def _init(self, rng: jax.Array) -> Learnables:
         return self.method.init(rng, self.clip, self.class_names)
@@ -168,12 +191,24 @@ class Task:
 
     def reference_features(self, params: Params) -> jax.Array | None:
         """Features `[S' · C, d]` of the texts of the method's frozen teacher, or `None` where it has none."""
-        if self.reference is None:
+        if self._reference is None:
             return None
-        tokens = prompt_tokens(self.clip, self.class_names, self.reference)
+        if self._teacher is None:
+            tokens, counts = prompt_tokens(self.clip, self.class_names, self._reference), None
+        else:
+            tokens, counts = self._teacher.tokens, self._teacher.differing
         chunks = math.ceil(len(tokens.ids) / (self._groups * TEXTS_AT_ONCE))
-        classifier = dataclasses.replace(self.classifier, templates=len(self.reference.templates), chunks=chunks)
+        classifier = dataclasses.replace(self.classifier, counts=counts, chunks=chunks)
         return _plain_text_features(classifier, params, pack(tokens, groups=self._groups * chunks))
+
+    @property
+    def reference_texts(self) -> int:
+        """How many texts `S' · C` the method's frozen teacher has, 0 where it has none."""
+        if self._reference is None:
+            return 0
+        if self._teacher is not None:
+            return len(self._teacher.texts)
+        return len(self._reference.templates) * len(self.class_names)
 
     def options(self) -> dict[str, Any]:
         """The method's options as plain values, such that `make_method(name, **options)` makes it again."""

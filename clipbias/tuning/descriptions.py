@@ -1,0 +1,141 @@
+"""Descriptions of classes in place of a template, as in CuPL (Pratt et al. 2023, What does a platypus look like?).
+
+    {"cat": ["A cat has whiskers and pointed ears.", "A small animal with soft fur."], "dog": ["A dog has a snout."]}
+
+They are what a classifier is made of whose text no learnable changes and is the dataset's own template or an ensemble
+of templates (zero-shot, TaskRes, the heads on features), and the texts of a frozen teacher (KgCoOp, ProGrad,
+PromptSRC). A method that learns in the text tower, or has a text of its own for every dataset, keeps its prompt.
+
+Classes may have different numbers of texts: where a class has fewer than another, rows of zeros stand for the rest,
+which `features.average_texts` leaves out.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from clipbias.checks import shown
+from clipbias.clip import Clip, TextTokens
+from clipbias.clip.tokenizer import encode, pad
+from clipbias.errors import ClipbiasError
+from clipbias.files import read_json, shorten, user_path
+from clipbias.tuning.method import Method, PromptText
+from clipbias.tuning.prompt_tokens import name_in_prompt
+
+
+@dataclasses.dataclass(frozen=True)
+class Descriptions:
+    """Texts of each class.
+
+    Attributes:
+      texts: by class name; a task takes those of its own classes, whose `_` counts as a space.
+      source: what messages call them.
+    """
+
+    texts: Mapping[str, Sequence[str]]
+    source: str = "the descriptions"
+
+    def __post_init__(self) -> None:
+        """Raises `ClipbiasError` for what are not texts by class name."""
+        if not isinstance(self.texts, Mapping):
+            raise ClipbiasError(f"{self.source} are {shown(self.texts)}; give a list of texts for each class name.")
+        for name, texts in self.texts.items():
+            if not isinstance(name, str):
+                raise ClipbiasError(f"{self.source} name a class {shown(name)}, which is not a text.")
+            if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+                raise ClipbiasError(
+                    f"{self.source} have {shown(texts)} for the class {shorten(name)!r}; give a list of texts."
+                )
+            if not texts or not all(text.strip() for text in texts):
+                what = "an empty text" if texts else "no text"
+                raise ClipbiasError(f"{self.source} have {what} for the class {shorten(name)!r}; write one.")
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the content, whatever its order of classes."""
+        plain = {name: list(texts) for name, texts in self.texts.items()}
+        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+    def of(self, class_names: Sequence[str]) -> dict[str, list[str]]:
+        """Those of some classes, by their names. Raises `ClipbiasError` for a class without any."""
+        known = {name_in_prompt(name): list(texts) for name, texts in self.texts.items()}
+        for name in class_names:
+            if name_in_prompt(name) not in known:
+                raise ClipbiasError(f"{self.source} have no texts for the class {shorten(name)!r}; add some.")
+        return {name: known[name_in_prompt(name)] for name in class_names}
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassTexts:
+    """The texts of a task's classes, as many places for each as the class with the most has texts.
+
+    Attributes:
+      texts: `n · C`, the first of every class, then the second, …; a class with fewer repeats its first.
+      tokens: theirs, `[n · C, N]`.
+      counts: how many texts each class has, `C`; the features of the others count as zeros.
+    """
+
+    texts: tuple[str, ...]
+    tokens: TextTokens
+    counts: tuple[int, ...]
+
+    @property
+    def most(self) -> int:
+        """`n`."""
+        return max(self.counts)
+
+    @property
+    def differing(self) -> tuple[int, ...] | None:
+        """`counts` where they differ."""
+        return self.counts if len(set(self.counts)) > 1 else None
+
+
+def read_descriptions(path: str | os.PathLike) -> Descriptions:
+    """Reads a JSON file of texts by class name. Raises `ClipbiasError` for a file that is not one."""
+    found = read_json(user_path(path), dict, what="a file of descriptions, texts by class name")
+    return Descriptions(found, source=f"the descriptions in {path}")
+
+
+def as_descriptions(given: Descriptions | Mapping[str, Sequence[str]] | None) -> Descriptions | None:
+    """What a caller gave, checked."""
+    return given if given is None or isinstance(given, Descriptions) else Descriptions(given)
+
+
+def take_templates(method: Method, clip: Clip) -> bool:
+    """Whether a method's text is the dataset's own template, or an ensemble: descriptions then take its place."""
+    marker = "something whose template is {}."
+    text: PromptText = method.text(marker, clip)
+    return text.context_tokens == 0 and (len(text.templates) > 1 or marker in text.templates)
+
+
+def class_texts(clip: Clip, descriptions: Descriptions, class_names: Sequence[str]) -> ClassTexts:
+    """The texts of a task's classes. Raises `ClipbiasError` for a class without one, or a text that is too long."""
+    if not class_names:
+        raise ClipbiasError("there are no class names; a task needs at least one.")
+    own = [descriptions.of([name])[name] for name in class_names]
+    counts = tuple(map(len, own))
+    texts = [one[i] if i < len(one) else one[0] for i in range(max(counts)) for one in own]
+    tokenizer, longest = clip.tokenizer, clip.config.text.context_length
+    rows = [[tokenizer.bos_token_id, *ids, tokenizer.eos_token_id] for ids in encode(tokenizer, texts)]
+    for i, row in enumerate(rows):
+        if len(row) > longest:
+            raise ClipbiasError(
+                f"{descriptions.source} have a text of {len(row)} tokens for the class "
+                f"{shorten(class_names[i % len(class_names)])!r}, {shorten(texts[i])!r}, and this model reads at most "
+                f"{longest}; shorten it."
+            )
+    ids = pad(rows, texts, longest)
+    eos = np.argmax(ids == tokenizer.eos_token_id, axis=1).astype(np.int32)
+    return ClassTexts(tuple(texts), TextTokens(ids, np.full_like(ids, -1), eos), counts)
+
+
+def without_missing(features: jax.Array, counts: Sequence[int]) -> jax.Array:
+    """Features `[n · C, d]` with zeros in place of the texts that classes do not have."""
+    places: Any = np.arange(features.shape[0] // len(counts))[:, None] < np.asarray(counts)
+    return features * places.reshape(-1, 1)

@@ -1,0 +1,241 @@
+"""Descriptions of classes as the classifier and as a teacher's texts, against a plain computation."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import clipbias
+from clipbias.clip import Clip
+from clipbias.data import Dataset
+from clipbias.errors import ClipbiasError
+from clipbias.explain.relevancy import relevancy
+from clipbias.export import export
+from clipbias.training import evaluate as evaluation
+from clipbias.training import mesh as meshes
+from clipbias.training.grid import Grid
+from clipbias.training.packs import make_packs
+from clipbias.training.settings import GridSettings
+from clipbias.tuning import Descriptions, Task, read_descriptions
+from clipbias.tuning.adapter import load_adapter, save_adapter
+from configs import evaluate as evaluate_config
+from experiments import evaluate, grids
+from tests import helpers
+from tests.reference import methods, numpy_clip, teachers
+from tests.training.conftest import COLOURS, colour_split
+from tests.tuning.test_teachers import RECIPE
+
+NAMES = ("cat", "maine_coon", "a bird")
+TEXTS = {
+    "cat": ["a cat.", "a photo of the cat"],
+    "maine coon": ["a golden coon of the type maine coon"],
+    "a_bird": ["bird", "a bird of a photo", "a painting of the bird"],
+    "another class": ["dog"],
+}
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory) -> tuple[Clip, methods.Reference]:
+    folder = tmp_path_factory.mktemp("model")
+    reference = helpers.tiny_checkpoint(folder, vision=(16, 2, 2), image_size=8, context_length=40)
+    return clipbias.load(folder), reference
+
+
+@pytest.fixture(scope="module")
+def raw(pair) -> list[np.ndarray]:
+    """Un-normalised features of the texts of each class, text by text."""
+    clip = pair[1]
+    return [
+        np.concatenate([teachers.plain_text(clip, ["x"], text) for text in texts])
+        for texts in (TEXTS["cat"], TEXTS["maine coon"], TEXTS["a_bird"])
+    ]
+
+
+@pytest.fixture(scope="module")
+def images(pair) -> np.ndarray:
+    return helpers.random_images(pair[1].config, 2)
+
+
+def plain_logits(pair, images: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    reference = pair[1]
+    image = numpy_clip.encode_image(reference.state, reference.config, images).features
+    return numpy_clip.logits(reference.state, image, classes)
+
+
+def test_the_classifier_is_the_mean_of_each_classs_own_texts(pair, raw, images) -> None:
+    task = Task(pair[0], "zero_shot", NAMES, descriptions=TEXTS)
+    expected = plain_logits(pair, images, np.stack([numpy_clip.unit(one).mean(0) for one in raw]))
+    for text in (None, task.fixed_text(pair[0].params, {})):
+        found = jax.jit(task.logits)(pair[0].params, {}, images, text)
+        np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+    # More devices and parts only deal the texts out.
+    split = Task(pair[0], "zero_shot", NAMES, descriptions=TEXTS, groups=2, chunks=2)
+    np.testing.assert_allclose(
+        jax.jit(split.logits)(pair[0].params, {}, images), expected, atol=1e-5 * np.abs(expected).max()
+    )
+
+
+def test_a_residual_is_added_to_their_mean(pair, raw, images) -> None:
+    task = Task(pair[0], "taskres", NAMES, descriptions=TEXTS)
+    residual = np.random.default_rng(0).normal(size=(3, 12)).astype(np.float32)
+    classes = np.stack([numpy_clip.unit(one).mean(0) for one in raw]) + 0.5 * residual
+    found = task.logits(pair[0].params, {"text_residual": residual}, images)
+    expected = plain_logits(pair, images, classes)
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+    one = {name: texts[:1] for name, texts in TEXTS.items()}  # a single text is taken as it is
+    classes = np.stack([features[0] for features in raw]) + 0.5 * residual
+    found = Task(pair[0], "taskres", NAMES, descriptions=one).logits(
+        pair[0].params, {"text_residual": residual}, images
+    )
+    expected = plain_logits(pair, images, classes)
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_an_ensemble_gives_way_to_them(pair, images) -> None:
+    found = [Task(pair[0], "zero_shot", NAMES, descriptions=TEXTS, **options) for options in ({}, OF_TWO)]
+    a, b = (task.logits(pair[0].params, {}, images) for task in found)
+    np.testing.assert_array_equal(a, b)
+
+
+OF_TWO = {"templates": ("a {}.", "the {}.")}
+
+
+@pytest.mark.parametrize("method", ["coop", "vpt", "bias", "ivlp"])
+def test_a_method_with_a_prompt_of_its_own_keeps_it(pair, method) -> None:
+    with_them, without = (Task(pair[0], method, NAMES, descriptions=given) for given in (TEXTS, None))
+    assert with_them.texts == without.texts and with_them.descriptions is None
+    assert with_them.classifier == without.classifier
+
+
+def test_the_teacher_of_kgcoop(pair, raw, images) -> None:
+    task = Task(pair[0], "kgcoop", NAMES, descriptions=TEXTS, weight=2.0)
+    learnables = {"text_context": methods.random_learnables(pair[1].config, "coop", 3)["text_context"]}
+    saved = methods.forward(pair[1], methods.prepare(pair[1], "coop", NAMES, learnables), images)
+    teacher = numpy_clip.unit(np.stack([numpy_clip.unit(one).mean(0) for one in raw]))
+    labels = np.array([2, 0])
+    loss = numpy_clip.cross_entropy(saved.logits, labels)
+    loss += 2 * (1 - (numpy_clip.unit(saved.text_features) * teacher).sum(-1).mean())
+    found = task.loss(pair[0].params, jax.tree.map(np.float32, learnables), images, labels)
+    assert float(found) == pytest.approx(loss, rel=1e-5)
+
+
+def test_the_teacher_of_promptsrc_averages_them_as_they_are(pair, raw, images) -> None:
+    task = Task(pair[0], "promptsrc", NAMES, descriptions=TEXTS, depth=2)
+    learnables = methods.random_learnables(pair[1].config, "ivlp", 3, text_depth=2, vision_depth=2)
+    saved = methods.forward(pair[1], methods.prepare(pair[1], "ivlp", NAMES, learnables), images)
+    image = numpy_clip.unit(numpy_clip.encode_image(pair[1].state, pair[1].config, images).features)
+    teacher = {"text": numpy_clip.unit(np.stack([one.mean(0) for one in raw])), "image": image}
+    expected = teachers.promptsrc_losses(pair[1], saved, teacher, np.array([2, 0]))
+    found = task.loss(pair[0].params, jax.tree.map(np.float32, learnables), images, np.array([2, 0]))
+    assert float(found) == pytest.approx(sum(expected.values()), rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def colours() -> Dataset:
+    splits = {"train": colour_split(4, 0), "test": colour_split(2, 2)}
+    return Dataset("colours", tuple(COLOURS), "a photo of a {}.", splits)
+
+
+COLOUR_TEXTS = {"red": ["a cat", "a dog of a photo"], "green": ["a painting"], "blue": ["the bird", "the dog", "cat"]}
+
+
+def run(clip: Clip, dataset: Dataset, folder: Path):
+    settings = GridSettings({}, "float32", 8, 60.0, "raise")
+    recipe = dataclasses.replace(RECIPE, epochs=1)
+    grid = Grid(clip, recipe, settings, lambda name: dataset, folder, mesh=meshes.single_device())
+    packs = make_packs(["taskres", "kgcoop", "tip_adapter"], ["colours"], [2], [1])
+    return grid, packs
+
+
+def test_results_and_adapters_of_a_grid_depend_on_them(pair, colours, tmp_path) -> None:
+    described = dataclasses.replace(colours, descriptions=Descriptions(COLOUR_TEXTS))
+    grid, packs = run(pair[0], described, tmp_path)
+    rows = grid.run(packs)
+    assert [row["status"] for row in rows] == ["ok"] * 3, [row.get("error") for row in rows]
+    again, _ = run(pair[0], described, tmp_path)
+    assert all(again._is_finished(pack) for pack in packs)
+    for texts in (None, Descriptions({**COLOUR_TEXTS, "red": ["a cat", "a dog of a photo."]})):
+        other, _ = run(pair[0], dataclasses.replace(colours, descriptions=texts), tmp_path)
+        assert not any(other._is_finished(pack) for pack in packs)
+    picture = helpers.random_images(pair[1].config, 2)
+    for pack in packs:
+        adapter = load_adapter(grid.adapter_path(pack, *pack.cells[0]))
+        assert adapter.descriptions == (None if pack.method == "kgcoop" else COLOUR_TEXTS)
+        learnables = adapter.learnables
+        expected = Task(
+            pair[0],
+            grid.cache.method(pack),
+            colours.class_names,
+            template=colours.template,
+            descriptions=COLOUR_TEXTS,
+        ).logits(pair[0].params, learnables, picture)
+        np.testing.assert_array_equal(adapter.task(pair[0]).logits(pair[0].params, learnables, picture), expected)
+
+
+@pytest.fixture(scope="module")
+def saved(pair, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("adapter") / "adapter.safetensors"
+    save_adapter(path, Task(pair[0], "zero_shot", NAMES, descriptions=TEXTS), {}, method="zero_shot")
+    return path
+
+
+def test_an_adapter_for_other_classes(pair, saved) -> None:
+    adapter = load_adapter(saved)
+    assert adapter.task(pair[0], ("a_bird", "cat")).texts[:2] == ("bird", "a cat.")
+    with pytest.raises(ClipbiasError, match="the adapter's descriptions have no texts for the class 'dog'"):
+        adapter.task(pair[0], ("cat", "dog"))
+    assert adapter.task(pair[0], ("dog",), descriptions={"dog": ["a dog"]}).texts == ("a dog",)
+
+
+def test_it_is_exported_as_a_head_and_not_explained(pair, saved, images, tmp_path) -> None:
+    adapter = load_adapter(saved)
+    assert export(adapter, pair[0], tmp_path / "out") == "head"
+    assert load_adapter(tmp_path / "out").descriptions == adapter.descriptions
+    with pytest.raises(ClipbiasError, match="explain it without descriptions"):
+        relevancy(adapter.task(pair[0]), pair[0].params, {}, images, [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not valid JSON"),
+        ('["cat"]', "texts by class name"),
+        ('{"cat": "a cat"}', "have 'a cat' for the class 'cat'; give a list of texts"),
+        ('{"cat": []}', "have no text for the class 'cat'"),
+        ('{"cat": ["a", " "]}', "have an empty text for the class 'cat'"),
+        ('{"cat": ["a"], "dog": ["a"]}', "have no texts for the class 'maine_coon'"),
+        (json.dumps({**TEXTS, "cat": ["photo " * 50]}), "tokens for the class 'cat'"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused_by_name(pair, tmp_path, content, message) -> None:
+    path = tmp_path / "texts.json"
+    path.write_text(content)
+    with pytest.raises(ClipbiasError, match=message) as caught:
+        Task(pair[0], "zero_shot", NAMES, descriptions=read_descriptions(path))
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_through_a_configuration(pair, tmp_path) -> None:
+    names = clipbias.data.load("demo/digits").class_names
+    path = tmp_path / "demo_digits.json"
+    path.write_text(
+        json.dumps({name: [f"a photo of the {name}", "a cat"][: 1 + i % 2] for i, name in enumerate(names)})
+    )
+    config = evaluate_config.get_config()
+    config.model, config.dataset = pair[0].source, "demo/digits"
+    config.descriptions = str(tmp_path / "{dataset}.json")
+    evaluate.main(config, tmp_path / "work")
+    found = json.loads((tmp_path / "work" / "result.json").read_text())
+    task = Task(pair[0], "zero_shot", names, descriptions=json.loads(path.read_text()))
+    options = {"mesh": meshes.single_device(), "eval_batch_size": 100, "on_image_error": "raise"}
+    score = evaluation.evaluate(task, {}, clipbias.data.load("demo/digits").split("test"), **options)
+    assert found["correct"] == score["correct"]
+    packs = make_packs(["zero_shot"], ["demo/digits"], [1], [1])
+    grid = grids.open_grid(config, {}, packs, tmp_path)
+    before = grid._identity(packs[0])["inputs"]
+    assert before == {"descriptions": read_descriptions(path).digest}
+    path.write_text(json.dumps({name: ["a cat"] for name in names}))
+    assert grids.open_grid(config, {}, packs, tmp_path)._identity(packs[0])["inputs"] != before
