@@ -308,7 +308,8 @@ def stream(
 
     def score(image: jax.Array, text: jax.Array) -> jax.Array:
         if every is None:
-            return pair_logits(params, image, text, adaptation.text_residual, templates)
+            scale = jnp.exp(classifier.method.logit_scale(params))
+            return pair_logits(scale, image, text, adaptation.text_residual, templates)
         return own_pair_logits(classifier, params, learnables, image, text, every, targets)
 
     logits, pull = jax.vjp(score, image_features, text_features)

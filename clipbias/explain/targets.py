@@ -105,11 +105,12 @@ def own_pair_logits(
 
 
 def pair_logits(
-    params: Params, images: jax.Array, texts: jax.Array, residual: jax.Array | None, templates: int
+    scale: jax.Array, images: jax.Array, texts: jax.Array, residual: jax.Array | None, templates: int
 ) -> jax.Array:
-    """`y = exp(logit_scale) · cos(f, g)` of every pair: `[B, K]`.
+    """`y = s · cos(f, g)` of every pair: `[B, K]`.
 
     Args:
+      scale: `s`, `exp(logit_scale)` or the method's own.
       images: image features `[B, d]`.
       texts: text features of the pairs `[B · K · n, d]`.
       residual: `[B · K, d]`, or `None`.
@@ -120,4 +121,4 @@ def pair_logits(
     texts = unit_length(texts if residual is None else texts + residual)
     texts = texts.reshape(images.shape[0], -1, texts.shape[-1])
     pairs = jnp.einsum("Bd,BKd->BK", unit_length(images), texts, precision="highest")
-    return jnp.exp(params["logit_scale"].astype(jnp.float32)) * pairs
+    return scale * pairs

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
@@ -82,7 +83,9 @@ def export(
         )
     with atomic_folder(folder) as temporary:
         if form == "checkpoint":
-            clip.save(temporary, fold(clip.params, task.method.adapt(learnables)), exact=True)
+            folded = fold(clip.params, task.method.adapt(learnables))
+            folded["logit_scale"] = np.asarray(task.method.logit_scale(clip.params))
+            clip.save(temporary, folded, exact=True)
         if form in ("checkpoint", "head"):
             write_head(temporary / HEAD, task, learnables)
         else:

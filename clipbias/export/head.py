@@ -24,7 +24,7 @@ def write_head(path: str | os.PathLike, task: Task, learnables: Learnables) -> N
     features = jax.jit(task.class_features)(task.clip.params, learnables)
     tensors = {
         "text_features": np.asarray(features),
-        "logit_scale": np.asarray(task.clip.params["logit_scale"], np.float32),
+        "logit_scale": np.asarray(task.method.logit_scale(task.clip.params), np.float32),
     }
     described = task.descriptions is not None
     templates = () if described else task.method.text(task.template, task.clip).templates

@@ -41,7 +41,7 @@ def program_weights(task: Task, learnables: Learnables) -> dict[str, np.ndarray]
     added = {name: getattr(adaptation, name) for name in ("vision_prompts", "vision_bias", "pixels")}
     whole: dict[str, Any] = {
         "adaptation": {name: value for name, value in added.items() if value is not None},
-        "logit_scale": params["logit_scale"],
+        "logit_scale": task.method.logit_scale(params),
     }
     vision = params["vision"]
     if adaptation.vision_weights is not None:

@@ -47,7 +47,8 @@ def plain_relevancy(
         if task.method.overrides("logits"):
             y = own_logits(task, params, learnables, f, g, targets)
         else:
-            y = pair_logits(params, f, g, adaptation.text_residual, classifier.templates)[:, 0]
+            scale = jnp.exp(task.method.logit_scale(params))
+            y = pair_logits(scale, f, g, adaptation.text_residual, classifier.templates)[:, 0]
         return y.sum(), (y, vision, words)
 
     (vision_gradient, text_gradient), (y, vision, words) = jax.grad(score, (0, 1), has_aux=True)(vision_taps, text_taps)
