@@ -8,6 +8,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import clipbias
@@ -23,10 +24,10 @@ def is_folded(name: str) -> bool:
     return name.endswith("mlp.fc2.bias")
 
 
-def zero_shot_logits(folder: Path, images: np.ndarray) -> np.ndarray:
+def zero_shot_logits(folder: Path, images: np.ndarray, template: str = "a photo of a {}.") -> np.ndarray:
     """What the exported checkpoint says as a plain CLIP."""
     clip = clipbias.load(folder)
-    task = Task(clip, "zero_shot", models.CLASS_NAMES, template="a photo of a {}.")
+    task = Task(clip, "zero_shot", models.CLASS_NAMES, template=template)
     return np.asarray(jax.jit(task.logits)(clip.params, {}, clip.preprocessing.normalize(images)))
 
 
@@ -40,6 +41,31 @@ def test_the_checkpoint_gives_the_adapters_logits(name: str, request: pytest.Fix
     models.assert_close(zero_shot_logits(tmp_path / "out", images), expected)
     plain = models.logits(clip, models.adapter(clip, "zero_shot", tmp_path), images)
     assert np.abs(plain - expected).max() > 0.05 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(
+    ("method", "template", "scale"),
+    [
+        ("bitfit", "a photo of a {}.", None),
+        ("layer_norm", "a photo of a {}.", None),
+        ("clip_lora", "a photo of a {}.", 100),
+        ("prolip", "a {} of a pet.", 100),
+    ],
+)
+def test_tuned_weights_fold_with_the_scale_of_their_cosines(
+    method: str, template: str, scale: float | None, clip: Clip, tmp_path: Path
+) -> None:
+    adapter = models.adapter(clip, method, tmp_path)
+    assert export(adapter, clip, tmp_path / "out") == "checkpoint"
+    images = models.pictures(clip, 4)
+    expected = models.logits(clip, adapter, images)
+    models.assert_close(zero_shot_logits(tmp_path / "out", images, template), expected)
+    own = float(np.exp(clip.params["logit_scale"]))
+    assert abs(own - 100) > 10  # so that it matters whose scale is written
+    assert float(np.exp(clipbias.load(tmp_path / "out").params["logit_scale"])) == pytest.approx(scale or own)
+    with safe_open(tmp_path / "out" / "classifier.safetensors", "np") as head:
+        assert float(np.exp(head.get_tensor("logit_scale"))) == pytest.approx(scale or own)
+        assert json.loads(head.metadata()["templates"]) == [template]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16], ids=lambda dtype: np.dtype(dtype).name)
