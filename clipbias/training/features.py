@@ -156,7 +156,10 @@ class FeatureBatches(Iterator[Batch]):
         chosen = order[: examples if self._pooled else None][step * size : (step + 1) * size]
         turn, example = divmod(chosen, examples) if self._pooled else (epoch % passes, chosen)
         rows = size + -size % self._mesh.shape[meshes.DATA]
-        batch = {"images": features[turn, example], "labels": labels[example], "mask": np.ones(len(chosen), bool)}
+        more = 0, rows - len(chosen)
         return {
-            name: np.pad(value, [(0, rows - len(value))] + [(0, 0)] * (value.ndim - 1)) for name, value in batch.items()
+            # Zeros have no direction, and not even a mask keeps what is not a number out of a gradient.
+            "images": np.pad(features[turn, example], (more, (0, 0)), mode="edge"),
+            "labels": np.pad(labels[example], more),
+            "mask": np.pad(np.ones(len(chosen), bool), more),
         }

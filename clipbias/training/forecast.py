@@ -1,9 +1,15 @@
 """What a dry run says of a pack: shapes, parameters, memory and time."""
 
-import jax
+from collections.abc import Sequence
 
+import jax
+import numpy as np
+
+from clipbias.data.protocols import Plan
 from clipbias.errors import ClipbiasError
+from clipbias.training import mesh as meshes
 from clipbias.training.evaluate import class_bytes, image_arguments, image_features
+from clipbias.training.features import frozen_features
 from clipbias.training.grid import Grid
 from clipbias.training.loop import rows_per_step
 from clipbias.training.packs import Pack
@@ -40,11 +46,18 @@ def forecast(grid: Grid, pack: Pack, rate: float) -> tuple[str, float]:
     needed = max(needed_bytes(image_features, *arguments, **options), class_bytes(task, runs=len(runs), mesh=mesh))
     lines = [f"{pack.method} on {pack.dataset}, {pack.shots} shots"]
     classes = f"{len(task.class_names)} classes, {tested} test images"
-    if plan is None:
+    if plan is None and task.method.draws:
+        lines.append(f"  made at once of {images} training images, {classes}")
+    elif plan is None:
         lines.append(f"  nothing to train, {classes}")
-    else:
+    if task.method.sampling() is not None:
+        once_line, more = _features(grid, pack, draws, images, trained=plan is not None)
+        lines.append(once_line)
+        count += more
+    if plan is not None:
         step = step_arguments(task, recipe, rows=rows, runs=len(runs), mesh=mesh, images=images)
-        steps, size = recipe.total_steps(images), task.clip.config.vision.image_size
+        steps, shape = recipe.total_steps(images), ", ".join(map(str, step[6]["images"].shape))
+        kind = "features" if task.method.sampling() is not None else "images"
         count += steps * (once := flop(train_step, *step))
         counts = parameter_count(task.shapes)
         parts = ", ".join(f"{counts[part]:,} {part}" for part in ("vision", "text", "shared") if counts[part])
@@ -56,8 +69,7 @@ def forecast(grid: Grid, pack: Pack, rate: float) -> tuple[str, float]:
                 f"    {'/'.join(str(getattr(key, 'key', key)) for key in path)} {list(leaf.shape)}"
                 for path, leaf in jax.tree_util.tree_leaves_with_path(task.shapes)
             ),
-            f"  a step: images [{len(runs)}, {rows}, {size}, {size}, 3], text tokens {list(task.text.ids.shape)}, "
-            f"{once / 1e9:,.1f} GFLOP",
+            f"  a step: {kind} [{shape}], text tokens {list(task.text.ids.shape)}, {once / 1e9:,.1f} GFLOP",
             f"  memory: {plan}",
         ]
     lines.append(f"  memory of the evaluation: about {needed / 1e9:.2g} GB per device")
@@ -65,3 +77,26 @@ def forecast(grid: Grid, pack: Pack, rate: float) -> tuple[str, float]:
     devices = f"{mesh.devices.size} devices" if mesh.devices.size > 1 else "one device"
     lines.append(f"  time: about {seconds:,.1f} s on {devices} of {rate / 1e9:,.0f} GFLOP/s in products")
     return "\n".join(lines), seconds
+
+
+def _features(grid: Grid, pack: Pack, draws: Sequence[Plan], images: int, *, trained: bool) -> tuple[str, int]:
+    """The line on what the frozen vision tower computes once for all seeds, and its multiplications and additions."""
+    sampling, recipe, clip = grid.cache.method(pack).sampling(), grid.recipe_for(pack), grid.clip
+    assert sampling is not None
+    passes = max(sampling.passes, 1)
+    if trained and sampling.training == "fresh":
+        passes += recipe.total_epochs(images)
+    validation = [split for draw in draws if sampling.validation and (split := draw.validation()) is not None]
+    whole = passes * images * len(draws) + sum(map(len, validation))
+    size, batch = clip.config.vision.image_size, grid.settings.eval_batch_size
+    arguments = (
+        *(clip.config, clip.preprocessing, meshes.shapes(clip.params)),
+        jax.ShapeDtypeStruct((batch, size, size, 3), np.uint8),
+    )
+    options = {"dtype": grid.settings.dtype, "projected": sampling.projected}
+    count = flop(frozen_features, *arguments, **options) * whole // batch
+    more = f" and of {len(validation[0])} validation images" if validation else ""
+    seeds = f" for each of {len(draws)} seeds" if len(draws) > 1 else ""
+    passed = f"{passes} pass{'es' if passes > 1 else ''} of {images} training images"
+    work = f"{whole:,} images through the vision tower, {count / 1e9:,.1f} GFLOP"
+    return f"  features, computed once: {passed}{more}{seeds}; {work}", count

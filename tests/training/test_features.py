@@ -106,6 +106,7 @@ def test_an_epoch_takes_its_pass_in_the_order_of_images(recipe: Recipe, keep_las
                 np.testing.assert_array_equal(images[run][: len(rows)], 100 * run + 10 * (epoch % 2) + rows)
                 np.testing.assert_array_equal(labels[run][: len(rows)], rows % 3)
                 np.testing.assert_array_equal(mask[run], np.arange(4) < len(rows))
+                assert (images[run][len(rows) :] == images[run][len(rows) - 1]).all()  # zeros would have no direction
     np.testing.assert_array_equal(taken(next(batches(recipe, start_step=4)))[0], taken_at(recipe, 4))
 
 
