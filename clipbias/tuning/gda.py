@@ -42,6 +42,7 @@ class GDA(Method):
 
     presets: ClassVar[Mapping[str, Preset]] = {"gda": Preset("GDA", order=540, colour="purple", marker="d")}
     trains: ClassVar[bool] = False
+    scale: ClassVar[float] = HUNDRED
     datasets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"imagenet": {"templates": "imagenet_select"}}
 
     covariance: Annotated[str, Choices(("shrunk", "classes"))] = "shrunk"
@@ -68,7 +69,7 @@ class GDA(Method):
     def logits(self, learnables: Learnables, features: Features) -> jax.Array:
         constants = learnables[CONSTANTS]
         densities = unit_length(features.image) @ constants["weight"].T + constants["bias"]
-        return HUNDRED * cosines(features) + constants["alpha"] * densities
+        return self.scale * cosines(features) + constants["alpha"] * densities
 
     def sampling(self) -> Sampling:
         return Sampling(passes=10, crop=0.5, validation=True)
@@ -97,7 +98,7 @@ class GDA(Method):
         if chosen is None:
             return alpha
         x = unit_rows(chosen[0])
-        plain, densities = HUNDRED * x @ text_classifier(samples.text).T, x @ weight.T + bias
+        plain, densities = self.scale * x @ text_classifier(samples.text).T, x @ weight.T + bias
         for candidate in ALPHAS:
             found = accuracy(plain + candidate * densities, chosen[1])
             if found > best:

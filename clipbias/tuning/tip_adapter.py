@@ -71,6 +71,7 @@ class TipAdapter(Method):
         "tip_adapter": Preset("Tip-Adapter", order=520, colour="orange", marker=">", line=(0, (1, 1)))
     }
     trains: ClassVar[bool] = False
+    scale: ClassVar[float] = HUNDRED
     datasets: ClassVar[Mapping[str, Mapping[str, Any]]] = DATASETS
 
     alpha: Weight = 1.17
@@ -100,7 +101,7 @@ class TipAdapter(Method):
         values = jax.nn.one_hot(constants["labels"], features.text.shape[1])
         distances = 1 - unit_length(features.image) @ self._keys(learnables).T
         cached = jnp.exp(-constants["beta"] * distances) @ values
-        return HUNDRED * cosines(features) + constants["alpha"] * cached
+        return self.scale * cosines(features) + constants["alpha"] * cached
 
     def sampling(self) -> Sampling:
         return Sampling(passes=10, crop=0.5, validation=True)
@@ -117,7 +118,7 @@ class TipAdapter(Method):
             return self.alpha, self.beta
         alphas = LOWEST + np.arange(ALPHAS) * (self.alpha_max - LOWEST) / ALPHAS
         betas = LOWEST + np.arange(BETAS) * (self.beta_max - LOWEST) / BETAS
-        correct = count_correct(*chosen, keys, labels, text_classifier(samples.text), alphas, betas)
+        correct = count_correct(*chosen, keys, labels, self.scale * text_classifier(samples.text), alphas, betas)
         if not correct.any():
             return self.alpha, self.beta
         best_beta, best_alpha = np.unravel_index(correct.argmax(), correct.shape)
@@ -206,7 +207,7 @@ def count_correct(
     Args:
       features, labels: `[n, d]` and `[n]`, of the images.
       keys, key_labels: `[N, d]` and `[N]`.
-      classifier: `T [C, d]`.
+      classifier: `100 T [C, d]`.
       alphas, betas: what is tried; the betas are evenly spaced.
     """
     order = np.argsort(key_labels, kind="stable")  # keys of a class side by side, to be summed
@@ -216,7 +217,7 @@ def count_correct(
     def of_part(first: int) -> np.ndarray:
         part = slice(first, first + rows)
         x, own = unit_rows(features[part]), labels[part]
-        plain = HUNDRED * x @ classifier.T
+        plain = x @ classifier.T
         distances = 1 - x @ keys.T
         # From one β to the next, one product takes the place of an exponential.
         affinities, step = np.exp(-betas[0] * distances), np.exp(-(betas[1] - betas[0]) * distances)

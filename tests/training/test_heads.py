@@ -91,10 +91,12 @@ def encode_image_of(clip: Clip):
 
 
 def test_classes_that_training_did_not_see(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
-    packs = make_packs(["zero_shot", "tip_adapter", "gda", "clap"], ["colours"], [2], [1, 2])
+    packs = make_packs(["zero_shot", "tip_adapter", "gda", "linear_probe"], ["colours"], [2], [1, 2])
     rows = make_grid(clip, colours, recipe, tmp_path, "base_to_new").run(packs)
     told = {row["method"]: row.get("error") for row in rows}
-    sentence = "CLAP learned something for each class and cannot be used with other classes such as 'blue'; tune it on"
-    assert told.pop("clap").startswith(sentence) and set(told.values()) == {None}
+    sentence = (
+        "LinearProbe learned something for each class and cannot be used with other classes such as 'blue'; tune it on"
+    )
+    assert told.pop("linear_probe").startswith(sentence) and set(told.values()) == {None}
     new = {row["method"]: row["accuracies"]["new"] for row in rows if row["status"] == "ok"}
     assert new["tip_adapter"] == new["zero_shot"]

@@ -4,14 +4,15 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from clipbias.clip import Clip
 from clipbias.data import catalog
 from clipbias.errors import ClipbiasError
-from clipbias.tuning import CONSTANTS, Samples, clip_adapter, make_method, tip_adapter
-from clipbias.tuning.closed_form import validation
+from clipbias.tuning import CONSTANTS, Features, Samples, clip_adapter, make_method, tip_adapter
+from clipbias.tuning.closed_form import cosines, text_classifier, validation
 from tests.reference import heads, heads_clip_adapter, heads_tip, optimizers
 from tests.tuning.heads_common import (
     CLASSES,
@@ -44,6 +45,17 @@ def test_validation_images_are_at_most_so_many_of_a_class_in_a_seeded_order(samp
     assert (again == features).all() and not np.array_equal(other, features)
     assert [len(found) for found in validation(samples)] == [33, 33]
     assert validation(dataclasses.replace(samples, validation=None)) is None
+
+
+def test_rows_of_zeros_stand_for_texts_that_a_class_lacks(samples: Samples) -> None:
+    text = samples.text.copy()
+    text[1, 2] = 0
+    expected = heads.zero_shot_classifier(text[:1])[2]
+    whole = text_classifier(text)
+    close(whole[2], expected, 1e-12)
+    close(whole[:2], heads.zero_shot_classifier(text[:, :2]), 1e-12)
+    features = Features(jnp.asarray(samples.validation), jnp.asarray(text), jnp.float32(1))
+    close(cosines(features), heads.unit(samples.validation) @ whole.T, LOGITS)
 
 
 # CLIP-Adapter
@@ -118,7 +130,7 @@ def test_tip_adapters_grid_counts_like_the_plain_computation(samples: Samples) -
     """Also where a class has no key."""
     labels = np.where(LABELS == 1, 2, LABELS)
     keys = heads.unit(samples.features.mean(0))
-    texts = heads.zero_shot_classifier(samples.text)
+    texts = 100 * heads.zero_shot_classifier(samples.text)
     alphas, betas = np.array([0.5, 20.0, 60.0]), np.array([0.1, 2.1, 4.1])
     found = tip_adapter.count_correct(samples.validation, samples.validation_labels, keys, labels, texts, alphas, betas)
     case = {"features": samples.validation, "keys": keys, "text_features": samples.text}
