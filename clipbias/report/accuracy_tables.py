@@ -256,7 +256,7 @@ def _sizes(summary: Summary) -> Table:
         if facts.recipe
     }
     caption = [
-        "Learned parameters in all and per tower; a range where it depends on the number of classes.",
+        "Learned parameters in all and per tower; a range where it depends on the number of classes or of images.",
         *(f"{method} differs from the common recipe in: {recipe}." for method, recipe in recipes.items()),
     ]
     return Table(
