@@ -30,9 +30,9 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def start_two(model: Path, workdir: Path, cache: Path) -> list[subprocess.Popen]:
+def start_two(model: Path, workdir: Path, cache: Path, method: str = "bias") -> list[subprocess.Popen]:
     job = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
-    arguments = ["--config=configs/train.py:bias", f"--config.model={model}", f"--workdir={workdir}"]
+    arguments = [f"--config=configs/train.py:{method}", f"--config.model={model}", f"--workdir={workdir}"]
     arguments += [f"--config.{name}={value}" for name, value in CHANGES.items()]
     return [binaries.start("train", *arguments, cache=cache, JAX_PROCESS_ID=str(index), **job) for index in range(2)]
 
@@ -46,9 +46,9 @@ def ends(processes: list[subprocess.Popen]) -> list[tuple[str, str]]:
             process.kill()
 
 
-def here(model: Path, workdir: Path, devices: int) -> dict:
+def here(model: Path, workdir: Path, devices: int, method: str = "bias") -> dict:
     """`experiments.train` on devices of this process."""
-    config = config_file.get_config("bias")
+    config = config_file.get_config(method)
     config.update(CHANGES)
     config.model, config.mesh.data = str(model), devices
     train.main(config, workdir)
@@ -104,5 +104,21 @@ def test_a_run_moves_between_processes_and_devices(
     assert [line["step"] for line in read_json_lines(metrics)] == list(range(1, STEPS + 1))
     np.testing.assert_allclose(*losses, rtol=1e-4)
     adapters = [load_file(folder / ADAPTER) for folder in (whole, moved)]
+    for name in adapters[0]:
+        np.testing.assert_allclose(adapters[0][name], adapters[1][name], rtol=1e-3, atol=2e-5)
+
+
+def test_two_processes_share_the_features_of_training_images(model: Path, cache: Path, tmp_path: Path) -> None:
+    """A cache of ten passes, training on fresh ones, and a search on validation images: each has its share of all."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    expected = here(model, one, 1, "tip_adapter_f")
+    processes = start_two(model, two, cache, "tip_adapter_f")
+    for process, (_, errors) in zip(processes, ends(processes), strict=True):
+        assert process.returncode == 0, errors[-3000:]
+    result = json.loads((two / "result.json").read_text())
+    assert (result["accuracy"], result["image_hash"]) == (expected["accuracy"], expected["image_hash"])
+    np.testing.assert_allclose(result["loss"], expected["loss"], rtol=1e-4)
+    adapters = [load_file(folder / ADAPTER) for folder in (one, two)]
+    assert adapters[0].keys() == adapters[1].keys() and any(name.startswith("constants/") for name in adapters[0])
     for name in adapters[0]:
         np.testing.assert_allclose(adapters[0][name], adapters[1][name], rtol=1e-3, atol=2e-5)
