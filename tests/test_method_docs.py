@@ -1,0 +1,106 @@
+"""What docs/methods.md says of the methods: the table's numbers, the hooks, and that its examples learn."""
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import clipbias
+from clipbias import data
+from clipbias.clip import Clip
+from clipbias.training import mesh as meshes
+from clipbias.training.grid import Grid
+from clipbias.training.packs import make_packs
+from clipbias.training.settings import GridSettings
+from clipbias.tuning import METHODS, Method, Recipe
+from clipbias.tuning.method import without_constants
+from configs import base
+from tests.documents import ROOT, blocks
+from tests.tuning.test_task import VIT_B_16
+
+PAGE = ROOT / "docs" / "methods.md"
+CLASSES, SHOTS = 100, 16
+EXAMPLES = ("low_rank.py", "anchored.py", "prototypes.py")
+
+
+@pytest.fixture(scope="module")
+def clip() -> Clip:
+    return clipbias.load("demo")
+
+
+@pytest.fixture(scope="module")
+def large(clip: Clip) -> Clip:
+    """ViT-B/16 by its geometry; of its weights only the token embeddings are looked at."""
+    text = {**clip.params["text"], "token_embedding": np.zeros((len(clip.tokenizer), 512), np.float32)}
+    return dataclasses.replace(clip, config=VIT_B_16, params={**clip.params, "text": text})
+
+
+def parameters(method: Method, clip: Clip) -> int:
+    """An axis without a length has as many entries as there are images."""
+    names = [f"class {i}" for i in range(CLASSES)]
+    shapes = jax.eval_shape(lambda rng: method.init(rng, clip, names), jax.random.key(0))
+    leaves = jax.tree.leaves(without_constants(shapes))
+    return sum(int(np.prod([n or CLASSES * SHOTS for n in leaf.shape])) for leaf in leaves)
+
+
+def training(method: Method) -> str:
+    if not method.trains:
+        return "made of features" if method.draws else "none"
+    common = Recipe.from_config(base.get_config())
+    chosen = getattr(method, "recipe", None)
+    if chosen is None:
+        assert method.recipe_for(common, SHOTS) == common
+        return "project's"
+    of: Any = method
+    own = dataclasses.replace(of, recipe="authors").recipe_for(common, SHOTS)
+    length = f"{own.steps:,} steps" if own.steps else f"{own.epochs} epochs"
+    batch = "all images" if own.batch_size >= 1_000_000 else f"batch {own.batch_size}"
+    named = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}[own.optimizer]
+    text = f"authors': {named} {own.learning_rate:g}, {length}, {batch}"
+    return f"project's; {text}" if chosen == "common" else text
+
+
+def test_the_table_has_every_method_with_its_parameters_and_recipe(large: Clip) -> None:
+    lines = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*?) \| (.*?) \| (.*?) \|$", PAGE.read_text("utf-8"), re.MULTILINE)
+    found = {name: (count, how) for name, _, count, how, _ in lines}
+    assert list(found) == list(METHODS)
+    for name, (kind, preset) in METHODS.items():
+        method = kind(**preset.options)
+        assert found[name] == (f"{parameters(method, large):,}", training(method)), name
+
+
+def test_the_hooks_are_those_of_the_class() -> None:
+    section = PAGE.read_text("utf-8").partition("## Hooks")[2].partition("\n### ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| `")]
+    named = {name for row in rows for name in re.findall(r"`(\w+)(?:\([\w, ]*\))?`", row.split(" | ")[0])}
+    own = {name for name, value in vars(Method).items() if callable(value) and not name.startswith("_")}
+    assert named == (own - {"overrides", "logit_scale"}) | {"datasets", "scale"}
+    for row in rows:
+        example = re.findall(r"`(\w+)`", row.rsplit(" | ", 1)[1])
+        hook = re.findall(r"`(\w+)", row)[0]
+        kinds = {kind for name in example for kind in [METHODS[name][0]]}
+        assert all(getattr(kind, hook) is not getattr(Method, hook) for kind in kinds), row
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page's methods as files, under the names that it gives them."""
+    folder = tmp_path_factory.mktemp("examples")
+    codes = [code for code in blocks(PAGE, "python") if "def adapt" in code]
+    for name, code in zip(EXAMPLES, codes, strict=True):
+        (folder / name).write_text(code, encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_examples_learn(name: str, clip: Clip, examples: Path, tmp_path: Path) -> None:
+    recipe = Recipe.from_config({**base.get_config(), "learning_rate": 0.05, "epochs": 8})
+    settings = GridSettings({}, "float32", 300, 600.0, "raise")
+    grid = Grid(clip, recipe, settings, data.load, tmp_path, mesh=meshes.single_device())
+    zero_shot, tuned = grid.run(make_packs(["zero_shot", str(examples / name)], ["demo/digits"], [SHOTS], [1]))
+    assert tuned["status"] == "ok", tuned
+    assert tuned["accuracy"] > zero_shot["accuracy"] + 3
