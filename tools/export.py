@@ -1,9 +1,9 @@
-"""Exports a tuned adapter: a Hugging Face checkpoint, a classifier head, or a StableHLO program, with a model card.
+"""Exports a tuned adapter: a Hugging Face checkpoint, a classifier head, a StableHLO program, or an adapter of PEFT's.
 
     python -m tools.export workdir/demo/adapters/bias-demo_textures-16shots-seed1.safetensors workdir/export/bias
 
 The first argument is an adapter file or a finished run's folder, the second a new folder. What a method adds to CLIP
-decides its form (docs/export.md); --form chooses another.
+decides its form (docs/export.md); --form chooses another. A model card lies beside it.
 """
 
 import logging

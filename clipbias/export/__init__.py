@@ -1,6 +1,7 @@
-"""Tuned adapters for other programs: a Hugging Face checkpoint, a classifier head, or a StableHLO program."""
+"""Tuned adapters for other programs: a checkpoint, a classifier head, a StableHLO program, or an adapter of PEFT's."""
 
 from clipbias.export.folder import FORMS, export, natural_form
 from clipbias.export.folding import fold
+from clipbias.export.peft import read_peft
 
-__all__ = ["FORMS", "export", "fold", "natural_form"]
+__all__ = ["FORMS", "export", "fold", "natural_form", "read_peft"]

@@ -23,6 +23,8 @@ WHAT = {
     "`classifier.safetensors` holds the class features.",
     "head": "A classifier head, `classifier.safetensors`: one unit-length feature per class, for the image features of "
     "the base model, which tuning left as they are.",
+    "peft": "An adapter of PEFT's for the base model, `adapter_config.json` and `adapter_model.safetensors`. "
+    "`classifier.safetensors` holds the class features, and the scale that cosines with them are multiplied by.",
     "program": "The whole classifier as a StableHLO program, `classifier.stablehlo`, from uint8 images to logits. Its "
     "weights, `weights.safetensors`, are its first argument; `program.json` describes the others.",
 }
@@ -125,7 +127,7 @@ def _front_matter(adapter: Adapter, form: str, title: str) -> str:
         details = {"model_name": title, "eval_results": [result]}
     card: Any = ModelCardData(
         base_model=_on_the_hub(adapter.base),
-        library_name="transformers" if form == "checkpoint" else "clipbias",
+        library_name={"checkpoint": "transformers", "peft": "peft"}.get(form, "clipbias"),
         pipeline_tag="zero-shot-image-classification" if form == "checkpoint" else "image-classification",
         tags=["clip", "clipbias", "few-shot"],
         **details,

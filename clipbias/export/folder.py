@@ -12,12 +12,13 @@ from clipbias.errors import ClipbiasError
 from clipbias.export.card import model_card
 from clipbias.export.folding import fold
 from clipbias.export.head import check_default_head, write_head
+from clipbias.export.peft import write_peft
 from clipbias.export.program import write_program
 from clipbias.files import atomic_folder, write_text
 from clipbias.tuning import Learnables, Task
 from clipbias.tuning.adapter import Adapter, save_adapter
 
-FORMS = ("checkpoint", "head", "program")
+FORMS = ("checkpoint", "head", "program", "peft")
 ADAPTER, HEAD, CARD = "adapter.safetensors", "classifier.safetensors", "README.md"
 
 
@@ -53,6 +54,7 @@ def export(
         "checkpoint": a Hugging Face CLIP checkpoint with the changes folded in, and the head beside it.
         "head": class features, for the image features of the base model.
         "program": images to logits as StableHLO, for any method.
+        "peft": what CLIP-LoRA learned as PEFT reads it, and the head beside it.
       own_methods: the program of a method of one's own, see `Adapter.task`.
 
     Returns:
@@ -70,7 +72,7 @@ def export(
     natural = natural_form(task, learnables)
     form = form or natural
     if form != "program":
-        check_default_head(task, {"checkpoint": "a checkpoint", "head": "a file of class features"}[form])
+        check_default_head(task, {"checkpoint": "a checkpoint"}.get(form, "a file of class features"))
     if form == "checkpoint" and natural != form:
         raise ClipbiasError(
             f"the method {adapter.method!r} is not changes of weights alone and cannot be folded into a checkpoint; "
@@ -86,7 +88,9 @@ def export(
             folded = fold(clip.params, task.method.adapt(learnables))
             folded["logit_scale"] = np.asarray(task.method.logit_scale(clip.params))
             clip.save(temporary, folded, exact=True)
-        if form in ("checkpoint", "head"):
+        if form == "peft":
+            write_peft(temporary, task, learnables, adapter.base)
+        if form != "program":
             write_head(temporary / HEAD, task, learnables)
         else:
             write_program(temporary, task, learnables)

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 {imports}
 import torch
-from PIL import Image
+{peft}from PIL import Image
 from safetensors import safe_open
 from transformers import CLIPImageProcessor, CLIPModel
 
@@ -20,7 +20,7 @@ base = {base}
 with safe_open("classifier.safetensors", "pt") as head:
     class_names = json.loads(head.metadata()["class_names"])
     classes, scale = head.get_tensor("text_features"), head.get_tensor("logit_scale").exp()
-model = CLIPModel.from_pretrained(base{revision}).float().eval()
+model = {model}.float().eval()
 pixels = CLIPImageProcessor.from_pretrained(base{revision})(Image.open("image.png"), return_tensors="pt")
 with torch.no_grad():
     features = model.visual_projection(model.vision_model(**pixels).pooler_output)
@@ -76,6 +76,7 @@ clip = clipbias.load(".")
 NEEDS = {
     "checkpoint": "With `transformers` and PyTorch (`CLIPProcessor` and `AutoTokenizer` read this folder too):",
     "head": "With `transformers` and PyTorch:",
+    "peft": "With `peft`, `transformers` and PyTorch:",
     "program": "With `pip install jax flatbuffers pillow safetensors`, on a CPU, a GPU or a TPU:",
 }
 
@@ -86,12 +87,16 @@ def usage(adapter: Adapter, task: Task | None, form: str) -> str:
     if task is not None and form == "program":
         code = PROGRAM.format(size=task.clip.config.vision.image_size)
     elif form != "adapter":
-        name = parse(adapter.base) if form == "head" else None
+        on_base = form in ("head", "peft")
+        name = parse(adapter.base) if on_base else None
         revision = f", revision={json.dumps(name.revision)}" if name and name.revision else ""
         imports, base = "", '"."' if form == "checkpoint" else json.dumps(name.repository if name else adapter.base)
-        if form == "head" and adapter.base == "demo":
+        if on_base and adapter.base == "demo":
             imports, base = "from importlib.resources import files\n", 'str(files("clipbias") / "assets" / "demo")'
-        code = TRANSFORMERS.format(imports=imports, base=base, revision=revision)
+        model, peft = f"CLIPModel.from_pretrained(base{revision})", ""
+        if form == "peft":
+            model, peft = f'PeftModel.from_pretrained({model}, ".")', "from peft import PeftModel\n"
+        code = TRANSFORMERS.format(imports=imports, base=base, revision=revision, model=model, peft=peft)
     own, named = "", CLIPBIAS
     if adapter.method not in METHODS:  # a program is named by whoever runs it
         program = Path(adapter.method.partition(":")[0]).name

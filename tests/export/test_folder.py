@@ -61,7 +61,7 @@ def test_the_adapter_file_is_in_the_folder_byte_for_byte(clip: Clip, tmp_path: P
         ),
         ("tests.own_methods:Cache", "checkpoint", "Cache has a head of its own, which a checkpoint cannot hold"),
         ("tests.own_methods:Everything", "checkpoint", "Everything' is not changes of weights alone.*as a program"),
-        ("coop", "onnx", "unknown form 'onnx'; choose from checkpoint, head, program"),
+        ("coop", "onnx", "unknown form 'onnx'; choose from checkpoint, head, program, peft"),
     ],
 )
 def test_forms_that_a_method_does_not_take(clip: Clip, tmp_path: Path, method: str, form: str, message: str) -> None:

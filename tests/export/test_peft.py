@@ -1,0 +1,187 @@
+"""Folders of PEFT's: names and shapes always; PEFT's own logits where it is installed."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+
+import clipbias
+from clipbias.clip import Clip
+from clipbias.errors import ClipbiasError
+from clipbias.export import export, read_peft
+from clipbias.tuning import CONSTANTS
+from clipbias.tuning.adapter import Adapter
+from tests.export import models
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+OPTIONS: dict[str, dict[str, Any]] = {
+    "all": {},
+    "some": {"parts": ("v", "o"), "towers": ("text",), "first_block": 2, "last_block": 2, "rank": 3, "alpha": 1.5},
+}
+
+
+def tuned(clip: Clip, folder: Path, **options: Any) -> Adapter:
+    adapter = models.adapter(clip, "clip_lora", folder, **options)
+    task = adapter.task(clip)
+    if CONSTANTS in task.shapes:  # which blocks are changed is not drawn at random
+        adapter.learnables[CONSTANTS] = jax.device_get(task.init()[CONSTANTS])
+    return adapter
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_names_shapes_and_the_way_back(name: str, clip: Clip, tmp_path: Path) -> None:
+    options = OPTIONS[name]
+    adapter = tuned(clip, tmp_path, **options)
+    assert export(adapter, clip, tmp_path / "out", form="peft") == "peft"
+    tensors = load_file(tmp_path / "out" / WEIGHTS)
+    parts = [{"o": "out"}.get(part, part) for part in options.get("parts", "qkv")]
+    rank, modules = options.get("rank", 2), set()
+    for tower in options.get("towers", ("vision", "text")):
+        width = getattr(clip.config, tower).width
+        for l in (1,) if name == "some" else range(3):
+            for number, part in enumerate(parts):
+                module = f"{tower}_model.encoder.layers.{l}.self_attn.{part}_proj"
+                product, place = ("out", 0) if part == "out" else ("qkv", 0 if name == "some" else number)
+                pair, block = adapter.learnables[tower][product], 0 if name == "some" else l
+                down, up = (tensors.pop(f"base_model.model.{module}.lora_{x}.weight") for x in "AB")
+                assert down.shape == (rank, width) and up.shape == (width, rank)
+                np.testing.assert_array_equal(down, pair["down"][block, place].T)
+                np.testing.assert_array_equal(up, pair["up"][block, place].T)
+                modules.add(module)
+    assert not tensors
+    config = json.loads((tmp_path / "out" / CONFIG).read_text())
+    assert set(config["target_modules"]) == modules
+    told = {key: config[key] for key in ("peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "bias")}
+    assert told == {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": options.get("alpha", 1),
+        "lora_dropout": 0.25,
+        "use_rslora": True,
+        "bias": "none",
+    }
+    assert config["base_model_name_or_path"] == adapter.base
+    back = read_peft(tmp_path / "out", clip, models.CLASS_NAMES)
+    assert back.task(clip).options() == adapter.task(clip).options()
+    jax.tree.map(np.testing.assert_array_equal, back.learnables, dict(adapter.learnables))
+    clipbias.save_adapter(tmp_path / "back.safetensors", back.task(clip), back.learnables, method=back.method)
+
+
+def test_plain_lora_is_scaled_by_its_rank(clip: Clip, tmp_path: Path) -> None:
+    export(tuned(clip, tmp_path, rank=4, alpha=3.0), clip, tmp_path / "out", form="peft")
+    path = tmp_path / "out" / CONFIG
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"use_rslora": False}))
+    adapter = read_peft(tmp_path / "out", clip, ("cat", "dog"), template="a {}")
+    assert adapter.options["alpha"] / 4**0.5 == pytest.approx(3 / 4)
+    assert adapter.task(clip).texts == ("a cat", "a dog")
+
+
+def without(name: str) -> Any:
+    return lambda tensors: {key: value for key, value in tensors.items() if name not in key}
+
+
+def with_other(name: str) -> Any:
+    return lambda tensors: {**tensors, name: np.zeros((2, 24), np.float32)}
+
+
+Q = "base_model.model.vision_model.encoder.layers.1.self_attn.q_proj.lora_A.weight"
+
+
+@pytest.mark.parametrize(
+    ("settings", "change", "said"),
+    [
+        ({"peft_type": "IA3"}, None, "holds 'IA3' and not LoRA"),
+        ({"use_dora": True}, None, "has use_dora=True, which the method CLIP-LoRA here does not have"),
+        ({"bias": "all"}, None, "has bias='all'"),
+        ({"rank_pattern": {"q_proj": 4}}, None, "has rank_pattern="),
+        ({"r": "2"}, None, "PEFT's r is '2'; it must be a whole number"),
+        ({"lora_alpha": None}, None, "PEFT's lora_alpha is None; it must be a finite number"),
+        ({"r": 3}, None, r"of shape \(2, .*; expected finite numbers of shape \(3, "),
+        ({}, with_other(Q.replace("self_attn.q_proj", "mlp.fc1")), "changes the attention's q, k, v and output alone"),
+        ({}, without("vision_model.encoder.layers.1."), "does not change the same kernels in every block"),
+        ({}, without("text_model.encoder.layers.2."), "changes other blocks in one tower than in the other"),
+        ({}, without(Q), "does not change the same kernels"),
+        ({}, without("layers"), "changes no kernel"),
+        ({}, lambda tensors: {**tensors, Q: np.full((2, 24), np.nan, np.float32)}, "expected finite numbers"),
+    ],
+)
+def test_what_cannot_be_held_is_refused(settings: dict, change: Any, said: str, clip: Clip, tmp_path: Path) -> None:
+    export(tuned(clip, tmp_path), clip, tmp_path / "out", form="peft")
+    path = tmp_path / "out" / CONFIG
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    if change:
+        save_file(change(load_file(tmp_path / "out" / WEIGHTS)), tmp_path / "out" / WEIGHTS)
+    with pytest.raises(ClipbiasError, match=said):
+        read_peft(tmp_path / "out", clip, ("cat", "dog"))
+
+
+def test_folders_and_methods_that_are_none_of_pefts(clip: Clip, tmp_path: Path) -> None:
+    with pytest.raises(ClipbiasError, match=f"is no adapter of PEFT's: it has no {CONFIG}"):
+        read_peft(tmp_path, clip, ("cat", "dog"))
+    adapter = models.adapter(clip, "bitfit", tmp_path)
+    with pytest.raises(ClipbiasError, match="holds what CLIP-LoRA learns, and the method is BitFit"):
+        export(adapter, clip, tmp_path / "out", form="peft")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_the_cards_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch"), pytest.importorskip("peft")
+    clip = clipbias.load("demo")
+    adapter = tuned(clip, tmp_path)
+    export(adapter, clip, tmp_path / "out", form="peft")
+    (image,) = models.pictures(clip, 1)
+    Image.fromarray(image).save(tmp_path / "out" / "image.png")
+    monkeypatch.chdir(tmp_path / "out")
+    namespace: dict = {}
+    exec(re.findall(r"```python\n(.*?)```", Path("README.md").read_text(), re.DOTALL)[0], namespace)
+    models.assert_close(namespace["logits"].numpy(), models.logits(clip, adapter, image[None]))
+
+
+DATA = Path(__file__).parents[1] / "data_files"
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("name", OPTIONS)
+def test_peft_computes_the_same(name: str, tmp_path: Path) -> None:
+    torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
+    import transformers
+
+    base = DATA / "tiny_gelu"
+    clip = clipbias.load(base)
+    adapter = tuned(clip, tmp_path, **OPTIONS[name])
+    export(adapter, clip, tmp_path / "out", form="peft")
+    images = models.pictures(clip, 3)
+    pixels = torch.tensor(np.asarray(clip.preprocessing.normalize(images)).transpose(0, 3, 1, 2))
+    tokens = transformers.AutoTokenizer.from_pretrained(base)(
+        [f"a photo of a {name.replace('_', ' ')}." for name in models.CLASS_NAMES], return_tensors="pt", padding=True
+    )
+
+    def logits(model: Any) -> np.ndarray:
+        with torch.no_grad():
+            found = model(**tokens, pixel_values=pixels)
+        return 100 * (found.image_embeds @ found.text_embeds.T).numpy()
+
+    plain = transformers.CLIPModel.from_pretrained(base)
+    model = peft.PeftModel.from_pretrained(plain, tmp_path / "out").eval()
+    models.assert_close(logits(model), models.logits(clip, adapter, images))
+
+    # And what PEFT itself writes, plain LoRA with another scale.
+    fresh = transformers.CLIPModel.from_pretrained(base)
+    config = peft.LoraConfig(r=3, lora_alpha=4, lora_dropout=0.1, target_modules=["q_proj", "v_proj", "out_proj"])
+    tuned_there = peft.get_peft_model(fresh, config).eval()
+    for key, value in tuned_there.named_parameters():
+        if "lora_B" in key:
+            torch.nn.init.normal_(value, std=0.1)
+    shutil.rmtree(tmp_path / "out")
+    tuned_there.save_pretrained(tmp_path / "out")
+    back = read_peft(tmp_path / "out", clip, models.CLASS_NAMES)
+    assert back.options["parts"] == ("q", "v", "o")
+    models.assert_close(models.logits(clip, back, images), logits(tuned_there))
