@@ -280,8 +280,8 @@ def test_the_gaussian_of_the_average(pair, colours, tmp_path, name, dataset, epo
     assert make_method("promptsrc", mean=0.0, deviation=1e-3).average(1) == [1.0]
 
 
-def train(task: Task, dataset: Dataset, recipe: Recipe, **options) -> loop.Trained:
-    mesh = meshes.single_device()
+def train(task: Task, dataset: Dataset, recipe: Recipe, mesh=None, **options) -> loop.Trained:
+    mesh = mesh or meshes.single_device()
     params = meshes.replicate(mesh, task.clip.params)
     return loop.train(task, params, few_shot_runs(dataset, (1, 2)), recipe, mesh=mesh, **options)
 
@@ -321,6 +321,20 @@ def test_the_average_over_epochs_survives_a_kill_in_the_middle(pair, colours, tm
         continued = meshes.fetch(train(task, colours, recipe, **where).learnables)
         for name, value in whole.items():
             np.testing.assert_array_equal(continued[name], value)
+
+
+@pytest.mark.parametrize("name", ["prograd", "promptsrc"])
+def test_eight_devices_give_the_numbers_of_one(pair, colours, name) -> None:
+    options = {"promptsrc": {"depth": 2, "templates": "a photo of the {}."}}.get(name, {})
+    mesh = meshes.make_mesh(run=2, data=4)
+    found = []
+    for groups, where in ((1, None), (4, mesh)):
+        task = Task(pair[0], make_method(name, **options), colours.class_names, groups=groups)
+        found.append(train(task, colours, dataclasses.replace(RECIPE, batch_size=6), where))
+    one, eight = found
+    np.testing.assert_allclose(one.losses, eight.losses, rtol=2e-5)
+    for a, b in zip(*(jax.tree.leaves(meshes.fetch(each.learnables)) for each in found), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * np.abs(b).max())
 
 
 def test_through_a_grid_from_base_to_new_classes(pair, colours, tmp_path) -> None:
