@@ -174,6 +174,7 @@ def _perturbation_step(study: Study, model: Model) -> Any:
         found = explanations(
             *(task, params, learnables, study.normalize(raw), jnp.stack([predicted, labels], axis=1)),
             start_layer=study.options.start_layer,
+            text=classes,
         )
         maps = {name: found[name].vision[..., : config.patches] for name in REDUCTIONS}
         maps["random"] = jax.vmap(order)(raw)

@@ -71,11 +71,15 @@ def _relevancy_step(study: Study, tuned: Model) -> Any:
     options, patches = study.options, study.clip.config.vision.patches
 
     @jax.jit
-    def step(params: Any, learnables: dict[str, Any], batch: Batch) -> dict[str, Moments]:
+    def step(params: Any, learnables: dict[str, Any], texts: dict[str, Any], batch: Batch) -> dict[str, Moments]:
         images, labels, mask = study.normalize(batch["images"]), batch["labels"], batch["mask"]
         values, among_patches = {}, []
         for side, model in sides.items():
-            maps = relevancy(model.task, params, learnables[side], images, labels, start_layer=options.start_layer)
+            maps = relevancy(
+                *(model.task, params, learnables[side], images, labels),
+                start_layer=options.start_layer,
+                text=texts[side],
+            )
             own = kinds[side][labels]
             vision = normalise_maps(maps.vision, options.normalisation)
             text = normalise_maps(maps.text, options.normalisation, own < TEXT_KINDS.index("eos"))
@@ -89,7 +93,11 @@ def _relevancy_step(study: Study, tuned: Model) -> Any:
         return {name: Moments.of(value, mask) for name, value in values.items()}
 
     learnables = {side: study.learnables[model.key] for side, model in sides.items()}
-    return lambda batch: step(study.params, learnables, batch)
+    texts = {
+        side: model.task.text_features(study.params, learnables[side]) if model.has_own_head else None
+        for side, model in sides.items()
+    }
+    return lambda batch: step(study.params, learnables, texts, batch)
 
 
 def compute_text_attention(study: Study) -> Section:

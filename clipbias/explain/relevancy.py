@@ -38,6 +38,7 @@ def relevancy(
     start_layer: int = 0,
     chunk: int | None = None,
     recompute: int = 0,
+    text: jax.Array | None = None,
 ) -> Relevancy:
     """How much each patch, prompt and text token contributes to the logit of a class.
 
@@ -59,6 +60,8 @@ def relevancy(
         the memory for an eighth more time; `n` keeps those of every `n`-th block, for about `(n + 1) / 2` more forward
         passes: with `n` in proportion to `L` memory does not grow with depth. 0 computes nothing twice. The maps are
         the same; above 1 they cannot be differentiated in reverse mode themselves.
+      text: what `task.text_features` returned, to compute it once for many calls; a method without a head of its own
+        has no use for it.
 
     Returns:
       `Relevancy` with `vision [B, M + V]` and `text [B, N]` (`[B, K, …]` for targets `[B, K]`).
@@ -67,7 +70,7 @@ def relevancy(
       ClipbiasError: targets do not fit the images or the classes, there is no such layer, or `chunk` or `recompute` is
         no whole number or too small.
     """
-    options: dict[str, Any] = dict(start_layer=start_layer, chunk=chunk, recompute=recompute)
+    options: dict[str, Any] = dict(start_layer=start_layer, chunk=chunk, recompute=recompute, text=text)
     return explanations(task, params, learnables, images, targets, maps=["relevancy"], **options)["relevancy"]
 
 
@@ -82,6 +85,7 @@ def explanations(
     start_layer: int = 0,
     chunk: int | None = None,
     recompute: int = 0,
+    text: jax.Array | None = None,
 ) -> dict[str, Relevancy]:
     """Several maps of the same images and targets by name, from one pass; arguments as in `relevancy`.
 
@@ -98,8 +102,10 @@ def explanations(
     pairs = targets[:, None] if targets.ndim == 1 else targets
     tokens = jax.tree.map(jnp.asarray, task.tokens)
     settings = (task.classifier, tuple(maps), start_layer, chunk, recompute)
-    text = task.text if task.method.overrides("logits") else None
-    found = _explanations(*settings, params, learnables, images, pairs, tokens, text)
+    every: Text | None = None
+    if task.method.overrides("logits"):
+        every = task.text if text is None else text
+    found = _explanations(*settings, params, learnables, images, pairs, tokens, every)
     return jax.tree.map(lambda x: x[:, 0], found) if targets.ndim == 1 else found
 
 

@@ -55,6 +55,11 @@ class Model:
         """`(V, T)`: learned tokens in the vision and in the text tower."""
         return prompt_counts(self.task, self.learnables)
 
+    @property
+    def has_own_head(self) -> bool:
+        """Whether its logits are something else than scaled cosines."""
+        return self.task.method.overrides("logits")
+
 
 @dataclasses.dataclass(frozen=True)
 class Devices:

@@ -55,7 +55,8 @@ def test_a_head_of_ones_own(clip, images):
     logits = jax.jit(task.logits)(clip.params, learnables, images)
     np.testing.assert_allclose(found.scores, logits[jnp.arange(4), TARGETS], rtol=1e-5)
     pairs = jnp.stack([(TARGETS + 1) % 3, TARGETS], axis=1)
-    several = relevancy(task, clip.params, learnables, images, pairs, chunk=3)
+    text = task.text_features(clip.params, learnables)
+    several = relevancy(task, clip.params, learnables, images, pairs, chunk=3, text=text)
     assert_close(jax.tree.map(lambda x: x[:, 1], several), plain)
 
 

@@ -61,7 +61,7 @@ def write_inputs(job: Job, task: Task, learnables: Any) -> None:
     write_tensors(path, {name: np.array(value, order="C") for name, value in arrays.items()}, {})
 
 
-def options_of(way: str) -> dict[str, int]:
+def options_of(way: str) -> dict[str, Any]:
     """The options of `clipbias.relevancy` that a way names: `{"recompute": 3}` for `recompute=3`.
 
     Raises:
