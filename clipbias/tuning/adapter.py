@@ -245,6 +245,11 @@ def _find(source: str | os.PathLike) -> Path:
         return path / FILE
     name = None if path.exists() or path.suffix == ".safetensors" else hub.parse(str(source))
     if name is None:
+        if (path / "adapter_config.json").is_file():
+            raise ClipbiasError(
+                f"{path} is a folder of PEFT's, which names no classes; read it with "
+                "clipbias.export.read_peft(folder, clip, class_names)."
+            )
         if not path.is_file():
             raise ClipbiasError(f"no adapter file {path}.")
         return path

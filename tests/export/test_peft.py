@@ -125,6 +125,11 @@ def test_what_cannot_be_held_is_refused(settings: dict, change: Any, said: str, 
 def test_folders_and_methods_that_are_none_of_pefts(clip: Clip, tmp_path: Path) -> None:
     with pytest.raises(ClipbiasError, match=f"is no adapter of PEFT's: it has no {CONFIG}"):
         read_peft(tmp_path, clip, ("cat", "dog"))
+    export(tuned(clip, tmp_path), clip, tmp_path / "peft", form="peft")
+    assert clipbias.load_adapter(tmp_path / "peft").method == "clip_lora"  # this project's own file lies there
+    (tmp_path / "peft" / "adapter.safetensors").unlink()
+    with pytest.raises(ClipbiasError, match=r"read it with clipbias\.export\.read_peft"):
+        clipbias.load_adapter(tmp_path / "peft")
     adapter = models.adapter(clip, "bitfit", tmp_path)
     with pytest.raises(ClipbiasError, match="holds what CLIP-LoRA learns, and the method is BitFit"):
         export(adapter, clip, tmp_path / "out", form="peft")
