@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -10,6 +11,7 @@ from PIL import Image
 import clipbias
 import experiments.explain
 import experiments.predict
+from clipbias.data import transforms
 from clipbias.explain.results import FIGURES, INTERVENTIONS, load_results
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import save_adapter
@@ -115,6 +117,25 @@ def test_zero_shot_takes_names_from_a_file(model, images, tmp_path, capsys):
     assert "maine coon" in capsys.readouterr().out
     total = sum(json.loads((tmp_path / "out" / "predictions.json").read_text())[0]["probabilities"])
     assert total == pytest.approx(1, abs=1e-5)
+
+
+def test_a_head_of_ones_own_takes_other_classes(model, images, tmp_path):
+    """The probabilities are those of the learnables that the method makes for these classes."""
+    clip, picture, names = clipbias.load(model), images / "test" / "cat" / "0.png", ("bird", "horse", "cat")
+    task = clipbias.Task(clip, "tests.own_methods:Probe", ("cat", "dog"))
+    clipbias.save_adapter(tmp_path / "a.safetensors", task, task.init(), method="tests.own_methods:Probe")
+    settings = {"images": str(picture), "adapter": str(tmp_path / "a.safetensors"), "classes": ",".join(names)}
+    settings |= {"own_methods": "tests.own_methods", "top": 3}
+    assert answer_here(experiments.predict, settings, tmp_path / "out")[0] == 0
+    (found,) = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    bound, learnables = clipbias.load_adapter(tmp_path / "a.safetensors").bind(
+        clip, names, own_methods=["tests.own_methods"]
+    )
+    pixels = transforms.test_image(transforms.decode(picture.read_bytes(), ""), clip.config.vision.image_size)
+    logits = jax.jit(bound.logits)(clip.params, learnables, clip.preprocessing.normalize(pixels[None]))[0]
+    expected = dict(zip(names, jax.nn.softmax(logits).tolist(), strict=True))
+    assert dict(zip(found["classes"], found["probabilities"], strict=True)) == pytest.approx(expected, rel=1e-5)
+    assert max(expected.values()) > 0.34  # three classes apart
 
 
 @pytest.mark.parametrize(

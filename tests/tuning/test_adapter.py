@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 import clipbias
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
-from clipbias.tuning import CONSTANTS
+from clipbias.tuning import CONSTANTS, METHODS
 from clipbias.tuning.adapter import Adapter, write_adapter
 from tests import helpers
 from tests.reference.cases import CLASS_NAMES
@@ -28,7 +28,7 @@ def saved(clip: Clip, path: Path, method: str, **options) -> Adapter:
     return clipbias.load_adapter(path)
 
 
-@pytest.mark.parametrize("method", ["bias", "coop", "ivlp", "maple", "taskres", "vpt", "zero_shot"])
+@pytest.mark.parametrize("method", METHODS)
 def test_an_adapter_comes_back(clip: Clip, tmp_path: Path, method: str) -> None:
     task = clipbias.Task(clip, method, ("cat", "dog"), template="a {}.")
     adapter = saved(clip, tmp_path / "a.safetensors", method)
