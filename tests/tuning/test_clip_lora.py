@@ -229,6 +229,9 @@ def test_every_class_token_and_part_drops_by_itself() -> None:
     # Draws of one key would begin alike, whatever their shapes.
     assert (last[0][0, 0] & last[1][0, 0]).mean() == pytest.approx(0.75**2, abs=0.06)
     assert masks.mean() == pytest.approx(0.75, abs=0.005)
+    odd = np.asarray(layers.kept({**weights, "rate": jnp.float32(0.1)}, (500, 10, 7)))
+    assert odd.shape == (500, 3, 10, 7) and odd.mean() == pytest.approx(0.9, abs=0.005)
+    assert (odd[..., :6:2] & odd[..., 1:6:2]).mean() == pytest.approx(0.9**2, abs=0.01)  # halves of one word
 
 
 def test_towers_layers_runs_and_products_have_keys_of_their_own(other: tuple[Clip, Reference]) -> None:
