@@ -55,14 +55,21 @@ def test_parameter_counts_of_vit_b_16(clip: Clip, method: str, options: dict, vi
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_logits_and_gradients_equal_numpy(name: str, other: tuple[Clip, Reference]) -> None:
+def test_what_is_tuned(name: str, other: tuple[Clip, Reference]) -> None:
     clip, reference = other
     method, options, names = CASES[name]
+    found = clipbias.Task(clip, method, common.CLASS_NAMES, **options).init()
+    assert sorted(common.named(found)) == sorted(names(reference.config))
+    assert all(not leaf.any() for leaf in jax.tree.leaves(found))
+
+
+@pytest.mark.parametrize("name", ["bitfit_qkv", "layer_norm_outer"])  # the others learn a part of theirs
+def test_logits_and_gradients_equal_numpy(name: str, other: tuple[Clip, Reference]) -> None:
+    clip, reference = other
+    method, options, _ = CASES[name]
     task = clipbias.Task(clip, method, common.CLASS_NAMES, **options)
-    assert all(not leaf.any() for leaf in jax.tree.leaves(task.init()))
     start = common.drawn(task.shapes, 0.2)
     whole = {key: change + reference.state[key] for key, change in common.named(start).items()}
-    assert sorted(whole) == sorted(names(reference.config))
     images = helpers.random_images(reference.config, len(common.LABELS))
 
     @jax.jit
@@ -83,12 +90,11 @@ def test_logits_and_gradients_equal_numpy(name: str, other: tuple[Clip, Referenc
     common.close_trees(found, wanted, common.GRADIENTS)
 
 
-@pytest.mark.parametrize("decay", ["weights", "changes"])
 @pytest.mark.parametrize("name", ["bitfit", "layer_norm_outer"])
-def test_adamw_draws_whole_weights_towards_zero(name: str, decay: str, other: tuple[Clip, Reference]) -> None:
+def test_adamw_draws_whole_weights_towards_zero(name: str, other: tuple[Clip, Reference]) -> None:
     clip, reference = other
     method, options, _ = CASES[name]
-    task = clipbias.Task(clip, method, common.CLASS_NAMES, decay=decay, **options)
+    task = clipbias.Task(clip, method, common.CLASS_NAMES, **options)
     # A decay of the size of a step, and an epsilon that keeps rounding out of the steps' signs.
     recipe = dataclasses.replace(common.SGD, optimizer="adamw", weight_decay=0.5, epsilon=1e-3)
     rates = (0.02, 0.03, 0.01)
@@ -106,11 +112,7 @@ def test_adamw_draws_whole_weights_towards_zero(name: str, decay: str, other: tu
     for rate, loss in zip(rates, losses[:, 0], strict=True):
         expected, slope = gradient(values)
         assert loss == pytest.approx(expected, rel=common.TRAINED)
-        if decay == "weights":
-            values = optimizer.step(values, slope, rate)
-        else:
-            moved = optimizer.step({key: values[key] - frozen[key] for key in values}, slope, rate)
-            values = {key: frozen[key] + change for key, change in moved.items()}
+        values = optimizer.step(values, slope, rate)
     after = {key: frozen[key] + change for key, change in common.named(found).items()}
     common.close_trees(after, values, common.TRAINED)
 
