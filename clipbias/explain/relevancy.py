@@ -95,6 +95,11 @@ def explanations(
     unknown = sorted(set(maps) - set(REDUCTIONS))
     if unknown:
         raise ClipbiasError(f"unknown map {unknown[0]!r}; choose from {', '.join(REDUCTIONS)}.")
+    if task.method.conditional:
+        raise ClipbiasError(
+            f"the texts of {type(task.method).__name__} depend on the image, and no map follows a logit that way yet; "
+            "explain a method whose texts are the same for all images."
+        )
     targets = check_targets(task, images, targets)
     check_int("recompute", recompute)
     if chunk is not None:

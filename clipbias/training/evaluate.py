@@ -57,20 +57,24 @@ def image_features(
 
 @functools.partial(jax.jit, static_argnames=("classifier", "runs"))
 def predictions(
-    classifier: Classifier, params: Params, learnables: Learnables, images: jax.Array, text: jax.Array, *, runs: int
+    classifier: Classifier, params: Params, learnables: Learnables, images: jax.Array, text: Text, *, runs: int
 ) -> jax.Array:
     """The most likely class under each run: int32 `[R, B]`.
 
     Args:
       images: features `[R, B, d]`, or `[1, B, d]` where they are the same for all runs.
-      text: features `[R, S · C, d]`, or `[1, S · C, d]`.
+      text: features `[R, S · C, d]`, or `[1, S · C, d]`; the texts themselves where they depend on the image.
     """
+    conditional = classifier.method.conditional
 
-    def one(learnables: Learnables, image: Any, text: Any) -> jax.Array:
-        return classifier.head(params, learnables, image, text).argmax(-1).astype(jnp.int32)
+    def one(learnables: Learnables, image: jax.Array, own: jax.Array) -> jax.Array:
+        if conditional:
+            own = classifier.texts_for(params, learnables, classifier.method.adapt(learnables), image, text)
+        return classifier.head(params, learnables, image, own).argmax(-1).astype(jnp.int32)
 
-    images, text = (jnp.broadcast_to(x, (runs, *x.shape[1:])) for x in (images, text))
-    return over_runs(one, (0, 0, 0), runs=runs)(learnables, images, text)
+    features = images if conditional else jnp.asarray(text)
+    images, features = (jnp.broadcast_to(x, (runs, *x.shape[1:])) for x in (images, features))
+    return over_runs(one, (0, 0, 0), runs=runs)(learnables, images, features)
 
 
 class Evaluator:
@@ -155,7 +159,10 @@ class Evaluator:
     ) -> Iterable[tuple[np.ndarray, Batch]]:
         """The predicted class of every image under each run, batch by batch: int32 `[R, B]` and this host's batch."""
         with explain_exhaustion("lower --config.eval_batch_size."):
-            if classifier.changes_text(jax.tree.map(lambda leaf: leaf[0], learnables)):
+            texts: Any = text
+            if classifier.method.conditional:
+                pass  # the texts of each image, batch by batch
+            elif classifier.changes_text(jax.tree.map(lambda leaf: leaf[0], learnables)):
                 texts = text_features(classifier, self.params, learnables, text, runs=runs)
             else:
                 texts = text[None]  # type: ignore[index]

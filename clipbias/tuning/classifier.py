@@ -82,22 +82,34 @@ class Classifier:
             return text
         return features if self.counts is None else without_missing(features, self.counts)
 
+    def texts_for(
+        self, params: Params, learnables: Learnables, adaptation: Adaptation, image: jax.Array, text: Text
+    ) -> jax.Array:
+        """Text features `[S · C, d]`, or `[B, S · C, d]` where they depend on the images of features `[B, d]`.
+
+        Then the text tower takes one image after another, in the backward pass again, in the memory of one.
+        """
+        if not self.method.conditional:
+            return self.encode_text(params, adaptation, text)
+
+        def one(feature: jax.Array) -> jax.Array:
+            return self.encode_text(params, self.method.adapt_to(learnables, feature), text)
+
+        return jax.lax.map(jax.checkpoint(one, prevent_cse=False), image)
+
     def by_text(self, features: jax.Array) -> jax.Array:
-        """`[S · C, d]` as `[S, C, d]`."""
-        return features.reshape(self.templates, -1, features.shape[-1])
+        """`[…, S · C, d]` as `[…, S, C, d]`."""
+        return features.reshape(*features.shape[:-2], self.templates, -1, features.shape[-1])
 
     def logits(self, params: Params, learnables: Learnables, images: jax.Array, text: Text) -> jax.Array:
         """The method's logits `[B, C]`, `exp(logit_scale) · cos(f, g)` unless it has a head of its own."""
         adaptation = self.method.adapt(learnables)
-        return self.head(
-            params,
-            learnables,
-            self.encode_images(params, adaptation, images),
-            self.encode_text(params, adaptation, text),
-        )
+        image = self.encode_images(params, adaptation, images)
+        texts = self.texts_for(params, learnables, adaptation, image, text)
+        return self.head(params, learnables, image, texts)
 
     def head(self, params: Params, learnables: Learnables, image: jax.Array, text: jax.Array) -> jax.Array:
-        """Logits `[B, C]` of features as the towers make them: `[B, d]` of images, `[S · C, d]` of texts."""
+        """Logits `[B, C]` of features as the towers make them: `[B, d]` of images, of texts as of `texts_for`."""
         with jax.default_matmul_precision("highest"):
             return self.method.logits(learnables, self._features(params, image, text))
 
@@ -122,11 +134,12 @@ class Classifier:
         """
         method = self.method
         adaptation = method.adapt(learnables) if rng is None else method.adapt_in_training(learnables, rng)
-        image, texts = self.encode_images(params, adaptation, images), self.encode_text(params, adaptation, text)
+        image = self.encode_images(params, adaptation, images)
+        texts = self.texts_for(params, learnables, adaptation, image, text)
         features = self._features(params, image, texts)
         if reference is not None:
             plain = self.encode_images(params, NOTHING, images) if adaptation.changes_vision else image
-            reference = reference.reshape(-1, features.text.shape[1], reference.shape[-1])
+            reference = reference.reshape(-1, features.text.shape[-2], reference.shape[-1])
             features = dataclasses.replace(features, frozen=Features(plain, reference, features.scale))
         with jax.default_matmul_precision("highest"):
             logits = method.logits(learnables, features)

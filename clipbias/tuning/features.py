@@ -39,7 +39,7 @@ class Features:
 
     Attributes:
       image: `[B, d]`.
-      text: `[S, C, d]`, `S` texts of each class.
+      text: `[S, C, d]`, `S` texts of each class; `[B, S, C, d]` where they depend on the image (`Method.adapt_to`).
       scale: what cosines are multiplied by, `exp(logit_scale)` or the number of the method's authors.
       frozen: the same of plain CLIP, its texts those of `Method.reference`; for losses of methods that have one, else
         `None`.

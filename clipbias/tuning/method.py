@@ -111,6 +111,14 @@ class Method(abc.ABC):
     def adapt(self, learnables: Learnables) -> Adaptation:
         """Learnables to additions. Pure: it is traced, differentiated and vectorised."""
 
+    def adapt_to(self, learnables: Learnables, image: jax.Array) -> Adaptation:
+        """Additions for one image, whose feature `[d]` is as the vision tower makes it, not of unit length.
+
+        Only the text tower takes them: it runs once for each image, and the loss and the head see texts `[B, S, C, d]`.
+        By default what `adapt` gives, once for all images.
+        """
+        return self.adapt(learnables)
+
     def adapt_in_training(self, learnables: Learnables, rng: jax.Array) -> Adaptation:
         """`adapt` of a training step, for what is random there (dropout). By default the same."""
         return self.adapt(learnables)
@@ -126,6 +134,12 @@ class Method(abc.ABC):
 
         A residual is added to the class features before they are normalised.
         """
+        if features.text.ndim == 4:  # texts of each image
+
+            def one(image: jax.Array, text: jax.Array) -> jax.Array:
+                return self.logits(learnables, Features(image[None], text, features.scale))[0]
+
+            return jax.vmap(one)(features.image, features.text)
         classes, residual = average_texts(features.text), self.adapt(learnables).text_residual
         classes = unit_length(classes if residual is None else classes + residual)
         return features.scale * (unit_length(features.image) @ classes.T)
@@ -215,6 +229,11 @@ class Method(abc.ABC):
     def overrides(self, hook: str) -> bool:
         """Whether the method has a hook of its own."""
         return getattr(type(self), hook) is not getattr(Method, hook)
+
+    @property
+    def conditional(self) -> bool:
+        """Whether texts depend on the image."""
+        return self.overrides("adapt_to")
 
     @property
     def draws(self) -> bool:

@@ -169,6 +169,7 @@ class Task:
 
     def text_features(self, params: Params, learnables: Learnables) -> jax.Array:
         """What the text tower makes of all texts, `[n · C, d]`: `logits` and `loss` take it in place of the texts."""
+        self._check_shared_texts()
         return _text_features(self.classifier, params, learnables, self.text)
 
     def plain_text_features(self, params: Params) -> jax.Array:
@@ -177,7 +178,15 @@ class Task:
 
     def class_features(self, params: Params, learnables: Learnables) -> jax.Array:
         """Unit-length class features `[C, d]`, the classifier of a method without a head of its own."""
+        self._check_shared_texts()
         return self.classifier.class_features(params, learnables, self.text)
+
+    def _check_shared_texts(self) -> None:
+        if self.method.conditional:
+            raise ClipbiasError(
+                f"the texts of {type(self.method).__name__} depend on the image, so its classes have no features of "
+                "their own; take `task.logits` of images."
+            )
 
     def image_features(self, params: Params, learnables: Learnables, images: jax.Array) -> jax.Array:
         """Unit-length image features `[B, d]`."""

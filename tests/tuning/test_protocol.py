@@ -6,10 +6,17 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from clipbias.clip import Adaptation, Clip
+import clipbias
+from clipbias.clip import Adaptation, Clip, encode_image
+from clipbias.data import Split
+from clipbias.errors import ClipbiasError
+from clipbias.training import mesh as meshes
+from clipbias.training.evaluate import evaluate
 from clipbias.tuning import Features, Method, PromptText, Task, unit_length
 from clipbias.tuning.method import Learnables
+from tests.data.pictures import encoded
 
 NAMES = ("cat", "a dog", "two birds")
 
@@ -57,3 +64,63 @@ def test_several_prompt_sets_are_texts_of_their_own(clip: Clip) -> None:
     expected = jax.jit(jax.grad(loss))(learnables["text_context"])
     scale = float(jnp.abs(expected).max())
     np.testing.assert_allclose(gradient["text_context"], expected, atol=5e-5 * scale)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageContext(Method):
+    """A context that each image shifts, as CoCoOp's does."""
+
+    def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
+        context, shift = jax.random.split(rng)
+        width = clip.config.text.width
+        return {
+            "text_context": 0.1 * jax.random.normal(context, (4, width)),
+            "text_shift": 0.1 * jax.random.normal(shift, (clip.config.projection_width, width)),
+        }
+
+    def adapt(self, learnables: Learnables) -> Adaptation:
+        return Adaptation(text_context=learnables["text_context"])
+
+    def adapt_to(self, learnables: Learnables, image: jax.Array) -> Adaptation:
+        return Adaptation(text_context=learnables["text_context"] + unit_length(image) @ learnables["text_shift"])
+
+    def text(self, template: str, clip: Clip) -> PromptText:
+        return PromptText(("X X X X {}.",), context_tokens=4)
+
+
+def test_texts_that_depend_on_the_image(clip: Clip) -> None:
+    task, alone = Task(clip, ImageContext(), NAMES), Task(clip, "coop", NAMES, tokens=4, words="")
+    learnables, size = task.init(seed=1), clip.config.vision.image_size
+    raw = np.random.default_rng(0).integers(0, 256, (3, size, size, 3), np.uint8)
+    images, labels = clip.preprocessing.normalize(jnp.asarray(raw)), jnp.array([0, 2, 1])
+    image_features = jax.jit(lambda x: encode_image(clip.params, clip.config, x)[0])(images)
+
+    @jax.jit
+    def plainly(learnables: Learnables) -> jax.Array:
+        """Each image by itself, by a method that has one context."""
+        rows = []
+        for index, feature in enumerate(image_features):
+            shifted = learnables["text_context"] + unit_length(feature) @ learnables["text_shift"]
+            rows.append(alone.logits(clip.params, {"text_context": shifted}, images[index : index + 1])[0])
+        return jnp.stack(rows)
+
+    logits = jax.jit(task.logits)(clip.params, learnables, images)
+    expected = plainly(learnables)
+    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
+    assert np.abs(np.asarray(jax.jit(alone.logits)(clip.params, learnables, images)) - expected).max() > 0.1
+    found = jax.jit(jax.grad(task.loss, argnums=1))(clip.params, learnables, images, labels)
+    wanted = jax.jit(jax.grad(lambda one: -jax.nn.log_softmax(plainly(one))[jnp.arange(3), labels].mean()))(learnables)
+    for name, gradient in wanted.items():
+        np.testing.assert_allclose(found[name], gradient, atol=5e-5 * float(jnp.abs(gradient).max()))
+
+    mesh = meshes.single_device()
+    best = np.asarray(expected).argmax(-1)
+    split = Split(("a", "b", "c"), best, lambda index: encoded(raw[index]))
+    score = evaluate(task, learnables, split, mesh=mesh, eval_batch_size=2, on_image_error="raise")
+    assert score["accuracy"] == 100.0
+    for unanswered in (
+        lambda: task.class_features(clip.params, learnables),
+        lambda: clipbias.relevancy(task, clip.params, learnables, images, labels),
+    ):
+        with pytest.raises(ClipbiasError, match="the texts of ImageContext depend on the image"):
+            unanswered()
