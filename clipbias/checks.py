@@ -103,7 +103,11 @@ def check_value(name: str, value: Any, kind: Any) -> None:
     elif kind is str:
         check_text(name, value)
     elif isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
-        if not any(_accepts(value, one) for one in inner):
+        set_to = [one for one in inner if one is not type(None)]
+        if len(set_to) == 1 and len(inner) == 2:  # what may be None says what else it must be
+            if value is not None:
+                check_value(name, value, set_to[0])
+        elif not any(_accepts(value, one) for one in inner):
             raise ClipbiasError(f"{name} is {shown(value)}; it must be of type {kind}.")
     elif typing.get_origin(kind) is tuple:
         if not isinstance(value, list | tuple):

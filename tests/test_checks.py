@@ -27,7 +27,7 @@ CHOICE = Annotated[str, Choices(("sum", "mean"))]
         (tuple[int, ...], [(), (1, 2), [3]], [1, "12"], "it must be a list"),
         (tuple[COUNT, ...], [(1,)], [(1, 0), ("a",)], "a whole number from 1 to 1,000"),
         (int | str, [1, "a"], [1.5, None], r"it must be of type int \| str"),
-        (Optional[COUNT], [None, 5], [0, "a"], "it must be of type"),  # noqa: UP045 (the older spelling counts too)
+        (Optional[COUNT], [None, 5], [0, "a"], "it must be a whole number from 1 to 1,000"),  # noqa: UP045 (the older spelling counts too)
         (str | tuple[str, ...], ["a", ("a", "b")], [("a", 1), 5], "it must be of type"),
         (dict, [{}], [()], "it must be of type dict"),
         (Any, [1, None, object()], [], ""),

@@ -67,17 +67,19 @@ class TrainingFeatures:
         )
         self._size = clip.config.vision.image_size
         self._options: dict[str, Any] = dict(seed=seed, crop=crop)
-        self._passes: list[np.ndarray] = []
+        self._passes: np.ndarray | None = None
         self._plain: np.ndarray | None = None
 
     def passes(self, count: int) -> np.ndarray:
         """The first `count` augmented passes, `[count, N, d]`."""
-        missing = range(len(self._passes), count)
+        known = 0 if self._passes is None else len(self._passes)
+        missing = range(known, count)
         if len(missing):
             batches = pass_batches(self._images, passes=missing, **self._options, **self._shared)
             found = self._run(batches).reshape(len(missing), len(self._images), -1)
-            self._passes += list(found)
-        return np.stack(self._passes[:count])
+            self._passes = found if self._passes is None else np.concatenate([self._passes, found])
+        assert self._passes is not None
+        return self._passes[:count]
 
     def plain(self) -> np.ndarray:
         """One pass of the images as they are evaluated, `[1, N, d]`."""
