@@ -74,7 +74,7 @@ def test_a_wrong_flag_is_one_sentence(tmp_path: Path) -> None:
     arguments = [sys.executable, "-m", "tools.export", ADAPTER, str(tmp_path / "out"), "--form=onnx"]
     done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr.startswith("error: ") and "<checkpoint|head|program>" in done.stderr
+    assert done.stderr.startswith("error: ") and "<checkpoint|head|program|peft>" in done.stderr
     assert done.stderr.count("\n") == 1 and not done.stdout
 
 
