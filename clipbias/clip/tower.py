@@ -210,10 +210,13 @@ def run_explicit(
     return take_rows(tokens, tower.readout), observed
 
 
-def run_fused(tower: TowerInput, config: TowerConfig, *, remat: Callable[..., Any] | None = None) -> jax.Array:
+def run_fused(
+    tower: TowerInput, config: TowerConfig, *, every_row: bool = False, remat: Callable[..., Any] | None = None
+) -> jax.Array:
     """Runs all blocks where nobody asks for probabilities; the last one only at the readout row. Returns `[B, D]`.
 
     Args:
+      every_row: whether the last block's output is asked for at all tokens, `[B, N, D]`.
       remat: a `jax.checkpoint_policies` policy that says what the backward pass keeps of each block; `None` keeps the
         outputs of its matrix products.
     """
@@ -227,6 +230,8 @@ def run_fused(tower: TowerInput, config: TowerConfig, *, remat: Callable[..., An
 
     tokens, last = scan_all_but_last(step, tower.tokens, tower.layers, remat)
     tokens = put_prompts(tokens, last, tower.prompt_rows)
+    if every_row:
+        return add_bias(layers.block(tokens, last.weights, config, attend), last)
     visible = jnp.arange(tokens.shape[1]) <= tower.readout[:, None] if tower.causal else None
 
     def attend_row(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:

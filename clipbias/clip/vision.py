@@ -101,6 +101,7 @@ def encode_image(
     taps: jax.Array | None = None,
     observe: tower.Observe | None = None,
     intervene: tower.Intervene | None = None,
+    patches: bool = False,
     remat: Callable[..., Any] | None = None,
     dtype: jnp.dtype = jnp.float32,
 ) -> tuple[jax.Array, Any]:
@@ -115,6 +116,8 @@ def encode_image(
         here is ∂y/∂A of every layer.
       observe: reduces each layer's `LayerView` to a small pytree.
       intervene: replaces the heads' outputs of each layer (see `tower.layer`).
+      patches: whether patches get features as `[cls]` does, from the last block's output: then features are
+        `[B, 1 + M, d]`, `[cls]` first. Only where nothing is observed or changed on the way.
       remat: a `jax.checkpoint_policies` policy for the backward pass of the fused path.
       dtype: compute type; LayerNorm statistics and softmax are float32 always.
 
@@ -126,7 +129,8 @@ def encode_image(
     """
     inputs = embed_image(params, config, images, adaptation, dtype=dtype)
     if taps is None and observe is None and intervene is None:
-        rows, observed = tower.run_fused(inputs, config.vision, remat=remat), None
+        rows, observed = tower.run_fused(inputs, config.vision, every_row=patches, remat=remat), None
+        rows = rows[:, : 1 + config.vision.patches] if patches else rows
     else:
         rows, observed = tower.run_explicit(inputs, config.vision, taps=taps, observe=observe, intervene=intervene)
     return project_image(params, config, rows, adaptation), observed

@@ -100,6 +100,11 @@ def explanations(
             f"the texts of {type(task.method).__name__} depend on the image, and no map follows a logit that way yet; "
             "explain a method whose texts are the same for all images."
         )
+    if task.method.patches:
+        raise ClipbiasError(
+            f"the head of {type(task.method).__name__} reads features of patches, and maps follow those of whole "
+            "images alone; explain another method."
+        )
     targets = check_targets(task, images, targets)
     check_int("recompute", recompute)
     if chunk is not None:

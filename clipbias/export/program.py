@@ -65,9 +65,9 @@ def export_program(task: Task, weights: Weights) -> jax.export.Exported:
     @jax.jit
     def classify(weights: Weights, images: jax.Array) -> jax.Array:
         tree = unflatten(weights)
-        features, _ = encode_image(
-            tree, config, preprocessing.normalize(images), Adaptation(**tree.get("adaptation", {}))
-        )
+        adaptation = Adaptation(**tree.get("adaptation", {}))
+        normalised, patches = preprocessing.normalize(images), task.method.patches
+        features, _ = encode_image(tree, config, normalised, adaptation, patches=patches)
         if "class_features" in tree:
             return cosine_logits(tree, unit_length(features), tree["class_features"])
         return task.classifier.head(tree, tree.get("learnables", {}), features, tree["text_features"])

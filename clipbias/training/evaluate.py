@@ -115,7 +115,7 @@ class Evaluator:
         per_image = 3 * clip.config.vision.image_size**2
         self._kept: list[Batch] | None = None
         self._keep = len(split) * per_image <= cache_bytes
-        self._plain_features: list[jax.Array] | None = None
+        self._plain_features: dict[bool, list[jax.Array]] = {}  # by whether they are of patches, too
 
     def _batches(self) -> Iterator[Batch]:
         if self._kept is not None:
@@ -139,8 +139,9 @@ class Evaluator:
 
     def _features(self, classifier: Classifier, learnables: Learnables, runs: int) -> Iterator[tuple[jax.Array, Batch]]:
         changes = classifier.changes_vision(jax.tree.map(lambda leaf: leaf[0], learnables))
-        if not changes and self._plain_features is not None:
-            yield from zip(self._plain_features, self._batches(), strict=True)
+        patches = classifier.method.patches
+        if not changes and patches in self._plain_features:
+            yield from zip(self._plain_features[patches], self._batches(), strict=True)
             return
         if not changes:  # one set of features serves every run
             learnables, runs = jax.tree.map(lambda leaf: leaf[:1], learnables), 1
@@ -152,7 +153,7 @@ class Evaluator:
                 plain.append(features)
             yield features, batch
         if plain:
-            self._plain_features = plain
+            self._plain_features[patches] = plain
 
     def predict(
         self, classifier: Classifier, learnables: Learnables, text: Text, *, runs: int

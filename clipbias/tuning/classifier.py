@@ -46,7 +46,7 @@ class Classifier:
 
     def image_features(self, params: Params, learnables: Learnables, images: jax.Array) -> jax.Array:
         """Unit-length features `[B, d]` of normalised images `[B, R, R, 3]`."""
-        return unit_length(self.encode_images(params, self.method.adapt(learnables), images))
+        return unit_length(self.of_image(self.encode_images(params, self.method.adapt(learnables), images)))
 
     def class_features(self, params: Params, learnables: Learnables, text: Text) -> jax.Array:
         """Unit-length class features `[C, d]`, the classifier of a method without a head of its own.
@@ -59,17 +59,22 @@ class Classifier:
         return unit_length(features if residual is None else features + residual)
 
     def encode_images(self, params: Params, adaptation: Adaptation, images: jax.Array) -> jax.Array:
-        """Features `[B, d]` of normalised images, as the tower makes them.
+        """Features `[B, d]` of normalised images, as the tower makes them; with patches `[B, 1 + M, d]`, `[cls]` first.
 
         In place of images there may be what stands for them in a training on features: `[B, d]`, or the rows before
         the projection `[B, Dv]` where the adaptation changes that (`Sampling`).
         """
         if images.ndim == 4:
             options: dict[str, Any] = dict(dtype=jnp.dtype(self.dtype), remat=self.remat)
-            return encode_image(params, self.config, images, adaptation, **options)[0]
+            patches = self.method.patches
+            return encode_image(params, self.config, images, adaptation, patches=patches, **options)[0]
         if adaptation.changes_vision:
             return project_image(params, self.config, images, adaptation, normed=True)
         return images
+
+    def of_image(self, features: jax.Array) -> jax.Array:
+        """The features of whole images `[B, d]` among those that `encode_images` gives."""
+        return features[:, 0] if self.method.patches else features
 
     def encode_text(self, params: Params, adaptation: Adaptation, text: Text) -> jax.Array:
         """What the text tower makes of every text: `[S · C, d]`, not normalised, before any residual."""
@@ -95,7 +100,7 @@ class Classifier:
         def one(feature: jax.Array) -> jax.Array:
             return self.encode_text(params, self.method.adapt_to(learnables, feature), text)
 
-        return jax.lax.map(jax.checkpoint(one, prevent_cse=False), image)
+        return jax.lax.map(jax.checkpoint(one, prevent_cse=False), self.of_image(image))
 
     def by_text(self, features: jax.Array) -> jax.Array:
         """`[…, S · C, d]` as `[…, S, C, d]`."""
@@ -111,7 +116,7 @@ class Classifier:
     def head(self, params: Params, learnables: Learnables, image: jax.Array, text: jax.Array) -> jax.Array:
         """Logits `[B, C]` of features as the towers make them: `[B, d]` of images, of texts as of `texts_for`."""
         with jax.default_matmul_precision("highest"):
-            return self.method.logits(learnables, self._features(params, image, text))
+            return self.method.logits(learnables, self._features(params, image, self.by_text(text)))
 
     def losses(
         self,
@@ -136,17 +141,19 @@ class Classifier:
         adaptation = method.adapt(learnables) if rng is None else method.adapt_in_training(learnables, rng)
         image = self.encode_images(params, adaptation, images)
         texts = self.texts_for(params, learnables, adaptation, image, text)
-        features = self._features(params, image, texts)
+        features = self._features(params, image, self.by_text(texts))
         if reference is not None:
             plain = self.encode_images(params, NOTHING, images) if adaptation.changes_vision else image
             reference = reference.reshape(-1, features.text.shape[-2], reference.shape[-1])
-            features = dataclasses.replace(features, frozen=Features(plain, reference, features.scale))
+            features = dataclasses.replace(features, frozen=self._features(params, plain, reference))
         with jax.default_matmul_precision("highest"):
             logits = method.logits(learnables, features)
             return dict(method.losses(learnables, features, logits, labels)), logits
 
     def _features(self, params: Params, image: jax.Array, text: jax.Array) -> Features:
-        return Features(image, self.by_text(text), jnp.exp(self.method.logit_scale(params)))
+        patches = image[:, 1:] if self.method.patches else None
+        scale = jnp.exp(self.method.logit_scale(params))
+        return Features(self.of_image(image), text, scale, patches=patches)
 
     def changes_text(self, learnables: Learnables) -> bool:
         """Whether the text tower's output depends on the learnables; if not, it is computed once."""

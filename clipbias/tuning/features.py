@@ -41,6 +41,8 @@ class Features:
       image: `[B, d]`.
       text: `[S, C, d]`, `S` texts of each class; `[B, S, C, d]` where they depend on the image (`Method.adapt_to`).
       scale: what cosines are multiplied by, `exp(logit_scale)` or the number of the method's authors.
+      patches: `[B, M, d]`, features of the patches as `[cls]` has them, for a method that asks for them
+        (`Method.patches`), else `None`.
       frozen: the same of plain CLIP, its texts those of `Method.reference`; for losses of methods that have one, else
         `None`.
     """
@@ -49,6 +51,7 @@ class Features:
     text: jax.Array
     scale: jax.Array
     frozen: "Features | None" = None
+    patches: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)

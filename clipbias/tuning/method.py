@@ -82,12 +82,14 @@ class Method(abc.ABC):
       presets: the names of a built-in method; of a method of one's own, the first says how it is shown.
       trains: whether steps of an optimiser change the learnables; `False` for a classifier that is ready once it is
         made, from nothing (zero-shot) or by `support`.
+      patches: whether the head and the loss see features of patches, too; the last block then runs at all tokens.
       datasets: options of the authors' for a dataset (`options_for`).
       scale: the number that the authors multiply cosines by; `None` for CLIP's own `exp(logit_scale)`.
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {}
     trains: ClassVar[bool] = True
+    patches: ClassVar[bool] = False
     datasets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     scale: ClassVar[float | None] = None
 

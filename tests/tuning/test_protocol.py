@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,12 @@ import pytest
 
 import clipbias
 from clipbias.clip import Adaptation, Clip, encode_image
+from clipbias.clip.layers import layer_norm
+from clipbias.clip.tower import layer
+from clipbias.clip.vision import embed_image
 from clipbias.data import Split
 from clipbias.errors import ClipbiasError
+from clipbias.export.program import export_program, program_weights
 from clipbias.training import mesh as meshes
 from clipbias.training.evaluate import evaluate
 from clipbias.tuning import Features, Method, PromptText, Task, unit_length
@@ -124,3 +129,53 @@ def test_texts_that_depend_on_the_image(clip: Clip) -> None:
     ):
         with pytest.raises(ClipbiasError, match="the texts of ImageContext depend on the image"):
             unanswered()
+
+
+@dataclasses.dataclass(frozen=True)
+class BestPatch(Method):
+    """The image's own logits and those of the patch that is most like the class, half and half."""
+
+    patches: ClassVar[bool] = True
+
+    def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
+        tower = clip.config.vision
+        return {"vision_prompts": 0.5 * jax.random.normal(rng, (2, 3, tower.width))}
+
+    def adapt(self, learnables: Learnables) -> Adaptation:
+        return Adaptation(vision_prompts=learnables["vision_prompts"])
+
+    def logits(self, learnables: Learnables, features: Features) -> jax.Array:
+        assert features.patches is not None
+        text = unit_length(features.text[0])
+        best = (unit_length(features.patches) @ text.T).max(1)
+        return features.scale * (unit_length(features.image) @ text.T + best) / 2
+
+
+def test_a_head_reads_features_of_patches(clip: Clip) -> None:
+    task = Task(clip, BestPatch(), NAMES)
+    learnables, tower = task.init(seed=1), clip.config.vision
+    raw = np.random.default_rng(0).integers(0, 256, (3, tower.image_size, tower.image_size, 3), np.uint8)
+    images = clip.preprocessing.normalize(jnp.asarray(raw))
+    # Plainly: the explicit path shows the last block's input, from which its output is computed by hand.
+    adaptation = task.method.adapt(learnables)
+    inputs = embed_image(clip.params, clip.config, images, adaptation)
+    tokens = inputs.tokens
+    for index in range(tower.layers):
+        one = jax.tree.map(lambda leaf, index=index: leaf[index], inputs.layers)
+        tokens, _ = layer(tokens, one, inputs, tower)
+    normed = layer_norm(tokens, clip.params["vision"]["post_norm"], tower.layer_norm_epsilon)
+    rows = unit_length(normed[:, : 1 + tower.patches] @ clip.params["vision"]["projection"])
+    text = np.asarray(jax.jit(task.class_features)(clip.params, learnables))
+    cosines = np.asarray(rows) @ text.T
+    scale = np.exp(clip.params["logit_scale"])
+    expected = scale * (cosines[:, 0] + cosines[:, 1:].max(1)) / 2
+    logits = jax.jit(task.logits)(clip.params, learnables, images)
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+    assert np.abs(scale * cosines[:, 0] - expected).max() > 0.1
+    split = Split(("a", "b", "c"), expected.argmax(-1), lambda index: encoded(raw[index]))
+    score = evaluate(task, learnables, split, mesh=meshes.single_device(), eval_batch_size=2, on_image_error="raise")
+    assert score["accuracy"] == 100.0
+    weights = program_weights(task, learnables)
+    np.testing.assert_allclose(export_program(task, weights).call(weights, raw), expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ClipbiasError, match="BestPatch reads features of patches"):
+        clipbias.relevancy(task, clip.params, learnables, images, jnp.array([0, 1, 2]))
