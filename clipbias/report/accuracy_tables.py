@@ -250,7 +250,7 @@ def _sizes(summary: Summary) -> Table:
 
     recipes = {
         method_name(method): "; ".join(
-            f"{name.replace('_', ' ')} {printable(_values(own))}" for name, own in facts.recipe.items()
+            f"{name.replace('_', ' ')} {_recipe_values(name, own)}" for name, own in facts.recipe.items()
         )
         for method, facts in summary.facts.items()
         if facts.recipe
@@ -289,6 +289,13 @@ def _values(values: Sequence[Any]) -> str:
     """What a field of a recipe was: a number, a range of numbers, or words."""
     numbers = all(isinstance(value, int | float) for value in values) and bool not in set(map(type, values))
     return _range(values, "g") if numbers else " or ".join(map(str, values))
+
+
+def _recipe_values(name: str, values: Sequence[Any]) -> str:
+    """What a recipe says of one field; a batch that no set of images fills holds all of them."""
+    from clipbias.tuning.recipe import MOST  # reading results alone loads no model
+
+    return "of all images" if name == "batch_size" and min(values) >= MOST else printable(_values(values))
 
 
 def _recipe_sentence(summary: Summary) -> list[str]:

@@ -7,6 +7,7 @@ import pytest
 from clipbias.report import published, summarize, to_html, to_latex, to_markdown, to_text
 from clipbias.report.accuracy_tables import tables
 from clipbias.report.table import Table, cells, latex_table, markdown_table, text_table
+from clipbias.tuning.recipe import MOST
 from tests.report.markup import Page
 
 ELEVEN = (
@@ -97,7 +98,7 @@ def test_sizes_give_both_towers_and_no_time_since_that_differs_when_a_grid_is_co
 
 
 def test_a_recipe_of_a_methods_own_is_told_and_its_rate_is_not_mixed_with_the_others():
-    own = {"optimizer": "adamw", "steps": 500, "keep_last": True}
+    own = {"optimizer": "adamw", "steps": 500, "keep_last": True, "batch_size": MOST}
     rows = [
         run("bias"),
         run("taskres", learning_rate=2e-4, recipe=own),
@@ -106,7 +107,8 @@ def test_a_recipe_of_a_methods_own_is_told_and_its_rate_is_not_mixed_with_the_ot
     made = tables(summarize(rows))
     assert "Learning rate 0.0025." in made[0].caption
     assert "Not trained by the common recipe: TaskRes; see the table of sizes." in made[0].caption
-    told = "TaskRes differs from the common recipe in: optimizer adamw; steps 500–2000; keep last True."
+    told = "TaskRes differs from the common recipe in: optimizer adamw; steps 500–2000; keep last True; "
+    told += "batch size of all images."
     assert told in made[-1].caption
     assert [entry.text for entry in entries(made[-1], "TaskRes")][-1] == "0.0002"
     assert "common recipe" not in " ".join(table.caption for table in tables(summarize([run()])))
