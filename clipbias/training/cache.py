@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jax.sharding import Mesh
@@ -51,17 +51,19 @@ class Cache:
         """The method's options on the pack's dataset and number of images."""
         options = self._settings.method_options
         given = {**options.get(pack.method, {}), **options.get(f"{pack.method}@{pack.dataset}", {})}
-        method = make_method(pack.method, **given)
+        method = self._make(pack.method, given)
         default = {field.name: field.default for field in dataclasses.fields(method)}
         facts = method.options_for(pack.dataset, pack.shots)
         return given | {name: value for name, value in facts.items() if getattr(method, name) == default[name]}
 
     def method(self, pack: Pack) -> Method:
         """Made once, so that the functions of a user's own file are the same for all datasets."""
-        options = self.options(pack)
-        key = f"{pack.method} {stable_hash(options)}"
+        return self._make(pack.method, self.options(pack))
+
+    def _make(self, name: str, options: Mapping[str, Any]) -> Method:
+        key = f"{name} {stable_hash(options)}"
         if key not in self._methods:
-            self._methods[key] = make_method(pack.method, **options)
+            self._methods[key] = make_method(name, **options)
         return self._methods[key]
 
     def plans(self, pack: Pack) -> list[protocols.Plan]:

@@ -266,3 +266,21 @@ def test_a_forecast_runs_and_writes_nothing(clip: Clip, colours: Dataset, recipe
     text, less = forecast(grid, zero_shot, 1e9)
     assert "nothing to train" in text and less < seconds
     assert not list(tmp_path.iterdir())
+
+
+def test_a_methods_own_file_is_run_once(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
+    """However many cells and datasets ask for the method: what a file does when it is run is not done again."""
+    runs, own = tmp_path / "runs", tmp_path / "own.py"
+    own.write_text(
+        f"with open({str(runs)!r}, 'a') as file:\n    file.write('.')\n"
+        "from clipbias import Adaptation\n"
+        "def init(rng, clip, class_names):\n    return {}\n"
+        "def adapt(learnables):\n    return Adaptation()\n"
+    )
+    grid = make_grid(clip, colours, recipe, tmp_path)
+    packs = [Pack(str(own), dataset, 2, (1, 2)) for dataset in ("colours", "others")]
+    made = {id(grid.cache.method(pack)) for pack in packs}
+    for pack in packs:
+        for cell in pack.cells:
+            grid.row(pack, *cell)
+    assert len(made) == 1 and runs.read_text() == "."
