@@ -155,18 +155,20 @@ class Evaluator:
         if plain:
             self._plain_features[patches] = plain
 
+    def _texts(self, classifier: Classifier, learnables: Learnables, text: Text, runs: int) -> Any:
+        """What `predictions` takes of the texts; those that depend on the image are run with each batch."""
+        if classifier.method.conditional:
+            return text
+        if classifier.changes_text(jax.tree.map(lambda leaf: leaf[0], learnables)):
+            return text_features(classifier, self.params, learnables, text, runs=runs)
+        return text[None]  # type: ignore[index]
+
     def predict(
         self, classifier: Classifier, learnables: Learnables, text: Text, *, runs: int
     ) -> Iterable[tuple[np.ndarray, Batch]]:
         """The predicted class of every image under each run, batch by batch: int32 `[R, B]` and this host's batch."""
         with explain_exhaustion("lower --config.eval_batch_size."):
-            texts: Any = text
-            if classifier.method.conditional:
-                pass  # the texts of each image, batch by batch
-            elif classifier.changes_text(jax.tree.map(lambda leaf: leaf[0], learnables)):
-                texts = text_features(classifier, self.params, learnables, text, runs=runs)
-            else:
-                texts = text[None]  # type: ignore[index]
+            texts = self._texts(classifier, learnables, text, runs)
             for features, batch in self._features(classifier, learnables, runs):
                 yield predictions(classifier, self.params, learnables, features, texts, runs=runs), batch
 

@@ -38,7 +38,7 @@ from clipbias.training.step import place_text
 from clipbias.training.workdir import ADAPTER, CELLS, stable_hash
 from clipbias.tuning import Samples, Task, parameter_count
 from clipbias.tuning.adapter import save_adapter
-from clipbias.tuning.method import Learnables
+from clipbias.tuning.method import Learnables, one_run
 from clipbias.tuning.recipe import Recipe
 from clipbias.tuning.transfer import transfer
 
@@ -152,7 +152,7 @@ class Grid:
         scores = {one.name: self._score(pack, one, task, learnables) for one in draws[0].evaluations}
         rows = []
         for index, (rate, seed) in enumerate(pack.cells):
-            own = jax.tree.map(lambda leaf, index=index: leaf[index], learnables)
+            own = one_run(learnables, index)
             row = self._row_of(pack, rate, seed, {name: found[index] for name, found in scores.items()}, own)
             row |= self._facts(trained, runs[index], index)
             if (jax.tree.leaves(own) or self.single) and jax.process_index() == 0:

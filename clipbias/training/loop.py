@@ -27,7 +27,7 @@ from clipbias.training.plan import StepPlan, explain_exhaustion
 from clipbias.training.progress import Progress
 from clipbias.training.step import init_state, place_given, train_step
 from clipbias.tuning import Samples, Task
-from clipbias.tuning.method import Learnables, with_constants
+from clipbias.tuning.method import Learnables, one_run, stack_runs, with_constants
 from clipbias.tuning.recipe import Recipe
 
 
@@ -67,7 +67,7 @@ def initial_learnables(task: Task, runs: Sequence[Run], samples: Sequence[Sample
       runs: the runs.
       samples: of each run, where the method makes something of its training images.
     """
-    start = stack([jax.device_get(task.init(run.seed)) for run in runs])
+    start = stack_runs([jax.device_get(task.init(run.seed)) for run in runs])
     return start if samples is None else each_run(task.method.support, start, samples)
 
 
@@ -75,13 +75,7 @@ def each_run(
     hook: Callable[[Learnables, Samples], Learnables], learnables: Learnables, samples: Sequence[Samples]
 ) -> Learnables:
     """A method's hook called with the learnables and samples of each run, its results stacked again."""
-    parts = [jax.tree.map(lambda leaf, index=index: leaf[index], learnables) for index in range(len(samples))]
-    return stack([jax.device_get(hook(part, one)) for part, one in zip(parts, samples, strict=True)])
-
-
-def stack(learnables: Sequence[Learnables]) -> Learnables:
-    """Learnables of several runs on a leading axis `R`."""
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *learnables)
+    return stack_runs([jax.device_get(hook(one_run(learnables, run), one)) for run, one in enumerate(samples)])
 
 
 def train(

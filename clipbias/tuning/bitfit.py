@@ -11,20 +11,9 @@ from typing import Annotated, ClassVar
 import jax
 
 from clipbias.checks import Choices
-from clipbias.clip import Adaptation, Clip
-from clipbias.clip.params import Params
-from clipbias.tuning.frozen_weights import (
-    OUTER_NORMS,
-    WEIGHTS,
-    Decay,
-    TowerNames,
-    authors_recipe,
-    check_towers,
-    no_changes,
-    tuned_weights,
-)
-from clipbias.tuning.method import Learnables, Method, Preset
-from clipbias.tuning.recipe import COMMON, Recipe, RecipeName
+from clipbias.clip import Clip
+from clipbias.tuning.frozen_weights import OUTER_NORMS, WeightTuning, no_changes
+from clipbias.tuning.method import Learnables, Preset
 
 # The parts of a block that have a bias, and the LayerNorms before and after the blocks.
 BLOCK_PARTS = ("out", "fc1", "fc2", "norm1", "norm2")
@@ -33,7 +22,7 @@ Part = Annotated[str, Choices((*BLOCK_PARTS, OUTER, QKV))]
 
 
 @dataclasses.dataclass(frozen=True)
-class BitFit(Method):
+class BitFit(WeightTuning):
     """Changes of the biases of both towers' output projections, MLPs and LayerNorms, zero at the start.
 
     With `only=("fc2",)` it tunes what bias tuning tunes, the output bias of every MLP; `decay="changes"` then makes the
@@ -43,35 +32,16 @@ class BitFit(Method):
       only: parts of `BLOCK_PARTS`, "outer_norms" (pre-, post- and final LayerNorm) and "qkv" whose biases are tuned;
         empty for all but "qkv".
       qkv: tunes the biases of queries, keys and values besides.
-      towers: which towers are tuned.
-      decay: what weight decay draws towards zero: the whole biases ("weights"), as the authors' AdamW does, or the
-        "changes" alone.
-      recipe: "common", or the "authors'": AdamW at 2e-4, 300 steps of 32 images per shot.
+      towers, decay, recipe: as of `WeightTuning`.
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {"bitfit": Preset("BitFit", order=620, colour="orange", marker="v")}
 
     only: tuple[Part, ...] = ()
     qkv: bool = False
-    towers: TowerNames = ("vision", "text")
-    decay: Decay = WEIGHTS
-    recipe: RecipeName = COMMON
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_towers(self.towers)
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
         parts = {*(self.only or (*BLOCK_PARTS, OUTER)), *((QKV,) if self.qkv else ())}
         paths = [("layers", part, "bias") for part in (*BLOCK_PARTS, QKV) if part in parts]
         outer = [(norm, "bias") for norm in OUTER_NORMS if OUTER in parts]
         return no_changes(clip, [*paths, *outer], self.towers)
-
-    def adapt(self, learnables: Learnables) -> Adaptation:
-        return Adaptation(**learnables)
-
-    def decayed(self, learnables: Learnables, params: Params) -> Learnables:
-        return tuned_weights(learnables, params) if self.decay == WEIGHTS else learnables
-
-    def recipe_for(self, common: Recipe, shots: int) -> Recipe:
-        return authors_recipe(self.recipe, common, shots, 300)

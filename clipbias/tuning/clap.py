@@ -13,16 +13,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clipbias.clip import Adaptation, Clip
-from clipbias.tuning.closed_form import class_means, passes, unit_rows
+from clipbias.clip import Clip
+from clipbias.tuning.closed_form import class_means, passes, softmax, unit_rows
+from clipbias.tuning.coop import coop_recipe
 from clipbias.tuning.features import Features, Samples, Sampling, average_raw_texts, unit_length
-from clipbias.tuning.method import CONSTANTS, Learnables, Method, Preset, PromptText
+from clipbias.tuning.frozen_towers import FrozenTowers
+from clipbias.tuning.method import CONSTANTS, Learnables, Preset
 from clipbias.tuning.recipe import AUTHORS, Recipe, RecipeName
-from clipbias.tuning.templates import choose_templates
 
 
 @dataclasses.dataclass(frozen=True)
-class CLAP(Method):
+class CLAP(FrozenTowers):
     """`s · unit(f) unit(w)ᵀ` with the loss `CE + (1/C) Σ_c λ_c ‖w_c - t_c‖²`.
 
     The prototypes `w [C, d]` start at `t`, the mean over templates of the text features as they are. `λ_c` is the mean
@@ -41,7 +42,6 @@ class CLAP(Method):
     datasets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"imagenet": {"templates": "imagenet_select_and_dataset"}}
 
     penalised: bool = True
-    templates: str | tuple[str, ...] = "dataset"
     recipe: RecipeName = AUTHORS
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
@@ -50,12 +50,6 @@ class CLAP(Method):
 
     def _learnables(self, prototypes: np.ndarray, penalties: np.ndarray) -> Learnables:
         return {"text_prototypes": prototypes} | ({CONSTANTS: {"penalties": penalties}} if self.penalised else {})
-
-    def adapt(self, learnables: Learnables) -> Adaptation:
-        return Adaptation()
-
-    def text(self, template: str, clip: Clip) -> PromptText:
-        return PromptText(choose_templates(self.templates, template))
 
     def logits(self, learnables: Learnables, features: Features) -> jax.Array:
         return features.scale * (unit_length(features.image) @ unit_length(learnables["text_prototypes"]).T)
@@ -72,28 +66,14 @@ class CLAP(Method):
     def recipe_for(self, common: Recipe, shots: int) -> Recipe:
         if self.recipe != AUTHORS:
             return common
-        return dataclasses.replace(
-            common,
-            learning_rate=0.1,
-            epochs=300,
-            warmup_epochs=1,
-            warmup_learning_rate=1e-5,
-            batch_size=256,
-            momentum=0.9,
-            weight_decay=0.0,
-        )
+        return coop_recipe(learning_rate=0.1, epochs=300, batch_size=256, weight_decay=0.0)
 
     def sampling(self) -> Sampling:
         return Sampling(passes=20, training="pooled")
 
     def support(self, learnables: Learnables, samples: Samples) -> Learnables:
         start = np.asarray(average_raw_texts(jnp.asarray(samples.text)), np.float64)
-        found = [_own_probabilities(samples.scale * x @ unit_rows(start).T, samples.labels) for x in passes(samples)]
+        own = np.arange(len(samples.labels)), samples.labels
+        found = [softmax(samples.scale * x @ unit_rows(start).T)[own] for x in passes(samples)]
         mean = class_means(np.mean(found, axis=0), samples.labels, len(start))
         return self._learnables(start.astype(np.float32), mean.astype(np.float32))
-
-
-def _own_probabilities(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The softmax probability `[N]` of each image's own class."""
-    exponentials = np.exp(logits - logits.max(-1, keepdims=True))
-    return exponentials[np.arange(len(labels)), labels] / exponentials.sum(-1)

@@ -15,7 +15,7 @@ from clipbias.clip.precision import with_precision
 from clipbias.clip.vision import project_image
 from clipbias.clip.weight_changes import drops
 from clipbias.tuning.descriptions import without_missing
-from clipbias.tuning.features import Features, average_texts, unit_length
+from clipbias.tuning.features import Features, class_vectors, unit_length
 from clipbias.tuning.method import Learnables, Method
 
 # What stands for the classes: tokens, or the text tower's features `[n · C, d]` where no learnable changes them.
@@ -54,9 +54,7 @@ class Classifier:
         Templates are averaged as unit vectors, then the residual is added, then the sum is normalised.
         """
         adaptation = self.method.adapt(learnables)
-        features = average_texts(self.by_text(self.encode_text(params, adaptation, text)))
-        residual = adaptation.text_residual
-        return unit_length(features if residual is None else features + residual)
+        return class_vectors(self.by_text(self.encode_text(params, adaptation, text)), adaptation.text_residual)
 
     def encode_images(self, params: Params, adaptation: Adaptation, images: jax.Array) -> jax.Array:
         """Features `[B, d]` of normalised images, as the tower makes them; with patches `[B, 1 + M, d]`, `[cls]` first.

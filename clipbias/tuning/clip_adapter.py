@@ -12,16 +12,17 @@ from typing import Annotated, ClassVar
 import jax
 
 from clipbias.checks import Range
-from clipbias.clip import Adaptation, Clip
+from clipbias.clip import Clip
 from clipbias.tuning.closed_form import cosines
+from clipbias.tuning.coop import coop_recipe
 from clipbias.tuning.features import Features, Sampling
-from clipbias.tuning.method import Learnables, Method, Preset, PromptText
+from clipbias.tuning.frozen_towers import FrozenTowers
+from clipbias.tuning.method import Learnables, Preset
 from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe, RecipeName
-from clipbias.tuning.templates import choose_templates
 
 
 @dataclasses.dataclass(frozen=True)
-class ClipAdapter(Method):
+class ClipAdapter(FrozenTowers):
     """`s · unit(u) Tᵀ` with `u = r relu(W2 relu(W1 f)) + (1 - r) f` of the image feature `f [d]` as it is.
 
     `W1 [d/4, d]` and `W2 [d, d/4]` have no bias and start uniform within ±1/√(columns). They know of no class.
@@ -39,7 +40,6 @@ class ClipAdapter(Method):
 
     ratio: Annotated[float, Range(0, 1)] = 0.2
     reduction: Annotated[int, Range(1)] = 4
-    templates: str | tuple[str, ...] = "dataset"
     recipe: RecipeName = COMMON
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
@@ -51,12 +51,6 @@ class ClipAdapter(Method):
             "vision_up": jax.random.uniform(second, (width, hidden), minval=-1, maxval=1) / hidden**0.5,
         }
 
-    def adapt(self, learnables: Learnables) -> Adaptation:
-        return Adaptation()
-
-    def text(self, template: str, clip: Clip) -> PromptText:
-        return PromptText(choose_templates(self.templates, template))
-
     def logits(self, learnables: Learnables, features: Features) -> jax.Array:
         hidden = jax.nn.relu(features.image @ learnables["vision_down"].T)
         added = jax.nn.relu(hidden @ learnables["vision_up"].T)  # never negative
@@ -66,16 +60,7 @@ class ClipAdapter(Method):
     def recipe_for(self, common: Recipe, shots: int) -> Recipe:
         if self.recipe != AUTHORS:
             return common
-        return dataclasses.replace(
-            common,
-            learning_rate=0.002,
-            epochs=200,
-            warmup_epochs=1,
-            warmup_learning_rate=1e-5,
-            batch_size=32,
-            momentum=0.9,
-            weight_decay=5e-4,
-        )
+        return coop_recipe(learning_rate=0.002, epochs=200, batch_size=32)
 
     def sampling(self) -> Sampling:
         return Sampling(passes=0)

@@ -16,7 +16,7 @@ from clipbias.checks import Choices, Range
 from clipbias.clip import Adaptation, Clip
 from clipbias.errors import ClipbiasError
 from clipbias.tuning.closed_form import HUNDRED
-from clipbias.tuning.frozen_weights import TowerNames, authors_recipe, block_numbers, check_towers
+from clipbias.tuning.frozen_weights import TowerNames, block_numbers, check_towers, lora_recipe
 from clipbias.tuning.method import CONSTANTS, WORDS, Depth, Learnables, Method, Preset, PromptText
 from clipbias.tuning.recipe import AUTHORS, Recipe, RecipeName
 from clipbias.tuning.templates import choose_templates
@@ -103,7 +103,7 @@ class ClipLora(Method):
         return PromptText(choose_templates(self.templates, template))
 
     def recipe_for(self, common: Recipe, shots: int) -> Recipe:
-        return authors_recipe(self.recipe, common, shots, 500)
+        return lora_recipe(self.recipe, common, shots, 500)
 
     def _chosen(self, name: str) -> list[int]:
         """Which parts of a product's outputs are changed."""

@@ -70,3 +70,11 @@ def validation(samples: Samples, most: int | None = None) -> tuple[np.ndarray, n
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
     """The share of images whose largest logit is their class's; the first of equal ones counts."""
     return float((logits.argmax(-1) == labels).mean())
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Over the last axis, in place: on ImageNet a copy is 128 MB."""
+    logits -= logits.max(-1, keepdims=True)
+    np.exp(logits, out=logits)
+    logits /= logits.sum(-1, keepdims=True)
+    return logits

@@ -14,7 +14,7 @@ from clipbias.tuning.method import WORDS, Learnables, Method, Preset, PromptText
 from clipbias.tuning.recipe import Recipe
 
 
-def authors_recipe(*, learning_rate: float, epochs: int, batch_size: int) -> Recipe:
+def coop_recipe(*, learning_rate: float, epochs: int, batch_size: int, weight_decay: float = 5e-4) -> Recipe:
     """How CoOp's code trains, and that of the methods built on it, whatever else of theirs differs."""
     return Recipe(
         learning_rate=learning_rate,
@@ -23,7 +23,7 @@ def authors_recipe(*, learning_rate: float, epochs: int, batch_size: int) -> Rec
         warmup_learning_rate=1e-5,
         batch_size=batch_size,
         momentum=0.9,
-        weight_decay=5e-4,
+        weight_decay=weight_decay,
     )
 
 

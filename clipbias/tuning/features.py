@@ -28,6 +28,12 @@ def average_texts(text: jax.Array) -> jax.Array:
     return (text / jnp.where(length > 0, length, 1)).sum(0) / (length > 0).sum(0)
 
 
+def class_vectors(text: jax.Array, residual: jax.Array | None) -> jax.Array:
+    """Unit-length classes `[C, d]` of texts `[S, C, d]`: averaged as unit vectors, a residual added, and normalised."""
+    classes = average_texts(text)
+    return unit_length(classes if residual is None else classes + residual)
+
+
 def average_raw_texts(text: jax.Array) -> jax.Array:
     """The mean `[C, d]` of `S` texts per class as they are, `[S, C, d]`, without rows of zeros (`average_texts`)."""
     return text.sum(0) / (text != 0).any(-1, keepdims=True).sum(0)

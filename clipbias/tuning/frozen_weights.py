@@ -7,11 +7,11 @@ from typing import Annotated, Any
 import jax.numpy as jnp
 
 from clipbias.checks import Choices
-from clipbias.clip import Clip
+from clipbias.clip import Adaptation, Clip
 from clipbias.clip.params import Params
 from clipbias.errors import ClipbiasError
-from clipbias.tuning.method import Learnables
-from clipbias.tuning.recipe import AUTHORS, Recipe
+from clipbias.tuning.method import Learnables, Method
+from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe, RecipeName
 
 TOWERS = ("vision", "text")
 # LayerNorms outside the blocks, two in the vision tower and one in the text tower.
@@ -21,6 +21,35 @@ TowerNames = tuple[Annotated[str, Choices(TOWERS)], ...]
 # What weight decay draws towards zero: the tuned weights themselves, or only what tuning adds to them.
 WEIGHTS, CHANGES = "weights", "changes"
 Decay = Annotated[str, Choices((WEIGHTS, CHANGES))]
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightTuning(Method):
+    """Learns changes of weights that CLIP has, `{"vision_weights": …, "text_weights": …}`.
+
+    Attributes:
+      towers: which towers are tuned.
+      decay: what weight decay draws towards zero: the whole weights ("weights"), as the authors' AdamW does, or the
+        "changes" alone.
+      recipe: "common", or the "authors'": AdamW at 2e-4, 300 steps of 32 images per shot.
+    """
+
+    towers: TowerNames = TOWERS
+    decay: Decay = WEIGHTS
+    recipe: RecipeName = COMMON
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_towers(self.towers)
+
+    def adapt(self, learnables: Learnables) -> Adaptation:
+        return Adaptation(**learnables)
+
+    def decayed(self, learnables: Learnables, params: Params) -> Learnables:
+        return tuned_weights(learnables, params) if self.decay == WEIGHTS else learnables
+
+    def recipe_for(self, common: Recipe, shots: int) -> Recipe:
+        return lora_recipe(self.recipe, common, shots, 300)
 
 
 def no_changes(clip: Clip, names: Collection[tuple[str, ...]], towers: Sequence[str] = TOWERS) -> Learnables:
@@ -54,7 +83,7 @@ def _added(change: Any, weights: Any) -> Any:
     return weights.astype(change.dtype) + change
 
 
-def authors_recipe(recipe: str, common: Recipe, shots: int, steps_per_shot: int) -> Recipe:
+def lora_recipe(recipe: str, common: Recipe, shots: int, steps_per_shot: int) -> Recipe:
     """The recipe of CLIP-LoRA's authors, which those after them took over, or `common` unless it is "authors".
 
     AdamW at 2e-4 with decay 1e-2, a cosine from step to step down to 1e-6, batches of 32 with the incomplete ones, and

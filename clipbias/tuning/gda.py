@@ -14,13 +14,13 @@ import jax
 import numpy as np
 
 from clipbias.checks import Choices
-from clipbias.clip import Adaptation, Clip
+from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
 from clipbias.tuning.closed_form import HUNDRED, accuracy, class_means, cosines, passes, text_classifier, unit_rows
 from clipbias.tuning.closed_form import validation as validation_of
 from clipbias.tuning.features import Features, Samples, Sampling, unit_length
-from clipbias.tuning.method import CONSTANTS, Learnables, Method, Preset, PromptText
-from clipbias.tuning.templates import choose_templates
+from clipbias.tuning.frozen_towers import FrozenTowers
+from clipbias.tuning.method import CONSTANTS, Learnables, Preset
 
 ALPHAS = tuple(10.0**power for power in range(-4, 3))
 # What a class without images is made of: the rows nearest to its text, and copies of the text.
@@ -28,7 +28,7 @@ NEIGHBOURS, COPIES = 64, 16
 
 
 @dataclasses.dataclass(frozen=True)
-class GDA(Method):
+class GDA(FrozenTowers):
     """`100 x Tᵀ + α (x Wᵀ + b)` with `x = unit(f)`, `W = μ P [C, d]`, `b_c = log(1/C) - ½ μ_cᵀ P μ_c`.
 
     `μ_c` is the mean of a class's rows, over ten augmentations of each image, and `P` the precision: for the covariance
@@ -47,7 +47,6 @@ class GDA(Method):
 
     covariance: Annotated[str, Choices(("shrunk", "classes"))] = "shrunk"
     keep_rows: bool = False
-    templates: str | tuple[str, ...] = "dataset"
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
         classes, width = len(class_names), clip.config.projection_width
@@ -59,12 +58,6 @@ class GDA(Method):
             {"rows": rows} if self.keep_rows else {}
         )
         return {CONSTANTS: {name: value.astype(np.float32) for name, value in found.items()}}
-
-    def adapt(self, learnables: Learnables) -> Adaptation:
-        return Adaptation()
-
-    def text(self, template: str, clip: Clip) -> PromptText:
-        return PromptText(choose_templates(self.templates, template))
 
     def logits(self, learnables: Learnables, features: Features) -> jax.Array:
         constants = learnables[CONSTANTS]

@@ -11,7 +11,7 @@ import jax
 
 from clipbias.checks import Range
 from clipbias.clip import Clip
-from clipbias.tuning.coop import CoOp, authors_recipe
+from clipbias.tuning.coop import CoOp, coop_recipe
 from clipbias.tuning.features import Features, average_texts, unit_length
 from clipbias.tuning.method import Learnables, Preset, PromptText
 from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe, RecipeName
@@ -52,5 +52,5 @@ class KgCoOp(CoOp):
 
     def recipe_for(self, common: Recipe, shots: int) -> Recipe:
         if self.recipe == AUTHORS:
-            return authors_recipe(learning_rate=0.002, epochs=100, batch_size=128)
+            return coop_recipe(learning_rate=0.002, epochs=100, batch_size=128)
         return common

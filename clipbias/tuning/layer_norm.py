@@ -11,32 +11,18 @@ from typing import ClassVar
 
 import jax
 
-from clipbias.clip import Adaptation, Clip
-from clipbias.clip.params import Params
-from clipbias.tuning.frozen_weights import (
-    OUTER_NORMS,
-    WEIGHTS,
-    Decay,
-    TowerNames,
-    authors_recipe,
-    check_towers,
-    no_changes,
-    tuned_weights,
-)
-from clipbias.tuning.method import Learnables, Method, Preset
-from clipbias.tuning.recipe import COMMON, Recipe, RecipeName
+from clipbias.clip import Clip
+from clipbias.tuning.frozen_weights import OUTER_NORMS, WeightTuning, no_changes
+from clipbias.tuning.method import Learnables, Preset
 
 
 @dataclasses.dataclass(frozen=True)
-class LayerNormTuning(Method):
+class LayerNormTuning(WeightTuning):
     """Changes of scale and bias of the two LayerNorms of every block of both towers, zero at the start.
 
     Attributes:
       outer: tunes pre-, post- and final LayerNorm besides.
-      towers: which towers are tuned.
-      decay: what weight decay draws towards zero: the whole scales and biases ("weights"), as the authors' AdamW does,
-        or the "changes" alone.
-      recipe: "common", or the "authors'": AdamW at 2e-4, 300 steps of 32 images per shot.
+      towers, decay, recipe: as of `WeightTuning`.
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {
@@ -44,23 +30,7 @@ class LayerNormTuning(Method):
     }
 
     outer: bool = False
-    towers: TowerNames = ("vision", "text")
-    decay: Decay = WEIGHTS
-    recipe: RecipeName = COMMON
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_towers(self.towers)
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
         norms = [("layers", "norm1"), ("layers", "norm2"), *((norm,) for norm in OUTER_NORMS if self.outer)]
         return no_changes(clip, [(*norm, leaf) for norm in norms for leaf in ("scale", "bias")], self.towers)
-
-    def adapt(self, learnables: Learnables) -> Adaptation:
-        return Adaptation(**learnables)
-
-    def decayed(self, learnables: Learnables, params: Params) -> Learnables:
-        return tuned_weights(learnables, params) if self.decay == WEIGHTS else learnables
-
-    def recipe_for(self, common: Recipe, shots: int) -> Recipe:
-        return authors_recipe(self.recipe, common, shots, 300)

@@ -12,18 +12,18 @@ import jax
 import numpy as np
 
 from clipbias.checks import Range
-from clipbias.clip import Adaptation, Clip
-from clipbias.tuning.closed_form import accuracy, class_means, cosines, text_classifier, unit_rows, validation
+from clipbias.clip import Clip
+from clipbias.tuning.closed_form import accuracy, class_means, cosines, softmax, text_classifier, unit_rows, validation
 from clipbias.tuning.features import Features, Samples, Sampling, unit_length
-from clipbias.tuning.method import Learnables, Method, Preset, PromptText
-from clipbias.tuning.templates import choose_templates
+from clipbias.tuning.frozen_towers import FrozenTowers
+from clipbias.tuning.method import Learnables, Preset
 
 # What α starts at, beside the mean cosine of images and their texts; and how many steps of W lie between its own.
 START, EVERY = 250.0, 10
 
 
 @dataclasses.dataclass(frozen=True)
-class LPPlusPlus(Method):
+class LPPlusPlus(FrozenTowers):
     """`x Wᵀ + b + α ⊙ (x Tᵀ)` with `x = unit(f)`, trained with cross-entropy and without a temperature.
 
     It is trained on the host. `W_c` starts at the sum of its class's `x`, `α` at one number for all classes. W and b
@@ -43,7 +43,6 @@ class LPPlusPlus(Method):
     datasets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"imagenet": {"templates": "imagenet_select"}}
 
     steps: Annotated[int, Range(1)] = 300
-    templates: str | tuple[str, ...] = "dataset"
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
         classes, width = len(class_names), clip.config.projection_width
@@ -52,12 +51,6 @@ class LPPlusPlus(Method):
             "bias": jax.random.uniform(rng, (classes,), minval=-1, maxval=1) / width**0.5,
             "alpha": np.zeros(classes, np.float32),
         }
-
-    def adapt(self, learnables: Learnables) -> Adaptation:
-        return Adaptation()
-
-    def text(self, template: str, clip: Clip) -> PromptText:
-        return PromptText(choose_templates(self.templates, template))
 
     def logits(self, learnables: Learnables, features: Features) -> jax.Array:
         own = unit_length(features.image) @ learnables["weight"].T + learnables["bias"]
@@ -83,7 +76,7 @@ class LPPlusPlus(Method):
         kept, best = (weight, bias, alpha), 0.0
         velocity, bias_velocity, gathered = np.zeros_like(weight), np.zeros_like(bias), np.zeros_like(alpha)
         for step in range(1, self.steps + 1):
-            errors = _softmax(x @ weight.T + bias + alpha * similar)
+            errors = softmax(x @ weight.T + bias + alpha * similar)
             errors[own] -= 1
             errors /= count
             velocity = 0.9 * velocity + errors.T @ x
@@ -98,11 +91,3 @@ class LPPlusPlus(Method):
             if found >= best:  # of equal steps the last
                 kept, best = (weight, bias, alpha), found
         return {name: value.astype(np.float32) for name, value in zip(("weight", "bias", "alpha"), kept, strict=True)}
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    """In place: on ImageNet a copy is 128 MB."""
-    logits -= logits.max(-1, keepdims=True)
-    np.exp(logits, out=logits)
-    logits /= logits.sum(-1, keepdims=True)
-    return logits

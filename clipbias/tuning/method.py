@@ -17,7 +17,7 @@ import optax
 from clipbias.checks import Range, check_fields
 from clipbias.clip import Adaptation, Clip
 from clipbias.clip.params import Params
-from clipbias.tuning.features import Features, Samples, Sampling, average_texts, unit_length
+from clipbias.tuning.features import Features, Samples, Sampling, class_vectors, unit_length
 from clipbias.tuning.recipe import Recipe
 
 # A dictionary of arrays. What lies under `CONSTANTS` belongs to a run and its adapter like the rest, but no step
@@ -142,8 +142,7 @@ class Method(abc.ABC):
                 return self.logits(learnables, Features(image[None], text, features.scale))[0]
 
             return jax.vmap(one)(features.image, features.text)
-        classes, residual = average_texts(features.text), self.adapt(learnables).text_residual
-        classes = unit_length(classes if residual is None else classes + residual)
+        classes = class_vectors(features.text, self.adapt(learnables).text_residual)
         return features.scale * (unit_length(features.image) @ classes.T)
 
     def logit_scale(self, params: Params) -> jax.Array:
@@ -251,3 +250,13 @@ def without_constants(learnables: Learnables) -> Learnables:
 def with_constants(learnables: Learnables, others: Learnables) -> Learnables:
     """`learnables` with the constants of `others`."""
     return {**learnables, CONSTANTS: others[CONSTANTS]} if CONSTANTS in others else learnables
+
+
+def one_run(learnables: Learnables, index: int) -> Learnables:
+    """Those of one of several runs, which lie on a leading axis `R`."""
+    return jax.tree.map(lambda leaf: leaf[index], learnables)
+
+
+def stack_runs(runs: Sequence[Learnables]) -> Learnables:
+    """Learnables of several runs on a leading axis `R`, on the host."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *runs)

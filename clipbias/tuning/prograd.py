@@ -14,7 +14,7 @@ from clipbias.checks import Range
 from clipbias.clip import Adaptation, Clip
 from clipbias.errors import ClipbiasError
 from clipbias.tuning.context import word_ids
-from clipbias.tuning.coop import authors_recipe
+from clipbias.tuning.coop import coop_recipe
 from clipbias.tuning.features import Features, average_texts, unit_length
 from clipbias.tuning.method import WORDS, Learnables, Method, Preset, PromptText, Tokens
 from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe, RecipeName
@@ -128,7 +128,7 @@ class ProGrad(Method):
         if self.recipe != AUTHORS:
             return common
         epochs = {1: 50, 2: 100, 3: 100, 4: 100}.get(shots, 200)
-        return authors_recipe(learning_rate=0.002, epochs=epochs, batch_size=32)
+        return coop_recipe(learning_rate=0.002, epochs=epochs, batch_size=32)
 
     @property
     def _words(self) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 
 from clipbias.checks import Range
 from clipbias.clip import Clip
-from clipbias.tuning.coop import authors_recipe
+from clipbias.tuning.coop import coop_recipe
 from clipbias.tuning.features import Features, average_raw_texts, average_texts, unit_length
 from clipbias.tuning.ivlp import IVLP
 from clipbias.tuning.method import Depth, Learnables, Preset, PromptText
@@ -109,5 +109,5 @@ class PromptSRC(IVLP):
 
     def recipe_for(self, common: Recipe, shots: int) -> Recipe:
         if self.recipe == AUTHORS:
-            return authors_recipe(learning_rate=0.0025, epochs=self.epochs, batch_size=4)
+            return coop_recipe(learning_rate=0.0025, epochs=self.epochs, batch_size=4)
         return common

@@ -18,12 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from clipbias.checks import Range
-from clipbias.clip import Adaptation, Clip
+from clipbias.clip import Clip
 from clipbias.tuning.closed_form import HUNDRED, cosines, text_classifier, unit_rows, validation
 from clipbias.tuning.features import Features, Samples, Sampling, unit_length
-from clipbias.tuning.method import CONSTANTS, Learnables, Method, Preset, PromptText
+from clipbias.tuning.frozen_towers import FrozenTowers
+from clipbias.tuning.method import CONSTANTS, Learnables, Preset
 from clipbias.tuning.recipe import AUTHORS, MOST, Recipe, RecipeName
-from clipbias.tuning.templates import choose_templates
 
 Weight = Annotated[float, Range(0, 1e6)]
 
@@ -54,7 +54,7 @@ DATASETS["imagenet"]["templates"] = "imagenet_select"
 
 
 @dataclasses.dataclass(frozen=True)
-class TipAdapter(Method):
+class TipAdapter(FrozenTowers):
     """`100 x Tᵀ + α exp(-β (1 - x keysᵀ)) V`, with `x = unit(f)` and the one-hot labels `V [N, C]` of the keys.
 
     A key is the mean of an image's features, as they are, over ten augmentations, of unit length. The search tries 200
@@ -78,7 +78,6 @@ class TipAdapter(Method):
     beta: Weight = 1.0
     alpha_max: Weight = 3.0
     beta_max: Weight = 7.0
-    templates: str | tuple[str, ...] = "dataset"
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
         keys = np.zeros((0, clip.config.projection_width), np.float32)
@@ -89,12 +88,6 @@ class TipAdapter(Method):
 
     def _keys(self, learnables: Learnables) -> Any:
         return learnables[CONSTANTS]["keys"]
-
-    def adapt(self, learnables: Learnables) -> Adaptation:
-        return Adaptation()
-
-    def text(self, template: str, clip: Clip) -> PromptText:
-        return PromptText(choose_templates(self.templates, template))
 
     def logits(self, learnables: Learnables, features: Features) -> jax.Array:
         constants = learnables[CONSTANTS]

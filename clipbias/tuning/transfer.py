@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from clipbias.errors import ClipbiasError
-from clipbias.tuning.method import Learnables
+from clipbias.tuning.method import Learnables, one_run, stack_runs
 from clipbias.tuning.task import Task
 
 
@@ -64,5 +64,4 @@ def _own_transfer(
     if not axis:
         return of_one(learnables)
     runs = jax.tree.leaves(learnables)[0].shape[0]
-    parts = [of_one(jax.tree.map(lambda leaf, run=run: leaf[run], learnables)) for run in range(runs)]
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *parts)
+    return stack_runs([of_one(one_run(learnables, run)) for run in range(runs)])

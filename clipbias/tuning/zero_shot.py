@@ -6,13 +6,13 @@ from typing import ClassVar
 
 import jax
 
-from clipbias.clip import Adaptation, Clip
-from clipbias.tuning.method import Learnables, Method, Preset, PromptText
-from clipbias.tuning.templates import choose_templates
+from clipbias.clip import Clip
+from clipbias.tuning.frozen_towers import FrozenTowers
+from clipbias.tuning.method import Learnables, Preset
 
 
 @dataclasses.dataclass(frozen=True)
-class ZeroShot(Method):
+class ZeroShot(FrozenTowers):
     """CLIP as it is. An ensemble averages the normalised text features over templates and normalises again.
 
     Attributes:
@@ -24,13 +24,5 @@ class ZeroShot(Method):
     }
     trains: ClassVar[bool] = False
 
-    templates: str | tuple[str, ...] = "dataset"
-
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
         return {}
-
-    def adapt(self, learnables: Learnables) -> Adaptation:
-        return Adaptation()
-
-    def text(self, template: str, clip: Clip) -> PromptText:
-        return PromptText(choose_templates(self.templates, template))

@@ -1,0 +1,24 @@
+"""What methods have in common that leave both towers as they are: their texts are a choice of templates."""
+
+import dataclasses
+
+from clipbias.clip import Adaptation, Clip
+from clipbias.tuning.method import Learnables, Method, PromptText
+from clipbias.tuning.templates import choose_templates
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenTowers(Method):
+    """Adds nothing to the model: what it has of its own is in its head.
+
+    Attributes:
+      templates: a choice of `tuning.templates` ("dataset" for the dataset's own), or templates with `{}`.
+    """
+
+    templates: str | tuple[str, ...] = "dataset"
+
+    def adapt(self, learnables: Learnables) -> Adaptation:
+        return Adaptation()
+
+    def text(self, template: str, clip: Clip) -> PromptText:
+        return PromptText(choose_templates(self.templates, template))
