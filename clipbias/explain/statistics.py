@@ -97,11 +97,11 @@ def save_totals(path: str | os.PathLike, totals: Mapping[str, Moments], examples
       examples: how many are in it, or were left out as unreadable.
       fingerprint: names what the numbers belong to; `load_totals` ignores a file with another.
     """
-    arrays = {FINGERPRINT: np.asarray(fingerprint), EXAMPLES: np.asarray(examples)}
+    arrays: dict[str, np.ndarray] = {}
     for name, moments in totals.items():
         for field in dataclasses.fields(Moments):
             arrays[f"{name}|{field.name}"] = np.asarray(getattr(moments, field.name), np.float64)
-    save_arrays(path, arrays)
+    save_rows(path, arrays, examples, fingerprint)
 
 
 def load_totals(path: str | os.PathLike, fingerprint: str) -> tuple[Totals, int]:
@@ -109,17 +109,32 @@ def load_totals(path: str | os.PathLike, fingerprint: str) -> tuple[Totals, int]
 
     Nothing and 0 where there is no such file, it is damaged, or it belongs to something else.
     """
+    arrays, examples = load_rows(path, fingerprint)
+    names = {name.rpartition("|")[0] for name in arrays}
+    fields = [field.name for field in dataclasses.fields(Moments)]
+    try:
+        return {name: Moments(*(arrays[f"{name}|{field}"] for field in fields)) for name in sorted(names)}, examples
+    except KeyError:
+        return {}, 0
+
+
+def save_rows(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], examples: int, fingerprint: str) -> None:
+    """Writes arrays, the number of examples in them and the name of what they belong to, atomically."""
+    marks = {FINGERPRINT: np.asarray(fingerprint), EXAMPLES: np.asarray(examples)}
+    save_arrays(path, {**arrays, **marks})
+
+
+def load_rows(path: str | os.PathLike, fingerprint: str) -> tuple[dict[str, np.ndarray], int]:
+    """What `save_rows` wrote, and how many examples are in it; nothing and 0 as in `load_totals`."""
     path = Path(path)
     if not path.exists():
         return {}, 0
     try:
         arrays = load_arrays(path)
-        if str(arrays.get(FINGERPRINT)) != fingerprint:
+        if str(arrays.pop(FINGERPRINT, None)) != fingerprint:
             return {}, 0
-        names = {name.rpartition("|")[0] for name in arrays if "|" in name}
-        fields = [field.name for field in dataclasses.fields(Moments)]
-        totals = {name: Moments(*(arrays[f"{name}|{field}"] for field in fields)) for name in sorted(names)}
-        return totals, check_int("the number of examples", arrays[EXAMPLES].item())
+        examples = check_int("the number of examples", arrays.pop(EXAMPLES).item())
+        return arrays, examples
     except (ClipbiasError, KeyError, ValueError):
         return {}, 0
 

@@ -19,7 +19,7 @@ from clipbias.data.pipeline import test_batches
 from clipbias.errors import ClipbiasError
 from clipbias.explain.options import StudyOptions
 from clipbias.explain.results import FORMAT, load_arrays, plain, save_arrays
-from clipbias.explain.statistics import Totals, load_totals, merge, save_totals
+from clipbias.explain.statistics import Totals, load_rows, load_totals, merge, save_rows, save_totals
 from clipbias.explain.targets import check_template
 from clipbias.explain.tokens import prompt_counts
 from clipbias.files import read_json, write_text
@@ -185,24 +185,72 @@ class Study:
     ) -> Totals:
         """Sums `step(batch)`, a dictionary of `Moments` per batch, over examples; saved now and then and at the end."""
         path = self.parts / f"{name}.npz"
-        reached = kept = load_totals(path, self.fingerprint)  # sums and how many examples are in them, always together
+        start = load_totals(path, self.fingerprint)
+
+        def add(batch: Batch, totals: Totals, done: int) -> Totals:
+            return merge(totals, self._run(step, batch))
+
+        def save(totals: Totals, done: int) -> None:
+            save_totals(path, totals, done, self.fingerprint)
+
+        return self._continue(title, indices, start, add, save)
+
+    def collect(
+        self, name: str, title: str, indices: np.ndarray, step: Callable[[Batch], Mapping[str, Any]]
+    ) -> dict[str, np.ndarray]:
+        """What `step(batch)` returns per example, arrays `[B, …]` by name, of all examples one after another.
+
+        Saved now and then and at the end, as sums are. "images" are the numbers of the examples that could be read; the
+        others are left out.
+        """
+        path = self.parts / f"{name}.rows.npz"
+        start = load_rows(path, self.fingerprint)
+
+        def add(batch: Batch, rows: dict[str, np.ndarray], done: int) -> dict[str, np.ndarray]:
+            examples = indices[done : done + self._size(indices)]
+            found = self._run(step, batch) | {"mask": self.devices.fetch(batch["mask"])}
+            read = np.asarray(found.pop("mask"))[: len(examples)]
+            new = {key: np.asarray(value)[: len(examples)][read] for key, value in found.items()}
+            new["images"] = examples[read].astype(np.int32)
+            return {key: np.concatenate([rows[key], value]) if key in rows else value for key, value in new.items()}
+
+        def save(rows: dict[str, np.ndarray], done: int) -> None:
+            save_rows(path, rows, done, self.fingerprint)
+
+        return self._continue(title, indices, start, add, save)
+
+    def _run(self, step: Callable[[Batch], Mapping[str, Any]], batch: Batch) -> dict[str, Any]:
+        return dict(self.devices.fetch(step(batch)))
+
+    def _continue(
+        self,
+        title: str,
+        indices: np.ndarray,
+        start: tuple[Any, int],
+        add: Callable[[Batch, Any, int], Any],
+        save: Callable[[Any, int], None],
+    ) -> Any:
+        """Adds batch after batch to what `start` holds of the first so many examples.
+
+        Args:
+          add: from a batch, what is held so far and the number of examples in it, to what is held then.
+          save: of what is held and the number of examples in it.
+        """
+        reached = kept = start  # what is held and how many examples are in it, always together
         saved = time.monotonic()
         try:
             for batch, number, total in self.batches(indices, reached[1]):
                 done = min(reached[1] + self._size(indices), len(indices))
-                reached = merge(reached[0], self.devices.fetch(step(batch))), done
+                reached = add(batch, *reached), done
                 self.advance(title, number, total)
                 if number == total or time.monotonic() - saved > self.options.save_seconds:
-                    self._save(path, reached)
+                    if self.is_first:
+                        save(*reached)
                     kept, saved = reached, time.monotonic()
         finally:  # whatever ends it, a notice to stop or an image that cannot be read
-            if reached is not kept:
-                self._save(path, reached)
+            if reached is not kept and self.is_first:
+                save(*reached)
         return reached[0]
-
-    def _save(self, path: Path, reached: tuple[Totals, int]) -> None:
-        if self.is_first:
-            save_totals(path, *reached, self.fingerprint)
 
     def once(self, name: str, compute: Callable[[], Section]) -> Section:
         """A section's arrays and scalars, from `parts/` where this study finished it before."""

@@ -1,0 +1,296 @@
+"""The causal test of what a method does: two runs side by side, and every mixture of their effects.
+
+R is the reference, the frozen model on the same input, and P the tuned model. *Slots* are the positions that a method
+fills with learned tokens (images: prompts appended; texts: the context, where R has the words that training started
+from); all other tokens are *inputs*. Of each run a layer gives three things, for input tokens as queries, per head:
+
+    A    relative attention: the probabilities among input tokens, renormalised to 1
+    m    the attention that goes to slots, by which what inputs give is scaled
+    s    what slots add, `W_o cat_h(Σ_{k slot} a_ik v_k)`, without the output's bias
+
+so that a run's attention gives `W_o cat_h((1 − m) Σ_j A_ij v_j) + b_o + s_i`. A *corner* takes each of attention (A),
+scale (m) and values (s) from R or from P and computes the blocks on input tokens of its own:
+
+    PRR  attention only: hypothesis (a), tested through all later layers
+    RPR  scale only, Fig. 1's "½×"
+    RRP  values under frozen attention: hypothesis (b), if they are the same for every image
+
+RRR is the reference and PPP the tuned model, to rounding. Values hold whatever else the tuned run has: where a method
+changes blocks, biases or pixels, corners whose values are P's compute with those. Without slots scale is left out.
+
+A corner's `s` may be its constant: P's mean over the samples at each position (`RR:token`), or one vector per layer
+(`RR:vector`). Tokens that see no slot (a text's start) get nothing either way.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from clipbias.clip import Adaptation, LayerView, TextTokens, layers, tower
+from clipbias.clip.config import ClipConfig, TowerConfig
+from clipbias.clip.params import Params
+from clipbias.clip.precision import with_precision
+from clipbias.clip.text import embed_text, project_text
+from clipbias.clip.vision import embed_image, project_image
+from clipbias.errors import ClipbiasError
+from clipbias.explain.attention import renormalise
+from clipbias.explain.statistics import Moments
+
+EFFECTS = ("attention", "scale", "values")
+CONSTANTS = ("RR:token", "RR:vector", "PP:token", "PP:vector")
+_RUNS = "RP"
+
+
+def effects_in_play(slots: bool) -> tuple[str, ...]:
+    """The effects that a method can have, with slots or without."""
+    return EFFECTS if slots else ("attention", "values")
+
+
+def corners(effects: Sequence[str]) -> tuple[str, ...]:
+    """Names of all mixtures, a letter for each effect; the first is the reference, the last the tuned model."""
+    return tuple("".join(letters) for letters in itertools.product(_RUNS, repeat=len(effects)))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stream:
+    """One mixture: which run its attention and scale come from, its values' run, and what stands for `s`."""
+
+    attention: str
+    scale: str
+    values: str
+    added: str  # "R", "P", "token" or "vector"
+
+    @classmethod
+    def named(cls, name: str) -> "_Stream":
+        taken, _, constant = name.partition(":")
+        letters = taken if len(taken) > 2 or constant else f"{taken[:1]}R{taken[1:]}"
+        letters += "P" if constant else ""
+        if len(letters) != 3 or set(letters) - set(_RUNS) or constant not in ("", "token", "vector"):
+            raise ClipbiasError(
+                f"unknown mixture {name!r}; give letters R and P for {', '.join(EFFECTS)}, or 'RR:token'."
+            )
+        return cls(*letters, constant or letters[2])
+
+
+@struct.dataclass
+class Mixed:
+    """Features as a tower makes them, not normalised.
+
+    Attributes:
+      reference, tuned: of the two runs, `[B, d]`.
+      streams: of the mixtures, `[K, B, d]`.
+    """
+
+    reference: jax.Array
+    tuned: jax.Array
+    streams: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pair:
+    """Both runs of one tower up to the first block.
+
+    Attributes:
+      slots: bool `[N]` or `[B, N]` over the tuned run's tokens.
+      inputs: the reference's number of tokens, which come first; slots beyond it are the tuned run's alone.
+    """
+
+    reference: tower.TowerInput
+    tuned: tower.TowerInput
+    slots: jax.Array
+    inputs: int
+    config: TowerConfig
+
+    def part(self, view: LayerView) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """`A [B, H, N, N]`, `m [B, N, H]` and `s [B, N, D]` of one run's layer, `N` the inputs."""
+        count, length = self.inputs, view.tokens.shape[1]
+        on_slots = jnp.where(self.slots[..., None, None, :length], view.probabilities, 0)
+        relative = renormalise((view.probabilities - on_slots)[..., :count, :count])
+        mass = jnp.moveaxis(on_slots.sum(-1), 1, 2)[:, :count]
+        return relative, mass, view.project(view.heads_output(on_slots)[:, :count])
+
+    def advance(self, tokens: Any, inputs: Any) -> tuple[Any, LayerView, LayerView]:
+        """One block of both runs, as they are."""
+        reference, seen = tower.layer(tokens[0], inputs[0], self.reference, self.config)
+        tuned, seen_tuned = tower.layer(tokens[1], inputs[1], self.tuned, self.config)
+        return (reference, tuned), seen, seen_tuned
+
+
+def _image_pair(
+    params: Params, config: ClipConfig, images: jax.Array, tuned: Adaptation, reference: Adaptation, dtype: jnp.dtype
+) -> _Pair:
+    runs = [embed_image(params, config, images, adaptation, dtype=dtype) for adaptation in (reference, tuned)]
+    inputs = 1 + config.vision.patches
+    return _Pair(*runs, jnp.arange(runs[1].tokens.shape[1]) >= inputs, inputs, config.vision)
+
+
+def _text_pair(
+    params: Params, config: ClipConfig, tokens: TextTokens, tuned: Adaptation, reference: Adaptation, dtype: jnp.dtype
+) -> _Pair:
+    runs = [embed_text(params, config, tokens, adaptation, dtype=dtype) for adaptation in (reference, tuned)]
+    return _Pair(*runs, text_slots(tokens, tuned), tokens.ids.shape[1], config.text)
+
+
+def text_slots(tokens: TextTokens, tuned: Adaptation) -> jax.Array:
+    """Positions of a text that hold learned tokens, bool `[C, N]`."""
+    rows = jnp.asarray(tokens.context_rows)
+    return (rows >= 0) & (tuned.text_context is not None)
+
+
+@with_precision
+def mix_images(
+    params: Params,
+    config: ClipConfig,
+    images: jax.Array,
+    tuned: Adaptation,
+    reference: Adaptation,
+    streams: Sequence[str],
+    means: Mapping[str, Any] | None = None,
+    *,
+    dtype: jnp.dtype = jnp.float32,
+) -> Mixed:
+    """Image features of both runs and of every mixture, advanced side by side through one scan over layers.
+
+    Args:
+      params: the frozen weights.
+      config: geometry.
+      images: `[B, R, R, 3]`, normalised.
+      tuned: what the method adds; its prompts are the slots.
+      reference: what the reference run has, `Adaptation()` for images.
+      streams: names of corners, or of `CONSTANTS`.
+      means: for the latter, from `slot_means`.
+      dtype: compute type.
+
+    Raises:
+      ClipbiasError: there is no such mixture, or a constant without `means`.
+    """
+    pair = _image_pair(params, config, images, tuned, reference, dtype)
+
+    def read(rows: jax.Array, adaptation: Adaptation) -> jax.Array:
+        return project_image(params, config, rows, adaptation)
+
+    return _mix(pair, streams, means, tuned, reference, read)
+
+
+@with_precision
+def mix_texts(
+    params: Params,
+    config: ClipConfig,
+    tokens: TextTokens,
+    tuned: Adaptation,
+    reference: Adaptation,
+    streams: Sequence[str],
+    means: Mapping[str, Any] | None = None,
+    *,
+    dtype: jnp.dtype = jnp.float32,
+) -> Mixed:
+    """`mix_images` for texts `[C, N]`: `reference` has the context that training started from, nothing replaced."""
+    pair = _text_pair(params, config, tokens, tuned, reference, dtype)
+
+    def read(rows: jax.Array, adaptation: Adaptation) -> jax.Array:
+        return project_text(params, config, rows, adaptation)
+
+    return _mix(pair, streams, means, tuned, reference, read)
+
+
+def _mix(
+    pair: _Pair,
+    names: Sequence[str],
+    means: Mapping[str, Any] | None,
+    tuned: Adaptation,
+    reference: Adaptation,
+    read: Callable[[jax.Array, Adaptation], jax.Array],
+) -> Mixed:
+    streams = [_Stream.named(name) for name in names]
+    if means is None and any(stream.added in ("token", "vector") for stream in streams):
+        raise ClipbiasError("a constant in place of the values needs their means; give `slot_means`.")
+    # Streams that share weights lie side by side, those with the reference's attention first.
+    same = pair.tuned.layers.changes is None
+    groups = {
+        run: sorted((s for s in streams if same or s.values == run), key=lambda s: s.attention != "R")
+        for run in (_RUNS[:1] if same else _RUNS)
+    }
+    starts = {"R": pair.reference.tokens, "P": pair.tuned.tokens[:, : pair.inputs]}
+    carried = {run: jnp.stack([starts[s.values] for s in group]) for run, group in groups.items() if group}
+    scanned = (pair.reference.layers, pair.tuned.layers, means)
+
+    def step(carry: Any, inputs: Any) -> tuple[Any, None]:
+        runs, mixtures = carry
+        runs, seen, seen_tuned = pair.advance(runs, inputs[:2])
+        parts = {"R": pair.part(seen), "P": pair.part(seen_tuned)}
+        weights, biases = (
+            {run: value for run, value in zip(_RUNS, of, strict=True)}
+            for of in ((seen.weights, seen_tuned.weights), (inputs[0], inputs[1]))
+        )
+        added = {run: part[2] for run, part in parts.items()} | dict(inputs[2] or {})
+        mixtures = {
+            run: _block(x, groups[run], parts, added, weights[run], biases, pair) for run, x in mixtures.items()
+        }
+        return (runs, mixtures), None
+
+    runs = (pair.reference.tokens, pair.tuned.tokens)
+    (runs, carried), _ = jax.lax.scan(step, (runs, carried), scanned)
+    readout = pair.reference.readout
+    features = {
+        stream: read(tower.take_rows(x[place], readout), tuned if stream.values == "P" else reference)
+        for run, x in carried.items()
+        for place, stream in enumerate(groups[run])
+    }
+    return Mixed(
+        reference=read(tower.take_rows(runs[0], readout), reference),
+        tuned=read(tower.take_rows(runs[1], readout), tuned),
+        streams=jnp.stack([features[stream] for stream in streams])
+        if streams
+        else jnp.zeros((0, *runs[0].shape[:1], 0)),
+    )
+
+
+def _block(
+    x: jax.Array,
+    group: Sequence[_Stream],
+    parts: Mapping[str, tuple[jax.Array, jax.Array, jax.Array]],
+    added: Mapping[str, jax.Array],
+    weights: Any,
+    inputs: Mapping[str, tower.LayerInput],
+    pair: _Pair,
+) -> jax.Array:
+    """One block of the streams `[K, B, N, D]` of a group: attention as given, everything else on their own tokens."""
+    config = pair.config
+    normed = layers.layer_norm(x, weights["norm1"], config.layer_norm_epsilon)
+    values = layers.split_heads(layers.dense(normed, layers.outputs(weights["qkv"], 2, 3)), config.heads)
+    first = sum(stream.attention == "R" for stream in group)
+    seen = [
+        jnp.einsum("BHNM,KBMHC->KBNHC", parts[run][0].astype(values.dtype), part)
+        for run, part in (("R", values[:first]), ("P", values[first:]))
+        if part.shape[0]
+    ]
+    kept = jnp.stack([1 - parts[stream.scale][1] for stream in group]).astype(values.dtype)
+    heads = jnp.concatenate(seen) * kept[..., None]
+    slots = jnp.stack([jnp.broadcast_to(added[stream.added], x.shape[1:]) for stream in group])
+    x = x + layers.dense(heads.reshape(x.shape), weights["out"]) + slots.astype(x.dtype)
+    x = x + layers.mlp(x, weights, config)
+    return jnp.stack([tower.add_bias(one, inputs[stream.values]) for one, stream in zip(x, group, strict=True)])
+
+
+def slot_means(moments: Moments) -> dict[str, np.ndarray]:
+    """The constants that may stand for `s`: "token" and "vector", `[L, N, D]` each.
+
+    The second is one vector per layer, the mean over samples and tokens, at every position that sees slots.
+
+    Args:
+      moments: of `s [L, N, D]` over samples, counted where a token sees slots (`decomposition.observe_parts`).
+    """
+    count, mean = (np.asarray(x, np.float64) for x in (moments.count, moments.mean))
+    sees = (count > 0)[..., None]
+    total = np.maximum(count.sum(1), 1)[:, None, None]
+    vector = (count[..., None] * mean).sum(1, keepdims=True) / total
+    return {
+        "token": np.where(sees, mean, 0).astype(np.float32),
+        "vector": np.where(sees, vector, 0).astype(np.float32),
+    }

@@ -1,0 +1,96 @@
+"""How sure a mean over images is, and how a gain divides among the effects that make it.
+
+Intervals are percentiles of the bootstrap (Efron 1979): images are drawn with replacement, all numbers of a study from
+the same draws, so that differences and shares stay paired.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+RESAMPLES, LEVEL = 2000, 0.95
+# Counts of one round of draws, rows by images: bounds the memory, whatever the dataset's size.
+_AT_ONCE = 4_000_000
+
+Estimate = dict[str, float | None]
+
+
+def shapley(outcomes: np.ndarray) -> np.ndarray:
+    """Shapley values `[n, k]` of `k` effects (Shapley 1953): each one's mean gain over all orders of adding them.
+
+    Args:
+      outcomes: `[n, 2^k]`, one for every combination; the first effect changes slowest, absent before present.
+
+    Returns:
+      Values whose sum over the effects is `outcomes[:, -1] − outcomes[:, 0]`, image by image.
+    """
+    count = int(math.log2(outcomes.shape[1]))
+    by_effect = np.asarray(outcomes, np.float64).reshape(len(outcomes), *[2] * count)
+    values = np.zeros((len(outcomes), count))
+    for effect in range(count):
+        gain = np.diff(by_effect, axis=1 + effect).reshape(len(outcomes), -1)
+        others = [bin(number).count("1") for number in range(2 ** (count - 1))]
+        weights = [math.factorial(n) * math.factorial(count - 1 - n) / math.factorial(count) for n in others]
+        values[:, effect] = gain @ np.asarray(weights)
+    return values
+
+
+def resample(values: np.ndarray, *, seed: int = 0) -> np.ndarray:
+    """Means `[RESAMPLES, q]` of `values [n, q]` over rows drawn with replacement; a seed draws the same rows always."""
+    values, draw = np.asarray(values, np.float64), np.random.default_rng(seed)
+    n = len(values)
+    rounds, found = max(1, _AT_ONCE // n), []
+    for start in range(0, RESAMPLES, rounds):
+        size = min(rounds, RESAMPLES - start)
+        rows = draw.integers(0, n, (size, n)) + n * np.arange(size)[:, None]
+        counts = np.bincount(rows.ravel(), minlength=size * n).reshape(size, n)
+        found.append(counts @ values / n)
+    return np.concatenate(found)
+
+
+def interval(draws: np.ndarray) -> tuple[float, float]:
+    """The central `LEVEL` of the draws."""
+    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def estimate(mean: float, draws: np.ndarray) -> Estimate:
+    """A mean with its interval."""
+    low, high = interval(draws)
+    return {"value": float(mean), "low": low, "high": high}
+
+
+def share(mean: float, draws: np.ndarray, gain: float, gain_draws: np.ndarray) -> Estimate:
+    """A mean with its interval, and as a share of a gain; without a share where the gain's interval includes 0."""
+    found = estimate(mean, draws)
+    low, high = interval(gain_draws)
+    if low <= 0 <= high:
+        return found | {"share": None, "share_low": None, "share_high": None}
+    # A resample whose gain is nearly 0 makes a huge share, which moves a percentile no further than one image would.
+    share_low, share_high = interval(draws / np.where(gain_draws == 0, np.finfo(float).tiny, gain_draws))
+    return found | {"share": float(mean / gain), "share_low": share_low, "share_high": share_high}
+
+
+def excludes(number: Estimate, threshold: float = 0.0, *, of: str = "") -> int:
+    """On which side of a threshold the interval lies: 1 above, -1 below, 0 where it includes it or there is none.
+
+    Args:
+      of: "" for the number itself, "share" for its share.
+    """
+    low, high = (number.get(f"{of}_{end}" if of else end) for end in ("low", "high"))
+    if low is None or high is None:
+        return 0
+    return 1 if low > threshold else -1 if high < threshold else 0
+
+
+def mean_of_few(values: Sequence[float]) -> Estimate:
+    """The mean of a few independent numbers, such as one per dataset, with Student's interval; none below two."""
+    from scipy import stats
+
+    found = np.asarray(values, np.float64)
+    mean = float(found.mean())
+    if len(found) < 2:
+        return {"value": mean, "low": None, "high": None}
+    half = float(stats.t.ppf((1 + LEVEL) / 2, len(found) - 1) * found.std(ddof=1) / math.sqrt(len(found)))
+    return {"value": mean, "low": mean - half, "high": mean + half}

@@ -1,0 +1,68 @@
+"""Shapley values and bootstrap intervals against plain computations and known distributions."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from clipbias.explain import uncertainty
+from clipbias.explain.uncertainty import estimate, excludes, interval, mean_of_few, resample, shapley, share
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_shapley_values_are_means_over_all_orders(count):
+    outcomes = np.random.default_rng(count).normal(size=(5, 2**count))
+    names = list(itertools.product((0, 1), repeat=count))
+    expected = np.zeros((5, count))
+    orders = list(itertools.permutations(range(count)))
+    for order in orders:
+        present = [0] * count
+        for effect in order:
+            before = outcomes[:, names.index(tuple(present))]
+            present[effect] = 1
+            expected[:, effect] += (outcomes[:, names.index(tuple(present))] - before) / len(orders)
+    np.testing.assert_allclose(shapley(outcomes), expected, atol=1e-12)
+    np.testing.assert_allclose(shapley(outcomes).sum(1), outcomes[:, -1] - outcomes[:, 0], atol=1e-12)
+
+
+def test_an_interval_is_as_wide_as_the_standard_error_says():
+    values = np.random.default_rng(0).normal(3, 2, (400, 1))
+    low, high = interval(resample(values)[:, 0])
+    error = values.std() / 20
+    assert low == pytest.approx(values.mean() - 1.96 * error, abs=0.15 * error)
+    assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.15 * error)
+
+
+def test_memory_is_bounded_without_changing_the_draws(monkeypatch):
+    values = np.random.default_rng(0).normal(size=(50, 3))
+    whole = resample(values, seed=4)
+    monkeypatch.setattr(uncertainty, "_AT_ONCE", 50 * 7)
+    np.testing.assert_allclose(resample(values, seed=4), whole, atol=1e-12)
+    assert np.abs(resample(values, seed=5) - whole).max() > 0.01
+
+
+def test_shares_are_paired():
+    """A part that is 30 % of the gain in every image is 30 % of it in every resample, however noisy the gain."""
+    gain = np.random.default_rng(1).normal(1, 3, (300, 1))
+    values = np.concatenate([0.3 * gain, gain], axis=1)
+    draws, means = resample(values), values.mean(0)
+    found = share(means[0], draws[:, 0], means[1], draws[:, 1])
+    assert [found[name] for name in ("share", "share_low", "share_high")] == pytest.approx([0.3] * 3)
+    assert excludes(found, 0.25, of="share") == 1 and excludes(found, 0.5, of="share") == -1
+    assert found["value"] == pytest.approx(0.3 * means[1])
+
+
+def test_no_share_of_a_gain_that_may_be_nothing():
+    values = np.random.default_rng(2).normal(0, 3, (100, 2))
+    draws, means = resample(values), values.mean(0)
+    found = share(means[0], draws[:, 0], means[1], draws[:, 1])
+    assert found["share"] is None and excludes(found, 0.5, of="share") == 0
+    assert excludes(estimate(means[1], draws[:, 1])) == 0
+
+
+def test_a_few_numbers_get_students_interval():
+    found = mean_of_few([1.0, 2.0, 4.0])
+    half = 4.302653 * np.std([1, 2, 4], ddof=1) / np.sqrt(3)
+    assert found["value"] == pytest.approx(7 / 3)
+    assert [found["low"], found["high"]] == pytest.approx([7 / 3 - half, 7 / 3 + half])
+    assert mean_of_few([2.0]) == {"value": 2.0, "low": None, "high": None}
