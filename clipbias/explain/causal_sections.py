@@ -13,7 +13,7 @@ from clipbias.explain.dataset_sections import text_parts, vision_totals
 from clipbias.explain.decomposition import mean_parts
 from clipbias.explain.interventions import intervention, twice
 from clipbias.explain.perturbation import DIRECTIONS, FRACTIONS, area_under_curve, black_out, ranks_to_remove
-from clipbias.explain.reductions import REDUCTIONS
+from clipbias.explain.reductions import OF_TARGET, REDUCTIONS
 from clipbias.explain.relevancy import explanations
 from clipbias.explain.results import INTERVENTIONS, MAPS
 from clipbias.explain.statistics import Moments
@@ -135,9 +135,9 @@ def compute_faithfulness(study: Study) -> Section:
     scalars: dict[str, Any] = {}
     indices = study.spread(study.options.faithfulness_images)
     for model in study.models:
-        totals = study.accumulate(
-            f"faithfulness-{model.key}", f"{model.label}: faithfulness", indices, _perturbation_step(study, model)
-        )
+        # Sums over other maps, of a study that an earlier version began, cannot be continued.
+        name = f"faithfulness-{len(MAPS)}-maps-{model.key}"
+        totals = study.accumulate(name, f"{model.label}: faithfulness", indices, _perturbation_step(study, model))
         accuracy = np.asarray(totals["hits"].mean)
         area: dict[str, Any] = {}
         for i, name in enumerate(MAPS):
@@ -154,8 +154,8 @@ def compute_faithfulness(study: Study) -> Section:
 def _perturbation_step(study: Study, model: Model) -> Any:
     config, task = study.clip.config.vision, model.task
     counts = jnp.asarray([round(fraction * config.patches) for fraction in FRACTIONS[1:]])
-    # Only two of the maps depend on the target; the others are tried once.
-    tried = [(name, k) for name in MAPS for k in range(len(TARGETS)) if k == 0 or name in ("relevancy", "legrad")]
+    # Maps that do not depend on the target are tried once.
+    tried = [(name, k) for name in MAPS for k in range(len(TARGETS)) if k == 0 or name in OF_TARGET]
     position = np.asarray([[tried.index((n, k if (n, k) in tried else 0)) for n in MAPS] for k in range(len(TARGETS))])
 
     @jax.jit

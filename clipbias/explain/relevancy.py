@@ -90,7 +90,7 @@ def explanations(
     """Several maps of the same images and targets by name, from one pass; arguments as in `relevancy`.
 
     Args:
-      maps: some of "relevancy", "attention", "rollout", "legrad".
+      maps: some of "relevancy", "attention", "rollout", "legrad", "grad_eclip".
     """
     unknown = sorted(set(maps) - set(REDUCTIONS))
     if unknown:

@@ -111,7 +111,7 @@ FIGURES = (
 VISION_KINDS = ("patches", "prompts")
 TEXT_KINDS = ("sos", "prompt", "category", "dot", "eos")
 INTERVENTIONS = ("full", "values_only", "frozen", "reweighting_only", "mean_per_token", "mean", "none")
-MAPS = ("relevancy", "attention", "rollout", "legrad", "random")
+MAPS = ("relevancy", "attention", "rollout", "legrad", "grad_eclip", "random")
 
 
 @dataclasses.dataclass

@@ -24,9 +24,10 @@ from clipbias.clip.precision import with_precision
 from clipbias.clip.text import embed_text, project_text
 from clipbias.clip.tower import TowerInput
 from clipbias.clip.vision import embed_image, project_image
-from clipbias.explain.reductions import Reduction
+from clipbias.explain.reductions import LastRow, Reduction
 from clipbias.explain.targets import first_layer, own_pair_logits, pair_logits, target_adaptation, target_text
 from clipbias.tuning import Classifier, Learnables
+from clipbias.tuning.features import unit_length
 
 
 @struct.dataclass
@@ -172,40 +173,47 @@ def block_backward(
     return pull, probabilities
 
 
-def last_rows(
-    tokens: jax.Array, tap: jax.Array, inputs: TowerInput, config: TowerConfig
-) -> tuple[jax.Array, jax.Array]:
-    """The last block at the readout row alone: its output `[B, D]` and attention `[B, H, N]`.
+def last_rows(tokens: jax.Array, tap: jax.Array, inputs: TowerInput, config: TowerConfig) -> tuple[jax.Array, LastRow]:
+    """The last block at the readout row alone: its output `[B, D]` and what reductions start from.
 
     Args:
       tap: added to that row's attention probabilities, `[B, H, N]`.
     """
     last = layer_at(inputs, config.layers - 1)
     tokens = tower.put_prompts(tokens, last, inputs.prompt_rows)
-    visible = jnp.arange(tokens.shape[1]) <= inputs.readout[:, None] if inputs.causal else None
-    seen = None
+    place, number = jnp.arange(tokens.shape[1]), jnp.asarray(inputs.readout)[:, None]
+    visible = place <= number if inputs.causal else None
+    seen: LastRow | None = None
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         nonlocal seen
         mask = None if visible is None else visible[:, None, None, :]
-        seen = layers.attention_probabilities(q[:, None], k, mask)[:, :, 0] + tap
-        return jnp.einsum("BHM,BMHK->BHK", seen.astype(v.dtype), v)
+        attention = layers.attention_probabilities(q[:, None], k, mask)[:, :, 0] + tap
+        others = place != number if visible is None else place < number
+        seen = LastRow(attention, _cosine(q, k), number[:, 0], others)
+        return jnp.einsum("BHM,BMHK->BHK", attention.astype(v.dtype), v)
 
     rows = layers.block_rows(tokens, last.weights, config, lambda x: tower.take_rows(x, inputs.readout), attend)
     assert seen is not None
     return tower.add_bias(rows, last), seen
 
 
+def _cosine(q: jax.Array, k: jax.Array) -> jax.Array:
+    """Of a query `[B, H, K]` and keys `[B, N, H, K]`, each as one vector over all heads: `[B, N]`."""
+    query, keys = (unit_length(x.reshape(*x.shape[:-2], -1).astype(jnp.float32)) for x in (q, k))
+    return jnp.einsum("BD,BND->BN", query, keys)
+
+
 def last_block(
     tokens: jax.Array, inputs: TowerInput, config: TowerConfig, readout: Callable[[jax.Array], jax.Array]
-) -> tuple[jax.Array, Callable[[jax.Array], tuple[jax.Array, jax.Array]], jax.Array]:
+) -> tuple[jax.Array, Callable[[jax.Array], tuple[jax.Array, jax.Array]], LastRow]:
     """The last block at the readout row, and the feature that is read there.
 
     Returns:
-      The features; a function from their gradient to those of `tokens` and of the row's attention; that attention.
+      The features; a function from their gradient to those of `tokens` and of the row's attention; that row.
     """
 
-    def run(tokens: jax.Array, tap: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def run(tokens: jax.Array, tap: jax.Array) -> tuple[jax.Array, LastRow]:
         rows, seen = last_rows(tokens, tap, inputs, config)
         return readout(rows), seen
 
@@ -217,7 +225,7 @@ def reduce_backward(
     inputs: TowerInput,
     config: TowerConfig,
     kept: Kept | jax.Array,
-    rows: jax.Array,
+    row: LastRow,
     gradients: tuple[jax.Array, jax.Array],
     reductions: Mapping[str, Reduction],
     start_layer: int,
@@ -227,9 +235,9 @@ def reduce_backward(
 
     Args:
       kept: from `run_forward`.
-      rows: the readout row's attention in the last layer, `[B, H, N]`.
-      gradients: for each of `K` targets, of the tokens that reach the last block `[K, B, N, D]` and of `rows`
-        `[K, B, H, N]`.
+      row: the readout row in the last layer.
+      gradients: for each of `K` targets, of the tokens that reach the last block `[K, B, N, D]` and of the row's
+        attention `[K, B, H, N]`.
       start_layer: the lowest layer, from 0.
 
     Returns:
@@ -237,8 +245,7 @@ def reduce_backward(
     """
     token_gradients, row_gradients = gradients
     states = {
-        name: jax.vmap(lambda g, r=reduction: r.first(rows, g, inputs.readout))(row_gradients)
-        for name, reduction in reductions.items()
+        name: jax.vmap(lambda g, r=reduction: r.first(row, g))(row_gradients) for name, reduction in reductions.items()
     }
 
     def step(carry: tuple[jax.Array, dict[str, jax.Array]], index: jax.Array) -> tuple[Any, None]:
@@ -299,10 +306,10 @@ def stream(
     text_input = embed_text(params, config, text, adaptation, dtype=dtype)
     vision_kept, vision_tokens = run_forward(vision_input, config.vision, recompute)
     text_kept, text_tokens = run_forward(text_input, config.text, recompute)
-    image_features, pull_image, image_rows = last_block(
+    image_features, pull_image, image_row = last_block(
         vision_tokens, vision_input, config.vision, lambda rows: project_image(params, config, rows, adaptation)
     )
-    text_features, pull_text, text_rows = last_block(
+    text_features, pull_text, text_row = last_block(
         text_tokens, text_input, config.text, lambda rows: project_text(params, config, rows, adaptation)
     )
 
@@ -320,10 +327,10 @@ def stream(
     vision_first = first_layer(start_layer, config.vision, "vision")
     text_first = first_layer(start_layer, config.text, "text")
     vision = reduce_backward(
-        vision_input, config.vision, vision_kept, image_rows, image_gradients, reductions, vision_first, recompute
+        vision_input, config.vision, vision_kept, image_row, image_gradients, reductions, vision_first, recompute
     )
     words = reduce_backward(
-        text_input, config.text, text_kept, text_rows, text_gradients, reductions, text_first, recompute
+        text_input, config.text, text_kept, text_row, text_gradients, reductions, text_first, recompute
     )
     before_end = jnp.arange(text.ids.shape[1]) < text.eos[:, None]
     shape = (batch, per_image, *((templates,) if templates > 1 else ()), text.ids.shape[1])

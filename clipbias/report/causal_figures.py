@@ -26,6 +26,7 @@ MAP_NAMES = {
     "attention": "last-layer attention",
     "rollout": "attention rollout",
     "legrad": "LeGrad",
+    "grad_eclip": "Grad-ECLIP",
     "random": "random order",
 }
 _MAP_LOOK: dict[str, tuple[str, Any, float]] = {
@@ -33,6 +34,7 @@ _MAP_LOOK: dict[str, tuple[str, Any, float]] = {
     "attention": (style.BLUE, style.DASHED, 1.3),
     "rollout": (style.GREEN, style.DOTTED, 1.5),
     "legrad": (style.PURPLE, style.DASH_DOTTED, 1.3),
+    "grad_eclip": (style.ORANGE, style.SOLID, 1.3),
     "random": (style.GREY, style.SOLID, 0.9),
 }
 _TOWER_NAMES = {"both": "both towers", "vision": "vision tower", "text": "text tower"}

@@ -82,6 +82,10 @@ def test_rivals_equal_the_full_matrices(name, start_layer, loaded):
     inputs = methods.prepare(reference, case.method, CLASS_NAMES, learnables, **case.options)
     for i, target in enumerate(TARGETS):
         pair = plain.pair(reference, inputs, images[i], target)
+        vision, text = plain.grad_eclip(reference, inputs, images[i], target)
+        assert_rows_equal(found["grad_eclip"].vision[i], vision)
+        assert_rows_equal(found["grad_eclip"].text[i, : len(text)], text)
+        assert not found["grad_eclip"].text[i, len(text) :].any()
         for tower, row, columns, queries in (
             ("vision", 0, slice(1, None), None),
             ("text", pair.end, slice(0, pair.end), pair.end + 1),

@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec
 
 import clipbias
 from clipbias.errors import ClipbiasError
-from clipbias.explain.reductions import RELEVANCY
+from clipbias.explain.reductions import RELEVANCY, LastRow
 from clipbias.explain.relevancy import relevancy
 from clipbias.training import mesh as meshes
 from clipbias.tuning import CONSTANTS, Task
@@ -29,7 +29,13 @@ def assert_close(found, expected, tolerance=1e-5):
 def test_two_layers_by_hand():
     attention = jnp.array([[[[0.5, 0.5], [0.2, 0.8]]]])
     gradient = jnp.array([[[[2.0, -4.0], [10.0, 5.0]]]])
-    row = RELEVANCY.first(jnp.array([[[0.25, 0.75]]]), jnp.array([[[-1.0, 4.0]]]), jnp.array([0]))
+    last = LastRow(
+        attention=jnp.array([[[0.25, 0.75]]]),
+        cosine=jnp.zeros((1, 2)),
+        number=jnp.array([0]),
+        others=jnp.array([[False, True]]),
+    )
+    row = RELEVANCY.first(last, jnp.array([[[-1.0, 4.0]]]))
     np.testing.assert_allclose(row, [[1.0, 3.0]])  # e + relu([-0.25, 3])
     # relu(G A) = [[1, 0], [2, 4]]: [1, 3] + [1, 3] @ that
     np.testing.assert_allclose(RELEVANCY.step(row, attention, gradient), [[8.0, 15.0]])

@@ -7,6 +7,7 @@ import numpy as np
 
 from tests.reference import gradients, methods
 from tests.reference.methods import Inputs, Reference
+from tests.reference.numpy_clip import Tower, merge_heads
 
 
 @dataclasses.dataclass
@@ -93,3 +94,33 @@ def legrad(gradient: Sequence[np.ndarray], queries: int | None = None) -> np.nda
 def raw_attention(attention: Sequence[np.ndarray], row: int) -> np.ndarray:
     """The last layer's attention of one row, mean over heads; [N]."""
     return attention[-1][:, row].mean(0)
+
+
+def grad_eclip(clip: Reference, inputs: Inputs, image: np.ndarray, target: int) -> tuple[np.ndarray, np.ndarray]:
+    """Grad-ECLIP (Zhao et al. 2024) of the last layer: (vision [M + V], text [e]).
+
+    Channels weigh what y's gradient says at the readout row's attention output, before its projection; tokens weigh the
+    cosine of that row's query and their key, scaled to [0, 1]; the values are what is weighed.
+    """
+    alone = only(inputs, target)
+    saved = methods.forward(clip, alone, image[None])
+    gradient: dict[str, np.ndarray] = {}
+
+    def listen(name: str, x: np.ndarray, of_output: np.ndarray) -> float:
+        gradient[name] = of_output
+        return 0.0
+
+    gradients.pull_back(clip, alone, saved, np.ones((1, 1)), listen)
+
+    def one(name: str, tower: Tower, others: slice) -> np.ndarray:
+        last = f"{name}.encoder.layers.{len(tower.blocks) - 1}.self_attn.out_proj"
+        row = int(tower.rows[0])
+        channels = gradient[last][0, row] @ clip.state[f"{last}.weight"]
+        block = tower.blocks[-1]
+        query, keys, values = (merge_heads(x)[0] for x in (block.query, block.key, block.value))
+        cosine = keys[others] @ query[row] / np.linalg.norm(keys[others], axis=1) / np.linalg.norm(query[row])
+        loosened = (cosine - cosine.min()) / (cosine.max() - cosine.min())
+        return np.maximum((channels * values[others] * loosened[:, None]).sum(1), 0)
+
+    end = int(saved.text.rows[0])
+    return one("vision_model", saved.vision, slice(1, None)), one("text_model", saved.text, slice(0, end))

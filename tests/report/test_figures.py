@@ -209,17 +209,17 @@ def test_interventions_are_bars_with_binomial_errors(study, drawn):
     assert row["standard_error"] == pytest.approx(100 * np.sqrt(share * (1 - share) / 50))
 
 
-def test_faithfulness_draws_five_maps_in_four_ways(study, drawn):
+def test_faithfulness_draws_every_map_in_four_ways(study, drawn):
     (drawing,) = drawn(faithfulness_figure)
     grid = np.reshape(drawing.figure.axes, (3, 4))
-    assert all(len(axes.lines) == 5 for axes in grid.ravel())
+    assert all(len(axes.lines) == len(MAPS) for axes in grid.ravel())
     curve = study.array("faithfulness/ivlp/relevancy/negative/true")
     np.testing.assert_allclose(y_values(grid[1][3], style.RED)[0], 100 * curve)
 
 
 def test_areas_are_those_of_the_results(study):
     table = area_table(study)
-    assert len(table.columns) == 6 and len(table.rows) == 3 * 5
+    assert len(table.columns) == 6 and len(table.rows) == 3 * len(MAPS)
     areas = study.section("faithfulness", "bias", "area")
     row = next(row for row in table.rows if [cell.text for cell in row[:2]] == ["Bias tuning", "LeGrad"])
     assert row[2].text == f"{100 * areas['legrad']['positive']['predicted']:.1f}"
