@@ -33,6 +33,7 @@ from clipbias.training.metrics import MetricWriter
 from clipbias.training.progress import progress
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Classifier, Learnables, Task
+from clipbias.tuning.classifier import Text
 from experiments import app
 from experiments.inputs import find_adapter, split
 
@@ -44,7 +45,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
     files = find_images(config.images)
     task, learnables = open_task(config)
     params = jax.device_put(task.clip.params)
-    classes = task.text_features(params, learnables)
+    classes = task.text if task.method.conditional else task.text_features(params, learnables)
     found = []
     began = time.monotonic()
     with open_workdir(workdir, app.plain(config)), progress(len(files), unit="image", title="predict") as bar:
@@ -150,13 +151,13 @@ def read(files: Sequence[Path], task: Task, config: ConfigDict) -> Iterator[tupl
 
 @functools.partial(jax.jit, static_argnums=0)
 def _probabilities(
-    classifier: Classifier, params: Params, learnables: Learnables, images: jax.Array, classes: jax.Array
+    classifier: Classifier, params: Params, learnables: Learnables, images: jax.Array, classes: Text
 ) -> jax.Array:
     return jax.nn.softmax(classifier.logits(params, learnables, images, classes), axis=-1)
 
 
 def classify(
-    task: Task, params: Params, learnables: Learnables, classes: jax.Array, pictures: np.ndarray, start_layer: int
+    task: Task, params: Params, learnables: Learnables, classes: Text, pictures: np.ndarray, start_layer: int
 ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
     """Probabilities `[B, C]`, and with --relevancy the maps `[B, M + V]` and `[B, N]` of each image's best class."""
     images = task.clip.preprocessing.normalize(pictures)

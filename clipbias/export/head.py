@@ -36,8 +36,8 @@ def write_head(path: str | os.PathLike, task: Task, learnables: Learnables) -> N
 
 def check_default_head(task: Task, what: str) -> None:
     """Raises `ClipbiasError` where `what` cannot hold the method's classifier, which is not cosines alone."""
-    if task.method.overrides("logits"):
+    has = "a head of its own" if task.method.overrides("logits") else "texts that depend on the image"
+    if task.method.overrides("logits") or task.method.conditional:
         raise ClipbiasError(
-            f"the method {type(task.method).__name__} has a head of its own, which {what} cannot hold; export it as a "
-            "program."
+            f"the method {type(task.method).__name__} has {has}, which {what} cannot hold; export it as a program."
         )

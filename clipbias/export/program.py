@@ -34,9 +34,15 @@ def program_weights(task: Task, learnables: Learnables) -> dict[str, np.ndarray]
 
     That is the vision tower with the method's changes of its weights in it, what else the method adds there, and the
     class features; for a head of the method's own the features of all texts as they are, and the learnables. The text
-    tower has done its work and is left out. Weights keep the base model's own type where it is exact.
+    tower has done its work and is left out, unless texts depend on the image: then both towers are there as they are,
+    and the learnables. Weights keep the base model's own type where it is exact.
     """
     params, dtype = task.clip.params, task.clip.stored_dtype
+    if task.method.conditional:
+        towers = flatten({name: params[name] for name in ("vision", "text")})
+        others = flatten({"learnables": dict(learnables), "logit_scale": task.method.logit_scale(params)})
+        found = {name: np.array(x, order="C") for name, x in others.items()}
+        return found | {name: narrow(np.array(x, order="C"), dtype, exact=True) for name, x in towers.items()}
     adaptation = task.method.adapt(learnables)
     added = {name: getattr(adaptation, name) for name in ("vision_prompts", "vision_bias", "pixels")}
     whole: dict[str, Any] = {
@@ -65,6 +71,8 @@ def export_program(task: Task, weights: Weights) -> jax.export.Exported:
     @jax.jit
     def classify(weights: Weights, images: jax.Array) -> jax.Array:
         tree = unflatten(weights)
+        if task.method.conditional:
+            return task.classifier.logits(tree, tree["learnables"], preprocessing.normalize(images), task.text)
         adaptation = Adaptation(**tree.get("adaptation", {}))
         normalised, patches = preprocessing.normalize(images), task.method.patches
         features, _ = encode_image(tree, config, normalised, adaptation, patches=patches)

@@ -90,7 +90,8 @@ class Classifier:
     ) -> jax.Array:
         """Text features `[S · C, d]`, or `[B, S · C, d]` where they depend on the images of features `[B, d]`.
 
-        Then the text tower takes one image after another, in the backward pass again, in the memory of one.
+        Then the text tower takes one image after another, in the backward pass again, in the memory of one. A single
+        image is taken as it is.
         """
         if not self.method.conditional:
             return self.encode_text(params, adaptation, text)
@@ -98,7 +99,10 @@ class Classifier:
         def one(feature: jax.Array) -> jax.Array:
             return self.encode_text(params, self.method.adapt_to(learnables, feature), text)
 
-        return jax.lax.map(jax.checkpoint(one, prevent_cse=False), self.of_image(image))
+        features = self.of_image(image)
+        if features.shape[0] == 1:
+            return one(features[0])[None]
+        return jax.lax.map(jax.checkpoint(one, prevent_cse=False), features)
 
     def by_text(self, features: jax.Array) -> jax.Array:
         """`[…, S · C, d]` as `[…, S, C, d]`."""

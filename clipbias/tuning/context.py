@@ -1,4 +1,4 @@
-"""Learned contexts: how they start, and the text that keeps their places."""
+"""Learned contexts and the maps beside them: how they start, and the text that keeps a context's places."""
 
 from collections.abc import Sequence
 
@@ -16,6 +16,16 @@ STANDARD_DEVIATION = 0.02  # of every randomly initialised prompt token
 def random_prompts(rng: jax.Array, *shape: int) -> jax.Array:
     """Prompt tokens at N(0, 0.02)."""
     return STANDARD_DEVIATION * jax.random.normal(rng, shape)
+
+
+def initial_linear(rng: jax.Array, inputs: int, outputs: int) -> tuple[jax.Array, jax.Array]:
+    """Kernel `[inputs, outputs]` and bias `[outputs]` as torch.nn.Linear starts them: uniform within ±1/√inputs."""
+    kernel, bias = jax.random.split(rng)
+    bound = inputs**-0.5
+    return (
+        jax.random.uniform(kernel, (inputs, outputs), minval=-bound, maxval=bound),
+        jax.random.uniform(bias, (outputs,), minval=-bound, maxval=bound),
+    )
 
 
 def word_ids(words: str, clip: Clip) -> Sequence[int]:

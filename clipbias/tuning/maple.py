@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from clipbias.clip import Adaptation, Clip
-from clipbias.tuning.context import context_text, initial_context, random_prompts
+from clipbias.tuning.context import context_text, initial_context, initial_linear, random_prompts
 from clipbias.tuning.method import WORDS, Depth, Learnables, Method, Preset, PromptText, Tokens
 
 
@@ -33,17 +33,10 @@ class MaPLe(Method):
         depth = min(self.depth or text.layers, text.layers, vision.layers)
         context, deep, first, others = jax.random.split(rng, 4)
 
-        def linear(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-            # torch.nn.Linear's own initialisation.
-            kernel, bias = jax.random.split(key)
-            bound = text.width**-0.5
-            return (
-                jax.random.uniform(kernel, (text.width, vision.width), minval=-bound, maxval=bound),
-                jax.random.uniform(bias, (vision.width,), minval=-bound, maxval=bound),
-            )
-
         # The maps of deeper layers start as copies of one map.
-        kernels, biases = zip(*(linear(key) for key in [first] + [others] * (depth - 1)), strict=True)
+        kernels, biases = zip(
+            *(initial_linear(key, text.width, vision.width) for key in [first] + [others] * (depth - 1)), strict=True
+        )
         return {
             "text_context": initial_context(context, clip, self.words, self.tokens),
             "text_prompts": random_prompts(deep, depth - 1, self.tokens, text.width),

@@ -1,9 +1,9 @@
-"""A training step of CLIP-LoRA, IVLP and PromptSRC in PyTorch as their authors' code takes it, for `tools.benchmarks`.
+"""Training steps of CLIP-LoRA, CoCoOp, IVLP and PromptSRC in PyTorch as their authors take them.
 
-All texts are encoded anew in each step, at full context length, with whole blocks; gradients by autograd. CLIP-LoRA:
-MaxZanella/CLIP-LoRA, which forms `B A` and multiplies the dropped input by it. PromptSRC:
-muzairkhattak/PromptSRC, which runs the frozen model on the same images in every step. Works in the type of the
-weights; needs PyTorch alone.
+For `tools.benchmarks`. All texts are encoded anew in each step, at full context length, with whole blocks; gradients by autograd. CLIP-LoRA:
+MaxZanella/CLIP-LoRA, which forms `B A` and multiplies the dropped input by it. CoCoOp: KaiyangZhou/CoOp, which encodes
+all texts for each image. PromptSRC: muzairkhattak/PromptSRC, which runs the frozen model on the same images in every
+step. Works in the type of the weights; needs PyTorch alone.
 """
 
 import dataclasses
@@ -186,6 +186,22 @@ def promptsrc_losses(model: Model, learnables: Tensors, inputs: Tensors) -> Tens
     }
 
 
+# CoCoOp
+
+
+def cocoop_losses(model: Model, learnables: Tensors, inputs: Tensors) -> Tensors:
+    """Cross-entropy of logits whose texts each image shifts."""
+    images = unit(image_features(model, inputs["pixels"]))
+    units = functional.relu(images @ learnables["text_hidden_kernel"] + learnables["text_hidden_bias"])
+    shifts = units @ learnables["text_output_kernel"] + learnables["text_output_bias"]
+    contexts = learnables["text_context"] + shifts[:, None]
+    rows = []
+    for image, context in zip(images, contexts, strict=True):
+        classes = unit(text_features(model, inputs["ids"], inputs["eos"], [context]))
+        rows.append(model.state["logit_scale"].exp() * image @ classes.T)
+    return {"cross_entropy": functional.cross_entropy(torch.stack(rows), inputs["labels"])}
+
+
 # Benchmark
 
 
@@ -195,12 +211,13 @@ def adamw(learnables: Iterator[torch.Tensor]) -> torch.optim.Optimizer:
 
 
 def sgd(learnables: Iterator[torch.Tensor]) -> torch.optim.Optimizer:
-    """IVLP's and PromptSRC's."""
+    """That of the others; the learning rate is IVLP's and PromptSRC's."""
     return torch.optim.SGD(learnables, lr=0.0025, momentum=0.9, weight_decay=5e-4)
 
 
 METHODS: dict[str, tuple[Callable[..., Tensors], Callable[..., torch.optim.Optimizer]]] = {
     "clip_lora": (lora_losses, adamw),
+    "cocoop": (cocoop_losses, sgd),
     "ivlp": (ivlp_losses, sgd),
     "promptsrc": (promptsrc_losses, sgd),
 }
@@ -244,8 +261,10 @@ def load(job: Job) -> tuple[Callable[[], Any], Callable[[], dict[str, Any]]]:
     inputs = {name: value.clone() for name, value in inputs.items()}
     inputs |= {name: inputs[name].long() for name in ("ids", "eos", "labels")}
     inputs["pixels"] = inputs.pop("images").permute(0, 3, 1, 2).contiguous()
-    names = ("text_context", "text_prompts", "vision_prompts")
-    learnables = lora_learnables(model) if job["method"] == "clip_lora" else {name: inputs.pop(name) for name in names}
+    if job["method"] == "clip_lora":
+        learnables = lora_learnables(model)
+    else:
+        learnables = {name: inputs.pop(name) for name in [*inputs] if name.startswith(("text_", "vision_"))}
     if job["method"] != "clip_lora":
         join_projections(model)
     learnables = {name: value.requires_grad_() for name, value in learnables.items()}

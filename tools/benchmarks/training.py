@@ -42,12 +42,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
         write_inputs(clip, job)
         del clip  # this process needs the weights no more
         points = measured(job, ways, arguments.repeats, together=arguments.together)
-    losses = [point["loss"] for point in points]
-    # PromptSRC's loss depends on its teacher's texts, which the PyTorch step has of one template alone.
-    if arguments.method != "promptsrc" and max(losses) - min(losses) > TOLERANCE * max(losses):
-        raise ClipbiasError(
-            f"the first losses differ: {dict(zip(ways, losses, strict=True))}; one is computed wrongly."
-        )
+    check_losses(arguments.method, {way: point["loss"] for way, point in zip(ways, points, strict=True)})
     print(table(points))
     name = f"{arguments.method}, {arguments.classes} classes, batch {arguments.batch}, beside PyTorch"
     return {"name": name, "method": arguments.method, "device": jax.devices()[0].device_kind, "points": points}
@@ -87,8 +82,9 @@ def write_inputs(clip: Clip, job: Mapping[str, Any]) -> None:
     names, count = model.class_names(job["classes"]), job["batch"]
     plain = Task(clip, "zero_shot", names)
     # PromptSRC's prompts are IVLP's, of nine layers.
-    options = steps.options(job["option"]) if job["method"] == "ivlp" else {"depth": 9}
-    prompted = Task(clip, "ivlp", names, **options)
+    own = job["method"] in ("ivlp", "cocoop")
+    options = steps.options(job["option"]) if own else {"depth": 9}
+    prompted = Task(clip, job["method"] if own else "ivlp", names, **options)
     tokens = steps.padded(prompted.tokens, clip.config.text.context_length)
     teacher = np.asarray(plain.fixed_text(clip.params, plain.init(0)))
     arrays = {
