@@ -25,8 +25,8 @@ ADAPTER, HEAD, CARD = "adapter.safetensors", "classifier.safetensors", "README.m
 def natural_form(task: Task, learnables: Learnables) -> str:
     """The form that asks least of whoever loads it, by what the method adds to the model.
 
-    A head of the method's own, or texts that depend on the image: a program. Nothing but changes of weights, biases among them: a checkpoint. Nothing on
-    the vision side: a head on the base model. Anything else: a program.
+    A head of the method's own, or texts that depend on the image: a program. Nothing but changes of weights, biases
+    among them: a checkpoint. Nothing on the vision side: a head on the base model. Anything else: a program.
     """
     adaptation = jax.eval_shape(task.method.adapt, learnables)
     if task.method.overrides("logits") or task.method.conditional:

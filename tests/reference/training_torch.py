@@ -1,9 +1,9 @@
 """Training steps of CLIP-LoRA, CoCoOp, IVLP and PromptSRC in PyTorch as their authors take them.
 
-For `tools.benchmarks`. All texts are encoded anew in each step, at full context length, with whole blocks; gradients by autograd. CLIP-LoRA:
-MaxZanella/CLIP-LoRA, which forms `B A` and multiplies the dropped input by it. CoCoOp: KaiyangZhou/CoOp, which encodes
-all texts for each image. PromptSRC: muzairkhattak/PromptSRC, which runs the frozen model on the same images in every
-step. Works in the type of the weights; needs PyTorch alone.
+For `tools.benchmarks`. All texts are encoded anew in each step, at full context length, with whole blocks; gradients by
+autograd. CLIP-LoRA: MaxZanella/CLIP-LoRA, which forms `B A` and multiplies the dropped input by it. CoCoOp:
+KaiyangZhou/CoOp, which encodes all texts for each image. PromptSRC: muzairkhattak/PromptSRC, which runs the frozen
+model on the same images in every step. Works in the type of the weights; needs PyTorch alone.
 """
 
 import dataclasses
