@@ -1,0 +1,223 @@
+"""Towers built by hand, in each of which one thing alone makes prompts (or a bias) work.
+
+A token of width 24 stands for 12 numbers `u`, as `[u, −u]`: its mean is zero. The first of them is the same large number
+in every token, so that LayerNorm, scaled back by it, is the identity to a thousandth. MLPs add nothing, the second head
+neither. Of the first head, `scores` and `values` say what it does in each layer.
+
+Patches show evidence for one of two classes, `[cls]` sums up what it attends to in its readout, and the features are
+that readout. Every model is wrong, or at chance, before it is tuned, and right after.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from tests.reference import numpy_clip
+from tests.reference.methods import Reference
+from tests.reference.weights import State
+
+NAMES = ("cat", "bird")
+NUMBERS = 12
+CONSTANT, CLS, PATCH, PROMPT, FLAG, TYPE = range(6)
+EVIDENCE, OTHER, READOUT = (6, 7), (8, 9), (10, 11)
+LARGE = 60.0
+LAYERS, PATCHES, GRID, PATCH_SIZE = 3, 16, 4, 4
+SHOWN = (TYPE, *EVIDENCE, *OTHER)  # what a patch's pixels say of it
+FAR = 20.0  # a score that leaves nothing
+
+Numbers = Mapping[int, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """What the first head does in a layer.
+
+    Attributes:
+      scores: pairs (query, key): the score is the sum of the products of what each reads of its token.
+      values: `{(to, of): factor}`: which number a value reads and which it is added to.
+    """
+
+    scores: Sequence[tuple[Numbers, Numbers]] = ()
+    values: Mapping[tuple[int, int], float] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class Constructed:
+    """A CLIP with the two layers of its vision tower that matter, what tuned it, and images that it is asked about."""
+
+    clip: Reference
+    images: np.ndarray  # [B, 16, 16, 3]
+    labels: np.ndarray  # [B]
+    prompts: np.ndarray | None = None  # [depth, V, D]
+    bias: np.ndarray | None = None  # [L, D]
+
+
+def token(numbers: Numbers) -> np.ndarray:
+    """[D] with the large constant in it."""
+    return paired({CONSTANT: LARGE, **numbers})
+
+
+def paired(numbers: Numbers) -> np.ndarray:
+    """[D] `[u, −u]`."""
+    u = _vector(numbers)
+    return np.concatenate([u, -u])
+
+
+def _vector(numbers: Numbers) -> np.ndarray:
+    u = np.zeros(NUMBERS)
+    for index, value in numbers.items():
+        u[index] = value
+    return u
+
+
+def build(clip: Reference, layers: Sequence[Layer], cls: Numbers) -> Reference:
+    """The given tiny CLIP with this vision tower; the texts of `NAMES` have the first two unit vectors as features."""
+    state = dict(clip.state)
+    for name, value in state.items():
+        if name.startswith("vision_model"):
+            state[name] = np.zeros_like(value)
+    width = 2 * NUMBERS
+    for name in state:
+        if name.startswith("vision_model") and "norm" in name and name.endswith("weight"):
+            state[name] = np.full(width, LARGE / np.sqrt(NUMBERS))
+    state["vision_model.embeddings.class_embedding"] = token({CLS: 1, **cls})
+    state["vision_model.embeddings.position_embedding.weight"][1:] = token({PATCH: 1})
+    for i, number in enumerate(SHOWN):
+        row, column = divmod(i, PATCH_SIZE)
+        state["vision_model.embeddings.patch_embedding.weight"][:, 0, row, column] = paired({number: 1})
+    for l, layer in enumerate(layers):
+        _fill(state, f"vision_model.encoder.layers.{l}.self_attn", layer)
+    state["visual_projection.weight"] = np.zeros_like(state["visual_projection.weight"])
+    for c, number in enumerate(READOUT):
+        state["visual_projection.weight"][c, number] = 1
+    return Reference(_with_texts(state, clip), clip.config, clip.tokenizer)
+
+
+def _fill(state: State, name: str, layer: Layer) -> None:
+    # The first head is the first 12 rows; all maps read the first half of a token.
+    for i, (query, key) in enumerate(layer.scores):
+        state[f"{name}.q_proj.weight"][i, :NUMBERS] = _vector(query) * np.sqrt(NUMBERS)
+        state[f"{name}.k_proj.weight"][i, :NUMBERS] = _vector(key)
+    for (to, of), factor in layer.values.items():
+        state[f"{name}.v_proj.weight"][to, of] = factor
+    eye = np.eye(NUMBERS)
+    state[f"{name}.out_proj.weight"][:, :NUMBERS] = np.concatenate([eye, -eye])
+
+
+def _with_texts(state: State, clip: Reference) -> State:
+    """A text projection that makes each class's text its own unit vector."""
+    tokens = clip.tokenizer.tokenize([f"a photo of a {name}." for name in NAMES])
+    plain = {**state, "text_projection.weight": np.eye(clip.config["text_config"]["hidden_size"])}
+    rows = numpy_clip.encode_text(plain, clip.config, tokens).features
+    features = np.eye(len(NAMES), clip.config["projection_dim"])
+    return {**state, "text_projection.weight": (np.linalg.pinv(rows) @ features).T, "logit_scale": np.log(5.0)}
+
+
+def pictures(labels: np.ndarray, *, opposed: bool = False, other: bool = False, seed: int = 0) -> np.ndarray:
+    """[B, 16, 16, 3] images of these classes.
+
+    Args:
+      opposed: half of the patches, of another type, show evidence for the wrong class.
+      other: every patch also shows evidence of the other sort, for the wrong class.
+    """
+    rng = np.random.default_rng(seed)
+    images = np.zeros((len(labels), GRID * PATCH_SIZE, GRID * PATCH_SIZE, 3))
+    for image, label in zip(images, labels, strict=True):
+        wrong = rng.permutation(PATCHES) < PATCHES // 2 if opposed else np.zeros(PATCHES, bool)
+        for patch in range(PATCHES):
+            numbers = {TYPE: -1 if wrong[patch] else 1}
+            numbers[EVIDENCE[1 - label if wrong[patch] else label]] = rng.uniform(0.8, 1.2)
+            if other:
+                numbers[OTHER[1 - label]] = rng.uniform(0.8, 1.2)
+            top, left = (PATCH_SIZE * place for place in divmod(patch, GRID))
+            for i, number in enumerate(SHOWN):
+                row, column = divmod(i, PATCH_SIZE)
+                image[top + row, left + column, 0] = numbers.get(number, 0)
+    return images
+
+
+EVERY = {CONSTANT: 1 / LARGE}  # read as 1 in every token
+NO_PROMPTS = (EVERY, {PROMPT: -FAR})
+READ_EVIDENCE = {(to, of): 1.0 for to, of in zip(READOUT, EVIDENCE, strict=True)}
+UNIFORM_MASS = 2 / (1 + PATCHES + 2)  # of two prompts where all scores are equal
+
+
+def _two_prompts() -> np.ndarray:
+    """One set of two prompts, which stay in the sequence after the first layer."""
+    return np.stack([token({PROMPT: 1})] * 2)[None]
+
+
+def _labels(count: int) -> np.ndarray:
+    return np.arange(count) % 2
+
+
+def attention_only(clip: Reference, count: int, method: str = "vpt") -> Constructed:
+    """Tuning raises a flag in the first layer that nothing reads but the second layer's query of `[cls]`.
+
+    Unflagged it looks at patches that show the wrong class, flagged at the others.
+    """
+    strength = 8.0
+    layers = [
+        Layer(values={(FLAG, PROMPT): 1 / UNIFORM_MASS}),
+        Layer([({CLS: 1}, {TYPE: -strength}), ({FLAG: 1}, {TYPE: 2 * strength}), NO_PROMPTS], READ_EVIDENCE),
+    ]
+    labels = _labels(count)
+    found = Constructed(build(clip, layers, {}), pictures(labels, opposed=True), labels)
+    if method == "bias":
+        return dataclasses.replace(found, bias=np.stack([paired({FLAG: 1}), *np.zeros((LAYERS - 1, 2 * NUMBERS))]))
+    return dataclasses.replace(found, prompts=_two_prompts())
+
+
+def scale_only(clip: Reference, count: int) -> Constructed:
+    """Prompts' values are zero; in the second layer they take nine tenths of the attention to what is misleading."""
+    nine_to_one = np.log(9 * (1 + PATCHES) / 2)
+    mislead = {(to, of): 3.0 for to, of in zip(READOUT, OTHER, strict=True)}
+    layers = [Layer([NO_PROMPTS], READ_EVIDENCE), Layer([(EVERY, {PROMPT: nine_to_one})], mislead)]
+    labels = _labels(count)
+    return Constructed(build(clip, layers, {}), pictures(labels, other=True), labels, _two_prompts())
+
+
+def constant_values(clip: Reference, count: int, *, by_kind: bool = False, method: str = "vpt") -> Constructed:
+    """`[cls]` starts out in favour of the first class; prompts take that away from every token, image or not.
+
+    Args:
+      by_kind: only `[cls]` sees the prompts.
+      method: "vpt", or "bias" that takes it away directly.
+    """
+    # [cls] sees them as in the uniform case; nothing else reads the constant.
+    scores = [({PATCH: 1}, {PROMPT: -FAR})] if by_kind else []
+    layers = [
+        Layer(scores, {(READOUT[0], PROMPT): -1 / UNIFORM_MASS}),
+        Layer([NO_PROMPTS], {at: factor / 2 for at, factor in READ_EVIDENCE.items()}),
+    ]
+    labels = _labels(count)
+    found = Constructed(build(clip, layers, {READOUT[0]: 1}), pictures(labels), labels)
+    if method == "bias":
+        taken = paired({READOUT[0]: -1})
+        return dataclasses.replace(found, bias=np.stack([taken, *np.zeros((LAYERS - 1, 2 * NUMBERS))]))
+    return dataclasses.replace(found, prompts=_two_prompts())
+
+
+def image_values(clip: Reference, count: int) -> Constructed:
+    """Prompts collect the evidence in the first layer and hand it to `[cls]` in the second, which sees no patch."""
+    collect = {(to, of): 1.0 for to, of in zip(OTHER, EVIDENCE, strict=True)}
+    only_cls = ({CLS: 1, PATCH: 1}, {CLS: FAR})
+    layers = [
+        Layer([only_cls, ({PROMPT: 1}, {CLS: -FAR})], collect),
+        Layer([({CLS: 1}, {CLS: FAR, PROMPT: FAR})], {(to, of): 5.0 for to, of in zip(READOUT, OTHER, strict=True)}),
+    ]
+    labels = _labels(count)
+    start = {READOUT[0]: 0.31, READOUT[1]: 0.3}
+    return Constructed(build(clip, layers, start), pictures(labels), labels, _two_prompts())
+
+
+CONSTRUCTED = {
+    "attention": attention_only,
+    "scale": scale_only,
+    "constant": constant_values,
+    "kinds": lambda clip, count: constant_values(clip, count, by_kind=True),
+    "image": image_values,
+    "attention, bias": lambda clip, count: attention_only(clip, count, "bias"),
+    "constant, bias": lambda clip, count: constant_values(clip, count, method="bias"),
+}
