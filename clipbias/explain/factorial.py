@@ -75,7 +75,8 @@ class _Stream:
             raise ClipbiasError(
                 f"unknown mixture {name!r}; give letters R and P for {', '.join(EFFECTS)}, or 'RR:token'."
             )
-        return cls(*letters, constant or letters[2])
+        attention, scale, values = tuple(letters)
+        return cls(attention, scale, values, constant or values)
 
 
 @struct.dataclass
@@ -115,6 +116,12 @@ class _Pair:
         mass = jnp.moveaxis(on_slots.sum(-1), 1, 2)[:, :count]
         return relative, mass, view.project(view.heads_output(on_slots)[:, :count])
 
+    @property
+    def sees_slots(self) -> jax.Array:
+        """Which input tokens attend to a slot, bool `[N]` or `[B, N]`: in texts those after the first."""
+        before = jnp.cumsum(self.slots, axis=-1)
+        return (before if self.reference.causal else before[..., -1:])[..., : self.inputs] > 0
+
     def advance(self, tokens: Any, inputs: Any) -> tuple[Any, LayerView, LayerView]:
         """One block of both runs, as they are."""
         reference, seen = tower.layer(tokens[0], inputs[0], self.reference, self.config)
@@ -127,14 +134,14 @@ def _image_pair(
 ) -> _Pair:
     runs = [embed_image(params, config, images, adaptation, dtype=dtype) for adaptation in (reference, tuned)]
     inputs = 1 + config.vision.patches
-    return _Pair(*runs, jnp.arange(runs[1].tokens.shape[1]) >= inputs, inputs, config.vision)
+    return _Pair(runs[0], runs[1], jnp.arange(runs[1].tokens.shape[1]) >= inputs, inputs, config.vision)
 
 
 def _text_pair(
     params: Params, config: ClipConfig, tokens: TextTokens, tuned: Adaptation, reference: Adaptation, dtype: jnp.dtype
 ) -> _Pair:
     runs = [embed_text(params, config, tokens, adaptation, dtype=dtype) for adaptation in (reference, tuned)]
-    return _Pair(*runs, text_slots(tokens, tuned), tokens.ids.shape[1], config.text)
+    return _Pair(runs[0], runs[1], text_slots(tokens, tuned), tokens.ids.shape[1], config.text)
 
 
 def text_slots(tokens: TextTokens, tuned: Adaptation) -> jax.Array:
@@ -218,6 +225,7 @@ def _mix(
     }
     starts = {"R": pair.reference.tokens, "P": pair.tuned.tokens[:, : pair.inputs]}
     carried = {run: jnp.stack([starts[s.values] for s in group]) for run, group in groups.items() if group}
+    sees_slots = pair.sees_slots[..., None]
     scanned = (pair.reference.layers, pair.tuned.layers, means)
 
     def step(carry: Any, inputs: Any) -> tuple[Any, None]:
@@ -228,7 +236,8 @@ def _mix(
             {run: value for run, value in zip(_RUNS, of, strict=True)}
             for of in ((seen.weights, seen_tuned.weights), (inputs[0], inputs[1]))
         )
-        added = {run: part[2] for run, part in parts.items()} | dict(inputs[2] or {})
+        constants = {kind: jnp.where(sees_slots, value, 0) for kind, value in (inputs[2] or {}).items()}
+        added = {run: part[2] for run, part in parts.items()} | constants
         mixtures = {
             run: _block(x, groups[run], parts, added, weights[run], biases, pair) for run, x in mixtures.items()
         }

@@ -1,8 +1,8 @@
 """Towers built by hand, in each of which one thing alone makes prompts (or a bias) work.
 
-A token of width 24 stands for 12 numbers `u`, as `[u, −u]`: its mean is zero. The first of them is the same large number
-in every token, so that LayerNorm, scaled back by it, is the identity to a thousandth. MLPs add nothing, the second head
-neither. Of the first head, `scores` and `values` say what it does in each layer.
+A token of width 24 stands for 12 numbers `u`, as `[u, −u]`: its mean is zero. The first of them is the same large
+number in every token, so that LayerNorm, scaled back by it, is the identity to a thousandth. MLPs and the second head
+add nothing. Of the first head, `scores` and `values` say what it does in each layer.
 
 Patches show evidence for one of two classes, `[cls]` sums up what it attends to in its readout, and the features are
 that readout. Every model is wrong, or at chance, before it is tuned, and right after.

@@ -25,10 +25,10 @@ from tests import helpers, own_methods
 from tests.explain.models import moved
 from tests.reference import factorial, methods, weights
 from tests.reference.cases import CLASS_NAMES
-from tests.reference.factorial import Run
 from tests.reference.tokenizer import SimpleTokenizer
 
 FOLDER = Path(__file__).parents[1] / "data_files" / "tiny_quick_gelu"
+TEXT_PROMPTS = ("text_context", "text_prompts")
 TOLERANCE = 2e-5  # of an array's largest number, in float32
 
 
@@ -46,7 +46,6 @@ CASES = {
     "ivlp": Case("ivlp"),
     # Prompts that live on beyond their depth, and fewer of them than the text has words.
     "ivlp_shallow": Case("ivlp", {"text_tokens": 2, "vision_tokens": 3, "text_depth": 2, "vision_depth": 1}),
-    "vpt_two_layers": Case("vpt", {"tokens": 2, "depth": 2}, towers=["vision"]),
     "maple": Case("maple", {"tokens": 2, "depth": 2}),
     "coop_middle": Case("coop", {"position": "middle"}, {"position": "middle"}, ["text"]),
     "coop_long": Case("coop", {"tokens": 7}, {"worded": False}, ["text"]),
@@ -58,7 +57,7 @@ CASES = {
     ),
     "bias": Case("bias"),
     "lora": Case("clip_lora", {"parts": ("q", "v", "o")}),
-    "layer_norm": Case("layer_norm", {"outer": True}),
+    "layer_norm": Case("layer_norm", {"outer": True}, towers=["vision"]),
     # Pixels, biases, prompts, pairs of low rank and the projection at once.
     "everything": Case(own_methods.Everything(), towers=["vision"]),
 }
@@ -105,11 +104,13 @@ def bind(clip: Clip, name: str) -> Bound:
 def run_product(
     bound: Bound, clip: Clip, tower: str, images: np.ndarray, streams: Sequence[str], means: Any = None
 ) -> Any:
-    if tower == "vision":
-        mix = lambda params, *runs: mix_images(params, clip.config, jnp.asarray(images), *runs, streams, means)
-    else:
-        tokens = jax.tree.map(jnp.asarray, bound.task.tokens)
-        mix = lambda params, *runs: mix_texts(params, clip.config, tokens, *runs, streams, means)
+    tokens = jax.tree.map(jnp.asarray, bound.task.tokens)
+
+    def mix(params: Any, *runs: Adaptation) -> Any:
+        if tower == "vision":
+            return mix_images(params, clip.config, jnp.asarray(images), *runs, streams, means)
+        return mix_texts(params, clip.config, tokens, *runs, streams, means)
+
     return jax.jit(mix)(clip.params, bound.tuned, bound.reference)
 
 
@@ -124,7 +125,9 @@ def product_moments(bound: Bound, clip: Clip, tower: str, images: np.ndarray) ->
         tokens = jax.tree.map(jnp.asarray, bound.task.tokens)
         observe = observe_parts(text_roles(bound.task), tokens.eos)
         run = functools.partial(encode_text, config=clip.config, tokens=tokens, observe=observe)
-    return jax.jit(lambda params, tuned: run(params, adaptation=tuned)[1]["part"])(clip.params, bound.tuned)
+    part = jax.jit(lambda params, tuned: run(params, adaptation=tuned)[1]["part"])(clip.params, bound.tuned)
+    inputs = 1 + clip.config.vision.patches if tower == "vision" else None
+    return jax.tree.map(lambda x: x[:, :inputs], part)
 
 
 def with_changes(plain: methods.Reference, clip: Clip, tuned: Adaptation) -> methods.Reference:
@@ -154,7 +157,9 @@ def reference_runs(bound: Bound, plain: methods.Reference, clip: Clip, name: str
         shown = images if arrays["pixels"] is None else images + arrays["pixels"]
         return factorial.vision_run(plain, images), factorial.vision_run(changed, shown, inputs)
     method = case.method if case.method in ("coop", "ivlp") else "ivlp"
-    learnables = {key: np.asarray(value) for key, value in bound.learnables.items() if key in ("text_context", "text_prompts")}
+    learnables = {
+        key: np.asarray(value) for key, value in bound.learnables.items() if key in ("text_context", "text_prompts")
+    }
     before = factorial.reference_inputs(plain, method, CLASS_NAMES, bound.reference.text_context, **case.text)
     after = methods.prepare(plain, method, CLASS_NAMES, learnables, **case.text)
     after = dataclasses.replace(after, text_bias=arrays["text_bias"])
@@ -170,22 +175,37 @@ def assert_close(found: Any, expected: np.ndarray, what: str = "") -> None:
 def test_every_mixture_equals_the_reference(name, tower, clip, plain, images):
     bound = bind(clip, name)
     runs = reference_runs(bound, plain, clip, name, tower, images)
-    streams = factorial.streams(bound.effects)
-    constants = factorial.means(runs[1:])
-    moments = product_moments(bound, clip, tower, images)
-    means = slot_means(moments)
-    length = means["token"].shape[1]
-    assert_close_or_zero(means["token"], constants["token"][:, :length])
+    streams, effects = factorial.streams(bound.effects), bound.effects
+    assert corners(effects) == tuple(streams[: 2 ** len(effects)])
+    means, constants = None, factorial.means(runs[1:])
+    if len(effects) == len(factorial.WITH_SLOTS):
+        means = slot_means(product_moments(bound, clip, tower, images))
+        assert_close(means["token"], constants["token"][:, : means["token"].shape[1]], "the mean of a position")
+        assert_close(means["vector"].sum(1), constants["vector"] * (means["vector"] != 0).any(-1).sum(1)[:, None])
     found = run_product(bound, clip, tower, images, streams, means)
     assert_close(found.reference, runs[0].forward.features, "the reference")
     assert_close(found.tuned, runs[1].forward.features, "the tuned model")
     for stream, features in zip(streams, found.streams, strict=True):
-        expected = factorial.features(*runs, stream, bound.effects, constants)
-        assert_close(features, expected, stream)
+        assert_close(features, factorial.features(*runs, stream, effects, constants), stream)
+    # Outcomes are shared out without a rest.
+    first, last = (found.streams[place] for place in (0, 2 ** len(effects) - 1))
+    assert_close(first, np.asarray(found.reference, np.float64), "the all-R corner")
+    assert_close(last, np.asarray(found.tuned, np.float64), "the all-P corner")
 
 
-def assert_close_or_zero(found: np.ndarray, expected: np.ndarray) -> None:
-    if expected.any():
-        assert_close(found, expected, "a mean")
-    else:
-        assert not found.any()
+def test_means_of_two_batches_are_those_of_one(clip, images):
+    bound = bind(clip, "ivlp_shallow")
+    whole = slot_means(product_moments(bound, clip, "vision", images))
+    parts = [product_moments(bound, clip, "vision", part) for part in (images[:1], images[1:])]
+    for kind, value in slot_means(parts[0].merge(parts[1])).items():
+        assert_close(value, whole[kind].astype(np.float64), kind)
+        assert np.abs(slot_means(parts[0])[kind] - value).max() > 1e-2
+
+
+def test_what_it_refuses(clip, images):
+    bound = bind(clip, "bias")
+    for stream in ("R", "RRRR", "RX", "RR:layer", "RRR:token"):
+        with pytest.raises(ClipbiasError, match=f"unknown mixture '{stream}'; give letters R and P"):
+            run_product(bound, clip, "vision", images, [stream])
+    with pytest.raises(ClipbiasError, match="a constant in place of the values needs their means"):
+        run_product(bound, clip, "vision", images, ["RR:token"])

@@ -90,9 +90,7 @@ def counted(run: Run) -> list[np.ndarray]:
     """Those of them that are no pads: in text up to the row that is read."""
     if run.tower == "vision":
         return sees_slots(run)
-    return [
-        sees & (at <= end) for sees, at, end in zip(sees_slots(run), run.inputs, run.forward.rows, strict=True)
-    ]
+    return [sees & (at <= end) for sees, at, end in zip(sees_slots(run), run.inputs, run.forward.rows, strict=True)]
 
 
 def means(runs: Sequence[Run]) -> dict[str, np.ndarray]:

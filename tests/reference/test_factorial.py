@@ -76,7 +76,9 @@ def test_weights_go_with_the_values(clip, images):
     found = {s: factorial.features(reference, tuned, s, WITHOUT_SLOTS) for s in factorial.streams(WITHOUT_SLOTS)}
     np.testing.assert_allclose(found["PP"], tuned.forward.features, rtol=1e-9)
     # The tuned model's weights under given attention do not depend on its queries and keys.
-    kept = {name: value for name, value in changed.state.items() if not name.endswith(("q_proj.weight", "k_proj.weight"))}
+    kept = {
+        name: value for name, value in changed.state.items() if not name.endswith(("q_proj.weight", "k_proj.weight"))
+    }
     other = dataclasses.replace(tuned, state={**clip.state, **kept})
     np.testing.assert_allclose(factorial.features(reference, other, "RP", WITHOUT_SLOTS), found["RP"], rtol=1e-12)
     assert np.abs(found["RP"] - found["PP"]).max() > 1e-3 < np.abs(found["PR"] - found["RR"]).max()
