@@ -24,14 +24,16 @@ def get_config() -> ConfigDict:
     # The images to explain on: "train", "val" or "test".
     config.images = "test"
     # "all", or sections separated by commas: relevancy, text_attention, vision_attention, similarity, decomposition,
-    # interventions, faithfulness, examples, verdict.
+    # factorial, faithfulness, examples, verdict.
     config.figures = "all"
 
     config.batch_size = 32
-    # At most so many of them for attention statistics and interventions; 0 takes all.
+    # At most so many of them for attention statistics and the causal test; 0 takes all.
     config.image_limit = 0
     # Perturbation runs every image over a hundred times.
     config.faithfulness_images = 100
+    # The causal test is run with random prompts too, on so many images; 0 leaves this control out.
+    config.control_images = 200
     # Pictures shown, and the rotations and layers (from 0; empty takes four) of Fig. 6.
     config.examples = 4
     config.rotations = (0, 90, 180, 270)

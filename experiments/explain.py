@@ -122,7 +122,8 @@ def models(
             number += 1
             key, label = f"{base}_{number}", f"{method_name(adapter.method)} ({number})"
         own, learnables = adapter.bind(clip, dataset.class_names, own_methods=own_methods, dtype=dtype)
-        found.append(Model(key.replace("/", "_"), label, adapter.method, own, learnables, source))
+        seed = adapter.notes.get("seed", 0)
+        found.append(Model(key.replace("/", "_"), label, adapter.method, own, learnables, source, seed))
     return found
 
 

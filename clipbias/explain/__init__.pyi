@@ -1,7 +1,8 @@
 from .attention import observe_distance_and_entropy as observe_distance_and_entropy
 from .attention import observe_text_shares as observe_text_shares
 from .decomposition import observe_parts as observe_parts
-from .interventions import intervention as intervention
+from .factorial import mix_images as mix_images
+from .factorial import mix_texts as mix_texts
 from .options import StudyOptions as StudyOptions
 from .perturbation import perturbed_predictions as perturbed_predictions
 from .relevancy import explanations as explanations

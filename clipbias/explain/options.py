@@ -16,9 +16,10 @@ class StudyOptions:
 
     Attributes:
       batch_size: images per step over all devices.
-      images: at most so many images for attention statistics and interventions, 0 for all. They are spread over the
+      images: at most so many images for attention statistics and the causal test, 0 for all. They are spread over the
         split.
       faithfulness_images: the same for perturbation, which runs every image over a hundred times.
+      control_images: the same for the causal test of random prompts, a control; 0 leaves it out.
       examples: number of pictures shown.
       rotations: of the pictures of Fig. 6, in degrees.
       layers: those of Fig. 6, from 0; empty takes the first, the middle and the last two.
@@ -34,6 +35,7 @@ class StudyOptions:
     batch_size: Positive = 32
     images: Count = 0
     faithfulness_images: Count = 200
+    control_images: Count = 200
     examples: Annotated[int, Range(1, 1000)] = 4
     rotations: tuple[Annotated[int, Range(-360, 360)], ...] = (0, 90, 180, 270)
     layers: tuple[Count, ...] = ()

@@ -6,7 +6,7 @@ Layers are counted from 0. A section that was not asked for, or does not apply (
 prompts), is absent: test with `in`.
 
 JSON, always there:
-    format              1
+    format              2
     dataset             {name, split, images, class_names, template}
     clip                {name, fingerprint, image_size, patch_size, grid, patches, vision_layers, vision_heads,
                         text_layers, text_heads}
@@ -57,11 +57,15 @@ decomposition — Eq. 12, Fig. 1; for models with prompts in that tower; samples
     decomposition/{tuned}/{tower}/bias_cosine/{bias model} [L]       between that vector and the learned bias
     JSON decomposition.{tuned}.{tower}: {count}
 
-interventions — the causal test; JSON only
-    interventions.{tuned}.{towers}.{name}: {accuracy, correct, images, gain, gain_error}, `{towers}` one of "both",
-    "vision", "text" (the single ones where both have prompts), `{name}` one of `INTERVENTIONS`; gain over "none" in
-    points and its standard error, image by image; and interaction {gain, gain_error}: the gain of "full" beyond the sum
-    of those of "values_only" and "reweighting_only"
+factorial — the causal test (`factorial.py`), for models that change a tower. n images; towers "both", "vision" and
+    "text", or "both" alone where a model changes only one; K mixtures of the two runs: the corners from the reference
+    to the tuned model, then the constants
+    factorial/{tuned}/images [n]                                     numbers of the examples in the split
+    factorial/{tuned}/correct [n, towers, K] uint8
+    factorial/{tuned}/log_likelihood [n, towers, K]                  of the true class, nats
+    factorial/{tuned}/margin [n, towers, K]                          the true class's logit minus the best other's
+    JSON factorial.{tuned}: {effects, towers, streams, images}, or {missing: why there is none}
+    factorial/{tuned}:random/…                                       the same with random prompts of the trained norms
 
 faithfulness — perturbation (Chefer et al. 2021); `{map}` of `MAPS`, `{direction}` "positive" (most relevant patches
     go first) or "negative", `{target}` "predicted" or "true" class
@@ -74,9 +78,21 @@ examples — pictures with their relevancy, target the true class
     examples/{model}/vision [K, M + V], examples/{model}/text [K, N], examples/{model}/logits [K, C]
     JSON examples: {names: K image names, {model}: {tokens: K lists of the text's tokens up to but without EOS}}
 
-verdict — JSON only
-    verdict.{tuned}: {numbers: {name: number or null}, hypotheses: {"reweighting", "bias", "both": {title, rows: list of
-    {name, text, value, standard_error (or null), sentence}}}, conclusion: sentence}
+verdict — JSON only (`verdict.py`). A number is {value, low, high}, a mean over images with a 95 % bootstrap interval;
+    a share of the gain adds {share, share_low, share_high}, null where the gain's interval includes 0. `{outcome}` is
+    "log_likelihood" (nats) or "accuracy" (points)
+    verdict.{tuned}: {
+      missing           why there is no causal test, or ""; then the next five are absent
+      images            their number
+      effects           {outcome: {tower: {reference, gain: number, attention, scale, values: share}}}, Shapley values
+      corners           {outcome: {tower: {mixture: share}}}, changes against the reference, image by image
+      random            effects with random prompts, or null
+      both_right        effects over the images that both models get right, or null; both_right_images their number
+      kept              {outcome: {vector, kind, token, tuned: share}}, gains of constants in the method's place
+      rows              list of {name, text, value, unit, sentence, low, high}: what else was measured
+      sentences         what was found, the most important first
+      conclusion        which hypothesis that favours}
+    agreement           list of {models: two keys of one method, overlap: {effect: whether intervals meet}, agree}
 """
 
 import dataclasses
@@ -92,7 +108,7 @@ import numpy as np
 from clipbias.errors import ClipbiasError
 from clipbias.files import atomic_path, read_json, write_text
 
-FORMAT = 1
+FORMAT = 2
 ARRAYS, SCALARS = "results.npz", "results.json"
 DIGEST = "sha256"  # of all the rest, so that a report never draws from a damaged file
 
@@ -103,14 +119,13 @@ FIGURES = (
     "vision_attention",
     "similarity",
     "decomposition",
-    "interventions",
+    "factorial",
     "faithfulness",
     "examples",
     "verdict",
 )
 VISION_KINDS = ("patches", "prompts")
 TEXT_KINDS = ("sos", "prompt", "category", "dot", "eos")
-INTERVENTIONS = ("full", "values_only", "frozen", "reweighting_only", "mean_per_token", "mean", "none")
 MAPS = ("relevancy", "attention", "rollout", "legrad", "grad_eclip", "random")
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from clipbias.errors import ClipbiasError
-from clipbias.explain import causal_sections, dataset_sections, picture_sections
+from clipbias.explain import dataset_sections, factorial_section, faithfulness_section, picture_sections
 from clipbias.explain.results import FIGURES, FORMAT, Findings, save_results
 from clipbias.explain.study import Study
-from clipbias.explain.verdict import verdict
+from clipbias.explain.verdict import verdicts
 from clipbias.tuning import parameter_count
 
 
@@ -61,8 +61,8 @@ def run_study(
         "vision_attention": lambda: dataset_sections.compute_vision_attention(study),
         "similarity": lambda: picture_sections.compute_prompt_similarity(study, predicted),
         "decomposition": lambda: dataset_sections.compute_decomposition(study),
-        "interventions": lambda: causal_sections.compute_interventions(study),
-        "faithfulness": lambda: causal_sections.compute_faithfulness(study),
+        "factorial": lambda: factorial_section.compute_factorial(study),
+        "faithfulness": lambda: faithfulness_section.compute_faithfulness(study),
         "examples": lambda: picture_sections.compute_examples(study, predicted),
     }
     for name, compute in sections.items():
@@ -71,7 +71,7 @@ def run_study(
             arrays |= found
     results = Findings(arrays, scalars)
     if "verdict" in chosen:
-        scalars["verdict"] = {model.key: verdict(results, model.key) for model in study.tuned}
+        scalars["verdict"], scalars["agreement"] = verdicts(results)
     scalars["seconds"] = round(time.monotonic() - started, 1)
     if study.is_first:
         save_results(folder, results)

@@ -41,6 +41,7 @@ class Model:
       task: bound to the dataset's classes.
       learnables: its tuned arrays.
       source: where they come from.
+      seed: what its training started from, for what stood in its prompts' places before.
     """
 
     key: str
@@ -49,6 +50,7 @@ class Model:
     task: Task
     learnables: Learnables
     source: str = ""
+    seed: int = 0
 
     @property
     def prompts(self) -> tuple[int, int]:
@@ -141,7 +143,8 @@ class Study:
     def _fingerprint(self) -> str:
         found = hashlib.sha256()
         for model in self.models:
-            facts = [model.key, model.method, repr(model.task.options()), model.task.texts, model.task.classifier.dtype]
+            facts: list[Any] = [model.key, model.method, repr(model.task.options()), model.task.texts]
+            facts += [model.task.classifier.dtype, model.seed]
             found.update(json.dumps(facts).encode())
             for path, leaf in sorted(jax.tree_util.tree_leaves_with_path(model.learnables), key=lambda x: str(x[0])):
                 found.update(str(path).encode() + np.asarray(leaf).tobytes())

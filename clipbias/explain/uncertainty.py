@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 RESAMPLES, LEVEL = 2000, 0.95
+LARGEST_SHARE = 10.0
 # Counts of one round of draws, rows by images: bounds the memory, whatever the dataset's size.
 _AT_ONCE = 4_000_000
 
@@ -67,9 +68,14 @@ def share(mean: float, draws: np.ndarray, gain: float, gain_draws: np.ndarray) -
     low, high = interval(gain_draws)
     if low <= 0 <= high:
         return found | {"share": None, "share_low": None, "share_high": None}
-    # A resample whose gain is nearly 0 makes a huge share, which moves a percentile no further than one image would.
-    share_low, share_high = interval(draws / np.where(gain_draws == 0, np.finfo(float).tiny, gain_draws))
+    share_low, share_high = interval(_ratios(draws, gain_draws, np.sign(gain)))
     return found | {"share": float(mean / gain), "share_low": share_low, "share_high": share_high}
+
+
+def _ratios(draws: np.ndarray, gain_draws: np.ndarray, sign: float) -> np.ndarray:
+    """Shares of every resample, at most `LARGEST_SHARE`: what a share tends to as the gain tends to 0 from its side."""
+    gains = np.where(sign * gain_draws > 0, gain_draws, sign * np.finfo(np.float32).tiny)
+    return np.clip(draws / gains, -LARGEST_SHARE, LARGEST_SHARE)
 
 
 def excludes(number: Estimate, threshold: float = 0.0, *, of: str = "") -> int:

@@ -1,4 +1,4 @@
-"""Several datasets on one page: accuracies, the verdict's numbers, the paper's relevancy panels, the interventions."""
+"""Several datasets on one page: accuracies, what else was measured, the paper's relevancy panels."""
 
 import math
 import os
@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 
 from clipbias.errors import ClipbiasError
-from clipbias.explain.results import INTERVENTIONS, TEXT_KINDS, VISION_KINDS, load_results
+from clipbias.explain.results import TEXT_KINDS, VISION_KINDS, load_results
 from clipbias.report import pages, style
 from clipbias.report.captioned import CaptionedFigure
-from clipbias.report.causal_figures import INTERVENTION_NAMES
 from clipbias.report.published import dataset_name, ordered_datasets
 from clipbias.report.relevancy_figures import SIDES, draw_text_panel, draw_vision_panel
 from clipbias.report.study_page import FIGURES, REPORT
@@ -20,11 +19,6 @@ from clipbias.report.study_results import StudyResults, accuracy_and_error, file
 from clipbias.report.table import MISSING, Table, cells
 
 OVERVIEW = "overview.html"
-
-_INTERVENTION_LOOK = (
-    *((style.RED, "o"), (style.ORANGE, "s"), (style.BLACK, "P"), (style.PURPLE, "v")),
-    *((style.GREEN, "D"), (style.SKY, "^"), (style.GREY, "x")),
-)
 
 
 def write_overview(results_folders: Sequence[str | os.PathLike], output_folder: str | os.PathLike) -> Path:
@@ -106,14 +100,17 @@ def _accuracies(studies: Sequence[StudyResults]) -> Table:
 
 
 def _verdict_numbers(studies: Sequence[StudyResults], key: str) -> Table | None:
-    """A table of the verdict's numbers, datasets across; `None` where no study has a verdict."""
-    found = {_name(study): study.section("verdict", key, "numbers") for study in studies}
-    found = {name: numbers for name, numbers in found.items() if numbers}
+    """A table of what the verdicts measured, datasets across; `None` where no study has a verdict."""
+    found = {
+        _name(study): {row["text"]: row["value"] for row in rows}
+        for study in studies
+        if (rows := study.section("verdict", key).get("rows"))
+    }
     rows = tuple(
-        cells(name.replace("_", " "), *(_three_digits(numbers.get(name)) for numbers in found.values()))
+        cells(name, *(_three_digits(numbers.get(name)) for numbers in found.values()))
         for name in dict.fromkeys(name for numbers in found.values() for name in numbers)
     )
-    return Table("", "The verdict's numbers.", ("", *found), rows) if rows else None
+    return Table("", "What was measured.", ("", *found), rows) if rows else None
 
 
 def _three_digits(value: Any) -> str:
@@ -124,7 +121,6 @@ def _figures(studies: Sequence[StudyResults], key: str, label: str) -> list[Capt
     made = (
         _panels(studies, key, label, "text", draw_text_panel, TEXT_KINDS),
         _panels(studies, key, label, "vision", draw_vision_panel, VISION_KINDS),
-        _interventions(studies, key, label),
     )
     return [figure for figure in made if figure]
 
@@ -171,37 +167,3 @@ def _panels(
     name = f"fig{number}_{part}_relevancy_{file_name(key)}"
     columns_of_numbers = ("dataset", "side", "level", "token", "mean", "standard_error")
     return CaptionedFigure(name, f"Relevancy of {thing}: {label}", caption, figure, columns_of_numbers, tuple(rows))
-
-
-def _interventions(studies: Sequence[StudyResults], key: str, label: str) -> CaptionedFigure | None:
-    """Accuracy with one part of the prompts' effect in both towers: one line of dots per dataset."""
-    parts = {study.dataset: study.section("interventions", key, "both") for study in studies}
-    shown = [study for study in studies if parts[study.dataset]]
-    if not shown:
-        return None
-    rows = []
-    with style.styled():
-        figure = style.new_figure(7.2, 0.36 * len(shown) + 1.3)
-        axes = figure.subplots()
-        for (colour, marker), name in zip(_INTERVENTION_LOOK, INTERVENTIONS, strict=True):
-            found = {
-                line: accuracy_and_error(parts[study.dataset][name])
-                for line, study in enumerate(shown)
-                if parts[study.dataset].get(name)
-            }
-            accuracies = [accuracy for accuracy, _ in found.values()]
-            axes.plot(accuracies, list(found), marker, color=colour, label=INTERVENTION_NAMES[name])
-            rows += [(shown[line].dataset, name, *values) for line, values in found.items()]
-        zero_shot = [accuracy_and_error(study.zero_shot)[0] for study in shown]
-        axes.plot(zero_shot, range(len(shown)), "|", color=style.ZERO_SHOT, markersize=12, label="zero-shot")
-        axes.set_yticks(range(len(shown)), [_name(study) for study in shown])
-        axes.set_ylim(len(shown) - 0.5, -0.5)
-        axes.set_xlabel("accuracy (%)")
-        figure.legend(loc="outside lower center", ncols=4, fontsize=7)
-    caption = (
-        f"{label}: top-1 accuracy when the prompts act only in part, in both towers at once. Each dataset's own"
-        " report gives the definitions, the towers apart, and the standard errors."
-    )
-    columns = ("dataset", "intervention", "accuracy", "standard_error")
-    title = f"What is left when one part is taken away: {label}"
-    return CaptionedFigure(f"interventions_{file_name(key)}", title, caption, figure, columns, tuple(rows))

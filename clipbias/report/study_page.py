@@ -10,8 +10,8 @@ from clipbias.explain.results import load_results, plain
 from clipbias.report import pages
 from clipbias.report.attention_figures import text_attention_figure, vision_attention_figure
 from clipbias.report.captioned import CaptionedFigure
-from clipbias.report.causal_figures import area_table, faithfulness_figure, interventions_figure
 from clipbias.report.decomposition_figures import decomposition_figure
+from clipbias.report.faithfulness_figures import area_table, faithfulness_figure
 from clipbias.report.map_figures import examples_figure, similarity_figures
 from clipbias.report.relevancy_figures import text_relevancy_figure, vision_relevancy_figure
 from clipbias.report.study_results import StudyResults, accuracy_and_error, label_of
@@ -19,9 +19,8 @@ from clipbias.report.table import MISSING, Table, cells
 
 REPORT, FIGURES = "report.html", "figures"
 
-# In reading order: what is left of the effect first, then the paper's figures by number, then checks.
+# In reading order: the decomposition first, then the paper's figures by number, then checks.
 _FIGURES = (
-    interventions_figure,
     decomposition_figure,
     text_relevancy_figure,
     vision_relevancy_figure,
@@ -98,28 +97,32 @@ def _models(study: StudyResults) -> Table:
 
 
 def _verdicts(study: StudyResults) -> list[pages.Section]:
-    """One section per tuned model: a table per hypothesis, every number with its sentence, then the conclusion."""
+    """One section per tuned model: what was found in words, then every measured quantity with its sentence."""
     sections = []
     for model in study.tuned:
         verdict = study.section("verdict", model["key"])
         if not verdict:
             continue
-        tables = []
-        for hypothesis in verdict.get("hypotheses", {}).values():
-            rows = tuple(cells(row["text"], value_and_error(row), row["sentence"]) for row in hypothesis["rows"])
-            tables.append(Table(hypothesis["title"], "", ("Quantity", "Value", "In words"), rows, words={2}))
+        found = tuple(cells(sentence) for sentence in verdict.get("sentences", ()))
+        rows = tuple(cells(row["text"], value_and_interval(row), row["sentence"]) for row in verdict.get("rows", ()))
+        tables = [
+            Table("What was found", "", ("In words",), found, words={0}),
+            Table("What else was measured", "", ("Quantity", "Value", "In words"), rows, words={2}),
+        ]
         title, identifier = f"The verdict: {label_of(model)}", f"verdict_{model['key']}"
         sections.append(pages.Section(title, identifier, tables=tables, conclusion=verdict.get("conclusion") or ""))
     return sections
 
 
-def value_and_error(row: Mapping[str, Any]) -> str:
-    """A value with its standard error, `0.71 ± 0.02`, or a dash where it could not be measured."""
-    value, error = row.get("value"), row.get("standard_error")
+def value_and_interval(row: Mapping[str, Any]) -> str:
+    """A value with its unit and interval, `0.71 (0.66 to 0.75)`, or a dash where it could not be measured."""
+    value, low, high = (row.get(name) for name in ("value", "low", "high"))
     if value is None:
         return MISSING
     digits = 1 if abs(value) >= 10 else 3
-    return f"{value:.{digits}f}" + (f" ± {error:.{digits}f}" if error is not None else "")
+    unit = f" {row['unit']}" if row.get("unit") else ""
+    ends = f" ({low:.{digits}f} to {high:.{digits}f})" if low is not None and high is not None else ""
+    return f"{value:.{digits}f}{unit}{ends}"
 
 
 def _config(study: StudyResults) -> str:

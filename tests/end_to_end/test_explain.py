@@ -12,7 +12,7 @@ import clipbias
 import experiments.explain
 import experiments.predict
 from clipbias.data import transforms
-from clipbias.explain.results import FIGURES, INTERVENTIONS, load_results
+from clipbias.explain.results import FIGURES, load_results
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import save_adapter
 from tests.end_to_end.binaries import answer_here, assert_recorded, refusal_here, succeed
@@ -58,16 +58,18 @@ def test_a_whole_study_with_its_report(images, adapters, cache, tmp_path):
     printed = succeed("explain", *arguments, f"--workdir={tmp_path}", cache=cache)
     report = tmp_path / "report" / "report.html"
     assert str(report) in printed
-    assert "Prompts add a bias of the dataset" in report.read_text(encoding="utf-8")
+    assert "What was found" in report.read_text(encoding="utf-8")
     assert_recorded(tmp_path, "results.json", "results.npz")
     results = load_results(tmp_path)
     assert [model["key"] for model in results.scalars["models"]] == ["zero_shot", "ivlp", "bias"]
     assert results.scalars["figures"] == list(FIGURES)
     assert set(results.scalars["verdict"]) == {"ivlp", "bias"}
-    # With no prompt acting on the images, zero-shot's image features remain; with everything, the tuned model's.
-    towers = results.scalars["interventions"]["ivlp"]
-    assert towers["both"]["full"]["correct"] == results.scalars["models"][1]["correct"]
-    assert all(set(towers[name]) == {*INTERVENTIONS, "interaction"} for name in ("both", "vision", "text"))
+    # With the reference's part of everything it classifies as zero-shot's image tower does, else as the tuned model.
+    test = results.scalars["factorial"]["ivlp"]
+    assert (test["towers"], test["streams"][7]) == (["both", "vision", "text"], "PPP")
+    correct = results.arrays["factorial/ivlp/correct"]
+    assert correct[:, 0, 7].sum() == results.scalars["models"][1]["correct"]
+    assert "ivlp:random" in results.scalars["factorial"]
     before = results.arrays["vision_attention/zero_shot/clip/distance/mean"]
     after = results.arrays["vision_attention/ivlp/without_prompt/distance/mean"]
     np.testing.assert_allclose(before[0], after[0], rtol=1e-5)

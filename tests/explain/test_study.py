@@ -175,7 +175,7 @@ def test_heads_of_their_own(clip, tmp_path):
         *(Model(name, name, name, tasks[name], learnables[name]) for name in methods),
     ]
     study = Study(models, split(), StudyOptions(batch_size=4, faithfulness_images=3), tmp_path)
-    figures = ("interventions", "faithfulness", "verdict")
+    figures = ("factorial", "faithfulness", "verdict")
     results = run_study(study, tmp_path, dataset={"name": "noise", "split": "test"}, config={}, figures=figures)
     for number, (name, task) in enumerate(tasks.items(), start=1):
         logits = jax.jit(task.logits)(clip.params, learnables[name], images)
@@ -186,10 +186,12 @@ def test_heads_of_their_own(clip, tmp_path):
         curve = results.arrays[f"faithfulness/{name}/relevancy/positive/true"]
         assert curve[0] == pytest.approx(right[study.spread(3)].mean())
     np.testing.assert_array_equal(results.arrays["predictions/cache"], (study.split.labels + 1) % 3)
-    # One tower has prompts; the other model adds no tokens and so has no interventions.
-    parts = results.scalars["interventions"]
-    assert set(parts) == {"head"}
-    assert parts["head"]["both"]["full"]["correct"] == results.scalars["models"][1]["correct"]
-    assert "adds no tokens" in results.scalars["verdict"]["cache"]["conclusion"]
+    # The other model adds no tokens and so has no second run.
+    tests = results.scalars["factorial"]
+    assert "changes no token" in tests["cache"]["missing"] == results.scalars["verdict"]["cache"]["conclusion"]
+    assert tests["head"]["towers"] == ["both", "vision", "text"] and tests["head"]["images"] == COUNT
+    np.testing.assert_array_equal(results.arrays["factorial/head/images"], np.arange(COUNT))
+    tuned = results.arrays["factorial/head/correct"][:, 0, tests["head"]["streams"].index("PPP")]
+    assert tuned.sum() == results.scalars["models"][1]["correct"]
     page = write_report(tmp_path, tmp_path / "report").read_text()
-    assert "cache adds no tokens" in page
+    assert "cache changes no token" in page

@@ -1,101 +1,155 @@
-import json
+"""The verdict's numbers against plain computations, and its words on outcomes whose answer is known."""
+
+import itertools
 
 import numpy as np
 import pytest
 
-from clipbias.explain.results import INTERVENTIONS
-from clipbias.explain.verdict import verdict
-from tests.report.synthetic import synthetic_results
+from clipbias.explain.factorial import CONSTANTS, corners, effects_in_play
+from clipbias.explain.results import Findings
+from clipbias.explain.verdict import verdict, verdicts
 
-# Accuracies of INTERVENTIONS: full, values_only, frozen, reweighting_only, mean_per_token, mean, none.
-BIAS = (80.0, 79.0, 78.0, 45.0, 79.0, 78.0, 44.0)
-NOT_CONSTANT = (80.0, 79.0, 78.0, 45.0, 60.0, 50.0, 44.0)
-REWEIGHTING = (80.0, 46.0, 46.0, 78.0, 60.0, 50.0, 44.0)
-EITHER = (80.0, 79.0, 78.0, 78.0, 60.0, 50.0, 44.0)
-NEITHER = (80.0, 50.0, 50.0, 49.0, 60.0, 50.0, 44.0)
-NO_GAIN = (80.0, 79.0, 78.0, 80.0, 80.0, 80.0, 79.0)
+IMAGES = 200
+FORMS = ("reference", "vector", "kind", "token", "tuned")
 
 
-def with_accuracies(accuracies, error=1.0, images=1000):
-    results = synthetic_results(images=images)
-    none = accuracies[-1]
-    results.scalars["interventions"]["ivlp"]["both"] = {
-        name: {
-            "accuracy": value,
-            "correct": round(value * images / 100),
-            "images": images,
-            "gain": value - none,
-            "gain_error": error,
+def model(key, method="ivlp", prompts=4, **more):
+    facts = {"key": key, "label": key.upper(), "method": method, "options": {}, "images": IMAGES, "accuracy": 50.0}
+    return facts | {"vision_prompts": prompts, "text_prompts": prompts} | more
+
+
+def study(effect, *, prompts=4, constant=1.0, noise=0.3, images=IMAGES, keys=("ivlp",), kept=None, seed=0):
+    """A study whose log-likelihood gains `effect[name]` from each effect, `constant` of the values if they are one."""
+    draw, arrays = np.random.default_rng(seed), {}
+    effects = effects_in_play(prompts > 0)
+    streams = (*corners(effects), *(CONSTANTS if prompts else ()))
+    factorial = {}
+    for place, key in enumerate(keys):
+        gains = effect[place] if isinstance(effect, list) else effect
+        own = draw.normal(-1, 1, (images, 1, 1)) + noise * draw.normal(size=(images, 3, len(streams)))
+        for k, name in enumerate(streams):
+            letters, _, form = name.partition(":")
+            on = dict(zip(effects, letters, strict=False))
+            own[:, :, k] += sum(gains[e] for e in effects if on.get(e) == "P")
+            own[:, :, k] += constant * gains["values"] if form else 0
+        arrays |= {
+            f"factorial/{key}/images": np.arange(images),
+            f"factorial/{key}/log_likelihood": own.astype(np.float32),
+            f"factorial/{key}/correct": (own > -0.7).astype(np.uint8),
+            f"predictions/{key}": (own[:, 0, len(corners(effects)) - 1] > -0.7).astype(int),
         }
-        for name, value in zip(INTERVENTIONS, accuracies, strict=True)
-    }
-    gain = dict(zip(INTERVENTIONS, (value - none for value in accuracies), strict=True))
-    together = gain["full"] - gain["values_only"] - gain["reweighting_only"]
-    results.scalars["interventions"]["ivlp"]["both"]["interaction"] = {"gain": together, "gain_error": error}
-    return results
+        factorial[key] = {"effects": effects, "towers": ("both", "vision", "text"), "streams": streams}
+    arrays |= {"predictions/labels": np.ones(images, int)}
+    arrays["predictions/zero_shot"] = (arrays[f"factorial/{keys[0]}/correct"][:, 0, 0] > 0).astype(int)
+    scalars = {"models": [model("zero_shot", "zero_shot", 0), *(model(key, prompts=prompts) for key in keys)]}
+    scalars["factorial"] = factorial
+    if kept:
+        outcome = draw.normal(size=(images, 1)) + np.asarray([kept[form] for form in FORMS])
+        arrays |= {"amounts/ivlp/log_likelihood": outcome, "amounts/ivlp/correct": outcome > 0.5}
+        scalars["amounts"] = {"ivlp": {"forms": list(FORMS)}}
+    return Findings(arrays, scalars)
+
+
+ATTENTION = {"attention": 1.0, "scale": 0.0, "values": 0.1}
+SCALE = {"attention": 0.0, "scale": 1.0, "values": 0.1}
+VALUES = {"attention": 0.05, "scale": -0.1, "values": 1.0}
+BOTH = {"attention": 0.45, "scale": 0.0, "values": 0.45}
+NOTHING = {"attention": 0.0, "scale": 0.0, "values": 0.0}
 
 
 @pytest.mark.parametrize(
-    "accuracies, conclusion",
+    "given,start",
     [
-        (BIAS, "This favours (b): what prompts add, and it may be a constant."),
-        (NOT_CONSTANT, "This favours (b), though not as a mere constant."),
-        (REWEIGHTING, "This favours (a)"),
-        (EITHER, "does not decide between (a) and (b)"),
-        (NEITHER, "this favours (c), both are needed"),
-        (NO_GAIN, "cannot tell the hypotheses apart"),
+        ({"effect": ATTENTION}, "This favours (a)"),
+        ({"effect": SCALE}, "This favours neither (a) nor (b): the attention that prompts take away"),
+        ({"effect": VALUES}, "This favours (b)"),
+        ({"effect": VALUES, "constant": 0.1}, "This favours neither (a) nor (b): what prompts add"),
+        ({"effect": VALUES, "constant": 0.5}, "This is against (a)"),
+        ({"effect": BOTH}, "This favours (c)"),
+        ({"effect": NOTHING}, "Undecided, because there is no sure gain"),
+        ({"effect": VALUES, "images": 19}, "Undecided, because 19 images are too few"),
+        ({"effect": {"attention": 0.5, "scale": 0.0, "values": 0.5}, "noise": 6.0}, "Undecided"),
+        ({"effect": VALUES, "prompts": 0}, "This favours (b), what is added"),
+        ({"effect": ATTENTION, "prompts": 0}, "This favours (a)"),
     ],
 )
-def test_conclusion_follows_the_accuracies(accuracies, conclusion):
-    assert conclusion in verdict(with_accuracies(accuracies), "ivlp")["conclusion"]
+def test_known_answers(given, start):
+    found = verdict(study(**given), "ivlp")
+    assert found["conclusion"].startswith(start), found["conclusion"]
 
 
-@pytest.mark.parametrize("accuracies, meaning", [(BIAS, "add up"), (EITHER, "overlap"), (NEITHER, "need each other")])
-def test_the_interaction_in_words(accuracies, meaning):
-    rows = verdict(with_accuracies(accuracies), "ivlp")["hypotheses"]["both"]["rows"]
-    assert meaning in next(row["sentence"] for row in rows if row["name"] == "interaction")
+def test_frozen_values_decide():
+    """Values that only work through attention, full 80, frozen 45, none 44, are not read as values."""
+    through_attention = study({"attention": 0.0, "scale": 0.0, "values": 0.0}, noise=0.01)
+    array = through_attention.arrays["factorial/ivlp/log_likelihood"]
+    array[:, :, 4:8] += 1.0  # whenever attention is the tuned run's
+    array[:, :, list(CONSTANTS).index("PP:token") + 8] += 1.0
+    assert verdict(through_attention, "ivlp")["conclusion"].startswith("This favours (a)")
 
 
-def test_numbers_are_those_of_the_results():
-    results = with_accuracies(BIAS)
+def test_numbers_are_means_over_images_and_over_orders():
+    results = study(VALUES, constant=0.6)
     found = verdict(results, "ivlp")
-    numbers = found["numbers"]
-    assert numbers["rank_correlation"] == pytest.approx(0.71)
-    mass = results.arrays["decomposition/ivlp/vision/prompt_mass/mean"]
-    assert numbers["prompt_mass_vision"] == pytest.approx(float(mass.mean()), rel=1e-6)
-    before = results.arrays["vision_attention/zero_shot/clip/distance/mean"]
-    after = results.arrays["vision_attention/ivlp/without_prompt/distance/mean"]
-    assert numbers["distance_change"] == pytest.approx(float((after - before).mean()), rel=1e-5)
-    assert numbers["accuracy_values_only"] == 79
-    assert numbers["interaction"] == pytest.approx(36 - 35 - 1)
-    right = [
-        results.arrays[f"predictions/{key}"] == results.arrays["predictions/labels"] for key in ("ivlp", "zero_shot")
-    ]
-    assert numbers["gain"] == pytest.approx(100 * (right[0].mean() - right[1].mean()))
-    json.dumps(found, allow_nan=False)
+    names = list(itertools.product("RP", repeat=3))
+    for outcome, array, scale in (("log_likelihood", "log_likelihood", 1), ("accuracy", "correct", 100)):
+        values = np.asarray(results.arrays[f"factorial/ivlp/{array}"], np.float64) * scale
+        for place, tower in enumerate(("both", "vision", "text")):
+            mean = dict(zip(names, values[:, place].mean(0), strict=False))
+            numbers = found["effects"][outcome][tower]
+            gain = mean["P", "P", "P"] - mean["R", "R", "R"]
+            assert numbers["gain"]["value"] == pytest.approx(gain)
+            assert numbers["reference"]["value"] == pytest.approx(mean["R", "R", "R"])
+            for position, effect in enumerate(("attention", "scale", "values")):
+                total = 0.0
+                for order in itertools.permutations(range(3)):
+                    before = ["R"] * 3
+                    for earlier in order[: order.index(position)]:
+                        before[earlier] = "P"
+                    after = [*before[:position], "P", *before[position + 1 :]]
+                    total += (mean[tuple(after)] - mean[tuple(before)]) / 6
+                assert numbers[effect]["value"] == pytest.approx(total)
+                assert numbers[effect]["low"] < total < numbers[effect]["high"]
+                if numbers[effect]["share"] is not None:
+                    assert numbers[effect]["share"] == pytest.approx(total / gain)
+            alone = found["corners"][outcome][tower]["RR:token"]
+            assert alone["value"] == pytest.approx(values[:, place, 8].mean() - values[:, place, 0].mean())
 
 
-def test_the_error_of_a_gain_is_that_of_paired_images():
-    results = with_accuracies(BIAS)
-    rows = verdict(results, "ivlp")["hypotheses"]["both"]["rows"]
-    labels = results.arrays["predictions/labels"]
-    a, b = (results.arrays[f"predictions/{key}"] == labels for key in ("ivlp", "zero_shot"))
-    won, lost, n = (a & ~b).sum(), (b & ~a).sum(), len(labels)
-    expected = 100 * np.sqrt((won + lost - (won - lost) ** 2 / n) / n / (n - 1))
-    assert next(row for row in rows if row["name"] == "gain")["standard_error"] == pytest.approx(expected)
-
-
-def test_a_method_without_prompts_is_compared_with_those_that_have_some():
-    found = verdict(with_accuracies(BIAS), "bias")
-    assert "adds no tokens" in found["conclusion"] and "(IVLP)" in found["conclusion"]
-    assert "bias" not in found["hypotheses"]  # nothing of a prompt part to report
-
-
-def test_missing_sections_leave_rows_out():
-    results = with_accuracies(BIAS)
-    results.arrays = {name: value for name, value in results.arrays.items() if name.startswith("predictions")}
-    for section in ("interventions", "relevancy", "decomposition"):
-        del results.scalars[section]
+def test_the_control_counts_images_that_both_get_right():
+    results = study(VALUES)
     found = verdict(results, "ivlp")
-    assert list(found["numbers"]) == ["gain"]
-    assert "interventions were not run" in found["conclusion"]
+    right = (results.arrays["predictions/zero_shot"] == 1) & (results.arrays["predictions/ivlp"] == 1)
+    own = results.arrays["factorial/ivlp/log_likelihood"][right, 0]
+    assert found["both_right_images"] == right.sum() > 20
+    gain = found["both_right"]["log_likelihood"]["both"]["gain"]["value"]
+    assert gain == pytest.approx((own[:, 7] - own[:, 0]).mean(), rel=1e-5)
+
+
+def test_constants_are_told_by_what_they_keep():
+    results = study(VALUES, kept={"reference": 0.0, "vector": 0.4, "kind": 0.95, "token": 1.0, "tuned": 1.0})
+    found = verdict(results, "ivlp")
+    array = results.arrays["amounts/ivlp/log_likelihood"]
+    for form in ("vector", "kind", "token"):
+        share = (array[:, FORMS.index(form)] - array[:, 0]).mean() / (array[:, 4] - array[:, 0]).mean()
+        assert found["kept"]["log_likelihood"][form]["share"] == pytest.approx(share)
+    (sentence,) = [s for s in found["sentences"] if s.startswith("Constants measured on training images")]
+    assert "one vector per layer 40 % (40 to 40)" in sentence and "other tokens) 95 % (95 to 95)" in sentence
+
+
+def test_seeds_that_contradict_each_other_decide_nothing():
+    apart = study([VALUES, ATTENTION], keys=("ivlp", "ivlp_2"))
+    found, pairs = verdicts(apart)
+    assert pairs[0]["models"] == ["ivlp", "ivlp_2"] and not pairs[0]["agree"]
+    assert pairs[0]["overlap"] == {"attention": False, "scale": False, "values": False}
+    assert all("IVLP and IVLP_2 contradict each other" in one["conclusion"] for one in found.values())
+    found, pairs = verdicts(study([VALUES, VALUES], keys=("ivlp", "ivlp_2")))
+    assert pairs[0]["agree"] and found["ivlp_2"]["conclusion"].startswith("This favours (b)")
+
+
+def test_a_method_without_a_second_run_says_why():
+    results = study(VALUES)
+    results.scalars["factorial"] = {"ivlp": {"missing": "It changes no token."}}
+    found = verdict(results, "ivlp")
+    assert found["conclusion"] == found["missing"] == "It changes no token." and "effects" not in found
+    results.scalars.pop("factorial")
+    assert verdict(results, "ivlp")["conclusion"] == "The causal test was not run."

@@ -1,26 +1,13 @@
-"""Tests by doing: accuracy when a part of the prompts' effect is removed, and when relevant patches are."""
+"""Do the maps point at what matters: accuracy when relevant patches are removed."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from clipbias.explain.results import INTERVENTIONS, MAPS
+from clipbias.explain.results import MAPS
 from clipbias.report import style
 from clipbias.report.captioned import CaptionedFigure
-from clipbias.report.study_results import StudyResults, accuracy_and_error, counted, label_of
+from clipbias.report.study_results import StudyResults, counted, label_of
 from clipbias.report.table import MISSING, Table, cells
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-INTERVENTION_NAMES = {
-    "full": "everything",
-    "values_only": "prompts' values only",
-    "frozen": "values, CLIP's attention",
-    "reweighting_only": "re-weighting only",
-    "mean_per_token": "dataset mean, per token",
-    "mean": "dataset mean, one vector",
-    "none": "neither",
-}
 MAP_NAMES = {
     "relevancy": "relevancy",
     "attention": "last-layer attention",
@@ -37,67 +24,8 @@ _MAP_LOOK: dict[str, tuple[str, Any, float]] = {
     "grad_eclip": (style.ORANGE, style.SOLID, 1.3),
     "random": (style.GREY, style.SOLID, 0.9),
 }
-_TOWER_NAMES = {"both": "both towers", "vision": "vision tower", "text": "text tower"}
 _FIRST = {"positive": "most", "negative": "least"}
 _PANELS = [(direction, target) for direction in _FIRST for target in ("predicted", "true")]
-
-
-def interventions_figure(study: StudyResults) -> CaptionedFigure | None:
-    """Accuracy with only one part of what the prompts do, one row per tuned model, one panel per tower."""
-    section = study.section("interventions")
-    shown = [model for model in study.tuned if model["key"] in section]
-    if not shown:
-        return None
-    rows: list[tuple[Any, ...]] = []
-    towers = [name for name in _TOWER_NAMES if any(name in section[model["key"]] for model in shown)]
-    with style.styled():
-        figure = style.new_figure(2.6 + 2.15 * len(towers), 2.15 * len(shown) + 0.3)
-        grid = figure.subplots(len(shown), len(towers), squeeze=False, sharex=True, sharey=True)
-        for line, model in zip(grid, shown, strict=True):
-            for axes, tower in zip(line, towers, strict=True):
-                parts = section[model["key"]].get(tower)
-                if parts is None:
-                    axes.set_axis_off()
-                    continue
-                rows += [(model["key"], tower, *numbers) for numbers in _bars(axes, parts)]
-                axes.axvline(
-                    accuracy_and_error(study.zero_shot)[0],
-                    color=style.ZERO_SHOT,
-                    linestyle=style.DASHED,
-                    linewidth=1.1,
-                )
-                axes.set_title(f"{label_of(model)}: {_TOWER_NAMES[tower]}", loc="left", fontsize=8)
-        grid[0][0].set_yticks(range(len(INTERVENTIONS)), [INTERVENTION_NAMES[name] for name in INTERVENTIONS])
-        grid[0][0].set(xlim=(0, 108), ylim=(len(INTERVENTIONS) - 0.4, -0.6))
-        for axes in grid[-1]:
-            axes.set_xlabel("accuracy (%)")
-    caption = (
-        f"Top-1 accuracy over {counted(rows[0][-1], 'image')} of {study.dataset} when the prompts act only in part, in"
-        " the named tower; bars give one binomial standard error, the dashed blue line is zero-shot. In each layer"
-        " prompts scale the part r that comes from the input tokens and add a part p of their own, (1 − m) r + p"
-        " (everything). Prompts' values only: r + p. Values, CLIP's attention: the same, with the attention that the"
-        " unprompted model has for the same sample. Re-weighting only: (1 − m) r. Dataset mean: p is replaced by its"
-        " average over the samples, for each token or as one vector for all tokens of a layer, which is a bias."
-        " Neither: r."
-    )
-    columns = ("model", "tower", "intervention", "accuracy", "standard_error", "images")
-    title = "What is left when one part is taken away"
-    return CaptionedFigure("interventions", title, caption, figure, columns, tuple(rows))
-
-
-def _bars(axes: "Axes", parts: Mapping[str, Mapping[str, Any]]) -> list[tuple[Any, ...]]:
-    """Draws one bar per intervention and returns their numbers."""
-    rows = []
-    for position, name in enumerate(INTERVENTIONS):
-        if name not in parts:
-            continue
-        value, error = accuracy_and_error(parts[name])
-        colour = {"full": style.TUNED, "none": style.GREY}.get(name, style.ORANGE)
-        axes.barh(position, value, xerr=error, height=0.66, color=colour, error_kw={"elinewidth": 0.8, "capsize": 1.8})
-        axes.text(value + error + 1.5, position, f"{value:.1f}", va="center", fontsize=6.5)
-        rows.append((name, value, error, parts[name]["images"]))
-    axes.grid(axis="y", visible=False)
-    return rows
 
 
 def faithfulness_figure(study: StudyResults) -> CaptionedFigure | None:
