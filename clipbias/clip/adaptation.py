@@ -19,8 +19,11 @@ class Adaptation:
         added; from block `depth` on nothing is replaced.
       vision_prompts: `[depth, V, Dv]`. Row 0 is appended after the position embeddings and before the pre-LayerNorm;
         row `i` replaces the prompt tokens at the input of block `i`.
-      text_bias: `[Lt, Dt]`, added to every token after each block, the last one included.
-      vision_bias: `[Lv, Dv]`, likewise.
+      text_bias: added to the tokens after each block, the last one included. `[Lt, Dt]`: one vector, to every token.
+        `[Lt, 2, Dt]`, by kind: row 0 to the token that is read out (EOS), row 1 to all others. `[Lt, N, Dt]`, by token:
+        one row for each of the context length's positions.
+      vision_bias: `[Lv, Dv]`, `[Lv, 2, Dv]` or `[Lv, 1 + M, Dv]`, likewise. By kind row 0 is that of `[cls]`, and
+        prompts are others; by token prompts get nothing.
       text_residual: `[C, d]`, added to the class features before they are normalised (TaskRes, Yu et al. 2023).
       text_weights: changes of the text tower's frozen weights, a part of the tree `params["text"]` with the same shapes
         (`weight_changes.py`): LoRA, BitFit, LayerNorm tuning. A bias of `layers/fc2` is what `text_bias` is.
@@ -52,9 +55,18 @@ class Adaptation:
 
     @property
     def only_changes_weights(self) -> bool:
-        """Whether it can be folded into the weights of a plain CLIP: biases are changes of the MLPs' own."""
+        """Whether it can be folded into the weights of a plain CLIP: biases are changes of the MLPs' own.
+
+        A bias that differs between tokens is not, since the weights are the same for all of them.
+        """
         held = {field.name for field in dataclasses.fields(self) if getattr(self, field.name) is not None}
-        return bool(held) and held <= {"text_bias", "vision_bias", "text_weights", "vision_weights"}
+        folds = {"text_bias", "vision_bias", "text_weights", "vision_weights"}
+        return bool(held) and held <= folds and not self.bias_differs_between_tokens
+
+    @property
+    def bias_differs_between_tokens(self) -> bool:
+        """Whether a bias is by kind or by token."""
+        return any(bias is not None and bias.ndim > 2 for bias in (self.text_bias, self.vision_bias))
 
 
 NOTHING = Adaptation()

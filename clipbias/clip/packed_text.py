@@ -226,13 +226,16 @@ def _group_features(
     x = in_scope(x, lambda y, rows: put_context(y, adaptation.text_context, rows, classes))
     x = x + weights["position_embedding"].astype(dtype)[tokens.positions]
 
+    is_end = jax.vmap(lambda at: jnp.zeros(x.shape[1], bool).at[at].set(True, mode="drop"))(jnp.asarray(tokens.ends))
+    bias_rows = tower.bias_rows(adaptation.text_bias, is_end, tokens.positions)
+
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         head = layers.fused_attention(q[:, :shared], k[:, :shared], v[:, :shared], causal=True)
         return jnp.concatenate([head, _attend(q[:, shared:], k, v, tokens)], axis=1)
 
     def step(x: jax.Array, inputs: tower.LayerInput) -> tuple[jax.Array, None]:
         x = in_scope(x, lambda y, rows: tower.put_prompts(y, inputs, rows))
-        return tower.add_bias(layers.block(x, inputs.weights, config.text, attend), inputs), None
+        return tower.add_bias(layers.block(x, inputs.weights, config.text, attend), inputs, bias_rows), None
 
     x, last = tower.scan_all_but_last(step, x, text_layers(params, adaptation, dtype), remat)
     x = in_scope(x, lambda y, rows: tower.put_prompts(y, last, rows))
@@ -247,6 +250,8 @@ def _group_features(
         out = _attend(placed(q, ends), k, v, tokens)
         return take(out.reshape(*out.shape[:2], -1), ends).reshape(q.shape)
 
-    rows = tower.add_bias(layers.block_rows(x, last.weights, config.text, take, attend_row), last)
+    rows = layers.block_rows(x, last.weights, config.text, take, attend_row)
+    row_read = None if bias_rows is None else take(bias_rows[..., None])[..., 0]
+    rows = tower.add_bias(rows, last, row_read)
     features = project_text(params, config, rows.reshape(-1, rows.shape[-1]), adaptation)
     return features.reshape(*tokens.ends.shape, -1)

@@ -79,7 +79,7 @@ def check_text_parts(adaptation: Adaptation, config: ClipConfig, classes: int, t
     """Refuses text parts of an adaptation that do not fit the tower or the number of classes."""
     geometry, context = config.text, adaptation.text_context
     check_prompts(adaptation.text_prompts, geometry, "text_prompts", extra=1)
-    check_bias(adaptation.text_bias, geometry, "text_bias")
+    check_bias(adaptation.text_bias, geometry, "text_bias", geometry.context_length)
     if tokens > geometry.context_length:
         raise ClipbiasError(f"the texts have {tokens} tokens; this model reads at most {geometry.context_length}.")
     if context is None:
@@ -117,10 +117,12 @@ def embed_text(
     weights = outside_layers(params["text"], adaptation.text_weights)
     x = weights["token_embedding"].astype(dtype)[tokens.ids]
     x = put_context(x, adaptation.text_context, tokens.context_rows, jnp.arange(classes)[:, None])
+    positions = jnp.arange(length)
     return tower.TowerInput(
         tokens=x + weights["position_embedding"][:length].astype(dtype),
         layers=text_layers(params, adaptation, dtype),
         prompt_rows=None if adaptation.text_prompts is None else tokens.context_rows,
+        bias_rows=tower.bias_rows(adaptation.text_bias, positions == jnp.asarray(tokens.eos)[:, None], positions),
         readout=tokens.eos,
         causal=True,
     )

@@ -29,7 +29,9 @@ class LayerInput:
       prompts: `[T, D]` rows that may replace tokens at the block's input, `[B, T, D]` where each of the `B` rows of
         tokens has its own copy, or `None`.
       replace: whether this block replaces them (a prompt depth smaller than the tower).
-      bias: `[D]`, or `[B, 1, D]`, added to every token after the block, or `None`.
+      bias: added after the block: `[D]` to every token, or of the rows `[2, D]` or `[N, D]` the one that
+        `TowerInput.bias_rows` gives to each; `[B, 1, D]` or `[B, 2, D]` where each of the `B` rows of tokens has its
+        own copy; or `None`.
       changes: changes of the block's weights (`weight_changes.py`), or `None`; with a leading axis of `B` where each of
         the `B` rows of tokens has its own copy.
     """
@@ -56,6 +58,8 @@ class TowerInput:
       layers: a `LayerInput` whose leaves are stacked on axis `L`.
       prompt_rows: int32 `[N]` or `[B, N]`: which prompt row may replace each token, -1 for none; `None` without
         prompts. A NumPy array is known while tracing, which makes replacing cheaper.
+      bias_rows: int32 `[N]` or `[B, N]`: which row of a layer's bias each token gets, -1 for none; `None` where a layer
+        has one vector for all tokens, or none.
       readout: int32 `[B]`: the row whose output is the feature (`[cls]`: 0, text: the end-of-text token).
       causal: whether token `i` sees only tokens up to `i`.
     """
@@ -63,8 +67,17 @@ class TowerInput:
     tokens: jax.Array
     layers: LayerInput
     prompt_rows: jax.Array | np.ndarray | None
+    bias_rows: jax.Array | None
     readout: jax.Array | np.ndarray
     causal: bool = struct.field(pytree_node=False)
+
+    @property
+    def bias_row_read(self) -> jax.Array | None:
+        """The bias' row that each readout token gets, `[B]`."""
+        if self.bias_rows is None:
+            return None
+        every = jnp.broadcast_to(self.bias_rows, self.tokens.shape[:2])
+        return jnp.take_along_axis(every, jnp.asarray(self.readout)[:, None], axis=1)[:, 0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +125,7 @@ def layer_inputs(
     Args:
       weights: block weights with leading axis `L`.
       prompts: `[depth - 1, T, D]`: row `i - 1` is put in at block `i`.
-      bias: `[L, D]`.
+      bias: `[L, D]`, `[L, 2, D]` or `[L, N, D]`, see `bias_rows`.
       changes: changes of the blocks' weights with leading axis `L`.
       dtype: compute type of prompts and biases.
     """
@@ -123,7 +136,9 @@ def layer_inputs(
     else:
         replace = (index >= 1) & (index <= prompts.shape[0])
         prompts = jnp.pad(prompts, ((1, depth - 1 - prompts.shape[0]), (0, 0), (0, 0))).astype(dtype)
-    return LayerInput(index, weights, prompts, replace, None if bias is None else bias.astype(dtype), changes)
+    # A NumPy array takes no traced index, which is how a bias by token is read.
+    bias = None if bias is None else jnp.asarray(bias).astype(dtype)
+    return LayerInput(index, weights, prompts, replace, bias, changes)
 
 
 def put_prompts(tokens: jax.Array, layer: LayerInput, prompt_rows: jax.Array | np.ndarray | None) -> jax.Array:
@@ -146,9 +161,37 @@ def put_prompts(tokens: jax.Array, layer: LayerInput, prompt_rows: jax.Array | n
     return jnp.where(replaced[..., None], chosen, tokens)
 
 
-def add_bias(tokens: jax.Array, layer: LayerInput) -> jax.Array:
-    """`x + b_l` for every token: bias tuning's whole forward pass."""
-    return tokens if layer.bias is None else tokens + layer.bias
+def bias_rows(
+    bias: jax.Array | None, is_readout: jax.Array | np.ndarray, positions: jax.Array | np.ndarray
+) -> jax.Array | None:
+    """Which row of a layer's bias each token gets, -1 for none; `None` where one vector serves all.
+
+    Args:
+      bias: `[L, D]`: one vector. `[L, 2, D]`, by kind: row 0 for the tokens that are read out, row 1 for all others.
+        `[L, N, D]`, by token: the row of its position; tokens at later positions, which are prompts, get nothing.
+      is_readout: bool, for each token.
+      positions: int32, likewise.
+    """
+    if bias is None or bias.ndim == 2:
+        return None
+    if bias.shape[1] == 2:
+        return jnp.where(is_readout, 0, 1)
+    return jnp.where(positions < bias.shape[1], positions, -1)
+
+
+def bias_of_tokens(bias: jax.Array, rows: jax.Array | None) -> jax.Array:
+    """What a layer's bias adds to each token: `[..., N, D]` for `rows [..., N]`, or what broadcasts to it."""
+    if rows is None:
+        return bias
+    if bias.shape[-2] == 2:
+        # A choice between two vectors; its gradient is two sums, where an index would scatter.
+        return jnp.where((rows == 0)[..., None], bias[..., :1, :], bias[..., 1:, :])
+    return jnp.where((rows >= 0)[..., None], bias[jnp.maximum(rows, 0)], 0)
+
+
+def add_bias(tokens: jax.Array, layer: LayerInput, rows: jax.Array | None) -> jax.Array:
+    """`x + b_l`, each token its row: bias tuning's whole forward pass."""
+    return tokens if layer.bias is None else tokens + bias_of_tokens(layer.bias, rows)
 
 
 def causal_mask(length: int) -> jax.Array:
@@ -183,7 +226,7 @@ def layer(
         seen = LayerView(layer.index, tokens, probabilities, v, layer.weights)
         return seen.heads_output() if intervene is None else intervene(seen)
 
-    output = add_bias(layers.block(tokens, layer.weights, config, attend), layer)
+    output = add_bias(layers.block(tokens, layer.weights, config, attend), layer, tower.bias_rows)
     assert seen is not None
     return output, seen
 
@@ -226,12 +269,12 @@ def run_fused(
 
     def step(tokens: jax.Array, inputs: LayerInput) -> tuple[jax.Array, None]:
         tokens = put_prompts(tokens, inputs, tower.prompt_rows)
-        return add_bias(layers.block(tokens, inputs.weights, config, attend), inputs), None
+        return add_bias(layers.block(tokens, inputs.weights, config, attend), inputs, tower.bias_rows), None
 
     tokens, last = scan_all_but_last(step, tower.tokens, tower.layers, remat)
     tokens = put_prompts(tokens, last, tower.prompt_rows)
     if every_row:
-        return add_bias(layers.block(tokens, last.weights, config, attend), last)
+        return add_bias(layers.block(tokens, last.weights, config, attend), last, tower.bias_rows)
     visible = jnp.arange(tokens.shape[1]) <= tower.readout[:, None] if tower.causal else None
 
     def attend_row(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -240,7 +283,7 @@ def run_fused(
         return jnp.einsum("BHNM,BMHK->BNHK", probabilities.astype(v.dtype), v)[:, 0]
 
     rows = layers.block_rows(tokens, last.weights, config, lambda x: take_rows(x, tower.readout), attend_row)
-    return add_bias(rows, last)
+    return add_bias(rows, last, tower.bias_row_read)
 
 
 def scan_all_but_last(
@@ -265,7 +308,7 @@ def scan_all_but_last(
     others = dataclasses.replace(
         others,
         prompts=None if others.prompts is None else _per_row(others.prompts, count),
-        bias=None if others.bias is None else _per_row(others.bias[:, None], count),
+        bias=None if others.bias is None else _bias_per_row(others.bias, count),
         changes=jax.tree.map(lambda x: _change_per_row(x, count), others.changes),
     )
 
@@ -288,6 +331,13 @@ def scan_all_but_last(
 def _per_row(stacked: jax.Array, count: int) -> jax.Array:
     """`[L, n, D]` as `[L, count, n, D]`."""
     return jnp.broadcast_to(stacked[:, None], (stacked.shape[0], count, *stacked.shape[1:]))
+
+
+def _bias_per_row(stacked: jax.Array, count: int) -> jax.Array:
+    """`[L, D]` as `[L, count, 1, D]`, `[L, 2, D]` as `[L, count, 2, D]`; rows of every token are large and stay."""
+    if stacked.ndim == 2:
+        stacked = stacked[:, None]
+    return stacked if stacked.shape[1] > 2 else _per_row(stacked, count)
 
 
 def _change_per_row(stacked: jax.Array, count: int) -> jax.Array:

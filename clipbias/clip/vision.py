@@ -52,22 +52,25 @@ def embed_image(
     patches = patchify(images.astype(dtype), geometry.patch_size) @ weights["patch_embedding"].astype(dtype)
     cls = jnp.broadcast_to(weights["class_embedding"].astype(dtype), (images.shape[0], 1, geometry.width))
     tokens = jnp.concatenate([cls, patches], axis=1) + weights["position_embedding"].astype(dtype)
+    bias = check_bias(adaptation.vision_bias, geometry, "vision_bias", 1 + geometry.patches)
     prompt_rows = None
     if prompts is not None:
         count = prompts.shape[1]
         first = jnp.broadcast_to(prompts[0].astype(dtype), (images.shape[0], count, geometry.width))
         tokens = jnp.concatenate([tokens, first], axis=1)
         prompt_rows = np.concatenate([np.full(1 + geometry.patches, -1), np.arange(count)])
+    positions = np.arange(tokens.shape[1])
     return tower.TowerInput(
         tokens=layers.layer_norm(tokens, weights["pre_norm"], geometry.layer_norm_epsilon),
         layers=tower.layer_inputs(
             weights["layers"],
             None if prompts is None else prompts[1:],
-            check_bias(adaptation.vision_bias, geometry, "vision_bias"),
+            bias,
             of_layers(changes),
             dtype=dtype,
         ),
         prompt_rows=prompt_rows,
+        bias_rows=tower.bias_rows(bias, positions == 0, positions),
         readout=jnp.zeros(images.shape[0], jnp.int32),
         causal=False,
     )
@@ -148,8 +151,9 @@ def check_prompts(prompts: jax.Array | None, geometry: Any, name: str, *, extra:
     return prompts
 
 
-def check_bias(bias: jax.Array | None, geometry: Any, name: str) -> jax.Array | None:
-    """Refuses a bias that does not have one row per layer."""
-    if bias is not None and bias.shape != (geometry.layers, geometry.width):
-        raise ClipbiasError(f"{name} has shape {bias.shape}; expected {(geometry.layers, geometry.width)}.")
+def check_bias(bias: jax.Array | None, geometry: Any, name: str, tokens: int) -> jax.Array | None:
+    """Refuses a bias that has neither one row per layer, nor two, nor one for each of so many `tokens`."""
+    one, kinds, every = ((geometry.layers, *rows, geometry.width) for rows in ((), (2,), (tokens,)))
+    if bias is not None and bias.shape not in (one, kinds, every):
+        raise ClipbiasError(f"{name} has shape {bias.shape}; expected {one}, {kinds} by kind or {every} by token.")
     return bias

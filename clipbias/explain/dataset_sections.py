@@ -214,10 +214,15 @@ def compute_decomposition(study: Study) -> Section:
 
 
 def learned_biases(study: Study, tower: str) -> dict[str, np.ndarray]:
-    """The biases `[L, D]` of the models that learned any in this tower, by model."""
+    """The biases `[L, D]` of the models that learned any in this tower, by model.
+
+    Of a bias by kind it is the vector of all tokens but the one that is read out, of one by token the mean: what is
+    compared with them is a mean over tokens too.
+    """
     found = {}
     for model in study.tuned:
         bias = getattr(model.task.method.adapt(model.learnables), f"{tower}_bias")
         if bias is not None:
-            found[model.key] = np.asarray(bias)
+            rows = np.asarray(bias)
+            found[model.key] = rows if rows.ndim == 2 else rows[:, 1] if rows.shape[1] == 2 else rows.mean(1)
     return found

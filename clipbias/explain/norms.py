@@ -2,8 +2,9 @@
 
 Contexts are compared with the token embeddings of the text's other words; the first vision prompts, which are appended
 before the pre-LayerNorm, with `[cls]` and the patches there; deeper prompts with the other tokens at the block's input;
-biases with all tokens at the block's output, before the bias is added; TaskRes' residual with the class features it is
-added to. The tokens are those of the tuned model. Text tokens count from SOS to EOS.
+biases with all tokens at the block's output, before the bias is added, those by kind each with its own; TaskRes'
+residual with the class features it is added to. The tokens are those of the tuned model. Text tokens count from SOS to
+EOS.
 """
 
 import dataclasses
@@ -30,8 +31,9 @@ class Norm:
       tower: "vision" or "text".
       part: "context", "prompt", "bias" or "residual".
       layer: the block, from 0, that it is put before (contexts, prompts) or after (biases); `None` for a residual.
-      prompt: its number among the prompts of a layer; `None` for a bias or residual.
-      norm: its length.
+      prompt: its number among the prompts of a layer; of a bias by kind, 0 for the vector of `[cls]` or EOS and 1 for
+        that of all others; `None` for other biases and residuals.
+      norm: its length; of a bias by token, the mean over its rows.
       tokens_norm: mean length of the tokens that it joins, `None` where they were not computed.
     """
 
@@ -71,8 +73,8 @@ def norms(task: Task, learnables: Learnables, *, classes: int = 64, images: np.n
         ("vision", adaptation.vision_bias, vision),
         ("text", adaptation.text_bias, text),
     ):
-        lengths = [] if bias is None else np.linalg.norm(np.asarray(bias, np.float64), axis=-1)
-        found += [Norm(name, "bias", i, None, float(x), beside.at("outputs", i)) for i, x in enumerate(lengths)]
+        for layer, rows in enumerate(() if bias is None else bias):
+            found += _bias_norms(name, layer, rows, beside)
     if adaptation.text_residual is not None:
         length = np.linalg.norm(np.asarray(adaptation.text_residual, np.float64), axis=-1).mean()
         found.append(Norm("text", "residual", None, None, float(length), text.at("features", 0)))
@@ -88,9 +90,9 @@ class _Beside:
     outputs: Any = None
     features: Any = None
 
-    def at(self, where: str, layer: int) -> float | None:
+    def at(self, where: str, *index: int) -> float | None:
         values = getattr(self, where)
-        return None if values is None else float(np.atleast_1d(values)[layer])
+        return None if values is None else float(np.atleast_1d(values)[index])
 
 
 def _layers(prompts: jax.Array | None) -> Any:
@@ -102,6 +104,16 @@ def _prompt_norms(tower_name: str, part: str, layer: int, prompts: jax.Array, be
     lengths = lengths.mean(0) if lengths.ndim == 2 else lengths  # over classes
     other = beside.at("first", 0) if layer == 0 else beside.at("inputs", layer)
     return [Norm(tower_name, part, layer, prompt, float(x), other) for prompt, x in enumerate(lengths)]
+
+
+def _bias_norms(tower_name: str, layer: int, bias: jax.Array, beside: _Beside) -> list[Norm]:
+    lengths = np.linalg.norm(np.asarray(bias, np.float64), axis=-1)
+    if lengths.shape == (2,):
+        return [
+            Norm(tower_name, "bias", layer, kind, float(x), beside.at("outputs", layer, kind))
+            for kind, x in enumerate(lengths)
+        ]
+    return [Norm(tower_name, "bias", layer, None, float(lengths.mean()), beside.at("outputs", layer, 0))]
 
 
 def _first(task: Task, adaptation: Adaptation, classes: int) -> tuple[TextTokens, Adaptation]:
@@ -121,12 +133,18 @@ def _mean_norm(tokens: jax.Array, mask: jax.Array) -> jax.Array:
 def _run(
     inputs: tower.TowerInput, config: TowerConfig, others: jax.Array, real: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The tokens after the last block; mean norms `[L]` at block inputs over `others`, at outputs over `real`."""
+    """The tokens after the last block; mean norms `[L]` at block inputs over `others`, `[L, K]` at outputs.
+
+    Those are over the `real` tokens, `K = 1`, or with a bias by kind over those of each of the two.
+    """
+    bias, kinds = inputs.layers.bias, [real]
+    if bias is not None and bias.shape[1:-1] == (2,):
+        kinds = [real & (inputs.bias_rows == kind) for kind in range(2)]
 
     def step(tokens: jax.Array, layer: tower.LayerInput) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         output, view = tower.layer(tokens, layer, inputs, config)
-        before = output if layer.bias is None else output - layer.bias
-        return output, (_mean_norm(view.tokens, others), _mean_norm(before, real))
+        before = output if layer.bias is None else output - tower.bias_of_tokens(layer.bias, inputs.bias_rows)
+        return output, (_mean_norm(view.tokens, others), jnp.stack([_mean_norm(before, kind) for kind in kinds]))
 
     tokens, (at_inputs, at_outputs) = jax.lax.scan(step, inputs.tokens, inputs.layers)
     return tokens, at_inputs, at_outputs

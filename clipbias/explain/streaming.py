@@ -92,7 +92,8 @@ def block_forward(
     qkv = layers.queries_keys_values(x, layer.weights, config)
     middle = x + attend(qkv, 0.0, layer.weights, inputs, config)[0]
     hidden = layers.mlp_hidden(middle, layer.weights, config)
-    output = tower.add_bias(middle + layers.mlp_output(hidden, layer.weights, config), layer)
+    output = middle + layers.mlp_output(hidden, layer.weights, config)
+    output = tower.add_bias(output, layer, inputs.bias_rows)
     return output, Kept(tokens, middle, qkv, hidden)
 
 
@@ -195,7 +196,7 @@ def last_rows(tokens: jax.Array, tap: jax.Array, inputs: TowerInput, config: Tow
 
     rows = layers.block_rows(tokens, last.weights, config, lambda x: tower.take_rows(x, inputs.readout), attend)
     assert seen is not None
-    return tower.add_bias(rows, last), seen
+    return tower.add_bias(rows, last, inputs.bias_row_read), seen
 
 
 def _cosine(q: jax.Array, k: jax.Array) -> jax.Array:

@@ -21,6 +21,11 @@ def fold(params: Params, adaptation: Adaptation) -> Params:
     Raises:
       ClipbiasError: the adaptation holds something else.
     """
+    if adaptation.bias_differs_between_tokens:
+        raise ClipbiasError(
+            "a bias by kind of token or by token does not fold into the weights of a plain CLIP, which are the same "
+            "for all tokens; one vector per layer ([L, D]) does."
+        )
     if not adaptation.only_changes_weights:
         raise ClipbiasError(
             "only biases and other changes of weights fold into the weights, and this adaptation holds something else "

@@ -92,11 +92,15 @@ def tower_backward(
     prompts: Sequence[int],
     slots: slice,
     listener: Listener = no_listener,
+    kind: Sequence[int] = (-1,),
 ) -> tuple[np.ndarray, dict[int, np.ndarray], np.ndarray, list[np.ndarray]]:
     """Through a whole tower, from the gradient of its features [B, d].
 
     Returns the gradients of the embedded tokens [B, N, D], of the prompts put in at each layer {l: [T, D]},
-    of the biases after each layer [L, D], and of the attention of each layer ([B, H, N, N] each).
+    of the biases after each layer, and of the attention of each layer ([B, H, N, N] each).
+
+    Args:
+      kind: the shape of each layer's bias (`numpy_clip.spread`).
     """
     sizes = clip.config[f"{tower}_config"]
     epsilon = sizes["layer_norm_eps"]
@@ -113,7 +117,7 @@ def tower_backward(
     biases: list[np.ndarray] = []
     attention: list[np.ndarray] = []
     for l in reversed(range(sizes["num_hidden_layers"])):
-        biases.insert(0, x.sum((0, 1)))
+        biases.insert(0, spread_backward(kind, saved.rows, x))
         layer = f"{name}.encoder.layers.{l}"
         x, probabilities = block_backward(clip.state, layer, sizes, saved.blocks[l], x, listener)
         attention.insert(0, probabilities)
@@ -125,6 +129,18 @@ def tower_backward(
         listener(f"{name}.pre_layrnorm", saved.embedded, x)
         x = layer_norm_backward(clip.state, f"{name}.pre_layrnorm", epsilon, saved.embedded, x)
     return x, prompt_gradients, np.stack(biases), attention
+
+
+def spread_backward(kind: Sequence[int], rows: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+    """From what is added to each token [B, N, D] to a bias of shape `kind`, through `numpy_clip.spread`."""
+    if len(kind) == 1:
+        return gradient.sum((0, 1))
+    if kind[0] == 2:
+        read = gradient[np.arange(len(rows)), rows].sum(0)
+        return np.stack([read, gradient.sum((0, 1)) - read])
+    found, count = np.zeros(kind), min(kind[0], gradient.shape[1])
+    found[:count] = gradient[:, :count].sum(0)
+    return found
 
 
 def unit_backward(x: np.ndarray, gradient: np.ndarray) -> np.ndarray:
@@ -169,20 +185,26 @@ def pull_back_features(
     slots = slice(saved.vision.embedded.shape[1] - count, None)
     deep = range(1, depth) if count else ()
     x, by_layer, vision_bias, vision_attention = tower_backward(
-        clip, "vision", saved.vision, image_gradient, deep, slots, listener
+        clip, "vision", saved.vision, image_gradient, deep, slots, listener, _kind(inputs.vision_bias)
     )
     gradients = {"vision_bias": vision_bias, "text_residual": text_gradient}
     if count:
         gradients["vision_prompts"] = np.stack([x[:, slots].sum(0), *(by_layer[l] for l in deep)])
 
     context = inputs.places.shape[1]
+    text_slots = slice(1, 1 + context)
     x, by_layer, gradients["text_bias"], text_attention = tower_backward(
-        clip, "text", saved.text, text_gradient, list(inputs.text_prompts), slice(1, 1 + context), listener
+        *(clip, "text", saved.text, text_gradient, list(inputs.text_prompts), text_slots, listener),
+        kind=_kind(inputs.text_bias),
     )
     if context:
         gradients["text_context"] = np.stack([x[c, places] for c, places in enumerate(inputs.places)])
         gradients["text_prompts"] = np.array([by_layer[l] for l in sorted(by_layer)])
     return gradients, vision_attention, text_attention
+
+
+def _kind(bias: np.ndarray | None) -> tuple[int, ...]:
+    return (-1,) if bias is None else bias.shape[1:]
 
 
 def loss_and_gradients(

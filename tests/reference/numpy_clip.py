@@ -112,6 +112,27 @@ class Tower:
     rows: np.ndarray  # [B] the row that the feature is read from
 
 
+def spread(bias: np.ndarray, rows: np.ndarray, length: int) -> np.ndarray:
+    """What a layer's bias adds to each token, [B, length, D].
+
+    Args:
+      bias: [D]: the same to all. [2, D]: the first vector to the token of each sequence that is read out, the second to
+        all others. [N, D]: its own to each of the first N tokens, nothing to those behind them.
+      rows: [B], the tokens that are read out.
+    """
+    added = np.zeros((len(rows), length, bias.shape[-1]))
+    if bias.ndim == 1:
+        added[:] = bias
+    elif len(bias) == 2:
+        added[:] = bias[1]
+        for sequence, row in enumerate(rows):
+            added[sequence, row] = bias[0]
+    else:
+        for token, vector in enumerate(bias[:length]):
+            added[:, token] = vector
+    return added
+
+
 def run_blocks(
     state: State,
     tower: str,
@@ -121,11 +142,12 @@ def run_blocks(
     *,
     prompts: Mapping[int, np.ndarray],
     slots: slice,
+    rows: np.ndarray,
     bias: np.ndarray | None,
     taps: Sequence[np.ndarray] | None,
     branch: Branch,
 ) -> tuple[np.ndarray, list[Block]]:
-    """All blocks; `prompts[l]` replaces the `slots` at block l's input, `bias[l]` is added after it."""
+    """All blocks; `prompts[l]` replaces the `slots` at block l's input, `bias[l]` is added after it (`spread`)."""
     blocks = []
     for l in range(sizes["num_hidden_layers"]):
         if l in prompts:
@@ -135,7 +157,7 @@ def run_blocks(
         blocks.append(block(state, f"{tower}.encoder.layers.{l}", sizes, x, mask, tap, branch))
         x = blocks[-1].output
         if bias is not None:
-            x = x + bias[l]
+            x = x + spread(bias[l], rows, x.shape[1])
     return x, blocks
 
 
@@ -168,7 +190,7 @@ def encode_image(
       images: [B, R, R, 3], CLIP-normalised.
       prompts: [depth, V, D]: row 0 is appended after the position embeddings and before the pre-LayerNorm;
         row i replaces the last V tokens at block i's input.
-      bias: [L, D], added to every token after each block.
+      bias: [L, D], [L, 2, D] or [L, 1 + M, D], added to the tokens after each block (`spread`).
       taps: L arrays that broadcast to [B, H, N, N], added to the attention probabilities.
       branch: what is added to the linear layers of the blocks.
     """
@@ -191,6 +213,7 @@ def encode_image(
         np.zeros(()),
         prompts=deep,
         slots=slice(1 + count, None),
+        rows=np.zeros(batch, int),
         bias=bias,
         taps=taps,
         branch=branch,
@@ -232,6 +255,7 @@ def encode_text(
     mask = np.where(np.tril(np.ones((length, length), bool)), 0.0, -np.inf)
     prompts = prompts or {}
     count = len(next(iter(prompts.values()))) if prompts else 0
+    rows = tokens.argmax(-1)
     x, blocks = run_blocks(
         state,
         "text_model",
@@ -240,11 +264,11 @@ def encode_text(
         mask,
         prompts=prompts,
         slots=slice(1, 1 + count),
+        rows=rows,
         bias=bias,
         taps=taps,
         branch=branch,
     )
-    rows = tokens.argmax(-1)
     normed = layer_norm(state, "text_model.final_layer_norm", sizes["layer_norm_eps"], x)
     features = normed[np.arange(len(x)), rows] @ state["text_projection.weight"].T
     return Tower(features, blocks, embedded, x, rows)

@@ -1,0 +1,181 @@
+"""A bias of every shape, in every layout of tokens, against plain NumPy: features and gradients.
+
+One vector per layer, two by kind (the token that is read out, all others), or one for each position.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import clipbias
+from clipbias.clip import Adaptation, Clip, encode_image, encode_packed_text, encode_text, pack
+from clipbias.clip.text import as_tokens
+from clipbias.errors import ClipbiasError
+from clipbias.export.folding import fold
+from tests import helpers
+from tests.reference import gradients, numpy_clip
+from tests.reference.methods import Reference
+from tests.reference.weights import deterministic_uniform
+
+SHAPES = ("vector", "kind", "token")
+VALUES, GRADIENTS = 3e-6, 2e-5  # rounding of float32, relative to an array's largest number
+LENGTHS = (1, 5, 2, 2, 9)  # words of the texts; the last one fills more than half of a tile
+PROMPTS = 2
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory) -> tuple[Clip, Reference]:
+    folder = tmp_path_factory.mktemp("tiny")
+    reference = helpers.tiny_checkpoint(folder, vision=(16, 3, 2), text=(12, 3, 2), image_size=8, context_length=20)
+    clip = clipbias.load(folder)
+    return dataclasses.replace(clip, params=jax.device_put(clip.params)), reference
+
+
+def draw(number: int, *shape: int) -> np.ndarray:
+    return np.float32(0.3) * deterministic_uniform(number, 0, shape)
+
+
+def bias(config: dict, tower: str, shape: str) -> np.ndarray:
+    sizes = config[f"{tower}_config"]
+    tokens = (
+        sizes["max_position_embeddings"] if tower == "text" else 1 + (sizes["image_size"] // sizes["patch_size"]) ** 2
+    )
+    rows = {"vector": (), "kind": (2,), "token": (tokens,)}[shape]
+    return draw(11 if tower == "text" else 12, sizes["num_hidden_layers"], *rows, sizes["hidden_size"])
+
+
+def close(found: jax.Array, expected: np.ndarray, tolerance: float) -> None:
+    assert found.shape == expected.shape
+    assert np.abs(np.asarray(found, np.float64) - expected).max() < tolerance * np.abs(expected).max()
+
+
+def both_ways(encode, adaptation: Adaptation, cotangent: np.ndarray):
+    """Features, and the gradient of their product with the cotangent."""
+
+    @jax.jit
+    def run(adaptation):
+        features = encode(adaptation)
+        return (features * cotangent).sum(), features
+
+    (_, features), gradient = jax.value_and_grad(run, has_aux=True)(adaptation)
+    return features, gradient
+
+
+@pytest.mark.parametrize(
+    ("shape", "prompts", "explicit"),
+    [*((shape, prompts, False) for shape in SHAPES for prompts in (0, PROMPTS)), ("kind", 2, True), ("token", 2, True)],
+)
+def test_vision(both, shape, prompts, explicit):
+    clip, reference = both
+    images, added = helpers.random_images(reference.config, 3), bias(reference.config, "vision", shape)
+    deep = draw(13, 2, prompts, added.shape[-1]) if prompts else None  # replaced at the second block, not at the last
+    expected = numpy_clip.encode_image(
+        reference.state,
+        reference.config,
+        images,
+        prompts=None if deep is None else deep.astype(float),
+        bias=added.astype(float),
+    )
+    cotangent = draw(14, *expected.features.shape)
+    slots = slice(expected.embedded.shape[1] - prompts, None)
+    _, _, gradient, _ = gradients.tower_backward(
+        *(reference, "vision", expected, cotangent.astype(float), [1] if prompts else [], slots), kind=added.shape[1:]
+    )
+    observe = (lambda view: None) if explicit else None
+    features, found = both_ways(
+        lambda adaptation: encode_image(clip.params, clip.config, images, adaptation, observe=observe)[0],
+        Adaptation(vision_bias=added, vision_prompts=deep),
+        cotangent,
+    )
+    close(features, expected.features, VALUES)
+    close(found.vision_bias, gradient, GRADIENTS)
+
+
+@pytest.mark.parametrize(
+    ("shape", "prompts", "layout"),
+    [
+        *((shape, 0, "packed") for shape in SHAPES),
+        *((shape, PROMPTS, "chunks") for shape in SHAPES),
+        *(("kind", PROMPTS, layout) for layout in ("explicit", "plain", "three groups")),
+        *(("token", PROMPTS, layout) for layout in ("explicit", "plain")),
+    ],
+)
+def test_text(both, shape, prompts, layout):
+    clip, reference = both
+    ids, added = helpers.random_tokens(reference.config, LENGTHS), bias(reference.config, "text", shape)
+    ids[:, 1 : 1 + PROMPTS] = 7  # the same words in all texts
+    deep = draw(15, 1, prompts, added.shape[-1]) if prompts else None
+    expected = numpy_clip.encode_text(
+        reference.state,
+        reference.config,
+        ids,
+        prompts={} if deep is None else {1: deep[0].astype(float)},
+        bias=added.astype(float),
+    )
+    cotangent = draw(16, *expected.features.shape)
+    _, _, gradient, _ = gradients.tower_backward(
+        *(reference, "text", expected, cotangent.astype(float), [1] if prompts else [], slice(1, 1 + prompts)),
+        kind=added.shape[1:],
+    )
+    tokens = as_tokens(ids, clip.config, prompts)
+
+    def encode(adaptation):
+        if layout in ("explicit", "plain"):
+            observe = (lambda view: None) if layout == "explicit" else None
+            return encode_text(clip.params, clip.config, tokens, adaptation, observe=observe)[0]
+        groups, chunks = {"packed": (1, 1), "three groups": (3, 1), "chunks": (4, 2)}[layout]
+        return encode_packed_text(clip.params, clip.config, pack(tokens, groups=groups), adaptation, chunks=chunks)
+
+    features, found = both_ways(encode, Adaptation(text_bias=added, text_prompts=deep), cotangent)
+    close(features, expected.features, VALUES)
+    close(found.text_bias, gradient, GRADIENTS)
+
+
+def test_features_of_patches(both):
+    """By kind, patches get the vector of all others in the last block too."""
+    clip, reference = both
+    images, added = helpers.random_images(reference.config, 2), bias(reference.config, "vision", "kind")
+    expected = numpy_clip.encode_image(reference.state, reference.config, images, bias=added.astype(float)).last
+    expected = numpy_clip.layer_norm(reference.state, "vision_model.post_layernorm", 1e-5, expected)
+    expected = expected @ reference.state["visual_projection.weight"].T
+    found, _ = encode_image(clip.params, clip.config, images, Adaptation(vision_bias=added), patches=True)
+    close(found, expected, VALUES)
+
+
+@pytest.mark.parametrize("tower", ["vision", "text"])
+def test_other_shapes_are_refused(both, tower):
+    clip, reference = both
+    right = bias(reference.config, tower, "token")
+    ids, images = helpers.random_tokens(reference.config, (2,)), helpers.random_images(reference.config, 1)
+    for wrong in (right[:, :3], right[:, 0, :-1], right[:-1, :2], right[None, :, 0]):
+        adaptation = dataclasses.replace(Adaptation(), **{f"{tower}_bias": wrong})
+        with pytest.raises(ClipbiasError, match=rf"^{tower}_bias has shape \({wrong.shape[0]}, .* by token\.$"):
+            if tower == "text":
+                encode_text(clip.params, clip.config, ids, adaptation)
+            else:
+                encode_image(clip.params, clip.config, images, adaptation)
+
+
+def test_only_one_vector_per_layer_folds(both):
+    clip, reference = both
+    for shape in SHAPES:
+        adaptation = Adaptation(vision_bias=bias(reference.config, "vision", shape))
+        assert adaptation.only_changes_weights == (shape == "vector")
+        if shape != "vector":
+            with pytest.raises(ClipbiasError, match="by kind of token or by token does not fold"):
+                fold(clip.params, adaptation)
+
+
+def test_equal_rows_are_one_vector(both):
+    """`[L, D]`, and the same vector for both kinds or at every position, are one computation to rounding."""
+    clip, reference = both
+    images, one = helpers.random_images(reference.config, 2), bias(reference.config, "vision", "vector")
+    count = 1 + clip.config.vision.patches
+    plain, _ = encode_image(clip.params, clip.config, images, Adaptation(vision_bias=one))
+    for rows in (2, count):
+        same = jnp.tile(one[:, None], (1, rows, 1))
+        found, _ = encode_image(clip.params, clip.config, images, Adaptation(vision_bias=same))
+        close(found, np.asarray(plain, np.float64), VALUES)
