@@ -122,6 +122,11 @@ class _Pair:
         before = jnp.cumsum(self.slots, axis=-1)
         return (before if self.reference.causal else before[..., -1:])[..., : self.inputs] > 0
 
+    def bias_rows(self, run: str) -> jax.Array | None:
+        """Which row of that run's bias each input token gets."""
+        rows = (self.reference if run == "R" else self.tuned).bias_rows
+        return None if rows is None else rows[..., : self.inputs]
+
     def advance(self, tokens: Any, inputs: Any) -> tuple[Any, LayerView, LayerView]:
         """One block of both runs, as they are."""
         reference, seen = tower.layer(tokens[0], inputs[0], self.reference, self.config)
@@ -284,7 +289,8 @@ def _block(
     slots = jnp.stack([jnp.broadcast_to(added[stream.added], x.shape[1:]) for stream in group])
     x = x + layers.dense(heads.reshape(x.shape), weights["out"]) + slots.astype(x.dtype)
     x = x + layers.mlp(x, weights, config)
-    return jnp.stack([tower.add_bias(one, inputs[stream.values]) for one, stream in zip(x, group, strict=True)])
+    biases = [(inputs[stream.values], pair.bias_rows(stream.values)) for stream in group]
+    return jnp.stack([tower.add_bias(one, *bias) for one, bias in zip(x, biases, strict=True)])
 
 
 def slot_means(moments: Moments) -> dict[str, np.ndarray]:

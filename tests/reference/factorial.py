@@ -38,7 +38,7 @@ class Run:
     sizes: Mapping
     forward: Tower
     inputs: np.ndarray  # [B, n] positions that are no slots
-    bias: np.ndarray | None  # [L, D], added after each block
+    bias: np.ndarray | None  # added after each block, of a shape that `numpy_clip.spread` takes
 
     @property
     def start(self) -> np.ndarray:
@@ -145,7 +145,8 @@ def features(
             added[b] = np.where(sees[:, None], constants, 0)
         x = np.stack([_block(own, l, *sample) for sample in zip(x, attention, mass, added, strict=True)])
         if own.bias is not None:
-            x = x + own.bias[l]
+            every = numpy_clip.spread(own.bias[l], own.forward.rows, own.forward.last.shape[1])
+            x = x + np.stack([rows[at] for rows, at in zip(every, own.inputs, strict=True)])
     rows = np.stack([x[b, list(own.inputs[b]).index(row)] for b, row in enumerate(own.forward.rows)])
     normed = numpy_clip.layer_norm(own.state, LAST_NORM[own.tower], own.sizes["layer_norm_eps"], rows)
     return normed @ own.state[PROJECTION[own.tower]].T
