@@ -4,13 +4,11 @@ import dataclasses
 
 import numpy as np
 
-from clipbias.explain.results import INTERVENTIONS, MAPS, Findings
+from clipbias.explain.factorial import CONSTANTS, corners, effects_in_play
+from clipbias.explain.results import MAPS, Findings
+from clipbias.explain.verdict import verdicts
 
-HYPOTHESES = {
-    "reweighting": "Prompts re-weight attention among input tokens",
-    "bias": "Prompts add a dataset bias",
-    "both": "Both together",
-}
+FORMS = ("reference", "vector", "kind", "token", "tuned")
 
 
 def synthetic_results(*, dataset="demo/digits", pictures=2, seed=0, **sizes):
@@ -23,7 +21,8 @@ def synthetic_results(*, dataset="demo/digits", pictures=2, seed=0, **sizes):
     study.vision_attention()
     study.similarity(pictures)
     study.decomposition()
-    study.interventions()
+    study.factorial()
+    study.amounts()
     study.faithfulness()
     study.examples(pictures)
     study.verdict()
@@ -76,7 +75,7 @@ class _Builder:
             model("bias", "Bias tuning", "bias", 74.75, 0, 0),
         ]
         self.scalars |= {
-            "format": 1,
+            "format": 2,
             "dataset": {
                 "name": dataset,
                 "split": "test",
@@ -210,23 +209,47 @@ class _Builder:
             self.arrays[f"{path}/bias_cosine/bias"] = self.draw.uniform(-0.1, 0.5, self.layers)
             towers[tower] = {"count": self.images if tower == "vision" else self.classes}
 
-    def interventions(self):
-        accuracy = dict(zip(INTERVENTIONS, (71.5, 66.0, 64.0, 52.5, 68.0, 63.0, 43.5), strict=True))
-        self.scalars["interventions"] = {
-            "ivlp": {
-                towers: {
-                    name: {
-                        "accuracy": value,
-                        "correct": round(value * self.images / 100),
-                        "images": self.images,
-                        "gain": value - accuracy["none"],
-                        "gain_error": 2.0,
-                    }
-                    for name, value in accuracy.items()
-                }
-                for towers in ("both", "vision", "text")
-            }
+    def factorial(self):
+        """Every mixture's outcomes; each effect has a size of its own in each tower, and the two outcomes differ."""
+        self.scalars["factorial"] = {}
+        for model in self.models[1:]:
+            slots = bool(model["vision_prompts"] or model["text_prompts"])
+            self.mixtures(model["key"], effects_in_play(slots), CONSTANTS if slots else (), self.images)
+            if slots:
+                self.mixtures(f"{model['key']}:random", effects_in_play(slots), (), self.images // 2, scale=-0.4)
+
+    def mixtures(self, key, effects, constants, images, scale=1.0):
+        towers, streams = ("both", "vision", "text"), (*corners(effects), *constants)
+        sizes = {"attention": (0.11, 0.05, 0.03), "scale": (-0.06, -0.1, 0.07), "values": (0.9, 0.6, 0.25)}
+        outcome = self.draw.normal(-1.6, 0.5, (images, 1, 1)) + self.draw.normal(0, 0.2, (images, 3, len(streams)))
+        for k, stream in enumerate(streams):
+            letters, _, form = stream.partition(":")
+            for effect, letter in zip(effects, letters, strict=False):
+                outcome[:, :, k] += scale * np.array(sizes[effect]) * (letter == "P")
+            if form:
+                outcome[:, :, k] += scale * np.array(sizes["values"]) * {"token": 0.9, "vector": 0.45}[form]
+        self.arrays |= {
+            f"factorial/{key}/images": np.sort(self.draw.permutation(self.images)[:images]).astype(np.int32),
+            f"factorial/{key}/log_likelihood": outcome.astype(np.float32),
+            f"factorial/{key}/margin": (outcome + 1.1).astype(np.float32),
+            f"factorial/{key}/correct": (outcome + self.draw.normal(0, 0.3, outcome.shape) > -1.1).astype(np.uint8),
         }
+        facts = {"effects": list(effects), "towers": list(towers), "streams": list(streams), "images": images}
+        self.scalars["factorial"][key] = facts
+
+    def amounts(self):
+        self.scalars["amounts"] = {}
+        for model in self.models[1:]:
+            kept = (0, 0.4, 0.93, 1.04, 1) if model["vision_prompts"] else (0, 1, 1, 1, 1)
+            outcome = self.draw.normal(-1.6, 0.5, (self.images, 1)) + 0.8 * np.array(kept)
+            outcome += self.draw.normal(0, 0.2, outcome.shape)
+            path = f"amounts/{model['key']}"
+            self.arrays |= {
+                f"{path}/images": np.arange(self.images, dtype=np.int32),
+                f"{path}/log_likelihood": outcome.astype(np.float32),
+                f"{path}/correct": (outcome > -1.2).astype(np.uint8),
+            }
+            self.scalars["amounts"][model["key"]] = {"forms": list(FORMS), "images": self.images}
 
     def faithfulness(self):
         fractions = np.linspace(0, 1, 11)
@@ -263,20 +286,5 @@ class _Builder:
             self.scalars["examples"][key] = {"tokens": [words] * pictures}
 
     def verdict(self):
-        def row(name, value, error):
-            sentence = f"The {name} is {value:.2f}, so most of the order among the patches is kept."
-            return {
-                "name": name,
-                "text": f"{name} of the patches",
-                "value": value,
-                "standard_error": error,
-                "sentence": sentence,
-            }
-
-        hypotheses = {
-            key: {"title": title, "rows": [row("rank correlation", 0.71, 0.02), row("total variation", 0.18, None)]}
-            for key, title in HYPOTHESES.items()
-        }
-        conclusion = "Adding the prompts' values keeps 95 % of the gain; re-weighting alone keeps 32 %."
-        verdict = {"numbers": {"rank_correlation": 0.71, "gain": None}, "hypotheses": hypotheses}
-        self.scalars["verdict"] = {"ivlp": verdict | {"conclusion": conclusion}}
+        found = Findings(self.arrays, self.scalars)
+        self.scalars["verdict"], self.scalars["agreement"] = verdicts(found)

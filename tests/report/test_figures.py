@@ -6,17 +6,11 @@ import numpy as np
 import pytest
 from matplotlib.text import Text
 
-from clipbias.explain.results import INTERVENTIONS, MAPS
+from clipbias.explain.results import MAPS
 from clipbias.report import style
 from clipbias.report.attention_figures import text_attention_figure, vision_attention_figure
-from clipbias.report.causal_figures import (
-    INTERVENTION_NAMES,
-    MAP_NAMES,
-    area_table,
-    faithfulness_figure,
-    interventions_figure,
-)
 from clipbias.report.decomposition_figures import decomposition_figure
+from clipbias.report.faithfulness_figures import MAP_NAMES, area_table, faithfulness_figure
 from clipbias.report.map_figures import examples_figure, similarity_figures
 from clipbias.report.relevancy_figures import text_relevancy_figure, vision_relevancy_figure
 from clipbias.report.study_results import StudyResults
@@ -24,7 +18,7 @@ from tests.report.synthetic import synthetic_results
 
 EVERY = (
     *(text_relevancy_figure, vision_relevancy_figure, text_attention_figure, vision_attention_figure),
-    *(decomposition_figure, similarity_figures, interventions_figure, faithfulness_figure, examples_figure),
+    *(decomposition_figure, similarity_figures, faithfulness_figure, examples_figure),
 )
 
 
@@ -194,21 +188,6 @@ def test_similarity_numbers_are_the_maps_at_the_patch_centres():
     np.testing.assert_allclose([11 * row["value"] for row in rows], [1.5, 5.5, 9.5], rtol=1e-6)
 
 
-def test_interventions_are_bars_with_binomial_errors(study, drawn):
-    (drawing,) = drawn(interventions_figure)
-    assert [axes.get_title(loc="left") for axes in drawing.figure.axes] == [
-        "IVLP: both towers",
-        "IVLP: vision tower",
-        "IVLP: text tower",
-    ]
-    parts = study.section("interventions", "ivlp", "both")
-    widths = [patch.get_width() for patch in drawing.figure.axes[0].patches]
-    np.testing.assert_allclose(widths, [100 * part["correct"] / part["images"] for part in parts.values()])
-    row = numbers(drawing, tower="both", intervention="mean")[0]
-    share = parts["mean"]["correct"] / parts["mean"]["images"]
-    assert row["standard_error"] == pytest.approx(100 * np.sqrt(share * (1 - share) / 50))
-
-
 def test_faithfulness_draws_every_map_in_four_ways(study, drawn):
     (drawing,) = drawn(faithfulness_figure)
     grid = np.reshape(drawing.figure.axes, (3, 4))
@@ -262,6 +241,5 @@ def test_zero_shot_alone_and_single_heads_and_layers_can_be_drawn(draw):
         assert np.ptp(np.asarray(drawing.figure.canvas.buffer_rgba())) > 0
 
 
-def test_every_intervention_and_map_has_a_name():
-    assert list(INTERVENTION_NAMES) == list(INTERVENTIONS)
+def test_every_map_has_a_name():
     assert list(MAP_NAMES) == list(MAPS)

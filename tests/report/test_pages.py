@@ -7,7 +7,7 @@ import pytest
 from clipbias.errors import ClipbiasError
 from clipbias.explain.results import save_results
 from clipbias.report import pages, write_overview, write_report
-from clipbias.report.study_page import value_and_error
+from clipbias.report.study_page import value_and_interval
 from tests.report.markup import Page
 from tests.report.synthetic import synthetic_results
 
@@ -48,20 +48,20 @@ def written(tmp_path):
 
 
 def test_contents_lead_to_every_section(written, drawn):
-    _, page = written(only("interventions", "verdict"))
+    _, page = written(only("faithfulness", "verdict"))
     anchors = [link.removeprefix("#") for link in page.links if link.startswith("#")]
-    assert anchors == ["models", "verdict_ivlp", "interventions", "config"]
+    assert anchors == ["models", "verdict_ivlp", "verdict_bias", "faithfulness", "config"]
     assert set(anchors) <= set(page.identifiers)
 
 
 def test_pictures_are_inlined_and_the_files_lie_beside(written):
-    path, page = written(only("interventions"))
+    path, page = written(only("faithfulness"))
     images = [link for link in page.links if link.startswith("data:")]
-    png, pdf, numbers = (path.parent / "figures" / f"interventions.{kind}" for kind in ("png", "pdf", "csv"))
+    png, pdf, numbers = (path.parent / "figures" / f"faithfulness.{kind}" for kind in ("png", "pdf", "csv"))
     assert [base64.b64decode(image.split(",")[1]) for image in images] == [png.read_bytes()]
     assert pdf.is_file() and numbers.is_file()
     others = [link for link in page.links if not link.startswith(("data:", "#"))]
-    assert others == [f"figures/interventions.{kind}" for kind in ("pdf", "png", "csv")]
+    assert others == [f"figures/faithfulness.{kind}" for kind in ("pdf", "png", "csv")]
 
 
 def test_nothing_comes_from_the_network(written):
@@ -76,9 +76,9 @@ def test_verdict_models_and_config_are_told(written):
     verdict = results.scalars["verdict"]["ivlp"]
     for words in (
         verdict["conclusion"],
-        verdict["hypotheses"]["both"]["title"],
-        verdict["hypotheses"]["bias"]["rows"][0]["sentence"],
-        "0.710 ± 0.020",
+        *verdict["sentences"],
+        verdict["rows"][0]["sentence"],
+        "0.710 (0.627 to 0.793)",  # 0.71 ± 1.96 · 6 %
         "72.00 ± 6.35",  # 36 of 50, binomial standard error
         "a photo of a {}.",
         '"normalisation": "sum"',
@@ -87,12 +87,13 @@ def test_verdict_models_and_config_are_told(written):
 
 
 def test_every_text_is_escaped(written, drawn):
-    results = only("verdict", "interventions")
+    results = only("verdict", "faithfulness")
     results.scalars["dataset"]["name"] = HOSTILE
     results.scalars["config"]["note"] = HOSTILE
     results.scalars["models"][1]["label"] = HOSTILE
     results.scalars["verdict"]["ivlp"]["conclusion"] = HOSTILE
-    results.scalars["verdict"]["ivlp"]["hypotheses"]["bias"]["rows"][0]["sentence"] = HOSTILE
+    results.scalars["verdict"]["ivlp"]["rows"][0]["sentence"] = HOSTILE
+    results.scalars["verdict"]["ivlp"]["sentences"][0] = HOSTILE
     path, page = written(results)
     assert page.tags.count("img") == 1  # the figure
     assert "<img src=x" not in path.read_text("utf-8")
@@ -109,24 +110,29 @@ def test_missing_results_are_one_sentence(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("value", "error", "text"),
-    [(None, None, "–"), (0.71234, 0.02, "0.712 ± 0.020"), (-0.5, None, "-0.500"), (71.26, 1, "71.3 ± 1.0")],
+    ("value", "ends", "unit", "text"),
+    [
+        (None, (None, None), "px", "–"),
+        (0.71234, (0.69, 0.73), "", "0.712 (0.690 to 0.730)"),
+        (-0.5, (None, None), "nats", "-0.500 nats"),
+        (71.26, (70, 72), "px", "71.3 px (70.0 to 72.0)"),
+    ],
 )
-def test_a_value_and_its_error(value, error, text):
-    assert value_and_error({"value": value, "standard_error": error}) == text
+def test_a_value_and_its_interval(value, ends, unit, text):
+    assert value_and_interval({"value": value, "unit": unit, "low": ends[0], "high": ends[1]}) == text
 
 
 def test_every_figure_is_drawn(written, drawn):
     _, page = written(synthetic_results(layers=1, heads=1, pictures=1))
     assert [name for name in page.identifiers if name in drawn] == list(drawn)
     assert list(drawn) == [
-        *("interventions", "fig1_decomposition", "fig2_text_relevancy", "fig3_vision_relevancy"),
+        *("fig1_decomposition", "fig2_text_relevancy", "fig3_vision_relevancy"),
         *("fig4_text_attention", "fig5_vision_attention", "fig6_similarity_ivlp", "fig6_rank_correlation"),
         *("faithfulness", "examples"),
     ]
 
 
-def folders(tmp_path, *datasets, names=("verdict", "interventions")):
+def folders(tmp_path, *datasets, names=("verdict",)):
     made = []
     for index, dataset in enumerate(datasets):
         results = only(*names)
