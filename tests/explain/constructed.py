@@ -9,10 +9,13 @@ that readout. Every model is wrong, or at chance, before it is tuned, and right 
 """
 
 import dataclasses
+import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from PIL import Image
 
+from clipbias.data import Split
 from tests.reference import numpy_clip
 from tests.reference.methods import Reference
 from tests.reference.weights import State
@@ -114,25 +117,35 @@ def _with_texts(state: State, clip: Reference) -> State:
     return {**state, "text_projection.weight": (np.linalg.pinv(rows) @ features).T, "logit_scale": np.log(5.0)}
 
 
-def pictures(labels: np.ndarray, *, opposed: bool = False, other: bool = False, seed: int = 0) -> np.ndarray:
+def pictures(
+    labels: np.ndarray,
+    *,
+    opposed: np.ndarray | bool = False,
+    other: bool = False,
+    strength: np.ndarray | float = 1.0,
+    seed: int = 0,
+) -> np.ndarray:
     """[B, 16, 16, 3] images of these classes.
 
     Args:
-      opposed: half of the patches, of another type, show evidence for the wrong class.
-      other: every patch also shows evidence of the other sort, for the wrong class.
+      opposed: whether the half of the patches that is of another type shows evidence for the wrong class; [B] or one.
+      other: whether every patch also shows evidence of the other sort, for the wrong class.
+      strength: of the evidence, [B] or one.
     """
     rng = np.random.default_rng(seed)
+    opposed, strength = (np.broadcast_to(x, labels.shape) for x in (opposed, strength))
     images = np.zeros((len(labels), GRID * PATCH_SIZE, GRID * PATCH_SIZE, 3))
-    for image, label in zip(images, labels, strict=True):
-        wrong = rng.permutation(PATCHES) < PATCHES // 2 if opposed else np.zeros(PATCHES, bool)
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+        of_other_type = rng.permutation(PATCHES) < PATCHES // 2
         for patch in range(PATCHES):
-            numbers = {TYPE: -1 if wrong[patch] else 1}
-            numbers[EVIDENCE[1 - label if wrong[patch] else label]] = rng.uniform(0.8, 1.2)
+            numbers = {TYPE: -1 if of_other_type[patch] else 1}
+            shown = 1 - label if opposed[i] and of_other_type[patch] else label
+            numbers[EVIDENCE[shown]] = strength[i] * rng.uniform(0.8, 1.2)
             if other:
                 numbers[OTHER[1 - label]] = rng.uniform(0.8, 1.2)
             top, left = (PATCH_SIZE * place for place in divmod(patch, GRID))
-            for i, number in enumerate(SHOWN):
-                row, column = divmod(i, PATCH_SIZE)
+            for place, number in enumerate(SHOWN):
+                row, column = divmod(place, PATCH_SIZE)
                 image[top + row, left + column, 0] = numbers.get(number, 0)
     return images
 
@@ -152,21 +165,30 @@ def _labels(count: int) -> np.ndarray:
     return np.arange(count) % 2
 
 
+TURNED = [({CLS: 1}, {TYPE: -8.0}), ({FLAG: 1}, {TYPE: 16.0}), NO_PROMPTS]
+
+
 def attention_only(clip: Reference, count: int, method: str = "vpt") -> Constructed:
     """Tuning raises a flag in the first layer that nothing reads but the second layer's query of `[cls]`.
 
     Unflagged it looks at patches that show the wrong class, flagged at the others.
     """
-    strength = 8.0
-    layers = [
-        Layer(values={(FLAG, PROMPT): 1 / UNIFORM_MASS}),
-        Layer([({CLS: 1}, {TYPE: -strength}), ({FLAG: 1}, {TYPE: 2 * strength}), NO_PROMPTS], READ_EVIDENCE),
-    ]
+    layers = [Layer(values={(FLAG, PROMPT): 1 / UNIFORM_MASS}), Layer(TURNED, READ_EVIDENCE)]
     labels = _labels(count)
     found = Constructed(build(clip, layers, {}), pictures(labels, opposed=True), labels)
     if method == "bias":
         return dataclasses.replace(found, bias=np.stack([paired({FLAG: 1}), *np.zeros((LAYERS - 1, 2 * NUMBERS))]))
     return dataclasses.replace(found, prompts=_two_prompts())
+
+
+def attention_and_values(clip: Reference, count: int) -> Constructed:
+    """Images of the first class need other attention; in those of the second a constant hides their faint evidence."""
+    bias, faint = 0.17, 0.03
+    written = {(FLAG, PROMPT): 1 / UNIFORM_MASS, (READOUT[0], PROMPT): -bias / UNIFORM_MASS}
+    layers = [Layer(values=written), Layer(TURNED, READ_EVIDENCE)]
+    labels = _labels(count)
+    images = pictures(labels, opposed=labels == 0, strength=np.where(labels, faint, 1.0))
+    return Constructed(build(clip, layers, {READOUT[0]: bias}), images, labels, _two_prompts())
 
 
 def scale_only(clip: Reference, count: int) -> Constructed:
@@ -214,6 +236,7 @@ def image_values(clip: Reference, count: int) -> Constructed:
 
 CONSTRUCTED = {
     "attention": attention_only,
+    "both": attention_and_values,
     "scale": scale_only,
     "constant": constant_values,
     "kinds": lambda clip, count: constant_values(clip, count, by_kind=True),
@@ -221,3 +244,15 @@ CONSTRUCTED = {
     "attention, bias": lambda clip, count: attention_only(clip, count, "bias"),
     "constant, bias": lambda clip, count: constant_values(clip, count, method="bias"),
 }
+
+
+def split(made: Constructed, mean: np.ndarray, deviation: np.ndarray) -> Split:
+    """The images as a dataset of PNG files, rounded to eight bits."""
+    pixels = np.clip(np.rint(255 * (made.images * deviation + mean)), 0, 255).astype(np.uint8)
+
+    def read(index: int) -> bytes:
+        file = io.BytesIO()
+        Image.fromarray(pixels[index]).save(file, "PNG")
+        return file.getvalue()
+
+    return Split(tuple(f"{index}.png" for index in range(len(pixels))), made.labels, read)
