@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-from clipbias.explain.factorial_section import compute_factorial
 
 import clipbias
 from clipbias.clip import Adaptation, Clip, convert, encode_image
@@ -18,6 +17,7 @@ from clipbias.clip.tensors import Tensor
 from clipbias.explain.dataset_sections import compute_predictions
 from clipbias.explain.decomposition import observe_parts
 from clipbias.explain.factorial import CONSTANTS, corners, effects_in_play, mix_images, slot_means
+from clipbias.explain.factorial_section import compute_factorial
 from clipbias.explain.options import StudyOptions
 from clipbias.explain.results import Findings
 from clipbias.explain.study import Model, Study
