@@ -53,7 +53,8 @@ def main(config: ConfigDict, workdir: Path) -> None:
             # The last batch is padded, so that one compiled program serves all.
             missing = min(config.batch_size, len(files)) - len(chunk)
             filled = np.pad(pictures, ((0, missing), (0, 0), (0, 0), (0, 0)))
-            probabilities, maps = classify(task, params, learnables, classes, filled, config.start_layer)
+            mask = np.arange(len(filled)) < len(chunk)
+            probabilities, maps = classify(task, params, learnables, classes, filled, mask, config.start_layer)
             for i, path in enumerate(chunk):
                 best = np.argsort(-probabilities[i], kind="stable")[: config.top]
                 found.append(
@@ -151,17 +152,26 @@ def read(files: Sequence[Path], task: Task, config: ConfigDict) -> Iterator[tupl
 
 @functools.partial(jax.jit, static_argnums=0)
 def _probabilities(
-    classifier: Classifier, params: Params, learnables: Learnables, images: jax.Array, classes: Text
+    classifier: Classifier, params: Params, learnables: Learnables, images: jax.Array, classes: Text, mask: jax.Array
 ) -> jax.Array:
-    return jax.nn.softmax(classifier.logits(params, learnables, images, classes), axis=-1)
+    return jax.nn.softmax(classifier.logits(params, learnables, images, classes, mask), axis=-1)
 
 
 def classify(
-    task: Task, params: Params, learnables: Learnables, classes: Text, pictures: np.ndarray, start_layer: int
+    task: Task,
+    params: Params,
+    learnables: Learnables,
+    classes: Text,
+    pictures: np.ndarray,
+    mask: np.ndarray,
+    start_layer: int,
 ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
-    """Probabilities `[B, C]`, and with --relevancy the maps `[B, M + V]` and `[B, N]` of each image's best class."""
+    """Probabilities `[B, C]`, and with --relevancy the maps `[B, M + V]` and `[B, N]` of each image's best class.
+
+    `mask [B]` says which of the pictures are there; the others only fill the batch.
+    """
     images = task.clip.preprocessing.normalize(pictures)
-    probabilities = np.asarray(_probabilities(task.classifier, params, learnables, images, classes))
+    probabilities = np.asarray(_probabilities(task.classifier, params, learnables, images, classes, mask))
     if not _RELEVANCY.value:
         return probabilities, None
     maps = relevancy(task, params, learnables, images, probabilities.argmax(-1), start_layer=start_layer)

@@ -13,8 +13,9 @@ class Adaptation:
     """A pytree of additions to a frozen CLIP. Absent (`None`) parts cost nothing.
 
     Attributes:
-      text_context: `[T, Dt]`, or `[C, T, Dt]` with one context per class. Replaces the token embeddings of the context
-        positions, before position embeddings are added.
+      text_context: `[T, Dt]`, or `[S, T, Dt]` where each of `S` contexts is that of as many texts in a row: one per
+        class, or one per template. Replaces the token embeddings of the context positions, before position embeddings
+        are added.
       text_prompts: `[depth - 1, T, Dt]`. Row `i - 1` replaces the context tokens at the input of block `i`, nothing
         added; from block `depth` on nothing is replaced.
       vision_prompts: `[depth, V, Dv]`. Row 0 is appended after the position embeddings and before the pre-LayerNorm;

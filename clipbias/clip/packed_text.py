@@ -40,7 +40,7 @@ class PackedTokens:
 
     Attributes:
       ids, positions, context_rows, classes: int32 `[G, P + U]`: token id, position in its text, context row (-1: none)
-        and class of every token.
+        and class of every token; of the shared ones, a class of the group's.
       texts: int32 `[G, tiles, S]`, `tiles · S = U`: the class of each token after the shared ones, -1 for padding.
       ends: int32 `[G, Cg]`: where among the `P + U` each of the group's `Cg` classes has its end-of-text token; `P + U`
         where a group has fewer classes than another.
@@ -79,21 +79,29 @@ def _deal(lengths: np.ndarray, groups: int) -> list[list[int]]:
     return members
 
 
-def pack(tokens: TextTokens, *, groups: int = 1, class_specific: bool = False) -> PackedTokens:
+def pack(tokens: TextTokens, *, groups: int = 1, class_specific: bool = False, sets: int = 1) -> PackedTokens:
     """Packs concrete `TextTokens` (on the host).
 
     Args:
       groups: the number of devices that share the classes.
       class_specific: contexts differ between classes, so only what stands before them is shared.
+      sets: the number of contexts, each of as many texts in a row. Every group is then one of each set, side by side,
+        and what is shared is so within a set.
     """
     ids, rows, eos = (np.asarray(x) for x in (tokens.ids, tokens.context_rows, tokens.eos))
-    shared = shared_tokens(tokens, class_specific=class_specific)
+    each = len(ids) // sets
+    spans = [slice(start, start + each) for start in range(0, len(ids), each)]
+    shared = min(
+        shared_tokens(TextTokens(ids[span], rows[span], eos[span]), class_specific=class_specific) for span in spans
+    )
     lengths = eos + 1 - shared
-    members = _deal(lengths, groups)
+    dealt = [[[span.start + i for i in group] for group in _deal(lengths[span], groups)] for span in spans]
+    members = [group for side_by_side in zip(*dealt, strict=True) for group in side_by_side]
+    groups *= sets
     size = max(TILE, -(-int(lengths.max()) // 8) * 8)
     starts = [first_fit(lengths[group], size) for group in members]
     unique = (1 + max(int(start.max(initial=0)) for start in starts) // size) * size
-    per_group = -(-len(ids) // groups)
+    per_group = -(-each // (groups // sets))
 
     def grid(fill: int, *shape: int) -> np.ndarray:
         return np.full(shape, fill, np.int32)
@@ -101,8 +109,9 @@ def pack(tokens: TextTokens, *, groups: int = 1, class_specific: bool = False) -
     packed_ids, positions, classes = (grid(0, groups, shared + unique) for _ in range(3))
     context_rows, texts = grid(-1, groups, shared + unique), grid(-1, groups, unique)
     ends, order = grid(shared + unique, groups, per_group), grid(0, len(ids))
-    packed_ids[:, :shared], context_rows[:, :shared] = ids[0, :shared], rows[0, :shared]
-    positions[:, :shared] = np.arange(shared)
+    firsts = np.tile([span.start for span in spans], groups // sets)
+    packed_ids[:, :shared], context_rows[:, :shared] = ids[firsts, :shared], rows[firsts, :shared]
+    positions[:, :shared], classes[:, :shared] = np.arange(shared), firsts[:, None]
     for g, group in enumerate(members):
         for place, (index, start) in enumerate(zip(group, starts[g], strict=True)):
             length = int(lengths[index])
@@ -180,7 +189,7 @@ def encode_packed_text(
     """
     adaptation = adaptation or NOTHING
     # Whole lengths are checked where texts become tokens.
-    check_text_parts(adaptation, config, tokens.order.shape[0], tokens.shared + 1)
+    check_text_parts(adaptation, config, len(tokens.order), tokens.shared + 1)
 
     def run(part: PackedTokens) -> jax.Array:
         return _group_features(params, config, part, adaptation, remat=remat, dtype=dtype)
@@ -223,7 +232,7 @@ def _group_features(
         return jnp.concatenate([put(x[:, scope], tokens.context_rows[:, scope]), x[:, shared:]], axis=1)
 
     classes = tokens.classes[:, scope]
-    x = in_scope(x, lambda y, rows: put_context(y, adaptation.text_context, rows, classes))
+    x = in_scope(x, lambda y, rows: put_context(y, adaptation.text_context, rows, classes, len(tokens.order)))
     x = x + weights["position_embedding"].astype(dtype)[tokens.positions]
 
     is_end = jax.vmap(lambda at: jnp.zeros(x.shape[1], bool).at[at].set(True, mode="drop"))(jnp.asarray(tokens.ends))

@@ -59,24 +59,26 @@ def put_context(
     embeddings: jax.Array,
     context: jax.Array | None,
     rows: jax.Array | np.ndarray,
-    classes: jax.Array | np.ndarray,
+    texts: jax.Array | np.ndarray,
+    count: int,
 ) -> jax.Array:
     """Replaces token embeddings `[..., D]` by context rows where `rows [...] >= 0`.
 
     Args:
-      context: `[T, D]` shared, `[C, T, D]` class-specific, or `None`.
-      classes: int32, broadcastable to `rows`: the class each token belongs to.
+      context: `[T, D]` shared, `[S, T, D]` each for as many texts in a row, or `None`.
+      texts: int32, broadcastable to `rows`: the text each token belongs to.
+      count: how many texts there are.
     """
     if context is None or context.shape[-2] == 0:
         return embeddings
     context = jnp.asarray(context)  # a NumPy array takes no traced index
     at = jnp.maximum(rows, 0)
-    chosen = context[at] if context.ndim == 2 else context[classes, at]
+    chosen = context[at] if context.ndim == 2 else context[texts // (count // context.shape[0]), at]
     return jnp.where((rows >= 0)[..., None], chosen.astype(embeddings.dtype), embeddings)
 
 
-def check_text_parts(adaptation: Adaptation, config: ClipConfig, classes: int, tokens: int) -> None:
-    """Refuses text parts of an adaptation that do not fit the tower or the number of classes."""
+def check_text_parts(adaptation: Adaptation, config: ClipConfig, texts: int, tokens: int) -> None:
+    """Refuses text parts of an adaptation that do not fit the tower or the number of texts."""
     geometry, context = config.text, adaptation.text_context
     check_prompts(adaptation.text_prompts, geometry, "text_prompts", extra=1)
     check_bias(adaptation.text_bias, geometry, "text_bias", geometry.context_length)
@@ -88,8 +90,8 @@ def check_text_parts(adaptation: Adaptation, config: ClipConfig, classes: int, t
         raise ClipbiasError(
             f"text_context has shape {context.shape}; expected [T, {geometry.width}] or [C, T, {geometry.width}]."
         )
-    if context.ndim == 3 and context.shape[0] != classes:
-        raise ClipbiasError(f"text_context holds contexts of {context.shape[0]} classes; the task has {classes}.")
+    if context.ndim == 3 and texts % context.shape[0]:
+        raise ClipbiasError(f"text_context holds {context.shape[0]} contexts; {texts} texts cannot share them evenly.")
 
 
 def text_layers(params: Mapping[str, Any], adaptation: Adaptation, dtype: jnp.dtype) -> tower.LayerInput:
@@ -116,7 +118,7 @@ def embed_text(
     check_text_parts(adaptation, config, classes, length)
     weights = outside_layers(params["text"], adaptation.text_weights)
     x = weights["token_embedding"].astype(dtype)[tokens.ids]
-    x = put_context(x, adaptation.text_context, tokens.context_rows, jnp.arange(classes)[:, None])
+    x = put_context(x, adaptation.text_context, tokens.context_rows, jnp.arange(classes)[:, None], classes)
     positions = jnp.arange(length)
     return tower.TowerInput(
         tokens=x + weights["position_embedding"][:length].astype(dtype),

@@ -153,8 +153,11 @@ def _context_words(one: Learned, options: InterpretOptions) -> list[dict[str, An
         return []
     rows, tokens = np.asarray(context).reshape(-1, context.shape[-1]), context.shape[-2]
     near = context_words(rows, np.asarray(one.task.clip.params["text"]["token_embedding"]), options.words)
-    names = one.task.class_names if context.ndim == 3 else None
-    return [_entry(one, 0, names[i // tokens] if names else None, i % tokens, near, i) for i in range(len(rows))]
+    names = one.task.class_names if context.ndim == 3 and len(context) == len(one.task.texts) else None
+    return [
+        _entry(one, 0, names[i // tokens % len(names)] if names else None, i % tokens, near, i)
+        for i in range(len(rows))
+    ]
 
 
 def _prompt_words(

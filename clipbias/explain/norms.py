@@ -121,7 +121,8 @@ def _first(task: Task, adaptation: Adaptation, classes: int) -> tuple[TextTokens
     tokens = jax.tree.map(lambda leaf: jnp.asarray(leaf[:count]), task.tokens)
     context = adaptation.text_context
     if context is not None and context.ndim == 3:
-        adaptation = dataclasses.replace(adaptation, text_context=context[:count])
+        each = jnp.repeat(context, len(task.texts) // context.shape[0], axis=0)[:count]
+        adaptation = dataclasses.replace(adaptation, text_context=each)
     return tokens, adaptation
 
 

@@ -66,7 +66,13 @@ def target_adaptation(classifier: Classifier, learnables: Learnables, targets: j
     adaptation = classifier.method.adapt(learnables)
     context, residual = adaptation.text_context, adaptation.text_residual
     if context is not None and context.ndim == 3:
-        adaptation = dataclasses.replace(adaptation, text_context=jnp.asarray(context)[targets])
+        context = jnp.asarray(context)
+        if context.shape[0] == classifier.templates:  # of templates, in the order of `target_text`
+            chosen = jnp.tile(context, (targets.shape[0], 1, 1))
+        else:
+            by_class = context.reshape(classifier.templates, -1, *context.shape[1:])[:, targets]
+            chosen = by_class.swapaxes(0, 1).reshape(-1, *context.shape[1:])
+        adaptation = dataclasses.replace(adaptation, text_context=chosen)
     if residual is not None:
         adaptation = dataclasses.replace(adaptation, text_residual=jnp.asarray(residual)[targets])
     return adaptation

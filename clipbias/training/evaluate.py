@@ -57,20 +57,29 @@ def image_features(
 
 @functools.partial(jax.jit, static_argnames=("classifier", "runs"))
 def predictions(
-    classifier: Classifier, params: Params, learnables: Learnables, images: jax.Array, text: Text, *, runs: int
+    classifier: Classifier,
+    params: Params,
+    learnables: Learnables,
+    images: jax.Array,
+    text: Text,
+    mask: jax.Array,
+    *,
+    runs: int,
 ) -> jax.Array:
     """The most likely class under each run: int32 `[R, B]`.
 
     Args:
       images: features `[R, B, d]`, or `[1, B, d]` where they are the same for all runs.
       text: features `[R, S · C, d]`, or `[1, S · C, d]`; the texts themselves where they depend on the image.
+      mask: `[B]`, which of the images count; the others only fill the batch.
+      runs: `R`.
     """
     conditional = classifier.method.conditional
 
     def one(learnables: Learnables, image: jax.Array, own: jax.Array) -> jax.Array:
         if conditional:
             own = classifier.texts_for(params, learnables, classifier.method.adapt(learnables), image, text)
-        return classifier.head(params, learnables, image, own).argmax(-1).astype(jnp.int32)
+        return classifier.head(params, learnables, image, own, mask).argmax(-1).astype(jnp.int32)
 
     features = images if conditional else jnp.asarray(text)
     images, features = (jnp.broadcast_to(x, (runs, *x.shape[1:])) for x in (images, features))
@@ -170,7 +179,8 @@ class Evaluator:
         with explain_exhaustion("lower --config.eval_batch_size."):
             texts = self._texts(classifier, learnables, text, runs)
             for features, batch in self._features(classifier, learnables, runs):
-                yield predictions(classifier, self.params, learnables, features, texts, runs=runs), batch
+                mask = meshes.place_rows(self.mesh, batch["mask"])
+                yield predictions(classifier, self.params, learnables, features, texts, mask, runs=runs), batch
 
     def accuracy(
         self, classifier: Classifier, learnables: Learnables, text: Text, *, runs: int

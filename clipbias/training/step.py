@@ -139,7 +139,7 @@ def loss_and_gradients(
 
     def terms(learned: Learnables) -> tuple[dict[str, jax.Array], jax.Array]:
         learnables = {**learned, CONSTANTS: constants} if constants else learned
-        terms, logits = classifier.losses(params, learnables, images, labels, text, reference, rng)
+        terms, logits = classifier.losses(params, learnables, images, labels, text, reference, rng, mask)
         correct = (logits.argmax(-1) == labels) & mask
         return {name: mean_loss(term, mask) for name, term in terms.items()}, correct.sum() / mask.sum()
 

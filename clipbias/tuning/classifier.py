@@ -108,17 +108,29 @@ class Classifier:
         """`[…, S · C, d]` as `[…, S, C, d]`."""
         return features.reshape(*features.shape[:-2], self.templates, -1, features.shape[-1])
 
-    def logits(self, params: Params, learnables: Learnables, images: jax.Array, text: Text) -> jax.Array:
-        """The method's logits `[B, C]`, `exp(logit_scale) · cos(f, g)` unless it has a head of its own."""
+    def logits(
+        self, params: Params, learnables: Learnables, images: jax.Array, text: Text, mask: jax.Array | None = None
+    ) -> jax.Array:
+        """The method's logits `[B, C]`, `exp(logit_scale) · cos(f, g)` unless it has a head of its own.
+
+        `mask [B]` says which of the images count, the others only fill a batch.
+        """
         adaptation = self.method.adapt(learnables)
         image = self.encode_images(params, adaptation, images)
         texts = self.texts_for(params, learnables, adaptation, image, text)
-        return self.head(params, learnables, image, texts)
+        return self.head(params, learnables, image, texts, mask)
 
-    def head(self, params: Params, learnables: Learnables, image: jax.Array, text: jax.Array) -> jax.Array:
+    def head(
+        self,
+        params: Params,
+        learnables: Learnables,
+        image: jax.Array,
+        text: jax.Array,
+        mask: jax.Array | None = None,
+    ) -> jax.Array:
         """Logits `[B, C]` of features as the towers make them: `[B, d]` of images, of texts as of `texts_for`."""
         with jax.default_matmul_precision("highest"):
-            return self.method.logits(learnables, self._features(params, image, self.by_text(text)))
+            return self.method.logits(learnables, self._features(params, image, self.by_text(text), mask))
 
     def losses(
         self,
@@ -129,6 +141,7 @@ class Classifier:
         text: Text,
         reference: jax.Array | None,
         rng: jax.Array | None = None,
+        mask: jax.Array | None = None,
     ) -> tuple[dict[str, jax.Array], jax.Array]:
         """The terms of the loss by name, `[B]` or a number each, and the logits `[B, C]`.
 
@@ -138,12 +151,13 @@ class Classifier:
           text: what stands for the classes.
           reference: features `[S' · C, d]` of the teacher's texts, or `None`.
           rng: key of what is random in a training step; `None` leaves that out.
+          mask: `[B]`, which of the images count; the others only fill a batch.
         """
         method = self.method
         adaptation = method.adapt(learnables) if rng is None else method.adapt_in_training(learnables, rng)
         image = self.encode_images(params, adaptation, images)
         texts = self.texts_for(params, learnables, adaptation, image, text)
-        features = self._features(params, image, self.by_text(texts))
+        features = self._features(params, image, self.by_text(texts), mask)
         if reference is not None:
             plain = self.encode_images(params, NOTHING, images) if adaptation.changes_vision else image
             reference = reference.reshape(-1, features.text.shape[-2], reference.shape[-1])
@@ -152,10 +166,10 @@ class Classifier:
             logits = method.logits(learnables, features)
             return dict(method.losses(learnables, features, logits, labels)), logits
 
-    def _features(self, params: Params, image: jax.Array, text: jax.Array) -> Features:
+    def _features(self, params: Params, image: jax.Array, text: jax.Array, mask: jax.Array | None = None) -> Features:
         patches = image[:, 1:] if self.method.patches else None
         scale = jnp.exp(self.method.logit_scale(params))
-        return Features(self.of_image(image), text, scale, patches=patches)
+        return Features(self.of_image(image), text, scale, patches=patches, mask=mask)
 
     def changes_text(self, learnables: Learnables) -> bool:
         """Whether the text tower's output depends on the learnables; if not, it is computed once."""

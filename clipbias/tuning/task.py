@@ -121,9 +121,16 @@ class Task:
                     f"the method's {name} have {learned.shape[-2]} tokens, but its text() keeps "
                     f"{text.context_tokens} places for them; set PromptText.context_tokens."
                 )
-        context = adaptation.text_context
-        specific = context is not None and len(context.shape) == 3
-        self.text: PackedTokens = pack(self.tokens, groups=groups * chunks, class_specific=specific)
+        context, sets, specific = adaptation.text_context, 1, False
+        if context is not None and len(context.shape) == 3:
+            if context.shape[0] not in (count, len(self.texts)):
+                raise ClipbiasError(
+                    f"the method's text_context holds {context.shape[0]} contexts, but its task has {len(self.texts)} "
+                    f"texts of {count} templates; give one for each of these or of those."
+                )
+            # Contexts of templates are sets of texts; others are of single texts.
+            sets, specific = (count, False) if context.shape[0] == count else (1, True)
+        self.text: PackedTokens = pack(self.tokens, groups=groups * chunks, class_specific=specific, sets=sets)
         self.shapes = shapes
         self._groups = groups
         self._reference = method.reference(template, clip)

@@ -25,9 +25,9 @@ FIRST = {kind: name for name, (kind, _) in reversed(METHODS.items())}
 CLASS_BOUND = {"taskres", "linear_probe", "lp_plus_plus", "gda", "clap"}
 
 # Whose logits no map of relevancy follows, and why.
-UNEXPLAINED = {"cocoop": "depend on the image"}
+UNEXPLAINED = {"cocoop": "depend on the image", "plot": "features of patches"}
 # The model reads 24 tokens.
-OPTIONS = {"prograd": {"tokens": 8}}
+OPTIONS = {"prograd": {"tokens": 8}, "plot": {"tokens": 8}}
 
 
 def tuned(task: Task) -> Learnables:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests import helpers
-from tests.reference import gradients, methods, prompts_cocoop, weights
+from tests.reference import gradients, methods, numpy_clip, prompts_cocoop, prompts_plot, weights
 from tests.reference.cases import CLASS_NAMES
 from tests.reference.differences import against_differences
 
@@ -52,7 +52,7 @@ def test_cocoops_shift_is_one_vector_for_all_tokens_and_differs_between_images(c
     start = cocoop_start(clip)
     moved = prompts_cocoop.logits(clip, CLASS_NAMES, start, images)
     for b in range(len(images)):
-        feature = prompts_cocoop.numpy_clip.encode_image(clip.state, clip.config, images[b : b + 1]).features[0]
+        feature = numpy_clip.encode_image(clip.state, clip.config, images[b : b + 1]).features[0]
         context = start["text_context"] + prompts_cocoop.shift(start, feature)[0]
         alone = methods.task_logits(clip, "coop", CLASS_NAMES, {"text_context": context}, images)
         np.testing.assert_allclose(alone[b], moved[b], rtol=1e-12)
@@ -64,8 +64,57 @@ def test_gradients_of_cocoop_equal_finite_differences(clip, images):
 
     def loss(learnables):
         scores = prompts_cocoop.logits(clip, CLASS_NAMES, learnables, images)
-        return prompts_cocoop.numpy_clip.cross_entropy(scores, LABELS)
+        return numpy_clip.cross_entropy(scores, LABELS)
 
     losses, found = prompts_cocoop.loss_and_gradients(clip, CLASS_NAMES, start, images, LABELS)
     assert losses["cross_entropy"] == pytest.approx(loss(start), rel=1e-12)
     assert max(against_differences(loss, start, found, directions=2).values()) < 1e-6
+
+
+# PLOT
+
+
+def test_plans_have_the_sums_that_are_asked_for_and_prefer_what_is_alike():
+    rng = np.random.default_rng(1)
+    similarity = prompts_plot.similarities(rng.normal(size=(6, 2, 8)), rng.normal(size=(3, 4, 8)))
+    plans, rounds = prompts_plot.plans(similarity)
+    assert rounds > 1
+    np.testing.assert_allclose(plans.sum(2), 1 / 3, atol=1e-12)  # columns were set last
+    np.testing.assert_allclose(plans.sum(3), 1 / 6, atol=0.02)
+    # None has a smaller cost with entropy: `log Π` is `-cost/ε` up to what belongs to rows and columns.
+    rest = np.log(plans) + (1 - similarity) / 0.1
+    for axis in (2, 3):
+        rest = rest - rest.mean(axis, keepdims=True)
+    np.testing.assert_allclose(rest, 0, atol=1e-9)
+
+
+def test_transport_of_features_that_are_all_alike_is_the_cosine():
+    rng = np.random.default_rng(2)
+    image, text = rng.normal(size=(1, 3, 8)), rng.normal(size=(1, 4, 8))
+    clip = methods.Reference({"logit_scale": np.array(2.0)}, {}, None)
+    found = prompts_plot.transport_logits(clip, np.repeat(image, 5, axis=0), np.repeat(text, 4, axis=0))
+    np.testing.assert_allclose(found, numpy_clip.logits(clip.state, image[0], text[0]), rtol=1e-12)
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_gradients_of_plot_equal_finite_differences_at_a_fixed_plan(clip, images, pooled):
+    width = clip.config["text_config"]["hidden_size"]
+    start = {"text_context": 0.3 * weights.deterministic_uniform(52, 0, (3, 4, width))}
+    patches, whole = prompts_plot.patch_features(clip, images)
+
+    def text(learnables):
+        passes = prompts_plot.plot_forward(clip, CLASS_NAMES, learnables, images)
+        return np.stack([saved.text_features for _, saved in passes])
+
+    plan, _ = prompts_plot.plans(prompts_plot.similarities(patches, text(start)))
+
+    def loss(learnables):
+        own = text(learnables)
+        found = prompts_plot.transport_logits(clip, patches, own, plan)
+        found = found + prompts_plot.mean_logits(clip, whole, own) if pooled else found
+        return numpy_clip.cross_entropy(found, LABELS)
+
+    arguments = (clip, CLASS_NAMES, start, images, LABELS)
+    losses, found = prompts_plot.plot_loss_and_gradients(*arguments, pooled=pooled)
+    assert losses["cross_entropy"] == pytest.approx(loss(start), rel=1e-12)
+    assert max(against_differences(loss, start, found).values()) < 1e-6

@@ -12,8 +12,9 @@ import clipbias
 from clipbias.clip import Clip
 from clipbias.training import step as training
 from clipbias.tuning import Task
+from clipbias.tuning.transport import sinkhorn
 from tests import helpers
-from tests.reference import methods, prompts_cocoop
+from tests.reference import methods, prompts_cocoop, prompts_plot
 from tests.reference.gradients import sgd
 from tests.reference.weights import double
 from tests.tuning import weights_common as common
@@ -99,3 +100,44 @@ def test_cocoop_starts_as_torchs_linear_layers_and_the_words_do(pair) -> None:
     fresh = jax.jit(task.logits)(clip.params, runs[0], normalised(clip, raw))
     plain = jax.jit(Task(clip, "zero_shot", CLASS_NAMES).logits)(clip.params, {}, normalised(clip, raw))
     assert np.abs(fresh - plain).max() > 0.1
+
+
+# PLOT
+
+
+class PLOT:
+    def __init__(self, clip: methods.Reference, pooled: bool) -> None:
+        self.clip, self.options = clip, {"pooled": pooled}
+
+    def logits(self, learnables, images):
+        return prompts_plot.plot_logits(self.clip, CLASS_NAMES, learnables, images, **self.options)
+
+    def losses(self, learnables, images):
+        return prompts_plot.plot_loss_and_gradients(self.clip, CLASS_NAMES, learnables, images, LABELS, **self.options)
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_plot(pair, pictures, pooled) -> None:
+    clip, reference = pair
+    task = Task(clip, "plot", CLASS_NAMES, tokens=5, sets=3, pooled=pooled)
+    assert task.text.shared == 6  # the start and each set's context
+    check_rule(task, common.drawn(task.shapes, 0.4, seed=3), pictures, PLOT(reference, pooled))
+
+
+def test_plans_end_for_the_images_that_count_together() -> None:
+    rng = np.random.default_rng(8)
+    image, text = rng.normal(size=(3, 6, 4)), rng.normal(size=(4, 5, 4))
+    image, text = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (image, text))
+    similarity = prompts_plot.similarities(image.swapaxes(0, 1), text)
+    plans, rounds = prompts_plot.plans(similarity)
+    alone, fewer = prompts_plot.plans(similarity[:1])
+    assert 1 < fewer < rounds < 100  # so that the images of a batch do matter
+    kernel = jnp.asarray(np.exp(-(1 - similarity) / 0.1), jnp.float32)
+    common.close(sinkhorn(kernel, None), plans, 1e-5)
+    found = sinkhorn(kernel, jnp.array([True, False, False]))
+    common.close(found[:1], alone, 1e-5)
+    assert np.abs(found[:1] - plans[:1]).max() > 1e-3 * plans.max()
+    # Side by side, each run ends by itself.
+    both = jax.jit(jax.vmap(sinkhorn))(jnp.stack([kernel] * 2), jnp.array([[True] * 3, [True, False, False]]))
+    common.close(both[0], plans, 1e-5)
+    common.close(both[1, :1], alone, 1e-5)
