@@ -22,6 +22,9 @@ def get_config() -> ConfigDict:
     config.model = ""
     # Class names separated by commas, or a text file with one per line.
     config.classes = ""
+    # Texts in place of class names, which no template is added to, such as "a dog on grass,two cats"; or a text file
+    # with one per line.
+    config.texts = ""
     # How many classes are shown.
     config.top = 5
     config.batch_size = 32

@@ -1,7 +1,11 @@
 """Classifies images: the most likely classes with their probabilities, and with --relevancy what they are based on.
 
+In place of class names any texts will do, to which no template is added; a context that an adapter's method learned
+stands before them.
+
     python -m experiments.predict --config.images=photos --config.classes=cat,dog,bird
     python -m experiments.predict --config.images=photos --config.adapter=workdir/digits --relevancy
+    python -m experiments.predict --config.images=photos --config.texts="a dog on grass,two cats" --relevancy
 
 Writes `predictions.json`, and with --relevancy one picture per image into `relevancy/`.
 """
@@ -46,7 +50,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
     task, learnables = open_task(config)
     params = jax.device_put(task.clip.params)
     classes = task.text if task.method.conditional else task.text_features(params, learnables)
-    found = []
+    found, key = [], "texts" if config.texts else "classes"
     began = time.monotonic()
     with open_workdir(workdir, app.plain(config)), progress(len(files), unit="image", title="predict") as bar:
         for chunk, pictures in read(files, task, config):
@@ -60,7 +64,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
                 found.append(
                     {
                         "image": str(path),
-                        "classes": [task.class_names[c] for c in best],
+                        key: [task.class_names[c] for c in best],
                         "probabilities": [float(probabilities[i, c]) for c in best],
                     }
                 )
@@ -78,7 +82,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
         with MetricWriter(workdir) as metrics:
             metrics.write(1, {"images": len(found), "seconds": round(time.monotonic() - began, 4)})
     for entry in found:
-        pairs = zip(entry["classes"], entry["probabilities"], strict=True)
+        pairs = zip(entry[key], entry["probabilities"], strict=True)
         app.tell(f"{entry['image']}: " + ", ".join(f"{name} {100 * p:.1f} %" for name, p in pairs))
 
 
@@ -102,34 +106,43 @@ def find_images(text: str) -> list[Path]:
 
 
 def open_task(config: ConfigDict) -> tuple[Task, Learnables]:
-    """The task of the adapter, or zero-shot, with class names from the configuration or the adapter."""
-    names = class_names(config.classes)
+    """The task of the adapter, or zero-shot, with class names or texts from the configuration or the adapter."""
+    names, texts = listed(config.classes, "class names"), listed(config.texts, "texts")
+    if texts and (names or config.template or config.descriptions):
+        raise ClipbiasError(
+            "texts stand in place of class names and have no template or descriptions; leave out --config.classes, "
+            "--config.template and --config.descriptions."
+        )
     options: dict[str, Any] = {"dtype": config.dtype, "descriptions": app.load_descriptions(config, "")}
+    options["free_text"] = texts is not None
+    names = texts or names
     if config.adapter:
         adapter, _ = find_adapter(config.adapter)
         clip = clipbias.load(config.model or adapter.base)
         own = split(config.own_methods)
         return adapter.bind(clip, names, own_methods=own, **options)
     if names is None:
-        raise ClipbiasError("no class names; give --config.classes=cat,dog or a file, or --config.adapter.")
+        raise ClipbiasError(
+            "no class names; give --config.classes=cat,dog or a file, --config.texts, or --config.adapter."
+        )
     if config.template:
         options["template"] = config.template
     return Task(clipbias.load(config.model or "demo"), "zero_shot", names, **options), {}
 
 
-def class_names(text: str) -> tuple[str, ...] | None:
-    """Names separated by commas, or from a file with one per line; `None` for nothing."""
-    if not text:
+def listed(given: str, what: str) -> tuple[str, ...] | None:
+    """Names or texts separated by commas, or from a file with one per line; `None` for nothing."""
+    if not given:
         return None
-    if os.path.isfile(path := os.path.expanduser(text)):
-        names = tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
-    elif text.endswith(".txt"):
-        raise ClipbiasError(f"there is no file of class names {text}.")
+    if os.path.isfile(path := os.path.expanduser(given)):
+        found = tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
+    elif given.endswith(".txt"):
+        raise ClipbiasError(f"there is no file of {what} {given}.")
     else:
-        names = tuple(split(text))
-    if not names:
-        raise ClipbiasError(f"{text!r} holds no class names; give one per line, or separate them by commas.")
-    return names
+        found = tuple(split(given))
+    if not found:
+        raise ClipbiasError(f"{given!r} holds no {what}; give one per line, or separate them by commas.")
+    return found
 
 
 def read(files: Sequence[Path], task: Task, config: ConfigDict) -> Iterator[tuple[list[Path], np.ndarray]]:

@@ -9,7 +9,7 @@ from clipbias.clip.config import VisionConfig
 from clipbias.clip.tokenizer import encode
 from clipbias.explain.results import TEXT_KINDS
 from clipbias.tuning import Learnables, Task
-from clipbias.tuning.prompt_tokens import name_in_prompt
+from clipbias.tuning.prompt_tokens import names_in_prompt
 
 SOS, PROMPT, CATEGORY, DOT, EOS = range(len(TEXT_KINDS))
 PAD = len(TEXT_KINDS)
@@ -55,8 +55,8 @@ def text_kinds(task: Task) -> np.ndarray:
     "prompt" are contexts, learned or not, and the template's other words; "category" the class name's own tokens; "dot"
     the token before EOS where the template ends with ".".
     """
-    text = task.method.text(task.template, task.clip)
-    tokenizer, names = task.clip.tokenizer, [name_in_prompt(name) for name in task.class_names]
+    text, tokenizer = task.prompt, task.clip.tokenizer
+    names = names_in_prompt(task.class_names, text)
     lengths = [len(ids) for ids in encode(tokenizer, names)]
     eos = np.asarray(task.tokens.eos)
     kinds = np.full(task.tokens.ids.shape, PROMPT, np.int32)

@@ -27,7 +27,7 @@ def write_head(path: str | os.PathLike, task: Task, learnables: Learnables) -> N
         "logit_scale": np.asarray(task.method.logit_scale(task.clip.params), np.float32),
     }
     described = task.descriptions is not None
-    templates = () if described else task.method.text(task.template, task.clip).templates
+    templates = () if described else task.prompt.templates
     metadata = {"class_names": json.dumps(task.class_names), "templates": json.dumps(templates)}
     if described:
         metadata["descriptions"] = json.dumps(task.descriptions)

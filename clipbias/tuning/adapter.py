@@ -89,6 +89,7 @@ class Adapter:
         *,
         own_methods: Sequence[str] = (),
         descriptions: Descriptions | Mapping[str, Sequence[str]] | None = None,
+        free_text: bool = False,
         **task_options: Any,
     ) -> tuple[Task, Learnables]:
         """The task of this adapter on its base model, for its own classes or others, and the learnables for it.
@@ -101,6 +102,7 @@ class Adapter:
           own_methods: files or modules that an adapter of a method of one's own may take it from (see
             `tuning.registry.own_method`).
           descriptions: texts by class name in place of those that the adapter holds, such as of other classes.
+          free_text: whether `class_names` are texts of any kind (see `Task`).
           **task_options: more arguments of `Task`.
 
         Raises:
@@ -117,10 +119,12 @@ class Adapter:
         own = Task(clip, method, self.class_names, template=self.template, descriptions=stored, **task_options)
         _check_shapes(flatten(self.learnables), own, self.method)
         class_names = self.class_names if class_names is None else tuple(class_names)
-        if class_names == self.class_names and descriptions is None:
+        if class_names == self.class_names and descriptions is None and not free_text:
             return own, self.learnables
-        given = stored if descriptions is None else descriptions
-        task = Task(clip, method, class_names, template=self.template, descriptions=given, **task_options)
+        task_options |= dict(template=self.template, descriptions=descriptions, free_text=free_text)
+        if descriptions is None and not free_text:
+            task_options["descriptions"] = stored
+        task = Task(clip, method, class_names, **task_options)
         return task, transfer(own, task, self.learnables)
 
     def push_to_hub(self, repository: str, *, private: bool | None = None) -> str:

@@ -41,11 +41,13 @@ class PromptText:
       templates: one or more, each with `{}` for the class name. Several are averaged as unit-length features.
       context_tokens: how many tokens `T` after SOS are context that the method may replace.
       position: where the class name stands among the context: "end", "middle" or "front".
+      literal: whether names stand there to the letter, `_` too, where it is a space otherwise.
     """
 
     templates: tuple[str, ...]
     context_tokens: int = 0
     position: str = "end"
+    literal: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,6 @@
-"""Class names and a method's prompt text as tokens."""
+"""Class names, or texts in place of them, and a method's prompt text as tokens."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,11 +19,27 @@ def name_in_prompt(name: str) -> str:
     return name.replace("_", " ")
 
 
-def prompt_texts(class_names: Sequence[str], template: str) -> list[str]:
-    """`template` with each class name in place of `{}`."""
-    if check_text("the template", template).count("{}") != 1:
-        raise ClipbiasError(f"the template {template!r} must contain '{{}}' exactly once, for the class name.")
-    return [template.replace("{}", name_in_prompt(name)) for name in class_names]
+def names_in_prompt(names: Sequence[str], text: PromptText) -> list[str]:
+    """The names as they stand in a prompt. Raises `ClipbiasError` for what is no text."""
+    spaced = [name_in_prompt(name) for name in names]
+    return list(names) if text.literal else spaced
+
+
+def without_template(text: PromptText) -> PromptText:
+    """The prompt that texts of a user's own stand in: alone, or after the context where a method learns one."""
+    if not text.context_tokens:
+        return PromptText(("{}",), literal=True)
+    before = (template.partition("{}")[0] + "{}" for template in text.templates)
+    return dataclasses.replace(text, templates=tuple(before), literal=True)
+
+
+def prompt_texts(class_names: Sequence[str], text: PromptText) -> list[str]:
+    """Each template with each class name in place of `{}`, template after template."""
+    for template in text.templates:
+        if check_text("the template", template).count("{}") != 1:
+            raise ClipbiasError(f"the template {template!r} must contain '{{}}' exactly once, for the class name.")
+    names = names_in_prompt(class_names, text)
+    return [template.replace("{}", name) for template in text.templates for name in names]
 
 
 def prompt_tokens(clip: Clip, class_names: Sequence[str], text: PromptText) -> TextTokens:
@@ -36,10 +53,10 @@ def prompt_tokens(clip: Clip, class_names: Sequence[str], text: PromptText) -> T
     """
     if not class_names:
         raise ClipbiasError("there are no class names; a task needs at least one.")
-    name_lengths = [len(ids) for ids in encode(clip.tokenizer, [name_in_prompt(name) for name in class_names])]
+    name_lengths = [len(ids) for ids in encode(clip.tokenizer, names_in_prompt(class_names, text))]
     if 0 in name_lengths:  # nothing but white space and control characters
         raise ClipbiasError(f"class {name_lengths.index(0)} has an empty name; give every class a name.")
-    texts = [t for template in text.templates for t in prompt_texts(class_names, template)]
+    texts = prompt_texts(class_names, text)
     tokenizer, count = clip.tokenizer, text.context_tokens
     rows = [[tokenizer.bos_token_id, *ids, tokenizer.eos_token_id] for ids in encode(tokenizer, texts)]
     before = {"end": count, "middle": count // 2, "front": 0}[text.position]

@@ -16,7 +16,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.tuning.classifier import Classifier, Text, total_loss
 from clipbias.tuning.descriptions import ClassTexts, Descriptions, as_descriptions, class_texts, take_templates
 from clipbias.tuning.method import Learnables, Method, without_constants
-from clipbias.tuning.prompt_tokens import prompt_texts, prompt_tokens
+from clipbias.tuning.prompt_tokens import prompt_texts, prompt_tokens, without_template
 from clipbias.tuning.registry import make_method, method_options
 
 DEFAULT_TEMPLATE = "a photo of a {}."
@@ -44,6 +44,7 @@ class Task:
       template: the dataset's own template, for methods that use it (zero-shot, TaskRes).
       descriptions: texts of each class that stand in place of the template; `None` where there are none, or the method
         has a prompt of its own.
+      prompt: what the class names stand in.
       texts: the prompt texts, template after template.
       tokens: their tokens, padded to the longest: `TextTokens`, `[n · C, N]`.
       text: the same, every distinct token once: `PackedTokens`.
@@ -58,6 +59,7 @@ class Task:
         *,
         template: str = DEFAULT_TEMPLATE,
         descriptions: Descriptions | Mapping[str, Sequence[str]] | None = None,
+        free_text: bool = False,
         dtype: str = "float32",
         remat: Any = None,
         groups: int = 1,
@@ -73,6 +75,8 @@ class Task:
           template: the dataset's own template, with `{}` for the class name.
           descriptions: texts by class name, for a classifier of frozen texts and for a method's teacher in place of
             their templates (see `tuning.descriptions`).
+          free_text: whether `class_names` are texts of any kind, such as "a dog on grass", which no template is put
+            around. A context that the method learns stands before them.
           dtype: compute type, "float32" or "bfloat16".
           remat: a `jax.checkpoint_policies` policy for the backward pass.
           groups: devices that share the classes (the size of the mesh's `data` axis).
@@ -93,7 +97,9 @@ class Task:
         self.clip, self.method = clip, method
         self.class_names, self.template = tuple(class_names), template
         given = as_descriptions(descriptions)
-        text = method.text(template, clip)
+        if free_text and given is not None:
+            raise ClipbiasError("descriptions are texts of classes; give them or texts of your own, not both.")
+        text = self.prompt = without_template(method.text(template, clip)) if free_text else method.text(template, clip)
         shapes = jax.eval_shape(self._init, jax.random.key(0))
         adaptation = jax.eval_shape(method.adapt, shapes)
         self.descriptions: dict[str, list[str]] | None = None
@@ -102,7 +108,7 @@ class Task:
             self.descriptions, described = given.of(self.class_names), class_texts(clip, given, self.class_names)
         self.tokens: TextTokens
         if described is None:
-            self.texts = tuple(t for one in text.templates for t in prompt_texts(self.class_names, one))
+            self.texts = tuple(prompt_texts(self.class_names, text))
             self.tokens, count, counts = prompt_tokens(clip, self.class_names, text), len(text.templates), None
         else:
             self.texts, self.tokens, count, counts = (

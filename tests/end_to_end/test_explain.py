@@ -121,6 +121,28 @@ def test_zero_shot_takes_names_from_a_file(model, images, tmp_path, capsys):
     assert total == pytest.approx(1, abs=1e-5)
 
 
+def test_texts_in_place_of_class_names(model, adapters, images, tmp_path):
+    """From a file or the command line, and with what an adapter learned; the numbers are those of the library."""
+    texts, picture = ("a dog on_grass", "two cats"), images / "test" / "cat" / "0.png"
+    (tmp_path / "texts.txt").write_text("\n".join(texts))
+    clip = clipbias.load(model)
+    pixels = transforms.test_image(transforms.decode(picture.read_bytes(), ""), clip.config.vision.image_size)
+    normal = clip.preprocessing.normalize(pixels[None])
+    zero_shot = clipbias.Task(clip, "zero_shot", texts, free_text=True), {}
+    learned = clipbias.load_adapter(adapters[0]).bind(clip, texts, free_text=True)
+    for given, adapter, (task, learnables) in (
+        (",".join(texts), "", zero_shot),
+        (str(tmp_path / "texts.txt"), str(adapters[0]), learned),
+    ):
+        settings = {"images": str(picture), "texts": given, "adapter": adapter, "model": str(model)}
+        assert answer_here(experiments.predict, settings, tmp_path / "out")[0] == 0
+        (found,) = json.loads((tmp_path / "out" / "predictions.json").read_text())
+        assert "classes" not in found
+        logits = jax.jit(task.logits)(clip.params, learnables, normal)[0]
+        expected = dict(zip(texts, jax.nn.softmax(logits).tolist(), strict=True))
+        assert dict(zip(found["texts"], found["probabilities"], strict=True)) == pytest.approx(expected, rel=1e-5)
+
+
 def test_a_head_of_ones_own_takes_other_classes(model, images, tmp_path):
     """The probabilities are those of the learnables that the method makes for these classes."""
     clip, picture, names = clipbias.load(model), images / "test" / "cat" / "0.png", ("bird", "horse", "cat")
@@ -145,6 +167,8 @@ def test_a_head_of_ones_own_takes_other_classes(model, images, tmp_path):
     [
         ("predict", {"images": "/nowhere.png", "classes": "a"}, "there is no image or folder /nowhere.png"),
         ("predict", {"classes": "a"}, "no images to classify"),
+        ("predict", {"images": "pyproject.toml", "classes": "a", "texts": "b"}, "texts stand in place of class names"),
+        ("predict", {"images": "pyproject.toml", "texts": "/nowhere.txt"}, "there is no file of texts /nowhere.txt"),
         ("explain", {"figures": "relevance"}, "unknown figure 'relevance'"),
         ("explain", {"adapters": "/nowhere"}, "no adapter file /nowhere"),
     ],

@@ -1,0 +1,71 @@
+"""Texts of any kind in place of class names and their template."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import clipbias
+from clipbias.clip import Clip
+from clipbias.clip.tokenizer import encode
+from clipbias.errors import ClipbiasError
+from clipbias.explain.relevancy import relevancy
+from clipbias.explain.tokens import token_labels
+from clipbias.tuning import Task
+from tests import helpers
+from tests.reference.plain_relevancy import plain_relevancy
+
+TEXTS = ("a dog on_grass.", "two cats {}", "a dog")
+
+
+def ids(task: Task, text: int) -> list[int]:
+    """The tokens of one text without those after its end."""
+    return np.asarray(task.tokens.ids)[text, : task.tokens.eos[text] + 1].tolist()
+
+
+@pytest.mark.parametrize("method", ["zero_shot", "bias", "vpt"])
+def test_texts_stand_alone(clip: Clip, method: str) -> None:
+    task = Task(clip, method, TEXTS, template="a photo of a {}, a pet.", free_text=True)
+    tokenizer = clip.tokenizer
+    for i, words in enumerate(encode(tokenizer, list(TEXTS))):
+        assert ids(task, i) == [tokenizer.bos_token_id, *words, tokenizer.eos_token_id]
+    assert task.texts == TEXTS
+    assert ids(task, 0) != ids(Task(clip, method, ("a dog on grass.",), free_text=True), 0)  # to the letter
+
+
+@pytest.mark.parametrize(("method", "options"), [("coop", {}), ("coop", {"position": "front"}), ("ivlp", {})])
+def test_a_learned_context_stands_before_them(clip: Clip, method: str, options: dict[str, str]) -> None:
+    task = Task(clip, method, TEXTS, free_text=True, **options)
+    tokenizer = clip.tokenizer
+    learned = [f"[{i}]" for i in range(1, 5)]
+    for i, (words, context) in enumerate(
+        zip(encode(tokenizer, list(TEXTS)), encode(tokenizer, ["a photo of a"] * 3), strict=True)
+    ):
+        own = [*words, *context] if options else [*context, *words]
+        assert ids(task, i) == [tokenizer.bos_token_id, *own, tokenizer.eos_token_id]
+        labels = token_labels(task, i)
+        assert labels[0] == "SOS"
+        assert (labels[-4:] if options else labels[1:5]) == learned
+
+
+def test_relevancy_of_texts(clip: Clip) -> None:
+    task = Task(clip, "ivlp", TEXTS, free_text=True)
+    learnables, targets = task.init(), jnp.array([1, 0])
+    images = helpers.random_images({"vision_config": {"image_size": clip.config.vision.image_size}}, 2, seed=1)
+    found = relevancy(task, clip.params, learnables, images, targets)
+    expected = jax.jit(functools.partial(plain_relevancy, task))(clip.params, learnables, images, targets)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(b).max()))
+
+
+def test_what_cannot_be_used(clip: Clip, tmp_path) -> None:
+    with pytest.raises(ClipbiasError, match="give them or texts of your own, not both"):
+        Task(clip, "zero_shot", TEXTS, free_text=True, descriptions={"a dog": ["It barks."]})
+    with pytest.raises(ClipbiasError, match="the class name 5 is not a text"):
+        Task(clip, "zero_shot", ("a dog", 5), free_text=True)  # type: ignore[arg-type]
+    task = Task(clip, "taskres", ("cat", "dog", "a dog"))
+    clipbias.save_adapter(tmp_path / "a.safetensors", task, task.init(), method="taskres")
+    with pytest.raises(ClipbiasError, match="learned something for each class and cannot be used with other classes"):
+        clipbias.load_adapter(tmp_path / "a.safetensors").bind(clip, TEXTS, free_text=True)
