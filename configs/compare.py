@@ -21,7 +21,7 @@ METHODS = (
     # Heads on frozen features.
     *("taskres", "linear_probe", "clip_adapter", "tip_adapter", "tip_adapter_f", "gda", "lp_plus_plus", "clap"),
     # Changes of weights.
-    *("bias", "bitfit", "layer_norm", "clip_lora", "prolip"),
+    *("bias", "bitfit", "layer_norm", "two_stage", "clip_lora", "prolip"),
 )
 
 

@@ -144,9 +144,12 @@ class Cache:
             )
         return self._evaluators[evaluation.name]
 
-    def task(self, pack: Pack, dataset: Dataset, **memory: Any) -> Task:
-        """The pack's method bound to the classes of a dataset; `memory` are options that `training.plan` chose."""
-        method = self.method(pack)
+    def task(self, pack: Pack, dataset: Dataset, method: Method | None = None, **memory: Any) -> Task:
+        """The pack's method, or that of one of its stages, bound to the classes of a dataset.
+
+        `memory` are options that `training.plan` chose.
+        """
+        method = method or self.method(pack)
         described = dataset.descriptions
         key = (method, dataset.class_names, dataset.template, described and described.digest, *memory.values())
         if key not in self._tasks:

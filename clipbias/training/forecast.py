@@ -55,10 +55,14 @@ def forecast(grid: Grid, pack: Pack, rate: float) -> tuple[str, float]:
         lines.append(once_line)
         count += more
     if plan is not None:
-        step = step_arguments(task, recipe, rows=rows, runs=len(runs), mesh=mesh, images=images)
-        steps, shape = recipe.total_steps(images), ", ".join(map(str, step[6]["images"].shape))
+        steps, shape, once = 0, "", 0
+        for method, own in grid.stages(pack):
+            bound = task if method is task.method else grid.cache.task(pack, draws[0].source, method, **plan.options)
+            step = step_arguments(bound, own, rows=rows, runs=len(runs), mesh=mesh, images=images)
+            steps, shape = steps + own.total_steps(images), shape or ", ".join(map(str, step[6]["images"].shape))
+            count += own.total_steps(images) * (products := flop(train_step, *step))
+            once = once or products  # of the first stage
         kind = "features" if task.method.sampling() is not None else "images"
-        count += steps * (once := flop(train_step, *step))
         counts = parameter_count(task.shapes)
         parts = ", ".join(f"{counts[part]:,} {part}" for part in ("vision", "text", "shared") if counts[part])
         side_by_side = f"{len(runs)} runs side by side, " if len(runs) > 1 else ""

@@ -9,7 +9,7 @@ import json
 import shutil
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,12 @@ from clipbias.training.plan import StepPlan, plan_step
 from clipbias.training.progress import Progress, progress
 from clipbias.training.results import Results, Row
 from clipbias.training.settings import AUTO, GridSettings
+from clipbias.training.stages import train_stages
 from clipbias.training.step import place_text
 from clipbias.training.workdir import ADAPTER, CELLS, stable_hash
 from clipbias.tuning import Samples, Task, parameter_count
 from clipbias.tuning.adapter import save_adapter
-from clipbias.tuning.method import Learnables, one_run
+from clipbias.tuning.method import Learnables, Method, one_run
 from clipbias.tuning.recipe import Recipe
 from clipbias.tuning.transfer import transfer
 
@@ -171,11 +172,19 @@ class Grid:
         runs = [Run(images[seed], seed, rate) for rate, seed in pack.cells]
         if not (task.method.trains and jax.tree.leaves(task.shapes)):
             return task, runs, None
-        recipe = self.recipe_for(pack)
+        bound, plan = self.plan_stage(pack, source, runs, *self.stages(pack)[0])
+        if bound.method is not task.method:
+            return self.cache.task(pack, source, **plan.options), runs, plan
+        return bound, runs, plan
+
+    def plan_stage(
+        self, pack: Pack, source: Dataset, runs: Sequence[Run], method: Method, recipe: Recipe
+    ) -> tuple[Task, StepPlan]:
+        """The task of one stage of a pack's training, and how its steps run."""
         task, plan = plan_step(
-            lambda **memory: self.cache.task(pack, source, **memory),
+            lambda **memory: self.cache.task(pack, source, method, **memory),
             recipe,
-            rows=rows_per_step(list(images.values()), recipe),
+            rows=rows_per_step([run.train for run in runs], recipe),
             runs=len(runs),
             mesh=self.mesh,
             remat=self.settings.remat,
@@ -185,11 +194,15 @@ class Grid:
         is_slower = plan.options and (self.settings.remat, self.settings.class_chunks) == (AUTO, 0)
         if is_slower and len(pack.learning_rates) > 1:  # one by one they may run the fastest way
             raise ClipbiasError("the learning rates do not fit the memory side by side.")
-        return task, runs, plan
+        return task, plan
 
     def recipe_for(self, pack: Pack) -> Recipe:
         """How the runs of a pack are trained, but for their learning rates."""
         return self.cache.method(pack).recipe_for(self.recipe, pack.shots)
+
+    def stages(self, pack: Pack) -> Sequence[tuple[Method, Recipe]]:
+        """The trainings of a pack that follow one another, mostly one."""
+        return self.cache.method(pack).stages(self.recipe_for(pack))
 
     def _samples(
         self, pack: Pack, draws: Sequence[protocols.Plan], task: Task, runs: Sequence[Run]
@@ -215,14 +228,41 @@ class Grid:
         ]
 
     def _train(self, pack: Pack, task: Task, runs: Sequence[Run], plan: StepPlan, start: Learnables) -> Trained:
-        recipe, sampling = self.recipe_for(pack), task.method.sampling()
-        features = None
+        method, stages, source = task.method, self.stages(pack), self.cache.plans(pack)[0].source
+        steps = [recipe.total_steps(len(runs[0].train)) for _, recipe in stages]
+
+        def train_stage(stage: int, start: Learnables) -> tuple[Task, Trained]:
+            trained, recipe = stages[stage]
+            bound = task, plan
+            if trained is not method:
+                bound = self.plan_stage(pack, source, runs, trained, recipe)
+            if len(stages) == 1:
+                return bound[0], self._train_stage(pack, *bound, runs, recipe, start)
+            counted = {"before": sum(steps[:stage]), "whole": sum(steps)}
+            return bound[0], self._train_stage(pack, *bound, runs, recipe, start, stage, counted)
+
+        return train_stages(method, len(stages), start, train_stage, params=self.params, mesh=self.mesh)
+
+    def _train_stage(
+        self,
+        pack: Pack,
+        task: Task,
+        plan: StepPlan,
+        runs: Sequence[Run],
+        recipe: Recipe,
+        start: Learnables,
+        stage: int | None = None,
+        steps: Mapping[str, int] | None = None,
+    ) -> Trained:
+        sampling, features = task.method.sampling(), None
         if sampling is not None:
             epochs = recipe.total_epochs(len(runs[0].train))
             features = [epoch_features(self.cache.features(pack, run, sampling), sampling, epochs) for run in runs]
         identities = [self._identity(one) for one in pack.by_rate]
-        images = self.cache.image_hash(pack)
         own = identities[0] if len(identities) == 1 else {"packs": identities}
+        named, folder = own | {"images": self.cache.image_hash(pack)}, self._checkpoints(pack)
+        if stage is not None:
+            named, folder = named | {"stage": stage}, folder / f"stage{stage}"
         return train(
             task,
             self.params,
@@ -231,13 +271,14 @@ class Grid:
             mesh=self.mesh,
             start=start,
             features=features,
-            folder=self._checkpoints(pack),
-            identity={**own, "images": images},
+            folder=folder,
+            identity=named,
             earlier=[earlier_identity(task, pack, runs[0], recipe)] if self.single else [own],
             checkpoint_seconds=self.settings.checkpoint_seconds,
             progress=Progress(0, title=f"{pack.method} {pack.dataset}") if self.single else None,
             metrics_folder=self.workdir if self.single else self.workdir / "runs" / pack.folder_name,
             plan=plan,
+            **(steps or {}),
         )
 
     def _score(

@@ -94,6 +94,8 @@ def train(
     progress: Progress | None = None,
     metrics_folder: Path | None = None,
     plan: StepPlan | None = None,
+    before: int = 0,
+    whole: int = 0,
 ) -> Trained:
     """Trains the runs of a task to the end, from the latest checkpoint if there is one.
 
@@ -113,6 +115,8 @@ def train(
       progress: told about every step.
       metrics_folder: where `metrics.jsonl` goes.
       plan: what the step was planned to need; said before the first step.
+      before: steps of earlier stages, from which the metrics count on.
+      whole: steps of all stages together; 0 where this is the only one.
 
     Raises:
       ClipbiasError: the loss is not finite, or the device's memory is exhausted; the last good checkpoint stays.
@@ -145,8 +149,9 @@ def train(
             if plan is not None:
                 progress.say(f"memory: {plan}")
         metrics = None
-        if metrics_folder is not None:
-            metrics = opened.enter_context(MetricWriter(metrics_folder, start_step=step + 1, steps=total))
+        if metrics_folder is not None and step < total:  # the lines of later stages stay
+            first = before + step + 1
+            metrics = opened.enter_context(MetricWriter(metrics_folder, start_step=first, steps=whole or total))
         report = StepReport(type(task.method).__name__, seeds, progress, metrics, images=rows * len(runs))
         batches: RunBatches | FeatureBatches
         if features is None:
@@ -168,14 +173,16 @@ def train(
                     weight = meshes.replicate(mesh, np.float32(weights[step // per_epoch] if ends else 0))
                 state, values = run_step(state, next(batches), learning_rate, weight)
                 step += 1
-                report.step(step, values, rate)
+                report.step(before + step, values, rate)
                 save, stop = pace(notice.given, last=step == total)
-                if checkpoints is not None and save:
+                ends_stage = step == total and before + total < whole  # the next stage starts from it
+                if checkpoints is not None and (save or ends_stage):
                     report.catch_up()  # nothing is saved after a loss that is not finite
                     checkpoints.save(step, state)
                     pace.saved()
                 if stop:
-                    raise Interrupted(f"stopped at step {step} of {total}; the same command continues.")
+                    where = f"step {before + step} of {whole or total}"
+                    raise Interrupted(f"stopped at {where}; the same command continues.")
             report.catch_up()
     seconds = time.monotonic() - began
     learnables = with_constants(state.learnables if state.average is None else state.average, start)

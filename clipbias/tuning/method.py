@@ -181,6 +181,26 @@ class Method(abc.ABC):
         """How it is trained with so many images per class, 0 for all that there are. By default as the others are."""
         return common
 
+    def stages(self, recipe: Recipe) -> Sequence[tuple["Method", Recipe]]:
+        """Trainings that follow one another, each by an optimiser of its own: what is trained in it, and how.
+
+        By default one, of the method itself. The others are methods as well, bound to the same classes.
+
+        Args:
+          recipe: of all stages together, from `recipe_for`.
+        """
+        return ((self, recipe),)
+
+    def next_stage(self, stage: int, learnables: Learnables, text: np.ndarray | None) -> Learnables:
+        """The learnables that a stage starts from, given those that the one before it ended with. On the host.
+
+        Args:
+          stage: from 0, whose start is made of the method's own; behind the last, the method's own are asked for.
+          learnables: of one run.
+          text: `[S, C, d]`, what the text tower makes of the texts under `learnables`; between two stages only.
+        """
+        return learnables
+
     def optimizer(self, recipe: Recipe) -> optax.GradientTransformation:
         """The optimiser without the learning rate, by default the recipe's. It acts on each number by itself."""
         return recipe.transformation()

@@ -1,4 +1,4 @@
-"""CLIP-LoRA, BitFit and LayerNorm tuning: both towers' own weights are tuned.
+"""CLIP-LoRA, BitFit, LayerNorm tuning and 2SFS: both towers' own weights are tuned.
 
 Letters as in `numpy_clip`, `r` rank. Learnables are named as in a Hugging Face state dict: LoRA's `….q_proj.A` [r, D]
 and `….q_proj.B` [D, r]; BitFit's and LayerNorm tuning's are whole weights that start at the pretrained values, so that
@@ -244,3 +244,26 @@ def weights_loss_and_gradients(
     saved = methods.forward(tuned, methods.prepare(tuned, "zero_shot", class_names, {}), images)
     loss = _pull_back(tuned, class_names, saved, labels, listener)
     return loss, {name: found[name] for name in learnables}
+
+
+# 2SFS (Farina et al. 2025): LayerNorm tuning, then a classifier of the tuned towers' features
+
+
+def second_stage_start(clip: Reference, class_names: Sequence[str], tuned: Learnables) -> np.ndarray:
+    """`W [C, d]`: unit features of the tuned text tower."""
+    one = with_weights(clip, tuned)
+    inputs = methods.prepare(one, "zero_shot", class_names, {})
+    return numpy_clip.unit(numpy_clip.encode_text(one.state, one.config, inputs.tokens).features)
+
+
+def second_stage_loss_and_gradient(
+    clip: Reference, tuned: Learnables, classes: np.ndarray, images: np.ndarray, labels: np.ndarray
+) -> tuple[float, np.ndarray, np.ndarray]:
+    """Mean cross-entropy of `s · unit(f) · unit(W)ᵀ`, its gradient with respect to `W` alone, and the logits."""
+    one = with_weights(clip, tuned)
+    image = numpy_clip.unit(numpy_clip.encode_image(one.state, one.config, images).features)
+    classes, scale = np.asarray(classes, np.float64), np.exp(one.state["logit_scale"])
+    scores = scale * image @ numpy_clip.unit(classes).T
+    slopes = gradients.cross_entropy_backward(scores, labels)
+    gradient = gradients.unit_backward(classes, scale * slopes.T @ image)
+    return numpy_clip.cross_entropy(scores, labels), gradient, scores

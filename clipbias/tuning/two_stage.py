@@ -1,0 +1,121 @@
+"""2SFS (Farina et al. 2025, arXiv 2503.11609): LayerNorms are tuned first, then a linear classifier of what they make.
+
+It is trained as its authors do by default; `recipe="common"` takes the project's recipe. The prompt is "a photo of a
+{}." whatever the dataset.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clipbias.checks import Choices, Range
+from clipbias.clip import Adaptation, Clip
+from clipbias.tuning.bitfit import BitFit
+from clipbias.tuning.features import Features, average_texts, unit_length
+from clipbias.tuning.frozen_weights import WeightTuning, lora_recipe
+from clipbias.tuning.layer_norm import LayerNormTuning
+from clipbias.tuning.method import CONSTANTS, Learnables, Method, Preset
+from clipbias.tuning.recipe import AUTHORS, Recipe, RecipeName
+
+TUNED = {"layer_norm": LayerNormTuning, "bitfit": BitFit}
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoStage(WeightTuning):
+    """Weights of both towers are tuned in a first stage, and class vectors `W [C, d]` in a second on the frozen result.
+
+    The first stage is that of LayerNorm tuning or BitFit. `W` then starts at the unit class features of the tuned text
+    tower, and the logits are `exp(logit_scale) · cos(f, W_c)`. Classes that training did not see have a row of zeros in
+    `W`, and the tuned text tower's feature in its place.
+
+    Attributes:
+      tuned: which weights: "layer_norm" or "bitfit".
+      share: of the steps (or epochs) that the first stage takes, rounded down.
+      towers, decay: as of `WeightTuning`, in the first stage.
+      recipe: the "authors'", in each stage: AdamW at 2e-4 with a cosine to 1e-6, together 300 steps of 32 images per
+        shot; or "common".
+    """
+
+    presets: ClassVar[Mapping[str, Preset]] = {"two_stage": Preset("2SFS", order=640, colour="green", marker="s")}
+
+    tuned: Annotated[str, Choices(tuple(TUNED))] = "layer_norm"
+    share: Annotated[float, Range(0, 1)] = 0.6
+    recipe: RecipeName = AUTHORS
+
+    @property
+    def first(self) -> WeightTuning:
+        """The method of the first stage."""
+        return TUNED[self.tuned](towers=self.towers, decay=self.decay)
+
+    def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
+        return {**self.first.init(rng, clip, class_names), "classes": _no_classes(clip, class_names)}
+
+    def adapt(self, learnables: Learnables) -> Adaptation:
+        return Adaptation(**_without_classes(learnables))
+
+    def logits(self, learnables: Learnables, features: Features) -> jax.Array:
+        own = learnables["classes"]
+        known = (own != 0).any(-1, keepdims=True)
+        return _cosines(features, jnp.where(known, own, average_texts(features.text)))
+
+    def recipe_for(self, common: Recipe, shots: int) -> Recipe:
+        return lora_recipe(self.recipe, common, shots, 300)
+
+    def stages(self, recipe: Recipe) -> Sequence[tuple[Method, Recipe]]:
+        length = "steps" if recipe.steps else "epochs"
+        whole = getattr(recipe, length)
+        first = min(max(int(self.share * whole), 1), max(whole - 1, 1))
+        lengths: list[dict[str, Any]] = [{length: first}, {length: max(whole - first, 1)}]
+        methods = self.first, SecondStage(self.first)
+        return [(method, dataclasses.replace(recipe, **own)) for method, own in zip(methods, lengths, strict=True)]
+
+    def next_stage(self, stage: int, learnables: Learnables, text: np.ndarray | None) -> Learnables:
+        if stage == 0:
+            return _without_classes(learnables)
+        if stage == 1:
+            return {"classes": np.asarray(unit_length(average_texts(jnp.asarray(text)))), CONSTANTS: learnables}
+        return {**learnables[CONSTANTS], "classes": learnables["classes"]}
+
+    def transfer(
+        self, learnables: Learnables, labels: Sequence[int] | None, source: np.ndarray, target: np.ndarray
+    ) -> Learnables:
+        own = np.asarray(learnables["classes"])
+        rows = np.zeros((target.shape[1], own.shape[1]), own.dtype) if labels is None else own[np.asarray(labels)]
+        return {**learnables, "classes": rows}
+
+
+@dataclasses.dataclass(frozen=True)
+class SecondStage(Method):
+    """Class vectors alone, on the frozen result of the first stage; its weights are constants.
+
+    Attributes:
+      first: the method of the first stage.
+    """
+
+    first: WeightTuning
+
+    def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
+        return {"classes": _no_classes(clip, class_names), CONSTANTS: self.first.init(rng, clip, class_names)}
+
+    def adapt(self, learnables: Learnables) -> Adaptation:
+        # No text is read any more.
+        return Adaptation(vision_weights=learnables[CONSTANTS].get("vision_weights"))
+
+    def logits(self, learnables: Learnables, features: Features) -> jax.Array:
+        return _cosines(features, learnables["classes"])
+
+
+def _cosines(features: Features, classes: jax.Array) -> jax.Array:
+    return features.scale * (unit_length(features.image) @ unit_length(classes).T)
+
+
+def _no_classes(clip: Clip, class_names: Sequence[str]) -> jax.Array:
+    return jnp.zeros((len(class_names), clip.config.projection_width))
+
+
+def _without_classes(learnables: Learnables) -> Learnables:
+    return {name: value for name, value in learnables.items() if name != "classes"}

@@ -1,0 +1,110 @@
+"""2SFS: its two stages against their rules in NumPy, and what holds for classes that training did not see."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+import clipbias
+from clipbias.clip import Clip
+from clipbias.tuning import CONSTANTS, Task, make_method, parameter_count
+from clipbias.tuning.transfer import transfer
+from clipbias.tuning.two_stage import SecondStage, TwoStage
+from tests import helpers
+from tests.reference import optimizers, weight_tuning
+from tests.reference.methods import Reference
+from tests.tuning import weights_common as common
+from tests.tuning.test_task import VIT_B_16
+
+OTHERS = ("bird dog", "a cat")
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> tuple[Clip, Reference]:
+    folder = tmp_path_factory.mktemp("other")
+    reference = helpers.tiny_checkpoint(folder, seed=5, vision=(16, 2, 2), text=(24, 3, 3), projection=20)
+    return clipbias.load(folder), reference
+
+
+def test_parameter_counts_of_vit_b_16(clip: Clip) -> None:
+    tower = {**clip.params["text"], "token_embedding": np.zeros((len(clip.tokenizer), 512), np.float32)}
+    large = dataclasses.replace(clip, config=VIT_B_16, params={**clip.params, "text": tower})
+    counts = parameter_count(Task(large, "two_stage", ("cat", "dog")).shapes)
+    assert counts == {"vision": 36_864, "text": 24_576, "shared": 2 * 512, "total": 61_440 + 2 * 512}
+
+
+def test_the_second_stage_equals_numpy(other: tuple[Clip, Reference]) -> None:
+    clip, reference = other
+    whole = Task(clip, "two_stage", common.CLASS_NAMES)
+    method = whole.method
+    assert isinstance(method, TwoStage)
+    first = common.drawn(method.next_stage(0, whole.shapes, None), 0.2)  # as after the first stage
+    tuned = {key: change + reference.state[key] for key, change in common.named(first).items()}
+    text = Task(clip, method.first, common.CLASS_NAMES).text_features(clip.params, first)
+    start = method.next_stage(1, first, np.asarray(text)[None])
+    expected = weight_tuning.second_stage_start(reference, common.CLASS_NAMES, tuned)
+    common.close(start["classes"], expected, common.LOGITS)
+
+    task = Task(clip, SecondStage(method.first), common.CLASS_NAMES)
+    raw, images = common.pictures(clip.config.vision.image_size)
+    classes = np.asarray(start["classes"])
+    loss, slopes, logits = weight_tuning.second_stage_loss_and_gradient(
+        reference, tuned, classes, images, common.LABELS
+    )
+
+    def loss_of(classes: jax.Array) -> jax.Array:
+        return task.loss(clip.params, {**start, "classes": classes}, images.astype(np.float32), common.LABELS)
+
+    found, gradient = jax.jit(jax.value_and_grad(loss_of))(classes)
+    assert float(found) == pytest.approx(loss, rel=common.LOGITS)
+    common.close(gradient, slopes, common.GRADIENTS)
+
+    # The method's own learnables are the same classifier.
+    own = method.next_stage(2, start, None)
+    assert jax.tree.structure(own) == jax.tree.structure(whole.shapes)
+    compute = jax.jit(whole.logits)
+    common.close(compute(clip.params, own, images.astype(np.float32)), logits, common.LOGITS)
+
+    recipe = dataclasses.replace(common.SGD, optimizer="adamw", weight_decay=0.5, epsilon=1e-3)
+    rates = (0.02, 0.03, 0.01)
+    after, losses = common.trained(task, start, recipe, raw, common.LABELS, rates)
+    assert set(after) == {"classes"}  # nothing else is stepped
+    optimizer, values = optimizers.AdamW(epsilon=1e-3, weight_decay=0.5), {"classes": np.asarray(classes, np.float64)}
+    for rate, one in zip(rates, losses[:, 0], strict=True):
+        expected, slopes, _ = weight_tuning.second_stage_loss_and_gradient(
+            reference, tuned, values["classes"], images, common.LABELS
+        )
+        assert one == pytest.approx(expected, rel=common.TRAINED)
+        values = optimizer.step(values, {"classes": slopes}, rate)
+    common.close_trees(after, values, common.TRAINED)
+
+
+def test_other_classes_are_those_of_the_tuned_text_tower(other: tuple[Clip, Reference]) -> None:
+    clip, _ = other
+    source, target = (Task(clip, "two_stage", names) for names in (common.CLASS_NAMES, OTHERS))
+    learnables = common.drawn(source.shapes, 0.2)
+    images = common.pictures(clip.config.vision.image_size)[1].astype(np.float32)
+    first = source.method.next_stage(0, learnables, None)
+    expected = jax.jit(Task(clip, source.method.first, OTHERS).logits)(clip.params, first, images)
+    moved = transfer(source, target, learnables)
+    common.close(jax.jit(target.logits)(clip.params, moved, images), np.asarray(expected), common.LOGITS)
+    # Of the classes of training, in another order, the learned rows.
+    some = Task(clip, "two_stage", common.CLASS_NAMES[3:1:-1])
+    rows = transfer(source, some, learnables, labels=[3, 2])["classes"]
+    np.testing.assert_array_equal(rows, np.asarray(learnables["classes"])[[3, 2]])
+
+
+def test_the_stages_share_the_recipe() -> None:
+    method = make_method("two_stage")
+    recipe = method.recipe_for(common.SGD, 4)
+    (first, one), (second, two) = method.stages(recipe)
+    assert (one.steps, two.steps) == (4 * 180, 4 * 120) and first == method.first
+    assert one == dataclasses.replace(recipe, steps=one.steps) and two == dataclasses.replace(recipe, steps=two.steps)
+    assert second == SecondStage(method.first)
+    ten = dataclasses.replace(common.SGD, epochs=10)
+    assert [recipe.epochs for _, recipe in make_method("two_stage", recipe="common").stages(ten)] == [6, 4]
+    assert [recipe.epochs for _, recipe in make_method("two_stage", share=1.0).stages(ten)] == [9, 1]
+    tuned = make_method("two_stage", tuned="bitfit", towers=("text",))
+    assert set(tuned.first.init(jax.random.key(0), clipbias.load("demo"), ("cat",))) == {"text_weights"}
+    assert CONSTANTS not in tuned.init(jax.random.key(0), clipbias.load("demo"), ("cat",))
