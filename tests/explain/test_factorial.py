@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,19 +12,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from PIL import Image
 
 import clipbias
 from clipbias.clip import Adaptation, Clip, convert, encode_image, encode_text
 from clipbias.clip.weight_changes import fold_changes
+from clipbias.data import Split
 from clipbias.errors import ClipbiasError
 from clipbias.explain.decomposition import observe_parts
 from clipbias.explain.factorial import corners, effects_in_play, mix_images, mix_texts, slot_means
+from clipbias.explain.factorial_section import compute_factorial, random_prompts
+from clipbias.explain.options import StudyOptions
 from clipbias.explain.statistics import Moments
+from clipbias.explain.study import Model, Study
 from clipbias.explain.tokens import text_roles, vision_roles
 from clipbias.tuning import Learnables, Task
 from tests import helpers, own_methods
 from tests.explain.models import moved
-from tests.reference import factorial, methods, weights
+from tests.reference import factorial, methods, numpy_clip, weights
 from tests.reference.cases import CLASS_NAMES
 from tests.reference.tokenizer import SimpleTokenizer
 
@@ -40,13 +46,16 @@ class Case:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     text: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     towers: Sequence[str] = ("vision", "text")
+    bias_rows: int = 0  # of a layer's bias, in place of the method's own one: 2 by kind, one for each token
 
 
 CASES = {
     "ivlp": Case("ivlp"),
     # Prompts that live on beyond their depth, and fewer of them than the text has words.
-    "ivlp_shallow": Case("ivlp", {"text_tokens": 2, "vision_tokens": 3, "text_depth": 2, "vision_depth": 1}),
-    "maple": Case("maple", {"tokens": 2, "depth": 2}),
+    "ivlp_shallow": Case(
+        "ivlp", {"text_tokens": 2, "vision_tokens": 3, "text_depth": 2, "vision_depth": 1}, towers=["text"]
+    ),
+    "maple": Case("maple", {"tokens": 2, "depth": 2}, towers=["text"]),
     "coop_middle": Case("coop", {"position": "middle"}, {"position": "middle"}, ["text"]),
     "coop_long": Case("coop", {"tokens": 7}, {"worded": False}, ["text"]),
     "coop_class_specific_front": Case(
@@ -55,11 +64,11 @@ CASES = {
         {"worded": False, "position": "front"},
         ["text"],
     ),
-    "bias": Case("bias"),
-    "lora": Case("clip_lora", {"parts": ("q", "v", "o")}),
+    "bias_by_kind": Case("bias", bias_rows=2),
+    "lora": Case("clip_lora", {"parts": ("q", "v", "o")}, towers=["vision"]),
     "layer_norm": Case("layer_norm", {"outer": True}, towers=["vision"]),
-    # Pixels, biases, prompts, pairs of low rank and the projection at once.
-    "everything": Case(own_methods.Everything(), towers=["vision"]),
+    # Pixels, a bias for each token, prompts, pairs of low rank and the projection at once.
+    "everything": Case(own_methods.Everything(), towers=["vision"], bias_rows=17),
 }
 PARTS = [(name, tower) for name, case in CASES.items() for tower in case.towers]
 
@@ -96,6 +105,10 @@ def bind(clip: Clip, name: str) -> Bound:
     task = Task(clip, case.method, CLASS_NAMES, **case.options)
     before, after = task.init(), moved(task)
     tuned = task.method.adapt(after)
+    for tower in case.towers if case.bias_rows else ():
+        bias = getattr(tuned, f"{tower}_bias")
+        factors = jnp.linspace(-1, 2, case.bias_rows)[:, None]
+        tuned = dataclasses.replace(tuned, **{f"{tower}_bias": bias[:, None] * factors})
     reference = Adaptation(text_context=task.method.adapt(before).text_context)
     slots = tuned.text_context is not None or tuned.vision_prompts is not None
     return Bound(task, tuned, reference, after, effects_in_play(slots))
@@ -203,9 +216,60 @@ def test_means_of_two_batches_are_those_of_one(clip, images):
 
 
 def test_what_it_refuses(clip, images):
-    bound = bind(clip, "bias")
+    bound = bind(clip, "bias_by_kind")
     for stream in ("R", "RRRR", "RX", "RR:layer", "RRR:token"):
         with pytest.raises(ClipbiasError, match=f"unknown mixture '{stream}'; give letters R and P"):
             run_product(bound, clip, "vision", images, [stream])
     with pytest.raises(ClipbiasError, match="a constant in place of the values needs their means"):
         run_product(bound, clip, "vision", images, ["RR:token"])
+
+
+def test_outcomes_of_images_equal_the_reference(clip, plain, tmp_path):
+    """From files through both towers and each alone to the likelihood of every image."""
+    name, count = "ivlp_shallow", 5
+    bound = bind(clip, name)
+    labels = np.arange(count) % len(CLASS_NAMES)
+    pixels = np.random.default_rng(0).integers(0, 255, (count, 16, 16, 3), dtype=np.uint8)
+
+    def read(index: int) -> bytes:
+        file = io.BytesIO()
+        Image.fromarray(pixels[index]).save(file, "PNG")
+        return file.getvalue()
+
+    zero_shot = Model("zero_shot", "Zero-shot", "zero_shot", Task(clip, "zero_shot", CLASS_NAMES), {})
+    tuned = Model("tuned", "Tuned", "ivlp", bound.task, bound.learnables)
+    keys = tuple(f"{index}.png" for index in range(count))
+    options = StudyOptions(batch_size=2, control_images=3)
+    found, facts = compute_factorial(Study([zero_shot, tuned], Split(keys, labels, read), options, tmp_path))
+
+    images = (pixels / 255 - clip.preprocessing.mean) / clip.preprocessing.std
+    streams, features = factorial.streams(factorial.WITH_SLOTS), {}
+    for tower in ("vision", "text"):
+        runs = reference_runs(bound, plain, clip, name, tower, images)
+        means = factorial.means(runs[1:])
+        features[tower] = [factorial.features(*runs, stream, factorial.WITH_SLOTS, means) for stream in streams]
+    assert facts["tuned"]["streams"] == tuple(streams) and facts["tuned"]["towers"] == ("both", "vision", "text")
+    for place, tower in enumerate(facts["tuned"]["towers"]):
+        for k in range(len(streams)):
+            image, text = (features[own][k if tower in ("both", own) else 0] for own in ("vision", "text"))
+            logits = numpy_clip.logits(plain.state, image, text)
+            likelihood = factorial.log_likelihood(logits, labels)
+            others = np.where(np.eye(len(CLASS_NAMES))[labels] > 0, -np.inf, logits).max(-1)
+            expected = {
+                "log_likelihood": likelihood,
+                "margin": logits[np.arange(count), labels] - others,
+                "correct": logits.argmax(-1) == labels,
+            }
+            for outcome, values in expected.items():
+                column = found[f"factorial/tuned/{outcome}"][:, place, k]
+                np.testing.assert_allclose(column, values, rtol=1e-4, atol=2e-4, err_msg=f"{tower} {streams[k]}")
+    np.testing.assert_array_equal(found["factorial/tuned/images"], np.arange(count))
+    # The control: other prompts of the same length, on some of the images.
+    few = found["factorial/tuned:random/images"]
+    np.testing.assert_array_equal(few, [0, 2, 4])
+    control, trained = found["factorial/tuned:random/log_likelihood"], found["factorial/tuned/log_likelihood"][few]
+    np.testing.assert_allclose(control[..., 0], trained[..., 0], rtol=1e-5)
+    assert np.abs(control[..., 1:] - trained[..., 1:8]).max((0, 1)).min() > 1e-2
+    for name in (*TEXT_PROMPTS, "vision_prompts"):
+        norms = [np.linalg.norm(getattr(own, name), axis=-1) for own in (bound.tuned, random_prompts(bound.tuned, 0))]
+        np.testing.assert_allclose(*norms, rtol=1e-5)
