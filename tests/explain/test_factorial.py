@@ -52,9 +52,6 @@ class Case:
 CASES = {
     "ivlp": Case("ivlp"),
     # Prompts that live on beyond their depth, and fewer of them than the text has words.
-    "ivlp_shallow": Case(
-        "ivlp", {"text_tokens": 2, "vision_tokens": 3, "text_depth": 2, "vision_depth": 1}, towers=["text"]
-    ),
     "maple": Case("maple", {"tokens": 2, "depth": 2}, towers=["text"]),
     "coop_middle": Case("coop", {"position": "middle"}, {"position": "middle"}, ["text"]),
     "coop_long": Case("coop", {"tokens": 7}, {"worded": False}, ["text"]),
@@ -207,7 +204,7 @@ def test_every_mixture_equals_the_reference(name, tower, clip, plain, images):
 
 
 def test_means_of_two_batches_are_those_of_one(clip, images):
-    bound = bind(clip, "ivlp_shallow")
+    bound = bind(clip, "maple")
     whole = slot_means(product_moments(bound, clip, "vision", images))
     parts = [product_moments(bound, clip, "vision", part) for part in (images[:1], images[1:])]
     for kind, value in slot_means(parts[0].merge(parts[1])).items():
@@ -226,7 +223,7 @@ def test_what_it_refuses(clip, images):
 
 def test_outcomes_of_images_equal_the_reference(clip, plain, tmp_path):
     """From files through both towers and each alone to the likelihood of every image."""
-    name, count = "ivlp_shallow", 5
+    name, count = "maple", 5
     bound = bind(clip, name)
     labels = np.arange(count) % len(CLASS_NAMES)
     pixels = np.random.default_rng(0).integers(0, 255, (count, 16, 16, 3), dtype=np.uint8)
@@ -237,7 +234,7 @@ def test_outcomes_of_images_equal_the_reference(clip, plain, tmp_path):
         return file.getvalue()
 
     zero_shot = Model("zero_shot", "Zero-shot", "zero_shot", Task(clip, "zero_shot", CLASS_NAMES), {})
-    tuned = Model("tuned", "Tuned", "ivlp", bound.task, bound.learnables)
+    tuned = Model("tuned", "Tuned", name, bound.task, bound.learnables)
     keys = tuple(f"{index}.png" for index in range(count))
     options = StudyOptions(batch_size=2, control_images=3)
     found, facts = compute_factorial(Study([zero_shot, tuned], Split(keys, labels, read), options, tmp_path))
