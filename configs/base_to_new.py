@@ -12,7 +12,10 @@ def get_config() -> ConfigDict:
     config = table1.get_config()
     config.protocol = "base_to_new"
     # A residual per class has nothing to say about new classes.
-    config.methods = ("zero_shot", "vpt", "coop", "ivlp", "ivlp_matched", "maple", "bias")
+    config.methods = (
+        *("zero_shot", "vpt", "coop", "ivlp", "ivlp_matched", "ivlp_matched_2"),
+        *("maple", "bias", "bias_by_kind"),
+    )
     config.method_options = ConfigDict()
     config.shots = (16,)
     config.workdir = "workdir/base_to_new"

@@ -17,11 +17,12 @@ from configs import demo, table1
 METHODS = (
     "zero_shot",
     # Prompts in one tower or both, alone and beside a frozen teacher.
-    *("vpt", "coop", "cocoop", "kgcoop", "prograd", "plot", "ivlp", "ivlp_matched", "promptsrc", "maple"),
+    *("vpt", "coop", "cocoop", "kgcoop", "prograd", "plot"),
+    *("ivlp", "ivlp_matched", "ivlp_matched_2", "promptsrc", "maple"),
     # Heads on frozen features.
     *("taskres", "linear_probe", "clip_adapter", "tip_adapter", "tip_adapter_f", "gda", "lp_plus_plus", "clap"),
     # Changes of weights.
-    *("bias", "bitfit", "layer_norm", "two_stage", "clip_lora", "prolip"),
+    *("bias", "bias_by_kind", "bitfit", "layer_norm", "two_stage", "clip_lora", "prolip"),
 )
 
 

@@ -11,7 +11,10 @@ from configs import table1
 def get_config() -> ConfigDict:
     config = table1.get_config()
     config.protocol = "cross_dataset"
-    config.methods = ("zero_shot", "vpt", "coop", "ivlp", "ivlp_matched", "maple", "bias")
+    config.methods = (
+        *("zero_shot", "vpt", "coop", "ivlp", "ivlp_matched", "ivlp_matched_2"),
+        *("maple", "bias", "bias_by_kind"),
+    )
     config.method_options = ConfigDict()
     config.datasets = ("imagenet",)
     config.shots = (16,)

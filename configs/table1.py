@@ -2,7 +2,8 @@
 
     python -m experiments.table1 --config=configs/table1.py --config.data_dir=/data --workdir=/results/table1
 
-Bias tuning at its parameter budget is compared with IVLP at the same budget in a row of its own, `ivlp_matched`.
+Bias tuning at its parameter budget is compared with IVLP at the same budget in a row of its own, `ivlp_matched`; beside
+them, not in the paper, are bias tuning by kind of token and IVLP at that budget, `ivlp_matched_2`.
 """
 
 from ml_collections import ConfigDict
@@ -12,7 +13,10 @@ from configs import base
 
 def get_config() -> ConfigDict:
     config = base.get_config()
-    config.methods = ("zero_shot", "vpt", "coop", "ivlp", "ivlp_matched", "maple", "taskres", "bias")
+    config.methods = (
+        *("zero_shot", "vpt", "coop", "ivlp", "ivlp_matched", "ivlp_matched_2"),
+        *("maple", "taskres", "bias", "bias_by_kind"),
+    )
     # Options by method name, or by method@dataset for one dataset only.
     config.method_options = ConfigDict({"taskres@oxford_flowers": {"alpha": 1.0}})
     config.datasets = (

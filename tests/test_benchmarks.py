@@ -98,6 +98,13 @@ def test_class_names_are_distinct_and_as_long_as_imagenets(clip):
     assert {n: int(count) for n, count in enumerate(lengths) if count} == model.NAME_LENGTHS
 
 
+def test_a_step_beside_that_of_another_method(capsys):
+    assert benchmark.main(["train", *SMALL, "--method=bias_by_kind", "--beside=bias"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["beside"] == "bias" and result["beside_flop"] == result["flop"] > 0
+    assert result["times_the_step_beside"] == pytest.approx(result["seconds"] / result["beside_seconds"])
+
+
 @pytest.mark.parametrize("command", ["train", "features"])
 def test_the_last_line_is_one_json_object(command, capsys, tmp_path):
     written = tmp_path / "lines.jsonl"

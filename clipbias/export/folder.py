@@ -74,9 +74,10 @@ def export(
     if form != "program":
         check_default_head(task, {"checkpoint": "a checkpoint"}.get(form, "a file of class features"))
     if form == "checkpoint" and natural != form:
+        kinds = jax.eval_shape(task.method.adapt, learnables).bias_differs_between_tokens
+        what = "has a bias that differs between tokens" if kinds else "is not changes of weights alone"
         raise ClipbiasError(
-            f"the method {adapter.method!r} is not changes of weights alone and cannot be folded into a checkpoint; "
-            f"export it as a {natural}."
+            f"the method {adapter.method!r} {what} and cannot be folded into a checkpoint; export it as a {natural}."
         )
     if form == "head" and task.classifier.changes_vision(learnables):
         raise ClipbiasError(

@@ -47,6 +47,15 @@ class IVLP(Method):
             marker="d",
             line=(0, (3, 1.5)),
         ),
+        # As many as bias tuning by kind: two.
+        "ivlp_matched_2": Preset(
+            "IVLP (matched budget, by kind)",
+            {"text_tokens": 2, "vision_tokens": 2},
+            order=304,
+            colour="green",
+            marker="d",
+            line=(0, (3, 1, 1, 1, 1, 1)),
+        ),
     }
 
     text_tokens: TokensOrNone = 4

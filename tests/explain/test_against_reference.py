@@ -32,6 +32,7 @@ EXPLAINED = {
     "maple_two_layers": {"tokens": 2, "depth": 2},
     "taskres": {},
     "bias": {},
+    "bias_by_kind": {},
 }
 
 
@@ -45,7 +46,7 @@ def loaded() -> tuple[Clip, methods.Reference]:
 def bind(loaded: tuple[Clip, methods.Reference], name: str) -> tuple[Task, Case, dict[str, jax.Array]]:
     """The task of a case, and learnables that are not zero."""
     clip, reference = loaded
-    case = CASES[name]
+    case = CASES.get(name) or Case(name)
     template = case.options.get("template", methods.WORDED)
     task = Task(clip, case.method, CLASS_NAMES, template=template, **EXPLAINED[name])
     found = methods.random_learnables(reference.config, case.method, len(CLASS_NAMES), **case.sizes)
@@ -73,7 +74,7 @@ def test_relevancy_equals_the_full_matrices(name, start_layer, loaded):
         assert float(found.scores[i]) == pytest.approx(plain.pair(reference, inputs, images[i], target).score, rel=1e-5)
 
 
-@pytest.mark.parametrize(("name", "start_layer"), [("ivlp", 0), ("ivlp", 1), ("bias", 0)])
+@pytest.mark.parametrize(("name", "start_layer"), [("ivlp", 0), ("ivlp", 1), ("bias", 0), ("bias_by_kind", 0)])
 def test_rivals_equal_the_full_matrices(name, start_layer, loaded):
     clip, reference = loaded
     task, case, learnables = bind(loaded, name)

@@ -10,7 +10,7 @@ from clipbias.clip.vision import patchify
 from clipbias.explain.norms import Norm, norms
 from tests.explain.models import tuned
 
-METHODS = ("coop", "vpt", "ivlp", "ivlp_2_2", "maple", "taskres", "bias")
+METHODS = ("coop", "vpt", "ivlp", "ivlp_2_2", "maple", "taskres", "bias", "bias_by_kind")
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,17 @@ def test_every_learned_vector_is_measured(clip: Clip, method: str) -> None:
     assert all((one.tokens_norm is None) == (one.tower == "vision") for one in found)
 
 
-@pytest.mark.parametrize("method", ["ivlp", "bias"])
+def assert_biases_beside(found: list[Norm], bias: np.ndarray, states: np.ndarray, read: np.ndarray, real: np.ndarray):
+    """Each bias beside what enters the next block, without the bias, of the tokens that get it."""
+    kinds = {None: real} if bias.ndim == 2 else {0: real & read, 1: real & ~read}
+    assert [(one.layer, one.prompt) for one in found] == [(layer, kind) for layer in range(len(bias)) for kind in kinds]
+    for one in found[: -len(kinds)]:
+        added = bias[one.layer] if one.prompt is None else bias[one.layer][one.prompt]
+        before = np.asarray(states[one.layer + 1]) - added
+        assert one.tokens_norm == pytest.approx(length(before)[kinds[one.prompt]].mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ["ivlp", "bias", "bias_by_kind"])
 def test_text_tokens_beside_them(clip: Clip, method: str) -> None:
     task, learnables = tuned(clip, method)
     adaptation, found = task.method.adapt(learnables), norms(task, learnables)
@@ -61,12 +71,11 @@ def test_text_tokens_beside_them(clip: Clip, method: str) -> None:
         for one in select(found, "text", "prompt"):
             assert one.tokens_norm == pytest.approx(length(states[one.layer])[others].mean(), rel=1e-5)
     else:
-        for one in select(found, "text", "bias")[:-1]:  # what enters the next block, without the bias
-            before = np.asarray(states[one.layer + 1]) - np.asarray(adaptation.text_bias[one.layer])
-            assert one.tokens_norm == pytest.approx(length(before)[real].mean(), rel=1e-5)
+        is_end = np.arange(tokens.ids.shape[1]) == np.asarray(tokens.eos)[:, None]
+        assert_biases_beside(select(found, "text", "bias"), np.asarray(adaptation.text_bias), states, is_end, real)
 
 
-@pytest.mark.parametrize("method", ["vpt", "bias"])
+@pytest.mark.parametrize("method", ["vpt", "bias", "bias_by_kind"])
 def test_image_tokens_beside_them(clip: Clip, pictures: np.ndarray, method: str) -> None:
     task, learnables = tuned(clip, method)
     adaptation, found = task.method.adapt(learnables), norms(task, learnables, images=pictures)
@@ -81,9 +90,9 @@ def test_image_tokens_beside_them(clip: Clip, pictures: np.ndarray, method: str)
             expected = before if one.layer == 0 else states[one.layer][:, : 1 + patches]
             assert one.tokens_norm == pytest.approx(length(expected).mean(), rel=1e-5)
     else:
-        for one in select(found, "vision", "bias")[:-1]:
-            before = np.asarray(states[one.layer + 1]) - np.asarray(adaptation.vision_bias[one.layer])
-            assert one.tokens_norm == pytest.approx(length(before).mean(), rel=1e-5)
+        every = np.ones(states.shape[1:3], bool)
+        is_cls = every & (np.arange(every.shape[1]) == 0)
+        assert_biases_beside(select(found, "vision", "bias"), np.asarray(adaptation.vision_bias), states, is_cls, every)
 
 
 def test_the_last_blocks_output(clip: Clip) -> None:

@@ -17,6 +17,8 @@ from tests.export import models
     [
         ("bias", {}, "checkpoint"),
         ("bias", {"vision_tower": False}, "checkpoint"),
+        ("bias_by_kind", {}, "program"),
+        ("bias_by_kind", {"vision_tower": False}, "head"),
         ("zero_shot", {}, "head"),
         ("coop", {}, "head"),
         ("taskres", {}, "head"),
@@ -51,6 +53,7 @@ def test_the_adapter_file_is_in_the_folder_byte_for_byte(clip: Clip, tmp_path: P
             "checkpoint",
             "'vpt' is not changes of weights alone and cannot be folded into a checkpoint; export it as a program",
         ),
+        ("bias_by_kind", "checkpoint", "'bias_by_kind' has a bias that differs between tokens and cannot be folded"),
         ("vpt", "head", "'vpt' changes the image features.*; export it as a program"),
         ("bias", "head", "'bias' changes the image features.*; export it as a checkpoint"),
         ("coop", "checkpoint", "export it as a head"),

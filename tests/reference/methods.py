@@ -11,6 +11,7 @@ The learnables are dicts of arrays:
 | maple | `text_context`, `text_prompts`, `projection_kernel` [depth, Dt, Dv], `projection_bias` [depth, Dv] |
 | taskres | `text_residual` [C, d] |
 | bias | `vision_bias` [Lv, Dv], `text_bias` [Lt, Dt] |
+| bias_by_kind | `vision_bias` [Lv, 2, Dv], `text_bias` [Lt, 2, Dt], the first for the token that is read out |
 """
 
 import dataclasses
@@ -223,8 +224,10 @@ def random_learnables(
         shapes["projection_bias"] = (text_depth, vision_width)
     if method == "taskres":
         shapes["text_residual"] = (classes, config["projection_dim"])
-    if method == "bias":
-        shapes["vision_bias"], shapes["text_bias"] = (vision_layers, vision_width), (text_layers, text_width)
+    if method in ("bias", "bias_by_kind"):
+        kinds = (2,) if method == "bias_by_kind" else ()
+        shapes["vision_bias"] = (vision_layers, *kinds, vision_width)
+        shapes["text_bias"] = (text_layers, *kinds, text_width)
     return {
         name: np.float32(0.3) * weights.deterministic_uniform(1000 + seed, stream, shape)
         for stream, (name, shape) in enumerate(shapes.items())

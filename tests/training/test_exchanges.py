@@ -26,7 +26,7 @@ def exchanges(method: str, devices: int) -> tuple[int, int]:
     return len(re.findall(kinds, inner)), len(re.findall(kinds, outermost))
 
 
-@pytest.mark.parametrize(("method", "count"), [("bias", 4), ("taskres", 2)])
+@pytest.mark.parametrize(("method", "count"), [("bias", 4), ("bias_by_kind", 4), ("taskres", 2)])
 def test_nothing_is_exchanged_in_the_loop_over_layers(method: str, count: int) -> None:
     assert exchanges(method, 4) == (0, count)
 

@@ -157,6 +157,7 @@ OTHER_CASES = {
     "maple": (Case("maple", {"text": 2, "text_depth": 2}), {"groups": 3}),
     "taskres": (Case("taskres", {}, {"template": "a {} texture.", "alpha": 2.0}), {}),
     "bias": (Case("bias"), {"groups": 2}),
+    "bias_by_kind": (Case("bias_by_kind"), {"groups": 2}),
 }
 
 

@@ -22,7 +22,11 @@ VIT_B_16 = ClipConfig(
 
 
 @pytest.mark.parametrize(
-    ("method", "count"), [("bias", 15_360), ("ivlp_matched", 15_360), ("maple", 3_555_072), ("coop", 2_048)]
+    ("method", "count"),
+    [
+        *(("bias", 15_360), ("ivlp_matched", 15_360), ("bias_by_kind", 30_720), ("ivlp_matched_2", 30_720)),
+        *(("maple", 3_555_072), ("coop", 2_048)),
+    ],
 )
 def test_parameter_counts_of_vit_b_16(clip: Clip, method: str, count: int) -> None:
     text = {**clip.params["text"], "token_embedding": np.zeros((len(clip.tokenizer), 512), np.float32)}

@@ -1,6 +1,7 @@
 """Measures clipbias on this machine with random weights; the last line printed is one JSON object.
 
     python -m tools.benchmarks train --method=ivlp --option depth=9 --classes=100 --batch=4 --baseline
+    python -m tools.benchmarks train --method=bias_by_kind --beside=bias --classes=100 --batch=4
     python -m tools.benchmarks compare --method=clip_lora --classes=100 --batch=4
     python -m tools.benchmarks features --batch=16
     python -m tools.benchmarks relevancy --method=vpt --batches 1 8 32
@@ -60,6 +61,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--repeats", type=whole(1), default=5)
     parser.add_argument("--baseline", action="store_true")
+    parser.add_argument("--beside", default="", help="train: a method whose step takes turns with that of --method")
     parser.add_argument("--batches", type=whole(1), nargs="+", default=[1, 8, 32], help="relevancy: images at a time")
     parser.add_argument(
         "--ways",

@@ -60,16 +60,10 @@ def options(pairs: list[str]) -> dict[str, Any]:
 
 
 def train(arguments: argparse.Namespace) -> dict[str, Any]:
-    """One training step: forward, backward, update."""
+    """One training step: forward, backward, update; that of another method, `beside` it, takes turns with it."""
     clip = model.random_clip(model.geometry(arguments.geometry, layers=arguments.layers))
-    task = Task(
-        clip,
-        arguments.method,
-        model.class_names(arguments.classes),
-        dtype=arguments.dtype,
-        **options(arguments.option),
-    )
-    start, batch = task.init(0), arguments.batch
+    names, batch = model.class_names(arguments.classes), arguments.batch
+    task = Task(clip, arguments.method, names, dtype=arguments.dtype, **options(arguments.option))
     recipe = Recipe(0.0025, 10, 1, 1e-5, batch, 0.9, 5e-4)
     data = jax.device_put(
         {
@@ -81,8 +75,8 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
     rate = jnp.full(1, recipe.learning_rate)
     sizes = {}
 
-    def way(name: str, classifier: Classifier, text: Text) -> Any:
-        text = jax.tree.map(jnp.asarray, text)
+    def way(name: str, task: Task, classifier: Classifier, text: Text) -> Any:
+        start, text = task.init(0), jax.tree.map(jnp.asarray, text)
         state = init_state(task.method, recipe, jax.tree.map(lambda leaf: jnp.array(leaf)[None], start))
         given = Given(text, None, {}, jnp.zeros(1, jnp.int32))
         arrays = (clip.params, given, state, data, rate)
@@ -109,14 +103,25 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
         sizes[name]["peak_bytes"] = measure.peak_bytes()
         return step
 
-    ways = {"clipbias": way("clipbias", task.classifier, task.fixed_text(clip.params, start))}
+    ways = {"clipbias": way("clipbias", task, task.classifier, task.fixed_text(clip.params, task.init(0)))}
+    if arguments.beside:
+        other = Task(clip, arguments.beside, names, dtype=arguments.dtype)
+        ways["beside"] = way("beside", other, other.classifier, other.fixed_text(clip.params, other.init(0)))
     if arguments.baseline:
         fields = {field.name: getattr(task.classifier, field.name) for field in dataclasses.fields(Classifier)}
         text = padded(task.tokens, clip.config.text.context_length)
-        ways["plain"] = way("plain", PlainClassifier(**fields), text)
+        ways["plain"] = way("plain", task, PlainClassifier(**fields), text)
     seconds, machine = measure.with_machine(ways, arguments.repeats)
     title = f"{arguments.method}, {arguments.classes} classes, batch {batch}"
     result = measure.rates(title, seconds["clipbias"], flops.step(task, batch), machine) | sizes["clipbias"]
+    if arguments.beside:
+        result |= {
+            "beside": arguments.beside,
+            "beside_seconds": seconds["beside"],
+            "times_the_step_beside": seconds["clipbias"] / seconds["beside"],
+            "beside_program_bytes": sizes["beside"]["program_bytes"],
+            "beside_flop": flops.step(other, batch),
+        }
     if arguments.baseline:
         plain = seconds["plain"]
         if sizes["plain"]["parts"] > 1:
