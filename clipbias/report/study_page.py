@@ -2,33 +2,41 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from clipbias.explain.results import load_results, plain
 from clipbias.report import pages
 from clipbias.report.attention_figures import text_attention_figure, vision_attention_figure
-from clipbias.report.captioned import CaptionedFigure
 from clipbias.report.decomposition_figures import decomposition_figure
 from clipbias.report.faithfulness_figures import area_table, faithfulness_figure
 from clipbias.report.map_figures import examples_figure, similarity_figures
 from clipbias.report.relevancy_figures import text_relevancy_figure, vision_relevancy_figure
 from clipbias.report.study_results import StudyResults, accuracy_and_error, label_of
 from clipbias.report.table import MISSING, Table, cells
+from clipbias.report.verdict_figures import (
+    effects_figure,
+    effects_table,
+    kept_figure,
+    kept_table,
+    why_no_effects,
+    why_nothing_kept,
+)
 
 REPORT, FIGURES = "report.html", "figures"
 
-# In reading order: the decomposition first, then the paper's figures by number, then checks.
-_FIGURES = (
-    decomposition_figure,
-    text_relevancy_figure,
-    vision_relevancy_figure,
-    text_attention_figure,
-    vision_attention_figure,
-    similarity_figures,
-    faithfulness_figure,
-    examples_figure,
+# In reading order, the decomposition first, then the paper's figures by number, then checks: the section of the study
+# that each is drawn from, and why there may be nothing to draw.
+_FIGURES: tuple[tuple[Callable[[StudyResults], Any], str, str], ...] = (
+    (decomposition_figure, "decomposition", "no model has prompts"),
+    (text_relevancy_figure, "relevancy", "there is no image that zero-shot gets wrong and a tuned model right"),
+    (vision_relevancy_figure, "relevancy", "there is no image that zero-shot gets wrong and a tuned model right"),
+    (text_attention_figure, "text_attention", "no model has a text of its own"),
+    (vision_attention_figure, "vision_attention", "no model sees an image"),
+    (similarity_figures, "similarity", "no model has vision prompts"),
+    (faithfulness_figure, "faithfulness", "no image could be read"),
+    (examples_figure, "examples", "no image could be read"),
 )
 
 
@@ -47,11 +55,20 @@ def write_report(results_folder: str | os.PathLike, output_folder: str | os.Path
     """
     study = StudyResults(load_results(results_folder))
     output = Path(output_folder)
-    sections = [pages.Section("Models", "models", tables=[_models(study)]), *_verdicts(study)]
-    for figure in figures(study):
-        picture = pages.save_picture(figure, output / FIGURES)
-        areas = area_table(study) if figure.name == "faithfulness" else None
-        sections.append(pages.Section(figure.title, figure.name, [picture], [areas] if areas else []))
+    sections = [*_verdict(study, output), pages.Section("Models", "models", tables=[_models(study)])]
+    missing = []
+    for draw, section, reason in _FIGURES:
+        made = draw(study)
+        for figure in made if isinstance(made, list) else [made] if made else []:
+            picture = pages.save_picture(figure, output / FIGURES)
+            areas = area_table(study) if figure.name == "faithfulness" else None
+            sections.append(pages.Section(figure.title, figure.name, [picture], [areas] if areas else []))
+        if not made and section not in study.scalars["figures"]:
+            reason = f"it was not asked for; --config.figures={section} has it"
+        if not made:
+            missing.append(f"{section.replace('_', ' ').capitalize()}: {reason}.")
+    if missing:
+        sections.append(pages.Section("What is not here", "missing", remarks=list(dict.fromkeys(missing))))
     sections.append(pages.Section("How it was made", "config", code=_config(study)))
     conclusions = [(label_of(model), study.section("verdict", model["key"]).get("conclusion")) for model in study.tuned]
     return pages.write_page(
@@ -64,15 +81,6 @@ def write_report(results_folder: str | os.PathLike, output_folder: str | os.Path
         conclusions=[(label, sentence) for label, sentence in conclusions if sentence],
         sections=sections,
     )
-
-
-def figures(study: StudyResults) -> list[CaptionedFigure]:
-    """All figures that the study has results for, in reading order."""
-    drawn: list[CaptionedFigure] = []
-    for draw in _FIGURES:
-        made = draw(study)
-        drawn.extend(made if isinstance(made, list) else [made] if made else [])
-    return drawn
 
 
 def _models(study: StudyResults) -> Table:
@@ -96,22 +104,54 @@ def _models(study: StudyResults) -> Table:
     return Table("", caption, columns, tuple(rows))
 
 
-def _verdicts(study: StudyResults) -> list[pages.Section]:
-    """One section per tuned model: what was found in words, then every measured quantity with its sentence."""
+def _verdict(study: StudyResults, output: Path) -> list[pages.Section]:
+    """What the gain is made of, what a constant keeps of it, all of it in words, and what else was measured."""
+    if not study.section("verdict"):
+        reason = "No verdict: it was not asked for; --config.figures=factorial,amounts,verdict has it."
+        return [pages.Section("What carries the gain", "verdict_effects", remarks=[reason])]
     sections = []
+    for title, draw, table, reasons in (
+        ("What carries the gain", effects_figure, effects_table(study), why_no_effects(study)),
+        ("What a constant keeps", kept_figure, kept_table(study), why_nothing_kept(study)),
+    ):
+        figure, identifier = draw(study), draw.__name__.replace("_figure", "")
+        pictures = [pages.save_picture(figure, output / FIGURES)] if figure else []
+        tables = [table] if table else []
+        sections.append(pages.Section(title, f"verdict_{identifier}", pictures, tables, remarks=reasons))
+    measured = []
     for model in study.tuned:
         verdict = study.section("verdict", model["key"])
-        if not verdict:
-            continue
-        found = tuple(cells(sentence) for sentence in verdict.get("sentences", ()))
+        sections.append(
+            pages.Section(
+                f"In words: {label_of(model)}",
+                f"verdict_{model['key']}",
+                conclusion=verdict.get("conclusion") or "",
+                remarks=verdict.get("sentences", ()),
+            )
+        )
         rows = tuple(cells(row["text"], value_and_interval(row), row["sentence"]) for row in verdict.get("rows", ()))
-        tables = [
-            Table("What was found", "", ("In words",), found, words={0}),
-            Table("What else was measured", "", ("Quantity", "Value", "In words"), rows, words={2}),
-        ]
-        title, identifier = f"The verdict: {label_of(model)}", f"verdict_{model['key']}"
-        sections.append(pages.Section(title, identifier, tables=tables, conclusion=verdict.get("conclusion") or ""))
+        if rows:
+            measured.append(Table(label_of(model), "", ("Quantity", "Value", "In words"), rows, words={2}))
+    if measured:
+        sections.append(pages.Section("What else was measured", "measured", tables=measured))
+    if study.scalars.get("agreement"):
+        sections.append(pages.Section("Do the seeds agree", "agreement", remarks=agreement_sentences(study)))
     return sections
+
+
+def agreement_sentences(study: StudyResults) -> list[str]:
+    """For every pair of models of one method, whether the intervals of their shares overlap."""
+    labels = {model["key"]: label_of(model) for model in study.models}
+    said = []
+    for pair in study.scalars.get("agreement") or ():
+        names = " and ".join(labels.get(key, key) for key in pair["models"])
+        apart = [name for name, meets in pair["overlap"].items() if not meets]
+        said.append(
+            f"{names} contradict each other about {', '.join(apart)}: these intervals do not overlap."
+            if apart
+            else f"{names} agree: the intervals of every effect's share overlap."
+        )
+    return said
 
 
 def value_and_interval(row: Mapping[str, Any]) -> str:

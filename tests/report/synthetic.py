@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from clipbias.explain.factorial import CONSTANTS, corners, effects_in_play
-from clipbias.explain.results import MAPS, Findings
+from clipbias.explain.results import FIGURES, MAPS, Findings
 from clipbias.explain.verdict import verdicts
 
 FORMS = ("reference", "vector", "kind", "token", "tuned")
@@ -96,7 +96,7 @@ class _Builder:
                 "text_heads": self.heads,
             },
             "models": self.models,
-            "figures": ["relevancy", "verdict"],
+            "figures": list(FIGURES),
             "config": {"dataset": dataset, "adapters": ["runs/ivlp", "runs/bias"], "normalisation": "sum"},
             "seconds": 41.5,
         }

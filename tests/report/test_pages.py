@@ -50,7 +50,10 @@ def written(tmp_path):
 def test_contents_lead_to_every_section(written, drawn):
     _, page = written(only("faithfulness", "verdict"))
     anchors = [link.removeprefix("#") for link in page.links if link.startswith("#")]
-    assert anchors == ["models", "verdict_ivlp", "verdict_bias", "faithfulness", "config"]
+    assert anchors == [
+        *("verdict_effects", "verdict_kept", "verdict_ivlp", "verdict_bias", "measured"),
+        *("models", "faithfulness", "missing", "config"),
+    ]
     assert set(anchors) <= set(page.identifiers)
 
 
@@ -64,13 +67,13 @@ def test_pictures_are_inlined_and_the_files_lie_beside(written):
     assert others == [f"figures/faithfulness.{kind}" for kind in ("pdf", "png", "csv")]
 
 
-def test_nothing_comes_from_the_network(written):
+def test_nothing_comes_from_the_network(written, drawn):
     path, page = written(only("verdict"))
     assert not {"script", "link", "iframe"} & set(page.tags)
     assert "http" not in path.read_text("utf-8") and "url(" not in path.read_text("utf-8")
 
 
-def test_verdict_models_and_config_are_told(written):
+def test_verdict_models_and_config_are_told(written, drawn):
     results = only("verdict")
     _, page = written(results)
     verdict = results.scalars["verdict"]["ivlp"]
@@ -86,6 +89,36 @@ def test_verdict_models_and_config_are_told(written):
         assert words in page.text
 
 
+def test_conclusions_come_first_and_what_is_missing_says_why(written, drawn):
+    results = only("verdict", "factorial")
+    results.scalars["figures"] = ["factorial", "verdict", "similarity"]
+    results.scalars["verdict"]["bias"] |= {"missing": "It has no second run.", "effects": None, "kept": {}}
+    _, page = written(results)
+    conclusion = results.scalars["verdict"]["ivlp"]["conclusion"]
+    assert 0 < page.text.index(conclusion) < page.text.index("What carries the gain")
+    assert "Bias tuning: It has no second run." in page.text
+    assert "Bias tuning: No constant was measured." in page.text
+    assert "Faithfulness: it was not asked for; --config.figures=faithfulness has it." in page.text
+    assert "Similarity: no model has vision prompts." in page.text
+
+
+def test_a_study_without_a_verdict_says_so(written):
+    _, page = written(only())
+    assert "No verdict: it was not asked for" in page.text
+
+
+def test_seeds_that_disagree_are_told(written, drawn):
+    results = only("verdict")
+    overlap = {"attention": True, "values": False}
+    results.scalars["agreement"] = [
+        {"models": ["ivlp", "bias"], "overlap": overlap, "agree": False},
+        {"models": ["ivlp", "bias"], "overlap": {"attention": True}, "agree": True},
+    ]
+    _, page = written(results)
+    assert "IVLP and Bias tuning contradict each other about values" in page.text
+    assert "IVLP and Bias tuning agree" in page.text
+
+
 def test_every_text_is_escaped(written, drawn):
     results = only("verdict", "faithfulness")
     results.scalars["dataset"]["name"] = HOSTILE
@@ -95,7 +128,7 @@ def test_every_text_is_escaped(written, drawn):
     results.scalars["verdict"]["ivlp"]["rows"][0]["sentence"] = HOSTILE
     results.scalars["verdict"]["ivlp"]["sentences"][0] = HOSTILE
     path, page = written(results)
-    assert page.tags.count("img") == 1  # the figure
+    assert page.tags.count("img") == 3  # two figures of the verdict and the one that was asked for
     assert "<img src=x" not in path.read_text("utf-8")
 
 
@@ -126,7 +159,7 @@ def test_every_figure_is_drawn(written, drawn):
     _, page = written(synthetic_results(layers=1, heads=1, pictures=1))
     assert [name for name in page.identifiers if name in drawn] == list(drawn)
     assert list(drawn) == [
-        *("fig1_decomposition", "fig2_text_relevancy", "fig3_vision_relevancy"),
+        *("verdict_effects", "verdict_kept", "fig1_decomposition", "fig2_text_relevancy", "fig3_vision_relevancy"),
         *("fig4_text_attention", "fig5_vision_attention", "fig6_similarity_ivlp", "fig6_rank_correlation"),
         *("faithfulness", "examples"),
     ]
