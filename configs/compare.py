@@ -22,7 +22,7 @@ METHODS = (
     # Heads on frozen features.
     *("taskres", "linear_probe", "clip_adapter", "tip_adapter", "tip_adapter_f", "gda", "lp_plus_plus", "clap"),
     # Changes of weights.
-    *("bias", "bias_by_kind", "bitfit", "layer_norm", "two_stage", "clip_lora", "prolip"),
+    *("bias", "bias_by_kind", "bitfit", "layer_norm", "two_stage", "mma", "clip_lora", "prolip"),
 )
 
 

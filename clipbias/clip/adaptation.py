@@ -25,6 +25,11 @@ class Adaptation:
         one row for each of the context length's positions.
       vision_bias: `[Lv, Dv]`, `[Lv, 2, Dv]` or `[Lv, 1 + M, Dv]`, likewise. By kind row 0 is that of `[cls]`, and
         prompts are others; by token prompts get nothing.
+      text_adapters: a network beside each of the tower's last `n` blocks (MMA, Yang et al. 2024): dense layers `down`,
+        `middle` (which may be left out) and `up`, `{"kernel": [n, inputs, outputs], "bias": [n, outputs]}` each, from
+        `Dt` inputs to `Dt` outputs, with ReLUs between them. Of the block's input after its first LayerNorm, token by
+        token, it makes what is added to the block's output.
+      vision_adapters: likewise, with `Dv`.
       text_residual: `[C, d]`, added to the class features before they are normalised (TaskRes, Yu et al. 2023).
       text_weights: changes of the text tower's frozen weights, a part of the tree `params["text"]` with the same shapes
         (`weight_changes.py`): LoRA, BitFit, LayerNorm tuning. A bias of `layers/fc2` is what `text_bias` is.
@@ -37,6 +42,8 @@ class Adaptation:
     vision_prompts: jax.Array | None = None
     text_bias: jax.Array | None = None
     vision_bias: jax.Array | None = None
+    text_adapters: Mapping[str, Any] | None = None
+    vision_adapters: Mapping[str, Any] | None = None
     text_residual: jax.Array | None = None
     text_weights: Mapping[str, Any] | None = None
     vision_weights: Mapping[str, Any] | None = None
@@ -45,13 +52,13 @@ class Adaptation:
     @property
     def changes_text(self) -> bool:
         """Whether the text tower's tokens depend on this adaptation (a residual acts after the tower)."""
-        parts = (self.text_context, self.text_prompts, self.text_bias, self.text_weights)
+        parts = (self.text_context, self.text_prompts, self.text_bias, self.text_weights, self.text_adapters)
         return any(part is not None for part in parts)
 
     @property
     def changes_vision(self) -> bool:
         """Whether the vision tower's tokens depend on this adaptation."""
-        parts = (self.vision_prompts, self.vision_bias, self.vision_weights, self.pixels)
+        parts = (self.vision_prompts, self.vision_bias, self.vision_weights, self.vision_adapters, self.pixels)
         return any(part is not None for part in parts)
 
     @property

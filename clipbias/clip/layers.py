@@ -75,6 +75,14 @@ def dense(x: jax.Array, weights: Weights) -> jax.Array:
     return product(x, weights) + weights["bias"].astype(x.dtype)
 
 
+def network(x: jax.Array, weights: Weights) -> jax.Array:
+    """Dense layers `down`, `middle` (if it is there) and `up`, with ReLUs between them, of the last axis of `x`."""
+    x = dense(x, weights["down"])
+    if "middle" in weights:
+        x = dense(jax.nn.relu(x), weights["middle"])
+    return dense(jax.nn.relu(x), weights["up"])
+
+
 def activate(x: jax.Array, name: str) -> jax.Array:
     """QuickGELU `x · sigmoid(1.702 x)`, or the exact GELU."""
     if name == "quick_gelu":

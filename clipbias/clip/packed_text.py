@@ -244,7 +244,8 @@ def _group_features(
 
     def step(x: jax.Array, inputs: tower.LayerInput) -> tuple[jax.Array, None]:
         x = in_scope(x, lambda y, rows: tower.put_prompts(y, inputs, rows))
-        return tower.add_bias(layers.block(x, inputs.weights, config.text, attend), inputs, bias_rows), None
+        output = tower.add_beside(layers.block(x, inputs.weights, config.text, attend), x, inputs, config.text)
+        return tower.add_bias(output, inputs, bias_rows), None
 
     x, last = tower.scan_all_but_last(step, x, text_layers(params, adaptation, dtype), remat)
     x = in_scope(x, lambda y, rows: tower.put_prompts(y, last, rows))
@@ -260,6 +261,7 @@ def _group_features(
         return take(out.reshape(*out.shape[:2], -1), ends).reshape(q.shape)
 
     rows = layers.block_rows(x, last.weights, config.text, take, attend_row)
+    rows = tower.add_beside(rows, take(x), last, config.text)
     row_read = None if bias_rows is None else take(bias_rows[..., None])[..., 0]
     rows = tower.add_bias(rows, last, row_read)
     features = project_text(params, config, rows.reshape(-1, rows.shape[-1]), adaptation)

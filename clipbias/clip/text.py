@@ -15,7 +15,7 @@ from clipbias.clip import layers, tower
 from clipbias.clip.adaptation import NOTHING, Adaptation
 from clipbias.clip.config import ClipConfig
 from clipbias.clip.precision import with_precision
-from clipbias.clip.vision import check_bias, check_prompts
+from clipbias.clip.vision import check_adapters, check_bias, check_prompts
 from clipbias.clip.weight_changes import check_changes, of_layers, outside_layers
 from clipbias.errors import ClipbiasError
 
@@ -82,6 +82,7 @@ def check_text_parts(adaptation: Adaptation, config: ClipConfig, texts: int, tok
     geometry, context = config.text, adaptation.text_context
     check_prompts(adaptation.text_prompts, geometry, "text_prompts", extra=1)
     check_bias(adaptation.text_bias, geometry, "text_bias", geometry.context_length)
+    check_adapters(adaptation.text_adapters, geometry, "text_adapters")
     if tokens > geometry.context_length:
         raise ClipbiasError(f"the texts have {tokens} tokens; this model reads at most {geometry.context_length}.")
     if context is None:
@@ -101,7 +102,8 @@ def text_layers(params: Mapping[str, Any], adaptation: Adaptation, dtype: jnp.dt
         prompts = None
     check_changes(adaptation.text_weights, params["text"], "text_weights")
     changes = of_layers(adaptation.text_weights)
-    return tower.layer_inputs(params["text"]["layers"], prompts, adaptation.text_bias, changes, dtype=dtype)
+    stacked = prompts, adaptation.text_bias, changes, adaptation.text_adapters
+    return tower.layer_inputs(params["text"]["layers"], *stacked, dtype=dtype)
 
 
 def embed_text(

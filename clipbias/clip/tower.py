@@ -34,6 +34,8 @@ class LayerInput:
         own copy; or `None`.
       changes: changes of the block's weights (`weight_changes.py`), or `None`; with a leading axis of `B` where each of
         the `B` rows of tokens has its own copy.
+      adapters: a network beside the block (`layers.network`), or `None`; likewise with an axis of `B`.
+      adapted_from: the first block that has one; before it adapters are zero.
     """
 
     index: jax.Array
@@ -42,6 +44,8 @@ class LayerInput:
     replace: jax.Array
     bias: jax.Array | None
     changes: Any = None
+    adapters: Any = None
+    adapted_from: int = struct.field(pytree_node=False, default=0)
 
     @property
     def weights(self) -> Any:
@@ -117,6 +121,7 @@ def layer_inputs(
     prompts: jax.Array | None,
     bias: jax.Array | None,
     changes: Any = None,
+    adapters: Any = None,
     *,
     dtype: jnp.dtype,
 ) -> LayerInput:
@@ -127,6 +132,7 @@ def layer_inputs(
       prompts: `[depth - 1, T, D]`: row `i - 1` is put in at block `i`.
       bias: `[L, D]`, `[L, 2, D]` or `[L, N, D]`, see `bias_rows`.
       changes: changes of the blocks' weights with leading axis `L`.
+      adapters: networks beside the last blocks, with as many on their leading axis.
       dtype: compute type of prompts and biases.
     """
     depth = jax.tree.leaves(weights)[0].shape[0]
@@ -138,7 +144,9 @@ def layer_inputs(
         prompts = jnp.pad(prompts, ((1, depth - 1 - prompts.shape[0]), (0, 0), (0, 0))).astype(dtype)
     # A NumPy array takes no traced index, which is how a bias by token is read.
     bias = None if bias is None else jnp.asarray(bias).astype(dtype)
-    return LayerInput(index, weights, prompts, replace, bias, changes)
+    without = 0 if adapters is None else depth - jax.tree.leaves(adapters)[0].shape[0]
+    adapters = jax.tree.map(lambda leaf: jnp.pad(leaf, [(without, 0)] + [(0, 0)] * (leaf.ndim - 1)), adapters)
+    return LayerInput(index, weights, prompts, replace, bias, changes, adapters, without)
 
 
 def put_prompts(tokens: jax.Array, layer: LayerInput, prompt_rows: jax.Array | np.ndarray | None) -> jax.Array:
@@ -194,6 +202,19 @@ def add_bias(tokens: jax.Array, layer: LayerInput, rows: jax.Array | None) -> ja
     return tokens if layer.bias is None else tokens + bias_of_tokens(layer.bias, rows)
 
 
+def beside(tokens: jax.Array, layer: LayerInput, config: TowerConfig) -> jax.Array | None:
+    """What the network beside a block makes of the block's input `[..., D]`, or `None` where there is none."""
+    if layer.adapters is None:
+        return None
+    normed = layers.layer_norm(tokens, layer.weights["norm1"], config.layer_norm_epsilon)
+    return layers.network(normed, layer.adapters)
+
+
+def add_beside(output: jax.Array, tokens: jax.Array, layer: LayerInput, config: TowerConfig) -> jax.Array:
+    """A block's output with what the network beside it makes of its input."""
+    return output if (added := beside(tokens, layer, config)) is None else output + added
+
+
 def causal_mask(length: int) -> jax.Array:
     """`[N, N]`, True where query `i` may see key `j <= i`."""
     return jnp.tril(jnp.ones((length, length), bool))
@@ -226,7 +247,8 @@ def layer(
         seen = LayerView(layer.index, tokens, probabilities, v, layer.weights)
         return seen.heads_output() if intervene is None else intervene(seen)
 
-    output = add_bias(layers.block(tokens, layer.weights, config, attend), layer, tower.bias_rows)
+    output = add_beside(layers.block(tokens, layer.weights, config, attend), tokens, layer, config)
+    output = add_bias(output, layer, tower.bias_rows)
     assert seen is not None
     return output, seen
 
@@ -269,12 +291,13 @@ def run_fused(
 
     def step(tokens: jax.Array, inputs: LayerInput) -> tuple[jax.Array, None]:
         tokens = put_prompts(tokens, inputs, tower.prompt_rows)
-        return add_bias(layers.block(tokens, inputs.weights, config, attend), inputs, tower.bias_rows), None
+        output = add_beside(layers.block(tokens, inputs.weights, config, attend), tokens, inputs, config)
+        return add_bias(output, inputs, tower.bias_rows), None
 
     tokens, last = scan_all_but_last(step, tower.tokens, tower.layers, remat)
-    tokens = put_prompts(tokens, last, tower.prompt_rows)
     if every_row:
-        return add_bias(layers.block(tokens, last.weights, config, attend), last, tower.bias_rows)
+        return step(tokens, last)[0]
+    tokens = put_prompts(tokens, last, tower.prompt_rows)
     visible = jnp.arange(tokens.shape[1]) <= tower.readout[:, None] if tower.causal else None
 
     def attend_row(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -283,6 +306,7 @@ def run_fused(
         return jnp.einsum("BHNM,BMHK->BNHK", probabilities.astype(v.dtype), v)[:, 0]
 
     rows = layers.block_rows(tokens, last.weights, config, lambda x: take_rows(x, tower.readout), attend_row)
+    rows = add_beside(rows, take_rows(tokens, tower.readout), last, config)
     return add_bias(rows, last, tower.bias_row_read)
 
 
@@ -301,7 +325,7 @@ def scan_all_but_last(
     once, behind the loop: where `B` is split over devices, that is one exchange instead of one per layer.
 
     Where no prompts are put in, nothing before the first block is learned: it runs ahead of the loop, since a loop
-    would take gradients through it all the same.
+    would take gradients through it all the same. So do the blocks before the first adapter where there is nothing else.
     """
     count = tokens.shape[0]
     others = jax.tree.map(lambda leaf: leaf[:-1], dataclasses.replace(inputs, frozen=None))
@@ -310,6 +334,7 @@ def scan_all_but_last(
         prompts=None if others.prompts is None else _per_row(others.prompts, count),
         bias=None if others.bias is None else _bias_per_row(others.bias, count),
         changes=jax.tree.map(lambda x: _change_per_row(x, count), others.changes),
+        adapters=jax.tree.map(lambda x: _per_row(x[:, None] if x.ndim == 2 else x, count), others.adapters),
     )
 
     def numbered(tokens: jax.Array, layer: LayerInput) -> tuple[jax.Array, None]:
@@ -319,10 +344,14 @@ def scan_all_but_last(
         return step(tokens, dataclasses.replace(layer, frozen=weights))
 
     learns = others.bias is not None or others.changes is not None
-    if learns and others.prompts is None and others.index.shape[0]:
-        first = jax.tree.map(lambda leaf: leaf[0], dataclasses.replace(others, frozen=inputs.frozen))
+    if (learns or others.adapters is not None) and others.prompts is None and others.index.shape[0]:
+        at = 0 if learns else min(others.adapted_from, others.index.shape[0] - 1)
+        if at:
+            before = jax.tree.map(lambda leaf: leaf[:at], dataclasses.replace(others, adapters=None))
+            tokens, _ = jax.lax.scan(numbered, tokens, before)
+        first = jax.tree.map(lambda leaf: leaf[at], dataclasses.replace(others, frozen=inputs.frozen))
         tokens, _ = step(tokens, first)
-        others = jax.tree.map(lambda leaf: leaf[1:], others)
+        others = jax.tree.map(lambda leaf: leaf[at + 1 :], others)
     numbered = jax.checkpoint(numbered, policy=layers.keep_products if remat is None else remat, prevent_cse=False)
     tokens, _ = jax.lax.scan(numbered, tokens, others)
     return tokens, jax.tree.map(lambda leaf: leaf[-1], inputs)

@@ -67,6 +67,7 @@ def embed_image(
             None if prompts is None else prompts[1:],
             bias,
             of_layers(changes),
+            check_adapters(adaptation.vision_adapters, geometry, "vision_adapters"),
             dtype=dtype,
         ),
         prompt_rows=prompt_rows,
@@ -157,3 +158,20 @@ def check_bias(bias: jax.Array | None, geometry: Any, name: str, tokens: int) ->
     if bias is not None and bias.shape not in (one, kinds, every):
         raise ClipbiasError(f"{name} has shape {bias.shape}; expected {one}, {kinds} by kind or {every} by token.")
     return bias
+
+
+def check_adapters(adapters: Any, geometry: Any, name: str) -> Any:
+    """Refuses networks that do not fit beside the last blocks."""
+    if adapters is None:
+        return None
+    count, inputs = np.shape(adapters["down"]["kernel"])[0], geometry.width
+    for part in [part for part in ("down", "middle", "up") if part != "middle" or part in adapters]:
+        kernel, bias = (np.shape(adapters[part][leaf]) for leaf in ("kernel", "bias"))
+        outputs = geometry.width if part == "up" else kernel[-1]
+        if kernel != (count, inputs, outputs) or bias != (count, outputs) or count > geometry.layers:
+            raise ClipbiasError(
+                f"{name} have {part!r} of shapes {kernel} and {bias}; expected {(count, inputs, outputs)} and "
+                f"{(count, outputs)}, of at most {geometry.layers} blocks."
+            )
+        inputs = outputs
+    return adapters

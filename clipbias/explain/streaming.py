@@ -93,6 +93,7 @@ def block_forward(
     middle = x + attend(qkv, 0.0, layer.weights, inputs, config)[0]
     hidden = layers.mlp_hidden(middle, layer.weights, config)
     output = middle + layers.mlp_output(hidden, layer.weights, config)
+    output = tower.add_beside(output, x, layer, config)
     output = tower.add_bias(output, layer, inputs.bias_rows)
     return output, Kept(tokens, middle, qkv, hidden)
 
@@ -153,9 +154,9 @@ def block_backward(
     """
     weights = layer.weights
 
-    def enter(tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def enter(tokens: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
         x = tower.put_prompts(tokens, layer, inputs.prompt_rows)
-        return x, layers.queries_keys_values(x, weights, config)
+        return x, layers.queries_keys_values(x, weights, config), tower.beside(x, layer, config)
 
     _, pull_enter = jax.vjp(enter, kept.tokens)
     batch, length = kept.tokens.shape[:2]
@@ -169,7 +170,7 @@ def block_backward(
     def pull(gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
         middle = gradient + pull_hidden(*pull_mlp(gradient))[0]
         qkv, attention = pull_attend(middle)
-        return pull_enter((middle, qkv))[0], attention
+        return pull_enter((middle, qkv, None if layer.adapters is None else gradient))[0], attention
 
     return pull, probabilities
 
@@ -196,6 +197,7 @@ def last_rows(tokens: jax.Array, tap: jax.Array, inputs: TowerInput, config: Tow
 
     rows = layers.block_rows(tokens, last.weights, config, lambda x: tower.take_rows(x, inputs.readout), attend)
     assert seen is not None
+    rows = tower.add_beside(rows, tower.take_rows(tokens, inputs.readout), last, config)
     return tower.add_bias(rows, last, inputs.bias_row_read), seen
 
 

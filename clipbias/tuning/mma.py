@@ -1,0 +1,78 @@
+"""MMA (Yang et al. 2024, Multi-Modal Adapter for Vision-Language Models): adapters that share a layer between towers.
+
+It is trained by the project's recipe, or with `recipe="authors"` by its authors'. The prompt is "a photo of a {}."
+whatever the dataset.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from clipbias.checks import Range
+from clipbias.clip import Adaptation, Clip
+from clipbias.tuning.coop import coop_recipe
+from clipbias.tuning.method import Learnables, Method, Preset
+from clipbias.tuning.recipe import AUTHORS, COMMON, MOST, Recipe, RecipeName
+
+
+@dataclasses.dataclass(frozen=True)
+class MMA(Method):
+    """Beside each of the last blocks of both towers, `a · up(relu(shared(relu(down(LN1(x))))))`, added to its output.
+
+    `x` is the block's input and LN1 its own frozen LayerNorm. `down [D, r]` and `up [r, D]` belong to a tower, `shared
+    [r, r]` to both towers' blocks of the same number from the end. Kernels start at N(0, 2/outputs), biases at zero.
+
+    The factor `a` makes gradients as small as what is added: the optimiser is given `1/a` times the gradient, and
+    weight decay as it is.
+
+    Attributes:
+      blocks: how many of the last blocks, at most the shallower tower's; the authors' 5 to 12 of 12.
+      width: `r`.
+      factor: `a`.
+      recipe: "common", or the "authors'": SGD at 0.0015 for 5 epochs without warm-up.
+      batch_size: of the authors' recipe.
+    """
+
+    presets: ClassVar[Mapping[str, Preset]] = {"mma": Preset("MMA", order=650, colour="sky", marker="P")}
+    datasets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"imagenet": {"batch_size": 128}}
+
+    blocks: Annotated[int, Range(1, 1000)] = 8
+    width: Annotated[int, Range(1, 10_000)] = 32
+    factor: Annotated[float, Range(1e-9, 1e9)] = 0.001
+    recipe: RecipeName = COMMON
+    batch_size: Annotated[int, Range(1, MOST)] = 16
+
+    def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
+        vision, text = clip.config.vision, clip.config.text
+        count, width = min(self.blocks, vision.layers, text.layers), self.width
+
+        def dense(key: jax.Array, inputs: int, outputs: int) -> dict[str, jax.Array]:
+            kernel = (2 / outputs) ** 0.5 * jax.random.normal(key, (count, inputs, outputs))
+            return {"kernel": kernel, "bias": jnp.zeros((count, outputs))}
+
+        keys = jax.random.split(rng, 5)
+        return {
+            "vision": {"down": dense(keys[0], vision.width, width), "up": dense(keys[1], width, vision.width)},
+            "text": {"down": dense(keys[2], text.width, width), "up": dense(keys[3], width, text.width)},
+            "shared": dense(keys[4], width, width),
+        }
+
+    def adapt(self, learnables: Learnables) -> Adaptation:
+        def beside(tower: Mapping[str, Any]) -> dict[str, Any]:
+            up = jax.tree.map(lambda leaf: self.factor * leaf, tower["up"])
+            return {"down": tower["down"], "middle": learnables["shared"], "up": up}
+
+        return Adaptation(text_adapters=beside(learnables["text"]), vision_adapters=beside(learnables["vision"]))
+
+    def optimizer(self, recipe: Recipe) -> optax.GradientTransformation:
+        return optax.chain(optax.scale(1 / self.factor), recipe.transformation())
+
+    def recipe_for(self, common: Recipe, shots: int) -> Recipe:
+        if self.recipe != AUTHORS:
+            return common
+        own = coop_recipe(learning_rate=0.0015, epochs=5, batch_size=self.batch_size)
+        return dataclasses.replace(own, warmup_epochs=0)

@@ -1,0 +1,217 @@
+"""MMA, MMRL and TCP: what is put beside a tower's blocks, or between them.
+
+Letters as in `numpy_clip`. A tower is run block by block; `enter` sees the tokens at each block's input, `beside` makes
+something of the block's input after its first LayerNorm, which is added to its output. Learnables are nested
+dictionaries, flattened here to names with slashes.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tests.reference import gradients, methods, numpy_clip, weights
+from tests.reference.gradients import Gradients
+from tests.reference.methods import Learnables, Reference
+from tests.reference.numpy_clip import Block
+
+Losses = dict[str, float]
+FINAL = {
+    "vision": ("vision_model", "post_layernorm", "visual_projection"),
+    "text": ("text_model", "final_layer_norm", "text_projection"),
+}
+AtLayer = Callable[[int, np.ndarray], np.ndarray]
+
+
+def same(layer: int, x: np.ndarray) -> np.ndarray:
+    """Tokens as they are."""
+    return x
+
+
+@dataclasses.dataclass
+class Passed:
+    """What a tower computed."""
+
+    features: np.ndarray  # [B, d]
+    blocks: list[Block]
+    last: np.ndarray  # [B, N, D] after the last block
+    rows: np.ndarray  # [B] the row that is read out
+
+
+def embedded(clip: Reference, tower: str, inputs: np.ndarray, embeddings: np.ndarray | None = None) -> np.ndarray:
+    """Tokens at the first block's input: of images `[B, R, R, 3]`, or of token ids `[C, N]`."""
+    if tower == "text":
+        return numpy_clip.encode_text(clip.state, clip.config, inputs, embeddings=embeddings).embedded
+    epsilon = clip.config["vision_config"]["layer_norm_eps"]
+    x = numpy_clip.encode_image(clip.state, clip.config, inputs).embedded
+    return numpy_clip.layer_norm(clip.state, "vision_model.pre_layrnorm", epsilon, x)
+
+
+def forward(
+    clip: Reference,
+    tower: str,
+    x: np.ndarray,
+    rows: np.ndarray,
+    *,
+    enter: AtLayer = same,
+    beside: AtLayer | None = None,
+) -> Passed:
+    """All blocks; `rows [B]` are read after the last."""
+    sizes, (name, final, projection) = clip.config[f"{tower}_config"], FINAL[tower]
+    epsilon, blocks = sizes["layer_norm_eps"], []
+    for l in range(sizes["num_hidden_layers"]):
+        x, layer = enter(l, x), f"{name}.encoder.layers.{l}"
+        length = x.shape[1]
+        mask = np.where(np.tril(np.ones((length, length), bool)), 0.0, -np.inf) if tower == "text" else np.zeros(())
+        blocks.append(numpy_clip.block(clip.state, layer, sizes, x, mask, 0.0))
+        added = 0.0
+        if beside is not None:
+            added = beside(l, numpy_clip.layer_norm(clip.state, f"{layer}.layer_norm1", epsilon, x))
+        x = blocks[-1].output + added
+    read = numpy_clip.layer_norm(clip.state, f"{name}.{final}", epsilon, x[np.arange(len(x)), rows])
+    return Passed(read @ clip.state[f"{projection}.weight"].T, blocks, x, rows)
+
+
+def readout_backward(clip: Reference, tower: str, saved: Passed, features: np.ndarray) -> np.ndarray:
+    """From the gradient of the features to that of the tokens after the last block."""
+    sizes, (name, final, projection) = clip.config[f"{tower}_config"], FINAL[tower]
+    x, each = np.zeros_like(saved.last), np.arange(len(saved.last))
+    pooled = features @ clip.state[f"{projection}.weight"]
+    x[each, saved.rows] = gradients.layer_norm_backward(
+        clip.state, f"{name}.{final}", sizes["layer_norm_eps"], saved.last[each, saved.rows], pooled
+    )
+    return x
+
+
+def backward(
+    clip: Reference,
+    tower: str,
+    saved: Passed,
+    x: np.ndarray,
+    *,
+    leave: AtLayer = same,
+    beside: Callable[[int, np.ndarray, np.ndarray], np.ndarray] | None = None,
+) -> np.ndarray:
+    """From the gradient after the last block to that of the embedded tokens.
+
+    `leave` is `enter`'s; `beside` is given the LayerNorm's output and the gradient of what it made of it, and returns
+    the LayerNorm's.
+    """
+    sizes, name = clip.config[f"{tower}_config"], FINAL[tower][0]
+    for l in reversed(range(sizes["num_hidden_layers"])):
+        layer, block = f"{name}.encoder.layers.{l}", saved.blocks[l]
+        through, _ = gradients.block_backward(clip.state, layer, sizes, block, x)
+        if beside is not None:
+            norm, epsilon = f"{layer}.layer_norm1", sizes["layer_norm_eps"]
+            normed = beside(l, numpy_clip.layer_norm(clip.state, norm, epsilon, block.tokens), x)
+            through = through + gradients.layer_norm_backward(clip.state, norm, epsilon, block.tokens, normed)
+        x = leave(l, through)
+    return x
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
+    """Nested dictionaries as names with slashes, float64."""
+    found: dict[str, np.ndarray] = {}
+    for name, value in tree.items():
+        inner = flatten(value, f"{prefix}{name}/") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+        found |= {key: np.asarray(leaf, np.float64) for key, leaf in inner.items()}
+    return found
+
+
+def worded_tokens(clip: Reference, class_names: Sequence[str], template: str) -> np.ndarray:
+    """Ids `[C, N]` of a template's texts."""
+    return clip.tokenizer.tokenize([template.format(name.replace("_", " ")) for name in class_names])
+
+
+# MMA (Yang et al. 2024)
+
+
+def mma_shapes(config: Mapping, *, blocks: int = 8, width: int = 32) -> dict[str, tuple[int, ...]]:
+    """Kernels `[blocks, inputs, outputs]` and biases: `down` and `up` of each tower, `shared` of both."""
+    found: dict[str, tuple[int, ...]] = {}
+    for tower in ("vision", "text"):
+        size = config[f"{tower}_config"]["hidden_size"]
+        for part, (inputs, outputs) in {"down": (size, width), "up": (width, size)}.items():
+            found[f"{tower}/{part}/kernel"], found[f"{tower}/{part}/bias"] = (
+                (blocks, inputs, outputs),
+                (blocks, outputs),
+            )
+    return found | {"shared/kernel": (blocks, width, width), "shared/bias": (blocks, width)}
+
+
+class Adapters:
+    """`a (relu(relu(h Dn + b_D) S + b_S) U + b_U)` beside the last blocks of one tower, and its derivative."""
+
+    def __init__(self, learnables: Learnables, tower: str, layers: int, factor: float) -> None:
+        names = {"down": f"{tower}/down", "shared": "shared", "up": f"{tower}/up"}
+        self._names, self._values, self._factor = names, learnables, factor
+        self._start = layers - len(learnables["shared/bias"])
+        self.gradients: Gradients = {
+            f"{name}/{leaf}": np.zeros_like(learnables[f"{name}/{leaf}"])
+            for name in names.values()
+            for leaf in ("kernel", "bias")
+        }
+
+    def _layer(self, part: str, number: int, x: np.ndarray) -> np.ndarray:
+        name = self._names[part]
+        return x @ self._values[f"{name}/kernel"][number] + self._values[f"{name}/bias"][number]
+
+    def forward(self, layer: int, normed: np.ndarray) -> np.ndarray:
+        """What is added to a block's output."""
+        number = layer - self._start
+        if number < 0:
+            return np.zeros_like(normed)
+        inner = np.maximum(self._layer("shared", number, np.maximum(self._layer("down", number, normed), 0)), 0)
+        return self._factor * self._layer("up", number, inner)
+
+    def backward(self, layer: int, normed: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+        """To the LayerNorm's output; the learnables' true gradients are kept in `gradients`."""
+        number = layer - self._start
+        if number < 0:
+            return np.zeros_like(normed)
+        first = self._layer("down", number, normed)
+        second = self._layer("shared", number, np.maximum(first, 0))
+        inputs = {"up": np.maximum(second, 0), "shared": np.maximum(first, 0), "down": normed}
+        masks = {"up": second > 0, "shared": first > 0, "down": 1.0}
+        gradient = self._factor * gradient
+        for part, x in inputs.items():
+            name = self._names[part]
+            self.gradients[f"{name}/kernel"][number] += np.einsum("bni,bno->io", x, gradient)
+            self.gradients[f"{name}/bias"][number] += gradient.sum((0, 1))
+            gradient = gradient @ self._values[f"{name}/kernel"][number].T * masks[part]
+        return gradient
+
+
+def mma_loss_and_gradients(
+    clip: Reference,
+    class_names: Sequence[str],
+    learnables: Learnables,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    factor: float = 0.001,
+) -> tuple[float, Gradients, np.ndarray]:
+    """Mean cross-entropy of `s · cos`, its true gradients, and the logits. A step is given `1 / a` times these."""
+    learnables = weights.double(learnables)
+    tokens = worded_tokens(clip, class_names, methods.WORDED)
+    inputs = {"vision": (images, np.zeros(len(images), int)), "text": (tokens, tokens.argmax(-1))}
+    saved, adapters = {}, {}
+    for tower, (one, rows) in inputs.items():
+        adapters[tower] = Adapters(learnables, tower, clip.config[f"{tower}_config"]["num_hidden_layers"], factor)
+        saved[tower] = forward(clip, tower, embedded(clip, tower, one), rows, beside=adapters[tower].forward)
+    image, text = (saved[tower].features for tower in ("vision", "text"))
+    scale = np.exp(clip.state["logit_scale"])
+    scores = scale * numpy_clip.unit(image) @ numpy_clip.unit(text).T
+    slopes = scale * gradients.cross_entropy_backward(scores, labels)
+    sides = {
+        "vision": gradients.unit_backward(image, slopes @ numpy_clip.unit(text)),
+        "text": gradients.unit_backward(text, slopes.T @ numpy_clip.unit(image)),
+    }
+    found: Gradients = {}
+    for tower, side in sides.items():
+        start = readout_backward(clip, tower, saved[tower], side)
+        backward(clip, tower, saved[tower], start, beside=adapters[tower].backward)
+        for name, value in adapters[tower].gradients.items():
+            found[name] = found.get(name, 0.0) + value
+    return numpy_clip.cross_entropy(scores, labels), {name: found[name] for name in learnables}, scores

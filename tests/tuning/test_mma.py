@@ -1,0 +1,133 @@
+"""MMA against its rule in NumPy, and the two layouts of texts against each other."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import clipbias
+from clipbias.clip import Clip, encode_image, encode_text
+from clipbias.errors import ClipbiasError
+from clipbias.tuning import Task, make_method, parameter_count
+from tests import helpers
+from tests.reference import inner_parts, optimizers
+from tests.reference.differences import against_differences
+from tests.reference.methods import Reference
+from tests.tuning import weights_common as common
+from tests.tuning.test_task import VIT_B_16
+
+# Large enough that float32 sees what is added to float32.
+OPTIONS = {"blocks": 2, "width": 6, "factor": 0.05}
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> tuple[Clip, Reference]:
+    folder = tmp_path_factory.mktemp("other")
+    reference = helpers.tiny_checkpoint(folder, seed=5, vision=(16, 3, 2), text=(24, 4, 3), projection=20)
+    return clipbias.load(folder), reference
+
+
+def start(task: Task) -> dict:
+    return common.drawn(task.shapes, 0.4)
+
+
+def test_parameters_and_start(clip: Clip) -> None:
+    tower = {**clip.params["text"], "token_embedding": np.zeros((len(clip.tokenizer), 512), np.float32)}
+    large = dataclasses.replace(clip, config=VIT_B_16, params={**clip.params, "text": tower})
+    task = Task(large, "mma", ("cat", "dog"))
+    assert parameter_count(task.shapes) == {"vision": 399_616, "text": 266_496, "shared": 8_448, "total": 674_560}
+    found = task.init(3)
+    for part, outputs in ((found["vision"]["up"], 768), (found["text"]["down"], 32), (found["shared"], 32)):
+        assert np.std(part["kernel"]) == pytest.approx((2 / outputs) ** 0.5, rel=0.05) and not part["bias"].any()
+
+
+def test_logits_and_gradients_equal_numpy(other: tuple[Clip, Reference]) -> None:
+    clip, reference = other
+    task = Task(clip, "mma", common.CLASS_NAMES, template="a {} of another dataset.", **OPTIONS)
+    learnables, images = start(task), helpers.random_images(reference.config, len(common.LABELS))
+    shapes = inner_parts.mma_shapes(reference.config, blocks=2, width=6)
+    assert {name: leaf.shape for name, leaf in inner_parts.flatten(learnables).items()} == shapes
+
+    @jax.jit
+    def compute(params, learnables):
+        gradients = jax.grad(lambda one: task.loss(params, one, images, common.LABELS))(learnables)
+        return task.logits(params, learnables, images), gradients
+
+    logits, found = compute(clip.params, learnables)
+    flat = inner_parts.flatten(learnables)
+    arguments = (reference, common.CLASS_NAMES, flat, images, common.LABELS)
+    _, gradients, expected = inner_parts.mma_loss_and_gradients(*arguments, factor=0.05)
+    common.close(logits, expected, common.LOGITS)
+    common.close_trees(inner_parts.flatten(found), gradients, common.GRADIENTS)
+    plain = jax.jit(Task(clip, "zero_shot", common.CLASS_NAMES).logits)(clip.params, {}, images)
+    assert np.abs(plain - expected).max() > 0.01 * np.abs(expected).max()
+
+
+def test_gradient_of_the_reference_equals_finite_differences(other: tuple[Clip, Reference]) -> None:
+    _, reference = other
+    shapes = inner_parts.mma_shapes(reference.config, blocks=2, width=3)
+    rng = np.random.default_rng(0)
+    learnables = {name: rng.normal(scale=0.4, size=shape) for name, shape in shapes.items()}
+    images = helpers.random_images(reference.config, 2)
+
+    def run(learnables: dict) -> tuple:
+        return inner_parts.mma_loss_and_gradients(
+            reference, common.CLASS_NAMES[:2], learnables, images, np.array([1, 0]), factor=0.05
+        )
+
+    errors = against_differences(lambda one: run(one)[0], learnables, run(learnables)[1], entries=1)
+    assert set(errors) == set(shapes) and max(errors.values()) < 1e-6
+
+
+def test_steps_are_given_the_gradient_over_the_factor_and_decay_as_it_is(other: tuple[Clip, Reference]) -> None:
+    clip, reference = other
+    task = Task(clip, "mma", common.CLASS_NAMES, **OPTIONS)
+    learnables, rates = start(task), (2e-4, 3e-4, 1e-4)
+    raw, images = common.pictures(clip.config.vision.image_size)
+    recipe = dataclasses.replace(common.SGD, weight_decay=50.0)  # as large a part of a step as the gradient
+    after, losses = common.trained(task, learnables, recipe, raw, common.LABELS, rates)
+    optimizer, values = optimizers.SGD(momentum=0.9, weight_decay=50.0), inner_parts.flatten(learnables)
+    for rate, loss in zip(rates, losses[:, 0], strict=True):
+        expected, slopes, _ = inner_parts.mma_loss_and_gradients(
+            reference, common.CLASS_NAMES, values, images, common.LABELS, factor=0.05
+        )
+        assert loss == pytest.approx(expected, rel=common.TRAINED)
+        values = optimizer.step(values, {name: slope / 0.05 for name, slope in slopes.items()}, rate)
+    common.close_trees(inner_parts.flatten(after), values, common.TRAINED)
+
+
+def test_every_path_through_the_towers_is_the_same(other: tuple[Clip, Reference]) -> None:
+    clip, reference = other
+    task = Task(clip, "mma", common.CLASS_NAMES, **OPTIONS)
+    adaptation = task.method.adapt(start(task))
+    images = helpers.random_images(reference.config, 2)
+
+    @jax.jit
+    def run(params):
+        packed = task.classifier.encode_text(params, adaptation, task.text)
+        fused, _ = encode_text(params, clip.config, task.tokens, adaptation)
+        shown, _ = encode_text(params, clip.config, task.tokens, adaptation, observe=lambda view: view.index)
+        image = encode_image(params, clip.config, images, adaptation)[0]
+        seen, _ = encode_image(params, clip.config, images, adaptation, observe=lambda view: view.index)
+        patches = encode_image(params, clip.config, images, adaptation, patches=True)[0][:, 0]
+        return (packed, fused, shown), (image, seen, patches)
+
+    for first, *others in run(clip.params):
+        for one in others:
+            common.close(one, first, common.LOGITS)
+
+
+def test_the_authors_recipe_and_networks_that_do_not_fit(other: tuple[Clip, Reference]) -> None:
+    own = make_method("mma", recipe="authors").recipe_for(common.SGD, 16)
+    rates = own.step_rates(16)
+    np.testing.assert_allclose(rates, 0.00075 * (1 + np.cos(np.pi * np.arange(5) / 5)))
+    assert (own.batch_size, own.momentum, own.weight_decay) == (16, 0.9, 5e-4)
+    assert make_method("mma").options_for("imagenet", 16) == {"batch_size": 128}
+    clip, _ = other
+    adaptation = Task(clip, "mma", ("cat",), blocks=2).method.adapt(Task(clip, "mma", ("cat",), blocks=2).init())
+    wrong = dataclasses.replace(adaptation, text_adapters=adaptation.vision_adapters)
+    tokens = jnp.zeros((1, 5), jnp.int32)
+    with pytest.raises(ClipbiasError, match=r"text_adapters have 'down' of shapes \(2, 16, 32\)"):
+        encode_text(clip.params, clip.config, tokens, wrong)
