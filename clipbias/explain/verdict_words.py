@@ -169,8 +169,11 @@ def _side(found: Mapping[str, Any], outcome: str, model: Mapping[str, Any]) -> t
     part = [name for name in shown if excludes(effects[name], QUARTER, of="share") > 0]
     if {"attention", "values"} <= set(part):
         return "c", f"This favours (c), both: {shown['attention']}, and {shown['values']}."
-    widest = max(shown, key=lambda name: effects[name]["share"] or 0.0)
-    return "", f"Undecided, because {shown[widest]}, and this interval does not lie on one side of a half."
+    if len(most) > 1:
+        carried = _listed([shown[name] for name in most])
+        return "", f"Undecided, because {carried}, more than half each, which the other effect takes back."
+    largest = max(shown, key=lambda name: effects[name]["share"] or 0.0)
+    return "", f"Undecided, because {shown[largest]}, and no effect's interval lies above a half."
 
 
 def _values(found: Mapping[str, Any], outcome: str, prompts: bool, shown: str) -> tuple[str, str]:

@@ -61,6 +61,8 @@ CASES = {
         {"worded": False, "position": "front"},
         ["text"],
     ),
+    # More prompts than words: texts start from a context drawn at random.
+    "ivlp_long": Case("ivlp", {"text_tokens": 6, "vision_tokens": 2, "depth": 2}, towers=[]),
     "bias_by_kind": Case("bias", bias_rows=2),
     "lora": Case("clip_lora", {"parts": ("q", "v", "o")}, towers=["vision"]),
     "layer_norm": Case("layer_norm", {"outer": True}, towers=["vision"]),
@@ -97,10 +99,10 @@ class Bound:
     effects: tuple[str, ...]
 
 
-def bind(clip: Clip, name: str) -> Bound:
+def bind(clip: Clip, name: str, seed: int = 0) -> Bound:
     case = CASES[name]
     task = Task(clip, case.method, CLASS_NAMES, **case.options)
-    before, after = task.init(), moved(task)
+    before, after = task.init(seed), moved(task)
     tuned = task.method.adapt(after)
     for tower in case.towers if case.bias_rows else ():
         bias = getattr(tuned, f"{tower}_bias")
@@ -223,8 +225,8 @@ def test_what_it_refuses(clip, images):
 
 def test_outcomes_of_images_equal_the_reference(clip, plain, tmp_path):
     """From files through both towers and each alone to the likelihood of every image."""
-    name, count = "maple", 5
-    bound = bind(clip, name)
+    name, count, seed = "ivlp_long", 5, 3
+    bound = bind(clip, name, seed)
     labels = np.arange(count) % len(CLASS_NAMES)
     pixels = np.random.default_rng(0).integers(0, 255, (count, 16, 16, 3), dtype=np.uint8)
 
@@ -234,7 +236,7 @@ def test_outcomes_of_images_equal_the_reference(clip, plain, tmp_path):
         return file.getvalue()
 
     zero_shot = Model("zero_shot", "Zero-shot", "zero_shot", Task(clip, "zero_shot", CLASS_NAMES), {})
-    tuned = Model("tuned", "Tuned", name, bound.task, bound.learnables)
+    tuned = Model("tuned", "Tuned", "ivlp", bound.task, bound.learnables, seed=seed)
     keys = tuple(f"{index}.png" for index in range(count))
     options = StudyOptions(batch_size=2, control_images=3)
     found, facts = compute_factorial(Study([zero_shot, tuned], Split(keys, labels, read), options, tmp_path))

@@ -78,6 +78,19 @@ def test_known_answers(given, start):
     assert found["conclusion"].startswith(start), found["conclusion"]
 
 
+@pytest.mark.parametrize(
+    "effect,reason",
+    [
+        ({"attention": 0.45, "scale": 0.45, "values": 0.1}, "no effect's interval lies above a half"),
+        ({"attention": 1.0, "scale": 1.0, "values": -0.9}, "more than half each, which the other effect takes back"),
+    ],
+)
+def test_undecided_says_what_the_intervals_show(effect, reason):
+    found = verdict(study(effect), "ivlp")
+    assert found["conclusion"].startswith("Undecided, because relative attention"), found["conclusion"]
+    assert found["conclusion"].endswith(f"{reason}.")
+
+
 def test_frozen_values_decide():
     """Values that only work through attention, full 80, frozen 45, none 44, are not read as values."""
     through_attention = study({"attention": 0.0, "scale": 0.0, "values": 0.0}, noise=0.01)
