@@ -42,6 +42,9 @@ def get_config() -> ConfigDict:
     config.normalisation = "sum"
     # Attention over the tokens of a kind: "sum" or "mean".
     config.reduction = "sum"
+    # Zero-shot's text in the figures of relevancy and of the text tower: the "paper"'s, "a photo of a {}.", or the
+    # "dataset"'s own template. Its accuracy is always that of the latter.
+    config.zero_shot_text = "paper"
     # First layer of relevancy: 0 all layers, -1 the last alone.
     config.start_layer = 0
     # Prompt similarity: "mean" over the prompts, or the number of one.

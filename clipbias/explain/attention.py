@@ -90,12 +90,12 @@ def kind_sums(rows: jax.Array, kinds: jax.Array, *, reduction: str = "sum", coun
 
 
 def observe_text_shares(eos: jax.Array, kinds: jax.Array, *, reduction: str = "sum") -> Observe:
-    """Fig. 4: the attention of the EOS query by token kind, `[C, H, 5]` in the order of `TEXT_KINDS`.
+    """Fig. 4: the attention of the EOS query by token kind, `[C, H, 6]` in the order of `TEXT_KINDS`.
 
     Args:
       eos: `[C]`, position of EOS.
       kinds: `[C, N]`, from `text_kinds`.
-      reduction: "sum" over the tokens of a kind (the five add up to 1) or "mean".
+      reduction: "sum" over the tokens of a kind (the six add up to 1) or "mean".
     """
 
     def observe(view: LayerView) -> jax.Array:

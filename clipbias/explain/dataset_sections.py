@@ -12,11 +12,11 @@ from clipbias.clip.tower import Observe
 from clipbias.explain.attention import QUANTITIES, kind_sums, observe_distance_and_entropy, observe_text_shares
 from clipbias.explain.decomposition import constancy, observe_parts
 from clipbias.explain.relevancy import relevancy
-from clipbias.explain.results import TEXT_KINDS
+from clipbias.explain.results import GROUPS, TEXT_KINDS
 from clipbias.explain.similarity import observe_similarity
 from clipbias.explain.statistics import Moments, Totals, normalise_maps, rank_correlation, total_variation
 from clipbias.explain.study import Batch, Model, Section, Study
-from clipbias.explain.tokens import text_kinds, text_roles, vision_roles
+from clipbias.explain.tokens import index_kinds, prompt_text, text_kinds, text_roles, vision_roles
 
 
 def compute_predictions(study: Study) -> Section:
@@ -49,29 +49,58 @@ def corrected(arrays: dict[str, np.ndarray], model: Model) -> np.ndarray:
     return np.flatnonzero((before >= 0) & (before != labels) & (arrays[f"predictions/{model.key}"] == labels))
 
 
+def relevancy_groups(study: Study, predicted: dict[str, np.ndarray], model: Model) -> np.ndarray:
+    """Which images belong to which of `GROUPS`: bool `[n, 3]`.
+
+    The corrected ones are all there; the control and "all" are spread over the split where the options limit images.
+    """
+    labels = predicted["predictions/labels"]
+    groups = np.zeros((len(labels), len(GROUPS)), bool)
+    groups[corrected(predicted, model), GROUPS.index("corrected")] = True
+    spread = study.spread(study.options.images)
+    both = (predicted["predictions/zero_shot"] == labels) & (predicted[f"predictions/{model.key}"] == labels)
+    groups[spread, GROUPS.index("both_right")] = both[spread]
+    groups[spread, GROUPS.index("all")] = True
+    return groups
+
+
 def compute_relevancy(study: Study, predicted: dict[str, np.ndarray]) -> Section:
-    """Fig. 2 and 3: both models' normalised rows for the true class, on the images that tuning corrected."""
+    """Fig. 2 and 3: both models' normalised rows for the true class, for every group of images."""
     arrays: dict[str, np.ndarray] = {}
     scalars: dict[str, Any] = {}
     for model in study.tuned:
-        chosen = corrected(predicted, model)
+        groups = relevancy_groups(study, predicted, model)
         totals = study.accumulate(
-            f"relevancy-{model.key}", f"{model.label}: relevancy", chosen, _relevancy_step(study, model)
+            f"relevancy-{model.key}",
+            f"{model.label}: relevancy",
+            np.flatnonzero(groups.any(1)),
+            _relevancy_step(study, model, groups),
         )
+        found: dict[str, Any] = {"normalisation": study.options.normalisation}
         for name, moments in totals.items():
-            arrays |= moments.arrays(f"relevancy/{model.key}/{name}")
-        count = totals["order"].samples if totals else 0
-        scalars[model.key] = {"count": count, "normalisation": study.options.normalisation}
+            if moments.samples:
+                arrays |= moments.arrays(f"relevancy/{model.key}/{name}")
+        for group in GROUPS:
+            found[group] = {"count": totals[f"{group}/order"].samples}
+        for side, own in _sides(study, model).items():
+            found[side] = {"text": prompt_text(own.task), "index_kinds": index_kinds(text_kinds(own.task))}
+        scalars[model.key] = found
     return arrays, scalars
 
 
-def _relevancy_step(study: Study, tuned: Model) -> Any:
-    sides = {"zero_shot": study.zero_shot, "tuned": tuned}
+def _sides(study: Study, tuned: Model) -> dict[str, Model]:
+    return {"zero_shot": study.worded, "tuned": tuned}
+
+
+def _relevancy_step(study: Study, tuned: Model, groups: np.ndarray) -> Any:
+    sides = _sides(study, tuned)
     kinds = {side: jnp.asarray(text_kinds(model.task)) for side, model in sides.items()}
     options, patches = study.options, study.clip.config.vision.patches
 
     @jax.jit
-    def step(params: Any, learnables: dict[str, Any], texts: dict[str, Any], batch: Batch) -> dict[str, Moments]:
+    def step(
+        params: Any, learnables: dict[str, Any], texts: dict[str, Any], groups: jax.Array, batch: Batch
+    ) -> dict[str, Moments]:
         images, labels, mask = study.normalize(batch["images"]), batch["labels"], batch["mask"]
         values, among_patches = {}, []
         for side, model in sides.items():
@@ -90,28 +119,35 @@ def _relevancy_step(study: Study, tuned: Model) -> Any:
             values[f"text_kinds/{side}"] = kind_sums(text, own)[:, : TEXT_KINDS.index("eos")]
         values["order"] = rank_correlation(*among_patches)[:, None]
         values["variation"] = total_variation(*among_patches)[:, None]
-        return {name: Moments.of(value, mask) for name, value in values.items()}
+        members = mask[:, None] & groups[batch["numbers"]]
+        return {
+            f"{group}/{name}": Moments.of(value, members[:, i])
+            for i, group in enumerate(GROUPS)
+            for name, value in values.items()
+        }
 
     learnables = {side: study.learnables[model.key] for side, model in sides.items()}
     texts = {
         side: model.task.text_features(study.params, learnables[side]) if model.has_own_head else None
         for side, model in sides.items()
     }
-    return lambda batch: step(study.params, learnables, texts, batch)
+    members = study.devices.replicate(groups)
+    return lambda batch: step(study.params, learnables, texts, members, batch)
 
 
 def compute_text_attention(study: Study) -> Section:
     """Fig. 4, over the classes."""
     arrays: dict[str, np.ndarray] = {}
     scalars: dict[str, Any] = {}
-    for model in study.models:
+    for model in (study.worded, *study.tuned):
         task = model.task
         observe = observe_text_shares(
             jnp.asarray(task.tokens.eos), jnp.asarray(text_kinds(task)), reduction=study.options.reduction
         )
         shares = Moments.of(jnp.moveaxis(_observe_text(study, model, observe), 0, 1))
         arrays |= shares.arrays(f"text_attention/{model.key}")
-        scalars[model.key] = {"count": shares.samples, "reduction": study.options.reduction}
+        text = prompt_text(task)
+        scalars[model.key] = {"count": shares.samples, "reduction": study.options.reduction, "text": text}
     return arrays, scalars
 
 
@@ -205,12 +241,21 @@ def compute_decomposition(study: Study) -> Section:
             name = f"decomposition/{model.key}/{tower}"
             for quantity in ("prompt_mass", "readout_mass", "mass_by_query", "norm_ratio"):
                 arrays |= totals[quantity].arrays(f"{name}/{quantity}")
-            found = constancy(totals["part"], learned_biases(study, tower))
-            arrays[f"{name}/constancy"], arrays[f"{name}/bias_likeness"] = found["constancy"], found["bias_likeness"]
+            found = constancy(totals, learned_biases(study, tower))
+            about: dict[str, Any] = {"count": totals["norm_ratio"].samples, "depth": model.depths[tower == "text"]}
+            for quantity in ("constancy", "bias_likeness"):
+                arrays[f"{name}/{quantity}"] = found[quantity]
+                about[quantity] = by_depth(found[quantity], about["depth"])
             for bias, cosine in found["bias_cosine"].items():
                 arrays[f"{name}/bias_cosine/{bias}"] = cosine
-            scalars.setdefault(model.key, {})[tower] = {"count": totals["norm_ratio"].samples}
+            scalars.setdefault(model.key, {})[tower] = about
     return arrays, scalars
+
+
+def by_depth(layers: np.ndarray, depth: int) -> dict[str, float | None]:
+    """Means over the layers with prompts of their own, and over those beyond, whose slots carry what they saw."""
+    groups = {"up_to_depth": layers[:depth], "beyond": layers[depth:]}
+    return {name: float(values.mean()) if len(values) else None for name, values in groups.items()}
 
 
 def learned_biases(study: Study, tower: str) -> dict[str, np.ndarray]:

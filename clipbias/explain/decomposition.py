@@ -40,9 +40,10 @@ def observe_parts(roles: Roles, readout: jax.Array, mask: jax.Array | None = Non
       mask: `[B]`, which samples count in the averages over samples.
 
     Returns:
-      An observer of a dictionary, per sample: `prompt_mass [B, H]` over queries, `readout_mass [B, H]`,
-      `mass_by_query [B, H, N]`, `norm_ratio [B]`; and averaged over samples: `heads` and `part`, `Moments` of the
-      prompt part per token, before the output projection `[N, H, K]` and after it `[N, D]`.
+      An observer of a dictionary, per sample: `prompt_mass [B, H]` over queries, `readout_mass [B, H]`, `mass_by_query
+      [B, H, N]`, `norm_ratio [B]`; and averaged over samples, as `Moments`: `heads` and `part`, the prompt part per
+      token, before the output projection `[N, H, K]` and after it `[N, D]`; `total [D]`, its sum over a sample's
+      queries; `tokens`, the number of these.
     """
 
     def observe(view: LayerView) -> dict[str, Any]:
@@ -61,6 +62,8 @@ def observe_parts(roles: Roles, readout: jax.Array, mask: jax.Array | None = Non
             "norm_ratio": ratio.mean(-1, where=roles.queries),
             "heads": Moments.of(prompt_part, counted),
             "part": Moments.of(projected, counted),
+            "total": Moments.of(jnp.where(counted[..., None], projected, 0).sum(1), mask),
+            "tokens": Moments.of(counted.sum(-1), mask),
         }
 
     return observe
@@ -78,29 +81,55 @@ def mean_parts(heads: Moments) -> tuple[np.ndarray, np.ndarray]:
     return mean.astype(np.float32), overall.astype(np.float32)
 
 
-def constancy(part: Moments, bias: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """How much of a bias the prompt part is, per layer.
+def constancy(totals: Mapping[str, Moments], bias: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """How much of a bias the prompt part is, per layer, without the share that chance adds.
+
+    A mean of few samples is longer than the true one: `n` samples of pure noise have a mean whose square is `1/n` of
+    theirs. So squares of means are estimated from products of two different samples, which chance does not lengthen.
+    For a token `j` that counts in `n_j` samples `x_ij` with mean `x̄_j`,
+
+        |μ_j|² ≈ |x̄_j|² − Σ_i |x_ij − x̄_j|² / (n_j (n_j − 1)),
+
+    and for one vector for all tokens, from each sample's sum `u_i` over its `m_i` tokens, because tokens of one sample
+    vary together,
+
+        |v|² ≈ (|Σ_i u_i|² − Σ_i |u_i|²) / ((Σ_i m_i)² − Σ_i m_i²).
+
+    Both are divided by the mean square of the part. An estimate can fall a little below 0, and the second a little
+    above the first.
 
     Args:
-      part: `Moments` of the projected prompt part, `[L, N, D]` with counts `[L, N]`.
+      totals: what `observe_parts` saw: `part` `[L, N, D]` with counts `[L, N]`, `total [L, D]` and `tokens [L]`.
       bias: learned biases `[L, D]` by name, of the same tower.
 
     Returns:
-      - `constancy [L]`: the share of its mean square that its mean over samples, token by token, explains;
-      - `bias_likeness [L]`: the share that one vector for all tokens explains, which is never more;
+      - `constancy [L]`: the share of its mean square that its mean over samples, token by token, explains, over the
+        tokens that count in two samples or more; NaN without any;
+      - `bias_likeness [L]`: the share that one vector for all tokens explains; NaN below two samples;
       - `bias_cosine {name: [L]}`: the cosine between this vector and a learned bias.
     """
-    count = np.asarray(part.count, np.float64)[..., None]
-    mean, squares = np.asarray(part.mean, np.float64), np.asarray(part.squares, np.float64)
-    samples = count.sum((1, 2))
-    between = (count * np.square(mean)).sum((1, 2))
-    total = np.maximum(between + squares.sum((1, 2)), np.finfo(np.float64).tiny)
-    vector = (count * mean).sum(1) / np.maximum(samples, 1)[:, None]
+    part = totals["part"]
+    count, mean = np.asarray(part.count, np.float64), np.asarray(part.mean, np.float64)
+    length, spread = np.square(mean).sum(-1), np.asarray(part.squares, np.float64).sum(-1)
+    square = count * length + spread
+    repeated = count > 1
+    unbiased = np.where(repeated, count * length - spread / np.maximum(count - 1, 1), 0).sum(-1)
+    vector = (count[..., None] * mean).sum(1) / np.maximum(count.sum(1), 1)[:, None]
+    tiny = np.finfo(np.float64).tiny
+    pairs = _product_of_two(totals["tokens"])
+    one = _product_of_two(totals["total"]) / np.where(pairs > 0, pairs, np.nan)
     return {
-        "constancy": between / total,
-        "bias_likeness": samples * np.square(vector).sum(-1) / total,
+        "constancy": unbiased / np.where(repeated.any(-1), np.maximum((repeated * square).sum(-1), tiny), np.nan),
+        "bias_likeness": one * count.sum(-1) / np.maximum(square.sum(-1), tiny),
         "bias_cosine": {name: _cosine(vector, np.asarray(value, np.float64)) for name, value in bias.items()},
     }
+
+
+def _product_of_two(sums: Moments) -> np.ndarray:
+    """`|Σ_i x_i|² − Σ_i |x_i|²` of samples `x [L, …]`, which is the sum over pairs of different ones: `[L]`."""
+    count, mean = np.asarray(sums.count, np.float64), np.asarray(sums.mean, np.float64)
+    length, spread = (x.reshape(len(x), -1).sum(-1) for x in (np.square(mean), np.asarray(sums.squares, np.float64)))
+    return count * (count - 1) * length - spread
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -72,14 +72,18 @@ class Facts:
 
 
 def _relevancy_change(facts: Facts) -> list[Quantity]:
-    rows, count = [], facts.results.scalars.get("relevancy", {}).get(facts.key, {}).get("count", 0)
-    order, variation = (facts.one(f"relevancy/{facts.key}/{name}") for name in ("order", "variation"))
+    rows, about = [], facts.results.scalars.get("relevancy", {}).get(facts.key, {})
+    order, variation = (facts.one(f"relevancy/{facts.key}/corrected/{name}") for name in ("order", "variation"))
     if order is not None:
         degree = "mostly kept" if order[0] >= STRONG else "largely changed" if order[0] < WEAK else "partly changed"
         sentence = (
-            f"Over {count} images that tuning corrected, the order of the patches by relevancy is {degree}: the rank "
-            f"correlation between zero-shot and {facts.label} is {order[0]:.2f}."
+            f"Over {about['corrected']['count']} images that tuning corrected, the order of the patches by relevancy "
+            f"is {degree}: the rank correlation between zero-shot and {facts.label} is {order[0]:.2f}"
         )
+        both = facts.one(f"relevancy/{facts.key}/both_right/order")
+        if both is not None:
+            sentence += f", and {both[0]:.2f} over {about['both_right']['count']} images that both get right"
+        sentence += "."
         text = "rank correlation of patch relevancy"
         rows.append(Quantity("rank_correlation", text, order[0], "", sentence, **_around(*order)))
     if variation is not None:
@@ -123,7 +127,7 @@ def _attention_change(facts: Facts) -> list[Quantity]:
 def _prompt_relevancy(facts: Facts) -> list[Quantity]:
     rows = []
     for tower, index in (("vision", 1), ("text", TEXT_KINDS.index("prompt"))):
-        name = f"relevancy/{facts.key}/{tower}_kinds/tuned"
+        name = f"relevancy/{facts.key}/corrected/{tower}_kinds/tuned"
         found, kinds = facts.one(name, index), facts.average(name)
         if tower not in facts.towers or found is None or kinds is None:
             continue
@@ -141,13 +145,21 @@ def _constancy(facts: Facts) -> list[Quantity]:
     for tower in facts.towers:
         name, samples = f"decomposition/{facts.key}/{tower}", "images" if tower == "vision" else "classes"
         constant, bias = facts.array(f"{name}/constancy"), facts.array(f"{name}/bias_likeness")
-        if constant is None or bias is None:
+        if constant is None or bias is None or not (np.isfinite(constant).all() and np.isfinite(bias).all()):
             continue
+        depth = facts.model[f"{tower}_depth"]
+        (constant, beyond), bias = (constant[:depth], constant[depth:]), bias[:depth]
         sentence = (
             f"What prompts add in the {tower} tower is {_degree(constant.mean())} constant over {samples}: its "
             f"average, token by token, explains {100 * constant.mean():.0f} % of its mean square "
-            f"({100 * constant.min():.0f} to {100 * constant.max():.0f} % by layer)."
+            f"({100 * constant.min():.0f} to {100 * constant.max():.0f} % by layer"
         )
+        if len(beyond):
+            sentence += (
+                f"; {100 * beyond.mean():.0f} % in the {len(beyond)} layers beyond the prompts' depth, whose slots hold "
+                "what the layers before made of them"
+            )
+        sentence += ")."
         rows.append(
             Quantity(
                 f"constancy_{tower}", f"constancy of the prompt part, {tower}", float(constant.mean()), "", sentence

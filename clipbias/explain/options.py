@@ -9,6 +9,8 @@ from clipbias.errors import ClipbiasError
 from clipbias.explain.attention import KIND_REDUCTIONS
 from clipbias.explain.statistics import NORMALISATIONS
 
+ZERO_SHOT_TEXTS = ("paper", "dataset")
+
 
 @dataclasses.dataclass(frozen=True)
 class StudyOptions:
@@ -25,6 +27,8 @@ class StudyOptions:
       layers: those of Fig. 6, from 0; empty takes the first, the middle and the last two.
       normalisation: of relevancy rows: "sum", "minmax" or "max".
       reduction: of attention over the tokens of a kind: "sum" or "mean".
+      zero_shot_text: zero-shot's text in Fig. 2 to 4: "paper", which is "a photo of a {}." for every dataset, or
+        "dataset", the template that it classifies with. Predictions are always made with the latter.
       start_layer: first layer of relevancy; 0 all, -1 the last.
       prompt: the prompt of Fig. 6: "mean" or a number from 0.
       on_image_error: "raise", or "skip" images that cannot be read.
@@ -41,6 +45,7 @@ class StudyOptions:
     layers: tuple[Count, ...] = ()
     normalisation: Annotated[str, Choices(tuple(NORMALISATIONS))] = "sum"
     reduction: Annotated[str, Choices(KIND_REDUCTIONS)] = "sum"
+    zero_shot_text: Annotated[str, Choices(ZERO_SHOT_TEXTS)] = "paper"
     start_layer: Annotated[int, Range(-LARGEST, LARGEST)] = 0
     prompt: int | str = "mean"
     on_image_error: Annotated[str, Choices(ON_ERROR)] = "raise"

@@ -11,7 +11,8 @@ JSON, always there:
     clip                {name, fingerprint, image_size, patch_size, grid, patches, vision_layers, vision_heads,
                         text_layers, text_heads}
     models              list, zero-shot first: {key, label, method, options, parameters {total, vision, text, shared},
-                        vision_prompts V, text_prompts T, accuracy, correct, images, source}
+                        vision_prompts V, text_prompts T, vision_depth, text_depth: layers with learned tokens of their
+                        own, accuracy, correct, images, source}
     figures             the sections that were computed, in order
     config              everything the study was asked for
     seconds             computing time
@@ -19,20 +20,21 @@ JSON, always there:
 predictions — who is right
     predictions/labels [n], predictions/{model} [n]                  int32 class numbers
 
-relevancy — Fig. 2 and 3: samples that zero-shot gets wrong and the tuned model right, target the true class
-    `{side}` is "zero_shot" or "tuned": both models' rows on the same samples.
-    relevancy/{tuned}/vision/{side}/mean [M + V]                     patches row by row, then prompts (zero_shot: V = 0)
-    relevancy/{tuned}/text/{side}/mean [N]                           by token index, 0 after the text's end
-    relevancy/{tuned}/vision_kinds/{side}/mean [2]                   sums, `VISION_KINDS`
-    relevancy/{tuned}/text_kinds/{side}/mean [4]                     sums, `TEXT_KINDS[:4]`
-    relevancy/{tuned}/order/mean [1], relevancy/{tuned}/variation/mean [1]
-                                                                     rank correlation and total variation between the
+relevancy — Fig. 2 and 3, target the true class; `{group}` of `GROUPS` is which samples: "corrected", those that
+    zero-shot gets wrong and the tuned model right; "both_right", the control; "all". The last two are of at most so
+    many images as the study's options allow. `{side}` is "zero_shot" or "tuned": both models' rows on the same samples.
+    relevancy/{tuned}/{group}/vision/{side}/mean [M + V]             patches row by row, then prompts (zero_shot: V = 0)
+    relevancy/{tuned}/{group}/text/{side}/mean [N]                   by token index, 0 after the text's end
+    relevancy/{tuned}/{group}/vision_kinds/{side}/mean [2]           sums, `VISION_KINDS`
+    relevancy/{tuned}/{group}/text_kinds/{side}/mean [5]             sums, `TEXT_KINDS[:5]`
+    relevancy/{tuned}/{group}/order/mean [1], …/variation/mean [1]   rank correlation and total variation between the
                                                                      two models' rows over the patches
-    JSON relevancy.{tuned}: {count, normalisation}; count 0: no arrays
+    JSON relevancy.{tuned}: {normalisation, {group}: {count}, {side}: {text, index_kinds: the kind at each index, ""
+    where it differs by class}}; a group of count 0 has no arrays. Zero-shot's text is the paper's or the dataset's
 
 text_attention — Fig. 4: the EOS row's attention by token kind, averaged over classes
-    text_attention/{model}/mean [L, H, 5]                            kinds in the order of `TEXT_KINDS`
-    JSON text_attention.{model}: {count, reduction "sum" | "mean"}
+    text_attention/{model}/mean [L, H, 6]                            kinds in the order of `TEXT_KINDS`
+    JSON text_attention.{model}: {count, reduction "sum" | "mean", text: with {} for the class name}
 
 vision_attention — Fig. 5; `{variant}` is "clip" for a model without vision prompts, else "without_prompt" and
     "with_prompt"; `{quantity}` is "distance" (pixels), "entropy" or "cls_entropy" (nats)
@@ -52,10 +54,12 @@ decomposition — Eq. 12, Fig. 1; for models with prompts in that tower; samples
     decomposition/{tuned}/{tower}/mass_by_query/mean [L, H, N]
     decomposition/{tuned}/{tower}/norm_ratio/mean [L]                norm of the prompt part over that of the input part
     decomposition/{tuned}/{tower}/constancy [L]                      share of the prompt part's mean square that its
-                                                                     average over samples, token by token, explains
+                                                                     average over samples, token by token, explains,
+                                                                     corrected for chance: it may fall below 0
     decomposition/{tuned}/{tower}/bias_likeness [L]                  the share that one vector for all tokens explains
     decomposition/{tuned}/{tower}/bias_cosine/{bias model} [L]       between that vector and the learned bias
-    JSON decomposition.{tuned}.{tower}: {count}
+    JSON decomposition.{tuned}.{tower}: {count, depth, constancy, bias_likeness: each {up_to_depth, beyond: mean over
+    the layers that have prompts of their own, and over those after them, or null where there is none}}
 
 factorial — the causal test (`factorial.py`), for models that change a tower. n images; towers "both", "vision" and
     "text", or "both" alone where a model changes only one; K mixtures of the two runs: the corners from the reference
@@ -125,7 +129,8 @@ FIGURES = (
     "verdict",
 )
 VISION_KINDS = ("patches", "prompts")
-TEXT_KINDS = ("sos", "prompt", "category", "dot", "eos")
+GROUPS = ("corrected", "both_right", "all")
+TEXT_KINDS = ("sos", "prompt", "words", "category", "dot", "eos")
 MAPS = ("relevancy", "attention", "rollout", "legrad", "grad_eclip", "random")
 
 

@@ -99,7 +99,7 @@ def _describe(study: Study, model: Any, predicted: Mapping[str, np.ndarray]) -> 
     images, correct = int((own >= 0).sum()), int((own == labels).sum())
     if not images:
         raise ClipbiasError("none of the images could be read; check the data folder.")
-    vision, text = model.prompts
+    (vision, text), (vision_depth, text_depth) = model.prompts, model.depths
     return {
         "key": model.key,
         "label": model.label,
@@ -108,6 +108,8 @@ def _describe(study: Study, model: Any, predicted: Mapping[str, np.ndarray]) -> 
         "parameters": parameter_count(model.learnables),
         "vision_prompts": vision,
         "text_prompts": text,
+        "vision_depth": vision_depth,
+        "text_depth": text_depth,
         "accuracy": 100 * correct / images,
         "correct": correct,
         "images": images,

@@ -1,6 +1,7 @@
 """A zero-shot model, tuned ones and a dataset: what every section of a study works with."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import time
@@ -21,7 +22,7 @@ from clipbias.explain.options import StudyOptions
 from clipbias.explain.results import FORMAT, load_arrays, plain, save_arrays
 from clipbias.explain.statistics import Totals, load_rows, load_totals, merge, save_rows, save_totals
 from clipbias.explain.targets import check_template
-from clipbias.explain.tokens import prompt_counts
+from clipbias.explain.tokens import prompt_counts, prompt_depths
 from clipbias.files import read_json, write_text
 from clipbias.tuning import Learnables, Task
 
@@ -56,6 +57,11 @@ class Model:
     def prompts(self) -> tuple[int, int]:
         """`(V, T)`: learned tokens in the vision and in the text tower."""
         return prompt_counts(self.task, self.learnables)
+
+    @property
+    def depths(self) -> tuple[int, int]:
+        """How many layers of the vision and of the text tower have learned tokens of their own."""
+        return prompt_depths(self.task, self.learnables)
 
     @property
     def has_own_head(self) -> bool:
@@ -131,6 +137,18 @@ class Study:
     def zero_shot(self) -> Model:
         return self.models[0]
 
+    @functools.cached_property
+    def worded(self) -> Model:
+        """Zero-shot with the text that figures of relevancy and of the text tower show it with.
+
+        That is the paper's, whatever template the dataset has, unless the options ask for the dataset's.
+        """
+        own = self.zero_shot
+        if self.options.zero_shot_text == "dataset":
+            return own
+        task = Task(self.clip, ZERO_SHOT, own.task.class_names, dtype=own.task.classifier.dtype)
+        return own if task.texts == own.task.texts else dataclasses.replace(own, task=task)
+
     @property
     def tuned(self) -> tuple[Model, ...]:
         return self.models[1:]
@@ -164,7 +182,9 @@ class Study:
         return -(-min(self.options.batch_size, max(len(indices), 1)) // multiple) * multiple
 
     def batches(self, indices: np.ndarray, start: int = 0) -> Iterator[tuple[Batch, int, int]]:
-        """Device batches of the examples `indices[start:]`: uint8 images, labels and mask, the last one padded.
+        """Device batches of the examples `indices[start:]`: uint8 images, labels, mask, and their numbers in the split.
+
+        The last one is padded.
 
         Beside each come the number of batches done with it and the number in all, those before `start` included.
         """
@@ -180,7 +200,12 @@ class Study:
             shard=self.devices.shard,
             on_error=self.options.on_image_error,
         )
+        process, processes = self.devices.shard
         for number, batch in enumerate(host, before + 1):
+            local = size // processes
+            first = (number - before - 1) * size + process * local
+            numbers = rest[first : first + local].astype(np.int32)
+            batch["numbers"] = np.pad(numbers, (0, local - len(numbers)))
             yield {name: self.devices.place(values) for name, values in batch.items()}, number, total
 
     def accumulate(

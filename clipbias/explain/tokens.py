@@ -11,7 +11,7 @@ from clipbias.explain.results import TEXT_KINDS
 from clipbias.tuning import Learnables, Task
 from clipbias.tuning.prompt_tokens import names_in_prompt
 
-SOS, PROMPT, CATEGORY, DOT, EOS = range(len(TEXT_KINDS))
+SOS, PROMPT, WORDS, CATEGORY, DOT, EOS = range(len(TEXT_KINDS))
 PAD = len(TEXT_KINDS)
 
 
@@ -35,6 +35,17 @@ def prompt_counts(task: Task, learnables: Learnables) -> tuple[int, int]:
     return 0 if vision is None else vision.shape[1], 0 if text is None else text.shape[-2]
 
 
+def prompt_depths(task: Task, learnables: Learnables) -> tuple[int, int]:
+    """In how many layers, from the first on, learned tokens are put in: `(vision, text)`, 0 in a tower without any.
+
+    In these layers what stands in a slot is the same for every sample; beyond, it is what the layer before made of it.
+    """
+    adaptation = jax.eval_shape(task.method.adapt, learnables)
+    vision, context, deeper = adaptation.vision_prompts, adaptation.text_context, adaptation.text_prompts
+    text = 0 if context is None else 1 if deeper is None else 1 + deeper.shape[0]
+    return 0 if vision is None else vision.shape[0], text
+
+
 def vision_roles(config: VisionConfig, prompts: int) -> Roles:
     """`[cls]`, patches, then `V` prompts: `[N]`."""
     is_prompt = jnp.arange(1 + config.patches + prompts) > config.patches
@@ -52,14 +63,17 @@ def text_roles(task: Task) -> Roles:
 def text_kinds(task: Task) -> np.ndarray:
     """The kind of every text token, an index into `TEXT_KINDS`, `PAD` after EOS: int32 `[n · C, N]`.
 
-    "prompt" are contexts, learned or not, and the template's other words; "category" the class name's own tokens; "dot"
-    the token before EOS where the template ends with ".".
+    "prompt" are the `T` learned tokens; "words" the words that stay frozen, those of a context that are left beside
+    fewer prompts and all of a text without prompts; "category" the class name's own tokens; "dot" the token before EOS
+    where the template ends with ".".
     """
     text, tokenizer = task.prompt, task.clip.tokenizer
     names = names_in_prompt(task.class_names, text)
     lengths = [len(ids) for ids in encode(tokenizer, names)]
     eos = np.asarray(task.tokens.eos)
-    kinds = np.full(task.tokens.ids.shape, PROMPT, np.int32)
+    kinds = np.full(task.tokens.ids.shape, WORDS, np.int32)
+    if _learns_context(task):
+        kinds[np.asarray(task.tokens.context_rows) >= 0] = PROMPT
     for i, row in enumerate(kinds):
         template = text.templates[i // len(names)]
         before = len(encode(tokenizer, [template.partition("{}")[0]])[0])
@@ -72,6 +86,17 @@ def text_kinds(task: Task) -> np.ndarray:
             row[end - 1] = DOT
         row[end], row[end + 1 :] = EOS, PAD
     return kinds
+
+
+def index_kinds(kinds: np.ndarray) -> list[str]:
+    """The kind's name at every token index, "" where texts `[C, N]` differ in it or it lies after the end of all."""
+    names = (*TEXT_KINDS, "")
+    return [names[column[0]] if (column == column[0]).all() else "" for column in np.asarray(kinds).T]
+
+
+def prompt_text(task: Task) -> str:
+    """The text around the class name, with `{}` in its place, as the method writes it before anything is learned."""
+    return task.method.text(task.template, task.clip).templates[0]
 
 
 def token_labels(task: Task, text: int) -> list[str]:

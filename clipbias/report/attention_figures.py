@@ -33,13 +33,17 @@ def text_attention_figure(study: StudyResults) -> CaptionedFigure | None:
         for line, model in zip(grid, shown, strict=True):
             colour = style.ZERO_SHOT if model is study.zero_shot else style.TUNED
             for axes, shares in zip(line, np.moveaxis(found[model["key"]].mean, -1, 0), strict=True):
-                _boxes(axes, shares, colour)
+                if shares.any():
+                    _boxes(axes, shares, colour)
+                else:
+                    axes.text(0.5, 0.5, "none", ha="center", transform=axes.transAxes, fontsize=6.5)
             line[0].set_ylabel(f"{label_of(model)}\nshare of attention")
         for axes, kind in zip(grid[0], TEXT_KINDS, strict=True):
             axes.set_title(KIND_NAMES[kind])
         for axes in grid[-1]:
             axes.set_xlabel("layer")
             axes.set_ylim(bottom=0)
+    texts = [f"{label_of(model)} “{study.section('text_attention', model['key']).get('text')}”" for model in shown]
     ways = {study.section("text_attention", model["key"]).get("reduction", "sum") for model in shown}
     added = " or ".join({"sum": "summed", "mean": "averaged"}[way] for way in sorted(ways))
     caption = (
@@ -47,11 +51,11 @@ def text_attention_figure(study: StudyResults) -> CaptionedFigure | None:
         f" {added} over the tokens of a kind, then averaged over"
         f" {counted(study.largest_count('text_attention', shown), 'class')}. Each box shows the heads of one layer:"
         " median, quartiles, and whiskers to 1.5 times the quartile distance; each dot is one head. Original CLIP in"
-        " blue, tuned models in red; “prompts” are the context words “a photo of a” where a model learns no text"
-        " prompts."
+        " blue, tuned models in red. Prompts are learned tokens, words those of a text that stay frozen:"
+        f" {'; '.join(texts)}."
     )
     if ways == {"sum"}:
-        caption += " The five shares of a head sum to 1."
+        caption += " The shares of a head sum to 1."
     rows = [
         (key, layer, head, TEXT_KINDS[kind - 1], mean, error)
         for key, average in found.items()

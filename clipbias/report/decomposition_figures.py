@@ -39,7 +39,7 @@ def decomposition_figure(study: StudyResults) -> CaptionedFigure | None:
             _mass(line[0], study.average(f"{path}/prompt_mass"), study.average(f"{path}/readout_mass"))
             _by_query(line[1], study.average(f"{path}/mass_by_query"))
             _size(line[2], study.average(f"{path}/norm_ratio"))
-            _constancy(line[3], study, path)
+            _constancy(line[3], study, path, model[f"{tower}_depth"])
             _cosines(line[4], study, path)
         for axes, title in zip(grid[0], _TITLES, strict=True):
             axes.set_title(title, loc="left", fontsize=8)
@@ -57,8 +57,9 @@ def decomposition_figure(study: StudyResults) -> CaptionedFigure | None:
         " their mean, the dashed line the mass of the [cls] or EOS query. (b) The same by query, mean over heads. (c)"
         " Norm of the prompt part over norm of the input part, on a log scale; they are equal at the dotted line. (d)"
         " Share of the prompt part's mean square that its average over samples explains, token by token, and (dashed)"
-        " that one vector for all tokens explains: a bias would be at 1. (e) Cosine between that vector and the learned"
-        " bias of the same layer."
+        " that one vector for all tokens explains, both corrected for what chance adds: a bias would be at 1. Layers"
+        " beyond the prompts' depth, where slots hold what the layers before made of them, are shaded. (e) Cosine"
+        " between that vector and the learned bias of the same layer."
     )
     columns = ("model", "tower", "quantity", "layer", "head", "query", "mean", "standard_error")
     rows = tuple((model["key"], tower, *row) for model, tower in shown for row in _numbers(study, _path(model, tower)))
@@ -122,12 +123,17 @@ def _size(axes: "Axes", ratio: Average | None) -> None:
     axes.axhline(1, color=style.GREY, linewidth=0.8, linestyle=":")
 
 
-def _constancy(axes: "Axes", study: StudyResults, path: str) -> None:
-    for name, dashes in (("constancy", style.SOLID), ("bias_likeness", style.DASHED)):
-        values = study.array(f"{path}/{name}")
-        if values is not None:
-            style.layer_line(axes, values, linestyle=dashes, **_SMALL)
-    axes.set_ylim(0, 1.03)
+def _constancy(axes: "Axes", study: StudyResults, path: str, depth: int) -> None:
+    looks = {"constancy": style.SOLID, "bias_likeness": style.DASHED}
+    found = {name: values for name in looks if (values := study.array(f"{path}/{name}")) is not None}
+    for name, values in found.items():
+        style.layer_line(axes, values, linestyle=looks[name], **_SMALL)
+    count = max(map(len, found.values()), default=0)
+    if depth < count:
+        axes.axvspan(depth + 0.5, count + 0.5, color=style.GREY, alpha=0.12, lw=0)
+    # An estimate of a share that is nearly 0 may lie below it.
+    lowest = min((float(np.nanmin(values, initial=0)) for values in found.values()), default=0)
+    axes.set_ylim(1.03 * lowest, 1.03)
 
 
 def _cosines(axes: "Axes", study: StudyResults, path: str) -> None:

@@ -13,7 +13,7 @@ from clipbias.explain.results import TEXT_KINDS, VISION_KINDS, load_results
 from clipbias.report import pages, style
 from clipbias.report.captioned import CaptionedFigure
 from clipbias.report.published import dataset_name, ordered_datasets
-from clipbias.report.relevancy_figures import SIDES, draw_text_panel, draw_vision_panel
+from clipbias.report.relevancy_figures import SIDES, draw_text_panel, draw_vision_panel, zero_shot_text
 from clipbias.report.study_page import FIGURES, REPORT
 from clipbias.report.study_results import StudyResults, accuracy_and_error, file_name, label_of
 from clipbias.report.table import MISSING, Table, cells
@@ -129,7 +129,7 @@ def _panels(
     studies: Sequence[StudyResults], key: str, label: str, part: str, draw: Callable[..., None], kinds: Sequence[str]
 ) -> CaptionedFigure | None:
     """The paper's Fig. 2 or 3: one panel per dataset."""
-    paths = {side: f"relevancy/{key}/{part}/{side}" for side in SIDES}
+    paths = {side: f"relevancy/{key}/corrected/{part}/{side}" for side in SIDES}
     shown = [study for study in studies if len(study.averages(paths)) == len(SIDES)]
     if not shown:
         return None
@@ -140,7 +140,7 @@ def _panels(
         grid = figure.subplots(lines, columns, squeeze=False)
         for axes, study in zip(grid.ravel(), shown, strict=False):
             draw(axes, study, _model(study, key))
-            count = study.count("relevancy", key)
+            count = study.count("relevancy", key, "corrected")
             axes.set_title(f"{_name(study)} (n = {count})" if count is not None else _name(study), loc="left")
             if axes.get_legend():
                 axes.get_legend().remove()
@@ -151,16 +151,17 @@ def _panels(
         # One for all panels, where it covers no line.
         figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=7)
     number, thing = {"text": ("2", "text tokens"), "vision": ("3", "patches and vision prompts")}[part]
+    texts = [zero_shot_text(study, [model]) for study in shown for model in [_model(study, key)] if model]
     caption = (
         f"{label} in red against zero-shot in blue, one panel per dataset, by token index: mean relevancy for the"
         " true class over the n test images that zero-shot gets wrong and the tuned model right; bands give one"
-        " standard error."
+        f" standard error. {' '.join(dict.fromkeys(texts))}"
     )
     rows: list[tuple[Any, ...]] = []
     for study in shown:
         for side in SIDES:
             for level, path, names in (("token", part, None), ("kind", f"{part}_kinds", kinds)):
-                average = study.average(f"relevancy/{key}/{path}/{side}")
+                average = study.average(f"relevancy/{key}/corrected/{path}/{side}")
                 if average is not None:
                     numbers = zip(names or range(len(average.mean)), *average, strict=False)
                     rows += [(study.dataset, side, level, *values) for values in numbers]

@@ -1,11 +1,12 @@
 """Where the evidence comes from: relevancy of text tokens (Fig. 2) and of patches and vision prompts (Fig. 3)."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clipbias.explain.results import TEXT_KINDS, VISION_KINDS
+from clipbias.explain.results import GROUPS, TEXT_KINDS, VISION_KINDS
 from clipbias.report import style
 from clipbias.report.captioned import CaptionedFigure
 from clipbias.report.study_results import KIND_NAMES, Average, StudyResults, counted, label_of
@@ -33,7 +34,7 @@ def text_relevancy_figure(study: StudyResults) -> CaptionedFigure | None:
         grid = figure.subplots(len(shown), 2, squeeze=False, width_ratios=(2.1, 1))
         for (left, right), model in zip(grid, shown, strict=True):
             draw_text_panel(left, study, model)
-            _kinds(right, _averages(study, model, "text_kinds"), [KIND_NAMES[kind] for kind in TEXT_KINDS[:4]])
+            _kinds(right, _averages(study, model, "text_kinds"), [KIND_NAMES[kind] for kind in TEXT_KINDS[:-1]])
             right.set_ylim(0, 1.25 * right.get_ylim()[1])  # room above the numbers
             right.legend(loc="upper right", ncols=2, fontsize=7, handlelength=1.4, borderaxespad=0.1)
             left.set_title(f"{label_of(model)} against zero-shot", loc="left")
@@ -42,7 +43,8 @@ def text_relevancy_figure(study: StudyResults) -> CaptionedFigure | None:
     caption = (
         f"{_samples(study, shown)} Relevancy of the text tokens for the true class's logit at the EOS row (Chefer et"
         " al. 2021; Eq. 13–16), mean over the samples; bands and bars give one standard error. Tokens after the end of"
-        " a name count 0."
+        f" a name count 0. {zero_shot_text(study, shown)} Prompts are learned tokens, words those of a text that stay"
+        " frozen."
     )
     if any(_sos_outshines(_averages(study, model, "text")) for model in shown):
         caption += " The inset leaves out the SOS token, beside which the others are hard to see."
@@ -71,6 +73,7 @@ def vision_relevancy_figure(study: StudyResults) -> CaptionedFigure | None:
         " class's logit at the [cls] row (Chefer et al. 2021; Eq. 13–16), mean over the samples; bands and bars give"
         " one standard error. The maps show the same means where the patches lie, on one scale per row. With prompts in"
         " every layer, a prompt's value adds up what the prompts of that slot gave in all layers."
+        f" {zero_shot_text(study, shown)}"
     )
     title = "Relevancy of patches and vision prompts"
     return CaptionedFigure("fig3_vision_relevancy", title, caption, figure, *_numbers(study, shown, "vision"))
@@ -89,11 +92,13 @@ def draw_text_panel(axes: "Axes", study: StudyResults, model: Mapping[str, Any])
         _lines(detail, averages, 1, length)
         _inset_look(detail)
         detail.set_title("without SOS", fontsize=6.5, fontweight="normal", loc="left", pad=2)
-    prompts = model["text_prompts"]
-    if prompts:
-        detail.axvspan(0.5, prompts + 0.5, color=style.TUNED, alpha=0.07, lw=0)
+    kinds = study.section("relevancy", model["key"], "tuned").get("index_kinds", ())
+    places = [index for index, kind in enumerate(kinds) if kind == "prompt"]
+    for index in places:
+        detail.axvspan(index - 0.5, index + 0.5, color=style.TUNED, alpha=0.07, lw=0)
+    if places:
         above = detail.get_xaxis_transform()
-        detail.text(0.6, 0.97, "prompts", transform=above, va="top", fontsize=6.5, color=style.TUNED)
+        detail.text(places[0] - 0.4, 0.97, "prompts", transform=above, va="top", fontsize=6.5, color=style.TUNED)
 
 
 def _sos_outshines(averages: Mapping[str, Average]) -> bool:
@@ -191,8 +196,8 @@ def _maps(study: StudyResults, model: Mapping[str, Any], before: "Axes", after: 
     before.set_title("zero-shot", fontsize=8, fontweight="normal", color=style.ZERO_SHOT)
 
 
-def _averages(study: StudyResults, model: Mapping[str, Any], part: str) -> dict[str, Average]:
-    return study.averages({side: f"relevancy/{model['key']}/{part}/{side}" for side in SIDES})
+def _averages(study: StudyResults, model: Mapping[str, Any], part: str, group: str = "corrected") -> dict[str, Average]:
+    return study.averages({side: f"relevancy/{model['key']}/{group}/{part}/{side}" for side in SIDES})
 
 
 def _with_samples(study: StudyResults, part: str) -> list[Mapping[str, Any]]:
@@ -201,7 +206,9 @@ def _with_samples(study: StudyResults, part: str) -> list[Mapping[str, Any]]:
 
 def _samples(study: StudyResults, shown: Sequence[Mapping[str, Any]]) -> str:
     """Which images, how many, and how their rows were normalised."""
-    counts = [f"{label_of(model)}: {counted(study.count('relevancy', model['key']), 'image')}" for model in shown]
+    counts = [
+        f"{label_of(model)}: {counted(study.count('relevancy', model['key'], 'corrected'), 'image')}" for model in shown
+    ]
     chosen = {study.section("relevancy", model["key"]).get("normalisation") for model in shown}
     how = " or ".join(_NORMALISED.get(name, name) for name in sorted(map(str, chosen)))
     left_out = [label_of(model) for model in study.tuned if model not in shown]
@@ -212,25 +219,31 @@ def _samples(study: StudyResults, shown: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
+def zero_shot_text(study: StudyResults, models: Sequence[Mapping[str, Any]]) -> str:
+    """A sentence: which text zero-shot's rows were computed with."""
+    texts = {study.section("relevancy", model["key"], "zero_shot").get("text") for model in models}
+    return f"Zero-shot's text is {' or '.join(f'“{text}”' for text in sorted(map(str, texts)))}."
+
+
 def _numbers(
     study: StudyResults, shown: Sequence[Mapping[str, Any]], part: str
 ) -> tuple[tuple[str, ...], tuple[tuple[Any, ...], ...]]:
-    """Columns and rows: every token, then the sums by kind of token."""
+    """Columns and rows of every group of images: every token, then the sums by kind of token."""
     rows: list[tuple[Any, ...]] = []
     names = TEXT_KINDS if part == "text" else VISION_KINDS
-    for model in shown:
-        for side, average in _averages(study, model, part).items():
+    for model, group in itertools.product(shown, GROUPS):
+        start = (model["key"], group)
+        for side, average in _averages(study, model, part, group).items():
             kinds = _kinds_of(study, model, side, part, len(average.mean))
             tokens = enumerate(zip(kinds, *average, strict=True))
-            rows += [(model["key"], side, "token", index, *numbers) for index, numbers in tokens]
-        for side, average in _averages(study, model, f"{part}_kinds").items():
-            rows += [(model["key"], side, "kind", "", *numbers) for numbers in zip(names, *average, strict=False)]
-    return ("model", "side", "level", "index", "kind", "mean", "standard_error"), tuple(rows)
+            rows += [(*start, side, "token", index, *numbers) for index, numbers in tokens]
+        for side, average in _averages(study, model, f"{part}_kinds", group).items():
+            rows += [(*start, side, "kind", "", *numbers) for numbers in zip(names, *average, strict=False)]
+    return ("model", "group", "side", "level", "index", "kind", "mean", "standard_error"), tuple(rows)
 
 
 def _kinds_of(study: StudyResults, model: Mapping[str, Any], side: str, part: str, length: int) -> list[str]:
-    """The kind of each index where it is the same for all samples; text beyond the prompts depends on the name."""
+    """The kind of each index where it is the same for all samples; in text it may depend on the name."""
     if part == "vision":
         return [VISION_KINDS[index >= study.patches] for index in range(length)]
-    prompts = model["text_prompts"] if side == "tuned" else 0
-    return ["sos", *["prompt"] * prompts, *[""] * length][:length]
+    return list(study.section("relevancy", model["key"], side)["index_kinds"])

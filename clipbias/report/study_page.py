@@ -13,6 +13,7 @@ from clipbias.report.decomposition_figures import decomposition_figure
 from clipbias.report.faithfulness_figures import area_table, faithfulness_figure
 from clipbias.report.map_figures import examples_figure, similarity_figures
 from clipbias.report.relevancy_figures import text_relevancy_figure, vision_relevancy_figure
+from clipbias.report.relevancy_groups import relevancy_groups_figure
 from clipbias.report.study_results import StudyResults, accuracy_and_error, label_of
 from clipbias.report.table import MISSING, Table, cells
 from clipbias.report.verdict_figures import (
@@ -32,6 +33,7 @@ _FIGURES: tuple[tuple[Callable[[StudyResults], Any], str, str], ...] = (
     (decomposition_figure, "decomposition", "no model has prompts"),
     (text_relevancy_figure, "relevancy", "there is no image that zero-shot gets wrong and a tuned model right"),
     (vision_relevancy_figure, "relevancy", "there is no image that zero-shot gets wrong and a tuned model right"),
+    (relevancy_groups_figure, "relevancy", "no image could be read"),
     (text_attention_figure, "text_attention", "no model has a text of its own"),
     (vision_attention_figure, "vision_attention", "no model sees an image"),
     (similarity_figures, "similarity", "no model has vision prompts"),

@@ -9,7 +9,7 @@ import numpy as np
 
 from clipbias.explain.results import Findings
 
-KIND_NAMES = {"sos": "SOS", "prompt": "prompts", "category": "category", "dot": "“.”", "eos": "EOS"}
+KIND_NAMES = {"sos": "SOS", "prompt": "prompts", "words": "words", "category": "category", "dot": "“.”", "eos": "EOS"}
 VARIANT_NAMES = {"clip": "", "without_prompt": "W/O Prompt", "with_prompt": "W Prompt"}
 
 

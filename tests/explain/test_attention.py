@@ -89,13 +89,14 @@ def test_text_shares_add_up_to_one(clip, method, options):
     if method != "coop":
         for c, end in enumerate(task.tokens.eos):
             row = np.asarray(attention[1, c, 0, end], np.float64)
-            expected = statistics.text_shares(row, int(end), 4)
+            prompts = 4 if method == "ivlp" else 0
+            expected = statistics.text_shares(row, int(end), prompts, 4 - prompts)
             np.testing.assert_allclose(shares[1, c, 0], list(expected.values()), atol=1e-6)
 
 
 def test_mean_over_the_tokens_of_a_kind():
     rows, kinds = jnp.array([[0.2, 0.3, 0.5]]), jnp.array([[0, 1, 1]])
-    np.testing.assert_allclose(kind_sums(rows, kinds, reduction="mean"), [[0.2, 0.4, 0, 0, 0]], rtol=1e-6)
+    np.testing.assert_allclose(kind_sums(rows, kinds, reduction="mean"), [[0.2, 0.4, 0, 0, 0, 0]], rtol=1e-6)
     with pytest.raises(ClipbiasError, match="reduction is 'max'; choose from sum, mean"):
         kind_sums(rows, kinds, reduction="max")
 

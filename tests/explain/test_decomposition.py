@@ -89,30 +89,60 @@ def test_text_counts_only_queries_that_see_prompts(clip):
     assert not np.asarray(seen["mass_by_query"])[..., 0].any()  # SOS sees no prompt
 
 
-def of(parts_over_samples):
-    """Moments of `[B, L, N, D]`."""
-    moments = Moments.of(jnp.asarray(parts_over_samples), jnp.ones(parts_over_samples.shape[:3]))
-    return jax.tree.map(np.asarray, moments)
+def of(parts_over_samples, counted=None):
+    """What `observe_parts` gives for parts `[B, L, N, D]` whose queries `[B, L, N]` count, all of them by default."""
+    values = np.asarray(parts_over_samples, np.float32)
+    counted = np.ones(values.shape[:3], bool) if counted is None else counted
+    shared = np.ones(values.shape[:2], bool)
+    every = {
+        "part": Moments.of(jnp.asarray(values), jnp.asarray(counted)),
+        "total": Moments.of(jnp.asarray((values * counted[..., None]).sum(2)), jnp.asarray(shared)),
+        "tokens": Moments.of(jnp.asarray(counted.sum(2)), jnp.asarray(shared)),
+    }
+    return jax.tree.map(np.asarray, every)
 
 
 def test_constancy_of_known_parts():
     draw = np.random.default_rng(0)
     vector = draw.normal(size=(1, 2, 1, 6))
-    same = np.broadcast_to(vector, (50, 2, 3, 6)).astype(np.float32)
-    found = constancy(of(same), {"learned": 2 * vector[0, :, 0], "opposed": -vector[0, :, 0]})
+    found = constancy(
+        of(np.broadcast_to(vector, (50, 2, 3, 6))), {"learned": 2 * vector[0, :, 0], "opposed": -vector[0, :, 0]}
+    )
     np.testing.assert_allclose(found["constancy"], 1, atol=1e-6)
     np.testing.assert_allclose(found["bias_likeness"], 1, atol=1e-6)
     np.testing.assert_allclose(found["bias_cosine"]["learned"], 1, atol=1e-6)
     np.testing.assert_allclose(found["bias_cosine"]["opposed"], -1, atol=1e-6)
-    by_token = np.broadcast_to(draw.normal(size=(1, 2, 3, 6)), (50, 2, 3, 6)).astype(np.float32)
-    found = constancy(of(by_token), {})
+    found = constancy(of(np.broadcast_to(draw.normal(size=(1, 2, 3, 6)), (50, 2, 3, 6))), {})
     np.testing.assert_allclose(found["constancy"], 1, atol=1e-6)
     assert (found["bias_likeness"] < 0.9).all()
-    noise = draw.normal(size=(400, 2, 3, 6)).astype(np.float32)
-    assert (constancy(of(noise), {})["constancy"] < 0.02).all()
-    # Half signal, half noise.
-    mixed = np.broadcast_to(np.ones((1, 2, 3, 6)), noise.shape).astype(np.float32) + noise
-    np.testing.assert_allclose(constancy(of(mixed), {})["constancy"], 0.5, atol=0.05)
+    assert not constancy(of(np.zeros((4, 2, 3, 6))), {})["constancy"].any()
+    single = constancy(of(draw.normal(size=(1, 2, 3, 6))), {})
+    assert np.isnan(single["constancy"]).all() and np.isnan(single["bias_likeness"]).all()
+
+
+@pytest.mark.parametrize("samples", [2, 4])
+def test_few_samples_make_nothing_look_constant(samples):
+    """Many data sets of a few samples each, one per layer: on average the shares are the true ones."""
+    draw = np.random.default_rng(samples)
+    sets, tokens, width = 3000, 3, 16
+    means = draw.normal(size=(tokens, width))
+    # Tokens of one sample vary together, as those of one image do, and the last is missing in half of the samples.
+    noise = 1.5 * draw.normal(size=(samples, sets, 1, width)) + 0.5 * draw.normal(size=(samples, sets, tokens, width))
+    counted = np.ones((samples, sets, tokens), bool)
+    counted[:, :, -1] = draw.random((samples, sets)) < 0.5
+    variance = 1.5**2 + 0.5**2
+    weights = np.array([1, 1, 0.5])[:, None]
+    square = (weights * (means**2 + variance)).sum() / weights.sum()
+    vector = (weights * means).sum(0) / weights.sum()
+    found = constancy(of(means + noise, counted), {})
+    truth = (vector**2).sum() / square
+    np.testing.assert_allclose(found["bias_likeness"].mean(), truth, atol=0.02)
+    whole = constancy(of(means[:2] + noise[:, :, :2]), {})
+    truth = (means[:2] ** 2).sum() / (means[:2] ** 2 + variance).sum()
+    np.testing.assert_allclose(whole["constancy"].mean(), truth, atol=0.02)
+    nothing = constancy(of(noise, counted), {})
+    for name in ("constancy", "bias_likeness"):  # without the correction 1/n and more
+        assert abs(nothing[name].mean()) < 0.02
 
 
 def test_mean_over_tokens_weighs_by_counts():

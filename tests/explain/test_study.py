@@ -8,7 +8,13 @@ from PIL import Image
 from clipbias.data import Split
 from clipbias.data.images import pictures
 from clipbias.errors import ClipbiasError
-from clipbias.explain.dataset_sections import compute_predictions, compute_relevancy, corrected, vision_totals
+from clipbias.explain.dataset_sections import (
+    compute_predictions,
+    compute_relevancy,
+    corrected,
+    relevancy_groups,
+    vision_totals,
+)
 from clipbias.explain.options import StudyOptions
 from clipbias.explain.results import load_results
 from clipbias.explain.run import run_study
@@ -120,20 +126,21 @@ def test_relevancy_is_averaged_over_what_tuning_corrected(clip, tmp_path):
         "predictions/vpt": (labels + np.array([0, 0, 1, 0, 1, 0, 0])) % 3,
     }
     assert corrected(predicted, study.models[1]).tolist() == [1, 3, 6]
-    arrays, scalars = compute_relevancy(study, predicted)
-    assert scalars["vpt"] == {"count": 3, "normalisation": "sum"}
-    assert arrays["relevancy/vpt/vision/tuned/mean"].shape == (16 + 4,)
-    assert arrays["relevancy/vpt/vision/zero_shot/mean"].shape == (16,)
-    for name in ("vision/tuned", "vision_kinds/tuned", "text/zero_shot", "text_kinds/tuned"):
-        assert arrays[f"relevancy/vpt/{name}/mean"].sum() == pytest.approx(1, abs=1e-5)
-    assert 0 < arrays["relevancy/vpt/vision_kinds/tuned/mean"][1] < 1
-    assert arrays["relevancy/vpt/vision_kinds/zero_shot/mean"][1] == 0
+    groups = relevancy_groups(study, predicted, study.models[1])
+    assert [np.flatnonzero(group).tolist() for group in groups.T] == [[1, 3, 6], [0, 5], list(range(COUNT))]
+    few = make(clip, tmp_path, options=StudyOptions(images=3))
+    groups = relevancy_groups(few, predicted, few.models[1])
+    assert [np.flatnonzero(group).tolist() for group in groups.T] == [[1, 3, 6], [0], [0, 3, 6]]
 
 
 def test_nothing_corrected_is_said_and_not_averaged(clip, tmp_path):
     study = make(clip, tmp_path)
     same = {name: study.split.labels for name in ("predictions/labels", "predictions/zero_shot", "predictions/vpt")}
-    assert compute_relevancy(study, same) == ({}, {"vpt": {"count": 0, "normalisation": "sum"}})
+    arrays, scalars = compute_relevancy(study, same)
+    assert [scalars["vpt"][group]["count"] for group in ("corrected", "both_right", "all")] == [0, COUNT, COUNT]
+    assert arrays and not [name for name in arrays if "/corrected/" in name]
+    mean = arrays["relevancy/vpt/all/vision_kinds/tuned/mean"]
+    np.testing.assert_array_equal(arrays["relevancy/vpt/both_right/vision_kinds/tuned/mean"], mean)
 
 
 def test_unreadable_images_are_left_out_where_asked(clip, tmp_path):

@@ -2,20 +2,31 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clipbias.explain.tokens import prompt_counts, text_kinds, text_roles, token_labels, vision_roles
+from clipbias.explain.tokens import (
+    index_kinds,
+    prompt_counts,
+    prompt_depths,
+    text_kinds,
+    text_roles,
+    token_labels,
+    vision_roles,
+)
 from clipbias.tuning import Task
 from tests.explain.models import CLASS_NAMES
 
-LETTERS = "spcde-"  # SOS, prompt, category, dot, EOS, padding
+LETTERS = "spwcde-"  # SOS, prompt, words, category, dot, EOS, padding
 
 
 @pytest.mark.parametrize(
     "method, options, expected",
     [
-        ("zero_shot", {}, ["sppppcde-", "sppppccde"]),
-        ("zero_shot", {"templates": "a {} texture."}, ["spcpde-", "spccpde"]),
-        ("zero_shot", {"templates": "a painting of {}"}, ["spppce-", "spppcce"]),
-        ("ivlp", {"text_tokens": 2}, ["sppppcde-", "sppppccde"]),
+        ("zero_shot", {}, ["swwwwcde-", "swwwwccde"]),
+        ("zero_shot", {"templates": "a {} texture."}, ["swcwde-", "swccwde"]),
+        ("zero_shot", {"templates": "a painting of {}"}, ["swwwce-", "swwwcce"]),
+        ("bias", {}, ["swwwwcde-", "swwwwccde"]),
+        ("ivlp", {"text_tokens": 2}, ["sppwwcde-", "sppwwccde"]),
+        ("ivlp", {"text_tokens": 4}, ["sppppcde-", "sppppccde"]),
+        ("maple", {}, ["sppwwcde-", "sppwwccde"]),
         ("coop", {"position": "middle"}, ["sppcppde-", "sppccppde"]),
         ("coop", {"position": "front"}, ["scppppde-", "sccppppde"]),
     ],
@@ -23,6 +34,27 @@ LETTERS = "spcde-"  # SOS, prompt, category, dot, EOS, padding
 def test_kinds_of_text_tokens(clip, method, options, expected):
     kinds = text_kinds(Task(clip, method, ["cat", "maine coon"], **options))
     assert ["".join(LETTERS[kind] for kind in row) for row in kinds] == expected
+
+
+def test_what_is_the_same_for_all_classes_is_known_by_index(clip):
+    kinds = text_kinds(Task(clip, "maple", ["cat", "maine coon"]))
+    assert index_kinds(kinds) == ["sos", "prompt", "prompt", "words", "words", "category", "", "", ""]
+
+
+@pytest.mark.parametrize(
+    "method, options, expected",
+    [
+        ("zero_shot", {}, (0, 0)),
+        ("vpt", {"depth": 1}, (1, 0)),
+        ("coop", {}, (0, 1)),
+        ("ivlp", {"vision_depth": 2}, (2, 3)),
+        ("maple", {"depth": 2}, (2, 2)),
+        ("bias", {}, (0, 0)),
+    ],
+)
+def test_depth_of_prompts(clip, method, options, expected):
+    task = Task(clip, method, ["cat"], **options)
+    assert prompt_depths(task, task.shapes) == expected
 
 
 def test_words_name_learned_tokens_by_number(clip):

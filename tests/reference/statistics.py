@@ -7,17 +7,19 @@ import numpy as np
 from tests.reference.methods import Reference
 from tests.reference.numpy_clip import Block, merge_heads
 
-KINDS = ("sos", "prompt", "category", "dot", "eos")
+KINDS = ("sos", "prompt", "words", "category", "dot", "eos")
 
 
-def text_shares(row: np.ndarray, end: int, prompts: int) -> dict[str, float]:
-    """Fig. 4: how an EOS row [N] of attention divides among the token kinds; the five sum to 1."""
+def text_shares(row: np.ndarray, end: int, prompts: int, words: int) -> dict[str, float]:
+    """Fig. 4: how an EOS row [N] of attention divides among the token kinds; the six sum to 1."""
     kinds = {kind: 0.0 for kind in KINDS}
     for index in range(end + 1):
         if index == 0:
             kind = "sos"
         elif index <= prompts:
             kind = "prompt"
+        elif index <= prompts + words:
+            kind = "words"
         elif index <= end - 2:
             kind = "category"
         elif index == end - 1:

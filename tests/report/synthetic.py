@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from clipbias.explain.factorial import CONSTANTS, corners, effects_in_play
-from clipbias.explain.results import FIGURES, MAPS, Findings
+from clipbias.explain.results import FIGURES, FORMAT, GROUPS, MAPS, TEXT_KINDS, Findings
 from clipbias.explain.verdict import verdicts
 
 FORMS = ("reference", "vector", "kind", "token", "tuned")
@@ -63,6 +63,8 @@ class _Builder:
                 "parameters": {"total": 10 * (vision + text), "vision": 10 * vision, "text": 10 * text, "shared": 0},
                 "vision_prompts": vision,
                 "text_prompts": text,
+                "vision_depth": (self.layers - 1 or 1) if vision else 0,
+                "text_depth": self.layers if text else 0,
                 "accuracy": accuracy,
                 "correct": round(accuracy * self.images / 100),
                 "images": self.images,
@@ -75,7 +77,7 @@ class _Builder:
             model("bias", "Bias tuning", "bias", 74.75, 0, 0),
         ]
         self.scalars |= {
-            "format": 2,
+            "format": FORMAT,
             "dataset": {
                 "name": dataset,
                 "split": "test",
@@ -116,30 +118,44 @@ class _Builder:
     def relevancy(self):
         self.scalars["relevancy"] = {}
         for model in self.models[1:]:
-            key, prompts = model["key"], model["vision_prompts"]
-            share = 0.12 if prompts else 0.0
-            tuned = np.concatenate([self.patch_row() * (1 - share), np.full(prompts, share / max(1, prompts))])
-            for side, row in (("zero_shot", self.patch_row()), ("tuned", tuned)):
-                self.average(f"relevancy/{key}/vision/{side}", row)
-                sums = [row[: self.patches].sum(), row[self.patches :].sum()]
-                self.average(f"relevancy/{key}/vision_kinds/{side}", sums, 0.01)
-                text = np.zeros(self.tokens)
-                length = min(self.tokens, self.text_prompts + 4)
-                text[0], text[1:length] = 0.8, self.draw.dirichlet(np.full(length - 1, 6.0)) * 0.2
-                self.average(f"relevancy/{key}/text/{side}", text)
-                context = 1 + self.text_prompts
-                kinds = [text[0], text[1:context].sum(), text[context : length - 1].sum(), text[length - 1]]
-                self.average(f"relevancy/{key}/text_kinds/{side}", kinds, 0.02)
-            self.average(f"relevancy/{key}/order", [0.71])
-            self.average(f"relevancy/{key}/variation", [0.18])
-            self.scalars["relevancy"][key] = {"count": 27, "normalisation": "sum"}
+            about = {"normalisation": "sum"}
+            for group, count in zip(GROUPS, (27, 11, self.images), strict=True):
+                self.relevancy_of(model, group)
+                about[group] = {"count": count}
+            for side, prompts in (("zero_shot", 0), ("tuned", model["text_prompts"])):
+                kinds = ["sos", *["prompt"] * prompts, *["words"] * (self.text_prompts - prompts)]
+                kinds += [""] * (self.tokens - len(kinds))
+                about[side] = {"text": "a photo of a {}.", "index_kinds": kinds}
+            self.scalars["relevancy"][model["key"]] = about
+
+    def relevancy_of(self, model, group):
+        path, prompts = f"relevancy/{model['key']}/{group}", model["vision_prompts"]
+        share = 0.12 if prompts else 0.0
+        tuned = np.concatenate([self.patch_row() * (1 - share), np.full(prompts, share / max(1, prompts))])
+        for side, row in (("zero_shot", self.patch_row()), ("tuned", tuned)):
+            self.average(f"{path}/vision/{side}", row)
+            sums = [row[: self.patches].sum(), row[self.patches :].sum()]
+            self.average(f"{path}/vision_kinds/{side}", sums, 0.01)
+            text = np.zeros(self.tokens)
+            length = min(self.tokens, self.text_prompts + 4)
+            text[0], text[1:length] = 0.8, self.draw.dirichlet(np.full(length - 1, 6.0)) * 0.2
+            self.average(f"{path}/text/{side}", text)
+            context = 1 + self.text_prompts
+            learned = bool(model["text_prompts"]) and side == "tuned"
+            own = text[1:context].sum()
+            kinds = [text[0], own * learned, own * (not learned), text[context : length - 1].sum(), text[length - 1]]
+            self.average(f"{path}/text_kinds/{side}", kinds, 0.02)
+        self.average(f"{path}/order", [0.71 + 0.05 * GROUPS.index(group)])
+        self.average(f"{path}/variation", [0.18 - 0.03 * GROUPS.index(group)])
 
     def text_attention(self):
         self.scalars["text_attention"] = {}
         for model in self.models:
             shares = self.draw.dirichlet([9, 2, 1.5, 0.7, 1.2], (self.layers, self.heads))
-            self.average(f"text_attention/{model['key']}", shares)
-            self.scalars["text_attention"][model["key"]] = {"count": self.classes, "reduction": "sum"}
+            missing = TEXT_KINDS.index("words" if model["text_prompts"] else "prompt")
+            self.average(f"text_attention/{model['key']}", np.insert(shares, missing, 0, axis=-1))
+            about = {"count": self.classes, "reduction": "sum", "text": "a photo of a {}."}
+            self.scalars["text_attention"][model["key"]] = about
 
     def vision_attention(self):
         self.scalars["vision_attention"] = {}
@@ -207,7 +223,8 @@ class _Builder:
             self.arrays[f"{path}/constancy"] = constancy
             self.arrays[f"{path}/bias_likeness"] = constancy * 0.85
             self.arrays[f"{path}/bias_cosine/bias"] = self.draw.uniform(-0.1, 0.5, self.layers)
-            towers[tower] = {"count": self.images if tower == "vision" else self.classes}
+            depth = self.models[1][f"{tower}_depth"]
+            towers[tower] = {"count": self.images if tower == "vision" else self.classes, "depth": depth}
 
     def factorial(self):
         """Every mixture's outcomes; each effect has a size of its own in each tower, and the two outcomes differ."""

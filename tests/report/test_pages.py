@@ -160,6 +160,7 @@ def test_every_figure_is_drawn(written, drawn):
     assert [name for name in page.identifiers if name in drawn] == list(drawn)
     assert list(drawn) == [
         *("verdict_effects", "verdict_kept", "fig1_decomposition", "fig2_text_relevancy", "fig3_vision_relevancy"),
+        "relevancy_groups",
         *("fig4_text_attention", "fig5_vision_attention", "fig6_similarity_ivlp", "fig6_rank_correlation"),
         *("faithfulness", "examples"),
     ]

@@ -12,15 +12,15 @@ def test_models_counts_and_missing_parts():
     assert study.zero_shot["key"] == "zero_shot"
     assert [model["key"] for model in study.tuned] == ["ivlp", "bias"]
     assert study.grid == (3, 3)
-    assert study.count("relevancy", "ivlp") == 27
+    assert study.count("relevancy", "ivlp", "corrected") == 27
     assert study.count("relevancy", "nobody") is None
     assert study.average("nothing") is None and study.array("nothing") is None
 
 
 def test_an_average_without_an_error_has_nan_errors():
     results = synthetic_results()
-    del results.arrays["relevancy/ivlp/order/standard_error"]
-    average = StudyResults(results).average("relevancy/ivlp/order")
+    del results.arrays["relevancy/ivlp/corrected/order/standard_error"]
+    average = StudyResults(results).average("relevancy/ivlp/corrected/order")
     assert np.isnan(average.standard_error).all() and average.mean.shape == (1,)
 
 
