@@ -156,8 +156,8 @@ def _constancy(facts: Facts) -> list[Quantity]:
         )
         if len(beyond):
             sentence += (
-                f"; {100 * beyond.mean():.0f} % in the {len(beyond)} layers beyond the prompts' depth, whose slots hold "
-                "what the layers before made of them"
+                f"; {100 * beyond.mean():.0f} % in the {len(beyond)} layers beyond the prompts' depth, whose slots "
+                "hold what the layers before made of them"
             )
         sentence += ")."
         rows.append(

@@ -23,7 +23,7 @@ class StudyOptions:
       faithfulness_images: the same for perturbation, which runs every image over a hundred times.
       control_images: the same for the causal test of random prompts, a control; 0 leaves it out.
       examples: number of pictures shown.
-      rotations: of the pictures of Fig. 6, in degrees.
+      rotations: of the pictures of Fig. 6, in degrees counter-clockwise.
       layers: those of Fig. 6, from 0; empty takes the first, the middle and the last two.
       normalisation: of relevancy rows: "sum", "minmax" or "max".
       reduction: of attention over the tokens of a kind: "sum" or "mean".

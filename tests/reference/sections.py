@@ -1,0 +1,159 @@
+"""The numbers of a study's sections, sample by sample in float64, for prompts at the front of a text.
+
+A *run* is a method's inputs (`methods.prepare`) with the numbers of its learned tokens.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import scipy.stats
+
+from tests.reference import methods, relevancy, statistics
+from tests.reference.methods import Forward, Inputs, Reference
+
+WORDS = 4  # of "a photo of a"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A model of the study."""
+
+    inputs: Inputs
+    vision_prompts: int
+    text_prompts: int
+
+
+def mean_and_error(samples: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Over samples; the error is NaN below two."""
+    values = np.stack(samples)
+    count = len(values)
+    deviation = np.sqrt(((values - values.mean(0)) ** 2).sum(0) / (count - 1)) if count > 1 else np.nan
+    return values.mean(0), deviation / np.sqrt(count) * np.ones(values.shape[1:])
+
+
+def relevancy_samples(
+    clip: Reference, run: Run, images: np.ndarray, labels: Sequence[int], patches: int
+) -> dict[str, list[np.ndarray]]:
+    """Each image's rows for its class, divided by their sums, their sums by kind, and the row as it is."""
+    found: dict[str, list[np.ndarray]] = {name: [] for name in ("vision", "text", "vision_kinds", "text_kinds", "raw")}
+    for image, label in zip(images, labels, strict=True):
+        vision, text = relevancy.relevancy(clip, run.inputs, image, int(label))
+        found["raw"].append(vision[:patches])
+        vision, text = vision / vision.sum(), text / text.sum()
+        found["vision"].append(vision)
+        found["vision_kinds"].append(np.array([vision[:patches].sum(), vision[patches:].sum()]))
+        found["text"].append(np.pad(text, (0, run.inputs.tokens.shape[1] - len(text))))
+        shares = statistics.text_shares(np.append(text, 0), len(text), run.text_prompts, WORDS - run.text_prompts)
+        found["text_kinds"].append(np.array([shares[kind] for kind in statistics.KINDS if kind != "eos"]))
+    return found
+
+
+def order(x: np.ndarray, y: np.ndarray) -> float:
+    """Spearman's rank correlation."""
+    return float(scipy.stats.spearmanr(x, y).statistic)
+
+
+def variation(x: np.ndarray, y: np.ndarray) -> float:
+    """Half the sum of absolute differences of two rows, each divided by its sum."""
+    return float(np.abs(x / x.sum() - y / y.sum()).sum() / 2)
+
+
+def text_attention(saved: Forward, run: Run) -> np.ndarray:
+    """Fig. 4: `[L, H, kinds]`, mean over the classes."""
+    layers = []
+    for block in saved.text.blocks:
+        classes = []
+        for attention, end in zip(block.attention, saved.text.rows, strict=True):
+            heads = [statistics.text_shares(h[end], end, run.text_prompts, WORDS - run.text_prompts) for h in attention]
+            classes.append([list(shares.values()) for shares in heads])
+        layers.append(np.mean(classes, axis=0))
+    return np.stack(layers)
+
+
+def vision_attention(saved: Forward, run: Run, variant: str, grid: int, patch_size: int) -> dict[str, np.ndarray]:
+    """Fig. 5: `[B, L, H]` of each quantity."""
+    found: dict[str, list] = {"distance": [], "entropy": [], "cls_entropy": []}
+    for image in range(len(saved.vision.features)):
+        own = [statistics.variant(b.attention[image], run.vision_prompts, variant) for b in saved.vision.blocks]
+        entropies = [statistics.attention_entropy(attention, grid * grid) for attention in own]
+        found["distance"].append([statistics.attention_distance(attention, grid, patch_size) for attention in own])
+        found["entropy"].append([entropy.mean(-1) for entropy in entropies])
+        found["cls_entropy"].append([entropy[:, 0] for entropy in entropies])
+    return {name: np.asarray(values) for name, values in found.items()}
+
+
+def cls_attention(saved: Forward, patches: int) -> np.ndarray:
+    """Fig. 6: attention of `[cls]` to the patches, mean over heads, `[B, L, M]`."""
+    return np.stack([block.attention[:, :, 0, 1 : 1 + patches].mean(1) for block in saved.vision.blocks], 1)
+
+
+def distance_to_prompts(saved: Forward, patches: int) -> np.ndarray:
+    """Fig. 6: of every patch, mean over the prompts, `[B, L, M]`."""
+    return np.stack([statistics.prompt_distance(block.tokens, patches).mean(1) for block in saved.vision.blocks], 1)
+
+
+def enlarged(row: np.ndarray, size: int) -> np.ndarray:
+    """A square map `[M]` at `[size, size]`: bilinear with half-pixel centres, scaled to 0 … 1."""
+    grid = round(len(row) ** 0.5)
+    centres = np.clip((np.arange(size) + 0.5) * grid / size - 0.5, 0, grid - 1)
+    low = np.minimum(centres.astype(int), grid - 2)
+    weights = np.zeros((size, grid))
+    weights[np.arange(size), low] = 1 - (centres - low)
+    weights[np.arange(size), low + 1] = centres - low
+    image = weights @ row.reshape(grid, grid) @ weights.T
+    return (image - image.min()) / (image.max() - image.min())
+
+
+def decomposition(
+    clip: Reference, saved: Forward, tower: str, slots: slice, queries: Sequence[np.ndarray], rows: Sequence[int]
+) -> dict[str, np.ndarray]:
+    """Eq. 12 of every layer.
+
+    Args:
+      slots: where the prompts stand.
+      queries: of each sample the input tokens that see a prompt.
+      rows: of each sample the row that is read out.
+    """
+    found: dict[str, list] = {}
+    for layer, block in enumerate(getattr(saved, tower).blocks):
+        own = statistics.decomposition(clip, tower, layer, block, slots)
+        samples = range(len(queries))
+        lengths = {name: np.linalg.norm(own[name], axis=-1) for name in ("prompt", "input")}
+        values = {
+            "prompt_mass": np.mean([own["mass"][i][:, queries[i]].mean(-1) for i in samples], 0),
+            "readout_mass": np.mean([own["mass"][i][:, rows[i]] for i in samples], 0),
+            "mass_by_query": own["mass"].mean(0),
+            "norm_ratio": np.mean([(lengths["prompt"] / lengths["input"])[i][queries[i]].mean() for i in samples]),
+            **constancy([dict(zip(queries[i].tolist(), own["prompt"][i][queries[i]], strict=True)) for i in samples]),
+        }
+        for name, value in values.items():
+            found.setdefault(name, []).append(value)
+    return {name: np.stack(values) for name, values in found.items()}
+
+
+def constancy(samples: Sequence[Mapping[int, np.ndarray]]) -> dict[str, np.ndarray]:
+    """How constant the parts of samples, by token, are: from products of different samples, which are not biased."""
+    tokens = sorted({token for sample in samples for token in sample})
+    constant = square = 0.0
+    for token in tokens:
+        own = [sample[token] for sample in samples if token in sample]
+        if len(own) > 1:
+            constant += len(own) * np.mean([a @ b for a, b in itertools.permutations(own, 2)])
+            square += sum(x @ x for x in own)
+    pairs = list(itertools.permutations(samples, 2))
+    products = sum(sum(a.values()) @ sum(b.values()) for a, b in pairs) / sum(len(a) * len(b) for a, b in pairs)
+    every = [x for sample in samples for x in sample.values()]
+    return {
+        "constancy": np.asarray(constant / square),
+        "bias_likeness": np.asarray(products / np.mean([x @ x for x in every])),
+        "vector": np.mean(every, axis=0),
+    }
+
+
+def run_of(clip: Reference, method: str, class_names: Sequence[str], learnables: Mapping, **options: str) -> Run:
+    """A method with its learnables."""
+    inputs = methods.prepare(clip, method, class_names, learnables, **options)
+    prompts = 0 if inputs.vision_prompts is None else inputs.vision_prompts.shape[1]
+    return Run(inputs, prompts, inputs.places.shape[1])
