@@ -44,7 +44,8 @@ def why_not(model: Model) -> str:
 def compute_factorial(study: Study) -> Section:
     """Correctness, log-likelihood and margin of every image under every mixture, for every model that changes a tower.
 
-    A model with prompts has a control besides: prompts drawn at random, with the trained ones' norms.
+    A model with prompts has a control besides: prompts drawn at random, with the trained ones' norms. Features of every
+    mixture go through the model's own head, so the reference of a method with one is the frozen towers under that head.
     """
     arrays: dict[str, np.ndarray] = {}
     scalars: dict[str, Any] = {}

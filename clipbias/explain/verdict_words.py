@@ -12,8 +12,8 @@ FEWEST_IMAGES = 20
 
 NAMES = {"log_likelihood": "the log-likelihood of the true class", "accuracy": "accuracy"}
 UNITS = {"log_likelihood": ("nats", 3), "accuracy": ("points", 1)}
-# Which effect a side is about.
-_EFFECT_OF = {"a": "attention", "b": "values", "c": "both", "scale": "scale", "values": "values"}
+# Sides that do not contradict each other: values that may or may not be a constant.
+_COMPATIBLE = ({"b", "values"}, {"moving", "values"})
 FORM_NAMES = {
     "vector": "one vector per layer",
     "kind": "two vectors per layer (one for [cls] or EOS, one for all other tokens)",
@@ -148,9 +148,11 @@ def conclude(found: Mapping[str, Any], model: Mapping[str, Any]) -> str:
     side, reason = _side(found, outcome, model)
     other = "accuracy" if outcome == "log_likelihood" else None
     if other and side and excludes(effects[other]["both"]["gain"]) > 0:
-        opposite, _ = _side(found, other, model)
-        if opposite and _EFFECT_OF[opposite] != _EFFECT_OF[side]:
-            return f"Undecided, because {NAMES[outcome]} says: {reason} And {other} says otherwise."
+        opposite, said = _side(found, other, model)
+        if opposite not in ("", side) and {side, opposite} not in _COMPATIBLE:
+            return (
+                f"Undecided, because the two outcomes contradict each other. Log-likelihood: {reason} Accuracy: {said}"
+            )
     return reason
 
 
@@ -188,7 +190,7 @@ def _values(found: Mapping[str, Any], outcome: str, prompts: bool, shown: str) -
             f"{percent(token)}."
         )
     if side < 0:
-        return "values", (
+        return "moving", (
             f"This favours neither (a) nor (b): {shown}, but not as a constant, since its mean at each position keeps "
             f"{percent(token)}."
         )

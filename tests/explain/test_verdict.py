@@ -91,6 +91,14 @@ def test_undecided_says_what_the_intervals_show(effect, reason):
     assert found["conclusion"].endswith(f"{reason}.")
 
 
+def test_outcomes_that_contradict_each_other_decide_nothing():
+    results = study(VALUES, noise=0.05)
+    correct = results.arrays["factorial/ivlp/correct"]
+    constant = [8 + CONSTANTS.index("RR:token")]
+    correct[:, :, constant] = correct[:, :, [0]]  # by accuracy the constant keeps nothing
+    assert "the two outcomes contradict each other" in verdict(results, "ivlp")["conclusion"]
+
+
 def test_frozen_values_decide():
     """Values that only work through attention, full 80, frozen 45, none 44, are not read as values."""
     through_attention = study({"attention": 0.0, "scale": 0.0, "values": 0.0}, noise=0.01)
