@@ -3,7 +3,11 @@
     python -m experiments.evaluate --config.adapter=workdir/digits/adapter.safetensors --config.dataset=demo/digits
     python -m experiments.evaluate --config.model=demo --config.dataset=demo/digits
 
-The dataset's own classes are used; an adapter that learned something per class refuses others.
+    python -m experiments.evaluate --config.model=demo --config.dataset=demo/digits --config.ood=demo/shapes
+
+The dataset's own classes are used; an adapter that learned something per class refuses others. Beside the accuracy
+stands how well calibrated the probabilities are, as they are and at the temperature that the dataset's validation
+images ask for; and with `ood` how well they, and the logits, tell the dataset's images from those of another one.
 """
 
 import json
@@ -53,17 +57,42 @@ def main(config: ConfigDict, workdir: Path) -> None:
             mesh=mesh,
             eval_batch_size=config.eval_batch_size,
             on_image_error=config.on_image_error,
+            validation=dataset.splits.get("val"),
+            outside=app.load_dataset(config, config.ood).split("test") if config.ood else None,
         )
         with MetricWriter(workdir) as metrics:
             share, seconds = score["correct"] / max(score["images"], 1), time.monotonic() - began
             metrics.write(1, {"accuracy": share, "images": score["images"], "seconds": round(seconds, 4)})
         if jax.process_index() == 0:
             method = adapter.method if adapter else "zero_shot"
+            if config.ood:
+                score["ood"] = {"dataset": config.ood, **score["ood"]}
             result = {"method": method, "dataset": name, "images_of": config.images, **score}
             write_text(workdir / "result.json", json.dumps(result, indent=2) + "\n")
-            app.tell(
-                f"{result['method']} on {name}: {score['accuracy']:.2f} % of {score['images']} {config.images} images"
-            )
+            app.tell(f"{method} on {name}: {score['accuracy']:.2f} % of {score['images']} {config.images} images")
+            for line in told(score):
+                app.tell(line)
+
+
+def told(score: dict[str, Any]) -> list[str]:
+    """Calibration and detection in words."""
+    found = score["calibration"]
+    lines = [f"calibration error {found['ece']:.2f} %, adaptive {found['adaptive_ece']:.2f} %"]
+    if "temperature" in found:
+        lines[0] += (
+            f"; {found['ece_at_temperature']:.2f} % and {found['adaptive_ece_at_temperature']:.2f} % at temperature "
+            f"{found['temperature']:.3f}, fitted on validation images"
+        )
+    else:
+        lines[0] += "; no temperature is fitted, for want of validation images beside those evaluated on"
+    if "ood" in score:
+        ood = score["ood"]
+        scores = (
+            f"by {words} AUROC {ood[key]['auroc']:.2f} %, FPR95 {ood[key]['fpr95']:.2f} %"
+            for key, words in (("max_softmax", "largest probability"), ("max_logit", "largest logit"))
+        )
+        lines.append(f"told from {ood['images']} images of {ood['dataset']}: {'; '.join(scores)}")
+    return lines
 
 
 if __name__ == "__main__":

@@ -6,13 +6,11 @@ from typing import Any
 from clipbias.report import pages
 from clipbias.report.names import method_name
 from clipbias.report.published import (
-    Published,
     are_the_eleven,
     dataset_name,
-    eleven_datasets,
-    published_averages,
     published_sixteen_shots,
 )
+from clipbias.report.published_tables import beside_published, published_table
 from clipbias.report.summary import ACCURACY, Cell, Facts, Failure, Summary
 from clipbias.report.table import (
     MISSING,
@@ -82,7 +80,7 @@ def to_html(summary: Summary, *, title: str = "Table 1", figure_svg: str | None 
 
 
 def tables(summary: Summary) -> tuple[Table, ...]:
-    """The averages by shots, one table per number of shots, the methods' sizes, and what papers report.
+    """The averages by shots, one table per number of shots, calibration, the methods' sizes, and what papers report.
 
     The last only where the datasets are the eleven of the papers. Empty for an empty summary.
     """
@@ -96,9 +94,11 @@ def tables(summary: Summary) -> tuple[Table, ...]:
             made.append(_averages(summary, measure))
         # Zero-shot alone still deserves its table.
         made.extend(_by_dataset(summary, shots, measure) for shots in summary.shots or (0,))
+    if summary.calibration is not None:
+        made.extend(_calibration(summary.calibration, shots) for shots in summary.calibration.shots or (0,))
     made.append(_sizes(summary))
     if are_the_eleven(summary.datasets):
-        made.extend(_published(table) for table in published_sixteen_shots())
+        made.extend(published_table(table) for table in published_sixteen_shots())
     return tuple(made)
 
 
@@ -219,27 +219,35 @@ def _averages(summary: Summary, measure: str) -> Table:
     columns = ("Method", *map(_shots, summary.shots))
     table = Table(_titled("Average over datasets", measure), " ".join(caption), columns, rows)
     with_published = measure == ACCURACY and are_the_eleven(summary.datasets)
-    return _beside_published(table, summary) if with_published else table
+    return beside_published(table, summary) if with_published else table
 
 
-def _beside_published(table: Table, summary: Summary) -> Table:
-    """Puts the paper's average to the right of each number of shots that it reports."""
-    published = published_averages()
-    reported = {shots for values in published.averages.values() for shots in values}
-    columns: list[str] = [table.columns[0]]
-    rows = [[row[0]] for row in table.rows]
-    for position, shots in enumerate(summary.shots, start=1):
-        columns += [table.columns[position], *["published"] * (shots in reported)]
-        for row, own, method in zip(rows, table.rows, summary.methods, strict=True):
-            row.append(own[position])
-            if shots in reported:
-                value = published.averages.get(method, {}).get(shots)
-                row.append(TableCell(MISSING if value is None else f"{value:.1f}", published=True))
-    caption = (
-        f"{table.caption} Published: {published.source} ({published.setting}); not results of this run, and"
-        f" {published.caution}."
-    )
-    return Table(table.title, caption, tuple(columns), tuple(map(tuple, rows)))
+def _calibration(summary: Summary, shots: int) -> Table:
+    """How well calibrated the methods are with so many shots, averaged over the datasets."""
+    seeds = sorted({seed for measure in summary.measures for seed in summary.seeds(shots, measure)})
+
+    def row(method: str) -> Iterable[TableCell]:
+        for measure in summary.measures:
+            yield _number(summary.average(method, shots, measure), digits=2)
+
+    count, (first, *more) = len(summary.datasets), summary.datasets
+    over = f"averaged over {count} datasets" if more else f"on {dataset_name(first)}"
+    caption = [
+        f"Expected calibration error (ECE) of the largest probability in percent, {over}: 15 bins of equal width, and"
+        " for the adaptive one of equally many images; the smaller the better.",
+        *["The temperature has the smallest cross-entropy on validation images, at most 4 of a class."]
+        * ("temperature" in summary.measures),
+        *_seeds_sentence(seeds),
+    ]
+    title = _titled(_training(shots, seeds), "calibration")
+    return Table(title, " ".join(caption), ("Method", *summary.measures), tuple(_named_rows(summary, row)))
+
+
+def _number(cell: Cell | None, *, digits: int) -> TableCell:
+    if cell is None or cell.mean is None:
+        return TableCell(MISSING)
+    spread = f"± {cell.spread:.{digits}f}" if cell.spread is not None else ""
+    return TableCell(f"{cell.mean:.{digits}f}", spread)
 
 
 def _sizes(summary: Summary) -> Table:
@@ -264,24 +272,6 @@ def _sizes(summary: Summary) -> Table:
         " ".join(caption),
         ("Method", "Parameters", "Vision", "Text", "Learning rate"),
         tuple(_named_rows(summary, row)),
-    )
-
-
-def _published(published: Published) -> Table:
-    datasets = eleven_datasets()
-    rows = tuple(
-        tuple(
-            TableCell(text, published=True)
-            for text in (method, *(f"{values[name]:.1f}" for name in (*datasets, "average")))
-        )
-        for method, values in published.accuracies.items()
-    )
-    return Table(
-        "Published, 16 shots",
-        f"{published.source}: {published.setting}. Not results of this run; the authors' training recipes differ from"
-        " the one used here, so compare with care.",
-        ("Method", *datasets, "Average"),
-        rows,
     )
 
 

@@ -10,6 +10,14 @@ from clipbias.report.names import at_rate, ordered_methods
 from clipbias.report.published import ordered_datasets
 
 ACCURACY = "accuracy"
+# How a run's calibration is called in tables.
+CALIBRATION = {
+    "ece": "ECE",
+    "adaptive_ece": "adaptive ECE",
+    "temperature": "temperature",
+    "ece_at_temperature": "ECE at it",
+    "adaptive_ece_at_temperature": "adaptive ECE at it",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +78,8 @@ class Summary:
       measures: what was measured: "accuracy", or base, new, H for a base-to-new protocol.
       cells: by (measure, method, dataset, shots).
       learning_rates: by dataset, all that its runs by the common recipe used.
+      calibration: the same of what the runs' calibration was measured by, `CALIBRATION` with the name of the evaluation
+        before it where there are several; `None` where no run was measured.
     """
 
     methods: tuple[str, ...]
@@ -80,6 +90,7 @@ class Summary:
     facts: Mapping[str, Facts]
     learning_rates: Mapping[str, tuple[float, ...]]
     failures: tuple[Failure, ...]
+    calibration: "Summary | None" = None
 
     def cell(self, method: str, dataset: str, shots: int, measure: str = ACCURACY) -> Cell | None:
         """The cell to show for that many shots; a method without shots has the same one everywhere."""
@@ -144,7 +155,24 @@ def _named_by_rate(rows: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return [named(row) for row in rows]
 
 
-def summarize(rows: Iterable[Mapping[str, Any]]) -> Summary:
+def _calibrated(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The finished rows whose calibration is known, with its numbers in place of accuracies."""
+    found: list[Mapping[str, Any]] = []
+    for row in rows:
+        several = row.get("calibrations") or {"": row.get("calibration")}
+        numbers = {
+            f"{evaluation} {CALIBRATION[name]}".strip(): value
+            for evaluation, values in several.items()
+            for name, value in (values if isinstance(values, Mapping) else {}).items()
+            # Of several evaluations the error alone: the columns would be too many.
+            if name in CALIBRATION and (not evaluation or name == "ece")
+        }
+        if numbers and row.get("status", "ok") == "ok":
+            found.append({**row, "accuracies": numbers})
+    return found
+
+
+def summarize(rows: Iterable[Mapping[str, Any]], *, calibration: bool = True) -> Summary:
     """Groups the rows of a results file.
 
     Of several rows for the same method, dataset, shots and seed the last counts, except that a failure never
@@ -154,7 +182,8 @@ def summarize(rows: Iterable[Mapping[str, Any]]) -> Summary:
       rows: one mapping per run, with `method`, `dataset`, `shots`, `seed`, `protocol`, `accuracy` (percent) or
         `accuracies` (several, by name; base and new get their harmonic mean H), `parameters`, `parameters_vision`,
         `parameters_text`, `seconds`, `learning_rate`, `recipe` (what differs from the common one), `status` ("ok" or
-        "failed") and `error`.
+        "failed"), `error`, and `calibration` or `calibrations` of the evaluations (`training.calibration`).
+      calibration: whether the runs' calibration is grouped, too.
 
     Returns:
       The summary that the tables and the accuracy figure are made from; empty for no rows.
@@ -162,6 +191,7 @@ def summarize(rows: Iterable[Mapping[str, Any]]) -> Summary:
     finished: dict[tuple, tuple[Mapping[str, Any], dict[str, float]]] = {}
     failed: dict[tuple, Failure] = {}
     rows = _named_by_rate(list(rows))
+    calibrated = _calibrated(rows) if calibration else []
     for row in rows:
         method, dataset, shots = row["method"], row["dataset"], int(row.get("shots") or 0)
         protocol = row.get("protocol", "few_shot")
@@ -201,6 +231,7 @@ def summarize(rows: Iterable[Mapping[str, Any]]) -> Summary:
             name: _distinct([row for row in trained if row["dataset"] == name], "learning_rate") for name in datasets
         },
         failures=tuple(failures.values()),
+        calibration=summarize(calibrated, calibration=False) if calibrated else None,
     )
 
 

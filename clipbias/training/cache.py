@@ -5,15 +5,17 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 from jax.sharding import Mesh
 
 from clipbias.clip import Clip
 from clipbias.clip.params import Params
 from clipbias.data import Dataset, Split, protocols
+from clipbias.data.few_shot import MAX_VAL_SHOTS
 from clipbias.data.images import Images
 from clipbias.data.pipeline import DEFAULT_CACHE_BYTES, without_unreadable
 from clipbias.training import mesh as meshes
-from clipbias.training.evaluate import Evaluator
+from clipbias.training.evaluate import Evaluator, validation_beside
 from clipbias.training.features import TrainingFeatures
 from clipbias.training.loop import Run
 from clipbias.training.packs import Pack
@@ -143,6 +145,33 @@ class Cache:
                 on_error=self._settings.on_image_error,
             )
         return self._evaluators[evaluation.name]
+
+    def validation_evaluator(self, pack: Pack, evaluation: protocols.Evaluation) -> Evaluator | None:
+        """Of the validation images of an evaluation's classes that a temperature is fitted on; `None` without any.
+
+        At most 4 of a class and no more than there are shots, the same whatever the seeds of the pack.
+        """
+        plan = self.plans(pack)[0]
+        if "val" not in plan.source.splits or evaluation.dataset.class_names != plan.source.class_names:
+            return None
+        key = f"validation of {evaluation.name} {pack.shots}"
+        if key not in self._evaluators:
+            split = validation_beside(evaluation.dataset.split("test"), plan.validation())
+            if split is None:
+                return None
+            most = min(pack.shots or MAX_VAL_SHOTS, MAX_VAL_SHOTS)
+            order = np.random.default_rng(0).permutation(len(split))
+            own = [order[split.labels[order] == label][:most] for label in np.unique(split.labels)]
+            self._evaluators[key] = Evaluator(
+                self._clip,
+                self._params,
+                split.subset(np.sort(np.concatenate(own))),
+                mesh=self._mesh,
+                batch_size=self.evaluator(evaluation).batch_size,
+                on_error="skip",  # what is missing here is no reason to lose a result
+                fill=True,
+            )
+        return self._evaluators[key]
 
     def task(self, pack: Pack, dataset: Dataset, method: Method | None = None, **memory: Any) -> Task:
         """The pack's method, or that of one of its stages, bound to the classes of a dataset.

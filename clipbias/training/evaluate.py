@@ -1,89 +1,26 @@
-"""Top-1 accuracy on a split, for one run or several at once."""
+"""Top-1 accuracy and calibration on a split, for one run or several at once."""
 
-import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from clipbias.clip import Clip
 from clipbias.clip.params import Params
-from clipbias.clip.preprocess import Preprocessing
 from clipbias.data import Split
 from clipbias.data.images import Images
 from clipbias.data.pipeline import Batch, test_batches
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
-from clipbias.training.plan import CHUNKS, USABLE, device_limit, explain_exhaustion, needed_bytes
-from clipbias.training.step import over_runs, place_text
+from clipbias.training.answers import answers, image_features, logits, text_features
+from clipbias.training.calibration import Outcome, calibration, detection, fit_temperature
+from clipbias.training.plan import explain_exhaustion
+from clipbias.training.step import place_text
 from clipbias.tuning import Task
 from clipbias.tuning.classifier import Classifier, Text
 from clipbias.tuning.method import Learnables
-
-
-@functools.partial(jax.jit, static_argnames=("classifier", "runs"))
-def text_features(
-    classifier: Classifier, params: Params, learnables: Learnables, text: Text, *, runs: int
-) -> jax.Array:
-    """The text tower's features under `R` runs, `[R, S · C, d]`: computed once per evaluation."""
-
-    def one(learnables: Learnables) -> jax.Array:
-        return classifier.encode_text(params, classifier.method.adapt(learnables), text)
-
-    return over_runs(one, (0,), runs=runs)(learnables)
-
-
-@functools.partial(jax.jit, static_argnames=("classifier", "preprocessing", "runs"))
-def image_features(
-    classifier: Classifier,
-    preprocessing: Preprocessing,
-    params: Params,
-    learnables: Learnables,
-    images: jax.Array,
-    *,
-    runs: int,
-) -> jax.Array:
-    """Features of uint8 images `[B, size, size, 3]` under `R` runs, `[R, B, d]`, as the tower makes them."""
-    images = preprocessing.normalize(images)
-
-    def one(learnables: Learnables) -> jax.Array:
-        return classifier.encode_images(params, classifier.method.adapt(learnables), images)
-
-    return over_runs(one, (0,), runs=runs)(learnables)
-
-
-@functools.partial(jax.jit, static_argnames=("classifier", "runs"))
-def predictions(
-    classifier: Classifier,
-    params: Params,
-    learnables: Learnables,
-    images: jax.Array,
-    text: Text,
-    mask: jax.Array,
-    *,
-    runs: int,
-) -> jax.Array:
-    """The most likely class under each run: int32 `[R, B]`.
-
-    Args:
-      images: features `[R, B, d]`, or `[1, B, d]` where they are the same for all runs.
-      text: features `[R, S · C, d]`, or `[1, S · C, d]`; the texts themselves where they depend on the image.
-      mask: `[B]`, which of the images count; the others only fill the batch.
-      runs: `R`.
-    """
-    conditional = classifier.method.conditional
-
-    def one(learnables: Learnables, image: jax.Array, own: jax.Array) -> jax.Array:
-        if conditional:
-            own = classifier.texts_for(params, learnables, classifier.method.adapt(learnables), image, text)
-        return classifier.head(params, learnables, image, own, mask).argmax(-1).astype(jnp.int32)
-
-    features = images if conditional else jnp.asarray(text)
-    images, features = (jnp.broadcast_to(x, (runs, *x.shape[1:])) for x in (images, features))
-    return over_runs(one, (0, 0, 0), runs=runs)(learnables, images, features)
 
 
 class Evaluator:
@@ -103,6 +40,7 @@ class Evaluator:
         batch_size: int,
         on_error: str = "raise",
         cache_bytes: int = 1 << 30,
+        fill: bool = False,
     ) -> None:
         """Prepares nothing yet.
 
@@ -114,12 +52,13 @@ class Evaluator:
           batch_size: images per step over all devices; rounded up to a multiple of the `data` axis.
           on_error: "raise" or "skip" images that cannot be read.
           cache_bytes: limit for resized images.
+          fill: whether fewer images than a batch are filled up to one, so that the program of another split serves.
         """
         if len(split) == 0:
             raise ClipbiasError("there is no image to evaluate on; check the data folder and the class selection.")
         self.clip, self.params, self.split, self.mesh, self.on_error = clip, params, split, mesh, on_error
         size = mesh.shape[meshes.DATA]
-        self.batch_size = -(-min(batch_size, len(split)) // size) * size
+        self.batch_size = -(-(batch_size if fill else min(batch_size, len(split))) // size) * size
         self.skipped = 0
         per_image = 3 * clip.config.vision.image_size**2
         self._kept: list[Batch] | None = None
@@ -165,105 +104,160 @@ class Evaluator:
             self._plain_features[patches] = plain
 
     def _texts(self, classifier: Classifier, learnables: Learnables, text: Text, runs: int) -> Any:
-        """What `predictions` takes of the texts; those that depend on the image are run with each batch."""
+        """What `logits` takes of the texts; those that depend on the image are run with each batch."""
         if classifier.method.conditional:
             return text
         if classifier.changes_text(jax.tree.map(lambda leaf: leaf[0], learnables)):
             return text_features(classifier, self.params, learnables, text, runs=runs)
         return text[None]  # type: ignore[index]
 
-    def predict(
-        self, classifier: Classifier, learnables: Learnables, text: Text, *, runs: int
-    ) -> Iterable[tuple[np.ndarray, Batch]]:
-        """The predicted class of every image under each run, batch by batch: int32 `[R, B]` and this host's batch."""
-        with explain_exhaustion("lower --config.eval_batch_size."):
-            texts = self._texts(classifier, learnables, text, runs)
-            for features, batch in self._features(classifier, learnables, runs):
-                mask = meshes.place_rows(self.mesh, batch["mask"])
-                yield predictions(classifier, self.params, learnables, features, texts, mask, runs=runs), batch
+    def _each_batch(
+        self,
+        compute: Callable[..., Any],
+        classifier: Classifier,
+        learnables: Learnables,
+        texts: Any,
+        *rest: Any,
+        runs: int,
+    ) -> tuple[list[Any], np.ndarray]:
+        """What `compute` finds under each run, batch by batch, on the host; and labels `[n]`, -1 where there is none.
 
-    def accuracy(
-        self, classifier: Classifier, learnables: Learnables, text: Text, *, runs: int
-    ) -> list[dict[str, Any]]:
-        """Top-1 accuracy in percent of each run, with the counts behind it.
+        A label is missing where a batch is filled up, or an image could not be read.
+        """
+        found = []
+        with explain_exhaustion("lower --config.eval_batch_size."):
+            for features, batch in self._features(classifier, learnables, runs):
+                labels = np.where(batch["mask"], batch["labels"], -1)
+                mask, placed = (meshes.place_rows(self.mesh, rows) for rows in (batch["mask"], labels))
+                arguments = (classifier, self.params, learnables, features, texts, mask, *rest)
+                found.append((compute(*arguments, runs=runs), placed))
+        fetched = meshes.fetch(found)
+        return [values for values, _ in fetched], np.concatenate([labels for _, labels in fetched])
+
+    def outcomes(
+        self,
+        classifier: Classifier,
+        learnables: Learnables,
+        text: Text,
+        *,
+        runs: int,
+        validation: "Evaluator | None" = None,
+    ) -> tuple[list[Outcome], list[float] | None]:
+        """What each run says of every image that could be read.
 
         Args:
           classifier: the method's mathematics.
           learnables: with leading axis `R`; empty for zero-shot.
           text: what stands for the classes.
           runs: `R`.
+          validation: of images of the same classes to fit each run's temperature on.
 
         Returns:
-          For each run `{"accuracy", "correct", "images"}`.
+          Of each run the outcomes, and its temperature, `None` without validation images that could be read.
         """
-        correct, total = np.zeros(runs, np.int64), 0
-        counts = []
-        for predicted, batch in self.predict(classifier, learnables, text, runs=runs):
-            labels = meshes.place_rows(self.mesh, batch["labels"])
-            mask = meshes.place_rows(self.mesh, batch["mask"])
-            counts.append(_count(predicted, labels, mask))
-        for right, seen in meshes.fetch(counts):
-            correct += right
-            total += int(seen)
-        if total == 0:
+        with explain_exhaustion("lower --config.eval_batch_size."):
+            texts = self._texts(classifier, learnables, text, runs)
+        fitted = None if validation is None else validation._temperatures(classifier, learnables, texts, runs)
+        given = np.asarray(np.ones(runs) if fitted is None else fitted, np.float32)
+        values, labels = self._each_batch(answers, classifier, learnables, texts, given, runs=runs)
+        read = labels >= 0
+        if not read.any():
             raise ClipbiasError("none of the images to evaluate on could be read.")
-        return [{"accuracy": 100 * int(c) / total, "correct": int(c), "images": total} for c in correct]
+        every = jax.tree.map(lambda *parts: np.concatenate(parts, axis=1)[:, read], *values)
+        correct = every.predicted == labels[read]
+        found = [
+            Outcome(correct[run], every.doubt[run], every.highest[run], None if fitted is None else every.doubt_at[run])
+            for run in range(runs)
+        ]
+        return found, fitted
+
+    def _temperatures(
+        self, classifier: Classifier, learnables: Learnables, texts: Any, runs: int
+    ) -> list[float] | None:
+        """The temperature that these images ask for, for each run; `None` if none of them could be read."""
+        values, labels = self._each_batch(logits, classifier, learnables, texts, runs=runs)
+        read = labels >= 0
+        if not read.any():
+            return None
+        return [fit_temperature(own[read], labels[read]) for own in np.concatenate(values, axis=1)]
+
+    def accuracy(
+        self,
+        classifier: Classifier,
+        learnables: Learnables,
+        text: Text,
+        *,
+        runs: int,
+        validation: "Evaluator | None" = None,
+    ) -> list[dict[str, Any]]:
+        """Top-1 accuracy in percent of each run, with the counts behind it; arguments as in `outcomes`.
+
+        Returns:
+          For each run `{"accuracy", "correct", "images", "calibration"}`.
+        """
+        found, fitted = self.outcomes(classifier, learnables, text, runs=runs, validation=validation)
+        return [score(outcome, None if fitted is None else fitted[run]) for run, outcome in enumerate(found)]
 
 
-def fit_evaluation(make: Callable[..., Task], *, runs: int, mesh: Mesh, limit: int | None = None) -> Task:
-    """The task whose class features of all runs fit the memory, computed in as few parts as possible.
-
-    Args:
-      make: binds the task, given `chunks`.
-      runs: runs evaluated side by side.
-      mesh: where to compute.
-      limit: bytes of one device; `None` asks the device.
-    """
-    task = make()
-    if not task.classifier.changes_text(task.shapes):
-        return task  # the tower ran once, and `Task` sees to its size
-    limit = device_limit() if limit is None else limit
-    for chunks in (1, *(n for n in CHUNKS if 1 < n <= len(task.class_names))):
-        task = make(chunks=chunks) if chunks > 1 else make()
-        if not limit or class_bytes(task, runs=runs, mesh=mesh) <= USABLE * limit:
-            break
-    return task
+def validation_beside(evaluated: Split, validation: Split | None) -> Split | None:
+    """Validation images but those that are evaluated, as all of ImageNet's are; `None` where none is left."""
+    if validation is None:
+        return None
+    known = set(evaluated.keys)
+    left = [index for index, key in enumerate(validation.keys) if key not in known]
+    return validation.subset(left) if left else None
 
 
-def class_bytes(task: Task, *, runs: int, mesh: Mesh) -> int:
-    """Bytes of one device that the class features of so many runs need."""
-    params, learnables = _placed_shapes(task, runs, mesh)
-    return needed_bytes(text_features, task.classifier, params, learnables, place_text(mesh, task, None), runs=runs)
-
-
-def image_arguments(task: Task, *, batch: int, runs: int, mesh: Mesh) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Shapes, types and shardings of what `image_features` is called with."""
-    runs = runs if task.classifier.changes_vision(task.shapes) else 1
-    size = task.clip.config.vision.image_size
-    batch += -batch % mesh.shape[meshes.DATA]
-    images = meshes.place(mesh, jax.ShapeDtypeStruct((batch, size, size, 3), np.uint8), meshes.DATA)
-    params, learnables = _placed_shapes(task, runs, mesh)
-    return (task.classifier, task.clip.preprocessing, params, learnables, images), {"runs": runs}
-
-
-def _placed_shapes(task: Task, runs: int, mesh: Mesh) -> tuple[Params, Learnables]:
-    stacked = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((runs, *leaf.shape), leaf.dtype), task.shapes)
-    return meshes.replicate(mesh, meshes.shapes(task.clip.params)), meshes.place(mesh, stacked, meshes.RUN)
+def score(outcome: Outcome, temperature: float | None) -> dict[str, Any]:
+    """Top-1 accuracy in percent with the counts behind it, and how well calibrated the confidence is."""
+    correct, images = int(outcome.correct.sum()), len(outcome.correct)
+    # A rounding error of a device is no difference between two runs.
+    calibrated = {name: round(value, 4) for name, value in calibration(outcome, temperature).items()}
+    return {"accuracy": 100 * correct / images, "correct": correct, "images": images, "calibration": calibrated}
 
 
 def evaluate(
-    task: Task, learnables: Learnables, split: Split, *, mesh: Mesh, eval_batch_size: int, on_image_error: str
+    task: Task,
+    learnables: Learnables,
+    split: Split,
+    *,
+    mesh: Mesh,
+    eval_batch_size: int,
+    on_image_error: str,
+    validation: Split | None = None,
+    outside: Split | None = None,
 ) -> dict[str, Any]:
-    """Top-1 accuracy of one set of learnables: `{"accuracy", "correct", "images"}`, and `skipped_images` if any."""
+    """Top-1 accuracy of one set of learnables, its calibration, and how well it tells other images apart.
+
+    Args:
+      task: a method bound to classes.
+      learnables: as from `task.init`.
+      split: images to evaluate on.
+      mesh: where to compute.
+      eval_batch_size: images per step over all devices.
+      on_image_error: "raise" or "skip" images that cannot be read.
+      validation: images to fit a temperature on, but those that are evaluated.
+      outside: images of other classes, whose labels are not looked at.
+
+    Returns:
+      `{"accuracy", "correct", "images", "calibration"}`, with `skipped_images` if any, and with images outside `ood`
+      (`calibration.detection`).
+    """
     params = meshes.replicate(mesh, task.clip.params)
-    evaluator = Evaluator(
-        task.clip, params, split, mesh=mesh, batch_size=eval_batch_size, on_error=on_image_error, cache_bytes=0
-    )
     stacked = meshes.place(mesh, jax.tree.map(lambda leaf: np.asarray(leaf)[None], learnables), meshes.RUN)
-    score = evaluator.accuracy(task.classifier, stacked, place_text(mesh, task, params), runs=1)[0]
-    return score | ({"skipped_images": evaluator.skipped} if evaluator.skipped else {})
+    arguments = task.classifier, stacked, place_text(mesh, task, params)
 
+    def on(images: Split) -> Evaluator:
+        options: dict[str, Any] = dict(batch_size=eval_batch_size, on_error=on_image_error, cache_bytes=0)
+        return Evaluator(task.clip, params, images, mesh=mesh, **options)
 
-@jax.jit
-def _count(predicted: jax.Array, labels: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return ((predicted == labels) & mask).sum(-1), mask.sum()
+    evaluator = on(split)
+    beside = validation_beside(split, validation)
+    (inside,), fitted = evaluator.outcomes(*arguments, runs=1, validation=None if beside is None else on(beside))
+    found = score(inside, None if fitted is None else fitted[0])
+    if evaluator.skipped:
+        found["skipped_images"] = evaluator.skipped
+    if outside is not None:
+        (other,), _ = on(outside).outcomes(*arguments, runs=1)
+        found["ood"] = {"images": len(other.doubt), **detection(inside, other)}
+    return found

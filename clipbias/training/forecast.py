@@ -8,7 +8,8 @@ import numpy as np
 from clipbias.data.protocols import Plan
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
-from clipbias.training.evaluate import class_bytes, image_arguments, image_features
+from clipbias.training.answers import image_features
+from clipbias.training.evaluation_plan import class_bytes, image_arguments
 from clipbias.training.features import frozen_features
 from clipbias.training.grid import Grid
 from clipbias.training.loop import rows_per_step

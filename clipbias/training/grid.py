@@ -25,7 +25,7 @@ from clipbias.errors import ClipbiasError, sentence
 from clipbias.files import write_text
 from clipbias.training import mesh as meshes
 from clipbias.training.cache import Cache
-from clipbias.training.evaluate import fit_evaluation
+from clipbias.training.evaluation_plan import fit_evaluation
 from clipbias.training.features import epoch_features, support_features
 from clipbias.training.identity import earlier_identity, identity
 from clipbias.training.loop import Run, Trained, each_run, initial_learnables, rows_per_step, train
@@ -292,7 +292,8 @@ class Grid:
         learnables = meshes.place(self.mesh, learnables, meshes.RUN)
         evaluator = self.cache.evaluator(evaluation)
         text = place_text(self.mesh, task, self.params)
-        scores = evaluator.accuracy(task.classifier, learnables, text, runs=len(pack.cells))
+        validation = self.cache.validation_evaluator(pack, evaluation)
+        scores = evaluator.accuracy(task.classifier, learnables, text, runs=len(pack.cells), validation=validation)
         return [score | ({"skipped_images": evaluator.skipped} if evaluator.skipped else {}) for score in scores]
 
     def _row_of(
@@ -302,7 +303,8 @@ class Grid:
         if len(scores) == 1:
             row |= next(iter(scores.values()))
         else:
-            row["accuracies"] = {name: score["accuracy"] for name, score in scores.items()}
+            for key, values in (("accuracies", "accuracy"), ("calibrations", "calibration")):
+                row[key] = {name: score[values] for name, score in scores.items()}
             if skipped := sum(score.get("skipped_images", 0) for score in scores.values()):
                 row["skipped_images"] = skipped
         counts = parameter_count(learnables)

@@ -24,6 +24,8 @@ NAMES = {"protocol": str, "method": str, "dataset": str, "shots": int, "seed": i
 VALUES = {
     "accuracy": int | float,
     "accuracies": dict,
+    "calibration": dict,
+    "calibrations": dict,
     "learning_rate": int | float,
     "recipe": dict,
     "error": str,

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from clipbias.clip.params import Params
 from clipbias.training import mesh as meshes
-from clipbias.training.evaluate import text_features
+from clipbias.training.answers import text_features
 from clipbias.training.loop import Trained
 from clipbias.training.step import place_text
 from clipbias.tuning import Task

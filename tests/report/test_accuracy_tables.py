@@ -255,3 +255,24 @@ def test_plain_text_lines_up():
     assert len({line.index(".") for line in body}) == 1
     assert all(len(line) <= len(rule) for line in body)
     assert any("71.0*" in line for line in body) and any("70.0'" in line for line in body)
+
+
+def test_calibration_has_a_table_of_its_own():
+    errors = {"ece": 4.0, "adaptive_ece": 5.0, "temperature": 1.5, "ece_at_temperature": 2.0}
+    rows = [
+        *(run(dataset=name, seed=seed, calibration={**errors, "ece": 3.0 + seed}) for name in "ab" for seed in (1, 2)),
+        *(run("coop", dataset=name, calibration={**errors, "ece": 9.0}) for name in "ab"),
+        *(run("vpt", dataset=name) for name in "ab"),  # of an earlier version
+    ]
+    summary = summarize(rows)
+    (table,) = (table for table in tables(summary) if "calibration" in table.title)
+    assert table.title == "16 shots: calibration"
+    assert table.columns == ("Method", "ECE", "adaptive ECE", "temperature", "ECE at it")
+    assert [row[0].text for row in table.rows] == ["CoOp", "Bias tuning"]
+    found = entries(table, "Bias tuning")
+    assert [cell.text for cell in found[1:]] == ["4.50", "5.00", "1.50", "2.00"]
+    assert found[1].spread == "± 0.71" and not any(cell.rank for cell in found)
+    assert "averaged over 2 datasets" in table.caption and "at most 4 of a class" in table.caption
+    for render in RENDERINGS:
+        assert "adaptive ECE" in render(summary)
+    assert not any("calibration" in table.title for table in tables(summarize(a_few())))

@@ -120,3 +120,27 @@ def test_several_learning_rates_on_the_same_draw_are_rows_of_their_own():
 def test_a_rate_for_each_dataset_is_one_row():
     summary = summarize([run(learning_rate=0.5), run(dataset="demo/shapes", learning_rate=0.1)])
     assert summary.methods == ("bias",)
+
+
+def test_calibration_is_averaged_like_accuracies():
+    first = {"ece": 4.0, "adaptive_ece": 5.0, "temperature": 1.5, "ece_at_temperature": 2.0}
+    rows = [
+        run(calibration=first),
+        run(seed=2, calibration={**first, "ece": 8.0}),
+        run(method="coop"),  # of an earlier version
+        run(method="coop", seed=2, status="failed", error="out of memory", calibration=first),
+    ]
+    found = summarize(rows).calibration
+    assert found.methods == ("bias",)
+    assert found.measures == ("ECE", "adaptive ECE", "temperature", "ECE at it")
+    assert found.average("bias", 16, "ECE").values == {1: 4.0, 2: 8.0}
+    assert found.average("bias", 16, "temperature").mean == 1.5
+    assert summarize(rows).cell("coop", "demo/digits", 16).values == {1: 70.0}
+    assert summarize([run()]).calibration is None
+
+
+def test_calibration_of_several_evaluations_is_the_error_alone():
+    both = {"base": {"ece": 4.0, "temperature": 1.5}, "new": {"ece": 9.0}}
+    found = summarize([run(accuracy=None, accuracies={"base": 80.0, "new": 60.0}, calibrations=both)])
+    assert found.measures == ("base", "new", "H")
+    assert found.calibration.measures == ("base ECE", "new ECE")

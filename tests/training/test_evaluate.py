@@ -4,12 +4,15 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.special import softmax
+from sklearn import metrics
 
 from clipbias.clip import Clip
-from clipbias.data import Dataset, Split
+from clipbias.data import Dataset, Split, transforms
 from clipbias.errors import ClipbiasError
+from clipbias.training import calibration
 from clipbias.training import mesh as meshes
-from clipbias.training.evaluate import Evaluator, evaluate
+from clipbias.training.evaluate import Evaluator, evaluate, validation_beside
 from clipbias.training.step import place_text
 from clipbias.tuning import Task
 
@@ -82,3 +85,55 @@ def test_no_images(clip: Clip, colours: Dataset) -> None:
     task = Task(clip, "zero_shot", ("a", "b"))
     with pytest.raises(ClipbiasError, match="no image to evaluate on"):
         evaluate(task, {}, empty, mesh=meshes.single_device(), eval_batch_size=4, on_image_error="raise")
+
+
+@pytest.mark.parametrize(("method", "devices"), [("bias", 1), ("bias", 4), ("taskres", 1)])
+def test_calibration_and_detection_are_those_of_the_logits(
+    clip: Clip, colours: Dataset, method: str, devices: int
+) -> None:
+    mesh = meshes.make_mesh(run=1, data=devices, devices=jax.devices()[:devices])
+    task = Task(clip, method, colours.class_names, groups=devices)
+    learnables = jax.tree.map(
+        lambda x: x + np.float32(0.3 * np.random.default_rng(x.size).normal(size=x.shape)), jax.device_get(task.init())
+    )
+    test, validation, outside = colours.split("test"), colours.split("train"), broken(colours.split("val"))
+    found = evaluate(
+        *(task, learnables, test),
+        mesh=mesh,
+        eval_batch_size=4,
+        on_image_error="skip",
+        validation=validation,
+        outside=outside,
+    )
+    size = clip.config.vision.image_size
+
+    def logits(split: Split, indices: range | list[int]) -> np.ndarray:
+        images = np.stack([transforms.test_image(transforms.decode(split.read(i), ""), size) for i in indices])
+        return np.asarray(jax.jit(task.logits)(clip.params, learnables, clip.preprocessing.normalize(images)), float)
+
+    here = logits(test, range(len(test)))
+    temperature = calibration.fit_temperature(logits(validation, range(len(validation))), validation.labels)
+    errors, correct = found["calibration"], here.argmax(1) == test.labels
+    assert errors["temperature"] == pytest.approx(temperature, rel=1e-3)
+    for scale, suffix in ((1.0, ""), (temperature, "_at_temperature")):
+        sure = softmax(here / scale, axis=1).max(1)
+        for name, error in (
+            ("ece", calibration.expected_calibration_error),
+            ("adaptive_ece", calibration.adaptive_calibration_error),
+        ):
+            assert errors[name + suffix] == pytest.approx(100 * error(sure, correct), abs=2e-2)
+    away = logits(outside, [i for i in range(len(outside)) if i != 1])
+    assert found["ood"]["images"] == len(away)
+    labels = np.repeat([1, 0], [len(here), len(away)])
+    for name, score in (("max_logit", lambda z: z.max(1)), ("max_softmax", lambda z: softmax(z, axis=1).max(1))):
+        expected = metrics.roc_auc_score(labels, np.concatenate([score(here), score(away)]))
+        assert found["ood"][name]["auroc"] == pytest.approx(100 * expected, abs=1e-6)
+
+
+def test_no_temperature_is_fitted_on_what_is_evaluated(colours: Dataset) -> None:
+    test, val = colours.split("test"), colours.split("val")
+    assert validation_beside(test, None) is None
+    assert validation_beside(test, test.subset([3, 1])) is None  # ImageNet's validation images are its test images
+    both = Split(test.keys + val.keys, np.concatenate([test.labels, val.labels]), test.read)
+    left = validation_beside(test, both)
+    assert left is not None and left.keys == val.keys and (left.labels == val.labels).all()

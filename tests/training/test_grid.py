@@ -75,8 +75,11 @@ def test_an_adapter_of_the_grid_gives_the_grids_accuracy(
             mesh=meshes.single_device(),
             eval_batch_size=8,
             on_image_error="raise",
+            validation=colours.split("val"),  # as many of each class as shots
         )
         assert score["correct"] == row["correct"]
+        assert len(score["calibration"]) == 5
+        assert row["calibration"] == pytest.approx(score["calibration"], rel=1e-3)
 
 
 # Three seeds do not divide by two: every device computes all of them.

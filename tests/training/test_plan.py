@@ -13,7 +13,7 @@ import pytest
 from clipbias.clip import Clip
 from clipbias.data import Dataset
 from clipbias.errors import ClipbiasError
-from clipbias.training import evaluate, loop, plan
+from clipbias.training import answers, evaluation_plan, loop, plan
 from clipbias.training import mesh as meshes
 from clipbias.training.grid import Grid
 from clipbias.training.packs import make_packs
@@ -131,10 +131,10 @@ def test_products_are_those_counted_by_hand(deep: Clip, method: str, options: di
     arguments = plan.step_arguments(task, RECIPE, rows=16, runs=2, mesh=meshes.single_device())
     needed = 2 * flops.step(task, 16)
     assert 0.98 < plan.flop(train_step, *arguments) / needed < 1.35
-    arguments, runs = evaluate.image_arguments(task, batch=10, runs=2, mesh=meshes.single_device())
+    arguments, runs = evaluation_plan.image_arguments(task, batch=10, runs=2, mesh=meshes.single_device())
     prompts = 4 if method != "bias" else 0
     needed = 2 * flops.vision(deep.config, 10, prompts=prompts)
-    assert 0.9 < plan.flop(evaluate.image_features, *arguments, **runs) / needed < 1.02  # patches serve all runs
+    assert 0.9 < plan.flop(answers.image_features, *arguments, **runs) / needed < 1.02  # patches serve all runs
 
 
 def test_an_ensemble_is_encoded_in_parts(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,11 +152,11 @@ def test_an_ensemble_is_encoded_in_parts(clip: Clip, monkeypatch: pytest.MonkeyP
 def test_class_features_are_computed_in_parts_where_they_do_not_fit(deep: Clip) -> None:
     make = functools.partial(Task, deep, "coop", model.class_names(100))
     options: dict[str, Any] = dict(runs=3, mesh=meshes.single_device())
-    whole = evaluate.fit_evaluation(make, limit=100 * GIB, **options)
-    needed = evaluate.class_bytes(whole, **options)
-    parts = evaluate.fit_evaluation(make, limit=int(0.7 * needed / plan.USABLE), **options)
+    whole = evaluation_plan.fit_evaluation(make, limit=100 * GIB, **options)
+    needed = evaluation_plan.class_bytes(whole, **options)
+    parts = evaluation_plan.fit_evaluation(make, limit=int(0.7 * needed / plan.USABLE), **options)
     assert whole.classifier.chunks == 1 and parts.classifier.chunks > 1
-    assert evaluate.class_bytes(parts, **options) < 0.7 * needed
+    assert evaluation_plan.class_bytes(parts, **options) < 0.7 * needed
     start = whole.init(0)
     found = [jax.jit(task.class_features)(deep.params, start) for task in (whole, parts)]
     np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-6)

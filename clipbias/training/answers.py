@@ -1,0 +1,110 @@
+"""What runs say of images, from towers to answers, as compiled functions of all runs at once."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from clipbias.clip.params import Params
+from clipbias.clip.preprocess import Preprocessing
+from clipbias.training.step import over_runs
+from clipbias.tuning.classifier import Classifier, Text
+from clipbias.tuning.method import Learnables
+
+
+@functools.partial(jax.jit, static_argnames=("classifier", "runs"))
+def text_features(
+    classifier: Classifier, params: Params, learnables: Learnables, text: Text, *, runs: int
+) -> jax.Array:
+    """The text tower's features under `R` runs, `[R, S · C, d]`: computed once per evaluation."""
+
+    def one(learnables: Learnables) -> jax.Array:
+        return classifier.encode_text(params, classifier.method.adapt(learnables), text)
+
+    return over_runs(one, (0,), runs=runs)(learnables)
+
+
+@functools.partial(jax.jit, static_argnames=("classifier", "preprocessing", "runs"))
+def image_features(
+    classifier: Classifier,
+    preprocessing: Preprocessing,
+    params: Params,
+    learnables: Learnables,
+    images: jax.Array,
+    *,
+    runs: int,
+) -> jax.Array:
+    """Features of uint8 images `[B, size, size, 3]` under `R` runs, `[R, B, d]`, as the tower makes them."""
+    images = preprocessing.normalize(images)
+
+    def one(learnables: Learnables) -> jax.Array:
+        return classifier.encode_images(params, classifier.method.adapt(learnables), images)
+
+    return over_runs(one, (0,), runs=runs)(learnables)
+
+
+@struct.dataclass
+class Answers:
+    """What each run says of a batch of images, every leaf `[R, B]`; see `calibration.Outcome`."""
+
+    predicted: jax.Array
+    doubt: jax.Array
+    highest: jax.Array
+    doubt_at: jax.Array
+
+
+@functools.partial(jax.jit, static_argnames=("classifier", "runs"))
+def logits(
+    classifier: Classifier,
+    params: Params,
+    learnables: Learnables,
+    images: jax.Array,
+    text: Text,
+    mask: jax.Array,
+    *,
+    runs: int,
+) -> jax.Array:
+    """The logits under each run, `[R, B, C]`.
+
+    Args:
+      images: features `[R, B, d]`, or `[1, B, d]` where they are the same for all runs.
+      text: features `[R, S · C, d]`, or `[1, S · C, d]`; the texts themselves where they depend on the image.
+      mask: `[B]`, which of the images count; the others only fill the batch.
+      runs: `R`.
+    """
+    conditional = classifier.method.conditional
+
+    def one(learnables: Learnables, image: jax.Array, own: jax.Array) -> jax.Array:
+        if conditional:
+            own = classifier.texts_for(params, learnables, classifier.method.adapt(learnables), image, text)
+        return classifier.head(params, learnables, image, own, mask)
+
+    features = images if conditional else jnp.asarray(text)
+    images, features = (jnp.broadcast_to(x, (runs, *x.shape[1:])) for x in (images, features))
+    return over_runs(one, (0, 0, 0), runs=runs)(learnables, images, features)
+
+
+@functools.partial(jax.jit, static_argnames=("classifier", "runs"))
+def answers(
+    classifier: Classifier,
+    params: Params,
+    learnables: Learnables,
+    images: jax.Array,
+    text: Text,
+    mask: jax.Array,
+    temperatures: jax.Array,
+    *,
+    runs: int,
+) -> Answers:
+    """The most likely class under each run and how sure it is, as is and with logits over `temperatures [R]`."""
+    found = logits(classifier, params, learnables, images, text, mask, runs=runs)
+    predicted, highest = found.argmax(-1), found.max(-1)
+    below = (found - highest[..., None]).astype(jnp.float32)
+    others = predicted[..., None] != jnp.arange(found.shape[-1])
+
+    def doubt(below: jax.Array) -> jax.Array:
+        return jnp.where(others, jnp.exp(below), 0).sum(-1)
+
+    at = doubt(below / temperatures[:, None, None])
+    return Answers(predicted.astype(jnp.int32), doubt(below), highest.astype(jnp.float32), at)

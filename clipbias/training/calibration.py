@@ -1,0 +1,127 @@
+"""How much a classifier's confidence can be trusted, and how well it tells images of another dataset apart.
+
+Calibration: the expected calibration error in 15 bins of equal width (Guo et al. 2017), its adaptive form in 15 bins
+of equally many images (Nixon et al. 2019, of the predicted class), and the temperature that Guo et al. fit on
+validation images. Out-of-distribution detection: AUROC and FPR95 of the largest probability (Hendrycks, Gimpel 2017)
+and of the largest logit (Hendrycks et al. 2022).
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+BINS = 15
+COLDEST, HOTTEST = 1e-2, 1e2  # where a temperature is looked for
+_ROWS = 4096  # logits that are worked on at a time, in float64
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a classifier says of `n` images.
+
+    Attributes:
+      correct: whether the predicted class is the label, bool `[n]`; meaningless for images of other classes.
+      doubt: `Σ exp(z_j - z_max)` over the classes that are not predicted, `[n]`: the largest probability is
+        `1 / (1 + doubt)`, but doubts still differ where that is rounded to 1.
+      highest: the largest logit, `[n]`.
+      doubt_at: the same with logits over the temperature, or `None` where none was fitted.
+    """
+
+    correct: np.ndarray
+    doubt: np.ndarray
+    highest: np.ndarray
+    doubt_at: np.ndarray | None = None
+
+
+def confidence(doubt: np.ndarray) -> np.ndarray:
+    """The largest probability of each image, float64."""
+    return 1 / (1 + np.asarray(doubt, np.float64))
+
+
+def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -> float:
+    """`Σ_b n_b / n · |accuracy_b - confidence_b|` over bins of equal width, closed on the right; 0 … 1."""
+    confidence, correct = np.asarray(confidence, np.float64), np.asarray(correct, np.float64)
+    number = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    gaps = np.bincount(number, correct - confidence, minlength=bins)
+    return float(np.abs(gaps).sum() / len(confidence))
+
+
+def adaptive_calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -> float:
+    """The same over bins of equally many images by rising confidence, the first ones larger by one where it is uneven.
+
+    Equally confident images count as rising from wrong to right, so that their order does not matter.
+    """
+    confidence, correct = np.asarray(confidence, np.float64), np.asarray(correct, np.float64)
+    gaps = (correct - confidence)[np.lexsort((correct, confidence))]
+    return float(sum(abs(part.sum()) for part in np.array_split(gaps, bins)) / len(gaps))
+
+
+def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The temperature `T` whose logits over `T` have the smallest mean cross-entropy (Guo et al. 2017).
+
+    The cross-entropy is convex in `1 / T`; where it falls all the way, as it does when every image is right, `T` is
+    the end of the range from 0.01 to 100.
+
+    Args:
+      logits: of validation images `[n, C]`.
+      labels: `[n]`.
+    """
+    from scipy.optimize import brentq
+
+    def slope(log_temperature: float) -> float:
+        """Of the mean cross-entropy by `1 / T`: the mean of what is expected of the logits less the label's own."""
+        total = 0.0
+        for start in range(0, len(logits), _ROWS):
+            z = np.asarray(logits[start : start + _ROWS], np.float64)
+            z = z - z.max(1, keepdims=True)
+            weights = np.exp(z * np.exp(-log_temperature))
+            own = z[np.arange(len(z)), labels[start : start + _ROWS]]
+            total += float(((weights * z).sum(1) / weights.sum(1) - own).sum())
+        return total
+
+    low, high = np.log(COLDEST), np.log(HOTTEST)
+    at_low, at_high = slope(low), slope(high)
+    if at_low <= 0 or at_high >= 0:
+        return COLDEST if at_low <= 0 else HOTTEST
+    return float(np.exp(brentq(slope, low, high, xtol=1e-6)))
+
+
+def calibration(outcome: Outcome, temperature: float | None = None) -> dict[str, float]:
+    """`ece` and `adaptive_ece` in percent, and where a temperature was fitted it and both at it."""
+
+    def errors(doubt: np.ndarray, suffix: str) -> dict[str, float]:
+        sure = confidence(doubt)
+        return {
+            f"ece{suffix}": 100 * expected_calibration_error(sure, outcome.correct),
+            f"adaptive_ece{suffix}": 100 * adaptive_calibration_error(sure, outcome.correct),
+        }
+
+    found = errors(outcome.doubt, "")
+    if outcome.doubt_at is not None and temperature is not None:
+        found |= {"temperature": temperature, **errors(outcome.doubt_at, "_at_temperature")}
+    return found
+
+
+def auroc(inside: Sequence[float] | np.ndarray, outside: Sequence[float] | np.ndarray) -> float:
+    """How often a score of an image inside is above that of one outside, a tie counting half; 0 … 1."""
+    inside, outside = np.asarray(inside), np.sort(outside)
+    below = np.searchsorted(outside, inside, "left") + np.searchsorted(outside, inside, "right")
+    return float(below.mean() / 2 / len(outside))
+
+
+def false_positive_rate(
+    inside: Sequence[float] | np.ndarray, outside: Sequence[float] | np.ndarray, kept: float = 0.95
+) -> float:
+    """The share of images outside whose score is not below the highest threshold that keeps `kept` of those inside."""
+    ordered = np.sort(inside)[::-1]
+    threshold = ordered[int(np.ceil(kept * len(ordered) - 1e-9)) - 1]
+    return float((np.asarray(outside) >= threshold).mean())
+
+
+def detection(inside: Outcome, outside: Outcome) -> dict[str, dict[str, float]]:
+    """AUROC and FPR95 in percent of both scores, images inside counting as positive."""
+    scores = {"max_softmax": (-inside.doubt, -outside.doubt), "max_logit": (inside.highest, outside.highest)}
+    return {
+        name: {"auroc": 100 * auroc(*pair), "fpr95": 100 * false_positive_rate(*pair)} for name, pair in scores.items()
+    }

@@ -1,0 +1,113 @@
+"""Calibration and detection against the definitions, image by image, and against scikit-learn."""
+
+import numpy as np
+import pytest
+from scipy.special import softmax
+from sklearn import metrics
+
+from clipbias.training import calibration
+from clipbias.training.calibration import Outcome
+
+rng = np.random.default_rng(0)
+LOGITS = rng.normal(0, 3, (403, 6))
+LABELS = np.where(rng.random(403) < 0.6, LOGITS.argmax(1), rng.integers(0, 6, 403))
+PROBABILITIES = softmax(LOGITS, axis=1)
+SURE, CORRECT = PROBABILITIES.max(1), PROBABILITIES.argmax(1) == LABELS
+
+
+def test_error_in_bins_of_equal_width():
+    bins = [[] for _ in range(15)]
+    for sure, correct in zip(SURE, CORRECT, strict=True):
+        (own,) = [b for b in range(15) if b / 15 < sure <= (b + 1) / 15]
+        bins[own].append((sure, correct))
+    gaps = [len(b) * abs(np.mean([c for _, c in b]) - np.mean([s for s, _ in b])) for b in bins if b]
+    assert calibration.expected_calibration_error(SURE, CORRECT) == pytest.approx(sum(gaps) / len(SURE), rel=1e-12)
+    # The ends belong to the first and the last bin.
+    assert calibration.expected_calibration_error([0.0, 1.0], [True, True]) == 0.5
+
+
+def test_error_in_bins_of_equally_many():
+    order = sorted(range(403), key=lambda i: SURE[i])
+    sizes = [27] * 13 + [26] * 2  # 403 = 15 · 26 + 13
+    total, start = 0.0, 0
+    for size in sizes:
+        own = order[start : start + size]
+        total += size * abs(np.mean(CORRECT[own]) - np.mean(SURE[own]))
+        start += size
+    assert calibration.adaptive_calibration_error(SURE, CORRECT) == pytest.approx(total / 403, rel=1e-12)
+    shuffled = rng.permutation(40)
+    ties, right = np.repeat([0.3, 0.7], 20), np.tile([True, False], 20)
+    found = calibration.adaptive_calibration_error(ties, right)
+    assert calibration.adaptive_calibration_error(ties[shuffled], right[shuffled]) == pytest.approx(found, abs=1e-15)
+
+
+def loss(temperature):
+    return metrics.log_loss(LABELS, softmax(LOGITS / temperature, axis=1))
+
+
+def test_temperature_has_the_smallest_cross_entropy():
+    found = calibration.fit_temperature(LOGITS.astype(np.float32), LABELS)
+    tried = np.geomspace(0.01, 100, 100)
+    assert loss(found) <= min(map(loss, tried)) + 1e-12
+    for wrong in (0.999 * found, 1.001 * found):
+        assert loss(found) < loss(wrong)
+    assert calibration.fit_temperature(2.5 * LOGITS, LABELS) == pytest.approx(2.5 * found, rel=1e-5)
+    assert calibration.fit_temperature(LOGITS, LOGITS.argmax(1)) == calibration.COLDEST
+    assert calibration.fit_temperature(LOGITS, LOGITS.argmin(1)) == calibration.HOTTEST
+
+
+def outcome(logits, labels=None, temperature=1.0):
+    """From the definitions, in float64."""
+    rest = np.sort(logits - logits.max(1, keepdims=True), axis=1)[:, :-1]
+    correct = logits.argmax(1) == (0 if labels is None else labels)
+    return Outcome(correct, np.exp(rest).sum(1), logits.max(1), np.exp(rest / temperature).sum(1))
+
+
+def test_a_fitted_temperature_calibrates():
+    """Labels that are drawn from the probabilities at temperature 2 ask for that one."""
+    logits = rng.normal(0, 3, (5000, 6))
+    labels = (softmax(logits / 2, axis=1).cumsum(1) > rng.random((5000, 1))).argmax(1)
+    temperature = calibration.fit_temperature(logits, labels)
+    assert temperature == pytest.approx(2, rel=0.05)
+    found = calibration.calibration(outcome(logits, labels, temperature), temperature)
+    plain, correct = softmax(logits, axis=1).max(1), logits.argmax(1) == labels
+    cooled = softmax(logits / temperature, axis=1).max(1)
+    assert found == pytest.approx(
+        {
+            "ece": 100 * calibration.expected_calibration_error(plain, correct),
+            "adaptive_ece": 100 * calibration.adaptive_calibration_error(plain, correct),
+            "temperature": temperature,
+            "ece_at_temperature": 100 * calibration.expected_calibration_error(cooled, correct),
+            "adaptive_ece_at_temperature": 100 * calibration.adaptive_calibration_error(cooled, correct),
+        }
+    )
+    assert found["ece_at_temperature"] < 0.2 * found["ece"]
+    assert set(calibration.calibration(outcome(logits, labels))) == {"ece", "adaptive_ece"}
+
+
+@pytest.mark.parametrize("step", [0, 0.5], ids=["no ties", "ties"])
+def test_detection_equals_scikit_learn(step):
+    inside, outside = LOGITS, rng.normal(0, 2.4, (211, 6))
+    if step:
+        inside, outside = (step * np.round(x / step) for x in (inside, outside))
+    found = calibration.detection(outcome(inside), outcome(outside))
+    labels = np.repeat([1, 0], [len(inside), len(outside)])
+    for name, score in (
+        ("max_logit", lambda z: z.max(1)),
+        ("max_softmax", lambda z: np.round(softmax(z, axis=1).max(1), 12)),
+    ):
+        scores = np.concatenate([score(inside), score(outside)])
+        if name == "max_softmax":  # equal but for rounding
+            rounded = [Outcome(o.correct, np.round(o.doubt, 12), o.highest) for o in map(outcome, (inside, outside))]
+            found[name] = calibration.detection(*rounded)[name]
+        rates, kept, _ = metrics.roc_curve(labels, scores, drop_intermediate=False)
+        assert found[name]["auroc"] == pytest.approx(100 * metrics.roc_auc_score(labels, scores), abs=1e-9)
+        assert found[name]["fpr95"] == pytest.approx(100 * rates[np.argmax(kept >= 0.95)], abs=1e-9)
+
+
+def test_doubt_tells_what_rounding_hides():
+    """Two images whose float32 probability is 1 both are ordered all the same."""
+    sure, surer = np.float32(1e-9), np.float32(1e-12)
+    assert np.float32(1) / (1 + sure) == np.float32(1) / (1 + surer)
+    one, other = (Outcome(np.array([True]), np.array([d]), np.array([1.0])) for d in (surer, sure))
+    assert calibration.detection(one, other)["max_softmax"] == {"auroc": 100.0, "fpr95": 0.0}
