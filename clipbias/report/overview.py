@@ -1,4 +1,4 @@
-"""Several datasets on one page: accuracies, what else was measured, the paper's relevancy panels."""
+"""Several datasets on one page: the verdicts and their mean, accuracies, what else was measured, relevancy panels."""
 
 import math
 import os
@@ -16,7 +16,9 @@ from clipbias.report.published import dataset_name, ordered_datasets
 from clipbias.report.relevancy_figures import SIDES, draw_text_panel, draw_vision_panel, zero_shot_text
 from clipbias.report.study_page import FIGURES, REPORT
 from clipbias.report.study_results import StudyResults, accuracy_and_error, file_name, label_of
+from clipbias.report.summary_figures import summary_figure, summary_table
 from clipbias.report.table import MISSING, Table, cells
+from clipbias.report.verdict_summary import sentences, summarize_verdicts
 
 OVERVIEW = "overview.html"
 
@@ -46,6 +48,8 @@ def write_overview(results_folders: Sequence[str | os.PathLike], output_folder: 
         folders[study.dataset], studies[study.dataset] = folder, study
     ordered = [studies[name] for name in ordered_datasets(studies)]
     output = Path(output_folder)
+    summaries = summarize_verdicts(ordered)
+    verdict = summary_figure(summaries)
     models = []
     for key, label in {model["key"]: label_of(model) for study in ordered for model in study.tuned}.items():
         own = [study for study in ordered if _model(study, key)]
@@ -56,6 +60,8 @@ def write_overview(results_folders: Sequence[str | os.PathLike], output_folder: 
         "overview",
         title="Why it works: overview",
         datasets=[_name(study) for study in ordered],
+        verdict=pages.save_picture(verdict, output / FIGURES) if verdict else None,
+        methods=[(each.label, sentences(each), summary_table(each)) for each in summaries],
         accuracies=_accuracies(ordered),
         reports=[
             (_name(study), Path(os.path.relpath(report, output)).as_posix())
@@ -110,7 +116,7 @@ def _verdict_numbers(studies: Sequence[StudyResults], key: str) -> Table | None:
         cells(name, *(_three_digits(numbers.get(name)) for numbers in found.values()))
         for name in dict.fromkeys(name for numbers in found.values() for name in numbers)
     )
-    return Table("", "What was measured.", ("", *found), rows) if rows else None
+    return Table("", "What else was measured.", ("", *found), rows) if rows else None
 
 
 def _three_digits(value: Any) -> str:

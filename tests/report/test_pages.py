@@ -188,6 +188,8 @@ def test_overview_orders_the_datasets_and_averages(drawn, tmp_path):
         "../study0/report.html",
     ]
     assert "Average" in page.text and "rank correlation" in page.text
+    assert list(drawn) == ["verdict_overview"]
+    assert "Over 3 datasets IVLP gains" in page.text and "kept by two, by kind of token" in page.text
 
 
 def test_overview_has_the_papers_panels(drawn, tmp_path):
@@ -200,6 +202,11 @@ def test_overview_has_the_papers_panels(drawn, tmp_path):
     for drawing in drawn.values():
         (legend,) = drawing.figure.legends
         assert [text.get_text() for text in legend.get_texts()] == ["zero-shot", "tuned"]
+
+
+def test_overview_without_verdicts_says_so(drawn, tmp_path):
+    page = Page(write_overview(folders(tmp_path, "a", names=()), tmp_path).read_text("utf-8"))
+    assert "No study here has a verdict" in page.text and not drawn
 
 
 def test_overview_needs_folders_of_different_datasets(tmp_path):

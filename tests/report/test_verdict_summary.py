@@ -1,0 +1,265 @@
+"""Verdicts over datasets and seeds: what is shown is the mean of what each dataset's images give, computed anew."""
+
+import re
+import statistics
+import types
+
+import numpy as np
+import pytest
+
+from clipbias.errors import ClipbiasError
+from clipbias.explain.results import save_results
+from clipbias.explain.verdict import verdicts
+from clipbias.report import verdict_summary
+from clipbias.report.study_results import StudyResults
+from clipbias.report.summary_figures import summary_figure, summary_table
+from clipbias.report.verdict_summary import MethodSummary, summarize_verdicts
+from tests.report import recomputed
+from tests.report.synthetic import synthetic_results
+from tools import draw_verdict
+
+T_OF_TWO = 4.302652729911275  # Student's 97.5 % quantile with two degrees of freedom, from a printed table
+EFFECTS, FORMS = ("attention", "scale", "values"), ("vector", "kind", "token")
+LABELS = {"IVLP": "ivlp", "Bias tuning": "bias"}
+KNOWN = {}  # what was computed anew of the module's studies
+
+
+def study(dataset, seed, *, twins=False):
+    """Synthetic results; with twins, a second IVLP whose outcomes are those of another seed."""
+    results = synthetic_results(dataset=dataset, seed=seed)
+    if twins:
+        other = synthetic_results(dataset=dataset, seed=seed + 100)
+        results.scalars["models"].append(results.scalars["models"][1] | {"key": "ivlp_2", "label": "IVLP (2)"})
+        for section in ("factorial", "amounts"):
+            results.scalars[section]["ivlp_2"] = other.scalars[section]["ivlp"]
+            prefix = f"{section}/ivlp/"
+            for name in list(other.under(prefix)):
+                results.arrays[name.replace("/ivlp/", "/ivlp_2/")] = other.arrays[name]
+        results.arrays["predictions/ivlp_2"] = other.arrays["predictions/ivlp"]
+        results.scalars["verdict"], results.scalars["agreement"] = verdicts(results)
+    return results
+
+
+@pytest.fixture(scope="module")
+def results():
+    return {name: study(name, seed) for seed, name in enumerate(("demo/digits", "demo/shapes", "demo/textures"))}
+
+
+@pytest.fixture(scope="module")
+def summaries(results):
+    return summarize_verdicts(StudyResults(each) for each in results.values())
+
+
+def student(values):
+    """Mean and interval of three numbers."""
+    mean, half = statistics.fmean(values), T_OF_TWO * statistics.stdev(values) / 3**0.5
+    return {"value": mean, "low": mean - half, "high": mean + half}
+
+
+def expected(results, label, outcome, name):
+    """By dataset, one number of the verdict."""
+    found, key = {}, LABELS[label]
+    for dataset, each in results.items():
+        place = (dataset, key, outcome, name in FORMS)
+        if place not in KNOWN:
+            known = recomputed.kept(each, key, outcome) if name in FORMS else None
+            KNOWN[place] = known or recomputed.effects(each, key, outcome, "both")
+        found[dataset] = KNOWN[place][name]
+    return found
+
+
+def test_every_number_of_the_picture_is_recomputed(results, summaries):
+    drawing = summary_figure(summaries)
+    rows = [dict(zip(drawing.columns, row, strict=True)) for row in drawing.rows]
+    for row in rows:
+        numbers = expected(results, row["method"], row["outcome"], row["quantity"])
+        ends = ("share", "share_low", "share_high") if row["unit"] == "share" else ("value", "low", "high")
+        assert row["outcome"] == {"share": "log_likelihood", "points": "accuracy"}[row["unit"]]
+        if row["dataset"] == "mean":
+            wanted = list(student([number[ends[0]] for number in numbers.values()]).values())
+        else:
+            wanted = [numbers[row["dataset"]][end] for end in ends]
+            assert row["seeds"] == 1
+        np.testing.assert_allclose([row["value"], row["low"], row["high"]], wanted, rtol=1e-9, atol=1e-9)
+    assert len(rows) == 4 * ((1 + 3 + 3) + (1 + 2 + 3))
+
+
+def test_marks_stand_in_their_panel_and_their_methods_line(results, summaries):
+    gain, effects, kept = summary_figure(summaries).figure.axes
+    assert [text.get_text() for text in gain.get_yticklabels()] == list(LABELS)
+    for axes, names in ((gain, ("gain",)), (effects, EFFECTS), (kept, FORMS)):
+        shown = []
+        for container in axes.containers:
+            line, _, (bars,) = container.lines
+            (segment,) = bars.get_segments()
+            shown.append((round(float(line.get_ydata()[0])), line.get_xdata()[0], segment[0, 0], segment[1, 0]))
+        wanted = []
+        for place, label in enumerate(LABELS):
+            for name in names:
+                outcome, end, scale = ("accuracy", "value", 1) if name == "gain" else ("log_likelihood", "share", 100)
+                if label == "Bias tuning" and name == "scale":
+                    continue
+                values = [number[end] * scale for number in expected(results, label, outcome, name).values()]
+                wanted.append((place, *student(values).values()))
+        np.testing.assert_allclose(shown, wanted)
+        labels = [container.get_label() for container in axes.containers]
+        assert len(labels) == len(wanted)
+        if axes is not gain:
+            assert (
+                labels[:3]
+                == {
+                    EFFECTS: list(EFFECTS),
+                    FORMS: ["one vector", "two, by kind of token", "one per token"],
+                }[names]
+            )
+
+
+def numbers_in(text):
+    return [float(number) for number in re.findall(r"[+-]?\d+\.?\d*", text)]
+
+
+def test_the_table_has_each_dataset_and_their_mean(results, summaries):
+    table = summary_table(summaries[0])
+    assert table.columns == ("", "demo/digits", "demo/shapes", "demo/textures", "Mean")
+    rows = {row[0].text: [numbers_in(cell.text) for cell in row[1:]] for row in table.rows}
+    for outcome, unit, digits in (("accuracy", "points", 1), ("log_likelihood", "nats", 3)):
+        for name in ("gain", *EFFECTS):
+            numbers = list(expected(results, "IVLP", outcome, name).values())
+            wanted = [[number[end] for end in ("value", "low", "high")] for number in numbers]
+            wanted.append(list(student([number["value"] for number in numbers]).values()))
+            np.testing.assert_allclose(rows[f"{name}, {unit}"], wanted, atol=0.501 * 10**-digits)
+    texts = {**{name: f"share of {name}" for name in EFFECTS}, "vector": "kept by one vector"}
+    texts |= {"kind": "kept by two, by kind of token", "token": "kept by one per token"}
+    for name, text in texts.items():
+        numbers = list(expected(results, "IVLP", "log_likelihood", name).values())
+        wanted = [[100 * number[end] for end in ("share", "share_low", "share_high")] for number in numbers]
+        wanted.append([100 * value for value in student([number["share"] for number in numbers]).values()])
+        np.testing.assert_allclose(rows[text], wanted, atol=0.501)
+    assert len(rows) == 8 + 6
+
+
+def test_sentences_say_the_means(results, summaries):
+    said = verdict_summary.sentences(summaries[0])
+    for text, parts in (
+        (said[0], [("accuracy", "gain", "value", 1), ("log_likelihood", "gain", "value", 1)]),
+        (said[1], [("log_likelihood", name, "share", 100) for name in EFFECTS]),
+        *((said[2 + place], [("log_likelihood", form, "share", 100)]) for place, form in enumerate(FORMS)),
+    ):
+        wanted = []
+        for outcome, name, end, scale in parts:
+            values = [number[end] * scale for number in expected(results, "IVLP", outcome, name).values()]
+            wanted += student(values).values()
+        found = numbers_in(text.removeprefix("Over 3 datasets "))[: len(wanted)]
+        np.testing.assert_allclose(found, wanted, atol=0.501)
+    assert "so values carry most of it" in said[1]
+    assert "undecided whether that is most of it" in said[2] and said[3].endswith("most of it.")
+
+
+def method(shares, *, gain=(1.0, 1.1, 0.9), seeds=1, contradictions=(), kept=None):
+    """A summary whose effects have these shares by dataset."""
+    datasets = [f"d{place}" for place in range(len(gain))]
+
+    def by_dataset(values, parts=None):
+        parts = parts if parts is not None else [None] * len(values)
+        return {
+            name: {"value": value, "low": value - 0.1, "high": value + 0.1, "share": part, "share_low": part,
+                   "share_high": part}
+            for name, value, part in zip(datasets, values, parts, strict=True)
+        }  # fmt: skip
+
+    numbers = {("log_likelihood", name): by_dataset(parts, parts) for name, parts in {**shares, **(kept or {})}.items()}
+    numbers |= {(outcome, "gain"): by_dataset(gain) for outcome in ("accuracy", "log_likelihood")}
+    return MethodSummary("M", dict.fromkeys(datasets, seeds), numbers, contradictions)
+
+
+SURE, UNSURE = (0.9, 0.95, 1.0), (0.2, 0.5, 1.6)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"shares": {"values": SURE, "attention": (0.1, 0.0, 0.0)}}, "so values carry most of it"),
+        ({"shares": {"values": (0.0, 0.1, 0.0), "attention": SURE}}, "so attention carries most of it"),
+        ({"shares": {"values": UNSURE, "attention": (0.1, 0.0, 0.0)}}, "undecided which carries most"),
+        ({"shares": {"values": SURE}, "gain": (3.0, -1.0, 0.1)}, "Undecided, because neither interval"),
+        ({"shares": {"values": (0.9, None, 0.9)}}, "Undecided, because not every dataset has a sure gain"),
+        ({"shares": {"values": SURE}, "contradictions": ("d1",)}, "undecided, because seeds contradict each other"),
+        ({"shares": {"values": SURE}, "kept": {"vector": (0.2, 0.25, 0.3)}}, "25 % (13 to 37): less than half"),
+        ({"shares": {"values": SURE}, "kept": {"kind": SURE}}, "keep 95 % (83 to 107): most of it"),
+        ({"shares": {"values": SURE}, "kept": {"token": UNSURE}}, "undecided whether that is most of it"),
+        ({"shares": {"values": SURE}, "seeds": 3}, "Seeds of M agree on every dataset"),
+    ],
+)  # fmt: skip
+def test_sentences_follow_from_the_intervals(given, words):
+    if None in given["shares"].get("values", ()):
+        given = given | {"shares": {"values": given["shares"]["values"]}}
+        summary = method({"values": (0.9, 0.9, 0.9)})
+        summary.numbers["log_likelihood", "values"]["d1"]["share"] = None
+    else:
+        summary = method(**given)
+    assert words in " ".join(verdict_summary.sentences(summary))
+
+
+def test_one_dataset_is_no_sample_of_datasets(results):
+    (first, *_) = summarize_verdicts([StudyResults(results["demo/digits"])])
+    assert verdict_summary.sentences(first) == []
+    assert summary_table(first).columns == ("", "demo/digits")
+    drawing = summary_figure([first])
+    (container,) = drawing.figure.axes[0].containers
+    gain = recomputed.effects(results["demo/digits"], "ivlp", "accuracy", "both")["gain"]
+    segment = container.lines[2][0].get_segments()[0]
+    np.testing.assert_allclose([segment[0, 0], segment[1, 0]], [gain["low"], gain["high"]])
+    assert "bootstrap" in drawing.caption and "Student" not in drawing.caption
+
+
+def test_seeds_are_averaged_before_datasets():
+    twins = study("demo/digits", 0, twins=True)
+    found = {each.label: each for each in summarize_verdicts([StudyResults(twins)])}
+    assert list(found) == ["IVLP", "Bias tuning"] and found["IVLP"].datasets == {"demo/digits": 2}
+    number = found["IVLP"].of("log_likelihood", "values")["demo/digits"]
+    both = [recomputed.effects(twins, key, "log_likelihood", "both")["values"] for key in ("ivlp", "ivlp_2")]
+    for end in ("value", "low", "high", "share", "share_low", "share_high"):
+        assert number[end] == pytest.approx(statistics.fmean(one[end] for one in both))
+    assert summary_table(found["IVLP"]).columns == ("", "demo/digits (2 seeds)")
+    apart = [StudyResults(study("demo/digits", 0)), StudyResults(study("demo/digits", 100))]
+    assert summarize_verdicts(apart)[0].of("log_likelihood", "values")["demo/digits"] == pytest.approx(number)
+
+
+def test_seeds_that_contradict_each_other_are_told():
+    twins = study("demo/digits", 0, twins=True)
+    ((one, *_),) = [summarize_verdicts([StudyResults(twins)])]
+    assert one.contradictions == ()
+    for outcome in ("log_likelihood", "correct"):
+        array = twins.arrays[f"factorial/ivlp_2/{outcome}"]
+        # Attention and values change places: streams are numbered by the letters of attention, scale, values.
+        twins.arrays[f"factorial/ivlp_2/{outcome}"] = array[:, :, [0, 4, 2, 6, 1, 5, 3, 7, 8, 9, 10, 11]]
+    twins.scalars["verdict"], twins.scalars["agreement"] = verdicts(twins)
+    summary = summarize_verdicts([StudyResults(twins)])[0]
+    assert summary.contradictions == ("demo/digits",)
+    assert "contradict each other on demo/digits" in verdict_summary.sentences(summary)[-1]
+
+
+def test_a_share_of_a_loss_is_no_share_of_a_gain(results):
+    losing = study("demo/digits", 0)
+    array = losing.arrays["factorial/ivlp/log_likelihood"]
+    losing.arrays["factorial/ivlp/log_likelihood"] = -array
+    losing.scalars["verdict"], losing.scalars["agreement"] = verdicts(losing)
+    assert losing.scalars["verdict"]["ivlp"]["effects"]["log_likelihood"]["both"]["values"]["share"] is not None
+    summary = summarize_verdicts([StudyResults(losing), StudyResults(results["demo/shapes"])])[0]
+    assert summary.of("log_likelihood", "values")["demo/digits"]["share"] is None
+    assert summary.mean_share("log_likelihood", "values") is None
+    assert summary.mean("log_likelihood", "values")["low"] is not None
+
+
+def test_the_command_draws_studies_and_prints_their_numbers(results, tmp_path, capsys, monkeypatch):
+    for place, each in enumerate(results.values()):
+        save_results(tmp_path / "why" / f"study{place}", each)
+    picture = tmp_path / "images" / "verdict.png"
+    monkeypatch.setattr(draw_verdict, "_PICTURE", types.SimpleNamespace(value=str(picture)))
+    assert draw_verdict.main([str(tmp_path / "why")]) == 0
+    said = capsys.readouterr().out
+    assert "IVLP" in said and "so values carry most of it" in said
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    assert picture.with_suffix(".csv").read_text().count("\n") == 1 + 4 * 13
+    with pytest.raises(ClipbiasError, match="give finished studies"):
+        draw_verdict.main([])

@@ -1,0 +1,59 @@
+"""Draws, over finished studies, what carries each method's gain and what a constant keeps of it.
+
+    python -m tools.draw_verdict workdir/why/demo_digits workdir/why/demo_shapes --picture=docs/images/verdict.png
+
+The arguments are folders of `experiments.explain`, of as many datasets, methods and seeds as there are; a folder that
+holds several studies stands for all of them. Studies of one dataset count as seeds, and are averaged. Prints a table
+per method and what follows from it, and writes the picture, and its numbers beside it as CSV.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from clipbias.errors import ClipbiasError
+from clipbias.explain.results import SCALARS, load_results
+from clipbias.report import style
+from clipbias.report.captioned import write_csv
+from clipbias.report.study_results import StudyResults
+from clipbias.report.summary_figures import summary_figure, summary_table
+from clipbias.report.table import text_table
+from clipbias.report.verdict_summary import sentences, summarize_verdicts
+from clipbias.terminal import printable
+from tools import command
+
+_PICTURE = flags.DEFINE_string("picture", "verdict.png", "The PNG to write; its numbers go beside it.")
+
+
+def main(names: Sequence[str]) -> int:
+    """Draws; returns the exit status."""
+    if not names:
+        raise ClipbiasError("give finished studies: python -m tools.draw_verdict FOLDER... --picture=FILE.png.")
+    summaries = summarize_verdicts(StudyResults(load_results(folder)) for folder in _folders(names))
+    figure = summary_figure(summaries)
+    if figure is None:
+        raise ClipbiasError("none of these studies has a verdict; run them with --config.figures=all.")
+    for summary in summaries:
+        print(printable(summary.label))
+        print(text_table(summary_table(summary)).lstrip("\n"))
+        for sentence in sentences(summary):
+            print(printable(sentence))
+        print()
+    picture = Path(_PICTURE.value).expanduser().with_suffix(".png")
+    style.save_png(figure.figure, picture)
+    write_csv(picture.with_suffix(".csv"), figure.columns, figure.rows)
+    print(f"{printable(picture)}: {printable(figure.caption)}")
+    return 0
+
+
+def _folders(names: Sequence[str]) -> list[Path]:
+    found: list[Path] = []
+    for folder in (Path(name).expanduser() for name in names):
+        inner = sorted(path.parent for path in folder.glob(f"*/{SCALARS}"))
+        found += [folder] if (folder / SCALARS).is_file() or not inner else inner
+    return list(dict.fromkeys(found))
+
+
+if __name__ == "__main__":
+    command.run(main)
