@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
     # The images to explain on: "train", "val" or "test".
     config.images = "test"
     # "all", or sections separated by commas: relevancy, text_attention, vision_attention, similarity, decomposition,
-    # factorial, faithfulness, examples, verdict.
+    # factorial, amounts, faithfulness, examples, verdict.
     config.figures = "all"
 
     config.batch_size = 32
@@ -34,6 +34,8 @@ def get_config() -> ConfigDict:
     config.faithfulness_images = 100
     # The causal test is run with random prompts too, on so many images; 0 leaves this control out.
     config.control_images = 200
+    # What a method amounts to is measured on so many training images; 0 takes all.
+    config.amounts_images = 256
     # Pictures shown, and the rotations and layers (from 0; empty takes four) of Fig. 6.
     config.examples = 4
     config.rotations = (0, 90, 180, 270)

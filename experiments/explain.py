@@ -8,8 +8,9 @@ Continues where it stopped. Writes `results.npz`, `results.json` and `report/rep
 each and an `overview.html`.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -72,6 +73,23 @@ def explain(config: ConfigDict, name: str, folder: Path, figures: Sequence[str])
     number = config.prompt.isdecimal() and len(config.prompt) < 9
     asked |= {"images": config.image_limit, "prompt": int(config.prompt) if number else config.prompt}
     options = StudyOptions(**asked)
+    facts = {"name": name, "split": config.images}
+    with explain_exhaustion("lower --config.batch_size."), advance_bars() as advance:
+        study = Study(
+            models(clip, dataset, adapters, config.dtype, own_methods=split(config.own_methods)),
+            dataset.split(config.images),
+            options,
+            folder,
+            training=dataset.splits.get("train"),
+            devices=devices(mesh),
+            advance=advance,
+        )
+        return run_study(study, folder, dataset=facts, config=app.plain(config), figures=figures)
+
+
+@contextlib.contextmanager
+def advance_bars() -> Iterator[Callable[[str, int, int], None]]:
+    """What tells of every step of a study: a bar for each title, one after another."""
     bars: dict[str, Progress] = {}
 
     def advance(title: str, done: int, total: int) -> None:
@@ -81,26 +99,22 @@ def explain(config: ConfigDict, name: str, folder: Path, figures: Sequence[str])
             bars[title] = Progress(total, done=done - 1, unit="batch", title=title)
         bars[title].advance()
 
-    study = Study(
-        models(clip, dataset, adapters, config.dtype, own_methods=split(config.own_methods)),
-        dataset.split(config.images),
-        options,
-        folder,
-        devices=Devices(
-            place=lambda rows: meshes.place_rows(mesh, rows),
-            replicate=lambda tree: meshes.replicate(mesh, tree),
-            fetch=meshes.fetch,
-            shard=(jax.process_index(), jax.process_count()),
-            multiple=mesh.shape[meshes.DATA],
-        ),
-        advance=advance,
+    try:
+        yield advance
+    finally:
+        for bar in bars.values():
+            bar.close()
+
+
+def devices(mesh: jax.sharding.Mesh) -> Devices:
+    """How a study's arrays get on and off a mesh."""
+    return Devices(
+        place=lambda rows: meshes.place_rows(mesh, rows),
+        replicate=lambda tree: meshes.replicate(mesh, tree),
+        fetch=meshes.fetch,
+        shard=(jax.process_index(), jax.process_count()),
+        multiple=mesh.shape[meshes.DATA],
     )
-    facts = {"name": name, "split": config.images}
-    with explain_exhaustion("lower --config.batch_size."):
-        results = run_study(study, folder, dataset=facts, config=app.plain(config), figures=figures)
-    for bar in bars.values():
-        bar.close()
-    return results
 
 
 def models(

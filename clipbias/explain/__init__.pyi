@@ -1,3 +1,5 @@
+from .amounts import Amount as Amount
+from .amounts import measure as measure
 from .attention import observe_distance_and_entropy as observe_distance_and_entropy
 from .attention import observe_text_shares as observe_text_shares
 from .decomposition import observe_parts as observe_parts

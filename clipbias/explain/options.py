@@ -22,6 +22,7 @@ class StudyOptions:
         split.
       faithfulness_images: the same for perturbation, which runs every image over a hundred times.
       control_images: the same for the causal test of random prompts, a control; 0 leaves it out.
+      amounts_images: at most so many training images for what a method amounts to, spread over them; 0 for all.
       examples: number of pictures shown.
       rotations: of the pictures of Fig. 6, in degrees counter-clockwise.
       layers: those of Fig. 6, from 0; empty takes the first, the middle and the last two.
@@ -40,6 +41,7 @@ class StudyOptions:
     images: Count = 0
     faithfulness_images: Count = 200
     control_images: Count = 200
+    amounts_images: Count = 256
     examples: Annotated[int, Range(1, 1000)] = 4
     rotations: tuple[Annotated[int, Range(-360, 360)], ...] = (0, 90, 180, 270)
     layers: tuple[Count, ...] = ()

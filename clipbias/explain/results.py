@@ -71,6 +71,16 @@ factorial — the causal test (`factorial.py`), for models that change a tower. 
     JSON factorial.{tuned}: {effects, towers, streams, images}, or {missing: why there is none}
     factorial/{tuned}:random/…                                       the same with random prompts of the trained norms
 
+amounts — the bias that each method amounts to, in its place (`amounts.py`), where the study has training images. n
+    images, F ways to classify them: "reference", "vector", "kind", "token", "tuned"
+    amounts/{tuned}/images [n]                                       numbers of the examples in the split
+    amounts/{tuned}/correct [n, F] uint8
+    amounts/{tuned}/log_likelihood [n, F]                            of the true class, nats
+    amounts/{tuned}/{tower}/vector [L, D], amounts/{tuned}/{tower}/kind [L, 2, D]
+                                                                     the bias itself, in the towers that it changes; by
+                                                                     kind of `[cls]` or EOS, then of the other tokens
+    JSON amounts.{tuned}: {forms, images, training_images}, or {missing: why there is none}
+
 faithfulness — perturbation (Chefer et al. 2021); `{map}` of `MAPS`, `{direction}` "positive" (most relevant patches
     go first) or "negative", `{target}` "predicted" or "true" class
     faithfulness/fractions [S]                                       share of the patches removed
@@ -124,6 +134,7 @@ FIGURES = (
     "similarity",
     "decomposition",
     "factorial",
+    "amounts",
     "faithfulness",
     "examples",
     "verdict",

@@ -8,7 +8,13 @@ from typing import Any
 import numpy as np
 
 from clipbias.errors import ClipbiasError
-from clipbias.explain import dataset_sections, factorial_section, faithfulness_section, picture_sections
+from clipbias.explain import (
+    amounts_section,
+    dataset_sections,
+    factorial_section,
+    faithfulness_section,
+    picture_sections,
+)
 from clipbias.explain.results import FIGURES, FORMAT, Findings, save_results
 from clipbias.explain.study import Study
 from clipbias.explain.verdict import verdicts
@@ -62,6 +68,7 @@ def run_study(
         "similarity": lambda: picture_sections.compute_prompt_similarity(study, predicted),
         "decomposition": lambda: dataset_sections.compute_decomposition(study),
         "factorial": lambda: factorial_section.compute_factorial(study),
+        "amounts": lambda: amounts_section.compute_amounts(study),
         "faithfulness": lambda: faithfulness_section.compute_faithfulness(study),
         "examples": lambda: picture_sections.compute_examples(study, predicted),
     }

@@ -98,6 +98,7 @@ class Study:
         options: StudyOptions,
         folder: Path,
         *,
+        training: Split | None = None,
         devices: Devices | None = None,
         advance: Callable[[str, int, int], None] = lambda title, done, total: None,
     ) -> None:
@@ -108,6 +109,7 @@ class Study:
           split: labelled images.
           options: what is asked.
           folder: for `parts/`; what is found there of the same study is not computed again.
+          training: images of the training set, for what a method amounts to; `None` leaves that out.
           devices: where to compute.
           advance: told of every step: a title, steps done, steps in all.
         """
@@ -125,7 +127,7 @@ class Study:
                 )
         if not len(split):
             raise ClipbiasError("there is no image to explain; check the data folder and the class selection.")
-        self.models, self.split, self.options = tuple(models), split, options
+        self.models, self.split, self.options, self.training = tuple(models), split, options, training
         self.devices, self.advance = devices or Devices(), advance
         self.parts = Path(folder) / "parts"
         self.clip = models[0].task.clip
@@ -166,27 +168,33 @@ class Study:
             found.update(json.dumps(facts).encode())
             for path, leaf in sorted(jax.tree_util.tree_leaves_with_path(model.learnables), key=lambda x: str(x[0])):
                 found.update(str(path).encode() + np.asarray(leaf).tobytes())
-        common = [FORMAT, self.clip.fingerprint, self.split.keys, self.options.what_counts()]
+        measured_on = [self.training.keys[i] for i in self.training_images] if self.training else None
+        common = [FORMAT, self.clip.fingerprint, self.split.keys, self.options.what_counts(), measured_on]
         found.update(json.dumps(common).encode())
         found.update(self.split.labels.tobytes())
         return found.hexdigest()
 
     def spread(self, count: int) -> np.ndarray:
         """`count` example numbers spread evenly over the split; all of them for 0."""
-        total = len(self.split)
-        return np.arange(total) if not 0 < count < total else np.linspace(0, total - 1, count).round().astype(int)
+        return _spread(len(self.split), count)
+
+    @property
+    def training_images(self) -> np.ndarray:
+        """Numbers of the training images that what a method amounts to is measured on."""
+        return _spread(len(self.training or ()), self.options.amounts_images)
 
     def _size(self, indices: np.ndarray) -> int:
         """Images per batch of these examples."""
         multiple = self.devices.multiple
         return -(-min(self.options.batch_size, max(len(indices), 1)) // multiple) * multiple
 
-    def batches(self, indices: np.ndarray, start: int = 0) -> Iterator[tuple[Batch, int, int]]:
+    def batches(
+        self, indices: np.ndarray, start: int = 0, *, split: Split | None = None
+    ) -> Iterator[tuple[Batch, int, int]]:
         """Device batches of the examples `indices[start:]`: uint8 images, labels, mask, and their numbers in the split.
 
-        The last one is padded.
-
-        Beside each come the number of batches done with it and the number in all, those before `start` included.
+        They are those of the study's images, or of `split`, and the last batch is padded. Beside each come the number
+        of batches done with it and the number in all, those before `start` included.
         """
         size, rest = self._size(indices), indices[start:]
         if not len(rest):
@@ -194,7 +202,7 @@ class Study:
         before = -(-start // size)
         total = before - (-len(rest) // size)
         host = test_batches(
-            self.split.subset(rest),
+            (split or self.split).subset(rest),
             image_size=self.clip.config.vision.image_size,
             batch_size=size,
             shard=self.devices.shard,
@@ -209,9 +217,18 @@ class Study:
             yield {name: self.devices.place(values) for name, values in batch.items()}, number, total
 
     def accumulate(
-        self, name: str, title: str, indices: np.ndarray, step: Callable[[Batch], Mapping[str, Any]]
+        self,
+        name: str,
+        title: str,
+        indices: np.ndarray,
+        step: Callable[[Batch], Mapping[str, Any]],
+        *,
+        split: Split | None = None,
     ) -> Totals:
-        """Sums `step(batch)`, a dictionary of `Moments` per batch, over examples; saved now and then and at the end."""
+        """Sums `step(batch)`, a dictionary of `Moments` per batch, over examples; saved now and then and at the end.
+
+        Examples are those of the study's images, or of `split`.
+        """
         path = self.parts / f"{name}.npz"
         start = load_totals(path, self.fingerprint)
 
@@ -221,7 +238,7 @@ class Study:
         def save(totals: Totals, done: int) -> None:
             save_totals(path, totals, done, self.fingerprint)
 
-        return self._continue(title, indices, start, add, save)
+        return self._continue(title, indices, start, add, save, split)
 
     def collect(
         self, name: str, title: str, indices: np.ndarray, step: Callable[[Batch], Mapping[str, Any]]
@@ -257,6 +274,7 @@ class Study:
         start: tuple[Any, int],
         add: Callable[[Batch, Any, int], Any],
         save: Callable[[Any, int], None],
+        split: Split | None = None,
     ) -> Any:
         """Adds batch after batch to what `start` holds of the first so many examples.
 
@@ -267,7 +285,7 @@ class Study:
         reached = kept = start  # what is held and how many examples are in it, always together
         saved = time.monotonic()
         try:
-            for batch, number, total in self.batches(indices, reached[1]):
+            for batch, number, total in self.batches(indices, reached[1], split=split):
                 done = min(reached[1] + self._size(indices), len(indices))
                 reached = add(batch, *reached), done
                 self.advance(title, number, total)
@@ -303,3 +321,7 @@ class Study:
     def pictures(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """The examples as the model sees them, uint8 `[K, R, R, 3]`, whole on every process."""
         return pictures(self.split, indices, self.clip.config.vision.image_size)
+
+
+def _spread(total: int, count: int) -> np.ndarray:
+    return np.arange(total) if not 0 < count < total else np.linspace(0, total - 1, count).round().astype(int)

@@ -14,7 +14,7 @@ import numpy as np
 from clipbias.explain.factorial_section import RANDOM
 from clipbias.explain.measured import measured
 from clipbias.explain.results import Findings
-from clipbias.explain.uncertainty import Estimate, estimate, resample, shapley, share
+from clipbias.explain.uncertainty import Estimate, estimate, kept, resample, shapley, share
 from clipbias.explain.verdict_words import conclude, sentences
 
 # Units, and what one image's outcome is multiplied by.
@@ -97,16 +97,7 @@ def _kept(results: Findings, key: str) -> dict[str, dict[str, Estimate]]:
     forms = results.scalars.get("amounts", {}).get(key, {}).get("forms")
     if not forms:
         return {}
-    found: dict[str, dict[str, Estimate]] = {}
-    for outcome, scale in OUTCOMES.items():
-        array = np.asarray(results.arrays[f"amounts/{key}/{_ARRAYS[outcome]}"], np.float64) * scale
-        names = [name for name in forms if name != "reference"]
-        values = np.column_stack([array[:, forms.index(name)] - array[:, forms.index("reference")] for name in names])
-        means, draws, tuned = values.mean(0), resample(values), names.index("tuned")
-        found[outcome] = {
-            name: share(means[i], draws[:, i], means[tuned], draws[:, tuned]) for i, name in enumerate(names)
-        }
-    return found
+    return kept({name: results.arrays[f"amounts/{key}/{name}"] for name in ("log_likelihood", "correct")}, forms)
 
 
 def agreement(verdicts: Mapping[str, Mapping[str, Any]], models: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ BINARIES = {
     "interpret": "words",
     "predict": "classes",
     "explain": "adapters",
+    "amounts": "kind",
     "evaluate": "adapter",
     "train": "method",
 }

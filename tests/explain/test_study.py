@@ -41,14 +41,19 @@ def split(broken: int | None = None) -> Split:
     return Split(keys, np.arange(COUNT) % len(CLASS_NAMES), read)
 
 
-def make(clip, folder, *, options=None, images=None, advance=lambda *_: None, scale=1.0):
+def make(clip, folder, *, options=None, images=None, advance=lambda *_: None, scale=1.0, training=None):
     task, learnables = tuned(clip, "vpt")
     models = [
         Model("zero_shot", "Zero-shot", "zero_shot", Task(clip, "zero_shot", CLASS_NAMES), {}),
         Model("vpt", "VPT", "vpt", task, {name: scale * value for name, value in learnables.items()}),
     ]
     return Study(
-        models, split() if images is None else images, options or StudyOptions(batch_size=3), folder, advance=advance
+        models,
+        split() if images is None else images,
+        options or StudyOptions(batch_size=3),
+        folder,
+        training=training,
+        advance=advance,
     )
 
 

@@ -1,0 +1,85 @@
+"""What every method amounts to: measured on training images, and put in the method's place on the study's."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from clipbias.explain.amounts import (
+    FORMS,
+    Amount,
+    amounts_from,
+    changed_towers,
+    reference_adaptation,
+    refusal,
+    text_moments,
+    vision_moments,
+)
+from clipbias.explain.replacement import REFERENCE, TUNED, Outcomes
+from clipbias.explain.statistics import Moments, Totals
+from clipbias.explain.study import Batch, Model, Section, Study
+
+ALL = (REFERENCE, *FORMS, TUNED)
+
+
+def compute_amounts(study: Study) -> Section:
+    """Every image as the reference, each constant in the method's place, and the tuned model classify it."""
+    arrays: dict[str, np.ndarray] = {}
+    scalars: dict[str, Any] = {}
+    for model in study.tuned:
+        reason = missing(study, model)
+        if reason:
+            scalars[model.key] = {"missing": reason}
+            continue
+        amounts, images = measure_model(study, model)
+        rows = outcomes_of(study, model, amounts, ALL)
+        arrays |= {f"amounts/{model.key}/{name}": value for name, value in rows.items()}
+        for tower, amount in amounts.items():
+            for form in ("vector", "kind"):
+                arrays[f"amounts/{model.key}/{tower}/{form}"] = getattr(amount, form)
+        scalars[model.key] = {"forms": ALL, "images": len(rows["images"]), "training_images": images}
+    return arrays, scalars
+
+
+def missing(study: Study, model: Model) -> str | None:
+    """One sentence why there is nothing to measure of a model, or `None`."""
+    if reason := refusal(model.task, model.learnables):
+        return reason
+    if not study.training and "vision" in changed_towers(model.task, model.learnables):
+        return "What a method amounts to is measured on training images, and there are none."
+    return None
+
+
+def measure_model(study: Study, model: Model) -> tuple[dict[str, Amount], int]:
+    """What a model's method amounts to by tower, and on how many training images that was measured."""
+    task, learnables = model.task, study.learnables[model.key]
+    towers = changed_towers(task, model.learnables)
+    totals: Totals = {}
+    if "text" in towers:
+        totals |= text_moments(task, study.params, learnables, model.task.init(model.seed))
+    if "vision" in towers:
+
+        def step(batch: Batch) -> Mapping[str, Moments]:
+            images = study.normalize(batch["images"])
+            return vision_moments(task.classifier, study.params, learnables, images, batch["mask"])
+
+        name, title = f"amounts-{model.key}", f"{model.label}: what it amounts to"
+        totals |= study.accumulate(name, title, study.training_images, step, split=study.training)
+    images = totals["vision/readout"].samples if "vision" in towers else 0
+    return amounts_from(totals, study.clip.config), images
+
+
+def outcomes_of(
+    study: Study, model: Model, amounts: Mapping[str, Amount], forms: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """Per image "correct" and "log_likelihood" `[n, F]` of each form, and the numbers of the "images"."""
+    task, learnables, replicate = model.task, study.learnables[model.key], study.devices.replicate
+    reference = replicate(reference_adaptation(task, task.init(model.seed)))
+    classify = Outcomes(task, study.params, learnables, reference, amounts, forms, replicate)
+
+    def step(batch: Batch) -> dict[str, jax.Array]:
+        return classify(study.normalize(batch["images"]), batch["labels"])
+
+    name, title = f"amounts-{model.key}", f"{model.label}: a constant in its place"
+    return study.collect(name, title, study.spread(study.options.images), step)

@@ -1,0 +1,246 @@
+"""A constant in a method's place: the frozen model with the bias that the method amounts to, as outcomes and as a file.
+
+The frozen model reads what the method's texts are before training, so that nothing but the bias is added to it, and has
+CLIP's own head.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clipbias.checks import check_choice, check_int
+from clipbias.clip import Adaptation, Clip, load
+from clipbias.clip.params import Params
+from clipbias.data import Split
+from clipbias.data.pipeline import test_batches
+from clipbias.errors import ClipbiasError
+from clipbias.explain.amounts import TOWERS, Amount, measure, reference_adaptation
+from clipbias.tuning import Classifier, Learnables, Task, make_method
+from clipbias.tuning.adapter import Adapter, load_adapter
+
+REFERENCE, TUNED = "reference", "tuned"
+# What an adapter can hold, and the method that it is then one of.
+METHODS = {"vector": "bias", "kind": "bias_by_kind"}
+# Notes of an adapter that hold for its replacement, too.
+_KEPT = ("dataset", "shots", "seed")
+
+
+def amounts_to(
+    adapter: Adapter | str | os.PathLike,
+    images: np.ndarray | Split | Iterable[np.ndarray] | None,
+    kind: str = "vector",
+    *,
+    clip: Clip | None = None,
+    own_methods: Sequence[str] = (),
+    batch_size: int = 32,
+) -> Adapter:
+    """The bias that a tuned method amounts to, as an adapter: saved, loaded, folded and exported as any other.
+
+    It is the frozen model with `c_l` after every block `l` (see `explain.amounts`): the mean over images of what the
+    tuned block gives beyond the frozen one on the same tokens. What a method changes outside the blocks is not in it:
+    pixels, embeddings, the LayerNorms before and after, projections, class features, a head of its own.
+
+    Args:
+      adapter: of any method that changes tokens or weights inside the blocks; or where `load_adapter` finds one.
+      images: to average over, of the training set, never of the test set: raw pixels uint8 `[n, R, R, 3]`, several such
+        arrays one after another, or a `Split`. `None` will do where the method leaves the vision tower as it is.
+      kind: "vector", one per layer, makes an adapter of bias tuning (method "bias"); "kind", one for `[cls]` and one
+        for patches, one for EOS and one for the other tokens of a text, one of "bias_by_kind".
+      clip: the model that the adapter was trained on; loaded where it is `None`.
+      own_methods: files or modules that an adapter of a method of one's own may take it from.
+      batch_size: images at a time.
+
+    Returns:
+      An adapter for the same classes. Its notes tell what it was made of.
+
+    Raises:
+      ClipbiasError: the method's texts depend on the image, it changes nothing inside the blocks, the texts that it
+        starts from are not those of bias tuning, or the images are not what the model takes.
+    """
+    check_choice("kind", kind, tuple(METHODS))
+    check_int("batch_size", batch_size, lowest=1)
+    adapter = adapter if isinstance(adapter, Adapter) else load_adapter(adapter)
+    clip = load(adapter.base) if clip is None else clip
+    task, learnables = adapter.bind(clip, own_methods=own_methods)
+    initial = task.init(int(adapter.notes.get("seed") or 0))
+    batches = raw_batches(images, clip.config.vision.image_size, batch_size)
+    amounts, count = measure(task, clip.params, learnables, initial, batches)
+    return as_adapter(adapter, task, initial, amounts, kind, images=count)
+
+
+def as_adapter(
+    adapter: Adapter, task: Task, initial: Learnables, amounts: Mapping[str, Amount], kind: str, *, images: int
+) -> Adapter:
+    """What was measured of an adapter's method, as one of bias tuning.
+
+    Args:
+      adapter: the tuned one.
+      task: of its method, bound to its classes or others.
+      initial: its learnables before training.
+      amounts: by tower.
+      kind: "vector" or "kind".
+      images: how many were averaged over.
+
+    Raises:
+      ClipbiasError: the texts that the method starts from are not those of bias tuning.
+    """
+    method = make_method(METHODS[kind], **{f"{tower}_tower": tower in amounts for tower in TOWERS})
+    own = Task(task.clip, method, task.class_names, template=task.template, descriptions=adapter.descriptions)
+    _check_texts(task, initial, own, adapter.method)
+    notes = {name: adapter.notes[name] for name in _KEPT if name in adapter.notes}
+    made_of = {"method": adapter.method, "options": dict(adapter.options), "images": images}
+    return dataclasses.replace(
+        adapter,
+        learnables={f"{tower}_bias": getattr(amount, kind) for tower, amount in amounts.items()},
+        method=METHODS[kind],
+        options=own.options(),
+        class_names=own.class_names,
+        descriptions=own.descriptions,
+        notes={**notes, "amounts_to": made_of},
+    )
+
+
+def _check_texts(task: Task, initial: Learnables, own: Task, method: str) -> None:
+    """Raises `ClipbiasError` unless the frozen model that the method starts from reads the texts of `own`."""
+    start = reference_adaptation(task, initial).text_context
+    if start is not None:
+        context, ids, rows = (np.asarray(x) for x in (start, task.tokens.ids, task.tokens.context_rows))
+        texts, positions = np.nonzero(rows >= 0)
+        at = rows[texts, positions]
+        found = context[at] if context.ndim == 2 else context[texts // (len(task.texts) // len(context)), at]
+        words = np.asarray(task.clip.params["text"]["token_embedding"], np.float32)[ids[texts, positions]]
+        if not np.array_equal(found, words):
+            raise ClipbiasError(
+                f"{method!r} starts from a random context and not from words, so what it amounts to cannot be added to "
+                "a plain CLIP that reads words."
+            )
+    if not np.array_equal(task.tokens.ids, own.tokens.ids):
+        raise ClipbiasError(
+            f"{method!r} starts from texts such as {task.texts[0]!r}, and {METHODS['vector']!r} always reads "
+            f"{own.texts[0]!r}, so what it amounts to cannot be an adapter of that method."
+        )
+
+
+def raw_batches(
+    images: np.ndarray | Split | Iterable[np.ndarray] | None, size: int, batch_size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Batches uint8 `[B, R, R, 3]`, all of one size, and which of their images there are `[B]`."""
+    if isinstance(images, Split):
+        for batch in test_batches(images, image_size=size, batch_size=min(batch_size, max(len(images), 1))):
+            yield batch["images"], batch["mask"]
+        return
+    if images is None:
+        return
+    single = isinstance(images, np.ndarray | jax.Array)
+    for array in [images] if single else images:
+        pixels = np.asarray(array)
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != (size, size, 3):
+            raise ClipbiasError(
+                f"images are {pixels.dtype} {pixels.shape}; give raw pixels, uint8 [n, {size}, {size}, 3], as this "
+                "model takes them."
+            )
+        rows = min(batch_size, max(len(pixels), 1)) if single else batch_size
+        for start in range(0, len(pixels), rows):
+            chunk = pixels[start : start + rows]
+            missing = rows - len(chunk)
+            yield np.pad(chunk, ((0, missing), (0, 0), (0, 0), (0, 0))), np.arange(rows) < len(chunk)
+
+
+def in_place(reference: Adaptation, amounts: Mapping[str, Amount], form: str) -> Adaptation:
+    """The reference with what a method amounts to added: `form` is one of `FORMS`, or "reference" for nothing."""
+    if form == REFERENCE:
+        return reference
+    return dataclasses.replace(reference, **{f"{tower}_bias": getattr(one, form) for tower, one in amounts.items()})
+
+
+class Outcomes:
+    """How images are classified by the reference, by constants in the method's place, and by the tuned model."""
+
+    def __init__(
+        self,
+        task: Task,
+        params: Params,
+        learnables: Learnables,
+        reference: Adaptation,
+        amounts: Mapping[str, Amount],
+        forms: Sequence[str],
+        replicate: Callable[[Any], Any] = lambda tree: jax.tree.map(jnp.asarray, tree),
+    ) -> None:
+        """Computes every form's texts.
+
+        Args:
+          task: of the tuned method.
+          params: the frozen weights.
+          learnables: as tuned.
+          reference: what the frozen model is given.
+          amounts: by tower.
+          forms: which of "reference", `FORMS` and "tuned", in that order.
+          replicate: puts arrays on the devices.
+        """
+        self.task, self.params, self.learnables = task, params, learnables
+        # CLIP's own head, whatever the method's.
+        self._plain = dataclasses.replace(task.classifier, method=make_method("zero_shot"))
+        constants = [in_place(reference, amounts, form) for form in forms if form != TUNED]
+        self._texts = [_text_features(self._plain, params, one, task.text) for one in constants]
+        self._biases = None
+        if "vision" in amounts:  # all as biases by token, so that one program serves them
+            length = 1 + task.clip.config.vision.patches
+            zero = np.zeros_like(amounts["vision"].vector)
+            biases = [_by_token(zero if one.vision_bias is None else one.vision_bias, length) for one in constants]
+            self._biases = replicate(np.stack(biases))
+        self._tuned_text = task.text_features(params, learnables) if TUNED in forms else None
+
+    def __call__(self, images: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+        """Of normalised images `[B, R, R, 3]`: "correct" uint8 and "log_likelihood" of the true class, `[B, F]`."""
+        return _outcomes(
+            *(self._plain, self.task.classifier, self.params, self.learnables),
+            *(self._texts, self._biases, self._tuned_text, images, labels),
+        )
+
+
+def _by_token(bias: Any, length: int) -> np.ndarray:
+    """A vision tower's bias of any form as `[L, N, D]`."""
+    bias = np.asarray(bias)
+    if bias.ndim == 2:
+        return np.repeat(bias[:, None], length, axis=1)
+    if bias.shape[1] == 2:
+        return np.concatenate([bias[:, :1], np.repeat(bias[:, 1:], length - 1, axis=1)], axis=1)
+    return bias
+
+
+@jax.jit(static_argnums=0)
+def _text_features(classifier: Classifier, params: Params, adaptation: Adaptation, text: Any) -> jax.Array:
+    return classifier.encode_text(params, adaptation, text)
+
+
+@jax.jit(static_argnums=(0, 1))
+def _outcomes(
+    plain: Classifier,
+    tuned: Classifier,
+    params: Params,
+    learnables: Learnables,
+    texts: Sequence[jax.Array],
+    biases: jax.Array | None,
+    tuned_text: jax.Array | None,
+    images: jax.Array,
+    labels: jax.Array,
+) -> dict[str, jax.Array]:
+    def encode(bias: jax.Array | None) -> jax.Array:
+        return plain.encode_images(params, Adaptation(vision_bias=bias), images)
+
+    features = encode(None)[None] if biases is None else jax.lax.map(encode, biases)
+    # A vision tower that nothing changes serves all forms.
+    every = [plain.head(params, {}, features[min(i, len(features) - 1)], text) for i, text in enumerate(texts)]
+    logits = jnp.stack(every)
+    if tuned_text is not None:
+        logits = jnp.concatenate([logits, tuned.logits(params, learnables, images, tuned_text)[None]])
+    likelihood = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), labels[None, :, None], axis=-1)[..., 0]
+    return {
+        "correct": (logits.argmax(-1) == labels).astype(jnp.uint8).T,
+        "log_likelihood": likelihood.astype(jnp.float32).T,
+    }

@@ -1,0 +1,29 @@
+"""The bias that a tuned adapter amounts to, as an adapter of bias tuning, and what it keeps of the gain.
+
+python -m experiments.amounts --config.adapter=workdir/ivlp --config.kind=vector --workdir=workdir/amounts
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config() -> ConfigDict:
+    config = base.get_config()
+    # An adapter file, or a folder of `experiments.train` that holds one.
+    config.adapter = ""
+    # Files or modules of methods of your own that adapters use, separated by commas. Nothing that only an adapter names
+    # is run.
+    config.own_methods = ""
+    # Empty values are taken from the adapter.
+    config.model = ""
+    config.dataset = ""
+    # "vector": one bias per layer. "kind": two, one for `[cls]` or EOS and one for all other tokens.
+    config.kind = "vector"
+    # Training images to average over, spread over the training set; 0 takes all.
+    config.amounts_images = 256
+    # Test images that it is evaluated on, spread over the test set; 0 takes all.
+    config.image_limit = 0
+    config.batch_size = 32
+    config.workdir = "workdir/amounts"
+    return config

@@ -1,0 +1,282 @@
+"""What methods amount to: against the float64 reference, put in the method's place, as adapters and in a study."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import clipbias
+from clipbias.clip import Clip
+from clipbias.errors import ClipbiasError
+from clipbias.explain.amounts import FORMS, TOWERS, Amount, measure, reference_adaptation
+from clipbias.explain.amounts_section import ALL, compute_amounts
+from clipbias.explain.options import StudyOptions
+from clipbias.explain.replacement import Outcomes, raw_batches
+from clipbias.explain.study import Model, Study
+from clipbias.explain.uncertainty import kept
+from clipbias.tuning import Task
+from clipbias.tuning.adapter import save_adapter
+from tests.explain.models import moved, tuned
+from tests.explain.test_study import make, split
+from tests.reference import amounts as plain
+from tests.reference import inner_parts, methods, weight_tuning, weights
+from tests.reference.cases import CASES, CLASS_NAMES
+from tests.reference.tokenizer import SimpleTokenizer
+from tests.tuning import test_clip_lora, weights_common
+
+FOLDER = Path(__file__).parents[1] / "data_files" / "tiny_quick_gelu"
+LABELS = np.array([4, 0, 2, 2, 1])
+TOLERANCE = 2e-5  # of the largest number, in float32
+
+# Prompts in fewer layers than there are, fewer than the words, in the middle of the text and from random vectors.
+PROMPTS: dict[str, dict[str, Any]] = {
+    "ivlp_two_and_one_layers": {"text_tokens": 2, "vision_tokens": 2, "text_depth": 2, "vision_depth": 1},
+    "maple_two_layers": {"tokens": 2, "depth": 2},
+    "coop_placeholders_middle": {"tokens": 7, "position": "middle"},
+    "coop_class_specific_front": {"tokens": 4, "class_specific": True, "words": "", "position": "front"},
+}
+
+
+@pytest.fixture(scope="module")
+def reference() -> methods.Reference:
+    config = weights.read_config(FOLDER)
+    state = weights.double(safetensors.numpy.load_file(FOLDER / "model.safetensors"))
+    return methods.Reference(state, config, SimpleTokenizer(FOLDER, 24))
+
+
+def pixels(count: int = len(LABELS)) -> tuple[np.ndarray, np.ndarray]:
+    """Raw and normalised, `[B, R, R, 3]`."""
+    return weights_common.pictures(16, count)
+
+
+def measured(task: Task, learnables: Any, initial: Any = None, batch_size: int = 5) -> dict[str, Amount]:
+    initial = task.init() if initial is None else initial
+    return measure(task, task.clip.params, learnables, initial, raw_batches(pixels()[0], 16, batch_size))[0]
+
+
+def assert_forms(found: dict[str, Amount], expected: dict[str, plain.Forms], tolerance: float = TOLERANCE) -> None:
+    assert found.keys() == expected.keys()
+    for tower, forms in expected.items():
+        for form, values in forms.items():
+            weights_common.close(getattr(found[tower], form), values, tolerance, f"{tower} {form}")
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_prompts_amount_to_what_the_reference_says(name: str, clip: Clip, reference: methods.Reference) -> None:
+    case, images = CASES[name], pixels()[1]
+    task = Task(clip, case.method, CLASS_NAMES, **PROMPTS[name])
+    own, start = (
+        methods.random_learnables(reference.config, case.method, len(CLASS_NAMES), seed=seed, **case.sizes)
+        for seed in (0, 1)
+    )
+    if case.options.get("worded", True):  # the context starts from the words' own embeddings
+        start = {**start, "text_context": np.asarray(task.init()["text_context"])}
+    inputs, initial = (
+        methods.prepare(reference, case.method, CLASS_NAMES, values, **case.options) for values in (own, start)
+    )
+    expected = {"text": plain.of_texts(reference, reference.state, inputs, initial)}
+    if inputs.vision_prompts is not None:
+        expected = {"vision": plain.of_images(reference, reference.state, inputs, images)} | expected
+    learnables, initial_learnables = (jax.tree.map(jnp.asarray, values) for values in (own, start))
+    found = measured(task, learnables, initial_learnables)
+    assert_forms(found, expected)
+    if name != "ivlp_two_and_one_layers":
+        return
+    classify = Outcomes(
+        *(task, clip.params, learnables, reference_adaptation(task, initial_learnables)),
+        *(found, ALL),
+    )
+    outcomes = {key: np.asarray(value) for key, value in classify(jnp.asarray(images), jnp.asarray(LABELS)).items()}
+    for i, form in enumerate(("", *FORMS)):
+        correct, likelihood = plain.outcomes(reference, initial, expected, form, images, LABELS)
+        np.testing.assert_array_equal(outcomes["correct"][:, i], correct)
+        np.testing.assert_allclose(outcomes["log_likelihood"][:, i], likelihood, atol=2e-4)
+    logits = methods.forward(reference, inputs, images).logits
+    np.testing.assert_array_equal(outcomes["correct"][:, -1], logits.argmax(-1) == LABELS)
+
+
+def test_tuned_weights_amount_to_what_the_reference_says(clip: Clip, reference: methods.Reference) -> None:
+    plain_inputs = methods.prepare(reference, "zero_shot", CLASS_NAMES, {})
+    lora = Task(clip, "clip_lora", CLASS_NAMES)
+    pairs = test_clip_lora.start(lora)
+    norms = Task(clip, "layer_norm", CLASS_NAMES, outer=True)
+    changes = moved(norms)
+    changed = weights_common.named(changes)
+    for task, learnables, state in (
+        (lora, pairs, weight_tuning.fold_lora(reference.state, test_clip_lora.named(lora, pairs))),
+        (norms, changes, reference.state | {key: reference.state[key] + value for key, value in changed.items()}),
+    ):
+        expected = {
+            "vision": plain.of_images(reference, state, plain_inputs, pixels()[1]),
+            "text": plain.of_texts(reference, state, plain_inputs, plain_inputs),
+        }
+        assert_forms(measured(task, learnables), expected)
+
+
+def test_networks_beside_blocks_amount_to_what_the_reference_says(clip: Clip, reference: methods.Reference) -> None:
+    task = Task(clip, "mma", CLASS_NAMES, blocks=2, width=6, factor=0.05)
+    learnables = weights_common.drawn(task.shapes, 0.4)
+    ids = inner_parts.worded_tokens(reference, CLASS_NAMES, methods.WORDED)
+    inputs, expected = {"vision": (pixels()[1], np.zeros(len(LABELS), int)), "text": (ids, ids.argmax(-1))}, {}
+    for tower, (one, rows) in inputs.items():
+        beside = inner_parts.Adapters(inner_parts.flatten(learnables), tower, 3, 0.05).forward
+        start = inner_parts.embedded(reference, tower, one)
+        run = inner_parts.forward(reference, tower, start, rows, beside=beside)
+        tokens = [*(block.tokens for block in run.blocks), run.last]
+        expected[tower] = plain.of_tokens(reference, tower, tokens, rows)
+    found = measured(task, learnables)
+    # What is added is small beside the tokens that it is the difference of.
+    assert_forms(found, expected, 2e-4)
+    assert not np.abs(found["vision"].vector[0]).max() > 1e-6
+
+
+def test_several_contexts_of_a_class_are_averaged(clip: Clip, reference: methods.Reference) -> None:
+    names = CLASS_NAMES[:2]
+    task = Task(clip, "plot", names, tokens=4, sets=3)
+    learnables, initial = moved(task), task.init()
+    expected = []
+    for own, start in zip(learnables["text_context"], initial["text_context"], strict=True):
+        inputs, before = (
+            methods.prepare(reference, "coop", names, {"text_context": np.asarray(one)}, worded=False)
+            for one in (own, start)
+        )
+        expected.append(plain.of_texts(reference, reference.state, inputs, before))
+    # The same texts, so that all count alike.
+    wanted = {form: np.mean([forms[form] for forms in expected], axis=0) for form in FORMS}
+    assert_forms(measured(task, learnables, initial), {"text": wanted})
+
+
+@pytest.mark.parametrize("method", ["bias", "bias_by_kind"])
+def test_a_bias_amounts_to_itself(method: str, clip: Clip) -> None:
+    task, learnables = tuned(clip, method)
+    found = measured(task, learnables)
+    for tower in TOWERS:
+        own = np.asarray(learnables[f"{tower}_bias"])
+        by_kind = own if own.ndim == 3 else np.repeat(own[:, None], 2, axis=1)
+        np.testing.assert_allclose(found[tower].kind, by_kind, atol=2e-6)
+        if method == "bias":
+            np.testing.assert_allclose(found[tower].vector, own, atol=2e-6)
+        else:
+            assert np.abs(found[tower].vector - own[:, 1]).max() > 0.01
+
+
+def test_batches_do_not_matter(clip: Clip) -> None:
+    task, learnables = tuned(clip, "vpt", depth=2)
+    whole, parts = measured(task, learnables)["vision"], measured(task, learnables, batch_size=2)["vision"]
+    for form in FORMS:
+        np.testing.assert_allclose(getattr(whole, form), getattr(parts, form), atol=1e-6)
+
+
+def test_texts_in_several_parts_amount_to_the_same(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = Task(clip, "coop", CLASS_NAMES, class_specific=True)
+    learnables = moved(task)
+    whole = measured(task, learnables)["text"]
+    monkeypatch.setattr("clipbias.explain.amounts._TEXTS_AT_ONCE", 2)
+    parts = measured(task, learnables)["text"]
+    for form in FORMS:
+        np.testing.assert_allclose(getattr(whole, form), getattr(parts, form), atol=1e-6)
+
+
+def saved(folder: Path, method: str, clip: Clip, **options: Any) -> tuple[Path, Task, Any]:
+    task = Task(clip, method, CLASS_NAMES, **options)
+    learnables = moved(task)
+    path = folder / f"{method}.safetensors"
+    save_adapter(path, task, learnables, method=method, notes={"dataset": "demo/digits", "seed": 3, "accuracy": 50.0})
+    return path, task, learnables
+
+
+@pytest.mark.parametrize("kind", ["vector", "kind"])
+def test_an_adapter_classifies_as_the_constant_in_place(kind: str, clip: Clip, tmp_path: Path) -> None:
+    path, task, learnables = saved(tmp_path, "ivlp", clip, depth=2)
+    raw, _ = pixels()
+    found = clipbias.amounts_to(path, raw, kind, clip=clip)
+    bias_path = tmp_path / "amount.safetensors"
+    own, bias = found.bind(clip)
+    save_adapter(bias_path, own, bias, method=found.method, notes=found.notes)
+    again = clipbias.load_adapter(bias_path)
+    assert again.method == {"vector": "bias", "kind": "bias_by_kind"}[kind]
+    assert again.notes["dataset"] == "demo/digits" and "accuracy" not in again.notes
+    assert again.notes["amounts_to"] == {"method": "ivlp", "options": task.options(), "images": len(LABELS)}
+    own, bias = again.bind(clip)
+    amounts = measured(task, learnables)
+    images = clip.preprocessing.normalize(raw)
+    classify = Outcomes(
+        *(task, clip.params, learnables, reference_adaptation(task, task.init(3)), amounts, ("reference", kind))
+    )
+    expected = np.asarray(classify(images, jnp.asarray(LABELS))["log_likelihood"])
+    logits = jax.jit(own.logits)(clip.params, bias, images)
+    likelihood = np.asarray(jax.nn.log_softmax(logits))[np.arange(len(LABELS)), LABELS]
+    np.testing.assert_allclose(likelihood, expected[:, 1], atol=1e-4)
+    assert np.abs(expected[:, 0] - expected[:, 1]).max() > 0.01
+
+
+def test_images_come_in_several_ways(clip: Clip, tmp_path: Path) -> None:
+    path, *_ = saved(tmp_path, "vpt", clip)
+    images = split()
+    raw = np.stack([pictures for pictures, _ in raw_batches(images, 16, 1)])[:, 0]
+    whole = clipbias.amounts_to(path, raw, clip=clip).learnables["vision_bias"]
+    for given in (images, [raw[:3], raw[3:]]):
+        found = clipbias.amounts_to(path, given, clip=clip, batch_size=4)
+        np.testing.assert_allclose(found.learnables["vision_bias"], whole, atol=1e-6)
+        assert found.learnables.keys() == {"vision_bias"} and found.options["text_tower"] is False
+
+
+REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "no block": ("taskres", {}, "TaskRes changes neither tokens nor weights inside the towers' blocks"),
+    "each image": ("cocoop", {}, "the texts of CoCoOp depend on the image"),
+    "no words": ("coop", {"words": ""}, "'coop' starts from a random context and not from words"),
+    "other words": ("coop", {"words": "an image of a"}, "'coop' starts from texts such as 'an image of a cat.'"),
+    "normalised": ("vpt", {}, r"images are float32 \(5, 16, 16, 3\); give raw pixels, uint8 \[n, 16, 16, 3\]"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_amounts_to_no_adapter_is_refused(case: str, clip: Clip, tmp_path: Path) -> None:
+    method, options, message = REFUSED[case]
+    path, *_ = saved(tmp_path, method, clip, **options)
+    raw = pixels()[0]
+    with pytest.raises(ClipbiasError, match=message):
+        clipbias.amounts_to(path, raw.astype(np.float32) if case == "normalised" else raw, clip=clip)
+
+
+def test_more_is_refused(clip: Clip, tmp_path: Path) -> None:
+    path, *_ = saved(tmp_path, "vpt", clip)
+    with pytest.raises(ClipbiasError, match="there is no image to measure on"):
+        clipbias.amounts_to(path, None, clip=clip)
+    with pytest.raises(ClipbiasError, match=r"'token'.*vector, kind"):
+        clipbias.amounts_to(path, None, "token", clip=clip)
+
+
+def test_a_study_measures_on_training_images(clip: Clip, tmp_path: Path) -> None:
+    study = make(clip, tmp_path, training=split(), options=StudyOptions(batch_size=3, images=4, amounts_images=5))
+    arrays, scalars = compute_amounts(study)
+    assert scalars == {"vpt": {"forms": ALL, "images": 4, "training_images": 5}}
+    task, learnables = tuned(clip, "vpt")
+    chosen = split().subset(study.training_images)
+    expected, _ = measure(task, clip.params, learnables, task.init(), raw_batches(chosen, 16, 5))
+    for form in ("vector", "kind"):
+        np.testing.assert_allclose(
+            arrays[f"amounts/vpt/vision/{form}"], getattr(expected["vision"], form), rtol=0, atol=1e-6
+        )
+    assert arrays["amounts/vpt/images"].tolist() == study.spread(4).tolist()
+    assert arrays["amounts/vpt/correct"].dtype == np.uint8
+    assert arrays["amounts/vpt/log_likelihood"].shape == (4, 5)
+    share = kept({name: arrays[f"amounts/vpt/{name}"] for name in ("correct", "log_likelihood")}, ALL)
+    gains = arrays["amounts/vpt/log_likelihood"] - arrays["amounts/vpt/log_likelihood"][:, :1]
+    assert share["log_likelihood"]["kind"]["value"] == pytest.approx(gains[:, 2].mean(), rel=1e-5)
+    assert share["log_likelihood"]["tuned"]["value"] == pytest.approx(gains[:, 4].mean(), rel=1e-5)
+
+
+def test_a_study_says_what_it_cannot_measure(clip: Clip, tmp_path: Path) -> None:
+    assert "training images" in compute_amounts(make(clip, tmp_path))[1]["vpt"]["missing"]
+    task = Task(clip, "cocoop", CLASS_NAMES)
+    models = [
+        Model("zero_shot", "Zero-shot", "zero_shot", Task(clip, "zero_shot", CLASS_NAMES), {}),
+        Model("own", "Own", "own", task, task.init()),
+    ]
+    arrays, scalars = compute_amounts(Study(models, split(), StudyOptions(), tmp_path, training=split()))
+    assert not arrays and "depend on the image" in scalars["own"]["missing"]

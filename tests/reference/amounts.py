@@ -1,0 +1,118 @@
+"""The bias that a method amounts to, token by token in float64.
+
+For each block, the tuned run's input is given to the tuned and to the frozen block, and what the first gives beyond the
+second is averaged over input tokens: all but learned prompts, in texts up to the end. The frozen block sees no prompt;
+in the places of a learned context it sees what a run of the frozen model with the initial context has there.
+"""
+
+import itertools
+from collections.abc import Mapping
+
+import numpy as np
+
+from tests.reference import numpy_clip
+from tests.reference.methods import Inputs, Reference
+from tests.reference.weights import State
+
+Forms = dict[str, np.ndarray]  # "vector" [L, D], "kind" [L, 2, D], "token" [L, N, D]
+
+
+def _frozen(state: State, tower: str, sizes: Mapping, l: int, x: np.ndarray, *, causal: bool) -> np.ndarray:
+    """The frozen block l of one sequence `x` [N, D]."""
+    mask = np.where(np.tril(np.ones((len(x), len(x)), bool)), 0.0, -np.inf) if causal else np.zeros(())
+    return numpy_clip.block(state, f"{tower}.encoder.layers.{l}", sizes, x[None], mask, 0.0).output[0]
+
+
+def _forms(changes: list[list[tuple[int, bool, np.ndarray]]], length: int) -> Forms:
+    """Averages of (position, whether it is read out, change) that each layer lists."""
+    found: dict[str, list[np.ndarray]] = {"vector": [], "kind": [], "token": []}
+    for layer in changes:
+        width = layer[0][2].shape
+        found["vector"].append(np.mean([change for _, _, change in layer], axis=0))
+        kinds = [[change for _, read, change in layer if read is wanted] for wanted in (True, False)]
+        found["kind"].append(np.stack([np.mean(kind, axis=0) for kind in kinds]))
+        by_token = np.zeros((length, *width))
+        for position in {position for position, _, _ in layer}:
+            by_token[position] = np.mean([change for at, _, change in layer if at == position], axis=0)
+        found["token"].append(by_token)
+    return {name: np.stack(layers) for name, layers in found.items()}
+
+
+def of_images(clip: Reference, tuned: State, inputs: Inputs, images: np.ndarray) -> Forms:
+    """Args:
+    clip: the frozen model.
+    tuned: the weights that the tuned model has.
+    inputs: the method's.
+    images: [B, R, R, 3], CLIP-normalised.
+    """
+    sizes, bias = clip.config["vision_config"], inputs.vision_bias
+    run = numpy_clip.encode_image(tuned, clip.config, images, prompts=inputs.vision_prompts, bias=bias)
+    count = 1 + (sizes["image_size"] // sizes["patch_size"]) ** 2
+    changes: list[list[tuple[int, bool, np.ndarray]]] = [[] for _ in run.blocks]
+    for l, block in enumerate(run.blocks):
+        for tokens, output in zip(block.tokens, block.output, strict=True):
+            frozen = _frozen(clip.state, "vision_model", sizes, l, tokens[:count], causal=False)
+            added = 0.0 if bias is None else bias[l]
+            changes[l] += [(i, i == 0, output[i] + added - frozen[i]) for i in range(count)]
+    return _forms(changes, count)
+
+
+def of_texts(clip: Reference, tuned: State, inputs: Inputs, initial: Inputs) -> Forms:
+    """Args:
+    clip: the frozen model.
+    tuned: the weights that the tuned model has.
+    inputs: the method's.
+    initial: the same before training.
+    """
+    sizes, bias = clip.config["text_config"], inputs.text_bias
+    run = numpy_clip.encode_text(
+        tuned, clip.config, inputs.tokens, embeddings=inputs.embeddings, prompts=inputs.text_prompts, bias=bias
+    )
+    before = numpy_clip.encode_text(clip.state, clip.config, initial.tokens, embeddings=initial.embeddings)
+    changes: list[list[tuple[int, bool, np.ndarray]]] = [[] for _ in run.blocks]
+    for l, block in enumerate(run.blocks):
+        for c, slots in enumerate(inputs.places):
+            x = block.tokens[c].copy()
+            x[slots] = before.blocks[l].tokens[c, slots]
+            frozen = _frozen(clip.state, "text_model", sizes, l, x, causal=True)
+            output = block.output[c] + (0.0 if bias is None else bias[l])
+            end = int(run.rows[c])
+            changes[l] += [(i, i == end, output[i] - frozen[i]) for i in range(end + 1) if i not in slots]
+    return _forms(changes, inputs.tokens.shape[1])
+
+
+def of_tokens(clip: Reference, tower: str, tokens: list[np.ndarray], rows: np.ndarray) -> Forms:
+    """Args:
+    clip: the frozen model.
+    tower: "vision" or "text".
+    tokens: L + 1 arrays [B, N, D], at the input of every block and after the last, none of them learned.
+    rows: [B], which token is read out.
+    """
+    sizes, causal = clip.config[f"{tower}_config"], tower == "text"
+    changes: list[list[tuple[int, bool, np.ndarray]]] = []
+    for l, (before, after) in enumerate(itertools.pairwise(tokens)):
+        layer = []
+        for x, y, row in zip(before, after, rows, strict=True):
+            change = y - _frozen(clip.state, f"{tower}_model", sizes, l, x, causal=causal)
+            layer += [(i, i == int(row), change[i]) for i in range(int(row) + 1 if causal else len(x))]
+        changes.append(layer)
+    return _forms(changes, tokens[0].shape[1])
+
+
+def outcomes(
+    clip: Reference,
+    initial: Inputs,
+    forms: Mapping[str, Forms],
+    form: str,
+    images: np.ndarray,
+    labels: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Correct and log-likelihood [B] of the frozen model with a constant of `form` ("" for none) in either tower."""
+    bias = {tower: found[form] for tower, found in forms.items() if form}
+    image = numpy_clip.encode_image(clip.state, clip.config, images, bias=bias.get("vision")).features
+    text = numpy_clip.encode_text(
+        clip.state, clip.config, initial.tokens, embeddings=initial.embeddings, bias=bias.get("text")
+    ).features
+    logits = numpy_clip.logits(clip.state, image, text)
+    chosen = np.log(numpy_clip.softmax(logits))[np.arange(len(labels)), labels]
+    return logits.argmax(-1) == labels, chosen
