@@ -18,6 +18,8 @@ class Adaptation:
         are added.
       text_prompts: `[depth - 1, T, Dt]`. Row `i - 1` replaces the context tokens at the input of block `i`, nothing
         added; from block `depth` on nothing is replaced.
+      text_class_prompts: `[C, T, Dt]`, prompts of each class (TCP, Yao et al. 2024), which replace the context tokens
+        at the input of block `text_class_block`, nothing added, and of no other. Not beside `text_prompts`.
       vision_prompts: `[depth, V, Dv]`. Row 0 is appended after the position embeddings and before the pre-LayerNorm;
         row `i` replaces the prompt tokens at the input of block `i`.
       text_bias: added to the tokens after each block, the last one included. `[Lt, Dt]`: one vector, to every token.
@@ -35,10 +37,12 @@ class Adaptation:
         (`weight_changes.py`): LoRA, BitFit, LayerNorm tuning. A bias of `layers/fc2` is what `text_bias` is.
       vision_weights: likewise of `params["vision"]`.
       pixels: `[R, R, 3]`, added to the normalised images (visual prompting, Bahng et al. 2022).
+      text_class_block: counted from 0, at least 1; a shallower tower's last. It is no leaf of the tree.
     """
 
     text_context: jax.Array | None = None
     text_prompts: jax.Array | None = None
+    text_class_prompts: jax.Array | None = None
     vision_prompts: jax.Array | None = None
     text_bias: jax.Array | None = None
     vision_bias: jax.Array | None = None
@@ -48,12 +52,14 @@ class Adaptation:
     text_weights: Mapping[str, Any] | None = None
     vision_weights: Mapping[str, Any] | None = None
     pixels: jax.Array | None = None
+    text_class_block: int = struct.field(pytree_node=False, default=0)
 
     @property
     def changes_text(self) -> bool:
         """Whether the text tower's tokens depend on this adaptation (a residual acts after the tower)."""
-        parts = (self.text_context, self.text_prompts, self.text_bias, self.text_weights, self.text_adapters)
-        return any(part is not None for part in parts)
+        parts = (self.text_context, self.text_prompts, self.text_class_prompts)
+        others = (self.text_bias, self.text_weights, self.text_adapters)
+        return any(part is not None for part in (*parts, *others))
 
     @property
     def changes_vision(self) -> bool:
@@ -67,7 +73,8 @@ class Adaptation:
 
         A bias that differs between tokens is not, since the weights are the same for all of them.
         """
-        held = {field.name for field in dataclasses.fields(self) if getattr(self, field.name) is not None}
+        fields = [field.name for field in dataclasses.fields(self) if field.metadata.get("pytree_node", True)]
+        held = {name for name in fields if getattr(self, name) is not None}
         folds = {"text_bias", "vision_bias", "text_weights", "vision_weights"}
         return bool(held) and held <= folds and not self.bias_differs_between_tokens
 

@@ -20,11 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from clipbias.clip import layers, tower
+from clipbias.clip import layers, scan, tower
 from clipbias.clip.adaptation import NOTHING, Adaptation
 from clipbias.clip.config import ClipConfig
 from clipbias.clip.precision import with_precision
-from clipbias.clip.text import TextTokens, check_text_parts, project_text, put_context, text_layers
+from clipbias.clip.text import TextTokens, check_text_parts, class_block, project_text, put_context, text_layers
 from clipbias.clip.weight_changes import outside_layers
 
 # Least length of a tile: class names of a few tokens share one, and the products of a tile are large enough to be fast.
@@ -242,12 +242,17 @@ def _group_features(
         head = layers.fused_attention(q[:, :shared], k[:, :shared], v[:, :shared], causal=True)
         return jnp.concatenate([head, _attend(q[:, shared:], k, v, tokens)], axis=1)
 
-    def step(x: jax.Array, inputs: tower.LayerInput) -> tuple[jax.Array, None]:
+    def step(x: jax.Array, inputs: scan.LayerInput) -> tuple[jax.Array, None]:
         x = in_scope(x, lambda y, rows: tower.put_prompts(y, inputs, rows))
         output = tower.add_beside(layers.block(x, inputs.weights, config.text, attend), x, inputs, config.text)
         return tower.add_bias(output, inputs, bias_rows), None
 
-    x, last = tower.scan_all_but_last(step, x, text_layers(params, adaptation, dtype), remat)
+    inputs, block = text_layers(params, adaptation, dtype), 0
+    if adaptation.text_class_prompts is not None:
+        own, block = adaptation.text_class_prompts, class_block(adaptation, config.text)
+        x, _ = scan.scan_all_but_last(step, x, inputs, remat, end=block)
+        x = in_scope(x, lambda y, rows: put_context(y, own, rows, classes, len(tokens.order)))
+    x, last = scan.scan_all_but_last(step, x, inputs, remat, start=block)
     x = in_scope(x, lambda y, rows: tower.put_prompts(y, last, rows))
 
     def take(y: jax.Array, ends: jax.Array | np.ndarray = tokens.ends) -> jax.Array:

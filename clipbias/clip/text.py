@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from clipbias.clip import layers, tower
+from clipbias.clip import layers, scan, tower
 from clipbias.clip.adaptation import NOTHING, Adaptation
-from clipbias.clip.config import ClipConfig
+from clipbias.clip.config import ClipConfig, TextConfig
 from clipbias.clip.precision import with_precision
 from clipbias.clip.vision import check_adapters, check_bias, check_prompts
 from clipbias.clip.weight_changes import check_changes, of_layers, outside_layers
@@ -49,10 +49,15 @@ def as_tokens(ids: Any, config: ClipConfig, context_length: int = 0) -> TextToke
 
 def context_width(adaptation: Adaptation) -> int:
     """The number of context tokens `T` that an adaptation puts into the text (0 without any)."""
-    for part in (adaptation.text_context, adaptation.text_prompts):
+    for part in (adaptation.text_context, adaptation.text_prompts, adaptation.text_class_prompts):
         if part is not None:
             return part.shape[-2]
     return 0
+
+
+def class_block(adaptation: Adaptation, geometry: TextConfig) -> int:
+    """The block at whose input `text_class_prompts` are put in."""
+    return min(adaptation.text_class_block, geometry.layers - 1)
 
 
 def put_context(
@@ -85,6 +90,17 @@ def check_text_parts(adaptation: Adaptation, config: ClipConfig, texts: int, tok
     check_adapters(adaptation.text_adapters, geometry, "text_adapters")
     if tokens > geometry.context_length:
         raise ClipbiasError(f"the texts have {tokens} tokens; this model reads at most {geometry.context_length}.")
+    own, block = adaptation.text_class_prompts, class_block(adaptation, geometry)
+    if own is not None:
+        if own.ndim != 3 or own.shape[0] != texts or own.shape[-1] != geometry.width:
+            raise ClipbiasError(
+                f"text_class_prompts have shape {own.shape}; expected [{texts}, T, {geometry.width}], of each text."
+            )
+        if block < 1 or adaptation.text_prompts is not None:
+            raise ClipbiasError(
+                f"text_class_prompts are put in at block {block}; it must be 1 at least, in a tower of two blocks or "
+                "more, without text_prompts beside them."
+            )
     if context is None:
         return
     if context.shape[-1] != geometry.width or context.ndim not in (2, 3):
@@ -95,7 +111,7 @@ def check_text_parts(adaptation: Adaptation, config: ClipConfig, texts: int, tok
         raise ClipbiasError(f"text_context holds {context.shape[0]} contexts; {texts} texts cannot share them evenly.")
 
 
-def text_layers(params: Mapping[str, Any], adaptation: Adaptation, dtype: jnp.dtype) -> tower.LayerInput:
+def text_layers(params: Mapping[str, Any], adaptation: Adaptation, dtype: jnp.dtype) -> scan.LayerInput:
     """What the text blocks need, whatever the layout of their tokens."""
     prompts = adaptation.text_prompts
     if prompts is not None and prompts.shape[1] == 0:
@@ -103,7 +119,7 @@ def text_layers(params: Mapping[str, Any], adaptation: Adaptation, dtype: jnp.dt
     check_changes(adaptation.text_weights, params["text"], "text_weights")
     changes = of_layers(adaptation.text_weights)
     stacked = prompts, adaptation.text_bias, changes, adaptation.text_adapters
-    return tower.layer_inputs(params["text"]["layers"], *stacked, dtype=dtype)
+    return scan.layer_inputs(params["text"]["layers"], *stacked, dtype=dtype)
 
 
 def embed_text(
@@ -122,10 +138,15 @@ def embed_text(
     x = weights["token_embedding"].astype(dtype)[tokens.ids]
     x = put_context(x, adaptation.text_context, tokens.context_rows, jnp.arange(classes)[:, None], classes)
     positions = jnp.arange(length)
+    own = adaptation.text_class_prompts
+    own = None if own is None else own.astype(dtype)
+    has_prompts = own is not None or adaptation.text_prompts is not None
     return tower.TowerInput(
         tokens=x + weights["position_embedding"][:length].astype(dtype),
-        layers=text_layers(params, adaptation, dtype),
-        prompt_rows=None if adaptation.text_prompts is None else tokens.context_rows,
+        layers=scan.with_class_prompts(
+            text_layers(params, adaptation, dtype), own, class_block(adaptation, config.text)
+        ),
+        prompt_rows=tokens.context_rows if has_prompts else None,
         bias_rows=tower.bias_rows(adaptation.text_bias, positions == jnp.asarray(tokens.eos)[:, None], positions),
         readout=tokens.eos,
         causal=True,

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clipbias.clip import layers, tower
+from clipbias.clip import layers, scan, tower
 from clipbias.clip.adaptation import NOTHING, Adaptation
 from clipbias.clip.config import ClipConfig
 from clipbias.clip.precision import with_precision
@@ -62,7 +62,7 @@ def embed_image(
     positions = np.arange(tokens.shape[1])
     return tower.TowerInput(
         tokens=layers.layer_norm(tokens, weights["pre_norm"], geometry.layer_norm_epsilon),
-        layers=tower.layer_inputs(
+        layers=scan.layer_inputs(
             weights["layers"],
             None if prompts is None else prompts[1:],
             bias,

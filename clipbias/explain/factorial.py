@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from clipbias.clip import Adaptation, LayerView, TextTokens, layers, tower
+from clipbias.clip import Adaptation, LayerView, TextTokens, layers, scan, tower
 from clipbias.clip.config import ClipConfig, TowerConfig
 from clipbias.clip.params import Params
 from clipbias.clip.precision import with_precision
@@ -271,7 +271,7 @@ def _block(
     parts: Mapping[str, tuple[jax.Array, jax.Array, jax.Array]],
     added: Mapping[str, jax.Array],
     weights: Any,
-    inputs: Mapping[str, tower.LayerInput],
+    inputs: Mapping[str, scan.LayerInput],
     pair: _Pair,
 ) -> jax.Array:
     """One block of the streams `[K, B, N, D]` of a group: attention as given, everything else on their own tokens."""

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clipbias.clip import Adaptation, TextTokens, tower
+from clipbias.clip import Adaptation, TextTokens, scan, tower
 from clipbias.clip.config import ClipConfig, TowerConfig
 from clipbias.clip.precision import with_precision
 from clipbias.clip.text import embed_text, project_text
@@ -123,6 +123,8 @@ def _first(task: Task, adaptation: Adaptation, classes: int) -> tuple[TextTokens
     if context is not None and context.ndim == 3:
         each = jnp.repeat(context, len(task.texts) // context.shape[0], axis=0)[:count]
         adaptation = dataclasses.replace(adaptation, text_context=each)
+    if adaptation.text_class_prompts is not None:
+        adaptation = dataclasses.replace(adaptation, text_class_prompts=adaptation.text_class_prompts[:count])
     return tokens, adaptation
 
 
@@ -142,7 +144,7 @@ def _run(
     if bias is not None and bias.shape[1:-1] == (2,):
         kinds = [real & (inputs.bias_rows == kind) for kind in range(2)]
 
-    def step(tokens: jax.Array, layer: tower.LayerInput) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    def step(tokens: jax.Array, layer: scan.LayerInput) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         output, view = tower.layer(tokens, layer, inputs, config)
         before = output if layer.bias is None else output - tower.bias_of_tokens(layer.bias, inputs.bias_rows)
         return output, (_mean_norm(view.tokens, others), jnp.stack([_mean_norm(before, kind) for kind in kinds]))

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from clipbias.clip import TextTokens, layers, tower
+from clipbias.clip import TextTokens, layers, scan, tower
 from clipbias.clip.config import TowerConfig
 from clipbias.clip.params import Params
 from clipbias.clip.precision import with_precision
@@ -64,7 +64,7 @@ class Kept:
     hidden: jax.Array
 
 
-def layer_at(inputs: TowerInput, index: int | jax.Array) -> tower.LayerInput:
+def layer_at(inputs: TowerInput, index: int | jax.Array) -> scan.LayerInput:
     """One layer's weights. Scanning over numbers, not over `weights[:-1]`, spares a copy of nearly the whole model."""
     return jax.tree.map(lambda leaf: leaf[index], inputs.layers)
 
@@ -141,7 +141,7 @@ def kept_at(kept: Kept | jax.Array, index: jax.Array, inputs: TowerInput, config
 
 
 def block_backward(
-    kept: Kept, layer: tower.LayerInput, inputs: TowerInput, config: TowerConfig
+    kept: Kept, layer: scan.LayerInput, inputs: TowerInput, config: TowerConfig
 ) -> tuple[Callable[[jax.Array], tuple[jax.Array, jax.Array]], jax.Array]:
     """Differentiates one block where the forward pass left it, piece by piece.
 

@@ -73,6 +73,9 @@ def target_adaptation(classifier: Classifier, learnables: Learnables, targets: j
             by_class = context.reshape(classifier.templates, -1, *context.shape[1:])[:, targets]
             chosen = by_class.swapaxes(0, 1).reshape(-1, *context.shape[1:])
         adaptation = dataclasses.replace(adaptation, text_context=chosen)
+    if adaptation.text_class_prompts is not None:
+        own = jnp.asarray(adaptation.text_class_prompts)[targets]
+        adaptation = dataclasses.replace(adaptation, text_class_prompts=own)
     if residual is not None:
         adaptation = dataclasses.replace(adaptation, text_residual=jnp.asarray(residual)[targets])
     return adaptation

@@ -168,6 +168,13 @@ class Method(abc.ABC):
         """The text of a frozen teacher, whose features are `Features.frozen` in `losses`. By default there is none."""
         return None
 
+    def read_classes(self, learnables: Learnables, text: jax.Array) -> Learnables:
+        """The learnables with what is made of the teacher's features `[S', C, d]` of the classes at hand.
+
+        It follows `init`, and is called again for other classes. By default there is nothing.
+        """
+        return learnables
+
     # Training.
 
     def options_for(self, dataset: str, shots: int) -> Mapping[str, Any]:

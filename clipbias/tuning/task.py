@@ -120,7 +120,7 @@ class Task:
         if not adaptation.changes_text:
             chunks = max(chunks, math.ceil(len(self.texts) / (groups * TEXTS_AT_ONCE)))
         self.classifier = Classifier(clip.config, method, count, dtype, remat, chunks, counts)
-        for name in ("text_context", "text_prompts"):
+        for name in ("text_context", "text_prompts", "text_class_prompts"):
             learned = getattr(adaptation, name)
             if learned is not None and learned.shape[-2] != text.context_tokens:
                 raise ClipbiasError(
@@ -136,6 +136,7 @@ class Task:
                 )
             # Contexts of templates are sets of texts; others are of single texts.
             sets, specific = (count, False) if context.shape[0] == count else (1, True)
+        specific = specific or adaptation.text_class_prompts is not None
         self.text: PackedTokens = pack(self.tokens, groups=groups * chunks, class_specific=specific, sets=sets)
         self.shapes = shapes
         self._groups = groups
@@ -149,7 +150,16 @@ class Task:
 
     def init(self, seed: int = 0) -> Learnables:
         """Initial learnables, a dictionary of float32 arrays."""
-        return self._init(jax.random.key(seed))
+        return self.read_classes(self._init(jax.random.key(seed)))
+
+    def read_classes(self, learnables: Learnables) -> Learnables:
+        """Learnables with what the method makes of its frozen teacher's features of these classes, if anything."""
+        if not self.method.overrides("read_classes"):
+            return learnables
+        reference = self.reference_features(self.clip.params)
+        assert reference is not None, "a method that reads the classes has a teacher"
+        text = reference.reshape(-1, len(self.class_names), reference.shape[-1])
+        return self.method.read_classes(learnables, text)
 
     def logits(self, params: Params, learnables: Learnables, images: jax.Array, text: Text | None = None) -> jax.Array:
         """Logits `[B, C]`: `exp(logit_scale) · cos(f, g)`, unless the method has a head of its own.

@@ -32,6 +32,8 @@ def transfer(
         return learnables
     if source.method.overrides("transfer"):
         return _own_transfer(source, target, learnables, labels, axis)
+    if source.method.overrides("read_classes"):
+        return _read_again(target, learnables, axis)
     # What belongs to a class grows with the number of classes.
     one_more = jax.eval_shape(
         lambda rng: source.method.init(rng, source.clip, (*source.class_names, "another")), jax.random.key(0)
@@ -48,6 +50,14 @@ def transfer(
         return leaf.take(jnp.asarray(labels), axis=axis)
 
     return jax.tree.map(one, learnables, source.shapes, one_more)
+
+
+def _read_again(target: Task, learnables: Learnables, axis: int) -> Learnables:
+    """What the method makes of the other classes' features, in each run."""
+    if not axis:
+        return target.read_classes(learnables)
+    runs = range(jax.tree.leaves(learnables)[0].shape[0])
+    return stack_runs([jax.device_get(target.read_classes(one_run(learnables, run))) for run in runs])
 
 
 def _own_transfer(

@@ -1,0 +1,153 @@
+"""TCP against its rule in NumPy, the layouts of texts against each other, and other classes."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+import clipbias
+from clipbias.clip import Clip, encode_text
+from clipbias.errors import ClipbiasError
+from clipbias.tuning import CONSTANTS, Learnables, Task, make_method, parameter_count
+from clipbias.tuning.classifier import mean_loss
+from clipbias.tuning.method import without_constants
+from clipbias.tuning.transfer import transfer
+from tests import helpers
+from tests.reference import inner_parts, optimizers
+from tests.reference.differences import against_differences
+from tests.reference.methods import Reference
+from tests.tuning import weights_common as common
+from tests.tuning.test_task import VIT_B_16
+
+TEMPLATE, SUFFIX = "a painting of a {}, a type of cat.", ", a type of cat."
+BLOCK = 2
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> tuple[Clip, Reference]:
+    folder = tmp_path_factory.mktemp("other")
+    sizes = {"vision": (16, 2, 2), "text": (24, 4, 3), "projection": 20, "context_length": 40}
+    reference = helpers.tiny_checkpoint(folder, seed=5, **sizes)
+    return clipbias.load(folder), reference
+
+
+def bound(clip: Clip, names: tuple[str, ...] = common.CLASS_NAMES, **options) -> Task:
+    return Task(clip, "tcp", names, template=TEMPLATE, **{"block": BLOCK} | options)
+
+
+def start(task: Task) -> Learnables:
+    learned = common.drawn(without_constants(task.shapes), 0.3)
+    return {**learned, CONSTANTS: task.init()[CONSTANTS]}
+
+
+def of_numpy(reference: Reference, learnables: Learnables, images: np.ndarray, labels: np.ndarray, **options):
+    arguments = (reference, common.CLASS_NAMES, without_constants(learnables), images, labels)
+    return inner_parts.tcp_losses_and_gradients(
+        *arguments, **{"template": TEMPLATE, "suffix": SUFFIX, "block": BLOCK} | options
+    )
+
+
+def test_parameter_counts_of_vit_b_16(clip: Clip) -> None:
+    tower = {**clip.params["text"], "token_embedding": np.zeros((len(clip.tokenizer), 512), np.float32)}
+    large = dataclasses.replace(clip, config=VIT_B_16, params={**clip.params, "text": tower})
+    counts = parameter_count(Task(large, "tcp", ("cat", "dog")).shapes)
+    assert counts == {"vision": 0, "text": 331_904, "shared": 0, "total": 331_904}
+
+
+@pytest.mark.parametrize("block", [BLOCK, 8])  # the last of four, where the tower is shallower
+def test_logits_losses_and_gradients_equal_numpy(block: int, other: tuple[Clip, Reference]) -> None:
+    clip, reference = other
+    task = bound(clip, block=block)
+    learnables, images = start(task), helpers.random_images(reference.config, len(common.LABELS))
+    teacher = task.reference_features(clip.params)
+
+    @jax.jit
+    def compute(params, learnables):
+        def loss(learned):
+            whole = {**learned, CONSTANTS: learnables[CONSTANTS]}
+            terms, logits = task.classifier.losses(params, whole, images, common.LABELS, task.text, teacher)
+            terms = {name: mean_loss(term) for name, term in terms.items()}
+            return sum(terms.values()), (terms, logits)
+
+        return jax.grad(loss, has_aux=True)(without_constants(learnables))
+
+    gradients, (terms, logits) = compute(clip.params, learnables)
+    losses, expected, scores = of_numpy(reference, learnables, images, common.LABELS, block=min(block, 3))
+    common.close(logits, scores, common.LOGITS)
+    assert losses["distillation"] > 0.1
+    for name, value in losses.items():
+        assert float(terms[name]) == pytest.approx(value, rel=common.LOGITS)
+    common.close_trees(gradients, expected, common.GRADIENTS)
+
+
+def test_gradient_of_the_reference_equals_finite_differences(other: tuple[Clip, Reference]) -> None:
+    clip, reference = other
+    learnables, images = start(bound(clip)), helpers.random_images(reference.config, 2)
+    learned = {name: np.asarray(value, np.float64) for name, value in without_constants(learnables).items()}
+
+    def run(learned: dict) -> tuple:
+        return of_numpy(reference, learned, images, np.array([1, 0]))
+
+    errors = against_differences(lambda one: sum(run(one)[0].values()), learned, run(learned)[1], entries=1)
+    assert set(errors) == set(learned) and max(errors.values()) < 1e-6
+
+
+def test_steps_of_adam_equal_numpy(other: tuple[Clip, Reference]) -> None:
+    clip, reference = other
+    task = bound(clip)
+    learnables, rates = start(task), (0.02, 0.03, 0.01)
+    raw, images = common.pictures(clip.config.vision.image_size)
+    recipe = dataclasses.replace(common.SGD, optimizer="adam", weight_decay=0.1, epsilon=1e-2)
+    after, losses = common.trained(task, learnables, recipe, raw, common.LABELS, rates)
+    optimizer = optimizers.Adam(epsilon=1e-2, weight_decay=0.1)
+    values = {name: np.asarray(value, np.float64) for name, value in without_constants(learnables).items()}
+    for rate, loss in zip(rates, losses[:, 0], strict=True):
+        expected, slopes, _ = of_numpy(reference, values, images, common.LABELS)
+        assert loss == pytest.approx(sum(expected.values()), rel=common.TRAINED)
+        values = optimizer.step(values, slopes, rate)
+    common.close_trees(after, values, common.TRAINED)
+
+
+def test_every_path_through_the_text_tower_is_the_same(other: tuple[Clip, Reference]) -> None:
+    clip, _ = other
+    task = bound(clip, groups=2)
+    adaptation = task.method.adapt(start(task))
+
+    @jax.jit
+    def run(params):
+        packed = task.classifier.encode_text(params, adaptation, task.text)
+        fused, _ = encode_text(params, clip.config, task.tokens, adaptation)
+        shown, _ = encode_text(params, clip.config, task.tokens, adaptation, observe=lambda view: view.index)
+        return packed, fused, shown
+
+    first, *others = run(clip.params)
+    for one in others:
+        common.close(one, np.asarray(first), common.LOGITS)
+
+
+def test_other_classes_have_their_own_features_and_the_same_network(other: tuple[Clip, Reference]) -> None:
+    clip, _ = other
+    source, target = bound(clip), bound(clip, ("bird dog", "a cat"))
+    learnables = start(source)
+    moved = transfer(source, target, learnables)
+    np.testing.assert_array_equal(moved[CONSTANTS]["classes"], target.init()[CONSTANTS]["classes"])
+    runs = transfer(source, target, jax.tree.map(lambda leaf: np.stack([leaf] * 2), learnables), axis=1)
+    np.testing.assert_array_equal(runs[CONSTANTS]["classes"][1], moved[CONSTANTS]["classes"])
+    np.testing.assert_array_equal(runs["text_context"][1], learnables["text_context"])
+
+
+def test_the_authors_recipe_texts_and_prompts_that_do_not_fit(other: tuple[Clip, Reference]) -> None:
+    clip, _ = other
+    own = make_method("tcp", recipe="authors").recipe_for(common.SGD, 16)
+    assert (own.optimizer, own.epsilon, own.learning_rate, own.weight_decay) == ("adam", 1e-3, 2e-3, 5e-4)
+    assert (own.epochs, own.batch_size, own.warmup_epochs) == (50, 32, 1)
+    assert bound(clip, ("cat",)).texts == ("X X X X cat, a type of cat.",)
+    assert bound(clip, ("cat",), suffix=".").texts == ("X X X X cat.",)
+    adaptation = bound(clip, ("cat",)).method.adapt(bound(clip, ("cat",)).init())
+    tokens = bound(clip, ("cat", "dog")).tokens
+    with pytest.raises(ClipbiasError, match=r"text_class_prompts have shape \(1, 4, 24\); expected \[2, T, 24\]"):
+        encode_text(clip.params, clip.config, tokens, adaptation)
+    first = dataclasses.replace(adaptation, text_class_block=0)
+    with pytest.raises(ClipbiasError, match="put in at block 0"):
+        encode_text(clip.params, clip.config, bound(clip, ("cat",)).tokens, first)
