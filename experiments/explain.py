@@ -1,4 +1,4 @@
-"""Why tuning works: relevancy, attention, decomposition, interventions and faithfulness of tuned adapters, as a report.
+"""Why tuning works: relevancy, attention, the causal test and faithfulness of tuned adapters, as a report.
 
     python -m experiments.explain --config.adapters=workdir/ivlp,workdir/bias --workdir=workdir/why
     python -m experiments.explain --config.adapters='runs/{dataset}/ivlp,runs/{dataset}/bias' \

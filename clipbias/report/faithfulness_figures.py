@@ -65,7 +65,7 @@ def faithfulness_figure(study: StudyResults) -> CaptionedFigure | None:
         " at once (lower is better), removing the least relevant first should hurt late (higher is better)."
     )
     columns = ("model", "map", "direction", "target", "fraction", "accuracy")
-    title = "Do the maps point at what matters?"
+    title = "Whether the maps point at what matters"
     return CaptionedFigure("faithfulness", title, caption, figure, columns, tuple(rows))
 
 

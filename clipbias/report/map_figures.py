@@ -103,7 +103,7 @@ def _correlation(study: StudyResults) -> CaptionedFigure | None:
         " says that the two are opposed, which would be a value near −1."
     )
     rows = tuple((key, *numbers) for key, average in found.items() for numbers in average.rows())
-    title = "Are [cls] attention and likeness to the prompts opposed?"
+    title = "Whether [cls] attention and likeness to the prompts are opposed"
     columns = ("model", "layer", "mean", "standard_error")
     return CaptionedFigure("fig6_rank_correlation", title, caption, figure, columns, rows)
 

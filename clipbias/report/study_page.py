@@ -137,7 +137,7 @@ def _verdict(study: StudyResults, output: Path) -> list[pages.Section]:
     if measured:
         sections.append(pages.Section("What else was measured", "measured", tables=measured))
     if study.scalars.get("agreement"):
-        sections.append(pages.Section("Do the seeds agree", "agreement", remarks=agreement_sentences(study)))
+        sections.append(pages.Section("Whether seeds agree", "agreement", remarks=agreement_sentences(study)))
     return sections
 
 

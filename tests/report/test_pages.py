@@ -1,13 +1,17 @@
 """The report as a reader opens it: one file, everything in it, nothing unescaped."""
 
 import base64
+import re
 
 import pytest
 
 from clipbias.errors import ClipbiasError
 from clipbias.explain.results import save_results
 from clipbias.report import pages, write_overview, write_report
+from clipbias.report.faithfulness_figures import faithfulness_figure
 from clipbias.report.study_page import value_and_interval
+from clipbias.report.study_results import StudyResults
+from tests.documents import ROOT
 from tests.report.markup import Page
 from tests.report.synthetic import synthetic_results
 
@@ -100,6 +104,21 @@ def test_conclusions_come_first_and_what_is_missing_says_why(written, drawn):
     assert "Bias tuning: No constant was measured." in page.text
     assert "Faithfulness: it was not asked for; --config.figures=faithfulness has it." in page.text
     assert "Similarity: no model has vision prompts." in page.text
+
+
+def test_the_page_about_the_report_has_its_headings(written, drawn):
+    results = synthetic_results(pictures=1)
+    for name in list(results.under("faithfulness/")):
+        if name.startswith("faithfulness/"):
+            del results.arrays[name]
+    results.scalars["agreement"] = [{"models": ["ivlp", "bias"], "overlap": {"values": True}, "agree": True}]
+    path, _ = written(results)
+    shown = re.findall(r"<h2>(.*?)</h2>", path.read_text("utf-8"))
+    told = re.findall(r"^### (.*)", (ROOT / "docs" / "report.md").read_text("utf-8"), re.MULTILINE)
+    assert list(dict.fromkeys(title.partition(":")[0] for title in shown)) == [
+        title for title in told if title != "Whether the maps point at what matters"
+    ]
+    assert faithfulness_figure(StudyResults(synthetic_results())).title in told
 
 
 def test_a_study_without_a_verdict_says_so(written):
