@@ -39,6 +39,7 @@ BUDGET = {
         "--config.figures=text_attention,verdict",
     ),
     "experiments.train": ("--config.epochs=1",),
+    "experiments.amounts": ("--config.amounts_images=50", "--config.image_limit=50"),
 }
 
 
