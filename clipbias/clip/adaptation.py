@@ -21,7 +21,8 @@ class Adaptation:
       text_class_prompts: `[C, T, Dt]`, prompts of each class (TCP, Yao et al. 2024), which replace the context tokens
         at the input of block `text_class_block`, nothing added, and of no other. Not beside `text_prompts`.
       vision_prompts: `[depth, V, Dv]`. Row 0 is appended after the position embeddings and before the pre-LayerNorm;
-        row `i` replaces the prompt tokens at the input of block `i`.
+        row `i` replaces the prompt tokens at the input of block `i`. `[m, depth, V, Dv]` are `m` sets, each for a pass
+        of its own over the images.
       text_bias: added to the tokens after each block, the last one included. `[Lt, Dt]`: one vector, to every token.
         `[Lt, 2, Dt]`, by kind: row 0 to the token that is read out (EOS), row 1 to all others. `[Lt, N, Dt]`, by token:
         one row for each of the context length's positions.

@@ -1,5 +1,6 @@
 """The vision tower: patches, `[cls]` and prompts in, one feature per image out."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -126,11 +127,24 @@ def encode_image(
       dtype: compute type; LayerNorm statistics and softmax are float32 always.
 
     Returns:
-      Features `[B, d]` in float32, not normalised; and what `observe` returned, stacked over layers (else `None`).
+      Features `[B, d]` in float32, not normalised, `[B, m, d]` for `m` sets of prompts; and what `observe` returned,
+      stacked over layers (else `None`).
 
     Raises:
       ClipbiasError: an array's shape does not fit the geometry.
     """
+    if adaptation is not None and adaptation.vision_prompts is not None and adaptation.vision_prompts.ndim == 4:
+        if patches or not (taps is None and observe is None and intervene is None):
+            raise ClipbiasError(
+                f"vision_prompts hold {adaptation.vision_prompts.shape[0]} sets, and only features of whole images can "
+                "be had of all of them; take one."
+            )
+
+        def one(prompts: jax.Array) -> jax.Array:
+            own = dataclasses.replace(adaptation, vision_prompts=prompts)
+            return encode_image(params, config, images, own, remat=remat, dtype=dtype)[0]
+
+        return jax.vmap(one, out_axes=1)(adaptation.vision_prompts), None
     inputs = embed_image(params, config, images, adaptation, dtype=dtype)
     if taps is None and observe is None and intervene is None:
         rows, observed = tower.run_fused(inputs, config.vision, every_row=patches, remat=remat), None

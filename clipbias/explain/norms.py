@@ -60,11 +60,14 @@ def norms(task: Task, learnables: Learnables, *, classes: int = 64, images: np.n
     if adaptation.changes_text or adaptation.text_residual is not None:
         params = {"text": task.clip.params["text"]}
         text = _Beside(*_text_norms(params, config, *_first(task, adaptation, classes)))
+    prompts = adaptation.vision_prompts
+    if prompts is not None and prompts.ndim == 4:  # several sets, of several passes: their mean, layer by layer
+        prompts, images = prompts.swapaxes(0, 1), None
     if adaptation.changes_vision and images is not None:
         params = {"vision": task.clip.params["vision"]}
         vision = _Beside(*_vision_norms(params, config, task.clip.preprocessing.normalize(images), adaptation))
-    for layer, prompts in enumerate(_layers(adaptation.vision_prompts)):
-        found += _prompt_norms("vision", "prompt", layer, prompts, vision)
+    for layer, own in enumerate(_layers(prompts)):
+        found += _prompt_norms("vision", "prompt", layer, own, vision)
     if adaptation.text_context is not None:
         found += _prompt_norms("text", "context", 0, adaptation.text_context, text)
     for layer, prompts in enumerate(_layers(adaptation.text_prompts), start=1):

@@ -105,6 +105,12 @@ def explanations(
             f"the head of {type(task.method).__name__} reads features of patches, and maps follow those of whole "
             "images alone; explain another method."
         )
+    prompts = jax.eval_shape(task.method.adapt, learnables).vision_prompts
+    if prompts is not None and len(prompts.shape) == 4:
+        raise ClipbiasError(
+            f"the head of {type(task.method).__name__} reads several passes over an image, and maps follow one alone; "
+            "explain another method."
+        )
     targets = check_targets(task, images, targets)
     check_int("recompute", recompute)
     if chunk is not None:

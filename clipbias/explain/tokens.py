@@ -32,7 +32,7 @@ def prompt_counts(task: Task, learnables: Learnables) -> tuple[int, int]:
     """`(V, T)`: the numbers of learned tokens in the vision and in the text tower."""
     adaptation = jax.eval_shape(task.method.adapt, learnables)
     vision, text = adaptation.vision_prompts, adaptation.text_context
-    return 0 if vision is None else vision.shape[1], 0 if text is None else text.shape[-2]
+    return 0 if vision is None else vision.shape[-2], 0 if text is None else text.shape[-2]
 
 
 def prompt_depths(task: Task, learnables: Learnables) -> tuple[int, int]:

@@ -59,6 +59,8 @@ class Classifier:
     def encode_images(self, params: Params, adaptation: Adaptation, images: jax.Array) -> jax.Array:
         """Features `[B, d]` of normalised images, as the tower makes them; with patches `[B, 1 + M, d]`, `[cls]` first.
 
+        For `m` sets of vision prompts they are `[B, m, d]`.
+
         In place of images there may be what stands for them in a training on features: `[B, d]`, or the rows before
         the projection `[B, Dv]` where the adaptation changes that (`Sampling`).
         """
@@ -72,7 +74,9 @@ class Classifier:
 
     def of_image(self, features: jax.Array) -> jax.Array:
         """The features of whole images `[B, d]` among those that `encode_images` gives."""
-        return features[:, 0] if self.method.patches else features
+        if self.method.patches:
+            return features[:, 0]
+        return features.mean(1) if features.ndim == 3 else features
 
     def encode_text(self, params: Params, adaptation: Adaptation, text: Text) -> jax.Array:
         """What the text tower makes of every text: `[S · C, d]`, not normalised, before any residual."""
@@ -169,7 +173,8 @@ class Classifier:
     def _features(self, params: Params, image: jax.Array, text: jax.Array, mask: jax.Array | None = None) -> Features:
         patches = image[:, 1:] if self.method.patches else None
         scale = jnp.exp(self.method.logit_scale(params))
-        return Features(self.of_image(image), text, scale, patches=patches, mask=mask)
+        views = image if image.ndim == 3 and patches is None else None
+        return Features(self.of_image(image), text, scale, patches=patches, views=views, mask=mask)
 
     def changes_text(self, learnables: Learnables) -> bool:
         """Whether the text tower's output depends on the learnables; if not, it is computed once."""

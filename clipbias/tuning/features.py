@@ -49,6 +49,8 @@ class Features:
       scale: what cosines are multiplied by, `exp(logit_scale)` or the number of the method's authors.
       patches: `[B, M, d]`, features of the patches as `[cls]` has them, for a method that asks for them
         (`Method.patches`), else `None`.
+      views: `[B, m, d]`, features of the `m` passes over an image where the vision prompts are so many sets, and then
+        `image` is their mean; else `None`.
       mask: bool `[B]`, which of the images count; the others only fill a batch. `None` where all do. A head whose
         logits of one image depend on the others of its batch leaves those out.
       frozen: the same of plain CLIP, its texts those of `Method.reference`; for losses of methods that have one, else
@@ -60,6 +62,7 @@ class Features:
     scale: jax.Array
     frozen: "Features | None" = None
     patches: jax.Array | None = None
+    views: jax.Array | None = None
     mask: jax.Array | None = None
 
 

@@ -128,3 +128,81 @@ def plot_loss_and_gradients(
         for p, (inputs, saved) in enumerate(passes)
     ]
     return {"cross_entropy": numpy_clip.cross_entropy(found, labels)}, {"text_context": np.stack(contexts)}
+
+
+# PLOT++
+
+
+def phrase_texts(clip: Reference, phrases: Sequence[str]) -> list[str]:
+    """Phrases of at least as many tokens as the first one has words, short ones with "X" behind them."""
+    count, found = len(phrases[0].split(" ")), []
+    for phrase in phrases:
+        while clip.tokenizer.tokenize([phrase])[0].argmax() - 1 < count:
+            phrase = f"{phrase} X"
+        found.append(phrase)
+    return found
+
+
+def start_context(clip: Reference, phrases: Sequence[str]) -> np.ndarray:
+    """[P, n, Dt], the embeddings of the first tokens."""
+    count = len(phrases[0].split(" "))
+    tokens = clip.tokenizer.tokenize(phrase_texts(clip, phrases))
+    return numpy_clip.token_embeddings(clip.state, tokens[:, 1 : 1 + count])
+
+
+def plus_forward(
+    clip: Reference, class_names: Sequence[str], learnables: Learnables, images: np.ndarray, phrases: Sequence[str]
+) -> list[tuple[Inputs, Forward]]:
+    """Pass `p`: vision prompts `p` at the tower's input, and the texts of phrase `p` with context `p`."""
+    found = []
+    names = [name.replace("_", " ") for name in class_names]
+    for p, phrase in enumerate(phrase_texts(clip, phrases)):
+        context = learnables["text_context"][p]
+        tokens = clip.tokenizer.tokenize([f"{phrase} {name}." for name in names])
+        embeddings = numpy_clip.token_embeddings(clip.state, tokens).copy()
+        embeddings[:, 1 : 1 + len(context)] = context
+        places = np.tile(1 + np.arange(len(context)), (len(tokens), 1))
+        inputs = Inputs(tokens, embeddings, places, {}, None, learnables["vision_prompts"][p], None, 0.0)
+        found.append((inputs, methods.forward(clip, inputs, images)))
+    return found
+
+
+def plus_scores(
+    clip: Reference, passes: Sequence[tuple[Inputs, Forward]], *, first: bool, plan: np.ndarray | None = None
+) -> np.ndarray:
+    """Logits [B, C] of the `first` training, or of the second, which are evaluated."""
+    image = np.stack([saved.vision.features for _, saved in passes])
+    text = np.stack([saved.text_features for _, saved in passes])
+    found = transport_logits(clip, image, text, plan)
+    return found + mean_logits(clip, image.mean(0), text) if first else found
+
+
+def plus_loss_and_gradients(
+    clip: Reference,
+    class_names: Sequence[str],
+    learnables: Learnables,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    phrases: Sequence[str],
+    first: bool = False,
+) -> tuple[dict[str, float], Gradients]:
+    """The mean cross-entropy and the gradient of both learnables."""
+    learnables = weights.double(learnables)
+    passes = plus_forward(clip, class_names, learnables, images, phrases)
+    found = plus_scores(clip, passes, first=first)
+    scores = gradients.cross_entropy_backward(found, labels)
+    image = np.stack([saved.vision.features for _, saved in passes])
+    text = np.stack([saved.text_features for _, saved in passes])
+    to_image, to_text = transport_backward(clip, image, text, scores)
+    if first:
+        mean_image, mean_text = mean_backward(clip, image.mean(0), text, scores)
+        to_image, to_text = to_image + mean_image / len(image), to_text + mean_text
+    each = [
+        gradients.pull_back_features(clip, inputs, saved, to_image[p], to_text[p])[0]
+        for p, (inputs, saved) in enumerate(passes)
+    ]
+    return {"cross_entropy": numpy_clip.cross_entropy(found, labels)}, {
+        "text_context": np.stack([one["text_context"].sum(0) for one in each]),
+        "vision_prompts": np.stack([one["vision_prompts"] for one in each]),
+    }

@@ -118,3 +118,40 @@ def test_gradients_of_plot_equal_finite_differences_at_a_fixed_plan(clip, images
     losses, found = prompts_plot.plot_loss_and_gradients(*arguments, pooled=pooled)
     assert losses["cross_entropy"] == pytest.approx(loss(start), rel=1e-12)
     assert max(against_differences(loss, start, found).values()) < 1e-6
+
+
+# PLOT++
+
+PHRASES = ("a photo of a", "photo of the dog type", "of a cat")
+
+
+def test_phrases_of_plot_plus_plus(clip):
+    assert prompts_plot.phrase_texts(clip, PHRASES) == [*PHRASES[:2], "of a cat X"]
+    context = prompts_plot.start_context(clip, PHRASES)
+    words = numpy_clip.token_embeddings(clip.state, clip.tokenizer.tokenize(["photo of the dog type"]))
+    np.testing.assert_array_equal(context[1], words[0, 1:5])
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_gradients_of_plot_plus_plus_equal_finite_differences_at_a_fixed_plan(clip, images, first):
+    width = clip.config["vision_config"]["hidden_size"]
+    context = prompts_plot.start_context(clip, PHRASES)
+    prompts = 0.3 * weights.deterministic_uniform(53, 0, (3, 1, 2, width))
+    start = {"text_context": context + 0.1 * weights.deterministic_uniform(53, 1, context.shape)}
+    start["vision_prompts"] = prompts
+
+    def passes(learnables):
+        return prompts_plot.plus_forward(clip, CLASS_NAMES, learnables, images, PHRASES)
+
+    own = passes(start)
+    image, text = (np.stack(x) for x in zip(*((s.vision.features, s.text_features) for _, s in own), strict=True))
+    plan, _ = prompts_plot.plans(prompts_plot.similarities(image, text))
+
+    def loss(learnables):
+        found = prompts_plot.plus_scores(clip, passes(learnables), first=first, plan=plan)
+        return numpy_clip.cross_entropy(found, LABELS)
+
+    arguments = (clip, CLASS_NAMES, start, images, LABELS)
+    losses, found = prompts_plot.plus_loss_and_gradients(*arguments, phrases=PHRASES, first=first)
+    assert losses["cross_entropy"] == pytest.approx(loss(start), rel=1e-12)
+    assert max(against_differences(loss, start, found).values()) < 1e-6

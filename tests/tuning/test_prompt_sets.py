@@ -10,8 +10,10 @@ import pytest
 
 import clipbias
 from clipbias.clip import Clip
+from clipbias.errors import ClipbiasError
 from clipbias.training import step as training
-from clipbias.tuning import Task
+from clipbias.tuning import Task, make_method
+from clipbias.tuning.method import CONSTANTS, without_constants
 from clipbias.tuning.transport import sinkhorn
 from tests import helpers
 from tests.reference import methods, prompts_cocoop, prompts_plot
@@ -42,9 +44,11 @@ def normalised(clip: Clip, raw: np.ndarray) -> jax.Array:
 def check_rule(task: Task, start: Mapping[str, Any], pictures: tuple[np.ndarray, np.ndarray], reference: Any) -> None:
     """Logits, terms, the gradient that a step takes and three steps; `reference` has `logits` and `losses`."""
     (raw, images), params = pictures, task.clip.params
-    assert {name: leaf.shape for name, leaf in task.init().items()} == {name: x.shape for name, x in start.items()}
-    learnables = {name: jnp.asarray(value, jnp.float32) for name, value in start.items()}
-    exact = double(learnables)
+    shapes = (jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (task.init(), start))
+    assert next(shapes) == next(shapes)
+    learnables = jax.tree.map(lambda value: jnp.asarray(value, jnp.float32), start)
+    learned, constants = without_constants(learnables), learnables.get(CONSTANTS, {})
+    exact = double(learned)
     losses, gradients = reference.losses(exact, images)
     batch = (normalised(task.clip, raw), LABELS, np.ones(len(LABELS), bool))
     terms, logits = jax.jit(task.classifier.losses)(params, learnables, *batch[:2], task.text, None)
@@ -53,7 +57,7 @@ def check_rule(task: Task, start: Mapping[str, Any], pictures: tuple[np.ndarray,
     for name, value in losses.items():
         assert float(terms[name].mean()) == pytest.approx(value, rel=common.LOGITS, abs=common.LOGITS), name
     _, _, taken = jax.jit(training.loss_and_gradients, static_argnums=0)(
-        task.classifier, params, task.text, None, learnables, {}, batch, jax.random.key(0)
+        task.classifier, params, task.text, None, learned, constants, batch, jax.random.key(0)
     )
     common.close_trees(taken, gradients, common.GRADIENTS)
     after, _ = common.trained(task, learnables, common.SGD, raw, LABELS, RATES)
@@ -141,3 +145,58 @@ def test_plans_end_for_the_images_that_count_together() -> None:
     both = jax.jit(jax.vmap(sinkhorn))(jnp.stack([kernel] * 2), jnp.array([[True] * 3, [True, False, False]]))
     common.close(both[0], plans, 1e-5)
     common.close(both[1, :1], alone, 1e-5)
+
+
+# PLOT++
+
+# Of as many tokens as the first has words, of more, and of fewer.
+PHRASES = ("a photo of a", "photo of the dog type", "of a cat")
+
+
+class PLOTPlusPlus:
+    def __init__(self, clip: methods.Reference, context: np.ndarray | None = None) -> None:
+        self.clip, self.context = clip, context
+
+    def whole(self, learnables):
+        return learnables if self.context is None else {**learnables, "text_context": self.context}
+
+    def logits(self, learnables, images):
+        passes = prompts_plot.plus_forward(self.clip, CLASS_NAMES, self.whole(learnables), images, PHRASES)
+        return prompts_plot.plus_scores(self.clip, passes, first=self.context is not None)
+
+    def losses(self, learnables, images):
+        losses, found = prompts_plot.plus_loss_and_gradients(
+            *(self.clip, CLASS_NAMES, self.whole(learnables), images, LABELS),
+            phrases=PHRASES,
+            first=self.context is not None,
+        )
+        return losses, {name: found[name] for name in learnables}
+
+
+def test_plot_plus_plus(pair, pictures) -> None:
+    clip, reference = pair
+    task = Task(clip, "plot_plus_plus", CLASS_NAMES, phrases=PHRASES)
+    start = task.init(3)
+    context = prompts_plot.start_context(reference, PHRASES)
+    np.testing.assert_allclose(start["text_context"], context, atol=1e-7)
+    check_rule(task, common.drawn(task.shapes, 0.4, seed=3), pictures, PLOTPlusPlus(reference))
+    # The first training leaves the contexts at their words and adds to the logits.
+    stages = task.method.stages(common.SGD)
+    assert [recipe for _, recipe in stages] == [common.SGD] * 2 and stages[1][0] == task.method
+    first = Task(clip, stages[0][0], CLASS_NAMES)
+    before = task.method.next_stage(0, start, None)
+    moved = {**before, "vision_prompts": common.drawn(before["vision_prompts"], 0.4, seed=4)}
+    assert not first.classifier.changes_text(first.shapes)
+    check_rule(first, moved, pictures, PLOTPlusPlus(reference, context))
+    after = task.method.next_stage(1, moved, None)
+    assert after == {"vision_prompts": moved["vision_prompts"], "text_context": start["text_context"]}
+    assert task.method.next_stage(2, after, None) == after
+
+
+def test_phrases_of_plot_plus_plus_by_dataset(pair) -> None:
+    method = make_method("plot_plus_plus")
+    first = {name: options["phrases"][0] for name, options in method.datasets.items()}
+    assert first["oxford_pets"] == "a photo of a pet" and first["eurosat"] == "a centered satellite photo of"
+    assert all(len(options["phrases"]) == 4 for options in method.datasets.values())
+    with pytest.raises(ClipbiasError, match="none may be empty"):
+        make_method("plot_plus_plus", phrases=("a photo of a", ""))
