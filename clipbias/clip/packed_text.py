@@ -128,6 +128,24 @@ def pack(tokens: TextTokens, *, groups: int = 1, class_specific: bool = False, s
     )
 
 
+def take_sets(tokens: PackedTokens, sets: int, chosen: jax.Array) -> PackedTokens:
+    """The texts of some of the sets that `pack` was given, in this order: `chosen` is int32 `[Q]` and may be traced."""
+    count, each = chosen.shape[0], tokens.order.shape[0] // sets
+    picked: dict[str, jax.Array] = {}
+    for name in GROUPED:
+        leaf = jnp.asarray(getattr(tokens, name))
+        by_set = leaf.reshape(-1, sets, *leaf.shape[1:])[:, chosen]
+        if name == "classes":  # those of the first set taken come first now
+            places = jnp.arange(count).reshape(1, -1, *[1] * (leaf.ndim - 1))
+            by_set = by_set % each + each * places
+        picked[name] = by_set.reshape(-1, *leaf.shape[1:])
+    # A text's group is one of each set's, and its place in there stays.
+    groups, places = jnp.divmod(jnp.asarray(tokens.order).reshape(sets, each)[chosen], tokens.ends.shape[1])
+    groups = groups // sets * count + jnp.arange(count)[:, None]
+    order = (groups * tokens.ends.shape[1] + places).reshape(-1)
+    return dataclasses.replace(tokens, **picked, order=order)
+
+
 def first_fit(lengths: Sequence[int] | np.ndarray, size: int) -> np.ndarray:
     """Where texts of these lengths start if each goes into the first tile of `size` tokens that has room: int `[n]`."""
     starts = np.zeros(len(lengths), int)

@@ -15,6 +15,7 @@ import numpy as np
 from flax import struct
 from jax.sharding import Mesh
 
+from clipbias.clip import PackedTokens
 from clipbias.clip.params import Params
 from clipbias.clip.preprocess import Preprocessing
 from clipbias.training import mesh as meshes
@@ -49,12 +50,14 @@ class Given:
       reference: features `[S' · C, d]` of a frozen teacher's texts, or `None`.
       constants: the learnables that no step changes, leading axis `R`; empty where there are none.
       seeds: int32 `[R]`, of what is random in a step.
+      nameless: the templates without a class name, for a method that asks for them, else `None`.
     """
 
     text: Text
     reference: jax.Array | None
     constants: Learnables
     seeds: jax.Array
+    nameless: PackedTokens | None = None
 
 
 def init_state(method: Method, recipe: Recipe, learnables: Learnables) -> TrainState:
@@ -80,7 +83,8 @@ def place_given(mesh: Mesh, task: Task, params: Params | None, learnables: Learn
         else:
             reference = jax.device_put(task.reference_features(params), meshes.sharding(mesh))
     constants = meshes.place(mesh, learnables.get(CONSTANTS, {}), meshes.RUN)
-    return Given(text, reference, constants, meshes.place(mesh, np.asarray(seeds, np.int32), meshes.RUN))
+    nameless = None if task.nameless is None else _place_packed(mesh, task.nameless, shapes=params is None)
+    return Given(text, reference, constants, meshes.place(mesh, np.asarray(seeds, np.int32), meshes.RUN), nameless)
 
 
 def place_text(mesh: Mesh, task: Task, params: Params | None, *, training: bool = False) -> Text:
@@ -100,7 +104,11 @@ def place_text(mesh: Mesh, task: Task, params: Params | None, *, training: bool 
         tokens = task.tokens if params is not None else meshes.shapes(task.tokens)
         divides = tokens.ids.shape[0] % mesh.shape[meshes.DATA] == 0
         return meshes.place(mesh, tokens, meshes.DATA if divides else None)
-    text = task.text if params is not None else meshes.shapes(task.text)
+    return _place_packed(mesh, task.text, shapes=params is None)
+
+
+def _place_packed(mesh: Mesh, text: PackedTokens, *, shapes: bool) -> PackedTokens:
+    text = meshes.shapes(text) if shapes else text
     split = meshes.DATA if text.ids.shape[0] % mesh.shape[meshes.DATA] == 0 else None
     placed = meshes.place(mesh, dataclasses.replace(text, order=text.ends), split)  # all arrays with an axis of groups
     return dataclasses.replace(placed, order=meshes.replicate(mesh, text.order))
@@ -130,16 +138,21 @@ def loss_and_gradients(
     constants: Learnables,
     batch: tuple[jax.Array, ...],
     rng: jax.Array,
+    nameless: PackedTokens | None = None,
+    chosen: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, Learnables]:
     """Loss, share of correct images, and the gradient that a step takes, of one run.
 
-    The batch is images, labels and mask; what `mask` drops of the `B` images does not count.
+    The batch is images, labels and mask; what `mask` drops of the `B` images does not count. The other arguments are
+    as those of `Classifier.losses`.
     """
     images, labels, mask = batch
 
     def terms(learned: Learnables) -> tuple[dict[str, jax.Array], jax.Array]:
         learnables = {**learned, CONSTANTS: constants} if constants else learned
-        terms, logits = classifier.losses(params, learnables, images, labels, text, reference, rng, mask)
+        terms, logits = classifier.losses(
+            params, learnables, images, labels, text, reference, rng, mask, nameless, chosen
+        )
         correct = (logits.argmax(-1) == labels) & mask
         return {name: mean_loss(term, mask) for name, term in terms.items()}, correct.sum() / mask.sum()
 
@@ -189,8 +202,11 @@ def train_step(
         images = preprocessing.normalize(images)
 
     def one(learned: Learnables, constants: Learnables, seed: jax.Array, *batch: jax.Array) -> Any:
-        rng = jax.random.fold_in(jax.random.key(seed), state.step)
-        return loss_and_gradients(classifier, params, given.text, given.reference, learned, constants, batch, rng)
+        rng, chosen = jax.random.fold_in(jax.random.key(seed), state.step), None
+        if method.overrides("templates_in_training"):
+            chosen = method.templates_in_training(jax.random.key(seed), state.step)
+        arguments = (params, given.text, given.reference, learned, constants, batch, rng, given.nameless, chosen)
+        return loss_and_gradients(classifier, *arguments)
 
     every = over_runs(one, [0] * 6, runs=learning_rate.shape[0])
     data = images, batch["labels"], batch["mask"]

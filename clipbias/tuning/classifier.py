@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from clipbias.clip import Adaptation, PackedTokens, TextTokens, encode_image, encode_packed_text, encode_text
 from clipbias.clip.adaptation import NOTHING
 from clipbias.clip.config import ClipConfig
+from clipbias.clip.packed_text import take_sets
 from clipbias.clip.params import Params
 from clipbias.clip.precision import with_precision
 from clipbias.clip.vision import project_image
@@ -108,9 +109,9 @@ class Classifier:
             return one(features[0])[None]
         return jax.lax.map(jax.checkpoint(one, prevent_cse=False), features)
 
-    def by_text(self, features: jax.Array) -> jax.Array:
-        """`[…, S · C, d]` as `[…, S, C, d]`."""
-        return features.reshape(*features.shape[:-2], self.templates, -1, features.shape[-1])
+    def by_text(self, features: jax.Array, templates: int = 0) -> jax.Array:
+        """`[…, S · C, d]` as `[…, S, C, d]`, with `S` so many templates, or all."""
+        return features.reshape(*features.shape[:-2], templates or self.templates, -1, features.shape[-1])
 
     def logits(
         self, params: Params, learnables: Learnables, images: jax.Array, text: Text, mask: jax.Array | None = None
@@ -146,6 +147,8 @@ class Classifier:
         reference: jax.Array | None,
         rng: jax.Array | None = None,
         mask: jax.Array | None = None,
+        nameless: PackedTokens | None = None,
+        chosen: jax.Array | None = None,
     ) -> tuple[dict[str, jax.Array], jax.Array]:
         """The terms of the loss by name, `[B]` or a number each, and the logits `[B, C]`.
 
@@ -156,12 +159,21 @@ class Classifier:
           reference: features `[S' · C, d]` of the teacher's texts, or `None`.
           rng: key of what is random in a training step; `None` leaves that out.
           mask: `[B]`, which of the images count; the others only fill a batch.
+          nameless: the templates' texts without a class name, for a method that asks for them.
+          chosen: `[Q]`, the templates whose texts a training step takes; `None` for all.
         """
         method = self.method
         adaptation = method.adapt(learnables) if rng is None else method.adapt_in_training(learnables, rng)
         image = self.encode_images(params, adaptation, images)
-        texts = self.texts_for(params, learnables, adaptation, image, text)
-        features = self._features(params, image, self.by_text(texts), mask)
+        of_text, templates = adaptation, self.templates
+        if chosen is not None:
+            assert isinstance(text, PackedTokens) and adaptation.text_context is not None
+            text, templates = take_sets(text, self.templates, chosen), chosen.shape[0]
+            of_text = dataclasses.replace(adaptation, text_context=adaptation.text_context[chosen])
+        texts = self.texts_for(params, learnables, of_text, image, text)
+        features = self._features(params, image, self.by_text(texts, templates), mask)
+        if nameless is not None:
+            features = dataclasses.replace(features, nameless=self.encode_text(params, adaptation, nameless))
         if reference is not None:
             plain = self.encode_images(params, NOTHING, images) if adaptation.changes_vision else image
             reference = reference.reshape(-1, features.text.shape[-2], reference.shape[-1])

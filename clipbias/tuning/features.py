@@ -51,6 +51,8 @@ class Features:
         (`Method.patches`), else `None`.
       views: `[B, m, d]`, features of the `m` passes over an image where the vision prompts are so many sets, and then
         `image` is their mean; else `None`.
+      nameless: `[S, d]`, features of the `S` templates without a class name, for losses of methods that ask for them
+        (`Method.nameless`), else `None`.
       mask: bool `[B]`, which of the images count; the others only fill a batch. `None` where all do. A head whose
         logits of one image depend on the others of its batch leaves those out.
       frozen: the same of plain CLIP, its texts those of `Method.reference`; for losses of methods that have one, else
@@ -63,6 +65,7 @@ class Features:
     frozen: "Features | None" = None
     patches: jax.Array | None = None
     views: jax.Array | None = None
+    nameless: jax.Array | None = None
     mask: jax.Array | None = None
 
 

@@ -40,13 +40,13 @@ class PromptText:
     Attributes:
       templates: one or more, each with `{}` for the class name. Several are averaged as unit-length features.
       context_tokens: how many tokens `T` after SOS are context that the method may replace.
-      position: where the class name stands among the context: "end", "middle" or "front".
+      position: where the class name stands among the context, "end", "middle" or "front"; or that of each template.
       literal: whether names stand there to the letter, `_` too, where it is a space otherwise.
     """
 
     templates: tuple[str, ...]
     context_tokens: int = 0
-    position: str = "end"
+    position: str | tuple[str, ...] = "end"
     literal: bool = False
 
 
@@ -85,6 +85,7 @@ class Method(abc.ABC):
       trains: whether steps of an optimiser change the learnables; `False` for a classifier that is ready once it is
         made, from nothing (zero-shot) or by `support`.
       patches: whether the head and the loss see features of patches, too; the last block then runs at all tokens.
+      nameless: whether the loss sees features of the templates without a class name, too, `Features.nameless`.
       datasets: options of the authors' for a dataset (`options_for`).
       scale: the number that the authors multiply cosines by; `None` for CLIP's own `exp(logit_scale)`.
     """
@@ -92,6 +93,7 @@ class Method(abc.ABC):
     presets: ClassVar[Mapping[str, Preset]] = {}
     trains: ClassVar[bool] = True
     patches: ClassVar[bool] = False
+    nameless: ClassVar[bool] = False
     datasets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     scale: ClassVar[float | None] = None
 
@@ -126,6 +128,17 @@ class Method(abc.ABC):
     def adapt_in_training(self, learnables: Learnables, rng: jax.Array) -> Adaptation:
         """`adapt` of a training step, for what is random there (dropout). By default the same."""
         return self.adapt(learnables)
+
+    def templates_in_training(self, rng: jax.Array, step: jax.Array) -> jax.Array:
+        """Which of the templates of `text` a training step takes, int32 `[Q]`, `Q` the same in all steps.
+
+        The text tower runs for their texts alone, with their contexts of `text_context [S, T, Dt]`. By default all.
+
+        Args:
+          rng: the run's key, the same in all steps.
+          step: the step's number, from 0.
+        """
+        raise NotImplementedError
 
     def text(self, template: str, clip: Clip) -> PromptText:
         """The prompt text, given the dataset's own `template`. By default "a photo of a {}." whatever the dataset."""

@@ -59,22 +59,39 @@ def prompt_tokens(clip: Clip, class_names: Sequence[str], text: PromptText) -> T
     texts = prompt_texts(class_names, text)
     tokenizer, count = clip.tokenizer, text.context_tokens
     rows = [[tokenizer.bos_token_id, *ids, tokenizer.eos_token_id] for ids in encode(tokenizer, texts)]
-    before = {"end": count, "middle": count // 2, "front": 0}[text.position]
+    places = {"end": count, "middle": count // 2, "front": 0}
+    positions = (text.position,) * len(text.templates) if isinstance(text.position, str) else text.position
     contexts = []
     for i, row in enumerate(rows):
         context = [-1] * len(row)
         context[1 : 1 + count] = range(count)
         name = slice(1 + count, 1 + count + name_lengths[i % len(class_names)])
+        before = places[positions[i // len(class_names)]]
 
-        def move(values: list[int], name: slice = name) -> list[int]:
+        def move(values: list[int], name: slice = name, before: int = before) -> list[int]:
             prefix, suffix = values[1 : 1 + before], values[1 + before : 1 + count]
             return [values[0], *prefix, *values[name], *suffix, *values[name.stop :]]
 
         rows[i], context = move(row), move(context)
         contexts.append(context)
+    return _padded(clip, rows, texts, contexts)
+
+
+def nameless_tokens(clip: Clip, text: PromptText) -> TextTokens:
+    """Tokens of the templates without a class name, the context after SOS: `[n, N]`."""
+    tokenizer, count = clip.tokenizer, text.context_tokens
+    texts = [template.replace(" {}", "").replace("{}", "") for template in text.templates]
+    rows = [[tokenizer.bos_token_id, *ids, tokenizer.eos_token_id] for ids in encode(tokenizer, texts)]
+    contexts = [[-1, *range(count), *[-1] * (len(row) - 1 - count)] for row in rows]
+    return _padded(clip, rows, texts, contexts)
+
+
+def _padded(
+    clip: Clip, rows: Sequence[list[int]], texts: Sequence[str], contexts: Sequence[Sequence[int]]
+) -> TextTokens:
     ids = pad(rows, texts, clip.config.text.context_length)
     context_rows = np.full_like(ids, -1)
     for i, context in enumerate(contexts):
         context_rows[i, : len(context)] = context
-    eos = np.argmax(ids == tokenizer.eos_token_id, axis=1).astype(np.int32)
+    eos = np.argmax(ids == clip.tokenizer.eos_token_id, axis=1).astype(np.int32)
     return TextTokens(ids, context_rows, eos)

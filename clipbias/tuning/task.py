@@ -16,7 +16,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.tuning.classifier import Classifier, Text, total_loss
 from clipbias.tuning.descriptions import ClassTexts, Descriptions, as_descriptions, class_texts, take_templates
 from clipbias.tuning.method import Learnables, Method, without_constants
-from clipbias.tuning.prompt_tokens import prompt_texts, prompt_tokens, without_template
+from clipbias.tuning.prompt_tokens import nameless_tokens, prompt_texts, prompt_tokens, without_template
 from clipbias.tuning.registry import make_method, method_options
 
 DEFAULT_TEMPLATE = "a photo of a {}."
@@ -48,6 +48,7 @@ class Task:
       texts: the prompt texts, template after template.
       tokens: their tokens, padded to the longest: `TextTokens`, `[n · C, N]`.
       text: the same, every distinct token once: `PackedTokens`.
+      nameless: the templates without a class name, likewise, for a method that asks for them, else `None`.
       classifier: the mathematics without names.
     """
 
@@ -137,6 +138,9 @@ class Task:
             # Contexts of templates are sets of texts; others are of single texts.
             sets, specific = (count, False) if context.shape[0] == count else (1, True)
         specific = specific or adaptation.text_class_prompts is not None
+        self.nameless: PackedTokens | None = None
+        if method.nameless:
+            self.nameless = pack(nameless_tokens(clip, text), class_specific=specific, sets=sets)
         self.text: PackedTokens = pack(self.tokens, groups=groups * chunks, class_specific=specific, sets=sets)
         self.shapes = shapes
         self._groups = groups
@@ -188,7 +192,8 @@ class Task:
         """
         text = self.text if text is None else text
         reference = self.reference_features(params) if reference is None else reference
-        return total_loss(self.classifier.losses(params, learnables, images, labels, text, reference)[0])
+        given = (images, labels, text, reference)
+        return total_loss(self.classifier.losses(params, learnables, *given, nameless=self.nameless)[0])
 
     def text_features(self, params: Params, learnables: Learnables) -> jax.Array:
         """What the text tower makes of all texts, `[n · C, d]`: `logits` and `loss` take it in place of the texts."""

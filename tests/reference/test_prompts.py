@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests import helpers
-from tests.reference import gradients, methods, numpy_clip, prompts_cocoop, prompts_plot, weights
+from tests.reference import gradients, methods, numpy_clip, prompts_cocoop, prompts_plot, prompts_proda, weights
 from tests.reference.cases import CLASS_NAMES
 from tests.reference.differences import against_differences
 
@@ -155,3 +155,40 @@ def test_gradients_of_plot_plus_plus_equal_finite_differences_at_a_fixed_plan(cl
     losses, found = prompts_plot.plus_loss_and_gradients(*arguments, phrases=PHRASES, first=first)
     assert losses["cross_entropy"] == pytest.approx(loss(start), rel=1e-12)
     assert max(against_differences(loss, start, found).values()) < 1e-6
+
+
+# ProDA
+
+
+def proda_start(clip, prompts=4):
+    shape = (prompts, 4, clip.config["text_config"]["hidden_size"])
+    return {"text_context": 0.3 * weights.deterministic_uniform(54, 0, shape)}
+
+
+def test_proda_of_a_single_prompt_is_coop(clip, images):
+    start = proda_start(clip, 1)
+    context = {"text_context": start["text_context"][0]}
+    expected = methods.task_logits(clip, "coop", CLASS_NAMES, context, images, worded=False)
+    np.testing.assert_allclose(prompts_proda.logits(clip, CLASS_NAMES, start, images), expected, rtol=1e-12)
+    losses, _ = prompts_proda.loss_and_gradients(clip, CLASS_NAMES, start, images, LABELS, [0])
+    assert losses["orthogonality"] == 0
+    assert losses["bound"] == pytest.approx(numpy_clip.cross_entropy(expected, LABELS), rel=1e-12)
+
+
+def test_proda_bounds_the_loss_of_its_means_from_above(clip, images):
+    losses, _ = prompts_proda.loss_and_gradients(clip, CLASS_NAMES, proda_start(clip), images, LABELS, range(4))
+    plain = prompts_proda.logits(clip, CLASS_NAMES, proda_start(clip), images)
+    assert losses["bound"] > numpy_clip.cross_entropy(plain, LABELS)
+    assert [prompts_proda.position(p, 8) for p in range(8)] == ["front"] * 2 + ["middle"] * 2 + ["end"] * 4
+
+
+def test_gradients_of_proda_equal_finite_differences(clip, images):
+    start, chosen = proda_start(clip), [2, 0]
+
+    def terms(learnables):
+        return prompts_proda.loss_and_gradients(clip, CLASS_NAMES, learnables, images, LABELS, chosen)
+
+    found = terms(start)[1]
+    assert np.abs(found["text_context"][[1, 3]]).max() > 0  # of contexts that the step does not take, too
+    errors = against_differences(lambda learnables: sum(terms(learnables)[0].values()), start, found, directions=2)
+    assert max(errors.values()) < 1e-6

@@ -16,7 +16,7 @@ from clipbias.tuning import Task, make_method
 from clipbias.tuning.method import CONSTANTS, without_constants
 from clipbias.tuning.transport import sinkhorn
 from tests import helpers
-from tests.reference import methods, prompts_cocoop, prompts_plot
+from tests.reference import methods, prompts_cocoop, prompts_plot, prompts_proda
 from tests.reference.gradients import sgd
 from tests.reference.weights import double
 from tests.tuning import weights_common as common
@@ -200,3 +200,45 @@ def test_phrases_of_plot_plus_plus_by_dataset(pair) -> None:
     assert all(len(options["phrases"]) == 4 for options in method.datasets.values())
     with pytest.raises(ClipbiasError, match="none may be empty"):
         make_method("plot_plus_plus", phrases=("a photo of a", ""))
+
+
+# ProDA
+
+
+def test_proda(pair, pictures) -> None:
+    (clip, reference), (raw, images) = pair, pictures
+    task = Task(clip, "proda", CLASS_NAMES, tokens=6, sets=8, sets_per_step=2)
+    start, params = common.drawn(task.shapes, 0.4, seed=3), clip.params
+    found = jax.jit(task.logits)(params, start, normalised(clip, raw))
+    common.close(found, prompts_proda.logits(reference, CLASS_NAMES, start, images), common.LOGITS)
+
+    def expected(learnables, chosen):
+        return prompts_proda.loss_and_gradients(reference, CLASS_NAMES, learnables, images, LABELS, chosen)
+
+    classifier, batch = task.classifier, (normalised(clip, raw), LABELS)
+    for chosen in ([5, 1], None):
+        options = {"nameless": task.nameless, "chosen": None if chosen is None else jnp.array(chosen)}
+        terms, _ = jax.jit(classifier.losses)(params, start, *batch, task.text, None, **options)
+        for name, value in expected(start, chosen or range(8))[0].items():
+            assert float(terms[name].mean()) == pytest.approx(value, rel=common.LOGITS), (name, chosen)
+    _, gradients = expected(start, [5, 1])
+    rest = (jax.random.key(0), task.nameless, jnp.array([5, 1]))
+    _, _, taken = jax.jit(training.loss_and_gradients, static_argnums=0)(
+        classifier, params, task.text, None, start, {}, (*batch, np.ones(len(LABELS), bool)), *rest
+    )
+    common.close_trees(taken, gradients, common.GRADIENTS)
+    # Steps take the sets that the run's seed says.
+    after, _ = common.trained(task, start, common.SGD, raw, LABELS, RATES, seeds=(7,))
+    draws = iter([task.method.templates_in_training(jax.random.key(7), step) for step in range(3)])
+    steps = sgd(lambda x: expected(x, np.asarray(next(draws)).tolist())[1], double(start), RATES)
+    common.close_trees(after, steps, common.TRAINED)
+
+
+def test_proda_takes_all_its_sets_in_turn() -> None:
+    method = make_method("proda", sets=12, sets_per_step=4)
+    draws = np.stack([method.templates_in_training(jax.random.key(3), step) for step in range(9)])
+    for cycle in draws.reshape(3, 12):
+        assert sorted(cycle) == list(range(12))
+    assert len({tuple(cycle) for cycle in draws.reshape(3, 12)}) == 3
+    with pytest.raises(ClipbiasError, match="cannot be taken 5 at a time"):
+        make_method("proda", sets_per_step=5)

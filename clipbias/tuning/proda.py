@@ -1,0 +1,108 @@
+"""ProDA (Lu et al. 2022, Prompt Distribution Learning): many contexts, whose class features are a distribution.
+
+There is no program of its authors' that can be had. Where the paper is silent this follows the unofficial copies of
+their code. It is trained by the project's recipe, or with `recipe="authors"` by theirs.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Annotated, ClassVar
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from clipbias.checks import Range
+from clipbias.clip import Adaptation, Clip
+from clipbias.errors import ClipbiasError
+from clipbias.tuning.context import context_text, random_prompts
+from clipbias.tuning.coop import coop_recipe
+from clipbias.tuning.features import Features, unit_length
+from clipbias.tuning.method import Learnables, Method, Preset, PromptText, Tokens
+from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe, RecipeName
+
+Sets = Annotated[int, Range(1, 1000)]
+
+
+@dataclasses.dataclass(frozen=True)
+class ProDA(Method):
+    """Learns `P` contexts `[P, T, Dt]` for all classes, from N(0, 0.02); logits are `s unit(f) · μ_c`.
+
+    `μ_c` is the mean of the unit text features `G_cp`, not of unit length. The class name stands in front of a quarter of
+    the contexts, in the middle of the next and behind the others. A step takes `Q` of them, all of them in turn in an
+    order that is drawn anew each time, and the loss is the cross-entropy of
+
+        s unit(f_b) · μ_c + (s²/2) Σ_k unit(f_b)_k² v_k(y_b, c),
+        v(y, c) = 1/(Q+1) Σ_q ((G_yq - μ_y) - (G_cq - μ_c))²
+
+    which bounds that of normally distributed class features, and `λ` times the mean of `|h_p · h_q|` over all pairs of
+    different contexts, `h` their unit features without a class name.
+
+    Attributes:
+      tokens: `T`.
+      sets: `P`.
+      sets_per_step: `Q`, a divisor of `P`.
+      weight: `λ`.
+      recipe: "common", or "authors" for 100 epochs at 0.001 with 4 images a step.
+    """
+
+    presets: ClassVar[Mapping[str, Preset]] = {"proda": Preset("ProDA", order=150, colour="yellow", marker="8")}
+    nameless: ClassVar[bool] = True
+
+    tokens: Tokens = 16
+    sets: Sets = 32
+    sets_per_step: Sets = 4
+    weight: Annotated[float, Range(0)] = 0.1
+    recipe: RecipeName = COMMON
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sets % self.sets_per_step:
+            raise ClipbiasError(
+                f"ProDA's {self.sets} contexts cannot be taken {self.sets_per_step} at a time; choose a sets_per_step that "
+                "divides sets."
+            )
+
+    def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
+        return {"text_context": random_prompts(rng, self.sets, self.tokens, clip.config.text.width)}
+
+    def adapt(self, learnables: Learnables) -> Adaptation:
+        return Adaptation(text_context=learnables["text_context"])
+
+    def text(self, template: str, clip: Clip) -> PromptText:
+        one, quarter = context_text(clip, "", self.tokens), self.sets // 4
+        position = ("front",) * quarter + ("middle",) * quarter + ("end",) * (self.sets - 2 * quarter)
+        return dataclasses.replace(one, templates=one.templates * self.sets, position=position)
+
+    def templates_in_training(self, rng: jax.Array, step: jax.Array) -> jax.Array:
+        cycle, piece = jnp.divmod(step, self.sets // self.sets_per_step)
+        order = jax.random.permutation(jax.random.fold_in(rng, cycle), self.sets)
+        return jax.lax.dynamic_slice(order, (piece * self.sets_per_step,), (self.sets_per_step,))
+
+    def logits(self, learnables: Learnables, features: Features) -> jax.Array:
+        return features.scale * (unit_length(features.image) @ unit_length(features.text).mean(0).T)
+
+    def losses(
+        self, learnables: Learnables, features: Features, logits: jax.Array, labels: jax.Array
+    ) -> Mapping[str, jax.Array]:
+        assert features.nameless is not None
+        image, text = unit_length(features.image), unit_length(features.text)
+        away = text - text.mean(0)  # [Q, C, d]
+
+        def spread(of_one: tuple[jax.Array, jax.Array]) -> jax.Array:
+            squares, label = of_one
+            variance = jnp.square(away[:, label][:, None] - away).sum(0) / (len(away) + 1)
+            return features.scale**2 / 2 * (variance @ squares)
+
+        # One image after another, for `[B, Q, C, d]` would be large.
+        above = jax.lax.map(jax.checkpoint(spread, prevent_cse=False), (jnp.square(image), labels))
+        alone = unit_length(features.nameless)
+        others = 1 - jnp.eye(len(alone))
+        overlap = (others * jnp.abs(alone @ alone.T)).sum() / max(1, len(alone) * (len(alone) - 1))
+        return {
+            "bound": optax.softmax_cross_entropy_with_integer_labels(logits + above, labels),
+            "orthogonality": self.weight * overlap,
+        }
+
+    def recipe_for(self, common: Recipe, shots: int) -> Recipe:
+        return coop_recipe(learning_rate=0.001, epochs=100, batch_size=4) if self.recipe == AUTHORS else common
