@@ -131,7 +131,7 @@ def pack(tokens: TextTokens, *, groups: int = 1, class_specific: bool = False, s
 def take_sets(tokens: PackedTokens, sets: int, chosen: jax.Array) -> PackedTokens:
     """The texts of some of the sets that `pack` was given, in this order: `chosen` is int32 `[Q]` and may be traced."""
     count, each = chosen.shape[0], tokens.order.shape[0] // sets
-    picked: dict[str, jax.Array] = {}
+    picked: dict[str, Any] = {}
     for name in GROUPED:
         leaf = jnp.asarray(getattr(tokens, name))
         by_set = leaf.reshape(-1, sets, *leaf.shape[1:])[:, chosen]

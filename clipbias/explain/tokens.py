@@ -77,8 +77,8 @@ def text_kinds(task: Task) -> np.ndarray:
     for i, row in enumerate(kinds):
         template = text.templates[i // len(names)]
         before = len(encode(tokenizer, [template.partition("{}")[0]])[0])
-        if text.context_tokens and text.position != "end":
-            before = {"middle": text.context_tokens // 2, "front": 0}[text.position]
+        if (place := text.before[i // len(names)]) < text.context_tokens:
+            before = place
         end = int(eos[i])
         row[0] = SOS
         row[1 + before : min(1 + before + lengths[i % len(names)], end)] = CATEGORY

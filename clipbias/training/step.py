@@ -165,8 +165,8 @@ def loss_and_gradients(
         (loss, accuracy), gradients = jax.value_and_grad(objective, has_aux=True)(learned)
         return loss, accuracy, gradients
     found, pull, accuracy = jax.vjp(terms, learned, has_aux=True)
-    chosen = {name: {other: jnp.float32(other == name) for other in found} for name in found}
-    gradients = classifier.method.combine({name: pull(one)[0] for name, one in chosen.items()})
+    single = {name: {other: jnp.float32(other == name) for other in found} for name in found}
+    gradients = classifier.method.combine({name: pull(one)[0] for name, one in single.items()})
     return functools.reduce(jnp.add, found.values()), accuracy, gradients
 
 

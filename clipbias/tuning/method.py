@@ -49,6 +49,13 @@ class PromptText:
     position: str | tuple[str, ...] = "end"
     literal: bool = False
 
+    @property
+    def before(self) -> tuple[int, ...]:
+        """How many context tokens stand before the class name in each template."""
+        count = self.context_tokens
+        positions = (self.position,) * len(self.templates) if isinstance(self.position, str) else self.position
+        return tuple({"end": count, "middle": count // 2, "front": 0}[position] for position in positions)
+
 
 @dataclasses.dataclass(frozen=True)
 class Preset:

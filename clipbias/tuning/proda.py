@@ -28,9 +28,9 @@ Sets = Annotated[int, Range(1, 1000)]
 class ProDA(Method):
     """Learns `P` contexts `[P, T, Dt]` for all classes, from N(0, 0.02); logits are `s unit(f) · μ_c`.
 
-    `μ_c` is the mean of the unit text features `G_cp`, not of unit length. The class name stands in front of a quarter of
-    the contexts, in the middle of the next and behind the others. A step takes `Q` of them, all of them in turn in an
-    order that is drawn anew each time, and the loss is the cross-entropy of
+    `μ_c` is the mean of the unit text features `G_cp`, not of unit length. The class name stands in front of a quarter
+    of the contexts, in the middle of the next and behind the others. A step takes `Q` of them, all of them in turn in
+    an order that is drawn anew each time, and the loss is the cross-entropy of
 
         s unit(f_b) · μ_c + (s²/2) Σ_k unit(f_b)_k² v_k(y_b, c),
         v(y, c) = 1/(Q+1) Σ_q ((G_yq - μ_y) - (G_cq - μ_c))²
@@ -59,8 +59,8 @@ class ProDA(Method):
         super().__post_init__()
         if self.sets % self.sets_per_step:
             raise ClipbiasError(
-                f"ProDA's {self.sets} contexts cannot be taken {self.sets_per_step} at a time; choose a sets_per_step that "
-                "divides sets."
+                f"ProDA's {self.sets} contexts cannot be taken {self.sets_per_step} at a time; choose a sets_per_step "
+                "that divides sets."
             )
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:

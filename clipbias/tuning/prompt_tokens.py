@@ -59,14 +59,12 @@ def prompt_tokens(clip: Clip, class_names: Sequence[str], text: PromptText) -> T
     texts = prompt_texts(class_names, text)
     tokenizer, count = clip.tokenizer, text.context_tokens
     rows = [[tokenizer.bos_token_id, *ids, tokenizer.eos_token_id] for ids in encode(tokenizer, texts)]
-    places = {"end": count, "middle": count // 2, "front": 0}
-    positions = (text.position,) * len(text.templates) if isinstance(text.position, str) else text.position
     contexts = []
     for i, row in enumerate(rows):
         context = [-1] * len(row)
         context[1 : 1 + count] = range(count)
         name = slice(1 + count, 1 + count + name_lengths[i % len(class_names)])
-        before = places[positions[i // len(class_names)]]
+        before = text.before[i // len(class_names)]
 
         def move(values: list[int], name: slice = name, before: int = before) -> list[int]:
             prefix, suffix = values[1 : 1 + before], values[1 + before : 1 + count]

@@ -1,7 +1,7 @@
 """ProDA (Lu et al. 2022): class features over several prompts as a distribution.
 
-The learnable is `text_context` [P, T, Dt]. Names stand in front of the first P/4 contexts, in the middle of the next P/4
-and at the end of the others.
+The learnable is `text_context` [P, T, Dt]. Names stand in front of the first P/4 contexts, in the middle of the next
+P/4 and at the end of the others.
 """
 
 from collections.abc import Sequence

@@ -11,6 +11,9 @@ import pytest
 import clipbias
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
+from clipbias.explain.norms import norms
+from clipbias.explain.results import TEXT_KINDS
+from clipbias.explain.tokens import text_kinds
 from clipbias.training import step as training
 from clipbias.tuning import Task, make_method
 from clipbias.tuning.method import CONSTANTS, without_constants
@@ -120,12 +123,17 @@ class PLOT:
         return prompts_plot.plot_loss_and_gradients(self.clip, CLASS_NAMES, learnables, images, LABELS, **self.options)
 
 
-@pytest.mark.parametrize("pooled", [False, True])
-def test_plot(pair, pictures, pooled) -> None:
+def test_plot(pair, pictures) -> None:
     clip, reference = pair
-    task = Task(clip, "plot", CLASS_NAMES, tokens=5, sets=3, pooled=pooled)
+    options = {"tokens": 5, "sets": 3}
+    task = Task(clip, "plot", CLASS_NAMES, pooled=True, **options)
     assert task.text.shared == 6  # the start and each set's context
-    check_rule(task, common.drawn(task.shapes, 0.4, seed=3), pictures, PLOT(reference, pooled))
+    start = common.drawn(task.shapes, 0.4, seed=3)
+    check_rule(task, start, pictures, PLOT(reference, True))
+    found = jax.jit(Task(clip, "plot", CLASS_NAMES, **options).logits)(
+        clip.params, start, normalised(clip, pictures[0])
+    )
+    common.close(found, PLOT(reference, False).logits(start, pictures[1]), common.LOGITS)
 
 
 def test_plans_end_for_the_images_that_count_together() -> None:
@@ -242,3 +250,39 @@ def test_proda_takes_all_its_sets_in_turn() -> None:
     assert len({tuple(cycle) for cycle in draws.reshape(3, 12)}) == 3
     with pytest.raises(ClipbiasError, match="cannot be taken 5 at a time"):
         make_method("proda", sets_per_step=5)
+
+
+# What looks inside
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("cocoop", {}),
+        ("plot", {"tokens": 4}),
+        ("plot_plus_plus", {"phrases": PHRASES}),
+        ("proda", {"tokens": 4, "sets": 4}),
+    ],
+)
+def test_norms_and_kinds_of_tokens(pair, name, options) -> None:
+    clip, _ = pair
+    task = Task(clip, name, CLASS_NAMES, **options)
+    learnables = task.init(seed=1)
+    found = norms(task, learnables, images=common.pictures(8)[0])
+    lengths = np.linalg.norm(np.asarray(learnables["text_context"], np.float64), axis=-1)
+    lengths = lengths.mean(0) if lengths.ndim == 2 else lengths
+    own = [one.norm for one in found if one.part == "context"]
+    np.testing.assert_allclose(own, lengths, rtol=1e-6)
+    others = [one for one in found if one.part != "context"]
+    if name != "plot_plus_plus":
+        assert not others
+    else:
+        lengths = np.linalg.norm(np.asarray(learnables["vision_prompts"], np.float64), axis=-1).mean(0)
+        assert [(one.layer, one.norm) for one in others] == [(0, pytest.approx(x, rel=1e-6)) for x in lengths[0]]
+    kinds = text_kinds(task)
+    names = [len(clip.tokenizer.encode(name.replace("_", " "))) - 2 for name in CLASS_NAMES]
+    category = TEXT_KINDS.index("category")
+    np.testing.assert_array_equal((kinds == category).sum(1), np.tile(names, len(kinds) // len(names)))
+    firsts = (kinds == category).argmax(1).reshape(-1, len(names))[:, 0]
+    expected = {"cocoop": [5], "plot": [5] * 4, "proda": [1, 3, 5, 5], "plot_plus_plus": [5, 6, 5]}[name]
+    np.testing.assert_array_equal(firsts, expected)

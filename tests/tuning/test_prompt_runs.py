@@ -1,0 +1,81 @@
+"""Trainings of prompts per image and of several prompt sets: over devices, runs side by side, to other classes."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+import clipbias
+from clipbias.clip import Clip
+from clipbias.data import Dataset
+from clipbias.training import loop
+from clipbias.training import mesh as meshes
+from clipbias.training.grid import Grid
+from clipbias.training.packs import make_packs
+from clipbias.training.settings import GridSettings
+from clipbias.tuning import Recipe, Task, make_method
+from clipbias.tuning.adapter import load_adapter
+from tests import helpers
+from tests.training.conftest import COLOURS, colour_split, few_shot_runs
+
+OPTIONS = {
+    "cocoop": {},
+    "plot": {"tokens": 4, "sets": 2},
+    "plot_plus_plus": {"phrases": ("a photo of a", "photo of the dog type")},
+    "proda": {"tokens": 4, "sets": 4, "sets_per_step": 2},
+}
+RECIPE = Recipe(
+    learning_rate=0.05,
+    epochs=2,
+    warmup_epochs=1,
+    warmup_learning_rate=1e-3,
+    batch_size=6,
+    momentum=0.9,
+    weight_decay=5e-4,
+)
+
+
+@pytest.fixture(scope="module")
+def colours() -> Dataset:
+    splits = {"train": colour_split(4, 0), "test": colour_split(3, 2)}
+    return Dataset("colours", tuple(COLOURS), "a photo of a {}.", splits)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Clip:
+    folder = tmp_path_factory.mktemp("model")
+    helpers.tiny_checkpoint(folder, vision=(16, 2, 2), text=(16, 2, 2), image_size=8, context_length=40)
+    return clipbias.load(folder)
+
+
+@pytest.mark.parametrize("name", ["cocoop", "plot", "proda"])
+def test_devices_give_the_numbers_of_one(clip: Clip, colours: Dataset, name: str) -> None:
+    # Batches of 6 are padded to 8 on four devices; what only fills them counts nowhere.
+    found = []
+    for groups, mesh in ((1, meshes.single_device()), (4, meshes.make_mesh(run=2, data=4))):
+        task = Task(clip, make_method(name, **OPTIONS[name]), colours.class_names, groups=groups)
+        params = meshes.replicate(mesh, clip.params)
+        found.append(loop.train(task, params, few_shot_runs(colours, (1, 2)), RECIPE, mesh=mesh))
+    one, eight = found
+    np.testing.assert_allclose(one.losses, eight.losses, rtol=2e-5)
+    assert one.losses[0] != one.losses[1]
+    for a, b in zip(*(jax.tree.leaves(meshes.fetch(each.learnables)) for each in found), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=5e-5 * np.abs(b).max())
+
+
+def test_through_a_grid_from_base_to_new_classes(clip: Clip, colours: Dataset, tmp_path) -> None:
+    settings = GridSettings(OPTIONS, "float32", 8, 0.0, "raise", protocol="base_to_new")
+    recipe = dataclasses.replace(RECIPE, batch_size=3)
+    grid = Grid(clip, recipe, settings, lambda name: colours, tmp_path, mesh=meshes.single_device())
+    rows = grid.run(make_packs(list(OPTIONS), ["colours"], [2], [1, 2]))
+    assert [(row["status"], set(row["accuracies"])) for row in rows] == [("ok", {"base", "new"})] * 8, rows
+    adapters = sorted((tmp_path / "adapters").glob("*.safetensors"))
+    assert [load_adapter(path).method for path in adapters] == [name for name in OPTIONS for _ in range(2)]
+    pictures = helpers.random_images({"vision_config": {"image_size": 8}}, 2)
+    for path in adapters[::2]:
+        adapter = load_adapter(path)
+        task, start = adapter.task(clip), adapter.task(clip).init(1)
+        assert task.logits(clip.params, adapter.learnables, pictures).shape == (2, 2)
+        for key, value in adapter.learnables.items():  # of PLOT++ both trainings left their mark
+            assert np.abs(np.asarray(value) - np.asarray(start[key])).max() > 1e-5, (path.name, key)
