@@ -20,6 +20,12 @@ class Adaptation:
         added; from block `depth` on nothing is replaced.
       text_class_prompts: `[C, T, Dt]`, prompts of each class (TCP, Yao et al. 2024), which replace the context tokens
         at the input of block `text_class_block`, nothing added, and of no other. Not beside `text_prompts`.
+      text_tokens: `[n, T, Dt]`, tokens of the last `n` blocks (MMRL, Guo & Gu 2025). Those of row 0 are inserted behind
+        SOS at the input of the first of these blocks, no position added, and replaced by the others' at theirs. Not
+        beside other prompts of deeper layers, nor a bias that differs between tokens.
+      vision_tokens: `[n, V, Dv]`, likewise among the images' tokens, whose order does not matter.
+      vision_readout: `[Dv, d]`: the mean of those tokens' outputs, after the post-LayerNorm, times this is a second
+        feature of the image.
       vision_prompts: `[depth, V, Dv]`. Row 0 is appended after the position embeddings and before the pre-LayerNorm;
         row `i` replaces the prompt tokens at the input of block `i`. `[m, depth, V, Dv]` are `m` sets, each for a pass
         of its own over the images.
@@ -44,6 +50,9 @@ class Adaptation:
     text_context: jax.Array | None = None
     text_prompts: jax.Array | None = None
     text_class_prompts: jax.Array | None = None
+    text_tokens: jax.Array | None = None
+    vision_tokens: jax.Array | None = None
+    vision_readout: jax.Array | None = None
     vision_prompts: jax.Array | None = None
     text_bias: jax.Array | None = None
     vision_bias: jax.Array | None = None
@@ -58,15 +67,20 @@ class Adaptation:
     @property
     def changes_text(self) -> bool:
         """Whether the text tower's tokens depend on this adaptation (a residual acts after the tower)."""
-        parts = (self.text_context, self.text_prompts, self.text_class_prompts)
+        parts = (self.text_context, self.text_prompts, self.text_class_prompts, self.text_tokens)
         others = (self.text_bias, self.text_weights, self.text_adapters)
         return any(part is not None for part in (*parts, *others))
 
     @property
     def changes_vision(self) -> bool:
         """Whether the vision tower's tokens depend on this adaptation."""
-        parts = (self.vision_prompts, self.vision_bias, self.vision_weights, self.vision_adapters, self.pixels)
-        return any(part is not None for part in parts)
+        parts = (self.vision_prompts, self.vision_tokens, self.vision_bias, self.vision_weights, self.vision_adapters)
+        return any(part is not None for part in (*parts, self.pixels))
+
+    @property
+    def inserts_tokens(self) -> bool:
+        """Whether a tower's later blocks have more tokens than its first ones."""
+        return self.text_tokens is not None or self.vision_tokens is not None
 
     @property
     def only_changes_weights(self) -> bool:

@@ -25,6 +25,7 @@ from clipbias.clip.adaptation import NOTHING, Adaptation
 from clipbias.clip.config import ClipConfig
 from clipbias.clip.precision import with_precision
 from clipbias.clip.text import TextTokens, check_text_parts, class_block, project_text, put_context, text_layers
+from clipbias.clip.vision import check_inserted
 from clipbias.clip.weight_changes import outside_layers
 
 # Least length of a tile: class names of a few tokens share one, and the products of a tile are large enough to be fast.
@@ -230,6 +231,15 @@ def encode_packed_text(
     return features.reshape(-1, features.shape[-1])[tokens.order]
 
 
+def _with_inserted(tokens: PackedTokens, count: int) -> PackedTokens:
+    """The same with `count` more shared tokens behind SOS, which are the only ones to be replaced from now on."""
+    rows = np.full((tokens.ids.shape[0], tokens.ids.shape[1] + count), -1)
+    rows[:, 1 : 1 + count] = np.arange(count)
+    return dataclasses.replace(
+        tokens, context_rows=rows, ends=tokens.ends + count, shared=tokens.shared + count, context_is_shared=True
+    )
+
+
 def _group_features(
     params: Mapping[str, Any],
     config: ClipConfig,
@@ -270,6 +280,17 @@ def _group_features(
         own, block = adaptation.text_class_prompts, class_block(adaptation, config.text)
         x, _ = scan.scan_all_but_last(step, x, inputs, remat, end=block)
         x = in_scope(x, lambda y, rows: put_context(y, own, rows, classes, len(tokens.order)))
+    if (new := check_inserted(adaptation, "text", config.text, dtype)) is not None:
+        block = config.text.layers - new.shape[0]
+        x, _ = scan.scan_all_but_last(step, x, inputs, remat, end=block)
+        # What follows, the functions above included, is about the longer row of tokens.
+        x, inputs, tokens = (
+            scan.insert(x, new[0], 1),
+            scan.with_inserted(inputs, new),
+            _with_inserted(tokens, len(new[0])),
+        )
+        shared = tokens.shared
+        scope = slice(0, shared)
     x, last = scan.scan_all_but_last(step, x, inputs, remat, start=block)
     x = in_scope(x, lambda y, rows: tower.put_prompts(y, last, rows))
 

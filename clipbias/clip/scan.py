@@ -88,6 +88,19 @@ def with_class_prompts(inputs: LayerInput, prompts: jax.Array | None, block: int
     return dataclasses.replace(inputs, prompts=stacked, replace=inputs.index == block)
 
 
+def with_inserted(inputs: LayerInput, tokens: jax.Array) -> LayerInput:
+    """The stacked inputs with tokens `[n, T, D]` as prompts of the last `n` blocks; the first of these inserts them."""
+    start = inputs.index.shape[0] - tokens.shape[0]
+    prompts = jnp.pad(tokens, ((start, 0), (0, 0), (0, 0)))
+    return dataclasses.replace(inputs, prompts=prompts, replace=inputs.index > start)
+
+
+def insert(tokens: jax.Array, new: jax.Array, at: int) -> jax.Array:
+    """`tokens [B, N, D]` with `new [T, D]` behind the first `at` of them."""
+    new = jnp.broadcast_to(new, (tokens.shape[0], *new.shape))
+    return jnp.concatenate([tokens[:, :at], new, tokens[:, at:]], axis=1)
+
+
 def scan_all_but_last(
     step: Callable[[jax.Array, LayerInput], tuple[jax.Array, None]],
     tokens: jax.Array,

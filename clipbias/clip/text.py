@@ -15,7 +15,7 @@ from clipbias.clip import layers, scan, tower
 from clipbias.clip.adaptation import NOTHING, Adaptation
 from clipbias.clip.config import ClipConfig, TextConfig
 from clipbias.clip.precision import with_precision
-from clipbias.clip.vision import check_adapters, check_bias, check_prompts
+from clipbias.clip.vision import check_adapters, check_bias, check_inserted, check_prompts
 from clipbias.clip.weight_changes import check_changes, of_layers, outside_layers
 from clipbias.errors import ClipbiasError
 
@@ -150,6 +150,8 @@ def embed_text(
         bias_rows=tower.bias_rows(adaptation.text_bias, positions == jnp.asarray(tokens.eos)[:, None], positions),
         readout=tokens.eos,
         causal=True,
+        inserted=check_inserted(adaptation, "text", config.text, dtype),
+        insert_at=1,  # behind SOS
     )
 
 

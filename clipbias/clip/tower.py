@@ -16,7 +16,8 @@ from flax import struct
 
 from clipbias.clip import layers
 from clipbias.clip.config import TowerConfig
-from clipbias.clip.scan import LayerInput, scan_all_but_last
+from clipbias.clip.scan import LayerInput, insert, scan_all_but_last, with_inserted
+from clipbias.errors import ClipbiasError
 
 
 @struct.dataclass
@@ -32,6 +33,8 @@ class TowerInput:
         has one vector for all tokens, or none.
       readout: int32 `[B]`: the row whose output is the feature (`[cls]`: 0, text: the end-of-text token).
       causal: whether token `i` sees only tokens up to `i`.
+      inserted: `[n, T, D]`, tokens that the last `n` blocks have besides (`Adaptation.text_tokens`), or `None`.
+      insert_at: behind how many of the others they are put.
     """
 
     tokens: jax.Array
@@ -40,6 +43,8 @@ class TowerInput:
     bias_rows: jax.Array | None
     readout: jax.Array | np.ndarray
     causal: bool = struct.field(pytree_node=False)
+    inserted: jax.Array | None = None
+    insert_at: int = struct.field(pytree_node=False, default=0)
 
     @property
     def bias_row_read(self) -> jax.Array | None:
@@ -168,6 +173,7 @@ def layer(
       tap: added to the attention probabilities `[B, H, N, N]`; differentiating by it gives ∂y/∂A.
       intervene: returns the heads' outputs `[B, N, H, K]` to use instead of `view.heads_output()`.
     """
+    refuse_inserted(tower)
     tokens = put_prompts(tokens, layer, tower.prompt_rows)
     seen = None
 
@@ -184,6 +190,15 @@ def layer(
     output = add_bias(output, layer, tower.bias_rows)
     assert seen is not None
     return output, seen
+
+
+def refuse_inserted(tower: TowerInput) -> None:
+    """Raises `ClipbiasError` where later blocks have more tokens: what looks inside all of them alike cannot."""
+    if tower.inserted is not None:
+        raise ClipbiasError(
+            "tokens are inserted inside this tower, so that attention differs in size from block to block and cannot "
+            "be observed or changed; take another method."
+        )
 
 
 def run_explicit(
@@ -208,6 +223,33 @@ def run_explicit(
     return take_rows(tokens, tower.readout), observed
 
 
+def block_step(tower: TowerInput, config: TowerConfig, attend: Any) -> Callable[..., tuple[jax.Array, None]]:
+    """A function that advances tokens by the block of one `LayerInput`, to be scanned."""
+
+    def step(tokens: jax.Array, inputs: LayerInput) -> tuple[jax.Array, None]:
+        tokens = put_prompts(tokens, inputs, tower.prompt_rows)
+        output = add_beside(layers.block(tokens, inputs.weights, config, attend), tokens, inputs, config)
+        return add_bias(output, inputs, tower.bias_rows), None
+
+    return step
+
+
+def after_insertion(tower: TowerInput, tokens: jax.Array, start: int) -> TowerInput:
+    """What the blocks from `start` on need, given the tokens that reach it: the same with the inserted ones."""
+    assert tower.inserted is not None
+    at, count = tower.insert_at, tower.inserted.shape[1]
+    rows = np.full(tokens.shape[1] + count, -1)
+    rows[at : at + count] = np.arange(count)
+    return dataclasses.replace(
+        tower,
+        tokens=insert(tokens, tower.inserted[0], at),
+        layers=with_inserted(tower.layers, tower.inserted),
+        prompt_rows=rows,
+        readout=tower.readout + count * (tower.readout >= at),
+        inserted=None,
+    )
+
+
 def run_fused(
     tower: TowerInput, config: TowerConfig, *, every_row: bool = False, remat: Callable[..., Any] | None = None
 ) -> jax.Array:
@@ -222,12 +264,13 @@ def run_fused(
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         return layers.fused_attention(q, k, v, causal=tower.causal)
 
-    def step(tokens: jax.Array, inputs: LayerInput) -> tuple[jax.Array, None]:
-        tokens = put_prompts(tokens, inputs, tower.prompt_rows)
-        output = add_beside(layers.block(tokens, inputs.weights, config, attend), tokens, inputs, config)
-        return add_bias(output, inputs, tower.bias_rows), None
-
-    tokens, last = scan_all_but_last(step, tower.tokens, tower.layers, remat)
+    start = 0
+    if tower.inserted is not None:
+        start = config.layers - tower.inserted.shape[0]
+        tokens, _ = scan_all_but_last(block_step(tower, config, attend), tower.tokens, tower.layers, remat, end=start)
+        tower = after_insertion(tower, tokens, start)
+    step = block_step(tower, config, attend)
+    tokens, last = scan_all_but_last(step, tower.tokens, tower.layers, remat, start=start)
     if every_row:
         return step(tokens, last)[0]
     tokens = put_prompts(tokens, last, tower.prompt_rows)

@@ -75,6 +75,8 @@ def embed_image(
         bias_rows=tower.bias_rows(bias, positions == 0, positions),
         readout=jnp.zeros(images.shape[0], jnp.int32),
         causal=False,
+        inserted=check_inserted(adaptation, "vision", geometry, dtype),
+        insert_at=tokens.shape[1],
     )
 
 
@@ -94,6 +96,17 @@ def project_image(
     if not normed:
         rows = layers.layer_norm(rows, weights["post_norm"], config.vision.layer_norm_epsilon)
     return (rows @ weights["projection"].astype(rows.dtype)).astype(jnp.float32)
+
+
+def read_tokens(
+    params: Mapping[str, Any], config: ClipConfig, rows: jax.Array, adaptation: Adaptation | None
+) -> jax.Array:
+    """`mean(post-LayerNorm(x)) @ vision_readout` over the inserted tokens of rows `[B, N, D]`: `[B, d]`, float32."""
+    assert adaptation is not None and adaptation.vision_readout is not None
+    weights = outside_layers(params["vision"], adaptation.vision_weights)
+    own = rows[:, 1 + config.vision.patches :]
+    normed = layers.layer_norm(own, weights["post_norm"], config.vision.layer_norm_epsilon).mean(1)
+    return (normed @ adaptation.vision_readout.astype(normed.dtype)).astype(jnp.float32)
 
 
 @with_precision
@@ -127,8 +140,8 @@ def encode_image(
       dtype: compute type; LayerNorm statistics and softmax are float32 always.
 
     Returns:
-      Features `[B, d]` in float32, not normalised, `[B, m, d]` for `m` sets of prompts; and what `observe` returned,
-      stacked over layers (else `None`).
+      Features `[B, d]` in float32, not normalised, `[B, m, d]` for `m` sets of prompts, `[B, 2, d]` with that of
+      `vision_readout` behind them; and what `observe` returned, stacked over layers (else `None`).
 
     Raises:
       ClipbiasError: an array's shape does not fit the geometry.
@@ -146,6 +159,13 @@ def encode_image(
 
         return jax.vmap(one, out_axes=1)(adaptation.vision_prompts), None
     inputs = embed_image(params, config, images, adaptation, dtype=dtype)
+    readout = None if adaptation is None else adaptation.vision_readout
+    if readout is not None:
+        if patches or inputs.inserted is None:
+            raise ClipbiasError("vision_readout reads vision_tokens, and no patches beside them; give those alone.")
+        rows = tower.run_fused(inputs, config.vision, every_row=True, remat=remat)
+        whole = project_image(params, config, rows[:, 0], adaptation)
+        return jnp.stack([whole, read_tokens(params, config, rows, adaptation)], axis=1), None
     if taps is None and observe is None and intervene is None:
         rows, observed = tower.run_fused(inputs, config.vision, every_row=patches, remat=remat), None
         rows = rows[:, : 1 + config.vision.patches] if patches else rows
@@ -172,6 +192,24 @@ def check_bias(bias: jax.Array | None, geometry: Any, name: str, tokens: int) ->
     if bias is not None and bias.shape not in (one, kinds, every):
         raise ClipbiasError(f"{name} has shape {bias.shape}; expected {one}, {kinds} by kind or {every} by token.")
     return bias
+
+
+def check_inserted(adaptation: Adaptation, name: str, geometry: Any, dtype: jnp.dtype) -> jax.Array | None:
+    """Tokens of a tower's last blocks, `[n, T, D]`. Refuses those that do not fit, or not beside the other parts."""
+    tokens, bias = (getattr(adaptation, f"{name}_{part}") for part in ("tokens", "bias"))
+    if tokens is None:
+        return None
+    if tokens.ndim != 3 or not 1 <= tokens.shape[0] <= geometry.layers or tokens.shape[-1] != geometry.width:
+        raise ClipbiasError(
+            f"{name}_tokens have shape {tokens.shape}; expected [n, tokens, {geometry.width}] with n from 1 to "
+            f"{geometry.layers}."
+        )
+    others = (f"{name}_prompts", "text_class_prompts") if name == "text" else (f"{name}_prompts",)
+    if any(getattr(adaptation, part) is not None for part in others) or (bias is not None and bias.ndim > 2):
+        raise ClipbiasError(
+            f"{name}_tokens stand beside prompts of later blocks or a bias that differs between tokens; give one alone."
+        )
+    return tokens.astype(dtype)
 
 
 def check_adapters(adapters: Any, geometry: Any, name: str) -> Any:

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clipbias.clip import Adaptation, TextTokens, layers, tower
+from clipbias.clip import Adaptation, TextTokens, layers, scan, tower
 from clipbias.clip.config import ClipConfig, TowerConfig
 from clipbias.clip.params import Params
 from clipbias.clip.text import embed_text
@@ -189,7 +189,7 @@ def _scan(
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         return layers.fused_attention(q, k, v, causal=run.causal)
 
-    def step(carry: tuple[jax.Array, jax.Array | None], layer: tower.LayerInput) -> tuple[tuple, Totals]:
+    def step(carry: tuple[jax.Array, jax.Array | None], layer: scan.LayerInput) -> tuple[tuple, Totals]:
         tokens, words = carry
         tokens = tower.put_prompts(tokens, layer, run.prompt_rows)
         inputs = tokens[:, :length]

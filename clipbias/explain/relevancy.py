@@ -100,6 +100,11 @@ def explanations(
             f"the texts of {type(task.method).__name__} depend on the image, and no map follows a logit that way yet; "
             "explain a method whose texts are the same for all images."
         )
+    if jax.eval_shape(task.method.adapt, task.shapes).inserts_tokens:
+        raise ClipbiasError(
+            f"{type(task.method).__name__} inserts tokens inside the towers, and maps follow attention over the same "
+            "tokens in all layers; explain another method."
+        )
     if task.method.patches:
         raise ClipbiasError(
             f"the head of {type(task.method).__name__} reads features of patches, and maps follow those of whole "

@@ -88,6 +88,7 @@ def block_forward(
 ) -> tuple[jax.Array, Kept]:
     """Advances `tokens [B, N, D]` by one block."""
     layer = layer_at(inputs, index)
+    tower.refuse_inserted(inputs)
     x = tower.put_prompts(tokens, layer, inputs.prompt_rows)
     qkv = layers.queries_keys_values(x, layer.weights, config)
     middle = x + attend(qkv, 0.0, layer.weights, inputs, config)[0]

@@ -44,7 +44,10 @@ def program_weights(task: Task, learnables: Learnables) -> dict[str, np.ndarray]
         found = {name: np.array(x, order="C") for name, x in others.items()}
         return found | {name: narrow(np.array(x, order="C"), dtype, exact=True) for name, x in towers.items()}
     adaptation = task.method.adapt(learnables)
-    added = {name: getattr(adaptation, name) for name in ("vision_prompts", "vision_bias", "vision_adapters", "pixels")}
+    added = {
+        name: getattr(adaptation, name)
+        for name in ("vision_prompts", "vision_bias", "vision_adapters", "pixels", "vision_tokens", "vision_readout")
+    }
     whole: dict[str, Any] = {
         "adaptation": {name: value for name, value in added.items() if value is not None},
         "logit_scale": task.method.logit_scale(params),

@@ -75,7 +75,7 @@ class Classifier:
 
     def of_image(self, features: jax.Array) -> jax.Array:
         """The features of whole images `[B, d]` among those that `encode_images` gives."""
-        if self.method.patches:
+        if self.method.patches or (features.ndim == 3 and self.method.first_view):
             return features[:, 0]
         return features.mean(1) if features.ndim == 3 else features
 

@@ -50,7 +50,8 @@ class Features:
       patches: `[B, M, d]`, features of the patches as `[cls]` has them, for a method that asks for them
         (`Method.patches`), else `None`.
       views: `[B, m, d]`, features of the `m` passes over an image where the vision prompts are so many sets, and then
-        `image` is their mean; else `None`.
+        `image` is their mean; or `[B, 2, d]`, its own and that of tokens which `Adaptation.vision_readout` reads; else
+        `None`.
       nameless: `[S, d]`, features of the `S` templates without a class name, for losses of methods that ask for them
         (`Method.nameless`), else `None`.
       mask: bool `[B]`, which of the images count; the others only fill a batch. `None` where all do. A head whose

@@ -93,6 +93,7 @@ class Method(abc.ABC):
         made, from nothing (zero-shot) or by `support`.
       patches: whether the head and the loss see features of patches, too; the last block then runs at all tokens.
       nameless: whether the loss sees features of the templates without a class name, too, `Features.nameless`.
+      first_view: whether the first of several features of an image (`Features.views`) is its own; else their mean is.
       datasets: options of the authors' for a dataset (`options_for`).
       scale: the number that the authors multiply cosines by; `None` for CLIP's own `exp(logit_scale)`.
     """
@@ -101,6 +102,7 @@ class Method(abc.ABC):
     trains: ClassVar[bool] = True
     patches: ClassVar[bool] = False
     nameless: ClassVar[bool] = False
+    first_view: ClassVar[bool] = False
     datasets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     scale: ClassVar[float | None] = None
 

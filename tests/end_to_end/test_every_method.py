@@ -25,7 +25,12 @@ FIRST = {kind: name for name, (kind, _) in reversed(METHODS.items())}
 CLASS_BOUND = {"taskres", "linear_probe", "lp_plus_plus", "gda", "clap"}
 
 # Whose logits no map of relevancy follows, and why.
-UNEXPLAINED = {"cocoop": "depend on the image", "plot": "features of patches", "plot_plus_plus": "several passes"}
+UNEXPLAINED = {
+    "cocoop": "depend on the image",
+    "plot": "features of patches",
+    "plot_plus_plus": "several passes",
+    "mmrl": "inserts tokens inside the towers",
+}
 # The model reads 24 tokens.
 OPTIONS = {"prograd": {"tokens": 8}, "plot": {"tokens": 8}, "proda": {"tokens": 8, "sets": 4}}
 OPTIONS["plot_plus_plus"] = {"phrases": ("a photo of a", "photo of the dog type")}

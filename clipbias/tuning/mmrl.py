@@ -1,0 +1,151 @@
+"""MMRL (Guo & Gu 2025, arXiv 2503.08497, Multi-Modal Representation Learning for Vision-Language Models).
+
+It is trained as its authors do by default; `recipe="common"` takes the project's recipe. As there, logits are 100 times
+the cosines.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from clipbias.checks import Range
+from clipbias.clip import Adaptation, Clip
+from clipbias.tuning.closed_form import HUNDRED
+from clipbias.tuning.context import initial_linear, random_prompts
+from clipbias.tuning.coop import coop_recipe
+from clipbias.tuning.features import Features, average_texts, unit_length
+from clipbias.tuning.method import CONSTANTS, Learnables, Method, Preset, PromptText, Tokens
+from clipbias.tuning.recipe import AUTHORS, MOST, Recipe, RecipeName
+
+_WEIGHTS = {
+    "stanford_cars": 7.0,
+    **dict.fromkeys(("fgvc_aircraft", "sun397", "dtd"), 6.0),
+    "food101": 5.0,
+    "oxford_flowers": 4.0,
+    "ucf101": 3.0,
+    "oxford_pets": 0.2,
+    "eurosat": 0.01,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class MMRL(Method):
+    """Tokens of a space of their own `R [K, S]`, which linear maps carry into the last blocks of both towers.
+
+    At the input of the first of these blocks they are inserted, and replaced by those of its own map at each later one.
+    With `f` of `[cls]` and `r` of the mean of the images' inserted tokens, projected by a matrix of its own, `z = 100
+    cos(f, g)` and `z_r = 100 cos(r, g)`, the loss is
+
+        α CE(z) + (1 - α) CE(z_r) + λ (1 - mean cos(f, f⁰)) + λ (1 - mean cos(g, g⁰))
+
+    with `f⁰` and `g⁰` of plain CLIP, and the logits are `α z + (1 - α) z_r`; for classes that training did not see `z`
+    alone.
+
+    Attributes:
+      tokens: `K`.
+      blocks: how many of the last blocks, at most the shallower tower's; the authors' 6 to 12 of 12.
+      space: `S`.
+      alpha: `α`.
+      weight: `λ`.
+      recipe: the "authors'": AdamW at 0.001 with a decay of 5e-4; or "common".
+      epochs, batch_size: of the authors' recipe.
+    """
+
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "mmrl": Preset("MMRL", order=410, colour="purple", marker="<"),
+        "mmrl_base_to_new": Preset(
+            "MMRL (base-to-new)",
+            {"epochs": 10, "batch_size": 4},
+            order=411,
+            colour="purple",
+            marker="<",
+            line=(0, (1, 1)),
+        ),
+    }
+    datasets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        **{name: {"weight": weight} for name, weight in _WEIGHTS.items()},
+        "eurosat": {"weight": _WEIGHTS["eurosat"], "space": 2048},
+        "imagenet": {"epochs": 5, "batch_size": 32},
+    }
+    scale: ClassVar[float | None] = HUNDRED
+    first_view: ClassVar[bool] = True
+
+    tokens: Tokens = 5
+    blocks: Annotated[int, Range(1, 1000)] = 7
+    space: Annotated[int, Range(1, 100_000)] = 512
+    alpha: Annotated[float, Range(0, 1)] = 0.7
+    weight: Annotated[float, Range(0)] = 0.5
+    recipe: RecipeName = AUTHORS
+    epochs: Annotated[int, Range(1, MOST)] = 50
+    batch_size: Annotated[int, Range(1, MOST)] = 32
+
+    def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
+        vision, text = clip.config.vision, clip.config.text
+        count = min(self.blocks, vision.layers, text.layers)
+        tokens, of_text, of_vision, readout = jax.random.split(rng, 4)
+        found = {"tokens": random_prompts(tokens, self.tokens, self.space)}
+        for name, key, width in (("text", of_text, text.width), ("vision", of_vision, vision.width)):
+            # All maps of a tower start as copies of one.
+            kernel, bias = initial_linear(key, self.space, width)
+            found |= {f"{name}_kernel": jnp.stack([kernel] * count), f"{name}_bias": jnp.stack([bias] * count)}
+        joint = clip.config.projection_width
+        found["vision_readout"] = vision.width**-0.5 * jax.random.normal(readout, (vision.width, joint))
+        return {**found, CONSTANTS: {"alpha": jnp.float32(self.alpha)}}
+
+    def adapt(self, learnables: Learnables) -> Adaptation:
+        def mapped(name: str) -> jax.Array:
+            kernel, bias = learnables[f"{name}_kernel"], learnables[f"{name}_bias"]
+            return jnp.einsum("KS,LSD->LKD", learnables["tokens"], kernel, precision="highest") + bias[:, None]
+
+        readout = learnables["vision_readout"]
+        return Adaptation(text_tokens=mapped("text"), vision_tokens=mapped("vision"), vision_readout=readout)
+
+    def text(self, template: str, clip: Clip) -> PromptText:
+        return PromptText((template,))
+
+    def reference(self, template: str, clip: Clip) -> PromptText:
+        return PromptText((template,))
+
+    def _both(self, features: Features) -> tuple[jax.Array, jax.Array]:
+        """`z` and `z_r`, `[B, C]` each."""
+        assert features.views is not None
+        classes = unit_length(average_texts(features.text))
+        image, tokens = (features.scale * unit_length(features.views[:, view]) @ classes.T for view in (0, 1))
+        return image, tokens
+
+    def logits(self, learnables: Learnables, features: Features) -> jax.Array:
+        image, tokens = self._both(features)
+        alpha = learnables[CONSTANTS]["alpha"]
+        return alpha * image + (1 - alpha) * tokens
+
+    def losses(
+        self, learnables: Learnables, features: Features, logits: jax.Array, labels: jax.Array
+    ) -> Mapping[str, jax.Array]:
+        frozen = features.frozen
+        assert frozen is not None
+        image, tokens = (optax.softmax_cross_entropy_with_integer_labels(z, labels) for z in self._both(features))
+        text = unit_length(average_texts(features.text)) * unit_length(average_texts(frozen.text))
+        same = (unit_length(features.image) * unit_length(frozen.image)).sum(-1)
+        return {
+            "cross_entropy": self.alpha * image,
+            "tokens": (1 - self.alpha) * tokens,
+            "image": self.weight * (1 - same),
+            "text": self.weight * (1 - text.sum(-1).mean()),
+        }
+
+    def transfer(
+        self, learnables: Learnables, labels: Sequence[int] | None, source: np.ndarray, target: np.ndarray
+    ) -> Learnables:
+        return learnables if labels is not None else {**learnables, CONSTANTS: {"alpha": np.float32(1)}}
+
+    def recipe_for(self, common: Recipe, shots: int) -> Recipe:
+        if self.recipe != AUTHORS:
+            return common
+        own = coop_recipe(learning_rate=0.001, epochs=self.epochs, batch_size=self.batch_size)
+        warmup = min(1, self.epochs - 1)  # none in a training of one epoch
+        return dataclasses.replace(own, optimizer="adamw", crop=0.5, warmup_epochs=warmup)

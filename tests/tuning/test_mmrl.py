@@ -1,0 +1,164 @@
+"""MMRL against its rule in NumPy, the two layouts of texts against each other, and what it predicts elsewhere."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+import clipbias
+from clipbias.clip import Adaptation, Clip, encode_image, encode_text
+from clipbias.errors import ClipbiasError
+from clipbias.tuning import CONSTANTS, Learnables, Task, make_method, parameter_count
+from clipbias.tuning.classifier import mean_loss
+from clipbias.tuning.method import without_constants
+from clipbias.tuning.transfer import transfer
+from tests import helpers
+from tests.reference import inner_parts, optimizers
+from tests.reference.differences import against_differences
+from tests.reference.methods import Reference
+from tests.tuning import weights_common as common
+from tests.tuning.test_task import VIT_B_16
+
+TEMPLATE = "a painting of a {}."
+OPTIONS = {"tokens": 3, "blocks": 2, "space": 10, "weight": 2.0}
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> tuple[Clip, Reference]:
+    folder = tmp_path_factory.mktemp("other")
+    reference = helpers.tiny_checkpoint(folder, seed=5, vision=(16, 3, 2), text=(24, 4, 3), projection=20)
+    return clipbias.load(folder), reference
+
+
+def bound(clip: Clip, names: tuple[str, ...] = common.CLASS_NAMES, **options) -> Task:
+    return Task(clip, "mmrl", names, template=TEMPLATE, **OPTIONS | options)
+
+
+def start(task: Task) -> Learnables:
+    return {**common.drawn(without_constants(task.shapes), 1.0), CONSTANTS: task.init()[CONSTANTS]}
+
+
+def of_numpy(reference: Reference, learnables: Learnables, images: np.ndarray, labels: np.ndarray) -> tuple:
+    arguments = (reference, common.CLASS_NAMES, without_constants(learnables), images, labels)
+    return inner_parts.mmrl_losses_and_gradients(*arguments, template=TEMPLATE, weight=2.0)
+
+
+def test_parameters_and_start(clip: Clip) -> None:
+    tower = {**clip.params["text"], "token_embedding": np.zeros((len(clip.tokenizer), 512), np.float32)}
+    large = dataclasses.replace(clip, config=VIT_B_16, params={**clip.params, "text": tower})
+    counts = parameter_count(Task(large, "mmrl", ("cat", "dog")).shapes)
+    vision, text = 7 * 513 * 768 + 768 * 512, 7 * 513 * 512
+    assert counts == {"vision": vision, "text": text, "shared": 2_560, "total": 4_992_256}
+    assert parameter_count(Task(large, "mmrl", ("cat", "dog"), space=2048).shapes)["total"] == 18_762_496
+    found = bound(clip).init(2)
+    for kernel in (found["text_kernel"], found["vision_kernel"]):
+        np.testing.assert_array_equal(kernel[0], kernel[1])
+    assert np.std(found["vision_readout"]) == pytest.approx(clip.config.vision.width**-0.5, rel=0.15)
+
+
+def test_logits_losses_and_gradients_equal_numpy(other: tuple[Clip, Reference]) -> None:
+    clip, reference = other
+    task = bound(clip)
+    learnables, images = start(task), helpers.random_images(reference.config, len(common.LABELS))
+    shapes = inner_parts.mmrl_shapes(reference.config, tokens=3, blocks=2, space=10)
+    assert {name: leaf.shape for name, leaf in without_constants(learnables).items()} == shapes
+    teacher = task.reference_features(clip.params)
+
+    @jax.jit
+    def compute(params, learnables):
+        def loss(learned):
+            whole = {**learned, CONSTANTS: learnables[CONSTANTS]}
+            terms, logits = task.classifier.losses(params, whole, images, common.LABELS, task.text, teacher)
+            terms = {name: mean_loss(term) for name, term in terms.items()}
+            return sum(terms.values()), (terms, logits)
+
+        return jax.grad(loss, has_aux=True)(without_constants(learnables))
+
+    gradients, (terms, logits) = compute(clip.params, learnables)
+    losses, expected, z, z_r = of_numpy(reference, learnables, images, common.LABELS)
+    common.close(logits, 0.7 * z + 0.3 * z_r, common.LOGITS)
+    assert set(terms) == set(losses) and min(losses.values()) > 2e-3
+    for name, value in losses.items():
+        # Cosines near 1 leave a distance with fewer digits.
+        assert float(terms[name]) == pytest.approx(value, rel=common.LOGITS, abs=1e-6)
+    common.close_trees(gradients, expected, common.GRADIENTS)
+
+    # Classes that training did not see have the image's own logits alone.
+    moved = transfer(task, bound(clip, common.CLASS_NAMES[:2]), learnables)
+    few = jax.jit(bound(clip, common.CLASS_NAMES[:2]).logits)(clip.params, moved, images)
+    common.close(few, z[:, :2], common.LOGITS)
+    kept = transfer(task, bound(clip, common.CLASS_NAMES[:2]), learnables, labels=[0, 1])
+    assert float(kept[CONSTANTS]["alpha"]) == pytest.approx(0.7)
+
+
+def test_gradient_of_the_reference_equals_finite_differences(other: tuple[Clip, Reference]) -> None:
+    clip, reference = other
+    learnables, images = start(bound(clip)), helpers.random_images(reference.config, 2)
+    learned = {name: np.asarray(value, np.float64) for name, value in without_constants(learnables).items()}
+
+    def run(learned: dict) -> tuple:
+        return of_numpy(reference, learned, images, np.array([1, 0]))
+
+    errors = against_differences(lambda one: sum(run(one)[0].values()), learned, run(learned)[1], entries=1)
+    assert set(errors) == set(learned) and max(errors.values()) < 1e-6
+
+
+def test_steps_of_adamw_equal_numpy(other: tuple[Clip, Reference]) -> None:
+    clip, reference = other
+    task = bound(clip)
+    learnables, rates = start(task), (0.02, 0.03, 0.01)
+    raw, images = common.pictures(clip.config.vision.image_size)
+    recipe = dataclasses.replace(common.SGD, optimizer="adamw", weight_decay=0.5, epsilon=1e-1)
+    after, losses = common.trained(task, learnables, recipe, raw, common.LABELS, rates)
+    optimizer = optimizers.AdamW(epsilon=1e-1, weight_decay=0.5)
+    values = {name: np.asarray(value, np.float64) for name, value in without_constants(learnables).items()}
+    for rate, loss in zip(rates, losses[:, 0], strict=True):
+        expected, slopes, _, _ = of_numpy(reference, values, images, common.LABELS)
+        assert loss == pytest.approx(sum(expected.values()), rel=common.TRAINED)
+        values = optimizer.step(values, slopes, rate)
+    common.close_trees(after, values, common.TRAINED)
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 4])
+def test_both_layouts_of_texts_are_the_same(blocks: int, other: tuple[Clip, Reference]) -> None:
+    clip, _ = other
+    task = bound(clip, groups=2)
+    tokens = common.drawn({"tokens": np.zeros((blocks, 3, 24), np.float32)}, 0.5)["tokens"]
+    adaptation = Adaptation(text_tokens=tokens)
+
+    @jax.jit
+    def run(params):
+        packed = task.classifier.encode_text(params, adaptation, task.text)
+        return packed, encode_text(params, clip.config, task.tokens, adaptation)[0]
+
+    packed, plain = run(clip.params)
+    common.close(packed, np.asarray(plain), common.LOGITS)
+
+
+def test_what_cannot_be_is_refused(other: tuple[Clip, Reference]) -> None:
+    clip, reference = other
+    task = bound(clip)
+    adaptation, images = task.method.adapt(start(task)), helpers.random_images(reference.config, 1)
+    with pytest.raises(ClipbiasError, match="attention differs in size from block to block"):
+        encode_image(
+            *(clip.params, clip.config, images, dataclasses.replace(adaptation, vision_readout=None)),
+            observe=lambda view: view.index,
+        )
+    with pytest.raises(ClipbiasError, match=r"vision_tokens have shape \(2, 3, 24\)"):
+        encode_image(clip.params, clip.config, images, Adaptation(vision_tokens=adaptation.text_tokens))
+    beside = dataclasses.replace(adaptation, text_prompts=np.zeros((1, 3, 24), np.float32))
+    with pytest.raises(ClipbiasError, match="text_tokens stand beside prompts"):
+        encode_text(clip.params, clip.config, task.tokens, beside)
+    with pytest.raises(ClipbiasError, match="vision_readout reads vision_tokens"):
+        encode_image(clip.params, clip.config, images, dataclasses.replace(adaptation, vision_tokens=None))
+
+
+def test_the_authors_recipe() -> None:
+    own = make_method("mmrl").recipe_for(common.SGD, 16)
+    assert (own.optimizer, own.learning_rate, own.weight_decay, own.crop) == ("adamw", 1e-3, 5e-4, 0.5)
+    assert (own.epochs, own.batch_size, own.warmup_epochs) == (50, 32, 1)
+    own = make_method("mmrl_base_to_new").recipe_for(common.SGD, 16)
+    assert (own.epochs, own.batch_size) == (10, 4)
+    assert make_method("mmrl", epochs=1).recipe_for(common.SGD, 16).warmup_epochs == 0
+    assert make_method("mmrl").options_for("eurosat", 16) == {"weight": 0.01, "space": 2048}
