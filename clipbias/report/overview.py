@@ -54,7 +54,9 @@ def write_overview(results_folders: Sequence[str | os.PathLike], output_folder: 
     for key, label in {model["key"]: label_of(model) for study in ordered for model in study.tuned}.items():
         own = [study for study in ordered if _model(study, key)]
         pictures = [pages.save_picture(figure, output / FIGURES) for figure in _figures(own, key, label)]
-        models.append((label, _verdict_numbers(own, key), pictures))
+        numbers = _verdict_numbers(own, key)
+        if numbers or pictures:
+            models.append((label, numbers, pictures))
     return pages.write_page(
         output / OVERVIEW,
         "overview",

@@ -3,8 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from clipbias.explain.uncertainty import LEVEL, Estimate
 from clipbias.explain.verdict_words import UNITS
 from clipbias.report import style
@@ -18,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _OUTCOME = "log_likelihood"  # whose gain is shared out: it has most power
+_DRAWN = "accuracy"  # which is there for every method and dataset, and what readers compare methods by
 _MARKERS = ("o", "s", "D")
 _FORM_LOOK = {
     "vector": ("one vector", style.PURPLE),
@@ -29,7 +28,7 @@ _LOOKS = {
     "effect": {name: (name, colour) for name, colour in EFFECT_COLOURS.items()},
     "form": _FORM_LOOK,
 }
-_WIDEST = (-0.6, 2.0)
+_WHOLE = {"gain": "gain", "effect": "gain", "form": "tuned"}  # what each panel's numbers are parts of
 
 
 def summary_figure(summaries: Sequence[MethodSummary]) -> CaptionedFigure | None:
@@ -40,91 +39,93 @@ def summary_figure(summaries: Sequence[MethodSummary]) -> CaptionedFigure | None
     names = [dataset_name(name) for name in dict.fromkeys(name for each in summaries for name in each.datasets)]
     with style.styled():
         figure = style.new_figure(9.2, 0.62 * len(summaries) + 1.05)
-        panels = figure.subplots(1, 3, sharey=True, width_ratios=(0.8, 1, 1))
+        panels = figure.subplots(1, 3, sharey=True, sharex=True)
         titles = ("a  gain in accuracy", "b  what carries the gain", "c  what a constant keeps")
         for axes, title, (kind, looks) in zip(panels, titles, _LOOKS.items(), strict=True):
             for line, summary in enumerate(summaries):
-                rows += _series(axes, line, summary, kind, looks)
+                whole = summary.mean(_DRAWN, _WHOLE[kind])
+                if whole is not None and kind != "gain":
+                    axes.plot([whole["value"]] * 2, [line - 0.42, line + 0.42], color=style.GREY, lw=1, ls=":")
+                rows += _series(axes, line, summary, looks)
+            if not axes.containers:
+                axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes, color=style.GREY)
             axes.set_title(title, loc="left")
             axes.axvline(0, color="#4B5563", linewidth=0.8)
             axes.grid(axis="y", visible=False)
             for line in range(1, len(summaries)):
                 axes.axhline(line - 0.5, color="#E5E7EB", linewidth=0.6)
+            axes.set_xlabel("points of accuracy")
         panels[0].set_yticks(range(len(summaries)), [summary.label for summary in summaries])
         panels[0].set_ylim(len(summaries) - 0.5, -0.5)
-        panels[0].set_xlabel("points")
+        panels[0].set_xlim(*_limits(summaries))
         for axes in panels[1:]:
-            _share_axis(axes)
-            axes.legend(
-                *_legend(axes), loc="upper center", bbox_to_anchor=(0.5, -0.42 / len(summaries) ** 0.5), ncols=3
-            )
+            if not axes.containers:
+                continue
+            below = -0.52 / (0.62 * len(summaries))
+            look: dict[str, Any] = {"ncols": 3, "columnspacing": 1.0, "handletextpad": 0.3}
+            axes.legend(*_legend(axes), loc="upper center", bbox_to_anchor=(0.5, below), **look)
     several = len(names) > 1
     caption = (
-        f"{', '.join(names)}. (a) Gain over the frozen model. (b) Shapley values of the three effects, as shares of the"
-        " gain in the log-likelihood of the true class: which input tokens attend to which (attention), what prompts"
-        " take away from the attention on input tokens (scale), and what is added to tokens (values). (c) Shares of"
-        " that gain that stay if the method is replaced by constants, the same for every image: one vector per layer;"
-        " two, one for [cls] or the end of the text and one for all other tokens; one per token. "
+        f"{', '.join(names)}. (a) Gain in accuracy over the frozen model. (b) The parts of it that three effects carry,"
+        " Shapley values that add up to the gain (dotted): which input tokens attend to which (attention), what prompts"
+        " take away from the attention on input tokens (scale), and what is added to tokens (values). (c) Gains if the"
+        " method (dotted) is replaced by constants, the same for every image: one vector per layer; two, one for [cls]"
+        " or the end of the text and one for all other tokens; one per token. "
         + (
-            "Large: the mean over datasets, each one observation (seeds averaged first), with Student's"
-            f" {100 * LEVEL:.0f} % interval, cut off at the panel's edge; small: each dataset."
+            "Large: the mean over datasets, seeds averaged first; small: each dataset. Thick whiskers: the"
+            f" {100 * LEVEL:.0f} % interval over the images of these datasets. Thin whiskers: Student's"
+            f" {100 * LEVEL:.0f} % interval where a dataset is one observation, cut off at the panel's edge."
             if several
-            else f"Whiskers are {100 * LEVEL:.0f} % bootstrap intervals over images, cut off at the panel's edge."
+            else f"Whiskers are {100 * LEVEL:.0f} % bootstrap intervals over images."
         )
-        + " No share is shown where the gain itself is not surely above 0."
     )
-    columns = ("method", "quantity", "outcome", "unit", "dataset", "seeds", "value", "low", "high")
+    columns = ("method", "quantity", "outcome", "unit", "dataset", "seeds", *_ENDS, "images_low", "images_high")
     return CaptionedFigure("verdict_overview", "What carries the gain", caption, figure, columns, tuple(rows))
 
 
 def _series(
-    axes: "Axes", line: int, summary: MethodSummary, kind: str, looks: Mapping[str, tuple[str, str]]
+    axes: "Axes", line: int, summary: MethodSummary, looks: Mapping[str, tuple[str, str]]
 ) -> list[tuple[Any, ...]]:
-    """One method's line of a panel: small marks for datasets, a large one with its interval for their mean."""
+    """One method's line of a panel: small marks for datasets, a large one with its intervals for their mean."""
     rows: list[tuple[Any, ...]] = []
-    share = kind != "gain"
-    outcome, unit, scale = (_OUTCOME, "share", 100.0) if share else ("accuracy", "points", 1.0)
     for place, (name, (label, colour)) in enumerate(looks.items()):
-        numbers = {dataset: _ends(number, share) for dataset, number in summary.of(outcome, name).items()}
-        known = {dataset: number for dataset, number in numbers.items() if number["value"] is not None}
-        if not known:
+        numbers = summary.of(_DRAWN, name)
+        mean, these = summary.mean(_DRAWN, name), summary.mean_of_these(_DRAWN, name)
+        if mean is None or these is None:
             continue
         y = line + (place - (len(looks) - 1) / 2) * 0.25
         look: dict[str, Any] = {"marker": _MARKERS[place], "color": colour, "linestyle": ""}
+        _whisker(axes, y, these, elinewidth=2.2 if len(numbers) > 1 else 1.3, capsize=0, ms=6, label=label, **look)
         if len(numbers) > 1:
-            axes.plot([scale * (n["value"] or 0) for n in known.values()], [y] * len(known), ms=3, alpha=0.45, **look)
-            mean = summary.mean_share(outcome, name) if share else summary.mean(outcome, name)
-        else:
-            mean = next(iter(known.values()))
-        if mean is not None:
-            value, low, high = (scale * float(mean[end] or 0.0) for end in ("value", "low", "high"))
-            error = [[value - low], [high - value]]
-            axes.errorbar(value, y, xerr=error, ms=6, elinewidth=1.3, capsize=2.5, label=label, **look)
-        else:
-            axes.plot([], [], ms=6, label=label, **look)
-        if len(numbers) > 1:
-            numbers = {**numbers, "mean": mean or {"value": None, "low": None, "high": None}}
+            _whisker(axes, y, mean, elinewidth=0.7, capsize=2.5, ms=0, **look)
+            values = [number["value"] or 0.0 for number in numbers.values()]
+            axes.plot(values, [y] * len(values), ms=2.6, alpha=0.55, zorder=3, mec="white", mew=0.3, **look)
+        place_of = (summary.label, name, _DRAWN, UNITS[_DRAWN][0])
         for dataset, number in numbers.items():
-            seeds = summary.datasets.get(dataset, "")
-            rows.append((summary.label, name, outcome, unit, dataset, seeds, *(number[e] for e in _ENDS)))
+            rows.append((*place_of, dataset, summary.datasets[dataset], *(number[end] for end in _ENDS), None, None))
+        if len(numbers) > 1:
+            rows.append((*place_of, "mean", None, *(mean[end] for end in _ENDS), these["low"], these["high"]))
     return rows
 
 
 _ENDS = ("value", "low", "high")
 
 
-def _ends(number: Estimate, share: bool) -> Estimate:
-    names = ("share", "share_low", "share_high") if share else _ENDS
-    return dict(zip(_ENDS, (number.get(name) for name in names), strict=True))
+def _whisker(axes: "Axes", y: float, number: Estimate, **look: Any) -> None:
+    value, low, high = (float(number[end] or 0.0) for end in _ENDS)
+    axes.errorbar(value, y, xerr=[[value - low], [high - value]], **look)
 
 
-def _share_axis(axes: "Axes") -> None:
-    """Percent of the gain: as wide as the marks need, whatever the intervals."""
-    marks = [x for line in axes.lines if line.get_marker() in _MARKERS for x in np.asarray(line.get_xdata(), float)]
-    low, high = min([*marks, -15.0]) - 10, max([*marks, 110.0]) + 10
-    axes.set_xlim(max(low, 100 * _WIDEST[0]), min(high, 100 * _WIDEST[1]))
-    axes.axvline(100, color=style.GREY, linewidth=0.8, linestyle=":")
-    axes.set_xlabel("% of the gain in log-likelihood")
+def _limits(summaries: Sequence[MethodSummary]) -> tuple[float, float]:
+    """As wide as datasets and the intervals over their images need, whatever the intervals over datasets."""
+    ends = [0.0]
+    for summary in summaries:
+        for name in (name for looks in _LOOKS.values() for name in looks):
+            ends += [number["value"] or 0.0 for number in summary.of(_DRAWN, name).values()]
+            these = summary.mean_of_these(_DRAWN, name)
+            ends += [end for end in (these["low"], these["high"]) if end is not None] if these else []
+    room = 0.06 * (max(ends) - min(ends) or 1.0)
+    return min(ends) - room, max(ends) + room
 
 
 def _legend(axes: "Axes") -> tuple[list[Any], list[str]]:

@@ -61,6 +61,8 @@ def effects_figure(study: StudyResults) -> CaptionedFigure | None:
                         axes.set_title(f"{TOWERS[tower]}, {UNITS[outcome][0]}", loc="left", fontsize=7, weight="normal")
                     else:
                         axes.set_axis_off()
+                        if not line and not column:
+                            axes.text(0, 0.5, "only one tower is tuned", transform=axes.transAxes, fontsize=7)
                 for tower, numbers in by_tower.items():
                     rows += [_row(model, outcome, tower, name, number) for name, number in numbers.items()]
                 if control:

@@ -6,6 +6,7 @@ their intervals' ends too: seeds share their images, so that averaging narrows n
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -43,6 +44,20 @@ class MethodSummary:
     def mean(self, outcome: str, quantity: str) -> Estimate | None:
         """The mean change over datasets, with Student's interval; `None` where a dataset lacks it."""
         return self._mean([number["value"] for number in self.of(outcome, quantity).values()])
+
+    def mean_of_these(self, outcome: str, quantity: str) -> Estimate | None:
+        """The same mean with an interval over images alone: of these datasets, whatever others would give.
+
+        Datasets have no image in common, so that the squares of their intervals' arms add up.
+        """
+        numbers, mean = self.of(outcome, quantity).values(), self.mean(outcome, quantity)
+        if mean is None or mean["value"] is None:
+            return None
+        arms = [
+            math.sqrt(sum(((number["value"] or 0.0) - (number[end] or 0.0)) ** 2 for number in numbers)) / len(numbers)
+            for end in ("low", "high")
+        ]
+        return {"value": mean["value"], "low": mean["value"] - arms[0], "high": mean["value"] + arms[1]}
 
     def mean_share(self, outcome: str, quantity: str) -> Estimate | None:
         """The mean share of the gain over datasets; `None` where one has no sure gain to share out."""
@@ -134,6 +149,9 @@ def sentences(summary: MethodSummary) -> list[str]:
             f"Over {count} datasets {summary.label} gains {shown[1]} of accuracy and {shown[0]} of log-likelihood on"
             f" average; a dataset is one observation, and intervals hold {100 * LEVEL:.0f} %."
         )
+        parts = {name: summary.mean_of_these("accuracy", name) for name in ("gain", *EFFECTS)}
+        shown = [f"{name} {amount(number, 'accuracy')}" for name, number in parts.items() if number]
+        said.append(f"On these datasets as they are, with intervals over their images: {', '.join(shown)}.")
         outcome = next((name for name, gain in gains.items() if gain and excludes(gain) > 0), None)
         if outcome is None:
             said.append("Undecided, because neither interval of these gains excludes 0.")

@@ -20,6 +20,7 @@ from tools import draw_verdict
 
 T_OF_TWO = 4.302652729911275  # Student's 97.5 % quantile with two degrees of freedom, from a printed table
 EFFECTS, FORMS = ("attention", "scale", "values"), ("vector", "kind", "token")
+KEPT = (*FORMS, "tuned")
 LABELS = {"IVLP": "ivlp", "Bias tuning": "bias"}
 KNOWN = {}  # what was computed anew of the module's studies
 
@@ -60,25 +61,32 @@ def expected(results, label, outcome, name):
     """By dataset, one number of the verdict."""
     found, key = {}, LABELS[label]
     for dataset, each in results.items():
-        place = (dataset, key, outcome, name in FORMS)
+        place = (dataset, key, outcome, name in KEPT)
         if place not in KNOWN:
-            known = recomputed.kept(each, key, outcome) if name in FORMS else None
+            known = recomputed.kept(each, key, outcome) if name in KEPT else None
             KNOWN[place] = known or recomputed.effects(each, key, outcome, "both")
         found[dataset] = KNOWN[place][name]
     return found
+
+
+def of_these(numbers):
+    """The mean of three datasets with an interval over their images: three independent ones."""
+    value = statistics.fmean(number["value"] for number in numbers)
+    arms = [sum((number["value"] - number[end]) ** 2 for number in numbers) ** 0.5 / 3 for end in ("low", "high")]
+    return [value - arms[0], value + arms[1]]
 
 
 def test_every_number_of_the_picture_is_recomputed(results, summaries):
     drawing = summary_figure(summaries)
     rows = [dict(zip(drawing.columns, row, strict=True)) for row in drawing.rows]
     for row in rows:
-        numbers = expected(results, row["method"], row["outcome"], row["quantity"])
-        ends = ("share", "share_low", "share_high") if row["unit"] == "share" else ("value", "low", "high")
-        assert row["outcome"] == {"share": "log_likelihood", "points": "accuracy"}[row["unit"]]
+        numbers = expected(results, row["method"], "accuracy", row["quantity"])
+        assert (row["outcome"], row["unit"]) == ("accuracy", "points")
         if row["dataset"] == "mean":
-            wanted = list(student([number[ends[0]] for number in numbers.values()]).values())
+            wanted = list(student([number["value"] for number in numbers.values()]).values())
+            np.testing.assert_allclose([row["images_low"], row["images_high"]], of_these(list(numbers.values())))
         else:
-            wanted = [numbers[row["dataset"]][end] for end in ends]
+            wanted = [numbers[row["dataset"]][end] for end in ("value", "low", "high")]
             assert row["seeds"] == 1
         np.testing.assert_allclose([row["value"], row["low"], row["high"]], wanted, rtol=1e-9, atol=1e-9)
     assert len(rows) == 4 * ((1 + 3 + 3) + (1 + 2 + 3))
@@ -93,25 +101,22 @@ def test_marks_stand_in_their_panel_and_their_methods_line(results, summaries):
             line, _, (bars,) = container.lines
             (segment,) = bars.get_segments()
             shown.append((round(float(line.get_ydata()[0])), line.get_xdata()[0], segment[0, 0], segment[1, 0]))
-        wanted = []
+        wanted, wholes = [], []
         for place, label in enumerate(LABELS):
             for name in names:
-                outcome, end, scale = ("accuracy", "value", 1) if name == "gain" else ("log_likelihood", "share", 100)
                 if label == "Bias tuning" and name == "scale":
                     continue
-                values = [number[end] * scale for number in expected(results, label, outcome, name).values()]
-                wanted.append((place, *student(values).values()))
+                numbers = list(expected(results, label, "accuracy", name).values())
+                mean = student([number["value"] for number in numbers])
+                wanted += [(place, mean["value"], *of_these(numbers)), (place, *mean.values())]
+            whole = expected(results, label, "accuracy", "tuned" if names == FORMS else "gain")
+            wholes.append(statistics.fmean(number["value"] for number in whole.values()))
         np.testing.assert_allclose(shown, wanted)
-        labels = [container.get_label() for container in axes.containers]
-        assert len(labels) == len(wanted)
-        if axes is not gain:
-            assert (
-                labels[:3]
-                == {
-                    EFFECTS: list(EFFECTS),
-                    FORMS: ["one vector", "two, by kind of token", "one per token"],
-                }[names]
-            )
+        dotted = [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == ":"]
+        np.testing.assert_allclose(dotted, [] if axes is gain else wholes)
+        labels = [text.get_text() for text in axes.get_legend().get_texts()] if axes.get_legend() else []
+        said = {EFFECTS: list(EFFECTS), FORMS: ["one vector", "two, by kind of token", "one per token"]}
+        assert labels == said.get(names, [])
 
 
 def numbers_in(text):
@@ -142,8 +147,8 @@ def test_sentences_say_the_means(results, summaries):
     said = verdict_summary.sentences(summaries[0])
     for text, parts in (
         (said[0], [("accuracy", "gain", "value", 1), ("log_likelihood", "gain", "value", 1)]),
-        (said[1], [("log_likelihood", name, "share", 100) for name in EFFECTS]),
-        *((said[2 + place], [("log_likelihood", form, "share", 100)]) for place, form in enumerate(FORMS)),
+        (said[2], [("log_likelihood", name, "share", 100) for name in EFFECTS]),
+        *((said[3 + place], [("log_likelihood", form, "share", 100)]) for place, form in enumerate(FORMS)),
     ):
         wanted = []
         for outcome, name, end, scale in parts:
@@ -151,8 +156,13 @@ def test_sentences_say_the_means(results, summaries):
             wanted += student(values).values()
         found = numbers_in(text.removeprefix("Over 3 datasets "))[: len(wanted)]
         np.testing.assert_allclose(found, wanted, atol=0.501)
-    assert "so values carry most of it" in said[1]
-    assert "undecided whether that is most of it" in said[2] and said[3].endswith("most of it.")
+    assert "so values carry most of it" in said[2]
+    assert "undecided whether that is most of it" in said[3] and said[4].endswith("most of it.")
+    wanted = []
+    for name in ("gain", *EFFECTS):
+        numbers = list(expected(results, "IVLP", "accuracy", name).values())
+        wanted += [statistics.fmean(number["value"] for number in numbers), *of_these(numbers)]
+    np.testing.assert_allclose(numbers_in(said[1]), wanted, atol=0.0501)
 
 
 def method(shares, *, gain=(1.0, 1.1, 0.9), seeds=1, contradictions=(), kept=None):
