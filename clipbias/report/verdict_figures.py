@@ -265,8 +265,10 @@ def kept_table(study: StudyResults) -> Table | None:
 
 def why_nothing_kept(study: StudyResults) -> list[str]:
     """One sentence for each model for which no constant was measured."""
+    asked = "amounts" in study.scalars["figures"]
+    otherwise = "No constant was measured" + ("." if asked else "; --config.figures=amounts has it.")
     reasons = {
-        label_of(model): study.section("amounts", model["key"]).get("missing") or "No constant was measured."
+        label_of(model): study.section("amounts", model["key"]).get("missing") or otherwise
         for model in study.tuned
         if verdict_of(study, model) and not verdict_of(study, model).get("kept")
     }

@@ -101,7 +101,7 @@ def test_conclusions_come_first_and_what_is_missing_says_why(written, drawn):
     conclusion = results.scalars["verdict"]["ivlp"]["conclusion"]
     assert 0 < page.text.index(conclusion) < page.text.index("What carries the gain")
     assert "Bias tuning: It has no second run." in page.text
-    assert "Bias tuning: No constant was measured." in page.text
+    assert "Bias tuning: No constant was measured; --config.figures=amounts has it." in page.text
     assert "Faithfulness: it was not asked for; --config.figures=faithfulness has it." in page.text
     assert "Similarity: no model has vision prompts." in page.text
 
