@@ -17,7 +17,7 @@ from configs import demo, table1
 METHODS = (
     "zero_shot",
     # Prompts in one tower or both, alone and beside a frozen teacher.
-    *("vpt", "coop", "cocoop", "kgcoop", "prograd", "tcp", "proda", "plot", "plot_plus_plus"),
+    *("vpt", "visual_prompting", "coop", "cocoop", "kgcoop", "prograd", "tcp", "proda", "plot", "plot_plus_plus"),
     *("ivlp", "ivlp_matched", "ivlp_matched_2", "promptsrc", "maple", "mmrl"),
     # Heads on frozen features.
     *("taskres", "linear_probe", "clip_adapter", "tip_adapter", "tip_adapter_f", "gda", "lp_plus_plus", "clap"),
@@ -38,4 +38,5 @@ def get_config(where: str = "paper") -> ConfigDict:
     config.workdir = "workdir/compare"
     if where == "demo":
         config.shots, config.workdir = (4,), "workdir/compare_demo"
+        config.method_options.visual_prompting.epochs = 100  # of a thousand, which would take as long as all others
     return config

@@ -96,7 +96,7 @@ def train_batches(
     start_step: int = 0,
     shard: tuple[int, int] = (0, 1),
     keep_last: bool = False,
-    crop: float = transforms.SCALE[0],
+    crop: float | None = transforms.SCALE[0],
     workers: int | None = None,
     cache_bytes: int = DEFAULT_CACHE_BYTES,
 ) -> Batches:
@@ -111,7 +111,7 @@ def train_batches(
       start_step: Steps already done, counted over all epochs; continuing costs nothing.
       shard: (index, count) of this host; it gets the rows `index * B / count` and following of every batch.
       keep_last: Whether an epoch ends with its incomplete batch, which is filled up and masked.
-      crop: Smallest share of an image that a crop covers.
+      crop: Smallest share of an image that a crop covers; None prepares images as they are evaluated.
       workers: Decoding threads; None takes one per core. Does not change the batches.
       cache_bytes: Decoded images are kept up to this size; ignored where `split` is an `Images`.
 
@@ -167,14 +167,17 @@ def pass_batches(
 
 
 def _augmented(
-    images: Images, chosen: np.ndarray, rows: int, image_size: int, keys: tuple[int, int], crop: float
+    images: Images, chosen: np.ndarray, rows: int, image_size: int, keys: tuple[int, int], crop: float | None
 ) -> Batch:
     """A batch of so many rows: the augmented images `chosen`, and masked rows after them."""
     pixels = np.zeros((rows, image_size, image_size, 3), np.uint8)
     labels, mask = np.zeros(rows, np.int32), np.zeros(rows, bool)
     for row, example in enumerate(chosen.tolist()):
-        rng = augmentation_rng(*keys, example)
-        pixels[row] = transforms.train_image(images.decoded(example), rng, image_size, crop)
+        image = images.decoded(example)
+        if crop is None:
+            pixels[row] = transforms.test_image(image, image_size)
+        else:
+            pixels[row] = transforms.train_image(image, augmentation_rng(*keys, example), image_size, crop)
         labels[row], mask[row] = images.labels[example], True
     return {"images": pixels, "labels": labels, "mask": mask}
 

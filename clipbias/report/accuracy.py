@@ -59,12 +59,14 @@ def accuracy_figure(results: Summary | Iterable[Mapping[str, Any]], *, measure: 
             drawn = [axes.get_legend_handles_labels() for axes in flat[: len(panels)]]
             named = {label: handle for handles, labels in drawn for handle, label in zip(handles, labels, strict=True)}
             shown_names = [method for method in summary.methods if method in named]
-            figure.legend(
+            legend = figure.legend(
                 [named[method] for method in shown_names],
                 [method_name(method) for method in shown_names],
                 loc="outside lower center",
                 ncols=below,
             )
+            figure.draw_without_rendering()  # tells how wide the names are
+            figure.set_figwidth(max(width, legend.get_window_extent().width / figure.dpi))
         elif panels:
             figure.draw_without_rendering()  # places the panels, so that the labels know how high they are
             _label(flat[len(panels) - 1], summary, panels[-1], measure)

@@ -229,7 +229,7 @@ class RunBatches(Iterator[Batch]):
                 start_step=start_step,
                 shard=(jax.process_index(), processes),
                 keep_last=recipe.keep_last,
-                crop=recipe.crop,
+                crop=recipe.crop if recipe.augment else None,
             )
             for one, run in zip(images, runs, strict=True)
         ]

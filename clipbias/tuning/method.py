@@ -41,13 +41,13 @@ class PromptText:
       templates: one or more, each with `{}` for the class name. Several are averaged as unit-length features.
       context_tokens: how many tokens `T` after SOS are context that the method may replace.
       position: where the class name stands among the context, "end", "middle" or "front"; or that of each template.
-      literal: whether names stand there to the letter, `_` too, where it is a space otherwise.
+      spaces: characters of a name that become spaces there.
     """
 
     templates: tuple[str, ...]
     context_tokens: int = 0
     position: str | tuple[str, ...] = "end"
-    literal: bool = False
+    spaces: str = "_"
 
     @property
     def before(self) -> tuple[int, ...]:

@@ -12,25 +12,24 @@ from clipbias.errors import ClipbiasError
 from clipbias.tuning.method import PromptText
 
 
-def name_in_prompt(name: str) -> str:
-    """The name as it stands in a prompt: `_` becomes a space. Raises `ClipbiasError` for what is no text."""
+def name_in_prompt(name: str, spaces: str = "_") -> str:
+    """The name as it stands in a prompt: `spaces` become spaces. Raises `ClipbiasError` for what is no text."""
     if not isinstance(name, str):
         raise ClipbiasError(f"the class name {name!r} is not a text; write it in quotes.")
-    return name.replace("_", " ")
+    return name.translate({ord(character): " " for character in spaces})
 
 
 def names_in_prompt(names: Sequence[str], text: PromptText) -> list[str]:
     """The names as they stand in a prompt. Raises `ClipbiasError` for what is no text."""
-    spaced = [name_in_prompt(name) for name in names]
-    return list(names) if text.literal else spaced
+    return [name_in_prompt(name, text.spaces) for name in names]
 
 
 def without_template(text: PromptText) -> PromptText:
     """The prompt that texts of a user's own stand in: alone, or after the context where a method learns one."""
     if not text.context_tokens:
-        return PromptText(("{}",), literal=True)
+        return PromptText(("{}",), spaces="")
     before = (template.partition("{}")[0] + "{}" for template in text.templates)
-    return dataclasses.replace(text, templates=tuple(before), literal=True)
+    return dataclasses.replace(text, templates=tuple(before), spaces="")
 
 
 def prompt_texts(class_names: Sequence[str], text: PromptText) -> list[str]:

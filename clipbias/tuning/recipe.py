@@ -36,12 +36,14 @@ class Recipe:
       momentum, weight_decay: of SGD; the decay acts on the learnables only.
       optimizer: "sgd", "adam" (the decay is added to the gradient) or "adamw" (the decay is apart), as torch has them.
       epsilon: of Adam, added to the root.
-      schedule: "epochs" for a rate per epoch, see `learning_rates`; "steps" for a cosine from step to step,
-        `η + (lr - η)(1 + cos(π k / K)) / 2` for k = 0 … K - 1, without warm-up.
+      schedule: "epochs" for a rate per epoch, see `learning_rates`; "steps" for a cosine from step to step, `η + (lr -
+        η)(1 + cos(π k / K)) / 2` for k = 0 … K - 1, without warm-up; "warmed_steps" for that cosine after `W` steps of
+        `lr (k + 1) / W`, those of the warm-up epochs.
       final_learning_rate: η of that cosine.
       steps: steps in all, whatever the epochs; 0 takes the epochs.
       keep_last: whether an epoch ends with its incomplete batch.
       crop: smallest share of an image that a training crop covers.
+      augment: whether images are cropped and flipped at random, or prepared as they are evaluated.
     """
 
     learning_rate: _Number
@@ -53,11 +55,12 @@ class Recipe:
     weight_decay: _Number
     optimizer: Annotated[str, Choices(("sgd", "adam", "adamw"))] = "sgd"
     epsilon: _Number = 1e-8
-    schedule: Annotated[str, Choices(("epochs", "steps"))] = "epochs"
+    schedule: Annotated[str, Choices(("epochs", "steps", "warmed_steps"))] = "epochs"
     final_learning_rate: _Number = 0.0
     steps: Annotated[int, Range(0, MOST)] = 0
     keep_last: bool = False
     crop: Annotated[float, Range(0, 1)] = 0.08
+    augment: bool = True
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -122,9 +125,11 @@ class Recipe:
     def step_rates(self, examples: int) -> np.ndarray:
         """The learning rate of each step of a run with so many training images, float64 `[total_steps]`."""
         total = self.total_steps(examples)
-        if self.schedule == "steps":
-            rise = (1 + np.cos(np.pi * np.arange(total) / total)) / 2
-            return self.final_learning_rate + (self.learning_rate - self.final_learning_rate) * rise
+        if self.schedule != "epochs":
+            warm = 0 if self.schedule == "steps" else min(total, self.warmup_epochs * self.steps_per_epoch(examples))
+            rise = (1 + np.cos(np.pi * np.arange(total - warm) / max(total - warm, 1))) / 2
+            cosine = self.final_learning_rate + (self.learning_rate - self.final_learning_rate) * rise
+            return np.concatenate([self.learning_rate * np.arange(1, warm + 1) / max(warm, 1), cosine])
         whole = dataclasses.replace(self, epochs=self.total_epochs(examples))
         return np.repeat(whole.learning_rates(), self.steps_per_epoch(examples))[:total]
 

@@ -1,0 +1,75 @@
+"""Visual prompting (Bahng et al. 2022, arXiv 2203.17274, Exploring Visual Prompts): a border of pixels that is learned.
+
+It trains as its authors do; `recipe="common"` takes the project's recipe, whose rate hardly moves a pixel. The authors
+evaluate the epoch that is best on the test set; here it is the last one.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Annotated, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from clipbias.checks import Range
+from clipbias.clip import Adaptation, Clip
+from clipbias.tuning.method import Learnables, Method, Preset, PromptText
+from clipbias.tuning.recipe import AUTHORS, MOST, Recipe, RecipeName
+
+SIDE = 224  # of the images that the authors' width is meant for
+
+
+@dataclasses.dataclass(frozen=True)
+class VisualPrompting(Method):
+    """Adds a frame to the normalised image `[R, R, 3]`, which keeps its size: four strips of `p` pixels at N(0, 1).
+
+    Those above and below are `[p, R, 3]`, those at the sides `[R - 2p, p, 3]`. The text is "This is a photo of a {}",
+    without a full stop; `-` in class names is a space, too.
+
+    Attributes:
+      width: `p` of an image of 224 pixels a side; in others it is as large a share, and no strip is empty.
+      epochs: of the authors' recipe.
+      recipe: the "authors'": SGD at 40 without decay, in batches of 256 of images that are not augmented, with a rate
+        that rises over the first of 200 parts of the epochs and then falls by a cosine, from step to step; or "common".
+    """
+
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "visual_prompting": Preset("Visual prompting", order=260, colour="sky", marker="s")
+    }
+
+    width: Annotated[int, Range(1, SIDE // 2 - 1)] = 30
+    epochs: Annotated[int, Range(1, MOST)] = 1000
+    recipe: RecipeName = AUTHORS
+
+    def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
+        side = clip.config.vision.image_size
+        width = max(1, min(round(self.width * side / SIDE), (side - 1) // 2))
+        names = ("vision_up", "vision_down", "vision_left", "vision_right")
+        shapes = [(width, side, 3)] * 2 + [(side - 2 * width, width, 3)] * 2
+        keys = jax.random.split(rng, len(names))
+        return {name: jax.random.normal(*one) for name, *one in zip(names, keys, shapes, strict=True)}
+
+    def adapt(self, learnables: Learnables) -> Adaptation:
+        width, side = learnables["vision_up"].shape[:2]
+        inside = jnp.zeros((side - 2 * width, side - 2 * width, 3))
+        middle = jnp.concatenate([learnables["vision_left"], inside, learnables["vision_right"]], axis=1)
+        return Adaptation(pixels=jnp.concatenate([learnables["vision_up"], middle, learnables["vision_down"]], axis=0))
+
+    def text(self, template: str, clip: Clip) -> PromptText:
+        return PromptText(("This is a photo of a {}",), spaces="_-")
+
+    def recipe_for(self, common: Recipe, shots: int) -> Recipe:
+        if self.recipe != AUTHORS:
+            return common
+        # The authors' 1000 steps of warm-up are 5 of their 1000 epochs, of 50,000 images.
+        return Recipe(
+            learning_rate=40.0,
+            epochs=self.epochs,
+            warmup_epochs=max(1, self.epochs // 200),
+            warmup_learning_rate=0.0,
+            batch_size=256,
+            momentum=0.9,
+            weight_decay=0.0,
+            schedule="warmed_steps",
+            augment=False,
+        )
