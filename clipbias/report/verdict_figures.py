@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from clipbias.explain.uncertainty import LEVEL
+from clipbias.explain.uncertainty import LEVEL, excludes
 from clipbias.explain.verdict_words import (
     FORM_NAMES,
     NAMES,
@@ -215,11 +215,16 @@ def kept_figure(study: StudyResults) -> CaptionedFigure | None:
 
 def _bars(axes: "Axes", bars: Sequence[tuple[str, Mapping[str, float | None], str]], outcome: str) -> None:
     """Horizontal bars with whiskers, the first on top, each with its value and its share of the gain."""
+    sure = excludes(dict(next(number for _, number, colour in bars if colour == GAIN))) > 0
     for place, (_, number, colour) in enumerate(bars):
         value, low, high = (_value(number, name) for name in ("value", "low", "high"))
         axes.barh(place, value, 0.66, color=colour, alpha=0.9)
         axes.errorbar(value, place, xerr=[[value - low], [high - value]], color="#374151", elinewidth=1, capsize=2.5)
-        share = "" if number.get("share") is None or colour == GAIN else f"  {100 * _value(number, 'share'):.0f} %"
+        share = (
+            ""
+            if not sure or number.get("share") is None or colour == GAIN
+            else f"  {100 * _value(number, 'share'):.0f} %"
+        )
         text = f"{value:+.{UNITS[outcome][1] if outcome == 'accuracy' else 2}f}{share}"
         axes.annotate(text, (max(high, 0), place), (4, 0), textcoords="offset points", va="center", fontsize=7)
     axes.axvline(0, color="#4B5563", linewidth=0.8)
@@ -249,7 +254,14 @@ def kept_table(study: StudyResults) -> Table | None:
             continue
         for form, name in {**FORM_NAMES, "tuned": f"{label_of(model)} itself"}.items():
             if form in kept["log_likelihood"]:
-                parts = (MISSING,) * 2 if form == "tuned" else (share_text(kept[outcome][form]) for outcome in NAMES)
+                parts = (
+                    (MISSING,) * 2
+                    if form == "tuned"
+                    else (
+                        share_text(kept[outcome][form]) if excludes(kept[outcome]["tuned"]) > 0 else MISSING
+                        for outcome in NAMES
+                    )
+                )
                 texts = (change_text(kept[outcome][form], outcome) for outcome in NAMES)
                 rows.append(cells(label_of(model), name, *(x for pair in zip(parts, texts, strict=True) for x in pair)))
         for name, gains in learned_biases(study, model).items():
@@ -257,7 +269,7 @@ def kept_table(study: StudyResults) -> Table | None:
             rows.append(cells(label_of(model), f"{name}, learned", *texts))
     caption = (
         f"Gains over the frozen model, and their shares of the method's gain, with {100 * LEVEL:.0f} % intervals over"
-        " images; a dash where the gain itself is not sure."
+        " images; a dash where the gain itself is not surely above 0."
     )
     heads = (x for outcome in NAMES for x in ("Share", f"{_SHORT[outcome]} ({UNITS[outcome][0]})"))
     return Table("", caption, ("Model", "In its place", *heads), tuple(rows), words={1}) if rows else None

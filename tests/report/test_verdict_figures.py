@@ -203,6 +203,17 @@ def test_without_a_gain_nothing_is_shared_out():
     assert [row[2] for row in rows if row[0] == "Bias tuning"][-1] == "100 %"
 
 
+def test_of_a_loss_nothing_is_kept():
+    results = synthetic_results()
+    results.arrays["amounts/ivlp/log_likelihood"] = -results.arrays["amounts/ivlp/log_likelihood"]
+    study = again(results)
+    assert study.scalars["verdict"]["ivlp"]["kept"]["log_likelihood"]["vector"]["share"] > 0
+    rows = [row for row in texts(verdict_figures.kept_table(study)) if row[0] == "IVLP"]
+    assert [row[2] for row in rows] == ["–"] * 5 and rows[0][4] != "–"
+    axes = verdict_figures.kept_figure(study).figure.axes[0]
+    assert not [text for text in axes.texts if "%" in text.get_text()]
+
+
 def test_a_method_of_one_tower_has_no_panels_for_the_other():
     results = synthetic_results()
     for key in ("ivlp", "ivlp:random"):
