@@ -109,10 +109,14 @@ def test_steps_of_adam_equal_numpy(other: tuple[Clip, Reference]) -> None:
     common.close_trees(after, values, common.TRAINED)
 
 
-def test_every_path_through_the_text_tower_is_the_same(other: tuple[Clip, Reference]) -> None:
+@pytest.mark.parametrize("biased", [False, True])
+def test_every_path_through_the_text_tower_is_the_same(biased: bool, other: tuple[Clip, Reference]) -> None:
     clip, _ = other
     task = bound(clip, groups=2)
     adaptation = task.method.adapt(start(task))
+    if biased:  # what is learned in the blocks behind the one with prompts, too
+        bias = common.drawn(np.zeros((4, 24), np.float32), 0.5)
+        adaptation = dataclasses.replace(adaptation, text_bias=bias)
 
     @jax.jit
     def run(params):
