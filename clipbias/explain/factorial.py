@@ -275,7 +275,7 @@ def _block(
     pair: _Pair,
 ) -> jax.Array:
     """One block of the streams `[K, B, N, D]` of a group: attention as given, everything else on their own tokens."""
-    config = pair.config
+    config, start = pair.config, x
     normed = layers.layer_norm(x, weights["norm1"], config.layer_norm_epsilon)
     values = layers.split_heads(layers.dense(normed, layers.outputs(weights["qkv"], 2, 3)), config.heads)
     first = sum(stream.attention == "R" for stream in group)
@@ -289,8 +289,12 @@ def _block(
     slots = jnp.stack([jnp.broadcast_to(added[stream.added], x.shape[1:]) for stream in group])
     x = x + layers.dense(heads.reshape(x.shape), weights["out"]) + slots.astype(x.dtype)
     x = x + layers.mlp(x, weights, config)
-    biases = [(inputs[stream.values], pair.bias_rows(stream.values)) for stream in group]
-    return jnp.stack([tower.add_bias(one, *bias) for one, bias in zip(x, biases, strict=True)])
+    changed = []
+    for one, before, stream in zip(x, start, group, strict=True):
+        own = inputs[stream.values]
+        one = tower.add_beside(one, before, own, config)
+        changed.append(tower.add_bias(one, own, pair.bias_rows(stream.values)))
+    return jnp.stack(changed)
 
 
 def slot_means(moments: Moments) -> dict[str, np.ndarray]:

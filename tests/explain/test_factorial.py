@@ -205,6 +205,18 @@ def test_every_mixture_equals_the_reference(name, tower, clip, plain, images):
     assert_close(last, np.asarray(found.tuned, np.float64), "the all-P corner")
 
 
+def test_networks_beside_blocks_are_values(clip, images):
+    """Of MMA the first corner is CLIP and the last the tuned model; attention alone and values alone are neither."""
+    task = Task(clip, "mma", CLASS_NAMES, blocks=2, width=4, factor=1.0)
+    tuned, names = task.method.adapt(moved(task)), corners(effects_in_play(False))
+    mixed = jax.jit(lambda p, a, x: mix_images(p, clip.config, x, a, Adaptation(), names))(clip.params, tuned, images)
+    run = jax.jit(lambda p, a, x: encode_image(p, clip.config, x, a)[0])
+    ends = [run(clip.params, adaptation, images) for adaptation in (Adaptation(), tuned)]
+    for found, expected in zip((mixed.streams[0], mixed.streams[-1]), ends, strict=True):
+        np.testing.assert_allclose(found, expected, atol=TOLERANCE * float(jnp.abs(expected).max()))
+    assert all(float(jnp.abs(mixed.streams[k] - end).max()) > 1e-3 for k in (1, 2) for end in ends)
+
+
 def test_means_of_two_batches_are_those_of_one(clip, images):
     bound = bind(clip, "maple")
     whole = slot_means(product_moments(bound, clip, "vision", images))
