@@ -108,6 +108,7 @@ def _waterfall(
     if control:
         bars.append(("random", 0.0, control, RANDOM))
     digits = UNITS[outcome][1] if outcome == "accuracy" else 2
+    low, high = _limits([(start, number) for name, start, number, _ in bars if name != "random"])
     for place, (name, start, number, colour) in enumerate(bars):
         end = start + _value(number)
         axes.bar(place, end - start, 0.62, bottom=start, color=colour, alpha=1 if name == "all" else 0.9)
@@ -116,17 +117,28 @@ def _waterfall(
         if place and name in effects:
             axes.plot([place - 1, place], [start, start], color=style.GREY, linewidth=0.6)
         if not small:
-            highest = max(start, end, start + _value(number, "high"))
+            highest = min(max(start, end, start + _value(number, "high")), high)
             text = f"{_value(number):+.{digits}f}"
             axes.annotate(text, (place, highest), (0, 3), textcoords="offset points", ha="center", fontsize=7)
     axes.axhline(0, color="#4B5563", linewidth=0.8)
+    axes.use_sticky_edges = False  # room for numbers on bars that hang down, too
     axes.margins(y=0.08 if small else 0.14)
+    if control:  # which may be many times as large: cut off, its number beside it
+        bottom, top = axes.get_ylim()
+        axes.set_ylim(max(bottom, low), min(top, high + 0.14 * (high - low)))
     axes.set_xticks(range(len(bars)), [bar[0] for bar in bars], fontsize=5.8 if small else 7.5)
     axes.tick_params(axis="y", labelsize=6 if small else 7.5)
     axes.grid(axis="x", visible=False)
     if not small:
         level = f"{numbers['reference']['value']:.{digits}f}{' %' if outcome == 'accuracy' else ''}".replace("-", "−")
         axes.set_ylabel(f"change in {UNITS[outcome][0]}, from {level}")
+
+
+def _limits(bars: Sequence[tuple[float, Mapping[str, float | None]]]) -> tuple[float, float]:
+    """What bars and their whiskers span, with as much room again below and half above."""
+    ends = [0.0, *(start + _value(number, name) for start, number in bars for name in ("low", "value", "high"))]
+    span = max(ends) - min(ends)
+    return min(ends) - span, max(ends) + span / 2
 
 
 def _value(number: Mapping[str, float | None], name: str = "value") -> float:

@@ -49,7 +49,7 @@ class IVLP(Method):
         ),
         # As many as bias tuning by kind: two.
         "ivlp_matched_2": Preset(
-            "IVLP (matched budget, by kind)",
+            "IVLP (matched, two tokens)",
             {"text_tokens": 2, "vision_tokens": 2},
             order=304,
             colour="green",
