@@ -119,6 +119,17 @@ def test_the_last_line_is_one_json_object(command, capsys, tmp_path):
         assert result["loss"] == pytest.approx(result["plain_loss"], rel=1e-5)
 
 
+@pytest.mark.parametrize("method", ["vpt", "bias"])
+def test_the_causal_test_is_timed_beside_both_models(method, capsys):
+    assert benchmark.main(["causal", "--geometry=tiny", f"--method={method}", "--batch=2", "--repeats=1"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    seconds = dict(result["seconds"])
+    both = seconds.pop("both models")
+    assert set(seconds) == ({"means", "mixtures"} if method == "vpt" else {"mixtures"})
+    assert result["forward_passes_of_both"] == pytest.approx(sum(seconds.values()) / both)
+    assert result["bytes_per_image"] > 0
+
+
 def test_pipeline_measures_every_way(capsys, monkeypatch):
     for name, value in dict(HEIGHT=40, WIDTH=50, SIZE=16, EPOCHS=3).items():
         monkeypatch.setattr(pipeline, name, value)

@@ -6,6 +6,7 @@
     python -m tools.benchmarks features --batch=16
     python -m tools.benchmarks relevancy --method=vpt --batches 1 8 32
     python -m tools.benchmarks relevancy --batches 8 --layers 3 6 12
+    python -m tools.benchmarks causal --method=vpt --batch=4
     python -m tools.benchmarks startup
     python -m tools.benchmarks load --repeats=3
     python -m tools.benchmarks load FOLDER ViT-B-16.pt
@@ -30,7 +31,7 @@ from pathlib import Path
 from clipbias.errors import ClipbiasError
 from clipbias.files import reason
 
-COMMANDS = ("train", "compare", "features", "relevancy", "startup", "load", "pipeline", "report")
+COMMANDS = ("train", "compare", "features", "relevancy", "causal", "startup", "load", "pipeline", "report")
 
 
 def whole(lowest: int) -> Callable[[str], int]:
@@ -97,13 +98,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(report.write(parsed.files, parsed.output))
             return 0
         append(parsed.append, "")  # a measurement takes long: a file that cannot be written is told before
-        from tools.benchmarks import load, pipeline, relevancy, startup, steps, training
+        from tools.benchmarks import causal, load, pipeline, relevancy, startup, steps, training
 
         run = {
             "train": steps.train,
             "compare": training.compare,
             "features": steps.features,
             "relevancy": relevancy.relevancy,
+            "causal": causal.causal,
             "startup": startup.startup,
             "load": load.load,
             "pipeline": pipeline.pipeline,
