@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
     )
     config.shots = (4, 8, 16)
     config.seeds = (1, 2, 3)
-    # "few_shot", "full" (with shots 0), "base_to_new", "cross_dataset" or "domain_generalization".
+    # "few_shot", "full" (with shots 0), "pseudo_labels", "base_to_new", "cross_dataset" or "domain_generalization".
     config.protocol = "few_shot"
     # Datasets that the last two evaluate on besides; empty takes the literature's.
     config.targets = ()

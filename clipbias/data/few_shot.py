@@ -37,6 +37,22 @@ def few_shot(train: Split, val: Split | None, *, shots: int, seed: int) -> tuple
     return np.asarray(train_indices, np.int64), np.asarray(val_indices, np.int64)
 
 
+def confident(predicted: np.ndarray, doubt: np.ndarray, *, shots: int) -> np.ndarray:
+    """Picks images by pseudo-label, as UPL does (Huang et al. 2022): of each class those that are surest to be of it.
+
+    Args:
+      predicted: `[n]`, the class that each image is taken for; -1 where an image could not be read.
+      doubt: `[n]`, 1/p - 1 for the probability p of that class, which stays exact where p rounds to 1.
+      shots: Images per class at most, 0 for all. A class may have fewer, or none.
+
+    Returns:
+      Indices, int64, class by class, the surest image first and of equal ones the earlier.
+    """
+    order = np.argsort(doubt, kind="stable")
+    each = [order[predicted[order] == label] for label in np.unique(predicted[predicted >= 0])]
+    return np.concatenate([one[: shots or None] for one in each] or [order[:0]]).astype(np.int64)
+
+
 def _draw(stream: random.Random, labels: np.ndarray, shots: int, split_name: str) -> Sequence[int]:
     by_class: dict[int, list[int]] = {}
     for index, label in enumerate(labels.tolist()):

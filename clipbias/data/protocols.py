@@ -46,24 +46,37 @@ class Plan:
       evaluations: What to evaluate, in the table's order.
       validation: Gives all images that settings may be chosen on, or None: the dataset's "val" split of the training
         classes; where it has none, training images that were not picked, at most as many of a class as picks.
+      unlabelled: Gives all training images of the training classes, to pick by pseudo-labels from.
     """
 
     protocol: str
     source: Dataset
     evaluations: tuple[Evaluation, ...]
+    unlabelled: Callable[[], Split]
     validation: Callable[[], Split | None] = lambda: None
 
 
 def few_shot(dataset: Dataset, *, shots: int, seed: int) -> Plan:
     """`shots` images per class for training, all test images for evaluation (Zhou et al. 2022)."""
     picks = _picks(dataset, shots, seed)
-    return Plan("few_shot", picks, (_same_classes("test", dataset),), _validation(dataset, picks, shots, seed))
+    validation = _validation(dataset, picks, shots, seed)
+    return Plan("few_shot", picks, (_same_classes("test", dataset),), lambda: dataset.split("train"), validation)
+
+
+def pseudo_labels(dataset: Dataset, *, shots: int, seed: int) -> Plan:
+    """As `few_shot`, but no label is seen: whoever trains picks among `Plan.unlabelled` (Huang et al. 2022).
+
+    There are no validation images. The training split is whole, and its labels are not to be used.
+    """
+    splits = {name: split for name, split in dataset.splits.items() if name != "val"}
+    source = dataclasses.replace(dataset, splits=splits)
+    return Plan("pseudo_labels", source, (_same_classes("test", dataset),), lambda: dataset.split("train"))
 
 
 def full(dataset: Dataset) -> Plan:
     """All training images."""
-    dataset.split("train")
-    return Plan("full", dataset, (_same_classes("test", dataset),), lambda: dataset.splits.get("val"))
+    train = dataset.split("train")
+    return Plan("full", dataset, (_same_classes("test", dataset),), lambda: train, lambda: dataset.splits.get("val"))
 
 
 def base_to_new(dataset: Dataset, *, shots: int, seed: int) -> Plan:
@@ -82,8 +95,9 @@ def base_to_new(dataset: Dataset, *, shots: int, seed: int) -> Plan:
         Evaluation("base", _tested(dataset.with_classes(base)), tuple(base)),
         Evaluation("new", _tested(dataset.with_classes(new)), None),
     )
-    validation = _validation(dataset.with_classes(base), picks.with_classes(base), shots, seed)
-    return Plan("base_to_new", picks.with_classes(base), evaluations, validation)
+    own = dataset.with_classes(base)
+    validation = _validation(own, picks.with_classes(base), shots, seed)
+    return Plan("base_to_new", picks.with_classes(base), evaluations, lambda: own.split("train"), validation)
 
 
 def cross_dataset(source: Dataset, targets: Sequence[Dataset], *, shots: int, seed: int) -> Plan:
@@ -91,7 +105,8 @@ def cross_dataset(source: Dataset, targets: Sequence[Dataset], *, shots: int, se
     others = tuple(Evaluation(target.name, _tested(target), None) for target in targets)
     picks = _picks(source, shots, seed)
     evaluations = (_same_classes(source.name, source), *others)
-    return Plan("cross_dataset", picks, evaluations, _validation(source, picks, shots, seed))
+    validation = _validation(source, picks, shots, seed)
+    return Plan("cross_dataset", picks, evaluations, lambda: source.split("train"), validation)
 
 
 def domain_generalization(source: Dataset, targets: Sequence[Dataset], *, shots: int, seed: int) -> Plan:
@@ -117,13 +132,15 @@ def domain_generalization(source: Dataset, targets: Sequence[Dataset], *, shots:
         labels = tuple(label_of[identifier] for identifier in wanted)
         evaluations.append(Evaluation(target.name, _tested(target), labels))
     picks = _picks(source, shots, seed)
-    return Plan("domain_generalization", picks, tuple(evaluations), _validation(source, picks, shots, seed))
+    validation = _validation(source, picks, shots, seed)
+    return Plan("domain_generalization", picks, tuple(evaluations), lambda: source.split("train"), validation)
 
 
 PROTOCOLS: Mapping[str, Callable[..., Plan]] = MappingProxyType(
     {
         "few_shot": few_shot,
         "full": full,
+        "pseudo_labels": pseudo_labels,
         "base_to_new": base_to_new,
         "cross_dataset": cross_dataset,
         "domain_generalization": domain_generalization,
@@ -164,7 +181,7 @@ def make_plan(
         raise ClipbiasError(f"there is no protocol {protocol!r}; there are {', '.join(PROTOCOLS)}.")
     if protocol == "full":
         return full(load(source))
-    if protocol in ("few_shot", "base_to_new"):
+    if protocol in ("few_shot", "pseudo_labels", "base_to_new"):
         if targets:
             raise ClipbiasError(f"the protocol {protocol} stays within one dataset; leave targets empty.")
         return PROTOCOLS[protocol](load(source), shots=shots, seed=seed)

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from clipbias.clip import Clip
 from clipbias.clip.params import Params
 from clipbias.data import Dataset, Split, protocols
-from clipbias.data.few_shot import MAX_VAL_SHOTS
+from clipbias.data.few_shot import MAX_VAL_SHOTS, confident
 from clipbias.data.images import Images
 from clipbias.data.pipeline import DEFAULT_CACHE_BYTES, without_unreadable
 from clipbias.training import mesh as meshes
@@ -20,9 +20,12 @@ from clipbias.training.features import TrainingFeatures
 from clipbias.training.loop import Run
 from clipbias.training.packs import Pack
 from clipbias.training.settings import GridSettings
+from clipbias.training.step import place_text
 from clipbias.training.workdir import stable_hash
 from clipbias.tuning import Sampling, Task, make_method
 from clipbias.tuning.method import Method
+
+PSEUDO_LABELS = "pseudo_labels"  # the protocol under which no method sees a label
 
 
 class Cache:
@@ -40,6 +43,7 @@ class Cache:
         self._evaluators: dict[str, Evaluator] = {}
         self._tasks: dict[tuple[Any, ...], Task] = {}
         self._features: dict[tuple[Any, ...], TrainingFeatures] = {}
+        self._labels: dict[tuple[str, ...], tuple[np.ndarray, np.ndarray]] = {}
 
     def keep_only(self, dataset: str) -> None:
         """Frees test images and tasks of all packs but those of one dataset."""
@@ -47,6 +51,7 @@ class Cache:
             self._dataset = dataset
             self._evaluators.clear()
             self._features.clear()
+            self._labels.clear()
             self._tasks.clear()
 
     def options(self, pack: Pack) -> dict[str, Any]:
@@ -79,7 +84,7 @@ class Cache:
 
     def _draw(self, pack: Pack) -> tuple[str, str, int, tuple[int, ...]]:
         # Where nothing is trained, any draw says what to evaluate on.
-        full = not pack.shots and self.method(pack).draws
+        full = not pack.shots and self.method(pack).draws and self._settings.protocol != PSEUDO_LABELS
         return "full" if full else self._settings.protocol, pack.dataset, max(pack.shots, 1), pack.seeds
 
     def image_hash(self, pack: Pack) -> str:
@@ -87,24 +92,51 @@ class Cache:
         method = self.method(pack)
         sampling = method.sampling()
         validates = sampling is not None and sampling.validation
-        key = (method.draws, validates, *self._draw(pack))
+        unlabelled = self._unlabelled(pack)
+        key = (method.draws, validates, unlabelled, *self._draw(pack))
         if key not in self._image_hashes:
             plans = self.plans(pack)
-            images = [_images(plan.source, plan.source.split("train")) for plan in plans if method.draws]
+            trained = [
+                plan.unlabelled() if unlabelled else plan.source.split("train") for plan in plans if method.draws
+            ]
+            images = [_images(plan.source, train) for plan, train in zip(plans, trained, strict=False)]
             images += [_images(one.dataset, one.dataset.split("test")) for one in plans[0].evaluations]
             chosen_on = [split for plan in plans if validates and (split := plan.validation()) is not None]
             images += [_images(plans[0].source, split) for split in chosen_on]
             self._image_hashes[key] = stable_hash(images)
         return self._image_hashes[key]
 
-    def train_images(self, dataset: Dataset) -> Images:
+    def train_images(self, pack: Pack, plan: protocols.Plan) -> Images:
         """Training images, which stay decoded but are not kept here; with "skip" without those that cannot be read."""
-        images = Images(dataset.split("train"), cache_bytes=DEFAULT_CACHE_BYTES)
+        split = self._pseudo_labelled(pack, plan) if self._unlabelled(pack) else plan.source.split("train")
+        images = Images(split, cache_bytes=DEFAULT_CACHE_BYTES)
         return without_unreadable(images) if self._settings.on_image_error == "skip" else images
+
+    def _unlabelled(self, pack: Pack) -> bool:
+        """Whether a pack trains on labels that plain CLIP gives."""
+        return self.method(pack).unlabelled or self._settings.protocol == PSEUDO_LABELS
+
+    def _pseudo_labelled(self, pack: Pack, plan: protocols.Plan) -> Split:
+        """The images that plain CLIP is most certain of, as many of a class as there are shots, with its labels."""
+        source, split = plan.source, plan.unlabelled()
+        if source.class_names not in self._labels:
+            task = self._bind(make_method("zero_shot"), source)
+            evaluator = Evaluator(
+                *(self._clip, self._params, split),
+                mesh=self._mesh,
+                batch_size=self._settings.eval_batch_size,
+                on_error=self._settings.on_image_error,
+                cache_bytes=0,
+            )
+            text = place_text(self._mesh, task, self._params)
+            self._labels[source.class_names] = evaluator.pseudo_labels(task.classifier, text)
+        predicted, doubt = self._labels[source.class_names]
+        chosen = confident(predicted, doubt, shots=pack.shots)
+        return dataclasses.replace(split.subset(chosen), labels=predicted[chosen])
 
     def features(self, pack: Pack, run: Run, sampling: Sampling) -> TrainingFeatures:
         """Of a run's training images under the frozen tower."""
-        key = (*self._draw(pack), run.seed, sampling.crop, sampling.projected)
+        key = (*self._draw(pack), self._unlabelled(pack), run.seed, sampling.crop, sampling.projected)
         if key not in self._features:
             self._features[key] = self._frozen(
                 Images.of(run.train, cache_bytes=DEFAULT_CACHE_BYTES), run.seed, sampling
@@ -178,7 +210,9 @@ class Cache:
 
         `memory` are options that `training.plan` chose.
         """
-        method = method or self.method(pack)
+        return self._bind(method or self.method(pack), dataset, **memory)
+
+    def _bind(self, method: Method, dataset: Dataset, **memory: Any) -> Task:
         described = dataset.descriptions
         key = (method, dataset.class_names, dataset.template, described and described.digest, *memory.values())
         if key not in self._tasks:

@@ -171,6 +171,17 @@ class Evaluator:
         ]
         return found, fitted
 
+    def pseudo_labels(self, classifier: Classifier, text: Text) -> tuple[np.ndarray, np.ndarray]:
+        """The class that a classifier without learnables takes each image for, int32 `[n]`, and the doubt in it.
+
+        Doubt is as in `Outcome`. An image that could not be read has the class -1.
+        """
+        texts = self._texts(classifier, {}, text, 1)
+        values, labels = self._each_batch(answers, classifier, {}, texts, np.ones(1, np.float32), runs=1)
+        every = jax.tree.map(lambda *parts: np.concatenate(parts, axis=1)[0], *values)
+        count = len(self.split)
+        return np.where(labels < 0, -1, every.predicted)[:count].astype(np.int32), every.doubt[:count]
+
     def _temperatures(
         self, classifier: Classifier, learnables: Learnables, texts: Any, runs: int
     ) -> list[float] | None:

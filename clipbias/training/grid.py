@@ -168,7 +168,7 @@ class Grid:
         task = self.cache.task(pack, source)
         if not task.method.draws:
             return task, [Run(source.split("test"), seed) for _, seed in pack.cells], None
-        images = {seed: self.cache.train_images(draw.source) for seed, draw in zip(pack.seeds, draws, strict=True)}
+        images = {seed: self.cache.train_images(pack, draw) for seed, draw in zip(pack.seeds, draws, strict=True)}
         runs = [Run(images[seed], seed, rate) for rate, seed in pack.cells]
         if not (task.method.trains and jax.tree.leaves(task.shapes)):
             return task, runs, None

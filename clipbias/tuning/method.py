@@ -94,6 +94,8 @@ class Method(abc.ABC):
       patches: whether the head and the loss see features of patches, too; the last block then runs at all tokens.
       nameless: whether the loss sees features of the templates without a class name, too, `Features.nameless`.
       first_view: whether the first of several features of an image (`Features.views`) is its own; else their mean is.
+      unlabelled: whether training images are those that plain CLIP is most certain of, with its labels
+        (`data.few_shot.confident`), in place of a draw of labelled ones.
       datasets: options of the authors' for a dataset (`options_for`).
       scale: the number that the authors multiply cosines by; `None` for CLIP's own `exp(logit_scale)`.
     """
@@ -103,6 +105,7 @@ class Method(abc.ABC):
     patches: ClassVar[bool] = False
     nameless: ClassVar[bool] = False
     first_view: ClassVar[bool] = False
+    unlabelled: ClassVar[bool] = False
     datasets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     scale: ClassVar[float | None] = None
 

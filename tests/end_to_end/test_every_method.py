@@ -32,7 +32,12 @@ UNEXPLAINED = {
     "mmrl": "inserts tokens inside the towers",
 }
 # The model reads 24 tokens.
-OPTIONS = {"prograd": {"tokens": 8}, "plot": {"tokens": 8}, "proda": {"tokens": 8, "sets": 4}}
+OPTIONS = {
+    "upl": {"tokens": 8, "sets": 2},
+    "prograd": {"tokens": 8},
+    "plot": {"tokens": 8},
+    "proda": {"tokens": 8, "sets": 4},
+}
 OPTIONS["plot_plus_plus"] = {"phrases": ("a photo of a", "photo of the dog type")}
 
 

@@ -1,0 +1,66 @@
+"""UPL (Huang et al. 2022, arXiv 2204.03649, Unsupervised Prompt Learning): CoOp on labels that plain CLIP gives.
+
+The training images are picked among all those of the dataset, whose own labels are not looked at
+(`data.few_shot.confident`). The protocol `pseudo_labels` trains any other method on the same images. It is trained by
+the project's recipe, or with `recipe="authors"` by its authors'.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Annotated, ClassVar
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from clipbias.checks import Range
+from clipbias.clip import Adaptation, Clip
+from clipbias.tuning.context import context_text, random_prompts
+from clipbias.tuning.coop import coop_recipe
+from clipbias.tuning.features import Features, unit_length
+from clipbias.tuning.method import Learnables, Method, Preset, PromptText, Tokens
+from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe, RecipeName
+
+
+@dataclasses.dataclass(frozen=True)
+class UPL(Method):
+    """Learns `S` contexts `[S, T, Dt]` from N(0, 0.02), each a CoOp of its own; their logits are averaged.
+
+    The loss is the sum of the contexts' cross-entropies, so that none has a gradient of another's. They see the same
+    batches, where the authors' runs draw each its own.
+
+    Attributes:
+      tokens: `T`.
+      sets: `S`.
+      recipe: "common", or "authors" for 50 epochs at 0.002 with 32 images a step.
+    """
+
+    presets: ClassVar[Mapping[str, Preset]] = {"upl": Preset("UPL", order=105, colour="orange", marker="*")}
+    unlabelled: ClassVar[bool] = True
+
+    tokens: Tokens = 16
+    sets: Annotated[int, Range(1, 100)] = 16
+    recipe: RecipeName = COMMON
+
+    def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
+        return {"text_context": random_prompts(rng, self.sets, self.tokens, clip.config.text.width)}
+
+    def adapt(self, learnables: Learnables) -> Adaptation:
+        return Adaptation(text_context=learnables["text_context"])
+
+    def text(self, template: str, clip: Clip) -> PromptText:
+        one = context_text(clip, "", self.tokens)
+        return dataclasses.replace(one, templates=one.templates * self.sets)
+
+    def logits(self, learnables: Learnables, features: Features) -> jax.Array:
+        return features.scale * (unit_length(features.image) @ unit_length(features.text).mean(0).T)
+
+    def losses(
+        self, learnables: Learnables, features: Features, logits: jax.Array, labels: jax.Array
+    ) -> Mapping[str, jax.Array]:
+        image, text = unit_length(features.image), unit_length(features.text)
+        each = features.scale * jnp.einsum("bd,scd->sbc", image, text)
+        return {"cross_entropy": optax.softmax_cross_entropy_with_integer_labels(each, labels[None]).sum(0)}
+
+    def recipe_for(self, common: Recipe, shots: int) -> Recipe:
+        return coop_recipe(learning_rate=0.002, epochs=50, batch_size=32) if self.recipe == AUTHORS else common

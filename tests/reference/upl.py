@@ -1,0 +1,48 @@
+"""UPL (Huang et al. 2022): pseudo-labels of plain CLIP, and an ensemble of CoOp's runs on them.
+
+The learnable is `text_context` [S, T, Dt], a context for each run.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from tests.reference import gradients, methods, numpy_clip, weights
+from tests.reference.gradients import Gradients
+from tests.reference.methods import Learnables, Reference
+
+
+def pseudo_labels(
+    clip: Reference, class_names: Sequence[str], images: np.ndarray, *, template: str, shots: int
+) -> list[tuple[int, int]]:
+    """(image, label): of each class the `shots` images of highest probability among those labelled so, surest first."""
+    scores = methods.task_logits(clip, "zero_shot", class_names, {}, images, template=template)
+    probabilities = numpy_clip.softmax(scores)
+    picks = []
+    for label in range(len(class_names)):
+        own = [image for image, row in enumerate(probabilities) if row.argmax() == label]
+        picks += [(image, label) for image in sorted(own, key=lambda image: -probabilities[image, label])[:shots]]
+    return picks
+
+
+def each(learnables: Learnables) -> list[dict[str, np.ndarray]]:
+    """The learnables of each run."""
+    return [{"text_context": context} for context in learnables["text_context"]]
+
+
+def logits(clip: Reference, class_names: Sequence[str], learnables: Learnables, images: np.ndarray) -> np.ndarray:
+    """[B, C]: the mean of the runs' logits, not of their probabilities."""
+    runs = each(weights.double(learnables))
+    return np.mean([methods.task_logits(clip, "coop", class_names, run, images, worded=False) for run in runs], axis=0)
+
+
+def loss_and_gradients(
+    clip: Reference, class_names: Sequence[str], learnables: Learnables, images: np.ndarray, labels: np.ndarray
+) -> tuple[dict[str, float], Gradients]:
+    """The runs' mean cross-entropies, added up, and the gradient of each run's own."""
+    found = [
+        gradients.loss_and_gradients(clip, "coop", class_names, run, images, labels, worded=False)
+        for run in each(weights.double(learnables))
+    ]
+    contexts = np.stack([slopes["text_context"] for _, slopes in found])
+    return {"cross_entropy": sum(loss for loss, _ in found)}, {"text_context": contexts}

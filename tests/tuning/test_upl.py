@@ -1,0 +1,128 @@
+"""UPL against NumPy: picks, logits, loss, gradients and steps; and the protocol that keeps labels out."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import clipbias
+from clipbias.clip import Clip
+from clipbias.data import Dataset, Split
+from clipbias.data.few_shot import confident
+from clipbias.errors import ClipbiasError
+from clipbias.training import mesh as meshes
+from clipbias.training.grid import Grid
+from clipbias.training.packs import make_packs
+from clipbias.training.settings import GridSettings
+from clipbias.tuning import Task
+from tests import helpers
+from tests.data.pictures import encoded
+from tests.reference import methods, upl
+from tests.tuning import weights_common as common
+from tests.tuning.test_prompt_sets import check_rule
+from tests.tuning.weights_common import CLASS_NAMES, LABELS
+
+TEMPLATE = "a blurry photo of {}."
+IMAGES, SHOTS = 40, 4
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory) -> tuple[Clip, methods.Reference]:
+    folder = tmp_path_factory.mktemp("upl")
+    reference = helpers.tiny_checkpoint(folder, vision=(16, 2, 2), image_size=8, context_length=40)
+    return clipbias.load(folder), reference
+
+
+@pytest.fixture(scope="module")
+def dataset() -> Dataset:
+    """Random pictures, whose own labels say nothing."""
+    raw, _ = common.pictures(8, IMAGES)
+    splits = {}
+    for name, (first, last) in {"train": (0, 30), "val": (30, 34), "test": (34, IMAGES)}.items():
+        own, keys = raw[first:last], tuple(f"{name}/{i}" for i in range(last - first))
+        labels = np.arange(last - first) % len(CLASS_NAMES)
+        splits[name] = Split(keys, labels, lambda index, own=own: encoded(own[index]))
+    return Dataset("drawn", CLASS_NAMES, TEMPLATE, splits)
+
+
+class UPL:
+    def __init__(self, clip: methods.Reference) -> None:
+        self.clip = clip
+
+    def logits(self, learnables, images):
+        return upl.logits(self.clip, CLASS_NAMES, learnables, images)
+
+    def losses(self, learnables, images):
+        return upl.loss_and_gradients(self.clip, CLASS_NAMES, learnables, images, LABELS)
+
+
+def test_it_equals_numpy(pair) -> None:
+    clip, reference = pair
+    task = Task(clip, "upl", CLASS_NAMES, tokens=5, sets=3)
+    assert task.text.shared == 6  # the start and each set's context
+    check_rule(task, common.drawn(task.shapes, 0.4, seed=3), common.pictures(8), UPL(reference))
+
+
+def grid(clip: Clip, dataset: Dataset, folder: Path, protocol: str) -> Grid:
+    settings = GridSettings({"upl": {"tokens": 5, "sets": 2}}, "float32", 7, 60.0, "raise", protocol)
+    recipe = dataclasses.replace(common.SGD, epochs=2)
+    return Grid(clip, recipe, settings, lambda name: dataset, folder, mesh=meshes.single_device())
+
+
+def picked(clip: Clip, dataset: Dataset, folder: Path, method: str, protocol: str) -> list[tuple[str, int]]:
+    """The names and labels of the images that are trained on."""
+    found, (pack,) = grid(clip, dataset, folder, protocol), make_packs([method], ["drawn"], [SHOTS], [1, 2])
+    images = [found.cache.train_images(pack, plan) for plan in found.cache.plans(pack)]
+    first, second = (list(zip(one.split.keys, one.labels.tolist(), strict=True)) for one in images)
+    if method == "upl" or protocol == "pseudo_labels":
+        assert first == second  # a seed changes contexts alone
+    return first
+
+
+def test_picks_equal_numpy(pair, dataset, tmp_path) -> None:
+    clip, reference = pair
+    images = common.pictures(8, IMAGES)[1]
+    chosen = upl.pseudo_labels(reference, CLASS_NAMES, images[:30], template=TEMPLATE, shots=SHOTS)
+    counts = np.bincount([label for _, label in chosen], minlength=len(CLASS_NAMES))
+    assert counts.max() == SHOTS and 0 < len(chosen) < 30  # some are left out
+    expected = [(f"train/{image}", label) for image, label in chosen]
+    for method, protocol in (("upl", "few_shot"), ("upl", "pseudo_labels"), ("coop", "pseudo_labels")):
+        assert picked(clip, dataset, tmp_path, method, protocol) == expected
+    assert picked(clip, dataset, tmp_path, "coop", "few_shot") != expected
+    # Among the base classes, the images of these alone.
+    base = dataset.with_classes(range(3))
+    known = [int(key.partition("/")[2]) for key in base.split("train").keys]
+    fewer = upl.pseudo_labels(reference, CLASS_NAMES[:3], images[known], template=TEMPLATE, shots=SHOTS)
+    found = picked(clip, dataset, tmp_path, "upl", "base_to_new")
+    assert found == [(f"train/{known[image]}", label) for image, label in fewer]
+
+
+def test_picks_are_per_class_and_by_confidence() -> None:
+    predicted, doubt = np.array([0, 1, 0, 0, -1, 1, 3]), np.array([0.3, 0.2, 1e-30, 1e-20, 0.0, 0.2, 9.0])
+    np.testing.assert_array_equal(confident(predicted, doubt, shots=2), [2, 3, 1, 5, 6])
+    np.testing.assert_array_equal(confident(predicted, doubt, shots=0), [2, 3, 0, 1, 5, 6])
+    assert confident(predicted[4:5], doubt[4:5], shots=2).size == 0
+
+
+def test_no_label_is_looked_at(pair, dataset, tmp_path) -> None:
+    packs = make_packs(["upl", "clap", "coop"], ["drawn"], [SHOTS], [1])
+    rows = grid(pair[0], dataset, tmp_path / "own", "pseudo_labels").run(packs)
+    assert [row["status"] for row in rows][::2] == ["ok", "ok"]
+    assert "temperature" not in rows[0]["calibration"]  # nor is one fitted on labelled images
+    splits = {**dataset.splits}
+    splits["train"] = dataclasses.replace(splits["train"], labels=np.zeros(30, int))
+    other = grid(pair[0], dataclasses.replace(dataset, splits=splits), tmp_path / "other", "pseudo_labels").run(packs)
+    for one, two in zip(rows, other, strict=True):
+        assert one.get("loss") == two.get("loss") and one.get("accuracy") == two.get("accuracy")
+
+
+def test_a_class_that_nothing_is_taken_for(pair, dataset, tmp_path) -> None:
+    names = (*CLASS_NAMES, *(f"other {i}" for i in range(20)))
+    wide = dataclasses.replace(dataset, class_names=names)
+    packs = make_packs(["upl", "clap"], ["drawn"], [SHOTS], [1])
+    trained, refused = grid(pair[0], wide, tmp_path, "pseudo_labels").run(packs)
+    assert trained["status"] == "ok"
+    assert refused["status"] == "failed" and "has no training image" in refused["error"]
+    with pytest.raises(ClipbiasError, match="within one dataset"):
+        clipbias.data.protocols.make_plan("pseudo_labels", "drawn", lambda name: wide, targets=("other",))
