@@ -17,19 +17,8 @@ from configs import demo, table1
 METHODS = (
     "zero_shot",
     # Prompts in one tower or both, alone and beside a frozen teacher.
-    *(
-        "vpt",
-        "visual_prompting",
-        "coop",
-        "upl",
-        "cocoop",
-        "kgcoop",
-        "prograd",
-        "tcp",
-        "proda",
-        "plot",
-        "plot_plus_plus",
-    ),
+    *("vpt", "visual_prompting", "coop", "upl", "cocoop"),
+    *("kgcoop", "prograd", "tcp", "proda", "plot", "plot_plus_plus"),
     *("ivlp", "ivlp_matched", "ivlp_matched_2", "promptsrc", "maple", "mmrl"),
     # Heads on frozen features.
     *("taskres", "linear_probe", "clip_adapter", "tip_adapter", "tip_adapter_f", "gda", "lp_plus_plus", "clap"),

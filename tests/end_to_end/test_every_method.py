@@ -37,8 +37,8 @@ OPTIONS = {
     "prograd": {"tokens": 8},
     "plot": {"tokens": 8},
     "proda": {"tokens": 8, "sets": 4},
+    "plot_plus_plus": {"phrases": ("a photo of a", "photo of the dog type")},
 }
-OPTIONS["plot_plus_plus"] = {"phrases": ("a photo of a", "photo of the dog type")}
 
 
 def tuned(task: Task) -> Learnables:
