@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
     # The images to explain on: "train", "val" or "test".
     config.images = "test"
     # "all", or sections separated by commas: relevancy, text_attention, vision_attention, similarity, decomposition,
-    # factorial, amounts, faithfulness, examples, verdict.
+    # factorial, amounts, faithfulness, examples, explore, verdict.
     config.figures = "all"
 
     config.batch_size = 32
@@ -36,6 +36,8 @@ def get_config() -> ConfigDict:
     config.control_images = 200
     # What a method amounts to is measured on so many training images; 0 takes all.
     config.amounts_images = 256
+    # Images that a reader of the report can explore, model by model and layer by layer.
+    config.explore_images = 48
     # Pictures shown, and the rotations and layers (from 0; empty takes four) of Fig. 6.
     config.examples = 4
     config.rotations = (0, 90, 180, 270)

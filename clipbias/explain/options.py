@@ -24,6 +24,8 @@ class StudyOptions:
       control_images: the same for the causal test of random prompts, a control; 0 leaves it out.
       amounts_images: at most so many training images for what a method amounts to, spread over them; 0 for all.
       examples: number of pictures shown.
+      explore_images: number of images that a reader of the report can explore, fewer where their maps would take more
+        than 15 MB of the page.
       rotations: of the pictures of Fig. 6, in degrees counter-clockwise.
       layers: those of Fig. 6, from 0; empty takes the first, the middle and the last two.
       normalisation: of relevancy rows: "sum", "minmax" or "max".
@@ -43,6 +45,7 @@ class StudyOptions:
     control_images: Count = 200
     amounts_images: Count = 256
     examples: Annotated[int, Range(1, 1000)] = 4
+    explore_images: Annotated[int, Range(1, 1000)] = 48
     rotations: tuple[Annotated[int, Range(-360, 360)], ...] = (0, 90, 180, 270)
     layers: tuple[Count, ...] = ()
     normalisation: Annotated[str, Choices(tuple(NORMALISATIONS))] = "sum"

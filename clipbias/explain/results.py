@@ -92,6 +92,21 @@ examples — pictures with their relevancy, target the true class
     examples/{model}/vision [K, M + V], examples/{model}/text [K, N], examples/{model}/logits [K, C]
     JSON examples: {names: K image names, {model}: {tokens: K lists of the text's tokens up to but without EOS}}
 
+explore — maps of K images that a reader of the report chooses among; P pairs of an image and a class: its true one, and
+    those that models give it. A map is uint8 with a scale: value = q · scale / 255 (+ lowest)
+    explore/images [K]                                               numbers of the examples in the split
+    explore/pictures [K, S, S, 3] uint8                              at most 224 pixels wide
+    explore/pairs [P, 2]                                             row of the image, 0 … K − 1, and class; true first
+    explore/{model}/relevancy [P, M] uint8, …/relevancy_scale [P]    over patches
+    explore/{model}/relevancy_sum [P], …/slot_relevancy [P, V]       of the row with its prompts; of vision prompts
+    explore/{model}/text [P, N]                                      over the text's tokens
+    explore/{model}/attention [K, L, M] uint8, …/attention_scale [K, L], …/slot_attention [K, L, V]
+                                                                     of `[cls]`, mean over heads
+    explore/{tuned}/distance [K, L, V, M] uint8, …/distance_scale [K, L, V], …/distance_lowest [K, L, V]
+                                                                     from every prompt to the patches, as in Fig. 6
+    explore/{model}/margin [K], …/log_likelihood [K]                 as in the causal test
+    JSON explore: {names: K image names, {model}: {tokens: {class: the text's tokens up to but without EOS}}}
+
 verdict — JSON only (`verdict.py`). A number is {value, low, high}, a mean over images with a 95 % bootstrap interval;
     a share of the gain adds {share, share_low, share_high}, null where the gain's interval includes 0. `{outcome}` is
     "log_likelihood" (nats) or "accuracy" (points)
@@ -113,7 +128,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -137,11 +152,13 @@ FIGURES = (
     "amounts",
     "faithfulness",
     "examples",
+    "explore",
     "verdict",
 )
 VISION_KINDS = ("patches", "prompts")
 GROUPS = ("corrected", "both_right", "all")
 TEXT_KINDS = ("sos", "prompt", "words", "category", "dot", "eos")
+CHANGES = ("wrong → right", "right → wrong", "both right", "both wrong")
 MAPS = ("relevancy", "attention", "rollout", "legrad", "grad_eclip", "random")
 
 
@@ -189,6 +206,14 @@ def load_results(folder: str | os.PathLike) -> Findings:
 
 def _digest(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def changes(arrays: Mapping[str, np.ndarray], tuned: str) -> np.ndarray:
+    """What a tuned model changes of every image, numbers of `CHANGES`; -1 for an image that was not read."""
+    labels, before, after = (arrays[f"predictions/{name}"] for name in ("labels", "zero_shot", tuned))
+    was_right, is_right = before == labels, after == labels
+    found = np.select([~was_right & is_right, was_right & ~is_right, was_right & is_right], [0, 1, 2], 3)
+    return np.where((before < 0) | (after < 0), -1, found)
 
 
 def save_arrays(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:

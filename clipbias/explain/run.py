@@ -11,6 +11,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.explain import (
     amounts_section,
     dataset_sections,
+    explore_section,
     factorial_section,
     faithfulness_section,
     picture_sections,
@@ -71,6 +72,7 @@ def run_study(
         "amounts": lambda: amounts_section.compute_amounts(study),
         "faithfulness": lambda: faithfulness_section.compute_faithfulness(study),
         "examples": lambda: picture_sections.compute_examples(study, predicted),
+        "explore": lambda: explore_section.compute_explore(study, predicted),
     }
     for name, compute in sections.items():
         if name in chosen:

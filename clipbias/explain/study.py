@@ -241,12 +241,18 @@ class Study:
         return self._continue(title, indices, start, add, save, split)
 
     def collect(
-        self, name: str, title: str, indices: np.ndarray, step: Callable[[Batch], Mapping[str, Any]]
+        self,
+        name: str,
+        title: str,
+        indices: np.ndarray,
+        step: Callable[[Batch], Mapping[str, Any]],
+        *,
+        split: Split | None = None,
     ) -> dict[str, np.ndarray]:
         """What `step(batch)` returns per example, arrays `[B, …]` by name, of all examples one after another.
 
         Saved now and then and at the end, as sums are. "images" are the numbers of the examples that could be read; the
-        others are left out.
+        others are left out. Examples are those of the study's images, or of `split`.
         """
         path = self.parts / f"{name}.rows.npz"
         start = load_rows(path, self.fingerprint)
@@ -262,7 +268,7 @@ class Study:
         def save(rows: dict[str, np.ndarray], done: int) -> None:
             save_rows(path, rows, done, self.fingerprint)
 
-        return self._continue(title, indices, start, add, save)
+        return self._continue(title, indices, start, add, save, split)
 
     def _run(self, step: Callable[[Batch], Mapping[str, Any]], batch: Batch) -> dict[str, Any]:
         return dict(self.devices.fetch(step(batch)))

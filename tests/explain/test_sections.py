@@ -15,7 +15,7 @@ from clipbias.explain.run import run_study
 from clipbias.explain.study import Model, Study
 from clipbias.tuning import Task
 from tests.explain.conftest import FOLDER
-from tests.reference import methods, sections, weights
+from tests.reference import methods, relevancy, sections, statistics, weights
 from tests.reference.statistics import KINDS
 from tests.reference.tokenizer import SimpleTokenizer
 
@@ -29,7 +29,7 @@ SPREAD = GROUPS["all"]
 ROTATIONS, LAYERS, LAYER_COUNT, GRID, PATCH, SIZE = (90, 180), (0, 2), 3, 4, 4, 16
 RUNS = {"zero_shot": "dataset", "ivlp": "ivlp"}  # the reference's names of what classifies
 PATCHES = GRID * GRID
-FIGURES = ("relevancy", "text_attention", "vision_attention", "similarity", "decomposition", "examples")
+FIGURES = ("relevancy", "text_attention", "vision_attention", "similarity", "decomposition", "examples", "explore")
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
 DEVIATION = np.array([0.26862954, 0.26130258, 0.27577711])
 
@@ -228,6 +228,52 @@ def test_decomposition(decomposed, reference, tower):
         close(arrays[f"{path}/{quantity}"], expected[quantity], 1e-4)
         expected_means = [expected[quantity][:2].mean(), expected[quantity][2]]
         close([about[quantity]["up_to_depth"], about[quantity]["beyond"]], expected_means, 1e-4)
+
+
+def steps(found, name, expected, tolerance=2e-5):
+    """A map in 256 steps: each value within half a step, and the largest is the last."""
+    scale, lowest = found.arrays[f"{name}_scale"], found.arrays.get(f"{name}_lowest", np.zeros(1))
+    close(scale + lowest, expected.max(-1), tolerance)
+    if f"{name}_lowest" in found.arrays:
+        close(lowest, expected.min(-1), tolerance)
+    assert found.arrays[name].dtype == np.uint8 and (found.arrays[name].max(-1) == 255).all()
+    values = lowest[..., None] + found.arrays[name] * (scale[..., None] / 255)
+    assert (np.abs(values - expected) <= scale[..., None] / 510 + tolerance * np.abs(expected).max()).all()
+
+
+@pytest.mark.parametrize("key", RUNS)
+def test_maps_to_explore(found, reference, key):
+    run, saved = reference.runs[RUNS[key]], reference.saved[RUNS[key]]
+    given = np.stack([LABELS, *(reference.saved[name].logits.argmax(-1) for name in RUNS.values())], 1)[SPREAD]
+    pairs = [(row, label) for row, labels in enumerate(given.tolist()) for label in dict.fromkeys(labels)]
+    assert len(pairs) > len(SPREAD)
+    np.testing.assert_array_equal(found.arrays["explore/images"], SPREAD)
+    np.testing.assert_array_equal(found.arrays["explore/pictures"], [picture(index) for index in SPREAD])
+    np.testing.assert_array_equal(found.arrays["explore/pairs"], pairs)
+    assert found.scalars["explore"]["names"] == [f"{index}.png" for index in SPREAD]
+    rows = [
+        relevancy.relevancy(reference.clip, run.inputs, reference.images[SPREAD[row]], label) for row, label in pairs
+    ]
+    vision, path = np.stack([row[0] for row in rows]), f"explore/{key}"
+    steps(found, f"{path}/relevancy", vision[:, :PATCHES])
+    close(found.arrays[f"{path}/relevancy_sum"], vision.sum(-1))
+    close(found.arrays[f"{path}/slot_relevancy"], vision[:, PATCHES:])
+    for (_, label), (_, text), own in zip(pairs, rows, found.arrays[f"{path}/text"], strict=True):
+        close(own[: len(text)], text)
+        assert not own[len(text) :].any()
+        assert len(found.scalars["explore"][key]["tokens"][str(label)]) == len(text)
+    attention = np.stack([block.attention[SPREAD, :, 0, 1:].mean(1) for block in saved.vision.blocks], 1)
+    steps(found, f"{path}/attention", attention[..., :PATCHES])
+    close(found.arrays[f"{path}/slot_attention"], attention[..., PATCHES:])
+    logits, labels = saved.logits[SPREAD], LABELS[SPREAD]
+    true = logits[np.arange(len(labels)), labels]
+    others = np.where(np.arange(len(CLASS_NAMES)) == labels[:, None], -np.inf, logits).max(-1)
+    close(found.arrays[f"{path}/margin"], true - others, 1e-4, np.abs(logits).max())
+    close(found.arrays[f"{path}/log_likelihood"], true - np.log(np.exp(logits).sum(-1)), 1e-4, np.abs(logits).max())
+    assert (f"{path}/distance" in found.arrays) == (key == "ivlp")
+    if key == "ivlp":
+        distances = [statistics.prompt_distance(block.tokens[SPREAD], PATCHES) for block in saved.vision.blocks]
+        steps(found, f"{path}/distance", np.stack(distances, 1))
 
 
 def test_examples(found, reference):

@@ -1,0 +1,186 @@
+"""What a reader of the report explores: maps of single images under every model, in few bytes."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from clipbias.clip import LayerView, encode_image
+from clipbias.data import Split
+from clipbias.explain.factorial_section import outcomes
+from clipbias.explain.relevancy import relevancy
+from clipbias.explain.results import CHANGES, changes
+from clipbias.explain.similarity import prompt_distances
+from clipbias.explain.study import Batch, Model, Section, Study
+from clipbias.explain.tokens import token_labels
+
+LARGEST_BYTES = 15_000_000  # of everything in a page, in which three bytes take four letters
+THUMBNAIL = 224
+
+
+def choose_images(study: Study, predicted: dict[str, np.ndarray], count: int) -> np.ndarray:
+    """Numbers of at most `count` images of those that the causal test has, in ascending order.
+
+    Every tuned model's kinds of change give one in turn, and a kind its classes in turn, while there are any.
+    """
+    candidates, labels = study.spread(study.options.images), predicted["predictions/labels"]
+    candidates = candidates[
+        np.min([predicted[f"predictions/{model.key}"][candidates] for model in study.models], 0) >= 0
+    ]
+    kinds = [changes(predicted, model.key) for model in study.tuned or study.models[:1]]
+    groups = [
+        _classes_in_turn(candidates[of[candidates] == kind], labels) for of in kinds for kind in range(len(CHANGES))
+    ]
+    chosen: list[int] = []
+    while len(chosen) < count and any(groups):
+        for group in groups:
+            while group and group[0] in chosen:
+                group.pop(0)
+            if group and len(chosen) < count:
+                chosen.append(group.pop(0))
+    return np.sort(np.asarray(chosen, int))
+
+
+def _classes_in_turn(numbers: np.ndarray, labels: np.ndarray) -> list[int]:
+    seen: dict[int, int] = {}
+    turn = []
+    for label in labels[numbers].tolist():
+        seen[label] = turn_of = seen.get(label, -1) + 1
+        turn.append(turn_of)
+    return numbers[np.argsort(turn, kind="stable")].tolist()
+
+
+def bytes_per_image(study: Study) -> int:
+    """About how much an image takes of a page: its maps by layer, relevancy for two classes, and its picture."""
+    vision, classes = study.clip.config.vision, 2
+    maps = sum(vision.layers * vision.patches * (1 + model.prompts[0]) for model in study.models)
+    maps += classes * len(study.models) * (vision.patches + 4 * study.clip.config.text.context_length)
+    return round(4 / 3 * (maps + min(vision.image_size, THUMBNAIL) ** 2 / 3))
+
+
+def quantise(values: np.ndarray, *, low: bool = False) -> tuple[np.ndarray, ...]:
+    """Rows as uint8 `q`, the largest 255.
+
+    Args:
+      values: `[…, M]`; without `low` none below 0.
+      low: whether the smallest is 0 in `q`, rather than 0 itself.
+
+    Returns:
+      `q [… , M]` and `scale […]`, with `values ≈ q · scale / 255`; with `low`, `lowest […]` as well, which is added.
+    """
+    values = np.asarray(values, np.float64)
+    lowest = values.min(-1) if low else np.zeros(values.shape[:-1])
+    scale = values.max(-1) - lowest
+    shares = (values - lowest[..., None]) / np.where(scale > 0, scale, 1)[..., None]
+    found = (np.rint(255 * shares).astype(np.uint8), scale.astype(np.float32))
+    return (*found, lowest.astype(np.float32)) if low else found
+
+
+def compute_explore(study: Study, predicted: dict[str, np.ndarray]) -> Section:
+    """Relevancy for the classes in question, `[cls]` attention and nearness to prompts by layer, of a few images."""
+    count = min(study.options.explore_images, max(1, LARGEST_BYTES // bytes_per_image(study)))
+    chosen = choose_images(study, predicted, count)
+    labels = study.split.labels[chosen]
+    given = [predicted[f"predictions/{model.key}"][chosen] for model in study.models]
+    pairs = np.array([(i, c) for i in range(len(chosen)) for c in dict.fromkeys([labels[i], *(g[i] for g in given)])])
+    arrays: dict[str, np.ndarray] = {
+        "explore/images": chosen.astype(np.int32),
+        "explore/pictures": _thumbnails(study.pictures(chosen)),
+        "explore/pairs": pairs.astype(np.int32).reshape(-1, 2),
+    }
+    scalars: dict[str, Any] = {"names": [study.split.keys[int(i)] for i in chosen]}
+    for model in study.models:
+        found = _relevancy_of_pairs(study, model, chosen[pairs[:, 0]], pairs[:, 1]) | _layers_of_images(
+            study, model, chosen
+        )
+        arrays |= {f"explore/{model.key}/{name}": value for name, value in found.items()}
+        scalars[model.key] = {
+            "tokens": {int(label): token_labels(model.task, int(label)) for label in np.unique(pairs[:, 1])}
+        }
+    return arrays, scalars
+
+
+def _thumbnails(pictures: np.ndarray) -> np.ndarray:
+    if pictures.shape[1] <= THUMBNAIL:
+        return pictures
+    size = (THUMBNAIL, THUMBNAIL)
+    return np.stack([np.asarray(Image.fromarray(x).resize(size, Image.Resampling.BOX)) for x in pictures])
+
+
+def _relevancy_of_pairs(study: Study, model: Model, images: np.ndarray, classes: np.ndarray) -> dict[str, np.ndarray]:
+    """Relevancy of every pair of an image's number and a class, as `explore/{model}/…` has it."""
+    learnables, patches = study.learnables[model.key], study.clip.config.vision.patches
+    split = Split(
+        tuple(f"{study.split.keys[int(i)]} {label}" for i, label in zip(images, classes, strict=True)),
+        classes,
+        lambda pair: study.split.read(int(images[pair])),
+    )
+
+    @jax.jit
+    def step(params: Any, learnables: Any, text: Any, batch: Batch) -> dict[str, jax.Array]:
+        pixels, targets = study.normalize(batch["images"]), batch["labels"]
+        start = study.options.start_layer
+        maps = relevancy(model.task, params, learnables, pixels, targets, start_layer=start, text=text)
+        return {"vision": maps.vision, "text": maps.text}
+
+    text = model.task.text_features(study.params, learnables) if model.has_own_head else None
+    rows = study.collect(
+        f"explore-relevancy-{model.key}",
+        f"{model.label}: relevancy to explore",
+        np.arange(len(split)),
+        lambda batch: step(study.params, learnables, text, batch),
+        split=split,
+    )
+    vision, length = rows["vision"], int(np.max(model.task.tokens.eos))
+    relevancies, scale = quantise(vision[:, :patches])
+    return {
+        "relevancy": relevancies,
+        "relevancy_scale": scale,
+        "relevancy_sum": vision.sum(-1).astype(np.float32),
+        "slot_relevancy": vision[:, patches:].astype(np.float32),
+        "text": rows["text"][:, :length].astype(np.float32),
+    }
+
+
+def _layers_of_images(study: Study, model: Model, images: np.ndarray) -> dict[str, np.ndarray]:
+    """Where `[cls]` looks and how near every slot is, layer by layer, and how sure the model is of the true class."""
+    config, learnables, task = study.clip.config, study.learnables[model.key], model.task
+    patches, prompts = config.vision.patches, model.prompts[0]
+
+    def observe(view: LayerView) -> dict[str, jax.Array]:
+        seen = {"attention": view.probabilities[:, :, 0, 1:].mean(1)}
+        if prompts:
+            seen["distance"] = prompt_distances(view.tokens, patches)
+        return seen
+
+    @jax.jit
+    def step(params: Any, learnables: Any, classes: Any, batch: Batch) -> dict[str, jax.Array]:
+        pixels, adaptation = study.normalize(batch["images"]), task.method.adapt(learnables)
+        dtype = jnp.dtype(task.classifier.dtype)
+        seen = encode_image(params, config, pixels, adaptation, observe=observe, dtype=dtype)[1]
+        logits = task.logits(params, learnables, pixels, classes)
+        found = {name: value[0] for name, value in outcomes(logits[None], batch["labels"]).items()}
+        layers = {name: jnp.moveaxis(value, 0, 1) for name, value in seen.items()}
+        return layers | {"margin": found["margin"], "log_likelihood": found["log_likelihood"]}
+
+    classes = task.text_features(study.params, learnables)
+    rows = study.collect(
+        f"explore-layers-{model.key}",
+        f"{model.label}: attention to explore",
+        images,
+        lambda batch: step(study.params, learnables, classes, batch),
+    )
+    attention, scale = quantise(rows["attention"][..., :patches])
+    found = {
+        "attention": attention,
+        "attention_scale": scale,
+        "slot_attention": rows["attention"][..., patches:].astype(np.float32),
+        "margin": rows["margin"].astype(np.float32),
+        "log_likelihood": rows["log_likelihood"].astype(np.float32),
+    }
+    if prompts:
+        names = ("distance", "distance_scale", "distance_lowest")
+        found |= dict(zip(names, quantise(rows["distance"], low=True), strict=True))
+    return found

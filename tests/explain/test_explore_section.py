@@ -1,0 +1,64 @@
+"""Which images a reader explores, and how few bytes their maps take."""
+
+import numpy as np
+import pytest
+
+from clipbias.explain.explore_section import bytes_per_image, choose_images, compute_explore, quantise
+from clipbias.explain.options import StudyOptions
+from clipbias.explain.results import changes
+from tests.explain.test_study import COUNT, make
+
+
+def predictions(zero_shot, vpt):
+    """Of images of classes in turn; 0 is right, 1 wrong, -1 not read."""
+    labels = np.arange(len(zero_shot)) % 3
+    found = {"predictions/labels": labels}
+    for name, wrong in {"zero_shot": zero_shot, "vpt": vpt}.items():
+        found[f"predictions/{name}"] = np.where(np.array(wrong) < 0, -1, (labels + np.array(wrong)) % 3)
+    return found
+
+
+def test_kinds_of_change():
+    found = changes(predictions([1, 0, 0, 1, -1, 0, 1], [0, 1, 0, 1, 0, -1, 0]), "vpt")
+    assert found.tolist() == [0, 1, 2, 3, -1, -1, 0]
+
+
+def test_kinds_of_change_take_turns(clip, tmp_path):
+    study = make(clip, tmp_path)
+    predicted = predictions([0, 0, 0, 0, 1, 0, 1], [0, 0, 0, 0, 0, 1, 1])
+    # The first of each kind, then the second of the only one that has more, of another class.
+    assert choose_images(study, predicted, 4).tolist() == [0, 4, 5, 6]
+    assert choose_images(study, predicted, 5).tolist() == [0, 1, 4, 5, 6]
+    assert choose_images(study, predicted, 99).tolist() == list(range(COUNT))
+    predicted = predictions([0, 0, 0, -1, 1, 0, 1], [0, 0, 0, 0, 0, -1, 1])
+    assert choose_images(study, predicted, 99).tolist() == [0, 1, 2, 4, 6]
+
+
+def test_classes_take_turns(clip, tmp_path):
+    nothing = [0] * COUNT
+    assert choose_images(make(clip, tmp_path), predictions(nothing, nothing), 3).tolist() == [0, 1, 2]
+
+
+def test_only_images_of_the_causal_test(clip, tmp_path):
+    study = make(clip, tmp_path, options=StudyOptions(images=3))
+    nothing = [0] * COUNT
+    assert choose_images(study, predictions(nothing, nothing), 99).tolist() == [0, 3, 6]
+
+
+def test_fewer_images_where_a_page_would_grow_too_large(clip, tmp_path, monkeypatch):
+    study = make(clip, tmp_path)
+    monkeypatch.setattr("clipbias.explain.explore_section.LARGEST_BYTES", 2 * bytes_per_image(study) + 1)
+    for name in ("_relevancy_of_pairs", "_layers_of_images"):  # not looked at here
+        monkeypatch.setattr(f"clipbias.explain.explore_section.{name}", lambda *_: {})
+    arrays, scalars = compute_explore(study, predictions([0] * COUNT, [1] * COUNT))
+    assert len(arrays["explore/images"]) == len(scalars["names"]) == 2
+    assert arrays["explore/pairs"].tolist() == [[0, 0], [0, 1], [1, 1], [1, 2]]
+
+
+@pytest.mark.parametrize("low", [False, True])
+def test_steps(low):
+    values = np.random.default_rng(0).lognormal(0, 2, (3, 4, 50))
+    values[0, 0] = 0
+    steps, scale, *lowest = quantise(values, low=low)
+    again = steps * scale[..., None] / 255 + (lowest[0][..., None] if low else 0)
+    assert (np.abs(again - values) <= scale[..., None] * 0.50001 / 255 + 1e-6).all() and not steps[0, 0].any()
