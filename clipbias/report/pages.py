@@ -3,7 +3,7 @@
 import base64
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +44,12 @@ class Section:
     tables: Sequence[Table] = ()
     conclusion: str = ""
     remarks: Sequence[str] = ()
+    explorer: Mapping[str, Any] | None = None
     code: str = ""
 
     @property
     def is_empty(self) -> bool:
-        return not (self.pictures or self.tables or self.conclusion or self.remarks or self.code)
+        return not (self.pictures or self.tables or self.conclusion or self.remarks or self.explorer or self.code)
 
 
 def save_picture(figure: CaptionedFigure, folder: Path) -> Picture:

@@ -10,6 +10,7 @@ from clipbias.explain.results import load_results, plain
 from clipbias.report import pages
 from clipbias.report.attention_figures import text_attention_figure, vision_attention_figure
 from clipbias.report.decomposition_figures import decomposition_figure
+from clipbias.report.explorer import explorer_data
 from clipbias.report.faithfulness_figures import area_table, faithfulness_figure
 from clipbias.report.map_figures import examples_figure, similarity_figures
 from clipbias.report.relevancy_figures import text_relevancy_figure, vision_relevancy_figure
@@ -57,8 +58,12 @@ def write_report(results_folder: str | os.PathLike, output_folder: str | os.Path
     """
     study = StudyResults(load_results(results_folder))
     output = Path(output_folder)
-    sections = [*_verdict(study, output), pages.Section("Models", "models", tables=[_models(study)])]
-    missing = []
+    sections, missing = _verdict(study, output), []
+    if data := explorer_data(study):
+        sections.append(pages.Section("Explore the images", "explore", explorer=data))
+    elif "explore" not in study.scalars["figures"]:
+        missing.append("Explore: it was not asked for; --config.figures=explore has it.")
+    sections.append(pages.Section("Models", "models", tables=[_models(study)]))
     for draw, section, reason in _FIGURES:
         made = draw(study)
         for figure in made if isinstance(made, list) else [made] if made else []:

@@ -10,16 +10,18 @@ class Page(html.parser.HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.open, self.tags, self.links, self.identifiers, self.words = [], [], [], [], []
+        self.inline_scripts = 0
         self.feed(text)
         assert self.open == []
 
     def handle_starttag(self, tag, attributes):
         self.tags.append(tag)
         named = dict(attributes)
+        self.inline_scripts += tag == "script" and "src" not in named
         self.links += [named[name] for name in ("src", "href") if name in named]
         self.identifiers += [named["id"]] if "id" in named else []
         assert not any(name.startswith("on") for name in named)
-        if tag not in ("meta", "img", "br"):
+        if tag not in ("meta", "img", "br", "input"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):

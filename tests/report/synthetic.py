@@ -25,6 +25,7 @@ def synthetic_results(*, dataset="demo/digits", pictures=2, seed=0, **sizes):
     study.amounts()
     study.faithfulness()
     study.examples(pictures)
+    study.explore(4 * pictures)
     study.verdict()
     return Findings(study.arrays, study.scalars)
 
@@ -301,6 +302,37 @@ class _Builder:
             self.arrays[f"examples/{key}/text"] = text
             self.arrays[f"examples/{key}/logits"] = self.draw.normal(20, 2, (pictures, self.classes))
             self.scalars["examples"][key] = {"tokens": [words] * pictures}
+
+    def explore(self, count):
+        numbers = np.linspace(0, self.images - 1, count).round().astype(np.int32)
+        labels = self.arrays["predictions/labels"][numbers]
+        given = [self.arrays[f"predictions/{model['key']}"][numbers] for model in self.models]
+        pairs = [(i, c) for i in range(count) for c in dict.fromkeys([labels[i], *(g[i] for g in given)])]
+        self.arrays["explore/images"] = numbers
+        self.arrays["explore/pictures"] = np.stack(self.pictures(count))
+        self.arrays["explore/pairs"] = np.array(pairs, np.int32)
+        self.scalars["explore"] = {"names": [f"test/{number:04d}.png" for number in numbers]}
+        for model in self.models:
+            path, slots = f"explore/{model['key']}", model["vision_prompts"]
+            words = ["SOS", *(["[1]", "[2]"] if slots else ["a", "photo"]), "of", "a", "class", "1", "."]
+            shape = (count, self.layers)
+
+            def steps(*shape):
+                return self.draw.integers(0, 256, (*shape, self.patches), dtype=np.uint8)
+
+            def reals(*shape):
+                return self.draw.uniform(0.01, 0.2, shape).astype(np.float32)
+
+            found = {"relevancy": steps(len(pairs)), "relevancy_scale": reals(len(pairs))}
+            found |= {"relevancy_sum": 5 + reals(len(pairs)), "slot_relevancy": reals(len(pairs), slots)}
+            found |= {"text": reals(len(pairs), len(words)), "attention": steps(*shape)}
+            found |= {"attention_scale": reals(*shape), "slot_attention": reals(*shape, slots)}
+            found |= {"margin": self.draw.normal(0, 3, count), "log_likelihood": -30 * reals(count)}
+            if slots:
+                found |= {"distance": steps(*shape, slots), "distance_scale": 20 * reals(*shape, slots)}
+                found |= {"distance_lowest": 50 * reals(*shape, slots)}
+            self.arrays |= {f"{path}/{name}": value for name, value in found.items()}
+            self.scalars["explore"][model["key"]] = {"tokens": {str(c): words for c in range(self.classes)}}
 
     def verdict(self):
         found = Findings(self.arrays, self.scalars)

@@ -72,8 +72,9 @@ def test_pictures_are_inlined_and_the_files_lie_beside(written):
 
 
 def test_nothing_comes_from_the_network(written, drawn):
-    path, page = written(only("verdict"))
-    assert not {"script", "link", "iframe"} & set(page.tags)
+    path, page = written(only("verdict", "explore", "predictions", "factorial"))
+    assert page.tags.count("script") == 2 and page.inline_scripts == 2
+    assert not {"link", "iframe"} & set(page.tags)
     assert "http" not in path.read_text("utf-8") and "url(" not in path.read_text("utf-8")
 
 

@@ -1,0 +1,326 @@
+"""The explorer's data as a script reads them, and the page in a real browser: clicked, driven by keys, read back."""
+
+import base64
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipbias.explain.results import CHANGES, save_results
+from clipbias.explain.uncertainty import shapley
+from clipbias.report import write_report
+from clipbias.report.explorer import explorer_data
+from clipbias.report.study_results import StudyResults
+from tests.browser import Browser
+from tests.report.markup import Page
+from tests.report.synthetic import synthetic_results
+
+HOSTILE = "</script><img src=x onerror=\"alert('1')\"> & co"
+KEPT = ("explore", "predictions", "factorial")
+GRID, LAYERS, SLOTS = 4, 3, 2
+
+
+def only_explored(**sizes):
+    found = synthetic_results(pictures=3, grid=GRID, image_size=32, layers=LAYERS, vision_prompts=SLOTS, **sizes)
+    found.arrays = {name: array for name, array in found.arrays.items() if name.split("/")[0] in KEPT}
+    always = ("dataset", "clip", "config")
+    found.scalars = {k: v for k, v in found.scalars.items() if k in (*KEPT, *always) or not isinstance(v, dict)}
+    return found
+
+
+@pytest.fixture(scope="module")
+def results():
+    return only_explored()
+
+
+@pytest.fixture(scope="module")
+def path(results, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("explored")
+    save_results(folder, results)
+    return write_report(folder, folder / "report")
+
+
+def unpacked(packed):
+    values = np.frombuffer(base64.b64decode(packed["data"]), "u1" if packed["type"] == "uint8" else "<f4")
+    return values.reshape(packed["shape"])
+
+
+def test_arrays_are_packed_and_images_are_described(results):
+    data, arrays = explorer_data(StudyResults(results)), results.arrays
+    assert data["pairs"] == arrays["explore/pairs"][:, 1].tolist()
+    for model in data["models"]:
+        names = set(results.under(f"explore/{model['key']}/"))
+        packed = {f"explore/{model['key']}/{name}": unpacked(value) for name, value in model["arrays"].items()}
+        assert names - set(packed) == {f"explore/{model['key']}/{name}" for name in ("margin", "log_likelihood")}
+        for name, value in packed.items():
+            np.testing.assert_array_equal(value, arrays[name])
+    for row, image in enumerate(data["images"]):
+        pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(image["picture"].partition(",")[2]))))
+        np.testing.assert_array_equal(pixels, arrays["explore/pictures"][row])
+        assert (
+            image["label"]
+            == arrays["predictions/labels"][arrays["explore/images"][row]]
+            == data["pairs"][image["pairs"][0]]
+        )
+        assert image["models"]["ivlp"]["margin"] == arrays["explore/ivlp/margin"][row]
+
+
+def test_causes_are_shapley_values_by_image_number(results):
+    arrays, labels = results.arrays, results.arrays["predictions/labels"]
+    # The causal test has other images, in another order.
+    tested = arrays["factorial/ivlp/images"][::-1][:30]
+    changed = {name: value.copy() for name, value in arrays.items()}
+    changed["factorial/ivlp/images"] = tested
+    changed["factorial/ivlp/log_likelihood"] = arrays["factorial/ivlp/log_likelihood"][:30]
+    images = explorer_data(StudyResults(type(results)(changed, results.scalars)))["images"]
+    values = shapley(changed["factorial/ivlp/log_likelihood"][:, 0, :8])
+    seen = set()
+    for image, number in zip(images, arrays["explore/images"], strict=True):
+        own, names = image["causes"]["ivlp"], ("attention", "scale", "values")
+        before, after = (arrays[f"predictions/{name}"][number] == labels[number] for name in ("zero_shot", "ivlp"))
+        words = {(False, True): "wrong → right", (True, False): "right → wrong", (True, True): "both right"}
+        assert CHANGES[own["change"]] == words.get((bool(before), bool(after)), "both wrong")
+        if number not in tested:
+            assert own["effects"] == {} and own["decided"] is None
+            continue
+        expected = values[tested.tolist().index(number)]
+        assert list(own["effects"].values()) == pytest.approx(expected) and tuple(own["effects"]) == names
+        towards = {0: 1, 1: -1}.get(own["change"], np.sign(expected.sum()))
+        assert own["decided"] == names[int((towards * expected).argmax())]
+        seen.add(own["change"])
+    assert len(seen) > 1
+
+
+def test_names_cannot_end_the_script(tmp_path):
+    results = only_explored()
+    results.scalars["dataset"]["class_names"][0] = HOSTILE
+    results.scalars["explore"]["names"][0] = HOSTILE
+    save_results(tmp_path, results)
+    page = Page(write_report(tmp_path, tmp_path / "report").read_text("utf-8"))
+    assert page.tags.count("script") == 2
+    data = next(json.loads(words) for words in page.words if words.startswith('{"changes"'))
+    assert data["images"][0]["name"] == HOSTILE
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    found = Browser(tmp_path_factory.mktemp("profile"))
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def opened(browser, path):
+    browser.complaints.clear()
+    browser.open(path)
+    yield browser
+    assert browser.complaints == []
+
+
+def read(browser):
+    return browser.evaluate("document.getElementById('explore-read').textContent")
+
+
+def focus(browser, selector):
+    browser.evaluate(f"document.querySelector('{selector}').focus()")
+
+
+def tab_to(browser, identifier):
+    """Reaches an element with Tab alone."""
+    at = f"[document.activeElement.id, document.activeElement.dataset.place].includes('{identifier}')"
+    for _ in range(80):
+        if browser.evaluate(at):
+            return
+        browser.press("Tab")
+    pytest.fail(f"Tab never reaches {identifier}")
+
+
+def pick(browser, name, value):
+    browser.evaluate(
+        f"(() => {{ const e = document.getElementById('explore-{name}'); e.value = '{value}';"
+        " e.dispatchEvent(new Event('change')); })()"
+    )
+
+
+def near(said, expected):
+    """Equal up to how the page rounds a number, to three digits."""
+    return float(said) == pytest.approx(expected, rel=6e-3, abs=1e-9)
+
+
+class Expected:
+    """What the page must say, from the results' arrays."""
+
+    def __init__(self, results):
+        self.arrays = results.arrays
+
+    def pair(self, image, label):
+        rows = (self.arrays["explore/pairs"] == (image, label)).all(1)
+        return int(np.flatnonzero(rows)[0])
+
+    def value(self, model, name, *place):
+        """A map's value at a patch, the last of the place."""
+        path, rest = f"explore/{model}/{name}", place[:-1]
+        unit = np.float64(self.arrays[f"{path}_scale"][rest]) / 255
+        lowest = self.arrays.get(f"{path}_lowest")
+        return float(self.arrays[path][place] * unit + (0 if lowest is None else lowest[rest]))
+
+    def share(self, model, pair, relevancy):
+        return 100 * relevancy / self.arrays[f"explore/{model}/relevancy_sum"][pair]
+
+
+def check_patch(said, expected, image, label, layer, slots, row, column):
+    """All numbers of a patch, of IVLP and of zero-shot beside it."""
+    assert said.startswith(f"Row {row + 1}, column {column + 1}. IVLP: ")
+    own, _, other = said.partition("Zero-shot: ")
+    patch, pair = row * GRID + column, expected.pair(image, label)
+    for model, words in (("ivlp", own), ("zero_shot", other)):
+        relevancy, share, attention = re.search(
+            r"relevancy (\S+), (\S+) % of the image's; \[cls\] attention ([\d.e−-]+\d)", words
+        ).groups()
+        value = expected.value(model, "relevancy", pair, patch)
+        assert near(relevancy, value)
+        assert float(share) == pytest.approx(expected.share(model, pair, value), abs=0.051)
+        assert near(attention, expected.value(model, "attention", image, layer, patch))
+    distances = np.mean(
+        [[expected.value("ivlp", "distance", image, layer, s, p) for p in range(GRID * GRID)] for s in slots], axis=0
+    )
+    similarity, distance = re.search(r"similarity (\S+), distance (\S+)\.", own).groups()
+    assert near(distance, distances[patch])
+    assert near(similarity, 1 - (distances[patch] - distances.min()) / np.ptp(distances))
+
+
+def test_pointing_and_clicking_reads_the_arrays_numbers(opened, results):
+    expected, labels = Expected(results), results.arrays["predictions/labels"][results.arrays["explore/images"]]
+    opened.mouse("canvas[data-place='ivlp/attention']", across=0.6, down=0.1)
+    check_patch(read(opened), expected, 0, labels[0], LAYERS - 1, (0, 1), 0, 2)
+    opened.mouse("#explore-image-5", click=True)
+    assert opened.evaluate("document.querySelector('[aria-selected=true]').id") == "explore-image-5"
+    opened.mouse("canvas[data-place='zero_shot/relevancy']", across=0.99, down=0.99)
+    check_patch(read(opened), expected, 5, labels[5], LAYERS - 1, (0, 1), 3, 3)
+    # A click on a slot chooses it for the similarity, and reads its own numbers.
+    opened.mouse("[data-place='ivlp/slots/1']", click=True)
+    pair, said = expected.pair(5, labels[5]), read(opened)
+    relevancy, attention = re.search(r"prompt slot 2: relevancy (\S+), .* attention in layer 3 (\S+),", said).groups()
+    assert near(relevancy, results.arrays["explore/ivlp/slot_relevancy"][pair, 1])
+    assert near(attention, results.arrays["explore/ivlp/slot_attention"][5, LAYERS - 1, 1])
+    assert opened.evaluate("document.getElementById('explore-slot').value") == "1"
+    opened.mouse("canvas[data-place='ivlp/similarity']", across=0.3, down=0.3)
+    check_patch(read(opened), expected, 5, labels[5], LAYERS - 1, (1,), 1, 1)
+
+
+def test_the_keyboard_alone_changes_everything(opened, results):
+    expected, arrays = Expected(results), results.arrays
+    numbers = arrays["explore/images"]
+    tab_to(opened, "explore-model")
+    tab_to(opened, "explore-images")
+    opened.press("End", "ArrowLeft", "ArrowRight")
+    image, label = len(numbers) - 1, arrays["predictions/labels"][numbers[-1]]
+    tab_to(opened, "explore-layer")
+    opened.press("ArrowLeft")
+    tab_to(opened, "explore-slot")
+    opened.press("ArrowDown")
+    tab_to(opened, "ivlp/similarity")
+    opened.press("ArrowRight", "ArrowDown", "ArrowDown", "ArrowUp", "ArrowRight", "ArrowLeft")
+    check_patch(read(opened), expected, image, label, LAYERS - 2, (0,), 1, 1)
+    tab_to(opened, "ivlp/slots/0")
+    opened.press("ArrowRight", " ")
+    assert "prompt slot 2" in read(opened) and f"layer {LAYERS - 1} " in read(opened)
+    tab_to(opened, "ivlp/tokens/0")
+    opened.press("ArrowRight")
+    row = arrays["explore/ivlp/text"][expected.pair(image, label)]
+    value, share = re.search(r"token 2, “\[1\]”: relevancy (\S+), (\S+) % of the text's", read(opened)).groups()
+    assert near(value, row[1]) and float(share) == pytest.approx(100 * row[1] / row.sum(), abs=0.051)
+    tab_to(opened, "zero_shot/tokens/0")
+    assert "Zero-shot, token 1, “SOS”" in read(opened)
+
+
+def test_another_class_and_model_are_shown_where_they_are_chosen(opened, results):
+    expected, arrays = Expected(results), results.arrays
+    counts = np.bincount(arrays["explore/pairs"][:, 0])
+    image = int(counts.argmax())
+    pair = int(np.flatnonzero(arrays["explore/pairs"][:, 0] == image)[-1])
+    opened.mouse(f"#explore-image-{image}", click=True)
+    pick(opened, "class", pair)
+    opened.mouse("canvas[data-place='ivlp/relevancy']", across=0.1, down=0.9)
+    check_patch(read(opened), expected, image, arrays["explore/pairs"][pair, 1], LAYERS - 1, (0, 1), 3, 0)
+    pick(opened, "model", "bias")
+    pick(opened, "beside", "")
+    opened.mouse("canvas[data-place='bias/relevancy']", across=0.1, down=0.9)
+    value = re.search(r"Bias tuning: relevancy (\S+),", read(opened))[1]
+    assert near(value, expected.value("bias", "relevancy", pair, 12)) and "similarity" not in read(opened)
+    assert opened.evaluate("document.querySelectorAll('#explore-maps canvas').length") == 2
+
+
+def test_filters_and_orders(opened, results):
+    images = explorer_data(StudyResults(results))["images"]
+    listed = "[...document.querySelectorAll('#explore-images [role=option]')].map(e => Number(e.id.split('-')[2]))"
+    for change in {image["causes"]["ivlp"]["change"] for image in images}:
+        pick(opened, "change", change)
+        same = [i for i, image in enumerate(images) if image["causes"]["ivlp"]["change"] == change]
+        assert opened.evaluate(listed) == same and 0 < len(same) < len(images)
+        assert f"{len(same)} of {len(images)} images" in opened.evaluate(
+            "document.getElementById('explore-count').textContent"
+        )
+    pick(opened, "change", "")
+    decided = [i for i, image in enumerate(images) if image["causes"]["ivlp"]["decided"] == "values"]
+    pick(opened, "decided", "values")
+    assert opened.evaluate(listed) == decided
+    pick(opened, "decided", "")
+    for order, measure in {
+        "margin": lambda image: -image["models"]["ivlp"]["margin"],
+        "gain": lambda image: image["models"]["zero_shot"]["likelihood"] - image["models"]["ivlp"]["likelihood"],
+        "by-attention": lambda image: -image["causes"]["ivlp"]["effects"].get("attention", -np.inf),
+    }.items():
+        pick(opened, "order", order)
+        found = opened.evaluate(listed)
+        assert found == sorted(found, key=lambda i: (measure(images[i]), i)) != list(range(len(images)))
+
+
+def test_maps_are_painted_as_the_static_figures_are(opened, results):
+    """The hottest patch's middle has the colour that its value and the picture beneath it make."""
+    opened.wait_for("document.querySelector('canvas').ariaBusy === 'false'")
+    heat = np.asarray(
+        results.arrays["explore/ivlp/relevancy"][
+            Expected(results).pair(0, results.arrays["predictions/labels"][results.arrays["explore/images"][0]])
+        ],
+        float,
+    )
+    hottest = int(heat.argmax())
+    side = 224 // GRID
+    place = [(hottest % GRID) * side + side // 2, (hottest // GRID) * side + side // 2]
+    rgba = opened.evaluate(
+        f"[...document.querySelector('canvas').getContext('2d').getImageData({place[0]}, {place[1]}, 1, 1).data]"
+    )
+    picture = results.arrays["explore/pictures"][0].astype(float).mean(-1)
+    grey = picture[place[1] * 32 // 224, place[0] * 32 // 224]
+    from matplotlib import colormaps
+
+    value = 1 - 0.5 / side  # between the middles of pixels
+    colour = 255 * np.asarray(colormaps["inferno"](value)[:3])
+    np.testing.assert_allclose(rgba[:3], 0.25 * grey + 0.75 * colour, atol=6)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1200, 360])
+def test_nothing_is_wider_than_the_window(browser, path, width, scheme):
+    browser.complaints.clear()
+    browser.open(path, width=width, scheme=scheme)
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    sizes = browser.evaluate("[...document.querySelectorAll('canvas')].map(e => [e.clientWidth, e.clientHeight])")
+    assert len(sizes) == 5 and all(100 < w <= width and abs(w - h) <= 1 for w, h in sizes)
+    ink, paper = browser.evaluate("['color', 'backgroundColor'].map(k => getComputedStyle(document.body)[k])")
+    dark = [sum(map(int, re.findall(r"\d+", colour))) < 384 for colour in (ink, paper)]
+    assert dark == ([True, False] if scheme == "light" else [False, True])
+    assert browser.complaints == []
+
+
+def test_without_scripts_a_sentence_says_so(browser, path):
+    browser.open(path, scripts=False)
+    tree = browser.call("DOMSnapshot.captureSnapshot", computedStyles=["display"])
+    browser.open(path)  # scripts again
+    strings = tree["strings"]
+    shown = "".join(strings[i] for i in tree["documents"][0]["layout"]["text"] if i >= 0)
+    assert "needs scripts, and they are off" in shown and "Prompt slot" not in shown
