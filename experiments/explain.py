@@ -62,7 +62,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
 
 def explain(config: ConfigDict, name: str, folder: Path, figures: Sequence[str]) -> Findings:
     """One dataset's study, written to `folder`."""
-    adapters = [find_adapter(path.replace("{dataset}", name)) for path in split(config.adapters)]
+    adapters = [find_adapter(place_of(path, name)) for path in split(config.adapters)]
     name = name or next((adapter.notes.get("dataset", "") for adapter, _ in adapters), "")
     if not name:
         raise ClipbiasError("no dataset to explain; give --config.dataset=NAME.")
@@ -117,6 +117,12 @@ def devices(mesh: jax.sharding.Mesh) -> Devices:
     )
 
 
+def place_of(path: str, dataset: str) -> str:
+    """A path with `{dataset}` filled in, with "_" in place of "/" where only that file is there, as grids name them."""
+    place, as_in_grids = (path.replace("{dataset}", name) for name in (dataset, dataset.replace("/", "_")))
+    return as_in_grids if Path(as_in_grids).exists() and not Path(place).exists() else place
+
+
 def models(
     clip: Clip,
     dataset: data.Dataset,
@@ -125,18 +131,20 @@ def models(
     *,
     own_methods: Sequence[str] = (),
 ) -> list[Model]:
-    """Zero-shot with the dataset's own template, then the adapters; a method that comes twice gets a number."""
+    """Zero-shot with the dataset's own template, then the adapters; a method that comes again is named by its seed."""
     texts = {"template": dataset.template, "descriptions": dataset.descriptions}
     task = Task(clip, ZERO_SHOT, dataset.class_names, **texts, dtype=dtype)
     found = [Model(ZERO_SHOT, method_name(ZERO_SHOT), ZERO_SHOT, task, {}, clip.name)]
     for adapter, source in adapters:
         key = base = Path(adapter.method.partition(":")[0]).stem if adapter.method.endswith(".py") else adapter.method
-        label, number = method_name(adapter.method), 1
-        while key in {model.key for model in found}:
+        label, seed, number = method_name(adapter.method), adapter.notes.get("seed", 0), 1
+        taken = {model.key for model in found}
+        if key in taken:
+            key, label = f"{base}_seed{seed}", f"{label} (seed {seed})"
+        while key in taken:
             number += 1
             key, label = f"{base}_{number}", f"{method_name(adapter.method)} ({number})"
         own, learnables = adapter.bind(clip, dataset.class_names, own_methods=own_methods, dtype=dtype)
-        seed = adapter.notes.get("seed", 0)
         found.append(Model(key.replace("/", "_"), label, adapter.method, own, learnables, source, seed))
     return found
 

@@ -11,10 +11,11 @@ from PIL import Image
 import clipbias
 import experiments.explain
 import experiments.predict
+from clipbias import data
 from clipbias.data import transforms
 from clipbias.explain.results import FIGURES, load_results
 from clipbias.tuning import Task
-from clipbias.tuning.adapter import save_adapter
+from clipbias.tuning.adapter import load_adapter, save_adapter
 from tests.end_to_end.binaries import answer_here, assert_recorded, refusal_here, succeed
 
 CLASS_NAMES = ("bird", "cat", "dog")
@@ -109,6 +110,29 @@ def test_predictions_with_relevancy(images, adapters, cache, tmp_path):
     assert printed.count(" %") == 6
     drawn = sorted(path.name for path in (tmp_path / "relevancy").iterdir())
     assert drawn == ["0001_0.png", "0002_1.png", "0003_0.png"]
+
+
+def test_adapters_are_named_apart_and_found_where_grids_put_them(model, tmp_path):
+    clip, dataset = clipbias.load(model), data.load("demo/digits")
+    task = Task(clip, "bias", dataset.class_names)
+    for seed in (1, 2):
+        path = tmp_path / f"bias-demo_digits-seed{seed}.safetensors"
+        save_adapter(path, task, task.init(), method="bias", notes={"seed": seed})
+    paths = [
+        experiments.explain.place_of(f"{tmp_path}/bias-{{dataset}}-seed{seed}.safetensors", "demo/digits")
+        for seed in (1, 2)
+    ]
+    adapters = [(load_adapter(path), path) for path in (*paths, paths[1])]
+    found = [
+        (model.key, model.label, model.seed)
+        for model in experiments.explain.models(clip, dataset, adapters, "float32")[1:]
+    ]
+    assert found == [
+        ("bias", "Bias tuning", 1),
+        ("bias_seed2", "Bias tuning (seed 2)", 2),
+        ("bias_2", "Bias tuning (2)", 2),
+    ]
+    assert experiments.explain.place_of("runs/{dataset}/ivlp", "demo/digits") == "runs/demo/digits/ivlp"
 
 
 def test_zero_shot_takes_names_from_a_file(model, images, tmp_path, capsys):
