@@ -1,12 +1,20 @@
 """The perturbation test (Chefer et al. 2021): accuracy while patches are removed in the order of each map."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clipbias.explain.perturbation import DIRECTIONS, FRACTIONS, area_under_curve, black_out, ranks_to_remove
+from clipbias.explain.perturbation import (
+    DIRECTIONS,
+    FRACTIONS,
+    area_under_curve,
+    black_out,
+    distinct_rows,
+    ranks_to_remove,
+)
 from clipbias.explain.reductions import OF_TARGET, REDUCTIONS
 from clipbias.explain.relevancy import explanations
 from clipbias.explain.results import MAPS
@@ -38,26 +46,28 @@ def compute_faithfulness(study: Study) -> Section:
     return arrays, scalars
 
 
-def _perturbation_step(study: Study, model: Model) -> Any:
+def _perturbation_step(study: Study, model: Model) -> Callable[[Batch], Mapping[str, Moments]]:
     config, task = study.clip.config.vision, model.task
-    counts = jnp.asarray([round(fraction * config.patches) for fraction in FRACTIONS[1:]])
+    counts = np.asarray([round(fraction * config.patches) for fraction in FRACTIONS[1:]])
     # Maps that do not depend on the target are tried once.
     tried = [(name, k) for name in MAPS for k in range(len(TARGETS)) if k == 0 or name in OF_TARGET]
     position = np.asarray([[tried.index((n, k if (n, k) in tried else 0)) for n in MAPS] for k in range(len(TARGETS))])
 
-    @jax.jit
-    def step(params: Any, learnables: Any, classes: jax.Array, key: jax.Array, batch: Batch) -> dict[str, Moments]:
-        raw, labels = batch["images"], batch["labels"]
+    def classify(params: Any, learnables: Any, classes: jax.Array, raw: jax.Array) -> jax.Array:
+        return task.logits(params, learnables, study.normalize(raw), classes).argmax(-1)
 
-        def classify(raw: jax.Array) -> jax.Array:
-            return task.logits(params, learnables, study.normalize(raw), classes).argmax(-1)
+    @jax.jit
+    def explain(
+        params: Any, learnables: Any, classes: jax.Array, key: jax.Array, batch: Batch
+    ) -> tuple[jax.Array, jax.Array]:
+        raw, labels = batch["images"], batch["labels"]
 
         def order(image: jax.Array) -> jax.Array:
             # Of each image by itself, whatever the batch it comes in.
             own = jax.random.fold_in(key, image.astype(jnp.uint32).sum())
             return jax.random.uniform(own, maps["relevancy"].shape[1:])
 
-        predicted = classify(raw)
+        predicted = classify(params, learnables, classes, raw)
         found = explanations(
             *(task, params, learnables, study.normalize(raw), jnp.stack([predicted, labels], axis=1)),
             start_layer=study.options.start_layer,
@@ -65,19 +75,33 @@ def _perturbation_step(study: Study, model: Model) -> Any:
         )
         maps = {name: found[name].vision[..., : config.patches] for name in REDUCTIONS}
         maps["random"] = jax.vmap(order)(raw)
-        ranks = ranks_to_remove(jnp.stack([maps[name][:, k] for name, k in tried]))
+        return predicted, ranks_to_remove(jnp.stack([maps[name][:, k] for name, k in tried]))
 
-        def hits_of(rank: jax.Array) -> jax.Array:
-            return jax.lax.map(lambda n: classify(black_out(raw, rank < n, config.patch_size)) == labels, counts)
+    @jax.jit
+    def perturbed(
+        params: Any, learnables: Any, classes: jax.Array, raw: jax.Array, which: jax.Array, gone: jax.Array
+    ) -> jax.Array:
+        return classify(params, learnables, classes, black_out(raw[which], gone, config.patch_size))
 
-        # Orders and fractions one after the other, so that one forward pass is compiled and held.
-        hits = jax.lax.map(hits_of, ranks.reshape(-1, *ranks.shape[-2:]))
-        hits = hits.reshape(*ranks.shape[:2], *hits.shape[1:])[position]
-        untouched = jnp.broadcast_to(predicted == labels, (*hits.shape[:3], 1, raw.shape[0]))
-        hits = jnp.concatenate([untouched, hits], axis=3)
-        return {"hits": Moments.of(jnp.moveaxis(hits, -1, 0).astype(jnp.float32), batch["mask"])}
+    def step(batch: Batch) -> dict[str, Moments]:
+        facts = {name: batch[name] for name in ("images", "labels", "mask")}
+        (predicted, ranks), host = study.devices.fetch((explain(*given, key, batch), facts))
+        # Wherever the same patches of an image are gone it is one image: it is classified once. For both targets that
+        # is so of every image whose predicted class is the true one.
+        gone = ranks[:, :, None] < counts[:, None, None]  # [maps, directions, steps, B, M]
+        images, patches, which = distinct_rows(gone.reshape(-1, *gone.shape[-2:]), host["mask"])
+        raw = study.devices.replicate(host["images"])
+        classes_of = study.in_passes(lambda *rows: perturbed(*given, raw, *rows), images, patches)
+        seen = classes_of[which] if len(classes_of) else which
+        hits = (seen == host["labels"]).reshape(gone.shape[:-1])[position]
+        untouched = np.broadcast_to(predicted == host["labels"], (*hits.shape[:3], 1, hits.shape[-1]))
+        hits = np.moveaxis(np.concatenate([untouched, hits], axis=3), -1, 0).astype(np.float32)
+        return {"hits": _moments(*study.devices.replicate((hits, host["mask"])))}
 
     learnables = study.learnables[model.key]
-    classes = task.text_features(study.params, learnables)
+    given = (study.params, learnables, task.text_features(study.params, learnables))
     key = jax.random.key(study.options.seed)
-    return lambda batch: step(study.params, learnables, classes, key, batch)
+    return step
+
+
+_moments = jax.jit(Moments.of)

@@ -36,6 +36,31 @@ def black_out(images: jax.Array, patches: jax.Array, patch_size: int) -> jax.Arr
     return jnp.where(mask[..., None], jnp.zeros((), images.dtype), images)
 
 
+def distinct_rows(gone: np.ndarray, read: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What is to be classified where several maps, steps or classes remove the same patches of an image.
+
+    Args:
+      gone: which patches `[K, B, M]` each of `K` tries removes, bool.
+      read: which images count, bool `[B]`.
+
+    Returns:
+      Images `[P]` and their removed patches `[P, M]`, every pair once, ordered by image; and which of them each try of
+      each image is, `[K, B]`, 0 for images that do not count.
+    """
+    tries, _, patches = gone.shape
+    images = np.flatnonzero(read).astype(np.int32)
+    which = np.zeros(gone.shape[:2], np.int64)
+    if not len(images):
+        return images, np.zeros((0, patches), bool), which
+    of_image = np.broadcast_to(images.astype(">i4"), (tries, len(images)))
+    marks = np.ascontiguousarray(of_image[..., None]).view(np.uint8)
+    rows = np.concatenate([marks, np.packbits(gone[:, images], axis=-1)], axis=-1)
+    kept, inverse = np.unique(rows.reshape(-1, rows.shape[-1]), axis=0, return_inverse=True)
+    which[:, images] = inverse.reshape(tries, len(images))
+    numbers = np.ascontiguousarray(kept[:, :4]).view(">i4")[:, 0].astype(np.int32)
+    return numbers, np.unpackbits(kept[:, 4:], axis=-1, count=patches).astype(bool), which
+
+
 def perturbed_predictions(
     predict: Callable[[jax.Array], jax.Array],
     images: jax.Array,

@@ -188,6 +188,21 @@ class Study:
         multiple = self.devices.multiple
         return -(-min(self.options.batch_size, max(len(indices), 1)) // multiple) * multiple
 
+    def in_passes(self, compute: Callable[..., jax.Array], *rows: np.ndarray) -> np.ndarray:
+        """`compute(*rows)` over host rows `[n, …]` that all processes have, so many at a time as a batch has images.
+
+        All passes have the same size, whatever `n` is, so that one program is compiled. What fills the last one up is
+        zeros.
+        """
+        multiple, (process, processes) = self.devices.multiple, self.devices.shard
+        size = -(-self.options.batch_size // multiple) * multiple
+        local, found = size // processes, []
+        for start in range(process * local, process * local + len(rows[0]), size):
+            own = [values[start : start + local] for values in rows]
+            filled = (np.pad(x, [(0, local - len(x))] + [(0, 0)] * (x.ndim - 1)) for x in own)
+            found.append(compute(*map(self.devices.place, filled)))
+        return np.concatenate([np.zeros(0, np.int32), *self.devices.fetch(found)])[: len(rows[0])]
+
     def batches(
         self, indices: np.ndarray, start: int = 0, *, split: Split | None = None
     ) -> Iterator[tuple[Batch, int, int]]:

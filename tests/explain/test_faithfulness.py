@@ -1,0 +1,127 @@
+"""The perturbation test of a study against one image, one map and one step at a time, in plain NumPy."""
+
+import collections
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from clipbias.data import Split
+from clipbias.data.images import pictures
+from clipbias.explain import faithfulness_section
+from clipbias.explain.faithfulness_section import compute_faithfulness
+from clipbias.explain.options import StudyOptions
+from clipbias.explain.perturbation import FRACTIONS
+from clipbias.explain.relevancy import explanations
+from clipbias.explain.results import MAPS
+from clipbias.explain.study import Model, Study
+from clipbias.tuning import Task
+from tests.explain import test_study
+from tests.explain.models import CLASS_NAMES
+
+COUNT, BROKEN = 5, 3
+
+
+@pytest.fixture(scope="module")
+def raw(clip):
+    return pictures(test_study.split().subset(range(COUNT)), np.arange(COUNT), clip.config.vision.image_size)
+
+
+@pytest.fixture(scope="module")
+def model(clip, raw):
+    """Tells images with no patch, some patches and all patches black apart."""
+    task = Task(clip, "taskres", CLASS_NAMES, alpha=1.0)
+    some = raw[0].copy()
+    some[: len(some) // 2] = 0
+    seen = clip.preprocessing.normalize(jnp.stack([jnp.asarray(x) for x in (raw[0], some, np.zeros_like(some))]))
+    features = jax.jit(task.image_features)(clip.params, task.init(), seen)
+    features = features - features.mean(0)
+    (name,) = task.init()
+    learnables = {name: 1e3 * features / jnp.linalg.norm(features, axis=-1, keepdims=True)}
+    return Model("zero_shot", "TaskRes", "taskres", task, learnables)
+
+
+@pytest.fixture(scope="module")
+def classify(clip, model):
+    """Raw images to classes."""
+    logits = jax.jit(model.task.logits)
+    return lambda images: np.asarray(
+        logits(clip.params, model.learnables, clip.preprocessing.normalize(jnp.asarray(images))).argmax(-1)
+    )
+
+
+@pytest.fixture(scope="module")
+def split(model, classify, raw):
+    """Some labels are what is predicted, others are not."""
+    labels = (classify(raw) + np.array([0, 0, 1, 0, 2])) % 3
+    images = test_study.split(broken=BROKEN).subset(range(COUNT))
+    return Split(images.keys, labels, images.read)
+
+
+@pytest.fixture(scope="module")
+def expected(clip, model, classify, raw, split):
+    """Accuracy after each step by map, direction and target."""
+    patch, grid = clip.config.vision.patch_size, clip.config.vision.grid
+    predicted, hits = classify(raw), collections.defaultdict(list)
+    targets = jnp.stack([jnp.asarray(predicted), jnp.asarray(split.labels)], axis=1)
+    seen = clip.preprocessing.normalize(jnp.asarray(raw))
+    maps = explanations(model.task, clip.params, model.learnables, seen, targets)
+    for index in (index for index in range(COUNT) if index != BROKEN):
+        key = jax.random.fold_in(jax.random.key(0), int(raw[index].astype(np.uint32).sum()))
+        for k, target in enumerate(("predicted", "true")):
+            for name in MAPS:
+                if name == "random":
+                    values = np.asarray(jax.random.uniform(key, (grid * grid,)))
+                else:
+                    values = np.asarray(maps[name].vision)[index, k, : grid * grid]
+                for direction, signed in (("positive", -values), ("negative", values)):
+                    image, own = raw[index].copy(), []
+                    order = np.argsort(signed, kind="stable")
+                    for fraction in FRACTIONS:
+                        for at in order[: round(fraction * grid * grid)]:
+                            row, column = divmod(int(at), grid)
+                            image[row * patch : (row + 1) * patch, column * patch : (column + 1) * patch] = 0
+                        own.append(image.copy())
+                    # As many at a time as there are images, so that nothing more is compiled.
+                    found = np.concatenate([classify(np.stack(own[i : i + COUNT])) for i in range(0, len(own), COUNT)])
+                    hits[name, direction, target].append(found == split.labels[index])
+    return {names: np.mean(rows, axis=0) for names, rows in hits.items()}
+
+
+@pytest.mark.parametrize("size", [2, 16])
+def test_curves_are_those_of_one_image_after_the_other(model, split, expected, tmp_path, size):
+    arrays, scalars = compute_faithfulness(study_of(model, split, tmp_path, size))
+    assert scalars["zero_shot"]["count"] == COUNT - 1
+    for names, curve in expected.items():
+        np.testing.assert_allclose(arrays["/".join(("faithfulness", "zero_shot", *names))], curve, rtol=1e-6)
+    # Curves differ from step to step, map to map and target to target, or any mistake would do.
+    assert len({tuple(curve) for curve in expected.values()}) > 6
+    assert any(
+        not np.array_equal(curve, expected[name, direction, "true"])
+        for (name, direction, target), curve in expected.items()
+        if target == "predicted"
+    )
+
+
+def study_of(model, split, folder, size):
+    return Study([model], split, StudyOptions(batch_size=size, on_image_error="skip"), folder)
+
+
+def test_what_is_the_same_for_both_targets_is_classified_once(model, classify, raw, split, tmp_path, monkeypatch):
+    """All images of the class that is predicted anyway, and then of another one."""
+    asked = collections.Counter()
+    plain = faithfulness_section.distinct_rows
+
+    def counting(gone, read):
+        found = plain(gone, read)
+        asked[name] += len(found[0])
+        return found
+
+    monkeypatch.setattr(faithfulness_section, "distinct_rows", counting)
+    for name, shift in (("right", 0), ("wrong", 1)):
+        images = Split(split.keys, (classify(raw) + shift) % 3, split.read)
+        compute_faithfulness(study_of(model, images, tmp_path / name, COUNT))
+    tries = 2 * (len(FRACTIONS) - 1) * (COUNT - 1)
+    assert asked["right"] <= 6 * tries
+    assert asked["right"] < asked["wrong"] <= 9 * tries
