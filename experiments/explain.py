@@ -26,10 +26,11 @@ from clipbias.explain.run import run_study
 from clipbias.explain.study import ZERO_SHOT, Devices, Model, Study
 from clipbias.report import write_overview, write_report
 from clipbias.report.names import method_name
+from clipbias.report.run_tables import duration
 from clipbias.training import mesh as meshes
 from clipbias.training.metrics import MetricWriter
 from clipbias.training.plan import explain_exhaustion
-from clipbias.training.progress import Progress
+from clipbias.training.progress import Progress, say
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import Adapter
@@ -84,7 +85,12 @@ def explain(config: ConfigDict, name: str, folder: Path, figures: Sequence[str])
             devices=devices(mesh),
             advance=advance,
         )
-        return run_study(study, folder, dataset=facts, config=app.plain(config), figures=figures)
+        return run_study(study, folder, dataset=facts, config=app.plain(config), figures=figures, tell=tell)
+
+
+def tell(section: str, seconds: float) -> None:
+    """Says that a section is there and how long it took."""
+    say(f"{section}: {duration(seconds)}")
 
 
 @contextlib.contextmanager

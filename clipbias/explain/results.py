@@ -15,7 +15,8 @@ JSON, always there:
                         own, accuracy, correct, images, source}
     figures             the sections that were computed, in order
     config              everything the study was asked for
-    seconds             computing time
+    seconds             computing time, over all processes that worked on the study
+    seconds_by_section  the same of each of the `figures`; what sections share counts to the first of them
 
 predictions — who is right
     predictions/labels [n], predictions/{model} [n]                  int32 class numbers

@@ -1,7 +1,6 @@
 """A whole study: the chosen sections in order, each finished one kept, into one `Findings`."""
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ def run_study(
     dataset: Mapping[str, Any],
     config: Mapping[str, Any],
     figures: Sequence[str] = FIGURES,
+    tell: Callable[[str, float], None] = lambda name, seconds: None,
 ) -> Findings:
     """Computes `figures` and writes `results.npz` and `results.json` into `folder`.
 
@@ -38,6 +38,7 @@ def run_study(
       dataset: its name, split and whatever else is worth telling.
       config: stored with the results.
       figures: some of `FIGURES`; predictions are always made.
+      tell: told of every section that is there, and how many seconds it took.
 
     Raises:
       ClipbiasError: an unknown figure.
@@ -46,8 +47,9 @@ def run_study(
     if unknown:
         raise ClipbiasError(f"unknown figure {unknown[0]!r}; choose from {', '.join(FIGURES)}.")
     chosen = [name for name in FIGURES if name in figures or name == "predictions"]
-    started = time.monotonic()
-    arrays, _ = dataset_sections.compute_predictions(study)
+    with study.clock.section("predictions"):
+        arrays, _ = dataset_sections.compute_predictions(study)
+    tell("predictions", study.clock.seconds["predictions"])
     predicted = dict(arrays)
     scalars: dict[str, Any] = {
         "format": FORMAT,
@@ -76,12 +78,17 @@ def run_study(
     }
     for name, compute in sections.items():
         if name in chosen:
-            found, scalars[name] = study.once(name, compute)
+            with study.clock.section(name):
+                found, scalars[name] = study.once(name, compute)
+            tell(name, study.clock.seconds[name])
             arrays |= found
     results = Findings(arrays, scalars)
     if "verdict" in chosen:
-        scalars["verdict"], scalars["agreement"] = verdicts(results)
-    scalars["seconds"] = round(time.monotonic() - started, 1)
+        with study.clock.section("verdict"):
+            scalars["verdict"], scalars["agreement"] = verdicts(results)
+        tell("verdict", study.clock.seconds["verdict"])
+    scalars["seconds_by_section"] = {name: study.clock.seconds[name] for name in chosen}
+    scalars["seconds"] = round(sum(scalars["seconds_by_section"].values()), 1)
     if study.is_first:
         save_results(folder, results)
     return results

@@ -18,6 +18,7 @@ from clipbias.data import Split
 from clipbias.data.images import pictures
 from clipbias.data.pipeline import test_batches
 from clipbias.errors import ClipbiasError
+from clipbias.explain.clock import Clock
 from clipbias.explain.options import StudyOptions
 from clipbias.explain.results import FORMAT, load_arrays, plain, save_arrays
 from clipbias.explain.statistics import Totals, load_rows, load_totals, merge, save_rows, save_totals
@@ -134,6 +135,7 @@ class Study:
         self.params: Params = self.devices.replicate(self.clip.params)
         self.learnables = {model.key: self.devices.replicate(model.learnables) for model in models}
         self.fingerprint = self._fingerprint()
+        self.clock = Clock(self.parts / "seconds.json", self.fingerprint, write=self.is_first)
 
     @property
     def zero_shot(self) -> Model:
@@ -313,6 +315,7 @@ class Study:
                 if number == total or time.monotonic() - saved > self.options.save_seconds:
                     if self.is_first:
                         save(*reached)
+                    self.clock.save()
                     kept, saved = reached, time.monotonic()
         finally:  # whatever ends it, a notice to stop or an image that cannot be read
             if reached is not kept and self.is_first:

@@ -181,6 +181,7 @@ def _config(study: StudyResults) -> str:
         ],
         "sections": scalars.get("figures"),
         "computing seconds": scalars.get("seconds"),
+        "seconds by section": scalars.get("seconds_by_section"),
         "config": scalars.get("config"),
     }
     return json.dumps(plain(facts), indent=2, ensure_ascii=False)

@@ -79,6 +79,12 @@ class Progress:
             self._bar = None
 
 
+def say(line: str) -> None:
+    """Prints a line without breaking any bar."""
+    if jax.process_index() == 0:
+        tqdm.write(printable(line), file=sys.stderr)
+
+
 @contextmanager
 def progress(total: int, *, done: int = 0, unit: str = "step", title: str = "") -> Iterator[Progress]:
     """A `Progress` that is closed at the end of the block."""
