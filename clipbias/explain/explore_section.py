@@ -16,7 +16,7 @@ from clipbias.explain.similarity import prompt_distances
 from clipbias.explain.study import Batch, Model, Section, Study
 from clipbias.explain.tokens import token_labels
 
-LARGEST_BYTES = 15_000_000  # of everything in a page, in which three bytes take four letters
+LARGEST_BYTES = 15_000_000  # of what there is to explore in a page, where three bytes take four letters
 THUMBNAIL = 224
 
 

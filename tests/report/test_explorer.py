@@ -124,10 +124,6 @@ def read(browser):
     return browser.evaluate("document.getElementById('explore-read').textContent")
 
 
-def focus(browser, selector):
-    browser.evaluate(f"document.querySelector('{selector}').focus()")
-
-
 def tab_to(browser, identifier):
     """Reaches an element with Tab alone."""
     at = f"[document.activeElement.id, document.activeElement.dataset.place].includes('{identifier}')"
@@ -257,18 +253,22 @@ def test_another_class_and_model_are_shown_where_they_are_chosen(opened, results
 def test_filters_and_orders(opened, results):
     images = explorer_data(StudyResults(results))["images"]
     listed = "[...document.querySelectorAll('#explore-images [role=option]')].map(e => Number(e.id.split('-')[2]))"
-    for change in {image["causes"]["ivlp"]["change"] for image in images}:
-        pick(opened, "change", change)
-        same = [i for i, image in enumerate(images) if image["causes"]["ivlp"]["change"] == change]
-        assert opened.evaluate(listed) == same and 0 < len(same) < len(images)
-        assert f"{len(same)} of {len(images)} images" in opened.evaluate(
-            "document.getElementById('explore-count').textContent"
-        )
-    pick(opened, "change", "")
-    decided = [i for i, image in enumerate(images) if image["causes"]["ivlp"]["decided"] == "values"]
-    pick(opened, "decided", "values")
-    assert opened.evaluate(listed) == decided
-    pick(opened, "decided", "")
+    properties = {
+        "change": [image["causes"]["ivlp"]["change"] for image in images],
+        "decided": [image["causes"]["ivlp"]["decided"] for image in images],
+        "of": [image["label"] for image in images],
+    }
+    for name, values in properties.items():
+        for value in set(values):
+            pick(opened, name, value)
+            same = [i for i, own in enumerate(values) if own == value]
+            assert opened.evaluate(listed) == same and 0 < len(same) < len(images)
+            count = opened.evaluate("document.getElementById('explore-count').textContent")
+            assert count.startswith(f"{len(same)} of {len(images)} images; what IVLP changed was decided by: ")
+            decided = {properties["decided"][i] for i in same}
+            expected = {effect: str([properties["decided"][i] for i in same].count(effect)) for effect in decided}
+            assert dict(re.findall(r"(attention|scale|values) (\d+)", count)) == expected
+        pick(opened, name, "")
     for order, measure in {
         "margin": lambda image: -image["models"]["ivlp"]["margin"],
         "gain": lambda image: image["models"]["zero_shot"]["likelihood"] - image["models"]["ivlp"]["likelihood"],

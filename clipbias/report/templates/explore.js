@@ -1,24 +1,16 @@
 "use strict";
 // The explorer of a report: the images, models, layers and prompt slots of a study, read from the page itself.
 (() => {
-  const SIDE = 224; // pixels of a map's canvas
   const data = JSON.parse(document.getElementById("explore-data").textContent);
   const [ROWS, COLUMNS] = data.grid;
+  const { SIDE, unpack, greyed, unit, paint, mark } = heatMaps(ROWS, COLUMNS, data.colours);
   const find = (name) => document.getElementById(`explore-${name}`);
   const models = new Map(data.models.map((model) => [model.key, model]));
-  const colours = unpack(data.colours).values;
   for (const model of data.models)
     for (const name of Object.keys(model.arrays)) model.arrays[name] = unpack(model.arrays[name]);
   const state = { image: 0, pair: 0, model: "", beside: "", layer: data.layers - 1, slot: -1, patch: -1 };
   let shown = []; // numbers of the images that pass the filters, in order
   let drawn = []; // canvases with what stands on them
-
-  function unpack({ type, shape, data: text }) {
-    const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
-    if (type === "uint8") return { shape, values: bytes };
-    const view = new DataView(bytes.buffer);
-    return { shape, values: Float32Array.from({ length: bytes.length / 4 }, (_, i) => view.getFloat32(4 * i, true)) };
-  }
 
   /** The part of an array at the first indices: the last axis, or one number. */
   function at({ shape, values }, ...indices) {
@@ -41,11 +33,6 @@
     const slots = state.slot < 0 ? [...Array(model.slots).keys()] : [Math.min(state.slot, model.slots - 1)];
     const each = slots.map((slot) => map(model, "distance", state.image, state.layer, slot));
     return each[0].map((_, patch) => each.reduce((sum, values) => sum + values[patch], 0) / each.length);
-  }
-
-  function unit(values) {
-    const [least, most] = [Math.min(...values), Math.max(...values)];
-    return values.map((value) => (most > least ? (value - least) / (most - least) : 0));
   }
 
   const number = (value) => (value === 0 ? "0" : Math.abs(value) < 1e-4 ? value.toExponential(2) : value.toPrecision(3));
@@ -96,19 +83,24 @@
   }
 
   function filter() {
-    const [change, decided] = [find("change").value, find("decided").value];
-    const keep = ({ causes }) =>
-      !subject() ||
-      ((change === "" || causes[subject().key].change === Number(change)) &&
-        (decided === "" || causes[subject().key].decided === decided));
+    const [change, decided, of] = ["change", "decided", "of"].map((name) => find(name).value);
+    const keep = (image) =>
+      (of === "" || image.label === Number(of)) &&
+      (change === "" || cause(image)?.change === Number(change)) &&
+      (decided === "" || cause(image)?.decided === decided);
     shown = [...data.images.keys()].filter((i) => keep(data.images[i]));
     const measure = orders[find("order").value][1];
     shown.sort((a, b) => measure(data.images[a]) - measure(data.images[b]) || a - b);
-    find("count").textContent = `${shown.length} of ${data.images.length} images${
-      subject() ? `, by what ${subject().label} changed` : ""
-    }.`;
+    find("count").textContent = count();
     find("images").replaceChildren(...shown.map(thumbnail));
     choose(shown.includes(state.image) || !shown.length ? state.image : shown[0]);
+  }
+
+  function count() {
+    const decided = shown.map((i) => cause(data.images[i])?.decided).filter(Boolean);
+    const parts = [...new Set(decided)].sort().map((name) => `${name} ${decided.filter((one) => one === name).length}`);
+    const said = parts.length ? `; what ${subject().label} changed was decided by: ${parts.join(", ")}` : "";
+    return `${shown.length} of ${data.images.length} images${said}.`;
   }
 
   function thumbnail(i) {
@@ -177,7 +169,7 @@
     find("maps").replaceChildren(...sides().map(side));
     if (focus) find("maps").querySelector(`[data-place="${CSS.escape(focus)}"]`)?.focus();
     const pixels = await greyed(image.picture);
-    if (image === data.images[state.image]) for (const each of drawn) paint(each, pixels);
+    if (image === data.images[state.image]) for (const each of drawn) paint(each, pixels, state.patch);
   }
 
   function side(model) {
@@ -291,68 +283,7 @@
       return `${model.label}: relevancy ${number(relevancy)}, ${share} of the image's; [cls] attention ${number(attention)}${similar}.`;
     });
     read(`Row ${Math.floor(patch / COLUMNS) + 1}, column ${(patch % COLUMNS) + 1}. ${said.join(" ")}`);
-    for (const each of drawn) mark(each);
-  }
-
-  // ---- pixels
-
-  const pictures = new Map();
-
-  /** The picture's brightness, `SIDE · SIDE` numbers of 0 … 255. */
-  function greyed(source) {
-    if (!pictures.has(source)) {
-      const image = element("img", { src: source });
-      pictures.set(source, image.decode().then(() => {
-        const context = element("canvas", { width: SIDE, height: SIDE }).getContext("2d");
-        context.imageSmoothingEnabled = image.naturalWidth > 64;
-        context.drawImage(image, 0, 0, SIDE, SIDE);
-        const { data: pixels } = context.getImageData(0, 0, SIDE, SIDE);
-        return Float32Array.from({ length: SIDE * SIDE }, (_, i) => (pixels[4 * i] + pixels[4 * i + 1] + pixels[4 * i + 2]) / 3);
-      }));
-    }
-    return pictures.get(source);
-  }
-
-  /** Where a pixel lies between two patches: the lower one, the upper one and the upper one's weight. */
-  function between(pixel, count) {
-    const centre = Math.min(count - 1, Math.max(0, ((pixel + 0.5) * count) / SIDE - 0.5));
-    const low = Math.floor(centre);
-    return [low, Math.min(low + 1, count - 1), centre - low];
-  }
-
-  function paint(each, grey) {
-    const picture = new ImageData(SIDE, SIDE);
-    const columns = [...Array(SIDE).keys()].map((x) => between(x, COLUMNS));
-    for (let y = 0, i = 0; y < SIDE; y++) {
-      const [top, bottom, down] = between(y, ROWS);
-      for (let x = 0; x < SIDE; x++, i++) {
-        const [left, right, across] = columns[x];
-        const above = each.heat[top * COLUMNS + left] * (1 - across) + each.heat[top * COLUMNS + right] * across;
-        const below = each.heat[bottom * COLUMNS + left] * (1 - across) + each.heat[bottom * COLUMNS + right] * across;
-        const value = above * (1 - down) + below * down;
-        const alpha = 0.25 + 0.5 * value;
-        for (let c = 0; c < 3; c++)
-          picture.data[4 * i + c] = (1 - alpha) * grey[i] + alpha * colours[3 * Math.round(255 * value) + c];
-        picture.data[4 * i + 3] = 255;
-      }
-    }
-    each.picture = picture;
-    each.canvas.ariaBusy = "false";
-    mark(each);
-  }
-
-  function mark({ canvas, picture }) {
-    if (!picture) return;
-    const context = canvas.getContext("2d");
-    context.putImageData(picture, 0, 0);
-    if (state.patch < 0) return;
-    const [width, height] = [SIDE / COLUMNS, SIDE / ROWS];
-    const corner = [(state.patch % COLUMNS) * width, Math.floor(state.patch / COLUMNS) * height];
-    for (const [colour, line] of [["#000", 4], ["#fff", 2]]) {
-      context.strokeStyle = colour;
-      context.lineWidth = line;
-      context.strokeRect(corner[0] + 1, corner[1] + 1, width - 2, height - 2);
-    }
+    for (const each of drawn) mark(each, state.patch);
   }
 
   // ---- choices
@@ -371,6 +302,8 @@
   state.beside = data.models[0] === first ? "" : data.models[0].key;
   const names = data.models.map(({ key, label }) => [key, label]);
   fill(find("model"), names, state.model);
+  const labels = [...new Set(data.images.map((image) => image.label))].sort((a, b) => a - b);
+  fill(find("of"), [["", "any class"], ...labels.map((label) => [label, data.classes[label]])], "");
   fill(find("beside"), [["", "nothing"], ...names], state.beside);
   find("layer").max = data.layers;
   find("model").onchange = (event) => set("model", event.target.value);
@@ -378,7 +311,7 @@
   find("class").onchange = (event) => set("pair", Number(event.target.value));
   find("layer").oninput = (event) => set("layer", Number(event.target.value) - 1);
   find("slot").onchange = (event) => set("slot", Number(event.target.value));
-  for (const name of ["change", "decided", "order"]) find(name).onchange = filter;
+  for (const name of ["of", "change", "decided", "order"]) find(name).onchange = filter;
   find("images").onkeydown = (event) => {
     const step = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 }[event.key];
     const next = { Home: 0, End: shown.length - 1 }[event.key] ?? shown.indexOf(state.image) + step;
