@@ -71,10 +71,10 @@ def test_arrays_are_packed_and_images_are_described(results):
 def test_causes_are_shapley_values_by_image_number(results):
     arrays, labels = results.arrays, results.arrays["predictions/labels"]
     # The causal test has other images, in another order.
-    tested = arrays["factorial/ivlp/images"][::-1][:30]
+    tested = arrays["factorial/ivlp/images"][::-1][:40]
     changed = {name: value.copy() for name, value in arrays.items()}
     changed["factorial/ivlp/images"] = tested
-    changed["factorial/ivlp/log_likelihood"] = arrays["factorial/ivlp/log_likelihood"][:30]
+    changed["factorial/ivlp/log_likelihood"] = arrays["factorial/ivlp/log_likelihood"][:40]
     images = explorer_data(StudyResults(type(results)(changed, results.scalars)))["images"]
     values = shapley(changed["factorial/ivlp/log_likelihood"][:, 0, :8])
     seen = set()
@@ -91,7 +91,7 @@ def test_causes_are_shapley_values_by_image_number(results):
         towards = {0: 1, 1: -1}.get(own["change"], np.sign(expected.sum()))
         assert own["decided"] == names[int((towards * expected).argmax())]
         seen.add(own["change"])
-    assert len(seen) > 1
+    assert {0, 1} <= seen
 
 
 def test_names_cannot_end_the_script(tmp_path):
