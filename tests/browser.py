@@ -4,6 +4,7 @@ import base64
 import contextlib
 import json
 import os
+import select
 import shutil
 import subprocess
 import time
@@ -71,6 +72,7 @@ class Browser:
 
     def _next(self):
         while b"\0" not in self._unread:
+            assert select.select([self._answers], [], [], _SECONDS)[0], "the browser does not answer"
             part = os.read(self._answers, 1 << 16)
             if not part:
                 raise EOFError("the browser ended")
