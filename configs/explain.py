@@ -27,6 +27,10 @@ def get_config() -> ConfigDict:
     # factorial, amounts, faithfulness, examples, explore, verdict.
     config.figures = "all"
 
+    # Folders of runs whose predictions are read where they are of the same model and images, separated by commas; those
+    # of the adapters' own runs are looked at anyway.
+    config.predictions = ""
+
     config.batch_size = 32
     # At most so many of them for attention statistics and the causal test; 0 takes all.
     config.image_limit = 0

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 import clipbias
@@ -24,6 +25,7 @@ from clipbias.files import write_text
 from clipbias.training import mesh as meshes
 from clipbias.training.evaluate import evaluate
 from clipbias.training.metrics import MetricWriter
+from clipbias.training.predictions import save_predictions
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Learnables, Task
 from experiments import app
@@ -49,22 +51,28 @@ def main(config: ConfigDict, workdir: Path) -> None:
             learnables: Learnables = {}
         else:
             task, learnables = adapter.bind(clip, dataset.class_names, own_methods=own, **options)
+        method, images = adapter.method if adapter else "zero_shot", dataset.split(config.images)
+
+        def save(predicted: np.ndarray) -> None:
+            if jax.process_index() == 0:
+                save_predictions(workdir, config.images, task, learnables, method, images, predicted)
+
         began = time.monotonic()
         score = evaluate(
             task,
             learnables,
-            dataset.split(config.images),
+            images,
             mesh=mesh,
             eval_batch_size=config.eval_batch_size,
             on_image_error=config.on_image_error,
             validation=dataset.splits.get("val"),
             outside=app.load_dataset(config, config.ood).split("test") if config.ood else None,
+            save=save,
         )
         with MetricWriter(workdir) as metrics:
             share, seconds = score["correct"] / max(score["images"], 1), time.monotonic() - began
             metrics.write(1, {"accuracy": share, "images": score["images"], "seconds": round(seconds, 4)})
         if jax.process_index() == 0:
-            method = adapter.method if adapter else "zero_shot"
             if config.ood:
                 score["ood"] = {"dataset": config.ood, **score["ood"]}
             result = {"method": method, "dataset": name, "images_of": config.images, **score}

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 import clipbias
@@ -24,12 +25,14 @@ from clipbias.explain.options import StudyOptions
 from clipbias.explain.results import FIGURES, Findings
 from clipbias.explain.run import run_study
 from clipbias.explain.study import ZERO_SHOT, Devices, Model, Study
+from clipbias.files import user_path
 from clipbias.report import write_overview, write_report
 from clipbias.report.names import method_name
 from clipbias.report.run_tables import duration
 from clipbias.training import mesh as meshes
 from clipbias.training.metrics import MetricWriter
 from clipbias.training.plan import explain_exhaustion
+from clipbias.training.predictions import KnownPredictions
 from clipbias.training.progress import Progress, say
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Task
@@ -84,8 +87,29 @@ def explain(config: ConfigDict, name: str, folder: Path, figures: Sequence[str])
             training=dataset.splits.get("train"),
             devices=devices(mesh),
             advance=advance,
+            known=known_predictions(config.predictions, adapters, dataset.split(config.images)),
         )
         return run_study(study, folder, dataset=facts, config=app.plain(config), figures=figures, tell=tell)
+
+
+def known_predictions(
+    workdirs: str, adapters: Sequence[tuple[Adapter, str]], images: data.Split
+) -> Callable[[Model], np.ndarray | None]:
+    """What the runs in these folders, and those that the adapters come from, predicted for the images."""
+    folders = [user_path(path) for path in split(workdirs)]
+    for _, source in adapters:
+        parent = Path(source).parent
+        folders += [parent, parent.parent] if parent.name == "adapters" else [parent]
+    known = KnownPredictions(dict.fromkeys(folders))
+
+    def of(model: Model) -> np.ndarray | None:
+        found = known.find(model.task, model.learnables, model.method, images)
+        if found is not None:
+            say(f"{model.label}: predictions read from an evaluation")
+        return found
+
+    # All processes do the same, whatever files each of them sees.
+    return of if jax.process_count() == 1 else lambda model: None
 
 
 def tell(section: str, seconds: float) -> None:

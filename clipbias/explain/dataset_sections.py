@@ -29,6 +29,9 @@ def compute_predictions(study: Study) -> Section:
 
 
 def _predict(study: Study, model: Model) -> Section:
+    known = study.known(model)
+    if known is not None and ((known >= 0).all() or study.options.on_image_error == "skip"):
+        return {"predicted": known}, {}
     learnables, found = study.learnables[model.key], []
 
     @jax.jit

@@ -102,6 +102,7 @@ class Study:
         training: Split | None = None,
         devices: Devices | None = None,
         advance: Callable[[str, int, int], None] = lambda title, done, total: None,
+        known: Callable[[Model], np.ndarray | None] = lambda model: None,
     ) -> None:
         """Prepares a study.
 
@@ -113,6 +114,8 @@ class Study:
           training: images of the training set, for what a method amounts to; `None` leaves that out.
           devices: where to compute.
           advance: told of every step: a title, steps done, steps in all.
+          known: the class that a model was already found to give every image, int32 `[n]`, -1 where one could not be
+            read; or `None`.
         """
         keys = [model.key for model in models]
         if keys[:1] != [ZERO_SHOT] or len(set(keys)) != len(keys) or any("/" in key for key in keys):
@@ -129,7 +132,7 @@ class Study:
         if not len(split):
             raise ClipbiasError("there is no image to explain; check the data folder and the class selection.")
         self.models, self.split, self.options, self.training = tuple(models), split, options, training
-        self.devices, self.advance = devices or Devices(), advance
+        self.devices, self.advance, self.known = devices or Devices(), advance, known
         self.parts = Path(folder) / "parts"
         self.clip = models[0].task.clip
         self.params: Params = self.devices.replicate(self.clip.params)

@@ -28,6 +28,11 @@ class Evaluator:
 
     Image features under a method that leaves images alone are the same for all of them: they are computed once. Decoded
     and resized images are kept while they fit `cache_bytes`.
+
+    Attributes:
+      skipped: how many images could not be read.
+      predicted: of the latest evaluation, the class that each run gives every image, int32 `[R, n]`; -1 where an image
+        could not be read.
     """
 
     def __init__(
@@ -60,6 +65,7 @@ class Evaluator:
         size = mesh.shape[meshes.DATA]
         self.batch_size = -(-(batch_size if fill else min(batch_size, len(split))) // size) * size
         self.skipped = 0
+        self.predicted: np.ndarray | None = None
         per_image = 3 * clip.config.vision.image_size**2
         self._kept: list[Batch] | None = None
         self._keep = len(split) * per_image <= cache_bytes
@@ -163,7 +169,9 @@ class Evaluator:
         read = labels >= 0
         if not read.any():
             raise ClipbiasError("none of the images to evaluate on could be read.")
-        every = jax.tree.map(lambda *parts: np.concatenate(parts, axis=1)[:, read], *values)
+        whole = jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *values)
+        self.predicted = np.where(read, whole.predicted, -1)[:, : len(self.split)].astype(np.int32)
+        every = jax.tree.map(lambda values: values[:, read], whole)
         correct = every.predicted == labels[read]
         found = [
             Outcome(correct[run], every.doubt[run], every.highest[run], None if fitted is None else every.doubt_at[run])
@@ -237,6 +245,7 @@ def evaluate(
     on_image_error: str,
     validation: Split | None = None,
     outside: Split | None = None,
+    save: Callable[[np.ndarray], None] = lambda predicted: None,
 ) -> dict[str, Any]:
     """Top-1 accuracy of one set of learnables, its calibration, and how well it tells other images apart.
 
@@ -249,6 +258,7 @@ def evaluate(
       on_image_error: "raise" or "skip" images that cannot be read.
       validation: images to fit a temperature on, but those that are evaluated.
       outside: images of other classes, whose labels are not looked at.
+      save: given the class that is predicted for every image, int32 `[n]`; -1 where one could not be read.
 
     Returns:
       `{"accuracy", "correct", "images", "calibration"}`, with `skipped_images` if any, and with images outside `ood`
@@ -265,6 +275,8 @@ def evaluate(
     evaluator = on(split)
     beside = validation_beside(split, validation)
     (inside,), fitted = evaluator.outcomes(*arguments, runs=1, validation=None if beside is None else on(beside))
+    assert evaluator.predicted is not None
+    save(evaluator.predicted[0])
     found = score(inside, None if fitted is None else fitted[0])
     if evaluator.skipped:
         found["skipped_images"] = evaluator.skipped

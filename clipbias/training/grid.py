@@ -31,6 +31,7 @@ from clipbias.training.identity import earlier_identity, identity
 from clipbias.training.loop import Run, Trained, each_run, initial_learnables, rows_per_step, train
 from clipbias.training.packs import Pack
 from clipbias.training.plan import StepPlan, plan_step
+from clipbias.training.predictions import save_predictions
 from clipbias.training.progress import Progress, progress
 from clipbias.training.results import Results, Row
 from clipbias.training.settings import AUTO, GridSettings
@@ -289,11 +290,17 @@ class Grid:
             lambda **memory: self.cache.task(pack, evaluation.dataset, **memory), runs=len(pack.cells), mesh=self.mesh
         )
         learnables = transfer(trained, task, learnables, evaluation.source_labels, axis=1)
-        learnables = meshes.place(self.mesh, learnables, meshes.RUN)
+        placed = meshes.place(self.mesh, learnables, meshes.RUN)
         evaluator = self.cache.evaluator(evaluation)
         text = place_text(self.mesh, task, self.params)
         validation = self.cache.validation_evaluator(pack, evaluation)
-        scores = evaluator.accuracy(task.classifier, learnables, text, runs=len(pack.cells), validation=validation)
+        scores = evaluator.accuracy(task.classifier, placed, text, runs=len(pack.cells), validation=validation)
+        if jax.process_index() == 0 and evaluator.predicted is not None:
+            split = evaluation.dataset.split("test")
+            for index, (cell, predicted) in enumerate(zip(pack.cells, evaluator.predicted, strict=True)):
+                name = evaluation.name if self.single else f"{pack.name(cell[0])}-seed{cell[1]}-{evaluation.name}"
+                own = one_run(learnables, index)
+                save_predictions(self.workdir, name, task, own, pack.method, split, predicted)
         return [score | ({"skipped_images": evaluator.skipped} if evaluator.skipped else {}) for score in scores]
 
     def _row_of(

@@ -21,6 +21,7 @@ from clipbias.training.forecast import forecast
 from clipbias.training.grid import Grid
 from clipbias.training.interruption import Interrupted
 from clipbias.training.packs import Pack, make_packs
+from clipbias.training.predictions import KnownPredictions
 from clipbias.training.settings import GridSettings
 from clipbias.tuning.adapter import load_adapter
 from clipbias.tuning.recipe import Recipe
@@ -68,6 +69,12 @@ def test_an_adapter_of_the_grid_gives_the_grids_accuracy(
         adapter = load_adapter(grid.adapter_path(packs[0], None, seed))
         assert adapter.notes["accuracy"] == row["accuracy"]
         assert np.any(adapter.learnables["vision_bias"])
+        with np.load(tmp_path / "predictions" / f"bias-colours-2shots-seed{seed}-test.npz") as stored:
+            predicted, labels = stored["predicted"], stored["labels"]
+        assert 100 * np.mean(predicted == labels) == pytest.approx(row["accuracy"])
+        known = KnownPredictions([tmp_path])
+        found = known.find(adapter.task(clip), adapter.learnables, "bias", colours.split("test"))
+        np.testing.assert_array_equal(found, predicted)
         score = evaluate(
             adapter.task(clip),
             adapter.learnables,

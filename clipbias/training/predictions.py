@@ -1,0 +1,90 @@
+"""What was predicted for every image of an evaluation, in a file beside its results.
+
+`predictions/NAME.npz` holds "images" (names), "labels" and "predicted" (class numbers, -1 where an image could not be
+read), "class_names", and the "fingerprint" of all that they depend on, by which they are found again.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from clipbias.data import Split
+from clipbias.files import atomic_path
+from clipbias.tuning import Learnables, Task
+from clipbias.tuning.registry import source_digest
+
+FOLDER = "predictions"
+
+
+def fingerprint(task: Task, learnables: Learnables, method: str, split: Split) -> str:
+    """Names the predictions of a tuned model: its weights, preprocessing, texts and learnables, the images and labels.
+
+    Args:
+      task: bound to the classes.
+      learnables: of one run.
+      method: the method's name, whose program counts if it is of the user's own.
+      split: images, told apart by name and label.
+    """
+    facts: list[Any] = [1, task.clip.fingerprint, repr(task.clip.preprocessing), method, source_digest(method)]
+    facts += [repr(sorted(task.options().items())), task.class_names, task.texts, task.classifier.dtype, split.keys]
+    found = hashlib.sha256(json.dumps(facts).encode())
+    found.update(np.ascontiguousarray(split.labels).tobytes())
+    for path, leaf in sorted(jax.tree_util.tree_leaves_with_path(learnables), key=lambda x: str(x[0])):
+        values = np.asarray(leaf)
+        found.update(f"{jax.tree_util.keystr(path)} {values.dtype} {values.shape}".encode() + values.tobytes())
+    return found.hexdigest()
+
+
+def save_predictions(
+    workdir: Path, name: str, task: Task, learnables: Learnables, method: str, split: Split, predicted: np.ndarray
+) -> None:
+    """Writes `predictions/NAME.npz` of a run's folder, atomically; `predicted [n]` are class numbers or -1."""
+    path = workdir / FOLDER / (re.sub(r"[^\w.-]+", "_", name) + ".npz")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(
+            file,
+            allow_pickle=False,
+            images=np.asarray(split.keys),
+            labels=np.asarray(split.labels, np.int32),
+            predicted=np.asarray(predicted, np.int32),
+            class_names=np.asarray(task.class_names),
+            fingerprint=np.asarray(fingerprint(task, learnables, method, split)),
+        )
+
+
+class KnownPredictions:
+    """Those in the folders of runs, by fingerprint. What is damaged counts as not there."""
+
+    def __init__(self, workdirs: Iterable[Path]) -> None:
+        self._paths: dict[str, Path] = {}
+        for workdir in workdirs:
+            for path in sorted((workdir / FOLDER).glob("*.npz")):
+                found = _read(path, "fingerprint")
+                if found is not None and found.ndim == 0:
+                    self._paths.setdefault(str(found), path)
+
+    def find(self, task: Task, learnables: Learnables, method: str, split: Split) -> np.ndarray | None:
+        """The class number that was predicted for every image, int32 `[n]`, -1 where one could not be read.
+
+        `None` where nothing with exactly this model and these images is known.
+        """
+        path = self._paths.get(fingerprint(task, learnables, method, split)) if self._paths else None
+        found = None if path is None else _read(path, "predicted")
+        if found is None or found.shape != (len(split),) or found.dtype != np.int32:
+            return None
+        return found if found.min() >= -1 and found.max() < len(task.class_names) else None
+
+
+def _read(path: Path, name: str) -> np.ndarray | None:
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+            return stored[name]
+    except Exception:  # a damaged archive raises nearly anything
+        return None
