@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import redirect_stderr
 from pathlib import Path
 from types import ModuleType
@@ -72,19 +73,43 @@ def answer_here(binary: ModuleType, settings: dict[str, Any], workdir: Path) -> 
     return status, said.getvalue()
 
 
+def sentence(status: int, said: str) -> str:
+    """The one sentence of a binary that must refuse, without a traceback."""
+    lines = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert (status, len(lines)) == (1, 1) and "Traceback" not in said, (status, said[-3000:])
+    return lines[0].removeprefix("error: ")
+
+
 def refusal_here(binary: ModuleType, settings: dict[str, Any], workdir: Path) -> str:
     """The one sentence of a binary that must refuse, without a process of its own."""
-    status, said = answer_here(binary, settings, workdir)
-    lines = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert (status, len(lines)) == (1, 1), said
-    return lines[0].removeprefix("error: ")
+    return sentence(*answer_here(binary, settings, workdir))
 
 
 def refusal(binary: str, *arguments: str, cache: Path) -> str:
-    """Runs a binary that must refuse with one sentence, without a traceback; returns the sentence."""
+    """Runs a binary that must refuse; returns its sentence."""
     done = run(binary, *arguments, cache=cache)
-    assert done.returncode == 1, (done.returncode, done.stderr[-3000:])
-    assert "Traceback" not in done.stderr, done.stderr[-3000:]
-    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1, done.stderr[-3000:]
-    return lines[0].removeprefix("error: ")
+    return sentence(done.returncode, done.stderr)
+
+
+def in_forks(
+    given: Sequence[tuple[str, Sequence[str]]], *, cache: Path, folder: Path = ROOT, run: bool = True
+) -> list[dict[str, Any]]:
+    """Each module with its arguments in a fork of one process, in turn: its exit status and what it said.
+
+    Args:
+      given: modules, as `python -m` runs them, with arguments.
+      cache: for compiled programs.
+      folder: where they are run.
+      run: whether to run them, or to have their command lines read alone.
+    """
+    jobs = [{"module": module, "arguments": [*rest], "folder": str(folder), "run": run} for module, rest in given]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.zygote"],
+        input=json.dumps(jobs),
+        cwd=folder,
+        env={**environment(cache), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)

@@ -56,16 +56,17 @@ def adapters(model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]
 
 
 def test_a_whole_study_with_its_report(images, adapters, cache, tmp_path):
-    arguments = (*SETTINGS, f"--config.data_dir={images}", f"--config.adapters={','.join(adapters)}")
+    """Of one tuned model; the command of the documentation explains two."""
+    arguments = (*SETTINGS, f"--config.data_dir={images}", f"--config.adapters={adapters[0]}")
     printed = succeed("explain", *arguments, f"--workdir={tmp_path}", cache=cache)
     report = tmp_path / "report" / "report.html"
     assert str(report) in printed
     assert all(words in report.read_text("utf-8") for words in ("What carries the gain", "Explore the images"))
     assert_recorded(tmp_path, "results.json", "results.npz")
     results = load_results(tmp_path)
-    assert [model["key"] for model in results.scalars["models"]] == ["zero_shot", "ivlp", "bias"]
+    assert [model["key"] for model in results.scalars["models"]] == ["zero_shot", "ivlp"]
     assert results.scalars["figures"] == list(FIGURES)
-    assert set(results.scalars["verdict"]) == {"ivlp", "bias"}
+    assert set(results.scalars["verdict"]) == {"ivlp"}
     # With the reference's part of everything it classifies as zero-shot's image tower does, else as the tuned model.
     test = results.scalars["factorial"]["ivlp"]
     assert (test["towers"], test["streams"][7]) == (["both", "vision", "text"], "PPP")

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import clipbias
 from clipbias.clip import Clip
 from clipbias.data import Dataset
 from clipbias.errors import ClipbiasError
@@ -22,6 +23,7 @@ from clipbias.training.step import train_step
 from clipbias.tuning import Task
 from clipbias.tuning import task as tasks
 from clipbias.tuning.recipe import Recipe
+from tests import helpers
 from tools.benchmarks import flops, model
 
 GIB = 1 << 30
@@ -34,19 +36,20 @@ def deep() -> Clip:
     return model.random_clip(model.geometry("tiny", layers=8))
 
 
-@pytest.mark.parametrize(("remat", "chunks", "groups"), [("products", 3, 1), ("half", 1, 1), ("tokens", 2, 2)])
-def test_every_way_gives_the_same_numbers(clip: Clip, remat: str, chunks: int, groups: int) -> None:
+def test_every_way_gives_the_same_numbers(clip: Clip) -> None:
     names = ["red", "a green one", "blue", "dark yellow", "x"]
     images = jnp.asarray(
         np.random.default_rng(0).normal(size=(2, *[clip.config.vision.image_size] * 2, 3)), jnp.float32
     )
-    plain = Task(clip, "ivlp", names)
-    task = Task(clip, "ivlp", names, remat=plan.REMATS[remat][0], chunks=chunks, groups=groups)
-    start, labels = plain.init(0), jnp.array([1, 4])
+    plain, labels = Task(clip, "ivlp", names), jnp.array([1, 4])
+    start = plain.init(0)
     expected = jax.jit(jax.value_and_grad(plain.loss, argnums=1))(clip.params, start, images, labels)
-    found = jax.jit(jax.value_and_grad(task.loss, argnums=1))(clip.params, start, images, labels)
-    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
-        np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5)  # of gradients up to ten
+    for remat, chunks, groups in (("products", 3, 1), ("half", 1, 1), ("tokens", 2, 2)):
+        task = Task(clip, "ivlp", names, remat=plan.REMATS[remat][0], chunks=chunks, groups=groups)
+        found = jax.jit(jax.value_and_grad(task.loss, argnums=1))(clip.params, start, images, labels)
+        for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
+            # Of gradients up to ten.
+            np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5, err_msg=f"{remat}, {chunks}, {groups}")
 
 
 def test_the_fastest_way_that_fits_is_chosen(deep: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,9 +68,9 @@ def test_the_fastest_way_that_fits_is_chosen(deep: Clip, monkeypatch: pytest.Mon
     assert tighter.fits and tighter.bytes < tight.bytes and (tighter.chunks > 1 or tighter.remat == "tokens")
     hopeless = choose(1)
     assert not hopeless.fits and hopeless.bytes <= tighter.bytes
-    given = choose(100 * GIB, remat="half", chunks=5)
-    assert (given.remat, given.chunks) == ("half", 5)
-    assert "classes in 5 parts" in str(given) and "of 107 GB" in str(given)
+    given = choose(100 * GIB, remat="half", chunks=4)
+    assert (given.remat, given.chunks) == ("half", 4)
+    assert "classes in 4 parts" in str(given) and "of 107 GB" in str(given)
 
 
 def test_a_plan_counts_what_a_step_holds(deep: Clip) -> None:
@@ -89,14 +92,16 @@ def test_a_plan_counts_what_a_step_holds(deep: Clip) -> None:
     assert twice - large == pytest.approx(large - weights, rel=0.3)
 
 
-@pytest.mark.parametrize("method", ["ivlp", "vpt", "coop", "bias"])
+@pytest.mark.parametrize("method", ["ivlp", "vpt", "coop"])
 def test_nothing_is_compiled_twice(
-    clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture, method: str
+    colours: Dataset, recipe: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture, method: str
 ) -> None:
     mesh = meshes.make_mesh(run=2, data=2, devices=jax.devices()[:4]) if method == "ivlp" else meshes.single_device()
     settings = GridSettings({}, "float32", 8, 60.0, "raise")
-    grid = Grid(clip, recipe, settings, lambda name: colours, tmp_path, mesh=mesh)
-    jax.clear_caches()
+    # Of sizes that no other test has, so that nothing is compiled already.
+    helpers.tiny_checkpoint(tmp_path / "model", vision=(20, 2, 2), text=(28, 2, 2))
+    grid = Grid(clipbias.load(tmp_path / "model"), recipe, settings, lambda name: colours, tmp_path / "grid", mesh=mesh)
+    (tmp_path / "grid").mkdir()
     with jax.log_compiles(), caplog.at_level(logging.WARNING, logger="jax._src.dispatch"):
         grid.run(make_packs([method], ["colours"], [4], [1, 2]))
     compiled = [record.getMessage() for record in caplog.records if "Finished XLA compilation" in record.getMessage()]
