@@ -1,6 +1,7 @@
 """What docs/methods.md says of the methods: the table's numbers, the hooks, and that its examples learn."""
 
 import dataclasses
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -64,13 +65,20 @@ def training(method: Method) -> str:
     return f"project's; {text}" if chosen == "common" else text
 
 
-def test_the_table_has_every_method_with_its_parameters_and_recipe(large: Clip) -> None:
-    lines = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*?) \| (.*?) \| (.*?) \|$", PAGE.read_text("utf-8"), re.MULTILINE)
-    found = {name: (count, how) for name, _, count, how, _ in lines}
+def test_the_table_has_every_method_as_its_own_file_has_it(large: Clip) -> None:
+    row = re.compile(r"^\| `(\w+)` \| (.*?) \| .*? \| (.*?) \| (.*?) \| (.*?) \|$", re.MULTILINE)
+    found = {name: rest for name, *rest in row.findall(PAGE.read_text("utf-8"))}
     assert list(found) == list(METHODS)
     for name, (kind, preset) in METHODS.items():
         method = kind(**preset.options)
-        assert found[name] == (f"{parameters(method, large):,}", training(method)), name
+        *facts, reference = found[name]
+        assert facts == [kind.kind, f"{parameters(method, large):,}", training(method)], name
+        # Authors, year and number of a paper stand at the head of the method's file, or where it says what is near.
+        said = " ".join(str(inspect.getdoc(inspect.getmodule(kind))).split())
+        authors = re.findall(r"[A-Z][\w' -]*?(?: et al\.| & [\w ]+?) 20\d\d", reference)
+        assert "this project" in reference or authors, name
+        for words in (*authors, *re.findall(r"arXiv [\d.]+", reference)):
+            assert words in said, (name, words)
 
 
 def test_the_hooks_are_those_of_the_class() -> None:

@@ -4,7 +4,7 @@ from clipbias.clip.adaptation import Adaptation
 from clipbias.tuning.classifier import Classifier
 from clipbias.tuning.descriptions import Descriptions, read_descriptions
 from clipbias.tuning.features import Features, Samples, Sampling, average_texts, unit_length
-from clipbias.tuning.method import CONSTANTS, Learnables, Method, Preset, PromptText
+from clipbias.tuning.method import CONSTANTS, Kind, Learnables, Method, Preset, PromptText
 from clipbias.tuning.recipe import Recipe
 from clipbias.tuning.registry import METHODS, make_method
 from clipbias.tuning.task import Task, parameter_count
@@ -16,6 +16,7 @@ __all__ = [
     "Classifier",
     "Descriptions",
     "Features",
+    "Kind",
     "Learnables",
     "Method",
     "Preset",

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from clipbias.clip import Adaptation, Clip
 from clipbias.errors import ClipbiasError
-from clipbias.tuning.method import Learnables, Method, Preset
+from clipbias.tuning.method import Kind, Learnables, Method, Preset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +25,7 @@ class BiasTuning(Method):
     presets: ClassVar[Mapping[str, Preset]] = {
         "bias": Preset("Bias tuning", order=600, colour="red", marker="o", stands_out=True)
     }
+    kind: ClassVar[Kind | None] = Kind.WEIGHTS
 
     vision_tower: bool = True
     text_tower: bool = True

@@ -17,8 +17,8 @@ from clipbias.clip import Adaptation, Clip
 from clipbias.errors import ClipbiasError
 from clipbias.tuning.closed_form import HUNDRED
 from clipbias.tuning.frozen_weights import TowerNames, block_numbers, check_towers, lora_recipe
-from clipbias.tuning.method import CONSTANTS, WORDS, Depth, Learnables, Method, Preset, PromptText
-from clipbias.tuning.recipe import AUTHORS, Recipe, RecipeName
+from clipbias.tuning.method import CONSTANTS, WORDS, Depth, Kind, Learnables, Method, Preset, PromptText
+from clipbias.tuning.recipe import AUTHORS, MOST, Recipe, RecipeName
 from clipbias.tuning.templates import choose_templates
 
 QKV = ("q", "k", "v")
@@ -41,10 +41,12 @@ class ClipLora(Method):
       alpha: `α`.
       dropout: share of the inputs that are dropped.
       templates: templates with `{}`, or a choice of `tuning.templates`.
-      recipe: the "authors'": AdamW at 2e-4, 500 steps of 32 images per shot; or "common".
+      recipe: the "authors'": AdamW at 2e-4, with 32 images a step; or "common".
+      steps_per_shot: of the authors' recipe.
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {"clip_lora": Preset("CLIP-LoRA", order=630, colour="purple", marker="D")}
+    kind: ClassVar[Kind | None] = Kind.WEIGHTS
     scale: ClassVar[float | None] = HUNDRED
 
     parts: tuple[Part, ...] = QKV
@@ -56,6 +58,7 @@ class ClipLora(Method):
     dropout: Annotated[float, Range(0, 0.99)] = 0.25
     templates: str | tuple[str, ...] = f"{WORDS} {{}}."
     recipe: RecipeName = AUTHORS
+    steps_per_shot: Annotated[int, Range(1, MOST)] = 500
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -103,7 +106,7 @@ class ClipLora(Method):
         return PromptText(choose_templates(self.templates, template))
 
     def recipe_for(self, common: Recipe, shots: int) -> Recipe:
-        return lora_recipe(self.recipe, common, shots, 500)
+        return lora_recipe(self.recipe, common, shots, self.steps_per_shot)
 
     def _chosen(self, name: str) -> list[int]:
         """Which parts of a product's outputs are changed."""

@@ -1,4 +1,4 @@
-"""CoCoOp (Zhou et al. 2022, Conditional Prompt Learning for Vision-Language Models): a context that each image shifts.
+"""CoCoOp (Zhou et al. 2022, arXiv 2203.05557): a context that each image shifts.
 
 It is trained by the project's recipe, or with `recipe="authors"` by its authors'.
 """
@@ -13,7 +13,7 @@ from clipbias.clip import Adaptation, Clip
 from clipbias.tuning.context import context_text, initial_context, initial_linear
 from clipbias.tuning.coop import coop_recipe
 from clipbias.tuning.features import unit_length
-from clipbias.tuning.method import WORDS, Learnables, Method, Preset, PromptText, Tokens
+from clipbias.tuning.method import WORDS, Kind, Learnables, Method, Preset, PromptText, Tokens
 from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe, RecipeName
 
 
@@ -34,6 +34,7 @@ class CoCoOp(Method):
     presets: ClassVar[Mapping[str, Preset]] = {
         "cocoop": Preset("CoCoOp", order=110, colour="orange", marker="o", line=(0, (3, 1, 1, 1, 1, 1)))
     }
+    kind: ClassVar[Kind | None] = Kind.PROMPTS
 
     tokens: Tokens = 4
     words: str = WORDS

@@ -1,4 +1,4 @@
-"""CoOp (Zhou et al. 2022, Learning to Prompt for Vision-Language Models): a learned context in the prompt text."""
+"""CoOp (Zhou et al. 2022, arXiv 2109.01134): a learned context in the prompt text."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from clipbias.checks import Choices
 from clipbias.clip import Adaptation, Clip
 from clipbias.tuning.context import POSITIONS, context_text, initial_context
-from clipbias.tuning.method import WORDS, Learnables, Method, Preset, PromptText, Tokens
+from clipbias.tuning.method import WORDS, Kind, Learnables, Method, Preset, PromptText, Tokens
 from clipbias.tuning.recipe import Recipe
 
 
@@ -42,6 +42,7 @@ class CoOp(Method):
         "coop": Preset("CoOp", order=100, colour="orange", marker="s"),
         "coop_16": Preset("CoOp (16 words)", {"tokens": 16}, order=101, colour="orange", marker="s", line=(0, (1, 1))),
     }
+    kind: ClassVar[Kind | None] = Kind.PROMPTS
 
     tokens: Tokens = 4
     words: str = WORDS

@@ -1,9 +1,10 @@
 """What methods have in common that leave both towers as they are: their texts are a choice of templates."""
 
 import dataclasses
+from typing import ClassVar
 
 from clipbias.clip import Adaptation, Clip
-from clipbias.tuning.method import Learnables, Method, PromptText
+from clipbias.tuning.method import Kind, Learnables, Method, PromptText
 from clipbias.tuning.templates import choose_templates
 
 
@@ -14,6 +15,8 @@ class FrozenTowers(Method):
     Attributes:
       templates: a choice of `tuning.templates` ("dataset" for the dataset's own), or templates with `{}`.
     """
+
+    kind: ClassVar[Kind | None] = Kind.HEAD
 
     templates: str | tuple[str, ...] = "dataset"
 

@@ -2,16 +2,16 @@
 
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import jax.numpy as jnp
 
-from clipbias.checks import Choices
+from clipbias.checks import Choices, Range
 from clipbias.clip import Adaptation, Clip
 from clipbias.clip.params import Params
 from clipbias.errors import ClipbiasError
-from clipbias.tuning.method import Learnables, Method
-from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe, RecipeName
+from clipbias.tuning.method import Kind, Learnables, Method
+from clipbias.tuning.recipe import AUTHORS, COMMON, MOST, Recipe, RecipeName
 
 TOWERS = ("vision", "text")
 # LayerNorms outside the blocks, two in the vision tower and one in the text tower.
@@ -31,12 +31,16 @@ class WeightTuning(Method):
       towers: which towers are tuned.
       decay: what weight decay draws towards zero: the whole weights ("weights"), as the authors' AdamW does, or the
         "changes" alone.
-      recipe: "common", or the "authors'": AdamW at 2e-4, 300 steps of 32 images per shot.
+      recipe: "common", or the "authors'": AdamW at 2e-4, with 32 images a step.
+      steps_per_shot: of the authors' recipe.
     """
+
+    kind: ClassVar[Kind | None] = Kind.WEIGHTS
 
     towers: TowerNames = TOWERS
     decay: Decay = WEIGHTS
     recipe: RecipeName = COMMON
+    steps_per_shot: Annotated[int, Range(1, MOST)] = 300
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -49,7 +53,7 @@ class WeightTuning(Method):
         return tuned_weights(learnables, params) if self.decay == WEIGHTS else learnables
 
     def recipe_for(self, common: Recipe, shots: int) -> Recipe:
-        return lora_recipe(self.recipe, common, shots, 300)
+        return lora_recipe(self.recipe, common, shots, self.steps_per_shot)
 
 
 def no_changes(clip: Clip, names: Collection[tuple[str, ...]], towers: Sequence[str] = TOWERS) -> Learnables:

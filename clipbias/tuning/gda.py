@@ -20,7 +20,7 @@ from clipbias.tuning.closed_form import HUNDRED, accuracy, class_means, cosines,
 from clipbias.tuning.closed_form import validation as validation_of
 from clipbias.tuning.features import Features, Samples, Sampling, unit_length
 from clipbias.tuning.frozen_towers import FrozenTowers
-from clipbias.tuning.method import CONSTANTS, Learnables, Preset
+from clipbias.tuning.method import CONSTANTS, Kind, Learnables, Preset
 
 ALPHAS = tuple(10.0**power for power in range(-4, 3))
 # What a class without images is made of: the rows nearest to its text, and copies of the text.
@@ -41,6 +41,7 @@ class GDA(FrozenTowers):
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {"gda": Preset("GDA", order=540, colour="purple", marker="d")}
+    kind: ClassVar[Kind | None] = Kind.TRAINING_FREE
     trains: ClassVar[bool] = False
     scale: ClassVar[float] = HUNDRED
     datasets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"imagenet": {"templates": "imagenet_select"}}

@@ -1,4 +1,4 @@
-"""IVLP: independent vision-language prompting (Khattak et al. 2023, the baseline of MaPLe and PromptSRC)."""
+"""IVLP: independent vision-language prompting (Khattak et al. 2023, arXiv 2210.03117)."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ import jax
 from clipbias.clip import Adaptation, Clip
 from clipbias.errors import ClipbiasError
 from clipbias.tuning.context import context_text, initial_context, random_prompts
-from clipbias.tuning.method import WORDS, Depth, Learnables, Method, Preset, PromptText, TokensOrNone
+from clipbias.tuning.method import WORDS, Depth, Kind, Learnables, Method, Preset, PromptText, TokensOrNone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +57,7 @@ class IVLP(Method):
             line=(0, (3, 1, 1, 1, 1, 1)),
         ),
     }
+    kind: ClassVar[Kind | None] = Kind.PROMPTS
 
     text_tokens: TokensOrNone = 4
     vision_tokens: TokensOrNone = 4

@@ -1,4 +1,4 @@
-"""KgCoOp (Yao et al. 2023, Visual-Language Prompt Tuning with Knowledge-guided Context Optimization).
+"""KgCoOp (Yao et al. 2023, arXiv 2303.13283, Visual-Language Prompt Tuning with Knowledge-guided Context Optimization).
 
 It is trained by the project's recipe, or with `recipe="authors"` by its authors'.
 """

@@ -17,7 +17,7 @@ from clipbias.checks import Range
 from clipbias.clip import Adaptation, Clip
 from clipbias.tuning.closed_form import accuracy, class_means, validation
 from clipbias.tuning.features import Features, Samples, Sampling
-from clipbias.tuning.method import Learnables, Method, Preset
+from clipbias.tuning.method import Kind, Learnables, Method, Preset
 
 SWEEP = (1e6, 1e4, 1e2, 1.0, 1e-2, 1e-4, 1e-6)
 HALVINGS, VALIDATION_SHOTS = 8, 4
@@ -38,6 +38,7 @@ class LinearProbe(Method):
     presets: ClassVar[Mapping[str, Preset]] = {
         "linear_probe": Preset("Linear probe", order=505, colour="black", marker="x", line=(0, (1, 1)))
     }
+    kind: ClassVar[Kind | None] = Kind.HEAD
     trains: ClassVar[bool] = False
 
     inverse: Annotated[float, Range(1e-12)] = 0.316

@@ -1,4 +1,4 @@
-"""MaPLe (Khattak et al. 2023, Multi-modal Prompt Learning): vision prompts are linear maps of the text prompts."""
+"""MaPLe (Khattak et al. 2023, arXiv 2210.03117): vision prompts are linear maps of the text prompts."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from clipbias.clip import Adaptation, Clip
 from clipbias.tuning.context import context_text, initial_context, initial_linear, random_prompts
-from clipbias.tuning.method import WORDS, Depth, Learnables, Method, Preset, PromptText, Tokens
+from clipbias.tuning.method import WORDS, Depth, Kind, Learnables, Method, Preset, PromptText, Tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +23,7 @@ class MaPLe(Method):
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {"maple": Preset("MaPLe", order=400, colour="purple", marker="v")}
+    kind: ClassVar[Kind | None] = Kind.PROMPTS
 
     tokens: Tokens = 2
     depth: Depth = 9

@@ -6,6 +6,7 @@ the compiled programs.
 
 import abc
 import dataclasses
+import enum
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
@@ -79,6 +80,16 @@ class Preset:
     stands_out: bool = False
 
 
+class Kind(enum.StrEnum):
+    """What methods are grouped by: what they change, or that nothing is trained."""
+
+    TRAINING_FREE = "training-free"
+    HEAD = "head"
+    PROMPTS = "prompts"
+    WEIGHTS = "weights"
+    TEST_TIME = "test-time"
+
+
 @dataclasses.dataclass(frozen=True)
 class Method(abc.ABC):
     """Base of all methods: a frozen dataclass whose fields are the method's options.
@@ -89,6 +100,9 @@ class Method(abc.ABC):
 
     Attributes:
       presets: the names of a built-in method; of a method of one's own, the first says how it is shown.
+      kind: "training-free" where a method is made at once of nothing or of images' features, without a learned number;
+        "head", "prompts" (of words, tokens or pixels) or "weights" (biases, kernels, networks beside them) by what is
+        learned; "test-time" where that is learned anew for each test image. `None` where the author does not say.
       trains: whether steps of an optimiser change the learnables; `False` for a classifier that is ready once it is
         made, from nothing (zero-shot) or by `support`.
       patches: whether the head and the loss see features of patches, too; the last block then runs at all tokens.
@@ -101,6 +115,7 @@ class Method(abc.ABC):
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {}
+    kind: ClassVar[Kind | None] = None
     trains: ClassVar[bool] = True
     patches: ClassVar[bool] = False
     nameless: ClassVar[bool] = False

@@ -15,7 +15,7 @@ import optax
 from clipbias.checks import Range
 from clipbias.clip import Adaptation, Clip
 from clipbias.tuning.coop import coop_recipe
-from clipbias.tuning.method import Learnables, Method, Preset
+from clipbias.tuning.method import Kind, Learnables, Method, Preset
 from clipbias.tuning.recipe import AUTHORS, COMMON, MOST, Recipe, RecipeName
 
 
@@ -38,6 +38,7 @@ class MMA(Method):
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {"mma": Preset("MMA", order=650, colour="sky", marker="P")}
+    kind: ClassVar[Kind | None] = Kind.WEIGHTS
     datasets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"imagenet": {"batch_size": 128}}
 
     blocks: Annotated[int, Range(1, 1000)] = 8

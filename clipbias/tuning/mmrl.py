@@ -19,7 +19,7 @@ from clipbias.tuning.closed_form import HUNDRED
 from clipbias.tuning.context import initial_linear, random_prompts
 from clipbias.tuning.coop import coop_recipe
 from clipbias.tuning.features import Features, average_texts, unit_length
-from clipbias.tuning.method import CONSTANTS, Learnables, Method, Preset, PromptText, Tokens
+from clipbias.tuning.method import CONSTANTS, Kind, Learnables, Method, Preset, PromptText, Tokens
 from clipbias.tuning.recipe import AUTHORS, MOST, Recipe, RecipeName
 
 _WEIGHTS = {
@@ -67,6 +67,7 @@ class MMRL(Method):
             line=(0, (1, 1)),
         ),
     }
+    kind: ClassVar[Kind | None] = Kind.PROMPTS
     datasets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         **{name: {"weight": weight} for name, weight in _WEIGHTS.items()},
         "eurosat": {"weight": _WEIGHTS["eurosat"], "space": 2048},

@@ -1,4 +1,4 @@
-"""PLOT (Chen et al. 2023, Prompt Learning with Optimal Transport), on a vision transformer: contexts and patches.
+"""PLOT (Chen et al. 2023, arXiv 2210.01253), on a vision transformer: contexts and patches.
 
 The authors' program has a ResNet's positions where this has the patches of the last block; all else is theirs. It is
 trained by the project's recipe, or with `recipe="authors"` by its authors'.
@@ -15,7 +15,7 @@ from clipbias.clip import Adaptation, Clip
 from clipbias.tuning.context import context_text, random_prompts
 from clipbias.tuning.coop import coop_recipe
 from clipbias.tuning.features import Features, unit_length
-from clipbias.tuning.method import Learnables, Method, Preset, PromptText, Tokens
+from clipbias.tuning.method import Kind, Learnables, Method, Preset, PromptText, Tokens
 from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe, RecipeName
 from clipbias.tuning.transport import transport_logits
 
@@ -39,6 +39,7 @@ class PLOT(Method):
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {"plot": Preset("PLOT", order=140, colour="yellow", marker="h")}
+    kind: ClassVar[Kind | None] = Kind.PROMPTS
     datasets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"imagenet": {"pooled": True}}
     patches: ClassVar[bool] = True
 

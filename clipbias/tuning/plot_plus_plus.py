@@ -18,7 +18,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.tuning.context import random_prompts, word_ids
 from clipbias.tuning.coop import coop_recipe
 from clipbias.tuning.features import Features, unit_length
-from clipbias.tuning.method import CONSTANTS, Learnables, Method, Preset, PromptText, Tokens
+from clipbias.tuning.method import CONSTANTS, Kind, Learnables, Method, Preset, PromptText, Tokens
 from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe, RecipeName
 from clipbias.tuning.transport import transport_logits
 
@@ -52,6 +52,7 @@ class PLOTPlusPlus(Method):
     presets: ClassVar[Mapping[str, Preset]] = {
         "plot_plus_plus": Preset("PLOT++", order=330, colour="yellow", marker="H", line=(0, (4, 2)))
     }
+    kind: ClassVar[Kind | None] = Kind.PROMPTS
     datasets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "imagenet": {"phrases": ("a photo of a", "this is a photo", "this is a", "one picture of a")},
         "dtd": {

@@ -1,4 +1,4 @@
-"""ProDA (Lu et al. 2022, Prompt Distribution Learning): many contexts, whose class features are a distribution.
+"""ProDA (Lu et al. 2022, arXiv 2205.03340): many contexts, whose class features are a distribution.
 
 There is no program of its authors' that can be had. Where the paper is silent this follows the unofficial copies of
 their code. It is trained by the project's recipe, or with `recipe="authors"` by theirs.
@@ -18,7 +18,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.tuning.context import context_text, random_prompts
 from clipbias.tuning.coop import coop_recipe
 from clipbias.tuning.features import Features, unit_length
-from clipbias.tuning.method import Learnables, Method, Preset, PromptText, Tokens
+from clipbias.tuning.method import Kind, Learnables, Method, Preset, PromptText, Tokens
 from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe, RecipeName
 
 Sets = Annotated[int, Range(1, 1000)]
@@ -47,6 +47,7 @@ class ProDA(Method):
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {"proda": Preset("ProDA", order=150, colour="yellow", marker="8")}
+    kind: ClassVar[Kind | None] = Kind.PROMPTS
     nameless: ClassVar[bool] = True
 
     tokens: Tokens = 16

@@ -1,4 +1,4 @@
-"""ProGrad (Zhu et al. 2023, Prompt-aligned Gradient for Prompt Tuning).
+"""ProGrad (Zhu et al. 2023, arXiv 2205.14865, Prompt-aligned Gradient for Prompt Tuning).
 
 It is trained by the project's recipe, or with `recipe="authors"` by its authors'.
 """
@@ -16,7 +16,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.tuning.context import word_ids
 from clipbias.tuning.coop import coop_recipe
 from clipbias.tuning.features import Features, average_texts, unit_length
-from clipbias.tuning.method import WORDS, Learnables, Method, Preset, PromptText, Tokens
+from clipbias.tuning.method import WORDS, Kind, Learnables, Method, Preset, PromptText, Tokens
 from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe, RecipeName
 
 _END = " {}."
@@ -56,6 +56,7 @@ class ProGrad(Method):
     presets: ClassVar[Mapping[str, Preset]] = {
         "prograd": Preset("ProGrad", order=130, colour="orange", marker="d", line=(0, (5, 1, 1, 1)))
     }
+    kind: ClassVar[Kind | None] = Kind.PROMPTS
     datasets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "oxford_pets": {"template": "a type of pet, a photo of a {}."},
         "oxford_flowers": {"template": "a type of flower, a photo of a {}."},

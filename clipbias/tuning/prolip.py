@@ -16,7 +16,7 @@ from clipbias.checks import Range
 from clipbias.clip import Adaptation, Clip
 from clipbias.tuning.closed_form import HUNDRED
 from clipbias.tuning.features import Features, Samples, Sampling
-from clipbias.tuning.method import CONSTANTS, Learnables, Method, Preset, PromptText
+from clipbias.tuning.method import CONSTANTS, Kind, Learnables, Method, Preset, PromptText
 from clipbias.tuning.recipe import AUTHORS, MOST, Recipe, RecipeName
 from clipbias.tuning.templates import choose_templates
 
@@ -38,6 +38,7 @@ class ProLip(Method):
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {"prolip": Preset("ProLIP", order=570, colour="blue", marker="p")}
+    kind: ClassVar[Kind | None] = Kind.WEIGHTS
     datasets: ClassVar[Mapping[str, Mapping[str, object]]] = {"imagenet": {"templates": "imagenet_select"}}
     scale: ClassVar[float | None] = HUNDRED
 

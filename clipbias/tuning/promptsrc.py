@@ -1,4 +1,4 @@
-"""PromptSRC (Khattak et al. 2023, Self-regulating Prompts: Foundational Model Adaptation without Forgetting).
+"""PromptSRC (Khattak et al. 2023, arXiv 2307.06948).
 
 It is trained by the project's recipe, or with `recipe="authors"` by its authors'.
 """

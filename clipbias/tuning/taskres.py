@@ -1,4 +1,4 @@
-"""TaskRes (Yu et al. 2023, Task Residual for Tuning Vision-Language Models): a residual on the class features."""
+"""TaskRes (Yu et al. 2023, arXiv 2211.10277): a residual on the class features."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from clipbias.clip import Adaptation, Clip
-from clipbias.tuning.method import Learnables, Method, Preset, PromptText
+from clipbias.tuning.method import Kind, Learnables, Method, Preset, PromptText
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +20,7 @@ class TaskRes(Method):
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {"taskres": Preset("TaskRes", order=500, colour="grey", marker="P")}
+    kind: ClassVar[Kind | None] = Kind.HEAD
 
     alpha: float = 0.5
 

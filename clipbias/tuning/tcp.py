@@ -16,7 +16,7 @@ from clipbias.clip.layers import activate
 from clipbias.tuning.context import initial_linear, random_prompts
 from clipbias.tuning.coop import coop_recipe
 from clipbias.tuning.features import Features, average_texts, unit_length
-from clipbias.tuning.method import CONSTANTS, Learnables, Method, Preset, PromptText, Tokens
+from clipbias.tuning.method import CONSTANTS, Kind, Learnables, Method, Preset, PromptText, Tokens
 from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe, RecipeName
 
 
@@ -40,6 +40,7 @@ class TCP(Method):
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {"tcp": Preset("TCP", order=135, colour="orange", marker="P")}
+    kind: ClassVar[Kind | None] = Kind.PROMPTS
     datasets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "dtd": {"template": "a photo of a {}, a type of texture.", "suffix": ", a type of texture."},
         "fgvc_aircraft": {"template": "a photo of an aircraft {}."},

@@ -22,7 +22,7 @@ from clipbias.clip import Clip
 from clipbias.tuning.closed_form import HUNDRED, cosines, text_classifier, unit_rows, validation
 from clipbias.tuning.features import Features, Samples, Sampling, unit_length
 from clipbias.tuning.frozen_towers import FrozenTowers
-from clipbias.tuning.method import CONSTANTS, Learnables, Preset
+from clipbias.tuning.method import CONSTANTS, Kind, Learnables, Preset
 from clipbias.tuning.recipe import AUTHORS, MOST, Recipe, RecipeName
 
 Weight = Annotated[float, Range(0, 1e6)]
@@ -70,6 +70,7 @@ class TipAdapter(FrozenTowers):
     presets: ClassVar[Mapping[str, Preset]] = {
         "tip_adapter": Preset("Tip-Adapter", order=520, colour="orange", marker=">", line=(0, (1, 1)))
     }
+    kind: ClassVar[Kind | None] = Kind.TRAINING_FREE
     trains: ClassVar[bool] = False
     scale: ClassVar[float] = HUNDRED
     datasets: ClassVar[Mapping[str, Mapping[str, Any]]] = DATASETS
@@ -142,6 +143,7 @@ class TipAdapterF(TipAdapter):
     presets: ClassVar[Mapping[str, Preset]] = {
         "tip_adapter_f": Preset("Tip-Adapter-F", order=530, colour="orange", marker=">")
     }
+    kind: ClassVar[Kind | None] = Kind.HEAD
     trains: ClassVar[bool] = True
     datasets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         name: options | ({"epochs": 100} if name == "eurosat" else {}) for name, options in DATASETS.items()

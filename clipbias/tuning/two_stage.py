@@ -16,7 +16,7 @@ from clipbias.checks import Choices, Range
 from clipbias.clip import Adaptation, Clip
 from clipbias.tuning.bitfit import BitFit
 from clipbias.tuning.features import Features, average_texts, unit_length
-from clipbias.tuning.frozen_weights import WeightTuning, lora_recipe
+from clipbias.tuning.frozen_weights import WeightTuning
 from clipbias.tuning.layer_norm import LayerNormTuning
 from clipbias.tuning.method import CONSTANTS, Learnables, Method, Preset
 from clipbias.tuning.recipe import AUTHORS, Recipe, RecipeName
@@ -36,8 +36,8 @@ class TwoStage(WeightTuning):
       tuned: which weights: "layer_norm" or "bitfit".
       share: of the steps (or epochs) that the first stage takes, rounded down.
       towers, decay: as of `WeightTuning`, in the first stage.
-      recipe: the "authors'", in each stage: AdamW at 2e-4 with a cosine to 1e-6, together 300 steps of 32 images per
-        shot; or "common".
+      recipe: the "authors'", in each stage: AdamW at 2e-4 with a cosine to 1e-6, with 32 images a step; or "common".
+      steps_per_shot: of the authors' recipe, both stages together.
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {"two_stage": Preset("2SFS", order=640, colour="green", marker="s")}
@@ -61,9 +61,6 @@ class TwoStage(WeightTuning):
         own = learnables["classes"]
         known = (own != 0).any(-1, keepdims=True)
         return _cosines(features, jnp.where(known, own, average_texts(features.text)))
-
-    def recipe_for(self, common: Recipe, shots: int) -> Recipe:
-        return lora_recipe(self.recipe, common, shots, 300)
 
     def stages(self, recipe: Recipe) -> Sequence[tuple[Method, Recipe]]:
         length = "steps" if recipe.steps else "epochs"

@@ -18,7 +18,7 @@ from clipbias.clip import Adaptation, Clip
 from clipbias.tuning.context import context_text, random_prompts
 from clipbias.tuning.coop import coop_recipe
 from clipbias.tuning.features import Features, unit_length
-from clipbias.tuning.method import Learnables, Method, Preset, PromptText, Tokens
+from clipbias.tuning.method import Kind, Learnables, Method, Preset, PromptText, Tokens
 from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe, RecipeName
 
 
@@ -36,6 +36,7 @@ class UPL(Method):
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {"upl": Preset("UPL", order=105, colour="orange", marker="*")}
+    kind: ClassVar[Kind | None] = Kind.PROMPTS
     unlabelled: ClassVar[bool] = True
 
     tokens: Tokens = 16

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from clipbias.checks import Range
 from clipbias.clip import Adaptation, Clip
-from clipbias.tuning.method import Learnables, Method, Preset, PromptText
+from clipbias.tuning.method import Kind, Learnables, Method, Preset, PromptText
 from clipbias.tuning.recipe import AUTHORS, MOST, Recipe, RecipeName
 
 SIDE = 224  # of the images that the authors' width is meant for
@@ -36,6 +36,7 @@ class VisualPrompting(Method):
     presets: ClassVar[Mapping[str, Preset]] = {
         "visual_prompting": Preset("Visual prompting", order=260, colour="sky", marker="s")
     }
+    kind: ClassVar[Kind | None] = Kind.PROMPTS
 
     width: Annotated[int, Range(1, SIDE // 2 - 1)] = 30
     epochs: Annotated[int, Range(1, MOST)] = 1000

@@ -1,4 +1,4 @@
-"""VPT (Jia et al. 2022, Visual Prompt Tuning) in CLIP's vision tower, deep or shallow."""
+"""VPT (Jia et al. 2022, arXiv 2203.12119, Visual Prompt Tuning) in CLIP's vision tower, deep or shallow."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ import jax
 
 from clipbias.clip import Adaptation, Clip
 from clipbias.tuning.context import random_prompts
-from clipbias.tuning.method import Depth, Learnables, Method, Preset, Tokens
+from clipbias.tuning.method import Depth, Kind, Learnables, Method, Preset, Tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +24,7 @@ class VPT(Method):
         "vpt": Preset("VPT", order=200, colour="sky", marker="^"),
         "vpt_shallow": Preset("VPT (shallow)", {"depth": 1}, order=201, colour="sky", marker="^", line=(0, (1, 1))),
     }
+    kind: ClassVar[Kind | None] = Kind.PROMPTS
 
     tokens: Tokens = 4
     depth: Depth = 0

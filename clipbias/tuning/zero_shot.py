@@ -1,4 +1,4 @@
-"""Zero-shot CLIP (Radford et al. 2021): no learnables, the dataset's own template or an ensemble of templates."""
+"""Zero-shot CLIP (Radford et al. 2021, arXiv 2103.00020): no learnables, the dataset's own template or several."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ import jax
 
 from clipbias.clip import Clip
 from clipbias.tuning.frozen_towers import FrozenTowers
-from clipbias.tuning.method import Learnables, Preset
+from clipbias.tuning.method import Kind, Learnables, Preset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +22,7 @@ class ZeroShot(FrozenTowers):
     presets: ClassVar[Mapping[str, Preset]] = {
         "zero_shot": Preset("Zero-shot", order=0, colour="blue", marker="", line=(0, (4, 2)))
     }
+    kind: ClassVar[Kind | None] = Kind.TRAINING_FREE
     trains: ClassVar[bool] = False
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:

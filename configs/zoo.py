@@ -1,0 +1,47 @@
+"""The zoo: every method under one protocol, the same draws, backbone and splits, from zero-shot CLIP to tuned weights.
+
+    python -m experiments.table1 --config=configs/zoo.py --config.data_dir=/data --workdir=/results/zoo
+
+and on the embedded demo model and datasets, nothing to download, with 16 images per class and one seed:
+
+    python -m experiments.table1 --config=configs/zoo.py:demo
+
+Besides accuracies, the table of what methods cost groups them by kind (training-free, heads, prompts, weights,
+test-time) and gives learned parameters, training time and time per test image; `accuracy_by_parameters` and
+`accuracy_by_time` draw both. A new file in `clipbias/tuning/` joins by itself.
+
+Methods whose authors train otherwise than this project do so here where its own recipe would be no training of theirs;
+the table says which. `--config.method_options.NAME.recipe=authors`, or `common`, decides for one method.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import demo, table1
+
+# Beside the first name of each method: prompts at the parameter budgets of bias tuning and of bias tuning by kind.
+OTHERS = ("ivlp_matched", "ivlp_matched_2")
+# On the demo, whose images are few, the longest trainings are cut: they would take as long as all others together.
+SHORTER = {
+    "visual_prompting": {"epochs": 100},  # of 1,000
+    "clip_lora": {"steps_per_shot": 20},  # of 500
+    "two_stage": {"steps_per_shot": 20},  # of 300
+}
+
+
+def get_config(where: str = "paper") -> ConfigDict:
+    # A method's own file knows its names and its recipe.
+    from clipbias.tuning.registry import METHODS, make_method, method_options
+
+    config = {"paper": table1.get_config, "demo": demo.get_config}[where]()
+    firsts = {next(iter(vars(kind)["presets"])) for kind, _ in METHODS.values()}
+    config.methods = tuple(name for name in METHODS if name in firsts or name in OTHERS)
+    # So that a command line can choose the recipe of each method that has two.
+    for name in config.methods:
+        if "recipe" in (options := method_options(make_method(name))):
+            config.method_options[name] = ConfigDict({"recipe": options["recipe"]})
+    config.workdir = "workdir/zoo"
+    if where == "demo":
+        config.shots, config.seeds, config.workdir = (16,), (1,), "workdir/zoo_demo"
+        for name, options in SHORTER.items():
+            config.method_options[name].update(options)
+    return config
