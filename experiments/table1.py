@@ -5,7 +5,9 @@
     python -m experiments.table1 --compare --workdir=/results/table1
 
 Continues where it stopped. Writes `results.jsonl` (a line per cell), `table.md`, `table.tex`, `table.html`, the picture
-`accuracy` and the tuned adapters. `--compare` shows what is finished beside published results and runs nothing.
+`accuracy` and the tuned adapters; `costs.md` groups the methods by kind and tells what they cost, which the pictures
+`accuracy_by_parameters` and `accuracy_by_time` draw. `--compare` shows what is finished beside published results and
+runs nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,6 +24,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.files import write_text
 from clipbias.report.published import are_the_eleven
 from clipbias.report.style import save_figure, svg_text
+from clipbias.report.table import markdown_table, text_table
 from clipbias.training.packs import make_packs
 from clipbias.training.results import Results
 from clipbias.training.workdir import note_model, open_workdir
@@ -81,7 +84,20 @@ def write_tables(rows: Sequence[Mapping[str, Any]], workdir: Path) -> None:
     write_text(workdir / "table.html", report.to_html(summary, figure_svg=svg_text(figure)))
     save_figure(figure, workdir / "accuracy")
     app.tell(*report.to_text(summary).split("\n"))
+    write_costs(summary, workdir)
     app.tell(f"Tables and picture: {workdir / 'table.html'}")
+
+
+def write_costs(summary: report.Summary, workdir: Path) -> None:
+    """Writes and prints what methods cost, apart from the tables that are the same whenever a grid is run again."""
+    tables = report.cost_tables(summary)
+    if not tables:
+        return
+    write_text(workdir / "costs.md", "\n\n".join(map(markdown_table, tables)) + "\n")
+    for figure in report.cost_figures(summary):
+        figure.save(workdir)
+    for table in tables:
+        app.tell(*text_table(table).split("\n"))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from clipbias.files import PART
 ROOT = Path(__file__).resolve().parents[1]
 
 # What differs between two equal runs: durations, and a digest over them.
-VOLATILE = ("seconds", "started", "waiting_share", "sha256")
+VOLATILE = ("seconds", "training_seconds", "seconds_per_image", "started", "waiting_share", "sha256")
 IGNORED = (".lock", "environment.json")
 
 

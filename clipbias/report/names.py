@@ -43,6 +43,15 @@ def draws(method: str) -> bool:
     return name not in METHODS or make_method(name).draws
 
 
+def method_kind(method: str) -> str | None:
+    """What a method is grouped by, a value of `tuning.Kind`; `None` of a program of the user's own."""
+    from clipbias.tuning import METHODS
+
+    name = _base(method)
+    kind = METHODS[name][0].kind if name in METHODS else None
+    return None if kind is None else str(kind)
+
+
 def ordered_methods(methods: Iterable[str]) -> tuple[str, ...]:
     """Known methods in the order of a table's rows, then the others as they come, each once."""
     from clipbias.tuning import METHODS

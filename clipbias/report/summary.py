@@ -18,6 +18,8 @@ CALIBRATION = {
     "ece_at_temperature": "ECE at it",
     "adaptive_ece_at_temperature": "adaptive ECE at it",
 }
+# What a run costs.
+PARAMETERS, TRAINING, PER_IMAGE = "parameters", "training_seconds", "seconds_per_image"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +82,7 @@ class Summary:
       learning_rates: by dataset, all that its runs by the common recipe used.
       calibration: the same of what the runs' calibration was measured by, `CALIBRATION` with the name of the evaluation
         before it where there are several; `None` where no run was measured.
+      costs: the same of `PARAMETERS`, `TRAINING` and `PER_IMAGE`; `None` where no run was measured.
     """
 
     methods: tuple[str, ...]
@@ -91,6 +94,7 @@ class Summary:
     learning_rates: Mapping[str, tuple[float, ...]]
     failures: tuple[Failure, ...]
     calibration: "Summary | None" = None
+    costs: "Summary | None" = None
 
     def cell(self, method: str, dataset: str, shots: int, measure: str = ACCURACY) -> Cell | None:
         """The cell to show for that many shots; a method without shots has the same one everywhere."""
@@ -172,7 +176,17 @@ def _calibrated(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return found
 
 
-def summarize(rows: Iterable[Mapping[str, Any]], *, calibration: bool = True) -> Summary:
+def _costs(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The finished rows whose costs are known, with these in place of accuracies."""
+    found: list[Mapping[str, Any]] = []
+    for row in rows:
+        numbers = {name: row.get(name) for name in (PARAMETERS, TRAINING, PER_IMAGE)}
+        if None not in numbers.values() and row.get("status", "ok") == "ok":
+            found.append({**row, "accuracies": numbers})
+    return found
+
+
+def summarize(rows: Iterable[Mapping[str, Any]], *, nested: bool = True) -> Summary:
     """Groups the rows of a results file.
 
     Of several rows for the same method, dataset, shots and seed the last counts, except that a failure never
@@ -182,8 +196,9 @@ def summarize(rows: Iterable[Mapping[str, Any]], *, calibration: bool = True) ->
       rows: one mapping per run, with `method`, `dataset`, `shots`, `seed`, `protocol`, `accuracy` (percent) or
         `accuracies` (several, by name; base and new get their harmonic mean H), `parameters`, `parameters_vision`,
         `parameters_text`, `seconds`, `learning_rate`, `recipe` (what differs from the common one), `status` ("ok" or
-        "failed"), `error`, and `calibration` or `calibrations` of the evaluations (`training.calibration`).
-      calibration: whether the runs' calibration is grouped, too.
+        "failed"), `error`, `calibration` or `calibrations` of the evaluations (`training.calibration`), and
+        `training_seconds` and `seconds_per_image` (`training.timing`).
+      nested: whether the runs' calibration and costs are grouped, too.
 
     Returns:
       The summary that the tables and the accuracy figure are made from; empty for no rows.
@@ -191,7 +206,7 @@ def summarize(rows: Iterable[Mapping[str, Any]], *, calibration: bool = True) ->
     finished: dict[tuple, tuple[Mapping[str, Any], dict[str, float]]] = {}
     failed: dict[tuple, Failure] = {}
     rows = _named_by_rate(list(rows))
-    calibrated = _calibrated(rows) if calibration else []
+    calibrated, costs = (_calibrated(rows), _costs(rows)) if nested else ([], [])
     for row in rows:
         method, dataset, shots = row["method"], row["dataset"], int(row.get("shots") or 0)
         protocol = row.get("protocol", "few_shot")
@@ -231,7 +246,8 @@ def summarize(rows: Iterable[Mapping[str, Any]], *, calibration: bool = True) ->
             name: _distinct([row for row in trained if row["dataset"] == name], "learning_rate") for name in datasets
         },
         failures=tuple(failures.values()),
-        calibration=summarize(calibrated, calibration=False) if calibrated else None,
+        calibration=summarize(calibrated, nested=False) if calibrated else None,
+        costs=summarize(costs, nested=False) if costs else None,
     )
 
 

@@ -44,6 +44,7 @@ class TableCell:
       rank: 1 for the best of a column, 2 for the second best, else 0.
       failed: some or all of its runs failed.
       published: it comes from a paper.
+      heading: it names the rows below it, and the rest of its row is empty.
     """
 
     text: str
@@ -52,6 +53,7 @@ class TableCell:
     rank: int = 0
     failed: bool = False
     published: bool = False
+    heading: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +173,7 @@ def markdown_text(text: str) -> str:
 
 def _markdown_cell(cell: TableCell) -> str:
     text = markdown_text(cell.text)
-    text = {1: f"**{text}**", 2: f"<u>{text}</u>"}.get(cell.rank, text)
+    text = f"**{text}**" if cell.heading else {1: f"**{text}**", 2: f"<u>{text}</u>"}.get(cell.rank, text)
     return _joined(f"*{text}*" if cell.published and cell.text != MISSING else text, cell, markdown_text)
 
 
@@ -182,6 +184,7 @@ def latex_text(text: str) -> str:
 
 def _latex_cell(cell: TableCell, *, small: bool) -> str:
     text = latex_text(cell.text)
+    text = rf"\textbf{{{text}}}" if cell.heading else text
     text = {1: rf"\textbf{{{text}}}", 2: rf"\underline{{{text}}}"}.get(cell.rank, text)
     text = rf"\textit{{{text}}}" if cell.published else text
     if small and cell.spread:  # small spreads keep the numbers of a wide table readable

@@ -175,6 +175,7 @@ class Cache:
                 mesh=self._mesh,
                 batch_size=self._settings.eval_batch_size,
                 on_error=self._settings.on_image_error,
+                timed=True,
             )
         return self._evaluators[evaluation.name]
 

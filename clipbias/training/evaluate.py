@@ -1,5 +1,6 @@
 """Top-1 accuracy and calibration on a split, for one run or several at once."""
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ from clipbias.training.answers import answers, image_features, logits, text_feat
 from clipbias.training.calibration import Outcome, calibration, detection, fit_temperature
 from clipbias.training.plan import explain_exhaustion
 from clipbias.training.step import place_text
+from clipbias.training.timing import call_seconds
 from clipbias.tuning import Task
 from clipbias.tuning.classifier import Classifier, Text
 from clipbias.tuning.method import Learnables
@@ -46,6 +48,7 @@ class Evaluator:
         on_error: str = "raise",
         cache_bytes: int = 1 << 30,
         fill: bool = False,
+        timed: bool = False,
     ) -> None:
         """Prepares nothing yet.
 
@@ -58,6 +61,9 @@ class Evaluator:
           on_error: "raise" or "skip" images that cannot be read.
           cache_bytes: limit for resized images.
           fill: whether fewer images than a batch are filled up to one, so that the program of another split serves.
+          timed: whether to measure `seconds_per_image` in `outcomes`, which takes two batches more: those of one run,
+            from images on the device to answers, with the texts of the classes there already where they are the same
+            for all images. Of several runs side by side each has an equal share.
         """
         if len(split) == 0:
             raise ClipbiasError("there is no image to evaluate on; check the data folder and the class selection.")
@@ -66,6 +72,9 @@ class Evaluator:
         self.batch_size = -(-(batch_size if fill else min(batch_size, len(split))) // size) * size
         self.skipped = 0
         self.predicted: np.ndarray | None = None
+        self.seconds_per_image: float | None = None
+        self._timed, self._tower_seconds = timed, 0.0
+        self._plain_seconds: dict[bool, float] = {}
         per_image = 3 * clip.config.vision.image_size**2
         self._kept: list[Batch] | None = None
         self._keep = len(split) * per_image <= cache_bytes
@@ -95,6 +104,7 @@ class Evaluator:
         changes = classifier.changes_vision(jax.tree.map(lambda leaf: leaf[0], learnables))
         patches = classifier.method.patches
         if not changes and patches in self._plain_features:
+            self._tower_seconds = self._plain_seconds.get(patches, 0.0)
             yield from zip(self._plain_features[patches], self._batches(), strict=True)
             return
         if not changes:  # one set of features serves every run
@@ -102,12 +112,17 @@ class Evaluator:
         plain = []
         for batch in self._batches():
             images = meshes.place_rows(self.mesh, batch["images"])
-            features = image_features(classifier, self.clip.preprocessing, self.params, learnables, images, runs=runs)
+            encode = functools.partial(
+                image_features, classifier, self.clip.preprocessing, self.params, learnables, images, runs=runs
+            )
+            features = encode()
             if not changes and self._keep:
                 plain.append(features)
             yield features, batch
+        if self._timed:
+            self._tower_seconds = call_seconds(encode) / (self.batch_size * runs)
         if plain:
-            self._plain_features[patches] = plain
+            self._plain_features[patches], self._plain_seconds[patches] = plain, self._tower_seconds
 
     def _texts(self, classifier: Classifier, learnables: Learnables, text: Text, runs: int) -> Any:
         """What `logits` takes of the texts; those that depend on the image are run with each batch."""
@@ -137,6 +152,9 @@ class Evaluator:
                 mask, placed = (meshes.place_rows(self.mesh, rows) for rows in (batch["mask"], labels))
                 arguments = (classifier, self.params, learnables, features, texts, mask, *rest)
                 found.append((compute(*arguments, runs=runs), placed))
+            if self._timed and compute is answers:
+                again = functools.partial(compute, *arguments, runs=runs)
+                self.seconds_per_image = self._tower_seconds + call_seconds(again) / (self.batch_size * runs)
         fetched = meshes.fetch(found)
         return [values for values, _ in fetched], np.concatenate([labels for _, labels in fetched])
 

@@ -4,6 +4,8 @@ They are computed once, pass by pass, and kept in memory; no tower runs in a ste
 """
 
 import functools
+import statistics
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -69,6 +71,7 @@ class TrainingFeatures:
         self._options: dict[str, Any] = dict(seed=seed, crop=crop)
         self._passes: np.ndarray | None = None
         self._plain: np.ndarray | None = None
+        self._seconds: list[float] = []  # of each batch, from files to features
 
     def passes(self, count: int) -> np.ndarray:
         """The first `count` augmented passes, `[count, N, d]`."""
@@ -87,6 +90,10 @@ class TrainingFeatures:
             self._plain = self._run(test_batches(self._images, **self._shared))[None]
         return self._plain
 
+    def seconds(self, images: int) -> float:
+        """What so many images take, whether or not they were computed for another method already."""
+        return images * statistics.median(self._seconds) / self._batch_size if self._seconds else 0.0
+
     @property
     def _shared(self) -> dict[str, Any]:
         shard = jax.process_index(), jax.process_count()
@@ -94,10 +101,13 @@ class TrainingFeatures:
 
     def _run(self, batches: Batches) -> np.ndarray:
         """The features of all images that the batches do not mask."""
-        found = []
+        found, began = [], time.monotonic()
         for batch in batches:
             features = self._encode(meshes.place_rows(self._mesh, batch["images"]))
             found.append(meshes.fetch((features, meshes.place_rows(self._mesh, batch["mask"]))))
+            now = time.monotonic()
+            self._seconds.append(now - began)
+            began = now
         return np.concatenate([np.asarray(features)[np.asarray(mask)] for features, mask in found])
 
 

@@ -29,6 +29,7 @@ from clipbias.training.evaluation_plan import fit_evaluation
 from clipbias.training.features import epoch_features, support_features
 from clipbias.training.identity import earlier_identity, identity
 from clipbias.training.loop import Run, Trained, each_run, initial_learnables, rows_per_step, train
+from clipbias.training.metrics import METRICS
 from clipbias.training.packs import Pack
 from clipbias.training.plan import StepPlan, plan_step
 from clipbias.training.predictions import save_predictions
@@ -37,6 +38,7 @@ from clipbias.training.results import Results, Row
 from clipbias.training.settings import AUTO, GridSettings
 from clipbias.training.stages import train_stages
 from clipbias.training.step import place_text
+from clipbias.training.timing import Stopwatch, step_seconds
 from clipbias.training.workdir import ADAPTER, CELLS, stable_hash
 from clipbias.tuning import Samples, Task, parameter_count
 from clipbias.tuning.adapter import save_adapter
@@ -45,7 +47,7 @@ from clipbias.tuning.recipe import Recipe
 from clipbias.tuning.transfer import transfer
 
 # What differs between two equal runs, and so is in their results but not in their adapters.
-VOLATILE = ("seconds", "waiting_share")
+VOLATILE = ("seconds", "training_seconds", "seconds_per_image", "waiting_share")
 
 
 class Grid:
@@ -144,19 +146,22 @@ class Grid:
         draws = self.cache.plans(pack)
         task, runs, plan = self.prepare(pack, draws)
         samples = self._samples(pack, draws, task, runs)
-        learnables = initial_learnables(task, runs, samples)
-        trained = None
+        trained, host = None, Stopwatch()
+        with host:
+            learnables = initial_learnables(task, runs, samples)
         if plan is not None:
             trained = self._train(pack, task, runs, plan, learnables)
             learnables = meshes.fetch(trained.learnables)
             if samples is not None and task.method.overrides("finish"):
-                learnables = each_run(task.method.finish, learnables, samples)
+                with host:
+                    learnables = each_run(task.method.finish, learnables, samples)
+        spent = self._training_seconds(pack, runs, samples, host, trained is not None)
         scores = {one.name: self._score(pack, one, task, learnables) for one in draws[0].evaluations}
         rows = []
         for index, (rate, seed) in enumerate(pack.cells):
             own = one_run(learnables, index)
             row = self._row_of(pack, rate, seed, {name: found[index] for name, found in scores.items()}, own)
-            row |= self._facts(trained, runs[index], index)
+            row |= self._facts(trained, runs[index], index) | {"training_seconds": round(spent[index], 4)}
             if (jax.tree.leaves(own) or self.single) and jax.process_index() == 0:
                 notes = {name: value for name, value in row.items() if name not in VOLATILE}
                 save_adapter(self.adapter_path(pack, rate, seed), task, own, method=pack.method, notes=notes)
@@ -228,6 +233,26 @@ class Grid:
             for run in runs
         ]
 
+    def _training_seconds(
+        self, pack: Pack, runs: Sequence[Run], samples: Sequence[Samples] | None, host: Stopwatch, trained: bool
+    ) -> list[float]:
+        """What each cell's training took: its features, and equal shares of what all cells of the pack ran together."""
+        lengths = [recipe.total_steps(len(runs[0].train)) for _, recipe in self.stages(pack)] if trained else []
+        shared = step_seconds(self._metrics(pack) / METRICS, lengths)
+        if samples is None:
+            return [shared / len(runs)] * len(runs)
+        sampling = self.cache.method(pack).sampling()
+        assert sampling is not None
+        passes = max(sampling.passes, 1)
+        if trained and sampling.training == "fresh":
+            passes += self.recipe_for(pack).total_epochs(len(runs[0].train))
+        counts = [passes * len(one.labels) + (0 if one.validation is None else len(one.validation)) for one in samples]
+        each = [self.cache.features(pack, run, sampling).seconds(n) for run, n in zip(runs, counts, strict=True)]
+        return [own + (shared + host.seconds) / len(runs) for own in each]
+
+    def _metrics(self, pack: Pack) -> Path:
+        return self.workdir if self.single else self.workdir / "runs" / pack.folder_name
+
     def _train(self, pack: Pack, task: Task, runs: Sequence[Run], plan: StepPlan, start: Learnables) -> Trained:
         method, stages, source = task.method, self.stages(pack), self.cache.plans(pack)[0].source
         steps = [recipe.total_steps(len(runs[0].train)) for _, recipe in stages]
@@ -277,7 +302,7 @@ class Grid:
             earlier=[earlier_identity(task, pack, runs[0], recipe)] if self.single else [own],
             checkpoint_seconds=self.settings.checkpoint_seconds,
             progress=Progress(0, title=f"{pack.method} {pack.dataset}") if self.single else None,
-            metrics_folder=self.workdir if self.single else self.workdir / "runs" / pack.folder_name,
+            metrics_folder=self._metrics(pack),
             plan=plan,
             **(steps or {}),
         )
@@ -301,7 +326,9 @@ class Grid:
                 name = evaluation.name if self.single else f"{pack.name(cell[0])}-seed{cell[1]}-{evaluation.name}"
                 own = one_run(learnables, index)
                 save_predictions(self.workdir, name, task, own, pack.method, split, predicted)
-        return [score | ({"skipped_images": evaluator.skipped} if evaluator.skipped else {}) for score in scores]
+        told = {"seconds_per_image": evaluator.seconds_per_image}
+        told |= {"skipped_images": evaluator.skipped} if evaluator.skipped else {}
+        return [score | told for score in scores]
 
     def _row_of(
         self, pack: Pack, rate: float | None, seed: int, scores: dict[str, dict[str, Any]], learnables: Learnables
@@ -310,6 +337,7 @@ class Grid:
         if len(scores) == 1:
             row |= next(iter(scores.values()))
         else:
+            row["seconds_per_image"] = next(iter(scores.values()))["seconds_per_image"]
             for key, values in (("accuracies", "accuracy"), ("calibrations", "calibration")):
                 row[key] = {name: score[values] for name, score in scores.items()}
             if skipped := sum(score.get("skipped_images", 0) for score in scores.values()):

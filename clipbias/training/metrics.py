@@ -17,6 +17,8 @@ from clipbias.files import read_json_lines, write_text
 from clipbias.training import mesh as meshes
 from clipbias.training.progress import Progress
 
+METRICS = "metrics.jsonl"
+
 
 class MetricWriter:
     """Appends metrics to `metrics.jsonl` in a folder; only process 0 writes.
@@ -30,7 +32,7 @@ class MetricWriter:
         self._total = {} if steps is None else {"steps": steps}
         if jax.process_index() != 0:
             return
-        self._path = path = Path(folder) / "metrics.jsonl"
+        self._path = path = Path(folder) / METRICS
         try:
             kept = [line for line in read_json_lines(path) if is_step(line) and line["step"] < start_step]
             write_text(path, "".join(json.dumps(line) + "\n" for line in kept))  # killed here, nothing is lost

@@ -62,6 +62,13 @@ def test_a_pass_holds_the_images_of_an_epoch(clip: Clip, colours: Dataset) -> No
     assert_close(plain[0], np.asarray(encode(np.stack([crop(images.decoded(i), size) for i in range(count)]))))
 
 
+def test_features_cost_the_same_for_every_method_that_takes_them(clip: Clip, colours: Dataset) -> None:
+    features = source(clip, colours)
+    assert features.seconds(6) == 0  # nothing was computed
+    features.passes(2)
+    assert 0 < features.seconds(6) == 2 * features.seconds(3)
+
+
 def test_rows_before_the_projection(clip: Clip, colours: Dataset) -> None:
     rows = source(clip, colours, projected=False).passes(1)
     assert rows.shape == (1, 18, clip.config.vision.width)

@@ -51,6 +51,9 @@ def test_every_cell_once_and_a_failing_one_costs_no_other(
     assert [row["status"] for row in rows] == ["failed"] * 3 + ["ok"] * 3
     assert rows[0]["error"] == "there is no dataset 'nowhere'."
     assert rows[-1]["parameters"] == 3 * clip.config.projection_width
+    # Seeds side by side have equal shares of what they ran together; nothing is trained for zero-shot.
+    costs = [[row[name] for row in rows[3:]] for name in ("training_seconds", "seconds_per_image")]
+    assert costs[0][0] == 0 < costs[0][1] == costs[0][2] and costs[1][1] == costs[1][2] > 0 < costs[1][0]
     again = make_grid(clip, colours, recipe, tmp_path)
     again.cache._load = lambda name: 1 / 0  # not even the images of finished cells can be looked at
     repeated = again.run(packs)

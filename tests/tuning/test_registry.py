@@ -13,7 +13,7 @@ from clipbias.report.style import method_look
 from clipbias.tuning import METHODS, make_method, registry
 from clipbias.tuning.ivlp import IVLP
 from clipbias.tuning.registry import FunctionMethod, optional_types, own_method
-from configs import compare, train
+from configs import train, zoo
 
 CLASS = """
 import dataclasses
@@ -219,7 +219,7 @@ def test_the_program_that_an_adapter_means(recorded: str, given: tuple[str, ...]
 
 @pytest.mark.parametrize("where", ["paper", "demo"])
 def test_the_comparison_has_every_method_that_is_built_in(where: str) -> None:
-    config = compare.get_config(where)
+    config = zoo.get_config(where)
     assert {METHODS[name][0] for name in config.methods} == {kind for kind, _ in METHODS.values()}
     for name, options in config.method_options.items():
         make_method(name.partition("@")[0], **options)

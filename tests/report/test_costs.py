@@ -1,0 +1,108 @@
+"""What methods cost: grouped by kind, with numbers that are means of the rows', and drawn as they are."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from clipbias.report import cost_figures, cost_tables, summarize, to_html
+from clipbias.report.costs import KINDS, duration_words
+from clipbias.report.pages import render
+from clipbias.report.table import MISSING, latex_table, markdown_table, text_table
+from clipbias.tuning import METHODS, Kind
+
+COSTS = {"training_seconds": 4.0, "seconds_per_image": 0.002}
+
+
+def run(method: str, dataset: str = "a", accuracy: float = 70.0, **others: object) -> dict[str, object]:
+    shots = 0 if method == "zero_shot" else 16
+    row = {"method": method, "dataset": dataset, "shots": shots, "seed": 1, "accuracy": accuracy, "parameters": 1000}
+    return row | COSTS | others
+
+
+def rows() -> list[dict[str, object]]:
+    return [
+        run("bias", "a", 80.0, training_seconds=2.0),
+        run("bias", "b", 90.0, training_seconds=4.0, parameters=3000),
+        *(run("zero_shot", name, 50.0, training_seconds=0.0, parameters=0) for name in "ab"),
+        *(run("taskres", name, 60.0) for name in "ab"),
+        *(run("coop", name, 70.0) for name in "ab"),
+        *(run("own.py", name, 55.0) for name in "ab"),
+    ]
+
+
+def test_every_built_in_method_has_a_kind_that_is_shown() -> None:
+    assert {kind.kind for kind, _ in METHODS.values()} <= set(KINDS) - {None}
+    assert set(Kind) == set(KINDS) - {None}
+    for name, (kind, _) in METHODS.items():  # what trains no number by steps, and learns none
+        assert kind.kind != Kind.TRAINING_FREE or not kind.trains, name
+
+
+def test_methods_are_grouped_by_kind_with_the_means_of_their_costs() -> None:
+    (table,) = cost_tables(summarize(rows()))
+    assert table.columns == ("Method", "a", "b", "Average", "Parameters", "Training", "Per image")
+    assert [(row[0].text, row[0].heading) for row in table.rows] == [
+        *(("Training-free", True), ("Zero-shot", False), ("Heads", True), ("TaskRes", False)),
+        *(("Prompts", True), ("CoOp", False), ("Weights", True), ("Bias tuning", False)),
+        *(("Others", True), ("own.py", False)),
+    ]
+    bias = table.rows[7]
+    assert [cell.text for cell in bias[1:]] == ["80.0", "90.0", "85.0", "2,000", "3.0 s", "2.0 ms"]
+    assert [cell.rank for cell in bias] == [0, 1, 1, 1, 0, 0, 0]
+    assert [cell.text for cell in table.rows[1][4:]] == ["0", "0 s", "2.0 ms"]
+
+
+def test_headings_stand_out_in_every_rendering() -> None:
+    (table,) = cost_tables(summarize(rows()))
+    assert "| **Prompts** |" in " ".join(markdown_table(table).split())
+    assert r"\textbf{Prompts} &" in " ".join(latex_table(table).split())
+    assert "\nPrompts" in text_table(table)
+    page = render("tables", title="t", svg=None, tables=(table,), failures=[], empty="")
+    assert "<b>Prompts</b>" in page and "<b>CoOp</b>" not in page
+
+
+def test_what_was_not_measured_is_a_dash_and_tables_of_accuracies_have_no_times() -> None:
+    without = [{name: value for name, value in row.items() if name not in COSTS} for row in rows()]
+    assert cost_tables(summarize(without)) == () and cost_figures(summarize(without)) == ()
+    (table,) = cost_tables(summarize([*rows()[2:], *without[:2]]))
+    assert [cell.text for cell in table.rows[7][3:]] == ["85.0", MISSING, MISSING, MISSING]
+    assert to_html(summarize(rows())) == to_html(summarize(without))
+
+
+def test_the_pictures_draw_what_their_tables_say(tmp_path: Path) -> None:
+    by_parameters, by_time = cost_figures(summarize(rows()))
+    assert (by_parameters.name, by_time.name) == ("accuracy_by_parameters", "accuracy_by_time")
+    for figure, cost in ((by_parameters, {"bias": 2000, "zero_shot": 0}), (by_time, {"bias": 3.0, "zero_shot": 0})):
+        told = {row[0]: row for row in figure.rows}
+        assert {name: told[name][3] for name in cost} == cost and told["bias"][4] == 85.0
+        (axes,) = figure.figure.axes
+        drawn = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+        assert drawn["Weights"] == [[cost["bias"], 85.0]]
+        ((free, accuracy),) = drawn["Training-free"]  # what costs nothing has no place on a logarithmic axis
+        assert 0 < free < min(row[3] for row in figure.rows if row[3]) and accuracy == 50.0
+        assert {text.get_text() for text in axes.texts} >= {
+            "Zero-shot",
+            "TaskRes",
+            "CoOp",
+            "Bias tuning",
+            "own.py",
+            "0",
+        }
+        *_, table = figure.save(tmp_path)
+        assert len(list(csv.DictReader(table.read_text("utf-8").splitlines()))) == 5
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0, "0 s"),
+        (4e-6, "4.0 µs"),
+        (0.0031, "3.1 ms"),
+        (0.25, "250 ms"),
+        (12.3, "12 s"),
+        (270, "4.5 min"),
+        (7200, "2.0 h"),
+    ],
+)
+def test_durations_have_two_digits_and_a_unit(seconds: float, words: str) -> None:
+    assert duration_words(seconds) == words
