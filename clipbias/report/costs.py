@@ -153,7 +153,7 @@ def _name_points(axes: "Axes", rows: Sequence[tuple[Any, ...]]) -> None:
     by_title = {title: colour for title, colour, _ in KINDS.values()}
     height = size * 1.15 * scale
     for row, (x, y) in sorted(zip(rows, points, strict=True), key=lambda one: one[1]):
-        width = 0.56 * size * scale * len(row[1])
+        width = 0.62 * size * scale * len(row[1])
         places = []
         for reach in (5, 9, 15, 22, 30):
             gap = reach * scale
@@ -174,10 +174,9 @@ def _name_points(axes: "Axes", rows: Sequence[tuple[Any, ...]]) -> None:
         bold = preset is not None and preset.stands_out
         axes.annotate(
             row[1],
-            xy=(x, y),
-            xytext=(box[0], box[1] + 0.2 * height),
-            xycoords="figure pixels",
-            textcoords="figure pixels",
+            xy=(row[3] or zero, row[4]),
+            xytext=((box[0] - x) / scale, (box[1] + 0.2 * height - y) / scale),  # whatever resolution it is drawn at
+            textcoords="offset points",
             color=by_title[row[2]],
             fontsize=size,
             fontweight="bold" if bold else "normal",
