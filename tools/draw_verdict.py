@@ -4,7 +4,7 @@
 
 The arguments are folders of `experiments.explain`, of as many datasets, methods and seeds as there are; a folder that
 holds several studies stands for all of them. Studies of one dataset count as seeds, and are averaged. Prints a table
-per method and what follows from it, and writes the picture, and its numbers beside it as CSV.
+per method and what follows from it, or why a method has none, and writes the picture, and its numbers beside it as CSV.
 """
 
 from collections.abc import Sequence
@@ -19,6 +19,7 @@ from clipbias.report.captioned import write_csv
 from clipbias.report.study_results import StudyResults
 from clipbias.report.summary_figures import summary_figure, summary_table
 from clipbias.report.table import text_table
+from clipbias.report.verdict_figures import why_no_effects, why_nothing_kept
 from clipbias.report.verdict_summary import sentences, summarize_verdicts
 from clipbias.terminal import printable
 from tools import command
@@ -30,7 +31,8 @@ def main(names: Sequence[str]) -> int:
     """Draws; returns the exit status."""
     if not names:
         raise ClipbiasError("give finished studies: python -m tools.draw_verdict FOLDER... --picture=FILE.png.")
-    summaries = summarize_verdicts(StudyResults(load_results(folder)) for folder in _folders(names))
+    studies = [StudyResults(load_results(folder)) for folder in _folders(names)]
+    summaries = summarize_verdicts(studies)
     figure = summary_figure(summaries)
     if figure is None:
         raise ClipbiasError("none of these studies has a verdict; run them with --config.figures=all.")
@@ -40,6 +42,11 @@ def main(names: Sequence[str]) -> int:
         for sentence in sentences(summary):
             print(printable(sentence))
         print()
+    # Heads, for one, change no tower, so that there is nothing to take apart or to put a constant in the place of.
+    for sentence in dict.fromkeys(
+        line for study in studies for line in (*why_no_effects(study), *why_nothing_kept(study))
+    ):
+        print(printable(sentence))
     picture = Path(_PICTURE.value).expanduser().with_suffix(".png")
     style.save_png(figure.figure, picture)
     write_csv(picture.with_suffix(".csv"), figure.columns, figure.rows)

@@ -262,13 +262,20 @@ def test_a_share_of_a_loss_is_no_share_of_a_gain(results):
 
 
 def test_the_command_draws_studies_and_prints_their_numbers(results, tmp_path, capsys, monkeypatch):
-    for place, each in enumerate(results.values()):
+    head = study("demo/digits", 0)
+    head.scalars["models"].append(head.scalars["models"][1] | {"key": "head", "label": "Head", "method": "taskres"})
+    for section in ("factorial", "amounts"):
+        head.scalars[section]["head"] = {"missing": f"Head has no {section}."}
+    head.arrays["predictions/head"] = head.arrays["predictions/ivlp"]
+    head.scalars["verdict"], head.scalars["agreement"] = verdicts(head)
+    for place, each in enumerate((head, *list(results.values())[1:])):
         save_results(tmp_path / "why" / f"study{place}", each)
     picture = tmp_path / "images" / "verdict.png"
     monkeypatch.setattr(draw_verdict, "_PICTURE", types.SimpleNamespace(value=str(picture)))
     assert draw_verdict.main([str(tmp_path / "why")]) == 0
     said = capsys.readouterr().out
     assert "IVLP" in said and "so values carry most of it" in said
+    assert said.count("Head: Head has no factorial.") == said.count("Head: Head has no amounts.") == 1
     assert picture.read_bytes()[:4] == b"\x89PNG"
     assert picture.with_suffix(".csv").read_text().count("\n") == 1 + 4 * 13
     with pytest.raises(ClipbiasError, match="give finished studies"):
