@@ -11,7 +11,7 @@ from configs import base
 def get_config() -> ConfigDict:
     config = base.get_config()
     # Adapter files, or folders of `experiments.train` that hold one, separated by commas. For several datasets the
-    # paths contain {dataset}.
+    # paths contain {dataset}. A "*" stands for any part of a name.
     config.adapters = ""
     # Files or modules of methods of your own that adapters use, separated by commas. Nothing that only an adapter names
     # is run.

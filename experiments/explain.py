@@ -3,6 +3,8 @@
     python -m experiments.explain --config.adapters=workdir/ivlp,workdir/bias --workdir=workdir/why
     python -m experiments.explain --config.adapters='runs/{dataset}/ivlp,runs/{dataset}/bias' \
         --config.datasets="('eurosat', 'dtd')" --config.data_dir=/data --workdir=workdir/why
+    python -m experiments.explain --config.adapters='workdir/demo/adapters/*-{dataset}-16shots-*.safetensors' \
+        --config.datasets="('demo/digits', 'demo/textures')" --workdir=workdir/why
 
 Continues where it stopped. Writes `results.npz`, `results.json` and `report/report.html`; for several datasets a folder
 each and an `overview.html`.
@@ -10,6 +12,8 @@ each and an `overview.html`.
 
 import contextlib
 import dataclasses
+import glob
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -66,7 +70,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
 
 def explain(config: ConfigDict, name: str, folder: Path, figures: Sequence[str]) -> Findings:
     """One dataset's study, written to `folder`."""
-    adapters = [find_adapter(place_of(path, name)) for path in split(config.adapters)]
+    adapters = [find_adapter(place) for path in split(config.adapters) for place in places_of(path, name)]
     name = name or next((adapter.notes.get("dataset", "") for adapter, _ in adapters), "")
     if not name:
         raise ClipbiasError("no dataset to explain; give --config.dataset=NAME.")
@@ -147,10 +151,18 @@ def devices(mesh: jax.sharding.Mesh) -> Devices:
     )
 
 
-def place_of(path: str, dataset: str) -> str:
-    """A path with `{dataset}` filled in, with "_" in place of "/" where only that file is there, as grids name them."""
-    place, as_in_grids = (path.replace("{dataset}", name) for name in (dataset, dataset.replace("/", "_")))
-    return as_in_grids if Path(as_in_grids).exists() and not Path(place).exists() else place
+def places_of(path: str, dataset: str) -> list[str]:
+    """A path with `{dataset}` filled in, and where it has a "*" all files that it matches, by name.
+
+    Where nothing is there, "_" stands for the "/" of a dataset's name, as grids name their adapters.
+    """
+    places = [path.replace("{dataset}", name) for name in (dataset, dataset.replace("/", "_"))]
+    if "*" in path:
+        found = next((found for place in places if (found := sorted(glob.glob(place)))), [])
+        if not found:
+            raise ClipbiasError(f"no adapter file matches {places[-1]}; check --config.adapters.")
+        return found
+    return [next(filter(os.path.exists, places), places[0])]
 
 
 def models(

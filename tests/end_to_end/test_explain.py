@@ -14,6 +14,7 @@ import experiments.explain
 import experiments.predict
 from clipbias import data
 from clipbias.data import transforms
+from clipbias.errors import ClipbiasError
 from clipbias.explain.results import FIGURES, load_results
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import load_adapter, save_adapter
@@ -143,10 +144,11 @@ def test_adapters_are_named_apart_and_found_where_grids_put_them(model, tmp_path
     for seed in (1, 2):
         path = tmp_path / f"bias-demo_digits-seed{seed}.safetensors"
         save_adapter(path, task, task.init(), method="bias", notes={"seed": seed})
-    paths = [
-        experiments.explain.place_of(f"{tmp_path}/bias-{{dataset}}-seed{seed}.safetensors", "demo/digits")
-        for seed in (1, 2)
-    ]
+    written = [f"{tmp_path}/bias-{{dataset}}-seed{seed}.safetensors" for seed in (1, 2)]
+    paths = [place for path in written for place in experiments.explain.places_of(path, "demo/digits")]
+    assert experiments.explain.places_of(f"{tmp_path}/bias-{{dataset}}-*.safetensors", "demo/digits") == paths
+    with pytest.raises(ClipbiasError, match=r"no adapter file matches .*/vpt-demo_digits"):
+        experiments.explain.places_of(f"{tmp_path}/vpt-{{dataset}}-*.safetensors", "demo/digits")
     adapters = [(load_adapter(path), path) for path in (*paths, paths[1])]
     found = [
         (model.key, model.label, model.seed)
@@ -157,7 +159,7 @@ def test_adapters_are_named_apart_and_found_where_grids_put_them(model, tmp_path
         ("bias_seed2", "Bias tuning (seed 2)", 2),
         ("bias_2", "Bias tuning (2)", 2),
     ]
-    assert experiments.explain.place_of("runs/{dataset}/ivlp", "demo/digits") == "runs/demo/digits/ivlp"
+    assert experiments.explain.places_of("runs/{dataset}/ivlp", "demo/digits") == ["runs/demo/digits/ivlp"]
 
 
 def test_zero_shot_takes_names_from_a_file(model, images, tmp_path, capsys):
