@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 import clipbias
 from clipbias.clip.params import Params
 from clipbias.data.files_on_disk import IMAGE_SUFFIXES, read_image
-from clipbias.data.transforms import decode, test_image
+from clipbias.data.transforms import decode, test_image, test_views
 from clipbias.errors import ClipbiasError
 from clipbias.explain.relevancy import relevancy
 from clipbias.explain.tokens import token_labels
@@ -55,8 +55,8 @@ def main(config: ConfigDict, workdir: Path) -> None:
     with open_workdir(workdir, app.plain(config)), progress(len(files), unit="image", title="predict") as bar:
         for chunk, pictures in read(files, task, config):
             # The last batch is padded, so that one compiled program serves all.
-            missing = min(config.batch_size, len(files)) - len(chunk)
-            filled = np.pad(pictures, ((0, missing), (0, 0), (0, 0), (0, 0)))
+            missing = min(images_per_batch(task, config), len(files)) - len(chunk)
+            filled = np.pad(pictures, ((0, missing), *[(0, 0)] * (pictures.ndim - 1)))
             mask = np.arange(len(filled)) < len(chunk)
             probabilities, maps = classify(task, params, learnables, classes, filled, mask, config.start_layer)
             for i, path in enumerate(chunk):
@@ -145,14 +145,24 @@ def listed(given: str, what: str) -> tuple[str, ...] | None:
     return found
 
 
+def images_per_batch(task: Task, config: ConfigDict) -> int:
+    """The batch size, which counts the crops of each image, too."""
+    return max(1, config.batch_size // (1 + task.method.crops_at_test()))
+
+
 def read(files: Sequence[Path], task: Task, config: ConfigDict) -> Iterator[tuple[list[Path], np.ndarray]]:
-    """Batches of paths and pictures, uint8 `[B, R, R, 3]`; unreadable ones are refused or left out as configured."""
-    size = task.clip.config.vision.image_size
-    for start in range(0, len(files), config.batch_size):
+    """Batches of paths and pictures, uint8 `[B, R, R, 3]`; unreadable ones are refused or left out as configured.
+
+    For a method that learns of crops of each image, pictures are `[B, 1 + V, R, R, 3]`.
+    """
+    size, crops = task.clip.config.vision.image_size, task.method.crops_at_test()
+    rows = images_per_batch(task, config)
+    for start in range(0, len(files), rows):
         chunk, pictures = [], []
-        for path in files[start : start + config.batch_size]:
+        for path in files[start : start + rows]:
             try:
-                pictures.append(test_image(decode(read_image(path), str(path)), size))
+                image = decode(read_image(path), str(path))
+                pictures.append(test_views(image, size, crops) if crops else test_image(image, size))
             except ClipbiasError as error:
                 if config.on_image_error != "skip":
                     raise

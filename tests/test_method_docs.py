@@ -19,6 +19,7 @@ from clipbias.training.packs import make_packs
 from clipbias.training.settings import GridSettings
 from clipbias.tuning import METHODS, Method, Recipe
 from clipbias.tuning.method import without_constants
+from clipbias.tuning.tpt import TPT
 from configs import base
 from tests.documents import ROOT, blocks
 from tests.tuning.test_task import VIT_B_16
@@ -49,6 +50,10 @@ def parameters(method: Method, clip: Clip) -> int:
 
 
 def training(method: Method) -> str:
+    if isinstance(method, TPT):
+        views = f"{1 + method.crops_at_test()} views"
+        at_test = f"at test: AdamW {method.rate:g}, {method.steps} step, {views}"
+        return f"project's; {at_test}" if method.trains else at_test
     if not method.trains:
         return "made of features" if method.draws else "none"
     common = Recipe.from_config(base.get_config())

@@ -189,6 +189,7 @@ def test_batches(
     batch_size: int,
     shard: tuple[int, int] = (0, 1),
     on_error: str = "raise",
+    crops: int = 0,
     workers: int | None = None,
     cache_bytes: int = 0,
 ) -> Batches:
@@ -200,6 +201,7 @@ def test_batches(
       batch_size: B over all hosts, a multiple of their number.
       shard: (index, count) of this host; it gets the rows `index * B / count` and following of every batch.
       on_error: "raise" stops at an unreadable image; "skip" masks it out, logs it and counts it in `skipped`.
+      crops: Random crops of each image behind it, V (`transforms.test_views`): images are then [B, 1 + V, R, R, 3].
       workers: Decoding threads; None takes one per core.
       cache_bytes: Decoded images are kept up to this size; ignored where `split` is an `Images`.
 
@@ -216,11 +218,16 @@ def test_batches(
 
     def batch(number: int) -> Batch:
         first = number * batch_size + index * local
-        pixels = np.zeros((local, image_size, image_size, 3), np.uint8)
+        views = (1 + crops,) if crops else ()
+        pixels = np.zeros((local, *views, image_size, image_size, 3), np.uint8)
         labels, mask = np.zeros(local, np.int32), np.zeros(local, bool)
         for row, example in enumerate(range(first, min(first + local, len(images)))):
             try:
-                pixels[row] = transforms.test_image(images.decoded(example), image_size)
+                image = images.decoded(example)
+                if crops:
+                    pixels[row] = transforms.test_views(image, image_size, crops)
+                else:
+                    pixels[row] = transforms.test_image(image, image_size)
             except ClipbiasError as error:
                 if on_error == "raise":
                     raise

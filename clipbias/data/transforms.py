@@ -5,6 +5,7 @@ equal those of `torchvision.transforms.RandomResizedCrop`, `Resize` and `CenterC
 bit. Arrays are uint8 RGB; scaling and normalisation happen with the model.
 """
 
+import hashlib
 import io
 import math
 
@@ -82,18 +83,29 @@ def random_resized_crop_box(
     return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
 
 
-def resized_crop(image: np.ndarray, box: tuple[int, int, int, int], image_size: int) -> np.ndarray:
+def resized_crop(
+    image: np.ndarray,
+    box: tuple[int, int, int, int],
+    image_size: int,
+    resampling: Image.Resampling = Image.Resampling.BICUBIC,
+) -> np.ndarray:
     """Cuts `box` (top, left, height, width) out of `image` [h, w, 3] and resizes it to [R, R, 3]."""
     top, left, height, width = box
     # The copy keeps Pillow from seeing pixels outside the box: resize(box=...) would let the filter reach them.
     cut = Image.fromarray(np.ascontiguousarray(image[top : top + height, left : left + width]))
-    return np.asarray(cut.resize((image_size, image_size), Image.Resampling.BICUBIC))
+    return np.asarray(cut.resize((image_size, image_size), resampling))
 
 
-def train_image(image: np.ndarray, rng: np.random.Generator, image_size: int, smallest: float = SCALE[0]) -> np.ndarray:
+def train_image(
+    image: np.ndarray,
+    rng: np.random.Generator,
+    image_size: int,
+    smallest: float = SCALE[0],
+    resampling: Image.Resampling = Image.Resampling.BICUBIC,
+) -> np.ndarray:
     """Random resized crop and horizontal flip with probability one half: [h, w, 3] to [R, R, 3], uint8."""
     box = random_resized_crop_box(rng, image.shape[0], image.shape[1], smallest)
-    cropped = resized_crop(image, box, image_size)
+    cropped = resized_crop(image, box, image_size, resampling)
     return cropped[:, ::-1] if rng.random() < 0.5 else cropped
 
 
@@ -115,3 +127,16 @@ def test_image(image: np.ndarray, image_size: int) -> np.ndarray:
     left = round((size[0] - image_size) / 2)
     top = round((size[1] - image_size) / 2)
     return np.asarray(resized.crop((left, top, left + image_size, top + image_size)))
+
+
+def test_views(image: np.ndarray, image_size: int, crops: int) -> np.ndarray:
+    """`test_image` and random resized crops of the whole image, flipped or not: [h, w, 3] to [1 + crops, R, R, 3].
+
+    The crops are bilinear, as TPT's are (Shu et al. 2022), and depend on the image's pixels alone: the same image has
+    the same views wherever it lies.
+    """
+    digest = hashlib.blake2b(np.ascontiguousarray(image).tobytes(), digest_size=16, salt=b"views").digest()
+    rng = np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+    bilinear = Image.Resampling.BILINEAR
+    cropped = [train_image(image, rng, image_size, resampling=bilinear) for _ in range(crops)]
+    return np.stack([test_image(image, image_size), *cropped])

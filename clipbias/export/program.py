@@ -17,6 +17,7 @@ import numpy as np
 from clipbias.clip import Adaptation, encode_image
 from clipbias.clip.checkpoint import narrow
 from clipbias.clip.weight_changes import check_changes, fold_changes
+from clipbias.errors import ClipbiasError
 from clipbias.files import atomic_path, write_tensors, write_text
 from clipbias.tuning import Learnables, Task
 from clipbias.tuning.adapter import flatten, unflatten
@@ -38,6 +39,11 @@ def program_weights(task: Task, learnables: Learnables) -> dict[str, np.ndarray]
     and the learnables. Weights keep the base model's own type where it is exact.
     """
     params, dtype = task.clip.params, task.clip.stored_dtype
+    if task.method.overrides("at_test"):
+        raise ClipbiasError(
+            f"{type(task.method).__name__} learns of each test image, which no exported file does; classify images "
+            "with experiments.predict or task.logits."
+        )
     if task.method.conditional:
         towers = flatten({name: params[name] for name in ("vision", "text")})
         others = flatten({"learnables": dict(learnables), "logit_scale": task.method.logit_scale(params)})

@@ -35,7 +35,10 @@ def image_features(
     *,
     runs: int,
 ) -> jax.Array:
-    """Features of uint8 images `[B, size, size, 3]` under `R` runs, `[R, B, d]`, as the tower makes them."""
+    """Features of uint8 images `[B, size, size, 3]` under `R` runs, `[R, B, d]`, as the tower makes them.
+
+    Of views of each image, `[B, 1 + V, size, size, 3]`, they are `[R, B, 1 + V, d]`.
+    """
     images = preprocessing.normalize(images)
 
     def one(learnables: Learnables) -> jax.Array:

@@ -25,6 +25,12 @@ from clipbias.tuning.classifier import Classifier, Text
 from clipbias.tuning.method import Learnables
 
 
+def images_per_step(batch_size: int, crops: int, mesh: Mesh) -> int:
+    """Images that an evaluation step takes: with `crops` of each, so many fewer, but one for each device at least."""
+    size = mesh.shape[meshes.DATA]
+    return -(-max(1, batch_size // (1 + crops)) // size) * size
+
+
 class Evaluator:
     """Evaluates runs on one split, and keeps what does not depend on the run.
 
@@ -80,47 +86,51 @@ class Evaluator:
         self._keep = len(split) * per_image <= cache_bytes
         self._plain_features: dict[bool, list[jax.Array]] = {}  # by whether they are of patches, too
 
-    def _batches(self) -> Iterator[Batch]:
-        if self._kept is not None:
+    def _batches(self, crops: int) -> Iterator[Batch]:
+        if self._kept is not None and not crops:
             yield from self._kept
             return
         batches = test_batches(
             self.split,
             image_size=self.clip.config.vision.image_size,
-            batch_size=self.batch_size,
+            batch_size=images_per_step(self.batch_size, crops, self.mesh),
+            crops=crops,
             shard=(jax.process_index(), jax.process_count()),
             on_error=self.on_error,
         )
-        kept = []
+        kept, keep = [], self._keep and not crops
         for batch in batches:
-            if self._keep:
+            if keep:
                 kept.append(batch)
             yield batch
         self.skipped = batches.skipped
-        if self._keep:
+        if keep:
             self._kept = kept
+
+    def _images_per_step(self, classifier: Classifier) -> int:
+        return images_per_step(self.batch_size, classifier.method.crops_at_test(), self.mesh)
 
     def _features(self, classifier: Classifier, learnables: Learnables, runs: int) -> Iterator[tuple[jax.Array, Batch]]:
         changes = classifier.changes_vision(jax.tree.map(lambda leaf: leaf[0], learnables))
-        patches = classifier.method.patches
-        if not changes and patches in self._plain_features:
+        patches, crops = classifier.method.patches, classifier.method.crops_at_test()
+        if not changes and not crops and patches in self._plain_features:
             self._tower_seconds = self._plain_seconds.get(patches, 0.0)
-            yield from zip(self._plain_features[patches], self._batches(), strict=True)
+            yield from zip(self._plain_features[patches], self._batches(crops), strict=True)
             return
         if not changes:  # one set of features serves every run
             learnables, runs = jax.tree.map(lambda leaf: leaf[:1], learnables), 1
         plain = []
-        for batch in self._batches():
+        for batch in self._batches(crops):
             images = meshes.place_rows(self.mesh, batch["images"])
             encode = functools.partial(
                 image_features, classifier, self.clip.preprocessing, self.params, learnables, images, runs=runs
             )
             features = encode()
-            if not changes and self._keep:
+            if not changes and self._keep and not crops:
                 plain.append(features)
             yield features, batch
         if self._timed:
-            self._tower_seconds = call_seconds(encode) / (self.batch_size * runs)
+            self._tower_seconds = call_seconds(encode) / (self._images_per_step(classifier) * runs)
         if plain:
             self._plain_features[patches], self._plain_seconds[patches] = plain, self._tower_seconds
 
@@ -154,7 +164,8 @@ class Evaluator:
                 found.append((compute(*arguments, runs=runs), placed))
             if self._timed and compute is answers:
                 again = functools.partial(compute, *arguments, runs=runs)
-                self.seconds_per_image = self._tower_seconds + call_seconds(again) / (self.batch_size * runs)
+                images = self._images_per_step(classifier)
+                self.seconds_per_image = self._tower_seconds + call_seconds(again) / (images * runs)
         fetched = meshes.fetch(found)
         return [values for values, _ in fetched], np.concatenate([labels for _, labels in fetched])
 

@@ -9,7 +9,8 @@ from jax.sharding import Mesh
 
 from clipbias.clip.params import Params
 from clipbias.training import mesh as meshes
-from clipbias.training.answers import text_features
+from clipbias.training.answers import logits, text_features
+from clipbias.training.evaluate import images_per_step
 from clipbias.training.plan import CHUNKS, USABLE, device_limit, needed_bytes
 from clipbias.training.step import place_text
 from clipbias.tuning import Task
@@ -37,17 +38,35 @@ def fit_evaluation(make: Callable[..., Task], *, runs: int, mesh: Mesh, limit: i
 
 
 def class_bytes(task: Task, *, runs: int, mesh: Mesh) -> int:
-    """Bytes of one device that the class features of so many runs need."""
+    """Bytes of one device that the class features of so many runs need, for each image where they depend on it."""
+    if task.method.conditional:
+        arguments, options = answer_arguments(task, batch=1, runs=runs, mesh=mesh)
+        return needed_bytes(logits, *arguments, **options)
     params, learnables = _placed_shapes(task, runs, mesh)
     return needed_bytes(text_features, task.classifier, params, learnables, place_text(mesh, task, None), runs=runs)
+
+
+def answer_arguments(task: Task, *, batch: int, runs: int, mesh: Mesh) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Shapes, types and shardings of what `logits` is called with by a method whose texts depend on the image."""
+    own = runs if task.classifier.changes_vision(task.shapes) else 1
+    crops, width = task.method.crops_at_test(), task.clip.config.projection_width
+    batch = images_per_step(batch, crops, mesh)
+    views = (1 + crops,) if crops else ()
+    shape = jax.ShapeDtypeStruct((own, batch, *views, width), np.float32)
+    features = meshes.place(mesh, shape, meshes.RUN if own == runs else None, meshes.DATA)
+    mask = meshes.place(mesh, jax.ShapeDtypeStruct((batch,), np.bool_), meshes.DATA)
+    params, learnables = _placed_shapes(task, runs, mesh)
+    return (task.classifier, params, learnables, features, place_text(mesh, task, None), mask), {"runs": runs}
 
 
 def image_arguments(task: Task, *, batch: int, runs: int, mesh: Mesh) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Shapes, types and shardings of what `image_features` is called with."""
     runs = runs if task.classifier.changes_vision(task.shapes) else 1
     size = task.clip.config.vision.image_size
-    batch += -batch % mesh.shape[meshes.DATA]
-    images = meshes.place(mesh, jax.ShapeDtypeStruct((batch, size, size, 3), np.uint8), meshes.DATA)
+    crops = task.method.crops_at_test()
+    batch = images_per_step(batch, crops, mesh)
+    views = (1 + crops,) if crops else ()
+    images = meshes.place(mesh, jax.ShapeDtypeStruct((batch, *views, size, size, 3), np.uint8), meshes.DATA)
     params, learnables = _placed_shapes(task, runs, mesh)
     return (task.classifier, task.clip.preprocessing, params, learnables, images), {"runs": runs}
 

@@ -8,8 +8,8 @@ import numpy as np
 from clipbias.data.protocols import Plan
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
-from clipbias.training.answers import image_features
-from clipbias.training.evaluation_plan import class_bytes, image_arguments
+from clipbias.training.answers import image_features, logits
+from clipbias.training.evaluation_plan import answer_arguments, class_bytes, image_arguments
 from clipbias.training.features import frozen_features
 from clipbias.training.grid import Grid
 from clipbias.training.loop import rows_per_step
@@ -43,7 +43,10 @@ def forecast(grid: Grid, pack: Pack, rate: float) -> tuple[str, float]:
     tested = sum(len(one.dataset.split("test")) for one in draws[0].evaluations)
     batch = min(grid.settings.eval_batch_size, tested)
     arguments, options = image_arguments(task, batch=batch, runs=len(runs), mesh=mesh)
-    count = flop(image_features, *arguments, **options) * tested // batch
+    count = flop(image_features, *arguments, **options) * tested // len(arguments[-1])
+    if task.method.conditional:
+        of_texts, options_of_texts = answer_arguments(task, batch=batch, runs=len(runs), mesh=mesh)
+        count += flop(logits, *of_texts, **options_of_texts) * tested // len(of_texts[-1])
     needed = max(needed_bytes(image_features, *arguments, **options), class_bytes(task, runs=len(runs), mesh=mesh))
     lines = [f"{pack.method} on {pack.dataset}, {pack.shots} shots"]
     classes = f"{len(task.class_names)} classes, {tested} test images"

@@ -15,6 +15,7 @@ from clipbias.clip.params import Params
 from clipbias.clip.precision import with_precision
 from clipbias.clip.vision import project_image
 from clipbias.clip.weight_changes import drops
+from clipbias.errors import ClipbiasError
 from clipbias.tuning.descriptions import without_missing
 from clipbias.tuning.features import Features, class_vectors, unit_length
 from clipbias.tuning.method import Learnables, Method
@@ -63,8 +64,12 @@ class Classifier:
         For `m` sets of vision prompts they are `[B, m, d]`.
 
         In place of images there may be what stands for them in a training on features: `[B, d]`, or the rows before
-        the projection `[B, Dv]` where the adaptation changes that (`Sampling`).
+        the projection `[B, Dv]` where the adaptation changes that (`Sampling`). Of views of each image, `[B, 1 + V, R,
+        R, 3]`, they are `[B, 1 + V, d]`.
         """
+        if images.ndim == 5:
+            features = self.encode_images(params, adaptation, images.reshape(-1, *images.shape[2:]))
+            return features.reshape(*images.shape[:2], -1)
         if images.ndim == 4:
             options: dict[str, Any] = dict(dtype=jnp.dtype(self.dtype), remat=self.remat)
             patches = self.method.patches
@@ -98,7 +103,9 @@ class Classifier:
         Then the text tower takes one image after another, in the backward pass again, in the memory of one. A single
         image is taken as it is.
         """
-        if not self.method.conditional:
+        if self.method.overrides("at_test") and image.ndim == 3:
+            return jax.lax.map(lambda views: self._texts_at_test(params, learnables, views, text), image)
+        if not self.method.overrides("adapt_to"):
             return self.encode_text(params, adaptation, text)
 
         def one(feature: jax.Array) -> jax.Array:
@@ -109,6 +116,17 @@ class Classifier:
             return one(features[0])[None]
         return jax.lax.map(jax.checkpoint(one, prevent_cse=False), features)
 
+    def _texts_at_test(self, params: Params, learnables: Learnables, views: jax.Array, text: Text) -> jax.Array:
+        """Text features `[S · C, d]` under what the method makes of one image with views `[1 + V, d]`."""
+
+        def texts(learned: Learnables) -> jax.Array:
+            return self.encode_text(params, self.method.adapt(learned), text)
+
+        def logits(learned: Learnables) -> jax.Array:
+            return self.head(params, learned, views, texts(learned))
+
+        return texts(self.method.at_test(learnables, logits))
+
     def by_text(self, features: jax.Array, templates: int = 0) -> jax.Array:
         """`[…, S · C, d]` as `[…, S, C, d]`, with `S` so many templates, or all."""
         return features.reshape(*features.shape[:-2], templates or self.templates, -1, features.shape[-1])
@@ -118,8 +136,19 @@ class Classifier:
     ) -> jax.Array:
         """The method's logits `[B, C]`, `exp(logit_scale) · cos(f, g)` unless it has a head of its own.
 
-        `mask [B]` says which of the images count, the others only fill a batch.
+        `mask [B]` says which of the images count, the others only fill a batch. A method that learns of each test image
+        is given `images [B, 1 + V, R, R, 3]`: the image itself and crops of it (`data.transforms.test_views`).
+
+        Raises:
+          ClipbiasError: there are no crops, and the method needs them.
         """
+        crops = self.method.crops_at_test()
+        if crops and (images.ndim != 5 or images.shape[1] != 1 + crops):
+            raise ClipbiasError(
+                f"{type(self.method).__name__} learns of {crops} crops of each image, but the images have shape "
+                f"{list(images.shape)}; give each image and its crops, [B, {1 + crops}, R, R, 3], as "
+                "clipbias.data.transforms.test_views makes them."
+            )
         adaptation = self.method.adapt(learnables)
         image = self.encode_images(params, adaptation, images)
         texts = self.texts_for(params, learnables, adaptation, image, text)

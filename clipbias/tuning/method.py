@@ -7,7 +7,7 @@ the compiled programs.
 import abc
 import dataclasses
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
 import jax
@@ -267,6 +267,25 @@ class Method(abc.ABC):
         """
         return None
 
+    # What is learned of a test image.
+
+    def crops_at_test(self) -> int:
+        """How many random crops of each test image `at_test` is given beside the image itself. By default none."""
+        return 0
+
+    def at_test(self, learnables: Learnables, logits: Callable[[Learnables], jax.Array]) -> Learnables:
+        """The learnables that a test image is classified with, made anew for each image of those of the run.
+
+        Only what acts on the text tower may differ. It is traced, with the text tower's gradient if it asks for one,
+        and runs for one image after another. By default the same.
+
+        Args:
+          learnables: of one run.
+          logits: gives those of the image's views `[1 + crops, C]`, the image itself first, under any learnables. The
+            vision tower has run once, under the run's own.
+        """
+        return learnables
+
     # What is made of the training images' features.
 
     def sampling(self) -> Sampling | None:
@@ -302,8 +321,8 @@ class Method(abc.ABC):
 
     @property
     def conditional(self) -> bool:
-        """Whether texts depend on the image."""
-        return self.overrides("adapt_to")
+        """Whether the texts that an image is classified by depend on it."""
+        return self.overrides("adapt_to") or self.overrides("at_test")
 
     @property
     def draws(self) -> bool:

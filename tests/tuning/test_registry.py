@@ -108,7 +108,7 @@ def test_options_that_may_be_none_can_be_set_on_a_command_line(tmp_path: Path) -
 
 
 def test_only_zero_shot_has_nothing_to_train(tmp_path: Path) -> None:
-    assert [name for name in METHODS if not make_method(name).draws] == ["zero_shot"]
+    assert [name for name in METHODS if not make_method(name).draws] == ["zero_shot", "tpt"]
     path = tmp_path / "own_functions.py"
     path.write_text(FUNCTIONS)
     assert make_method(str(path)).trains

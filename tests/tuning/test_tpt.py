@@ -1,0 +1,195 @@
+"""TPT against NumPy: views that count, loss, gradients, steps and logits; and that every image starts anew."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import clipbias
+from clipbias.clip import Clip
+from clipbias.data import Split, transforms
+from clipbias.data.pipeline import test_batches as evaluated
+from clipbias.errors import ClipbiasError
+from clipbias.export.program import program_weights
+from clipbias.training import mesh as meshes
+from clipbias.training.evaluate import Evaluator, evaluate, images_per_step
+from clipbias.training.evaluation_plan import class_bytes, fit_evaluation
+from clipbias.training.step import place_text
+from clipbias.tuning import Task, make_method
+from tests import helpers
+from tests.data.pictures import encoded, picture
+from tests.reference import methods, tpt
+from tests.reference.differences import against_differences
+from tests.reference.weights import double
+from tests.tuning import weights_common as common
+from tests.tuning.weights_common import CLASS_NAMES
+
+CROPS, COUNT = 11, 4
+OPTIONS = {"crops": CROPS, "share": 0.3, "decay": 2.0}  # 3 of 12 views; a decay that shows
+RULE = {"share": 0.3, "decay": 2.0}
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory) -> tuple[Clip, methods.Reference]:
+    folder = tmp_path_factory.mktemp("tpt")
+    reference = helpers.tiny_checkpoint(folder, vision=(16, 2, 2), image_size=8)
+    return clipbias.load(folder), reference
+
+
+@pytest.fixture(scope="module")
+def views() -> tuple[np.ndarray, np.ndarray]:
+    """Images with their crops, uint8 `[B, 1 + V, R, R, 3]`, and the same normalised, float64."""
+    raw = np.stack([transforms.test_views(picture(seed), 8, CROPS) for seed in range(COUNT)])
+    return raw, (raw / 255 - common.MEAN) / common.DEVIATION
+
+
+@pytest.fixture(scope="module")
+def start(pair) -> dict[str, np.ndarray]:
+    return common.drawn(Task(pair[0], "tpt", CLASS_NAMES).shapes, 0.4, seed=2)
+
+
+def test_the_reference_is_the_gradient_of_its_loss(pair, start, views) -> None:
+    reference, exact, own = pair[1], double(start), views[1][0]
+    chosen = np.array([4, 1, 7])
+
+    def loss(learnables):
+        return tpt.loss_and_gradients(reference, CLASS_NAMES, learnables, own, chosen)[0]
+
+    found = tpt.loss_and_gradients(reference, CLASS_NAMES, exact, own, chosen)[1]
+    assert max(against_differences(loss, exact, found).values()) < 1e-6
+
+
+def test_views_that_count_loss_and_gradient_equal_numpy(pair, start, views) -> None:
+    (clip, reference), (raw, images) = pair, views
+    task = Task(clip, "tpt", CLASS_NAMES, **OPTIONS)
+    features = jax.jit(task.classifier.encode_images)(
+        clip.params, task.method.adapt(start), clip.preprocessing.normalize(jnp.asarray(raw))
+    )
+    assert features.shape[:2] == (COUNT, 1 + CROPS)
+
+    def logits(learned, own):
+        return task.classifier.head(
+            clip.params, learned, own, task.classifier.encode_text(clip.params, task.method.adapt(learned), task.text)
+        )
+
+    found = jax.jit(lambda own: task.method.loss(lambda learned: logits(learned, own), start, None))
+    slopes = jax.jit(
+        lambda own: jax.grad(lambda one: task.method.loss(lambda learned: logits(learned, own), one, None)[0])(start)
+    )
+    for own, image in zip(features, images, strict=True):
+        chosen = tpt.confident(methods.task_logits(reference, "coop", CLASS_NAMES, double(start), image), 0.3)
+        loss, expected = tpt.loss_and_gradients(reference, CLASS_NAMES, double(start), image, chosen)
+        value, picks = found(own)
+        np.testing.assert_array_equal(picks, chosen)
+        assert float(value) == pytest.approx(loss, rel=common.LOGITS)
+        common.close_trees(slopes(own), expected, common.GRADIENTS)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_tuned_contexts_and_logits_equal_numpy(pair, start, views, steps) -> None:
+    (clip, reference), (raw, images) = pair, views
+    task = Task(clip, "tpt", CLASS_NAMES, steps=steps, **OPTIONS)
+    normal = clip.preprocessing.normalize(jnp.asarray(raw))
+    logits = np.asarray(jax.jit(task.logits)(clip.params, start, normal))
+    expected = tpt.logits(reference, CLASS_NAMES, start, images, steps=steps, **RULE)
+    common.close(logits, expected, common.TRAINED)
+    untouched = methods.task_logits(reference, "coop", CLASS_NAMES, double(start), images[:, 0])
+    assert np.abs(logits - untouched).max() > 1e-2  # so that the steps are what is compared
+    # Every image starts anew: alone, or in another order, its logits are the same.
+    again = np.asarray(jax.jit(task.logits)(clip.params, start, normal[::-1]))[::-1]
+    np.testing.assert_allclose(again, logits, rtol=1e-5, atol=1e-5)
+
+
+def test_a_step_moves_every_entry_by_the_rate_and_the_decay(pair, start, views) -> None:
+    moved, _ = tpt.tuned(pair[1], CLASS_NAMES, start, views[1][0], share=0.3)
+    before = double(start)["text_context"]
+    np.testing.assert_allclose(np.abs(moved["text_context"] - (1 - 5e-5) * before), 5e-3, rtol=1e-3)
+
+
+def test_evaluation_of_batches_and_devices_is_that_of_single_images(pair, start, views) -> None:
+    (clip, reference), (_, images) = pair, views
+    task = Task(clip, "tpt", CLASS_NAMES, **OPTIONS)
+    best = tpt.logits(reference, CLASS_NAMES, start, images, **RULE).argmax(-1)
+    split = Split(tuple("abcd"), best, lambda index: encoded(picture(index)))
+    mesh = meshes.single_device()
+    score = evaluate(task, start, split, mesh=mesh, eval_batch_size=24, on_image_error="raise")
+    assert score["accuracy"] == 100.0 and score["images"] == COUNT
+    # Two runs side by side over two devices, of which the second run has another start.
+    mesh, other = meshes.make_mesh(data=2, devices=jax.devices()[:2]), jax.tree.map(lambda leaf: -leaf, start)
+    stacked = meshes.place(mesh, jax.tree.map(lambda *leaves: np.stack(leaves), start, other), meshes.RUN)
+    evaluator = Evaluator(clip, meshes.replicate(mesh, clip.params), split, mesh=mesh, batch_size=24)
+    scores = evaluator.accuracy(task.classifier, stacked, place_text(mesh, task, clip.params), runs=2)
+    second = tpt.logits(reference, CLASS_NAMES, other, images, **RULE).argmax(-1)
+    assert [score["correct"] for score in scores] == [COUNT, int((second == best).sum())] and (second != best).any()
+    assert images_per_step(24, CROPS, meshes.single_device()) == 2
+    assert images_per_step(1, CROPS, meshes.make_mesh(data=2, devices=jax.devices()[:2])) == 2
+
+
+def test_the_plan_says_what_an_image_needs(pair) -> None:
+    clip, mesh, names = pair[0], meshes.single_device(), [f"class {i}" for i in range(300)]
+
+    def make(name: str = "tpt", **options) -> Task:
+        return Task(clip, name, names, **options)
+
+    one, plain = (class_bytes(make(name), runs=1, mesh=mesh) for name in ("tpt", "coop"))
+    assert one > 1.5 * plain  # the backward pass is in it
+    fitted = fit_evaluation(make, runs=1, mesh=mesh, limit=one)
+    assert fitted.classifier.chunks > 1 and class_bytes(fitted, runs=1, mesh=mesh) < one
+
+
+def test_views_depend_on_the_image_alone() -> None:
+    image, others = picture(0), [picture(0), picture(1)]
+    found = transforms.test_views(image, 8, 40)
+    assert found.shape == (41, 8, 8, 3) and found.dtype == np.uint8
+    np.testing.assert_array_equal(found[0], transforms.test_image(image, 8))
+    np.testing.assert_array_equal(transforms.test_views(others[0], 8, 40), found)
+    assert (transforms.test_views(others[1], 8, 40) != found).any()
+    assert len({view.tobytes() for view in found}) > 38  # no two crops are the same
+    splits = [Split(("x", "y"), np.zeros(2, int), lambda index: encoded(others[index]))]
+    splits.append(splits[0].subset([1, 0]))
+    batches = [next(evaluated(split, image_size=8, batch_size=2, crops=40))["images"] for split in splits]
+    np.testing.assert_array_equal(batches[0][::-1], batches[1])
+
+
+def test_crops_are_bilinear_of_the_whole_image_and_flipped_half_the_time() -> None:
+    # 100 at the left end and 150 at the right one, which the centre does not show: a filter that overshoots would leave
+    # that range.
+    wide = np.full((16, 64, 3), 120, np.uint8)
+    wide[:, :20], wide[:, 44:] = 100, 150
+    wide[::3] = 100
+    views = transforms.test_views(wide, 8, 400)[1:]
+    assert views.min() >= 100 and views.max() <= 150
+    assert (views.reshape(400, -1).max(-1) == 150).sum() > 20
+    slope = np.linspace(0, 255, 64).astype(np.uint8)
+    ramp = transforms.test_views(np.broadcast_to(slope[None, :, None], (64, 64, 3)), 8, 400)[1:].astype(int)
+    flipped = (ramp[:, 0, 0, 0] > ramp[:, 0, -1, 0]).mean()
+    assert 0.4 < flipped < 0.6
+
+
+def test_what_is_refused(pair, start, views) -> None:
+    clip = pair[0]
+    task = Task(clip, "tpt", CLASS_NAMES, **OPTIONS)
+    normal = clip.preprocessing.normalize(jnp.asarray(views[0]))
+    for images in (normal[:, 0], normal[:, :5]):
+        with pytest.raises(ClipbiasError, match=r"TPT learns of 11 crops of each image.*\[B, 12, R, R, 3\]"):
+            task.logits(clip.params, start, images)
+    with pytest.raises(ClipbiasError, match="which no exported file does"):
+        program_weights(task, start)
+    for wrong in ({"share": 2.0}, {"crops": 0}, {"steps": 0}):
+        with pytest.raises(ClipbiasError):
+            make_method("tpt", **wrong)
+
+
+def test_coop_trains_what_tpt_then_tunes(pair, start) -> None:
+    clip, (raw, _) = pair[0], common.pictures(8)
+    given = clip.preprocessing.normalize(jnp.asarray(raw)), common.LABELS
+    found = [
+        jax.jit(jax.value_and_grad(Task(clip, name, CLASS_NAMES).loss, argnums=1))(clip.params, start, *given)
+        for name in ("coop", "tpt_coop")
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *found)
+    authors = {"crops": 63, "share": 0.1, "steps": 1, "rate": 5e-3, "decay": 0.01, "tokens": 4, "words": "a photo of a"}
+    assert authors.items() <= dataclasses.asdict(make_method("tpt")).items()
+    assert dataclasses.asdict(make_method("tpt_coop")) == dataclasses.asdict(make_method("tpt"))
