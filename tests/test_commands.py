@@ -6,11 +6,7 @@ neither fails: there is no third kind.
 """
 
 import importlib.util
-import json
-import os
 import re
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -19,6 +15,7 @@ import pytest
 
 from clipbias.files import read_json_lines
 from tests.documents import LANGUAGES, PAGES, PROGRAMS, ROOT, Command, blocks, commands, fences, inline
+from tests.end_to_end.binaries import in_forks
 
 COMMANDS = [command for page in PAGES for command in commands(page)]
 
@@ -44,31 +41,23 @@ BUDGET = {
 
 
 def jobs(given: list[tuple[Command, list[str]]], folder: Path, *, run: bool) -> list[dict[str, Any]]:
-    """Gives commands to one process that runs them, or reads their command lines alone, in turn."""
-    listed = [
-        {"module": command.module, "arguments": arguments, "folder": str(folder), "run": run}
-        for command, arguments in given
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(folder / "cache")}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.zygote"],
-        input=json.dumps(listed),
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout)
+    """Runs commands in turn, or has their command lines read alone."""
+    named = [(command.module, arguments) for command, arguments in given]
+    return in_forks(named, cache=folder / "cache", folder=folder, run=run)
 
 
 def reduced(command: Command) -> list[str]:
-    """A command's arguments within the budget: of a grid the methods that others need, or those of the page's own."""
-    arguments = [*command.arguments, *BUDGET.get(command.module, ())]
+    """A command's arguments within the budget: of a grid the methods that others need, or the first of the page's own.
+
+    That each of the page's own methods learns is found in `test_method_docs`.
+    """
+    given = list(BUDGET.get(command.module, ()))
     if command.module == "experiments.table1":
-        methods = tuple(re.findall(r"'(\w+\.py)'", command.text)) or ("ivlp", "bias", "coop")
-        arguments.append(f"--config.methods={methods}")
-    return arguments
+        own = tuple(re.findall(r"'(\w+\.py)'", command.text))
+        given.append(f"--config.methods={own[:1] or ('ivlp', 'bias', 'coop')}")
+    # In place of the page's own: a tuple that is given twice is both.
+    names = {word.partition("=")[0] for word in given}
+    return [word for word in command.arguments if word.partition("=")[0] not in names] + given
 
 
 def computation(command: Command) -> tuple[str, frozenset[str]]:

@@ -32,6 +32,8 @@ UNEXPLAINED = {
     "plot_plus_plus": "several passes",
     "mmrl": "inserts tokens inside the towers",
 }
+# Whose maps `tests/explain/test_against_reference.py` compares number by number.
+COMPARED = {"zero_shot", "coop", "vpt", "ivlp", "maple", "taskres", "bias", "bias_by_kind"}
 # The model reads 24 tokens.
 OPTIONS = {
     "tpt": {"crops": 9},
@@ -96,7 +98,7 @@ def test_a_method_works_with_all_else(name: str, clip: Clip, images: np.ndarray,
     if name in UNEXPLAINED:
         with pytest.raises(ClipbiasError, match=UNEXPLAINED[name]):
             clipbias.relevancy(task, clip.params, learnables, pixels, jnp.array([0, 2]))
-    else:
+    elif name not in COMPARED:
         maps = clipbias.relevancy(task, clip.params, learnables, pixels, jnp.array([0, 2]))
         np.testing.assert_allclose(maps.scores, logits[[0, 1], [0, 2]], rtol=1e-4, atol=1e-4)
         assert np.isfinite(maps.vision).all() and np.isfinite(maps.text).all()
