@@ -28,8 +28,13 @@ from clipbias.files import PART
 ROOT = Path(__file__).resolve().parents[1]
 
 # What differs between two equal runs: durations, and a digest over them.
-VOLATILE = ("seconds", "training_seconds", "seconds_per_image", "started", "waiting_share", "sha256")
+VOLATILE = (
+    *("seconds", "seconds_by_section", "training_seconds", "seconds_per_image", "started", "waiting_share"),
+    "sha256",
+)
 IGNORED = (".lock", "environment.json")
+# As a report shows them.
+SECONDS = r"(?:computing seconds|seconds by section)&(?:quot|#34);: (?:[\d.]+|\{[^}]*\})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,7 +194,7 @@ def comparable(folder: Path) -> dict[str, Any]:
         elif path.suffix == ".jsonl":
             found[name] = sorted(json.dumps(_lasting(json.loads(line))) for line in path.read_text().splitlines())
         elif path.suffix == ".html":
-            found[name] = re.sub(r"computing seconds&(?:quot|#34);: [\d.]+", "", path.read_text(encoding="utf-8"))
+            found[name] = re.sub(SECONDS, "", path.read_text(encoding="utf-8"))
         else:
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
