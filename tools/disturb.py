@@ -33,6 +33,8 @@ VOLATILE = (
     "sha256",
 )
 IGNORED = (".lock", "environment.json")
+# Files of durations: that they are there is compared.
+TIMES = ("costs.md", "accuracy_by_time.csv", "accuracy_by_time.pdf", "accuracy_by_time.png")
 # As a report shows them.
 SECONDS = r"(?:computing seconds|seconds by section)&(?:quot|#34);: (?:[\d.]+|\{[^}]*\})"
 
@@ -189,6 +191,8 @@ def comparable(folder: Path) -> dict[str, Any]:
         if "checkpoints/" in name:  # they hold the time at which they were made: which there are is compared
             step = re.match(r"(.*?/\d+)/", name)
             found[step[1] if step else name] = None
+        elif path.name in TIMES:
+            found[name] = None
         elif path.suffix == ".json":
             found[name] = _lasting(json.loads(path.read_text()))
         elif path.suffix == ".jsonl":

@@ -1,6 +1,6 @@
 """Draws, over finished studies, what carries each method's gain and what a constant keeps of it.
 
-    python -m tools.draw_verdict workdir/why/demo_digits workdir/why/demo_shapes --picture=docs/images/verdict.png
+    python -m tools.draw_verdict workdir/why/demo_digits workdir/why/demo_shapes --to=docs/images/verdict.png
 
 The arguments are folders of `experiments.explain`, of as many datasets, methods and seeds as there are; a folder that
 holds several studies stands for all of them. Studies of one dataset count as seeds, and are averaged. Prints a table
@@ -24,13 +24,13 @@ from clipbias.report.verdict_summary import sentences, summarize_verdicts
 from clipbias.terminal import printable
 from tools import command
 
-_PICTURE = flags.DEFINE_string("picture", "verdict.png", "The PNG to write; its numbers go beside it.")
+_TO = flags.DEFINE_string("to", "verdict.png", "The PNG to write; its numbers go beside it.")
 
 
 def main(names: Sequence[str]) -> int:
     """Draws; returns the exit status."""
     if not names:
-        raise ClipbiasError("give finished studies: python -m tools.draw_verdict FOLDER... --picture=FILE.png.")
+        raise ClipbiasError("give finished studies: python -m tools.draw_verdict FOLDER... --to=FILE.png.")
     studies = [StudyResults(load_results(folder)) for folder in _folders(names)]
     summaries = summarize_verdicts(studies)
     figure = summary_figure(summaries)
@@ -47,7 +47,7 @@ def main(names: Sequence[str]) -> int:
         line for study in studies for line in (*why_no_effects(study), *why_nothing_kept(study))
     ):
         print(printable(sentence))
-    picture = Path(_PICTURE.value).expanduser().with_suffix(".png")
+    picture = Path(_TO.value).expanduser().with_suffix(".png")
     style.save_png(figure.figure, picture)
     write_csv(picture.with_suffix(".csv"), figure.columns, figure.rows)
     print(f"{printable(picture)}: {printable(figure.caption)}")

@@ -116,7 +116,8 @@ def _figure(
         _scatter(axes, rows)
         axes.set_xlabel(label)
         axes.set_ylabel("accuracy (%)" if measure == ACCURACY else f"{measure} (%)")
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(KINDS))
+        if rows:
+            axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(KINDS))
         figure.draw_without_rendering()
         _name_points(axes, rows)
     columns = ("method", "label", "kind", cost, measure, "spread over seeds")

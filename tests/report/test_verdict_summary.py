@@ -271,7 +271,7 @@ def test_the_command_draws_studies_and_prints_their_numbers(results, tmp_path, c
     for place, each in enumerate((head, *list(results.values())[1:])):
         save_results(tmp_path / "why" / f"study{place}", each)
     picture = tmp_path / "images" / "verdict.png"
-    monkeypatch.setattr(draw_verdict, "_PICTURE", types.SimpleNamespace(value=str(picture)))
+    monkeypatch.setattr(draw_verdict, "_TO", types.SimpleNamespace(value=str(picture)))
     assert draw_verdict.main([str(tmp_path / "why")]) == 0
     said = capsys.readouterr().out
     assert "IVLP" in said and "so values carry most of it" in said
