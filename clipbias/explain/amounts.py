@@ -32,7 +32,6 @@ from clipbias.errors import ClipbiasError
 from clipbias.explain.statistics import Moments, Totals, merge
 from clipbias.tuning import Classifier, Learnables, Task
 
-FORMS = ("vector", "kind", "token")
 TOWERS = ("vision", "text")
 # Texts that run at once: a tower's tokens of all layers are held for them.
 _TEXTS_AT_ONCE = 128

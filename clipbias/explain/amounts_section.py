@@ -7,7 +7,6 @@ import jax
 import numpy as np
 
 from clipbias.explain.amounts import (
-    FORMS,
     Amount,
     amounts_from,
     changed_towers,
@@ -17,6 +16,7 @@ from clipbias.explain.amounts import (
     vision_moments,
 )
 from clipbias.explain.replacement import REFERENCE, TUNED, Outcomes
+from clipbias.explain.results import FORMS
 from clipbias.explain.statistics import Moments, Totals
 from clipbias.explain.study import Batch, Model, Section, Study
 

@@ -41,9 +41,8 @@ def observe_parts(roles: Roles, readout: jax.Array, mask: jax.Array | None = Non
 
     Returns:
       An observer of a dictionary, per sample: `prompt_mass [B, H]` over queries, `readout_mass [B, H]`, `mass_by_query
-      [B, H, N]`, `norm_ratio [B]`; and averaged over samples, as `Moments`: `heads` and `part`, the prompt part per
-      token, before the output projection `[N, H, K]` and after it `[N, D]`; `total [D]`, its sum over a sample's
-      queries; `tokens`, the number of these.
+      [B, H, N]`, `norm_ratio [B]`; and averaged over samples, as `Moments`: `part`, the prompt part per token after the
+      output projection `[N, D]`; `total [D]`, its sum over a sample's queries; `tokens`, the number of these.
     """
 
     def observe(view: LayerView) -> dict[str, Any]:
@@ -60,25 +59,12 @@ def observe_parts(roles: Roles, readout: jax.Array, mask: jax.Array | None = Non
             "readout_mass": jnp.take_along_axis(mass, readout[:, None, None], axis=2)[..., 0],
             "mass_by_query": mass,
             "norm_ratio": ratio.mean(-1, where=roles.queries),
-            "heads": Moments.of(prompt_part, counted),
             "part": Moments.of(projected, counted),
             "total": Moments.of(jnp.where(counted[..., None], projected, 0).sum(1), mask),
             "tokens": Moments.of(counted.sum(-1), mask),
         }
 
     return observe
-
-
-def mean_parts(heads: Moments) -> tuple[np.ndarray, np.ndarray]:
-    """The dataset mean of the prompt part, token by token `[L, N, H, K]` and over all tokens `[L, 1, H, K]`.
-
-    Args:
-      heads: `Moments` of `[L, N, H, K]` with counts `[L, N]`.
-    """
-    count = np.asarray(heads.count, np.float64)[..., None, None]
-    mean = np.asarray(heads.mean, np.float64)
-    overall = (count * mean).sum(1, keepdims=True) / np.maximum(count.sum(1, keepdims=True), 1)
-    return mean.astype(np.float32), overall.astype(np.float32)
 
 
 def constancy(totals: Mapping[str, Moments], bias: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from clipbias.clip import LayerView, encode_image
 from clipbias.data import Split
-from clipbias.explain.factorial_section import outcomes
+from clipbias.explain.outcomes import outcomes
 from clipbias.explain.relevancy import relevancy
 from clipbias.explain.results import CHANGES, changes
 from clipbias.explain.similarity import prompt_distances

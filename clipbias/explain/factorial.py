@@ -40,9 +40,9 @@ from clipbias.clip.text import embed_text, project_text
 from clipbias.clip.vision import embed_image, project_image
 from clipbias.errors import ClipbiasError
 from clipbias.explain.attention import renormalise
+from clipbias.explain.results import EFFECTS
 from clipbias.explain.statistics import Moments
 
-EFFECTS = ("attention", "scale", "values")
 CONSTANTS = ("RR:token", "RR:vector", "PP:token", "PP:vector")
 _RUNS = "RP"
 
@@ -237,15 +237,10 @@ def _mix(
         runs, mixtures = carry
         runs, seen, seen_tuned = pair.advance(runs, inputs[:2])
         parts = {"R": pair.part(seen), "P": pair.part(seen_tuned)}
-        weights, biases = (
-            {run: value for run, value in zip(_RUNS, of, strict=True)}
-            for of in ((seen.weights, seen_tuned.weights), (inputs[0], inputs[1]))
-        )
+        weights, layer = {"R": seen.weights, "P": seen_tuned.weights}, {"R": inputs[0], "P": inputs[1]}
         constants = {kind: jnp.where(sees_slots, value, 0) for kind, value in (inputs[2] or {}).items()}
         added = {run: part[2] for run, part in parts.items()} | constants
-        mixtures = {
-            run: _block(x, groups[run], parts, added, weights[run], biases, pair) for run, x in mixtures.items()
-        }
+        mixtures = {run: _block(x, groups[run], parts, added, weights[run], layer, pair) for run, x in mixtures.items()}
         return (runs, mixtures), None
 
     runs = (pair.reference.tokens, pair.tuned.tokens)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from clipbias.clip import Adaptation
+from clipbias.explain.amounts import reference_adaptation
 from clipbias.explain.dataset_sections import text_parts, vision_totals
 from clipbias.explain.factorial import (
     CONSTANTS,
@@ -18,17 +19,12 @@ from clipbias.explain.factorial import (
     mix_texts,
     slot_means,
 )
+from clipbias.explain.outcomes import outcomes
+from clipbias.explain.results import RANDOM
 from clipbias.explain.statistics import Moments
-from clipbias.explain.study import Batch, Model, Section, Study
+from clipbias.explain.study import Batch, Model, Section, Study, spread
 
-RANDOM = ":random"
 OUTCOMES = ("correct", "log_likelihood", "margin")
-
-
-def reference_text(model: Model) -> Adaptation:
-    """The text that the reference reads: what stood in the slots before training, with nothing replaced later."""
-    initial = model.task.init(model.seed)
-    return Adaptation(text_context=model.task.method.adapt(initial).text_context)
 
 
 def why_not(model: Model) -> str:
@@ -60,16 +56,12 @@ def compute_factorial(study: Study) -> Section:
         arrays |= own
         scalars[model.key] = facts
         if any(model.prompts) and study.options.control_images:
-            few = indices[_spread(len(indices), study.options.control_images)]
+            few = indices[spread(len(indices), study.options.control_images)]
             key, title = f"{model.key}{RANDOM}", f"{model.label}: causal test of random prompts"
             own, facts = _test(study, model, key, title, random_prompts(tuned, study.options.seed), few)
             arrays |= own
             scalars[key] = facts
     return arrays, scalars
-
-
-def _spread(total: int, count: int) -> np.ndarray:
-    return np.linspace(0, total - 1, min(count, total)).round().astype(int)
 
 
 def random_prompts(tuned: Adaptation, seed: int) -> Adaptation:
@@ -100,7 +92,7 @@ def _test(
     streams = (*corners(effects), *(CONSTANTS if constants and any(model.prompts) else ()))
     towers = ("both", "vision", "text") if all(changed.values()) else ("both",)
     means = _means(study, model) if len(streams) > 2 ** len(effects) else {}
-    reference, learnables = reference_text(model), study.learnables[model.key]
+    reference, learnables = reference_adaptation(task, task.init(model.seed)), study.learnables[model.key]
     # The first and the last corner are the runs themselves.
     asked = streams[1 : 2 ** len(effects) - 1] + streams[2 ** len(effects) :]
 
@@ -154,20 +146,6 @@ def _test(
     arrays[f"factorial/{key}/correct"] = arrays[f"factorial/{key}/correct"].astype(np.uint8)
     facts = {"effects": effects, "towers": towers, "streams": streams, "images": len(rows["images"])}
     return arrays, facts
-
-
-def outcomes(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
-    """What becomes of images of classes `[B]` under logits `[K, B, C]`, `[K, B]` each.
-
-    "correct"; "log_likelihood" of the true class, in nats; "margin", the true class's logit minus the best other's.
-    """
-    true = jnp.take_along_axis(logits, labels[None, :, None], axis=-1)[..., 0]
-    others = jnp.where(jax.nn.one_hot(labels, logits.shape[-1], dtype=bool), -jnp.inf, logits).max(-1)
-    return {
-        "correct": logits.argmax(-1) == labels,
-        "log_likelihood": true - jax.nn.logsumexp(logits, axis=-1),
-        "margin": true - others,
-    }
 
 
 def _means(study: Study, model: Model) -> dict[str, dict[str, np.ndarray]]:

@@ -20,6 +20,7 @@ from clipbias.data import Split
 from clipbias.data.pipeline import test_batches
 from clipbias.errors import ClipbiasError
 from clipbias.explain.amounts import TOWERS, Amount, measure, reference_adaptation
+from clipbias.explain.outcomes import outcomes
 from clipbias.tuning import Classifier, Learnables, Task, make_method
 from clipbias.tuning.adapter import Adapter, load_adapter
 
@@ -239,8 +240,8 @@ def _outcomes(
     logits = jnp.stack(every)
     if tuned_text is not None:
         logits = jnp.concatenate([logits, tuned.logits(params, learnables, images, tuned_text)[None]])
-    likelihood = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), labels[None, :, None], axis=-1)[..., 0]
+    found = outcomes(logits, labels)
     return {
-        "correct": (logits.argmax(-1) == labels).astype(jnp.uint8).T,
-        "log_likelihood": likelihood.astype(jnp.float32).T,
+        "correct": found["correct"].astype(jnp.uint8).T,
+        "log_likelihood": found["log_likelihood"].astype(jnp.float32).T,
     }

@@ -160,6 +160,9 @@ VISION_KINDS = ("patches", "prompts")
 GROUPS = ("corrected", "both_right", "all")
 TEXT_KINDS = ("sos", "prompt", "words", "category", "dot", "eos")
 CHANGES = ("wrong → right", "right → wrong", "both right", "both wrong")
+EFFECTS = ("attention", "scale", "values")  # of the causal test
+RANDOM = ":random"  # behind the key of a model whose prompts are a random control
+FORMS = ("vector", "kind", "token")  # of what a method amounts to
 MAPS = ("relevancy", "attention", "rollout", "legrad", "grad_eclip", "random")
 
 

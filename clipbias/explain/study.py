@@ -181,12 +181,12 @@ class Study:
 
     def spread(self, count: int) -> np.ndarray:
         """`count` example numbers spread evenly over the split; all of them for 0."""
-        return _spread(len(self.split), count)
+        return spread(len(self.split), count)
 
     @property
     def training_images(self) -> np.ndarray:
         """Numbers of the training images that what a method amounts to is measured on."""
-        return _spread(len(self.training or ()), self.options.amounts_images)
+        return spread(len(self.training or ()), self.options.amounts_images)
 
     def _size(self, indices: np.ndarray) -> int:
         """Images per batch of these examples."""
@@ -350,5 +350,6 @@ class Study:
         return pictures(self.split, indices, self.clip.config.vision.image_size)
 
 
-def _spread(total: int, count: int) -> np.ndarray:
+def spread(total: int, count: int) -> np.ndarray:
+    """`count` of the numbers below `total`, spread evenly; all of them for 0, or where there are no more."""
     return np.arange(total) if not 0 < count < total else np.linspace(0, total - 1, count).round().astype(int)

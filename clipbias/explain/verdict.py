@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from clipbias.explain.factorial_section import RANDOM
 from clipbias.explain.measured import measured
-from clipbias.explain.results import Findings
+from clipbias.explain.results import RANDOM, Findings
 from clipbias.explain.uncertainty import Estimate, estimate, kept, resample, shapley, share
 from clipbias.explain.verdict_words import conclude, sentences
 

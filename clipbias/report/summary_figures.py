@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from clipbias.explain.results import EFFECTS
 from clipbias.explain.uncertainty import LEVEL, Estimate
 from clipbias.explain.verdict_words import UNITS
 from clipbias.report import style
@@ -10,7 +11,7 @@ from clipbias.report.captioned import CaptionedFigure
 from clipbias.report.published import dataset_name
 from clipbias.report.table import MISSING, Table, cells
 from clipbias.report.verdict_figures import EFFECT_COLOURS, change_text, share_text
-from clipbias.report.verdict_summary import EFFECTS, MethodSummary, percent_of
+from clipbias.report.verdict_summary import MethodSummary, percent_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,13 +10,12 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from clipbias.explain.results import EFFECTS, FORMS
 from clipbias.explain.uncertainty import LEVEL, Estimate, excludes, mean_of_few
 from clipbias.explain.verdict_words import HALF, NAMES, amount
 from clipbias.report.published import dataset_name, ordered_datasets
 from clipbias.report.study_results import StudyResults, label_of
 
-EFFECTS = ("attention", "scale", "values")
-FORMS = ("vector", "kind", "token")
 _SHORT_FORMS = {
     "vector": "one vector per layer keeps",
     "kind": "two vectors per layer, by kind of token, keep",

@@ -5,25 +5,21 @@ trained by the project's recipe, or with `recipe="authors"` by its authors'.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax
 
-from clipbias.checks import Range
-from clipbias.clip import Adaptation, Clip
-from clipbias.tuning.context import context_text, random_prompts
+from clipbias.tuning.context_sets import ContextSets
 from clipbias.tuning.coop import coop_recipe
 from clipbias.tuning.features import Features, unit_length
-from clipbias.tuning.method import Kind, Learnables, Method, Preset, PromptText, Tokens
+from clipbias.tuning.method import Learnables, Preset
 from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe, RecipeName
 from clipbias.tuning.transport import transport_logits
 
-Sets = Annotated[int, Range(1, 100)]
-
 
 @dataclasses.dataclass(frozen=True)
-class PLOT(Method):
+class PLOT(ContextSets):
     """Learns `P` contexts `[P, T, Dt]` for all classes, from N(0, 0.02), each a text with every class name.
 
     The logits are those of optimal transport between the features of an image's patches and a class's `P` texts
@@ -39,24 +35,11 @@ class PLOT(Method):
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {"plot": Preset("PLOT", order=140, colour="yellow", marker="h")}
-    kind: ClassVar[Kind | None] = Kind.PROMPTS
     datasets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"imagenet": {"pooled": True}}
     patches: ClassVar[bool] = True
 
-    tokens: Tokens = 16
-    sets: Sets = 4
     pooled: bool = False
     recipe: RecipeName = COMMON
-
-    def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
-        return {"text_context": random_prompts(rng, self.sets, self.tokens, clip.config.text.width)}
-
-    def adapt(self, learnables: Learnables) -> Adaptation:
-        return Adaptation(text_context=learnables["text_context"])
-
-    def text(self, template: str, clip: Clip) -> PromptText:
-        one = context_text(clip, "", self.tokens)
-        return dataclasses.replace(one, templates=one.templates * self.sets)
 
     def logits(self, learnables: Learnables, features: Features) -> jax.Array:
         assert features.patches is not None

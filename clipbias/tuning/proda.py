@@ -5,7 +5,7 @@ their code. It is trained by the project's recipe, or with `recipe="authors"` by
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
 import jax
@@ -13,19 +13,19 @@ import jax.numpy as jnp
 import optax
 
 from clipbias.checks import Range
-from clipbias.clip import Adaptation, Clip
+from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
-from clipbias.tuning.context import context_text, random_prompts
+from clipbias.tuning.context_sets import ContextSets
 from clipbias.tuning.coop import coop_recipe
 from clipbias.tuning.features import Features, unit_length
-from clipbias.tuning.method import Kind, Learnables, Method, Preset, PromptText, Tokens
+from clipbias.tuning.method import Learnables, Preset, PromptText
 from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe, RecipeName
 
 Sets = Annotated[int, Range(1, 1000)]
 
 
 @dataclasses.dataclass(frozen=True)
-class ProDA(Method):
+class ProDA(ContextSets):
     """Learns `P` contexts `[P, T, Dt]` for all classes, from N(0, 0.02); logits are `s unit(f) · μ_c`.
 
     `μ_c` is the mean of the unit text features `G_cp`, not of unit length. The class name stands in front of a quarter
@@ -47,10 +47,8 @@ class ProDA(Method):
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {"proda": Preset("ProDA", order=150, colour="yellow", marker="8")}
-    kind: ClassVar[Kind | None] = Kind.PROMPTS
     nameless: ClassVar[bool] = True
 
-    tokens: Tokens = 16
     sets: Sets = 32
     sets_per_step: Sets = 4
     weight: Annotated[float, Range(0)] = 0.1
@@ -64,16 +62,10 @@ class ProDA(Method):
                 "that divides sets."
             )
 
-    def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
-        return {"text_context": random_prompts(rng, self.sets, self.tokens, clip.config.text.width)}
-
-    def adapt(self, learnables: Learnables) -> Adaptation:
-        return Adaptation(text_context=learnables["text_context"])
-
     def text(self, template: str, clip: Clip) -> PromptText:
-        one, quarter = context_text(clip, "", self.tokens), self.sets // 4
+        quarter = self.sets // 4
         position = ("front",) * quarter + ("middle",) * quarter + ("end",) * (self.sets - 2 * quarter)
-        return dataclasses.replace(one, templates=one.templates * self.sets, position=position)
+        return dataclasses.replace(super().text(template, clip), position=position)
 
     def templates_in_training(self, rng: jax.Array, step: jax.Array) -> jax.Array:
         cycle, piece = jnp.divmod(step, self.sets // self.sets_per_step)

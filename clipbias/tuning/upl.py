@@ -6,24 +6,22 @@ the project's recipe, or with `recipe="authors"` by its authors'.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar
+from collections.abc import Mapping
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from clipbias.checks import Range
-from clipbias.clip import Adaptation, Clip
-from clipbias.tuning.context import context_text, random_prompts
+from clipbias.tuning.context_sets import ContextSets, Sets
 from clipbias.tuning.coop import coop_recipe
 from clipbias.tuning.features import Features, unit_length
-from clipbias.tuning.method import Kind, Learnables, Method, Preset, PromptText, Tokens
+from clipbias.tuning.method import Learnables, Preset
 from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe, RecipeName
 
 
 @dataclasses.dataclass(frozen=True)
-class UPL(Method):
+class UPL(ContextSets):
     """Learns `S` contexts `[S, T, Dt]` from N(0, 0.02), each a CoOp of its own; their logits are averaged.
 
     The loss is the sum of the contexts' cross-entropies, so that none has a gradient of another's. They see the same
@@ -36,22 +34,10 @@ class UPL(Method):
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {"upl": Preset("UPL", order=105, colour="orange", marker="*")}
-    kind: ClassVar[Kind | None] = Kind.PROMPTS
     unlabelled: ClassVar[bool] = True
 
-    tokens: Tokens = 16
-    sets: Annotated[int, Range(1, 100)] = 16
+    sets: Sets = 16
     recipe: RecipeName = COMMON
-
-    def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
-        return {"text_context": random_prompts(rng, self.sets, self.tokens, clip.config.text.width)}
-
-    def adapt(self, learnables: Learnables) -> Adaptation:
-        return Adaptation(text_context=learnables["text_context"])
-
-    def text(self, template: str, clip: Clip) -> PromptText:
-        one = context_text(clip, "", self.tokens)
-        return dataclasses.replace(one, templates=one.templates * self.sets)
 
     def logits(self, learnables: Learnables, features: Features) -> jax.Array:
         return features.scale * (unit_length(features.image) @ unit_length(features.text).mean(0).T)

@@ -12,10 +12,11 @@ import safetensors.numpy
 import clipbias
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
-from clipbias.explain.amounts import FORMS, TOWERS, Amount, measure, reference_adaptation
+from clipbias.explain.amounts import TOWERS, Amount, measure, reference_adaptation
 from clipbias.explain.amounts_section import ALL, compute_amounts
 from clipbias.explain.options import StudyOptions
 from clipbias.explain.replacement import Outcomes, raw_batches
+from clipbias.explain.results import FORMS
 from clipbias.explain.study import Model, Study
 from clipbias.explain.uncertainty import kept
 from clipbias.tuning import Task

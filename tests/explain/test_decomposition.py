@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from clipbias.clip import encode_image, encode_text
-from clipbias.explain.decomposition import constancy, mean_parts, observe_parts, parts
+from clipbias.explain.decomposition import constancy, observe_parts, parts
 from clipbias.explain.statistics import Moments
 from clipbias.explain.tokens import text_roles, vision_roles
 from tests.explain.models import tuned
@@ -143,10 +143,3 @@ def test_few_samples_make_nothing_look_constant(samples):
     nothing = constancy(of(noise, counted), {})
     for name in ("constancy", "bias_likeness"):  # without the correction 1/n and more
         assert abs(nothing[name].mean()) < 0.02
-
-
-def test_mean_over_tokens_weighs_by_counts():
-    heads = Moments(np.array([[3.0, 1.0]]), np.array([[[[1.0, 1.0]], [[5.0, 9.0]]]]), np.zeros((1, 2, 1, 2)))
-    per_token, overall = mean_parts(heads)
-    assert per_token.shape == (1, 2, 1, 2) and overall.shape == (1, 1, 1, 2)
-    np.testing.assert_allclose(overall[0, 0, 0], [2, 3])

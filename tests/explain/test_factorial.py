@@ -217,6 +217,13 @@ def test_networks_beside_blocks_are_values(clip, images):
     assert all(float(jnp.abs(mixed.streams[k] - end).max()) > 1e-3 for k in (1, 2) for end in ends)
 
 
+def test_mean_over_tokens_weighs_by_counts():
+    part = Moments(np.array([[3.0, 1.0]]), np.array([[[1.0, 1.0], [5.0, 9.0]]]), np.zeros((1, 2, 2)))
+    means = slot_means(part)
+    np.testing.assert_allclose(means["token"], part.mean)
+    np.testing.assert_allclose(means["vector"], [[[2, 3], [2, 3]]])
+
+
 def test_means_of_two_batches_are_those_of_one(clip, images):
     bound = bind(clip, "maple")
     whole = slot_means(product_moments(bound, clip, "vision", images))

@@ -1,6 +1,7 @@
 """TCP against its rule in NumPy, the layouts of texts against each other, and other classes."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -15,7 +16,6 @@ from clipbias.tuning.method import without_constants
 from clipbias.tuning.transfer import transfer
 from tests import helpers
 from tests.reference import inner_parts, optimizers
-from tests.reference.differences import against_differences
 from tests.reference.methods import Reference
 from tests.tuning import weights_common as common
 from tests.tuning.test_task import VIT_B_16
@@ -83,30 +83,16 @@ def test_logits_losses_and_gradients_equal_numpy(block: int, other: tuple[Clip, 
 
 def test_gradient_of_the_reference_equals_finite_differences(other: tuple[Clip, Reference]) -> None:
     clip, reference = other
-    learnables, images = start(bound(clip)), helpers.random_images(reference.config, 2)
-    learned = {name: np.asarray(value, np.float64) for name, value in without_constants(learnables).items()}
-
-    def run(learned: dict) -> tuple:
-        return of_numpy(reference, learned, images, np.array([1, 0]))
-
-    errors = against_differences(lambda one: sum(run(one)[0].values()), learned, run(learned)[1], entries=1)
-    assert set(errors) == set(learned) and max(errors.values()) < 1e-6
+    images = helpers.random_images(reference.config, 2)
+    common.check_differences(functools.partial(of_numpy, reference), start(bound(clip)), images)
 
 
 def test_steps_of_adam_equal_numpy(other: tuple[Clip, Reference]) -> None:
     clip, reference = other
     task = bound(clip)
-    learnables, rates = start(task), (0.02, 0.03, 0.01)
-    raw, images = common.pictures(clip.config.vision.image_size)
     recipe = dataclasses.replace(common.SGD, optimizer="adam", weight_decay=0.1, epsilon=1e-2)
-    after, losses = common.trained(task, learnables, recipe, raw, common.LABELS, rates)
     optimizer = optimizers.Adam(epsilon=1e-2, weight_decay=0.1)
-    values = {name: np.asarray(value, np.float64) for name, value in without_constants(learnables).items()}
-    for rate, loss in zip(rates, losses[:, 0], strict=True):
-        expected, slopes, _ = of_numpy(reference, values, images, common.LABELS)
-        assert loss == pytest.approx(sum(expected.values()), rel=common.TRAINED)
-        values = optimizer.step(values, slopes, rate)
-    common.close_trees(after, values, common.TRAINED)
+    common.check_steps(task, start(task), functools.partial(of_numpy, reference), recipe, optimizer)
 
 
 @pytest.mark.parametrize("biased", [False, True])

@@ -1,16 +1,19 @@
 """What the tests of methods on CLIP's own weights share: names of weights here and there, and steps of training."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import clipbias
 from clipbias.training import mesh as meshes
 from clipbias.training.step import init_state, place_given, train_step
 from clipbias.tuning import Learnables, Recipe
+from clipbias.tuning.method import without_constants
+from tests.reference.differences import against_differences
 
 CLASS_NAMES = ("cat", "maine_coon", "Golden Retriever's pup", "bird", "757-200")
 LABELS = np.array([4, 0, 2, 2], np.int32)
@@ -111,3 +114,29 @@ def trained(
         )
         losses.append(np.asarray(metrics["loss"]))
     return jax.tree.map(lambda leaf: leaf[0], state.learnables), np.stack(losses)
+
+
+def check_differences(of_numpy: Callable[..., tuple], learnables: Learnables, images: np.ndarray) -> None:
+    """Holds the gradient of a reference to finite differences of its terms, `(losses, gradients, …)` of two images."""
+    learned = {name: np.asarray(value, np.float64) for name, value in without_constants(learnables).items()}
+
+    def run(learned: dict) -> tuple:
+        return of_numpy(learned, images, np.array([1, 0]))
+
+    errors = against_differences(lambda one: sum(run(one)[0].values()), learned, run(learned)[1], entries=1)
+    assert set(errors) == set(learned) and max(errors.values()) < 1e-6
+
+
+def check_steps(
+    task: clipbias.Task, learnables: Learnables, of_numpy: Callable[..., tuple], recipe: Recipe, optimizer: Any
+) -> None:
+    """Holds steps of training to those that an optimiser makes with a reference's losses and gradients."""
+    rates = (0.02, 0.03, 0.01)
+    raw, images = pictures(task.clip.config.vision.image_size)
+    after, losses = trained(task, learnables, recipe, raw, LABELS, rates)
+    values = {name: np.asarray(value, np.float64) for name, value in without_constants(learnables).items()}
+    for rate, loss in zip(rates, losses[:, 0], strict=True):
+        expected, slopes, *_ = of_numpy(values, images, LABELS)
+        assert loss == pytest.approx(sum(expected.values()), rel=TRAINED)
+        values = optimizer.step(values, slopes, rate)
+    close_trees(after, values, TRAINED)
