@@ -67,7 +67,7 @@ def dry_run(config: ConfigDict, options: Mapping[str, Any], packs: Sequence[Pack
     with tempfile.TemporaryDirectory() as nowhere:
         grid = open_grid(config, options, packs, Path(nowhere))
     for pack in packs:
-        text, seconds = forecast(grid, pack, rate)
+        text, seconds = forecast(grid.trainer, pack, rate)
         app.tell(*text.split("\n"))
         total += seconds
     cells = sum(len(pack.cells) for pack in packs)

@@ -53,7 +53,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
         return
     with open_workdir(workdir, app.plain(config)):
         grid = grids.open_grid(config, options, packs, workdir)
-        note_model(workdir, grid.clip)
+        note_model(workdir, grid.trainer.clip)
         rows = grid.run(packs)
         if jax.process_index() == 0:
             write_tables(rows, workdir)

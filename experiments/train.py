@@ -29,7 +29,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
         return
     with open_workdir(workdir, app.plain(config)):
         grid = grids.open_grid(config, options, packs, workdir, single=True)
-        note_model(workdir, grid.clip)
+        note_model(workdir, grid.trainer.clip)
         (row,) = grid.run(packs)
         if jax.process_index() == 0:
             write_text(workdir / "result.json", json.dumps(row, indent=2) + "\n")

@@ -11,37 +11,37 @@ from clipbias.training import mesh as meshes
 from clipbias.training.answers import image_features, logits
 from clipbias.training.evaluation_plan import answer_arguments, class_bytes, image_arguments
 from clipbias.training.features import frozen_features
-from clipbias.training.grid import Grid
 from clipbias.training.loop import rows_per_step
 from clipbias.training.packs import Pack
 from clipbias.training.plan import estimated_seconds, flop, needed_bytes, step_arguments
 from clipbias.training.step import train_step
+from clipbias.training.trainer import Trainer
 from clipbias.tuning import parameter_count
 
 
-def forecast(grid: Grid, pack: Pack, rate: float) -> tuple[str, float]:
+def forecast(trainer: Trainer, pack: Pack, rate: float) -> tuple[str, float]:
     """The lines of a pack, and its seconds without compiling and reading. Its programs are compiled and not run.
 
     Args:
-      grid: which would run it.
+      trainer: which would run it.
       pack: where its learning rates do not fit side by side, each is told by itself.
       rate: multiplications and additions per second of one device, see `plan.device_rate`.
 
     Raises:
       ClipbiasError: there is no way to run it.
     """
-    draws = grid.cache.plans(pack)
+    draws = trainer.cache.plans(pack)
     try:
-        task, runs, plan = grid.prepare(pack, draws)
+        task, runs, plan = trainer.prepare(pack, draws)
     except ClipbiasError:
         if len(pack.learning_rates) == 1:
             raise
-        found = [forecast(grid, part, rate) for part in pack.by_rate]
+        found = [forecast(trainer, part, rate) for part in pack.by_rate]
         return "\n".join(text for text, _ in found), sum(seconds for _, seconds in found)
-    recipe, mesh = grid.recipe_for(pack), grid.mesh
+    recipe, mesh = trainer.recipe_for(pack), trainer.mesh
     images, rows = len(runs[0].train), rows_per_step([run.train for run in runs], recipe)
     tested = sum(len(one.dataset.split("test")) for one in draws[0].evaluations)
-    batch = min(grid.settings.eval_batch_size, tested)
+    batch = min(trainer.settings.eval_batch_size, tested)
     arguments, options = image_arguments(task, batch=batch, runs=len(runs), mesh=mesh)
     count = flop(image_features, *arguments, **options) * tested // len(arguments[-1])
     if task.method.conditional:
@@ -55,13 +55,13 @@ def forecast(grid: Grid, pack: Pack, rate: float) -> tuple[str, float]:
     elif plan is None:
         lines.append(f"  nothing to train, {classes}")
     if task.method.sampling() is not None:
-        once_line, more = _features(grid, pack, draws, images, trained=plan is not None)
+        once_line, more = _features(trainer, pack, draws, images, trained=plan is not None)
         lines.append(once_line)
         count += more
     if plan is not None:
         steps, shape, once = 0, "", 0
-        for method, own in grid.stages(pack):
-            bound = task if method is task.method else grid.cache.task(pack, draws[0].source, method, **plan.options)
+        for method, own in trainer.stages(pack):
+            bound = task if method is task.method else trainer.cache.task(pack, draws[0].source, method, **plan.options)
             step = step_arguments(bound, own, rows=rows, runs=len(runs), mesh=mesh, images=images)
             steps, shape = steps + own.total_steps(images), shape or ", ".join(map(str, step[6]["images"].shape))
             count += own.total_steps(images) * (products := flop(train_step, *step))
@@ -87,21 +87,21 @@ def forecast(grid: Grid, pack: Pack, rate: float) -> tuple[str, float]:
     return "\n".join(lines), seconds
 
 
-def _features(grid: Grid, pack: Pack, draws: Sequence[Plan], images: int, *, trained: bool) -> tuple[str, int]:
+def _features(trainer: Trainer, pack: Pack, draws: Sequence[Plan], images: int, *, trained: bool) -> tuple[str, int]:
     """The line on what the frozen vision tower computes once for all seeds, and its multiplications and additions."""
-    sampling, recipe, clip = grid.cache.method(pack).sampling(), grid.recipe_for(pack), grid.clip
+    sampling, recipe, clip = trainer.cache.method(pack).sampling(), trainer.recipe_for(pack), trainer.clip
     assert sampling is not None
     passes = max(sampling.passes, 1)
     if trained and sampling.training == "fresh":
         passes += recipe.total_epochs(images)
     validation = [split for draw in draws if sampling.validation and (split := draw.validation()) is not None]
     whole = passes * images * len(draws) + sum(map(len, validation))
-    size, batch = clip.config.vision.image_size, grid.settings.eval_batch_size
+    size, batch = clip.config.vision.image_size, trainer.settings.eval_batch_size
     arguments = (
         *(clip.config, clip.preprocessing, meshes.shapes(clip.params)),
         jax.ShapeDtypeStruct((batch, size, size, 3), np.uint8),
     )
-    options = {"dtype": grid.settings.dtype, "projected": sampling.projected}
+    options = {"dtype": trainer.settings.dtype, "projected": sampling.projected}
     count = flop(frozen_features, *arguments, **options) * whole // batch
     more = f" and of {len(validation[0])} validation images" if validation else ""
     seeds = f" for each of {len(draws)} seeds" if len(draws) > 1 else ""

@@ -1,57 +1,34 @@
 """The driver: from methods, datasets, shots and seeds to accuracies. A single run is a grid of one cell.
 
-A pack (`packs.py`) is finished as a whole or not at all, and how it runs depends on the configuration and on the size
-of the device alone, so that an interrupted grid ends with the same numbers to the last bit.
+A pack (`packs.py`) is finished as a whole or not at all. What is to do is found here, and what came of it written;
+between the two each pack is prepared, trained and evaluated by `trainer.py`.
 """
 
-import dataclasses
 import json
-import shutil
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
-import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
 from clipbias.clip import Clip
-from clipbias.data import Dataset, protocols
-from clipbias.data.images import Images
+from clipbias.data import Dataset
 from clipbias.errors import ClipbiasError, sentence
 from clipbias.files import write_text
-from clipbias.training import mesh as meshes
-from clipbias.training.cache import Cache
-from clipbias.training.evaluation_plan import fit_evaluation
-from clipbias.training.features import epoch_features, support_features
-from clipbias.training.identity import earlier_identity, identity
-from clipbias.training.loop import Run, Trained, each_run, initial_learnables, rows_per_step, train
-from clipbias.training.metrics import METRICS
 from clipbias.training.packs import Pack
-from clipbias.training.plan import StepPlan, plan_step
-from clipbias.training.predictions import save_predictions
 from clipbias.training.progress import Progress, progress
 from clipbias.training.results import Results, Row
-from clipbias.training.settings import AUTO, GridSettings
-from clipbias.training.stages import train_stages
-from clipbias.training.step import place_text
-from clipbias.training.timing import Stopwatch, step_seconds
-from clipbias.training.workdir import ADAPTER, CELLS, stable_hash
-from clipbias.tuning import Samples, Task, parameter_count
-from clipbias.tuning.adapter import save_adapter
-from clipbias.tuning.method import Learnables, Method, one_run
+from clipbias.training.settings import GridSettings
+from clipbias.training.trainer import Trainer
+from clipbias.training.workdir import CELLS
 from clipbias.tuning.recipe import Recipe
-from clipbias.tuning.transfer import transfer
-
-# What differs between two equal runs, and so is in their results but not in their adapters.
-VOLATILE = ("seconds", "training_seconds", "seconds_per_image", "waiting_share")
 
 
 class Grid:
-    """Trains and evaluates packs, writes their results, and takes up what an earlier process left."""
+    """Runs the packs that are not finished, writes their results, and takes up what an earlier process left."""
 
     def __init__(
         self,
@@ -75,11 +52,8 @@ class Grid:
           mesh: where to compute.
           single: there is one cell, whose files lie in `workdir` itself, and whose failure is the grid's.
         """
-        self.clip, self.recipe, self.settings, self.workdir, self.mesh = clip, recipe, settings, workdir, mesh
-        self.single = single
-        self.params = meshes.replicate(mesh, clip.params)
+        self.trainer = Trainer(clip, recipe, settings, load_dataset, workdir, mesh=mesh, single=single)
         self.results = Results(workdir / "results.jsonl")
-        self.cache = Cache(clip, self.params, settings, load_dataset, mesh)
 
     def run(self, packs: Sequence[Pack]) -> list[Row]:
         """Runs every pack that is not finished. A pack that fails is reported and the rest goes on.
@@ -87,26 +61,26 @@ class Grid:
         Returns:
           The rows of `packs`, finished before or now.
         """
-        wanted = [self.row(pack, *cell) for pack in packs for cell in pack.cells]
+        wanted = [self.trainer.row(pack, *cell) for pack in packs for cell in pack.cells]
         todo = [pack for pack in packs if not self._is_finished(pack)]
         done = len(wanted) - sum(len(pack.cells) for pack in todo)
         if done:
             logging.info("%d of %d cells are finished already", done, len(wanted))
         for pack in packs:
             if pack not in todo:  # killed right after their results were written
-                self._remove_checkpoints(pack)
+                self.trainer.remove_checkpoints(pack)
         if jax.process_index() == 0:  # for those who read the results: which lines are of this configuration
-            write_text(self.workdir / CELLS, json.dumps(sorted({row["config_hash"] for row in wanted})) + "\n")
-        with progress(0 if self.single else len(wanted), done=done, unit="cell", title="cells") as bar:
+            write_text(self.trainer.workdir / CELLS, json.dumps(sorted({row["config_hash"] for row in wanted})) + "\n")
+        with progress(0 if self.trainer.single else len(wanted), done=done, unit="cell", title="cells") as bar:
             for pack in todo:
-                self.cache.keep_only(pack.dataset)
+                self.trainer.cache.keep_only(pack.dataset)
                 for part, rows in self._attempt(pack, bar):
                     self._write(part, rows, bar)
         return [row for row in map(self.results.get, wanted) if row is not None]
 
     def _is_finished(self, pack: Pack) -> bool:
-        rows = [self.row(pack, *cell) for cell in pack.cells]
-        if self.single and not self.adapter_path(pack, *pack.cells[0]).exists():
+        rows = [self.trainer.row(pack, *cell) for cell in pack.cells]
+        if self.trainer.single and not self.trainer.adapter_path(pack, *pack.cells[0]).exists():
             return False
         if not all(map(self.results.finished, rows)):  # no dataset is opened to learn what the names tell
             return False
@@ -116,7 +90,7 @@ class Grid:
     def _image_hash(self, pack: Pack) -> str | None:
         """`None` where the images cannot be looked at now: results that are there stay."""
         try:
-            return self.cache.image_hash(pack)
+            return self.trainer.cache.image_hash(pack)
         except Exception:  # it is told where they are needed
             return None
 
@@ -124,9 +98,9 @@ class Grid:
         """A pack and its rows; where it fails, its learning rates one by one, so that none costs another."""
         began = time.monotonic()
         try:
-            rows = self._run_pack(pack)
+            rows = self.trainer.train(pack)
         except Exception as error:
-            if self.single:
+            if self.trainer.single:
                 raise
             if len(pack.learning_rates) > 1:
                 for part in pack.by_rate:
@@ -135,266 +109,20 @@ class Grid:
             if not isinstance(error, ClipbiasError):
                 logging.error("%s", "".join(traceback.format_exception(error)))
             told = {"status": "failed", "error": sentence(error), "image_hash": self._image_hash(pack)}
-            rows = [self.row(pack, *cell) | told | self._rate(pack, cell[0]) for cell in pack.cells]
+            rows = [self.trainer.row(pack, *cell) | told | self.trainer.rate(pack, cell[0]) for cell in pack.cells]
             bar.say(f"failed: {pack.method} on {pack.dataset}, {pack.shots} shots: {sentence(error)}")
         for row in rows:
             row["seconds"] = round((time.monotonic() - began) / len(rows), 2)
         yield pack, rows
 
-    def _run_pack(self, pack: Pack) -> list[Row]:
-        """Prepares, trains and evaluates the cells of a pack; saves their adapters and returns their rows."""
-        draws = self.cache.plans(pack)
-        task, runs, plan = self.prepare(pack, draws)
-        samples = self._samples(pack, draws, task, runs)
-        trained, host = None, Stopwatch()
-        with host:
-            learnables = initial_learnables(task, runs, samples)
-        if plan is not None:
-            trained = self._train(pack, task, runs, plan, learnables)
-            learnables = meshes.fetch(trained.learnables)
-            if samples is not None and task.method.overrides("finish"):
-                with host:
-                    learnables = each_run(task.method.finish, learnables, samples)
-        spent = self._training_seconds(pack, runs, samples, host, trained is not None)
-        scores = {one.name: self._score(pack, one, task, learnables) for one in draws[0].evaluations}
-        rows = []
-        for index, (rate, seed) in enumerate(pack.cells):
-            own = one_run(learnables, index)
-            row = self._row_of(pack, rate, seed, {name: found[index] for name, found in scores.items()}, own)
-            row |= self._facts(trained, runs[index], index) | {"training_seconds": round(spent[index], 4)}
-            if (jax.tree.leaves(own) or self.single) and jax.process_index() == 0:
-                notes = {name: value for name, value in row.items() if name not in VOLATILE}
-                save_adapter(self.adapter_path(pack, rate, seed), task, own, method=pack.method, notes=notes)
-            rows.append(row)
-        return rows
-
-    def prepare(self, pack: Pack, draws: Sequence[protocols.Plan]) -> tuple[Task, list[Run], StepPlan | None]:
-        """The task of a pack, its runs in the order of its cells, and how a step runs; no plan without training."""
-        source = draws[0].source
-        task = self.cache.task(pack, source)
-        if not task.method.draws:
-            return task, [Run(source.split("test"), seed) for _, seed in pack.cells], None
-        images = {seed: self.cache.train_images(pack, draw) for seed, draw in zip(pack.seeds, draws, strict=True)}
-        runs = [Run(images[seed], seed, rate) for rate, seed in pack.cells]
-        if not (task.method.trains and jax.tree.leaves(task.shapes)):
-            return task, runs, None
-        bound, plan = self.plan_stage(pack, source, runs, *self.stages(pack)[0])
-        if bound.method is not task.method:
-            return self.cache.task(pack, source, **plan.options), runs, plan
-        return bound, runs, plan
-
-    def plan_stage(
-        self, pack: Pack, source: Dataset, runs: Sequence[Run], method: Method, recipe: Recipe
-    ) -> tuple[Task, StepPlan]:
-        """The task of one stage of a pack's training, and how its steps run."""
-        task, plan = plan_step(
-            lambda **memory: self.cache.task(pack, source, method, **memory),
-            recipe,
-            rows=rows_per_step([run.train for run in runs], recipe),
-            runs=len(runs),
-            mesh=self.mesh,
-            remat=self.settings.remat,
-            chunks=self.settings.class_chunks,
-            images=len(runs[0].train),
-        )
-        is_slower = plan.options and (self.settings.remat, self.settings.class_chunks) == (AUTO, 0)
-        if is_slower and len(pack.learning_rates) > 1:  # one by one they may run the fastest way
-            raise ClipbiasError("the learning rates do not fit the memory side by side.")
-        return task, plan
-
-    def recipe_for(self, pack: Pack) -> Recipe:
-        """How the runs of a pack are trained, but for their learning rates."""
-        return self.cache.method(pack).recipe_for(self.recipe, pack.shots)
-
-    def stages(self, pack: Pack) -> Sequence[tuple[Method, Recipe]]:
-        """The trainings of a pack that follow one another, mostly one."""
-        return self.cache.method(pack).stages(self.recipe_for(pack))
-
-    def _samples(
-        self, pack: Pack, draws: Sequence[protocols.Plan], task: Task, runs: Sequence[Run]
-    ) -> list[Samples] | None:
-        """Features of each run's training images, where the method asks for them."""
-        sampling = task.method.sampling()
-        if sampling is None:
-            return None
-        placed = place_text(self.mesh, task, self.params)
-        assert isinstance(placed, jax.Array), "a method on features of images leaves the text tower alone"
-        text = np.asarray(task.classifier.by_text(placed))
-        plans = dict(zip(pack.seeds, draws, strict=True))
-        return [
-            Samples(
-                features=support_features(self.cache.features(pack, run, sampling), sampling),
-                labels=np.asarray(run.train.labels),
-                text=text,
-                scale=float(np.exp(np.float32(self.clip.params["logit_scale"]))),
-                seed=run.seed,
-                **self.cache.validation(pack, plans[run.seed], run.seed, sampling),
-            )
-            for run in runs
-        ]
-
-    def _training_seconds(
-        self, pack: Pack, runs: Sequence[Run], samples: Sequence[Samples] | None, host: Stopwatch, trained: bool
-    ) -> list[float]:
-        """What each cell's training took: its features, and equal shares of what all cells of the pack ran together."""
-        lengths = [recipe.total_steps(len(runs[0].train)) for _, recipe in self.stages(pack)] if trained else []
-        shared = step_seconds(self._metrics(pack) / METRICS, lengths)
-        if samples is None:
-            return [shared / len(runs)] * len(runs)
-        sampling = self.cache.method(pack).sampling()
-        assert sampling is not None
-        passes = max(sampling.passes, 1)
-        if trained and sampling.training == "fresh":
-            passes += self.recipe_for(pack).total_epochs(len(runs[0].train))
-        counts = [passes * len(one.labels) + (0 if one.validation is None else len(one.validation)) for one in samples]
-        each = [self.cache.features(pack, run, sampling).seconds(n) for run, n in zip(runs, counts, strict=True)]
-        return [own + (shared + host.seconds) / len(runs) for own in each]
-
-    def _metrics(self, pack: Pack) -> Path:
-        return self.workdir if self.single else self.workdir / "runs" / pack.folder_name
-
-    def _train(self, pack: Pack, task: Task, runs: Sequence[Run], plan: StepPlan, start: Learnables) -> Trained:
-        method, stages, source = task.method, self.stages(pack), self.cache.plans(pack)[0].source
-        steps = [recipe.total_steps(len(runs[0].train)) for _, recipe in stages]
-
-        def train_stage(stage: int, start: Learnables) -> tuple[Task, Trained]:
-            trained, recipe = stages[stage]
-            bound = task, plan
-            if trained is not method:
-                bound = self.plan_stage(pack, source, runs, trained, recipe)
-            if len(stages) == 1:
-                return bound[0], self._train_stage(pack, *bound, runs, recipe, start)
-            counted = {"before": sum(steps[:stage]), "whole": sum(steps)}
-            return bound[0], self._train_stage(pack, *bound, runs, recipe, start, stage, counted)
-
-        return train_stages(method, len(stages), start, train_stage, params=self.params, mesh=self.mesh)
-
-    def _train_stage(
-        self,
-        pack: Pack,
-        task: Task,
-        plan: StepPlan,
-        runs: Sequence[Run],
-        recipe: Recipe,
-        start: Learnables,
-        stage: int | None = None,
-        steps: Mapping[str, int] | None = None,
-    ) -> Trained:
-        sampling, features = task.method.sampling(), None
-        if sampling is not None:
-            epochs = recipe.total_epochs(len(runs[0].train))
-            features = [epoch_features(self.cache.features(pack, run, sampling), sampling, epochs) for run in runs]
-        identities = [self._identity(one) for one in pack.by_rate]
-        own = identities[0] if len(identities) == 1 else {"packs": identities}
-        named, folder = own | {"images": self.cache.image_hash(pack)}, self._checkpoints(pack)
-        if stage is not None:
-            named, folder = named | {"stage": stage}, folder / f"stage{stage}"
-        return train(
-            task,
-            self.params,
-            runs,
-            recipe,
-            mesh=self.mesh,
-            start=start,
-            features=features,
-            folder=folder,
-            identity=named,
-            earlier=[earlier_identity(task, pack, runs[0], recipe)] if self.single else [own],
-            checkpoint_seconds=self.settings.checkpoint_seconds,
-            progress=Progress(0, title=f"{pack.method} {pack.dataset}") if self.single else None,
-            metrics_folder=self._metrics(pack),
-            plan=plan,
-            **(steps or {}),
-        )
-
-    def _score(
-        self, pack: Pack, evaluation: protocols.Evaluation, trained: Task, learnables: Learnables
-    ) -> list[dict[str, Any]]:
-        """What each run of a pack scores in one evaluation, whose classes may differ from those of training."""
-        task = fit_evaluation(
-            lambda **memory: self.cache.task(pack, evaluation.dataset, **memory), runs=len(pack.cells), mesh=self.mesh
-        )
-        learnables = transfer(trained, task, learnables, evaluation.source_labels, axis=1)
-        placed = meshes.place(self.mesh, learnables, meshes.RUN)
-        evaluator = self.cache.evaluator(evaluation)
-        text = place_text(self.mesh, task, self.params)
-        validation = self.cache.validation_evaluator(pack, evaluation)
-        scores = evaluator.accuracy(task.classifier, placed, text, runs=len(pack.cells), validation=validation)
-        if jax.process_index() == 0 and evaluator.predicted is not None:
-            split = evaluation.dataset.split("test")
-            for index, (cell, predicted) in enumerate(zip(pack.cells, evaluator.predicted, strict=True)):
-                name = evaluation.name if self.single else f"{pack.name(cell[0])}-seed{cell[1]}-{evaluation.name}"
-                own = one_run(learnables, index)
-                save_predictions(self.workdir, name, task, own, pack.method, split, predicted)
-        told = {"seconds_per_image": evaluator.seconds_per_image}
-        told |= {"skipped_images": evaluator.skipped} if evaluator.skipped else {}
-        return [score | told for score in scores]
-
-    def _row_of(
-        self, pack: Pack, rate: float | None, seed: int, scores: dict[str, dict[str, Any]], learnables: Learnables
-    ) -> Row:
-        row = self.row(pack, rate, seed) | {"status": "ok", "image_hash": self.cache.image_hash(pack)}
-        if len(scores) == 1:
-            row |= next(iter(scores.values()))
-        else:
-            row["seconds_per_image"] = next(iter(scores.values()))["seconds_per_image"]
-            for key, values in (("accuracies", "accuracy"), ("calibrations", "calibration")):
-                row[key] = {name: score[values] for name, score in scores.items()}
-            if skipped := sum(score.get("skipped_images", 0) for score in scores.values()):
-                row["skipped_images"] = skipped
-        counts = parameter_count(learnables)
-        row |= {f"parameters_{part}": counts[part] for part in ("vision", "text", "shared")}
-        return row | {"parameters": counts["total"], "model": self.clip.name} | self._rate(pack, rate)
-
-    def _facts(self, trained: Trained | None, run: Run, index: int) -> Row:
-        if trained is None:
-            return {"loss": None}
-        facts: Row = {"loss": trained.losses[index], "steps": trained.steps}
-        if isinstance(run.train, Images) and run.train.unreadable:
-            facts["skipped_training_images"] = len(run.train.unreadable)
-        return facts | {"waiting_share": round(trained.waiting_share, 4)}
-
-    def _rate(self, pack: Pack, rate: float | None) -> Row:
-        """The learning rate, and of a recipe of the method's own what it does otherwise than the common one."""
-        if not self.cache.method(pack).trains:
-            return {"learning_rate": None}
-        recipe = self.recipe_for(pack)
-        own = recipe.differences(self.recipe)
-        return {"learning_rate": recipe.at(rate).learning_rate, **({"recipe": own} if own else {})}
-
     def _write(self, pack: Pack, rows: Sequence[Row], bar: Progress) -> None:
         """Writes a pack's rows in one go: with a part of them, the rest would train in another program."""
         self.results.append([row for row in rows if not self.results.finished(row, images=row["image_hash"])])
         if all(row["status"] == "ok" for row in rows):
-            self._remove_checkpoints(pack)
-        if self.single:
+            self.trainer.remove_checkpoints(pack)
+        if self.trainer.single:
             return
         shown = {name: rows[0][name] for name in ("method", "dataset", "shots")}
         if accuracies := [row["accuracy"] for row in rows if "accuracy" in row]:
             shown["accuracy"] = round(sum(accuracies) / len(accuracies), 1)
         bar.advance(len(rows), shown)
-
-    def row(self, pack: Pack, rate: float | None, seed: int) -> Row:
-        """What names one cell in the results."""
-        own = dataclasses.replace(pack, learning_rates=(rate,))
-        names = {"protocol": self.settings.protocol, "method": pack.method, "dataset": pack.dataset}
-        return {**names, "shots": pack.shots, "seed": seed, "config_hash": stable_hash(self._identity(own))}
-
-    def _identity(self, pack: Pack) -> dict[str, Any]:
-        recipe = self.recipe_for(pack).at(pack.learning_rates[0]) if self.cache.method(pack).trains else None
-        return identity(pack, self.clip, self.cache.options(pack), self.settings, recipe)
-
-    def adapter_path(self, pack: Pack, rate: float | None, seed: int) -> Path:
-        """Where the tuned adapter of a cell lies."""
-        if self.single:
-            return self.workdir / ADAPTER
-        return self.workdir / "adapters" / f"{pack.name(rate)}-seed{seed}.safetensors"
-
-    def _checkpoints(self, pack: Pack) -> Path:
-        folder = self.workdir / "checkpoints"
-        return folder if self.single else folder / stable_hash([self._identity(one) for one in pack.by_rate])
-
-    def _remove_checkpoints(self, pack: Pack) -> None:
-        if jax.process_index() == 0:
-            for part in (pack, *(pack.by_rate if len(pack.learning_rates) > 1 else ())):
-                shutil.rmtree(self._checkpoints(part), ignore_errors=True)

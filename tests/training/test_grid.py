@@ -13,8 +13,7 @@ from clipbias.clip import Clip
 from clipbias.data import Dataset
 from clipbias.errors import ClipbiasError
 from clipbias.files import read_json_lines
-from clipbias.training import grid as grids
-from clipbias.training import loop
+from clipbias.training import loop, trainer
 from clipbias.training import mesh as meshes
 from clipbias.training.evaluate import evaluate
 from clipbias.training.forecast import forecast
@@ -55,7 +54,7 @@ def test_every_cell_once_and_a_failing_one_costs_no_other(
     costs = [[row[name] for row in rows[3:]] for name in ("training_seconds", "seconds_per_image")]
     assert costs[0][0] == 0 < costs[0][1] == costs[0][2] and costs[1][1] == costs[1][2] > 0 < costs[1][0]
     again = make_grid(clip, colours, recipe, tmp_path)
-    again.cache._load = lambda name: 1 / 0  # not even the images of finished cells can be looked at
+    again.trainer.cache._load = lambda name: 1 / 0  # not even the images of finished cells can be looked at
     repeated = again.run(packs)
     assert repeated[3:] == rows[3:]
     assert repeated[0]["error"] == "ZeroDivisionError: division by zero"
@@ -69,7 +68,7 @@ def test_an_adapter_of_the_grid_gives_the_grids_accuracy(
     packs = make_packs(["bias"], ["colours"], [2], [1, 2])
     rows = grid.run(packs)
     for row, seed in zip(rows, (1, 2), strict=True):
-        adapter = load_adapter(grid.adapter_path(packs[0], None, seed))
+        adapter = load_adapter(grid.trainer.adapter_path(packs[0], None, seed))
         assert adapter.notes["accuracy"] == row["accuracy"]
         assert np.any(adapter.learnables["vision_bias"])
         with np.load(tmp_path / "predictions" / f"bias-colours-2shots-seed{seed}-test.npz") as stored:
@@ -104,7 +103,7 @@ def test_seeds_split_over_devices_give_the_cells_of_one_device(
         rows = grid.run(packs)
         assert [row["status"] for row in rows] == ["ok"] * len(seeds)
         cells.append([row.get("accuracies", row.get("accuracy")) for row in rows])
-        learnables.append([load_adapter(grid.adapter_path(packs[0], None, seed)).learnables for seed in seeds])
+        learnables.append([load_adapter(grid.trainer.adapter_path(packs[0], None, seed)).learnables for seed in seeds])
     assert cells[0] == cells[1]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6), *learnables)
 
@@ -116,7 +115,7 @@ def test_what_a_killed_run_no_longer_needs_is_removed(
     packs = make_packs(["zero_shot"], ["colours"], [2], [1])
     grid = make_grid(clip, colours, recipe, tmp_path)
     rows = grid.run(packs)
-    (grid._checkpoints(packs[0]) / "3" / "state").mkdir(parents=True)
+    (grid.trainer.checkpoints(packs[0]) / "3" / "state").mkdir(parents=True)
     other = tmp_path / "checkpoints" / "another" / "3"  # of a run that is not finished, or not this one
     other.mkdir(parents=True)
     assert make_grid(clip, colours, recipe, tmp_path).run(packs) == rows
@@ -132,7 +131,7 @@ def test_a_number_belongs_to_its_template_and_to_its_program(clip: Clip, recipe:
         settings = dataclasses.replace(SETTINGS, inputs=inputs)
         grid = Grid(clip, recipe, settings, lambda name: None, tmp_path, mesh=meshes.single_device())
         packs = [Pack(method, "colours", 2, (1,)) for method in ("bias", str(own))]
-        return [grid.row(pack, None, 1)["config_hash"] for pack in packs]
+        return [grid.trainer.row(pack, None, 1)["config_hash"] for pack in packs]
 
     plain = hashes()
     assert hashes() == plain
@@ -150,7 +149,7 @@ def test_cells_keep_the_names_that_earlier_versions_gave_them(
 ) -> None:
     grid = Grid(clip, recipe, SETTINGS, lambda name: None, tmp_path, mesh=meshes.single_device())
     packs = make_packs(["bias"], ["colours"], [2], [1, 2], learning_rates=learning_rates)
-    assert [grid.row(pack, *cell)["config_hash"] for pack in packs for cell in pack.cells] == hashes
+    assert [grid.trainer.row(pack, *cell)["config_hash"] for pack in packs for cell in pack.cells] == hashes
 
 
 def with_images(colours: Dataset, split: str) -> Dataset:
@@ -226,7 +225,7 @@ def test_learning_rates_train_side_by_side_and_fail_one_by_one(
         sizes.append(len(runs))
         return loop.train(task, params, runs, *arguments, **options)
 
-    monkeypatch.setattr(grids, "train", counted)
+    monkeypatch.setattr(trainer, "train", counted)
 
     def run(folder: str, *rates: float) -> list[dict]:
         (tmp_path / folder).mkdir()
@@ -259,13 +258,13 @@ def test_options_of_one_dataset_are_its_own_even_where_classes_are_the_same(
     settings = dataclasses.replace(SETTINGS, method_options=options)
     grid = Grid(clip, recipe, settings, lambda name: colours, tmp_path, mesh=meshes.single_device())
     packs = make_packs(["taskres"], ["colours", "again"], [2], [1])
-    assert [grid.cache.task(pack, colours).method.alpha for pack in packs] == [0.5, 1.0]
+    assert [grid.trainer.cache.task(pack, colours).method.alpha for pack in packs] == [0.5, 1.0]
 
 
 def test_a_forecast_runs_and_writes_nothing(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
     grid = make_grid(clip, colours, recipe, tmp_path)
     zero_shot, bias = make_packs(["zero_shot", "bias"], ["colours"], [4], [1, 2])
-    text, seconds = forecast(grid, bias, 1e9)
+    text, seconds = forecast(grid.trainer, bias, 1e9)
     # 12 training images in batches of 8, the rest left out: one step in each of three epochs.
     for part in (
         "2 runs side by side, 12 training images, 3 steps",
@@ -275,8 +274,8 @@ def test_a_forecast_runs_and_writes_nothing(clip: Clip, colours: Dataset, recipe
         "memory: about",
     ):
         assert part in text
-    assert seconds == pytest.approx(2 * forecast(grid, bias, 2e9)[1]) and seconds > 0
-    text, less = forecast(grid, zero_shot, 1e9)
+    assert seconds == pytest.approx(2 * forecast(grid.trainer, bias, 2e9)[1]) and seconds > 0
+    text, less = forecast(grid.trainer, zero_shot, 1e9)
     assert "nothing to train" in text and less < seconds
     assert not list(tmp_path.iterdir())
 
@@ -292,8 +291,8 @@ def test_a_methods_own_file_is_run_once(clip: Clip, colours: Dataset, recipe: Re
     )
     grid = make_grid(clip, colours, recipe, tmp_path)
     packs = [Pack(str(own), dataset, 2, (1, 2)) for dataset in ("colours", "others")]
-    made = {id(grid.cache.method(pack)) for pack in packs}
+    made = {id(grid.trainer.cache.method(pack)) for pack in packs}
     for pack in packs:
         for cell in pack.cells:
-            grid.row(pack, *cell)
+            grid.trainer.row(pack, *cell)
     assert len(made) == 1 and runs.read_text() == "."

@@ -61,7 +61,7 @@ def test_every_head_is_tuned_saved_and_loaded(clip: Clip, colours: Dataset, reci
         if row["seed"] > 1:
             continue
         pack = next(pack for pack in packs if pack.method == row["method"])
-        adapter = load_adapter(grid.adapter_path(pack, None, row["seed"]))
+        adapter = load_adapter(grid.trainer.adapter_path(pack, None, row["seed"]))
         score = evaluate(
             adapter.task(clip),
             adapter.learnables,

@@ -38,12 +38,13 @@ def packs(*methods: str, seeds: tuple[int, ...] = (1, 2), **options) -> list:
 
 def give_options(grid: Grid, method: str, **options) -> None:
     """Options of a method; and every step is saved."""
-    grid.settings = dataclasses.replace(grid.settings, method_options={method: options}, checkpoint_seconds=0.0)
-    grid.cache = Cache(grid.clip, grid.params, grid.settings, grid.cache._load, grid.mesh)
+    trainer = grid.trainer
+    trainer.settings = dataclasses.replace(trainer.settings, method_options={method: options}, checkpoint_seconds=0.0)
+    trainer.cache = Cache(trainer.clip, trainer.params, trainer.settings, trainer.cache._load, trainer.mesh)
 
 
 def learnables(grid, pack, seeds: tuple[int, ...]) -> list:
-    return [load_adapter(grid.adapter_path(pack, None, seed)).learnables for seed in seeds]
+    return [load_adapter(grid.trainer.adapter_path(pack, None, seed)).learnables for seed in seeds]
 
 
 @pytest.mark.parametrize("method", [PROBE, CACHE, PROJECTION])
@@ -60,13 +61,13 @@ def test_a_cell_and_its_adapter(clip: Clip, colours: Dataset, recipe: Recipe, tm
     assert (rows[0]["learning_rate"] is None) == (method == CACHE) == (rows[0]["loss"] is None)
     assert "recipe" not in rows[0]
     for row, seed in zip(rows, (1, 2), strict=True):
-        adapter = load_adapter(grid.adapter_path(pack, None, seed))
+        adapter = load_adapter(grid.trainer.adapter_path(pack, None, seed))
         task, own = adapter.bind(clip, own_methods=OWN)
         mesh = meshes.single_device()
         score = evaluate(task, own, colours.split("test"), mesh=mesh, eval_batch_size=8, on_image_error="raise")
         assert score["correct"] == row["correct"]
     again = make_grid(clip, colours, recipe, tmp_path)
-    again.cache._load = lambda name: 1 / 0  # nothing is opened for what is finished
+    again.trainer.cache._load = lambda name: 1 / 0  # nothing is opened for what is finished
     assert again.run([pack]) == rows
 
 
@@ -91,7 +92,7 @@ def test_only_what_differs_from_the_common_recipe_is_in_a_row(
     own, common = grid.run(packs(PROBE, "bias", seeds=(1,)))
     assert own["recipe"] == {"steps": 4, "keep_last": True} and own["steps"] == 4
     assert "recipe" not in common and common["steps"] == 3
-    assert load_adapter(grid.adapter_path(packs(PROBE)[0], None, 1)).notes["recipe"] == own["recipe"]
+    assert load_adapter(grid.trainer.adapter_path(packs(PROBE)[0], None, 1)).notes["recipe"] == own["recipe"]
 
 
 @pytest.mark.parametrize("method", [PROBE, CACHE])
@@ -167,7 +168,7 @@ def tower_flop(clip: Clip, images: int) -> int:
 
 def test_a_forecast_tells_what_is_computed_once(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
     grid = make_grid(clip, colours, recipe, tmp_path)
-    text, seconds = forecast(grid, packs(CACHE)[0], 1e9)
+    text, seconds = forecast(grid.trainer, packs(CACHE)[0], 1e9)
     assert "made at once of 12 training images, 3 classes, 15 test images" in text
     assert (
         "features, computed once: 2 passes of 12 training images and of 6 validation images for each of 2 seeds; "
@@ -175,16 +176,16 @@ def test_a_forecast_tells_what_is_computed_once(clip: Clip, colours: Dataset, re
     ) in text
     once, tested = tower_flop(clip, 60), tower_flop(clip, 15)
     assert seconds == pytest.approx((once + tested) / (1e9 * 0.65), rel=0.01)
-    text, _ = forecast(grid, packs(PROBE, seeds=(1,))[0], 1e9)
+    text, _ = forecast(grid.trainer, packs(PROBE, seeds=(1,))[0], 1e9)
     # One pass for `support`, and a fresh one for each of three epochs.
     assert "computed once: 4 passes of 12 training images; 48 images through the vision tower" in text
     assert f"a step: features [1, 8, {clip.config.projection_width}]" in text
     assert "memory: about" in text and "parameters per run: 36 (36 shared)" in text
-    text, _ = forecast(grid, packs(PROJECTION, seeds=(1,))[0], 1e9)
+    text, _ = forecast(grid.trainer, packs(PROJECTION, seeds=(1,))[0], 1e9)
     assert "computed once: 1 pass of 12 training images; 12 images" in text
     assert f"a step: features [1, 8, {clip.config.vision.width}]" in text
     give_options(grid, CACHE, passes=0, validation=False)
-    text, _ = forecast(grid, packs(CACHE, seeds=(1,))[0], 1e9)  # the images as they are evaluated
+    text, _ = forecast(grid.trainer, packs(CACHE, seeds=(1,))[0], 1e9)  # the images as they are evaluated
     assert "computed once: 1 pass of 12 training images; 12 images" in text
     assert not list(tmp_path.iterdir())
 

@@ -30,7 +30,7 @@ def make_grid(clip: Clip, dataset: Dataset, recipe: Recipe, folder: Path, protoc
 
 
 def adapter_of(grid: Grid, pack: Pack, seed: int) -> dict[str, np.ndarray]:
-    return dict(load_adapter(grid.adapter_path(pack, None, seed)).learnables)
+    return dict(load_adapter(grid.trainer.adapter_path(pack, None, seed)).learnables)
 
 
 def test_a_run_stopped_in_either_stage_ends_with_the_same_bits(
@@ -79,6 +79,6 @@ def test_a_run_stopped_in_either_stage_ends_with_the_same_bits(
 def test_a_forecast_counts_every_stage(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
     (pack,) = make_packs(["two_stage"], ["colours"], [2], [1])
     grid = make_grid(clip, colours, recipe, tmp_path)
-    text, _ = forecast(grid, pack, 1e9)
-    steps = sum(own.total_steps(6) for _, own in grid.stages(pack))
-    assert len(grid.stages(pack)) == 2 and f" {steps} steps" in text
+    text, _ = forecast(grid.trainer, pack, 1e9)
+    steps = sum(own.total_steps(6) for _, own in grid.trainer.stages(pack))
+    assert len(grid.trainer.stages(pack)) == 2 and f" {steps} steps" in text

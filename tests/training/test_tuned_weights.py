@@ -41,7 +41,7 @@ def test_every_method_is_tuned_saved_and_loaded(clip: Clip, colours: Dataset, re
         "layer_norm": 4 * vision.layers * vision.width,
     }
     for pack, row in zip(packs, rows, strict=True):
-        adapter = load_adapter(grid.adapter_path(pack, None, row["seed"]))
+        adapter = load_adapter(grid.trainer.adapter_path(pack, None, row["seed"]))
         score = evaluate(
             adapter.task(clip),
             adapter.learnables,

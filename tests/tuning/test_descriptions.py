@@ -162,12 +162,12 @@ def test_results_and_adapters_of_a_grid_depend_on_them(pair, colours, tmp_path) 
         assert not any(other._is_finished(pack) for pack in packs)
     picture = helpers.random_images(pair[1].config, 2)
     for pack in packs:
-        adapter = load_adapter(grid.adapter_path(pack, *pack.cells[0]))
+        adapter = load_adapter(grid.trainer.adapter_path(pack, *pack.cells[0]))
         assert adapter.descriptions == (None if pack.method == "kgcoop" else COLOUR_TEXTS)
         learnables = adapter.learnables
         expected = Task(
             pair[0],
-            grid.cache.method(pack),
+            grid.trainer.cache.method(pack),
             colours.class_names,
             template=colours.template,
             descriptions=COLOUR_TEXTS,
@@ -235,7 +235,7 @@ def test_through_a_configuration(pair, tmp_path) -> None:
     assert found["correct"] == score["correct"]
     packs = make_packs(["zero_shot"], ["demo/digits"], [1], [1])
     grid = grids.open_grid(config, {}, packs, tmp_path)
-    before = grid._identity(packs[0])["inputs"]
+    before = grid.trainer.identity(packs[0])["inputs"]
     assert before == {"descriptions": read_descriptions(path).digest}
     path.write_text(json.dumps({name: ["a cat"] for name in names}))
-    assert grids.open_grid(config, {}, packs, tmp_path)._identity(packs[0])["inputs"] != before
+    assert grids.open_grid(config, {}, packs, tmp_path).trainer.identity(packs[0])["inputs"] != before
