@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 import clipbias
 from clipbias.training import mesh as meshes
+from clipbias.training.dealing import Part
 from clipbias.training.forecast import forecast
 from clipbias.training.grid import Grid
 from clipbias.training.packs import Pack
@@ -22,7 +23,13 @@ INPUTS = ("template", "split", "split_dir", "index_file")
 
 
 def open_grid(
-    config: ConfigDict, options: Mapping[str, Any], packs: Sequence[Pack], workdir: Path, *, single: bool = False
+    config: ConfigDict,
+    options: Mapping[str, Any],
+    packs: Sequence[Pack],
+    workdir: Path,
+    *,
+    single: bool = False,
+    part: Part | None = None,
 ) -> Grid:
     """The grid that a configuration describes.
 
@@ -31,7 +38,7 @@ def open_grid(
       options: options by method name.
       packs: all that it is to run.
       workdir: where all files go.
-      single: there is one cell, see `Grid`.
+      single, part: see `Grid`.
     """
     targets = tuple(config.get("targets", ()))
     inputs = {name: config[name] for name in INPUTS if config[name]}
@@ -57,7 +64,10 @@ def open_grid(
     mesh = meshes.make_mesh(**config.mesh)
     clip, recipe = clipbias.load(config.model), Recipe.from_config(config)
     return Grid(
-        *(clip, recipe, settings, lambda name: app.load_dataset(config, name), workdir), mesh=mesh, single=single
+        *(clip, recipe, settings, lambda name: app.load_dataset(config, name), workdir),
+        mesh=mesh,
+        single=single,
+        part=part,
     )
 
 
@@ -65,7 +75,8 @@ def dry_run(config: ConfigDict, options: Mapping[str, Any], packs: Sequence[Pack
     """Prints what each program would do and need, and the whole; trains nothing and leaves no file."""
     rate, total = device_rate(), 0.0
     with tempfile.TemporaryDirectory() as nowhere:
-        grid = open_grid(config, options, packs, Path(nowhere))
+        grid = open_grid(config, options, packs, Path(nowhere), part=Part.named(config.get("part", "")))
+    packs = grid.own(packs)
     for pack in packs:
         text, seconds = forecast(grid.trainer, pack, rate)
         app.tell(*text.split("\n"))

@@ -3,11 +3,12 @@
     python -m experiments.table1 --config=configs/demo.py
     python -m experiments.table1 --config=configs/table1.py --config.data_dir=/data --workdir=/results/table1
     python -m experiments.table1 --compare --workdir=/results/table1
+    python -m experiments.table1 --config=configs/table1.py --config.part=2/4 --workdir=/results/table1
 
 Continues where it stopped. Writes `results.jsonl` (a line per cell), `table.md`, `table.tex`, `table.html`, the picture
 `accuracy` and the tuned adapters; `costs.md` groups the methods by kind and tells what they cost, which the pictures
 `accuracy_by_parameters` and `accuracy_by_time` draw. `--compare` shows what is finished beside published results and
-runs nothing.
+runs nothing. `--config.part` runs one of several parts, which independent jobs may run side by side in one folder.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,9 +26,11 @@ from clipbias.files import write_text
 from clipbias.report.published import are_the_eleven
 from clipbias.report.style import save_figure, svg_text
 from clipbias.report.table import markdown_table, text_table
-from clipbias.training.packs import make_packs
+from clipbias.training.dealing import Part
+from clipbias.training.grid import Grid
+from clipbias.training.packs import Pack, make_packs
 from clipbias.training.results import Results
-from clipbias.training.workdir import note_model, open_workdir
+from clipbias.training.workdir import note_model, open_part, open_workdir
 from experiments import app, grids
 from experiments.configuration import options_by_method
 
@@ -51,20 +54,40 @@ def main(config: ConfigDict, workdir: Path) -> None:
     if config.dry_run:
         grids.dry_run(config, options, packs)
         return
-    with open_workdir(workdir, app.plain(config)):
-        grid = grids.open_grid(config, options, packs, workdir)
-        note_model(workdir, grid.trainer.clip)
+    part = Part.named(config.part)
+    settings = app.plain(config)
+    opened = open_workdir(workdir, settings) if part is None else open_part(workdir, settings, part.folder(workdir))
+    with opened as own_folder:
+        grid = grids.open_grid(config, options, packs, workdir, part=part)
+        note_model(own_folder, grid.trainer.clip)
         rows = grid.run(packs)
         if jax.process_index() == 0:
-            write_tables(rows, workdir)
+            write_whole(grid, packs, workdir)
     failed = [row for row in rows if row["status"] != "ok"]
     if failed:
         raise ClipbiasError(f"{len(failed)} of {len(rows)} cells failed; the first one: {failed[0]['error']}")
 
 
+def write_whole(grid: Grid, packs: Sequence[Pack], workdir: Path) -> None:
+    """Writes the tables of all that is there, the other parts' cells included.
+
+    Parts that end at the same moment may each have read too early: what was written is looked at again until nothing
+    has come since.
+    """
+    written, rows = None, grid.rows(packs)
+    while rows and rows != written:
+        write_tables(rows, workdir)
+        written = rows
+        grid.results.read_others()
+        rows = grid.rows(packs)
+    cells = sum(len(pack.cells) for pack in packs)
+    if len(rows) < cells:
+        app.tell(f"{len(rows)} of {cells} cells are there; the last part to end writes the whole table.")
+
+
 def compare(workdir: Path) -> None:
     """Prints a results file beside published numbers, which the tables mark as such and whose recipes they state."""
-    rows = Results(workdir / "results.jsonl").rows
+    rows = Results.of(workdir).rows
     datasets = {row["dataset"] for row in rows}
     if not are_the_eleven(datasets):
         missing = sorted(name for name in catalog.ELEVEN if name not in datasets)

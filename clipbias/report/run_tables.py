@@ -23,7 +23,7 @@ def run_table(runs: Sequence[RunRecord]) -> Table:
         "Shots": lambda run: in_words(run.shots, "values"),
         "Seed": lambda run: in_words(run.seed, "seeds"),
         "Rate": lambda run: in_words(run.learning_rate, "values", "{:g}"),
-        "Accuracy": lambda run: in_words(run.accuracy, "values", "{:.2f}"),
+        "Accuracy": lambda run: _accuracies(run.accuracy),
         "Parameters": lambda run: in_words(run.parameters, "values", "{:,}"),
         "Loss": lambda run: in_words(run.loss, "values", "{:.4g}"),
         "Time": lambda run: duration(run.seconds),
@@ -32,7 +32,8 @@ def run_table(runs: Sequence[RunRecord]) -> Table:
     rows = tuple(cells(*(show(run) for show in columns.values())) for run in runs)
     caption = (
         "Learning rate; top-1 accuracy in percent; learned parameters; loss of the last training step; computing time"
-        " of all processes that worked on the run. Several values belong to several models or seeds, in this order."
+        " of all processes that worked on the run. Several values belong to several models or seeds, in this order; of"
+        " a grid they are each method's mean, of more than four methods the lowest and the highest."
     )
     return Table("Runs", caption, tuple(columns), rows, words={1, 2, 3, 11})
 
@@ -101,6 +102,12 @@ def in_words(value: Any, many: str, form: str = "{}") -> str:
     if isinstance(value, list):
         return f"{len(value)} {many}" if len(value) > 4 else ", ".join(in_words(one, many, form) for one in value)
     return form.format(value) if is_number(value) else str(value)
+
+
+def _accuracies(value: Any) -> str:
+    if isinstance(value, list) and len(value) > 4 and all(map(is_number, value)):
+        return f"{min(value):.2f} to {max(value):.2f}"
+    return in_words(value, "values", "{:.2f}")
 
 
 def duration(seconds: float | None) -> str:

@@ -73,7 +73,9 @@ def read_workdir(folder: str | Path, *, cells: bool = False) -> list[RunRecord]:
     config = read_object(path / "config.json")
     if config is None or not {"model", "mesh", "workdir"} <= config.keys():
         raise ClipbiasError(f"{folder} is not the work folder of a run: it holds no configuration of an experiment.")
-    environment = read_object(path / "environment.json") or {}
+    parts = sorted(path.glob("parts/*/"))
+    environments = (read_object(inside / "environment.json") for inside in (path, *parts))
+    environment = next((one for one in environments if one), {})
     state = read_object(path / "state.json") or {}
     binary = _binary(config, environment)
     metrics = metric_lines(path)
@@ -87,7 +89,7 @@ def read_workdir(folder: str | Path, *, cells: bool = False) -> list[RunRecord]:
         config=config,
     )
     if binary == "table1":
-        return _grid(path, common, state, cells=cells)
+        return _grid(path, common, state, parts, cells=cells)
     if binary == "explain":
         return _study(path, common, state)
     result = read_object(path / ("interpretation.json" if binary == "interpret" else "result.json")) or {}
@@ -167,27 +169,70 @@ def _is_locked(folder: Path) -> bool:
     return False
 
 
-def _grid(folder: Path, common: RunRecord, state: Mapping[str, Any], *, cells: bool) -> list[RunRecord]:
+def _grid(
+    folder: Path, common: RunRecord, state: Mapping[str, Any], parts: Sequence[Path], *, cells: bool
+) -> list[RunRecord]:
     """A grid's line, or one line per cell that ended; a cell that failed and was run again counts once."""
     wanted = _cells(common.config)
     try:
         own = read_json(folder / "cells.json", list)
     except ClipbiasError:  # none yet, or damaged
         own = None
-    lines = [row for row in read_lines(folder / "results.jsonl") if own is None or row.get("config_hash") in own]
+    read = [row for inside in (folder, *parts) for row in read_lines(inside / "results.jsonl")]
+    lines = [row for row in read if own is None or row.get("config_hash") in own]
     # Some methods bring a rate of their own: it tells cells apart only where rates are compared.
     own_rates = {} if common.config.get("learning_rates") else {"learning_rate": None}
-    latest = {tuple((row | own_rates).get(axis) for axis in _AXES.values()): row for row in lines}
+    latest: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in lines:
+        cell = tuple((row | own_rates).get(axis) for axis in _AXES.values())
+        # Of what two parts ran, the one that ended well counts.
+        if not parts or row.get("status") == "ok" or latest.get(cell, {}).get("status") != "ok":
+            latest[cell] = row
     rows = [latest[cell] for cell in wanted if cell in latest]
     failed = [row for row in rows if row.get("status") != "ok"]
     if cells:
         return [_cell(common, number, row) for number, row in enumerate(rows, start=1)]
     progress = f" after {len(rows) - len(failed)} of {len(wanted)} cells"
-    told = state_in_words(folder, state, finished=len(rows) == len(wanted), progress=progress)
+    finished = len(rows) == len(wanted)
+    if parts:
+        told, seconds = _parts(parts, finished=finished and not failed, progress=progress)
+        common = dataclasses.replace(common, seconds=(common.seconds or 0) + seconds)
+    else:
+        told = state_in_words(folder, state, finished=finished, progress=progress)
     if failed:
         told += f"; {len(failed)} of {len(wanted)} cells failed: {failed[0].get('error')}"
     values: dict[str, Any] = {axis: _values(common.config, plural) for plural, axis in _AXES.items()}
+    values["accuracy"] = _mean_accuracies(rows, values["method"])
     return [dataclasses.replace(common, state=told, **values)]
+
+
+def _parts(parts: Sequence[Path], *, finished: bool, progress: str) -> tuple[str, float]:
+    """How the jobs that share a grid stand, each in words where they differ, and the seconds of all."""
+    states = {inside.name.replace("-of-", "/"): read_object(inside / "state.json") or {} for inside in parts}
+    seconds = sum(float(state.get("seconds") or 0) for state in states.values())
+    words = {
+        name: state_in_words(inside, state, finished=False)
+        for inside, (name, state) in zip(parts, states.items(), strict=True)
+    }
+    if finished and not any(told == "in progress" for told in words.values()):
+        return "finished", seconds
+    by_state: dict[str, list[str]] = {}
+    for name, told in words.items():
+        by_state.setdefault(told, []).append(name)
+    each = "; ".join(f"part{'s' * (len(names) > 1)} {', '.join(names)} {told}" for told, names in by_state.items())
+    return f"{each}{progress}" if len(by_state) == 1 else f"{each};{progress}", seconds
+
+
+def _mean_accuracies(rows: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> list[float] | None:
+    """The mean accuracy of each method over its cells, where every method has one."""
+    found = []
+    for method in methods:
+        values = (row.get("accuracy") for row in rows if row.get("method") == method)
+        own = [float(value) for value in values if value is not None and is_number(value)]
+        if not own:
+            return None
+        found.append(sum(own) / len(own))
+    return found
 
 
 def _cell(common: RunRecord, number: int, row: Mapping[str, Any]) -> RunRecord:

@@ -18,6 +18,7 @@ from clipbias.clip import Clip
 from clipbias.data import Dataset
 from clipbias.errors import ClipbiasError, sentence
 from clipbias.files import write_text
+from clipbias.training.dealing import Part, deal, planned_cost
 from clipbias.training.packs import Pack
 from clipbias.training.progress import Progress, progress
 from clipbias.training.results import Results, Row
@@ -40,6 +41,7 @@ class Grid:
         *,
         mesh: Mesh,
         single: bool = False,
+        part: Part | None = None,
     ) -> None:
         """Prepares nothing yet.
 
@@ -51,16 +53,23 @@ class Grid:
           workdir: where all files go.
           mesh: where to compute.
           single: there is one cell, whose files lie in `workdir` itself, and whose failure is the grid's.
+          part: that of the grid which is to be run; its results, metrics and checkpoints lie in a folder of its own.
         """
-        self.trainer = Trainer(clip, recipe, settings, load_dataset, workdir, mesh=mesh, single=single)
-        self.results = Results(workdir / "results.jsonl")
+        own = workdir if part is None else part.folder(workdir)
+        self.trainer = Trainer(clip, recipe, settings, load_dataset, workdir, mesh=mesh, single=single, own_folder=own)
+        self.part = part
+        self.results = Results.of(workdir, own)
 
     def run(self, packs: Sequence[Pack]) -> list[Row]:
-        """Runs every pack that is not finished. A pack that fails is reported and the rest goes on.
+        """Runs every pack that is not finished, of a part's packs. A pack that fails is reported and the rest goes on.
 
         Returns:
-          The rows of `packs`, finished before or now.
+          The rows of those packs, finished before or now.
         """
+        if jax.process_index() == 0:  # for those who read the results: which lines are of this configuration
+            named = {self.trainer.row(pack, *cell)["config_hash"] for pack in packs for cell in pack.cells}
+            write_text(self.trainer.workdir / CELLS, json.dumps(sorted(named)) + "\n")
+        packs = self.own(packs)
         wanted = [self.trainer.row(pack, *cell) for pack in packs for cell in pack.cells]
         todo = [pack for pack in packs if not self._is_finished(pack)]
         done = len(wanted) - sum(len(pack.cells) for pack in todo)
@@ -69,13 +78,23 @@ class Grid:
         for pack in packs:
             if pack not in todo:  # killed right after their results were written
                 self.trainer.remove_checkpoints(pack)
-        if jax.process_index() == 0:  # for those who read the results: which lines are of this configuration
-            write_text(self.trainer.workdir / CELLS, json.dumps(sorted({row["config_hash"] for row in wanted})) + "\n")
         with progress(0 if self.trainer.single else len(wanted), done=done, unit="cell", title="cells") as bar:
             for pack in todo:
                 self.trainer.cache.keep_only(pack.dataset)
                 for part, rows in self._attempt(pack, bar):
                     self._write(part, rows, bar)
+        return self.rows(packs)
+
+    def own(self, packs: Sequence[Pack]) -> list[Pack]:
+        """Those of the packs that this job runs: all, or its part's."""
+        if self.part is None:
+            return list(packs)
+        costs = [planned_cost(self.trainer, pack) for pack in packs]
+        return [packs[index] for index in deal(costs, self.part)]
+
+    def rows(self, packs: Sequence[Pack]) -> list[Row]:
+        """The rows of the cells of `packs` that are there."""
+        wanted = (self.trainer.row(pack, *cell) for pack in packs for cell in pack.cells)
         return [row for row in map(self.results.get, wanted) if row is not None]
 
     def _is_finished(self, pack: Pack) -> bool:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,19 +45,50 @@ def _is_row(row: Row) -> bool:
     )
 
 
+RESULTS = "results.jsonl"
+
+
+def result_files(workdir: Path) -> list[Path]:
+    """The files of results in a work folder: that of a job which ran the whole grid, and those of its parts."""
+    return [path for path in (workdir / RESULTS, *sorted(workdir.glob(f"parts/*/{RESULTS}"))) if path.is_file()]
+
+
 class Results:
     """The file `results.jsonl`. A line that is damaged, or that a crash cut short, is dropped when the file is opened:
     its cell is run again.
     """
 
-    def __init__(self, path: str | os.PathLike) -> None:
-        self._path = Path(path)
+    def __init__(self, path: str | os.PathLike, others: Callable[[], Iterable[Path]] = tuple) -> None:
+        """Reads the file.
+
+        Args:
+          path: where it lies, and rows are added.
+          others: the files of jobs that run other parts of the same grid.
+        """
+        self._path, self._others = Path(path), others
         rows: list[Row] = [row for row in read_json_lines(self._path) if _is_row(row)]
-        self._by_cell = {cell_key(row): row for row in rows}
+        self._by_cell: dict[tuple[Any, ...], Row] = {}
+        self._own = {cell_key(row): row for row in rows}
+        self.read_others()
         if self._path.exists() and jax.process_index() == 0:
             whole = "".join(json.dumps(row) + "\n" for row in rows)
             if self._path.read_bytes() != whole.encode():
                 write_text(self._path, whole)
+
+    @classmethod
+    def of(cls, workdir: Path, own_folder: Path | None = None) -> "Results":
+        """All results in a work folder; those that are added go to `own_folder`."""
+        path = (own_folder or workdir) / RESULTS
+        return cls(path, lambda: [other for other in result_files(workdir) if other != path])
+
+    def read_others(self) -> None:
+        """Reads again what other jobs have written. Of a cell that two jobs ran, one that ended well counts."""
+        found: dict[tuple[Any, ...], Row] = {}
+        for path in self._others():
+            found |= {cell_key(row): row for row in read_json_lines(path) if _is_row(row)}
+        well = {key: row for key, row in found.items() if row["status"] == "ok"}
+        own_well = {key: row for key, row in self._own.items() if row["status"] == "ok"}
+        self._by_cell = found | self._own | well | own_well
 
     @property
     def rows(self) -> list[Row]:
@@ -80,7 +111,9 @@ class Results:
 
     def append(self, rows: Sequence[Row]) -> None:
         """Adds rows, on disk before this returns. Several at once are there together or not at all but for a crash."""
-        self._by_cell.update((cell_key(row), row) for row in rows)
+        new = {cell_key(row): row for row in rows}
+        self._own |= new
+        self._by_cell |= new
         if jax.process_index() != 0:
             return
         try:

@@ -58,10 +58,11 @@ class Trainer:
         *,
         mesh: Mesh,
         single: bool = False,
+        own_folder: Path | None = None,
     ) -> None:
         """Prepares nothing yet; arguments as in `grid.Grid`."""
         self.clip, self.recipe, self.settings, self.workdir, self.mesh = clip, recipe, settings, workdir, mesh
-        self.single = single
+        self.single, self.own_folder = single, own_folder or workdir
         self.params = meshes.replicate(mesh, clip.params)
         self.cache = Cache(clip, self.params, settings, load_dataset, mesh)
 
@@ -175,7 +176,7 @@ class Trainer:
         return [own + (shared + host.seconds) / len(runs) for own in each]
 
     def _metrics(self, pack: Pack) -> Path:
-        return self.workdir if self.single else self.workdir / "runs" / pack.folder_name
+        return self.workdir if self.single else self.own_folder / "runs" / pack.folder_name
 
     def _train_stages(self, pack: Pack, task: Task, runs: Sequence[Run], plan: StepPlan, start: Learnables) -> Trained:
         method, stages, source = task.method, self.stages(pack), self.cache.plans(pack)[0].source
@@ -303,7 +304,7 @@ class Trainer:
         return self.workdir / "adapters" / f"{pack.name(rate)}-seed{seed}.safetensors"
 
     def checkpoints(self, pack: Pack) -> Path:
-        folder = self.workdir / "checkpoints"
+        folder = self.own_folder / "checkpoints"
         return folder if self.single else folder / stable_hash([self.identity(one) for one in pack.by_rate])
 
     def remove_checkpoints(self, pack: Pack) -> None:

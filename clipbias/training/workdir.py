@@ -4,6 +4,7 @@
 went: `{"state", "started", "seconds", "error"}`. The state is "running", "finished", "interrupted" or "failed"; a
 process that was killed leaves "running" and a free lock. The seconds add up over all processes that worked on the run,
 without those that were killed. Results and `metrics.jsonl` (of a grid: `runs/*/metrics.jsonl`) lie beside these files.
+The jobs that share a grid have a folder of this kind each, `parts/*`.
 """
 
 import contextlib
@@ -36,7 +37,7 @@ CONFIG, ENVIRONMENT, STATE, LOCK = "config.json", "environment.json", "state.jso
 # The adapter of a run, and which lines of a grid's results are of its present configuration.
 ADAPTER, CELLS = "adapter.safetensors", "cells.json"
 # Settings that change how a result is computed, but not the result.
-HOW = ("workdir", "mesh", "checkpoint_seconds", "eval_batch_size", "remat", "class_chunks", "dry_run")
+HOW = ("workdir", "mesh", "checkpoint_seconds", "eval_batch_size", "remat", "class_chunks", "dry_run", "part")
 PACKAGES = (
     "clipbias",
     "jax",
@@ -63,18 +64,7 @@ def open_workdir(folder: str | os.PathLike, config: Mapping[str, Any]) -> Iterat
     if jax.process_index() != 0:  # one process of a job keeps the folder for all
         yield folder
         return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / LOCK, "a")  # noqa: SIM115 (held until the block ends)
-    except (OSError, ValueError) as error:
-        raise ClipbiasError(f"cannot write {folder}: {reason(error)}; choose another --workdir.") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ClipbiasError(
-                f"another process works in {folder}; wait for it or choose another --workdir."
-            ) from error
+    with _locked(folder, fcntl.LOCK_EX):
         _keep_adapter(folder, config)
         remove_parts(folder)  # of writers that were killed
         earlier = _seconds_before(folder, config)
@@ -82,6 +72,48 @@ def open_workdir(folder: str | os.PathLike, config: Mapping[str, Any]) -> Iterat
         write_text(folder / ENVIRONMENT, json.dumps(environment(), indent=2, sort_keys=True) + "\n")
         with _kept_state(folder, earlier):
             yield folder
+
+
+@contextlib.contextmanager
+def open_part(folder: str | os.PathLike, config: Mapping[str, Any], own: Path) -> Iterator[Path]:
+    """The folder of one of the jobs that work in `folder` side by side: `own`, inside it, opened as a work folder is.
+
+    `folder` itself has the configuration of all, and what each of them writes of the whole. Nobody can work on the
+    whole of it meanwhile.
+
+    Raises:
+      ClipbiasError: as `open_workdir`; and a job without parts works in `folder`.
+    """
+    folder = Path(folder).expanduser()
+    if jax.process_index() != 0:
+        yield own
+        return
+    with _locked(folder, fcntl.LOCK_SH) as lock, open_workdir(own, config):
+        whole = json.dumps({**config, "part": ""}, indent=2, sort_keys=True) + "\n"
+        if not (folder / CONFIG).is_file() or (folder / CONFIG).read_text(encoding="utf-8") != whole:
+            write_text(folder / CONFIG, whole)
+        yield own
+        with contextlib.suppress(BlockingIOError):  # another part is still at work, and tidies up after itself
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            remove_parts(folder)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, kind: int) -> Iterator[int]:
+    """Makes a folder and locks it for as long as the block runs, alone or shared with others of the same kind."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / LOCK, "a")  # noqa: SIM115 (held until the block ends)
+    except (OSError, ValueError) as error:
+        raise ClipbiasError(f"cannot write {folder}: {reason(error)}; choose another --workdir.") from error
+    with lock:
+        try:
+            fcntl.flock(lock, kind | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ClipbiasError(
+                f"another process works in {folder}; wait for it or choose another --workdir."
+            ) from error
+        yield lock.fileno()
 
 
 def _keep_adapter(folder: Path, config: Mapping[str, Any]) -> None:
