@@ -91,15 +91,19 @@ class Browser:
         elif event.get("method") == "Log.entryAdded" and parameters["entry"]["level"] in ("error", "warning"):
             self.complaints.append(parameters["entry"])
 
-    def open(self, path, *, width=1200, height=900, scheme="light", scripts=True, media="screen"):
-        """Opens a file's page, without network, in a window of so many CSS pixels."""
+    def open(self, path, *, fragment="", width=1200, height=900, scheme="light", scripts=True, media="screen"):
+        """Opens a file's page anew, without network, in a window of so many CSS pixels."""
         loaded, features = self._loaded, [{"name": "prefers-color-scheme", "value": scheme}]
         self.call("Emulation.setEmulatedMedia", media=media, features=features)
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
         )
         self.call("Emulation.setScriptExecutionDisabled", value=not scripts)
-        self.call("Page.navigate", url=path.resolve().as_uri())
+        self.call("Page.navigate", url="about:blank")  # another fragment of the same page would not load it
+        while self._loaded == loaded:
+            self._note(self._next())
+        loaded = self._loaded
+        self.call("Page.navigate", url=path.resolve().as_uri() + fragment)
         while self._loaded == loaded:
             self._note(self._next())
 

@@ -11,10 +11,10 @@ from clipbias.clip import LayerView, encode_image
 from clipbias.data import Split
 from clipbias.explain.outcomes import outcomes
 from clipbias.explain.relevancy import relevancy
-from clipbias.explain.results import CHANGES, changes
+from clipbias.explain.results import CHANGES, TEXT_KINDS, changes
 from clipbias.explain.similarity import prompt_distances
 from clipbias.explain.study import Batch, Model, Section, Study
-from clipbias.explain.tokens import token_labels
+from clipbias.explain.tokens import text_kinds, token_labels
 
 LARGEST_BYTES = 15_000_000  # of what there is to explore in a page, where three bytes take four letters
 THUMBNAIL = 224
@@ -96,8 +96,11 @@ def compute_explore(study: Study, predicted: dict[str, np.ndarray]) -> Section:
             study, model, chosen
         )
         arrays |= {f"explore/{model.key}/{name}": value for name, value in found.items()}
+        classes, kinds = np.unique(pairs[:, 1]).tolist(), text_kinds(model.task)
+        tokens = {label: token_labels(model.task, label) for label in classes}
         scalars[model.key] = {
-            "tokens": {int(label): token_labels(model.task, int(label)) for label in np.unique(pairs[:, 1])}
+            "tokens": tokens,
+            "kinds": {label: [TEXT_KINDS[kind] for kind in kinds[label][: len(tokens[label])]] for label in classes},
         }
     return arrays, scalars
 
@@ -122,8 +125,8 @@ def _relevancy_of_pairs(study: Study, model: Model, images: np.ndarray, classes:
     def step(params: Any, learnables: Any, text: Any, batch: Batch) -> dict[str, jax.Array]:
         pixels, targets = study.normalize(batch["images"]), batch["labels"]
         start = study.options.start_layer
-        maps = relevancy(model.task, params, learnables, pixels, targets, start_layer=start, text=text)
-        return {"vision": maps.vision, "text": maps.text}
+        maps = relevancy(model.task, params, learnables, pixels, targets, start_layer=start, text=text, by_layer=True)
+        return {"vision": maps.vision, "text": maps.text[:, 0]}
 
     text = model.task.text_features(study.params, learnables) if model.has_own_head else None
     rows = study.collect(
@@ -133,9 +136,14 @@ def _relevancy_of_pairs(study: Study, model: Model, images: np.ndarray, classes:
         lambda batch: step(study.params, learnables, text, batch),
         split=split,
     )
-    vision, length = rows["vision"], int(np.max(model.task.tokens.eos))
+    by_layer, length = rows["vision"], int(np.max(model.task.tokens.eos))
+    vision = by_layer[:, 0]
     relevancies, scale = quantise(vision[:, :patches])
+    whole = by_layer.sum(-1)
+    prompt_share = by_layer[..., patches:].sum(-1) / np.where(whole > 0, whole, 1)
+    never_counted = study.clip.config.vision.layers - by_layer.shape[1]  # layers below the first that counts
     return {
+        "prompt_share_from": np.pad(prompt_share, ((0, 0), (never_counted, 0)), mode="edge").astype(np.float32),
         "relevancy": relevancies,
         "relevancy_scale": scale,
         "relevancy_sum": vision.sum(-1).astype(np.float32),

@@ -39,6 +39,7 @@ def relevancy(
     chunk: int | None = None,
     recompute: int = 0,
     text: jax.Array | None = None,
+    by_layer: bool = False,
 ) -> Relevancy:
     """How much each patch, prompt and text token contributes to the logit of a class.
 
@@ -62,15 +63,18 @@ def relevancy(
         the same; above 1 they cannot be differentiated in reverse mode themselves.
       text: what `task.text_features` returned, to compute it once for many calls; a method without a head of its own
         has no use for it.
+      by_layer: whether to return a map for each first layer from `start_layer` on, from the same pass.
 
     Returns:
-      `Relevancy` with `vision [B, M + V]` and `text [B, N]` (`[B, K, …]` for targets `[B, K]`).
+      `Relevancy` with `vision [B, M + V]` and `text [B, N]` (`[B, K, …]` for targets `[B, K]`); by layer, `vision
+      [B, L − start_layer, M + V]` and `text` likewise, of its own number of layers.
 
     Raises:
       ClipbiasError: targets do not fit the images or the classes, there is no such layer, or `chunk` or `recompute` is
         no whole number or too small.
     """
-    options: dict[str, Any] = dict(start_layer=start_layer, chunk=chunk, recompute=recompute, text=text)
+    options: dict[str, Any] = dict(chunk=chunk, recompute=recompute, text=text, by_layer=by_layer)
+    options["start_layer"] = start_layer
     return explanations(task, params, learnables, images, targets, maps=["relevancy"], **options)["relevancy"]
 
 
@@ -86,6 +90,7 @@ def explanations(
     chunk: int | None = None,
     recompute: int = 0,
     text: jax.Array | None = None,
+    by_layer: bool = False,
 ) -> dict[str, Relevancy]:
     """Several maps of the same images and targets by name, from one pass; arguments as in `relevancy`.
 
@@ -122,7 +127,7 @@ def explanations(
         check_int("chunk", chunk, lowest=1)
     pairs = targets[:, None] if targets.ndim == 1 else targets
     tokens = jax.tree.map(jnp.asarray, task.tokens)
-    settings = (task.classifier, tuple(maps), start_layer, chunk, recompute)
+    settings = (task.classifier, tuple(maps), start_layer, chunk, recompute, by_layer)
     every: Text | None = None
     if task.method.overrides("logits"):
         every = task.text if text is None else text
@@ -130,13 +135,14 @@ def explanations(
     return jax.tree.map(lambda x: x[:, 0], found) if targets.ndim == 1 else found
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
 def _explanations(
     classifier: Classifier,
     maps: tuple[str, ...],
     start_layer: int,
     chunk: int | None,
     recompute: int,
+    by_layer: bool,
     params: Params,
     learnables: Learnables,
     images: jax.Array,
@@ -160,6 +166,7 @@ def _explanations(
             ),
             start_layer=start_layer,
             recompute=recompute,
+            by_layer=by_layer,
             dtype=jnp.dtype(classifier.dtype),
         )
 

@@ -100,13 +100,16 @@ explore — maps of K images that a reader of the report chooses among; P pairs 
     explore/pairs [P, 2]                                             row of the image, 0 … K − 1, and class; true first
     explore/{model}/relevancy [P, M] uint8, …/relevancy_scale [P]    over patches
     explore/{model}/relevancy_sum [P], …/slot_relevancy [P, V]       of the row with its prompts; of vision prompts
+    explore/{model}/prompt_share_from [P, L]                         of the row, on vision prompts, if only this layer
+                                                                     and those after it count
     explore/{model}/text [P, N]                                      over the text's tokens
     explore/{model}/attention [K, L, M] uint8, …/attention_scale [K, L], …/slot_attention [K, L, V]
                                                                      of `[cls]`, mean over heads
     explore/{tuned}/distance [K, L, V, M] uint8, …/distance_scale [K, L, V], …/distance_lowest [K, L, V]
                                                                      from every prompt to the patches, as in Fig. 6
     explore/{model}/margin [K], …/log_likelihood [K]                 as in the causal test
-    JSON explore: {names: K image names, {model}: {tokens: {class: the text's tokens up to but without EOS}}}
+    JSON explore: {names: K image names, {model}: {tokens: {class: the text's tokens up to but without EOS}, kinds: the
+    same of `TEXT_KINDS`}}, or {missing: why there are no maps}
 
 verdict — JSON only (`verdict.py`). A number is {value, low, high}, a mean over images with a 95 % bootstrap interval;
     a share of the gain adds {share, share_low, share_high}, null where the gain's interval includes 0. `{outcome}` is

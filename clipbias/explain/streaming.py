@@ -39,7 +39,8 @@ class Relevancy:
       text: `[B, N]`: SOS, context, class name, '.'; 0 from EOS on. `[B, n, N]` for an ensemble of `n` templates.
       scores: `[B]`: the scaled logits that were explained.
 
-    With several targets per image each has a further axis `K` after `B`.
+    With several targets per image each has a further axis `K` after `B`; by layer, maps have one of layers before the
+    tokens.
     """
 
     vision: jax.Array
@@ -234,6 +235,7 @@ def reduce_backward(
     reductions: Mapping[str, Reduction],
     start_layer: int,
     recompute: int,
+    by_layer: bool,
 ) -> dict[str, jax.Array]:
     """Runs the reductions from the last layer down to `start_layer`.
 
@@ -243,16 +245,18 @@ def reduce_backward(
       gradients: for each of `K` targets, of the tokens that reach the last block `[K, B, N, D]` and of the row's
         attention `[K, B, H, N]`.
       start_layer: the lowest layer, from 0.
+      by_layer: whether all maps on the way are kept.
 
     Returns:
-      For each reduction its map `[K, B, N]`.
+      For each reduction its map `[K, B, N]`; by layer `[K, B, L − start_layer, N]`, of what each layer and those above
+      it give.
     """
     token_gradients, row_gradients = gradients
     states = {
         name: jax.vmap(lambda g, r=reduction: r.first(row, g))(row_gradients) for name, reduction in reductions.items()
     }
 
-    def step(carry: tuple[jax.Array, dict[str, jax.Array]], index: jax.Array) -> tuple[Any, None]:
+    def step(carry: tuple[jax.Array, dict[str, jax.Array]], index: jax.Array) -> tuple[Any, Any]:
         here = kept_at(kept, index, inputs, config, recompute)
         pull, probabilities = block_backward(here, layer_at(inputs, index), inputs, config)
 
@@ -263,18 +267,27 @@ def reduce_backward(
                 for name, reduction in reductions.items()
             }
 
-        return jax.vmap(one)(*carry), None
+        gradients, states = jax.vmap(one)(*carry)
+        return (gradients, states), states if by_layer else None
 
+    last, lower = states, None
     if start_layer < config.layers - 1:
         below = jnp.arange(start_layer, config.layers - 1)
-        (_, states), _ = jax.lax.scan(step, (token_gradients, states), below, reverse=True)
+        (_, states), lower = jax.lax.scan(step, (token_gradients, states), below, reverse=True)
     length = inputs.tokens.shape[1]
     influential = inputs.readout + 1 if inputs.causal else jnp.full_like(inputs.readout, length)
     count = config.layers - start_layer
-    return {
-        name: jax.vmap(lambda state, r=reduction: r.finish(state, count, influential))(states[name])
-        for name, reduction in reductions.items()
-    }
+
+    def finish(states: dict[str, jax.Array], layers: int) -> dict[str, jax.Array]:
+        return {
+            name: jax.vmap(lambda state, r=reduction: r.finish(state, layers, influential))(states[name])
+            for name, reduction in reductions.items()
+        }
+
+    if not by_layer:
+        return finish(states, count)
+    each = [finish(jax.tree.map(lambda x, i=i: x[i], lower), count - i) for i in range(count - 1)]
+    return jax.tree.map(lambda *maps: jnp.stack(maps, 2), *each, finish(last, 1))
 
 
 @with_precision
@@ -290,6 +303,7 @@ def stream(
     *,
     start_layer: int = 0,
     recompute: int = 0,
+    by_layer: bool = False,
     dtype: jnp.dtype = jnp.float32,
 ) -> dict[str, Relevancy]:
     """The maps that `reductions` make of images `[B, R, R, 3]` and target classes `[B, K]`, by name.
@@ -300,6 +314,7 @@ def stream(
       every: text features of all classes `[n · C, d]`, for a method with a head of its own; `None` without one.
       start_layer: the first layer that counts, in both towers; negative counts from the end.
       recompute: 0 keeps what every block is differentiated by; `n` keeps the tokens of every `n`-th block alone.
+      by_layer: whether there is a map for each layer that could be the first.
       dtype: compute type.
     """
     config, templates = classifier.config, classifier.templates
@@ -331,17 +346,27 @@ def stream(
     vision_first = first_layer(start_layer, config.vision, "vision")
     text_first = first_layer(start_layer, config.text, "text")
     vision = reduce_backward(
-        vision_input, config.vision, vision_kept, image_row, image_gradients, reductions, vision_first, recompute
+        vision_input,
+        config.vision,
+        vision_kept,
+        image_row,
+        image_gradients,
+        reductions,
+        vision_first,
+        recompute,
+        by_layer,
     )
     words = reduce_backward(
-        text_input, config.text, text_kept, text_row, text_gradients, reductions, text_first, recompute
+        text_input, config.text, text_kept, text_row, text_gradients, reductions, text_first, recompute, by_layer
     )
     before_end = jnp.arange(text.ids.shape[1]) < text.eos[:, None]
-    shape = (batch, per_image, *((templates,) if templates > 1 else ()), text.ids.shape[1])
+    if by_layer:
+        before_end = before_end[:, None]
+    shape = (batch, per_image, *((templates,) if templates > 1 else ()))
     return {
         name: Relevancy(
             vision=jnp.moveaxis(vision[name], 0, 1)[..., 1:],
-            text=jnp.where(before_end, words[name][0], 0).reshape(shape),
+            text=jnp.where(before_end, words[name][0], 0).reshape(*shape, *words[name].shape[2:]),
             scores=logits,
         )
         for name in reductions

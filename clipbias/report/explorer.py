@@ -2,21 +2,22 @@
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from clipbias.explain.results import CHANGES, changes
+from clipbias.explain.results import CHANGES, TEXT_KINDS, changes
 from clipbias.explain.uncertainty import shapley
 from clipbias.report.overlay import HEAT
-from clipbias.report.study_results import StudyResults, label_of
+from clipbias.report.study_results import KIND_NAMES, StudyResults, label_of
 
 _LOSSLESS = 64  # pixels: pictures so small are shown pixel by pixel
 _ARRAYS = (
     *("relevancy", "relevancy_scale", "relevancy_sum", "slot_relevancy", "text"),
     *("attention", "attention_scale", "slot_attention", "distance", "distance_scale", "distance_lowest"),
+    "prompt_share_from",
 )
 
 
@@ -27,16 +28,18 @@ def explorer_data(study: StudyResults) -> dict[str, Any] | None:
         return None
     pairs, labels = study.present("explore/pairs"), study.present("predictions/labels")[numbers]
     names = study.scalars["dataset"]["class_names"]
-    causes = {model["key"]: causes_of(study, model, numbers) for model in study.tuned}
+    models = explored_models(study)
+    causes = {model["key"]: causes_of(study, model, numbers) for model in models if model is not study.zero_shot}
     images = []
     for row, (number, picture) in enumerate(zip(numbers.tolist(), study.present("explore/pictures"), strict=True)):
         images.append(
             {
                 "name": study.section("explore")["names"][row],
+                "number": number,
                 "picture": _picture(picture),
                 "label": int(labels[row]),
                 "pairs": np.flatnonzero(pairs[:, 0] == row).tolist(),
-                "models": {model["key"]: _outcome(study, model, row, number) for model in study.models},
+                "models": {model["key"]: _outcome(study, model, row, number) for model in models},
                 "causes": {key: found[row] for key, found in causes.items()},
             }
         )
@@ -45,15 +48,21 @@ def explorer_data(study: StudyResults) -> dict[str, Any] | None:
         "layers": study.scalars["clip"]["vision_layers"],
         "colours": _packed(colours()),
         "changes": list(CHANGES),
-        "classes": {int(c): names[c] for c in np.unique(np.append(pairs[:, 1], _predicted(study, numbers)))},
+        "classes": {int(c): names[c] for c in np.unique(np.append(pairs[:, 1], _predicted(study, models, numbers)))},
+        "kinds": [[kind, KIND_NAMES[kind]] for kind in TEXT_KINDS[:-1]],
         "pairs": pairs[:, 1].tolist(),
         "images": images,
-        "models": [_model(study, model) for model in study.models],
+        "models": [_model(study, model) for model in models],
     }
 
 
-def _predicted(study: StudyResults, numbers: np.ndarray) -> np.ndarray:
-    return np.concatenate([study.present(f"predictions/{model['key']}")[numbers] for model in study.models])
+def explored_models(study: StudyResults) -> list[Mapping[str, Any]]:
+    """Those that there are maps of; the section says of every other why there are none."""
+    return [model for model in study.models if study.array(f"explore/{model['key']}/relevancy") is not None]
+
+
+def _predicted(study: StudyResults, models: Sequence[Mapping[str, Any]], numbers: np.ndarray) -> np.ndarray:
+    return np.concatenate([study.present(f"predictions/{model['key']}")[numbers] for model in models])
 
 
 def _model(study: StudyResults, model: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,6 +75,7 @@ def _model(study: StudyResults, model: Mapping[str, Any]) -> dict[str, Any]:
         "slots": model["vision_prompts"],
         "depth": model["vision_depth"],
         "tokens": study.section("explore", key)["tokens"],
+        "kinds": study.section("explore", key).get("kinds"),
         "arrays": {name: _packed(array) for name, array in arrays.items() if array is not None},
     }
 

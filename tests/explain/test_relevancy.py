@@ -128,6 +128,13 @@ def test_the_last_layer_alone(clip, images):
     task, learnables = tuned(clip, "vpt")
     last = relevancy(task, clip.params, learnables, images, TARGETS, start_layer=-1)
     assert_close(last, relevancy(task, clip.params, learnables, images, TARGETS, start_layer=2))
+    each = relevancy(task, clip.params, learnables, images, jnp.stack([TARGETS, TARGETS], 1), by_layer=True)
+    assert each.vision.shape[:3] == (4, 2, 3)
+    assert_close((each.vision[:, 1, 2], each.text[:, 1, 2]), (last.vision, last.text))
+    for layer in (0, 1):
+        plain = jax.jit(functools.partial(plain_relevancy, task, start_layer=layer))
+        expected = plain(clip.params, learnables, images, TARGETS)
+        assert_close((each.vision[:, 0, layer], each.text[:, 1, layer]), (expected.vision, expected.text))
 
 
 def test_can_be_sharded_and_vectorised(clip, images):

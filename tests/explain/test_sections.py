@@ -258,10 +258,21 @@ def test_maps_to_explore(found, reference, key):
     steps(found, f"{path}/relevancy", vision[:, :PATCHES])
     close(found.arrays[f"{path}/relevancy_sum"], vision.sum(-1))
     close(found.arrays[f"{path}/slot_relevancy"], vision[:, PATCHES:])
+    for layer, shares in enumerate(found.arrays[f"{path}/prompt_share_from"].T):
+        later = [
+            relevancy.relevancy(reference.clip, run.inputs, reference.images[SPREAD[row]], label, start_layer=layer)[0]
+            for row, label in pairs
+        ]
+        close(shares, [own[PATCHES:].sum() / own.sum() for own in later])
     for (_, label), (_, text), own in zip(pairs, rows, found.arrays[f"{path}/text"], strict=True):
         close(own[: len(text)], text)
         assert not own[len(text) :].any()
-        assert len(found.scalars["explore"][key]["tokens"][str(label)]) == len(text)
+        about = found.scalars["explore"][key]
+        assert len(about["tokens"][str(label)]) == len(about["kinds"][str(label)]) == len(text)
+        named = [
+            about["tokens"][str(label)][i] for i, kind in enumerate(about["kinds"][str(label)]) if kind == "category"
+        ]
+        assert "".join(named) == CLASS_NAMES[label].replace("_", "").replace(" ", "")
     attention = np.stack([block.attention[SPREAD, :, 0, 1:].mean(1) for block in saved.vision.blocks], 1)
     steps(found, f"{path}/attention", attention[..., :PATCHES])
     close(found.arrays[f"{path}/slot_attention"], attention[..., PATCHES:])

@@ -326,6 +326,7 @@ class _Builder:
 
             found = {"relevancy": steps(len(pairs)), "relevancy_scale": reals(len(pairs))}
             found |= {"relevancy_sum": 5 + reals(len(pairs)), "slot_relevancy": reals(len(pairs), slots)}
+            found |= {"prompt_share_from": reals(len(pairs), self.layers)}
             found |= {"text": reals(len(pairs), len(words)), "attention": steps(*shape)}
             found |= {"attention_scale": reals(*shape), "slot_attention": reals(*shape, slots)}
             found |= {"margin": self.draw.normal(0, 3, count), "log_likelihood": -30 * reals(count)}
@@ -333,7 +334,10 @@ class _Builder:
                 found |= {"distance": steps(*shape, slots), "distance_scale": 20 * reals(*shape, slots)}
                 found |= {"distance_lowest": 50 * reals(*shape, slots)}
             self.arrays |= {f"{path}/{name}": value for name, value in found.items()}
-            self.scalars["explore"][model["key"]] = {"tokens": {str(c): words for c in range(self.classes)}}
+            kinds = ["sos", *(2 * ["prompt" if slots else "words"]), *(2 * ["words"]), *(2 * ["category"]), "dot"]
+            self.scalars["explore"][model["key"]] = {
+                name: {str(c): own for c in range(self.classes)} for name, own in (("tokens", words), ("kinds", kinds))
+            }
 
     def verdict(self):
         found = Findings(self.arrays, self.scalars)

@@ -14,33 +14,10 @@ from clipbias.explain.uncertainty import shapley
 from clipbias.report import write_report
 from clipbias.report.explorer import explorer_data
 from clipbias.report.study_results import StudyResults
-from tests.browser import Browser
+from tests.report.exploring import GRID, LAYERS, Expected, near, only_explored, pick, read, tab_to
 from tests.report.markup import Page
-from tests.report.synthetic import synthetic_results
 
 HOSTILE = "</script><img src=x onerror=\"alert('1')\"> & co"
-KEPT = ("explore", "predictions", "factorial")
-GRID, LAYERS, SLOTS = 4, 3, 2
-
-
-def only_explored(**sizes):
-    found = synthetic_results(pictures=3, grid=GRID, image_size=32, layers=LAYERS, vision_prompts=SLOTS, **sizes)
-    found.arrays = {name: array for name, array in found.arrays.items() if name.split("/")[0] in KEPT}
-    always = ("dataset", "clip", "config")
-    found.scalars = {k: v for k, v in found.scalars.items() if k in (*KEPT, *always) or not isinstance(v, dict)}
-    return found
-
-
-@pytest.fixture(scope="module")
-def results():
-    return only_explored()
-
-
-@pytest.fixture(scope="module")
-def path(results, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("explored")
-    save_results(folder, results)
-    return write_report(folder, folder / "report")
 
 
 def unpacked(packed):
@@ -48,11 +25,11 @@ def unpacked(packed):
     return values.reshape(packed["shape"])
 
 
-def test_arrays_are_packed_and_images_are_described(results):
-    data, arrays = explorer_data(StudyResults(results)), results.arrays
+def test_arrays_are_packed_and_images_are_described(explored):
+    data, arrays = explorer_data(StudyResults(explored)), explored.arrays
     assert data["pairs"] == arrays["explore/pairs"][:, 1].tolist()
     for model in data["models"]:
-        names = set(results.under(f"explore/{model['key']}/"))
+        names = set(explored.under(f"explore/{model['key']}/"))
         packed = {f"explore/{model['key']}/{name}": unpacked(value) for name, value in model["arrays"].items()}
         assert names - set(packed) == {f"explore/{model['key']}/{name}" for name in ("margin", "log_likelihood")}
         for name, value in packed.items():
@@ -68,14 +45,14 @@ def test_arrays_are_packed_and_images_are_described(results):
         assert image["models"]["ivlp"]["margin"] == arrays["explore/ivlp/margin"][row]
 
 
-def test_causes_are_shapley_values_by_image_number(results):
-    arrays, labels = results.arrays, results.arrays["predictions/labels"]
+def test_causes_are_shapley_values_by_image_number(explored):
+    arrays, labels = explored.arrays, explored.arrays["predictions/labels"]
     # The causal test has other images, in another order.
     tested = arrays["factorial/ivlp/images"][::-1][:40]
     changed = {name: value.copy() for name, value in arrays.items()}
     changed["factorial/ivlp/images"] = tested
     changed["factorial/ivlp/log_likelihood"] = arrays["factorial/ivlp/log_likelihood"][:40]
-    images = explorer_data(StudyResults(type(results)(changed, results.scalars)))["images"]
+    images = explorer_data(StudyResults(type(explored)(changed, explored.scalars)))["images"]
     values = shapley(changed["factorial/ivlp/log_likelihood"][:, 0, :8])
     seen = set()
     for image, number in zip(images, arrays["explore/images"], strict=True):
@@ -105,68 +82,6 @@ def test_names_cannot_end_the_script(tmp_path):
     assert data["images"][0]["name"] == HOSTILE
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    found = Browser(tmp_path_factory.mktemp("profile"))
-    yield found
-    found.close()
-
-
-@pytest.fixture
-def opened(browser, path):
-    browser.complaints.clear()
-    browser.open(path)
-    yield browser
-    assert browser.complaints == []
-
-
-def read(browser):
-    return browser.evaluate("document.getElementById('explore-read').textContent")
-
-
-def tab_to(browser, identifier):
-    """Reaches an element with Tab alone."""
-    at = f"[document.activeElement.id, document.activeElement.dataset.place].includes('{identifier}')"
-    for _ in range(80):
-        if browser.evaluate(at):
-            return
-        browser.press("Tab")
-    pytest.fail(f"Tab never reaches {identifier}")
-
-
-def pick(browser, name, value):
-    browser.evaluate(
-        f"(() => {{ const e = document.getElementById('explore-{name}'); e.value = '{value}';"
-        " e.dispatchEvent(new Event('change')); })()"
-    )
-
-
-def near(said, expected):
-    """Equal up to how the page rounds a number, to three digits."""
-    return float(said) == pytest.approx(expected, rel=6e-3, abs=1e-9)
-
-
-class Expected:
-    """What the page must say, from the results' arrays."""
-
-    def __init__(self, results):
-        self.arrays = results.arrays
-
-    def pair(self, image, label):
-        rows = (self.arrays["explore/pairs"] == (image, label)).all(1)
-        return int(np.flatnonzero(rows)[0])
-
-    def value(self, model, name, *place):
-        """A map's value at a patch, the last of the place."""
-        path, rest = f"explore/{model}/{name}", place[:-1]
-        unit = np.float64(self.arrays[f"{path}_scale"][rest]) / 255
-        lowest = self.arrays.get(f"{path}_lowest")
-        return float(self.arrays[path][place] * unit + (0 if lowest is None else lowest[rest]))
-
-    def share(self, model, pair, relevancy):
-        return 100 * relevancy / self.arrays[f"explore/{model}/relevancy_sum"][pair]
-
-
 def check_patch(said, expected, image, label, layer, slots, row, column):
     """All numbers of a patch, of IVLP and of zero-shot beside it."""
     assert said.startswith(f"Row {row + 1}, column {column + 1}. IVLP: ")
@@ -188,8 +103,8 @@ def check_patch(said, expected, image, label, layer, slots, row, column):
     assert near(similarity, 1 - (distances[patch] - distances.min()) / np.ptp(distances))
 
 
-def test_pointing_and_clicking_reads_the_arrays_numbers(opened, results):
-    expected, labels = Expected(results), results.arrays["predictions/labels"][results.arrays["explore/images"]]
+def test_pointing_and_clicking_reads_the_arrays_numbers(opened, explored):
+    expected, labels = Expected(explored), explored.arrays["predictions/labels"][explored.arrays["explore/images"]]
     opened.mouse("canvas[data-place='ivlp/attention']", across=0.6, down=0.1)
     check_patch(read(opened), expected, 0, labels[0], LAYERS - 1, (0, 1), 0, 2)
     opened.mouse("#explore-image-5", click=True)
@@ -200,15 +115,15 @@ def test_pointing_and_clicking_reads_the_arrays_numbers(opened, results):
     opened.mouse("[data-place='ivlp/slots/1']", click=True)
     pair, said = expected.pair(5, labels[5]), read(opened)
     relevancy, attention = re.search(r"prompt slot 2: relevancy (\S+), .* attention in layer 3 (\S+),", said).groups()
-    assert near(relevancy, results.arrays["explore/ivlp/slot_relevancy"][pair, 1])
-    assert near(attention, results.arrays["explore/ivlp/slot_attention"][5, LAYERS - 1, 1])
+    assert near(relevancy, explored.arrays["explore/ivlp/slot_relevancy"][pair, 1])
+    assert near(attention, explored.arrays["explore/ivlp/slot_attention"][5, LAYERS - 1, 1])
     assert opened.evaluate("document.getElementById('explore-slot').value") == "1"
     opened.mouse("canvas[data-place='ivlp/similarity']", across=0.3, down=0.3)
     check_patch(read(opened), expected, 5, labels[5], LAYERS - 1, (1,), 1, 1)
 
 
-def test_the_keyboard_alone_changes_everything(opened, results):
-    expected, arrays = Expected(results), results.arrays
+def test_the_keyboard_alone_changes_everything(opened, explored):
+    expected, arrays = Expected(explored), explored.arrays
     numbers = arrays["explore/images"]
     tab_to(opened, "explore-model")
     tab_to(opened, "explore-images")
@@ -233,8 +148,8 @@ def test_the_keyboard_alone_changes_everything(opened, results):
     assert "Zero-shot, token 1, “SOS”" in read(opened)
 
 
-def test_another_class_and_model_are_shown_where_they_are_chosen(opened, results):
-    expected, arrays = Expected(results), results.arrays
+def test_another_class_and_model_are_shown_where_they_are_chosen(opened, explored):
+    expected, arrays = Expected(explored), explored.arrays
     counts = np.bincount(arrays["explore/pairs"][:, 0])
     image = int(counts.argmax())
     pair = int(np.flatnonzero(arrays["explore/pairs"][:, 0] == image)[-1])
@@ -250,8 +165,8 @@ def test_another_class_and_model_are_shown_where_they_are_chosen(opened, results
     assert opened.evaluate("document.querySelectorAll('#explore-maps canvas').length") == 2
 
 
-def test_filters_and_orders(opened, results):
-    images = explorer_data(StudyResults(results))["images"]
+def test_filters_and_orders(opened, explored):
+    images = explorer_data(StudyResults(explored))["images"]
     listed = "[...document.querySelectorAll('#explore-images [role=option]')].map(e => Number(e.id.split('-')[2]))"
     properties = {
         "change": [image["causes"]["ivlp"]["change"] for image in images],
@@ -271,7 +186,10 @@ def test_filters_and_orders(opened, results):
         pick(opened, name, "")
     for order, measure in {
         "margin": lambda image: -image["models"]["ivlp"]["margin"],
-        "gain": lambda image: image["models"]["zero_shot"]["likelihood"] - image["models"]["ivlp"]["likelihood"],
+        "margin-loss": lambda image: image["models"]["ivlp"]["margin"] - image["models"]["zero_shot"]["margin"],
+        "likelihood-gain": lambda image: (
+            image["models"]["zero_shot"]["likelihood"] - image["models"]["ivlp"]["likelihood"]
+        ),
         "by-attention": lambda image: -image["causes"]["ivlp"]["effects"].get("attention", -np.inf),
     }.items():
         pick(opened, "order", order)
@@ -279,12 +197,12 @@ def test_filters_and_orders(opened, results):
         assert found == sorted(found, key=lambda i: (measure(images[i]), i)) != list(range(len(images)))
 
 
-def test_maps_are_painted_as_the_static_figures_are(opened, results):
+def test_maps_are_painted_as_the_static_figures_are(opened, explored):
     """The hottest patch's middle has the colour that its value and the picture beneath it make."""
     opened.wait_for("document.querySelector('canvas').ariaBusy === 'false'")
     heat = np.asarray(
-        results.arrays["explore/ivlp/relevancy"][
-            Expected(results).pair(0, results.arrays["predictions/labels"][results.arrays["explore/images"][0]])
+        explored.arrays["explore/ivlp/relevancy"][
+            Expected(explored).pair(0, explored.arrays["predictions/labels"][explored.arrays["explore/images"][0]])
         ],
         float,
     )
@@ -294,7 +212,7 @@ def test_maps_are_painted_as_the_static_figures_are(opened, results):
     rgba = opened.evaluate(
         f"[...document.querySelector('canvas').getContext('2d').getImageData({place[0]}, {place[1]}, 1, 1).data]"
     )
-    picture = results.arrays["explore/pictures"][0].astype(float).mean(-1)
+    picture = explored.arrays["explore/pictures"][0].astype(float).mean(-1)
     grey = picture[place[1] * 32 // 224, place[0] * 32 // 224]
     from matplotlib import colormaps
 
@@ -305,9 +223,9 @@ def test_maps_are_painted_as_the_static_figures_are(opened, results):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1200, 360])
-def test_nothing_is_wider_than_the_window(browser, path, width, scheme):
+def test_nothing_is_wider_than_the_window(browser, page, width, scheme):
     browser.complaints.clear()
-    browser.open(path, width=width, scheme=scheme)
+    browser.open(page, width=width, scheme=scheme)
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
     sizes = browser.evaluate("[...document.querySelectorAll('canvas')].map(e => [e.clientWidth, e.clientHeight])")
     assert len(sizes) == 5 and all(100 < w <= width and abs(w - h) <= 1 for w, h in sizes)
@@ -317,10 +235,10 @@ def test_nothing_is_wider_than_the_window(browser, path, width, scheme):
     assert browser.complaints == []
 
 
-def test_without_scripts_a_sentence_says_so(browser, path):
-    browser.open(path, scripts=False)
+def test_without_scripts_a_sentence_says_so(browser, page):
+    browser.open(page, scripts=False)
     tree = browser.call("DOMSnapshot.captureSnapshot", computedStyles=["display"])
-    browser.open(path)  # scripts again
+    browser.open(page)  # scripts again
     strings = tree["strings"]
     shown = "".join(strings[i] for i in tree["documents"][0]["layout"]["text"] if i >= 0)
     assert "needs scripts, and they are off" in shown and "Prompt slot" not in shown

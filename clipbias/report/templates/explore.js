@@ -1,50 +1,20 @@
 "use strict";
 // The explorer of a report: the images, models, layers and prompt slots of a study, read from the page itself.
 (() => {
-  const data = JSON.parse(document.getElementById("explore-data").textContent);
-  const [ROWS, COLUMNS] = data.grid;
-  const { SIDE, unpack, greyed, unit, paint, mark } = heatMaps(ROWS, COLUMNS, data.colours);
+  const packed = JSON.parse(document.getElementById("explore-data").textContent);
+  const [ROWS, COLUMNS] = packed.grid;
+  const { SIDE, unpack, greyed, unit, shades, paint, mark } = heatMaps(ROWS, COLUMNS, packed.colours);
+  const read = exploredData(packed, unpack);
+  const { data, models, at, map, sum } = read;
+  const { number, percent, signed } = wording;
+  const means = exploreMeans(read, ROWS, COLUMNS);
   const find = (name) => document.getElementById(`explore-${name}`);
-  const models = new Map(data.models.map((model) => [model.key, model]));
-  for (const model of data.models)
-    for (const name of Object.keys(model.arrays)) model.arrays[name] = unpack(model.arrays[name]);
   const state = { image: 0, pair: 0, model: "", beside: "", layer: data.layers - 1, slot: -1, patch: -1 };
   let shown = []; // numbers of the images that pass the filters, in order
   let drawn = []; // canvases with what stands on them
+  let remember = () => {}; // keeps the view in the page's address
 
-  /** The part of an array at the first indices: the last axis, or one number. */
-  function at({ shape, values }, ...indices) {
-    const offset = indices.reduce((sum, index, axis) => sum * shape[axis] + index, 0);
-    if (indices.length === shape.length) return values[offset];
-    const length = shape.at(-1);
-    return values.subarray(offset * length, (offset + 1) * length);
-  }
-
-  /** A quantised map as numbers. */
-  function map(model, name, ...indices) {
-    const { [name]: steps, [`${name}_scale`]: scale, [`${name}_lowest`]: lowest } = model.arrays;
-    const [unit, least] = [at(scale, ...indices) / 255, lowest ? at(lowest, ...indices) : 0];
-    return Float32Array.from(at(steps, ...indices), (step) => least + unit * step);
-  }
-
-  /** Distances from the chosen slot, or their mean over slots, to every patch; null for a model without slots. */
-  function distances(model) {
-    if (!model.slots) return null;
-    const slots = state.slot < 0 ? [...Array(model.slots).keys()] : [Math.min(state.slot, model.slots - 1)];
-    const each = slots.map((slot) => map(model, "distance", state.image, state.layer, slot));
-    return each[0].map((_, patch) => each.reduce((sum, values) => sum + values[patch], 0) / each.length);
-  }
-
-  const number = (value) => (value === 0 ? "0" : Math.abs(value) < 1e-4 ? value.toExponential(2) : value.toPrecision(3));
-  const percent = (part, whole) => `${(whole > 0 ? (100 * part) / whole : 0).toFixed(1)} %`;
-  const signed = (value) => (value < 0 ? "−" : "+") + Math.abs(value).toFixed(2);
-  const sum = (values) => values.reduce((total, value) => total + value, 0);
-
-  function element(tag, properties = {}, ...children) {
-    const made = Object.assign(document.createElement(tag), properties);
-    made.append(...children);
-    return made;
-  }
+  const distances = (model) => read.distances(model, state.image, state.layer, state.slot);
 
   function fill(select, choices, chosen) {
     select.replaceChildren(...choices.map(([value, text]) => element("option", { value, textContent: text })));
@@ -60,14 +30,20 @@
 
   // ---- which images, in which order
 
+  function gains(measure, name) {
+    const gain = (image) => image.models[subject().key][measure] - image.models[data.models[0].key][measure];
+    return {
+      [`${measure}-gain`]: [`largest gain in ${name} first`, (image) => -gain(image)],
+      [`${measure}-loss`]: [`largest loss in ${name} first`, gain],
+    };
+  }
+
   const orders = {
     dataset: ["as in the dataset", () => 0],
     margin: ["largest margin first", (image) => -image.models[subject().key].margin],
-    lost: ["smallest margin first", (image) => image.models[subject().key].margin],
-    gain: [
-      "largest gain first",
-      (image) => image.models[data.models[0].key].likelihood - image.models[subject().key].likelihood,
-    ],
+    "margin-least": ["smallest margin first", (image) => image.models[subject().key].margin],
+    ...gains("likelihood", "log-likelihood"),
+    ...gains("margin", "margin"),
   };
 
   function offerFilters() {
@@ -156,6 +132,7 @@
 
   async function draw() {
     const image = data.images[state.image];
+    [find("model").value, find("beside").value] = [state.model, state.beside];
     find("layer").value = state.layer + 1;
     find("layer-number").textContent = `${state.layer + 1} of ${data.layers}`;
     find("layer").setAttribute("aria-valuetext", `layer ${state.layer + 1} of ${data.layers}`);
@@ -167,6 +144,8 @@
     const focus = document.activeElement?.dataset?.place;
     drawn = [];
     find("maps").replaceChildren(...sides().map(side));
+    find("means").replaceChildren(...means(sides(), state.image, shown, state.layer, state.slot));
+    remember();
     if (focus) find("maps").querySelector(`[data-place="${CSS.escape(focus)}"]`)?.focus();
     const pixels = await greyed(image.picture);
     if (image === data.images[state.image]) for (const each of drawn) paint(each, pixels, state.patch);
@@ -212,7 +191,9 @@
       readPatch(row * COLUMNS + column);
     };
     drawn.push({ canvas: made, heat: unit(values) });
-    return element("figure", {}, made, element("figcaption", { textContent: title }));
+    const range = `${number(Math.min(...values))} to ${number(Math.max(...values))}`;
+    const caption = element("figcaption", { textContent: `${title}: ${kind === "similarity" ? "0 to 1" : range}` });
+    return element("figure", {}, made, caption);
   }
 
   /** Buttons in a row, one of which Tab reaches; arrow keys go on from there. */
@@ -266,11 +247,11 @@
   function reading(text, level, said) {
     const made = element("button", { textContent: text, title: said });
     made.style.setProperty("--level", `${Math.round(55 * level)}%`);
-    made.onpointerenter = made.onfocus = () => read(said);
+    made.onpointerenter = made.onfocus = () => tell(said);
     return made;
   }
 
-  const read = (text) => (find("read").textContent = text);
+  const tell = (text) => (find("read").textContent = text);
 
   function readPatch(patch) {
     state.patch = patch;
@@ -282,7 +263,7 @@
       const similar = near ? `; similarity ${number(1 - unit(near)[patch])}, distance ${number(near[patch])}` : "";
       return `${model.label}: relevancy ${number(relevancy)}, ${share} of the image's; [cls] attention ${number(attention)}${similar}.`;
     });
-    read(`Row ${Math.floor(patch / COLUMNS) + 1}, column ${(patch % COLUMNS) + 1}. ${said.join(" ")}`);
+    tell(`Row ${Math.floor(patch / COLUMNS) + 1}, column ${(patch % COLUMNS) + 1}. ${said.join(" ")}`);
     for (const each of drawn) mark(each, state.patch);
   }
 
@@ -297,6 +278,41 @@
     if (state.patch >= 0 && !document.activeElement?.dataset?.place?.includes("/slots/")) readPatch(state.patch);
   }
 
+  /** The view as the address keeps it: numbers of the dataset, keys of models, and layers and slots from 1. */
+  function view() {
+    const chosen = ["of", "change", "decided", "order"].map((name) => [name, find(name).value]);
+    return {
+      image: String(data.images[state.image].number),
+      class: state.pair === data.images[state.image].pairs[0] ? "true" : String(data.pairs[state.pair]),
+      model: state.model,
+      beside: state.beside,
+      layer: String(state.layer + 1),
+      slot: state.slot < 0 ? "mean" : String(state.slot + 1),
+      ...Object.fromEntries(chosen),
+    };
+  }
+
+  /** Shows a view; a value that means nothing here leaves what there is. */
+  function showView(wanted) {
+    if (models.has(wanted.model)) state.model = wanted.model;
+    if (models.has(wanted.beside) || wanted.beside === "") state.beside = wanted.beside;
+    offerFilters();
+    for (const name of ["of", "change", "decided", "order"]) {
+      const select = find(name);
+      if ([...select.options].some(({ value }) => value === wanted[name])) select.value = wanted[name];
+    }
+    const within = (text, count) => [...Array(count).keys()].find((i) => String(i + 1) === text);
+    state.layer = within(wanted.layer, data.layers) ?? state.layer;
+    const slots = Math.max(0, ...sides().map((model) => model.slots));
+    state.slot = wanted.slot === "mean" ? -1 : (within(wanted.slot, slots) ?? state.slot);
+    state.image = Math.max(0, data.images.findIndex((image) => String(image.number) === wanted.image));
+    state.pair = data.images[state.image].pairs.find((pair) => String(data.pairs[pair]) === wanted.class) ?? -1;
+    state.patch = -1;
+    tell(HELP);
+    filter();
+  }
+
+  const HELP = "Point at a patch, a prompt slot or a token, or reach it by Tab and the arrow keys, to read its numbers.";
   const first = data.models.find((model) => model.tuned) ?? data.models[0];
   state.model = first.key;
   state.beside = data.models[0] === first ? "" : data.models[0].key;
@@ -319,8 +335,10 @@
     event.preventDefault();
     choose(shown[Math.min(shown.length - 1, Math.max(0, next))]);
   };
-  read("Point at a patch, a prompt slot or a token, or reach it by Tab and the arrow keys, to read its numbers.");
+  tell(HELP);
+  find("scale").style.background = `linear-gradient(to right, ${shades([0, 0.25, 0.5, 0.75, 1]).join(", ")})`;
   document.getElementById("explorer").hidden = false;
   offerFilters();
   filter();
+  remember = exploreAddress(view, showView);
 })();

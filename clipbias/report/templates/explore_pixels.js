@@ -22,6 +22,11 @@ function heatMaps(ROWS, COLUMNS, packedColours) {
     return values.map((value) => (most > least ? (value - least) / (most - least) : 0));
   }
 
+  /** Colours of values in 0 … 1, as CSS writes them. */
+  function shades(values) {
+    return values.map((value) => `rgb(${[...colours.subarray(3 * Math.round(255 * value)).subarray(0, 3)].join(" ")})`);
+  }
+
   /** A picture's brightness, once it is decoded: `SIDE · SIDE` numbers of 0 … 255. */
   function greyed(source) {
     if (!pictures.has(source)) pictures.set(source, brightness(source));
@@ -84,5 +89,5 @@ function heatMaps(ROWS, COLUMNS, packedColours) {
     }
   }
 
-  return { SIDE, unpack, unit, greyed, paint, mark };
+  return { SIDE, unpack, unit, shades, greyed, paint, mark };
 }

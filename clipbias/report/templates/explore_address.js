@@ -1,0 +1,39 @@
+"use strict";
+
+/**
+ * The view in the page's address, `#explore/image=12&layer=3`: a link, or the browser's way back, leads to it again.
+ * What is as it was at first is left out, and what an address says of nothing that there is counts for nothing.
+ *
+ * `current()` has the values of all fields as texts; `apply(values)` shows a view, of which fields may be missing.
+ */
+function exploreAddress(current, apply) {
+  const START = "#explore/";
+  const WAIT = 150; // milliseconds without a change before it is one that one can go back from
+  const initial = current();
+  let waiting = 0;
+
+  function address() {
+    const changed = Object.entries(current()).filter(([name, value]) => value !== initial[name]);
+    return START + new URLSearchParams(changed);
+  }
+
+  function write() {
+    clearTimeout(waiting);
+    waiting = setTimeout(() => {
+      const [to, from] = [address(), location.hash];
+      if (to !== from && !(to === START && from === "")) location.hash = to;
+    }, WAIT);
+  }
+
+  function read() {
+    const here = location.hash;
+    if (here !== "" && !here.startsWith(START)) return false; // of another section
+    clearTimeout(waiting);
+    if (here !== address()) apply({ ...initial, ...Object.fromEntries(new URLSearchParams(here.slice(START.length))) });
+    return here !== "";
+  }
+
+  addEventListener("hashchange", read);
+  if (read()) document.getElementById("explore").scrollIntoView();
+  return write;
+}

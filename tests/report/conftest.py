@@ -1,0 +1,36 @@
+"""One browser for all pages of reports: to start it takes longer than to look at one."""
+
+import pytest
+
+from clipbias.explain.results import save_results
+from clipbias.report import write_report
+from tests.browser import Browser
+from tests.report.exploring import only_explored
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    found = Browser(tmp_path_factory.mktemp("profile"))
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def opened(browser, page):
+    browser.complaints.clear()
+    browser.open(page)
+    yield browser
+    assert browser.complaints == []
+
+
+@pytest.fixture(scope="session")
+def explored():
+    """Results; not to be changed."""
+    return only_explored()
+
+
+@pytest.fixture(scope="session")
+def page(explored, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("explored")
+    save_results(folder, explored)
+    return write_report(folder, folder / "report")
