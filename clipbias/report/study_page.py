@@ -12,6 +12,7 @@ from clipbias.report.attention_figures import text_attention_figure, vision_atte
 from clipbias.report.decomposition_figures import decomposition_figure
 from clipbias.report.explorer import explorer_data
 from clipbias.report.faithfulness_figures import area_table, faithfulness_figure
+from clipbias.report.image_tables import image_tables
 from clipbias.report.map_figures import examples_figure, similarity_figures
 from clipbias.report.relevancy_figures import text_relevancy_figure, vision_relevancy_figure
 from clipbias.report.relevancy_groups import relevancy_groups_figure
@@ -63,6 +64,8 @@ def write_report(results_folder: str | os.PathLike, output_folder: str | os.Path
         sections.append(pages.Section("Explore the images", "explore", explorer=data))
     elif "explore" not in study.scalars["figures"]:
         missing.append("Explore: it was not asked for; --config.figures=explore has it.")
+    if tables := image_tables(study):
+        sections.append(pages.Section("Class by class, image by image", "images", tables=tables))
     sections.append(pages.Section("Models", "models", tables=[_models(study)]))
     for draw, section, reason in _FIGURES:
         made = draw(study)

@@ -1,0 +1,121 @@
+"""Tables of classes and single images, against plain loops over a study's arrays."""
+
+import collections
+import itertools
+import re
+
+import numpy as np
+import pytest
+
+from clipbias.report.image_tables import image_tables
+from clipbias.report.study_results import StudyResults
+from tests.report.recomputed import mixture_outcomes
+from tests.report.synthetic import synthetic_results
+
+
+@pytest.fixture(scope="module")
+def results():
+    found = synthetic_results(pictures=1)
+    # Decisions that flip both ways, under every mixture.
+    for name in ("factorial/ivlp/correct", "factorial/bias/correct"):
+        found.arrays[name] = np.random.default_rng(0).integers(0, 2, found.arrays[name].shape, np.uint8)
+    return found
+
+
+@pytest.fixture(scope="module")
+def tables(results):
+    return image_tables(StudyResults(results))
+
+
+def texts(table):
+    return [[f"{cell.text} {cell.spread}".strip() for cell in row] for row in table.rows]
+
+
+def test_classes(results, tables):
+    arrays = results.arrays
+    labels, zero_shot = arrays["predictions/labels"].tolist(), arrays["predictions/zero_shot"].tolist()
+    for row, cells in zip(texts(tables[0]), tables[0].rows, strict=True):
+        label = int(row[0].removeprefix("class "))
+        own = [i for i, one in enumerate(labels) if one == label]
+        right = [zero_shot[i] == label for i in own]
+        assert row[1:3] == [str(len(own)), f"{100 * sum(right) / len(own):.1f}"]
+        (taken, count), *_ = collections.Counter(zero_shot[i] for i in own if zero_shot[i] != label).most_common(1)
+        assert row[3] == f"class {taken} ({count} of {len(own)})"
+        for key, cell in zip(("ivlp", "bias"), cells[4:], strict=True):
+            steps = [int(arrays[f"predictions/{key}"][i] == label) - int(zero_shot[i] == label) for i in own]
+            mean = sum(steps) / len(steps)
+            error = (sum((x - mean) ** 2 for x in steps) / (len(steps) - 1) / len(steps)) ** 0.5
+            assert (cell.text, cell.spread) == (f"{100 * mean:+.1f}", f"± {100 * error:.1f}")
+            assert cell.note == f"{steps.count(1)} right, {steps.count(-1)} wrong"
+    totals = [sum(float(cell.text) for cell in row[4:]) for row in tables[0].rows]
+    assert len(totals) == 4 and totals == sorted(totals)
+
+
+def test_many_classes_are_those_at_either_end(results, monkeypatch):
+    whole, _, _ = image_tables(StudyResults(results))
+    monkeypatch.setattr("clipbias.report.image_tables.CLASSES", 2)
+    cut, _, _ = image_tables(StudyResults(results))
+    assert cut.rows == (whole.rows[0], whole.rows[-1]) and "of 4 classes the 1 at either end" in cut.caption
+
+
+def shapley_by_orders(outcomes, effects):
+    """Of one image: outcomes by mixture, such as RPR."""
+    values = dict.fromkeys(effects, 0.0)
+    for order in itertools.permutations(range(len(effects))):
+        for place, effect in enumerate(order):
+            letters = ["P" if k in order[:place] else "R" for k in range(len(effects))]
+            before = "".join(letters)
+            letters[effect] = "P"
+            values[effects[effect]] += (outcomes["".join(letters)] - outcomes[before]) / 6
+    return values
+
+
+def test_what_flipped_decisions(results, tables):
+    rows = {(row[0], row[1]): row[2:] for row in texts(tables[1])}
+    assert list(rows) == [(m, w) for m in ("IVLP", "Bias tuning") for w in ("became right", "became wrong")]
+    effects = ("attention", "scale", "values")
+    right = {k: v > 0 for k, v in mixture_outcomes(results, "ivlp", "accuracy", "both").items()}
+    likely = mixture_outcomes(results, "ivlp", "log_likelihood", "both")
+    for name, sign in (("became right", 1), ("became wrong", -1)):
+        first, last = ("RRR", "PPP") if sign > 0 else ("PPP", "RRR")
+        own = [i for i in range(len(right["RRR"])) if right[last][i] and not right[first][i]]
+        assert len(own) > 1 and rows["IVLP", name][0] == str(len(own))
+        values = [shapley_by_orders({k: v[i] for k, v in likely.items()}, effects) for i in own]
+        decided = [max(each, key=lambda effect: sign * each[effect]) for each in values]
+        flipped = {
+            e: [right[a][i] == (sign > 0) for i in own] for e, a in zip(effects, ("PRR", "RPR", "RRP"), strict=True)
+        }
+        for place, effect in enumerate(effects):
+            for text, share in (
+                (rows["IVLP", name][1 + place], decided.count(effect) / len(own)),
+                (rows["IVLP", name][4 + place], sum(flipped[effect]) / len(own)),
+            ):
+                assert text == f"{100 * share:.0f} ± {100 * (share * (1 - share) / len(own)) ** 0.5:.0f}"
+    assert rows["Bias tuning", "became right"][2] == rows["Bias tuning", "became right"][5] == "–"  # it has no scale
+
+
+def test_where_margins_changed_most(results, tables):
+    numbers = results.arrays["explore/images"].tolist()
+    for key, label in (("ivlp", "IVLP"), ("bias", "Bias tuning")):
+        last = len(results.scalars["factorial"][key]["effects"])
+        margins = results.arrays[f"factorial/{key}/margin"][:, 0]
+        gains = {
+            int(n): float(row[2**last - 1]) - float(row[0])
+            for n, row in zip(results.arrays[f"factorial/{key}/images"], margins, strict=True)
+        }
+        order = sorted(gains, key=gains.get, reverse=True)
+        found = [row for row in texts(tables[2]) if row[0] == label]
+        names = [f"test/{n:04d}.png" if n in numbers else f"number {n}" for n in (*order[:5], *order[-5:])]
+        assert [row[1] for row in found] == names
+        for row, number in zip(found, (*order[:5], *order[-5:]), strict=True):
+            said = [results.arrays[f"predictions/{name}"][number] for name in ("labels", "zero_shot", key)]
+            assert row[2:5] == [f"class {c}" for c in said]
+            before, after, change = (float(text) for text in row[5:])
+            assert change == pytest.approx(gains[number], abs=0.0051) == pytest.approx(after - before, abs=0.011)
+
+
+def test_a_model_outside_the_causal_test_has_its_classes_alone(results):
+    scalars = {**results.scalars, "factorial": {key: {"missing": "It has no second run."} for key in ("ivlp", "bias")}}
+    only = image_tables(StudyResults(type(results)(results.arrays, scalars)))
+    assert [table.title for table in only] == ["Which classes gain and lose"]
+    assert re.search(r"one standard error", only[0].caption) and np.isfinite(float(only[0].rows[0][4].text))
