@@ -86,10 +86,16 @@ class Checkpoints:
                 "start anew."
             ) from error
 
-    def save(self, step: int, state: Any) -> None:
-        """Starts saving `state` as of `step`; returns before it is on disk. Raises if the previous save failed."""
+    def save(self, step: int, state: Any, losses: Sequence[float]) -> None:
+        """Starts saving `state` as of `step`; returns before it is on disk. Raises if the previous save failed.
+
+        Args:
+          step: how many steps are done.
+          state: arrays.
+          losses: of each run at that step, for a run that is continued with no step left.
+        """
         self.wait()
-        metadata = {"identity": self._identity, "digest": _digest(state)}
+        metadata = {"identity": self._identity, "digest": _digest(state), "losses": [float(loss) for loss in losses]}
         metadata["seal"] = _seal(metadata)
         try:
             self._pending = self._checkpointer.save_checkpointables_async(
@@ -119,14 +125,14 @@ class Checkpoints:
             "make room and run the same command again."
         )
 
-    def restore(self, like: Any) -> tuple[int, Any] | None:
+    def restore(self, like: Any) -> tuple[int, Any, list[float] | None] | None:
         """The latest whole checkpoint that fits.
 
         Args:
           like: a state with the shapes, types and shardings wanted.
 
         Returns:
-          Its step and state, or `None` where there is none.
+          Its step, state and losses, which the first versions did not save; or `None` where there is none.
 
         Raises:
           ClipbiasError: the folder belongs to another run.
@@ -145,7 +151,7 @@ class Checkpoints:
                 state = jax.tree.unflatten(jax.tree.structure(like), [loaded[name] for name in _named(like)])
                 if _digest(state) != metadata.get("digest"):
                     raise ValueError("its content is not what was saved")
-                return step, state
+                return step, state, metadata.get("losses")
             except ClipbiasError:
                 raise
             except Exception as error:  # any kind of damage: fall back to the checkpoint before it
@@ -179,7 +185,9 @@ def _abstract(named: dict[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
 
 def _seal(metadata: dict[str, Any]) -> str:
     """What tells damaged metadata from that of another run."""
-    told = json.dumps([metadata["identity"], metadata["digest"]], sort_keys=True)
+    # Earlier versions sealed the first two alone, for there was no more.
+    names = ("identity", "digest", *(("losses",) if "losses" in metadata else ()))
+    told = json.dumps([metadata[name] for name in names], sort_keys=True)
     return hashlib.sha256(told.encode()).hexdigest()
 
 

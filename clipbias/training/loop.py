@@ -134,7 +134,7 @@ def train(
     weights = task.method.average(recipe.total_epochs(examples))
     if start is None:
         start = initial_learnables(task, runs)
-    step, state = 0, meshes.place(mesh, init_state(task.method, recipe, start), meshes.RUN)
+    step, state, losses = 0, meshes.place(mesh, init_state(task.method, recipe, start), meshes.RUN), None
     given = place_given(mesh, task, params, start, seeds)
     run_step = functools.partial(train_step, task.classifier, task.clip.preprocessing, recipe, params, given)
     with contextlib.ExitStack() as opened:
@@ -143,7 +143,7 @@ def train(
         checkpoints = None if folder is None else Checkpoints(folder, identity=identity or {}, earlier=earlier)
         if checkpoints is not None:
             opened.callback(checkpoints.close)
-            step, state = checkpoints.restore(state) or (step, state)
+            step, state, losses = checkpoints.restore(state) or (step, state, losses)
         if progress is not None:
             progress.start(total, done=step)
             if plan is not None:
@@ -152,7 +152,8 @@ def train(
         if metrics_folder is not None and step < total:  # the lines of later stages stay
             first = before + step + 1
             metrics = opened.enter_context(MetricWriter(metrics_folder, start_step=first, steps=whole or total))
-        report = StepReport(type(task.method).__name__, seeds, progress, metrics, images=rows * len(runs))
+        told = (type(task.method).__name__, seeds, progress, metrics)
+        report = StepReport(*told, images=rows * len(runs), losses=losses)
         batches: RunBatches | FeatureBatches
         if features is None:
             size = task.clip.config.vision.image_size
@@ -178,7 +179,7 @@ def train(
                 ends_stage = step == total and before + total < whole  # the next stage starts from it
                 if checkpoints is not None and (save or ends_stage):
                     report.catch_up()  # nothing is saved after a loss that is not finite
-                    checkpoints.save(step, state)
+                    checkpoints.save(step, state, report.losses)
                     pace.saved()
                 if stop:
                     where = f"step {before + step} of {whole or total}"

@@ -85,14 +85,28 @@ class StepReport:
     """Tells progress and metrics of each training step, one step late, so that the device never waits for the host."""
 
     def __init__(
-        self, method: str, seeds: Sequence[int], progress: Progress | None, metrics: MetricWriter | None, *, images: int
+        self,
+        method: str,
+        seeds: Sequence[int],
+        progress: Progress | None,
+        metrics: MetricWriter | None,
+        *,
+        images: int,
+        losses: Sequence[float] | None = None,
     ) -> None:
-        """`images` are those of one step in all runs; `method` and `seeds` name the runs where one fails."""
+        """Reports nothing yet.
+
+        Args:
+          method, seeds: name the runs where one fails.
+          progress, metrics: told about every step.
+          images: of one step in all runs.
+          losses: of the step that the runs go on from, `None` where that is the first one.
+        """
         self._method, self._seeds, self._images = method, seeds, images
         self._progress, self._metrics = progress, metrics
         self._late: tuple[int, Any, np.ndarray] | None = None
         self._when = time.monotonic()
-        self.losses = [float("nan")] * len(seeds)
+        self.losses = [float("nan")] * len(seeds) if losses is None else [*losses]
 
     def step(self, step: int, values: Any, rate: np.ndarray) -> None:
         """Takes a step's metrics, which may still be in the making, and tells those of the step before."""

@@ -18,7 +18,7 @@ def state(value: float) -> dict:
 def save(folder: Path, steps: tuple[int, ...]) -> None:
     checkpoints = Checkpoints(folder, identity={"seed": 1})
     for step in steps:
-        checkpoints.save(step, state(step))
+        checkpoints.save(step, state(step), [step / 7])
     checkpoints.close()
 
 
@@ -36,8 +36,8 @@ def test_nothing_to_restore(tmp_path: Path) -> None:
 
 def test_the_latest_of_two_comes_back(tmp_path: Path) -> None:
     save(tmp_path, (1, 2, 3))
-    step, restored = restore(tmp_path)
-    assert step == 3
+    step, restored, losses = restore(tmp_path)
+    assert step == 3 and losses == [3 / 7]
     np.testing.assert_array_equal(restored["a"], state(3)["a"])
     np.testing.assert_array_equal(restored["b"][0], np.arange(4))
     assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 2
@@ -61,7 +61,7 @@ def test_a_flipped_bit_is_found_and_the_previous_checkpoint_used(tmp_path: Path)
             path.write_bytes(content)
             damaged += 1
     assert damaged
-    step, restored = restore(tmp_path)
+    step, restored, _ = restore(tmp_path)
     assert step == 1
     np.testing.assert_array_equal(restored["a"], state(1)["a"])
     gc.collect()  # what that thread left is reported when it is collected: here, not in another test
@@ -76,6 +76,7 @@ def test_a_flipped_bit_is_found_and_the_previous_checkpoint_used(tmp_path: Path)
         (b'"commit_timestamp_nsecs"', 4),  # orbax refuses the whole folder over a name that it does not know
         (b'"item_handlers"', 5),
         (b'"digest"', 0),
+        (b"0.2857142857142857", 0),  # a loss
         (b"{", 7),
     ],
 )
@@ -85,7 +86,7 @@ def test_a_flipped_bit_of_the_metadata_is_no_other_run(tmp_path: Path, place: by
     content = bytearray(path.read_bytes())
     content[content.index(place) + len(place) // 2] ^= 1 << bit
     path.write_bytes(content)
-    step, restored = restore(tmp_path)
+    step, restored, _ = restore(tmp_path)
     assert step == 1
     np.testing.assert_array_equal(restored["a"], state(1)["a"])
     save(tmp_path, (2,))  # the run goes on
@@ -96,20 +97,21 @@ def test_a_checkpoint_of_the_first_versions_is_read(tmp_path: Path) -> None:
     save(tmp_path, (1,))
     path = tmp_path / "1" / METADATA
     content = json.loads(path.read_text())
-    del content["custom_metadata"]["seal"]
+    for name in ("seal", "losses"):
+        del content["custom_metadata"][name]
     path.write_text(json.dumps(content))
-    assert restore(tmp_path)[0] == 1
+    assert restore(tmp_path)[::2] == (1, None)
 
 
 def test_restoring_onto_another_mesh(tmp_path: Path) -> None:
     mesh = meshes.make_mesh(run=2, data=4)
     placed = meshes.place(mesh, {"a": np.arange(8.0).reshape(2, 4)}, meshes.RUN)
     checkpoints = Checkpoints(tmp_path, identity={})
-    checkpoints.save(5, placed)
+    checkpoints.save(5, placed, [])
     checkpoints.close()
     again = Checkpoints(tmp_path, identity={})
     like = meshes.place(meshes.single_device(), {"a": np.zeros((2, 4))}, meshes.RUN)
-    step, restored = again.restore(like)
+    step, restored, _ = again.restore(like)
     again.close()
     assert step == 5
     assert restored["a"].sharding == like["a"].sharding

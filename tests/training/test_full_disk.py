@@ -37,17 +37,17 @@ def no_room_for(size: int) -> Iterator[None]:
 def test_the_last_checkpoint_stays(tmp_path: Path) -> None:
     state = {"a": jnp.asarray(np.random.default_rng(0).normal(size=(64, 64)), jnp.float32)}
     checkpoints = Checkpoints(tmp_path, identity={})
-    checkpoints.save(1, state)
+    checkpoints.save(1, state, [])
     checkpoints.wait()
     with (
         no_room_for(512),
         pytest.raises(ClipbiasError, match=r"cannot save a checkpoint in .*: File too large; the previous"),
     ):
-        checkpoints.save(2, {"a": state["a"] + 1})
+        checkpoints.save(2, {"a": state["a"] + 1}, [])
         checkpoints.wait()
     checkpoints.close()
     again = Checkpoints(tmp_path, identity={})
-    step, restored = again.restore(state)
+    step, restored, _ = again.restore(state)
     again.close()
     assert step == 1
     np.testing.assert_array_equal(restored["a"], state["a"])
