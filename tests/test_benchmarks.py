@@ -207,6 +207,20 @@ def test_torch_takes_the_same_step(method, capsys):
         assert points["clipbias"]["loss"] == pytest.approx(points["torch"]["loss"], rel=1e-5)
 
 
+def test_an_image_is_tested_with_its_views(capsys):
+    """Beside PyTorch where that is installed; logits that differ would be refused."""
+    points = compared(capsys, "tpt", "--option=crops=31")
+    for point in points.values():
+        assert point["cpu_seconds"] > 0 and "logits" not in point
+    assert points["clipbias"]["program_bytes"] > 0
+
+
+def test_other_logits_are_refused():
+    training.check_logits("tpt", {"clipbias": [[1.0, -9.0]], "torch": [[1.005, -9.005]]})
+    with pytest.raises(benchmark.ClipbiasError, match=r"tpt under clipbias and torch differ by up to 0.02.*being 9.0"):
+        training.check_logits("tpt", {"clipbias": [[1.0, -9.0]], "torch": [[1.02, -9.0]]})
+
+
 def test_other_losses_are_refused():
     training.check_losses("ivlp", {"clipbias": 1.0, "torch": 1.0005})
     with pytest.raises(benchmark.ClipbiasError, match=r"ivlp differ: 1.000000 \(clipbias\) and 1.010000 \(torch\)"):

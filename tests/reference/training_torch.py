@@ -1,9 +1,10 @@
-"""Training steps of CLIP-LoRA, CoCoOp, IVLP and PromptSRC in PyTorch as their authors take them.
+"""Training steps of CLIP-LoRA, CoCoOp, IVLP and PromptSRC, and TPT's test of an image, in PyTorch as their authors do.
 
 For `tools.benchmarks`. All texts are encoded anew in each step, at full context length, with whole blocks; gradients by
 autograd. CLIP-LoRA: MaxZanella/CLIP-LoRA, which forms `B A` and multiplies the dropped input by it. CoCoOp:
 KaiyangZhou/CoOp, which encodes all texts for each image. PromptSRC: muzairkhattak/PromptSRC, which runs the frozen
-model on the same images in every step. Works in the type of the weights; needs PyTorch alone.
+model on the same images in every step. TPT: azshue/TPT, a step on all views of an image, then the texts once more.
+Works in the type of the weights; needs PyTorch alone.
 """
 
 import dataclasses
@@ -202,6 +203,38 @@ def cocoop_losses(model: Model, learnables: Tensors, inputs: Tensors) -> Tensors
     return {"cross_entropy": functional.cross_entropy(torch.stack(rows), inputs["labels"])}
 
 
+# TPT
+
+
+def tpt_context(context: torch.Tensor, logits: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """The context after a step of a new AdamW, on the entropy of the surest views' mean probabilities."""
+    learned = context.detach().clone().requires_grad_()
+    optimizer = torch.optim.AdamW([learned], lr=5e-3)
+    each = functional.log_softmax(logits(learned), dim=1)
+    entropy = -(each * each.exp()).sum(1)
+    chosen = torch.argsort(entropy)[: max(1, int(len(each) * 0.1))]
+    mean = torch.logsumexp(each[chosen], dim=0) - math.log(len(chosen))
+    (-(mean * mean.exp()).sum()).backward()
+    optimizer.step()
+    return learned.detach()
+
+
+def tpt_logits(model: Model, learnables: Tensors, inputs: Tensors) -> torch.Tensor:
+    """[B, C] of images with their views `inputs["pixels"]` [B, 1 + V, 3, R, R], one after another."""
+
+    def texts(context: torch.Tensor) -> torch.Tensor:
+        return unit(text_features(model, inputs["ids"], inputs["eos"], [context]))
+
+    rows, scale = [], model.state["logit_scale"].exp()
+    for views in inputs["pixels"]:
+        with torch.no_grad():
+            images = unit(image_features(model, views))
+        context = tpt_context(learnables["text_context"], lambda one, images=images: scale * images @ texts(one).T)
+        with torch.no_grad():
+            rows.append(scale * images[0] @ texts(context).T)
+    return torch.stack(rows)
+
+
 # Benchmark
 
 
@@ -252,21 +285,24 @@ def step(
 
 
 def load(job: Job) -> tuple[Callable[[], Any], Callable[[], dict[str, Any]]]:
-    """A way for `worker`: one training step."""
-    if job["method"] not in METHODS:
-        raise ClipbiasError(f"there is no PyTorch step of {job['method']}; choose one of {', '.join(METHODS)}.")
-    function, make_optimizer = METHODS[job["method"]]
+    """A way for `worker`: one training step, or the test of images with their views."""
+    if job["method"] not in (*METHODS, "tpt"):
+        raise ClipbiasError(f"there is no PyTorch step of {job['method']}; choose one of {', '.join(METHODS)}, tpt.")
     folder = Path(job["folder"])
     model, inputs = read_model(folder), safetensors.torch.load_file(folder / f"inputs-{job['batch']}.safetensors")
     inputs = {name: value.clone() for name, value in inputs.items()}
     inputs |= {name: inputs[name].long() for name in ("ids", "eos", "labels")}
-    inputs["pixels"] = inputs.pop("images").permute(0, 3, 1, 2).contiguous()
+    inputs["pixels"] = inputs.pop("images").movedim(-1, -3).contiguous()
     if job["method"] == "clip_lora":
         learnables = lora_learnables(model)
     else:
         learnables = {name: inputs.pop(name) for name in [*inputs] if name.startswith(("text_", "vision_"))}
     if job["method"] != "clip_lora":
         join_projections(model)
+    if job["method"] == "tpt":
+        test = functools.partial(tpt_logits, model, learnables, inputs)
+        return test, lambda: {"program_bytes": None, "logits": test().tolist()}
+    function, make_optimizer = METHODS[job["method"]]
     learnables = {name: value.requires_grad_() for name, value in learnables.items()}
     optimizer = make_optimizer(learnables.values())
     run = functools.partial(step, functools.partial(function, model), optimizer, learnables, inputs)

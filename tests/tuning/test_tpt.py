@@ -102,6 +102,23 @@ def test_tuned_contexts_and_logits_equal_numpy(pair, start, views, steps) -> Non
     np.testing.assert_allclose(again, logits, rtol=1e-5, atol=1e-5)
 
 
+def test_pytorch_by_the_authors_computation_equals_numpy(pair, start, views) -> None:
+    """What `tools.benchmarks` times TPT beside; only where PyTorch is installed."""
+    torch, reference = pytest.importorskip("torch"), pair[1]
+    from tests.reference import training_torch
+
+    def tensors(arrays):
+        return {name: torch.tensor(np.asarray(value)) for name, value in arrays.items()}
+
+    tokens = reference.tokenizer.tokenize([f"a photo of a {name.replace('_', ' ')}." for name in CLASS_NAMES])
+    many = np.concatenate([views[1]] * 2, axis=1)[:, : 2 * CROPS]  # 22 views, of which two count
+    inputs = tensors({"pixels": many.transpose(0, 1, 4, 2, 3), "ids": tokens, "eos": tokens.argmax(-1)})
+    model = training_torch.Model(tensors(reference.state), reference.config)
+    found = training_torch.tpt_logits(model, tensors(double(start)), inputs)
+    expected = tpt.logits(reference, CLASS_NAMES, start, many)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-8, atol=1e-8)
+
+
 def test_a_step_moves_every_entry_by_the_rate_and_the_decay(pair, start, views) -> None:
     moved, _ = tpt.tuned(pair[1], CLASS_NAMES, start, views[1][0], share=0.3)
     before = double(start)["text_context"]

@@ -3,6 +3,7 @@
     python -m tools.benchmarks train --method=ivlp --option depth=9 --classes=100 --batch=4 --baseline
     python -m tools.benchmarks train --method=bias_by_kind --beside=bias --classes=100 --batch=4
     python -m tools.benchmarks compare --method=clip_lora --classes=100 --batch=4
+    python -m tools.benchmarks compare --method=tpt --classes=100 --batch=1
     python -m tools.benchmarks features --batch=16
     python -m tools.benchmarks relevancy --method=vpt --batches 1 8 32
     python -m tools.benchmarks relevancy --batches 8 --layers 3 6 12
@@ -16,9 +17,9 @@
 Seconds are medians over repeats. FLOP are those that the computation needs, counted by hand-checked formulas
 (`tools/benchmarks/flops.py`), and the machine's own rate is that of a large matrix product timed in turn with them.
 `--baseline` also runs the plain computation: texts of full context length, whole blocks, nothing shared. `compare` runs
-a method's training step beside its authors' computation in PyTorch, where that is installed. It and `relevancy` give
-every way a process of its own. `relevancy` compares the ways' maps too; with several depths it tells what memory their
-programs plan for. `--append` adds the line to a file that `report` reads.
+a method's training step, or TPT's test of an image, beside its authors' computation in PyTorch, where that is
+installed. It and `relevancy` give every way a process of its own. `relevancy` compares the ways' maps too; with several
+depths it tells what memory their programs plan for. `--append` adds the line to a file that `report` reads.
 """
 
 import argparse

@@ -107,6 +107,17 @@ def class_names(count: int, *, seed: int = 0) -> list[str]:
     return [" ".join([f"name{index}", *["of"] * (length - 1)]) for index, length in enumerate(chosen)]
 
 
+def random_views(config: ClipConfig, count: int, crops: int, *, seed: int = 0) -> np.ndarray:
+    """Images with their crops `[count, 1 + crops, R, R, 3]`, as for a test of one image after another.
+
+    They are noise of different colours, which keeps the views' logits apart: which of them count is then no matter of
+    rounding.
+    """
+    noise = random_images(config, count, 1 + crops, seed=seed)
+    colours = np.random.default_rng(seed).integers(0, 256, (count, 1 + crops, 1, 1, 3))
+    return ((noise + 3 * colours) // 4).astype(np.uint8)
+
+
 def random_images(config: ClipConfig, *shape: int, seed: int = 0) -> np.ndarray:
     """Noise as uint8 images `[*shape, R, R, 3]`."""
     size = config.vision.image_size

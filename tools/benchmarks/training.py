@@ -1,4 +1,7 @@
-"""A method's training step in this package and as its authors compute it in PyTorch: time in turn, and memory."""
+"""A method's training step in this package and as its authors compute it in PyTorch: time in turn, and memory.
+
+Of a method that is trained on each test image, such as TPT, that is the test of an image, from its views to its logits.
+"""
 
 import argparse
 import contextlib
@@ -22,7 +25,7 @@ from tools.benchmarks.report import markdown
 from tools.benchmarks.worker import Here, Process
 
 MODULES = {"clipbias": "tools.benchmarks.training_ways", "torch": "tests.reference.training_torch"}
-# Of the first loss, relative: more than rounding in float32 explains.
+# Of the first loss, relative, or of logits beside the largest of them: more than rounding in float32 explains.
 TOLERANCE = 1e-3
 
 
@@ -42,7 +45,10 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
         write_inputs(clip, job)
         del clip  # this process needs the weights no more
         points = measured(job, ways, arguments.repeats, together=arguments.together)
-    check_losses(arguments.method, {way: point["loss"] for way, point in zip(ways, points, strict=True)})
+    if "logits" in points[0]:
+        check_logits(arguments.method, {way: point.pop("logits") for way, point in zip(ways, points, strict=True)})
+    else:
+        check_losses(arguments.method, {way: point["loss"] for way, point in zip(ways, points, strict=True)})
     print(table(points))
     name = f"{arguments.method}, {arguments.classes} classes, batch {arguments.batch}, beside PyTorch"
     return {"name": name, "method": arguments.method, "device": jax.devices()[0].device_kind, "points": points}
@@ -55,6 +61,18 @@ def check_losses(method: str, losses: Mapping[str, float]) -> None:
     if method != "promptsrc" and not np.ptp([*losses.values()]) <= TOLERANCE * max(losses.values()):
         found = " and ".join(f"{loss:.6f} ({way})" for way, loss in losses.items())
         raise ClipbiasError(f"the first losses of {method} differ: {found}; one of them is computed wrongly.")
+
+
+def check_logits(method: str, logits: Mapping[str, Sequence[Sequence[float]]]) -> None:
+    """Raises `ClipbiasError` where the ways' logits `[B, C]` are not those of one computation."""
+    found = np.array([*logits.values()])
+    apart, largest = np.ptp(found, axis=0).max(), np.abs(found).max()
+    if not apart <= TOLERANCE * largest:
+        names = " and ".join(logits)
+        raise ClipbiasError(
+            f"the logits of {method} under {names} differ by up to {apart:.6f}, the largest being {largest:.6f}; one "
+            "of them is computed wrongly."
+        )
 
 
 def ways_of(arguments: argparse.Namespace) -> Sequence[str]:
@@ -75,20 +93,22 @@ def ways_of(arguments: argparse.Namespace) -> Sequence[str]:
 
 
 def write_inputs(clip: Clip, job: Mapping[str, Any]) -> None:
-    """Images, labels, padded tokens, prompts and a teacher's text features, for PyTorch.
+    """Images or views of images, labels, padded tokens, prompts and a teacher's text features, for PyTorch.
 
     The teacher's features are those of one template.
     """
     names, count = model.class_names(job["classes"]), job["batch"]
     plain = Task(clip, "zero_shot", names)
     # PromptSRC's prompts are IVLP's, of nine layers.
-    own = job["method"] in ("ivlp", "cocoop")
+    own = job["method"] in ("ivlp", "cocoop", "tpt")
     options = steps.options(job["option"]) if own else {"depth": 9}
     prompted = Task(clip, job["method"] if own else "ivlp", names, **options)
     tokens = steps.padded(prompted.tokens, clip.config.text.context_length)
+    crops = prompted.method.crops_at_test()
+    pixels = model.random_views(clip.config, count, crops) if crops else model.random_images(clip.config, count)
     teacher = np.asarray(plain.fixed_text(clip.params, plain.init(0)))
     arrays = {
-        "images": clip.preprocessing.normalize(model.random_images(clip.config, count)),
+        "images": clip.preprocessing.normalize(pixels),
         "labels": labels(job),
         "ids": tokens.ids,
         "eos": tokens.eos,
@@ -119,23 +139,24 @@ def measured(job: Mapping[str, Any], ways: Sequence[str], repeats: int, *, toget
         facts = {way: running[way].facts for way in ways}
     rows = []
     for way in ways:
-        seconds = statistics.median(turn["seconds"] for turn in turns[way])
+        seconds = {name: statistics.median(turn[name] for turn in turns[way]) for name in ("seconds", "cpu_seconds")}
         peak = max(turn["peak_bytes"] for turn in turns[way])
         needed = peak - facts[way]["before_bytes"]
-        rows.append({"way": way, "seconds": seconds, "peak_bytes": peak, "needed_bytes": needed, **facts[way]})
+        rows.append({"way": way, **seconds, "peak_bytes": peak, "needed_bytes": needed, **facts[way]})
     return rows
 
 
 def table(points: Sequence[Mapping[str, Any]]) -> str:
     """The rows in Markdown."""
-    heads = ("way", "seconds per step", "peak (GB)", "before (GB)", "needed (GB)", "XLA's plan (GB)", "first loss")
+    sizes = ("peak (GB)", "before (GB)", "needed (GB)", "XLA's plan (GB)")
+    heads = ("way", "seconds", "CPU seconds", *sizes, "first loss")
     lines = [
         (
             point["way"],
-            f"{point['seconds']:.3f}",
+            *(f"{point[name]:.3f}" for name in ("seconds", "cpu_seconds")),
             *(f"{point[name] / 1e9:.2f}" for name in ("peak_bytes", "before_bytes", "needed_bytes")),
             "" if point["program_bytes"] is None else f"{point['program_bytes'] / 1e9:.2f}",
-            f"{point['loss']:.5f}",
+            f"{point['loss']:.5f}" if "loss" in point else "",
         )
         for point in points
     ]

@@ -1,4 +1,4 @@
-"""This package's training step, as a way for `tools.benchmarks compare`."""
+"""This package's training step, or its test of an image with its views, as a way for `tools.benchmarks compare`."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from clipbias.training import mesh as meshes
-from clipbias.training.step import init_state, place_given, train_step
+from clipbias.training.answers import image_features, logits
+from clipbias.training.step import init_state, place_given, place_text, train_step
 from clipbias.tuning import Recipe, Task
 from tools.benchmarks import measure, model, relevancy_ways, steps, training
 from tools.benchmarks.worker import Job
@@ -18,11 +19,13 @@ memory = relevancy_ways.memory
 
 
 def load(job: Job) -> tuple[Callable[[], Any], Callable[[], dict[str, Any]]]:
-    """A way for `worker`: one training step; its first call compiles."""
+    """A way for `worker`: one training step, or test of images with their views; its first call compiles."""
     config, batch = model.geometry(job["geometry"], layers=job["layers"]), job["batch"]
     clip = relevancy_ways.clip_of(config, relevancy_ways.read_weights(Path(job["folder"]), config))
     names, options = model.class_names(job["classes"]), steps.options(job["option"])
     task = Task(clip, job["method"], names, dtype=job["dtype"], **options)
+    if task.method.crops_at_test():
+        return test(task, model.random_views(config, batch, task.method.crops_at_test()))
     start = jax.tree.map(lambda leaf: jnp.array(leaf)[None], task.init(0))
     given = place_given(meshes.single_device(), task, clip.params, start, [0])
     recipe = task.method.recipe_for(Recipe(0.0025, 10, 1, 1e-5, batch, 0.9, 5e-4), 16)
@@ -52,3 +55,26 @@ def load(job: Job) -> tuple[Callable[[], Any], Callable[[], dict[str, Any]]]:
         return {"program_bytes": measure.program_bytes(program), "loss": step()}
 
     return step, first
+
+
+def test(task: Task, views: np.ndarray) -> tuple[Callable[[], Any], Callable[[], dict[str, Any]]]:
+    """What an evaluation does with images and their views `[B, 1 + V, R, R, 3]`, from pixels to logits `[B, C]`."""
+    params, mesh = task.clip.params, meshes.single_device()
+    learnables = jax.tree.map(lambda leaf: jnp.array(leaf)[None], task.init(0))
+    text, pixels, mask = place_text(mesh, task, params), jax.device_put(views), jnp.ones(len(views), bool)
+    jax.block_until_ready((params, learnables, text, pixels))
+    programs: list[Any] = []
+
+    def compute() -> jax.Array:
+        vision, head = programs
+        return jax.block_until_ready(head(params, learnables, vision(params, learnables, pixels), text, mask))
+
+    def first() -> dict[str, Any]:
+        images = (task.classifier, task.clip.preprocessing, params, learnables, pixels)
+        features = jax.eval_shape(image_features, *images, runs=1)
+        programs.append(image_features.lower(*images, runs=1).compile())
+        programs.append(logits.lower(task.classifier, params, learnables, features, text, mask, runs=1).compile())
+        planned = max(measure.program_bytes(program) for program in programs)
+        return {"program_bytes": planned, "logits": np.asarray(compute()[0]).tolist()}
+
+    return compute, first

@@ -62,13 +62,13 @@ class Here:
         self.facts = first() | {"before_bytes": before}
 
     def turn(self) -> dict[str, Any]:
-        """Computes once: seconds, and the peak in bytes so far."""
-        began = time.perf_counter()
+        """Computes once: seconds, those of all cores together, and the peak in bytes so far."""
+        began, began_cpu = time.perf_counter(), time.process_time()
         self._compute()
-        seconds = time.perf_counter() - began
+        seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - began_cpu
         peak = self._memory()[1]
         return_memory()
-        return {"seconds": seconds, "peak_bytes": peak}
+        return {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_bytes": peak}
 
     def __enter__(self) -> Self:
         return self
