@@ -151,18 +151,19 @@ def images_per_batch(task: Task, config: ConfigDict) -> int:
 
 
 def read(files: Sequence[Path], task: Task, config: ConfigDict) -> Iterator[tuple[list[Path], np.ndarray]]:
-    """Batches of paths and pictures, uint8 `[B, R, R, 3]`; unreadable ones are refused or left out as configured.
+    """Batches of paths and pictures `[B, R, R, 3]`; unreadable ones are refused or left out as configured.
 
-    For a method that learns of crops of each image, pictures are `[B, 1 + V, R, R, 3]`.
+    Pictures have levels from 0 to 255. For a method that learns of crops of each image, they are `[B, 1 + V, R, R, 3]`.
     """
     size, crops = task.clip.config.vision.image_size, task.method.crops_at_test()
+    mixed = task.method.augmix_at_test()
     rows = images_per_batch(task, config)
     for start in range(0, len(files), rows):
         chunk, pictures = [], []
         for path in files[start : start + rows]:
             try:
                 image = decode(read_image(path), str(path))
-                pictures.append(test_views(image, size, crops) if crops else test_image(image, size))
+                pictures.append(test_views(image, size, crops, mixed=mixed) if crops else test_image(image, size))
             except ClipbiasError as error:
                 if config.on_image_error != "skip":
                     raise

@@ -190,6 +190,7 @@ def test_batches(
     shard: tuple[int, int] = (0, 1),
     on_error: str = "raise",
     crops: int = 0,
+    mixed: bool = False,
     workers: int | None = None,
     cache_bytes: int = 0,
 ) -> Batches:
@@ -202,6 +203,7 @@ def test_batches(
       shard: (index, count) of this host; it gets the rows `index * B / count` and following of every batch.
       on_error: "raise" stops at an unreadable image; "skip" masks it out, logs it and counts it in `skipped`.
       crops: Random crops of each image behind it, V (`transforms.test_views`): images are then [B, 1 + V, R, R, 3].
+      mixed: Whether AugMix mixes each crop with distortions of it; images are then float32.
       workers: Decoding threads; None takes one per core.
       cache_bytes: Decoded images are kept up to this size; ignored where `split` is an `Images`.
 
@@ -219,13 +221,13 @@ def test_batches(
     def batch(number: int) -> Batch:
         first = number * batch_size + index * local
         views = (1 + crops,) if crops else ()
-        pixels = np.zeros((local, *views, image_size, image_size, 3), np.uint8)
+        pixels = np.zeros((local, *views, image_size, image_size, 3), np.float32 if mixed else np.uint8)
         labels, mask = np.zeros(local, np.int32), np.zeros(local, bool)
         for row, example in enumerate(range(first, min(first + local, len(images)))):
             try:
                 image = images.decoded(example)
                 if crops:
-                    pixels[row] = transforms.test_views(image, image_size, crops)
+                    pixels[row] = transforms.test_views(image, image_size, crops, mixed=mixed)
                 else:
                     pixels[row] = transforms.test_image(image, image_size)
             except ClipbiasError as error:

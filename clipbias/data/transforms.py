@@ -12,6 +12,7 @@ import math
 import numpy as np
 from PIL import Image
 
+from clipbias.data.augmix import augmix
 from clipbias.errors import ClipbiasError
 
 SCALE = (0.08, 1.0)  # share of the image area that a training crop covers
@@ -129,14 +130,22 @@ def test_image(image: np.ndarray, image_size: int) -> np.ndarray:
     return np.asarray(resized.crop((left, top, left + image_size, top + image_size)))
 
 
-def test_views(image: np.ndarray, image_size: int, crops: int) -> np.ndarray:
+def test_views(image: np.ndarray, image_size: int, crops: int, *, mixed: bool = False) -> np.ndarray:
     """`test_image` and random resized crops of the whole image, flipped or not: [h, w, 3] to [1 + crops, R, R, 3].
 
     The crops are bilinear, as TPT's are (Shu et al. 2022), and depend on the image's pixels alone: the same image has
-    the same views wherever it lies.
+    the same views wherever it lies. They are uint8, or where AugMix has `mixed` each with distortions of it, all views
+    are float32 of the same range.
     """
-    digest = hashlib.blake2b(np.ascontiguousarray(image).tobytes(), digest_size=16, salt=b"views").digest()
-    rng = np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
-    bilinear = Image.Resampling.BILINEAR
+    rng, bilinear = _own_rng(image, b"views"), Image.Resampling.BILINEAR
     cropped = [train_image(image, rng, image_size, resampling=bilinear) for _ in range(crops)]
+    if mixed:
+        rng = _own_rng(image, b"augmix")
+        cropped = [augmix(crop, rng) for crop in cropped]
     return np.stack([test_image(image, image_size), *cropped])
+
+
+def _own_rng(image: np.ndarray, use: bytes) -> np.random.Generator:
+    """Draws that depend on the pixels of an image and on what they are for."""
+    digest = hashlib.blake2b(np.ascontiguousarray(image).tobytes(), digest_size=16, salt=use).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))

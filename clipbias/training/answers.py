@@ -35,9 +35,9 @@ def image_features(
     *,
     runs: int,
 ) -> jax.Array:
-    """Features of uint8 images `[B, size, size, 3]` under `R` runs, `[R, B, d]`, as the tower makes them.
+    """Features of images `[B, size, size, 3]` under `R` runs, `[R, B, d]`, as the tower makes them.
 
-    Of views of each image, `[B, 1 + V, size, size, 3]`, they are `[R, B, 1 + V, d]`.
+    Images have levels from 0 to 255. Of views of each image, `[B, 1 + V, size, size, 3]`, they are `[R, B, 1 + V, d]`.
     """
     images = preprocessing.normalize(images)
 

@@ -22,7 +22,7 @@ from clipbias.training.step import place_text
 from clipbias.training.timing import call_seconds
 from clipbias.tuning import Task
 from clipbias.tuning.classifier import Classifier, Text
-from clipbias.tuning.method import Learnables
+from clipbias.tuning.method import Learnables, Method
 
 
 def images_per_step(batch_size: int, crops: int, mesh: Mesh) -> int:
@@ -86,7 +86,8 @@ class Evaluator:
         self._keep = len(split) * per_image <= cache_bytes
         self._plain_features: dict[bool, list[jax.Array]] = {}  # by whether they are of patches, too
 
-    def _batches(self, crops: int) -> Iterator[Batch]:
+    def _batches(self, method: Method) -> Iterator[Batch]:
+        crops = method.crops_at_test()
         if self._kept is not None and not crops:
             yield from self._kept
             return
@@ -95,6 +96,7 @@ class Evaluator:
             image_size=self.clip.config.vision.image_size,
             batch_size=images_per_step(self.batch_size, crops, self.mesh),
             crops=crops,
+            mixed=method.augmix_at_test(),
             shard=(jax.process_index(), jax.process_count()),
             on_error=self.on_error,
         )
@@ -115,12 +117,12 @@ class Evaluator:
         patches, crops = classifier.method.patches, classifier.method.crops_at_test()
         if not changes and not crops and patches in self._plain_features:
             self._tower_seconds = self._plain_seconds.get(patches, 0.0)
-            yield from zip(self._plain_features[patches], self._batches(crops), strict=True)
+            yield from zip(self._plain_features[patches], self._batches(classifier.method), strict=True)
             return
         if not changes:  # one set of features serves every run
             learnables, runs = jax.tree.map(lambda leaf: leaf[:1], learnables), 1
         plain = []
-        for batch in self._batches(crops):
+        for batch in self._batches(classifier.method):
             images = meshes.place_rows(self.mesh, batch["images"])
             encode = functools.partial(
                 image_features, classifier, self.clip.preprocessing, self.params, learnables, images, runs=runs

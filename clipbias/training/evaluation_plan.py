@@ -66,7 +66,8 @@ def image_arguments(task: Task, *, batch: int, runs: int, mesh: Mesh) -> tuple[t
     crops = task.method.crops_at_test()
     batch = images_per_step(batch, crops, mesh)
     views = (1 + crops,) if crops else ()
-    images = meshes.place(mesh, jax.ShapeDtypeStruct((batch, *views, size, size, 3), np.uint8), meshes.DATA)
+    kind = np.float32 if task.method.augmix_at_test() else np.uint8
+    images = meshes.place(mesh, jax.ShapeDtypeStruct((batch, *views, size, size, 3), kind), meshes.DATA)
     params, learnables = _placed_shapes(task, runs, mesh)
     return (task.classifier, task.clip.preprocessing, params, learnables, images), {"runs": runs}
 

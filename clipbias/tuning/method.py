@@ -273,6 +273,10 @@ class Method(abc.ABC):
         """How many random crops of each test image `at_test` is given beside the image itself. By default none."""
         return 0
 
+    def augmix_at_test(self) -> bool:
+        """Whether these crops are mixed with distortions of them (`data.augmix`). By default not."""
+        return False
+
     def at_test(self, learnables: Learnables, logits: Callable[[Learnables], jax.Array]) -> Learnables:
         """The learnables that a test image is classified with, made anew for each image of those of the run.
 

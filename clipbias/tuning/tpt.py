@@ -1,7 +1,6 @@
 """TPT (Shu et al. 2022, arXiv 2209.07511, Test-Time Prompt Tuning): a context that is tuned for each test image alone.
 
-Nothing that one image taught is kept for the next. The authors add AugMix to the crops on datasets other than ImageNet
-and its variants, which is left out here.
+Nothing that one image taught is kept for the next.
 """
 
 import dataclasses
@@ -28,6 +27,8 @@ class TPT(CoOp):
     context. Each image starts from the same context and an optimiser without a past.
 
     Attributes:
+      augmix: whether each crop is mixed with distortions of it (Hendrycks et al. 2020), as the authors do on their
+        datasets other than ImageNet and its variants; `None` for that.
       crops: of each image, beside the image itself.
       share: of the views that counts, rounded down, but one at least.
       steps: of the optimiser.
@@ -38,7 +39,15 @@ class TPT(CoOp):
     kind: ClassVar[Kind | None] = Kind.TEST_TIME
     trains: ClassVar[bool] = False
     first_view: ClassVar[bool] = True
+    datasets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        name: {"augmix": True}
+        for name in (
+            *("caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101", "fgvc_aircraft", "sun397"),
+            *("dtd", "eurosat", "ucf101"),
+        )
+    }
 
+    augmix: bool | None = None
     crops: Annotated[int, Range(1, 10_000)] = 63
     share: Annotated[float, Range(0, 1)] = 0.1
     steps: Annotated[int, Range(1, 1000)] = 1
@@ -47,6 +56,9 @@ class TPT(CoOp):
 
     def crops_at_test(self) -> int:
         return self.crops
+
+    def augmix_at_test(self) -> bool:
+        return bool(self.augmix)
 
     def at_test(self, learnables: Learnables, logits: Callable[[Learnables], jax.Array]) -> Learnables:
         optimizer = optax.adamw(self.rate, weight_decay=self.decay)

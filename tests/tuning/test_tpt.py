@@ -9,10 +9,11 @@ import pytest
 
 import clipbias
 from clipbias.clip import Clip
-from clipbias.data import Split, transforms
+from clipbias.data import Split, catalog, transforms
 from clipbias.data.pipeline import test_batches as evaluated
 from clipbias.errors import ClipbiasError
 from clipbias.export.program import program_weights
+from clipbias.training import evaluate as evaluation
 from clipbias.training import mesh as meshes
 from clipbias.training.evaluate import Evaluator, evaluate, images_per_step
 from clipbias.training.evaluation_plan import class_bytes, fit_evaluation
@@ -168,6 +169,37 @@ def test_views_depend_on_the_image_alone() -> None:
     splits.append(splits[0].subset([1, 0]))
     batches = [next(evaluated(split, image_size=8, batch_size=2, crops=40))["images"] for split in splits]
     np.testing.assert_array_equal(batches[0][::-1], batches[1])
+
+
+def test_augmix_mixes_the_same_crops() -> None:
+    plain, mixed = (transforms.test_views(picture(0), 32, 40, mixed=mixed) for mixed in (False, True))
+    assert mixed.dtype == np.float32 and mixed.min() >= 0 and mixed.max() <= 255
+    np.testing.assert_array_equal(mixed[0], plain[0])  # the image as it is evaluated stays
+    np.testing.assert_array_equal(transforms.test_views(picture(0), 32, 40, mixed=True), mixed)
+    apart = np.abs(mixed[1:] - plain[1:]).mean((1, 2, 3))
+    assert (apart > 0.1).sum() > 35 and np.median(apart) < 30
+    correlated = [np.corrcoef(one.ravel(), two.ravel())[0, 1] for one, two in zip(mixed, plain, strict=True)]
+    assert np.median(correlated) > 0.8
+
+
+def test_augmix_is_for_the_authors_datasets(pair, start, monkeypatch) -> None:
+    (clip, reference), names = pair, (*catalog.ELEVEN, *catalog.VARIANTS, "demo/digits")
+    found = [name for name in names if make_method("tpt").options_for(name, 0) == {"augmix": True}]
+    assert found == [name for name in catalog.ELEVEN if name != "imagenet"]
+    choices = {None: False, False: False, True: True}
+    assert all(make_method("tpt_coop", augmix=given).augmix_at_test() is made for given, made in choices.items())
+    task = Task(clip, "tpt", CLASS_NAMES, augmix=True, **OPTIONS)
+    mixed = np.stack([transforms.test_views(picture(seed), 8, CROPS, mixed=True) for seed in range(COUNT)])
+    normal = (mixed / 255.0 - common.MEAN) / common.DEVIATION
+    best = tpt.logits(reference, CLASS_NAMES, start, normal, **RULE).argmax(-1)
+    split, seen = Split(tuple("abcd"), best, lambda index: encoded(picture(index))), []
+    original = evaluation.image_features
+    monkeypatch.setattr(
+        evaluation, "image_features", lambda *given, runs: seen.append(given[-1]) or original(*given, runs=runs)
+    )
+    score = evaluate(task, start, split, mesh=meshes.single_device(), eval_batch_size=24, on_image_error="raise")
+    assert score["accuracy"] == 100.0
+    np.testing.assert_array_equal(np.concatenate(seen), mixed)
 
 
 def test_crops_are_bilinear_of_the_whole_image_and_flipped_half_the_time() -> None:
