@@ -9,6 +9,7 @@ import os
 import shutil
 import stat
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,36 +20,78 @@ from clipbias.errors import ClipbiasError
 LOCK = ".clipbias-lock"
 # How the name of a file begins that is still being written.
 PART = ".clipbias-part-"
+# What the file system says where it cannot lock files at all.
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
+
+# Files and folders that this process is writing. Whoever holds the gate may add one, or give one its name; the thread
+# that ends the process keeps it.
+_unfinished: set[Path] = set()
+_gate = threading.RLock()
+
+
+def abandon() -> None:
+    """Removes what is being written, and lets no other thread write anything more: the process is about to end."""
+    _gate.acquire(timeout=1.0)
+    for path in _unfinished:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 @contextlib.contextmanager
-def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+def whole() -> Iterator[None]:
+    """Keeps the process from being ended in the middle of the block by its own watching thread. For moments."""
+    with _gate:
+        yield
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike, *, apart: bool = False) -> Iterator[Path]:
     """Yields a private temporary name beside `path`, renamed to `path` when the block ends without an error.
 
     The bytes are on disk before the rename, so a crash at any moment leaves the old file or the new one, whole.
+
+    Args:
+      path: the file.
+      apart: makes the name one in a folder of its own, for writers that make temporary files beside it themselves.
 
     Raises:
       ClipbiasError: the folder cannot be written, or the disk is full.
     """
     path = Path(path)
+    with _gate:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if apart:
+                made = Path(tempfile.mkdtemp(prefix=PART, dir=path.parent))
+            else:
+                handle, name = tempfile.mkstemp(prefix=PART, suffix=path.suffix, dir=path.parent)
+                os.close(handle)
+                made = Path(name)
+        except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+            raise ClipbiasError(f"cannot write {path}: {reason(error)}; choose another folder.") from error
+        _unfinished.add(made)
+    temporary = made / path.name if apart else made
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=PART, suffix=path.suffix, dir=path.parent)
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
-        raise ClipbiasError(f"cannot write {path}: {reason(error)}; choose another folder.") from error
-    os.close(handle)
-    try:
-        yield Path(temporary)
+        yield temporary
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
         # mkstemp makes files private; a result is meant to be read by whoever may read its folder.
         os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+        with _gate:
+            os.replace(temporary, path)
     except OSError as error:
         raise ClipbiasError(f"cannot write {path}: {reason(error)}; the previous file, if any, is intact.") from error
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+        with _gate:  # errors: it has its name already, or the disk does not let itself be written
+            if apart:
+                shutil.rmtree(made, ignore_errors=True)
+            else:
+                with contextlib.suppress(OSError):
+                    made.unlink()
+            _unfinished.discard(made)
 
 
 @contextlib.contextmanager
@@ -67,20 +110,27 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
             raise ClipbiasError(f"{path} exists already; remove it or choose another folder.")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _claimed(temporary, path) as lock:
-            _take(lock, temporary, path)
+        with contextlib.ExitStack() as opened:
+            with _gate:
+                lock = opened.enter_context(_claimed(temporary, path))
+                _take(lock, temporary, path)
+                _unfinished.add(temporary)
             try:
                 yield temporary
                 for written in [*temporary.rglob("*"), temporary]:
                     _to_disk(written)
                 # Private until now. What the parent folder passed on (the set-group-ID bit) stays.
                 temporary.chmod(stat.S_IMODE(temporary.stat().st_mode) | (0o777 & ~_umask()))
-                os.rename(temporary, path)  # refuses to replace anything but an empty folder
+                with _gate:
+                    os.rename(temporary, path)  # refuses to replace anything but an empty folder
+                    _unfinished.discard(temporary)
+                    # Not before the rename: without it another process would take the folder for a killed one's.
+                    os.unlink(path / LOCK)
             except BaseException:
                 shutil.rmtree(temporary, ignore_errors=True)
                 raise
-            # Not before the rename: without it another process would take the folder for a killed one's.
-            os.unlink(path / LOCK)
+            finally:
+                _unfinished.discard(temporary)
             _to_disk(path.parent)
     except OSError as error:
         raise ClipbiasError(f"cannot write {path}: {reason(error)}; choose another folder.") from error
@@ -104,7 +154,12 @@ def _claimed(folder: Path, path: Path) -> Iterator[int]:
                 f"cannot write {path}: {folder} is in the way and was not left by an earlier run; remove it."
             ) from None
         folder.chmod(0o700)
-    lock = os.open(folder / LOCK, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        lock = os.open(folder / LOCK, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError:
+        with contextlib.suppress(OSError):  # not empty, where it is another process's
+            folder.rmdir()
+        raise
     try:
         yield lock
     finally:
@@ -114,7 +169,7 @@ def _claimed(folder: Path, path: Path) -> Iterator[int]:
 def _take(lock: int, folder: Path, path: Path) -> None:
     """Locks a temporary folder for this process and empties it. Raises `ClipbiasError` if it is another's."""
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock_file(lock, fcntl.LOCK_EX)
         # The other process may have ended, and its folder got its final name, since the lock was opened.
         if not os.path.samestat(os.fstat(lock), os.stat(folder / LOCK)):
             raise FileNotFoundError
@@ -125,6 +180,26 @@ def _take(lock: int, folder: Path, path: Path) -> None:
             shutil.rmtree(stale)
         elif stale.name != LOCK:
             stale.unlink()
+
+
+def lock_file(file: int, how: int) -> bool:
+    """Locks an open file as `flock` does, without waiting.
+
+    Returns:
+      Whether it is locked: some network file systems have no locks, and then it is as if it were free.
+
+    Raises:
+      BlockingIOError: another process has locked it.
+    """
+    try:
+        fcntl.flock(file, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        return False
+    return True
 
 
 def _to_disk(path: Path) -> None:
@@ -146,8 +221,11 @@ def _umask() -> int:
 def remove_parts(folder: str | os.PathLike) -> None:
     """Removes what writers that were killed left in `folder` and below; nobody may be writing there."""
     for path in Path(folder).rglob(f"{PART}*"):
-        with contextlib.suppress(OSError):
-            path.unlink()
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def reason(error: Exception) -> str:
@@ -252,7 +330,7 @@ def write_tensors(path: str | os.PathLike, tensors: Mapping[str, Any], metadata:
     import safetensors
     from safetensors.numpy import save_file
 
-    with atomic_path(path) as temporary:
+    with atomic_path(path, apart=True) as temporary:
         try:
             save_file(dict(tensors), temporary, metadata=dict(metadata))
         except safetensors.SafetensorError as error:

@@ -15,17 +15,17 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from clipbias import interruption
 from clipbias.errors import ClipbiasError
 from clipbias.terminal import printable
-from clipbias.training import interruption
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that is written.")
 
 # Device files of NVIDIA GPUs, AMD GPUs and TPUs.
 ACCELERATORS = ("/dev/nvidia0", "/dev/kfd", "/dev/accel0", "/dev/vfio/0")
 
-# What a shell reports for a process that SIGTERM ended.
-EXIT_INTERRUPTED = 143
+# What a shell reports for processes that SIGINT and SIGTERM ended.
+STOPPED = (130, 143)
 
 
 def run(main: Callable[[ConfigDict, Path], Any], default: str) -> None:
@@ -34,6 +34,7 @@ def run(main: Callable[[ConfigDict, Path], Any], default: str) -> None:
     `--config` names a file of `configs/`, `default` without it, whose values `--config.name=value` changes. The flag is
     defined here, not at import: several binaries can be imported into one process.
     """
+    interruption.watch()
     config = _or_one_sentence(
         lambda: config_flags.DEFINE_config_file("config", default, "Configuration file.", lock_config=True)
     )
@@ -42,7 +43,7 @@ def run(main: Callable[[ConfigDict, Path], Any], default: str) -> None:
         if len(arguments) > 1:
             raise app.UsageError(f"unexpected argument {arguments[1]!r}; settings are given as --config.name=value.")
         start()
-        return answer(main, config.value, WORKDIR.value)
+        return end(answer(main, config.value, WORKDIR.value))
 
     app.run(guarded, flags_parser=_parse)
 
@@ -64,11 +65,20 @@ def run_arguments(main: Callable[[Sequence[str]], int]) -> None:
     app.run(guarded, flags_parser=_parse)
 
 
+def end(status: int) -> int:
+    """Says that the work is over, and ends the process where it was stopped; returns the status otherwise."""
+    import jax
+
+    # Processes of a job part in order.
+    alone = not jax.distributed.is_initialized()
+    return interruption.leave(status, now=alone and status in STOPPED)
+
+
 def answer(main: Callable[[ConfigDict, Path], Any], settings: Any, workdir: str | None = None) -> int:
     """Runs `main(settings, workdir)` and turns how it ends into an exit status.
 
-    A `ClipbiasError` ends it with its message alone and status 1; a notice to stop with status 143, after saving. Any
-    other exception is a defect and keeps its traceback.
+    A `ClipbiasError` ends it with its message alone and status 1, and so does a disk that is full or broken; a notice
+    to stop with status 130 or 143, after saving. Any other exception is a defect and keeps its traceback.
 
     Args:
       main: of a binary.
@@ -85,17 +95,15 @@ def answer(main: Callable[[ConfigDict, Path], Any], settings: Any, workdir: str 
         if not workdir and not settings.get("dry_run"):
             raise ClipbiasError("no folder to write to; give --workdir=FOLDER.")
         logging.info("configuration:\n%s", settings)
-        with interruption.ended_by_notice():
+        with interruption.noted():
             main(settings, Path(workdir))
     except ClipbiasError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except interruption.Interrupted as error:
+        interruption.claim()
         print(error, file=sys.stderr)
-        return EXIT_INTERRUPTED
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues.", file=sys.stderr)
-        return 130
+        return error.status
     return 0
 
 

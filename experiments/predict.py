@@ -24,6 +24,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 import clipbias
+from clipbias import interruption
 from clipbias.clip.params import Params
 from clipbias.data.files_on_disk import IMAGE_SUFFIXES, read_image
 from clipbias.data.transforms import decode, test_image, test_views
@@ -54,6 +55,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
     began = time.monotonic()
     with open_workdir(workdir, app.plain(config)), progress(len(files), unit="image", title="predict") as bar:
         for chunk, pictures in read(files, task, config):
+            interruption.check()
             # The last batch is padded, so that one compiled program serves all.
             missing = min(images_per_batch(task, config), len(files)) - len(chunk)
             filled = np.pad(pictures, ((0, missing), *[(0, 0)] * (pictures.ndim - 1)))

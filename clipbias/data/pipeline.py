@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from clipbias import interruption
 from clipbias.checks import check_choice
 from clipbias.data import transforms
 from clipbias.data.dataset import Split
@@ -32,18 +33,23 @@ Batch = dict[str, np.ndarray]
 class Batches(Iterator[Batch]):
     """An iterator of batches that measures how long its user waited for them.
 
+    Outside training, which saves first, a notice to stop ends it (`interruption.Interrupted`).
+
     Attributes:
       seconds_waiting: Time spent inside `next`, in total.
       skipped: Number of unreadable images left out so far (evaluation with `on_error="skip"`).
     """
 
-    def __init__(self, batches: Iterator[Batch], images: Images) -> None:
+    def __init__(self, batches: Iterator[Batch], images: Images, *, training: bool = False) -> None:
         self._batches = batches
+        self._training = training
         self._images = images
         self._started: float | None = None
         self.seconds_waiting = 0.0
 
     def __next__(self) -> Batch:
+        if not self._training:
+            interruption.check()
         began = time.perf_counter()
         if self._started is None:
             self._started = began
@@ -136,7 +142,7 @@ def train_batches(
         first = step * batch_size + index * local
         return _augmented(images, order(epoch)[first : first + local], local, image_size, (seed, epoch), crop)
 
-    return Batches(_read_ahead(batch, range(start_step, epochs * steps), workers, PREFETCH), images)
+    return Batches(_read_ahead(batch, range(start_step, epochs * steps), workers, PREFETCH), images, training=True)
 
 
 def pass_batches(

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from clipbias import interruption
 from clipbias.checks import check_text
 from clipbias.data import benchmark, transforms
 from clipbias.data.dataset import Dataset, Split
@@ -127,6 +128,7 @@ def load(
 
 def _examples(split: Split) -> Iterator[tuple[str, dict]]:
     for position, key in enumerate(split.keys):
+        interruption.check()
         encoded = split.read(position)
         transforms.check_format(encoded, key)  # shards are passed on: no other file goes into them by way of a link
         yield (

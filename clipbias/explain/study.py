@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from clipbias import interruption
 from clipbias.clip.params import Params
 from clipbias.data import Split
 from clipbias.data.images import pictures
@@ -203,6 +204,7 @@ class Study:
         size = -(-self.options.batch_size // multiple) * multiple
         local, found = size // processes, []
         for start in range(process * local, process * local + len(rows[0]), size):
+            interruption.check()
             own = [values[start : start + local] for values in rows]
             filled = (np.pad(x, [(0, local - len(x))] + [(0, 0)] * (x.ndim - 1)) for x in own)
             found.append(compute(*map(self.devices.place, filled)))
@@ -334,6 +336,7 @@ class Study:
                 return load_arrays(arrays_path), kept["scalars"]
         except (ClipbiasError, KeyError):
             pass  # not there yet, or cut off: computed again
+        interruption.check()
         arrays, scalars = compute()
         scalars = plain(scalars)
         if self.is_first:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from clipbias import interruption
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
 from clipbias.export.card import model_card
@@ -85,6 +86,7 @@ def export(
             f"export it as a {natural}."
         )
     with atomic_folder(folder) as temporary:
+        interruption.check()
         if form == "checkpoint":
             folded = fold(clip.params, task.method.adapt(learnables))
             folded["logit_scale"] = np.asarray(task.method.logit_scale(clip.params))
@@ -97,4 +99,5 @@ def export(
             write_program(temporary, task, learnables)
         save_adapter(temporary / ADAPTER, task, learnables, method=adapter.method, notes=adapter.notes)
         write_text(temporary / CARD, model_card(adapter, task, form))
+        interruption.check()
     return form

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from clipbias.errors import ClipbiasError
-from clipbias.files import parse_json, read_json, read_json_lines
+from clipbias.files import lock_file, parse_json, read_json, read_json_lines
 from clipbias.report.names import draws, trains
 
 _DRAW = ("method", "dataset", "shots", "seed")  # which training a result is of
@@ -163,7 +163,7 @@ def _is_locked(folder: Path) -> bool:
     # A shared lock that is given back at once: it asks, and keeps nobody from working.
     with contextlib.suppress(FileNotFoundError, PermissionError), open(folder / ".lock", "rb") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            lock_file(lock.fileno(), fcntl.LOCK_SH)
         except BlockingIOError:
             return True
     return False

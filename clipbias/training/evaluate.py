@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from clipbias import interruption
 from clipbias.clip import Clip
 from clipbias.clip.params import Params
 from clipbias.data import Split
@@ -160,6 +161,7 @@ class Evaluator:
         found = []
         with explain_exhaustion("lower --config.eval_batch_size."):
             for features, batch in self._features(classifier, learnables, runs):
+                interruption.check()
                 labels = np.where(batch["mask"], batch["labels"], -1)
                 mask, placed = (meshes.place_rows(self.mesh, rows) for rows in (batch["mask"], labels))
                 arguments = (classifier, self.params, learnables, features, texts, mask, *rest)

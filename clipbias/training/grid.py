@@ -14,6 +14,7 @@ import jax
 from absl import logging
 from jax.sharding import Mesh
 
+from clipbias import interruption
 from clipbias.clip import Clip
 from clipbias.data import Dataset
 from clipbias.errors import ClipbiasError, sentence
@@ -80,6 +81,7 @@ class Grid:
                 self.trainer.remove_checkpoints(pack)
         with progress(0 if self.trainer.single else len(wanted), done=done, unit="cell", title="cells") as bar:
             for pack in todo:
+                interruption.check()
                 self.trainer.cache.keep_only(pack.dataset)
                 for part, rows in self._attempt(pack, bar):
                     self._write(part, rows, bar)

@@ -17,11 +17,11 @@ from clipbias.data import Split
 from clipbias.data.images import Images
 from clipbias.data.pipeline import DEFAULT_CACHE_BYTES, Batch, train_batches
 from clipbias.errors import ClipbiasError
+from clipbias.interruption import Interrupted, noted
 from clipbias.training import mesh as meshes
 from clipbias.training.agreement import Pace
 from clipbias.training.checkpoint import Checkpoints
 from clipbias.training.features import FeatureBatches
-from clipbias.training.interruption import Interrupted, stop_notice
 from clipbias.training.metrics import MetricWriter, StepReport
 from clipbias.training.plan import StepPlan, explain_exhaustion
 from clipbias.training.progress import Progress
@@ -163,7 +163,7 @@ def train(
             pooled = sampling is not None and sampling.training == "pooled"
             batches = FeatureBatches(features, labels, seeds, recipe, mesh, pooled=pooled, start_step=step)
         pace = Pace(mesh, seconds=checkpoint_seconds, saves=checkpoints is not None)
-        with stop_notice() as notice, explain_exhaustion(_advice(plan)):
+        with noted() as notice, explain_exhaustion(_advice(plan)):
             while step < total:
                 rate = rates[step]
                 learning_rate = meshes.place(mesh, rate.astype(np.float32), meshes.RUN)
@@ -175,8 +175,12 @@ def train(
                 state, values = run_step(state, next(batches), learning_rate, weight)
                 step += 1
                 report.step(before + step, values, rate)
-                save, stop = pace(notice.given, last=step == total)
+                if step == total:
+                    report.catch_up()  # which waits for it: a notice may come meanwhile
+                save, stop = pace(bool(notice.given), last=step == total)
                 ends_stage = step == total and before + total < whole  # the next stage starts from it
+                if stop:
+                    notice.saving()
                 if checkpoints is not None and (save or ends_stage):
                     report.catch_up()  # nothing is saved after a loss that is not finite
                     checkpoints.save(step, state, report.losses)
@@ -184,7 +188,6 @@ def train(
                 if stop:
                     where = f"step {before + step} of {whole or total}"
                     raise Interrupted(f"stopped at {where}; the same command continues.")
-            report.catch_up()
     seconds = time.monotonic() - began
     learnables = with_constants(state.learnables if state.average is None else state.average, start)
     return Trained(learnables, report.losses, seconds, steps=total, waiting_share=batches.waiting_share)

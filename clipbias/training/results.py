@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from clipbias.errors import ClipbiasError
-from clipbias.files import read_json_lines, write_text
+from clipbias.files import read_json_lines, whole, write_text
 
 Row = dict[str, Any]
 KEY = ("protocol", "method", "dataset", "shots", "seed", "config_hash")
@@ -117,7 +117,7 @@ class Results:
         if jax.process_index() != 0:
             return
         try:
-            with open(self._path, "a", encoding="utf-8") as file:
+            with whole(), open(self._path, "a", encoding="utf-8") as file:
                 file.write("".join(json.dumps(row) + "\n" for row in rows))
                 file.flush()
                 os.fsync(file.fileno())

@@ -24,12 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from absl import logging
 
+from clipbias import interruption
 from clipbias.checks import check_number
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError, sentence
-from clipbias.files import read_json, reason, remove_parts, write_text
-from clipbias.training.interruption import Interrupted
+from clipbias.files import lock_file, read_json, reason, remove_parts, write_text
 from clipbias.tuning import METHODS, make_method
 from clipbias.tuning.registry import method_options
 
@@ -94,8 +95,8 @@ def open_part(folder: str | os.PathLike, config: Mapping[str, Any], own: Path) -
             write_text(folder / CONFIG, whole)
         yield own
         with contextlib.suppress(BlockingIOError):  # another part is still at work, and tidies up after itself
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            remove_parts(folder)
+            if lock_file(lock, fcntl.LOCK_EX):
+                remove_parts(folder)
 
 
 @contextlib.contextmanager
@@ -108,7 +109,10 @@ def _locked(folder: Path, kind: int) -> Iterator[int]:
         raise ClipbiasError(f"cannot write {folder}: {reason(error)}; choose another --workdir.") from error
     with lock:
         try:
-            fcntl.flock(lock, kind | fcntl.LOCK_NB)
+            if not lock_file(lock.fileno(), kind):
+                logging.warning(
+                    "%s lies on a file system without locks: see to it that no other process works there.", folder
+                )
         except BlockingIOError as error:
             raise ClipbiasError(
                 f"another process works in {folder}; wait for it or choose another --workdir."
@@ -151,14 +155,16 @@ def _kept_state(folder: Path, earlier: float) -> Iterator[None]:
         write_text(folder / STATE, json.dumps(content, indent=2) + "\n")
 
     write("running")
-    try:
-        yield
-    except BaseException as error:
-        stopped = isinstance(error, Interrupted | KeyboardInterrupt)
-        with contextlib.suppress(ClipbiasError):  # a full disk must not hide what went wrong
-            write("interrupted" if stopped else "failed", sentence(error))
-        raise
-    write("finished")
+    with interruption.last_words(lambda said: write("interrupted", f"Interrupted: {said}")):
+        try:
+            yield
+            interruption.check()  # all is there, but the process was told to stop: it says so
+        except BaseException as error:
+            stopped = isinstance(error, interruption.Interrupted | KeyboardInterrupt)
+            with contextlib.suppress(ClipbiasError):  # a full disk must not hide what went wrong
+                write("interrupted" if stopped else "failed", sentence(error))
+            raise
+        write("finished")
 
 
 def _seconds_before(folder: Path, config: Mapping[str, Any]) -> float:

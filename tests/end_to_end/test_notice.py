@@ -1,5 +1,6 @@
-"""SIGTERM at an awkward moment: the binaries save, clean up, say so and end with status 143; then they continue."""
+"""A signal at an awkward moment: the binaries save, clean up, say so and end with its status; then they continue."""
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -15,21 +16,22 @@ from clipbias.clip import Clip
 from clipbias.explain import study
 from clipbias.files import PART, write_text
 from clipbias.training import evaluate, loop
+from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import save_adapter
 from experiments import app
 from tools.disturb import comparable
 
 
-def notice_at(monkeypatch: pytest.MonkeyPatch, where: Any, name: str, call: int) -> None:
-    """Sends this process SIGTERM during the given call of a function."""
+def notice_at(monkeypatch: pytest.MonkeyPatch, where: Any, name: str, call: int, number: int = signal.SIGTERM) -> None:
+    """Sends this process a signal during the given call of a function."""
     original, calls = getattr(where, name), 0
 
     def called(*arguments: Any, **options: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == call:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         return original(*arguments, **options)
 
     monkeypatch.setattr(where, name, called)
@@ -39,6 +41,8 @@ def notice_at(monkeypatch: pytest.MonkeyPatch, where: Any, name: str, call: int)
     ("where", "name", "call", "said"),
     [
         (loop, "train_step", 2, "stopped at step 2 of"),
+        (loop, "train_step", 3, "stopped at step 3 of 3"),
+        (loop.StepReport, "catch_up", 3, "stopped at step 3 of 3"),  # while the last step is awaited
         (evaluate, "image_features", 2, "stopped; the same command continues."),
         (experiments.table1, "write_text", 2, "stopped; the same command continues."),
     ],
@@ -52,7 +56,7 @@ def test_table1(
     assert app.answer(experiments.table1.main, config, str(tmp_path / "whole")) == 0
     before = signal.getsignal(signal.SIGTERM)
     notice_at(monkeypatch, where, name, call)
-    assert app.answer(experiments.table1.main, config, str(tmp_path / "cut")) == app.EXIT_INTERRUPTED
+    assert app.answer(experiments.table1.main, config, str(tmp_path / "cut")) == 143
     assert said in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == before
     assert not list((tmp_path / "cut").rglob(f"{PART}*"))
@@ -70,7 +74,7 @@ def test_explain(model: Path, clip: Clip, tmp_path: Path, monkeypatch: pytest.Mo
     config.batch_size, config.image_limit, config.figures, config.mesh.data = 16, 64, "vision_attention", 1
     assert app.answer(experiments.explain.main, config, str(tmp_path / "whole")) == 0
     notice_at(monkeypatch, study, "merge", 6)
-    assert app.answer(experiments.explain.main, config, str(tmp_path / "cut")) == app.EXIT_INTERRUPTED
+    assert app.answer(experiments.explain.main, config, str(tmp_path / "cut")) == 143
     assert "stopped; the same command continues." in capsys.readouterr().err
     assert list((tmp_path / "cut" / "parts").glob("*.npz"))
     monkeypatch.undo()
@@ -78,13 +82,17 @@ def test_explain(model: Path, clip: Clip, tmp_path: Path, monkeypatch: pytest.Mo
     assert comparable(tmp_path / "whole") == comparable(tmp_path / "cut")
 
 
-def test_a_file_in_the_making_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    notice_at(monkeypatch, os, "replace", 1)
+def test_the_end_of_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where all is written but the record of the run, the run was interrupted."""
+    notice_at(monkeypatch, os, "replace", 4, signal.SIGINT)
 
     def write(config: Any, workdir: Path) -> None:
-        write_text(workdir / "result.json", "{}")
+        with open_workdir(workdir, {}):
+            write_text(workdir / "result.json", "{}")
 
     write.__module__ = experiments.table1.__name__
     monkeypatch.setattr(app, "own_config", lambda main: configs.demo.get_config())
-    assert app.answer(write, configs.demo.get_config(), str(tmp_path / "w")) == app.EXIT_INTERRUPTED
-    assert not list((tmp_path / "w").iterdir())
+    assert app.answer(write, configs.demo.get_config(), str(tmp_path)) == 130
+    assert (tmp_path / "result.json").exists()
+    assert json.loads((tmp_path / "state.json").read_text())["state"] == "interrupted"
+    assert not list(tmp_path.glob(f"{PART}*"))

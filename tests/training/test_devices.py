@@ -10,9 +10,9 @@ import pytest
 from clipbias.clip import Clip
 from clipbias.data import Dataset
 from clipbias.files import read_json_lines
+from clipbias.interruption import Interrupted
 from clipbias.training import loop
 from clipbias.training import mesh as meshes
-from clipbias.training.interruption import Interrupted
 from clipbias.tuning.recipe import Recipe
 from tests.training.test_loop import assert_close, pack, run
 

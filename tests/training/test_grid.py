@@ -13,12 +13,12 @@ from clipbias.clip import Clip
 from clipbias.data import Dataset
 from clipbias.errors import ClipbiasError
 from clipbias.files import read_json_lines
+from clipbias.interruption import Interrupted
 from clipbias.training import loop, trainer
 from clipbias.training import mesh as meshes
 from clipbias.training.evaluate import evaluate
 from clipbias.training.forecast import forecast
 from clipbias.training.grid import Grid
-from clipbias.training.interruption import Interrupted
 from clipbias.training.packs import Pack, make_packs
 from clipbias.training.predictions import KnownPredictions
 from clipbias.training.settings import GridSettings

@@ -12,9 +12,9 @@ from clipbias.clip import Clip
 from clipbias.data import Dataset
 from clipbias.errors import ClipbiasError
 from clipbias.files import read_json_lines
+from clipbias.interruption import Interrupted
 from clipbias.training import loop
 from clipbias.training import mesh as meshes
-from clipbias.training.interruption import Interrupted
 from clipbias.tuning import Task
 from clipbias.tuning.recipe import Recipe
 from tests.training.conftest import few_shot_runs

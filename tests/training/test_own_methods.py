@@ -11,6 +11,7 @@ import pytest
 from clipbias.clip import Clip
 from clipbias.data import Dataset
 from clipbias.data.few_shot import few_shot
+from clipbias.interruption import Interrupted
 from clipbias.training import loop
 from clipbias.training import mesh as meshes
 from clipbias.training.cache import Cache
@@ -18,7 +19,6 @@ from clipbias.training.evaluate import evaluate
 from clipbias.training.features import frozen_features
 from clipbias.training.forecast import forecast
 from clipbias.training.grid import Grid
-from clipbias.training.interruption import Interrupted
 from clipbias.training.packs import make_packs
 from clipbias.training.plan import flop, needed_bytes, step_arguments
 from clipbias.training.step import train_step

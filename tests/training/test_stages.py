@@ -11,11 +11,11 @@ import pytest
 from clipbias.clip import Clip
 from clipbias.data import Dataset
 from clipbias.files import read_json_lines
+from clipbias.interruption import Interrupted
 from clipbias.training import loop
 from clipbias.training import mesh as meshes
 from clipbias.training.forecast import forecast
 from clipbias.training.grid import Grid
-from clipbias.training.interruption import Interrupted
 from clipbias.training.packs import Pack, make_packs
 from clipbias.training.settings import GridSettings
 from clipbias.tuning import Recipe

@@ -8,8 +8,8 @@ import pytest
 
 from clipbias.errors import ClipbiasError
 from clipbias.files import PART
+from clipbias.interruption import Interrupted
 from clipbias.training import workdir
-from clipbias.training.interruption import Interrupted
 from clipbias.training.workdir import ADAPTER, environment, open_workdir
 from clipbias.tuning import make_method
 from clipbias.tuning.registry import method_options

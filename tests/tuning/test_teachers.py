@@ -13,11 +13,11 @@ import clipbias
 from clipbias.clip import Clip
 from clipbias.data import Dataset
 from clipbias.errors import ClipbiasError
+from clipbias.interruption import Interrupted
 from clipbias.training import loop
 from clipbias.training import mesh as meshes
 from clipbias.training import step as training
 from clipbias.training.grid import Grid
-from clipbias.training.interruption import Interrupted
 from clipbias.training.packs import Pack, make_packs
 from clipbias.training.settings import GridSettings
 from clipbias.tuning import Recipe, Task, make_method
