@@ -96,6 +96,7 @@ class Checkpoints:
         """
         self.wait()
         metadata = {"identity": self._identity, "digest": _digest(state), "losses": [float(loss) for loss in losses]}
+        metadata["step"] = step
         metadata["seal"] = _seal(metadata)
         try:
             self._pending = self._checkpointer.save_checkpointables_async(
@@ -186,15 +187,17 @@ def _abstract(named: dict[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
 def _seal(metadata: dict[str, Any]) -> str:
     """What tells damaged metadata from that of another run."""
     # Earlier versions sealed the first two alone, for there was no more.
-    names = ("identity", "digest", *(("losses",) if "losses" in metadata else ()))
-    told = json.dumps([metadata[name] for name in names], sort_keys=True)
+    later = [name for name in ("losses", "step") if name in metadata]
+    told = json.dumps([metadata[name] for name in ("identity", "digest", *later)], sort_keys=True)
     return hashlib.sha256(told.encode()).hexdigest()
 
 
 def _is_sealed(step: Path) -> bool:
-    """Whether a checkpoint's metadata is as it was written."""
+    """Whether a checkpoint's metadata is as it was written, for that step."""
     try:
         metadata = json.loads((step / METADATA).read_text(encoding="utf-8"))["custom_metadata"]
+        if metadata.get("step", int(step.name)) != int(step.name):  # its folder was copied or renamed
+            return False
         return metadata.get("seal", _seal(metadata)) == _seal(metadata)  # the first versions wrote none
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False

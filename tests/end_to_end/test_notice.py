@@ -41,7 +41,6 @@ def notice_at(monkeypatch: pytest.MonkeyPatch, where: Any, name: str, call: int,
     ("where", "name", "call", "said"),
     [
         (loop, "train_step", 2, "stopped at step 2 of"),
-        (loop, "train_step", 3, "stopped at step 3 of 3"),
         (loop.StepReport, "catch_up", 3, "stopped at step 3 of 3"),  # while the last step is awaited
         (evaluate, "image_features", 2, "stopped; the same command continues."),
         (experiments.table1, "write_text", 2, "stopped; the same command continues."),
