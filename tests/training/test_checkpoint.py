@@ -1,5 +1,6 @@
 import gc
 import json
+import shutil
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -116,3 +117,15 @@ def test_restoring_onto_another_mesh(tmp_path: Path) -> None:
     assert step == 5
     assert restored["a"].sharding == like["a"].sharding
     np.testing.assert_array_equal(restored["a"], np.arange(8.0).reshape(2, 4))
+
+
+def test_a_folder_that_was_renamed_is_not_taken_for_another_step(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, identity={})
+    checkpoints.save(3, {"a": jnp.ones(4)}, [0.5])
+    checkpoints.close()
+    shutil.copytree(tmp_path / "3", tmp_path / "7")
+    again = Checkpoints(tmp_path, identity={})
+    step, state, losses = again.restore({"a": jnp.zeros(4)})
+    again.close()
+    assert (step, state["a"].tolist(), losses) == (3, [1.0] * 4, [0.5])
+    assert (tmp_path / "7.damaged").is_dir() and not (tmp_path / "7").exists()
