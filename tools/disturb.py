@@ -68,6 +68,13 @@ COMMANDS = {
         "--config.datasets=('demo/digits',) --config.shots=(1,4) --config.epochs=4 --config.checkpoint_seconds=0.0 "
         "--workdir={out}",
     ),
+    # Labels of images that are made before the training, trainings in stages, and what learns at test alone.
+    "methods": Command(
+        "experiments.table1",
+        "--config=configs/zoo.py:demo --config.model={model} --config.datasets=('demo/digits',) --config.shots=(4,) "
+        "--config.methods=('upl','two_stage','plot_plus_plus','tpt') --config.epochs=8 "
+        "--config.method_options.two_stage.steps_per_shot=5 --config.checkpoint_seconds=0.0 --workdir={out}",
+    ),
     "export": Command("tools.export", "{work}/trained {out}/model --base_model={model}", (TRAINED,)),
     "explain": Command(
         "experiments.explain",
