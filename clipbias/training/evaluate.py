@@ -81,11 +81,16 @@ class Evaluator:
         self.predicted: np.ndarray | None = None
         self.seconds_per_image: float | None = None
         self._timed, self._tower_seconds = timed, 0.0
-        self._plain_seconds: dict[bool, float] = {}
-        per_image = 3 * clip.config.vision.image_size**2
+        self._cache_bytes = cache_bytes
         self._kept: list[Batch] | None = None
-        self._keep = len(split) * per_image <= cache_bytes
-        self._plain_features: dict[bool, list[jax.Array]] = {}  # by whether they are of patches, too
+        self._keep = self._fits(3 * clip.config.vision.image_size**2)
+        # By what else than the image itself they are of: its patches, how many crops, and whether these are mixed. With
+        # batches without images.
+        self._plain_features: dict[tuple[bool, int, bool], list[tuple[jax.Array, Batch]]] = {}
+        self._plain_seconds: dict[tuple[bool, int, bool], float] = {}
+
+    def _fits(self, bytes_per_image: int) -> bool:
+        return len(self.split) * bytes_per_image <= self._cache_bytes
 
     def _batches(self, method: Method) -> Iterator[Batch]:
         crops = method.crops_at_test()
@@ -115,27 +120,30 @@ class Evaluator:
 
     def _features(self, classifier: Classifier, learnables: Learnables, runs: int) -> Iterator[tuple[jax.Array, Batch]]:
         changes = classifier.changes_vision(jax.tree.map(lambda leaf: leaf[0], learnables))
-        patches, crops = classifier.method.patches, classifier.method.crops_at_test()
-        if not changes and not crops and patches in self._plain_features:
-            self._tower_seconds = self._plain_seconds.get(patches, 0.0)
-            yield from zip(self._plain_features[patches], self._batches(classifier.method), strict=True)
+        method = classifier.method
+        crops, width = method.crops_at_test(), self.clip.config.projection_width
+        key = method.patches, crops, method.augmix_at_test()
+        if not changes and key in self._plain_features:
+            self._tower_seconds = self._plain_seconds.get(key, 0.0)
+            yield from self._plain_features[key]
             return
+        keep = not changes and (self._fits(4 * (1 + crops) * width) if crops else self._keep)
         if not changes:  # one set of features serves every run
             learnables, runs = jax.tree.map(lambda leaf: leaf[:1], learnables), 1
         plain = []
-        for batch in self._batches(classifier.method):
+        for batch in self._batches(method):
             images = meshes.place_rows(self.mesh, batch["images"])
             encode = functools.partial(
                 image_features, classifier, self.clip.preprocessing, self.params, learnables, images, runs=runs
             )
             features = encode()
-            if not changes and self._keep and not crops:
-                plain.append(features)
+            if keep:
+                plain.append((features, {name: batch[name] for name in ("labels", "mask")}))
             yield features, batch
         if self._timed:
             self._tower_seconds = call_seconds(encode) / (self._images_per_step(classifier) * runs)
         if plain:
-            self._plain_features[patches], self._plain_seconds[patches] = plain, self._tower_seconds
+            self._plain_features[key], self._plain_seconds[key] = plain, self._tower_seconds
 
     def _texts(self, classifier: Classifier, learnables: Learnables, text: Text, runs: int) -> Any:
         """What `logits` takes of the texts; those that depend on the image are run with each batch."""

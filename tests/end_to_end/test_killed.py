@@ -16,7 +16,7 @@ from tools.disturb import COMMANDS, comparable, disturb
 # A part of the steps, cells and figures, in a part of the time; how often each is killed. What `train` does is done by
 # a grid of one cell.
 SMALLER = {
-    "table1": ("--config.epochs=2 --config.methods=('upl','vpt')", 2),
+    "table1": ("--config.epochs=2 --config.shots=(4,) --config.methods=('upl','vpt')", 2),
     "explain": ("--config.figures=vision_attention", 1),
 }
 

@@ -145,6 +145,36 @@ def test_evaluation_of_batches_and_devices_is_that_of_single_images(pair, start,
     assert images_per_step(1, CROPS, meshes.make_mesh(data=2, devices=jax.devices()[:2])) == 2
 
 
+def test_features_of_views_are_computed_once(pair, start, monkeypatch) -> None:
+    clip, seen = pair[0], []
+    split = Split(tuple("abcd"), np.arange(COUNT), lambda index: encoded(picture(index)))
+    stacked = jax.tree.map(lambda leaf: leaf[None], start)
+
+    def colours(classifier, preprocessing, params, learnables, images, *, runs):
+        seen.append(images.dtype)
+        return images.astype(jnp.float32).mean((-3, -2))[None]
+
+    monkeypatch.setattr(evaluation, "image_features", colours)
+
+    def features(evaluator: Evaluator, name: str, **options) -> list:
+        return list(evaluator._features(Task(clip, name, CLASS_NAMES, **OPTIONS, **options).classifier, stacked, 1))
+
+    def evaluator(**options) -> Evaluator:
+        return Evaluator(clip, clip.params, split, mesh=meshes.single_device(), batch_size=24, **options)
+
+    shared, narrow = evaluator(), evaluator(cache_bytes=1)
+    first, again = features(shared, "tpt"), features(shared, "tpt_coop")
+    assert seen == [np.uint8] * COUNT and len(first) == len(again) == COUNT
+    for (one, batch), (other, kept) in zip(first, again, strict=True):
+        np.testing.assert_array_equal(one, other)
+        assert kept.keys() == {"labels", "mask"} and all((kept[name] == batch[name]).all() for name in kept)
+    mixed = features(shared, "tpt", augmix=True)
+    assert seen[COUNT:] == [np.float32] * COUNT and (mixed[0][0] != first[0][0]).any()
+    for _ in range(2):  # nothing is kept where there is no room
+        features(narrow, "tpt")
+    assert len(seen) == 4 * COUNT
+
+
 def test_the_plan_says_what_an_image_needs(pair) -> None:
     clip, mesh, names = pair[0], meshes.single_device(), [f"class {i}" for i in range(300)]
 
