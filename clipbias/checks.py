@@ -6,7 +6,7 @@ import numbers
 import sys
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from clipbias.errors import ClipbiasError
@@ -80,13 +80,15 @@ def check_value(name: str, value: Any, kind: Any) -> None:
     Args:
       name: what the message calls it.
       value: from a user.
-      kind: `bool`, `int`, `float`, `str`, a class, `tuple[X, …]`, a union of these, or one of them with a `Range` or
-        `Choices` beside it. Annotations of other kinds accept every value.
+      kind: `bool`, `int`, `float`, `str`, a class, `tuple[X, …]`, `list[X]`, `dict[str, X]`, a `TypedDict`, a union of
+        these, or one of them with a `Range` or `Choices` beside it. Annotations of other kinds accept every value.
 
     Raises:
       ClipbiasError: the value is of another type or out of range.
     """
     limits: Any = None
+    while typing.get_origin(kind) in (typing.Required, typing.NotRequired):
+        (kind,) = typing.get_args(kind)
     if typing.get_origin(kind) is typing.Annotated:
         kind, limits, *_ = typing.get_args(kind)
     bounds = dataclasses.asdict(limits if isinstance(limits, Range) else Range())
@@ -109,11 +111,18 @@ def check_value(name: str, value: Any, kind: Any) -> None:
                 check_value(name, value, set_to[0])
         elif not any(_accepts(value, one) for one in inner):
             raise ClipbiasError(f"{name} is {shown(value)}; it must be of type {kind}.")
-    elif typing.get_origin(kind) is tuple:
+    elif typing.get_origin(kind) in (tuple, list):
         if not isinstance(value, list | tuple):
             raise ClipbiasError(f"{name} is {shown(value)}; it must be a list.")
-        for item in value if inner[1:] == (...,) else ():
+        for item in value if inner[1:] in ((...,), ()) else ():
             check_value(name, item, inner[0])
+    elif typing.get_origin(kind) is dict:
+        if not isinstance(value, Mapping):
+            raise ClipbiasError(f"{name} is {shown(value)}; it must hold values by name.")
+        for key, item in value.items():
+            check_value(f"{name}[{shown(key)}]", item, inner[1])
+    elif typing.is_typeddict(kind):
+        check_record(name, value, kind)
     elif isinstance(kind, type) and kind is not Any and not isinstance(value, kind):
         raise ClipbiasError(f"{name} is {shown(value)}; it must be of type {kind.__name__}.")
 
@@ -124,6 +133,21 @@ def _accepts(value: Any, kind: Any) -> bool:
     except ClipbiasError:
         return False
     return True
+
+
+def check_record(name: str, values: Any, kind: Any) -> None:
+    """Values by name against the annotations of a `TypedDict`; what it does not list is not looked at.
+
+    Raises:
+      ClipbiasError: a value does not fit, or a required one is absent or `None`.
+    """
+    if not isinstance(values, Mapping):
+        raise ClipbiasError(f"{name} is {shown(values)}; it must hold values by name.")
+    for field, annotation in annotations(kind).items():
+        if values.get(field) is not None:
+            check_value(field, values[field], annotation)
+        elif field in kind.__required_keys__:
+            raise ClipbiasError(f"{name} has no {field!r}.")
 
 
 def check_fields(instance: Any) -> None:

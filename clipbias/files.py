@@ -264,8 +264,22 @@ def shorten(text: str, length: int = 80) -> str:
     return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
+def check_file(path: Path, *, missing: str | None = None) -> None:
+    """Raises `ClipbiasError` where `path` is not a file: opening a pipe would wait for a writer for ever."""
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError as error:
+        raise ClipbiasError(missing or f"{path} does not exist; check the path.") from error
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+        raise ClipbiasError(f"cannot open {shorten(str(path))}: {reason(error)}; check the path.") from error
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
+        raise ClipbiasError(f"{path} is {kind}, where a file is expected.")
+
+
 def read_text(path: str | os.PathLike) -> str:
     """A UTF-8 text file, with or without a byte order mark. Raises `ClipbiasError` where it is none."""
+    check_file(Path(path), missing=f"cannot read {path}: {os.strerror(errno.ENOENT)}.")
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -312,10 +326,11 @@ def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
       ClipbiasError: the file cannot be read.
     """
     path = Path(path)
+    if not os.path.lexists(path):
+        return []
+    check_file(path)
     try:
         content = path.read_bytes().decode("utf-8", errors="replace")
-    except FileNotFoundError:
-        return []
     except OSError as error:
         raise ClipbiasError(f"cannot read {path}: {reason(error)}.") from error
     lines = []

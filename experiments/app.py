@@ -115,8 +115,12 @@ def own_config(main: Callable[[ConfigDict, Path], Any]) -> ConfigDict:
 
 def tell(*lines: str) -> None:
     """Prints lines to a terminal, which names in them cannot steer."""
-    for line in lines:
-        print(printable(line), flush=True)  # known now, also where the output is piped
+    try:
+        for line in lines:
+            print(printable(line), flush=True)  # known now, also where the output is piped
+    except BrokenPipeError:  # whoever reads has read enough, as `head` does: the work goes on
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def _config_error(settings: Any) -> str:

@@ -19,7 +19,6 @@ from clipbias.clip.flax_file import FLAX, FLAX_WEIGHTS, write_flax
 from clipbias.clip.params import Params
 from clipbias.clip.preprocess import Preprocessing, preprocessor_json, read_preprocessing
 from clipbias.clip.shapes import config_from_shapes
-from clipbias.clip.tensors import check_file
 from clipbias.clip.tokenizer_files import (
     CLIP_VOCABULARY,
     clip_tokenizer,
@@ -29,7 +28,7 @@ from clipbias.clip.tokenizer_files import (
 )
 from clipbias.clip.weights import Weights, open_weights
 from clipbias.errors import ClipbiasError
-from clipbias.files import read_json, shorten, user_path, write_tensors, write_text
+from clipbias.files import check_file, read_json, shorten, user_path, write_tensors, write_text
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ACTIVATIONS = ("quick_gelu", "gelu")

@@ -19,9 +19,9 @@ from flax.traverse_util import unflatten_dict
 
 from clipbias.clip.config import ClipConfig
 from clipbias.clip.convert import Naming, Row
-from clipbias.clip.tensors import FLOATING, Tensor, check_file
+from clipbias.clip.tensors import FLOATING, Tensor
 from clipbias.errors import ClipbiasError
-from clipbias.files import atomic_path, reason, shorten
+from clipbias.files import atomic_path, check_file, reason, shorten
 
 FLAX_WEIGHTS = "flax_model.msgpack"
 

@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clipbias.clip.tensors import check_file
 from clipbias.errors import ClipbiasError
-from clipbias.files import read_json
+from clipbias.files import check_file, read_json
 
 
 @dataclasses.dataclass(frozen=True)

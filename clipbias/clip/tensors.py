@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from clipbias.errors import ClipbiasError
-from clipbias.files import read_json, reason, shorten
+from clipbias.files import check_file, read_json, shorten
 
 FLOATING = ("bfloat16", "float16", "float32", "float64")
 
@@ -106,15 +106,3 @@ def shards(index: Path) -> list[Path]:
     for path in paths:
         check_file(path, missing=f"{index.parent} lacks the shard {shorten(path.name)}; fetch it again.")
     return paths
-
-
-def check_file(path: Path, *, missing: str | None = None) -> None:
-    """Raises `ClipbiasError` where `path` is not a file: opening a pipe would wait for a writer for ever."""
-    try:
-        if not path.exists():
-            raise ClipbiasError(missing or f"{path} does not exist; check the path.")
-        if not path.is_file():
-            kind = "a folder" if path.is_dir() else "a pipe or a device"
-            raise ClipbiasError(f"{path} is {kind}, where a file is expected.")
-    except OSError as error:
-        raise ClipbiasError(f"cannot open {shorten(str(path))}: {reason(error)}; check the path.") from error

@@ -7,9 +7,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from clipbias.clip.tensors import check_file
 from clipbias.errors import ClipbiasError
-from clipbias.files import shorten
+from clipbias.files import check_file, shorten
 
 FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
 CLIP_VOCABULARY = 49408

@@ -21,10 +21,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from clipbias.clip.tensors import FLOATING, Contents, Tensor, check_file
+from clipbias.clip.tensors import FLOATING, Contents, Tensor
 from clipbias.clip.unpickle import Name, Record, unpickle
 from clipbias.errors import ClipbiasError
-from clipbias.files import reason, shorten
+from clipbias.files import check_file, reason, shorten
 
 STORAGES = {
     "torch.DoubleStorage": "float64",

@@ -9,9 +9,10 @@ from clipbias.clip import repository
 from clipbias.clip.convert import HUGGING_FACE, Naming
 from clipbias.clip.flax_file import FLAX, open_flax
 from clipbias.clip.open_clip import OPEN_CLIP, OPENAI_BUFFERS, named_as_in_open_clip, refuse_others
-from clipbias.clip.tensors import FLOATING, Contents, Tensor, check_file, open_safetensors, shards
+from clipbias.clip.tensors import FLOATING, Contents, Tensor, open_safetensors, shards
 from clipbias.clip.torch_file import open_torch
 from clipbias.errors import ClipbiasError
+from clipbias.files import check_file
 
 
 @dataclasses.dataclass(frozen=True)

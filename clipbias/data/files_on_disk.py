@@ -1,6 +1,7 @@
 """Reading images below a data folder: which files count, in which order, and never outside the folder."""
 
 import os
+import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -25,8 +26,19 @@ def existing_folder(path: str | os.PathLike | None, *, needed_for: str) -> Path:
 
 def sub_folders(folder: Path) -> list[str]:
     """Names of the visible folders in `folder`, in Python's sort order (capitals first); links count."""
-    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    try:
+        entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+    except OSError as error:
+        raise ClipbiasError(f"cannot read the folder {folder}: {reason(error)}; check its permissions.") from error
+    names = sorted(entry.name for entry in entries if _is_folder(entry))
     return [readable_name(name, folder) for name in names]
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads in a circle
+        return False
 
 
 def image_files(folder: Path) -> list[str]:
@@ -65,7 +77,7 @@ def read_image(path: Path, *, listed_in: str = "") -> bytes:
     Links are followed, but not to what has no end, such as a device or a pipe.
     """
     try:
-        if path.exists() and not path.is_file():
+        if not stat.S_ISREG(path.stat().st_mode):
             raise OSError(None, "it is not a file")
         return path.read_bytes()
     except (OSError, ValueError) as error:

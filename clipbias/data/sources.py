@@ -4,6 +4,7 @@ import difflib
 import os
 from typing import Any
 
+from clipbias.checks import check_text
 from clipbias.data import benchmark, catalog, demo, folder, tables
 from clipbias.data.dataset import Dataset
 from clipbias.errors import ClipbiasError
@@ -38,6 +39,7 @@ def load(
       ClipbiasError: an unknown name (the nearest ones are suggested), an option that this source does not take,
         missing or malformed files.
     """
+    check_text("the name of a dataset", name)
     if "name" in options:
         raise ClipbiasError("a dataset takes no option 'name'; see the table in clipbias.data.load.")
     try:

@@ -139,7 +139,7 @@ from typing import Any
 import numpy as np
 
 from clipbias.errors import ClipbiasError
-from clipbias.files import atomic_path, read_json, write_text
+from clipbias.files import atomic_path, check_file, read_json, write_text
 
 FORMAT = 2
 ARRAYS, SCALARS = "results.npz", "results.json"
@@ -231,6 +231,7 @@ def save_arrays(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:
 
 def load_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Reads a `.npz`, never unpickling. Raises `ClipbiasError` if it is damaged."""
+    check_file(Path(path))
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}

@@ -66,7 +66,7 @@ def base_card(clip: Clip) -> str:
     )
     return (
         f"---\n{card.to_yaml()}\n---\n\n# CLIP\n\nA CLIP model in Hugging Face format, written by clipbias from "
-        f"`{_plain(clip.source)}`.\n\n{snippets.BASE}"
+        f"{snippets.as_code(clip.source)}.\n\n{snippets.BASE}"
     )
 
 
@@ -75,30 +75,31 @@ def _facts(adapter: Adapter, task: Task | None) -> list[tuple[str, str]]:
     towers = ", ".join(f"{tower} {counts[tower]:,}" for tower in ("vision", "text", "shared") if counts[tower])
     options = ", ".join(f"{name}={value!r}" for name, value in adapter.options.items())
     facts = [
-        ("method", f"`{adapter.method}`" + (f" ({options})" if options else "")),
-        ("which is", _description(adapter, task)),
-        ("dataset", f"{notes['dataset']}, {len(adapter.class_names)} classes" if "dataset" in notes else ""),
-        ("protocol", notes.get("protocol", "")),
-        ("shots", notes.get("shots", "")),
-        ("seed", notes.get("seed", "")),
-        *((f"top-1 accuracy{name and f' ({name})'}", f"{x:.2f} %") for name, x in _accuracies(notes).items()),
+        ("method", snippets.as_code(adapter.method) + (_plain(f" ({options})") if options else "")),
+        ("which is", _plain(_description(adapter, task))),
+        ("dataset", _plain(f"{notes['dataset']}, {len(adapter.class_names)} classes") if notes.get("dataset") else ""),
+        *((name, _plain("" if notes.get(name) is None else notes[name])) for name in ("protocol", "shots", "seed")),
+        *((_plain(f"top-1 accuracy{name and f' ({name})'}"), f"{x:.2f} %") for name, x in _accuracies(notes).items()),
         ("learnable parameters", f"{counts['total']:,}" + (f" ({towers})" if towers else "")),
-        ("base model", f"`{adapter.base}`"),
-        ("its weights", f"SHA-256 `{adapter.base_fingerprint}`, as clipbias reads them"),
+        ("base model", snippets.as_code(adapter.base)),
+        ("its weights", f"SHA-256 {snippets.as_code(adapter.base_fingerprint)}, as clipbias reads them"),
         ("exported with", f"clipbias {_version()}".strip()),
     ]
-    return [(name, _plain(value)) for name, value in facts if value != ""]
+    return [(name, value) for name, value in facts if value]
 
 
 def _plain(value: Any) -> str:
-    """A value of an adapter file, which anyone may have written, in a cell or a line: no new row, column or tag."""
-    return printable(value).replace("|", "\\|").replace("<", "&lt;")
+    """A value of an adapter file, which anyone may have written, in a cell or a line: no new row, tag, link or code."""
+    text = printable(value)
+    for letter in "\\|`<>[]":
+        text = text.replace(letter, "\\" + letter)
+    return text
 
 
 def _accuracies(notes: Mapping[str, Any]) -> dict[str, float]:
     """Accuracy in percent by what it was measured on; the empty name for the dataset's own test images."""
     found = {"": notes.get("accuracy"), **(notes.get("accuracies") or {})}
-    return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
+    return {name: float(value) for name, value in found.items() if value is not None}
 
 
 def _description(adapter: Adapter, task: Task | None) -> str:
@@ -118,8 +119,8 @@ def _front_matter(adapter: Adapter, form: str, title: str) -> str:
     if dataset and accuracy is not None:
         result = EvalResult(
             task_type="image-classification",
-            dataset_type=str(dataset),
-            dataset_name=str(dataset),
+            dataset_type=printable(dataset),
+            dataset_name=printable(dataset),
             metric_type="accuracy",
             metric_value=accuracy,
             metric_name="top-1 accuracy in percent",

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from clipbias.clip.hub import parse
+from clipbias.terminal import printable
 from clipbias.tuning import METHODS, Task
 from clipbias.tuning.adapter import Adapter
 
@@ -81,6 +82,11 @@ NEEDS = {
 }
 
 
+def as_code(text: str) -> str:
+    """Text of unknown origin as Markdown's code, which ends at the next backquote; only a table's bar is escaped."""
+    return "`" + printable(text).replace("`", "'").replace("|", "\\|") + "`"
+
+
 def usage(adapter: Adapter, task: Task | None, form: str) -> str:
     """The code blocks of a card, each with a sentence; `task` is needed for a program alone."""
     code = ""
@@ -100,7 +106,7 @@ def usage(adapter: Adapter, task: Task | None, form: str) -> str:
     own, named = "", CLIPBIAS
     if adapter.method not in METHODS:  # a program is named by whoever runs it
         program = Path(adapter.method.partition(":")[0]).name
-        own = f", where the method's program `{program}` is at hand"
+        own = f", where the method's program {as_code(program)} is at hand"
         named = CLIPBIAS.replace("adapter.task(clip)", f"adapter.task(clip, own_methods=[{json.dumps(program)}])")
     blocks = (*([(NEEDS[form], code)] if code else []), (f"With clipbias, from the adapter file{own}:", named))
     return "\n".join(f"{sentence}\n\n```python\n{block}```\n" for sentence, block in blocks)

@@ -3,18 +3,20 @@
 Only files are read; no device is touched and no model loaded. `training/workdir.py` says what lies in a work folder.
 """
 
-import contextlib
 import dataclasses
 import fcntl
 import itertools
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from clipbias import schema
 from clipbias.errors import ClipbiasError
-from clipbias.files import lock_file, parse_json, read_json, read_json_lines
+from clipbias.files import lock_file, read_json, read_json_lines
 from clipbias.report.names import draws, trains
+from clipbias.schema import Record, checked, fitted
 
 _DRAW = ("method", "dataset", "shots", "seed")  # which training a result is of
 
@@ -70,20 +72,20 @@ def read_workdir(folder: str | Path, *, cells: bool = False) -> list[RunRecord]:
     path = Path(folder).expanduser()
     if not path.is_dir():
         raise ClipbiasError(f"there is no folder {folder}; give the --workdir of a run.")
-    config = read_object(path / "config.json")
+    config = read_object(path / "config.json", schema.Settings)
     if config is None or not {"model", "mesh", "workdir"} <= config.keys():
         raise ClipbiasError(f"{folder} is not the work folder of a run: it holds no configuration of an experiment.")
     parts = sorted(path.glob("parts/*/"))
-    environments = (read_object(inside / "environment.json") for inside in (path, *parts))
-    environment = next((one for one in environments if one), {})
-    state = read_object(path / "state.json") or {}
+    environments = (read_object(inside / "environment.json", schema.Environment) for inside in (path, *parts))
+    environment: Mapping[str, Any] = next((one for one in environments if one), {})
+    state = read_object(path / "state.json", schema.State) or {}
     binary = _binary(config, environment)
     metrics = metric_lines(path)
     common = RunRecord(
         name=str(folder),
         binary=binary,
         state="",
-        seconds=state.get("seconds", sum(line.get("seconds") or 0 for line in metrics) or None),
+        seconds=state.get("seconds") or sum(line.get("seconds") or 0 for line in metrics) or None,
         started=state.get("started"),
         environment=environment,
         config=config,
@@ -92,12 +94,15 @@ def read_workdir(folder: str | Path, *, cells: bool = False) -> list[RunRecord]:
         return _grid(path, common, state, parts, cells=cells)
     if binary == "explain":
         return _study(path, common, state)
-    result = read_object(path / ("interpretation.json" if binary == "interpret" else "result.json")) or {}
-    for name in _DRAW:  # of all adapters that were interpreted
-        if found := list(dict.fromkeys(one.get(name) for one in result.get("adapters") or [])):
-            result[name] = found
-    last = metrics[-1] if metrics else {}
-    progress = f" at step {last['step']} of {last['steps']}" if {"step", "steps"} <= last.keys() else ""
+    result: dict[str, Any] = {}
+    if binary == "interpret":
+        adapters = (read_object(path / "interpretation.json", schema.Interpretation) or {}).get("adapters") or []
+        for name in _DRAW if adapters else ():  # of all adapters that were interpreted
+            result[name] = list(dict.fromkeys(one.get(name) for one in adapters))
+    else:
+        result |= read_object(path / "result.json", schema.Facts) or {}
+    last: Mapping[str, Any] = metrics[-1] if metrics else {}
+    progress = f" at step {last['step']} of {last['steps']}" if last.get("steps") is not None else ""
     finished = bool(result) or (path / "predictions.json").exists()
     settings: dict[str, Any] = {name: result.get(name, config.get(name)) for name in _DRAW}
     return [
@@ -125,32 +130,24 @@ def state_in_words(folder: Path, state: Mapping[str, Any], *, finished: bool, pr
     return {"interrupted": "interrupted", "running": "killed"}.get(str(known), "not finished") + progress
 
 
-def read_object(path: Path) -> dict[str, Any] | None:
-    """A JSON object, or `None` where there is no such file. Raises `ClipbiasError` where it is damaged."""
-    if not path.is_file():
-        return None
-    try:
-        content = parse_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ClipbiasError(f"{path} cannot be read ({error}).") from error
-    if not isinstance(content, dict):
-        raise ClipbiasError(f"{path} is damaged: it holds {type(content).__name__} instead of a JSON object.")
-    return content
+def read_object(path: Path, kind: type[Record]) -> Record | None:
+    """A record of the schema, or `None` where there is no such file. Raises `ClipbiasError` where it is damaged."""
+    return checked(read_json(path), kind, str(path)) if path.exists() else None
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSONL file, without damaged lines. Raises `ClipbiasError` where it is no such file at all."""
+def read_lines(path: Path, kind: type[Record]) -> list[Record]:
+    """The lines of a JSONL file that fit the schema. Raises `ClipbiasError` where it is no such file at all."""
     lines = read_json_lines(path)
     # The first line of all, cut short, is what a run leaves that was killed as it began.
     content = path.read_bytes().strip() if not lines and path.is_file() else b""
     if content and not content.startswith(b"{"):
         raise ClipbiasError(f"{path} is damaged: no line of it is a JSON object.")
-    return lines
+    return [fitting for line in lines if (fitting := fitted(line, kind)) is not None]
 
 
-def metric_lines(folder: Path) -> list[dict[str, Any]]:
+def metric_lines(folder: Path) -> Sequence[Mapping[str, Any]]:
     """The lines of a folder's `metrics.jsonl`."""
-    return read_lines(folder / "metrics.jsonl")
+    return read_lines(folder / "metrics.jsonl", schema.Metrics)
 
 
 def _binary(config: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
@@ -161,11 +158,16 @@ def _binary(config: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
 
 def _is_locked(folder: Path) -> bool:
     # A shared lock that is given back at once: it asks, and keeps nobody from working.
-    with contextlib.suppress(FileNotFoundError, PermissionError), open(folder / ".lock", "rb") as lock:
-        try:
-            lock_file(lock.fileno(), fcntl.LOCK_SH)
-        except BlockingIOError:
-            return True
+    try:
+        lock = os.open(folder / ".lock", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe is not waited for
+    except OSError:
+        return False
+    try:
+        lock_file(lock, fcntl.LOCK_SH)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
     return False
 
 
@@ -178,13 +180,13 @@ def _grid(
         own = read_json(folder / "cells.json", list)
     except ClipbiasError:  # none yet, or damaged
         own = None
-    read = [row for inside in (folder, *parts) for row in read_lines(inside / "results.jsonl")]
-    lines = [row for row in read if own is None or row.get("config_hash") in own]
+    read = (row for inside in (folder, *parts) for row in read_lines(inside / "results.jsonl", schema.Row))
+    lines: list[Mapping[str, Any]] = [row for row in read if own is None or row["config_hash"] in own]
     # Some methods bring a rate of their own: it tells cells apart only where rates are compared.
     own_rates = {} if common.config.get("learning_rates") else {"learning_rate": None}
-    latest: dict[tuple[Any, ...], dict[str, Any]] = {}
+    latest: dict[tuple[Any, ...], Mapping[str, Any]] = {}
     for row in lines:
-        cell = tuple((row | own_rates).get(axis) for axis in _AXES.values())
+        cell = tuple({**row, **own_rates}.get(axis) for axis in _AXES.values())
         # Of what two parts ran, the one that ended well counts.
         if not parts or row.get("status") == "ok" or latest.get(cell, {}).get("status") != "ok":
             latest[cell] = row
@@ -208,8 +210,10 @@ def _grid(
 
 def _parts(parts: Sequence[Path], *, finished: bool, progress: str) -> tuple[str, float]:
     """How the jobs that share a grid stand, each in words where they differ, and the seconds of all."""
-    states = {inside.name.replace("-of-", "/"): read_object(inside / "state.json") or {} for inside in parts}
-    seconds = sum(float(state.get("seconds") or 0) for state in states.values())
+    states = {
+        inside.name.replace("-of-", "/"): read_object(inside / "state.json", schema.State) or {} for inside in parts
+    }
+    seconds = sum(state.get("seconds") or 0 for state in states.values())
     words = {
         name: state_in_words(inside, state, finished=False)
         for inside, (name, state) in zip(parts, states.items(), strict=True)
@@ -227,8 +231,8 @@ def _mean_accuracies(rows: Sequence[Mapping[str, Any]], methods: Sequence[str]) 
     """The mean accuracy of each method over its cells, where every method has one."""
     found = []
     for method in methods:
-        values = (row.get("accuracy") for row in rows if row.get("method") == method)
-        own = [float(value) for value in values if value is not None and is_number(value)]
+        values = (row.get("accuracy") for row in rows if row["method"] == method)
+        own = [value for value in values if value is not None]
         if not own:
             return None
         found.append(sum(own) / len(own))
@@ -255,7 +259,8 @@ _AXES = {
 def _values(config: Mapping[str, Any], axis: str) -> list[Any]:
     if axis == "learning_rates" and not config.get(axis):
         return [config.get("learning_rate")]
-    return list(config.get(axis) or [])
+    values = config.get(axis) or []
+    return values if isinstance(values, list) else [values]
 
 
 def _cells(config: Mapping[str, Any]) -> list[tuple[Any, ...]]:
@@ -277,7 +282,7 @@ def _study(folder: Path, common: RunRecord, state: Mapping[str, Any]) -> list[Ru
     runs = []
     for name in names:
         inside = folder / name.replace("/", "_") if name else folder
-        found = read_object(inside / "results.json") or {}
+        found = read_object(inside / "results.json", schema.StudyFacts) or {}
         models = found.get("models") or []
         runs.append(
             dataclasses.replace(

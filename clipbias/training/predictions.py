@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from clipbias.data import Split
-from clipbias.files import atomic_path
+from clipbias.files import atomic_path, check_file
 from clipbias.tuning import Learnables, Task
 from clipbias.tuning.registry import source_digest
 
@@ -84,6 +84,7 @@ class KnownPredictions:
 
 def _read(path: Path, name: str) -> np.ndarray | None:
     try:
+        check_file(path)
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
             return stored[name]
     except Exception:  # a damaged archive raises nearly anything

@@ -10,6 +10,8 @@ import jax
 
 from clipbias.errors import ClipbiasError
 from clipbias.files import read_json_lines, whole, write_text
+from clipbias.schema import Row as RowOfFile
+from clipbias.schema import fitted
 
 Row = dict[str, Any]
 KEY = ("protocol", "method", "dataset", "shots", "seed", "config_hash")
@@ -18,31 +20,6 @@ KEY = ("protocol", "method", "dataset", "shots", "seed", "config_hash")
 def cell_key(row: Row) -> tuple[Any, ...]:
     """What tells one cell from another."""
     return tuple(row.get(name) for name in KEY)
-
-
-NAMES = {"protocol": str, "method": str, "dataset": str, "shots": int, "seed": int, "config_hash": str, "status": str}
-VALUES = {
-    "accuracy": int | float,
-    "accuracies": dict,
-    "calibration": dict,
-    "calibrations": dict,
-    "learning_rate": int | float,
-    "recipe": dict,
-    "error": str,
-    "image_hash": str,
-    **dict.fromkeys(("parameters", "parameters_vision", "parameters_text", "parameters_shared"), int),
-}
-
-
-def _is_row(row: Row) -> bool:
-    """Whether a line names its cell and holds values of the kinds that tables are made of."""
-    named = all(isinstance(row.get(name), kind) for name, kind in NAMES.items())
-    return (
-        named
-        and row["shots"] >= 0
-        and all(row.get(name) is None or isinstance(row[name], kind) for name, kind in VALUES.items())
-        and all(isinstance(value, int | float) for value in (row.get("accuracies") or {}).values())
-    )
 
 
 RESULTS = "results.jsonl"
@@ -66,7 +43,7 @@ class Results:
           others: the files of jobs that run other parts of the same grid.
         """
         self._path, self._others = Path(path), others
-        rows: list[Row] = [row for row in read_json_lines(self._path) if _is_row(row)]
+        rows: list[Row] = [row for row in read_json_lines(self._path) if fitted(row, RowOfFile)]
         self._by_cell: dict[tuple[Any, ...], Row] = {}
         self._own = {cell_key(row): row for row in rows}
         self.read_others()
@@ -85,7 +62,7 @@ class Results:
         """Reads again what other jobs have written. Of a cell that two jobs ran, one that ended well counts."""
         found: dict[tuple[Any, ...], Row] = {}
         for path in self._others():
-            found |= {cell_key(row): row for row in read_json_lines(path) if _is_row(row)}
+            found |= {cell_key(row): row for row in read_json_lines(path) if fitted(row, RowOfFile)}
         well = {key: row for key, row in found.items() if row["status"] == "ok"}
         own_well = {key: row for key, row in self._own.items() if row["status"] == "ok"}
         self._by_cell = found | self._own | well | own_well

@@ -17,10 +17,13 @@ import jax
 import numpy as np
 from flax import traverse_util
 
+from clipbias.checks import check_int, check_record
 from clipbias.clip import Clip, hub
 from clipbias.clip.tensors import open_safetensors_file
 from clipbias.errors import ClipbiasError
 from clipbias.files import parse_json, user_path, write_tensors, write_text
+from clipbias.schema import Facts, Header, checked
+from clipbias.terminal import printable
 from clipbias.tuning.descriptions import Descriptions
 from clipbias.tuning.method import CONSTANTS, Learnables
 from clipbias.tuning.registry import METHODS, make_method, own_method
@@ -46,7 +49,7 @@ class Adapter:
       class_names, template: of the dataset it was trained on.
       descriptions: texts of each class that its classifier is made of in place of the template, if it is.
       base: what the frozen model is loaded from, a hub model at its commit; base_fingerprint: SHA-256 of its weights.
-      notes: anything else worth keeping, such as dataset, shots, seed and accuracy.
+      notes: anything else worth keeping, such as dataset, shots, seed and accuracy (`schema.Facts`).
     """
 
     learnables: Learnables
@@ -58,6 +61,10 @@ class Adapter:
     base_fingerprint: str
     notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     descriptions: Mapping[str, Sequence[str]] | None = None
+
+    def __post_init__(self) -> None:
+        """Raises `ClipbiasError` for notes that are not what their names say, whoever makes an adapter of them."""
+        check_record("the notes of an adapter", self.notes, Facts)
 
     def task(
         self,
@@ -111,8 +118,8 @@ class Adapter:
         """
         if clip.fingerprint != self.base_fingerprint:
             raise ClipbiasError(
-                f"this adapter was trained on {self.base!r} (weights {self.base_fingerprint[:12]}) and does not fit "
-                f"{clip.name!r} (weights {clip.fingerprint[:12]}); load its own base model."
+                f"this adapter was trained on {self.base!r} (weights {printable(self.base_fingerprint[:12])}) and does "
+                f"not fit {clip.name!r} (weights {clip.fingerprint[:12]}); load its own base model."
             )
         method = make_method(own_method(self.method, own_methods), **self.options)
         stored = None if self.descriptions is None else Descriptions(self.descriptions, "the adapter's descriptions")
@@ -192,7 +199,7 @@ def write_adapter(path: str | os.PathLike, adapter: Adapter) -> None:
         del header["descriptions"]
     version = FORMAT if any(map(_is_constant, tensors)) or "descriptions" in header else 1
     try:
-        text = json.dumps({"format": version, **header, "notes": dict(adapter.notes)})
+        text = json.dumps({"format": version, **header, "notes": dict(adapter.notes)}, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise ClipbiasError(
             f"cannot save the adapter: its notes and options must be JSON values ({error}); convert them."
@@ -215,28 +222,27 @@ def load_adapter(path: str | os.PathLike) -> Adapter:
         metadata = (file.metadata() or {}).get("clipbias")
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
     try:
-        header = parse_json(metadata or "null", dict)
-        version = header["format"]
-        if version > FORMAT:
-            raise ClipbiasError(f"{path} has format {version}; this clipbias reads up to {FORMAT}: upgrade it.")
-        texts = {name: header[name] for name in ("method", "template", "base", "base_fingerprint")}
-        names = header["class_names"]
-        if not isinstance(names, list) or not all(isinstance(text, str) for text in (*names, *texts.values())):
-            raise TypeError("a text is of another type")
-        adapter = Adapter(
-            learnables=unflatten(tensors),
-            class_names=tuple(names),
-            options=dict(header["options"]),
-            notes=dict(header["notes"]),
-            descriptions=header.get("descriptions"),
-            **texts,
-        )
-        if adapter.descriptions is not None:
-            Descriptions(adapter.descriptions, f"{path} is damaged: its descriptions").of(adapter.class_names)
-    except ClipbiasError:
-        raise
-    except (ValueError, KeyError, TypeError) as error:
+        found = parse_json(metadata or "null", dict)
+        learnables = unflatten(tensors)
+    except ValueError as error:
         raise ClipbiasError(f"{path} is not a clipbias adapter; it lacks a readable 'clipbias' header.") from error
+    version = check_int(f"{path} is damaged: its format", found.get("format"), lowest=1)
+    if version > FORMAT:
+        raise ClipbiasError(f"{path} has format {version}; this clipbias reads up to {FORMAT}: upgrade it.")
+    header = checked(found, Header, str(path))
+    adapter = Adapter(
+        learnables=learnables,
+        method=header["method"],
+        options=dict(header["options"]),
+        class_names=tuple(header["class_names"]),
+        template=header["template"],
+        base=header["base"],
+        base_fingerprint=header["base_fingerprint"],
+        notes=dict(header["notes"]),
+        descriptions=header.get("descriptions"),
+    )
+    if adapter.descriptions is not None:
+        Descriptions(adapter.descriptions, f"{path} is damaged: its descriptions").of(adapter.class_names)
     for name in _no_numbers(tensors):
         raise ClipbiasError(f"{path} is damaged: {name!r} holds what are not finite numbers; tune it again.")
     return adapter

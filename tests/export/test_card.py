@@ -41,9 +41,7 @@ def test_the_facts(clip: Clip, tmp_path: Path) -> None:
         assert fact in text
 
 
-@pytest.mark.parametrize(
-    "notes", [{}, {"accuracies": {"base": 80.0, "new": 70.0}}, {"accuracy": "good", "shots": None}]
-)
+@pytest.mark.parametrize("notes", [{}, {"accuracies": {"base": 80.0, "new": 70.0}}, {"accuracy": None, "shots": None}])
 def test_whatever_notes_an_adapter_has(clip: Clip, tmp_path: Path, notes: dict) -> None:
     adapter = dataclasses.replace(models.adapter(clip, "coop", tmp_path), notes=notes)
     text = model_card(adapter, adapter.task(clip), "head")

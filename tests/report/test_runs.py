@@ -83,7 +83,8 @@ def test_a_run_that_a_process_works_on(tmp_path: Path) -> None:
 
 def cell(method: str, dataset: str, seed: int, **values: Any) -> dict[str, Any]:
     drawn = {"shots": 0, "learning_rate": None} if method == "zero_shot" else {"shots": 4, "learning_rate": 0.1}
-    return {"method": method, "dataset": dataset, **drawn, "seed": seed, "status": "ok", **values}
+    named = {"protocol": "few_shot", "method": method, "dataset": dataset, "seed": seed, "config_hash": "a"}
+    return {**named, **drawn, "status": "ok", **values}
 
 
 def test_a_grid_and_its_cells(tmp_path: Path) -> None:
@@ -109,7 +110,7 @@ def test_a_grid_and_its_cells(tmp_path: Path) -> None:
 
 def test_cells_of_methods_with_a_rate_of_their_own_or_none(tmp_path: Path) -> None:
     """Tip-Adapter draws images though nothing is trained; CLAP's rate is its authors', not the configuration's."""
-    drawn = {"dataset": "a", "shots": 4, "status": "ok"}
+    drawn = {"protocol": "few_shot", "dataset": "a", "shots": 4, "config_hash": "a", "status": "ok"}
     rates = {"tip_adapter": None, "clap": 0.5}
     rows = [{**drawn, "method": m, "seed": s, "learning_rate": rate} for m, rate in rates.items() for s in (1, 2)]
     config = {**GRID, "methods": [*rates], "datasets": ["a"]}
@@ -130,7 +131,7 @@ def test_cells_of_methods_with_a_rate_of_their_own_or_none(tmp_path: Path) -> No
 
 def test_cells_of_another_configuration_are_left_out(tmp_path: Path) -> None:
     """A grid that was run again with other epochs and then as at first: the last line is not the present one."""
-    row = {"method": "bias", "dataset": "a", "shots": 4, "status": "ok", "seed": 1, "learning_rate": 0.1}
+    row = cell("bias", "a", 1)
     rows = [{**row, "config_hash": name, "accuracy": accuracy} for name, accuracy in (("now", 50.0), ("other", 60.0))]
     write(tmp_path, config=GRID, results=rows)
     assert [cell.accuracy for cell in read_workdir(tmp_path, cells=True)] == [60.0]  # nothing says which is which
@@ -176,11 +177,16 @@ def test_a_study_of_several_datasets(tmp_path: Path) -> None:
     [
         ({}, "is not the work folder of a run"),
         ({"config.json": '{"model_type": "clip"}'}, "is not the work folder of a run"),
-        ({"config.json": "{"}, r"config\.json cannot be read"),
-        ({"config.json": "[]"}, "holds list instead of a JSON object"),
-        ({"config.json": json.dumps(TRAIN), "result.json": "\x00"}, r"result\.json cannot be read"),
+        ({"config.json": "{"}, r"config\.json is not a JSON file \(not valid JSON, line 1"),
+        ({"config.json": "[]"}, r"config\.json is damaged: it is \[\]; it must hold values by name"),
+        ({"config.json": json.dumps(TRAIN), "result.json": "\x00"}, r"result\.json is not a JSON file"),
         ({"config.json": json.dumps(TRAIN), "metrics.jsonl": "1\n"}, r"metrics\.jsonl is damaged"),
         ({"config.json": json.dumps(TRAIN), "metrics.jsonl": b"\xff"}, r"metrics\.jsonl is damaged"),
+        (
+            {"config.json": json.dumps({**TRAIN, "seed": "x"})},
+            r"config\.json is damaged: seed is 'x'; it must be a whole",
+        ),
+        ({"config.json": json.dumps(TRAIN), "result.json": '{"accuracy": "good"}'}, "damaged: accuracy is 'good'"),
     ],
 )
 def test_foreign_and_damaged_folders(files: dict, message: str, tmp_path: Path) -> None:

@@ -216,10 +216,24 @@ def test_a_damaged_file(clip: Clip, tmp_path: Path) -> None:
             clipbias.load_adapter(tmp_path / "a.safetensors")
 
 
-@pytest.mark.parametrize("header", [None, "{", "[]", "3", '{"format": 1}', '{"format": "one"}', '{"method": "bias"}'])
+@pytest.mark.parametrize("header", [None, "{", "[]", "3"])
 def test_files_that_are_no_adapters(tmp_path: Path, header: str | None) -> None:
     save_file({"a": np.zeros(1)}, tmp_path / "a", metadata=None if header is None else {"clipbias": header})
     with pytest.raises(ClipbiasError, match="is not a clipbias adapter"):
+        clipbias.load_adapter(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ({"format": 1}, "a is damaged: it has no 'method'"),
+        ({"format": "one"}, "a is damaged: its format is 'one'; it must be a whole number"),
+        ({"method": "bias"}, "a is damaged: its format is None"),
+    ],
+)
+def test_headers_that_lack_something(tmp_path: Path, header: dict, message: str) -> None:
+    save_file({"a": np.zeros(1)}, tmp_path / "a", metadata={"clipbias": json.dumps(header)})
+    with pytest.raises(ClipbiasError, match=message):
         clipbias.load_adapter(tmp_path / "a")
 
 
@@ -241,9 +255,11 @@ def test_no_file_and_a_later_format(tmp_path: Path) -> None:
         ({"learnables": 1}, "'(text|vision)_bias' holds int64 and not float32, as method 'bias' has it"),
         ({"method": "bais"}, "there is no method 'bais'; give a name of zero_shot, coop"),
         ({"method": "vpt"}, "the method of its task is BiasTuning, not 'vpt'"),
-        ({"notes": {"accuracy": np.float32(3)}}, r"must be JSON values \(Object of type float32 .*\); convert them"),
+        ({"notes": {"mine": np.float32(3)}}, r"must be JSON values \(Object of type float32 .*\); convert them"),
         ({"notes": {("a", 1): 2}}, "must be JSON values"),
-        ({"notes": 5}, "must be JSON values"),
+        ({"notes": {"mine": [np.nan]}}, "must be JSON values"),
+        ({"notes": 5}, "the notes of an adapter is 5; it must hold values by name"),
+        ({"notes": {"accuracy": "good"}}, "accuracy is 'good'; it must be a finite number"),
     ],
 )
 def test_what_could_not_be_used_again_is_not_written(clip: Clip, tmp_path: Path, change: dict, message: str) -> None:
