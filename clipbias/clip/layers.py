@@ -11,7 +11,7 @@ and a tower stacks them on a leading axis `L`.
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -124,7 +124,7 @@ def fused_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool) -
     On a GPU in half precision it is cuDNN's kernel, elsewhere plain products.
     """
     if q.shape[1] == k.shape[1] and cudnn_takes(q.dtype, q.shape[-1]):
-        return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="cudnn")
+        return cudnn_attention(q, k, v, causal=causal)
     # Heads before tokens, so that the six products of both passes read their operands as they lie.
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
     scores = jnp.einsum("BHNK,BHMK->BHNM", q * q.shape[-1] ** -0.5, k)
@@ -133,6 +133,29 @@ def fused_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool) -
     (weights,) = exponentials(scores)
     total = weights.sum(-1, keepdims=True)
     return normalise(jnp.einsum("BHNM,BHMK->BHNK", weights.astype(v.dtype), v), total).swapaxes(1, 2)
+
+
+def cudnn_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool, implementation: Literal["cudnn", "xla"] = "cudnn"
+) -> jax.Array:
+    """`fused_attention` by cuDNN's kernel, whose gradient takes even numbers of tokens alone.
+
+    An odd number, as 1 + 196 is, gets one more token that no other sees and whose own result is dropped.
+    """
+    count = q.shape[1]
+    if not count % 2:
+        return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation=implementation)
+    q, k, v = (jnp.pad(x, [(0, 0), (0, 1), (0, 0), (0, 0)]) for x in (q, k, v))
+    # Of the runs that `vmap` puts side by side each has its own, as the kernel's batching asks.
+    lengths = count + 0 * jnp.isfinite(q[:, 0, 0, 0])
+    padded = jax.nn.dot_product_attention(
+        *(q, k, v),
+        query_seq_lengths=lengths,
+        key_value_seq_lengths=lengths,
+        is_causal=causal,
+        implementation=implementation,
+    )
+    return padded[:, :count]
 
 
 def cudnn_takes(dtype: jnp.dtype, head_width: int) -> bool:

@@ -42,6 +42,23 @@ def test_cudnn_where_it_has_a_kernel(
     assert asked == ["cudnn"] * taken
 
 
+@pytest.mark.parametrize("tokens", [6, 7])
+@pytest.mark.parametrize("causal", [False, True])
+def test_what_cudnn_is_given_is_the_same_attention(causal: bool, tokens: int) -> None:
+    """The arithmetic of the call, by XLA's products: an odd number of tokens, one more added, and its gradient."""
+    q, k, v, weight = jnp.asarray(np.random.default_rng(tokens).normal(size=(4, 2, tokens, 3, 8)), jnp.float32)
+
+    def both(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+        own = layers.cudnn_attention(q, k, v, causal=causal, implementation="xla")
+        return own, layers.fused_attention(q, k, v, causal=causal)
+
+    own, plain = both(q, k, v)
+    np.testing.assert_allclose(own, plain, rtol=2e-5, atol=2e-6)
+    gradients = [jax.grad(lambda *x, i=i: (both(*x)[i] * weight).sum(), argnums=(0, 1, 2))(q, k, v) for i in (0, 1)]
+    for found, expected in zip(*gradients, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-5)
+
+
 @pytest.mark.parametrize("causal", [False, True])
 def test_fused_attention_is_attention(causal: bool) -> None:
     q, k, v = np.random.default_rng(0).normal(size=(3, 2, 7, 3, 8))
