@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from clipbias import interruption
@@ -20,6 +19,7 @@ from clipbias.data.images import pictures
 from clipbias.data.pipeline import test_batches
 from clipbias.errors import ClipbiasError
 from clipbias.explain.clock import Clock
+from clipbias.explain.devices import Devices
 from clipbias.explain.options import StudyOptions
 from clipbias.explain.results import FORMAT, load_arrays, plain, save_arrays
 from clipbias.explain.statistics import Totals, load_rows, load_totals, merge, save_rows, save_totals
@@ -69,25 +69,6 @@ class Model:
     def has_own_head(self) -> bool:
         """Whether its logits are something else than scaled cosines."""
         return self.task.method.overrides("logits")
-
-
-@dataclasses.dataclass(frozen=True)
-class Devices:
-    """How arrays get on and off the devices. The default is this process's first device.
-
-    Attributes:
-      place: host rows `[B, …]` (this process's share) to a device array, split over devices.
-      replicate: a tree to every device.
-      fetch: device arrays to whole NumPy arrays.
-      shard: index and number of this process.
-      multiple: batches are a multiple of this.
-    """
-
-    place: Callable[[np.ndarray], jax.Array] = jnp.asarray
-    replicate: Callable[[Any], Any] = lambda tree: jax.tree.map(jnp.asarray, tree)
-    fetch: Callable[[Any], Any] = jax.device_get
-    shard: tuple[int, int] = (0, 1)
-    multiple: int = 1
 
 
 class Study:
