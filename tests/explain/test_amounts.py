@@ -24,7 +24,7 @@ from clipbias.tuning.adapter import save_adapter
 from tests.explain.models import moved, tuned
 from tests.explain.test_study import make, split
 from tests.reference import amounts as plain
-from tests.reference import inner_parts, methods, weight_tuning, weights
+from tests.reference import inner_parts, methods, mma, weight_tuning, weights
 from tests.reference.cases import CASES, CLASS_NAMES
 from tests.reference.tokenizer import SimpleTokenizer
 from tests.tuning import test_clip_lora, weights_common
@@ -124,7 +124,7 @@ def test_networks_beside_blocks_amount_to_what_the_reference_says(clip: Clip, re
     ids = inner_parts.worded_tokens(reference, CLASS_NAMES, methods.WORDED)
     inputs, expected = {"vision": (pixels()[1], np.zeros(len(LABELS), int)), "text": (ids, ids.argmax(-1))}, {}
     for tower, (one, rows) in inputs.items():
-        beside = inner_parts.Adapters(inner_parts.flatten(learnables), tower, 3, 0.05).forward
+        beside = mma.Adapters(inner_parts.flatten(learnables), tower, 3, 0.05).forward
         start = inner_parts.embedded(reference, tower, one)
         run = inner_parts.forward(reference, tower, start, rows, beside=beside)
         tokens = [*(block.tokens for block in run.blocks), run.last]

@@ -124,11 +124,10 @@ def test_equals_the_authors_rules_in_pytorch(name, clip, expected, config):
             assert_close(value, expected[f"{name}.after.{key}"], TRAINED, f"{key} after {STEPS} steps")
 
 
-@pytest.mark.parametrize(
-    "name", ["coop_middle", "vpt_two_layers", "ivlp_two_and_one_layers", "maple_two_layers", "bias"]
-)
-def test_logits_with_the_other_activation(name):
-    folder, case = DATA / "tiny_gelu", CASES[name]
+def test_logits_with_the_other_activation():
+    """Of the method that changes both towers; what a method adds does not know the activation."""
+    folder, name = DATA / "tiny_gelu", "ivlp_two_and_one_layers"
+    case = CASES[name]
     clip, config = clipbias.load(folder), weights.read_config(folder)
     task = clipbias.Task(clip, case.method, CLASS_NAMES, **task_options(case))
     images = safetensors.numpy.load_file(folder / "expected.safetensors")["images"]

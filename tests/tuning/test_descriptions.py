@@ -26,7 +26,7 @@ from experiments import evaluate, grids
 from tests import helpers
 from tests.reference import methods, numpy_clip, teachers
 from tests.training.conftest import COLOURS, colour_split
-from tests.tuning.test_teachers import RECIPE
+from tests.tuning.test_teacher_runs import RECIPE
 
 NAMES = ("cat", "maine_coon", "a bird")
 TEXTS = {
@@ -82,21 +82,20 @@ def test_a_residual_is_added_to_their_mean(pair, raw, images) -> None:
     task = Task(pair[0], "taskres", NAMES, descriptions=TEXTS)
     residual = np.random.default_rng(0).normal(size=(3, 12)).astype(np.float32)
     classes = np.stack([numpy_clip.unit(one).mean(0) for one in raw]) + 0.5 * residual
-    found = task.logits(pair[0].params, {"text_residual": residual}, images)
+    found = jax.jit(task.logits)(pair[0].params, {"text_residual": residual}, images)
     expected = plain_logits(pair, images, classes)
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
     one = {name: texts[:1] for name, texts in TEXTS.items()}  # a single text is taken as it is
     classes = np.stack([features[0] for features in raw]) + 0.5 * residual
-    found = Task(pair[0], "taskres", NAMES, descriptions=one).logits(
-        pair[0].params, {"text_residual": residual}, images
-    )
+    alone = Task(pair[0], "taskres", NAMES, descriptions=one)
+    found = jax.jit(alone.logits)(pair[0].params, {"text_residual": residual}, images)
     expected = plain_logits(pair, images, classes)
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
 
 def test_an_ensemble_gives_way_to_them(pair, images) -> None:
     found = [Task(pair[0], "zero_shot", NAMES, descriptions=TEXTS, **options) for options in ({}, OF_TWO)]
-    a, b = (task.logits(pair[0].params, {}, images) for task in found)
+    a, b = (jax.jit(task.logits)(pair[0].params, {}, images) for task in found)
     np.testing.assert_array_equal(a, b)
 
 
@@ -118,7 +117,7 @@ def test_the_teacher_of_kgcoop(pair, raw, images) -> None:
     labels = np.array([2, 0])
     loss = numpy_clip.cross_entropy(saved.logits, labels)
     loss += 2 * (1 - (numpy_clip.unit(saved.text_features) * teacher).sum(-1).mean())
-    found = task.loss(pair[0].params, jax.tree.map(np.float32, learnables), images, labels)
+    found = jax.jit(task.loss)(pair[0].params, jax.tree.map(np.float32, learnables), images, labels)
     assert float(found) == pytest.approx(loss, rel=1e-5)
 
 
@@ -129,7 +128,7 @@ def test_the_teacher_of_promptsrc_averages_them_as_they_are(pair, raw, images) -
     image = numpy_clip.unit(numpy_clip.encode_image(pair[1].state, pair[1].config, images).features)
     teacher = {"text": numpy_clip.unit(np.stack([one.mean(0) for one in raw])), "image": image}
     expected = teachers.promptsrc_losses(pair[1], saved, teacher, np.array([2, 0]))
-    found = task.loss(pair[0].params, jax.tree.map(np.float32, learnables), images, np.array([2, 0]))
+    found = jax.jit(task.loss)(pair[0].params, jax.tree.map(np.float32, learnables), images, np.array([2, 0]))
     assert float(found) == pytest.approx(sum(expected.values()), rel=1e-5)
 
 

@@ -12,9 +12,9 @@ from clipbias.clip import Clip, encode_image, encode_text
 from clipbias.errors import ClipbiasError
 from clipbias.tuning import Task, make_method, parameter_count
 from tests import helpers
-from tests.reference import inner_parts, optimizers
+from tests.reference import inner_parts, mma, optimizers
 from tests.reference.differences import against_differences
-from tests.reference.methods import Reference
+from tests.reference.methods import Reference, task_logits
 from tests.tuning import weights_common as common
 from tests.tuning.test_task import VIT_B_16
 
@@ -43,37 +43,31 @@ def test_parameters_and_start(clip: Clip) -> None:
         assert np.std(part["kernel"]) == pytest.approx((2 / outputs) ** 0.5, rel=0.05) and not part["bias"].any()
 
 
-def test_logits_and_gradients_equal_numpy(other: tuple[Clip, Reference]) -> None:
+def test_logits_equal_numpy(other: tuple[Clip, Reference]) -> None:
     clip, reference = other
     task = Task(clip, "mma", common.CLASS_NAMES, template="a {} of another dataset.", **OPTIONS)
     learnables, images = start(task), helpers.random_images(reference.config, len(common.LABELS))
-    shapes = inner_parts.mma_shapes(reference.config, blocks=2, width=6)
+    shapes = mma.mma_shapes(reference.config, blocks=2, width=6)
     assert {name: leaf.shape for name, leaf in inner_parts.flatten(learnables).items()} == shapes
 
-    @jax.jit
-    def compute(params, learnables):
-        gradients = jax.grad(lambda one: task.loss(params, one, images, common.LABELS))(learnables)
-        return task.logits(params, learnables, images), gradients
-
-    logits, found = compute(clip.params, learnables)
+    logits = jax.jit(task.logits)(clip.params, learnables, images)
     flat = inner_parts.flatten(learnables)
     arguments = (reference, common.CLASS_NAMES, flat, images, common.LABELS)
-    _, gradients, expected = inner_parts.mma_loss_and_gradients(*arguments, factor=0.05)
+    _, _, expected = mma.mma_loss_and_gradients(*arguments, factor=0.05)
     common.close(logits, expected, common.LOGITS)
-    common.close_trees(inner_parts.flatten(found), gradients, common.GRADIENTS)
-    plain = jax.jit(Task(clip, "zero_shot", common.CLASS_NAMES).logits)(clip.params, {}, images)
+    plain = task_logits(reference, "zero_shot", common.CLASS_NAMES, {}, images)
     assert np.abs(plain - expected).max() > 0.01 * np.abs(expected).max()
 
 
 def test_gradient_of_the_reference_equals_finite_differences(other: tuple[Clip, Reference]) -> None:
     _, reference = other
-    shapes = inner_parts.mma_shapes(reference.config, blocks=2, width=3)
+    shapes = mma.mma_shapes(reference.config, blocks=2, width=3)
     rng = np.random.default_rng(0)
     learnables = {name: rng.normal(scale=0.4, size=shape) for name, shape in shapes.items()}
     images = helpers.random_images(reference.config, 2)
 
     def run(learnables: dict) -> tuple:
-        return inner_parts.mma_loss_and_gradients(
+        return mma.mma_loss_and_gradients(
             reference, common.CLASS_NAMES[:2], learnables, images, np.array([1, 0]), factor=0.05
         )
 
@@ -87,14 +81,18 @@ def test_steps_are_given_the_gradient_over_the_factor_and_decay_as_it_is(other: 
     learnables, rates = start(task), (2e-4, 3e-4, 1e-4)
     raw, images = common.pictures(clip.config.vision.image_size)
     recipe = dataclasses.replace(common.SGD, weight_decay=50.0)  # as large a part of a step as the gradient
-    after, losses = common.trained(task, learnables, recipe, raw, common.LABELS, rates)
     optimizer, values = optimizers.SGD(momentum=0.9, weight_decay=50.0), inner_parts.flatten(learnables)
-    for rate, loss in zip(rates, losses[:, 0], strict=True):
-        expected, slopes, _ = inner_parts.mma_loss_and_gradients(
+    for step, (state, loss) in enumerate(common.steps(task, learnables, recipe, raw, common.LABELS, rates)):
+        expected, slopes, _ = mma.mma_loss_and_gradients(
             reference, common.CLASS_NAMES, values, images, common.LABELS, factor=0.05
         )
-        assert loss == pytest.approx(expected, rel=common.TRAINED)
-        values = optimizer.step(values, {name: slope / 0.05 for name, slope in slopes.items()}, rate)
+        assert loss[0] == pytest.approx(expected, rel=common.TRAINED)
+        slopes = {name: slope / 0.05 for name, slope in slopes.items()}
+        if step == 0:
+            found = inner_parts.flatten(common.taken(learnables, recipe, state))
+            common.close_trees(found, slopes, common.GRADIENTS)
+        values = optimizer.step(values, slopes, rates[step])
+    after = jax.tree.map(lambda leaf: leaf[0], state.learnables)
     common.close_trees(inner_parts.flatten(after), values, common.TRAINED)
 
 

@@ -70,15 +70,15 @@ def test_through_a_grid_from_base_to_new_classes(clip: Clip, colours: Dataset, t
     settings = GridSettings(OPTIONS, "float32", 8, 0.0, "raise", protocol="base_to_new")
     recipe = dataclasses.replace(RECIPE, batch_size=3)
     grid = Grid(clip, recipe, settings, lambda name: colours, tmp_path, mesh=meshes.single_device())
-    rows = grid.run(make_packs(names, ["colours"], [2], [1, 2]))
-    assert [(row["status"], set(row["accuracies"])) for row in rows] == [("ok", {"base", "new"})] * 6, rows
+    rows = grid.run(make_packs(names, ["colours"], [2], [1]))
+    assert [(row["status"], set(row["accuracies"])) for row in rows] == [("ok", {"base", "new"})] * 3, rows
     adapters = sorted((tmp_path / "adapters").glob("*.safetensors"))
-    assert [load_adapter(path).method for path in adapters] == [name for name in names for _ in range(2)]
+    assert [load_adapter(path).method for path in adapters] == list(names)
     pictures = helpers.random_images({"vision_config": {"image_size": 8}}, 2)
-    for path in adapters[::2]:
+    for path in adapters:
         adapter = load_adapter(path)
         task, start = adapter.task(clip), adapter.task(clip).init(1)
-        assert task.logits(clip.params, adapter.learnables, pictures).shape == (2, 2)
+        assert jax.eval_shape(task.logits, clip.params, adapter.learnables, pictures).shape == (2, 2)
         for key in {"text_context", "vision_prompts"} & set(start):
             assert np.abs(np.asarray(adapter.learnables[key]) - np.asarray(start[key])).max() > 1e-5, (path.name, key)
     # Two trainings of two epochs with a step each.

@@ -14,9 +14,8 @@ from clipbias.errors import ClipbiasError
 from clipbias.explain.norms import norms
 from clipbias.explain.results import TEXT_KINDS
 from clipbias.explain.tokens import text_kinds
-from clipbias.training import step as training
 from clipbias.tuning import Task, make_method
-from clipbias.tuning.method import CONSTANTS, without_constants
+from clipbias.tuning.method import without_constants
 from clipbias.tuning.transport import sinkhorn
 from tests import helpers
 from tests.reference import methods, prompts_cocoop, prompts_plot, prompts_proda
@@ -40,30 +39,28 @@ def pictures() -> tuple[np.ndarray, np.ndarray]:
     return common.pictures(8)
 
 
-def normalised(clip: Clip, raw: np.ndarray) -> jax.Array:
-    return clip.preprocessing.normalize(jnp.asarray(raw))
+def normalised(clip: Clip, raw: np.ndarray) -> np.ndarray:
+    return np.asarray(clip.preprocessing.normalize(raw), np.float32)
 
 
 def check_rule(task: Task, start: Mapping[str, Any], pictures: tuple[np.ndarray, np.ndarray], reference: Any) -> None:
     """Logits, terms, the gradient that a step takes and three steps; `reference` has `logits` and `losses`."""
     (raw, images), params = pictures, task.clip.params
-    shapes = (jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (task.init(), start))
+    shapes = (jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (jax.eval_shape(task.init), start))
     assert next(shapes) == next(shapes)
-    learnables = jax.tree.map(lambda value: jnp.asarray(value, jnp.float32), start)
-    learned, constants = without_constants(learnables), learnables.get(CONSTANTS, {})
-    exact = double(learned)
+    learnables = jax.tree.map(lambda value: np.asarray(value, np.float32), start)
+    exact = double(without_constants(learnables))
     losses, gradients = reference.losses(exact, images)
-    batch = (normalised(task.clip, raw), LABELS, np.ones(len(LABELS), bool))
-    terms, logits = jax.jit(task.classifier.losses)(params, learnables, *batch[:2], task.text, None)
+    terms, logits = jax.jit(task.classifier.losses)(
+        params, learnables, normalised(task.clip, raw), LABELS, task.text, None
+    )
     common.close(logits, reference.logits(exact, images), common.LOGITS, "logits")
     assert set(terms) == set(losses)
     for name, value in losses.items():
-        assert float(terms[name].mean()) == pytest.approx(value, rel=common.LOGITS, abs=common.LOGITS), name
-    _, _, taken = jax.jit(training.loss_and_gradients, static_argnums=0)(
-        task.classifier, params, task.text, None, learned, constants, batch, jax.random.key(0)
-    )
-    common.close_trees(taken, gradients, common.GRADIENTS)
-    after, _ = common.trained(task, learnables, common.SGD, raw, LABELS, RATES)
+        assert np.mean(terms[name]) == pytest.approx(value, rel=common.LOGITS, abs=common.LOGITS), name
+    states = [state for state, _ in common.steps(task, learnables, common.SGD, raw, LABELS, RATES)]
+    common.close_trees(common.taken(learnables, common.SGD, states[0]), gradients, common.GRADIENTS)
+    after = jax.tree.map(lambda leaf: leaf[0], states[-1].learnables)
     common.close_trees(after, sgd(lambda x: reference.losses(x, images)[1], exact, RATES), common.TRAINED)
 
 
@@ -81,13 +78,10 @@ class CoCoOp:
         return prompts_cocoop.loss_and_gradients(self.clip, CLASS_NAMES, learnables, images, LABELS)
 
 
-@pytest.mark.parametrize("batch", [1, 3])
-def test_cocoop(pair, pictures, batch, monkeypatch) -> None:
+def test_cocoop(pair, pictures) -> None:
     clip, reference = pair
     task = Task(clip, "cocoop", CLASS_NAMES)
-    monkeypatch.setitem(globals(), "LABELS", LABELS[:batch])
-    start = common.drawn(task.shapes, 0.4, seed=5)
-    check_rule(task, start, tuple(each[:batch] for each in pictures), CoCoOp(reference))
+    check_rule(task, common.drawn(task.shapes, 0.4, seed=5), pictures, CoCoOp(reference))
 
 
 def test_cocoop_starts_as_torchs_linear_layers_and_the_words_do(pair) -> None:
@@ -223,23 +217,20 @@ def test_proda(pair, pictures) -> None:
     def expected(learnables, chosen):
         return prompts_proda.loss_and_gradients(reference, CLASS_NAMES, learnables, images, LABELS, chosen)
 
-    classifier, batch = task.classifier, (normalised(clip, raw), LABELS)
-    for chosen in ([5, 1], None):
-        options = {"nameless": task.nameless, "chosen": None if chosen is None else jnp.array(chosen)}
-        terms, _ = jax.jit(classifier.losses)(params, start, *batch, task.text, None, **options)
-        for name, value in expected(start, chosen or range(8))[0].items():
-            assert float(terms[name].mean()) == pytest.approx(value, rel=common.LOGITS), (name, chosen)
-    _, gradients = expected(start, [5, 1])
-    rest = (jax.random.key(0), task.nameless, jnp.array([5, 1]))
-    _, _, taken = jax.jit(training.loss_and_gradients, static_argnums=0)(
-        classifier, params, task.text, None, start, {}, (*batch, np.ones(len(LABELS), bool)), *rest
+    terms, _ = jax.jit(task.classifier.losses)(
+        params, start, normalised(clip, raw), LABELS, task.text, None, nameless=task.nameless
     )
-    common.close_trees(taken, gradients, common.GRADIENTS)
+    for name, value in expected(start, range(8))[0].items():
+        assert np.mean(terms[name]) == pytest.approx(value, rel=common.LOGITS), name
     # Steps take the sets that the run's seed says.
-    after, _ = common.trained(task, start, common.SGD, raw, LABELS, RATES, seeds=(7,))
-    draws = iter([task.method.templates_in_training(jax.random.key(7), step) for step in range(3)])
-    steps = sgd(lambda x: expected(x, np.asarray(next(draws)).tolist())[1], double(start), RATES)
-    common.close_trees(after, steps, common.TRAINED)
+    draws = [np.asarray(task.method.templates_in_training(jax.random.key(7), step)).tolist() for step in range(3)]
+    losses, slopes = expected(double(start), draws[0])
+    states, found = zip(*common.steps(task, start, common.SGD, raw, LABELS, RATES, seeds=(7,)), strict=True)
+    assert found[0][0] == pytest.approx(sum(losses.values()), rel=common.LOGITS)
+    common.close_trees(common.taken(start, common.SGD, states[0]), slopes, common.GRADIENTS)
+    rest = iter(draws)
+    after = sgd(lambda x: expected(x, next(rest))[1], double(start), RATES)
+    common.close_trees(jax.tree.map(lambda leaf: leaf[0], states[-1].learnables), after, common.TRAINED)
 
 
 def test_proda_takes_all_its_sets_in_turn() -> None:

@@ -3,7 +3,6 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -40,22 +39,22 @@ def test_it_equals_numpy(pair) -> None:
         **dict.fromkeys(("vision_left", "vision_right"), (10, 3, 3)),
     }
     raw, images = common.pictures(16)
-    exact, batch = double(start), (clip.preprocessing.normalize(jnp.asarray(raw)), LABELS)
+    exact, normal = double(start), images.astype(np.float32)
     loss, slopes = visual_prompting.loss_and_gradients(reference, CLASS_NAMES, exact, images, LABELS)
     expected = visual_prompting.forward(reference, CLASS_NAMES, exact, images)[1].logits
-    common.close(jax.jit(task.logits)(clip.params, start, batch[0]), expected, common.LOGITS)
-    found, taken = jax.jit(jax.value_and_grad(task.loss, argnums=1))(clip.params, start, *batch)
-    assert float(found) == pytest.approx(loss["cross_entropy"], rel=common.LOGITS)
-    common.close_trees(taken, slopes, common.GRADIENTS)
+    common.close(jax.jit(task.logits)(clip.params, start, normal), expected, common.LOGITS)
 
     recipe = dataclasses.replace(task.method.recipe_for(common.SGD, 16), learning_rate=0.5, epochs=6, warmup_epochs=2)
     rates = recipe.step_rates(len(LABELS))
     np.testing.assert_allclose(rates, visual_prompting.rates(0.5, 2, 6), rtol=1e-12)
-    after, _ = common.trained(task, start, recipe, raw, LABELS, rates)
+    states, losses = zip(*common.steps(task, start, recipe, raw, LABELS, rates), strict=True)
+    assert losses[0][0] == pytest.approx(loss["cross_entropy"], rel=common.LOGITS)
+    common.close_trees(common.taken(start, recipe, states[0]), slopes, common.GRADIENTS)
 
     def gradient(learnables):
         return visual_prompting.loss_and_gradients(reference, CLASS_NAMES, learnables, images, LABELS)[1]
 
+    after = jax.tree.map(lambda leaf: leaf[0], states[-1].learnables)
     common.close_trees(after, sgd(gradient, exact, rates, momentum=0.9, weight_decay=0.0), common.TRAINED)
 
 

@@ -1,16 +1,16 @@
 """What the tests of methods on CLIP's own weights share: names of weights here and there, and steps of training."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import clipbias
 from clipbias.training import mesh as meshes
-from clipbias.training.step import init_state, place_given, train_step
+from clipbias.training.step import TrainState, init_state, place_given, train_step
 from clipbias.tuning import Learnables, Recipe
 from clipbias.tuning.method import without_constants
 from tests.reference.differences import against_differences
@@ -79,7 +79,7 @@ def close_trees(found: Mapping[str, Any], expected: Mapping[str, Any], tolerance
 def drawn(shapes: Any, size: float, seed: int = 0) -> Any:
     """Normally distributed arrays of these shapes."""
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(scale=size, size=leaf.shape), jnp.float32), shapes)
+    return jax.tree.map(lambda leaf: rng.normal(scale=size, size=leaf.shape).astype(np.float32), shapes)
 
 
 def pictures(size: int, count: int = len(LABELS)) -> tuple[np.ndarray, np.ndarray]:
@@ -92,7 +92,7 @@ def trained(
     task: clipbias.Task,
     start: Learnables,
     recipe: Recipe,
-    raw: np.ndarray,
+    images: np.ndarray,
     labels: np.ndarray,
     rates: Sequence[float],
     seeds: Sequence[int] = (0,),
@@ -102,18 +102,40 @@ def trained(
     Returns:
       The first run's learnables after them, and the losses before them, `[steps, runs]`.
     """
+    states, losses = zip(*steps(task, start, recipe, images, labels, rates, seeds), strict=True)
+    return jax.tree.map(lambda leaf: leaf[0], states[-1].learnables), np.stack(losses)
+
+
+def steps(
+    task: clipbias.Task,
+    start: Learnables,
+    recipe: Recipe,
+    images: np.ndarray,
+    labels: np.ndarray,
+    rates: Sequence[float],
+    seeds: Sequence[int] = (0,),
+    mask: Sequence[bool] | None = None,
+) -> Iterator[tuple[TrainState, np.ndarray]]:
+    """The states after such steps, and the losses before them, `[runs]`; `mask` says which images count."""
     mesh, runs = meshes.make_mesh(data=1, devices=jax.devices()[:1]), len(seeds)
-    stacked = jax.tree.map(lambda leaf: jnp.stack([leaf] * runs), start)
+    stacked = jax.tree.map(lambda leaf: np.stack([leaf] * runs), start)
     given, state = place_given(mesh, task, task.clip.params, stacked, seeds), init_state(task.method, recipe, stacked)
-    batch = {"images": raw, "labels": labels, "mask": np.ones(len(labels), bool)}
-    batch, losses = jax.tree.map(lambda x: jnp.stack([x] * runs), batch), []
+    batch = {"images": images, "labels": labels, "mask": np.ones(len(labels), bool) if mask is None else np.array(mask)}
+    batch = jax.tree.map(lambda x: np.stack([x] * runs), batch)
     for rate in rates:
         state, metrics = train_step(
             *(task.classifier, task.clip.preprocessing, recipe, task.clip.params, given, state, batch),
-            jnp.full(runs, rate, jnp.float32),
+            np.full(runs, rate, np.float32),
         )
-        losses.append(np.asarray(metrics["loss"]))
-    return jax.tree.map(lambda leaf: leaf[0], state.learnables), np.stack(losses)
+        yield jax.device_get(state), np.asarray(metrics["loss"])
+
+
+def taken(start: Learnables, recipe: Recipe, state: TrainState) -> Learnables:
+    """The gradient that a first step took from `start`, by the moving average that the optimiser then holds of it."""
+    momentum = optax.tree_utils.tree_get(state.momentum, "trace" if recipe.optimizer == "sgd" else "mu")
+    share = {"sgd": 1.0}.get(recipe.optimizer, 0.1)
+    decay = 0.0 if recipe.optimizer == "adamw" else recipe.weight_decay  # AdamW's is not in the gradient
+    return jax.tree.map(lambda v, p: np.asarray(v[0]) / share - decay * p, momentum, without_constants(start))
 
 
 def check_differences(of_numpy: Callable[..., tuple], learnables: Learnables, images: np.ndarray) -> None:
@@ -130,13 +152,14 @@ def check_differences(of_numpy: Callable[..., tuple], learnables: Learnables, im
 def check_steps(
     task: clipbias.Task, learnables: Learnables, of_numpy: Callable[..., tuple], recipe: Recipe, optimizer: Any
 ) -> None:
-    """Holds steps of training to those that an optimiser makes with a reference's losses and gradients."""
+    """Holds steps of training, and the gradient of the first, to those that an optimiser makes with a reference's."""
     rates = (0.02, 0.03, 0.01)
     raw, images = pictures(task.clip.config.vision.image_size)
-    after, losses = trained(task, learnables, recipe, raw, LABELS, rates)
     values = {name: np.asarray(value, np.float64) for name, value in without_constants(learnables).items()}
-    for rate, loss in zip(rates, losses[:, 0], strict=True):
+    for step, (state, loss) in enumerate(steps(task, learnables, recipe, raw, LABELS, rates)):
         expected, slopes, *_ = of_numpy(values, images, LABELS)
-        assert loss == pytest.approx(sum(expected.values()), rel=TRAINED)
-        values = optimizer.step(values, slopes, rate)
-    close_trees(after, values, TRAINED)
+        assert loss[0] == pytest.approx(sum(expected.values()), rel=TRAINED)
+        if step == 0:
+            close_trees(taken(learnables, recipe, state), slopes, GRADIENTS)
+        values = optimizer.step(values, slopes, rates[step])
+    close_trees(jax.tree.map(lambda leaf: leaf[0], state.learnables), values, TRAINED)

@@ -1,0 +1,187 @@
+"""KgCoOp, ProGrad and PromptSRC in runs: options by dataset, recipes, the average over epochs, devices, grids."""
+
+import dataclasses
+import signal
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import clipbias
+from clipbias.clip import Clip
+from clipbias.data import Dataset
+from clipbias.interruption import Interrupted
+from clipbias.training import loop
+from clipbias.training import mesh as meshes
+from clipbias.training.grid import Grid
+from clipbias.training.packs import Pack, make_packs
+from clipbias.training.settings import GridSettings
+from clipbias.tuning import Recipe, Task, make_method
+from clipbias.tuning.adapter import load_adapter
+from tests import helpers
+from tests.reference import methods, teachers
+from tests.training.conftest import COLOURS, colour_split, few_shot_runs
+
+RECIPE = Recipe(
+    learning_rate=0.05,
+    epochs=3,
+    warmup_epochs=1,
+    warmup_learning_rate=1e-3,
+    batch_size=3,
+    momentum=0.9,
+    weight_decay=5e-4,
+)
+
+
+@pytest.fixture(scope="module")
+def colours() -> Dataset:
+    splits = {"train": colour_split(4, 0), "test": colour_split(2, 2)}
+    return Dataset("colours", tuple(COLOURS), "a photo of a {}.", splits)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory) -> tuple[Clip, methods.Reference]:
+    folder = tmp_path_factory.mktemp("long")
+    reference = helpers.tiny_checkpoint(folder, vision=(16, 3, 2), image_size=8, context_length=64)
+    return clipbias.load(folder), reference
+
+
+def cell(method: str, dataset: str, shots: int) -> Pack:
+    (pack,) = make_packs([method], [dataset], [shots], [1])
+    return pack
+
+
+def grid(clip: Clip, recipe: Recipe, dataset: Dataset, folder: Path, **options) -> Grid:
+    settings = GridSettings(options.pop("method_options", {}), "float32", 8, 0.0, "raise", **options)
+    return Grid(clip, recipe, settings, lambda name: dataset, folder, mesh=meshes.single_device())
+
+
+def test_the_authors_options_by_dataset_and_shots(pair, colours, tmp_path) -> None:
+    cache = grid(pair[0], RECIPE, colours, tmp_path).cache
+    for dataset in ("oxford_flowers", "dtd", "eurosat"):
+        strengths = [cache.method(cell("prograd", dataset, shots)).strength for shots in (1, 2, 4, 8, 16)]
+        assert strengths == [None, None, None, 0.8, 0.8]
+    assert cache.method(cell("prograd", "food101", 16)).strength is None
+    assert cache.method(cell("prograd", "oxford_pets", 16)).template == "a type of pet, a photo of a {}."
+    assert cache.method(cell("prograd", "stanford_cars", 16)).template == ""
+    assert cache.method(cell("kgcoop", "dtd", 4)).template == "a photo of a {}, a type of texture."
+    assert cache.method(cell("kgcoop", "oxford_pets", 4)).template == ""
+    given = grid(pair[0], RECIPE, colours, tmp_path, method_options={"prograd": {"strength": 1.0}}).cache
+    assert given.method(cell("prograd", "dtd", 16)).strength == 1.0
+
+
+def test_recipes(pair, colours, tmp_path) -> None:
+    names = ("kgcoop", "prograd", "promptsrc", "promptsrc_base_to_new", "promptsrc_cross_dataset")
+    authors = grid(
+        pair[0], RECIPE, colours, tmp_path, method_options={name: {"recipe": "authors"} for name in names}
+    ).recipe_for
+    common = grid(pair[0], RECIPE, colours, tmp_path).recipe_for
+    assert all(common(cell(name, "dtd", 16)) == RECIPE for name in names)
+
+    def shown(name: str, shots: int) -> tuple[float, int, int]:
+        found = authors(cell(name, "dtd", shots))
+        assert (found.momentum, found.weight_decay, found.optimizer) == (0.9, 5e-4, "sgd")
+        assert found.learning_rates()[0] == 1e-5 and found.learning_rates()[1] == found.learning_rate
+        return found.learning_rate, found.epochs, found.batch_size
+
+    assert shown("kgcoop", 16) == (0.002, 100, 128)
+    assert [shown("prograd", shots) for shots in (1, 2, 4, 8, 16, 0)] == [
+        (0.002, epochs, 32) for epochs in (50, 100, 100, 200, 200, 200)
+    ]
+    assert shown("promptsrc", 16) == (0.0025, 50, 4)
+    assert shown("promptsrc_base_to_new", 16) == shown("promptsrc_cross_dataset", 16) == (0.0025, 20, 4)
+    assert make_method("promptsrc_cross_dataset").depth == 3 and make_method("promptsrc").depth == 9
+
+
+# PromptSRC's average.
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset", "epochs", "mean", "deviation"),
+    [
+        ("promptsrc", "imagenet", 50, 30, 30),
+        ("promptsrc", "eurosat", 50, 45, 5),
+        ("promptsrc", "stanford_cars", 10, 9, 1),
+        ("promptsrc_base_to_new", "eurosat", 20, 15, 1),
+        ("promptsrc_cross_dataset", "imagenet", 20, 6, 10),
+        ("promptsrc_base_to_new", "eurosat", 10, 7.5, 0.5),
+    ],
+)
+def test_the_gaussian_of_the_average(pair, colours, tmp_path, name, dataset, epochs, mean, deviation) -> None:
+    found = grid(pair[0], RECIPE, colours, tmp_path).cache.method(cell(name, dataset, 16)).average(epochs)
+    np.testing.assert_allclose(found, teachers.gaussian_weights(epochs, mean, deviation), rtol=1e-9)
+    assert make_method("promptsrc", mean=0.0, deviation=1e-3).average(1) == [1.0]
+
+
+def train(task: Task, dataset: Dataset, recipe: Recipe, mesh=None, **options) -> loop.Trained:
+    mesh = mesh or meshes.single_device()
+    params = meshes.replicate(mesh, task.clip.params)
+    return loop.train(task, params, few_shot_runs(dataset, (1, 2)), recipe, mesh=mesh, **options)
+
+
+def test_the_average_over_epochs_survives_a_kill_in_the_middle(pair, colours, tmp_path, monkeypatch) -> None:
+    task = Task(pair[0], "promptsrc", colours.class_names, depth=2, templates="a photo of the {}.")
+    recipe = dataclasses.replace(RECIPE, epochs=4, batch_size=6)  # two steps in each
+    original, states = loop.train_step, []
+
+    def watched(*arguments):
+        state, values = original(*arguments)
+        states.append(jax.tree.map(np.array, meshes.fetch(state.learnables)))
+        return state, values
+
+    monkeypatch.setattr(loop, "train_step", watched)
+    whole = meshes.fetch(train(task, colours, recipe).learnables)
+    epochs = states[1::2]
+    assert len(epochs) == 4
+    expected = teachers.average(epochs, teachers.gaussian_weights(4, 2.4, 2.4))
+    for name, value in expected.items():
+        np.testing.assert_allclose(whole[name], value, atol=1e-6 * np.abs(value).max())
+        assert np.abs(whole[name] - epochs[-1][name]).max() > 1e-4 * np.abs(value).max()
+
+    for stop in (3, 4):  # in an epoch, and at its end
+
+        def stopped(*arguments, stop=stop):
+            if len(states) == stop - 1:
+                signal.raise_signal(signal.SIGTERM)
+            return watched(*arguments)
+
+        states.clear()
+        monkeypatch.setattr(loop, "train_step", stopped)
+        where = {"folder": tmp_path / str(stop), "identity": {"a": 1}, "checkpoint_seconds": 3600.0}
+        with pytest.raises(Interrupted, match=f"stopped at step {stop} of 8"):
+            train(task, colours, recipe, **where)
+        monkeypatch.setattr(loop, "train_step", original)
+        continued = meshes.fetch(train(task, colours, recipe, **where).learnables)
+        for name, value in whole.items():
+            np.testing.assert_array_equal(continued[name], value)
+
+
+@pytest.mark.parametrize("name", ["prograd", "promptsrc"])
+def test_eight_devices_give_the_numbers_of_one(pair, colours, name) -> None:
+    options = {"promptsrc": {"depth": 2, "templates": "a photo of the {}."}}.get(name, {})
+    mesh = meshes.make_mesh(run=2, data=4)
+    found = []
+    for groups, where in ((1, None), (4, mesh)):
+        task = Task(pair[0], make_method(name, **options), colours.class_names, groups=groups)
+        found.append(train(task, colours, dataclasses.replace(RECIPE, batch_size=6), where))
+    one, eight = found
+    np.testing.assert_allclose(one.losses, eight.losses, rtol=2e-5)
+    for a, b in zip(*(jax.tree.leaves(meshes.fetch(each.learnables)) for each in found), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * np.abs(b).max())
+
+
+def test_through_a_grid_from_base_to_new_classes(pair, colours, tmp_path) -> None:
+    names, recipe = ("kgcoop", "prograd", "promptsrc"), dataclasses.replace(RECIPE, epochs=2)
+    own = {"promptsrc": {"depth": 2, "templates": "a photo of the {}."}}
+    rows = grid(pair[0], recipe, colours, tmp_path, protocol="base_to_new", method_options=own).run(
+        make_packs(names, ["colours"], [1], [1])
+    )
+    assert [(row["status"], set(row["accuracies"])) for row in rows] == [("ok", {"base", "new"})] * 3
+    adapters = sorted((tmp_path / "adapters").glob("*.safetensors"))
+    assert [load_adapter(path).method for path in adapters] == list(names)
+    for path in adapters:
+        adapter = load_adapter(path)
+        task = adapter.task(pair[0])
+        params, picture = pair[0].params, helpers.random_images(pair[1].config, 2)
+        assert jax.eval_shape(task.logits, params, adapter.learnables, picture).shape == (2, 2)
