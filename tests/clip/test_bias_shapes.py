@@ -4,9 +4,9 @@ One vector per layer, two by kind (the token that is read out, all others), or o
 """
 
 import dataclasses
+import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -55,12 +55,11 @@ def close(found: jax.Array, expected: np.ndarray, tolerance: float) -> None:
 def both_ways(encode, adaptation: Adaptation, cotangent: np.ndarray):
     """Features, and the gradient of their product with the cotangent."""
 
-    @jax.jit
     def run(adaptation):
         features = encode(adaptation)
         return (features * cotangent).sum(), features
 
-    (_, features), gradient = jax.value_and_grad(run, has_aux=True)(adaptation)
+    (_, features), gradient = jax.jit(jax.value_and_grad(run, has_aux=True))(adaptation)
     return features, gradient
 
 
@@ -141,7 +140,8 @@ def test_features_of_patches(both):
     expected = numpy_clip.encode_image(reference.state, reference.config, images, bias=added.astype(float)).last
     expected = numpy_clip.layer_norm(reference.state, "vision_model.post_layernorm", 1e-5, expected)
     expected = expected @ reference.state["visual_projection.weight"].T
-    found, _ = encode_image(clip.params, clip.config, images, Adaptation(vision_bias=added), patches=True)
+    encode = jax.jit(functools.partial(encode_image, config=clip.config, patches=True))
+    found, _ = encode(clip.params, images=images, adaptation=Adaptation(vision_bias=added))
     close(found, expected, VALUES)
 
 
@@ -174,8 +174,9 @@ def test_equal_rows_are_one_vector(both):
     clip, reference = both
     images, one = helpers.random_images(reference.config, 2), bias(reference.config, "vision", "vector")
     count = 1 + clip.config.vision.patches
-    plain, _ = encode_image(clip.params, clip.config, images, Adaptation(vision_bias=one))
+    encode = jax.jit(functools.partial(encode_image, config=clip.config))
+    plain, _ = encode(clip.params, images=images, adaptation=Adaptation(vision_bias=one))
     for rows in (2, count):
-        same = jnp.tile(one[:, None], (1, rows, 1))
-        found, _ = encode_image(clip.params, clip.config, images, Adaptation(vision_bias=same))
+        same = np.tile(one[:, None], (1, rows, 1))
+        found, _ = encode(clip.params, images=images, adaptation=Adaptation(vision_bias=same))
         close(found, np.asarray(plain, np.float64), VALUES)

@@ -65,9 +65,10 @@ def test_inputs_and_weights_are_those_of_the_script(original, expected):
 
 @pytest.fixture(scope="module")
 def features(original, expected) -> dict[str, jax.Array]:
+    given = {"image": (encode_image, expected["images"]), "text": (encode_text, expected["tokens"].astype(np.int32))}
     return {
-        "image_features": encode_image(original.params, original.config, expected["images"])[0],
-        "text_features": encode_text(original.params, original.config, expected["tokens"].astype(np.int32))[0],
+        f"{name}_features": jax.jit(encode, static_argnums=1)(original.params, original.config, inputs)[0]
+        for name, (encode, inputs) in given.items()
     }
 
 

@@ -60,6 +60,12 @@ def adaptation():
     )
 
 
+# Of the functions, compiled once for all tests.
+STATIC = {"static_argnums": 1, "static_argnames": ("observe", "intervene")}
+image_tower, text_tower = jax.jit(encode_image, **STATIC), jax.jit(encode_text, **STATIC)
+apply = jax.jit(MODULE.apply, static_argnames=("method", "observe", "intervene", "mutable"))
+
+
 def keep_attention(view: LayerView) -> jax.Array:
     return view.probabilities
 
@@ -76,36 +82,36 @@ def test_init_needs_no_inputs_and_gives_the_tree_of_the_functions(images):
 
 
 def test_apply_equals_the_functions(params, images, ids, adaptation):
-    image_features, text_features = jax.jit(MODULE.apply)({"params": params}, images, ids, adaptation)
+    image_features, text_features = apply({"params": params}, images, ids, adaptation)
     expected = (
-        jax.jit(lambda params, x: encode_image(params, CONFIG, x, adaptation)[0])(params, images),
-        jax.jit(lambda params, x: encode_text(params, CONFIG, x, adaptation)[0])(params, ids),
+        image_tower(params, CONFIG, images, adaptation)[0],
+        text_tower(params, CONFIG, ids, adaptation)[0],
     )
     np.testing.assert_allclose(image_features, expected[0], rtol=0, atol=ROUNDING * np.abs(expected[0]).max())
     np.testing.assert_allclose(text_features, expected[1], rtol=0, atol=ROUNDING * np.abs(expected[1]).max())
 
 
 def test_each_tower_alone(params, images, ids):
-    bound = MODULE.bind({"params": params})
-    np.testing.assert_array_equal(bound.encode_image(images), encode_image(params, CONFIG, images)[0])
-    np.testing.assert_array_equal(bound.encode_text(ids), encode_text(params, CONFIG, ids)[0])
-    image_features, nothing = MODULE.apply({"params": params}, images)
-    np.testing.assert_array_equal(image_features, bound.encode_image(images))
+    expected = image_tower(params, CONFIG, images)[0], text_tower(params, CONFIG, ids)[0]
+    bound = jax.jit(lambda params: MODULE.bind({"params": params}).encode_image(images))
+    np.testing.assert_array_equal(bound(params), expected[0])
+    bound = jax.jit(lambda params: MODULE.bind({"params": params}).encode_text(ids))
+    np.testing.assert_array_equal(bound(params), expected[1])
+    image_features, nothing = apply({"params": params}, images)
+    np.testing.assert_array_equal(image_features, expected[0])
     assert nothing is None
-    nothing, text_features = MODULE.apply({"params": params}, tokens=ids)
-    np.testing.assert_array_equal(text_features, bound.encode_text(ids))
+    nothing, text_features = apply({"params": params}, tokens=ids)
+    np.testing.assert_array_equal(text_features, expected[1])
     assert nothing is None
 
 
 def test_observations_are_sown(params, images, ids, adaptation):
-    _, state = MODULE.apply(
-        {"params": params}, images, ids, adaptation, observe=keep_attention, mutable="intermediates"
-    )
+    _, state = apply({"params": params}, images, ids, adaptation, observe=keep_attention, mutable="intermediates")
     (vision,), (text,) = (state["intermediates"][name] for name in ("vision_layers", "text_layers"))
-    expected = encode_image(params, CONFIG, images, adaptation, observe=keep_attention)[1]
+    expected = image_tower(params, CONFIG, images, adaptation, observe=keep_attention)[1]
     np.testing.assert_array_equal(vision, expected)
-    np.testing.assert_array_equal(text, encode_text(params, CONFIG, ids, adaptation, observe=keep_attention)[1])
-    _, state = MODULE.apply({"params": params}, images, ids, mutable="intermediates")
+    np.testing.assert_array_equal(text, text_tower(params, CONFIG, ids, adaptation, observe=keep_attention)[1])
+    _, state = jax.eval_shape(functools.partial(MODULE.apply, mutable="intermediates"), {"params": params}, images, ids)
     assert not state.get("intermediates")
 
 
@@ -129,8 +135,8 @@ def test_interventions_reach_the_blocks(params, images, ids):
     def silence(view: LayerView) -> jax.Array:
         return jnp.zeros_like(view.heads_output())
 
-    for method, encode, inputs in (("encode_image", encode_image, images), ("encode_text", encode_text, ids)):
-        found = MODULE.apply({"params": params}, inputs, intervene=silence, method=method)
+    for method, encode, inputs in (("encode_image", image_tower, images), ("encode_text", text_tower, ids)):
+        found = apply({"params": params}, inputs, intervene=silence, method=method)
         np.testing.assert_array_equal(found, encode(params, CONFIG, inputs, intervene=silence)[0])
         assert not np.allclose(found, encode(params, CONFIG, inputs)[0])
 
@@ -158,11 +164,11 @@ def test_part_of_another_module(params, images):
         def __call__(self, images: jax.Array) -> jax.Array:
             return nn.Dense(4, name="head")(ClipModule(CONFIG, name="clip").encode_image(images))
 
-    variables = Classifier().init(jax.random.key(0), images)
+    variables = jax.jit(Classifier().init)(jax.random.key(0), images)
     variables["params"]["clip"] = params
-    logits = Classifier().apply(variables, images)
+    logits = jax.jit(Classifier().apply)(variables, images)
     head = variables["params"]["head"]
-    features = encode_image(params, CONFIG, images)[0]
+    features = image_tower(params, CONFIG, images)[0]
     np.testing.assert_allclose(logits, features @ head["kernel"] + head["bias"], rtol=1e-4, atol=1e-5)
 
 

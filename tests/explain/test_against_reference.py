@@ -11,6 +11,7 @@ import safetensors.numpy
 import clipbias
 from clipbias.clip import Clip
 from clipbias.explain.relevancy import explanations, relevancy
+from clipbias.explain.streaming import Relevancy
 from clipbias.tuning import Task
 from tests import helpers
 from tests.reference import methods, weights
@@ -57,13 +58,13 @@ def assert_rows_equal(actual: jax.Array, expected: np.ndarray) -> None:
     assert np.abs(np.asarray(actual) - expected).max() < TOLERANCE * np.abs(expected).max()
 
 
-@pytest.mark.parametrize(("name", "start_layer"), [*((name, 0) for name in EXPLAINED), ("ivlp", 2)])
-def test_relevancy_equals_the_full_matrices(name, start_layer, loaded):
-    clip, reference = loaded
-    task, case, learnables = bind(loaded, name)
-    images = helpers.random_images(reference.config, len(TARGETS), seed=1)
-    found = relevancy(task, clip.params, learnables, images, TARGETS, start_layer=start_layer)
-    inputs = methods.prepare(reference, case.method, CLASS_NAMES, learnables, **case.options)
+# Those whose rivals of relevancy are compared too, from what first layer.
+RIVALS = {"ivlp": 1, "bias_by_kind": 0}
+
+
+def check_relevancy(
+    found: Relevancy, reference: methods.Reference, inputs: methods.Inputs, images: np.ndarray, start_layer: int
+) -> None:
     for i, target in enumerate(TARGETS):
         vision, text = plain.relevancy(reference, inputs, images[i], target, start_layer=start_layer)
         assert_rows_equal(found.vision[i], vision)
@@ -72,13 +73,24 @@ def test_relevancy_equals_the_full_matrices(name, start_layer, loaded):
         assert float(found.scores[i]) == pytest.approx(plain.pair(reference, inputs, images[i], target).score, rel=1e-5)
 
 
-@pytest.mark.parametrize(("name", "start_layer"), [("ivlp", 1), ("bias_by_kind", 0)])
-def test_rivals_equal_the_full_matrices(name, start_layer, loaded):
+@pytest.mark.parametrize("name", [name for name in EXPLAINED if name not in RIVALS])
+def test_relevancy_equals_the_full_matrices(name, loaded):
+    clip, reference = loaded
+    task, case, learnables = bind(loaded, name)
+    images = helpers.random_images(reference.config, len(TARGETS), seed=1)
+    found = relevancy(task, clip.params, learnables, images, TARGETS)
+    inputs = methods.prepare(reference, case.method, CLASS_NAMES, learnables, **case.options)
+    check_relevancy(found, reference, inputs, images, 0)
+
+
+@pytest.mark.parametrize(("name", "start_layer"), RIVALS.items())
+def test_relevancy_and_its_rivals_equal_the_full_matrices(name, start_layer, loaded):
     clip, reference = loaded
     task, case, learnables = bind(loaded, name)
     images = helpers.random_images(reference.config, len(TARGETS), seed=2)
     found = explanations(task, clip.params, learnables, images, TARGETS, start_layer=start_layer)
     inputs = methods.prepare(reference, case.method, CLASS_NAMES, learnables, **case.options)
+    check_relevancy(found["relevancy"], reference, inputs, images, start_layer)
     for i, target in enumerate(TARGETS):
         pair = plain.pair(reference, inputs, images[i], target)
         vision, text = plain.grad_eclip(reference, inputs, images[i], target)
