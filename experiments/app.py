@@ -42,7 +42,11 @@ def run(main: Callable[[ConfigDict, Path], Any], default: str) -> None:
     def guarded(arguments: list[str]) -> int:
         if len(arguments) > 1:
             raise app.UsageError(f"unexpected argument {arguments[1]!r}; settings are given as --config.name=value.")
-        start()
+        try:
+            start()
+        except ClipbiasError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
         return end(answer(main, config.value, WORKDIR.value))
 
     app.run(guarded, flags_parser=_parse)
@@ -66,12 +70,13 @@ def run_arguments(main: Callable[[Sequence[str]], int]) -> None:
 
 
 def end(status: int) -> int:
-    """Says that the work is over, and ends the process where it was stopped; returns the status otherwise."""
-    import jax
+    """Says that the work is over, and ends the process where it was stopped; returns the status otherwise.
 
-    # Processes of a job part in order.
-    alone = not jax.distributed.is_initialized()
-    return interruption.leave(status, now=alone and status in STOPPED)
+    A process of a job that did not come to a good end is ended, too: taken down in order, it would wait for the others.
+    """
+    from clipbias.training import processes
+
+    return interruption.leave(status, now=status in STOPPED or (status != 0 and processes.several()))
 
 
 def answer(main: Callable[[ConfigDict, Path], Any], settings: Any, workdir: str | None = None) -> int:
@@ -88,14 +93,16 @@ def answer(main: Callable[[ConfigDict, Path], Any], settings: Any, workdir: str 
     try:
         if not isinstance(settings, ConfigDict):  # what the flag holds where its file could not be loaded
             raise ClipbiasError(f"cannot load the configuration: {_config_error(settings)}")
-        from experiments import configuration  # it imports JAX, which showing runs does without
+        from clipbias.training import processes  # they import JAX, which showing runs does without
+        from experiments import configuration
 
         configuration.check(settings, own_config(main))
         workdir = workdir or settings.workdir
         if not workdir and not settings.get("dry_run"):
             raise ClipbiasError("no folder to write to; give --workdir=FOLDER.")
         logging.info("configuration:\n%s", settings)
-        with interruption.noted():
+        with interruption.noted(), processes.joined():
+            processes.same("the configuration", plain(settings))
             main(settings, Path(workdir))
     except ClipbiasError as error:
         print(f"error: {error}", file=sys.stderr)

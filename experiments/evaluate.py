@@ -23,10 +23,11 @@ import clipbias
 from clipbias.errors import ClipbiasError
 from clipbias.files import write_text
 from clipbias.training import mesh as meshes
+from clipbias.training import processes
 from clipbias.training.evaluate import evaluate
 from clipbias.training.metrics import MetricWriter
 from clipbias.training.predictions import save_predictions
-from clipbias.training.workdir import open_workdir
+from clipbias.training.workdir import open_workdir, stable_hash
 from clipbias.tuning import Learnables, Task
 from experiments import app
 from experiments.inputs import find_adapter, split
@@ -39,6 +40,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
     mesh = meshes.make_mesh(**config.mesh)
     with open_workdir(workdir, app.plain(config)):
         clip = clipbias.load(config.model or (adapter.base if adapter else "demo"))
+        processes.same(f"the model {clip.name}", clip.fingerprint)
         name = config.dataset or (adapter.notes.get("dataset", "") if adapter else "")
         if not name:
             raise ClipbiasError("no dataset; give --config.dataset=NAME, or --config.adapter=FILE to take its own.")
@@ -52,6 +54,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
         else:
             task, learnables = adapter.bind(clip, dataset.class_names, own_methods=own, **options)
         method, images = adapter.method if adapter else "zero_shot", dataset.split(config.images)
+        processes.same(f"the images of {name}", stable_hash([*images.keys]))
 
         def save(predicted: np.ndarray) -> None:
             if jax.process_index() == 0:

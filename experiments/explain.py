@@ -35,6 +35,7 @@ from clipbias.report import write_overview, write_report
 from clipbias.report.names import method_name
 from clipbias.report.run_tables import duration
 from clipbias.training import mesh as meshes
+from clipbias.training import processes
 from clipbias.training.metrics import MetricWriter
 from clipbias.training.plan import explain_exhaustion
 from clipbias.training.predictions import KnownPredictions
@@ -94,6 +95,7 @@ def explain(config: ConfigDict, name: str, folder: Path, figures: Sequence[str])
             advance=advance,
             known=known_predictions(config.predictions, adapters, dataset.split(config.images)),
         )
+        processes.same("what is explained", study.fingerprint)
         return run_study(study, folder, dataset=facts, config=app.plain(config), figures=figures, tell=tell)
 
 
@@ -143,12 +145,16 @@ def advance_bars() -> Iterator[Callable[[str, int, int], None]]:
 
 def devices(mesh: jax.sharding.Mesh) -> Devices:
     """How a study's arrays get on and off a mesh."""
+    share = meshes.share(mesh)
     return Devices(
         place=lambda rows: meshes.place_rows(mesh, rows),
         replicate=lambda tree: meshes.replicate(mesh, tree),
         fetch=meshes.fetch,
-        shard=(jax.process_index(), jax.process_count()),
+        shard=(share.part, share.parts),
+        first=jax.process_index() == 0,
         multiple=mesh.shape[meshes.DATA],
+        together=processes.together,
+        same=processes.same,
     )
 
 

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 import clipbias
 from clipbias.training import mesh as meshes
+from clipbias.training import processes
 from clipbias.training.dealing import Part
 from clipbias.training.forecast import forecast
 from clipbias.training.grid import Grid
@@ -63,6 +64,7 @@ def open_grid(
         inputs["descriptions"] = {name: app.load_descriptions(config, name).digest for name in sorted(names)}
     mesh = meshes.make_mesh(**config.mesh)
     clip, recipe = clipbias.load(config.model), Recipe.from_config(config)
+    processes.same(f"the model {config.model}", clip.fingerprint)
     return Grid(
         *(clip, recipe, settings, lambda name: app.load_dataset(config, name), workdir),
         mesh=mesh,
