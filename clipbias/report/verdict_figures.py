@@ -123,7 +123,7 @@ def _waterfall(
     axes.axhline(0, color="#4B5563", linewidth=0.8)
     axes.use_sticky_edges = False  # room for numbers on bars that hang down, too
     axes.margins(y=0.08 if small else 0.14)
-    if control:  # which may be many times as large: cut off, its number beside it
+    if control and low < high:  # it may be many times as large: cut off, its number beside it
         bottom, top = axes.get_ylim()
         axes.set_ylim(max(bottom, low), min(top, high + 0.14 * (high - low)))
     axes.set_xticks(range(len(bars)), [bar[0] for bar in bars], fontsize=5.8 if small else 7.5)

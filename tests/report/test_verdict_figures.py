@@ -251,6 +251,17 @@ def test_without_a_verdict_there_is_nothing_to_draw(results):
     assert verdict_figures.kept_figure(study) is None and verdict_figures.why_nothing_kept(study) == []
 
 
+def test_a_model_that_changes_no_image_is_drawn_beside_its_control(results):
+    own = copy.deepcopy(results)
+    own.arrays["factorial/ivlp/correct"][:] = own.arrays["factorial/ivlp/correct"][:, :1, :1]
+    drawing = verdict_figures.effects_figure(again(own))
+    rows = [row for row in as_mappings(drawing) if (row["model"], row["outcome"]) == ("ivlp", "accuracy")]
+    assert {row["effect"] == "random": bool(row["value"]) for row in rows if row["effect"] != "reference"} == {
+        False: False,
+        True: True,
+    }
+
+
 def test_captions_tell_images_and_controls(effects, kept):
     assert "95 % bootstrap intervals over images" in effects.caption and "50 images" in effects.caption
     assert "trained ones' norms" in effects.caption and "training images" in kept.caption
