@@ -5,11 +5,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
-from contextlib import redirect_stderr
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from absl import flags
 
 from experiments import app
 
@@ -40,13 +42,6 @@ def run(binary: str, *arguments: str, cache: Path) -> subprocess.CompletedProces
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
-def succeed(binary: str, *arguments: str, cache: Path) -> str:
-    """Runs a binary that must end well; returns what it printed."""
-    done = run(binary, *arguments, cache=cache)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
 def assert_recorded(workdir: Path, *results: str, metrics: str = "metrics.jsonl") -> None:
     """Checks that a work folder holds the whole record of a finished run: what was asked, on what it ran, what came."""
     assert json.loads((workdir / "config.json").read_text())["mesh"]["data"] in (-1, 1)  # all devices, or one
@@ -71,6 +66,30 @@ def answer_here(binary: ModuleType, settings: dict[str, Any], workdir: Path) -> 
     with redirect_stderr(io.StringIO()) as said:
         status = app.answer(binary.main, config, str(workdir))
     return status, said.getvalue()
+
+
+@contextmanager
+def switched(**switches: bool) -> Iterator[None]:
+    """Has flags besides the configuration say something else for a while."""
+    before = {name: flags.FLAGS[name].value for name in switches}
+    try:
+        for name, value in switches.items():
+            flags.FLAGS[name].value = value
+        yield
+    finally:
+        for name, value in before.items():
+            flags.FLAGS[name].value = value
+
+
+def succeed_here(binary: ModuleType, settings: dict[str, Any], workdir: Path, **switches: bool) -> tuple[str, str]:
+    """What a binary that must end well prints and says on stderr, without a process of its own; `switches` are flags.
+
+    That command lines are read, and that the binaries start and run as processes, is found in `tests/test_commands.py`.
+    """
+    with redirect_stdout(io.StringIO()) as printed, switched(**switches):
+        status, said = answer_here(binary, settings, workdir)
+    assert status == 0, said[-3000:]
+    return printed.getvalue(), said
 
 
 def sentence(status: int, said: str) -> str:

@@ -11,7 +11,7 @@ import experiments.amounts
 from clipbias.report.runs import read_workdir
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import save_adapter
-from tests.end_to_end.binaries import answer_here, assert_recorded, refusal_here, succeed
+from tests.end_to_end.binaries import assert_recorded, refusal_here, succeed_here
 
 
 def write_adapter(model: Path, folder: Path, method: str) -> Path:
@@ -24,10 +24,10 @@ def write_adapter(model: Path, folder: Path, method: str) -> Path:
     return path
 
 
-def test_an_adapter_is_replaced_and_used(model: Path, cache: Path, tmp_path: Path) -> None:
+def test_an_adapter_is_replaced_and_used(model: Path, tmp_path: Path) -> None:
     path, out = write_adapter(model, tmp_path, "vpt"), tmp_path / "out"
-    few = ("--config.amounts_images=20", "--config.image_limit=30")
-    printed = succeed("amounts", f"--config.adapter={path}", *few, f"--workdir={out}", cache=cache)
+    few = {"amounts_images": 20, "image_limit": 30}
+    printed, _ = succeed_here(experiments.amounts, {"adapter": str(path), **few}, out)
     assert "vpt on demo/shapes: " in printed and str(out / "adapter.safetensors") in printed
     assert_recorded(out, "result.json", "adapter.safetensors")
     result = json.loads((out / "result.json").read_text())
@@ -37,9 +37,7 @@ def test_an_adapter_is_replaced_and_used(model: Path, cache: Path, tmp_path: Pat
     assert (run.binary, run.state, run.method) == ("amounts", "finished", "vpt")
     # What was written is an adapter as any other: what it amounts to is itself.
     again = tmp_path / "again"
-    settings = {"adapter": str(out), "amounts_images": 20, "image_limit": 30}
-    status, said = answer_here(experiments.amounts, settings, again)
-    assert status == 0, said
+    succeed_here(experiments.amounts, {"adapter": str(out), **few}, again)
     found = json.loads((again / "result.json").read_text())
     assert found["method"] == "bias"
     assert found["accuracies"]["vector"] == found["accuracies"]["tuned"] == result["accuracies"]["vector"]

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import experiments.table1
 from clipbias.data import catalog
 from tests.end_to_end import binaries
 
@@ -13,11 +14,11 @@ def rows(datasets: tuple[str, ...]) -> str:
     return "".join(json.dumps({**names, **facts, "dataset": dataset}) + "\n" for dataset in datasets)
 
 
-def test_compare(cache: Path, tmp_path: Path) -> None:
-    arguments = ["--config=configs/table1.py", "--compare", f"--workdir={tmp_path}"]
+def test_compare(tmp_path: Path) -> None:
     (tmp_path / "results.jsonl").write_text(rows(catalog.ELEVEN[1:]))
-    assert f"no results for {catalog.ELEVEN[0]}" in binaries.refusal("table1", *arguments, cache=cache)
+    with binaries.switched(compare=True):
+        assert f"no results for {catalog.ELEVEN[0]}" in binaries.refusal_here(experiments.table1, {}, tmp_path)
     (tmp_path / "results.jsonl").write_text(rows(catalog.ELEVEN))
-    printed = binaries.succeed("table1", *arguments, cache=cache)
+    printed, _ = binaries.succeed_here(experiments.table1, {}, tmp_path, compare=True)
     assert "ublished" in printed
     assert "70.0" in printed

@@ -18,16 +18,10 @@ from clipbias.errors import ClipbiasError
 from clipbias.explain.results import FIGURES, load_results
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import load_adapter, save_adapter
-from tests.end_to_end.binaries import answer_here, assert_recorded, refusal_here, succeed
+from tests.end_to_end.binaries import answer_here, assert_recorded, refusal_here, succeed_here
 
 CLASS_NAMES = ("bird", "cat", "dog")
-SETTINGS = (
-    "--config.dataset=folder",
-    "--config.batch_size=4",
-    "--config.faithfulness_images=2",
-    "--config.examples=2",
-    "--config.rotations=(0, 90)",
-)
+SETTINGS = {"dataset": "folder", "batch_size": 4, "faithfulness_images": 2, "examples": 2, "rotations": (0, 90)}
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +50,10 @@ def adapters(model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]
     return [str(paths[0]), str(paths[1].parent)]
 
 
-def test_a_whole_study_with_its_report(images, adapters, cache, tmp_path):
+def test_a_whole_study_with_its_report(images, adapters, tmp_path):
     """Of one tuned model; the command of the documentation explains two."""
-    arguments = (*SETTINGS, f"--config.data_dir={images}", f"--config.adapters={adapters[0]}")
-    printed = succeed("explain", *arguments, f"--workdir={tmp_path}", cache=cache)
+    settings = SETTINGS | {"data_dir": str(images), "adapters": adapters[0]}
+    printed, _ = succeed_here(experiments.explain, settings, tmp_path)
     report = tmp_path / "report" / "report.html"
     assert str(report) in printed
     assert all(words in report.read_text("utf-8") for words in ("What carries the gain", "Explore the images"))
@@ -117,17 +111,10 @@ def test_what_an_evaluation_predicted_is_read_by_a_study(model, images, adapters
     np.testing.assert_array_equal(changed, (computed["predictions/bias"] + 1) % 3)
 
 
-def test_predictions_with_relevancy(images, adapters, cache, tmp_path):
-    printed = succeed(
-        "predict",
-        f"--config.images={images / 'test' / 'cat'},{images / 'test' / 'dog' / '0.png'}",
-        f"--config.adapter={adapters[0]}",
-        "--config.batch_size=2",
-        "--config.top=2",
-        "--relevancy",
-        f"--workdir={tmp_path}",
-        cache=cache,
-    )
+def test_predictions_with_relevancy(images, adapters, tmp_path):
+    settings = {"images": f"{images / 'test' / 'cat'},{images / 'test' / 'dog' / '0.png'}", "adapter": adapters[0]}
+    settings |= {"batch_size": 2, "top": 2}
+    printed, _ = succeed_here(experiments.predict, settings, tmp_path, relevancy=True)
     assert_recorded(tmp_path, "predictions.json")
     found = json.loads((tmp_path / "predictions.json").read_text())
     assert [Path(entry["image"]).name for entry in found] == ["0.png", "1.png", "0.png"]

@@ -11,7 +11,7 @@ from clipbias.report.runs import read_workdir
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import save_adapter
 from tests import helpers
-from tests.end_to_end.binaries import assert_recorded, refusal_here, succeed
+from tests.end_to_end.binaries import assert_recorded, refusal_here, succeed_here
 
 
 def write_adapters(model: Path, folder: Path) -> Path:
@@ -28,16 +28,10 @@ def write_adapters(model: Path, folder: Path) -> Path:
     return folder
 
 
-def test_a_grid_is_interpreted(model: Path, cache: Path, tmp_path: Path) -> None:
+def test_a_grid_is_interpreted(model: Path, tmp_path: Path) -> None:
     grid, out = write_adapters(model, tmp_path / "grid"), tmp_path / "out"
-    printed = succeed(
-        "interpret",
-        f"--config.adapters={grid},{grid}/adapters/bias-*",
-        "--config.deeper=True",
-        "--config.images=2",
-        f"--workdir={out}",
-        cache=cache,
-    )
+    settings = {"adapters": f"{grid},{grid}/adapters/bias-*", "deeper": True, "images": 2}
+    printed, _ = succeed_here(experiments.interpret, settings, out)
     assert printed.count(" points in ") == 4 and str(out / "interpretation.html") in printed
     assert_recorded(out, "interpretation.json", "interpretation.html", "words.csv", "norms.csv")
     found = json.loads((out / "interpretation.json").read_text())

@@ -36,10 +36,6 @@ def refused(model: Path | str, workdir: Path, **settings: Any) -> str:
     return binaries.refusal_here(experiments.train, {"model": str(model), "epochs": 2, **settings}, workdir)
 
 
-def train(model: Path | str, workdir: Path, *more: str) -> list[str]:
-    return [f"--config.model={model}", f"--workdir={workdir}", "--config.epochs=2", *more]
-
-
 REFUSED = [
     (["--config=configs/demo.py", "--config.methods=('bais',)"], "unknown method 'bais'; did you mean 'bias'?"),
     (["--config=configs/demo.py", "--config.lerning_rate=1"], "learning_rate"),
@@ -73,27 +69,26 @@ def test_missing_and_truncated_weights(model: Path, tmp_path: Path) -> None:
 
 
 def test_corrupt_image_is_named_or_skipped_and_few_images_are_all_used(
-    model: Path, cache: Path, pictures: Path, tmp_path: Path
+    model: Path, pictures: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    own = ["--config.dataset=folder", f"--config.data_dir={pictures}", "--config.shots=2"]
-    said = refused(model, tmp_path / "refused", dataset="folder", data_dir=str(pictures), shots=2)
-    assert "0.png" in said
-    done = binaries.run("train", *train(model, tmp_path / "w", *own, "--config.on_image_error=skip"), cache=cache)
-    assert done.returncode == 0, done.stderr[-2000:]
+    own = {"dataset": "folder", "data_dir": str(pictures), "shots": 2}
+    assert "0.png" in refused(model, tmp_path / "refused", **own)
+    settings = {"model": str(model), "epochs": 2, "on_image_error": "skip", **own}
+    binaries.succeed_here(experiments.train, settings, tmp_path / "w")
     assert '"skipped_images": 1' in (tmp_path / "w" / "result.json").read_text()
-    assert "class 1 has 1" in done.stderr
+    assert "class 1 has 1" in caplog.text
 
 
-def test_an_adapter_of_another_model(model: Path, cache: Path, tmp_path: Path) -> None:
+def test_an_adapter_of_another_model(model: Path, tmp_path: Path) -> None:
     settings = {"model": str(model), "dataset": "demo/digits", "shots": 1, "epochs": 2}
-    assert binaries.answer_here(experiments.train, settings, tmp_path / "w")[0] == 0
-    adapter = f"--config.adapter={tmp_path / 'w' / 'adapter.safetensors'}"
-    printed = binaries.succeed("evaluate", adapter, f"--workdir={tmp_path / 'e'}", cache=cache)
+    binaries.succeed_here(experiments.train, settings, tmp_path / "w")
+    adapter = str(tmp_path / "w" / "adapter.safetensors")
+    printed, _ = binaries.succeed_here(experiments.evaluate, {"adapter": adapter}, tmp_path / "e")
     assert "bias on demo/digits" in printed
     binaries.assert_recorded(tmp_path / "w", "result.json", "adapter.safetensors")
     binaries.assert_recorded(tmp_path / "e", "result.json")
     helpers.tiny_checkpoint(tmp_path / "other", seed=1)
-    other = {"adapter": str(tmp_path / "w" / "adapter.safetensors"), "model": str(tmp_path / "other")}
+    other = {"adapter": adapter, "model": str(tmp_path / "other")}
     said = binaries.refusal_here(experiments.evaluate, other, tmp_path / "e")
     assert "does not fit" in said
 
@@ -105,7 +100,8 @@ def test_folders_that_may_not_be_written(model: Path, cache: Path, tmp_path: Pat
         pytest.skip("run as root, and there is no setpriv to give up its rights")
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o555)
-    command = [*heed, sys.executable, "-m", "experiments.train", *train(model, closed, "--config.dataset=demo/digits")]
+    own = [f"--config.model={model}", f"--workdir={closed}", "--config.dataset=demo/digits"]
+    command = [*heed, sys.executable, "-m", "experiments.train", *own]
     settings = {**binaries.environment(cache), "XDG_CACHE_HOME": str(closed)}
     done = subprocess.run(command, cwd=binaries.ROOT, env=settings, capture_output=True, text=True)
     assert done.returncode == 1 and "Traceback" not in done.stderr

@@ -36,11 +36,9 @@ def whole(clip: Clip, colours: Dataset, four: Recipe, tmp_path: Path) -> tuple[l
     return trained, [line["loss"] for line in read_json_lines(tmp_path / "whole" / "metrics.jsonl")]
 
 
-@pytest.mark.parametrize("devices", [2, 4, 8])
-def test_any_number_of_devices_gives_the_numbers_of_one(
-    clip: Clip, colours: Dataset, four: Recipe, whole, devices: int
-) -> None:
-    several = bias_on(devices, clip, colours, four)
+def test_several_devices_give_the_numbers_of_one(clip: Clip, colours: Dataset, four: Recipe, whole) -> None:
+    """Four of them; two and eight follow below."""
+    several = bias_on(4, clip, colours, four)
     np.testing.assert_allclose(several.losses, whole[0].losses, rtol=2e-5)
     assert_close(several.learnables, whole[0].learnables)
 
