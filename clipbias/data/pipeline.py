@@ -36,14 +36,27 @@ class Batches(Iterator[Batch]):
     Outside training, which saves first, a notice to stop ends it (`interruption.Interrupted`).
 
     Attributes:
+      count: Number of batches that are left to come at the start.
       seconds_waiting: Time spent inside `next`, in total.
       skipped: Number of unreadable images left out so far (evaluation with `on_error="skip"`).
     """
 
-    def __init__(self, batches: Iterator[Batch], images: Images, *, training: bool = False) -> None:
-        self._batches = batches
+    def __init__(
+        self,
+        make: Callable[[int], Batch],
+        numbers: range,
+        images: Images,
+        *,
+        shape: tuple[int, ...],
+        workers: int | None = None,
+        training: bool = False,
+    ) -> None:
+        """Makes the batches of these numbers ahead of their use, with `images` of this shape in each."""
+        self._batches = _read_ahead(make, numbers, workers, PREFETCH)
         self._training = training
         self._images = images
+        self._shape = shape
+        self.count = len(numbers)
         self._started: float | None = None
         self.seconds_waiting = 0.0
 
@@ -57,6 +70,12 @@ class Batches(Iterator[Batch]):
             return next(self._batches)
         finally:
             self.seconds_waiting += time.perf_counter() - began
+
+    def blank(self) -> Batch:
+        """A batch of black images that stands for one that cannot be made."""
+        rows = self._shape[0]
+        pixels = np.zeros(self._shape, np.uint8)
+        return {"images": pixels, "labels": np.zeros(rows, np.int32), "mask": np.ones(rows, bool)}
 
     @property
     def waiting_share(self) -> float:
@@ -115,7 +134,8 @@ def train_batches(
       seed: Keys the order and the augmentations.
       epochs: Passes over the data.
       start_step: Steps already done, counted over all epochs; continuing costs nothing.
-      shard: (index, count) of this host; it gets the rows `index * B / count` and following of every batch.
+      shard: (index, count) of this host; it gets the rows `index * ceil(B / count)` and following of every batch. What
+        the last ones lack is filled up and masked.
       keep_last: Whether an epoch ends with its incomplete batch, which is filled up and masked.
       crop: Smallest share of an image that a crop covers; None prepares images as they are evaluated.
       workers: Decoding threads; None takes one per core. Does not change the batches.
@@ -129,20 +149,16 @@ def train_batches(
     steps = steps_per_epoch(size, batch_size, keep_last=keep_last)
     batch_size = min(batch_size, size)
     index, count = shard
-    if batch_size % count:
-        raise ClipbiasError(
-            f"a batch of {batch_size} images cannot be shared evenly by {count} hosts; "
-            f"choose a batch size (and no fewer training images) that is a multiple of {count}."
-        )
-    local = batch_size // count
+    local = -(-batch_size // count)
     order = functools.lru_cache(maxsize=4)(lambda epoch: epoch_order(seed, epoch, size))
 
     def batch(number: int) -> Batch:
         epoch, step = divmod(number, steps)
-        first = step * batch_size + index * local
-        return _augmented(images, order(epoch)[first : first + local], local, image_size, (seed, epoch), crop)
+        own = order(epoch)[step * batch_size : (step + 1) * batch_size][index * local : (index + 1) * local]
+        return _augmented(images, own, local, image_size, (seed, epoch), crop)
 
-    return Batches(_read_ahead(batch, range(start_step, epochs * steps), workers, PREFETCH), images, training=True)
+    numbers, shape = range(start_step, epochs * steps), (local, image_size, image_size, 3)
+    return Batches(batch, numbers, images, shape=shape, workers=workers, training=True)
 
 
 def pass_batches(
@@ -169,7 +185,7 @@ def pass_batches(
         chosen = np.arange(len(images))[first : first + local]
         return _augmented(images, chosen, local, image_size, (seed, passes[turn]), crop)
 
-    return Batches(_read_ahead(batch, range(len(passes) * steps), None, PREFETCH), images)
+    return Batches(batch, range(len(passes) * steps), images, shape=(local, image_size, image_size, 3))
 
 
 def _augmented(
@@ -224,10 +240,11 @@ def test_batches(
         raise ClipbiasError(f"batch size {batch_size} is not a multiple of the number of hosts, {count}.")
     local = batch_size // count
 
+    shape = (local, *((1 + crops,) if crops else ()), image_size, image_size, 3)
+
     def batch(number: int) -> Batch:
         first = number * batch_size + index * local
-        views = (1 + crops,) if crops else ()
-        pixels = np.zeros((local, *views, image_size, image_size, 3), np.float32 if mixed else np.uint8)
+        pixels = np.zeros(shape, np.float32 if mixed else np.uint8)
         labels, mask = np.zeros(local, np.int32), np.zeros(local, bool)
         for row, example in enumerate(range(first, min(first + local, len(images)))):
             try:
@@ -244,7 +261,7 @@ def test_batches(
             labels[row], mask[row] = images.labels[example], True
         return {"images": pixels, "labels": labels, "mask": mask}
 
-    return Batches(_read_ahead(batch, range(-(-len(images) // batch_size)), workers, PREFETCH), images)
+    return Batches(batch, range(-(-len(images) // batch_size)), images, shape=shape, workers=workers)
 
 
 def without_unreadable(images: Images, *, workers: int | None = None) -> Images:

@@ -1,7 +1,7 @@
 """How the arrays of a study get on and off the devices."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -17,12 +17,18 @@ class Devices:
       place: host rows `[B, …]` (this process's share) to a device array, split over devices.
       replicate: a tree to every device.
       fetch: device arrays to whole NumPy arrays.
-      shard: index and number of this process.
+      shard: which part of each batch this process has, and how many parts there are.
+      first: whether this process speaks for all.
       multiple: batches are a multiple of this.
+      together: of batches, those that all processes could read.
+      same: given what it is and its JSON value, raises where another process has another one.
     """
 
     place: Callable[[np.ndarray], jax.Array] = jnp.asarray
     replicate: Callable[[Any], Any] = lambda tree: jax.tree.map(jnp.asarray, tree)
     fetch: Callable[[Any], Any] = jax.device_get
     shard: tuple[int, int] = (0, 1)
+    first: bool = True
     multiple: int = 1
+    together: Callable[[Any], Iterator[dict[str, np.ndarray]]] = iter
+    same: Callable[[str, Any], None] = lambda what, value: None

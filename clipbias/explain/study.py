@@ -145,7 +145,7 @@ class Study:
     @property
     def is_first(self) -> bool:
         """Whether this process writes files."""
-        return self.devices.shard[0] == 0
+        return self.devices.first
 
     def _fingerprint(self) -> str:
         found = hashlib.sha256()
@@ -212,7 +212,7 @@ class Study:
             on_error=self.options.on_image_error,
         )
         process, processes = self.devices.shard
-        for number, batch in enumerate(host, before + 1):
+        for number, batch in enumerate(self.devices.together(host), before + 1):
             local = size // processes
             first = (number - before - 1) * size + process * local
             numbers = rest[first : first + local].astype(np.int32)
@@ -291,6 +291,7 @@ class Study:
           add: from a batch, what is held so far and the number of examples in it, to what is held then.
           save: of what is held and the number of examples in it.
         """
+        self.devices.same(f"what is kept in {self.parts}", start[1])
         reached = kept = start  # what is held and how many examples are in it, always together
         saved = time.monotonic()
         try:
@@ -311,12 +312,16 @@ class Study:
     def once(self, name: str, compute: Callable[[], Section]) -> Section:
         """A section's arrays and scalars, from `parts/` where this study finished it before."""
         scalars_path, arrays_path = self.parts / f"{name}.json", self.parts / f"{name}.arrays.npz"
+        known: Section | None = None
         try:
             kept = read_json(scalars_path, dict)
             if kept["fingerprint"] == self.fingerprint:
-                return load_arrays(arrays_path), kept["scalars"]
+                known = load_arrays(arrays_path), kept["scalars"]
         except (ClipbiasError, KeyError):
             pass  # not there yet, or cut off: computed again
+        self.devices.same(f"what is kept in {self.parts}", known is not None)
+        if known is not None:
+            return known
         interruption.check()
         arrays, scalars = compute()
         scalars = plain(scalars)

@@ -1,8 +1,9 @@
-"""What the processes of a job decide together: when to save, and when to stop.
+"""What the processes of a job decide together between two steps: when to save, and when to stop.
 
 All processes write a checkpoint at the same step. But their clocks differ, and a scheduler may send SIGTERM to one of
-them a step before the others, or to one alone. So each process tells the others what it wants, and all of them do what
-any of them wants.
+them a step before the others, or to one alone; and one may fail, which takes part in the others' steps until they know.
+So each process tells the others what it wants, and all of them do what any of them wants. This goes through the
+devices, beside the steps, so that no step waits for it; why one failed is told afterwards (`processes`).
 """
 
 import time
@@ -51,23 +52,24 @@ class Agreement:
 
 
 class Pace:
-    """When to save and when to stop: decided after every step, alike in all processes."""
+    """When to save, when to stop, when one failed: decided after every step, alike in all processes."""
 
     def __init__(self, mesh: Mesh, *, seconds: float, saves: bool) -> None:
         """`seconds` is the least time between two checkpoints; without `saves` there are none."""
         self._agree, self._seconds, self._saves = Agreement(mesh), seconds, saves
         self._saved_at = time.monotonic()
 
-    def __call__(self, notice: bool, *, last: bool) -> tuple[bool, bool]:
-        """Whether to save now, and whether to stop.
+    def __call__(self, notice: bool, *, last: bool, failed: bool = False) -> tuple[bool, bool, bool]:
+        """Whether to save now, whether to stop, and whether any process failed.
 
         Args:
           notice: this process was told to stop.
           last: this was the last step, after which there is nothing left to save.
+          failed: what this process does in its steps is void.
         """
         due = self._saves and time.monotonic() - self._saved_at >= self._seconds
-        due, stop = self._agree(due and not last, notice, now=last)
-        return self._saves and (due or stop), stop
+        due, stop, failed = self._agree(due and not last, notice, failed, now=last)
+        return self._saves and (due or stop), stop, failed
 
     def saved(self) -> None:
         """Counts the time to the next checkpoint from now."""

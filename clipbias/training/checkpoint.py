@@ -15,9 +15,9 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
-from jax.experimental import multihost_utils
 
 from clipbias.errors import ClipbiasError
+from clipbias.training import processes
 from clipbias.training.mesh import fetch
 
 # The file in which orbax keeps what belongs to a checkpoint besides its arrays. The name is orbax's own affair, used by
@@ -64,18 +64,17 @@ class Checkpoints:
             return opened
 
         steps = sorted((p for p in self._folder.iterdir() if p.name.isdecimal()), key=lambda p: int(p.name))[::-1]
-        if jax.process_index() == 0:
-            for step in [step for step in steps if not _is_sealed(step)]:
-                _set_aside(step)
-                steps.remove(step)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("checkpoints were checked")
+        with processes.agreed():
+            if jax.process_index() == 0:
+                for step in [step for step in steps if not _is_sealed(step)]:
+                    _set_aside(step)
+                    steps.remove(step)
         try:
             return attempt()
         except OSError:
             raise
         except Exception as error:  # one of them is not what orbax wrote, and it does not say which
-            for step in steps if jax.process_count() == 1 else ():
+            for step in () if processes.several() else steps:
                 aside = _set_aside(step)
                 try:
                     return attempt()
@@ -94,7 +93,8 @@ class Checkpoints:
           state: arrays.
           losses: of each run at that step, for a run that is continued with no step left.
         """
-        self.wait()
+        with processes.agreed():
+            self.wait()
         metadata = {"identity": self._identity, "digest": _digest(state), "losses": [float(loss) for loss in losses]}
         metadata["step"] = step
         metadata["seal"] = _seal(metadata)
@@ -138,8 +138,12 @@ class Checkpoints:
         Raises:
           ClipbiasError: the folder belongs to another run.
         """
-        saved = sorted((checkpoint.step for checkpoint in self._checkpointer.checkpoints), reverse=True)
+        saved = processes.tell(self._steps)
         for step in saved:
+            # Orbax waits for all processes, so that none may fail in it alone: all must find the same in the files.
+            where = f"checkpoint {step} of {self._folder.name}"
+            processes.same(where, _content(self._folder / str(step)))
+            digest, problem = "", "its content is not what was saved"
             try:
                 metadata = self._checkpointer.metadata(step).custom_metadata or {}
                 if metadata.get("identity") not in (self._identity, *self._earlier):
@@ -150,18 +154,24 @@ class Checkpoints:
                     )
                 loaded = self._checkpointer.load_checkpointables(step, {"state": _abstract(_named(like))})["state"]
                 state = jax.tree.unflatten(jax.tree.structure(like), [loaded[name] for name in _named(like)])
-                if _digest(state) != metadata.get("digest"):
-                    raise ValueError("its content is not what was saved")
-                return step, state, metadata.get("losses")
+                digest = _digest(state)
             except ClipbiasError:
                 raise
             except Exception as error:  # any kind of damage: fall back to the checkpoint before it
-                logging.warning(
-                    "checkpoint %d in %s is damaged (%s); trying the one before it", step, self._folder, error
-                )
+                problem = str(error)
+            processes.same(where, digest)
+            if digest and digest == metadata.get("digest"):
+                return step, state, metadata.get("losses")
+            logging.warning(
+                "checkpoint %d in %s is damaged (%s); trying the one before it", step, self._folder, problem
+            )
         if saved:
             logging.warning("no checkpoint in %s is whole; training starts anew", self._folder)
         return None
+
+    def _steps(self) -> list[int]:
+        """The steps that are saved, the latest first."""
+        return sorted((checkpoint.step for checkpoint in self._checkpointer.checkpoints), reverse=True)
 
     def close(self) -> None:
         """Waits for what is being saved and releases the folder."""
@@ -209,6 +219,17 @@ def _set_aside(step: Path) -> Path:
     step.rename(aside)
     logging.warning("checkpoint %s is damaged (its metadata); trying the one before it", step)
     return aside
+
+
+def _content(folder: Path) -> str:
+    """A digest of the files of a checkpoint, where other processes read them too."""
+    if not processes.several():
+        return ""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _digest(state: Any) -> str:

@@ -16,6 +16,7 @@ from clipbias.data.images import Images
 from clipbias.data.pipeline import Batch, test_batches
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
+from clipbias.training import processes
 from clipbias.training.answers import answers, image_features, logits, text_features
 from clipbias.training.calibration import Outcome, calibration, detection, fit_temperature
 from clipbias.training.plan import explain_exhaustion
@@ -97,21 +98,23 @@ class Evaluator:
         if self._kept is not None and not crops:
             yield from self._kept
             return
+        share = meshes.share(self.mesh)
         batches = test_batches(
             self.split,
             image_size=self.clip.config.vision.image_size,
             batch_size=images_per_step(self.batch_size, crops, self.mesh),
             crops=crops,
             mixed=method.augmix_at_test(),
-            shard=(jax.process_index(), jax.process_count()),
+            shard=(share.part, share.parts),
             on_error=self.on_error,
         )
         kept, keep = [], self._keep and not crops
-        for batch in batches:
+        for batch in processes.held(batches):
             if keep:
                 kept.append(batch)
             yield batch
-        self.skipped = batches.skipped
+        # Processes that read the same part have found the same.
+        self.skipped = sum(dict(processes.gather([share.part, batches.skipped])).values())
         if keep:
             self._kept = kept
 

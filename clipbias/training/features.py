@@ -20,6 +20,7 @@ from clipbias.clip.params import Params
 from clipbias.data.images import Images
 from clipbias.data.pipeline import Batch, Batches, epoch_order, pass_batches, test_batches
 from clipbias.training import mesh as meshes
+from clipbias.training import processes
 from clipbias.tuning import Recipe, Sampling
 
 
@@ -96,13 +97,13 @@ class TrainingFeatures:
 
     @property
     def _shared(self) -> dict[str, Any]:
-        shard = jax.process_index(), jax.process_count()
-        return dict(image_size=self._size, batch_size=self._batch_size, shard=shard)
+        share = meshes.share(self._mesh)
+        return dict(image_size=self._size, batch_size=self._batch_size, shard=(share.part, share.parts))
 
     def _run(self, batches: Batches) -> np.ndarray:
         """The features of all images that the batches do not mask."""
         found, began = [], time.monotonic()
-        for batch in batches:
+        for batch in processes.held(batches):
             features = self._encode(meshes.place_rows(self._mesh, batch["images"]))
             found.append(meshes.fetch((features, meshes.place_rows(self._mesh, batch["mask"]))))
             now = time.monotonic()
@@ -152,13 +153,18 @@ class FeatureBatches(Iterator[Batch]):
         self._mesh, self._pooled, self._step = mesh, pooled, start_step
 
     def __next__(self) -> Batch:
-        parts = [self._rows(*one) for one in zip(self._features, self._labels, self._seeds, strict=True)]
+        share = meshes.share(self._mesh)
+        runs = share.runs(self._mesh, len(self._seeds))
+        parts = {run: self._rows(self._features[run], self._labels[run], self._seeds[run]) for run in set(runs)}
         self._step += 1
-        stacked = {name: np.stack([part[name] for part in parts]) for name in parts[0]}
-        index, processes = jax.process_index(), jax.process_count()
-        local = stacked["labels"].shape[1] // processes
-        mine = slice(index * local, (index + 1) * local)
+        stacked = {name: np.stack([parts[run][name] for run in runs]) for name in parts[runs[0]]}
+        local = stacked["labels"].shape[1] // share.parts
+        mine = slice(share.part * local, (share.part + 1) * local)
         return meshes.place_batch(self._mesh, {name: value[:, mine] for name, value in stacked.items()})
+
+    def blank(self) -> Batch:
+        """A batch that stands for one that cannot be made: here every one can."""
+        return next(self)
 
     def _rows(self, features: np.ndarray, labels: np.ndarray, seed: int) -> Batch:
         passes, examples = features.shape[:2]

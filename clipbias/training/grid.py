@@ -19,6 +19,7 @@ from clipbias.clip import Clip
 from clipbias.data import Dataset
 from clipbias.errors import ClipbiasError, sentence
 from clipbias.files import write_text
+from clipbias.training import processes
 from clipbias.training.dealing import Part, deal, planned_cost
 from clipbias.training.packs import Pack
 from clipbias.training.progress import Progress, progress
@@ -67,12 +68,15 @@ class Grid:
         Returns:
           The rows of those packs, finished before or now.
         """
-        if jax.process_index() == 0:  # for those who read the results: which lines are of this configuration
-            named = {self.trainer.row(pack, *cell)["config_hash"] for pack in packs for cell in pack.cells}
-            write_text(self.trainer.workdir / CELLS, json.dumps(sorted(named)) + "\n")
+        with processes.agreed():
+            if jax.process_index() == 0:  # for those who read the results: which lines are of this configuration
+                named = {self.trainer.row(pack, *cell)["config_hash"] for pack in packs for cell in pack.cells}
+                write_text(self.trainer.workdir / CELLS, json.dumps(sorted(named)) + "\n")
         packs = self.own(packs)
         wanted = [self.trainer.row(pack, *cell) for pack in packs for cell in pack.cells]
-        todo = [pack for pack in packs if not self._is_finished(pack)]
+        # The first process decides: others may not see yet what was written before.
+        finished = set(processes.tell(lambda: [i for i, pack in enumerate(packs) if self._is_finished(pack)]))
+        todo = [pack for i, pack in enumerate(packs) if i not in finished]
         done = len(wanted) - sum(len(pack.cells) for pack in todo)
         if done:
             logging.info("%d of %d cells are finished already", done, len(wanted))
@@ -84,15 +88,17 @@ class Grid:
                 interruption.check()
                 self.trainer.cache.keep_only(pack.dataset)
                 for part, rows in self._attempt(pack, bar):
-                    self._write(part, rows, bar)
-        return self.rows(packs)
+                    with processes.agreed():
+                        self._write(part, rows, bar)
+        return processes.tell(lambda: self.rows(packs))
 
     def own(self, packs: Sequence[Pack]) -> list[Pack]:
         """Those of the packs that this job runs: all, or its part's."""
         if self.part is None:
             return list(packs)
-        costs = [planned_cost(self.trainer, pack) for pack in packs]
-        return [packs[index] for index in deal(costs, self.part)]
+        part = self.part
+        dealt = processes.tell(lambda: deal([planned_cost(self.trainer, pack) for pack in packs], part))
+        return [packs[index] for index in dealt]
 
     def rows(self, packs: Sequence[Pack]) -> list[Row]:
         """The rows of the cells of `packs` that are there."""

@@ -19,6 +19,7 @@ from clipbias.data.pipeline import DEFAULT_CACHE_BYTES, Batch, train_batches
 from clipbias.errors import ClipbiasError
 from clipbias.interruption import Interrupted, noted
 from clipbias.training import mesh as meshes
+from clipbias.training import processes
 from clipbias.training.agreement import Pace
 from clipbias.training.checkpoint import Checkpoints
 from clipbias.training.features import FeatureBatches
@@ -78,6 +79,7 @@ def each_run(
     return stack_runs([jax.device_get(hook(one_run(learnables, run), one)) for run, one in enumerate(samples)])
 
 
+@processes.agreed()
 def train(
     task: Task,
     params: Params,
@@ -131,11 +133,13 @@ def train(
         recipe.steps_per_epoch(examples),
     )
     rates = np.stack([recipe.at(run.learning_rate).step_rates(examples) for run in runs], axis=1)
+    count = meshes.filled(mesh, len(runs))
     weights = task.method.average(recipe.total_epochs(examples))
     if start is None:
         start = initial_learnables(task, runs)
-    step, state, losses = 0, meshes.place(mesh, init_state(task.method, recipe, start), meshes.RUN), None
-    given = place_given(mesh, task, params, start, seeds)
+    step, fresh, losses = 0, init_state(task.method, recipe, start), None
+    state = meshes.place(mesh, meshes.fill(fresh, count), meshes.RUN)
+    given = place_given(mesh, task, params, meshes.fill(start, count), meshes.fill(np.asarray(seeds, np.int32), count))
     run_step = functools.partial(train_step, task.classifier, task.clip.preprocessing, recipe, params, given)
     with contextlib.ExitStack() as opened:
         if progress is not None:
@@ -143,7 +147,11 @@ def train(
         checkpoints = None if folder is None else Checkpoints(folder, identity=identity or {}, earlier=earlier)
         if checkpoints is not None:
             opened.callback(checkpoints.close)
-            step, state, losses = checkpoints.restore(state) or (step, state, losses)
+            found = checkpoints.restore(meshes.place(mesh, meshes.shapes(fresh), meshes.RUN))
+            if found is not None:
+                step, state, losses = found
+                if count > len(runs):
+                    state = meshes.place(mesh, meshes.fill(meshes.fetch(state), count), meshes.RUN)
         if progress is not None:
             progress.start(total, done=step)
             if plan is not None:
@@ -162,35 +170,64 @@ def train(
             labels, sampling = [one.labels for one in images], task.method.sampling()
             pooled = sampling is not None and sampling.training == "pooled"
             batches = FeatureBatches(features, labels, seeds, recipe, mesh, pooled=pooled, start_step=step)
-        pace = Pace(mesh, seconds=checkpoint_seconds, saves=checkpoints is not None)
+        pace, careful = Pace(mesh, seconds=checkpoint_seconds, saves=checkpoints is not None), _Careful()
+        processes.agree()  # nothing that a step needs is missing anywhere
         with noted() as notice, explain_exhaustion(_advice(plan)):
             while step < total:
                 rate = rates[step]
-                learning_rate = meshes.place(mesh, rate.astype(np.float32), meshes.RUN)
+                learning_rate = meshes.place(mesh, meshes.fill(rate.astype(np.float32), count), meshes.RUN)
                 # Epochs end with the learnables that enter the average.
                 weight = None
                 if weights is not None:
                     ends = step + 1 == total or not (step + 1) % per_epoch
                     weight = meshes.replicate(mesh, np.float32(weights[step // per_epoch] if ends else 0))
-                state, values = run_step(state, next(batches), learning_rate, weight)
+                batch = careful(next, batches)
+                state, values = run_step(
+                    state, batches.blank() if batch is None else batch, learning_rate, weight, mesh
+                )
                 step += 1
-                report.step(before + step, values, rate)
+                careful(report.step, before + step, values, rate)
                 if step == total:
-                    report.catch_up()  # which waits for it: a notice may come meanwhile
-                save, stop = pace(bool(notice.given), last=step == total)
+                    careful(report.catch_up)  # which waits for it: a notice may come meanwhile
+                save, stop, failed = pace(bool(notice.given), last=step == total, failed=careful.error is not None)
+                if failed:
+                    processes.agree(careful.error)
                 ends_stage = step == total and before + total < whole  # the next stage starts from it
                 if stop:
                     notice.saving()
                 if checkpoints is not None and (save or ends_stage):
-                    report.catch_up()  # nothing is saved after a loss that is not finite
-                    checkpoints.save(step, state, report.losses)
+                    careful(report.catch_up)  # nothing is saved after a loss that is not finite
+                    processes.agree(careful.error)
+                    checkpoints.save(step, meshes.cut(mesh, state, len(runs)), report.losses)
                     pace.saved()
                 if stop:
+                    if checkpoints is not None:
+                        checkpoints.wait()
+                    number = max(processes.gather(notice.given))  # of the signal; all have written their part
                     where = f"step {before + step} of {whole or total}"
-                    raise Interrupted(f"stopped at {where}; the same command continues.")
+                    raise Interrupted(f"stopped at {where}; the same command continues.", number=number)
     seconds = time.monotonic() - began
-    learnables = with_constants(state.learnables if state.average is None else state.average, start)
+    learned = meshes.cut(mesh, state.learnables if state.average is None else state.average, len(runs))
+    learnables = with_constants(learned, start)
     return Trained(learnables, report.losses, seconds, steps=total, waiting_share=batches.waiting_share)
+
+
+class _Careful:
+    """Calls whose failure this process keeps to itself until the others know: without it their steps do not end."""
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+
+    def __call__(self, run: Callable[..., Any], *arguments: Any) -> Any:
+        """What `run` returns; `None` from its first failure on. A process by itself fails at once."""
+        if self.error is None:
+            try:
+                return run(*arguments)
+            except Exception as error:
+                if not processes.several():
+                    raise
+                self.error = error
+        return None
 
 
 def _advice(plan: StepPlan | None) -> str:
@@ -208,7 +245,10 @@ def rows_per_step(images: Sequence[Images | Split], recipe: Recipe) -> int:
 
 
 class RunBatches(Iterator[Batch]):
-    """The batches of all runs side by side on the mesh: `[R, B, …]`, with a mask where `B` is padded to divide."""
+    """The batches of all runs side by side on the mesh: `[R, B, …]`, with a mask where `B` is padded to divide.
+
+    `R` is filled up, too (`mesh.filled`). Each process makes what lies on its devices.
+    """
 
     def __init__(
         self,
@@ -220,28 +260,33 @@ class RunBatches(Iterator[Batch]):
         image_size: int,
         start_step: int,
     ) -> None:
-        processes = jax.process_count()
-        self._mesh = mesh
-        self._multiple = max(mesh.shape[meshes.DATA] // processes, 1)
-        self._iterators = [
-            train_batches(
-                one,
+        self._mesh, self._share = mesh, meshes.share(mesh)
+        self._runs = self._share.runs(mesh, len(runs))
+        self._iterators = {
+            run: train_batches(
+                images[run],
                 image_size=image_size,
                 batch_size=recipe.batch_size,
-                seed=run.seed,
-                epochs=recipe.total_epochs(len(one)),
+                seed=runs[run].seed,
+                epochs=recipe.total_epochs(len(images[run])),
                 start_step=start_step,
-                shard=(jax.process_index(), processes),
+                shard=(self._share.part, self._share.parts),
                 keep_last=recipe.keep_last,
                 crop=recipe.crop if recipe.augment else None,
             )
-            for one, run in zip(images, runs, strict=True)
-        ]
+            for run in sorted(set(self._runs))
+        }
 
     def __next__(self) -> Batch:
-        batches = [next(iterator) for iterator in self._iterators]
-        stacked = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
-        missing = -stacked["labels"].shape[1] % self._multiple
+        return self._placed({run: next(iterator) for run, iterator in self._iterators.items()})
+
+    def blank(self) -> Batch:
+        """A batch that stands for one that cannot be made here."""
+        return self._placed({run: iterator.blank() for run, iterator in self._iterators.items()})
+
+    def _placed(self, batches: dict[int, Batch]) -> Batch:
+        stacked = {name: np.stack([batches[run][name] for run in self._runs]) for name in batches[self._runs[0]]}
+        missing = -stacked["labels"].shape[1] % self._share.multiple
         padded = {
             name: np.pad(value, [(0, 0), (0, missing)] + [(0, 0)] * (value.ndim - 2)) for name, value in stacked.items()
         }
@@ -250,4 +295,4 @@ class RunBatches(Iterator[Batch]):
     @property
     def waiting_share(self) -> float:
         """Share of the time spent waiting for images, over all runs."""
-        return min(1.0, sum(iterator.waiting_share for iterator in self._iterators))
+        return min(1.0, sum(iterator.waiting_share for iterator in self._iterators.values()))

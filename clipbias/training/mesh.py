@@ -3,11 +3,12 @@
 `data` splits the images of a batch and the classes of the text tower; `run` splits independent runs. The frozen weights
 are on every device. The same code runs on one CPU, one GPU, several, and a pod.
 
-Runs whose number is not a multiple of `run` are all computed along the whole of that axis: their arrays have the same
-shapes on every mesh, so that a checkpoint of one continues on any other.
+Several runs whose number is not a multiple of `run` are filled up with copies of the last one, which are computed
+beside the others and dropped. What is kept of them, checkpoints too, has the same shapes on every mesh.
 """
 
 import contextlib
+import dataclasses
 import importlib.util
 import os
 import re
@@ -20,13 +21,12 @@ from absl import logging
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from clipbias.errors import ClipbiasError
+from clipbias.training import coordination, processes
 
 RUN, DATA = "run", "data"
 
 
-def start_distributed(
-    *, coordinator: str | None = None, processes: int | None = None, process: int | None = None
-) -> None:
+def start_distributed(*, coordinator: str | None = None, count: int | None = None, process: int | None = None) -> None:
     """Joins the processes of a job before any device is touched.
 
     With nothing given, joins only where a cluster announces itself: a TPU pod, SLURM or Open MPI with several tasks, or
@@ -36,16 +36,24 @@ def start_distributed(
     jax.config.update("jax_enable_preemption_service", False)
     coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
     if coordinator:
-        processes = processes if processes is not None else int(os.environ.get("JAX_NUM_PROCESSES", "1"))
+        count = count if count is not None else int(os.environ.get("JAX_NUM_PROCESSES", "1"))
         process = process if process is not None else int(os.environ.get("JAX_PROCESS_ID", "0"))
-        jax.distributed.initialize(coordinator, processes, process, local_device_ids=_local_devices())
+        _join(coordinator, count, process, local_device_ids=_local_devices())
     elif _is_cluster():
-        jax.distributed.initialize(local_device_ids=_local_devices())
+        _join(local_device_ids=_local_devices())
     elif _is_tpu_host():
         with contextlib.suppress(ValueError):  # a host by itself: there is nobody to join
-            jax.distributed.initialize()
-    if jax.distributed.is_initialized():
-        logging.info("process %d of %d", jax.process_index(), jax.process_count())
+            _join()
+
+
+def _join(*arguments: Any, **options: Any) -> None:
+    patience = processes.patience()
+    coordination.join(*arguments, lost=processes.lost_first, **options)
+    if (place := coordination.place()) is not None:
+        logging.info("process %d of %d", *place[1:])
+        job = processes.Job(*place, patience=patience)
+        processes.enter(job)
+        job.watch()
 
 
 def _is_cluster() -> bool:
@@ -74,29 +82,113 @@ def _local_devices() -> list[int] | None:
 
 
 def make_mesh(*, run: int = 1, data: int = -1, devices: Any = None) -> Mesh:
-    """Arranges the devices as `[run, data]`; -1 takes all that are left. Every process holds a part of every run.
+    """Arranges the devices as `[run, data]`; -1 takes all that are left.
+
+    Every process holds a part of every run where `run` divides its devices: they then share the decoding of images that
+    all runs see. Else each holds some of the runs, or some hold a run together.
 
     Raises:
       ClipbiasError: the devices cannot be divided that way.
     """
     devices = list(jax.devices() if devices is None else devices)
-    count = len(devices)
-    if run == -1:
-        run = count // max(data, 1)
-    if data == -1:
-        data = count // max(run, 1)
+    own: dict[int, list[Any]] = {}
+    for device in devices:
+        own.setdefault(device.process_index, []).append(device)
+    each = min(map(len, own.values()))
+    for part in range(each, 0, -1):
+        total = part * len(own)
+        rows = run if run != -1 else total // max(data, 1)
+        columns = data if data != -1 else total // max(rows, 1)
+        shared = rows > 0 and part % rows == 0
+        whole = columns > 0 and (part % columns == 0 or columns % part == 0)
+        if rows * columns == total and (shared or whole):
+            break
+    else:
+        raise ClipbiasError(_no_mesh(run, data, each, len(own)))
+    if total < len(devices) and -1 in (run, data):
+        logging.warning("%d of %d devices are left idle by run=%d.", len(devices) - total, len(devices), rows)
+    grid = np.asarray([row[:part] for _, row in sorted(own.items())], dtype=object)
+    if shared:
+        grid = grid.reshape(len(own), rows, part // rows).transpose(1, 0, 2)
+    return Mesh(grid.reshape(rows, columns), (RUN, DATA), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def _no_mesh(run: int, data: int, each: int, several: int) -> str:
+    """Why devices cannot be arranged, `each` of `several` processes having so many of them."""
+    count = each * several
+    run, data = run if run != -1 else count // max(data, 1), data if data != -1 else count // max(run, 1)
     if run < 1 or data < 1:
-        raise ClipbiasError(
-            f"a mesh of run={run} and data={data} has no devices; give at least 1 each, or -1 for the rest."
-        )
+        return f"a mesh of run={run} and data={data} has no devices; give at least 1 each, or -1 for the rest."
     if run * data > count:
-        raise ClipbiasError(f"a mesh of run={run} and data={data} needs {run * data} devices; there are {count}.")
-    processes = len({device.process_index for device in devices[: run * data]})
-    per_process = run * data // processes
-    if per_process % run:
-        raise ClipbiasError(f"run={run} must divide the {per_process} devices of each process.")
-    grid = np.asarray(devices[: run * data], dtype=object).reshape(processes, run, per_process // run)
-    return Mesh(grid.transpose(1, 0, 2).reshape(run, data), (RUN, DATA), axis_types=(AxisType.Auto, AxisType.Auto))
+        return f"a mesh of run={run} and data={data} needs {run * data} devices; there are {count}."
+    return (
+        f"a mesh of run={run} and data={data} cannot be divided among {several} processes of {each} devices: each must "
+        "hold as many of them, a part of every run or whole runs or a part of one; give data=-1 for what fits."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """Which part of arrays `[run, batch, …]` lies on the devices of this process.
+
+    Attributes:
+      rows: along the mesh's `run` axis.
+      part: which part of the batch.
+      parts: how many parts there are.
+      multiple: a part must have a multiple of so many images.
+    """
+
+    rows: range
+    part: int
+    parts: int
+    multiple: int
+
+    def runs(self, mesh: Mesh, count: int) -> list[int]:
+        """Which of so many runs this process computes, the last one as often as it is `filled` up with."""
+        total = filled(mesh, count)
+        if total % mesh.shape[RUN]:  # every device computes all of them
+            return list(range(total))
+        each = total // mesh.shape[RUN]
+        return [min(run, count - 1) for run in range(self.rows.start * each, self.rows.stop * each)]
+
+
+def share(mesh: Mesh) -> Share:
+    """This process's part of a mesh: as `make_mesh` arranges devices, a rectangle of it."""
+    held = np.vectorize(lambda device: device.process_index == jax.process_index(), otypes=[bool])(mesh.devices)
+    rows, columns = (np.flatnonzero(held.any(axis)) for axis in (1, 0))
+    return Share(
+        range(int(rows[0]), int(rows[-1]) + 1),
+        int(columns[0]) // len(columns),
+        mesh.shape[DATA] // len(columns),
+        len(columns),
+    )
+
+
+def filled(mesh: Mesh, runs: int) -> int:
+    """How many runs are computed for so many: several are filled up to a multiple of the `run` axis."""
+    return runs if runs == 1 else runs + -runs % mesh.shape[RUN]
+
+
+def fill(tree: Any, runs: int) -> Any:
+    """Host arrays `[R, …]` with copies of the last run behind them, up to so many; scalars as they are."""
+
+    def one(leaf: Any) -> np.ndarray:
+        leaf = np.asarray(leaf)
+        return leaf if not leaf.ndim else leaf[np.minimum(np.arange(runs), len(leaf) - 1)]
+
+    return jax.tree.map(one, tree)
+
+
+def cut(mesh: Mesh, tree: Any, runs: int) -> Any:
+    """Arrays `[R', …]` on the mesh without what fills them up to more than so many runs."""
+    if all(not leaf.ndim or leaf.shape[0] == runs for leaf in jax.tree.leaves(tree)):
+        return tree
+
+    def first(tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: leaf[:runs] if leaf.ndim else leaf, tree)
+
+    where = jax.tree.map(lambda leaf: sharding(mesh, leaf.shape, RUN), jax.eval_shape(first, tree))
+    return jax.jit(first, out_shardings=where)(tree)
 
 
 def single_device() -> Mesh:
@@ -128,8 +220,13 @@ def place(mesh: Mesh, tree: Any, *axes: str | None) -> Any:
     return jax.tree.map(one, tree)
 
 
+def keep(mesh: Mesh, tree: Any, *axes: str | None) -> Any:
+    """Within a jitted function: has arrays lie as `place` would put them."""
+    return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, sharding(mesh, leaf.shape, *axes)), tree)
+
+
 def place_batch(mesh: Mesh, batch: Any) -> Any:
-    """Puts `[run, batch, …]` arrays on the mesh; each process passes its own share of the batch axis."""
+    """Puts `[run, batch, …]` arrays on the mesh; each process passes its own `share` of both axes."""
 
     def one(leaf: Any) -> jax.Array:
         leaf = np.asarray(leaf)
@@ -161,9 +258,14 @@ def sharding(mesh: Mesh, shape: Sequence[int] = (), *axes: str | None) -> NamedS
 
 
 def fetch(tree: Any) -> Any:
-    """A tree of device arrays as NumPy arrays, whole on every process."""
+    """A tree of device arrays as NumPy arrays, whole on every process. All of them must take part."""
     if jax.process_count() == 1:
         return jax.device_get(tree)
     from jax.experimental import multihost_utils
 
-    return jax.tree.map(lambda leaf: np.asarray(multihost_utils.process_allgather(leaf, tiled=True)), tree)
+    def one(leaf: Any) -> np.ndarray:
+        if isinstance(leaf, jax.Array) and leaf.is_fully_replicated:
+            return np.asarray(leaf.addressable_data(0))
+        return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+
+    return jax.tree.map(one, tree)

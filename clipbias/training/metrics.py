@@ -119,7 +119,9 @@ class StepReport:
             return
         step, values, rate = self._late
         self._late = None
-        values = {name: np.asarray(value, np.float64) for name, value in meshes.fetch(values).items()}
+        # What fills runs up is behind them.
+        kept = slice(len(self._seeds))
+        values = {name: np.asarray(value, np.float64)[kept] for name, value in meshes.fetch(values).items()}
         for seed, loss in zip(self._seeds, values["loss"], strict=True):
             if not np.isfinite(loss):
                 raise ClipbiasError(

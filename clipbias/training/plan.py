@@ -24,6 +24,7 @@ from jax.sharding import Mesh
 from clipbias.clip import layers
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
+from clipbias.training import processes
 from clipbias.training.settings import AUTO
 from clipbias.training.step import init_state, place_given, train_step
 from clipbias.tuning import Task
@@ -167,6 +168,7 @@ def step_arguments(task: Task, recipe: Recipe, *, rows: int, runs: int, mesh: Me
         meshes.place(mesh, batch, meshes.RUN, meshes.DATA),
         meshes.place(mesh, shape((runs,), np.float32), meshes.RUN),
         weight,
+        mesh,
     )
 
 
@@ -190,11 +192,7 @@ def device_limit() -> int:
     On a CPU the simulated devices share the machine's free memory (and a container's limit). The processes of a job
     take the least that any of them finds, for they must all compile the same program.
     """
-    if jax.process_count() == 1:
-        return _local_limit()
-    from jax.experimental import multihost_utils
-
-    return int(multihost_utils.process_allgather(np.float32(_local_limit())).min())
+    return min(processes.gather(_local_limit()))
 
 
 def _local_limit() -> int:

@@ -170,7 +170,7 @@ def loss_and_gradients(
     return functools.reduce(jnp.add, found.values()), accuracy, gradients
 
 
-@functools.partial(jax.jit, static_argnames=("classifier", "preprocessing", "recipe"), donate_argnames="state")
+@functools.partial(jax.jit, static_argnames=("classifier", "preprocessing", "recipe", "mesh"), donate_argnames="state")
 def train_step(
     classifier: Classifier,
     preprocessing: Preprocessing,
@@ -181,6 +181,7 @@ def train_step(
     batch: dict[str, jax.Array],
     learning_rate: jax.Array,
     weight: jax.Array | None = None,
+    mesh: Mesh | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Forward, backward and update of `R` runs.
 
@@ -193,6 +194,8 @@ def train_step(
         `[R, B]`, `mask` bool `[R, B]`.
       learning_rate: `[R]`.
       weight: of the learnables after this step in the average, 0 but at the end of an epoch; `None` without one.
+      mesh: static, where the new state lies as the old one does, so that one program serves all steps, and the metrics
+        lie on every device; `None` leaves that to the compiler.
 
     Returns:
       The new state, and `loss`, `accuracy` and `gradient_norm` of each run, `[R]` each.
@@ -222,4 +225,5 @@ def train_step(
         average = jax.tree.map(lambda a, p: a + weight * p, average, learnables)
     squares = [jnp.square(g).sum(range(1, g.ndim)) for g in jax.tree.leaves(gradients)]
     metrics = {"loss": loss, "accuracy": accuracy, "gradient_norm": jnp.sqrt(sum(squares))}
-    return TrainState(learnables, momentum, state.step + 1, average), metrics
+    new = TrainState(learnables, momentum, state.step + 1, average)
+    return (new, metrics) if mesh is None else (meshes.keep(mesh, new, meshes.RUN), meshes.keep(mesh, metrics))

@@ -19,6 +19,7 @@ from clipbias.data import Dataset, protocols
 from clipbias.data.images import Images
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
+from clipbias.training import processes
 from clipbias.training.cache import Cache
 from clipbias.training.evaluation_plan import fit_evaluation
 from clipbias.training.features import epoch_features, support_features
@@ -66,9 +67,11 @@ class Trainer:
         self.params = meshes.replicate(mesh, clip.params)
         self.cache = Cache(clip, self.params, settings, load_dataset, mesh)
 
+    @processes.agreed()
     def train(self, pack: Pack) -> list[Row]:
         """Prepares, trains and evaluates the cells of a pack; saves their adapters and returns their rows."""
         draws = self.cache.plans(pack)
+        processes.same(f"the images of {pack.dataset}", self.cache.image_hash(pack))
         task, runs, plan = self.prepare(pack, draws)
         samples = self._samples(pack, draws, task, runs)
         trained, host = None, Stopwatch()
@@ -100,6 +103,8 @@ class Trainer:
         if not task.method.draws:
             return task, [Run(source.split("test"), seed) for _, seed in pack.cells], None
         images = {seed: self.cache.train_images(pack, draw) for seed, draw in zip(pack.seeds, draws, strict=True)}
+        readable = [stable_hash([*one.split.keys]) for one in images.values()]
+        processes.same(f"which images of {pack.dataset} can be read", readable)
         runs = [Run(images[seed], seed, rate) for rate, seed in pack.cells]
         if not (task.method.trains and jax.tree.leaves(task.shapes)):
             return task, runs, None
@@ -116,7 +121,7 @@ class Trainer:
             lambda **memory: self.cache.task(pack, source, method, **memory),
             recipe,
             rows=rows_per_step([run.train for run in runs], recipe),
-            runs=len(runs),
+            runs=meshes.filled(self.mesh, len(runs)),
             mesh=self.mesh,
             remat=self.settings.remat,
             chunks=self.settings.class_chunks,
@@ -236,21 +241,24 @@ class Trainer:
         self, pack: Pack, evaluation: protocols.Evaluation, trained: Task, learnables: Learnables
     ) -> list[dict[str, Any]]:
         """What each run of a pack scores in one evaluation, whose classes may differ from those of training."""
+        count = meshes.filled(self.mesh, len(pack.cells))
         task = fit_evaluation(
-            lambda **memory: self.cache.task(pack, evaluation.dataset, **memory), runs=len(pack.cells), mesh=self.mesh
+            lambda **memory: self.cache.task(pack, evaluation.dataset, **memory), runs=count, mesh=self.mesh
         )
         learnables = transfer(trained, task, learnables, evaluation.source_labels, axis=1)
-        placed = meshes.place(self.mesh, learnables, meshes.RUN)
+        placed = meshes.place(self.mesh, meshes.fill(learnables, count), meshes.RUN)
         evaluator = self.cache.evaluator(evaluation)
         text = place_text(self.mesh, task, self.params)
         validation = self.cache.validation_evaluator(pack, evaluation)
-        scores = evaluator.accuracy(task.classifier, placed, text, runs=len(pack.cells), validation=validation)
-        if jax.process_index() == 0 and evaluator.predicted is not None:
-            split = evaluation.dataset.split("test")
-            for index, (cell, predicted) in enumerate(zip(pack.cells, evaluator.predicted, strict=True)):
-                name = evaluation.name if self.single else f"{pack.name(cell[0])}-seed{cell[1]}-{evaluation.name}"
-                own = one_run(learnables, index)
-                save_predictions(self.workdir, name, task, own, pack.method, split, predicted)
+        scores = evaluator.accuracy(task.classifier, placed, text, runs=count, validation=validation)
+        scores = scores[: len(pack.cells)]  # behind them is what fills up the runs
+        with processes.agreed():
+            if jax.process_index() == 0 and evaluator.predicted is not None:
+                split = evaluation.dataset.split("test")
+                for index, (rate, seed) in enumerate(pack.cells):
+                    name = evaluation.name if self.single else f"{pack.name(rate)}-seed{seed}-{evaluation.name}"
+                    own, predicted = one_run(learnables, index), evaluator.predicted[index]
+                    save_predictions(self.workdir, name, task, own, pack.method, split, predicted)
         told = {"seconds_per_image": evaluator.seconds_per_image}
         told |= {"skipped_images": evaluator.skipped} if evaluator.skipped else {}
         return [score | told for score in scores]

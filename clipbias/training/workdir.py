@@ -10,6 +10,7 @@ The jobs that share a grid have a folder of this kind each, `parts/*`.
 import contextlib
 import datetime
 import fcntl
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -31,6 +32,7 @@ from clipbias.checks import check_number
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError, sentence
 from clipbias.files import lock_file, read_json, reason, remove_parts, write_text
+from clipbias.training import processes
 from clipbias.tuning import METHODS, make_method
 from clipbias.tuning.registry import method_options
 
@@ -62,16 +64,19 @@ def open_workdir(folder: str | os.PathLike, config: Mapping[str, Any]) -> Iterat
       ClipbiasError: it cannot be written, another process works in it, or it holds an adapter of other settings.
     """
     folder = Path(folder).expanduser()
-    if jax.process_index() != 0:  # one process of a job keeps the folder for all
-        yield folder
-        return
-    with _locked(folder, fcntl.LOCK_EX):
-        _keep_adapter(folder, config)
-        remove_parts(folder)  # of writers that were killed
-        earlier = _seconds_before(folder, config)
-        write_text(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
-        write_text(folder / ENVIRONMENT, json.dumps(environment(), indent=2, sort_keys=True) + "\n")
-        with _kept_state(folder, earlier):
+    with contextlib.ExitStack() as opened:
+        with processes.agreed():
+            if jax.process_index() == 0:  # one process of a job keeps the folder for all
+                opened.enter_context(_locked(folder, fcntl.LOCK_EX))
+                _keep_adapter(folder, config)
+                remove_parts(folder)  # of writers that were killed
+                earlier = _seconds_before(folder, config)
+                write_text(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
+                write_text(folder / ENVIRONMENT, json.dumps(environment(), indent=2, sort_keys=True) + "\n")
+                opened.enter_context(_kept_state(folder, earlier))
+            else:
+                processes.on_end(functools.partial(_note_end, folder))
+        with processes.agreed():
             yield folder
 
 
@@ -87,7 +92,8 @@ def open_part(folder: str | os.PathLike, config: Mapping[str, Any], own: Path) -
     """
     folder = Path(folder).expanduser()
     if jax.process_index() != 0:
-        yield own
+        with open_workdir(own, config):
+            yield own
         return
     with _locked(folder, fcntl.LOCK_SH) as lock, open_workdir(own, config):
         whole = json.dumps({**config, "part": ""}, indent=2, sort_keys=True) + "\n"
@@ -155,6 +161,7 @@ def _kept_state(folder: Path, earlier: float) -> Iterator[None]:
         write_text(folder / STATE, json.dumps(content, indent=2) + "\n")
 
     write("running")
+    processes.on_end(write)
     with interruption.last_words(lambda said: write("interrupted", f"Interrupted: {said}")):
         try:
             yield
@@ -165,6 +172,12 @@ def _kept_state(folder: Path, earlier: float) -> Iterator[None]:
                 write("interrupted" if stopped else "failed", sentence(error))
             raise
         write("finished")
+
+
+def _note_end(folder: Path, state: str, error: str) -> None:
+    """Writes how a run ended whose first process is gone."""
+    content = {**read_json(folder / STATE, dict), "state": state, "error": error}
+    write_text(folder / STATE, json.dumps(content, indent=2) + "\n")
 
 
 def _seconds_before(folder: Path, config: Mapping[str, Any]) -> float:

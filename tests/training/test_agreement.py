@@ -25,12 +25,12 @@ def test_the_last_step_waits_for_its_answer() -> None:
 def test_when_a_step_is_saved_and_when_training_stops() -> None:
     mesh = meshes.single_device()
     always = Pace(mesh, seconds=0, saves=True)
-    assert always(False, last=False) == (True, False)
-    assert always(True, last=False) == (True, True)
-    assert always(False, last=True) == (False, False)  # what comes of training is written elsewhere
+    assert always(False, last=False) == (True, False, False)
+    assert always(True, last=False) == (True, True, False)
+    assert always(False, last=True) == (False, False, False)  # what comes of training is written elsewhere
     seldom = Pace(mesh, seconds=1e6, saves=True)
-    assert seldom(False, last=False) == (False, False)
-    assert seldom(True, last=False) == (True, True)
+    assert seldom(False, last=False) == (False, False, False)
+    assert seldom(True, last=False) == (True, True, False)
     never = Pace(mesh, seconds=0, saves=False)
-    assert never(False, last=False) == (False, False)
-    assert never(True, last=False) == (False, True)
+    assert never(False, last=False) == (False, False, False)
+    assert never(True, last=False, failed=True) == (False, True, True)

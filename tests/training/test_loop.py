@@ -59,6 +59,36 @@ def test_runs_side_by_side_are_the_runs_one_by_one(clip: Clip, colours: Dataset,
     assert together.losses[0] != together.losses[1]
 
 
+def test_runs_that_do_not_divide_are_filled_up(
+    clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three runs on an axis of four: each device computes one, one program serves all steps, and any mesh continues."""
+    recipe = dataclasses.replace(recipe, epochs=3)
+    original, states = loop.train_step, []
+
+    def watched(*arguments, **options):
+        states.append([leaf.sharding.shard_shape(leaf.shape) for leaf in jax.tree.leaves(arguments[5].learnables)])
+        new = original(*arguments, **options)
+        assert all(value.is_fully_replicated for value in new[1].values())
+        if len(states) == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return new
+
+    whole = run(pack(clip, colours, "bias", (1, 2, 3)), recipe)
+    where = {"folder": tmp_path, "identity": {}}
+    compiled = original._cache_size()
+    monkeypatch.setattr(loop, "train_step", watched)
+    with pytest.raises(Interrupted):
+        run(pack(clip, colours, "bias", (1, 2, 3)), recipe, meshes.make_mesh(run=4, data=1), **where)
+    assert original._cache_size() == compiled + 1
+    assert {shape[0] for shapes in states for shape in shapes} == {1}
+    moved = run(pack(clip, colours, "bias", (1, 2, 3)), recipe, meshes.make_mesh(run=2, data=1), **where)
+    assert {shape[0] for shapes in states[2:] for shape in shapes} == {2}
+    np.testing.assert_allclose(moved.losses, whole.losses, rtol=2e-5)
+    assert len(moved.losses) == 3
+    assert_close(moved.learnables, whole.learnables)
+
+
 def test_a_batch_that_does_not_divide_is_padded_and_masked(clip: Clip, colours: Dataset, recipe: Recipe) -> None:
     recipe = dataclasses.replace(recipe, batch_size=6)
     mesh = meshes.make_mesh(run=1, data=8)

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -31,7 +33,7 @@ def test_a_process_with_a_node_for_itself_takes_all_its_devices(
     joined = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda **options: joined.append(options))
     meshes.start_distributed()
-    assert joined == [{"local_device_ids": devices}]
+    assert [options["local_device_ids"] for options in joined] == [devices]
 
 
 def test_nobody_is_joined_where_no_cluster_announces_itself(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,6 +60,77 @@ def test_arrays_come_back_as_they_went() -> None:
     for got, expected in ((placed["a"], values["a"]), (batch, values["a"]), (rows, values["a"][0])):
         np.testing.assert_array_equal(meshes.fetch(got), expected)
     assert meshes.fetch(placed["b"]) == 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """Of another process."""
+
+    id: int
+    process_index: int
+    platform: str = "cpu"
+
+
+def devices(processes: int, each: int) -> list[Device]:
+    return [Device(process * each + number, process) for process in range(processes) for number in range(each)]
+
+
+@pytest.mark.parametrize(
+    ("processes", "each", "asked", "shape"),
+    [
+        (8, 8, {"run": 64}, (64, 1)),
+        (8, 8, {"run": 16}, (16, 4)),
+        (8, 8, {"run": 8}, (8, 8)),
+        (8, 8, {"run": 3}, (3, 16)),  # 16 devices are left idle
+        (4, 4, {"run": 3}, (3, 4)),
+        (4, 4, {"run": 2, "data": 8}, (2, 8)),
+        (4, 4, {"run": -1, "data": 2}, (8, 2)),
+        (4, 1, {"run": 2}, (2, 2)),
+        (1, 8, {"run": 3}, (3, 2)),
+    ],
+)
+def test_processes_hold_equal_parts_that_make_up_the_whole(
+    monkeypatch: pytest.MonkeyPatch, processes: int, each: int, asked: dict[str, int], shape: tuple[int, int]
+) -> None:
+    mesh = meshes.make_mesh(**asked, devices=devices(processes, each))
+    assert mesh.devices.shape == shape
+    assert len({device.id for device in mesh.devices.flat}) == shape[0] * shape[1]
+    held = np.zeros(shape, int)
+    for process in range(processes):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        share = meshes.share(mesh)
+        columns = slice(share.part * share.multiple, (share.part + 1) * share.multiple)
+        assert share.parts * share.multiple == shape[1]
+        own = mesh.devices[share.rows.start : share.rows.stop, columns]
+        assert own.size and {device.process_index for device in own.flat} == {process}
+        held[share.rows.start : share.rows.stop, columns] += 1
+    assert (held == 1).all()
+
+
+def test_what_cannot_be_divided_among_processes() -> None:
+    with pytest.raises(ClipbiasError, match="run=3 and data=5 cannot be divided among 4 processes of 4 devices"):
+        meshes.make_mesh(run=3, data=5, devices=devices(4, 4))
+    with pytest.raises(ClipbiasError, match="run=1 and data=1 cannot be divided among 2"):
+        meshes.make_mesh(run=1, data=1, devices=devices(2, 4))
+
+
+def test_the_runs_of_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    mesh = meshes.make_mesh(run=16, devices=devices(8, 8))
+    monkeypatch.setattr(jax, "process_index", lambda: 7)
+    share = meshes.share(mesh)
+    assert share.runs(mesh, 33) == [32] * 6  # three for each device along the axis, of which these fill up
+    assert share.runs(mesh, 96) == list(range(84, 96))
+    assert share.runs(mesh, 1) == [0]
+
+
+def test_runs_are_filled_up_and_cut_again() -> None:
+    mesh = meshes.make_mesh(run=4, data=2)
+    assert [meshes.filled(mesh, runs) for runs in (1, 3, 4, 9)] == [1, 4, 4, 12]
+    tree = {"a": np.arange(6.0).reshape(3, 2), "count": np.int32(5)}
+    placed = meshes.place(mesh, meshes.fill(tree, 4), meshes.RUN)
+    assert placed["a"].sharding.shard_shape(placed["a"].shape) == (1, 2)
+    np.testing.assert_array_equal(meshes.fetch(placed["a"])[3], tree["a"][2])
+    jax.tree.map(np.testing.assert_array_equal, meshes.fetch(meshes.cut(mesh, placed, 3)), tree)
 
 
 def test_runs_that_cannot_be_divided_are_everywhere() -> None:

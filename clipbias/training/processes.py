@@ -1,0 +1,378 @@
+"""The processes of a job: they agree before they act, and none waits for one that is gone.
+
+Between two programs that all devices take part in, the processes tell each other whether they failed (`agreed`), and
+the first decides what may look different from another host (`tell`). All of this passes through a store of texts, not
+through devices, so that it works where a device waits.
+
+Each process gives a sign of life every second. Where one is missed for long, or one fails where the others cannot
+learn of it because they wait for its part of a program, a thread ends all processes, with the same sentence and the
+same status. It leaves whatever is being written unfinished, which is no worse than being killed.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from absl import logging
+
+from clipbias import files, interruption
+from clipbias.data.pipeline import Batch, Batches
+from clipbias.errors import ClipbiasError, sentence
+from clipbias.interruption import Interrupted
+from clipbias.terminal import printable
+from clipbias.training.coordination import Store
+
+# Seconds after which a process that gives no sign of life counts as lost, unless this variable says otherwise.
+PATIENCE, PATIENCE_VARIABLE = 60.0, "CLIPBIAS_PATIENCE_SECONDS"
+# Seconds in which the others may end by themselves after one has ended, and in which all hear that the job is over.
+GRACE, FAREWELL = 5.0, 10.0
+
+Record = Callable[[str, str], None]
+
+
+class Agreed(ClipbiasError):
+    """What went wrong in one process, raised in all of them."""
+
+
+class Job:
+    """This process among those of its job. All processes must call `exchange` equally often."""
+
+    def __init__(self, store: Store, index: int, count: int, *, patience: float = PATIENCE) -> None:
+        self.index, self.count = index, count
+        self._store, self._patience = store, patience
+        self._number, self.host = 0, printable(socket.gethostname())
+        self._leaving = threading.Event()
+        self._heard = time.monotonic()
+        self._names = {number: f"process {number}" for number in range(count)}
+        self.record: Record = lambda state, words: None
+        self._ending = threading.Lock()
+
+    def watch(self) -> None:
+        """Starts the threads that give signs of life and look for those of the others."""
+        for run in (self._pulse, self._watch):
+            threading.Thread(target=run, daemon=True, name="job").start()
+
+    def exchange(self, kind: str, value: Any = None, error: Exception | None = None) -> list[Any]:
+        """What all processes have, in their order.
+
+        Args:
+          kind: names what this is about, the same in all of them.
+          value: what this process has, as JSON.
+          error: what went wrong in this process instead.
+
+        Raises:
+          Agreed: something went wrong in one of them, or they are about different things.
+        """
+        self._number += 1
+        folder, own = f"exchange/{self._number}", {"host": self.host, "kind": kind, "value": value}
+        if error is not None:
+            own = {"host": self.host, "failed": sentence(error)}
+            self._store.set(f"failed/{self.index}", json.dumps([self._number, own]))
+        if self.index == 0:
+            found = [own, *(json.loads(self._read(f"{folder}/{number}")) for number in range(1, self.count))]
+            self._store.set(f"{folder}/all", json.dumps(found))
+            self._store.delete(f"exchange/{self._number - 2}")  # which all have read: they answered the one after it
+        else:
+            self._store.set(f"{folder}/{self.index}", json.dumps(own))
+            found = json.loads(self._read(f"{folder}/all"))
+        if error is not None:
+            self._store.delete(f"failed/{self.index}")
+            if not isinstance(error, ClipbiasError | OSError):  # a defect
+                logging.error("%s", "".join(traceback.format_exception(error)))
+        failed = [(number, one) for number, one in enumerate(found) if "failed" in one]
+        if failed:
+            raise Agreed(_words(failed, self.count)) from error
+        kinds = sorted({one["kind"] for one in found})
+        if len(kinds) > 1:  # a defect, or different versions of this package
+            raise Agreed(f"the processes do different things ({', '.join(kinds)}); run the same in all of them.")
+        return [one["value"] for one in found]
+
+    def _read(self, key: str) -> str:
+        """A value that is sure to come, or else the watching thread ends this process."""
+        while (value := self._store.wait(key, 1.0)) is None:
+            time.sleep(0.05)  # where the service is gone it answers at once
+        return value
+
+    def leave(self, status: int, words: str, *, known: bool) -> None:
+        """Tells the others that this process ends, and waits a moment until they know.
+
+        Args:
+          status: its exit status.
+          words: why, in one sentence.
+          known: whether all of them end for the same reason.
+        """
+        self._leaving.set()
+        told = json.dumps([status, words, known])
+        deadline = time.monotonic() + FAREWELL
+        if self.index == 0:
+            self._store.set("over", told)
+            self._farewell(deadline)
+            return
+        self._store.set(f"ended/{self.index}", told)
+        if self._store.wait("over", FAREWELL) is not None:
+            self._store.set(f"heard/{self.index}", "")
+
+    def _farewell(self, deadline: float, lost: set[int] = frozenset()) -> None:  # type: ignore[assignment]
+        """Waits until the others know that the job is over: they hear it from a service that ends with this process."""
+        others = {str(number) for number in range(1, self.count) if number not in lost}
+        while time.monotonic() < deadline and not others <= (self._store.below("heard") or {}).keys():
+            time.sleep(0.05)
+
+    def _pulse(self) -> None:
+        beat = 0
+        while not self._leaving.is_set():
+            self._store.set(f"alive/{self.index}", json.dumps([self.host, beat := beat + 1]))
+            if self._store.below("alive") is not None:
+                self._heard = time.monotonic()
+            self._leaving.wait(self._interval)
+
+    @property
+    def _interval(self) -> float:
+        return min(1.0, self._patience / 10)
+
+    def _watch(self) -> None:
+        seen: dict[str, tuple[str, float]] = {}
+        before = time.monotonic()
+        while not self._leaving.wait(self._interval):
+            now = time.monotonic()
+            # What this thread slept through, all of them may have: a machine that was suspended.
+            if (slept := now - before) > 5 * self._interval:
+                seen = {key: (value, since + slept) for key, (value, since) in seen.items()}
+                self._heard += slept
+            before = now
+            if self.index:
+                self._follow(now)
+            else:
+                self._lead(seen, now)
+
+    def _follow(self, now: float) -> None:
+        told = self._store.wait("over", self._interval)
+        if told is not None:
+            self._store.set(f"heard/{self.index}", "")
+            status, words, _ = json.loads(told)
+            self._end(status, words)
+        if now - self._heard > self._patience + GRACE:  # the first process itself would have told by now
+            self.lost(0)
+
+    def _lead(self, seen: dict[str, tuple[str, float]], now: float) -> None:
+        """Looks for what the other processes cannot tell by themselves."""
+
+        def age(key: str, value: str) -> float:
+            if seen.get(key, ("", 0.0))[0] != value:
+                seen[key] = value, now
+            return now - seen[key][1]
+
+        alive = self._store.below("alive") or {}
+        for number in range(1, self.count):
+            value = alive.get(str(number), "[null, 0]")
+            if host := json.loads(value)[0]:
+                self._names[number] = f"process {number} ({host})"
+            if age(f"alive/{number}", value) > self._patience:
+                self.lost(number)
+        for one, told in (self._store.below("ended") or {}).items():
+            if age(f"ended/{one}", told) > GRACE:  # the others do not end by themselves
+                self._over(*json.loads(told)[:2])
+        for one, told in (self._store.below("failed") or {}).items():
+            if age(f"failed/{one}", told) > self._patience:  # they wait for it in a program
+                _, own = json.loads(told)
+                self._over(1, _words([(int(one), own)], self.count))
+
+    def lost(self, number: int) -> None:
+        """Ends all processes because one of them is gone."""
+        words = f"{self._names[number]} ended or stands still; the same command continues."
+        if number:
+            self._over(1, words, {number})
+        elif not self._leaving.is_set():
+            time.sleep(min(2.0, self._patience / 10))  # it may be that all are at their end
+            self._end(1, words, speaks=self.index == 1)
+
+    def _over(self, status: int, words: str, lost: set[int] = frozenset()) -> None:  # type: ignore[assignment]
+        """Ends all processes, this one last, for the store ends with it."""
+        if self._leaving.is_set():
+            return
+        self._store.set("over", json.dumps([status, words, False]))
+        self._farewell(time.monotonic() + FAREWELL, lost)
+        self._end(status, words)
+
+    def _end(self, status: int, words: str, *, speaks: bool | None = None) -> None:
+        """Ends this process at once, unless its own main thread is about to."""
+        if self._leaving.is_set() or not self._ending.acquire(blocking=False):
+            return
+        files.abandon()
+        if self.index == 0 if speaks is None else speaks:
+            with contextlib.suppress(Exception):
+                self.record(*(("failed", words) if status == 1 else ("interrupted", f"Interrupted: {words}")))
+        with contextlib.suppress(OSError):
+            os.write(2, f"{'error: ' if status == 1 else ''}{printable(words)}\n".encode())
+        os._exit(status)
+
+    def finish(self) -> None:
+        """Ends the watch: all processes have come to their good end."""
+        self._leaving.set()
+
+
+def _words(failed: list[tuple[int, dict[str, str]]], count: int) -> str:
+    """What went wrong, with the process that it went wrong in unless it was all of them."""
+    if len({one["failed"] for _, one in failed}) == 1 and len(failed) == count:
+        return failed[0][1]["failed"]
+    number, one = failed[0]
+    return f"process {number} ({one['host']}): {one['failed']}"
+
+
+# The job belongs to the process as JAX's own state of it does (`jax.distributed`). `None` for a process by itself.
+_job: Job | None = None
+
+
+def enter(job: Job | None) -> None:
+    """Makes a job that of this process."""
+    global _job
+    _job = job
+
+
+def lost_first() -> None:
+    """Called where the first process is gone."""
+    if _job is not None:
+        _job.lost(0)
+
+
+def patience() -> float:
+    """Seconds after which a process that gives no sign of life counts as lost."""
+    try:
+        return max(1.0, float(os.environ.get(PATIENCE_VARIABLE, PATIENCE)))
+    except ValueError as error:
+        raise ClipbiasError(f"{PATIENCE_VARIABLE} is {os.environ[PATIENCE_VARIABLE]!r}; give seconds.") from error
+
+
+def several() -> bool:
+    """Whether this process has others beside it."""
+    return _job is not None
+
+
+def gather(value: Any) -> list[Any]:
+    """What all processes have, as JSON values, in their order. Raises `Agreed` where one of them failed instead."""
+    return [value] if _job is None else _job.exchange("gather", value)
+
+
+def agree(error: Exception | None = None) -> None:
+    """Learns whether any process failed, as this one did with `error`. Raises it, in all as `Agreed`."""
+    if _job is not None:
+        _job.exchange("agree", error=error)
+    elif error is not None:
+        raise error
+
+
+@contextlib.contextmanager
+def agreed() -> Iterator[None]:
+    """Ends the block in all processes as in the first that failed: with `Agreed`. All of them wait at its end."""
+    if _job is None:
+        yield
+        return
+    try:
+        yield
+    except Agreed:  # all know
+        raise
+    except Exception as error:
+        _job.exchange("agree", error=error)
+        raise AssertionError("an exchanged failure is raised") from error
+    _job.exchange("agree")
+
+
+def tell(decide: Callable[[], Any]) -> Any:
+    """What `decide` returns in the first process, a JSON value, in all of them."""
+    if _job is None:
+        return decide()
+    value, failed = None, None
+    if _job.index == 0:
+        try:
+            value = decide()
+        except Agreed:
+            raise
+        except Exception as error:
+            failed = error
+    return _job.exchange("tell", value, failed)[0]
+
+
+def held(batches: Batches) -> Iterator[Batch]:
+    """All batches; where this process cannot read one, blank ones from there on, until at the end all learn of it.
+
+    So that each process takes its part in every program.
+
+    Raises:
+      Agreed: some process could not read its images.
+    """
+    failed = None
+    for _ in range(batches.count):
+        try:
+            batch = next(batches) if failed is None else batches.blank()
+        except Exception as error:
+            if _job is None:
+                raise
+            failed, batch = error, batches.blank()
+        yield batch
+    agree(failed)
+
+
+def together(batches: Batches) -> Iterator[Batch]:
+    """Batches that all processes could read: each of them is waited for. Raises `Agreed` at the first that was not."""
+    for _ in range(batches.count):
+        with agreed():
+            batch = next(batches)
+        yield batch
+
+
+def same(what: str, value: Any) -> None:
+    """Raises `Agreed` where not all processes have the same JSON value, such as a hash.
+
+    Args:
+      what: names it in the sentence: "the images of demo/digits".
+      value: what this process has.
+    """
+    if _job is None:
+        return
+    found = _job.exchange("same", [_job.host, value])
+    for number, (host, other) in enumerate(found):
+        if other != found[0][1]:
+            raise Agreed(
+                f"process {number} ({host}) sees {what} otherwise than process 0 ({found[0][0]}); see that all hosts "
+                "read the same files, and run the same command again."
+            )
+
+
+def on_end(record: Record) -> None:
+    """Has `record(state, sentence)` called where a thread ends the process."""
+    if _job is not None:
+        _job.record = record
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[None]:
+    """Has a program end in all processes alike: well where it does in all, else for the same reason."""
+    job = _job
+    if job is None:
+        yield
+        return
+    try:
+        with interruption.last_words(lambda words: job.leave(Interrupted(words).status, words, known=False)):
+            yield
+            agree()
+        job.finish()
+    except Agreed as error:
+        job.leave(1, str(error), known=True)
+        raise
+    except Exception as error:
+        # The others learn of it where they are next, and so does this process where it fails because one of them is
+        # gone. Where they do not come, the watch ends all.
+        try:
+            job.exchange("agree", error=error)
+        except Agreed as agreed:
+            job.leave(1, str(agreed), known=True)
+            raise
+    except Interrupted as error:
+        job.leave(error.status, str(error), known=False)
+        raise
