@@ -11,6 +11,7 @@ from clipbias.clip import LayerView, encode_image, encode_text
 from clipbias.clip.tower import Observe
 from clipbias.explain.attention import QUANTITIES, kind_sums, observe_distance_and_entropy, observe_text_shares
 from clipbias.explain.decomposition import constancy, observe_parts
+from clipbias.explain.jackknife import left_out, observe_products, standard_error
 from clipbias.explain.relevancy import relevancy
 from clipbias.explain.results import GROUPS, TEXT_KINDS
 from clipbias.explain.similarity import observe_similarity
@@ -168,7 +169,7 @@ def _observe_text(study: Study, model: Model, observe: Observe) -> Any:
 def vision_totals(study: Study, model: Model) -> Totals:
     """Every average over images that one observed forward pass gives: attention, similarity, decomposition."""
     indices = study.spread(study.options.images)
-    return study.accumulate(f"vision-{model.key}", f"{model.label}: attention", indices, _vision_step(study, model))
+    return study.accumulate(f"attention-{model.key}", f"{model.label}: attention", indices, _vision_step(study, model))
 
 
 def _vision_step(study: Study, model: Model) -> Any:
@@ -197,7 +198,12 @@ def _vision_step(study: Study, model: Model) -> Any:
         dtype = jnp.dtype(model.task.classifier.dtype)
         adaptation = model.task.method.adapt(learnables)
         seen = encode_image(params, config, images, adaptation, observe=observe, dtype=dtype)[1]
-        return {
+        means = {
+            f"{name}/each": Moments.each(value.mean((0, 2)), batch["numbers"], len(study.split), mask)
+            for name, value in seen.items()
+            if name == "prompt_mass" or name.startswith("attention/")
+        }
+        return means | {
             name: value if isinstance(value, Moments) else Moments.of(jnp.moveaxis(value, 0, 1), mask)
             for name, value in seen.items()
         }
@@ -214,7 +220,9 @@ def compute_vision_attention(study: Study) -> Section:
         for variant in ("without_prompt", "with_prompt") if model.prompts[0] else ("clip",):
             for quantity in QUANTITIES:
                 moments = totals[f"attention/{variant}/{quantity}"]
-                arrays |= moments.arrays(f"vision_attention/{model.key}/{variant}/{quantity}")
+                name = f"vision_attention/{model.key}/{variant}/{quantity}"
+                arrays |= moments.arrays(name)
+                arrays[f"{name}/each"] = totals[f"attention/{variant}/{quantity}/each"].values
                 count = moments.samples
         scalars[model.key] = {"count": count}
     return arrays, scalars
@@ -224,7 +232,9 @@ def text_parts(study: Study, model: Model) -> dict[str, Moments]:
     """Eq. 12 in the text tower, with classes for samples."""
     roles = text_roles(model.task)
     seen = _observe_text(study, model, observe_parts(roles, jnp.asarray(model.task.tokens.eos)))
-    return {
+    classes = np.arange(seen["prompt_mass"].shape[1])
+    each = Moments.each(jnp.asarray(seen["prompt_mass"]).mean((0, 2)), classes, len(classes), classes >= 0)
+    return {"prompt_mass/each": each} | {
         name: value if isinstance(value, Moments) else jax.device_get(Moments.of(jnp.moveaxis(value, 0, 1)))
         for name, value in seen.items()
     }
@@ -244,15 +254,46 @@ def compute_decomposition(study: Study) -> Section:
             name = f"decomposition/{model.key}/{tower}"
             for quantity in ("prompt_mass", "readout_mass", "mass_by_query", "norm_ratio"):
                 arrays |= totals[quantity].arrays(f"{name}/{quantity}")
-            found = constancy(totals, learned_biases(study, tower))
+            arrays[f"{name}/prompt_mass/each"] = totals["prompt_mass/each"].values
+            bias = learned_biases(study, tower)
+            found, without = constancy(totals, bias), _left_out(study, model, tower, totals, bias)
             about: dict[str, Any] = {"count": totals["norm_ratio"].samples, "depth": model.depths[tower == "text"]}
             for quantity in ("constancy", "bias_likeness"):
                 arrays[f"{name}/{quantity}"] = found[quantity]
                 about[quantity] = by_depth(found[quantity], about["depth"])
-            for bias, cosine in found["bias_cosine"].items():
-                arrays[f"{name}/bias_cosine/{bias}"] = cosine
+            for key, cosine in found["bias_cosine"].items():
+                arrays[f"{name}/bias_cosine/{key}"] = cosine
+            about["error"] = {}
+            for quantity, values in without.items():
+                arrays[f"{name}/error/{quantity}"] = standard_error(values)
+                layers = slice(None) if quantity.startswith("bias_cosine") else slice(about["depth"])
+                about["error"][quantity] = float(standard_error(values[:, layers].mean(1)))
             scalars.setdefault(model.key, {})[tower] = about
     return arrays, scalars
+
+
+def _left_out(study: Study, model: Model, tower: str, totals: Totals, bias: dict[str, np.ndarray]) -> dict[str, Any]:
+    """The statistics of `constancy` without each image, or class, in turn."""
+    if tower == "text":
+        roles = text_roles(model.task)
+        seen = _observe_text(study, model, observe_products(roles, totals, bias))
+        return left_out(totals, {name: np.moveaxis(value, 0, 1) for name, value in seen.items()}, bias)
+    observe = observe_products(vision_roles(study.clip.config.vision, model.prompts[0]), totals, bias)
+
+    @jax.jit
+    def step(params: Any, learnables: Any, batch: Batch) -> dict[str, jax.Array]:
+        pixels, adaptation = study.normalize(batch["images"]), model.task.method.adapt(learnables)
+        dtype = jnp.dtype(model.task.classifier.dtype)
+        seen = encode_image(params, study.clip.config, pixels, adaptation, observe=observe, dtype=dtype)[1]
+        return {name: jnp.moveaxis(value, 0, 1) for name, value in seen.items()}
+
+    rows = study.collect(
+        f"constancy-{model.key}",
+        f"{model.label}: how sure its constancy is",
+        study.spread(study.options.images),
+        lambda batch: step(study.params, study.learnables[model.key], batch),
+    )
+    return left_out(totals, rows, bias)
 
 
 def by_depth(layers: np.ndarray, depth: int) -> dict[str, float | None]:

@@ -34,7 +34,7 @@ def measured(results: Findings, key: str) -> list[Quantity]:
 
 
 def _around(value: float, error: float | None) -> dict[str, float | None]:
-    if error is None:
+    if error is None or not math.isfinite(error):
         return {"low": None, "high": None}
     return {"low": value - NORMAL * error, "high": value + NORMAL * error}
 
@@ -105,11 +105,18 @@ def _attention_change(facts: Facts) -> list[Quantity]:
         if before is None or after is None:
             continue
         change, of_heads = float((after[0] - before[0]).mean()), float(np.abs(after[0] - before[0]).mean())
+        pair = (
+            facts.array(f"vision_attention/{key}/{of}/{quantity}/each")
+            for key, of in (("zero_shot", "clip"), (facts.key, variant))
+        )
         sentence = (
             f"Among the input tokens the {text} changes by {change:+.3g} {unit} on average over layers and heads, from "
             f"{before[0].mean():.3g}; a single head changes by {of_heads:.2g} {unit} in the mean."
         )
-        rows.append(Quantity(f"{quantity}_change", f"change of {text}", change, unit, sentence))
+        error = _error_of_mean(_difference(*pair))
+        rows.append(
+            Quantity(f"{quantity}_change", f"change of {text}", change, unit, sentence, **_around(change, error))
+        )
     for tower in facts.towers:
         mass = facts.average(f"decomposition/{facts.key}/{tower}/prompt_mass")
         if mass is None:
@@ -120,8 +127,21 @@ def _attention_change(facts: Facts) -> list[Quantity]:
             f"from input tokens is scaled by {1 - share:.2f} on average, and by {1 - mass[0].max():.2f} in the head "
             f"that attends most to them (layer {heaviest[0] + 1}, head {heaviest[1] + 1})."
         )
-        rows.append(Quantity(f"prompt_mass_{tower}", f"attention on prompts, {tower}", share, "", sentence))
+        error = _error_of_mean(facts.array(f"decomposition/{facts.key}/{tower}/prompt_mass/each"))
+        text = f"attention on prompts, {tower}"
+        rows.append(Quantity(f"prompt_mass_{tower}", text, share, "", sentence, **_around(share, error)))
     return rows
+
+
+def _difference(before: np.ndarray | None, after: np.ndarray | None) -> np.ndarray | None:
+    """Of the same images under two models."""
+    return None if before is None or after is None else after - before
+
+
+def _error_of_mean(values: np.ndarray | None) -> float | None:
+    """The standard error of the mean of one value per sample, of those that there are; `None` below two."""
+    known = np.zeros(0) if values is None else values[np.isfinite(values)]
+    return float(known.std(ddof=1) / math.sqrt(len(known))) if len(known) > 1 else None
 
 
 def _prompt_relevancy(facts: Facts) -> list[Quantity]:
@@ -148,6 +168,8 @@ def _constancy(facts: Facts) -> list[Quantity]:
         if constant is None or bias is None or not (np.isfinite(constant).all() and np.isfinite(bias).all()):
             continue
         depth = facts.model[f"{tower}_depth"]
+        about = facts.results.scalars.get("decomposition", {}).get(facts.key, {}).get(tower, {})
+        errors = about.get("error", {})
         (constant, beyond), bias = (constant[:depth], constant[depth:]), bias[:depth]
         sentence = (
             f"What prompts add in the {tower} tower is {_degree(constant.mean())} constant over {samples}: its "
@@ -160,15 +182,14 @@ def _constancy(facts: Facts) -> list[Quantity]:
                 "hold what the layers before made of them"
             )
         sentence += ")."
-        rows.append(
-            Quantity(
-                f"constancy_{tower}", f"constancy of the prompt part, {tower}", float(constant.mean()), "", sentence
-            )
-        )
+        text = f"constancy of the prompt part, {tower}"
+        value = float(constant.mean())
+        around = _around(value, errors.get("constancy"))
+        rows.append(Quantity(f"constancy_{tower}", text, value, "", sentence, **around))
         sentence = f"One vector per layer, as bias tuning has, explains {100 * bias.mean():.0f} % of it."
-        rows.append(
-            Quantity(f"bias_likeness_{tower}", f"likeness to a bias, {tower}", float(bias.mean()), "", sentence)
-        )
+        text, value = f"likeness to a bias, {tower}", float(bias.mean())
+        around = _around(value, errors.get("bias_likeness"))
+        rows.append(Quantity(f"bias_likeness_{tower}", text, value, "", sentence, **around))
         prefix = f"{name}/bias_cosine/"
         for path in facts.results.under(prefix):
             cosine = np.asarray(facts.results.arrays[path], np.float64)
@@ -179,8 +200,9 @@ def _constancy(facts: Facts) -> list[Quantity]:
                 f"This vector and the bias that {name_of_other} learned for the same layer have a cosine of "
                 f"{cosine.mean():+.2f} on average, {cosine.min():+.2f} to {cosine.max():+.2f} by layer."
             )
-            text = f"cosine with {name_of_other}, {tower}"
-            rows.append(Quantity(f"bias_cosine_{tower}_{other}", text, float(cosine.mean()), "", sentence))
+            text, value = f"cosine with {name_of_other}, {tower}", float(cosine.mean())
+            around = _around(value, errors.get(f"bias_cosine/{other}"))
+            rows.append(Quantity(f"bias_cosine_{tower}_{other}", text, value, "", sentence, **around))
     return rows
 
 

@@ -40,6 +40,8 @@ text_attention — Fig. 4: the EOS row's attention by token kind, averaged over 
 vision_attention — Fig. 5; `{variant}` is "clip" for a model without vision prompts, else "without_prompt" and
     "with_prompt"; `{quantity}` is "distance" (pixels), "entropy" or "cls_entropy" (nats)
     vision_attention/{model}/{variant}/{quantity}/mean [L, H]
+    vision_attention/{model}/{variant}/{quantity}/each [n]           mean over layers and heads of every image; NaN for
+                                                                     those that were not looked at
     JSON vision_attention.{model}: {count}
 
 similarity — Fig. 6; K pictures (every example in every rotation), S layers, maps in 0 … 1 at image size
@@ -52,6 +54,7 @@ similarity — Fig. 6; K pictures (every example in every rotation), S layers, m
 decomposition — Eq. 12, Fig. 1; for models with prompts in that tower; samples are images, or classes for text
     decomposition/{tuned}/{tower}/prompt_mass/mean [L, H]            attention on prompts, mean over input queries
     decomposition/{tuned}/{tower}/readout_mass/mean [L, H]           the same for the `[cls]` or EOS query
+    decomposition/{tuned}/{tower}/prompt_mass/each [n]               mean over layers and heads, of every sample
     decomposition/{tuned}/{tower}/mass_by_query/mean [L, H, N]
     decomposition/{tuned}/{tower}/norm_ratio/mean [L]                norm of the prompt part over that of the input part
     decomposition/{tuned}/{tower}/constancy [L]                      share of the prompt part's mean square that its
@@ -59,8 +62,11 @@ decomposition — Eq. 12, Fig. 1; for models with prompts in that tower; samples
                                                                      corrected for chance: it may fall below 0
     decomposition/{tuned}/{tower}/bias_likeness [L]                  the share that one vector for all tokens explains
     decomposition/{tuned}/{tower}/bias_cosine/{bias model} [L]       between that vector and the learned bias
+    decomposition/{tuned}/{tower}/error/{constancy, bias_likeness, bias_cosine/{bias model}} [L]
+                                                                     standard errors (`jackknife.py`)
     JSON decomposition.{tuned}.{tower}: {count, depth, constancy, bias_likeness: each {up_to_depth, beyond: mean over
-    the layers that have prompts of their own, and over those after them, or null where there is none}}
+    the layers that have prompts of their own, and over those after them, or null where there is none}, error: the
+    standard errors of the first of these two means, and of the mean over layers of each bias_cosine/{bias model}}
 
 factorial — the causal test (`factorial.py`), for models that change a tower. n images; towers "both", "vision" and
     "text", or "both" alone where a model changes only one; K mixtures of the two runs: the corners from the reference

@@ -49,6 +49,20 @@ class Moments:
         mean = values.sum(0) / jnp.maximum(_widen(count, values.ndim - 1), 1)
         return cls(count, mean, (weight * jnp.square(values - mean)).sum(0))
 
+    @classmethod
+    def each(cls, values: jax.Array, numbers: jax.Array, size: int, mask: jax.Array) -> "Moments":
+        """One of `values [B]` for every one of `size` examples, at its number: what pairs two models' values later."""
+        mask = mask.astype(jnp.float32)
+        count, mean = (
+            jnp.zeros(size, jnp.float32).at[numbers].add(x) for x in (mask, jnp.where(mask > 0, values, 0) * mask)
+        )
+        return cls(count, mean, jnp.zeros(size, jnp.float32))
+
+    @property
+    def values(self) -> np.ndarray:
+        """What `each` was given, NaN for examples that were not seen; float32 `[size]`."""
+        return np.where(np.asarray(self.count) > 0, np.asarray(self.mean), np.nan).astype(np.float32)
+
     def merge(self, other: "Moments") -> "Moments":
         """Both together, in float64 on the host."""
         mine, theirs = (jax.tree.map(lambda x: np.asarray(x, np.float64), m) for m in (self, other))

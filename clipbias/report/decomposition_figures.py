@@ -59,7 +59,8 @@ def decomposition_figure(study: StudyResults) -> CaptionedFigure | None:
         " Share of the prompt part's mean square that its average over samples explains, token by token, and (dashed)"
         " that one vector for all tokens explains, both corrected for what chance adds: a bias would be at 1. Layers"
         " beyond the prompts' depth, where slots hold what the layers before made of them, are shaded. (e) Cosine"
-        " between that vector and the learned bias of the same layer."
+        " between that vector and the learned bias of the same layer. Bars in (c), (d) and (e) give one standard error"
+        " over samples; in (d) and (e) it is the jackknife's."
     )
     columns = ("model", "tower", "quantity", "layer", "head", "query", "mean", "standard_error")
     rows = tuple((model["key"], tower, *row) for model, tower in shown for row in _numbers(study, _path(model, tower)))
@@ -127,7 +128,8 @@ def _constancy(axes: "Axes", study: StudyResults, path: str, depth: int) -> None
     looks = {"constancy": style.SOLID, "bias_likeness": style.DASHED}
     found = {name: values for name in looks if (values := study.array(f"{path}/{name}")) is not None}
     for name, values in found.items():
-        style.layer_line(axes, values, linestyle=looks[name], **_SMALL)
+        error = study.array(f"{path}/error/{name}")
+        style.layer_line(axes, values, error=error, linestyle=looks[name], **_SMALL)
     count = max(map(len, found.values()), default=0)
     if depth < count:
         axes.axvspan(depth + 0.5, count + 0.5, color=style.GREY, alpha=0.12, lw=0)
@@ -143,7 +145,8 @@ def _cosines(axes: "Axes", study: StudyResults, path: str) -> None:
     for name, dashes in zip(names, style.LINES * len(names), strict=False):
         key = name.rsplit("/", 1)[1]
         label = f"with {labels.get(key, key)}"
-        style.layer_line(axes, study.present(name), linestyle=dashes, label=label, **_SMALL)
+        error = study.array(f"{path}/error/bias_cosine/{key}")
+        style.layer_line(axes, study.present(name), error=error, linestyle=dashes, label=label, **_SMALL)
     axes.set_ylim(-1.03, 1.03)
     if names:
         axes.legend(loc="lower left", fontsize=6.5, handlelength=1.6)
@@ -165,7 +168,7 @@ def _numbers(study: StudyResults, path: str) -> list[tuple[Any, ...]]:
             rows.append(("mass_by_query", layer + 1, "", query, mean, ""))
     cosines = sorted(name.removeprefix(f"{path}/") for name in study.results.under(f"{path}/bias_cosine/"))
     for quantity in ("constancy", "bias_likeness", *cosines):
-        values = study.array(f"{path}/{quantity}")
+        values, errors = (study.array(f"{path}/{name}") for name in (quantity, f"error/{quantity}"))
         for layer, value in enumerate(values if values is not None else (), start=1):
-            rows.append((quantity, layer, "", "", value, ""))
+            rows.append((quantity, layer, "", "", value, "" if errors is None else errors[layer - 1]))
     return rows

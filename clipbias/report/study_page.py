@@ -28,6 +28,10 @@ from clipbias.report.verdict_figures import (
 )
 
 REPORT, FIGURES = "report.html", "figures"
+_MEASURED = (
+    "In brackets 95 % intervals: 1.96 standard errors to either side, over images, or over classes in the text tower."
+    " Changes are paired image by image; constancy, likeness and cosines have the jackknife's error."
+)
 
 # In reading order, the decomposition first, then the paper's figures by number, then checks: the section of the study
 # that each is drawn from, and why there may be nothing to draw.
@@ -141,7 +145,8 @@ def _verdict(study: StudyResults, output: Path) -> list[pages.Section]:
         )
         rows = tuple(cells(row["text"], value_and_interval(row), row["sentence"]) for row in verdict.get("rows", ()))
         if rows:
-            measured.append(Table(label_of(model), "", ("Quantity", "Value", "In words"), rows, words={2}))
+            columns = ("Quantity", "Value", "In words")
+            measured.append(Table(label_of(model), _MEASURED if not measured else "", columns, rows, words={2}))
     if measured:
         sections.append(pages.Section("What else was measured", "measured", tables=measured))
     if study.scalars.get("agreement"):

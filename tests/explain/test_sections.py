@@ -167,7 +167,11 @@ def test_vision_attention(found, reference):
         for variant in own:
             expected = sections.vision_attention(reference.saved[name], reference.runs[name], variant, GRID, PATCH)
             for quantity, values in expected.items():
-                averages(found, f"vision_attention/{name}/{variant}/{quantity}", [values[i] for i in SPREAD])
+                path = f"vision_attention/{name}/{variant}/{quantity}"
+                averages(found, path, [values[i] for i in SPREAD])
+                each = found.arrays[f"{path}/each"]
+                close(each[SPREAD], [values[i].mean() for i in SPREAD])
+                assert np.isnan(np.delete(each, SPREAD)).all() and len(each) == len(LABELS)
 
 
 def test_similarity(found, reference):
@@ -228,6 +232,53 @@ def test_decomposition(decomposed, reference, tower):
         close(arrays[f"{path}/{quantity}"], expected[quantity], 1e-4)
         expected_means = [expected[quantity][:2].mean(), expected[quantity][2]]
         close([about[quantity]["up_to_depth"], about[quantity]["beyond"]], expected_means, 1e-4)
+    errors = jackknife(reference, chosen, tower, slots, queries, bias)
+    for quantity, values in errors.items():
+        close(arrays[f"{path}/error/{quantity}"], error_without(values), 1e-3)
+        layers = 3 if quantity == "bias_cosine/bias" else 2  # a cosine's mean is over all, the others' up to the depth
+        close(about["error"][quantity], error_without(values[:, :layers].mean(1)), 1e-3)
+    each = [expected_mass.mean() for expected_mass in masses(reference, chosen, tower, slots, queries)]
+    found = arrays[f"{path}/prompt_mass/each"]
+    close(found[np.isfinite(found)], each)
+    assert np.flatnonzero(np.isfinite(found)).tolist() == (list(SPREAD) if tower == "vision" else [0, 1, 2])
+
+
+def prompt_parts(reference, saved, tower, slots):
+    return [
+        statistics.decomposition(reference.clip, tower, layer, block, slots)
+        for layer, block in enumerate(getattr(saved, tower).blocks)
+    ]
+
+
+def masses(reference, saved, tower, slots, queries):
+    """Of every sample: attention on prompts by layer and head, mean over queries."""
+    layers = prompt_parts(reference, saved, tower, slots)
+    return [np.array([own["mass"][i][:, rows].mean(-1) for own in layers]) for i, rows in enumerate(queries)]
+
+
+def jackknife(reference, saved, tower, slots, queries, bias):
+    """The statistics without each sample, `[n, L]`, computed anew from all that is left."""
+    found = {name: [] for name in ("constancy", "bias_likeness", "bias_cosine/bias")}
+    layers = prompt_parts(reference, saved, tower, slots)
+    for left_out in range(len(queries)):
+        rows = {name: [] for name in found}
+        for layer, own in enumerate(layers):
+            kept = [i for i in range(len(queries)) if i != left_out]
+            one = sections.constancy(
+                [dict(zip(queries[i].tolist(), own["prompt"][i][queries[i]], strict=True)) for i in kept]
+            )
+            rows["constancy"].append(float(one["constancy"]))
+            rows["bias_likeness"].append(float(one["bias_likeness"]))
+            lengths = np.linalg.norm(one["vector"]) * np.linalg.norm(bias[layer])
+            rows["bias_cosine/bias"].append(one["vector"] @ bias[layer] / lengths)
+        for name, values in rows.items():
+            found[name].append(values)
+    return {name: np.array(values) for name, values in found.items()}
+
+
+def error_without(values):
+    n = len(values)
+    return np.sqrt((n - 1) / n * ((values - values.mean(0)) ** 2).sum(0))
 
 
 def steps(found, name, expected, tolerance=2e-5):

@@ -170,6 +170,9 @@ class _Builder:
                 limit = np.log(1 + self.patches)
                 self.average(f"{path}/entropy", limit * (0.4 + 0.55 * depth * noise))
                 self.average(f"{path}/cls_entropy", limit * (0.3 + 0.6 * depth * noise))
+                for quantity in ("distance", "entropy", "cls_entropy"):
+                    mean = self.arrays[f"{path}/{quantity}/mean"].mean()
+                    self.arrays[f"{path}/{quantity}/each"] = mean * self.draw.normal(1, 0.1, self.images)
             self.scalars["vision_attention"][model["key"]] = {"count": self.images}
 
     def pictures(self, count):
@@ -217,6 +220,7 @@ class _Builder:
             path = f"decomposition/ivlp/{tower}"
             mass = self.draw.beta(2, 12, (self.layers, self.heads))
             self.average(f"{path}/prompt_mass", mass)
+            self.arrays[f"{path}/prompt_mass/each"] = mass.mean() * self.draw.normal(1, 0.1, self.images)
             self.average(f"{path}/readout_mass", np.clip(mass * 1.4, 0, 1))
             by_query = mass[..., None] * self.draw.uniform(0.7, 1.3, (self.layers, self.heads, width))
             self.average(f"{path}/mass_by_query", by_query)
@@ -225,8 +229,12 @@ class _Builder:
             self.arrays[f"{path}/constancy"] = constancy
             self.arrays[f"{path}/bias_likeness"] = constancy * 0.85
             self.arrays[f"{path}/bias_cosine/bias"] = self.draw.uniform(-0.1, 0.5, self.layers)
+            quantities = ("constancy", "bias_likeness", "bias_cosine/bias")
+            errors = {name: self.draw.uniform(0.01, 0.05, self.layers) for name in quantities}
+            self.arrays |= {f"{path}/error/{name}": value for name, value in errors.items()}
             depth = self.models[1][f"{tower}_depth"]
             towers[tower] = {"count": self.images if tower == "vision" else self.classes, "depth": depth}
+            towers[tower]["error"] = {name: float(value.mean()) for name, value in errors.items()}
 
     def factorial(self):
         """Every mixture's outcomes; each effect has a size of its own in each tower, and the two outcomes differ."""

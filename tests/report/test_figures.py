@@ -206,10 +206,15 @@ def test_decomposition_has_a_row_per_tower_and_names_the_bias_it_compares_with(s
         expected = study.average(f"{path}/mass_by_query").mean.mean(1)
         np.testing.assert_array_equal(by_query.images[0].get_array(), expected)
         np.testing.assert_array_equal(y_values(size, style.TUNED)[0], study.average(f"{path}/norm_ratio").mean)
-        expected = [study.array(f"{path}/{name}") for name in ("constancy", "bias_likeness")]
-        np.testing.assert_array_equal([v for v in y_values(constancy, style.TUNED) if len(v) == 3], expected)
-        expected = study.array(f"{path}/bias_cosine/bias")
-        np.testing.assert_array_equal(y_values(cosines, style.TUNED)[0], expected)
+        for axes, names in ((constancy, ("constancy", "bias_likeness")), (cosines, ("bias_cosine/bias",))):
+            drawn_lines = [values for values in y_values(axes, style.TUNED) if len(values) == 3]
+            expected = []
+            for name in names:  # the line, then the lower and upper ends of its bars
+                values, error = study.array(f"{path}/{name}"), study.array(f"{path}/error/{name}")
+                expected += [values, values - error, values + error]
+                rows = numbers(drawing, tower=tower, quantity=name)
+                np.testing.assert_array_equal([row["standard_error"] for row in rows], error)
+            np.testing.assert_allclose(drawn_lines, expected, rtol=1e-6)
     shaded = [[(patch.get_x(), patch.get_width()) for patch in row[3].patches] for row in panels]
     assert shaded == [[(2.5, 1.0)], []]  # vision prompts reach the second of three layers, text prompts the last
     mass = study.average("decomposition/ivlp/text/prompt_mass")
