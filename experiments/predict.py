@@ -74,6 +74,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
                     overlay = Overlay(
                         title=f"{printable(task.class_names[best[0]])} {100 * probabilities[i, best[0]]:.0f} %",
                         vision=maps[0][i],
+                        patches=task.clip.config.vision.patches,
                         tokens=tuple(token_labels(task, int(best[0]))),
                         text=maps[1][i],
                     )

@@ -252,12 +252,12 @@ def compute_decomposition(study: Study) -> Section:
             towers["text"] = text_parts(study, model)
         for tower, totals in towers.items():
             name = f"decomposition/{model.key}/{tower}"
-            for quantity in ("prompt_mass", "readout_mass", "mass_by_query", "norm_ratio"):
+            for quantity in ("prompt_mass", "readout_mass", "mass_by_query", "norm_share"):
                 arrays |= totals[quantity].arrays(f"{name}/{quantity}")
             arrays[f"{name}/prompt_mass/each"] = totals["prompt_mass/each"].values
             bias = learned_biases(study, tower)
             found, without = constancy(totals, bias), _left_out(study, model, tower, totals, bias)
-            about: dict[str, Any] = {"count": totals["norm_ratio"].samples, "depth": model.depths[tower == "text"]}
+            about: dict[str, Any] = {"count": totals["norm_share"].samples, "depth": model.depths[tower == "text"]}
             for quantity in ("constancy", "bias_likeness"):
                 arrays[f"{name}/{quantity}"] = found[quantity]
                 about[quantity] = by_depth(found[quantity], about["depth"])

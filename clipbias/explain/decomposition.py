@@ -41,15 +41,17 @@ def observe_parts(roles: Roles, readout: jax.Array, mask: jax.Array | None = Non
 
     Returns:
       An observer of a dictionary, per sample: `prompt_mass [B, H]` over queries, `readout_mass [B, H]`, `mass_by_query
-      [B, H, N]`, `norm_ratio [B]`; and averaged over samples, as `Moments`: `part`, the prompt part per token after the
-      output projection `[N, D]`; `total [D]`, its sum over a sample's queries; `tokens`, the number of these.
+      [B, H, N]`, `norm_share [B]`, the prompt part's norm over the sum of both norms; and averaged over samples, as
+      `Moments`: `part`, the prompt part per token after the output projection `[N, D]`; `total [D]`, its sum over a
+      sample's queries; `tokens`, the number of these.
     """
 
     def observe(view: LayerView) -> dict[str, Any]:
         input_part, prompt_part, mass = parts(view, roles)
         projected = view.project(prompt_part).astype(jnp.float32)
         norms = jnp.linalg.norm(projected, axis=-1)
-        ratio = norms / jnp.maximum(jnp.linalg.norm(view.project(input_part).astype(jnp.float32), axis=-1), 1e-12)
+        both = norms + jnp.linalg.norm(view.project(input_part).astype(jnp.float32), axis=-1)
+        share = norms / jnp.maximum(both, jnp.finfo(jnp.float32).tiny)
         batch, length = view.tokens.shape[:2]
         counted = jnp.broadcast_to(roles.queries, (batch, length))
         if mask is not None:
@@ -58,7 +60,7 @@ def observe_parts(roles: Roles, readout: jax.Array, mask: jax.Array | None = Non
             "prompt_mass": mass.mean(-1, where=roles.queries[..., None, :]),
             "readout_mass": jnp.take_along_axis(mass, readout[:, None, None], axis=2)[..., 0],
             "mass_by_query": mass,
-            "norm_ratio": ratio.mean(-1, where=roles.queries),
+            "norm_share": share.mean(-1, where=roles.queries),
             "part": Moments.of(projected, counted),
             "total": Moments.of(jnp.where(counted[..., None], projected, 0).sum(1), mask),
             "tokens": Moments.of(counted.sum(-1), mask),

@@ -56,7 +56,7 @@ decomposition — Eq. 12, Fig. 1; for models with prompts in that tower; samples
     decomposition/{tuned}/{tower}/readout_mass/mean [L, H]           the same for the `[cls]` or EOS query
     decomposition/{tuned}/{tower}/prompt_mass/each [n]               mean over layers and heads, of every sample
     decomposition/{tuned}/{tower}/mass_by_query/mean [L, H, N]
-    decomposition/{tuned}/{tower}/norm_ratio/mean [L]                norm of the prompt part over that of the input part
+    decomposition/{tuned}/{tower}/norm_share/mean [L]                norm of the prompt part over the sum of both norms
     decomposition/{tuned}/{tower}/constancy [L]                      share of the prompt part's mean square that its
                                                                      average over samples, token by token, explains,
                                                                      corrected for chance: it may fall below 0

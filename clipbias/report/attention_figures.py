@@ -51,7 +51,7 @@ def text_attention_figure(study: StudyResults) -> CaptionedFigure | None:
         f" {added} over the tokens of a kind, then averaged over"
         f" {counted(study.largest_count('text_attention', shown), 'class')}. Each box shows the heads of one layer:"
         " median, quartiles, and whiskers to 1.5 times the quartile distance; each dot is one head. Original CLIP in"
-        " blue, tuned models in red. Prompts are learned tokens, words those of a text that stay frozen:"
+        " blue, tuned models in orange. Prompts are learned tokens, words those of a text that stay frozen:"
         f" {'; '.join(texts)}."
     )
     if ways == {"sum"}:
@@ -94,6 +94,7 @@ def vision_attention_figure(study: StudyResults) -> CaptionedFigure | None:
             axes.set_title(f"{label_of(model)}\n{VARIANT_NAMES[variant]}")
         for axes in grid[-1]:
             axes.set_xlabel("layer")
+        figure.legend(handles=_legend(), loc="outside lower center", ncols=5, fontsize=7)
     images = study.largest_count("vision_attention", [model for model, _ in shown])
     size = study.scalars["clip"]["image_size"]
     caption = (
@@ -115,6 +116,19 @@ def vision_attention_figure(study: StudyResults) -> CaptionedFigure | None:
 
 def _heads(study: StudyResults, model: Mapping[str, Any], variant: str, quantity: str) -> Average | None:
     return study.average(f"vision_attention/{model['key']}/{variant}/{quantity}")
+
+
+def _legend() -> list[Any]:
+    from matplotlib.lines import Line2D
+
+    looks: dict[str, dict[str, Any]] = {
+        "a head": {"color": style.GREY, "marker": "o", "linestyle": "", "markersize": 3},
+        "zero-shot, mean over heads": {"color": style.ZERO_SHOT},
+        "tuned, mean over heads": {"color": style.TUNED},
+        "zero-shot's, repeated": {"color": style.ZERO_SHOT, "linestyle": style.DASHED},
+        "uniform attention": {"color": style.GREY, "linestyle": ":"},
+    }
+    return [Line2D([], [], label=label, **look) for label, look in looks.items()]
 
 
 def _boxes(axes: "Axes", shares: np.ndarray, colour: str) -> None:

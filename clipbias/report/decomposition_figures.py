@@ -38,13 +38,14 @@ def decomposition_figure(study: StudyResults) -> CaptionedFigure | None:
             line[0].set_ylabel(f"{label_of(model)}, {tower}")
             _mass(line[0], study.average(f"{path}/prompt_mass"), study.average(f"{path}/readout_mass"))
             _by_query(line[1], study.average(f"{path}/mass_by_query"))
-            _size(line[2], study.average(f"{path}/norm_ratio"))
+            _size(line[2], study.average(f"{path}/norm_share"))
             _constancy(line[3], study, path, model[f"{tower}_depth"])
             _cosines(line[4], study, path)
         for axes, title in zip(grid[0], _TITLES, strict=True):
             axes.set_title(title, loc="left", fontsize=8)
         for axes in (grid[-1][0], *grid[-1][2:]):
             axes.set_xlabel("layer")
+        figure.legend(handles=_legend(), loc="outside lower center", ncols=3, fontsize=7)
     counts = "; ".join(
         f"{label_of(model)}, {tower}: {counted(study.count('decomposition', model['key'], tower), thing)}"
         for model, tower in shown
@@ -55,7 +56,7 @@ def decomposition_figure(study: StudyResults) -> CaptionedFigure | None:
         f" {counts}. (a) Attention mass m on the prompts; the input part is 1 − m times attention renormalised over the"
         " inputs, so the paper's ½ (dotted) would be m = 0.5. Dots are heads, mean over input queries; the line is"
         " their mean, the dashed line the mass of the [cls] or EOS query. (b) The same by query, mean over heads. (c)"
-        " Norm of the prompt part over norm of the input part, on a log scale; they are equal at the dotted line. (d)"
+        " Norm of the prompt part over the sum of both parts' norms; they are equal at the dotted line. (d)"
         " Share of the prompt part's mean square that its average over samples explains, token by token, and (dashed)"
         " that one vector for all tokens explains, both corrected for what chance adds: a bias would be at 1. Layers"
         " beyond the prompts' depth, where slots hold what the layers before made of them, are shaded. (e) Cosine"
@@ -66,6 +67,19 @@ def decomposition_figure(study: StudyResults) -> CaptionedFigure | None:
     rows = tuple((model["key"], tower, *row) for model, tower in shown for row in _numbers(study, _path(model, tower)))
     title = "What prompts do to attention"
     return CaptionedFigure("fig1_decomposition", title, caption, figure, columns, rows)
+
+
+def _legend() -> list[Any]:
+    from matplotlib.lines import Line2D
+
+    look = {"color": style.TUNED, "markersize": 3}
+    return [
+        Line2D([], [], marker="o", linestyle="", alpha=0.6, label="a: a head", **look),
+        Line2D([], [], label="a: mean over heads and queries; d: token by token", **look),
+        Line2D(
+            [], [], linestyle=style.DASHED, label="a: the query that is read out; d: one vector for all tokens", **look
+        ),
+    ]
 
 
 def _path(model: Mapping[str, Any], tower: str) -> str:
@@ -103,25 +117,14 @@ def _by_query(axes: "Axes", mass: Average | None) -> None:
     bar.outline.set_linewidth(0.4)
 
 
-def _size(axes: "Axes", ratio: Average | None) -> None:
-    """Norm over norm, on a log axis: where a head looks at prompts only, the input part is nearly nothing."""
-    if ratio is None:
+def _size(axes: "Axes", share: Average | None) -> None:
+    """A share, not a ratio: where a head looks at prompts only the input part is nearly nothing, and ratios explode."""
+    if share is None:
         axes.set_axis_off()
         return
-    from matplotlib.ticker import NullLocator
-
-    shown = ratio.mean > 0
-    if shown.any():  # a ratio of 0 has no place on a log axis and leaves a gap
-        mean = np.where(shown, ratio.mean, np.nan)
-        # An error as large as its mean reaches down to 0, which a log axis cannot show either.
-        below = np.minimum(np.nan_to_num(ratio.standard_error), 0.9 * np.nan_to_num(mean))
-        style.layer_line(axes, mean, error=np.stack([below, np.nan_to_num(ratio.standard_error)]), **_SMALL)
-        low, high = np.nanmin(mean), np.nanmax(mean)
-        axes.set_ylim(min(low / 2, 0.1), max(high * 2, 1.5))
-        style.log_scale(axes, nonpositive="mask")
-        if high > 100 * low:
-            axes.yaxis.set_minor_locator(NullLocator())  # nine ticks per decade would run together
-    axes.axhline(1, color=style.GREY, linewidth=0.8, linestyle=":")
+    style.layer_line(axes, share.mean, error=share.standard_error, **_SMALL)
+    axes.axhline(0.5, color=style.GREY, linewidth=0.8, linestyle=":")
+    axes.set_ylim(0, 1.03)
 
 
 def _constancy(axes: "Axes", study: StudyResults, path: str, depth: int) -> None:
@@ -158,7 +161,7 @@ def _cosines(axes: "Axes", study: StudyResults, path: str) -> None:
 def _numbers(study: StudyResults, path: str) -> list[tuple[Any, ...]]:
     """Rows of quantity, layer, head, query, mean and standard error; empty where a quantity has no such place."""
     rows: list[tuple[Any, ...]] = []
-    for quantity in ("prompt_mass", "readout_mass", "norm_ratio"):
+    for quantity in ("prompt_mass", "readout_mass", "norm_share"):
         average = study.average(f"{path}/{quantity}")
         for layer, *head, mean, error in average.rows() if average is not None else ():
             rows.append((quantity, layer, *(head or [""]), "", mean, error))

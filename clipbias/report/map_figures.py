@@ -127,7 +127,7 @@ def examples_figure(study: StudyResults) -> CaptionedFigure | None:
             below[0].set_axis_off()
             for axes, words, model in zip(above[1:], below[1:], models, strict=True):
                 overlay = _overlay(study, model, picture, classes, int(labels[picture]))
-                draw_overlay(axes, image, overlay, patches=study.patches)
+                draw_overlay(axes, image, overlay)
                 draw_text(words, overlay)
                 rows += _example_rows(study, model, picture, names, overlay)
     caption = (
@@ -149,6 +149,7 @@ def _overlay(study: StudyResults, model: Mapping[str, Any], picture: int, classe
     return Overlay(
         f"{label_of(model)} {mark}\n{printable(classes[predicted])}, {100 * probability:.0f} %",
         study.present(f"examples/{key}/vision")[picture],
+        study.patches,
         tuple(study.section("examples", key)["tokens"][picture]),
         study.present(f"examples/{key}/text")[picture],
     )

@@ -25,12 +25,14 @@ class Overlay:
     Attributes:
       title: for example the model's name, or the class with its probability.
       vision: relevancy of the M patches, row by row, then of the V prompts, [M + V].
+      patches: M.
       tokens: the text's tokens as words, from SOS up to but without EOS.
       text: relevancy of the tokens, [N]; only the first `len(tokens)` count. None for no text.
     """
 
     title: str
     vision: np.ndarray
+    patches: int
     tokens: tuple[str, ...] = ()
     text: np.ndarray | None = None
 
@@ -44,7 +46,7 @@ def overlay_figure(image: np.ndarray, overlays: Sequence[Overlay], *, title: str
       title: above the picture.
 
     Raises:
-      ClipbiasError: a row of patch relevancies does not fill a square grid even without prompts.
+      ClipbiasError: the patches do not fill a square grid.
     """
     columns = 1 + len(overlays)
     with style.styled():
@@ -64,19 +66,18 @@ def save_overlay(path: Path, image: np.ndarray, overlays: Sequence[Overlay], *, 
     style.save_png(overlay_figure(image, overlays, title=title), path, dpi=160)
 
 
-def heat_map(vision: np.ndarray, image_size: int, *, patches: int | None = None) -> np.ndarray:
+def heat_map(vision: np.ndarray, image_size: int, patches: int) -> np.ndarray:
     """The patches' relevancy at image size, [R, R], bilinear with half-pixel centres, scaled to 0 … 1.
 
     Args:
       vision: relevancy of patches and prompts, [M + V].
       image_size: R.
-      patches: M; without it the largest square that fits the row.
+      patches: M.
     """
-    count = patches or int(np.sqrt(len(vision))) ** 2
-    side = round(count**0.5)
-    if side * side != count or count > len(vision):
-        raise ClipbiasError(f"{count} patches of a row of {len(vision)} relevancies do not fill a square grid.")
-    values = np.asarray(vision[:count], np.float32).reshape(side, side)
+    side = round(patches**0.5)
+    if side * side != patches or patches > len(vision):
+        raise ClipbiasError(f"{patches} patches of a row of {len(vision)} relevancies do not fill a square grid.")
+    values = np.asarray(vision[:patches], np.float32).reshape(side, side)
     values = upsample(values, image_size)
     span = values.max() - values.min()
     return (values - values.min()) / span if span > 0 else np.zeros_like(values)
@@ -110,14 +111,13 @@ def show_heat(axes: "Axes", image: np.ndarray, values: np.ndarray) -> None:
     axes.imshow(values, cmap=HEAT, alpha=0.25 + 0.5 * np.asarray(values, float), vmin=0, vmax=1)
 
 
-def draw_overlay(axes: "Axes", image: np.ndarray, overlay: Overlay, *, patches: int | None = None) -> None:
+def draw_overlay(axes: "Axes", image: np.ndarray, overlay: Overlay) -> None:
     """The heat map over a grey picture; beside it, where there are prompts, a bar with their share of relevancy."""
-    count = patches or int(np.sqrt(len(overlay.vision))) ** 2
-    show_heat(axes, image, heat_map(overlay.vision, len(image), patches=count))
+    show_heat(axes, image, heat_map(overlay.vision, len(image), overlay.patches))
     axes.set_axis_off()
     axes.set_title(printable(overlay.title, keep="\n"), fontsize=8)
-    if len(overlay.vision) > count:
-        _share_bar(axes, prompt_share(overlay.vision, count))
+    if len(overlay.vision) > overlay.patches:
+        _share_bar(axes, prompt_share(overlay.vision, overlay.patches))
 
 
 def _share_bar(axes: "Axes", share: float) -> None:

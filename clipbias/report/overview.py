@@ -161,7 +161,7 @@ def _panels(
     number, thing = {"text": ("2", "text tokens"), "vision": ("3", "patches and vision prompts")}[part]
     texts = [zero_shot_text(study, [model]) for study in shown for model in [_model(study, key)] if model]
     caption = (
-        f"{label} in red against zero-shot in blue, one panel per dataset, by token index: mean relevancy for the"
+        f"{label} in orange against zero-shot in blue, one panel per dataset, by token index: mean relevancy for the"
         " true class over the n test images that zero-shot gets wrong and the tuned model right; bands give one"
         f" standard error. {' '.join(dict.fromkeys(texts))}"
     )

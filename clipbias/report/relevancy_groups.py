@@ -43,8 +43,8 @@ def relevancy_groups_figure(study: StudyResults) -> CaptionedFigure | None:
         for model in shown
     )
     caption = (
-        "Relevancy for the true class's logit by kind of token, zero-shot in blue and the tuned model in red, mean and"
-        " one standard error over three groups of images: corrected, which zero-shot gets wrong and the tuned model"
+        "Relevancy for the true class's logit by kind of token, zero-shot in blue and the tuned model in orange, mean"
+        " and one standard error over three groups of images: corrected, which zero-shot gets wrong and the tuned model"
         " right, and so are selected by the decision having flipped; both right, the control, which both models get"
         f" right; and all ({counts}). Right: between both models' relevancy of the patches, the rank correlation (1"
         " where the order is the same) and the total variation (0 where nothing has moved)."

@@ -81,6 +81,7 @@ def write_report(results_folder: str | os.PathLike, output_folder: str | os.Path
             reason = f"it was not asked for; --config.figures={section} has it"
         if not made:
             missing.append(f"{section.replace('_', ' ').capitalize()}: {reason}.")
+    missing += _models_without(study)
     if missing:
         sections.append(pages.Section("What is not here", "missing", remarks=list(dict.fromkeys(missing))))
     sections.append(pages.Section("How it was made", "config", code=_config(study)))
@@ -95,6 +96,17 @@ def write_report(results_folder: str | os.PathLike, output_folder: str | os.Path
         conclusions=[(label, sentence) for label, sentence in conclusions if sentence],
         sections=sections,
     )
+
+
+def _models_without(study: StudyResults) -> list[str]:
+    """Why a section has not all models; the verdict's own sections tell that themselves."""
+    told = ("factorial", "amounts", "verdict")
+    return [
+        f"{section.replace('_', ' ').capitalize()}, {label_of(model)}: {reason}"
+        for section in study.scalars["figures"]
+        for model in study.models
+        if section not in told and (reason := study.section(section, model["key"]).get("missing"))
+    ]
 
 
 def _models(study: StudyResults) -> Table:

@@ -29,7 +29,7 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE, GREY = PALETTE.values()
 DARKER = {YELLOW: "#7A7000"}  # for letters, which the colour itself leaves too pale on white
 COLOURS = (BLUE, RED, GREEN, ORANGE, PURPLE, SKY, BLACK, GREY)  # for things without an order
 
-ZERO_SHOT, TUNED = BLUE, RED  # as in the paper: the original model blue, the tuned one red
+ZERO_SHOT, TUNED = BLUE, RED  # as in the paper: the original model blue, the tuned one red, which looks orange here
 
 LINES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 SOLID, DASHED, DOTTED, DASH_DOTTED = LINES

@@ -218,7 +218,7 @@ def test_decomposition(decomposed, reference, tower):
         slots, queries, rows = slice(1, 3), [np.arange(3, end + 1) for end in ends], ends
     expected = sections.decomposition(reference.clip, chosen, tower, slots, queries, rows)
     path = f"decomposition/ivlp/{tower}"
-    for quantity in ("prompt_mass", "readout_mass", "norm_ratio"):
+    for quantity in ("prompt_mass", "readout_mass", "norm_share"):
         close(arrays[f"{path}/{quantity}/mean"], expected[quantity])
     shown = None if ends is None else min(ends) + 1  # what stands after a text's end is padding
     by_query = arrays[f"{path}/mass_by_query/mean"]

@@ -77,7 +77,7 @@ def test_an_interrupted_section_continues_to_the_same_numbers(clip, tmp_path):
     for name, moments in whole.items():
         np.testing.assert_array_equal(found[name].mean, moments.mean)
         np.testing.assert_array_equal(found[name].squares, moments.squares)
-    assert found["norm_ratio"].samples == COUNT
+    assert found["norm_share"].samples == COUNT
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])

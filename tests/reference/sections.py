@@ -125,7 +125,9 @@ def decomposition(
             "prompt_mass": np.mean([own["mass"][i][:, queries[i]].mean(-1) for i in samples], 0),
             "readout_mass": np.mean([own["mass"][i][:, rows[i]] for i in samples], 0),
             "mass_by_query": own["mass"].mean(0),
-            "norm_ratio": np.mean([(lengths["prompt"] / lengths["input"])[i][queries[i]].mean() for i in samples]),
+            "norm_share": np.mean(
+                [(lengths["prompt"] / (lengths["prompt"] + lengths["input"]))[i][queries[i]].mean() for i in samples]
+            ),
             **constancy([dict(zip(queries[i].tolist(), own["prompt"][i][queries[i]], strict=True)) for i in samples]),
         }
         for name, value in values.items():

@@ -224,7 +224,7 @@ class _Builder:
             self.average(f"{path}/readout_mass", np.clip(mass * 1.4, 0, 1))
             by_query = mass[..., None] * self.draw.uniform(0.7, 1.3, (self.layers, self.heads, width))
             self.average(f"{path}/mass_by_query", by_query)
-            self.average(f"{path}/norm_ratio", self.draw.uniform(0.05, 0.4, self.layers))
+            self.average(f"{path}/norm_share", self.draw.uniform(0.05, 0.4, self.layers))
             constancy = self.draw.uniform(0.75, 0.99, self.layers)
             self.arrays[f"{path}/constancy"] = constancy
             self.arrays[f"{path}/bias_likeness"] = constancy * 0.85

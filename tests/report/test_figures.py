@@ -205,7 +205,7 @@ def test_decomposition_has_a_row_per_tower_and_names_the_bias_it_compares_with(s
         np.testing.assert_allclose(lines[-2:], [mean.mean(1), expected], rtol=1e-6)
         expected = study.average(f"{path}/mass_by_query").mean.mean(1)
         np.testing.assert_array_equal(by_query.images[0].get_array(), expected)
-        np.testing.assert_array_equal(y_values(size, style.TUNED)[0], study.average(f"{path}/norm_ratio").mean)
+        np.testing.assert_array_equal(y_values(size, style.TUNED)[0], study.average(f"{path}/norm_share").mean)
         for axes, names in ((constancy, ("constancy", "bias_likeness")), (cosines, ("bias_cosine/bias",))):
             drawn_lines = [values for values in y_values(axes, style.TUNED) if len(values) == 3]
             expected = []
@@ -222,22 +222,12 @@ def test_decomposition_has_a_row_per_tower_and_names_the_bias_it_compares_with(s
     assert (row["mean"], row["standard_error"]) == (mass.mean[2, 1], mass.standard_error[2, 1])
 
 
-def test_decomposition_shows_a_ratio_without_bounds_on_a_log_axis():
-    """Where a head looks at prompts only, the input part is nearly nothing; where a layer has no prompts, theirs is."""
-    results = synthetic_results()
-    path = "decomposition/ivlp/text/norm_ratio"
-    results.arrays[f"{path}/mean"] = np.array([3e11, 0, 0.2], np.float32)
-    results.arrays[f"{path}/standard_error"] = np.array([5e11, 0, np.nan], np.float32)
-    drawing = decomposition_figure(StudyResults(results))
-    size = np.reshape([axes for axes in drawing.figure.axes if axes.get_label() != "<colorbar>"], (2, 5))[1, 2]
-    assert size.get_yscale() == "log"
-    low, high = size.get_ylim()
-    assert 0 < low < 0.2 and high > 3e11
-    np.testing.assert_allclose(y_values(size, style.TUNED)[0], [3e11, np.nan, 0.2], rtol=1e-6)
-    assert min(y for line in size.collections[0].get_segments() for _, y in line if np.isfinite(y)) > 0
-    rows = numbers(drawing, tower="text", quantity="norm_ratio")
-    np.testing.assert_array_equal([row["mean"] for row in rows], results.arrays[f"{path}/mean"])
-    assert style.png_bytes(drawing.figure, dpi=30)[:4] == b"\x89PNG"
+def test_the_size_of_what_prompts_add_is_a_share_of_both_parts(study, drawn):
+    """A ratio would have no bound: where a head looks at prompts only, the input part is nearly nothing."""
+    (drawing,) = drawn(decomposition_figure)
+    panels = np.reshape([axes for axes in drawing.figure.axes if axes.get_label() != "<colorbar>"], (2, 5))
+    assert [axes.get_ylim() for axes in panels[:, 2]] == [(0, 1.03)] * 2
+    assert [axes.get_yscale() for axes in panels[:, 2]] == ["linear"] * 2
 
 
 def test_similarity_draws_three_rows_per_picture_and_the_correlation(study, drawn):

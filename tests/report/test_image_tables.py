@@ -46,7 +46,7 @@ def test_classes(results, tables):
             mean = sum(steps) / len(steps)
             error = (sum((x - mean) ** 2 for x in steps) / (len(steps) - 1) / len(steps)) ** 0.5
             assert (cell.text, cell.spread) == (f"{100 * mean:+.1f}", f"± {100 * error:.1f}")
-            assert cell.note == f"{steps.count(1)} right, {steps.count(-1)} wrong"
+            assert cell.note == f"{steps.count(1)}, {steps.count(-1)}"
     totals = [sum(float(cell.text) for cell in row[4:]) for row in tables[0].rows]
     assert len(totals) == 4 and totals == sorted(totals)
 

@@ -21,19 +21,19 @@ def test_upsampling_is_bilinear_with_half_pixel_centres():
 def test_heat_map_peaks_where_the_relevancy_lies_and_ignores_prompts():
     vision = np.zeros(9 + 2)
     vision[5], vision[9:] = 1.0, 7.0
-    heat = heat_map(vision, 12)
+    heat = heat_map(vision, 12, 9)
     assert heat.min() == 0 and heat.max() == 1
     rows, columns = np.nonzero(heat == heat.max())
     assert {*rows} <= {5, 6} and {*columns} <= {9, 10, 11}
 
 
 def test_a_flat_map_is_cold():
-    assert not heat_map(np.ones(4), 8).any()
+    assert not heat_map(np.ones(4), 8, 4).any()
 
 
 def test_rows_that_fill_no_square_are_refused():
     with pytest.raises(ClipbiasError, match="7 patches of a row of 7"):
-        heat_map(np.ones(7), 8, patches=7)
+        heat_map(np.ones(7), 8, 7)
 
 
 def test_prompt_share():
@@ -46,6 +46,7 @@ def overlay(**changes):
     facts = {
         "title": "IVLP",
         "vision": vision,
+        "patches": 9,
         "tokens": ("SOS", "prompt 1", "cat", "."),
         "text": np.array([9, 1, 3, 0, 0]),
     }
@@ -71,6 +72,14 @@ def test_words_are_darker_the_more_relevant_and_sos_does_not_set_the_scale():
 def test_without_prompts_or_text_there_is_neither_bar_nor_words():
     figure = overlay_figure(IMAGE, [overlay(vision=np.ones(9), tokens=(), text=None)])
     assert not figure.axes[1].child_axes and not figure.axes[3].texts
+
+
+def test_so_many_prompts_that_the_row_would_fill_a_larger_square():
+    """Nine patches and seven prompts are sixteen tokens, which are no grid of four by four."""
+    vision = np.append(np.linspace(0, 1, 9), np.full(7, 5.0))
+    above = overlay_figure(IMAGE, [overlay(vision=vision)]).axes[1]
+    np.testing.assert_array_equal(above.images[1].get_array(), heat_map(vision[:9], 12, 9))
+    assert above.child_axes[0].get_xlabel() == f"prompts\n{100 * 35 / 39.5:.0f} %"
 
 
 def test_long_texts_go_on_in_a_second_line():

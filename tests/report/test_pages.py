@@ -1,13 +1,14 @@
 """The report as a reader opens it: one file, everything in it, nothing unescaped."""
 
 import base64
+import colorsys
 import re
 
 import pytest
 
 from clipbias.errors import ClipbiasError
 from clipbias.explain.results import save_results
-from clipbias.report import pages, write_overview, write_report
+from clipbias.report import pages, style, write_overview, write_report
 from clipbias.report.faithfulness_figures import faithfulness_figure
 from clipbias.report.study_page import value_and_interval
 from clipbias.report.study_results import StudyResults
@@ -96,9 +97,13 @@ def test_verdict_models_and_config_are_told(written, drawn):
 
 def test_conclusions_come_first_and_what_is_missing_says_why(written, drawn):
     results = only("verdict", "factorial")
-    results.scalars["figures"] = ["factorial", "verdict", "similarity"]
+    results.scalars["figures"] = ["relevancy", "factorial", "verdict", "similarity"]
     results.scalars["verdict"]["bias"] |= {"missing": "It has no second run.", "effects": None, "kept": {}}
+    results.scalars["verdict"]["ivlp"]["conclusion"] = "This favours (c): both carry much of the gain."
+    results.scalars["relevancy"] = {"bias": {"missing": "No map follows its logit."}}
     _, page = written(results)
+    assert page.text.index("(c)") == page.text.index("(c) both")  # no letter before what it stands for
+    assert "Relevancy, Bias tuning: No map follows its logit." in page.text
     conclusion = results.scalars["verdict"]["ivlp"]["conclusion"]
     assert 0 < page.text.index(conclusion) < page.text.index("What carries the gain")
     assert "Bias tuning: It has no second run." in page.text
@@ -177,6 +182,11 @@ def test_a_value_and_its_interval(value, ends, unit, text):
 
 def test_every_figure_is_drawn(written, drawn):
     _, page = written(synthetic_results(layers=1, heads=1, pictures=1))
+    for figure in drawn.values():  # a page writes a full stop behind a title
+        assert figure.title[-1].isalnum() and not re.search(r"[?!.][.]", figure.caption)
+        named = set(re.findall(r"\b(red|orange|yellow|green|blue|purple)\b", figure.caption))
+        assert named <= {look(style.ZERO_SHOT), look(style.TUNED), look(style.PURPLE)}
+    assert "orange" in drawn["fig4_text_attention"].caption and "orange" in drawn["relevancy_groups"].caption
     assert [name for name in page.identifiers if name in drawn] == list(drawn)
     assert list(drawn) == [
         *("verdict_effects", "verdict_kept", "fig1_decomposition", "fig2_text_relevancy", "fig3_vision_relevancy"),
@@ -184,6 +194,14 @@ def test_every_figure_is_drawn(written, drawn):
         *("fig4_text_attention", "fig5_vision_attention", "fig6_similarity_ivlp", "fig6_rank_correlation"),
         *("faithfulness", "examples"),
     ]
+
+
+def look(colour):
+    """What a reader calls a colour, by its hue."""
+    red, green, blue = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    hue = 360 * colorsys.rgb_to_hsv(red, green, blue)[0]
+    ends = {15: "red", 45: "orange", 70: "yellow", 165: "green", 260: "blue", 335: "purple", 361: "red"}
+    return next(name for end, name in ends.items() if hue < end)
 
 
 def folders(tmp_path, *datasets, names=("verdict",)):
