@@ -232,7 +232,7 @@ def text_parts(study: Study, model: Model) -> dict[str, Moments]:
     """Eq. 12 in the text tower, with classes for samples."""
     roles = text_roles(model.task)
     seen = _observe_text(study, model, observe_parts(roles, jnp.asarray(model.task.tokens.eos)))
-    classes = np.arange(seen["prompt_mass"].shape[1])
+    classes = jnp.arange(seen["prompt_mass"].shape[1])
     each = Moments.each(jnp.asarray(seen["prompt_mass"]).mean((0, 2)), classes, len(classes), classes >= 0)
     return {"prompt_mass/each": each} | {
         name: value if isinstance(value, Moments) else jax.device_get(Moments.of(jnp.moveaxis(value, 0, 1)))

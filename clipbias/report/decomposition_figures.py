@@ -72,7 +72,7 @@ def decomposition_figure(study: StudyResults) -> CaptionedFigure | None:
 def _legend() -> list[Any]:
     from matplotlib.lines import Line2D
 
-    look = {"color": style.TUNED, "markersize": 3}
+    look: dict[str, Any] = {"color": style.TUNED, "markersize": 3}
     return [
         Line2D([], [], marker="o", linestyle="", alpha=0.6, label="a: a head", **look),
         Line2D([], [], label="a: mean over heads and queries; d: token by token", **look),

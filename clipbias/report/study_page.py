@@ -144,7 +144,7 @@ def _verdict(study: StudyResults, output: Path) -> list[pages.Section]:
         pictures = [pages.save_picture(figure, output / FIGURES)] if figure else []
         tables = [table] if table else []
         sections.append(pages.Section(title, f"verdict_{identifier}", pictures, tables, remarks=reasons))
-    measured = []
+    measured: list[Table] = []
     for model in study.tuned:
         verdict = study.section("verdict", model["key"])
         sections.append(

@@ -188,6 +188,20 @@ def test_an_address_leads_back_to_a_view(opened, page, explored):
     assert opened.evaluate("Math.abs(document.getElementById('explore').getBoundingClientRect().top)") < 2
 
 
+def test_what_is_chosen_while_an_address_is_written_stays(opened):
+    """The browser tells of a new address a little later; by then the reader may have gone on."""
+    opened.evaluate(
+        "(() => { window.seen = []; addEventListener('hashchange', e => seen.push(new URL(e.newURL).hash));"
+        " const later = setTimeout, layer = document.getElementById('explore-layer');"
+        " const go = value => { layer.value = value; layer.dispatchEvent(new Event('input')); };"
+        " window.setTimeout = (write, wait) => later(() => { write(); window.setTimeout = later; go(1); }, wait);"
+        " go(2); })()"
+    )
+    opened.wait_for("seen.length === 2")
+    assert opened.evaluate("seen") == ["#explore/layer=2", "#explore/layer=1"]
+    assert view(opened)["layer"] == "1"
+
+
 def test_what_an_address_says_of_nothing_counts_for_nothing(opened, page):
     shown = view(opened)
     for wrong in (

@@ -11,6 +11,7 @@ function exploreAddress(current, apply) {
   const WAIT = 150; // milliseconds without a change before it is one that one can go back from
   const initial = current();
   let waiting = 0;
+  let written = null; // an address of which the browser has not told yet that it changed
 
   function address() {
     const changed = Object.entries(current()).filter(([name, value]) => value !== initial[name]);
@@ -21,12 +22,17 @@ function exploreAddress(current, apply) {
     clearTimeout(waiting);
     waiting = setTimeout(() => {
       const [to, from] = [address(), location.hash];
-      if (to !== from && !(to === START && from === "")) location.hash = to;
+      if (to === from || (to === START && from === "")) return;
+      location.hash = to;
+      written = location.hash;
     }, WAIT);
   }
 
   function read() {
     const here = location.hash;
+    const own = here === written;
+    written = null;
+    if (own) return true; // what was chosen since then stays
     if (here !== "" && !here.startsWith(START)) return false; // of another section
     clearTimeout(waiting);
     if (here !== address()) apply({ ...initial, ...Object.fromEntries(new URLSearchParams(here.slice(START.length))) });

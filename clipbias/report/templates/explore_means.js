@@ -55,10 +55,9 @@ function exploreMeans({ data, at, map, sum, alikeness }, ROWS, COLUMNS) {
    */
   function tokensOf(model, label) {
     const kinds = model.kinds[label];
-    const [first, last] = [kinds.indexOf("category"), kinds.lastIndexOf("category")];
+    const first = kinds.indexOf("category");
     return model.tokens[label].map((token, place) => {
-      const offset = place < first || kinds[place] === "category" ? place - first : place - last;
-      const key = kinds[place] === "sos" ? "sos" : JSON.stringify([kinds[place], token, offset, place > last]);
+      const key = kinds[place] === "sos" ? "sos" : JSON.stringify([kinds[place], token, place - first]);
       return { key, token, place };
     });
   }
@@ -85,10 +84,7 @@ function exploreMeans({ data, at, map, sum, alikeness }, ROWS, COLUMNS) {
     });
     const made = element("table", {}, element("caption", { textContent: caption }));
     made.append(element("thead", {}, head), element("tbody", {}, ...body));
-    const box = element("div", { className: "wide", tabIndex: 0, ariaLabel: caption });
-    box.setAttribute("role", "region");
-    box.append(made);
-    return box;
+    return element("div", { className: "wide" }, made);
   }
 
   /** Shares in percent under every model, and the first model's minus the second's, image by image. */
