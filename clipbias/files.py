@@ -228,6 +228,11 @@ def remove_parts(folder: str | os.PathLike) -> None:
                 path.unlink()
 
 
+def cache_folder() -> Path:
+    """Where this user's programs keep what can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clipbias"
+
+
 def reason(error: Exception) -> str:
     """What went wrong, in the system's words where it has any."""
     return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict, config_flags
 
 from clipbias import interruption
 from clipbias.errors import ClipbiasError
+from clipbias.files import cache_folder
 from clipbias.terminal import printable
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that is written.")
@@ -163,8 +164,12 @@ def quiet() -> None:
     """Silences what libraries note of their own workings, which would bury the progress; their errors stay."""
     for library in ("jax", "fontTools", "httpx", "httpx2", "matplotlib"):
         python_logging.getLogger(library).setLevel(python_logging.ERROR)
-    handler = logging.get_absl_handler()
-    handler.addFilter(lambda record: record.levelno >= python_logging.WARNING or "/orbax/" not in record.pathname)
+    # What orbax tells with a traceback it also raises, and then it is told in a sentence.
+    logging.get_absl_handler().addFilter(
+        lambda record: (
+            "/orbax/" not in record.pathname or (record.levelno >= python_logging.WARNING and not record.exc_info)
+        )
+    )
 
 
 def start() -> None:
@@ -181,7 +186,7 @@ def start() -> None:
     mesh.start_distributed()
     configured = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
     if configured is None and "CLIPBIAS_NO_CACHE" not in os.environ:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clipbias" / "xla"
+        cache = cache_folder() / "xla"
         with contextlib.suppress(OSError):
             cache.mkdir(parents=True, exist_ok=True)
         if not os.access(cache, os.W_OK | os.X_OK):  # JAX would complain anew of every program

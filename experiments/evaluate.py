@@ -8,6 +8,8 @@
 The dataset's own classes are used; an adapter that learned something per class refuses others. Beside the accuracy
 stands how well calibrated the probabilities are, as they are and at the temperature that the dataset's validation
 images ask for; and with `ood` how well they, and the logits, tell the dataset's images from those of another one.
+
+A folder keeps its evaluation: one of another adapter, of other images or with other settings wants another --workdir.
 """
 
 import json
@@ -21,24 +23,25 @@ from ml_collections import ConfigDict
 
 import clipbias
 from clipbias.errors import ClipbiasError
-from clipbias.files import write_text
+from clipbias.files import read_json, write_text
 from clipbias.training import mesh as meshes
 from clipbias.training import processes
 from clipbias.training.evaluate import evaluate
 from clipbias.training.metrics import MetricWriter
-from clipbias.training.predictions import save_predictions
-from clipbias.training.workdir import open_workdir, stable_hash
+from clipbias.training.predictions import fingerprint, save_predictions
+from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Learnables, Task
 from experiments import app
 from experiments.inputs import find_adapter, split
 
 _CONFIG = "configs/evaluate.py"
+RESULT = "result.json"
 
 
 def main(config: ConfigDict, workdir: Path) -> None:
     adapter = find_adapter(config.adapter)[0] if config.adapter else None
     mesh = meshes.make_mesh(**config.mesh)
-    with open_workdir(workdir, app.plain(config)):
+    with open_workdir(workdir, app.plain(config), keep=RESULT):
         clip = clipbias.load(config.model or (adapter.base if adapter else "demo"))
         processes.same(f"the model {clip.name}", clip.fingerprint)
         name = config.dataset or (adapter.notes.get("dataset", "") if adapter else "")
@@ -54,7 +57,11 @@ def main(config: ConfigDict, workdir: Path) -> None:
         else:
             task, learnables = adapter.bind(clip, dataset.class_names, own_methods=own, **options)
         method, images = adapter.method if adapter else "zero_shot", dataset.split(config.images)
-        processes.same(f"the images of {name}", stable_hash([*images.keys]))
+        what = fingerprint(task, learnables, method, images)
+        processes.same(f"the images of {name}", what)
+        with processes.agreed():
+            if jax.process_index() == 0:
+                keep_evaluation(workdir, what)
 
         def save(predicted: np.ndarray) -> None:
             if jax.process_index() == 0:
@@ -78,11 +85,24 @@ def main(config: ConfigDict, workdir: Path) -> None:
         if jax.process_index() == 0:
             if config.ood:
                 score["ood"] = {"dataset": config.ood, **score["ood"]}
-            result = {"method": method, "dataset": name, "images_of": config.images, **score}
-            write_text(workdir / "result.json", json.dumps(result, indent=2) + "\n")
+            result = {"method": method, "dataset": name, "images_of": config.images, "fingerprint": what, **score}
+            write_text(workdir / RESULT, json.dumps(result, indent=2) + "\n")
             app.tell(f"{method} on {name}: {score['accuracy']:.2f} % of {score['images']} {config.images} images")
             for line in told(score):
                 app.tell(line)
+
+
+def keep_evaluation(workdir: Path, fingerprint: str) -> None:
+    """Refuses a folder that holds the evaluation of an adapter, or of images, that were exchanged since."""
+    try:
+        before = read_json(workdir / RESULT, dict).get("fingerprint", fingerprint)
+    except ClipbiasError:  # none yet, or damaged
+        return
+    if before != fingerprint:
+        raise ClipbiasError(
+            f"{workdir} holds the evaluation of another adapter or of other images, under the same names; choose "
+            "another --workdir."
+        )
 
 
 def told(score: dict[str, Any]) -> list[str]:

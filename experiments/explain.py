@@ -55,7 +55,8 @@ def main(config: ConfigDict, workdir: Path) -> None:
     unknown = [figure for figure in figures if figure not in FIGURES]
     if unknown:
         raise ClipbiasError(f"unknown figure {unknown[0]!r}; choose from {', '.join(FIGURES)}, or 'all'.")
-    with open_workdir(workdir, app.plain(config)), MetricWriter(workdir) as metrics:
+    with open_workdir(workdir, app.plain(config)), contextlib.ExitStack() as opened:
+        metrics: MetricWriter | None = None
         folders: list[Path] = []
         for name in names:
             folder = workdir / name.replace("/", "_") if config.datasets else workdir
@@ -63,6 +64,8 @@ def main(config: ConfigDict, workdir: Path) -> None:
             folders.append(folder)
             shares = {f"accuracy/{model['key']}": model["accuracy"] / 100 for model in scalars["models"]}
             about = {"dataset": scalars["dataset"]["name"], "images": scalars["dataset"]["images"]}
+            # Not before: it replaces what an earlier study left.
+            metrics = metrics or opened.enter_context(MetricWriter(workdir))
             metrics.write(len(folders), {**about, **shares, "seconds": scalars["seconds"]})
             if jax.process_index() == 0:
                 app.tell(f"report: {write_report(folder, folder / 'report')}")

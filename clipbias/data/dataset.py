@@ -20,11 +20,14 @@ class Split:
       keys: A stable, readable name of each example (its relative path), unique within the split.
       labels: int32 [n], 0-based.
       read: Example index to encoded image bytes; raises `ClipbiasError` naming the file.
+      stamp: Example index to what changes when the example does, as text, and when it changed last, in seconds since
+        the epoch; `None` where nothing tells.
     """
 
     keys: tuple[str, ...]
     labels: np.ndarray
     read: Callable[[int], bytes]
+    stamp: Callable[[int], tuple[str, float]] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels", np.asarray(self.labels, dtype=np.int32).reshape(-1))
@@ -41,11 +44,12 @@ class Split:
     def subset(self, indices: Sequence[int] | np.ndarray) -> "Split":
         """The examples at `indices`, in that order."""
         chosen = np.asarray(indices, dtype=np.int64).reshape(-1)
-        read = self.read
+        read, stamp = self.read, self.stamp
         return Split(
             keys=tuple(self.keys[index] for index in chosen),
             labels=self.labels[chosen],
             read=lambda index: read(int(chosen[index])),
+            stamp=None if stamp is None else lambda index: stamp(int(chosen[index])),
         )
 
 

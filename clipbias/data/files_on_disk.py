@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from clipbias.data.contents import stamp_of
 from clipbias.data.dataset import Split, is_unicode
 from clipbias.errors import ClipbiasError
 from clipbias.files import reason, user_path
@@ -94,4 +95,4 @@ def split_of_files(
     def read(index: int) -> bytes:
         return read_image(root / keys[index], listed_in=listed_in)
 
-    return Split(keys=keys, labels=np.asarray(labels, np.int32), read=read)
+    return Split(keys, np.asarray(labels, np.int32), read, lambda index: stamp_of(root / keys[index]))

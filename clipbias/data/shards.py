@@ -115,7 +115,7 @@ def load(
     with prepared.told("the description"):
         for split_name in set(metadata["stored_as"].values()):
             records = prepared.records(split_name, "key")
-            stored[split_name] = Split(records.ids, records.labels, records.read).subset(records.order)
+            stored[split_name] = Split(records.ids, records.labels, records.read, records.stamp).subset(records.order)
         dataset = Dataset(
             check_text("the dataset's name", metadata["name"]),
             tuple(metadata["class_names"]),

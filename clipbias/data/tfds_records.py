@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import json
 import re
 import threading
@@ -14,6 +15,7 @@ from absl import logging
 from etils import epath
 
 from clipbias import files
+from clipbias.data.contents import stamp_of
 from clipbias.errors import ClipbiasError
 
 INDEX_FILE = "clipbias_index_{split}.json"
@@ -33,12 +35,14 @@ class Records:
       labels: int32 [n].
       order: The records in the order in which they were given to the builder, int64 [n]; TFDS shuffles them.
       read: Record number to encoded image bytes.
+      stamp: What changes when a file of the dataset does (`Split.stamp`).
     """
 
     ids: tuple[str, ...]
     labels: np.ndarray
     order: np.ndarray
     read: Callable[[int], bytes]
+    stamp: Callable[[int], tuple[str, float]]
 
 
 class Prepared:
@@ -126,7 +130,15 @@ class Prepared:
             with self.told(f"record {number} of {split}"):
                 return source[int(number)]["image"]
 
-        return Records(ids, np.asarray(index["labels"], np.int32), np.argsort(positions, kind="stable"), read)
+        @functools.cache
+        def stamp() -> tuple[str, float]:
+            own = INDEX_FILE.partition("{")[0]
+            found = [stamp_of(path) for path in sorted(self.folder.iterdir()) if not path.name.startswith(own)]
+            text = " ".join(text for text, _ in found)
+            return hashlib.sha256(text.encode()).hexdigest(), max(changed for _, changed in found)
+
+        labels, order = np.asarray(index["labels"], np.int32), np.argsort(positions, kind="stable")
+        return Records(ids, labels, order, read, lambda number: (f"{number} {stamp()[0]}", stamp()[1]))
 
     def _read_index(self, split: str, id_feature: str | None) -> dict:
         features = self._builder.info.features

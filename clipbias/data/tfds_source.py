@@ -11,6 +11,7 @@ from clipbias.data import benchmark, catalog, class_names
 from clipbias.data.dataset import TEMPLATE, Dataset, Split
 from clipbias.data.entry import Entry, Tfds
 from clipbias.data.folder import complete_splits
+from clipbias.data.tfds_records import Records
 from clipbias.errors import ClipbiasError
 from clipbias.files import user_path
 
@@ -91,7 +92,8 @@ def _with_own_split(name: str, entry: Entry | None, stock: Tfds, prepared: "Prep
         if own not in prepared.splits:
             continue
         records = prepared.records(own, None)
-        whole = Split(tuple(f"{own}/{number}" for number in records.ids), new_label[records.labels], records.read)
+        names = tuple(f"{own}/{number}" for number in records.ids)
+        whole = Split(names, new_label[records.labels], records.read, records.stamp)
         splits[benchmark_name] = whole.subset(np.flatnonzero(whole.labels >= 0))
     if not splits:
         raise ClipbiasError(f"{name} has the splits {', '.join(prepared.splits)}, none of which is known.")
@@ -125,7 +127,7 @@ def _with_benchmark_split(
             path = stock.path.format(
                 id=identifier.lstrip("/"), label=label_names[records.labels[number]], split=benchmark_name
             )
-            available[_fold(path, stock)] = (path, records.read, number)
+            available[_fold(path, stock)] = (path, records, number)
     listing = _listing(entry, stock, available, split_dir)
     lacking: list[str] = []
     splits: dict[str, Split] = {}
@@ -133,7 +135,7 @@ def _with_benchmark_split(
         found = [index for index, path in enumerate(paths) if _fold(path, stock) in available]
         lacking.extend(path for path in paths if _fold(path, stock) not in available)
         places = [available[_fold(paths[index], stock)] for index in found]
-        splits[split_name] = Split(tuple(paths[index] for index in found), labels[found], _from_each(places))
+        splits[split_name] = Split(tuple(paths[index] for index in found), labels[found], *_from_each(places))
     if len(lacking) > stock.may_lack:
         raise ClipbiasError(
             f"{name}: {prepared.folder} lacks {len(lacking)} images of the benchmark's split, such as {lacking[0]}; "
@@ -171,6 +173,11 @@ def _fold(path: str, stock: Tfds) -> str:
     return path.lower() if stock.ignore_case else path
 
 
-def _from_each(places: list[tuple[str, Callable[[int], bytes], int]]) -> Callable[[int], bytes]:
-    """Reads records, each from its own (path, reader, number)."""
-    return lambda index: places[index][1](places[index][2])
+def _from_each(
+    places: list[tuple[str, Records, int]],
+) -> tuple[Callable[[int], bytes], Callable[[int], tuple[str, float]]]:
+    """`Split.read` and `Split.stamp` of examples that are each a record of its own (path, records, number)."""
+    return (
+        lambda index: places[index][1].read(places[index][2]),
+        lambda index: places[index][1].stamp(places[index][2]),
+    )

@@ -15,6 +15,7 @@ JSON, always there:
                         own, accuracy, correct, images, source}
     figures             the sections that were computed, in order
     config              everything the study was asked for
+    arrays_sha256       of `results.npz`
     seconds             computing time, over all processes that worked on the study
     seconds_by_section  the same of each of the `figures`; what sections share counts to the first of them
 
@@ -145,11 +146,12 @@ from typing import Any
 import numpy as np
 
 from clipbias.errors import ClipbiasError
-from clipbias.files import atomic_path, check_file, read_json, write_text
+from clipbias.files import atomic_path, check_file, read_json, reason, write_text
 
 FORMAT = 2
 ARRAYS, SCALARS = "results.npz", "results.json"
 DIGEST = "sha256"  # of all the rest, so that a report never draws from a damaged file
+ARRAYS_DIGEST = "arrays_sha256"  # so that it never draws from the arrays of another study
 
 FIGURES = (
     "predictions",
@@ -188,10 +190,13 @@ class Findings:
 
 
 def save_results(folder: str | os.PathLike, results: Findings) -> None:
-    """Writes both files, each atomically, the arrays first. NaN is no JSON: it is written as null."""
+    """Writes both files, each atomically, the arrays first. NaN is no JSON: it is written as null.
+
+    A process that is killed between the two leaves what `load_results` refuses.
+    """
     folder = Path(folder)
     save_arrays(folder / ARRAYS, results.arrays)
-    content = plain(results.scalars)
+    content = {**plain(results.scalars), ARRAYS_DIGEST: _digest_of_file(folder / ARRAYS)}
     content = {**content, DIGEST: _digest(content)}
     write_text(folder / SCALARS, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
@@ -214,7 +219,20 @@ def load_results(folder: str | os.PathLike) -> Findings:
         )
     if scalars.pop(DIGEST, None) != _digest(scalars):
         raise ClipbiasError(f"{scalars_path} is not as it was written; delete it and run again.")
+    # Earlier versions did not tell.
+    if scalars.pop(ARRAYS_DIGEST, None) not in (None, _digest_of_file(arrays_path)):
+        raise ClipbiasError(
+            f"{arrays_path} is damaged, or of another study than {scalars_path.name} beside it; run the study again."
+        )
     return Findings(load_arrays(arrays_path), scalars)
+
+
+def _digest_of_file(path: Path) -> str:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ClipbiasError(f"cannot read {path}: {reason(error)}.") from error
 
 
 def _digest(content: dict[str, Any]) -> str:

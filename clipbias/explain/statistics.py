@@ -5,6 +5,7 @@ host in float64 by Chan's formula. What several devices or hosts hold merges the
 """
 
 import dataclasses
+import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,8 +20,9 @@ from jax.scipy.stats import rankdata
 from clipbias.checks import check_int
 from clipbias.errors import ClipbiasError
 from clipbias.explain.results import load_arrays, save_arrays
+from clipbias.files import parse_json
 
-FINGERPRINT, EXAMPLES = "__fingerprint__", "__examples__"
+FINGERPRINT, EXAMPLES, SCALARS = "__fingerprint__", "__examples__", "__scalars__"
 
 
 def _widen(x: Any, ndim: int) -> Any:
@@ -151,6 +153,27 @@ def load_rows(path: str | os.PathLike, fingerprint: str) -> tuple[dict[str, np.n
         return arrays, examples
     except (ClipbiasError, KeyError, ValueError):
         return {}, 0
+
+
+def save_section(
+    path: str | os.PathLike, arrays: Mapping[str, np.ndarray], scalars: Mapping[str, Any], fingerprint: str
+) -> None:
+    """Writes a finished section, its JSON values and the name of what it belongs to into one file, atomically."""
+    marks = {FINGERPRINT: np.asarray(fingerprint), SCALARS: np.asarray(json.dumps(scalars))}
+    save_arrays(path, {**arrays, **marks})
+
+
+def load_section(path: str | os.PathLike, fingerprint: str) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+    """What `save_section` wrote; `None` where there is nothing, it is damaged, or it belongs to something else."""
+    if not Path(path).exists():
+        return None
+    try:
+        arrays = load_arrays(path)
+        if str(arrays.pop(FINGERPRINT, None)) != fingerprint:
+            return None
+        return arrays, parse_json(str(arrays.pop(SCALARS)), dict)
+    except (ClipbiasError, KeyError, ValueError):
+        return None
 
 
 def normalise_maps(rows: jax.Array, how: str, visible: jax.Array | None = None) -> jax.Array:

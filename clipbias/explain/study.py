@@ -15,17 +15,26 @@ import numpy as np
 from clipbias import interruption
 from clipbias.clip.params import Params
 from clipbias.data import Split
+from clipbias.data.contents import contents
 from clipbias.data.images import pictures
 from clipbias.data.pipeline import test_batches
 from clipbias.errors import ClipbiasError
 from clipbias.explain.clock import Clock
 from clipbias.explain.devices import Devices
 from clipbias.explain.options import StudyOptions
-from clipbias.explain.results import FORMAT, load_arrays, plain, save_arrays
-from clipbias.explain.statistics import Totals, load_rows, load_totals, merge, save_rows, save_totals
+from clipbias.explain.results import FORMAT, plain
+from clipbias.explain.statistics import (
+    Totals,
+    load_rows,
+    load_section,
+    load_totals,
+    merge,
+    save_rows,
+    save_section,
+    save_totals,
+)
 from clipbias.explain.targets import check_template
 from clipbias.explain.tokens import prompt_counts, prompt_depths
-from clipbias.files import read_json, write_text
 from clipbias.tuning import Learnables, Task
 
 ZERO_SHOT = "zero_shot"
@@ -155,9 +164,10 @@ class Study:
             found.update(json.dumps(facts).encode())
             for path, leaf in sorted(jax.tree_util.tree_leaves_with_path(model.learnables), key=lambda x: str(x[0])):
                 found.update(str(path).encode() + np.asarray(leaf).tobytes())
-        measured_on = [self.training.keys[i] for i in self.training_images] if self.training else None
-        common = [FORMAT, self.clip.fingerprint, self.split.keys, self.options.what_counts(), measured_on]
-        found.update(json.dumps(common).encode())
+        for images in (self.split, self.training.subset(self.training_images) if self.training else None):
+            content = None if images is None else contents(images, on_error=self.options.on_image_error)
+            found.update(json.dumps([content, images and images.keys]).encode())
+        found.update(json.dumps([FORMAT, self.clip.fingerprint, self.options.what_counts()]).encode())
         found.update(self.split.labels.tobytes())
         return found.hexdigest()
 
@@ -311,23 +321,16 @@ class Study:
 
     def once(self, name: str, compute: Callable[[], Section]) -> Section:
         """A section's arrays and scalars, from `parts/` where this study finished it before."""
-        scalars_path, arrays_path = self.parts / f"{name}.json", self.parts / f"{name}.arrays.npz"
-        known: Section | None = None
-        try:
-            kept = read_json(scalars_path, dict)
-            if kept["fingerprint"] == self.fingerprint:
-                known = load_arrays(arrays_path), kept["scalars"]
-        except (ClipbiasError, KeyError):
-            pass  # not there yet, or cut off: computed again
-        self.devices.same(f"what is kept in {self.parts}", known is not None)
-        if known is not None:
-            return known
+        path = self.parts / f"{name}.section.npz"
+        kept = load_section(path, self.fingerprint)
+        self.devices.same(f"what is kept in {self.parts}", kept is not None)
+        if kept is not None:
+            return kept
         interruption.check()
         arrays, scalars = compute()
         scalars = plain(scalars)
         if self.is_first:
-            save_arrays(arrays_path, arrays)
-            write_text(scalars_path, json.dumps({"fingerprint": self.fingerprint, "scalars": scalars}))
+            save_section(path, arrays, scalars, self.fingerprint)
         return arrays, scalars
 
     def normalize(self, images: jax.Array) -> jax.Array:

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from clipbias.clip import Clip
 from clipbias.clip.params import Params
 from clipbias.data import Dataset, Split, protocols
+from clipbias.data.contents import contents
 from clipbias.data.few_shot import MAX_VAL_SHOTS, confident
 from clipbias.data.images import Images
 from clipbias.data.pipeline import DEFAULT_CACHE_BYTES, without_unreadable
@@ -38,7 +39,7 @@ class Cache:
         self._load = functools.cache(load_dataset)
         self._dataset = ""
         self._plans: dict[tuple[Any, ...], list[protocols.Plan]] = {}
-        self._image_hashes: dict[tuple[Any, ...], str] = {}
+        self._image_hashes: dict[tuple[Any, ...], tuple[str, str]] = {}
         self._methods: dict[str, Method] = {}
         self._evaluators: dict[str, Evaluator] = {}
         self._tasks: dict[tuple[Any, ...], Task] = {}
@@ -88,7 +89,15 @@ class Cache:
         return "full" if full else self._settings.protocol, pack.dataset, max(pack.shots, 1), pack.seeds
 
     def image_hash(self, pack: Pack) -> str:
-        """A short hash of which images, by name and label, and which classes a pack trains and evaluates on."""
+        """A short hash of which images, by name, label and content, and which classes a pack trains and evaluates on.
+
+        Raises:
+          ClipbiasError: an image cannot be read, unless those are skipped.
+        """
+        return self.image_hashes(pack)[0]
+
+    def image_hashes(self, pack: Pack) -> tuple[str, str]:
+        """`image_hash`, and the one that earlier versions wrote, which told images apart by name and label alone."""
         method = self.method(pack)
         sampling = method.sampling()
         validates = sampling is not None and sampling.validation
@@ -99,11 +108,13 @@ class Cache:
             trained = [
                 plan.unlabelled() if unlabelled else plan.source.split("train") for plan in plans if method.draws
             ]
-            images = [_images(plan.source, train) for plan, train in zip(plans, trained, strict=False)]
-            images += [_images(one.dataset, one.dataset.split("test")) for one in plans[0].evaluations]
+            used = [(plan.source, train) for plan, train in zip(plans, trained, strict=False)]
+            used += [(one.dataset, one.dataset.split("test")) for one in plans[0].evaluations]
             chosen_on = [split for plan in plans if validates and (split := plan.validation()) is not None]
-            images += [_images(plans[0].source, split) for split in chosen_on]
-            self._image_hashes[key] = stable_hash(images)
+            used += [(plans[0].source, split) for split in chosen_on]
+            named = [_images(*one) for one in used]
+            content = [contents(split, on_error=self._settings.on_image_error) for _, split in used]
+            self._image_hashes[key] = stable_hash([named, content]), stable_hash(named)
         return self._image_hashes[key]
 
     def train_images(self, pack: Pack, plan: protocols.Plan) -> Images:

@@ -111,13 +111,13 @@ class Grid:
             return False
         if not all(map(self.results.finished, rows)):  # no dataset is opened to learn what the names tell
             return False
-        images = self._image_hash(pack)
+        images = self._image_hashes(pack)
         return all(self.results.finished(row, images=images) for row in rows)
 
-    def _image_hash(self, pack: Pack) -> str | None:
+    def _image_hashes(self, pack: Pack) -> tuple[str, ...] | None:
         """`None` where the images cannot be looked at now: results that are there stay."""
         try:
-            return self.trainer.cache.image_hash(pack)
+            return self.trainer.cache.image_hashes(pack)
         except Exception:  # it is told where they are needed
             return None
 
@@ -135,7 +135,8 @@ class Grid:
                 return
             if not isinstance(error, ClipbiasError):
                 logging.error("%s", "".join(traceback.format_exception(error)))
-            told = {"status": "failed", "error": sentence(error), "image_hash": self._image_hash(pack)}
+            images = (self._image_hashes(pack) or (None,))[0]
+            told = {"status": "failed", "error": sentence(error), "image_hash": images}
             rows = [self.trainer.row(pack, *cell) | told | self.trainer.rate(pack, cell[0]) for cell in pack.cells]
             bar.say(f"failed: {pack.method} on {pack.dataset}, {pack.shots} shots: {sentence(error)}")
         for row in rows:
@@ -144,7 +145,9 @@ class Grid:
 
     def _write(self, pack: Pack, rows: Sequence[Row], bar: Progress) -> None:
         """Writes a pack's rows in one go: with a part of them, the rest would train in another program."""
-        self.results.append([row for row in rows if not self.results.finished(row, images=row["image_hash"])])
+        self.results.append(
+            [row for row in rows if not self.results.finished(row, images=row["image_hash"] and (row["image_hash"],))]
+        )
         if all(row["status"] == "ok" for row in rows):
             self.trainer.remove_checkpoints(pack)
         if self.trainer.single:

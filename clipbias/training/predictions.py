@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from clipbias.data import Split
+from clipbias.data.contents import contents
 from clipbias.files import atomic_path, check_file
 from clipbias.tuning import Learnables, Task
 from clipbias.tuning.registry import source_digest
@@ -29,9 +30,10 @@ def fingerprint(task: Task, learnables: Learnables, method: str, split: Split) -
       task: bound to the classes.
       learnables: of one run.
       method: the method's name, whose program counts if it is of the user's own.
-      split: images, told apart by name and label.
+      split: images, told apart by name, label and content.
     """
-    facts: list[Any] = [1, task.clip.fingerprint, repr(task.clip.preprocessing), method, source_digest(method)]
+    content = contents(split, on_error="skip")
+    facts: list[Any] = [2, content, task.clip.fingerprint, repr(task.clip.preprocessing), method, source_digest(method)]
     facts += [repr(sorted(task.options().items())), task.class_names, task.texts, task.classifier.dtype, split.keys]
     found = hashlib.sha256(json.dumps(facts).encode())
     found.update(np.ascontiguousarray(split.labels).tobytes())

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,15 +76,15 @@ class Results:
         """The latest row of the cell that `row` names, or `None`."""
         return self._by_cell.get(cell_key(row))
 
-    def finished(self, row: Row, *, images: str | None = None) -> bool:
-        """Whether the cell that `row` names ended well, and on the images with this hash, where both are known.
+    def finished(self, row: Row, *, images: Collection[str] | None = None) -> bool:
+        """Whether the cell that `row` names ended well, on images with one of these hashes where both are known.
 
         Earlier versions wrote no hash of the images; what they finished stays finished.
         """
         done = self.get(row)
         if done is None or done.get("status") != "ok":
             return False
-        return images is None or done.get("image_hash") in (None, images)
+        return images is None or done.get("image_hash") in (None, *images)
 
     def append(self, rows: Sequence[Row]) -> None:
         """Adds rows, on disk before this returns. Several at once are there together or not at all but for a crash."""

@@ -216,9 +216,10 @@ class Trainer:
             features = [epoch_features(self.cache.features(pack, run, sampling), sampling, epochs) for run in runs]
         identities = [self.identity(one) for one in pack.by_rate]
         own = identities[0] if len(identities) == 1 else {"packs": identities}
-        named, folder = own | {"images": self.cache.image_hash(pack)}, self.checkpoints(pack)
+        named, folder = [own | {"images": images} for images in self.cache.image_hashes(pack)], self.checkpoints(pack)
         if stage is not None:
-            named, folder = named | {"stage": stage}, folder / f"stage{stage}"
+            named, folder = [one | {"stage": stage} for one in named], folder / f"stage{stage}"
+        earliest = earlier_identity(task, pack, runs[0], recipe) if self.single else own
         return train(
             task,
             self.params,
@@ -228,8 +229,8 @@ class Trainer:
             start=start,
             features=features,
             folder=folder,
-            identity=named,
-            earlier=[earlier_identity(task, pack, runs[0], recipe)] if self.single else [own],
+            identity=named[0],
+            earlier=[*named[1:], earliest],
             checkpoint_seconds=self.settings.checkpoint_seconds,
             progress=Progress(0, title=f"{pack.method} {pack.dataset}") if self.single else None,
             metrics_folder=self._metrics(pack),

@@ -31,7 +31,7 @@ from clipbias import interruption
 from clipbias.checks import check_number
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError, sentence
-from clipbias.files import lock_file, read_json, reason, remove_parts, write_text
+from clipbias.files import lock_file, read_json, read_text, reason, remove_parts, write_text
 from clipbias.training import processes
 from clipbias.tuning import METHODS, make_method
 from clipbias.tuning.registry import method_options
@@ -57,20 +57,29 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @contextlib.contextmanager
-def open_workdir(folder: str | os.PathLike, config: Mapping[str, Any]) -> Iterator[Path]:
+def open_workdir(folder: str | os.PathLike, config: Mapping[str, Any], *, keep: str = ADAPTER) -> Iterator[Path]:
     """Creates and locks a work folder, and writes `config.json`, `environment.json` and `state.json` into it.
 
+    Where a finished run lies in it, and a user's mistake ends the block before anything else was written, the folder is
+    left as it was.
+
+    Args:
+      folder: of the run.
+      config: what was asked for.
+      keep: the file that is not written over with other settings.
+
     Raises:
-      ClipbiasError: it cannot be written, another process works in it, or it holds an adapter of other settings.
+      ClipbiasError: it cannot be written, another process works in it, or it holds the file `keep` of other settings.
     """
     folder = Path(folder).expanduser()
     with contextlib.ExitStack() as opened:
         with processes.agreed():
             if jax.process_index() == 0:  # one process of a job keeps the folder for all
                 opened.enter_context(_locked(folder, fcntl.LOCK_EX))
-                _keep_adapter(folder, config)
+                _keep_results(folder, config, keep)
                 remove_parts(folder)  # of writers that were killed
                 earlier = _seconds_before(folder, config)
+                opened.enter_context(_unless_refused(folder))
                 write_text(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
                 write_text(folder / ENVIRONMENT, json.dumps(environment(), indent=2, sort_keys=True) + "\n")
                 opened.enter_context(_kept_state(folder, earlier))
@@ -126,17 +135,42 @@ def _locked(folder: Path, kind: int) -> Iterator[int]:
         yield lock.fileno()
 
 
-def _keep_adapter(folder: Path, config: Mapping[str, Any]) -> None:
-    """Refuses other settings in the folder of a finished adapter: its configuration would no longer be its own."""
+@contextlib.contextmanager
+def _unless_refused(folder: Path) -> Iterator[None]:
+    """Gives a finished run its record back where the block is refused before it writes anything of its own."""
+    record = (CONFIG, ENVIRONMENT, STATE)
+
+    def others() -> dict[str, tuple[int, int]]:
+        found = (path for path in folder.rglob("*") if path.name not in (*record, LOCK))
+        return {str(path): (status.st_mtime_ns, status.st_size) for path in found if (status := path.lstat())}
+
+    try:
+        finished = read_json(folder / STATE, dict).get("state") == "finished"
+        kept = {name: read_text(folder / name) for name in record} if finished else {}
+    except ClipbiasError:  # there is none
+        kept = {}
+    before = others() if kept else {}
+    try:
+        yield
+    except ClipbiasError:
+        if kept and others() == before:
+            for name, text in kept.items():
+                write_text(folder / name, text)
+        raise
+
+
+def _keep_results(folder: Path, config: Mapping[str, Any], name: str) -> None:
+    """Refuses other settings where a finished file lies: its configuration would no longer be its own."""
     try:
         before, after = read_json(folder / CONFIG, dict), json.loads(json.dumps(config))
     except ClipbiasError:
         return
     before, after = _with_defaults(before), _with_defaults(after)
     other = sorted(key for key in {*before, *after} - {*HOW} if before.get(key) != after.get(key))
-    if other and (folder / ADAPTER).exists():
+    if other and (folder / name).exists():
+        what = "adapter" if name == ADAPTER else "result"
         raise ClipbiasError(
-            f"{folder} holds the adapter of a run with other settings ({', '.join(other)}); choose another --workdir."
+            f"{folder} holds the {what} of a run with other settings ({', '.join(other)}); choose another --workdir."
         )
 
 

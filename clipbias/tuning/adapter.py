@@ -6,6 +6,7 @@ the file.
 """
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import os
@@ -37,6 +38,7 @@ FORMAT = 2
 # What the file is called in a folder or a repository of its own.
 FILE = "adapter.safetensors"
 SEPARATOR = "/"
+DIGEST = "sha256"  # of all the rest; earlier versions wrote none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,8 +200,10 @@ def write_adapter(path: str | os.PathLike, adapter: Adapter) -> None:
     if adapter.descriptions is None:
         del header["descriptions"]
     version = FORMAT if any(map(_is_constant, tensors)) or "descriptions" in header else 1
+    header = {"format": version, **header, "notes": dict(adapter.notes)}
     try:
-        text = json.dumps({"format": version, **header, "notes": dict(adapter.notes)}, allow_nan=False)
+        plain = json.loads(json.dumps(header, allow_nan=False))
+        text = json.dumps({**header, DIGEST: _digest(plain, tensors)})
     except (TypeError, ValueError, RecursionError) as error:
         raise ClipbiasError(
             f"cannot save the adapter: its notes and options must be JSON values ({error}); convert them."
@@ -223,6 +227,7 @@ def load_adapter(path: str | os.PathLike) -> Adapter:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
     try:
         found = parse_json(metadata or "null", dict)
+        digest = found.pop(DIGEST, None)
         learnables = unflatten(tensors)
     except ValueError as error:
         raise ClipbiasError(f"{path} is not a clipbias adapter; it lacks a readable 'clipbias' header.") from error
@@ -245,7 +250,18 @@ def load_adapter(path: str | os.PathLike) -> Adapter:
         Descriptions(adapter.descriptions, f"{path} is damaged: its descriptions").of(adapter.class_names)
     for name in _no_numbers(tensors):
         raise ClipbiasError(f"{path} is damaged: {name!r} holds what are not finite numbers; tune it again.")
+    if digest not in (None, _digest(found, tensors)):
+        raise ClipbiasError(f"{path} is damaged: it is not as it was written; tune it again, or copy it anew.")
     return adapter
+
+
+def _digest(header: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str:
+    """Of a header in JSON's own types and arrays by name."""
+    found = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name in sorted(tensors):
+        values = np.asarray(tensors[name], order="C")
+        found.update(f"{name} {values.shape} {values.dtype}".encode() + values.tobytes())
+    return found.hexdigest()
 
 
 def _find(source: str | os.PathLike) -> Path:

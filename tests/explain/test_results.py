@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from clipbias.errors import ClipbiasError
-from clipbias.explain.results import ARRAYS, FORMAT, SCALARS, Findings, load_results, save_results
+from clipbias.explain.results import ARRAYS, FORMAT, SCALARS, Findings, load_results, save_arrays, save_results
 
 
 def test_saved_results_come_back(tmp_path):
@@ -26,6 +26,8 @@ def test_saved_results_come_back(tmp_path):
         (lambda folder: (folder / SCALARS).write_text("[1]"), "results.json is not a study's results"),
         (lambda folder: (folder / SCALARS).write_text(json.dumps({"format": 99})), "has format 99"),
         (lambda folder: (folder / ARRAYS).write_bytes(b"PK"), "results.npz is damaged"),
+        # As a process leaves it that was killed before it wrote the other file.
+        (lambda folder: save_arrays(folder / ARRAYS, {"x": np.ones(2)}), "or of another study than results.json"),
     ],
 )
 def test_refuses_what_it_cannot_read(tmp_path, damage, message):

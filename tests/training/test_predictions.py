@@ -11,14 +11,14 @@ NAMES = ("red", "green", "blue")
 PREDICTED = np.array([0, 2, -1, 1], np.int32)
 
 
-def unread(index):
-    raise AssertionError("no image is needed")
+def read(index):
+    return bytes([index])
 
 
 @pytest.fixture
 def case(clip):
     task = Task(clip, "taskres", NAMES)
-    split = Split(("a.png", "b.png", "ü/c.png", "d.png"), np.array([0, 1, 2, 1]), unread)
+    split = Split(("a.png", "b.png", "ü/c.png", "d.png"), np.array([0, 1, 2, 1]), read)
     learnables = {name: np.asarray(value) + 0.25 for name, value in task.init().items()}
     return {"task": task, "learnables": learnables, "method": "taskres", "split": split}
 
@@ -51,8 +51,9 @@ def test_nothing_is_found_of_another_model_or_other_images(clip, case, tmp_path)
         "options": Task(clip, "taskres", NAMES, alpha=1.0),
         "precision": Task(clip, "taskres", NAMES, dtype="bfloat16"),
         "classes": Task(clip, "taskres", NAMES[::-1]),
-        "label": Split(split.keys, np.array([0, 1, 2, 2]), unread),
-        "image": Split(("a.png", "b.png", "ü/c.png", "e.png"), split.labels, unread),
+        "label": Split(split.keys, np.array([0, 1, 2, 2]), read),
+        "image": Split(("a.png", "b.png", "ü/c.png", "e.png"), split.labels, read),
+        "content": Split(split.keys, split.labels, lambda index: bytes([index + 1])),
         "order": split.subset([1, 0, 2, 3]),
     }
     places = {"learnables": "learnables", "type": "learnables", "method": "method"}

@@ -1,5 +1,7 @@
 """What a work folder records of a run, however it ends."""
 
+import errno
+import fcntl
 import json
 import subprocess
 from pathlib import Path
@@ -7,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from clipbias.errors import ClipbiasError
-from clipbias.files import PART
+from clipbias.files import PART, atomic_folder
 from clipbias.interruption import Interrupted
 from clipbias.training import workdir
 from clipbias.training.workdir import ADAPTER, environment, open_workdir
@@ -147,3 +149,45 @@ def test_the_environment_names_what_a_result_depends_on(tmp_path: Path, monkeypa
     assert len(found["commit"]) == 40 and found["changed"] is False
     (tmp_path / "file").write_text("b")
     assert environment()["git"] == {"commit": found["commit"], "changed": True}
+
+
+def test_a_refused_command_leaves_a_finished_run_as_it_was(tmp_path: Path) -> None:
+    def record() -> dict[str, str]:
+        return {path.name: path.read_text() for path in tmp_path.glob("*.json")}
+
+    with open_workdir(tmp_path, {"a": 1}):
+        (tmp_path / "result.json").write_text("{}")
+    before = record()
+    with pytest.raises(ClipbiasError), open_workdir(tmp_path, {"a": 2}):
+        assert state(tmp_path)["state"] == "running"
+        raise ClipbiasError("no such dataset")
+    assert record() == before
+    with pytest.raises(ClipbiasError), open_workdir(tmp_path, {"a": 2}):
+        (tmp_path / "result.json").write_text("half of it")
+        raise ClipbiasError("an image cannot be read")
+    assert state(tmp_path)["state"] == "failed"
+
+
+def test_a_result_is_kept_where_it_is_asked_for(tmp_path: Path) -> None:
+    with open_workdir(tmp_path, {"dataset": "a", "mesh": 1}, keep="result.json"):
+        (tmp_path / "result.json").write_text("{}")
+    with open_workdir(tmp_path, {"dataset": "a", "mesh": 2}, keep="result.json"):
+        pass
+    with (
+        pytest.raises(ClipbiasError, match=r"holds the result of a run with other settings \(dataset\)"),
+        open_workdir(tmp_path, {"dataset": "b", "mesh": 1}, keep="result.json"),
+    ):
+        pass
+
+
+def test_a_file_system_without_locks_is_worked_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with open_workdir(tmp_path, {}), atomic_folder(tmp_path / "export") as folder:
+        (folder / "a").touch()
+    assert state(tmp_path)["state"] == "finished" and (tmp_path / "export" / "a").exists()
+    assert sum("without locks" in record.getMessage() for record in caplog.records) == 1
