@@ -1,11 +1,18 @@
-"""Kills binaries at random moments and checks that nothing but time is lost.
+"""Disturbs binaries at random moments and checks that nothing but time is lost.
 
     python -m tools.disturb --kills=30 --work=/tmp/disturbed
-    python -m tools.disturb --kills=10 --work=/tmp/disturbed explain
+    python -m tools.disturb --signals=60 --faults=100 --work=/tmp/disturbed train explain
 
-Each command runs once undisturbed, then again and again in another folder, killed (`kill -9`) at a random moment of its
-length each time, and at last to its end. Both folders must then hold the same files with the same content; no file in
-the making may be left. The status is 0 if that is so for every command.
+Each command runs once undisturbed, then again and again in another folder, disturbed each time, and at last to its end.
+Both folders must then hold the same files with the same content; no file in the making may be left. It is disturbed
+
+- by `kill -9` at a random moment of its length (`--kills`);
+- by SIGINT and SIGTERM in turn, with an empty and a full cache of programs (`--signals`): it must end with its
+  sentence, and soon (`tools/signalled.py`);
+- by a disk that breaks at one of its writes, in turn full, broken, read-only and over its quota (`--faults`): it must
+  end with one sentence, and leave nothing half-made behind (`tools/faults`).
+
+The status is 0 if that is so for every command.
 """
 
 import argparse
@@ -75,6 +82,26 @@ COMMANDS = {
         "--config.methods=('upl','two_stage','plot_plus_plus','tpt') --config.epochs=8 "
         "--config.method_options.two_stage.steps_per_shot=5 --config.checkpoint_seconds=0.0 --workdir={out}",
     ),
+    "evaluate": Command(
+        "experiments.evaluate",
+        "--config.adapter={work}/trained --config.dataset=demo/digits --config.ood=demo/shapes --workdir={out}",
+        (TRAINED,),
+    ),
+    "predict": Command(
+        "experiments.predict",
+        "--config.images={work}/pictures --config.adapter={work}/trained --relevancy --workdir={out}",
+        (TRAINED, ("tools.prepare_data", "show demo/digits --output={work}/pictures/sheet.png")),
+    ),
+    "interpret": Command(
+        "experiments.interpret",
+        "--config.adapters={work}/trained --config.images=8 --workdir={out}",
+        (TRAINED,),
+    ),
+    "amounts": Command(
+        "experiments.amounts",
+        "--config.adapter={work}/trained --config.amounts_images=16 --config.image_limit=48 --workdir={out}",
+        (TRAINED,),
+    ),
     "export": Command("tools.export", "{work}/trained {out}/model --base_model={model}", (TRAINED,)),
     "explain": Command(
         "experiments.explain",
@@ -83,6 +110,14 @@ COMMANDS = {
         (TRAINED,),
     ),
 }
+
+
+def prepare(command: Command, work: Path, model: str | os.PathLike, environment: Mapping[str, str]) -> dict[str, Any]:
+    """Runs what comes before a command; what the names in its arguments stand for, but for `{out}`."""
+    names = {"work": work, "model": model}
+    for module, arguments in command.before:
+        run(module, arguments, names, environment)
+    return names
 
 
 def run(module: str, arguments: str, names: Mapping[str, Any], environment: Mapping[str, str]) -> float:
@@ -108,8 +143,12 @@ def interrupt(
     *,
     after: float,
     how: signal.Signals = signal.SIGKILL,
-) -> tuple[int, str]:
-    """Starts a module, sends it a signal after so many seconds, and waits for its end: its status and its errors."""
+) -> tuple[int, str, float]:
+    """Starts a module, sends it a signal after so many seconds, and waits for its end.
+
+    Returns:
+      Its status, its errors, and the seconds from the signal to the end.
+    """
     process = subprocess.Popen(
         [sys.executable, "-m", module, *arguments.format(**names).split()],
         cwd=ROOT,
@@ -118,12 +157,14 @@ def interrupt(
         stderr=subprocess.PIPE,
         text=True,
     )
+    sent = None
     try:
         _, errors = process.communicate(timeout=after)
     except subprocess.TimeoutExpired:
         process.send_signal(how)
+        sent = time.monotonic()
         _, errors = process.communicate(timeout=300)
-    return process.returncode, errors
+    return process.returncode, errors, 0.0 if sent is None else time.monotonic() - sent
 
 
 def disturb(
@@ -149,9 +190,7 @@ def disturb(
     """
     environment = {**os.environ, **(environment or {})}
     moments = moments or random.Random()
-    names = {"work": work, "model": model}
-    for module, arguments in command.before:
-        run(module, arguments, names, environment)
+    names = prepare(command, work, model, environment)
     whole = {**names, "out": work / "whole"}
     length = 0.6 * run(command.module, command.arguments, whole, environment)
     problems = []
@@ -162,7 +201,7 @@ def disturb(
     while killed < kills:
         after = moments.uniform(0.25, 1.0) * length
         broken = {**names, "out": work / f"broken{folders}"}
-        status, errors = interrupt(command.module, command.arguments, broken, environment, after=after)
+        status, errors, _ = interrupt(command.module, command.arguments, broken, environment, after=after)
         if status == -signal.SIGKILL:
             killed += 1
             print(f"{command.module}: killed after {after:.2f} s ({killed}/{kills})", file=sys.stderr)
@@ -220,7 +259,9 @@ def _lasting(value: Any) -> Any:
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.disturb", description=__doc__.splitlines()[0])
     parser.add_argument("commands", nargs="*", metavar="COMMAND", help=f"some of {', '.join(COMMANDS)}; all without")
-    parser.add_argument("--kills", type=int, default=30, help="in all, shared by the commands")
+    parser.add_argument("--kills", type=int, default=0, help="in all, shared by the commands")
+    parser.add_argument("--signals", type=int, default=0, help="in all, shared by the commands")
+    parser.add_argument("--faults", type=int, default=0, help="in all, shared by the commands")
     parser.add_argument("--work", type=Path, required=True, help="a folder that does not exist yet")
     parser.add_argument("--model", default="demo", help="what they run with")
     parsed = parser.parse_args(arguments)
@@ -229,12 +270,24 @@ def main(arguments: Sequence[str]) -> int:
     if unknown or parsed.work.exists():
         parser.error(f"there is no command {unknown[0]!r}" if unknown else f"{parsed.work} exists already")
     environment = {"XDG_CACHE_HOME": str(parsed.work / "cache"), "JAX_PLATFORMS": "cpu"}
+    # A shell that starts this in the background has SIGINT ignored, which those started from here would inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    from tools import faults, signalled
+
+    ways = {
+        "killed": (parsed.kills, lambda *given, times, **rest: disturb(*given, kills=times, **rest)),
+        "signalled": (parsed.signals, signalled.disturb),
+        "with a broken disk": (parsed.faults, faults.disturb),
+    }
     bad = 0
     for index, name in enumerate(names):
-        kills = len(range(index, parsed.kills, len(names)))
-        problems = disturb(COMMANDS[name], parsed.work / name, parsed.model, kills=kills, environment=environment)
-        print(f"{name}: killed {kills} times; {'; '.join(problems) or 'the same files with the same content'}")
-        bad += bool(problems)
+        for way, (count, disturbed) in ways.items():
+            if times := len(range(index, count, len(names))):
+                place = parsed.work / name / way.replace(" ", "_")
+                problems = disturbed(COMMANDS[name], place, parsed.model, times=times, environment=environment)
+                told = "; ".join(problems) or "the same files with the same content"
+                print(f"{name}: {times} times {way}; {told}", flush=True)
+                bad += bool(problems)
     return 1 if bad else 0
 
 

@@ -1,0 +1,105 @@
+"""A disk that breaks at one of a command's writes: one sentence, and nothing half-made (`tools/disturb.py`).
+
+A small library in C, preloaded into the command, stands in for the disk: it counts the system calls that write below a
+folder, by whatever library they are made, and from a given one on lets all of them fail. It needs Linux and a C
+compiler.
+"""
+
+import errno
+import itertools
+import os
+import random
+import struct
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from clipbias.errors import ClipbiasError
+from clipbias.files import PART
+from tools import disturb as disturbing
+
+SOURCE = Path(__file__).with_name("faults.c")
+ERRORS = (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EDQUOT)
+
+
+def build(folder: Path) -> Path:
+    """Compiles the library. Raises `ClipbiasError` where there is no compiler."""
+    folder.mkdir(parents=True, exist_ok=True)
+    library = folder / "faults.so"
+    try:
+        command = ["cc", "-shared", "-fPIC", "-O1", "-o", str(library), str(SOURCE), "-ldl"]
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError as error:
+        raise ClipbiasError("no C compiler `cc`, which a disk that breaks needs; install one.") from error
+    if done.returncode:
+        raise ClipbiasError(f"{SOURCE} cannot be compiled: {done.stderr.strip()[-300:]}")
+    return library
+
+
+def environment_of(library: Path, disk: Path, *, at: int = 0, number: int = errno.EIO) -> dict[str, str]:
+    """What a command is started with so that from its write `at` on, counted from 1, the disk fails; 0: never."""
+    counter = library.with_name("counter")
+    counter.write_bytes(bytes(8))
+    return {
+        "LD_PRELOAD": str(library),
+        "FAULT_FOLDER": str(disk),
+        "FAULT_AT": str(at),
+        "FAULT_ERRNO": str(number),
+        "FAULT_COUNTER": str(counter),
+    }
+
+
+def writes(library: Path) -> int:
+    """How many system calls the last command wrote with."""
+    return struct.unpack("q", library.with_name("counter").read_bytes())[0]
+
+
+def half_made(folder: Path) -> list[str]:
+    """Files and folders below that were not finished. Of checkpoints the next start removes them."""
+    return [
+        str(path)
+        for path in folder.rglob("*")
+        if path.name.startswith((PART, ".tmp")) or (path.name.startswith(".") and path.name.endswith(".unfinished"))
+    ]
+
+
+def disturb(
+    command: disturbing.Command,
+    work: Path,
+    model: str | os.PathLike,
+    *,
+    times: int,
+    environment: Mapping[str, str] | None = None,
+    moments: random.Random | None = None,
+) -> list[str]:
+    """Runs a command with a disk that breaks, so many times; returns what is wrong, which should be nothing.
+
+    The writes at which it breaks are spread over those of an undisturbed run. Arguments as in `tools.disturb.disturb`.
+    """
+    environment = {**os.environ, **(environment or {})}
+    moments = moments or random.Random()
+    library = build(work / "library")
+    names = disturbing.prepare(command, work, model, environment)
+    counting = environment | environment_of(library, work / "whole")
+    disturbing.run(command.module, command.arguments, {**names, "out": work / "whole"}, counting)
+    count, problems = writes(library), []
+    for index, number in zip(range(times), itertools.cycle(ERRORS), strict=False):
+        out = work / f"broken{index}"
+        at = 1 + int((index + moments.random()) * count / times)
+        failing = environment | environment_of(library, out, at=at, number=number)
+        status, errors, _ = disturbing.interrupt(
+            command.module, command.arguments, {**names, "out": out}, failing, after=600
+        )
+        where = f"{errno.errorcode[number]} at write {at} of {count}"
+        print(f"{command.module}: {where}: status {status} ({index + 1}/{times})", file=sys.stderr)
+        told = [line for line in errors.splitlines() if line.startswith("error: ")]
+        missed = status == 0 and writes(library) < at  # it wrote less this time
+        if not missed and (status != 1 or len(told) != 1 or "Traceback" in errors):
+            problems.append(f"{where}: status {status}, {errors[-1500:]!r}")
+        if left := half_made(out):
+            problems.append(f"{where}: left {', '.join(left)}")
+        if not missed:
+            disturbing.run(command.module, command.arguments, {**names, "out": out}, environment)
+        problems += [f"{where}: {one}" for one in disturbing.differences(work / "whole", out)]
+    return problems
