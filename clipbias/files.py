@@ -23,6 +23,9 @@ PART = ".clipbias-part-"
 # What the file system says where it cannot lock files at all.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
 
+# What it says where a disk is full, broken, or read-only: whatever is written, there is nothing to be done here.
+BROKEN_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)
+
 # Files and folders that this process is writing. Whoever holds the gate may add one, or give one its name; the thread
 # that ends the process keeps it.
 _unfinished: set[Path] = set()

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict, config_flags
 
 from clipbias import interruption
 from clipbias.errors import ClipbiasError
-from clipbias.files import cache_folder
+from clipbias.files import BROKEN_DISK, cache_folder, reason
 from clipbias.terminal import printable
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that is written.")
@@ -108,11 +108,25 @@ def answer(main: Callable[[ConfigDict, Path], Any], settings: Any, workdir: str 
     except ClipbiasError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        return broken_disk(error)
     except interruption.Interrupted as error:
         interruption.claim()
         print(error, file=sys.stderr)
         return error.status
     return 0
+
+
+def broken_disk(error: OSError) -> int:
+    """Tells of a disk that is full or broken, wherever it is noticed; returns the exit status.
+
+    What this library writes and reads it tells of itself; this is for what others do. Any other error is raised again.
+    """
+    if error.errno not in BROKEN_DISK:
+        raise error
+    where = f" {error.filename}" if error.filename else ""
+    print(f"error: cannot use{printable(where)}: {reason(error)}; make room, or see to the disk.", file=sys.stderr)
+    return 1
 
 
 def own_config(main: Callable[[ConfigDict, Path], Any]) -> ConfigDict:

@@ -31,6 +31,8 @@ def answer(main: Callable[[Sequence[str]], int], names: Sequence[str]) -> int:
     except ClipbiasError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        return app.broken_disk(error)
     except interruption.Interrupted as error:
         interruption.claim()
         print(STOPPED, file=sys.stderr)

@@ -108,3 +108,11 @@ def test_folders_that_may_not_be_written(model: Path, cache: Path, tmp_path: Pat
     assert f"error: cannot write {closed}: Permission denied; choose another --workdir." in done.stderr
     assert f"compiled programs are not kept: cannot write {closed}" in done.stderr
     assert not list(closed.iterdir())
+
+
+def test_an_evaluation_is_not_written_over_by_that_of_other_images(tmp_path: Path) -> None:
+    experiments.evaluate.keep_evaluation(tmp_path, "one")
+    (tmp_path / experiments.evaluate.RESULT).write_text('{"fingerprint": "one"}')
+    experiments.evaluate.keep_evaluation(tmp_path, "one")
+    with pytest.raises(ClipbiasError, match="holds the evaluation of another adapter or of other images"):
+        experiments.evaluate.keep_evaluation(tmp_path, "other")

@@ -207,3 +207,29 @@ def test_heads_of_their_own(clip, tmp_path):
     assert tuned.sum() == results.scalars["models"][1]["correct"]
     page = write_report(tmp_path, tmp_path / "report").read_text()
     assert "cache changes no token" in page
+
+
+def test_a_section_is_read_by_the_study_that_made_it_alone(clip, tmp_path):
+    def section(study, value):
+        return study.once("examples", lambda: ({"x": np.full(2, value)}, {"value": value}))
+
+    first, second = make(clip, tmp_path), make(clip, tmp_path, scale=2.0)
+    assert section(first, 1)[1] == section(make(clip, tmp_path), 9)[1] == {"value": 1}
+    arrays, scalars = section(second, 2)
+    assert (arrays["x"].tolist(), scalars) == ([2, 2], {"value": 2})
+    arrays, scalars = section(first, 3)  # whatever the second left, and wherever it was killed
+    assert (arrays["x"].tolist(), scalars) == ([3, 3], {"value": 3})
+    (path,) = (tmp_path / "parts").glob("examples*")
+    path.write_bytes(path.read_bytes()[:-30])
+    assert section(first, 4)[1] == {"value": 4}
+
+
+def test_an_image_that_was_exchanged_under_its_name_makes_another_study(clip, tmp_path):
+    own = split()
+    exchanged = Split(own.keys, own.labels, lambda index: own.read(index if index != 3 else 4))
+    made = {
+        name: make(clip, tmp_path, images=images).fingerprint for name, images in {"a": own, "b": exchanged}.items()
+    }
+    assert made["a"] == make(clip, tmp_path).fingerprint != made["b"]
+    with_training = {make(clip, tmp_path, training=images).fingerprint for images in (own, exchanged)}
+    assert len(with_training | {made["a"]}) == 3
