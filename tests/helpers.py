@@ -125,3 +125,8 @@ def random_tokens(config: Mapping, lengths: tuple[int, ...], seed: int = 0) -> n
         bits = np.random.Philox(key=[3000 + seed, stream]).random_raw(length)
         row[1 : 1 + length] = bits % np.uint64(text["bos_token_id"])
     return rows
+
+
+def adapter_header(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """What an adapter's file says of itself, without the digest: a changed file is read as one that has none."""
+    return {name: value for name, value in json.loads(metadata["clipbias"]).items() if name != "sha256"}

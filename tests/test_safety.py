@@ -27,6 +27,7 @@ from clipbias.training.progress import Progress
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import load_adapter, save_adapter
 from experiments import app
+from tests import helpers
 
 ROOT = Path(__file__).parents[1]
 HOSTILE = "\x1b]0;owned\x07\x1b[2Jcat\r\n\u202egod\ud800"
@@ -133,7 +134,7 @@ def test_no_module_is_imported_for_an_adapter(clip: Clip, tmp_path: Path, method
     task, path = Task(clip, "bias", ("a", "b")), tmp_path / "a.safetensors"
     save_adapter(path, task, task.init(), method="bias")
     with safetensors.safe_open(path, "numpy") as file:
-        header = json.loads(file.metadata()["clipbias"]) | {"method": method}
+        header = helpers.adapter_header(file.metadata()) | {"method": method}
     safetensors.numpy.save_file(safetensors.numpy.load_file(path), path, {"clipbias": json.dumps(header)})
     before = set(sys.modules)
     with pytest.raises(ClipbiasError, match="not run just because a file names it"):

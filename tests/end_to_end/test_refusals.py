@@ -13,6 +13,7 @@ from PIL import Image
 
 import experiments.evaluate
 import experiments.train
+from clipbias.errors import ClipbiasError
 from tests import helpers
 from tests.end_to_end import binaries
 
@@ -89,7 +90,10 @@ def test_an_adapter_of_another_model(model: Path, tmp_path: Path) -> None:
     binaries.assert_recorded(tmp_path / "e", "result.json")
     helpers.tiny_checkpoint(tmp_path / "other", seed=1)
     other = {"adapter": adapter, "model": str(tmp_path / "other")}
-    said = binaries.refusal_here(experiments.evaluate, other, tmp_path / "e")
+    said = binaries.refusal_here(experiments.evaluate, other, tmp_path / "f")
+    assert "holds the result of a run with other settings" in binaries.refusal_here(
+        experiments.evaluate, other, tmp_path / "e"
+    )
     assert "does not fit" in said
 
 

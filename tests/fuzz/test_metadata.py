@@ -26,6 +26,7 @@ from clipbias.report.runs import read_workdir
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import Adapter, load_adapter, save_adapter
 from experiments.explain import models
+from tests import helpers
 from tests.fuzz.answers import answered
 from tests.fuzz.test_weights import header_of, with_header
 
@@ -61,7 +62,7 @@ def whole(clip: Callable[[], Clip], tmp_path_factory: pytest.TempPathFactory) ->
 
 def changed(whole: bytes, name: str, value: Any, *, group: str = "") -> bytes:
     header, rest = header_of(whole)
-    facts = json.loads(header["__metadata__"]["clipbias"])
+    facts = helpers.adapter_header(header["__metadata__"])
     (facts[group] if group else facts)[name] = value
     return with_header({**header, "__metadata__": {"clipbias": json.dumps(facts)}}, rest)
 

@@ -285,7 +285,7 @@ def test_damaged_adapters(adapter: Path, clip: Callable[[], Clip], tmp_path: Pat
     path.write_bytes(data.draw(corrupted(whole)))
     answered(lambda: use(path, clip()), tmp_path)
     header, rest = header_of(whole)
-    facts = data.draw(mutated(json.loads(header["__metadata__"]["clipbias"])))
+    facts = data.draw(mutated(helpers.adapter_header(header["__metadata__"])))
     path.write_bytes(with_header({**header, "__metadata__": {"clipbias": json.dumps(facts)}}, rest))
     answered(lambda: use(path, clip()), tmp_path)
 
@@ -303,7 +303,7 @@ def test_damaged_adapters(adapter: Path, clip: Callable[[], Clip], tmp_path: Pat
 def test_adapters_of_other_arrays(
     adapter: Path, clip: Callable[[], Clip], tmp_path: Path, shapes: dict, value: float
 ) -> None:
-    metadata = header_of(adapter.read_bytes())[0]["__metadata__"]
+    metadata = {"clipbias": json.dumps(helpers.adapter_header(header_of(adapter.read_bytes())[0]["__metadata__"]))}
     with np.errstate(invalid="ignore"):
         arrays = {name: np.full(shape, value).astype(kind) for name, (kind, shape) in shapes.items()}
     safetensors.numpy.save_file(arrays, tmp_path / "a.safetensors", metadata=metadata)

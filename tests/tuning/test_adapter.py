@@ -206,7 +206,7 @@ def test_another_base_model(clip: Clip, tmp_path: Path) -> None:
 def test_arrays_of_another_shape(clip: Clip, tmp_path: Path) -> None:
     saved(clip, tmp_path / "a.safetensors", "bias")
     with safetensors.safe_open(tmp_path / "a.safetensors", "numpy") as file:
-        metadata = file.metadata()
+        metadata = {"clipbias": json.dumps(helpers.adapter_header(file.metadata()))}
     save_file({"vision_bias": np.zeros((1, 24), np.float32)}, tmp_path / "a.safetensors", metadata=metadata)
     with pytest.raises(ClipbiasError, match="are not those of method 'bias'"):
         clipbias.load_adapter(tmp_path / "a.safetensors").task(clip)
