@@ -90,7 +90,7 @@ COMMANDS = {
     "predict": Command(
         "experiments.predict",
         "--config.images={work}/pictures --config.adapter={work}/trained --relevancy --workdir={out}",
-        (TRAINED, ("tools.prepare_data", "show demo/digits --output={work}/pictures/sheet.png")),
+        (TRAINED, ("tools.prepare_data", "show demo/digits --picture={work}/pictures/sheet.png")),
     ),
     "interpret": Command(
         "experiments.interpret",
