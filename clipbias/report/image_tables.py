@@ -159,4 +159,4 @@ def _extremes(study: StudyResults) -> Table | None:
         " the others by their numbers in the dataset, from 0."
     )
     columns = ("Model", "Image", "Class", "Zero-shot says", "The model says", "Frozen margin", "Tuned margin", "Change")
-    return Table("Where margins changed most", caption, columns, tuple(rows), words={1})
+    return Table("Where margins changed most", caption, columns, tuple(rows))

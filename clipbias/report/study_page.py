@@ -186,7 +186,7 @@ def value_and_interval(row: Mapping[str, Any]) -> str:
     value, low, high = (row.get(name) for name in ("value", "low", "high"))
     if value is None:
         return MISSING
-    digits = 1 if abs(value) >= 10 else 3
+    digits = 1 if abs(value) >= 10 else 3 if abs(value) >= 0.01 or not value else 5
     unit = f" {row['unit']}" if row.get("unit") else ""
     ends = f" ({low:.{digits}f} to {high:.{digits}f})" if low is not None and high is not None else ""
     return f"{value:.{digits}f}{unit}{ends}"

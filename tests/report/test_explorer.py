@@ -235,6 +235,15 @@ def test_nothing_is_wider_than_the_window(browser, page, width, scheme):
     assert browser.complaints == []
 
 
+def test_paper_has_all_columns(browser, page):
+    """What a screen scrolls sideways would be cut off."""
+    browser.open(page, width=700, media="print")
+    cut = "[...document.querySelectorAll('.wide, pre')].filter(e => e.scrollWidth > e.clientWidth + 1).length"
+    assert browser.evaluate("document.querySelectorAll('.wide').length") > 6 and browser.evaluate(cut) == 0
+    browser.open(page, width=700)
+    assert browser.evaluate(cut) > 0
+
+
 def test_without_scripts_a_sentence_says_so(browser, page):
     browser.open(page, scripts=False)
     tree = browser.call("DOMSnapshot.captureSnapshot", computedStyles=["display"])

@@ -174,6 +174,7 @@ def test_missing_results_are_one_sentence(tmp_path):
         (0.71234, (0.69, 0.73), "", "0.712 (0.690 to 0.730)"),
         (-0.5, (None, None), "nats", "-0.500 nats"),
         (71.26, (70, 72), "px", "71.3 px (70.0 to 72.0)"),
+        (-0.0012, (-0.0021, -0.0003), "nats", "-0.00120 nats (-0.00210 to -0.00030)"),
     ],
 )
 def test_a_value_and_its_interval(value, ends, unit, text):
