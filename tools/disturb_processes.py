@@ -77,6 +77,15 @@ def install(fault: str) -> None:
             return original
 
         _replace("clipbias.training.checkpoint", "_named", full)
+    elif fault == "bit":
+        whole = Path.read_bytes
+
+        def read_bytes(path: Path) -> bytes:
+            content = whole(path)
+            inside = "checkpoints" in path.parts and path.parent.name == "d"
+            return content[:-1] + bytes([content[-1] ^ 1]) if inside and content else content
+
+        Path.read_bytes = read_bytes  # type: ignore[method-assign, assignment]
     else:
         raise SystemExit(f"there is no fault {fault!r}")
 
@@ -171,17 +180,15 @@ def _fails(number: int, fault: str) -> Disturb:
 
 
 def _flipped(out: Path, environment: Mapping[str, str], count: int) -> tuple[Job, int | None]:
-    """Process 1 sees the folder as a copy in which a bit of the latest checkpoint is another."""
+    """Process 1 reads a bit of the latest checkpoint otherwise than it is."""
     job, _ = _signalled(0, signal.SIGTERM)(out, environment, count)
     job.ends(LIMIT)
-    view = out.with_name(f"{out.name}_view")
-    shutil.copytree(out, view)
-    steps = sorted(view.glob("checkpoints/*/[0-9]*"), key=lambda path: int(path.name))
-    largest = max((path for path in steps[-1].rglob("d/*") if path.is_file()), key=lambda path: path.stat().st_size)
-    content = bytearray(largest.read_bytes())
-    content[len(content) // 2] ^= 1
-    largest.write_bytes(content)
-    return Job([out, view, *[out] * (count - 2)], environment), None
+    return Job([out] * count, environment, process1="bit"), None
+
+
+def _elsewhere(out: Path, environment: Mapping[str, str], count: int) -> tuple[Job, int | None]:
+    """Process 1 has a folder of its own under the same name."""
+    return Job([out, out.with_name(f"{out.name}_view"), *[out] * (count - 2)], environment), None
 
 
 SCENARIOS: Mapping[str, Disturb] = {
@@ -197,6 +204,7 @@ SCENARIOS: Mapping[str, Disturb] = {
     "stop_first": _signalled(0, signal.SIGSTOP),
     "notice": _signalled(1, signal.SIGTERM, others_alike=True),
     "bit": _flipped,
+    "elsewhere": _elsewhere,
 }
 # Those after which all is done as if nothing had happened, for the process concerned takes no part in it.
 HARMLESS = ("disk",)

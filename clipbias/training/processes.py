@@ -85,6 +85,7 @@ class Job:
             self._store.delete(f"failed/{self.index}")
             if not isinstance(error, ClipbiasError | OSError):  # a defect
                 logging.error("%s", "".join(traceback.format_exception(error)))
+        self._names = {number: f"process {number} ({one['host']})" for number, one in enumerate(found)}
         failed = [(number, one) for number, one in enumerate(found) if "failed" in one]
         if failed:
             raise Agreed(_words(failed, self.count)) from error

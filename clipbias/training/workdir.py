@@ -53,6 +53,8 @@ PACKAGES = (
     "numpy",
     "pillow",
 )
+# Seconds after which what was written on one host is there on all others.
+LAG = 15.0
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -85,6 +87,7 @@ def open_workdir(folder: str | os.PathLike, config: Mapping[str, Any], *, keep: 
                 opened.enter_context(_kept_state(folder, earlier))
             else:
                 processes.on_end(functools.partial(_note_end, folder))
+        processes.same("the work folder", _sees_start(folder))
         with processes.agreed():
             yield folder
 
@@ -206,6 +209,19 @@ def _kept_state(folder: Path, earlier: float) -> Iterator[None]:
                 write("interrupted" if stopped else "failed", sentence(error))
             raise
         write("finished")
+
+
+def _sees_start(folder: Path) -> bool:
+    """Whether this process sees what the first one wrote when it opened the folder, if need be after a while."""
+    written = processes.tell((folder / STATE).read_text)
+    deadline = time.monotonic() + LAG
+    while True:
+        with contextlib.suppress(OSError):
+            if (folder / STATE).read_text() == written:
+                return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
 
 
 def _note_end(folder: Path, state: str, error: str) -> None:

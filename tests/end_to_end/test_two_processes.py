@@ -1,9 +1,11 @@
 """A run that moves between two real processes, one device and eight, at a notice to stop each time."""
 
 import json
+import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -117,3 +119,49 @@ def test_two_processes_share_the_features_of_training_images(model: Path, cache:
     assert adapters[0].keys() == adapters[1].keys() and any(name.startswith("constants/") for name in adapters[0])
     for name in adapters[0]:
         np.testing.assert_allclose(adapters[0][name], adapters[1][name], rtol=1e-3, atol=2e-5)
+
+
+def start_grid(model: Path, workdir: Path, cache: Path, fault: str = "") -> list[subprocess.Popen]:
+    """Two processes of a grid of two cells; the second one meets with a fault of `tools.disturb_processes`."""
+    job = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
+    settings = {"model": model, "methods": "('taskres',)", "datasets": "('demo/digits','demo/shapes')", "epochs": 2}
+    settings |= {"shots": "(1,)", "seeds": "(1,)"}
+    arguments = ["--config=configs/demo.py", f"--workdir={workdir}"]
+    arguments += [f"--config.{name}={value}" for name, value in settings.items()]
+    started = []
+    for index in range(2):
+        module = ["experiments.table1"]
+        if fault and index:
+            module = ["tools.disturb_processes", f"--fault={fault}"]
+        environment = {**binaries.environment(cache), **job, "JAX_PROCESS_ID": str(index)}
+        command = [sys.executable, "-m", *module, *arguments]
+        streams: dict = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen(command, cwd=binaries.ROOT, env=environment, **streams))
+    return started
+
+
+def test_what_befalls_one_process_ends_both_alike(model: Path, cache: Path, tmp_path: Path) -> None:
+    """First the image of one cell is damaged for one of them, and the other cell is done; then the first is killed."""
+    processes = start_grid(model, tmp_path, cache, "image")
+    said = [errors for _, errors in ends(processes)]
+    assert [process.returncode for process in processes] == [1, 1], said
+    assert "Traceback" not in "".join(said)
+    last = {errors.strip().splitlines()[-1] for errors in said}
+    assert len(last) == 1 and "1 of 2 cells failed; the first one: process 1 (" in last.pop()
+    rows = {row["dataset"]: row for row in read_json_lines(tmp_path / "results.jsonl")}
+    assert rows["demo/shapes"]["status"] == "ok" and rows["demo/digits"]["status"] == "failed"
+    assert "cannot be decoded" in rows["demo/digits"]["error"]
+
+    (tmp_path / "state.json").unlink()
+    processes = start_grid(model, tmp_path, cache)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "state.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    processes[0].kill()
+    _, (_, errors) = ends(processes)
+    assert processes[1].returncode == 1, errors[-3000:]
+    sentence = errors.strip().splitlines()[-1].removeprefix("error: ")
+    assert re.fullmatch(r"process 0 \(.+\) ended or stands still; the same command continues\.", sentence)
+    assert "Traceback" not in errors and "***" not in errors
+    state = json.loads((tmp_path / "state.json").read_text())
+    assert (state["state"], state["error"]) == ("failed", sentence)
