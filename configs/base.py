@@ -27,6 +27,8 @@ def get_config() -> ConfigDict:
     config.descriptions = ""
     # What to do with an image that cannot be read: "raise" or "skip" (and count).
     config.on_image_error = "raise"
+    # How all images are looked at before anything else is done: their "headers", "all" of each, or "none".
+    config.check_images = "headers"
 
     config.learning_rate = 0.0025
     config.epochs = 10

@@ -11,8 +11,10 @@ from ml_collections import ConfigDict
 
 from clipbias.checks import LARGEST, Choices, Count, Positive, Range, check_value, shown
 from clipbias.clip.precision import DTYPES
+from clipbias.data import inspection
 from clipbias.data.pipeline import ON_ERROR
 from clipbias.errors import ClipbiasError
+from clipbias.training.settings import ON_MISSING
 
 _Number = Annotated[float, Range(0)]
 _Devices = Annotated[int, Range(-1, LARGEST)]
@@ -32,6 +34,8 @@ KINDS: Mapping[str, Any] = {
     "learning_rates": tuple[_Number, ...],
     "dtype": Annotated[str, Choices(DTYPES)],
     "on_image_error": Annotated[str, Choices(ON_ERROR)],
+    "check_images": Annotated[str, Choices(inspection.HOW)],
+    "on_missing": Annotated[str, Choices(ON_MISSING)],
 }
 
 

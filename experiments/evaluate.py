@@ -12,6 +12,7 @@ images ask for; and with `ood` how well they, and the logits, tell the dataset's
 A folder keeps its evaluation: one of another adapter, of other images or with other settings wants another --workdir.
 """
 
+import functools
 import json
 import time
 from pathlib import Path
@@ -29,6 +30,7 @@ from clipbias.training import processes
 from clipbias.training.evaluate import evaluate
 from clipbias.training.metrics import MetricWriter
 from clipbias.training.predictions import fingerprint, save_predictions
+from clipbias.training.readiness import require
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Learnables, Task
 from experiments import app
@@ -47,7 +49,10 @@ def main(config: ConfigDict, workdir: Path) -> None:
         name = config.dataset or (adapter.notes.get("dataset", "") if adapter else "")
         if not name:
             raise ClipbiasError("no dataset; give --config.dataset=NAME, or --config.adapter=FILE to take its own.")
-        dataset = app.load_dataset(config, name)
+        load = functools.cache(lambda name: app.load_dataset(config, name))
+        wanted = {name: [config.images]} | ({config.ood: ["test"]} if config.ood not in ("", name) else {})
+        require(load, wanted, how=config.check_images, skip=config.on_image_error == "skip")
+        dataset = load(name)
         options: dict[str, Any] = dict(dtype=config.dtype, groups=mesh.shape[meshes.DATA])
         options["descriptions"] = dataset.descriptions
         own = split(config.own_methods)
@@ -76,7 +81,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
             eval_batch_size=config.eval_batch_size,
             on_image_error=config.on_image_error,
             validation=dataset.splits.get("val"),
-            outside=app.load_dataset(config, config.ood).split("test") if config.ood else None,
+            outside=load(config.ood).split("test") if config.ood else None,
             save=save,
         )
         with MetricWriter(workdir) as metrics:

@@ -12,6 +12,7 @@ each and an `overview.html`.
 
 import contextlib
 import dataclasses
+import functools
 import glob
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -40,6 +41,7 @@ from clipbias.training.metrics import MetricWriter
 from clipbias.training.plan import explain_exhaustion
 from clipbias.training.predictions import KnownPredictions
 from clipbias.training.progress import Progress, say
+from clipbias.training.readiness import require
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import Adapter
@@ -58,9 +60,13 @@ def main(config: ConfigDict, workdir: Path) -> None:
     with open_workdir(workdir, app.plain(config)), contextlib.ExitStack() as opened:
         metrics: MetricWriter | None = None
         folders: list[Path] = []
+        load = functools.cache(lambda name: app.load_dataset(config, name))
+        if config.datasets:  # all of them before the first
+            wanted = {name: [config.images] for name in names}
+            require(load, wanted, how=config.check_images, skip=config.on_image_error == "skip")
         for name in names:
             folder = workdir / name.replace("/", "_") if config.datasets else workdir
-            scalars = explain(config, name, folder, figures).scalars
+            scalars = explain(config, name, folder, figures, load).scalars
             folders.append(folder)
             shares = {f"accuracy/{model['key']}": model["accuracy"] / 100 for model in scalars["models"]}
             about = {"dataset": scalars["dataset"]["name"], "images": scalars["dataset"]["images"]}
@@ -73,13 +79,17 @@ def main(config: ConfigDict, workdir: Path) -> None:
             app.tell(f"overview: {write_overview(folders, workdir)}")
 
 
-def explain(config: ConfigDict, name: str, folder: Path, figures: Sequence[str]) -> Findings:
+def explain(
+    config: ConfigDict, name: str, folder: Path, figures: Sequence[str], load: Callable[[str], data.Dataset]
+) -> Findings:
     """One dataset's study, written to `folder`."""
     adapters = [find_adapter(place) for path in split(config.adapters) for place in places_of(path, name)]
     name = name or next((adapter.notes.get("dataset", "") for adapter, _ in adapters), "")
     if not name:
         raise ClipbiasError("no dataset to explain; give --config.dataset=NAME.")
-    dataset = app.load_dataset(config, name)
+    if not config.datasets:
+        require(load, {name: [config.images]}, how=config.check_images, skip=config.on_image_error == "skip")
+    dataset = load(name)
     clip = clipbias.load(config.model or next((adapter.base for adapter, _ in adapters), "demo"))
     mesh = meshes.make_mesh(**config.mesh)
     asked = {field.name: config[field.name] for field in dataclasses.fields(StudyOptions) if field.name != "prompt"}

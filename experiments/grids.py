@@ -57,6 +57,8 @@ def open_grid(
         targets=targets or None,
         remat=config.remat,
         class_chunks=config.class_chunks,
+        check_images=config.check_images,
+        on_missing=config.get("on_missing", "raise"),
         inputs=inputs,
     )
     if config.descriptions:  # named by their content

@@ -3,6 +3,7 @@
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,12 +23,14 @@ class Split:
       read: Example index to encoded image bytes; raises `ClipbiasError` naming the file.
       stamp: Example index to what changes when the example does, as text, and when it changed last, in seconds since
         the epoch; `None` where nothing tells.
+      path: Example index to the image's file, where it has one of its own.
     """
 
     keys: tuple[str, ...]
     labels: np.ndarray
     read: Callable[[int], bytes]
     stamp: Callable[[int], tuple[str, float]] | None = None
+    path: Callable[[int], Path] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels", np.asarray(self.labels, dtype=np.int32).reshape(-1))
@@ -44,12 +47,13 @@ class Split:
     def subset(self, indices: Sequence[int] | np.ndarray) -> "Split":
         """The examples at `indices`, in that order."""
         chosen = np.asarray(indices, dtype=np.int64).reshape(-1)
-        read, stamp = self.read, self.stamp
+        read, stamp, path = self.read, self.stamp, self.path
         return Split(
             keys=tuple(self.keys[index] for index in chosen),
             labels=self.labels[chosen],
             read=lambda index: read(int(chosen[index])),
             stamp=None if stamp is None else lambda index: stamp(int(chosen[index])),
+            path=path and (lambda index: path(int(chosen[index]))),
         )
 
 

@@ -95,4 +95,7 @@ def split_of_files(
     def read(index: int) -> bytes:
         return read_image(root / keys[index], listed_in=listed_in)
 
-    return Split(keys, np.asarray(labels, np.int32), read, lambda index: stamp_of(root / keys[index]))
+    def path(index: int) -> Path:
+        return root / keys[index]
+
+    return Split(keys, np.asarray(labels, np.int32), read, lambda index: stamp_of(path(index)), path)

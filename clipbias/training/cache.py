@@ -74,6 +74,10 @@ class Cache:
             self._methods[key] = make_method(name, **options)
         return self._methods[key]
 
+    def dataset(self, name: str) -> Dataset:
+        """A dataset, opened once. Raises `ClipbiasError` where it is not there."""
+        return self._load(name)
+
     def plans(self, pack: Pack) -> list[protocols.Plan]:
         """What each seed trains and evaluates on, drawn once for all methods and learning rates."""
         key = self._draw(pack)
@@ -101,7 +105,7 @@ class Cache:
         method = self.method(pack)
         sampling = method.sampling()
         validates = sampling is not None and sampling.validation
-        unlabelled = self._unlabelled(pack)
+        unlabelled = self.is_unlabelled(pack)
         key = (method.draws, validates, unlabelled, *self._draw(pack))
         if key not in self._image_hashes:
             plans = self.plans(pack)
@@ -119,11 +123,11 @@ class Cache:
 
     def train_images(self, pack: Pack, plan: protocols.Plan) -> Images:
         """Training images, which stay decoded but are not kept here; with "skip" without those that cannot be read."""
-        split = self._pseudo_labelled(pack, plan) if self._unlabelled(pack) else plan.source.split("train")
+        split = self._pseudo_labelled(pack, plan) if self.is_unlabelled(pack) else plan.source.split("train")
         images = Images(split, cache_bytes=DEFAULT_CACHE_BYTES)
         return without_unreadable(images) if self._settings.on_image_error == "skip" else images
 
-    def _unlabelled(self, pack: Pack) -> bool:
+    def is_unlabelled(self, pack: Pack) -> bool:
         """Whether a pack trains on labels that plain CLIP gives."""
         return self.method(pack).unlabelled or self._settings.protocol == PSEUDO_LABELS
 
@@ -147,7 +151,7 @@ class Cache:
 
     def features(self, pack: Pack, run: Run, sampling: Sampling) -> TrainingFeatures:
         """Of a run's training images under the frozen tower."""
-        key = (*self._draw(pack), self._unlabelled(pack), run.seed, sampling.crop, sampling.projected)
+        key = (*self._draw(pack), self.is_unlabelled(pack), run.seed, sampling.crop, sampling.projected)
         if key not in self._features:
             self._features[key] = self._frozen(
                 Images.of(run.train, cache_bytes=DEFAULT_CACHE_BYTES), run.seed, sampling

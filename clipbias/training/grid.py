@@ -23,6 +23,7 @@ from clipbias.training import processes
 from clipbias.training.dealing import Part, deal, planned_cost
 from clipbias.training.packs import Pack
 from clipbias.training.progress import Progress, progress
+from clipbias.training.readiness import ready
 from clipbias.training.results import Results, Row
 from clipbias.training.settings import GridSettings
 from clipbias.training.trainer import Trainer
@@ -67,6 +68,9 @@ class Grid:
 
         Returns:
           The rows of those packs, finished before or now.
+
+        Raises:
+          ClipbiasError: a dataset cannot be used (`training.readiness`), and nothing was trained.
         """
         with processes.agreed():
             if jax.process_index() == 0:  # for those who read the results: which lines are of this configuration
@@ -83,6 +87,7 @@ class Grid:
         for pack in packs:
             if pack not in todo:  # killed right after their results were written
                 self.trainer.remove_checkpoints(pack)
+        todo = ready(self.trainer.cache, todo, self.trainer.settings)
         with progress(0 if self.trainer.single else len(wanted), done=done, unit="cell", title="cells") as bar:
             for pack in todo:
                 interruption.check()
@@ -96,7 +101,7 @@ class Grid:
         """Those of the packs that this job runs: all, or its part's."""
         if self.part is None:
             return list(packs)
-        part = self.part
+        packs, part = ready(self.trainer.cache, packs, self.trainer.settings, images=False), self.part
         dealt = processes.tell(lambda: deal([planned_cost(self.trainer, pack) for pack in packs], part))
         return [packs[index] for index in dealt]
 

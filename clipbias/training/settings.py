@@ -6,12 +6,14 @@ from typing import Annotated, Any
 
 from clipbias.checks import LARGEST, Choices, Range, check_fields, check_texts, shown
 from clipbias.clip.precision import DTYPES
-from clipbias.data import protocols
+from clipbias.data import inspection, protocols
 from clipbias.data.pipeline import ON_ERROR
 from clipbias.errors import ClipbiasError
 
 # Of `remat`: the fastest way that fits the device's memory.
 AUTO = "auto"
+# What becomes of a grid some of whose datasets cannot be used: it does not begin, or their cells are left out.
+ON_MISSING = ("raise", "skip")
 
 _Number = Annotated[float, Range(0)]
 
@@ -29,6 +31,8 @@ class GridSettings:
       protocol: a name of `data.protocols.PROTOCOLS`.
       targets: datasets that a protocol evaluates on besides; `None` takes the literature's.
       remat, class_chunks: how a step saves memory, see `training.plan`.
+      check_images, on_missing: how images are looked at before anything is trained, and what becomes of the cells whose
+        datasets cannot be used (`training.readiness`). They change no number.
       inputs: what datasets are read with besides their names, such as a template: numbers depend on it. What differs
         from dataset to dataset is a mapping by their names.
     """
@@ -42,6 +46,8 @@ class GridSettings:
     targets: tuple[str, ...] | None = None
     remat: str = AUTO
     class_chunks: int = 0
+    check_images: Annotated[str, Choices(inspection.HOW)] = "headers"
+    on_missing: Annotated[str, Choices(ON_MISSING)] = "raise"
     inputs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -40,7 +40,10 @@ CONFIG, ENVIRONMENT, STATE, LOCK = "config.json", "environment.json", "state.jso
 # The adapter of a run, and which lines of a grid's results are of its present configuration.
 ADAPTER, CELLS = "adapter.safetensors", "cells.json"
 # Settings that change how a result is computed, but not the result.
-HOW = ("workdir", "mesh", "checkpoint_seconds", "eval_batch_size", "remat", "class_chunks", "dry_run", "part")
+HOW = (
+    *("workdir", "mesh", "checkpoint_seconds", "eval_batch_size", "remat", "class_chunks", "dry_run", "part"),
+    *("check_images", "on_missing"),
+)
 PACKAGES = (
     "clipbias",
     "jax",
