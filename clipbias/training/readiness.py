@@ -63,7 +63,7 @@ def ready(cache: Cache, packs: Sequence[Pack], settings: GridSettings, *, images
                         own.append(split)
             except ClipbiasError as error:
                 problems[pack.dataset] = Problem.of(pack.dataset, error)
-            except Exception:  # a defect is told where the pack runs
+            except Exception:  # a defect is told where it costs its own cells alone
                 logging.debug("%s on %s", pack.method, pack.dataset, exc_info=True)
     if images:
         problems |= look(splits, how=settings.check_images, skip=settings.on_image_error == "skip")
@@ -164,6 +164,8 @@ def _opened(cache: Cache, name: str) -> Problem | None:
         cache.dataset(name)
     except ClipbiasError as error:
         return Problem.of(name, error)
+    except Exception:  # as in `ready`
+        logging.debug("%s cannot be opened", name, exc_info=True)
     return None
 
 
