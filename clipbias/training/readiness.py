@@ -1,18 +1,14 @@
 """All datasets of a grid are looked at before its first training step, and what is wrong is told once, as a table."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
-import jax
-import numpy as np
 from absl import logging
-from jax.experimental import multihost_utils
 
 from clipbias.data import Dataset, Split, inspection, protocols
 from clipbias.errors import ClipbiasError
 from clipbias.terminal import printable
+from clipbias.training import processes
 from clipbias.training.cache import Cache
 from clipbias.training.packs import Pack
 from clipbias.training.progress import progress, say
@@ -191,11 +187,6 @@ def _nothing(count: int) -> None:
 
 def _of_all_processes(problems: Mapping[str, Problem]) -> dict[str, Problem]:
     """What any process found, so that all go on with the same: each host may have disks of its own."""
-    if jax.process_count() == 1:
-        return dict(problems)
-    own = json.dumps([dataclasses.astuple(one) for one in problems.values()]).encode()
-    longest = int(np.max(multihost_utils.process_allgather(np.asarray(len(own)))))
-    padded = np.frombuffer(own.ljust(longest), np.uint8)
-    texts: list[Any] = [bytes(row).decode() for row in np.asarray(multihost_utils.process_allgather(padded))]
-    found = [Problem(*one) for text in texts for one in json.loads(text)]
+    told = processes.gather([dataclasses.asdict(one) for one in problems.values()])
+    found = [Problem(**one) for own in told for one in own]
     return {one.dataset: one for one in reversed(found)}
