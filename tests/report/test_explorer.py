@@ -71,6 +71,18 @@ def test_causes_are_shapley_values_by_image_number(explored):
     assert {0, 1} <= seen
 
 
+def test_a_model_without_maps_is_left_out_and_told(tmp_path):
+    results = only_explored()
+    results.arrays = {name: array for name, array in results.arrays.items() if not name.startswith("explore/bias/")}
+    results.scalars["explore"]["bias"] = {"missing": "No map follows its logit."}
+    data = explorer_data(StudyResults(results))
+    assert [model["key"] for model in data["models"]] == ["zero_shot", "ivlp"]
+    assert all(set(image["models"]) == {"zero_shot", "ivlp"} for image in data["images"])
+    save_results(tmp_path, results)
+    page = Page(write_report(tmp_path, tmp_path / "report").read_text("utf-8"))
+    assert "Explore, Bias tuning: No map follows its logit." in page.text
+
+
 def test_names_cannot_end_the_script(tmp_path):
     results = only_explored()
     results.scalars["dataset"]["class_names"][0] = HOSTILE
