@@ -270,6 +270,8 @@ def main(arguments: Sequence[str]) -> int:
     if unknown or parsed.work.exists():
         parser.error(f"there is no command {unknown[0]!r}" if unknown else f"{parsed.work} exists already")
     environment = {"XDG_CACHE_HOME": str(parsed.work / "cache"), "JAX_PLATFORMS": "cpu"}
+    if not (parsed.kills or parsed.signals or parsed.faults):
+        parser.error("say how often: --kills, --signals, --faults")
     # A shell that starts this in the background has SIGINT ignored, which those started from here would inherit.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     from tools import faults, signalled

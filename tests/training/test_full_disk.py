@@ -1,6 +1,7 @@
 """A disk that fills up while something is saved: one sentence, and what was there before stays."""
 
 import contextlib
+import logging as python_logging
 import resource
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import logging
 
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
@@ -20,6 +22,7 @@ from clipbias.training.metrics import MetricWriter
 from clipbias.training.results import Results
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import load_adapter, save_adapter
+from experiments import app
 
 
 @contextlib.contextmanager
@@ -110,3 +113,18 @@ def test_the_last_text_stays(tmp_path: Path) -> None:
     with no_room_for(4), pytest.raises(ClipbiasError, match="cannot write"):
         write_text(tmp_path / "a", "second" * 100)
     assert (tmp_path / "a").read_text() == "first"
+
+
+def test_orbax_tells_its_errors_to_us_alone() -> None:
+    """It logs them with a traceback, and raises them as well."""
+    before = [*logging.get_absl_handler().filters]
+    app.quiet()
+    try:
+        (told,) = [one for one in logging.get_absl_handler().filters if one not in before]
+        own = ("name", python_logging.ERROR, "/site-packages/orbax/a.py", 1, "failed", ())
+        assert not told(python_logging.LogRecord(*own, (OSError, OSError(), None)))
+        assert told(python_logging.LogRecord(*own, None))
+        elsewhere = (*own[:2], "/site-packages/jax/a.py", *own[3:])
+        assert told(python_logging.LogRecord(*elsewhere, (OSError, OSError(), None)))
+    finally:
+        logging.get_absl_handler().filters = before
