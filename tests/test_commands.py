@@ -35,7 +35,9 @@ BUDGET = {
     ),
     "experiments.explain": (
         "--config.batch_size=50",
-        "--config.figures=text_attention,verdict",
+        # All of them are in `end_to_end/test_explain.py`.
+        "--config.figures=text_attention,vision_attention",
+        "--config.image_limit=100",
     ),
     "experiments.train": ("--config.epochs=1",),
     "experiments.amounts": ("--config.amounts_images=50", "--config.image_limit=50"),
