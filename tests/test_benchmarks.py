@@ -13,10 +13,11 @@ from jax.extend.core import jaxprs_in_params
 from clipbias.clip import convert, encode_image, encode_text
 from clipbias.clip.tokenizer_files import CLIP_VOCABULARY
 from clipbias.clip.weights import open_weights
+from clipbias.explain.results import Findings
 from clipbias.files import write_tensors
 from clipbias.tuning import Task
 from tools.benchmarks import __main__ as benchmark
-from tools.benchmarks import flops, load, model, pipeline, relevancy, report, steps, training, worker
+from tools.benchmarks import flops, load, model, pipeline, relevancy, report, steps, study, training, worker
 
 CONFIG = model.geometry("tiny")
 SMALL = ["--geometry=tiny", "--classes=6", "--batch=2", "--repeats=1"]
@@ -128,6 +129,26 @@ def test_the_causal_test_is_timed_beside_both_models(method, capsys):
     assert set(seconds) == ({"means", "mixtures"} if method == "vpt" else {"mixtures"})
     assert result["forward_passes_of_both"] == pytest.approx(sum(seconds.values()) / both)
     assert result["bytes_per_image"] > 0
+
+
+def test_a_study_is_measured_section_by_section(capsys, monkeypatch):
+    """With a study that only tells: what a whole one computes has tests of its own."""
+
+    def run(asked, folder, *, tell, **_):
+        assert [own.key for own in asked.models] == ["zero_shot", "ivlp", "bias"]
+        assert asked.options.images == 6 and asked.options.faithfulness_images == 3
+        for name in ("one", "two"):
+            jax.jit(lambda x, name=name: x + len(name))(jnp.zeros(7))
+            tell(name, 1.0)
+        return Findings({}, {"models": [{"key": "zero_shot", "correct": 1, "images": 6}]})
+
+    monkeypatch.setattr(study, "run_study", run)
+    assert benchmark.main(["study", "--geometry=tiny", "--images=6"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert list(found["sections"]) == ["one", "two"] and found["predicted"] == {"zero_shot": [1, 6]}
+    for name in ("seconds", "cpu_seconds", "compile_seconds", "programs"):
+        assert found[name] == pytest.approx(sum(section[name] for section in found["sections"].values()), abs=2e-3)
+    assert all(section["programs"] >= 1 and section["seconds"] > 0 for section in found["sections"].values())
 
 
 def test_pipeline_measures_every_way(capsys, monkeypatch):

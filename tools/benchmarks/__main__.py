@@ -8,6 +8,7 @@
     python -m tools.benchmarks relevancy --method=vpt --batches 1 8 32
     python -m tools.benchmarks relevancy --batches 8 --layers 3 6 12
     python -m tools.benchmarks causal --method=vpt --batch=4
+    python -m tools.benchmarks study --images=16
     python -m tools.benchmarks startup
     python -m tools.benchmarks load --repeats=3
     python -m tools.benchmarks load FOLDER ViT-B-16.pt
@@ -32,7 +33,7 @@ from pathlib import Path
 from clipbias.errors import ClipbiasError
 from clipbias.files import reason
 
-COMMANDS = ("train", "compare", "features", "relevancy", "causal", "startup", "load", "pipeline", "report")
+COMMANDS = ("train", "compare", "features", "relevancy", "causal", "study", "startup", "load", "pipeline", "report")
 
 
 def whole(lowest: int) -> Callable[[str], int]:
@@ -74,7 +75,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--together", action="store_true", help="relevancy, compare: all ways in this process; memory is shared"
     )
-    parser.add_argument("--images", type=whole(1), default=256, help="pipeline: 160 is a 16-shot set of ten classes")
+    parser.add_argument(
+        "--images", type=whole(1), help="study: 16 by default; pipeline: 256, and 160 is a 16-shot set of ten classes"
+    )
     parser.add_argument("--step-ms", type=float, default=100.0, help="pipeline: of a training step on an accelerator")
     parser.add_argument("--append", type=Path, help="a file that the JSON line is added to")
     parser.add_argument("--output", type=Path, default=Path("performance"), help="report: path without its ending")
@@ -83,6 +86,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         if len(parsed.layers) > 1:
             parser.error(f"{parsed.command} takes one number of --layers; relevancy takes several.")
         (parsed.layers,) = parsed.layers
+    parsed.images = parsed.images or {"study": 16}.get(parsed.command, 256)
     return parsed
 
 
@@ -99,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(report.write(parsed.files, parsed.output))
             return 0
         append(parsed.append, "")  # a measurement takes long: a file that cannot be written is told before
-        from tools.benchmarks import causal, load, pipeline, relevancy, startup, steps, training
+        from tools.benchmarks import causal, load, pipeline, relevancy, startup, steps, study, training
 
         run = {
             "train": steps.train,
@@ -107,6 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "features": steps.features,
             "relevancy": relevancy.relevancy,
             "causal": causal.causal,
+            "study": study.study,
             "startup": startup.startup,
             "load": load.load,
             "pipeline": pipeline.pipeline,

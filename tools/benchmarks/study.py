@@ -1,0 +1,98 @@
+"""A whole study of few images, section by section: seconds, seconds of all processors, and what compiling takes."""
+
+import argparse
+import dataclasses
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from clipbias import data
+from clipbias.clip import Clip, load
+from clipbias.explain.options import StudyOptions
+from clipbias.explain.run import run_study
+from clipbias.explain.study import ZERO_SHOT, Model, Study
+from clipbias.tuning import Task
+from tools.benchmarks import measure, model
+
+DATASET = "demo/textures"
+METHODS = ("ivlp", "bias")
+_COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+class Sections:
+    """What every section took since the one before it, told at its end."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, dict[str, float]] = {}
+        self._compiled, self._programs = 0.0, 0
+        self._since = self._now()
+        jax.monitoring.register_event_duration_secs_listener(self._count)
+
+    def _count(self, event: str, duration_secs: float, **_: Any) -> None:
+        if event == _COMPILED:
+            self._compiled, self._programs = self._compiled + duration_secs, self._programs + 1
+
+    def _now(self) -> dict[str, float]:
+        return {
+            "seconds": time.perf_counter(),
+            "cpu_seconds": time.process_time(),
+            "compile_seconds": self._compiled,
+            "programs": self._programs,
+        }
+
+    def __call__(self, section: str, seconds: float) -> None:
+        now = self._now()
+        self.found[section] = {name: round(value - self._since[name], 3) for name, value in now.items()}
+        self._since = now
+
+    def __enter__(self) -> "Sections":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        jax.monitoring.unregister_event_duration_listener(self._count)
+
+
+def _clip(arguments: argparse.Namespace) -> Clip:
+    """Random weights, and the demo's words, which the tokens of a report are told in."""
+    demo, config = load("demo"), model.geometry(arguments.geometry, layers=arguments.layers)
+    known = {name: getattr(demo.config.text, name) for name in ("vocabulary_size", "eos_token_id")}
+    config = dataclasses.replace(config, text=dataclasses.replace(config.text, **known))
+    return dataclasses.replace(model.random_clip(config), tokenizer=demo.tokenizer)
+
+
+def study(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Zero-shot beside IVLP and bias tuning with random numbers, on images of an embedded dataset.
+
+    Half of the images go through the perturbation test, all others through everything else.
+    """
+    clip, count, dataset = _clip(arguments), arguments.images, data.load(DATASET)
+    models = [Model(ZERO_SHOT, ZERO_SHOT, ZERO_SHOT, Task(clip, ZERO_SHOT, dataset.class_names), {})]
+    for method in METHODS:
+        task, rng = Task(clip, method, dataset.class_names, dtype=arguments.dtype), np.random.default_rng(1)
+        learned = jax.tree.map(
+            lambda leaf, rng=rng: np.asarray(leaf) + 0.02 * rng.standard_normal(leaf.shape, np.float32), task.init(0)
+        )
+        models.append(Model(method, method, method, task, learned))
+    names = ("images", "amounts_images", "control_images", "explore_images")
+    options = StudyOptions(**dict.fromkeys(names, count), faithfulness_images=-(-count // 2))
+    split, training = dataset.split("test"), dataset.split("train")
+    with tempfile.TemporaryDirectory() as folder, Sections() as sections:
+        asked = Study(models, split, options, Path(folder), training=training)
+        found = run_study(asked, Path(folder), dataset={"name": DATASET, "split": "test"}, config={}, tell=sections)
+    totals = {
+        name: round(sum(section[name] for section in sections.found.values()), 3)
+        for name in ("seconds", "cpu_seconds", "compile_seconds", "programs")
+    }
+    return {
+        "name": f"study of {count} images",
+        "images": count,
+        "predicted": {one["key"]: [one["correct"], one["images"]] for one in found.scalars["models"]},
+        **totals,
+        "sections": sections.found,
+        "peak_bytes": measure.peak_bytes(),
+        "device": jax.devices()[0].device_kind,
+    }
