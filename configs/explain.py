@@ -31,8 +31,9 @@ def get_config() -> ConfigDict:
     # of the adapters' own runs are looked at anyway.
     config.predictions = ""
 
-    config.batch_size = 32
-    # At most so many of them for attention statistics and the causal test; 0 takes all.
+    # Images at a time over all devices; 0 takes 8 on a CPU and 32 elsewhere.
+    config.batch_size = 0
+    # At most so many of them, spread evenly; 0 takes all. Predictions of an evaluation are read for all of them anyway.
     config.image_limit = 0
     # Perturbation runs every image over a hundred times.
     config.faithfulness_images = 100

@@ -64,7 +64,9 @@ def check(config: ConfigDict, like: ConfigDict, *, prefix: str = "") -> None:
             for unknown in set(value) - set(own):
                 raise ClipbiasError(f"{where} has no {unknown!r}; it holds {', '.join(own)}.")
         else:
-            check_value(where, value, KINDS.get(where) or _kind(own))
+            kind = KINDS.get(where) or _kind(own)
+            # A file whose own value is 0 leaves the choice to the program.
+            check_value(where, value, Count if kind is Positive and own == 0 else kind)
 
 
 def _kind(own: Any) -> Any:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from clipbias.explain.amounts import (
@@ -15,7 +16,9 @@ from clipbias.explain.amounts import (
     text_moments,
     vision_moments,
 )
-from clipbias.explain.replacement import REFERENCE, TUNED, Outcomes
+from clipbias.explain.outcomes import outcomes
+from clipbias.explain.passes import classify
+from clipbias.explain.replacement import REFERENCE, TUNED, Constants
 from clipbias.explain.results import FORMS
 from clipbias.explain.statistics import Moments, Totals
 from clipbias.explain.study import Batch, Model, Section, Study
@@ -74,12 +77,24 @@ def outcomes_of(
     study: Study, model: Model, amounts: Mapping[str, Amount], forms: Sequence[str]
 ) -> dict[str, np.ndarray]:
     """Per image "correct" and "log_likelihood" `[n, F]` of each form, and the numbers of the "images"."""
-    task, learnables, replicate = model.task, study.learnables[model.key], study.devices.replicate
+    task, replicate = model.task, study.devices.replicate
     reference = replicate(reference_adaptation(task, task.init(model.seed)))
-    classify = Outcomes(task, study.params, learnables, reference, amounts, forms, replicate)
+    constants = Constants(task, study.params, reference, amounts, [form for form in forms if form != TUNED], replicate)
 
     def step(batch: Batch) -> dict[str, jax.Array]:
-        return classify(study.normalize(batch["images"]), batch["labels"])
+        logits = [constants(study.normalize(batch["images"]))]
+        if TUNED in forms:
+            logits.append(classify(study, model, batch["images"])[None])
+        return _outcomes(logits, batch["labels"])
 
     name, title = f"amounts-{model.key}", f"{model.label}: a constant in its place"
     return study.collect(name, title, study.spread(study.options.images), step)
+
+
+@jax.jit
+def _outcomes(logits: Sequence[jax.Array], labels: jax.Array) -> dict[str, jax.Array]:
+    found = outcomes(jnp.concatenate(logits), labels)
+    return {
+        "correct": found["correct"].astype(jnp.uint8).T,
+        "log_likelihood": found["log_likelihood"].astype(jnp.float32).T,
+    }

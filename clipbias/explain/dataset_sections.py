@@ -1,6 +1,7 @@
 """Sections of a study that go over a dataset: predictions, relevancy, attention, similarity, decomposition."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,39 +13,41 @@ from clipbias.clip.tower import Observe
 from clipbias.explain.attention import QUANTITIES, kind_sums, observe_distance_and_entropy, observe_text_shares
 from clipbias.explain.decomposition import constancy, observe_parts
 from clipbias.explain.jackknife import left_out, observe_products, standard_error
-from clipbias.explain.relevancy import relevancy
+from clipbias.explain.passes import classify, relevancy_maps
 from clipbias.explain.results import GROUPS, TEXT_KINDS
 from clipbias.explain.similarity import observe_similarity
-from clipbias.explain.statistics import Moments, Totals, normalise_maps, rank_correlation, total_variation
+from clipbias.explain.statistics import Moments, Totals, merge, normalise_maps, rank_correlation, total_variation
+from clipbias.explain.streaming import Relevancy
 from clipbias.explain.study import Batch, Model, Section, Study
 from clipbias.explain.tokens import index_kinds, prompt_text, text_kinds, text_roles, vision_roles
 
 
 def compute_predictions(study: Study) -> Section:
-    """The class that each model gives every image; -1 where an image could not be read."""
-    arrays = {"predictions/labels": np.asarray(study.split.labels, np.int32)}
+    """The class that each model gives every image; -1 for those that could not be read, or that not all models saw.
+
+    An evaluation has seen the whole split, a study that images are limited for only so many of them.
+    """
+    found = {}
     for model in study.models:
         compute = functools.partial(_predict, study, model)
-        arrays[f"predictions/{model.key}"] = study.once(f"predictions-{model.key}", compute)[0]["predicted"]
-    return arrays, {}
+        found[model.key] = study.once(f"predictions-{model.key}", compute)[0]["predicted"]
+    seen = np.min(list(found.values()), axis=0) >= 0
+    arrays = {f"predictions/{key}": np.where(seen, own, -1).astype(np.int32) for key, own in found.items()}
+    return {"predictions/labels": np.asarray(study.split.labels, np.int32), **arrays}, {}
 
 
 def _predict(study: Study, model: Model) -> Section:
     known = study.known(model)
     if known is not None and ((known >= 0).all() or study.options.on_image_error == "skip"):
         return {"predicted": known}, {}
-    learnables, found = study.learnables[model.key], []
-
-    @jax.jit
-    def predict(params: Any, learnables: Any, classes: jax.Array, batch: Batch) -> jax.Array:
-        logits = model.task.logits(params, learnables, study.normalize(batch["images"]), classes)
-        return jnp.where(batch["mask"], logits.argmax(-1), -1)
-
-    classes = model.task.text_features(study.params, learnables)
-    for batch, number, total in study.batches(np.arange(len(study.split))):
-        found.append(study.devices.fetch(predict(study.params, learnables, classes, batch)))
+    indices, found = study.spread(study.options.images), []
+    for batch, number, total in study.batches(indices):
+        logits, mask = study.devices.fetch((classify(study, model, batch["images"]), batch["mask"]))
+        found.append(np.where(mask, logits.argmax(-1), -1))
         study.advance(f"{model.label}: predictions", number, total)
-    return {"predicted": np.concatenate(found)[: len(study.split)].astype(np.int32)}, {}
+    predicted = np.full(len(study.split), -1, np.int32)
+    predicted[indices] = np.concatenate(found)[: len(indices)]
+    return {"predicted": predicted}, {}
 
 
 def corrected(arrays: dict[str, np.ndarray], model: Model) -> np.ndarray:
@@ -56,7 +59,8 @@ def corrected(arrays: dict[str, np.ndarray], model: Model) -> np.ndarray:
 def relevancy_groups(study: Study, predicted: dict[str, np.ndarray], model: Model) -> np.ndarray:
     """Which images belong to which of `GROUPS`: bool `[n, 3]`.
 
-    The corrected ones are all there; the control and "all" are spread over the split where the options limit images.
+    The corrected ones are all that are known; the control and "all" are spread over the split where the options limit
+    images.
     """
     labels = predicted["predictions/labels"]
     groups = np.zeros((len(labels), len(GROUPS)), bool)
@@ -72,71 +76,77 @@ def compute_relevancy(study: Study, predicted: dict[str, np.ndarray]) -> Section
     """Fig. 2 and 3: both models' normalised rows for the true class, for every group of images."""
     arrays: dict[str, np.ndarray] = {}
     scalars: dict[str, Any] = {}
-    for model in study.tuned:
-        groups = relevancy_groups(study, predicted, model)
-        totals = study.accumulate(
-            f"relevancy-{model.key}",
-            f"{model.label}: relevancy",
-            np.flatnonzero(groups.any(1)),
-            _relevancy_step(study, model, groups),
+    groups = {model.key: relevancy_groups(study, predicted, model) for model in study.tuned}
+    totals: dict[str, Totals] = {model.key: {} for model in study.tuned}
+    # Images that the same models are asked about go together, so that zero-shot's maps are computed once for all.
+    asked = np.stack([own.any(1) for own in groups.values()], axis=1)
+    for pattern in np.unique(asked[asked.any(1)], axis=0):
+        models = [model for model, own in zip(study.tuned, pattern, strict=True) if own]
+        found = study.accumulate(
+            f"relevancy-{''.join(map(str, pattern.astype(int)))}",
+            f"{', '.join(model.label for model in models)}: relevancy",
+            np.flatnonzero((asked == pattern).all(1)),
+            _relevancy_step(study, models, groups),
         )
-        found: dict[str, Any] = {"normalisation": study.options.normalisation}
-        for name, moments in totals.items():
+        for model in models:
+            own = {
+                name.removeprefix(f"{model.key}/"): x for name, x in found.items() if name.startswith(f"{model.key}/")
+            }
+            totals[model.key] = merge(totals[model.key], own)
+    for model in study.tuned:
+        about: dict[str, Any] = {"normalisation": study.options.normalisation}
+        for name, moments in totals[model.key].items():
             if moments.samples:
                 arrays |= moments.arrays(f"relevancy/{model.key}/{name}")
         for group in GROUPS:
-            found[group] = {"count": totals[f"{group}/order"].samples}
-        for side, own in _sides(study, model).items():
-            found[side] = {"text": prompt_text(own.task), "index_kinds": index_kinds(text_kinds(own.task))}
-        scalars[model.key] = found
+            about[group] = {"count": totals[model.key][f"{group}/order"].samples}
+        for side, shown in (("zero_shot", study.worded), ("tuned", model)):
+            about[side] = {"text": prompt_text(shown.task), "index_kinds": index_kinds(text_kinds(shown.task))}
+        scalars[model.key] = about
     return arrays, scalars
 
 
-def _sides(study: Study, tuned: Model) -> dict[str, Model]:
-    return {"zero_shot": study.worded, "tuned": tuned}
-
-
-def _relevancy_step(study: Study, tuned: Model, groups: np.ndarray) -> Any:
-    sides = _sides(study, tuned)
-    kinds = {side: jnp.asarray(text_kinds(model.task)) for side, model in sides.items()}
-    options, patches = study.options, study.clip.config.vision.patches
+def _relevancy_step(study: Study, tuned: Sequence[Model], groups: dict[str, np.ndarray]) -> Any:
+    """Averages of every tuned model and of zero-shot beside it, `{key}/{group}/{what}`."""
+    normalisation, patches = study.options.normalisation, study.clip.config.vision.patches
 
     @jax.jit
-    def step(
-        params: Any, learnables: dict[str, Any], texts: dict[str, Any], groups: jax.Array, batch: Batch
+    def summed(
+        maps: dict[str, Relevancy], kinds: dict[str, jax.Array], members: jax.Array, batch: Batch
     ) -> dict[str, Moments]:
-        images, labels, mask = study.normalize(batch["images"]), batch["labels"], batch["mask"]
         values, among_patches = {}, []
-        for side, model in sides.items():
-            maps = relevancy(
-                *(model.task, params, learnables[side], images, labels),
-                start_layer=options.start_layer,
-                text=texts[side],
-            )
-            own = kinds[side][labels]
-            vision = normalise_maps(maps.vision, options.normalisation)
-            text = normalise_maps(maps.text, options.normalisation, own < TEXT_KINDS.index("eos"))
-            among_patches.append(maps.vision[:, :patches])
+        for side, own in maps.items():
+            kind = kinds[side][batch["labels"]]
+            vision = normalise_maps(own.vision, normalisation)
+            text = normalise_maps(own.text, normalisation, kind < TEXT_KINDS.index("eos"))
+            among_patches.append(own.vision[:, :patches])
             values[f"vision/{side}"], values[f"text/{side}"] = vision, text
             by_source = jnp.stack([vision[:, :patches].sum(-1), vision[:, patches:].sum(-1)], axis=-1)
             values[f"vision_kinds/{side}"] = by_source
-            values[f"text_kinds/{side}"] = kind_sums(text, own)[:, : TEXT_KINDS.index("eos")]
+            values[f"text_kinds/{side}"] = kind_sums(text, kind)[:, : TEXT_KINDS.index("eos")]
         values["order"] = rank_correlation(*among_patches)[:, None]
         values["variation"] = total_variation(*among_patches)[:, None]
-        members = mask[:, None] & groups[batch["numbers"]]
+        counted = batch["mask"][:, None] & members[batch["numbers"]]
         return {
-            f"{group}/{name}": Moments.of(value, members[:, i])
+            f"{group}/{name}": Moments.of(value, counted[:, i])
             for i, group in enumerate(GROUPS)
             for name, value in values.items()
         }
 
-    learnables = {side: study.learnables[model.key] for side, model in sides.items()}
-    texts = {
-        side: model.task.text_features(study.params, learnables[side]) if model.has_own_head else None
-        for side, model in sides.items()
-    }
-    members = study.devices.replicate(groups)
-    return lambda batch: step(study.params, learnables, texts, members, batch)
+    models = (study.worded, *tuned)
+    kinds = [study.devices.replicate(np.asarray(text_kinds(model.task))) for model in models]
+    members = study.devices.replicate({model.key: groups[model.key] for model in tuned})
+
+    def step(batch: Batch) -> dict[str, Moments]:
+        maps = [relevancy_maps(study, model, batch["images"], batch["labels"])[0] for model in models]
+        found: dict[str, Moments] = {}
+        for model, own, kind in zip(tuned, maps[1:], kinds[1:], strict=True):
+            sides = {"zero_shot": maps[0], "tuned": own}
+            sums = summed(sides, {"zero_shot": kinds[0], "tuned": kind}, members[model.key], batch)
+            found |= {f"{model.key}/{name}": moments for name, moments in sums.items()}
+        return found
+
+    return step
 
 
 def compute_text_attention(study: Study) -> Section:

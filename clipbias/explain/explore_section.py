@@ -3,16 +3,13 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from clipbias.clip import LayerView, encode_image
 from clipbias.data import Split
 from clipbias.explain.outcomes import outcomes
-from clipbias.explain.relevancy import relevancy
+from clipbias.explain.passes import classify, layer_maps, relevancy_maps
 from clipbias.explain.results import CHANGES, TEXT_KINDS, changes
-from clipbias.explain.similarity import prompt_distances
 from clipbias.explain.study import Batch, Model, Section, Study
 from clipbias.explain.tokens import text_kinds, token_labels
 
@@ -114,26 +111,22 @@ def _thumbnails(pictures: np.ndarray) -> np.ndarray:
 
 def _relevancy_of_pairs(study: Study, model: Model, images: np.ndarray, classes: np.ndarray) -> dict[str, np.ndarray]:
     """Relevancy of every pair of an image's number and a class, as `explore/{model}/…` has it."""
-    learnables, patches = study.learnables[model.key], study.clip.config.vision.patches
+    patches = study.clip.config.vision.patches
     split = Split(
         tuple(f"{study.split.keys[int(i)]} {label}" for i, label in zip(images, classes, strict=True)),
         classes,
         lambda pair: study.split.read(int(images[pair])),
     )
 
-    @jax.jit
-    def step(params: Any, learnables: Any, text: Any, batch: Batch) -> dict[str, jax.Array]:
-        pixels, targets = study.normalize(batch["images"]), batch["labels"]
-        start = study.options.start_layer
-        maps = relevancy(model.task, params, learnables, pixels, targets, start_layer=start, text=text, by_layer=True)
-        return {"vision": maps.vision, "text": maps.text[:, 0]}
+    def step(batch: Batch) -> dict[str, jax.Array]:
+        maps, by_layer = relevancy_maps(study, model, batch["images"], batch["labels"])
+        return {"vision": by_layer, "text": maps.text}
 
-    text = model.task.text_features(study.params, learnables) if model.has_own_head else None
     rows = study.collect(
         f"explore-relevancy-{model.key}",
         f"{model.label}: relevancy to explore",
         np.arange(len(split)),
-        lambda batch: step(study.params, learnables, text, batch),
+        step,
         split=split,
     )
     by_layer, length = rows["vision"], int(np.max(model.task.tokens.eos))
@@ -154,32 +147,13 @@ def _relevancy_of_pairs(study: Study, model: Model, images: np.ndarray, classes:
 
 def _layers_of_images(study: Study, model: Model, images: np.ndarray) -> dict[str, np.ndarray]:
     """Where `[cls]` looks and how near every slot is, layer by layer, and how sure the model is of the true class."""
-    config, learnables, task = study.clip.config, study.learnables[model.key], model.task
-    patches, prompts = config.vision.patches, model.prompts[0]
+    patches = study.clip.config.vision.patches
 
-    def observe(view: LayerView) -> dict[str, jax.Array]:
-        seen = {"attention": view.probabilities[:, :, 0, 1:].mean(1)}
-        if prompts:
-            seen["distance"] = prompt_distances(view.tokens, patches)
-        return seen
+    def step(batch: Batch) -> dict[str, jax.Array]:
+        surety = _surety(classify(study, model, batch["images"]), batch["labels"])
+        return layer_maps(study, model, batch["images"]) | surety
 
-    @jax.jit
-    def step(params: Any, learnables: Any, classes: Any, batch: Batch) -> dict[str, jax.Array]:
-        pixels, adaptation = study.normalize(batch["images"]), task.method.adapt(learnables)
-        dtype = jnp.dtype(task.classifier.dtype)
-        seen = encode_image(params, config, pixels, adaptation, observe=observe, dtype=dtype)[1]
-        logits = task.logits(params, learnables, pixels, classes)
-        found = {name: value[0] for name, value in outcomes(logits[None], batch["labels"]).items()}
-        layers = {name: jnp.moveaxis(value, 0, 1) for name, value in seen.items()}
-        return layers | {"margin": found["margin"], "log_likelihood": found["log_likelihood"]}
-
-    classes = task.text_features(study.params, learnables)
-    rows = study.collect(
-        f"explore-layers-{model.key}",
-        f"{model.label}: attention to explore",
-        images,
-        lambda batch: step(study.params, learnables, classes, batch),
-    )
+    rows = study.collect(f"explore-layers-{model.key}", f"{model.label}: attention to explore", images, step)
     attention, scale = quantise(rows["attention"][..., :patches])
     found = {
         "attention": attention,
@@ -188,7 +162,14 @@ def _layers_of_images(study: Study, model: Model, images: np.ndarray) -> dict[st
         "margin": rows["margin"].astype(np.float32),
         "log_likelihood": rows["log_likelihood"].astype(np.float32),
     }
-    if prompts:
+    if "distance" in rows:
         names = ("distance", "distance_scale", "distance_lowest")
         found |= dict(zip(names, quantise(rows["distance"], low=True), strict=True))
     return found
+
+
+@jax.jit
+def _surety(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+    """Margin and log-likelihood `[B]` of the true class."""
+    found = outcomes(logits[None], labels)
+    return {name: found[name][0] for name in ("margin", "log_likelihood")}

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from clipbias.explain.passes import classify, text_features
 from clipbias.explain.perturbation import (
     DIRECTIONS,
     FRACTIONS,
@@ -53,12 +54,9 @@ def _perturbation_step(study: Study, model: Model) -> Callable[[Batch], Mapping[
     tried = [(name, k) for name in MAPS for k in range(len(TARGETS)) if k == 0 or name in OF_TARGET]
     position = np.asarray([[tried.index((n, k if (n, k) in tried else 0)) for n in MAPS] for k in range(len(TARGETS))])
 
-    def classify(params: Any, learnables: Any, classes: jax.Array, raw: jax.Array) -> jax.Array:
-        return task.logits(params, learnables, study.normalize(raw), classes).argmax(-1)
-
     @jax.jit
     def explain(
-        params: Any, learnables: Any, classes: jax.Array, key: jax.Array, batch: Batch
+        params: Any, learnables: Any, classes: jax.Array, key: jax.Array, batch: Batch, logits: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         raw, labels = batch["images"], batch["labels"]
 
@@ -67,7 +65,7 @@ def _perturbation_step(study: Study, model: Model) -> Callable[[Batch], Mapping[
             own = jax.random.fold_in(key, image.astype(jnp.uint32).sum())
             return jax.random.uniform(own, maps["relevancy"].shape[1:])
 
-        predicted = classify(params, learnables, classes, raw)
+        predicted = logits.argmax(-1)
         found = explanations(
             *(task, params, learnables, study.normalize(raw), jnp.stack([predicted, labels], axis=1)),
             start_layer=study.options.start_layer,
@@ -75,31 +73,34 @@ def _perturbation_step(study: Study, model: Model) -> Callable[[Batch], Mapping[
         )
         maps = {name: found[name].vision[..., : config.patches] for name in REDUCTIONS}
         maps["random"] = jax.vmap(order)(raw)
-        return predicted, ranks_to_remove(jnp.stack([maps[name][:, k] for name, k in tried]))
+        ranks = ranks_to_remove(jnp.stack([maps[name][:, k] for name, k in tried]))
+        # A random order from its other end is another one, so that one order serves both directions.
+        at = tried.index(("random", 0))
+        return predicted, ranks.at[at, 1:].set(ranks[at, 0])
 
     @jax.jit
-    def perturbed(
-        params: Any, learnables: Any, classes: jax.Array, raw: jax.Array, which: jax.Array, gone: jax.Array
-    ) -> jax.Array:
-        return classify(params, learnables, classes, black_out(raw[which], gone, config.patch_size))
+    def perturbed(raw: jax.Array, which: jax.Array, gone: jax.Array) -> jax.Array:
+        return black_out(raw[which], gone, config.patch_size)
 
     def step(batch: Batch) -> dict[str, Moments]:
         facts = {name: batch[name] for name in ("images", "labels", "mask")}
-        (predicted, ranks), host = study.devices.fetch((explain(*given, key, batch), facts))
+        logits = classify(study, model, batch["images"])
+        (predicted, ranks), host = study.devices.fetch((explain(*given, key, batch, logits), facts))
         # Wherever the same patches of an image are gone it is one image: it is classified once. For both targets that
         # is so of every image whose predicted class is the true one.
         gone = ranks[:, :, None] < counts[:, None, None]  # [maps, directions, steps, B, M]
         images, patches, which = distinct_rows(gone.reshape(-1, *gone.shape[-2:]), host["mask"])
         raw = study.devices.replicate(host["images"])
-        classes_of = study.in_passes(lambda *rows: perturbed(*given, raw, *rows), images, patches)
-        seen = classes_of[which] if len(classes_of) else which
+        seen = which
+        if len(images):
+            found = study.in_passes(lambda *rows: classify(study, model, perturbed(raw, *rows)), images, patches)
+            seen = found.argmax(-1)[which]
         hits = (seen == host["labels"]).reshape(gone.shape[:-1])[position]
         untouched = np.broadcast_to(predicted == host["labels"], (*hits.shape[:3], 1, hits.shape[-1]))
         hits = np.moveaxis(np.concatenate([untouched, hits], axis=3), -1, 0).astype(np.float32)
         return {"hits": _moments(*study.devices.replicate((hits, host["mask"])))}
 
-    learnables = study.learnables[model.key]
-    given = (study.params, learnables, task.text_features(study.params, learnables))
+    given = (study.params, study.learnables[model.key], text_features(study, model))
     key = jax.random.key(study.options.seed)
     return step
 

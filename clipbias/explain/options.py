@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Annotated, Any
 
-from clipbias.checks import LARGEST, Choices, Count, Positive, Range, check_fields, check_int
+from clipbias.checks import LARGEST, Choices, Count, Range, check_fields, check_int
 from clipbias.data.pipeline import ON_ERROR
 from clipbias.errors import ClipbiasError
 from clipbias.explain.attention import KIND_REDUCTIONS
@@ -17,9 +17,9 @@ class StudyOptions:
     """What is asked of a study; every one is stored with its results.
 
     Attributes:
-      batch_size: images per step over all devices.
-      images: at most so many images for attention statistics and the causal test, 0 for all. They are spread over the
-        split.
+      batch_size: images per step over all devices; 0 takes 8 on a CPU, whose caches hold no more, and 32 elsewhere.
+      images: at most so many images for everything but what is known of others already (`Study`), 0 for all. They are
+        spread over the split.
       faithfulness_images: the same for perturbation, which runs every image over a hundred times.
       control_images: the same for the causal test of random prompts, a control; 0 leaves it out.
       amounts_images: at most so many training images for what a method amounts to, spread over them; 0 for all.
@@ -39,7 +39,7 @@ class StudyOptions:
       seed: of the random order that faithfulness compares with.
     """
 
-    batch_size: Positive = 32
+    batch_size: Count = 0
     images: Count = 0
     faithfulness_images: Count = 200
     control_images: Count = 200

@@ -3,14 +3,12 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from clipbias.clip import encode_image
 from clipbias.errors import ClipbiasError
 from clipbias.explain.dataset_sections import corrected, vision_totals
-from clipbias.explain.relevancy import relevancy
-from clipbias.explain.similarity import observe_similarity, to_image
+from clipbias.explain.passes import classify, layer_maps, relevancy_maps
+from clipbias.explain.similarity import choose_prompt, to_image
 from clipbias.explain.study import Model, Section, Study
 from clipbias.explain.tokens import token_labels
 
@@ -50,14 +48,10 @@ def compute_examples(study: Study, predicted: dict[str, np.ndarray]) -> Section:
 
 
 def _explain(study: Study, model: Model, pictures: np.ndarray, labels: np.ndarray) -> Any:
-    @jax.jit
-    def run(params: Any, learnables: Any, pictures: jax.Array, labels: jax.Array) -> Any:
-        images = study.normalize(pictures)
-        maps = relevancy(model.task, params, learnables, images, labels, start_layer=study.options.start_layer)
-        return maps, model.task.logits(params, learnables, images)
+    def run(pictures: jax.Array, labels: jax.Array) -> Any:
+        return relevancy_maps(study, model, pictures, labels)[0], classify(study, model, pictures)
 
-    inputs = study.devices.replicate((pictures, labels))
-    return study.devices.fetch(run(study.params, study.learnables[model.key], *inputs))
+    return study.in_passes(run, pictures, labels)
 
 
 def compute_prompt_similarity(study: Study, predicted: dict[str, np.ndarray]) -> Section:
@@ -95,20 +89,15 @@ def default_layers(count: int) -> list[int]:
 
 
 def _layer_maps(study: Study, model: Model, pictures: np.ndarray, layers: np.ndarray) -> dict[str, np.ndarray]:
-    config = study.clip.config
-    size = config.vision.image_size
-    observe = observe_similarity(config.vision.patches, prompts=model.prompts[0], prompt=study.options.prompt)
+    """Maps `[K, S, R, R]` of pictures `[K, R, R, 3]` in some layers, at the pictures' size."""
+    patches, found = study.clip.config.vision.patches, {}
+    maps = study.in_passes(lambda images: layer_maps(study, model, images), pictures)
+    shown = {"cls": maps["attention"][:, layers, :patches]}
+    if "distance" in maps:
+        shown["distance"] = jax.vmap(choose_prompt, (1, None), 1)(maps["distance"][:, layers], study.options.prompt)
+    for name, values in shown.items():
+        found[name] = np.asarray(_enlarged(values, study.clip.config.vision.image_size), np.float32)
+    return {"cls": found["cls"], **({"prompts": 1 - found["distance"]} if "distance" in found else {})}
 
-    @jax.jit
-    def run(params: Any, learnables: Any, pictures: jax.Array) -> dict[str, jax.Array]:
-        images, adaptation = study.normalize(pictures), model.task.method.adapt(learnables)
-        dtype = jnp.dtype(model.task.classifier.dtype)
-        seen = encode_image(params, config, images, adaptation, observe=observe, dtype=dtype)[1]
-        maps = {name: jnp.moveaxis(value, 0, 1)[:, layers] for name, value in seen.items()}
-        shown = {"cls": to_image(maps["cls"], size)}
-        if "distance" in maps:
-            shown["prompts"] = 1 - to_image(maps["distance"], size)
-        return shown
 
-    found = study.devices.fetch(run(study.params, study.learnables[model.key], study.devices.replicate(pictures)))
-    return {name: np.asarray(value, np.float32) for name, value in found.items()}
+_enlarged = jax.jit(to_image, static_argnums=1)

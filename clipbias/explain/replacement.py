@@ -20,7 +20,6 @@ from clipbias.data import Split
 from clipbias.data.pipeline import test_batches
 from clipbias.errors import ClipbiasError
 from clipbias.explain.amounts import TOWERS, Amount, measure, reference_adaptation
-from clipbias.explain.outcomes import outcomes
 from clipbias.tuning import Classifier, Learnables, Task, make_method
 from clipbias.tuning.adapter import Adapter, load_adapter
 
@@ -159,14 +158,13 @@ def in_place(reference: Adaptation, amounts: Mapping[str, Amount], form: str) ->
     return dataclasses.replace(reference, **{f"{tower}_bias": getattr(one, form) for tower, one in amounts.items()})
 
 
-class Outcomes:
-    """How images are classified by the reference, by constants in the method's place, and by the tuned model."""
+class Constants:
+    """How images are classified by the reference, and by constants in the method's place."""
 
     def __init__(
         self,
         task: Task,
         params: Params,
-        learnables: Learnables,
         reference: Adaptation,
         amounts: Mapping[str, Amount],
         forms: Sequence[str],
@@ -177,16 +175,15 @@ class Outcomes:
         Args:
           task: of the tuned method.
           params: the frozen weights.
-          learnables: as tuned.
           reference: what the frozen model is given.
           amounts: by tower.
-          forms: which of "reference", `FORMS` and "tuned", in that order.
+          forms: which of "reference" and `FORMS`, in that order.
           replicate: puts arrays on the devices.
         """
-        self.task, self.params, self.learnables = task, params, learnables
+        self._params = params
         # CLIP's own head, whatever the method's.
         self._plain = dataclasses.replace(task.classifier, method=make_method("zero_shot"))
-        constants = [in_place(reference, amounts, form) for form in forms if form != TUNED]
+        constants = [in_place(reference, amounts, form) for form in forms]
         self._texts = [_text_features(self._plain, params, one, task.text) for one in constants]
         self._biases = None
         if "vision" in amounts:  # all as biases by token, so that one program serves them
@@ -194,14 +191,10 @@ class Outcomes:
             zero = np.zeros_like(amounts["vision"].vector)
             biases = [_by_token(zero if one.vision_bias is None else one.vision_bias, length) for one in constants]
             self._biases = replicate(np.stack(biases))
-        self._tuned_text = task.text_features(params, learnables) if TUNED in forms else None
 
-    def __call__(self, images: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
-        """Of normalised images `[B, R, R, 3]`: "correct" uint8 and "log_likelihood" of the true class, `[B, F]`."""
-        return _outcomes(
-            *(self._plain, self.task.classifier, self.params, self.learnables),
-            *(self._texts, self._biases, self._tuned_text, images, labels),
-        )
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Logits `[F, B, C]` of normalised images `[B, R, R, 3]`."""
+        return _logits(self._plain, self._params, self._texts, self._biases, images)
 
 
 def _by_token(bias: Any, length: int) -> np.ndarray:
@@ -219,29 +212,13 @@ def _text_features(classifier: Classifier, params: Params, adaptation: Adaptatio
     return classifier.encode_text(params, adaptation, text)
 
 
-@jax.jit(static_argnums=(0, 1))
-def _outcomes(
-    plain: Classifier,
-    tuned: Classifier,
-    params: Params,
-    learnables: Learnables,
-    texts: Sequence[jax.Array],
-    biases: jax.Array | None,
-    tuned_text: jax.Array | None,
-    images: jax.Array,
-    labels: jax.Array,
-) -> dict[str, jax.Array]:
+@jax.jit(static_argnums=0)
+def _logits(
+    plain: Classifier, params: Params, texts: Sequence[jax.Array], biases: jax.Array | None, images: jax.Array
+) -> jax.Array:
     def encode(bias: jax.Array | None) -> jax.Array:
         return plain.encode_images(params, Adaptation(vision_bias=bias), images)
 
     features = encode(None)[None] if biases is None else jax.lax.map(encode, biases)
     # A vision tower that nothing changes serves all forms.
-    every = [plain.head(params, {}, features[min(i, len(features) - 1)], text) for i, text in enumerate(texts)]
-    logits = jnp.stack(every)
-    if tuned_text is not None:
-        logits = jnp.concatenate([logits, tuned.logits(params, learnables, images, tuned_text)[None]])
-    found = outcomes(logits, labels)
-    return {
-        "correct": found["correct"].astype(jnp.uint8).T,
-        "log_likelihood": found["log_likelihood"].astype(jnp.float32).T,
-    }
+    return jnp.stack([plain.head(params, {}, features[min(i, len(features) - 1)], x) for i, x in enumerate(texts)])

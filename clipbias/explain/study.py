@@ -38,6 +38,8 @@ from clipbias.explain.tokens import prompt_counts, prompt_depths
 from clipbias.tuning import Learnables, Task
 
 ZERO_SHOT = "zero_shot"
+# Images per batch where none is asked for. What a block makes of more of them leaves a CPU's caches.
+_BATCH, _BATCH_ON_CPU = 32, 8
 Batch = Mapping[str, jax.Array]
 Section = tuple[dict[str, np.ndarray], dict[str, Any]]
 
@@ -106,7 +108,7 @@ class Study:
           devices: where to compute.
           advance: told of every step: a title, steps done, steps in all.
           known: the class that a model was already found to give every image, int32 `[n]`, -1 where one could not be
-            read; or `None`.
+            read; or `None`. Where all models' are known, those of no other images than `options.images` are dropped.
         """
         keys = [model.key for model in models]
         if keys[:1] != [ZERO_SHOT] or len(set(keys)) != len(keys) or any("/" in key for key in keys):
@@ -128,6 +130,7 @@ class Study:
         self.clip = models[0].task.clip
         self.params: Params = self.devices.replicate(self.clip.params)
         self.learnables = {model.key: self.devices.replicate(model.learnables) for model in models}
+        self.shared: dict[tuple[str, Task], Any] = {}  # what several sections use (`passes`)
         self.fingerprint = self._fingerprint()
         self.clock = Clock(self.parts / "seconds.json", self.fingerprint, write=self.is_first)
 
@@ -180,26 +183,28 @@ class Study:
         """Numbers of the training images that what a method amounts to is measured on."""
         return spread(len(self.training or ()), self.options.amounts_images)
 
-    def _size(self, indices: np.ndarray) -> int:
-        """Images per batch of these examples."""
-        multiple = self.devices.multiple
-        return -(-min(self.options.batch_size, max(len(indices), 1)) // multiple) * multiple
+    def _size(self, split: Split | None = None) -> int:
+        """Images per batch: the same for all sections, which so share programs; training images have their own."""
+        multiple, asked = self.devices.multiple, self.options.batch_size
+        asked = asked or (_BATCH_ON_CPU if jax.default_backend() == "cpu" else _BATCH)
+        own = split is not None and split is self.training
+        count = len(self.training_images) if own else len(self.spread(self.options.images))
+        return -(-min(asked, max(count, 1)) // multiple) * multiple
 
-    def in_passes(self, compute: Callable[..., jax.Array], *rows: np.ndarray) -> np.ndarray:
-        """`compute(*rows)` over host rows `[n, …]` that all processes have, so many at a time as a batch has images.
+    def in_passes(self, compute: Callable[..., Any], *rows: np.ndarray) -> Any:
+        """`compute(*rows)`, arrays `[B, …]`, over host rows `[n, …]` that all processes have, as batches of images.
 
-        All passes have the same size, whatever `n` is, so that one program is compiled. What fills the last one up is
-        zeros.
+        All passes have the same size, whatever `n > 0` is, so that one program is compiled. What fills the last one up
+        is zeros.
         """
-        multiple, (process, processes) = self.devices.multiple, self.devices.shard
-        size = -(-self.options.batch_size // multiple) * multiple
+        size, (process, processes) = self._size(), self.devices.shard
         local, found = size // processes, []
         for start in range(process * local, process * local + len(rows[0]), size):
             interruption.check()
             own = [values[start : start + local] for values in rows]
             filled = (np.pad(x, [(0, local - len(x))] + [(0, 0)] * (x.ndim - 1)) for x in own)
             found.append(compute(*map(self.devices.place, filled)))
-        return np.concatenate([np.zeros(0, np.int32), *self.devices.fetch(found)])[: len(rows[0])]
+        return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(rows[0])], *self.devices.fetch(found))
 
     def batches(
         self, indices: np.ndarray, start: int = 0, *, split: Split | None = None
@@ -209,7 +214,7 @@ class Study:
         They are those of the study's images, or of `split`, and the last batch is padded. Beside each come the number
         of batches done with it and the number in all, those before `start` included.
         """
-        size, rest = self._size(indices), indices[start:]
+        size, rest = self._size(split), indices[start:]
         if not len(rest):
             return
         before = -(-start // size)
@@ -271,7 +276,7 @@ class Study:
         start = load_rows(path, self.fingerprint)
 
         def add(batch: Batch, rows: dict[str, np.ndarray], done: int) -> dict[str, np.ndarray]:
-            examples = indices[done : done + self._size(indices)]
+            examples = indices[done : done + self._size(split)]
             found = self._run(step, batch) | {"mask": self.devices.fetch(batch["mask"])}
             read = np.asarray(found.pop("mask"))[: len(examples)]
             new = {key: np.asarray(value)[: len(examples)][read] for key, value in found.items()}
@@ -306,7 +311,7 @@ class Study:
         saved = time.monotonic()
         try:
             for batch, number, total in self.batches(indices, reached[1], split=split):
-                done = min(reached[1] + self._size(indices), len(indices))
+                done = min(reached[1] + self._size(split), len(indices))
                 reached = add(batch, *reached), done
                 self.advance(title, number, total)
                 if number == total or time.monotonic() - saved > self.options.save_seconds:

@@ -15,7 +15,8 @@ from clipbias.errors import ClipbiasError
 from clipbias.explain.amounts import TOWERS, Amount, measure, reference_adaptation
 from clipbias.explain.amounts_section import ALL, compute_amounts
 from clipbias.explain.options import StudyOptions
-from clipbias.explain.replacement import Outcomes, raw_batches
+from clipbias.explain.outcomes import outcomes
+from clipbias.explain.replacement import Constants, raw_batches
 from clipbias.explain.results import FORMS
 from clipbias.explain.study import Model, Study
 from clipbias.explain.uncertainty import kept
@@ -87,17 +88,13 @@ def test_prompts_amount_to_what_the_reference_says(name: str, clip: Clip, refere
     assert_forms(found, expected)
     if name != "ivlp_two_and_one_layers":
         return
-    classify = Outcomes(
-        *(task, clip.params, learnables, reference_adaptation(task, initial_learnables)),
-        *(found, ALL),
-    )
-    outcomes = {key: np.asarray(value) for key, value in classify(jnp.asarray(images), jnp.asarray(LABELS)).items()}
+    own = reference_adaptation(task, initial_learnables)
+    classify = Constants(task, clip.params, own, found, ("reference", *FORMS))
+    seen = outcomes(classify(jnp.asarray(images)), jnp.asarray(LABELS))
     for i, form in enumerate(("", *FORMS)):
         correct, likelihood = plain.outcomes(reference, initial, expected, form, images, LABELS)
-        np.testing.assert_array_equal(outcomes["correct"][:, i], correct)
-        np.testing.assert_allclose(outcomes["log_likelihood"][:, i], likelihood, atol=2e-4)
-    logits = methods.forward(reference, inputs, images).logits
-    np.testing.assert_array_equal(outcomes["correct"][:, -1], logits.argmax(-1) == LABELS)
+        np.testing.assert_array_equal(seen["correct"][i], correct)
+        np.testing.assert_allclose(seen["log_likelihood"][i], likelihood, atol=2e-4)
 
 
 def test_tuned_weights_amount_to_what_the_reference_says(clip: Clip, reference: methods.Reference) -> None:
@@ -205,14 +202,12 @@ def test_an_adapter_classifies_as_the_constant_in_place(kind: str, clip: Clip, t
     own, bias = again.bind(clip)
     amounts = measured(task, learnables)
     images = clip.preprocessing.normalize(raw)
-    classify = Outcomes(
-        *(task, clip.params, learnables, reference_adaptation(task, task.init(3)), amounts, ("reference", kind))
-    )
-    expected = np.asarray(classify(images, jnp.asarray(LABELS))["log_likelihood"])
+    classify = Constants(task, clip.params, reference_adaptation(task, task.init(3)), amounts, ("reference", kind))
+    expected = np.asarray(outcomes(classify(images), jnp.asarray(LABELS))["log_likelihood"])
     logits = jax.jit(own.logits)(clip.params, bias, images)
     likelihood = np.asarray(jax.nn.log_softmax(logits))[np.arange(len(LABELS)), LABELS]
-    np.testing.assert_allclose(likelihood, expected[:, 1], atol=1e-4)
-    assert np.abs(expected[:, 0] - expected[:, 1]).max() > 0.01
+    np.testing.assert_allclose(likelihood, expected[1], atol=1e-4)
+    assert np.abs(expected[0] - expected[1]).max() > 0.01
 
 
 def test_images_come_in_several_ways(clip: Clip, tmp_path: Path) -> None:
@@ -267,6 +262,10 @@ def test_a_study_measures_on_training_images(clip: Clip, tmp_path: Path) -> None
     assert arrays["amounts/vpt/images"].tolist() == study.spread(4).tolist()
     assert arrays["amounts/vpt/correct"].dtype == np.uint8
     assert arrays["amounts/vpt/log_likelihood"].shape == (4, 5)
+    shown = clip.preprocessing.normalize(study.pictures(study.spread(4)))
+    likelihood = jax.nn.log_softmax(jax.jit(task.logits)(clip.params, learnables, shown))
+    true = np.asarray(likelihood)[np.arange(4), study.split.labels[study.spread(4)]]
+    np.testing.assert_allclose(arrays["amounts/vpt/log_likelihood"][:, -1], true, atol=1e-5)
     share = kept({name: arrays[f"amounts/vpt/{name}"] for name in ("correct", "log_likelihood")}, ALL)
     gains = arrays["amounts/vpt/log_likelihood"] - arrays["amounts/vpt/log_likelihood"][:, :1]
     assert share["log_likelihood"]["kind"]["value"] == pytest.approx(gains[:, 2].mean(), rel=1e-5)

@@ -75,7 +75,8 @@ def expected(clip, model, classify, raw, split):
                     values = np.asarray(jax.random.uniform(key, (grid * grid,)))
                 else:
                     values = np.asarray(maps[name].vision)[index, k, : grid * grid]
-                for direction, signed in (("positive", -values), ("negative", values)):
+                # A random order serves both directions.
+                for direction, signed in (("positive", -values), ("negative", -values if name == "random" else values)):
                     image, own = raw[index].copy(), []
                     order = np.argsort(signed, kind="stable")
                     for fraction in FRACTIONS:
@@ -123,5 +124,5 @@ def test_what_is_the_same_for_both_targets_is_classified_once(model, classify, r
         images = Split(split.keys, (classify(raw) + shift) % 3, split.read)
         compute_faithfulness(study_of(model, images, tmp_path / name, COUNT))
     tries = 2 * (len(FRACTIONS) - 1) * (COUNT - 1)
-    assert asked["right"] <= 6 * tries
-    assert asked["right"] < asked["wrong"] <= 9 * tries
+    assert asked["right"] <= 5.5 * tries
+    assert asked["right"] < asked["wrong"] <= 8.5 * tries

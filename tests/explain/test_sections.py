@@ -24,7 +24,7 @@ TEMPLATE = "a centered satellite photo of {}."
 # What zero-shot with its own template, and IVLP, give is in the reference; with the paper's text zero-shot would be
 # wrong about image 4, which so tells whose predictions choose the images.
 LABELS = np.array([2, 0, 2, 2, 2, 1, 2, 2, 1])
-GROUPS = {"corrected": [0, 3, 7, 8], "both_right": [2, 4, 6], "all": [0, 2, 4, 6, 8]}
+GROUPS = {"corrected": [0, 8], "both_right": [2, 4, 6], "all": [0, 2, 4, 6, 8]}
 SPREAD = GROUPS["all"]
 ROTATIONS, LAYERS, LAYER_COUNT, GRID, PATCH, SIZE = (90, 180), (0, 2), 3, 4, 4, 16
 RUNS = {"zero_shot": "dataset", "ivlp": "ivlp"}  # the reference's names of what classifies
@@ -125,7 +125,9 @@ def averages(found, name, samples, tolerance=2e-5):
 def test_predictions(found, reference):
     for key, name in RUNS.items():
         expected = reference.saved[name].logits.argmax(-1)
-        np.testing.assert_array_equal(found.arrays[f"predictions/{key}"], expected)
+        not_asked = np.setdiff1d(np.arange(len(LABELS)), SPREAD)
+        np.testing.assert_array_equal(np.delete(found.arrays[f"predictions/{key}"], not_asked), expected[SPREAD])
+        assert (found.arrays[f"predictions/{key}"][not_asked] == -1).all()
     assert reference.saved["zero_shot"].logits[4].argmax() != LABELS[4]
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 
 import jax
@@ -8,6 +9,7 @@ from PIL import Image
 from clipbias.data import Split
 from clipbias.data.images import pictures
 from clipbias.errors import ClipbiasError
+from clipbias.explain import dataset_sections
 from clipbias.explain.dataset_sections import (
     compute_predictions,
     compute_relevancy,
@@ -18,6 +20,7 @@ from clipbias.explain.dataset_sections import (
 from clipbias.explain.options import StudyOptions
 from clipbias.explain.results import load_results
 from clipbias.explain.run import run_study
+from clipbias.explain.streaming import Relevancy
 from clipbias.explain.study import Model, Study
 from clipbias.report import write_report
 from clipbias.tuning import CONSTANTS, Task
@@ -136,6 +139,65 @@ def test_relevancy_is_averaged_over_what_tuning_corrected(clip, tmp_path):
     few = make(clip, tmp_path, options=StudyOptions(images=3))
     groups = relevancy_groups(few, predicted, few.models[1])
     assert [np.flatnonzero(group).tolist() for group in groups.T] == [[1, 3, 6], [0], [0, 3, 6]]
+
+
+def test_only_so_many_images_are_classified_unless_all_models_did_before(clip, tmp_path):
+    study = make(clip, tmp_path, options=StudyOptions(images=3))
+    whole = {"zero_shot": np.array([0, 1, 2, 0, 1, 2, 0], np.int32), "vpt": np.array([2, 1, 0, 2, 1, 0, 2], np.int32)}
+    for number, known in enumerate((("zero_shot",), ("zero_shot", "vpt"))):
+        study.parts = tmp_path / f"parts{number}"
+        study.known = lambda model, known=known: whole[model.key] if model.key in known else None
+        arrays = compute_predictions(study)[0]
+        seen = np.arange(COUNT) if len(known) == 2 else study.spread(3)
+        for key in whole:
+            assert np.flatnonzero(arrays[f"predictions/{key}"] >= 0).tolist() == seen.tolist()
+            if key in known:
+                np.testing.assert_array_equal(arrays[f"predictions/{key}"][seen], whole[key][seen])
+
+
+def test_batches_of_all_sections_are_of_one_size(clip, tmp_path):
+    sizes = []
+    study = make(clip, tmp_path)
+    study.collect("few", "few", np.array([5, 1]), lambda batch: sizes.append(len(batch["images"])) or {})
+    rows = np.arange(10, dtype=np.float32)
+    doubled = study.in_passes(lambda x: sizes.append(len(x)) or {"twice": 2 * x}, rows)
+    np.testing.assert_array_equal(doubled["twice"], 2 * rows)
+    assert sizes == [3] * 5
+
+
+def test_zero_shot_is_explained_once_for_all_models(clip, tmp_path, monkeypatch):
+    """Maps of two models and zero-shot that anything can be made of by hand: what is asked, and where it is counted."""
+    plain = make(clip, tmp_path)
+    other = dataclasses.replace(plain.models[1], key="other", label="other")
+    study = Study([*plain.models, other], plain.split, StudyOptions(batch_size=2, images=2), tmp_path / "both")
+    strength = {"zero_shot": 1.0, "vpt": 2.0, "other": 3.0}
+    asked = {key: [] for key in strength}
+
+    def maps(study, model, images, targets):
+        patches, prompts = study.clip.config.vision.patches, model.prompts[0]
+        seen = images[:, 0, 0, :1].astype(np.float32) + strength[model.key] * np.arange(1.0, 1 + patches + prompts)
+        asked[model.key] += [int(value) for value in images[:, 0, 0, 0]]
+        text = np.ones((len(targets), np.max(model.task.tokens.eos) + 1))
+        return Relevancy(seen, text, np.zeros(len(targets))), seen
+
+    monkeypatch.setattr(dataset_sections, "relevancy_maps", maps)
+    labels, shift = study.split.labels, {"zero_shot": [0, 1, 1, 1, 0, 0, 1]}
+    shift |= {"vpt": [0, 0, 1, 1, 0, 0, 1], "other": [0, 0, 0, 1, 0, 0, 0]}
+    predicted = {f"predictions/{key}": (labels + np.array(own)) % 3 for key, own in shift.items()}
+    predicted["predictions/labels"] = labels
+    arrays, scalars = compute_relevancy(study, predicted)
+    pixels = pictures(study.split, np.arange(COUNT), 16)[:, 0, 0, 0]
+    padding = [0]  # image 2 alone is asked of one model only
+    assert sorted(asked["zero_shot"]) == sorted([*pixels[[0, 1, 2, 6]].tolist(), *padding * 2])
+    assert len(asked["vpt"]) == 4 and len(asked["other"]) == 6
+    for key, corrections in (("vpt", [1]), ("other", [1, 2, 6])):
+        chosen = {"corrected": corrections, "both_right": [0], "all": [0, 6]}
+        for group, images in chosen.items():
+            assert scalars[key][group]["count"] == len(images)
+            for side, name in (("zero_shot", "zero_shot"), ("tuned", key)):
+                found = arrays[f"relevancy/{key}/{group}/vision/{side}/mean"]
+                rows = pixels[images, None] + strength[name] * np.arange(1.0, 1 + found.shape[-1])
+                np.testing.assert_allclose(found, (rows / rows.sum(1, keepdims=True)).mean(0), rtol=1e-5)
 
 
 def test_nothing_corrected_is_said_and_not_averaged(clip, tmp_path):

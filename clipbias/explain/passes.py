@@ -1,0 +1,77 @@
+"""What several sections of a study ask of a model, each one compiled program: logits, relevancy, maps of all layers."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from clipbias.clip import LayerView, encode_image
+from clipbias.explain.relevancy import relevancy
+from clipbias.explain.similarity import prompt_distances
+from clipbias.explain.streaming import Relevancy
+from clipbias.explain.study import Model, Study
+
+
+def text_features(study: Study, model: Model) -> jax.Array:
+    """What `task.logits` takes in place of the texts, computed once."""
+    place = ("texts", model.task)
+    if place not in study.shared:
+        study.shared[place] = model.task.text_features(study.params, study.learnables[model.key])
+    return study.shared[place]
+
+
+def _program(study: Study, name: str, model: Model, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` compiled, once for all sections."""
+    return study.shared.setdefault((name, model.task), jax.jit(function))
+
+
+def classify(study: Study, model: Model, images: jax.Array) -> jax.Array:
+    """Logits `[B, C]` of raw images `[B, R, R, 3]`."""
+
+    def logits(params: Any, learnables: Any, classes: jax.Array, images: jax.Array) -> jax.Array:
+        return model.task.logits(params, learnables, study.normalize(images), classes)
+
+    run = _program(study, "logits", model, logits)
+    return run(study.params, study.learnables[model.key], text_features(study, model), images)
+
+
+def relevancy_maps(study: Study, model: Model, images: jax.Array, targets: jax.Array) -> tuple[Relevancy, jax.Array]:
+    """Relevancy of raw images `[B, R, R, 3]` for a class of each, `[B]`.
+
+    Returns:
+      `Relevancy` as the study's first layer has it; and what each layer from there on would have if it were the first,
+      of the images `[B, L', M + V]`.
+    """
+
+    def maps(params: Any, learnables: Any, text: Any, images: jax.Array, targets: jax.Array) -> Any:
+        given, start = (params, learnables, study.normalize(images), targets), study.options.start_layer
+        found = relevancy(model.task, *given, start_layer=start, text=text, by_layer=True)
+        return Relevancy(found.vision[:, 0], found.text[:, 0], found.scores), found.vision
+
+    text = text_features(study, model) if model.has_own_head else None
+    run = _program(study, "relevancy", model, maps)
+    return run(study.params, study.learnables[model.key], text, images, targets)
+
+
+def layer_maps(study: Study, model: Model, images: jax.Array) -> dict[str, jax.Array]:
+    """Of raw images `[B, R, R, 3]` in every layer where `[cls]` looks and, with prompts, how near patches are to them.
+
+    Returns:
+      "attention" of `[cls]` to patches and prompts, mean over heads, `[B, L, M + V]`; "distance" `[B, L, V, M]`.
+    """
+    config, prompts = study.clip.config, model.prompts[0]
+
+    def observe(view: LayerView) -> dict[str, jax.Array]:
+        seen = {"attention": view.probabilities[:, :, 0, 1:].mean(1)}
+        if prompts:
+            seen["distance"] = prompt_distances(view.tokens, config.vision.patches)
+        return seen
+
+    def maps(params: Any, learnables: Any, images: jax.Array) -> dict[str, jax.Array]:
+        dtype, adaptation = jnp.dtype(model.task.classifier.dtype), model.task.method.adapt(learnables)
+        images = study.normalize(images)
+        seen = encode_image(params, config, images, adaptation, observe=observe, dtype=dtype)[1]
+        return {name: jnp.moveaxis(value, 0, 1) for name, value in seen.items()}
+
+    return _program(study, "layers", model, maps)(study.params, study.learnables[model.key], images)
