@@ -9,6 +9,7 @@ the process a few seconds after the notice, and at once at a second one. Before 
 and has the record of the run written (`last_words`). Files appear whole or not at all, so any moment will do.
 """
 
+import atexit
 import contextlib
 import os
 import select
@@ -197,7 +198,14 @@ def watch(sentence: str = CONTINUES) -> None:
                 signal.signal(number, _note)
         _watch = _Watch()
         os.register_at_fork(after_in_child=_unwatch)
+        atexit.register(_ignore)  # first, so that it is called last
     _watch.sentence = sentence
+
+
+def _ignore() -> None:
+    """The interpreter gives signals their default back while it takes itself down, but for those that are ignored."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _unwatch() -> None:

@@ -61,7 +61,7 @@ def test_a_second_one_does_what_it_does_without() -> None:
 def program(folder: Path, body: str, grace: float) -> subprocess.Popen:
     """A program that prints "ready" where a signal is to be sent, and has a file in the making."""
     text = f"""
-    import contextlib, hashlib, signal, time
+    import contextlib, hashlib, signal, sys, time
     from pathlib import Path
     from clipbias import files, interruption
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -114,6 +114,16 @@ def test_work_that_is_done_is_not_undone(tmp_path: Path) -> None:
     process.terminate()
     assert process.communicate(timeout=60)[1] == ""
     assert process.returncode == 3
+
+
+def test_the_end_of_the_interpreter_is_not_disturbed(tmp_path: Path) -> None:
+    """A finaliser that is called after all that was registered for the end."""
+    body = "sys.modules['last'] = type('Last', (), {'__del__': lambda _: (print('ready', flush=True), sleep(1))})()"
+    process = program(tmp_path, f"sleep = time.sleep; interruption.leave(0); {body}", 100)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    process.terminate()
+    assert process.communicate(timeout=60)[1] == ""
+    assert process.returncode == 0
 
 
 @pytest.fixture
