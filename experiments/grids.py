@@ -8,6 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 import clipbias
+from clipbias.files import user_path
 from clipbias.training import mesh as meshes
 from clipbias.training import processes
 from clipbias.training.dealing import Part
@@ -46,7 +47,7 @@ def open_grid(
     if config.on_image_error != "raise":
         inputs["on_image_error"] = config.on_image_error
     if {"folder", "csv"} & {*(pack.dataset for pack in packs), *targets}:  # the place is all that tells these apart
-        inputs["data_dir"] = str(Path(config.data_dir).expanduser().resolve())
+        inputs["data_dir"] = str(user_path(config.data_dir).resolve())
     settings = GridSettings(
         method_options=options,
         dtype=config.dtype,

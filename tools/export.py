@@ -8,13 +8,13 @@ decides its form (docs/export.md); --form chooses another. A model card lies bes
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 
 import clipbias
 from clipbias.errors import ClipbiasError
 from clipbias.export import FORMS, export
+from clipbias.files import user_path
 from clipbias.terminal import printable
 from experiments.inputs import find_adapter
 from tools import command
@@ -34,7 +34,7 @@ def main(names: Sequence[str]) -> int:
     clip = clipbias.load(_BASE_MODEL.value or adapter.base)
     form = export(adapter, clip, names[1], form=_FORM.value, own_methods=_OWN_METHODS.value)
     print(f"{printable(path)} as a {form}:")
-    for written in sorted(Path(names[1]).expanduser().iterdir()):
+    for written in sorted(user_path(names[1]).iterdir()):
         print(f"  {printable(written)} ({written.stat().st_size / 1000:,.1f} kB)")
     return 0
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clipbias.errors import ClipbiasError
+from clipbias.files import user_path
 from clipbias.report import style
 from clipbias.report.names import method_name, ordered_methods
 from clipbias.report.runs import RunRecord, is_number, metric_lines
@@ -42,7 +43,7 @@ class Curve:
 
 def read_curves(run: RunRecord) -> list[Curve]:
     """The training curves in a run's folder: its own, and those of a grid or its parts. Empty where it has none."""
-    folder = Path(run.name).expanduser()
+    folder = user_path(run.name)
     found = [_curve(folder, run.name, str(run.method))]
     for inside in sorted([*folder.glob("runs/*/"), *folder.glob("parts/*/runs/*/")]):
         found.append(_curve(inside, f"{run.name}: {inside.name}", inside.name.partition("-")[0]))

@@ -14,7 +14,7 @@ from typing import Any
 
 from clipbias import schema
 from clipbias.errors import ClipbiasError
-from clipbias.files import lock_file, read_json, read_json_lines
+from clipbias.files import lock_file, read_json, read_json_lines, user_path
 from clipbias.report.names import draws, trains
 from clipbias.schema import Record, checked, fitted
 
@@ -69,7 +69,7 @@ def read_workdir(folder: str | Path, *, cells: bool = False) -> list[RunRecord]:
     Raises:
       ClipbiasError: there is no such folder, it is not one of ours, or a file in it is damaged.
     """
-    path = Path(folder).expanduser()
+    path = user_path(folder)
     if not path.is_dir():
         raise ClipbiasError(f"there is no folder {folder}; give the --workdir of a run.")
     config = read_object(path / "config.json", schema.Settings)

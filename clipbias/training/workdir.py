@@ -76,7 +76,7 @@ def open_workdir(folder: str | os.PathLike, config: Mapping[str, Any], *, keep: 
     Raises:
       ClipbiasError: it cannot be written, another process works in it, or it holds the file `keep` of other settings.
     """
-    folder = Path(folder).expanduser()
+    folder = Path(os.path.expanduser(folder))
     with contextlib.ExitStack() as opened:
         with processes.agreed():
             if jax.process_index() == 0:  # one process of a job keeps the folder for all
@@ -105,7 +105,7 @@ def open_part(folder: str | os.PathLike, config: Mapping[str, Any], own: Path) -
     Raises:
       ClipbiasError: as `open_workdir`; and a job without parts works in `folder`.
     """
-    folder = Path(folder).expanduser()
+    folder = Path(os.path.expanduser(folder))
     if jax.process_index() != 0:
         with open_workdir(own, config):
             yield own

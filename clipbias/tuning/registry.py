@@ -170,7 +170,7 @@ def source_digest(name: str) -> str | None:
         return None
     try:
         spec = None if where.endswith(".py") else importlib.util.find_spec(where)
-        path = Path(where).expanduser() if spec is None else Path(spec.origin or "")
+        path = Path(os.path.expanduser(where)) if spec is None else Path(spec.origin or "")
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except (OSError, ImportError, ValueError):
         return None
@@ -218,7 +218,7 @@ def _import(where: str) -> ModuleType:
     try:
         if not where.endswith(".py"):
             return importlib.import_module(where)
-        path = Path(where).expanduser()
+        path = Path(os.path.expanduser(where))
         if not path.is_file():
             raise ClipbiasError(f"no file {where!r} to take a method from.")
         spec = importlib.util.spec_from_file_location(_module_name(where), path)

@@ -158,6 +158,8 @@ HARMFUL = [
     ("train", "method_options", ConfigDict({"tokens": [[1]]})),
     ("train", "dataset", "\0"),
     ("train", "data_dir", "x" * 5000),
+    ("train", "data_dir", 5),
+    ("train", "method", "~nobody/of/that/name.py"),
     ("train", "template", "{}{}"),
     ("train", "template", "{0}"),
     ("train", "dtype", "float16"),

@@ -24,7 +24,7 @@ from clipbias.report.interpretation import write_interpretation
 from clipbias.report.run_tables import render_runs
 from clipbias.report.runs import read_workdir
 from clipbias.tuning import Task
-from clipbias.tuning.adapter import DIGEST, Adapter, load_adapter, save_adapter
+from clipbias.tuning.adapter import Adapter, load_adapter, save_adapter
 from experiments.explain import models
 from tests import helpers
 from tests.fuzz.answers import answered
@@ -63,7 +63,6 @@ def whole(clip: Callable[[], Clip], tmp_path_factory: pytest.TempPathFactory) ->
 def changed(whole: bytes, name: str, value: Any, *, group: str = "") -> bytes:
     header, rest = header_of(whole)
     facts = helpers.adapter_header(header["__metadata__"])
-    del facts[DIGEST]  # a writer of earlier versions left none
     (facts[group] if group else facts)[name] = value
     return with_header({**header, "__metadata__": {"clipbias": json.dumps(facts)}}, rest)
 

@@ -194,8 +194,12 @@ def test_foreign_and_damaged_folders(files: dict, message: str, tmp_path: Path) 
         (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ClipbiasError, match=message):
         read_workdir(tmp_path)
-    with pytest.raises(ClipbiasError, match="there is no folder"):
-        read_workdir(tmp_path / "nowhere")
+    for nowhere in (tmp_path / "nowhere", "~nobody/of/that/name"):
+        with pytest.raises(ClipbiasError, match="there is no folder"):
+            read_workdir(nowhere)
+    (tmp_path / "circle").symlink_to("circle")
+    with pytest.raises(ClipbiasError, match="Too many levels of symbolic links"):
+        read_workdir(tmp_path / "circle")
 
 
 def test_only_settings_that_differ(tmp_path: Path) -> None:
