@@ -20,7 +20,7 @@ from clipbias.data import transforms
 from clipbias.data.files_on_disk import inside, read_image
 from clipbias.errors import ClipbiasError
 from clipbias.explain.results import load_arrays
-from clipbias.files import PART, atomic_path, remove_parts, write_text
+from clipbias.files import PART, atomic_path, read_json, read_json_lines, remove_parts, write_text
 from clipbias.report import pages
 from clipbias.terminal import printable
 from clipbias.training.progress import Progress
@@ -196,6 +196,33 @@ def test_names_do_not_steer_a_terminal(capsys: pytest.CaptureFixture) -> None:
     assert written.out == f"{shown}\nsecond\n"
     assert written.err.count(shown) == 3
     assert not any(ord(letter) < 32 and letter != "\n" for letter in written.err)
+
+
+def test_who_has_read_enough_of_what_is_told_stops_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)  # as `head` does when it has its lines
+    with os.fdopen(writer, "w") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        app.tell("one", "two")
+        app.tell("three")
+        print("four", flush=True)
+
+
+def test_what_is_no_file_is_never_waited_for(tmp_path: Path) -> None:
+    for name in ("a.safetensors", "results.npz", "a.json", "a.jsonl"):
+        os.mkfifo(tmp_path / name)
+        (tmp_path / f"circle{name}").symlink_to(f"circle{name}")
+    reads = {
+        "a.safetensors": load_adapter,
+        "results.npz": load_arrays,
+        "a.json": read_json,
+        "a.jsonl": read_json_lines,
+    }
+    for name, read in reads.items():
+        with pytest.raises(ClipbiasError, match=r"is a pipe, a socket or a device|no adapter file"):
+            read(tmp_path / name)
+        with pytest.raises(ClipbiasError, match="Too many levels of symbolic links"):
+            read(tmp_path / f"circle{name}")
 
 
 def test_what_a_page_cannot_hold_becomes_its_escape(tmp_path: Path) -> None:
