@@ -111,7 +111,13 @@ class Checkpoints:
         if pending is None:
             return
         try:
-            pending.result()
+            pending.result(timeout=processes.patience() if processes.several() else None)
+        except TimeoutError:
+            # Where one process cannot write, orbax waits for ever, in all of them.
+            processes.abort(
+                f"cannot save a checkpoint in {self._folder}: not all processes could write their part; the previous "
+                "checkpoint is intact, make room and run the same command again."
+            )
         except Exception as error:  # orbax wraps the file system's errors in its own
             raise self._cannot_save(error) from error
 

@@ -17,7 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import logging
 
@@ -213,6 +213,15 @@ class Job:
             os.write(2, f"{'error: ' if status == 1 else ''}{printable(words)}\n".encode())
         os._exit(status)
 
+    def abort(self, words: str) -> NoReturn:
+        """Ends all processes from a place that this one cannot leave."""
+        if self.index == 0:
+            self._over(1, words)
+        else:
+            self._store.set(f"ended/{self.index}", json.dumps([1, words, False]))
+        while True:  # the watching thread ends this process
+            time.sleep(1.0)
+
     def finish(self) -> None:
         """Ends the watch: all processes have come to their good end."""
         self._leaving.set()
@@ -258,6 +267,12 @@ def several() -> bool:
 def gather(value: Any) -> list[Any]:
     """What all processes have, as JSON values, in their order. Raises `Agreed` where one of them failed instead."""
     return [value] if _job is None else _job.exchange("gather", value)
+
+
+def abort(words: str) -> NoReturn:
+    """Ends all processes of the job, with this sentence and status 1, where something does not let go of this one."""
+    assert _job is not None
+    _job.abort(words)
 
 
 def agree(error: Exception | None = None) -> None:

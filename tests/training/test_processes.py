@@ -262,6 +262,13 @@ def test_a_process_that_was_told_to_stop_ends_all_with_its_status(ends: list[int
     ]
 
 
+def test_the_first_process_ends_all_from_where_it_is_stuck(ends: list[int]) -> None:
+    store = Memory()
+    with pytest.raises(Ended):
+        Job(store, 0, 1).abort("cannot save")
+    assert ends == [1] and store.kept["over"] == '[1, "cannot save", false]'
+
+
 def test_another_process_ends_as_the_first_says(ends: list[int], capfd: pytest.CaptureFixture[str]) -> None:
     store = Memory()
     store.set("over", '[1, "process 2 (c): no", false]')
