@@ -50,6 +50,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
         options=options,
         runs_per_program=config.runs_per_program,
         learning_rates=config.learning_rates,
+        along=config.mesh.run,
     )
     if config.dry_run:
         grids.dry_run(config, options, packs)

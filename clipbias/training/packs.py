@@ -62,6 +62,7 @@ def make_packs(
     options: Mapping[str, Mapping[str, Any]] | None = None,
     runs_per_program: int = 0,
     learning_rates: Sequence[float] = (),
+    along: int = 1,
 ) -> list[Pack]:
     """All cells of a grid in packs, dataset by dataset. A method that draws no image is one cell per dataset.
 
@@ -70,6 +71,7 @@ def make_packs(
       options: options by method name.
       runs_per_program: cells of a pack at most; 0 as many as are worth it.
       learning_rates: those that are compared; none for the recipe's alone.
+      along: devices along the mesh's `run` axis, which a pack should not leave idle.
 
     Raises:
       ClipbiasError: there is nothing to combine, or no such method or option.
@@ -78,7 +80,7 @@ def make_packs(
         if not values:
             raise ClipbiasError(f"there are no {name}, so there is nothing to run; give some.")
     made = {name: make_method(name, **(options or {}).get(name, {})) for name in methods}
-    most = runs_per_program or max(MOST_RUNS, len(seeds))
+    most = runs_per_program or max(MOST_RUNS, len(seeds), along)
     packs = []
     for dataset, method in itertools.product(datasets, methods):
         if not made[method].draws:

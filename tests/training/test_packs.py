@@ -32,6 +32,15 @@ def test_many_seeds_stay_together() -> None:
     assert len(pack.cells) == 40
 
 
+def test_a_pack_fills_the_devices_along_the_runs_of_a_mesh() -> None:
+    rates = tuple(number / 100 for number in range(1, 34))
+    sizes = {
+        along: [len(pack.cells) for pack in make_packs(["bias"], ["a"], [4], [1], learning_rates=rates, along=along)]
+        for along in (-1, 8, 64)
+    }
+    assert sizes == {-1: [32, 1], 8: [32, 1], 64: [33]}
+
+
 def test_what_cannot_be_combined(tmp_path: Path) -> None:
     with pytest.raises(ClipbiasError, match="there are no seeds"):
         make_packs(["bias"], ["a"], [4], [])
