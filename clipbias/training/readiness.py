@@ -1,6 +1,7 @@
 """All datasets of a grid are looked at before its first training step, and what is wrong is told once, as a table."""
 
 import dataclasses
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from absl import logging
@@ -139,9 +140,11 @@ def explained(problems: Sequence[Problem], *, of: int, can_skip: bool) -> Clipbi
         return ClipbiasError(one.said or f"{one.dataset}: {one.wrong}; {one.to_do}.")
     import tabulate
 
-    rows = [[printable(text) for text in (one.dataset, one.wrong, one.to_do)] for one in problems]
+    # Addresses are not cut: they are to be copied.
+    lines = textwrap.TextWrapper(60, break_long_words=False, break_on_hyphens=False)
+    rows = [[lines.fill(printable(text)) for text in (one.dataset, one.wrong, one.to_do)] for one in problems]
     head = ("dataset", "what is wrong", "what to do")
-    table = tabulate.tabulate(rows, head, "simple", maxcolwidths=[None, 60, 60], disable_numparse=True)
+    table = tabulate.tabulate(rows, head, "simple", disable_numparse=True)
     rest = ", or run the others with --config.on_missing=skip" if can_skip else ""
     return ClipbiasError(
         f"{len(problems)} of {of} datasets cannot be used, and nothing was begun; mend them{rest}.\n{table}"
@@ -188,5 +191,7 @@ def _nothing(count: int) -> None:
 def _of_all_processes(problems: Mapping[str, Problem]) -> dict[str, Problem]:
     """What any process found, so that all go on with the same: each host may have disks of its own."""
     told = processes.gather([dataclasses.asdict(one) for one in problems.values()])
-    found = [Problem(**one) for own in told for one in own]
-    return {one.dataset: one for one in reversed(found)}
+    found: dict[str, Problem] = {}
+    for one in (Problem(**one) for own in told for one in own):
+        found.setdefault(one.dataset, one)
+    return found
