@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Annotated, Any
 
+import jax
+
 from clipbias.checks import LARGEST, Choices, Count, Range, check_fields, check_int
 from clipbias.data.pipeline import ON_ERROR
 from clipbias.errors import ClipbiasError
@@ -10,6 +12,8 @@ from clipbias.explain.attention import KIND_REDUCTIONS
 from clipbias.explain.statistics import NORMALISATIONS
 
 ZERO_SHOT_TEXTS = ("paper", "dataset")
+# Images per batch where none is asked for. What a block makes of more of them leaves a CPU's caches.
+_BATCH, _BATCH_ON_CPU = 32, 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +67,11 @@ class StudyOptions:
             raise ClipbiasError(f"rotations are {self.rotations}; give multiples of 90 degrees.")
         if self.prompt != "mean":
             check_int("prompt", self.prompt)
+
+    @property
+    def images_at_once(self) -> int:
+        """Images per step: what is asked for, or what is fast here."""
+        return self.batch_size or (_BATCH_ON_CPU if jax.default_backend() == "cpu" else _BATCH)
 
     def what_counts(self) -> dict[str, Any]:
         """The options that results depend on."""

@@ -38,8 +38,6 @@ from clipbias.explain.tokens import prompt_counts, prompt_depths
 from clipbias.tuning import Learnables, Task
 
 ZERO_SHOT = "zero_shot"
-# Images per batch where none is asked for. What a block makes of more of them leaves a CPU's caches.
-_BATCH, _BATCH_ON_CPU = 32, 8
 Batch = Mapping[str, jax.Array]
 Section = tuple[dict[str, np.ndarray], dict[str, Any]]
 
@@ -185,11 +183,9 @@ class Study:
 
     def _size(self, split: Split | None = None) -> int:
         """Images per batch: the same for all sections, which so share programs; training images have their own."""
-        multiple, asked = self.devices.multiple, self.options.batch_size
-        asked = asked or (_BATCH_ON_CPU if jax.default_backend() == "cpu" else _BATCH)
-        own = split is not None and split is self.training
+        own, multiple = split is not None and split is self.training, self.devices.multiple
         count = len(self.training_images) if own else len(self.spread(self.options.images))
-        return -(-min(asked, max(count, 1)) // multiple) * multiple
+        return -(-min(self.options.images_at_once, max(count, 1)) // multiple) * multiple
 
     def in_passes(self, compute: Callable[..., Any], *rows: np.ndarray) -> Any:
         """`compute(*rows)`, arrays `[B, …]`, over host rows `[n, …]` that all processes have, as batches of images.

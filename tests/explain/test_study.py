@@ -163,6 +163,8 @@ def test_batches_of_all_sections_are_of_one_size(clip, tmp_path):
     doubled = study.in_passes(lambda x: sizes.append(len(x)) or {"twice": 2 * x}, rows)
     np.testing.assert_array_equal(doubled["twice"], 2 * rows)
     assert sizes == [3] * 5
+    assert StudyOptions(batch_size=5).images_at_once == 5
+    assert StudyOptions().images_at_once == (8 if jax.default_backend() == "cpu" else 32)
 
 
 def test_zero_shot_is_explained_once_for_all_models(clip, tmp_path, monkeypatch):
