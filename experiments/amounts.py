@@ -67,7 +67,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
         )
         model, forms = study.tuned[0], (REFERENCE, config.kind, TUNED)
         if reason := missing(study, model):
-            raise ClipbiasError(reason)
+            raise ClipbiasError(f"{adapter.method} amounts to no bias: {reason}")
         amounts, images = measure_model(study, model)
         bias = as_adapter(adapter, model.task, model.task.init(model.seed), amounts, config.kind, images=images)
         rows = outcomes_of(study, model, amounts, forms)

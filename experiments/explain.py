@@ -27,10 +27,11 @@ from clipbias import data
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
 from clipbias.explain.devices import Devices
+from clipbias.explain.model import ZERO_SHOT, Model
 from clipbias.explain.options import StudyOptions
 from clipbias.explain.results import FIGURES, Findings
 from clipbias.explain.run import run_study
-from clipbias.explain.study import ZERO_SHOT, Model, Study
+from clipbias.explain.study import Study
 from clipbias.files import user_path
 from clipbias.report import write_overview, write_report
 from clipbias.report.names import method_name

@@ -29,6 +29,7 @@ from clipbias.clip.params import Params
 from clipbias.data.files_on_disk import IMAGE_SUFFIXES, read_image
 from clipbias.data.transforms import decode, test_image, test_views
 from clipbias.errors import ClipbiasError
+from clipbias.explain.picture_sections import first_text
 from clipbias.explain.relevancy import relevancy
 from clipbias.explain.tokens import token_labels
 from clipbias.files import read_text, user_path, write_text
@@ -202,7 +203,7 @@ def classify(
     if not _RELEVANCY.value:
         return probabilities, None
     maps = relevancy(task, params, learnables, images, probabilities.argmax(-1), start_layer=start_layer)
-    return probabilities, (np.asarray(maps.vision), np.asarray(maps.text))
+    return probabilities, (np.asarray(maps.vision), first_text(maps.text))
 
 
 if __name__ == "__main__":

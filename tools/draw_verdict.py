@@ -20,7 +20,7 @@ from clipbias.report.study_results import StudyResults
 from clipbias.report.summary_figures import summary_figure, summary_table
 from clipbias.report.table import text_table
 from clipbias.report.verdict_figures import why_no_effects, why_nothing_kept
-from clipbias.report.verdict_summary import sentences, summarize_verdicts
+from clipbias.report.verdict_summary import left_out, sentences, summarize_verdicts
 from clipbias.terminal import printable
 from tools import command
 
@@ -33,7 +33,7 @@ def main(names: Sequence[str]) -> int:
         raise ClipbiasError("give finished studies: python -m tools.draw_verdict FOLDER... --to=FILE.png.")
     studies = [StudyResults(load_results(folder)) for folder in _folders(names)]
     summaries = summarize_verdicts(studies)
-    figure = summary_figure(summaries)
+    figure = summary_figure(summaries, left_out(studies))
     if figure is None:
         raise ClipbiasError("none of these studies has a verdict; run them with --config.figures=all.")
     for summary in summaries:
@@ -42,11 +42,12 @@ def main(names: Sequence[str]) -> int:
         for sentence in sentences(summary):
             print(printable(sentence))
         print()
-    # Heads, for one, change no tower, so that there is nothing to take apart or to put a constant in the place of.
+    # Those that are in no study's picture stand in its caption.
     for sentence in dict.fromkeys(
         line for study in studies for line in (*why_no_effects(study), *why_nothing_kept(study))
     ):
-        print(printable(sentence))
+        if sentence not in figure.caption:
+            print(printable(sentence))
     picture = Path(_TO.value).expanduser().with_suffix(".png")
     style.save_png(figure.figure, picture)
     write_csv(picture.with_suffix(".csv"), figure.columns, figure.rows)

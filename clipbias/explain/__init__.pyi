@@ -5,6 +5,7 @@ from .attention import observe_text_shares as observe_text_shares
 from .decomposition import observe_parts as observe_parts
 from .factorial import mix_images as mix_images
 from .factorial import mix_texts as mix_texts
+from .model import Model as Model
 from .options import StudyOptions as StudyOptions
 from .perturbation import perturbed_predictions as perturbed_predictions
 from .relevancy import explanations as explanations
@@ -12,5 +13,4 @@ from .results import load_results as load_results
 from .run import run_study as run_study
 from .similarity import observe_similarity as observe_similarity
 from .streaming import Relevancy as Relevancy
-from .study import Model as Model
 from .study import Study as Study

@@ -7,7 +7,8 @@ With `F_l` the tuned block `l`, its bias included, and `f_l` the frozen one,
 both on the tuned run's own input tokens `x`, which are all but *slots*: the positions that a method fills with learned
 tokens. In the vision tower the frozen block sees input tokens alone. In the text tower it sees in the slots what the
 reference run has there: the frozen model's run with the context that the method starts from, in which nothing is
-replaced. The mean there is over classes and tokens up to EOS.
+replaced; where tokens are inserted, nothing. The mean there is over classes and tokens up to EOS, over all texts where
+a class has several, and over images too where texts depend on them. Where an image has several passes it is over these.
 
 It has three forms: one vector per layer, which bias tuning can learn; two per layer, one for the readout token and one
 for all others; and one per position. Only what acts inside the blocks is in it. A method may also change the pixels,
@@ -17,6 +18,7 @@ nothing of these.
 
 import dataclasses
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +32,9 @@ from clipbias.clip.vision import embed_image
 from clipbias.clip.weight_changes import of_layers
 from clipbias.errors import ClipbiasError
 from clipbias.explain.statistics import Moments, Totals, merge
+from clipbias.explain.targets import by_pass, of_texts
 from clipbias.tuning import Classifier, Learnables, Task
+from clipbias.tuning.classifier import Text
 
 TOWERS = ("vision", "text")
 # Texts that run at once: a tower's tokens of all layers are held for them.
@@ -70,11 +74,12 @@ def changed_towers(task: Task, learnables: Learnables) -> tuple[str, ...]:
     found = jax.eval_shape(task.method.adapt, learnables)
     parts = {
         "vision": (
-            *(found.vision_prompts, found.vision_bias, found.vision_adapters),
+            *(found.vision_prompts, found.vision_tokens, found.vision_bias, found.vision_adapters),
             of_layers(found.vision_weights),
         ),
         "text": (
-            *(found.text_context, found.text_prompts, found.text_bias, found.text_adapters),
+            *(found.text_context, found.text_prompts, found.text_class_prompts, found.text_tokens),
+            *(found.text_bias, found.text_adapters),
             of_layers(found.text_weights),
         ),
     }
@@ -83,12 +88,14 @@ def changed_towers(task: Task, learnables: Learnables) -> tuple[str, ...]:
 
 def refusal(task: Task, learnables: Learnables) -> str | None:
     """Why a method amounts to no bias, in one sentence, or `None` where it does."""
-    name = type(task.method).__name__
-    if task.method.conditional:
-        return f"the texts of {name} depend on the image, so there is no one bias that they amount to."
     if not changed_towers(task, learnables):
-        return f"{name} changes neither tokens nor weights inside the towers' blocks, so it amounts to no bias."
+        return "Neither tokens nor weights inside the towers' blocks are changed, so that there is no bias in them."
     return None
+
+
+def needs_images(task: Task, learnables: Learnables) -> bool:
+    """Whether what a method amounts to depends on images: where it changes their tower, or they change the texts."""
+    return "vision" in changed_towers(task, learnables) or task.method.conditional
 
 
 def reference_adaptation(task: Task, initial: Learnables) -> Adaptation:
@@ -107,10 +114,16 @@ def vision_moments(
     """
     config: ClipConfig = classifier.config
     with jax.default_matmul_precision("highest"):
-        run = embed_image(params, config, images, classifier.method.adapt(learnables))
-        length = 1 + config.vision.patches
-        counted = jnp.broadcast_to(mask[:, None], (images.shape[0], length))
-        return _named("vision", _scan(run, config.vision, counted))
+        counted = jnp.broadcast_to(mask[:, None], (images.shape[0], 1 + config.vision.patches))
+        runs = [
+            _scan(embed_image(params, config, images, adaptation), config.vision, counted)
+            for adaptation in by_pass(classifier.method.adapt(learnables))
+        ]
+        return _named("vision", _joined(jax.tree.map(lambda *leaves: jnp.stack(leaves), *runs)))
+
+
+def _joined(stacked: Totals) -> Totals:
+    return {name: moments.joined() for name, moments in stacked.items()}
 
 
 @jax.jit(static_argnums=(0, 1))
@@ -124,16 +137,56 @@ def _text_moments(
     texts: jax.Array,
     mask: jax.Array,
 ) -> Totals:
-    config: ClipConfig = classifier.config
-    adaptation = _of_texts(classifier.method.adapt(learnables), texts, count)
+    adaptation = of_texts(classifier.method.adapt(learnables), texts, count)
+    initial = of_texts(reference, texts, count)
     with jax.default_matmul_precision("highest"):
-        run = embed_text(params, config, tokens, adaptation)
-        counted = (jnp.arange(tokens.ids.shape[1]) <= tokens.eos[:, None]) & mask[:, None]
-        if adaptation.text_context is None and adaptation.text_prompts is None:
-            return _named("text", _scan(run, config.text, counted))
-        slots = jnp.asarray(tokens.context_rows) >= 0
-        words = embed_text(params, config, tokens, _of_texts(reference, texts, count)).tokens
-        return _named("text", _scan(run, config.text, counted & ~slots, slots, words))
+        return _named("text", _of_texts(params, classifier.config, adaptation, initial, tokens, mask))
+
+
+@jax.jit(static_argnums=0)
+def text_moments_of_images(
+    classifier: Classifier,
+    params: Params,
+    learnables: Learnables,
+    reference: Adaptation,
+    tokens: TextTokens,
+    text: Text,
+    images: jax.Array,
+    mask: jax.Array,
+) -> Totals:
+    """`text_moments` where texts depend on the images, `[B, R, R, 3]` or views of them, of which `mask [B]` count.
+
+    The text tower takes one image after another.
+    """
+    config = classifier.config
+    with jax.default_matmul_precision("highest"):
+        features = classifier.encode_images(params, classifier.method.adapt(learnables), images)
+
+        def one(of_image: tuple[jax.Array, jax.Array]) -> Totals:
+            feature, counts = of_image
+            adaptation = classifier.adaptation_for(params, learnables, feature, text)
+            every = jnp.broadcast_to(counts, tokens.ids.shape[:1])
+            return _of_texts(params, config, adaptation, reference, tokens, every)
+
+        return _named("text", _joined(jax.lax.map(one, (features, mask))))
+
+
+def _of_texts(
+    params: Params,
+    config: ClipConfig,
+    adaptation: Adaptation,
+    reference: Adaptation,
+    tokens: TextTokens,
+    mask: jax.Array,
+) -> Totals:
+    """Of texts `[C, N]` whose contexts the adaptations hold, counting where `mask [C]` is true."""
+    run = embed_text(params, config, tokens, adaptation)
+    counted = (jnp.arange(tokens.ids.shape[1]) <= jnp.asarray(tokens.eos)[:, None]) & mask[:, None]
+    if adaptation.text_context is None and adaptation.text_prompts is None:
+        return _scan(run, config.text, counted)
+    slots = jnp.asarray(tokens.context_rows) >= 0
+    words = embed_text(params, config, tokens, reference).tokens
+    return _scan(run, config.text, counted & ~slots, slots, words)
 
 
 def text_moments(task: Task, params: Params, learnables: Learnables, initial: Learnables) -> Totals:
@@ -157,14 +210,6 @@ def text_moments(task: Task, params: Params, learnables: Learnables, initial: Le
     return totals
 
 
-def _of_texts(adaptation: Adaptation, texts: jax.Array, count: int) -> Adaptation:
-    """The same for some of `count` texts, where they have contexts of their own, or share one with the next texts."""
-    context = adaptation.text_context
-    if context is None or context.ndim == 2:
-        return adaptation
-    return dataclasses.replace(adaptation, text_context=jnp.asarray(context)[texts // (count // context.shape[0])])
-
-
 def _named(name: str, moments: Mapping[str, Moments]) -> Totals:
     return {f"{name}/{key}": value for key, value in moments.items()}
 
@@ -183,26 +228,55 @@ def _scan(
       slots: `[B, N]`: which tokens are slots, where they stand among the first `N'`.
       words: `[B, N, D]`: tokens of the reference run at the first block's input, which stand in the slots.
     """
-    length = counted.shape[1]
+    length, readout = counted.shape[1], run.readout
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         return layers.fused_attention(q, k, v, causal=run.causal)
 
-    def step(carry: tuple[jax.Array, jax.Array | None], layer: scan.LayerInput) -> tuple[tuple, Totals]:
-        tokens, words = carry
-        tokens = tower.put_prompts(tokens, layer, run.prompt_rows)
-        inputs = tokens[:, :length]
-        if words is not None and slots is not None:
-            inputs = jnp.where(slots[..., None], words, inputs)
-        output = tower.add_beside(layers.block(tokens, layer.weights, config, attend), tokens, layer, config)
-        tokens = tower.add_bias(output, layer, run.bias_rows)
-        change = tokens[:, :length] - layers.block(inputs, layer.frozen, config, attend)
-        words = None if words is None else layers.block(words, layer.frozen, config, attend)
-        readout = tower.take_rows(change, run.readout)
-        found = {"token": Moments.of(change, counted), "readout": Moments.of(readout, counted.any(1))}
-        return (tokens, words), found
+    def scan_blocks(run: tower.TowerInput, carry: Any, blocks: scan.LayerInput, own: np.ndarray) -> Any:
+        """`own` are the places of the first `N'` tokens among all that these blocks have."""
 
-    return jax.lax.scan(step, (run.tokens, words), run.layers)[1]
+        def step(carry: tuple[jax.Array, jax.Array | None], layer: scan.LayerInput) -> tuple[tuple, Totals]:
+            tokens, words = carry
+            tokens = tower.put_prompts(tokens, layer, run.prompt_rows)
+            inputs = tokens[:, own]
+            if words is not None and slots is not None:
+                inputs = jnp.where(slots[..., None], words, inputs)
+            output = tower.add_beside(layers.block(tokens, layer.weights, config, attend), tokens, layer, config)
+            tokens = tower.add_bias(output, layer, run.bias_rows)
+            change = tokens[:, own] - layers.block(inputs, layer.frozen, config, attend)
+            words = None if words is None else layers.block(words, layer.frozen, config, attend)
+            read = tower.take_rows(change, readout)
+            found = {"token": Moments.of(change, counted), "readout": Moments.of(read, counted.any(1))}
+            return (tokens, words), found
+
+        return jax.lax.scan(step, carry, blocks)
+
+    carry = (run.tokens, words)
+    if run.inserted is None:
+        return scan_blocks(run, carry, run.layers, np.arange(length))[1]
+    start = config.layers - run.inserted.shape[0]
+    before = jax.tree.map(lambda leaf: leaf[:start], run.layers)
+    (tokens, words), first = scan_blocks(run, carry, before, np.arange(length))
+    after = tower.after_insertion(run, tokens, start)
+    others = np.delete(np.arange(after.tokens.shape[1]), run.insert_at + np.arange(run.inserted.shape[1]))
+    blocks = jax.tree.map(lambda leaf: leaf[start:], after.layers)
+    rest = scan_blocks(after, (after.tokens, words), blocks, others[:length])[1]
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), first, rest)
+
+
+def image_moments(
+    task: Task, params: Params, learnables: Learnables, initial: Learnables, images: jax.Array, mask: jax.Array
+) -> Totals:
+    """All that depends on normalised images `[B, R, R, 3]`, or on views of them where the method learns of crops."""
+    towers, found = changed_towers(task, learnables), Totals()
+    if "vision" in towers:
+        whole = images[:, 0] if images.ndim == 5 else images
+        found |= vision_moments(task.classifier, params, learnables, whole, mask)
+    if "text" in towers and task.method.conditional:
+        given = (reference_adaptation(task, initial), task.tokens, task.text, images, mask)
+        found |= text_moments_of_images(task.classifier, params, learnables, *given)
+    return found
 
 
 def amounts_from(totals: Mapping[str, Moments], config: ClipConfig) -> dict[str, Amount]:
@@ -230,7 +304,7 @@ def measure(
       learnables: as tuned.
       initial: as before training.
       batches: raw images `[B, R, R, 3]` uint8, and which of them count `[B]`; unused where the vision tower is as it
-        was.
+        was and no text depends on an image.
 
     Returns:
       `Amount` by tower, and the number of images.
@@ -239,14 +313,19 @@ def measure(
       ClipbiasError: it amounts to no bias, or there is no image.
     """
     if reason := refusal(task, learnables):
-        raise ClipbiasError(reason)
-    towers, images = changed_towers(task, learnables), 0
-    totals = text_moments(task, params, learnables, initial) if "text" in towers else {}
-    for pixels, mask in batches if "vision" in towers else ():
-        found = vision_moments(
-            task.classifier, params, learnables, task.clip.preprocessing.normalize(pixels), jnp.asarray(mask)
+        raise ClipbiasError(f"{type(task.method).__name__} amounts to no bias. {reason}")
+    if task.method.crops_at_test():
+        raise ClipbiasError(
+            f"{type(task.method).__name__} learns of crops of each image, which are not made here; take "
+            "experiments.amounts."
         )
+    images, conditional = 0, task.method.conditional
+    towers = changed_towers(task, learnables)
+    totals = text_moments(task, params, learnables, initial) if "text" in towers and not conditional else {}
+    for raw, mask in batches if needs_images(task, learnables) else ():
+        pixels = task.clip.preprocessing.normalize(raw)
+        found = image_moments(task, params, learnables, initial, pixels, jnp.asarray(mask))
         totals, images = merge(totals, jax.device_get(found)), images + int(np.sum(mask))
-    if "vision" in towers and not images:
+    if needs_images(task, learnables) and not images:
         raise ClipbiasError("there is no image to measure on; give images of the training set.")
     return amounts_from(totals, task.clip.config), images

@@ -11,18 +11,21 @@ from clipbias.explain.amounts import (
     Amount,
     amounts_from,
     changed_towers,
+    image_moments,
+    needs_images,
     reference_adaptation,
     refusal,
     text_moments,
-    vision_moments,
 )
+from clipbias.explain.model import Model
 from clipbias.explain.outcomes import outcomes
 from clipbias.explain.passes import classify
 from clipbias.explain.replacement import REFERENCE, TUNED, Constants
 from clipbias.explain.results import FORMS
 from clipbias.explain.statistics import Moments, Totals
-from clipbias.explain.study import Batch, Model, Section, Study
+from clipbias.explain.study import Batch, Section, Study
 
+_moments = jax.jit(Moments.of)
 ALL = (REFERENCE, *FORMS, TUNED)
 
 
@@ -49,27 +52,29 @@ def missing(study: Study, model: Model) -> str | None:
     """One sentence why there is nothing to measure of a model, or `None`."""
     if reason := refusal(model.task, model.learnables):
         return reason
-    if not study.training and "vision" in changed_towers(model.task, model.learnables):
+    if not study.training and needs_images(model.task, model.learnables):
         return "What a method amounts to is measured on training images, and there are none."
     return None
 
 
 def measure_model(study: Study, model: Model) -> tuple[dict[str, Amount], int]:
     """What a model's method amounts to by tower, and on how many training images that was measured."""
-    task, learnables = model.task, study.learnables[model.key]
-    towers = changed_towers(task, model.learnables)
+    task, learnables, images = model.task, study.learnables[model.key], 0
+    initial = task.init(model.seed)
     totals: Totals = {}
-    if "text" in towers:
-        totals |= text_moments(task, study.params, learnables, model.task.init(model.seed))
-    if "vision" in towers:
+    if "text" in changed_towers(task, model.learnables) and not task.method.conditional:
+        totals |= text_moments(task, study.params, learnables, initial)
+    if needs_images(task, model.learnables):
 
         def step(batch: Batch) -> Mapping[str, Moments]:
-            images = study.normalize(batch["images"])
-            return vision_moments(task.classifier, study.params, learnables, images, batch["mask"])
+            pixels = study.normalize(batch["images"])
+            seen = image_moments(task, study.params, learnables, initial, pixels, batch["mask"])
+            return seen | {"images": _moments(batch["mask"], batch["mask"])}
 
-        name, title = f"amounts-{model.key}", f"{model.label}: what it amounts to"
-        totals |= study.accumulate(name, title, study.training_images, step, split=study.training)
-    images = totals["vision/readout"].samples if "vision" in towers else 0
+        name, title = f"amounts-measured-{model.key}", f"{model.label}: what it amounts to"
+        given: dict[str, Any] = {"split": study.training, "crops": model.crops}
+        totals |= study.accumulate(name, title, study.training_images, step, **given)
+        images = totals["images"].samples
     return amounts_from(totals, study.clip.config), images
 
 
@@ -82,13 +87,14 @@ def outcomes_of(
     constants = Constants(task, study.params, reference, amounts, [form for form in forms if form != TUNED], replicate)
 
     def step(batch: Batch) -> dict[str, jax.Array]:
-        logits = [constants(study.normalize(batch["images"]))]
+        images = batch["images"]
+        logits = [constants(study.normalize(images[:, 0] if model.crops else images))]
         if TUNED in forms:
-            logits.append(classify(study, model, batch["images"])[None])
+            logits.append(classify(study, model, images, batch["mask"])[None])
         return _outcomes(logits, batch["labels"])
 
     name, title = f"amounts-{model.key}", f"{model.label}: a constant in its place"
-    return study.collect(name, title, study.spread(study.options.images), step)
+    return study.collect(name, title, study.spread(study.options.images), step, crops=model.crops)
 
 
 @jax.jit

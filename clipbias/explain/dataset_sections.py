@@ -1,4 +1,4 @@
-"""Sections of a study that go over a dataset: predictions, relevancy, attention, similarity, decomposition."""
+"""Sections of a study that go over a dataset: predictions and relevancy."""
 
 import functools
 from collections.abc import Sequence
@@ -8,18 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clipbias.clip import LayerView, encode_image, encode_text
-from clipbias.clip.tower import Observe
-from clipbias.explain.attention import QUANTITIES, kind_sums, observe_distance_and_entropy, observe_text_shares
-from clipbias.explain.decomposition import constancy, observe_parts
-from clipbias.explain.jackknife import left_out, observe_products, standard_error
+from clipbias.explain.attention import kind_sums
+from clipbias.explain.model import Model
 from clipbias.explain.passes import classify, relevancy_maps
 from clipbias.explain.results import GROUPS, TEXT_KINDS
-from clipbias.explain.similarity import observe_similarity
+from clipbias.explain.scope import why_no_maps
 from clipbias.explain.statistics import Moments, Totals, merge, normalise_maps, rank_correlation, total_variation
 from clipbias.explain.streaming import Relevancy
-from clipbias.explain.study import Batch, Model, Section, Study
-from clipbias.explain.tokens import index_kinds, prompt_text, text_kinds, text_roles, vision_roles
+from clipbias.explain.study import Batch, Section, Study
+from clipbias.explain.tokens import index_kinds, prompt_text, text_kinds
 
 
 def compute_predictions(study: Study) -> Section:
@@ -41,8 +38,9 @@ def _predict(study: Study, model: Model) -> Section:
     if known is not None and ((known >= 0).all() or study.options.on_image_error == "skip"):
         return {"predicted": known}, {}
     indices, found = study.spread(study.options.images), []
-    for batch, number, total in study.batches(indices):
-        logits, mask = study.devices.fetch((classify(study, model, batch["images"]), batch["mask"]))
+    for batch, number, total in study.batches(indices, crops=model.crops):
+        logits = classify(study, model, batch["images"], batch["mask"])
+        logits, mask = study.devices.fetch((logits, batch["mask"]))
         found.append(np.where(mask, logits.argmax(-1), -1))
         study.advance(f"{model.label}: predictions", number, total)
     predicted = np.full(len(study.split), -1, np.int32)
@@ -76,12 +74,17 @@ def compute_relevancy(study: Study, predicted: dict[str, np.ndarray]) -> Section
     """Fig. 2 and 3: both models' normalised rows for the true class, for every group of images."""
     arrays: dict[str, np.ndarray] = {}
     scalars: dict[str, Any] = {}
-    groups = {model.key: relevancy_groups(study, predicted, model) for model in study.tuned}
-    totals: dict[str, Totals] = {model.key: {} for model in study.tuned}
+    reasons = {model.key: why_no_maps(study.worded.task) or why_no_maps(model.task) for model in study.tuned}
+    scalars |= {key: {"missing": reason} for key, reason in reasons.items() if reason}
+    followed = [model for model in study.tuned if not reasons[model.key]]
+    if not followed:
+        return arrays, scalars
+    groups = {model.key: relevancy_groups(study, predicted, model) for model in followed}
+    totals: dict[str, Totals] = {model.key: {} for model in followed}
     # Images that the same models are asked about go together, so that zero-shot's maps are computed once for all.
     asked = np.stack([own.any(1) for own in groups.values()], axis=1)
     for pattern in np.unique(asked[asked.any(1)], axis=0):
-        models = [model for model, own in zip(study.tuned, pattern, strict=True) if own]
+        models = [model for model, own in zip(followed, pattern, strict=True) if own]
         found = study.accumulate(
             f"relevancy-{''.join(map(str, pattern.astype(int)))}",
             f"{', '.join(model.label for model in models)}: relevancy",
@@ -93,7 +96,7 @@ def compute_relevancy(study: Study, predicted: dict[str, np.ndarray]) -> Section
                 name.removeprefix(f"{model.key}/"): x for name, x in found.items() if name.startswith(f"{model.key}/")
             }
             totals[model.key] = merge(totals[model.key], own)
-    for model in study.tuned:
+    for model in followed:
         about: dict[str, Any] = {"normalisation": study.options.normalisation}
         for name, moments in totals[model.key].items():
             if moments.samples:
@@ -101,9 +104,17 @@ def compute_relevancy(study: Study, predicted: dict[str, np.ndarray]) -> Section
         for group in GROUPS:
             about[group] = {"count": totals[model.key][f"{group}/order"].samples}
         for side, shown in (("zero_shot", study.worded), ("tuned", model)):
-            about[side] = {"text": prompt_text(shown.task), "index_kinds": index_kinds(text_kinds(shown.task))}
+            kinds = index_kinds(text_kinds(shown.task))
+            about[side] = {"text": prompt_text(shown.task), "texts": shown.texts, "index_kinds": kinds}
         scalars[model.key] = about
     return arrays, scalars
+
+
+def _kinds_by_class(model: Model) -> np.ndarray:
+    """The kinds of the tokens of all a class' texts, one after another: `[C, S · N]`."""
+    kinds = text_kinds(model.task)
+    by_text = kinds.reshape(model.texts, -1, kinds.shape[-1])
+    return by_text.swapaxes(0, 1).reshape(by_text.shape[1], -1)
 
 
 def _relevancy_step(study: Study, tuned: Sequence[Model], groups: dict[str, np.ndarray]) -> Any:
@@ -118,9 +129,11 @@ def _relevancy_step(study: Study, tuned: Sequence[Model], groups: dict[str, np.n
         for side, own in maps.items():
             kind = kinds[side][batch["labels"]]
             vision = normalise_maps(own.vision, normalisation)
-            text = normalise_maps(own.text, normalisation, kind < TEXT_KINDS.index("eos"))
+            # Of several texts of a class the row is that of all their tokens together, added up by token index.
+            text = normalise_maps(own.text.reshape(kind.shape), normalisation, kind < TEXT_KINDS.index("eos"))
             among_patches.append(own.vision[:, :patches])
-            values[f"vision/{side}"], values[f"text/{side}"] = vision, text
+            values[f"vision/{side}"] = vision
+            values[f"text/{side}"] = text.reshape(len(text), -1, own.text.shape[-1]).sum(1)
             by_source = jnp.stack([vision[:, :patches].sum(-1), vision[:, patches:].sum(-1)], axis=-1)
             values[f"vision_kinds/{side}"] = by_source
             values[f"text_kinds/{side}"] = kind_sums(text, kind)[:, : TEXT_KINDS.index("eos")]
@@ -134,7 +147,7 @@ def _relevancy_step(study: Study, tuned: Sequence[Model], groups: dict[str, np.n
         }
 
     models = (study.worded, *tuned)
-    kinds = [study.devices.replicate(np.asarray(text_kinds(model.task))) for model in models]
+    kinds = [study.devices.replicate(_kinds_by_class(model)) for model in models]
     members = study.devices.replicate({model.key: groups[model.key] for model in tuned})
 
     def step(batch: Batch) -> dict[str, Moments]:
@@ -147,181 +160,3 @@ def _relevancy_step(study: Study, tuned: Sequence[Model], groups: dict[str, np.n
         return found
 
     return step
-
-
-def compute_text_attention(study: Study) -> Section:
-    """Fig. 4, over the classes."""
-    arrays: dict[str, np.ndarray] = {}
-    scalars: dict[str, Any] = {}
-    for model in (study.worded, *study.tuned):
-        task = model.task
-        observe = observe_text_shares(
-            jnp.asarray(task.tokens.eos), jnp.asarray(text_kinds(task)), reduction=study.options.reduction
-        )
-        shares = Moments.of(jnp.moveaxis(_observe_text(study, model, observe), 0, 1))
-        arrays |= shares.arrays(f"text_attention/{model.key}")
-        text = prompt_text(task)
-        scalars[model.key] = {"count": shares.samples, "reduction": study.options.reduction, "text": text}
-    return arrays, scalars
-
-
-def _observe_text(study: Study, model: Model, observe: Observe) -> Any:
-    @jax.jit
-    def run(params: Any, learnables: Any) -> Any:
-        tokens = jax.tree.map(jnp.asarray, model.task.tokens)
-        adaptation = model.task.method.adapt(learnables)
-        dtype = jnp.dtype(model.task.classifier.dtype)
-        return encode_text(params, study.clip.config, tokens, adaptation, observe=observe, dtype=dtype)[1]
-
-    return study.devices.fetch(run(study.params, study.learnables[model.key]))
-
-
-def vision_totals(study: Study, model: Model) -> Totals:
-    """Every average over images that one observed forward pass gives: attention, similarity, decomposition."""
-    indices = study.spread(study.options.images)
-    return study.accumulate(f"attention-{model.key}", f"{model.label}: attention", indices, _vision_step(study, model))
-
-
-def _vision_step(study: Study, model: Model) -> Any:
-    config, prompts = study.clip.config, model.prompts[0]
-    statistics = observe_distance_and_entropy(config.vision, prompts)
-    similarity = observe_similarity(config.vision.patches, prompts=prompts, prompt=study.options.prompt)
-
-    @jax.jit
-    def step(params: Any, learnables: Any, batch: Batch) -> dict[str, Moments]:
-        images, mask = study.normalize(batch["images"]), batch["mask"]
-        roles = vision_roles(config.vision, prompts)
-        source = observe_parts(roles, jnp.zeros(images.shape[0], jnp.int32), mask)
-
-        def observe(view: LayerView) -> dict[str, Any]:
-            seen = {
-                f"attention/{variant}/{quantity}": value
-                for variant, quantities in statistics(view).items()
-                for quantity, value in quantities.items()
-            }
-            if prompts:
-                maps = similarity(view)
-                seen["rank_correlation"] = rank_correlation(maps["cls"], -maps["distance"])
-                seen |= source(view)
-            return seen
-
-        dtype = jnp.dtype(model.task.classifier.dtype)
-        adaptation = model.task.method.adapt(learnables)
-        seen = encode_image(params, config, images, adaptation, observe=observe, dtype=dtype)[1]
-        means = {
-            f"{name}/each": Moments.each(value.mean((0, 2)), batch["numbers"], len(study.split), mask)
-            for name, value in seen.items()
-            if name == "prompt_mass" or name.startswith("attention/")
-        }
-        return means | {
-            name: value if isinstance(value, Moments) else Moments.of(jnp.moveaxis(value, 0, 1), mask)
-            for name, value in seen.items()
-        }
-
-    return lambda batch: step(study.params, study.learnables[model.key], batch)
-
-
-def compute_vision_attention(study: Study) -> Section:
-    """Fig. 5."""
-    arrays: dict[str, np.ndarray] = {}
-    scalars: dict[str, Any] = {}
-    for model in study.models:
-        totals, count = vision_totals(study, model), 0
-        for variant in ("without_prompt", "with_prompt") if model.prompts[0] else ("clip",):
-            for quantity in QUANTITIES:
-                moments = totals[f"attention/{variant}/{quantity}"]
-                name = f"vision_attention/{model.key}/{variant}/{quantity}"
-                arrays |= moments.arrays(name)
-                arrays[f"{name}/each"] = totals[f"attention/{variant}/{quantity}/each"].values
-                count = moments.samples
-        scalars[model.key] = {"count": count}
-    return arrays, scalars
-
-
-def text_parts(study: Study, model: Model) -> dict[str, Moments]:
-    """Eq. 12 in the text tower, with classes for samples."""
-    roles = text_roles(model.task)
-    seen = _observe_text(study, model, observe_parts(roles, jnp.asarray(model.task.tokens.eos)))
-    classes = jnp.arange(seen["prompt_mass"].shape[1])
-    each = Moments.each(jnp.asarray(seen["prompt_mass"]).mean((0, 2)), classes, len(classes), classes >= 0)
-    return {"prompt_mass/each": each} | {
-        name: value if isinstance(value, Moments) else jax.device_get(Moments.of(jnp.moveaxis(value, 0, 1)))
-        for name, value in seen.items()
-    }
-
-
-def compute_decomposition(study: Study) -> Section:
-    """Eq. 12 and Fig. 1, for the towers in which a model has prompts."""
-    arrays: dict[str, np.ndarray] = {}
-    scalars: dict[str, Any] = {}
-    for model in study.tuned:
-        towers = {}
-        if model.prompts[0]:
-            towers["vision"] = vision_totals(study, model)
-        if model.prompts[1]:
-            towers["text"] = text_parts(study, model)
-        for tower, totals in towers.items():
-            name = f"decomposition/{model.key}/{tower}"
-            for quantity in ("prompt_mass", "readout_mass", "mass_by_query", "norm_share"):
-                arrays |= totals[quantity].arrays(f"{name}/{quantity}")
-            arrays[f"{name}/prompt_mass/each"] = totals["prompt_mass/each"].values
-            bias = learned_biases(study, tower)
-            found, without = constancy(totals, bias), _left_out(study, model, tower, totals, bias)
-            about: dict[str, Any] = {"count": totals["norm_share"].samples, "depth": model.depths[tower == "text"]}
-            for quantity in ("constancy", "bias_likeness"):
-                arrays[f"{name}/{quantity}"] = found[quantity]
-                about[quantity] = by_depth(found[quantity], about["depth"])
-            for key, cosine in found["bias_cosine"].items():
-                arrays[f"{name}/bias_cosine/{key}"] = cosine
-            about["error"] = {}
-            for quantity, values in without.items():
-                arrays[f"{name}/error/{quantity}"] = standard_error(values)
-                layers = slice(None) if quantity.startswith("bias_cosine") else slice(about["depth"])
-                about["error"][quantity] = float(standard_error(values[:, layers].mean(1)))
-            scalars.setdefault(model.key, {})[tower] = about
-    return arrays, scalars
-
-
-def _left_out(study: Study, model: Model, tower: str, totals: Totals, bias: dict[str, np.ndarray]) -> dict[str, Any]:
-    """The statistics of `constancy` without each image, or class, in turn."""
-    if tower == "text":
-        roles = text_roles(model.task)
-        seen = _observe_text(study, model, observe_products(roles, totals, bias))
-        return left_out(totals, {name: np.moveaxis(value, 0, 1) for name, value in seen.items()}, bias)
-    observe = observe_products(vision_roles(study.clip.config.vision, model.prompts[0]), totals, bias)
-
-    @jax.jit
-    def step(params: Any, learnables: Any, batch: Batch) -> dict[str, jax.Array]:
-        pixels, adaptation = study.normalize(batch["images"]), model.task.method.adapt(learnables)
-        dtype = jnp.dtype(model.task.classifier.dtype)
-        seen = encode_image(params, study.clip.config, pixels, adaptation, observe=observe, dtype=dtype)[1]
-        return {name: jnp.moveaxis(value, 0, 1) for name, value in seen.items()}
-
-    rows = study.collect(
-        f"constancy-{model.key}",
-        f"{model.label}: how sure its constancy is",
-        study.spread(study.options.images),
-        lambda batch: step(study.params, study.learnables[model.key], batch),
-    )
-    return left_out(totals, rows, bias)
-
-
-def by_depth(layers: np.ndarray, depth: int) -> dict[str, float | None]:
-    """Means over the layers with prompts of their own, and over those beyond, whose slots carry what they saw."""
-    groups = {"up_to_depth": layers[:depth], "beyond": layers[depth:]}
-    return {name: float(values.mean()) if len(values) else None for name, values in groups.items()}
-
-
-def learned_biases(study: Study, tower: str) -> dict[str, np.ndarray]:
-    """The biases `[L, D]` of the models that learned any in this tower, by model.
-
-    Of a bias by kind it is the vector of all tokens but the one that is read out, of one by token the mean: what is
-    compared with them is a mean over tokens too.
-    """
-    found = {}
-    for model in study.tuned:
-        bias = getattr(model.task.method.adapt(model.learnables), f"{tower}_bias")
-        if bias is not None:
-            rows = np.asarray(bias)
-            found[model.key] = rows if rows.ndim == 2 else rows[:, 1] if rows.shape[1] == 2 else rows.mean(1)
-    return found

@@ -7,10 +7,13 @@ import numpy as np
 from PIL import Image
 
 from clipbias.data import Split
+from clipbias.explain.model import Model
 from clipbias.explain.outcomes import outcomes
 from clipbias.explain.passes import classify, layer_maps, relevancy_maps
+from clipbias.explain.picture_sections import first_text
 from clipbias.explain.results import CHANGES, TEXT_KINDS, changes
-from clipbias.explain.study import Batch, Model, Section, Study
+from clipbias.explain.scope import why_no_maps
+from clipbias.explain.study import Batch, Section, Study
 from clipbias.explain.tokens import text_kinds, token_labels
 
 LARGEST_BYTES = 15_000_000  # of what there is to explore in a page, where three bytes take four letters
@@ -52,8 +55,9 @@ def _classes_in_turn(numbers: np.ndarray, labels: np.ndarray) -> list[int]:
 def bytes_per_image(study: Study) -> int:
     """About how much an image takes of a page: its maps by layer, relevancy for two classes, and its picture."""
     vision, classes = study.clip.config.vision, 2
-    maps = sum(vision.layers * vision.patches * (1 + model.prompts[0]) for model in study.models)
-    maps += classes * len(study.models) * (vision.patches + 4 * study.clip.config.text.context_length)
+    models = [model for model in study.models if not why_no_maps(model.task)]
+    maps = sum(vision.layers * vision.patches * (1 + model.prompts[0]) for model in models)
+    maps += classes * len(models) * (vision.patches + 4 * study.clip.config.text.context_length)
     return round(4 / 3 * (maps + min(vision.image_size, THUMBNAIL) ** 2 / 3))
 
 
@@ -89,6 +93,9 @@ def compute_explore(study: Study, predicted: dict[str, np.ndarray]) -> Section:
     }
     scalars: dict[str, Any] = {"names": [study.split.keys[int(i)] for i in chosen]}
     for model in study.models:
+        if reason := why_no_maps(model.task):
+            scalars[model.key] = {"missing": reason}
+            continue
         found = _relevancy_of_pairs(study, model, chosen[pairs[:, 0]], pairs[:, 1]) | _layers_of_images(
             study, model, chosen
         )
@@ -97,6 +104,7 @@ def compute_explore(study: Study, predicted: dict[str, np.ndarray]) -> Section:
         tokens = {label: token_labels(model.task, label) for label in classes}
         scalars[model.key] = {
             "tokens": tokens,
+            "texts": model.texts,
             "kinds": {label: [TEXT_KINDS[kind] for kind in kinds[label][: len(tokens[label])]] for label in classes},
         }
     return arrays, scalars
@@ -141,7 +149,7 @@ def _relevancy_of_pairs(study: Study, model: Model, images: np.ndarray, classes:
         "relevancy_scale": scale,
         "relevancy_sum": vision.sum(-1).astype(np.float32),
         "slot_relevancy": vision[:, patches:].astype(np.float32),
-        "text": rows["text"][:, :length].astype(np.float32),
+        "text": first_text(rows["text"])[:, :length],
     }
 
 

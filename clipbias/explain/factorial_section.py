@@ -1,15 +1,16 @@
 """The causal test over a dataset: every image under every mixture of the two runs, in both towers and in each alone."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clipbias.clip import Adaptation
+from clipbias.clip import Adaptation, TextTokens
 from clipbias.explain.amounts import reference_adaptation
-from clipbias.explain.dataset_sections import text_parts, vision_totals
+from clipbias.explain.attention_sections import text_parts, vision_parts
 from clipbias.explain.factorial import (
     CONSTANTS,
     Mixed,
@@ -19,22 +20,15 @@ from clipbias.explain.factorial import (
     mix_texts,
     slot_means,
 )
+from clipbias.explain.model import Model
 from clipbias.explain.outcomes import outcomes
 from clipbias.explain.results import RANDOM
+from clipbias.explain.scope import why_no_causal_test
 from clipbias.explain.statistics import Moments
-from clipbias.explain.study import Batch, Model, Section, Study, spread
+from clipbias.explain.study import Batch, Section, Study, spread
+from clipbias.explain.targets import by_pass, of_texts
 
 OUTCOMES = ("correct", "log_likelihood", "margin")
-
-
-def why_not(model: Model) -> str:
-    """One sentence why a model has no second run to compare with, or nothing."""
-    if model.task.method.conditional:
-        return f"The texts of {model.label} depend on the image, so no single run of the text tower stands for it."
-    adaptation = jax.eval_shape(model.task.method.adapt, model.learnables)
-    if not adaptation.changes_text and not adaptation.changes_vision:
-        return f"{model.label} changes no token and no weight of the towers, so attention and values are CLIP's own."
-    return ""
 
 
 def compute_factorial(study: Study) -> Section:
@@ -47,18 +41,19 @@ def compute_factorial(study: Study) -> Section:
     scalars: dict[str, Any] = {}
     indices = study.spread(study.options.images)
     for model in study.tuned:
-        reason = why_not(model)
+        reason = why_no_causal_test(model.task)
         if reason:
             scalars[model.key] = {"missing": reason}
             continue
-        tuned = model.task.method.adapt(study.learnables[model.key])
-        own, facts = _test(study, model, model.key, f"{model.label}: causal test", tuned, indices, constants=True)
+        # What slots add to texts that depend on the image has no mean that is known before the images are seen.
+        constants = any(model.prompts) and not model.task.method.conditional
+        own, facts = _test(study, model, model.key, f"{model.label}: causal test", indices, constants=constants)
         arrays |= own
         scalars[model.key] = facts
         if any(model.prompts) and study.options.control_images:
             few = indices[spread(len(indices), study.options.control_images)]
             key, title = f"{model.key}{RANDOM}", f"{model.label}: causal test of random prompts"
-            own, facts = _test(study, model, key, title, random_prompts(tuned, study.options.seed), few)
+            own, facts = _test(study, model, key, title, few, turn=lambda x: random_prompts(x, study.options.seed))
             arrays |= own
             scalars[key] = facts
     return arrays, scalars
@@ -81,66 +76,103 @@ def _test(
     model: Model,
     key: str,
     title: str,
-    tuned: Adaptation,
     indices: np.ndarray,
     *,
+    turn: Callable[[Adaptation], Adaptation] = lambda adaptation: adaptation,
     constants: bool = False,
 ) -> Section:
+    """Every image under every mixture.
+
+    A class' texts and an image's passes, where there are several, are runs by themselves: the head sees the features of
+    all of them under one mixture. Where texts depend on the image, so do both the tuned run and its mixtures.
+    """
     task, config, dtype = model.task, study.clip.config, jnp.dtype(model.task.classifier.dtype)
+    learnables = study.learnables[model.key]
+    reference, tuned = reference_adaptation(task, task.init(model.seed)), turn(task.method.adapt(learnables))
     changed = {"vision": tuned.changes_vision, "text": tuned.changes_text}
     effects = effects_in_play(any(model.prompts))
-    streams = (*corners(effects), *(CONSTANTS if constants and any(model.prompts) else ()))
-    towers = ("both", "vision", "text") if all(changed.values()) else ("both",)
-    means = _means(study, model) if len(streams) > 2 ** len(effects) else {}
-    reference, learnables = reference_adaptation(task, task.init(model.seed)), study.learnables[model.key]
+    inner = 2 ** len(effects) - 2
+    streams = (*corners(effects), *(CONSTANTS if constants else ()))
     # The first and the last corner are the runs themselves.
-    asked = streams[1 : 2 ** len(effects) - 1] + streams[2 ** len(effects) :]
+    asked = streams[1 : 1 + inner] + streams[2 + inner :]
+    towers = ("both", "vision", "text") if all(changed.values()) else ("both",)
+    means = _means(study, model) if constants else {"vision": [None] * model.passes, "text": [None] * model.texts}
 
     def every(mixed: Mixed) -> jax.Array:
-        inner = 2 ** len(effects) - 2
         parts = (mixed.reference[None], mixed.streams[:inner], mixed.tuned[None], mixed.streams[inner:])
         return jnp.concatenate(parts)
 
-    @jax.jit
-    def of_texts(params: Any, tuned: Adaptation, reference: Adaptation, means: Any) -> jax.Array:
-        tokens = jax.tree.map(jnp.asarray, task.tokens)
-        if not changed["text"]:
-            return mix_texts(params, config, tokens, tuned, reference, (), dtype=dtype).reference[None]
-        return every(mix_texts(params, config, tokens, tuned, reference, asked, means, dtype=dtype))
+    def of_images(params: Any, tuned: Adaptation, means: Any, images: jax.Array) -> jax.Array:
+        """`[K, B, d]`, or `[K, B, m, d]` of several passes."""
+        runs = zip(by_pass(tuned), means, strict=True)
+        found = [
+            every(mix_images(params, config, images, own, Adaptation(), asked, mean, dtype=dtype)) for own, mean in runs
+        ]
+        return found[0] if len(found) == 1 else jnp.stack(found, axis=2)
 
     @jax.jit
-    def step(
-        params: Any, learnables: Any, tuned: Adaptation, means: Any, texts: jax.Array, batch: Batch
-    ) -> dict[str, jax.Array]:
-        images, labels = study.normalize(batch["images"]), batch["labels"]
-        if changed["vision"]:
-            features = every(mix_images(params, config, images, tuned, Adaptation(), asked, means, dtype=dtype))
-        else:
-            features = task.classifier.encode_images(params, Adaptation(), images)[None]
-        everywhere, reference = np.arange(len(streams)), np.zeros(len(streams), int)
-        of_tower = {
-            "both": (everywhere, everywhere),
-            "vision": (everywhere, reference),
-            "text": (reference, everywhere),
-        }
+    def of_texts_of_one(
+        params: Any, runs: tuple[Adaptation, Adaptation], means: Any, tokens: TextTokens, rows: jax.Array
+    ) -> jax.Array:
+        own, plain = (of_texts(adaptation, rows, len(task.texts)) for adaptation in runs)
+        return every(mix_texts(params, config, tokens, own, plain, asked, means, dtype=dtype))
+
+    def of_all_texts(params: Any, runs: tuple[Adaptation, Adaptation], means: Any) -> jax.Array:
+        """`[K, S · C, d]`, one of the `S` texts of every class after another."""
+        found = []
+        for rows, mean in zip(np.split(np.arange(len(task.texts)), model.texts), means, strict=True):
+            tokens = jax.tree.map(lambda x, rows=rows: jnp.asarray(x)[rows], task.tokens)
+            found.append(of_texts_of_one(params, runs, mean, tokens, rows))
+        return jnp.concatenate(found, axis=1)
+
+    everywhere, nowhere = np.arange(len(streams)), np.zeros(len(streams), int)
+    of_tower = {"both": (everywhere, everywhere), "vision": (everywhere, nowhere), "text": (nowhere, everywhere)}
+
+    def classify(params: Any, learnables: Any, features: jax.Array, texts: jax.Array, mask: Any) -> jax.Array:
+        """`[towers, K, B, C]`."""
         found = []
         for tower in towers:
             # A tower that nothing changes has the reference's features alone.
             image, text = (
                 x[np.minimum(index, len(x) - 1)] for x, index in zip((features, texts), of_tower[tower], strict=True)
             )
-            logits = jax.vmap(lambda f, g: task.classifier.head(params, learnables, f, g))(image, text)
-            found.append(outcomes(logits, labels))
+            found.append(jax.vmap(lambda f, g: task.classifier.head(params, learnables, f, g, mask))(image, text))
+        return jnp.stack(found)
+
+    @jax.jit
+    def step(params: Any, learnables: Any, runs: Any, means: Any, texts: Any, batch: Batch) -> dict[str, jax.Array]:
+        views, mask = study.normalize(batch["images"]), batch["mask"]
+        images = views[:, 0] if model.crops else views
+        if changed["vision"]:
+            features = of_images(params, runs[0], means["vision"], images)
+        else:
+            features = task.classifier.encode_images(params, Adaptation(), images)[None]
+        if task.method.conditional:
+
+            def of_image(one: tuple[jax.Array, jax.Array]) -> jax.Array:
+                own = turn(task.classifier.adaptation_for(params, learnables, one[1], task.text))
+                texts = of_all_texts(params, (own, runs[1]), means["text"])
+                return classify(params, learnables, one[0][:, None], texts, None)[:, :, 0]
+
+            seen = task.classifier.encode_images(params, task.method.adapt(learnables), views)
+            logits = jnp.moveaxis(jax.lax.map(of_image, (jnp.moveaxis(features, 1, 0), seen)), 0, 2)
+        else:
+            logits = classify(params, learnables, features, texts, mask)
+        found = [outcomes(of_tower, batch["labels"]) for of_tower in logits]
         return {name: jnp.moveaxis(jnp.stack([one[name] for one in found]), 2, 0) for name in OUTCOMES}
 
-    adaptations = study.devices.replicate((tuned, reference))
-    by_tower = {tower: study.devices.replicate(means.get(tower)) for tower in ("vision", "text")}
-    texts = of_texts(study.params, *adaptations, by_tower["text"])
+    runs, means = study.devices.replicate(((tuned, reference), means))
+    texts: jax.Array | None = None
+    if not changed["text"]:
+        texts = task.text_features(study.params, learnables)[None]
+    elif not task.method.conditional:
+        texts = of_all_texts(study.params, runs, means["text"])
     rows = study.collect(
         f"factorial-{key.replace(':', '-')}",
         title,
         indices,
-        lambda batch: step(study.params, learnables, adaptations[0], by_tower["vision"], texts, batch),
+        lambda batch: step(study.params, learnables, runs, means, texts, batch),
+        crops=model.crops,
     )
     arrays = {f"factorial/{key}/{name}": value for name, value in rows.items()}
     arrays[f"factorial/{key}/correct"] = arrays[f"factorial/{key}/correct"].astype(np.uint8)
@@ -148,16 +180,20 @@ def _test(
     return arrays, facts
 
 
-def _means(study: Study, model: Model) -> dict[str, dict[str, np.ndarray]]:
-    """By tower, the constants that may stand for what its slots add; zeros where a tower has none."""
+def _means(study: Study, model: Model) -> dict[str, list[dict[str, np.ndarray]]]:
+    """By tower and run, the constants that may stand for what its slots add; zeros where a tower has none."""
     found = {}
     for tower, slots in zip(("vision", "text"), model.prompts, strict=True):
         geometry = getattr(study.clip.config, tower)
         if slots:
-            part = (vision_totals(study, model) if tower == "vision" else text_parts(study, model))["part"]
+            parts = vision_parts(study, model) if tower == "vision" else text_parts(study, model)
             count = 1 + geometry.patches if tower == "vision" else None
-            found[tower] = slot_means(Moments(part.count[:, :count], part.mean[:, :count], part.squares[:, :count]))
+            found[tower] = [
+                slot_means(Moments(part.count[:, :count], part.mean[:, :count], part.squares[:, :count]))
+                for part in (totals["part"] for totals in parts)
+            ]
         else:
             nothing = np.zeros((geometry.layers, 1, geometry.width), np.float32)
-            found[tower] = {"token": nothing, "vector": nothing}
+            runs = model.passes if tower == "vision" else model.texts
+            found[tower] = [{"token": nothing, "vector": nothing}] * runs
     return found

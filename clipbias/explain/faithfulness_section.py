@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clipbias.explain.passes import classify, text_features
+from clipbias.explain.model import Model
+from clipbias.explain.passes import chunk, classify, text_features
 from clipbias.explain.perturbation import (
     DIRECTIONS,
     FRACTIONS,
@@ -19,8 +20,9 @@ from clipbias.explain.perturbation import (
 from clipbias.explain.reductions import OF_TARGET, REDUCTIONS
 from clipbias.explain.relevancy import explanations
 from clipbias.explain.results import MAPS
+from clipbias.explain.scope import why_no_maps
 from clipbias.explain.statistics import Moments
-from clipbias.explain.study import Batch, Model, Section, Study
+from clipbias.explain.study import Batch, Section, Study
 
 TARGETS = ("predicted", "true")
 
@@ -31,6 +33,9 @@ def compute_faithfulness(study: Study) -> Section:
     scalars: dict[str, Any] = {}
     indices = study.spread(study.options.faithfulness_images)
     for model in study.models:
+        if reason := why_no_maps(model.task):
+            scalars[model.key] = {"missing": reason}
+            continue
         # Sums over other maps, of a study that an earlier version began, cannot be continued.
         name = f"faithfulness-{len(MAPS)}-maps-{model.key}"
         totals = study.accumulate(name, f"{model.label}: faithfulness", indices, _perturbation_step(study, model))
@@ -56,7 +61,7 @@ def _perturbation_step(study: Study, model: Model) -> Callable[[Batch], Mapping[
 
     @jax.jit
     def explain(
-        params: Any, learnables: Any, classes: jax.Array, key: jax.Array, batch: Batch, logits: jax.Array
+        params: Any, learnables: Any, classes: Any, key: jax.Array, batch: Batch, logits: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         raw, labels = batch["images"], batch["labels"]
 
@@ -69,7 +74,8 @@ def _perturbation_step(study: Study, model: Model) -> Callable[[Batch], Mapping[
         found = explanations(
             *(task, params, learnables, study.normalize(raw), jnp.stack([predicted, labels], axis=1)),
             start_layer=study.options.start_layer,
-            text=classes,
+            chunk=chunk(model, raw),
+            text=classes if model.has_own_head else None,
         )
         maps = {name: found[name].vision[..., : config.patches] for name in REDUCTIONS}
         maps["random"] = jax.vmap(order)(raw)

@@ -7,17 +7,19 @@ import jax
 import jax.numpy as jnp
 
 from clipbias.clip import LayerView, encode_image
+from clipbias.explain.model import Model
 from clipbias.explain.relevancy import relevancy
 from clipbias.explain.similarity import prompt_distances
 from clipbias.explain.streaming import Relevancy
-from clipbias.explain.study import Model, Study
+from clipbias.explain.study import Study
+from clipbias.tuning.classifier import Text
 
 
-def text_features(study: Study, model: Model) -> jax.Array:
-    """What `task.logits` takes in place of the texts, computed once."""
+def text_features(study: Study, model: Model) -> Text:
+    """What `task.logits` takes in place of the texts, computed once; the texts where these depend on the image."""
     place = ("texts", model.task)
     if place not in study.shared:
-        study.shared[place] = model.task.text_features(study.params, study.learnables[model.key])
+        study.shared[place] = model.classes(study.params, study.learnables[model.key])
     return study.shared[place]
 
 
@@ -26,14 +28,22 @@ def _program(study: Study, name: str, model: Model, function: Callable[..., Any]
     return study.shared.setdefault((name, model.task), jax.jit(function))
 
 
-def classify(study: Study, model: Model, images: jax.Array) -> jax.Array:
-    """Logits `[B, C]` of raw images `[B, R, R, 3]`."""
+def classify(study: Study, model: Model, images: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """Logits `[B, C]` of raw images `[B, R, R, 3]`, or of views of them where the method learns of crops.
 
-    def logits(params: Any, learnables: Any, classes: jax.Array, images: jax.Array) -> jax.Array:
-        return model.task.logits(params, learnables, study.normalize(images), classes)
+    `mask [B]` says which count, for a head whose logits of one image depend on its batch.
+    """
+
+    def logits(params: Any, learnables: Any, classes: Any, images: jax.Array, mask: jax.Array | None) -> jax.Array:
+        return model.task.classifier.logits(params, learnables, study.normalize(images), classes, mask)
 
     run = _program(study, "logits", model, logits)
-    return run(study.params, study.learnables[model.key], text_features(study, model), images)
+    return run(study.params, study.learnables[model.key], text_features(study, model), images, mask)
+
+
+def chunk(model: Model, images: jax.Array) -> int | None:
+    """How many of these images `relevancy` takes at a time where a class has several texts, which all are followed."""
+    return None if model.texts == 1 else max(1, len(images) // model.texts)
 
 
 def relevancy_maps(study: Study, model: Model, images: jax.Array, targets: jax.Array) -> tuple[Relevancy, jax.Array]:
@@ -46,8 +56,9 @@ def relevancy_maps(study: Study, model: Model, images: jax.Array, targets: jax.A
 
     def maps(params: Any, learnables: Any, text: Any, images: jax.Array, targets: jax.Array) -> Any:
         given, start = (params, learnables, study.normalize(images), targets), study.options.start_layer
-        found = relevancy(model.task, *given, start_layer=start, text=text, by_layer=True)
-        return Relevancy(found.vision[:, 0], found.text[:, 0], found.scores), found.vision
+        several = chunk(model, images)
+        found = relevancy(model.task, *given, start_layer=start, text=text, by_layer=True, chunk=several)
+        return Relevancy(found.vision[:, 0], found.text[..., 0, :], found.scores), found.vision
 
     text = text_features(study, model) if model.has_own_head else None
     run = _program(study, "relevancy", model, maps)

@@ -6,10 +6,13 @@ import jax
 import numpy as np
 
 from clipbias.errors import ClipbiasError
-from clipbias.explain.dataset_sections import corrected, vision_totals
+from clipbias.explain.attention_sections import vision_totals
+from clipbias.explain.dataset_sections import corrected
+from clipbias.explain.model import Model
 from clipbias.explain.passes import classify, layer_maps, relevancy_maps
+from clipbias.explain.scope import why_no_maps, why_no_similarity
 from clipbias.explain.similarity import choose_prompt, to_image
-from clipbias.explain.study import Model, Section, Study
+from clipbias.explain.study import Section, Study
 from clipbias.explain.tokens import token_labels
 
 
@@ -38,13 +41,23 @@ def compute_examples(study: Study, predicted: dict[str, np.ndarray]) -> Section:
     arrays: dict[str, np.ndarray] = {"examples/images": pictures, "examples/labels": labels}
     scalars: dict[str, Any] = {"names": [study.split.keys[int(i)] for i in chosen]}
     for model in study.models:
+        if reason := why_no_maps(model.task):
+            scalars[model.key] = {"missing": reason}
+            continue
         maps, logits = _explain(study, model, pictures, labels)
         arrays[f"examples/{model.key}/vision"] = np.asarray(maps.vision, np.float32)
-        arrays[f"examples/{model.key}/text"] = np.asarray(maps.text, np.float32)
+        arrays[f"examples/{model.key}/text"] = first_text(maps.text)
         arrays[f"examples/{model.key}/logits"] = np.asarray(logits, np.float32)
-        scalars[model.key] = {"tokens": [token_labels(model.task, int(label)) for label in labels]}
+        tokens = [token_labels(model.task, int(label)) for label in labels]
+        scalars[model.key] = {"tokens": tokens, "texts": model.texts}
         study.advance("examples", study.models.index(model) + 1, len(study.models))
     return arrays, scalars
+
+
+def first_text(rows: Any) -> np.ndarray:
+    """Of relevancy `[P, N]` of texts, or `[P, S, N]` of several of a class, the first text's: what is shown of them."""
+    found = np.asarray(rows, np.float32)
+    return found if found.ndim == 2 else found[:, 0]
 
 
 def _explain(study: Study, model: Model, pictures: np.ndarray, labels: np.ndarray) -> Any:
@@ -56,9 +69,11 @@ def _explain(study: Study, model: Model, pictures: np.ndarray, labels: np.ndarra
 
 def compute_prompt_similarity(study: Study, predicted: dict[str, np.ndarray]) -> Section:
     """Fig. 6: where `[cls]` looks without and with prompts, and where the prompts are near, in rotated pictures."""
-    prompted = [model for model in study.tuned if model.prompts[0]]
+    reasons = {model.key: why_no_similarity(model.task) for model in study.tuned}
+    scalars: dict[str, Any] = {key: {"missing": reason} for key, reason in reasons.items() if reason}
+    prompted = [model for model in study.tuned if not reasons[model.key]]
     if not prompted:
-        return {}, {}
+        return {}, scalars
     options = study.options
     upright = study.pictures(choose_examples(study, predicted))
     pictures = np.stack([np.rot90(image, angle // 90) for image in upright for angle in options.rotations])
@@ -70,7 +85,6 @@ def compute_prompt_similarity(study: Study, predicted: dict[str, np.ndarray]) ->
         "similarity/rotations": np.tile(np.asarray(options.rotations), len(upright)),
         "similarity/layers": layers,
     }
-    scalars: dict[str, Any] = {}
     plain = _layer_maps(study, study.zero_shot, pictures, layers)["cls"]
     for model in prompted:
         maps = _layer_maps(study, model, pictures, layers)

@@ -22,6 +22,7 @@ from clipbias.clip import TextTokens
 from clipbias.clip.params import Params
 from clipbias.errors import ClipbiasError
 from clipbias.explain.reductions import REDUCTIONS
+from clipbias.explain.scope import why_no_maps
 from clipbias.explain.streaming import Relevancy, stream
 from clipbias.explain.targets import check_targets
 from clipbias.tuning import Classifier, Learnables, Task
@@ -100,27 +101,8 @@ def explanations(
     unknown = sorted(set(maps) - set(REDUCTIONS))
     if unknown:
         raise ClipbiasError(f"unknown map {unknown[0]!r}; choose from {', '.join(REDUCTIONS)}.")
-    if task.method.conditional:
-        raise ClipbiasError(
-            f"the texts of {type(task.method).__name__} depend on the image, and no map follows a logit that way yet; "
-            "explain a method whose texts are the same for all images."
-        )
-    if jax.eval_shape(task.method.adapt, task.shapes).inserts_tokens:
-        raise ClipbiasError(
-            f"{type(task.method).__name__} inserts tokens inside the towers, and maps follow attention over the same "
-            "tokens in all layers; explain another method."
-        )
-    if task.method.patches:
-        raise ClipbiasError(
-            f"the head of {type(task.method).__name__} reads features of patches, and maps follow those of whole "
-            "images alone; explain another method."
-        )
-    prompts = jax.eval_shape(task.method.adapt, learnables).vision_prompts
-    if prompts is not None and len(prompts.shape) == 4:
-        raise ClipbiasError(
-            f"the head of {type(task.method).__name__} reads several passes over an image, and maps follow one alone; "
-            "explain another method."
-        )
+    if reason := why_no_maps(task):
+        raise ClipbiasError(f"{type(task.method).__name__} has no maps. {reason}")
     targets = check_targets(task, images, targets)
     check_int("recompute", recompute)
     if chunk is not None:

@@ -2,8 +2,9 @@
 
 Array names are paths. `{model}` is a model's key, `{tuned}` a tuned model's, `{tower}` "vision" or "text". An average
 comes as two arrays, `…/mean` and `…/standard_error`; its number of samples stands in the JSON under the same section.
-Layers are counted from 0. A section that was not asked for, or does not apply (prompt statistics of a model without
-prompts), is absent: test with `in`.
+Layers are counted from 0. A section that was not asked for is absent: test with `in`. Where one makes no sense for a
+model, `{section}.{model}` is {missing: why, in one sentence}, and the model has no arrays in it. Of a method whose
+classes have several texts, or that makes several passes over an image, `texts` and `runs` count them.
 
 JSON, always there:
     format              2
@@ -31,12 +32,13 @@ relevancy — Fig. 2 and 3, target the true class; `{group}` of `GROUPS` is whic
     relevancy/{tuned}/{group}/text_kinds/{side}/mean [5]             sums, `TEXT_KINDS[:5]`
     relevancy/{tuned}/{group}/order/mean [1], …/variation/mean [1]   rank correlation and total variation between the
                                                                      two models' rows over the patches
-    JSON relevancy.{tuned}: {normalisation, {group}: {count}, {side}: {text, index_kinds: the kind at each index, ""
-    where it differs by class}}; a group of count 0 has no arrays. Zero-shot's text is the paper's or the dataset's
+    JSON relevancy.{tuned}: {normalisation, {group}: {count}, {side}: {text, texts, index_kinds: the kind at each index,
+    "" where it differs by class}}; a group of count 0 has no arrays. Zero-shot's text is the paper's or the dataset's.
+    Several texts of a class are one row of all their tokens, added up by token index
 
 text_attention — Fig. 4: the EOS row's attention by token kind, averaged over classes
     text_attention/{model}/mean [L, H, 6]                            kinds in the order of `TEXT_KINDS`
-    JSON text_attention.{model}: {count, reduction "sum" | "mean", text: with {} for the class name}
+    JSON text_attention.{model}: {count, texts, reduction "sum" | "mean", text: with {} for the class name}
 
 vision_attention — Fig. 5; `{variant}` is "clip" for a model without vision prompts, else "without_prompt" and
     "with_prompt"; `{quantity}` is "distance" (pixels), "entropy" or "cls_entropy" (nats)
@@ -64,14 +66,15 @@ decomposition — Eq. 12, Fig. 1; for models with prompts in that tower; samples
     decomposition/{tuned}/{tower}/bias_likeness [L]                  the share that one vector for all tokens explains
     decomposition/{tuned}/{tower}/bias_cosine/{bias model} [L]       between that vector and the learned bias
     decomposition/{tuned}/{tower}/error/{constancy, bias_likeness, bias_cosine/{bias model}} [L]
-                                                                     standard errors (`jackknife.py`)
-    JSON decomposition.{tuned}.{tower}: {count, depth, constancy, bias_likeness: each {up_to_depth, beyond: mean over
-    the layers that have prompts of their own, and over those after them, or null where there is none}, error: the
-    standard errors of the first of these two means, and of the mean over layers of each bias_cosine/{bias model}}
+                                                                     standard errors (`jackknife.py`), of one run alone
+    JSON decomposition.{tuned}.{tower}: {count, depth, runs: texts of a class or passes over an image, over whose own
+    constancies the mean is taken, constancy, bias_likeness: each {up_to_depth, beyond: mean over the layers that have
+    prompts of their own, and over those after them, or null where there is none}, error: of one run the standard
+    errors of the first of these two means, and of the mean over layers of each bias_cosine/{bias model}}
 
 factorial — the causal test (`factorial.py`), for models that change a tower. n images; towers "both", "vision" and
     "text", or "both" alone where a model changes only one; K mixtures of the two runs: the corners from the reference
-    to the tuned model, then the constants
+    to the tuned model, then the constants, which texts that depend on the image do not have
     factorial/{tuned}/images [n]                                     numbers of the examples in the split
     factorial/{tuned}/correct [n, towers, K] uint8
     factorial/{tuned}/log_likelihood [n, towers, K]                  of the true class, nats
@@ -98,7 +101,8 @@ faithfulness — perturbation (Chefer et al. 2021); `{map}` of `MAPS`, `{directi
 examples — pictures with their relevancy, target the true class
     examples/images [K, R, R, 3] uint8, examples/labels [K]
     examples/{model}/vision [K, M + V], examples/{model}/text [K, N], examples/{model}/logits [K, C]
-    JSON examples: {names: K image names, {model}: {tokens: K lists of the text's tokens up to but without EOS}}
+    JSON examples: {names: K image names, {model}: {texts, tokens: K lists of the text's tokens up to but without EOS}};
+    of several texts of a class the first is shown
 
 explore — maps of K images that a reader of the report chooses among; P pairs of an image and a class: its true one, and
     those that models give it. A map is uint8 with a scale: value = q · scale / 255 (+ lowest)
@@ -115,8 +119,8 @@ explore — maps of K images that a reader of the report chooses among; P pairs 
     explore/{tuned}/distance [K, L, V, M] uint8, …/distance_scale [K, L, V], …/distance_lowest [K, L, V]
                                                                      from every prompt to the patches, as in Fig. 6
     explore/{model}/margin [K], …/log_likelihood [K]                 as in the causal test
-    JSON explore: {names: K image names, {model}: {tokens: {class: the text's tokens up to but without EOS}, kinds: the
-    same of `TEXT_KINDS`}}, or {missing: why there are no maps}
+    JSON explore: {names: K image names, {model}: {texts, tokens: {class: the text's tokens up to but without EOS},
+    kinds: the same of `TEXT_KINDS`}}, or {missing: why there are no maps}
 
 verdict — JSON only (`verdict.py`). A number is {value, low, high}, a mean over images with a 95 % bootstrap interval;
     a share of the gain adds {share, share_low, share_high}, null where the gain's interval includes 0. `{outcome}` is

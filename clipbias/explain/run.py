@@ -9,6 +9,7 @@ import numpy as np
 from clipbias.errors import ClipbiasError
 from clipbias.explain import (
     amounts_section,
+    attention_sections,
     dataset_sections,
     explore_section,
     factorial_section,
@@ -66,10 +67,10 @@ def run_study(
     }
     sections = {
         "relevancy": lambda: dataset_sections.compute_relevancy(study, predicted),
-        "text_attention": lambda: dataset_sections.compute_text_attention(study),
-        "vision_attention": lambda: dataset_sections.compute_vision_attention(study),
+        "text_attention": lambda: attention_sections.compute_text_attention(study),
+        "vision_attention": lambda: attention_sections.compute_vision_attention(study),
         "similarity": lambda: picture_sections.compute_prompt_similarity(study, predicted),
-        "decomposition": lambda: dataset_sections.compute_decomposition(study),
+        "decomposition": lambda: attention_sections.compute_decomposition(study),
         "factorial": lambda: factorial_section.compute_factorial(study),
         "amounts": lambda: amounts_section.compute_amounts(study),
         "faithfulness": lambda: faithfulness_section.compute_faithfulness(study),

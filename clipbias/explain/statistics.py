@@ -74,6 +74,13 @@ class Moments:
         between = np.square(delta) * share * _widen(mine.count, mine.mean.ndim)
         return Moments(total, mine.mean + delta * share, mine.squares + theirs.squares + between)
 
+    def joined(self) -> "Moments":
+        """Those of several groups, stacked on a leading axis, as one; traced, where `merge` is on the host."""
+        count = self.count.sum(0)
+        weight = _widen(self.count, self.mean.ndim)
+        mean = (weight * self.mean).sum(0) / jnp.maximum(_widen(count, self.mean.ndim - 1), 1)
+        return Moments(count, mean, (self.squares + weight * jnp.square(self.mean - mean)).sum(0))
+
     @property
     def standard_error(self) -> np.ndarray:
         """Of the mean; NaN below two samples."""

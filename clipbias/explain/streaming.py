@@ -10,6 +10,7 @@ The last block is read at one row, so only that row of it is computed. A reducti
 continues with whole matrices, from the last layer to the first.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,7 +27,14 @@ from clipbias.clip.tower import TowerInput
 from clipbias.clip.vision import embed_image, project_image
 from clipbias.explain.blocks import Kept, block_backward, kept_at, layer_at, run_forward
 from clipbias.explain.reductions import LastRow, Reduction
-from clipbias.explain.targets import first_layer, own_pair_logits, pair_logits, target_adaptation, target_text
+from clipbias.explain.targets import (
+    first_layer,
+    image_contexts,
+    own_pair_logits,
+    pair_logits,
+    target_adaptation,
+    target_text,
+)
 from clipbias.tuning import Classifier, Learnables
 from clipbias.tuning.features import unit_length
 
@@ -194,12 +202,15 @@ def stream(
     adaptation = target_adaptation(classifier, learnables, targets.reshape(-1))
     text = target_text(tokens, targets.reshape(-1), templates)
     vision_input = embed_image(params, config, images, adaptation, dtype=dtype)
-    text_input = embed_text(params, config, text, adaptation, dtype=dtype)
     vision_kept, vision_tokens = run_forward(vision_input, config.vision, recompute)
-    text_kept, text_tokens = run_forward(text_input, config.text, recompute)
     image_features, pull_image, image_row = last_block(
         vision_tokens, vision_input, config.vision, lambda rows: project_image(params, config, rows, adaptation)
     )
+    if classifier.method.overrides("adapt_to"):
+        context = image_contexts(classifier, learnables, image_features, per_image)
+        adaptation = dataclasses.replace(adaptation, text_context=context)
+    text_input = embed_text(params, config, text, adaptation, dtype=dtype)
+    text_kept, text_tokens = run_forward(text_input, config.text, recompute)
     text_features, pull_text, text_row = last_block(
         text_tokens, text_input, config.text, lambda rows: project_text(params, config, rows, adaptation)
     )

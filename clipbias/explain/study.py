@@ -21,6 +21,7 @@ from clipbias.data.pipeline import test_batches
 from clipbias.errors import ClipbiasError
 from clipbias.explain.clock import Clock
 from clipbias.explain.devices import Devices
+from clipbias.explain.model import ZERO_SHOT, Model
 from clipbias.explain.options import StudyOptions
 from clipbias.explain.results import FORMAT, plain
 from clipbias.explain.statistics import (
@@ -33,51 +34,10 @@ from clipbias.explain.statistics import (
     save_section,
     save_totals,
 )
-from clipbias.explain.targets import check_template
-from clipbias.explain.tokens import prompt_counts, prompt_depths
-from clipbias.tuning import Learnables, Task
+from clipbias.tuning import Task
 
-ZERO_SHOT = "zero_shot"
 Batch = Mapping[str, jax.Array]
 Section = tuple[dict[str, np.ndarray], dict[str, Any]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Model:
-    """One way to classify.
-
-    Attributes:
-      key: a short name without "/", unique in the study; "zero_shot" for the first.
-      label: the name in figures.
-      method: the method's name.
-      task: bound to the dataset's classes.
-      learnables: its tuned arrays.
-      source: where they come from.
-      seed: what its training started from, for what stood in its prompts' places before.
-    """
-
-    key: str
-    label: str
-    method: str
-    task: Task
-    learnables: Learnables
-    source: str = ""
-    seed: int = 0
-
-    @property
-    def prompts(self) -> tuple[int, int]:
-        """`(V, T)`: learned tokens in the vision and in the text tower."""
-        return prompt_counts(self.task, self.learnables)
-
-    @property
-    def depths(self) -> tuple[int, int]:
-        """How many layers of the vision and of the text tower have learned tokens of their own."""
-        return prompt_depths(self.task, self.learnables)
-
-    @property
-    def has_own_head(self) -> bool:
-        """Whether its logits are something else than scaled cosines."""
-        return self.task.method.overrides("logits")
 
 
 class Study:
@@ -113,13 +73,6 @@ class Study:
             raise ClipbiasError(
                 f"the models of a study are {keys}; give 'zero_shot' first, then unique keys without '/'."
             )
-        for model in models:
-            check_template(model.task)
-            if model.task.classifier.templates > 1:
-                raise ClipbiasError(
-                    f"the model {model.key!r} averages {model.task.classifier.templates} templates; a study follows "
-                    "the tokens of one text per class, so give one template."
-                )
         if not len(split):
             raise ClipbiasError("there is no image to explain; check the data folder and the class selection.")
         self.models, self.split, self.options, self.training = tuple(models), split, options, training
@@ -181,11 +134,15 @@ class Study:
         """Numbers of the training images that what a method amounts to is measured on."""
         return spread(len(self.training or ()), self.options.amounts_images)
 
-    def _size(self, split: Split | None = None) -> int:
-        """Images per batch: the same for all sections, which so share programs; training images have their own."""
+    def _size(self, split: Split | None = None, crops: int = 0) -> int:
+        """Images per batch: the same for all sections, which so share programs; training images have their own.
+
+        With `crops` of each there are so many fewer.
+        """
         own, multiple = split is not None and split is self.training, self.devices.multiple
         count = len(self.training_images) if own else len(self.spread(self.options.images))
-        return -(-min(self.options.images_at_once, max(count, 1)) // multiple) * multiple
+        at_once = max(1, self.options.images_at_once // (1 + crops))
+        return -(-min(at_once, max(count, 1)) // multiple) * multiple
 
     def in_passes(self, compute: Callable[..., Any], *rows: np.ndarray) -> Any:
         """`compute(*rows)`, arrays `[B, …]`, over host rows `[n, …]` that all processes have, as batches of images.
@@ -203,14 +160,15 @@ class Study:
         return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(rows[0])], *self.devices.fetch(found))
 
     def batches(
-        self, indices: np.ndarray, start: int = 0, *, split: Split | None = None
+        self, indices: np.ndarray, start: int = 0, *, split: Split | None = None, crops: int = 0
     ) -> Iterator[tuple[Batch, int, int]]:
         """Device batches of the examples `indices[start:]`: uint8 images, labels, mask, and their numbers in the split.
 
-        They are those of the study's images, or of `split`, and the last batch is padded. Beside each come the number
-        of batches done with it and the number in all, those before `start` included.
+        They are those of the study's images, or of `split`, and the last batch is padded. With `crops` there are views
+        of each image, `[B, 1 + V, R, R, 3]`, itself first. Beside each batch come the number of batches done with it
+        and the number in all, those before `start` included.
         """
-        size, rest = self._size(split), indices[start:]
+        size, rest = self._size(split, crops), indices[start:]
         if not len(rest):
             return
         before = -(-start // size)
@@ -221,6 +179,7 @@ class Study:
             batch_size=size,
             shard=self.devices.shard,
             on_error=self.options.on_image_error,
+            crops=crops,
         )
         process, processes = self.devices.shard
         for number, batch in enumerate(self.devices.together(host), before + 1):
@@ -238,10 +197,11 @@ class Study:
         step: Callable[[Batch], Mapping[str, Any]],
         *,
         split: Split | None = None,
+        crops: int = 0,
     ) -> Totals:
         """Sums `step(batch)`, a dictionary of `Moments` per batch, over examples; saved now and then and at the end.
 
-        Examples are those of the study's images, or of `split`.
+        Examples are those of the study's images, or of `split`, with `crops` of each.
         """
         path = self.parts / f"{name}.npz"
         start = load_totals(path, self.fingerprint)
@@ -252,7 +212,7 @@ class Study:
         def save(totals: Totals, done: int) -> None:
             save_totals(path, totals, done, self.fingerprint)
 
-        return self._continue(title, indices, start, add, save, split)
+        return self._continue(title, indices, start, add, save, split, crops)
 
     def collect(
         self,
@@ -262,6 +222,7 @@ class Study:
         step: Callable[[Batch], Mapping[str, Any]],
         *,
         split: Split | None = None,
+        crops: int = 0,
     ) -> dict[str, np.ndarray]:
         """What `step(batch)` returns per example, arrays `[B, …]` by name, of all examples one after another.
 
@@ -272,7 +233,7 @@ class Study:
         start = load_rows(path, self.fingerprint)
 
         def add(batch: Batch, rows: dict[str, np.ndarray], done: int) -> dict[str, np.ndarray]:
-            examples = indices[done : done + self._size(split)]
+            examples = indices[done : done + self._size(split, crops)]
             found = self._run(step, batch) | {"mask": self.devices.fetch(batch["mask"])}
             read = np.asarray(found.pop("mask"))[: len(examples)]
             new = {key: np.asarray(value)[: len(examples)][read] for key, value in found.items()}
@@ -282,7 +243,7 @@ class Study:
         def save(rows: dict[str, np.ndarray], done: int) -> None:
             save_rows(path, rows, done, self.fingerprint)
 
-        return self._continue(title, indices, start, add, save, split)
+        return self._continue(title, indices, start, add, save, split, crops)
 
     def _run(self, step: Callable[[Batch], Mapping[str, Any]], batch: Batch) -> dict[str, Any]:
         return dict(self.devices.fetch(step(batch)))
@@ -295,6 +256,7 @@ class Study:
         add: Callable[[Batch, Any, int], Any],
         save: Callable[[Any, int], None],
         split: Split | None = None,
+        crops: int = 0,
     ) -> Any:
         """Adds batch after batch to what `start` holds of the first so many examples.
 
@@ -306,8 +268,8 @@ class Study:
         reached = kept = start  # what is held and how many examples are in it, always together
         saved = time.monotonic()
         try:
-            for batch, number, total in self.batches(indices, reached[1], split=split):
-                done = min(reached[1] + self._size(split), len(indices))
+            for batch, number, total in self.batches(indices, reached[1], split=split, crops=crops):
+                done = min(reached[1] + self._size(split, crops), len(indices))
                 reached = add(batch, *reached), done
                 self.advance(title, number, total)
                 if number == total or time.monotonic() - saved > self.options.save_seconds:

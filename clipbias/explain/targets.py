@@ -17,7 +17,6 @@ from clipbias.tuning.features import unit_length
 
 def check_targets(task: Task, images: jax.Array, targets: jax.Array | Sequence[int]) -> jax.Array:
     """Targets as an int array `[B]` or `[B, K]`; what can be checked without their values is."""
-    check_template(task)
     targets = jnp.asarray(targets)
     if not jnp.issubdtype(targets.dtype, jnp.integer):
         raise ClipbiasError(f"targets are {targets.dtype}; give class numbers (0 … {len(task.class_names) - 1}).")
@@ -35,15 +34,6 @@ def check_targets(task: Task, images: jax.Array, targets: jax.Array | Sequence[i
     return targets
 
 
-def check_template(task: Task) -> None:
-    """Raises `ClipbiasError` where the classes have descriptions: explanations follow the tokens of a template."""
-    if task.descriptions is not None:
-        raise ClipbiasError(
-            f"the classifier of {type(task.method).__name__} is made of descriptions of the classes, and explanations "
-            "follow the tokens of a template; explain it without descriptions."
-        )
-
-
 def first_layer(start_layer: int, config: TowerConfig, tower_name: str) -> int:
     """`start_layer` counted from 0; negative ones count from the last layer."""
     if not -config.layers <= start_layer < config.layers:
@@ -52,6 +42,25 @@ def first_layer(start_layer: int, config: TowerConfig, tower_name: str) -> int:
             "layers or -1 for the last one."
         )
     return start_layer % config.layers
+
+
+def by_pass(adaptation: Adaptation) -> list[Adaptation]:
+    """An adaptation for each pass over an image: one, or as many as there are sets of vision prompts."""
+    prompts = adaptation.vision_prompts
+    if prompts is None or prompts.ndim == 3:
+        return [adaptation]
+    return [dataclasses.replace(adaptation, vision_prompts=one) for one in prompts]
+
+
+def of_texts(adaptation: Adaptation, texts: jax.Array | np.ndarray, count: int) -> Adaptation:
+    """The same for some of `count` texts, where they have contexts of their own, or share one with the next texts."""
+    context, own = adaptation.text_context, adaptation.text_class_prompts
+    if context is not None and context.ndim == 3:
+        chosen = jnp.asarray(context)[texts // (count // context.shape[0])]
+        adaptation = dataclasses.replace(adaptation, text_context=chosen)
+    if own is not None:
+        adaptation = dataclasses.replace(adaptation, text_class_prompts=jnp.asarray(own)[texts])
+    return adaptation
 
 
 def target_text(tokens: TextTokens, targets: jax.Array, templates: int) -> TextTokens:
@@ -79,6 +88,17 @@ def target_adaptation(classifier: Classifier, learnables: Learnables, targets: j
     if residual is not None:
         adaptation = dataclasses.replace(adaptation, text_residual=jnp.asarray(residual)[targets])
     return adaptation
+
+
+def image_contexts(classifier: Classifier, learnables: Learnables, images: jax.Array, targets: int) -> jax.Array:
+    """The contexts that images of features `[B, d]` give the texts of so many `targets` each: `[B · K · n, T, Dt]`.
+
+    They are in the order of `target_text`. Whoever differentiates the texts by them holds the images fixed.
+    """
+    found = jax.vmap(lambda image: classifier.method.adapt_to(learnables, image).text_context)(images)
+    assert found is not None
+    by_text = found if found.ndim == 4 else jnp.repeat(found[:, None], classifier.templates, axis=1)
+    return jnp.repeat(by_text, targets, axis=0).reshape(-1, *found.shape[-2:])
 
 
 def own_pair_logits(

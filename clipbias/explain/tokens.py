@@ -43,7 +43,7 @@ def prompt_depths(task: Task, learnables: Learnables) -> tuple[int, int]:
     adaptation = jax.eval_shape(task.method.adapt, learnables)
     vision, context, deeper = adaptation.vision_prompts, adaptation.text_context, adaptation.text_prompts
     text = 0 if context is None else 1 if deeper is None else 1 + deeper.shape[0]
-    return 0 if vision is None else vision.shape[0], text
+    return 0 if vision is None else vision.shape[-3], text
 
 
 def vision_roles(config: VisionConfig, prompts: int) -> Roles:

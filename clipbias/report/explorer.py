@@ -24,11 +24,11 @@ _ARRAYS = (
 def explorer_data(study: StudyResults) -> dict[str, Any] | None:
     """All that the page's script reads, in JSON's types, or None where the study has no images to explore."""
     numbers = study.array("explore/images")
-    if numbers is None or not len(numbers):
+    models = explored_models(study)
+    if numbers is None or not len(numbers) or not models:
         return None
     pairs, labels = study.present("explore/pairs"), study.present("predictions/labels")[numbers]
     names = study.scalars["dataset"]["class_names"]
-    models = explored_models(study)
     causes = {model["key"]: causes_of(study, model, numbers) for model in models if model is not study.zero_shot}
     images = []
     for row, (number, picture) in enumerate(zip(numbers.tolist(), study.present("explore/pictures"), strict=True)):

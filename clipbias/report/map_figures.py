@@ -134,10 +134,16 @@ def examples_figure(study: StudyResults) -> CaptionedFigure | None:
         "Relevancy (Eq. 13–16) for the true class's logit. Heat maps: patches, bilinear to image size, each scaled to"
         " 0 … 1 over the grey picture; the bar beside a map is the vision prompts' share of the whole row. Below: the"
         " text's tokens up to EOS, the darker the more relevant, on the scale of the largest after SOS. Titles give the"
-        f" model and what it predicts. {study.dataset}, {counted(len(images), 'picture')}."
+        f" model and what it predicts.{_several(study, models)} {study.dataset}, {counted(len(images), 'picture')}."
     )
     columns = ("picture", "name", "model", "part", "index", "token", "relevancy")
     return CaptionedFigure("examples", "Relevancy on example pictures", caption, figure, columns, tuple(rows))
+
+
+def _several(study: StudyResults, models: list[Mapping[str, Any]]) -> str:
+    texts = {label_of(model): study.section("examples", model["key"]).get("texts", 1) for model in models}
+    counts = ", ".join(f"{label} {count}" for label, count in texts.items() if count > 1)
+    return f" Of the several texts of a class the first is shown ({counts})." if counts else ""
 
 
 def _overlay(study: StudyResults, model: Mapping[str, Any], picture: int, classes: list[str], label: int) -> Overlay:

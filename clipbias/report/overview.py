@@ -18,7 +18,7 @@ from clipbias.report.study_page import FIGURES, REPORT
 from clipbias.report.study_results import StudyResults, accuracy_and_error, file_name, label_of
 from clipbias.report.summary_figures import summary_figure, summary_table
 from clipbias.report.table import MISSING, Table, cells
-from clipbias.report.verdict_summary import sentences, summarize_verdicts
+from clipbias.report.verdict_summary import left_out, sentences, summarize_verdicts
 
 OVERVIEW = "overview.html"
 
@@ -49,7 +49,7 @@ def write_overview(results_folders: Sequence[str | os.PathLike], output_folder: 
     ordered = [studies[name] for name in ordered_datasets(studies)]
     output = Path(output_folder)
     summaries = summarize_verdicts(ordered)
-    verdict = summary_figure(summaries)
+    verdict = summary_figure(summaries, left_out(ordered))
     models = []
     for key, label in {model["key"]: label_of(model) for study in ordered for model in study.tuned}.items():
         own = [study for study in ordered if _model(study, key)]

@@ -211,7 +211,8 @@ def _samples(study: StudyResults, shown: Sequence[Mapping[str, Any]]) -> str:
     ]
     chosen = {study.section("relevancy", model["key"]).get("normalisation") for model in shown}
     how = " or ".join(_NORMALISED.get(name, name) for name in sorted(map(str, chosen)))
-    left_out = [label_of(model) for model in study.tuned if model not in shown]
+    asked = [model for model in study.tuned if not study.section("relevancy", model["key"]).get("missing")]
+    left_out = [label_of(model) for model in asked if model not in shown]
     without = f" No such image for {', '.join(left_out)}." if left_out else ""
     return (
         "Samples: test images that zero-shot CLIP gets wrong and the tuned model right"

@@ -16,7 +16,8 @@ from clipbias.report.image_tables import image_tables
 from clipbias.report.map_figures import examples_figure, similarity_figures
 from clipbias.report.relevancy_figures import text_relevancy_figure, vision_relevancy_figure
 from clipbias.report.relevancy_groups import relevancy_groups_figure
-from clipbias.report.study_results import StudyResults, accuracy_and_error, label_of
+from clipbias.report.study_results import StudyResults, accuracy_and_error, label_of, why_missing
+from clipbias.report.summary_figures import summary_figure
 from clipbias.report.table import MISSING, Table, cells
 from clipbias.report.verdict_figures import (
     effects_figure,
@@ -26,12 +27,16 @@ from clipbias.report.verdict_figures import (
     why_no_effects,
     why_nothing_kept,
 )
+from clipbias.report.verdict_summary import left_out, summarize_verdicts
 
 REPORT, FIGURES = "report.html", "figures"
 _MEASURED = (
     "In brackets 95 % intervals: 1.96 standard errors to either side, over images, or over classes in the text tower."
     " Changes are paired image by image; constancy, likeness and cosines have the jackknife's error."
 )
+
+# From so many tuned models on, one picture shows them all before each is shown by itself.
+_SIDE_BY_SIDE = 4
 
 # In reading order, the decomposition first, then the paper's figures by number, then checks: the section of the study
 # that each is drawn from, and why there may be nothing to draw.
@@ -76,7 +81,8 @@ def write_report(results_folder: str | os.PathLike, output_folder: str | os.Path
         for figure in made if isinstance(made, list) else [made] if made else []:
             picture = pages.save_picture(figure, output / FIGURES)
             areas = area_table(study) if figure.name == "faithfulness" else None
-            sections.append(pages.Section(figure.title, figure.name, [picture], [areas] if areas else []))
+            tables = [areas] if areas else []
+            sections.append(pages.Section(figure.title, figure.name, [picture], tables))
         if not made and section not in study.scalars["figures"]:
             reason = f"it was not asked for; --config.figures={section} has it"
         if not made:
@@ -101,12 +107,8 @@ def write_report(results_folder: str | os.PathLike, output_folder: str | os.Path
 def _models_without(study: StudyResults) -> list[str]:
     """Why a section has not all models; the verdict's own sections tell that themselves."""
     told = ("factorial", "amounts", "verdict")
-    return [
-        f"{section.replace('_', ' ').capitalize()}, {label_of(model)}: {reason}"
-        for section in study.scalars["figures"]
-        for model in study.models
-        if section not in told and (reason := study.section(section, model["key"]).get("missing"))
-    ]
+    sections = [section for section in study.scalars["figures"] if section not in told]
+    return [f"{each.replace('_', ' ').capitalize()}, {line}" for each in sections for line in why_missing(study, each)]
 
 
 def _models(study: StudyResults) -> Table:
@@ -136,6 +138,9 @@ def _verdict(study: StudyResults, output: Path) -> list[pages.Section]:
         reason = "No verdict: it was not asked for; --config.figures=factorial,amounts,verdict has it."
         return [pages.Section("What carries the gain", "verdict_effects", remarks=[reason])]
     sections = []
+    if len(study.tuned) >= _SIDE_BY_SIDE and (figure := summary_figure(summarize_verdicts([study]), left_out([study]))):
+        picture = pages.save_picture(figure, output / FIGURES)
+        sections.append(pages.Section("Methods side by side", "verdict_overview", [picture]))
     for title, draw, table, reasons in (
         ("What carries the gain", effects_figure, effects_table(study), why_no_effects(study)),
         ("What a constant keeps", kept_figure, kept_table(study), why_nothing_kept(study)),

@@ -97,6 +97,21 @@ class StudyResults:
         return max((n for model in models if (n := self.count(section, model["key"])) is not None), default=None)
 
 
+def by_reason(reasons: Iterable[tuple[str, str]]) -> list[str]:
+    """`A, B: why`, one line for each reason, of pairs of a label and a reason; without one there is nothing to say."""
+    found: dict[str, list[str]] = {}
+    for label, reason in reasons:
+        if reason:
+            found.setdefault(reason, []).append(label)
+    return [f"{', '.join(dict.fromkeys(labels))}: {reason}" for reason, labels in found.items()]
+
+
+def why_missing(study: StudyResults, section: str) -> list[str]:
+    """Which models a section of the study left out, with its reasons."""
+    models = ((label_of(model), study.section(section, model["key"]).get("missing", "")) for model in study.models)
+    return by_reason(models)
+
+
 def label_of(model: Mapping[str, Any]) -> str:
     """The name under which figures show a model."""
     return model.get("label") or model["key"]

@@ -1,5 +1,6 @@
 """The verdicts over several datasets and methods: one picture, and a table per method."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +9,8 @@ from clipbias.explain.uncertainty import LEVEL, Estimate
 from clipbias.explain.verdict_words import UNITS
 from clipbias.report import style
 from clipbias.report.captioned import CaptionedFigure
+from clipbias.report.costs import KINDS
+from clipbias.report.names import method_kind, ordered_methods
 from clipbias.report.published import dataset_name
 from clipbias.report.table import MISSING, Table, cells
 from clipbias.report.verdict_figures import EFFECT_COLOURS, change_text, share_text
@@ -32,39 +35,60 @@ _LOOKS = {
 _WHOLE = {"gain": "gain", "effect": "gain", "form": "tuned"}  # what each panel's numbers are parts of
 
 
-def summary_figure(summaries: Sequence[MethodSummary]) -> CaptionedFigure | None:
-    """Per method its gain, what attention, scale and values carry of it, and what constants keep."""
+def summary_figure(summaries: Sequence[MethodSummary], left_out: Sequence[str] = ()) -> CaptionedFigure | None:
+    """Per method its gain, what attention, scale and values carry of it, and what constants keep.
+
+    Many methods stand in groups by their kind, closer together.
+
+    Args:
+      left_out: which methods are not in it, and why.
+    """
     if not summaries:
         return None
     rows: list[tuple[Any, ...]] = []
     names = [dataset_name(name) for name in dict.fromkeys(name for each in summaries for name in each.datasets)]
+    lines = _lines(summaries)
+    many = len(summaries) > _FEW
+    height, scale = (0.4, 0.72) if many else (0.62, 1.0)
+    below = sum(_wrapped(each).count("\n") + 1 for each in left_out) * 0.135
     with style.styled():
-        figure = style.new_figure(9.2, 0.62 * len(summaries) + 1.05)
+        figure = style.new_figure(9.2, height * len(lines) + 1.4 + below)
         panels = figure.subplots(1, 3, sharey=True, sharex=True)
         titles = ("a  gain in accuracy", "b  what carries the gain", "c  what a constant keeps")
+        low, high = _limits(summaries)
         for axes, title, (kind, looks) in zip(panels, titles, _LOOKS.items(), strict=True):
-            for line, summary in enumerate(summaries):
-                whole = summary.mean(_DRAWN, _WHOLE[kind])
+            for line, entry in enumerate(lines):
+                if isinstance(entry, str):
+                    axes.axhspan(line - 0.5, line + 0.5, color="#F3F4F6", lw=0, zorder=0)
+                    continue
+                whole = entry.mean(_DRAWN, _WHOLE[kind])
                 if whole is not None and kind != "gain":
                     axes.plot([whole["value"]] * 2, [line - 0.42, line + 0.42], color=style.GREY, lw=1, ls=":")
-                rows += _series(axes, line, summary, looks)
+                drawn = _series(axes, line, entry, looks, scale)
+                if not drawn and whole is None and any(container for container in axes.containers):
+                    axes.text(low, line, "  not measured", va="center", fontsize=6, color=style.GREY)
+                rows += drawn
             if not axes.containers:
                 axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes, color=style.GREY)
             axes.set_title(title, loc="left")
             axes.axvline(0, color="#4B5563", linewidth=0.8)
             axes.grid(axis="y", visible=False)
-            for line in range(1, len(summaries)):
+            for line in range(1, len(lines)):
                 axes.axhline(line - 0.5, color="#E5E7EB", linewidth=0.6)
             axes.set_xlabel("points of accuracy")
-        panels[0].set_yticks(range(len(summaries)), [summary.label for summary in summaries])
-        panels[0].set_ylim(len(summaries) - 0.5, -0.5)
-        panels[0].set_xlim(*_limits(summaries))
+        panels[0].set_ylim(len(lines) - 0.5, -0.5)
+        panels[0].set_xlim(low, high)
+        for axes in panels:
+            axes.tick_params(axis="y", length=0)
+        _name_lines(panels[0], lines)
         for axes in panels[1:]:
             if not axes.containers:
                 continue
-            below = -0.52 / (0.62 * len(summaries))
-            look: dict[str, Any] = {"ncols": 3, "columnspacing": 1.0, "handletextpad": 0.3}
-            axes.legend(*_legend(axes), loc="upper center", bbox_to_anchor=(0.5, below), **look)
+            under = -0.52 / (height * len(lines))
+            look: dict[str, Any] = {"ncols": 1, "handletextpad": 0.3, "labelspacing": 0.3}
+            axes.legend(*_legend(axes), loc="upper center", bbox_to_anchor=(0.5, under), **look)
+        if left_out:
+            figure.supxlabel("\n".join(map(_wrapped, left_out)), x=0.01, ha="left", fontsize=7, color="#4B5563")
     several = len(names) > 1
     caption = (
         f"{', '.join(names)}. (a) Gain in accuracy over the frozen model. (b) The parts of it that three effects carry,"
@@ -79,28 +103,63 @@ def summary_figure(summaries: Sequence[MethodSummary]) -> CaptionedFigure | None
             if several
             else f"Whiskers are {100 * LEVEL:.0f} % bootstrap intervals over images."
         )
+        + (f" Not in it: {' '.join(left_out)}" if left_out else "")
     )
     columns = ("method", "quantity", "outcome", "unit", "dataset", "seeds", *_ENDS, "images_low", "images_high")
     return CaptionedFigure("verdict_overview", "What carries the gain", caption, figure, columns, tuple(rows))
 
 
+# From more methods on, they are grouped.
+_FEW = 8
+
+
+def _lines(summaries: Sequence[MethodSummary]) -> list[MethodSummary | str]:
+    """What stands on each line: methods as they come, or where there are many a kind's name above its methods."""
+    by_method = {summary.method: method_kind(summary.method) for summary in summaries}
+    if len(summaries) <= _FEW or len(set(by_method.values())) == 1:
+        return list(summaries)
+    found: list[MethodSummary | str] = []
+    for kind, (title, _, _) in KINDS.items():
+        own = [summary for summary in summaries if by_method[summary.method] == kind]
+        place = {method: number for number, method in enumerate(ordered_methods(each.method for each in own))}
+        found += [title, *sorted(own, key=lambda each: place[each.method])] if own else []
+    return found
+
+
+def _name_lines(axes: "Axes", lines: Sequence[MethodSummary | str]) -> None:
+    """Methods' names beside their lines, and kinds in their colours."""
+    names = [entry if isinstance(entry, str) else entry.label for entry in lines]
+    axes.set_yticks(range(len(lines)), names)
+    colours = {title: colour for title, colour, _ in KINDS.values()}
+    for tick, entry in zip(axes.get_yticklabels(), lines, strict=True):
+        if isinstance(entry, str):
+            tick.set(color=colours[entry], fontweight="bold")
+
+
+def _wrapped(sentence: str) -> str:
+    return textwrap.fill(sentence, 170, subsequent_indent="    ")
+
+
 def _series(
-    axes: "Axes", line: int, summary: MethodSummary, looks: Mapping[str, tuple[str, str]]
+    axes: "Axes", line: int, summary: MethodSummary, looks: Mapping[str, tuple[str, str]], scale: float
 ) -> list[tuple[Any, ...]]:
     """One method's line of a panel: small marks for datasets, a large one with its intervals for their mean."""
     rows: list[tuple[Any, ...]] = []
     for place, (name, (label, colour)) in enumerate(looks.items()):
+        # Without a causal test the gain is what the constants are held against.
+        name = "tuned" if name == "gain" and not summary.of(_DRAWN, name) else name
         numbers = summary.of(_DRAWN, name)
         mean, these = summary.mean(_DRAWN, name), summary.mean_of_these(_DRAWN, name)
         if mean is None or these is None:
             continue
         y = line + (place - (len(looks) - 1) / 2) * 0.25
         look: dict[str, Any] = {"marker": _MARKERS[place], "color": colour, "linestyle": ""}
-        _whisker(axes, y, these, elinewidth=2.2 if len(numbers) > 1 else 1.3, capsize=0, ms=6, label=label, **look)
+        width = scale * (2.2 if len(numbers) > 1 else 1.3)
+        _whisker(axes, y, these, elinewidth=width, capsize=0, ms=6 * scale, label=label, **look)
         if len(numbers) > 1:
-            _whisker(axes, y, mean, elinewidth=0.7, capsize=2.5, ms=0, **look)
+            _whisker(axes, y, mean, elinewidth=0.7, capsize=2.5 * scale, ms=0, **look)
             values = [number["value"] or 0.0 for number in numbers.values()]
-            axes.plot(values, [y] * len(values), ms=2.6, alpha=0.55, zorder=3, mec="white", mew=0.3, **look)
+            axes.plot(values, [y] * len(values), ms=2.6 * scale, alpha=0.55, zorder=3, mec="white", mew=0.3, **look)
         place_of = (summary.label, name, _DRAWN, UNITS[_DRAWN][0])
         for dataset, number in numbers.items():
             rows.append((*place_of, dataset, summary.datasets[dataset], *(number[end] for end in _ENDS), None, None))

@@ -15,7 +15,7 @@ from clipbias.explain.verdict_words import (
 )
 from clipbias.report import style
 from clipbias.report.captioned import CaptionedFigure
-from clipbias.report.study_results import StudyResults, counted, label_of
+from clipbias.report.study_results import StudyResults, by_reason, counted, label_of
 from clipbias.report.table import MISSING, Table, TableCell, cells
 
 if TYPE_CHECKING:
@@ -185,9 +185,8 @@ def share_text(number: Mapping[str, float | None]) -> str:
 
 
 def why_no_effects(study: StudyResults) -> list[str]:
-    """One sentence for each model whose gain could not be taken apart."""
-    reasons = [(label_of(model), verdict_of(study, model).get("missing")) for model in study.tuned]
-    return [f"{label}: {reason}" for label, reason in reasons if reason]
+    """One sentence for each reason why models' gains could not be taken apart."""
+    return by_reason((label_of(model), verdict_of(study, model).get("missing", "")) for model in study.tuned)
 
 
 def kept_figure(study: StudyResults) -> CaptionedFigure | None:
@@ -288,12 +287,11 @@ def kept_table(study: StudyResults) -> Table | None:
 
 
 def why_nothing_kept(study: StudyResults) -> list[str]:
-    """One sentence for each model for which no constant was measured."""
+    """One sentence for each reason why no constant was measured of models."""
     asked = "amounts" in study.scalars["figures"]
     otherwise = "No constant was measured" + ("." if asked else "; --config.figures=amounts has it.")
-    reasons = {
-        label_of(model): study.section("amounts", model["key"]).get("missing") or otherwise
+    return by_reason(
+        (label_of(model), study.section("amounts", model["key"]).get("missing") or otherwise)
         for model in study.tuned
         if verdict_of(study, model) and not verdict_of(study, model).get("kept")
-    }
-    return [f"{label}: {reason}" for label, reason in reasons.items()]
+    )

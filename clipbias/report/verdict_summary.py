@@ -14,7 +14,7 @@ from clipbias.explain.results import EFFECTS, FORMS
 from clipbias.explain.uncertainty import LEVEL, Estimate, excludes, mean_of_few
 from clipbias.explain.verdict_words import HALF, NAMES, amount
 from clipbias.report.published import dataset_name, ordered_datasets
-from clipbias.report.study_results import StudyResults, label_of
+from clipbias.report.study_results import StudyResults, by_reason, label_of
 
 _SHORT_FORMS = {
     "vector": "one vector per layer keeps",
@@ -33,12 +33,14 @@ class MethodSummary:
       numbers: by outcome, quantity (gain, an effect, a form of a constant) and dataset, with a share of the gain where
         that is surely above 0.
       contradictions: datasets on which two seeds contradict each other.
+      method: its name, by which it is grouped with others of its kind.
     """
 
     label: str
     datasets: Mapping[str, int]
     numbers: Mapping[tuple[str, str], Mapping[str, Estimate]]
     contradictions: tuple[str, ...] = ()
+    method: str = ""
 
     def mean(self, outcome: str, quantity: str) -> Estimate | None:
         """The mean change over datasets, with Student's interval; `None` where a dataset lacks it."""
@@ -78,16 +80,30 @@ def summarize_verdicts(studies: Iterable[StudyResults]) -> list[MethodSummary]:
       studies: of any datasets; several of one dataset count as one, as do several adapters of one method in a study.
     """
     found: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
-    labels: dict[str, str] = {}
+    labels: dict[str, tuple[str, str]] = {}
     for study in studies:
         first: dict[tuple[str, str], str] = {}  # of the adapters of one method with the same options
         for model in study.tuned:
             key = first.setdefault((model["method"], json.dumps(model["options"], sort_keys=True)), model["key"])
             verdict = study.section("verdict", model["key"])
             if verdict.get("effects") or verdict.get("kept"):
-                labels.setdefault(key, label_of(model))
+                labels.setdefault(key, (label_of(model), model["method"]))
                 found.setdefault(key, {}).setdefault(study.dataset, []).append(verdict)
-    return [_summary(labels[key], by_dataset) for key, by_dataset in found.items()]
+    return [_summary(*labels[key], by_dataset) for key, by_dataset in found.items()]
+
+
+def left_out(studies: Iterable[StudyResults]) -> list[str]:
+    """Which methods no study has a verdict on, with the reasons: for one, there is nothing to take apart."""
+    found: dict[str, str] = {}
+    asked: set[str] = set()
+    for study in studies:
+        for model in study.tuned:
+            verdict = study.section("verdict", model["key"])
+            if verdict.get("effects") or verdict.get("kept"):
+                asked.add(label_of(model))
+            elif verdict:
+                found.setdefault(label_of(model), verdict["missing"])
+    return by_reason((label, reason) for label, reason in found.items() if label not in asked)
 
 
 def _numbers(verdict: Mapping[str, Any]) -> dict[tuple[str, str], Estimate]:
@@ -104,7 +120,7 @@ def _numbers(verdict: Mapping[str, Any]) -> dict[tuple[str, str], Estimate]:
     return found
 
 
-def _summary(label: str, verdicts: Mapping[str, Sequence[Mapping[str, Any]]]) -> MethodSummary:
+def _summary(label: str, method: str, verdicts: Mapping[str, Sequence[Mapping[str, Any]]]) -> MethodSummary:
     datasets = ordered_datasets(verdicts)
     found = {dataset: [_numbers(verdict) for verdict in verdicts[dataset]] for dataset in datasets}
     names = dict.fromkeys(name for seeds in found.values() for numbers in seeds for name in numbers)
@@ -114,7 +130,8 @@ def _summary(label: str, verdicts: Mapping[str, Sequence[Mapping[str, Any]]]) ->
         if all(name in seed for seeds in found.values() for seed in seeds)
     }
     seeds = {dataset: len(found[dataset]) for dataset in datasets}
-    return MethodSummary(label, seeds, numbers, tuple(name for name in datasets if _contradict(verdicts[name])))
+    contradictions = tuple(name for name in datasets if _contradict(verdicts[name]))
+    return MethodSummary(label, seeds, numbers, contradictions, method)
 
 
 def _contradict(verdicts: Sequence[Mapping[str, Any]]) -> bool:

@@ -103,29 +103,32 @@ class Classifier:
         Then the text tower takes one image after another, in the backward pass again, in the memory of one. A single
         image is taken as it is.
         """
-        if self.method.overrides("at_test") and image.ndim == 3:
-            return jax.lax.map(lambda views: self._texts_at_test(params, learnables, views, text), image)
-        if not self.method.overrides("adapt_to"):
+        tuned_at_test = self.method.overrides("at_test") and image.ndim == 3
+        if not tuned_at_test and not self.method.overrides("adapt_to"):
             return self.encode_text(params, adaptation, text)
+        features = image if tuned_at_test else self.of_image(image)
 
         def one(feature: jax.Array) -> jax.Array:
-            return self.encode_text(params, self.method.adapt_to(learnables, feature), text)
+            return self.encode_text(params, self.adaptation_for(params, learnables, feature, text), text)
 
-        features = self.of_image(image)
+        if tuned_at_test:
+            return jax.lax.map(one, features)
         if features.shape[0] == 1:
             return one(features[0])[None]
         return jax.lax.map(jax.checkpoint(one, prevent_cse=False), features)
 
-    def _texts_at_test(self, params: Params, learnables: Learnables, views: jax.Array, text: Text) -> jax.Array:
-        """Text features `[S · C, d]` under what the method makes of one image with views `[1 + V, d]`."""
+    def adaptation_for(self, params: Params, learnables: Learnables, image: jax.Array, text: Text) -> Adaptation:
+        """What one image's texts are encoded with, of its feature `[d]`, or of its views' `[1 + V, d]`.
 
-        def texts(learned: Learnables) -> jax.Array:
-            return self.encode_text(params, self.method.adapt(learned), text)
+        `text` is what the method learns with of the views, and is not looked at without any.
+        """
+        if image.ndim == 1:
+            return self.method.adapt_to(learnables, image)
 
         def logits(learned: Learnables) -> jax.Array:
-            return self.head(params, learned, views, texts(learned))
+            return self.head(params, learned, image, self.encode_text(params, self.method.adapt(learned), text))
 
-        return texts(self.method.at_test(learnables, logits))
+        return self.method.adapt(self.method.at_test(learnables, logits))
 
     def by_text(self, features: jax.Array, templates: int = 0) -> jax.Array:
         """`[…, S · C, d]` as `[…, S, C, d]`, with `S` so many templates, or all."""

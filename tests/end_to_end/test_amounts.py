@@ -47,7 +47,7 @@ def test_an_adapter_is_replaced_and_used(model: Path, tmp_path: Path) -> None:
     ("settings", "message"),
     [
         ({}, "no adapter; give --config.adapter"),
-        ({"adapter": "taskres"}, "TaskRes changes neither tokens nor weights"),
+        ({"adapter": "taskres"}, "taskres amounts to no bias: Neither tokens nor weights"),
         ({"adapter": "taskres", "kind": "token"}, "'token'"),
     ],
 )

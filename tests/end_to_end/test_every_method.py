@@ -27,10 +27,10 @@ CLASS_BOUND = {"taskres", "linear_probe", "lp_plus_plus", "gda", "clap"}
 
 # Whose logits no map of relevancy follows, and why.
 UNEXPLAINED = {
-    **dict.fromkeys(("cocoop", "tpt", "tpt_coop"), "depend on the image"),
+    **dict.fromkeys(("tpt", "tpt_coop"), "learned anew from crops of each test image"),
     "plot": "features of patches",
     "plot_plus_plus": "several passes",
-    "mmrl": "inserts tokens inside the towers",
+    "mmrl": "Tokens are inserted inside the towers",
 }
 # Whose maps `tests/explain/test_against_reference.py` compares number by number.
 COMPARED = {"zero_shot", "coop", "vpt", "ivlp", "maple", "taskres", "bias", "bias_by_kind"}

@@ -14,11 +14,12 @@ from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
 from clipbias.explain.amounts import TOWERS, Amount, measure, reference_adaptation
 from clipbias.explain.amounts_section import ALL, compute_amounts
+from clipbias.explain.model import Model
 from clipbias.explain.options import StudyOptions
 from clipbias.explain.outcomes import outcomes
 from clipbias.explain.replacement import Constants, raw_batches
 from clipbias.explain.results import FORMS
-from clipbias.explain.study import Model, Study
+from clipbias.explain.study import Study
 from clipbias.explain.uncertainty import kept
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import save_adapter
@@ -222,8 +223,8 @@ def test_images_come_in_several_ways(clip: Clip, tmp_path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
-    "no block": ("taskres", {}, "TaskRes changes neither tokens nor weights inside the towers' blocks"),
-    "each image": ("cocoop", {}, "the texts of CoCoOp depend on the image"),
+    "no block": ("taskres", {}, "TaskRes amounts to no bias. Neither tokens nor weights inside the towers"),
+    "crops": ("tpt", {}, "TPT learns of crops of each image, which are not made here"),
     "no words": ("coop", {"words": ""}, "'coop' starts from a random context and not from words"),
     "other words": ("coop", {"words": "an image of a"}, "'coop' starts from texts such as 'an image of a cat.'"),
     "normalised": ("vpt", {}, r"images are float32 \(5, 16, 16, 3\); give raw pixels, uint8 \[n, 16, 16, 3\]"),
@@ -274,10 +275,10 @@ def test_a_study_measures_on_training_images(clip: Clip, tmp_path: Path) -> None
 
 def test_a_study_says_what_it_cannot_measure(clip: Clip, tmp_path: Path) -> None:
     assert "training images" in compute_amounts(make(clip, tmp_path))[1]["vpt"]["missing"]
-    task = Task(clip, "cocoop", CLASS_NAMES)
+    task = Task(clip, "taskres", CLASS_NAMES)
     models = [
         Model("zero_shot", "Zero-shot", "zero_shot", Task(clip, "zero_shot", CLASS_NAMES), {}),
         Model("own", "Own", "own", task, task.init()),
     ]
     arrays, scalars = compute_amounts(Study(models, split(), StudyOptions(), tmp_path, training=split()))
-    assert not arrays and "depend on the image" in scalars["own"]["missing"]
+    assert not arrays and "Neither tokens nor weights" in scalars["own"]["missing"]

@@ -18,9 +18,10 @@ from clipbias.explain.dataset_sections import compute_predictions
 from clipbias.explain.decomposition import observe_parts
 from clipbias.explain.factorial import CONSTANTS, corners, effects_in_play, mix_images, slot_means
 from clipbias.explain.factorial_section import compute_factorial
+from clipbias.explain.model import Model
 from clipbias.explain.options import StudyOptions
 from clipbias.explain.results import Findings
-from clipbias.explain.study import Model, Study
+from clipbias.explain.study import Study
 from clipbias.explain.tokens import vision_roles
 from clipbias.explain.uncertainty import shapley
 from clipbias.explain.verdict import verdict

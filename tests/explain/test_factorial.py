@@ -22,9 +22,10 @@ from clipbias.errors import ClipbiasError
 from clipbias.explain.decomposition import observe_parts
 from clipbias.explain.factorial import corners, effects_in_play, mix_images, mix_texts, slot_means
 from clipbias.explain.factorial_section import compute_factorial, random_prompts
+from clipbias.explain.model import Model
 from clipbias.explain.options import StudyOptions
 from clipbias.explain.statistics import Moments
-from clipbias.explain.study import Model, Study
+from clipbias.explain.study import Study
 from clipbias.explain.tokens import text_roles, vision_roles
 from clipbias.tuning import Learnables, Task
 from tests import helpers, own_methods

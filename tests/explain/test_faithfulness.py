@@ -11,11 +11,12 @@ from clipbias.data import Split
 from clipbias.data.images import pictures
 from clipbias.explain import faithfulness_section
 from clipbias.explain.faithfulness_section import compute_faithfulness
+from clipbias.explain.model import Model
 from clipbias.explain.options import StudyOptions
 from clipbias.explain.perturbation import FRACTIONS
 from clipbias.explain.relevancy import explanations
 from clipbias.explain.results import MAPS
-from clipbias.explain.study import Model, Study
+from clipbias.explain.study import Study
 from clipbias.tuning import Task
 from tests.explain import test_study
 from tests.explain.models import CLASS_NAMES

@@ -9,10 +9,11 @@ import safetensors.numpy
 from PIL import Image
 
 from clipbias.data import Split
-from clipbias.explain.dataset_sections import compute_decomposition
+from clipbias.explain.attention_sections import compute_decomposition
+from clipbias.explain.model import Model
 from clipbias.explain.options import StudyOptions
 from clipbias.explain.run import run_study
-from clipbias.explain.study import Model, Study
+from clipbias.explain.study import Study
 from clipbias.tuning import Task
 from tests.explain.conftest import FOLDER
 from tests.reference import methods, relevancy, sections, statistics, weights
@@ -157,7 +158,7 @@ def test_text_attention(found, reference, name):
     expected = sections.text_attention(reference.saved[name], reference.runs[name])
     close(found.arrays[f"text_attention/{name}/mean"], expected)
     about = found.scalars["text_attention"][name]
-    assert about == {"count": len(CLASS_NAMES), "reduction": "sum", "text": "a photo of a {}."}
+    assert about == {"count": len(CLASS_NAMES), "texts": 1, "reduction": "sum", "text": "a photo of a {}."}
     learned = 2 if name == "ivlp" else 0
     assert (expected[..., KINDS.index("prompt")].max() > 0) == (learned > 0)
     assert expected[..., KINDS.index("words")].min() > 0

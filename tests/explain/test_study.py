@@ -10,18 +10,19 @@ from clipbias.data import Split
 from clipbias.data.images import pictures
 from clipbias.errors import ClipbiasError
 from clipbias.explain import dataset_sections
+from clipbias.explain.attention_sections import vision_totals
 from clipbias.explain.dataset_sections import (
     compute_predictions,
     compute_relevancy,
     corrected,
     relevancy_groups,
-    vision_totals,
 )
+from clipbias.explain.model import Model
 from clipbias.explain.options import StudyOptions
 from clipbias.explain.results import load_results
 from clipbias.explain.run import run_study
 from clipbias.explain.streaming import Relevancy
-from clipbias.explain.study import Model, Study
+from clipbias.explain.study import Study
 from clipbias.report import write_report
 from clipbias.tuning import CONSTANTS, Task
 from tests import own_methods
@@ -105,12 +106,6 @@ def test_an_interrupted_section_may_continue_with_other_batches(clip, tmp_path, 
     for name, moments in whole.items():
         assert found[name].samples == moments.samples
         np.testing.assert_allclose(found[name].mean, moments.mean, rtol=1e-4, atol=1e-5)
-
-
-def test_an_ensemble_of_templates_is_refused(clip, tmp_path):
-    task = Task(clip, "zero_shot", CLASS_NAMES, templates=("a {}.", "the {}."))
-    with pytest.raises(ClipbiasError, match=r"'zero_shot' averages 2 templates; .* give one template"):
-        Study([Model("zero_shot", "Zero-shot", "zero_shot", task, {})], split(), StudyOptions(), tmp_path)
 
 
 def test_finished_sections_are_kept_and_other_models_are_not_mistaken(clip, tmp_path):
@@ -264,13 +259,13 @@ def test_heads_of_their_own(clip, tmp_path):
     np.testing.assert_array_equal(results.arrays["predictions/cache"], (study.split.labels + 1) % 3)
     # The other model adds no tokens and so has no second run.
     tests = results.scalars["factorial"]
-    assert "changes no token" in tests["cache"]["missing"] == results.scalars["verdict"]["cache"]["conclusion"]
+    assert "No token and no weight" in tests["cache"]["missing"] == results.scalars["verdict"]["cache"]["conclusion"]
     assert tests["head"]["towers"] == ["both", "vision", "text"] and tests["head"]["images"] == COUNT
     np.testing.assert_array_equal(results.arrays["factorial/head/images"], np.arange(COUNT))
     tuned = results.arrays["factorial/head/correct"][:, 0, tests["head"]["streams"].index("PPP")]
     assert tuned.sum() == results.scalars["models"][1]["correct"]
     page = write_report(tmp_path, tmp_path / "report").read_text()
-    assert "cache changes no token" in page
+    assert "cache: No token and no weight of the towers is changed" in page
 
 
 def test_a_section_is_read_by_the_study_that_made_it_alone(clip, tmp_path):

@@ -6,12 +6,13 @@ in the places of a learned context it sees what a run of the frozen model with t
 """
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from tests.reference import numpy_clip
 from tests.reference.methods import Inputs, Reference
+from tests.reference.numpy_clip import Block
 from tests.reference.weights import State
 
 Forms = dict[str, np.ndarray]  # "vector" [L, D], "kind" [L, 2, D], "token" [L, N, D]
@@ -97,6 +98,25 @@ def of_tokens(clip: Reference, tower: str, tokens: list[np.ndarray], rows: np.nd
             layer += [(i, i == int(row), change[i]) for i in range(int(row) + 1 if causal else len(x))]
         changes.append(layer)
     return _forms(changes, tokens[0].shape[1])
+
+
+def of_inserted(clip: Reference, tower: str, blocks: Sequence[Block], rows: np.ndarray, length: int) -> Forms:
+    """Args:
+    clip: the frozen model.
+    tower: "vision" or "text".
+    blocks: of the tuned run, whose last ones have more tokens than `length`, the others behind the first.
+    rows: [B], which token is read out, without these.
+    """
+    sizes, causal = clip.config[f"{tower}_config"], tower == "text"
+    changes: list[list[tuple[int, bool, np.ndarray]]] = []
+    for l, block in enumerate(blocks):
+        kept = [0, *range(1 + block.tokens.shape[1] - length, block.tokens.shape[1])]
+        layer = []
+        for x, y, row in zip(block.tokens[:, kept], block.output[:, kept], rows, strict=True):
+            change = y - _frozen(clip.state, f"{tower}_model", sizes, l, x, causal=causal)
+            layer += [(i, i == int(row), change[i]) for i in range(int(row) + 1 if causal else length)]
+        changes.append(layer)
+    return _forms(changes, length)
 
 
 def outcomes(

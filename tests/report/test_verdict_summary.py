@@ -1,5 +1,7 @@
 """Verdicts over datasets and seeds: what is shown is the mean of what each dataset's images give, computed anew."""
 
+import copy
+import dataclasses
 import re
 import statistics
 import types
@@ -13,7 +15,7 @@ from clipbias.explain.verdict import verdicts
 from clipbias.report import verdict_summary
 from clipbias.report.study_results import StudyResults
 from clipbias.report.summary_figures import summary_figure, summary_table
-from clipbias.report.verdict_summary import MethodSummary, summarize_verdicts
+from clipbias.report.verdict_summary import MethodSummary, left_out, summarize_verdicts
 from tests.report import recomputed
 from tests.report.synthetic import synthetic_results
 from tools import draw_verdict
@@ -117,6 +119,48 @@ def test_marks_stand_in_their_panel_and_their_methods_line(results, summaries):
         labels = [text.get_text() for text in axes.get_legend().get_texts()] if axes.get_legend() else []
         said = {EFFECTS: list(EFFECTS), FORMS: ["one vector", "two, by kind of token", "one per token"]}
         assert labels == said.get(names, [])
+
+
+def test_many_methods_are_grouped_by_kind_with_those_left_out_below(summaries):
+    names = ("tpt", "clip_lora", "mine.py:Own", "maple", "coop", "gda", "vpt", "bias", "ivlp")
+    many = [
+        dataclasses.replace(summaries[number % 2], method=name, label=name.upper()) for number, name in enumerate(names)
+    ]
+    drawing = summary_figure(many, ["HEAD, OTHER: It has no towers."])
+    gain = drawing.figure.axes[0]
+    labels = [text.get_text() for text in gain.get_yticklabels()]
+    prompts, weights = ("COOP", "VPT", "IVLP", "MAPLE"), ("BIAS", "CLIP_LORA")
+    kinds = ("Training-free", "GDA", "Prompts", *prompts, "Weights", *weights, "Test-time", "TPT", "Others")
+    assert labels == [*kinds, "MINE.PY:OWN"]
+    shown = {}
+    for container in gain.containers:
+        line = container.lines[0]
+        shown[labels[round(float(line.get_ydata()[0]))]] = float(line.get_xdata()[0])
+    wanted = {each.label: each.mean("accuracy", "gain")["value"] for each in many}
+    assert shown == pytest.approx(wanted)
+    assert drawing.figure.get_supxlabel() == "HEAD, OTHER: It has no towers."
+    assert drawing.caption.endswith("Not in it: HEAD, OTHER: It has no towers.")
+    # In few, kinds are no help.
+    few = [text.get_text() for text in summary_figure(many[:8]).figure.axes[0].get_yticklabels()]
+    assert few == [each.label for each in many[:8]]
+
+
+def test_without_a_causal_test_the_gain_is_that_of_the_constants(results):
+    bare = copy.deepcopy(results["demo/digits"])
+    bare.scalars["factorial"]["ivlp"] = {"missing": "It has no second run."}
+    bare.scalars["verdict"], bare.scalars["agreement"] = verdicts(bare)
+    drawing = summary_figure(summarize_verdicts([StudyResults(bare)]))
+    rows = [dict(zip(drawing.columns, row, strict=True)) for row in drawing.rows]
+    (row,) = [row for row in rows if row["method"] == "IVLP" and row["quantity"] == "tuned"]
+    numbers = recomputed.kept(bare, "ivlp", "accuracy")["tuned"]
+    assert [row[end] for end in ("value", "low", "high")] == pytest.approx(
+        [numbers[end] for end in ("value", "low", "high")]
+    )
+    assert not [row for row in rows if row["method"] == "IVLP" and row["quantity"] in ("gain", *EFFECTS)]
+    assert left_out([StudyResults(bare)]) == []
+    del bare.scalars["amounts"]["ivlp"]
+    bare.scalars["verdict"], bare.scalars["agreement"] = verdicts(bare)
+    assert left_out([StudyResults(bare)]) == ["IVLP: It has no second run."]
 
 
 def numbers_in(text):

@@ -123,12 +123,8 @@ def test_texts_that_depend_on_the_image(clip: Clip) -> None:
     split = Split(("a", "b", "c"), best, lambda index: encoded(raw[index]))
     score = evaluate(task, learnables, split, mesh=mesh, eval_batch_size=2, on_image_error="raise")
     assert score["accuracy"] == 100.0
-    for unanswered in (
-        lambda: task.class_features(clip.params, learnables),
-        lambda: clipbias.relevancy(task, clip.params, learnables, images, labels),
-    ):
-        with pytest.raises(ClipbiasError, match="the texts of ImageContext depend on the image"):
-            unanswered()
+    with pytest.raises(ClipbiasError, match="the texts of ImageContext depend on the image"):
+        task.class_features(clip.params, learnables)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,5 +173,5 @@ def test_a_head_reads_features_of_patches(clip: Clip) -> None:
     assert score["accuracy"] == 100.0
     weights = program_weights(task, learnables)
     np.testing.assert_allclose(export_program(task, weights).call(weights, raw), expected, rtol=1e-4, atol=1e-4)
-    with pytest.raises(ClipbiasError, match="BestPatch reads features of patches"):
+    with pytest.raises(ClipbiasError, match=r"BestPatch has no maps\. The head reads features of patches"):
         clipbias.relevancy(task, clip.params, learnables, images, jnp.array([0, 1, 2]))

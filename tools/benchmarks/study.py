@@ -12,9 +12,10 @@ import numpy as np
 
 from clipbias import data
 from clipbias.clip import Clip, load
+from clipbias.explain.model import ZERO_SHOT, Model
 from clipbias.explain.options import StudyOptions
 from clipbias.explain.run import run_study
-from clipbias.explain.study import ZERO_SHOT, Model, Study
+from clipbias.explain.study import Study
 from clipbias.tuning import Task
 from tools.benchmarks import measure, model
 

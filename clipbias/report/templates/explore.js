@@ -162,7 +162,8 @@
     ];
     const parts = [element("h3", { textContent: model.label }), element("div", { className: "maps" }, ...figures)];
     if (model.slots) parts.push(bar(model, "slots", "Prompt slots", slotButtons(model)));
-    parts.push(bar(model, "tokens", "Text", tokenButtons(model)));
+    const text = model.texts > 1 ? `Text 1 of ${model.texts}` : "Text";
+    parts.push(bar(model, "tokens", text, tokenButtons(model)));
     return element("section", {}, ...parts);
   }
 

@@ -1,0 +1,68 @@
+"""One way to classify in a study."""
+
+import dataclasses
+
+from clipbias.clip.params import Params
+from clipbias.explain.scope import passes
+from clipbias.explain.tokens import prompt_counts, prompt_depths
+from clipbias.tuning import Learnables, Task
+from clipbias.tuning.classifier import Text
+
+ZERO_SHOT = "zero_shot"
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """One way to classify.
+
+    Attributes:
+      key: a short name without "/", unique in the study; "zero_shot" for the first.
+      label: the name in figures.
+      method: the method's name.
+      task: bound to the dataset's classes.
+      learnables: its tuned arrays.
+      source: where they come from.
+      seed: what its training started from, for what stood in its prompts' places before.
+    """
+
+    key: str
+    label: str
+    method: str
+    task: Task
+    learnables: Learnables
+    source: str = ""
+    seed: int = 0
+
+    @property
+    def prompts(self) -> tuple[int, int]:
+        """`(V, T)`: learned tokens in the vision and in the text tower."""
+        return prompt_counts(self.task, self.learnables)
+
+    @property
+    def depths(self) -> tuple[int, int]:
+        """How many layers of the vision and of the text tower have learned tokens of their own."""
+        return prompt_depths(self.task, self.learnables)
+
+    @property
+    def texts(self) -> int:
+        """How many texts every class has, `S`, whose features the method reads together."""
+        return self.task.classifier.templates
+
+    @property
+    def passes(self) -> int:
+        """How many passes over an image it makes, each with vision prompts of its own."""
+        return passes(self.task)
+
+    @property
+    def crops(self) -> int:
+        """How many crops of each image it learns of besides the image itself."""
+        return self.task.method.crops_at_test()
+
+    @property
+    def has_own_head(self) -> bool:
+        """Whether its logits are something else than scaled cosines."""
+        return self.task.method.overrides("logits")
+
+    def classes(self, params: Params, learnables: Learnables) -> Text:
+        """What stands for the classes: the texts' features, or the texts where these depend on the image."""
+        return self.task.text if self.task.method.conditional else self.task.text_features(params, learnables)

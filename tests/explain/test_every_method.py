@@ -1,0 +1,215 @@
+"""Every method stays in a study: what makes sense for it is computed, and one sentence stands in place of the rest."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from clipbias.clip import Clip
+from clipbias.data import transforms
+from clipbias.explain import scope
+from clipbias.explain.amounts import measure, refusal
+from clipbias.explain.factorial_section import compute_factorial
+from clipbias.explain.model import Model
+from clipbias.explain.options import StudyOptions
+from clipbias.explain.relevancy import relevancy
+from clipbias.explain.replacement import raw_batches
+from clipbias.explain.run import run_study
+from clipbias.explain.study import Study
+from clipbias.report import write_report
+from clipbias.tuning import Task
+from tests.explain.models import CLASS_NAMES, moved
+from tests.explain.test_study import split
+from tests.reference import amounts as plain_amounts
+from tests.reference import factorial, inner_parts, methods, mmrl, numpy_clip, prompts_cocoop, prompts_plot, weights
+from tests.reference.tokenizer import SimpleTokenizer
+from tests.tuning import weights_common
+
+FOLDER = Path(__file__).parents[1] / "data_files" / "tiny_quick_gelu"
+PHRASES = ("a photo of a", "this is the dog")
+# The model reads 24 tokens.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plot": {"tokens": 4, "sets": 2},
+    "proda": {"tokens": 4, "sets": 4},
+    "upl": {"tokens": 4, "sets": 2},
+    "plot_plus_plus": {"phrases": PHRASES},
+    "tpt": {"crops": 9},
+    "mmrl": {"blocks": 2, "space": 6, "tokens": 2},
+}
+IMAGES = 3
+
+
+@pytest.fixture(scope="module")
+def plain() -> methods.Reference:
+    state = weights.double(safetensors.numpy.load_file(FOLDER / "model.safetensors"))
+    return methods.Reference(state, weights.read_config(FOLDER), SimpleTokenizer(FOLDER, 24))
+
+
+def model(clip: Clip, method: str) -> Model:
+    task = Task(clip, method, CLASS_NAMES, **OPTIONS.get(method, {}))
+    return Model(method, method.upper(), method, task, moved(task) if method != "zero_shot" else {}, seed=1)
+
+
+def study(clip: Clip, folder: Path, *names: str, **options: Any) -> Study:
+    images = split().subset(np.arange(IMAGES))
+    asked = StudyOptions(batch_size=2, control_images=0, faithfulness_images=1, examples=1, explore_images=2, **options)
+    models = [model(clip, name) for name in ("zero_shot", *names)]
+    return Study(models, images, asked, folder, training=images)
+
+
+def said(made: Study, section: dict[str, Any]) -> dict[str, str]:
+    """Which of a study's models a section left out, and the first words of the reason."""
+    return {
+        each.key: section[each.key]["missing"][:30]
+        for each in made.models
+        if isinstance(section.get(each.key), dict) and "missing" in section[each.key]
+    }
+
+
+INSERTED, PATCHES = "Tokens are inserted inside the", "The head reads features of pat"
+PASSES, CROPS = "The head reads several passes ", "The context is learned anew fr"
+WORDS, NOTHING = "The texts depend on the image,", "No token and no weight of the "
+MAPS = {"plot": PATCHES, "plot_plus_plus": PASSES, "mmrl": INSERTED, "tpt": CROPS}
+METHODS = ("cocoop", "plot", "plot_plus_plus", "proda", "mmrl", "tpt", "upl", "taskres", "tip_adapter")
+HEADS = ("taskres", "tip_adapter")
+
+
+def test_a_study_keeps_every_method_and_says_what_it_leaves_out(clip, tmp_path):
+    made = study(clip, tmp_path, *METHODS)
+    given = np.arange(IMAGES, dtype=np.int32) % 3
+    made.known = lambda each: given  # so that nothing but the sections is compiled
+    figures = ("text_attention", "similarity", "decomposition", "verdict")
+    found = run_study(made, tmp_path, dataset={"name": "noise", "split": "test"}, config={}, figures=figures)
+    assert [each["key"] for each in found.scalars["models"]] == ["zero_shot", *METHODS]
+    inside = {"cocoop": WORDS, "tpt": WORDS, "mmrl": INSERTED}
+    assert said(made, found.scalars["text_attention"]) == inside
+    for key in {*METHODS, "zero_shot"} - set(inside):
+        np.testing.assert_allclose(found.arrays[f"text_attention/{key}/mean"].sum(-1), 1, rtol=1e-5)
+    none = dict.fromkeys(("cocoop", "plot", "proda", "tpt", "upl", *HEADS), "There are no vision prompts.")
+    similar = {**none, "mmrl": INSERTED, "plot_plus_plus": "Every pass over an image has p"}
+    assert said(made, found.scalars["similarity"]) == similar
+    without = inside | dict.fromkeys(HEADS, "There are no prompts that atte")
+    assert said(made, found.scalars["decomposition"]) == without
+    towers = {key: sorted(facts) for key, facts in found.scalars["decomposition"].items() if key not in without}
+    assert towers == {"plot": ["text"], "proda": ["text"], "upl": ["text"], "plot_plus_plus": ["text", "vision"]}
+    assert found.scalars["decomposition"]["proda"]["text"]["runs"] == 4
+    # Nothing is computed of these, and every sentence is on the page.
+    left_out = {"text_attention": inside, "similarity": similar, "decomposition": without}
+    parts = [name.split("/") for name in found.arrays]
+    assert not [name for section, key, *_ in parts for name in left_out.get(section, ()) if name == key]
+    page = write_report(tmp_path, tmp_path / "report").read_text("utf-8")
+    assert "COCOOP, TPT: The texts depend on the image" in page
+    assert "TASKRES, TIP_ADAPTER: There are no prompts" in page
+    # Sections that take long say the same of the methods that they leave out.
+    tasks = {each.key: each.task for each in made.tuned}
+    reasons = {key: scope.why_no_maps(task)[:30] for key, task in tasks.items()}
+    assert {key: reason for key, reason in reasons.items() if reason} == MAPS
+    reasons = {key: scope.why_no_causal_test(task)[:30] for key, task in tasks.items()}
+    assert {key: reason for key, reason in reasons.items() if reason} == {
+        "mmrl": INSERTED,
+        **dict.fromkeys(HEADS, NOTHING),
+    }
+    assert [each.key for each in made.tuned if refusal(each.task, each.learnables)] == list(HEADS)
+
+
+def normalised(clip: Clip) -> np.ndarray:
+    images = split().subset(np.arange(IMAGES))
+    raw = np.stack([transforms.test_image(transforms.decode(images.read(i), ""), 16) for i in range(IMAGES)])
+    return (raw / 255 - np.asarray(clip.preprocessing.mean)) / np.asarray(clip.preprocessing.std)
+
+
+def test_mixtures_of_passes_and_of_texts_of_an_image_are_each_runs_of_its_own(clip, plain, tmp_path):
+    """PLOT++ with the constants of every pass and phrase, and CoCoOp, from the images to the likelihoods."""
+    made, images, labels = study(clip, tmp_path, "plot_plus_plus", "cocoop"), normalised(clip), np.arange(IMAGES) % 3
+    arrays, scalars = compute_factorial(made)
+    streams = factorial.streams(factorial.WITH_SLOTS)
+    several, one = made.tuned
+    before, after = (
+        prompts_plot.plus_forward(plain, CLASS_NAMES, weights.double(jax.device_get(x)), images, PHRASES)
+        for x in (several.task.init(1), several.learnables)
+    )
+    features: dict[str, list[np.ndarray]] = {}
+    for tower in ("vision", "text"):
+        features[tower] = []
+        for (start, _), (inputs, _) in zip(before, after, strict=True):
+            if tower == "vision":
+                runs = factorial.vision_run(plain, images), factorial.vision_run(plain, images, inputs)
+            else:
+                runs = factorial.text_run(plain, start), factorial.text_run(plain, inputs)
+            means = factorial.means(runs[1:])
+            mixed = [factorial.features(*runs, stream, factorial.WITH_SLOTS, means) for stream in streams]
+            features[tower].append(np.stack(mixed))
+    image, text = (np.stack(features[tower], axis=1) for tower in ("vision", "text"))  # [K, m, B, d] and [K, P, C, d]
+    assert scalars["plot_plus_plus"]["streams"] == tuple(streams)
+    for place, tower in enumerate(scalars["plot_plus_plus"]["towers"]):
+        for k in range(len(streams)):
+            own = [x[k if tower in ("both", name) else 0] for name, x in (("vision", image), ("text", text))]
+            wanted = factorial.log_likelihood(prompts_plot.transport_logits(plain, *own), labels)
+            found = arrays["factorial/plot_plus_plus/log_likelihood"][:, place, k]
+            np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=2e-3, err_msg=f"{tower} {streams[k]}")
+    assert scalars["cocoop"]["streams"] == tuple(streams[:8])
+    learnables = weights.double(jax.device_get(one.learnables))
+    seen = numpy_clip.encode_image(plain.state, plain.config, images).features
+    start = factorial.reference_inputs(plain, "coop", CLASS_NAMES, np.asarray(one.task.init(1)["text_context"]))
+    for b, feature in enumerate(seen):
+        shifted = prompts_cocoop.shifted(plain, CLASS_NAMES, learnables, feature)
+        runs = factorial.text_run(plain, start), factorial.text_run(plain, shifted)
+        for k, stream in enumerate(streams[:8]):
+            logits = numpy_clip.logits(
+                plain.state, feature[None], factorial.features(*runs, stream, factorial.WITH_SLOTS)
+            )
+            wanted = factorial.log_likelihood(logits, labels[b : b + 1])
+            found = arrays["factorial/cocoop/log_likelihood"][b : b + 1, 0, k]
+            np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=5e-4, err_msg=f"image {b} {stream}")
+
+
+def close(found: Any, wanted: np.ndarray, what: str) -> None:
+    weights_common.close(found, wanted, 5e-5, what)
+
+
+def test_what_inserted_tokens_and_texts_of_images_amount_to(clip, plain):
+    """MMRL, whose later blocks have more tokens than the frozen ones, and CoCoOp, as a mean over images too."""
+    images, raw = normalised(clip), split().subset(np.arange(IMAGES))
+    own = model(clip, "mmrl")
+    found, _ = measure(own.task, clip.params, own.learnables, own.task.init(), raw_batches(raw, 16, 2))
+    learned = inner_parts.flatten(jax.device_get(own.learnables))
+    ids = inner_parts.worded_tokens(plain, CLASS_NAMES, methods.WORDED)
+    for tower, one, rows in (("vision", images, np.zeros(IMAGES, int)), ("text", ids, ids.argmax(-1))):
+        enter = mmrl.Inserted(weights.double(learned), tower, 3).enter
+        start = inner_parts.embedded(plain, tower, one)
+        run = inner_parts.forward(plain, tower, start, rows, enter=enter)
+        assert len({block.tokens.shape[1] for block in run.blocks}) == 2
+        for form, values in plain_amounts.of_inserted(plain, tower, run.blocks, rows, start.shape[1]).items():
+            close(getattr(found[tower], form), values, f"{tower} {form}")
+    own = model(clip, "cocoop")
+    found, count = measure(own.task, clip.params, own.learnables, own.task.init(), raw_batches(raw, 16, 2))
+    assert count == IMAGES and set(found) == {"text"}
+    learnables = weights.double(jax.device_get(own.learnables))
+    start = methods.prepare(plain, "coop", CLASS_NAMES, {"text_context": np.asarray(own.task.init()["text_context"])})
+    each = [
+        plain_amounts.of_texts(
+            plain, plain.state, prompts_cocoop.shifted(plain, CLASS_NAMES, learnables, feature), start
+        )
+        for feature in numpy_clip.encode_image(plain.state, plain.config, images).features
+    ]
+    for form in ("vector", "kind", "token"):
+        close(getattr(found["text"], form), np.mean([one[form] for one in each], axis=0), form)
+
+
+def test_relevancy_holds_the_context_that_an_image_gives_fixed(clip, plain):
+    """Then CoCoOp is CoOp with that context, image by image."""
+    own, images = model(clip, "cocoop"), jnp.asarray(normalised(clip), jnp.float32)
+    targets = jnp.array([[0, 2], [1, 0], [2, 1]])
+    found = jax.jit(lambda p, x: relevancy(own.task, p, own.learnables, x, targets))(clip.params, images)
+    task, learnables = Task(clip, "coop", CLASS_NAMES), weights.double(jax.device_get(own.learnables))
+    features = numpy_clip.encode_image(plain.state, plain.config, np.asarray(images)).features
+    run = jax.jit(lambda p, context, x, t: relevancy(task, p, {"text_context": context}, x, t))
+    for b, feature in enumerate(features):
+        context = learnables["text_context"] + prompts_cocoop.shift(learnables, feature)[0]
+        wanted = run(clip.params, jnp.asarray(context, jnp.float32), images[b : b + 1], targets[b : b + 1])
+        for name in ("vision", "text", "scores"):
+            close(getattr(found, name)[b : b + 1], np.asarray(getattr(wanted, name)), name)
