@@ -239,7 +239,7 @@ def disturbed(
         yield "a traceback: " + next(errors for _, errors in ends if "Traceback" in errors or "***" in errors)[-3000:]
     if statuses == {0} and name not in HARMLESS:
         yield "nothing was disturbed"
-    if state["state"] != "finished" and state["error"] not in said.pop():
+    if state["state"] != "finished" and state["error"].removeprefix("Interrupted: ") not in said.pop():
         yield f"the record says {state['error']!r}"
     if name == "image" and len(results(out)) < CELLS // 2:
         yield "the grid did not go on"
