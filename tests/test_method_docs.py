@@ -18,7 +18,7 @@ from clipbias.training.grid import Grid
 from clipbias.training.packs import make_packs
 from clipbias.training.settings import GridSettings
 from clipbias.tuning import METHODS, Method, Recipe
-from clipbias.tuning.method import without_constants
+from clipbias.tuning.learnables import without_constants
 from clipbias.tuning.tpt import TPT
 from configs import base
 from tests.documents import ROOT, blocks

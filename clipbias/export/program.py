@@ -20,9 +20,9 @@ from clipbias.clip.weight_changes import check_changes, fold_changes
 from clipbias.errors import ClipbiasError
 from clipbias.files import atomic_path, write_tensors, write_text
 from clipbias.tuning import Learnables, Task
-from clipbias.tuning.adapter import flatten, unflatten
 from clipbias.tuning.classifier import cosine_logits
 from clipbias.tuning.features import unit_length
+from clipbias.tuning.learnables import flatten, unflatten
 
 PROGRAM, PROGRAM_WEIGHTS, DESCRIPTION = "classifier.stablehlo", "weights.safetensors", "program.json"
 PLATFORMS = ("cpu", "cuda", "tpu")

@@ -28,7 +28,8 @@ from clipbias.training.plan import StepPlan, explain_exhaustion
 from clipbias.training.progress import Progress
 from clipbias.training.step import init_state, place_given, train_step
 from clipbias.tuning import Samples, Task
-from clipbias.tuning.method import Learnables, one_run, stack_runs, with_constants
+from clipbias.tuning.learnables import one_run, stack_runs, with_constants
+from clipbias.tuning.method import Learnables
 from clipbias.tuning.recipe import Recipe
 
 

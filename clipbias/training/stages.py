@@ -17,7 +17,8 @@ from clipbias.training.answers import text_features
 from clipbias.training.loop import Trained
 from clipbias.training.step import place_text
 from clipbias.tuning import Task
-from clipbias.tuning.method import Learnables, Method, one_run, stack_runs
+from clipbias.tuning.learnables import one_run, stack_runs
+from clipbias.tuning.method import Learnables, Method
 
 # Trains the stage of this number from these learnables, leading axis `R`.
 TrainStage = Callable[[int, Learnables], tuple[Task, Trained]]

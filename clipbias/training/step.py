@@ -21,7 +21,8 @@ from clipbias.clip.preprocess import Preprocessing
 from clipbias.training import mesh as meshes
 from clipbias.tuning import Recipe, Task
 from clipbias.tuning.classifier import Classifier, Text, mean_loss
-from clipbias.tuning.method import CONSTANTS, Learnables, Method, without_constants
+from clipbias.tuning.learnables import without_constants
+from clipbias.tuning.method import CONSTANTS, Learnables, Method
 
 
 @struct.dataclass

@@ -38,7 +38,8 @@ from clipbias.training.timing import Stopwatch, step_seconds
 from clipbias.training.workdir import ADAPTER, stable_hash
 from clipbias.tuning import Samples, Task, parameter_count
 from clipbias.tuning.adapter import save_adapter
-from clipbias.tuning.method import Learnables, Method, one_run
+from clipbias.tuning.learnables import one_run
+from clipbias.tuning.method import Learnables, Method
 from clipbias.tuning.recipe import Recipe
 from clipbias.tuning.transfer import transfer
 

@@ -7,7 +7,6 @@ the file.
 
 import dataclasses
 import hashlib
-import itertools
 import json
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -16,7 +15,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import traverse_util
 
 from clipbias.checks import check_int, check_record
 from clipbias.clip import Clip, hub
@@ -26,6 +24,7 @@ from clipbias.files import parse_json, user_path, write_tensors, write_text
 from clipbias.schema import Facts, Header, checked
 from clipbias.terminal import printable
 from clipbias.tuning.descriptions import Descriptions
+from clipbias.tuning.learnables import SEPARATOR, flatten, unflatten
 from clipbias.tuning.method import CONSTANTS, Learnables
 from clipbias.tuning.registry import METHODS, make_method, own_method
 from clipbias.tuning.task import Task
@@ -37,7 +36,6 @@ from clipbias.tuning.transfer import transfer
 FORMAT = 2
 # What the file is called in a folder or a repository of its own.
 FILE = "adapter.safetensors"
-SEPARATOR = "/"
 DIGEST = "sha256"  # of all the rest; earlier versions wrote none
 
 
@@ -347,17 +345,3 @@ def _is_floating(array: Any) -> bool:
 
 def _equal(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
-
-
-def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Leaves of nested dictionaries by their path, as in the file: `{"a": {"b": x}}` to `{"a/b": x}`."""
-    return traverse_util.flatten_dict(dict(tree), sep=SEPARATOR)
-
-
-def unflatten(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `flatten`. Raises `ValueError` where an array lies inside another one."""
-    for name in tensors:
-        parents = name.split(SEPARATOR)[:-1]
-        if any(parent in tensors for parent in itertools.accumulate(parents, "{}/{}".format)):
-            raise ValueError(f"{name!r} lies inside another array")
-    return traverse_util.unflatten_dict(dict(tensors), sep=SEPARATOR)

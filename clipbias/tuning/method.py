@@ -332,23 +332,3 @@ class Method(abc.ABC):
     def draws(self) -> bool:
         """Whether it uses training images at all."""
         return self.trains or self.overrides("sampling")
-
-
-def without_constants(learnables: Learnables) -> Learnables:
-    """What steps change."""
-    return {name: value for name, value in learnables.items() if name != CONSTANTS}
-
-
-def with_constants(learnables: Learnables, others: Learnables) -> Learnables:
-    """`learnables` with the constants of `others`."""
-    return {**learnables, CONSTANTS: others[CONSTANTS]} if CONSTANTS in others else learnables
-
-
-def one_run(learnables: Learnables, index: int) -> Learnables:
-    """Those of one of several runs, which lie on a leading axis `R`."""
-    return jax.tree.map(lambda leaf: leaf[index], learnables)
-
-
-def stack_runs(runs: Sequence[Learnables]) -> Learnables:
-    """Learnables of several runs on a leading axis `R`, on the host."""
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *runs)

@@ -15,7 +15,8 @@ from clipbias.clip.precision import DTYPES
 from clipbias.errors import ClipbiasError
 from clipbias.tuning.classifier import Classifier, Text, total_loss
 from clipbias.tuning.descriptions import ClassTexts, Descriptions, as_descriptions, class_texts, take_templates
-from clipbias.tuning.method import Learnables, Method, without_constants
+from clipbias.tuning.learnables import without_constants
+from clipbias.tuning.method import Learnables, Method
 from clipbias.tuning.prompt_tokens import nameless_tokens, prompt_texts, prompt_tokens, without_template
 from clipbias.tuning.registry import make_method, method_options
 

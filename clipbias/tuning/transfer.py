@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from clipbias.errors import ClipbiasError
-from clipbias.tuning.method import Learnables, one_run, stack_runs
+from clipbias.tuning.learnables import one_run, stack_runs
+from clipbias.tuning.method import Learnables
 from clipbias.tuning.task import Task
 
 

@@ -15,6 +15,7 @@ from clipbias.explain.options import StudyOptions
 from clipbias.explain.run import run_study
 from clipbias.explain.study import Study
 from clipbias.tuning import Task
+from tests.explain import left_out
 from tests.explain.conftest import FOLDER
 from tests.reference import methods, relevancy, sections, statistics, weights
 from tests.reference.statistics import KINDS
@@ -235,53 +236,15 @@ def test_decomposition(decomposed, reference, tower):
         close(arrays[f"{path}/{quantity}"], expected[quantity], 1e-4)
         expected_means = [expected[quantity][:2].mean(), expected[quantity][2]]
         close([about[quantity]["up_to_depth"], about[quantity]["beyond"]], expected_means, 1e-4)
-    errors = jackknife(reference, chosen, tower, slots, queries, bias)
+    errors = left_out.without_each(reference, chosen, tower, slots, queries, bias)
     for quantity, values in errors.items():
-        close(arrays[f"{path}/error/{quantity}"], error_without(values), 1e-3)
+        close(arrays[f"{path}/error/{quantity}"], left_out.jackknife_error(values), 1e-3)
         layers = 3 if quantity == "bias_cosine/bias" else 2  # a cosine's mean is over all, the others' up to the depth
-        close(about["error"][quantity], error_without(values[:, :layers].mean(1)), 1e-3)
-    each = [expected_mass.mean() for expected_mass in masses(reference, chosen, tower, slots, queries)]
+        close(about["error"][quantity], left_out.jackknife_error(values[:, :layers].mean(1)), 1e-3)
+    each = [expected_mass.mean() for expected_mass in left_out.masses(reference, chosen, tower, slots, queries)]
     found = arrays[f"{path}/prompt_mass/each"]
     close(found[np.isfinite(found)], each)
     assert np.flatnonzero(np.isfinite(found)).tolist() == (list(SPREAD) if tower == "vision" else [0, 1, 2])
-
-
-def prompt_parts(reference, saved, tower, slots):
-    return [
-        statistics.decomposition(reference.clip, tower, layer, block, slots)
-        for layer, block in enumerate(getattr(saved, tower).blocks)
-    ]
-
-
-def masses(reference, saved, tower, slots, queries):
-    """Of every sample: attention on prompts by layer and head, mean over queries."""
-    layers = prompt_parts(reference, saved, tower, slots)
-    return [np.array([own["mass"][i][:, rows].mean(-1) for own in layers]) for i, rows in enumerate(queries)]
-
-
-def jackknife(reference, saved, tower, slots, queries, bias):
-    """The statistics without each sample, `[n, L]`, computed anew from all that is left."""
-    found = {name: [] for name in ("constancy", "bias_likeness", "bias_cosine/bias")}
-    layers = prompt_parts(reference, saved, tower, slots)
-    for left_out in range(len(queries)):
-        rows = {name: [] for name in found}
-        for layer, own in enumerate(layers):
-            kept = [i for i in range(len(queries)) if i != left_out]
-            one = sections.constancy(
-                [dict(zip(queries[i].tolist(), own["prompt"][i][queries[i]], strict=True)) for i in kept]
-            )
-            rows["constancy"].append(float(one["constancy"]))
-            rows["bias_likeness"].append(float(one["bias_likeness"]))
-            lengths = np.linalg.norm(one["vector"]) * np.linalg.norm(bias[layer])
-            rows["bias_cosine/bias"].append(one["vector"] @ bias[layer] / lengths)
-        for name, values in rows.items():
-            found[name].append(values)
-    return {name: np.array(values) for name, values in found.items()}
-
-
-def error_without(values):
-    n = len(values)
-    return np.sqrt((n - 1) / n * ((values - values.mean(0)) ** 2).sum(0))
 
 
 def steps(found, name, expected, tolerance=2e-5):

@@ -20,10 +20,8 @@ def synthetic_results(*, dataset="demo/digits", pictures=2, seed=0, **sizes):
     study.text_attention()
     study.vision_attention()
     study.similarity(pictures)
-    study.decomposition()
-    study.factorial()
-    study.amounts()
-    study.faithfulness()
+    for part in (study.decomposition, study.factorial, study.amounts, study.faithfulness):
+        part()
     study.examples(pictures)
     study.explore(4 * pictures)
     study.verdict()
@@ -53,6 +51,12 @@ class _Builder:
         mean = np.asarray(mean, np.float32)
         self.arrays[f"{name}/mean"] = mean
         self.arrays[f"{name}/standard_error"] = (relative_error * np.abs(mean)).astype(np.float32)
+
+    def steps(self, *shape):
+        return self.draw.integers(0, 256, (*shape, self.patches), dtype=np.uint8)
+
+    def reals(self, *shape):
+        return self.draw.uniform(0.01, 0.2, shape).astype(np.float32)
 
     def start(self, dataset):
         def model(key, label, method, accuracy, vision, text):
@@ -326,12 +330,7 @@ class _Builder:
             words = ["SOS", *(["[1]", "[2]"] if slots else ["a", "photo"]), "of", "a", "class", "1", "."]
             shape = (count, self.layers)
 
-            def steps(*shape):
-                return self.draw.integers(0, 256, (*shape, self.patches), dtype=np.uint8)
-
-            def reals(*shape):
-                return self.draw.uniform(0.01, 0.2, shape).astype(np.float32)
-
+            steps, reals = self.steps, self.reals
             found = {"relevancy": steps(len(pairs)), "relevancy_scale": reals(len(pairs))}
             found |= {"relevancy_sum": 5 + reals(len(pairs)), "slot_relevancy": reals(len(pairs), slots)}
             found |= {"prompt_share_from": reals(len(pairs), self.layers)}
@@ -348,5 +347,4 @@ class _Builder:
             }
 
     def verdict(self):
-        found = Findings(self.arrays, self.scalars)
-        self.scalars["verdict"], self.scalars["agreement"] = verdicts(found)
+        self.scalars["verdict"], self.scalars["agreement"] = verdicts(Findings(self.arrays, self.scalars))

@@ -10,7 +10,7 @@ from clipbias.clip import Clip
 from clipbias.training.step import Given, init_state, train_step
 from clipbias.tuning import CONSTANTS, Classifier, Features, Learnables, Method, Recipe, Samples
 from clipbias.tuning.classifier import total_loss
-from clipbias.tuning.method import without_constants
+from clipbias.tuning.learnables import without_constants
 from tests.reference.heads_cases import arrays
 
 LABELS = np.array([0, 1, 2, 2, 1, 0, 1, 2, 2], np.int32)  # not every class as often

@@ -15,7 +15,7 @@ from clipbias.explain.norms import norms
 from clipbias.explain.results import TEXT_KINDS
 from clipbias.explain.tokens import text_kinds
 from clipbias.tuning import Task, make_method
-from clipbias.tuning.method import without_constants
+from clipbias.tuning.learnables import without_constants
 from clipbias.tuning.transport import sinkhorn
 from tests import helpers
 from tests.reference import methods, prompts_cocoop, prompts_plot, prompts_proda

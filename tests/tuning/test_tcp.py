@@ -11,7 +11,7 @@ import clipbias
 from clipbias.clip import Clip, encode_text
 from clipbias.errors import ClipbiasError
 from clipbias.tuning import CONSTANTS, Learnables, Task, make_method, parameter_count
-from clipbias.tuning.method import without_constants
+from clipbias.tuning.learnables import without_constants
 from clipbias.tuning.transfer import transfer
 from tests import helpers
 from tests.reference import optimizers, tcp

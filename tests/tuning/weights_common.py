@@ -12,7 +12,7 @@ import clipbias
 from clipbias.training import mesh as meshes
 from clipbias.training.step import TrainState, init_state, place_given, train_step
 from clipbias.tuning import Learnables, Recipe
-from clipbias.tuning.method import without_constants
+from clipbias.tuning.learnables import without_constants
 from tests.reference.differences import against_differences
 
 CLASS_NAMES = ("cat", "maine_coon", "Golden Retriever's pup", "bird", "757-200")

@@ -1,0 +1,43 @@
+"""Prompt parts of a reference run by layer, and statistics of them with each sample left out, by hand."""
+
+import numpy as np
+
+from tests.reference import sections, statistics
+
+
+def prompt_parts(reference, saved, tower, slots):
+    return [
+        statistics.decomposition(reference.clip, tower, layer, block, slots)
+        for layer, block in enumerate(getattr(saved, tower).blocks)
+    ]
+
+
+def masses(reference, saved, tower, slots, queries):
+    """Of every sample: attention on prompts by layer and head, mean over queries."""
+    layers = prompt_parts(reference, saved, tower, slots)
+    return [np.array([own["mass"][i][:, rows].mean(-1) for own in layers]) for i, rows in enumerate(queries)]
+
+
+def without_each(reference, saved, tower, slots, queries, bias):
+    """The statistics without each sample, `[n, L]`, computed anew from all that is left."""
+    found = {name: [] for name in ("constancy", "bias_likeness", "bias_cosine/bias")}
+    layers = prompt_parts(reference, saved, tower, slots)
+    for left_out in range(len(queries)):
+        rows = {name: [] for name in found}
+        for layer, own in enumerate(layers):
+            kept = [i for i in range(len(queries)) if i != left_out]
+            one = sections.constancy(
+                [dict(zip(queries[i].tolist(), own["prompt"][i][queries[i]], strict=True)) for i in kept]
+            )
+            rows["constancy"].append(float(one["constancy"]))
+            rows["bias_likeness"].append(float(one["bias_likeness"]))
+            lengths = np.linalg.norm(one["vector"]) * np.linalg.norm(bias[layer])
+            rows["bias_cosine/bias"].append(one["vector"] @ bias[layer] / lengths)
+        for name, values in rows.items():
+            found[name].append(values)
+    return {name: np.array(values) for name, values in found.items()}
+
+
+def jackknife_error(values):
+    n = len(values)
+    return np.sqrt((n - 1) / n * ((values - values.mean(0)) ** 2).sum(0))
