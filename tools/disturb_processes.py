@@ -48,7 +48,7 @@ IO_ERROR, NO_SPACE = OSError(errno.EIO, os.strerror(errno.EIO)), OSError(errno.E
 FAILURES: Mapping[str, tuple[str, str, Exception, int]] = {
     "evaluation": ("clipbias.training.evaluate", "score", IO_ERROR, 1),
     "program": ("clipbias.training.evaluate", "answers", IO_ERROR, 1),
-    "table": ("experiments.table1", "write_tables", NO_SPACE, 1),
+    "table": ("clipbias.report", "to_markdown", NO_SPACE, 1),
 }
 
 
@@ -239,7 +239,8 @@ def disturbed(
         yield "a traceback: " + next(errors for _, errors in ends if "Traceback" in errors or "***" in errors)[-3000:]
     if statuses == {0} and name not in HARMLESS:
         yield "nothing was disturbed"
-    if state["state"] != "finished" and state["error"].removeprefix("Interrupted: ") not in said.pop():
+    recorded = state["state"] == "finished" or name == "disk_of_first"  # on a full disk nothing is
+    if not recorded and str(state["error"]).removeprefix("Interrupted: ") not in said.pop():
         yield f"the record says {state['error']!r}"
     if name == "image" and len(results(out)) < CELLS // 2:
         yield "the grid did not go on"

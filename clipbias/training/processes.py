@@ -9,6 +9,7 @@ learn of it because they wait for its part of a program, a thread ends all proce
 same status. It leaves whatever is being written unfinished, which is no worse than being killed.
 """
 
+import atexit
 import contextlib
 import json
 import os
@@ -52,11 +53,14 @@ class Job:
         self._names = {number: f"process {number}" for number in range(count)}
         self.record: Record = lambda state, words: None
         self._ending = threading.Lock()
+        self._threads: list[threading.Thread] = []
 
     def watch(self) -> None:
         """Starts the threads that give signs of life and look for those of the others."""
-        for run in (self._pulse, self._watch):
-            threading.Thread(target=run, daemon=True, name="job").start()
+        self._threads = [threading.Thread(target=run, daemon=True, name="job") for run in (self._pulse, self._watch)]
+        for thread in self._threads:
+            thread.start()
+        atexit.register(self.finish)
 
     def exchange(self, kind: str, value: Any = None, error: Exception | None = None) -> list[Any]:
         """What all processes have, in their order.
@@ -223,8 +227,13 @@ class Job:
             time.sleep(1.0)
 
     def finish(self) -> None:
-        """Ends the watch: all processes have come to their good end."""
+        """Ends the watch: all processes have come to their good end.
+
+        Its threads must not be inside the store when the interpreter takes itself down, which would abort the process.
+        """
         self._leaving.set()
+        for thread in self._threads:
+            thread.join(FAREWELL)
 
 
 def _words(failed: list[tuple[int, dict[str, str]]], count: int) -> str:
