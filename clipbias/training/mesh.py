@@ -22,6 +22,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from clipbias.errors import ClipbiasError
 from clipbias.training import coordination, processes
+from clipbias.training.job import Job
 
 RUN, DATA = "run", "data"
 
@@ -51,7 +52,7 @@ def _join(*arguments: Any, **options: Any) -> None:
     coordination.join(*arguments, lost=processes.lost_first, **options)
     if (place := coordination.place()) is not None:
         logging.info("process %d of %d", *place[1:])
-        job = processes.Job(*place, patience=patience)
+        job = Job(*place, patience=patience)
         processes.enter(job)
         job.watch()
 

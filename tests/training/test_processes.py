@@ -15,8 +15,9 @@ import pytest
 
 from clipbias.data.pipeline import Batches
 from clipbias.errors import ClipbiasError
+from clipbias.training import job as jobs
 from clipbias.training import processes
-from clipbias.training.processes import Job
+from clipbias.training.job import Job
 
 
 class Memory:
@@ -205,8 +206,8 @@ def ends(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         raise Ended
 
     monkeypatch.setattr(os, "_exit", end)
-    monkeypatch.setattr(processes, "FAREWELL", 0.0)
-    monkeypatch.setattr(processes.files, "abandon", lambda: None)  # which lets nothing be written any more
+    monkeypatch.setattr(jobs, "FAREWELL", 0.0)
+    monkeypatch.setattr(jobs.files, "abandon", lambda: None)  # which lets nothing be written any more
     return found
 
 
