@@ -16,8 +16,6 @@ from typing import Any
 
 from clipbias.errors import ClipbiasError
 
-# In a folder that is still being written. No other program makes a file of that name.
-LOCK = ".clipbias-lock"
 # How the name of a file begins that is still being written.
 PART = ".clipbias-part-"
 # What the file system says where it cannot lock files at all.
@@ -28,14 +26,14 @@ BROKEN_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, 
 
 # Files and folders that this process is writing. Whoever holds the gate may add one, or give one its name; the thread
 # that ends the process keeps it.
-_unfinished: set[Path] = set()
-_gate = threading.RLock()
+unfinished: set[Path] = set()
+gate = threading.RLock()
 
 
 def abandon() -> None:
     """Removes what is being written, and lets no other thread write anything more: the process is about to end."""
-    _gate.acquire(timeout=1.0)
-    for path in _unfinished:
+    gate.acquire(timeout=1.0)
+    for path in unfinished:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
@@ -46,7 +44,7 @@ def abandon() -> None:
 @contextlib.contextmanager
 def whole() -> Iterator[None]:
     """Keeps the process from being ended in the middle of the block by its own watching thread. For moments."""
-    with _gate:
+    with gate:
         yield
 
 
@@ -64,7 +62,7 @@ def atomic_path(path: str | os.PathLike, *, apart: bool = False) -> Iterator[Pat
       ClipbiasError: the folder cannot be written, or the disk is full.
     """
     path = Path(path)
-    with _gate:
+    with gate:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if apart:
@@ -75,114 +73,26 @@ def atomic_path(path: str | os.PathLike, *, apart: bool = False) -> Iterator[Pat
                 made = Path(name)
         except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
             raise ClipbiasError(f"cannot write {path}: {reason(error)}; choose another folder.") from error
-        _unfinished.add(made)
+        unfinished.add(made)
     temporary = made / path.name if apart else made
     try:
         yield temporary
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
         # mkstemp makes files private; a result is meant to be read by whoever may read its folder.
-        os.chmod(temporary, 0o666 & ~_umask())
-        with _gate:
+        os.chmod(temporary, 0o666 & ~umask())
+        with gate:
             os.replace(temporary, path)
     except OSError as error:
         raise ClipbiasError(f"cannot write {path}: {reason(error)}; the previous file, if any, is intact.") from error
     finally:
-        with _gate:  # errors: it has its name already, or the disk does not let itself be written
+        with gate:  # errors: it has its name already, or the disk does not let itself be written
             if apart:
                 shutil.rmtree(made, ignore_errors=True)
             else:
                 with contextlib.suppress(OSError):
                     made.unlink()
-            _unfinished.discard(made)
-
-
-@contextlib.contextmanager
-def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
-    """Yields a private temporary folder beside `path`, renamed to `path` when the block ends without an error.
-
-    What a killed process left under the temporary name is removed by the next one that writes the same folder.
-
-    Raises:
-      ClipbiasError: `path` is there and not an empty folder, another process is writing it, the temporary name is taken
-        by something else, or it cannot be written.
-    """
-    path = user_path(path).resolve()
-    temporary = path.with_name(f".{path.name}.unfinished")
-    try:
-        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-            raise ClipbiasError(f"{path} exists already; remove it or choose another folder.")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.ExitStack() as opened:
-            with _gate:
-                lock = opened.enter_context(_claimed(temporary, path))
-                _take(lock, temporary, path)
-                _unfinished.add(temporary)
-            try:
-                yield temporary
-                for written in [*temporary.rglob("*"), temporary]:
-                    _to_disk(written)
-                # Private until now. What the parent folder passed on (the set-group-ID bit) stays.
-                temporary.chmod(stat.S_IMODE(temporary.stat().st_mode) | (0o777 & ~_umask()))
-                with _gate:
-                    os.rename(temporary, path)  # refuses to replace anything but an empty folder
-                    _unfinished.discard(temporary)
-                    # Not before the rename: without it another process would take the folder for a killed one's.
-                    os.unlink(path / LOCK)
-            except BaseException:
-                shutil.rmtree(temporary, ignore_errors=True)
-                raise
-            finally:
-                _unfinished.discard(temporary)
-            _to_disk(path.parent)
-    except OSError as error:
-        raise ClipbiasError(f"cannot write {path}: {reason(error)}; choose another folder.") from error
-
-
-@contextlib.contextmanager
-def _claimed(folder: Path, path: Path) -> Iterator[int]:
-    """Makes a temporary folder, or finds the one that a killed process left, and yields its open lock file.
-
-    Its name can be foreseen, and its content will be removed: a link, or a folder that others may have filled, is not
-    touched. Raises `ClipbiasError` for these.
-    """
-    try:
-        folder.mkdir(mode=0o700)
-    except FileExistsError:
-        found = os.lstat(folder)
-        own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
-        # Empty: the process was killed, or is about to make the lock file.
-        if not own or not ((folder / LOCK).is_file() or not any(folder.iterdir())):
-            raise ClipbiasError(
-                f"cannot write {path}: {folder} is in the way and was not left by an earlier run; remove it."
-            ) from None
-        folder.chmod(0o700)
-    try:
-        lock = os.open(folder / LOCK, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    except OSError:
-        with contextlib.suppress(OSError):  # not empty, where it is another process's
-            folder.rmdir()
-        raise
-    try:
-        yield lock
-    finally:
-        os.close(lock)
-
-
-def _take(lock: int, folder: Path, path: Path) -> None:
-    """Locks a temporary folder for this process and empties it. Raises `ClipbiasError` if it is another's."""
-    try:
-        lock_file(lock, fcntl.LOCK_EX)
-        # The other process may have ended, and its folder got its final name, since the lock was opened.
-        if not os.path.samestat(os.fstat(lock), os.stat(folder / LOCK)):
-            raise FileNotFoundError
-    except (BlockingIOError, FileNotFoundError) as error:
-        raise ClipbiasError(f"another process writes {path}; wait for it or choose another folder.") from error
-    for stale in folder.iterdir():
-        if stale.is_dir() and not stale.is_symlink():
-            shutil.rmtree(stale)
-        elif stale.name != LOCK:
-            stale.unlink()
+            unfinished.discard(made)
 
 
 def lock_file(file: int, how: int) -> bool:
@@ -205,16 +115,8 @@ def lock_file(file: int, how: int) -> bool:
     return True
 
 
-def _to_disk(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 @functools.cache
-def _umask() -> int:
+def umask() -> int:
     # It can only be read by setting it, which must not happen while other threads create files: once, at the start.
     mask = os.umask(0o077)
     os.umask(mask)

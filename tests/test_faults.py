@@ -20,7 +20,8 @@ PROGRAM = """
     import numpy as np
     from clipbias.errors import ClipbiasError
     from clipbias.explain.results import save_arrays
-    from clipbias.files import atomic_folder, write_tensors, write_text
+    from clipbias.files import write_tensors, write_text
+    from clipbias.folders import atomic_folder
     from clipbias.training.results import Results
     disk, counter = map(Path, sys.argv[1:])
     values = {"a": np.arange(5000.0)}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from clipbias.errors import ClipbiasError
-from clipbias.files import LOCK, atomic_folder
+from clipbias.folders import LOCK, atomic_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -58,7 +58,7 @@ def test_two_writers_of_one_folder(tmp_path: Path) -> None:
 
 def test_what_a_killed_writer_left_is_cleaned_by_the_next(tmp_path: Path) -> None:
     code = (
-        "import os, signal, sys; from clipbias.files import atomic_folder\n"
+        "import os, signal, sys; from clipbias.folders import atomic_folder\n"
         "with atomic_folder(sys.argv[1]) as folder:\n"
         "    (folder / 'inner').mkdir()\n"
         "    (folder / 'inner' / 'half').write_text('half')\n"

@@ -63,7 +63,7 @@ def program(folder: Path, body: str, grace: float) -> subprocess.Popen:
     text = f"""
     import contextlib, hashlib, signal, sys, time
     from pathlib import Path
-    from clipbias import files, interruption
+    from clipbias import files, folders, interruption
     signal.signal(signal.SIGINT, signal.default_int_handler)
     interruption.GRACE = interruption.Notice.grace = {grace}
     interruption.watch()
@@ -73,7 +73,7 @@ def program(folder: Path, body: str, grace: float) -> subprocess.Popen:
         notice.grace = {grace}
         opened.enter_context(interruption.last_words(lambda said: files.write_text(folder / "state", said)))
         opened.enter_context(files.atomic_path(folder / "result")).write_text("half")
-        opened.enter_context(files.atomic_folder(folder / "export")).joinpath("half").touch()
+        opened.enter_context(folders.atomic_folder(folder / "export")).joinpath("half").touch()
         print("ready", flush=True)
     with contextlib.ExitStack() as opened:
         {body}

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from clipbias.errors import ClipbiasError
-from clipbias.files import PART, atomic_folder
+from clipbias.files import PART
+from clipbias.folders import atomic_folder
 from clipbias.interruption import Interrupted
 from clipbias.training import workdir
 from clipbias.training.workdir import ADAPTER, environment, open_workdir
