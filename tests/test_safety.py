@@ -37,13 +37,16 @@ HOSTILE = "\x1b]0;owned\x07\x1b[2Jcat\r\n\u202egod\ud800"
 UNPICKLERS = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "pty"}
 RUNNERS = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "yaml.load", "torch.load", "pickle.load"}
 # The only places that load a program by name: the method that a user names, a binary's configuration, the packages of
-# the API reference, and a benchmark's own modules in its child process.
+# the API reference, and a tool's own modules in its child process.
 IMPORTERS = {
     "clipbias/tuning/registry.py",
     "experiments/app.py",
     "tools/make_api_reference.py",
     "tools/benchmarks/worker.py",
+    "tools/disturb_processes.py",
 }
+# Compares the clock with the times of files, which go by it too.
+WALL_CLOCK = {"clipbias/data/contents.py"}
 
 
 def calls() -> Iterator[tuple[str, str, ast.Call]]:
@@ -58,7 +61,7 @@ def calls() -> Iterator[tuple[str, str, ast.Call]]:
 def test_no_call_unpickles_runs_a_text_or_trusts_the_wall_clock() -> None:
     for path, name, node in calls():
         assert name not in RUNNERS, f"{path}:{node.lineno}"
-        assert name not in ("time.time",), f"{path}:{node.lineno}: durations need time.monotonic"
+        assert name != "time.time" or path in WALL_CLOCK, f"{path}:{node.lineno}: durations need time.monotonic"
         assert not any(k.arg == "shell" for k in node.keywords), f"{path}:{node.lineno}"
         if name in ("np.load", "numpy.load", "jnp.load"):
             given = {k.arg: ast.unparse(k.value) for k in node.keywords}

@@ -201,7 +201,11 @@ def test_sentences_say_the_means(results, summaries):
         found = numbers_in(text.removeprefix("Over 3 datasets "))[: len(wanted)]
         np.testing.assert_allclose(found, wanted, atol=0.501)
     assert "so values carry most of it" in said[2]
-    assert "undecided whether that is most of it" in said[3] and said[4].endswith("most of it.")
+    for sentence, form in zip(said[3:], FORMS, strict=False):
+        share = student([number["share"] for number in expected(results, "IVLP", "log_likelihood", form).values()])
+        above = [share[end] > 0.5 for end in ("low", "high")]
+        ending = {2: "most of it.", 0: "less than half.", 1: "undecided whether that is most of it."}[sum(above)]
+        assert sentence.endswith(f": {ending}")
     wanted = []
     for name in ("gain", *EFFECTS):
         numbers = list(expected(results, "IVLP", "accuracy", name).values())
