@@ -141,10 +141,21 @@ class Settings(TypedDict, total=False):
     learning_rates: list[float]
 
 
+class InterpretedAdapter(TypedDict, total=False):
+    """An adapter that was interpreted; what its notes do not tell is null."""
+
+    method: str
+    dataset: str
+    shots: Count
+    seed: Count
+    accuracy: _Percent
+    parameters: dict[str, _Size]
+
+
 class Interpretation(TypedDict, total=False):
     """`interpretation.json`, as far as lists of runs tell of it."""
 
-    adapters: list[Facts]
+    adapters: list[InterpretedAdapter]
 
 
 class ExplainedModel(TypedDict, total=False):

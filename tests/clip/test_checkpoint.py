@@ -111,7 +111,7 @@ def test_a_pipe_is_not_waited_for(folder: Path, name: str) -> None:
     (folder / name).unlink(missing_ok=True)
     os.mkfifo(folder / name)
     message = answered(lambda: clipbias.load(folder), folder)
-    assert f"{folder / name} is a pipe or a device" in message
+    assert f"{folder / name} is a pipe, a socket or a device" in message
 
 
 @pytest.mark.parametrize("source", [None, 5, b"demo", ["demo"]])

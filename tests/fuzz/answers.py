@@ -13,6 +13,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from clipbias.errors import ClipbiasError
+from clipbias.files import cache_folder
 
 # Generous: the machine may be shared, but an answer that takes longer is taken for a hang.
 SECONDS = 60
@@ -28,7 +29,8 @@ _written: list[str] | None = None
 def answered(call: Callable[[], Any], folder: Path) -> str | None:
     """Calls `call`, which must succeed or raise `ClipbiasError` with one clear sentence.
 
-    Any other exception, a hang, a process that grows by gigabytes, and a file written outside of `folder` fail.
+    Any other exception, a hang, a process that grows by gigabytes, and a file written outside of `folder` and of what
+    a user's programs keep to be made again fail.
 
     Returns:
       The message, or `None` for success.
@@ -42,7 +44,8 @@ def answered(call: Callable[[], Any], folder: Path) -> str | None:
             message = str(error)
     grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     assert grown < MOST_BYTES, f"grew by {grown / 2**30:.1f} GiB"
-    outside = [path for path in written if not Path(path).resolve().is_relative_to(folder.resolve())]
+    allowed = folder.resolve(), cache_folder().resolve()
+    outside = [path for path in written if not any(map(Path(path).resolve().is_relative_to, allowed))]
     assert not outside, outside
     COUNTS["refused" if message else "succeeded"] += 1
     if message is not None:

@@ -193,7 +193,7 @@ def test_it_is_exported_as_a_head_and_not_explained(pair, saved, images, tmp_pat
     adapter = load_adapter(saved)
     assert export(adapter, pair[0], tmp_path / "out") == "head"
     assert load_adapter(tmp_path / "out").descriptions == adapter.descriptions
-    with pytest.raises(ClipbiasError, match="explain it without descriptions"):
+    with pytest.raises(ClipbiasError, match="are descriptions, and maps follow the tokens of a template"):
         relevancy(adapter.task(pair[0]), pair[0].params, {}, images, [0, 1])
 
 

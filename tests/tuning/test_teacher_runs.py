@@ -58,7 +58,7 @@ def grid(clip: Clip, recipe: Recipe, dataset: Dataset, folder: Path, **options) 
 
 
 def test_the_authors_options_by_dataset_and_shots(pair, colours, tmp_path) -> None:
-    cache = grid(pair[0], RECIPE, colours, tmp_path).cache
+    cache = grid(pair[0], RECIPE, colours, tmp_path).trainer.cache
     for dataset in ("oxford_flowers", "dtd", "eurosat"):
         strengths = [cache.method(cell("prograd", dataset, shots)).strength for shots in (1, 2, 4, 8, 16)]
         assert strengths == [None, None, None, 0.8, 0.8]
@@ -67,7 +67,7 @@ def test_the_authors_options_by_dataset_and_shots(pair, colours, tmp_path) -> No
     assert cache.method(cell("prograd", "stanford_cars", 16)).template == ""
     assert cache.method(cell("kgcoop", "dtd", 4)).template == "a photo of a {}, a type of texture."
     assert cache.method(cell("kgcoop", "oxford_pets", 4)).template == ""
-    given = grid(pair[0], RECIPE, colours, tmp_path, method_options={"prograd": {"strength": 1.0}}).cache
+    given = grid(pair[0], RECIPE, colours, tmp_path, method_options={"prograd": {"strength": 1.0}}).trainer.cache
     assert given.method(cell("prograd", "dtd", 16)).strength == 1.0
 
 
@@ -75,8 +75,8 @@ def test_recipes(pair, colours, tmp_path) -> None:
     names = ("kgcoop", "prograd", "promptsrc", "promptsrc_base_to_new", "promptsrc_cross_dataset")
     authors = grid(
         pair[0], RECIPE, colours, tmp_path, method_options={name: {"recipe": "authors"} for name in names}
-    ).recipe_for
-    common = grid(pair[0], RECIPE, colours, tmp_path).recipe_for
+    ).trainer.recipe_for
+    common = grid(pair[0], RECIPE, colours, tmp_path).trainer.recipe_for
     assert all(common(cell(name, "dtd", 16)) == RECIPE for name in names)
 
     def shown(name: str, shots: int) -> tuple[float, int, int]:
@@ -109,7 +109,7 @@ def test_recipes(pair, colours, tmp_path) -> None:
     ],
 )
 def test_the_gaussian_of_the_average(pair, colours, tmp_path, name, dataset, epochs, mean, deviation) -> None:
-    found = grid(pair[0], RECIPE, colours, tmp_path).cache.method(cell(name, dataset, 16)).average(epochs)
+    found = grid(pair[0], RECIPE, colours, tmp_path).trainer.cache.method(cell(name, dataset, 16)).average(epochs)
     np.testing.assert_allclose(found, teachers.gaussian_weights(epochs, mean, deviation), rtol=1e-9)
     assert make_method("promptsrc", mean=0.0, deviation=1e-3).average(1) == [1.0]
 

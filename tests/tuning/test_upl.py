@@ -72,8 +72,9 @@ def grid(clip: Clip, dataset: Dataset, folder: Path, protocol: str) -> Grid:
 
 def picked(clip: Clip, dataset: Dataset, folder: Path, method: str, protocol: str) -> list[tuple[str, int]]:
     """The names and labels of the images that are trained on."""
-    found, (pack,) = grid(clip, dataset, folder, protocol), make_packs([method], ["drawn"], [SHOTS], [1, 2])
-    images = [found.cache.train_images(pack, plan) for plan in found.cache.plans(pack)]
+    (pack,) = make_packs([method], ["drawn"], [SHOTS], [1, 2])
+    cache = grid(clip, dataset, folder, protocol).trainer.cache
+    images = [cache.train_images(pack, plan) for plan in cache.plans(pack)]
     first, second = (list(zip(one.split.keys, one.labels.tolist(), strict=True)) for one in images)
     if method == "upl" or protocol == "pseudo_labels":
         assert first == second  # a seed changes contexts alone
