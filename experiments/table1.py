@@ -75,12 +75,12 @@ def write_whole(grid: Grid, packs: Sequence[Pack], workdir: Path) -> None:
     Parts that end at the same moment may each have read too early: what was written is looked at again until nothing
     has come since.
     """
-    written, rows = None, grid.rows(packs)
-    while rows and rows != written:
+    written = None
+    grid.results.read_others()
+    while (rows := grid.rows(packs)) and rows != written:
         write_tables(rows, workdir)
         written = rows
         grid.results.read_others()
-        rows = grid.rows(packs)
     cells = sum(len(pack.cells) for pack in packs)
     if len(rows) < cells:
         app.tell(f"{len(rows)} of {cells} cells are there; the last part to end writes the whole table.")
