@@ -7,12 +7,13 @@ import numpy as np
 
 from clipbias.report import style
 from clipbias.report.captioned import CaptionedFigure
-from clipbias.report.overlay import Overlay, draw_overlay, draw_text, show_heat, show_picture
+from clipbias.report.overlay import Overlay, draw_overlay, draw_text, heat_scale, show_heat, show_picture
 from clipbias.report.study_results import StudyResults, counted, file_name, label_of
 from clipbias.terminal import printable
 
 _ROWS = {"zero_shot_cls": "original\n[cls]", "cls": "prompted\n[cls]", "prompts": "prompt\nsimilarity"}
 _PICTURES = 4  # pictures per figure: one in four rotations
+_SCALE = 0.55  # inches for what the colours mean
 
 
 def similarity_figures(study: StudyResults) -> list[CaptionedFigure]:
@@ -32,9 +33,11 @@ def _maps(study: StudyResults, model: Mapping[str, Any]) -> CaptionedFigure:
     maps = {name: study.present(f"similarity/{key}/{name}") for name in names}
     shown = range(min(_PICTURES, len(images)))
     blocks_down, columns, side = (len(shown) + 1) // 2, 1 + len(depths), 0.82
+    height = blocks_down * (len(names) * side + 0.3)
     with style.styled():
-        figure = style.new_figure(2 * columns * side + 0.9, blocks_down * (len(names) * side + 0.3))
-        blocks = figure.subfigures(blocks_down, 2, squeeze=False, wspace=0.04, hspace=0.02).ravel()
+        figure = style.new_figure(2 * columns * side + 0.9, height + _SCALE)
+        pictures, scale = figure.subfigures(2, 1, squeeze=False, height_ratios=(height, _SCALE)).ravel()
+        blocks = pictures.subfigures(blocks_down, 2, squeeze=False, wspace=0.04, hspace=0.02).ravel()
         for block, picture in zip(blocks, shown, strict=False):
             grid = block.subplots(len(names), columns, squeeze=False)
             for line, name in zip(grid, names, strict=True):
@@ -48,6 +51,7 @@ def _maps(study: StudyResults, model: Mapping[str, Any]) -> CaptionedFigure:
             titles = (f"input, {int(rotations[picture])}°", *(f"layer {depth + 1}" for depth in depths))
             for axes, title in zip(grid[0], titles, strict=True):
                 axes.set_title(title, fontsize=7, fontweight="normal")
+        heat_scale(scale)
     which = study.section("similarity", key).get("prompt", "mean")
     prompts = "averaged over the prompts" if which == "mean" else f"for prompt {which}"
     caption = (
@@ -118,8 +122,11 @@ def examples_figure(study: StudyResults) -> CaptionedFigure | None:
     models = [model for model in study.models if study.array(f"examples/{model['key']}/vision") is not None]
     rows: list[tuple[Any, ...]] = []
     with style.styled():
-        figure = style.new_figure(2.25 * (1 + len(models)), 2.8 * len(images))
-        grid = figure.subplots(2 * len(images), 1 + len(models), squeeze=False, height_ratios=(4.2, 1) * len(images))
+        height = 2.8 * len(images)
+        figure = style.new_figure(2.25 * (1 + len(models)), height + _SCALE)
+        pictures, scale = figure.subfigures(2, 1, squeeze=False, height_ratios=(height, _SCALE)).ravel()
+        grid = pictures.subplots(2 * len(images), 1 + len(models), squeeze=False, height_ratios=(4.2, 1) * len(images))
+        heat_scale(scale)
         for picture, image in enumerate(images):
             above, below = grid[2 * picture], grid[2 * picture + 1]
             show_picture(above[0], image)

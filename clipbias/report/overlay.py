@@ -13,7 +13,7 @@ from clipbias.terminal import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
 HEAT = "inferno"
 
@@ -109,6 +109,16 @@ def show_heat(axes: "Axes", image: np.ndarray, values: np.ndarray) -> None:
     """A map in 0 … 1 over the grey picture: the hotter, the less of the picture shines through."""
     axes.imshow(np.asarray(image, np.float32).mean(axis=-1), cmap="gray", vmin=0, vmax=255)
     axes.imshow(values, cmap=HEAT, alpha=0.25 + 0.5 * np.asarray(values, float), vmin=0, vmax=1)
+
+
+def heat_scale(figure: "SubFigure") -> None:
+    """Says what the colours of `show_heat` mean: a bar from 0 to 1 across the middle of a figure of its own."""
+    from matplotlib.cm import ScalarMappable
+
+    axes = figure.add_axes((0.3, 0.72, 0.4, 0.16))
+    figure.colorbar(ScalarMappable(cmap=HEAT), cax=axes, orientation="horizontal", ticks=(0, 0.5, 1))
+    axes.set_xlabel("each map from its least (0) to its greatest value (1)", fontsize=7)
+    axes.tick_params(labelsize=6.5, width=0.5, length=2)
 
 
 def draw_overlay(axes: "Axes", image: np.ndarray, overlay: Overlay) -> None:

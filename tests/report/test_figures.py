@@ -13,6 +13,7 @@ from clipbias.report.attention_figures import text_attention_figure, vision_atte
 from clipbias.report.decomposition_figures import decomposition_figure
 from clipbias.report.faithfulness_figures import MAP_NAMES, area_table, faithfulness_figure
 from clipbias.report.map_figures import examples_figure, similarity_figures
+from clipbias.report.overlay import HEAT
 from clipbias.report.relevancy_figures import text_relevancy_figure, vision_relevancy_figure
 from clipbias.report.relevancy_groups import MARKERS, relevancy_groups_figure
 from clipbias.report.study_results import StudyResults
@@ -230,18 +231,27 @@ def test_the_size_of_what_prompts_add_is_a_share_of_both_parts(study, drawn):
     assert [axes.get_yscale() for axes in panels[:, 2]] == ["linear"] * 2
 
 
+def assert_scale(figure):
+    """A bar whose colours, from 0 to 1, are those of the maps."""
+    (bar,) = figure.axes
+    colours = bar.collections[-1]
+    assert colours.get_cmap().name == HEAT and bar.get_xlim() == (0, 1) and "least (0)" in bar.get_xlabel()
+
+
 def test_similarity_draws_three_rows_per_picture_and_the_correlation(study, drawn):
     maps, correlation = drawn(similarity_figures)
-    pictures = [axes for block in maps.figure.subfigs for axes in block.axes if axes.images]
+    shown, scale = maps.figure.subfigs
+    assert_scale(scale)
+    pictures = [axes for block in shown.subfigs for axes in block.axes if axes.images]
     assert len(pictures) == 4 * (1 + 3 * 3)
     titles = {axes.get_title() for axes in pictures}
     assert {"input, 0°", "input, 270°", "layer 1", "layer 2", "layer 3"} <= titles
-    for number, block in enumerate(maps.figure.subfigs):
+    for number, block in enumerate(shown.subfigs):
         grid = np.reshape(block.axes, (3, 4))
         for row, name in zip(grid, ("zero_shot_cls", "cls", "prompts"), strict=True):
             for layer, axes in enumerate(row[1:]):
-                shown = np.asarray(axes.images[-1].get_array())
-                np.testing.assert_array_equal(shown, study.array(f"similarity/ivlp/{name}")[number, layer])
+                values = np.asarray(axes.images[-1].get_array())
+                np.testing.assert_array_equal(values, study.array(f"similarity/ivlp/{name}")[number, layer])
         labels = [row[1].get_ylabel() for row in grid]
         assert labels == ["original\n[cls]", "prompted\n[cls]", "prompt\nsimilarity"]
     expected = study.average("similarity/ivlp/rank_correlation").mean
