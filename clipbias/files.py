@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from clipbias import remote
 from clipbias.errors import ClipbiasError
 
 # How the name of a file begins that is still being written.
@@ -149,14 +150,29 @@ def write_text(path: str | os.PathLike, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
+def data_path(path: str | os.PathLike) -> Path:
+    """As `user_path`, of images and lists of them, which may also lie in an object store (`clipbias.remote`)."""
+    if not remote.is_remote(path):
+        return user_path(path)
+    try:
+        return remote.remote_path(path)
+    except OSError as error:
+        raise ClipbiasError(f"cannot open {shorten(str(path), 200)}: {reason(error)}; check the path.") from error
+
+
 def user_path(path: str | os.PathLike) -> Path:
     """A path as a user gives it, with `~` resolved; nothing needs to be there.
 
     Raises:
-      ClipbiasError: no file can have that path, or what is there may not be looked at.
+      ClipbiasError: no file can have that path, it is in an object store, or what is there may not be looked at.
     """
     if not isinstance(path, str | os.PathLike):
         raise ClipbiasError(f"{shorten(repr(path))} is no path; give a text.")
+    if remote.is_remote(path):
+        raise ClipbiasError(
+            f"{shorten(str(path), 200)} is in an object store, where images, lists of them and work folders may lie, "
+            "but this not; copy it to a disk, or mount the bucket."
+        )
     resolved = os.path.expanduser(os.fspath(path))
     try:
         os.stat(resolved)
@@ -189,9 +205,13 @@ def check_file(path: Path, *, missing: str | None = None) -> None:
 
 def read_text(path: str | os.PathLike) -> str:
     """A UTF-8 text file, with or without a byte order mark. Raises `ClipbiasError` where it is none."""
-    check_file(Path(path), missing=f"cannot read {path}: {os.strerror(errno.ENOENT)}.")
     try:
+        if remote.is_remote(path):
+            return remote.read(path).decode("utf-8-sig")
+        check_file(Path(path), missing=f"cannot read {path}: {os.strerror(errno.ENOENT)}.")
         return Path(path).read_text(encoding="utf-8-sig")
+    except ClipbiasError:
+        raise
     except UnicodeDecodeError as error:
         raise ClipbiasError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
     except (OSError, ValueError) as error:

@@ -8,7 +8,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 import clipbias
-from clipbias.files import user_path
+from clipbias.files import data_path
+from clipbias.remote import is_remote
 from clipbias.training import mesh as meshes
 from clipbias.training import processes
 from clipbias.training.dealing import Part
@@ -47,7 +48,8 @@ def open_grid(
     if config.on_image_error != "raise":
         inputs["on_image_error"] = config.on_image_error
     if {"folder", "csv"} & {*(pack.dataset for pack in packs), *targets}:  # the place is all that tells these apart
-        inputs["data_dir"] = str(user_path(config.data_dir).resolve())
+        place = data_path(config.data_dir)
+        inputs["data_dir"] = str(place if is_remote(place) else place.resolve())
     settings = GridSettings(
         method_options=options,
         dtype=config.dtype,

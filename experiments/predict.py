@@ -26,7 +26,8 @@ from ml_collections import ConfigDict
 import clipbias
 from clipbias import interruption
 from clipbias.clip.params import Params
-from clipbias.data.files_on_disk import IMAGE_SUFFIXES, read_image
+from clipbias.data.files_on_disk import read_image
+from clipbias.data.listings import IMAGE_SUFFIXES
 from clipbias.data.transforms import decode, test_image, test_views
 from clipbias.errors import ClipbiasError
 from clipbias.explain.picture_sections import first_text

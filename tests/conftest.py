@@ -28,6 +28,7 @@ from hypothesis import HealthCheck, settings
 import clipbias
 from clipbias.clip import Clip
 from clipbias.training import cpu
+from tests import bucket as buckets
 from tests import helpers
 
 # Jobs in the background are started with Ctrl-C ignored; tests that press it need Python's own answer.
@@ -89,3 +90,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def clip(model: Path) -> Clip:
     """The same, loaded."""
     return clipbias.load(model)
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> buckets.Bucket:
+    """An object store in memory behind gs://."""
+    return buckets.install(monkeypatch)

@@ -16,6 +16,7 @@ from clipbias import data
 from clipbias.data import catalog, shards, sources
 from clipbias.errors import ClipbiasError
 from clipbias.files import atomic_path
+from clipbias.remote import is_remote
 from tools import check_data, command, contact_sheet
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where the datasets are; see clipbias.data.load.")
@@ -31,6 +32,8 @@ def run_check(names: Sequence[str]) -> int:
     """Prints the table; returns the exit status."""
     if _DATA_DIR.value is None:
         raise ClipbiasError("check needs --data_dir, the root of the datasets.")
+    if is_remote(_DATA_DIR.value):
+        raise ClipbiasError(f"check looks at files, and {_DATA_DIR.value} is in an object store; mount the bucket.")
     for name in names:
         if name not in catalog.ENTRIES:
             raise sources.unknown_name(name)

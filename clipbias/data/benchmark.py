@@ -9,12 +9,13 @@ import numpy as np
 
 from clipbias.checks import check_int
 from clipbias.data import class_names, files_on_disk
-from clipbias.data.dataset import Dataset
+from clipbias.data.dataset import Dataset, Split
 from clipbias.data.entry import Entry
+from clipbias.data.keys import Keys
 from clipbias.errors import ClipbiasError
-from clipbias.files import read_json, read_text, user_path
+from clipbias.files import data_path, read_json, read_text
 
-Listed = tuple[tuple[str, ...], np.ndarray]
+Listed = tuple[Sequence[str], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,9 +55,11 @@ def load(
     root = find_root(entry, data_dir)
     listing = read_listing(entry, root)
     images = root / entry.images
-    splits = {}
-    for name, (paths, labels) in listing.splits.items():
-        splits[name] = files_on_disk.split_of_files(images, paths, labels, listed_in=entry.split_file or "")
+    splits: dict[str, Split] = {}
+    for name, listed in listing.splits.items():
+        same = [other for other in splits if listing.splits[other] is listed]  # one list under two names
+        made = splits[same[0]] if same else None
+        splits[name] = made or files_on_disk.split_of_files(images, *listed, listed_in=entry.split_file or "")
     template = entry.template if template is None else template
     dataset = Dataset(entry.name, listing.class_names, template, splits, listing.class_ids)
     return with_index(dataset, index_file)
@@ -98,7 +101,7 @@ def read_listing(entry: Entry, root: Path) -> Listing:
         entry,
         imagenet_names(root),
         lambda folder: files_on_disk.sub_folders(_present(images / folder, entry)),
-        lambda folder: files_on_disk.image_files(images / folder),
+        lambda part, folders: files_on_disk.in_each(images / part, folders),
         str(images),
     )
 
@@ -169,13 +172,13 @@ def from_class_folders(
     entry: Entry,
     names: Mapping[str, str],
     folders_in: Callable[[str], Sequence[str]],
-    images_in: Callable[[str], Iterable[str]],
+    images_in: Callable[[str, Sequence[str]], Iterable[Sequence[str]]],
     place: str,
 ) -> Listing:
     """ImageNet and its variants, from folders of WordNet ids or, for V2, of label numbers.
 
     The folders may be real ones or those of an archive's index: `folders_in` lists the folders inside a folder,
-    `images_in` the sorted images.
+    `images_in` the sorted images of several in it.
     """
     parts = {"train": "train/", "val": "val/"} if entry.layout == "imagenet" else {"test": ""}
     ids = tuple(names)
@@ -193,18 +196,20 @@ def from_class_folders(
     labels_of = {identifier: label for label, identifier in enumerate(ids)}
     splits: dict[str, Listed] = {}
     for split_name, prefix in parts.items():
-        paths, labels = [], []
+        paths: list[str] = []
+        counts, own_labels = [], []
         # Numbers are ordered as numbers: a string sort would put 10 before 2.
         folders = sorted(folders_in(prefix), key=lambda name: (len(name), name) if name.isdigit() else (0, name))
         for folder in folders:
             if folder not in folder_of:
                 raise ClipbiasError(f"{entry.name}: the folder {prefix}{folder} in {place} belongs to no class.")
-            found = [f"{prefix}{folder}/{image}" for image in images_in(prefix + folder)]
-            paths.extend(found)
-            labels.extend([labels_of[folder_of[folder]]] * len(found))
+        for folder, images in zip(folders, images_in(prefix, folders), strict=True):
+            paths += [f"{prefix}{folder}/{image}" for image in images]
+            counts.append(len(images))
+            own_labels.append(labels_of[folder_of[folder]])
         if not paths:
             raise ClipbiasError(f"{entry.name}: {place}/{prefix} has no image in class folders; {how_to_fetch(entry)}")
-        splits[split_name] = (tuple(paths), np.asarray(labels, np.int32))
+        splits[split_name] = (Keys.of(paths), np.repeat(np.asarray(own_labels, np.int32), counts))
     if entry.layout == "imagenet":
         splits["test"] = splits["val"]
     return Listing(tuple(names[identifier] for identifier in ids), ids, splits)
@@ -214,7 +219,7 @@ def with_index(dataset: Dataset, index_file: str | os.PathLike | None) -> Datase
     """Replaces the training split by the images that `index_file` lists, in its order; None changes nothing."""
     if index_file is None:
         return dataset
-    path = user_path(index_file)
+    path = data_path(index_file)
     if not path.exists():
         raise ClipbiasError(f"there is no index file {path}; check index_file.")
     if path.suffix == ".json":

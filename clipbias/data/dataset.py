@@ -1,13 +1,13 @@
 """A labelled image set: class names, a prompt template and up to three splits of encoded images."""
 
 import dataclasses
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from clipbias.data.keys import Keys
 from clipbias.errors import ClipbiasError
 
 TEMPLATE = "a photo of a {}."  # where a dataset has none of its own
@@ -18,27 +18,31 @@ class Split:
     """A labelled list of encoded images. Nothing is read before `read` is called.
 
     Attributes:
-      keys: A stable, readable name of each example (its relative path), unique within the split.
+      keys: A stable, readable name of each example (its relative path), unique within the split; of any sequence of
+        texts a `Keys` is made.
       labels: int32 [n], 0-based.
       read: Example index to encoded image bytes; raises `ClipbiasError` naming the file.
       stamp: Example index to what changes when the example does, as text, and when it changed last, in seconds since
         the epoch; `None` where nothing tells.
       path: Example index to the image's file, where it has one of its own.
+      chosen_from: What `origin` tells, where this was chosen from another split, and `read` as it was then.
     """
 
-    keys: tuple[str, ...]
+    keys: Sequence[str]
     labels: np.ndarray
     read: Callable[[int], bytes]
     stamp: Callable[[int], tuple[str, float]] | None = None
     path: Callable[[int], Path] | None = None
+    chosen_from: "tuple[Split, np.ndarray, Callable[[int], bytes]] | None" = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        keys = Keys.of(self.keys)
+        object.__setattr__(self, "keys", keys)
         object.__setattr__(self, "labels", np.asarray(self.labels, dtype=np.int32).reshape(-1))
         self.labels.flags.writeable = False
-        if len(self.keys) != len(self.labels):
-            raise ValueError(f"{len(self.keys)} keys but {len(self.labels)} labels")
-        if len(set(self.keys)) != len(self.keys):
-            twice = next(key for key, count in Counter(self.keys).items() if count > 1)
+        if len(keys) != len(self.labels):
+            raise ValueError(f"{len(keys)} keys but {len(self.labels)} labels")
+        if (twice := keys.repeated()) is not None:
             raise ClipbiasError(f"the image {twice} is listed twice in one split; list it once.")
 
     def __len__(self) -> int:
@@ -47,14 +51,36 @@ class Split:
     def subset(self, indices: Sequence[int] | np.ndarray) -> "Split":
         """The examples at `indices`, in that order."""
         chosen = np.asarray(indices, dtype=np.int64).reshape(-1)
-        read, stamp, path = self.read, self.stamp, self.path
+        base, places = self.origin()
+        places = places[chosen]
+        stamp, path = base.stamp, base.path
+
+        def read(index: int) -> bytes:
+            return base.read(int(places[index]))
+
         return Split(
-            keys=tuple(self.keys[index] for index in chosen),
+            keys=Keys.of(self.keys).take(chosen),
             labels=self.labels[chosen],
-            read=lambda index: read(int(chosen[index])),
-            stamp=None if stamp is None else lambda index: stamp(int(chosen[index])),
-            path=path and (lambda index: path(int(chosen[index]))),
+            read=read,
+            stamp=None if stamp is None else lambda index: stamp(int(places[index])),
+            path=path and (lambda index: path(int(places[index]))),
+            chosen_from=(base, places, read),
         )
+
+    def origin(self) -> "tuple[Split, np.ndarray]":
+        """The split that this one was chosen from, through others if need be, and where each example stands there.
+
+        The latter is int64 [n]. A split that was chosen from none is its own.
+        """
+        if self.chosen_from is None or self.chosen_from[2] is not self.read:  # replaced: other images
+            return self, np.arange(len(self))
+        return self.chosen_from[:2]
+
+    def digests(self) -> tuple[np.ndarray, np.ndarray]:
+        """SHA-256 of the images that this process has read for it, uint8 [n, 32], and which these are, bool [n]."""
+        if "_digests" not in self.__dict__:
+            self.__dict__["_digests"] = np.zeros((len(self), 32), np.uint8), np.zeros(len(self), bool)
+        return self.__dict__["_digests"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -115,7 +141,10 @@ class Dataset:
 
 def is_unicode(text: str) -> bool:
     """Whether UTF-8 can write it: JSON can hold half a surrogate pair, and a file name any bytes."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+    try:
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def check_template(template: str) -> None:

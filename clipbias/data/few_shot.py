@@ -54,14 +54,15 @@ def confident(predicted: np.ndarray, doubt: np.ndarray, *, shots: int) -> np.nda
 
 
 def _draw(stream: random.Random, labels: np.ndarray, shots: int, split_name: str) -> Sequence[int]:
-    by_class: dict[int, list[int]] = {}
-    for index, label in enumerate(labels.tolist()):
-        by_class.setdefault(label, []).append(index)
+    # Class by class in the order in which they first appear, and the images of each in list order.
+    order = np.argsort(labels, kind="stable")
+    parts = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1) if len(labels) else []
     picks: list[int] = []
     short = []
-    for label, indices in by_class.items():
+    for part in sorted(parts, key=lambda part: part[0]):
+        indices = part.tolist()
         if len(indices) < shots:
-            short.append(f"class {label} has {len(indices)}")
+            short.append(f"class {labels[indices[0]]} has {len(indices)}")
             picks.extend(indices)
         else:
             picks.extend(stream.sample(indices, shots))

@@ -9,6 +9,7 @@ from absl import logging
 
 from clipbias.data import files_on_disk
 from clipbias.data.dataset import TEMPLATE, Dataset, Split
+from clipbias.data.keys import Keys
 from clipbias.errors import ClipbiasError
 
 # Names under which people keep each split, in order of preference.
@@ -83,25 +84,27 @@ def complete_splits(splits: dict[str, Split], place: str) -> dict[str, Split]:
     return splits
 
 
-def divide(split: Split, shares: tuple[float, float]) -> tuple[list[int], list[int], list[int]]:
-    """Indices of train, val and test parts, per class, fixed by a hash of each image's key.
+def divide(split: Split, shares: tuple[float, float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Indices of train, val and test parts, int64 and ascending, per class, fixed by a hash of each image's key.
 
     Every class keeps at least one training image; the two other parts get the rounded `shares`. The order in
     which the images are listed does not matter.
     """
-    parts: tuple[list[int], list[int], list[int]] = ([], [], [])
-    ranks = [hashlib.sha256(key.encode()).digest() for key in split.keys]
-    for label in np.unique(split.labels):
-        indices = sorted(np.flatnonzero(split.labels == label).tolist(), key=lambda index: ranks[index])
+    parts: tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]] = ([], [], [])
+    digests = b"".join(hashlib.sha256(key).digest() for key in Keys.of(split.keys).encoded())
+    ranks = np.frombuffer(digests, ">u8").reshape(-1, 4).astype(np.uint64).T
+    order = np.lexsort((*ranks[::-1], split.labels))  # by label, and in each by its digest as a number
+    for indices in np.split(order, np.flatnonzero(np.diff(split.labels[order])) + 1):
         val_count = round(len(indices) * shares[0])
         test_count = round(len(indices) * shares[1])
         if val_count + test_count >= len(indices):
             val_count = 0
         test_count = min(test_count, len(indices) - 1)
-        parts[1].extend(indices[:val_count])
-        parts[2].extend(indices[val_count : val_count + test_count])
-        parts[0].extend(indices[val_count + test_count :])
-    return sorted(parts[0]), sorted(parts[1]), sorted(parts[2])
+        parts[1].append(indices[:val_count])
+        parts[2].append(indices[val_count : val_count + test_count])
+        parts[0].append(indices[val_count + test_count :])
+    train, val, test = (np.sort(np.concatenate(part)) for part in parts)
+    return train, val, test
 
 
 def _read_classes(folder: Path, root: Path, class_names: tuple[str, ...], every_class: bool) -> Split:
@@ -112,12 +115,13 @@ def _read_classes(folder: Path, root: Path, class_names: tuple[str, ...], every_
             f"{folder} has the class folder {unknown[0]!r}, which the train folder has not; add it there or remove it."
         )
     keys: list[str] = []
-    labels: list[int] = []
-    prefix = folder.relative_to(root)
-    for label, class_name in enumerate(class_names):
-        names = files_on_disk.image_files(folder / class_name)
+    counts: list[int] = []
+    prefix = "".join(f"{part}/" for part in folder.relative_to(root).parts)
+    listed = files_on_disk.in_each(folder, class_names)
+    for class_name, names in zip(class_names, listed, strict=True):
         if not names and every_class:
             raise ClipbiasError(f"the class folder {folder / class_name} has no image; add some or remove it.")
-        keys.extend((prefix / class_name / file_name).as_posix() for file_name in names)
-        labels.extend([label] * len(names))
-    return files_on_disk.split_of_files(root, keys, labels)
+        keys += [f"{prefix}{class_name}/{file_name}" for file_name in names]
+        counts.append(len(names))
+    labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+    return files_on_disk.split_of_files(root, Keys.of(keys, distinct=True), labels)

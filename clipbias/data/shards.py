@@ -8,7 +8,7 @@ import contextlib
 import io
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,11 @@ from clipbias import interruption
 from clipbias.checks import check_text
 from clipbias.data import benchmark, transforms
 from clipbias.data.dataset import Dataset, Split
+from clipbias.data.keys import Keys
+from clipbias.data.record_index import Index
 from clipbias.data.tfds_records import Prepared
 from clipbias.errors import ClipbiasError
-from clipbias.files import reason, shorten
+from clipbias.files import reason, shorten, user_path
 
 VERSION = "1.0.0"
 SUFFIX = "_coop"
@@ -40,7 +42,7 @@ def build(dataset: Dataset, out_dir: str | os.PathLike) -> epath.Path:
     import tensorflow_datasets as tfds
 
     name = dataset.name.replace("/", "_").replace("-", "_") + SUFFIX
-    out = epath.Path(out_dir)
+    out = epath.Path(user_path(out_dir))
     if (out / name / VERSION).exists():
         raise ClipbiasError(f"{out / name / VERSION} exists already; remove it to build it again.")
     # One split under two names (ImageNet's val and test) is stored once.
@@ -86,7 +88,7 @@ def build(dataset: Dataset, out_dir: str | os.PathLike) -> epath.Path:
     tfds.disable_progress_bar()
     made = [out / name] if out.exists() else [out / name, out]
     try:
-        builder = Shards(data_dir=os.fspath(out_dir), file_format="array_record")
+        builder = Shards(data_dir=os.fspath(out), file_format="array_record")
         with tempfile.TemporaryDirectory() as unused:  # TFDS makes folders for downloads that there are none of
             builder.download_and_prepare(download_dir=unused)
     except (OSError, RuntimeError) as error:  # RuntimeError: what the writer of the records makes of a full disk
@@ -96,7 +98,20 @@ def build(dataset: Dataset, out_dir: str | os.PathLike) -> epath.Path:
         for folder in made:
             with contextlib.suppress(OSError):
                 os.rmdir(folder)  # after a failure; a folder that holds something stays
-    return epath.Path(builder.data_dir)
+    folder = epath.Path(builder.data_dir)
+    _write_indices(Prepared(folder), {stored: dataset.splits[stored] for stored in stored_as.values()})
+    return folder
+
+
+def _write_indices(prepared: Prepared, splits: Mapping[str, Split]) -> None:
+    """Writes the index of each split: TFDS orders records by a hash of their keys, so that none has to be read."""
+    from tensorflow_datasets.core import hashing
+
+    for name, split in splits.items():
+        hasher = hashing.Hasher(name)
+        hashes = [hasher.hash_key(key) for key in split.keys]
+        order = np.asarray(sorted(range(len(split)), key=hashes.__getitem__), np.int64)
+        prepared.keep_index(name, Index(split.labels[order], Keys.of(split.keys).take(order), order), "key")
 
 
 def find(name: str, data_dir: str | os.PathLike) -> epath.Path | None:

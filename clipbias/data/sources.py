@@ -8,7 +8,7 @@ from clipbias.checks import check_text
 from clipbias.data import benchmark, catalog, demo, folder, tables
 from clipbias.data.dataset import Dataset
 from clipbias.errors import ClipbiasError
-from clipbias.files import shorten, user_path
+from clipbias.files import data_path, shorten, user_path
 
 
 def names() -> tuple[str, ...]:
@@ -44,8 +44,8 @@ def load(
         raise ClipbiasError("a dataset takes no option 'name'; see the table in clipbias.data.load.")
     try:
         if name == "folder":
-            if data_dir is not None and tables.has_metadata(user_path(data_dir)):
-                return tables.load_metadata(user_path(data_dir), template=template, **options)
+            if data_dir is not None and tables.has_metadata(data_path(data_dir)):
+                return tables.load_metadata(data_path(data_dir), template=template, **options)
             return folder.load(data_dir, template=template, **options)
         if name == "csv":
             return tables.load(data_dir, template=template, **options)
@@ -76,6 +76,7 @@ def unknown_name(name: str) -> ClipbiasError:
 def _catalogue(name: str, data_dir: str | os.PathLike | None, template: str | None, /, **options: Any) -> Dataset:
     from clipbias.data import shards
 
-    if data_dir is not None and (built := shards.find(name, user_path(data_dir))) is not None:
+    if data_dir is not None and (built := shards.find(name, data_path(data_dir))) is not None:
+        user_path(built)  # array_record reads files alone
         return shards.load(built, template=template, **options)
     return benchmark.load(catalog.ENTRIES[name], data_dir, template=template, **options)

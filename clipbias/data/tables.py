@@ -10,7 +10,7 @@ from clipbias.data import files_on_disk
 from clipbias.data.dataset import TEMPLATE, Dataset, Split
 from clipbias.data.folder import SPLIT_FOLDERS, complete_splits
 from clipbias.errors import ClipbiasError
-from clipbias.files import parse_json, read_text, user_path
+from clipbias.files import data_path, parse_json, read_text
 
 METADATA = ("metadata.jsonl", "metadata.csv")
 SPLIT_NAMES = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}
@@ -43,7 +43,7 @@ def load(
     """
     if data_dir is None:
         raise ClipbiasError("dataset csv needs data_dir, the .csv or .jsonl file that lists the images.")
-    path = user_path(data_dir)
+    path = data_path(data_dir)
     if not path.is_file():
         raise ClipbiasError(f"dataset csv: there is no file {path}; data_dir must name the .csv or .jsonl file.")
     rows = _rows(path, path_column, label_column, "")

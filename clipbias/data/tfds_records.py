@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -14,11 +15,16 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from clipbias import files
-from clipbias.data.contents import stamp_of
+from clipbias import files, interruption
+from clipbias.data import record_index
+from clipbias.data.files_on_disk import stamp_of
+from clipbias.data.keys import Keys
+from clipbias.data.record_index import Index
 from clipbias.errors import ClipbiasError
 
-INDEX_FILE = "clipbias_index_{split}.json"
+CHUNK = 256  # records that are read at once
+SAMPLES = 32  # records that are looked at before what is said of all of them is believed
+SECONDS_BETWEEN_LINES = 10.0
 # Under these keys a description of features names a Python class, the last one in old descriptions.
 CLASS_KEYS = frozenset({"pythonClassName", "python_class_name", "type"})
 OWN_FEATURES = "tensorflow_datasets.core.features."
@@ -38,7 +44,7 @@ class Records:
       stamp: What changes when a file of the dataset does (`Split.stamp`).
     """
 
-    ids: tuple[str, ...]
+    ids: Keys
     labels: np.ndarray
     order: np.ndarray
     read: Callable[[int], bytes]
@@ -107,20 +113,13 @@ class Prepared:
             ) from error
 
     def records(self, split: str, id_feature: str | None) -> Records:
-        """Identifiers and labels of a split; the first time this reads it whole and leaves an index beside it."""
+        """Identifiers and labels of a split, from its index; without one it is read whole, and leaves one."""
         if not _SPLIT.fullmatch(split) or split not in self.splits:  # the name becomes a part of a file's name
             raise ClipbiasError(f"{self.folder} has no split {split!r}; it has {', '.join(self.splits)}.")
         count = self._builder.info.splits[split].num_examples
-        path = self.folder / INDEX_FILE.format(split=split)
-        index = _kept_index(path, id_feature, count)
-        if index is None:
-            index = self._read_index(split, id_feature)
-            try:
-                files.write_text(path, json.dumps(index, ensure_ascii=False))
-            except ClipbiasError as error:  # a read-only copy works too, only slower
-                logging.warning("The index of %s is not kept: %s", self.folder, error)
-        ids = tuple(index["ids"]) if id_feature else tuple(f"{number:07d}" for number in range(count))
-        positions = index["positions"] or range(count)
+        place = record_index.Place(self.folder, split, id_feature, count)
+        index = place.find_or_make(lambda: self._read_index(split, id_feature))
+        ids = Keys.of((f"{number:07d}" for number in range(count)), distinct=True) if index.ids is None else index.ids
         lock = threading.Lock()
         opened = functools.cache(lambda: self.source(split))  # at the first use
 
@@ -132,30 +131,54 @@ class Prepared:
 
         @functools.cache
         def stamp() -> tuple[str, float]:
-            own = INDEX_FILE.partition("{")[0]
+            own = record_index.ANY_FILE
             found = [stamp_of(path) for path in sorted(self.folder.iterdir()) if not path.name.startswith(own)]
             text = " ".join(text for text, _ in found)
             return hashlib.sha256(text.encode()).hexdigest(), max(changed for _, changed in found)
 
-        labels, order = np.asarray(index["labels"], np.int32), np.argsort(positions, kind="stable")
-        return Records(ids, labels, order, read, lambda number: (f"{number} {stamp()[0]}", stamp()[1]))
+        order = np.arange(count) if index.positions is None else np.argsort(index.positions, kind="stable")
+        return Records(ids, index.labels, order, read, lambda number: (f"{number} {stamp()[0]}", stamp()[1]))
 
-    def _read_index(self, split: str, id_feature: str | None) -> dict:
+    def _read_index(self, split: str, id_feature: str | None) -> Index:
         features = self._builder.info.features
         for wanted in ("image", "label", id_feature):
             if wanted is not None and wanted not in features:
                 raise ClipbiasError(f"{self.folder} has no feature {wanted!r}; it has {', '.join(features)}.")
-        ids, labels, positions = [], [], []
-        source = self.source(split)
+        ids: list[bytes] = []
+        labels, positions = [], []
+        source, told = self.source(split), time.monotonic()
+        logging.info("%s has no index: all %d records of %s are read, this once", self.folder, len(source), split)
         with self.told(split):
-            for number in range(len(source)):
+            for first in range(0, len(source), CHUNK):
+                interruption.check()
+                for record in source.__getitems__(range(first, min(first + CHUNK, len(source)))):
+                    labels.append(int(record["label"]))
+                    if id_feature:
+                        ids.append(bytes(record[id_feature]))
+                    if "position" in features:
+                        positions.append(int(record["position"]))
+                if time.monotonic() > told + SECONDS_BETWEEN_LINES:
+                    told = time.monotonic()
+                    logging.info("%d of %d records of %s", len(labels), len(source), split)
+            names = Keys.laid_out(b"".join(ids), np.fromiter(map(len, ids), np.int64, len(ids))) if id_feature else None
+        return Index(np.asarray(labels, np.int32), names, np.asarray(positions, np.int64) if positions else None)
+
+    def keep_index(self, split: str, index: Index, id_feature: str) -> None:
+        """Writes what whoever made the records knows of them, if some of them agree.
+
+        Otherwise the index is made by reading them all.
+        """
+        count = self._builder.info.splits[split].num_examples
+        assert index.ids is not None and index.positions is not None, "it is of records that were just made"
+        source, fits = self.source(split), count == len(index.ids)
+        with self.told(split):
+            for number in np.unique(np.linspace(0, count - 1, SAMPLES).astype(np.int64)).tolist() if fits else ():
                 record = source[number]
-                labels.append(int(record["label"]))
-                if id_feature:
-                    ids.append(bytes(record[id_feature]).decode("utf-8"))
-                if "position" in features:
-                    positions.append(int(record["position"]))
-        return {"id_feature": id_feature, "ids": ids, "labels": labels, "positions": positions}
+                label, name, position = (record[feature] for feature in ("label", id_feature, "position"))
+                known = index.labels[number], index.ids[number].encode(), index.positions[number]
+                fits = fits and (int(label), bytes(name), int(position)) == known
+        place = record_index.Place(self.folder, split, id_feature, count)
+        place.keep(index if fits else self._read_index(split, id_feature))
 
 
 def find_prepared(data_dir: epath.PathLike, builder: str, lowest_version: str = "0.0.0") -> Prepared:
@@ -202,21 +225,6 @@ def check_features(path: epath.Path) -> None:
             raise
     except (ValueError, RecursionError) as error:
         raise ClipbiasError(f"{path} is not a description of features ({error}); prepare the dataset again.") from error
-
-
-def _kept_index(path: epath.Path, id_feature: str | None, count: int) -> dict | None:
-    """An index that was left beside the records, if it is whole and belongs to them."""
-    if not path.exists():
-        return None
-    try:
-        index = files.read_json(path, dict)
-        kinds = {"labels": int, "positions": int, "ids": str}
-        whole = all(isinstance(value, kind) for name, kind in kinds.items() for value in index[name])
-    except (ClipbiasError, KeyError, TypeError):
-        return None
-    wanted = {"labels": count, "positions": len(index["positions"]) and count, "ids": count if id_feature else 0}
-    fits = index.get("id_feature") == id_feature and all(len(index[name]) == size for name, size in wanted.items())
-    return index if whole and fits else None
 
 
 def _first_words(error: Exception) -> str:

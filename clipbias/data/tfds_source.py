@@ -1,7 +1,7 @@
 """Datasets that tensorflow-datasets has prepared, with the builder's own split or with the benchmark's."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,9 +11,10 @@ from clipbias.data import benchmark, catalog, class_names
 from clipbias.data.dataset import TEMPLATE, Dataset, Split
 from clipbias.data.entry import Entry, Tfds
 from clipbias.data.folder import complete_splits
+from clipbias.data.keys import Keys
 from clipbias.data.tfds_records import Records
 from clipbias.errors import ClipbiasError
-from clipbias.files import user_path
+from clipbias.files import data_path
 
 if TYPE_CHECKING:
     from clipbias.data.tfds_records import Prepared
@@ -92,8 +93,8 @@ def _with_own_split(name: str, entry: Entry | None, stock: Tfds, prepared: "Prep
         if own not in prepared.splits:
             continue
         records = prepared.records(own, None)
-        names = tuple(f"{own}/{number}" for number in records.ids)
-        whole = Split(names, new_label[records.labels], records.read, records.stamp)
+        keys = Keys.of((f"{own}/{number}" for number in records.ids), distinct=True)  # without a feature: numbers
+        whole = Split(keys, new_label[records.labels], records.read, records.stamp)
         splits[benchmark_name] = whole.subset(np.flatnonzero(whole.labels >= 0))
     if not splits:
         raise ClipbiasError(f"{name} has the splits {', '.join(prepared.splits)}, none of which is known.")
@@ -118,24 +119,28 @@ def _with_benchmark_split(
     # Labels and class names come from the benchmark's listing alone: the builder's numbering, which differs
     # for Food101 and Caltech101, is used for nothing but the folder part of a path.
     label_names = prepared.label_names
-    available = {}
+    parts: list[Records] = []
+    available: dict[str, int] = {}  # the number of each path among the records of all splits
+    paths: list[str] = []
     for own, benchmark_name in stock.splits.items():
         if own not in prepared.splits:
             continue
         records = prepared.records(own, stock.id_feature)
-        for number, identifier in enumerate(records.ids):
-            path = stock.path.format(
-                id=identifier.lstrip("/"), label=label_names[records.labels[number]], split=benchmark_name
-            )
-            available[_fold(path, stock)] = (path, records, number)
-    listing = _listing(entry, stock, available, split_dir)
+        names = [label_names[label] for label in records.labels.tolist()]
+        form = stock.path.replace("{split}", benchmark_name).format
+        listed = [form(id=i.lstrip("/"), label=name) for i, name in zip(records.ids, names, strict=True)]
+        available |= {_fold(path, stock): number for number, path in enumerate(listed, start=len(paths))}
+        paths += listed
+        parts.append(records)
+    listing = _listing(entry, stock, [paths[number] for number in available.values()], split_dir)
     lacking: list[str] = []
     splits: dict[str, Split] = {}
-    for split_name, (paths, labels) in listing.splits.items():
-        found = [index for index, path in enumerate(paths) if _fold(path, stock) in available]
-        lacking.extend(path for path in paths if _fold(path, stock) not in available)
-        places = [available[_fold(paths[index], stock)] for index in found]
-        splits[split_name] = Split(tuple(paths[index] for index in found), labels[found], *_from_each(places))
+    for split_name, (wanted, labels) in listing.splits.items():
+        places = np.fromiter((available.get(_fold(path, stock), -1) for path in wanted), np.int64, len(wanted))
+        lacking.extend(wanted[index] for index in np.flatnonzero(places < 0).tolist())
+        found = np.flatnonzero(places >= 0)
+        keys = Keys.of(wanted).take(found)
+        splits[split_name] = Split(keys, labels[found], *_from_each(parts, places[found]))
     if len(lacking) > stock.may_lack:
         raise ClipbiasError(
             f"{name}: {prepared.folder} lacks {len(lacking)} images of the benchmark's split, such as {lacking[0]}; "
@@ -147,24 +152,22 @@ def _with_benchmark_split(
     return Dataset(name, listing.class_names, template, splits, listing.class_ids)
 
 
-def _listing(
-    entry: Entry, stock: Tfds, available: Mapping[str, tuple], split_dir: str | os.PathLike
-) -> benchmark.Listing:
-    root = user_path(split_dir)
+def _listing(entry: Entry, stock: Tfds, available: Iterable[str], split_dir: str | os.PathLike) -> benchmark.Listing:
+    root = data_path(split_dir)
     root = benchmark.own_folder(entry, root) or root
     if entry.split_file is not None:
         hint = f"say where it is with split_dir, or {benchmark.how_to_fetch(entry, split_alone=True)}"
         return benchmark.read_split_file(root / entry.split_file, hint=hint)
     names = benchmark.imagenet_names(root)
     tree: dict[str, list[str]] = {}
-    for path, *_ in available.values():
+    for path in available:
         folder, _, image = path.rpartition("/")
         tree.setdefault(folder, []).append(image)
     return benchmark.from_class_folders(
         entry,
         names,
         lambda prefix: [folder[len(prefix) :] for folder in tree if folder.startswith(prefix)],
-        lambda folder: sorted(tree[folder]),
+        lambda part, folders: (sorted(tree[part + folder]) for folder in folders),
         stock.builder,
     )
 
@@ -174,10 +177,21 @@ def _fold(path: str, stock: Tfds) -> str:
 
 
 def _from_each(
-    places: list[tuple[str, Records, int]],
+    parts: Sequence[Records], places: np.ndarray
 ) -> tuple[Callable[[int], bytes], Callable[[int], tuple[str, float]]]:
-    """`Split.read` and `Split.stamp` of examples that are each a record of its own (path, records, number)."""
-    return (
-        lambda index: places[index][1].read(places[index][2]),
-        lambda index: places[index][1].stamp(places[index][2]),
-    )
+    """`Split.read` and `Split.stamp` of examples that are each a record of its own, numbered through all `parts`."""
+    ends = np.cumsum([len(records.ids) for records in parts])
+
+    def record(index: int) -> tuple[Records, int]:
+        part = int(np.searchsorted(ends, places[index], side="right"))
+        return parts[part], int(places[index] - (ends[part] - len(parts[part].ids)))
+
+    def read(index: int) -> bytes:
+        records, number = record(index)
+        return records.read(number)
+
+    def stamp(index: int) -> tuple[str, float]:
+        records, number = record(index)
+        return records.stamp(number)
+
+    return read, stamp

@@ -120,7 +120,7 @@ class Study:
                 found.update(str(path).encode() + np.asarray(leaf).tobytes())
         for images in (self.split, self.training.subset(self.training_images) if self.training else None):
             content = None if images is None else contents(images, on_error=self.options.on_image_error)
-            found.update(json.dumps([content, images and images.keys]).encode())
+            found.update(json.dumps([content, images and [*images.keys]]).encode())
         found.update(json.dumps([FORMAT, self.clip.fingerprint, self.options.what_counts()]).encode())
         found.update(self.split.labels.tobytes())
         return found.hexdigest()

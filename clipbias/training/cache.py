@@ -247,4 +247,4 @@ class Cache:
 
 def _images(dataset: Dataset, split: Split) -> list[Any]:
     described = [] if dataset.descriptions is None else [dataset.descriptions.digest]
-    return [dataset.class_names, dataset.template, split.keys, split.labels.tolist(), *described]
+    return [dataset.class_names, dataset.template, [*split.keys], split.labels.tolist(), *described]

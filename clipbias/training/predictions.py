@@ -34,7 +34,7 @@ def fingerprint(task: Task, learnables: Learnables, method: str, split: Split) -
     """
     content = contents(split, on_error="skip")
     facts: list[Any] = [2, content, task.clip.fingerprint, repr(task.clip.preprocessing), method, source_digest(method)]
-    facts += [repr(sorted(task.options().items())), task.class_names, task.texts, task.classifier.dtype, split.keys]
+    facts += [repr(sorted(task.options().items())), task.class_names, task.texts, task.classifier.dtype, [*split.keys]]
     found = hashlib.sha256(json.dumps(facts).encode())
     found.update(np.ascontiguousarray(split.labels).tobytes())
     for path, leaf in sorted(jax.tree_util.tree_leaves_with_path(learnables), key=lambda x: str(x[0])):

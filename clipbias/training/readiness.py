@@ -112,7 +112,7 @@ def look(
       how: of `inspection.HOW`.
       skip: whether images that cannot be read are left out, so that only a split without any other counts.
     """
-    counts = {name: len(inspection.paths(_every(kinds))) for name, kinds in splits.items()}
+    counts = {name: inspection.count(_every(kinds)) for name, kinds in splits.items()}
     total, problems = 0 if how == "none" else sum(counts.values()), {}
     if total >= MANY:
         say(f"looking at {total:,} images of {len(splits)} datasets")

@@ -1,10 +1,17 @@
 """Class folders in the layouts that people have, and broken ones."""
 
+import hashlib
 import os
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from clipbias import data
+from clipbias.data.dataset import Split
+from clipbias.data.files_on_disk import image_files
+from clipbias.data.folder import divide
+from clipbias.data.listings import IMAGE_SUFFIXES
 from clipbias.errors import ClipbiasError
 from tests.data.pictures import write
 
@@ -70,6 +77,63 @@ def test_links_and_nested_images(tmp_path):
         os.symlink(tmp_path / "elsewhere" / name, tmp_path / "root" / name)
     dataset = data.load("folder", data_dir=tmp_path / "root")
     assert dataset.splits["train"].keys == ("x/deep.png", "y/inner/deep.JPG")
+
+
+def plain_listing(folder):
+    """What `os.walk` and paths say."""
+    found = []
+    for place, inner, names in os.walk(folder):
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        visible = (Path(place, name) for name in names if not name.startswith("."))
+        found += [p.relative_to(folder).as_posix() for p in visible if p.suffix.lower() in IMAGE_SUFFIXES]
+    return sorted(found)
+
+
+def test_images_are_listed_as_a_plain_walk_lists_them(tmp_path):
+    root = tmp_path / "root"
+    for name in (
+        "b.jpg",
+        "a.JPEG",
+        "z.webp",
+        "z.PNG",
+        "in/a.jpg",
+        "in.jpg/deep/x.TIFF",
+        "é/ü.png",
+        ".in/a.jpg",
+        ".a.jpg",
+    ):
+        write(root / name)
+    for name in ("notes.txt", "jpg", "x.jpg.part", "in/.hidden.png"):
+        (root / name).write_bytes(b"")
+    (tmp_path / "outside").mkdir()
+    write(tmp_path / "outside" / "o.png")
+    for name, target in (
+        *(("link.png", root / "b.jpg"), ("gone.png", "nowhere"), ("circle.png", "circle.png")),
+        *(("folder.png", tmp_path / "outside"), ("linked", tmp_path / "outside")),
+    ):
+        os.symlink(target, root / name)
+    found = image_files(root)
+    assert found == plain_listing(root)
+    assert {"in.jpg/deep/x.TIFF", "circle.png", "link.png", "gone.png"} < set(found)
+    assert not {"folder.png", "linked/o.png"} & set(found)
+
+
+def test_division_equals_a_plain_rendering():
+    rng = np.random.default_rng(0)
+    labels = rng.permutation(np.repeat(np.arange(6), [1, 2, 3, 5, 20, 41]))
+    split = Split([f"{label}/{number}.png" for number, label in enumerate(labels)], labels, lambda index: b"")
+    for shares in ((0.2, 0.3), (0.2, 0.0)):
+        expected = ([], [], [])
+        for label in range(6):
+            own = sorted(
+                np.flatnonzero(labels == label).tolist(), key=lambda i: hashlib.sha256(split.keys[i].encode()).digest()
+            )
+            val, test = round(len(own) * shares[0]), round(len(own) * shares[1])
+            val = 0 if val + test >= len(own) else val
+            test = min(test, len(own) - 1)
+            for part, chosen in zip(expected, (own[val + test :], own[:val], own[val : val + test]), strict=True):
+                part.extend(chosen)
+        assert [part.tolist() for part in divide(split, shares)] == [sorted(part) for part in expected]
 
 
 def test_refusals(tmp_path):

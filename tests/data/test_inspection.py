@@ -32,16 +32,22 @@ def decodes(content: bytes) -> bool:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_whole_and_cut_images(form: str, tmp_path: Path) -> None:
-    whole, path = encoded(form), tmp_path / "a.img"
+def test_whole_and_cut_images(form: str) -> None:
+    whole = encoded(form)
+
+    def passes(content: bytes) -> bool:
+        try:
+            inspection.check_whole(content, "a.img")
+        except ClipbiasError:
+            return False
+        return True
+
     for share in (0.0, 0.05, 0.5, 0.9, 0.999, 1.0):
         content = whole[: round(share * len(whole))]
-        path.write_bytes(content)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            assert (inspection.what_is_wrong(path, "a.img") is None) == decodes(content), share
-    path.write_bytes(whole + b"\0" * 500)  # what cameras leave behind the end
-    assert inspection.what_is_wrong(path, "a.img") is None
+            assert passes(content) == decodes(content), share
+    assert passes(whole + b"\0" * 500)  # what cameras leave behind the end
 
 
 def test_a_whole_image_is_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,109 @@
+"""Images in an object store: what is opened there is what is opened on a disk."""
+
+from pathlib import Path
+
+import pytest
+
+from clipbias import clip as clip_package
+from clipbias import data, remote
+from clipbias.data import inspection, shards
+from clipbias.data.contents import contents
+from clipbias.errors import ClipbiasError
+from tests.bucket import Bucket
+from tests.data import miniatures
+from tests.data.pictures import write
+
+GS = "gs://bucket/data"
+
+
+def upload(store: Bucket, folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            store.pipe_file(f"{GS}/{path.relative_to(folder).as_posix()}", path.read_bytes())
+
+
+def assert_same(one: data.Dataset, other: data.Dataset) -> None:
+    assert one.class_names == other.class_names and one.splits.keys() == other.splits.keys()
+    for name, split in one.splits.items():
+        assert split.keys == other.splits[name].keys and (split.labels == other.splits[name].labels).all()
+        assert contents(split) == contents(other.splits[name])
+        assert inspection.unreadable([split]) == {}
+
+
+def no_package(path: str) -> None:
+    raise ImportError("Please install it")
+
+
+@pytest.mark.parametrize("name", ["imagenet", "eurosat", "fgvc_aircraft"])
+def test_catalogue_datasets(tmp_path, bucket, name):
+    miniatures.make(tmp_path, name)
+    upload(bucket, tmp_path)
+    assert_same(data.load(name, data_dir=GS), data.load(name, data_dir=tmp_path))
+
+
+def test_folders_and_tables(tmp_path, bucket):
+    for place in (
+        "cat/1.png",
+        "cat/in/2.JPG",
+        "cat/.hidden.png",
+        "cat/.in/3.png",
+        "dog/in/.in/4.png",
+        "dog/1.png",
+        ".x/1.png",
+    ):
+        write(tmp_path / place, seed=len(place))
+    (tmp_path / "dog" / "note.txt").write_text("no image")
+    (tmp_path / "all.csv").write_text("path,label\ncat/1.png,cat\ndog/1.png,dog\ncat/in/2.JPG,cat\n")
+    upload(bucket, tmp_path)
+    assert_same(data.load("folder", data_dir=GS), data.load("folder", data_dir=tmp_path))
+    assert_same(data.load("csv", data_dir=f"{GS}/all.csv"), data.load("csv", data_dir=tmp_path / "all.csv"))
+
+
+def test_objects_that_did_not_change_are_read_once(tmp_path, bucket, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for number in range(4):
+        write(tmp_path / "data" / "cat" / f"{number}.png", seed=number)
+    upload(bucket, tmp_path / "data")
+    bucket.read_objects.clear()
+    first = contents(data.load("folder", data_dir=GS).split("train"))
+    assert len(bucket.read_objects) == len(set(bucket.read_objects)) > 0
+    before = len(bucket.read_objects)
+    assert contents(data.load("folder", data_dir=GS).split("train")) == first
+    assert len(bucket.read_objects) == before
+    again = bucket.read_objects[0]
+    content = bytearray(bucket.cat_file(again))
+    content[-20] ^= 1  # as long as before
+    bucket.read_objects.pop()
+    bucket.pipe_file(again, bytes(content))
+    assert contents(data.load("folder", data_dir=GS).split("train")) != first
+    assert bucket.read_objects[before:] == [again]
+
+
+def test_what_is_not_there_or_cannot_be_had_is_one_sentence(tmp_path, bucket, monkeypatch):
+    with pytest.raises(ClipbiasError, match=r"there is no folder gs://bucket/data; check data_dir"):
+        data.load("folder", data_dir=GS)
+    miniatures.make(tmp_path, "ucf101")
+    dataset = data.load("ucf101", data_dir=tmp_path)
+    upload(bucket, tmp_path)
+    gone = data.load("ucf101", data_dir=GS).split("test")
+    bucket.rm_file(f"{GS}/ucf101/UCF-101-midframes/{gone.keys[0]}")
+    with pytest.raises(ClipbiasError, match=r"cannot read the image gs://.*, listed in split_zhou_UCF101\.json: "):
+        gone.read(0)
+    for call in (
+        lambda: shards.build(dataset, GS),
+        lambda: data.load("tfds/dtd", data_dir=GS),
+        lambda: clip_package.load(f"{GS}/model"),
+    ):
+        with pytest.raises(ClipbiasError, match=r"gs://\S+ is in an object store, where images.*mount the bucket"):
+            call()
+    shards.build(dataset, tmp_path / "shards")
+    upload(bucket, tmp_path / "shards")
+    with pytest.raises(ClipbiasError, match=r"ucf101_coop.* is in an object store"):
+        data.load("ucf101", data_dir=GS)
+    bucket.refused = "Anonymous caller\nhas no access"
+    with pytest.raises(ClipbiasError, match="cannot open gs://bucket/data: Anonymous caller has no access; check"):
+        data.load("folder", data_dir=GS)
+    monkeypatch.setattr(remote, "_store", no_package)
+    with pytest.raises(ClipbiasError, match=r"gs://bucket/data needs a package to be read: pip install gcsfs"):
+        data.load("folder", data_dir=GS)
+    assert not remote.is_remote("gs:/x") and not remote.is_remote(None)
