@@ -94,7 +94,8 @@ def answer(main: Callable[[ConfigDict, Path], Any], settings: Any, workdir: str 
     try:
         if not isinstance(settings, ConfigDict):  # what the flag holds where its file could not be loaded
             raise ClipbiasError(f"cannot load the configuration: {_config_error(settings)}")
-        from clipbias.training import processes  # they import JAX, which showing runs does without
+        # They import JAX, which showing runs does without.
+        from clipbias.training import processes, remote_workdir
         from experiments import configuration
 
         configuration.check(settings, own_config(main))
@@ -102,9 +103,9 @@ def answer(main: Callable[[ConfigDict, Path], Any], settings: Any, workdir: str 
         if not workdir and not settings.get("dry_run"):
             raise ClipbiasError("no folder to write to; give --workdir=FOLDER.")
         logging.info("configuration:\n%s", settings)
-        with interruption.noted(), processes.joined():
+        with interruption.noted(), processes.joined(), remote_workdir.local_folder(workdir) as folder:
             processes.same("the configuration", plain(settings))
-            main(settings, Path(workdir))
+            main(settings, folder)
     except ClipbiasError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
