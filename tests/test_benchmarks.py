@@ -12,10 +12,11 @@ import pytest
 from clipbias.clip import convert
 from clipbias.clip.tokenizer_files import CLIP_VOCABULARY
 from clipbias.clip.weights import open_weights
+from clipbias.errors import ClipbiasError
 from clipbias.explain.results import Findings
 from clipbias.files import write_tensors
 from tools.benchmarks import __main__ as benchmark
-from tools.benchmarks import load, model, pipeline, relevancy, report, steps, study, training, worker
+from tools.benchmarks import load, model, opening, pipeline, relevancy, report, steps, study, training, worker
 
 CONFIG = model.geometry("tiny")
 SMALL = ["--geometry=tiny", "--classes=6", "--batch=2", "--repeats=1"]
@@ -83,6 +84,26 @@ def test_a_study_is_measured_section_by_section(capsys, monkeypatch):
     for name in ("seconds", "cpu_seconds", "compile_seconds", "programs"):
         assert found[name] == pytest.approx(sum(section[name] for section in found["sections"].values()), abs=2e-3)
     assert all(section["programs"] >= 1 and section["seconds"] > 0 for section in found["sections"].values())
+
+
+def test_opening_measures_each_phase_at_the_first_start_and_later(capsys, monkeypatch):
+    assert benchmark.main(["opening", "--count=1000", "--repeats=1"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["made"] == result["folder"]["files"] == 2000
+    assert result["folder"]["images"] == {"train": 1000, "val": 1000, "test": 1000}
+    first, later = (result["folder"]["here"][name] for name in ("first", "later"))
+    assert set(later) == {"scan", "import", "open", "draw", "look", "identity"} == set(first) - {"total"}
+    assert later["look"]["bytes"] < first["look"]["bytes"] / 3  # what is known is not read again
+    assert first["total"]["bytes"] == sum(first[name]["bytes"] for name in later)
+
+    def otherwise(data_dir, checkout, cache):
+        return {"drawn": [], "contents": [str(checkout)], "images": {}, "unreadable": 0}
+
+    monkeypatch.setattr(opening, "measured", otherwise)
+    with pytest.raises(ClipbiasError, match="drew or named other images"):
+        opening.starts("data", {"here": "one", "there": "two"}, opening.ROOT, 0)
+    assert benchmark.main(["opening", "--count=1000", "--checkout=/nowhere"]) == 1
+    assert "/nowhere is no checkout of the project" in capsys.readouterr().err
 
 
 def test_pipeline_measures_every_way(capsys, monkeypatch):

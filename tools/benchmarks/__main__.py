@@ -13,6 +13,8 @@
     python -m tools.benchmarks load --repeats=3
     python -m tools.benchmarks load FOLDER ViT-B-16.pt
     python -m tools.benchmarks pipeline --batch=32
+    python -m tools.benchmarks opening --count=100000 --repeats=3
+    python -m tools.benchmarks opening --shards --rehearse --repeats=1
     python -m tools.benchmarks report benchmark.jsonl --output=performance
 
 Seconds are medians over repeats. FLOP are those that the computation needs, counted by hand-checked formulas
@@ -33,7 +35,10 @@ from pathlib import Path
 from clipbias.errors import ClipbiasError
 from clipbias.files import reason
 
-COMMANDS = ("train", "compare", "features", "relevancy", "causal", "study", "startup", "load", "pipeline", "report")
+COMMANDS = (
+    *("train", "compare", "features", "relevancy", "causal", "study", "startup", "load", "pipeline", "opening"),
+    "report",
+)
 
 
 def whole(lowest: int) -> Callable[[str], int]:
@@ -79,6 +84,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--images", type=whole(1), help="study: 16 by default; pipeline: 256, and 160 is a 16-shot set of ten classes"
     )
     parser.add_argument("--step-ms", type=float, default=100.0, help="pipeline: of a training step on an accelerator")
+    parser.add_argument("--count", type=whole(1000), default=1_281_167, help="opening: images of training")
+    parser.add_argument("--shards", action="store_true", help="opening: shards of the images too")
+    parser.add_argument("--rehearse", action="store_true", help="opening: a grid that is killed and continued, too")
+    parser.add_argument("--checkout", type=Path, help="opening: another working copy of the project, in turn")
     parser.add_argument("--append", type=Path, help="a file that the JSON line is added to")
     parser.add_argument("--output", type=Path, default=Path("performance"), help="report: path without its ending")
     parsed = parser.parse_args(arguments)
@@ -103,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(report.write(parsed.files, parsed.output))
             return 0
         append(parsed.append, "")  # a measurement takes long: a file that cannot be written is told before
-        from tools.benchmarks import causal, load, pipeline, relevancy, startup, steps, study, training
+        from tools.benchmarks import causal, load, opening, pipeline, relevancy, startup, steps, study, training
 
         run = {
             "train": steps.train,
@@ -115,6 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "startup": startup.startup,
             "load": load.load,
             "pipeline": pipeline.pipeline,
+            "opening": opening.opening,
         }[parsed.command]
         result = {"command": parsed.command, "geometry": parsed.geometry, "dtype": parsed.dtype, **run(parsed)}
     except ClipbiasError as error:
