@@ -38,32 +38,22 @@ def test_versions_that_were_not_tried_are_left_alone(monkeypatch: pytest.MonkeyP
 
 
 STEPS = """
-import resource
 from clipbias.training import cpu
 cpu.prepare()
 import jax, jax.numpy as jnp
 
+@jax.jit
 def step(x):
-    twice = jax.lax.fori_loop(0, 2, lambda _, w: jnp.sin(w[:, :128] @ x[:128]), jnp.cos(x))
-    return x + jnp.sin(twice)[:8, :8].sum()
+    return jax.lax.fori_loop(0, 40, lambda _, y: jnp.tanh(y @ x), x)  # many times as long as a call takes
 
-def peak():
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-state = jnp.ones((2048, 2048))
-compiled = jax.jit(step, donate_argnums=0).lower(state).compile()
-state = compiled(state).block_until_ready()
-before = peak()
-for _ in range(8):
-    state = compiled(state)
-state.block_until_ready()
-print(compiled.memory_analysis().temp_size_in_bytes, peak() - before)
+x = step(jnp.full((256, 256), 0.01)).block_until_ready()
+for _ in range(5):
+    x = step(x)
+    print(x.is_ready())
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="memory is read as Linux counts it")
-def test_steps_in_a_row_need_the_memory_of_one() -> None:
+def test_a_step_is_over_when_its_call_returns() -> None:
+    """So that the next one finds the memory of its intermediate arrays free."""
     done = subprocess.run([sys.executable, "-c", STEPS], capture_output=True, text=True, check=True)
-    intermediate, grown = map(int, done.stdout.split())
-    assert intermediate > 30e6
-    assert grown < intermediate / 2
+    assert done.stdout.split() == ["True"] * 5
