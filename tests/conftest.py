@@ -2,7 +2,9 @@
 
 import gc
 import os
+import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ import clipbias
 from clipbias.clip import Clip
 from clipbias.training import cpu
 from tests import bucket as buckets
-from tests import helpers
+from tests import forks, helpers
 
 # Jobs in the background are started with Ctrl-C ignored; tests that press it need Python's own answer.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -59,6 +61,28 @@ LONG = (
 )
 
 
+# A program that any process of any run of the tests has compiled is not compiled again: it is known by all that it does
+# and is compiled with. `pytest --cache-clear` forgets them all, and so does a run that finds more bytes than these.
+MOST_BYTES = 1 << 30
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keeps compiled programs in pytest's own cache, for this process and all that it starts."""
+    if not hasattr(config, "cache"):  # switched off
+        return
+    folder = config.cache.mkdir("programs")
+    if not hasattr(config, "workerinput") and sum(path.stat().st_size for path in folder.iterdir()) > MOST_BYTES:
+        shutil.rmtree(folder)
+    settings = {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    for name, value in settings.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts the tests of `LONG` before the others; the order is otherwise as it was."""
     items.sort(key=lambda item: not item.nodeid.startswith(LONG))
@@ -73,9 +97,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What programs keep to be made again is kept from the user's, and the user's from the tests."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    forks.end()
 
 
 @pytest.fixture(scope="session")

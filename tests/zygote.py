@@ -1,22 +1,21 @@
-"""Runs many `python -m MODULE` commands without importing the libraries anew for each.
+"""Becomes `python -m MODULE` commands, many side by side or in turn, without importing the libraries anew for each.
 
-    python -m tests.zygote < jobs.json > results.json
-
-A job is `{"module", "arguments", "folder", "run"}`. Each is given to a fork of this process, in which the module is
-run as `__main__` in that folder; where `run` is false only its command line is read, by the module's own parser. A
-result is `{"status", "said"}`: the exit status and everything printed.
+A line of input is a job, `{"module", "arguments", "folder", "environment", "output", "errors", "run"}`. It is given to
+a fork of this process, in which the module is run as `__main__` in that folder and environment, and writes to these
+files; where `run` is false only its command line is read, by the module's own parser. The answer is the fork's number.
+A line that is a number asks how that fork ended; the answer is its exit status, or null while it runs. `tests.forks`
+asks.
 """
 
 import argparse
+import gc
 import importlib
 import json
 import os
 import runpy
 import sys
-import tempfile
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NoReturn
 
 from absl import app, flags
@@ -33,6 +32,7 @@ HEAVY = (
     "clipbias.training.grid",
     "clipbias.explain.run",
     "clipbias.report",
+    "scipy.optimize",
 )
 
 
@@ -62,14 +62,27 @@ def read_only() -> None:
     app.run = run
 
 
-def job(module: str, arguments: list[str], folder: str, run: bool) -> NoReturn:
-    """Becomes `python -m module arguments` in `folder`; does not return."""
+def become(
+    module: str, arguments: list[str], folder: str, environment: dict[str, str], output: str, errors: str, run: bool
+) -> None:
+    """Is `python -m module arguments` in `folder`, of which `main` then is the end."""
+    for number, (path, mode) in enumerate(
+        ((os.devnull, os.O_RDONLY), *((path, os.O_WRONLY | os.O_APPEND | os.O_CREAT) for path in (output, errors)))
+    ):
+        os.dup2(os.open(path, mode, 0o644), number)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    jax = importlib.import_module("jax")  # which looked at the environment when it was imported
+    jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR"))
+    sys.path.insert(0, folder)
+    sys.argv = [module, *arguments]
+    if run:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        return
+    read_only()
     status = 0
     try:
-        os.chdir(folder)
-        sys.argv = [module, *arguments]
-        if not run:
-            read_only()
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     except Read:
         pass
@@ -79,30 +92,28 @@ def job(module: str, arguments: list[str], folder: str, run: bool) -> NoReturn:
             print(end.code, file=sys.stderr)
     except BaseException:
         traceback.print_exc()
-        status = 70
+        status = 1
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(status)
+    os._exit(status)  # there is nothing to take down, which takes a second
 
 
 def main() -> None:
     for name in HEAVY:
         importlib.import_module(name)
-    results = []
-    for given in json.load(sys.stdin):
-        with tempfile.TemporaryFile() as output:
-            child = os.fork()
-            if not child:
-                os.dup2(output.fileno(), 1)
-                os.dup2(output.fileno(), 2)
-                job(**given)
-            _, status = os.waitpid(child, 0)
-            output.seek(0)
-            said = output.read().decode(errors="replace")
-        results.append({"status": os.waitstatus_to_exitcode(status), "said": said})
-    json.dump(results, sys.stdout)
+    gc.freeze()  # so that no fork looks through it for garbage
+    for line in sys.stdin:
+        job = json.loads(line)
+        if isinstance(job, int):
+            ended, status = os.waitpid(job, os.WNOHANG)
+            print(json.dumps(os.waitstatus_to_exitcode(status) if ended else None), flush=True)
+            continue
+        child = os.fork()
+        if not child:
+            become(**job)
+            return
+        print(child, flush=True)
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path.cwd()))
     main()

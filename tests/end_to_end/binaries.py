@@ -4,7 +4,6 @@ import io
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -14,32 +13,25 @@ from typing import Any
 from absl import flags
 
 from experiments import app
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.forks import ROOT, Fork
 
 
 def environment(cache: Path) -> dict[str, str]:
-    """A plain environment with a compilation cache of its own."""
-    return {**os.environ, "XDG_CACHE_HOME": str(cache), "JAX_PLATFORMS": "cpu"}
+    """A plain environment with caches of its own: a process that is killed may leave half a program behind."""
+    own = {"XDG_CACHE_HOME": str(cache), "JAX_COMPILATION_CACHE_DIR": str(cache / "programs")}
+    return {**os.environ, **own, "JAX_PLATFORMS": "cpu"}
 
 
-def start(binary: str, *arguments: str, cache: Path, **changes: str) -> subprocess.Popen:
+def start(binary: str, *arguments: str, cache: Path, **changes: str) -> Fork:
     """Starts `python -m experiments.<binary>` in the repository's root."""
-    return subprocess.Popen(
-        [sys.executable, "-m", f"experiments.{binary}", *arguments],
-        cwd=ROOT,
-        env={**environment(cache), **changes},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return Fork(f"experiments.{binary}", *arguments, environment={**environment(cache), **changes})
 
 
 def run(binary: str, *arguments: str, cache: Path) -> subprocess.CompletedProcess:
     """Runs a binary to its end."""
     process = start(binary, *arguments, cache=cache)
-    output, errors = process.communicate(timeout=300)
-    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+    output, errors = process.communicate()
+    return subprocess.CompletedProcess(arguments, process.returncode, output, errors)
 
 
 def assert_recorded(workdir: Path, *results: str, metrics: str = "metrics.jsonl") -> None:
@@ -121,14 +113,10 @@ def in_forks(
       folder: where they are run.
       run: whether to run them, or to have their command lines read alone.
     """
-    jobs = [{"module": module, "arguments": [*rest], "folder": str(folder), "run": run} for module, rest in given]
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.zygote"],
-        input=json.dumps(jobs),
-        cwd=folder,
-        env={**environment(cache), "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout)
+    found = []
+    for module, arguments in given:
+        own = {**environment(cache), "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR", "")}
+        fork = Fork(module, *arguments, environment=own, folder=folder, run=run, together=True)
+        said, _ = fork.communicate()
+        found.append({"status": fork.returncode, "said": said})
+    return found

@@ -37,6 +37,22 @@ def notice_at(monkeypatch: pytest.MonkeyPatch, where: Any, name: str, call: int,
     monkeypatch.setattr(where, name, called)
 
 
+def answer(model: Path, workdir: Path) -> int:
+    """`table1` on a grid of two cells."""
+    config = configs.demo.get_config()
+    config.model, config.methods, config.datasets = str(model), ("zero_shot", "vpt"), ("demo/digits",)
+    config.shots, config.seeds, config.epochs, config.eval_batch_size, config.mesh.data = (1,), (1,), 3, 100, 1
+    return app.answer(experiments.table1.main, config, str(workdir))
+
+
+@pytest.fixture(scope="module")
+def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What an undisturbed one leaves."""
+    folder = tmp_path_factory.mktemp("grid") / "whole"
+    assert answer(model, folder) == 0
+    return comparable(folder)
+
+
 @pytest.mark.parametrize(
     ("where", "name", "call", "said"),
     [
@@ -47,21 +63,25 @@ def notice_at(monkeypatch: pytest.MonkeyPatch, where: Any, name: str, call: int,
     ],
 )
 def test_table1(
-    where: Any, name: str, call: int, said: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+    where: Any,
+    name: str,
+    call: int,
+    said: str,
+    model: Path,
+    whole: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys,
 ) -> None:
-    config = configs.demo.get_config()
-    config.model, config.methods, config.datasets = str(model), ("zero_shot", "vpt"), ("demo/digits",)
-    config.shots, config.seeds, config.epochs, config.eval_batch_size, config.mesh.data = (1,), (1,), 3, 100, 1
-    assert app.answer(experiments.table1.main, config, str(tmp_path / "whole")) == 0
     before = signal.getsignal(signal.SIGTERM)
     notice_at(monkeypatch, where, name, call)
-    assert app.answer(experiments.table1.main, config, str(tmp_path / "cut")) == 143
+    assert answer(model, tmp_path / "cut") == 143
     assert said in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == before
     assert not list((tmp_path / "cut").rglob(f"{PART}*"))
     monkeypatch.undo()
-    assert app.answer(experiments.table1.main, config, str(tmp_path / "cut")) == 0
-    assert comparable(tmp_path / "whole") == comparable(tmp_path / "cut")
+    assert answer(model, tmp_path / "cut") == 0
+    assert comparable(tmp_path / "cut") == whole
 
 
 def test_explain(model: Path, clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

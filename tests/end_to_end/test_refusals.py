@@ -107,6 +107,7 @@ def test_folders_that_may_not_be_written(model: Path, cache: Path, tmp_path: Pat
     own = [f"--config.model={model}", f"--workdir={closed}", "--config.dataset=demo/digits"]
     command = [*heed, sys.executable, "-m", "experiments.train", *own]
     settings = {**binaries.environment(cache), "XDG_CACHE_HOME": str(closed)}
+    del settings["JAX_COMPILATION_CACHE_DIR"]
     done = subprocess.run(command, cwd=binaries.ROOT, env=settings, capture_output=True, text=True)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert f"error: cannot write {closed}: Permission denied; choose another --workdir." in done.stderr

@@ -4,8 +4,6 @@ import json
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from clipbias.training.workdir import ADAPTER
 from configs import train as config_file
 from experiments import train
 from tests.end_to_end import binaries
+from tests.forks import Fork
 
 STEPS = 20
 CHANGES = {"dataset": "demo/digits", "shots": 4, "epochs": STEPS, "checkpoint_seconds": 0.0, "learning_rate": 0.02}
@@ -31,14 +30,14 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def start_two(model: Path, workdir: Path, cache: Path, method: str = "bias") -> list[subprocess.Popen]:
+def start_two(model: Path, workdir: Path, cache: Path, method: str = "bias") -> list[Fork]:
     job = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
     arguments = [f"--config=configs/train.py:{method}", f"--config.model={model}", f"--workdir={workdir}"]
     arguments += [f"--config.{name}={value}" for name, value in CHANGES.items()]
     return [binaries.start("train", *arguments, cache=cache, JAX_PROCESS_ID=str(index), **job) for index in range(2)]
 
 
-def ends(processes: list[subprocess.Popen]) -> list[tuple[str, str]]:
+def ends(processes: list[Fork]) -> list[tuple[str, str]]:
     """What each process printed by its end; one that waits for the other forever fails the test."""
     try:
         return [process.communicate(timeout=120) for process in processes]
@@ -121,7 +120,7 @@ def test_two_processes_share_the_features_of_training_images(model: Path, cache:
         np.testing.assert_allclose(adapters[0][name], adapters[1][name], rtol=1e-3, atol=2e-5)
 
 
-def start_grid(model: Path, workdir: Path, cache: Path, fault: str = "") -> list[subprocess.Popen]:
+def start_grid(model: Path, workdir: Path, cache: Path, fault: str = "") -> list[Fork]:
     """Two processes of a grid of two cells; the second one meets with a fault of `tools.disturb_processes`."""
     job = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
     settings = {"model": model, "methods": "('taskres',)", "datasets": "('demo/digits','demo/shapes')", "epochs": 2}
@@ -134,9 +133,7 @@ def start_grid(model: Path, workdir: Path, cache: Path, fault: str = "") -> list
         if fault and index:
             module = ["tools.disturb_processes", f"--fault={fault}"]
         environment = {**binaries.environment(cache), **job, "JAX_PROCESS_ID": str(index)}
-        command = [sys.executable, "-m", *module, *arguments]
-        streams: dict = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        started.append(subprocess.Popen(command, cwd=binaries.ROOT, env=environment, **streams))
+        started.append(Fork(*module, *arguments, environment=environment))
     return started
 
 

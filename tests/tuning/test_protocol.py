@@ -57,18 +57,19 @@ def test_several_prompt_sets_are_texts_of_their_own(clip: Clip) -> None:
     gradient = jax.jit(jax.grad(task.loss, argnums=1))(clip.params, learnables, images, jnp.array([0, 2]))
     # One set after another, by a method that has a single context.
     alone = Task(clip, "coop", NAMES, tokens=4, words="")
-    parts = [
-        jax.jit(alone.logits)(clip.params, {"text_context": context}, images) for context in learnables["text_context"]
-    ]
-    np.testing.assert_allclose(logits, np.mean(parts, axis=0), rtol=1e-5, atol=1e-5)
 
-    def loss(contexts: jax.Array) -> jax.Array:
-        each = [alone.logits(clip.params, {"text_context": context}, images) for context in contexts]
-        return -jax.nn.log_softmax(jnp.stack(each).mean(0))[jnp.arange(2), jnp.array([0, 2])].mean()
+    @jax.jit
+    def one_set(context: jax.Array, slope: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """A set's logits, and what a slope of the loss in these is in its context."""
+        found, pull = jax.vjp(lambda one: alone.logits(clip.params, {"text_context": one}, images), context)
+        return found, pull(slope)[0]
 
-    expected = jax.jit(jax.grad(loss))(learnables["text_context"])
-    scale = float(jnp.abs(expected).max())
-    np.testing.assert_allclose(gradient["text_context"], expected, atol=5e-5 * scale)
+    contexts = learnables["text_context"]
+    expected = np.mean([one_set(context, jnp.zeros_like(logits))[0] for context in contexts], axis=0)
+    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
+    slope = (jax.nn.softmax(expected) - jax.nn.one_hot(np.array([0, 2]), 3)) / 2  # of cross-entropy, in the mean
+    slopes = np.stack([one_set(context, slope / 2)[1] for context in contexts])
+    np.testing.assert_allclose(gradient["text_context"], slopes, atol=5e-5 * np.abs(slopes).max())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,22 +102,26 @@ def test_texts_that_depend_on_the_image(clip: Clip) -> None:
     image_features = jax.jit(lambda x: encode_image(clip.params, clip.config, x)[0])(images)
 
     @jax.jit
-    def plainly(learnables: Learnables) -> jax.Array:
-        """Each image by itself, by a method that has one context."""
-        rows = []
-        for index, feature in enumerate(image_features):
-            shifted = learnables["text_context"] + unit_length(feature) @ learnables["text_shift"]
-            rows.append(alone.logits(clip.params, {"text_context": shifted}, images[index : index + 1])[0])
-        return jnp.stack(rows)
+    def plainly(learnables: Learnables, image: jax.Array, feature: jax.Array, label: jax.Array) -> tuple:
+        """Logits, and the gradient of the loss, of an image by itself, by a method that has one context."""
 
+        def loss(learnables: Learnables) -> tuple[jax.Array, jax.Array]:
+            shifted = learnables["text_context"] + unit_length(feature) @ learnables["text_shift"]
+            logits = alone.logits(clip.params, {"text_context": shifted}, image[None])[0]
+            return -jax.nn.log_softmax(logits)[label], logits
+
+        return jax.grad(loss, has_aux=True)(learnables)
+
+    gradients, rows = zip(*map(plainly, [learnables] * 3, images, image_features, labels), strict=True)
+    expected = np.stack(rows)
     logits = jax.jit(task.logits)(clip.params, learnables, images)
-    expected = plainly(learnables)
     np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
-    assert np.abs(np.asarray(jax.jit(alone.logits)(clip.params, learnables, images)) - expected).max() > 0.1
+    fixed = {**learnables, "text_shift": jnp.zeros_like(learnables["text_shift"])}
+    assert np.abs(plainly(fixed, images[0], image_features[0], labels[0])[1] - expected[0]).max() > 0.1
     found = jax.jit(jax.grad(task.loss, argnums=1))(clip.params, learnables, images, labels)
-    wanted = jax.jit(jax.grad(lambda one: -jax.nn.log_softmax(plainly(one))[jnp.arange(3), labels].mean()))(learnables)
-    for name, gradient in wanted.items():
-        np.testing.assert_allclose(found[name], gradient, atol=5e-5 * float(jnp.abs(gradient).max()))
+    for name in learnables:
+        gradient = np.mean([one[name] for one in gradients], axis=0)
+        np.testing.assert_allclose(found[name], gradient, atol=5e-5 * np.abs(gradient).max())
 
     mesh = meshes.single_device()
     best = np.asarray(expected).argmax(-1)
@@ -152,15 +157,19 @@ def test_a_head_reads_features_of_patches(clip: Clip) -> None:
     learnables, tower = task.init(seed=1), clip.config.vision
     raw = np.random.default_rng(0).integers(0, 256, (3, tower.image_size, tower.image_size, 3), np.uint8)
     images = clip.preprocessing.normalize(jnp.asarray(raw))
-    # Plainly: the explicit path shows the last block's input, from which its output is computed by hand.
-    adaptation = task.method.adapt(learnables)
-    inputs = embed_image(clip.params, clip.config, images, adaptation)
-    tokens = inputs.tokens
-    for index in range(tower.layers):
-        one = jax.tree.map(lambda leaf, index=index: leaf[index], inputs.layers)
-        tokens, _ = layer(tokens, one, inputs, tower)
-    normed = layer_norm(tokens, clip.params["vision"]["post_norm"], tower.layer_norm_epsilon)
-    rows = unit_length(normed[:, : 1 + tower.patches] @ clip.params["vision"]["projection"])
+
+    @jax.jit
+    def plainly(learnables: Learnables) -> jax.Array:
+        """The explicit path shows the last block's input, from which its output is computed by hand."""
+        inputs = embed_image(clip.params, clip.config, images, task.method.adapt(learnables))
+        tokens = inputs.tokens
+        for index in range(tower.layers):
+            one = jax.tree.map(lambda leaf, index=index: leaf[index], inputs.layers)
+            tokens, _ = layer(tokens, one, inputs, tower)
+        normed = layer_norm(tokens, clip.params["vision"]["post_norm"], tower.layer_norm_epsilon)
+        return unit_length(normed[:, : 1 + tower.patches] @ clip.params["vision"]["projection"])
+
+    rows = plainly(learnables)
     text = np.asarray(jax.jit(task.class_features)(clip.params, learnables))
     cosines = np.asarray(rows) @ text.T
     scale = np.exp(clip.params["logit_scale"])
