@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from clipbias.clip.config import TowerConfig
+from clipbias.clip.target import target
 
 Weights = Mapping[str, Any]
 
@@ -161,12 +162,7 @@ def cudnn_attention(
 def cudnn_takes(dtype: jnp.dtype, head_width: int) -> bool:
     """Whether cuDNN has a kernel: half precision, heads of a width that it knows, an NVIDIA GPU from Ampere on."""
     known = dtype in (jnp.bfloat16, jnp.float16) and head_width <= 128 and head_width % 8 == 0
-    if not known or jax.default_backend() != "gpu":
-        return False
-    try:
-        return float(jax.local_devices()[0].compute_capability) >= 8
-    except (AttributeError, ValueError):  # another maker's GPU has none, or names it otherwise
-        return False
+    return known and target().capability >= 8
 
 
 def normalise(values: jax.Array, total: jax.Array) -> jax.Array:

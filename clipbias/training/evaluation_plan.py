@@ -42,7 +42,7 @@ def class_bytes(task: Task, *, runs: int, mesh: Mesh) -> int:
     if task.method.conditional:
         arguments, options = answer_arguments(task, batch=1, runs=runs, mesh=mesh)
         return needed_bytes(logits, *arguments, **options)
-    params, learnables = _placed_shapes(task, runs, mesh)
+    params, learnables = placed_shapes(task, runs, mesh)
     return needed_bytes(text_features, task.classifier, params, learnables, place_text(mesh, task, None), runs=runs)
 
 
@@ -55,7 +55,7 @@ def answer_arguments(task: Task, *, batch: int, runs: int, mesh: Mesh) -> tuple[
     shape = jax.ShapeDtypeStruct((own, batch, *views, width), np.float32)
     features = meshes.place(mesh, shape, meshes.RUN if own == runs else None, meshes.DATA)
     mask = meshes.place(mesh, jax.ShapeDtypeStruct((batch,), np.bool_), meshes.DATA)
-    params, learnables = _placed_shapes(task, runs, mesh)
+    params, learnables = placed_shapes(task, runs, mesh)
     return (task.classifier, params, learnables, features, place_text(mesh, task, None), mask), {"runs": runs}
 
 
@@ -68,10 +68,11 @@ def image_arguments(task: Task, *, batch: int, runs: int, mesh: Mesh) -> tuple[t
     views = (1 + crops,) if crops else ()
     kind = np.float32 if task.method.augmix_at_test() else np.uint8
     images = meshes.place(mesh, jax.ShapeDtypeStruct((batch, *views, size, size, 3), kind), meshes.DATA)
-    params, learnables = _placed_shapes(task, runs, mesh)
+    params, learnables = placed_shapes(task, runs, mesh)
     return (task.classifier, task.clip.preprocessing, params, learnables, images), {"runs": runs}
 
 
-def _placed_shapes(task: Task, runs: int, mesh: Mesh) -> tuple[Params, Learnables]:
+def placed_shapes(task: Task, runs: int, mesh: Mesh) -> tuple[Params, Learnables]:
+    """Shapes, types and shardings of the frozen weights and of the learnables of so many runs."""
     stacked = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((runs, *leaf.shape), leaf.dtype), task.shapes)
     return meshes.replicate(mesh, meshes.shapes(task.clip.params)), meshes.place(mesh, stacked, meshes.RUN)

@@ -1,27 +1,50 @@
-"""Training steps are lowered for accelerators that are not there, which finds what does not trace for them."""
+"""Every program is lowered for accelerators that are not there, which finds what does not trace or lower for them.
 
+What a program is made of depends on what its method adds to the towers and on the hooks that it has. Each method's step
+and evaluation is lowered. So many methods that everything is in one of them stand for the others where programs are
+lowered a second way: steps in half precision for NVIDIA GPUs, where cuDNN has conditions of its own, and relevancy.
+"""
+
+import contextlib
 import dataclasses
+from collections.abc import Iterator
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import pytest
-from jax._src.cudnn import fused_attention_stablehlo
 
-from clipbias.clip import Clip, layers
+from clipbias.clip import Clip
+from clipbias.clip.target import Target, traced_for
+from clipbias.explain.relevancy import relevancy
+from clipbias.explain.scope import additions, why_no_maps
 from clipbias.training import mesh as meshes
-from clipbias.training.plan import step_arguments
-from clipbias.training.step import train_step
+from clipbias.training import programs
 from clipbias.tuning import Task, make_method
+from clipbias.tuning.features import Sampling
 from clipbias.tuning.recipe import Recipe
+from clipbias.tuning.registry import METHODS
 from tools.benchmarks import model
 
 RECIPE = Recipe(0.1, 1, 0, 0.1, 4, 0.9, 0.0)
 NAMES = ["red", "a green one", "blue"]
+TARGETS = {"cuda": Target("gpu", capability=9.0), "tpu": Target("tpu")}
+BOTH = tuple(TARGETS)
+CUDNN, CUDNN_BACKWARD = "__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"
+
+
+def firsts() -> list[str]:
+    """One name of each method, not its presets."""
+    return [next(iter(vars(kind)["presets"])) for kind in dict.fromkeys(kind for kind, _ in METHODS.values())]
+
+
+TRAINED = [name for name in firsts() if METHODS[name][0].trains]
 
 
 @pytest.fixture(scope="module")
 def small() -> Clip:
     """One head of a width that cuDNN has kernels for in each tower, and an odd number of tokens of an image."""
-    config = model.geometry("tiny", layers=3)
+    config = model.geometry("tiny", layers=3)  # the first and the last block may lie outside the loop
     towers = {
         name: dataclasses.replace(getattr(config, name), width=16, heads=1, mlp_width=16) for name in ("vision", "text")
     }
@@ -30,31 +53,110 @@ def small() -> Clip:
     return model.random_clip(config)
 
 
-def lowered(clip: Clip, name: str, dtype: str, platform: str, *, runs: int) -> str:
-    task = Task(clip, make_method(name), NAMES, dtype=dtype)
-    arguments = step_arguments(task, RECIPE, rows=4, runs=runs, mesh=meshes.single_device(), images=12)
-    return train_step.trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
+def covering(clip: Clip, names: list[str], hooks: tuple[str, ...]) -> list[str]:
+    """So many methods that whatever any of them adds to the towers, and every hook that one has, is in one of them."""
+    found, covered = [], set()
+    for name in reversed(names):
+        task = Task(clip, name, NAMES)
+        added = additions(task)
+        parts = {field.name for field in dataclasses.fields(added) if getattr(added, field.name) is not None}
+        parts |= {hook for hook in hooks if task.method.overrides(hook)}
+        if not parts <= covered:
+            covered |= parts
+            found.append(name)
+    return found
 
 
-@pytest.mark.parametrize("name", ["bias", "ivlp", "maple", "clip_lora", "mmrl"])
-def test_half_precision_on_an_nvidia_gpu_goes_through_its_kernel(
-    small: Clip, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@contextlib.contextmanager
+def on(platform: str | None) -> Iterator[None]:
+    """Traced as on an accelerator; what is so traced must have shapes of its own (`traced_for`)."""
+    with contextlib.nullcontext() if platform is None else traced_for(TARGETS[platform]):
+        yield
+
+
+def steps(clip: Clip, name: str, dtype: str, *, runs: int, rows: int = 4) -> list[programs.Program]:
+    """The training step of each of a method's stages."""
+    where: dict[str, Any] = dict(rows=rows, runs=runs, mesh=meshes.single_device(), images=12)
+    found = []
+    for method, recipe in make_method(name).stages(make_method(name).recipe_for(RECIPE, 4)):
+        found.append(programs.training_program(Task(clip, method, NAMES, dtype=dtype), recipe, **where))
+    return found
+
+
+def lowered(program: programs.Program, *platforms: str) -> str:
+    return program.trace().lower(lowering_platforms=platforms).as_text()
+
+
+@pytest.fixture(scope="module")
+def apart(small: Clip) -> list[str]:
+    """Trained methods that stand for all in what they add and in the hooks of a step."""
+    hooks = ("logits", "losses", "combine", "adapt_to", "adapt_in_training", "templates_in_training", "stages")
+    return covering(small, TRAINED, hooks)
+
+
+def test_half_precision_on_an_nvidia_gpu_goes_through_its_kernels(small: Clip, apart: list[str]) -> None:
     """Forward and backward, with odd and even numbers of tokens, of runs side by side."""
-    monkeypatch.setattr(layers, "cudnn_takes", lambda dtype, width: dtype == jnp.bfloat16)
-    answers = {
-        "check_cudnn_version": lambda: 91200,
-        "check_compute_capability": lambda asked: float(asked) <= 9,
-        "is_cuda_compute_capability_equal": lambda asked: asked == "9.0",
-    }
-    for check, answer in answers.items():
-        monkeypatch.setattr(fused_attention_stablehlo, check, answer)
-    # Three runs: no other test traces a step of these shapes, which JAX would keep with its own answers.
-    text = lowered(small, name, "bfloat16", "cuda", runs=3)
-    assert "__cudnn$fmhaSoftmax" in text and "__cudnn$fmhaSoftmaxBackward" in text
+    assert len(apart) > 8
+    for name in apart:
+        with on("cuda"):
+            text = "".join(lowered(program, "cuda") for program in steps(small, name, "bfloat16", runs=3))
+        task = Task(small, name, NAMES)
+        on_features = task.method.sampling() is not None  # no tower runs
+        assert (CUDNN in text) != on_features, name
+        assert (CUDNN_BACKWARD in text) >= (additions(task).changes_vision and not on_features), name
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_step_is_lowered_for_a_tpu(small: Clip, dtype: str) -> None:
-    text = lowered(small, "ivlp", dtype, "tpu", runs=1)
-    assert ("bf16" in text) == (dtype == "bfloat16")
+def test_steps_are_lowered_for_gpus_and_tpus(small: Clip, apart: list[str]) -> None:
+    """One run in float32: of the methods that others stand for above, and of some that do."""
+    for name in [*(name for name in TRAINED if name not in apart), *apart[:2]]:
+        for program in steps(small, name, "float32", runs=1):
+            assert "bf16" not in lowered(program, *BOTH), name
+
+
+def test_half_precision_is_lowered_for_a_tpu(small: Clip) -> None:
+    with on("tpu"):
+        (program,) = steps(small, "ivlp", "bfloat16", runs=3, rows=5)
+        text = lowered(program, "tpu")
+    assert "bf16" in text and CUDNN not in text
+
+
+@pytest.mark.parametrize("name", firsts())
+def test_an_evaluation_is_lowered_for_gpus_and_tpus(small: Clip, name: str) -> None:
+    """Features of images and texts, and answers, of one run."""
+    task = Task(small, name, NAMES)
+    for program in programs.evaluation_programs(task, batch=4, runs=1, mesh=meshes.single_device()):
+        assert lowered(program, *BOTH)
+
+
+def test_an_evaluation_in_half_precision_goes_through_cudnn(small: Clip) -> None:
+    task = Task(small, "ivlp", NAMES, dtype="bfloat16")
+    with on("cuda"):
+        found = programs.evaluation_programs(task, batch=4, runs=3, mesh=meshes.single_device())
+        text = {program.name: lowered(program, "cuda") for program in found}
+    assert list(text) == ["image_features", "text_features", "answers"]
+    assert CUDNN in text["image_features"] and CUDNN_BACKWARD not in text["image_features"]
+
+
+def test_frozen_features_are_lowered_for_gpus_and_tpus(small: Clip) -> None:
+    for dtype, projected in (("float32", True), ("bfloat16", False)):
+        task = Task(small, "zero_shot", NAMES, dtype=dtype)
+        sampling = Sampling(projected=projected)
+        program = programs.features_program(task, sampling, batch=4, mesh=meshes.single_device())
+        assert ("bf16" in lowered(program, *BOTH)) == (dtype == "bfloat16")
+
+
+def test_relevancy_is_lowered_for_gpus_and_tpus(small: Clip) -> None:
+    """In float32 and in half precision by turns; attention is computed explicitly there."""
+    size = small.config.vision.image_size
+    images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
+    explained = [name for name in firsts() if not why_no_maps(Task(small, name, NAMES))]
+    chosen = covering(small, explained, ("logits", "adapt_to"))
+    assert len(chosen) > 6
+    for turn, name in enumerate(chosen):
+        task = Task(small, name, NAMES, dtype=("float32", "bfloat16")[turn % 2])
+
+        def maps(params, learnables, images, task=task):
+            return relevancy(task, params, learnables, images, [0, 1])
+
+        arguments = (meshes.shapes(small.params), task.shapes, images)
+        assert lowered(programs.Program("relevancy", jax.jit(maps), arguments), *BOTH)
