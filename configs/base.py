@@ -50,8 +50,16 @@ def get_config() -> ConfigDict:
     config.checkpoint_seconds = 60.0
     # Devices along each axis of the mesh; -1 takes all that are left.
     config.mesh = ConfigDict({"run": 1, "data": -1})
+    # Who is told the metrics of training steps besides metrics.jsonl: "tensorboard", "wandb" and "trackio", where they
+    # are installed; "auto" is TensorBoard where tensorboardX is. () for nobody.
+    config.trackers = ("auto",)
+    # "steps" writes a trace of a few training steps, for XProf or Perfetto, below the folder of the metrics.
+    config.profile = ""
     # Print shapes, parameters, memory and time, as estimated, and stop (`train` and `table1`).
     config.dry_run = False
+    # With `dry_run`: devices that are not there, such as "v5e:4x4" or "h100:1x1x8", whose own compilers then tell what
+    # programs need (docs/before_you_rent.md); empty takes those of this machine.
+    config.topology = ""
     # Folder for everything that is written; --workdir takes precedence over it.
     config.workdir = ""
     return config

@@ -14,6 +14,7 @@ from clipbias.clip.precision import DTYPES
 from clipbias.data import inspection
 from clipbias.data.pipeline import ON_ERROR
 from clipbias.errors import ClipbiasError
+from clipbias.training.profile import PROFILES
 from clipbias.training.settings import ON_MISSING
 
 _Number = Annotated[float, Range(0)]
@@ -36,6 +37,7 @@ KINDS: Mapping[str, Any] = {
     "on_image_error": Annotated[str, Choices(ON_ERROR)],
     "check_images": Annotated[str, Choices(inspection.HOW)],
     "on_missing": Annotated[str, Choices(ON_MISSING)],
+    "profile": Annotated[str, Choices(PROFILES)],
 }
 
 
@@ -67,6 +69,8 @@ def check(config: ConfigDict, like: ConfigDict, *, prefix: str = "") -> None:
             kind = KINDS.get(where) or _kind(own)
             # A file whose own value is 0 leaves the choice to the program.
             check_value(where, value, Count if kind is Positive and own == 0 else kind)
+    if not prefix and config.get("topology") and not config.get("dry_run"):
+        raise ClipbiasError(f"nothing can be run on {config.topology}; add --config.dry_run, or leave topology empty.")
 
 
 def _kind(own: Any) -> Any:

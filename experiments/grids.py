@@ -1,5 +1,6 @@
 """What `train` and `table1` have in common: the grid that a configuration describes, and its dry run."""
 
+import contextlib
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,12 +13,14 @@ from clipbias.files import data_path
 from clipbias.remote import is_remote
 from clipbias.training import mesh as meshes
 from clipbias.training import processes
+from clipbias.training.account import account_lines
 from clipbias.training.dealing import Part
 from clipbias.training.forecast import forecast
 from clipbias.training.grid import Grid
 from clipbias.training.packs import Pack
-from clipbias.training.plan import device_rate
+from clipbias.training.plan import OTHER_SHARE, device_rate
 from clipbias.training.settings import GridSettings
+from clipbias.training.topology import Topology, open_topology
 from clipbias.tuning.recipe import Recipe
 from experiments import app
 
@@ -33,6 +36,7 @@ def open_grid(
     *,
     single: bool = False,
     part: Part | None = None,
+    topology: Topology | None = None,
 ) -> Grid:
     """The grid that a configuration describes.
 
@@ -42,6 +46,7 @@ def open_grid(
       packs: all that it is to run.
       workdir: where all files go.
       single, part: see `Grid`.
+      topology: devices to compile for, in place of those of this job.
     """
     targets = tuple(config.get("targets", ()))
     inputs = {name: config[name] for name in INPUTS if config[name]}
@@ -62,12 +67,14 @@ def open_grid(
         class_chunks=config.class_chunks,
         check_images=config.check_images,
         on_missing=config.get("on_missing", "raise"),
+        trackers=tuple(config.trackers),
+        profile=config.profile,
         inputs=inputs,
     )
     if config.descriptions:  # named by their content
         names = {pack.dataset for pack in packs}
         inputs["descriptions"] = {name: app.load_descriptions(config, name).digest for name in sorted(names)}
-    mesh = meshes.make_mesh(**config.mesh)
+    mesh = meshes.make_mesh(**config.mesh, devices=None if topology is None else topology.devices)
     clip, recipe = clipbias.load(config.model), Recipe.from_config(config)
     processes.same(f"the model {config.model}", clip.fingerprint)
     return Grid(
@@ -79,14 +86,25 @@ def open_grid(
 
 
 def dry_run(config: ConfigDict, options: Mapping[str, Any], packs: Sequence[Pack]) -> None:
-    """Prints what each program would do and need, and the whole; trains nothing and leaves no file."""
-    rate, total = device_rate(), 0.0
-    with tempfile.TemporaryDirectory() as nowhere:
-        grid = open_grid(config, options, packs, Path(nowhere), part=Part.named(config.get("part", "")))
-    packs = grid.own(packs)
-    for pack in packs:
-        text, seconds = forecast(grid.trainer, pack, rate)
-        app.tell(*text.split("\n"))
-        total += seconds
+    """Prints what each program would do and need, and the whole; trains nothing and leaves no file.
+
+    With `config.topology` that is for devices that are not there, by their own compiler.
+    """
+    topology = open_topology(config.topology) if config.topology else None
+    total, part = 0.0, Part.named(config.get("part", ""))
+    with topology() if topology else contextlib.nullcontext():
+        rate = device_rate(config.dtype) if topology else device_rate()
+        with tempfile.TemporaryDirectory() as nowhere:
+            grid = open_grid(config, options, packs, Path(nowhere), part=part, topology=topology)
+        packs = grid.own(packs)
+        if topology:
+            app.tell(f"compiled for {topology}, by {topology.compiler}")
+        for pack in packs:
+            text, seconds = forecast(grid.trainer, pack, rate)
+            app.tell(*text.split("\n"))
+            if topology:
+                app.tell(*account_lines(grid.trainer, pack, devices=topology.devices))
+            total += seconds
     cells = sum(len(pack.cells) for pack in packs)
-    print(f"{cells} cells: about {total:,.0f} s, without compiling and reading")
+    assumed = f", an estimate at {OTHER_SHARE:.0%} of the peak of {rate / 1e12:,.0f} TFLOP/s" if topology else ""
+    print(f"{cells} cells: about {total:,.0f} s, without compiling and reading{assumed}")

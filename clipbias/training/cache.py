@@ -123,7 +123,9 @@ class Cache:
 
     def train_images(self, pack: Pack, plan: protocols.Plan) -> Images:
         """Training images, which stay decoded but are not kept here; with "skip" without those that cannot be read."""
-        split = self._pseudo_labelled(pack, plan) if self.is_unlabelled(pack) else plan.source.split("train")
+        # Where nothing can be run, as many labelled images stand for those.
+        labelled = not self.is_unlabelled(pack) or not meshes.is_there(self._mesh)
+        split = plan.source.split("train") if labelled else self._pseudo_labelled(pack, plan)
         images = Images(split, cache_bytes=DEFAULT_CACHE_BYTES)
         return without_unreadable(images) if self._settings.on_image_error == "skip" else images
 
@@ -224,7 +226,7 @@ class Cache:
     def task(self, pack: Pack, dataset: Dataset, method: Method | None = None, **memory: Any) -> Task:
         """The pack's method, or that of one of its stages, bound to the classes of a dataset.
 
-        `memory` are options that `training.plan` chose.
+        `memory` are options that `training.plan` chose, or `groups` for another mesh.
         """
         return self._bind(method or self.method(pack), dataset, **memory)
 
@@ -239,8 +241,7 @@ class Cache:
                 template=dataset.template,
                 descriptions=described,
                 dtype=self._settings.dtype,
-                groups=self._mesh.shape[meshes.DATA],
-                **memory,
+                **{"groups": self._mesh.shape[meshes.DATA], **memory},
             )
         return self._tasks[key]
 

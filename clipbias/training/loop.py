@@ -25,8 +25,10 @@ from clipbias.training.checkpoint import Checkpoints
 from clipbias.training.features import FeatureBatches
 from clipbias.training.metrics import MetricWriter, StepReport
 from clipbias.training.plan import StepPlan, explain_exhaustion
+from clipbias.training.profile import StepProfile
 from clipbias.training.progress import Progress
 from clipbias.training.step import init_state, place_given, train_step
+from clipbias.training.trackers import AUTO
 from clipbias.tuning import Samples, Task
 from clipbias.tuning.learnables import one_run, stack_runs, with_constants
 from clipbias.tuning.method import Learnables
@@ -96,6 +98,8 @@ def train(
     checkpoint_seconds: float = 60.0,
     progress: Progress | None = None,
     metrics_folder: Path | None = None,
+    trackers: Sequence[str] = (AUTO,),
+    profile: bool = False,
     plan: StepPlan | None = None,
     before: int = 0,
     whole: int = 0,
@@ -117,6 +121,8 @@ def train(
         agree on it a step later, after every second).
       progress: told about every step.
       metrics_folder: where `metrics.jsonl` goes.
+      trackers: who else is told the metrics, see `trackers.Trackers`.
+      profile: whether a few steps are traced into that folder, too (`profile.StepProfile`).
       plan: what the step was planned to need; said before the first step.
       before: steps of earlier stages, from which the metrics count on.
       whole: steps of all stages together; 0 where this is the only one.
@@ -160,7 +166,12 @@ def train(
         metrics = None
         if metrics_folder is not None and step < total:  # the lines of later stages stay
             first = before + step + 1
-            metrics = opened.enter_context(MetricWriter(metrics_folder, start_step=first, steps=whole or total))
+            options: dict[str, Any] = dict(start_step=first, steps=whole or total, trackers=trackers)
+            metrics = opened.enter_context(MetricWriter(metrics_folder, **options))
+        traced = None
+        if profile and metrics_folder is not None:
+            traced = StepProfile(metrics_folder, first=step, total=total)
+            opened.callback(traced.close)
         told = (type(task.method).__name__, seeds, progress, metrics)
         report = StepReport(*told, images=rows * len(runs), losses=losses)
         batches: RunBatches | FeatureBatches
@@ -182,10 +193,14 @@ def train(
                 if weights is not None:
                     ends = step + 1 == total or not (step + 1) % per_epoch
                     weight = meshes.replicate(mesh, np.float32(weights[step // per_epoch] if ends else 0))
+                if traced is not None:
+                    traced.before(step)
                 batch = careful(next, batches)
                 state, values = run_step(
                     state, batches.blank() if batch is None else batch, learning_rate, weight, mesh
                 )
+                if traced is not None:
+                    traced.after(step, values)
                 step += 1
                 careful(report.step, before + step, values, rate)
                 if step == total:

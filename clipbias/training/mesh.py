@@ -197,6 +197,11 @@ def single_device() -> Mesh:
     return make_mesh(run=1, data=1, devices=jax.local_devices()[:1])
 
 
+def is_there(mesh: Mesh) -> bool:
+    """Whether programs can be run on a mesh; for one of `training.topology` they can only be compiled."""
+    return mesh.devices.flat[0] in jax.devices()
+
+
 def replicate(mesh: Mesh, tree: Any) -> Any:
     """Puts a tree of host arrays on every device, once; of shapes alone, says that they would lie there."""
     return place(mesh, tree)

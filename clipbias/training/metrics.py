@@ -1,7 +1,6 @@
-"""Metrics of steps: one JSON object per line on disk always, TensorBoard where `tensorboardX` is installed."""
+"""Metrics of steps: one JSON object per line on disk always, and what else is asked for (`trackers`)."""
 
 import contextlib
-import importlib.util
 import json
 import os
 import time
@@ -16,6 +15,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.files import read_json_lines, write_text
 from clipbias.training import mesh as meshes
 from clipbias.training.progress import Progress
+from clipbias.training.trackers import AUTO, Trackers
 
 METRICS = "metrics.jsonl"
 
@@ -27,8 +27,15 @@ class MetricWriter:
     `steps` that the whole run takes is given, every line tells it, so that the file alone says how far a run is.
     """
 
-    def __init__(self, folder: str | os.PathLike, *, start_step: int = 0, steps: int | None = None) -> None:
-        self._file = self._board = None
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        *,
+        start_step: int = 0,
+        steps: int | None = None,
+        trackers: Sequence[str] = (AUTO,),
+    ) -> None:
+        self._file = None
         self._total = {} if steps is None else {"steps": steps}
         if jax.process_index() != 0:
             return
@@ -39,13 +46,14 @@ class MetricWriter:
             self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed in close)
         except OSError as error:
             raise ClipbiasError(f"cannot write {path}: {error.strerror}; choose another --workdir.") from error
-        if importlib.util.find_spec("tensorboardX"):
-            import tensorboardX
-
-            self._board = tensorboardX.SummaryWriter(str(path.parent / "tensorboard"))
+        try:
+            self._trackers = Trackers(trackers, path.parent)
+        except ClipbiasError:
+            self._file.close()
+            raise
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Appends one line; scalars also go to TensorBoard."""
+        """Appends one line; the numbers also go to the trackers."""
         if self._file is None:
             return
         try:
@@ -56,10 +64,7 @@ class MetricWriter:
             raise ClipbiasError(
                 f"cannot write {self._path}: {error.strerror}; make room and run the same command again."
             ) from error
-        if self._board is not None:
-            for name, value in values.items():
-                if isinstance(value, int | float):
-                    self._board.add_scalar(name, value, step)
+        self._trackers.write(step, values)
 
     def __enter__(self) -> "MetricWriter":
         return self
@@ -72,8 +77,7 @@ class MetricWriter:
             with contextlib.suppress(OSError):  # what could not be written was already told
                 self._file.close()
             self._file = None
-        if self._board is not None:
-            self._board.close()
+            self._trackers.close()
 
 
 def is_step(line: Mapping[str, Any]) -> bool:

@@ -21,7 +21,9 @@ import numpy as np
 import psutil
 from jax.sharding import Mesh
 
+from clipbias.checks import check_choice
 from clipbias.clip import layers
+from clipbias.clip.target import away, target
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
 from clipbias.training import processes
@@ -192,6 +194,8 @@ def device_limit() -> int:
     On a CPU the simulated devices share the machine's free memory (and a container's limit). The processes of a job
     take the least that any of them finds, for they must all compile the same program.
     """
+    if (elsewhere := away()) is not None:
+        return elsewhere.memory
     return min(processes.gather(_local_limit()))
 
 
@@ -239,7 +243,13 @@ def _products(jaxpr: Any) -> int:
 
 
 def device_rate(dtype: str = "float32") -> float:
-    """Multiplications and additions per second of one device in a large matrix product, the best of five."""
+    """Multiplications and additions per second of one device in a large matrix product, the best of five.
+
+    Of a device that is not there it is what its maker states. Raises `ClipbiasError` where that has no such products.
+    """
+    if (elsewhere := away()) is not None:
+        check_choice("dtype", dtype, tuple(elsewhere.rates))
+        return elsewhere.rates[dtype]
     side = 1024 if jax.default_backend() == "cpu" else 8192
     matrix = jnp.ones((side, side), dtype)
     multiply = jax.jit(lambda a: jnp.matmul(a, a, precision="highest" if dtype == "float32" else None))
@@ -254,8 +264,9 @@ def device_rate(dtype: str = "float32") -> float:
 
 def estimated_seconds(count: int, rate: float, mesh: Mesh) -> float:
     """Seconds that so many multiplications and additions take on a mesh whose devices do `rate` of them a second."""
-    devices = 1 if jax.default_backend() == "cpu" else mesh.devices.size  # simulated devices share the cores
-    return count / (rate * devices * SHARES.get(jax.default_backend(), OTHER_SHARE))
+    platform = target().platform
+    devices = 1 if platform == "cpu" else mesh.devices.size  # simulated devices share the cores
+    return count / (rate * devices * SHARES.get(platform, OTHER_SHARE))
 
 
 @contextlib.contextmanager

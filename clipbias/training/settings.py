@@ -9,6 +9,9 @@ from clipbias.clip.precision import DTYPES
 from clipbias.data import inspection, protocols
 from clipbias.data.pipeline import ON_ERROR
 from clipbias.errors import ClipbiasError
+from clipbias.training.profile import PROFILES
+from clipbias.training.trackers import AUTO as OWN_TRACKERS
+from clipbias.training.trackers import check_trackers
 
 # Of `remat`: the fastest way that fits the device's memory.
 AUTO = "auto"
@@ -33,6 +36,8 @@ class GridSettings:
       remat, class_chunks: how a step saves memory, see `training.plan`.
       check_images, on_missing: how images are looked at before anything is trained, and what becomes of the cells whose
         datasets cannot be used (`training.readiness`). They change no number.
+      trackers: who is told the metrics besides `metrics.jsonl`, see `training.trackers`.
+      profile: "steps" traces a few steps of each training, see `training.profile`.
       inputs: what datasets are read with besides their names, such as a template: numbers depend on it. What differs
         from dataset to dataset is a mapping by their names.
     """
@@ -48,10 +53,14 @@ class GridSettings:
     class_chunks: int = 0
     check_images: Annotated[str, Choices(inspection.HOW)] = "headers"
     on_missing: Annotated[str, Choices(ON_MISSING)] = "raise"
+    trackers: tuple[str, ...] = (OWN_TRACKERS,)
+    profile: Annotated[str, Choices(PROFILES)] = ""
     inputs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_texts("targets", self.targets or ())
+        check_texts("trackers", self.trackers)
+        check_trackers(self.trackers)
         check_fields(self)
         given: Any = self.method_options  # whose insides `check_fields` does not see
         if not isinstance(given, Mapping):

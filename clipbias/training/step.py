@@ -85,7 +85,8 @@ def place_given(mesh: Mesh, task: Task, params: Params | None, learnables: Learn
             reference = jax.device_put(task.reference_features(params), meshes.sharding(mesh))
     constants = meshes.place(mesh, learnables.get(CONSTANTS, {}), meshes.RUN)
     nameless = None if task.nameless is None else _place_packed(mesh, task.nameless, shapes=params is None)
-    return Given(text, reference, constants, meshes.place(mesh, np.asarray(seeds, np.int32), meshes.RUN), nameless)
+    numbers: Any = np.asarray(seeds, np.int32) if params is not None else jax.ShapeDtypeStruct((len(seeds),), np.int32)
+    return Given(text, reference, constants, meshes.place(mesh, numbers, meshes.RUN), nameless)
 
 
 def place_text(mesh: Mesh, task: Task, params: Params | None, *, training: bool = False) -> Text:

@@ -65,7 +65,7 @@ class Trainer:
         """Prepares nothing yet; arguments as in `grid.Grid`."""
         self.clip, self.recipe, self.settings, self.workdir, self.mesh = clip, recipe, settings, workdir, mesh
         self.single, self.own_folder = single, own_folder or workdir
-        self.params = meshes.replicate(mesh, clip.params)
+        self.params = meshes.replicate(mesh, clip.params if meshes.is_there(mesh) else meshes.shapes(clip.params))
         self.cache = Cache(clip, self.params, settings, load_dataset, mesh)
 
     @processes.agreed()
@@ -235,6 +235,8 @@ class Trainer:
             checkpoint_seconds=self.settings.checkpoint_seconds,
             progress=Progress(0, title=f"{pack.method} {pack.dataset}") if self.single else None,
             metrics_folder=self._metrics(pack),
+            trackers=self.settings.trackers,
+            profile=self.settings.profile == "steps",
             plan=plan,
             **(steps or {}),
         )

@@ -43,6 +43,7 @@ REFUSED = [
     (["--config=configs/nowhere.py"], "configs/nowhere.py"),
     (["--config.lerning_rate=1"], "Did you mean"),  # of the default configuration
     (["--config=README.md"], "README.md, line "),
+    (["--config=configs/demo.py", "--config.topology=v5e:4x4"], "nothing can be run on v5e:4x4; add --config.dry_run"),
     (["--config=configs/train.py:biass"], "unknown method 'biass'; did you mean 'bias'? Methods: zero_shot, coop"),
 ]
 

@@ -1,0 +1,48 @@
+"""A trace of a few training steps, as `--config.profile=steps` asks for."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+# Steps before the first that is traced: they compile, and fill what is kept. And how many are traced.
+BEFORE, TRACED = 2, 5
+FOLDER = "profile"
+PROFILES = ("", "steps")
+
+
+class StepProfile:
+    """Traces a few steps of process 0 into `profile` below a folder, to be looked at with XProf or Perfetto."""
+
+    def __init__(self, folder: Path, *, first: int, total: int) -> None:
+        """Prepares nothing yet.
+
+        Args:
+          folder: of the run.
+          first: the step that this process begins with, from 0.
+          total: steps of the whole training; where there are few, the last ones are traced.
+        """
+        self._folder = folder / FOLDER
+        begin = min(first + BEFORE, max(total - TRACED, first))
+        self._steps = range(begin, min(begin + TRACED, total))
+        self._runs = False
+
+    def before(self, step: int) -> None:
+        """To be called before each step, numbered from 0."""
+        if step == self._steps.start and jax.process_index() == 0:
+            options = jax.profiler.ProfileOptions()
+            options.python_tracer_level = 0  # every call of a function would slow the steps down
+            jax.profiler.start_trace(str(self._folder), profiler_options=options)
+            self._runs = True
+
+    def after(self, step: int, result: Any) -> None:
+        """To be called behind each step with what it computes, which the last traced step is waited for with."""
+        if self._runs and step == self._steps.stop - 1:
+            jax.block_until_ready(result)
+            self.close()
+
+    def close(self) -> None:
+        """Ends the trace, also of a training that ends early."""
+        if self._runs:
+            self._runs = False
+            jax.profiler.stop_trace()

@@ -1,0 +1,56 @@
+"""Traces of a few steps of a training."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import pytest
+
+from clipbias.clip import Clip
+from clipbias.data import Dataset
+from clipbias.training import mesh as meshes
+from clipbias.training import profile
+from clipbias.tuning.recipe import Recipe
+from tests.training.test_loop import pack, run
+
+
+@pytest.mark.parametrize(
+    ("first", "total", "traced"),
+    [(0, 100, range(2, 7)), (40, 100, range(42, 47)), (0, 4, range(4)), (97, 100, range(97, 100))],
+)
+def test_which_steps_are_traced(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, first: int, total: int, traced: range
+) -> None:
+    running: list[str] = []
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder, **_: running.append(folder))
+    monkeypatch.setattr(jax.profiler, "stop_trace", running.clear)
+    steps = profile.StepProfile(tmp_path, first=first, total=total)
+    found = []
+    for step in range(first, total):
+        steps.before(step)
+        found += [step] * len(running)
+        steps.after(step, {})
+    assert found == list(traced) and not running
+    steps.close()
+
+
+def test_a_training_that_ends_early_ends_its_trace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    running: list[str] = []
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder, **_: running.append(folder))
+    monkeypatch.setattr(jax.profiler, "stop_trace", running.clear)
+    steps = profile.StepProfile(tmp_path, first=0, total=50)
+    for step in range(3):
+        steps.before(step)
+    assert running == [str(tmp_path / "profile")]
+    steps.close()
+    assert not running
+
+
+def test_the_trace_of_a_training_lies_beside_its_metrics(
+    clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path
+) -> None:
+    short = dataclasses.replace(recipe, epochs=4)
+    bound = pack(clip, colours, "vpt", (1,))
+    run(bound, short, meshes.single_device(), metrics_folder=tmp_path, profile=True)
+    (trace,) = (tmp_path / "profile").rglob("*.xplane.pb")
+    assert b"train_step" in trace.read_bytes()
