@@ -113,17 +113,26 @@ def opening(arguments: argparse.Namespace) -> dict[str, Any]:
         began = time.perf_counter()
         made = make(folder / "data", arguments.count)
         result |= {"made": made, "making_seconds": time.perf_counter() - began}
+        _tell(result)
         time.sleep(3)  # until the files' times tell a change
         result["folder"] = starts(folder / "data", checkouts, folder, arguments.repeats)
+        _tell(result["folder"])
         if arguments.rehearse:
             result["rehearsal"] = rehearse(folder / "data", folder)
+            _tell(result["rehearsal"])
         if arguments.shards:
             began = time.perf_counter()
             shards.build(data.load(opening_phases.DATASET, data_dir=folder / "data"), folder / "shards")
             result["building_seconds"] = time.perf_counter() - began
+            _tell({"building_seconds": result["building_seconds"]})
             time.sleep(3)
             result["shards"] = starts(folder / "shards", checkouts, folder, arguments.repeats)
     return result
+
+
+def _tell(part: dict[str, Any]) -> None:
+    """The whole takes long: its parts are told as they come."""
+    print(json.dumps(part), file=sys.stderr, flush=True)
 
 
 def rehearse(data_dir: Path, folder: Path) -> dict[str, Any]:
@@ -143,7 +152,7 @@ def rehearse(data_dir: Path, folder: Path) -> dict[str, Any]:
         found = {"planned": _until(start("--config.dry_run=True"), None, folder)}
         first = start()
         found["first_step"] = _until(first, lambda: _steps(workdir) > 0, folder)
-        found["killed_at"] = _until(first, lambda: any(workdir.glob("checkpoints/*/[0-9]*")), folder)
+        found["killed_at"] = _until(first, lambda: _has_checkpoint(workdir), folder)
         first.send_signal(signal.SIGKILL)
         first.wait()
         before = _steps(workdir)
@@ -155,6 +164,10 @@ def rehearse(data_dir: Path, folder: Path) -> dict[str, Any]:
     rows = [json.loads(line) for line in (workdir / "results.jsonl").read_text().splitlines()]
     kept = ("method", "status", "accuracy", "steps", "seconds", "waiting_share", "seconds_per_image")
     return found | {"steps_before_kill": before, "rows": [{key: row.get(key) for key in kept} for row in rows]}
+
+
+def _has_checkpoint(workdir: Path) -> bool:
+    return any(path.name.isdigit() for path in workdir.glob("checkpoints/*/*"))
 
 
 def _steps(workdir: Path) -> int:
