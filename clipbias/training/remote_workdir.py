@@ -6,6 +6,7 @@ too, continues from what was copied last. Nothing is locked.
 """
 
 import contextlib
+import os
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -76,7 +77,9 @@ class Copy:
 
     def send(self) -> None:
         """Copies what is new or has changed, and removes what is gone. Raises `ClipbiasError` where it cannot."""
-        names = [path.relative_to(self._folder).as_posix() for path in self._folder.rglob("*") if path.is_file()]
+        # Folders may go while they are walked through, which this passes over.
+        found = (Path(place, name) for place, _, names in os.walk(self._folder) for name in names)
+        names = [path.relative_to(self._folder).as_posix() for path in found]
         names = [name for name in names if not any(word in name for word in UNFINISHED)]
         order = {name: number for number, name in enumerate(LAST, start=1)}
         try:
