@@ -139,7 +139,7 @@ def test_every_command_is_of_a_known_kind(command: Command) -> None:
         needed = {re.match(r"[\w-]+", requirement)[0] for requirement in project["dependencies"]}
         assert {re.match(r"[\w-]+", other)[0] for other in others} <= needed, command.text
     elif program == "python":
-        known = command.module in ("venv", "pytest") or command.module.startswith(("experiments.", "tools."))
+        known = command.module in ("venv", "pytest", "mkdocs") or command.module.startswith(("experiments.", "tools."))
         assert known, f"{command.page}: nobody checks {command.text!r}"
         assert importlib.util.find_spec(command.module) is not None, command.text
         tests = [word for word in command.arguments if word.startswith("tests")]
