@@ -3,6 +3,8 @@
 import sys
 
 from clipbias import interruption
+from clipbias.terminal import outlive_readers
 
 if sys.argv[:1] == ["-m"]:  # one of them begins, with imports that take seconds
+    outlive_readers()
     interruption.watch()

@@ -43,7 +43,7 @@ IMPORTERS = {
     "experiments/app.py",
     "tools/make_api_reference.py",
     "tools/benchmarks/worker.py",
-    "tools/disturb_processes.py",
+    "tools/faulty_process.py",
 }
 # Compare the clock with the times of files, which go by it too.
 WALL_CLOCK = {"clipbias/data/inspection.py", "clipbias/data/listings.py"}
@@ -201,14 +201,21 @@ def test_names_do_not_steer_a_terminal(capsys: pytest.CaptureFixture) -> None:
     assert not any(ord(letter) < 32 and letter != "\n" for letter in written.err)
 
 
-def test_who_has_read_enough_of_what_is_told_stops_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_has_read_enough_of_what_is_told_stops_no_work(tmp_path: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)  # as `head` does when it has its lines
-    with os.fdopen(writer, "w") as closed:
-        monkeypatch.setattr(sys, "stdout", closed)
-        app.tell("one", "two")
-        app.tell("three")
-        print("four", flush=True)
+    program = """
+import sys
+from clipbias.terminal import outlive_readers
+outlive_readers()
+for stream in (sys.stdout, sys.stderr):
+    print("one", file=stream, flush=True)
+    print("two" * 10**5, file=stream)
+open(sys.argv[1], "w").write("went on")
+"""
+    with os.fdopen(writer) as closed:
+        done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "a")], stdout=closed, stderr=closed)
+    assert done.returncode == 0 and (tmp_path / "a").read_text() == "went on"
 
 
 def test_what_is_no_file_is_never_waited_for(tmp_path: Path) -> None:
