@@ -1,12 +1,10 @@
 """What every binary does around its own work: flags, start-up, and one sentence for a user's mistake."""
 
-import contextlib
 import dataclasses
 import importlib
 import inspect
 import json
 import logging as python_logging
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +15,7 @@ from ml_collections import ConfigDict, config_flags
 
 from clipbias import interruption
 from clipbias.errors import ClipbiasError
-from clipbias.files import BROKEN_DISK, cache_folder, reason
+from clipbias.files import BROKEN_DISK, reason
 from clipbias.terminal import printable
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that is written.")
@@ -138,12 +136,8 @@ def own_config(main: Callable[[ConfigDict, Path], Any]) -> ConfigDict:
 
 def tell(*lines: str) -> None:
     """Prints lines to a terminal, which names in them cannot steer."""
-    try:
-        for line in lines:
-            print(printable(line), flush=True)  # known now, also where the output is piped
-    except BrokenPipeError:  # whoever reads has read enough, as `head` does: the work goes on
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+    for line in lines:
+        print(printable(line), flush=True)  # known now, also where the output is piped
 
 
 def _config_error(settings: Any) -> str:
@@ -189,9 +183,7 @@ def quiet() -> None:
 
 def start() -> None:
     """Joins a cluster if there is one, and keeps compiled programs in the user's cache folder."""
-    import jax
-
-    from clipbias.training import cpu, mesh
+    from clipbias.training import cpu, kept_programs, mesh
 
     quiet()
     # Before threads start, and only where steps run on the CPU: with an accelerator it is the decoding threads that
@@ -199,16 +191,7 @@ def start() -> None:
     if not any(Path(device).exists() for device in ACCELERATORS):
         cpu.prepare()
     mesh.start_distributed()
-    configured = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
-    if configured is None and "CLIPBIAS_NO_CACHE" not in os.environ:
-        cache = cache_folder() / "xla"
-        with contextlib.suppress(OSError):
-            cache.mkdir(parents=True, exist_ok=True)
-        if not os.access(cache, os.W_OK | os.X_OK):  # JAX would complain anew of every program
-            logging.warning("compiled programs are not kept: cannot write %s; set XDG_CACHE_HOME.", cache)
-            return
-        jax.config.update("jax_compilation_cache_dir", str(cache))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    kept_programs.keep()
 
 
 def load_dataset(config: ConfigDict, name: str) -> Any:
