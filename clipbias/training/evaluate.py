@@ -216,6 +216,7 @@ class Evaluator:
         whole = jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *values)
         self.predicted = np.where(read, whole.predicted, -1)[:, : len(self.split)].astype(np.int32)
         every = jax.tree.map(lambda values: values[:, read], whole)
+        _check_finite(every.highest)
         correct = every.predicted == labels[read]
         found = [
             Outcome(correct[run], every.doubt[run], every.highest[run], None if fitted is None else every.doubt_at[run])
@@ -242,7 +243,9 @@ class Evaluator:
         read = labels >= 0
         if not read.any():
             return None
-        return [fit_temperature(own[read], labels[read]) for own in np.concatenate(values, axis=1)]
+        found = np.concatenate(values, axis=1)[:, read]
+        _check_finite(found)
+        return [fit_temperature(own, labels[read]) for own in found]
 
     def accuracy(
         self,
@@ -260,6 +263,15 @@ class Evaluator:
         """
         found, fitted = self.outcomes(classifier, learnables, text, runs=runs, validation=validation)
         return [score(outcome, None if fitted is None else fitted[run]) for run, outcome in enumerate(found)]
+
+
+def _check_finite(logits: np.ndarray) -> None:
+    """Raises `ClipbiasError` where logits are no numbers, whose largest would still count as a prediction."""
+    if not np.isfinite(logits).all():
+        raise ClipbiasError(
+            "what is computed for the images is not finite: what was learned is too large; tune again with a lower "
+            "--config.learning_rate."
+        )
 
 
 def validation_beside(evaluated: Split, validation: Split | None) -> Split | None:

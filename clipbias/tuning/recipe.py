@@ -17,7 +17,8 @@ COMMON, AUTHORS = "common", "authors"
 RecipeName = Annotated[str, Choices((COMMON, AUTHORS))]
 
 _Count = Annotated[int, Range(1, MOST)]
-_Number = Annotated[float, Range(0)]
+# What float32 can hold.
+_Number = Annotated[float, Range(0, 3e38)]
 
 
 @dataclasses.dataclass(frozen=True)

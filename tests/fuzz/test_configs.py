@@ -150,6 +150,7 @@ HARMFUL = [
     ("train", "learning_rate", float("inf")),
     ("train", "learning_rate", 1e300),
     ("train", "momentum", float("nan")),
+    ("train", "weight_decay", 1e300),
     ("train", "shots", -1),
     ("train", "batch_size", 2**31),
     ("train", "method", "\0.py"),
