@@ -118,6 +118,8 @@ def known_predictions(
 ) -> Callable[[Model], np.ndarray | None]:
     """What the runs in these folders, and those that the adapters come from, predicted for the images."""
     folders = [user_path(path) for path in split(workdirs)]
+    if missing := [folder for folder in folders if not folder.is_dir()]:
+        raise ClipbiasError(f"there is no folder {missing[0]}; check --config.predictions.")
     for _, source in adapters:
         parent = Path(source).parent
         folders += [parent, parent.parent] if parent.name == "adapters" else [parent]
