@@ -197,8 +197,7 @@ def _kept_state(folder: Path, earlier: float) -> Iterator[None]:
 
     def write(state: str, error: str | None = None) -> None:
         seconds = round(earlier + time.monotonic() - began, 2)
-        content = {"state": state, "started": started, "seconds": seconds, "error": error}
-        write_text(folder / STATE, json.dumps(content, indent=2) + "\n")
+        _write_state(folder, {"state": state, "started": started, "seconds": seconds, "error": error})
 
     write("running")
     processes.on_end(write)
@@ -229,8 +228,22 @@ def _sees_start(folder: Path) -> bool:
 
 def _note_end(folder: Path, state: str, error: str) -> None:
     """Writes how a run ended whose first process is gone."""
-    content = {**read_json(folder / STATE, dict), "state": state, "error": error}
-    write_text(folder / STATE, json.dumps(content, indent=2) + "\n")
+    _write_state(folder, {**read_json(folder / STATE, dict), "state": state, "error": error})
+
+
+def _write_state(folder: Path, content: Mapping[str, Any]) -> None:
+    path, text = folder / STATE, json.dumps(content, indent=2)
+    try:
+        write_text(path, text + "\n")
+    except ClipbiasError:
+        try:  # a full disk has no room for another file, but mostly for what is written over this one
+            with open(path, "r+b", buffering=0) as file:
+                file.write(f"{text:<{os.fstat(file.fileno()).st_size - 1}}\n".encode())
+        except OSError:
+            pass
+        else:
+            return
+        raise
 
 
 def _seconds_before(folder: Path, config: Mapping[str, Any]) -> float:

@@ -1,10 +1,15 @@
 """A disk that fills up while something is saved: one sentence, and what was there before stays."""
 
 import contextlib
+import errno
+import json
 import logging as python_logging
+import os
 import resource
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +25,7 @@ from clipbias.report.captioned import CaptionedFigure, write_csv
 from clipbias.training.checkpoint import Checkpoints
 from clipbias.training.metrics import MetricWriter
 from clipbias.training.results import Results
+from clipbias.training.workdir import STATE, open_workdir
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import load_adapter, save_adapter
 from experiments import app
@@ -128,3 +134,17 @@ def test_orbax_tells_its_errors_to_us_alone() -> None:
         assert told(python_logging.LogRecord(*elsewhere, (OSError, OSError(), None)))
     finally:
         logging.get_absl_handler().filters = before
+
+
+def test_how_a_run_ended_is_noted_where_no_other_file_has_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> NoReturn:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = "x" * 1000  # which what is written over it is shorter than
+    with pytest.raises(ClipbiasError, match="the disk is full"), open_workdir(tmp_path, {}):
+        state = json.loads((tmp_path / STATE).read_text())
+        (tmp_path / STATE).write_text(json.dumps({**state, "error": before}))
+        monkeypatch.setattr(tempfile, "mkstemp", full)
+        raise ClipbiasError("the disk is full")
+    ended = json.loads((tmp_path / STATE).read_text())
+    assert (ended["state"], ended["error"]) == ("failed", "the disk is full")
