@@ -219,9 +219,14 @@ def _unwatch() -> None:
                 signal.signal(number, signal.SIG_DFL)
 
 
+def claimed() -> bool:
+    """Whether the caller is the one to end the process: a single thread may, and says why."""
+    return _watch is None or _watch.claim()
+
+
 def claim() -> None:
-    """Called before the program itself says that it was stopped: returns unless the watching thread was faster."""
-    if _watch is not None and not _watch.claim():
+    """Called before the program itself says that it was stopped: returns unless another thread was faster."""
+    if not claimed():
         threading.Event().wait()  # for the end of the process
 
 

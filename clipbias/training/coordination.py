@@ -10,6 +10,7 @@ connection stays open, and the relay says that it is.
 """
 
 import contextlib
+import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -21,6 +22,8 @@ from jax._src.lib import _jax as library  # type: ignore[attr-defined]
 
 # JAX's own watch over the processes, which aborts all of them, comes only where that of `processes` was of no use.
 HEARTBEAT_SECONDS, SHUTDOWN_SECONDS = 600, 60
+# Seconds in which all processes of a job must have come, unless this variable says otherwise.
+JOIN, JOIN_VARIABLE = 90.0, "CLIPBIAS_JOIN_SECONDS"
 
 
 class Store:
@@ -55,23 +58,41 @@ class Store:
             self._client.key_value_delete(key)
 
 
-def join(*arguments: Any, lost: Callable[[], None], **options: Any) -> None:
+def join(*arguments: Any, lost: Callable[[], None], seconds: float, **options: Any) -> None:
     """`jax.distributed.initialize`.
 
     Args:
       *arguments, **options: those of that function.
       lost: called in a thread where the service is gone before this process has left it.
+      seconds: how long the other processes are waited for. Then this one ends with a sentence and status 1, where JAX
+        would abort it.
     """
-    original = library.get_distributed_runtime_client
+    original, reached = library.get_distributed_runtime_client, threading.Event()
+    first = ""
 
     def relayed(address: str, process: int, **rest: Any) -> Any:
-        return original(address if process == 0 else relay(address, lost), process, **rest)
+        nonlocal first
+        if process:
+            first, address = f"process 0, at {address},", relay(address, lost, reached)
+        return original(address, process, **rest)
+
+    def give_up() -> None:
+        who = "another process" if reached.is_set() or not first else first
+        words = f"{who} did not join the job within {seconds:.0f} s; see why it did not start, or raise {JOIN_VARIABLE}"
+        with contextlib.suppress(OSError):
+            os.write(2, f"error: {words}, and start all of them again.\n".encode())
+        os._exit(1)
 
     options |= {"heartbeat_timeout_seconds": HEARTBEAT_SECONDS, "shutdown_timeout_seconds": SHUTDOWN_SECONDS}
+    options |= {"initialization_timeout": round(seconds) + SHUTDOWN_SECONDS}
+    waiting = threading.Timer(seconds, give_up)
+    waiting.daemon = True
     library.get_distributed_runtime_client = relayed
+    waiting.start()
     try:
         jax.distributed.initialize(*arguments, **options)
     finally:
+        waiting.cancel()
         library.get_distributed_runtime_client = original
 
 
@@ -86,12 +107,13 @@ def place() -> tuple[Store, int, int] | None:
     return Store(state.client), state.process_id, state.num_processes
 
 
-def relay(address: str, lost: Callable[[], None]) -> str:
+def relay(address: str, lost: Callable[[], None], reached: threading.Event) -> str:
     """Passes on whatever connects to the address that is returned.
 
     Args:
       address: `host:port` to pass it on to.
       lost: called where that end breaks off. The other end is not told.
+      reached: set once somebody answered there.
     """
     host, _, port = address.rpartition(":")
     listener = socket.create_server(("127.0.0.1", 0))
@@ -104,6 +126,7 @@ def relay(address: str, lost: Callable[[], None]) -> str:
             except OSError:
                 near.close()  # not there yet: JAX tries again
                 continue
+            reached.set()
             far.settimeout(None)
             for end in (near, far):
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

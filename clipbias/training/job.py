@@ -14,11 +14,11 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 from absl import logging
 
-from clipbias import files
+from clipbias import files, interruption
 from clipbias.errors import ClipbiasError, sentence
 from clipbias.terminal import printable
 from clipbias.training.coordination import Store
@@ -98,16 +98,16 @@ class Job:
             time.sleep(0.05)  # where the service is gone it answers at once
         return value
 
-    def leave(self, status: int, words: str, *, known: bool) -> None:
+    def leave(self, status: int, words: str, *, at_once: bool = False) -> None:
         """Tells the others that this process ends, and waits a moment until they know.
 
         Args:
           status: its exit status.
           words: why, in one sentence.
-          known: whether all of them end for the same reason.
+          at_once: gives the others no time to end by themselves.
         """
         self._leaving.set()
-        told = json.dumps([status, words, known])
+        told = json.dumps([status, words, at_once])
         deadline = time.monotonic() + FAREWELL
         if self.index == 0:
             self._store.set("over", told)
@@ -175,8 +175,9 @@ class Job:
             if age(f"alive/{number}", value) > self._patience:
                 self.lost(number)
         for one, told in (self._store.below("ended") or {}).items():
-            if age(f"ended/{one}", told) > GRACE:  # the others do not end by themselves
-                self._over(*json.loads(told)[:2])
+            status, words, at_once = json.loads(told)
+            if at_once or age(f"ended/{one}", told) > GRACE:  # the others do not end by themselves
+                self._over(status, words)
         for one, told in (self._store.below("failed") or {}).items():
             if age(f"failed/{one}", told) > self._patience:  # they wait for it in a program
                 _, own = json.loads(told)
@@ -195,13 +196,13 @@ class Job:
         """Ends all processes, this one last, for the store ends with it."""
         if self._leaving.is_set():
             return
-        self._store.set("over", json.dumps([status, words, False]))
+        self._store.set("over", json.dumps([status, words, True]))
         self._farewell(time.monotonic() + FAREWELL, lost)
         self._end(status, words)
 
     def _end(self, status: int, words: str, *, speaks: bool | None = None) -> None:
         """Ends this process at once, unless its own main thread is about to."""
-        if self._leaving.is_set() or not self._ending.acquire(blocking=False):
+        if self._leaving.is_set() or not self._ending.acquire(blocking=False) or not interruption.claimed():
             return
         files.abandon()
         if self.index == 0 if speaks is None else speaks:
@@ -210,15 +211,6 @@ class Job:
         with contextlib.suppress(OSError):
             os.write(2, f"{'error: ' if status == 1 else ''}{printable(words)}\n".encode())
         os._exit(status)
-
-    def abort(self, words: str) -> NoReturn:
-        """Ends all processes from a place that this one cannot leave."""
-        if self.index == 0:
-            self._over(1, words)
-        else:
-            self._store.set(f"ended/{self.index}", json.dumps([1, words, False]))
-        while True:  # the watching thread ends this process
-            time.sleep(1.0)
 
     def finish(self) -> None:
         """Ends the watch: all processes have come to their good end.

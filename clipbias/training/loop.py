@@ -154,11 +154,10 @@ def train(
         checkpoints = None if folder is None else Checkpoints(folder, identity=identity or {}, earlier=earlier)
         if checkpoints is not None:
             opened.callback(checkpoints.close)
-            found = checkpoints.restore(meshes.place(mesh, meshes.shapes(fresh), meshes.RUN))
+            found = checkpoints.restore(fresh)
             if found is not None:
-                step, state, losses = found
-                if count > len(runs):
-                    state = meshes.place(mesh, meshes.fill(meshes.fetch(state), count), meshes.RUN)
+                step, restored, losses = found
+                state = meshes.place(mesh, meshes.fill(restored, count), meshes.RUN)
         if progress is not None:
             progress.start(total, done=step)
             if plan is not None:

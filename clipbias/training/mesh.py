@@ -22,7 +22,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from clipbias.errors import ClipbiasError
 from clipbias.training import coordination, processes
-from clipbias.training.job import Job
+from clipbias.training.job import PATIENCE, PATIENCE_VARIABLE, Job
 
 RUN, DATA = "run", "data"
 
@@ -48,8 +48,9 @@ def start_distributed(*, coordinator: str | None = None, count: int | None = Non
 
 
 def _join(*arguments: Any, **options: Any) -> None:
-    patience = processes.patience()
-    coordination.join(*arguments, lost=processes.lost_first, **options)
+    patience = processes.seconds(PATIENCE_VARIABLE, PATIENCE)
+    joining = processes.seconds(coordination.JOIN_VARIABLE, coordination.JOIN)
+    coordination.join(*arguments, lost=processes.lost_first, seconds=joining, **options)
     if (place := coordination.place()) is not None:
         logging.info("process %d of %d", *place[1:])
         job = Job(*place, patience=patience)
@@ -275,3 +276,26 @@ def fetch(tree: Any) -> Any:
         return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
 
     return jax.tree.map(one, tree)
+
+
+def from_first(tree: Any, like: Any) -> Any:
+    """A tree of the first process's host arrays, the same to the last bit on every process. All of them must take part.
+
+    Args:
+      tree: in the first process; what the others give is not looked at.
+      like: a tree of arrays with those shapes and types.
+    """
+    if jax.process_count() == 1:
+        return tree
+    from jax.experimental import multihost_utils
+
+    # As bytes, which a sum with zeros leaves as they are.
+    if jax.process_index() == 0:
+        own = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree))
+    else:
+        own = bytes(sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(like)))
+    told, at, leaves = np.asarray(multihost_utils.broadcast_one_to_all(np.frombuffer(own, np.uint8))).tobytes(), 0, []
+    for leaf in jax.tree.leaves(like):
+        leaves.append(np.frombuffer(told, leaf.dtype, leaf.size, at).reshape(leaf.shape))
+        at += leaves[-1].nbytes
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)

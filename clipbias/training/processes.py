@@ -8,13 +8,13 @@ through devices, so that it works where a device waits. Who looks whether the ot
 import contextlib
 import os
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from typing import Any
 
 from clipbias import interruption
 from clipbias.data.pipeline import Batch, Batches
 from clipbias.errors import ClipbiasError
 from clipbias.interruption import Interrupted
-from clipbias.training.job import PATIENCE, PATIENCE_VARIABLE, Agreed, Job, Record
+from clipbias.training.job import Agreed, Job, Record
 
 # The job belongs to the process as JAX's own state of it does (`jax.distributed`). `None` for a process by itself.
 _job: Job | None = None
@@ -32,12 +32,12 @@ def lost_first() -> None:
         _job.lost(0)
 
 
-def patience() -> float:
-    """Seconds after which a process that gives no sign of life counts as lost."""
+def seconds(variable: str, usual: float) -> float:
+    """The seconds that a variable of the environment gives, or else the usual ones; at least one."""
     try:
-        return max(1.0, float(os.environ.get(PATIENCE_VARIABLE, PATIENCE)))
+        return max(1.0, float(os.environ.get(variable, usual)))
     except ValueError as error:
-        raise ClipbiasError(f"{PATIENCE_VARIABLE} is {os.environ[PATIENCE_VARIABLE]!r}; give seconds.") from error
+        raise ClipbiasError(f"{variable} is {os.environ[variable]!r}; give seconds.") from error
 
 
 def several() -> bool:
@@ -48,12 +48,6 @@ def several() -> bool:
 def gather(value: Any) -> list[Any]:
     """What all processes have, as JSON values, in their order. Raises `Agreed` where one of them failed instead."""
     return [value] if _job is None else _job.exchange("gather", value)
-
-
-def abort(words: str) -> NoReturn:
-    """Ends all processes of the job, with this sentence and status 1, where something does not let go of this one."""
-    assert _job is not None
-    _job.abort(words)
 
 
 def agree(error: Exception | None = None) -> None:
@@ -155,12 +149,12 @@ def joined() -> Iterator[None]:
         yield
         return
     try:
-        with interruption.last_words(lambda words: job.leave(Interrupted(words).status, words, known=False)):
+        with interruption.last_words(lambda words: job.leave(Interrupted(words).status, words, at_once=True)):
             yield
             agree()
         job.finish()
     except Agreed as error:
-        job.leave(1, str(error), known=True)
+        job.leave(1, str(error))
         raise
     except Exception as error:
         # The others learn of it where they are next, and so does this process where it fails because one of them is
@@ -168,8 +162,8 @@ def joined() -> Iterator[None]:
         try:
             job.exchange("agree", error=error)
         except Agreed as agreed:
-            job.leave(1, str(agreed), known=True)
+            job.leave(1, str(agreed))
             raise
     except Interrupted as error:
-        job.leave(error.status, str(error), known=False)
+        job.leave(error.status, str(error))
         raise

@@ -104,18 +104,15 @@ def test_a_checkpoint_of_the_first_versions_is_read(tmp_path: Path) -> None:
     assert restore(tmp_path)[::2] == (1, None)
 
 
-def test_restoring_onto_another_mesh(tmp_path: Path) -> None:
+def test_what_lies_on_a_mesh_comes_back_whole(tmp_path: Path) -> None:
     mesh = meshes.make_mesh(run=2, data=4)
-    placed = meshes.place(mesh, {"a": np.arange(8.0).reshape(2, 4)}, meshes.RUN)
     checkpoints = Checkpoints(tmp_path, identity={})
-    checkpoints.save(5, placed, [])
+    checkpoints.save(5, meshes.place(mesh, {"a": np.arange(8.0).reshape(2, 4)}, meshes.RUN), [])
     checkpoints.close()
     again = Checkpoints(tmp_path, identity={})
-    like = meshes.place(meshes.single_device(), {"a": np.zeros((2, 4))}, meshes.RUN)
-    step, restored, _ = again.restore(like)
+    step, restored, _ = again.restore({"a": np.zeros((2, 4), np.float32)})
     again.close()
     assert step == 5
-    assert restored["a"].sharding == like["a"].sharding
     np.testing.assert_array_equal(restored["a"], np.arange(8.0).reshape(2, 4))
 
 

@@ -1,6 +1,7 @@
 """Processes that agree before they act, played by threads over a store in memory."""
 
 import importlib.util
+import json
 import os
 import re
 import threading
@@ -235,7 +236,7 @@ def test_a_process_without_a_sign_of_life_ends_all(ends: list[int], capfd: pytes
     assert watched(store, 55) == [] and ends == []
     assert watched(store, 65) == [("failed", said)] and ends == [1]
     assert capfd.readouterr().err == f"error: {said}\n"
-    assert store.kept["over"] == f'[1, "{said}", false]'  # so that the others end likewise
+    assert store.kept["over"] == f'[1, "{said}", true]'  # so that the others end likewise
 
 
 def test_what_is_alive_is_left_alone(ends: list[int]) -> None:
@@ -260,20 +261,17 @@ def test_a_process_that_failed_where_others_wait_in_a_program_ends_all(ends: lis
     assert ends == [1] and '"process 1 (b): out of memory"' in store.kept["over"]
 
 
-def test_a_process_that_was_told_to_stop_ends_all_with_its_status(ends: list[int]) -> None:
+@pytest.mark.parametrize(("at_once", "seconds"), [(False, 7), (True, 1)])
+def test_a_process_that_was_told_to_stop_ends_all_with_its_status(at_once: bool, seconds: int, ends: list[int]) -> None:
+    """The others have a few seconds to end by themselves, unless it was told twice."""
     store = Memory()
     alive(store, 1, 2)
-    store.set("ended/2", '[143, "stopped; the same command continues.", false]')
-    assert watched(store, 10) == [("interrupted", "Interrupted: stopped; the same command continues.")] and ends == [
-        143
-    ]
-
-
-def test_the_first_process_ends_all_from_where_it_is_stuck(ends: list[int]) -> None:
-    store = Memory()
-    with pytest.raises(Ended):
-        Job(store, 0, 1).abort("cannot save")
-    assert ends == [1] and store.kept["over"] == '[1, "cannot save", false]'
+    said = "stopped; the same command continues."
+    store.set("ended/2", json.dumps([143, said, at_once]))
+    assert watched(store, seconds) == [("interrupted", f"Interrupted: {said}")] and ends == [143]
+    ends.clear()
+    store.delete("over")
+    assert at_once or watched(store, 5) == ends == []
 
 
 def test_another_process_ends_as_the_first_says(ends: list[int], capfd: pytest.CaptureFixture[str]) -> None:
