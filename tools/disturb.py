@@ -112,110 +112,109 @@ COMMANDS = {
 }
 
 
-def prepare(command: Command, work: Path, model: str | os.PathLike, environment: Mapping[str, str]) -> dict[str, Any]:
-    """Runs what comes before a command; what the names in its arguments stand for, but for `{out}`."""
-    names = {"work": work, "model": model}
-    for module, arguments in command.before:
-        run(module, arguments, names, environment)
-    return names
+class Trials:
+    """A command that runs again and again below one folder: undisturbed into `whole`, else into folders of its own."""
+
+    def __init__(
+        self,
+        command: Command,
+        work: Path,
+        model: str | os.PathLike,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """Runs what comes before the command.
+
+        Args:
+          command: what to run.
+          work: a folder for all of it.
+          model: what `{model}` stands for.
+          environment: of the processes, beside what is in that of this one.
+        """
+        self.command, self.work = command, work
+        self.environment = {**os.environ, **(environment or {})}
+        self.names = {"work": work, "model": model}
+        for module, arguments in command.before:
+            self._end(module, arguments)
+
+    def run(self, out: str, **environment: str) -> float:
+        """Runs the command to its end, which must be a good one; returns how many seconds it took."""
+        began = time.monotonic()
+        arguments = self.command.arguments.replace("{out}", str(self.work / out))
+        self._end(self.command.module, arguments, **environment)
+        return time.monotonic() - began
+
+    def interrupt(
+        self, out: str, *, after: float, how: signal.Signals = signal.SIGKILL, **environment: str
+    ) -> tuple[int, str, float]:
+        """Starts the command, sends it a signal after so many seconds, and waits for its end.
+
+        Returns:
+          Its status, its errors, and the seconds from the signal to the end.
+        """
+        arguments = self.command.arguments.replace("{out}", str(self.work / out))
+        process = self.start(self.command.module, arguments, **environment)
+        sent = None
+        try:
+            _, errors = process.communicate(timeout=after)
+        except subprocess.TimeoutExpired:
+            process.send_signal(how)
+            sent = time.monotonic()
+            _, errors = process.communicate(timeout=300)
+        return process.returncode, errors, 0.0 if sent is None else time.monotonic() - sent
+
+    def differences(self, out: str) -> list[str]:
+        """What there differs from the undisturbed run."""
+        return differences(self.work / "whole", self.work / out)
+
+    def start(self, module: str, arguments: str, **environment: str) -> subprocess.Popen:
+        """Starts a module; its errors can be read."""
+        return subprocess.Popen(
+            [sys.executable, "-m", module, *arguments.format(**self.names).split()],
+            cwd=ROOT,
+            env=self.environment | environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def _end(self, module: str, arguments: str, **environment: str) -> None:
+        process = self.start(module, arguments, **environment)
+        _, errors = process.communicate()
+        if process.returncode != 0:
+            raise RuntimeError(f"{module} ended with status {process.returncode}:\n{errors[-3000:]}")
 
 
-def run(module: str, arguments: str, names: Mapping[str, Any], environment: Mapping[str, str]) -> float:
-    """Runs a module to its end, which must be a good one; returns how many seconds it took."""
-    began = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-m", module, *arguments.format(**names).split()],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode != 0:
-        raise RuntimeError(f"{module} ended with status {done.returncode}:\n{done.stderr[-3000:]}")
-    return time.monotonic() - began
-
-
-def interrupt(
-    module: str,
-    arguments: str,
-    names: Mapping[str, Any],
-    environment: Mapping[str, str],
-    *,
-    after: float,
-    how: signal.Signals = signal.SIGKILL,
-) -> tuple[int, str, float]:
-    """Starts a module, sends it a signal after so many seconds, and waits for its end.
-
-    Returns:
-      Its status, its errors, and the seconds from the signal to the end.
-    """
-    process = subprocess.Popen(
-        [sys.executable, "-m", module, *arguments.format(**names).split()],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    sent = None
-    try:
-        _, errors = process.communicate(timeout=after)
-    except subprocess.TimeoutExpired:
-        process.send_signal(how)
-        sent = time.monotonic()
-        _, errors = process.communicate(timeout=300)
-    return process.returncode, errors, 0.0 if sent is None else time.monotonic() - sent
-
-
-def disturb(
-    command: Command,
-    work: Path,
-    model: str | os.PathLike,
-    *,
-    kills: int,
-    environment: Mapping[str, str] | None = None,
-    moments: random.Random | None = None,
-    twice: bool = True,
-) -> list[str]:
+def disturb(trials: Trials, times: int, moments: random.Random, *, twice: bool = True) -> list[str]:
     """Runs a command undisturbed and killed so many times; returns what differs, which should be nothing.
 
     Args:
-      command: what to run.
-      work: an empty folder for all of it.
-      model: what `{model}` stands for.
-      kills: how often.
-      environment: of the processes.
+      trials: of the command.
+      times: how often it is killed.
       moments: draws the moments; they are told on stderr.
       twice: also runs it undisturbed again, to compare, and to know its length when nothing is compiled any more.
     """
-    environment = {**os.environ, **(environment or {})}
-    moments = moments or random.Random()
-    names = prepare(command, work, model, environment)
-    whole = {**names, "out": work / "whole"}
-    length = 0.6 * run(command.module, command.arguments, whole, environment)
+    length = 0.6 * trials.run("whole")
     problems = []
     if twice:
-        length = run(command.module, command.arguments, {**names, "out": work / "again"}, environment)
-        problems = differences(work / "whole", work / "again")
+        length = trials.run("again")
+        problems = trials.differences("again")
     killed, folders = 0, 1
-    while killed < kills:
-        after = moments.uniform(0.25, 1.0) * length
-        broken = {**names, "out": work / f"broken{folders}"}
-        status, errors, _ = interrupt(command.module, command.arguments, broken, environment, after=after)
+    while killed < times:
+        after, out = moments.uniform(0.25, 1.0) * length, f"broken{folders}"
+        status, errors, _ = trials.interrupt(out, after=after)
         if status == -signal.SIGKILL:
             killed += 1
-            print(f"{command.module}: killed after {after:.2f} s ({killed}/{kills})", file=sys.stderr)
-        elif status == 0 or not differences(work / "whole", work / f"broken{folders}"):
+            print(f"{trials.command.module}: killed after {after:.2f} s ({killed}/{times})", file=sys.stderr)
+        elif status == 0 or not trials.differences(out):
             # It was faster, or had written all before it was killed and refuses to write over it: what it ended with
             # counts, and the next one begins anew.
-            problems += differences(work / "whole", work / f"broken{folders}")
+            problems += trials.differences(out)
             folders += 1
         else:
-            raise RuntimeError(f"{command.module} ended with status {status}:\n{errors[-3000:]}")
-    broken = {**names, "out": work / f"broken{folders}"}
-    if differences(work / "whole", work / f"broken{folders}"):
-        run(command.module, command.arguments, broken, environment)
-    return problems + differences(work / "whole", work / f"broken{folders}")
+            raise RuntimeError(f"{trials.command.module} ended with status {status}:\n{errors[-3000:]}")
+    if trials.differences(f"broken{folders}"):
+        trials.run(f"broken{folders}")
+    return problems + trials.differences(f"broken{folders}")
 
 
 def differences(whole: Path, other: Path) -> list[str]:
@@ -277,7 +276,7 @@ def main(arguments: Sequence[str]) -> int:
     from tools import faults, signalled
 
     ways = {
-        "killed": (parsed.kills, lambda *given, times, **rest: disturb(*given, kills=times, **rest)),
+        "killed": (parsed.kills, disturb),
         "signalled": (parsed.signals, signalled.disturb),
         "with a broken disk": (parsed.faults, faults.disturb),
     }
@@ -286,7 +285,7 @@ def main(arguments: Sequence[str]) -> int:
         for way, (count, disturbed) in ways.items():
             if times := len(range(index, count, len(names))):
                 place = parsed.work / name / way.replace(" ", "_")
-                problems = disturbed(COMMANDS[name], place, parsed.model, times=times, environment=environment)
+                problems = disturbed(Trials(COMMANDS[name], place, parsed.model, environment), times, random.Random())
                 told = "; ".join(problems) or "the same files with the same content"
                 print(f"{name}: {times} times {way}; {told}", flush=True)
                 bad += bool(problems)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from clipbias.data import demo
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import save_adapter
 from tests.end_to_end import binaries
-from tools.disturb import COMMANDS, comparable, disturb
+from tools.disturb import COMMANDS, Trials, comparable, disturb
 
 # A part of the steps, cells and figures, in a part of the time. What `train` does is done by a grid of one cell.
 SMALLER = {
@@ -34,7 +35,7 @@ def test_nothing_is_lost(name: str, model: Path, clip: Clip, cache: Path, tmp_pa
     if name == "explain":
         task = Task(clip, "ivlp", demo.load("demo/digits").class_names)
         save_adapter(tmp_path / "trained" / "adapter.safetensors", task, task.init(), method="ivlp")
-    assert disturb(command, tmp_path, model, kills=1, environment=environment, twice=False) == []
+    assert disturb(Trials(command, tmp_path, model, environment), 1, random.Random(), twice=False) == []
 
 
 def test_what_is_lost_is_noticed(tmp_path: Path) -> None:

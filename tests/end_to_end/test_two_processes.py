@@ -4,6 +4,8 @@ import json
 import re
 import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -121,7 +123,7 @@ def test_two_processes_share_the_features_of_training_images(model: Path, cache:
 
 
 def start_grid(model: Path, workdir: Path, cache: Path, fault: str = "") -> list[Fork]:
-    """Two processes of a grid of two cells; the second one meets with a fault of `tools.disturb_processes`."""
+    """Two processes of a grid of two cells; the second one meets with a fault of `tools.faulty_process`."""
     job = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
     settings = {"model": model, "methods": "('taskres',)", "datasets": "('demo/digits','demo/shapes')", "epochs": 2}
     settings |= {"shots": "(1,)", "seeds": "(1,)"}
@@ -131,7 +133,7 @@ def start_grid(model: Path, workdir: Path, cache: Path, fault: str = "") -> list
     for index in range(2):
         module = ["experiments.table1"]
         if fault and index:
-            module = ["tools.disturb_processes", f"--fault={fault}"]
+            module = ["tools.faulty_process", fault, *module]
         environment = {**binaries.environment(cache), **job, "JAX_PROCESS_ID": str(index)}
         started.append(Fork(*module, *arguments, environment=environment))
     return started
@@ -162,3 +164,19 @@ def test_what_befalls_one_process_ends_both_alike(model: Path, cache: Path, tmp_
     assert "Traceback" not in errors and "***" not in errors
     state = json.loads((tmp_path / "state.json").read_text())
     assert (state["state"], state["error"]) == ("failed", sentence)
+
+
+def test_a_process_waits_for_another_that_does_not_come_for_so_long(tmp_path: Path) -> None:
+    job = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
+    join = "from clipbias.training.mesh import start_distributed; start_distributed()"
+    for number, missing in enumerate(["another process", f"process 0, at {job['JAX_COORDINATOR_ADDRESS']},"]):
+        done = subprocess.run(
+            [sys.executable, "-c", join],
+            cwd=binaries.ROOT,
+            env={**binaries.environment(tmp_path), **job, "JAX_PROCESS_ID": str(number), "CLIPBIAS_JOIN_SECONDS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+        assert done.stderr.startswith(f"error: {missing} did not join the job within 1 s; ")

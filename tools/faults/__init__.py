@@ -7,17 +7,15 @@ compiler.
 
 import errno
 import itertools
-import os
 import random
 import struct
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 from clipbias.errors import ClipbiasError
 from clipbias.files import PART
-from tools import disturb as disturbing
+from tools.disturb import Trials
 
 SOURCE = Path(__file__).with_name("faults.c")
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EDQUOT)
@@ -64,42 +62,27 @@ def half_made(folder: Path) -> list[str]:
     ]
 
 
-def disturb(
-    command: disturbing.Command,
-    work: Path,
-    model: str | os.PathLike,
-    *,
-    times: int,
-    environment: Mapping[str, str] | None = None,
-    moments: random.Random | None = None,
-) -> list[str]:
+def disturb(trials: Trials, times: int, moments: random.Random) -> list[str]:
     """Runs a command with a disk that breaks, so many times; returns what is wrong, which should be nothing.
 
     The writes at which it breaks are spread over those of an undisturbed run. Arguments as in `tools.disturb.disturb`.
     """
-    environment = {**os.environ, **(environment or {})}
-    moments = moments or random.Random()
-    library = build(work / "library")
-    names = disturbing.prepare(command, work, model, environment)
-    counting = environment | environment_of(library, work / "whole")
-    disturbing.run(command.module, command.arguments, {**names, "out": work / "whole"}, counting)
+    library, work = build(trials.work / "library"), trials.work
+    trials.run("whole", **environment_of(library, work / "whole"))
     count, problems = writes(library), []
     for index, number in zip(range(times), itertools.cycle(ERRORS), strict=False):
-        out = work / f"broken{index}"
-        at = 1 + int((index + moments.random()) * count / times)
-        failing = environment | environment_of(library, out, at=at, number=number)
-        status, errors, _ = disturbing.interrupt(
-            command.module, command.arguments, {**names, "out": out}, failing, after=600
-        )
+        out, at = f"broken{index}", 1 + int((index + moments.random()) * count / times)
+        failing = environment_of(library, work / out, at=at, number=number)
+        status, errors, _ = trials.interrupt(out, after=600, **failing)
         where = f"{errno.errorcode[number]} at write {at} of {count}"
-        print(f"{command.module}: {where}: status {status} ({index + 1}/{times})", file=sys.stderr)
+        print(f"{trials.command.module}: {where}: status {status} ({index + 1}/{times})", file=sys.stderr)
         told = [line for line in errors.splitlines() if line.startswith("error: ")]
         missed = status == 0 and writes(library) < at  # it wrote less this time
         if not missed and (status != 1 or len(told) != 1 or "Traceback" in errors):
             problems.append(f"{where}: status {status}, {errors[-1500:]!r}")
-        if left := half_made(out):
+        if left := half_made(work / out):
             problems.append(f"{where}: left {', '.join(left)}")
         if not missed:
-            disturbing.run(command.module, command.arguments, {**names, "out": out}, environment)
-        problems += [f"{where}: {one}" for one in disturbing.differences(work / "whole", out)]
+            trials.run(out)
+        problems += [f"{where}: {one}" for one in trials.differences(out)]
     return problems
