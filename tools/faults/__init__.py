@@ -54,11 +54,13 @@ def writes(library: Path) -> int:
 
 
 def half_made(folder: Path) -> list[str]:
-    """Files and folders below that were not finished. Of checkpoints the next start removes them."""
+    """Files and folders below that were not finished."""
     return [
         str(path)
         for path in folder.rglob("*")
-        if path.name.startswith((PART, ".tmp")) or (path.name.startswith(".") and path.name.endswith(".unfinished"))
+        if path.name.startswith((PART, ".tmp"))
+        or (path.name.startswith(".") and path.name.endswith(".unfinished"))
+        or ".orbax-checkpoint-tmp" in path.name
     ]
 
 
