@@ -28,11 +28,13 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from clipbias.files import PART
 
 ROOT = Path(__file__).resolve().parents[1]
+NOTHING: Mapping[str, str] = MappingProxyType({})
 
 # What differs between two equal runs: durations, and a digest over them.
 VOLATILE = (
@@ -136,15 +138,20 @@ class Trials:
         for module, arguments in command.before:
             self._end(module, arguments)
 
-    def run(self, out: str, **environment: str) -> float:
+    def run(self, out: str, environment: Mapping[str, str] = NOTHING) -> float:
         """Runs the command to its end, which must be a good one; returns how many seconds it took."""
         began = time.monotonic()
         arguments = self.command.arguments.replace("{out}", str(self.work / out))
-        self._end(self.command.module, arguments, **environment)
+        self._end(self.command.module, arguments, environment)
         return time.monotonic() - began
 
     def interrupt(
-        self, out: str, *, after: float, how: signal.Signals = signal.SIGKILL, **environment: str
+        self,
+        out: str,
+        *,
+        after: float,
+        how: signal.Signals = signal.SIGKILL,
+        environment: Mapping[str, str] = NOTHING,
     ) -> tuple[int, str, float]:
         """Starts the command, sends it a signal after so many seconds, and waits for its end.
 
@@ -152,7 +159,7 @@ class Trials:
           Its status, its errors, and the seconds from the signal to the end.
         """
         arguments = self.command.arguments.replace("{out}", str(self.work / out))
-        process = self.start(self.command.module, arguments, **environment)
+        process = self.start(self.command.module, arguments, environment)
         sent = None
         try:
             _, errors = process.communicate(timeout=after)
@@ -166,19 +173,19 @@ class Trials:
         """What there differs from the undisturbed run."""
         return differences(self.work / "whole", self.work / out)
 
-    def start(self, module: str, arguments: str, **environment: str) -> subprocess.Popen:
-        """Starts a module; its errors can be read."""
+    def start(self, module: str, arguments: str, environment: Mapping[str, str] = NOTHING) -> subprocess.Popen:
+        """Starts a module, with more in its environment; its errors can be read."""
         return subprocess.Popen(
             [sys.executable, "-m", module, *arguments.format(**self.names).split()],
             cwd=ROOT,
-            env=self.environment | environment,
+            env={**self.environment, **environment},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
         )
 
-    def _end(self, module: str, arguments: str, **environment: str) -> None:
-        process = self.start(module, arguments, **environment)
+    def _end(self, module: str, arguments: str, environment: Mapping[str, str] = NOTHING) -> None:
+        process = self.start(module, arguments, environment)
         _, errors = process.communicate()
         if process.returncode != 0:
             raise RuntimeError(f"{module} ended with status {process.returncode}:\n{errors[-3000:]}")

@@ -103,10 +103,11 @@ class Job:
         self.program, self.folder, self.processes = program, folders[0], []
         for number, folder in enumerate(folders):
             job = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(len(folders))}
+            job["JAX_PROCESS_ID"] = str(number)
             module, arguments = program.command.module, program.command.arguments.replace("{out}", str(folder))
             if fault := faults.get(f"process{number}"):
                 module, arguments = "tools.faulty_process", f"{fault} {module} {arguments}"
-            self.processes.append(trials.start(module, arguments, **job, JAX_PROCESS_ID=str(number)))
+            self.processes.append(trials.start(module, arguments, job))
 
     def await_middle(self) -> None:
         """Waits until it is in the middle of its work."""

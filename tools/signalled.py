@@ -28,7 +28,7 @@ def disturb(trials: Trials, times: int, moments: random.Random) -> list[str]:
         shutil.rmtree(empty_cache, ignore_errors=True)
         out, cache = f"stopped{folder}", {"XDG_CACHE_HOME": str(empty_cache)} if empty else {}
         after = moments.uniform(BEGIN, max(first if empty else again, 2 * BEGIN))
-        status, errors, took = trials.interrupt(out, after=after, how=how, **cache)
+        status, errors, took = trials.interrupt(out, after=after, how=how, environment=cache)
         said = errors.strip().splitlines()[-1:] or [""]
         if not took or status == 0 or (status == 1 and said[0].startswith("error: ") and "exists already" in said[0]):
             # It was faster: what it ended with counts, and the next one begins anew.

@@ -70,12 +70,12 @@ def disturb(trials: Trials, times: int, moments: random.Random) -> list[str]:
     The writes at which it breaks are spread over those of an undisturbed run. Arguments as in `tools.disturb.disturb`.
     """
     library, work = build(trials.work / "library"), trials.work
-    trials.run("whole", **environment_of(library, work / "whole"))
+    trials.run("whole", environment_of(library, work / "whole"))
     count, problems = writes(library), []
     for index, number in zip(range(times), itertools.cycle(ERRORS), strict=False):
         out, at = f"broken{index}", 1 + int((index + moments.random()) * count / times)
         failing = environment_of(library, work / out, at=at, number=number)
-        status, errors, _ = trials.interrupt(out, after=600, **failing)
+        status, errors, _ = trials.interrupt(out, after=600, environment=failing)
         where = f"{errno.errorcode[number]} at write {at} of {count}"
         print(f"{trials.command.module}: {where}: status {status} ({index + 1}/{times})", file=sys.stderr)
         told = [line for line in errors.splitlines() if line.startswith("error: ")]
