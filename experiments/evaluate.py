@@ -8,6 +8,7 @@
 The dataset's own classes are used; an adapter that learned something per class refuses others. Beside the accuracy
 stands how well calibrated the probabilities are, as they are and at the temperature that the dataset's validation
 images ask for; and with `ood` how well they, and the logits, tell the dataset's images from those of another one.
+`classes.csv` has each class's accuracy, `confusion.png` what it is taken for, `predictions.csv` every image's answer.
 
 A folder keeps its evaluation: one of another adapter, of other images or with other settings wants another --workdir.
 """
@@ -25,6 +26,8 @@ from ml_collections import ConfigDict
 import clipbias
 from clipbias.errors import ClipbiasError
 from clipbias.files import read_json, write_text
+from clipbias.report.classes import Answers, weakest, write_answers
+from clipbias.report.names import method_name
 from clipbias.training import mesh as meshes
 from clipbias.training import processes
 from clipbias.training.evaluate import evaluate
@@ -68,7 +71,10 @@ def main(config: ConfigDict, workdir: Path) -> None:
             if jax.process_index() == 0:
                 keep_evaluation(workdir, what)
 
+        answered: list[Answers] = []
+
         def save(predicted: np.ndarray) -> None:
+            answered.append(Answers(np.asarray(images.keys), np.asarray(images.labels), predicted, dataset.class_names))
             if jax.process_index() == 0:
                 save_predictions(workdir, config.images, task, learnables, method, images, predicted)
 
@@ -95,6 +101,12 @@ def main(config: ConfigDict, workdir: Path) -> None:
             app.tell(f"{method} on {name}: {score['accuracy']:.2f} % of {score['images']} {config.images} images")
             for line in told(score):
                 app.tell(line)
+            for answers in answered:
+                write_answers(workdir, answers, f"{method_name(method)} on {name}, {config.images} images")
+                if words := weakest(answers):
+                    app.tell(
+                        f"least accurate classes: {words} ({workdir / 'classes.csv'}, {workdir / 'confusion.png'})"
+                    )
 
 
 def keep_evaluation(workdir: Path, fingerprint: str) -> None:

@@ -7,8 +7,9 @@
 
 Continues where it stopped. Writes `results.jsonl` (a line per cell), `table.md`, `table.tex`, `table.html`, the picture
 `accuracy` and the tuned adapters; `costs.md` groups the methods by kind and tells what they cost, which the pictures
-`accuracy_by_parameters` and `accuracy_by_time` draw. `--compare` shows what is finished beside published results and
-runs nothing. `--config.part` runs one of several parts, which independent jobs may run side by side in one folder.
+`accuracy_by_parameters` and `accuracy_by_time` draw; `classes.csv` has every class's accuracy. `--compare` shows what
+is finished beside published results and runs nothing. `--config.part` runs one of several parts, which independent jobs
+may run side by side in one folder.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from clipbias import interruption, report
 from clipbias.data import catalog
 from clipbias.errors import ClipbiasError
 from clipbias.files import write_text
+from clipbias.report.classes import write_class_table
 from clipbias.report.published import are_the_eleven
 from clipbias.report.style import save_figure, svg_text
 from clipbias.report.table import markdown_table, text_table
@@ -110,6 +112,7 @@ def write_tables(rows: Sequence[Mapping[str, Any]], workdir: Path) -> None:
     save_figure(figure, workdir / "accuracy")
     app.tell(*report.to_text(summary).split("\n"))
     write_costs(summary, workdir)
+    write_class_table(workdir)
     app.tell(f"Tables and picture: {workdir / 'table.html'}")
 
 

@@ -1,0 +1,137 @@
+"""What was answered class by class: accuracies, which classes are taken for which others, and each image's answer."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from absl import logging
+
+from clipbias.errors import ClipbiasError
+from clipbias.files import check_file
+from clipbias.report import style
+from clipbias.report.captioned import CaptionedFigure, write_csv
+from clipbias.terminal import printable
+
+CLASS_COLUMNS = ("class", "images", "correct", "accuracy", "taken_for", "times")
+_MOST_NAMED = 60  # classes whose names fit beside the picture
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """What one model answered.
+
+    Attributes:
+      images: names, [n].
+      labels: true class numbers, int [n].
+      predicted: class numbers, int [n]; -1 for an image that could not be read, which counts nowhere.
+      class_names: [C].
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    predicted: np.ndarray
+    class_names: Sequence[str]
+
+    @classmethod
+    def read(cls, path: Path) -> "Answers":
+        """Those of a file that an evaluation left in `predictions/`. Raises `ClipbiasError` where it is damaged."""
+        check_file(path)
+        try:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+                names = ("images", "labels", "predicted", "class_names")
+                images, labels, predicted, class_names = (stored[name] for name in names)
+            return cls(images, labels, predicted, [str(name) for name in class_names])
+        except Exception as error:  # a damaged archive raises nearly anything
+            raise ClipbiasError(f"{path} holds no predictions: {error}; evaluate again.") from error
+
+    def confusion(self) -> np.ndarray:
+        """How many images of each class were taken for each: int [C, C], a row for each true class."""
+        read = self.predicted >= 0
+        counts = np.zeros((len(self.class_names),) * 2, np.int64)
+        np.add.at(counts, (self.labels[read], self.predicted[read]), 1)
+        return counts
+
+    def rows(self) -> Iterator[tuple[str, int, int, float, str, int]]:
+        """A row of `CLASS_COLUMNS` for each class: the last two name the class that it is most often taken for.
+
+        The accuracy is in percent, and not a number for a class without images.
+        """
+        for number, row in enumerate(self.confusion()):
+            images, correct = int(row.sum()), int(row[number])
+            others = row.copy()
+            others[number] = 0
+            times, name = int(others.max()), self.class_names[int(others.argmax())]
+            share = 100 * correct / images if images else float("nan")
+            yield self.class_names[number], images, correct, share, name if times else "", times
+
+
+def confusion_figure(answers: Answers, what: str) -> CaptionedFigure:
+    """The confusion matrix: how each class's images are shared out among the answers.
+
+    Args:
+      answers: of one model.
+      what: names model and images, for the caption.
+    """
+    counts, names = answers.confusion(), [printable(name) for name in answers.class_names]
+    shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    named = len(names) <= _MOST_NAMED
+    with style.styled():
+        longest = max(map(len, names), default=0) if named else 0
+        side = max(2.4, 0.17 * len(names)) if named else 6.0
+        figure = style.new_figure(side + 1.3 + 0.065 * longest, side + 0.6 + 0.065 * longest)
+        axes = figure.subplots()
+        picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100, interpolation="nearest")
+        if named:
+            axes.set_xticks(range(len(names)), names, rotation=90, fontsize=6.5)
+            axes.set_yticks(range(len(names)), names, fontsize=6.5)
+        axes.grid(False)
+        axes.set(xlabel="answer", ylabel="true class")
+        bar = figure.colorbar(picture, ax=axes, fraction=0.04, pad=0.02)
+        bar.set_label("images of the true class (%)")
+    unread = int((answers.predicted < 0).sum())
+    caption = (
+        f"{what}: of the images of each class (rows) how many percent were answered with each class (columns); "
+        f"{int(counts.sum()):,} images in {len(names):,} classes"
+        + (f", without {unread:,} that could not be read." if unread else ".")
+        + ("" if named else " Classes are in the dataset's order.")
+    )
+    rows = tuple(
+        (answers.class_names[true], answers.class_names[answer], int(counts[true, answer]))
+        for true, answer in np.argwhere(counts)
+    )
+    title = "Which classes are taken for which"
+    return CaptionedFigure("confusion", title, caption, figure, ("class", "answer", "images"), rows)
+
+
+def write_answers(folder: Path, answers: Answers, what: str) -> None:
+    """Writes `classes.csv`, `predictions.csv` and `confusion.{png,pdf,csv}`, each atomically."""
+    write_csv(folder / "classes.csv", CLASS_COLUMNS, [*answers.rows()])
+    names = [*answers.class_names, ""]  # -1 is the last
+    rows = [
+        (image, names[label], names[answer], int(label == answer))
+        for image, label, answer in zip(answers.images, answers.labels, answers.predicted, strict=True)
+    ]
+    write_csv(folder / "predictions.csv", ("image", "class", "answer", "correct"), rows)
+    confusion_figure(answers, what).save(folder)
+
+
+def write_class_table(folder: Path) -> None:
+    """Writes `classes.csv` of all evaluations in `predictions/` of a run's folder, a row for each class of each.
+
+    Damaged files are left out and told.
+    """
+    rows: list[tuple[object, ...]] = []
+    for path in sorted((folder / "predictions").glob("*.npz")):
+        try:
+            rows += [(path.stem, *row) for row in Answers.read(path).rows()]
+        except ClipbiasError as error:
+            logging.warning("%s", error)
+    if rows:
+        write_csv(folder / "classes.csv", ("run", *CLASS_COLUMNS), rows)
+
+
+def weakest(answers: Answers, count: int = 3) -> str:
+    """The classes of the lowest accuracies in words, with what they are taken for."""
+    rows = sorted((row for row in answers.rows() if row[1] and row[2] < row[1]), key=lambda row: row[3])[:count]
+    return "; ".join(f"{name} {share:.1f} %, most often taken for {other}" for name, _, _, share, other, _ in rows)

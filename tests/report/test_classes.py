@@ -1,0 +1,91 @@
+"""Accuracies by class and what classes are taken for, against counting image by image."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from clipbias.errors import ClipbiasError
+from clipbias.report.classes import Answers, confusion_figure, weakest, write_answers, write_class_table
+
+NAMES = ["ant", "bee", "cat", "dog"]
+
+
+@pytest.fixture
+def answers():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 40)  # no dog among them
+    predicted = np.where(rng.random(40) < 0.5, labels, rng.integers(0, 4, 40))
+    predicted[[3, 17]] = -1
+    return Answers(np.array([f"{number}.png" for number in range(40)]), labels, predicted, NAMES)
+
+
+def pairs(answers):
+    return [
+        (NAMES[true], NAMES[said]) for true, said in zip(answers.labels, answers.predicted, strict=True) if said >= 0
+    ]
+
+
+def test_rows_are_counted_image_by_image(answers):
+    found = pairs(answers)
+    for name, images, correct, share, other, times in answers.rows():
+        own = [said for true, said in found if true == name]
+        assert (images, correct) == (len(own), own.count(name))
+        wrong = {said: own.count(said) for said in own if said != name}
+        assert times == max(wrong.values(), default=0) and (not times or wrong[other] == times)
+        assert np.isnan(share) if not own else share == pytest.approx(100 * own.count(name) / len(own))
+
+
+def test_the_picture_shows_shares_of_the_true_class_and_holds_every_pair(answers):
+    figure = confusion_figure(answers, "IVLP on pets")
+    shown = np.asarray(figure.figure.axes[0].images[0].get_array())
+    found = pairs(answers)
+    for i, true in enumerate(NAMES):
+        own = [said for name, said in found if name == true]
+        np.testing.assert_allclose(shown[i], [100 * own.count(said) / max(len(own), 1) for said in NAMES])
+    assert {(true, said): count for true, said, count in figure.rows} == {
+        pair: found.count(pair) for pair in set(found)
+    }
+    assert "38 images in 4 classes, without 2" in figure.caption
+    assert [label.get_text() for label in figure.figure.axes[0].get_yticklabels()] == NAMES
+
+
+def test_names_of_many_classes_are_not_drawn():
+    answers = Answers(np.array(["a"]), np.array([0]), np.array([70]), [f"class {number}" for number in range(90)])
+    axes = confusion_figure(answers, "x").figure.axes[0]
+    assert not any("class" in label.get_text() for label in axes.get_yticklabels())
+
+
+def test_files_hold_every_answer(answers, tmp_path):
+    write_answers(tmp_path, answers, "IVLP on pets")
+    with open(tmp_path / "predictions.csv", encoding="utf-8") as file:
+        rows = [*csv.DictReader(file)]
+    said = [(row["class"], row["answer"]) for row in rows if row["answer"]]
+    assert said == pairs(answers) and [row["image"] for row in rows] == [*answers.images]
+    assert [row["correct"] == "1" for row in rows] == [*(answers.labels == answers.predicted)]
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("classes.csv", "predictions.csv", "confusion.csv", "confusion.pdf", "confusion.png")
+    }
+
+
+def test_a_grid_has_a_row_for_each_class_of_each_evaluation(answers, tmp_path):
+    folder = tmp_path / "predictions"
+    folder.mkdir()
+    for name in ("a", "b"):
+        np.savez(folder / f"{name}.npz", **{**vars(answers), "class_names": np.array(NAMES)})
+    write_class_table(tmp_path)
+    with open(tmp_path / "classes.csv", encoding="utf-8") as file:
+        rows = [*csv.DictReader(file)]
+    assert [(row["run"], row["class"]) for row in rows] == [(run, name) for run in "ab" for name in NAMES]
+    assert [int(row["correct"]) for row in rows] == 2 * [row[2] for row in answers.rows()]
+    (folder / "b.npz").write_bytes(b"damaged")
+    with pytest.raises(ClipbiasError, match=r"b\.npz holds no predictions"):
+        Answers.read(folder / "b.npz")
+    write_class_table(tmp_path)
+    assert (tmp_path / "classes.csv").read_text().count("\na,") == len(NAMES)
+
+
+def test_the_weakest_classes_are_named_with_what_they_are_taken_for():
+    labels, predicted = np.array([0, 0, 0, 0, 1, 1, 2]), np.array([1, 1, 2, 0, 1, 0, 2])
+    words = weakest(Answers(np.arange(7).astype(str), labels, predicted, NAMES))
+    assert words == "ant 25.0 %, most often taken for bee; bee 50.0 %, most often taken for ant"
