@@ -15,6 +15,7 @@ from clipbias.errors import ClipbiasError
 _Size = Annotated[int, Range(0)]
 _Seconds = Annotated[float, Range(0)]
 _Percent = Annotated[float, Range(0, 100)]
+_Share = Annotated[float, Range(0, 1)]
 # One value, or one for each of several seeds or models.
 _Losses = float | list[float | None]
 
@@ -63,6 +64,7 @@ class _Values(TypedDict, total=False):
     seconds: _Seconds
     training_seconds: _Seconds
     seconds_per_image: _Seconds
+    waiting_share: _Share
 
 
 class Row(_Cell, _Values):

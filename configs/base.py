@@ -30,6 +30,11 @@ def get_config() -> ConfigDict:
     # How all images are looked at before anything else is done: their "headers", "all" of each, or "none".
     config.check_images = "headers"
 
+    # Threads that read and decode images, which all runs side by side share; 0 takes one for each processor.
+    config.workers = 0
+    # Memory for decoded images in gigabytes, of all runs of a grid together: two thirds for training images.
+    config.cache_gb = 3.0
+
     config.learning_rate = 0.0025
     config.epochs = 10
     config.warmup_epochs = 1

@@ -54,6 +54,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
             batch_size=config.batch_size,
             images=config.image_limit,
             amounts_images=config.amounts_images,
+            workers=config.workers,
             on_image_error=config.on_image_error,
         )
         study = Study(

@@ -13,6 +13,7 @@ from clipbias.checks import LARGEST, Choices, Count, Positive, Range, check_valu
 from clipbias.clip.precision import DTYPES
 from clipbias.data import inspection
 from clipbias.data.pipeline import ON_ERROR
+from clipbias.data.workers import MOST_WORKERS
 from clipbias.errors import ClipbiasError
 from clipbias.training.profile import PROFILES
 from clipbias.training.settings import ON_MISSING
@@ -38,6 +39,7 @@ KINDS: Mapping[str, Any] = {
     "check_images": Annotated[str, Choices(inspection.HOW)],
     "on_missing": Annotated[str, Choices(ON_MISSING)],
     "profile": Annotated[str, Choices(PROFILES)],
+    "workers": Annotated[int, Range(0, MOST_WORKERS)],
 }
 
 

@@ -86,6 +86,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
             mesh=mesh,
             eval_batch_size=config.eval_batch_size,
             on_image_error=config.on_image_error,
+            workers=config.workers,
             validation=dataset.splits.get("val"),
             outside=load(config.ood).split("test") if config.ood else None,
             save=save,

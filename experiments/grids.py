@@ -65,6 +65,8 @@ def open_grid(
         targets=targets or None,
         remat=config.remat,
         class_chunks=config.class_chunks,
+        workers=config.workers,
+        cache_gb=config.cache_gb,
         check_images=config.check_images,
         on_missing=config.get("on_missing", "raise"),
         trackers=tuple(config.trackers),

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +13,24 @@ import pytest
 from clipbias.clip import convert
 from clipbias.clip.tokenizer_files import CLIP_VOCABULARY
 from clipbias.clip.weights import open_weights
+from clipbias.data.workers import processors
 from clipbias.errors import ClipbiasError
 from clipbias.explain.results import Findings
 from clipbias.files import write_tensors
 from tools.benchmarks import __main__ as benchmark
-from tools.benchmarks import load, model, opening, pipeline, relevancy, report, steps, study, training, worker
+from tools.benchmarks import (
+    endurance,
+    load,
+    model,
+    opening,
+    pipeline,
+    relevancy,
+    report,
+    steps,
+    study,
+    training,
+    worker,
+)
 
 CONFIG = model.geometry("tiny")
 SMALL = ["--geometry=tiny", "--classes=6", "--batch=2", "--repeats=1"]
@@ -109,7 +123,7 @@ def test_opening_measures_each_phase_at_the_first_start_and_later(capsys, monkey
 def test_pipeline_measures_every_way(capsys, monkeypatch):
     for name, value in dict(HEIGHT=40, WIDTH=50, SIZE=16, EPOCHS=3).items():
         monkeypatch.setattr(pipeline, name, value)
-    arguments = ["--images=12", "--batch=4", "--repeats=1", "--step-ms=1"]
+    arguments = ["--images=12", "--batch=4", "--repeats=1", "--step-ms=1", "--runs", "1", "4"]
     assert benchmark.main(["pipeline", *arguments]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert {"plain", "recipe", "pipeline_1_thread"} < set(result["images_per_second"])
@@ -117,6 +131,36 @@ def test_pipeline_measures_every_way(capsys, monkeypatch):
     runs = result["training_run"]
     assert (runs["without_cache"]["cached_images"], runs["with_cache"]["cached_images"]) == (0, 12)
     assert 0 <= runs["with_cache"]["waiting_share"] <= 1
+    beside = result["side_by_side"]
+    assert set(beside) == {"1", "4"} and beside["1"]["shared"]["threads"] == processors()
+    assert beside["4"]["shared"]["threads"] == processors() < beside["4"]["loaders"]["threads"]
+
+
+def test_endurance_looks_at_the_process(capsys, monkeypatch):
+    """What is kept on purpose is seen: here another file is left open at every look, and memory at every training."""
+    monkeypatch.setattr(endurance, "SIDE_BY_SIDE", (2,))
+    look, left = endurance.Moments.look, list[int]()
+
+    def leave_open(moments):
+        left.append(os.open(__file__, os.O_RDONLY))
+        look(moments)
+
+    monkeypatch.setattr(endurance.Moments, "look", leave_open)
+    assert benchmark.main(["endurance", "--steps=20", "--cells=2"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    for file in left:
+        os.close(file)
+    steps, cells = result["steps"], result["cells"]
+    assert steps["count"] >= 20 and cells["count"] == len(cells["megabytes"]) == 2
+    assert len(steps["settled_files"]) == len(steps["megabytes"]) * 3 // 4 + 1
+    assert steps["threads"] > 0 and min(steps["megabytes"]) > 50 and set(result["runs"]) == {"2"}
+
+
+def test_what_grows_is_told():
+    moments = endurance.Moments()
+    moments.found = [{"bytes": 10**8 + 10**6 * step, "threads": 5, "files": 3} for step in range(16)]
+    found = moments.summary()
+    assert found["grows_megabytes"] == pytest.approx(11) and found["settled_threads"] == [5]
 
 
 def relevancy_points(capsys, *arguments):

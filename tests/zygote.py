@@ -23,7 +23,6 @@ from ml_collections import ConfigDict
 
 # Imported here, forked by every job. None of them starts a thread or a device.
 HEAVY = (
-    "grain",
     "matplotlib.pyplot",
     "optax",
     "orbax.checkpoint",

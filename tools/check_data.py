@@ -14,7 +14,7 @@ from clipbias.data import benchmark, transforms
 from clipbias.data.dataset import Dataset, Split
 from clipbias.data.entry import Entry
 from clipbias.data.few_shot import few_shot
-from clipbias.data.pipeline import default_workers
+from clipbias.data.workers import processors
 from clipbias.errors import ClipbiasError
 
 # The published picks are those of 16 shots.
@@ -165,7 +165,7 @@ def unreadable(images: Path, splits: Iterable[Split], *, decode: bool) -> list[s
             return str(error).split(";")[0]
         return None
 
-    with ThreadPoolExecutor(default_workers()) as pool:
+    with ThreadPoolExecutor(processors()) as pool:
         return [found for found in pool.map(reason, keys, chunksize=64) if found]
 
 

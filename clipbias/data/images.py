@@ -1,7 +1,7 @@
-"""Decoded images, kept in memory while they fit a budget."""
+"""Decoded images, and how many of them are kept in memory."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from absl import logging
@@ -20,47 +20,79 @@ def pictures(split: Split, indices: Sequence[int] | np.ndarray, image_size: int)
     return found
 
 
-class Images:
-    """Decodes the images of a split and keeps the first ones that fit `cache_bytes`.
+class Decoded:
+    """Decoded images in memory, up to a size, by their keys: one of these for all who take images of a dataset.
 
-    An epoch touches every image once, so images stay as long as the object does: evicting the least recently
-    used would throw out exactly the one needed next. Safe to use from many threads.
+    An epoch touches every image once, so images stay until they are dropped: evicting the least recently used would
+    throw out exactly the one needed next. Safe to use from many threads.
+    """
+
+    def __init__(self, limit: int) -> None:
+        """Keeps at most `limit` bytes."""
+        self.limit = limit
+        self._images: dict[str, np.ndarray] = {}
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def get(self, key: str) -> np.ndarray | None:
+        """The image of this key, if it is kept."""
+        return self._images.get(key)
+
+    def fits(self, size: int) -> bool:
+        """Whether there is room for so many bytes."""
+        return self._bytes + size <= self.limit
+
+    def add(self, key: str, image: np.ndarray) -> None:
+        """Keeps an image if it fits."""
+        with self._lock:
+            if key not in self._images and self.fits(image.nbytes):
+                self._images[key] = image
+                self._bytes += image.nbytes
+
+    def keep_only(self, keys: Iterable[str]) -> None:
+        """Drops all images but those of these keys."""
+        if not self._images:  # the names of a large split are not looked at for nothing
+            return
+        kept = self._images.keys() & keys
+        with self._lock:
+            self._images = {key: image for key, image in self._images.items() if key in kept}
+            self._bytes = sum(image.nbytes for image in self._images.values())
+
+
+class Images:
+    """Decodes the images of a split. Safe to use from many threads.
 
     Attributes:
+      cache: Where decoded images are kept.
       unreadable: Key to message of the images found unreadable by a caller that skips them.
     """
 
-    def __init__(self, split: Split, *, cache_bytes: int) -> None:
+    def __init__(self, split: Split, cache: Decoded | None = None) -> None:
+        """Keeps no decoded image without a `cache`, which others may share that take images of the same dataset."""
         self.split = split
         self.labels = split.labels
+        self.cache = Decoded(0) if cache is None else cache
         self.unreadable: dict[str, str] = {}
-        self._cache_bytes = cache_bytes
-        self._kept: dict[int, np.ndarray] = {}
-        self._kept_bytes = 0
         self._lock = threading.Lock()
 
     @classmethod
-    def of(cls, split: "Split | Images", *, cache_bytes: int) -> "Images":
-        """`split` itself where it is an `Images` already."""
-        return split if isinstance(split, Images) else cls(split, cache_bytes=cache_bytes)
+    def of(cls, split: "Split | Images", cache_bytes: int = 0) -> "Images":
+        """`split` itself where it is an `Images` already, else with a cache of its own."""
+        return split if isinstance(split, Images) else cls(split, Decoded(cache_bytes))
 
     def __len__(self) -> int:
         return len(self.split)
 
-    @property
-    def cached(self) -> int:
-        """Number of decoded images in memory."""
-        return len(self._kept)
-
     def decoded(self, index: int) -> np.ndarray:
         """Image `index` as uint8 [h, w, 3]. Raises `ClipbiasError` naming an unreadable file."""
-        image = self._kept.get(index)
+        key = self.split.keys[index]
+        image = self.cache.get(key)
         if image is None:
-            image = transforms.decode(self.split.read(index), self.split.keys[index])
-            with self._lock:
-                if index not in self._kept and self._kept_bytes + image.nbytes <= self._cache_bytes:
-                    self._kept[index] = image
-                    self._kept_bytes += image.nbytes
+            image = transforms.decode(self.split.read(index), key)
+            self.cache.add(key, image)
         return image
 
     def note_unreadable(self, index: int, error: ClipbiasError) -> None:
@@ -73,11 +105,7 @@ class Images:
             logging.warning("Skipped: %s", error)
 
     def subset(self, indices: Sequence[int]) -> "Images":
-        """The images at `indices`, with what is already decoded of them."""
-        chosen = Images(self.split.subset(indices), cache_bytes=self._cache_bytes)
+        """The images at `indices`, with the same cache."""
+        chosen = Images(self.split.subset(indices), self.cache)
         chosen.unreadable = dict(self.unreadable)
-        for position, index in enumerate(indices):
-            if index in self._kept:
-                chosen._kept[position] = self._kept[index]
-                chosen._kept_bytes += self._kept[index].nbytes
         return chosen

@@ -5,10 +5,9 @@ every crop come from counter-based generators keyed on those numbers. So a run i
 cost, and every host computes its share of the same global batch.
 """
 
+import dataclasses
 import functools
-import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,15 +18,67 @@ from clipbias.checks import check_choice
 from clipbias.data import transforms
 from clipbias.data.dataset import Split
 from clipbias.data.images import Images
+from clipbias.data.workers import Ahead, Workers
 from clipbias.errors import ClipbiasError
 
 DEFAULT_CACHE_BYTES = 2 << 30
-# Batches made ahead of the one in use, at least.
-PREFETCH = 4
+# Images that a thread is given at once: handing over single ones costs threads, which share Python's lock, about half a
+# millisecond each.
+PIECE = 16
 # What to do with an image that cannot be read.
 ON_ERROR = ("raise", "skip")
 
 Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """How the batches of one list of images are made, each in pieces that any threads may make in any order.
+
+    Attributes:
+      images: Where they come from.
+      numbers: Of the batches.
+      shape: Of the images of a batch, `[B, R, R, 3]` or with views `[B, 1 + V, R, R, 3]`.
+      row: Makes row `row` of batch `number`: pixels of the image in that row, its label, and whether there is one.
+      dtype: Of the pixels.
+    """
+
+    images: Images
+    numbers: range
+    shape: tuple[int, ...]
+    row: Callable[[int, int], tuple[np.ndarray | None, int]]
+    dtype: Any = np.uint8
+
+    @property
+    def pieces(self) -> list[range]:
+        """Rows of a batch that a thread makes at once."""
+        rows = self.shape[0]
+        return [range(first, min(first + PIECE, rows)) for first in range(0, rows, PIECE)]
+
+    def empty(self, *leading: int, more: int = 0) -> Batch:
+        """A batch whose rows are yet to be made, with leading axes and `more` rows behind."""
+        rows = self.shape[0] + more
+        return {
+            "images": np.empty((*leading, rows, *self.shape[1:]), self.dtype),
+            "labels": np.empty((*leading, rows), np.int32),
+            "mask": np.empty((*leading, rows), bool),
+        }
+
+    def fill(self, batch: Mapping[str, np.ndarray], number: int, rows: range) -> None:
+        """Makes some rows of batch `number`; where there is no image they are black, have label 0 and are masked."""
+        for row in rows:
+            pixels, label = self.row(number, row)
+            batch["images"][row] = 0 if pixels is None else pixels
+            batch["labels"][row], batch["mask"][row] = label, pixels is not None
+
+    def begin(self, number: int) -> tuple[list[Callable[[], None]], Callable[[], Batch]]:
+        """What makes the pieces of a batch, and what returns it when they are made, for `Ahead`."""
+        batch = self.empty()
+        return [functools.partial(self.fill, batch, number, rows) for rows in self.pieces], lambda: batch
+
+    @property
+    def nbytes(self) -> int:
+        return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
 
 
 class Batches(Iterator[Batch]):
@@ -37,61 +88,41 @@ class Batches(Iterator[Batch]):
 
     Attributes:
       count: Number of batches that are left to come at the start.
-      seconds_waiting: Time spent inside `next`, in total.
       skipped: Number of unreadable images left out so far (evaluation with `on_error="skip"`).
     """
 
-    def __init__(
-        self,
-        make: Callable[[int], Batch],
-        numbers: range,
-        images: Images,
-        *,
-        shape: tuple[int, ...],
-        workers: int | None = None,
-        training: bool = False,
-    ) -> None:
-        """Makes the batches of these numbers ahead of their use, with `images` of this shape in each."""
-        self._batches = _read_ahead(make, numbers, workers, PREFETCH)
-        self._training = training
-        self._images = images
-        self._shape = shape
-        self.count = len(numbers)
-        self._started: float | None = None
-        self.seconds_waiting = 0.0
+    def __init__(self, source: Source, workers: Workers | int | None, *, training: bool = False) -> None:
+        """Has the batches made ahead of their use."""
+        self.source, self._training = source, training
+        self.count = len(source.numbers)
+        self._ahead: Ahead[Batch] = Ahead(
+            Workers.of(workers), source.numbers, source.begin, pieces=len(source.pieces), size=source.nbytes
+        )
 
     def __next__(self) -> Batch:
         if not self._training:
             interruption.check()
-        began = time.perf_counter()
-        if self._started is None:
-            self._started = began
-        try:
-            return next(self._batches)
-        finally:
-            self.seconds_waiting += time.perf_counter() - began
+        return next(self._ahead)
 
     def blank(self) -> Batch:
         """A batch of black images that stands for one that cannot be made."""
-        rows = self._shape[0]
-        pixels = np.zeros(self._shape, np.uint8)
+        rows = self.source.shape[0]
+        pixels = np.zeros(self.source.shape, self.source.dtype)
         return {"images": pixels, "labels": np.zeros(rows, np.int32), "mask": np.ones(rows, bool)}
 
     @property
+    def seconds_waiting(self) -> float:
+        """Time spent inside `next`, in total."""
+        return self._ahead.seconds_waiting
+
+    @property
     def waiting_share(self) -> float:
-        """Share of the time since the first `next` that was spent waiting for data, between 0 and 1."""
-        if self._started is None:
-            return 0.0
-        return self.seconds_waiting / max(time.perf_counter() - self._started, 1e-9)
+        """Share of the time since the second `next` that was spent waiting for data, between 0 and 1."""
+        return self._ahead.waiting_share
 
     @property
     def skipped(self) -> int:
-        return len(self._images.unreadable)
-
-
-def default_workers() -> int:
-    """Decoding threads: one per core that this process may use, at most 16."""
-    return min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+        return len(self.source.images.unreadable)
 
 
 def epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:
@@ -122,7 +153,7 @@ def train_batches(
     shard: tuple[int, int] = (0, 1),
     keep_last: bool = False,
     crop: float | None = transforms.SCALE[0],
-    workers: int | None = None,
+    workers: Workers | int | None = None,
     cache_bytes: int = DEFAULT_CACHE_BYTES,
 ) -> Batches:
     """Shuffled, augmented batches of all epochs, from step `start_step` on.
@@ -138,13 +169,32 @@ def train_batches(
         the last ones lack is filled up and masked.
       keep_last: Whether an epoch ends with its incomplete batch, which is filled up and masked.
       crop: Smallest share of an image that a crop covers; None prepares images as they are evaluated.
-      workers: Decoding threads; None takes one per core. Does not change the batches.
+      workers: Decoding threads, which others may share, or their number; None takes one per processor. Does not change
+        the batches.
       cache_bytes: Decoded images are kept up to this size; ignored where `split` is an `Images`.
 
     Returns:
       An iterator of {"images": uint8 [B, R, R, 3], "labels": int32 [B], "mask": bool [B]}, with B this host's share.
     """
-    images = Images.of(split, cache_bytes=cache_bytes)
+    images = Images.of(split, cache_bytes)
+    options: dict[str, Any] = dict(image_size=image_size, batch_size=batch_size, seed=seed, epochs=epochs)
+    options |= dict(start_step=start_step, shard=shard, keep_last=keep_last, crop=crop)
+    return Batches(train_source(images, **options), workers, training=True)
+
+
+def train_source(
+    images: Images,
+    *,
+    image_size: int,
+    batch_size: int,
+    seed: int,
+    epochs: int,
+    start_step: int,
+    shard: tuple[int, int],
+    keep_last: bool,
+    crop: float | None,
+) -> Source:
+    """How the batches of `train_batches` are made; arguments as there."""
     size = len(images)
     steps = steps_per_epoch(size, batch_size, keep_last=keep_last)
     batch_size = min(batch_size, size)
@@ -152,13 +202,14 @@ def train_batches(
     local = -(-batch_size // count)
     order = functools.lru_cache(maxsize=4)(lambda epoch: epoch_order(seed, epoch, size))
 
-    def batch(number: int) -> Batch:
+    def row(number: int, row: int) -> tuple[np.ndarray | None, int]:
         epoch, step = divmod(number, steps)
-        own = order(epoch)[step * batch_size : (step + 1) * batch_size][index * local : (index + 1) * local]
-        return _augmented(images, own, local, image_size, (seed, epoch), crop)
+        place = step * batch_size + index * local + row
+        if index * local + row >= batch_size or place >= size:
+            return None, 0
+        return _augmented(images, int(order(epoch)[place]), image_size, (seed, epoch), crop)
 
-    numbers, shape = range(start_step, epochs * steps), (local, image_size, image_size, 3)
-    return Batches(batch, numbers, images, shape=shape, workers=workers, training=True)
+    return Source(images, range(start_step, epochs * steps), (local, image_size, image_size, 3), row)
 
 
 def pass_batches(
@@ -170,6 +221,7 @@ def pass_batches(
     passes: range,
     crop: float,
     shard: tuple[int, int] = (0, 1),
+    workers: Workers | int | None = None,
 ) -> Batches:
     """Whole passes over the training images in list order, each augmented as epoch `pass` of `train_batches` is.
 
@@ -179,29 +231,26 @@ def pass_batches(
     index, count = shard
     local = batch_size // count
 
-    def batch(number: int) -> Batch:
+    def row(number: int, row: int) -> tuple[np.ndarray | None, int]:
         turn, step = divmod(number, steps)
-        first = step * batch_size + index * local
-        chosen = np.arange(len(images))[first : first + local]
-        return _augmented(images, chosen, local, image_size, (seed, passes[turn]), crop)
+        example = step * batch_size + index * local + row
+        if example >= len(images):
+            return None, 0
+        return _augmented(images, example, image_size, (seed, passes[turn]), crop)
 
-    return Batches(batch, range(len(passes) * steps), images, shape=(local, image_size, image_size, 3))
+    return Batches(Source(images, range(len(passes) * steps), (local, image_size, image_size, 3), row), workers)
 
 
 def _augmented(
-    images: Images, chosen: np.ndarray, rows: int, image_size: int, keys: tuple[int, int], crop: float | None
-) -> Batch:
-    """A batch of so many rows: the augmented images `chosen`, and masked rows after them."""
-    pixels = np.zeros((rows, image_size, image_size, 3), np.uint8)
-    labels, mask = np.zeros(rows, np.int32), np.zeros(rows, bool)
-    for row, example in enumerate(chosen.tolist()):
-        image = images.decoded(example)
-        if crop is None:
-            pixels[row] = transforms.test_image(image, image_size)
-        else:
-            pixels[row] = transforms.train_image(image, augmentation_rng(*keys, example), image_size, crop)
-        labels[row], mask[row] = images.labels[example], True
-    return {"images": pixels, "labels": labels, "mask": mask}
+    images: Images, example: int, image_size: int, keys: tuple[int, int], crop: float | None
+) -> tuple[np.ndarray, int]:
+    """An image as training sees it, and its label."""
+    image = images.decoded(example)
+    if crop is None:
+        pixels = transforms.test_image(image, image_size)
+    else:
+        pixels = transforms.train_image(image, augmentation_rng(*keys, example), image_size, crop)
+    return pixels, int(images.labels[example])
 
 
 def test_batches(
@@ -213,7 +262,7 @@ def test_batches(
     on_error: str = "raise",
     crops: int = 0,
     mixed: bool = False,
-    workers: int | None = None,
+    workers: Workers | int | None = None,
     cache_bytes: int = 0,
 ) -> Batches:
     """Every image once, in list order; the last batch is filled up and masked.
@@ -226,7 +275,7 @@ def test_batches(
       on_error: "raise" stops at an unreadable image; "skip" masks it out, logs it and counts it in `skipped`.
       crops: Random crops of each image behind it, V (`transforms.test_views`): images are then [B, 1 + V, R, R, 3].
       mixed: Whether AugMix mixes each crop with distortions of it; images are then float32.
-      workers: Decoding threads; None takes one per core.
+      workers: Decoding threads, which others may share, or their number; None takes one per processor.
       cache_bytes: Decoded images are kept up to this size; ignored where `split` is an `Images`.
 
     Returns:
@@ -234,7 +283,7 @@ def test_batches(
       black and has label 0.
     """
     check_choice("on_image_error", on_error, ON_ERROR)
-    images = Images.of(split, cache_bytes=cache_bytes)
+    images = Images.of(split, cache_bytes)
     index, count = shard
     if batch_size % count:
         raise ClipbiasError(f"batch size {batch_size} is not a multiple of the number of hosts, {count}.")
@@ -242,44 +291,49 @@ def test_batches(
 
     shape = (local, *((1 + crops,) if crops else ()), image_size, image_size, 3)
 
-    def batch(number: int) -> Batch:
-        first = number * batch_size + index * local
-        pixels = np.zeros(shape, np.float32 if mixed else np.uint8)
-        labels, mask = np.zeros(local, np.int32), np.zeros(local, bool)
-        for row, example in enumerate(range(first, min(first + local, len(images)))):
-            try:
-                image = images.decoded(example)
-                if crops:
-                    pixels[row] = transforms.test_views(image, image_size, crops, mixed=mixed)
-                else:
-                    pixels[row] = transforms.test_image(image, image_size)
-            except ClipbiasError as error:
-                if on_error == "raise":
-                    raise
-                images.note_unreadable(example, error)
-                continue
-            labels[row], mask[row] = images.labels[example], True
-        return {"images": pixels, "labels": labels, "mask": mask}
+    def row(number: int, row: int) -> tuple[np.ndarray | None, int]:
+        example = number * batch_size + index * local + row
+        if example >= len(images):
+            return None, 0
+        try:
+            image = images.decoded(example)
+            if crops:
+                pixels = transforms.test_views(image, image_size, crops, mixed=mixed)
+            else:
+                pixels = transforms.test_image(image, image_size)
+        except ClipbiasError as error:
+            if on_error == "raise":
+                raise
+            images.note_unreadable(example, error)
+            return None, 0
+        return pixels, int(images.labels[example])
 
-    return Batches(batch, range(-(-len(images) // batch_size)), images, shape=shape, workers=workers)
+    numbers = range(-(-len(images) // batch_size))
+    return Batches(Source(images, numbers, shape, row, np.float32 if mixed else np.uint8), workers)
 
 
-def without_unreadable(images: Images, *, workers: int | None = None) -> Images:
+def without_unreadable(images: Images, *, workers: Workers | int | None = None) -> Images:
     """`images` without those that cannot be decoded; how many were left out is logged.
 
     Decodes every image once, filling the cache; meant for few-shot sets. What is left keeps the cache.
     """
+    readable = np.ones(len(images), bool)
 
-    def probe(index: int) -> np.int64:
-        try:
-            images.decoded(index)
-        except ClipbiasError as error:
-            images.note_unreadable(index, error)
-            return np.int64(-1)
-        return np.int64(index)
+    def probe(numbers: range) -> None:
+        for index in numbers:
+            try:
+                images.decoded(index)
+            except ClipbiasError as error:
+                images.note_unreadable(index, error)
+                readable[index] = False
 
-    found = _read_ahead(probe, range(len(images)), workers, 64)
-    kept = [int(index) for index in found if index >= 0]
+    def begin(first: int) -> tuple[list[Callable[[], None]], Callable[[], None]]:
+        numbers = range(first, min(first + PIECE, len(images)))
+        return [functools.partial(probe, numbers)], lambda: None
+
+    for _ in Ahead(Workers.of(workers), range(0, len(images), PIECE), begin, pieces=1):
+        interruption.check()
+    kept = np.flatnonzero(readable).tolist()
     if len(kept) == len(images):
         return images
     logging.warning("Left out %d unreadable of %d training images.", len(images) - len(kept), len(images))
@@ -291,14 +345,3 @@ def _generator(seed: int, epoch: int, *, stream: int) -> np.random.Generator:
     key = np.array([seed & (2**64 - 1), epoch], dtype=np.uint64)
     counter = np.array([0, 0, 0, stream], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
-
-
-def _read_ahead(make: Callable[[int], Any], numbers: range, workers: int | None, elements: int) -> Iterator[Any]:
-    """What `make` returns for each number, in their order, made ahead by threads."""
-    import grain  # not before images are read: it brings a quarter of a second and tens of megabytes
-
-    # A thread makes a whole batch: handing over single images would cost the consumer, which shares Python's lock with
-    # the decoding threads, about half a millisecond each.
-    threads = workers or default_workers()
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, elements))
-    return iter(grain.MapDataset.range(numbers.start, numbers.stop).map(make).to_iter_dataset(options))

@@ -7,6 +7,7 @@ import jax
 
 from clipbias.checks import LARGEST, Choices, Count, Range, check_fields, check_int
 from clipbias.data.pipeline import ON_ERROR
+from clipbias.data.workers import MOST_WORKERS
 from clipbias.errors import ClipbiasError
 from clipbias.explain.attention import KIND_REDUCTIONS
 from clipbias.explain.statistics import NORMALISATIONS
@@ -14,6 +15,8 @@ from clipbias.explain.statistics import NORMALISATIONS
 ZERO_SHOT_TEXTS = ("paper", "dataset")
 # Images per batch where none is asked for. What a block makes of more of them leaves a CPU's caches.
 _BATCH, _BATCH_ON_CPU = 32, 8
+# Options that no result depends on.
+_HOW = ("batch_size", "save_seconds", "workers")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +42,7 @@ class StudyOptions:
       start_layer: first layer of relevancy; 0 all, -1 the last.
       prompt: the prompt of Fig. 6: "mean" or a number from 0.
       on_image_error: "raise", or "skip" images that cannot be read.
+      workers: threads that decode images; 0 takes one for each processor.
       save_seconds: least time between two saves of an unfinished section.
       seed: of the random order that faithfulness compares with.
     """
@@ -58,6 +62,7 @@ class StudyOptions:
     start_layer: Annotated[int, Range(-LARGEST, LARGEST)] = 0
     prompt: int | str = "mean"
     on_image_error: Annotated[str, Choices(ON_ERROR)] = "raise"
+    workers: Annotated[int, Range(0, MOST_WORKERS)] = 0
     save_seconds: Annotated[float, Range(0)] = 30.0
     seed: Count = 0
 
@@ -75,4 +80,4 @@ class StudyOptions:
 
     def what_counts(self) -> dict[str, Any]:
         """The options that results depend on."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if k not in ("batch_size", "save_seconds")}
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in _HOW}

@@ -18,6 +18,7 @@ from clipbias.data import Split
 from clipbias.data.contents import contents
 from clipbias.data.images import pictures
 from clipbias.data.pipeline import test_batches
+from clipbias.data.workers import Workers
 from clipbias.errors import ClipbiasError
 from clipbias.explain.clock import Clock
 from clipbias.explain.devices import Devices
@@ -77,7 +78,7 @@ class Study:
             raise ClipbiasError("there is no image to explain; check the data folder and the class selection.")
         self.models, self.split, self.options, self.training = tuple(models), split, options, training
         self.devices, self.advance, self.known = devices or Devices(), advance, known
-        self.parts = Path(folder) / "parts"
+        self.parts, self._workers = Path(folder) / "parts", Workers(options.workers)
         self.clip = models[0].task.clip
         self.params: Params = self.devices.replicate(self.clip.params)
         self.learnables = {model.key: self.devices.replicate(model.learnables) for model in models}
@@ -180,6 +181,7 @@ class Study:
             shard=self.devices.shard,
             on_error=self.options.on_image_error,
             crops=crops,
+            workers=self._workers,
         )
         process, processes = self.devices.shard
         for number, batch in enumerate(self.devices.together(host), before + 1):

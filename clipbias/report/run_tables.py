@@ -27,15 +27,17 @@ def run_table(runs: Sequence[RunRecord]) -> Table:
         "Parameters": lambda run: in_words(run.parameters, "values", "{:,}"),
         "Loss": lambda run: in_words(run.loss, "values", "{:.4g}"),
         "Time": lambda run: duration(run.seconds),
+        "Waiting": lambda run: in_words(run.waiting, "values", "{:.0%}"),
         "State": lambda run: run.state,
     }
     rows = tuple(cells(*(show(run) for show in columns.values())) for run in runs)
     caption = (
         "Learning rate; top-1 accuracy in percent; learned parameters; loss of the last training step; computing time"
-        " of all processes that worked on the run. Several values belong to several models or seeds, in this order; of"
-        " a grid they are each method's mean, of more than four methods the lowest and the highest."
+        " of all processes that worked on the run; share of training steps' time spent waiting for images. Several"
+        " values belong to several models or seeds, in this order; of a grid they are each method's mean, of more than"
+        " four methods the lowest and the highest, and of the time spent waiting the mean of all cells."
     )
-    return Table("Runs", caption, tuple(columns), rows, words={1, 2, 3, 11})
+    return Table("Runs", caption, tuple(columns), rows, words={1, 2, 3, 12})
 
 
 def environment_table(runs: Sequence[RunRecord]) -> Table:

@@ -43,6 +43,7 @@ class RunRecord:
       accuracy: in percent.
       loss: of the last training step, per seed.
       seconds: computing time, all processes that worked on it.
+      waiting: share of its steps' time, in the last process, that was spent waiting for images; of a grid the mean.
       environment: what `environment.json` holds; config: what `config.json` holds.
     """
 
@@ -58,6 +59,7 @@ class RunRecord:
     parameters: Any = None
     loss: Any = None
     seconds: float | None = None
+    waiting: float | None = None
     started: str | None = None
     environment: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -114,6 +116,7 @@ def read_workdir(folder: str | Path, *, cells: bool = False) -> list[RunRecord]:
             accuracy=result.get("accuracy"),
             parameters=result.get("parameters"),
             loss=result.get("loss", last.get("loss")),
+            waiting=result.get("waiting_share"),
         )
     ]
 
@@ -205,6 +208,8 @@ def _grid(
         told += f"; {len(failed)} of {len(wanted)} cells failed: {failed[0].get('error')}"
     values: dict[str, Any] = {axis: _values(common.config, plural) for plural, axis in _AXES.items()}
     values["accuracy"] = _mean_accuracies(rows, values["method"])
+    waiting = [row["waiting_share"] for row in rows if row.get("waiting_share") is not None]
+    values["waiting"] = sum(waiting) / len(waiting) if waiting else None
     return [dataclasses.replace(common, state=told, **values)]
 
 
@@ -243,6 +248,7 @@ def _cell(common: RunRecord, number: int, row: Mapping[str, Any]) -> RunRecord:
     state = "finished" if row.get("status") == "ok" else f"failed: {row.get('error')}"
     values: dict[str, Any] = {name: row.get(name) for name in (*_AXES.values(), "parameters", "loss", "seconds")}
     values["accuracy"] = row.get("accuracy", row.get("accuracies"))
+    values["waiting"] = row.get("waiting_share")
     return dataclasses.replace(common, name=f"{common.name}#{number}", state=state, **values)
 
 

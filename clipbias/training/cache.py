@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,11 @@ from clipbias.clip.params import Params
 from clipbias.data import Dataset, Split, protocols
 from clipbias.data.contents import contents
 from clipbias.data.few_shot import MAX_VAL_SHOTS, confident
-from clipbias.data.images import Images
-from clipbias.data.pipeline import DEFAULT_CACHE_BYTES, without_unreadable
+from clipbias.data.images import Decoded, Images
+from clipbias.data.pipeline import without_unreadable
+from clipbias.data.workers import Workers
 from clipbias.training import mesh as meshes
-from clipbias.training.evaluate import Evaluator, validation_beside
+from clipbias.training.evaluate import Budget, Evaluator, validation_beside
 from clipbias.training.features import TrainingFeatures
 from clipbias.training.loop import Run
 from clipbias.training.packs import Pack
@@ -36,6 +37,9 @@ class Cache:
         self, clip: Clip, params: Params, settings: GridSettings, load_dataset: Callable[[str], Dataset], mesh: Mesh
     ) -> None:
         self._clip, self._params, self._settings, self._mesh = clip, params, settings, mesh
+        self.workers = Workers(settings.workers)
+        third = int(settings.cache_gb * 1e9 / 3)
+        self._decoded, self._budget = Decoded(2 * third), Budget(third)
         self._load = functools.cache(load_dataset)
         self._dataset = ""
         self._plans: dict[tuple[Any, ...], list[protocols.Plan]] = {}
@@ -50,6 +54,8 @@ class Cache:
         """Frees test images and tasks of all packs but those of one dataset."""
         if self._dataset != dataset:
             self._dataset = dataset
+            self._decoded.keep_only(())
+            self._budget.clear()
             self._evaluators.clear()
             self._features.clear()
             self._labels.clear()
@@ -121,13 +127,19 @@ class Cache:
             self._image_hashes[key] = stable_hash([named, content]), stable_hash(named)
         return self._image_hashes[key]
 
-    def train_images(self, pack: Pack, plan: protocols.Plan) -> Images:
-        """Training images, which stay decoded but are not kept here; with "skip" without those that cannot be read."""
+    def train_images(self, pack: Pack, draws: Sequence[protocols.Plan]) -> dict[int, Images]:
+        """The training images of each seed, which share what of them is kept decoded; those of other packs are dropped.
+
+        With "skip" they are without those that cannot be read.
+        """
         # Where nothing can be run, as many labelled images stand for those.
         labelled = not self.is_unlabelled(pack) or not meshes.is_there(self._mesh)
-        split = plan.source.split("train") if labelled else self._pseudo_labelled(pack, plan)
-        images = Images(split, cache_bytes=DEFAULT_CACHE_BYTES)
-        return without_unreadable(images) if self._settings.on_image_error == "skip" else images
+        splits = [draw.source.split("train") if labelled else self._pseudo_labelled(pack, draw) for draw in draws]
+        self._decoded.keep_only(key for split in splits for key in split.keys)
+        images = [Images(split, self._decoded) for split in splits]
+        if self._settings.on_image_error == "skip":
+            images = [without_unreadable(one, workers=self.workers) for one in images]
+        return dict(zip(pack.seeds, images, strict=True))
 
     def is_unlabelled(self, pack: Pack) -> bool:
         """Whether a pack trains on labels that plain CLIP gives."""
@@ -143,7 +155,7 @@ class Cache:
                 mesh=self._mesh,
                 batch_size=self._settings.eval_batch_size,
                 on_error=self._settings.on_image_error,
-                cache_bytes=0,
+                workers=self.workers,
             )
             text = place_text(self._mesh, task, self._params)
             self._labels[source.class_names] = evaluator.pseudo_labels(task.classifier, text)
@@ -155,9 +167,7 @@ class Cache:
         """Of a run's training images under the frozen tower."""
         key = (*self._draw(pack), self.is_unlabelled(pack), run.seed, sampling.crop, sampling.projected)
         if key not in self._features:
-            self._features[key] = self._frozen(
-                Images.of(run.train, cache_bytes=DEFAULT_CACHE_BYTES), run.seed, sampling
-            )
+            self._features[key] = self._frozen(Images.of(run.train), run.seed, sampling)
         return self._features[key]
 
     def validation(self, pack: Pack, plan: protocols.Plan, seed: int, sampling: Sampling) -> dict[str, Any]:
@@ -166,7 +176,7 @@ class Cache:
         if split is None:
             return {}
         key = ("validation", *self._draw(pack), seed, sampling.projected)
-        images = Images(split, cache_bytes=0)
+        images = Images(split)
         if key not in self._features:
             self._features[key] = self._frozen(images, seed, sampling)
         return {"validation": self._features[key].plain()[0], "validation_labels": images.labels}
@@ -180,6 +190,7 @@ class Cache:
             crop=sampling.crop,
             projected=sampling.projected,
             dtype=self._settings.dtype,
+            workers=self.workers,
         )
 
     def evaluator(self, evaluation: protocols.Evaluation) -> Evaluator:
@@ -193,6 +204,8 @@ class Cache:
                 batch_size=self._settings.eval_batch_size,
                 on_error=self._settings.on_image_error,
                 timed=True,
+                workers=self.workers,
+                budget=self._budget,
             )
         return self._evaluators[evaluation.name]
 
@@ -220,6 +233,8 @@ class Cache:
                 batch_size=self.evaluator(evaluation).batch_size,
                 on_error="skip",  # what is missing here is no reason to lose a result
                 fill=True,
+                workers=self.workers,
+                budget=self._budget,
             )
         return self._evaluators[key]
 

@@ -14,6 +14,7 @@ from clipbias.clip.params import Params
 from clipbias.data import Split
 from clipbias.data.images import Images
 from clipbias.data.pipeline import Batch, test_batches
+from clipbias.data.workers import Workers
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
 from clipbias.training import processes
@@ -33,11 +34,31 @@ def images_per_step(batch_size: int, crops: int, mesh: Mesh) -> int:
     return -(-max(1, batch_size // (1 + crops)) // size) * size
 
 
+class Budget:
+    """Bytes that evaluators may keep together. What is asked of it depends on numbers of images alone.
+
+    So all processes of a job are given the same answers.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = self._left = limit
+
+    def take(self, count: int) -> bool:
+        """Whether so many bytes are left, which are then taken."""
+        fits = count <= self._left
+        self._left -= count if fits else 0
+        return fits
+
+    def clear(self) -> None:
+        """Gives all bytes back."""
+        self._left = self._limit
+
+
 class Evaluator:
     """Evaluates runs on one split, and keeps what does not depend on the run.
 
     Image features under a method that leaves images alone are the same for all of them: they are computed once. Decoded
-    and resized images are kept while they fit `cache_bytes`.
+    and resized images, and features, are kept if they fit the budget.
 
     Attributes:
       skipped: how many images could not be read.
@@ -54,7 +75,8 @@ class Evaluator:
         mesh: Mesh,
         batch_size: int,
         on_error: str = "raise",
-        cache_bytes: int = 1 << 30,
+        workers: Workers | None = None,
+        budget: Budget | None = None,
         fill: bool = False,
         timed: bool = False,
     ) -> None:
@@ -67,7 +89,8 @@ class Evaluator:
           mesh: where to compute.
           batch_size: images per step over all devices; rounded up to a multiple of the `data` axis.
           on_error: "raise" or "skip" images that cannot be read.
-          cache_bytes: limit for resized images.
+          workers: threads that decode; `None` for its own.
+          budget: what it may keep, which others may share; nothing without one.
           fill: whether fewer images than a batch are filled up to one, so that the program of another split serves.
           timed: whether to measure `seconds_per_image` in `outcomes`, which takes two batches more: those of one run,
             from images on the device to answers, with the texts of the classes there already where they are the same
@@ -82,16 +105,19 @@ class Evaluator:
         self.predicted: np.ndarray | None = None
         self.seconds_per_image: float | None = None
         self._timed, self._tower_seconds = timed, 0.0
-        self._cache_bytes = cache_bytes
+        self._workers, self._budget = Workers.of(workers), budget or Budget(0)
         self._kept: list[Batch] | None = None
-        self._keep = self._fits(3 * clip.config.vision.image_size**2)
+        self._fits: dict[Any, bool] = {}
         # By what else than the image itself they are of: its patches, how many crops, and whether these are mixed. With
         # batches without images.
         self._plain_features: dict[tuple[bool, int, bool], list[tuple[jax.Array, Batch]]] = {}
         self._plain_seconds: dict[tuple[bool, int, bool], float] = {}
 
-    def _fits(self, bytes_per_image: int) -> bool:
-        return len(self.split) * bytes_per_image <= self._cache_bytes
+    def _may_keep(self, what: Any, bytes_per_image: int) -> bool:
+        """Whether there is room for something of each image, which is then taken, once."""
+        if what not in self._fits:
+            self._fits[what] = self._budget.take(len(self.split) * bytes_per_image)
+        return self._fits[what]
 
     def _batches(self, method: Method) -> Iterator[Batch]:
         crops = method.crops_at_test()
@@ -107,8 +133,9 @@ class Evaluator:
             mixed=method.augmix_at_test(),
             shard=(share.part, share.parts),
             on_error=self.on_error,
+            workers=self._workers,
         )
-        kept, keep = [], self._keep and not crops
+        kept, keep = [], not crops and self._may_keep("images", 3 * self.clip.config.vision.image_size**2)
         for batch in processes.held(batches):
             if keep:
                 kept.append(batch)
@@ -130,7 +157,8 @@ class Evaluator:
             self._tower_seconds = self._plain_seconds.get(key, 0.0)
             yield from self._plain_features[key]
             return
-        keep = not changes and (self._fits(4 * (1 + crops) * width) if crops else self._keep)
+        per_image = 1 + (self.clip.config.vision.patches if method.patches else crops)
+        keep = not changes and self._may_keep(key, 4 * per_image * width)
         if not changes:  # one set of features serves every run
             learnables, runs = jax.tree.map(lambda leaf: leaf[:1], learnables), 1
         plain = []
@@ -299,6 +327,7 @@ def evaluate(
     mesh: Mesh,
     eval_batch_size: int,
     on_image_error: str,
+    workers: int = 0,
     validation: Split | None = None,
     outside: Split | None = None,
     save: Callable[[np.ndarray], None] = lambda predicted: None,
@@ -312,6 +341,7 @@ def evaluate(
       mesh: where to compute.
       eval_batch_size: images per step over all devices.
       on_image_error: "raise" or "skip" images that cannot be read.
+      workers: threads that decode; 0 takes one for each processor.
       validation: images to fit a temperature on, but those that are evaluated.
       outside: images of other classes, whose labels are not looked at.
       save: given the class that is predicted for every image, int32 `[n]`; -1 where one could not be read.
@@ -324,8 +354,11 @@ def evaluate(
     stacked = meshes.place(mesh, jax.tree.map(lambda leaf: np.asarray(leaf)[None], learnables), meshes.RUN)
     arguments = task.classifier, stacked, place_text(mesh, task, params)
 
+    shared = Workers(workers)
+
     def on(images: Split) -> Evaluator:
-        options: dict[str, Any] = dict(batch_size=eval_batch_size, on_error=on_image_error, cache_bytes=0)
+        options: dict[str, Any] = dict(batch_size=eval_batch_size, on_error=on_image_error)
+        options["workers"] = shared
         return Evaluator(task.clip, params, images, mesh=mesh, **options)
 
     evaluator = on(split)

@@ -19,6 +19,7 @@ from clipbias.clip.config import ClipConfig
 from clipbias.clip.params import Params
 from clipbias.data.images import Images
 from clipbias.data.pipeline import Batch, Batches, epoch_order, pass_batches, test_batches
+from clipbias.data.workers import Workers
 from clipbias.training import mesh as meshes
 from clipbias.training import processes
 from clipbias.tuning import Recipe, Sampling
@@ -50,6 +51,7 @@ class TrainingFeatures:
         crop: float,
         projected: bool,
         dtype: str,
+        workers: Workers | None = None,
     ) -> None:
         """Prepares nothing yet.
 
@@ -62,6 +64,7 @@ class TrainingFeatures:
           seed: of the run, which keys the augmentations.
           crop, projected: see `Sampling`.
           dtype: compute type.
+          workers: threads that decode; `None` for its own.
         """
         size = mesh.shape[meshes.DATA]
         self._images, self._mesh, self._batch_size = images, mesh, -(-min(batch_size, len(images)) // size) * size
@@ -70,6 +73,7 @@ class TrainingFeatures:
         )
         self._size = clip.config.vision.image_size
         self._options: dict[str, Any] = dict(seed=seed, crop=crop)
+        self._workers = Workers.of(workers)
         self._passes: np.ndarray | None = None
         self._plain: np.ndarray | None = None
         self._seconds: list[float] = []  # of each batch, from files to features
@@ -98,7 +102,12 @@ class TrainingFeatures:
     @property
     def _shared(self) -> dict[str, Any]:
         share = meshes.share(self._mesh)
-        return dict(image_size=self._size, batch_size=self._batch_size, shard=(share.part, share.parts))
+        return dict(
+            image_size=self._size,
+            batch_size=self._batch_size,
+            shard=(share.part, share.parts),
+            workers=self._workers,
+        )
 
     def _run(self, batches: Batches) -> np.ndarray:
         """The features of all images that the batches do not mask."""
@@ -165,6 +174,9 @@ class FeatureBatches(Iterator[Batch]):
     def blank(self) -> Batch:
         """A batch that stands for one that cannot be made: here every one can."""
         return next(self)
+
+    def computes(self, values: Any) -> None:
+        """Nothing is made ahead."""
 
     def _rows(self, features: np.ndarray, labels: np.ndarray, seed: int) -> Batch:
         passes, examples = features.shape[:2]

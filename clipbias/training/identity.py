@@ -51,7 +51,7 @@ def identity(
 
 def earlier_identity(task: Task, pack: Pack, run: Run, recipe: Recipe) -> dict[str, Any]:
     """How checkpoints of `experiments.train` named their run before it was a grid of one cell."""
-    images = Images.of(run.train, cache_bytes=0)
+    images = Images.of(run.train)
     return {
         "method": pack.method,
         "dataset": pack.dataset,

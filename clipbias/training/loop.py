@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,14 @@ from jax.sharding import Mesh
 from clipbias.clip.params import Params
 from clipbias.data import Split
 from clipbias.data.images import Images
-from clipbias.data.pipeline import DEFAULT_CACHE_BYTES, Batch, train_batches
+from clipbias.data.pipeline import DEFAULT_CACHE_BYTES
+from clipbias.data.workers import Workers
 from clipbias.errors import ClipbiasError
 from clipbias.interruption import Interrupted, noted
 from clipbias.training import mesh as meshes
 from clipbias.training import processes
 from clipbias.training.agreement import Pace
+from clipbias.training.batches import RunBatches
 from clipbias.training.checkpoint import Checkpoints
 from clipbias.training.features import FeatureBatches
 from clipbias.training.metrics import MetricWriter, StepReport
@@ -53,7 +55,7 @@ class Trained:
       losses: the last step's loss of each run.
       seconds: wall time spent in this process.
       steps: steps done in all.
-      waiting_share: share of that time spent waiting for images.
+      waiting_share: share of the steps' time in which there was nothing to do but to wait for images.
     """
 
     learnables: Learnables
@@ -101,6 +103,7 @@ def train(
     trackers: Sequence[str] = (AUTO,),
     profile: bool = False,
     plan: StepPlan | None = None,
+    workers: Workers | None = None,
     before: int = 0,
     whole: int = 0,
 ) -> Trained:
@@ -124,6 +127,7 @@ def train(
       trackers: who else is told the metrics, see `trackers.Trackers`.
       profile: whether a few steps are traced into that folder, too (`profile.StepProfile`).
       plan: what the step was planned to need; said before the first step.
+      workers: threads that decode, which others may share; `None` for its own.
       before: steps of earlier stages, from which the metrics count on.
       whole: steps of all stages together; 0 where this is the only one.
 
@@ -132,7 +136,8 @@ def train(
       Interrupted: a notice to stop came; the state is saved.
     """
     began = time.monotonic()
-    images = [Images.of(run.train, cache_bytes=DEFAULT_CACHE_BYTES) for run in runs]
+    opened_splits = {id(run.train): Images.of(run.train, DEFAULT_CACHE_BYTES // len(runs)) for run in runs}
+    images = [opened_splits[id(run.train)] for run in runs]
     examples, seeds = len(images[0]), [run.seed for run in runs]
     rows, total, per_epoch = (
         rows_per_step(images, recipe),
@@ -171,16 +176,19 @@ def train(
         if profile and metrics_folder is not None:
             traced = StepProfile(metrics_folder, first=step, total=total)
             opened.callback(traced.close)
-        told = (type(task.method).__name__, seeds, progress, metrics)
-        report = StepReport(*told, images=rows * len(runs), losses=losses)
         batches: RunBatches | FeatureBatches
         if features is None:
             size = task.clip.config.vision.image_size
-            batches = RunBatches(images, runs, recipe, mesh, image_size=size, start_step=step)
+            threads = Workers.of(workers)
+            batches = RunBatches(images, seeds, recipe, mesh, image_size=size, start_step=step, workers=threads)
+            opened.callback(batches.close)
         else:
             labels, sampling = [one.labels for one in images], task.method.sampling()
             pooled = sampling is not None and sampling.training == "pooled"
             batches = FeatureBatches(features, labels, seeds, recipe, mesh, pooled=pooled, start_step=step)
+        waiting = None if features is not None else lambda: batches.waiting_share
+        told = (type(task.method).__name__, seeds, progress, metrics)
+        report = StepReport(*told, images=rows * len(runs), losses=losses, waiting=waiting)
         pace, careful = Pace(mesh, seconds=checkpoint_seconds, saves=checkpoints is not None), _Careful()
         processes.agree()  # nothing that a step needs is missing anywhere
         with noted() as notice, explain_exhaustion(_advice(plan)):
@@ -195,9 +203,9 @@ def train(
                 if traced is not None:
                     traced.before(step)
                 batch = careful(next, batches)
-                state, values = run_step(
-                    state, batches.blank() if batch is None else batch, learning_rate, weight, mesh
-                )
+                own = batches.blank() if batch is None else batch
+                state, values = run_step(state, own, learning_rate, weight, mesh)
+                batches.computes(values["loss"])
                 if traced is not None:
                     traced.after(step, values)
                 step += 1
@@ -257,57 +265,3 @@ def rows_per_step(images: Sequence[Images | Split], recipe: Recipe) -> int:
     if len(shapes) > 1:
         raise ClipbiasError("the runs of one pack have different numbers of steps; train them separately.")
     return shapes.pop()[1]
-
-
-class RunBatches(Iterator[Batch]):
-    """The batches of all runs side by side on the mesh: `[R, B, …]`, with a mask where `B` is padded to divide.
-
-    `R` is filled up, too (`mesh.filled`). Each process makes what lies on its devices.
-    """
-
-    def __init__(
-        self,
-        images: Sequence[Images],
-        runs: Sequence[Run],
-        recipe: Recipe,
-        mesh: Mesh,
-        *,
-        image_size: int,
-        start_step: int,
-    ) -> None:
-        self._mesh, self._share = mesh, meshes.share(mesh)
-        self._runs = self._share.runs(mesh, len(runs))
-        self._iterators = {
-            run: train_batches(
-                images[run],
-                image_size=image_size,
-                batch_size=recipe.batch_size,
-                seed=runs[run].seed,
-                epochs=recipe.total_epochs(len(images[run])),
-                start_step=start_step,
-                shard=(self._share.part, self._share.parts),
-                keep_last=recipe.keep_last,
-                crop=recipe.crop if recipe.augment else None,
-            )
-            for run in sorted(set(self._runs))
-        }
-
-    def __next__(self) -> Batch:
-        return self._placed({run: next(iterator) for run, iterator in self._iterators.items()})
-
-    def blank(self) -> Batch:
-        """A batch that stands for one that cannot be made here."""
-        return self._placed({run: iterator.blank() for run, iterator in self._iterators.items()})
-
-    def _placed(self, batches: dict[int, Batch]) -> Batch:
-        stacked = {name: np.stack([batches[run][name] for run in self._runs]) for name in batches[self._runs[0]]}
-        missing = -stacked["labels"].shape[1] % self._share.multiple
-        padded = {
-            name: np.pad(value, [(0, 0), (0, missing)] + [(0, 0)] * (value.ndim - 2)) for name, value in stacked.items()
-        }
-        return meshes.place_batch(self._mesh, padded)
-
-    @property
-    def waiting_share(self) -> float:
-        """Share of the time spent waiting for images, over all runs."""
-        return min(1.0, sum(iterator.waiting_share for iterator in self._iterators.values()))

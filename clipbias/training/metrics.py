@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,7 @@ class StepReport:
         *,
         images: int,
         losses: Sequence[float] | None = None,
+        waiting: Callable[[], float] | None = None,
     ) -> None:
         """Reports nothing yet.
 
@@ -105,9 +106,10 @@ class StepReport:
           progress, metrics: told about every step.
           images: of one step in all runs.
           losses: of the step that the runs go on from, `None` where that is the first one.
+          waiting: the share of the steps' time that was spent waiting for images; `None` where there are none.
         """
         self._method, self._seeds, self._images = method, seeds, images
-        self._progress, self._metrics = progress, metrics
+        self._progress, self._metrics, self._waiting = progress, metrics, waiting
         self._late: tuple[int, Any, np.ndarray] | None = None
         self._when = time.monotonic()
         self.losses = [float("nan")] * len(seeds) if losses is None else [*losses]
@@ -136,11 +138,13 @@ class StepReport:
         now = time.monotonic()
         seconds, self._when = now - self._when, now
         if self._progress is not None:
-            shown = {
+            shown: dict[str, Any] = {
                 "loss": float(values["loss"].mean()),
                 "lr": float(rate.max()),
                 "images/s": self._images / max(seconds, 1e-9),
             }
+            if self._waiting is not None:
+                shown["waiting"] = f"{self._waiting():.0%}"
             self._progress.advance(1, shown)
         if self._metrics is not None:
             lines = {name: value.tolist() if len(value) > 1 else float(value[0]) for name, value in values.items()}

@@ -8,6 +8,7 @@ from clipbias.checks import LARGEST, Choices, Range, check_fields, check_texts, 
 from clipbias.clip.precision import DTYPES
 from clipbias.data import inspection, protocols
 from clipbias.data.pipeline import ON_ERROR
+from clipbias.data.workers import MOST_WORKERS
 from clipbias.errors import ClipbiasError
 from clipbias.training.profile import PROFILES
 from clipbias.training.trackers import AUTO as OWN_TRACKERS
@@ -34,6 +35,9 @@ class GridSettings:
       protocol: a name of `data.protocols.PROTOCOLS`.
       targets: datasets that a protocol evaluates on besides; `None` takes the literature's.
       remat, class_chunks: how a step saves memory, see `training.plan`.
+      workers: threads that decode images, which all runs share; 0 takes one for each processor. They change no number.
+      cache_gb: memory for decoded images, in gigabytes: two thirds for those of training, which keep their size, and
+        one third for those of evaluation, which have the model's. It changes no number.
       check_images, on_missing: how images are looked at before anything is trained, and what becomes of the cells whose
         datasets cannot be used (`training.readiness`). They change no number.
       trackers: who is told the metrics besides `metrics.jsonl`, see `training.trackers`.
@@ -51,6 +55,8 @@ class GridSettings:
     targets: tuple[str, ...] | None = None
     remat: str = AUTO
     class_chunks: int = 0
+    workers: Annotated[int, Range(0, MOST_WORKERS)] = 0
+    cache_gb: _Number = 3.0
     check_images: Annotated[str, Choices(inspection.HOW)] = "headers"
     on_missing: Annotated[str, Choices(ON_MISSING)] = "raise"
     trackers: tuple[str, ...] = (OWN_TRACKERS,)

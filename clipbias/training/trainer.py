@@ -103,7 +103,7 @@ class Trainer:
         task = self.cache.task(pack, source)
         if not task.method.draws:
             return task, [Run(source.split("test"), seed) for _, seed in pack.cells], None
-        images = {seed: self.cache.train_images(pack, draw) for seed, draw in zip(pack.seeds, draws, strict=True)}
+        images = self.cache.train_images(pack, draws)
         readable = [stable_hash([*one.split.keys]) for one in images.values()]
         processes.same(f"which images of {pack.dataset} can be read", readable)
         runs = [Run(images[seed], seed, rate) for rate, seed in pack.cells]
@@ -129,7 +129,8 @@ class Trainer:
             images=len(runs[0].train),
         )
         is_slower = plan.options and (self.settings.remat, self.settings.class_chunks) == (AUTO, 0)
-        if is_slower and len(pack.learning_rates) > 1:  # one by one they may run the fastest way
+        if is_slower and len(pack.learning_rates) > 1
+        ):  # one by one they may run the fastest way
             raise ClipbiasError("the learning rates do not fit the memory side by side.")
         return task, plan
 
@@ -238,6 +239,7 @@ class Trainer:
             trackers=self.settings.trackers,
             profile=self.settings.profile == "steps",
             plan=plan,
+            workers=self.cache.workers,
             **(steps or {}),
         )
 

@@ -7,7 +7,8 @@ import pytest
 
 from clipbias.data import pipeline, transforms
 from clipbias.data.dataset import Split
-from clipbias.data.images import Images
+from clipbias.data.images import Decoded, Images
+from clipbias.data.workers import Workers
 from clipbias.errors import ClipbiasError
 from tests.data.pictures import encoded, picture
 
@@ -134,10 +135,10 @@ def test_unreadable_image_is_named_or_skipped(caplog):
 
 
 def test_readable_leaves_out_and_keeps_the_cache():
-    images = pipeline.without_unreadable(Images(make_split(6, broken=(0, 4)), cache_bytes=1 << 20))
+    images = pipeline.without_unreadable(Images(make_split(6, broken=(0, 4)), Decoded(1 << 20)))
     assert images.split.keys == ("1.png", "2.png", "3.png", "5.png")
-    assert images.cached == 4 and list(images.unreadable) == ["0.png", "4.png"]
-    whole = Images(make_split(3), cache_bytes=0)
+    assert len(images.cache) == 4 and sorted(images.unreadable) == ["0.png", "4.png"]
+    whole = Images(make_split(3))
     assert pipeline.without_unreadable(whole) is whole
 
 
@@ -146,17 +147,59 @@ def test_cache_keeps_what_fits_and_changes_nothing():
     split = make_split(6)
     reads = []
     counted = Split(split.keys, split.labels, lambda index: reads.append(index) or split.read(index))
-    images = Images(counted, cache_bytes=4 * one_image + 1)
+    images = Images(counted, Decoded(4 * one_image + 1))
     assert_same(train(split, batch_size=6), train(images, batch_size=6, workers=1))
-    assert images.cached == 4
+    assert len(images.cache) == 4
     assert len(reads) == 6 + 2 + 2
 
 
 def test_waiting_is_measured():
     batches = pipeline.train_batches(make_split(8), image_size=SIZE, batch_size=4, seed=1, epochs=2)
-    assert batches.waiting_share == 0.0
+    assert batches.waiting_share == batches.seconds_waiting == 0.0
     next(batches)
-    assert batches.seconds_waiting > 0 and 0 < batches.waiting_share <= 1
+    assert batches.seconds_waiting > 0 and batches.waiting_share == 0
+    next(batches)
+    assert 0 < batches.waiting_share <= 1
+
+
+def test_those_who_share_threads_have_no_more_together():
+    working, most, lock = set(), [], threading.Lock()
+    split = make_split(40)
+
+    def read(index):
+        with lock:
+            working.add(threading.current_thread())
+            most.append(len(working))
+        encoded = split.read(index)
+        with lock:
+            working.discard(threading.current_thread())
+        return encoded
+
+    workers, watched = Workers(2), Split(split.keys, split.labels, read)
+    options = dict(image_size=SIZE, workers=workers, cache_bytes=0)
+    many = [pipeline.train_batches(watched, batch_size=36, seed=seed, epochs=2, **options) for seed in range(5)]
+    many.append(pipeline.test_batches(watched, batch_size=36, **options))
+    found = [list(batch) for batch in zip(*many, strict=True)]
+    assert len(found) == 2 and max(most) <= 2
+    alone = train(split, batch_size=36, seed=4, epochs=2)
+    assert_same([batches[4] for batches in found], alone)
+
+
+def test_images_of_one_cache_are_decoded_once():
+    reads, split = [], make_split(6)
+    counted = Split(split.keys, split.labels, lambda index: reads.append(index) or split.read(index))
+    cache = Decoded(1 << 20)
+    own = [Images(counted, cache), Images(counted.subset([4, 5, 2]), cache)]
+    for images in own:
+        assert_same(train(images, batch_size=3, workers=1), train(images.split, batch_size=3, cache_bytes=0))
+    reads.clear()
+    for images in own:
+        train(images, batch_size=3)
+    assert not reads and len(cache) == 6
+    cache.keep_only(["5.png", "7.png"])
+    assert len(cache) == 1 and cache.get("4.png") is None
+    np.testing.assert_array_equal(own[1].decoded(0), transforms.decode(split.read(4), ""))
+    assert reads == [4] and len(cache) == 2
 
 
 def test_abandoned_batches_end_their_threads():

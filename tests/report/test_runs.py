@@ -10,8 +10,9 @@ import pytest
 
 from clipbias.errors import ClipbiasError
 from clipbias.report.curves import curves_figure, read_curves, save_curves
-from clipbias.report.run_tables import devices_words, difference_table, duration, in_words, render_runs
+from clipbias.report.run_tables import devices_words, difference_table, duration, in_words, render_runs, run_table
 from clipbias.report.runs import differences, read_workdir
+from clipbias.report.table import text_table
 from clipbias.training.packs import make_packs
 from configs import demo
 
@@ -52,10 +53,12 @@ def state(name: str, error: str | None = None) -> dict[str, Any]:
 
 def test_a_finished_run(tmp_path: Path) -> None:
     result = {"method": "bias", "dataset": "demo/digits", "shots": 4, "seed": 1, "accuracy": 71.5, "parameters": 96}
-    (run,) = read_workdir(trained(tmp_path, 8, result={**result, "loss": 0.125}, state=state("finished")))
+    (run,) = read_workdir(
+        trained(tmp_path, 8, result={**result, "loss": 0.125, "waiting_share": 0.4}, state=state("finished"))
+    )
     assert (run.binary, run.state, run.accuracy, run.parameters, run.loss) == ("train", "finished", 71.5, 96, 0.125)
     assert (run.method, run.dataset, run.shots, run.seed, run.seconds) == ("bias", "demo/digits", 4, 1, 75.0)
-    assert run.environment == ENVIRONMENT and run.config == TRAIN
+    assert run.environment == ENVIRONMENT and run.config == TRAIN and run.waiting == 0.4
 
 
 @pytest.mark.parametrize(
@@ -91,7 +94,7 @@ def test_a_grid_and_its_cells(tmp_path: Path) -> None:
     rows = [
         cell("zero_shot", "a", 0, accuracy=50.0, parameters=0, seconds=1.0),
         cell("bias", "a", 1, status="failed", error="first try"),
-        cell("bias", "a", 1, accuracy=60.0, parameters=96, loss=0.5, seconds=2.0),
+        cell("bias", "a", 1, accuracy=60.0, parameters=96, loss=0.5, seconds=2.0, waiting_share=0.25),
         cell("bias", "a", 2, status="failed", error="no images."),
         cell("vpt", "a", 1, accuracy=1.0),  # of an earlier configuration
     ]
@@ -99,6 +102,7 @@ def test_a_grid_and_its_cells(tmp_path: Path) -> None:
     (grid,) = read_workdir(tmp_path)
     assert grid.state == "killed after 2 of 6 cells; 1 of 6 cells failed: no images."
     assert (grid.binary, grid.method, grid.seed) == ("table1", ["zero_shot", "bias"], [1, 2])
+    assert grid.waiting == 0.25 and "25%" in text_table(run_table([grid]))
     cells = read_workdir(tmp_path, cells=True)
     assert [(c.method, c.seed, c.accuracy, c.state) for c in cells] == [
         ("zero_shot", 0, 50.0, "finished"),

@@ -12,7 +12,7 @@ from clipbias.data import Dataset, Split, transforms
 from clipbias.errors import ClipbiasError
 from clipbias.training import calibration
 from clipbias.training import mesh as meshes
-from clipbias.training.evaluate import Evaluator, evaluate, validation_beside
+from clipbias.training.evaluate import Budget, Evaluator, evaluate, validation_beside
 from clipbias.training.step import place_text
 from clipbias.tuning import Task
 
@@ -53,13 +53,13 @@ def test_accuracy_is_that_of_single_images(clip: Clip, colours: Dataset, method:
 def test_kept_features_change_nothing(clip: Clip, colours: Dataset) -> None:
     mesh = meshes.single_device()
     params = meshes.replicate(mesh, clip.params)
-    evaluator = Evaluator(clip, params, colours.split("test"), mesh=mesh, batch_size=4)
+    evaluator = Evaluator(clip, params, colours.split("test"), mesh=mesh, batch_size=4, budget=Budget(1 << 20))
     task = Task(clip, "coop", colours.class_names)
     learnables = jax.tree.map(lambda x: np.stack([x, -x]), task.init())
     text = place_text(mesh, task, params)
     scores = [evaluator.accuracy(task.classifier, learnables, text, runs=2) for _ in range(2)]
     assert scores[0] == scores[1]
-    assert evaluator._plain_features is not None
+    assert evaluator._plain_features
     alone = evaluate(task, task.init(), colours.split("test"), mesh=mesh, eval_batch_size=15, on_image_error="raise")
     assert scores[0][0] == alone
 

@@ -24,7 +24,7 @@ SEED = 3
 def source(clip: Clip, colours: Dataset, *, mesh=None, projected: bool = True, batch_size: int = 7) -> TrainingFeatures:
     mesh = mesh or meshes.single_device()
     return TrainingFeatures(
-        *(clip, meshes.replicate(mesh, clip.params), Images(colours.split("train"), cache_bytes=0)),
+        *(clip, meshes.replicate(mesh, clip.params), Images(colours.split("train"))),
         mesh=mesh,
         batch_size=batch_size,
         seed=SEED,
@@ -58,7 +58,7 @@ def test_a_pass_holds_the_images_of_an_epoch(clip: Clip, colours: Dataset) -> No
     assert not np.allclose(expected[0], expected[1], atol=1e-2)
     plain = features.plain()
     assert_close(support_features(features, Sampling(passes=0)), plain)
-    images = Images(colours.split("train"), cache_bytes=0)
+    images = Images(colours.split("train"))
     assert_close(plain[0], np.asarray(encode(np.stack([crop(images.decoded(i), size) for i in range(count)]))))
 
 
@@ -151,7 +151,7 @@ def test_unprojected_rows_are_projected_in_a_step(clip: Clip, colours: Dataset) 
     task = Task(clip, Projection(), colours.class_names)
     learnables = jax.tree.map(lambda x: x + 0.05 * jax.random.normal(jax.random.key(1), x.shape), task.init())
     rows = source(clip, colours, projected=False).plain()[0]
-    images = Images(colours.split("train"), cache_bytes=0)
+    images = Images(colours.split("train"))
     size = clip.config.vision.image_size
     pixels = clip.preprocessing.normalize(np.stack([crop(images.decoded(i), size) for i in range(len(images))]))
     logits = [np.asarray(jax.jit(task.logits)(clip.params, learnables, jnp.asarray(x))) for x in (rows, pixels)]

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
+
 from clipbias.files import read_json_lines
-from clipbias.training.metrics import MetricWriter
+from clipbias.training.metrics import MetricWriter, StepReport
 
 
 def steps(folder: Path) -> list[int]:
@@ -34,3 +36,20 @@ def test_a_line_cut_short_is_left_out(tmp_path: Path) -> None:
     with MetricWriter(tmp_path, start_step=2) as metrics:
         metrics.write(2, {"loss": 1.0})
     assert steps(tmp_path) == [1, 2]
+
+
+def test_the_progress_shows_what_share_is_waited_for_images() -> None:
+    shown, share = [], [0.0]
+
+    class Progress:
+        def advance(self, count, values):
+            shown.append(values.get("waiting"))
+
+    values = {"loss": np.ones(1), "accuracy": np.ones(1), "gradient_norm": np.ones(1)}
+    for waiting in (lambda: share[0], None):
+        report = StepReport("Bias", [1], Progress(), None, images=4, waiting=waiting)
+        for step, share[0] in enumerate((0.0, 0.127, 1.0), 1):
+            report.step(step, values, np.ones(1))
+        report.catch_up()
+    # Each step is told a step later, with the share of that moment.
+    assert shown == ["13%", "100%", "100%", None, None, None]

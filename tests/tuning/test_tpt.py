@@ -162,7 +162,7 @@ def test_features_of_views_are_computed_once(pair, start, monkeypatch) -> None:
     def evaluator(**options) -> Evaluator:
         return Evaluator(clip, clip.params, split, mesh=meshes.single_device(), batch_size=24, **options)
 
-    shared, narrow = evaluator(), evaluator(cache_bytes=1)
+    shared, narrow = evaluator(budget=evaluation.Budget(1 << 20)), evaluator(budget=evaluation.Budget(1))
     first, again = features(shared, "tpt"), features(shared, "tpt_coop")
     assert seen == [np.uint8] * COUNT and len(first) == len(again) == COUNT
     for (one, batch), (other, kept) in zip(first, again, strict=True):

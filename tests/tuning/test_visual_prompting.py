@@ -85,7 +85,7 @@ def test_authors_warm_up_is_as_long_as_theirs_on_their_data() -> None:
 
 def test_training_images_are_those_of_evaluation() -> None:
     split = Split(("a", "b", "c"), np.arange(3), lambda index: encoded(picture(index)))
-    images = Images(split, cache_bytes=1 << 20)
+    images = Images(split)
     batch = next(train_batches(images, image_size=16, batch_size=len(split), seed=1, epochs=1, crop=None))
     expected = {evaluated(images.decoded(index), 16).tobytes() for index in range(len(images))}
     assert {image.tobytes() for image in batch["images"]} == expected

@@ -12,7 +12,8 @@
     python -m tools.benchmarks startup
     python -m tools.benchmarks load --repeats=3
     python -m tools.benchmarks load FOLDER ViT-B-16.pt
-    python -m tools.benchmarks pipeline --batch=32
+    python -m tools.benchmarks pipeline --batch=32 --runs 1 9 32
+    python -m tools.benchmarks endurance --steps=2000 --cells=50
     python -m tools.benchmarks opening --count=100000 --repeats=3
     python -m tools.benchmarks opening --shards --rehearse --repeats=1
     python -m tools.benchmarks report benchmark.jsonl --output=performance
@@ -36,7 +37,8 @@ from clipbias.errors import ClipbiasError
 from clipbias.files import reason
 
 COMMANDS = (
-    *("train", "compare", "features", "relevancy", "causal", "study", "startup", "load", "pipeline", "opening"),
+    *("train", "compare", "features", "relevancy", "causal", "study", "startup", "load", "pipeline", "endurance"),
+    "opening",
     "report",
 )
 
@@ -88,6 +90,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--shards", action="store_true", help="opening: shards of the images too")
     parser.add_argument("--rehearse", action="store_true", help="opening: a grid that is killed and continued, too")
     parser.add_argument("--checkout", type=Path, help="opening: another working copy of the project, in turn")
+    parser.add_argument("--runs", type=whole(1), nargs="+", default=[1, 9, 32], help="pipeline: runs side by side")
+    parser.add_argument("--steps", type=whole(1), default=2000, help="endurance: of a training")
+    parser.add_argument("--cells", type=whole(1), default=50, help="endurance: of a grid")
     parser.add_argument("--append", type=Path, help="a file that the JSON line is added to")
     parser.add_argument("--output", type=Path, default=Path("performance"), help="report: path without its ending")
     parsed = parser.parse_args(arguments)
@@ -112,7 +117,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(report.write(parsed.files, parsed.output))
             return 0
         append(parsed.append, "")  # a measurement takes long: a file that cannot be written is told before
-        from tools.benchmarks import causal, load, opening, pipeline, relevancy, startup, steps, study, training
+        from tools.benchmarks import (
+            causal,
+            endurance,
+            load,
+            opening,
+            pipeline,
+            relevancy,
+            startup,
+            steps,
+            study,
+            training,
+        )
 
         run = {
             "train": steps.train,
@@ -125,6 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "load": load.load,
             "pipeline": pipeline.pipeline,
             "opening": opening.opening,
+            "endurance": endurance.endurance,
         }[parsed.command]
         result = {"command": parsed.command, "geometry": parsed.geometry, "dtype": parsed.dtype, **run(parsed)}
     except ClipbiasError as error:

@@ -1,0 +1,171 @@
+"""Threads that read and decode images, shared by all who take some, and what they make ahead of its use."""
+
+import math
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+# Elements made ahead of the one in use, as long as they fit so many bytes; two of them, and as many as keep all threads
+# at work, whatever their size.
+AHEAD, AHEAD_BYTES = 4, 256 << 20
+# Threads beyond so many only wait for one another.
+MOST_WORKERS = 1024
+# How long to look again whether a device has come to its end, in seconds.
+LOOK = 1e-3
+
+_T = TypeVar("_T")
+# The pieces of an element, which any threads call in any order, and what the last one of them calls to end it.
+Begun = tuple[Sequence[Callable[[], None]], Callable[[], _T]]
+
+
+class Workers:
+    """So many threads. Those who take images at the same time share them, and so never have more of them together.
+
+    The threads start when they are first needed, and end when nobody holds this object any more.
+
+    Attributes:
+      count: how many there are.
+    """
+
+    def __init__(self, count: int = 0) -> None:
+        """`count` threads; 0 takes one for each processor that this process may use."""
+        self.count = count or processors()
+        self._pool = ThreadPoolExecutor(self.count, thread_name_prefix="images")
+
+    @classmethod
+    def of(cls, workers: "Workers | int | None") -> "Workers":
+        """`workers` itself, or threads of one's own: so many, or one for each processor."""
+        return workers if isinstance(workers, Workers) else cls(workers or 0)
+
+    def submit(self, run: Callable[..., Any], *arguments: Any) -> None:
+        """Has a thread call `run(*arguments)`, which must not raise, once one is free."""
+        self._pool.submit(run, *arguments)
+
+
+def processors() -> int:
+    """How many processors this process may use: those that it is bound to, and no more than its container's share."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        return max(1, min(count, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):  # "max" where a container has no limit of its own
+        return count
+
+
+class Ahead(Iterator[_T], Generic[_T]):
+    """Elements in the order of their numbers, made ahead of their use by shared threads, each in pieces.
+
+    Attributes:
+      seconds_waiting: time in `next` in which there was nothing else to do, in total.
+    """
+
+    def __init__(
+        self,
+        workers: Workers,
+        numbers: range,
+        begin: Callable[[int], Begun],
+        *,
+        pieces: int,
+        size: int = 0,
+        busy: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Makes nothing yet.
+
+        Args:
+          workers: the threads.
+          numbers: of the elements.
+          begin: the pieces of an element, called in the thread of the user. It should not hold who holds this object:
+            what is abandoned is then dropped at once.
+          pieces: how many pieces elements have.
+          size: bytes of an element.
+          busy: whether there is work beside that for which the next element is awaited, so that nothing is lost by it.
+        """
+        self._workers, self._numbers, self._begin, self._busy = workers, iter(numbers), begin, busy
+        # All threads have work while the user holds one element and the next is ready.
+        needed = 1 + -(-workers.count // max(pieces, 1))
+        self._depth = max(2, needed, min(AHEAD, AHEAD_BYTES // max(size, 1)))
+        self._elements: deque[_Element] = deque()
+        self._taken, self._since = 0, 0.0
+        self.seconds_waiting, self._waited_before = 0.0, 0.0
+
+    def __next__(self) -> _T:
+        self._refill(self._depth)
+        if not self._elements:
+            raise StopIteration
+        began = time.perf_counter()
+        if self._taken == 1:
+            self._since, self._waited_before = began, self.seconds_waiting
+        self._taken += 1
+        element = self._elements.popleft()
+        self._refill(self._depth)
+        while self._busy() and not element.made.done():
+            wait([element.made], LOOK)
+        idle = time.perf_counter()
+        try:
+            return element.made.result()
+        finally:
+            self.seconds_waiting += time.perf_counter() - idle
+
+    def _refill(self, depth: int) -> None:
+        while len(self._elements) < depth and (number := next(self._numbers, None)) is not None:
+            element = _Element(*self._begin(number))
+            self._elements.append(element)
+            for piece in range(element.pieces):
+                self._workers.submit(element.make, piece)
+
+    @property
+    def waiting_share(self) -> float:
+        """Share of the time since the second `next` that was spent waiting, between 0 and 1.
+
+        What comes before it, such as compiling the program that takes the first element, is left out.
+        """
+        if self._taken < 2:
+            return 0.0
+        spent = max(time.perf_counter() - self._since, 1e-9)
+        return min(1.0, (self.seconds_waiting - self._waited_before) / spent)
+
+    def close(self) -> None:
+        """Drops what is made ahead."""
+        self._numbers = iter(())
+        while self._elements:
+            self._elements.pop().dropped = True
+
+    def __del__(self) -> None:
+        if hasattr(self, "_elements"):
+            self.close()
+
+
+class _Element:
+    """One element in the making."""
+
+    def __init__(self, pieces: Sequence[Callable[[], None]], finish: Callable[[], Any]) -> None:
+        self.pieces, self.made, self.dropped = len(pieces), Future[Any](), False
+        self._pieces, self._finish, self._left = pieces, finish, len(pieces)
+        self._errors: dict[int, BaseException] = {}
+        self._lock = threading.Lock()
+
+    def make(self, piece: int) -> None:
+        """Makes one piece; the last one that is made makes the whole of them. Raises nothing."""
+        try:
+            if not self.dropped:
+                self._pieces[piece]()
+        except BaseException as error:
+            self._errors[piece] = error
+        with self._lock:
+            self._left -= 1
+            if self._left:
+                return
+        try:
+            if self.dropped:
+                self.made.cancel()
+            elif self._errors:  # of the first piece, whichever thread was faster
+                self.made.set_exception(self._errors[min(self._errors)])
+            else:
+                self.made.set_result(self._finish())
+        except BaseException as error:
+            self.made.set_exception(error)

@@ -1,0 +1,141 @@
+"""Threads that make elements ahead: their order, their errors, what is dropped, and what counts as waiting."""
+
+import threading
+from concurrent.futures import CancelledError
+
+import pytest
+
+from clipbias.data import workers
+from clipbias.data.workers import Ahead, Workers
+
+
+def ahead(count: int, make, *, pieces: int = 3, threads: int = 2, **options) -> Ahead:
+    """Elements that are lists of what `make(number, piece)` returns."""
+
+    def begin(number):
+        found = [None] * pieces
+
+        def one(piece):
+            found[piece] = make(number, piece)
+
+        return [lambda piece=piece: one(piece) for piece in range(pieces)], lambda: found
+
+    return Ahead(Workers(threads), range(count), begin, pieces=pieces, **options)
+
+
+def test_elements_come_whole_and_in_order():
+    found = list(ahead(20, lambda number, piece: (number, piece), threads=4))
+    assert found == [[(number, piece) for piece in range(3)] for number in range(20)]
+
+
+def test_no_more_is_made_ahead_than_it_takes():
+    begun, gate = [], threading.Event()
+
+    def make(number, piece):
+        begun.append(number)
+        gate.wait(10)
+
+    for threads, size, depth in ((1, 1 << 40, 2), (1, 1, 4), (16, 1 << 40, 7)):
+        begun.clear()
+        gate.clear()
+        made = ahead(100, make, threads=threads, size=size)
+        made._refill(made._depth)
+        assert len(made._elements) == depth  # 16 threads have work while one element of three pieces is in use
+        gate.set()
+        assert list(next(made)) == [None] * 3
+        made.close()
+        assert len(set(begun)) <= depth + 1
+
+
+def test_the_first_pieces_error_is_raised_and_the_rest_goes_on():
+    late = threading.Event()
+
+    def make(number, piece):
+        if number == 1 and piece == 0:
+            late.wait(10)
+            raise ValueError("first")
+        if number == 1 and piece == 2:
+            late.set()
+            raise KeyError("third")
+        return number
+
+    made = ahead(3, make)
+    assert next(made) == [0, 0, 0]
+    with pytest.raises(ValueError, match="first"):
+        next(made)
+    assert next(made) == [2, 2, 2]
+    with pytest.raises(StopIteration):
+        next(made)
+
+
+def test_what_is_dropped_is_not_made():
+    gate, made = threading.Event(), []
+
+    def make(number, piece):
+        gate.wait(10)
+        made.append((number, piece))
+
+    elements = ahead(50, make, threads=1)
+    elements._refill(4)
+    pending = [element.made for element in elements._elements]
+    elements.close()
+    gate.set()
+    for one in pending:
+        with pytest.raises(CancelledError):
+            one.result(10)
+    assert len(made) <= 1  # what had begun
+    with pytest.raises(StopIteration):
+        next(elements)
+
+
+class Late:
+    """An element that is there after so many seconds of a clock of the test's own."""
+
+    def __init__(self, clock, seconds):
+        self.made, self._clock, self._at = self, clock, seconds
+
+    def done(self):
+        return self._at <= 0
+
+    def result(self):
+        self._clock[0] += max(self._at, 0)
+
+
+def test_waiting_is_what_the_steps_wait_for(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(workers.time, "perf_counter", lambda: clock[0])
+    elements = ahead(0, None)
+    elements._elements.extend(Late(clock, seconds) for seconds in (5, 1, 0, 2))
+    for work in (100, 3, 3, 0):  # the first one compiles
+        next(elements)
+        clock[0] += work
+    assert elements.seconds_waiting == 8 and elements.waiting_share == pytest.approx(3 / 9)
+
+
+def test_nothing_is_waited_for_while_the_device_works(monkeypatch):
+    clock, left = [0.0], [4]
+    monkeypatch.setattr(workers.time, "perf_counter", lambda: clock[0])
+
+    def look(made, seconds):
+        clock[0] += 1
+        left[0] -= 1
+        for one in made:
+            one._at -= 1
+
+    monkeypatch.setattr(workers, "wait", look)
+    elements = ahead(0, None, busy=lambda: left[0] > 0)
+    elements._elements.extend([Late(clock, 7), Late(clock, 2)])
+    next(elements)  # four of the seven seconds pass while the device works
+    assert elements.seconds_waiting == 3
+    left[0] = 9
+    next(elements)
+    assert elements.seconds_waiting == 3 and clock[0] == 9
+
+
+def test_processors_are_those_of_this_process_and_its_container(monkeypatch, tmp_path):
+    monkeypatch.setattr(workers.os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
+    for text, expected in (("max 100000", 6), ("250000 100000", 3), ("5000 100000", 1), ("9000000 100000", 6), ("", 6)):
+        (tmp_path / "cpu.max").write_text(text)
+        monkeypatch.setattr(workers, "Path", lambda _: tmp_path / "cpu.max")
+        assert workers.processors() == expected
+    assert Workers(3).count == Workers.of(3).count == 3 and Workers.of(None).count == 6

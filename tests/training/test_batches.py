@@ -1,0 +1,83 @@
+"""The batches of runs side by side against those of each run alone, made by other means: a plain loop and NumPy."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from clipbias.data import Dataset
+from clipbias.data.dataset import Split
+from clipbias.data.images import Decoded, Images
+from clipbias.data.pipeline import train_batches
+from clipbias.data.workers import Workers
+from clipbias.errors import ClipbiasError
+from clipbias.training import mesh as meshes
+from clipbias.training.batches import RunBatches
+from clipbias.tuning.recipe import Recipe
+from tests.training.conftest import few_shot_runs
+
+SIZE, SEEDS = 16, (1, 2, 1, 3, 2)
+
+
+def batches(images: list[Images], recipe: Recipe, mesh, **options) -> RunBatches:
+    options = dict(image_size=SIZE, start_step=0, workers=Workers(1)) | options
+    return RunBatches([images[seed - 1] for seed in SEEDS], SEEDS, recipe, mesh, **options)
+
+
+def counted(split: Split, reads: list[str]) -> Split:
+    return Split(split.keys, split.labels, lambda index: reads.append(split.keys[index]) or split.read(index))
+
+
+@pytest.mark.parametrize(("run", "data"), [(1, 1), (2, 4)])
+def test_they_are_those_of_each_run(colours: Dataset, recipe: Recipe, run: int, data: int) -> None:
+    """Five runs are filled up to six on two rows of devices, and batches of six images to eight on four columns."""
+    recipe, reads, cache = dataclasses.replace(recipe, batch_size=6), list[str](), Decoded(1 << 20)
+    splits = [one.train for one in few_shot_runs(colours, (1, 2, 3))]
+    images = [Images(counted(split, reads), cache) for split in splits]
+    mesh = meshes.make_mesh(run=run, data=data, devices=jax.devices()[: run * data])
+    options = dict(image_size=SIZE, batch_size=6, epochs=recipe.epochs, crop=recipe.crop, cache_bytes=0)
+    each = [list(train_batches(splits[seed - 1], seed=seed, **options)) for seed in SEEDS]
+    steps = len(each[0])
+    for start in (0, steps - 2):
+        found = list(batches(images, recipe, mesh, start_step=start))
+        assert len(found) == steps - start and steps > 2
+        for step, batch in enumerate(found, start):
+            own = [batches_of_one[step] for batches_of_one in each]
+            own += [own[-1]] * (run - 1)
+            for name, values in batch.items():
+                expected = np.stack([one[name] for one in own])
+                filled = 2 if data == 4 else 0
+                assert values.sharding == meshes.sharding(mesh, values.shape, meshes.RUN, meshes.DATA)
+                np.testing.assert_array_equal(
+                    values, np.pad(expected, [(0, 0), (0, filled)] + [(0, 0)] * (values.ndim - 2))
+                )
+    assert {key: reads.count(key) for key in reads} == dict.fromkeys(set().union(*(split.keys for split in splits)), 1)
+
+
+def test_an_image_that_cannot_be_read_is_told_and_a_blank_batch_stands_for_it(colours: Dataset, recipe: Recipe) -> None:
+    broken = [
+        Images(Split(split.keys, split.labels, lambda index: b"broken")) for split in [colours.split("train")] * 3
+    ]
+    made = batches(broken, recipe, meshes.single_device())
+    with pytest.raises(ClipbiasError, match="cannot be decoded"):
+        next(made)
+    blank = made.blank()
+    assert blank["images"].shape == (5, 8, SIZE, SIZE, 3) and not np.asarray(blank["images"]).any()
+    assert np.asarray(blank["mask"]).all()
+    made.close()
+
+
+def test_it_waits_only_while_the_device_has_nothing_to_do(colours: Dataset, recipe: Recipe) -> None:
+    made = batches([Images(colours.split("train"))] * 3, recipe, meshes.single_device())
+    assert not made._ahead._busy()
+    ready = [False]
+
+    class Values:
+        def is_ready(self) -> bool:
+            return ready[0]
+
+    made.computes(Values())
+    assert made._ahead._busy()
+    ready[0] = True
+    assert not made._ahead._busy()
