@@ -51,6 +51,8 @@ def get_config() -> ConfigDict:
     config.remat = "auto"
     # Parts in which a device takes the classes, one after another, to save memory; 0 chooses.
     config.class_chunks = 0
+    # Images of a run that a training step takes at a time, over all devices, to save memory; 0 takes all that fit.
+    config.micro_batch = 0
     # Least time between two checkpoints of a run; 0 saves after every step.
     config.checkpoint_seconds = 60.0
     # Devices along each axis of the mesh; -1 takes all that are left.

@@ -65,6 +65,7 @@ def open_grid(
         targets=targets or None,
         remat=config.remat,
         class_chunks=config.class_chunks,
+        micro_batch=config.micro_batch,
         workers=config.workers,
         cache_gb=config.cache_gb,
         check_images=config.check_images,

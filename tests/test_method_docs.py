@@ -91,7 +91,9 @@ def test_the_hooks_are_those_of_the_class() -> None:
     rows = [line for line in section.splitlines() if line.startswith("| `")]
     named = {name for row in rows for name in re.findall(r"`(\w+)(?:\([\w, ]*\))?`", row.split(" | ")[0])}
     own = {name for name, value in vars(Method).items() if callable(value) and not name.startswith("_")}
-    assert named == (own - {"overrides", "logit_scale"}) | {"datasets", "nameless", "patches", "scale", "unlabelled"}
+    assert named == (own - {"overrides", "logit_scale"}) | {
+        *("batchwise", "datasets", "nameless", "patches", "scale", "unlabelled")
+    }
     for row in rows:
         example = re.findall(r"`(\w+)`", row.rsplit(" | ", 1)[1])
         hook = re.findall(r"`(\w+)", row)[0]

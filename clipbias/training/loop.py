@@ -126,7 +126,7 @@ def train(
       metrics_folder: where `metrics.jsonl` goes.
       trackers: who else is told the metrics, see `trackers.Trackers`.
       profile: whether a few steps are traced into that folder, too (`profile.StepProfile`).
-      plan: what the step was planned to need; said before the first step.
+      plan: how the step runs and what it was planned to need, which is said before the first step.
       workers: threads that decode, which others may share; `None` for its own.
       before: steps of earlier stages, from which the metrics count on.
       whole: steps of all stages together; 0 where this is the only one.
@@ -152,6 +152,7 @@ def train(
     step, fresh, losses = 0, init_state(task.method, recipe, start), None
     state = meshes.place(mesh, meshes.fill(fresh, count), meshes.RUN)
     given = place_given(mesh, task, params, meshes.fill(start, count), meshes.fill(np.asarray(seeds, np.int32), count))
+    parts = 1 if plan is None else plan.parts
     run_step = functools.partial(train_step, task.classifier, task.clip.preprocessing, recipe, params, given)
     with contextlib.ExitStack() as opened:
         if progress is not None:
@@ -204,7 +205,7 @@ def train(
                     traced.before(step)
                 batch = careful(next, batches)
                 own = batches.blank() if batch is None else batch
-                state, values = run_step(state, own, learning_rate, weight, mesh)
+                state, values = run_step(state, own, learning_rate, weight, mesh, parts=parts)
                 batches.computes(values["loss"])
                 if traced is not None:
                     traced.after(step, values)
@@ -256,7 +257,10 @@ class _Careful:
 def _advice(plan: StepPlan | None) -> str:
     """What to do where a step exhausts the memory."""
     needs = "" if plan is None else f"a step needs {plan}: "
-    return f"{needs}lower --config.batch_size, raise --config.class_chunks, or set --config.remat=tokens."
+    to_do = (
+        "lower --config.batch_size or --config.micro_batch, raise --config.class_chunks, or set --config.remat=tokens."
+    )
+    return f"{needs}{to_do}"
 
 
 def rows_per_step(images: Sequence[Images | Split], recipe: Recipe) -> int:

@@ -1,9 +1,10 @@
 """What a program needs of each device, as its compiler says, and how to make it fit.
 
-Two settings trade time for memory and give the same numbers: what the backward pass keeps of each block (`remat`), and
-in how many parts the text tower takes the classes (`class_chunks`). A step is compiled the fastest way first and the
-next way only where the compiler's own account does not fit the device. JAX keeps what was compiled, so that the first
-step starts at once with the very program that was planned.
+Three settings trade time for memory and give the same numbers: what the backward pass keeps of each block (`remat`), in
+how many parts the text tower takes the classes (`class_chunks`), and how many images are taken at a time
+(`micro_batch`). A step is compiled the fastest way first and the next way only where the compiler's own account does
+not fit the device. JAX keeps what was compiled, so that the first step starts at once with the very program that was
+planned.
 """
 
 import contextlib
@@ -11,7 +12,7 @@ import dataclasses
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from clipbias.clip.target import away, target
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
 from clipbias.training import processes
+from clipbias.training.accumulation import why_whole
 from clipbias.training.settings import AUTO
 from clipbias.training.step import init_state, place_given, train_step
 from clipbias.tuning import Task
@@ -43,6 +45,11 @@ REMATS = {
 # Parts that are tried where `class_chunks` is not given; each may cost a compilation, so there are few.
 CHUNKS = (1, 4, 16)
 
+# Parts that the images of a step are taken in where `micro_batch` is not given.
+PARTS = (1, 4, 16)
+# What a part costs beside what it computes, as a share of the forward pass's products: more than nothing.
+PART_COST = 0.01
+
 # Share of a device's memory that a program may fill; the rest is for fragmentation and for other programs.
 USABLE = 0.85
 
@@ -58,12 +65,14 @@ class StepPlan:
     Attributes:
       remat: a name of `REMATS`.
       chunks: parts in which each device takes its classes.
+      parts: parts in which the images of a step are taken.
       bytes: memory of one device, arguments included, as the compiler plans it.
       limit: memory of one device; 0 where the device does not tell.
     """
 
     remat: str
     chunks: int
+    parts: int
     bytes: int
     limit: int
 
@@ -74,7 +83,7 @@ class StepPlan:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The options of `Task` that make it so; none for the fastest way."""
+        """The options of `Task` that make it so; none where blocks and classes are taken the fastest way."""
         if (self.remat, self.chunks) == (next(iter(REMATS)), 1):
             return {}
         return {"remat": REMATS[self.remat][0], "chunks": self.chunks}
@@ -82,7 +91,13 @@ class StepPlan:
     def __str__(self) -> str:
         limit = f" of {self.limit / 1e9:.3g}" if self.limit else ""
         classes = f", classes in {self.chunks} parts" if self.chunks > 1 else ""
-        return f"about {self.bytes / 1e9:.2g}{limit} GB per device (keeping {self.remat}{classes})"
+        images = f", images in {self.parts} parts" if self.parts > 1 else ""
+        return f"about {self.bytes / 1e9:.2g}{limit} GB per device (keeping {self.remat}{classes}{images})"
+
+    @property
+    def is_fastest(self) -> bool:
+        """Whether nothing is computed again, or in parts, to save memory."""
+        return not self.options and self.parts == 1
 
 
 def plan_step(
@@ -94,6 +109,7 @@ def plan_step(
     mesh: Mesh,
     remat: str = AUTO,
     chunks: int = 0,
+    micro_batch: int = 0,
     limit: int | None = None,
     images: int = 0,
 ) -> tuple[Task, StepPlan]:
@@ -107,6 +123,7 @@ def plan_step(
       mesh: where to compute.
       remat: a name of `REMATS`, or "auto".
       chunks: parts of the classes; 0 chooses.
+      micro_batch: images of a run that are taken at a time, over all devices; 0 chooses, all of them where they fit.
       limit: bytes of one device; `None` asks the device.
       images: the training images of a run, where the method learns something for each.
 
@@ -116,12 +133,12 @@ def plan_step(
     task = make()
     limit = device_limit() if limit is None else limit
     found = []
-    for name, parts in _ways(task, remat, chunks):
+    for name, own, parts in _ways(task, remat, chunks, _image_parts(task, rows, mesh.shape[meshes.DATA], micro_batch)):
         # Bound again only where it must be: equal tasks share one compiled program.
-        options = StepPlan(name, parts, 0, limit).options
+        options = StepPlan(name, own, parts, 0, limit).options
         task = make(**options) if options else make()
         arguments = step_arguments(task, recipe, rows=rows, runs=runs, mesh=mesh, images=images)
-        plan = StepPlan(name, parts, needed_bytes(train_step, *arguments), limit)
+        plan = StepPlan(name, own, parts, needed_bytes(train_step, *arguments, parts=parts), limit)
         if plan.fits:
             return task, plan
         found.append((plan.bytes, task, plan))
@@ -129,8 +146,26 @@ def plan_step(
     return task, plan
 
 
-def _ways(task: Task, remat: str, chunks: int) -> list[tuple[str, int]]:
-    """Pairs of `remat` and `chunks` from the fastest to the slowest."""
+def _image_parts(task: Task, rows: int, devices: int, micro_batch: int) -> tuple[int, ...]:
+    """In how many parts the images of a step may be taken, so many `rows` on so many devices."""
+    why, each = why_whole(task), -(-rows // devices)
+    if micro_batch:
+        parts = -(-each // max(1, micro_batch // devices))
+        if parts == 1 or task.method.sampling() is not None:
+            return (1,)
+        if why is not None:
+            raise ClipbiasError(f"micro_batch is {micro_batch}, but {why}; leave it at 0 or lower batch_size.")
+        return (parts,)
+    if why is not None or not task.classifier.changes_vision(task.shapes):  # without a backward pass images need little
+        return (1,)
+    return tuple(n for n in PARTS if n <= each)
+
+
+def _ways(task: Task, remat: str, chunks: int, parts: Sequence[int]) -> list[tuple[str, int, int]]:
+    """`remat`, `chunks` and `parts` from the fastest to the slowest.
+
+    Where images come in parts and nothing is given, blocks keep all that they may or the least.
+    """
     if remat != AUTO and remat not in REMATS:
         raise ClipbiasError(f"remat is {remat!r}; choose {AUTO!r}, {', '.join(map(repr, REMATS))}.")
     classes = len(task.class_names)
@@ -139,8 +174,13 @@ def _ways(task: Task, remat: str, chunks: int) -> list[tuple[str, int]]:
     packed = task.classifier.changes_text(task.shapes) and not task.classifier.drops_text(task.shapes)
     splits = (chunks,) if chunks else tuple(n for n in CHUNKS if n == 1 or (packed and n <= classes))
     names = tuple(REMATS) if remat == AUTO else (remat,)
-    # Parts cost the text tower's forward pass once more, however many they are.
-    return sorted(itertools.product(names, splits), key=lambda way: (REMATS[way[0]][1] + (way[1] > 1), way[1]))
+
+    def cost(way: tuple[str, int, int]) -> tuple[float, int]:
+        # Parts of the classes cost the text tower's forward pass once more, however many they are.
+        return REMATS[way[0]][1] + (way[1] > 1) + PART_COST * (way[2] - 1), way[1]
+
+    ways = itertools.product(names, splits, parts)
+    return sorted((way for way in ways if way[2] == parts[0] or len(names) == 1 or way[0] != "half"), key=cost)
 
 
 def step_arguments(task: Task, recipe: Recipe, *, rows: int, runs: int, mesh: Mesh, images: int = 0) -> tuple[Any, ...]:

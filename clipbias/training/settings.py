@@ -34,7 +34,7 @@ class GridSettings:
       on_image_error: "raise" or "skip" images that cannot be read.
       protocol: a name of `data.protocols.PROTOCOLS`.
       targets: datasets that a protocol evaluates on besides; `None` takes the literature's.
-      remat, class_chunks: how a step saves memory, see `training.plan`.
+      remat, class_chunks, micro_batch: how a step saves memory, see `training.plan`.
       workers: threads that decode images, which all runs share; 0 takes one for each processor. They change no number.
       cache_gb: memory for decoded images, in gigabytes: two thirds for those of training, which keep their size, and
         one third for those of evaluation, which have the model's. It changes no number.
@@ -55,6 +55,7 @@ class GridSettings:
     targets: tuple[str, ...] | None = None
     remat: str = AUTO
     class_chunks: int = 0
+    micro_batch: Annotated[int, Range(0, LARGEST)] = 0
     workers: Annotated[int, Range(0, MOST_WORKERS)] = 0
     cache_gb: _Number = 3.0
     check_images: Annotated[str, Choices(inspection.HOW)] = "headers"

@@ -19,6 +19,7 @@ from clipbias.clip import PackedTokens
 from clipbias.clip.params import Params
 from clipbias.clip.preprocess import Preprocessing
 from clipbias.training import mesh as meshes
+from clipbias.training.accumulation import in_parts
 from clipbias.tuning import Recipe, Task
 from clipbias.tuning.classifier import Classifier, Text, mean_loss
 from clipbias.tuning.learnables import without_constants
@@ -172,7 +173,11 @@ def loss_and_gradients(
     return functools.reduce(jnp.add, found.values()), accuracy, gradients
 
 
-@functools.partial(jax.jit, static_argnames=("classifier", "preprocessing", "recipe", "mesh"), donate_argnames="state")
+@functools.partial(
+    jax.jit,
+    static_argnames=("classifier", "preprocessing", "recipe", "mesh", "parts"),
+    donate_argnames="state",
+)
 def train_step(
     classifier: Classifier,
     preprocessing: Preprocessing,
@@ -184,6 +189,7 @@ def train_step(
     learning_rate: jax.Array,
     weight: jax.Array | None = None,
     mesh: Mesh | None = None,
+    parts: int = 1,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Forward, backward and update of `R` runs.
 
@@ -198,12 +204,17 @@ def train_step(
       weight: of the learnables after this step in the average, 0 but at the end of an epoch; `None` without one.
       mesh: static, where the new state lies as the old one does, so that one program serves all steps, and the metrics
         lie on every device; `None` leaves that to the compiler.
+      parts: static, in how many parts the batch is taken, one after another (`accumulation.in_parts`).
 
     Returns:
       The new state, and `loss`, `accuracy` and `gradient_norm` of each run, `[R]` each.
     """
     images, method = batch["images"], classifier.method
-    if images.dtype == jnp.uint8:
+    compute: Callable[..., Any] = loss_and_gradients
+    if parts > 1:
+        groups = 1 if mesh is None else mesh.shape[meshes.DATA]
+        compute = functools.partial(in_parts, parts=parts, groups=groups, normalize=preprocessing.normalize)
+    elif images.dtype == jnp.uint8:
         images = preprocessing.normalize(images)
 
     def one(learned: Learnables, constants: Learnables, seed: jax.Array, *batch: jax.Array) -> Any:
@@ -211,7 +222,7 @@ def train_step(
         if method.overrides("templates_in_training"):
             chosen = method.templates_in_training(jax.random.key(seed), state.step)
         arguments = (params, given.text, given.reference, learned, constants, batch, rng, given.nameless, chosen)
-        return loss_and_gradients(classifier, *arguments)
+        return compute(classifier, *arguments)
 
     every = over_runs(one, [0] * 6, runs=learning_rate.shape[0])
     data = images, batch["labels"], batch["mask"]

@@ -126,10 +126,12 @@ class Trainer:
             mesh=self.mesh,
             remat=self.settings.remat,
             chunks=self.settings.class_chunks,
+            micro_batch=self.settings.micro_batch,
             images=len(runs[0].train),
         )
-        is_slower = plan.options and (self.settings.remat, self.settings.class_chunks) == (AUTO, 0)
-        if is_slower and len(pack.learning_rates) > 1
+        asked = self.settings.remat, self.settings.class_chunks, self.settings.micro_batch
+        if (
+            not plan.is_fastest and asked == (AUTO, 0, 0) and len(pack.learning_rates) > 1
         ):  # one by one they may run the fastest way
             raise ClipbiasError("the learning rates do not fit the memory side by side.")
         return task, plan

@@ -181,6 +181,7 @@ class Classifier:
         mask: jax.Array | None = None,
         nameless: PackedTokens | None = None,
         chosen: jax.Array | None = None,
+        encoded: tuple[jax.Array, jax.Array | None] | None = None,
     ) -> tuple[dict[str, jax.Array], jax.Array]:
         """The terms of the loss by name, `[B]` or a number each, and the logits `[B, C]`.
 
@@ -193,19 +194,18 @@ class Classifier:
           mask: `[B]`, which of the images count; the others only fill a batch.
           nameless: the templates' texts without a class name, for a method that asks for them.
           chosen: `[Q]`, the templates whose texts a training step takes; `None` for all.
+          encoded: what `texts_in_training` gives with the same arguments, where that is known.
         """
         method = self.method
-        adaptation = method.adapt(learnables) if rng is None else method.adapt_in_training(learnables, rng)
+        adaptation = self._in_training(learnables, rng)
         image = self.encode_images(params, adaptation, images)
-        of_text, templates = adaptation, self.templates
-        if chosen is not None:
-            assert isinstance(text, PackedTokens) and adaptation.text_context is not None
-            text, templates = take_sets(text, self.templates, chosen), chosen.shape[0]
-            of_text = dataclasses.replace(adaptation, text_context=adaptation.text_context[chosen])
-        texts = self.texts_for(params, learnables, of_text, image, text)
+        if encoded is None:
+            encoded = self._texts_in_training(params, learnables, adaptation, image, text, nameless, chosen)
+        texts, alone = encoded
+        templates = self.templates if chosen is None else chosen.shape[0]
         features = self._features(params, image, self.by_text(texts, templates), mask)
         if nameless is not None:
-            features = dataclasses.replace(features, nameless=self.encode_text(params, adaptation, nameless))
+            features = dataclasses.replace(features, nameless=alone)
         if reference is not None:
             plain = self.encode_images(params, NOTHING, images) if adaptation.changes_vision else image
             reference = reference.reshape(-1, features.text.shape[-2], reference.shape[-1])
@@ -213,6 +213,46 @@ class Classifier:
         with jax.default_matmul_precision("highest"):
             logits = method.logits(learnables, features)
             return dict(method.losses(learnables, features, logits, labels)), logits
+
+    def texts_in_training(
+        self,
+        params: Params,
+        learnables: Learnables,
+        text: Text,
+        rng: jax.Array | None = None,
+        nameless: PackedTokens | None = None,
+        chosen: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """What the loss takes of texts that depend on no image: their features, and those without a class name.
+
+        Arguments as of `losses`.
+        """
+        adaptation = self._in_training(learnables, rng)
+        return self._texts_in_training(params, learnables, adaptation, None, text, nameless, chosen)
+
+    def _texts_in_training(
+        self,
+        params: Params,
+        learnables: Learnables,
+        adaptation: Adaptation,
+        image: jax.Array | None,
+        text: Text,
+        nameless: PackedTokens | None,
+        chosen: jax.Array | None,
+    ) -> tuple[jax.Array, jax.Array | None]:
+        of_text = adaptation
+        if chosen is not None:
+            assert isinstance(text, PackedTokens) and adaptation.text_context is not None
+            text = take_sets(text, self.templates, chosen)
+            of_text = dataclasses.replace(adaptation, text_context=adaptation.text_context[chosen])
+        if image is None:
+            texts = self.encode_text(params, of_text, text)
+        else:
+            texts = self.texts_for(params, learnables, of_text, image, text)
+        return texts, None if nameless is None else self.encode_text(params, adaptation, nameless)
+
+    def _in_training(self, learnables: Learnables, rng: jax.Array | None) -> Adaptation:
+        return self.method.adapt(learnables) if rng is None else self.method.adapt_in_training(learnables, rng)
 
     def _features(self, params: Params, image: jax.Array, text: jax.Array, mask: jax.Array | None = None) -> Features:
         patches = image[:, 1:] if self.method.patches else None
@@ -228,6 +268,11 @@ class Classifier:
         """Whether a step of training drops inputs in the text tower, so that no two texts share a token any more."""
         key = jax.eval_shape(lambda: jax.random.key(0))
         return drops(jax.eval_shape(self.method.adapt_in_training, learnables, key).text_weights)
+
+    def drops_vision(self, learnables: Learnables) -> bool:
+        """Whether a step of training drops inputs in the vision tower, by one draw for all images of a batch."""
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        return drops(jax.eval_shape(self.method.adapt_in_training, learnables, key).vision_weights)
 
     def changes_vision(self, learnables: Learnables) -> bool:
         """Whether the image features depend on the learnables; if not, those of fixed images are computed once."""

@@ -112,6 +112,8 @@ class Method(abc.ABC):
         (`data.few_shot.confident`), in place of a draw of labelled ones.
       datasets: options of the authors' for a dataset (`options_for`).
       scale: the number that the authors multiply cosines by; `None` for CLIP's own `exp(logit_scale)`.
+      batchwise: whether the logits or the loss of an image depend on the other images of its batch, which then is not
+        taken in parts (`training.accumulation`).
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {}
@@ -123,6 +125,7 @@ class Method(abc.ABC):
     unlabelled: ClassVar[bool] = False
     datasets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     scale: ClassVar[float | None] = None
+    batchwise: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Holds the options against their annotations. Raises `ClipbiasError` for one that does not fit."""

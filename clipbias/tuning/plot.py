@@ -37,6 +37,7 @@ class PLOT(ContextSets):
     presets: ClassVar[Mapping[str, Preset]] = {"plot": Preset("PLOT", order=140, colour="yellow", marker="h")}
     datasets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"imagenet": {"pooled": True}}
     patches: ClassVar[bool] = True
+    batchwise: ClassVar[bool] = True  # the rounds of transport
 
     pooled: bool = False
     recipe: RecipeName = COMMON

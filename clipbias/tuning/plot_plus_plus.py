@@ -53,6 +53,7 @@ class PLOTPlusPlus(Method):
         "plot_plus_plus": Preset("PLOT++", order=330, colour="yellow", marker="H", line=(0, (4, 2)))
     }
     kind: ClassVar[Kind | None] = Kind.PROMPTS
+    batchwise: ClassVar[bool] = True  # the rounds of transport
     datasets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "imagenet": {"phrases": ("a photo of a", "this is a photo", "this is a", "one picture of a")},
         "dtd": {

@@ -1,0 +1,151 @@
+"""A step over parts of its batch against the step over the whole."""
+
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from clipbias.clip import Clip
+from clipbias.data import Dataset
+from clipbias.errors import ClipbiasError
+from clipbias.training import loop
+from clipbias.training import mesh as meshes
+from clipbias.training.accumulation import why_whole
+from clipbias.training.plan import StepPlan, needed_bytes, plan_step, step_arguments
+from clipbias.training.step import init_state, place_given, train_step
+from clipbias.tuning import Task, make_method
+from clipbias.tuning.recipe import Recipe
+from tests.training.conftest import few_shot_runs
+from tools.benchmarks import model
+
+NAMES = ["red", "a green one", "blue"]
+RECIPE = Recipe(1.0, 1, 0, 1.0, 10, 0.0, 0.0)  # a step is the gradient itself
+ROWS, MASKED = 10, (2, 7, 9)
+
+
+@pytest.fixture(scope="module")
+def clip() -> Clip:
+    """With room for the texts of all methods."""
+    return model.random_clip(model.geometry("tiny"))
+
+
+def step(clip: Clip, name: str, parts: int, *, mesh=None, runs: int = 1, **options: Any) -> tuple[Any, dict[str, Any]]:
+    """The learnables' change in one step on random images, three of which are masked, and the metrics."""
+    mesh = mesh or meshes.single_device()
+    method = make_method(name, **options)
+    task = Task(clip, method, NAMES, groups=mesh.shape[meshes.DATA])
+    start = loop.initial_learnables(task, [loop.Run(None, seed) for seed in range(1, runs + 1)])  # type: ignore[arg-type]
+    rng, params = np.random.default_rng(0), meshes.replicate(mesh, clip.params)
+    # Away from where a method starts as plain CLIP, or its loss at its smallest.
+    start = jax.tree.map(
+        lambda x: (x + 0.05 * rng.normal(size=x.shape)).astype(x.dtype) if x.dtype.kind == "f" else x, start
+    )
+    mask = ~np.isin(np.arange(ROWS), MASKED)
+    batch = {
+        "images": rng.integers(0, 256, (runs, ROWS, *[clip.config.vision.image_size] * 2, 3)).astype(np.uint8),
+        "labels": rng.integers(0, 3, (runs, ROWS)).astype(np.int32),
+        "mask": np.stack([mask] * runs),
+    }
+    state = init_state(method, RECIPE, start)
+    before = jax.device_get(state.learnables)
+    found, metrics = train_step(
+        *(task.classifier, clip.preprocessing, RECIPE, params),
+        place_given(mesh, task, params, start, np.arange(runs)),
+        meshes.place(mesh, state, meshes.RUN),
+        meshes.place(mesh, batch, meshes.RUN, meshes.DATA),
+        meshes.place(mesh, np.ones(runs, np.float32), meshes.RUN),
+        *(None, mesh),
+        parts=parts,
+    )
+    return jax.tree.map(np.subtract, jax.device_get(found.learnables), before), jax.device_get(metrics)
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    for (change, metrics), (whole, told) in [(found, expected)]:
+        assert told["gradient_norm"].min() > 1e-3
+        for name, value in told.items():
+            np.testing.assert_allclose(metrics[name], value, rtol=3e-5, err_msg=name)
+        for own, other in zip(jax.tree.leaves(change), jax.tree.leaves(whole), strict=True):
+            np.testing.assert_allclose(own, other, rtol=0, atol=3e-5 * np.abs(other).max())
+
+
+@pytest.mark.parametrize(
+    ("name", "parts", "options"),
+    [
+        ("cocoop", 2, {}),  # texts of each image
+        ("prograd", 5, {}),  # a gradient for each term, a frozen teacher
+        ("proda", 3, {"sets": 4, "sets_per_step": 2}),  # texts without a class name, a term without images
+    ],
+)
+def test_parts_give_the_gradient_of_the_whole(clip: Clip, name: str, parts: int, options: dict) -> None:
+    assert_same(step(clip, name, parts, **options), step(clip, name, 1, **options))
+
+
+def test_runs_and_devices_take_parts_of_their_own(clip: Clip) -> None:
+    """Two runs on two rows of devices, whose two columns have five images each: three parts of two."""
+    mesh = meshes.make_mesh(run=2, data=2, devices=jax.devices()[:4])
+    assert_same(step(clip, "ivlp", 3, mesh=mesh, runs=2), step(clip, "ivlp", 1, runs=2))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "why"),
+    [
+        ("plot", {}, "what PLOT makes of an image depends on the other images of its batch"),
+        ("plot_plus_plus", {}, "what PLOTPlusPlus makes of an image depends on the other images of its batch"),
+        ("clip_lora", {}, "ClipLora drops inputs of the vision tower by one draw for all images of a batch"),
+    ],
+)
+def test_what_needs_the_whole_batch_is_refused_in_one_sentence(clip: Clip, name: str, options: dict, why: str) -> None:
+    make = functools.partial(Task, clip, make_method(name, **options), NAMES)
+    assert why_whole(make()) == why
+    with pytest.raises(ClipbiasError) as caught:
+        plan_step(make, RECIPE, rows=8, runs=1, mesh=meshes.single_device(), micro_batch=2)
+    assert str(caught.value) == f"micro_batch is 2, but {why}; leave it at 0 or lower batch_size."
+
+
+def test_transport_does_depend_on_the_batch(clip: Clip) -> None:
+    """What is refused would be wrong: with parts of one, rounds of transport end earlier or later."""
+    change, _ = step(clip, "plot", 10)
+    whole, _ = step(clip, "plot", 1)
+    assert any(
+        np.abs(a - b).max() > 1e-4 * np.abs(b).max()
+        for a, b in zip(*map(jax.tree.leaves, (change, whole)), strict=True)
+    )
+
+
+def test_what_is_given_is_taken_and_0_is_the_whole_batch(clip: Clip) -> None:
+    mesh, make = meshes.make_mesh(run=1, data=2), functools.partial(Task, clip, "taskres", NAMES, groups=2)
+    options: dict[str, Any] = dict(rows=10, runs=1, mesh=mesh)
+    parts = {given: plan_step(make, RECIPE, micro_batch=given, **options)[1].parts for given in (0, 1, 4, 10)}
+    assert parts == {0: 1, 1: 5, 4: 3, 10: 1}
+
+
+def test_a_training_takes_what_was_planned(
+    clip: Clip, colours: Dataset, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def watched(*arguments: Any, parts: int) -> None:
+        raise ClipbiasError(f"in {parts} parts")
+
+    monkeypatch.setattr(loop, "train_step", watched)
+    task, mesh, plan = Task(clip, "taskres", NAMES), meshes.single_device(), StepPlan("products", 1, 3, 0, 0)
+    with pytest.raises(ClipbiasError, match="in 3 parts"):
+        loop.train(
+            task, meshes.replicate(mesh, clip.params), few_shot_runs(colours, (1,)), recipe, mesh=mesh, plan=plan
+        )
+
+
+def test_images_are_taken_in_parts_before_anything_is_computed_again() -> None:
+    """Where the images of a step are what does not fit; and a plan says so."""
+    clip = model.random_clip(model.geometry("tiny", layers=6))
+    make, mesh = functools.partial(Task, clip, "vpt", NAMES), meshes.single_device()
+    needed = {
+        parts: needed_bytes(train_step, *step_arguments(make(), RECIPE, rows=64, runs=1, mesh=mesh), parts=parts)
+        for parts in (1, 4)
+    }
+    assert needed[4] < 0.6 * needed[1]
+    limit = int((needed[1] + needed[4]) / 2 / 0.85)
+    plan = plan_step(make, RECIPE, rows=64, runs=1, mesh=mesh, limit=limit)[1]
+    assert (plan.remat, plan.chunks, plan.parts, plan.fits, plan.is_fastest) == ("products", 1, 4, True, False)
+    assert "(keeping products, images in 4 parts)" in str(plan)
