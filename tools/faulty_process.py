@@ -37,7 +37,7 @@ def install(fault: str) -> None:
 
             return decode
 
-        _replace("clipbias.data.transforms", "decode", damaged)
+        _replace("clipbias.data.transforms", "decode_picture", damaged)
     elif fault == "disk":
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 

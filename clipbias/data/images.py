@@ -86,14 +86,18 @@ class Images:
     def __len__(self) -> int:
         return len(self.split)
 
-    def decoded(self, index: int) -> np.ndarray:
-        """Image `index` as uint8 [h, w, 3]. Raises `ClipbiasError` naming an unreadable file."""
+    def decoded(self, index: int) -> transforms.Picture:
+        """Image `index`, its pixels where these are kept. Raises `ClipbiasError` naming an unreadable file."""
         key = self.split.keys[index]
-        image = self.cache.get(key)
-        if image is None:
-            image = transforms.decode(self.split.read(index), key)
-            self.cache.add(key, image)
-        return image
+        kept = self.cache.get(key)
+        if kept is not None:
+            return kept
+        picture = transforms.decode_picture(self.split.read(index), key)
+        if not self.cache.fits(3 * picture.width * picture.height):
+            return picture
+        pixels = np.asarray(picture)
+        self.cache.add(key, pixels)
+        return pixels
 
     def note_unreadable(self, index: int, error: ClipbiasError) -> None:
         """Logs and counts an image that a caller leaves out; each once."""

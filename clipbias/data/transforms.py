@@ -24,8 +24,17 @@ LONGEST = 32  # of an image that is longer for its width, evaluation sees the mi
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "DIB", "PPM")
 
 
+# An image as Pillow holds it, in mode "RGB", or its pixels, uint8 [h, w, 3].
+Picture = Image.Image | np.ndarray
+
+
 def decode(encoded: bytes, key: str) -> np.ndarray:
-    """Encoded image to uint8 [h, w, 3].
+    """Encoded image to uint8 [h, w, 3]; arguments and errors as of `decode_picture`."""
+    return np.asarray(decode_picture(encoded, key))
+
+
+def decode_picture(encoded: bytes, key: str) -> Image.Image:
+    """Encoded image to one of Pillow's in mode "RGB", whose pixels are copied once less if it is used only once.
 
     As in the public CLIP adaptation code, this is `Image.open(...).convert("RGB")` and nothing more: the EXIF
     orientation is not applied, transparency is dropped, an animation gives its first frame.
@@ -41,7 +50,8 @@ def decode(encoded: bytes, key: str) -> np.ndarray:
         raise ClipbiasError(f"the image {key} is empty (0 bytes); replace the file or skip unreadable images.")
     try:
         with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
-            return np.asarray(image.convert("RGB"))
+            image.load()
+            return image if image.mode == "RGB" else image.convert("RGB")
     # A damaged file makes Pillow's decoders raise nearly anything, from OSError to struct.error.
     except Exception as error:
         reason = str(error).replace("<_io.BytesIO object at ", "<").split("<")[0].strip() or type(error).__name__
@@ -85,7 +95,7 @@ def random_resized_crop_box(
 
 
 def resized_crop(
-    image: np.ndarray,
+    image: Picture,
     box: tuple[int, int, int, int],
     image_size: int,
     resampling: Image.Resampling = Image.Resampling.BICUBIC,
@@ -93,56 +103,65 @@ def resized_crop(
     """Cuts `box` (top, left, height, width) out of `image` [h, w, 3] and resizes it to [R, R, 3]."""
     top, left, height, width = box
     # The copy keeps Pillow from seeing pixels outside the box: resize(box=...) would let the filter reach them.
-    cut = Image.fromarray(np.ascontiguousarray(image[top : top + height, left : left + width]))
+    if isinstance(image, np.ndarray):
+        cut = Image.fromarray(np.ascontiguousarray(image[top : top + height, left : left + width]))
+    else:
+        cut = image.crop((left, top, left + width, top + height))
     return np.asarray(cut.resize((image_size, image_size), resampling))
 
 
 def train_image(
-    image: np.ndarray,
+    image: Picture,
     rng: np.random.Generator,
     image_size: int,
     smallest: float = SCALE[0],
     resampling: Image.Resampling = Image.Resampling.BICUBIC,
 ) -> np.ndarray:
     """Random resized crop and horizontal flip with probability one half: [h, w, 3] to [R, R, 3], uint8."""
-    box = random_resized_crop_box(rng, image.shape[0], image.shape[1], smallest)
+    box = random_resized_crop_box(rng, *_height_and_width(image), smallest)
     cropped = resized_crop(image, box, image_size, resampling)
     return cropped[:, ::-1] if rng.random() < 0.5 else cropped
 
 
-def test_image(image: np.ndarray, image_size: int) -> np.ndarray:
+def test_image(image: Picture, image_size: int) -> np.ndarray:
     """Shorter side to R, centre crop: [h, w, 3] to [R, R, 3], uint8. Equal to CLIP's own preprocessing.
 
     An image that is over `LONGEST` times as long as wide is cut to that first.
     """
-    height, width = image.shape[:2]
+    height, width = _height_and_width(image)
     short, long = min(height, width), max(height, width)
     if long > LONGEST * short:
         # Only the middle is looked at, but the whole would be resized: a line of pixels would fill the memory.
         first = (long - LONGEST * short) // 2
-        middle = slice(first, first + LONGEST * short)
-        return test_image(image[middle] if height > width else image[:, middle], image_size)
+        middle, pixels = slice(first, first + LONGEST * short), np.asarray(image)
+        return test_image(pixels[middle] if height > width else pixels[:, middle], image_size)
     resized_long = int(image_size * long / short)
     size = (image_size, resized_long) if width <= height else (resized_long, image_size)
-    resized = Image.fromarray(np.ascontiguousarray(image)).resize(size, Image.Resampling.BICUBIC)
+    picture = Image.fromarray(np.ascontiguousarray(image)) if isinstance(image, np.ndarray) else image
+    resized = picture.resize(size, Image.Resampling.BICUBIC)
     left = round((size[0] - image_size) / 2)
     top = round((size[1] - image_size) / 2)
     return np.asarray(resized.crop((left, top, left + image_size, top + image_size)))
 
 
-def test_views(image: np.ndarray, image_size: int, crops: int, *, mixed: bool = False) -> np.ndarray:
+def test_views(image: Picture, image_size: int, crops: int, *, mixed: bool = False) -> np.ndarray:
     """`test_image` and random resized crops of the whole image, flipped or not: [h, w, 3] to [1 + crops, R, R, 3].
 
     The crops are bilinear, as TPT's are (Shu et al. 2022), and depend on the image's pixels alone: the same image has
     the same views wherever it lies. They are uint8, or where AugMix has `mixed` each with distortions of it, all views
     are float32 of the same range.
     """
+    image = np.asarray(image)
     rng, bilinear = _own_rng(image, b"views"), Image.Resampling.BILINEAR
     cropped = [train_image(image, rng, image_size, resampling=bilinear) for _ in range(crops)]
     if mixed:
         rng = _own_rng(image, b"augmix")
         cropped = [augmix(crop, rng) for crop in cropped]
     return np.stack([test_image(image, image_size), *cropped])
+
+
+def _height_and_width(image: Picture) -> tuple[int, int]:
+    return image.shape[:2] if isinstance(image, np.ndarray) else (image.height, image.width)
 
 
 def _own_rng(image: np.ndarray, use: bytes) -> np.random.Generator:
