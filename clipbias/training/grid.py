@@ -91,6 +91,7 @@ class Grid:
         with progress(0 if self.trainer.single else len(wanted), done=done, unit="cell", title="cells") as bar:
             for pack in todo:
                 interruption.check()
+                bar.at_work(f"{pack.method} on {pack.dataset}, {pack.shots} shots")
                 self.trainer.cache.keep_only(pack.dataset)
                 for part, rows in self._attempt(pack, bar):
                     with processes.agreed():
@@ -157,7 +158,8 @@ class Grid:
             self.trainer.remove_checkpoints(pack)
         if self.trainer.single:
             return
-        shown = {name: rows[0][name] for name in ("method", "dataset", "shots")}
+        # What is at work stands before the bar, and this, which came before it, behind.
+        last = f"{pack.method} on {pack.dataset}"
         if accuracies := [row["accuracy"] for row in rows if "accuracy" in row]:
-            shown["accuracy"] = round(sum(accuracies) / len(accuracies), 1)
-        bar.advance(len(rows), shown)
+            last += f" {sum(accuracies) / len(accuracies):.1f} %"
+        bar.advance(len(rows), {"last": last})

@@ -46,7 +46,7 @@ class Progress:
         """Counts `count` more units and shows `values` beside them."""
         self._done += count
         shown = {
-            key: f"{value:.4g}" if isinstance(value, float) else printable(value)
+            key: readable(value) if isinstance(value, float) else printable(value)
             for key, value in (values or {}).items()
         }
         now, wait = time.monotonic(), SECONDS_BETWEEN_LINES if self._bar is None else SECONDS_BETWEEN_BARS
@@ -61,6 +61,11 @@ class Progress:
             return
         details = "".join(f"  {key} {value}" for key, value in shown.items())
         print(f"{self._title} {self._done}/{self._total}{details}  {left:.0f} s left", file=sys.stderr, flush=True)
+
+    def at_work(self, what: str) -> None:
+        """Says what is being done now, where there is a bar to show it at once."""
+        if self._bar is not None:
+            self._bar.set_description(printable(what))
 
     def say(self, line: str) -> None:
         """Prints a line without breaking the bar."""
@@ -77,6 +82,11 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+def readable(value: float) -> str:
+    """A number as people write it: `133,500`, `412`, `0.0025`, `1e-05`."""
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e15 else f"{value:.4g}"
 
 
 def say(line: str) -> None:

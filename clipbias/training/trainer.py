@@ -236,7 +236,7 @@ class Trainer:
             identity=named[0],
             earlier=[*named[1:], earliest],
             checkpoint_seconds=self.settings.checkpoint_seconds,
-            progress=Progress(0, title=f"{pack.method} {pack.dataset}") if self.single else None,
+            progress=Progress(0, title=f"{pack.method} on {pack.dataset}") if self.single else None,
             metrics_folder=self._metrics(pack),
             trackers=self.settings.trackers,
             profile=self.settings.profile == "steps",
