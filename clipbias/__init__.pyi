@@ -6,3 +6,4 @@ from .tuning import Adaptation as Adaptation
 from .tuning import Task as Task
 from .tuning.adapter import load_adapter as load_adapter
 from .tuning.adapter import save_adapter as save_adapter
+from .version import __version__ as __version__

@@ -10,13 +10,14 @@ from configs import base
 
 def get_config() -> ConfigDict:
     config = base.get_config()
-    # An adapter file, or a folder of `experiments.train` that holds one.
+    # An adapter file, or a folder of `train` that holds one.
     config.adapter = ""
     # Files or modules of methods of your own that adapters use, separated by commas. Nothing that only an adapter names
     # is run.
     config.own_methods = ""
-    # Empty values are taken from the adapter.
+    # The frozen model; empty takes the adapter's.
     config.model = ""
+    # The dataset to measure on; empty takes the adapter's.
     config.dataset = ""
     # "vector": one bias per layer. "kind": two, one for `[cls]` or EOS and one for all other tokens.
     config.kind = "vector"

@@ -17,8 +17,9 @@ def get_config() -> ConfigDict:
     config.data_dir = ""
     # TFDS: "coop" imposes the benchmark's split, "builder" keeps TFDS's own; empty takes the source's default.
     config.split = ""
-    # Folder of the split_zhou_*.json files for TFDS, and a file that lists ImageNet's training picks; empty for none.
+    # TFDS: folder of the split_zhou_*.json files; empty for none.
     config.split_dir = ""
+    # TFDS: file that lists ImageNet's training picks; empty for none.
     config.index_file = ""
     # Prompt template with {} for the class name; empty takes the dataset's own.
     config.template = ""
@@ -35,16 +36,24 @@ def get_config() -> ConfigDict:
     # Memory for decoded images in gigabytes, of all runs of a grid together: two thirds for training images.
     config.cache_gb = 3.0
 
+    # Learning rate of the first epoch after the warm-up, from which it falls along a cosine.
     config.learning_rate = 0.0025
+    # Passes over the training images, those of the warm-up among them.
     config.epochs = 10
+    # Epochs at the start whose learning rate is constant.
     config.warmup_epochs = 1
+    # Learning rate of the warm-up's epochs.
     config.warmup_learning_rate = 1e-5
+    # Training images per step of each run, over all devices.
     config.batch_size = 32
+    # Momentum of SGD.
     config.momentum = 0.9
+    # Weight decay, of what is learned alone.
     config.weight_decay = 5e-4
 
     # Compute type: "float32" or "bfloat16".
     config.dtype = "float32"
+    # Images per step of evaluation, over all devices.
     config.eval_batch_size = 100
     # What the backward pass keeps of each block: "products", "half", "tokens" (the smallest), or "auto": the fastest
     # that fits the device's memory.
@@ -55,8 +64,11 @@ def get_config() -> ConfigDict:
     config.micro_batch = 0
     # Least time between two checkpoints of a run; 0 saves after every step.
     config.checkpoint_seconds = 60.0
-    # Devices along each axis of the mesh; -1 takes all that are left.
-    config.mesh = ConfigDict({"run": 1, "data": -1})
+    config.mesh = ConfigDict()
+    # Devices along the mesh's axis of independent runs (seeds, learning rates); -1 takes all that are left.
+    config.mesh.run = 1
+    # Devices along the mesh's axis of images and classes; -1 takes all that are left.
+    config.mesh.data = -1
     # Who is told the metrics of training steps besides metrics.jsonl: "tensorboard", "wandb" and "trackio", where they
     # are installed; "auto" is TensorBoard where tensorboardX is. () for nobody.
     config.trackers = ("auto",)

@@ -11,6 +11,8 @@ from ml_collections import ConfigDict
 
 from configs import table1
 
+PRESETS = {"quick": "4 and 16 shots, two seeds", "full": "4, 8 and 16 shots, three seeds"}
+
 
 def get_config(size: str = "quick") -> ConfigDict:
     config = table1.get_config()

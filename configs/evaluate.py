@@ -7,16 +7,18 @@ from configs import base
 
 def get_config() -> ConfigDict:
     config = base.get_config()
+    # An adapter file, or a folder of `train` that holds one; empty for zero-shot CLIP.
     config.adapter = ""
     # Files or modules of methods of your own that adapters use, separated by commas. Nothing that only an adapter names
     # is run.
     config.own_methods = ""
-    # Empty values are taken from the adapter.
+    # The frozen model; empty takes the adapter's, and without one "demo".
     config.model = ""
+    # The dataset to evaluate on; empty takes the adapter's.
     config.dataset = ""
     # The images to evaluate on: "train", "val" or "test".
     config.images = "test"
-    # A dataset whose test images are to be told from those, such as "demo/shapes"; empty for none.
+    # A dataset whose test images are to be told from those images, such as "demo/shapes"; empty for none.
     config.ood = ""
     config.workdir = "workdir/evaluate"
     return config

@@ -10,14 +10,15 @@ from configs import base
 
 def get_config() -> ConfigDict:
     config = base.get_config()
-    # Adapter files, or folders of `experiments.train` that hold one, separated by commas. For several datasets the
+    # Adapter files, or folders of `train` that hold one, separated by commas. For several datasets the
     # paths contain {dataset}. A "*" stands for any part of a name.
     config.adapters = ""
     # Files or modules of methods of your own that adapters use, separated by commas. Nothing that only an adapter names
     # is run.
     config.own_methods = ""
-    # Empty values are taken from the adapters.
+    # The frozen model; empty takes the adapters', and without any "demo".
     config.model = ""
+    # The dataset to explain on; empty takes the adapters'.
     config.dataset = ""
     # Several datasets; each gets a folder and a report of its own, and all together an overview.
     config.datasets = ()
@@ -33,9 +34,10 @@ def get_config() -> ConfigDict:
 
     # Images at a time over all devices; 0 takes 8 on a CPU and 32 elsewhere.
     config.batch_size = 0
-    # At most so many of them, spread evenly; 0 takes all. Predictions of an evaluation are read for all of them anyway.
+    # At most so many images are explained, spread evenly; 0 takes all. Predictions of an evaluation are read for all
+    # anyway.
     config.image_limit = 0
-    # Perturbation runs every image over a hundred times.
+    # At most so many images are perturbed, each of which runs over a hundred times; 0 takes all.
     config.faithfulness_images = 100
     # The causal test is run with random prompts too, on so many images; 0 leaves this control out.
     config.control_images = 200
@@ -43,9 +45,11 @@ def get_config() -> ConfigDict:
     config.amounts_images = 256
     # Images that a reader of the report can explore, model by model and layer by layer.
     config.explore_images = 48
-    # Pictures shown, and the rotations and layers (from 0; empty takes four) of Fig. 6.
+    # Pictures shown.
     config.examples = 4
+    # Degrees by which the picture of Fig. 6 is turned.
     config.rotations = (0, 90, 180, 270)
+    # Layers of Fig. 6, from 0; empty takes four.
     config.layers = ()
     # Relevancy rows are divided by their "sum", by their "max", or brought to 0 … 1 ("minmax").
     config.normalisation = "sum"
@@ -58,7 +62,9 @@ def get_config() -> ConfigDict:
     config.start_layer = 0
     # Prompt similarity: "mean" over the prompts, or the number of one.
     config.prompt = "mean"
+    # Least time between two savings of what a section has measured so far.
     config.save_seconds = 30.0
+    # Of the random order that faithfulness compares with, and of the control's prompts.
     config.seed = 0
     config.workdir = "workdir/explain"
     return config

@@ -10,13 +10,13 @@ from configs import base
 
 def get_config() -> ConfigDict:
     config = base.get_config()
-    # Adapter files, folders of `experiments.train` or `experiments.table1`, or patterns such as
+    # Adapter files, folders of `train` or `table1`, or patterns such as
     # workdir/demo/adapters/bias-*.safetensors, separated by commas; all of one base model.
     config.adapters = ""
     # Files or modules of methods of your own that adapters use, separated by commas. Nothing that only an adapter names
     # is run.
     config.own_methods = ""
-    # Empty takes the adapters' own.
+    # The frozen model; empty takes the adapters'.
     config.model = ""
     # Nearest words per prompt.
     config.words = 5
@@ -31,6 +31,7 @@ def get_config() -> ConfigDict:
     config.images = 0
     # Project what training changed, instead of what was learned: prompts start at random.
     config.change = False
+    # Of t-SNE's start.
     config.seed = 0
     config.workdir = "workdir/interpret"
     return config

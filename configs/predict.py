@@ -13,12 +13,12 @@ def get_config() -> ConfigDict:
     config = base.get_config()
     # Image files and folders, separated by commas; folders are searched through and through.
     config.images = ""
-    # An adapter file, or a folder of `experiments.train`; empty for zero-shot.
+    # An adapter file, or a folder of `train`; empty for zero-shot.
     config.adapter = ""
     # Files or modules of methods of your own that adapters use, separated by commas. Nothing that only an adapter names
     # is run.
     config.own_methods = ""
-    # Empty values are taken from the adapter; without one the model is "demo".
+    # The frozen model; empty takes the adapter's, and without one "demo".
     config.model = ""
     # Class names separated by commas, or a text file with one per line.
     config.classes = ""
@@ -27,6 +27,7 @@ def get_config() -> ConfigDict:
     config.texts = ""
     # How many classes are shown.
     config.top = 5
+    # Images at a time.
     config.batch_size = 32
     # First layer of relevancy: 0 all layers, -1 the last alone.
     config.start_layer = 0

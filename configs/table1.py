@@ -13,12 +13,14 @@ from configs import base
 
 def get_config() -> ConfigDict:
     config = base.get_config()
+    # The methods, by name or by the path of a file of your own (docs/methods.md).
     config.methods = (
         *("zero_shot", "vpt", "coop", "ivlp", "ivlp_matched", "ivlp_matched_2"),
         *("maple", "taskres", "bias", "bias_by_kind"),
     )
     # Options by method name, or by method@dataset for one dataset only.
     config.method_options = ConfigDict({"taskres@oxford_flowers": {"alpha": 1.0}})
+    # The datasets, by name (docs/datasets.md).
     config.datasets = (
         "imagenet",
         "caltech101",
@@ -32,11 +34,13 @@ def get_config() -> ConfigDict:
         "eurosat",
         "ucf101",
     )
+    # Training images per class.
     config.shots = (4, 8, 16)
+    # Of the draws of training images, the learnables' start and the order of images; tables average over them.
     config.seeds = (1, 2, 3)
     # "few_shot", "full" (with shots 0), "pseudo_labels", "base_to_new", "cross_dataset" or "domain_generalization".
     config.protocol = "few_shot"
-    # Datasets that the last two evaluate on besides; empty takes the literature's.
+    # Datasets that "cross_dataset" and "domain_generalization" evaluate on besides; empty takes the literature's.
     config.targets = ()
     # Learning rates that take precedence over `learning_rate`, each with rows of its own.
     config.learning_rates = ()

@@ -14,17 +14,28 @@ from ml_collections import ConfigDict, config_dict
 from configs import base
 
 
+def presets() -> dict[str, str]:
+    """What may stand after the colon, and what it is; besides these a file of your own."""
+    from clipbias.tuning.registry import METHODS
+
+    return {name: preset.label for name, (_, preset) in METHODS.items()}
+
+
 def get_config(method: str = "bias") -> ConfigDict:
     # A method's own file knows its options.
     from clipbias.tuning.registry import make_method, method_options, optional_types
 
     config = base.get_config()
+    # The dataset, by name (docs/datasets.md).
     config.dataset = "demo/digits"
     # Images per class; 0 takes all.
     config.shots = 16
+    # Of the draw of training images, the learnables' start and the order of images.
     config.seed = 1
+    # The method, by name or by the path of a file of your own (docs/methods.md).
     config.method = method
     made = make_method(method)
     unset = {name: config_dict.placeholder(kind) for name, kind in optional_types(made).items()}
+    # The method's options by name.
     config.method_options = ConfigDict(method_options(made) | unset)
     return config

@@ -17,6 +17,8 @@ from clipbias import interruption
 from clipbias.errors import ClipbiasError
 from clipbias.files import BROKEN_DISK, reason
 from clipbias.terminal import printable
+from experiments import help_page, settings
+from experiments.command_line import read_config
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that is written.")
 
@@ -34,8 +36,12 @@ def run(main: Callable[[ConfigDict, Path], Any], default: str) -> None:
     defined here, not at import: several binaries can be imported into one process.
     """
     interruption.watch()
-    config = _or_one_sentence(
-        lambda: config_flags.DEFINE_config_file("config", default, "Configuration file.", lock_config=True)
+    given, arguments, config = _or_one_sentence(lambda: read_config(sys.argv, default))
+    if help_page.is_asked(arguments):
+        _show_help(main, config, given)
+        return
+    holder = _or_one_sentence(
+        lambda: config_flags.DEFINE_config_dict("config", config, "Configuration.", sys_argv=arguments)
     )
 
     def guarded(arguments: list[str]) -> int:
@@ -46,9 +52,9 @@ def run(main: Callable[[ConfigDict, Path], Any], default: str) -> None:
         except ClipbiasError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
-        return end(answer(main, config.value, WORKDIR.value))
+        return end(answer(main, holder.value, WORKDIR.value))
 
-    app.run(guarded, flags_parser=_parse)
+    app.run(guarded, argv=arguments, flags_parser=lambda arguments: _parse(arguments, config))
 
 
 def run_arguments(main: Callable[[Sequence[str]], int]) -> None:
@@ -57,6 +63,9 @@ def run_arguments(main: Callable[[Sequence[str]], int]) -> None:
     A folder given with --workdir counts as a name. No device is started. A `ClipbiasError` ends it with its message
     alone and status 1.
     """
+    if help_page.is_asked(sys.argv) and main.__module__ == "__main__":
+        _show_help(main, None)
+        return
 
     def guarded(arguments: list[str]) -> int:
         try:
@@ -78,32 +87,35 @@ def end(status: int) -> int:
     return interruption.leave(status, now=status in STOPPED or (status != 0 and processes.several()))
 
 
-def answer(main: Callable[[ConfigDict, Path], Any], settings: Any, workdir: str | None = None) -> int:
-    """Runs `main(settings, workdir)` and turns how it ends into an exit status.
+def answer(main: Callable[[ConfigDict, Path], Any], config: ConfigDict, workdir: str | None = None) -> int:
+    """Runs `main(config, workdir)` and turns how it ends into an exit status.
 
     A `ClipbiasError` ends it with its message alone and status 1, and so does a disk that is full or broken; a notice
     to stop with status 130 or 143, after saving. Any other exception is a defect and keeps its traceback.
 
     Args:
       main: of a binary.
-      settings: its configuration.
+      config: its configuration, which is told the folder, too.
       workdir: takes precedence over the configuration's own.
     """
     try:
-        if not isinstance(settings, ConfigDict):  # what the flag holds where its file could not be loaded
-            raise ClipbiasError(f"cannot load the configuration: {_config_error(settings)}")
         # They import JAX, which showing runs does without.
         from clipbias.training import processes, remote_workdir
+        from clipbias.training.progress import say
+        from clipbias.training.workdir import CONFIG
         from experiments import configuration
 
-        configuration.check(settings, own_config(main))
-        workdir = workdir or settings.workdir
-        if not workdir and not settings.get("dry_run"):
+        configuration.check(config, own_config(main))
+        workdir = workdir or config.workdir
+        if not workdir and not config.get("dry_run"):
             raise ClipbiasError("no folder to write to; give --workdir=FOLDER.")
-        logging.info("configuration:\n%s", settings)
+        config.workdir = workdir
         with interruption.noted(), processes.joined(), remote_workdir.local_folder(workdir) as folder:
-            processes.same("the configuration", plain(settings))
-            main(settings, folder)
+            # Each host may have a path of its own to the folder; that it is the same one is found where it is opened.
+            processes.same("the configuration", {**plain(config), "workdir": ""})
+            if not config.get("dry_run"):
+                say(f"{binary_of(main)}: everything is written to {workdir}, the settings to {CONFIG} there")
+            main(config, folder)
     except ClipbiasError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -130,8 +142,12 @@ def broken_disk(error: OSError) -> int:
 
 def own_config(main: Callable[[ConfigDict, Path], Any]) -> ConfigDict:
     """The configuration of `configs/` that is named as the binary of `main` is: what it reads is in there."""
-    name = Path(inspect.getfile(main)).stem
-    return importlib.import_module(f"configs.{name}").get_config()
+    return importlib.import_module(f"configs.{binary_of(main)}").get_config()
+
+
+def binary_of(main: Callable) -> str:
+    """The name of the binary that a `main` belongs to, such as "train"."""
+    return Path(inspect.getfile(main)).stem
 
 
 def tell(*lines: str) -> None:
@@ -140,31 +156,35 @@ def tell(*lines: str) -> None:
         print(printable(line), flush=True)  # known now, also where the output is piped
 
 
-def _config_error(settings: Any) -> str:
+def _show_help(main: Callable, config: ConfigDict | None, given: str = "") -> None:
+    text = help_page.render(binary_of(main), main.__globals__["__doc__"], sys.argv[0], config, given)
+    tell(*text.removesuffix("\n").split("\n"))
+
+
+def _parse(arguments: list[str], config: ConfigDict | None = None) -> list[str]:
     try:
-        settings.model  # noqa: B018 (raises what went wrong while the file was loaded)
-    except OSError as error:
-        lines = [line.strip() for line in str(error).splitlines() if "No such file" in line]
-        return lines[-1] if lines else str(error).splitlines()[0]
-    return "not a configuration."
-
-
-def _parse(arguments: list[str]) -> list[str]:
-    return _or_one_sentence(lambda: flags.FLAGS(arguments))
+        return _or_one_sentence(lambda: flags.FLAGS(arguments))
+    except flags.UnrecognizedFlagError as error:
+        known = [name for name in flags.FLAGS if not name.startswith("config.")]
+        print(f"error: {printable(settings.unknown_flag(error.flagname, config, known))}", file=sys.stderr)
+        sys.exit(1)
 
 
 def _or_one_sentence(read: Callable[[], Any]) -> Any:
-    """What reading flags gives. Without `--config` a default's settings are read where the flag is defined already."""
+    """What reading a command line gives."""
     try:
         return read()
-    except Exception as error:  # a configuration is a program, and may raise anything
+    except ClipbiasError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except flags.UnrecognizedFlagError:
+        raise
+    except Exception as error:  # parsers of values raise what they like
         told: Any = error
         while isinstance(told, BaseException) and told.args:
             told = told.args[0]
         lines = [line.strip() for line in str(told).splitlines() if line.strip()] or [type(error).__name__]
         said = " ".join(dict.fromkeys((lines[0], lines[-1])))  # what is wrong, and the reason or a suggestion
-        if isinstance(error, SyntaxError):
-            said = f"{error.filename}, line {error.lineno}, is no Python: {said}"
         print(f"error: {printable(said)}", file=sys.stderr)
         sys.exit(1)
 

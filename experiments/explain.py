@@ -1,9 +1,9 @@
 """Why tuning works: relevancy, attention, the causal test and faithfulness of tuned adapters, as a report.
 
     python -m experiments.explain --config.adapters=workdir/ivlp,workdir/bias --workdir=workdir/why
-    python -m experiments.explain --config.adapters='runs/{dataset}/ivlp,runs/{dataset}/bias' \
+    python -m experiments.explain --config.adapters='runs/{dataset}/ivlp,runs/{dataset}/bias' \\
         --config.datasets="('eurosat', 'dtd')" --config.data_dir=/data --workdir=workdir/why
-    python -m experiments.explain --config.adapters='workdir/demo/adapters/*-{dataset}-16shots-*.safetensors' \
+    python -m experiments.explain --config.adapters='workdir/demo/adapters/*-{dataset}-16shots-*.safetensors' \\
         --config.datasets="('demo/digits', 'demo/textures')" --workdir=workdir/why
 
 Continues where it stopped. Writes `results.npz`, `results.json` and `report/report.html`; for several datasets a folder

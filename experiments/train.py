@@ -1,6 +1,6 @@
 """Tunes one method on one dataset and evaluates it: a grid of one cell.
 
-    python -m experiments.train --config=configs/train.py:bias --config.model=demo --config.dataset=demo/digits \
+    python -m experiments.train --config=configs/train.py:bias --config.model=demo --config.dataset=demo/digits \\
         --workdir=workdir/digits
 
 Continues where it stopped. Writes `metrics.jsonl`, `results.jsonl`, the same as `result.json`, and

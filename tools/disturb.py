@@ -39,13 +39,13 @@ NOTHING: Mapping[str, str] = MappingProxyType({})
 # What differs between two equal runs: durations, and a digest over them.
 VOLATILE = (
     *("seconds", "seconds_by_section", "training_seconds", "seconds_per_image", "started", "waiting_share"),
-    "sha256",
+    *("sha256", "workdir"),
 )
 IGNORED = (".lock", "environment.json")
 # Files of durations: that they are there is compared.
 TIMES = ("costs.md", "accuracy_by_time.csv", "accuracy_by_time.pdf", "accuracy_by_time.png")
-# As a report shows them.
-SECONDS = r"(?:computing seconds|seconds by section)&(?:quot|#34);: (?:[\d.]+|\{[^}]*\})"
+# As a report shows them, and the folder that each run was given.
+DIFFERING = r"(?:computing seconds|seconds by section|workdir)&(?:quot|#34);: (?:[\d.]+|\{[^}]*\}|&(?:quot|#34);[^&]*)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,7 +250,7 @@ def comparable(folder: Path) -> dict[str, Any]:
         elif path.suffix == ".jsonl":
             found[name] = sorted(json.dumps(_lasting(json.loads(line))) for line in path.read_text().splitlines())
         elif path.suffix == ".html":
-            found[name] = re.sub(SECONDS, "", path.read_text(encoding="utf-8"))
+            found[name] = re.sub(DIFFERING, "", path.read_text(encoding="utf-8"))
         else:
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found

@@ -155,7 +155,8 @@ def metric_lines(folder: Path) -> Sequence[Mapping[str, Any]]:
 
 def _binary(config: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
     command = environment.get("command")
-    name = Path(str(command[0])).stem if isinstance(command, list) and command else ""
+    # A path, or "clipbias train".
+    name = Path(str(command[0]).rpartition(" ")[2]).stem if isinstance(command, list) and command else ""
     return name if name in BINARIES else next((one for one, key in BINARIES.items() if key in config), "unknown")
 
 

@@ -19,7 +19,6 @@ import platform
 import subprocess
 import sys
 import time
-import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,6 +34,7 @@ from clipbias.files import lock_file, read_json, read_text, reason, remove_parts
 from clipbias.training import processes
 from clipbias.tuning import METHODS, make_method
 from clipbias.tuning.registry import method_options
+from clipbias.version import ROOT, __version__
 
 CONFIG, ENVIRONMENT, STATE, LOCK = "config.json", "environment.json", "state.json", ".lock"
 # The adapter of a run, and which lines of a grid's results are of its present configuration.
@@ -45,7 +45,6 @@ HOW = (
     *("topology", "trackers", "profile", "check_images", "on_missing", "workers", "cache_gb", "micro_batch"),
 )
 PACKAGES = (
-    "clipbias",
     "jax",
     "jaxlib",
     "flax",
@@ -57,7 +56,6 @@ PACKAGES = (
 )
 # Seconds after which what was written on one host is there on all others.
 LAG = 15.0
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @contextlib.contextmanager
@@ -261,9 +259,7 @@ def environment() -> dict[str, Any]:
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-    if "clipbias" not in versions and (ROOT / "pyproject.toml").is_file():  # run from its sources, not installed
-        project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-        versions["clipbias"] = project["version"]
+    versions["clipbias"] = __version__  # also where it is run from its sources
     return {
         "command": sys.argv,
         "python": platform.python_version(),

@@ -1,5 +1,6 @@
 """Bad input: one clear sentence and exit status 1."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -41,17 +42,40 @@ REFUSED = [
     (["--config=configs/demo.py", "--config.methods=('bais',)"], "unknown method 'bais'; did you mean 'bias'?"),
     (["--config=configs/demo.py", "--config.lerning_rate=1"], "learning_rate"),
     (["--config=configs/nowhere.py"], "configs/nowhere.py"),
-    (["--config.lerning_rate=1"], "Did you mean"),  # of the default configuration
-    (["--config=README.md"], "README.md, line "),
+    (["--config.lerning_rate=1"], "no setting --config.lerning_rate; did you mean --config.learning_rate"),
+    (["--config=README.md"], "README.md is no configuration"),
+    (["--config=configs/demo.py:ful"], "has no preset 'ful'; did you mean full?"),
+    (["--model=demo"], "there is no flag --model; did you mean --config.model?"),
     (["--config=configs/demo.py", "--config.topology=v5e:4x4"], "nothing can be run on v5e:4x4; add --config.dry_run"),
     (["--config=configs/train.py:biass"], "unknown method 'biass'; did you mean 'bias'? Methods: zero_shot, coop"),
 ]
 
 
-def test_table1_refuses(cache: Path, tmp_path: Path) -> None:
+HELPED = [
+    (["clipbias"], "  table1     Methods x datasets x shots x seeds"),
+    (["clipbias", "predict", "--help"], "  --config.top  (whole number; 5)\n      How many classes are shown.\n"),
+    (
+        ["clipbias", "predict", "--help"],
+        "    clipbias predict --config.images=photos --config.adapter=workdir/digits --relevancy",
+    ),
+    (["clipbias", "predict", "--help"], "  --relevancy  (bool; False)"),
+    (
+        ["experiments.train", "--config=configs/train.py:ivlp", "-h"],
+        "  --config.method_options.depth  (whole number; 0)",
+    ),
+    (["clipbias", "show", "--help"], "  --cells  (bool; False)\n      List every finished cell"),
+]
+
+
+def test_commands_refuse_and_help(cache: Path, tmp_path: Path) -> None:
     given = [("experiments.table1", [*arguments, f"--workdir={tmp_path}"]) for arguments, _ in REFUSED]
-    for done, (arguments, expected) in zip(binaries.in_forks(given, cache=cache), REFUSED, strict=True):
-        assert expected in binaries.sentence(done["status"], done["said"]), arguments
+    asked = [(arguments[0], arguments[1:]) for arguments, _ in HELPED]
+    done = binaries.in_forks([*given, *asked, ("clipbias", ["trian"])], cache=cache)
+    for one, (arguments, expected) in zip(done, REFUSED, strict=False):
+        assert expected in binaries.sentence(one["status"], one["said"]), arguments
+    for one, (arguments, expected) in zip(done[len(given) :], HELPED, strict=False):
+        assert one["status"] == 0 and expected in one["said"], (arguments, one["said"])
+    assert binaries.sentence(done[-1]["status"], done[-1]["said"]) == "there is no command 'trian'; did you mean train?"
 
 
 def test_unknown_dataset(model: Path, tmp_path: Path) -> None:
@@ -83,7 +107,11 @@ def test_corrupt_image_is_named_or_skipped_and_few_images_are_all_used(
 
 def test_an_adapter_of_another_model(model: Path, tmp_path: Path) -> None:
     settings = {"model": str(model), "dataset": "demo/digits", "shots": 1, "epochs": 2}
-    binaries.succeed_here(experiments.train, settings, tmp_path / "w")
+    _, said = binaries.succeed_here(experiments.train, settings, tmp_path / "w")
+    # The start is one line; the whole configuration is in the folder, whose name it has.
+    assert said.startswith(f"train: everything is written to {tmp_path / 'w'}, the settings to config.json there\n")
+    assert "learning_rate" not in said
+    assert json.loads((tmp_path / "w" / "config.json").read_text())["workdir"] == str(tmp_path / "w")
     adapter = str(tmp_path / "w" / "adapter.safetensors")
     printed, _ = binaries.succeed_here(experiments.evaluate, {"adapter": adapter}, tmp_path / "e")
     assert "bias on demo/digits" in printed

@@ -1,5 +1,8 @@
-"""The package as it is published: a wheel, installed away from the repository, that runs the README's Python."""
+"""The package as it is published: a wheel, installed away from the repository, that runs the README's Python and the
+command `clipbias` in a folder with nothing in it.
+"""
 
+import json
 import os
 import shutil
 import site
@@ -25,8 +28,9 @@ def call(*command: str | Path, cwd: Path) -> str:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wheel built from a copy, with the build backend that is installed: nothing is downloaded."""
     folder = tmp_path_factory.mktemp("wheel")
-    shutil.copytree(ROOT / "clipbias", folder / "source" / "clipbias", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md"):
+    for name in ("clipbias", "configs", "experiments"):
+        shutil.copytree(ROOT / name, folder / "source" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE", "THIRD_PARTY_NOTICES.md"):
         shutil.copy(ROOT / name, folder / "source")
     build = ("-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", folder)
     call(sys.executable, *build, folder / "source", cwd=folder)
@@ -34,19 +38,46 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def test_every_file_of_the_package_is_in_the_wheel(wheel: Path) -> None:
-    files = {path for path in (ROOT / "clipbias").rglob("*") if path.is_file() and "__pycache__" not in path.parts}
-    assert {path.relative_to(ROOT).as_posix() for path in files} <= set(zipfile.ZipFile(wheel).namelist())
-
-
-def test_the_readme_runs_on_the_installed_wheel(wheel: Path, tmp_path: Path) -> None:
-    call(sys.executable, "-m", "venv", "--without-pip", "venv", cwd=tmp_path)
-    python = tmp_path / "venv" / "bin" / "python"
+@pytest.fixture(scope="module")
+def programs(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the programs of an environment that the wheel is installed in."""
+    folder = tmp_path_factory.mktemp("installed")
+    call(sys.executable, "-m", "venv", "--without-pip", "venv", cwd=folder)
+    python = folder / "venv" / "bin" / "python"
     install = ("-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel)
-    call(sys.executable, *install, cwd=tmp_path)
-    (packages,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
+    call(sys.executable, *install, cwd=folder)
+    (packages,) = (folder / "venv" / "lib").glob("python*/site-packages")
     # The dependencies are those of this environment; its own `.pth` files, an editable install's too, are not read.
     (packages / "dependencies.pth").write_text("\n".join(site.getsitepackages()) + "\n", encoding="utf-8")
+    return python.parent
+
+
+def test_every_file_of_the_package_is_in_the_wheel(wheel: Path) -> None:
+    inside = set(zipfile.ZipFile(wheel).namelist())
+    for name in ("clipbias", "configs", "experiments"):
+        files = {path for path in (ROOT / name).rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+        place = "" if name == "clipbias" else "clipbias/_commands/"
+        assert {place + path.relative_to(ROOT).as_posix() for path in files} <= inside
+    # No other name is taken in the folder that all packages share.
+    assert {name.partition("/")[0].partition("-")[0] for name in inside} == {"clipbias"}
+
+
+def test_the_command_works_in_an_empty_folder(programs: Path, tmp_path: Path) -> None:
+    listed = call(programs / "clipbias", cwd=tmp_path)
+    assert "  table1     Methods x datasets" in listed
+    tiny = ("--config.methods=('zero_shot',)", "--config.datasets=('demo/shapes',)", "--config.eval_batch_size=300")
+    told = call(programs / "clipbias", "table1", "--config=configs/demo.py:full", *tiny, cwd=tmp_path)
+    assert "Tables and picture: workdir/demo_full/table.html" in told
+    assert "demo/shapes" in (tmp_path / "workdir" / "demo_full" / "table.md").read_text(encoding="utf-8")
+    config = json.loads((tmp_path / "workdir" / "demo_full" / "config.json").read_text(encoding="utf-8"))
+    assert config["model"] == "demo" and config["methods"] == ["zero_shot"]
+    shown = call(programs / "clipbias", "show", "workdir/demo_full", cwd=tmp_path)
+    assert " table1 " in shown and " finished" in shown
+
+
+def test_the_readme_runs_on_the_installed_wheel(programs: Path, tmp_path: Path) -> None:
+    python = programs / "python"
+    (packages,) = (programs.parent / "lib").glob("python*/site-packages")
     (tmp_path / "ten_lines.py").write_text(
         blocks(ROOT / "README.md", "python")[0] + "print(clipbias.__file__)\n", encoding="utf-8"
     )

@@ -38,8 +38,11 @@ def test_a_bar_moves_on(set_back: None, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("sys.stderr", terminal := Terminal())
     bar = Progress(3, title="cells")
     for _ in range(3):
-        bar.advance(1)
+        bar.at_work("bias on demo/digits, 4 shots")
+        bar.advance(1, {"lr": 0.0025, "images/s": 133512.4})
     bar.close()
+    assert "bias on demo/digits, 4 shots" in terminal.getvalue()
+    assert "images/s=133,512" in terminal.getvalue() and "lr=0.0025" in terminal.getvalue()
     assert all(f" {done}/3 " in terminal.getvalue() for done in (1, 2, 3))
     assert "-" not in terminal.getvalue().replace("\x1b", "")  # no negative duration
 
