@@ -1,7 +1,7 @@
 # docker build -f docker/cpu.Dockerfile -t clipbias . && docker run --rm -v "$PWD/workdir:/clipbias/workdir" clipbias \
-#     python -m experiments.table1 --config=configs/demo.py
+#     clipbias table1 --config=configs/demo.py
 FROM python:3.11-slim
 WORKDIR /clipbias
 COPY . .
 RUN pip install --no-cache-dir -e .
-CMD ["python", "-m", "experiments.table1", "--config=configs/demo.py"]
+CMD ["clipbias", "table1", "--config=configs/demo.py"]

@@ -4,4 +4,4 @@ FROM python:3.11-slim
 WORKDIR /clipbias
 COPY . .
 RUN pip install --no-cache-dir -e . "jax[cuda12]"
-CMD ["python", "-m", "experiments.table1", "--config=configs/demo.py"]
+CMD ["clipbias", "table1", "--config=configs/demo.py"]

@@ -12,7 +12,7 @@ LANGUAGES = ("bash", "python", "text", "math")
 ELLIPSIS = "…"
 
 # What a command line begins with. A program that is not listed here is refused: nobody checks what it does.
-PROGRAMS = ("python", ".", "cd", "pip", "srun", "gcloud", "hf")
+PROGRAMS = ("clipbias", "python", ".", "cd", "pip", "srun", "gcloud", "hf")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,13 +36,15 @@ class Command:
 
     @property
     def module(self) -> str:
-        """What `python -m` runs, or nothing."""
+        """What `python -m` or `clipbias` runs, or nothing."""
+        if self.words[0] == "clipbias":
+            return f"experiments.{self.words[1]}"
         return self.words[2] if self.words[:2] == ("python", "-m") else ""
 
     @property
     def arguments(self) -> list[str]:
         """What that module is given; left-out arguments are left out."""
-        return [word for word in self.words[3:] if word != ELLIPSIS]
+        return [word for word in self.words[2 if self.words[0] == "clipbias" else 3 :] if word != ELLIPSIS]
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -67,9 +69,10 @@ def commands(page: Path) -> list[Command]:
     text = page.read_text(encoding="utf-8")
     lines = [line for code in blocks(page, "bash") for line in code.replace("\\\n", " ").splitlines()]
     lines += re.findall(r"^ {4}(\S.*)$", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE), re.MULTILINE)
-    lines += [span for span in inline(page) if span.split()[0] in PROGRAMS or "python -m" in span]
+    spans = [span for span in inline(page) if span != "clipbias"]  # the package
+    lines += [span for span in spans if span.split()[0] in PROGRAMS or "python -m" in span]
     comments = [line for code in blocks(page, "python") for line in code.splitlines() if line.startswith("#")]
-    lines += [line[line.index("python -m") :] for line in comments if "python -m" in line]
+    lines += [found[0] for line in comments if (found := re.search(r"(python -m|\bclipbias [a-z]).*", line))]
     return list({command.text: command for line in lines for command in _commands(page.name, line)}.values())
 
 
@@ -89,8 +92,9 @@ def _command(page: str, words: list[str]) -> list[Command]:
     variables = {}
     while re.fullmatch(r"[A-Z_]+=.*", words[0]):
         name, _, variables[name] = words.pop(0).partition("=")
-    if words[0] == "srun" and "python" in words:  # what it starts comes after its own options
-        start = words.index("python")
+    inside = [place for place, word in enumerate(words) if place and word in ("python", "clipbias")]
+    if words[0] == "srun" and inside:  # what it starts comes after its own options
+        (start, *_) = inside
         return [Command(page, variables, ("srun",)), *_command(page, words[start:])]
     if words[0] == "python3" or words[0].endswith("/python"):  # as it is called before there is an environment
         words[0] = "python"

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from clipbias.cli import COMMANDS as COMMANDS_OF_THE_PACKAGE
 from clipbias.files import read_json_lines
 from tests.documents import LANGUAGES, PAGES, PROGRAMS, ROOT, Command, blocks, commands, fences, inline
 from tests.end_to_end.binaries import in_forks
@@ -59,9 +60,7 @@ def reduced(command: Command) -> list[str]:
     if command.module == "experiments.table1":
         own = tuple(re.findall(r"'(\w+\.py)'", command.text))
         given.append(f"--config.methods={own[:1] or ('ivlp', 'bias', 'coop')}")
-    # In place of the page's own: a tuple that is given twice is both.
-    names = {word.partition("=")[0] for word in given}
-    return [word for word in command.arguments if word.partition("=")[0] not in names] + given
+    return command.arguments + given  # of what is given twice, the last counts
 
 
 def computation(command: Command) -> tuple[str, frozenset[str]]:
@@ -138,6 +137,8 @@ def test_every_command_is_of_a_known_kind(command: Command) -> None:
         assert set(re.findall(r"[\w-]+", what)) <= set(project["optional-dependencies"]), command.text
         needed = {re.match(r"[\w-]+", requirement)[0] for requirement in project["dependencies"]}
         assert {re.match(r"[\w-]+", other)[0] for other in others} <= needed, command.text
+    elif program == "clipbias":
+        assert command.words[1] in COMMANDS_OF_THE_PACKAGE, command.text
     elif program == "python":
         known = command.module in ("venv", "pytest", "mkdocs") or command.module.startswith(("experiments.", "tools."))
         assert known, f"{command.page}: nobody checks {command.text!r}"
