@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from clipbias.explain.results import plain
+from clipbias.report.names import method_name
 from clipbias.report.runs import RunRecord, differences, is_number
 from clipbias.report.table import MISSING, Table, cells, markdown_table, text_table
 
@@ -89,7 +90,9 @@ def render_runs(
             "problems": list(problems),
         }
         return json.dumps(plain(content), indent=2, ensure_ascii=False) + "\n"
-    made = [run_table(runs), environment_table(folders)] if runs or folders else []
+    made = [run_table(runs)] if runs or folders else []
+    made += [accuracy_table(run) for run in folders if has_many(run.accuracy)]
+    made += [environment_table(folders)] if runs or folders else []
     made += [table for table in [difference_table(folders)] if len(folders) > 1 and table is not None]
     show = markdown_table if form == "markdown" else text_table
     return "\n\n".join(show(table) for table in made) + "\n" if made else ""
@@ -106,10 +109,28 @@ def in_words(value: Any, many: str, form: str = "{}") -> str:
     return form.format(value) if is_number(value) else str(value)
 
 
+def has_many(accuracy: Any) -> bool:
+    """Whether there are more accuracies than the line of a run has place for."""
+    return isinstance(accuracy, list) and (len(accuracy) > 4 or any(isinstance(one, Mapping) for one in accuracy))
+
+
+def accuracy_table(run: RunRecord) -> Table:
+    """The accuracy of each method of a grid, or of each model of a study, one a row."""
+    columns = dict.fromkeys(name for one in run.accuracy if isinstance(one, Mapping) for name in one)
+    rows = []
+    for method, accuracy in zip(run.method, run.accuracy, strict=True):
+        named = accuracy if isinstance(accuracy, Mapping) else {"Accuracy": accuracy}
+        values = [in_words(named.get(name), "values", "{:.2f}") for name in columns or ("Accuracy",)]
+        rows.append(cells(method_name(str(method)), *values))
+    caption = "Top-1 accuracy in percent, the mean of all cells that ended."
+    return Table(f"Accuracies of {run.name}", caption, ("Method", *(columns or ("Accuracy",))), tuple(rows), words={0})
+
+
 def _accuracies(value: Any) -> str:
-    if isinstance(value, list) and len(value) > 4 and all(map(is_number, value)):
-        return f"{min(value):.2f} to {max(value):.2f}"
-    return in_words(value, "values", "{:.2f}")
+    if not has_many(value):
+        return in_words(value, "values", "{:.2f}")
+    numbers = [one for one in value if is_number(one)]
+    return f"{min(numbers):.2f} to {max(numbers):.2f}" if numbers else "see below"
 
 
 def duration(seconds: float | None) -> str:

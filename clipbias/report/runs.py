@@ -233,16 +233,21 @@ def _parts(parts: Sequence[Path], *, finished: bool, progress: str) -> tuple[str
     return f"{each}{progress}" if len(by_state) == 1 else f"{each};{progress}", seconds
 
 
-def _mean_accuracies(rows: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> list[float] | None:
-    """The mean accuracy of each method over its cells, where every method has one."""
-    found = []
-    for method in methods:
-        values = (row.get("accuracy") for row in rows if row["method"] == method)
-        own = [value for value in values if value is not None]
-        if not own:
-            return None
-        found.append(sum(own) / len(own))
-    return found
+def _mean_accuracies(rows: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> list[Any] | None:
+    """The mean accuracy of each method over its cells, by name where a cell has several; `None` where there is none."""
+    found = [_mean([row for row in rows if row["method"] == method]) for method in methods]
+    return found if any(mean is not None for mean in found) else None
+
+
+def _mean(rows: Sequence[Mapping[str, Any]]) -> float | dict[str, float] | None:
+    single = [row["accuracy"] for row in rows if row.get("accuracy") is not None]
+    if single:
+        return sum(single) / len(single)
+    several: dict[str, list[float]] = {}
+    for row in rows:
+        for name, value in (row.get("accuracies") or {}).items():
+            several.setdefault(name, []).append(value)
+    return {name: sum(values) / len(values) for name, values in several.items()} or None
 
 
 def _cell(common: RunRecord, number: int, row: Mapping[str, Any]) -> RunRecord:

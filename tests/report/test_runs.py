@@ -112,6 +112,34 @@ def test_a_grid_and_its_cells(tmp_path: Path) -> None:
     assert [c.name for c in cells] == [f"{tmp_path}#{n}" for n in (1, 2, 3)]
 
 
+def test_accuracies_of_a_grid_are_told_by_method_and_by_evaluation(tmp_path: Path) -> None:
+    several = [{"accuracies": {"base": base, "new": new}} for base, new in ((60.0, 40.0), (70.0, 45.0))]
+    rows = [
+        cell("zero_shot", "a", 0, accuracies={"base": 50.0, "new": 55.5}),
+        *(cell("bias", "a", seed, **own) for seed, own in zip((1, 2), several, strict=True)),
+    ]
+    write(tmp_path / "new", config={**GRID, "datasets": ["a"]}, results=rows, state=state("finished"))
+    (grid,) = read_workdir(tmp_path / "new")
+    assert grid.state == "finished" and grid.accuracy == [{"base": 50.0, "new": 55.5}, {"base": 65.0, "new": 42.5}]
+    lines = render_runs([grid], [grid], []).splitlines()
+    assert [line.split() for line in lines if line.startswith(("Zero-shot", "Bias", "Method"))] == [
+        ["Method", "base", "new"],
+        ["Zero-shot", "50.00", "55.50"],
+        ["Bias", "tuning", "65.00", "42.50"],
+    ]
+    # More methods than a line holds, one of them without a result yet.
+    names = ["zero_shot", "coop", "vpt", "maple", "bias"]
+    done = [cell(name, "a", 1, accuracy=10.0 * place) for place, name in enumerate(names) if name != "vpt"]
+    done[0] |= {"seed": 0}
+    config = {**GRID, "methods": names, "datasets": ["a"], "seeds": [1]}
+    write(tmp_path / "many", config=config, results=done, state=state("interrupted"))
+    (grid,) = read_workdir(tmp_path / "many")
+    text = render_runs([grid], [grid], [])
+    assert "0.00 to 40.00" in text and [line.split() for line in text.splitlines() if line.startswith("VPT")] == [
+        ["VPT", "–"]
+    ]
+
+
 def test_cells_of_methods_with_a_rate_of_their_own_or_none(tmp_path: Path) -> None:
     """Tip-Adapter draws images though nothing is trained; CLAP's rate is its authors', not the configuration's."""
     drawn = {"protocol": "few_shot", "dataset": "a", "shots": 4, "config_hash": "a", "status": "ok"}
