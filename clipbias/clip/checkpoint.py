@@ -1,6 +1,7 @@
 """A CLIP model from disk or hub, in every common format, and back in Hugging Face's."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -13,7 +14,7 @@ import jax
 import numpy as np
 
 from clipbias import checks
-from clipbias.clip import convert, open_clip, repository, tokenizer
+from clipbias.clip import convert, encode, open_clip, repository, tokenizer
 from clipbias.clip.config import ClipConfig, from_hugging_face, to_hugging_face
 from clipbias.clip.flax_file import FLAX, FLAX_WEIGHTS, write_flax
 from clipbias.clip.params import Params
@@ -65,6 +66,55 @@ class Clip:
     def source(self) -> str:
         """What `load` reads the same weights from: `name`, at this very commit where it is from the hub."""
         return self.name if self.revision is None else f"{self.name.partition('@')[0]}@{self.revision}"
+
+    def __repr__(self) -> str:
+        return encode.in_words(self)
+
+    @functools.cached_property
+    def device_params(self) -> Params:
+        """`params` on JAX's first device, taken there once."""
+        return jax.device_put(self.params)
+
+    def preprocess(self, images: Any) -> np.ndarray:
+        """Pictures as the model takes them: shorter side to `R`, centre crop, normalised.
+
+        Args:
+          images: a path, a PIL image, a uint8 array `[h, w, 3]` (grey: `[h, w]`); or a list of such, of any sizes, or
+            an array `[B, h, w, 3]`.
+
+        Returns:
+          float32 `[R, R, 3]` of one picture, `[B, R, R, 3]` of several, also of a list of one.
+
+        Raises:
+          ClipbiasError: a picture cannot be read, or is none.
+        """
+        return encode.preprocess(self, images)
+
+    def encode_images(
+        self, images: Any, *, batch_size: int = 64, normalize: bool = False, dtype: str = "float32"
+    ) -> np.ndarray:
+        """Image features `[B, d]`, float32, of one picture `[1, d]`; compiled once for all batches.
+
+        Args:
+          images: as for `preprocess`, or what it returned: float `[B, R, R, 3]` or `[R, R, 3]`.
+          batch_size: images at a time.
+          normalize: whether features are brought to length 1.
+          dtype: compute type, "float32" or "bfloat16".
+
+        Raises:
+          ClipbiasError: a picture cannot be read, or is none.
+        """
+        return encode.encode_images(self, images, batch_size=batch_size, normalize=normalize, dtype=dtype)
+
+    def encode_texts(
+        self, texts: Sequence[str], *, batch_size: int = 256, normalize: bool = False, dtype: str = "float32"
+    ) -> np.ndarray:
+        """Text features `[n, d]`, float32, of whole texts, such as "a photo of a cat."; other arguments as above.
+
+        Raises:
+          ClipbiasError: a text is too long, or is none.
+        """
+        return encode.encode_texts(self, texts, batch_size=batch_size, normalize=normalize, dtype=dtype)
 
     def tokenize(self, texts: Sequence[str]) -> np.ndarray:
         """`[SOS] text [EOS]` ids, int32 `[n, N]`, padded with 0 as far as the longest.

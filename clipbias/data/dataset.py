@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from clipbias.data import transforms
 from clipbias.data.keys import Keys
 from clipbias.errors import ClipbiasError
+from clipbias.terminal import printable
 
 TEMPLATE = "a photo of a {}."  # where a dataset has none of its own
 
@@ -47,6 +49,13 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def __repr__(self) -> str:
+        return f"Split({len(self)} images of {len(np.unique(self.labels))} classes)"
+
+    def picture(self, index: int) -> np.ndarray:
+        """Image `index` as uint8 RGB `[h, w, 3]`. Raises `ClipbiasError` naming an unreadable file."""
+        return transforms.decode(self.read(index), self.keys[index])
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> "Split":
         """The examples at `indices`, in that order."""
@@ -117,6 +126,11 @@ class Dataset:
                     f"{split.labels[beyond[0]]}, but there are {len(self.class_names)} classes; "
                     f"labels start at 0 and leave no gaps."
                 )
+
+    def __repr__(self) -> str:
+        splits = ", ".join(f"{len(split)} {name}" for name, split in self.splits.items())
+        names = ", ".join(map(printable, self.class_names[:3])) + (", …" if len(self.class_names) > 3 else "")
+        return f"Dataset({self.name!r}: {len(self.class_names)} classes ({names}); {splits} images)"
 
     def split(self, name: str) -> Split:
         """The split called `name`. Raises `ClipbiasError` where this dataset has none."""

@@ -15,8 +15,8 @@ def pictures(split: Split, indices: Sequence[int] | np.ndarray, image_size: int)
     """The images at `indices` as a model sees them, uint8 `[K, R, R, 3]`. Raises `ClipbiasError` for one unreadable."""
     chosen = split.subset(indices)
     found = np.zeros((len(chosen), image_size, image_size, 3), np.uint8)
-    for i, key in enumerate(chosen.keys):
-        found[i] = transforms.test_image(transforms.decode(chosen.read(i), key), image_size)
+    for i in range(len(chosen)):
+        found[i] = transforms.test_image(chosen.picture(i), image_size)
     return found
 
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from clipbias.checks import check_int
 from clipbias.clip import TextTokens
+from clipbias.clip.encode import check_images
 from clipbias.clip.params import Params
 from clipbias.errors import ClipbiasError
 from clipbias.explain.reductions import REDUCTIONS
@@ -103,6 +104,7 @@ def explanations(
         raise ClipbiasError(f"unknown map {unknown[0]!r}; choose from {', '.join(REDUCTIONS)}.")
     if reason := why_no_maps(task):
         raise ClipbiasError(f"{type(task.method).__name__} has no maps. {reason}")
+    check_images(images, task.clip.config.vision.image_size)
     targets = check_targets(task, images, targets)
     check_int("recompute", recompute)
     if chunk is not None:

@@ -1,0 +1,151 @@
+"""From pictures and words to features, in batches of one compiled program: what `Clip`'s methods of these names do."""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clipbias.checks import check_choice, check_int, shown
+from clipbias.clip.config import ClipConfig
+from clipbias.clip.params import Params
+from clipbias.clip.precision import DTYPES
+from clipbias.clip.preprocess import Preprocessing
+from clipbias.clip.text import as_tokens, encode_text
+from clipbias.clip.vision import encode_image
+from clipbias.errors import ClipbiasError
+
+if TYPE_CHECKING:
+    from clipbias.clip.checkpoint import Clip
+
+# Texts are filled up to a multiple of so many tokens, so that few programs serve all lengths.
+_TOKENS = 8
+
+
+def check_images(images: Any, size: int) -> None:
+    """Refuses what a vision tower would take for images and that are none; looks at type and shape alone.
+
+    Args:
+      images: `[B, R, R, 3]`, or crops of each `[B, 1 + V, R, R, 3]`.
+      size: `R`.
+
+    Raises:
+      ClipbiasError: they are of whole numbers, which are not normalised, or have another shape.
+    """
+    shape, dtype = np.shape(images), getattr(images, "dtype", None)
+    if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
+        raise ClipbiasError(
+            f"the images are {dtype}, so they are not normalised; give clip.preprocess(images), or of pixels "
+            f"[B, {size}, {size}, 3] clip.preprocessing.normalize(images)."
+        )
+    if len(shape) not in (4, 5) or shape[-3:] != (size, size, 3):
+        hint = "; of a single one, images[None]" if shape == (size, size, 3) else ", as clip.preprocess makes them"
+        raise ClipbiasError(f"the images have shape {list(shape)}; give [B, {size}, {size}, 3]{hint}.")
+
+
+def preprocess(clip: "Clip", images: Any) -> np.ndarray:
+    """See `Clip.preprocess`."""
+    from clipbias.data.given import listed  # not at import: the data need nothing of the model, nor it of them
+
+    given, single = listed(images)
+    pixels = _pixels(given, range(len(given)), clip.config.vision.image_size)
+    normalised = np.asarray(clip.preprocessing.normalize(pixels))
+    return normalised[0] if single else normalised
+
+
+def _pixels(given: Sequence[Any], numbers: Sequence[int], size: int) -> np.ndarray:
+    """Pictures as the model sees them, uint8 `[B, R, R, 3]`."""
+    from clipbias.data.given import picture
+    from clipbias.data.transforms import test_image
+
+    found = np.zeros((len(numbers), size, size, 3), np.uint8)
+    for place, number in enumerate(numbers):
+        found[place] = test_image(picture(given[number], f"image {number}"), size)
+    return found
+
+
+def image_batches(clip: "Clip", images: Any, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Batches of images of equal shapes, and how many of each count: the last one is filled up.
+
+    Args:
+      clip: the model.
+      images: as for `Clip.encode_images`.
+      batch_size: images at a time; fewer where there are fewer.
+
+    Yields:
+      uint8 pictures `[b, R, R, 3]`, or what was normalised already, float.
+    """
+    from clipbias.data.given import listed
+
+    check_int("batch_size", batch_size, lowest=1)
+    size, ready = clip.config.vision.image_size, jnp.issubdtype(getattr(images, "dtype", np.uint8), jnp.floating)
+    if ready:
+        images = images[None] if np.shape(images) == (size, size, 3) else images
+        check_images(images, size)
+    given = images if ready else listed(images)[0]
+    rows = min(batch_size, len(given))
+    for start in range(0, len(given), rows or 1):
+        numbers = range(start, min(start + rows, len(given)))
+        batch = np.asarray(given[start : numbers.stop]) if ready else _pixels(given, numbers, size)
+        yield np.pad(batch, [(0, rows - len(batch))] + [(0, 0)] * (batch.ndim - 1)), len(batch)
+
+
+def encode_images(clip: "Clip", images: Any, *, batch_size: int, normalize: bool, dtype: str) -> np.ndarray:
+    """See `Clip.encode_images`."""
+    check_choice("dtype", dtype, DTYPES)
+    run = functools.partial(_image_features, clip.config, clip.preprocessing, dtype, normalize, clip.device_params)
+    return _joined(run, image_batches(clip, images, batch_size), clip.config.projection_width)
+
+
+def encode_texts(clip: "Clip", texts: Any, *, batch_size: int, normalize: bool, dtype: str) -> np.ndarray:
+    """See `Clip.encode_texts`."""
+    check_choice("dtype", dtype, DTYPES)
+    check_int("batch_size", batch_size, lowest=1)
+    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+        raise ClipbiasError(f"texts is {shown(texts)}; give a list of texts.")
+    ids = clip.tokenize(list(texts))
+    longest = min(-(-ids.shape[1] // _TOKENS) * _TOKENS, clip.config.text.context_length)
+    ids = np.pad(ids, [(0, 0), (0, longest - ids.shape[1])])
+    rows = min(batch_size, len(ids))
+
+    def batches() -> Iterator[tuple[np.ndarray, int]]:
+        for start in range(0, len(ids), rows or 1):
+            batch = ids[start : start + rows]
+            yield np.pad(batch, [(0, rows - len(batch)), (0, 0)], mode="edge"), len(batch)
+
+    run = functools.partial(_text_features, clip.config, dtype, normalize, clip.device_params)
+    return _joined(run, batches(), clip.config.projection_width)
+
+
+def _joined(run: Callable[[Any], jax.Array], batches: Iterator[tuple[np.ndarray, int]], width: int) -> np.ndarray:
+    found = [np.asarray(run(batch))[:count] for batch, count in batches]
+    return np.concatenate(found) if found else np.zeros((0, width), np.float32)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _image_features(
+    config: ClipConfig, preprocessing: Preprocessing, dtype: str, normalize: bool, params: Params, images: jax.Array
+) -> jax.Array:
+    if images.dtype == jnp.uint8:
+        images = preprocessing.normalize(images)
+    features = encode_image(params, config, images, dtype=jnp.dtype(dtype))[0]
+    return features / jnp.linalg.norm(features, axis=-1, keepdims=True) if normalize else features
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _text_features(config: ClipConfig, dtype: str, normalize: bool, params: Params, ids: jax.Array) -> jax.Array:
+    features = encode_text(params, config, as_tokens(ids, config), dtype=jnp.dtype(dtype))[0]
+    return features / jnp.linalg.norm(features, axis=-1, keepdims=True) if normalize else features
+
+
+def in_words(clip: "Clip") -> str:
+    """A model in a line: its name, geometry and size."""
+    vision, text = clip.config.vision, clip.config.text
+    leaves = jax.tree.leaves(clip.params)
+    dtype = next(iter(leaf.dtype for leaf in leaves if leaf.ndim), "float32")
+    images = f"images of {vision.image_size} px in {vision.patches} patches, {vision.layers} layers of {vision.width}"
+    texts = f"texts of up to {text.context_length} tokens, {text.layers} layers of {text.width}"
+    size = f"joint width {clip.config.projection_width}; {sum(leaf.size for leaf in leaves):,} parameters, {dtype}"
+    return f"Clip({clip.source!r}: {images}; {texts}; {size})"

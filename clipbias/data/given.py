@@ -1,0 +1,131 @@
+"""Pictures as people have them (files, PIL images, arrays, lists of these), and labelled ones as a split."""
+
+import io
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from clipbias.checks import shown
+from clipbias.data.dataset import Split
+from clipbias.data.files_on_disk import read_image
+from clipbias.data.transforms import decode
+from clipbias.errors import ClipbiasError
+from clipbias.files import user_path
+
+_WHAT = (
+    "give a path, a PIL image, a uint8 array [h, w, 3] (levels 0 to 255), or a list or an array [B, h, w, 3] of them"
+)
+
+
+def is_path(image: Any) -> bool:
+    """Whether an image is given as the name of its file."""
+    return isinstance(image, str | os.PathLike)
+
+
+def listed(images: Any) -> tuple[Sequence[Any], bool]:
+    """What was given as a sequence of pictures, and whether it was a single one.
+
+    An array `[h, w, 3]` (or `[h, w]`, grey) is one picture, `[B, h, w, 3]` (or `[B, h, w]`) are several.
+
+    Raises:
+      ClipbiasError: it is nothing of the kind.
+    """
+    if is_path(images) or isinstance(images, Image.Image):
+        return [images], True
+    shape = getattr(images, "shape", None)
+    if shape is None and isinstance(images, Sequence):
+        return images, False
+    if shape is not None and (len(shape) == 2 or (len(shape) == 3 and shape[-1] in (1, 3, 4))):
+        return [images], True
+    if shape is not None and len(shape) in (3, 4):
+        return images, False
+    what = shown(images) if shape is None else f"an array of shape {list(shape)}"
+    raise ClipbiasError(f"the images are {what}; {_WHAT}.")
+
+
+def picture(image: Any, name: str = "the image") -> np.ndarray:
+    """One picture as uint8 RGB `[h, w, 3]`; grey is repeated, transparency dropped.
+
+    Args:
+      image: a path, a PIL image, or a uint8 array `[h, w, 3]`, `[h, w, 4]`, `[h, w, 1]` or `[h, w]`.
+      name: what the message calls it.
+
+    Raises:
+      ClipbiasError: it cannot be read, or it is no picture.
+    """
+    if is_path(image):
+        path = user_path(image)
+        return decode(read_image(path), str(path))
+    if isinstance(image, Image.Image):
+        return np.asarray(image.convert("RGB"))
+    if not hasattr(image, "shape"):
+        raise ClipbiasError(f"{name} is {shown(image)}; {_WHAT}.")
+    array = np.asarray(image)
+    if array.dtype != np.uint8:
+        raise ClipbiasError(
+            f"{name} holds {array.dtype} numbers; give uint8 levels from 0 to 255, of levels from 0 to 1 "
+            "(255 * image).round().astype('uint8')."
+        )
+    if array.ndim == 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.size == 0 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (3, 4))):
+        hint = "; channels come last" if array.ndim == 3 and array.shape[0] in (1, 3, 4) else ""
+        raise ClipbiasError(f"{name} has shape {list(array.shape)}; give [h, w, 3] or, of grey levels, [h, w]{hint}.")
+    return array if array.shape[2:] == (3,) else np.asarray(Image.fromarray(array).convert("RGB"))
+
+
+def labelled(images: Any, labels: Any, class_names: Sequence[str]) -> Split:
+    """Pictures with their classes as a split; files are read when they are needed.
+
+    Args:
+      images: as `listed` takes them; at least one.
+      labels: for each its number among `class_names`, or its name.
+      class_names: the `C` classes.
+
+    Raises:
+      ClipbiasError: there are not as many labels as images, or a label is no class.
+    """
+    given, _ = listed(images)
+    numbers = label_numbers(labels, class_names)
+    if len(given) != len(numbers) or not len(given):
+        raise ClipbiasError(f"there are {len(given)} images and {len(numbers)} labels; give a label for each image.")
+    keys = tuple(str(image) if is_path(image) else f"{number:06d}" for number, image in enumerate(given))
+
+    def read(index: int) -> bytes:
+        image = given[index]
+        return read_image(user_path(image)) if is_path(image) else _png(picture(image, f"image {index}"))
+
+    return Split(keys, numbers, read)
+
+
+def label_numbers(labels: Any, class_names: Sequence[str]) -> np.ndarray:
+    """Labels, given by number or by name, as int32 `[n]`. Raises `ClipbiasError` for one that is no class."""
+    if isinstance(labels, str):
+        raise ClipbiasError(f"labels is the text {shown(labels)}; give a list.")
+    found = np.asarray(labels)
+    if found.ndim != 1 or found.dtype.kind not in "iuU":
+        raise ClipbiasError(
+            f"labels have type {found.dtype} and shape {list(found.shape)}; give numbers or names, [n]."
+        )
+    if found.dtype.kind == "U":
+        numbers = {name: number for number, name in enumerate(class_names)}
+        unknown = [name for name in found.tolist() if name not in numbers]
+        if unknown:
+            raise ClipbiasError(f"the label {unknown[0]!r} is no class; the classes are {shown(list(class_names))}.")
+        return np.asarray([numbers[name] for name in found.tolist()], np.int32)
+    if found.size and not 0 <= found.min() <= found.max() < len(class_names):
+        raise ClipbiasError(
+            f"labels go from {found.min()} to {found.max()}; there are {len(class_names)} classes, from 0 to "
+            f"{len(class_names) - 1}."
+        )
+    return found.astype(np.int32)
+
+
+def _png(image: np.ndarray) -> bytes:
+    """Without loss, and quickly: it is decoded soon."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, format="PNG", compress_level=1)
+    return file.getvalue()
