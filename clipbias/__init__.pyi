@@ -1,4 +1,5 @@
 from .clip import load as load
+from .drawing import plot as plot
 from .errors import ClipbiasError as ClipbiasError
 from .explain.relevancy import relevancy as relevancy
 from .explain.replacement import amounts_to as amounts_to

@@ -10,7 +10,6 @@ stands before them.
 Writes `predictions.json`, and with --relevancy one picture per image into `relevancy/`.
 """
 
-import functools
 import json
 import os
 import time
@@ -39,8 +38,9 @@ from clipbias.terminal import printable
 from clipbias.training.metrics import MetricWriter
 from clipbias.training.progress import progress
 from clipbias.training.workdir import open_workdir
-from clipbias.tuning import Classifier, Learnables, Task
+from clipbias.tuning import Learnables, Task
 from clipbias.tuning.classifier import Text
+from clipbias.tuning.predict import probabilities
 from experiments import app
 from experiments.inputs import find_adapter, split
 
@@ -179,13 +179,6 @@ def read(files: Sequence[Path], task: Task, config: ConfigDict) -> Iterator[tupl
             yield chunk, np.stack(pictures)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _probabilities(
-    classifier: Classifier, params: Params, learnables: Learnables, images: jax.Array, classes: Text, mask: jax.Array
-) -> jax.Array:
-    return jax.nn.softmax(classifier.logits(params, learnables, images, classes, mask), axis=-1)
-
-
 def classify(
     task: Task,
     params: Params,
@@ -200,11 +193,11 @@ def classify(
     `mask [B]` says which of the pictures are there; the others only fill the batch.
     """
     images = task.clip.preprocessing.normalize(pictures)
-    probabilities = np.asarray(_probabilities(task.classifier, params, learnables, images, classes, mask))
+    found = np.asarray(probabilities(task.classifier, params, learnables, images, classes, mask))
     if not _RELEVANCY.value:
-        return probabilities, None
-    maps = relevancy(task, params, learnables, images, probabilities.argmax(-1), start_layer=start_layer)
-    return probabilities, (np.asarray(maps.vision), first_text(maps.text))
+        return found, None
+    maps = relevancy(task, params, learnables, images, found.argmax(-1), start_layer=start_layer)
+    return found, (np.asarray(maps.vision), first_text(maps.text))
 
 
 if __name__ == "__main__":

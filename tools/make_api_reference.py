@@ -129,7 +129,8 @@ def _signature(found: Any, *, width: int = 100) -> str:
 def _body(found: Any) -> Iterator[str]:
     yield from map(_section, _sections(found))
     if found.is_class:
-        members = [_member(member) for member in found.members.values() if _is_shown(member)]
+        own = [*found.members.values(), *(member for base in _parts(found) for member in base.members.values())]
+        members = [_member(member) for member in own if _is_shown(member)]
         if members:
             yield "**Methods and properties**\n\n" + "\n".join(members)
 
@@ -151,6 +152,12 @@ def _sections(found: Any) -> list[Any]:
 
 def _joined(names: re.Match) -> str:
     return names[0].replace(", ", f",{JOINED}")
+
+
+def _parts(found: Any) -> list[Any]:
+    """The bases of a class that are no public classes themselves: a part of it in a file of its own."""
+    known = {name for package in packages() for name in public(package)}
+    return [base for base in found.mro() if base.name not in known]
 
 
 def _is_shown(member: Any) -> bool:

@@ -8,7 +8,7 @@ import dataclasses
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -47,6 +47,19 @@ from clipbias.tuning.transfer import transfer
 VOLATILE = ("seconds", "training_seconds", "seconds_per_image", "waiting_share")
 
 
+class Learned(NamedTuple):
+    """What the cells of a pack, a run each, learned: on the host, leading axis `R`; and what training took and told.
+
+    `trained` is `None` where nothing is trained.
+    """
+
+    task: Task
+    runs: list[Run]
+    learnables: Learnables
+    trained: Trained | None
+    seconds: list[float]
+
+
 class Trainer:
     """Trains and evaluates one pack after another, names their cells, and knows where their files lie."""
 
@@ -73,6 +86,21 @@ class Trainer:
         """Prepares, trains and evaluates the cells of a pack; saves their adapters and returns their rows."""
         draws = self.cache.plans(pack)
         processes.same(f"the images of {pack.dataset}", self.cache.image_hash(pack))
+        task, runs, learnables, trained, spent = self.learn(pack, draws)
+        scores = {one.name: self._score(pack, one, task, learnables) for one in draws[0].evaluations}
+        rows = []
+        for index, (rate, seed) in enumerate(pack.cells):
+            own = one_run(learnables, index)
+            row = self._row_of(pack, rate, seed, {name: found[index] for name, found in scores.items()}, own)
+            row |= self._facts(trained, runs[index], index) | {"training_seconds": round(spent[index], 4)}
+            if (jax.tree.leaves(own) or self.single) and jax.process_index() == 0:
+                notes = {name: value for name, value in row.items() if name not in VOLATILE}
+                save_adapter(self.adapter_path(pack, rate, seed), task, own, method=pack.method, notes=notes)
+            rows.append(row)
+        return rows
+
+    def learn(self, pack: Pack, draws: Sequence[protocols.Plan]) -> Learned:
+        """Prepares and trains the cells of a pack; `draws` are `cache.plans(pack)`."""
         task, runs, plan = self.prepare(pack, draws)
         samples = self._samples(pack, draws, task, runs)
         trained, host = None, Stopwatch()
@@ -85,17 +113,7 @@ class Trainer:
                 with host:
                     learnables = each_run(task.method.finish, learnables, samples)
         spent = self._training_seconds(pack, runs, samples, host, trained is not None)
-        scores = {one.name: self._score(pack, one, task, learnables) for one in draws[0].evaluations}
-        rows = []
-        for index, (rate, seed) in enumerate(pack.cells):
-            own = one_run(learnables, index)
-            row = self._row_of(pack, rate, seed, {name: found[index] for name, found in scores.items()}, own)
-            row |= self._facts(trained, runs[index], index) | {"training_seconds": round(spent[index], 4)}
-            if (jax.tree.leaves(own) or self.single) and jax.process_index() == 0:
-                notes = {name: value for name, value in row.items() if name not in VOLATILE}
-                save_adapter(self.adapter_path(pack, rate, seed), task, own, method=pack.method, notes=notes)
-            rows.append(row)
-        return rows
+        return Learned(task, runs, learnables, trained, spent)
 
     def prepare(self, pack: Pack, draws: Sequence[protocols.Plan]) -> tuple[Task, list[Run], StepPlan | None]:
         """The task of a pack, its runs in the order of its cells, and how a step runs; no plan without training."""

@@ -4,10 +4,12 @@ from clipbias.clip.adaptation import Adaptation
 from clipbias.tuning.classifier import Classifier
 from clipbias.tuning.descriptions import Descriptions, read_descriptions
 from clipbias.tuning.features import Features, Samples, Sampling, average_texts, unit_length
+from clipbias.tuning.learnables import parameter_count
 from clipbias.tuning.method import CONSTANTS, Kind, Learnables, Method, Preset, PromptText
+from clipbias.tuning.predict import Prediction
 from clipbias.tuning.recipe import Recipe
 from clipbias.tuning.registry import METHODS, make_method
-from clipbias.tuning.task import Task, parameter_count
+from clipbias.tuning.task import Task
 
 __all__ = [
     "CONSTANTS",
@@ -19,6 +21,7 @@ __all__ = [
     "Kind",
     "Learnables",
     "Method",
+    "Prediction",
     "Preset",
     "PromptText",
     "Recipe",

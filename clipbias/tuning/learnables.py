@@ -46,3 +46,12 @@ def unflatten(tensors: Mapping[str, Any]) -> dict[str, Any]:
         if any(parent in tensors for parent in itertools.accumulate(parents, "{}/{}".format)):
             raise ValueError(f"{name!r} lies inside another array")
     return traverse_util.unflatten_dict(dict(tensors), sep=SEPARATOR)
+
+
+def parameter_count(learnables: Learnables) -> dict[str, int]:
+    """Number of learnable parameters: `total`, `vision`, `text`, and `shared` between the towers; no constants."""
+    counts = dict.fromkeys(("vision", "text", "shared"), 0)
+    for key, value in without_constants(learnables).items():
+        tower = next((name for name in ("vision", "text") if key.startswith(name)), "shared")
+        counts[tower] += sum(leaf.size for leaf in jax.tree.leaves(value))
+    return {"total": sum(counts.values()), **counts}

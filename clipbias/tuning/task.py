@@ -10,12 +10,15 @@ import jax
 from clipbias.checks import check_choice, shown
 from clipbias.clip import Clip, PackedTokens, TextTokens, pack
 from clipbias.clip.adaptation import NOTHING
+from clipbias.clip.encode import check_images
 from clipbias.clip.params import Params
 from clipbias.clip.precision import DTYPES
 from clipbias.errors import ClipbiasError
+from clipbias.terminal import printable
+from clipbias.tuning.applied import Applied
 from clipbias.tuning.classifier import Classifier, Text, total_loss
 from clipbias.tuning.descriptions import ClassTexts, Descriptions, as_descriptions, class_texts, take_templates
-from clipbias.tuning.learnables import without_constants
+from clipbias.tuning.learnables import parameter_count
 from clipbias.tuning.method import Learnables, Method
 from clipbias.tuning.prompt_tokens import nameless_tokens, prompt_texts, prompt_tokens, without_template
 from clipbias.tuning.registry import make_method, method_options
@@ -27,7 +30,7 @@ DEFAULT_TEMPLATE = "a photo of a {}."
 TEXTS_AT_ONCE = 4000
 
 
-class Task:
+class Task(Applied):
     """A method bound to classes.
 
     All computations are pure functions of `params` and `learnables`, to be jitted, differentiated, vectorised and
@@ -41,6 +44,7 @@ class Task:
     Attributes:
       clip: the frozen model.
       method: the method with its options.
+      method_name: what it was asked for by.
       class_names: the `C` classes, as given.
       template: the dataset's own template, for methods that use it (zero-shot, TaskRes).
       descriptions: texts of each class that stand in place of the template; `None` where there are none, or the method
@@ -90,6 +94,7 @@ class Task:
           ClipbiasError: unknown method or option, a name or template that cannot be used, a text that is too long.
         """
         check_choice("dtype", dtype, DTYPES)
+        self.method_name = method if isinstance(method, str) else type(method).__name__
         if isinstance(method, str):
             method = make_method(method, **options)
         elif options:
@@ -99,6 +104,7 @@ class Task:
         self.clip, self.method = clip, method
         self.class_names, self.template = tuple(class_names), template
         given = as_descriptions(descriptions)
+        self._given: dict[str, Any] = dict(descriptions=given, free_text=free_text, dtype=dtype)
         if free_text and given is not None:
             raise ClipbiasError("descriptions are texts of classes; give them or texts of your own, not both.")
         text = self.prompt = without_template(method.text(template, clip)) if free_text else method.text(template, clip)
@@ -150,6 +156,21 @@ class Task:
         if self._reference is not None and given is not None:
             self._teacher = described or class_texts(clip, given, self.class_names)
 
+    def __repr__(self) -> str:
+        names = ", ".join(map(printable, self.class_names[:3]))
+        names += f", … ({len(self.class_names)} classes)" if len(self.class_names) > 3 else ""
+        count = parameter_count(self.shapes)["total"]
+        return f"Task({self.method_name!r} of {self.clip.source!r} for {names}; {count:,} parameters)"
+
+    def again(self, method: Method, **memory: Any) -> "Task":
+        """The same classes and texts bound to another method, such as that of a stage of training.
+
+        Args:
+          method: the method with its options.
+          **memory: `remat`, `groups` and `chunks`, as for `Task`.
+        """
+        return Task(self.clip, method, self.class_names, template=self.template, **self._given, **memory)
+
     def _init(self, rng: jax.Array) -> Learnables:
         return self.method.init(rng, self.clip, self.class_names)
 
@@ -174,7 +195,11 @@ class Task:
           learnables: as from `init`.
           images: `[B, R, R, 3]` float32, normalised (`clip.preprocessing.normalize`).
           text: what `text_features` or `fixed_text` returned, to skip the text tower.
+
+        Raises:
+          ClipbiasError: the images are not normalised, or of another shape.
         """
+        check_images(images, self.clip.config.vision.image_size)
         return self.classifier.logits(params, learnables, images, self.text if text is None else text)
 
     def loss(
@@ -191,6 +216,7 @@ class Task:
         What is random in training, such as dropout, is left out. `reference` is what `reference_features` returned, to
         compute it once.
         """
+        check_images(images, self.clip.config.vision.image_size)
         text = self.text if text is None else text
         reference = self.reference_features(params) if reference is None else reference
         given = (images, labels, text, reference)
@@ -218,7 +244,8 @@ class Task:
             )
 
     def image_features(self, params: Params, learnables: Learnables, images: jax.Array) -> jax.Array:
-        """Unit-length image features `[B, d]`."""
+        """Unit-length image features `[B, d]` of normalised images `[B, R, R, 3]`."""
+        check_images(images, self.clip.config.vision.image_size)
         return self.classifier.image_features(params, learnables, images)
 
     def fixed_text(self, params: Params, learnables: Learnables) -> Text:
@@ -261,12 +288,3 @@ def _text_features(classifier: Classifier, params: Params, learnables: Learnable
 @jax.jit(static_argnums=0)
 def _plain_text_features(classifier: Classifier, params: Params, text: Text) -> jax.Array:
     return classifier.encode_text(params, NOTHING, text)
-
-
-def parameter_count(learnables: Learnables) -> dict[str, int]:
-    """Number of learnable parameters: `total`, `vision`, `text`, and `shared` between the towers; no constants."""
-    counts = dict.fromkeys(("vision", "text", "shared"), 0)
-    for key, value in without_constants(learnables).items():
-        tower = next((name for name in ("vision", "text") if key.startswith(name)), "shared")
-        counts[tower] += sum(leaf.size for leaf in jax.tree.leaves(value))
-    return {"total": sum(counts.values()), **counts}

@@ -1,0 +1,128 @@
+"""`Task.fit`, `predict` and `accuracy`: the driver's numbers, from datasets, arrays and files."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import clipbias
+from clipbias.clip import Clip
+from clipbias.data import Dataset
+from clipbias.errors import ClipbiasError
+from clipbias.training import mesh as meshes
+from clipbias.training.fit import PAPER
+from clipbias.training.grid import Grid
+from clipbias.training.packs import make_packs
+from clipbias.training.settings import GridSettings
+from clipbias.tuning import Prediction, Recipe, Task
+from clipbias.tuning.adapter import load_adapter
+from configs import base
+
+OPTIONS: dict[str, dict[str, Any]] = {"bias": {}, "clap": {"recipe": "common"}, "gda": {}}
+
+
+def pictures(dataset: Dataset, name: str) -> tuple[list[np.ndarray], np.ndarray]:
+    split = dataset.split(name)
+    return [split.picture(index) for index in range(len(split))], split.labels
+
+
+def make_task(clip: Clip, dataset: Dataset, method: str) -> Task:
+    return clipbias.Task(clip, method, dataset.class_names, template=dataset.template, **OPTIONS[method])
+
+
+@pytest.fixture(scope="module")
+def fitted(clip: Clip, colours: Dataset) -> dict[str, Any]:
+    """What `fit` learns of a few images of the dataset."""
+    given: dict[str, Any] = dict(shots=2, seed=3, learning_rate=0.05, epochs=2, batch_size=4, progress=False)
+    given["mesh"] = meshes.single_device()
+    return {method: make_task(clip, colours, method).fit(colours, **given) for method in OPTIONS}
+
+
+def test_it_learns_what_the_driver_learns(clip: Clip, colours: Dataset, fitted: dict[str, Any], tmp_path: Path) -> None:
+    settings = GridSettings(
+        method_options=OPTIONS, dtype="float32", eval_batch_size=100, checkpoint_seconds=60.0, on_image_error="raise"
+    )
+    recipe = dataclasses.replace(PAPER, learning_rate=0.05, epochs=2, batch_size=4)
+    grid = Grid(clip, recipe, settings, lambda name: colours, tmp_path, mesh=meshes.single_device())
+    packs = make_packs(list(OPTIONS), ["colours"], [2], [3], options=OPTIONS)
+    assert [row["status"] for row in grid.run(packs)] == ["ok"] * 3
+    for pack in packs:
+        wanted = load_adapter(grid.trainer.adapter_path(pack, None, 3)).learnables
+        jax.tree.map(np.testing.assert_array_equal, fitted[pack.method], dict(wanted))
+    assert float(np.abs(fitted["bias"]["vision_bias"]).max()) > 0
+
+
+def test_arrays_with_names_for_labels_are_a_dataset_too(
+    clip: Clip, colours: Dataset, capsys: pytest.CaptureFixture
+) -> None:
+    task, (images, labels) = make_task(clip, colours, "bias"), pictures(colours, "train")
+    given: dict[str, Any] = dict(epochs=2, batch_size=9, learning_rate=0.05, mesh=meshes.single_device())
+    names = [colours.class_names[label] for label in labels]
+    found = task.fit(images, names, **given)
+    assert "bias on own images 4/4" in capsys.readouterr().err
+    wanted = task.fit(colours.split("train"), progress=False, **given)
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
+def test_predictions_are_the_softmax_of_the_logits(clip: Clip, colours: Dataset, fitted: dict[str, Any]) -> None:
+    task, (images, _) = make_task(clip, colours, "bias"), pictures(colours, "test")
+    ready = clip.preprocess(images)
+    logits = np.asarray(jax.jit(task.logits)(clip.params, fitted["bias"], ready), np.float64)
+    wanted = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    found = task.predict(images, fitted["bias"], batch_size=4)
+    np.testing.assert_allclose(found.probabilities, wanted, atol=1e-5)
+    np.testing.assert_allclose(task.predict(ready, fitted["bias"], batch_size=4).probabilities, wanted, atol=1e-5)
+    assert found.classes == [colours.class_names[label] for label in wanted.argmax(-1)] and len(found) == 15
+    lines = repr(found).splitlines()
+    assert len(lines) == 11 and lines[-1] == "… and 5 more pictures"
+    assert lines[0].startswith(f"{found.classes[0]} {100 * wanted[0].max():.1f} %")
+
+
+def test_accuracy_counts_what_is_taken_for_what(clip: Clip, colours: Dataset, fitted: dict[str, Any]) -> None:
+    task, (images, labels) = make_task(clip, colours, "bias"), pictures(colours, "test")
+    predicted = task.predict(images, fitted["bias"], batch_size=4).labels
+    found = task.accuracy(colours, learnables=fitted["bias"], mesh=meshes.single_device(), batch_size=15)
+    np.testing.assert_array_equal(found.predicted, predicted)
+    wanted = np.zeros((3, 3), int)
+    for label, guess in zip(labels, predicted, strict=True):
+        wanted[label, guess] += 1
+    np.testing.assert_array_equal(found.confusion, wanted)
+    assert found.accuracy == pytest.approx(100 * np.trace(wanted) / 15)
+    np.testing.assert_allclose(found.per_class, [100 * wanted[c, c] / 5 for c in range(3)])
+    assert repr(found).startswith(f"{found.accuracy:.2f} % (± {found.standard_error:.2f}) of 15 images")
+    same = task.accuracy(images, labels, fitted["bias"], mesh=meshes.single_device(), batch_size=15)
+    np.testing.assert_array_equal(same.confusion, wanted)
+    none = dataclasses.replace(found, labels=found.labels[:5], predicted=found.predicted[:5])
+    assert np.isnan(none.per_class[1:]).all() and not np.isnan(none.per_class[0])
+
+
+def test_the_papers_recipe_is_that_of_the_configurations() -> None:
+    assert Recipe.from_config(base.get_config()) == PAPER
+
+
+def test_a_method_that_learns_nothing_needs_nothing(clip: Clip, colours: Dataset) -> None:
+    task, (images, labels) = clipbias.Task(clip, "zero_shot", colours.class_names), pictures(colours, "test")
+    assert task.fit(images, labels) == {} and isinstance(task.predict(images), Prediction)
+    assert len(task.predict([])) == 0
+
+
+def test_what_does_not_fit_is_refused(clip: Clip, colours: Dataset) -> None:
+    task, (images, labels) = make_task(clip, colours, "bias"), pictures(colours, "train")
+    other = clipbias.Task(clip, "bias", ("cat", "dog"))
+    calls = {
+        "bias|BiasTuning has learned something": lambda: task.predict(images),
+        "colours has 3 classes, not the task's 2": lambda: other.fit(colours),
+        "images without labels": lambda: task.fit(images),
+        "18 images and 2 labels": lambda: task.fit(images, labels[:2]),
+        "has labels of its own": lambda: task.fit(colours, labels),
+        "classes, not the task's": lambda: other.accuracy(colours, learnables=other.init()),
+        "there is no dataset 'nothing'": lambda: task.fit("nothing"),
+        "learning_rate is -1": lambda: task.fit(colours, learning_rate=-1),
+        "seed is -1": lambda: task.fit(colours, seed=-1),
+    }
+    for message, call in calls.items():
+        with pytest.raises(ClipbiasError, match=message):
+            call()
