@@ -217,13 +217,13 @@ def test_compare_takes_the_step_that_train_measures(capsys):
     assert point["loss"] == json.loads(capsys.readouterr().out.splitlines()[-1])["loss"]
 
 
-@pytest.mark.parametrize("method", ["ivlp", "clip_lora", "cocoop", "promptsrc"])
+@pytest.mark.parametrize("method", ["ivlp", "clip_lora", "cocoop", "promptsrc", "bias", "coop", "vpt"])
 def test_torch_takes_the_same_step(method, capsys):
     """Only where PyTorch is installed."""
     pytest.importorskip("torch")
     points = compared(capsys, method)
     assert "torch" in points and all(math.isfinite(point["loss"]) for point in points.values())
-    if method in ("ivlp", "cocoop"):
+    if method in training.OWN_LEARNABLES:
         assert points["clipbias"]["loss"] == pytest.approx(points["torch"]["loss"], rel=1e-5)
 
 

@@ -1,10 +1,12 @@
-"""Training steps of CLIP-LoRA, CoCoOp, IVLP and PromptSRC, and TPT's test of an image, in PyTorch as their authors do.
+"""Training steps of several methods, and TPT's test of an image, in PyTorch as their authors do.
 
 For `tools.benchmarks`. All texts are encoded anew in each step, at full context length, with whole blocks; gradients by
 autograd. CLIP-LoRA: MaxZanella/CLIP-LoRA, which forms `B A` and multiplies the dropped input by it. CoCoOp:
 KaiyangZhou/CoOp, which encodes all texts for each image. PromptSRC: muzairkhattak/PromptSRC, which runs the frozen
-model on the same images in every step. TPT: azshue/TPT, a step on all views of an image, then the texts once more.
-Works in the type of the weights; needs PyTorch alone.
+model on the same images in every step; IVLP and VPT, whose texts are encoded before: its predecessor
+muzairkhattak/multimodal-prompt-learning. TPT: azshue/TPT, a step on all views of an image, then the texts once more.
+Bias tuning is the paper's equation. Half precision is by autocasting; on a GPU steps are compiled, with PyTorch's fused
+attention. Needs PyTorch alone.
 """
 
 import dataclasses
@@ -20,7 +22,7 @@ import torch
 from torch.nn import functional
 
 from clipbias.errors import ClipbiasError
-from tools.benchmarks.worker import Job
+from tools.benchmarks.worker import Job, process_memory
 
 Tensors = dict[str, torch.Tensor]
 # `(name, x) -> x Wᵀ + b`, of the name of a query, key or value projection.
@@ -44,7 +46,7 @@ class Model:
 
 
 def block(
-    model: Model, name: str, heads: int, x: torch.Tensor, mask: torch.Tensor | None, project: Project | None
+    model: Model, name: str, heads: int, x: torch.Tensor, project: Project | None, *, causal: bool
 ) -> torch.Tensor:
     """One residual block; `project` computes queries, keys and values in place of `model.linear`."""
     batch, length, width = x.shape
@@ -54,16 +56,23 @@ def block(
     else:
         three = [(project or model.linear)(f"{name}.self_attn.{part}_proj", normed) for part in "qkv"]
     query, key, value = (part.view(batch, length, heads, width // heads).transpose(1, 2) for part in three)
-    attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    attended = functional.scaled_dot_product_attention(query, key, value, is_causal=causal)
     x = x + model.linear(f"{name}.self_attn.out_proj", attended.transpose(1, 2).reshape(batch, length, width))
     hidden = model.linear(f"{name}.mlp.fc1", model.norm(f"{name}.layer_norm2", x))
     return x + model.linear(f"{name}.mlp.fc2", hidden * torch.sigmoid(1.702 * hidden))
 
 
 def image_features(
-    model: Model, pixels: torch.Tensor, prompts: Sequence[torch.Tensor] = (), project: Project | None = None
+    model: Model,
+    pixels: torch.Tensor,
+    prompts: Sequence[torch.Tensor] = (),
+    project: Project | None = None,
+    bias: Sequence[torch.Tensor] = (),
 ) -> torch.Tensor:
-    """[B, d] of `pixels` [B, 3, R, R]; `prompts` [depth, V, Dv], each row in place of the last block's prompts."""
+    """[B, d] of `pixels` [B, 3, R, R]; `prompts` [depth, V, Dv], each row in place of the last block's prompts.
+
+    `bias` [L, Dv]: added to all tokens behind each block.
+    """
     sizes, batch = model.config["vision_config"], len(pixels)
     kernel = model.state["vision_model.embeddings.patch_embedding.weight"]
     patches = functional.conv2d(pixels, kernel, stride=sizes["patch_size"]).flatten(2).transpose(1, 2)
@@ -76,26 +85,32 @@ def image_features(
     for l in range(sizes["num_hidden_layers"]):
         if 0 < l < len(prompts):
             x = torch.cat([x[:, :length], prompts[l].expand(batch, -1, -1)], dim=1)
-        x = block(model, f"vision_model.encoder.layers.{l}", sizes["num_attention_heads"], x, None, project)
+        x = block(model, f"vision_model.encoder.layers.{l}", sizes["num_attention_heads"], x, project, causal=False)
+        x = x + bias[l] if len(bias) else x
     pooled = model.norm("vision_model.post_layernorm", x[:, 0])
     return pooled @ model.state["visual_projection.weight"].T
 
 
 def text_features(
-    model: Model, ids: torch.Tensor, ends: torch.Tensor, prompts: Sequence[torch.Tensor] = (), project: Any = None
+    model: Model,
+    ids: torch.Tensor,
+    ends: torch.Tensor,
+    prompts: Sequence[torch.Tensor] = (),
+    project: Any = None,
+    bias: Sequence[torch.Tensor] = (),
 ) -> torch.Tensor:
     """[C, d] of tokens [C, N]; `prompts` [depth, T, Dt]: the first in place of embeddings, the others of the tokens."""
-    sizes, (classes, length) = model.config["text_config"], ids.shape
+    sizes, classes = model.config["text_config"], len(ids)
     x = model.state["text_model.embeddings.token_embedding.weight"][ids]
     if len(prompts):
         x = torch.cat([x[:, :1], prompts[0].expand(classes, -1, -1), x[:, 1 + len(prompts[0]) :]], dim=1)
     x = x + model.state["text_model.embeddings.position_embedding.weight"]
-    mask = torch.full((length, length), float("-inf"), dtype=x.dtype).triu_(1)
     for l in range(sizes["num_hidden_layers"]):
         if 0 < l < len(prompts):
             x = torch.cat([x[:, :1], prompts[l].expand(classes, -1, -1), x[:, 1 + len(prompts[l]) :]], dim=1)
-        x = block(model, f"text_model.encoder.layers.{l}", sizes["num_attention_heads"], x, mask, project)
-    read = model.norm("text_model.final_layer_norm", x)[torch.arange(classes), ends]
+        x = block(model, f"text_model.encoder.layers.{l}", sizes["num_attention_heads"], x, project, causal=True)
+        x = x + bias[l] if len(bias) else x
+    read = model.norm("text_model.final_layer_norm", x)[torch.arange(classes, device=x.device), ends]
     return read @ model.state["text_projection.weight"].T
 
 
@@ -133,8 +148,9 @@ def lora_learnables(model: Model, rank: int = 2) -> Tensors:
         for l in range(sizes["num_hidden_layers"]):
             for part in "qkv":
                 name = f"{tower}_model.encoder.layers.{l}.self_attn.{part}_proj"
-                found[f"{name}.A"] = torch.empty(rank, width).uniform_(-(width**-0.5), width**-0.5)
-                found[f"{name}.B"] = torch.zeros(width, rank)
+                like = model.state["logit_scale"]
+                found[f"{name}.A"] = like.new_empty(rank, width).uniform_(-(width**-0.5), width**-0.5)
+                found[f"{name}.B"] = like.new_zeros(width, rank)
     return found
 
 
@@ -154,20 +170,25 @@ def lora_losses(
     return {"cross_entropy": functional.cross_entropy(100 * images @ texts.T, inputs["labels"])}
 
 
-# IVLP and PromptSRC
+# CoOp, VPT, IVLP, bias tuning and PromptSRC
 
 
-def ivlp(model: Model, learnables: Tensors, inputs: Tensors) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Unit features of images and texts, and logits."""
-    texts = [learnables["text_context"], *learnables["text_prompts"]]
-    images = unit(image_features(model, inputs["pixels"], learnables["vision_prompts"]))
-    classes = unit(text_features(model, inputs["ids"], inputs["eos"], texts))
+def tuned(model: Model, learnables: Tensors, inputs: Tensors) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Unit features of images and texts, and logits; the texts of `inputs["teacher"]` where none is learned."""
+    texts = [learnables["text_context"]] if "text_context" in learnables else []
+    texts += [*learnables.get("text_prompts", ())]
+    text_bias, vision_bias = (learnables.get(f"{tower}_bias", ()) for tower in ("text", "vision"))
+    images = unit(image_features(model, inputs["pixels"], learnables.get("vision_prompts", ()), bias=vision_bias))
+    if texts or len(text_bias):
+        classes = unit(text_features(model, inputs["ids"], inputs["eos"], texts, bias=text_bias))
+    else:
+        classes = inputs["teacher"]
     return images, classes, model.state["logit_scale"].exp() * images @ classes.T
 
 
-def ivlp_losses(model: Model, learnables: Tensors, inputs: Tensors) -> Tensors:
-    """Cross-entropy of the prompted logits."""
-    return {"cross_entropy": functional.cross_entropy(ivlp(model, learnables, inputs)[2], inputs["labels"])}
+def tuned_losses(model: Model, learnables: Tensors, inputs: Tensors) -> Tensors:
+    """Cross-entropy of the tuned logits."""
+    return {"cross_entropy": functional.cross_entropy(tuned(model, learnables, inputs)[2], inputs["labels"])}
 
 
 def promptsrc_losses(model: Model, learnables: Tensors, inputs: Tensors) -> Tensors:
@@ -175,7 +196,7 @@ def promptsrc_losses(model: Model, learnables: Tensors, inputs: Tensors) -> Tens
     with torch.no_grad():
         teacher = unit(image_features(model, inputs["pixels"]))
         plain = model.state["logit_scale"].exp() * teacher @ inputs["teacher"].T
-    images, texts, logits = ivlp(model, learnables, inputs)
+    images, texts, logits = tuned(model, learnables, inputs)
     divergence = functional.kl_div(
         functional.log_softmax(logits, dim=1), functional.log_softmax(plain, dim=1), reduction="sum", log_target=True
     )
@@ -251,7 +272,7 @@ def sgd(learnables: Iterator[torch.Tensor]) -> torch.optim.Optimizer:
 METHODS: dict[str, tuple[Callable[..., Tensors], Callable[..., torch.optim.Optimizer]]] = {
     "clip_lora": (lora_losses, adamw),
     "cocoop": (cocoop_losses, sgd),
-    "ivlp": (ivlp_losses, sgd),
+    **dict.fromkeys(("coop", "vpt", "ivlp", "bias"), (tuned_losses, sgd)),
     "promptsrc": (promptsrc_losses, sgd),
 }
 
@@ -284,20 +305,40 @@ def step(
     return loss.item()
 
 
+def in_type(dtype: str, device: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` in a compute type, weights staying in float32; on a GPU compiled."""
+    torch.set_float32_matmul_precision("high" if dtype == "tensorfloat32" else "highest")
+    if device == "cuda":
+        function = torch.compile(function)
+
+    def run(*arguments: Any) -> Any:
+        with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
+            return function(*arguments)
+
+    return run
+
+
+def memory() -> tuple[int, int]:
+    """Bytes in use, now and at most: of the GPU where there is one, else of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()
+    return process_memory()
+
+
 def load(job: Job) -> tuple[Callable[[], Any], Callable[[], dict[str, Any]]]:
     """A way for `worker`: one training step, or the test of images with their views."""
     if job["method"] not in (*METHODS, "tpt"):
         raise ClipbiasError(f"there is no PyTorch step of {job['method']}; choose one of {', '.join(METHODS)}, tpt.")
-    folder = Path(job["folder"])
+    folder, device = Path(job["folder"]), "cuda" if torch.cuda.is_available() else "cpu"
     model, inputs = read_model(folder), safetensors.torch.load_file(folder / f"inputs-{job['batch']}.safetensors")
-    inputs = {name: value.clone() for name, value in inputs.items()}
+    model.state = {name: value.to(device) for name, value in model.state.items()}
+    inputs = {name: value.clone().to(device) for name, value in inputs.items()}
     inputs |= {name: inputs[name].long() for name in ("ids", "eos", "labels")}
     inputs["pixels"] = inputs.pop("images").movedim(-1, -3).contiguous()
     if job["method"] == "clip_lora":
         learnables = lora_learnables(model)
     else:
         learnables = {name: inputs.pop(name) for name in [*inputs] if name.startswith(("text_", "vision_"))}
-    if job["method"] != "clip_lora":
         join_projections(model)
     if job["method"] == "tpt":
         test = functools.partial(tpt_logits, model, learnables, inputs)
@@ -305,5 +346,6 @@ def load(job: Job) -> tuple[Callable[[], Any], Callable[[], dict[str, Any]]]:
     function, make_optimizer = METHODS[job["method"]]
     learnables = {name: value.requires_grad_() for name, value in learnables.items()}
     optimizer = make_optimizer(learnables.values())
-    run = functools.partial(step, functools.partial(function, model), optimizer, learnables, inputs)
+    losses = in_type(job["dtype"], device, functools.partial(function, model))
+    run = functools.partial(step, losses, optimizer, learnables, inputs)
     return run, lambda: {"program_bytes": None, "loss": run()}

@@ -59,6 +59,13 @@ def program_bytes(compiled: Any) -> int:
     return int(compiled.memory_analysis().temp_size_in_bytes)
 
 
+def planned_bytes(compiled: Any) -> int:
+    """What a compiled program needs of each device, its arguments included, as the compiler plans it."""
+    memory = compiled.memory_analysis()
+    sizes = memory.argument_size_in_bytes, memory.output_size_in_bytes, memory.temp_size_in_bytes
+    return int(sum(sizes) - memory.alias_size_in_bytes)
+
+
 def rates(name: str, seconds: float, needed: int, machine: float) -> dict[str, Any]:
     """The numbers of one measured way."""
     achieved = needed / seconds

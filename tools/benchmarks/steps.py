@@ -92,6 +92,7 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
             "parts": getattr(classifier, "parts", 1),
             "compile_seconds": time.perf_counter() - began,
             "program_bytes": measure.program_bytes(program),
+            "planned_bytes": measure.planned_bytes(program),
         }
         held: list[TrainState] = [state]
 
