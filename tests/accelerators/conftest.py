@@ -1,0 +1,32 @@
+"""Programs compiled by the compilers of accelerators that are not there.
+
+They are installed apart (`.ci/accelerators tpu`, `.ci/accelerators gpu`), so these tests are collected only where
+`CLIPBIAS_ACCELERATOR` says for which. `CLIPBIAS_ACCELERATOR_ALL=1` compiles every method for every topology in every
+type; without it a part of them is compiled that has all kinds of code.
+"""
+
+import os
+
+import pytest
+
+from clipbias.clip import Clip
+from clipbias.training.topology import Topology, open_topology
+from tools.benchmarks.ahead import empty_clip
+
+ACCELERATOR = os.environ.get("CLIPBIAS_ACCELERATOR", "")
+ALL = os.environ.get("CLIPBIAS_ACCELERATOR_ALL") == "1"
+TOPOLOGIES = {"tpu": ("v5e:4x4", "v5e:16x16"), "gpu": ("h100:1x1x1", "h100:1x1x8"), "": ()}[ACCELERATOR]
+
+collect_ignore_glob = [] if ACCELERATOR else ["test_*.py"]
+
+
+@pytest.fixture(scope="session")
+def clip() -> Clip:
+    """ViT-B/16, whose weights take no memory."""
+    return empty_clip("ViT-B/16")
+
+
+@pytest.fixture(scope="session")
+def topologies() -> dict[str, Topology]:
+    """Those of the accelerator by name."""
+    return {name: open_topology(name) for name in TOPOLOGIES}

@@ -1,0 +1,138 @@
+"""ViT-B/16 compiled for v5e-16 and v5e-256, or for one H100 and eight: what fits, and what is exchanged.
+
+Whatever is compiled must fit the memory that programs have there, and exchange nothing in a loop: loops are over
+layers, parts of the classes, or images. In half precision GPUs must be asked for cuDNN's attention.
+"""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from clipbias.clip import Clip
+from clipbias.explain.relevancy import relevancy
+from clipbias.explain.scope import why_no_maps
+from clipbias.training import mesh as meshes
+from clipbias.training.account import Account, account
+from clipbias.training.evaluation_plan import fit_evaluation
+from clipbias.training.plan import USABLE, plan_step
+from clipbias.training.programs import Program, evaluation_programs, features_program, training_program
+from clipbias.training.topology import Topology
+from clipbias.tuning import Task
+from clipbias.tuning.features import Sampling
+from clipbias.tuning.registry import METHODS
+from tests.accelerators.conftest import ACCELERATOR, ALL, TOPOLOGIES
+from tools.benchmarks import model
+from tools.benchmarks.ahead import SHOTS, first_stage
+
+FIRSTS = [next(iter(vars(kind)["presets"])) for kind in dict.fromkeys(kind for kind, _ in METHODS.values())]
+TRAINED = [name for name in FIRSTS if METHODS[name][0].trains]
+# Of each kind of code one: prompts of both towers, changes of weights, biases and a head by itself.
+SOME = ("ivlp", "clip_lora", "bias_by_kind", "taskres")
+DTYPES = ("bfloat16", "float32")
+CLASSES, BATCH = 100, 32
+
+CASES = [
+    (topology, name, dtype)
+    for number, topology in enumerate(TOPOLOGIES)
+    for name in TRAINED
+    for dtype in DTYPES
+    if ALL or (number == 0 and name in SOME and (dtype == "bfloat16" or name == "ivlp"))
+]
+
+
+def bind(clip: Clip, method, classes: int, dtype: str, mesh, **memory) -> Task:
+    groups = mesh.shape[meshes.DATA]
+    return Task(clip, method, model.class_names(classes), dtype=dtype, groups=groups, **memory)
+
+
+def check(found: Account, topology: Topology, dtype: str, *, cudnn: bool) -> None:
+    """What holds of every program."""
+    assert 0 < found.bytes <= USABLE * topology.chip.memory, str(found)
+    assert not any(one.looped for one in found.exchanged), str(found)
+    text = found.text
+    if ACCELERATOR == "gpu" and cudnn:
+        assert ("__cudnn$fmha" in text) == (dtype == "bfloat16"), str(found)
+
+
+@pytest.mark.parametrize(("topology", "name", "dtype"), CASES)
+def test_training_steps(clip: Clip, topologies: dict[str, Topology], topology: str, name: str, dtype: str) -> None:
+    """The fastest way that the plan finds."""
+    where, (method, recipe) = topologies[topology], first_stage(name, BATCH)
+    mesh = meshes.make_mesh(devices=where.devices)
+    shared = dict(rows=recipe.batch_size, runs=1, mesh=mesh, images=SHOTS * CLASSES)
+    jax.clear_caches()  # what was traced for another device
+    with where():
+        task, plan = plan_step(functools.partial(bind, clip, method, CLASSES, dtype, mesh), recipe, **shared)
+        found = account(training_program(task, recipe, **shared))
+    assert plan.fits and found.bytes == plan.bytes
+    check(found, where, dtype, cudnn=method.sampling() is None)
+    if len(where.devices) > 1 and method.sampling() is None:
+        assert found.exchanged
+
+
+@pytest.mark.parametrize("name", FIRSTS if ALL else ("ivlp", "cocoop"))
+def test_evaluations(clip: Clip, topologies: dict[str, Topology], name: str) -> None:
+    where = topologies[TOPOLOGIES[0]]
+    mesh = meshes.make_mesh(devices=where.devices)
+    jax.clear_caches()
+    with where():
+        make = functools.partial(bind, clip, name, CLASSES, "bfloat16", mesh)
+        task = fit_evaluation(make, runs=3, mesh=mesh)
+        for program in evaluation_programs(task, batch=100, runs=3, mesh=mesh):
+            check(account(program), where, "bfloat16", cudnn=program.name == "image_features")
+        sampling = Sampling()
+        check(account(features_program(task, sampling, batch=112, mesh=mesh)), where, "bfloat16", cudnn=True)
+
+
+def explained() -> list[str]:
+    return FIRSTS if ALL else ["ivlp"]
+
+
+@pytest.mark.parametrize("name", explained())
+def test_relevancy(clip: Clip, topologies: dict[str, Topology], name: str) -> None:
+    """On one device, as explanations are computed."""
+    where, size = topologies[TOPOLOGIES[0]], clip.config.vision.image_size
+    mesh = meshes.make_mesh(data=1, devices=where.devices[:1])
+    task = bind(clip, name, CLASSES, "float32", mesh)
+    if reason := why_no_maps(task):
+        pytest.skip(reason)
+    images = jax.ShapeDtypeStruct((8, size, size, 3), jnp.float32)
+    arguments = meshes.replicate(mesh, (meshes.shapes(clip.params), task.shapes, images))
+    jax.clear_caches()
+    with where():
+        program = Program("relevancy", jax.jit(lambda *given: relevancy(task, *given, np.arange(8))), arguments)
+        check(account(program), where, "float32", cudnn=False)
+
+
+def test_a_thousand_classes_on_many_devices(clip: Clip, topologies: dict[str, Topology]) -> None:
+    """And many runs beside each other, split along the other axis of the mesh."""
+    where = topologies[TOPOLOGIES[-1]]
+    method, recipe = first_stage("ivlp", 256)
+    runs = len(where.devices) // 4
+    for run, count in ((1, 1), (runs, runs)):
+        mesh = meshes.make_mesh(run=run, devices=where.devices)
+        shared = dict(rows=256, runs=count, mesh=mesh, images=SHOTS * 1000)
+        jax.clear_caches()
+        with where():
+            make = functools.partial(bind, clip, method, 1000, "bfloat16", mesh)
+            task, plan = plan_step(make, recipe, **shared)
+            found = account(training_program(task, recipe, **shared))
+        assert plan.fits
+        check(found, where, "bfloat16", cudnn=True)
+
+
+def test_the_compiler_grants_the_memory_that_is_planned_with(topologies: dict[str, Topology]) -> None:
+    """What does not fit a TPU is refused with the size of its memory."""
+    if ACCELERATOR != "tpu":
+        pytest.skip("the GPU's compiler plans without a limit")
+    where = topologies[TOPOLOGIES[0]]
+    alone = jax.sharding.SingleDeviceSharding(where.devices[0])
+    matrix = jax.ShapeDtypeStruct((1 << 17, 1 << 17), jnp.float32, sharding=alone)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED") as refused:
+        jax.jit(lambda a: a @ a).lower(matrix).compile()
+    (limit,) = re.findall(r"available HBM \(([\d.]+)G\)", str(refused.value))
+    assert float(limit) * 2**30 == pytest.approx(where.chip.memory, rel=1e-3)
