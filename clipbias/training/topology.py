@@ -154,6 +154,8 @@ def _tpus(name: str, form: str) -> Sequence[Any]:
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-16")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    # One process at a time may use a TPU; any number may compile.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     from jax.experimental import topologies
 
     return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
@@ -164,8 +166,6 @@ def _gpus(name: str, form: str) -> Sequence[Any]:
     # There is no card to try kernels on.
     flags = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
-    from jax._src import xla_bridge
     from jax.experimental import topologies
 
-    xla_bridge.discover_pjrt_plugins()
-    return topologies.get_topology_desc(platform="cuda", topology_name=form, target_config=_H100).devices
+    return topologies.get_topology_desc(platform="cuda", topology=form, target_config=_H100).devices
