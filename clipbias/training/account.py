@@ -91,11 +91,11 @@ def pack_programs(trainer: Trainer, pack: Pack, draws: Sequence[Plan]) -> list[P
         found.append(features_program(task, sampling, batch=size, mesh=mesh))
     if plan is not None:
         for method, recipe in trainer.stages(pack):
-            bound = task
+            bound, own = task, plan
             if method is not task.method:
-                bound, _ = trainer.plan_stage(pack, draws[0].source, runs, method, recipe)
-            rows = rows_per_step([run.train for run in runs], recipe)
-            found.append(training_program(bound, recipe, rows=rows, runs=count, mesh=mesh, images=images))
+                bound, own = trainer.plan_stage(pack, draws[0].source, runs, method, recipe)
+            where: dict[str, Any] = dict(rows=rows_per_step([run.train for run in runs], recipe), images=images)
+            found.append(training_program(bound, recipe, **where, runs=count, mesh=mesh, parts=own.parts))
     for one in draws[0].evaluations:
         evaluated = fit_evaluation(
             lambda one=one, **memory: trainer.cache.task(pack, one.dataset, **memory), runs=count, mesh=mesh
@@ -124,7 +124,8 @@ def instead(trainer: Trainer, pack: Pack, draws: Sequence[Plan], *, devices: Seq
     rows, images = rows_per_step([run.train for run in runs], recipe), len(runs[0].train)
     shared: dict[str, Any] = dict(rows=rows, images=images)
     found = []
-    if (trainer.settings.remat, trainer.settings.class_chunks) != (AUTO, 0):
+    settings = trainer.settings
+    if (settings.remat, settings.class_chunks, settings.micro_batch) != (AUTO, 0, 0):
         own = plan_step(
             lambda **memory: trainer.cache.task(pack, draws[0].source, method, **memory),
             recipe,
@@ -132,14 +133,14 @@ def instead(trainer: Trainer, pack: Pack, draws: Sequence[Plan], *, devices: Seq
             mesh=trainer.mesh,
             **shared,
         )[1]
-        if (own.remat, own.chunks) != (plan.remat, plan.chunks):
-            found.append(f"remat=auto and class_chunks=0 would take: {own}")
+        if (own.remat, own.chunks, own.parts) != (plan.remat, plan.chunks, plan.parts):
+            found.append(f"remat=auto, class_chunks=0 and micro_batch=0 would take: {own}")
 
     def each(mesh: Mesh) -> float:
         """Multiplications and additions of one device in a step of one run."""
         bound = trainer.cache.task(pack, draws[0].source, method, groups=mesh.shape[meshes.DATA], **plan.options)
         filled = meshes.filled(mesh, len(runs))
-        program = training_program(bound, recipe, runs=filled, mesh=mesh, **shared)
+        program = training_program(bound, recipe, runs=filled, mesh=mesh, **shared, parts=plan.parts)
         return program.flop / mesh.devices.size
 
     if devices is not None and len(runs) > 1:
@@ -164,7 +165,8 @@ def chosen(plan: StepPlan, runs: int) -> str:
     """The settings that a step has."""
     side = f"{runs} run{'s' if runs > 1 else ''} side by side"
     fits = "" if plan.fits else "; it does not fit"
-    return f"keeping {plan.remat}, classes in {plan.chunks} part{'s' if plan.chunks > 1 else ''}, {side}{fits}"
+    classes, images = (f"{count} part{'s' if count > 1 else ''}" for count in (plan.chunks, plan.parts))
+    return f"keeping {plan.remat}, classes in {classes}, images in {images}, {side}{fits}"
 
 
 def account_lines(trainer: Trainer, pack: Pack, *, devices: Sequence[Any] | None = None) -> list[str]:

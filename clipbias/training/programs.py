@@ -49,11 +49,12 @@ class Program:
         return flop(self.function, *self.arguments, **self.options)
 
 
-def training_program(task: Task, recipe: Recipe, *, rows: int, runs: int, mesh: Mesh, images: int) -> Program:
-    """The training step; arguments as in `plan.plan_step`."""
-    return Program(
-        "train_step", train_step, step_arguments(task, recipe, rows=rows, runs=runs, mesh=mesh, images=images)
-    )
+def training_program(
+    task: Task, recipe: Recipe, *, rows: int, runs: int, mesh: Mesh, images: int, parts: int = 1
+) -> Program:
+    """The training step that takes its images in so many parts; the other arguments as in `plan.plan_step`."""
+    arguments = step_arguments(task, recipe, rows=rows, runs=runs, mesh=mesh, images=images)
+    return Program("train_step", train_step, arguments, {"parts": parts})
 
 
 def evaluation_programs(task: Task, *, batch: int, runs: int, mesh: Mesh) -> list[Program]:

@@ -67,7 +67,7 @@ def test_training_steps(clip: Clip, topologies: dict[str, Topology], topology: s
     jax.clear_caches()  # what was traced for another device
     with where():
         task, plan = plan_step(functools.partial(bind, clip, method, CLASSES, dtype, mesh), recipe, **shared)
-        found = account(training_program(task, recipe, **shared))
+        found = account(training_program(task, recipe, parts=plan.parts, **shared))
     assert plan.fits and found.bytes == plan.bytes
     check(found, where, dtype, cudnn=method.sampling() is None)
     if len(where.devices) > 1 and method.sampling() is None:
@@ -120,7 +120,7 @@ def test_a_thousand_classes_on_many_devices(clip: Clip, topologies: dict[str, To
         with where():
             make = functools.partial(bind, clip, method, 1000, "bfloat16", mesh)
             task, plan = plan_step(make, recipe, **shared)
-            found = account(training_program(task, recipe, **shared))
+            found = account(training_program(task, recipe, parts=plan.parts, **shared))
         assert plan.fits
         check(found, where, "bfloat16", cudnn=True)
 

@@ -84,8 +84,8 @@ def test_a_pack_is_told_program_by_program(grid: Grid) -> None:
     assert lines[0].strip() == "data=8: 1 of 8 images and 1 of 3 classes per device; run=1: 4 of 4 runs per device"
     told = [line.split(":")[0].strip() for line in lines[1:5]]
     assert told == ["train_step", "image_features", "text_features", "answers"]
-    assert lines[5].strip() == "chosen: keeping tokens, classes in 1 part, 4 runs side by side"
-    assert lines[6].startswith("  instead: remat=auto and class_chunks=0 would take: about")
+    assert lines[5].strip() == "chosen: keeping tokens, classes in 1 part, images in 1 part, 4 runs side by side"
+    assert lines[6].startswith("  instead: remat=auto, class_chunks=0 and micro_batch=0 would take: about")
     # Two devices for each run, whose classes then share what comes before their names, instead of eight for all.
     assert lines[7].startswith("  instead: mesh.run=4 would take ") and lines[7].endswith("per device (8 devices)")
     assert len(lines) == 8

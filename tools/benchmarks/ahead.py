@@ -20,7 +20,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
 from clipbias.training.account import account, chosen, told_exchanges
 from clipbias.training.plan import OTHER_SHARE, REMATS, needed_bytes, plan_step
-from clipbias.training.programs import Program, evaluation_programs, training_program
+from clipbias.training.programs import evaluation_programs, training_program
 from clipbias.training.topology import Topology, open_topology
 from clipbias.tuning import Method, Recipe, Task, make_method
 from clipbias.tuning.registry import METHODS
@@ -87,13 +87,14 @@ def compile_method(asked: Asked, name: str, topology: Topology, *, run: int = 1)
     began = time.perf_counter()
     with topology():
         task, plan = plan_step(functools.partial(asked.task, trained, mesh), recipe, mesh=mesh, **shared)
-        step = account(training_program(task, recipe, mesh=mesh, **shared))
+        step = account(training_program(task, recipe, mesh=mesh, parts=plan.parts, **shared))
         seconds = time.perf_counter() - began
         flop = step.program.flop
     # The same step by the compiler of this machine, on as many simulated devices.
     here = meshes.make_mesh(run=run, devices=jax.devices()[: len(topology.devices)])
     bound = asked.task(trained, here, remat=REMATS[plan.remat][0], chunks=plan.chunks)
-    estimate = needed_bytes(*_call(training_program(bound, recipe, mesh=here, **shared)))
+    program = training_program(bound, recipe, mesh=here, parts=plan.parts, **shared)
+    estimate = needed_bytes(program.function, *program.arguments, **program.options)
     return {
         "method": name,
         "estimate_bytes": estimate,
@@ -111,10 +112,6 @@ def compile_method(asked: Asked, name: str, topology: Topology, *, run: int = 1)
         "flop": flop,
         "compile_seconds": seconds,
     }
-
-
-def _call(program: Program) -> tuple[Any, ...]:
-    return program.function, *program.arguments
 
 
 HEADS = ("method", "estimate (GB)", "compiled (GB)", "of which temporaries", "chosen", "TFLOP", "exchanged in a step")
