@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 import clipbias
 from clipbias.errors import ClipbiasError
 from clipbias.files import read_json, write_text
-from clipbias.report.classes import Answers, weakest, write_answers
+from clipbias.report.classes import Answers, weakest_classes, write_answers
 from clipbias.report.names import method_name
 from clipbias.training import mesh as meshes
 from clipbias.training import processes
@@ -104,7 +104,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
                 app.tell(line)
             for answers in answered:
                 write_answers(workdir, answers, f"{method_name(method)} on {name}, {config.images} images")
-                if words := weakest(answers):
+                if words := weakest_classes(answers):
                     app.tell(
                         f"least accurate classes: {words} ({workdir / 'classes.csv'}, {workdir / 'confusion.png'})"
                     )

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
+from clipbias.data.confusion import class_accuracies, confusion, taken_for, weakest
 from clipbias.errors import ClipbiasError
 from clipbias.files import check_file
 from clipbias.report import style
@@ -47,23 +48,18 @@ class Answers:
 
     def confusion(self) -> np.ndarray:
         """How many images of each class were taken for each: int [C, C], a row for each true class."""
-        read = self.predicted >= 0
-        counts = np.zeros((len(self.class_names),) * 2, np.int64)
-        np.add.at(counts, (self.labels[read], self.predicted[read]), 1)
-        return counts
+        return confusion(self.labels, self.predicted, len(self.class_names))
 
     def rows(self) -> Iterator[tuple[str, int, int, float, str, int]]:
         """A row of `CLASS_COLUMNS` for each class: the last two name the class that it is most often taken for.
 
         The accuracy is in percent, and not a number for a class without images.
         """
-        for number, row in enumerate(self.confusion()):
-            images, correct = int(row.sum()), int(row[number])
-            others = row.copy()
-            others[number] = 0
-            times, name = int(others.max()), self.class_names[int(others.argmax())]
-            share = 100 * correct / images if images else float("nan")
-            yield self.class_names[number], images, correct, share, name if times else "", times
+        counts = self.confusion()
+        others, times = taken_for(counts)
+        for number, (row, share) in enumerate(zip(counts, class_accuracies(counts).tolist(), strict=True)):
+            other = self.class_names[others[number]] if times[number] else ""
+            yield self.class_names[number], int(row.sum()), int(row[number]), share, other, int(times[number])
 
 
 def confusion_figure(answers: Answers, what: str) -> CaptionedFigure:
@@ -131,7 +127,8 @@ def write_class_table(folder: Path) -> None:
         write_csv(folder / "classes.csv", ("run", *CLASS_COLUMNS), rows)
 
 
-def weakest(answers: Answers, count: int = 3) -> str:
+def weakest_classes(answers: Answers, most: int = 3) -> str:
     """The classes of the lowest accuracies in words, with what they are taken for."""
-    rows = sorted((row for row in answers.rows() if row[1] and row[2] < row[1]), key=lambda row: row[3])[:count]
-    return "; ".join(f"{name} {share:.1f} %, most often taken for {other}" for name, _, _, share, other, _ in rows)
+    rows = [*answers.rows()]
+    chosen = (rows[number] for number in weakest(answers.confusion(), most))
+    return "; ".join(f"{name} {share:.1f} %, most often taken for {other}" for name, _, _, share, other, _ in chosen)

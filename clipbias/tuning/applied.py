@@ -9,7 +9,7 @@ from clipbias.tuning.predict import Prediction, learned, predict
 from clipbias.tuning.recipe import Recipe
 
 if TYPE_CHECKING:
-    from clipbias.training.confusion import Accuracy
+    from clipbias.training.accuracy import Accuracy
     from clipbias.tuning.task import Task
 
 
@@ -101,7 +101,7 @@ class Applied:
         Raises:
           ClipbiasError: images, labels or classes do not fit, or learnables are missing.
         """
-        from clipbias.training.confusion import accuracy
+        from clipbias.training.accuracy import accuracy
 
         options: dict[str, Any] = dict(split=split, batch_size=batch_size, mesh=mesh)
         return accuracy(self._task, images, labels, learned(self._task, learnables), **options)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from clipbias.errors import ClipbiasError
-from clipbias.report.classes import Answers, confusion_figure, weakest, write_answers, write_class_table
+from clipbias.report.classes import Answers, confusion_figure, weakest_classes, write_answers, write_class_table
 
 NAMES = ["ant", "bee", "cat", "dog"]
 
@@ -87,5 +87,5 @@ def test_a_grid_has_a_row_for_each_class_of_each_evaluation(answers, tmp_path):
 
 def test_the_weakest_classes_are_named_with_what_they_are_taken_for():
     labels, predicted = np.array([0, 0, 0, 0, 1, 1, 2]), np.array([1, 1, 2, 0, 1, 0, 2])
-    words = weakest(Answers(np.arange(7).astype(str), labels, predicted, NAMES))
+    words = weakest_classes(Answers(np.arange(7).astype(str), labels, predicted, NAMES))
     assert words == "ant 25.0 %, most often taken for bee; bee 50.0 %, most often taken for ant"

@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from clipbias.data import Dataset, Split, load
+from clipbias.data.confusion import class_accuracies, confusion, taken_for, weakest
 from clipbias.data.given import labelled
 from clipbias.errors import ClipbiasError
 from clipbias.terminal import printable
@@ -51,26 +52,21 @@ class Accuracy:
     @property
     def confusion(self) -> np.ndarray:
         """How many images of each class (rows) are taken for which (columns), int64 `[C, C]`."""
-        count = len(self.class_names)
-        pairs = self.labels.astype(np.int64) * count + self.predicted
-        return np.bincount(pairs, minlength=count * count).reshape(count, count)
+        return confusion(self.labels, self.predicted, len(self.class_names))
 
     @property
     def per_class(self) -> np.ndarray:
         """The accuracy on the images of each class, in percent, float64 `[C]`; NaN for a class without images."""
-        found = self.confusion
-        images = found.sum(1)
-        return np.where(images > 0, 100 * np.diag(found) / np.maximum(images, 1), np.nan)
+        return class_accuracies(self.confusion)
 
     def __repr__(self) -> str:
         lines = [f"{self.accuracy:.2f} % (± {self.standard_error:.2f}) of {len(self.labels)} images"]
         found, each = self.confusion, self.per_class
-        worst = [label for label in np.argsort(each, kind="stable") if each[label] < 100][:_SHOWN]
-        for label in worst:
-            others = np.where(np.arange(len(each)) == label, -1, found[label])
-            name, other = (printable(self.class_names[number]) for number in (label, others.argmax()))
+        others, times = taken_for(found)
+        for label in weakest(found, _SHOWN):
+            name, other = (printable(self.class_names[number]) for number in (label, others[label]))
             lines.append(
-                f"  {name}: {each[label]:.1f} % of {found[label].sum()}, most often taken for {other} ({others.max()})"
+                f"  {name}: {each[label]:.1f} % of {found[label].sum()}, most often taken for {other} ({times[label]})"
             )
         return "\n".join(lines)
 
