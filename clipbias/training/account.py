@@ -49,8 +49,8 @@ class Account:
 
     def __str__(self) -> str:
         sizes = ((self.arguments, "arguments"), (self.temporaries, "temporaries"), (self.output, "output"))
-        told = " + ".join(f"{size / 1e9:.3f} {name}" for size, name in sizes)
-        return f"{self.program.name}: {self.bytes / 1e9:.2f} GB per device ({told}), {told_exchanges(self.exchanged)}"
+        told = " + ".join(f"{told_bytes(size)} {name}" for size, name in sizes)
+        return f"{self.program.name}: {told_bytes(self.bytes)} per device ({told}), {told_exchanges(self.exchanged)}"
 
 
 def account(program: Program) -> Account:
@@ -68,13 +68,21 @@ def account(program: Program) -> Account:
     )
 
 
+def told_bytes(count: int) -> str:
+    """Such as "1.25 GB", "36 MB" or "512 B"."""
+    for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count} B"
+
+
 def told_exchanges(exchanged: Sequence[Exchange]) -> str:
-    """Such as "4 all-reduces of 1.2 MB, none in a loop"."""
+    """Such as "4 all-reduces of 1.2 MB, none in a loop", the bytes being those of all of a kind."""
     if not exchanged:
         return "nothing exchanged"
     counts = collections.Counter(one.kind for one in exchanged)
     parts = [
-        f"{count} {kind}{'s' if count > 1 else ''} of {sum(e.bytes for e in exchanged if e.kind == kind) / 1e6:,.2f} MB"
+        f"{count} {kind}{'s' if count > 1 else ''} of {told_bytes(sum(e.bytes for e in exchanged if e.kind == kind))}"
         for kind, count in counts.items()
     ]
     looped = sum(one.looped for one in exchanged)

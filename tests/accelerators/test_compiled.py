@@ -1,7 +1,8 @@
 """ViT-B/16 compiled for v5e-16 and v5e-256, or for one H100 and eight: what fits, and what is exchanged.
 
-Whatever is compiled must fit the memory that programs have there, and exchange nothing in a loop: loops are over
-layers, parts of the classes, or images. In half precision GPUs must be asked for cuDNN's attention.
+Whatever is compiled must fit the memory that programs have there, and exchange nothing in a loop over layers. Loops
+over images, which only methods have whose texts depend on the image, exchange what each image's classes are. In half
+precision GPUs must be asked for cuDNN's attention.
 """
 
 import functools
@@ -49,10 +50,10 @@ def bind(clip: Clip, method, classes: int, dtype: str, mesh, **memory) -> Task:
     return Task(clip, method, model.class_names(classes), dtype=dtype, groups=groups, **memory)
 
 
-def check(found: Account, topology: Topology, dtype: str, *, cudnn: bool) -> None:
-    """What holds of every program."""
+def check(found: Account, topology: Topology, dtype: str, *, cudnn: bool, loops: bool = False) -> None:
+    """What holds of every program; with `loops` it has some over images."""
     assert 0 < found.bytes <= USABLE * topology.chip.memory, str(found)
-    assert not any(one.looped for one in found.exchanged), str(found)
+    assert loops or not any(one.looped for one in found.exchanged), str(found)
     text = found.text
     if ACCELERATOR == "gpu" and cudnn:
         assert ("__cudnn$fmha" in text) == (dtype == "bfloat16"), str(found)
@@ -69,12 +70,12 @@ def test_training_steps(clip: Clip, topologies: dict[str, Topology], topology: s
         task, plan = plan_step(functools.partial(bind, clip, method, CLASSES, dtype, mesh), recipe, **shared)
         found = account(training_program(task, recipe, parts=plan.parts, **shared))
     assert plan.fits and found.bytes == plan.bytes
-    check(found, where, dtype, cudnn=method.sampling() is None)
+    check(found, where, dtype, cudnn=method.sampling() is None, loops=method.conditional)
     if len(where.devices) > 1 and method.sampling() is None:
         assert found.exchanged
 
 
-@pytest.mark.parametrize("name", FIRSTS if ALL else ("ivlp", "cocoop"))
+@pytest.mark.parametrize("name", FIRSTS if ALL else ("ivlp",))
 def test_evaluations(clip: Clip, topologies: dict[str, Topology], name: str) -> None:
     where = topologies[TOPOLOGIES[0]]
     mesh = meshes.make_mesh(devices=where.devices)
@@ -83,7 +84,8 @@ def test_evaluations(clip: Clip, topologies: dict[str, Topology], name: str) -> 
         make = functools.partial(bind, clip, name, CLASSES, "bfloat16", mesh)
         task = fit_evaluation(make, runs=3, mesh=mesh)
         for program in evaluation_programs(task, batch=100, runs=3, mesh=mesh):
-            check(account(program), where, "bfloat16", cudnn=program.name == "image_features")
+            loops = task.method.conditional and program.name == "answers"
+            check(account(program), where, "bfloat16", cudnn=program.name == "image_features", loops=loops)
         sampling = Sampling()
         check(account(features_program(task, sampling, batch=112, mesh=mesh)), where, "bfloat16", cudnn=True)
 

@@ -17,7 +17,7 @@ from clipbias.data import Dataset
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
 from clipbias.training import plan
-from clipbias.training.account import account, account_lines, pack_programs, told_exchanges
+from clipbias.training.account import account, account_lines, pack_programs, told_bytes, told_exchanges
 from clipbias.training.exchanges import Exchange
 from clipbias.training.grid import Grid
 from clipbias.training.packs import make_packs
@@ -65,9 +65,10 @@ def test_a_tpu_has_no_cudnn() -> None:
 
 def test_exchanges_in_words() -> None:
     found = [Exchange("all-reduce", 1_000_000, False), Exchange("all-reduce", 500_000, True)]
-    assert told_exchanges(found) == "2 all-reduces of 1.50 MB, 1 in a loop"
-    assert told_exchanges([Exchange("all-gather", 20_000, False)]) == "1 all-gather of 0.02 MB, none in a loop"
+    assert told_exchanges(found) == "2 all-reduces of 1.5 MB, 1 in a loop"
+    assert told_exchanges([Exchange("all-gather", 20_000, False)]) == "1 all-gather of 20 kB, none in a loop"
     assert told_exchanges([]) == "nothing exchanged"
+    assert [told_bytes(count) for count in (0, 999, 1_250_000_000)] == ["0 B", "999 B", "1.25 GB"]
 
 
 @pytest.fixture
