@@ -74,7 +74,7 @@ def picked(clip: Clip, dataset: Dataset, folder: Path, method: str, protocol: st
     """The names and labels of the images that are trained on."""
     (pack,) = make_packs([method], ["drawn"], [SHOTS], [1, 2])
     cache = grid(clip, dataset, folder, protocol).trainer.cache
-    images = [cache.train_images(pack, plan) for plan in cache.plans(pack)]
+    images = cache.train_images(pack, cache.plans(pack)).values()
     first, second = (list(zip(one.split.keys, one.labels.tolist(), strict=True)) for one in images)
     if method == "upl" or protocol == "pseudo_labels":
         assert first == second  # a seed changes contexts alone
