@@ -128,6 +128,7 @@ def test_pipeline_measures_every_way(capsys, monkeypatch):
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert {"plain", "recipe", "pipeline_1_thread"} < set(result["images_per_second"])
     assert all(rate > 0 for rate in result["images_per_second"].values())
+    assert {"plain", "recipe", "pipeline_1_thread"} < set(result["images_per_second_of_a_core"])
     runs = result["training_run"]
     assert (runs["without_cache"]["cached_images"], runs["with_cache"]["cached_images"]) == (0, 12)
     assert 0 <= runs["with_cache"]["waiting_share"] <= 1

@@ -2,7 +2,8 @@
 
 "loaders" is a loader with threads of its own for each run, whose batches the main thread stacks and places on the
 device. "shared" is the package's way: all runs share threads, and these stack and place. A step is a pause in which the
-threads may work, as an accelerator's is, so that no batch is awaited: what is left is the main thread's own work.
+threads may work, as an accelerator's is. What counts is the main thread's own time on a processor, so that neither what
+it waits for nor other work on the machine is in it.
 """
 
 import threading
@@ -58,13 +59,13 @@ def _loaders(images: Images, seeds: Sequence[int], recipe: Recipe, size: int) ->
 
 
 def _timed(make: Callable[[], Iterator[Batch]], step_ms: float) -> dict[str, float]:
-    """Median milliseconds in `next`, of the steps after the first two, which the caches are filled in."""
+    """Median milliseconds of the steps after the first two, in which the caches are filled, and most threads."""
     before, batches, spent, threads = set(threading.enumerate()), make(), [], 0
     for _ in range(STEPS):
-        began = time.perf_counter()
+        began = time.thread_time()
         batch = next(batches)
         jax.block_until_ready(batch)
-        spent.append(time.perf_counter() - began)
+        spent.append(time.thread_time() - began)
         threads = max(threads, len(set(threading.enumerate()) - before))
         time.sleep(step_ms / 1000)
     return {"main_thread_ms": round(1e3 * float(np.median(spent[2:])), 2), "threads": threads}
