@@ -24,6 +24,8 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.E
 
 # What it says where a disk is full, broken, or read-only: whatever is written, there is nothing to be done here.
 BROKEN_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)
+# And where its user may not do what is asked.
+NOT_ALLOWED = (errno.EACCES, errno.EPERM)
 
 # Files and folders that this process is writing. Whoever holds the gate may add one, or give one its name; the thread
 # that ends the process keeps it.
@@ -191,7 +193,7 @@ def shorten(text: str, length: int = 80) -> str:
 
 
 def check_file(path: Path, *, missing: str | None = None) -> None:
-    """Raises `ClipbiasError` where `path` is not a file: opening a pipe would wait for a writer for ever."""
+    """Raises `ClipbiasError` where `path` is not a file that may be read: a pipe would be waited for for ever."""
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError as error:
@@ -201,6 +203,8 @@ def check_file(path: Path, *, missing: str | None = None) -> None:
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
         raise ClipbiasError(f"{path} is {kind}, where a file is expected.")
+    if not os.access(path, os.R_OK):  # which not all libraries tell from a file that is not there
+        raise ClipbiasError(f"cannot read {path}: {os.strerror(errno.EACCES)}; check its permissions.")
 
 
 def read_text(path: str | os.PathLike) -> str:

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict, config_flags
 
 from clipbias import interruption
 from clipbias.errors import ClipbiasError
-from clipbias.files import BROKEN_DISK, reason
+from clipbias.files import BROKEN_DISK, NOT_ALLOWED, reason
 from clipbias.terminal import printable
 from experiments import help_page, settings
 from experiments.command_line import read_config
@@ -129,14 +129,15 @@ def answer(main: Callable[[ConfigDict, Path], Any], config: ConfigDict, workdir:
 
 
 def broken_disk(error: OSError) -> int:
-    """Tells of a disk that is full or broken, wherever it is noticed; returns the exit status.
+    """Tells of a disk that is full or broken, or of what may not be used, wherever it is noticed; the exit status.
 
     What this library writes and reads it tells of itself; this is for what others do. Any other error is raised again.
     """
-    if error.errno not in BROKEN_DISK:
+    if error.errno not in (*BROKEN_DISK, *NOT_ALLOWED):
         raise error
     where = f" {error.filename}" if error.filename else ""
-    print(f"error: cannot use{printable(where)}: {reason(error)}; make room, or see to the disk.", file=sys.stderr)
+    advice = "check its permissions" if error.errno in NOT_ALLOWED else "make room, or see to the disk"
+    print(f"error: cannot use{printable(where)}: {reason(error)}; {advice}.", file=sys.stderr)
     return 1
 
 

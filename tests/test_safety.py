@@ -236,6 +236,13 @@ def test_what_is_no_file_is_never_waited_for(tmp_path: Path) -> None:
             read(tmp_path / f"circle{name}")
 
 
+def test_what_may_not_be_read_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.safetensors").write_bytes(b"")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # nothing is closed to the user tests may run as
+    with pytest.raises(ClipbiasError, match=r"cannot read .*a\.safetensors: Permission denied; check its permissions"):
+        load_adapter(tmp_path / "a.safetensors")
+
+
 def test_what_a_page_cannot_hold_becomes_its_escape(tmp_path: Path) -> None:
     shown = pages.render("tables", title="\0<b>\x1b\ud800'\n", svg=None, tables=(), failures=(), empty="")
     assert r"<h1>\x00&lt;b&gt;\x1b\ud800&#39;" + "\n</h1>" in shown

@@ -10,7 +10,7 @@ from clipbias.data import files_on_disk
 from clipbias.data.dataset import TEMPLATE, Dataset, Split
 from clipbias.data.folder import SPLIT_FOLDERS, complete_splits
 from clipbias.errors import ClipbiasError
-from clipbias.files import data_path, parse_json, read_text
+from clipbias.files import data_path, parse_json, read_text, reason
 
 METADATA = ("metadata.jsonl", "metadata.csv")
 SPLIT_NAMES = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}
@@ -44,7 +44,7 @@ def load(
     if data_dir is None:
         raise ClipbiasError("dataset csv needs data_dir, the .csv or .jsonl file that lists the images.")
     path = data_path(data_dir)
-    if not path.is_file():
+    if not _is_there(path):
         raise ClipbiasError(f"dataset csv: there is no file {path}; data_dir must name the .csv or .jsonl file.")
     rows = _rows(path, path_column, label_column, "")
     return _dataset("csv", path.parent, list(rows), template, class_names, str(path))
@@ -53,7 +53,15 @@ def load(
 def has_metadata(folder: Path) -> bool:
     """Whether `folder`, or a split folder in it, holds a `metadata.jsonl` or `metadata.csv`."""
     places = [folder, *(folder / name for name in SPLIT_NAMES)]
-    return any((place / name).is_file() for place in places for name in METADATA)
+    return any(_is_there(place / name) for place in places for name in METADATA)
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a file is there. Raises `ClipbiasError` where its folder may not be looked into."""
+    try:
+        return path.is_file()
+    except PermissionError as error:
+        raise ClipbiasError(f"cannot read the folder {path.parent}: {reason(error)}; check its permissions.") from error
 
 
 def load_metadata(
@@ -71,7 +79,7 @@ def load_metadata(
     for place, split_name in [("", ""), *SPLIT_NAMES.items()]:
         for name in METADATA:
             path = folder / place / name
-            if path.is_file():
+            if _is_there(path):
                 for image, label, own_split in _rows(path, "file_name", label_column, split_name):
                     rows.append((f"{place}/{image}" if place else image, label, own_split))
     return _dataset("folder", folder, rows, template, class_names, str(folder))
