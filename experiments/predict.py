@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 import clipbias
 from clipbias import interruption
 from clipbias.clip.params import Params
-from clipbias.data.files_on_disk import read_image
+from clipbias.data.files_on_disk import image_files, read_image
 from clipbias.data.listings import IMAGE_SUFFIXES
 from clipbias.data.transforms import decode, test_image, test_views
 from clipbias.errors import ClipbiasError
@@ -92,12 +92,12 @@ def main(config: ConfigDict, workdir: Path) -> None:
 
 
 def find_images(text: str) -> list[Path]:
-    """Image files, and those in folders, in the order given and by name."""
+    """Image files, and visible ones in folders, in the order given and by name."""
     found: list[Path] = []
     for part in split(text):
         path = user_path(part)
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+            inside = [path / name for name in image_files(path)]
             if not inside:
                 raise ClipbiasError(f"the folder {path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}).")
             found += inside

@@ -1,6 +1,8 @@
 """Configurations whose values are anything, through the function that every binary runs; recipes, grids, studies."""
 
 import dataclasses
+import errno
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -203,6 +205,21 @@ def test_harmful_values(binary: str, name: str, value: Any, model: Path, place: 
         config.figures = "similarity"
     put(config, name, value)
     run(binary, config, tmp_path / "w")
+
+
+def test_no_image_is_left_out_for_a_folder_that_cannot_be_read(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Played, since nothing is closed to the user that tests may run as."""
+    scan = os.scandir
+
+    def closed(path: Any) -> Any:
+        if str(path).rstrip("/").endswith("dog"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scan(path)
+
+    assert len(experiments.predict.find_images(str(place / "images" / "test"))) == 4
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(ClipbiasError, match=r"cannot read the folder .*dog.*: Permission denied"):
+        experiments.predict.find_images(str(place / "images" / "test"))
 
 
 @pytest.mark.parametrize("workdir", ["\0", "x" * 5000, "/dev/null", "/dev/null/x", "/proc/1/x", "\ud800"])
