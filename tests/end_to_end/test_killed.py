@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import random
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +14,8 @@ from clipbias.data import demo
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import save_adapter
 from tests.end_to_end import binaries
-from tools.disturb import COMMANDS, Trials, comparable, disturb
+from tests.forks import Fork
+from tools.disturb import COMMANDS, NOTHING, Trials, comparable, disturb
 
 # A part of the steps, cells and figures, in a part of the time. What `train` does is done by a grid of one cell.
 SMALLER = {
@@ -27,6 +30,14 @@ def smaller(arguments: str, anew: str) -> str:
     return " ".join([*(one for one in arguments.split() if one.partition("=")[0] not in names), anew])
 
 
+class Forked(Trials):
+    """Its processes have imported the libraries when they start, so that the kill comes while they work."""
+
+    def start(self, module: str, arguments: str, environment: Mapping[str, str] = NOTHING) -> Any:
+        words = arguments.format(**self.names).split()
+        return Fork(module, *words, environment={**self.environment, **environment})
+
+
 @pytest.mark.parametrize("name", SMALLER)
 def test_nothing_is_lost(name: str, model: Path, clip: Clip, cache: Path, tmp_path: Path) -> None:
     """One kill; `python -m tools.disturb` is for many."""
@@ -35,7 +46,7 @@ def test_nothing_is_lost(name: str, model: Path, clip: Clip, cache: Path, tmp_pa
     if name == "explain":
         task = Task(clip, "ivlp", demo.load("demo/digits").class_names)
         save_adapter(tmp_path / "trained" / "adapter.safetensors", task, task.init(), method="ivlp")
-    assert disturb(Trials(command, tmp_path, model, environment), 1, random.Random(), twice=False) == []
+    assert disturb(Forked(command, tmp_path, model, environment), 1, random.Random(), twice=False) == []
 
 
 def test_what_is_lost_is_noticed(tmp_path: Path) -> None:
