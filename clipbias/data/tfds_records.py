@@ -137,7 +137,7 @@ class Prepared:
             return hashlib.sha256(text.encode()).hexdigest(), max(changed for _, changed in found)
 
         order = np.arange(count) if index.positions is None else np.argsort(index.positions, kind="stable")
-        return Records(ids, index.labels, order, read, lambda number: (f"{number} {stamp()[0]}", stamp()[1]))
+        return Records(ids, index.labels, order, read, lambda number: (f"{split} {number} {stamp()[0]}", stamp()[1]))
 
     def _read_index(self, split: str, id_feature: str | None) -> Index:
         features = self._builder.info.features

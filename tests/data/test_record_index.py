@@ -11,7 +11,9 @@ import pytest
 from tensorflow_datasets.core import hashing
 
 from clipbias import data
-from clipbias.data import record_index, shards
+from clipbias.data import inspection, record_index, shards
+from clipbias.data.contents import contents
+from clipbias.data.dataset import Split
 from clipbias.data.tfds_records import Prepared
 from clipbias.errors import ClipbiasError
 from tests.data import miniatures
@@ -60,6 +62,15 @@ def test_it_is_made_with_the_shards_and_belongs_to_a_copy(built, copied) -> None
     root, read = copied
     assert_opens(root, built[1])
     assert read == []
+
+
+def test_records_of_the_same_number_in_two_splits_are_told_apart(built, copied, monkeypatch) -> None:
+    monkeypatch.setattr(inspection, "SETTLED_SECONDS", -1e6)
+    for _ in range(2):  # the second time from what is kept
+        found = data.load("ucf101", data_dir=copied[0])
+        for name, split in built[1].splits.items():
+            plain = Split(split.keys, split.labels, split.read)
+            assert contents(found.splits[name]) == contents(plain)
 
 
 def test_without_one_the_records_are_read_once(built, copied, caplog) -> None:
