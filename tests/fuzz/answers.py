@@ -10,6 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import jax
 from hypothesis import strategies as st
 
 from clipbias.errors import ClipbiasError
@@ -44,7 +45,8 @@ def answered(call: Callable[[], Any], folder: Path) -> str | None:
             message = str(error)
     grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     assert grown < MOST_BYTES, f"grew by {grown / 2**30:.1f} GiB"
-    allowed = folder.resolve(), cache_folder().resolve()
+    programs = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    allowed = [folder.resolve(), cache_folder().resolve(), *([Path(programs).resolve()] if programs else [])]
     outside = [path for path in written if not any(map(Path(path).resolve().is_relative_to, allowed))]
     assert not outside, outside
     COUNTS["refused" if message else "succeeded"] += 1
