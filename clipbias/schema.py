@@ -44,6 +44,7 @@ class _Values(TypedDict, total=False):
     image_hash: str
     error: str
     model: str
+    dtype: str
     learning_rate: _Seconds
     recipe: RecipeFacts
     loss: float

@@ -51,7 +51,8 @@ def get_config() -> ConfigDict:
     # Weight decay, of what is learned alone.
     config.weight_decay = 5e-4
 
-    # Compute type: "float32" or "bfloat16".
+    # Compute type: "float32", "tensorfloat32" (GPU), "bfloat16_3x" (TPU), "bfloat16", or "auto": the fastest of the
+    # device that trains what float32 trains (docs/devices.md).
     config.dtype = "float32"
     # Images per step of evaluation, over all devices.
     config.eval_batch_size = 100

@@ -100,6 +100,7 @@ def answer(main: Callable[[ConfigDict, Path], Any], config: ConfigDict, workdir:
     """
     try:
         # They import JAX, which showing runs does without.
+        from clipbias.clip import precision
         from clipbias.training import processes, remote_workdir
         from clipbias.training.progress import say
         from clipbias.training.workdir import CONFIG
@@ -111,6 +112,8 @@ def answer(main: Callable[[ConfigDict, Path], Any], config: ConfigDict, workdir:
             raise ClipbiasError("no folder to write to; give --workdir=FOLDER.")
         config.workdir = workdir
         with interruption.noted(), processes.joined(), remote_workdir.local_folder(workdir) as folder:
+            if "dtype" in config and not config.get("topology"):  # what is written says what the device took
+                config.dtype = precision.resolve(config.dtype)
             # Each host may have a path of its own to the folder; that it is the same one is found where it is opened.
             processes.same("the configuration", {**plain(config), "workdir": ""})
             if not config.get("dry_run"):

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from ml_collections import ConfigDict
 
 from clipbias.checks import LARGEST, Choices, Count, Positive, Range, check_value, shown
-from clipbias.clip.precision import DTYPES
+from clipbias.clip.precision import CHOICES
 from clipbias.data import inspection
 from clipbias.data.pipeline import ON_ERROR
 from clipbias.data.workers import MOST_WORKERS
@@ -34,7 +34,7 @@ KINDS: Mapping[str, Any] = {
     # Empty in the configuration files, so that they have no item to show its type.
     "layers": tuple[Count, ...],
     "learning_rates": tuple[_Number, ...],
-    "dtype": Annotated[str, Choices(DTYPES)],
+    "dtype": Annotated[str, Choices(CHOICES)],
     "on_image_error": Annotated[str, Choices(ON_ERROR)],
     "check_images": Annotated[str, Choices(inspection.HOW)],
     "on_missing": Annotated[str, Choices(ON_MISSING)],

@@ -97,7 +97,8 @@ def main(config: ConfigDict, workdir: Path) -> None:
         if jax.process_index() == 0:
             if config.ood:
                 score["ood"] = {"dataset": config.ood, **score["ood"]}
-            result = {"method": method, "dataset": name, "images_of": config.images, "fingerprint": what, **score}
+            result = {"method": method, "dataset": name, "images_of": config.images, "fingerprint": what}
+            result |= {"dtype": config.dtype, **score}
             write_text(workdir / RESULT, json.dumps(result, indent=2) + "\n")
             app.tell(f"{method} on {name}: {score['accuracy']:.2f} % of {score['images']} {config.images} images")
             for line in told(score):

@@ -9,6 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 import clipbias
+from clipbias.clip import precision
 from clipbias.files import data_path
 from clipbias.remote import is_remote
 from clipbias.training import mesh as meshes
@@ -96,7 +97,9 @@ def dry_run(config: ConfigDict, options: Mapping[str, Any], packs: Sequence[Pack
     topology = open_topology(config.topology) if config.topology else None
     total, part = 0.0, Part.named(config.get("part", ""))
     with topology() if topology else contextlib.nullcontext():
-        rate = device_rate(config.dtype) if topology else device_rate()
+        if topology:
+            config.dtype = precision.resolve(config.dtype)
+        rate = device_rate(config.dtype)
         with tempfile.TemporaryDirectory() as nowhere:
             grid = open_grid(config, options, packs, Path(nowhere), part=part, topology=topology)
         packs = grid.own(packs)

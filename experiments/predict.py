@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 import clipbias
 from clipbias import interruption
 from clipbias.clip.params import Params
+from clipbias.clip.precision import held
 from clipbias.data.files_on_disk import image_files, read_image
 from clipbias.data.listings import IMAGE_SUFFIXES
 from clipbias.data.transforms import decode, test_image, test_views
@@ -51,7 +52,7 @@ _RELEVANCY = flags.DEFINE_bool("relevancy", False, "Also draw the relevancy of e
 def main(config: ConfigDict, workdir: Path) -> None:
     files = find_images(config.images)
     task, learnables = open_task(config)
-    params = jax.device_put(task.clip.params)
+    params = jax.device_put(held(task.clip.params, task.classifier.dtype))
     classes = task.text if task.method.conditional else task.text_features(params, learnables)
     found, key = [], "texts" if config.texts else "classes"
     began = time.monotonic()

@@ -130,13 +130,13 @@ def _image_features(
 ) -> jax.Array:
     if images.dtype == jnp.uint8:
         images = preprocessing.normalize(images)
-    features = encode_image(params, config, images, dtype=jnp.dtype(dtype))[0]
+    features = encode_image(params, config, images, dtype=dtype)[0]
     return features / jnp.linalg.norm(features, axis=-1, keepdims=True) if normalize else features
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _text_features(config: ClipConfig, dtype: str, normalize: bool, params: Params, ids: jax.Array) -> jax.Array:
-    features = encode_text(params, config, as_tokens(ids, config), dtype=jnp.dtype(dtype))[0]
+    features = encode_text(params, config, as_tokens(ids, config), dtype=dtype)[0]
     return features / jnp.linalg.norm(features, axis=-1, keepdims=True) if normalize else features
 
 

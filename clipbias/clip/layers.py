@@ -42,14 +42,21 @@ def layer_norm(x: jax.Array, weights: Weights, epsilon: float) -> jax.Array:
     return (normalised * weights["scale"] + weights["bias"]).astype(x.dtype)
 
 
+def multiply(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`x @ kernel` in float32, whose factors are rounded to half precision where the kernel is."""
+    if kernel.dtype != jnp.bfloat16:
+        return x @ kernel.astype(x.dtype)
+    return jnp.matmul(x.astype(kernel.dtype), kernel, preferred_element_type=jnp.float32)
+
+
 def product(x: jax.Array, weights: Weights) -> jax.Array:
-    """`x @ kernel` in the type of `x`, and where a method changes the kernel by low rank, `x @ down @ up` besides.
+    """`multiply(x, kernel)`, and where a method changes the kernel by low rank, `x @ down @ up` besides.
 
     `down [P, inputs, r]` and `up [P, r, outputs / P]` change `P` parts of the outputs that lie side by side (queries,
     keys and values), or `[B, P, ...]` where each of the `B` rows of `x [B, N, inputs]` has its own copy. With a `key`
     beside them, `kept` says which inputs each part sees in this step, divided by their share.
     """
-    y = x @ weights["kernel"].astype(x.dtype)
+    y = multiply(x, weights["kernel"])
     if "down" in weights:
         down, up = (weights[name].astype(x.dtype) for name in ("down", "up"))
         seen = x[..., None, :, :]
@@ -72,8 +79,9 @@ def kept(weights: Weights, shape: Sequence[int]) -> jax.Array:
 
 
 def dense(x: jax.Array, weights: Weights) -> jax.Array:
-    """`x @ kernel + bias` in the type of `x`, see `product`."""
-    return product(x, weights) + weights["bias"].astype(x.dtype)
+    """`x @ kernel + bias`, see `product`."""
+    y = product(x, weights)
+    return y + weights["bias"].astype(y.dtype)
 
 
 def network(x: jax.Array, weights: Weights) -> jax.Array:
@@ -171,8 +179,9 @@ def normalise(values: jax.Array, total: jax.Array) -> jax.Array:
 
 
 def queries_keys_values(x: jax.Array, weights: Weights, config: TowerConfig) -> jax.Array:
-    """`qkv(LN1(x))`: `[..., 3D]`."""
-    return dense(layer_norm(x, weights["norm1"], config.layer_norm_epsilon), weights["qkv"])
+    """`qkv(LN1(x))`: `[..., 3D]`, in the kernel's type."""
+    qkv = dense(layer_norm(x, weights["norm1"], config.layer_norm_epsilon), weights["qkv"])
+    return qkv.astype(weights["qkv"]["kernel"].dtype)
 
 
 def mlp_hidden(x: jax.Array, weights: Weights, config: TowerConfig) -> jax.Array:
@@ -236,8 +245,9 @@ def block_rows(
       attend: queries `[B, H, K]` of the taken rows, keys and values `[..., H, K]` of all tokens to `[B, H, K]`.
     """
     normed = layer_norm(x, weights["norm1"], config.layer_norm_epsilon)
-    query = dense(take(normed), outputs(weights["qkv"], 0, 1))
-    keys_values = dense(normed, outputs(weights["qkv"], 1, 3))
+    kind = weights["qkv"]["kernel"].dtype
+    query = dense(take(normed), outputs(weights["qkv"], 0, 1)).astype(kind)
+    keys_values = dense(normed, outputs(weights["qkv"], 1, 3)).astype(kind)
     k, v = (split_heads(y, config.heads) for y in jnp.split(keys_values, 2, axis=-1))
     rows = take(x)
     rows = rows + dense(attend(split_heads(query, config.heads), k, v).reshape(rows.shape), weights["out"])

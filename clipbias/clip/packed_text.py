@@ -19,11 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.typing import DTypeLike
 
 from clipbias.clip import layers, scan, tower
 from clipbias.clip.adaptation import NOTHING, Adaptation
 from clipbias.clip.config import ClipConfig
-from clipbias.clip.precision import with_precision
+from clipbias.clip.precision import held, with_precision
 from clipbias.clip.text import TextTokens, check_text_parts, class_block, project_text, put_context, text_layers
 from clipbias.clip.vision import check_inserted
 from clipbias.clip.weight_changes import outside_layers
@@ -197,7 +198,7 @@ def encode_packed_text(
     *,
     chunks: int = 1,
     remat: Callable[..., Any] | None = None,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = "float32",
 ) -> jax.Array:
     """`encode_text` for texts packed by `pack`: features `[C, d]` in float32, not normalised, in class order.
 
@@ -247,11 +248,11 @@ def _group_features(
     adaptation: Adaptation,
     *,
     remat: Callable[..., Any] | None,
-    dtype: jnp.dtype,
+    dtype: str,
 ) -> jax.Array:
     """Features `[G, Cg, d]` in the groups' own order."""
-    weights, shared = outside_layers(params["text"], adaptation.text_weights), tokens.shared
-    x = weights["token_embedding"].astype(dtype)[tokens.ids]
+    weights, shared = outside_layers(held(params["text"], dtype), adaptation.text_weights), tokens.shared
+    x = weights["token_embedding"][tokens.ids].astype(jnp.float32)
     scope = slice(0, shared) if tokens.context_is_shared else slice(None)
 
     def in_scope(x: jax.Array, put: Callable[[jax.Array, jax.Array | np.ndarray], jax.Array]) -> jax.Array:
@@ -261,7 +262,7 @@ def _group_features(
 
     classes = tokens.classes[:, scope]
     x = in_scope(x, lambda y, rows: put_context(y, adaptation.text_context, rows, classes, len(tokens.order)))
-    x = x + weights["position_embedding"].astype(dtype)[tokens.positions]
+    x = x + weights["position_embedding"].astype(jnp.float32)[tokens.positions]
 
     is_end = jax.vmap(lambda at: jnp.zeros(x.shape[1], bool).at[at].set(True, mode="drop"))(jnp.asarray(tokens.ends))
     bias_rows = tower.bias_rows(adaptation.text_bias, is_end, tokens.positions)
@@ -280,7 +281,7 @@ def _group_features(
         own, block = adaptation.text_class_prompts, class_block(adaptation, config.text)
         x, _ = scan.scan_all_but_last(step, x, inputs, remat, end=block)
         x = in_scope(x, lambda y, rows: put_context(y, own, rows, classes, len(tokens.order)))
-    if (new := check_inserted(adaptation, "text", config.text, dtype)) is not None:
+    if (new := check_inserted(adaptation, "text", config.text)) is not None:
         block = config.text.layers - new.shape[0]
         x, _ = scan.scan_all_but_last(step, x, inputs, remat, end=block)
         # What follows, the functions above included, is about the longer row of tokens.

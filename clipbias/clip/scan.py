@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from clipbias.clip import layers
+from clipbias.clip.precision import held
 from clipbias.clip.weight_changes import changed
 
 
@@ -29,6 +30,7 @@ class LayerInput:
         the `B` rows of tokens has its own copy.
       adapters: a network beside the block (`layers.network`), or `None`; likewise with an axis of `B`.
       adapted_from: the first block that has one; before it adapters are zero.
+      dtype: compute type by name.
     """
 
     index: jax.Array
@@ -39,11 +41,13 @@ class LayerInput:
     changes: Any = None
     adapters: Any = None
     adapted_from: int = struct.field(pytree_node=False, default=0)
+    dtype: str = struct.field(pytree_node=False, default="float32")
 
     @property
     def weights(self) -> Any:
-        """The weights that the block computes with: the frozen ones with their changes."""
-        return self.frozen if self.changes is None else changed(self.frozen, self.changes)
+        """The weights that the block computes with: the frozen ones, in the compute type, with their changes."""
+        frozen = held(self.frozen, self.dtype)
+        return frozen if self.changes is None else changed(frozen, self.changes)
 
 
 def layer_inputs(
@@ -53,7 +57,7 @@ def layer_inputs(
     changes: Any = None,
     adapters: Any = None,
     *,
-    dtype: jnp.dtype,
+    dtype: str,
 ) -> LayerInput:
     """Stacks what every layer needs.
 
@@ -63,7 +67,7 @@ def layer_inputs(
       bias: `[L, D]`, `[L, 2, D]` or `[L, N, D]`, see `bias_rows`.
       changes: changes of the blocks' weights with leading axis `L`.
       adapters: networks beside the last blocks, with as many on their leading axis.
-      dtype: compute type of prompts and biases.
+      dtype: compute type by name, see `precision`.
     """
     depth = jax.tree.leaves(weights)[0].shape[0]
     index = jnp.arange(depth)
@@ -71,12 +75,12 @@ def layer_inputs(
         prompts, replace = None, jnp.zeros(depth, bool)
     else:
         replace = (index >= 1) & (index <= prompts.shape[0])
-        prompts = jnp.pad(prompts, ((1, depth - 1 - prompts.shape[0]), (0, 0), (0, 0))).astype(dtype)
+        prompts = jnp.pad(prompts, ((1, depth - 1 - prompts.shape[0]), (0, 0), (0, 0))).astype(jnp.float32)
     # A NumPy array takes no traced index, which is how a bias by token is read.
-    bias = None if bias is None else jnp.asarray(bias).astype(dtype)
+    bias = None if bias is None else jnp.asarray(bias).astype(jnp.float32)
     without = 0 if adapters is None else depth - jax.tree.leaves(adapters)[0].shape[0]
     adapters = jax.tree.map(lambda leaf: jnp.pad(leaf, [(without, 0)] + [(0, 0)] * (leaf.ndim - 1)), adapters)
-    return LayerInput(index, weights, prompts, replace, bias, changes, adapters, without)
+    return LayerInput(index, weights, prompts, replace, bias, changes, adapters, without, dtype)
 
 
 def with_class_prompts(inputs: LayerInput, prompts: jax.Array | None, block: int) -> LayerInput:

@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.typing import DTypeLike
 
 from clipbias.clip import layers, scan, tower
 from clipbias.clip.adaptation import NOTHING, Adaptation
 from clipbias.clip.config import ClipConfig, TextConfig
-from clipbias.clip.precision import with_precision
+from clipbias.clip.precision import held, with_precision
 from clipbias.clip.vision import check_adapters, check_bias, check_inserted, check_prompts
 from clipbias.clip.weight_changes import check_changes, of_layers, outside_layers
 from clipbias.errors import ClipbiasError
@@ -111,7 +112,7 @@ def check_text_parts(adaptation: Adaptation, config: ClipConfig, texts: int, tok
         raise ClipbiasError(f"text_context holds {context.shape[0]} contexts; {texts} texts cannot share them evenly.")
 
 
-def text_layers(params: Mapping[str, Any], adaptation: Adaptation, dtype: jnp.dtype) -> scan.LayerInput:
+def text_layers(params: Mapping[str, Any], adaptation: Adaptation, dtype: str) -> scan.LayerInput:
     """What the text blocks need, whatever the layout of their tokens."""
     prompts = adaptation.text_prompts
     if prompts is not None and prompts.shape[1] == 0:
@@ -128,21 +129,21 @@ def embed_text(
     tokens: TextTokens,
     adaptation: Adaptation | None = None,
     *,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: str = "float32",
 ) -> tower.TowerInput:
     """Token (or context) embeddings plus position embeddings `[C, N, D]`, and what the blocks need."""
     adaptation = adaptation or NOTHING
     classes, length = tokens.ids.shape
     check_text_parts(adaptation, config, classes, length)
-    weights = outside_layers(params["text"], adaptation.text_weights)
-    x = weights["token_embedding"].astype(dtype)[tokens.ids]
+    weights = outside_layers(held(params["text"], dtype), adaptation.text_weights)
+    x = weights["token_embedding"][tokens.ids].astype(jnp.float32)
     x = put_context(x, adaptation.text_context, tokens.context_rows, jnp.arange(classes)[:, None], classes)
     positions = jnp.arange(length)
     own = adaptation.text_class_prompts
-    own = None if own is None else own.astype(dtype)
+    own = None if own is None else own.astype(jnp.float32)
     has_prompts = own is not None or adaptation.text_prompts is not None
     return tower.TowerInput(
-        tokens=x + weights["position_embedding"][:length].astype(dtype),
+        tokens=x + weights["position_embedding"][:length].astype(jnp.float32),
         layers=scan.with_class_prompts(
             text_layers(params, adaptation, dtype), own, class_block(adaptation, config.text)
         ),
@@ -150,7 +151,7 @@ def embed_text(
         bias_rows=tower.bias_rows(adaptation.text_bias, positions == jnp.asarray(tokens.eos)[:, None], positions),
         readout=tokens.eos,
         causal=True,
-        inserted=check_inserted(adaptation, "text", config.text, dtype),
+        inserted=check_inserted(adaptation, "text", config.text),
         insert_at=1,  # behind SOS
     )
 
@@ -175,7 +176,7 @@ def encode_text(
     observe: tower.Observe | None = None,
     intervene: tower.Intervene | None = None,
     remat: Callable[..., Any] | None = None,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = "float32",
 ) -> tuple[jax.Array, Any]:
     """Encodes prompt texts with a frozen text tower and an adaptation.
 

@@ -7,11 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from clipbias.clip import layers, scan, tower
 from clipbias.clip.adaptation import NOTHING, Adaptation
 from clipbias.clip.config import ClipConfig
-from clipbias.clip.precision import with_precision
+from clipbias.clip.precision import held, with_precision
 from clipbias.clip.weight_changes import check_changes, of_layers, outside_layers
 from clipbias.errors import ClipbiasError
 
@@ -30,18 +31,19 @@ def embed_image(
     images: jax.Array,
     adaptation: Adaptation | None = None,
     *,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: str = "float32",
 ) -> tower.TowerInput:
     """Tokens `[cls], M patches, V prompts` after the pre-LayerNorm, and what the blocks need.
 
     Args:
       params: the whole parameter tree.
       images: `[B, R, R, 3]`, normalised as the checkpoint asks.
+      dtype: compute type by name, see `precision`.
     """
     adaptation = adaptation or NOTHING
     geometry, changes = config.vision, adaptation.vision_weights
     check_changes(changes, params["vision"], "vision_weights")
-    weights = outside_layers(params["vision"], changes)
+    weights = outside_layers(held(params["vision"], dtype), changes)
     expected = (geometry.image_size, geometry.image_size, 3)
     if images.ndim != 4 or images.shape[1:] != expected:
         raise ClipbiasError(f"images have shape {images.shape}; this model takes [B, {expected[0]}, {expected[1]}, 3].")
@@ -50,14 +52,15 @@ def embed_image(
         if adaptation.pixels.shape != expected:
             raise ClipbiasError(f"pixels have shape {adaptation.pixels.shape}; expected {expected}.")
         images = images + adaptation.pixels
-    patches = patchify(images.astype(dtype), geometry.patch_size) @ weights["patch_embedding"].astype(dtype)
-    cls = jnp.broadcast_to(weights["class_embedding"].astype(dtype), (images.shape[0], 1, geometry.width))
-    tokens = jnp.concatenate([cls, patches], axis=1) + weights["position_embedding"].astype(dtype)
+    pixels = patchify(images.astype(jnp.float32), geometry.patch_size)
+    patches = layers.multiply(pixels, weights["patch_embedding"])
+    cls = jnp.broadcast_to(weights["class_embedding"].astype(jnp.float32), (images.shape[0], 1, geometry.width))
+    tokens = jnp.concatenate([cls, patches], axis=1) + weights["position_embedding"].astype(jnp.float32)
     bias = check_bias(adaptation.vision_bias, geometry, "vision_bias", 1 + geometry.patches)
     prompt_rows = None
     if prompts is not None:
         count = prompts.shape[1]
-        first = jnp.broadcast_to(prompts[0].astype(dtype), (images.shape[0], count, geometry.width))
+        first = jnp.broadcast_to(prompts[0].astype(jnp.float32), (images.shape[0], count, geometry.width))
         tokens = jnp.concatenate([tokens, first], axis=1)
         prompt_rows = np.concatenate([np.full(1 + geometry.patches, -1), np.arange(count)])
     positions = np.arange(tokens.shape[1])
@@ -75,7 +78,7 @@ def embed_image(
         bias_rows=tower.bias_rows(bias, positions == 0, positions),
         readout=jnp.zeros(images.shape[0], jnp.int32),
         causal=False,
-        inserted=check_inserted(adaptation, "vision", geometry, dtype),
+        inserted=check_inserted(adaptation, "vision", geometry),
         insert_at=tokens.shape[1],
     )
 
@@ -121,7 +124,7 @@ def encode_image(
     intervene: tower.Intervene | None = None,
     patches: bool = False,
     remat: Callable[..., Any] | None = None,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = "float32",
 ) -> tuple[jax.Array, Any]:
     """Encodes images with a frozen vision tower and an adaptation.
 
@@ -137,7 +140,8 @@ def encode_image(
       patches: whether patches get features as `[cls]` does, from the last block's output: then features are
         `[B, 1 + M, d]`, `[cls]` first. Only where nothing is observed or changed on the way.
       remat: a `jax.checkpoint_policies` policy for the backward pass of the fused path.
-      dtype: compute type; LayerNorm statistics and softmax are float32 always.
+      dtype: compute type, a name of `precision.DTYPES` or its NumPy type; tokens, LayerNorm and softmax are float32
+        always.
 
     Returns:
       Features `[B, d]` in float32, not normalised, `[B, m, d]` for `m` sets of prompts, `[B, 2, d]` with that of
@@ -194,7 +198,7 @@ def check_bias(bias: jax.Array | None, geometry: Any, name: str, tokens: int) ->
     return bias
 
 
-def check_inserted(adaptation: Adaptation, name: str, geometry: Any, dtype: jnp.dtype) -> jax.Array | None:
+def check_inserted(adaptation: Adaptation, name: str, geometry: Any) -> jax.Array | None:
     """Tokens of a tower's last blocks, `[n, T, D]`. Refuses those that do not fit, or not beside the other parts."""
     tokens, bias = (getattr(adaptation, f"{name}_{part}") for part in ("tokens", "bias"))
     if tokens is None:
@@ -209,7 +213,7 @@ def check_inserted(adaptation: Adaptation, name: str, geometry: Any, dtype: jnp.
         raise ClipbiasError(
             f"{name}_tokens stand beside prompts of later blocks or a bias that differs between tokens; give one alone."
         )
-    return tokens.astype(dtype)
+    return tokens.astype(jnp.float32)
 
 
 def check_adapters(adapters: Any, geometry: Any, name: str) -> Any:

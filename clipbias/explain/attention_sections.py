@@ -59,7 +59,7 @@ def _observe_texts(
     @jax.jit
     def run(params: Any, learnables: Any, tokens: TextTokens, facts: Any, rows: jax.Array) -> dict[str, Any]:
         adaptation = of_texts(task.method.adapt(learnables), rows, len(texts))
-        own: dict[str, Any] = {"observe": observe(tokens, facts), "dtype": jnp.dtype(task.classifier.dtype)}
+        own: dict[str, Any] = {"observe": observe(tokens, facts), "dtype": task.classifier.dtype}
         return encode_text(params, study.clip.config, tokens, adaptation, **own)[1]
 
     found = []
@@ -114,7 +114,7 @@ def _vision_step(study: Study, model: Model) -> Any:
                 seen |= source(view)
             return seen
 
-        dtype = jnp.dtype(model.task.classifier.dtype)
+        dtype = model.task.classifier.dtype
         each = [
             encode_image(params, config, images, adaptation, observe=observe, dtype=dtype)[1]
             for adaptation in by_pass(model.task.method.adapt(learnables))
@@ -224,7 +224,7 @@ def _left_out(study: Study, model: Model, tower: str, totals: Totals) -> dict[st
     @jax.jit
     def step(params: Any, learnables: Any, batch: Batch) -> dict[str, jax.Array]:
         pixels, adaptation = study.normalize(batch["images"]), by_pass(model.task.method.adapt(learnables))[0]
-        dtype = jnp.dtype(model.task.classifier.dtype)
+        dtype = model.task.classifier.dtype
         seen = encode_image(params, study.clip.config, pixels, adaptation, observe=observe, dtype=dtype)[1]
         return {name: jnp.moveaxis(value, 0, 1) for name, value in seen.items()}
 

@@ -135,7 +135,7 @@ class _Pair:
 
 
 def _image_pair(
-    params: Params, config: ClipConfig, images: jax.Array, tuned: Adaptation, reference: Adaptation, dtype: jnp.dtype
+    params: Params, config: ClipConfig, images: jax.Array, tuned: Adaptation, reference: Adaptation, dtype: str
 ) -> _Pair:
     runs = [embed_image(params, config, images, adaptation, dtype=dtype) for adaptation in (reference, tuned)]
     inputs = 1 + config.vision.patches
@@ -143,7 +143,7 @@ def _image_pair(
 
 
 def _text_pair(
-    params: Params, config: ClipConfig, tokens: TextTokens, tuned: Adaptation, reference: Adaptation, dtype: jnp.dtype
+    params: Params, config: ClipConfig, tokens: TextTokens, tuned: Adaptation, reference: Adaptation, dtype: str
 ) -> _Pair:
     runs = [embed_text(params, config, tokens, adaptation, dtype=dtype) for adaptation in (reference, tuned)]
     return _Pair(runs[0], runs[1], text_slots(tokens, tuned), tokens.ids.shape[1], config.text)
@@ -165,7 +165,7 @@ def mix_images(
     streams: Sequence[str],
     means: Mapping[str, Any] | None = None,
     *,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: str = "float32",
 ) -> Mixed:
     """Image features of both runs and of every mixture, advanced side by side through one scan over layers.
 
@@ -177,7 +177,7 @@ def mix_images(
       reference: what the reference run has, `Adaptation()` for images.
       streams: names of corners, or of `CONSTANTS`.
       means: for the latter, from `slot_means`.
-      dtype: compute type.
+      dtype: compute type by name.
 
     Raises:
       ClipbiasError: there is no such mixture, or a constant without `means`.
@@ -200,7 +200,7 @@ def mix_texts(
     streams: Sequence[str],
     means: Mapping[str, Any] | None = None,
     *,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: str = "float32",
 ) -> Mixed:
     """`mix_images` for texts `[C, N]`: `reference` has the context that training started from, nothing replaced."""
     pair = _text_pair(params, config, tokens, tuned, reference, dtype)

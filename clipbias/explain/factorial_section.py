@@ -86,7 +86,7 @@ def _test(
     A class' texts and an image's passes, where there are several, are runs by themselves: the head sees the features of
     all of them under one mixture. Where texts depend on the image, so do both the tuned run and its mixtures.
     """
-    task, config, dtype = model.task, study.clip.config, jnp.dtype(model.task.classifier.dtype)
+    task, config, dtype = model.task, study.clip.config, model.task.classifier.dtype
     learnables = study.learnables[model.key]
     reference, tuned = reference_adaptation(task, task.init(model.seed)), turn(task.method.adapt(learnables))
     changed = {"vision": tuned.changes_vision, "text": tuned.changes_text}

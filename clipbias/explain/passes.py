@@ -80,7 +80,7 @@ def layer_maps(study: Study, model: Model, images: jax.Array) -> dict[str, jax.A
         return seen
 
     def maps(params: Any, learnables: Any, images: jax.Array) -> dict[str, jax.Array]:
-        dtype, adaptation = jnp.dtype(model.task.classifier.dtype), model.task.method.adapt(learnables)
+        dtype, adaptation = model.task.classifier.dtype, model.task.method.adapt(learnables)
         images = study.normalize(images)
         seen = encode_image(params, config, images, adaptation, observe=observe, dtype=dtype)[1]
         return {name: jnp.moveaxis(value, 0, 1) for name, value in seen.items()}

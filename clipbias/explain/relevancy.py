@@ -151,7 +151,7 @@ def _explanations(
             start_layer=start_layer,
             recompute=recompute,
             by_layer=by_layer,
-            dtype=jnp.dtype(classifier.dtype),
+            dtype=classifier.dtype,
         )
 
     batch = images.shape[0]

@@ -184,7 +184,7 @@ def stream(
     start_layer: int = 0,
     recompute: int = 0,
     by_layer: bool = False,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: str = "float32",
 ) -> dict[str, Relevancy]:
     """The maps that `reductions` make of images `[B, R, R, 3]` and target classes `[B, K]`, by name.
 
@@ -195,7 +195,7 @@ def stream(
       start_layer: the first layer that counts, in both towers; negative counts from the end.
       recompute: 0 keeps what every block is differentiated by; `n` keeps the tokens of every `n`-th block alone.
       by_layer: whether there is a map for each layer that could be the first.
-      dtype: compute type.
+      dtype: compute type by name.
     """
     config, templates = classifier.config, classifier.templates
     batch, per_image = targets.shape

@@ -14,6 +14,7 @@ import numpy as np
 
 from clipbias import interruption
 from clipbias.clip.params import Params
+from clipbias.clip.precision import held, named
 from clipbias.data import Split
 from clipbias.data.contents import contents
 from clipbias.data.images import pictures
@@ -80,7 +81,7 @@ class Study:
         self.devices, self.advance, self.known = devices or Devices(), advance, known
         self.parts, self._workers = Path(folder) / "parts", Workers(options.workers)
         self.clip = models[0].task.clip
-        self.params: Params = self.devices.replicate(self.clip.params)
+        self.params: Params = self.devices.replicate(held(self.clip.params, models[0].task.classifier.dtype))
         self.learnables = {model.key: self.devices.replicate(model.learnables) for model in models}
         self.shared: dict[tuple[str, Task], Any] = {}  # what several sections use (`passes`)
         self.fingerprint = self._fingerprint()
@@ -115,7 +116,7 @@ class Study:
         found = hashlib.sha256()
         for model in self.models:
             facts: list[Any] = [model.key, model.method, repr(model.task.options()), model.task.texts]
-            facts += [model.task.classifier.dtype, model.seed]
+            facts += [named(model.task.classifier.dtype), model.seed]
             found.update(json.dumps(facts).encode())
             for path, leaf in sorted(jax.tree_util.tree_leaves_with_path(model.learnables), key=lambda x: str(x[0])):
                 found.update(str(path).encode() + np.asarray(leaf).tobytes())

@@ -350,7 +350,7 @@ def evaluate(
       `{"accuracy", "correct", "images", "calibration"}`, with `skipped_images` if any, and with images outside `ood`
       (`calibration.detection`).
     """
-    params = meshes.replicate(mesh, task.clip.params)
+    params = meshes.place_weights(mesh, task.clip.params, task.classifier.dtype)
     stacked = meshes.place(mesh, jax.tree.map(lambda leaf: np.asarray(leaf)[None], learnables), meshes.RUN)
     arguments = task.classifier, stacked, place_text(mesh, task, params)
 

@@ -75,4 +75,5 @@ def image_arguments(task: Task, *, batch: int, runs: int, mesh: Mesh) -> tuple[t
 def placed_shapes(task: Task, runs: int, mesh: Mesh) -> tuple[Params, Learnables]:
     """Shapes, types and shardings of the frozen weights and of the learnables of so many runs."""
     stacked = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((runs, *leaf.shape), leaf.dtype), task.shapes)
-    return meshes.replicate(mesh, meshes.shapes(task.clip.params)), meshes.place(mesh, stacked, meshes.RUN)
+    params = meshes.place_weights(mesh, task.clip.params, task.classifier.dtype, shapes=True)
+    return params, meshes.place(mesh, stacked, meshes.RUN)

@@ -33,7 +33,7 @@ def frozen_features(
     if not projected:
         vision = params["vision"] | {"projection": jnp.eye(config.vision.width)}
         params = {**params, "vision": vision}
-    return encode_image(params, config, preprocessing.normalize(images), dtype=jnp.dtype(dtype))[0]
+    return encode_image(params, config, preprocessing.normalize(images), dtype=dtype)[0]
 
 
 class TrainingFeatures:
@@ -63,7 +63,7 @@ class TrainingFeatures:
           batch_size: images per program call, over all devices.
           seed: of the run, which keys the augmentations.
           crop, projected: see `Sampling`.
-          dtype: compute type.
+          dtype: compute type by name.
           workers: threads that decode; `None` for its own.
         """
         size = mesh.shape[meshes.DATA]

@@ -96,12 +96,12 @@ def _features(trainer: Trainer, pack: Pack, draws: Sequence[Plan], images: int, 
         passes += recipe.total_epochs(images)
     validation = [split for draw in draws if sampling.validation and (split := draw.validation()) is not None]
     whole = passes * images * len(draws) + sum(map(len, validation))
-    size, batch = clip.config.vision.image_size, trainer.settings.eval_batch_size
+    size, batch, dtype = clip.config.vision.image_size, trainer.settings.eval_batch_size, trainer.settings.dtype
     arguments = (
-        *(clip.config, clip.preprocessing, meshes.shapes(clip.params)),
+        *(clip.config, clip.preprocessing, meshes.place_weights(trainer.mesh, clip.params, dtype, shapes=True)),
         jax.ShapeDtypeStruct((batch, size, size, 3), np.uint8),
     )
-    options = {"dtype": trainer.settings.dtype, "projected": sampling.projected}
+    options = {"dtype": dtype, "projected": sampling.projected}
     count = flop(frozen_features, *arguments, **options) * whole // batch
     more = f" and of {len(validation[0])} validation images" if validation else ""
     seeds = f" for each of {len(draws)} seeds" if len(draws) > 1 else ""

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from clipbias.clip import Clip
+from clipbias.clip.precision import named
 from clipbias.data.images import Images
 from clipbias.training.loop import Run
 from clipbias.training.packs import Pack
@@ -44,7 +45,7 @@ def identity(
         "dataset": pack.dataset,
         "shots": pack.shots,
         "seeds": pack.seeds,
-        "dtype": settings.dtype,
+        "dtype": named(settings.dtype),
         "recipe": {} if recipe is None else recipe.facts(),
     }
 
@@ -64,7 +65,7 @@ def earlier_identity(task: Task, pack: Pack, run: Run, recipe: Recipe) -> dict[s
         "images": list(images.split.keys),
         "template": task.template,
         "source": source_digest(pack.method),
-        "dtype": task.classifier.dtype,
+        "dtype": named(task.classifier.dtype),
         "recipe": recipe.facts(),
     }
 

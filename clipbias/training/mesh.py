@@ -9,6 +9,7 @@ beside the others and dropped. What is kept of them, checkpoints too, has the sa
 
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import os
 import re
@@ -20,6 +21,8 @@ import numpy as np
 from absl import logging
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from clipbias.clip.params import Params
+from clipbias.clip.precision import held
 from clipbias.errors import ClipbiasError
 from clipbias.training import coordination, processes
 from clipbias.training.job import PATIENCE, PATIENCE_VARIABLE, Job
@@ -206,6 +209,15 @@ def is_there(mesh: Mesh) -> bool:
 def replicate(mesh: Mesh, tree: Any) -> Any:
     """Puts a tree of host arrays on every device, once; of shapes alone, says that they would lie there."""
     return place(mesh, tree)
+
+
+def place_weights(mesh: Mesh, params: Params, dtype: str, *, shapes: bool = False) -> Params:
+    """Puts the frozen weights on every device, once, in the types that a computation of this name takes them in.
+
+    With `shapes` only those, the types and shardings are returned, and `params` may hold no more.
+    """
+    wanted = functools.partial(held, dtype=dtype)
+    return replicate(mesh, jax.eval_shape(wanted, params) if shapes else wanted(params))
 
 
 def place(mesh: Mesh, tree: Any, *axes: str | None) -> Any:

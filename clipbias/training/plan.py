@@ -24,6 +24,7 @@ from jax.sharding import Mesh
 
 from clipbias.checks import check_choice
 from clipbias.clip import layers
+from clipbias.clip.precision import PRECISIONS
 from clipbias.clip.target import away, target
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
@@ -204,7 +205,7 @@ def step_arguments(task: Task, recipe: Recipe, *, rows: int, runs: int, mesh: Me
     weight = None if state.average is None else meshes.replicate(mesh, shape((), np.float32))
     return (
         *(task.classifier, task.clip.preprocessing, recipe),
-        meshes.replicate(mesh, meshes.shapes(task.clip.params)),
+        meshes.place_weights(mesh, task.clip.params, task.classifier.dtype, shapes=True),
         place_given(mesh, task, None, learnables, range(runs)),
         meshes.place(mesh, state, meshes.RUN),
         meshes.place(mesh, batch, meshes.RUN, meshes.DATA),
@@ -285,14 +286,15 @@ def _products(jaxpr: Any) -> int:
 def device_rate(dtype: str = "float32") -> float:
     """Multiplications and additions per second of one device in a large matrix product, the best of five.
 
-    Of a device that is not there it is what its maker states. Raises `ClipbiasError` where that has no such products.
+    `dtype` is a compute type by name. Of a device that is not there it is what its maker states. Raises `ClipbiasError`
+    where that has no such products.
     """
     if (elsewhere := away()) is not None:
         check_choice("dtype", dtype, tuple(elsewhere.rates))
         return elsewhere.rates[dtype]
     side = 1024 if jax.default_backend() == "cpu" else 8192
-    matrix = jnp.ones((side, side), dtype)
-    multiply = jax.jit(lambda a: jnp.matmul(a, a, precision="highest" if dtype == "float32" else None))
+    matrix = jnp.ones((side, side), "bfloat16" if dtype == "bfloat16" else "float32")
+    multiply = jax.jit(lambda a: jnp.matmul(a, a, precision=PRECISIONS[dtype]))
     multiply(matrix).block_until_ready()
     seconds = []
     for _ in range(5):

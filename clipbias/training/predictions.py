@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from clipbias.clip.precision import named
 from clipbias.data import Split
 from clipbias.data.contents import contents
 from clipbias.files import atomic_path, check_file
@@ -34,7 +35,8 @@ def fingerprint(task: Task, learnables: Learnables, method: str, split: Split) -
     """
     content = contents(split, on_error="skip")
     facts: list[Any] = [2, content, task.clip.fingerprint, repr(task.clip.preprocessing), method, source_digest(method)]
-    facts += [repr(sorted(task.options().items())), task.class_names, task.texts, task.classifier.dtype, [*split.keys]]
+    facts += [repr(sorted(task.options().items())), task.class_names, task.texts, named(task.classifier.dtype)]
+    facts.append([*split.keys])
     found = hashlib.sha256(json.dumps(facts).encode())
     found.update(np.ascontiguousarray(split.labels).tobytes())
     for path, leaf in sorted(jax.tree_util.tree_leaves_with_path(learnables), key=lambda x: str(x[0])):

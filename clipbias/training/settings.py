@@ -28,7 +28,7 @@ class GridSettings:
 
     Attributes:
       method_options: options by method name.
-      dtype: compute type.
+      dtype: compute type by name, what a device takes by itself having been looked up.
       eval_batch_size: images per evaluation step.
       checkpoint_seconds: least time between two checkpoints of a pack.
       on_image_error: "raise" or "skip" images that cannot be read.

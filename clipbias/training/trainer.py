@@ -78,7 +78,7 @@ class Trainer:
         """Prepares nothing yet; arguments as in `grid.Grid`."""
         self.clip, self.recipe, self.settings, self.workdir, self.mesh = clip, recipe, settings, workdir, mesh
         self.single, self.own_folder = single, own_folder or workdir
-        self.params = meshes.replicate(mesh, clip.params if meshes.is_there(mesh) else meshes.shapes(clip.params))
+        self.params = meshes.place_weights(mesh, clip.params, settings.dtype, shapes=not meshes.is_there(mesh))
         self.cache = Cache(clip, self.params, settings, load_dataset, mesh)
 
     @processes.agreed()
@@ -303,7 +303,8 @@ class Trainer:
                 row["skipped_images"] = skipped
         counts = parameter_count(learnables)
         row |= {f"parameters_{part}": counts[part] for part in ("vision", "text", "shared")}
-        return row | {"parameters": counts["total"], "model": self.clip.name} | self.rate(pack, rate)
+        row |= {"parameters": counts["total"], "model": self.clip.name, "dtype": self.settings.dtype}
+        return row | self.rate(pack, rate)
 
     def _facts(self, trained: Trained | None, run: Run, index: int) -> Row:
         if trained is None:

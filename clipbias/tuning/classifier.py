@@ -12,7 +12,6 @@ from clipbias.clip.adaptation import NOTHING
 from clipbias.clip.config import ClipConfig
 from clipbias.clip.packed_text import take_sets
 from clipbias.clip.params import Params
-from clipbias.clip.precision import with_precision
 from clipbias.clip.vision import project_image
 from clipbias.clip.weight_changes import drops
 from clipbias.errors import ClipbiasError
@@ -32,7 +31,7 @@ class Classifier:
       config: geometry.
       method: the adaptation method with its options.
       templates: number of templates `n` whose class features are averaged.
-      dtype: compute type.
+      dtype: compute type by name, one of `precision.DTYPES`.
       remat: what the backward pass keeps of each block, a `jax.checkpoint_policies` policy.
       chunks: parts in which the text tower takes the classes, one after another.
       counts: how many of the `n` texts each class has, where they differ (`tuning.descriptions`).
@@ -71,11 +70,12 @@ class Classifier:
             features = self.encode_images(params, adaptation, images.reshape(-1, *images.shape[2:]))
             return features.reshape(*images.shape[:2], -1)
         if images.ndim == 4:
-            options: dict[str, Any] = dict(dtype=jnp.dtype(self.dtype), remat=self.remat)
+            options: dict[str, Any] = dict(dtype=self.dtype, remat=self.remat)
             patches = self.method.patches
             return encode_image(params, self.config, images, adaptation, patches=patches, **options)[0]
         if adaptation.changes_vision:
-            return project_image(params, self.config, images, adaptation, normed=True)
+            with jax.default_matmul_precision("highest"):
+                return project_image(params, self.config, images, adaptation, normed=True)
         return images
 
     def of_image(self, features: jax.Array) -> jax.Array:
@@ -86,7 +86,7 @@ class Classifier:
 
     def encode_text(self, params: Params, adaptation: Adaptation, text: Text) -> jax.Array:
         """What the text tower makes of every text: `[S · C, d]`, not normalised, before any residual."""
-        options: dict[str, Any] = dict(dtype=jnp.dtype(self.dtype), remat=self.remat)
+        options: dict[str, Any] = dict(dtype=self.dtype, remat=self.remat)
         if isinstance(text, PackedTokens):
             features = encode_packed_text(params, self.config, text, adaptation, chunks=self.chunks, **options)
         elif isinstance(text, TextTokens):
@@ -279,12 +279,10 @@ class Classifier:
         return jax.eval_shape(self.method.adapt, learnables).changes_vision
 
 
-@with_precision
-def cosine_logits(
-    params: Params, images: jax.Array, classes: jax.Array, *, dtype: jnp.dtype = jnp.float32
-) -> jax.Array:
+def cosine_logits(params: Params, images: jax.Array, classes: jax.Array) -> jax.Array:
     """`exp(logit_scale) · cos(f, g)` of unit-length features `[B, d]` and `[C, d]`: logits `[B, C]`, float32."""
-    return jnp.exp(params["logit_scale"].astype(jnp.float32)) * (images.astype(dtype) @ classes.astype(dtype).T)
+    with jax.default_matmul_precision("highest"):
+        return jnp.exp(params["logit_scale"].astype(jnp.float32)) * (images @ classes.T)
 
 
 def total_loss(terms: Mapping[str, jax.Array], mask: jax.Array | None = None) -> jax.Array:

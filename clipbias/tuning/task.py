@@ -12,7 +12,7 @@ from clipbias.clip import Clip, PackedTokens, TextTokens, pack
 from clipbias.clip.adaptation import NOTHING
 from clipbias.clip.encode import check_images
 from clipbias.clip.params import Params
-from clipbias.clip.precision import DTYPES
+from clipbias.clip.precision import AUTO, DTYPES, resolve
 from clipbias.errors import ClipbiasError
 from clipbias.terminal import printable
 from clipbias.tuning.applied import Applied
@@ -83,7 +83,7 @@ class Task(Applied):
             their templates (see `tuning.descriptions`).
           free_text: whether `class_names` are texts of any kind, such as "a dog on grass", which no template is put
             around. A context that the method learns stands before them.
-          dtype: compute type, "float32" or "bfloat16".
+          dtype: compute type, one of `clip.precision.DTYPES`, or "auto" for what this device takes by itself.
           remat: a `jax.checkpoint_policies` policy for the backward pass.
           groups: devices that share the classes (the size of the mesh's `data` axis).
           chunks: parts in which each device takes its classes, one after another: less memory, one more forward pass of
@@ -93,7 +93,7 @@ class Task(Applied):
         Raises:
           ClipbiasError: unknown method or option, a name or template that cannot be used, a text that is too long.
         """
-        check_choice("dtype", dtype, DTYPES)
+        dtype = resolve(dtype) if dtype == AUTO else check_choice("dtype", dtype, DTYPES)
         self.method_name = method if isinstance(method, str) else type(method).__name__
         if isinstance(method, str):
             method = make_method(method, **options)

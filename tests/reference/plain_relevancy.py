@@ -39,7 +39,7 @@ def plain_relevancy(
     text_taps = taps(config.text, *text.ids.shape)
 
     def score(vision_taps: jax.Array, text_taps: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
-        dtype = jnp.dtype(classifier.dtype)
+        dtype = classifier.dtype
         observe = lambda view: view.probabilities  # noqa: E731
         options: dict[str, Any] = dict(observe=observe, dtype=dtype)
         f, vision = encode_image(params, config, images, adaptation, taps=vision_taps, **options)

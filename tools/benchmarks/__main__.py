@@ -39,6 +39,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from clipbias.clip.precision import DTYPES
 from clipbias.errors import ClipbiasError
 from clipbias.files import reason
 
@@ -73,7 +74,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--option", action="append", default=[], help="an option of the method, name=number")
     parser.add_argument("--classes", type=whole(1), default=37)
     parser.add_argument("--batch", type=whole(1), default=4)
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--dtype", default="float32", choices=DTYPES)
     parser.add_argument("--repeats", type=whole(1), default=5)
     parser.add_argument("--baseline", action="store_true")
     parser.add_argument("--beside", default="", help="train: a method whose step takes turns with that of --method")

@@ -19,7 +19,7 @@ def causal(arguments: argparse.Namespace) -> dict[str, Any]:
     """Seconds of a forward pass of both models, of the means beforehand and of all mixtures, in turn."""
     clip = model.random_clip(model.geometry(arguments.geometry, layers=arguments.layers))
     task = Task(clip, arguments.method, ["cat", "dog"], dtype=arguments.dtype, **steps.options(arguments.option))
-    tuned, dtype = task.method.adapt(task.init(0)), jnp.dtype(arguments.dtype)
+    tuned, dtype = task.method.adapt(task.init(0)), arguments.dtype
     prompts = 0 if tuned.vision_prompts is None else tuned.vision_prompts.shape[1]
     names = corners(effects_in_play(prompts > 0))
     # As the section of a study asks: the first and the last corner are the runs themselves.

@@ -33,11 +33,11 @@ class PlainClassifier(Classifier):
     parts: int = 1
 
     def encode_images(self, params: Params, adaptation: Adaptation, images: jax.Array) -> jax.Array:
-        return encode_image(params, self.config, images, adaptation, observe=_nothing, dtype=jnp.dtype(self.dtype))[0]
+        return encode_image(params, self.config, images, adaptation, observe=_nothing, dtype=self.dtype)[0]
 
     def encode_text(self, params: Params, adaptation: Adaptation, text: Text) -> jax.Array:
         assert isinstance(text, TextTokens)  # `padded`
-        dtype = jnp.dtype(self.dtype)
+        dtype = self.dtype
 
         def run(tokens: TextTokens) -> jax.Array:
             return encode_text(params, self.config, tokens, adaptation, observe=_nothing, dtype=dtype)[0]
@@ -156,7 +156,7 @@ def features(arguments: argparse.Namespace) -> dict[str, Any]:
 
     @jax.jit
     def encode(params: Params, images: jax.Array) -> jax.Array:
-        dtype = jnp.dtype(arguments.dtype)
+        dtype = arguments.dtype
         return encode_image(params, clip.config, clip.preprocessing.normalize(images), dtype=dtype)[0]
 
     @jax.jit

@@ -1,0 +1,79 @@
+"""Compute types: which there are, what a device takes by itself, and how exact each one's products are."""
+
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import experiments.train
+from clipbias.clip import Clip, encode_image
+from clipbias.clip.precision import DTYPES, OWN, held, resolve
+from clipbias.errors import ClipbiasError
+from clipbias.training import mesh as meshes
+from clipbias.training.plan import step_arguments
+from clipbias.training.step import train_step
+from clipbias.tuning import Task, make_method
+from clipbias.tuning.recipe import Recipe
+from tests.end_to_end import binaries
+
+NAMES = ["cat", "maine coon"]
+
+
+@pytest.mark.parametrize(
+    ("platform", "own"), [("cpu", "CPU"), ("gpu", "GPU"), ("cuda", "GPU"), ("rocm", "GPU"), ("tpu", "TPU")]
+)
+def test_auto_is_by_device(platform: str, own: str) -> None:
+    assert resolve("auto", platform) == OWN[own]
+    assert [resolve(name, platform) for name in ("float32", "bfloat16")] == ["float32", "bfloat16"]
+
+
+def test_a_type_that_the_device_lacks_is_refused(model: Path, tmp_path: Path) -> None:
+    assert resolve("tensorfloat32", "cuda") == "tensorfloat32" and resolve("bfloat16_3x", "tpu") == "bfloat16_3x"
+    for name, platform in (("tensorfloat32", "tpu"), ("bfloat16_3x", "gpu"), ("bfloat16_3x", "cpu")):
+        with pytest.raises(ClipbiasError, match=f"dtype is '{name}', which only a .* choose 'auto'"):
+            resolve(name, platform)
+    with pytest.raises(ClipbiasError, match=f"choose from auto, {', '.join(DTYPES)}"):
+        resolve("float16")
+    said = binaries.refusal_here(experiments.train, {"model": str(model), "dtype": "tensorfloat32"}, tmp_path / "w")
+    assert "only a GPU has, and this is a CPU" in said and not (tmp_path / "w").exists()
+
+
+def test_a_task_knows_what_auto_became(clip: Clip) -> None:
+    assert Task(clip, "bias", NAMES, dtype="auto").classifier.dtype == "float32"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_no_product_of_a_step_is_left_to_the_device(clip: Clip, dtype: str) -> None:
+    """Float32 factors are multiplied as the type's name says, or more exactly; half precision has no choice."""
+    task = Task(clip, make_method("ivlp"), NAMES, dtype=dtype)
+    recipe = Recipe(0.1, 1, 0, 0.1, 4, 0.9, 0.0)
+    arguments = step_arguments(task, recipe, rows=4, runs=1, mesh=meshes.single_device())
+    text = train_step.lower(*arguments).as_text()
+    products = [line for line in text.splitlines() if "dot_general" in line]
+    halves = [line for line in products if re.search(r": \(tensor<[^>]*bf16>, tensor<[^>]*bf16>\)", line)]
+    asked = {found for line in products if line not in halves for found in re.findall(r"precision = \[(.*?)\]", line)}
+    assert asked == ({"HIGHEST, HIGHEST"} if dtype == "float32" else {"HIGH, HIGH", "HIGHEST, HIGHEST"})
+    assert all("precision = [" in line for line in products if line not in halves)
+    assert bool(halves) == (dtype == "bfloat16")
+
+
+def test_weights_placed_in_half_precision_are_those_that_a_step_would_round(clip: Clip) -> None:
+    mesh = meshes.single_device()
+    placed = meshes.place_weights(mesh, clip.params, "bfloat16")
+    shapes = meshes.place_weights(mesh, clip.params, "bfloat16", shapes=True)
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding), placed) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding), shapes
+    )
+    layers = placed["vision"]["layers"]
+    assert layers["qkv"]["kernel"].dtype == jnp.bfloat16 and layers["norm1"]["scale"].dtype == jnp.float32
+    assert placed["vision"]["projection"].dtype == jnp.float32
+    images = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
+    encode = jax.jit(lambda params: encode_image(params, clip.config, images, dtype="bfloat16")[0])
+    np.testing.assert_array_equal(encode(clip.params), encode(placed))
+    # Weights that were loaded in half precision are computed with in float32 all the same.
+    exact = jax.jit(lambda params: encode_image(params, clip.config, images)[0])
+    assert not np.array_equal(exact(placed), encode(placed))
+    assert all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (placed, held(placed, "bfloat16")))))
