@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from clipbias.clip.config import TowerConfig
+from clipbias.clip.products import HALF, activate, activate_keeping_half, multiply
 from clipbias.clip.target import target
 
 Weights = Mapping[str, Any]
@@ -40,13 +41,6 @@ def layer_norm(x: jax.Array, weights: Weights, epsilon: float) -> jax.Array:
     variance = jnp.square(x32 - mean).mean(-1, keepdims=True)
     normalised = (x32 - mean) * jax.lax.rsqrt(variance + epsilon)
     return (normalised * weights["scale"] + weights["bias"]).astype(x.dtype)
-
-
-def multiply(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`x @ kernel` in float32, whose factors are rounded to half precision where the kernel is."""
-    if kernel.dtype != jnp.bfloat16:
-        return x @ kernel.astype(x.dtype)
-    return jnp.matmul(x.astype(kernel.dtype), kernel, preferred_element_type=jnp.float32)
 
 
 def product(x: jax.Array, weights: Weights) -> jax.Array:
@@ -92,13 +86,6 @@ def network(x: jax.Array, weights: Weights) -> jax.Array:
     return dense(jax.nn.relu(x), weights["up"])
 
 
-def activate(x: jax.Array, name: str) -> jax.Array:
-    """QuickGELU `x · sigmoid(1.702 x)`, or the exact GELU."""
-    if name == "quick_gelu":
-        return x * jax.nn.sigmoid(1.702 * x)
-    return jax.nn.gelu(x, approximate=False)
-
-
 def split_heads(x: jax.Array, heads: int) -> jax.Array:
     """`[..., D]` to `[..., H, K]`."""
     return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
@@ -128,12 +115,7 @@ def exponentials(*scores: jax.Array) -> list[jax.Array]:
 
 
 def fused_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool) -> jax.Array:
-    """Attention whose probabilities nobody asks for: queries, keys, values and result `[B, N, H, K]`.
-
-    On a GPU in half precision it is cuDNN's kernel, elsewhere plain products.
-    """
-    if q.shape[1] == k.shape[1] and cudnn_takes(q.dtype, q.shape[-1]):
-        return cudnn_attention(q, k, v, causal=causal)
+    """Attention whose probabilities nobody asks for, by plain products: queries, keys, values, result `[B, N, H, K]`."""
     # Heads before tokens, so that the six products of both passes read their operands as they lie.
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
     scores = jnp.einsum("BHNK,BHMK->BHNM", q * q.shape[-1] ** -0.5, k)
@@ -142,6 +124,22 @@ def fused_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool) -
     (weights,) = exponentials(scores)
     total = weights.sum(-1, keepdims=True)
     return normalise(jnp.einsum("BHNM,BHMK->BHNK", weights.astype(v.dtype), v), total).swapaxes(1, 2)
+
+
+def read_out_exactly(
+    q: jax.Array, k: jax.Array, v: jax.Array, *, implementation: Literal["cudnn", "xla"] = "cudnn"
+) -> jax.Array:
+    """`cudnn_attention` in half precision, with the first row, which is the one that is read out, by itself in float32.
+
+    Errors of the other rows' attention are averaged there, but an error of its own would go into the feature.
+    """
+    row = checkpoint_name(q[:, :1], KEPT[0])
+    q, k, v = (checkpoint_name(x.astype(HALF), KEPT[0]) for x in (q, k, v))
+    others = cudnn_attention(q, k, v, causal=False, implementation=implementation)[:, 1:]
+    with jax.default_matmul_precision("highest"):
+        probabilities = attention_probabilities(row, k.astype(jnp.float32), None)
+        row = jnp.einsum("BHNM,BMHK->BNHK", probabilities, v.astype(jnp.float32))
+    return jnp.concatenate([row, others.astype(jnp.float32)], axis=1)
 
 
 def cudnn_attention(
@@ -179,9 +177,8 @@ def normalise(values: jax.Array, total: jax.Array) -> jax.Array:
 
 
 def queries_keys_values(x: jax.Array, weights: Weights, config: TowerConfig) -> jax.Array:
-    """`qkv(LN1(x))`: `[..., 3D]`, in the kernel's type."""
-    qkv = dense(layer_norm(x, weights["norm1"], config.layer_norm_epsilon), weights["qkv"])
-    return qkv.astype(weights["qkv"]["kernel"].dtype)
+    """`qkv(LN1(x))`: `[..., 3D]`."""
+    return dense(layer_norm(x, weights["norm1"], config.layer_norm_epsilon), weights["qkv"])
 
 
 def mlp_hidden(x: jax.Array, weights: Weights, config: TowerConfig) -> jax.Array:
@@ -191,6 +188,8 @@ def mlp_hidden(x: jax.Array, weights: Weights, config: TowerConfig) -> jax.Array
 
 def mlp_output(hidden: jax.Array, weights: Weights, config: TowerConfig) -> jax.Array:
     """`fc2(activate(hidden))`: `[..., D]`."""
+    if weights["fc2"]["kernel"].dtype == HALF:
+        return dense(activate_keeping_half(hidden, config.activation, KEPT[2]), weights["fc2"])
     return dense(activate(hidden, config.activation), weights["fc2"])
 
 
@@ -245,9 +244,8 @@ def block_rows(
       attend: queries `[B, H, K]` of the taken rows, keys and values `[..., H, K]` of all tokens to `[B, H, K]`.
     """
     normed = layer_norm(x, weights["norm1"], config.layer_norm_epsilon)
-    kind = weights["qkv"]["kernel"].dtype
-    query = dense(take(normed), outputs(weights["qkv"], 0, 1)).astype(kind)
-    keys_values = dense(normed, outputs(weights["qkv"], 1, 3)).astype(kind)
+    query = dense(take(normed), outputs(weights["qkv"], 0, 1))
+    keys_values = dense(normed, outputs(weights["qkv"], 1, 3))
     k, v = (split_heads(y, config.heads) for y in jnp.split(keys_values, 2, axis=-1))
     rows = take(x)
     rows = rows + dense(attend(split_heads(query, config.heads), k, v).reshape(rows.shape), weights["out"])

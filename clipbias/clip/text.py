@@ -162,7 +162,8 @@ def project_text(
     """`final-LayerNorm(x[eos]) @ projection`: `[C, D]` to `[C, d]`, float32, not normalised to unit length."""
     weights = outside_layers(params["text"], (adaptation or NOTHING).text_weights)
     rows = layers.layer_norm(rows, weights["final_norm"], config.text.layer_norm_epsilon)
-    return (rows @ weights["projection"].astype(rows.dtype)).astype(jnp.float32)
+    with jax.default_matmul_precision("highest"):
+        return (rows @ weights["projection"].astype(rows.dtype)).astype(jnp.float32)
 
 
 @with_precision

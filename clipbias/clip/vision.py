@@ -13,6 +13,7 @@ from clipbias.clip import layers, scan, tower
 from clipbias.clip.adaptation import NOTHING, Adaptation
 from clipbias.clip.config import ClipConfig
 from clipbias.clip.precision import held, with_precision
+from clipbias.clip.products import multiply
 from clipbias.clip.weight_changes import check_changes, of_layers, outside_layers
 from clipbias.errors import ClipbiasError
 
@@ -53,7 +54,7 @@ def embed_image(
             raise ClipbiasError(f"pixels have shape {adaptation.pixels.shape}; expected {expected}.")
         images = images + adaptation.pixels
     pixels = patchify(images.astype(jnp.float32), geometry.patch_size)
-    patches = layers.multiply(pixels, weights["patch_embedding"])
+    patches = multiply(pixels, weights["patch_embedding"])
     cls = jnp.broadcast_to(weights["class_embedding"].astype(jnp.float32), (images.shape[0], 1, geometry.width))
     tokens = jnp.concatenate([cls, patches], axis=1) + weights["position_embedding"].astype(jnp.float32)
     bias = check_bias(adaptation.vision_bias, geometry, "vision_bias", 1 + geometry.patches)
@@ -98,7 +99,8 @@ def project_image(
     weights = outside_layers(params["vision"], (adaptation or NOTHING).vision_weights)
     if not normed:
         rows = layers.layer_norm(rows, weights["post_norm"], config.vision.layer_norm_epsilon)
-    return (rows @ weights["projection"].astype(rows.dtype)).astype(jnp.float32)
+    with jax.default_matmul_precision("highest"):
+        return (rows @ weights["projection"].astype(rows.dtype)).astype(jnp.float32)
 
 
 def read_tokens(
@@ -109,7 +111,8 @@ def read_tokens(
     weights = outside_layers(params["vision"], adaptation.vision_weights)
     own = rows[:, 1 + config.vision.patches :]
     normed = layers.layer_norm(own, weights["post_norm"], config.vision.layer_norm_epsilon).mean(1)
-    return (normed @ adaptation.vision_readout.astype(normed.dtype)).astype(jnp.float32)
+    with jax.default_matmul_precision("highest"):
+        return (normed @ adaptation.vision_readout.astype(normed.dtype)).astype(jnp.float32)
 
 
 @with_precision

@@ -74,8 +74,7 @@ class Classifier:
             patches = self.method.patches
             return encode_image(params, self.config, images, adaptation, patches=patches, **options)[0]
         if adaptation.changes_vision:
-            with jax.default_matmul_precision("highest"):
-                return project_image(params, self.config, images, adaptation, normed=True)
+            return project_image(params, self.config, images, adaptation, normed=True)
         return images
 
     def of_image(self, features: jax.Array) -> jax.Array:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from clipbias.checks import Range
 from clipbias.clip import Adaptation, Clip
-from clipbias.clip.layers import activate
+from clipbias.clip.products import activate
 from clipbias.tuning.context import initial_linear, random_prompts
 from clipbias.tuning.coop import coop_recipe
 from clipbias.tuning.features import Features, average_texts, unit_length

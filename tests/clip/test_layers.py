@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 
 from clipbias.clip import layers
+from clipbias.clip.config import TowerConfig
+from clipbias.clip.scan import layer_inputs
+from clipbias.clip.tower import TowerInput, run_fused
 
 
 @pytest.mark.parametrize(
     ("capability", "dtype", "width", "taken"),
     [
         ("9.0", jnp.bfloat16, 64, True),
-        ("8.0", jnp.float16, 128, True),
+        ("8.0", jnp.bfloat16, 128, True),
         ("9.0", jnp.float32, 64, False),
         ("9.0", jnp.bfloat16, 12, False),
         ("9.0", jnp.bfloat16, 136, False),
@@ -37,8 +40,16 @@ def test_cudnn_where_it_has_a_kernel(
         return q
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", kernel)
-    q = jnp.ones((1, 5, 2, width), dtype)
-    layers.fused_attention(q, q, q, causal=False)
+    config = TowerConfig(2 * width, 2, 2, 8)
+    norm = {"scale": jnp.ones((2, 2 * width)), "bias": jnp.zeros((2, 2 * width))}
+    sizes = {"qkv": (1, 3), "out": (1, 1)}
+    kernels = {name: jnp.ones((2, *(2 * width * n for n in size)), dtype) for name, size in sizes.items()}
+    kernels |= {"fc1": jnp.ones((2, 2 * width, 8), dtype), "fc2": jnp.ones((2, 8, 2 * width), dtype)}
+    weights: dict[str, Any] = {name: {"kernel": x, "bias": jnp.zeros((2, x.shape[-1]))} for name, x in kernels.items()}
+    inputs = layer_inputs(weights | {"norm1": norm, "norm2": norm}, None, None, dtype=jnp.dtype(dtype).name)
+    tokens = jnp.ones((1, 5, 2 * width))
+    images = TowerInput(tokens, inputs, None, None, jnp.zeros(1, jnp.int32), causal=False)
+    jax.eval_shape(lambda: run_fused(images, config))
     assert asked == ["cudnn"] * taken
 
 
