@@ -115,7 +115,7 @@ def exponentials(*scores: jax.Array) -> list[jax.Array]:
 
 
 def fused_attention(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool) -> jax.Array:
-    """Attention whose probabilities nobody asks for, by plain products: queries, keys, values, result `[B, N, H, K]`."""
+    """Attention whose probabilities nobody asks for: queries, keys, values and result `[B, N, H, K]`."""
     # Heads before tokens, so that the six products of both passes read their operands as they lie.
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
     scores = jnp.einsum("BHNK,BHMK->BHNM", q * q.shape[-1] ** -0.5, k)

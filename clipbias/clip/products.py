@@ -7,10 +7,12 @@ left, together about 16 bits. That is the forward pass; gradients only steer, an
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.custom_derivatives import SymbolicZero
 
 HALF = jnp.bfloat16
 
@@ -31,16 +33,15 @@ def _in_one(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return jnp.matmul(x.astype(HALF), kernel, preferred_element_type=jnp.float32)
 
 
-def _by_x(change: jax.Array, _: jax.Array, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    # The backward pass takes the transpose, which rounds the gradient that comes in and the one that goes out.
-    return jnp.matmul(change.astype(HALF), kernel).astype(jnp.float32)
-
-
-def _by_kernel(change: jax.Array, _: jax.Array, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return _in_one(x, change)
-
-
-in_two_parts.defjvps(_by_x, _by_kernel)
+@functools.partial(in_two_parts.defjvp, symbolic_zeros=True)
+def _change(given: tuple[jax.Array, jax.Array], changes: tuple[Any, Any]) -> tuple[jax.Array, jax.Array]:
+    (x, kernel), (of_x, of_kernel), found = given, changes, []
+    if not isinstance(of_x, SymbolicZero):
+        # The backward pass takes the transpose, which rounds the gradient that comes in and the one that goes out.
+        found.append(jnp.matmul(of_x.astype(HALF), kernel).astype(jnp.float32))
+    if not isinstance(of_kernel, SymbolicZero):  # no frozen kernel's
+        found.append(_in_one(x, of_kernel))
+    return in_two_parts(x, kernel), functools.reduce(jnp.add, found)
 
 
 def activate(x: jax.Array, name: str) -> jax.Array:

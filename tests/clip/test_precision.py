@@ -76,4 +76,4 @@ def test_weights_placed_in_half_precision_are_those_that_a_step_would_round(clip
     # Weights that were loaded in half precision are computed with in float32 all the same.
     exact = jax.jit(lambda params: encode_image(params, clip.config, images)[0])
     assert not np.array_equal(exact(placed), encode(placed))
-    assert all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (placed, held(placed, "bfloat16")))))
+    assert jax.tree.all(jax.tree.map(lambda a, b: a is b, placed, held(placed, "bfloat16")))

@@ -5,6 +5,7 @@
     python -m tools.benchmarks compare --method=clip_lora --classes=100 --batch=4
     python -m tools.benchmarks compare --method=tpt --classes=100 --batch=1
     python -m tools.benchmarks features --batch=16
+    python -m tools.benchmarks precision --method=bias --batch=8
     python -m tools.benchmarks relevancy --method=vpt --batches 1 8 32
     python -m tools.benchmarks relevancy --batches 8 --layers 3 6 12
     python -m tools.benchmarks causal --method=vpt --batch=4
@@ -44,8 +45,8 @@ from clipbias.errors import ClipbiasError
 from clipbias.files import reason
 
 COMMANDS = (
-    *("train", "compare", "features", "relevancy", "causal", "study", "startup", "load", "pipeline", "endurance"),
-    *("opening", "compile", "table1", "all", "report"),
+    *("train", "compare", "features", "precision", "relevancy", "causal", "study", "startup", "load", "pipeline"),
+    *("endurance", "opening", "compile", "table1", "all", "report"),
 )
 
 
@@ -137,6 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             load,
             opening,
             pipeline,
+            precision,
             relevancy,
             startup,
             steps,
@@ -148,6 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "train": steps.train,
             "compare": training.compare,
             "features": steps.features,
+            "precision": precision.precision,
             "relevancy": relevancy.relevancy,
             "causal": causal.causal,
             "study": study.study,
