@@ -68,7 +68,7 @@ def embed_image(
     return tower.TowerInput(
         tokens=layers.layer_norm(tokens, weights["pre_norm"], geometry.layer_norm_epsilon),
         layers=scan.layer_inputs(
-            weights["layers"],
+            params["vision"]["layers"],
             None if prompts is None else prompts[1:],
             bias,
             of_layers(changes),
