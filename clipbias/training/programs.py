@@ -90,6 +90,8 @@ def features_program(task: Task, sampling: Sampling, *, batch: int, mesh: Mesh) 
     """What computes the frozen tower's features of training images, for a method that is made of these."""
     clip, size = task.clip, task.clip.config.vision.image_size
     images = meshes.place(mesh, jax.ShapeDtypeStruct((batch, size, size, 3), np.uint8), meshes.DATA)
-    arguments = (clip.config, clip.preprocessing, meshes.replicate(mesh, meshes.shapes(clip.params)), images)
-    options = {"dtype": task.classifier.dtype, "projected": sampling.projected}
+    dtype = task.classifier.dtype
+    params = meshes.place_weights(mesh, clip.params, dtype, shapes=True)
+    arguments = (clip.config, clip.preprocessing, params, images)
+    options = {"dtype": dtype, "projected": sampling.projected}
     return Program("frozen_features", frozen_features, arguments, options)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clipbias.clip import Adaptation, TextTokens, encode_image, encode_text
+from clipbias.clip import Adaptation, TextTokens, encode_image, encode_text, precision
 from clipbias.clip.params import Params
 from clipbias.training.step import Given, TrainState, init_state, train_step
 from clipbias.tuning import Task
@@ -73,13 +73,13 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
         }
     )
     rate = jnp.full(1, recipe.learning_rate)
-    sizes = {}
+    params, sizes = precision.held(clip.params, arguments.dtype), {}
 
     def way(name: str, task: Task, classifier: Classifier, text: Text) -> Any:
         start, text = task.init(0), jax.tree.map(jnp.asarray, text)
         state = init_state(task.method, recipe, jax.tree.map(lambda leaf: jnp.array(leaf)[None], start))
         given = Given(text, None, {}, jnp.zeros(1, jnp.int32))
-        arrays = (clip.params, given, state, data, rate)
+        arrays = (params, given, state, data, rate)
         began = time.perf_counter()
         program = train_step.lower(classifier, clip.preprocessing, recipe, *arrays).compile()
         too_large = measure.program_bytes(program) > 0.85 * measure.room()
@@ -97,7 +97,7 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
         held: list[TrainState] = [state]
 
         def step() -> jax.Array:
-            held[0], metrics = program(clip.params, given, held[0], data, rate)
+            held[0], metrics = program(params, given, held[0], data, rate)
             return metrics["loss"]
 
         sizes[name]["loss"] = float(step()[0])

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from clipbias.clip.precision import held
 from clipbias.training import mesh as meshes
 from clipbias.training.answers import image_features, logits
 from clipbias.training.step import init_state, place_given, place_text, train_step
@@ -26,8 +27,8 @@ def load(job: Job) -> tuple[Callable[[], Any], Callable[[], dict[str, Any]]]:
     task = Task(clip, job["method"], names, dtype=job["dtype"], **options)
     if task.method.crops_at_test():
         return test(task, model.random_views(config, batch, task.method.crops_at_test()))
-    start = jax.tree.map(lambda leaf: jnp.array(leaf)[None], task.init(0))
-    given = place_given(meshes.single_device(), task, clip.params, start, [0])
+    start, params = jax.tree.map(lambda leaf: jnp.array(leaf)[None], task.init(0)), held(clip.params, job["dtype"])
+    given = place_given(meshes.single_device(), task, params, start, [0])
     recipe = task.method.recipe_for(Recipe(0.0025, 10, 1, 1e-5, batch, 0.9, 5e-4), 16)
     data = jax.device_put(
         {
@@ -40,17 +41,17 @@ def load(job: Job) -> tuple[Callable[[], Any], Callable[[], dict[str, Any]]]:
     state = init_state(task.method, recipe, start)
     # Of a method that averages its epochs, the step at the end of one.
     weight = None if state.average is None else jnp.ones(())
-    jax.block_until_ready((clip.params, given, state, data, rate))
+    jax.block_until_ready((params, given, state, data, rate))
     program: Any = None
 
     def step() -> float:
         nonlocal state
-        state, metrics = program(clip.params, given, state, data, rate, weight)
+        state, metrics = program(params, given, state, data, rate, weight)
         return float(metrics["loss"][0])
 
     def first() -> dict[str, Any]:
         nonlocal program
-        arrays = (clip.params, given, state, data, rate, weight)
+        arrays = (params, given, state, data, rate, weight)
         program = train_step.lower(task.classifier, clip.preprocessing, recipe, *arrays).compile()
         return {"program_bytes": measure.program_bytes(program), "loss": step()}
 
