@@ -212,7 +212,7 @@ def encode_packed_text(
     check_text_parts(adaptation, config, len(tokens.order), tokens.shared + 1)
 
     def run(part: PackedTokens) -> jax.Array:
-        return _group_features(params, config, part, adaptation, remat=remat, dtype=dtype)
+        return _group_features(params, config, part, adaptation, remat=remat, dtype=str(dtype))
 
     if chunks == 1:
         features = run(tokens)

@@ -196,7 +196,7 @@ def encode_text(
     """
     if not isinstance(tokens, TextTokens):
         tokens = as_tokens(tokens, config, context_width(adaptation or NOTHING))
-    inputs = embed_text(params, config, tokens, adaptation, dtype=dtype)
+    inputs = embed_text(params, config, tokens, adaptation, dtype=str(dtype))
     if taps is None and observe is None and intervene is None:
         rows, observed = tower.run_fused(inputs, config.text, remat=remat), None
     else:

@@ -165,7 +165,7 @@ def encode_image(
             return encode_image(params, config, images, own, remat=remat, dtype=dtype)[0]
 
         return jax.vmap(one, out_axes=1)(adaptation.vision_prompts), None
-    inputs = embed_image(params, config, images, adaptation, dtype=dtype)
+    inputs = embed_image(params, config, images, adaptation, dtype=str(dtype))
     readout = None if adaptation is None else adaptation.vision_readout
     if readout is not None:
         if patches or inputs.inserted is None:

@@ -113,7 +113,7 @@ def step(clip: Clip, arguments: argparse.Namespace, dtype: str) -> dict[str, int
     task = Task(clip, arguments.method, model.class_names(CLASSES), dtype=dtype, **options(arguments.option))
     recipe = Recipe(0.0025, 10, 1, 1e-5, ROWS, 0.9, 5e-4)
     shapes = step_arguments(task, recipe, rows=ROWS, runs=1, mesh=meshes.single_device())
-    account = train_step.lower(*shapes).compile().memory_analysis()
+    account: Any = train_step.lower(*shapes).compile().memory_analysis()
     return {
         "argument_bytes": account.argument_size_in_bytes,
         "temp_bytes": account.temp_size_in_bytes,
