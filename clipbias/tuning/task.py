@@ -193,13 +193,14 @@ class Task(Applied):
         Args:
           params: the frozen weights, `clip.params`.
           learnables: as from `init`.
-          images: `[B, R, R, 3]` float32, normalised (`clip.preprocessing.normalize`).
+          images: `[B, R, R, 3]` float32, normalised (`clip.preprocessing.normalize`); for a method that is trained on
+            features, these may stand in their place, `[B, d]` (`Sampling`).
           text: what `text_features` or `fixed_text` returned, to skip the text tower.
 
         Raises:
           ClipbiasError: the images are not normalised, or of another shape.
         """
-        check_images(images, self.clip.config.vision.image_size)
+        self._check_images(images)
         return self.classifier.logits(params, learnables, images, self.text if text is None else text)
 
     def loss(
@@ -216,7 +217,7 @@ class Task(Applied):
         What is random in training, such as dropout, is left out. `reference` is what `reference_features` returned, to
         compute it once.
         """
-        check_images(images, self.clip.config.vision.image_size)
+        self._check_images(images)
         text = self.text if text is None else text
         reference = self.reference_features(params) if reference is None else reference
         given = (images, labels, text, reference)
@@ -236,6 +237,10 @@ class Task(Applied):
         self._check_shared_texts()
         return self.classifier.class_features(params, learnables, self.text)
 
+    def _check_images(self, images: Any) -> None:
+        if jax.numpy.ndim(images) != 2 or self.method.sampling() is None:
+            check_images(images, self.clip.config.vision.image_size)
+
     def _check_shared_texts(self) -> None:
         if self.method.conditional:
             raise ClipbiasError(
@@ -245,7 +250,7 @@ class Task(Applied):
 
     def image_features(self, params: Params, learnables: Learnables, images: jax.Array) -> jax.Array:
         """Unit-length image features `[B, d]` of normalised images `[B, R, R, 3]`."""
-        check_images(images, self.clip.config.vision.image_size)
+        self._check_images(images)
         return self.classifier.image_features(params, learnables, images)
 
     def fixed_text(self, params: Params, learnables: Learnables) -> Text:

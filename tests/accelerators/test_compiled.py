@@ -31,8 +31,8 @@ from tools.benchmarks.ahead import SHOTS, first_stage
 
 FIRSTS = [next(iter(vars(kind)["presets"])) for kind in dict.fromkeys(kind for kind, _ in METHODS.values())]
 TRAINED = [name for name in FIRSTS if METHODS[name][0].trains]
-# Of each kind of code one: prompts of both towers, changes of weights, biases and a head by itself.
-SOME = ("ivlp", "clip_lora", "bias_by_kind", "taskres")
+# Of three kinds of code one: prompts of both towers, biases, and a head by itself.
+SOME = ("ivlp", "bias_by_kind", "taskres")
 DTYPES = ("bfloat16", "float32")
 CLASSES, BATCH = 100, 32
 

@@ -36,6 +36,7 @@ KINDS = (None, True, 5, -1, 1.5, float("nan"), "word", EVIL, ["a"], {"a": 1}, {E
 NOTES = MappingProxyType(
     {
         **dict.fromkeys(("protocol", "config_hash", "image_hash", "status", "error", "model", "images_of"), "few_shot"),
+        **{"dtype": "float32", "waiting_share": 0.1},
         **dict.fromkeys(("steps", "correct", "images", "skipped_images", "skipped_training_images"), 4),
         **dict.fromkeys(("parameters", "parameters_vision", "parameters_text", "parameters_shared"), 9),
         **dict.fromkeys(("learning_rate", "loss", "seconds", "training_seconds", "seconds_per_image"), 0.5),

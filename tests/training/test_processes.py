@@ -5,6 +5,7 @@ import json
 import os
 import re
 import threading
+import types
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -161,12 +162,13 @@ class Unreadable(Batches):
     """Five batches of two black images, of which one cannot be read."""
 
     def __init__(self, bad: int | None) -> None:
-        self._numbers, self._bad, self._shape, self.count = iter(range(5)), bad, (2, 4, 4, 3), 5
+        self._numbers, self._bad, self.count = iter(range(5)), bad, 5
+        self.source = types.SimpleNamespace(shape=(2, 4, 4, 3), dtype=np.uint8)
 
     def __next__(self) -> dict[str, np.ndarray]:
         if (number := next(self._numbers)) == self._bad:
             raise ClipbiasError(f"cannot read batch {number}")
-        return {"images": np.full(self._shape, number, np.uint8)}
+        return {"images": np.full(self.source.shape, number, np.uint8)}
 
 
 def test_a_process_that_cannot_read_takes_its_part_until_all_know() -> None:

@@ -125,8 +125,8 @@ def test_the_average_over_epochs_survives_a_kill_in_the_middle(pair, colours, tm
     recipe = dataclasses.replace(RECIPE, epochs=4, batch_size=6)  # two steps in each
     original, states = loop.train_step, []
 
-    def watched(*arguments):
-        state, values = original(*arguments)
+    def watched(*arguments, **options):
+        state, values = original(*arguments, **options)
         states.append(jax.tree.map(np.array, meshes.fetch(state.learnables)))
         return state, values
 
@@ -141,10 +141,10 @@ def test_the_average_over_epochs_survives_a_kill_in_the_middle(pair, colours, tm
 
     for stop in (3, 4):  # in an epoch, and at its end
 
-        def stopped(*arguments, stop=stop):
+        def stopped(*arguments, stop=stop, **options):
             if len(states) == stop - 1:
                 signal.raise_signal(signal.SIGTERM)
-            return watched(*arguments)
+            return watched(*arguments, **options)
 
         states.clear()
         monkeypatch.setattr(loop, "train_step", stopped)
