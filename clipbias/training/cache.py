@@ -17,7 +17,8 @@ from clipbias.data.images import Decoded, Images
 from clipbias.data.pipeline import without_unreadable
 from clipbias.data.workers import Workers
 from clipbias.training import mesh as meshes
-from clipbias.training.evaluate import Budget, Evaluator, validation_beside
+from clipbias.training.evaluate import validation_beside
+from clipbias.training.evaluator import Budget, Evaluator
 from clipbias.training.features import TrainingFeatures
 from clipbias.training.loop import Run
 from clipbias.training.packs import Pack

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from clipbias.clip.params import Params
 from clipbias.training import mesh as meshes
 from clipbias.training.answers import logits, text_features
-from clipbias.training.evaluate import images_per_step
+from clipbias.training.evaluator import images_per_step
 from clipbias.training.plan import CHUNKS, USABLE, device_limit, needed_bytes
 from clipbias.training.step import place_text
 from clipbias.tuning import Task

@@ -15,7 +15,7 @@ import experiments.table1
 from clipbias.clip import Clip
 from clipbias.explain import study
 from clipbias.files import PART, write_text
-from clipbias.training import evaluate, loop
+from clipbias.training import evaluator, loop
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import save_adapter
@@ -58,7 +58,7 @@ def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
     [
         (loop, "train_step", 2, "stopped at step 2 of"),
         (loop.StepReport, "catch_up", 3, "stopped at step 3 of 3"),  # while the last step is awaited
-        (evaluate, "image_features", 2, "stopped; the same command continues."),
+        (evaluator, "image_features", 2, "stopped; the same command continues."),
         (experiments.table1, "write_text", 2, "stopped; the same command continues."),
     ],
 )

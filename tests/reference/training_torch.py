@@ -5,8 +5,7 @@ autograd. CLIP-LoRA: MaxZanella/CLIP-LoRA, which forms `B A` and multiplies the 
 KaiyangZhou/CoOp, which encodes all texts for each image. PromptSRC: muzairkhattak/PromptSRC, which runs the frozen
 model on the same images in every step; IVLP and VPT, whose texts are encoded before: its predecessor
 muzairkhattak/multimodal-prompt-learning. TPT: azshue/TPT, a step on all views of an image, then the texts once more.
-Bias tuning is the paper's equation. Half precision is by autocasting; on a GPU steps are compiled, with PyTorch's fused
-attention. Needs PyTorch alone.
+Bias tuning is the paper's equation. Half precision is autocast; steps are compiled on a GPU. Needs PyTorch alone.
 """
 
 import dataclasses

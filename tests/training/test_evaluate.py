@@ -12,7 +12,8 @@ from clipbias.data import Dataset, Split, transforms
 from clipbias.errors import ClipbiasError
 from clipbias.training import calibration
 from clipbias.training import mesh as meshes
-from clipbias.training.evaluate import Budget, Evaluator, evaluate, validation_beside
+from clipbias.training.evaluate import evaluate, validation_beside
+from clipbias.training.evaluator import Budget, Evaluator
 from clipbias.training.step import place_text
 from clipbias.tuning import Task
 

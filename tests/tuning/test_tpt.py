@@ -13,10 +13,11 @@ from clipbias.data import Split, catalog, transforms
 from clipbias.data.pipeline import test_batches as evaluated
 from clipbias.errors import ClipbiasError
 from clipbias.export.program import program_weights
-from clipbias.training import evaluate as evaluation
+from clipbias.training import evaluator as evaluation
 from clipbias.training import mesh as meshes
-from clipbias.training.evaluate import Evaluator, evaluate, images_per_step
+from clipbias.training.evaluate import evaluate
 from clipbias.training.evaluation_plan import class_bytes, fit_evaluation
+from clipbias.training.evaluator import Evaluator, images_per_step
 from clipbias.training.step import place_text
 from clipbias.tuning import Task, make_method
 from tests import helpers
