@@ -74,7 +74,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
         answered: list[Answers] = []
 
         def save(predicted: np.ndarray) -> None:
-            answered.append(Answers(np.asarray(images.keys), np.asarray(images.labels), predicted, dataset.class_names))
+            answered.append(Answers(np.asarray(images.labels), predicted, dataset.class_names))
             if jax.process_index() == 0:
                 save_predictions(workdir, config.images, task, learnables, method, images, predicted)
 
@@ -104,7 +104,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
             for line in told(score):
                 app.tell(line)
             for answers in answered:
-                write_answers(workdir, answers, f"{method_name(method)} on {name}, {config.images} images")
+                write_answers(workdir, images.keys, answers, f"{method_name(method)} on {name}, {config.images} images")
                 if words := weakest_classes(answers):
                     app.tell(
                         f"least accurate classes: {words} ({workdir / 'classes.csv'}, {workdir / 'confusion.png'})"

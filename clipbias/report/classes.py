@@ -23,13 +23,11 @@ class Answers:
     """What one model answered.
 
     Attributes:
-      images: names, [n].
       labels: true class numbers, int [n].
       predicted: class numbers, int [n]; -1 for an image that could not be read, which counts nowhere.
       class_names: [C].
     """
 
-    images: np.ndarray
     labels: np.ndarray
     predicted: np.ndarray
     class_names: Sequence[str]
@@ -40,9 +38,8 @@ class Answers:
         check_file(path)
         try:
             with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
-                names = ("images", "labels", "predicted", "class_names")
-                images, labels, predicted, class_names = (stored[name] for name in names)
-            return cls(images, labels, predicted, [str(name) for name in class_names])
+                labels, predicted, class_names = (stored[name] for name in ("labels", "predicted", "class_names"))
+            return cls(labels, predicted, [str(name) for name in class_names])
         except Exception as error:  # a damaged archive raises nearly anything
             raise ClipbiasError(f"{path} holds no predictions: {error}; evaluate again.") from error
 
@@ -100,13 +97,20 @@ def confusion_figure(answers: Answers, what: str) -> CaptionedFigure:
     return CaptionedFigure("confusion", title, caption, figure, ("class", "answer", "images"), rows)
 
 
-def write_answers(folder: Path, answers: Answers, what: str) -> None:
-    """Writes `classes.csv`, `predictions.csv` and `confusion.{png,pdf,csv}`, each atomically."""
+def write_answers(folder: Path, images: Sequence[str], answers: Answers, what: str) -> None:
+    """Writes `classes.csv`, `predictions.csv` and `confusion.{png,pdf,csv}`, each atomically.
+
+    Args:
+      folder: where to.
+      images: names, `n` of them.
+      answers: to these images.
+      what: names model and images, for the caption.
+    """
     write_csv(folder / "classes.csv", CLASS_COLUMNS, [*answers.rows()])
     names = [*answers.class_names, ""]  # -1 is the last
     rows = [
         (image, names[label], names[answer], int(label == answer))
-        for image, label, answer in zip(answers.images, answers.labels, answers.predicted, strict=True)
+        for image, label, answer in zip(images, answers.labels, answers.predicted, strict=True)
     ]
     write_csv(folder / "predictions.csv", ("image", "class", "answer", "correct"), rows)
     confusion_figure(answers, what).save(folder)
