@@ -5,14 +5,12 @@
 The page is not kept in the repository: `.ci/run` makes it, and fails where a docstring cannot be rendered.
 """
 
-import argparse
 import ast
 import importlib
 import inspect
 import logging
 import pkgutil
 import re
-import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,8 +21,8 @@ from griffe import ParameterKind as Kind
 
 import clipbias
 from clipbias.errors import ClipbiasError
-from clipbias.files import write_text
 from clipbias.tuning import METHODS
+from tools.pages import write_page
 
 ROOT = Path(__file__).resolve().parents[1]
 JOINED = "\N{NO-BREAK SPACE}"
@@ -207,13 +205,7 @@ def _line(text: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tools.make_api_reference", description=__doc__.splitlines()[0])
-    parser.add_argument("page", help="the file to write")
-    page = parser.parse_args().page
-    try:
-        write_text(page, reference())
-    except ClipbiasError as error:
-        sys.exit(f"error: {error}")
+    write_page("tools.make_api_reference", __doc__, reference)
 
 
 if __name__ == "__main__":

@@ -5,16 +5,13 @@
 A test holds the page to the configurations: change the comments there, and run this again.
 """
 
-import argparse
-import sys
 from collections.abc import Sequence
 
 from clipbias.cli import COMMANDS
-from clipbias.errors import ClipbiasError
-from clipbias.files import write_text
 from clipbias.report.table import MISSING
 from experiments import help_page, settings
 from experiments.settings import Setting
+from tools.pages import write_page
 
 OPENING = """# Settings
 
@@ -85,13 +82,7 @@ def cell(text: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tools.make_settings_page", description=__doc__.splitlines()[0])
-    parser.add_argument("page", help="the file to write")
-    path = parser.parse_args().page
-    try:
-        write_text(path, page())
-    except ClipbiasError as error:
-        sys.exit(f"error: {error}")
+    write_page("tools.make_settings_page", __doc__, page)
 
 
 if __name__ == "__main__":

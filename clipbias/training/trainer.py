@@ -148,9 +148,8 @@ class Trainer:
             images=len(runs[0].train),
         )
         asked = self.settings.remat, self.settings.class_chunks, self.settings.micro_batch
-        if (
-            not plan.is_fastest and asked == (AUTO, 0, 0) and len(pack.learning_rates) > 1
-        ):  # one by one they may run the fastest way
+        given = asked != (AUTO, 0, 0)
+        if not (given or plan.is_fastest) and len(pack.learning_rates) > 1:  # one by one they may run the fastest way
             raise ClipbiasError("the learning rates do not fit the memory side by side.")
         return task, plan
 
