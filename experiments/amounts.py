@@ -28,7 +28,7 @@ from clipbias.training.metrics import MetricWriter
 from clipbias.training.plan import explain_exhaustion
 from clipbias.training.workdir import ADAPTER, open_workdir
 from clipbias.tuning.adapter import write_adapter
-from experiments import app
+from experiments import common
 from experiments.explain import advance_bars, devices, models
 from experiments.inputs import find_adapter, split
 
@@ -46,8 +46,8 @@ def main(config: ConfigDict, workdir: Path) -> None:
         raise ClipbiasError("the adapter does not say on which dataset it was trained; give --config.dataset=NAME.")
     mesh = meshes.make_mesh(**config.mesh)
     exhaustion = explain_exhaustion("lower --config.batch_size.")
-    with open_workdir(workdir, app.plain(config)), exhaustion, advance_bars() as advance:
-        dataset = app.load_dataset(config, name)
+    with open_workdir(workdir, common.plain(config)), exhaustion, advance_bars() as advance:
+        dataset = common.load_dataset(config, name)
         clip = clipbias.load(config.model or adapter.base)
         own = split(config.own_methods)
         options = StudyOptions(
@@ -93,8 +93,8 @@ def main(config: ConfigDict, workdir: Path) -> None:
             write_adapter(workdir / ADAPTER, bias)
             write_text(workdir / "result.json", json.dumps(result, indent=2) + "\n")
             for line in sentences(result):
-                app.tell(line)
-            app.tell(f"adapter: {workdir / ADAPTER}")
+                common.tell(line)
+            common.tell(f"adapter: {workdir / ADAPTER}")
 
 
 def _number(estimate: Estimate) -> dict[str, Any]:
@@ -120,4 +120,4 @@ def sentences(result: dict[str, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-    app.run(main, _CONFIG)
+    common.run(main, _CONFIG)

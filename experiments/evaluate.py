@@ -36,7 +36,7 @@ from clipbias.training.predictions import fingerprint, save_predictions
 from clipbias.training.readiness import require
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Learnables, Task
-from experiments import app
+from experiments import common
 from experiments.inputs import find_adapter, split
 
 _CONFIG = "configs/evaluate.py"
@@ -46,13 +46,13 @@ RESULT = "result.json"
 def main(config: ConfigDict, workdir: Path) -> None:
     adapter = find_adapter(config.adapter)[0] if config.adapter else None
     mesh = meshes.make_mesh(**config.mesh)
-    with open_workdir(workdir, app.plain(config), keep=RESULT):
+    with open_workdir(workdir, common.plain(config), keep=RESULT):
         clip = clipbias.load(config.model or (adapter.base if adapter else "demo"))
         processes.same(f"the model {clip.name}", clip.fingerprint)
         name = config.dataset or (adapter.notes.get("dataset", "") if adapter else "")
         if not name:
             raise ClipbiasError("no dataset; give --config.dataset=NAME, or --config.adapter=FILE to take its own.")
-        load = functools.cache(lambda name: app.load_dataset(config, name))
+        load = functools.cache(lambda name: common.load_dataset(config, name))
         wanted = {name: [config.images]} | ({config.ood: ["test"]} if config.ood not in ("", name) else {})
         require(load, wanted, how=config.check_images, skip=config.on_image_error == "skip")
         dataset = load(name)
@@ -100,13 +100,13 @@ def main(config: ConfigDict, workdir: Path) -> None:
             result = {"method": method, "dataset": name, "images_of": config.images, "fingerprint": what}
             result |= {"dtype": config.dtype, **score}
             write_text(workdir / RESULT, json.dumps(result, indent=2) + "\n")
-            app.tell(f"{method} on {name}: {score['accuracy']:.2f} % of {score['images']} {config.images} images")
+            common.tell(f"{method} on {name}: {score['accuracy']:.2f} % of {score['images']} {config.images} images")
             for line in told(score):
-                app.tell(line)
+                common.tell(line)
             for answers in answered:
                 write_answers(workdir, images.keys, answers, f"{method_name(method)} on {name}, {config.images} images")
                 if words := weakest_classes(answers):
-                    app.tell(
+                    common.tell(
                         f"least accurate classes: {words} ({workdir / 'classes.csv'}, {workdir / 'confusion.png'})"
                     )
 
@@ -146,4 +146,4 @@ def told(score: dict[str, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-    app.run(main, _CONFIG)
+    common.run(main, _CONFIG)

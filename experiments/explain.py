@@ -46,7 +46,7 @@ from clipbias.training.readiness import require
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import Adapter
-from experiments import app
+from experiments import common
 from experiments.inputs import find_adapter, split
 
 _CONFIG = "configs/explain.py"
@@ -58,10 +58,10 @@ def main(config: ConfigDict, workdir: Path) -> None:
     unknown = [figure for figure in figures if figure not in FIGURES]
     if unknown:
         raise ClipbiasError(f"unknown figure {unknown[0]!r}; choose from {', '.join(FIGURES)}, or 'all'.")
-    with open_workdir(workdir, app.plain(config)), contextlib.ExitStack() as opened:
+    with open_workdir(workdir, common.plain(config)), contextlib.ExitStack() as opened:
         metrics: MetricWriter | None = None
         folders: list[Path] = []
-        load = functools.cache(lambda name: app.load_dataset(config, name))
+        load = functools.cache(lambda name: common.load_dataset(config, name))
         if config.datasets:  # all of them before the first
             wanted = {name: [config.images] for name in names}
             require(load, wanted, how=config.check_images, skip=config.on_image_error == "skip")
@@ -75,9 +75,9 @@ def main(config: ConfigDict, workdir: Path) -> None:
             metrics = metrics or opened.enter_context(MetricWriter(workdir))
             metrics.write(len(folders), {**about, **shares, "seconds": scalars["seconds"]})
             if jax.process_index() == 0:
-                app.tell(f"report: {write_report(folder, folder / 'report')}")
+                common.tell(f"report: {write_report(folder, folder / 'report')}")
         if config.datasets and jax.process_index() == 0:
-            app.tell(f"overview: {write_overview(folders, workdir)}")
+            common.tell(f"overview: {write_overview(folders, workdir)}")
 
 
 def explain(
@@ -110,7 +110,7 @@ def explain(
             known=known_predictions(config.predictions, adapters, dataset.split(config.images)),
         )
         processes.same("what is explained", study.fingerprint)
-        return run_study(study, folder, dataset=facts, config=app.plain(config), figures=figures, tell=tell)
+        return run_study(study, folder, dataset=facts, config=common.plain(config), figures=figures, tell=tell)
 
 
 def known_predictions(
@@ -215,4 +215,4 @@ def models(
 
 
 if __name__ == "__main__":
-    app.run(main, _CONFIG)
+    common.run(main, _CONFIG)

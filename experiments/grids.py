@@ -23,7 +23,7 @@ from clipbias.training.plan import OTHER_SHARE, device_rate
 from clipbias.training.settings import GridSettings
 from clipbias.training.topology import Topology, open_topology
 from clipbias.tuning.recipe import Recipe
-from experiments import app
+from experiments import common
 
 # Settings of the datasets that numbers depend on and that no name of theirs tells.
 INPUTS = ("template", "split", "split_dir", "index_file")
@@ -77,12 +77,12 @@ def open_grid(
     )
     if config.descriptions:  # named by their content
         names = {pack.dataset for pack in packs}
-        inputs["descriptions"] = {name: app.load_descriptions(config, name).digest for name in sorted(names)}
+        inputs["descriptions"] = {name: common.load_descriptions(config, name).digest for name in sorted(names)}
     mesh = meshes.make_mesh(**config.mesh, devices=None if topology is None else topology.devices)
     clip, recipe = clipbias.load(config.model), Recipe.from_config(config)
     processes.same(f"the model {config.model}", clip.fingerprint)
     return Grid(
-        *(clip, recipe, settings, lambda name: app.load_dataset(config, name), workdir),
+        *(clip, recipe, settings, lambda name: common.load_dataset(config, name), workdir),
         mesh=mesh,
         single=single,
         part=part,
@@ -104,12 +104,12 @@ def dry_run(config: ConfigDict, options: Mapping[str, Any], packs: Sequence[Pack
             grid = open_grid(config, options, packs, Path(nowhere), part=part, topology=topology)
         packs = grid.own(packs)
         if topology:
-            app.tell(f"compiled for {topology}, by {topology.compiler}")
+            common.tell(f"compiled for {topology}, by {topology.compiler}")
         for pack in packs:
             text, seconds = forecast(grid.trainer, pack, rate)
-            app.tell(*text.split("\n"))
+            common.tell(*text.split("\n"))
             if topology:
-                app.tell(*account_lines(grid.trainer, pack, devices=topology.devices))
+                common.tell(*account_lines(grid.trainer, pack, devices=topology.devices))
             total += seconds
     cells = sum(len(pack.cells) for pack in packs)
     assumed = f", an estimate at {OTHER_SHARE:.0%} of the peak of {rate / 1e12:,.0f} TFLOP/s" if topology else ""

@@ -64,7 +64,7 @@ def _settings(config: ConfigDict, binary: str, given: str) -> Iterator[str]:
 def own_flags(program: str) -> Iterator[str]:
     """The flags of a binary that are no settings, without those of libraries."""
     by_module = flags.FLAGS.flags_by_module_dict()
-    for module in ("experiments.app", program, "__main__"):
+    for module in ("experiments.common", program, "__main__"):
         for flag in by_module.get(module, ()):
             if flag.name != "config" and not flag.name.startswith("config."):
                 default = "" if flag.default in (None, "") else f"; {flag.default}"

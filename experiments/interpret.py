@@ -24,7 +24,7 @@ from clipbias.training.metrics import MetricWriter
 from clipbias.training.progress import progress
 from clipbias.training.workdir import ADAPTER, open_workdir
 from clipbias.tuning.adapter import Adapter
-from experiments import app
+from experiments import common
 from experiments.inputs import find_adapters, split
 
 _CONFIG = "configs/interpret.py"
@@ -32,7 +32,7 @@ _CONFIG = "configs/interpret.py"
 
 def main(config: ConfigDict, workdir: Path) -> None:
     began = time.monotonic()
-    with open_workdir(workdir, app.plain(config)):
+    with open_workdir(workdir, common.plain(config)):
         found = find_adapters(config.adapters)
         require_one_base([(source, adapter) for adapter, source in found])
         clip = clipbias.load(config.model or found[0][0].base)
@@ -55,8 +55,8 @@ def main(config: ConfigDict, workdir: Path) -> None:
         if jax.process_index() == 0:
             page = write_interpretation(result, workdir)
             for projection in result["projections"]:
-                app.tell(f"{projection['tower']} tower, {projection['arrays']}: {projection['sentence']}")
-            app.tell(f"page: {page}")
+                common.tell(f"{projection['tower']} tower, {projection['arrays']}: {projection['sentence']}")
+            common.tell(f"page: {page}")
         with MetricWriter(workdir) as metrics:
             metrics.write(1, {"adapters": len(learned), "seconds": round(time.monotonic() - began, 4)})
 
@@ -70,7 +70,7 @@ def read_images(config: ConfigDict, adapters: Sequence[Adapter], size: int) -> d
             raise ClipbiasError("an adapter does not say on which dataset it was trained; leave --config.images out.")
         if name in images:
             continue
-        split = app.load_dataset(config, name).split("test")
+        split = common.load_dataset(config, name).split("test")
         images[name] = pictures(
             split, np.unique(np.linspace(0, len(split) - 1, config.images).round().astype(int)), size
         )
@@ -78,4 +78,4 @@ def read_images(config: ConfigDict, adapters: Sequence[Adapter], size: int) -> d
 
 
 if __name__ == "__main__":
-    app.run(main, _CONFIG)
+    common.run(main, _CONFIG)

@@ -42,7 +42,7 @@ from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Learnables, Task
 from clipbias.tuning.classifier import Text
 from clipbias.tuning.predict import probabilities
-from experiments import app
+from experiments import common
 from experiments.inputs import find_adapter, split
 
 _CONFIG = "configs/predict.py"
@@ -56,7 +56,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
     classes = task.text if task.method.conditional else task.text_features(params, learnables)
     found, key = [], "texts" if config.texts else "classes"
     began = time.monotonic()
-    with open_workdir(workdir, app.plain(config)), progress(len(files), unit="image", title="predict") as bar:
+    with open_workdir(workdir, common.plain(config)), progress(len(files), unit="image", title="predict") as bar:
         for chunk, pictures in read(files, task, config):
             interruption.check()
             # The last batch is padded, so that one compiled program serves all.
@@ -89,7 +89,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
             metrics.write(1, {"images": len(found), "seconds": round(time.monotonic() - began, 4)})
     for entry in found:
         pairs = zip(entry[key], entry["probabilities"], strict=True)
-        app.tell(f"{entry['image']}: " + ", ".join(f"{name} {100 * p:.1f} %" for name, p in pairs))
+        common.tell(f"{entry['image']}: " + ", ".join(f"{name} {100 * p:.1f} %" for name, p in pairs))
 
 
 def find_images(text: str) -> list[Path]:
@@ -119,7 +119,7 @@ def open_task(config: ConfigDict) -> tuple[Task, Learnables]:
             "texts stand in place of class names and have no template or descriptions; leave out --config.classes, "
             "--config.template and --config.descriptions."
         )
-    options: dict[str, Any] = {"dtype": config.dtype, "descriptions": app.load_descriptions(config, "")}
+    options: dict[str, Any] = {"dtype": config.dtype, "descriptions": common.load_descriptions(config, "")}
     options["free_text"] = texts is not None
     names = texts or names
     if config.adapter:
@@ -173,7 +173,7 @@ def read(files: Sequence[Path], task: Task, config: ConfigDict) -> Iterator[tupl
             except ClipbiasError as error:
                 if config.on_image_error != "skip":
                     raise
-                app.tell(f"skipped: {error}")
+                common.tell(f"skipped: {error}")
                 continue
             chunk.append(path)
         if chunk:
@@ -202,4 +202,4 @@ def classify(
 
 
 if __name__ == "__main__":
-    app.run(main, _CONFIG)
+    common.run(main, _CONFIG)

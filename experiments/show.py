@@ -18,7 +18,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.report.run_tables import FORMATS, render_runs
 from clipbias.report.runs import RunRecord, read_workdir
 from clipbias.terminal import printable
-from experiments import app
+from experiments import common
 
 _FORMAT = flags.DEFINE_enum("format", "text", FORMATS, "How to print the tables.")
 _OUTPUT = flags.DEFINE_string("output", "", "PNG file for the training curves; empty draws none.")
@@ -40,7 +40,7 @@ def main(folders: Sequence[str]) -> int:
         except ClipbiasError as error:
             problems.append(str(error))
     if text := render_runs(rows, shown, problems, form=_FORMAT.value):
-        app.tell(*text.removesuffix("\n").split("\n"))
+        common.tell(*text.removesuffix("\n").split("\n"))
     curves = []
     if _OUTPUT.value:
         from clipbias.report.curves import read_curves, save_curves
@@ -58,4 +58,4 @@ def main(folders: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    app.run_arguments(main)
+    common.run_arguments(main)

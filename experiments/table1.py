@@ -33,7 +33,7 @@ from clipbias.training.grid import Grid
 from clipbias.training.packs import Pack, make_packs
 from clipbias.training.results import Results
 from clipbias.training.workdir import note_model, open_part, open_workdir
-from experiments import app, grids
+from experiments import common, grids
 from experiments.configuration import options_by_method
 
 _CONFIG = "configs/demo.py"
@@ -58,7 +58,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
         grids.dry_run(config, options, packs)
         return
     part = Part.named(config.part)
-    settings = app.plain(config)
+    settings = common.plain(config)
     opened = open_workdir(workdir, settings) if part is None else open_part(workdir, settings, part.folder(workdir))
     with opened as own_folder:
         grid = grids.open_grid(config, options, packs, workdir, part=part)
@@ -85,7 +85,7 @@ def write_whole(grid: Grid, packs: Sequence[Pack], workdir: Path) -> None:
         grid.results.read_others()
     cells = sum(len(pack.cells) for pack in packs)
     if len(rows) < cells:
-        app.tell(f"{len(rows)} of {cells} cells are there; the last part to end writes the whole table.")
+        common.tell(f"{len(rows)} of {cells} cells are there; the last part to end writes the whole table.")
 
 
 def compare(workdir: Path) -> None:
@@ -110,10 +110,10 @@ def write_tables(rows: Sequence[Mapping[str, Any]], workdir: Path) -> None:
     figure = report.accuracy_figure(summary)
     write_text(workdir / "table.html", report.to_html(summary, figure_svg=svg_text(figure)))
     save_figure(figure, workdir / "accuracy")
-    app.tell(*report.to_text(summary).split("\n"))
+    common.tell(*report.to_text(summary).split("\n"))
     write_costs(summary, workdir)
     write_class_table(workdir)
-    app.tell(f"Tables and picture: {workdir / 'table.html'}")
+    common.tell(f"Tables and picture: {workdir / 'table.html'}")
 
 
 def write_costs(summary: report.Summary, workdir: Path) -> None:
@@ -125,8 +125,8 @@ def write_costs(summary: report.Summary, workdir: Path) -> None:
     for figure in report.cost_figures(summary):
         figure.save(workdir)
     for table in tables:
-        app.tell(*text_table(table).split("\n"))
+        common.tell(*text_table(table).split("\n"))
 
 
 if __name__ == "__main__":
-    app.run(main, _CONFIG)
+    common.run(main, _CONFIG)

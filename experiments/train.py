@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from clipbias.files import write_text
 from clipbias.training.packs import make_packs
 from clipbias.training.workdir import ADAPTER, note_model, open_workdir
-from experiments import app, grids
+from experiments import common, grids
 
 _CONFIG = "configs/train.py"
 
@@ -27,15 +27,15 @@ def main(config: ConfigDict, workdir: Path) -> None:
     if config.dry_run:
         grids.dry_run(config, options, packs)
         return
-    with open_workdir(workdir, app.plain(config)):
+    with open_workdir(workdir, common.plain(config)):
         grid = grids.open_grid(config, options, packs, workdir, single=True)
         note_model(workdir, grid.trainer.clip)
         (row,) = grid.run(packs)
         if jax.process_index() == 0:
             write_text(workdir / "result.json", json.dumps(row, indent=2) + "\n")
-            app.tell(f"{row['method']} on {row['dataset']}: {row['accuracy']:.2f} % of test images")
-            app.tell(f"{row['parameters']:,} parameters; adapter in {workdir / ADAPTER}")
+            common.tell(f"{row['method']} on {row['dataset']}: {row['accuracy']:.2f} % of test images")
+            common.tell(f"{row['parameters']:,} parameters; adapter in {workdir / ADAPTER}")
 
 
 if __name__ == "__main__":
-    app.run(main, _CONFIG)
+    common.run(main, _CONFIG)

@@ -26,7 +26,7 @@ from clipbias.terminal import printable
 from clipbias.training.progress import Progress
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import load_adapter, save_adapter
-from experiments import app
+from experiments import common
 from tests import helpers
 
 ROOT = Path(__file__).parents[1]
@@ -40,7 +40,7 @@ RUNNERS = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "ya
 # user names, the packages of the API reference, and a tool's own modules in its child process.
 IMPORTERS = {
     "clipbias/tuning/registry.py",
-    "experiments/app.py",
+    "experiments/common.py",
     "experiments/settings.py",
     "tools/make_api_reference.py",
     "tools/benchmarks/worker.py",
@@ -192,7 +192,7 @@ def test_names_do_not_steer_a_terminal(capsys: pytest.CaptureFixture) -> None:
     assert shown == r"\x1b]0;owned\x07\x1b[2Jcat\r\n\u202egod\ud800"
     assert printable("Katze 猫 🐈 é") == "Katze 猫 🐈 é"
     assert str(ClipbiasError(f"no class {HOSTILE}")) == f"no class {shown}".replace(r"\n", "\n")
-    app.tell(HOSTILE, "second")
+    common.tell(HOSTILE, "second")
     bar = Progress(2, title=HOSTILE)
     bar.advance(2, {"dataset": HOSTILE})
     bar.say(HOSTILE)

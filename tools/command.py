@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from clipbias import interruption
 from clipbias.errors import ClipbiasError
-from experiments import app
+from experiments import common
 from tools import STOPPED
 
 
@@ -15,9 +15,9 @@ def run(main: Callable[[Sequence[str]], int]) -> None:
 
     def ended(names: Sequence[str]) -> int:
         status = answer(main, names)
-        return interruption.leave(status, now=status in app.STOPPED)
+        return interruption.leave(status, now=status in common.STOPPED)
 
-    app.run_arguments(ended)
+    common.run_arguments(ended)
 
 
 def answer(main: Callable[[Sequence[str]], int], names: Sequence[str]) -> int:
@@ -32,7 +32,7 @@ def answer(main: Callable[[Sequence[str]], int], names: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        return app.broken_disk(error)
+        return common.broken_disk(error)
     except interruption.Interrupted as error:
         interruption.claim()
         print(STOPPED, file=sys.stderr)

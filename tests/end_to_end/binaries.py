@@ -12,7 +12,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments import app
+from experiments import common
 from tests.forks import ROOT, Fork
 
 
@@ -51,12 +51,12 @@ def assert_recorded(workdir: Path, *results: str, metrics: str = "metrics.jsonl"
 
 def answer_here(binary: ModuleType, settings: dict[str, Any], workdir: Path) -> tuple[int, str]:
     """What a binary answers without a process of its own, on one device: its exit status and what it says on stderr."""
-    config = app.own_config(binary.main)
+    config = common.own_config(binary.main)
     config.update(settings)
     if "mesh" in config:
         config.mesh.data = 1
     with redirect_stderr(io.StringIO()) as said:
-        status = app.answer(binary.main, config, str(workdir))
+        status = common.answer(binary.main, config, str(workdir))
     return status, said.getvalue()
 
 

@@ -19,7 +19,7 @@ from clipbias.training import evaluator, loop
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import save_adapter
-from experiments import app
+from experiments import common
 from tools.disturb import comparable
 
 
@@ -42,7 +42,7 @@ def answer(model: Path, workdir: Path) -> int:
     config = configs.demo.get_config()
     config.model, config.methods, config.datasets = str(model), ("zero_shot", "vpt"), ("demo/digits",)
     config.shots, config.seeds, config.epochs, config.eval_batch_size, config.mesh.data = (1,), (1,), 3, 100, 1
-    return app.answer(experiments.table1.main, config, str(workdir))
+    return common.answer(experiments.table1.main, config, str(workdir))
 
 
 @pytest.fixture(scope="module")
@@ -91,13 +91,13 @@ def test_explain(model: Path, clip: Clip, tmp_path: Path, monkeypatch: pytest.Mo
     config = configs.explain.get_config()
     config.model, config.adapters, config.dataset = str(model), str(tmp_path / "a.safetensors"), "demo/digits"
     config.batch_size, config.image_limit, config.figures, config.mesh.data = 16, 64, "vision_attention", 1
-    assert app.answer(experiments.explain.main, config, str(tmp_path / "whole")) == 0
+    assert common.answer(experiments.explain.main, config, str(tmp_path / "whole")) == 0
     notice_at(monkeypatch, study, "merge", 6)
-    assert app.answer(experiments.explain.main, config, str(tmp_path / "cut")) == 143
+    assert common.answer(experiments.explain.main, config, str(tmp_path / "cut")) == 143
     assert "stopped; the same command continues." in capsys.readouterr().err
     assert list((tmp_path / "cut" / "parts").glob("*.npz"))
     monkeypatch.undo()
-    assert app.answer(experiments.explain.main, config, str(tmp_path / "cut")) == 0
+    assert common.answer(experiments.explain.main, config, str(tmp_path / "cut")) == 0
     assert comparable(tmp_path / "whole") == comparable(tmp_path / "cut")
 
 
@@ -110,8 +110,8 @@ def test_the_end_of_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             write_text(workdir / "result.json", "{}")
 
     write.__module__ = experiments.table1.__name__
-    monkeypatch.setattr(app, "own_config", lambda main: configs.demo.get_config())
-    assert app.answer(write, configs.demo.get_config(), str(tmp_path)) == 130
+    monkeypatch.setattr(common, "own_config", lambda main: configs.demo.get_config())
+    assert common.answer(write, configs.demo.get_config(), str(tmp_path)) == 130
     assert (tmp_path / "result.json").exists()
     assert json.loads((tmp_path / "state.json").read_text())["state"] == "interrupted"
     assert not list(tmp_path.glob(f"{PART}*"))

@@ -35,7 +35,7 @@ from clipbias.training.settings import GridSettings
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import save_adapter
 from clipbias.tuning.recipe import Recipe
-from experiments import app
+from experiments import common
 from tests.fuzz.answers import ANYTHING, EXTREME, answered
 
 SMALL = {"epochs": 1, "batch_size": 4, "eval_batch_size": 4, "checkpoint_seconds": 60.0}
@@ -115,7 +115,7 @@ def run(binary: str, config: ConfigDict, workdir: Path) -> str | None:
 
     def call() -> None:
         with mock.patch("builtins.print") as said:
-            status = app.answer(BINARIES[binary].main, config, str(workdir))
+            status = common.answer(BINARIES[binary].main, config, str(workdir))
         errors = [call.args[0] for call in said.call_args_list if str(call.args[0]).startswith("error: ")]
         assert status == len(errors) and status in (0, 1)
         if errors:

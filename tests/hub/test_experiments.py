@@ -11,7 +11,7 @@ from clipbias.clip.pins import PINS
 from configs import base
 from configs import table1 as table1_config
 from configs import train as train_config
-from experiments import app, table1, train
+from experiments import common, table1, train
 from experiments.inputs import find_adapter
 from tests import helpers
 from tests.data import miniatures
@@ -47,14 +47,14 @@ def test_a_dry_run_of_the_papers_table(official: Hub, tmp_path: Path, capsys: py
     config.update(datasets=("eurosat",), methods=("zero_shot", "bias"), shots=(4,))  # each program takes seconds
     miniatures.make(tmp_path / "data", "eurosat")
     config.data_dir = str(tmp_path / "data")
-    assert app.answer(table1.main, config) == 0, capsys.readouterr().err
+    assert common.answer(table1.main, config) == 0, capsys.readouterr().err
     assert "cells" in capsys.readouterr().out
     assert weights(official) == ["flax_model.msgpack"]
     assert "README.md" not in official.downloaded()
 
 
 def test_the_requests_of_a_download_are_no_progress(official: Hub, caplog: pytest.LogCaptureFixture) -> None:
-    app.quiet()
+    common.quiet()
     with caplog.at_level(logging.INFO):
         clipbias.load(DEFAULT)
     assert official.requests
@@ -67,7 +67,7 @@ def test_training(official: Hub, tmp_path: Path, capsys: pytest.CaptureFixture) 
     config.update(data_dir=str(tmp_path / "data"), dataset="eurosat", shots=1, epochs=1, batch_size=4)
     config.mesh.data = 1
     workdir = tmp_path / "run"
-    assert app.answer(train.main, config, str(workdir)) == 0, capsys.readouterr().err
+    assert common.answer(train.main, config, str(workdir)) == 0, capsys.readouterr().err
     assert weights(official) == ["flax_model.msgpack"]
     model = json.loads((workdir / "environment.json").read_text())["model"]
     commit = PINS[DEFAULT].commit

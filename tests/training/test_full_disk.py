@@ -28,7 +28,7 @@ from clipbias.training.results import Results
 from clipbias.training.workdir import STATE, open_workdir
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import load_adapter, save_adapter
-from experiments import app
+from experiments import common
 
 
 @contextlib.contextmanager
@@ -124,7 +124,7 @@ def test_the_last_text_stays(tmp_path: Path) -> None:
 def test_orbax_tells_its_errors_to_us_alone() -> None:
     """It logs them with a traceback, and raises them as well."""
     before = [*logging.get_absl_handler().filters]
-    app.quiet()
+    common.quiet()
     try:
         (told,) = [one for one in logging.get_absl_handler().filters if one not in before]
         own = ("name", python_logging.ERROR, "/site-packages/orbax/a.py", 1, "failed", ())

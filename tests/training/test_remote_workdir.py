@@ -14,7 +14,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.files import PART
 from clipbias.training import loop, processes, remote_workdir
 from clipbias.training.remote_workdir import Copy, local_folder
-from experiments import app
+from experiments import common
 from tests.bucket import Bucket
 from tools.disturb import comparable
 
@@ -78,7 +78,7 @@ def test_a_grid_that_was_stopped_continues_elsewhere(
     config = configs.demo.get_config()
     config.model, config.methods, config.datasets = str(model), ("vpt",), ("demo/digits",)
     config.shots, config.seeds, config.epochs, config.eval_batch_size, config.mesh.data = (1,), (1,), 3, 100, 1
-    assert app.answer(experiments.table1.main, config, str(tmp_path / "whole")) == 0
+    assert common.answer(experiments.table1.main, config, str(tmp_path / "whole")) == 0
     original, calls = loop.train_step, []
 
     def noticed(*arguments: Any, **options: Any) -> Any:
@@ -89,9 +89,9 @@ def test_a_grid_that_was_stopped_continues_elsewhere(
 
     with monkeypatch.context() as patched:
         patched.setattr(loop, "train_step", noticed)
-        assert app.answer(experiments.table1.main, config, RUN) == 143
+        assert common.answer(experiments.table1.main, config, RUN) == 143
     assert "has no lock" in caplog.text and any("checkpoints/" in name for name in names(bucket))
-    assert app.answer(experiments.table1.main, config, RUN) == 0
+    assert common.answer(experiments.table1.main, config, RUN) == 0
     assert not any("checkpoints/" in name for name in names(bucket))
     (tmp_path / "again").mkdir()
     Copy(RUN, tmp_path / "again").fetch()
