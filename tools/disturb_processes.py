@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from clipbias.errors import ClipbiasError
 from clipbias.files import read_json, read_json_lines
 from tools.disturb import COMMANDS, Command, Trials, comparable
 
@@ -212,7 +213,10 @@ def disturbed(name: str, program: Program, trials: Trials, count: int, whole: Ma
     ends = job.ends(LENGTH if gone is None else LIMIT, but=gone)
     took = time.monotonic() - began
     said, statuses = {sentence(errors) for _, errors in ends}, {status for status, _ in ends}
-    state = read_json(out / "state.json", dict)
+    try:
+        state = read_json(out / "state.json", dict)
+    except ClipbiasError as error:
+        state = {"state": "not there", "error": error}
     print(f"{name}: after {took:.0f} s status {statuses}, {state['state']}: {' | '.join(sorted(said))}", flush=True)
     if len(said) > 1 or len(statuses) > 1:
         yield "they do not end alike"

@@ -16,8 +16,8 @@ from typing import Any
 # What a process is made to fail with, from its so many-th call of a function on.
 IO_ERROR, NO_SPACE = OSError(errno.EIO, os.strerror(errno.EIO)), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 FAILURES: Mapping[str, tuple[str, str, Exception, int]] = {
-    "evaluation": ("clipbias.training.evaluate", "score", IO_ERROR, 1),
-    "program": ("clipbias.training.evaluate", "answers", IO_ERROR, 1),
+    "evaluation": ("clipbias.training.evaluator", "score", IO_ERROR, 1),
+    "program": ("clipbias.training.evaluator", "answers", IO_ERROR, 1),
     "table": ("clipbias.report", "to_markdown", NO_SPACE, 1),
 }
 
