@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from clipbias.errors import ClipbiasError
-from clipbias.files import check_file, shorten
+from clipbias.files import check_file, reason, shorten
 
-FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
+FILES = (
+    *("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"),
+    "added_tokens.json",
+)
 CLIP_VOCABULARY = 49408
 # OpenAI's list of byte-pair merges (github.com/openai/CLIP, MIT licence), of which CLIP uses the first.
 MERGES = "bpe_simple_vocab_16e6.txt.gz"
@@ -25,7 +28,7 @@ def read_tokenizer(folder: Path) -> Any:
     """The `transformers.CLIPTokenizerFast` in a folder.
 
     Raises:
-      ClipbiasError: there is none, or it is damaged.
+      ClipbiasError: there is none, it is damaged, or it may not or cannot be read.
     """
     if not has_tokenizer(folder):
         raise ClipbiasError(f"{folder} has no tokenizer (tokenizer.json, or vocab.json and merges.txt).")
@@ -41,6 +44,8 @@ def read_tokenizer(folder: Path) -> Any:
             raise ValueError("it lacks tokens")
         return loaded
     except Exception as error:  # whatever the tokenizer library raises on a damaged file
+        if isinstance(error, OSError) and error.errno:  # of the file system's own, which is no damage
+            raise ClipbiasError(f"cannot read {error.filename or folder}: {reason(error)}; see to the file.") from error
         words = shorten(" ".join(str(error).split()), 300)
         raise ClipbiasError(f"the tokenizer in {folder} cannot be read ({words}); fetch it again.") from error
 
