@@ -235,12 +235,14 @@ def leave(status: int, *, now: bool = False) -> int:
 
     Args:
       status: of the work.
-      now: end the process. Stopped in the middle of its work, the interpreter may crash while it takes itself down.
+      now: end the process. Stopped in the middle of its work, the interpreter may crash while it takes itself down, or
+        wait for threads that are stuck.
     """
     if _watch is not None:
         _watch.outcome = status
         if now:
-            sys.stdout.flush()
-            sys.stderr.flush()
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(OSError):  # whoever should read it is gone
+                    stream.flush()
             os._exit(status)
     return status

@@ -25,9 +25,6 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that is wr
 # Device files of NVIDIA GPUs, AMD GPUs and TPUs.
 ACCELERATORS = ("/dev/nvidia0", "/dev/kfd", "/dev/accel0", "/dev/vfio/0")
 
-# What a shell reports for processes that SIGINT and SIGTERM ended.
-STOPPED = (130, 143)
-
 
 def run(main: Callable[[ConfigDict, Path], Any], default: str) -> None:
     """Runs a binary: `main(config, workdir)`, see `answer`.
@@ -78,13 +75,12 @@ def run_arguments(main: Callable[[Sequence[str]], int]) -> None:
 
 
 def end(status: int) -> int:
-    """Says that the work is over, and ends the process where it was stopped; returns the status otherwise.
+    """Says that the work is over, and ends the process unless all went well; returns the status then.
 
-    A process of a job that did not come to a good end is ended, too: taken down in order, it would wait for the others.
+    Taken down in order, it would wait: for the other processes of a job, and for threads in which a checkpoint is
+    written, which stay for minutes after the disk failed.
     """
-    from clipbias.training import processes
-
-    return interruption.leave(status, now=status in STOPPED or (status != 0 and processes.several()))
+    return interruption.leave(status, now=status != 0)
 
 
 def answer(main: Callable[[ConfigDict, Path], Any], config: ConfigDict, workdir: str | None = None) -> int:

@@ -8,12 +8,15 @@ import signal
 import subprocess
 import sys
 import textwrap
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from clipbias import interruption
 from clipbias.interruption import SIGNALS, Interrupted, check, noted
+from experiments import common
 
 ROOT = Path(__file__).parents[1]
 
@@ -114,6 +117,16 @@ def test_work_that_is_done_is_not_undone(tmp_path: Path) -> None:
     process.terminate()
     assert process.communicate(timeout=60)[1] == ""
     assert process.returncode == 3
+
+
+@pytest.mark.parametrize("status", [0, 1, 143])
+def test_only_a_good_end_waits_for_what_still_runs(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the disk failed, the storage library's threads wait for minutes for what will not come."""
+    ended: list[int] = []
+    monkeypatch.setattr(interruption, "_watch", types.SimpleNamespace(outcome=None))
+    monkeypatch.setattr(os, "_exit", ended.append)
+    assert common.end(status) == status
+    assert ended == ([status] if status else [])
 
 
 def test_the_end_of_the_interpreter_is_not_disturbed(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ def run(main: Callable[[Sequence[str]], int]) -> None:
 
     def ended(names: Sequence[str]) -> int:
         status = answer(main, names)
-        return interruption.leave(status, now=status in common.STOPPED)
+        return interruption.leave(status, now=status != 0)
 
     common.run_arguments(ended)
 

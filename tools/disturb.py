@@ -166,7 +166,11 @@ class Trials:
         except subprocess.TimeoutExpired:
             process.send_signal(how)
             sent = time.monotonic()
-            _, errors = process.communicate(timeout=300)
+            try:
+                _, errors = process.communicate(timeout=300)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                _, errors = process.communicate()
         return process.returncode, errors, 0.0 if sent is None else time.monotonic() - sent
 
     def differences(self, out: str) -> list[str]:
@@ -292,7 +296,11 @@ def main(arguments: Sequence[str]) -> int:
         for way, (count, disturbed) in ways.items():
             if times := len(range(index, count, len(names))):
                 place = parsed.work / name / way.replace(" ", "_")
-                problems = disturbed(Trials(COMMANDS[name], place, parsed.model, environment), times, random.Random())
+                try:
+                    trials = Trials(COMMANDS[name], place, parsed.model, environment)
+                    problems = disturbed(trials, times, random.Random())
+                except RuntimeError as error:  # it did not continue
+                    problems = [str(error)]
                 told = "; ".join(problems) or "the same files with the same content"
                 print(f"{name}: {times} times {way}; {told}", flush=True)
                 bad += bool(problems)

@@ -19,6 +19,8 @@ from tools.disturb import Trials
 
 SOURCE = Path(__file__).with_name("faults.c")
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EDQUOT)
+# Seconds in which a command whose disk breaks must end.
+LIMIT = 180.0
 
 
 def build(folder: Path) -> Path:
@@ -67,24 +69,33 @@ def half_made(folder: Path) -> list[str]:
 def disturb(trials: Trials, times: int, moments: random.Random) -> list[str]:
     """Runs a command with a disk that breaks, so many times; returns what is wrong, which should be nothing.
 
-    The writes at which it breaks are spread over those of an undisturbed run. Arguments as in `tools.disturb.disturb`.
+    The writes at which it breaks are spread over those of an undisturbed run. Two runs may differ by a few writes: one
+    that ends before its disk breaks says nothing, and is tried again with an earlier one. Arguments as in
+    `tools.disturb.disturb`.
     """
     library, work = build(trials.work / "library"), trials.work
     trials.run("whole", environment_of(library, work / "whole"))
-    count, problems = writes(library), []
+    count, problems, missed = writes(library), [], 0
     for index, number in zip(range(times), itertools.cycle(ERRORS), strict=False):
-        out, at = f"broken{index}", 1 + int((index + moments.random()) * count / times)
-        failing = environment_of(library, work / out, at=at, number=number)
-        status, errors, _ = trials.interrupt(out, after=600, environment=failing)
+        at = 1 + int((index + moments.random()) * count / times)
+        while True:
+            out = f"broken{index + missed}"
+            failing = environment_of(library, work / out, at=at, number=number)
+            status, errors, waited = trials.interrupt(out, after=LIMIT, environment=failing)
+            if status != 0 or writes(library) >= at:
+                break
+            problems += [f"{out}, whose disk was whole: {one}" for one in trials.differences(out)]
+            at, missed = max(1, int(moments.uniform(0.5, 1.0) * writes(library))), missed + 1
         where = f"{errno.errorcode[number]} at write {at} of {count}"
         print(f"{trials.command.module}: {where}: status {status} ({index + 1}/{times})", file=sys.stderr)
         told = [line for line in errors.splitlines() if line.startswith("error: ")]
-        missed = status == 0 and writes(library) < at  # it wrote less this time
-        if not missed and (status != 1 or len(told) != 1 or "Traceback" in errors):
+        if waited:
+            problems.append(f"{where}: it does not end, {errors[-1500:]!r}")
+        elif status != 1 or len(told) != 1 or "Traceback" in errors:
             problems.append(f"{where}: status {status}, {errors[-1500:]!r}")
         if left := half_made(work / out):
             problems.append(f"{where}: left {', '.join(left)}")
-        if not missed:
+        if trials.differences(out):  # else it had written all that counts
             trials.run(out)
         problems += [f"{where}: {one}" for one in trials.differences(out)]
     return problems
