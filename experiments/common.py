@@ -199,6 +199,9 @@ def quiet() -> None:
             "/orbax/" not in record.pathname or (record.levelno >= python_logging.WARNING and not record.exc_info)
         )
     )
+    # And where one array of a checkpoint could not be written, its storage library tells of the others too late.
+    told = sys.unraisablehook
+    sys.unraisablehook = lambda lost: None if str(lost.exc_value) == "Event loop is closed" else told(lost)
 
 
 def start() -> None:

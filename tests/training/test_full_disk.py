@@ -1,13 +1,15 @@
 """A disk that fills up while something is saved: one sentence, and what was there before stays."""
 
+import asyncio
 import contextlib
 import errno
 import json
 import logging as python_logging
 import os
 import resource
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -121,9 +123,11 @@ def test_the_last_text_stays(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_text() == "first"
 
 
-def test_orbax_tells_its_errors_to_us_alone() -> None:
-    """It logs them with a traceback, and raises them as well."""
+def test_orbax_tells_its_errors_to_us_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It logs them with a traceback, and raises them as well; what it wrote of others has nobody to be told to."""
     before = [*logging.get_absl_handler().filters]
+    lost: list[str] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda one: lost.append(str(one.exc_value)))
     common.quiet()
     try:
         (told,) = [one for one in logging.get_absl_handler().filters if one not in before]
@@ -132,6 +136,19 @@ def test_orbax_tells_its_errors_to_us_alone() -> None:
         assert told(python_logging.LogRecord(*own, None))
         elsewhere = (*own[:2], "/site-packages/jax/a.py", *own[3:])
         assert told(python_logging.LogRecord(*elsewhere, (OSError, OSError(), None)))
+        loop = asyncio.new_event_loop()
+        loop.close()
+
+        class Telling:
+            def __init__(self, tell: Callable[[], object]) -> None:
+                self.tell = tell
+
+            def __del__(self) -> None:
+                self.tell()
+
+        Telling(lambda: loop.call_soon_threadsafe(print))
+        Telling(lambda: 1 / 0)
+        assert lost == ["division by zero"]
     finally:
         logging.get_absl_handler().filters = before
 
