@@ -26,6 +26,35 @@ class RecipeFacts(TypedDict, total=False):
     batch_size: _Size
 
 
+class TriedFacts(TypedDict, total=False):
+    """A learning rate that was tried, its mean accuracy and its mean cross-entropy on validation images."""
+
+    learning_rate: Required[_Seconds]
+    accuracy: _Percent
+    loss: float
+
+
+# Named as in the file, `for` being a word of Python's.
+ChoiceFacts = TypedDict("ChoiceFacts", {"for": str, "cells": Count, "tried": list[TriedFacts]}, total=False)
+
+
+class RateFacts(TypedDict, total=False):
+    """The learning rate of a method, on one dataset and with so many shots where these are given."""
+
+    method: Required[str]
+    learning_rate: Required[_Seconds]
+    dataset: str
+    shots: Count
+    tried: list[TriedFacts]
+
+
+class RatesFile(TypedDict, total=False):
+    """`rates.json`: what was chosen, and where it comes from."""
+
+    rates: Required[list[RateFacts]]
+    chosen: dict[str, Any]
+
+
 class _Cell(TypedDict):
     """What names a cell of a grid, and how it ended."""
 
@@ -47,6 +76,11 @@ class _Values(TypedDict, total=False):
     dtype: str
     learning_rate: _Seconds
     recipe: RecipeFacts
+    choice: ChoiceFacts
+    validation_accuracy: _Percent
+    validation_correct: Count
+    validation_images: Count
+    validation_loss: float
     loss: float
     steps: Count
     accuracy: _Percent
@@ -142,6 +176,7 @@ class Settings(TypedDict, total=False):
     seeds: list[Count]
     learning_rate: float
     learning_rates: list[float]
+    choose: str
 
 
 class InterpretedAdapter(TypedDict, total=False):

@@ -38,6 +38,9 @@ def get_config() -> ConfigDict:
 
     # Learning rate of the first epoch after the warm-up, from which it falls along a cosine.
     config.learning_rate = 0.0025
+    # JSON file of learning rates by method that take precedence over `learning_rate`, as a choice writes it
+    # (`rates.json` in its work folder, docs/runs.md); empty for none.
+    config.rates_file = ""
     # Passes over the training images, those of the warm-up among them.
     config.epochs = 10
     # Epochs at the start whose learning rate is constant.

@@ -42,8 +42,11 @@ def get_config() -> ConfigDict:
     config.protocol = "few_shot"
     # Datasets that "cross_dataset" and "domain_generalization" evaluate on besides; empty takes the literature's.
     config.targets = ()
-    # Learning rates that take precedence over `learning_rate`, each with rows of its own.
+    # Learning rates that are tried on validation images to choose from; empty takes `learning_rate` for every method.
     config.learning_rates = ()
+    # What a learning rate is chosen for: each "method" on all datasets and shots together, or each "cell" (method,
+    # dataset and shots); with "none" all are tested instead, each with rows of its own.
+    config.choose = "method"
     # Cells trained side by side in one program; 0 takes all seeds and learning rates of one method, dataset and shots.
     config.runs_per_program = 0
     # Where a dataset cannot be used: "raise" before anything is trained, or "skip" its cells.

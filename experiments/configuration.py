@@ -16,6 +16,7 @@ from clipbias.data.pipeline import ON_ERROR
 from clipbias.data.workers import MOST_WORKERS
 from clipbias.errors import ClipbiasError
 from clipbias.training.profile import PROFILES
+from clipbias.training.rates import CHOICES as CHOICES_OF_RATES
 from clipbias.training.settings import ON_MISSING
 
 _Number = Annotated[float, Range(0)]
@@ -34,6 +35,7 @@ KINDS: Mapping[str, Any] = {
     # Empty in the configuration files, so that they have no item to show its type.
     "layers": tuple[Count, ...],
     "learning_rates": tuple[_Number, ...],
+    "choose": Annotated[str, Choices(CHOICES_OF_RATES)],
     "dtype": Annotated[str, Choices(CHOICES)],
     "on_image_error": Annotated[str, Choices(ON_ERROR)],
     "check_images": Annotated[str, Choices(inspection.HOW)],

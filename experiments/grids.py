@@ -1,6 +1,7 @@
 """What `train` and `table1` have in common: the grid that a configuration describes, and its dry run."""
 
 import contextlib
+import dataclasses
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,17 +10,20 @@ from typing import Any
 from ml_collections import ConfigDict
 
 import clipbias
+import configs
 from clipbias.clip import precision
-from clipbias.files import data_path
+from clipbias.files import data_path, user_path
 from clipbias.remote import is_remote
 from clipbias.training import mesh as meshes
 from clipbias.training import processes
 from clipbias.training.account import account_lines
+from clipbias.training.choosing import ChoosingGrid
 from clipbias.training.dealing import Part
 from clipbias.training.forecast import forecast
 from clipbias.training.grid import Grid
 from clipbias.training.packs import Pack
 from clipbias.training.plan import OTHER_SHARE, device_rate
+from clipbias.training.rates import NONE, Rates
 from clipbias.training.settings import GridSettings
 from clipbias.training.topology import Topology, open_topology
 from clipbias.tuning.recipe import Recipe
@@ -78,15 +82,22 @@ def open_grid(
     if config.descriptions:  # named by their content
         names = {pack.dataset for pack in packs}
         inputs["descriptions"] = {name: common.load_descriptions(config, name).digest for name in sorted(names)}
+    if config.rates_file:
+        settings = dataclasses.replace(settings, rates=Rates.read(rates_path(config.rates_file)))
     mesh = meshes.make_mesh(**config.mesh, devices=None if topology is None else topology.devices)
     clip, recipe = clipbias.load(config.model), Recipe.from_config(config)
     processes.same(f"the model {config.model}", clip.fingerprint)
-    return Grid(
-        *(clip, recipe, settings, lambda name: common.load_dataset(config, name), workdir),
-        mesh=mesh,
-        single=single,
-        part=part,
-    )
+    arguments = clip, recipe, settings, lambda name: common.load_dataset(config, name), workdir
+    if config.get("learning_rates") and config.choose != NONE:
+        return ChoosingGrid(*arguments, mesh=mesh, part=part, scope=config.choose)
+    return Grid(*arguments, mesh=mesh, single=single, part=part)
+
+
+def rates_path(name: str) -> Path:
+    """A file of learning rates: where its name says, or among the configurations that come with the program."""
+    path = user_path(name)
+    own = Path(configs.__file__).parent / name
+    return own if own.is_file() and not path.exists() else path
 
 
 def dry_run(config: ConfigDict, options: Mapping[str, Any], packs: Sequence[Pack]) -> None:

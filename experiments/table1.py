@@ -9,7 +9,8 @@ Continues where it stopped. Writes `results.jsonl` (a line per cell), `table.md`
 `accuracy` and the tuned adapters; `costs.md` groups the methods by kind and tells what they cost, which the pictures
 `accuracy_by_parameters` and `accuracy_by_time` draw; `classes.csv` has every class's accuracy. `--compare` shows what
 is finished beside published results and runs nothing. `--config.part` runs one of several parts, which independent jobs
-may run side by side in one folder.
+may run side by side in one folder. With `--config.learning_rates` each method's rate is chosen on validation images
+first, and `rates.json` tells which (`--config.choose`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,7 +31,7 @@ from clipbias.report.style import save_figure, svg_text
 from clipbias.report.table import markdown_table, text_table
 from clipbias.training.dealing import Part
 from clipbias.training.grid import Grid
-from clipbias.training.packs import Pack, make_packs
+from clipbias.training.packs import Pack, cells_of, make_packs
 from clipbias.training.results import Results
 from clipbias.training.workdir import note_model, open_part, open_workdir
 from experiments import common, grids
@@ -83,7 +84,7 @@ def write_whole(grid: Grid, packs: Sequence[Pack], workdir: Path) -> None:
         write_tables(rows, workdir)
         written = rows
         grid.results.read_others()
-    cells = sum(len(pack.cells) for pack in packs)
+    cells = cells_of(grid.tests(packs))
     if len(rows) < cells:
         common.tell(f"{len(rows)} of {cells} cells are there; the last part to end writes the whole table.")
 

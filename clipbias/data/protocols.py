@@ -45,7 +45,8 @@ class Plan:
       source: The classes to train on; its "train" and, where there is one, "val" split hold the picks.
       evaluations: What to evaluate, in the table's order.
       validation: Gives all images that settings may be chosen on, or None: the dataset's "val" split of the training
-        classes; where it has none, training images that were not picked, at most as many of a class as picks.
+        classes without images that are evaluated, as all of ImageNet's are; where none is left, training images that
+        were not picked, at most as many of a class as picks and at most 4.
       unlabelled: Gives all training images of the training classes, to pick by pseudo-labels from.
     """
 
@@ -76,7 +77,22 @@ def pseudo_labels(dataset: Dataset, *, shots: int, seed: int) -> Plan:
 def full(dataset: Dataset) -> Plan:
     """All training images."""
     train = dataset.split("train")
-    return Plan("full", dataset, (_same_classes("test", dataset),), lambda: train, lambda: dataset.splits.get("val"))
+
+    def validation() -> Split | None:
+        return validation_beside(dataset.split("test"), dataset.splits.get("val"))
+
+    return Plan("full", dataset, (_same_classes("test", dataset),), lambda: train, validation)
+
+
+def validation_beside(evaluated: Split, validation: Split | None) -> Split | None:
+    """Validation images but those that are evaluated, as all of ImageNet's are; `None` where none is left."""
+    if validation is None:
+        return None
+    known = set(evaluated.keys)
+    left = [index for index, key in enumerate(validation.keys) if key not in known]
+    if len(left) == len(validation):
+        return validation
+    return validation.subset(left) if left else None
 
 
 def base_to_new(dataset: Dataset, *, shots: int, seed: int) -> Plan:
@@ -203,8 +219,9 @@ def _validation(dataset: Dataset, picks: Dataset, shots: int, seed: int) -> Call
     """See `Plan.validation`; drawn when it is asked for."""
 
     def validation() -> Split | None:
-        if "val" in dataset.splits:
-            return dataset.split("val")
+        own = validation_beside(dataset.split("test"), dataset.splits.get("val"))
+        if own is not None:
+            return own
         train, picked = dataset.split("train"), set(picks.split("train").keys)
         rest = train.subset([index for index, key in enumerate(train.keys) if key not in picked])
         chosen, _ = draw(rest, None, shots=min(shots, MAX_VAL_SHOTS), seed=seed)

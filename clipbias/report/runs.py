@@ -187,7 +187,7 @@ def _grid(
     read = (row for inside in (folder, *parts) for row in read_lines(inside / "results.jsonl", schema.Row))
     lines: list[Mapping[str, Any]] = [row for row in read if own is None or row["config_hash"] in own]
     # Some methods bring a rate of their own: it tells cells apart only where rates are compared.
-    own_rates = {} if common.config.get("learning_rates") else {"learning_rate": None}
+    own_rates = {} if _tests_all_rates(common.config) else {"learning_rate": None}
     latest: dict[tuple[Any, ...], Mapping[str, Any]] = {}
     for row in lines:
         cell = tuple({**row, **own_rates}.get(axis) for axis in _AXES.values())
@@ -209,6 +209,9 @@ def _grid(
         told += f"; {len(failed)} of {len(wanted)} cells failed: {failed[0].get('error')}"
     values: dict[str, Any] = {axis: _values(common.config, plural) for plural, axis in _AXES.items()}
     values["accuracy"] = _mean_accuracies(rows, values["method"])
+    rates = {row.get("learning_rate") for row in rows if row.get("choice")} - {None}
+    if rates:
+        values["learning_rate"] = sorted(rates)
     waiting = [row["waiting_share"] for row in rows if row.get("waiting_share") is not None]
     values["waiting"] = sum(waiting) / len(waiting) if waiting else None
     return [dataclasses.replace(common, state=told, **values)]
@@ -269,10 +272,15 @@ _AXES = {
 
 
 def _values(config: Mapping[str, Any], axis: str) -> list[Any]:
-    if axis == "learning_rates" and not config.get(axis):
+    if axis == "learning_rates" and not _tests_all_rates(config):
         return [config.get("learning_rate")]
     values = config.get(axis) or []
     return values if isinstance(values, list) else [values]
+
+
+def _tests_all_rates(config: Mapping[str, Any]) -> bool:
+    """Whether each learning rate has cells of its own; before there was a choice each had."""
+    return bool(config.get("learning_rates")) and config.get("choose") in (None, "none")
 
 
 def _cells(config: Mapping[str, Any]) -> list[tuple[Any, ...]]:
@@ -280,7 +288,7 @@ def _cells(config: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     methods, datasets, shots, seeds, rates = (_values(config, axis) for axis in _AXES)
     product = itertools.product(datasets, methods, shots, rates, seeds)
     drawn, rated = ({method: asked(method) for method in methods} for asked in (draws, trains))
-    rated |= dict.fromkeys(methods, False) if not config.get("learning_rates") else {}
+    rated |= dict.fromkeys(methods, False) if not _tests_all_rates(config) else {}
     cells = (
         (m, d, count, seed, rate if rated[m] else None) if drawn[m] else (m, d, 0, 0, None)
         for d, m, count, rate, seed in product

@@ -89,6 +89,28 @@ def logits(
 
 
 @functools.partial(jax.jit, static_argnames=("classifier", "runs"))
+def verdicts(
+    classifier: Classifier,
+    params: Params,
+    learnables: Learnables,
+    images: jax.Array,
+    text: Text,
+    mask: jax.Array,
+    labels: jax.Array,
+    *,
+    runs: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Under each run, whether the most likely class of each image is its label, and the label's `-log p`, `[R, B]`.
+
+    Labels are `[B]`; what is said where one is -1 means nothing.
+    """
+    found = logits(classifier, params, learnables, images, text, mask, runs=runs).astype(jnp.float32)
+    own = jnp.maximum(labels, 0)[None, :, None]
+    loss = jax.nn.logsumexp(found, axis=-1) - jnp.take_along_axis(found, own, axis=-1)[..., 0]
+    return found.argmax(-1) == labels, loss
+
+
+@functools.partial(jax.jit, static_argnames=("classifier", "runs"))
 def answers(
     classifier: Classifier,
     params: Params,

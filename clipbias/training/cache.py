@@ -5,6 +5,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -15,17 +16,18 @@ from clipbias.data.contents import contents
 from clipbias.data.few_shot import MAX_VAL_SHOTS, confident
 from clipbias.data.images import Decoded, Images
 from clipbias.data.pipeline import without_unreadable
+from clipbias.data.protocols import validation_beside
 from clipbias.data.workers import Workers
+from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
-from clipbias.training.evaluate import validation_beside
 from clipbias.training.evaluator import Budget, Evaluator
-from clipbias.training.features import TrainingFeatures
+from clipbias.training.features import TrainingFeatures, support_features
 from clipbias.training.loop import Run
 from clipbias.training.packs import Pack
 from clipbias.training.settings import GridSettings
 from clipbias.training.step import place_text
 from clipbias.training.workdir import stable_hash
-from clipbias.tuning import Sampling, Task, make_method
+from clipbias.tuning import Samples, Sampling, Task, make_method
 from clipbias.tuning.method import Method
 
 PSEUDO_LABELS = "pseudo_labels"  # the protocol under which no method sees a label
@@ -102,6 +104,8 @@ class Cache:
     def image_hash(self, pack: Pack) -> str:
         """A short hash of which images, by name, label and content, and which classes a pack trains and evaluates on.
 
+        Of a trial these are validation images.
+
         Raises:
           ClipbiasError: an image cannot be read, unless those are skipped.
         """
@@ -111,16 +115,17 @@ class Cache:
         """`image_hash`, and the one that earlier versions wrote, which told images apart by name and label alone."""
         method = self.method(pack)
         sampling = method.sampling()
-        validates = sampling is not None and sampling.validation
+        validates = (sampling is not None and sampling.validation) or pack.tries
         unlabelled = self.is_unlabelled(pack)
-        key = (method.draws, validates, unlabelled, *self._draw(pack))
+        key = (method.draws, validates, unlabelled, pack.tries, *self._draw(pack))
         if key not in self._image_hashes:
             plans = self.plans(pack)
             trained = [
                 plan.unlabelled() if unlabelled else plan.source.split("train") for plan in plans if method.draws
             ]
             used = [(plan.source, train) for plan, train in zip(plans, trained, strict=False)]
-            used += [(one.dataset, one.dataset.split("test")) for one in plans[0].evaluations]
+            tested = () if pack.tries else plans[0].evaluations  # of a trial not even the test images' bytes are read
+            used += [(one.dataset, one.dataset.split("test")) for one in tested]
             chosen_on = [split for plan in plans if validates and (split := plan.validation()) is not None]
             used += [(plans[0].source, split) for split in chosen_on]
             named = [_images(*one) for one in used]
@@ -171,6 +176,29 @@ class Cache:
             self._features[key] = self._frozen(Images.of(run.train), run.seed, sampling)
         return self._features[key]
 
+    def samples(
+        self, pack: Pack, draws: Sequence[protocols.Plan], task: Task, runs: Sequence[Run]
+    ) -> list[Samples] | None:
+        """Features of each run's training images, where the method asks for them."""
+        sampling = task.method.sampling()
+        if sampling is None:
+            return None
+        placed = place_text(self._mesh, task, self._params)
+        assert isinstance(placed, jax.Array), "a method on features of images leaves the text tower alone"
+        text = np.asarray(task.classifier.by_text(placed))
+        plans = dict(zip(pack.seeds, draws, strict=True))
+        return [
+            Samples(
+                features=support_features(self.features(pack, run, sampling), sampling),
+                labels=np.asarray(run.train.labels),
+                text=text,
+                scale=float(np.exp(np.float32(self._clip.params["logit_scale"]))),
+                seed=run.seed,
+                **self.validation(pack, plans[run.seed], run.seed, sampling),
+            )
+            for run in runs
+        ]
+
     def validation(self, pack: Pack, plan: protocols.Plan, seed: int, sampling: Sampling) -> dict[str, Any]:
         """Features and labels of a run's validation images, for `Samples`; empty where there are none."""
         split = plan.validation() if sampling.validation else None
@@ -210,6 +238,32 @@ class Cache:
             )
         return self._evaluators[evaluation.name]
 
+    def choice_evaluators(self, pack: Pack) -> list[tuple[Evaluator, list[int]]]:
+        """Of the validation images that a trial is judged by, with the seeds whose images they are.
+
+        Raises:
+          ClipbiasError: there are none.
+        """
+        by_keys: dict[str, tuple[Split, list[int]]] = {}
+        for seed, plan in zip(pack.seeds, self.plans(pack), strict=True):
+            split = choice_images(pack.dataset, plan)
+            named = stable_hash([*split.keys])
+            by_keys.setdefault(named, (split, []))[1].append(seed)
+        found = []
+        for named, (split, seeds) in by_keys.items():
+            key = f"choice on {named}"
+            if key not in self._evaluators:
+                self._evaluators[key] = Evaluator(
+                    *(self._clip, self._params, split),
+                    mesh=self._mesh,
+                    batch_size=self._settings.eval_batch_size,
+                    on_error=self._settings.on_image_error,
+                    workers=self.workers,
+                    budget=self._budget,
+                )
+            found.append((self._evaluators[key], seeds))
+        return found
+
     def validation_evaluator(self, pack: Pack, evaluation: protocols.Evaluation) -> Evaluator | None:
         """Of the validation images of an evaluation's classes that a temperature is fitted on; `None` without any.
 
@@ -220,8 +274,10 @@ class Cache:
             return None
         key = f"validation of {evaluation.name} {pack.shots}"
         if key not in self._evaluators:
-            split = validation_beside(evaluation.dataset.split("test"), plan.validation())
-            if split is None:
+            # Where the dataset's own are all evaluated, no others take their place here.
+            drawn = validation_beside(evaluation.dataset.split("test"), plan.source.split("val"))
+            split = plan.validation()
+            if drawn is None or split is None:
                 return None
             most = min(pack.shots or MAX_VAL_SHOTS, MAX_VAL_SHOTS)
             order = np.random.default_rng(0).permutation(len(split))
@@ -260,6 +316,17 @@ class Cache:
                 **{"groups": self._mesh.shape[meshes.DATA], **memory},
             )
         return self._tasks[key]
+
+
+def choice_images(dataset: str, plan: protocols.Plan) -> Split:
+    """The validation images of a draw. Raises `ClipbiasError` where there are none."""
+    split = plan.validation()
+    if split is None or not len(split):
+        raise ClipbiasError(
+            f"{dataset}: there are no validation images under the protocol {plan.protocol}; a learning rate cannot be "
+            "chosen there, so leave --config.learning_rates empty, or test them all: --config.choose=none."
+        )
+    return split
 
 
 def _images(dataset: Dataset, split: Split) -> list[Any]:

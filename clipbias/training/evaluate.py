@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from clipbias.data import Split
+from clipbias.data.protocols import validation_beside
 from clipbias.data.workers import Workers
 from clipbias.training import mesh as meshes
 from clipbias.training.calibration import detection
@@ -15,15 +16,6 @@ from clipbias.training.evaluator import Evaluator, score
 from clipbias.training.step import place_text
 from clipbias.tuning import Task
 from clipbias.tuning.method import Learnables
-
-
-def validation_beside(evaluated: Split, validation: Split | None) -> Split | None:
-    """Validation images but those that are evaluated, as all of ImageNet's are; `None` where none is left."""
-    if validation is None:
-        return None
-    known = set(evaluated.keys)
-    left = [index for index, key in enumerate(validation.keys) if key not in known]
-    return validation.subset(left) if left else None
 
 
 def evaluate(

@@ -18,7 +18,7 @@ from clipbias.data.workers import Workers
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
 from clipbias.training import processes
-from clipbias.training.answers import answers, image_features, logits, text_features
+from clipbias.training.answers import answers, image_features, logits, text_features, verdicts
 from clipbias.training.calibration import Outcome, calibration, fit_temperature
 from clipbias.training.plan import explain_exhaustion
 from clipbias.training.timing import call_seconds
@@ -190,10 +190,12 @@ class Evaluator:
         texts: Any,
         *rest: Any,
         runs: int,
+        labelled: bool = False,
     ) -> tuple[list[Any], np.ndarray]:
         """What `compute` finds under each run, batch by batch, on the host; and labels `[n]`, -1 where there is none.
 
-        A label is missing where a batch is filled up, or an image could not be read.
+        A label is missing where a batch is filled up, or an image could not be read. With `labelled` they are what
+        `compute` is given last.
         """
         found = []
         with explain_exhaustion("lower --config.eval_batch_size."):
@@ -202,6 +204,7 @@ class Evaluator:
                 labels = np.where(batch["mask"], batch["labels"], -1)
                 mask, placed = (meshes.place_rows(self.mesh, rows) for rows in (batch["mask"], labels))
                 arguments = (classifier, self.params, learnables, features, texts, mask, *rest)
+                arguments += (placed,) if labelled else ()
                 found.append((compute(*arguments, runs=runs), placed))
             if self._timed and compute is answers:
                 again = functools.partial(compute, *arguments, runs=runs)
@@ -249,6 +252,34 @@ class Evaluator:
             for run in range(runs)
         ]
         return found, fitted
+
+    def validate(
+        self, classifier: Classifier, learnables: Learnables, text: Text, *, runs: int
+    ) -> list[dict[str, int | float]]:
+        """How well each run does on these images, to choose one by; arguments as in `outcomes`.
+
+        Returns:
+          For each run `{"accuracy", "correct", "images", "loss"}`: top-1 accuracy in percent, the counts behind it, and
+          the mean cross-entropy in nats.
+        """
+        with explain_exhaustion("lower --config.eval_batch_size."):
+            texts = self._texts(classifier, learnables, text, runs)
+        values, labels = self._each_batch(verdicts, classifier, learnables, texts, runs=runs, labelled=True)
+        read = labels >= 0
+        if not read.any():
+            raise ClipbiasError("none of the validation images could be read.")
+        correct, loss = (np.concatenate(parts, axis=1)[:, read] for parts in zip(*values, strict=True))
+        _check_finite(loss)
+        images = int(read.sum())
+        return [
+            {
+                "accuracy": 100 * int(right.sum()) / images,
+                "correct": int(right.sum()),
+                "images": images,
+                "loss": float(own.mean(dtype=np.float64)),
+            }
+            for right, own in zip(correct, loss, strict=True)
+        ]
 
     def pseudo_labels(self, classifier: Classifier, text: Text) -> tuple[np.ndarray, np.ndarray]:
         """The class that a classifier without learnables takes each image for, int32 `[n]`, and the doubt in it.

@@ -7,7 +7,7 @@ between the two each pack is prepared, trained and evaluated by `trainer.py`.
 import json
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -21,7 +21,7 @@ from clipbias.errors import ClipbiasError, sentence
 from clipbias.files import write_text
 from clipbias.training import processes
 from clipbias.training.dealing import Part, deal, planned_cost
-from clipbias.training.packs import Pack
+from clipbias.training.packs import Pack, cells_of
 from clipbias.training.progress import Progress, progress
 from clipbias.training.readiness import ready
 from clipbias.training.results import Results, Row
@@ -33,6 +33,8 @@ from clipbias.tuning.recipe import Recipe
 
 class Grid:
     """Runs the packs that are not finished, writes their results, and takes up what an earlier process left."""
+
+    trainer_class: type[Trainer] = Trainer
 
     def __init__(
         self,
@@ -59,7 +61,8 @@ class Grid:
           part: that of the grid which is to be run; its results, metrics and checkpoints lie in a folder of its own.
         """
         own = workdir if part is None else part.folder(workdir)
-        self.trainer = Trainer(clip, recipe, settings, load_dataset, workdir, mesh=mesh, single=single, own_folder=own)
+        arguments = clip, recipe, settings, load_dataset, workdir
+        self.trainer = self.trainer_class(*arguments, mesh=mesh, single=single, own_folder=own)
         self.part = part
         self.results = Results.of(workdir, own)
 
@@ -72,23 +75,46 @@ class Grid:
         Raises:
           ClipbiasError: a dataset cannot be used (`training.readiness`), and nothing was trained.
         """
+        self.name_cells(packs)
+        packs = self.own(packs)
+        todo, total = self.unfinished(packs), cells_of(packs)
+        done = total - cells_of(todo)
+        self.carry_out(ready(self.trainer.cache, todo, self.trainer.settings), total=total, done=done)
+        return processes.tell(lambda: self.rows(packs))
+
+    def tests(self, packs: Sequence[Pack]) -> list[Pack]:
+        """Those of which the table is made."""
+        return list(packs)
+
+    def name_cells(self, packs: Sequence[Pack]) -> None:
+        """Tells those who read the results which lines are of this configuration."""
         with processes.agreed():
-            if jax.process_index() == 0:  # for those who read the results: which lines are of this configuration
+            if jax.process_index() == 0:
                 named = {self.trainer.row(pack, *cell)["config_hash"] for pack in packs for cell in pack.cells}
                 write_text(self.trainer.workdir / CELLS, json.dumps(sorted(named)) + "\n")
-        packs = self.own(packs)
-        wanted = [self.trainer.row(pack, *cell) for pack in packs for cell in pack.cells]
+
+    def unfinished(self, packs: Sequence[Pack]) -> list[Pack]:
+        """The packs that are to be run; of the others what a process left that was killed is removed."""
         # The first process decides: others may not see yet what was written before.
         finished = set(processes.tell(lambda: [i for i, pack in enumerate(packs) if self._is_finished(pack)]))
         todo = [pack for i, pack in enumerate(packs) if i not in finished]
-        done = len(wanted) - sum(len(pack.cells) for pack in todo)
-        if done:
-            logging.info("%d of %d cells are finished already", done, len(wanted))
+        cells, left = cells_of(packs), cells_of(todo)
+        if left < cells:
+            logging.info("%d of %d cells are finished already", cells - left, cells)
         for pack in packs:
             if pack not in todo:  # killed right after their results were written
                 self.trainer.remove_checkpoints(pack)
-        todo = ready(self.trainer.cache, todo, self.trainer.settings)
-        with progress(0 if self.trainer.single else len(wanted), done=done, unit="cell", title="cells") as bar:
+        return todo
+
+    def carry_out(self, todo: Iterable[Pack], *, total: int, done: int, title: str = "cells") -> None:
+        """Runs packs one after another and writes their rows.
+
+        Args:
+          todo: these; each is asked for when the one before it is done.
+          total: cells in all, of which so many are `done`.
+          title: what is counted.
+        """
+        with progress(0 if self.trainer.single else total, done=done, unit="cell", title=title) as bar:
             for pack in todo:
                 interruption.check()
                 bar.at_work(f"{pack.method} on {pack.dataset}, {pack.shots} shots")
@@ -96,7 +122,10 @@ class Grid:
                 for part, rows in self._attempt(pack, bar):
                     with processes.agreed():
                         self._write(part, rows, bar)
-        return processes.tell(lambda: self.rows(packs))
+
+    def results_of(self, pack: Pack) -> Results:
+        """Where the rows of a pack are."""
+        return self.results
 
     def own(self, packs: Sequence[Pack]) -> list[Pack]:
         """Those of the packs that this job runs: all, or its part's."""
@@ -111,14 +140,19 @@ class Grid:
         wanted = (self.trainer.row(pack, *cell) for pack in packs for cell in pack.cells)
         return [row for row in map(self.results.get, wanted) if row is not None]
 
+    def new(self, results: Results, rows: Sequence[Row]) -> list[Row]:
+        """The rows that are not there yet."""
+        return [row for row in rows if not results.finished(row, images=row["image_hash"] and (row["image_hash"],))]
+
     def _is_finished(self, pack: Pack) -> bool:
         rows = [self.trainer.row(pack, *cell) for cell in pack.cells]
         if self.trainer.single and not self.trainer.adapter_path(pack, *pack.cells[0]).exists():
             return False
-        if not all(map(self.results.finished, rows)):  # no dataset is opened to learn what the names tell
+        results = self.results_of(pack)
+        if not all(map(results.finished, rows)):  # no dataset is opened to learn what the names tell
             return False
         images = self._image_hashes(pack)
-        return all(self.results.finished(row, images=images) for row in rows)
+        return all(results.finished(row, images=images) for row in rows)
 
     def _image_hashes(self, pack: Pack) -> tuple[str, ...] | None:
         """`None` where the images cannot be looked at now: results that are there stay."""
@@ -127,11 +161,15 @@ class Grid:
         except Exception:  # it is told where they are needed
             return None
 
+    def run_pack(self, pack: Pack) -> list[Row]:
+        """The rows of a pack that is not finished."""
+        return self.trainer.train(pack)
+
     def _attempt(self, pack: Pack, bar: Progress) -> Iterator[tuple[Pack, list[Row]]]:
         """A pack and its rows; where it fails, its learning rates one by one, so that none costs another."""
         began = time.monotonic()
         try:
-            rows = self.trainer.train(pack)
+            rows = self.run_pack(pack)
         except Exception as error:
             if self.trainer.single:
                 raise
@@ -146,14 +184,13 @@ class Grid:
             rows = [self.trainer.row(pack, *cell) | told | self.trainer.rate(pack, cell[0]) for cell in pack.cells]
             bar.say(f"failed: {pack.method} on {pack.dataset}, {pack.shots} shots: {sentence(error)}")
         for row in rows:
-            row["seconds"] = round((time.monotonic() - began) / len(rows), 2)
+            row["seconds"] = round((time.monotonic() - began) / len(rows) + row.get("seconds", 0), 2)
         yield pack, rows
 
     def _write(self, pack: Pack, rows: Sequence[Row], bar: Progress) -> None:
         """Writes a pack's rows in one go: with a part of them, the rest would train in another program."""
-        self.results.append(
-            [row for row in rows if not self.results.finished(row, images=row["image_hash"] and (row["image_hash"],))]
-        )
+        results = self.results_of(pack)
+        results.append(self.new(results, rows))
         if all(row["status"] == "ok" for row in rows):
             self.trainer.remove_checkpoints(pack)
         if self.trainer.single:

@@ -8,7 +8,7 @@ one program, which on an accelerator, and on small models anywhere, takes less t
 import dataclasses
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from clipbias.errors import ClipbiasError
@@ -22,7 +22,8 @@ MOST_RUNS = 32
 class Pack:
     """Cells that train side by side: one method on one dataset with one number of shots.
 
-    A learning rate of `None` is the recipe's.
+    A learning rate of `None` is the recipe's. A pack that `tries` is a trial, to choose one of its learning rates by:
+    validation images take the place of those that it would be tested on.
     """
 
     method: str
@@ -30,6 +31,7 @@ class Pack:
     shots: int
     seeds: tuple[int, ...]
     learning_rates: tuple[float | None, ...] = (None,)
+    tries: bool = False
 
     @property
     def cells(self) -> list[tuple[float | None, int]]:
@@ -51,6 +53,11 @@ class Pack:
     def folder_name(self) -> str:
         """Names all cells together."""
         return f"{self.name(*self.learning_rates)}-seeds{'_'.join(map(str, self.seeds))}"
+
+
+def cells_of(packs: Iterable[Pack]) -> int:
+    """How many cells they have together."""
+    return sum(len(pack.cells) for pack in packs)
 
 
 def make_packs(

@@ -10,7 +10,7 @@ from clipbias.data import Dataset, Split, inspection, protocols
 from clipbias.errors import ClipbiasError
 from clipbias.terminal import printable
 from clipbias.training import processes
-from clipbias.training.cache import Cache
+from clipbias.training.cache import Cache, choice_images
 from clipbias.training.packs import Pack
 from clipbias.training.progress import progress, say
 from clipbias.training.settings import GridSettings
@@ -172,11 +172,13 @@ def _used(cache: Cache, pack: Pack) -> Iterable[tuple[str, str, Split]]:
     """The images that a pack reads: of which dataset, and what for."""
     method, plans = cache.method(pack), cache.plans(pack)
     sampling = method.sampling()
+    for plan in plans if pack.tries else ():
+        yield pack.dataset, "validation", choice_images(pack.dataset, plan)
     for plan in plans if method.draws else ():
         yield pack.dataset, "training", plan.unlabelled() if cache.is_unlabelled(pack) else plan.source.split("train")
         if sampling is not None and sampling.validation and (validation := plan.validation()) is not None:
             yield pack.dataset, "validation", validation
-    for evaluation in plans[0].evaluations:
+    for evaluation in () if pack.tries else plans[0].evaluations:
         yield evaluation.dataset.name, "test", evaluation.dataset.split("test")
 
 

@@ -22,12 +22,13 @@ def cell_key(row: Row) -> tuple[Any, ...]:
     return tuple(row.get(name) for name in KEY)
 
 
-RESULTS = "results.jsonl"
+# Those that a table is made of, and what learning rates to choose from came to on validation images.
+RESULTS, TRIALS = "results.jsonl", "trials.jsonl"
 
 
-def result_files(workdir: Path) -> list[Path]:
+def result_files(workdir: Path, name: str = RESULTS) -> list[Path]:
     """The files of results in a work folder: that of a job which ran the whole grid, and those of its parts."""
-    return [path for path in (workdir / RESULTS, *sorted(workdir.glob(f"parts/*/{RESULTS}"))) if path.is_file()]
+    return [path for path in (workdir / name, *sorted(workdir.glob(f"parts/*/{name}"))) if path.is_file()]
 
 
 class Results:
@@ -53,10 +54,10 @@ class Results:
                 write_text(self._path, whole)
 
     @classmethod
-    def of(cls, workdir: Path, own_folder: Path | None = None) -> "Results":
-        """All results in a work folder; those that are added go to `own_folder`."""
-        path = (own_folder or workdir) / RESULTS
-        return cls(path, lambda: [other for other in result_files(workdir) if other != path])
+    def of(cls, workdir: Path, own_folder: Path | None = None, name: str = RESULTS) -> "Results":
+        """All results in a work folder, or what another file holds; those that are added go to `own_folder`."""
+        path = (own_folder or workdir) / name
+        return cls(path, lambda: [other for other in result_files(workdir, name) if other != path])
 
     def read_others(self) -> None:
         """Reads again what other jobs have written. Of a cell that two jobs ran, one that ended well counts."""

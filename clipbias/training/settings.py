@@ -11,6 +11,7 @@ from clipbias.data.pipeline import ON_ERROR
 from clipbias.data.workers import MOST_WORKERS
 from clipbias.errors import ClipbiasError
 from clipbias.training.profile import PROFILES
+from clipbias.training.rates import Rates
 from clipbias.training.trackers import AUTO as OWN_TRACKERS
 from clipbias.training.trackers import check_trackers
 
@@ -42,6 +43,7 @@ class GridSettings:
         datasets cannot be used (`training.readiness`). They change no number.
       trackers: who is told the metrics besides `metrics.jsonl`, see `training.trackers`.
       profile: "steps" traces a few steps of each training, see `training.profile`.
+      rates: learning rates of some methods, or of some on a dataset, in place of the recipe's.
       inputs: what datasets are read with besides their names, such as a template: numbers depend on it. What differs
         from dataset to dataset is a mapping by their names.
     """
@@ -62,6 +64,7 @@ class GridSettings:
     on_missing: Annotated[str, Choices(ON_MISSING)] = "raise"
     trackers: tuple[str, ...] = (OWN_TRACKERS,)
     profile: Annotated[str, Choices(PROFILES)] = ""
+    rates: Rates = dataclasses.field(default_factory=Rates)
     inputs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:

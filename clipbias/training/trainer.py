@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from clipbias.clip import Clip
@@ -22,7 +21,7 @@ from clipbias.training import mesh as meshes
 from clipbias.training import processes
 from clipbias.training.cache import Cache
 from clipbias.training.evaluation_plan import fit_evaluation
-from clipbias.training.features import epoch_features, support_features
+from clipbias.training.features import epoch_features
 from clipbias.training.identity import earlier_identity, identity
 from clipbias.training.loop import Run, Trained, each_run, initial_learnables, rows_per_step, train
 from clipbias.training.metrics import METRICS
@@ -77,7 +76,7 @@ class Trainer:
     ) -> None:
         """Prepares nothing yet; arguments as in `grid.Grid`."""
         self.clip, self.recipe, self.settings, self.workdir, self.mesh = clip, recipe, settings, workdir, mesh
-        self.single, self.own_folder = single, own_folder or workdir
+        self.single, self.own_folder, self.rates = single, own_folder or workdir, settings.rates
         self.params = meshes.place_weights(mesh, clip.params, settings.dtype, shapes=not meshes.is_there(mesh))
         self.cache = Cache(clip, self.params, settings, load_dataset, mesh)
 
@@ -87,22 +86,42 @@ class Trainer:
         draws = self.cache.plans(pack)
         processes.same(f"the images of {pack.dataset}", self.cache.image_hash(pack))
         task, runs, learnables, trained, spent = self.learn(pack, draws)
+        facts = [
+            self._facts(trained, run, index) | {"training_seconds": round(seconds, 4)}
+            for index, (run, seconds) in enumerate(zip(runs, spent, strict=True))
+        ]
+        return self.test(pack, draws, task, learnables, facts)
+
+    def test(
+        self, pack: Pack, draws: Sequence[protocols.Plan], task: Task, learnables: Learnables, facts: Sequence[Row]
+    ) -> list[Row]:
+        """Evaluates what the cells of a pack learned; saves their adapters and returns their rows.
+
+        Args:
+          pack, draws: as in `learn`.
+          task: of training.
+          learnables: on the host, leading axis `R`.
+          facts: of each cell, what its row says of the training.
+        """
         scores = {one.name: self._score(pack, one, task, learnables) for one in draws[0].evaluations}
         rows = []
         for index, (rate, seed) in enumerate(pack.cells):
             own = one_run(learnables, index)
             row = self._row_of(pack, rate, seed, {name: found[index] for name, found in scores.items()}, own)
-            row |= self._facts(trained, runs[index], index) | {"training_seconds": round(spent[index], 4)}
-            if (jax.tree.leaves(own) or self.single) and jax.process_index() == 0:
-                notes = {name: value for name, value in row.items() if name not in VOLATILE}
-                save_adapter(self.adapter_path(pack, rate, seed), task, own, method=pack.method, notes=notes)
-            rows.append(row)
+            rows.append(row | facts[index])
+            self.save(pack, rate, seed, task, own, rows[-1])
         return rows
+
+    def save(self, pack: Pack, rate: float | None, seed: int, task: Task, own: Learnables, row: Row) -> None:
+        """Saves what a cell learned, where it learned anything, with what its row says."""
+        if (jax.tree.leaves(own) or self.single) and jax.process_index() == 0:
+            notes = {name: value for name, value in row.items() if name not in VOLATILE}
+            save_adapter(self.adapter_path(pack, rate, seed), task, own, method=pack.method, notes=notes)
 
     def learn(self, pack: Pack, draws: Sequence[protocols.Plan]) -> Learned:
         """Prepares and trains the cells of a pack; `draws` are `cache.plans(pack)`."""
         task, runs, plan = self.prepare(pack, draws)
-        samples = self._samples(pack, draws, task, runs)
+        samples = self.cache.samples(pack, draws, task, runs)
         trained, host = None, Stopwatch()
         with host:
             learnables = initial_learnables(task, runs, samples)
@@ -154,35 +173,12 @@ class Trainer:
         return task, plan
 
     def recipe_for(self, pack: Pack) -> Recipe:
-        """How the runs of a pack are trained, but for their learning rates."""
-        return self.cache.method(pack).recipe_for(self.recipe, pack.shots)
+        """How the runs of a pack are trained, but for learning rates of their own."""
+        return self.cache.method(pack).recipe_for(self.recipe, pack.shots).at(self.rates.of(pack))
 
     def stages(self, pack: Pack) -> Sequence[tuple[Method, Recipe]]:
         """The trainings of a pack that follow one another, mostly one."""
         return self.cache.method(pack).stages(self.recipe_for(pack))
-
-    def _samples(
-        self, pack: Pack, draws: Sequence[protocols.Plan], task: Task, runs: Sequence[Run]
-    ) -> list[Samples] | None:
-        """Features of each run's training images, where the method asks for them."""
-        sampling = task.method.sampling()
-        if sampling is None:
-            return None
-        placed = place_text(self.mesh, task, self.params)
-        assert isinstance(placed, jax.Array), "a method on features of images leaves the text tower alone"
-        text = np.asarray(task.classifier.by_text(placed))
-        plans = dict(zip(pack.seeds, draws, strict=True))
-        return [
-            Samples(
-                features=support_features(self.cache.features(pack, run, sampling), sampling),
-                labels=np.asarray(run.train.labels),
-                text=text,
-                scale=float(np.exp(np.float32(self.clip.params["logit_scale"]))),
-                seed=run.seed,
-                **self.cache.validation(pack, plans[run.seed], run.seed, sampling),
-            )
-            for run in runs
-        ]
 
     def _training_seconds(
         self, pack: Pack, runs: Sequence[Run], samples: Sequence[Samples] | None, host: Stopwatch, trained: bool
@@ -318,7 +314,7 @@ class Trainer:
         if not self.cache.method(pack).trains:
             return {"learning_rate": None}
         recipe = self.recipe_for(pack)
-        own = recipe.differences(self.recipe)
+        own = recipe.differences(self.recipe.at(self.rates.of(pack)))
         return {"learning_rate": recipe.at(rate).learning_rate, **({"recipe": own} if own else {})}
 
     def row(self, pack: Pack, rate: float | None, seed: int) -> Row:
@@ -338,8 +334,8 @@ class Trainer:
         return self.workdir / "adapters" / f"{pack.name(rate)}-seed{seed}.safetensors"
 
     def checkpoints(self, pack: Pack) -> Path:
-        folder = self.own_folder / "checkpoints"
-        return folder if self.single else folder / stable_hash([self.identity(one) for one in pack.by_rate])
+        folder, named = self.own_folder / "checkpoints", [self.identity(one) for one in pack.by_rate]
+        return folder if self.single else folder / stable_hash([*named, "tries"] if pack.tries else named)
 
     def remove_checkpoints(self, pack: Pack) -> None:
         if jax.process_index() == 0:

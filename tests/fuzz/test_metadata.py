@@ -33,6 +33,7 @@ from tests.fuzz.test_weights import header_of, with_header
 EVIL = "x\r\n---\nlicense: evil\n---\n# <script>alert(1)</script> | [a](javascript:b) `c` \x1b[31m \ud800"
 # One of every kind that JSON has.
 KINDS = (None, True, 5, -1, 1.5, float("nan"), "word", EVIL, ["a"], {"a": 1}, {EVIL: 1.0})
+CHOICE = {"for": "method", "cells": 2, "tried": [{"learning_rate": 0.1, "accuracy": 50.0, "loss": 1.5}]}
 NOTES = MappingProxyType(
     {
         **dict.fromkeys(("protocol", "config_hash", "image_hash", "status", "error", "model", "images_of"), "few_shot"),
@@ -42,7 +43,8 @@ NOTES = MappingProxyType(
         **dict.fromkeys(("learning_rate", "loss", "seconds", "training_seconds", "seconds_per_image"), 0.5),
         **{"method": "bias", "dataset": "demo/digits", "shots": 4, "seed": 1, "accuracy": 50.0},
         **{"accuracies": {"base": 1.0}, "calibration": {"ece": 1.0}, "calibrations": {"base": {"ece": 1.0}}},
-        **{"recipe": {"batch_size": 3}, "mine": {"a": [1]}},
+        **{"recipe": {"batch_size": 3}, "mine": {"a": [1]}, "choice": CHOICE},
+        **{"validation_accuracy": 50.0, "validation_loss": 1.5, "validation_correct": 2, "validation_images": 4},
     }
 )
 HEADER = ("format", "method", "options", "class_names", "template", "base", "base_fingerprint", "notes", "descriptions")
@@ -136,7 +138,10 @@ BINARIES: MappingProxyType[str, dict[str, Any]] = MappingProxyType(
                 **BASE,
                 **{"methods": ["bias"], "datasets": ["a"], "shots": [4], "seeds": [1], "learning_rates": [0.1]},
             },
-            "results.jsonl": {**ROW, "status": "ok", "accuracy": 1.0, "loss": 1.0, "parameters": 1, "seconds": 1.0},
+            "results.jsonl": {
+                **{**ROW, "status": "ok", "accuracy": 1.0, "loss": 1.0, "parameters": 1, "seconds": 1.0},
+                **{"learning_rate": 0.1, "choice": CHOICE},
+            },
         },
         "interpret": {
             "config.json": {**BASE, "words": 5, "adapters": "a"},

@@ -181,11 +181,22 @@ def test_a_grid_over_learning_rates(tmp_path: Path) -> None:
     assert [(c.learning_rate, c.accuracy) for c in cells] == [(1.0, 1.0), (2.0, 2.0)]
 
 
-@pytest.mark.parametrize("rates", [(), (0.1, 0.2)])
-def test_cells_are_those_that_a_grid_runs(rates: tuple[float, ...], tmp_path: Path) -> None:
+def test_a_grid_that_chooses_its_learning_rate_shows_the_chosen_one(tmp_path: Path) -> None:
+    choice = {"for": "method", "cells": 1, "tried": [{"learning_rate": 2.0, "accuracy": 50.0, "loss": 1.0}]}
+    rows = [cell("bias", "a", seed, learning_rate=2.0, choice=choice) for seed in (1, 2)]
+    config = {**GRID, "methods": ["bias"], "learning_rates": [1.0, 2.0], "choose": "method"}
+    write(tmp_path, config=config, results=rows)
+    (run,) = read_workdir(tmp_path)
+    assert run.learning_rate == [2.0] and run.state == "not finished after 2 of 4 cells"
+
+
+@pytest.mark.parametrize(("rates", "choose"), [((), "method"), ((0.1, 0.2), "none"), ((0.1, 0.2), "method")])
+def test_cells_are_those_that_a_grid_runs(rates: tuple[float, ...], choose: str, tmp_path: Path) -> None:
+    """Of several learning rates, one of which is chosen, it is that one."""
     config = demo.get_config()
-    config.learning_rates = rates
-    packs = make_packs(config.methods, config.datasets, config.shots, config.seeds, learning_rates=rates)
+    config.learning_rates, config.choose = rates, choose
+    tested = rates if choose == "none" else ()
+    packs = make_packs(config.methods, config.datasets, config.shots, config.seeds, learning_rates=tested)
     wanted = sum(len(pack.cells) for pack in packs)
     write(tmp_path, config=json.loads(config.to_json_best_effort()), results=[])
     assert read_workdir(tmp_path)[0].state == f"not finished after 0 of {wanted} cells"

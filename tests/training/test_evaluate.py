@@ -9,10 +9,11 @@ from sklearn import metrics
 
 from clipbias.clip import Clip
 from clipbias.data import Dataset, Split, transforms
+from clipbias.data.protocols import validation_beside
 from clipbias.errors import ClipbiasError
 from clipbias.training import calibration
 from clipbias.training import mesh as meshes
-from clipbias.training.evaluate import evaluate, validation_beside
+from clipbias.training.evaluate import evaluate
 from clipbias.training.evaluator import Budget, Evaluator
 from clipbias.training.step import place_text
 from clipbias.tuning import Task
