@@ -5,8 +5,9 @@ of megabytes, which every compilation copies and tries to fold; beside it, the p
 the weights a safetensors file that is mapped into memory and that anyone can look into.
 """
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,25 @@ def export_program(task: Task, weights: Weights) -> jax.export.Exported:
     (batch,) = jax.export.symbolic_shape("b")
     shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in weights.items()}
     images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)
-    return jax.export.export(classify, platforms=PLATFORMS)(shapes, images)
+    with _without_places():
+        return jax.export.export(classify, platforms=PLATFORMS)(shapes, images)
+
+
+@contextlib.contextmanager
+def _without_places() -> Iterator[None]:
+    """Has programs not say in which file of this machine, called from where, each operation stands.
+
+    So the same adapter gives the same bytes everywhere.
+    """
+    settings = {"jax_traceback_in_locations_limit": 0, "jax_include_full_tracebacks_in_locations": True}
+    before = {name: getattr(jax.config, name) for name in settings}
+    try:
+        for name, value in settings.items():
+            jax.config.update(name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
 
 
 def write_program(folder: Path, task: Task, learnables: Learnables) -> None:

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
+import clipbias
 from clipbias.clip import Clip
 from clipbias.data.transforms import test_image as crop
 from clipbias.export import export
@@ -37,6 +38,29 @@ def test_the_program_in_this_process(clip: Clip, tmp_path: Path, method: str) ->
     assert told["class_names"] == list(models.CLASS_NAMES)
     assert told["platforms"] == list(program.platforms) == ["cpu", "cuda", "tpu"]
     assert (tmp_path / "out" / "classifier.stablehlo").stat().st_size < 100_000
+
+
+def test_the_same_adapter_gives_the_same_bytes_wherever_it_is_exported(clip: Clip, tmp_path: Path) -> None:
+    """A program says in no file of this machine where an operation stands, whatever JAX is told to note elsewhere."""
+    adapter = models.adapter(clip, "vpt", tmp_path)
+
+    def exported(name: str, depth: int) -> bytes:
+        if depth:
+            return exported(name, depth - 1)
+        export(adapter, clip, tmp_path / name, form="program")
+        return (tmp_path / name / "classifier.stablehlo").read_bytes()
+
+    settings = "jax_traceback_in_locations_limit", "jax_include_full_tracebacks_in_locations"
+    before = [getattr(jax.config, name) for name in settings]
+    try:
+        jax.config.update(settings[0], 10)
+        first = exported("first", 3)
+        assert getattr(jax.config, settings[0]) == 10
+    finally:
+        for name, value in zip(settings, before, strict=True):
+            jax.config.update(name, value)
+    assert first == exported("second", 0)
+    assert b".py" not in first and str(Path(clipbias.__file__).parents[1]).encode() not in first
 
 
 def test_the_cards_code_in_a_fresh_process_without_clipbias(demo: Clip, tmp_path: Path) -> None:
