@@ -212,7 +212,8 @@ def disturbed(name: str, program: Program, trials: Trials, count: int, whole: Ma
     began = time.monotonic()
     ends = job.ends(LENGTH if gone is None else LIMIT, but=gone)
     took = time.monotonic() - began
-    said, statuses = {sentence(errors) for _, errors in ends}, {status for status, _ in ends}
+    # Of those that ended well the last line is that of a bar.
+    said, statuses = {sentence(errors) for status, errors in ends if status}, {status for status, _ in ends}
     try:
         state = read_json(out / "state.json", dict)
     except ClipbiasError as error:
@@ -222,13 +223,14 @@ def disturbed(name: str, program: Program, trials: Trials, count: int, whole: Ma
         yield "they do not end alike"
     if any("Traceback" in errors or "*** Check failure" in errors for _, errors in ends):
         yield "a traceback: " + next(errors for _, errors in ends if "Traceback" in errors or "***" in errors)[-3000:]
-    if any(errors.count(line) > 1 for (_, errors), line in zip(ends, said, strict=False) if line):
+    if any(errors.count(line) > 1 for _, errors in ends for line in said if line):
         yield "they say it twice"
     if statuses == {0} and name not in HARMLESS:
         yield "nothing was disturbed"
     if "_twice" in name and (took > AT_ONCE or not statuses <= {128 + signal.SIGINT, 128 + signal.SIGTERM}):
         yield f"{took:.0f} s after a second notice"
-    if state["state"] != "finished" and str(state["error"]).removeprefix("Interrupted: ") not in said.pop():
+    recorded = str(state["error"]).removeprefix("Interrupted: ")
+    if state["state"] != "finished" and not any(recorded in line for line in said):
         yield f"the record says {state['error']!r}"
     if state["state"] == "running":
         yield "the record says that it runs"
