@@ -151,8 +151,10 @@ def _outward(near: socket.socket, far: socket.socket) -> None:
     for part in _parts(near):
         with contextlib.suppress(OSError):  # nobody is there any more, and the sender must not know
             far.sendall(part)
-    far.close()
     near.close()
+    with contextlib.suppress(OSError):  # closed alone it would stay open as long as the other thread reads from it
+        far.shutdown(socket.SHUT_RDWR)
+    far.close()
 
 
 def _inward(far: socket.socket, near: socket.socket, lost: Callable[[], None]) -> None:
