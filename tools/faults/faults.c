@@ -12,6 +12,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -30,25 +31,33 @@ static long first;
 static int reason;
 static long *counter;
 static unsigned char on_disk[FILES];
+static pthread_mutex_t preparing = PTHREAD_MUTEX_INITIALIZER;
 
 __attribute__((constructor)) static void prepare(void) {
-  const char *at = getenv("FAULT_AT"), *code = getenv("FAULT_ERRNO"), *path = getenv("FAULT_COUNTER");
-  folder = getenv("FAULT_FOLDER");
-  if (!folder || !path) {
-    folder = NULL;
-    return;
+  const char *place = getenv("FAULT_FOLDER"), *path = getenv("FAULT_COUNTER");
+  if (!place || !path) return;
+  pthread_mutex_lock(&preparing);
+  if (!folder) {
+    const char *at = getenv("FAULT_AT"), *code = getenv("FAULT_ERRNO");
+    first = at ? atol(at) : 0;
+    reason = code ? atoi(code) : EIO;
+    int file = NEXT(open)(path, O_RDWR);
+    void *found = MAP_FAILED;
+    if (file >= 0) {
+      found = mmap(NULL, sizeof *counter, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+      close(file);
+    }
+    if (found != MAP_FAILED) {
+      counter = found;
+      folder = strdup(place);
+    }
   }
-  first = at ? atol(at) : 0;
-  reason = code ? atoi(code) : EIO;
-  int file = NEXT(open)(path, O_RDWR);
-  if (file >= 0) {
-    counter = mmap(NULL, sizeof *counter, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
-    close(file);
-  }
-  if (file < 0 || counter == MAP_FAILED) folder = NULL;
+  pthread_mutex_unlock(&preparing);
 }
 
+/* A process that was forked may be told of its disk only then. */
 static int below(const char *path) {
+  if (!folder) prepare();
   return folder && path && !strncmp(path, folder, strlen(folder));
 }
 
