@@ -177,7 +177,7 @@ class Job:
         for one, told in (self._store.below("ended") or {}).items():
             status, words, at_once = json.loads(told)
             if at_once or age(f"ended/{one}", told) > GRACE:  # the others do not end by themselves
-                self._over(status, words)
+                self._over(status, words, {int(one)})  # which may be gone before it hears
         for one, told in (self._store.below("failed") or {}).items():
             if age(f"failed/{one}", told) > self._patience:  # they wait for it in a program
                 _, own = json.loads(told)

@@ -111,18 +111,44 @@ def test_what_an_evaluation_predicted_is_read_by_a_study(model, images, adapters
     np.testing.assert_array_equal(changed, (computed["predictions/bias"] + 1) % 3)
 
 
-def test_predictions_with_relevancy(images, adapters, tmp_path):
-    settings = {"images": f"{images / 'test' / 'cat'},{images / 'test' / 'dog' / '0.png'}", "adapter": adapters[0]}
+def test_predictions_with_relevancy(images, adapters, tmp_path, monkeypatch):
+    """Each image's own, whichever batch it is in, the last one filled up; what cannot be read moves no other."""
+    broken = tmp_path / "broken.png"
+    broken.write_bytes((images / "test" / "cat" / "0.png").read_bytes()[:60])
+    Image.new("RGB", (24, 20), "blue").save(tmp_path / "blue.png")
+    cats = images / "test" / "cat"
+    files = [tmp_path / "blue.png", cats / "0.png", cats / "1.png", images / "test" / "dog" / "0.png"]
+    settings = {"images": f"{files[0]},{broken},{cats},{files[3]}", "adapter": adapters[1]}
     settings |= {"batch_size": 2, "top": 2}
-    printed, _ = succeed_here(experiments.predict, settings, tmp_path, relevancy=True)
-    assert_recorded(tmp_path, "predictions.json")
-    found = json.loads((tmp_path / "predictions.json").read_text())
-    assert [Path(entry["image"]).name for entry in found] == ["0.png", "1.png", "0.png"]
-    assert all(len(entry["classes"]) == 2 and set(entry["classes"]) <= set(CLASS_NAMES) for entry in found)
-    assert all(entry["probabilities"] == sorted(entry["probabilities"], reverse=True) for entry in found)
-    assert printed.count(" %") == 6
-    drawn = sorted(path.name for path in (tmp_path / "relevancy").iterdir())
-    assert drawn == ["0001_0.png", "0002_1.png", "0003_0.png"]
+    assert "broken.png cannot be decoded" in refusal_here(experiments.predict, settings, tmp_path / "refused")
+
+    drawn, save = [], experiments.predict.save_overlay
+    monkeypatch.setattr(
+        experiments.predict, "save_overlay", lambda *given, **named: (drawn.append(given), save(*given, **named))
+    )
+    out, settings = tmp_path / "out", settings | {"on_image_error": "skip"}
+    printed, _ = succeed_here(experiments.predict, settings, out, relevancy=True)
+    assert_recorded(out, "predictions.json")
+    assert printed.count("skipped: ") == 1 and "broken.png" in printed
+    found = json.loads((out / "predictions.json").read_text())
+    assert [entry["image"] for entry in found] == [str(path) for path in files]
+    assert printed.count(" %") == 2 * len(files)
+    names = ["0001_blue.png", "0002_0.png", "0003_1.png", "0004_0.png"]
+    assert sorted(path.name for path in (out / "relevancy").iterdir()) == names
+
+    adapter = load_adapter(Path(adapters[1]) / "adapter.safetensors")
+    task, learnables = adapter.bind(clip := clipbias.load(adapter.base))
+    expected = np.asarray(jax.nn.softmax(jax.jit(task.logits)(clip.params, learnables, clip.preprocess(files))))
+    assert len({tuple(row) for row in expected.argsort(-1)}) > 1  # else the order of another image would do
+    for entry, own, (path, _, (overlay,)) in zip(found, expected, drawn, strict=True):
+        best = np.argsort(-own)[:2]
+        assert entry["classes"] == [CLASS_NAMES[one] for one in best]
+        np.testing.assert_allclose(entry["probabilities"], own[best], rtol=1e-4)
+        number = int(path.name[:4]) - 1
+        pair = clip.preprocess([files[number]] * 2)
+        maps = clipbias.relevancy(task, clip.params, learnables, pair, np.asarray([best[0]] * 2))
+        np.testing.assert_allclose(overlay.vision, maps.vision[0], rtol=1e-3, atol=1e-6)
+        assert overlay.title.startswith(CLASS_NAMES[best[0]])
 
 
 def test_adapters_are_named_apart_and_found_where_grids_put_them(model, tmp_path):

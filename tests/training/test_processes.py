@@ -276,6 +276,22 @@ def test_a_process_that_was_told_to_stop_ends_all_with_its_status(at_once: bool,
     assert at_once or watched(store, 5) == ends == []
 
 
+def test_a_process_that_ended_is_not_waited_for(ends: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be gone before it hears that the job is over; all others are waited for."""
+    store = Memory()
+    alive(store, 1, 2)
+    store.set("ended/2", json.dumps([143, "stopped", True]))
+    waited: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        store.set("heard/1", "")
+
+    monkeypatch.setattr(jobs, "FAREWELL", 60.0)
+    monkeypatch.setattr(jobs.time, "sleep", sleep)
+    assert watched(store, 1) and ends == [143] and len(waited) == 1
+
+
 def test_another_process_ends_as_the_first_says(ends: list[int], capfd: pytest.CaptureFixture[str]) -> None:
     store = Memory()
     store.set("over", '[1, "process 2 (c): no", false]')
