@@ -19,7 +19,7 @@ from clipbias.terminal import outlive_readers
 
 PACKAGE = Path(__file__).resolve().parent
 # In the order of the help.
-COMMANDS = ("train", "table1", "evaluate", "predict", "explain", "interpret", "amounts", "show")
+COMMANDS = ("train", "table1", "evaluate", "predict", "explain", "interpret", "amounts", "app", "show")
 
 
 def main() -> None:

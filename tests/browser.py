@@ -29,13 +29,18 @@ def executable():
 
 
 class Browser:
-    """One page of a browser. What scripts throw or write to the console is kept in `complaints`."""
+    """One page of a browser. What scripts throw or write to the console is kept in `complaints`.
 
-    def __init__(self, folder):
+    It has no network, or with `local` that of this machine alone; what it asks for, from there or from elsewhere, is
+    kept in `requests`.
+    """
+
+    def __init__(self, folder, *, local=False):
         requests, self._requests = os.pipe()
         self._answers, answers = os.pipe()
         options = ["--headless=new", "--remote-debugging-pipe", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
         options += ["--disable-dev-shm-usage", "--no-first-run", f"--user-data-dir={folder}", "about:blank"]
+        options[:0] = ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"] if local else []
         # A pipe's ends are 3 and 4 for the browser; a shell puts them there.
         self._process = subprocess.Popen(
             ["bash", "-c", f'exec "$@" 3<&{requests} 4>&{answers}', "bash", executable(), *options],
@@ -46,11 +51,13 @@ class Browser:
         )
         os.close(requests), os.close(answers)
         self._sent, self._unread, self._session, self.complaints, self._loaded = 0, b"", None, [], 0
+        self.requests = []
         target = next(t for t in self.call("Target.getTargets")["targetInfos"] if t["type"] == "page")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
-        self.call("Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=0, uploadThroughput=0)
+        speed = dict(latency=0, downloadThroughput=-1 if local else 0, uploadThroughput=-1 if local else 0)
+        self.call("Network.emulateNetworkConditions", offline=not local, **speed)
 
     def close(self):
         self._session = None
@@ -84,6 +91,8 @@ class Browser:
         parameters = event.get("params", {})
         if event.get("method") == "Page.loadEventFired":
             self._loaded += 1
+        elif event.get("method") == "Network.requestWillBeSent":
+            self.requests.append(parameters["request"]["url"])
         elif event.get("method") == "Runtime.exceptionThrown":
             self.complaints.append(parameters["exceptionDetails"])
         elif event.get("method") == "Runtime.consoleAPICalled" and parameters["type"] in ("error", "warning"):
@@ -92,7 +101,7 @@ class Browser:
             self.complaints.append(parameters["entry"])
 
     def open(self, path, *, fragment="", width=1200, height=900, scheme="light", scripts=True, media="screen"):
-        """Opens a file's page anew, without network, in a window of so many CSS pixels."""
+        """Opens a page, a file's or one at an address, anew in a window of so many CSS pixels."""
         loaded, features = self._loaded, [{"name": "prefers-color-scheme", "value": scheme}]
         self.call("Emulation.setEmulatedMedia", media=media, features=features)
         self.call(
@@ -103,7 +112,7 @@ class Browser:
         while self._loaded == loaded:
             self._note(self._next())
         loaded = self._loaded
-        self.call("Page.navigate", url=path.resolve().as_uri() + fragment)
+        self.call("Page.navigate", url=(path if isinstance(path, str) else path.resolve().as_uri()) + fragment)
         while self._loaded == loaded:
             self._note(self._next())
 
@@ -113,9 +122,9 @@ class Browser:
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
-    def wait_for(self, expression):
+    def wait_for(self, expression, seconds=_SECONDS):
         """Waits until a script's value is true."""
-        end = time.monotonic() + _SECONDS
+        end = time.monotonic() + seconds
         while not self.evaluate(f"Boolean({expression})"):
             assert time.monotonic() < end, f"never true: {expression}"
             time.sleep(0.02)
@@ -140,6 +149,13 @@ class Browser:
         if click:
             for kind in ("mousePressed", "mouseReleased"):
                 self.call("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **place)
+
+    def choose_file(self, selector, path):
+        """Gives a field for files one."""
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        assert node, f"there is no {selector}"
+        self.call("DOM.setFileInputFiles", nodeId=node, files=[str(path)])
 
     def picture(self, path, **options):
         """Writes what the window shows as PNG."""

@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 
 from clipbias.clip import LayerView, encode_image
+from clipbias.clip.params import Params
 from clipbias.explain.model import Model
 from clipbias.explain.relevancy import relevancy
 from clipbias.explain.similarity import prompt_distances
 from clipbias.explain.streaming import Relevancy
 from clipbias.explain.study import Study
+from clipbias.tuning import Classifier, Learnables
 from clipbias.tuning.classifier import Text
 
 
@@ -71,7 +73,17 @@ def layer_maps(study: Study, model: Model, images: jax.Array) -> dict[str, jax.A
     Returns:
       "attention" of `[cls]` to patches and prompts, mean over heads, `[B, L, M + V]`; "distance" `[B, L, V, M]`.
     """
-    config, prompts = study.clip.config, model.prompts[0]
+
+    def maps(params: Any, learnables: Any, images: jax.Array) -> dict[str, jax.Array]:
+        return looks(model.task.classifier, params, learnables, study.normalize(images))
+
+    return _program(study, "layers", model, maps)(study.params, study.learnables[model.key], images)
+
+
+def looks(classifier: Classifier, params: Params, learnables: Learnables, images: jax.Array) -> dict[str, jax.Array]:
+    """The same of normalised images, whatever they are a study of."""
+    adaptation, config = classifier.method.adapt(learnables), classifier.config
+    prompts = 0 if adaptation.vision_prompts is None else adaptation.vision_prompts.shape[-2]
 
     def observe(view: LayerView) -> dict[str, jax.Array]:
         seen = {"attention": view.probabilities[:, :, 0, 1:].mean(1)}
@@ -79,10 +91,5 @@ def layer_maps(study: Study, model: Model, images: jax.Array) -> dict[str, jax.A
             seen["distance"] = prompt_distances(view.tokens, config.vision.patches)
         return seen
 
-    def maps(params: Any, learnables: Any, images: jax.Array) -> dict[str, jax.Array]:
-        dtype, adaptation = model.task.classifier.dtype, model.task.method.adapt(learnables)
-        images = study.normalize(images)
-        seen = encode_image(params, config, images, adaptation, observe=observe, dtype=dtype)[1]
-        return {name: jnp.moveaxis(value, 0, 1) for name, value in seen.items()}
-
-    return _program(study, "layers", model, maps)(study.params, study.learnables[model.key], images)
+    seen = encode_image(params, config, images, adaptation, observe=observe, dtype=classifier.dtype)[1]
+    return {name: jnp.moveaxis(value, 0, 1) for name, value in seen.items()}

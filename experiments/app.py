@@ -1,0 +1,91 @@
+"""Opens a page to play with: a picture and class names, zero-shot beside tuned, and what both of them look at.
+
+    python -m experiments.app
+    python -m experiments.app --config.adapters=workdir/demo/adapters
+    python -m experiments.app --config.adapters=workdir/own --config.images=photos --space
+
+Runs until it is stopped. Needs the extra `app`. With --space writes a folder for a Hugging Face Space instead.
+"""
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict
+from PIL import Image
+
+import clipbias
+from clipbias import data, interruption
+from clipbias.app import Bench, build, serve, write_space
+from clipbias.app.page import named
+from clipbias.data import demo
+from clipbias.errors import ClipbiasError
+from clipbias.training.workdir import open_workdir
+from experiments import common
+from experiments.inputs import find_adapters, split
+from experiments.predict import find_images, listed
+
+_CONFIG = "configs/app.py"
+_SPACE = flags.DEFINE_bool("space", False, "Write a folder for a Hugging Face Space, and open no page.")
+# Pictures of an embedded dataset to start from, and seconds between two looks for a notice to stop.
+_PICTURES, _SECONDS = 8, 0.2
+
+
+def main(config: ConfigDict, workdir: Path) -> None:
+    adapters = find_adapters(config.adapters) if config.adapters else []
+    bases = dict.fromkeys(adapter.base for adapter, _ in adapters)
+    if len(bases) > 1 and not config.model:
+        raise ClipbiasError(f"the adapters are of several models, {', '.join(bases)}; give those of one.")
+    model = config.model or next(iter(bases), "demo")
+    class_names, template = listed(config.classes, "class names") or (), config.template
+    with open_workdir(workdir, common.plain(config)):
+        if config.images or model != "demo":
+            examples = find_images(config.images) if config.images else []
+        else:
+            dataset = next((adapter.notes.get("dataset") for adapter, _ in adapters), "")
+            dataset = data.load(dataset if dataset in demo.NAMES else demo.NAMES[0])
+            examples = save_examples(dataset, workdir / "examples")
+            if not adapters and not class_names:
+                class_names, template = dataset.class_names, template or dataset.template
+        texts = dict(class_names=class_names, template=template)
+        if _SPACE.value:
+            files = [source for _, source in adapters]
+            write_space(workdir / "space", model, files, examples, requirement=config.requirement, **texts)
+            common.tell(f"a folder for a Space: {workdir / 'space'}")
+            return
+        uploads = (workdir / "uploads").resolve()
+        os.environ["GRADIO_TEMP_DIR"] = str(uploads)  # gradio reads it when it is imported
+        bench = Bench(clipbias.load(model), named(adapters), own_methods=split(config.own_methods))
+        page = build(bench, examples=examples, **texts)
+        address = serve(
+            page,
+            server_name=config.host,
+            server_port=config.port or None,
+            prevent_thread_lock=True,
+            allowed_paths=[str(path.resolve()) for path in examples],
+        )
+        try:
+            common.tell(f"the page is at {address}; Ctrl-C ends it")
+            while True:
+                interruption.check()
+                time.sleep(_SECONDS)
+        finally:
+            page.close(verbose=False)
+            shutil.rmtree(uploads, ignore_errors=True)
+
+
+def save_examples(dataset: data.Dataset, folder: Path) -> list[Path]:
+    """Some test images of different classes as files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    test, found = dataset.split("test"), []
+    firsts = {int(label): number for number, label in reversed(list(enumerate(test.labels)))}
+    for label, number in sorted(firsts.items())[:_PICTURES]:
+        found.append(folder / f"{label}.png")
+        Image.fromarray(test.picture(number)).save(found[-1])
+    return found
+
+
+if __name__ == "__main__":
+    common.run(main, _CONFIG)

@@ -1,0 +1,30 @@
+"""A picture, and adapters that nobody trained."""
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+import clipbias
+from clipbias.clip import Clip
+from clipbias.tuning.adapter import Adapter
+
+NAMES = ["cat", "a grey dog", "bird"]
+PICTURE = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+
+
+def adapter_of(clip: Clip, method: str, class_names: Sequence[str]) -> Adapter:
+    """An adapter whose method is some way off its start."""
+    task = clipbias.Task(clip, method, class_names)
+    leaves, tree = jax.tree.flatten(task.init(0))
+    rng = np.random.default_rng(1)
+    moved = [np.asarray(leaf + 0.05 * rng.normal(size=leaf.shape), np.float32) for leaf in leaves]
+    return Adapter(
+        learnables=jax.tree.unflatten(tree, moved),
+        method=method,
+        options=task.options(),
+        class_names=tuple(class_names),
+        template=task.template,
+        base=clip.source,
+        base_fingerprint=clip.fingerprint,
+    )

@@ -1,0 +1,56 @@
+"""One server and one browser for all tests of the page."""
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import clipbias
+from clipbias.app import Bench, build, serve
+from clipbias.app.bench import ATTENTION, RELEVANCY
+from clipbias.clip import Clip
+from clipbias.tuning.adapter import write_adapter
+from tests.app.adapters import NAMES, PICTURE, adapter_of
+from tests.browser import Browser
+
+
+@pytest.fixture(scope="session")
+def bench(clip: Clip) -> Bench:
+    return Bench(clip, {"prompts": adapter_of(clip, "ivlp", NAMES)})
+
+
+@pytest.fixture(scope="session")
+def files(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """An adapter, one of another model, and the server's own folder."""
+    folder = tmp_path_factory.mktemp("given")
+    write_adapter(folder / "bias.safetensors", adapter_of(bench.clip, "bias", ["tree", "house"]))
+    write_adapter(folder / "other.safetensors", adapter_of(clipbias.load("demo"), "bias", ["tree", "house"]))
+    return {path.stem: path for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="session")
+def address(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    pytest.importorskip("gradio")
+    patch = pytest.MonkeyPatch()
+    patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("uploads")))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # gradio's own, of what it is built on
+        for side in (
+            bench.zero_shot(NAMES),
+            bench.tuned(bench.adapters["prompts"], NAMES),
+        ):  # compiled before it is asked
+            side.probabilities(PICTURE)
+            for kind in (RELEVANCY, ATTENTION):
+                bench.look(side, PICTURE, 0, kind=kind)
+        page = build(bench)
+        yield serve(page, server_name="127.0.0.1", prevent_thread_lock=True)
+        page.close(verbose=False)
+    patch.undo()
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    found = Browser(tmp_path_factory.mktemp("profile"), local=True)
+    yield found
+    found.close()
