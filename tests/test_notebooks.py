@@ -1,0 +1,96 @@
+"""The notebooks: what their scripts say, and what they showed when they were run; their cells on another model."""
+
+import ast
+import base64
+import json
+from pathlib import Path
+
+import pytest
+
+from clipbias.errors import ClipbiasError
+from tests.documents import ROOT
+from tools import make_notebook, notebook_page
+from tools.make_notebook import Cell
+
+SCRIPTS = sorted((ROOT / "docs" / "notebooks").glob("*.py"))
+PIXEL = base64.b64encode(b"a picture").decode()
+
+
+def notebook(script: Path) -> dict:
+    return json.loads(script.with_suffix(".ipynb").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+def test_the_notebook_is_its_script(script: Path) -> None:
+    found = [Cell(cell["cell_type"], "".join(cell["source"])) for cell in notebook(script)["cells"]]
+    assert found == make_notebook.cells_of(script), f"run python -m tools.make_notebook {script.relative_to(ROOT)}"
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+def test_the_notebook_was_run_from_top_to_bottom_without_a_complaint(script: Path) -> None:
+    code = [cell for cell in notebook(script)["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in code] == [*range(1, len(code) + 1)]
+    outputs = [output for cell in code for output in cell["outputs"]]
+    assert not [output for output in outputs if output["output_type"] == "error" or output.get("name") == "stderr"]
+    shown = {kind for output in outputs for kind in output.get("data", ())}
+    assert {"image/png", "text/html", "text/plain"} <= shown
+
+
+def test_the_first_hour_runs_with_another_model(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And with less of everything: one cell alone has to be changed for it."""
+    monkeypatch.chdir(tmp_path)
+    other = {"MODEL": model, "SHOTS": 1, "EPOCHS": 1, "LEARNING_RATES": (0.1,), "IMAGES": 20}
+    settings, *rest = [cell.source for cell in make_notebook.cells_of(SCRIPTS[0]) if cell.kind == "code"]
+    names: dict = {}
+    exec(settings, names)
+    assert other.keys() <= names.keys()
+    names |= other
+    shown = [run(source, names) for source in rest]
+    assert sum(type(value).__name__ == "Figure" for value in shown) == 3
+    assert "<table>" in shown[3] and len(names["rows"]) == 4
+    assert names["again"].accuracy == names["rows"][2][-1].accuracy  # of bias tuning, folded into the weights
+    for written in ("bias.safetensors", "checkpoint/model.safetensors", "study/results.json"):
+        assert (tmp_path / names["FOLDER"] / written).is_file()
+
+
+def run(source: str, names: dict) -> object:
+    """Runs a cell; the value of its last line, which a notebook shows."""
+    tree = ast.parse(source)
+    last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+    exec(compile(tree, "cell", "exec"), names)
+    return None if last is None else eval(compile(ast.Expression(last.value), "cell", "eval"), names)
+
+
+def test_cells_and_what_colab_needs() -> None:
+    script = "# %% [markdown]\n# # Title\n#\n# Words.\n\n# %%\nx = 1\n\n\ny = 2  # %% no cell\n\n# %%\nx\n"
+    plain = [Cell("markdown", "# Title\n\nWords."), Cell("code", "x = 1\n\n\ny = 2  # %% no cell"), Cell("code", "x")]
+    assert make_notebook.cells(script, "docs/a.ipynb", None) == plain
+    opened, install, *rest = make_notebook.cells(script, "docs/a.ipynb", "https://github.com/them/it")
+    assert "(https://colab.research.google.com/github/them/it/blob/main/docs/a.ipynb)" in opened.source
+    assert install.source.endswith('%pip install --quiet "clipbias @ git+https://github.com/them/it"')
+    assert opened.source.startswith(plain[0].source) and rest == plain[1:]
+    with pytest.raises(ClipbiasError, match="does not begin with a line '# %%'"):
+        make_notebook.cells("x = 1\n", "docs/a.ipynb", None)
+
+
+def test_a_page_shows_what_cells_show() -> None:
+    outputs = [
+        {"output_type": "stream", "name": "stdout", "text": ["one\n", "two\n"]},
+        {"output_type": "execute_result", "data": {"text/plain": "<Figure>", "image/png": PIXEL}},
+        {"output_type": "execute_result", "data": {"text/plain": "plain", "text/html": "<table>\n\n</table>"}},
+        {"output_type": "execute_result", "data": {"text/plain": "3 classes"}},
+    ]
+    cells = [
+        {"cell_type": "markdown", "source": ["# Title\n", "[methods](../methods.md)"]},
+        {"cell_type": "code", "source": "x = 1", "outputs": outputs},
+    ]
+    text, pictures = notebook_page.page(json.dumps({"cells": cells}), "first")
+    assert text.split("\n\n") == [
+        "# Title\n[methods](../methods.md)",
+        "~~~~python\nx = 1\n~~~~",
+        "~~~~text\none\ntwo\n~~~~",
+        "![first](first-1.png)",
+        "<table>\n</table>",
+        "~~~~text\n3 classes\n~~~~\n",
+    ]
+    assert pictures == {"first-1.png": b"a picture"}
