@@ -89,6 +89,8 @@ class _Values(TypedDict, total=False):
     calibrations: dict[str, dict[str, Any]]
     correct: Count
     images: Count
+    tested_images: dict[str, Count]
+    predictions: dict[str, str]
     images_of: str
     skipped_images: Count
     skipped_training_images: Count

@@ -104,7 +104,7 @@ def compare(workdir: Path) -> None:
 
 def write_tables(rows: Sequence[Mapping[str, Any]], workdir: Path) -> None:
     """Writes the tables and the picture, and prints the tables."""
-    summary = report.summarize(rows)
+    summary = report.summarize(rows, predictions=workdir / "predictions")
     write_text(workdir / "table.md", report.to_markdown(summary))
     write_text(workdir / "table.tex", report.to_latex(summary))
     interruption.check()

@@ -19,7 +19,7 @@ MOST_NAMES = 12
 
 
 def accuracy_figure(results: Summary | Iterable[Mapping[str, Any]], *, measure: str | None = None) -> "Figure":
-    """Draws accuracy in percent against shots, one line per method, ± one sample standard deviation over seeds.
+    """Draws accuracy in percent against shots, one line per method, ± the standard error.
 
     Args:
       results: a summary, or the rows of a results file.
@@ -120,7 +120,7 @@ def _panel(axes: "Axes", summary: Summary, panel: str, measure: str) -> None:
         axes.errorbar(
             [(shots or 1) * aside for shots in cells],
             list(_means(cells).values()),
-            yerr=[cell.spread or 0.0 for cell in cells.values()],
+            yerr=[cell.error or 0.0 for cell in cells.values()],
             color=colour,
             marker=marker,
             linestyle=line,

@@ -4,6 +4,15 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from clipbias.report import pages
+from clipbias.report.captions import (
+    average_sentences,
+    error_sentences,
+    range_of,
+    rate_sentence,
+    seeds_sentence,
+    within_sentences,
+)
+from clipbias.report.chosen import chosen_table
 from clipbias.report.names import method_name
 from clipbias.report.published import (
     are_the_eleven,
@@ -54,7 +63,7 @@ def to_text(summary: Summary) -> str:
     made = tables(summary)
     parts = [text_table(table) for table in made]
     if any(cell.rank for table in made for row in table.rows for cell in row):
-        parts.append("* best of the column, ' second best; ± is the sample standard deviation over seeds.")
+        parts.append("* best of the column, ' second best; ± behind an accuracy is its standard error, see table.md.")
     if summary.failures:
         lines = [f"  {printable(failure_line(failure))}" for failure in summary.failures]
         parts.append("\n".join(["Failed runs", *lines]))
@@ -80,9 +89,10 @@ def to_html(summary: Summary, *, title: str = "Table 1", figure_svg: str | None 
 
 
 def tables(summary: Summary) -> tuple[Table, ...]:
-    """The averages by shots, one table per number of shots, calibration, the methods' sizes, and what papers report.
+    """The averages by shots, one table per number of shots, calibration, learning rates, sizes, and what papers report.
 
-    The last only where the datasets are the eleven of the papers. Empty for an empty summary.
+    Learning rates only where they were chosen on validation images, and the last only where the datasets are the eleven
+    of the papers. Empty for an empty summary.
     """
     if not summary.methods:
         return ()
@@ -96,6 +106,8 @@ def tables(summary: Summary) -> tuple[Table, ...]:
         made.extend(_by_dataset(summary, shots, measure) for shots in summary.shots or (0,))
     if summary.calibration is not None:
         made.extend(_calibration(summary.calibration, shots) for shots in summary.calibration.shots or (0,))
+    if (rates := chosen_table({method: facts.choices for method, facts in summary.facts.items()})) is not None:
+        made.append(rates)
     made.append(_sizes(summary))
     if are_the_eleven(summary.datasets):
         made.extend(published_table(table) for table in published_sixteen_shots())
@@ -129,21 +141,20 @@ def _titled(words: str, measure: str) -> str:
 
 
 def _accuracy(cell: Cell | None, *, expected: int) -> TableCell:
-    """A mean with its spread; `expected` seeds go without saying, any other number is noted."""
+    """A mean with its standard error; `expected` seeds go without saying, any other number is noted."""
     if cell is None:
         return TableCell(MISSING)
     if cell.mean is None:
         return TableCell("failed", failed=True)
-    spread = f"± {cell.spread:.1f}" if cell.spread is not None else ""
+    spread = f"± {cell.error:.1f}" if cell.error is not None else ""
     count = len(cell.values)
     drawn = None not in cell.values  # zero-shot has no seeds to count
     note = f"n = {count}" if drawn and expected and count != expected else ""
     return TableCell(f"{cell.mean:.1f}", spread, note, failed=bool(cell.failures))
 
 
-def _range(values: Sequence[float], form: str = ",") -> str:
-    """One value, or the smallest and largest: `2,048`, `5,120–16,384`."""
-    return "–".join(dict.fromkeys(f"{value:{form}}" for value in (*values[:1], *values[-1:]))) or MISSING
+def _shown_cells(summary: Summary, shots: int, measure: str) -> list[Cell | None]:
+    return [summary.cell(method, dataset, shots, measure) for method in summary.methods for dataset in summary.datasets]
 
 
 def _named_rows(summary: Summary, row: Callable[[str], Iterable[TableCell]]) -> list[tuple[TableCell, ...]]:
@@ -151,7 +162,7 @@ def _named_rows(summary: Summary, row: Callable[[str], Iterable[TableCell]]) -> 
 
 
 def _parameters(summary: Summary, method: str) -> TableCell:
-    return TableCell(_range(summary.facts[method].parameters))
+    return TableCell(range_of(summary.facts[method].parameters))
 
 
 def _by_dataset(summary: Summary, shots: int, measure: str) -> Table:
@@ -168,10 +179,11 @@ def _by_dataset(summary: Summary, shots: int, measure: str) -> Table:
     rows = _named_rows(summary, row)
     caption = [
         f"Top-1 {_measure(measure)} on the test set in percent.",
-        *_seeds_sentence(seeds),
+        *error_sentences(seeds, _shown_cells(summary, shots, measure)),
         _RANKS,
-        *(_average_sentences(summary, [row[-2] for row in rows]) if with_average else ()),
-        *_rate_sentence(summary),
+        *within_sentences(summary, shots, measure),
+        *(average_sentences(summary, [row[-2] for row in rows]) if with_average else ()),
+        *rate_sentence(summary),
         *_recipe_sentence(summary),
     ]
     columns = ("Method", *map(dataset_name, summary.datasets), *["Average"] * with_average, "Parameters")
@@ -191,9 +203,9 @@ def _by_measure(summary: Summary, shots: int) -> Table:
     caption = [
         f"Top-1 accuracy in percent after training on {dataset_name(dataset)}, one column per set of test images.",
         *["H is the harmonic mean of base and new, taken for each seed."] * ("H" in summary.measures),
-        *_seeds_sentence(seeds),
+        *error_sentences(seeds, [one for name in summary.measures for one in _shown_cells(summary, shots, name)]),
         _RANKS,
-        *_rate_sentence(summary),
+        *rate_sentence(summary),
         *_recipe_sentence(summary),
     ]
     title = f"{_training(shots, seeds)} of {dataset_name(dataset)}"
@@ -209,11 +221,11 @@ def _averages(summary: Summary, measure: str) -> Table:
         )
     )
     caption = [
-        f"Top-1 {_measure(measure)} in percent, averaged over {len(summary.datasets)} datasets; ± is the sample"
-        " standard deviation, over the seeds, of that average.",
+        f"Top-1 {_measure(measure)} in percent, averaged over {len(summary.datasets)} datasets; ± is the standard error"
+        " of that average, of the datasets' test images and of the seeds.",
         _RANKS,
-        *_average_sentences(summary, [cell for row in rows for cell in row[1:]]),
-        *_rate_sentence(summary),
+        *average_sentences(summary, [cell for row in rows for cell in row[1:]]),
+        *rate_sentence(summary),
         *_recipe_sentence(summary),
     ]
     columns = ("Method", *map(_shots, summary.shots))
@@ -237,7 +249,7 @@ def _calibration(summary: Summary, shots: int) -> Table:
         " for the adaptive one of equally many images; the smaller the better.",
         *["The temperature has the smallest cross-entropy on validation images, at most 4 of a class."]
         * ("temperature" in summary.measures),
-        *_seeds_sentence(seeds),
+        *seeds_sentence(seeds),
     ]
     title = _titled(_training(shots, seeds), "calibration")
     return Table(title, " ".join(caption), ("Method", *summary.measures), tuple(_named_rows(summary, row)))
@@ -253,8 +265,8 @@ def _number(cell: Cell | None, *, digits: int) -> TableCell:
 def _sizes(summary: Summary) -> Table:
     def row(method: str) -> tuple[TableCell, ...]:
         facts: Facts = summary.facts[method]
-        counts = map(_range, (facts.parameters, facts.parameters_vision, facts.parameters_text))
-        return cells(*counts, _range(facts.learning_rates, "g"))
+        counts = map(range_of, (facts.parameters, facts.parameters_vision, facts.parameters_text))
+        return cells(*counts, range_of(facts.learning_rates, "g"))
 
     recipes = {
         method_name(method): "; ".join(
@@ -278,7 +290,7 @@ def _sizes(summary: Summary) -> Table:
 def _values(values: Sequence[Any]) -> str:
     """What a field of a recipe was: a number, a range of numbers, or words."""
     numbers = all(isinstance(value, int | float) for value in values) and bool not in set(map(type, values))
-    return _range(values, "g") if numbers else " or ".join(map(str, values))
+    return range_of(values, "g") if numbers else " or ".join(map(str, values))
 
 
 def _recipe_values(name: str, values: Sequence[Any]) -> str:
@@ -291,35 +303,3 @@ def _recipe_values(name: str, values: Sequence[Any]) -> str:
 def _recipe_sentence(summary: Summary) -> list[str]:
     own = [method_name(method) for method in summary.methods if summary.facts[method].recipe]
     return [f"Not trained by the common recipe: {', '.join(own)}; see the table of sizes."] if own else []
-
-
-def _seeds_sentence(seeds: Sequence[int]) -> list[str]:
-    if not seeds:
-        return []
-    listed = ", ".join(map(str, seeds))
-    if len(seeds) == 1:
-        return [f"One run, with seed {listed}."]
-    return [f"Mean ± sample standard deviation (divided by n − 1) over n = {len(seeds)} seeds ({listed})."]
-
-
-def _average_sentences(summary: Summary, averages: Iterable[TableCell]) -> list[str]:
-    sentences = []
-    if any(cell.text == MISSING for cell in averages):
-        sentences.append(f"An average is given only where all {len(summary.datasets)} datasets have a result.")
-    if any(failure.shots for failure in summary.failures):
-        sentences.append("An average over runs whose seeds differ between datasets has no spread.")
-    return sentences
-
-
-def _rate_sentence(summary: Summary) -> list[str]:
-    rates = {dataset: values for dataset, values in summary.learning_rates.items() if values}
-    if not rates:
-        return []
-    distinct = sorted(set(rates.values()))
-    if len(distinct) == 1:
-        return [f"Learning rate {_range(distinct[0], 'g')}."]
-    parts = [
-        f"{_range(values, 'g')} on {', '.join(dataset_name(name) for name, own in rates.items() if own == values)}"
-        for values in distinct
-    ]
-    return [f"Learning rate {'; '.join(parts)}."]

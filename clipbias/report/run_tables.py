@@ -24,7 +24,7 @@ def run_table(runs: Sequence[RunRecord]) -> Table:
         "Shots": lambda run: in_words(run.shots, "values"),
         "Seed": lambda run: in_words(run.seed, "seeds"),
         "Rate": lambda run: in_words(run.learning_rate, "values", "{:g}"),
-        "Accuracy": lambda run: _accuracies(run.accuracy),
+        "Accuracy": lambda run: _accuracies(run.accuracy, run.error),
         "Parameters": lambda run: in_words(run.parameters, "values", "{:,}"),
         "Loss": lambda run: in_words(run.loss, "values", "{:.4g}"),
         "Time": lambda run: duration(run.seconds),
@@ -33,10 +33,11 @@ def run_table(runs: Sequence[RunRecord]) -> Table:
     }
     rows = tuple(cells(*(show(run) for show in columns.values())) for run in runs)
     caption = (
-        "Learning rate; top-1 accuracy in percent; learned parameters; loss of the last training step; computing time"
-        " of all processes that worked on the run; share of training steps' time spent waiting for images. Several"
-        " values belong to several models or seeds, in this order; of a grid they are each method's mean, of more than"
-        " four methods the lowest and the highest, and of the time spent waiting the mean of all cells."
+        "Learning rate; top-1 accuracy in percent ± its standard error, of test images and of seeds; learned"
+        " parameters; loss of the last training step; computing time of all processes that worked on the run; share of"
+        " training steps' time spent waiting for images. Several values belong to several models or seeds, in this"
+        " order; of a grid they are each method's mean, of more than four methods the lowest and the highest, and of"
+        " the time spent waiting the mean of all cells."
     )
     return Table("Runs", caption, tuple(columns), rows, words={1, 2, 3, 12})
 
@@ -118,17 +119,29 @@ def accuracy_table(run: RunRecord) -> Table:
     """The accuracy of each method of a grid, or of each model of a study, one a row."""
     columns = dict.fromkeys(name for one in run.accuracy if isinstance(one, Mapping) for name in one)
     rows = []
-    for method, accuracy in zip(run.method, run.accuracy, strict=True):
-        named = accuracy if isinstance(accuracy, Mapping) else {"Accuracy": accuracy}
-        values = [in_words(named.get(name), "values", "{:.2f}") for name in columns or ("Accuracy",)]
+    for method, accuracy, error in zip(run.method, run.accuracy, run.error or [None] * len(run.method), strict=True):
+        named, errors = (one if isinstance(one, Mapping) else {"Accuracy": one} for one in (accuracy, error))
+        values = [_with_error(named.get(name), errors.get(name)) for name in columns or ("Accuracy",)]
         rows.append(cells(method_name(str(method)), *values))
-    caption = "Top-1 accuracy in percent, the mean of all cells that ended."
+    caption = "Top-1 accuracy in percent, the mean of all cells that ended, ± its standard error."
     return Table(f"Accuracies of {run.name}", caption, ("Method", *(columns or ("Accuracy",))), tuple(rows), words={0})
 
 
-def _accuracies(value: Any) -> str:
+def _with_error(value: Any, error: Any) -> str:
+    """A number, numbers by name or in a list, each with its error where that is known."""
+    if isinstance(value, Mapping):
+        known = error if isinstance(error, Mapping) else {}
+        return ", ".join(f"{key} {_with_error(one, known.get(key))}" for key, one in value.items()) or MISSING
+    if isinstance(value, list) and value:
+        each = error if isinstance(error, list) and len(error) == len(value) else [None] * len(value)
+        return ", ".join(map(_with_error, value, each))
+    told = in_words(value, "values", "{:.2f}")
+    return f"{told} ± {error:.2f}" if is_number(value) and is_number(error) else told
+
+
+def _accuracies(value: Any, error: Any) -> str:
     if not has_many(value):
-        return in_words(value, "values", "{:.2f}")
+        return _with_error(value, error)
     numbers = [one for one in value if is_number(one)]
     return f"{min(numbers):.2f} to {max(numbers):.2f}" if numbers else "see below"
 

@@ -16,6 +16,7 @@ from clipbias import schema
 from clipbias.errors import ClipbiasError
 from clipbias.files import lock_file, read_json, read_json_lines, user_path
 from clipbias.report.names import draws, trains
+from clipbias.report.run_accuracies import mean_accuracies, single_error
 from clipbias.schema import Record, checked, fitted
 
 _DRAW = ("method", "dataset", "shots", "seed")  # which training a result is of
@@ -40,7 +41,7 @@ class RunRecord:
       name: the folder as it was given; for a cell also its number.
       binary: "train", "table1", "evaluate", …
       state: in words: finished, in progress at step x of y, failed with its sentence, …
-      accuracy: in percent.
+      accuracy: in percent; error: its standard error, where it is known (`report.errors`).
       loss: of the last training step, per seed.
       seconds: computing time, all processes that worked on it.
       waiting: share of its steps' time, in the last process, that was spent waiting for images; of a grid the mean.
@@ -56,6 +57,7 @@ class RunRecord:
     seed: Any = None
     learning_rate: Any = None
     accuracy: Any = None
+    error: Any = None
     parameters: Any = None
     loss: Any = None
     seconds: float | None = None
@@ -114,6 +116,7 @@ def read_workdir(folder: str | Path, *, cells: bool = False) -> list[RunRecord]:
             **settings,
             learning_rate=config.get("learning_rate") if binary == "train" else None,
             accuracy=result.get("accuracy"),
+            error=single_error(result),
             parameters=result.get("parameters"),
             loss=result.get("loss", last.get("loss")),
             waiting=result.get("waiting_share"),
@@ -208,7 +211,9 @@ def _grid(
     if failed:
         told += f"; {len(failed)} of {len(wanted)} cells failed: {failed[0].get('error')}"
     values: dict[str, Any] = {axis: _values(common.config, plural) for plural, axis in _AXES.items()}
-    values["accuracy"] = _mean_accuracies(rows, values["method"])
+    means, errors = mean_accuracies(rows, values["method"])
+    if any(mean is not None for mean in means):
+        values |= {"accuracy": means, "error": errors}
     rates = {row.get("learning_rate") for row in rows if row.get("choice")} - {None}
     if rates:
         values["learning_rate"] = sorted(rates)
@@ -236,27 +241,12 @@ def _parts(parts: Sequence[Path], *, finished: bool, progress: str) -> tuple[str
     return f"{each}{progress}" if len(by_state) == 1 else f"{each};{progress}", seconds
 
 
-def _mean_accuracies(rows: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> list[Any] | None:
-    """The mean accuracy of each method over its cells, by name where a cell has several; `None` where there is none."""
-    found = [_mean([row for row in rows if row["method"] == method]) for method in methods]
-    return found if any(mean is not None for mean in found) else None
-
-
-def _mean(rows: Sequence[Mapping[str, Any]]) -> float | dict[str, float] | None:
-    single = [row["accuracy"] for row in rows if row.get("accuracy") is not None]
-    if single:
-        return sum(single) / len(single)
-    several: dict[str, list[float]] = {}
-    for row in rows:
-        for name, value in (row.get("accuracies") or {}).items():
-            several.setdefault(name, []).append(value)
-    return {name: sum(values) / len(values) for name, values in several.items()} or None
-
-
 def _cell(common: RunRecord, number: int, row: Mapping[str, Any]) -> RunRecord:
     state = "finished" if row.get("status") == "ok" else f"failed: {row.get('error')}"
     values: dict[str, Any] = {name: row.get(name) for name in (*_AXES.values(), "parameters", "loss", "seconds")}
     values["accuracy"] = row.get("accuracy", row.get("accuracies"))
+    if "accuracy" in row or "accuracies" in row:
+        values["error"] = mean_accuracies([row], [row["method"]])[1][0]
     values["waiting"] = row.get("waiting_share")
     return dataclasses.replace(common, name=f"{common.name}#{number}", state=state, **values)
 

@@ -4,8 +4,14 @@ import dataclasses
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from clipbias.report import errors
+from clipbias.report.answered import Answered
+from clipbias.report.chosen import Chosen, chosen_rates
 from clipbias.report.names import at_rate, ordered_methods
 from clipbias.report.published import ordered_datasets
 
@@ -40,10 +46,15 @@ class Cell:
     Attributes:
       values: accuracy in percent per seed; a method that draws nothing at random has the one seed `None`.
       failures: the runs that did not finish.
+      images_error: the standard error of their mean that the choice of test images makes (`errors.binomial_error`);
+        `None` where it is not known how many they were.
+      correct: by seed, whether each test image was right, bool `[n]`; empty where that was not kept or asked for.
     """
 
     values: Mapping[int | None, float]
     failures: tuple[Failure, ...] = ()
+    images_error: float | None = None
+    correct: Mapping[int | None, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
     def mean(self) -> float | None:
@@ -55,12 +66,20 @@ class Cell:
         """Sample standard deviation over the seeds (divided by n - 1), or None for fewer than two."""
         return statistics.stdev(self.values.values()) if len(self.values) > 1 else None
 
+    @property
+    def error(self) -> float | None:
+        """The standard error of the mean, of test images and of seeds (`errors`); `None` where neither is known."""
+        if self.images_error is None and len(self.values) < 2:
+            return None
+        return math.hypot(self.images_error or 0.0, errors.seeds_error([*self.values.values()]))
+
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
     """What the runs of one method had in common or, as sorted distinct values, did not.
 
-    `recipe` holds what its training does otherwise than the common recipe, by the names of that recipe's fields.
+    `recipe` holds what its training does otherwise than the common recipe, by the names of that recipe's fields, and
+    `choices` the learning rates that were chosen on validation images.
     """
 
     parameters: tuple[int, ...]
@@ -68,6 +87,7 @@ class Facts:
     parameters_text: tuple[int, ...]
     learning_rates: tuple[float, ...]
     recipe: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+    choices: tuple[Chosen, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +136,11 @@ class Summary:
         seeds = set(finished[0])
         if any(set(values) != seeds for values in finished):
             return Cell({None: statistics.fmean(statistics.fmean(values.values()) for values in finished)})
-        return Cell({seed: statistics.fmean(values[seed] for values in finished) for seed in finished[0]})
+        # Datasets have images of their own.
+        each = [cell.images_error for cell in cells if cell is not None and cell.images_error is not None]
+        error = math.hypot(*each) / len(cells) if len(each) == len(cells) else None
+        values = {seed: statistics.fmean(values[seed] for values in finished) for seed in finished[0]}
+        return Cell(values, images_error=error)
 
     def seeds(self, shots: int, measure: str = ACCURACY) -> tuple[int, ...]:
         """All seeds used with that many shots, ascending."""
@@ -137,6 +161,10 @@ def _measured(row: Mapping[str, Any]) -> dict[str, float] | str:
         base, new = measured["base"], measured["new"]
         measured["H"] = 2 * base * new / (base + new) if base + new > 0 else 0.0
     return measured
+
+
+# Of rows whose numbers are no accuracies: no number of test images says how far these may be off.
+_NO_IMAGES: Mapping[str, Any] = {"images": None, "tested_images": None, "predictions": None}
 
 
 def _distinct(rows: Sequence[Mapping[str, Any]], field: str) -> tuple:
@@ -172,7 +200,7 @@ def _calibrated(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
             if name in CALIBRATION and (not evaluation or name == "ece")
         }
         if numbers and row.get("status", "ok") == "ok":
-            found.append({**row, "accuracies": numbers})
+            found.append({**row, **_NO_IMAGES, "accuracies": numbers})
     return found
 
 
@@ -182,11 +210,11 @@ def _costs(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     for row in rows:
         numbers = {name: row.get(name) for name in (PARAMETERS, TRAINING, PER_IMAGE)}
         if None not in numbers.values() and row.get("status", "ok") == "ok":
-            found.append({**row, "accuracies": numbers})
+            found.append({**row, **_NO_IMAGES, "accuracies": numbers})
     return found
 
 
-def summarize(rows: Iterable[Mapping[str, Any]], *, nested: bool = True) -> Summary:
+def summarize(rows: Iterable[Mapping[str, Any]], *, nested: bool = True, predictions: Path | None = None) -> Summary:
     """Groups the rows of a results file.
 
     Of several rows for the same method, dataset, shots and seed the last counts, except that a failure never
@@ -199,6 +227,8 @@ def summarize(rows: Iterable[Mapping[str, Any]], *, nested: bool = True) -> Summ
         "failed"), `error`, `calibration` or `calibrations` of the evaluations (`training.calibration`), and
         `training_seconds` and `seconds_per_image` (`training.timing`).
       nested: whether the runs' calibration and costs are grouped, too.
+      predictions: folder of the answers to each test image, by which differences between methods are told more exactly;
+        `None` reads none.
 
     Returns:
       The summary that the tables and the accuracy figure are made from; empty for no rows.
@@ -222,14 +252,16 @@ def summarize(rows: Iterable[Mapping[str, Any]], *, nested: bool = True) -> Summ
 
     measures = tuple(dict.fromkeys(measure for _, measured in finished.values() for measure in measured))
     measures = measures or (ACCURACY,)
-    cells = {}
+    cells, answers = {}, Answered(predictions)
     for method, dataset, shots, *_ in [*finished, *failures]:
         group = (method, dataset, shots)
         lost = tuple(failure for key, failure in failures.items() if key[:3] == group)
-        own = {key[3]: measured for key, (_, measured) in finished.items() if key[:3] == group}
+        own = {key[3]: found for key, found in finished.items() if key[:3] == group}
         for measure in measures:
-            values = {seed: measured[measure] for seed, measured in own.items() if measure in measured}
-            cells[(measure, *group)] = Cell(values, lost)
+            values = {seed: measured[measure] for seed, (_, measured) in own.items() if measure in measured}
+            of = {seed: row for seed, (row, measured) in own.items() if measure in measured}
+            error = _images_error(measure, values, of)
+            cells[(measure, *group)] = Cell(values, lost, error, answers.correct(measure, of))
 
     used = [row for row, _ in finished.values()]
     methods = ordered_methods(row["method"] for row in rows)
@@ -251,6 +283,36 @@ def summarize(rows: Iterable[Mapping[str, Any]], *, nested: bool = True) -> Summ
     )
 
 
+def _images_error(
+    measure: str, values: Mapping[int | None, float], rows: Mapping[int | None, Mapping[str, Any]]
+) -> float | None:
+    """The standard error that the choice of test images makes in the mean of a cell's values."""
+    if not values:
+        return None
+    if measure == "H":
+        halves = []
+        for half in ("base", "new"):
+            of: dict[int | None, float] = {
+                seed: row["accuracies"][half] for seed, row in rows.items() if half in (row.get("accuracies") or {})
+            }
+            if len(of) < len(rows):
+                return None
+            error = _images_error(half, of, rows)
+            if error is None:
+                return None
+            halves.append((statistics.fmean(of.values()), error))
+        (base, base_error), (new, new_error) = halves
+        return errors.harmonic_error(base, new, (base_error, new_error))
+    counts = [
+        row.get("images") if measure == ACCURACY else (row.get("tested_images") or {}).get(measure)
+        for row in rows.values()
+    ]
+    known = [count for count in counts if count]
+    if len(known) < len(counts):
+        return None
+    return errors.binomial_error(statistics.fmean(values.values()), min(known))
+
+
 def _facts(rows: Sequence[Mapping[str, Any]]) -> Facts:
     return Facts(
         parameters=_distinct(rows, "parameters"),
@@ -258,6 +320,7 @@ def _facts(rows: Sequence[Mapping[str, Any]]) -> Facts:
         parameters_text=_distinct(rows, "parameters_text"),
         learning_rates=_distinct([row for row in rows if row.get("shots")], "learning_rate"),
         recipe=_recipe([row.get("recipe") or {} for row in rows]),
+        choices=chosen_rates(rows),
     )
 
 

@@ -27,6 +27,7 @@ _LATEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "±": r"$\pm$",
+    "√": r"$\surd$",
     "−": "$-$",
     "–": "--",
 }

@@ -45,11 +45,16 @@ def fingerprint(task: Task, learnables: Learnables, method: str, split: Split) -
     return found.hexdigest()
 
 
+def predictions_name(name: str) -> str:
+    """What predictions are called in files."""
+    return re.sub(r"[^\w.-]+", "_", name)
+
+
 def save_predictions(
     workdir: Path, name: str, task: Task, learnables: Learnables, method: str, split: Split, predicted: np.ndarray
 ) -> None:
     """Writes `predictions/NAME.npz` of a run's folder, atomically; `predicted [n]` are class numbers or -1."""
-    path = workdir / FOLDER / (re.sub(r"[^\w.-]+", "_", name) + ".npz")
+    path = workdir / FOLDER / f"{predictions_name(name)}.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(

@@ -27,7 +27,7 @@ from clipbias.training.loop import Run, Trained, each_run, initial_learnables, r
 from clipbias.training.metrics import METRICS
 from clipbias.training.packs import Pack
 from clipbias.training.plan import StepPlan, plan_step
-from clipbias.training.predictions import save_predictions
+from clipbias.training.predictions import predictions_name, save_predictions
 from clipbias.training.progress import Progress
 from clipbias.training.results import Row
 from clipbias.training.settings import AUTO, GridSettings
@@ -277,20 +277,25 @@ class Trainer:
             if jax.process_index() == 0 and evaluator.predicted is not None:
                 split = evaluation.dataset.split("test")
                 for index, (rate, seed) in enumerate(pack.cells):
-                    name = evaluation.name if self.single else f"{pack.name(rate)}-seed{seed}-{evaluation.name}"
+                    name = self._scored_as(pack, rate, seed, evaluation.name)
                     own, predicted = one_run(learnables, index), evaluator.predicted[index]
                     save_predictions(self.workdir, name, task, own, pack.method, split, predicted)
         told = {"seconds_per_image": evaluator.seconds_per_image}
         told |= {"skipped_images": evaluator.skipped} if evaluator.skipped else {}
         return [score | told for score in scores]
 
+    def _scored_as(self, pack: Pack, rate: float | None, seed: int, evaluation: str) -> str:
+        return evaluation if self.single else f"{pack.name(rate)}-seed{seed}-{evaluation}"
+
     def _row_of(
         self, pack: Pack, rate: float | None, seed: int, scores: dict[str, dict[str, Any]], learnables: Learnables
     ) -> Row:
         row = self.row(pack, rate, seed) | {"status": "ok", "image_hash": self.cache.image_hash(pack)}
+        row["predictions"] = {name: predictions_name(self._scored_as(pack, rate, seed, name)) for name in scores}
         if len(scores) == 1:
             row |= next(iter(scores.values()))
         else:
+            row["tested_images"] = {name: score["images"] for name, score in scores.items()}
             row["seconds_per_image"] = next(iter(scores.values()))["seconds_per_image"]
             for key, values in (("accuracies", "accuracy"), ("calibrations", "calibration")):
                 row[key] = {name: score[values] for name, score in scores.items()}

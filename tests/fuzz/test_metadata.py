@@ -44,6 +44,7 @@ NOTES = MappingProxyType(
         **{"method": "bias", "dataset": "demo/digits", "shots": 4, "seed": 1, "accuracy": 50.0},
         **{"accuracies": {"base": 1.0}, "calibration": {"ece": 1.0}, "calibrations": {"base": {"ece": 1.0}}},
         **{"recipe": {"batch_size": 3}, "mine": {"a": [1]}, "choice": CHOICE},
+        **{"tested_images": {"base": 9}, "predictions": {"base": "bias-a-4shots-seed1-base"}},
         **{"validation_accuracy": 50.0, "validation_loss": 1.5, "validation_correct": 2, "validation_images": 4},
     }
 )

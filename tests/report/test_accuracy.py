@@ -42,7 +42,7 @@ def test_points_and_error_bars_are_the_summarys_numbers():
     cells = [summary.cell("bias", "b", shots) for shots in (4, 16)]
     np.testing.assert_allclose(np.asarray(line.get_ydata(), float), [cell.mean for cell in cells])
     halves = [(segment[1][1] - segment[0][1]) / 2 for segment in bars.get_segments()]
-    np.testing.assert_allclose(halves, [cell.spread for cell in cells])
+    np.testing.assert_allclose(halves, [cell.error for cell in cells])
     np.testing.assert_allclose(np.asarray(line.get_xdata(), float), [4, 16], rtol=0.15)
     assert [text.get_text() for text in axes.get_xticklabels()] == ["4", "16"]
 

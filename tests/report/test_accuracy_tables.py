@@ -37,15 +37,16 @@ def test_numbers_spread_and_rank_of_a_table():
     table = tables(summarize(a_few()))[0]
     assert table.columns == ("Method", "demo/digits", "Parameters")
     best, second, plain = (entries(table, name)[1] for name in ("Bias tuning", "CoOp", "Zero-shot"))
-    assert (best.text, best.spread, best.rank) == ("71.0", "± 1.0", 1)
-    assert (second.text, second.spread, second.rank) == ("62.0", f"± {statistics.stdev([60, 61, 65]):.1f}", 2)
+    assert (best.text, best.spread, best.rank) == ("71.0", "± 0.6", 1)
+    error = statistics.stdev([60, 61, 65]) / 3**0.5
+    assert (second.text, second.spread, second.rank) == ("62.0", f"± {error:.1f}", 2)
     assert (plain.text, plain.spread, plain.rank) == ("43.2", "", 0)
     assert entries(table, "Bias tuning")[2].text == "15,360"
 
 
 def test_caption_states_seeds_spread_and_learning_rate():
     caption = tables(summarize(a_few()))[0].caption
-    for words in ("sample standard deviation", "n = 3 seeds (1, 2, 3)", "Learning rate 0.0025", "Top-1 accuracy"):
+    for words in ("± its standard error over them", "n = 3 seeds (1, 2, 3)", "Learning rate 0.0025", "Top-1 accuracy"):
         assert words in caption
 
 
@@ -118,7 +119,7 @@ def test_a_closed_form_has_shots_and_seeds_and_no_rate():
     rows = [run("gda", seed=seed, parameters=0, learning_rate=None, accuracy=50.0 + seed) for seed in (1, 2, 3)]
     made = tables(summarize(rows))
     cell = entries(made[0], "GDA")[1]
-    assert (cell.text, cell.spread) == ("52.0", "± 1.0")
+    assert (cell.text, cell.spread) == ("52.0", "± 0.6")
     assert made[0].title == "16 shots" and "n = 3 seeds" in made[0].caption
     assert entries(made[-1], "GDA")[-1].text == "–"
 
@@ -133,7 +134,7 @@ def test_base_to_new_of_one_dataset_is_one_table_with_the_harmonic_mean():
     assert table.columns == ("Method", "base", "new", "H", "Parameters")
     harmonic = [2 * 80 * 60 / 140, 2 * 82 * 58 / 140]
     assert [entry.text for entry in table.rows[0][1:4]] == ["81.0", "59.0", f"{sum(harmonic) / 2:.1f}"]
-    assert table.rows[0][3].spread == f"± {statistics.stdev(harmonic):.1f}"
+    assert table.rows[0][3].spread == f"± {statistics.stdev(harmonic) / 2**0.5:.1f}"
     assert "harmonic mean" in table.caption
 
 
@@ -184,13 +185,13 @@ def test_markdown_rows_have_as_many_cells_as_columns():
     assert head == ["Method", "demo/digits", "Parameters"]
     assert [(text[0], text[-1]) for text in rule] == [(":", "-"), ("-", ":"), ("-", ":")]
     assert rows[0] == ["Zero-shot", "43.2", "0"]
-    assert rows[1] == ["CoOp", "<u>62.0</u> ± 2.6", "15,360"]
-    assert rows[2] == ["Bias tuning", "**71.0** ± 1.0", "15,360"]
+    assert rows[1] == ["CoOp", "<u>62.0</u> ± 1.5", "15,360"]
+    assert rows[2] == ["Bias tuning", "**71.0** ± 0.6", "15,360"]
 
 
 def test_latex_marks_and_escapes():
     latex = to_latex(summarize([*a_few(), run("my_method", "50%_{odd}")]))
-    assert r"\textbf{71.0} $\pm$ 1.0" in latex and r"\underline{62.0} $\pm$ 2.6" in latex
+    assert r"\textbf{71.0} $\pm$ 0.6" in latex and r"\underline{62.0} $\pm$ 1.5" in latex
     assert r"my\_method" in latex and r"50\%\_\{odd\}" in latex
     assert latex.count(r"\begin{table}") == latex.count(r"\end{table}") == 3
 
@@ -202,7 +203,7 @@ def test_latex_fits_the_page_and_wide_tables_are_set_tight():
     )
     assert r"\ifdim\width>\textwidth" in narrow
     assert r"\tiny" not in narrow and r"\tabcolsep" not in narrow
-    assert r"\textbf{71.0}{\tiny\,$\pm$1.0}" in wide and r"\setlength{\tabcolsep}{2pt}" in wide
+    assert r"\textbf{71.0}{\tiny\,$\pm$0.6}" in wide and r"\setlength{\tabcolsep}{2pt}" in wide
 
 
 def test_html_is_well_formed_self_contained_and_escaped():
