@@ -51,7 +51,9 @@ def complaints(browser: Browser) -> list:
 
 def write(browser: Browser, field: str, text: str) -> None:
     """Replaces what a field holds, as somebody who types would."""
-    browser.evaluate(f"{field}.value = {json.dumps(text)}; {field}.dispatchEvent(new Event('input')); 1")
+    browser.evaluate(
+        f"{field}.value = {json.dumps(text)}; {field}.dispatchEvent(new Event('input', {{bubbles: true}})); 1"
+    )
 
 
 def click(browser: Browser, words: str) -> None:
@@ -86,8 +88,8 @@ def test_other_names_and_a_name_that_is_markup(opened: Browser, bench: Bench) ->
 def test_layer_and_kind_change_the_map(opened: Browser) -> None:
     before = opened.evaluate(NOTES)
     slider = "[...document.querySelectorAll('input[type=range]')][0]"
-    opened.evaluate(f"{slider}.value = 2; {slider}.dispatchEvent(new Event('input')); 1")
-    opened.evaluate(f"{slider}.dispatchEvent(new PointerEvent('pointerup')); 1")
+    opened.evaluate(f"{slider}.value = 2; {slider}.dispatchEvent(new Event('input', {{bubbles: true}})); 1")
+    opened.evaluate(f"{slider}.dispatchEvent(new PointerEvent('pointerup', {{bubbles: true}})); 1")
     opened.wait_for(f"{NOTES}.every(x => x.includes('layers 2 to'))", PATIENCE)
     assert all("layers 1 to" in note for note in before)
     kind = "[...document.querySelectorAll('input[role=combobox]')][1]"
