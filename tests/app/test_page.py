@@ -103,6 +103,7 @@ def test_an_adapter_of_ones_own_brings_its_classes(opened: Browser, files: dict)
     opened.choose_file("input[type=file][accept*=safetensors]", files["bias"])
     opened.wait_for(f"{NAMES_FIELD}.value == 'tree\\nhouse'", PATIENCE)
     opened.wait_for(f"{LABELS}.every(x => x == 'tree' || x == 'house')", PATIENCE)
+    opened.wait_for(f"{NOTES}.length == 2 && {NOTES}.every(x => /^(tree|house): /.test(x))", PATIENCE)
     assert "on prompts" not in "".join(opened.evaluate(NOTES))
 
 
