@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import IO, NoReturn
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +24,7 @@ from clipbias.explain.results import save_arrays
 from clipbias.files import read_json_lines, write_tensors, write_text
 from clipbias.report import style
 from clipbias.report.captioned import CaptionedFigure, write_csv
+from clipbias.training import workdir
 from clipbias.training.checkpoint import Checkpoints
 from clipbias.training.metrics import MetricWriter
 from clipbias.training.results import Results
@@ -157,11 +158,16 @@ def test_how_a_run_ended_is_noted_where_no_other_file_has_room(tmp_path: Path, m
     def full(*_: object, **__: object) -> NoReturn:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+    def over(path: Path, mode: str, **options: int) -> IO[bytes]:
+        assert "w" not in mode, "emptied first, the file might find no room for its content again"
+        return open(path, mode, **options)
+
     before = "x" * 1000  # which what is written over it is shorter than
     with pytest.raises(ClipbiasError, match="the disk is full"), open_workdir(tmp_path, {}):
         state = json.loads((tmp_path / STATE).read_text())
         (tmp_path / STATE).write_text(json.dumps({**state, "error": before}))
         monkeypatch.setattr(tempfile, "mkstemp", full)
+        monkeypatch.setattr(workdir, "open", over, raising=False)
         raise ClipbiasError("the disk is full")
     ended = json.loads((tmp_path / STATE).read_text())
     assert (ended["state"], ended["error"]) == ("failed", "the disk is full")
