@@ -1,4 +1,4 @@
-"""What a killed process leaves in the cache of compiled kept_programs."""
+"""Where compiled programs are kept, and what a killed process leaves there."""
 
 import os
 from pathlib import Path
@@ -54,3 +54,27 @@ def test_each_program_is_looked_at_once(cache: Path, monkeypatch: pytest.MonkeyP
             os.utime(entry, (0, 0))
     kept_programs.remove_broken(cache)
     assert looked == [b"new"]
+
+
+@pytest.mark.parametrize(
+    ("configured", "switched_off", "kept_in"),
+    [(None, False, "own/clipbias/xla"), (None, True, None), ("elsewhere", False, "elsewhere")],
+)
+def test_they_are_kept_unless_told_otherwise(
+    configured: str | None, switched_off: bool, kept_in: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
+    before = [getattr(jax.config, name) for name in settings]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "own"))
+    monkeypatch.delenv("CLIPBIAS_NO_CACHE", raising=False)
+    if switched_off:
+        monkeypatch.setenv("CLIPBIAS_NO_CACHE", "1")
+    try:
+        jax.config.update(settings[0], None if configured is None else str(tmp_path / configured))
+        kept_programs.keep()
+        found = getattr(jax.config, settings[0])
+    finally:
+        for name, value in zip(settings, before, strict=True):
+            jax.config.update(name, value)
+    assert found == (None if kept_in is None else str(tmp_path / kept_in))
+    assert (tmp_path / "own").exists() == bool(kept_in and kept_in.startswith("own"))
