@@ -20,7 +20,7 @@ from clipbias.data import transforms
 from clipbias.data.files_on_disk import inside, read_image
 from clipbias.errors import ClipbiasError
 from clipbias.explain.results import load_arrays
-from clipbias.files import PART, atomic_path, read_json, read_json_lines, remove_parts, write_text
+from clipbias.files import PART, atomic_path, read_json, read_json_lines, remove_parts, user_path, write_text
 from clipbias.report import pages
 from clipbias.terminal import printable
 from clipbias.training.progress import Progress
@@ -241,6 +241,13 @@ def test_what_may_not_be_read_is_not_called_damaged(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # nothing is closed to the user tests may run as
     with pytest.raises(ClipbiasError, match=r"cannot read .*a\.safetensors: Permission denied; check its permissions"):
         load_adapter(tmp_path / "a.safetensors")
+
+
+def test_a_closed_folder_is_not_called_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert user_path(tmp_path) == tmp_path
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(ClipbiasError, match=r"^cannot open .*: Permission denied; check the path\.$"):
+        user_path(tmp_path)
 
 
 def test_what_a_page_cannot_hold_becomes_its_escape(tmp_path: Path) -> None:
