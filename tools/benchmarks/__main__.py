@@ -18,6 +18,7 @@
     python -m tools.benchmarks opening --count=100000 --repeats=3
     python -m tools.benchmarks opening --shards --rehearse --repeats=1
     python -m tools.benchmarks compile --topology=v5e:4x4 --dtype=bfloat16 --methods ivlp bias --classes=1000 --packed=3
+    python -m tools.benchmarks compile --topology=h100:1x1x8 --rows=compiled.jsonl
     python -m tools.benchmarks table1 --topology=h100:1x1x1 --dtype=bfloat16
     python -m tools.benchmarks all --output=device
     python -m tools.benchmarks report benchmark.jsonl --output=performance
@@ -28,9 +29,10 @@ Seconds are medians over repeats. FLOP are those that the computation needs, cou
 a method's training step, or TPT's test of an image, beside its authors' computation in PyTorch, where that is
 installed. It and `relevancy` give every way a process of its own. `relevancy` compares the ways' maps too; with several
 depths it tells what memory their programs plan for. `compile` and `table1` are for accelerators that are not there
-(`clipbias.training.topology`): programs by their compilers, and the arithmetic of the paper's table. `all` measures
-steps, features and relevancy in all compute types of the device, beside PyTorch where that is installed, into one JSON
-file and a page. `--append` adds the line to a file that `report` reads.
+(`clipbias.training.topology`): programs by their compilers, and the arithmetic of the paper's table; with `--rows`,
+`compile` adds each method to a file as it comes and goes on where it was stopped. `all` measures steps, features and
+relevancy in all compute types of the device, beside PyTorch where that is installed, into one JSON file and a page.
+`--append` adds the line to a file that `report` reads.
 """
 
 import argparse
@@ -105,6 +107,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dtypes", nargs="+", help="all: compute types; those of the device by default")
     parser.add_argument("--packed", type=whole(1), default=1, help="compile: runs trained side by side")
     parser.add_argument("--run-axis", type=whole(1), default=1, help="compile: devices along the mesh's run axis")
+    parser.add_argument("--rows", type=Path, help="compile: a file of JSON lines; what is in it is not compiled again")
     parser.add_argument("--append", type=Path, help="a file that the JSON line is added to")
     parser.add_argument("--output", type=Path, help="report, all: path without its ending")
     parsed = parser.parse_args(arguments)

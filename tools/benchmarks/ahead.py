@@ -6,6 +6,7 @@ Weights are pages of zeros that nobody writes to: nothing is computed.
 import argparse
 import dataclasses
 import functools
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -25,7 +26,7 @@ from clipbias.training.topology import Topology, open_topology
 from clipbias.tuning import Method, Recipe, Task, make_method
 from clipbias.tuning.registry import METHODS
 from configs import table1 as table1_config
-from tools.benchmarks import model, relevancy_ways
+from tools.benchmarks import compiled, model, relevancy_ways
 from tools.benchmarks.report import markdown
 
 SHOTS = 16
@@ -59,24 +60,48 @@ class Asked:
         return Task(self.clip, method, names, dtype=self.dtype, groups=mesh.shape[meshes.DATA], **memory)
 
 
+def trained_methods() -> list[str]:
+    """All that are trained: one of each kind first, then the others' presets."""
+    names = [name for name in METHODS if METHODS[name][0].trains]
+    firsts = {METHODS[name][0]: name for name in reversed(names)}
+    return sorted(names, key=lambda name: firsts[METHODS[name][0]] != name)
+
+
 def compile_methods(arguments: argparse.Namespace) -> dict[str, Any]:
     """A row per method: what the CPU's compiler says of its step, what the accelerator's says, and the plan's choice.
 
+    With `arguments.rows` each is added to that file as it comes, and what is there is not compiled again.
+
     Raises:
-      ClipbiasError: there is no such topology or method, or its compiler is not installed.
+      ClipbiasError: there is no such topology or method, its compiler is not installed, the file cannot be read or
+        written, or a compiler refused some of the methods; the others were compiled.
     """
     topology = open_topology(arguments.topology)
     jax.config.update("jax_num_cpu_devices", len(topology.devices))
     clip = empty_clip(arguments.geometry, layers=arguments.layers)
     asked = Asked(clip, arguments.classes, arguments.batch, arguments.packed, arguments.dtype)
-    points = []
-    for name in arguments.methods or [name for name in METHODS if METHODS[name][0].trains]:
-        points.append(compile_method(asked, name, topology, run=arguments.run_axis))
-        print(markdown(HEADS, [line(points[-1])]).splitlines()[-1], flush=True)
+    facts: dict[str, Any] = {"topology": topology.name, "devices": str(topology), "compiler": topology.compiler}
+    facts |= {"geometry": arguments.geometry, "layers": arguments.layers, "dtype": asked.dtype}
+    facts |= {"classes": asked.classes, "batch": asked.batch, "runs": asked.runs, "run_axis": arguments.run_axis}
+    points, refused = [], []
+    compiled.keep(arguments.rows)  # to compile takes long: a file that cannot be written is told before
+    kept = compiled.kept(arguments.rows, facts)
+    for name in arguments.methods or trained_methods():
+        if (point := kept.get(name)) is None:
+            try:
+                point = compile_method(asked, name, topology, run=arguments.run_axis)
+            except jax.errors.JaxRuntimeError as error:
+                refused.append(name)
+                print(f"{name}: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
+                continue
+            compiled.keep(arguments.rows, facts | point)
+        points.append(point)
+        print(markdown(HEADS, [line(point)]).splitlines()[-1], flush=True)
+    if refused:
+        raise ClipbiasError(f"the compiler refused {', '.join(refused)}, for the reasons above.")
     title = f"{arguments.classes} classes, batch {arguments.batch}, {arguments.packed} runs, {arguments.dtype}"
     print(markdown(HEADS, map(line, points)))
-    facts = {"topology": str(topology), "compiler": topology.compiler, "runs": asked.runs, "batch": asked.batch}
-    return {"name": f"compiled for {topology.name}, {title}", **facts, "classes": asked.classes, "points": points}
+    return {"name": f"compiled for {topology.name}, {title}", **facts, "points": points}
 
 
 def compile_method(asked: Asked, name: str, topology: Topology, *, run: int = 1) -> dict[str, Any]:
@@ -106,8 +131,8 @@ def compile_method(asked: Asked, name: str, topology: Topology, *, run: int = 1)
         "fits": plan.fits,
         "remat": plan.remat,
         "chunks": plan.chunks,
+        "parts": plan.parts,
         "chosen": chosen(plan, asked.runs),
-        "exchanges": [dataclasses.asdict(one) for one in step.exchanged],
         "exchanged": told_exchanges(step.exchanged),
         "flop": flop,
         "compile_seconds": seconds,
