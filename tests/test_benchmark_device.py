@@ -4,13 +4,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from clipbias.clip.precision import resolve
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
+from clipbias.training.topology import CHIPS
 from configs import table1
 from tools.benchmarks import __main__ as benchmark
-from tools.benchmarks import ahead, device, flops, model
+from tools.benchmarks import ahead, device, flops, measure, model
 from tools.benchmarks.steps import train
 
 ABOUT = {"device": "A card", "platform": "gpu", "devices": 1, "memory": 80 << 30, "jax": "1.0", "clipbias": "0.1"}
@@ -117,6 +120,30 @@ def test_a_topology_without_its_compiler_is_one_sentence(
     assert benchmark.main(["compile", "--topology=v6e:2x2"]) == 1
     assert benchmark.main(["table1", "--topology=v6e:2x2"]) == 1
     assert capsys.readouterr().err.count("error: the compiler for v6e:2x2 is not installed") == 2
+
+
+def test_a_device_is_measured_in_all_types_that_it_has() -> None:
+    for platform, name in (("gpu", "h100"), ("tpu", "v5e")):
+        assert set(device.DTYPES[platform]) == set(CHIPS[name].rates)
+        assert all(resolve(dtype, platform) == dtype for dtype in device.DTYPES[platform])
+
+
+def test_a_share_is_that_of_the_rate_in_the_same_type(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    asked = []
+
+    def product(dtype: str, side: int) -> tuple[Any, int]:
+        asked.append(dtype)
+        return lambda: np.zeros(()), 10**9
+
+    monkeypatch.setattr(measure, "square_product", product)
+    for dtype in ("bfloat16", "float32"):
+        command = ["features", "--geometry=tiny", "--batch=2", "--repeats=1", f"--dtype={dtype}"]
+        assert benchmark.main(command) == 0
+        row = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert row["share_of_matmul"] == pytest.approx(row["flop_per_second"] / row["matmul_flop_per_second"])
+    assert asked == ["bfloat16", "float32"]
 
 
 def test_a_step_tells_what_was_planned() -> None:

@@ -292,16 +292,27 @@ def device_rate(dtype: str = "float32") -> float:
     if (elsewhere := away()) is not None:
         check_choice("dtype", dtype, tuple(elsewhere.rates))
         return elsewhere.rates[dtype]
-    side = 1024 if jax.default_backend() == "cpu" else 8192
-    matrix = jnp.ones((side, side), "bfloat16" if dtype == "bfloat16" else "float32")
-    multiply = jax.jit(lambda a: jnp.matmul(a, a, precision=PRECISIONS[dtype]))
-    multiply(matrix).block_until_ready()
+    multiply, count = square_product(dtype, 1024)
+    multiply().block_until_ready()
     seconds = []
     for _ in range(5):
         began = time.perf_counter()
-        multiply(matrix).block_until_ready()
+        multiply().block_until_ready()
         seconds.append(time.perf_counter() - began)
-    return 2 * side**3 / min(seconds)
+    return count / min(seconds)
+
+
+def square_product(dtype: str, side: int) -> tuple[Callable[[], jax.Array], int]:
+    """A product of two square matrices, as a compute type forms it, and its multiplications and additions.
+
+    Args:
+      dtype: a compute type by name; in "bfloat16" both matrices are of half precision.
+      side: rows on a CPU. An accelerator, which so small ones would not fill, gets 8192.
+    """
+    side = side if jax.default_backend() == "cpu" else 8192
+    matrix = jnp.ones((side, side), "bfloat16" if dtype == "bfloat16" else "float32")
+    multiply = jax.jit(lambda a: jnp.matmul(a, a, precision=PRECISIONS[dtype]))
+    return lambda: multiply(matrix), 2 * side**3
 
 
 def estimated_seconds(count: int, rate: float, mesh: Mesh) -> float:

@@ -184,3 +184,14 @@ def test_other_errors_of_the_device_pass() -> None:
 
 def test_the_device_has_a_rate() -> None:
     assert 1e6 < plan.device_rate() < 1e16
+
+
+@pytest.mark.parametrize(
+    ("dtype", "held", "formed"),
+    [("float32", "f32", "HIGHEST"), ("tensorfloat32", "f32", "HIGH"), ("bfloat16", "bf16", "HIGH")],
+)
+def test_a_rate_is_that_of_products_of_its_type(dtype: str, held: str, formed: str) -> None:
+    multiply, count = plan.square_product(dtype, 8)
+    (product,) = [line for line in jax.jit(multiply).lower().as_text().splitlines() if "dot_general" in line]
+    assert f"(tensor<8x8x{held}>, tensor<8x8x{held}>)" in product and f"precision = [{formed}, {formed}]" in product
+    assert count == 8 * 8 * (8 + 8)

@@ -23,7 +23,11 @@ from tools.benchmarks.report import markdown
 # Class counts and batch sizes of training steps; and those that have a PyTorch step beside them.
 CLASSES, BATCHES = (100, 1000), (4, 32)
 BESIDE = ("bias", "ivlp", "vpt", "coop", "clip_lora")
-DTYPES = {"cpu": ("float32",), "gpu": ("float32", "tensorfloat32", "bfloat16"), "tpu": ("float32", "bfloat16")}
+DTYPES = {
+    "cpu": ("float32",),
+    "gpu": ("float32", "tensorfloat32", "bfloat16"),
+    "tpu": ("float32", "bfloat16_3x", "bfloat16"),
+}
 HOURS = 2  # that one measurement may take
 
 _FACTS = """

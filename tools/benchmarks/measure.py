@@ -7,19 +7,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import psutil
 
-from tools.benchmarks import flops
+from clipbias.training.plan import square_product
 
-SIDE = 2048  # of the square matrices whose product tells what the machine can do
-
-
-def matmul_seconds() -> Callable[[], Any]:
-    """A product of two large square matrices, to be timed beside the rest."""
-    a = jnp.ones((SIDE, SIDE), jnp.float32)
-    multiply = jax.jit(lambda a, b: jnp.matmul(a, b, precision="highest"))
-    return lambda: multiply(a, a)
+SIDE = 2048  # of the square matrices whose product tells what a CPU can do
 
 
 def in_turn(ways: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
@@ -34,10 +26,14 @@ def in_turn(ways: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, fl
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def with_machine(ways: Mapping[str, Callable[[], Any]], repeats: int) -> tuple[dict[str, float], float]:
-    """`in_turn` with the machine's own matrix product among the ways: the medians, and its FLOP per second."""
-    seconds = in_turn({**ways, "matmul": matmul_seconds()}, repeats)
-    return seconds, flops.matmul((SIDE, SIDE, SIDE)) / seconds.pop("matmul")
+def with_machine(ways: Mapping[str, Callable[[], Any]], repeats: int, dtype: str) -> tuple[dict[str, float], float]:
+    """`in_turn` with the machine's own matrix product among the ways: the medians, and its FLOP per second.
+
+    The product is of the compute type `dtype`, so that a share of its rate is one of what the device does in that type.
+    """
+    multiply, count = square_product(dtype, SIDE)
+    seconds = in_turn({**ways, "matmul": multiply}, repeats)
+    return seconds, count / seconds.pop("matmul")
 
 
 def peak_bytes() -> int:

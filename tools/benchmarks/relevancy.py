@@ -15,7 +15,8 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from clipbias.errors import ClipbiasError
-from tools.benchmarks import flops, measure, model, relevancy_ways
+from clipbias.training.plan import square_product
+from tools.benchmarks import measure, model, relevancy_ways
 from tools.benchmarks.report import markdown
 from tools.benchmarks.worker import Here, Process
 
@@ -66,7 +67,7 @@ def measured(arguments: argparse.Namespace, ways: Sequence[str], batch: int, fol
     relevancy_ways.write_inputs(job, task, learnables)
     forward, explained = relevancy_ways.needed(task, learnables)
     del task, learnables  # this process needs the weights no more
-    product = measure.matmul_seconds()
+    product, count = square_product(job["dtype"], measure.SIDE)
     turns: dict[str, list[dict[str, Any]]] = {way: [] for way in (*ways, "matmul")}
     with contextlib.ExitStack() as stack:
         running: dict[str, Here | Process] = {}
@@ -85,7 +86,7 @@ def measured(arguments: argparse.Namespace, ways: Sequence[str], batch: int, fol
             turns["matmul"].append({"seconds": time.perf_counter() - began})
         facts = {way: running[way].facts for way in ways}
     seconds = {way: statistics.median(turn["seconds"] for turn in found) for way, found in turns.items()}
-    machine = flops.matmul((measure.SIDE,) * 3) / seconds["matmul"]
+    machine = count / seconds["matmul"]
     rows = []
     for way in ways:
         flop, peak = forward if "forward" in way else explained, max(turn["peak_bytes"] for turn in turns[way])

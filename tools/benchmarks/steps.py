@@ -112,7 +112,7 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
         fields = {field.name: getattr(task.classifier, field.name) for field in dataclasses.fields(Classifier)}
         text = padded(task.tokens, clip.config.text.context_length)
         ways["plain"] = way("plain", task, PlainClassifier(**fields), text)
-    seconds, machine = measure.with_machine(ways, arguments.repeats)
+    seconds, machine = measure.with_machine(ways, arguments.repeats, arguments.dtype)
     title = f"{arguments.method}, {arguments.classes} classes, batch {batch}"
     result = measure.rates(title, seconds["clipbias"], flops.step(task, batch), machine) | sizes["clipbias"]
     if arguments.beside:
@@ -163,10 +163,11 @@ def features(arguments: argparse.Namespace) -> dict[str, Any]:
     def plain(params: Params, images: jax.Array) -> jax.Array:
         return encode_image(params, clip.config, clip.preprocessing.normalize(images), observe=_nothing)[0]
 
-    ways = {"clipbias": lambda: encode(clip.params, images)}
+    params = precision.held(clip.params, arguments.dtype)
+    ways = {"clipbias": lambda: encode(params, images)}
     if arguments.baseline:
         ways["plain"] = lambda: plain(clip.params, images)
-    seconds, machine = measure.with_machine(ways, arguments.repeats)
+    seconds, machine = measure.with_machine(ways, arguments.repeats, arguments.dtype)
     count = flops.vision(clip.config, arguments.batch)
     result = measure.rates(f"features, batch {arguments.batch}", seconds["clipbias"], count, machine)
     result |= {"images_per_second": arguments.batch / seconds["clipbias"], "peak_bytes": measure.peak_bytes()}
