@@ -99,10 +99,10 @@ class Clip:
           images: as for `preprocess`, or what it returned: float `[B, R, R, 3]` or `[R, R, 3]`.
           batch_size: images at a time.
           normalize: whether features are brought to length 1.
-          dtype: compute type, "float32" or "bfloat16".
+          dtype: compute type, one of `clip.precision.DTYPES`, or "auto" for what this device takes by itself.
 
         Raises:
-          ClipbiasError: a picture cannot be read, or is none.
+          ClipbiasError: a picture cannot be read, or is none, or there is no such type.
         """
         return encode.encode_images(self, images, batch_size=batch_size, normalize=normalize, dtype=dtype)
 
@@ -112,7 +112,7 @@ class Clip:
         """Text features `[n, d]`, float32, of whole texts, such as "a photo of a cat."; other arguments as above.
 
         Raises:
-          ClipbiasError: a text is too long, or is none.
+          ClipbiasError: a text is too long, or is none, or there is no such type.
         """
         return encode.encode_texts(self, texts, batch_size=batch_size, normalize=normalize, dtype=dtype)
 

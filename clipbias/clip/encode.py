@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clipbias.checks import check_choice, check_int, shown
+from clipbias.checks import check_int, shown
 from clipbias.clip.config import ClipConfig
 from clipbias.clip.params import Params
-from clipbias.clip.precision import DTYPES
+from clipbias.clip.precision import settle
 from clipbias.clip.preprocess import Preprocessing
 from clipbias.clip.text import as_tokens, encode_text
 from clipbias.clip.vision import encode_image
@@ -94,14 +94,14 @@ def image_batches(clip: "Clip", images: Any, batch_size: int) -> Iterator[tuple[
 
 def encode_images(clip: "Clip", images: Any, *, batch_size: int, normalize: bool, dtype: str) -> np.ndarray:
     """See `Clip.encode_images`."""
-    check_choice("dtype", dtype, DTYPES)
+    dtype = settle(dtype)
     run = functools.partial(_image_features, clip.config, clip.preprocessing, dtype, normalize, clip.device_params)
     return _joined(run, image_batches(clip, images, batch_size), clip.config.projection_width)
 
 
 def encode_texts(clip: "Clip", texts: Any, *, batch_size: int, normalize: bool, dtype: str) -> np.ndarray:
     """See `Clip.encode_texts`."""
-    check_choice("dtype", dtype, DTYPES)
+    dtype = settle(dtype)
     check_int("batch_size", batch_size, lowest=1)
     if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
         raise ClipbiasError(f"texts is {shown(texts)}; give a list of texts.")

@@ -55,6 +55,14 @@ def resolve(dtype: str, platform: str | None = None) -> str:
     return dtype
 
 
+def settle(dtype: str) -> str:
+    """The compute type that an argument names, with "auto" turned into what the device takes by itself.
+
+    Any other type is taken on any device, which may have to form its products otherwise; `resolve` refuses it there.
+    """
+    return resolve(dtype) if dtype == AUTO else check_choice("dtype", dtype, CHOICES)
+
+
 def named(dtype: str) -> str:
     """What names this arithmetic where equal names promise equal numbers: half precision was another one before."""
     return "bfloat16 beside float32 tokens" if dtype == "bfloat16" else dtype

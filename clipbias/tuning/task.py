@@ -7,12 +7,12 @@ from typing import Any
 
 import jax
 
-from clipbias.checks import check_choice, shown
+from clipbias.checks import shown
 from clipbias.clip import Clip, PackedTokens, TextTokens, pack
 from clipbias.clip.adaptation import NOTHING
 from clipbias.clip.encode import check_images
 from clipbias.clip.params import Params
-from clipbias.clip.precision import AUTO, DTYPES, resolve
+from clipbias.clip.precision import settle
 from clipbias.errors import ClipbiasError
 from clipbias.terminal import printable
 from clipbias.tuning.applied import Applied
@@ -93,7 +93,7 @@ class Task(Applied):
         Raises:
           ClipbiasError: unknown method or option, a name or template that cannot be used, a text that is too long.
         """
-        dtype = resolve(dtype) if dtype == AUTO else check_choice("dtype", dtype, DTYPES)
+        dtype = settle(dtype)
         self.method_name = method if isinstance(method, str) else type(method).__name__
         if isinstance(method, str):
             method = make_method(method, **options)

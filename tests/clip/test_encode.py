@@ -64,6 +64,7 @@ def test_features_of_batches_are_those_of_each_image(clip: Clip) -> None:
     assert clip.encode_images(PIXELS[0], batch_size=3).shape == clip.encode_images(images[0], batch_size=3).shape
     assert clip.encode_images([]).shape == (0, clip.config.projection_width)
     assert clip.device_params is clip.device_params
+    np.testing.assert_array_equal(clip.encode_images(PIXELS, batch_size=3, dtype="auto"), found)  # on a CPU
 
 
 def test_features_of_texts(clip: Clip) -> None:
@@ -72,6 +73,12 @@ def test_features_of_texts(clip: Clip) -> None:
     np.testing.assert_allclose(clip.encode_texts(TEXTS, batch_size=2), wanted, atol=1e-5)
     lengths = np.linalg.norm(clip.encode_texts(TEXTS, batch_size=2, normalize=True), axis=-1)
     np.testing.assert_allclose(lengths, 1, atol=1e-6)
+
+
+def test_a_compute_type_that_is_none_is_one_sentence(clip: Clip) -> None:
+    for encode, given in ((clip.encode_images, PIXELS), (clip.encode_texts, TEXTS)):
+        with pytest.raises(ClipbiasError, match=r"^dtype is 'float16'; choose from auto, float32,"):
+            encode(given, dtype="float16")
 
 
 NO_PICTURES: list[tuple[Any, str]] = [
