@@ -7,6 +7,7 @@ lowered a second way: steps in half precision for NVIDIA GPUs, where cuDNN has c
 
 import contextlib
 import dataclasses
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -118,6 +119,23 @@ def test_half_precision_is_lowered_for_a_tpu(small: Clip) -> None:
         (program,) = steps(small, "ivlp", "bfloat16", runs=3, rows=5)
         text = lowered(program, "tpu")
     assert "bf16" in text and CUDNN not in text
+
+
+@pytest.mark.parametrize(("dtype", "platform"), [("tensorfloat32", "cuda"), ("bfloat16_3x", "tpu")])
+def test_types_in_the_middle_are_lowered_for_the_devices_that_have_them(
+    small: Clip, apart: list[str], dtype: str, platform: str
+) -> None:
+    """Steps of runs side by side, and an evaluation: products of float32 numbers, formed as the type says."""
+    task = Task(small, "ivlp", NAMES, dtype=dtype)
+    with on(platform):
+        found = programs.evaluation_programs(task, batch=4, runs=3, mesh=meshes.single_device())
+        found += [program for name in ("ivlp", *apart[:2]) for program in steps(small, name, dtype, runs=3)]
+        for program in found:
+            text = lowered(program, platform)
+            formed = set(re.findall(r"dot_general.*precision = \[(\w+), \w+\]", text))
+            assert formed <= {"HIGH", "HIGHEST"} and text.count("dot_general") == text.count("precision = ["), program
+            assert "bf16" not in text and CUDNN not in text, program.name
+            assert "HIGH" in formed or program.name == "answers", program.name
 
 
 @pytest.mark.parametrize("name", firsts())
