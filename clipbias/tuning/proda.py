@@ -79,16 +79,9 @@ class ProDA(ContextSets):
         self, learnables: Learnables, features: Features, logits: jax.Array, labels: jax.Array
     ) -> Mapping[str, jax.Array]:
         assert features.nameless is not None
-        image, text = unit_length(features.image), unit_length(features.text)
-        away = text - text.mean(0)  # [Q, C, d]
-
-        def spread(of_one: tuple[jax.Array, jax.Array]) -> jax.Array:
-            squares, label = of_one
-            variance = jnp.square(away[:, label][:, None] - away).sum(0) / (len(away) + 1)
-            return features.scale**2 / 2 * (variance @ squares)
-
-        # One image after another, for `[B, Q, C, d]` would be large.
-        above = jax.lax.map(jax.checkpoint(spread, prevent_cse=False), (jnp.square(image), labels))
+        text = unit_length(features.text)
+        spread = _spread(jnp.square(unit_length(features.image)), text - text.mean(0), labels)
+        above = features.scale**2 / 2 * spread
         alone = unit_length(features.nameless)
         others = 1 - jnp.eye(len(alone))
         overlap = (others * jnp.abs(alone @ alone.T)).sum() / max(1, len(alone) * (len(alone) - 1))
@@ -99,3 +92,16 @@ class ProDA(ContextSets):
 
     def recipe_for(self, common: Recipe, shots: int) -> Recipe:
         return coop_recipe(learning_rate=0.001, epochs=100, batch_size=4) if self.recipe == AUTHORS else common
+
+
+def _spread(squares: jax.Array, away: jax.Array, labels: jax.Array) -> jax.Array:
+    """`Σ_k unit(f_b)_k² v_k(y_b, c)`, `[B, C]`, of the squares `[B, d]` and what is `away` from the means `[Q, C, d]`.
+
+    The square in `v` is multiplied out: `[B, Q, C, d]` would be large, and images one after another would have devices
+    exchange something for each of them. Products are exact, for what is left of the three terms may be small.
+    """
+    own = away[:, labels]  # [Q, B, d]
+    weighted = squares * own
+    both = jnp.einsum("qbd,qcd->bc", weighted, away, precision="highest")
+    classes = jnp.einsum("bd,cd->bc", squares, jnp.square(away).sum(0), precision="highest")
+    return ((weighted * own).sum((0, 2))[:, None] + classes - 2 * both) / (len(away) + 1)

@@ -1,8 +1,8 @@
 """ViT-B/16 compiled for v5e-16 and v5e-256, or for one H100 and eight: what fits, and what is exchanged.
 
 Whatever is compiled must fit the memory that programs have there, and exchange nothing in a loop over layers. Loops
-over images, which only methods have whose texts depend on the image, exchange what each image's classes are. In half
-precision GPUs must be asked for cuDNN's attention.
+over images, which only methods have whose texts depend on the image, exchange what each image's classes are; and rounds
+that end for a batch together, whether they end. In half precision GPUs must be asked for cuDNN's attention.
 """
 
 import functools
@@ -51,7 +51,7 @@ def bind(clip: Clip, method, classes: int, dtype: str, mesh, **memory) -> Task:
 
 
 def check(found: Account, topology: Topology, dtype: str, *, cudnn: bool, loops: bool = False) -> None:
-    """What holds of every program; with `loops` it has some over images."""
+    """What holds of every program; with `loops` it has some over images or rounds."""
     assert 0 < found.bytes <= USABLE * topology.chip.memory, str(found)
     assert loops or not any(one.looped for one in found.exchanged), str(found)
     text = found.text
@@ -70,7 +70,8 @@ def test_training_steps(clip: Clip, topologies: dict[str, Topology], topology: s
         task, plan = plan_step(functools.partial(bind, clip, method, CLASSES, dtype, mesh), recipe, **shared)
         found = account(training_program(task, recipe, parts=plan.parts, **shared))
     assert plan.fits and found.bytes == plan.bytes
-    check(found, where, dtype, cudnn=method.sampling() is None, loops=method.conditional)
+    loops = method.conditional or method.batchwise
+    check(found, where, dtype, cudnn=method.sampling() is None, loops=loops)
     if len(where.devices) > 1 and method.sampling() is None:
         assert found.exchanged
 
