@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -196,23 +196,39 @@ def from_class_folders(
     labels_of = {identifier: label for label, identifier in enumerate(ids)}
     splits: dict[str, Listed] = {}
     for split_name, prefix in parts.items():
-        paths: list[str] = []
-        counts, own_labels = [], []
         # Numbers are ordered as numbers: a string sort would put 10 before 2.
         folders = sorted(folders_in(prefix), key=lambda name: (len(name), name) if name.isdigit() else (0, name))
         for folder in folders:
             if folder not in folder_of:
                 raise ClipbiasError(f"{entry.name}: the folder {prefix}{folder} in {place} belongs to no class.")
-        for folder, images in zip(folders, images_in(prefix, folders), strict=True):
-            paths += [f"{prefix}{folder}/{image}" for image in images]
-            counts.append(len(images))
-            own_labels.append(labels_of[folder_of[folder]])
-        if not paths:
+        keys, counts = _of_folders(prefix, folders, images_in(prefix, folders))
+        if not len(keys):
             raise ClipbiasError(f"{entry.name}: {place}/{prefix} has no image in class folders; {how_to_fetch(entry)}")
-        splits[split_name] = (Keys.of(paths), np.repeat(np.asarray(own_labels, np.int32), counts))
+        own_labels = np.asarray([labels_of[folder_of[folder]] for folder in folders], np.int32)
+        splits[split_name] = (keys, np.repeat(own_labels, counts))
     if entry.layout == "imagenet":
         splits["test"] = splits["val"]
     return Listing(tuple(names[identifier] for identifier in ids), ids, splits)
+
+
+def _of_folders(prefix: str, folders: Sequence[str], images: Iterable[Sequence[str]]) -> tuple[Keys, list[int]]:
+    """The paths of all images in some folders, and how many lie in each.
+
+    A folder at a time is looked through for names that are there twice: a set of a million would be most of a start.
+    """
+    counts: list[int] = []
+    distinct = len(set(folders)) == len(folders)
+
+    def parts() -> Iterator[Keys]:
+        nonlocal distinct
+        for folder, names in zip(folders, images, strict=True):
+            counts.append(len(names))
+            distinct = distinct and len(set(names)) == len(names)
+            yield Keys.of(f"{prefix}{folder}/{name}" for name in names)
+
+    keys = Keys.joined(parts())
+    keys.distinct = distinct or None
+    return keys, counts
 
 
 def with_index(dataset: Dataset, index_file: str | os.PathLike | None) -> Dataset:

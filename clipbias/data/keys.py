@@ -1,5 +1,6 @@
 """The names of a split's images as one text: 1.3 million of them are there, and chosen from, without an object each."""
 
+import io
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, overload
 
@@ -56,6 +57,16 @@ class Keys(Sequence[str]):
         if ((inside & 0xC0) == 0x80).any():
             raise ValueError("a name begins inside a letter")
         return cls(text, starts, stops, distinct=distinct)
+
+    @classmethod
+    def joined(cls, parts: Iterable["Keys"]) -> "Keys":
+        """The names of some one after those of others, never more of them as objects than one part has."""
+        text, starts, stops = io.BytesIO(), [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+        for part in parts:
+            starts.append(part._starts + text.tell())
+            stops.append(part._stops + text.tell())
+            text.write(part._text)
+        return cls(text.getvalue(), np.concatenate(starts), np.concatenate(stops))
 
     def compact(self) -> tuple[bytes, np.ndarray]:
         """The names one after the other, and the number of bytes of each, int64 `[n]`."""

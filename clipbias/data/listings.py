@@ -92,10 +92,10 @@ def _scan(place: str) -> tuple[list[str], list[str]]:
 
 
 def _write(path: Path, found: Mapping[str, _Listed]) -> None:
-    texts = [
-        "\0".join([place, str(folders.count("\0")), folders + images]) for place, (folders, images, _) in found.items()
+    encoded = [
+        "\0".join([place, str(folders.count("\0")), folders + images]).encode()
+        for place, (folders, images, _) in found.items()
     ]
-    encoded = [text.encode() for text in texts]
     arrays: dict[str, Any] = {
         "text": np.frombuffer(b"".join(encoded), np.uint8),
         "lengths": np.array([len(one) for one in encoded], np.int64),
@@ -111,10 +111,10 @@ def _read(path: Path) -> dict[str, _Listed]:
         return found
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
-            text, lengths, stamps = stored["text"].tobytes(), stored["lengths"].tolist(), stored["stamps"].tolist()
+            text, lengths, stamps = stored["text"].data, stored["lengths"].tolist(), stored["stamps"].tolist()
         start = 0
         for length, stamp in zip(lengths, stamps, strict=True):
-            place, count, names = text[start : start + length].decode().split("\0", 2)
+            place, count, names = str(text[start : start + length], "utf-8").split("\0", 2)
             start += length
             parts = names.split("\0", int(count))
             found[place] = "".join(f"{name}\0" for name in parts[:-1]), parts[-1], tuple(stamp)

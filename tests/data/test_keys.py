@@ -45,3 +45,12 @@ def test_letters_that_utf8_has_not_and_what_does_not_fit():
             Keys.laid_out(text, wrong)
     with pytest.raises(ValueError):
         Keys.laid_out(b"\xff", np.array([1]))
+
+
+def test_joined_they_are_those_of_all_parts() -> None:
+    parts = [["a", "b\0c"], [], ["é", "\udcff", "x"], ["a"]]
+    keys = [Keys.of(part) for part in parts]
+    keys[2] = keys[2].take(np.array([2, 0]))  # of a text that has more
+    joined = Keys.joined(iter(keys))
+    assert list(joined) == ["a", "b\0c", "x", "é", "a"] == list(Keys.laid_out(*joined.compact()))
+    assert joined.repeated() == "a" and list(Keys.joined([])) == []
