@@ -1,7 +1,9 @@
-"""Decoded images, and how many of them are kept in memory."""
+"""Images of a split, decoded, and what of them is kept in memory."""
 
+import math
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -9,6 +11,18 @@ from absl import logging
 from clipbias.data import transforms
 from clipbias.data.dataset import Split
 from clipbias.errors import ClipbiasError
+
+# An image's key, and the side that it was resized to, 0 where it was not.
+_Name = tuple[str, int]
+ALIGNMENT = 64  # of JAX's arrays on CPUs, in bytes
+
+
+def unset(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An array whose values are not set yet, at an address at which the CPU as a device takes it without a copy."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    whole = np.empty(size + ALIGNMENT, np.uint8)
+    first = -whole.ctypes.data % ALIGNMENT
+    return whole[first : first + size].view(dtype).reshape(shape)
 
 
 def pictures(split: Split, indices: Sequence[int] | np.ndarray, image_size: int) -> np.ndarray:
@@ -20,84 +34,114 @@ def pictures(split: Split, indices: Sequence[int] | np.ndarray, image_size: int)
     return found
 
 
-class Decoded:
-    """Decoded images in memory, up to a size, by their keys: one of these for all who take images of a dataset.
+class ImageCache:
+    """Images in memory, up to a size: one of these for all who take images of a dataset.
+
+    They are kept as pixels where there is room for these and the files of all others that are to come, else as their
+    files, which take a fifth of a photograph's pixels: storage is asked for each once where the files fit. Pixels are
+    as large as they are used: a random crop may be of all, and cut from a smaller copy it would have other values.
 
     An epoch touches every image once, so images stay until they are dropped: evicting the least recently used would
     throw out exactly the one needed next. Safe to use from many threads.
     """
 
-    def __init__(self, limit: int) -> None:
-        """Keeps at most `limit` bytes."""
-        self.limit = limit
-        self._images: dict[str, np.ndarray] = {}
+    def __init__(self, limit: int, expected: int = 0) -> None:
+        """Keeps at most `limit` bytes; `expected` is how many images are to come, 0 where that is not known."""
+        self.limit, self._expected = limit, expected
+        self._images: dict[_Name, np.ndarray | bytes] = {}
         self._bytes = 0
+        self._seen, self._seen_bytes = 0, 0  # files
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._images)
 
-    def get(self, key: str) -> np.ndarray | None:
-        """The image of this key, if it is kept."""
-        return self._images.get(key)
+    def get(self, name: _Name) -> np.ndarray | bytes | None:
+        """The pixels or the file of an image, if they are kept."""
+        return self._images.get(name)
 
-    def fits(self, size: int) -> bool:
-        """Whether there is room for so many bytes."""
-        return self._bytes + size <= self.limit
-
-    def add(self, key: str, image: np.ndarray) -> None:
-        """Keeps an image if it fits."""
+    def add(self, name: _Name, encoded: bytes, picture: transforms.Picture) -> transforms.Picture:
+        """Keeps an image if it fits; returns it, as pixels where these are kept."""
+        height, width = transforms.height_and_width(picture)
+        size = 3 * height * width
+        if self._fits_as_pixels(size, encoded):
+            picture = np.asarray(picture)  # here, for it takes as long as others would wait
         with self._lock:
-            if key not in self._images and self.fits(image.nbytes):
-                self._images[key] = image
-                self._bytes += image.nbytes
+            if name not in self._images:
+                kept: np.ndarray | bytes = encoded
+                if isinstance(picture, np.ndarray) and self._fits_as_pixels(size, encoded):
+                    kept = picture
+                self._seen, self._seen_bytes = self._seen + 1, self._seen_bytes + len(encoded)
+                if self._bytes + _size(kept) <= self.limit:
+                    self._images[name] = kept
+                    self._bytes += _size(kept)
+        return picture
 
-    def keep_only(self, keys: Iterable[str]) -> None:
-        """Drops all images but those of these keys."""
-        if not self._images:  # the names of a large split are not looked at for nothing
-            return
-        kept = self._images.keys() & keys
+    def _fits_as_pixels(self, size: int, encoded: bytes) -> bool:
+        room = self.limit - self._bytes
+        others = max(0, self._expected - len(self._images) - 1) * (self._seen_bytes + len(encoded)) // (self._seen + 1)
+        return size <= room and (size <= len(encoded) or size + others <= room)
+
+    def keep_only(self, splits: Sequence[Split] = ()) -> None:
+        """Drops all images but those of some splits, which are to come."""
+        places: dict[int, list[np.ndarray]] = {}
+        for base, chosen in (split.origin() for split in splits):
+            places.setdefault(id(base), []).append(chosen)
+        names = {name for name, _ in self._images}
+        if names:  # the names of a large split are not looked at for nothing
+            names.intersection_update(key for split in splits for key in split.keys)
         with self._lock:
-            self._images = {key: image for key, image in self._images.items() if key in kept}
-            self._bytes = sum(image.nbytes for image in self._images.values())
+            self._expected = sum(len(np.unique(np.concatenate(chosen))) for chosen in places.values())
+            self._images = {name: image for name, image in self._images.items() if name[0] in names}
+            self._bytes = sum(map(_size, self._images.values()))
+
+
+def _size(image: np.ndarray | bytes) -> int:
+    return len(image) if isinstance(image, bytes) else image.nbytes
 
 
 class Images:
     """Decodes the images of a split. Safe to use from many threads.
 
     Attributes:
-      cache: Where decoded images are kept.
+      cache: Where images are kept.
       unreadable: Key to message of the images found unreadable by a caller that skips them.
     """
 
-    def __init__(self, split: Split, cache: Decoded | None = None) -> None:
-        """Keeps no decoded image without a `cache`, which others may share that take images of the same dataset."""
+    def __init__(self, split: Split, cache: ImageCache | None = None) -> None:
+        """Keeps no image without a `cache`, which others may share that take images of the same dataset."""
         self.split = split
         self.labels = split.labels
-        self.cache = Decoded(0) if cache is None else cache
+        self.cache = ImageCache(0) if cache is None else cache
         self.unreadable: dict[str, str] = {}
         self._lock = threading.Lock()
 
     @classmethod
     def of(cls, split: "Split | Images", cache_bytes: int = 0) -> "Images":
         """`split` itself where it is an `Images` already, else with a cache of its own."""
-        return split if isinstance(split, Images) else cls(split, Decoded(cache_bytes))
+        return split if isinstance(split, Images) else cls(split, ImageCache(cache_bytes, len(split)))
 
     def __len__(self) -> int:
         return len(self.split)
 
     def decoded(self, index: int) -> transforms.Picture:
         """Image `index`, its pixels where these are kept. Raises `ClipbiasError` naming an unreadable file."""
+        return self._made(index, 0)
+
+    def evaluated(self, index: int, image_size: int) -> np.ndarray:
+        """Image `index` as it is evaluated, uint8 `[R, R, 3]`. Raises as `decoded` does."""
+        return np.asarray(self._made(index, image_size))
+
+    def _made(self, index: int, image_size: int) -> transforms.Picture:
         key = self.split.keys[index]
-        kept = self.cache.get(key)
-        if kept is not None:
+        kept = self.cache.get((key, image_size))
+        if isinstance(kept, np.ndarray):
             return kept
-        picture = transforms.decode_picture(self.split.read(index), key)
-        if not self.cache.fits(3 * picture.width * picture.height):
-            return picture
-        pixels = np.asarray(picture)
-        self.cache.add(key, pixels)
-        return pixels
+        encoded = self.split.read(index) if kept is None else kept
+        picture: transforms.Picture = transforms.decode_picture(encoded, key)
+        if image_size:
+            picture = transforms.test_image(picture, image_size)
+        return self.cache.add((key, image_size), encoded, picture) if kept is None else picture
 
     def note_unreadable(self, index: int, error: ClipbiasError) -> None:
         """Logs and counts an image that a caller leaves out; each once."""

@@ -17,7 +17,7 @@ from clipbias import interruption
 from clipbias.checks import check_choice
 from clipbias.data import transforms
 from clipbias.data.dataset import Split
-from clipbias.data.images import Images
+from clipbias.data.images import Images, unset
 from clipbias.data.workers import Ahead, Workers
 from clipbias.errors import ClipbiasError
 
@@ -59,7 +59,7 @@ class Source:
         """A batch whose rows are yet to be made, with leading axes and `more` rows behind."""
         rows = self.shape[0] + more
         return {
-            "images": np.empty((*leading, rows, *self.shape[1:]), self.dtype),
+            "images": unset((*leading, rows, *self.shape[1:]), self.dtype),
             "labels": np.empty((*leading, rows), np.int32),
             "mask": np.empty((*leading, rows), bool),
         }
@@ -159,7 +159,7 @@ def train_batches(
     """Shuffled, augmented batches of all epochs, from step `start_step` on.
 
     Args:
-      split: The training images; an `Images` shares its decoded cache between calls.
+      split: The training images; an `Images` shares its cache between calls.
       image_size: R, the side of the model's input.
       batch_size: B over all hosts. A set smaller than this gives one batch of its own size per epoch.
       seed: Keys the order and the augmentations.
@@ -171,7 +171,7 @@ def train_batches(
       crop: Smallest share of an image that a crop covers; None prepares images as they are evaluated.
       workers: Decoding threads, which others may share, or their number; None takes one per processor. Does not change
         the batches.
-      cache_bytes: Decoded images are kept up to this size; ignored where `split` is an `Images`.
+      cache_bytes: Images are kept up to this size; ignored where `split` is an `Images`.
 
     Returns:
       An iterator of {"images": uint8 [B, R, R, 3], "labels": int32 [B], "mask": bool [B]}, with B this host's share.
@@ -245,11 +245,10 @@ def _augmented(
     images: Images, example: int, image_size: int, keys: tuple[int, int], crop: float | None
 ) -> tuple[np.ndarray, int]:
     """An image as training sees it, and its label."""
-    image = images.decoded(example)
     if crop is None:
-        pixels = transforms.test_image(image, image_size)
+        pixels = images.evaluated(example, image_size)
     else:
-        pixels = transforms.train_image(image, augmentation_rng(*keys, example), image_size, crop)
+        pixels = transforms.train_image(images.decoded(example), augmentation_rng(*keys, example), image_size, crop)
     return pixels, int(images.labels[example])
 
 
@@ -276,7 +275,7 @@ def test_batches(
       crops: Random crops of each image behind it, V (`transforms.test_views`): images are then [B, 1 + V, R, R, 3].
       mixed: Whether AugMix mixes each crop with distortions of it; images are then float32.
       workers: Decoding threads, which others may share, or their number; None takes one per processor.
-      cache_bytes: Decoded images are kept up to this size; ignored where `split` is an `Images`.
+      cache_bytes: Images are kept up to this size; ignored where `split` is an `Images`.
 
     Returns:
       An iterator of {"images": uint8 [B, R, R, 3], "labels": int32 [B], "mask": bool [B]}; a masked row is

@@ -118,7 +118,7 @@ def train_image(
     resampling: Image.Resampling = Image.Resampling.BICUBIC,
 ) -> np.ndarray:
     """Random resized crop and horizontal flip with probability one half: [h, w, 3] to [R, R, 3], uint8."""
-    box = random_resized_crop_box(rng, *_height_and_width(image), smallest)
+    box = random_resized_crop_box(rng, *height_and_width(image), smallest)
     cropped = resized_crop(image, box, image_size, resampling)
     return cropped[:, ::-1] if rng.random() < 0.5 else cropped
 
@@ -128,7 +128,7 @@ def test_image(image: Picture, image_size: int) -> np.ndarray:
 
     An image that is over `LONGEST` times as long as wide is cut to that first.
     """
-    height, width = _height_and_width(image)
+    height, width = height_and_width(image)
     short, long = min(height, width), max(height, width)
     if long > LONGEST * short:
         # Only the middle is looked at, but the whole would be resized: a line of pixels would fill the memory.
@@ -160,7 +160,8 @@ def test_views(image: Picture, image_size: int, crops: int, *, mixed: bool = Fal
     return np.stack([test_image(image, image_size), *cropped])
 
 
-def _height_and_width(image: Picture) -> tuple[int, int]:
+def height_and_width(image: Picture) -> tuple[int, int]:
+    """Of an image, in pixels."""
     return image.shape[:2] if isinstance(image, np.ndarray) else (image.height, image.width)
 
 

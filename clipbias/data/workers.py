@@ -10,9 +10,9 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-# Elements made ahead of the one in use, as long as they fit so many bytes; two of them, and as many as keep all threads
-# at work, whatever their size.
-AHEAD, AHEAD_BYTES = 4, 256 << 20
+# Elements made ahead of the one that is taken, as long as they fit so many bytes. As many as keep all threads at work
+# may have more, and one is made whatever its size: it is in the making while the one before it is used.
+AHEAD, AHEAD_BYTES, MOST_BYTES = 4, 64 << 20, 256 << 20
 # Threads beyond so many only wait for one another.
 MOST_WORKERS = 1024
 # How long to look again whether a device has come to its end, in seconds.
@@ -88,7 +88,8 @@ class Ahead(Iterator[_T], Generic[_T]):
         self._workers, self._numbers, self._begin, self._busy = workers, iter(numbers), begin, busy
         # All threads have work while the user holds one element and the next is ready.
         needed = 1 + -(-workers.count // max(pieces, 1))
-        self._depth = max(2, needed, min(AHEAD, AHEAD_BYTES // max(size, 1)))
+        size = max(size, 1)
+        self._depth = max(1, min(needed, MOST_BYTES // size), min(AHEAD, AHEAD_BYTES // size))
         self._elements: deque[_Element] = deque()
         self._taken, self._since = 0, 0.0
         self.seconds_waiting, self._waited_before = 0.0, 0.0
@@ -160,12 +161,14 @@ class _Element:
             self._left -= 1
             if self._left:
                 return
+        finish = self._finish
+        del self._pieces, self._finish  # buffers that the element was made in are not kept as long as it is
         try:
             if self.dropped:
                 self.made.cancel()
             elif self._errors:  # of the first piece, whichever thread was faster
                 self.made.set_exception(self._errors[min(self._errors)])
             else:
-                self.made.set_result(self._finish())
+                self.made.set_result(finish())
         except BaseException as error:
             self.made.set_exception(error)

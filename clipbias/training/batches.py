@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from clipbias.data.images import Images
@@ -19,7 +20,8 @@ class RunBatches(Iterator[Batch]):
     """The batches of all runs side by side on the mesh: `[R, B, …]`, with a mask where `B` is padded to divide.
 
     `R` is filled up, too (`mesh.filled`). Each process makes what lies on its devices. Runs with the same images and
-    the same seed, which differ in their learning rates, see the same pixels: these are made once.
+    the same seed, which differ in their learning rates, see the same pixels: these are made, kept and sent to the
+    devices once, and copied there for the step that takes them.
     """
 
     def __init__(
@@ -46,9 +48,9 @@ class RunBatches(Iterator[Batch]):
         """
         share = meshes.share(mesh)
         runs = share.runs(mesh, len(images))
-        rows: dict[Any, list[int]] = {}
-        for row, run in enumerate(runs):
-            rows.setdefault((id(images[run]), seeds[run]), []).append(row)
+        keys = [(id(images[run]), seeds[run]) for run in runs]
+        first_with = {key: run for key, run in zip(reversed(keys), reversed(runs), strict=True)}
+        distinct = list(dict.fromkeys(keys))
 
         def source(run: int) -> Source:
             return train_source(
@@ -63,27 +65,30 @@ class RunBatches(Iterator[Batch]):
                 crop=recipe.crop if recipe.augment else None,
             )
 
-        sources = [(source(runs[own[0]]), own) for own in rows.values()]
-        self._stacked = _Stacked(mesh, sources, runs=len(runs), multiple=share.multiple)
-        first, busy = sources[0][0], _Busy()
-        self._busy, self._ahead = (
-            busy,
-            Ahead[Batch](
-                workers,
-                first.numbers,
-                self._stacked.begin,
-                pieces=len(sources) * len(first.pieces),
-                size=first.nbytes * len(runs),
-                busy=busy,
-            ),
+        sources = [source(first_with[key]) for key in distinct]
+        self._stacked = _Stacked(
+            mesh,
+            sources,
+            of_runs=tuple(map(distinct.index, keys)),
+            multiple=share.multiple,
+            there=len(runs) == meshes.filled(mesh, len(images)) and len(distinct) * mesh.shape[meshes.RUN] <= len(runs),
+        )
+        first, self._busy = sources[0], _Busy()
+        self._ahead = Ahead[Batch](
+            workers,
+            first.numbers,
+            self._stacked.begin,
+            pieces=len(sources) * len(first.pieces),
+            size=first.nbytes * len(sources),
+            busy=self._busy,
         )
 
     def __next__(self) -> Batch:
-        return next(self._ahead)
+        return self._stacked.of_each_run(next(self._ahead))
 
     def blank(self) -> Batch:
         """A batch that stands for one that cannot be made here: black images."""
-        return self._stacked.blank()
+        return self._stacked.of_each_run(self._stacked.blank())
 
     def computes(self, values: jax.Array) -> None:
         """Says what the devices compute from the last batch: until it is there, nobody waits for images."""
@@ -110,35 +115,63 @@ class _Busy:
 
 @dataclasses.dataclass(frozen=True)
 class _Stacked:
-    """Batches of several sources, each for the rows of some runs, as one on the mesh."""
+    """Batches of several sources as one on the mesh, from which those of all runs are copied there.
+
+    Attributes:
+      mesh: where they go.
+      sources: that differ.
+      of_runs: which source each run of this process has.
+      multiple: a batch has a multiple of so many rows.
+      there: whether that is done by the devices, each of which then has the batches of all sources. It is where these
+        are no more than a device's own runs, and where this process has a part of all runs and so images of all.
+    """
 
     mesh: Mesh
-    sources: Sequence[tuple[Source, list[int]]]
-    runs: int
+    sources: Sequence[Source]
+    of_runs: tuple[int, ...]
     multiple: int
+    there: bool
 
     def empty(self) -> Batch:
-        first = self.sources[0][0]
-        return first.empty(self.runs, more=-first.shape[0] % self.multiple)
+        first = self.sources[0]
+        return first.empty(len(self.sources), more=-first.shape[0] % self.multiple)
 
     def begin(self, number: int) -> tuple[list[Callable[[], None]], Callable[[], Batch]]:
         batch, pieces = self.empty(), list[Callable[[], None]]()
-        for source, (row, *_) in self.sources:
-            own = {name: values[row] for name, values in batch.items()}
+        for place, source in enumerate(self.sources):
+            own = {name: values[place] for name, values in batch.items()}
             pieces += [functools.partial(source.fill, own, number, rows) for rows in source.pieces]
         return pieces, functools.partial(self.finish, batch)
 
     def finish(self, batch: Batch) -> Batch:
-        for source, (row, *others) in self.sources:
-            for values in batch.values():
-                values[row, source.shape[0] :] = 0
-                values[others] = values[row]
-        return meshes.place_batch(self.mesh, batch)
+        for values in batch.values():
+            values[:, self.sources[0].shape[0] :] = 0
+        return self.place(batch)
+
+    def place(self, batch: Batch) -> Batch:
+        if self.copies and not self.there:
+            batch = {name: values[list(self.of_runs)] for name, values in batch.items()}
+        return meshes.place_batch(self.mesh, batch, runs=not (self.copies and self.there))
+
+    @property
+    def copies(self) -> bool:
+        return len(self.of_runs) > len(self.sources)
+
+    def of_each_run(self, batch: Batch) -> Batch:
+        """`[R, B, …]` of what `place` has put on the mesh; by the main thread, so that all processes do it in order."""
+        return _copies(self.mesh, self.of_runs)(batch) if self.copies and self.there else batch
 
     def blank(self) -> Batch:
         batch = self.empty()
         for name, values in batch.items():
             values[:] = 0
             if name == "mask":
-                values[:, : self.sources[0][0].shape[0]] = True
-        return meshes.place_batch(self.mesh, batch)
+                values[:, : self.sources[0].shape[0]] = True
+        return self.place(batch)
+
+
+@functools.lru_cache(maxsize=16)
+def _copies(mesh: Mesh, of_runs: tuple[int, ...]) -> Callable[[Batch], Batch]:
+    """The program from `[S, B, …]` on all devices along the `run` axis to `[R, B, …]`, where each has its own runs."""
+    chosen, where = np.asarray(of_runs), meshes.sharding(mesh, (len(of_runs), 1), meshes.RUN, meshes.DATA)
+    return jax.jit(lambda batch: jax.tree.map(lambda leaf: leaf[chosen], batch), out_shardings=where)

@@ -14,7 +14,7 @@ from clipbias.clip.params import Params
 from clipbias.data import Dataset, Split, protocols
 from clipbias.data.contents import contents
 from clipbias.data.few_shot import MAX_VAL_SHOTS, confident
-from clipbias.data.images import Decoded, Images
+from clipbias.data.images import ImageCache, Images
 from clipbias.data.pipeline import without_unreadable
 from clipbias.data.protocols import validation_beside
 from clipbias.data.workers import Workers
@@ -42,7 +42,7 @@ class Cache:
         self._clip, self._params, self._settings, self._mesh = clip, params, settings, mesh
         self.workers = Workers(settings.workers)
         third = int(settings.cache_gb * 1e9 / 3)
-        self._decoded, self._budget = Decoded(2 * third), Budget(third)
+        self._kept, self._budget = ImageCache(2 * third), Budget(third)
         self._load = functools.cache(load_dataset)
         self._dataset = ""
         self._plans: dict[tuple[Any, ...], list[protocols.Plan]] = {}
@@ -57,7 +57,7 @@ class Cache:
         """Frees test images and tasks of all packs but those of one dataset."""
         if self._dataset != dataset:
             self._dataset = dataset
-            self._decoded.keep_only(())
+            self._kept.keep_only()
             self._budget.clear()
             self._evaluators.clear()
             self._features.clear()
@@ -134,15 +134,15 @@ class Cache:
         return self._image_hashes[key]
 
     def train_images(self, pack: Pack, draws: Sequence[protocols.Plan]) -> dict[int, Images]:
-        """The training images of each seed, which share what of them is kept decoded; those of other packs are dropped.
+        """The training images of each seed, which share what of them is kept; those of other packs are dropped.
 
         With "skip" they are without those that cannot be read.
         """
         # Where nothing can be run, as many labelled images stand for those.
         labelled = not self.is_unlabelled(pack) or not meshes.is_there(self._mesh)
         splits = [draw.source.split("train") if labelled else self._pseudo_labelled(pack, draw) for draw in draws]
-        self._decoded.keep_only(key for split in splits for key in split.keys)
-        images = [Images(split, self._decoded) for split in splits]
+        self._kept.keep_only(splits)
+        images = [Images(split, self._kept) for split in splits]
         if self._settings.on_image_error == "skip":
             images = [without_unreadable(one, workers=self.workers) for one in images]
         return dict(zip(pack.seeds, images, strict=True))

@@ -206,6 +206,7 @@ def train(
                 batch = careful(next, batches)
                 own = batches.blank() if batch is None else batch
                 state, values = run_step(state, own, learning_rate, weight, mesh, parts=parts)
+                del batch, own  # the device keeps what it still computes from, and the next one needs the room
                 batches.computes(values["loss"])
                 if traced is not None:
                     traced.after(step, values)

@@ -244,12 +244,16 @@ def keep(mesh: Mesh, tree: Any, *axes: str | None) -> Any:
     return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, sharding(mesh, leaf.shape, *axes)), tree)
 
 
-def place_batch(mesh: Mesh, batch: Any) -> Any:
-    """Puts `[run, batch, …]` arrays on the mesh; each process passes its own `share` of both axes."""
+def place_batch(mesh: Mesh, batch: Any, *, runs: bool = True) -> Any:
+    """Puts `[run, batch, …]` arrays on the mesh; each process passes its own `share` of both axes.
+
+    Without `runs` the first axis is another, which lies whole on every device, and the same on all processes.
+    """
 
     def one(leaf: Any) -> jax.Array:
         leaf = np.asarray(leaf)
-        return jax.make_array_from_process_local_data(sharding(mesh, leaf.shape, RUN, DATA), leaf)
+        where = sharding(mesh, leaf.shape, RUN if runs else None, DATA)
+        return jax.make_array_from_process_local_data(where, leaf)
 
     return jax.tree.map(one, batch)
 

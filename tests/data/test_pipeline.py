@@ -7,7 +7,7 @@ import pytest
 
 from clipbias.data import pipeline, transforms
 from clipbias.data.dataset import Split
-from clipbias.data.images import Decoded, Images
+from clipbias.data.images import ImageCache, Images
 from clipbias.data.workers import Workers
 from clipbias.errors import ClipbiasError
 from tests.data.pictures import encoded, picture
@@ -135,7 +135,7 @@ def test_unreadable_image_is_named_or_skipped(caplog):
 
 
 def test_readable_leaves_out_and_keeps_the_cache():
-    images = pipeline.without_unreadable(Images(make_split(6, broken=(0, 4)), Decoded(1 << 20)))
+    images = pipeline.without_unreadable(Images(make_split(6, broken=(0, 4)), ImageCache(1 << 20)))
     assert images.split.keys == ("1.png", "2.png", "3.png", "5.png")
     assert len(images.cache) == 4 and sorted(images.unreadable) == ["0.png", "4.png"]
     whole = Images(make_split(3))
@@ -147,10 +147,39 @@ def test_cache_keeps_what_fits_and_changes_nothing():
     split = make_split(6)
     reads = []
     counted = Split(split.keys, split.labels, lambda index: reads.append(index) or split.read(index))
-    images = Images(counted, Decoded(4 * one_image + 1))
+    images = Images(counted, ImageCache(4 * one_image + 1))
     assert_same(train(split, batch_size=6), train(images, batch_size=6, workers=1))
     assert len(images.cache) == 4
     assert len(reads) == 6 + 2 + 2
+
+
+def test_files_are_kept_where_the_pixels_of_all_do_not_fit():
+    """Six images of 756 bytes whose files have less than 100: two fit as pixels beside the files of the others."""
+    files = [encoded(np.full((14, 18, 3), 40 * index, np.uint8)) for index in range(6)]
+    largest, reads = max(map(len, files)), []
+    split = Split([f"{index}.png" for index in range(6)], np.zeros(6), lambda i: reads.append(i) or files[i])
+    assert largest < 100
+    cache = ImageCache(2 * 756 + 4 * largest)
+    cache.keep_only([split.subset([0, 1, 2]), split.subset([2, 3, 4, 5])])
+    expected = train(split, batch_size=6, cache_bytes=0)
+    reads.clear()
+    for workers in (1, 4):
+        assert_same(train(Images(split, cache), batch_size=6, workers=workers), expected)
+    kept = [cache.get((key, 0)) for key in split.keys]
+    assert sorted(reads) == list(range(6)) and len(cache) == 6
+    assert sum(isinstance(image, np.ndarray) for image in kept) == 2
+    small = ImageCache(3 * largest, 6)  # not even the files
+    assert_same(train(Images(split, small), batch_size=6, workers=1), expected)
+    assert 3 <= len(small) < 6 and sum(len(small.get((key, 0)) or b"") for key in split.keys) <= small.limit
+
+
+def test_images_that_are_not_cropped_are_kept_as_large_as_they_are_used():
+    split, reads = make_split(6), []
+    counted = Split(split.keys, split.labels, lambda index: reads.append(index) or split.read(index))
+    images = Images(counted, ImageCache(6 * SIZE * SIZE * 3))
+    assert_same(train(images, batch_size=6, crop=None), train(split, batch_size=6, crop=None, cache_bytes=0))
+    assert len(reads) == 6 and {images.cache.get((key, SIZE)).shape for key in split.keys} == {(SIZE, SIZE, 3)}
+    assert images.evaluated(2, 8).shape == (8, 8, 3)  # another size is another image
 
 
 def test_waiting_is_measured():
@@ -188,7 +217,7 @@ def test_those_who_share_threads_have_no_more_together():
 def test_images_of_one_cache_are_decoded_once():
     reads, split = [], make_split(6)
     counted = Split(split.keys, split.labels, lambda index: reads.append(index) or split.read(index))
-    cache = Decoded(1 << 20)
+    cache = ImageCache(1 << 20)
     own = [Images(counted, cache), Images(counted.subset([4, 5, 2]), cache)]
     for images in own:
         assert_same(train(images, batch_size=3, workers=1), train(images.split, batch_size=3, cache_bytes=0))
@@ -196,8 +225,8 @@ def test_images_of_one_cache_are_decoded_once():
     for images in own:
         train(images, batch_size=3)
     assert not reads and len(cache) == 6
-    cache.keep_only(["5.png", "7.png"])
-    assert len(cache) == 1 and cache.get("4.png") is None
+    cache.keep_only([split.subset([5])])
+    assert len(cache) == 1 and cache.get(("4.png", 0)) is None
     np.testing.assert_array_equal(own[1].decoded(0), transforms.decode(split.read(4), ""))
     assert reads == [4] and len(cache) == 2
 

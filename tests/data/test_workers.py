@@ -1,6 +1,7 @@
 """Threads that make elements ahead: their order, their errors, what is dropped, and what counts as waiting."""
 
 import threading
+import weakref
 from concurrent.futures import CancelledError
 
 import pytest
@@ -35,7 +36,8 @@ def test_no_more_is_made_ahead_than_it_takes():
         begun.append(number)
         gate.wait(10)
 
-    for threads, size, depth in ((1, 1 << 40, 2), (1, 1, 4), (16, 1 << 40, 7)):
+    bytes_each = workers.MOST_BYTES // 5
+    for threads, size, depth in ((1, 1 << 40, 1), (1, 1, 4), (1, bytes_each, 2), (16, 1, 7), (16, bytes_each, 5)):
         begun.clear()
         gate.clear()
         made = ahead(100, make, threads=threads, size=size)
@@ -45,6 +47,25 @@ def test_no_more_is_made_ahead_than_it_takes():
         assert list(next(made)) == [None] * 3
         made.close()
         assert len(set(begun)) <= depth + 1
+
+
+def test_what_an_element_is_made_in_is_not_kept_as_long_as_the_element():
+    class Buffer:
+        pass
+
+    kept = []
+
+    def begin(number):
+        buffer = Buffer()
+        kept.append(weakref.ref(buffer))
+        return [lambda: setattr(buffer, "number", number)] * 2, lambda: buffer.number
+
+    made = Ahead(Workers(1), range(3), begin, pieces=2)
+    assert next(made) == 0
+    assert [element.made.result(10) for element in made._elements] == [1, 2]
+    made._workers._pool.shutdown()  # nor does a thread that just made it
+    assert [buffer() for buffer in kept] == [None] * 3
+    assert list(made) == [1, 2]
 
 
 def test_the_first_pieces_error_is_raised_and_the_rest_goes_on():

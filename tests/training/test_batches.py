@@ -8,7 +8,7 @@ import pytest
 
 from clipbias.data import Dataset
 from clipbias.data.dataset import Split
-from clipbias.data.images import Decoded, Images
+from clipbias.data.images import ImageCache, Images
 from clipbias.data.pipeline import train_batches
 from clipbias.data.workers import Workers
 from clipbias.errors import ClipbiasError
@@ -20,31 +20,42 @@ from tests.training.conftest import few_shot_runs
 SIZE, SEEDS = 16, (1, 2, 1, 3, 2)
 
 
-def batches(images: list[Images], recipe: Recipe, mesh, **options) -> RunBatches:
+def batches(images: list[Images], recipe: Recipe, mesh, seeds=SEEDS, **options) -> RunBatches:
     options = dict(image_size=SIZE, start_step=0, workers=Workers(1)) | options
-    return RunBatches([images[seed - 1] for seed in SEEDS], SEEDS, recipe, mesh, **options)
+    return RunBatches([images[seed - 1] for seed in seeds], seeds, recipe, mesh, **options)
 
 
 def counted(split: Split, reads: list[str]) -> Split:
     return Split(split.keys, split.labels, lambda index: reads.append(split.keys[index]) or split.read(index))
 
 
-@pytest.mark.parametrize(("run", "data"), [(1, 1), (2, 4)])
-def test_they_are_those_of_each_run(colours: Dataset, recipe: Recipe, run: int, data: int) -> None:
-    """Five runs are filled up to six on two rows of devices, and batches of six images to eight on four columns."""
-    recipe, reads, cache = dataclasses.replace(recipe, batch_size=6), list[str](), Decoded(1 << 20)
+@pytest.mark.parametrize(
+    ("run", "data", "seeds", "sent"),
+    [(1, 1, SEEDS, 3), (2, 4, SEEDS, 3), (2, 1, (1, 2, 3, 1), 4), (1, 2, (3, 1, 2), 3)],
+)
+def test_they_are_those_of_each_run(
+    colours: Dataset, recipe: Recipe, run: int, data: int, seeds: tuple[int, ...], sent: int
+) -> None:
+    """Five runs are filled up to six on two rows of devices, and batches of six images to eight on four columns.
+
+    What runs with one seed share is sent once, unless that is more than what each device's own runs take.
+    """
+    recipe, reads, cache = dataclasses.replace(recipe, batch_size=6), list[str](), ImageCache(1 << 20)
     splits = [one.train for one in few_shot_runs(colours, (1, 2, 3))]
     images = [Images(counted(split, reads), cache) for split in splits]
     mesh = meshes.make_mesh(run=run, data=data, devices=jax.devices()[: run * data])
     options = dict(image_size=SIZE, batch_size=6, epochs=recipe.epochs, crop=recipe.crop, cache_bytes=0)
-    each = [list(train_batches(splits[seed - 1], seed=seed, **options)) for seed in SEEDS]
+    each = [list(train_batches(splits[seed - 1], seed=seed, **options)) for seed in seeds]
     steps = len(each[0])
     for start in (0, steps - 2):
-        found = list(batches(images, recipe, mesh, start_step=start))
+        made = batches(images, recipe, mesh, seeds, start_step=start)
+        found = list(made)
+        placed = made._stacked.blank()["images"]
+        assert placed.shape[0] == sent and made.blank()["images"].shape == found[0]["images"].shape
         assert len(found) == steps - start and steps > 2
         for step, batch in enumerate(found, start):
             own = [batches_of_one[step] for batches_of_one in each]
-            own += [own[-1]] * (run - 1)
+            own += [own[-1]] * (-len(own) % run)
             for name, values in batch.items():
                 expected = np.stack([one[name] for one in own])
                 filled = 2 if data == 4 else 0
