@@ -51,6 +51,14 @@ def whole() -> Iterator[None]:
         yield
 
 
+def _refuse_remote(path: str | os.PathLike) -> None:
+    if remote.is_remote(path):
+        raise ClipbiasError(
+            f"{shorten(str(path), 200)} is in an object store, where images, lists of them and work folders may lie, "
+            "but this not; copy it to a disk, or mount the bucket."
+        )
+
+
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike, *, apart: bool = False) -> Iterator[Path]:
     """Yields a private temporary name beside `path`, renamed to `path` when the block ends without an error.
@@ -62,8 +70,9 @@ def atomic_path(path: str | os.PathLike, *, apart: bool = False) -> Iterator[Pat
       apart: makes the name one in a folder of its own, for writers that make temporary files beside it themselves.
 
     Raises:
-      ClipbiasError: the folder cannot be written, or the disk is full.
+      ClipbiasError: the folder cannot be written, or is in an object store, or the disk is full.
     """
+    _refuse_remote(path)
     path = Path(path)
     with gate:
         try:
@@ -170,11 +179,7 @@ def user_path(path: str | os.PathLike) -> Path:
     """
     if not isinstance(path, str | os.PathLike):
         raise ClipbiasError(f"{shorten(repr(path))} is no path; give a text.")
-    if remote.is_remote(path):
-        raise ClipbiasError(
-            f"{shorten(str(path), 200)} is in an object store, where images, lists of them and work folders may lie, "
-            "but this not; copy it to a disk, or mount the bucket."
-        )
+    _refuse_remote(path)
     resolved = os.path.expanduser(os.fspath(path))
     try:
         os.stat(resolved)

@@ -33,7 +33,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.explain.picture_sections import first_text
 from clipbias.explain.relevancy import relevancy
 from clipbias.explain.tokens import token_labels
-from clipbias.files import read_text, user_path, write_text
+from clipbias.files import data_path, read_text, write_text
 from clipbias.report.overlay import Overlay, save_overlay
 from clipbias.terminal import printable
 from clipbias.training.metrics import MetricWriter
@@ -96,7 +96,7 @@ def find_images(text: str) -> list[Path]:
     """Image files, and visible ones in folders, in the order given and by name."""
     found: list[Path] = []
     for part in split(text):
-        path = user_path(part)
+        path = data_path(part)
         if path.is_dir():
             inside = [path / name for name in image_files(path)]
             if not inside:

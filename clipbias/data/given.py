@@ -13,7 +13,7 @@ from clipbias.data.dataset import Split
 from clipbias.data.files_on_disk import read_image
 from clipbias.data.transforms import decode
 from clipbias.errors import ClipbiasError
-from clipbias.files import user_path
+from clipbias.files import data_path
 
 _WHAT = (
     "give a path, a PIL image, a uint8 array [h, w, 3] (levels 0 to 255), or a list or an array [B, h, w, 3] of them"
@@ -57,7 +57,7 @@ def picture(image: Any, name: str = "the image") -> np.ndarray:
       ClipbiasError: it cannot be read, or it is no picture.
     """
     if is_path(image):
-        path = user_path(image)
+        path = data_path(image)
         return decode(read_image(path), str(path))
     if isinstance(image, Image.Image):
         return np.asarray(image.convert("RGB"))
@@ -96,7 +96,7 @@ def labelled(images: Any, labels: Any, class_names: Sequence[str]) -> Split:
 
     def read(index: int) -> bytes:
         image = given[index]
-        return read_image(user_path(image)) if is_path(image) else _png(picture(image, f"image {index}"))
+        return read_image(data_path(image)) if is_path(image) else _png(picture(image, f"image {index}"))
 
     return Split(keys, numbers, read)
 

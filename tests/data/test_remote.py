@@ -2,13 +2,18 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import clipbias
 from clipbias import clip as clip_package
-from clipbias import data, remote
-from clipbias.data import inspection, shards
+from clipbias import data, files, remote
+from clipbias.data import given, inspection, shards
 from clipbias.data.contents import contents
 from clipbias.errors import ClipbiasError
+from clipbias.tuning import read_descriptions
+from clipbias.tuning.adapter import write_adapter
+from experiments.predict import find_images
 from tests.bucket import Bucket
 from tests.data import miniatures
 from tests.data.pictures import write
@@ -59,6 +64,18 @@ def test_folders_and_tables(tmp_path, bucket):
     assert_same(data.load("csv", data_dir=f"{GS}/all.csv"), data.load("csv", data_dir=tmp_path / "all.csv"))
 
 
+def test_pictures(tmp_path, bucket):
+    for name in ("cat/1.png", "cat/2.png"):
+        write(tmp_path / name, seed=len(name))
+    upload(bucket, tmp_path)
+    paths = [f"{GS}/cat/1.png", f"{GS}/cat/2.png"]
+    own = [tmp_path / "cat" / "1.png", tmp_path / "cat" / "2.png"]
+    assert [str(path) for path in find_images(f"{GS}/cat")] == paths and find_images(str(tmp_path / "cat")) == own
+    for address, path in zip(paths, own, strict=True):
+        np.testing.assert_array_equal(given.picture(address), given.picture(path))
+    assert given.labelled(paths, [0, 1], ["a", "b"]).read(1) == own[1].read_bytes()
+
+
 def test_objects_that_did_not_change_are_read_once(tmp_path, bucket, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for number in range(4):
@@ -89,10 +106,15 @@ def test_what_is_not_there_or_cannot_be_had_is_one_sentence(tmp_path, bucket, mo
     bucket.rm_file(f"{GS}/ucf101/UCF-101-midframes/{gone.keys[0]}")
     with pytest.raises(ClipbiasError, match=r"cannot read the image gs://.*, listed in split_zhou_UCF101\.json: "):
         gone.read(0)
+    adapter = clipbias.load_adapter(Path(__file__).parents[1] / "data_files" / "adapter_format_1.safetensors")
     for call in (
         lambda: shards.build(dataset, GS),
         lambda: data.load("tfds/dtd", data_dir=GS),
         lambda: clip_package.load(f"{GS}/model"),
+        lambda: clipbias.load_adapter(f"{GS}/adapter.safetensors"),
+        lambda: read_descriptions(f"{GS}/descriptions.json"),
+        lambda: write_adapter(f"{GS}/adapter.safetensors", adapter),
+        lambda: files.write_text(f"{GS}/table.md", ""),
     ):
         with pytest.raises(ClipbiasError, match=r"gs://\S+ is in an object store, where images.*mount the bucket"):
             call()
