@@ -14,27 +14,32 @@ from clipbias.clip.weights import open_weights
 from clipbias.data.workers import processors
 from clipbias.errors import ClipbiasError
 from tools.benchmarks import __main__ as benchmark
-from tools.benchmarks import endurance, load, model, opening, pipeline
+from tools.benchmarks import checkouts, endurance, load, model, opening, pipeline
 
 CONFIG = model.geometry("tiny")
 
 
-def test_opening_measures_each_phase_at_the_first_start_and_later(capsys, monkeypatch):
-    assert benchmark.main(["opening", "--count=1000", "--repeats=1"]) == 0
-    result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert result["made"] == result["folder"]["files"] == 2000
-    assert result["folder"]["images"] == {"train": 1000, "val": 1000, "test": 1000}
-    first, later = (result["folder"]["here"][name] for name in ("first", "later"))
+def test_opening_measures_each_phase_at_the_first_start_and_later(capsys, monkeypatch, tmp_path):
+    found = {}
+    for more in ((), ("--shards",)):
+        assert benchmark.main(["opening", "--count=1500", "--repeats=1", *more]) == 0
+        found[more] = json.loads(capsys.readouterr().out.splitlines()[-1])
+    result, records = found[()]["starts"], found["--shards",]["starts"]
+    assert found[()]["made"] == result["files"] == 2500 > records["files"]
+    assert result["images"] == {"train": 1500, "val": 1000, "test": 1000}
+    # Files and records are the same images in the same order, drawn alike, each with a content of its own.
+    assert all(result[fact] == records[fact] for fact in ("images", "drawn", "contents", "unreadable"))
+    first, later = (result["here"][name] for name in ("first", "later"))
     assert set(later) == {"scan", "import", "open", "draw", "look", "identity"} == set(first) - {"total"}
     assert later["look"]["bytes"] < first["look"]["bytes"] / 3  # what is known is not read again
     assert first["total"]["bytes"] == sum(first[name]["bytes"] for name in later)
 
-    def otherwise(data_dir, checkout, cache):
+    def otherwise(script, data_dir, checkout, environment):
         return {"drawn": [], "contents": [str(checkout)], "images": {}, "unreadable": 0}
 
-    monkeypatch.setattr(opening, "measured", otherwise)
+    monkeypatch.setattr(checkouts, "measured", otherwise)
     with pytest.raises(ClipbiasError, match="drew or named other images"):
-        opening.starts("data", {"here": "one", "there": "two"}, opening.ROOT, 0)
+        opening.starts("data", {"here": "one", "there": "two"}, tmp_path, 0)
     assert benchmark.main(["opening", "--count=1000", "--checkout=/nowhere"]) == 1
     assert "/nowhere is no checkout of the project" in capsys.readouterr().err
 
@@ -54,6 +59,18 @@ def test_pipeline_measures_every_way(capsys, monkeypatch):
     beside = result["side_by_side"]
     assert set(beside) == {"1", "4"} and beside["1"]["shared"]["threads"] == processors()
     assert beside["4"]["shared"]["threads"] == processors() < beside["4"]["loaders"]["threads"]
+
+
+def test_pipeline_measures_what_images_take_of_memory(capsys, monkeypatch):
+    changed = dict(HEIGHT=40, WIDTH=50, SIZE=64, RUNS_AND_SEEDS=((8, 2),), LATENCY_MS=0.0, STEPS=3)
+    for name, value in changed.items():
+        monkeypatch.setattr(pipeline, name, value)
+    assert benchmark.main(["pipeline", "--held", "--images=12", "--batch=4"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    runs = result["side_by_side"]["8 runs, 2 seeds"]["here"]
+    assert runs["more_bytes"] > runs["bytes_of_a_step"] == 8 * 4 * 64 * 64 * 3
+    first, *later = (one["read"] for one in result["cache"]["here"]["epochs"])
+    assert first >= 12 and later == [0, 0] and result["pixel_bytes"] > 2 * result["file_bytes"]
 
 
 def test_endurance_looks_at_the_process(capsys, monkeypatch):

@@ -14,6 +14,7 @@
     python -m tools.benchmarks load --repeats=3
     python -m tools.benchmarks load FOLDER ViT-B-16.pt
     python -m tools.benchmarks pipeline --batch=32 --runs 1 9 32
+    python -m tools.benchmarks pipeline --held --images=96
     python -m tools.benchmarks endurance --steps=2000 --cells=50
     python -m tools.benchmarks opening --count=100000 --repeats=3
     python -m tools.benchmarks opening --shards --rehearse --repeats=1
@@ -95,10 +96,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--images", type=whole(1), help="study: 16 by default; pipeline: 256, and 160 is a 16-shot set of ten classes"
     )
     parser.add_argument("--step-ms", type=float, default=100.0, help="pipeline: of a training step on an accelerator")
+    parser.add_argument("--held", action="store_true", help="pipeline: the memory of images alone")
     parser.add_argument("--count", type=whole(1000), default=1_281_167, help="opening: images of training")
-    parser.add_argument("--shards", action="store_true", help="opening: shards of the images too")
+    parser.add_argument("--shards", action="store_true", help="opening: shards in place of a folder of files")
     parser.add_argument("--rehearse", action="store_true", help="opening: a grid that is killed and continued, too")
-    parser.add_argument("--checkout", type=Path, help="opening: another working copy of the project, in turn")
+    parser.add_argument("--checkout", type=Path, help="opening, pipeline --held: another working copy, in turn")
     parser.add_argument("--runs", type=whole(1), nargs="+", default=[1, 9, 32], help="pipeline: runs side by side")
     parser.add_argument("--steps", type=whole(1), default=2000, help="endurance: of a training")
     parser.add_argument("--cells", type=whole(1), default=50, help="endurance: of a grid")

@@ -1,11 +1,12 @@
 """A synthetic ImageNet: what a run does with it before its first step, in seconds and bytes.
 
-Tiny JPEG files in a thousand class folders are made, and removed at the end: beside those of training, 50,000 of
-validation for 1,281,167, and fewer for fewer. `opening_phases.py` scans, opens, draws, looks and names in a process of
-its own, at a first start and at later ones; then the same of shards made of the files. With `--checkout`, another
-working copy of the project takes turns on the same files. With `--rehearse` a grid of 16-shot IVLP and zero-shot CLIP
-is planned, started, killed in the middle of training and continued, with the embedded model. Files and shards are in
-the page cache, so that seconds are those of the program, and bytes tell what storage would have to give.
+Beside the tiny JPEG images of training there are 50,000 of validation for 1,281,167, and fewer for fewer. They are made
+as files in a thousand class folders, of which four names share one on the disk, or, with `--shards`, as records by the
+project's own writer; and removed at the end. `opening_phases.py` scans, opens, draws, looks and names in a process of
+its own, at a first start and at later ones. With `--checkout`, another working copy of the project takes turns on the
+same images. With `--rehearse` a grid of 16-shot IVLP and zero-shot CLIP is planned, started, killed in the middle of
+training and continued, with the embedded model. All is in the page cache, so that seconds are those of the program, and
+bytes tell what storage would have to give.
 """
 
 import argparse
@@ -18,65 +19,92 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from clipbias import data
-from clipbias.data import class_names, shards
+from clipbias.data import catalog, class_names, shards
+from clipbias.data.dataset import Dataset, Split
+from clipbias.data.keys import Keys
 from clipbias.errors import ClipbiasError
-from tools.benchmarks import opening_phases
+from tools.benchmarks import checkouts, opening_phases
 
-ROOT = Path(__file__).parents[2]
 TRAINING, VALIDATION = 1_281_167, 50_000  # images of ImageNet
-PICTURES = 64  # that differ; each file ends with a number of its own
-COUNTED = ("seconds", "cpu_seconds", "bytes")
+PICTURES = 64  # that differ in what they show
+OWNERS = 250  # classes that have files of their own: others' names are links to theirs, which spares the disk
+COUNTED = ("seconds", "cpu_seconds", "bytes", "peak_bytes")
 
 
-def make(folder: Path, count: int) -> int:
-    """Writes `count` images of training in CoOp's layout, and of validation in proportion; returns how many."""
-    rng, pictures = np.random.default_rng(0), []
-    for _ in range(PICTURES):
-        buffer = io.BytesIO()
-        Image.fromarray(rng.integers(0, 256, (4, 4, 3), np.uint8)).resize((48, 48)).save(buffer, "JPEG", quality=50)
-        pictures.append(buffer.getvalue())
-    classes, made = list(class_names.imagenet_classes()), 0
-    for split, whole in (("train", count), ("val", max(len(classes), count * VALIDATION // TRAINING))):
-        each, more = divmod(whole, len(classes))
-        for label, name in enumerate(classes):
-            place = folder / "imagenet" / "images" / split / name
-            place.mkdir(parents=True)
-            for number in range(each + (label < more)):
-                with open(f"{place}/{name}_{number}.JPEG", "wb", buffering=0) as file:
-                    file.write(pictures[made % PICTURES] + made.to_bytes(4, "little"))
-                made += 1
-    return made
+class Drawn:
+    """The images of a synthetic ImageNet: how many each class has, and what is in them."""
+
+    def __init__(self, count: int) -> None:
+        """`count` images of training, and of validation in proportion."""
+        rng = np.random.default_rng(0)
+        self.names = class_names.imagenet_classes()
+        self.counts = {"train": count, "val": max(len(self.names), count * VALIDATION // TRAINING)}
+        self._pictures: list[bytes] = []
+        for _ in range(PICTURES):
+            buffer = io.BytesIO()
+            Image.fromarray(rng.integers(0, 256, (4, 4, 3), np.uint8)).resize((48, 48)).save(buffer, "JPEG", quality=50)
+            self._pictures.append(buffer.getvalue())
+
+    def classes(self, split: str) -> Iterator[tuple[str, int]]:
+        """The name of each class's folder and how many images it has."""
+        each, more = divmod(self.counts[split], len(self.names))
+        return ((name, each + (label < more)) for label, name in enumerate(self.names))
+
+    def content(self, split: str, label: int, number: int) -> bytes:
+        """The file of an image: behind its end are numbers of its own."""
+        own = (split == "train", label % OWNERS, number)
+        return self._pictures[number % PICTURES] + b"".join(part.to_bytes(4, "little") for part in own)
+
+    def write(self, folder: Path) -> int:
+        """Writes all in CoOp's layout below a folder; returns how many there are."""
+        for split in self.counts:
+            place = folder / "imagenet" / "images" / split
+            owners = list(self.names)[:OWNERS]
+            for label, (name, count) in enumerate(self.classes(split)):
+                (place / name).mkdir(parents=True)
+                for number in range(count):
+                    path = f"{place}/{name}/{name}_{number}.JPEG"
+                    if label >= OWNERS:
+                        owner = owners[label % OWNERS]
+                        os.link(f"{place}/{owner}/{owner}_{number}.JPEG", path)
+                        continue
+                    with open(path, "wb", buffering=0) as file:
+                        file.write(self.content(split, label, number))
+        return sum(self.counts.values())
+
+    def dataset(self) -> Dataset:
+        """All as they are opened from these files, without the files."""
+
+        def split(which: str) -> Split:
+            keys, labels, numbers = list[Keys](), list[np.ndarray](), list[np.ndarray]()
+            for label, (name, count) in enumerate(self.classes(which)):
+                of_name = {f"{which}/{name}/{name}_{number}.JPEG": number for number in range(count)}
+                keys.append(Keys.of(sorted(of_name)))
+                labels.append(np.full(count, label, np.int32))
+                numbers.append(np.asarray([of_name[key] for key in keys[-1]], np.int64))
+            label, number = np.concatenate(labels), np.concatenate(numbers)
+            return Split(Keys.joined(keys), label, lambda i: self.content(which, int(label[i]), int(number[i])))
+
+        splits = {which: split(which) for which in self.counts}
+        entry = catalog.ENTRIES[opening_phases.DATASET]
+        names, ids = tuple(self.names.values()), tuple(self.names)
+        return Dataset(entry.name, names, entry.template, splits | {"test": splits["val"]}, ids)
 
 
-def measured(data_dir: Path, checkout: Path, cache: Path) -> dict[str, Any]:
-    """The phases with the `clipbias` of a checkout, which keeps what it keeps in `cache`."""
-    done = subprocess.run(
-        [sys.executable, "-P", str(ROOT / "tools/benchmarks/opening_phases.py"), str(data_dir)],
-        env=os.environ | {"PYTHONPATH": str(checkout), "XDG_CACHE_HOME": str(cache)},
-        cwd=checkout,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise ClipbiasError(f"the phases with {checkout} failed: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def starts(data_dir: Path, checkouts: dict[str, Path], folder: Path, repeats: int) -> dict[str, Any]:
+def starts(data_dir: Path, copies: dict[str, Path], folder: Path, repeats: int) -> dict[str, Any]:
     """By checkout the first start and the median of later ones; all must draw, and name, the same images."""
-    results: dict[str, list[dict[str, Any]]] = {name: [] for name in checkouts}
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in copies}
     for _ in range(1 + repeats):
-        for name, checkout in checkouts.items():
-            results[name].append(measured(data_dir, checkout, folder / f"cache-{name}"))
+        for name, checkout in copies.items():
+            cache = {"XDG_CACHE_HOME": str(folder / f"cache-{name}")}
+            results[name].append(checkouts.measured("opening_phases", str(data_dir), checkout, cache))
     facts = [
         {key: run[key] for key in ("drawn", "contents", "images", "unreadable")}
         for runs in results.values()
@@ -84,7 +112,7 @@ def starts(data_dir: Path, checkouts: dict[str, Path], folder: Path, repeats: in
     ]
     if any(one != facts[0] for one in facts):
         raise ClipbiasError("two starts drew or named other images; one of the checkouts is wrong.")
-    told: dict[str, Any] = {"files": results["here"][0]["files"], "images": facts[0]["images"]}
+    told: dict[str, Any] = {"files": results["here"][0]["files"], **facts[0]}
     for name, runs in results.items():
         later = {
             phase: {key: float(np.median([run["phases"][phase][key] for run in runs[1:]])) for key in COUNTED}
@@ -97,36 +125,34 @@ def starts(data_dir: Path, checkouts: dict[str, Path], folder: Path, repeats: in
             "later": later,
             "first_open_over_scan": opened[0] / scans,
             "later_open_over_scan": opened[1] / scans,
-            "peak_bytes": max(run["peak_bytes"] for run in runs),
+            "load": [run["load"] for run in runs],
         }
     return told
 
 
 def opening(arguments: argparse.Namespace) -> dict[str, Any]:
     """See the top of this file."""
-    if arguments.checkout and not (arguments.checkout / "clipbias").is_dir():
-        raise ClipbiasError(f"{arguments.checkout} is no checkout of the project: it has no folder clipbias.")
-    checkouts = {"here": ROOT} | ({"there": arguments.checkout.resolve()} if arguments.checkout else {})
-    result: dict[str, Any] = {"name": f"opening {arguments.count:,} images"}
+    copies = checkouts.of(arguments)
+    result: dict[str, Any] = {"name": f"opening {arguments.count:,} images of training"}
     with tempfile.TemporaryDirectory(prefix="clipbias-opening-") as name:
         folder = Path(name)
-        began = time.perf_counter()
-        made = make(folder / "data", arguments.count)
-        result |= {"made": made, "making_seconds": time.perf_counter() - began}
+        place, drawn = folder / "data", Drawn(arguments.count)
+        began, began_cpu = time.perf_counter(), time.process_time()
+        if arguments.shards:
+            shards.build(drawn.dataset(), place)
+            result["made"] = sum(drawn.counts.values())
+        else:
+            result["made"] = drawn.write(place)
+        result |= {"making_seconds": time.perf_counter() - began, "making_cpu_seconds": time.process_time() - began_cpu}
+        result["making_peak_bytes"] = opening_phases.memory()
+        result["bytes"] = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
         _tell(result)
         time.sleep(3)  # until the files' times tell a change
-        result["folder"] = starts(folder / "data", checkouts, folder, arguments.repeats)
-        _tell(result["folder"])
+        result["starts"] = starts(place, copies, folder, arguments.repeats)
+        _tell(result["starts"])
         if arguments.rehearse:
-            result["rehearsal"] = rehearse(folder / "data", folder)
+            result["rehearsal"] = rehearse(place, folder)
             _tell(result["rehearsal"])
-        if arguments.shards:
-            began = time.perf_counter()
-            shards.build(data.load(opening_phases.DATASET, data_dir=folder / "data"), folder / "shards")
-            result["building_seconds"] = time.perf_counter() - began
-            _tell({"building_seconds": result["building_seconds"]})
-            time.sleep(3)
-            result["shards"] = starts(folder / "shards", checkouts, folder, arguments.repeats)
     return result
 
 
@@ -147,7 +173,9 @@ def rehearse(data_dir: Path, folder: Path) -> dict[str, Any]:
         def start(*more: str) -> "subprocess.Popen[bytes]":
             environment = os.environ | {"XDG_CACHE_HOME": str(folder / "cache-rehearsal")}
             place = f"--workdir={workdir}"
-            return subprocess.Popen([*command, *more, place], cwd=ROOT, env=environment, stdout=log, stderr=log)
+            return subprocess.Popen(
+                [*command, *more, place], cwd=checkouts.ROOT, env=environment, stdout=log, stderr=log
+            )
 
         found = {"planned": _until(start("--config.dry_run=True"), None, folder)}
         first = start()

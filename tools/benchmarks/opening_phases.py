@@ -1,13 +1,13 @@
 """What a run does before its first step, phase by phase, in a process of its own; prints one JSON object.
 
-    python -P tools/benchmarks/opening_phases.py FOLDER
+    python -P tools/benchmarks/opening_phases.py '"FOLDER"'
 
 It uses nothing of `tools`, so that another checkout's `clipbias`, named by PYTHONPATH, can be measured by it too.
 """
 
 import json
 import os
-import resource
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +22,18 @@ def bytes_read(process: str = "self") -> int:
     """What a process has read from files so far, from the page cache or not, without what lists folders."""
     with open(f"/proc/{process}/io", encoding="ascii") as file:
         return int(file.read().partition("rchar: ")[2].split()[0])
+
+
+def memory() -> int:
+    """Most bytes of this process in memory since `forget_peak`."""
+    with open("/proc/self/status", encoding="ascii") as file:
+        return 1024 * int(re.findall(r"VmHWM:\s+(\d+) kB", file.read())[0])
+
+
+def forget_peak() -> None:
+    """Lets the peak begin anew."""
+    with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
+        file.write("5")
 
 
 def scan(folder: str | os.PathLike) -> int:
@@ -41,18 +53,21 @@ def phases(data_dir: Path) -> dict[str, Any]:
     """Opens ImageNet below `data_dir`, draws three few-shot sets, looks at their images and names them.
 
     Returns:
-      By phase the seconds, those of all threads together, and the bytes that were read; and what came of it.
+      By phase the seconds, those of all threads together, the bytes that were read, and the most memory that was taken;
+      and what came of it.
     """
     found: dict[str, dict[str, float]] = {}
 
     @contextmanager
     def phase(name: str) -> Iterator[None]:
+        forget_peak()
         began, began_cpu, before = time.perf_counter(), time.process_time(), bytes_read()
         yield
         found[name] = {
             "seconds": time.perf_counter() - began,
             "cpu_seconds": time.process_time() - began_cpu,
             "bytes": bytes_read() - before,
+            "peak_bytes": memory(),
         }
 
     with phase("scan"):
@@ -83,9 +98,9 @@ def phases(data_dir: Path) -> dict[str, Any]:
         "contents": named,
         "phases": found,
         "total": total,
-        "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        "load": os.getloadavg()[0],
     }
 
 
 if __name__ == "__main__":
-    print(json.dumps(phases(Path(sys.argv[1]))))
+    print(json.dumps(phases(Path(json.loads(sys.argv[1])))))

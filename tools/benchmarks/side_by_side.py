@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from clipbias.data.dataset import Split
-from clipbias.data.images import Decoded, Images
+from clipbias.data.images import ImageCache, Images
 from clipbias.data.pipeline import DEFAULT_CACHE_BYTES, Batch, train_batches
 from clipbias.data.workers import Workers
 from clipbias.training import mesh as meshes
@@ -28,7 +28,7 @@ STEPS, SEEDS, MOST_LOADERS = 8, 3, 16
 def side_by_side(split: Split, counts: Sequence[int], size: int, batch_size: int, step_ms: float) -> dict[str, Any]:
     """Milliseconds per step, on the main thread, of so many runs; their seeds are 1, 2, 3 in turn."""
     found: dict[str, Any] = {}
-    images, recipe = Images(split, Decoded(DEFAULT_CACHE_BYTES)), _recipe(batch_size, len(split))
+    images, recipe = Images(split, ImageCache(DEFAULT_CACHE_BYTES)), _recipe(batch_size, len(split))
     for runs in counts:
         seeds = [1 + run % SEEDS for run in range(runs)]
         ways = {
