@@ -29,6 +29,8 @@ def test_opening_measures_each_phase_at_the_first_start_and_later(capsys, monkey
     assert result["images"] == {"train": 1500, "val": 1000, "test": 1000}
     # Files and records are the same images in the same order, drawn alike, each with a content of its own.
     assert all(result[fact] == records[fact] for fact in ("images", "drawn", "contents", "unreadable"))
+    keys = list(opening.Drawn(12_000).dataset().split("train").keys)  # some classes have more than ten
+    assert keys == sorted(keys)
     first, later = (result["here"][name] for name in ("first", "later"))
     assert set(later) == {"scan", "import", "open", "draw", "look", "identity"} == set(first) - {"total"}
     assert later["look"]["bytes"] < first["look"]["bytes"] / 3  # what is known is not read again

@@ -61,7 +61,8 @@ class Keys(Sequence[str]):
     @classmethod
     def joined(cls, parts: Iterable["Keys"]) -> "Keys":
         """The names of some one after those of others, never more of them as objects than one part has."""
-        text, starts, stops = io.BytesIO(), [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+        text, none = io.BytesIO(), np.zeros(0, np.int64)
+        starts, stops = list[np.ndarray]([none]), list[np.ndarray]([none])
         for part in parts:
             starts.append(part._starts + text.tell())
             stops.append(part._stops + text.tell())

@@ -37,8 +37,9 @@ class GridSettings:
       targets: datasets that a protocol evaluates on besides; `None` takes the literature's.
       remat, class_chunks, micro_batch: how a step saves memory, see `training.plan`.
       workers: threads that decode images, which all runs share; 0 takes one for each processor. They change no number.
-      cache_gb: memory for decoded images, in gigabytes: two thirds for those of training, which keep their size, and
-        one third for those of evaluation, which have the model's. It changes no number.
+      cache_gb: memory for images, in gigabytes: two thirds for those of training, as pixels or as their files
+        (`data.images.ImageCache`), and one third for those of evaluation, as large as the model takes them. It changes
+        no number.
       check_images, on_missing: how images are looked at before anything is trained, and what becomes of the cells whose
         datasets cannot be used (`training.readiness`). They change no number.
       trackers: who is told the metrics besides `metrics.jsonl`, see `training.trackers`.

@@ -154,23 +154,23 @@ def test_cache_keeps_what_fits_and_changes_nothing():
 
 
 def test_files_are_kept_where_the_pixels_of_all_do_not_fit():
-    """Six images of 756 bytes whose files have less than 100: two fit as pixels beside the files of the others."""
-    files = [encoded(np.full((14, 18, 3), 40 * index, np.uint8)) for index in range(6)]
+    """Images of 756 bytes whose files have less than 100: two fit as pixels beside the files of the ten others."""
+    files = [encoded(np.full((14, 18, 3), 20 * index, np.uint8)) for index in range(12)]
     largest, reads = max(map(len, files)), []
-    split = Split([f"{index}.png" for index in range(6)], np.zeros(6), lambda i: reads.append(i) or files[i])
-    assert largest < 100
-    cache = ImageCache(2 * 756 + 4 * largest)
-    cache.keep_only([split.subset([0, 1, 2]), split.subset([2, 3, 4, 5])])
+    split = Split([f"{index}.png" for index in range(12)], np.zeros(12), lambda i: reads.append(i) or files[i])
+    cache = ImageCache(2 * 756 + 10 * largest)
+    cache.keep_only([split.subset(range(8)), split.subset(range(5, 12))])
+    assert largest < 100 and 10 * largest > 756
     expected = train(split, batch_size=6, cache_bytes=0)
     reads.clear()
     for workers in (1, 4):
         assert_same(train(Images(split, cache), batch_size=6, workers=workers), expected)
     kept = [cache.get((key, 0)) for key in split.keys]
-    assert sorted(reads) == list(range(6)) and len(cache) == 6
+    assert sorted(reads) == list(range(12)) == list(range(len(cache)))
     assert sum(isinstance(image, np.ndarray) for image in kept) == 2
-    small = ImageCache(3 * largest, 6)  # not even the files
+    small = ImageCache(3 * largest, 12)  # not even the files
     assert_same(train(Images(split, small), batch_size=6, workers=1), expected)
-    assert 3 <= len(small) < 6 and sum(len(small.get((key, 0)) or b"") for key in split.keys) <= small.limit
+    assert 3 <= len(small) < 12 and sum(len(small.get((key, 0)) or b"") for key in split.keys) <= small.limit
 
 
 def test_images_that_are_not_cropped_are_kept_as_large_as_they_are_used():

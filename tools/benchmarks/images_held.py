@@ -32,11 +32,15 @@ def forget_peak() -> None:
 
 
 def side_by_side(images: Any, runs: int, seeds: int, size: int, batch: int, steps: int) -> dict[str, Any]:
-    """The batches of so many runs with so many seeds in turn: bytes beyond what was there before, and threads.
+    """The batches of so many runs with so many seeds in turn: bytes beyond what was there before, threads, and time.
+
+    Time is what the main thread computes between two steps, in milliseconds.
 
     A step is a pause in which the threads make all that they make ahead, as with an accelerator that takes longer than
     they do. Images are kept decoded before.
     """
+    import jax
+
     from clipbias.data.workers import Workers
     from clipbias.training import mesh as meshes
     from clipbias.training.batches import RunBatches
@@ -52,16 +56,19 @@ def side_by_side(images: Any, runs: int, seeds: int, size: int, batch: int, step
     before, threads = memory()[0], set(threading.enumerate())
     forget_peak()
     batches = RunBatches([images] * runs, own, recipe, mesh, image_size=size, start_step=0, workers=Workers())
-    bytes_of_a_step, most = 0, 0
+    bytes_of_a_step, most, spent = 0, 0, list[float]()
     for _ in range(steps):
+        began = time.thread_time()
         made = next(batches)
-        made["images"].block_until_ready()
+        jax.block_until_ready(made)
+        spent.append(time.thread_time() - began)
         bytes_of_a_step = made["images"].nbytes
         most = max(most, len(set(threading.enumerate()) - threads))
         wait([element.made for element in list(batches._ahead._elements)])
         del made
     batches.close()
-    return {"more_bytes": memory()[1] - before, "bytes_of_a_step": bytes_of_a_step, "threads": most}
+    found = {"more_bytes": memory()[1] - before, "bytes_of_a_step": bytes_of_a_step, "threads": most}
+    return found | {"main_thread_ms": 1e3 * float(np.median(spent[1:]))}
 
 
 def kept(split: Any, reads: list[int], cache_bytes: int, size: int, batch: int, epochs: int) -> dict[str, Any]:

@@ -89,8 +89,8 @@ class Drawn:
                 keys.append(Keys.of(sorted(of_name)))
                 labels.append(np.full(count, label, np.int32))
                 numbers.append(np.asarray([of_name[key] for key in keys[-1]], np.int64))
-            label, number = np.concatenate(labels), np.concatenate(numbers)
-            return Split(Keys.joined(keys), label, lambda i: self.content(which, int(label[i]), int(number[i])))
+            each, own = np.concatenate(labels), np.concatenate(numbers)
+            return Split(Keys.joined(keys), each, lambda i: self.content(which, int(each[i]), int(own[i])))
 
         splits = {which: split(which) for which in self.counts}
         entry = catalog.ENTRIES[opening_phases.DATASET]
