@@ -27,10 +27,6 @@ def test_nothing_is_exchanged_in_the_loop_over_layers(method: str, count: int) -
     assert len(found) == count and not any(one.looped for one in found)
 
 
-def test_prodas_bound_exchanges_nothing_for_each_image() -> None:
-    assert not any(one.looped for one in of_a_step("proda", 4))
-
-
 def test_one_device_exchanges_nothing() -> None:
     assert of_a_step("taskres", 1) == []
 
