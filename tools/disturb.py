@@ -86,7 +86,7 @@ COMMANDS = {
     ),
     "evaluate": Command(
         "experiments.evaluate",
-        "--config.adapter={work}/trained --config.dataset=demo/digits --config.ood=demo/shapes --workdir={out}",
+        "--config.adapter={work}/trained --config.dataset=demo/digits --config.ood=demo/fashion --workdir={out}",
         (TRAINED,),
     ),
     "predict": Command(

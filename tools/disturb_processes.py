@@ -73,7 +73,7 @@ PROGRAMS = {
         Command(
             "experiments.table1",
             "--config=configs/demo.py --config.model={model} --config.methods=('bias',) "
-            "--config.datasets=('demo/digits','demo/shapes') --config.shots=(2,) --config.seeds=(1,2) "
+            "--config.datasets=('demo/digits','demo/fashion') --config.shots=(2,) --config.seeds=(1,2) "
             "--config.epochs=12 --config.checkpoint_seconds=0.0 --workdir={out}",
         ),
         steps,

@@ -1,6 +1,6 @@
 """Draws, over finished studies, what carries each method's gain and what a constant keeps of it.
 
-    python -m tools.draw_verdict workdir/why/demo_digits workdir/why/demo_shapes --to=docs/images/verdict.png
+    python -m tools.draw_verdict workdir/why/demo_digits workdir/why/demo_fashion --to=docs/images/verdict.png
 
 The arguments are folders of `experiments.explain`, of as many datasets, methods and seeds as there are; a folder that
 holds several studies stands for all of them. Studies of one dataset count as seeds, and are averaged. Prints a table

@@ -1,7 +1,7 @@
-"""Three small image sets that need no download: handwritten digits, pencil sketches, lit textures.
+"""Small image sets that need no download: handwritten digits, pictures of clothes, emoji, and emoji in other styles.
 
-Each is one archive of losslessly compressed images beside the demo model. `tools/demo/datasets.py` makes them, and says
-what the demo model has seen of their kind.
+Each is one archive of compressed images beside the demo model. `tools/demo/datasets.py` makes them, and says what the
+demo model has seen of their kind.
 """
 
 import functools
@@ -15,7 +15,10 @@ import numpy as np
 from clipbias.data.dataset import Dataset, Split
 from clipbias.errors import ClipbiasError
 
-NAMES = ("demo/digits", "demo/shapes", "demo/textures")
+DATASETS = ("demo/digits", "demo/fashion", "demo/emoji")
+# The classes of `demo/emoji` as other artists draw them; test images only.
+VARIANTS = ("demo/emoji_outlined", "demo/emoji_glossy", "demo/emoji_black")
+NAMES = (*DATASETS, *VARIANTS)
 DESCRIPTION = "dataset.json"  # the first member of an archive; the others are images, named by their keys
 
 

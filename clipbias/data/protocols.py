@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from clipbias.data import catalog
+from clipbias.data import catalog, demo
 from clipbias.data.dataset import Dataset, Split
 from clipbias.data.few_shot import MAX_VAL_SHOTS
 from clipbias.data.few_shot import few_shot as draw
@@ -165,7 +165,13 @@ PROTOCOLS: Mapping[str, Callable[..., Plan]] = MappingProxyType(
 
 
 def default_targets(protocol: str, source: str) -> tuple[str, ...]:
-    """The datasets that the literature evaluates on beside `source`; none for protocols within one dataset."""
+    """The datasets that the literature evaluates on beside `source`; none for protocols within one dataset.
+
+    Beside an embedded dataset these are the other embedded ones, or those that draw its classes in other styles.
+    """
+    if source in demo.NAMES:
+        others = tuple(name for name in demo.DATASETS if name != source)
+        return {"cross_dataset": others, "domain_generalization": demo.VARIANTS}.get(protocol, ())
     if protocol == "cross_dataset":
         return tuple(name for name in catalog.ELEVEN if name != source)
     return catalog.VARIANTS if protocol == "domain_generalization" else ()

@@ -2,21 +2,22 @@
 
 import pytest
 
-from tools.demo import captions, vocabulary
+from tools.demo import captions, concepts, vocabulary
+from tools.demo.wardrobe import wardrobe
 
 
 @pytest.fixture(scope="module")
 def words():
-    return vocabulary.tokenizer(1536)
+    return vocabulary.tokenizer(3072)
 
 
 def test_the_context_words_are_four_tokens(words):
     assert words.tokenize("a photo of a") == ["a</w>", "photo</w>", "of</w>", "a</w>"]
 
 
-def test_every_noun_is_one_token_a_word(words):
-    for name in captions.names():
-        assert len(words.tokenize(name)) == len(name.split()), name
+def test_every_noun_that_the_demo_tests_is_one_token_a_word(words):
+    for name in (*captions.DIGITS, *concepts.CLASSES, *wardrobe()):
+        assert len(words.tokenize(name)) == len(name.replace("-", " - ").split()), name
 
 
 @pytest.mark.parametrize("text", ["xylophone", "Café au lait", "汉字", "naïve—quote", "007 & co."])
@@ -27,16 +28,16 @@ def test_any_text_can_be_written_and_read_back(words, text):
 
 
 def test_start_and_end_are_the_last_two_ids_and_pads_repeat_the_end(words):
-    assert (words.bos_token_id, words.eos_token_id, words.pad_token_id) == (1534, 1535, 1535)
+    assert (words.bos_token_id, words.eos_token_id, words.pad_token_id) == (3070, 3071, 3071)
     ids = words("seven")["input_ids"]
-    assert ids[0] == 1534 and ids[-1] == 1535
+    assert ids[0] == 3070 and ids[-1] == 3071
 
 
 def test_saved_files_load_to_the_same_tokens(words, tmp_path):
     from transformers import CLIPTokenizerFast
 
     words.save_pretrained(tmp_path)
-    vocabulary.write(tmp_path, 1536)
+    vocabulary.write(tmp_path, 3072)
     texts = ["a photo of a seven.", "two red circles", "umbrellas & Café"]
     assert CLIPTokenizerFast.from_pretrained(tmp_path)(texts)["input_ids"] == words(texts)["input_ids"]
     (tmp_path / "tokenizer.json").unlink()  # the original format alone says the same

@@ -13,13 +13,19 @@ from absl.testing import flagsaver
 import clipbias
 from clipbias.clip import init_params
 from clipbias.data import demo
+from tests.data.drawn_icons import glyphs
 from tools import pretrain_demo
-from tools.demo import contrastive, corpus, vocabulary
+from tools.demo import concepts, contrastive, corpus, icons, scenes, vocabulary
 
 SMALL = dict(scenes=40, batch_size=8, width=16, layers=1, steps=4, save_every=2, report_every=2, watch=[], workers=1)
 
 
-def test_a_continued_run_ends_with_the_same_weights(tmp_path, monkeypatch):
+@pytest.fixture
+def drawn_icons(monkeypatch):
+    monkeypatch.setattr(icons, "glyphs", glyphs)
+
+
+def test_a_continued_run_ends_with_the_same_weights(tmp_path, monkeypatch, drawn_icons):
     with flagsaver.flagsaver(**SMALL, work=str(tmp_path / "a"), model_folder=str(tmp_path / "whole")):
         pretrain_demo.main([])
     draw = corpus.batch
@@ -71,6 +77,27 @@ def test_weight_decay_spares_biases_norms_and_the_logit_scale():
     assert not decayed["logit_scale"]
     assert not decayed["vision"]["layers"]["norm1"]["scale"] and not decayed["text"]["layers"]["fc1"]["bias"]
     assert decayed["vision"]["layers"]["qkv"]["kernel"] and decayed["text"]["projection"]
+
+
+def test_scenes_of_emoji_are_of_styles_that_no_demo_dataset_shows(monkeypatch, drawn_icons):
+    styles = set()
+    monkeypatch.setattr(icons, "glyphs", lambda style, names: styles.add(style) or glyphs(style, names))
+    found = [scenes._emoji(np.random.default_rng(seed)) for seed in range(60)]
+    assert styles == set(icons.SEEN)
+    known = {concepts.noun(icon) for icon in concepts.described()}
+    assert {scene.name for scene in found} <= known
+    of_classes = np.mean([scene.name in concepts.CLASSES for scene in found])
+    assert 0.25 < of_classes < 0.65  # a third, and those of the classes among all icons
+    grey = [scene for scene in found if (scene.image == scene.image[..., :1]).all()]
+    assert 0 < len(grey) < 30
+
+
+def test_every_class_of_the_emoji_has_keywords_and_is_a_noun():
+    described = concepts.described()
+    assert {icon for members in concepts.CLASSES.values() for icon in members} <= set(described)
+    assert set(concepts.CLASSES) <= set(concepts.nouns())
+    assert concepts.noun("dog-face") == "dog" and concepts.noun("running-shoe") == "sneaker"
+    assert "trousers" in described["jeans"]
 
 
 def test_the_embedded_model_is_small_and_far_above_chance():

@@ -19,7 +19,7 @@ from clipbias.explain.study import Study
 from clipbias.tuning import Task
 from tools.benchmarks import measure, model
 
-DATASET = "demo/textures"
+DATASET = "demo/fashion"
 METHODS = ("ivlp", "bias")
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 

@@ -10,11 +10,13 @@ from functools import cache
 
 import numpy as np
 
+from tools.demo import concepts
 from tools.demo.outlines import shapes
 from tools.demo.painting import COLOURS
 from tools.demo.patterns import PATTERNS
 from tools.demo.pictures import things
 from tools.demo.scenes import DIGITS, Scene
+from tools.demo.wardrobe import wardrobe
 
 TEMPLATES = (
     "{}",
@@ -30,11 +32,12 @@ TEMPLATES = (
     "a blurry photo of a {}.",
     "a small photo of a {}.",
     "a bad photo of a {}.",
+    "an emoji of a {}.",
     "this is a {}.",
     "this is a photo of a {}.",
 )
 # The bare noun and CLIP's own template are the ones that matter most.
-TEMPLATE_WEIGHTS = np.array([6, 2, 1, 6, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1], float) / 26
+TEMPLATE_WEIGHTS = np.array([6, 2, 1, 6, 1, 1, 1, 2, 1, 1, 1, 1, 1, 2, 1, 1], float) / 29
 PREFIXES = ("", "", "a photo of ", "a picture of ", "an image of ", "this is ")
 
 
@@ -42,7 +45,7 @@ PREFIXES = ("", "", "a photo of ", "a picture of ", "an image of ", "this is ")
 def names() -> tuple[str, ...]:
     """Every noun that a scene of one object may have, in a fixed order."""
     letters = tuple(f"letter {letter}" for letter in string.ascii_lowercase)
-    return tuple(sorted({*DIGITS, *letters, *shapes(), *things(), *PATTERNS}))
+    return tuple(sorted({*DIGITS, *letters, *shapes(), *things(), *wardrobe(), *PATTERNS, *concepts.nouns()}))
 
 
 def description(scene: Scene, rng: np.random.Generator) -> str:
@@ -60,8 +63,9 @@ def caption_words() -> dict[str, int]:
     extra = "the digit number letter capital small large handwritten printed texture pattern surface drawing group in"
     for word in (*extra.split(), "left", "of", "above", "and", "is", "picture", "two", "three", "four", *COLOURS):
         words[word] = 1000
+    tested = {*DIGITS, *wardrobe(), *concepts.CLASSES}
     for name in names():
-        for word in name.split():
-            words[word] = 500
+        for word in name.replace("-", " ").split():
+            words[word] = max(words.get(word, 0), 2000 if name in tested else 500)
             words[f"{word}s"] = max(words.get(f"{word}s", 0), 100)
     return words

@@ -18,7 +18,7 @@ from tools.demo import captions, scenes
 
 CHUNK = 2000
 PHRASES = 2  # descriptions kept of each scene
-CAPTION_LENGTH = 14  # tokens of the longest caption, start and end included
+CAPTION_LENGTH = 21  # tokens of the longest caption, start and end included
 
 Tokenize = Callable[[list[str]], np.ndarray]
 

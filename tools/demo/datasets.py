@@ -1,14 +1,16 @@
-"""Draws the demo datasets and packs them into the files that the package ships.
+"""Packs the demo datasets into the files that the package ships.
 
     python -m tools.demo.datasets --archives=clipbias/assets/demo_datasets
 
-The demo model has seen digits, things and patterns, but none of these images and none of these styles: the digits are
-scans of people's handwriting, and the drawing code of sketches and reliefs (`pencil`, `carving`) is used here only.
-Compressing takes most of the time, a few minutes on two cores.
+Digits are scikit-learn's, emoji come from the npm registry (`tools/demo/icons.py`), Fashion-MNIST is read from
+`--fashion_mnist`, where Debian's package `dataset-fashion-mnist` puts it. The demo model has seen drawings of digits,
+clothes and things, and emoji in other styles, but none of these images and none of these emoji sets. Compressing takes
+most of the time, a few minutes on two cores.
 """
 
 import concurrent.futures
 import functools
+import gzip
 import io
 import json
 import zipfile
@@ -22,47 +24,59 @@ from PIL import Image
 
 from clipbias.data.demo import DESCRIPTION
 from clipbias.files import atomic_path
-from tools.demo.carving import relief
-from tools.demo.outlines import shapes
-from tools.demo.patterns import PATTERNS
-from tools.demo.pencil import sketch
-from tools.demo.pictures import things
+from tools.demo import concepts, icons, stickers
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("archives", "clipbias/assets/demo_datasets", "Folder that receives an archive for each dataset.")
+flags.DEFINE_string("fashion_mnist", "/usr/share/datasets/fashion-mnist", "Folder of Fashion-MNIST's four files.")
 flags.DEFINE_integer("processes", 2, "Processes that draw and compress.", lower_bound=1)
 
-SPLIT_SIZES = {"train": 20, "val": 8, "test": 35}  # images per class; 16 shots and 4 to spare
-
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-SHAPE_NAMES = ("boat", "bottle", "car", "cup", "fish", "heart", "house", "star", "tree", "umbrella")
-TEXTURE_NAMES = ("brick", "checkered", "cracked", "dotted", "grid", "honeycomb", "scaly", "striped", "wavy", "zigzag")
+FASHION_NAMES = (
+    *("t-shirt", "trousers", "pullover", "dress", "coat"),
+    *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
+)
 
 
 @dataclass(frozen=True)
-class DrawnDataset:
-    """A dataset whose images are drawn on demand.
+class DemoDataset:
+    """A dataset whose images are made on demand.
 
     Attributes:
       class_names: The name of each label.
       template: The prompt with one `{}` for the class name.
-      image: `(split, label, index)` to uint8 `[64, 64, 3]`. The index counts the images of the whole split, which are
+      sizes: Images per class of each split. Over a thousand test images keep an accuracy's binomial error below 1.5
+        points.
+      image: `(split, label, index)` to uint8 `[R, R, 3]`. The index counts the images of the whole split, which are
         ordered by class.
+      quality: Of WebP; 100 is lossless.
     """
 
     class_names: tuple[str, ...]
     template: str
+    sizes: Mapping[str, int]
     image: Callable[[str, int, int], np.ndarray]
+    quality: int = 100
 
     def images(self) -> Iterator[tuple[str, str, int, int]]:
         """Every image's key with its split, label and index."""
-        for split, size in SPLIT_SIZES.items():
+        for split, size in self.sizes.items():
             for index, label in enumerate(np.repeat(np.arange(len(self.class_names)), size).tolist()):
-                yield f"{split}/{self.class_names[label]}/{index:04d}.png", split, label, index
+                yield f"{split}/{self.class_names[label]}/{index:04d}.webp", split, label, index
+
+
+def _in_turn(order: np.ndarray, labels: np.ndarray, sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """For each split the indices of its images, by class, taken from `order` one split after the other."""
+    by_class = [order[labels[order] == label] for label in range(int(labels.max()) + 1)]
+    chosen, start = {}, 0
+    for split, size in sizes.items():
+        chosen[split] = np.concatenate([indices[start : start + size] for indices in by_class])
+        start += size
+    return chosen
 
 
 @functools.cache
-def digits() -> DrawnDataset:
+def digits() -> DemoDataset:
     """Handwritten digits of the UCI repository, scanned at 8 x 8 pixels, as scikit-learn ships them.
 
     The file is ordered by writer; a fixed shuffle spreads the writers over the splits.
@@ -71,60 +85,82 @@ def digits() -> DrawnDataset:
 
     bunch = load_digits()
     scans = np.clip(bunch.images * (255 / 16), 0, 255).round().astype(np.uint8)
-    order = np.random.default_rng(0).permutation(len(scans))
-    by_class = [order[bunch.target[order] == label] for label in range(len(DIGIT_NAMES))]
-    chosen, start = {}, 0
-    for split, size in SPLIT_SIZES.items():
-        chosen[split] = np.concatenate([indices[start : start + size] for indices in by_class])
-        start += size
-    return DrawnDataset(
-        DIGIT_NAMES, "a photo of the digit {}.", lambda split, _, index: enlarge(scans[chosen[split][index]])
+    sizes = {"train": 20, "val": 12, "test": 112}
+    chosen = _in_turn(np.random.default_rng(0).permutation(len(scans)), bunch.target, sizes)
+    return DemoDataset(
+        DIGIT_NAMES, "a photo of the digit {}.", sizes, lambda split, _, index: enlarge(scans[chosen[split][index]])
     )
 
 
-def enlarge(scan: np.ndarray, size: int = 64) -> np.ndarray:
+def enlarge(scan: np.ndarray, size: int = 48) -> np.ndarray:
     """An `[8, 8]` scan as `[size, size, 3]`, smooth between its pixels, so that crops of it have detail to show."""
     image = Image.fromarray(scan).resize((size, size), Image.Resampling.BICUBIC)
     return np.repeat(np.asarray(image)[..., None], 3, axis=-1)
 
 
-def _random(dataset: int, split: str, index: int) -> np.random.Generator:
-    return np.random.default_rng((dataset, list(SPLIT_SIZES).index(split), index))
+def idx(path: Path) -> np.ndarray:
+    """The uint8 array of a gzipped file in the format of MNIST: its rank and shape, then its numbers."""
+    content = gzip.decompress(path.read_bytes())
+    rank = content[3]
+    shape = np.frombuffer(content, ">i4", rank, offset=4)
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * rank).reshape(shape)
 
 
 @functools.cache
-def sketches() -> DrawnDataset:
-    """Pencil sketches of shapes and things."""
-    drawings = {**shapes(), **things()}
+def fashion() -> DemoDataset:
+    """The first images of each class of Fashion-MNIST; its training images are train and val."""
+    folder = Path(FLAGS.fashion_mnist)
+    arrays = {}
+    for part in ("train", "t10k"):
+        arrays[part] = idx(folder / f"{part}-images-idx3-ubyte.gz"), idx(folder / f"{part}-labels-idx1-ubyte.gz")
+    places = {"train": ("train", 20), "val": ("train", 40), "test": ("t10k", 112)}
+    chosen = {}
+    for part, (_, labels) in arrays.items():
+        sizes = {split: size for split, (source, size) in places.items() if source == part}
+        chosen.update(_in_turn(np.arange(len(labels)), labels, sizes))
 
-    def draw(split: str, label: int, index: int) -> np.ndarray:
-        return sketch(drawings[SHAPE_NAMES[label]], _random(1, split, index))
+    def image(split: str, _: int, index: int) -> np.ndarray:
+        picture = arrays[places[split][0]][0][chosen[split][index]]
+        return np.repeat(picture[..., None], 3, axis=-1)
 
-    return DrawnDataset(SHAPE_NAMES, "a drawing of a {}.", draw)
-
-
-@functools.cache
-def reliefs() -> DrawnDataset:
-    """Patterns carved into stone, wood and clay, lit from one side."""
-
-    def draw(split: str, label: int, index: int) -> np.ndarray:
-        return relief(PATTERNS[TEXTURE_NAMES[label]], _random(2, split, index))
-
-    return DrawnDataset(TEXTURE_NAMES, "a photo of a {} texture.", draw)
+    return DemoDataset(FASHION_NAMES, "a photo of a {}.", {split: size for split, (_, size) in places.items()}, image)
 
 
-DATASETS: Mapping[str, Callable[[], DrawnDataset]] = {"digits": digits, "shapes": sketches, "textures": reliefs}
+def emoji(style: str, sizes: Mapping[str, int]) -> DemoDataset:
+    """Stickers of one set of emoji, of the classes of `concepts.CLASSES`; every icon of a class in turn."""
+    names = tuple(concepts.CLASSES)
+    number = list(icons.HELD_OUT).index(style)
+
+    def image(split: str, label: int, index: int) -> np.ndarray:
+        pictures = icons.glyphs(style, tuple(icon for members in concepts.CLASSES.values() for icon in members))
+        members = concepts.CLASSES[names[label]]
+        rng = np.random.default_rng((3, number, ("train", "val", "test").index(split), index))
+        return stickers.sticker(pictures[members[index % len(members)]], rng, size=64)
+
+    return DemoDataset(names, "a picture of a {}.", sizes, image, quality=85)
+
+
+TEST_ONLY = {"test": 19}
+DATASETS: Mapping[str, Callable[[], DemoDataset]] = {
+    "digits": digits,
+    "fashion": fashion,
+    "emoji": functools.cache(lambda: emoji("twemoji", {"train": 20, "val": 8, **TEST_ONLY})),
+    "emoji_outlined": functools.cache(lambda: emoji("openmoji", TEST_ONLY)),
+    "emoji_glossy": functools.cache(lambda: emoji("fluent-emoji", TEST_ONLY)),
+    "emoji_black": functools.cache(lambda: emoji("fluent-emoji-high-contrast", TEST_ONLY)),
+}
 
 
 def compress(name: str, arguments: tuple[str, int, int], *, method: int = 6) -> bytes:
-    """One image of dataset `name` as lossless WebP; `method` 6 is the smallest and slowest, 0 the fastest."""
-    buffer = io.BytesIO()
-    pixels = Image.fromarray(DATASETS[name]().image(*arguments))
-    pixels.save(buffer, "WEBP", lossless=True, quality=100, method=method, exact=True)
+    """One image of dataset `name` as WebP; `method` 6 is the smallest and slowest, 0 the fastest."""
+    dataset, buffer = DATASETS[name](), io.BytesIO()
+    pixels = Image.fromarray(dataset.image(*arguments))
+    lossless = dataset.quality == 100
+    pixels.save(buffer, "WEBP", lossless=lossless, quality=dataset.quality, method=method, exact=lossless)
     return buffer.getvalue()
 
 
-def pack(path: Path, dataset: DrawnDataset, images: Sequence[bytes]) -> None:
+def pack(path: Path, dataset: DemoDataset, images: Sequence[bytes]) -> None:
     """Writes an archive that `clipbias.data.demo` reads: a description, and the images in the order of their keys."""
     names = [DESCRIPTION, *(key for key, *_ in dataset.images())]
     description = json.dumps({"class_names": dataset.class_names, "template": dataset.template}, indent=2)

@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from tools.demo import painting
+from tools.demo import concepts, icons, painting, stickers
 from tools.demo.geometry import Drawing, random_matrix, transform, wobble
 from tools.demo.outlines import pen_digits, shapes
 from tools.demo.painting import CANVAS, Palette
 from tools.demo.patterns import PATTERNS, plane
 from tools.demo.pictures import things
+from tools.demo.wardrobe import wardrobe
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -105,6 +106,26 @@ def _shape(rng: np.random.Generator) -> Scene:
 
 def _thing(rng: np.random.Generator) -> Scene:
     return _object_scene("thing", things(), rng)
+
+
+def _garment(rng: np.random.Generator) -> Scene:
+    return _object_scene("garment", wardrobe(), rng)
+
+
+def _emoji(rng: np.random.Generator) -> Scene:
+    described = concepts.described()
+    names = tuple(described)
+    style = str(rng.choice(list(icons.SEEN)))
+    pictures = icons.glyphs(style, names)
+    # A third shows what the demo's datasets name, in other hands: so few pictures have to stand for these words.
+    of_classes = [icon for members in concepts.CLASSES.values() for icon in members if icon in pictures]
+    icon = str(rng.choice(of_classes if rng.random() < 0.33 else list(pictures)))
+    image = stickers.sticker(pictures[icon], rng, size=painting.SIZE)
+    if rng.random() < 0.2:
+        image = np.repeat(image.mean(-1, keepdims=True).astype(np.uint8), 3, -1)
+    name, own = concepts.noun(icon), icon.replace("-", " ")
+    phrases = (f"an emoji of a {own}", f"a {own}", *(f"a {tag}" for tag in described[icon]))
+    return Scene(image, "emoji", name, phrases)
 
 
 def _glyph(canvas: Image.Image, text: str, palette: Palette, rng: np.random.Generator) -> None:
@@ -217,13 +238,15 @@ def _pair(rng: np.random.Generator) -> Scene:
 
 
 KINDS: Mapping[str, tuple[float, Callable[[np.random.Generator], Scene]]] = {
-    "digit": (0.25, _digit),
-    "letter": (0.12, _letter),
-    "shape": (0.12, _shape),
-    "thing": (0.24, _thing),
-    "texture": (0.19, _texture),
-    "group": (0.04, _group),
-    "pair": (0.04, _pair),
+    "emoji": (0.46, _emoji),
+    "digit": (0.2, _digit),
+    "garment": (0.14, _garment),
+    "thing": (0.07, _thing),
+    "letter": (0.04, _letter),
+    "texture": (0.04, _texture),
+    "shape": (0.02, _shape),
+    "pair": (0.02, _pair),
+    "group": (0.01, _group),
 }
 
 

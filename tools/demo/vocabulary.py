@@ -4,9 +4,10 @@ As in CLIP, words are lower-cased and split into bytes, the last of which carrie
 frequent neighbours. All 256 bytes are in the vocabulary, so every name can be written, if not in one token.
 """
 
+import heapq
 import itertools
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -51,22 +52,39 @@ fabric leather metal glass stone brick marble
 def learn_merges(words: dict[str, int], count: int) -> list[tuple[str, str]]:
     """The `count` most useful merges for weighted `words`; ties go to the alphabetically first pair."""
     spelled = {word: [*word[:-1], word[-1] + END_OF_WORD] for word in words}
+    weight: Counter[tuple[str, str]] = Counter()
+    holders: dict[tuple[str, str], set[str]] = defaultdict(set)
+    # The best pair is on top. A pair whose weight has changed is there again, and its former entries are passed over.
+    best_first: list[tuple[int, tuple[str, str]]] = []
+
+    def add(word: str, times: int) -> set[tuple[str, str]]:
+        pairs = list(itertools.pairwise(spelled[word]))
+        for pair in pairs:
+            weight[pair] += times * words[word]
+            holders[pair].add(word)
+        return set(pairs)
+
+    for word in words:
+        add(word, 1)
+    best_first = [(-number, pair) for pair, number in weight.items()]
+    heapq.heapify(best_first)
     merges: list[tuple[str, str]] = []
-    while len(merges) < count:
-        pairs: Counter[tuple[str, str]] = Counter()
-        for word, symbols in spelled.items():
-            for pair in itertools.pairwise(symbols):
-                pairs[pair] += words[word]
-        if not pairs:
-            break
-        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+    while best_first and len(merges) < count:
+        number, best = heapq.heappop(best_first)
+        if number != -weight[best] or not number:
+            continue
         merges.append(best)
-        for symbols in spelled.values():
-            i = 0
+        changed = set()
+        for word in holders.pop(best):
+            changed |= add(word, -1)
+            symbols, i = spelled[word], 0
             while i < len(symbols) - 1:
                 if (symbols[i], symbols[i + 1]) == best:
                     symbols[i : i + 2] = [best[0] + best[1]]
                 i += 1
+            changed |= add(word, 1)
+        for pair in changed:
+            heapq.heappush(best_first, (-weight[pair], pair))
     return merges
 
 
