@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     config.dataset = ""
     # The images to evaluate on: "train", "val" or "test".
     config.images = "test"
-    # A dataset whose test images are to be told from those images, such as "demo/shapes"; empty for none.
+    # A dataset whose test images are to be told from those images, such as "demo/fashion"; empty for none.
     config.ood = ""
     config.workdir = "workdir/evaluate"
     return config

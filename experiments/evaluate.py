@@ -3,7 +3,7 @@
     python -m experiments.evaluate --config.adapter=workdir/digits/adapter.safetensors --config.dataset=demo/digits
     python -m experiments.evaluate --config.model=demo --config.dataset=demo/digits
 
-    python -m experiments.evaluate --config.model=demo --config.dataset=demo/digits --config.ood=demo/shapes
+    python -m experiments.evaluate --config.model=demo --config.dataset=demo/digits --config.ood=demo/fashion
 
 The dataset's own classes are used; an adapter that learned something per class refuses others. Beside the accuracy
 stands how well calibrated the probabilities are, as they are and at the temperature that the dataset's validation

@@ -4,7 +4,7 @@
     python -m experiments.explain --config.adapters='runs/{dataset}/ivlp,runs/{dataset}/bias' \\
         --config.datasets="('eurosat', 'dtd')" --config.data_dir=/data --workdir=workdir/why
     python -m experiments.explain --config.adapters='workdir/demo/adapters/*-{dataset}-16shots-*.safetensors' \\
-        --config.datasets="('demo/digits', 'demo/textures')" --workdir=workdir/why
+        --config.datasets="('demo/digits', 'demo/emoji')" --workdir=workdir/why
 
 Continues where it stopped. Writes `results.npz`, `results.json` and `report/report.html`; for several datasets a folder
 each and an `overview.html`.
