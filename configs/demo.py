@@ -44,8 +44,8 @@ def get_config(size: str = "quick") -> ConfigDict:
     config.method_options = ConfigDict()
     if size in PROTOCOLS:
         config.protocol, config.methods = size, PROTOCOLS[size].get_config().methods
-    # A rate for each method, chosen on validation images of all three datasets; the file says which were tried. The paper
-    # has one for all, as `--config.rates_file=""` would; its 0.0025 hardly moves a model as narrow as this one.
+    # A rate for each method, chosen on validation images of all three datasets; it says which were tried. One rate for
+    # all, as the paper has it, is `--config.rates_file=""`; its 0.0025 hardly moves a model as narrow as this one.
     config.rates_file = "demo_rates.json"
     config.learning_rate = 0.05
     config.datasets = ("demo/emoji",) if size in PROTOCOLS else ("demo/digits", "demo/fashion", "demo/emoji")

@@ -29,7 +29,7 @@ FULL = "configs/demo.py:full"
 BUDGET = {
     "experiments.table1": (
         "--config.epochs=1",
-        "--config.datasets=('demo/textures',)",
+        "--config.datasets=('demo/fashion',)",
         "--config.shots=(16,)",
         "--config.seeds=(1,)",
         "--config.eval_batch_size=300",

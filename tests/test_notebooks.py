@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from clipbias.errors import ClipbiasError
 from tests.documents import ROOT
@@ -46,7 +47,7 @@ def test_the_first_hour_runs_with_another_model(model: Path, tmp_path: Path, mon
     assert other.keys() <= names.keys()
     names |= other
     shown = [run(source, names) for source in rest]
-    assert sum(type(value).__name__ == "Figure" for value in shown) == 3
+    assert sum(isinstance(value, Figure) for value in shown) == 3
     assert "<table>" in shown[3] and len(names["rows"]) == 4
     assert names["again"].accuracy == names["rows"][2][-1].accuracy  # of bias tuning, folded into the weights
     for written in ("bias.safetensors", "checkpoint/model.safetensors", "study/results.json"):

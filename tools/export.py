@@ -1,6 +1,6 @@
 """Exports a tuned adapter: a Hugging Face checkpoint, a classifier head, a StableHLO program, or an adapter of PEFT's.
 
-    python -m tools.export workdir/demo/adapters/bias-demo_emoji-16shots-seed1.safetensors workdir/export/bias
+    python -m tools.export workdir/demo/adapters/bias-demo_fashion-16shots-seed1.safetensors workdir/export/bias
 
 The first argument is an adapter file or a finished run's folder, the second a new folder. What a method adds to CLIP
 decides its form (docs/export.md); --form chooses another. A model card lies beside it.

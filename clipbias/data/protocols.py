@@ -90,9 +90,9 @@ def validation_beside(evaluated: Split, validation: Split | None) -> Split | Non
         return None
     known = set(evaluated.keys)
     left = [index for index, key in enumerate(validation.keys) if key not in known]
-    if len(left) == len(validation):
-        return validation
-    return validation.subset(left) if left else None
+    if not left:
+        return None
+    return validation if len(left) == len(validation) else validation.subset(left)
 
 
 def base_to_new(dataset: Dataset, *, shots: int, seed: int) -> Plan:

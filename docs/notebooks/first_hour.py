@@ -11,7 +11,7 @@
 
 # %%
 MODEL = "demo"  # or "openai/clip-vit-base-patch16", for which a GPU is worth having
-DATASET = "demo/digits"  # or "eurosat", "folder", … with DATA_DIR, the folder that its images are in
+DATASET = "demo/fashion"  # or "eurosat", "folder", … with DATA_DIR, the folder that its images are in
 DATA_DIR = None
 PICTURE = None  # the path of a picture of your own; None takes one of the dataset's
 SHOTS = 16  # training images per class

@@ -16,11 +16,11 @@ from tests.end_to_end.binaries import assert_recorded, refusal_here, succeed_her
 
 def write_adapter(model: Path, folder: Path, method: str) -> Path:
     """An adapter that was never trained, of the classes of a demo dataset."""
-    task = Task(clipbias.load(model), method, clipbias.data.load("demo/shapes").class_names)
+    task = Task(clipbias.load(model), method, clipbias.data.load("demo/fashion").class_names)
     draw = np.random.default_rng(0)
     learnables = {name: draw.normal(0, 0.3, np.shape(x)).astype("f") for name, x in task.init().items()}
     path = folder / f"{method}.safetensors"
-    save_adapter(path, task, learnables, method=method, notes={"dataset": "demo/shapes", "seed": 1})
+    save_adapter(path, task, learnables, method=method, notes={"dataset": "demo/fashion", "seed": 1})
     return path
 
 
@@ -28,7 +28,7 @@ def test_an_adapter_is_replaced_and_used(model: Path, tmp_path: Path) -> None:
     path, out = write_adapter(model, tmp_path, "vpt"), tmp_path / "out"
     few = {"amounts_images": 20, "image_limit": 30}
     printed, _ = succeed_here(experiments.amounts, {"adapter": str(path), **few}, out)
-    assert "vpt on demo/shapes: " in printed and str(out / "adapter.safetensors") in printed
+    assert "vpt on demo/fashion: " in printed and str(out / "adapter.safetensors") in printed
     assert_recorded(out, "result.json", "adapter.safetensors")
     result = json.loads((out / "result.json").read_text())
     assert (result["images"], result["training_images"], result["kind"]) == (30, 20, "vector")

@@ -18,7 +18,7 @@ def write_adapters(model: Path, folder: Path) -> Path:
     """Adapters of two methods, datasets and seeds, laid out as a grid leaves them."""
     clip = clipbias.load(model)
     for method in ("bias", "ivlp"):
-        for dataset in ("demo/digits", "demo/shapes"):
+        for dataset in ("demo/digits", "demo/fashion"):
             task = Task(clip, method, ("cat", "dog"))
             for seed in (1, 2):
                 draw = np.random.default_rng([seed, len(dataset)])
@@ -40,7 +40,7 @@ def test_a_grid_is_interpreted(model: Path, tmp_path: Path) -> None:
     assert {entry["layer"] for entry in found["words"]} == {0, 1, 2}
     (run,) = read_workdir(out)
     assert (run.binary, run.state) == ("interpret", "finished")
-    assert (run.method, run.dataset, run.seed) == (["bias", "ivlp"], ["demo/digits", "demo/shapes"], [1, 2])
+    assert (run.method, run.dataset, run.seed) == (["bias", "ivlp"], ["demo/digits", "demo/fashion"], [1, 2])
 
 
 def test_adapters_of_two_models_are_refused(model: Path, tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ def test_two_processes_share_the_features_of_training_images(model: Path, cache:
 def start_grid(model: Path, workdir: Path, cache: Path, fault: str = "") -> list[Fork]:
     """Two processes of a grid of two cells; the second one meets with a fault of `tools.faulty_process`."""
     job = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
-    settings = {"model": model, "methods": "('taskres',)", "datasets": "('demo/digits','demo/shapes')", "epochs": 2}
+    settings = {"model": model, "methods": "('taskres',)", "datasets": "('demo/digits','demo/fashion')", "epochs": 2}
     settings |= {"shots": "(1,)", "seeds": "(1,)"}
     arguments = ["--config=configs/demo.py", f"--workdir={workdir}"]
     arguments += [f"--config.{name}={value}" for name, value in settings.items()]
@@ -148,7 +148,7 @@ def test_what_befalls_one_process_ends_both_alike(model: Path, cache: Path, tmp_
     last = {errors.strip().splitlines()[-1] for errors in said}
     assert len(last) == 1 and "1 of 2 cells failed; the first one: process 1 (" in last.pop()
     rows = {row["dataset"]: row for row in read_json_lines(tmp_path / "results.jsonl")}
-    assert rows["demo/shapes"]["status"] == "ok" and rows["demo/digits"]["status"] == "failed"
+    assert rows["demo/fashion"]["status"] == "ok" and rows["demo/digits"]["status"] == "failed"
     assert "cannot be decoded" in rows["demo/digits"]["error"]
 
     (tmp_path / "state.json").unlink()

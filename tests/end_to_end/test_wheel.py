@@ -65,10 +65,10 @@ def test_every_file_of_the_package_is_in_the_wheel(wheel: Path) -> None:
 def test_the_command_works_in_an_empty_folder(programs: Path, tmp_path: Path) -> None:
     listed = call(programs / "clipbias", cwd=tmp_path)
     assert "  table1     Methods x datasets" in listed
-    tiny = ("--config.methods=('zero_shot',)", "--config.datasets=('demo/shapes',)", "--config.eval_batch_size=300")
+    tiny = ("--config.methods=('zero_shot',)", "--config.datasets=('demo/fashion',)", "--config.eval_batch_size=300")
     told = call(programs / "clipbias", "table1", "--config=configs/demo.py:full", *tiny, cwd=tmp_path)
     assert "Tables and picture: workdir/demo_full/table.html" in told
-    assert "demo/shapes" in (tmp_path / "workdir" / "demo_full" / "table.md").read_text(encoding="utf-8")
+    assert "demo/fashion" in (tmp_path / "workdir" / "demo_full" / "table.md").read_text(encoding="utf-8")
     config = json.loads((tmp_path / "workdir" / "demo_full" / "config.json").read_text(encoding="utf-8"))
     assert config["model"] == "demo" and config["methods"] == ["zero_shot"]
     shown = call(programs / "clipbias", "show", "workdir/demo_full", cwd=tmp_path)

@@ -118,7 +118,7 @@ def test_several_learning_rates_on_the_same_draw_are_rows_of_their_own():
 
 
 def test_a_rate_for_each_dataset_is_one_row():
-    summary = summarize([run(learning_rate=0.5), run(dataset="demo/shapes", learning_rate=0.1)])
+    summary = summarize([run(learning_rate=0.5), run(dataset="demo/fashion", learning_rate=0.1)])
     assert summary.methods == ("bias",)
 
 

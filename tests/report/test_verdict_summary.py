@@ -45,7 +45,7 @@ def study(dataset, seed, *, twins=False):
 
 @pytest.fixture(scope="module")
 def results():
-    return {name: study(name, seed) for seed, name in enumerate(("demo/digits", "demo/shapes", "demo/textures"))}
+    return {name: study(name, seed) for seed, name in enumerate(("demo/digits", "demo/fashion", "demo/emoji"))}
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +169,7 @@ def numbers_in(text):
 
 def test_the_table_has_each_dataset_and_their_mean(results, summaries):
     table = summary_table(summaries[0])
-    assert table.columns == ("", "demo/digits", "demo/shapes", "demo/textures", "Mean")
+    assert table.columns == ("", "demo/digits", "demo/fashion", "demo/emoji", "Mean")
     rows = {row[0].text: [numbers_in(cell.text) for cell in row[1:]] for row in table.rows}
     for outcome, unit, digits in (("accuracy", "points", 1), ("log_likelihood", "nats", 3)):
         for name in ("gain", *EFFECTS):
@@ -303,7 +303,7 @@ def test_a_share_of_a_loss_is_no_share_of_a_gain(results):
     losing.arrays["factorial/ivlp/log_likelihood"] = -array
     losing.scalars["verdict"], losing.scalars["agreement"] = verdicts(losing)
     assert losing.scalars["verdict"]["ivlp"]["effects"]["log_likelihood"]["both"]["values"]["share"] is not None
-    summary = summarize_verdicts([StudyResults(losing), StudyResults(results["demo/shapes"])])[0]
+    summary = summarize_verdicts([StudyResults(losing), StudyResults(results["demo/fashion"])])[0]
     assert summary.of("log_likelihood", "values")["demo/digits"]["share"] is None
     assert summary.mean_share("log_likelihood", "values") is None
     assert summary.mean("log_likelihood", "values")["low"] is not None
