@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from clipbias.explain.results import Findings
+from clipbias.report.errors import binomial_error
 
 KIND_NAMES = {"sos": "SOS", "prompt": "prompts", "words": "words", "category": "category", "dot": "“.”", "eos": "EOS"}
 VARIANT_NAMES = {"clip": "", "without_prompt": "W/O Prompt", "with_prompt": "W Prompt"}
@@ -119,8 +120,8 @@ def label_of(model: Mapping[str, Any]) -> str:
 
 def accuracy_and_error(part: Mapping[str, Any]) -> tuple[float, float]:
     """An accuracy and its binomial standard error, both in percent, from the counts `correct` and `images`."""
-    share = part["correct"] / part["images"]
-    return 100 * share, 100 * (share * (1 - share) / part["images"]) ** 0.5
+    accuracy = 100 * part["correct"] / part["images"]
+    return accuracy, binomial_error(accuracy, part["images"])
 
 
 def file_name(text: str) -> str:

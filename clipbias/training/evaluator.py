@@ -179,7 +179,8 @@ class Evaluator:
         if classifier.method.conditional:
             return text
         if classifier.changes_text(jax.tree.map(lambda leaf: leaf[0], learnables)):
-            return text_features(classifier, self.params, learnables, text, runs=runs)
+            with explain_exhaustion("lower --config.eval_batch_size."):
+                return text_features(classifier, self.params, learnables, text, runs=runs)
         return text[None]  # type: ignore[index]
 
     def _each_batch(
@@ -234,8 +235,7 @@ class Evaluator:
         Returns:
           Of each run the outcomes, and its temperature, `None` without validation images that could be read.
         """
-        with explain_exhaustion("lower --config.eval_batch_size."):
-            texts = self._texts(classifier, learnables, text, runs)
+        texts = self._texts(classifier, learnables, text, runs)
         fitted = None if validation is None else validation._temperatures(classifier, learnables, texts, runs)
         given = np.asarray(np.ones(runs) if fitted is None else fitted, np.float32)
         values, labels = self._each_batch(answers, classifier, learnables, texts, given, runs=runs)
@@ -262,8 +262,7 @@ class Evaluator:
           For each run `{"accuracy", "correct", "images", "loss"}`: top-1 accuracy in percent, the counts behind it, and
           the mean cross-entropy in nats.
         """
-        with explain_exhaustion("lower --config.eval_batch_size."):
-            texts = self._texts(classifier, learnables, text, runs)
+        texts = self._texts(classifier, learnables, text, runs)
         values, labels = self._each_batch(verdicts, classifier, learnables, texts, runs=runs, labelled=True)
         read = labels >= 0
         if not read.any():
