@@ -78,6 +78,8 @@ CLASSES: Mapping[str, tuple[str, ...]] = {
     "whale": ("whale", "spouting-whale"),
 }
 
+CLASS_OF = {icon: name for name, members in CLASSES.items() for icon in members}
+
 EMOJIBASE = "https://registry.npmjs.org/emojibase-data/-/emojibase-data-17.0.0.tgz"
 EMOJIBASE_SHA512 = "Yvgb5AWoHViHV/gq1qr5ZAarcBip+B27/ZLRsUJkbgAEaLlZ/fof9g882LTpmEpyhBNEC0m2SEmItljHsTygjA=="
 
@@ -102,10 +104,7 @@ LONGEST = 3  # words of a noun
 
 def noun(icon: str) -> str:
     """What an icon is called in captions: its class where it is of one, else its own name."""
-    for name, members in CLASSES.items():
-        if icon in members:
-            return name
-    return CLOTHES.get(icon, icon.replace("-", " "))
+    return CLASS_OF.get(icon) or CLOTHES.get(icon) or icon.replace("-", " ")
 
 
 def from_emojibase() -> dict[str, tuple[str, ...]]:

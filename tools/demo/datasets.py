@@ -132,7 +132,7 @@ def emoji(style: str, sizes: Mapping[str, int]) -> DemoDataset:
     number = list(icons.HELD_OUT).index(style)
 
     def image(split: str, label: int, index: int) -> np.ndarray:
-        pictures = icons.glyphs(style, tuple(icon for members in concepts.CLASSES.values() for icon in members))
+        pictures = icons.glyphs(style, tuple(concepts.CLASS_OF))
         members = concepts.CLASSES[names[label]]
         rng = np.random.default_rng((3, number, ("train", "val", "test").index(split), index))
         return stickers.sticker(pictures[members[index % len(members)]], rng, size=64)

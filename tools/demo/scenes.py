@@ -118,7 +118,7 @@ def _emoji(rng: np.random.Generator) -> Scene:
     style = str(rng.choice(list(icons.SEEN)))
     pictures = icons.glyphs(style, names)
     # A third shows what the demo's datasets name, in other hands: so few pictures have to stand for these words.
-    of_classes = [icon for members in concepts.CLASSES.values() for icon in members if icon in pictures]
+    of_classes = [icon for icon in concepts.CLASS_OF if icon in pictures]
     icon = str(rng.choice(of_classes if rng.random() < 0.33 else list(pictures)))
     image = stickers.sticker(pictures[icon], rng, size=painting.SIZE)
     if rng.random() < 0.2:
