@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from configs import demo, table1
 
-PRESETS = {"paper": "the eleven datasets", "demo": "the embedded datasets, 16 shots, one seed"}
+PRESETS = {"paper": "the eleven datasets", "demo": "embedded digits and clothes, 16 shots, one seed"}
 # Beside the first name of each method: prompts at the parameter budgets of bias tuning and of bias tuning by kind.
 OTHERS = ("ivlp_matched", "ivlp_matched_2")
 # On the demo, whose images are few, the longest trainings are cut: they would take as long as all others together.
