@@ -131,6 +131,6 @@ def test_the_page_on_models(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path:
     task = clipbias.Task(clip, "bias", ("waves", "stripes"))
     clipbias.save_adapter(path, task, task.init(seed=0), method="bias")
     exec(code, {})
-    assert hub.repositories.keys() == {"you/textures-bias", "you/clip"}
+    assert hub.repositories.keys() == set(re.findall(r'push_to_hub\("(.*?)"', code)) == {"you/fashion-bias", "you/clip"}
     (shown,) = blocks(ROOT / "docs" / "models.md", "bash")
     assert shlex.split(shown) == shlex.split(clip_hub.command(clip_hub.parse(base.get_config().model)))
