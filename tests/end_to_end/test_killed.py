@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import random
+import signal
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from clipbias.data import demo
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import save_adapter
 from tests.end_to_end import binaries
-from tests.forks import Fork
+from tests.forks import ROOT, Fork
 from tools.disturb import COMMANDS, NOTHING, Trials, comparable, disturb
 
 # A part of the steps, cells and figures, in a part of the time. What `train` does is done by a grid of one cell.
@@ -60,3 +62,17 @@ def test_what_is_lost_is_noticed(tmp_path: Path) -> None:
     (tmp_path / "b" / ".clipbias-part-x.json").write_text("{}")
     first, second = comparable(tmp_path / "a"), comparable(tmp_path / "b")
     assert {name for name in second if second[name] != first.get(name)} == {".clipbias-part-x.json", "result.json"}
+
+
+@pytest.mark.parametrize("package", ["experiments", "tools"])
+def test_forks_watch_before_they_import_anything(package: str, cache: Path, tmp_path: Path) -> None:
+    """As processes do, so that a signal finds in a fork what it would find in them."""
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "__init__.py").symlink_to(ROOT / package / "__init__.py")
+    (tmp_path / package / "slow.py").write_text("import pathlib, time\npathlib.Path('begun').touch()\ntime.sleep(60)\n")
+    process = Fork(f"{package}.slow", environment=binaries.environment(cache), folder=tmp_path)
+    while not (tmp_path / "begun").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said.count("\n"), said[:8]) == (143, 1, "stopped;"), json.dumps(said)
