@@ -14,6 +14,7 @@ from tools import make_compiled_table
 from tools.benchmarks import __main__ as benchmark
 from tools.benchmarks import ahead
 
+PAGE = ROOT / "docs" / "performance.md"
 V5E, POD, H100, EIGHT = make_compiled_table.TARGETS
 STEP = {
     "estimate_bytes": 1_506_000_000,
@@ -37,8 +38,8 @@ def line(topology: str, method: str, **other: Any) -> dict[str, Any]:
 
 
 def test_the_page_is_that_of_the_lines() -> None:
-    made = make_compiled_table.page(ROOT / make_compiled_table.ROWS, ROOT / make_compiled_table.PAGE)
-    written = (ROOT / make_compiled_table.PAGE).read_text(encoding="utf-8")
+    made = make_compiled_table.page(PAGE, ROOT / make_compiled_table.ROWS)
+    written = PAGE.read_text(encoding="utf-8")
     assert written == made, "run python -m tools.make_compiled_table docs/performance.md"
 
 
@@ -74,7 +75,7 @@ def test_a_whole_table_asks_for_nothing() -> None:
 def test_a_page_without_a_place_for_the_table_is_refused(tmp_path: Path) -> None:
     (tmp_path / "page.md").write_text("# A page\n")
     with pytest.raises(ClipbiasError, match=r"page\.md has no place for the table; write the lines"):
-        make_compiled_table.page(tmp_path / "none.jsonl", tmp_path / "page.md")
+        make_compiled_table.page(tmp_path / "page.md", ROOT / make_compiled_table.ROWS)
 
 
 @pytest.fixture

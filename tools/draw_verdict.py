@@ -46,7 +46,7 @@ def main(names: Sequence[str]) -> int:
     for sentence in dict.fromkeys(
         line for study in studies for line in (*why_no_effects(study), *why_nothing_kept(study))
     ):
-        if sentence not in figure.caption:
+        if sentence.partition(": ")[2] not in figure.caption:
             print(printable(sentence))
     picture = Path(_TO.value).expanduser().with_suffix(".png")
     style.save_png(figure.figure, picture)

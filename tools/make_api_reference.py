@@ -205,7 +205,7 @@ def _line(text: str) -> str:
 
 
 def main() -> None:
-    write_page("tools.make_api_reference", __doc__, reference)
+    write_page("tools.make_api_reference", __doc__, lambda _: reference())
 
 
 if __name__ == "__main__":

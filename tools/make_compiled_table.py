@@ -11,16 +11,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clipbias.errors import ClipbiasError
-from clipbias.files import read_json_lines, read_text
+from clipbias.files import read_json_lines
 from clipbias.report.table import MISSING
 from tools.benchmarks.ahead import trained_methods
 from tools.benchmarks.report import markdown
-from tools.pages import write_page
+from tools.pages import with_section, write_page
 
-ROWS, PAGE = Path("docs/compiled.jsonl"), Path("docs/performance.md")
+ROWS = Path("docs/compiled.jsonl")
 BEGIN = "<!-- By `python -m tools.make_compiled_table docs/performance.md` from docs/compiled.jsonl; change that. -->"
-END = "<!-- What follows is written by hand. -->"
 
 # The targets that every method is compiled for: a title, and the images of a step.
 TARGETS = {
@@ -96,18 +94,13 @@ def _missing(rows: Rows, methods: Sequence[str]) -> list[str]:
     return ["Not compiled yet:", told, "These commands go on with what is missing:", commands]
 
 
-def page(rows: Path = ROWS, whole: Path = PAGE) -> str:
+def page(whole: Path, rows: Path = ROWS) -> str:
     """The page with the section made again.
 
     Raises:
       ClipbiasError: a file cannot be read, or the page has no place for the section.
     """
-    text = read_text(whole)
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ClipbiasError(f"{whole} has no place for the table; write the lines {BEGIN!r} and {END!r} there.")
-    return f"{before}{begin}\n\n{section(read_json_lines(rows), trained_methods())}\n\n{end}{after}"
+    return with_section(whole, BEGIN, section(read_json_lines(rows), trained_methods()))
 
 
 def main() -> None:

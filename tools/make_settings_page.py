@@ -82,7 +82,7 @@ def cell(text: str) -> str:
 
 
 def main() -> None:
-    write_page("tools.make_settings_page", __doc__, page)
+    write_page("tools.make_settings_page", __doc__, lambda _: page())
 
 
 if __name__ == "__main__":

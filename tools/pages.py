@@ -3,23 +3,39 @@
 import argparse
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from clipbias.errors import ClipbiasError
-from clipbias.files import write_text
+from clipbias.files import read_text, write_text
+
+END = "<!-- What follows is written by hand. -->"
 
 
-def write_page(tool: str, description: str, make: Callable[[], str]) -> None:
+def with_section(page: Path, begin: str, section: str) -> str:
+    """A page in Markdown with what stands between the line `begin` and `END` made again.
+
+    Raises:
+      ClipbiasError: the page cannot be read, or has no place for the section.
+    """
+    before, found, rest = read_text(page).partition(begin)
+    _, end, after = rest.partition(END)
+    if not found or not end:
+        raise ClipbiasError(f"{page} has no place for the table; write the lines {begin!r} and {END!r} there.")
+    return f"{before}{begin}\n\n{section}\n\n{END}{after}"
+
+
+def write_page(tool: str, description: str, make: Callable[[Path], str]) -> None:
     """Writes what `make` returns to the file that the command line names; ends with a sentence where it cannot.
 
     Args:
       tool: the module that is run.
       description: its docstring, whose first line is its help.
-      make: the page.
+      make: the page, given its path.
     """
     parser = argparse.ArgumentParser(prog=f"python -m {tool}", description=description.splitlines()[0])
     parser.add_argument("page", help="the file to write")
-    path = parser.parse_args().page
+    path = Path(parser.parse_args().page)
     try:
-        write_text(path, make())
+        write_text(path, make(path))
     except ClipbiasError as error:
         sys.exit(f"error: {error}")

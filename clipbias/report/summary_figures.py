@@ -105,7 +105,10 @@ def summary_figure(summaries: Sequence[MethodSummary], left_out: Sequence[str] =
         )
         + (f" Not in it: {' '.join(left_out)}" if left_out else "")
     )
-    columns = ("method", "quantity", "outcome", "unit", "dataset", "seeds", *_ENDS, "images_low", "images_high")
+    for summary in summaries:
+        rows += _shared_out(summary)
+    columns = ("method", "quantity", "outcome", "unit", "dataset", "seeds", *_ENDS)
+    columns += ("images_low", "images_high", *_SHARES)
     return CaptionedFigure("verdict_overview", "What carries the gain", caption, figure, columns, tuple(rows))
 
 
@@ -114,15 +117,16 @@ _FEW = 8
 
 
 def _lines(summaries: Sequence[MethodSummary]) -> list[MethodSummary | str]:
-    """What stands on each line: methods as they come, or where there are many a kind's name above its methods."""
+    """What stands on each line: methods in a table's order, where there are many a kind's name above its methods."""
+    place = {method: number for number, method in enumerate(ordered_methods(each.method for each in summaries))}
+    ordered = sorted(summaries, key=lambda each: place[each.method])
     by_method = {summary.method: method_kind(summary.method) for summary in summaries}
     if len(summaries) <= _FEW or len(set(by_method.values())) == 1:
-        return list(summaries)
+        return list(ordered)
     found: list[MethodSummary | str] = []
     for kind, (title, _, _) in KINDS.items():
-        own = [summary for summary in summaries if by_method[summary.method] == kind]
-        place = {method: number for number, method in enumerate(ordered_methods(each.method for each in own))}
-        found += [title, *sorted(own, key=lambda each: place[each.method])] if own else []
+        own = [summary for summary in ordered if by_method[summary.method] == kind]
+        found += [title, *own] if own else []
     return found
 
 
@@ -162,13 +166,28 @@ def _series(
             axes.plot(values, [y] * len(values), ms=2.6 * scale, alpha=0.55, zorder=3, mec="white", mew=0.3, **look)
         place_of = (summary.label, name, _DRAWN, UNITS[_DRAWN][0])
         for dataset, number in numbers.items():
-            rows.append((*place_of, dataset, summary.datasets[dataset], *(number[end] for end in _ENDS), None, None))
+            ends = (number[end] for end in _ENDS)
+            rows.append((*place_of, dataset, summary.datasets[dataset], *ends, *_UNKNOWN))
         if len(numbers) > 1:
-            rows.append((*place_of, "mean", None, *(mean[end] for end in _ENDS), these["low"], these["high"]))
+            ends = (mean[end] for end in _ENDS)
+            rows.append((*place_of, "mean", None, *ends, these["low"], these["high"], *_UNKNOWN[2:]))
+    return rows
+
+
+def _shared_out(summary: MethodSummary) -> list[tuple[Any, ...]]:
+    """The numbers that are not drawn: changes of the log-likelihood, and what share of its gain each is."""
+    rows: list[tuple[Any, ...]] = []
+    for name in (name for looks in _LOOKS.values() for name in looks):
+        for dataset, number in summary.of(_OUTCOME, name).items():
+            changes, shares = ([number.get(end) for end in ends] for ends in (_ENDS, _SHARES))
+            place = (summary.label, name, _OUTCOME, UNITS[_OUTCOME][0], dataset, summary.datasets[dataset])
+            rows.append((*place, *changes, *_UNKNOWN[:2], *shares))
     return rows
 
 
 _ENDS = ("value", "low", "high")
+_SHARES = ("share", "share_low", "share_high")
+_UNKNOWN = (None,) * (2 + len(_SHARES))  # no interval over images apart, and no shares
 
 
 def _whisker(axes: "Axes", y: float, number: Estimate, **look: Any) -> None:

@@ -7,7 +7,7 @@ their intervals' ends too: seeds share their images, so that averaging narrows n
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from clipbias.explain.results import EFFECTS, FORMS
@@ -82,14 +82,19 @@ def summarize_verdicts(studies: Iterable[StudyResults]) -> list[MethodSummary]:
     found: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
     labels: dict[str, tuple[str, str]] = {}
     for study in studies:
-        first: dict[tuple[str, str], str] = {}  # of the adapters of one method with the same options
-        for model in study.tuned:
-            key = first.setdefault((model["method"], json.dumps(model["options"], sort_keys=True)), model["key"])
-            verdict = study.section("verdict", model["key"])
+        for model, first in _with_firsts(study):
+            verdict, key = study.section("verdict", model["key"]), first["key"]
             if verdict.get("effects") or verdict.get("kept"):
                 labels.setdefault(key, (label_of(model), model["method"]))
                 found.setdefault(key, {}).setdefault(study.dataset, []).append(verdict)
     return [_summary(*labels[key], by_dataset) for key, by_dataset in found.items()]
+
+
+def _with_firsts(study: StudyResults) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """Each adapter of a study, and the first of those that differ from it in their seed alone."""
+    firsts: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for model in study.tuned:
+        yield model, firsts.setdefault((model["method"], json.dumps(model["options"], sort_keys=True)), model)
 
 
 def left_out(studies: Iterable[StudyResults]) -> list[str]:
@@ -97,12 +102,12 @@ def left_out(studies: Iterable[StudyResults]) -> list[str]:
     found: dict[str, str] = {}
     asked: set[str] = set()
     for study in studies:
-        for model in study.tuned:
+        for model, first in _with_firsts(study):
             verdict = study.section("verdict", model["key"])
             if verdict.get("effects") or verdict.get("kept"):
-                asked.add(label_of(model))
+                asked.add(label_of(first))
             elif verdict:
-                found.setdefault(label_of(model), verdict["missing"])
+                found.setdefault(label_of(first), verdict["missing"])
     return by_reason((label, reason) for label, reason in found.items() if label not in asked)
 
 

@@ -81,9 +81,17 @@ def of_these(numbers):
 def test_every_number_of_the_picture_is_recomputed(results, summaries):
     drawing = summary_figure(summaries)
     rows = [dict(zip(drawing.columns, row, strict=True)) for row in drawing.rows]
+    drawn, others = [], []
     for row in rows:
-        numbers = expected(results, row["method"], "accuracy", row["quantity"])
-        assert (row["outcome"], row["unit"]) == ("accuracy", "points")
+        numbers = expected(results, row["method"], row["outcome"], row["quantity"])
+        assert row["unit"] == {"accuracy": "points", "log_likelihood": "nats"}[row["outcome"]]
+        shares = [row["share"], row["share_low"], row["share_high"]]
+        (others if row["outcome"] == "log_likelihood" else drawn).append(row)
+        if row["outcome"] == "accuracy":
+            assert shares == [None] * 3
+        elif numbers[row["dataset"]].get("share") is not None:
+            wanted = [numbers[row["dataset"]][end] for end in ("share", "share_low", "share_high")]
+            np.testing.assert_allclose(shares, wanted, rtol=1e-9, atol=1e-9)
         if row["dataset"] == "mean":
             wanted = list(student([number["value"] for number in numbers.values()]).values())
             np.testing.assert_allclose([row["images_low"], row["images_high"]], of_these(list(numbers.values())))
@@ -91,7 +99,9 @@ def test_every_number_of_the_picture_is_recomputed(results, summaries):
             wanted = [numbers[row["dataset"]][end] for end in ("value", "low", "high")]
             assert row["seeds"] == 1
         np.testing.assert_allclose([row["value"], row["low"], row["high"]], wanted, rtol=1e-9, atol=1e-9)
-    assert len(rows) == 4 * ((1 + 3 + 3) + (1 + 2 + 3))
+    assert len(drawn) == 4 * ((1 + 3 + 3) + (1 + 2 + 3))
+    assert len(others) == 3 * ((1 + 3 + 3) + (1 + 2 + 3))  # not drawn, and of datasets alone
+    assert any(row["share"] is not None and row["quantity"] == "values" for row in others)
 
 
 def test_marks_stand_in_their_panel_and_their_methods_line(results, summaries):
@@ -140,9 +150,9 @@ def test_many_methods_are_grouped_by_kind_with_those_left_out_below(summaries):
     assert shown == pytest.approx(wanted)
     assert drawing.figure.get_supxlabel() == "HEAD, OTHER: It has no towers."
     assert drawing.caption.endswith("Not in it: HEAD, OTHER: It has no towers.")
-    # In few, kinds are no help.
+    # In few, kinds are no help, and methods stand as in a table.
     few = [text.get_text() for text in summary_figure(many[:8]).figure.axes[0].get_yticklabels()]
-    assert few == [each.label for each in many[:8]]
+    assert few == ["COOP", "TPT", "VPT", "MAPLE", "GDA", "BIAS", "CLIP_LORA", "MINE.PY:OWN"]
 
 
 def test_without_a_causal_test_the_gain_is_that_of_the_constants(results):
@@ -311,10 +321,11 @@ def test_a_share_of_a_loss_is_no_share_of_a_gain(results):
 
 def test_the_command_draws_studies_and_prints_their_numbers(results, tmp_path, capsys, monkeypatch):
     head = study("demo/digits", 0)
-    head.scalars["models"].append(head.scalars["models"][1] | {"key": "head", "label": "Head", "method": "taskres"})
-    for section in ("factorial", "amounts"):
-        head.scalars[section]["head"] = {"missing": f"Head has no {section}."}
-    head.arrays["predictions/head"] = head.arrays["predictions/ivlp"]
+    for key, label in (("head", "Head"), ("head_2", "Head (seed 2)")):
+        head.scalars["models"].append(head.scalars["models"][1] | {"key": key, "label": label, "method": "taskres"})
+        for section in ("factorial", "amounts"):
+            head.scalars[section][key] = {"missing": f"Head has no {section}."}
+        head.arrays[f"predictions/{key}"] = head.arrays["predictions/ivlp"]
     head.scalars["verdict"], head.scalars["agreement"] = verdicts(head)
     for place, each in enumerate((head, *list(results.values())[1:])):
         save_results(tmp_path / "why" / f"study{place}", each)
@@ -323,8 +334,8 @@ def test_the_command_draws_studies_and_prints_their_numbers(results, tmp_path, c
     assert draw_verdict.main([str(tmp_path / "why")]) == 0
     said = capsys.readouterr().out
     assert "IVLP" in said and "so values carry most of it" in said
-    assert said.count("Head: Head has no factorial.") == said.count("Head: Head has no amounts.") == 1
+    assert said.count("Head has no factorial.") == said.count("Head has no amounts.") == 1
     assert picture.read_bytes()[:4] == b"\x89PNG"
-    assert picture.with_suffix(".csv").read_text().count("\n") == 1 + 4 * 13
+    assert picture.with_suffix(".csv").read_text().count("\n") == 1 + 4 * 13 + 3 * 13
     with pytest.raises(ClipbiasError, match="give finished studies"):
         draw_verdict.main([])
