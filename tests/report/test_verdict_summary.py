@@ -335,6 +335,7 @@ def test_the_command_draws_studies_and_prints_their_numbers(results, tmp_path, c
     said = capsys.readouterr().out
     assert "IVLP" in said and "so values carry most of it" in said
     assert said.count("Head has no factorial.") == said.count("Head has no amounts.") == 1
+    assert "Not in it: Head: Head has no factorial." in said  # whatever the seeds
     assert picture.read_bytes()[:4] == b"\x89PNG"
     assert picture.with_suffix(".csv").read_text().count("\n") == 1 + 4 * 13 + 3 * 13
     with pytest.raises(ClipbiasError, match="give finished studies"):
