@@ -68,6 +68,13 @@ def listed(folder: str | os.PathLike) -> tuple[list[str], list[str]]:
     return folders, files
 
 
+def sizes(folder: str | os.PathLike) -> dict[str, int]:
+    """The bytes of each file in a folder, by its name. Raises `OSError` where it cannot be listed."""
+    with told(folder):
+        entries = _store(folder).ls(os.fspath(folder), detail=True)
+    return {posixpath.basename(entry["name"]): int(entry["size"]) for entry in entries if entry["type"] == "file"}
+
+
 def below(folder: str | os.PathLike) -> list[str]:
     """All files below a folder, as paths relative to it. Raises `OSError` where it cannot be listed."""
     with told(folder):

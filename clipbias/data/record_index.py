@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import fcntl
 import hashlib
+import io
 import json
 import os
 import time
@@ -18,8 +19,9 @@ from typing import Any
 
 import numpy as np
 from absl import logging
+from etils import epath
 
-from clipbias import files, interruption
+from clipbias import files, interruption, remote
 from clipbias.data.files_on_disk import stamp_of
 from clipbias.data.keys import Keys
 from clipbias.errors import ClipbiasError
@@ -49,7 +51,7 @@ class Place:
 
     def __init__(self, folder: os.PathLike, split: str, id_feature: str | None, count: int) -> None:
         """The split's records lie in `folder`, `count` of them; `id_feature` tells them apart."""
-        self._folder, self._split, self._id_feature, self._count = Path(folder), split, id_feature, count
+        self._folder, self._split, self._id_feature, self._count = epath.Path(folder), split, id_feature, count
         self._beside = self._folder / FILE.format(split=split)
 
     def find_or_make(self, make: Callable[[], Index]) -> Index:
@@ -92,7 +94,8 @@ class Place:
     def _alone(self) -> Iterator[None]:
         """Waits until no other process makes this index, where files can be locked: hosts of a job start at once."""
         lock = None
-        for path in (self._beside, self._in_cache(self._records())):
+        beside = () if remote.is_remote(self._beside) else (self._beside,)  # an object store has no locks
+        for path in (*beside, self._in_cache(self._records())):
             with contextlib.suppress(OSError):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 lock = open(path.with_suffix(".lock"), "a")  # noqa: SIM115 (held until the block ends)
@@ -118,23 +121,26 @@ class Place:
                 with contextlib.suppress(OSError):
                     os.unlink(lock.name)
 
-    def _records(self) -> list[os.DirEntry]:
-        with os.scandir(self._folder) as entries:
-            named = [entry for entry in entries if f"-{self._split}." in entry.name and entry.is_file()]
-        return sorted(named, key=lambda entry: entry.name)
+    def _records(self) -> list[tuple[str, int]]:
+        """The names and the sizes of the files that hold the records."""
+        if remote.is_remote(self._folder):
+            sizes = remote.sizes(self._folder)
+        else:
+            with os.scandir(self._folder) as entries:
+                sizes = {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+        return sorted(one for one in sizes.items() if f"-{self._split}." in one[0])
 
-    def _belongs(self, records: Sequence[os.DirEntry]) -> str:
+    def _belongs(self, records: Sequence[tuple[str, int]]) -> str:
         """What an index says that it is of: a copy of the records has the same."""
-        sizes = [[entry.name, entry.stat().st_size] for entry in records]
-        return hashlib.sha256(json.dumps([self._id_feature, sizes]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([self._id_feature, records]).encode()).hexdigest()
 
-    def _in_cache(self, records: Sequence[os.DirEntry]) -> Path:
-        stamps = "\n".join(stamp_of(entry.path)[0] for entry in records)
+    def _in_cache(self, records: Sequence[tuple[str, int]]) -> Path:
+        stamps = "\n".join(stamp_of(self._folder / name)[0] for name, _ in records)
         name = hashlib.sha256(f"{self._split} {self._id_feature}\n{stamps}".encode()).hexdigest()
         return files.cache_folder() / "records" / f"{name}.npz"
 
 
-def _write(path: Path, of: str, index: Index) -> None:
+def _write(path: os.PathLike, of: str, index: Index) -> None:
     text, lengths = (b"", np.zeros(0, np.int64)) if index.ids is None else index.ids.compact()
     arrays: dict[str, Any] = {
         "of": np.frombuffer(of.encode(), np.uint8),
@@ -144,13 +150,22 @@ def _write(path: Path, of: str, index: Index) -> None:
         "lengths": lengths.astype(np.int32),
         "distinct": np.asarray(index.ids is not None and index.ids.repeated() is None),
     }
+    if remote.is_remote(path):
+        content = io.BytesIO()
+        np.savez(content, allow_pickle=False, **arrays)
+        try:
+            remote.write(path, content.getvalue())
+        except OSError as error:
+            raise ClipbiasError(f"cannot write {path}: {files.reason(error)}.") from error
+        return
     with files.atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
 
 
-def _read(path: Path, of: str, count: int) -> Index | None:
+def _read(path: epath.Path | Path, of: str, count: int) -> Index | None:
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+        opened = io.BytesIO(remote.read(path)) if remote.is_remote(path) else open(path, "rb")  # noqa: SIM115
+        with opened as file, np.load(file, allow_pickle=False) as stored:
             kinds = {"labels": np.int32, "positions": np.int64, "names": np.uint8, "lengths": np.int32}
             arrays = {name: stored[name] for name in kinds}
             fits = all(found.ndim == 1 and found.dtype == kinds[name] for name, found in arrays.items())
@@ -167,7 +182,7 @@ def _read(path: Path, of: str, count: int) -> Index | None:
     return Index(arrays["labels"], ids, positions) if whole else None
 
 
-def _read_earlier(path: Path, id_feature: str | None, count: int) -> Index | None:
+def _read_earlier(path: epath.Path, id_feature: str | None, count: int) -> Index | None:
     """An index of the first versions, JSON lists of all values."""
     if not path.exists():
         return None

@@ -20,7 +20,7 @@ from clipbias.data import benchmark, transforms
 from clipbias.data.dataset import Dataset, Split
 from clipbias.data.keys import Keys
 from clipbias.data.record_index import Index
-from clipbias.data.tfds_records import Prepared
+from clipbias.data.tfds_records import Prepared, records_path
 from clipbias.errors import ClipbiasError
 from clipbias.files import reason, shorten, user_path
 
@@ -124,6 +124,7 @@ def load(
     folder: epath.PathLike, *, template: str | None = None, index_file: str | os.PathLike | None = None
 ) -> Dataset:
     """Opens shards made by `build`. Arguments and errors as for `benchmark.load`."""
+    records_path(folder)
     prepared = Prepared(folder)
     metadata = prepared.metadata
     stored = {}

@@ -8,7 +8,7 @@ from clipbias.checks import check_text
 from clipbias.data import benchmark, catalog, demo, folder, tables
 from clipbias.data.dataset import Dataset
 from clipbias.errors import ClipbiasError
-from clipbias.files import data_path, shorten, user_path
+from clipbias.files import data_path, shorten
 
 
 def names() -> tuple[str, ...]:
@@ -77,6 +77,5 @@ def _catalogue(name: str, data_dir: str | os.PathLike | None, template: str | No
     from clipbias.data import shards
 
     if data_dir is not None and (built := shards.find(name, data_path(data_dir))) is not None:
-        user_path(built)  # array_record reads files alone
         return shards.load(built, template=template, **options)
     return benchmark.load(catalog.ENTRIES[name], data_dir, template=template, **options)

@@ -1,21 +1,23 @@
-"""Reading array_record datasets of tensorflow-datasets without tensorflow."""
+"""Reading array_record datasets of tensorflow-datasets without tensorflow, from disks and from gs://."""
 
 import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
+import os
 import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from absl import logging
 from etils import epath
 
-from clipbias import files, interruption
+from clipbias import files, interruption, remote
 from clipbias.data import record_index
 from clipbias.data.files_on_disk import stamp_of
 from clipbias.data.keys import Keys
@@ -108,9 +110,10 @@ class Prepared:
         except ClipbiasError:
             raise
         except Exception as error:
-            raise ClipbiasError(
-                f"{what} in {self.folder} cannot be read ({_first_words(error)}); prepare the dataset again."
-            ) from error
+            to_do = "prepare the dataset again"
+            if remote.is_remote(self.folder):
+                to_do = "see that this machine may read the bucket, or copy the folder to a disk"
+            raise ClipbiasError(f"{what} in {self.folder} cannot be read ({_first_words(error)}); {to_do}.") from error
 
     def records(self, split: str, id_feature: str | None) -> Records:
         """Identifiers and labels of a split, from its index; without one it is read whole, and leaves one."""
@@ -181,13 +184,22 @@ class Prepared:
         place.keep(index if fits else self._read_index(split, id_feature))
 
 
+def records_path(path: str | os.PathLike) -> Path:
+    """A path below which records lie: of object stores array_record reads Google's alone, and that by itself.
+
+    Raises:
+      ClipbiasError: as `files.user_path`, and of gs:// as `files.data_path`.
+    """
+    return files.data_path(path) if str(path).startswith("gs://") else files.user_path(path)
+
+
 def find_prepared(data_dir: epath.PathLike, builder: str, lowest_version: str = "0.0.0") -> Prepared:
     """The newest prepared version of `builder` below `data_dir`.
 
     Raises:
       ClipbiasError: none is prepared, only versions that are too old are, or it is not array_record.
     """
-    place = epath.Path(files.user_path(data_dir)) / builder
+    place = epath.Path(records_path(data_dir)) / builder
     versions = [path for path in place.iterdir() if _is_prepared(path)] if place.exists() else []
     wanted = [path for path in versions if _key(path.name) >= _key(lowest_version)]
     if not wanted:

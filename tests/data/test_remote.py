@@ -109,19 +109,16 @@ def test_what_is_not_there_or_cannot_be_had_is_one_sentence(tmp_path, bucket, mo
     adapter = clipbias.load_adapter(Path(__file__).parents[1] / "data_files" / "adapter_format_1.safetensors")
     for call in (
         lambda: shards.build(dataset, GS),
-        lambda: data.load("tfds/dtd", data_dir=GS),
+        lambda: data.load("tfds/dtd", data_dir="s3://bucket/data"),
+        lambda: shards.load("s3://bucket/data/ucf101_coop/1.0.0"),
         lambda: clip_package.load(f"{GS}/model"),
         lambda: clipbias.load_adapter(f"{GS}/adapter.safetensors"),
         lambda: read_descriptions(f"{GS}/descriptions.json"),
         lambda: write_adapter(f"{GS}/adapter.safetensors", adapter),
         lambda: files.write_text(f"{GS}/table.md", ""),
     ):
-        with pytest.raises(ClipbiasError, match=r"gs://\S+ is in an object store, where images.*mount the bucket"):
+        with pytest.raises(ClipbiasError, match=r"(gs|s3)://\S+ is in an object store, where images.*mount the bucket"):
             call()
-    shards.build(dataset, tmp_path / "shards")
-    upload(bucket, tmp_path / "shards")
-    with pytest.raises(ClipbiasError, match=r"ucf101_coop.* is in an object store"):
-        data.load("ucf101", data_dir=GS)
     bucket.refused = "Anonymous caller\nhas no access"
     with pytest.raises(ClipbiasError, match="cannot open gs://bucket/data: Anonymous caller has no access; check"):
         data.load("folder", data_dir=GS)

@@ -1,0 +1,94 @@
+"""Records in Google's object store: what is opened there is what they were made of, and their index lies there, too."""
+
+from pathlib import Path
+
+import pytest
+
+from clipbias import data
+from clipbias.data import shards
+from clipbias.data.contents import contents
+from clipbias.data.tfds_records import Prepared
+from clipbias.errors import ClipbiasError
+from tests import bucket as buckets
+from tests.bucket import Bucket
+from tests.data import miniatures
+from tests.data.stock_builders import image, prepare
+from tests.data.test_remote import GS, upload
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+INDEX = f"{GS}/ucf101_coop/1.0.0/clipbias_index_train.npz"
+
+
+@pytest.fixture
+def served(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    """The store, as etils sees it and as array_record's reader does."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    buckets.serve(bucket, monkeypatch)
+    return bucket
+
+
+@pytest.fixture
+def folders(served: Bucket, tmp_path: Path) -> data.Dataset:
+    """A dataset whose shards are in the store."""
+    miniatures.make(tmp_path / "folders", "ucf101")
+    dataset = data.load("ucf101", data_dir=tmp_path / "folders")
+    shards.build(dataset, tmp_path / "shards")
+    upload(served, tmp_path / "shards")
+    return dataset
+
+
+def assert_opens(dataset: data.Dataset) -> None:
+    found = data.load("ucf101", data_dir=GS)
+    assert found.class_names == dataset.class_names and found.splits.keys() == dataset.splits.keys()
+    for name, split in dataset.splits.items():
+        own = found.splits[name]
+        assert own.keys == split.keys and (own.labels == split.labels).all()
+        assert [own.read(index) for index in range(len(own))] == [split.read(index) for index in range(len(split))]
+        assert contents(own) == contents(split)
+
+
+def test_shards_open_by_their_index_alone(served, folders) -> None:
+    data.load("ucf101", data_dir=GS)
+    assert served.ranges == [] and INDEX in served.read_objects
+    assert_opens(folders)
+    assert {path.rpartition("-train.")[2][:12] for path, _ in served.ranges} >= {"array_record"}
+
+
+def test_without_an_index_records_are_read_once(served, folders, monkeypatch) -> None:
+    read, original = [], Prepared._read_index
+
+    def noted(self, split, id_feature):
+        read.append(split)
+        return original(self, split, id_feature)
+
+    monkeypatch.setattr(Prepared, "_read_index", noted)
+    before = served.cat_file(INDEX)
+    served.rm_file(INDEX)
+    served.written.clear()
+    assert_opens(folders)
+    assert_opens(folders)
+    assert read == ["train"] and served.written == [INDEX]
+    assert len(served.cat_file(INDEX)) == len(before)
+    served.rm_file(INDEX)
+    served.refuse_writing = "no objects.create access"
+    assert_opens(folders)
+    assert_opens(folders)  # from the user's cache folder
+    assert read == ["train", "train"] and not served.exists(INDEX)
+
+
+def test_records_that_tfds_has_prepared(served, tmp_path) -> None:
+    given = [(image(number), ["cat", "dog"][number % 2], str(number)) for number in range(6)]
+    prepare(tmp_path / "tfds", "pets", ["cat", "dog"], {"train": given, "test": given[:2]}, id_feature=None)
+    upload(served, tmp_path / "tfds")
+    here, there = (data.load("tfds/pets", data_dir=place) for place in (tmp_path / "tfds", GS))
+    for name, split in here.splits.items():
+        assert there.splits[name].keys == split.keys and contents(there.splits[name]) == contents(split)
+
+
+def test_what_cannot_be_read_is_one_sentence(served, folders) -> None:
+    split = data.load("ucf101", data_dir=GS).split("train")
+    for path in served.find(GS):
+        if "-train.array_record" in path:
+            served.rm_file(path)
+    with pytest.raises(ClipbiasError, match=r"record \d+ of train in gs://.*see that this machine may read the bucket"):
+        split.read(0)
