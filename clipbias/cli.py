@@ -19,7 +19,19 @@ from clipbias.terminal import outlive_readers
 
 PACKAGE = Path(__file__).resolve().parent
 # In the order of the help.
-COMMANDS = ("train", "table1", "evaluate", "predict", "explain", "interpret", "amounts", "app", "show")
+COMMANDS = (
+    "train",
+    "table1",
+    "evaluate",
+    "predict",
+    "explain",
+    "interpret",
+    "amounts",
+    "app",
+    "show",
+    "export",
+    "prepare_data",
+)
 
 
 def main() -> None:
@@ -55,7 +67,7 @@ def overview() -> str:
     for name in COMMANDS:
         source = (folder() / "experiments" / f"{name}.py").read_text(encoding="utf-8")
         summary = (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
-        lines.append(f"  {name:<10} {summary}")
+        lines.append(f"  {name:<12} {summary}")
     return "\n".join(
         [*lines, "", "clipbias COMMAND --help lists a command's configurations, settings and flags, with examples."]
     )

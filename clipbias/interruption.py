@@ -31,7 +31,9 @@ SAME = 0.1
 # How long the cleaning up may take that the watching thread does.
 CLEANING = 2.0
 
+# What a program says that was stopped: of one that keeps what it did, and of one that begins anew.
 CONTINUES = "stopped; the same command continues."
+STARTS_AGAIN = "stopped; nothing unfinished is left, the same command starts again."
 
 
 class Interrupted(BaseException):

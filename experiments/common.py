@@ -54,22 +54,22 @@ def run(main: Callable[[ConfigDict, Path], Any], default: str) -> None:
     app.run(guarded, argv=arguments, flags_parser=lambda arguments: _parse(arguments, config))
 
 
-def run_arguments(main: Callable[[Sequence[str]], int]) -> None:
-    """Runs a binary that takes names instead of a configuration: `main(names)` returns the exit status.
+def run_arguments(main: Callable[[Sequence[str]], int], names: str) -> None:
+    """Runs a binary that takes names instead of a configuration: `main(names)`, see `answer_names`.
 
-    A folder given with --workdir counts as a name. No device is started. A `ClipbiasError` ends it with its message
-    alone and status 1.
+    A folder given with --workdir counts as a name. No device is started.
+
+    Args:
+      main: of the binary.
+      names: what its help says of them, such as "FOLDER …".
     """
-    if help_page.is_asked(sys.argv) and main.__module__ == "__main__":
-        _show_help(main, None)
+    interruption.watch(interruption.STARTS_AGAIN)
+    if help_page.is_asked(sys.argv):
+        _show_help(main, None, names=names)
         return
 
     def guarded(arguments: list[str]) -> int:
-        try:
-            return main([*arguments[1:], *([WORKDIR.value] if WORKDIR.value else [])])
-        except ClipbiasError as error:
-            print(f"error: {printable(error)}", file=sys.stderr)
-            return 1
+        return end(answer_names(main, [*arguments[1:], *([WORKDIR.value] if WORKDIR.value else [])]))
 
     app.run(guarded, flags_parser=_parse)
 
@@ -127,6 +127,25 @@ def answer(main: Callable[[ConfigDict, Path], Any], config: ConfigDict, workdir:
     return 0
 
 
+def answer_names(main: Callable[[Sequence[str]], int], names: Sequence[str]) -> int:
+    """The exit status of `main(names)`; 143 after SIGTERM and 130 after SIGINT, when files in the making are removed.
+
+    A `ClipbiasError` ends it with its message alone and status 1, and so does a disk that is full or broken.
+    """
+    try:
+        with interruption.noted():
+            return main(names)
+    except ClipbiasError as error:
+        print(f"error: {printable(error)}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        return broken_disk(error)
+    except interruption.Interrupted as error:
+        interruption.claim()
+        print(interruption.STARTS_AGAIN, file=sys.stderr)
+        return error.status
+
+
 def broken_disk(error: OSError) -> int:
     """Tells of a disk that is full or broken, or of what may not be used, wherever it is noticed; the exit status.
 
@@ -156,8 +175,8 @@ def tell(*lines: str) -> None:
         print(printable(line), flush=True)  # known now, also where the output is piped
 
 
-def _show_help(main: Callable, config: ConfigDict | None, given: str = "") -> None:
-    text = help_page.render(binary_of(main), main.__globals__["__doc__"], sys.argv[0], config, given)
+def _show_help(main: Callable, config: ConfigDict | None, given: str = "", *, names: str = "") -> None:
+    text = help_page.render(binary_of(main), main.__globals__["__doc__"], sys.argv[0], config, given, names=names)
     tell(*text.removesuffix("\n").split("\n"))
 
 

@@ -21,7 +21,7 @@ def is_asked(arguments: Sequence[str]) -> bool:
     return any(word in ASKS for word in arguments[1:])
 
 
-def render(binary: str, doc: str, program: str, config: ConfigDict | None, given: str = "") -> str:
+def render(binary: str, doc: str, program: str, config: ConfigDict | None, given: str = "", *, names: str = "") -> str:
     """The help of a binary.
 
     Args:
@@ -30,18 +30,19 @@ def render(binary: str, doc: str, program: str, config: ConfigDict | None, given
       program: how it was started, the first word of the command line.
       config: the configuration whose settings are listed; `None` where it takes none.
       given: the file of the configuration, with its preset.
+      names: what stands behind its flags where it takes no configuration.
     """
     installed = program.startswith(COMMAND)
     start = f"{COMMAND}{binary}" if installed else f"{MODULE}{binary}"
     summary, _, rest = doc.strip().partition("\n")
     parts = [f"{start}: {summary}"]
     if config is None:
-        parts.append(f"usage: {start} [FLAGS] FOLDER …")
+        parts.append(f"usage: {start} [FLAGS] {names}")
     else:
         parts.append(f"usage: {start} [--config=FILE[:PRESET]] [--config.NAME=VALUE …] [--workdir=FOLDER] [FLAGS]")
     rest = textwrap.dedent(rest).strip("\n")
     parts.append(rest.replace(MODULE, COMMAND) if installed else rest)
-    parts.append("\n".join(["Flags", "", *own_flags(program)]))
+    parts.append("\n".join(["Flags", "", *own_flags(program, with_workdir=config is not None)]))
     if config is not None:
         parts.append("\n".join(["Configurations, for --config", "", *configurations(binary)]))
         parts += _settings(config, binary, given)
@@ -61,10 +62,10 @@ def _settings(config: ConfigDict, binary: str, given: str) -> Iterator[str]:
             yield "\n".join(lines)
 
 
-def own_flags(program: str) -> Iterator[str]:
+def own_flags(program: str, *, with_workdir: bool = True) -> Iterator[str]:
     """The flags of a binary that are no settings, without those of libraries."""
     by_module = flags.FLAGS.flags_by_module_dict()
-    for module in ("experiments.common", program, "__main__"):
+    for module in (*(["experiments.common"] if with_workdir else []), program, "__main__"):
         for flag in by_module.get(module, ()):
             if flag.name != "config" and not flag.name.startswith("config."):
                 default = "" if flag.default in (None, "") else f"; {flag.default}"

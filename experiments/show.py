@@ -58,4 +58,4 @@ def main(folders: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    common.run_arguments(main)
+    common.run_arguments(main, "FOLDER …")

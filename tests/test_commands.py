@@ -117,8 +117,8 @@ def test_a_wrong_command_line_is_noticed(folder: Path) -> None:
         ("experiments.table1", ["--config=configs/nowhere.py"]),
         ("experiments.table1", ["--config=configs/demo.py", "--relevance"]),
         ("experiments.table1", ["demo"]),
-        ("tools.prepare_data", ["check", "--root=/data"]),
-        ("tools.prepare_data", ["chekc"]),
+        ("experiments.prepare_data", ["check", "--root=/data"]),
+        ("experiments.prepare_data", ["chekc"]),
         ("tools.benchmarks", ["train", "--klasses=3"]),
     ]
     given = [(Command("", {}, ("python", "-m", module)), arguments) for module, arguments in wrong]

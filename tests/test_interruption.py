@@ -147,7 +147,7 @@ def slow_import(tmp_path: Path) -> Iterator[dict[str, str]]:
     yield {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
 
 
-@pytest.mark.parametrize("module", ["experiments.train", "tools.export"])
+@pytest.mark.parametrize("module", ["experiments.train", "experiments.export"])
 def test_binaries_watch_before_they_import_anything(module: str, slow_import: dict[str, str]) -> None:
     command = [sys.executable, "-m", module]
     process = subprocess.Popen(

@@ -134,4 +134,4 @@ def test_every_binary_is_a_command_and_is_listed_with_its_first_line() -> None:
         path.stem for path in (ROOT / "experiments").glob("*.py") if '__name__ == "__main__"' in path.read_text()
     }
     assert runnable == {*COMMANDS} and folder() == ROOT and Path(configs.__file__).parent == settings.FOLDER
-    assert "  train      Tunes one method on one dataset" in overview()
+    assert "  train        Tunes one method on one dataset" in overview()

@@ -5,8 +5,6 @@ import sys
 from clipbias import interruption
 from clipbias.terminal import outlive_readers
 
-STOPPED = "stopped; nothing unfinished is left, the same command starts again."
-
 if sys.argv[:1] == ["-m"]:  # one of them begins, with imports that take seconds
     outlive_readers()
-    interruption.watch(STOPPED)
+    interruption.watch(interruption.STARTS_AGAIN)

@@ -92,7 +92,7 @@ COMMANDS = {
     "predict": Command(
         "experiments.predict",
         "--config.images={work}/pictures --config.adapter={work}/trained --relevancy --workdir={out}",
-        (TRAINED, ("tools.prepare_data", "show demo/digits --picture={work}/pictures/sheet.png")),
+        (TRAINED, ("experiments.prepare_data", "show demo/digits --picture={work}/pictures/sheet.png")),
     ),
     "interpret": Command(
         "experiments.interpret",
@@ -104,7 +104,7 @@ COMMANDS = {
         "--config.adapter={work}/trained --config.amounts_images=16 --config.image_limit=48 --workdir={out}",
         (TRAINED,),
     ),
-    "export": Command("tools.export", "{work}/trained {out}/model --base_model={model}", (TRAINED,)),
+    "export": Command("experiments.export", "{work}/trained {out}/model --base_model={model}", (TRAINED,)),
     "explain": Command(
         "experiments.explain",
         "--config.adapters={work}/trained --config.dataset=demo/digits --config.batch_size=16 --config.image_limit=48 "

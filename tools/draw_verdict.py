@@ -22,7 +22,7 @@ from clipbias.report.table import text_table
 from clipbias.report.verdict_figures import why_no_effects, why_nothing_kept
 from clipbias.report.verdict_summary import left_out, sentences, summarize_verdicts
 from clipbias.terminal import printable
-from tools import command
+from experiments import common
 
 _TO = flags.DEFINE_string("to", "verdict.png", "The PNG to write; its numbers go beside it.")
 
@@ -64,4 +64,4 @@ def _folders(names: Sequence[str]) -> list[Path]:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    common.run_arguments(main, "FOLDER …")

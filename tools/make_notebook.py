@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from clipbias.errors import ClipbiasError
 from clipbias.files import read_text, write_text
-from tools import command
+from experiments import common
 
 ROOT = Path(__file__).resolve().parents[1]
 MARK = "# %%"
@@ -126,4 +126,4 @@ def main(names: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    common.run_arguments(main, "SCRIPT …")

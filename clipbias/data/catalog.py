@@ -122,7 +122,7 @@ FOOD101 = Entry(
     ),
 )
 
-# Sizes are the official figures. There is no TFDS builder; `tools.prepare_data build` makes shards from the folder.
+# Sizes are the official figures. There is no TFDS builder; `prepare_data build` makes shards from the folder.
 FGVC_AIRCRAFT = Entry(
     name="fgvc_aircraft",
     title="FGVCAircraft",
@@ -202,7 +202,7 @@ EUROSAT = Entry(
     ),
 )
 
-# Middle frames of the videos. TFDS has the videos only and no file names; `tools.prepare_data build` makes shards from
+# Middle frames of the videos. TFDS has the videos only and no file names; `prepare_data build` makes shards from
 # the folder.
 UCF101 = Entry(
     name="ucf101",

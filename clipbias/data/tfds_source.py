@@ -56,7 +56,7 @@ def load(
     if entry is not None and stock is None:
         raise ClipbiasError(
             f"tensorflow-datasets has no usable builder for {entry.name}; make shards of its folder with "
-            f"'python -m tools.prepare_data build {entry.name}' and load it as {entry.name}."
+            f"'clipbias prepare_data build {entry.name}' and load it as {entry.name}."
         )
     if split is None:
         split = "coop" if entry is not None and entry.split_file is None else "builder"

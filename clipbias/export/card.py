@@ -46,7 +46,7 @@ def model_card(adapter: Adapter, task: Task | None, form: str) -> str:
     made = "The base model stayed frozen; only the learnable parameters above were tuned"
     if shots:
         made += _plain(f", on {shots} images per class" + (f" drawn with seed {seed}" if seed is not None else ""))
-    written = "" if form == "adapter" else " This folder was written by `python -m tools.export`."
+    written = "" if form == "adapter" else " This folder was written by `clipbias export`."
     return (
         f"---\n{_front_matter(adapter, form, title)}\n---\n\n# {title}\n\n{WHAT[form]}\n\n"
         f"| | |\n| --- | --- |\n{rows}\n\n{made}.{written}\n\n"

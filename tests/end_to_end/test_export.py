@@ -1,4 +1,4 @@
-"""`tools.export` as a user runs it."""
+"""`clipbias export` as a user runs it."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from absl.testing import flagsaver
 
 import clipbias
 import clipbias.export.folder
-from tools import command, export
+from experiments import common, export
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests" / "data_files"
@@ -21,7 +21,7 @@ BASE = str(DATA / "tiny_quick_gelu")
 
 def run(*arguments: str, **flags: str) -> int:
     with flagsaver.flagsaver(**flags):
-        return command.answer(export.main, arguments)
+        return common.answer_names(export.main, arguments)
 
 
 def test_an_adapter_of_prompts_and_one_of_biases(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -71,7 +71,7 @@ def test_a_notice_to_stop_during_the_write_leaves_nothing(
 
 
 def test_a_wrong_flag_is_one_sentence(tmp_path: Path) -> None:
-    arguments = [sys.executable, "-m", "tools.export", ADAPTER, str(tmp_path / "out"), "--form=onnx"]
+    arguments = [sys.executable, "-m", "experiments.export", ADAPTER, str(tmp_path / "out"), "--form=onnx"]
     done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith("error: ") and "<checkpoint|head|program|peft>" in done.stderr
@@ -81,9 +81,9 @@ def test_a_wrong_flag_is_one_sentence(tmp_path: Path) -> None:
 def test_a_stopped_process_skips_the_end_of_the_interpreter() -> None:
     """It crashes, more often than not, where other threads still compile or compute."""
     code = (
-        "import atexit, os, signal; from clipbias import interruption; from tools import command\n"
+        "import atexit, os, signal; from clipbias import interruption; from experiments import common\n"
         "atexit.register(print, 'the end of the interpreter')\n"
-        "command.run(lambda names: os.kill(os.getpid(), signal.SIGTERM) or interruption.check())\n"
+        "common.run_arguments(lambda names: os.kill(os.getpid(), signal.SIGTERM) or interruption.check(), '')\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (143, "")

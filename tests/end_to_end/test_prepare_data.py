@@ -1,4 +1,4 @@
-"""`tools.prepare_data` as a user runs it."""
+"""`clipbias prepare_data` as a user runs it."""
 
 import os
 import signal
@@ -12,14 +12,14 @@ from PIL import Image
 
 from clipbias import data
 from clipbias.data import transforms
+from experiments import common, prepare_data
 from tests.data import miniatures
-from tools import command, prepare_data
 
 ROOT = Path(__file__).parents[2]
 
 
 def run(*arguments):
-    line = [sys.executable, "-m", "tools.prepare_data", *map(str, arguments)]
+    line = [sys.executable, "-m", "experiments.prepare_data", *map(str, arguments)]
     return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
@@ -60,7 +60,7 @@ def test_a_notice_to_stop_during_a_build_leaves_nothing(root, tmp_path, capsys, 
     monkeypatch.setattr(transforms, "check_format", stopped)
     out = tmp_path / "shards"
     with flagsaver.flagsaver(data_dir=str(root), out_dir=str(out)):
-        assert command.answer(prepare_data.main, ["build", "ucf101"]) == status
+        assert common.answer_names(prepare_data.main, ["build", "ucf101"]) == status
     assert "the same command starts again" in capsys.readouterr().err
     assert not out.exists()
 
@@ -88,6 +88,6 @@ def test_mistakes_are_one_sentence(root, tmp_path, capsys):
         (["show"], {"data_dir": root}, "show needs the name of one dataset, got 0"),
     ):
         with flagsaver.flagsaver(**{name: str(value) for name, value in flags.items()}):
-            assert command.answer(prepare_data.main, arguments) == 1
+            assert common.answer_names(prepare_data.main, arguments) == 1
         told = capsys.readouterr().err
         assert told.startswith("error: ") and message in told and told.count("\n") == 1

@@ -4,6 +4,7 @@ command `clipbias` in a folder with nothing in it.
 
 import json
 import os
+import re
 import shutil
 import site
 import subprocess
@@ -58,13 +59,16 @@ def test_every_file_of_the_package_is_in_the_wheel(wheel: Path) -> None:
         files = {path for path in (ROOT / name).rglob("*") if path.is_file() and "__pycache__" not in path.parts}
         place = "" if name == "clipbias" else "clipbias/_commands/"
         assert {place + path.relative_to(ROOT).as_posix() for path in files} <= inside
-    # No other name is taken in the folder that all packages share.
+    # No other name is taken in the folder that all packages share, and nothing is imported that stays at home.
     assert {name.partition("/")[0].partition("-")[0] for name in inside} == {"clipbias"}
+    for name in (name for name in inside if name.endswith(".py")):
+        source = (ROOT / name.removeprefix("clipbias/_commands/")).read_text(encoding="utf-8")
+        assert not re.search(r"^\s*(from|import) (tools|tests)\b", source, re.MULTILINE), name
 
 
 def test_the_command_works_in_an_empty_folder(programs: Path, tmp_path: Path) -> None:
     listed = call(programs / "clipbias", cwd=tmp_path)
-    assert "  table1     Methods x datasets" in listed
+    assert "  table1       Methods x datasets" in listed
     tiny = ("--config.methods=('zero_shot',)", "--config.datasets=('demo/fashion',)", "--config.eval_batch_size=300")
     told = call(programs / "clipbias", "table1", "--config=configs/demo.py:full", *tiny, cwd=tmp_path)
     assert "Tables and picture: workdir/demo_full/table.html" in told
@@ -73,6 +77,12 @@ def test_the_command_works_in_an_empty_folder(programs: Path, tmp_path: Path) ->
     assert config["model"] == "demo" and config["methods"] == ["zero_shot"]
     shown = call(programs / "clipbias", "show", "workdir/demo_full", cwd=tmp_path)
     assert " table1 " in shown and " finished" in shown
+    call(programs / "clipbias", "prepare_data", "show", "demo/digits", "--shots=1", cwd=tmp_path)
+    data = ROOT / "tests" / "data_files"
+    adapter, base = data / "adapter_format_1.safetensors", data / "tiny_quick_gelu"
+    told = call(programs / "clipbias", "export", adapter, "exported", f"--base_model={base}", cwd=tmp_path)
+    assert "as a program:" in told and (tmp_path / "exported" / "classifier.stablehlo").is_file()
+    assert (tmp_path / "contact_sheet.png").is_file()
 
 
 def test_the_readme_runs_on_the_installed_wheel(programs: Path, tmp_path: Path) -> None:

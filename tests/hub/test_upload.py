@@ -68,7 +68,7 @@ def test_the_card_is_what_the_hub_reads(hub: Hub, adapter: Adapter) -> None:
     assert (result.dataset_name, result.metric_value) == ("pets", 75.0)
     assert "Bias tuning" in card
     assert "clipbias.load_adapter" in card
-    assert "tools.export" not in card
+    assert "clipbias export" not in card
 
 
 def test_a_model_comes_back(hub: Hub, clip: Clip) -> None:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from clipbias import data
-from clipbias.data import catalog
+from clipbias.data import benchmark_check, catalog
+from clipbias.report import contact_sheet
 from tests.data import miniatures
-from tools import check_data, contact_sheet
 
 
 def plain_golden(name, seed):
@@ -38,8 +38,8 @@ def entry_of(name, **changes):
 @pytest.fixture(autouse=True)
 def golden(monkeypatch):
     """The picks that count as published: none."""
-    monkeypatch.setattr(check_data, "GOLDEN", {})
-    return check_data.GOLDEN
+    monkeypatch.setattr(benchmark_check, "GOLDEN", {})
+    return benchmark_check.GOLDEN
 
 
 @pytest.fixture
@@ -51,22 +51,22 @@ def enough_images(monkeypatch):
 def test_complete_dataset_is_ok(tmp_path, enough_images, golden):
     miniatures.make(tmp_path, "dtd")
     golden["dtd"] = {seed: plain_golden("dtd", seed) for seed in (1, 2, 3)}
-    finding = check_data.check(entry_of("dtd"), tmp_path, decode=True)
+    finding = benchmark_check.check(entry_of("dtd"), tmp_path, decode=True)
     assert (finding.state, finding.picks, finding.problems) == ("ok", (3, 3), ())
     content = (tmp_path / "dtd" / "split_zhou_DescribableTextures.json").read_bytes()
     assert finding.split_hash == hashlib.sha256(content).hexdigest()[:16]
-    assert check_data.table([finding]).splitlines()[2].split()[:3] == ["DTD", "ok", "3"]
+    assert benchmark_check.table([finding]).splitlines()[2].split()[:3] == ["DTD", "ok", "3"]
 
 
 def test_other_picks_and_counts_are_told(tmp_path, enough_images, golden):
     miniatures.make(tmp_path, "dtd")
     golden["dtd"] = {1: plain_golden("dtd", 1), 2: ("0" * 16, "0" * 16)}
-    finding = check_data.check(entry_of("dtd"), tmp_path)
+    finding = benchmark_check.check(entry_of("dtd"), tmp_path)
     assert finding.state == "differs" and finding.picks == (1, 2)
     assert "picks of 1 of 2 seeds are not the published ones" in finding.problems[0]
-    finding = check_data.check(catalog.ENTRIES["dtd"], tmp_path)
+    finding = benchmark_check.check(catalog.ENTRIES["dtd"], tmp_path)
     assert finding.state == "differs" and "classes, train, val, test is not the catalogue's" in finding.problems[0]
-    assert "60 of 2820" in check_data.table([finding])
+    assert "60 of 2820" in benchmark_check.table([finding])
 
 
 def test_damaged_images_are_named(tmp_path):
@@ -75,26 +75,26 @@ def test_damaged_images_are_named(tmp_path):
     (folder / keys[0]).unlink()
     (folder / keys[1]).write_bytes(b"")
     (folder / keys[2]).write_bytes((folder / keys[2]).read_bytes()[:200])
-    finding = check_data.check(entry_of("eurosat"), tmp_path)
+    finding = benchmark_check.check(entry_of("eurosat"), tmp_path)
     assert finding.state == "broken" and "2 images are missing or unreadable" in finding.problems[0]
     assert f"{keys[0]} (No such file" in finding.problems[0] and f"{keys[1]} is empty" in finding.problems[0]
-    decoded = check_data.check(entry_of("eurosat"), tmp_path, decode=True)
+    decoded = benchmark_check.check(entry_of("eurosat"), tmp_path, decode=True)
     assert "3 images" in decoded.problems[0] and keys[2] in decoded.problems[0]
 
 
 def test_missing_and_broken_say_what_to_do(tmp_path):
-    finding = check_data.check(catalog.ENTRIES["sun397"], tmp_path)
+    finding = benchmark_check.check(catalog.ENTRIES["sun397"], tmp_path)
     assert finding.state == "missing" and "put into sun397/: SUN397 from https://" in finding.problems[0]
     (tmp_path / "sun397").mkdir()
-    finding = check_data.check(catalog.ENTRIES["sun397"], tmp_path)
+    finding = benchmark_check.check(catalog.ENTRIES["sun397"], tmp_path)
     assert finding.state == "broken" and "split_zhou_SUN397.json" in finding.problems[0]
-    assert "SUN397     missing" in check_data.table([dataclasses.replace(finding, state="missing")])
+    assert "SUN397     missing" in benchmark_check.table([dataclasses.replace(finding, state="missing")])
 
 
 def test_images_absent_altogether(tmp_path):
     folder = miniatures.make(tmp_path, "food101")
     (folder / "images").rename(tmp_path / "elsewhere")
-    finding = check_data.check(entry_of("food101"), tmp_path)
+    finding = benchmark_check.check(entry_of("food101"), tmp_path)
     assert "30 images are missing" in finding.problems[0] and "; and 27 more" in finding.problems[0]
     assert "images from https://" in finding.problems[1]
 
@@ -102,7 +102,7 @@ def test_images_absent_altogether(tmp_path):
 @pytest.mark.parametrize("name", ["fgvc_aircraft", "imagenet", "imagenet_v2"])
 def test_other_layouts_are_checked_too(tmp_path, name):
     miniatures.make(tmp_path, name)
-    finding = check_data.check(catalog.ENTRIES[name], tmp_path, decode=True)
+    finding = benchmark_check.check(catalog.ENTRIES[name], tmp_path, decode=True)
     assert finding.state == "differs" and finding.split_hash == ""
 
 
