@@ -5,10 +5,12 @@ names and paths. So the few-shot picks are those of the folder that they were ma
 """
 
 import contextlib
+import functools
 import io
+import itertools
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,8 @@ from clipbias.files import reason, shorten, user_path
 
 VERSION = "1.0.0"
 SUFFIX = "_coop"
+FILE_BYTES = 128 << 20  # of images in a file of records, about; one file's are held in memory while it is written
+SAMPLES = 256  # images by which the others' size is judged
 
 
 def build(dataset: Dataset, out_dir: str | os.PathLike) -> epath.Path:
@@ -62,8 +66,9 @@ def build(dataset: Dataset, out_dir: str | os.PathLike) -> epath.Path:
         def initialize_from_bucket(self) -> None:
             """Nobody has published these shards: TFDS would ask the network, and leave a temporary folder."""
 
-    # TFDS takes a builder's name and version from its class.
-    class Shards(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+    # TFDS takes a builder's name and version from its class. One that shuffles keeps what it shuffles in memory, and
+    # beyond a gigabyte in files that it needs tensorflow for; this one writes file after file.
+    class Shards(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
         def _info(self) -> tfds.core.DatasetInfo:
             features = {
                 "image": tfds.features.Image(shape=(None, None, 3)),
@@ -77,11 +82,11 @@ def build(dataset: Dataset, out_dir: str | os.PathLike) -> epath.Path:
                 metadata=tfds.core.MetadataDict(metadata),
             )
 
-        def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
-            return {stored: _examples(dataset.splits[stored]) for stored in dict.fromkeys(stored_as.values())}
-
-        def _generate_examples(self, split: Split) -> Iterator:
-            return _examples(split)
+        def _shard_iterators_per_split(self, dl_manager: Any) -> dict[str, list[Callable[[], Iterator]]]:
+            return {
+                stored: [functools.partial(_examples, split, part) for part in _parts(split)]
+                for stored, split in ((stored, dataset.splits[stored]) for stored in dict.fromkeys(stored_as.values()))
+            }
 
     Shards.name = name
     Shards.VERSION = tfds.core.Version(VERSION)
@@ -104,14 +109,19 @@ def build(dataset: Dataset, out_dir: str | os.PathLike) -> epath.Path:
 
 
 def _write_indices(prepared: Prepared, splits: Mapping[str, Split]) -> None:
-    """Writes the index of each split: TFDS orders records by a hash of their keys, so that none has to be read."""
-    from tensorflow_datasets.core import hashing
-
+    """Writes the index of each split: records lie in its order, so that none has to be read."""
     for name, split in splits.items():
-        hasher = hashing.Hasher(name)
-        hashes = [hasher.hash_key(key) for key in split.keys]
-        order = np.asarray(sorted(range(len(split)), key=hashes.__getitem__), np.int64)
-        prepared.keep_index(name, Index(split.labels[order], Keys.of(split.keys).take(order), order), "key")
+        prepared.keep_index(name, Index(split.labels, Keys.of(split.keys), np.arange(len(split))), "key")
+
+
+def _parts(split: Split) -> list[range]:
+    """Which images each file gets, about `FILE_BYTES` of them, judged by some."""
+    count = len(split)
+    some = np.unique(np.linspace(0, count - 1, min(count, SAMPLES)).astype(np.int64)).tolist()
+    total = sum(len(split.read(index)) for index in some) / max(len(some), 1) * count
+    files = max(1, min(count, round(total / FILE_BYTES)))
+    bounds = [count * number // files for number in range(files + 1)]
+    return [range(first, last) for first, last in itertools.pairwise(bounds)]
 
 
 def find(name: str, data_dir: str | os.PathLike) -> epath.Path | None:
@@ -142,10 +152,10 @@ def load(
     return benchmark.with_index(dataset, index_file)
 
 
-def _examples(split: Split) -> Iterator[tuple[str, dict]]:
-    for position, key in enumerate(split.keys):
+def _examples(split: Split, part: range) -> Iterator[tuple[str, dict]]:
+    for position in part:
         interruption.check()
-        encoded = split.read(position)
+        key, encoded = split.keys[position], split.read(position)
         transforms.check_format(encoded, key)  # shards are passed on: no other file goes into them by way of a link
         yield (
             key,

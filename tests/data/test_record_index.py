@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tensorflow_datasets.core import hashing
 
 from clipbias import data
 from clipbias.data import inspection, record_index, shards
@@ -148,18 +147,21 @@ def test_one_of_the_first_versions_is_taken_over(built, copied) -> None:
     assert read == ["train"]
 
 
-def test_what_the_maker_says_is_not_believed_where_records_say_otherwise(built, tmp_path, monkeypatch) -> None:
-    original = hashing.Hasher.hash_key
-    calls: list[str] = []
-
-    def other_here(self: hashing.Hasher, key: str) -> int:
-        """TFDS's own first, then, for the index, another."""
-        calls.append(key)
-        return original(self, key) if len(calls) <= sum(map(len, built[1].splits.values())) else len(calls)
-
-    monkeypatch.setattr(hashing.Hasher, "hash_key", other_here)
+def test_what_the_maker_says_is_not_believed_where_records_say_otherwise(built, copied, tmp_path, monkeypatch) -> None:
+    original = shards._examples
+    monkeypatch.setattr(shards, "_examples", lambda split, part: original(split, part[::-1]))
     shards.build(built[1], tmp_path)
-    assert len(calls) == 2 * sum(map(len, built[1].splits.values()))
+    assert copied[1] == list(built[1].splits)
+    assert_opens(tmp_path, built[1])
+
+
+def test_a_split_of_several_files(built, copied, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(shards, "FILE_BYTES", 2 * len(built[1].splits["train"].read(0)))
+    monkeypatch.setattr("tensorflow_datasets.core.shuffle.MAX_MEM_BUFFER_SIZE", 0)  # none is asked to shuffle
+    shards.build(built[1], tmp_path)
+    files = list(place(tmp_path).parent.glob("*-train.array_record*"))
+    assert 3 <= len(files) < len(built[1].splits["train"])
+    assert copied[1] == []
     assert_opens(tmp_path, built[1])
 
 

@@ -166,7 +166,7 @@ def rehearse(data_dir: Path, folder: Path) -> dict[str, Any]:
     workdir = folder / "work"
     command = [sys.executable, "-m", "experiments.table1", "--config=configs/table1.py", "--config.model=demo"]
     command += [f"--config.data_dir={data_dir}", "--config.datasets=('imagenet',)", "--config.shots=(16,)"]
-    command += ["--config.methods=('ivlp', 'zero_shot')", "--config.seeds=(1,)", "--config.batch_size=128"]
+    command += ["--config.methods=('ivlp', 'zero_shot')", "--config.seeds=(1,)", "--config.batch_size=512"]
     command += ["--config.epochs=1", "--config.checkpoint_seconds=5", "--config.eval_batch_size=256"]
     with open(folder / "log", "a") as log:
 
