@@ -65,8 +65,9 @@ class _Objects(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        bucket, name = re.fullmatch(r"/storage/v1/b/([^/]+)/o/([^/?]+)\?alt=media", self.path).groups()
-        path, (first, last) = f"gs://{bucket}/{urllib.parse.unquote(name)}", self.headers["Range"][6:].split("-")
+        asked = re.fullmatch(r"/storage/v1/b/([^/]+)/o/([^/?]+)\?alt=media", self.path)
+        assert asked is not None, self.path
+        path, (first, last) = f"gs://{asked[1]}/{urllib.parse.unquote(asked[2])}", self.headers["Range"][6:].split("-")
         store: Bucket | None = self.server.store  # type: ignore[attr-defined]
         assert store is not None
         if not store.exists(path):

@@ -35,7 +35,8 @@ SAMPLES = 256  # images by which the others' size is judged
 def build(dataset: Dataset, out_dir: str | os.PathLike) -> epath.Path:
     """Writes `dataset` as array_record shards to `<out_dir>/<name>_coop/1.0.0`.
 
-    The folder appears when all is written, and nothing else is left. Image bytes are stored as they are.
+    The folder appears when all is written, and nothing else is left. Image bytes are stored as they are, in the
+    dataset's order. No more of them is held in memory than one file of records has.
 
     Returns:
       The folder.
