@@ -11,7 +11,11 @@ test-time) and gives learned parameters, training time and time per test image; 
 `accuracy_by_time` draw both. A new file in `clipbias/tuning/` joins by itself.
 
 Methods whose authors train otherwise than this project do so here where its own recipe would be no training of theirs;
-the table says which. `--config.method_options.NAME.recipe=authors`, or `common`, decides for one method.
+the table says which. `--config.method_options.NAME.recipe=authors`, or `common`, decides for one method. On the demo
+all others have learning rates that were chosen on validation images:
+
+    python -m experiments.table1 --config=configs/zoo.py:demo \\
+        --config.learning_rates="(0.002, 0.01, 0.05, 0.2, 1.0, 4.0)" --workdir=workdir/zoo_chosen
 """
 
 from ml_collections import ConfigDict
@@ -43,6 +47,7 @@ def get_config(where: str = "paper") -> ConfigDict:
     config.workdir = "workdir/zoo"
     if where == "demo":
         config.shots, config.seeds, config.workdir = (16,), (1,), "workdir/zoo_demo"
+        config.rates_file = "zoo_rates.json"
         for name, options in SHORTER.items():
             config.method_options[name].update(options)
     return config
