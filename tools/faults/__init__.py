@@ -87,8 +87,9 @@ def disturb(trials: Trials, times: int, moments: random.Random) -> list[str]:
             problems += [f"{out}, whose disk was whole: {one}" for one in trials.differences(out)]
             at, missed = max(1, int(moments.uniform(0.5, 1.0) * writes(library))), missed + 1
         where = f"{errno.errorcode[number]} at write {at} of {count}"
-        print(f"{trials.command.module}: {where}: status {status} ({index + 1}/{times})", file=sys.stderr)
         told = [line for line in errors.splitlines() if line.startswith("error: ")]
+        ended = f"status {status}, {' | '.join(told)}"
+        print(f"{trials.command.module}: {where}: {ended} ({index + 1}/{times})", file=sys.stderr)
         if waited:
             problems.append(f"{where}: it does not end, {errors[-1500:]!r}")
         elif status != 1 or len(told) != 1 or "Traceback" in errors:
