@@ -141,7 +141,7 @@ class Checkpoints:
             reason = system or (words[1] if words else str(error).splitlines()[0])
             raise ClipbiasError(
                 f"cannot save a checkpoint in {self._folder}: {reason}; the previous checkpoint is intact, "
-                "make room and run the same command again."
+                "make room, or see to the disk, and run the same command again."
             ) from error
 
     def _remove_unfinished(self) -> None:

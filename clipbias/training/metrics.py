@@ -62,7 +62,8 @@ class MetricWriter:
         except OSError as error:
             self.close()
             raise ClipbiasError(
-                f"cannot write {self._path}: {error.strerror}; make room and run the same command again."
+                f"cannot write {self._path}: {error.strerror}; make room, or see to the disk, and run the same command "
+                "again."
             ) from error
         self._trackers.write(step, values)
 

@@ -100,4 +100,6 @@ class Results:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise ClipbiasError(f"cannot write {self._path}: {error.strerror}; make room and run again.") from error
+            raise ClipbiasError(
+                f"cannot write {self._path}: {error.strerror}; make room, or see to the disk, and run again."
+            ) from error
