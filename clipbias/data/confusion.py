@@ -1,4 +1,6 @@
-"""Which classes are taken for which, counted from labels and answers."""
+"""Which classes are taken for which, counted from labels and answers, and how sure an accuracy is."""
+
+import math
 
 import numpy as np
 
@@ -14,6 +16,12 @@ def confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.nda
     read = predicted >= 0
     pairs = labels[read].astype(np.int64) * classes + predicted[read]
     return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
+
+
+def binomial_error(accuracy: float, images: int) -> float:
+    """`√(p (1 − p) / n)`: the standard error of an accuracy in percent that the choice of `n` test images makes."""
+    share = min(max(accuracy / 100, 0.0), 1.0)
+    return 100 * math.sqrt(share * (1 - share) / images)
 
 
 def class_accuracies(counts: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """What the captions of accuracy tables say of errors, seeds and learning rates."""
 
+import statistics
 from collections.abc import Iterable, Sequence
 
 from clipbias.report.errors import WITHIN, Measured, difference
@@ -72,7 +73,7 @@ def within_sentences(summary: Summary, shots: int, measure: str) -> list[str]:
         close, is_paired = found
         paired &= is_paired
         names = ", ".join(map(method_name, close)) or "no other"
-        told.append(names if len(columns) == 1 else f"on {'the ' * (column == 'average')}{column} {names}")
+        told.append(names if len(summary.datasets) == 1 else f"on {'the ' * (column == 'average')}{column} {names}")
     if not told:
         return []
     how = (
@@ -96,13 +97,9 @@ def _close_to_the_best(
         if all(cell is not None and cell.values for cell in cells):
             measured[method] = [Measured(one.values, one.images_error, one.correct) for one in cells if one is not None]
 
-    def mean(method: str) -> float:
-        each = [sum(one.values.values()) / len(one.values) for one in measured[method]]
-        return sum(each) / len(each)
-
     if len(measured) < 2:
         return None
-    best = max(measured, key=mean)
+    best = max(measured, key=lambda method: statistics.fmean(one.mean for one in measured[method]))
     found = {method: difference(measured[best], own) for method, own in measured.items() if method != best}
     known = {method: one for method, one in found.items() if one is not None}
     if not known:

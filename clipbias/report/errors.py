@@ -17,12 +17,6 @@ import numpy as np
 WITHIN = 1.96
 
 
-def binomial_error(accuracy: float, images: int) -> float:
-    """`√(p (1 − p) / n)`: the standard error of an accuracy in percent that the choice of `n` test images makes."""
-    share = min(max(accuracy / 100, 0.0), 1.0)
-    return 100 * math.sqrt(share * (1 - share) / images)
-
-
 def harmonic_error(base: float, new: float, errors: tuple[float, float]) -> float:
     """The error of the harmonic mean `2 b n / (b + n)` of independent `b` and `n`, to first order."""
     if base + new <= 0:
@@ -50,6 +44,11 @@ class Measured:
     values: Mapping[int | None, float]
     images_error: float | None
     correct: Mapping[int | None, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    @property
+    def mean(self) -> float:
+        """Accuracy in percent, over the seeds."""
+        return statistics.fmean(self.values.values())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +91,7 @@ def difference(first: Sequence[Measured], second: Sequence[Measured]) -> Differe
             paired = False
             variance += one.images_error**2 + other.images_error**2
     variance /= len(pairs) ** 2
-    points = statistics.fmean(_mean(one) - _mean(other) for one, other in pairs)
+    points = statistics.fmean(one.mean - other.mean for one, other in pairs)
     return Difference(points, math.sqrt(variance + _seeds_variance(pairs)), paired)
 
 
@@ -108,10 +107,6 @@ def _seeds_variance(pairs: Sequence[tuple[Measured, Measured]]) -> float:
 
 def _at(one: Measured, seed: int | None) -> float:
     return one.values[None] if None in one.values else one.values[seed]
-
-
-def _mean(one: Measured) -> float:
-    return statistics.fmean(one.values.values())
 
 
 def _mean_correct(one: Measured) -> np.ndarray:

@@ -5,7 +5,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clipbias.report.errors import binomial_error, seeds_error
+from clipbias.data.confusion import binomial_error
+from clipbias.report.errors import seeds_error
 
 # One number, or by the name of what it was measured on.
 Number = float | dict[str, float] | None

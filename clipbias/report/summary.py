@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from clipbias.data.confusion import binomial_error
 from clipbias.report import errors
 from clipbias.report.answered import Answered
 from clipbias.report.chosen import Chosen, chosen_rates
@@ -46,8 +47,8 @@ class Cell:
     Attributes:
       values: accuracy in percent per seed; a method that draws nothing at random has the one seed `None`.
       failures: the runs that did not finish.
-      images_error: the standard error of their mean that the choice of test images makes (`errors.binomial_error`);
-        `None` where it is not known how many they were.
+      images_error: the standard error of their mean that the choice of test images makes (`binomial_error`); `None`
+        where it is not known how many they were.
       correct: by seed, whether each test image was right, bool `[n]`; empty where that was not kept or asked for.
     """
 
@@ -310,7 +311,7 @@ def _images_error(
     known = [count for count in counts if count]
     if len(known) < len(counts):
         return None
-    return errors.binomial_error(statistics.fmean(values.values()), min(known))
+    return binomial_error(statistics.fmean(values.values()), min(known))
 
 
 def _facts(rows: Sequence[Mapping[str, Any]]) -> Facts:

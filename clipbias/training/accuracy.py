@@ -1,14 +1,13 @@
 """How many images of each class are taken for which: what `Task.accuracy` gives."""
 
 import dataclasses
-import math
 from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
 
 from clipbias.data import Dataset, Split, load
-from clipbias.data.confusion import class_accuracies, confusion, taken_for, weakest
+from clipbias.data.confusion import binomial_error, class_accuracies, confusion, taken_for, weakest
 from clipbias.data.given import labelled
 from clipbias.errors import ClipbiasError
 from clipbias.terminal import printable
@@ -46,8 +45,7 @@ class Accuracy:
     @property
     def standard_error(self) -> float:
         """The binomial standard error of `accuracy`, in points."""
-        share = self.accuracy / 100
-        return 100 * math.sqrt(share * (1 - share) / len(self.labels))
+        return binomial_error(self.accuracy, len(self.labels))
 
     @property
     def confusion(self) -> np.ndarray:

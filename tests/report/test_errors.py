@@ -1,14 +1,16 @@
 """Standard errors of accuracies and of differences, against NumPy and against what is drawn anew."""
 
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 import pytest
 
+from clipbias.data.confusion import binomial_error
 from clipbias.report import summarize
 from clipbias.report.accuracy_tables import tables
 from clipbias.report.captions import within_sentences
-from clipbias.report.errors import Measured, binomial_error, difference, harmonic_error, seeds_error
+from clipbias.report.errors import WITHIN, Difference, Measured, difference, harmonic_error, seeds_error
 from clipbias.report.run_accuracies import mean_accuracies
 
 
@@ -88,6 +90,98 @@ def test_a_difference_over_the_same_images_is_surer_than_over_others():
     again = [each[rng.integers(0, 300, 300)].mean() for _ in range(4000)]
     by_seed = 100 * (correct[0].mean(1) - correct[1].mean(1))
     assert paired[-1] == pytest.approx(np.hypot(np.std(again), np.std(by_seed, ddof=1) / np.sqrt(3)), rel=0.05)
+
+
+def test_a_difference_over_datasets_and_seeds_against_numpy():
+    """Two datasets of unlike size: paired and not, seeds in common, of their own, or none on one side."""
+    rng = np.random.default_rng(7)
+    sizes, seeds, others = (50, 80), (1, 2, 3), (4, 5)
+    right = [rng.random((2, 3, size)) < [[[0.6]], [[0.7]]] for size in sizes]  # dataset: method, seed, image
+
+    def measured(each, own=seeds, error=2.0, kept=True):
+        values = dict(zip(own, 100 * each.mean(1), strict=False))
+        return Measured(values, error, dict(zip(own, each, strict=False)) if kept else {})
+
+    def of_images(first, second):
+        each = 100 * (first.mean(0) - second.mean(0))
+        return each.var(ddof=1) / len(each)
+
+    def check(found, points, images, by_seed, paired):
+        assert found.points == pytest.approx(points) and found.paired is paired
+        assert found.error == pytest.approx(np.sqrt(sum(images) / 4 + by_seed))
+
+    means = np.array([100 * each.mean(2) for each in right])  # dataset, method, seed
+    points = (means[:, 0] - means[:, 1]).mean()
+    of_seeds = (means[:, 0] - means[:, 1]).mean(0).var(ddof=1) / 3
+    pairs = [of_images(*each) for each in right]
+    one, two = ([measured(each[method]) for each in right] for method in (0, 1))
+    check(difference(one, two), points, pairs, of_seeds, True)
+    check(difference(two, one), -points, pairs, of_seeds, True)
+    # Of one dataset the answers were not kept: its images count as if each method had its own.
+    half = [two[0], measured(right[1][1], error=3.0, kept=False)]
+    check(difference(one, half), points, [pairs[0], 2.0**2 + 3.0**2], of_seeds, False)
+    # Answers of only some seeds are none of the mean.
+    some = [Measured(two[0].values, 3.0, {1: right[0][1][0]}), two[1]]
+    check(difference(one, some), points, [2.0**2 + 3.0**2, pairs[1]], of_seeds, False)
+    # Nothing is drawn for the second: the seeds of the first are all that varies.
+    fixed = [measured(each[1][:1], (None,)) for each in right]
+    constant = np.mean([100 * each[1][0].mean() for each in right])
+    apart = [of_images(each[0], each[1][:1]) for each in right]
+    check(difference(one, fixed), means[:, 0].mean() - constant, apart, means[:, 0].mean(0).var(ddof=1) / 3, True)
+    # Seeds of their own do not go together.
+    own = [measured(each[1][:2], others) for each in right]
+    apart = [of_images(each[0], each[1][:2]) for each in right]
+    by_itself = sum(means[d, 0].var(ddof=1) / 3 + means[d, 1, :2].var(ddof=1) / 2 for d in (0, 1)) / 4
+    check(difference(one, own), means[:, 0].mean() - means[:, 1, :2].mean(), apart, by_itself, True)
+    # What is not known has no difference.
+    assert difference(one, [two[0], measured(right[1][1], error=None, kept=False)]) is None
+    assert difference(one, [two[0], Measured({}, None)]) is None and difference([], []) is None
+    # Methods that answer alike are within no error at all.
+    assert difference(fixed, fixed) == Difference(0.0, 0.0, True) and difference(fixed, fixed).is_within
+    assert pytest.approx(NormalDist().inv_cdf(0.975), abs=5e-3) == WITHIN
+    assert [Difference(points, 2.0, True).is_within for points in (3.9, -3.9, 3.95, -3.95)] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
+def test_a_cells_images_are_those_that_all_its_seeds_were_tested_on():
+    assert summarize([run(images=400), run(seed=2, images=300)]).cell("bias", "a", 4).images_error == pytest.approx(
+        100 * np.sqrt(0.7 * 0.3 / 300)
+    )
+    assert summarize([run(images=400), run(seed=2, images=None)]).cell("bias", "a", 4).images_error is None
+
+
+def test_a_caption_tells_each_dataset_and_the_average_by_itself(tmp_path: Path):
+    """IVLP is close on the first dataset, VPT on the second, and of VPT alone the answers were not kept."""
+    images, rng = np.array([f"{i}.png" for i in range(400)]), np.random.default_rng(5)
+    right = rng.random(400) < 0.7
+
+    def rows(datasets, without="vpt"):
+        made = []
+        for number, dataset in enumerate(datasets):
+            for method, wrong in (("bias", 0), ("ivlp", (2, 100)[number % 2]), ("vpt", (100, 2)[number % 2])):
+                own = right.copy()
+                own[np.flatnonzero(right)[:wrong]] = False
+                kept = {} if method == without else predictions(tmp_path, f"{method}-{dataset}", own, images)
+                made.append(run(method, dataset, accuracy=100 * own.mean(), predictions=kept))
+        return made
+
+    def caption(given):
+        return within_sentences(summarize(given, predictions=tmp_path), 4, "accuracy")
+
+    (told,) = caption(rows("ab"))
+    assert f"{WITHIN} standard errors" in told and ": on a IVLP; on b VPT; on the average no other. Of many" in told
+    assert "as if each method had its own" in told  # it holds for some of them
+    assert "taken image by image" in caption(rows("ab", without=""))[0]
+    # A method that was not run on all of them has no average, and is no reason to leave out those that were.
+    (told,) = caption([row for row in rows("ab", without="") if (row["method"], row["dataset"]) != ("ivlp", "b")])
+    assert ": on a IVLP; on b VPT; on the average no other. Of many" in told
+    # Of many datasets the average alone is told.
+    assert ": on the average no other. Of many" in caption(rows("abcde"))[0]
+    assert caption(rows("ab")[:1]) == []
 
 
 def predictions(folder: Path, name: str, correct: np.ndarray, images: np.ndarray) -> dict[str, str]:
