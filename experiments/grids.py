@@ -21,7 +21,7 @@ from clipbias.training.choosing import ChoosingGrid
 from clipbias.training.dealing import Part
 from clipbias.training.forecast import forecast
 from clipbias.training.grid import Grid
-from clipbias.training.packs import Pack
+from clipbias.training.packs import Pack, cells_of
 from clipbias.training.plan import OTHER_SHARE, device_rate
 from clipbias.training.rates import NONE, Rates
 from clipbias.training.settings import GridSettings
@@ -113,15 +113,16 @@ def dry_run(config: ConfigDict, options: Mapping[str, Any], packs: Sequence[Pack
         rate = device_rate(config.dtype)
         with tempfile.TemporaryDirectory() as nowhere:
             grid = open_grid(config, options, packs, Path(nowhere), part=part, topology=topology)
-        packs = grid.own(packs)
+        planned = grid.planned(packs)
         if topology:
             common.tell(f"compiled for {topology}, by {topology.compiler}")
-        for pack in packs:
-            text, seconds = forecast(grid.trainer, pack, rate)
+        for pack, learned in planned:
+            text, seconds = forecast(grid.trainer, pack, rate, learned=learned)
             common.tell(*text.split("\n"))
             if topology:
-                common.tell(*account_lines(grid.trainer, pack, devices=topology.devices))
+                common.tell(*account_lines(grid.trainer, pack, devices=topology.devices, learned=learned))
             total += seconds
-    cells = sum(len(pack.cells) for pack in packs)
+    trials, cells = (cells_of(pack for pack, _ in planned if pack.tries == tries) for tries in (True, False))
+    counted = f"{trials} trials and {cells} cells" if trials else f"{cells} cells"
     assumed = f", an estimate at {OTHER_SHARE:.0%} of the peak of {rate / 1e12:,.0f} TFLOP/s" if topology else ""
-    print(f"{cells} cells: about {total:,.0f} s, without compiling and reading{assumed}")
+    print(f"{counted}: about {total:,.0f} s, without compiling and reading{assumed}")

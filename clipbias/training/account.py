@@ -13,7 +13,7 @@ from clipbias.training import mesh as meshes
 from clipbias.training.evaluation_plan import fit_evaluation
 from clipbias.training.exchanges import Exchange, exchanges
 from clipbias.training.loop import rows_per_step
-from clipbias.training.packs import Pack
+from clipbias.training.packs import Pack, evaluated_on
 from clipbias.training.plan import StepPlan, plan_step
 from clipbias.training.programs import Program, evaluation_programs, features_program, training_program
 from clipbias.training.settings import AUTO
@@ -92,7 +92,7 @@ def told_exchanges(exchanged: Sequence[Exchange]) -> str:
 def pack_programs(trainer: Trainer, pack: Pack, draws: Sequence[Plan]) -> list[Program]:
     """The programs that a pack's training and evaluation call, as they would be called."""
     task, runs, plan = trainer.prepare(pack, draws)
-    mesh, found, images = trainer.mesh, [], len(runs[0].train)
+    mesh, found, images = trainer.mesh, list[Program](), len(runs[0].train)
     sampling, count = task.method.sampling(), meshes.filled(trainer.mesh, len(runs))
     if sampling is not None:
         size = -(-min(trainer.settings.eval_batch_size, images) // mesh.shape[meshes.DATA]) * mesh.shape[meshes.DATA]
@@ -104,12 +104,19 @@ def pack_programs(trainer: Trainer, pack: Pack, draws: Sequence[Plan]) -> list[P
                 bound, own = trainer.plan_stage(pack, draws[0].source, runs, method, recipe)
             where: dict[str, Any] = dict(rows=rows_per_step([run.train for run in runs], recipe), images=images)
             found.append(training_program(bound, recipe, **where, runs=count, mesh=mesh, parts=own.parts))
-    for one in draws[0].evaluations:
+    return found + tested_programs(trainer, pack, draws)
+
+
+def tested_programs(trainer: Trainer, pack: Pack, draws: Sequence[Plan]) -> list[Program]:
+    """The programs that a pack's evaluation calls."""
+    mesh, count, most = trainer.mesh, meshes.filled(trainer.mesh, len(pack.cells)), trainer.settings.eval_batch_size
+    sizes = dict.fromkeys((dataset, min(most, len(split))) for dataset, split in evaluated_on(pack, draws))
+    found = []
+    for dataset, batch in sizes:
         evaluated = fit_evaluation(
-            lambda one=one, **memory: trainer.cache.task(pack, one.dataset, **memory), runs=count, mesh=mesh
+            lambda dataset=dataset, **memory: trainer.cache.task(pack, dataset, **memory), runs=count, mesh=mesh
         )
-        batch = min(trainer.settings.eval_batch_size, len(one.dataset.split("test")))
-        found += evaluation_programs(evaluated, batch=batch, runs=count, mesh=mesh)
+        found += evaluation_programs(evaluated, batch=batch, runs=count, mesh=mesh, judged=pack.tries)
     return found
 
 
@@ -177,9 +184,16 @@ def chosen(plan: StepPlan, runs: int) -> str:
     return f"keeping {plan.remat}, classes in {classes}, images in {images}, {side}{fits}"
 
 
-def account_lines(trainer: Trainer, pack: Pack, *, devices: Sequence[Any] | None = None) -> list[str]:
-    """What is told of a pack beside its forecast: every program, the mesh, what was chosen, and what would be."""
+def account_lines(
+    trainer: Trainer, pack: Pack, *, devices: Sequence[Any] | None = None, learned: bool = False
+) -> list[str]:
+    """What is told of a pack beside its forecast: every program, the mesh, what was chosen, and what would be.
+
+    Of one whose trials have `learned` already, the programs of its evaluation alone.
+    """
     draws = trainer.cache.plans(pack)
+    if learned:
+        return [f"  {account(program)}" for program in tested_programs(trainer, pack, draws)]
     task, runs, plan = trainer.prepare(pack, draws)
     rows = trainer.settings.eval_batch_size
     if plan is not None:

@@ -18,12 +18,11 @@ from clipbias.data.images import ImageCache, Images
 from clipbias.data.pipeline import without_unreadable
 from clipbias.data.protocols import validation_beside
 from clipbias.data.workers import Workers
-from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
 from clipbias.training.evaluator import Budget, Evaluator
 from clipbias.training.features import TrainingFeatures, support_features
 from clipbias.training.loop import Run
-from clipbias.training.packs import Pack
+from clipbias.training.packs import Pack, choice_splits
 from clipbias.training.settings import GridSettings
 from clipbias.training.step import place_text
 from clipbias.training.workdir import stable_hash
@@ -244,14 +243,9 @@ class Cache:
         Raises:
           ClipbiasError: there are none.
         """
-        by_keys: dict[str, tuple[Split, list[int]]] = {}
-        for seed, plan in zip(pack.seeds, self.plans(pack), strict=True):
-            split = choice_images(pack.dataset, plan)
-            named = stable_hash([*split.keys])
-            by_keys.setdefault(named, (split, []))[1].append(seed)
         found = []
-        for named, (split, seeds) in by_keys.items():
-            key = f"choice on {named}"
+        for split, seeds in choice_splits(pack, self.plans(pack)):
+            key = f"choice on {stable_hash([*split.keys])}"
             if key not in self._evaluators:
                 self._evaluators[key] = Evaluator(
                     *(self._clip, self._params, split),
@@ -316,17 +310,6 @@ class Cache:
                 **{"groups": self._mesh.shape[meshes.DATA], **memory},
             )
         return self._tasks[key]
-
-
-def choice_images(dataset: str, plan: protocols.Plan) -> Split:
-    """The validation images of a draw. Raises `ClipbiasError` where there are none."""
-    split = plan.validation()
-    if split is None or not len(split):
-        raise ClipbiasError(
-            f"{dataset}: there are no validation images under the protocol {plan.protocol}; a learning rate cannot be "
-            "chosen there, so leave --config.learning_rates empty, or test them all: --config.choose=none."
-        )
-    return split
 
 
 def _images(dataset: Dataset, split: Split) -> list[Any]:

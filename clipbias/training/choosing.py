@@ -11,7 +11,7 @@ last one to end chooses, and tests what is left.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -53,9 +53,7 @@ class ChoosingGrid(Grid):
         for pack in (pack for trials in self._trials_of.values() for pack in trials):
             self._named.setdefault(_cell(pack), []).extend(self.trainer.row(pack, *cell) for cell in pack.cells)
         tests = list(self._trials_of)
-        own = self.own([pack for test in tests for pack in self._trials_of[test] or [test]])
-        own_tests = [test for test in tests if (self._trials_of[test] or [test])[0] in own]
-        trials = [pack for pack in own if pack.tries]
+        trials, own_tests = self._dealt(self._trials_of)
         todo = self.unfinished(trials)
         self._decide()
         untested = self.unfinished(own_tests)
@@ -69,6 +67,12 @@ class ChoosingGrid(Grid):
         if processes.tell(lambda: all(map(self._is_finished, tests))):
             self.trainer.remove_trials()
         return processes.tell(lambda: super(ChoosingGrid, self).rows(list(filter(self._is_decided, own_tests))))
+
+    def planned(self, packs: Sequence[Pack]) -> list[tuple[Pack, bool]]:
+        """As of any grid: the trials, and then the tests, where only what trials did not learn is trained."""
+        trials_of = _trials(packs, self._is_authors_own)
+        trials, tests = self._dealt(trials_of)
+        return [(pack, False) for pack in trials] + [(pack, bool(trials_of[pack])) for pack in tests]
 
     def tests(self, packs: Sequence[Pack]) -> list[Pack]:
         """A pack for each whose learning rate is chosen, and those that have no choice."""
@@ -105,6 +109,12 @@ class ChoosingGrid(Grid):
         if rows is None:
             raise ClipbiasError("what the trial learned cannot be read; see that nothing else changes the work folder.")
         return rows
+
+    def _dealt(self, trials_of: Mapping[Pack, Sequence[Pack]]) -> tuple[list[Pack], list[Pack]]:
+        """The trials, and the tests, that this job runs."""
+        own = self.own([pack for test, trials in trials_of.items() for pack in trials or [test]])
+        tests = [test for test, trials in trials_of.items() if (trials or [test])[0] in own]
+        return [pack for pack in own if pack.tries], tests
 
     def _is_finished(self, pack: Pack) -> bool:
         if not super()._is_finished(pack):

@@ -14,7 +14,7 @@ import jax
 
 from clipbias.clip.config import TowerConfig
 from clipbias.errors import ClipbiasError
-from clipbias.training.packs import Pack
+from clipbias.training.packs import Pack, evaluated_on
 from clipbias.training.trainer import Trainer
 
 PARTS = "parts"
@@ -75,7 +75,7 @@ def planned_cost(trainer: Trainer, pack: Pack) -> float:
     changed = jax.eval_shape(method.adapt, task.shapes)
     image = _pass(config.vision, 1 + config.vision.patches)
     texts = len(task.texts) * _pass(config.text, task.tokens.ids.shape[1])
-    tested = sum(len(one.dataset.split("test")) for one in draws[0].evaluations)
+    tested = sum(len(split) for _, split in evaluated_on(pack, draws))
     tested *= 1 + method.crops_at_test()
     cost = float(tested * image * (runs if changed.changes_vision else 1))
     cost += texts * (tested * runs if method.conditional else runs if changed.changes_text else 1)

@@ -11,55 +11,62 @@ from clipbias.training import mesh as meshes
 from clipbias.training.answers import image_features, logits
 from clipbias.training.evaluation_plan import answer_arguments, class_bytes, image_arguments
 from clipbias.training.features import frozen_features
-from clipbias.training.loop import rows_per_step
-from clipbias.training.packs import Pack
+from clipbias.training.loop import Run, rows_per_step
+from clipbias.training.packs import Pack, evaluated_on
 from clipbias.training.plan import estimated_seconds, flop, needed_bytes, step_arguments
 from clipbias.training.step import train_step
 from clipbias.training.trainer import Trainer
 from clipbias.tuning import parameter_count
 
 
-def forecast(trainer: Trainer, pack: Pack, rate: float) -> tuple[str, float]:
+def forecast(trainer: Trainer, pack: Pack, rate: float, *, learned: bool = False) -> tuple[str, float]:
     """The lines of a pack, and its seconds without compiling and reading. Its programs are compiled and not run.
 
     Args:
       trainer: which would run it.
       pack: where its learning rates do not fit side by side, each is told by itself.
       rate: multiplications and additions per second of one device, see `plan.device_rate`.
+      learned: its trials have learned already, and it is evaluated alone.
 
     Raises:
       ClipbiasError: there is no way to run it.
     """
     draws = trainer.cache.plans(pack)
+    runs, plan = list[Run](), None
     try:
-        task, runs, plan = trainer.prepare(pack, draws)
+        if learned:
+            task = trainer.cache.task(pack, draws[0].source)
+        else:
+            task, runs, plan = trainer.prepare(pack, draws)
     except ClipbiasError:
         if len(pack.learning_rates) == 1:
             raise
         found = [forecast(trainer, part, rate) for part in pack.by_rate]
         return "\n".join(text for text, _ in found), sum(seconds for _, seconds in found)
     recipe, mesh = trainer.recipe_for(pack), trainer.mesh
-    images, rows = len(runs[0].train), rows_per_step([run.train for run in runs], recipe)
-    tested = sum(len(one.dataset.split("test")) for one in draws[0].evaluations)
-    batch = min(trainer.settings.eval_batch_size, tested)
-    arguments, options = image_arguments(task, batch=batch, runs=len(runs), mesh=mesh)
+    images = len(runs[0].train) if runs else 0
+    tested = sum(len(split) for _, split in evaluated_on(pack, draws))
+    batch, side = min(trainer.settings.eval_batch_size, tested), len(pack.cells)
+    arguments, options = image_arguments(task, batch=batch, runs=side, mesh=mesh)
     count = flop(image_features, *arguments, **options) * tested // len(arguments[-1])
     if task.method.conditional:
-        of_texts, options_of_texts = answer_arguments(task, batch=batch, runs=len(runs), mesh=mesh)
+        of_texts, options_of_texts = answer_arguments(task, batch=batch, runs=side, mesh=mesh)
         count += flop(logits, *of_texts, **options_of_texts) * tested // len(of_texts[-1])
-    needed = max(needed_bytes(image_features, *arguments, **options), class_bytes(task, runs=len(runs), mesh=mesh))
+    needed = max(needed_bytes(image_features, *arguments, **options), class_bytes(task, runs=side, mesh=mesh))
     lines = [f"{pack.method} on {pack.dataset}, {pack.shots} shots"]
-    classes = f"{len(task.class_names)} classes, {tested} test images"
-    if plan is None and task.method.draws:
+    classes = f"{len(task.class_names)} classes, {tested} {'validation' if pack.tries else 'test'} images"
+    if learned:
+        lines.append(f"  what the trials learned at the rate that is chosen, {classes}")
+    elif plan is None and task.method.draws:
         lines.append(f"  made at once of {images} training images, {classes}")
     elif plan is None:
         lines.append(f"  nothing to train, {classes}")
-    if task.method.sampling() is not None:
+    if task.method.sampling() is not None and not learned:
         once_line, more = _features(trainer, pack, draws, images, trained=plan is not None)
         lines.append(once_line)
         count += more
     if plan is not None:
-        steps, shape, once = 0, "", 0
+        steps, shape, once, rows = 0, "", 0, rows_per_step([run.train for run in runs], recipe)
         for method, own in trainer.stages(pack):
             bound = task if method is task.method else trainer.cache.task(pack, draws[0].source, method, **plan.options)
             step = step_arguments(bound, own, rows=rows, runs=len(runs), mesh=mesh, images=images)

@@ -82,6 +82,10 @@ class Grid:
         self.carry_out(ready(self.trainer.cache, todo, self.trainer.settings), total=total, done=done)
         return processes.tell(lambda: self.rows(packs))
 
+    def planned(self, packs: Sequence[Pack]) -> list[tuple[Pack, bool]]:
+        """What this job runs of `packs`, in turn, and whether it is only tested what others of them learned."""
+        return [(pack, False) for pack in self.own(packs)]
+
     def tests(self, packs: Sequence[Pack]) -> list[Pack]:
         """Those of which the table is made."""
         return list(packs)

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from clipbias.data import Dataset, Split, protocols
 from clipbias.errors import ClipbiasError
 from clipbias.tuning import make_method
 
@@ -109,3 +110,39 @@ def _in_parts(values: Sequence[Any], size: int) -> list[Sequence[Any]]:
 
 def _file_name(name: str) -> str:
     return re.sub(r"[^\w.-]+", "_", name).strip("._") or "unnamed"
+
+
+def choice_images(dataset: str, plan: protocols.Plan) -> Split:
+    """The validation images of a draw. Raises `ClipbiasError` where there are none."""
+    split = plan.validation()
+    if split is None or not len(split):
+        raise ClipbiasError(
+            f"{dataset}: there are no validation images under the protocol {plan.protocol}; a learning rate cannot be "
+            "chosen there, so leave --config.learning_rates empty, or test them all: --config.choose=none."
+        )
+    return split
+
+
+def choice_splits(pack: Pack, plans: Sequence[protocols.Plan]) -> list[tuple[Split, list[int]]]:
+    """The validation images that a trial is judged by, the same ones once, with the seeds whose images they are.
+
+    Raises:
+      ClipbiasError: there are none.
+    """
+    found: dict[tuple[str, ...], tuple[Split, list[int]]] = {}
+    for seed, plan in zip(pack.seeds, plans, strict=True):
+        split = choice_images(pack.dataset, plan)
+        found.setdefault(tuple(split.keys), (split, []))[1].append(seed)
+    return list(found.values())
+
+
+def evaluated_on(pack: Pack, plans: Sequence[protocols.Plan]) -> list[tuple[Dataset, Split]]:
+    """Whose classes and which images a pack is evaluated on: test images, of a trial validation images.
+
+    Args:
+      pack: all its runs are evaluated on each of them.
+      plans: its draws, `cache.plans(pack)`.
+    """
+    if pack.tries:
+        return [(plans[0].source, split) for split, _ in choice_splits(pack, plans)]
+    return [(one.dataset, one.dataset.split("test")) for one in plans[0].evaluations]

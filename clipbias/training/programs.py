@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from clipbias.training import mesh as meshes
-from clipbias.training.answers import answers, image_features, text_features
+from clipbias.training.answers import answers, image_features, text_features, verdicts
 from clipbias.training.evaluation_plan import image_arguments, placed_shapes
 from clipbias.training.features import frozen_features
 from clipbias.training.plan import flop, step_arguments
@@ -57,7 +57,7 @@ def training_program(
     return Program("train_step", train_step, arguments, {"parts": parts})
 
 
-def evaluation_programs(task: Task, *, batch: int, runs: int, mesh: Mesh) -> list[Program]:
+def evaluation_programs(task: Task, *, batch: int, runs: int, mesh: Mesh, judged: bool = False) -> list[Program]:
     """What an evaluation of so many runs calls for each batch of images, and once for all texts where they change.
 
     Args:
@@ -65,6 +65,7 @@ def evaluation_programs(task: Task, *, batch: int, runs: int, mesh: Mesh) -> lis
       batch: images at a time, over all devices.
       runs: runs evaluated side by side.
       mesh: where to compute.
+      judged: as trials are, by labels of validation images.
     """
     arguments, options = image_arguments(task, batch=batch, runs=runs, mesh=mesh)
     programs = [Program("image_features", image_features, arguments, options)]
@@ -81,9 +82,12 @@ def evaluation_programs(task: Task, *, batch: int, runs: int, mesh: Mesh) -> lis
         else:
             text = meshes.replicate(mesh, jax.ShapeDtypeStruct((1, *text.shape), text.dtype))
     mask = meshes.place(mesh, jax.ShapeDtypeStruct((len(arguments[-1]),), np.bool_), meshes.DATA)
+    given = (task.classifier, params, learnables, images, text, mask)
+    if judged:
+        labels = meshes.place(mesh, jax.ShapeDtypeStruct(mask.shape, np.int32), meshes.DATA)
+        return [*programs, Program("verdicts", verdicts, (*given, labels), {"runs": runs})]
     temperatures = meshes.replicate(mesh, jax.ShapeDtypeStruct((runs,), np.float32))
-    given = (task.classifier, params, learnables, images, text, mask, temperatures)
-    return [*programs, Program("answers", answers, given, {"runs": runs})]
+    return [*programs, Program("answers", answers, (*given, temperatures), {"runs": runs})]
 
 
 def features_program(task: Task, sampling: Sampling, *, batch: int, mesh: Mesh) -> Program:

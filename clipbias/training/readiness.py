@@ -10,8 +10,8 @@ from clipbias.data import Dataset, Split, inspection, protocols
 from clipbias.errors import ClipbiasError
 from clipbias.terminal import printable
 from clipbias.training import processes
-from clipbias.training.cache import Cache, choice_images
-from clipbias.training.packs import Pack
+from clipbias.training.cache import Cache
+from clipbias.training.packs import Pack, choice_images
 from clipbias.training.progress import progress, say
 from clipbias.training.settings import GridSettings
 

@@ -8,17 +8,20 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from clipbias.files import read_json_lines
+from clipbias.files import read_json, read_json_lines
 from clipbias.interruption import Interrupted
 from clipbias.training import loop
+from clipbias.training.trainer import VOLATILE
 from clipbias.training.workdir import ADAPTER
+from configs import demo
 from configs import train as config_file
-from experiments import train
+from experiments import table1, train
 from tests.end_to_end import binaries
 from tests.forks import Fork
 
@@ -122,11 +125,13 @@ def test_two_processes_share_the_features_of_training_images(model: Path, cache:
         np.testing.assert_allclose(adapters[0][name], adapters[1][name], rtol=1e-3, atol=2e-5)
 
 
-def start_grid(model: Path, workdir: Path, cache: Path, fault: str = "") -> list[Fork]:
-    """Two processes of a grid of two cells; the second one meets with a fault of `tools.faulty_process`."""
+GRID = {"methods": ("taskres",), "datasets": ("demo/digits", "demo/fashion"), "epochs": 2, "shots": (1,), "seeds": (1,)}
+
+
+def start_grid(model: Path, workdir: Path, cache: Path, fault: str = "", **changes: Any) -> list[Fork]:
+    """Two processes of a grid of two cells, or of another; the second meets with a fault of `tools.faulty_process`."""
     job = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
-    settings = {"model": model, "methods": "('taskres',)", "datasets": "('demo/digits','demo/fashion')", "epochs": 2}
-    settings |= {"shots": "(1,)", "seeds": "(1,)"}
+    settings = {"model": model} | GRID | changes
     arguments = ["--config=configs/demo.py", f"--workdir={workdir}"]
     arguments += [f"--config.{name}={value}" for name, value in settings.items()]
     started = []
@@ -164,6 +169,35 @@ def test_what_befalls_one_process_ends_both_alike(model: Path, cache: Path, tmp_
     assert "Traceback" not in errors and "***" not in errors
     state = json.loads((tmp_path / "state.json").read_text())
     assert (state["state"], state["error"]) == ("failed", sentence)
+
+
+def test_two_processes_choose_the_rates_that_one_does(model: Path, cache: Path, tmp_path: Path) -> None:
+    """On as many devices as one process has: by the same accuracies on validation images, and with the same bits."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    changes = {"methods": ("taskres", "vpt"), "datasets": ("demo/digits",), "seeds": (1, 2)}
+    changes |= {"learning_rates": (0.5, 20.0), "rates_file": ""}
+    processes = start_grid(model, two, cache, **changes)
+    config = demo.get_config()
+    config.update(GRID | changes | {"model": str(model)})
+    config.mesh.data = 2
+    table1.main(config, one)
+    for process, (_, errors) in zip(processes, ends(processes), strict=True):
+        assert process.returncode == 0, errors[-3000:]
+    assert read_json(two / "rates.json") == read_json(one / "rates.json")
+    for name in ("trials.jsonl", "results.jsonl"):
+        rows = [
+            [
+                {key: value for key, value in row.items() if key not in VOLATILE}
+                for row in read_json_lines(folder / name)
+            ]
+            for folder in (one, two)
+        ]
+        assert rows[0] == rows[1] and len(rows[0]) == (8 if name == "trials.jsonl" else 4)
+    files = [sorted(path.relative_to(folder) for path in folder.rglob("*.safetensors")) for folder in (one, two)]
+    assert files[0] == files[1] and len(files[0]) == 4
+    for name in files[0]:
+        first, second = load_file(one / name), load_file(two / name)
+        assert first.keys() == second.keys() and all(map(np.array_equal, first.values(), second.values())), name
 
 
 def test_a_process_waits_for_another_that_does_not_come_for_so_long(tmp_path: Path) -> None:
