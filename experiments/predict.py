@@ -95,7 +95,8 @@ def main(config: ConfigDict, workdir: Path) -> None:
 def find_images(text: str) -> list[Path]:
     """Image files, and visible ones in folders, in the order given and by name."""
     found: list[Path] = []
-    for part in split(text):
+    whole = data_path(text) if "," in text else None  # a name may have a comma
+    for part in [text] if whole is not None and (whole.is_file() or whole.is_dir()) else split(text):
         path = data_path(part)
         if path.is_dir():
             inside = [path / name for name in image_files(path)]
@@ -105,7 +106,8 @@ def find_images(text: str) -> list[Path]:
         elif path.is_file():
             found.append(path)
         else:
-            raise ClipbiasError(f"there is no image or folder {path}.")
+            hint = "; commas separate names, so give the folder of a name that has one" if whole is not None else ""
+            raise ClipbiasError(f"there is no image or folder {path}{hint}.")
     if not found:
         raise ClipbiasError("no images to classify; give --config.images=FILE_OR_FOLDER.")
     return found

@@ -1,5 +1,6 @@
 """A folder to put on a Hugging Face Space: the page with its adapters and pictures."""
 
+import importlib.metadata
 import os
 import shutil
 from collections.abc import Sequence
@@ -71,10 +72,9 @@ def write_space(
       requirement: how pip finds this package there; by default its name and version.
 
     Raises:
-      ClipbiasError: the model is a folder of this machine, or the folder is not empty or cannot be written.
+      ClipbiasError: the model is a folder of this machine, gradio is not installed, or the folder is not empty or
+        cannot be written.
     """
-    from importlib.metadata import version
-
     if Path(model).exists():
         raise ClipbiasError(
             f"the model {model} lies on this machine, where a Space does not find it; upload it to the Hugging Face "
@@ -82,7 +82,13 @@ def write_space(
         )
     name = model.partition("@")[0]
     filled = dict(model=model, class_names=list(class_names), template=template)
-    card = dict(title="Zero-shot beside tuned", gradio=version("gradio"), models=f"[{name}]" if "/" in name else "[]")
+    try:
+        gradio = importlib.metadata.version("gradio")
+    except importlib.metadata.PackageNotFoundError as error:
+        raise ClipbiasError(
+            'a Space asks for the version of gradio that is installed, and none is; pip install "clipbias[app]".'
+        ) from error
+    card = dict(title="Zero-shot beside tuned", gradio=gradio, models=f"[{name}]" if "/" in name else "[]")
     with atomic_folder(folder) as written:
         write_text(written / "app.py", PROGRAM.format(**filled))
         write_text(written / "requirements.txt", f"{requirement or f'clipbias[app]=={__version__}'}\n")

@@ -11,7 +11,7 @@ from PIL import Image
 from clipbias.checks import shown
 from clipbias.data.dataset import Split
 from clipbias.data.files_on_disk import read_image
-from clipbias.data.transforms import decode
+from clipbias.data.transforms import as_rgb, decode
 from clipbias.errors import ClipbiasError
 from clipbias.files import data_path
 
@@ -60,7 +60,7 @@ def picture(image: Any, name: str = "the image") -> np.ndarray:
         path = data_path(image)
         return decode(read_image(path), str(path))
     if isinstance(image, Image.Image):
-        return np.asarray(image.convert("RGB"))
+        return np.asarray(as_rgb(image))
     if not hasattr(image, "shape"):
         raise ClipbiasError(f"{name} is {shown(image)}; {_WHAT}.")
     array = np.asarray(image)

@@ -36,7 +36,7 @@ def decode(encoded: bytes, key: str) -> np.ndarray:
 def decode_picture(encoded: bytes, key: str) -> Image.Image:
     """Encoded image to one of Pillow's in mode "RGB", whose pixels are copied once less if it is used only once.
 
-    As in the public CLIP adaptation code, this is `Image.open(...).convert("RGB")` and nothing more: the EXIF
+    As in the public CLIP adaptation code, this is `Image.open(...).convert("RGB")` and little more (`as_rgb`): the EXIF
     orientation is not applied, transparency is dropped, an animation gives its first frame.
 
     Args:
@@ -51,13 +51,24 @@ def decode_picture(encoded: bytes, key: str) -> Image.Image:
     try:
         with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
             image.load()
-            return image if image.mode == "RGB" else image.convert("RGB")
+            return as_rgb(image)
     # A damaged file makes Pillow's decoders raise nearly anything, from OSError to struct.error.
     except Exception as error:
         reason = str(error).replace("<_io.BytesIO object at ", "<").split("<")[0].strip() or type(error).__name__
         raise ClipbiasError(
             f"the image {key} cannot be decoded ({reason}); replace the file or skip unreadable images."
         ) from error
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """A picture of Pillow's in mode "RGB", by its own conversion.
+
+    But for grey levels of 16 bits, which that cuts off at 255, so that such a picture is white: of these the upper
+    eight bits count, as Pillow itself reads colours of 16 bits.
+    """
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def check_format(encoded: bytes, key: str) -> None:

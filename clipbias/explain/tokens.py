@@ -13,6 +13,8 @@ from clipbias.tuning.prompt_tokens import names_in_prompt
 
 SOS, PROMPT, WORDS, CATEGORY, DOT, EOS = range(len(TEXT_KINDS))
 PAD = len(TEXT_KINDS)
+# The most bytes of a character, and what stands for some of them alone.
+_BYTES, _BROKEN = 4, "\ufffd"
 
 
 @struct.dataclass
@@ -100,15 +102,27 @@ def prompt_text(task: Task) -> str:
 
 
 def token_labels(task: Task, text: int) -> list[str]:
-    """The tokens of one text as readable pieces, from SOS up to but without EOS; learned ones as "[1]", "[2]", …"""
+    """The tokens of one text as readable pieces, from SOS up to but without EOS; learned ones as "[1]", "[2]", …
+
+    Tokens that hold parts of one character, of letters with accents and other scripts, are "ü 1/2" and "ü 2/2".
+    """
     tokenizer, end = task.clip.tokenizer, int(task.tokens.eos[text])
     rows, learned = task.tokens.context_rows[text], _learns_context(task)
+    words = [int(token) for token in task.tokens.ids[text, :end]]
     shown = ["SOS"]
-    for position in range(1, end):
+    while (position := len(shown)) < end:
         if learned and rows[position] >= 0:
             shown.append(f"[{rows[position] + 1}]")
-        else:
-            shown.append(tokenizer.decode([int(task.tokens.ids[text, position])]).strip())
+            continue
+        most = min(end, position + _BYTES)
+        for stop in range(position + 1, most + 1):
+            piece = tokenizer.decode(words[position:stop]).strip()
+            if _BROKEN not in piece:
+                break
+        else:  # no text
+            stop, piece = position + 1, tokenizer.decode(words[position : position + 1]).strip()
+        count = stop - position
+        shown += [f"{piece} {number}/{count}" for number in range(1, count + 1)] if count > 1 else [piece]
     return shown
 
 

@@ -1,11 +1,14 @@
 """What the page computes, against the library's own functions and matplotlib; the page itself is in `test_page.py`."""
 
+import importlib.metadata
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
 
 import clipbias
-from clipbias.app import Bench
+from clipbias.app import Bench, write_space
 from clipbias.app.bench import SIZE, heated, read_names, words_html
 from clipbias.clip import Clip, encode_image
 from clipbias.data.transforms import test_image as as_the_model_sees_it
@@ -109,3 +112,13 @@ def large(clip: Clip) -> np.ndarray:
     seen = as_the_model_sees_it(PICTURE, clip.config.vision.image_size)
     places = (np.arange(SIZE) + 0.5) * len(seen) // SIZE
     return seen[places.astype(int)][:, places.astype(int)]
+
+
+def test_a_space_without_gradio_gets_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    with pytest.raises(ClipbiasError, match=r'none is; pip install "clipbias\[app\]"\.'):
+        write_space(tmp_path / "space", "demo")
+    assert not list(tmp_path.iterdir())

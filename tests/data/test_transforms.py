@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from clipbias.data import transforms
+from clipbias.data.given import picture
 from clipbias.errors import ClipbiasError
 
 REFERENCE = Path(__file__).parent / "transform_reference.npz"
@@ -117,7 +118,6 @@ def odd_images() -> dict[str, bytes]:
     rgb = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8))
     rotated = Image.Exif()
     rotated[0x0112] = 6
-    sixteen = Image.fromarray(np.linspace(0, 65535, 54).astype(np.uint16).reshape(6, 9))
     alpha = rgb.copy()
     alpha.putalpha(7)
     return {
@@ -125,7 +125,6 @@ def odd_images() -> dict[str, bytes]:
         "grey": save(rgb.convert("L"), "PNG"),
         "palette": save(rgb.convert("P"), "PNG"),
         "cmyk": save(rgb.convert("CMYK"), "JPEG"),
-        "sixteen": save(sixteen, "PNG"),
         "alpha": save(alpha, "PNG"),
         "animated": save(rgb, "GIF", save_all=True, append_images=[rgb.rotate(180)]),
         "bilevel": save(rgb.convert("1"), "PNG"),
@@ -141,6 +140,15 @@ def test_odd_modes_do_what_pillow_does(kind, tmp_path):
     decoded = transforms.decode(path.read_bytes(), kind)
     np.testing.assert_array_equal(decoded, expected)
     assert decoded.shape == (6, 9, 3)  # EXIF orientation is not applied: the picture stays as stored
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_grey_levels_of_sixteen_bits_are_not_cut_off(kind):
+    levels = np.linspace(0, 65535, 54).astype(np.uint16).reshape(6, 9)
+    image = Image.fromarray(levels)
+    expected = np.repeat((levels // 256)[..., None], 3, axis=2)
+    np.testing.assert_array_equal(transforms.decode(save(image, kind), "x"), expected)
+    np.testing.assert_array_equal(picture(image), expected)
 
 
 @pytest.mark.parametrize("damage", ["empty", "truncated", "text", "half header"])

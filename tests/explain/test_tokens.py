@@ -57,6 +57,14 @@ def test_depth_of_prompts(clip, method, options, expected):
     assert prompt_depths(task, task.shapes) == expected
 
 
+def test_parts_of_a_character_are_told_with_the_whole(clip):
+    task = Task(clip, "zero_shot", ["blüte", "日", "\ufffd"])
+    labels = [token_labels(task, text)[5:-1] for text in range(3)]
+    assert labels[0] == ["b", "l", "ü 1/2", "ü 2/2", "t", "e"] and labels[1] == ["日 1/3", "日 2/3", "日 3/3"]
+    for text in range(3):
+        assert len(token_labels(task, text)) == int(task.tokens.eos[text])
+
+
 def test_words_name_learned_tokens_by_number(clip):
     assert token_labels(Task(clip, "zero_shot", CLASS_NAMES), 1) == [
         "SOS",

@@ -179,6 +179,15 @@ def test_a_caption_tells_each_dataset_and_the_average_by_itself(tmp_path: Path):
     # A method that was not run on all of them has no average, and is no reason to leave out those that were.
     (told,) = caption([row for row in rows("ab", without="") if (row["method"], row["dataset"]) != ("ivlp", "b")])
     assert ": on a IVLP; on b VPT; on the average no other. Of many" in told
+    # What holds for one column alone is said, too.
+    some = [row for row in rows("ab") if (row["method"], row["dataset"]) != ("vpt", "b")]
+    assert "as if each method had its own" in caption(some)[0]
+    # Which one is best on the average need not be so anywhere.
+    each = {"bias": (70.0, 50.0), "ivlp": (60.0, 90.0), "vpt": (60.0, 89.0)}
+    apart = [
+        run(name, dataset, accuracy=own[number]) for name, own in each.items() for number, dataset in enumerate("ab")
+    ]
+    assert ": on a no other; on b VPT; on the average VPT. Of many" in caption(apart)[0]
     # Of many datasets the average alone is told.
     assert ": on the average no other. Of many" in caption(rows("abcde"))[0]
     assert caption(rows("ab")[:1]) == []
