@@ -107,7 +107,7 @@ def summary_figure(summaries: Sequence[MethodSummary], left_out: Sequence[str] =
     )
     for summary in summaries:
         rows += _shared_out(summary)
-    columns = ("method", "quantity", "outcome", "unit", "dataset", "seeds", *_ENDS)
+    columns: tuple[str, ...] = ("method", "quantity", "outcome", "unit", "dataset", "seeds", *_ENDS)
     columns += ("images_low", "images_high", *_SHARES)
     return CaptionedFigure("verdict_overview", "What carries the gain", caption, figure, columns, tuple(rows))
 
