@@ -68,7 +68,8 @@ def commands(page: Path) -> list[Command]:
     """Every command of a page: in shell blocks, in indented blocks, in code spans, in comments of Python blocks."""
     text = page.read_text(encoding="utf-8")
     lines = [line for code in blocks(page, "bash") for line in code.replace("\\\n", " ").splitlines()]
-    lines += re.findall(r"^ {4}(\S.*)$", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE), re.MULTILINE)
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    lines += re.findall(r"^ {4}(\S.*)$", prose.replace("\\\n", " "), re.MULTILINE)
     spans = [span for span in inline(page) if span != "clipbias"]  # the package
     lines += [span for span in spans if span.split()[0] in PROGRAMS or "python -m" in span]
     comments = [line for code in blocks(page, "python") for line in code.splitlines() if line.startswith("#")]
