@@ -1,6 +1,7 @@
 """One picture of a dataset's few-shot picks: labels, prompts and training crops, to see that all is as meant."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -37,17 +38,24 @@ def contact_sheet(
     sheet = Image.new("RGB", (width, HEADER + len(labels) * (TILE + CAPTION + GAP)), PAPER)
     draw = ImageDraw.Draw(sheet)
     title = f"{dataset.name}: {len(dataset.class_names)} classes, {shots} shots, seed {seed}, {dataset.template!r}"
-    draw.text((GAP, GAP), title, fill=INK, font=ImageFont.load_default(size=14))
+    draw.text((GAP, GAP), title, fill=INK, font=font(14))
     note = f"right: {augmentations} training crops of the first pick"
-    draw.text((GAP, GAP + 18), note, fill=FAINT, font=ImageFont.load_default(size=11))
+    draw.text((GAP, GAP + 18), note, fill=FAINT, font=font(11))
     top = HEADER
     for label in labels:
         own = np.flatnonzero(chosen.labels == label).tolist()
         prompt = printable(dataset.template.replace("{}", dataset.class_names[label].replace("_", " ")))
-        draw.text((GAP, top), f"{label}  {prompt}", fill=INK, font=ImageFont.load_default(size=12))
+        draw.text((GAP, top), f"{label}  {prompt}", fill=INK, font=font(12))
         _row(sheet, top + CAPTION, _tiles(chosen, own, seed, max_picks, augmentations), min(shots, max_picks))
         top += TILE + CAPTION + GAP
     return sheet
+
+
+def font(size: int) -> ImageFont.FreeTypeFont:
+    """Matplotlib's, which has the letters of most languages; Pillow's own lacks those with accents."""
+    import matplotlib  # it takes a while
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
 
 
 def _tiles(chosen: Split, own: Sequence[int], seed: int, max_picks: int, augmentations: int) -> list[list[np.ndarray]]:

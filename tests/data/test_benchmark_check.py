@@ -116,3 +116,9 @@ def test_contact_sheet_shows_picks_and_crops(tmp_path):
     expected = data.transforms.test_image(data.transforms.decode(first.read(0), ""), tile)
     top = contact_sheet.HEADER + contact_sheet.CAPTION
     np.testing.assert_array_equal(np.asarray(sheet)[top : top + tile, gap : gap + tile], expected)
+
+
+@pytest.mark.parametrize("letter", "üñßøžЖα")
+def test_a_contact_sheet_has_letters_of_other_languages(letter):
+    found, missing = (bytes(contact_sheet.font(14).getmask(text)) for text in (letter, "\U0010ffff"))
+    assert found != missing

@@ -24,6 +24,6 @@ def test_what_fell_or_has_a_recipe_of_its_own_is_no_reason_to_speak() -> None:
     assert train.hardly_learned(lines(2.0, 1.5, 1.0), row) == ""
     assert "from 2 to 1.95" in train.hardly_learned(lines(2.0, 0.1, 1.95), row)
     # Of nine steps the first and the last three count, whatever one batch says.
-    assert train.hardly_learned(lines(1.0, 2.0, 3.0, 9.0, 9.0, 9.0, 2.1, 1.0, 1.0), row) == ""
+    assert train.hardly_learned(lines(1.0, 2.0, 3.0, 9.0, 9.0, 9.0, 0.5, 0.5, 2.0), row) == ""
     assert train.hardly_learned(lines(2.0, 2.0), row | {"recipe": {"epochs": 2}}) == ""
     assert train.hardly_learned(lines(2.0), row) == train.hardly_learned([], row) == ""
