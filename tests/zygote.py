@@ -99,9 +99,11 @@ def become(
 
 
 def main() -> None:
+    gc.disable()  # there is none in what is imported
     for name in HEAVY:
         importlib.import_module(name)
     gc.freeze()  # so that no fork looks through it for garbage
+    gc.enable()
     for line in sys.stdin:
         job = json.loads(line)
         if isinstance(job, int):

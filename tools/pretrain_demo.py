@@ -8,6 +8,7 @@ cores it takes well under an hour. Zero-shot accuracy is watched on the demo dat
 images are not used.
 """
 
+import dataclasses
 import functools
 import hashlib
 import time
@@ -23,9 +24,9 @@ from absl import app, flags, logging
 
 from clipbias import clip as clip_lib
 from clipbias import data
-from clipbias.clip import Clip, ClipConfig, Preprocessing, TextConfig, VisionConfig, encode_image, encode_text
+from clipbias.clip import Clip, ClipConfig, Preprocessing, TextConfig, VisionConfig
 from clipbias.clip import tokenizer as tokenizer_lib
-from clipbias.data import demo, transforms
+from clipbias.data import demo
 from clipbias.files import atomic_path
 from tools.demo import contrastive, corpus, vocabulary
 
@@ -95,16 +96,11 @@ def load_state(path: Path, like: Any) -> tuple[Any, int]:
 
 def zero_shot_accuracy(params: Any, model: Clip, dataset: data.Dataset, split: str = "val") -> float:
     """The share of images of `split` whose nearest prompt is their own class."""
-    size = model.config.vision.image_size
-    chosen = dataset.split(split)
-    images = np.stack(
-        [transforms.test_image(transforms.decode(chosen.read(i), chosen.keys[i]), size) for i in range(len(chosen))]
-    )
+    chosen, trained = dataset.split(split), dataclasses.replace(model, params=params)
+    image_features = trained.encode_images([chosen.picture(i) for i in range(len(chosen))])
     texts = [dataset.template.format(name) for name in dataset.class_names]
-    image_features, _ = encode_image(params, model.config, model.preprocessing.normalize(images))
-    text_features, _ = encode_text(params, model.config, jnp.asarray(model.tokenize(texts)))
-    text_features = text_features / jnp.linalg.norm(text_features, axis=-1, keepdims=True)
-    return float((jnp.argmax(image_features @ text_features.T, -1) == chosen.labels).mean())
+    text_features = trained.encode_texts(texts, normalize=True)
+    return float((np.argmax(image_features @ text_features.T, -1) == chosen.labels).mean())
 
 
 def write_model(folder: Path, model: Clip, params: Any) -> None:
@@ -130,7 +126,7 @@ def train(model: Clip, scenes: corpus.Corpus, datasets: list[data.Dataset], work
     )
     state_path = work / "state.npz"
     # The step donates its arguments, and the caller's parameters must outlive it.
-    initial = jax.tree.map(jnp.copy, (model.params, optimiser.init(model.params)))
+    initial = jax.jit(lambda params: (jax.tree.map(jnp.copy, params), optimiser.init(params)))(model.params)
     (params, state), start = load_state(state_path, initial)
     began, reported = time.monotonic(), start
     for step in range(start, FLAGS.steps):
