@@ -7,6 +7,7 @@ import pytest
 from clipbias.errors import ClipbiasError
 from tests.documents import ROOT
 from tools import make_demo_tables
+from tools.pages import END
 
 HEADS = "method,quantity,outcome,unit,dataset,seeds,value,low,high,images_low,images_high,share,share_low,share_high"
 LINES = f"""{HEADS}
@@ -28,20 +29,22 @@ def test_the_pages_are_those_of_the_numbers(name: str) -> None:
     assert path.read_text(encoding="utf-8") == make_demo_tables.page(path), told
 
 
-def made(folder: Path, page: str, numbers: str, text: str) -> list[str]:
-    """The lines of the tables that are made of these numbers."""
+def made(folder: Path, page: str, **texts: str) -> list[list[str]]:
+    """The lines of the tables of each section that is made of these numbers."""
     (folder / "images").mkdir()
-    (folder / "images" / numbers).write_text(text)
-    (folder / page).write_text(
-        f"before\n{make_demo_tables.BEGIN}\nold\n<!-- What follows is written by hand. -->\nafter\n"
-    )
+    begins = [make_demo_tables.BEGIN.format(name=f"{name}.csv") for name in texts]
+    for name, text in texts.items():
+        (folder / "images" / f"{name}.csv").write_text(text)
+    (folder / page).write_text("before\n" + "".join(f"{begin}\nold\n{END}\nbetween\n" for begin in begins))
     whole = make_demo_tables.page(folder / page)
-    assert whole.startswith("before\n") and whole.endswith("\nafter\n") and "old" not in whole
-    return [line for line in whole.splitlines() if line.startswith("| ") and "---" not in line]
+    assert whole.startswith("before\n") and whole.endswith("\nbetween\n") and "old" not in whole
+    assert whole.count("between") == whole.count(END) == len(texts)
+    sections = whole.split(END)[:-1]
+    return [[line for line in each.splitlines() if line.startswith("| ") and "---" not in line] for each in sections]
 
 
 def test_points_are_means_and_shares_are_of_datasets(tmp_path: Path) -> None:
-    first, ivlp, bias, second, shares = made(tmp_path, "report.md", "verdict.csv", LINES)
+    ((first, ivlp, bias, second, shares),) = made(tmp_path, "report.md", verdict=LINES)
     assert first == "| method | gain | attention | scale | values | one vector | two, by kind | one per token |"
     assert ivlp == "| IVLP | +5.3 (+3.1 to +7.6) | – | +0.0 (-2.8 to -0.6) | – | – | – | – |"
     assert bias == "| Bias tuning | +2.0 (+0.0 to +4.0) | – | – | – | – | – | – |"
@@ -53,11 +56,16 @@ def test_points_are_means_and_shares_are_of_datasets(tmp_path: Path) -> None:
 def test_the_most_accurate_of_a_kind_comes_first(tmp_path: Path) -> None:
     text = "method,label,kind,parameters,accuracy,spread over seeds\n"
     text += "coop,CoOp,Prompts,384.0,51.04,\nbias,Bias,Weights,896.0,54.9,\nmaple,MaPLe,Prompts,50432.0,51.06,\n"
-    assert made(tmp_path, "methods.md", "zoo.csv", text) == [
+    found, shares = made(tmp_path, "methods.md", zoo=text, methods_verdict=LINES)
+    assert found == [
         "| kind | method | parameters | accuracy (%) |",
         "| Prompts | `maple` | 50,432 | 51.1 |",
         "| Prompts | `coop` | 384 | 51.0 |",
         "| Weights | `bias` | 896 | 54.9 |",
+    ]
+    assert [line.split(" | ")[1:4] for line in shares] == [
+        ["dataset", "attention", "scale"],
+        ["demo/fashion", "–", "–"],
     ]
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clipbias.files import read_json_lines
+from clipbias.files import read_json_lines, read_text
 from clipbias.report.table import MISSING
 from tools.benchmarks.ahead import trained_methods
 from tools.benchmarks.report import markdown
@@ -100,7 +100,7 @@ def page(whole: Path, rows: Path = ROWS) -> str:
     Raises:
       ClipbiasError: a file cannot be read, or the page has no place for the section.
     """
-    return with_section(whole, BEGIN, section(read_json_lines(rows), trained_methods()))
+    return with_section(whole, read_text(whole), BEGIN, section(read_json_lines(rows), trained_methods()))
 
 
 def main() -> None:

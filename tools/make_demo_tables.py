@@ -4,6 +4,7 @@
     python -m tools.make_demo_tables docs/report.md
 
     cp workdir/zoo_demo/accuracy_by_parameters.csv docs/images/zoo.csv
+    python -m tools.draw_verdict workdir/why_zoo --to=docs/images/methods_verdict.png
     python -m tools.make_demo_tables docs/methods.md
 
 A test holds both pages to their numbers: measure again, and run this again.
@@ -11,7 +12,7 @@ A test holds both pages to their numbers: measure again, and run this again.
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from clipbias.errors import ClipbiasError
@@ -21,7 +22,7 @@ from clipbias.report.table import MISSING
 from tools.benchmarks.report import markdown
 from tools.pages import with_section, write_page
 
-BEGIN = "<!-- By `python -m tools.make_demo_tables`; change that, or measure again. -->"
+BEGIN = "<!-- From images/{name} by `python -m tools.make_demo_tables`; change that, or measure again. -->"
 # What is measured, and how the heads of its columns are called.
 QUANTITIES = {
     "gain": "gain",
@@ -36,38 +37,40 @@ QUANTITIES = {
 Row = Mapping[str, str]
 
 
-def verdicts(rows: Sequence[Row]) -> str:
-    """Two tables: points of accuracy as a mean over datasets, and shares of the log-likelihood's gain by dataset."""
-    methods = dict.fromkeys(row["method"] for row in rows)
-    datasets = dict.fromkeys(row["dataset"] for row in rows if row["dataset"] != "mean")
-    found = {(row["method"], row["dataset"], row["outcome"], row["quantity"]): row for row in rows}
+def points(rows: Sequence[Row]) -> str:
+    """Points of accuracy, the mean over datasets."""
+    found = {(row["method"], row["quantity"]): row for row in rows if row["dataset"] == "mean"}
 
-    def points(method: str, name: str) -> str:
-        row = found.get((method, "mean", "accuracy", name))
+    def cell(row: Row | None) -> str:
         return MISSING if row is None else _with_ends(row, "value", "images_low", "images_high", digits=1)
 
-    def share(method: str, dataset: str, name: str) -> str:
-        row = found.get((method, dataset, "log_likelihood", name), {})
-        if not row.get("share"):
-            return MISSING
-        return _with_ends(row, "share", "share_low", "share_high", digits=0)
+    over = ", ".join(dataset_name(row) for row in dict.fromkeys(row["dataset"] for row in rows) if row != "mean")
+    methods = dict.fromkeys(method for method, _ in found)
+    lines = [(method, *(cell(found.get((method, name))) for name in QUANTITIES)) for method in methods]
+    table = markdown(("method", *QUANTITIES.values()), lines).rstrip()
+    return f"Points of accuracy, mean over {over}, in brackets 95 % over their images:\n\n{table}"
 
-    accuracy = [(method, *(points(method, name) for name in QUANTITIES)) for method in methods]
-    shares = [
-        (method, dataset_name(dataset), *(share(method, dataset, name) for name in list(QUANTITIES)[1:]))
-        for method in methods
-        for dataset in datasets
+
+def shares(rows: Sequence[Row]) -> str:
+    """Percent of the log-likelihood's gain, a line for each method and dataset where there is a sure one."""
+    kept = [row for row in rows if row["outcome"] == "log_likelihood" and row["share"]]
+    found = {(row["method"], row["dataset"], row["quantity"]): row for row in kept}
+
+    def cell(row: Row | None) -> str:
+        return MISSING if row is None else _with_ends(row, "share", "share_low", "share_high", digits=0)
+
+    names = [name for name in QUANTITIES if name != "gain"]
+    lines = [
+        (method, dataset_name(dataset), *(cell(found.get((method, dataset, name))) for name in names))
+        for method, dataset in dict.fromkeys((method, dataset) for method, dataset, _ in found)
     ]
-    shares = [line for line in shares if set(line[2:]) != {MISSING}]
-    heads, over = list(QUANTITIES.values()), ", ".join(map(dataset_name, datasets))
-    return "\n\n".join(
-        (
-            f"Points of accuracy, mean over {over}, in brackets 95 % over their images:",
-            markdown(("method", *heads), accuracy).rstrip(),
-            "Percent of the gain in log-likelihood, where that is surely above 0:",
-            markdown(("method", "dataset", *heads[1:]), shares).rstrip(),
-        )
-    )
+    table = markdown(("method", "dataset", *(QUANTITIES[name] for name in names)), lines).rstrip()
+    return f"Percent of the gain in log-likelihood, where that is surely above 0:\n\n{table}"
+
+
+def verdicts(rows: Sequence[Row]) -> str:
+    """Both tables."""
+    return f"{points(rows)}\n\n{shares(rows)}"
 
 
 def _with_ends(row: Row, value: str, low: str, high: str, *, digits: int) -> str:
@@ -89,24 +92,26 @@ def zoo(rows: Sequence[Row]) -> str:
     return markdown(("kind", "method", "parameters", "accuracy (%)"), lines).rstrip()
 
 
-# By page: the numbers, and what is made of them.
-PAGES = {
-    "report.md": ("verdict.csv", verdicts),
-    "methods.md": ("zoo.csv", zoo),
+# By page: numbers beside its pictures, and what is made of them.
+PAGES: Mapping[str, Mapping[str, Callable[[Sequence[Row]], str]]] = {
+    "report.md": {"verdict.csv": verdicts},
+    "methods.md": {"zoo.csv": zoo, "methods_verdict.csv": shares},
 }
 
 
 def page(whole: Path) -> str:
-    """The page with its section made again.
+    """The page with its sections made again.
 
     Raises:
       ClipbiasError: it has none, or a file cannot be read.
     """
     if whole.name not in PAGES:
         raise ClipbiasError(f"{whole} has no table of the demo; {' and '.join(PAGES)} have.")
-    name, make = PAGES[whole.name]
-    rows = list(csv.DictReader(io.StringIO(read_text(whole.parent / "images" / name))))
-    return with_section(whole, BEGIN, make(rows))
+    text = read_text(whole)
+    for name, make in PAGES[whole.name].items():
+        rows = list(csv.DictReader(io.StringIO(read_text(whole.parent / "images" / name))))
+        text = with_section(whole, text, BEGIN.format(name=name), make(rows))
+    return text
 
 
 def main() -> None:

@@ -6,18 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 from clipbias.errors import ClipbiasError
-from clipbias.files import read_text, write_text
+from clipbias.files import write_text
 
 END = "<!-- What follows is written by hand. -->"
 
 
-def with_section(page: Path, begin: str, section: str) -> str:
-    """A page in Markdown with what stands between the line `begin` and `END` made again.
+def with_section(page: Path, text: str, begin: str, section: str) -> str:
+    """The text of a page in Markdown with what stands between the line `begin` and the next `END` made again.
 
     Raises:
-      ClipbiasError: the page cannot be read, or has no place for the section.
+      ClipbiasError: it has no place for the section.
     """
-    before, found, rest = read_text(page).partition(begin)
+    before, found, rest = text.partition(begin)
     _, end, after = rest.partition(END)
     if not found or not end:
         raise ClipbiasError(f"{page} has no place for the table; write the lines {begin!r} and {END!r} there.")
