@@ -25,6 +25,8 @@ def get_config() -> ConfigDict:
     # Texts in place of class names, which no template is added to, such as "a dog on grass,two cats"; or a text file
     # with one per line.
     config.texts = ""
+    # Whether an adapter has zero-shot CLIP beside it.
+    config.zero_shot = True
     # How many classes are shown.
     config.top = 5
     # Images at a time.

@@ -7,9 +7,11 @@ stands before them.
     python -m experiments.predict --config.images=photos --config.adapter=workdir/digits --relevancy
     python -m experiments.predict --config.images=photos --config.texts="a dog on grass,two cats" --relevancy
 
-Writes `predictions.json`, and with --relevancy one picture per image into `relevancy/`.
+An adapter has zero-shot CLIP beside it, with the same class names and the adapter's template. Writes
+`predictions.json`, and with --relevancy one picture per image into `relevancy/`.
 """
 
+import dataclasses
 import json
 import os
 import time
@@ -46,14 +48,33 @@ from experiments import common
 from experiments.inputs import find_adapter, split
 
 _CONFIG = "configs/predict.py"
+ZERO_SHOT = "zero_shot"
 _RELEVANCY = flags.DEFINE_bool("relevancy", False, "Also draw the relevancy of every image's most likely class.")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+    """One way to classify images.
+
+    Attributes:
+      title: what pictures call it; nothing where it is alone.
+      key: of its predictions within those of the image.
+      task, learnables: bound to the class names or texts.
+      classes: their features, or the text where they depend on the image.
+    """
+
+    title: str
+    key: str
+    task: Task
+    learnables: Learnables
+    classes: Text
 
 
 def main(config: ConfigDict, workdir: Path) -> None:
     files = find_images(config.images)
     task, learnables = open_task(config)
     params = jax.device_put(held(task.clip.params, task.classifier.dtype))
-    classes = task.text if task.method.conditional else task.text_features(params, learnables)
+    models = list(bound(task, learnables, params, config))
     found, key = [], "texts" if config.texts else "classes"
     began = time.monotonic()
     with open_workdir(workdir, common.plain(config)), progress(len(files), unit="image", title="predict") as bar:
@@ -63,33 +84,64 @@ def main(config: ConfigDict, workdir: Path) -> None:
             missing = min(images_per_batch(task, config), len(files)) - len(chunk)
             filled = np.pad(pictures, ((0, missing), *[(0, 0)] * (pictures.ndim - 1)))
             mask = np.arange(len(filled)) < len(chunk)
-            probabilities, maps = classify(task, params, learnables, classes, filled, mask, config.start_layer)
+            answers = [classify(model, params, filled, mask, config.start_layer) for model in models]
             for i, path in enumerate(chunk):
-                best = np.argsort(-probabilities[i], kind="stable")[: config.top]
-                found.append(
-                    {
-                        "image": str(path),
+                found.append({"image": str(path)})
+                overlays = []
+                for model, (shares, maps) in zip(models, answers, strict=True):
+                    best = np.argsort(-shares[i], kind="stable")[: config.top]
+                    told = {
                         key: [task.class_names[c] for c in best],
-                        "probabilities": [float(probabilities[i, c]) for c in best],
+                        "probabilities": [float(shares[i, c]) for c in best],
                     }
-                )
-                if maps is not None:
-                    overlay = Overlay(
-                        title=f"{printable(task.class_names[best[0]])} {100 * probabilities[i, best[0]]:.0f} %",
-                        vision=maps[0][i],
-                        patches=task.clip.config.vision.patches,
-                        tokens=tuple(token_labels(task, int(best[0]))),
-                        text=maps[1][i],
-                    )
+                    found[-1] |= {model.key: told} if model.key else told
+                    if maps is not None:
+                        overlays.append(overlay(model, int(best[0]), shares[i, best[0]], maps[0][i], maps[1][i]))
+                if overlays:
                     name = f"{len(found):04d}_{path.stem}.png"
-                    save_overlay(workdir / "relevancy" / name, pictures[i], [overlay], title=printable(path.name))
+                    seen = pictures[i, 0] if task.method.crops_at_test() else pictures[i]
+                    save_overlay(workdir / "relevancy" / name, seen, overlays[::-1], title=printable(path.name))
             bar.advance(len(chunk))
         write_text(workdir / "predictions.json", json.dumps(found, indent=1) + "\n")
         with MetricWriter(workdir) as metrics:
             metrics.write(1, {"images": len(found), "seconds": round(time.monotonic() - began, 4)})
     for entry in found:
         pairs = zip(entry[key], entry["probabilities"], strict=True)
-        common.tell(f"{entry['image']}: " + ", ".join(f"{name} {100 * p:.1f} %" for name, p in pairs))
+        line = f"{entry['image']}: " + ", ".join(f"{name} {100 * p:.1f} %" for name, p in pairs)
+        if (frozen := entry.get(ZERO_SHOT)) is not None:
+            line += f"; zero-shot {frozen[key][0]} {100 * frozen['probabilities'][0]:.1f} %"
+        common.tell(line)
+
+
+def bound(task: Task, learnables: Learnables, params: Params, config: ConfigDict) -> Iterator[Model]:
+    """The model that was asked for, and zero-shot CLIP beside a tuned one."""
+
+    def model(title: str, key: str, task: Task, learnables: Learnables) -> Model:
+        classes = task.text if task.method.conditional else task.text_features(params, learnables)
+        return Model(title, key, task, learnables, classes)
+
+    tuned = bool(config.adapter) and config.zero_shot
+    yield model("Tuned" if tuned else "", "", task, learnables)
+    if tuned:
+        text: dict[str, Any] = {"free_text": True} if config.texts else {"template": task.template}
+        try:
+            frozen = Task(task.clip, ZERO_SHOT, task.class_names, dtype=config.dtype, **text)
+        except ClipbiasError as error:  # such as a template that leaves too little room for a name
+            common.tell(f"no zero-shot beside it: {error}")
+            return
+        yield model("Zero-shot", ZERO_SHOT, frozen, {})
+
+
+def overlay(model: Model, best: int, share: float, vision: np.ndarray, text: np.ndarray) -> Overlay:
+    """What one picture's relevancy looks like."""
+    title = f"{printable(model.task.class_names[best])} {100 * share:.0f} %"
+    return Overlay(
+        title=f"{model.title}\n{title}" if model.title else title,
+        vision=vision,
+        patches=model.task.clip.config.vision.patches,
+        tokens=tuple(token_labels(model.task, best)),
+        text=text,
+    )
 
 
 def find_images(text: str) -> list[Path]:
@@ -183,20 +235,17 @@ def read(files: Sequence[Path], task: Task, config: ConfigDict) -> Iterator[tupl
 
 
 def classify(
-    task: Task,
-    params: Params,
-    learnables: Learnables,
-    classes: Text,
-    pictures: np.ndarray,
-    mask: np.ndarray,
-    start_layer: int,
+    model: Model, params: Params, pictures: np.ndarray, mask: np.ndarray, start_layer: int
 ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
     """Probabilities `[B, C]`, and with --relevancy the maps `[B, M + V]` and `[B, N]` of each image's best class.
 
     `mask [B]` says which of the pictures are there; the others only fill the batch.
     """
+    task, learnables = model.task, model.learnables
+    if pictures.ndim == 5 and not task.method.crops_at_test():
+        pictures = pictures[:, 0]  # the whole image, which a tuned method beside it learns of crops of
     images = task.clip.preprocessing.normalize(pictures)
-    found = np.asarray(probabilities(task.classifier, params, learnables, images, classes, mask))
+    found = np.asarray(probabilities(task.classifier, params, learnables, images, model.classes, mask))
     if not _RELEVANCY.value:
         return found, None
     maps = relevancy(task, params, learnables, images, found.argmax(-1), start_layer=start_layer)

@@ -132,16 +132,25 @@ def test_predictions_with_relevancy(images, adapters, tmp_path, monkeypatch):
     assert printed.count("skipped: ") == 1 and "broken.png" in printed
     found = json.loads((out / "predictions.json").read_text())
     assert [entry["image"] for entry in found] == [str(path) for path in files]
-    assert printed.count(" %") == 2 * len(files)
+    assert printed.count(" %") == (2 + 1) * len(files) and printed.count("; zero-shot ") == len(files)
     names = ["0001_0.png", "0002_1.png", "0003_blue.png", "0004_0.png"]
     assert sorted(path.name for path in (out / "relevancy").iterdir()) == names
 
     adapter = load_adapter(Path(adapters[1]) / "adapter.safetensors")
     task, learnables = adapter.bind(clip := clipbias.load(adapter.base))
-    expected = np.asarray(jax.nn.softmax(jax.jit(task.logits)(clip.params, learnables, clip.preprocess(files))))
+    frozen, seen = Task(clip, "zero_shot", CLASS_NAMES, template=adapter.template), clip.preprocess(files)
+    expected, zero_shot = (
+        np.asarray(jax.nn.softmax(jax.jit(bound.logits)(clip.params, given, seen)))
+        for bound, given in ((task, learnables), (frozen, {}))
+    )
     # The second image of a batch, the blue one, has others on top than the first: else the first one's order would do.
     assert (np.argsort(-expected[2])[:2] != np.argsort(-expected[1])[:2]).any()
-    for entry, own, (path, _, (overlay,)) in zip(found, expected, drawn, strict=True):
+    assert np.abs(expected - zero_shot).max() > 0.01
+    for entry, own, plain, (path, _, (before, overlay)) in zip(found, expected, zero_shot, drawn, strict=True):
+        top = np.argsort(-plain)[:2]
+        assert entry["zero_shot"]["classes"] == [CLASS_NAMES[one] for one in top]
+        np.testing.assert_allclose(entry["zero_shot"]["probabilities"], plain[top], rtol=1e-4)
+        assert before.title == f"Zero-shot\n{CLASS_NAMES[top[0]]} {100 * plain[top[0]]:.0f} %"
         best = np.argsort(-own)[:2]
         assert entry["classes"] == [CLASS_NAMES[one] for one in best]
         np.testing.assert_allclose(entry["probabilities"], own[best], rtol=1e-4)
@@ -149,7 +158,9 @@ def test_predictions_with_relevancy(images, adapters, tmp_path, monkeypatch):
         pair = clip.preprocess([files[number]] * 2)
         maps = clipbias.relevancy(task, clip.params, learnables, pair, np.asarray([best[0]] * 2))
         np.testing.assert_allclose(overlay.vision, maps.vision[0], rtol=1e-3, atol=1e-6)
-        assert overlay.title.startswith(CLASS_NAMES[best[0]])
+        assert overlay.title.startswith(f"Tuned\n{CLASS_NAMES[best[0]]}")
+        maps = clipbias.relevancy(frozen, clip.params, {}, pair, np.asarray([top[0]] * 2))
+        np.testing.assert_allclose(before.vision, maps.vision[0], rtol=1e-3, atol=1e-6)
 
 
 def test_adapters_are_named_apart_and_found_where_grids_put_them(model, tmp_path):
@@ -214,7 +225,7 @@ def test_a_head_of_ones_own_takes_other_classes(model, images, tmp_path):
     task = clipbias.Task(clip, "tests.own_methods:Probe", ("cat", "dog"))
     clipbias.save_adapter(tmp_path / "a.safetensors", task, task.init(), method="tests.own_methods:Probe")
     settings = {"images": str(picture), "adapter": str(tmp_path / "a.safetensors"), "classes": ",".join(names)}
-    settings |= {"own_methods": "tests.own_methods", "top": 3}
+    settings |= {"own_methods": "tests.own_methods", "top": 3, "zero_shot": False}
     assert answer_here(experiments.predict, settings, tmp_path / "out")[0] == 0
     (found,) = json.loads((tmp_path / "out" / "predictions.json").read_text())
     bound, learnables = clipbias.load_adapter(tmp_path / "a.safetensors").bind(
