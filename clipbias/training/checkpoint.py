@@ -139,10 +139,17 @@ class Checkpoints:
             # The storage library puts the system's words at the end of its own, before a code in brackets.
             words = re.search(r": ([^:\[]+?) \[os_error_code", str(error))
             reason = system or (words[1] if words else str(error).splitlines()[0])
+            intact = "the previous checkpoint is intact, " if self._has_steps() else ""
             raise ClipbiasError(
-                f"cannot save a checkpoint in {self._folder}: {reason}; the previous checkpoint is intact, "
-                "make room, or see to the disk, and run the same command again."
+                f"cannot save a checkpoint in {self._folder}: {reason}; {intact}make room, or see to the disk, and run "
+                "the same command again."
             ) from error
+
+    def _has_steps(self) -> bool:
+        try:
+            return any(path.name.isdecimal() for path in self._folder.iterdir())
+        except OSError:
+            return False
 
     def _remove_unfinished(self) -> None:
         """Removes what neither is a checkpoint nor once was one."""

@@ -53,7 +53,9 @@ def test_the_last_checkpoint_stays(tmp_path: Path) -> None:
     checkpoints.wait()
     with (
         no_room_for(512),
-        pytest.raises(ClipbiasError, match=r"cannot save a checkpoint in .*: File too large; .* make room, or see"),
+        pytest.raises(
+            ClipbiasError, match=r"checkpoint in .*: File too large; the previous checkpoint is intact, make room, or"
+        ),
     ):
         checkpoints.save(2, {"a": state["a"] + 1}, [])
         checkpoints.wait()
@@ -63,6 +65,15 @@ def test_the_last_checkpoint_stays(tmp_path: Path) -> None:
     again.close()
     assert step == 1
     np.testing.assert_array_equal(restored["a"], state["a"])
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_first_checkpoint_speaks_of_no_former_one(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, identity={})
+    with no_room_for(512), pytest.raises(ClipbiasError, match=r": File too large; make room, or see to the disk, and"):
+        checkpoints.save(1, {"a": np.random.default_rng(0).normal(size=(64, 64))}, [])
+        checkpoints.wait()
+    checkpoints.close()
 
 
 def test_the_last_adapter_stays(clip: Clip, tmp_path: Path) -> None:
