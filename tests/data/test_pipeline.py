@@ -177,7 +177,7 @@ def test_images_that_are_not_cropped_are_kept_as_large_as_they_are_used():
     split, reads = make_split(6), []
     counted = Split(split.keys, split.labels, lambda index: reads.append(index) or split.read(index))
     images = Images(counted, ImageCache(6 * SIZE * SIZE * 3))
-    assert_same(train(images, batch_size=6, crop=None), train(split, batch_size=6, crop=None, cache_bytes=0))
+    assert_same(train(images, batch_size=6, crop=None, workers=1), train(split, batch_size=6, crop=None, cache_bytes=0))
     assert len(reads) == 6 and {images.cache.get((key, SIZE)).shape for key in split.keys} == {(SIZE, SIZE, 3)}
     assert images.evaluated(2, 8).shape == (8, 8, 3)  # another size is another image
 

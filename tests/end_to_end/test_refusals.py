@@ -52,7 +52,7 @@ REFUSED = [
 
 
 HELPED = [
-    (["clipbias"], "  table1     Methods x datasets x shots x seeds"),
+    (["clipbias"], "  table1       Methods x datasets x shots x seeds"),
     (["clipbias", "predict", "--help"], "  --config.top  (whole number; 5)\n      How many classes are shown.\n"),
     (
         ["clipbias", "predict", "--help"],
