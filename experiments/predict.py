@@ -75,7 +75,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
     task, learnables = open_task(config)
     params = jax.device_put(held(task.clip.params, task.classifier.dtype))
     models = list(bound(task, learnables, params, config))
-    found, key = [], "texts" if config.texts else "classes"
+    found, key = list[dict[str, Any]](), "texts" if config.texts else "classes"
     began = time.monotonic()
     with open_workdir(workdir, common.plain(config)), progress(len(files), unit="image", title="predict") as bar:
         for chunk, pictures in read(files, task, config):
