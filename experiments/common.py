@@ -94,7 +94,8 @@ def answer(main: Callable[[ConfigDict, Path], Any], config: ConfigDict, workdir:
       config: its configuration, which is told the folder, too.
       workdir: takes precedence over the configuration's own.
     """
-    try:
+
+    def work() -> int:
         # They import JAX, which showing runs does without.
         from clipbias.clip import precision
         from clipbias.training import processes, remote_workdir
@@ -103,28 +104,21 @@ def answer(main: Callable[[ConfigDict, Path], Any], config: ConfigDict, workdir:
         from experiments import configuration
 
         configuration.check(config, own_config(main))
-        workdir = workdir or config.workdir
-        if not workdir and not config.get("dry_run"):
+        folder = workdir or config.workdir
+        if not folder and not config.get("dry_run"):
             raise ClipbiasError("no folder to write to; give --workdir=FOLDER.")
-        config.workdir = workdir
-        with interruption.noted(), processes.joined(), remote_workdir.local_folder(workdir) as folder:
+        config.workdir = folder
+        with interruption.noted(), processes.joined(), remote_workdir.local_folder(folder) as local:
             if "dtype" in config and not config.get("topology"):  # what is written says what the device took
                 config.dtype = precision.resolve(config.dtype)
             # Each host may have a path of its own to the folder; that it is the same one is found where it is opened.
             processes.same("the configuration", {**plain(config), "workdir": ""})
             if not config.get("dry_run"):
-                say(f"{binary_of(main)}: everything is written to {workdir}, the settings to {CONFIG} there")
-            main(config, folder)
-    except ClipbiasError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        return broken_disk(error)
-    except interruption.Interrupted as error:
-        interruption.claim()
-        print(error, file=sys.stderr)
-        return error.status
-    return 0
+                say(f"{binary_of(main)}: everything is written to {folder}, the settings to {CONFIG} there")
+            main(config, local)
+        return 0
+
+    return _status(work, told=str, interrupted=str)
 
 
 def answer_names(main: Callable[[Sequence[str]], int], names: Sequence[str]) -> int:
@@ -132,17 +126,31 @@ def answer_names(main: Callable[[Sequence[str]], int], names: Sequence[str]) -> 
 
     A `ClipbiasError` ends it with its message alone and status 1, and so does a disk that is full or broken.
     """
-    try:
+
+    def work() -> int:
         with interruption.noted():
             return main(names)
+
+    return _status(work, told=printable, interrupted=lambda _: interruption.STARTS_AGAIN)
+
+
+def _status(
+    work: Callable[[], int],
+    *,
+    told: Callable[[ClipbiasError], str],
+    interrupted: Callable[[interruption.Interrupted], str],
+) -> int:
+    """The exit status of `work`, or of what ends it, which is told in the words of `told` or `interrupted`."""
+    try:
+        return work()
     except ClipbiasError as error:
-        print(f"error: {printable(error)}", file=sys.stderr)
+        print(f"error: {told(error)}", file=sys.stderr)
         return 1
     except OSError as error:
         return broken_disk(error)
     except interruption.Interrupted as error:
         interruption.claim()
-        print(interruption.STARTS_AGAIN, file=sys.stderr)
+        print(interrupted(error), file=sys.stderr)
         return error.status
 
 

@@ -106,7 +106,8 @@ def summary_figure(summaries: Sequence[MethodSummary], left_out: Sequence[str] =
         + (f" Not in it: {' '.join(left_out)}" if left_out else "")
     )
     for entry in lines:
-        rows += [] if isinstance(entry, str) else _shared_out(entry)
+        if isinstance(entry, MethodSummary):
+            rows += _shared_out(entry)
     columns: tuple[str, ...] = ("method", "quantity", "outcome", "unit", "dataset", "seeds", *_ENDS)
     columns += ("images_low", "images_high", *_SHARES)
     return CaptionedFigure("verdict_overview", "What carries the gain", caption, figure, columns, tuple(rows))
