@@ -16,10 +16,11 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec
 
 from clipbias.clip.config import TowerConfig
 from clipbias.clip.products import HALF, activate, activate_keeping_half, multiply
-from clipbias.clip.target import target
+from clipbias.clip.target import DATA, target
 
 Weights = Mapping[str, Any]
 
@@ -145,7 +146,23 @@ def read_out_exactly(
 def cudnn_attention(
     q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool, implementation: Literal["cudnn", "xla"] = "cudnn"
 ) -> jax.Array:
-    """`fused_attention` by cuDNN's kernel, whose gradient takes even numbers of tokens alone.
+    """`fused_attention` by cuDNN's kernel, on each device that the mesh in use has along `data` for its own images.
+
+    Images of runs that `vmap` puts side by side become one axis for the kernel, of which the partitioner would not see
+    how it is split, and would gather all queries, keys and values.
+    """
+    attend = functools.partial(_cudnn_attention, causal=causal, implementation=implementation)
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.size == 1 or DATA not in mesh.auto_axes or q.shape[0] % mesh.shape[DATA]:
+        return attend(q, k, v)
+    split = PartitionSpec(DATA)
+    return jax.shard_map(attend, in_specs=split, out_specs=split, check_vma=False)(q, k, v)
+
+
+def _cudnn_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool, implementation: Literal["cudnn", "xla"]
+) -> jax.Array:
+    """The kernel's gradient takes even numbers of tokens alone.
 
     An odd number, as 1 + 196 is, gets one more token that no other sees and whose own result is dropped.
     """

@@ -10,6 +10,9 @@ from collections.abc import Iterator, Mapping
 
 import jax
 
+# The axis of a mesh of devices along which the images of a batch are split.
+DATA = "data"
+
 # As of cuDNN 9.12: a version with all that is used here.
 _CUDNN_VERSION = 91200
 

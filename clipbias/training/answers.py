@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.sharding import Mesh
 
 from clipbias.clip.params import Params
 from clipbias.clip.preprocess import Preprocessing
@@ -25,7 +26,7 @@ def text_features(
     return over_runs(one, (0,), runs=runs)(learnables)
 
 
-@functools.partial(jax.jit, static_argnames=("classifier", "preprocessing", "runs"))
+@functools.partial(jax.jit, static_argnames=("classifier", "preprocessing", "runs", "mesh"))
 def image_features(
     classifier: Classifier,
     preprocessing: Preprocessing,
@@ -34,17 +35,19 @@ def image_features(
     images: jax.Array,
     *,
     runs: int,
+    mesh: Mesh | None = None,
 ) -> jax.Array:
     """Features of images `[B, size, size, 3]` under `R` runs, `[R, B, d]`, as the tower makes them.
 
     Images have levels from 0 to 255. Of views of each image, `[B, 1 + V, size, size, 3]`, they are `[R, B, 1 + V, d]`.
+    Where several devices share the images, their `mesh` is told.
     """
     images = preprocessing.normalize(images)
 
     def one(learnables: Learnables) -> jax.Array:
         return classifier.encode_images(params, classifier.method.adapt(learnables), images)
 
-    return over_runs(one, (0,), runs=runs)(learnables)
+    return over_runs(one, (0,), runs=runs, mesh=mesh)(learnables)
 
 
 @struct.dataclass

@@ -69,7 +69,7 @@ def image_arguments(task: Task, *, batch: int, runs: int, mesh: Mesh) -> tuple[t
     kind = np.float32 if task.method.augmix_at_test() else np.uint8
     images = meshes.place(mesh, jax.ShapeDtypeStruct((batch, *views, size, size, 3), kind), meshes.DATA)
     params, learnables = placed_shapes(task, runs, mesh)
-    return (task.classifier, task.clip.preprocessing, params, learnables, images), {"runs": runs}
+    return (task.classifier, task.clip.preprocessing, params, learnables, images), {"runs": runs, "mesh": mesh}
 
 
 def placed_shapes(task: Task, runs: int, mesh: Mesh) -> tuple[Params, Learnables]:

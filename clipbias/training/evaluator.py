@@ -162,9 +162,8 @@ class Evaluator:
         plain = []
         for batch in self._batches(method):
             images = meshes.place_rows(self.mesh, batch["images"])
-            encode = functools.partial(
-                image_features, classifier, self.clip.preprocessing, self.params, learnables, images, runs=runs
-            )
+            given = (classifier, self.clip.preprocessing, self.params, learnables, images)
+            encode = functools.partial(image_features, *given, runs=runs, mesh=self.mesh)
             features = encode()
             if keep:
                 plain.append((features, {name: batch[name] for name in ("labels", "mask")}))

@@ -13,7 +13,7 @@ import functools
 import importlib.util
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -23,11 +23,12 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from clipbias.clip.params import Params
 from clipbias.clip.precision import held
+from clipbias.clip.target import DATA as DATA
 from clipbias.errors import ClipbiasError
 from clipbias.training import coordination, processes
 from clipbias.training.job import PATIENCE, PATIENCE_VARIABLE, Job
 
-RUN, DATA = "run", "data"
+RUN = "run"
 
 
 def start_distributed(*, coordinator: str | None = None, count: int | None = None, process: int | None = None) -> None:
@@ -264,6 +265,16 @@ def place_rows(mesh: Mesh, rows: Any) -> jax.Array:
     Each process passes its share.
     """
     return jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec(DATA)), np.asarray(rows))
+
+
+def told(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that is traced with the mesh at hand, `jax.sharding.get_abstract_mesh()`."""
+
+    def traced(*arguments: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*arguments)
+
+    return traced
 
 
 def shapes(tree: Any) -> Any:

@@ -37,12 +37,15 @@ DTYPES = ("bfloat16", "float32")
 CLASSES, BATCH = 100, 32
 
 CASES = [
-    (topology, name, dtype)
+    (topology, name, dtype, 1)
     for number, topology in enumerate(TOPOLOGIES)
     for name in TRAINED
     for dtype in DTYPES
     if ALL or (number == 0 and name in SOME and (dtype == "bfloat16" or name == "ivlp"))
 ]
+# Runs side by side whose images several devices share.
+SEVERAL = {"tpu": "v5e:4x4", "gpu": "h100:1x1x8", "": ""}[ACCELERATOR]
+CASES += [(SEVERAL, name, "bfloat16", 3) for name in TRAINED if ALL or name == "bias"]
 
 
 def bind(clip: Clip, method, classes: int, dtype: str, mesh, **memory) -> Task:
@@ -59,12 +62,14 @@ def check(found: Account, topology: Topology, dtype: str, *, cudnn: bool, loops:
         assert ("__cudnn$fmha" in text) == (dtype == "bfloat16"), str(found)
 
 
-@pytest.mark.parametrize(("topology", "name", "dtype"), CASES)
-def test_training_steps(clip: Clip, topologies: dict[str, Topology], topology: str, name: str, dtype: str) -> None:
+@pytest.mark.parametrize(("topology", "name", "dtype", "runs"), CASES)
+def test_training_steps(
+    clip: Clip, topologies: dict[str, Topology], topology: str, name: str, dtype: str, runs: int
+) -> None:
     """The fastest way that the plan finds."""
     where, (method, recipe) = topologies[topology], first_stage(name, BATCH)
     mesh = meshes.make_mesh(devices=where.devices)
-    shared = dict(rows=recipe.batch_size, runs=1, mesh=mesh, images=SHOTS * CLASSES)
+    shared = dict(rows=recipe.batch_size, runs=runs, mesh=mesh, images=SHOTS * CLASSES)
     jax.clear_caches()  # what was traced for another device
     with where():
         task, plan = plan_step(functools.partial(bind, clip, method, CLASSES, dtype, mesh), recipe, **shared)

@@ -12,6 +12,8 @@ from clipbias.clip import layers
 from clipbias.clip.config import TowerConfig
 from clipbias.clip.scan import layer_inputs
 from clipbias.clip.tower import TowerInput, run_fused
+from clipbias.training import mesh as meshes
+from clipbias.training.step import over_runs
 
 
 @pytest.mark.parametrize(
@@ -68,6 +70,32 @@ def test_what_cudnn_is_given_is_the_same_attention(causal: bool, tokens: int) ->
     gradients = [jax.grad(lambda *x, i=i: (both(*x)[i] * weight).sum(), argnums=(0, 1, 2))(q, k, v) for i in (0, 1)]
     for found, expected in zip(*gradients, strict=True):
         np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize(("run", "runs", "images"), [(1, 3, 8), (2, 4, 4), (2, 3, 4), (4, 1, 2), (1, 2, 3)])
+def test_devices_that_attend_by_themselves_find_the_same(run: int, runs: int, images: int) -> None:
+    """Runs side by side on a mesh, split along its axis `run` or not, and images that `data` does not divide."""
+    mesh = meshes.make_mesh(run=run, devices=jax.devices()[:8])
+    values = np.random.default_rng(run).normal(size=(4, runs, images, 7, 3, 8))
+    q, k, v, weight = jnp.asarray(values, jnp.float32)
+
+    def attended(q: jax.Array, k: jax.Array, v: jax.Array, weight: jax.Array) -> Any:
+        def loss(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+            return (layers.cudnn_attention(q, k, v, causal=False, implementation="xla") * weight).sum()
+
+        return jax.value_and_grad(loss, argnums=(0, 1, 2))(q, k, v)
+
+    together = jax.jit(over_runs(attended, [0] * 4, runs=runs, mesh=mesh))
+    placed = meshes.place(
+        mesh, (q, k, v, weight), meshes.RUN, None if images % mesh.shape[meshes.DATA] else meshes.DATA
+    )
+    program = together.lower(*placed).compile()
+    assert "all-gather" not in program.as_text()
+    expected = [attended(*one) for one in zip(q, k, v, weight, strict=True)]
+    for found, own in zip(
+        jax.tree.leaves(program(*placed)), zip(*map(jax.tree.leaves, expected), strict=True), strict=True
+    ):
+        np.testing.assert_allclose(found, np.stack(own), rtol=2e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize("causal", [False, True])

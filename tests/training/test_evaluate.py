@@ -11,10 +11,12 @@ from clipbias.clip import Clip
 from clipbias.data import Dataset, Split, transforms
 from clipbias.data.protocols import validation_beside
 from clipbias.errors import ClipbiasError
-from clipbias.training import calibration
+from clipbias.training import calibration, evaluator
 from clipbias.training import mesh as meshes
+from clipbias.training.answers import image_features
 from clipbias.training.evaluate import evaluate
 from clipbias.training.evaluator import Budget, Evaluator
+from clipbias.training.programs import evaluation_programs
 from clipbias.training.step import place_text
 from clipbias.tuning import Task
 
@@ -55,15 +57,31 @@ def test_accuracy_is_that_of_single_images(clip: Clip, colours: Dataset, method:
 def test_kept_features_change_nothing(clip: Clip, colours: Dataset) -> None:
     mesh = meshes.single_device()
     params = meshes.replicate(mesh, clip.params)
-    evaluator = Evaluator(clip, params, colours.split("test"), mesh=mesh, batch_size=4, budget=Budget(1 << 20))
+    shared = Evaluator(clip, params, colours.split("test"), mesh=mesh, batch_size=4, budget=Budget(1 << 20))
     task = Task(clip, "coop", colours.class_names)
     learnables = jax.tree.map(lambda x: np.stack([x, -x]), task.init())
     text = place_text(mesh, task, params)
-    scores = [evaluator.accuracy(task.classifier, learnables, text, runs=2) for _ in range(2)]
+    scores = [shared.accuracy(task.classifier, learnables, text, runs=2) for _ in range(2)]
     assert scores[0] == scores[1]
-    assert evaluator._plain_features
+    assert shared._plain_features
     alone = evaluate(task, task.init(), colours.split("test"), mesh=mesh, eval_batch_size=15, on_image_error="raise")
     assert scores[0][0] == alone
+
+
+def test_what_is_planned_is_what_is_called(clip: Clip, colours: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    mesh, calls = meshes.make_mesh(run=2, devices=jax.devices()[:8]), []
+
+    def called(*arguments, **options) -> jax.Array:
+        calls.append((meshes.shapes(arguments[2:]), options))
+        return image_features(*arguments, **options)
+
+    monkeypatch.setattr(evaluator, "image_features", called)
+    task = Task(clip, "bias", colours.class_names, groups=4)
+    learnables, params = jax.tree.map(lambda x: np.stack([x, x]), task.init()), meshes.replicate(mesh, clip.params)
+    own = Evaluator(clip, params, colours.split("test"), mesh=mesh, batch_size=4)
+    own.accuracy(task.classifier, meshes.place(mesh, learnables, meshes.RUN), place_text(mesh, task, params), runs=2)
+    (planned, *_) = evaluation_programs(task, batch=4, runs=2, mesh=mesh)
+    assert calls == 4 * [(meshes.shapes(planned.arguments[2:]), planned.options)]
 
 
 def broken(split: Split) -> Split:

@@ -107,6 +107,23 @@ def test_half_precision_on_an_nvidia_gpu_goes_through_its_kernels(small: Clip, a
         assert (CUDNN_BACKWARD in text) >= (additions(task).changes_vision and not on_features), name
 
 
+@pytest.mark.parametrize(("run", "runs"), [(1, 1), (1, 3), (2, 4), (8, 8)])
+def test_devices_attend_to_their_own_images(small: Clip, run: int, runs: int) -> None:
+    """cuDNN's kernel is called with one device's images of its runs, in a step and in an evaluation."""
+    mesh, rows = meshes.make_mesh(run=run, devices=jax.devices()[:8]), 32
+    images, together = rows // mesh.shape[meshes.DATA], runs // run
+    task = Task(small, "bias", NAMES, dtype="bfloat16", groups=mesh.shape[meshes.DATA])
+    with on("cuda"):
+        step = programs.training_program(task, RECIPE, rows=rows, runs=runs, mesh=mesh, images=64)
+        (features, *_) = programs.evaluation_programs(task, batch=rows, runs=runs, mesh=mesh)
+        texts = {program.name: lowered(program, "cuda") for program in (step, features)}
+    for name, text in texts.items():
+        calls = re.findall(r"custom_call @" + re.escape(CUDNN) + r"\w*\(.*\) \{.* : \(tensor<(\d+)x", text)
+        # Runs evaluated side by side share what the first block computes: no bias was added yet.
+        assert {images * together} <= {int(count) for count in calls} <= {images * together, images}, name
+        assert len(calls) == text.count(f"@{CUDNN}") > 0, name
+
+
 def test_steps_are_lowered_for_gpus_and_tpus(small: Clip, apart: list[str]) -> None:
     """One run in float32: of the methods that others stand for above, and of some that do."""
     for name in [*(name for name in TRAINED if name not in apart), *apart[:2]]:
