@@ -52,14 +52,16 @@ def jobs(given: list[tuple[Command, list[str]]], folder: Path, *, run: bool) -> 
 
 
 def reduced(command: Command) -> list[str]:
-    """A command's arguments within the budget: of a grid the methods that others need, or the first of the page's own.
+    """A command's arguments within the budget: of a grid the methods that others need, or one, the page's own if any.
 
-    That each of the page's own methods learns is found in `test_method_docs`.
+    Others read what lies in the demonstration's own folder. That each of the page's own methods learns is found in
+    `test_method_docs`.
     """
     given = list(BUDGET.get(command.module, ()))
     if command.module == "experiments.table1":
         own = tuple(re.findall(r"'(\w+\.py)'", command.text))
-        given.append(f"--config.methods={own[:1] or ('ivlp', 'bias', 'coop')}")
+        needed = ("bias",) if "--workdir=" in command.text else ("ivlp", "bias", "coop")
+        given.append(f"--config.methods={own[:1] or needed}")
     return command.arguments + given  # of what is given twice, the last counts
 
 

@@ -2,6 +2,7 @@
 
     python -m tools.disturb --kills=30 --work=/tmp/disturbed
     python -m tools.disturb --signals=60 --faults=100 --work=/tmp/disturbed train explain
+    python -m tools.disturb --faults=each --work=/tmp/disturbed export predict interpret
 
 Each command runs once undisturbed, then again and again in another folder, disturbed each time, and at last to its end.
 Both folders must then hold the same files with the same content; no file in the making may be left. It is disturbed
@@ -10,7 +11,8 @@ Both folders must then hold the same files with the same content; no file in the
 - by SIGINT and SIGTERM in turn, with an empty and a full cache of programs (`--signals`): it must end with its
   sentence, and soon (`tools/signalled.py`);
 - by a disk that breaks at one of its writes, in turn full, broken, read-only and over its quota (`--faults`): it must
-  end with one sentence, and leave nothing half-made behind (`tools/faults`).
+  end with one sentence, and leave nothing half-made behind (`tools/faults`). With `--faults=each` each write of the
+  commands, which are made short for it, is that one in turn.
 
 The status is 0 if that is so for every command.
 """
@@ -35,6 +37,7 @@ from clipbias.files import PART
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTHING: Mapping[str, str] = MappingProxyType({})
+EACH = "each"
 
 # What differs between two equal runs: durations, and a digest over them.
 VOLATILE = (
@@ -51,12 +54,18 @@ DIFFERING = r"(?:computing seconds|seconds by section|workdir)&(?:quot|#34);: (?
 @dataclasses.dataclass(frozen=True)
 class Command:
     """A module to run with `python -m`. In its arguments `{out}` is the folder it writes to, `{model}` a model and
-    `{work}` the folder of all, where `before`, more modules with arguments, has run to its end.
+    `{work}` the folder of all, where `before`, more modules with arguments, has run to its end. What is in `shorter`
+    follows the arguments where every write is to fail once.
     """
 
     module: str
     arguments: str
     before: tuple[tuple[str, str], ...] = ()
+    shorter: str = ""
+
+    def shortened(self) -> "Command":
+        """The same that writes less."""
+        return dataclasses.replace(self, arguments=f"{self.arguments} {self.shorter}")
 
 
 TRAINED = (
@@ -70,12 +79,14 @@ COMMANDS = {
         "experiments.train",
         "--config=configs/train.py:bias --config.model={model} --config.dataset=demo/digits --config.epochs=8 "
         "--config.checkpoint_seconds=0.0 --workdir={out}",
+        shorter="--config.epochs=2 --config.shots=1",
     ),
     "table1": Command(
         "experiments.table1",
         "--config=configs/demo.py --config.model={model} --config.methods=('zero_shot','taskres','vpt') "
         "--config.datasets=('demo/digits',) --config.shots=(1,4) --config.epochs=4 --config.checkpoint_seconds=0.0 "
         "--workdir={out}",
+        shorter="--config.methods=('zero_shot','taskres') --config.shots=(1,) --config.epochs=1",
     ),
     # Labels of images that are made before the training, trainings in stages, and what learns at test alone.
     "methods": Command(
@@ -110,6 +121,7 @@ COMMANDS = {
         "--config.adapters={work}/trained --config.dataset=demo/digits --config.batch_size=16 --config.image_limit=48 "
         "--config.faithfulness_images=8 --config.examples=2 --config.save_seconds=0.0 --workdir={out}",
         (TRAINED,),
+        "--config.figures=text_attention --config.image_limit=16",
     ),
 }
 
@@ -271,7 +283,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("commands", nargs="*", metavar="COMMAND", help=f"some of {', '.join(COMMANDS)}; all without")
     parser.add_argument("--kills", type=int, default=0, help="in all, shared by the commands")
     parser.add_argument("--signals", type=int, default=0, help="in all, shared by the commands")
-    parser.add_argument("--faults", type=int, default=0, help="in all, shared by the commands")
+    parser.add_argument("--faults", default="0", help="in all, shared by the commands, or 'each' write of each command")
     parser.add_argument("--work", type=Path, required=True, help="a folder that does not exist yet")
     parser.add_argument("--model", default="demo", help="what they run with")
     parsed = parser.parse_args(arguments)
@@ -280,7 +292,11 @@ def main(arguments: Sequence[str]) -> int:
     if unknown or parsed.work.exists():
         parser.error(f"there is no command {unknown[0]!r}" if unknown else f"{parsed.work} exists already")
     environment = {"XDG_CACHE_HOME": str(parsed.work / "cache"), "JAX_PLATFORMS": "cpu"}
-    if not (parsed.kills or parsed.signals or parsed.faults):
+    each = parsed.faults == EACH
+    if not each and not parsed.faults.isdecimal():
+        parser.error(f"--faults is {parsed.faults!r}; give a number, or {EACH!r}")
+    breaks = len(names) if each else int(parsed.faults)  # each command once
+    if not (parsed.kills or parsed.signals or breaks):
         parser.error("say how often: --kills, --signals, --faults")
     # A shell that starts this in the background has SIGINT ignored, which those started from here would inherit.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -289,20 +305,22 @@ def main(arguments: Sequence[str]) -> int:
     ways = {
         "killed": (parsed.kills, disturb),
         "signalled": (parsed.signals, signalled.disturb),
-        "with a broken disk": (parsed.faults, faults.disturb),
+        "with a broken disk": (breaks, faults.disturb_each if each else faults.disturb),
     }
     bad = 0
     for index, name in enumerate(names):
         for way, (count, disturbed) in ways.items():
             if times := len(range(index, count, len(names))):
-                place = parsed.work / name / way.replace(" ", "_")
+                place, command, often = parsed.work / name / way.replace(" ", "_"), COMMANDS[name], f"{times} times"
+                if disturbed is faults.disturb_each:
+                    command, often = command.shortened(), "at each write"
                 try:
-                    trials = Trials(COMMANDS[name], place, parsed.model, environment)
+                    trials = Trials(command, place, parsed.model, environment)
                     problems = disturbed(trials, times, random.Random())
                 except RuntimeError as error:  # it did not continue
                     problems = [str(error)]
                 told = "; ".join(problems) or "the same files with the same content"
-                print(f"{name}: {times} times {way}; {told}", flush=True)
+                print(f"{name}: {often} {way}; {told}", flush=True)
                 bad += bool(problems)
     return 1 if bad else 0
 

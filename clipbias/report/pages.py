@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,10 @@ def write_page(path: Path, template: str, *, title: str, **content: Any) -> Path
     return path
 
 
+# Between a number and its unit no line is broken.
+_PERCENT = re.compile(r"(?<=\d) %")
+
+
 @functools.cache
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
@@ -93,7 +98,9 @@ def _environment() -> jinja2.Environment:
 
 def _displayable(value: Any) -> Any:
     # What macros return is HTML already. HTML has no control characters, so they are shown as their escapes.
-    return value if hasattr(value, "__html__") else printable(value, keep="\n\t\u200c\u200d")
+    if hasattr(value, "__html__"):
+        return value
+    return _PERCENT.sub("\u00a0%", printable(value, keep="\n\t\u200c\u200d"))
 
 
 def _data_uri(data: bytes | str, kind: str) -> str:

@@ -52,6 +52,11 @@ def written(tmp_path):
     return write
 
 
+def test_a_number_keeps_its_percent_sign_on_its_line():
+    page = pages.render("tables", title="", svg=None, tables=(), failures=(), empty="Of it 88 % stay, or more %.")
+    assert "<p>Of it 88\u00a0% stay, or more %.</p>" in page
+
+
 def test_contents_lead_to_every_section(written, drawn):
     _, page = written(only("faithfulness", "verdict"))
     anchors = [link.removeprefix("#") for link in page.links if link.startswith("#")]

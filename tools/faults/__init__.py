@@ -73,30 +73,54 @@ def disturb(trials: Trials, times: int, moments: random.Random) -> list[str]:
     that ends before its disk breaks says nothing, and is tried again with an earlier one. Arguments as in
     `tools.disturb.disturb`.
     """
-    library, work = build(trials.work / "library"), trials.work
-    trials.run("whole", environment_of(library, work / "whole"))
-    count, problems, missed = writes(library), [], 0
+    library, count = _prepare(trials)
+    problems, missed = [], 0
     for index, number in zip(range(times), itertools.cycle(ERRORS), strict=False):
         at = 1 + int((index + moments.random()) * count / times)
         while True:
-            out = f"broken{index + missed}"
-            failing = environment_of(library, work / out, at=at, number=number)
-            status, errors, waited = trials.interrupt(out, after=LIMIT, environment=failing)
-            if status != 0 or writes(library) >= at:
+            reached, found = _break(trials, library, f"broken{index + missed}", at, number)
+            problems += found
+            if reached:
                 break
-            problems += [f"{out}, whose disk was whole: {one}" for one in trials.differences(out)]
             at, missed = max(1, int(moments.uniform(0.5, 1.0) * writes(library))), missed + 1
-        where = f"{errno.errorcode[number]} at write {at} of {count}"
-        told = [line for line in errors.splitlines() if line.startswith("error: ")]
-        ended = f"status {status}, {' | '.join(told)}"
-        print(f"{trials.command.module}: {where}: {ended} ({index + 1}/{times})", file=sys.stderr)
-        if waited:
-            problems.append(f"{where}: it does not end, {errors[-1500:]!r}")
-        elif status != 1 or len(told) != 1 or "Traceback" in errors:
-            problems.append(f"{where}: status {status}, {errors[-1500:]!r}")
-        if left := half_made(work / out):
-            problems.append(f"{where}: left {', '.join(left)}")
-        if trials.differences(out):  # else it had written all that counts
-            trials.run(out)
-        problems += [f"{where}: {one}" for one in trials.differences(out)]
     return problems
+
+
+def disturb_each(trials: Trials, times: int, moments: random.Random) -> list[str]:
+    """The same at every write in turn, from the first to the last, so many times over."""
+    library, count = _prepare(trials)
+    kinds, problems = itertools.cycle(ERRORS), []
+    for index in range(times * count):
+        problems += _break(trials, library, f"broken{index}", 1 + index % count, next(kinds))[1]
+    return problems
+
+
+def _prepare(trials: Trials) -> tuple[Path, int]:
+    """The library, and how many system calls the undisturbed command writes with."""
+    library = build(trials.work / "library")
+    trials.run("whole", environment_of(library, trials.work / "whole"))
+    return library, writes(library)
+
+
+def _break(trials: Trials, library: Path, out: str, at: int, number: int) -> tuple[bool, list[str]]:
+    """Runs a command into `out` with a disk that breaks at one write, and then to its end.
+
+    Returns:
+      Whether there was such a write, and what is wrong.
+    """
+    failing = environment_of(library, trials.work / out, at=at, number=number)
+    status, errors, waited = trials.interrupt(out, after=LIMIT, environment=failing)
+    if status == 0 and writes(library) < at:
+        return False, [f"{out}, whose disk was whole: {one}" for one in trials.differences(out)]
+    where, problems = f"{errno.errorcode[number]} at write {at}", []
+    told = [line for line in errors.splitlines() if line.startswith("error: ")]
+    print(f"{trials.command.module}: {where}: status {status}, {' | '.join(told)}", file=sys.stderr)
+    if waited:
+        problems.append(f"{where}: it does not end, {errors[-1500:]!r}")
+    elif status != 1 or len(told) != 1 or "Traceback" in errors:
+        problems.append(f"{where}: status {status}, {errors[-1500:]!r}")
+    if left := half_made(trials.work / out):
+        problems.append(f"{where}: left {', '.join(left)}")
+    if trials.differences(out):  # else it had written all that counts
+        trials.run(out)
+    return True, problems + [f"{where}: {one}" for one in trials.differences(out)]
