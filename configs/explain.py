@@ -1,6 +1,10 @@
 """A study of why tuning works: zero-shot against tuned adapters on one dataset or several.
 
 python -m experiments.explain --config.adapters=workdir/ivlp,workdir/bias --workdir=workdir/why
+
+A first look at a large model without an accelerator:
+
+python -m experiments.explain --config=configs/explain.py:quick --config.adapters=workdir/ivlp --workdir=workdir/look
 """
 
 from ml_collections import ConfigDict
@@ -8,7 +12,14 @@ from ml_collections import ConfigDict
 from configs import base
 
 
-def get_config() -> ConfigDict:
+PRESETS = {
+    "full": "every section, of all images but where the settings say of how many",
+    "quick": "a first look: sixteen images, and without perturbation, which runs each of them over a hundred times",
+}
+_IMAGES = 16
+
+
+def get_config(size: str = "full") -> ConfigDict:
     config = base.get_config()
     # Adapter files, or folders of `train` that hold one, separated by commas. For several datasets the
     # paths contain {dataset}. A "*" stands for any part of a name.
@@ -67,4 +78,9 @@ def get_config() -> ConfigDict:
     # Of the random order that faithfulness compares with, and of the control's prompts.
     config.seed = 0
     config.workdir = "workdir/explain"
+    if size == "quick":
+        from clipbias.explain.results import FIGURES
+
+        config.figures = ",".join(name for name in FIGURES if name != "faithfulness")
+        config.image_limit = config.control_images = config.amounts_images = config.explore_images = _IMAGES
     return config

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clipbias.explain.results import Findings
+from clipbias.explain.results import FIGURES, Findings
 from clipbias.files import write_tensors
 from tools.benchmarks import __main__ as benchmark
 from tools.benchmarks import (
@@ -69,19 +69,23 @@ def test_the_causal_test_is_timed_beside_both_models(method, capsys):
     assert result["bytes_per_image"] > 0
 
 
-def test_a_study_is_measured_section_by_section(capsys, monkeypatch):
+@pytest.mark.parametrize(("given", "images", "left"), [("--images=6", 6, set()), ("--quick", 16, {"faithfulness"})])
+def test_a_study_is_measured_section_by_section(capsys, monkeypatch, given, images, left):
     """With a study that only tells: what a whole one computes has tests of its own."""
 
-    def run(asked, folder, *, tell, **_):
+    def run(asked, folder, *, tell, figures, **_):
         assert [own.key for own in asked.models] == ["zero_shot", "ivlp", "bias"]
-        assert asked.options.images == 6 and asked.options.faithfulness_images == 3
+        options = asked.options
+        asked_for = {options.images, options.control_images, options.amounts_images, options.explore_images}
+        assert asked_for == {images} and options.faithfulness_images == images // 2
+        assert {*FIGURES} - {*figures} == left
         for name in ("one", "two"):
             jax.jit(lambda x, name=name: x + len(name))(jnp.zeros(7))
             tell(name, 1.0)
         return Findings({}, {"models": [{"key": "zero_shot", "correct": 1, "images": 6}]})
 
     monkeypatch.setattr(study, "run_study", run)
-    assert benchmark.main(["study", "--geometry=tiny", "--images=6"]) == 0
+    assert benchmark.main(["study", "--geometry=tiny", given]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert list(found["sections"]) == ["one", "two"] and found["predicted"] == {"zero_shot": [1, 6]}
     for name in ("seconds", "cpu_seconds", "compile_seconds", "programs"):

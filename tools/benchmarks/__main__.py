@@ -10,6 +10,7 @@
     python -m tools.benchmarks relevancy --batches 8 --layers 3 6 12
     python -m tools.benchmarks causal --method=vpt --batch=4
     python -m tools.benchmarks study --images=16
+    python -m tools.benchmarks study --quick
     python -m tools.benchmarks startup
     python -m tools.benchmarks load --repeats=3
     python -m tools.benchmarks load FOLDER ViT-B-16.pt
@@ -95,6 +96,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--images", type=whole(1), help="study: 16 by default; pipeline: 256, and 160 is a 16-shot set of ten classes"
     )
+    parser.add_argument("--quick", action="store_true", help="study: as configs/explain.py:quick has it")
     parser.add_argument("--step-ms", type=float, default=100.0, help="pipeline: of a training step on an accelerator")
     parser.add_argument("--held", action="store_true", help="pipeline: the memory of images alone")
     parser.add_argument("--count", type=whole(1000), default=1_281_167, help="opening: images of training")

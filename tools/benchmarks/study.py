@@ -14,9 +14,11 @@ from clipbias import data
 from clipbias.clip import Clip, load
 from clipbias.explain.model import ZERO_SHOT, Model
 from clipbias.explain.options import StudyOptions
+from clipbias.explain.results import FIGURES
 from clipbias.explain.run import run_study
 from clipbias.explain.study import Study
 from clipbias.tuning import Task
+from configs import explain
 from tools.benchmarks import measure, model
 
 DATASET = "demo/fashion"
@@ -68,9 +70,12 @@ def _clip(arguments: argparse.Namespace) -> Clip:
 def study(arguments: argparse.Namespace) -> dict[str, Any]:
     """Zero-shot beside IVLP and bias tuning with random numbers, on images of an embedded dataset.
 
-    Half of the images go through the perturbation test, all others through everything else.
+    All images go through every section, half of them through the perturbation test too; with `--quick` the sections and
+    images are those of `configs/explain.py:quick`.
     """
-    clip, count, dataset = _clip(arguments), arguments.images, data.load(DATASET)
+    config = explain.get_config("quick" if arguments.quick else "full")
+    count = config.image_limit if arguments.quick else arguments.images
+    clip, dataset = _clip(arguments), data.load(DATASET)
     models = [Model(ZERO_SHOT, ZERO_SHOT, ZERO_SHOT, Task(clip, ZERO_SHOT, dataset.class_names), {})]
     for method in METHODS:
         task, rng = Task(clip, method, dataset.class_names, dtype=arguments.dtype), np.random.default_rng(1)
@@ -83,7 +88,9 @@ def study(arguments: argparse.Namespace) -> dict[str, Any]:
     split, training = dataset.split("test"), dataset.split("train")
     with tempfile.TemporaryDirectory() as folder, Sections() as sections:
         asked = Study(models, split, options, Path(folder), training=training)
-        found = run_study(asked, Path(folder), dataset={"name": DATASET, "split": "test"}, config={}, tell=sections)
+        facts = {"name": DATASET, "split": "test"}
+        figures = FIGURES if config.figures == "all" else config.figures.split(",")
+        found = run_study(asked, Path(folder), dataset=facts, config={}, figures=figures, tell=sections)
     totals = {
         name: round(sum(section[name] for section in sections.found.values()), 3)
         for name in ("seconds", "cpu_seconds", "compile_seconds", "programs")
