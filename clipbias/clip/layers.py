@@ -146,10 +146,10 @@ def read_out_exactly(
 def cudnn_attention(
     q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool, implementation: Literal["cudnn", "xla"] = "cudnn"
 ) -> jax.Array:
-    """`fused_attention` by cuDNN's kernel, on each device that the mesh in use has along `data` for its own images.
+    """`fused_attention` by cuDNN's kernel, which each device of the mesh in use runs on its own images.
 
-    Images of runs that `vmap` puts side by side become one axis for the kernel, of which the partitioner would not see
-    how it is split, and would gather all queries, keys and values.
+    The kernel takes runs that `vmap` puts side by side and their images as one axis. The partitioner would not see how
+    that is split, and would gather all queries, keys and values in every layer.
     """
     attend = functools.partial(_cudnn_attention, causal=causal, implementation=implementation)
     mesh = jax.sharding.get_abstract_mesh()

@@ -40,7 +40,7 @@ def image_features(
     """Features of images `[B, size, size, 3]` under `R` runs, `[R, B, d]`, as the tower makes them.
 
     Images have levels from 0 to 255. Of views of each image, `[B, 1 + V, size, size, 3]`, they are `[R, B, 1 + V, d]`.
-    Where several devices share the images, their `mesh` is told.
+    `mesh` is that of the devices which share the images.
     """
     images = preprocessing.normalize(images)
 

@@ -267,8 +267,8 @@ def place_rows(mesh: Mesh, rows: Any) -> jax.Array:
     return jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec(DATA)), np.asarray(rows))
 
 
-def told(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that is traced with the mesh at hand, `jax.sharding.get_abstract_mesh()`."""
+def traced_on(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that finds the mesh with `jax.sharding.get_abstract_mesh()` where it is traced."""
 
     def traced(*arguments: Any) -> Any:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):

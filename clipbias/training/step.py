@@ -122,10 +122,10 @@ def over_runs(
 ) -> Callable[..., Any]:
     """`jax.vmap` over the runs' leading axis; one run alone is called as it is, which spares a tenth of its step.
 
-    With a mesh the function can ask JAX for it (`get_abstract_mesh`), to have devices compute something by themselves.
+    With a mesh, what a device can compute by itself of its own runs and images is left to it (`meshes.traced_on`).
     """
     if mesh is not None:
-        function = meshes.told(mesh, function)
+        function = meshes.traced_on(mesh, function)
     if runs > 1:
         split = mesh is not None and runs % mesh.shape[meshes.RUN] == 0
         return jax.vmap(function, tuple(in_axes), axis_size=runs, spmd_axis_name=meshes.RUN if split else None)
