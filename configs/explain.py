@@ -11,12 +11,11 @@ from ml_collections import ConfigDict
 
 from configs import base
 
-
 PRESETS = {
     "full": "every section, of all images but where the settings say of how many",
-    "quick": "a first look: sixteen images, and without perturbation, which runs each of them over a hundred times",
+    "quick": "a first look: 24 images, without random prompts as a control, and without perturbation, which runs each "
+    "image a hundred times",
 }
-_IMAGES = 16
 
 
 def get_config(size: str = "full") -> ConfigDict:
@@ -82,5 +81,5 @@ def get_config(size: str = "full") -> ConfigDict:
         from clipbias.explain.results import FIGURES
 
         config.figures = ",".join(name for name in FIGURES if name != "faithfulness")
-        config.image_limit = config.control_images = config.amounts_images = config.explore_images = _IMAGES
+        config.image_limit, config.control_images, config.amounts_images, config.explore_images = 24, 0, 16, 8
     return config

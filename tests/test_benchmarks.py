@@ -69,15 +69,17 @@ def test_the_causal_test_is_timed_beside_both_models(method, capsys):
     assert result["bytes_per_image"] > 0
 
 
-@pytest.mark.parametrize(("given", "images", "left"), [("--images=6", 6, set()), ("--quick", 16, {"faithfulness"})])
+@pytest.mark.parametrize(
+    ("given", "images", "left"), [("--images=6", (6, 6, 6, 6), set()), ("--quick", (24, 16, 0, 8), {"faithfulness"})]
+)
 def test_a_study_is_measured_section_by_section(capsys, monkeypatch, given, images, left):
     """With a study that only tells: what a whole one computes has tests of its own."""
 
     def run(asked, folder, *, tell, figures, **_):
         assert [own.key for own in asked.models] == ["zero_shot", "ivlp", "bias"]
         options = asked.options
-        asked_for = {options.images, options.control_images, options.amounts_images, options.explore_images}
-        assert asked_for == {images} and options.faithfulness_images == images // 2
+        asked_for = (options.images, options.amounts_images, options.control_images, options.explore_images)
+        assert asked_for == images and options.faithfulness_images == images[0] // 2
         assert {*FIGURES} - {*figures} == left
         for name in ("one", "two"):
             jax.jit(lambda x, name=name: x + len(name))(jnp.zeros(7))

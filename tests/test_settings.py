@@ -10,6 +10,7 @@ import configs
 from clipbias.cli import COMMANDS, folder, overview
 from clipbias.clip.precision import CHOICES
 from clipbias.errors import ClipbiasError
+from clipbias.explain.verdict_words import FEWEST_IMAGES
 from experiments import help_page, settings
 from experiments.command_line import read_config
 from tests.documents import ROOT
@@ -120,6 +121,10 @@ def test_what_is_no_configuration_is_told_in_a_sentence(source: str, tmp_path: P
 def test_configurations_that_are_not_there(given: str, message: str) -> None:
     with pytest.raises(ClipbiasError, match=message):
         settings.load(given)
+
+
+def test_a_first_look_has_images_enough_for_a_verdict() -> None:
+    assert settings.load("configs/explain.py:quick").image_limit >= FEWEST_IMAGES
 
 
 def test_presets_are_told_and_all_of_them_are_there() -> None:

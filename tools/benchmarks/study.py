@@ -83,8 +83,9 @@ def study(arguments: argparse.Namespace) -> dict[str, Any]:
             lambda leaf, rng=rng: np.asarray(leaf) + 0.02 * rng.standard_normal(leaf.shape, np.float32), task.init(0)
         )
         models.append(Model(method, method, method, task, learned))
-    names = ("images", "amounts_images", "control_images", "explore_images")
-    options = StudyOptions(**dict.fromkeys(names, count), faithfulness_images=-(-count // 2))
+    names = ("amounts_images", "control_images", "explore_images")
+    numbers = {name: config[name] if arguments.quick else count for name in names}
+    options = StudyOptions(images=count, **numbers, faithfulness_images=-(-count // 2))
     split, training = dataset.split("test"), dataset.split("train")
     with tempfile.TemporaryDirectory() as folder, Sections() as sections:
         asked = Study(models, split, options, Path(folder), training=training)
