@@ -55,7 +55,6 @@ def save_predictions(
 ) -> None:
     """Writes `predictions/NAME.npz` of a run's folder, atomically; `predicted [n]` are class numbers or -1."""
     path = workdir / FOLDER / f"{predictions_name(name)}.npz"
-    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(
             file,
