@@ -17,9 +17,9 @@ SECONDS = 0.3
 
 
 def keep() -> None:
-    """Keeps programs in the user's cache folder, unless JAX was told of another or `CLIPBIAS_NO_CACHE` is set."""
+    """Keeps programs in the user's cache folder, unless JAX was told of another or `CLIPBIAS_NO_CACHE` says something."""
     configured = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
-    if configured is not None or "CLIPBIAS_NO_CACHE" in os.environ:
+    if configured is not None or os.environ.get("CLIPBIAS_NO_CACHE"):
         return
     cache = cache_folder() / "xla"
     with contextlib.suppress(OSError):

@@ -58,17 +58,17 @@ def test_each_program_is_looked_at_once(cache: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize(
     ("configured", "switched_off", "kept_in"),
-    [(None, False, "own/clipbias/xla"), (None, True, None), ("elsewhere", False, "elsewhere")],
+    [(None, "", "own/clipbias/xla"), (None, "1", None), ("elsewhere", None, "elsewhere")],
 )
 def test_they_are_kept_unless_told_otherwise(
-    configured: str | None, switched_off: bool, kept_in: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    configured: str | None, switched_off: str | None, kept_in: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
     before = [getattr(jax.config, name) for name in settings]
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "own"))
     monkeypatch.delenv("CLIPBIAS_NO_CACHE", raising=False)
-    if switched_off:
-        monkeypatch.setenv("CLIPBIAS_NO_CACHE", "1")
+    if switched_off is not None:
+        monkeypatch.setenv("CLIPBIAS_NO_CACHE", switched_off)
     try:
         jax.config.update(settings[0], None if configured is None else str(tmp_path / configured))
         kept_programs.keep()
