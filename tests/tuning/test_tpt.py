@@ -151,7 +151,7 @@ def test_features_of_views_are_computed_once(pair, start, monkeypatch) -> None:
     split = Split(tuple("abcd"), np.arange(COUNT), lambda index: encoded(picture(index)))
     stacked = jax.tree.map(lambda leaf: leaf[None], start)
 
-    def colours(classifier, preprocessing, params, learnables, images, *, runs):
+    def colours(classifier, preprocessing, params, learnables, images, *, runs, mesh):
         seen.append(images.dtype)
         return images.astype(jnp.float32).mean((-3, -2))[None]
 
@@ -226,7 +226,7 @@ def test_augmix_is_for_the_authors_datasets(pair, start, monkeypatch) -> None:
     split, seen = Split(tuple("abcd"), best, lambda index: encoded(picture(index))), []
     original = evaluation.image_features
     monkeypatch.setattr(
-        evaluation, "image_features", lambda *given, runs: seen.append(given[-1]) or original(*given, runs=runs)
+        evaluation, "image_features", lambda *given, **named: seen.append(given[-1]) or original(*given, **named)
     )
     score = evaluate(task, start, split, mesh=meshes.single_device(), eval_batch_size=24, on_image_error="raise")
     assert score["accuracy"] == 100.0
