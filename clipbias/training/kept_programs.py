@@ -17,7 +17,7 @@ SECONDS = 0.3
 
 
 def keep() -> None:
-    """Keeps programs in the user's cache folder, unless JAX was told of another or `CLIPBIAS_NO_CACHE` says something."""
+    """Keeps programs in the user's cache folder, unless JAX was told of another or `CLIPBIAS_NO_CACHE` is not empty."""
     configured = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
     if configured is not None or os.environ.get("CLIPBIAS_NO_CACHE"):
         return

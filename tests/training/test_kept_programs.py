@@ -61,7 +61,11 @@ def test_each_program_is_looked_at_once(cache: Path, monkeypatch: pytest.MonkeyP
     [(None, "", "own/clipbias/xla"), (None, "1", None), ("elsewhere", None, "elsewhere")],
 )
 def test_they_are_kept_unless_told_otherwise(
-    configured: str | None, switched_off: str | None, kept_in: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    configured: str | None,
+    switched_off: str | None,
+    kept_in: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     settings = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
     before = [getattr(jax.config, name) for name in settings]
