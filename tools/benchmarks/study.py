@@ -23,6 +23,8 @@ from tools.benchmarks import measure, model
 
 DATASET = "demo/fashion"
 METHODS = ("ivlp", "bias")
+# Settings that say how many images a section takes.
+IMAGES = ("amounts_images", "control_images", "explore_images")
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
@@ -74,8 +76,9 @@ def study(arguments: argparse.Namespace) -> dict[str, Any]:
     images are those of `configs/explain.py:quick`.
     """
     config = explain.get_config("quick" if arguments.quick else "full")
-    count = config.image_limit if arguments.quick else arguments.images
-    clip, dataset = _clip(arguments), data.load(DATASET)
+    if not arguments.quick:
+        config.update(dict.fromkeys(("image_limit", *IMAGES), arguments.images))
+    clip, count, dataset = _clip(arguments), config.image_limit, data.load(DATASET)
     models = [Model(ZERO_SHOT, ZERO_SHOT, ZERO_SHOT, Task(clip, ZERO_SHOT, dataset.class_names), {})]
     for method in METHODS:
         task, rng = Task(clip, method, dataset.class_names, dtype=arguments.dtype), np.random.default_rng(1)
@@ -83,9 +86,7 @@ def study(arguments: argparse.Namespace) -> dict[str, Any]:
             lambda leaf, rng=rng: np.asarray(leaf) + 0.02 * rng.standard_normal(leaf.shape, np.float32), task.init(0)
         )
         models.append(Model(method, method, method, task, learned))
-    names = ("amounts_images", "control_images", "explore_images")
-    numbers = {name: config[name] if arguments.quick else count for name in names}
-    options = StudyOptions(images=count, **numbers, faithfulness_images=-(-count // 2))
+    options = StudyOptions(images=count, faithfulness_images=-(-count // 2), **{name: config[name] for name in IMAGES})
     split, training = dataset.split("test"), dataset.split("train")
     with tempfile.TemporaryDirectory() as folder, Sections() as sections:
         asked = Study(models, split, options, Path(folder), training=training)

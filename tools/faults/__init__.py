@@ -99,7 +99,9 @@ def _prepare(trials: Trials) -> tuple[Path, int]:
     """The library, and how many system calls the undisturbed command writes with."""
     library = build(trials.work / "library")
     trials.run("whole", environment_of(library, trials.work / "whole"))
-    return library, writes(library)
+    count = writes(library)
+    print(f"{trials.command.module}: {count} writes", file=sys.stderr)
+    return library, count
 
 
 def _break(trials: Trials, library: Path, out: str, at: int, number: int) -> tuple[bool, list[str]]:
