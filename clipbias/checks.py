@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from clipbias.errors import ClipbiasError
-from clipbias.files import shorten
+from clipbias.io import shorten
 
 LARGEST = 2**31 - 1
 

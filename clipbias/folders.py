@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from clipbias.errors import ClipbiasError
-from clipbias.files import gate, lock_file, reason, umask, unfinished, user_path
+from clipbias.io import gate, lock_file, reason, umask, unfinished, user_path
 
 # In a folder that is still being written. No other program makes a file of that name.
 LOCK = ".clipbias-lock"

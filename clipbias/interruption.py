@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-from clipbias import files
+from clipbias import io as files
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # How long a program that looks for a notice may take to end, and how long once it saves.

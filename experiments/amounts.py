@@ -22,7 +22,7 @@ from clipbias.explain.options import StudyOptions
 from clipbias.explain.replacement import METHODS, REFERENCE, TUNED, as_adapter
 from clipbias.explain.study import Study
 from clipbias.explain.uncertainty import Estimate, kept
-from clipbias.files import write_text
+from clipbias.io import write_text
 from clipbias.training import mesh as meshes
 from clipbias.training.metrics import MetricWriter
 from clipbias.training.plan import explain_exhaustion

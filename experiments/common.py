@@ -15,7 +15,7 @@ from ml_collections import ConfigDict, config_flags
 
 from clipbias import interruption
 from clipbias.errors import ClipbiasError
-from clipbias.files import BROKEN_DISK, NOT_ALLOWED, reason
+from clipbias.io import BROKEN_DISK, NOT_ALLOWED, reason
 from clipbias.terminal import printable
 from experiments import help_page, settings
 from experiments.command_line import read_config

@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 import clipbias
 from clipbias.errors import ClipbiasError
-from clipbias.files import read_json, write_text
+from clipbias.io import read_json, write_text
 from clipbias.report.classes import Answers, weakest_classes, write_answers
 from clipbias.report.names import method_name
 from clipbias.training import mesh as meshes

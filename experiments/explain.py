@@ -32,7 +32,7 @@ from clipbias.explain.options import StudyOptions
 from clipbias.explain.results import FIGURES, Findings
 from clipbias.explain.run import run_study
 from clipbias.explain.study import Study
-from clipbias.files import user_path
+from clipbias.io import user_path
 from clipbias.report import write_overview, write_report
 from clipbias.report.names import method_name
 from clipbias.report.run_tables import duration

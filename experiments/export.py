@@ -14,7 +14,7 @@ from absl import flags
 import clipbias
 from clipbias.errors import ClipbiasError
 from clipbias.export import FORMS, export
-from clipbias.files import user_path
+from clipbias.io import user_path
 from clipbias.terminal import printable
 from experiments import common
 from experiments.inputs import find_adapter

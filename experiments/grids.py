@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 import clipbias
 import configs
 from clipbias.clip import precision
-from clipbias.files import data_path, user_path
+from clipbias.io import data_path, user_path
 from clipbias.remote import is_remote
 from clipbias.training import mesh as meshes
 from clipbias.training import processes

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import clipbias
 from clipbias.errors import ClipbiasError
-from clipbias.files import user_path
+from clipbias.io import user_path
 from clipbias.training.workdir import ADAPTER
 from clipbias.tuning.adapter import Adapter
 

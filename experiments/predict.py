@@ -35,7 +35,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.explain.picture_sections import first_text
 from clipbias.explain.relevancy import relevancy
 from clipbias.explain.tokens import token_labels
-from clipbias.files import data_path, read_text, write_text
+from clipbias.io import data_path, read_text, write_text
 from clipbias.report.overlay import Overlay, save_overlay
 from clipbias.terminal import printable
 from clipbias.training.metrics import MetricWriter

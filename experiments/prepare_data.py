@@ -15,7 +15,7 @@ from absl import flags
 from clipbias import data
 from clipbias.data import benchmark_check, catalog, shards, sources
 from clipbias.errors import ClipbiasError
-from clipbias.files import atomic_path
+from clipbias.io import atomic_path
 from clipbias.remote import is_remote
 from clipbias.report.contact_sheet import contact_sheet
 from experiments import common

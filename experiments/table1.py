@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from clipbias import interruption, report
 from clipbias.data import catalog
 from clipbias.errors import ClipbiasError
-from clipbias.files import write_text
+from clipbias.io import write_text
 from clipbias.report.classes import write_class_table
 from clipbias.report.published import are_the_eleven
 from clipbias.report.style import save_figure, svg_text

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from clipbias.files import read_json_lines, write_text
+from clipbias.io import read_json_lines, write_text
 from clipbias.training.metrics import METRICS
 from clipbias.training.packs import make_packs
 from clipbias.training.workdir import ADAPTER, note_model, open_workdir

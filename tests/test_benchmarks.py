@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from clipbias.explain.results import FIGURES, Findings
-from clipbias.files import write_tensors
+from clipbias.io import write_tensors
 from tools.benchmarks import __main__ as benchmark
 from tools.benchmarks import (
     model,

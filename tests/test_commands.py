@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from clipbias.cli import COMMANDS as COMMANDS_OF_THE_PACKAGE
-from clipbias.files import read_json_lines
+from clipbias.io import read_json_lines
 from tests.documents import LANGUAGES, PAGES, PROGRAMS, ROOT, Command, blocks, commands, fences, inline
 from tests.end_to_end.binaries import in_forks
 

@@ -20,7 +20,7 @@ PROGRAM = """
     import numpy as np
     from clipbias.errors import ClipbiasError
     from clipbias.explain.results import save_arrays
-    from clipbias.files import write_tensors, write_text
+    from clipbias.io import write_tensors, write_text
     from clipbias.folders import atomic_folder
     from clipbias.training.results import Results
     disk, counter = map(Path, sys.argv[1:])

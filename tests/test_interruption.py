@@ -66,7 +66,8 @@ def program(folder: Path, body: str, grace: float) -> subprocess.Popen:
     text = f"""
     import contextlib, hashlib, signal, sys, time
     from pathlib import Path
-    from clipbias import files, folders, interruption
+    from clipbias import folders, interruption
+from clipbias import io as files
     signal.signal(signal.SIGINT, signal.default_int_handler)
     interruption.GRACE = interruption.Notice.grace = {grace}
     interruption.watch()

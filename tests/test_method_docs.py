@@ -19,7 +19,7 @@ from clipbias.training.packs import make_packs
 from clipbias.training.settings import GridSettings
 from clipbias.tuning import METHODS, Method, Recipe
 from clipbias.tuning.learnables import without_constants
-from clipbias.tuning.tpt import TPT
+from clipbias.tuning.methods.tpt import TPT
 from configs import base
 from tests.documents import ROOT, blocks
 from tests.tuning.test_task import VIT_B_16

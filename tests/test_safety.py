@@ -20,7 +20,7 @@ from clipbias.data import transforms
 from clipbias.data.files_on_disk import inside, read_image
 from clipbias.errors import ClipbiasError
 from clipbias.explain.results import load_arrays
-from clipbias.files import PART, atomic_path, read_json, read_json_lines, remove_parts, user_path, write_text
+from clipbias.io import PART, atomic_path, read_json, read_json_lines, remove_parts, user_path, write_text
 from clipbias.report import pages
 from clipbias.terminal import printable
 from clipbias.training.progress import Progress

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from clipbias.errors import ClipbiasError
-from clipbias.files import read_json, read_json_lines
+from clipbias.io import read_json, read_json_lines
 from tools.disturb import COMMANDS, Command, Trials, comparable
 
 # How long all may take from the disturbance to their end, after a second notice, and how long a job that nothing

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clipbias.files import read_json_lines, read_text
+from clipbias.io import read_json_lines, read_text
 from clipbias.report.table import MISSING
 from tools.benchmarks.ahead import trained_methods
 from tools.benchmarks.report import markdown

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from clipbias.errors import ClipbiasError
-from clipbias.files import read_text
+from clipbias.io import read_text
 from clipbias.report.published import dataset_name
 from clipbias.report.table import MISSING
 from tools.benchmarks.report import markdown

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from clipbias.errors import ClipbiasError
-from clipbias.files import read_text, write_text
+from clipbias.io import read_text, write_text
 from experiments import common
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from clipbias.errors import ClipbiasError
-from clipbias.files import write_text
+from clipbias.io import write_text
 
 END = "<!-- What follows is written by hand. -->"
 

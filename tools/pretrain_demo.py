@@ -27,7 +27,7 @@ from clipbias import data
 from clipbias.clip import Clip, ClipConfig, Preprocessing, TextConfig, VisionConfig
 from clipbias.clip import tokenizer as tokenizer_lib
 from clipbias.data import demo
-from clipbias.files import atomic_path
+from clipbias.io import atomic_path
 from tools.demo import contrastive, corpus, vocabulary
 
 FLAGS = flags.FLAGS

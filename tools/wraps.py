@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from clipbias.files import write_text
+from clipbias.io import write_text
 
 WIDTH = 120  # columns; `line-length` of pyproject.toml
 NARROW = 100  # a paragraph of no longer lines is narrow by choice

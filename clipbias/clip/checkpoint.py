@@ -29,7 +29,7 @@ from clipbias.clip.tokenizer_files import (
 )
 from clipbias.clip.weights import Weights, open_weights
 from clipbias.errors import ClipbiasError
-from clipbias.files import check_file, read_json, shorten, user_path, write_tensors, write_text
+from clipbias.io import check_file, read_json, shorten, user_path, write_tensors, write_text
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ACTIVATIONS = ("quick_gelu", "gelu")

@@ -15,7 +15,7 @@ from clipbias.clip.config import ClipConfig
 from clipbias.clip.params import Params, abstract_params, empty_params
 from clipbias.clip.tensors import FLOATING, Tensor
 from clipbias.errors import ClipbiasError
-from clipbias.files import shorten
+from clipbias.io import shorten
 
 MOST_SHOWN = 40  # differences between weights and configuration in a message
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clipbias.errors import ClipbiasError
-from clipbias.files import user_path
+from clipbias.io import user_path
 
 
 def cache() -> Path:

@@ -21,7 +21,7 @@ from clipbias.clip.config import ClipConfig
 from clipbias.clip.convert import Naming, Row
 from clipbias.clip.tensors import FLOATING, Tensor
 from clipbias.errors import ClipbiasError
-from clipbias.files import atomic_path, check_file, reason, shorten
+from clipbias.io import atomic_path, check_file, reason, shorten
 
 FLAX_WEIGHTS = "flax_model.msgpack"
 

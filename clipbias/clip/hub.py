@@ -12,7 +12,7 @@ from typing import Any
 from clipbias.clip.download import cache, download, snapshot, storage
 from clipbias.clip.pins import PINS
 from clipbias.errors import ClipbiasError
-from clipbias.files import reason, shorten, write_text
+from clipbias.io import reason, shorten, write_text
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 NAME = re.compile(r"(?:hf-hub:)?(\w[\w.-]*/[\w.-]+)(?:@((?!.*(?:\.\.|//))\w[\w./-]*))?")  # as git names revisions

@@ -12,7 +12,7 @@ from clipbias.clip.convert import Naming, Row, linear, norm, patches, transposed
 from clipbias.clip.preprocess import Preprocessing, preprocessing_of
 from clipbias.clip.tensors import Tensor
 from clipbias.errors import ClipbiasError
-from clipbias.files import read_json, shorten
+from clipbias.io import read_json, shorten
 
 HEAD_WIDTH = 64  # of every tower for which nothing else is said (Radford et al. 2021)
 OPENAI_BUFFERS = frozenset({"input_resolution", "context_length", "vocab_size"})

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from clipbias.errors import ClipbiasError
-from clipbias.files import check_file, read_json
+from clipbias.io import check_file, read_json
 
 
 @dataclasses.dataclass(frozen=True)

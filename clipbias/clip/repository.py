@@ -11,7 +11,7 @@ from typing import Literal
 from clipbias.clip import hub
 from clipbias.clip.tensors import shard_names, shards
 from clipbias.errors import ClipbiasError
-from clipbias.files import read_json, shorten, user_path
+from clipbias.io import read_json, shorten, user_path
 
 Format = Literal["safetensors", "flax", "torch"]
 Naming = Literal["hugging_face", "open_clip"]

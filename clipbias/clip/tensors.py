@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from clipbias.errors import ClipbiasError
-from clipbias.files import check_file, read_json, shorten
+from clipbias.io import check_file, read_json, shorten
 
 FLOATING = ("bfloat16", "float16", "float32", "float64")
 

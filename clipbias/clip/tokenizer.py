@@ -8,7 +8,7 @@ import ftfy
 import numpy as np
 
 from clipbias.errors import ClipbiasError
-from clipbias.files import shorten
+from clipbias.io import shorten
 
 
 def clean(text: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clipbias.errors import ClipbiasError
-from clipbias.files import check_file, reason, shorten
+from clipbias.io import check_file, reason, shorten
 
 FILES = (
     *("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"),

@@ -24,7 +24,7 @@ import numpy as np
 from clipbias.clip.tensors import FLOATING, Contents, Tensor
 from clipbias.clip.unpickle import Name, Record, unpickle
 from clipbias.errors import ClipbiasError
-from clipbias.files import check_file, reason, shorten
+from clipbias.io import check_file, reason, shorten
 
 STORAGES = {
     "torch.DoubleStorage": "float64",

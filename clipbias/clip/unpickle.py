@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from clipbias.errors import ClipbiasError
-from clipbias.files import shorten
+from clipbias.io import shorten
 
 LARGEST = 8 << 20  # bytes; that of a CLIP is about 0.1 MB
 VALUES = {

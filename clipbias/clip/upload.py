@@ -6,7 +6,7 @@ from pathlib import Path
 
 from clipbias.clip.hub import parse
 from clipbias.errors import ClipbiasError
-from clipbias.files import reason, shorten
+from clipbias.io import reason, shorten
 
 
 def push(repository: str, write: Callable[[Path], None], *, private: bool | None, message: str) -> str:

@@ -12,7 +12,7 @@ from clipbias.clip.open_clip import OPEN_CLIP, OPENAI_BUFFERS, named_as_in_open_
 from clipbias.clip.tensors import FLOATING, Contents, Tensor, open_safetensors, shards
 from clipbias.clip.torch_file import open_torch
 from clipbias.errors import ClipbiasError
-from clipbias.files import check_file
+from clipbias.io import check_file
 
 
 @dataclasses.dataclass(frozen=True)

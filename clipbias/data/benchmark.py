@@ -13,7 +13,7 @@ from clipbias.data.dataset import Dataset, Split
 from clipbias.data.entry import Entry
 from clipbias.data.keys import Keys
 from clipbias.errors import ClipbiasError
-from clipbias.files import data_path, read_json, read_text
+from clipbias.io import data_path, read_json, read_text
 
 Listed = tuple[Sequence[str], np.ndarray]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from clipbias.errors import ClipbiasError
-from clipbias.files import atomic_path, cache_folder
+from clipbias.io import atomic_path, cache_folder
 
 STAMP, DIGEST = 16, 32  # bytes of each
 MOST = 3_000_000  # kept at most, 144 MB; the oldest go first

@@ -14,7 +14,7 @@ from clipbias.data.dataset import Split, is_unicode
 from clipbias.data.keys import Keys
 from clipbias.data.listings import IMAGE_SUFFIXES, Listings, is_folder
 from clipbias.errors import ClipbiasError
-from clipbias.files import data_path, reason
+from clipbias.io import data_path, reason
 
 READERS = 16  # threads that list folders of an object store
 

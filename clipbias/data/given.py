@@ -13,7 +13,7 @@ from clipbias.data.dataset import Split
 from clipbias.data.files_on_disk import read_image
 from clipbias.data.transforms import as_rgb, decode
 from clipbias.errors import ClipbiasError
-from clipbias.files import data_path
+from clipbias.io import data_path
 
 _WHAT = (
     "give a path, a PIL image, a uint8 array [h, w, 3] (levels 0 to 255), or a list or an array [B, h, w, 3] of them"

@@ -19,7 +19,7 @@ from clipbias import interruption
 from clipbias.data import digests, transforms
 from clipbias.data.dataset import Split
 from clipbias.errors import ClipbiasError
-from clipbias.files import reason
+from clipbias.io import reason
 
 # How much of every image is looked at.
 HOW = ("headers", "all", "none")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from clipbias.errors import ClipbiasError
-from clipbias.files import atomic_path, cache_folder, reason
+from clipbias.io import atomic_path, cache_folder, reason
 
 FEWEST = 10_000
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})

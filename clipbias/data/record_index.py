@@ -21,7 +21,8 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from clipbias import files, interruption, remote
+from clipbias import interruption, remote
+from clipbias import io as files
 from clipbias.data.files_on_disk import stamp_of
 from clipbias.data.keys import Keys
 from clipbias.errors import ClipbiasError

@@ -24,7 +24,7 @@ from clipbias.data.keys import Keys
 from clipbias.data.record_index import Index
 from clipbias.data.tfds_records import Prepared, records_path
 from clipbias.errors import ClipbiasError
-from clipbias.files import reason, shorten, user_path
+from clipbias.io import reason, shorten, user_path
 
 VERSION = "1.0.0"
 SUFFIX = "_coop"

@@ -8,7 +8,7 @@ from clipbias.checks import check_text
 from clipbias.data import benchmark, catalog, demo, folder, tables
 from clipbias.data.dataset import Dataset
 from clipbias.errors import ClipbiasError
-from clipbias.files import data_path, shorten
+from clipbias.io import data_path, shorten
 
 
 def names() -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from clipbias.data import files_on_disk
 from clipbias.data.dataset import TEMPLATE, Dataset, Split
 from clipbias.data.folder import SPLIT_FOLDERS, complete_splits
 from clipbias.errors import ClipbiasError
-from clipbias.files import data_path, parse_json, read_text, reason
+from clipbias.io import data_path, parse_json, read_text, reason
 
 METADATA = ("metadata.jsonl", "metadata.csv")
 SPLIT_NAMES = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}

@@ -17,7 +17,8 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from clipbias import files, interruption, remote
+from clipbias import interruption, remote
+from clipbias import io as files
 from clipbias.data import record_index
 from clipbias.data.files_on_disk import stamp_of
 from clipbias.data.keys import Keys

@@ -14,7 +14,7 @@ from clipbias.data.folder import complete_splits
 from clipbias.data.keys import Keys
 from clipbias.data.tfds_records import Records
 from clipbias.errors import ClipbiasError
-from clipbias.files import data_path
+from clipbias.io import data_path
 
 if TYPE_CHECKING:
     from clipbias.data.tfds_records import Prepared

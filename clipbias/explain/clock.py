@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from clipbias.errors import ClipbiasError
-from clipbias.files import read_json, write_text
+from clipbias.io import read_json, write_text
 
 
 class Clock:

@@ -150,7 +150,7 @@ from typing import Any
 import numpy as np
 
 from clipbias.errors import ClipbiasError
-from clipbias.files import atomic_path, check_file, read_json, reason, write_text
+from clipbias.io import atomic_path, check_file, read_json, reason, write_text
 
 FORMAT = 2
 ARRAYS, SCALARS = "results.npz", "results.json"

@@ -20,7 +20,7 @@ from jax.scipy.stats import rankdata
 from clipbias.checks import check_int
 from clipbias.errors import ClipbiasError
 from clipbias.explain.results import load_arrays, save_arrays
-from clipbias.files import parse_json
+from clipbias.io import parse_json
 
 FINGERPRINT, EXAMPLES, SCALARS = "__fingerprint__", "__examples__", "__scalars__"
 

@@ -15,8 +15,8 @@ from clipbias.export.folding import fold
 from clipbias.export.head import check_default_head, write_head
 from clipbias.export.peft import write_peft
 from clipbias.export.program import write_program
-from clipbias.files import write_text
 from clipbias.folders import atomic_folder
+from clipbias.io import write_text
 from clipbias.tuning import Learnables, Task
 from clipbias.tuning.adapter import Adapter, save_adapter
 

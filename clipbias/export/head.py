@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from clipbias.errors import ClipbiasError
-from clipbias.files import write_tensors
+from clipbias.io import write_tensors
 from clipbias.tuning import Learnables, Task
 
 

@@ -19,7 +19,7 @@ from clipbias.clip import Adaptation, encode_image
 from clipbias.clip.checkpoint import narrow
 from clipbias.clip.weight_changes import check_changes, fold_changes
 from clipbias.errors import ClipbiasError
-from clipbias.files import atomic_path, write_tensors, write_text
+from clipbias.io import atomic_path, write_tensors, write_text
 from clipbias.tuning import Learnables, Task
 from clipbias.tuning.classifier import cosine_logits
 from clipbias.tuning.features import unit_length

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from clipbias.errors import ClipbiasError
-from clipbias.files import check_file
+from clipbias.io import check_file
 
 
 class Answered:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipbias.files import atomic_path
+from clipbias.io import atomic_path
 from clipbias.report import style
 
 if TYPE_CHECKING:

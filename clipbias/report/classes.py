@@ -9,7 +9,7 @@ from absl import logging
 
 from clipbias.data.confusion import class_accuracies, confusion, taken_for, weakest
 from clipbias.errors import ClipbiasError
-from clipbias.files import check_file
+from clipbias.io import check_file
 from clipbias.report import style
 from clipbias.report.captioned import CaptionedFigure, write_csv
 from clipbias.terminal import printable

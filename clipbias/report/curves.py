@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clipbias.errors import ClipbiasError
-from clipbias.files import user_path
+from clipbias.io import user_path
 from clipbias.report import style
 from clipbias.report.names import method_name, ordered_methods
 from clipbias.report.runs import RunRecord, is_number, metric_lines

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from clipbias.files import write_text
+from clipbias.io import write_text
 from clipbias.report import pages
 from clipbias.report.captioned import write_csv
 from clipbias.report.interpretation_figures import NORM_COLUMNS, norm_figure, norm_rows, projection_figures

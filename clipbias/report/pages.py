@@ -10,7 +10,7 @@ from typing import Any
 
 import jinja2
 
-from clipbias.files import write_text
+from clipbias.io import write_text
 from clipbias.report.captioned import CaptionedFigure
 from clipbias.report.table import Table
 from clipbias.terminal import printable

@@ -14,7 +14,7 @@ from typing import Any
 
 from clipbias import schema
 from clipbias.errors import ClipbiasError
-from clipbias.files import lock_file, read_json, read_json_lines, user_path
+from clipbias.io import lock_file, read_json, read_json_lines, user_path
 from clipbias.report.names import draws, trains
 from clipbias.report.run_accuracies import mean_accuracies, single_error
 from clipbias.schema import Record, checked, fitted

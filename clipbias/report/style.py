@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from clipbias.files import atomic_path
+from clipbias.io import atomic_path
 from clipbias.report.names import find_preset
 
 if TYPE_CHECKING:

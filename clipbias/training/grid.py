@@ -18,7 +18,7 @@ from clipbias import interruption
 from clipbias.clip import Clip
 from clipbias.data import Dataset
 from clipbias.errors import ClipbiasError, sentence
-from clipbias.files import write_text
+from clipbias.io import write_text
 from clipbias.training import processes
 from clipbias.training.dealing import Part, deal, planned_cost
 from clipbias.training.packs import Pack, cells_of

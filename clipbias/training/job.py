@@ -18,7 +18,8 @@ from typing import Any
 
 from absl import logging
 
-from clipbias import files, interruption
+from clipbias import interruption
+from clipbias import io as files
 from clipbias.errors import ClipbiasError, sentence
 from clipbias.terminal import printable
 from clipbias.training.coordination import Store

@@ -8,7 +8,7 @@ import jax
 from absl import logging
 from jax._src.compilation_cache import decompress_executable
 
-from clipbias.files import cache_folder
+from clipbias.io import cache_folder
 
 # How the names of JAX's files end, and the file that says when they were last looked through.
 ENTRY, CHECKED = "-cache", "checked"

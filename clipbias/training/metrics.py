@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from clipbias.errors import ClipbiasError
-from clipbias.files import read_json_lines, write_text
+from clipbias.io import read_json_lines, write_text
 from clipbias.training import mesh as meshes
 from clipbias.training.progress import Progress
 from clipbias.training.trackers import AUTO, Trackers

@@ -17,7 +17,7 @@ import numpy as np
 from clipbias.clip.precision import named
 from clipbias.data import Split
 from clipbias.data.contents import contents
-from clipbias.files import atomic_path, check_file
+from clipbias.io import atomic_path, check_file
 from clipbias.tuning import Learnables, Task
 from clipbias.tuning.registry import source_digest
 

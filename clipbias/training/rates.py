@@ -9,7 +9,7 @@ from typing import Any
 
 from clipbias import schema
 from clipbias.errors import ClipbiasError
-from clipbias.files import read_json, write_text
+from clipbias.io import read_json, write_text
 from clipbias.schema import checked
 from clipbias.training.packs import Pack
 from clipbias.training.results import Row

@@ -16,7 +16,7 @@ from absl import logging
 
 from clipbias import remote
 from clipbias.errors import ClipbiasError
-from clipbias.files import PART, reason
+from clipbias.io import PART, reason
 from clipbias.training import processes
 
 SECONDS = 30.0

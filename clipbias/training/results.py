@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from clipbias.errors import ClipbiasError
-from clipbias.files import read_json_lines, whole, write_text
+from clipbias.io import read_json_lines, whole, write_text
 from clipbias.schema import Row as RowOfFile
 from clipbias.schema import fitted
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from clipbias.files import read_json_lines
+from clipbias.io import read_json_lines
 from clipbias.training.metrics import is_step
 
 # Calls, of which the fastest counts.

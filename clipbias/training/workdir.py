@@ -30,7 +30,7 @@ from clipbias import interruption
 from clipbias.checks import check_number
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError, sentence
-from clipbias.files import lock_file, read_json, read_text, reason, remove_parts, write_text
+from clipbias.io import lock_file, read_json, read_text, reason, remove_parts, write_text
 from clipbias.training import processes
 from clipbias.tuning import METHODS, make_method
 from clipbias.tuning.registry import method_options

@@ -20,7 +20,7 @@ from clipbias.checks import check_int, check_record
 from clipbias.clip import Clip, hub
 from clipbias.clip.tensors import open_safetensors_file
 from clipbias.errors import ClipbiasError
-from clipbias.files import parse_json, user_path, write_tensors, write_text
+from clipbias.io import parse_json, user_path, write_tensors, write_text
 from clipbias.schema import Facts, Header, checked
 from clipbias.terminal import printable
 from clipbias.tuning.descriptions import Descriptions

@@ -24,7 +24,7 @@ from clipbias.checks import shown
 from clipbias.clip import Clip, TextTokens
 from clipbias.clip.tokenizer import encode, pad
 from clipbias.errors import ClipbiasError
-from clipbias.files import read_json, shorten, user_path
+from clipbias.io import read_json, shorten, user_path
 from clipbias.tuning.method import Method, PromptText
 from clipbias.tuning.prompt_tokens import name_in_prompt
 

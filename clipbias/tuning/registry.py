@@ -22,6 +22,7 @@ import jax
 from clipbias.checks import annotations, check_value
 from clipbias.clip import Adaptation, Clip
 from clipbias.errors import ClipbiasError
+from clipbias.tuning import methods
 from clipbias.tuning.method import Learnables, Method, Preset, PromptText
 
 # Every name of a method of this package: its class and the preset that the name stands for. Filled below.
@@ -272,8 +273,7 @@ def _classes(module: ModuleType) -> list[type[Method]]:
 def find_methods() -> dict[str, tuple[type[Method], Preset]]:
     """The methods of this package by name, in their order: the presets of the classes in its modules."""
     modules = [
-        importlib.import_module(f"{__package__}.{found.name}")
-        for found in pkgutil.iter_modules(sys.modules[__package__].__path__)
+        importlib.import_module(f"{methods.__name__}.{found.name}") for found in pkgutil.iter_modules(methods.__path__)
     ]
     named = {
         name: (kind, preset)

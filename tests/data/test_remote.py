@@ -7,7 +7,8 @@ import pytest
 
 import clipbias
 from clipbias import clip as clip_package
-from clipbias import data, files, remote
+from clipbias import data, remote
+from clipbias import io as files
 from clipbias.data import given, inspection, shards
 from clipbias.data.contents import contents
 from clipbias.errors import ClipbiasError

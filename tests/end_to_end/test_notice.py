@@ -14,7 +14,7 @@ import experiments.explain
 import experiments.table1
 from clipbias.clip import Clip
 from clipbias.explain import study
-from clipbias.files import PART, write_text
+from clipbias.io import PART, write_text
 from clipbias.training import evaluator, loop
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Task

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from clipbias.files import read_json, read_json_lines
 from clipbias.interruption import Interrupted
+from clipbias.io import read_json, read_json_lines
 from clipbias.training import loop
 from clipbias.training.trainer import VOLATILE
 from clipbias.training.workdir import ADAPTER

@@ -14,7 +14,7 @@ import jax
 from hypothesis import strategies as st
 
 from clipbias.errors import ClipbiasError
-from clipbias.files import cache_folder
+from clipbias.io import cache_folder
 
 # An answer that takes longer is taken for a hang: seconds of the processors, which other work on a shared machine does
 # not lengthen, and for what waits, seconds by the clock.

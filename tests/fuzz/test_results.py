@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from clipbias import report
 from clipbias.explain.results import load_arrays, load_results, save_results
 from clipbias.explain.statistics import load_totals, save_totals
-from clipbias.files import read_json_lines
+from clipbias.io import read_json_lines
 from clipbias.training.metrics import MetricWriter
 from clipbias.training.results import Results
 from tests.fuzz.answers import answered, corrupted, mutated

@@ -15,8 +15,8 @@ from PIL import Image
 from clipbias.clip import Clip
 from clipbias.data import Dataset, Split
 from clipbias.errors import ClipbiasError
-from clipbias.files import read_json, read_json_lines
 from clipbias.interruption import Interrupted
+from clipbias.io import read_json, read_json_lines
 from clipbias.training import mesh as meshes
 from clipbias.training.account import pack_programs
 from clipbias.training.choosing import ChoosingGrid

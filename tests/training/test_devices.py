@@ -9,8 +9,8 @@ import pytest
 
 from clipbias.clip import Clip
 from clipbias.data import Dataset
-from clipbias.files import read_json_lines
 from clipbias.interruption import Interrupted
+from clipbias.io import read_json_lines
 from clipbias.training import loop
 from clipbias.training import mesh as meshes
 from clipbias.tuning.recipe import Recipe

@@ -21,7 +21,7 @@ from absl import logging
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
 from clipbias.explain.results import save_arrays
-from clipbias.files import read_json_lines, write_tensors, write_text
+from clipbias.io import read_json_lines, write_tensors, write_text
 from clipbias.report import style
 from clipbias.report.captioned import CaptionedFigure, write_csv
 from clipbias.training import workdir

@@ -12,8 +12,8 @@ from jax.sharding import Mesh
 from clipbias.clip import Clip
 from clipbias.data import Dataset
 from clipbias.errors import ClipbiasError
-from clipbias.files import read_json_lines
 from clipbias.interruption import Interrupted
+from clipbias.io import read_json_lines
 from clipbias.training import loop, trainer
 from clipbias.training import mesh as meshes
 from clipbias.training.evaluate import evaluate
@@ -128,7 +128,7 @@ def test_what_a_killed_run_no_longer_needs_is_removed(
 
 def test_a_number_belongs_to_its_template_and_to_its_program(clip: Clip, recipe: Recipe, tmp_path: Path) -> None:
     own = tmp_path / "own.py"
-    own.write_text("from clipbias.tuning.bias import BiasTuning\n\n\nclass Own(BiasTuning):\n    pass\n")
+    own.write_text("from clipbias.tuning.methods.bias import BiasTuning\n\n\nclass Own(BiasTuning):\n    pass\n")
 
     def hashes(**inputs: str) -> list[str]:
         settings = dataclasses.replace(SETTINGS, inputs=inputs)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clipbias.files import read_json_lines
+from clipbias.io import read_json_lines
 from clipbias.training.metrics import MetricWriter, StepReport
 
 

@@ -11,7 +11,7 @@ import pytest
 import configs.demo
 import experiments.table1
 from clipbias.errors import ClipbiasError
-from clipbias.files import PART
+from clipbias.io import PART
 from clipbias.training import loop, processes, remote_workdir
 from clipbias.training.remote_workdir import Copy, local_folder
 from experiments import common

@@ -9,7 +9,7 @@ import pytest
 from absl import logging
 
 from clipbias.errors import ClipbiasError
-from clipbias.files import read_json_lines
+from clipbias.io import read_json_lines
 from clipbias.training.metrics import MetricWriter
 from clipbias.training.trackers import TRACKERS, check_trackers
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from clipbias.errors import ClipbiasError
-from clipbias.files import PART
 from clipbias.folders import atomic_folder
 from clipbias.interruption import Interrupted
+from clipbias.io import PART
 from clipbias.training import workdir
 from clipbias.training.workdir import ADAPTER, environment, open_workdir
 from clipbias.tuning import make_method

@@ -296,7 +296,7 @@ def test_presets_and_programs_are_names_too(clip: Clip, tmp_path: Path) -> None:
         clipbias.save_adapter(tmp_path / "a.safetensors", task, task.init(), method=method)
         assert clipbias.load_adapter(tmp_path / "a.safetensors").task(clip).method == task.method
     program = tmp_path / "own.py"
-    program.write_text("from clipbias.tuning.bias import BiasTuning\nclass Own(BiasTuning):\n    pass\n")
+    program.write_text("from clipbias.tuning.methods.bias import BiasTuning\nclass Own(BiasTuning):\n    pass\n")
     for method in (str(program), f"{program}:Own"):
         task = clipbias.Task(clip, method, ("cat", "dog"))
         clipbias.save_adapter(tmp_path / "a.safetensors", task, task.init(), method=method)

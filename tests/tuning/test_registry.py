@@ -11,7 +11,7 @@ from clipbias.report import summarize, to_text
 from clipbias.report.names import method_name, ordered_methods
 from clipbias.report.style import method_look
 from clipbias.tuning import METHODS, make_method, registry
-from clipbias.tuning.ivlp import IVLP
+from clipbias.tuning.methods.ivlp import IVLP
 from clipbias.tuning.registry import FunctionMethod, optional_types, own_method
 from configs import train, zoo
 

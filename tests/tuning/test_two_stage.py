@@ -9,8 +9,8 @@ import pytest
 import clipbias
 from clipbias.clip import Clip
 from clipbias.tuning import CONSTANTS, Task, make_method, parameter_count
+from clipbias.tuning.methods.two_stage import SecondStage, TwoStage
 from clipbias.tuning.transfer import transfer
-from clipbias.tuning.two_stage import SecondStage, TwoStage
 from tests import helpers
 from tests.reference import optimizers, weight_tuning
 from tests.reference.methods import Reference

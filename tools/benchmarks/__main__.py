@@ -46,7 +46,7 @@ from pathlib import Path
 
 from clipbias.clip.precision import DTYPES
 from clipbias.errors import ClipbiasError
-from clipbias.files import reason
+from clipbias.io import reason
 
 COMMANDS = (
     *("train", "compare", "features", "precision", "relevancy", "causal", "study", "startup", "load", "pipeline"),

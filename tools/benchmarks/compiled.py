@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from clipbias.errors import ClipbiasError
-from clipbias.files import read_json_lines, reason
+from clipbias.io import read_json_lines, reason
 
 
 def kept(path: Path | None, facts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from clipbias.data.catalog import ENTRIES
 from clipbias.errors import ClipbiasError
-from clipbias.files import read_json, write_text
+from clipbias.io import read_json, write_text
 from clipbias.tuning import Recipe, make_method
 from clipbias.tuning.registry import METHODS
 from configs import table1

@@ -16,7 +16,7 @@ from clipbias.clip.config import ClipConfig, to_hugging_face
 from clipbias.clip.flax_file import FLAX, FLAX_WEIGHTS, write_flax
 from clipbias.clip.params import empty_params
 from clipbias.clip.tokenizer_files import CLIP_VOCABULARY
-from clipbias.files import write_tensors, write_text
+from clipbias.io import write_tensors, write_text
 from tools.benchmarks.model import geometry
 from tools.benchmarks.startup import child
 

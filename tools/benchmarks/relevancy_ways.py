@@ -17,7 +17,7 @@ from clipbias.clip.preprocess import Preprocessing
 from clipbias.clip.tensors import open_safetensors
 from clipbias.errors import ClipbiasError
 from clipbias.explain.relevancy import relevancy
-from clipbias.files import write_tensors, write_text
+from clipbias.io import write_tensors, write_text
 from clipbias.tuning import Task
 from tests.reference.plain_relevancy import plain_relevancy
 from tools.benchmarks import flops, measure, model

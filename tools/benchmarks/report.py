@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from clipbias.errors import ClipbiasError
-from clipbias.files import write_text
+from clipbias.io import write_text
 from clipbias.report import style
 
 COLUMNS = ("name", "seconds", "GFLOP", "GFLOP/s", "share of matmul", "memory (GB)", "plain (s)", "times as fast")

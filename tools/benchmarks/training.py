@@ -17,7 +17,7 @@ import numpy as np
 
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
-from clipbias.files import write_tensors
+from clipbias.io import write_tensors
 from clipbias.tuning import Task
 from clipbias.tuning.registry import METHODS
 from tools.benchmarks import model, relevancy_ways, steps

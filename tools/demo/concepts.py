@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-from clipbias.files import write_text
+from clipbias.io import write_text
 from tools.demo import icons
 
 KEPT = Path(__file__).parent / "keywords.txt"

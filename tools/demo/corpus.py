@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clipbias.files import atomic_path
+from clipbias.io import atomic_path
 from tools.demo import captions, scenes
 
 CHUNK = 2000

@@ -23,7 +23,7 @@ from absl import app, flags, logging
 from PIL import Image
 
 from clipbias.data.demo import DESCRIPTION
-from clipbias.files import atomic_path
+from clipbias.io import atomic_path
 from tools.demo import concepts, icons, stickers
 
 FLAGS = flags.FLAGS

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from clipbias.files import atomic_path
+from clipbias.io import atomic_path
 
 FOLDER = Path("workdir/icons")  # packages and rendered pictures are kept here
 PIXELS = 96  # height and width of a rendered icon

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
-from clipbias.files import write_text
+from clipbias.io import write_text
 from tools.demo.captions import caption_words
 
 END_OF_WORD = "</w>"

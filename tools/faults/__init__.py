@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from clipbias.errors import ClipbiasError
-from clipbias.files import PART
+from clipbias.io import PART
 from tools.disturb import Trials
 
 SOURCE = Path(__file__).with_name("faults.c")

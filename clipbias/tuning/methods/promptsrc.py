@@ -13,10 +13,10 @@ import numpy as np
 
 from clipbias.checks import Range
 from clipbias.clip import Clip
-from clipbias.tuning.coop import coop_recipe
 from clipbias.tuning.features import Features, average_raw_texts, average_texts, unit_length
-from clipbias.tuning.ivlp import IVLP
 from clipbias.tuning.method import Depth, Learnables, Preset, PromptText
+from clipbias.tuning.methods.coop import coop_recipe
+from clipbias.tuning.methods.ivlp import IVLP
 from clipbias.tuning.recipe import AUTHORS, COMMON, MOST, Recipe, RecipeName
 from clipbias.tuning.templates import choose_templates
 

@@ -16,9 +16,9 @@ from clipbias.checks import Range
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
 from clipbias.tuning.context_sets import ContextSets
-from clipbias.tuning.coop import coop_recipe
 from clipbias.tuning.features import Features, unit_length
 from clipbias.tuning.method import Learnables, Preset, PromptText
+from clipbias.tuning.methods.coop import coop_recipe
 from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe, RecipeName
 
 Sets = Annotated[int, Range(1, 1000)]

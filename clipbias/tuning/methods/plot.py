@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 import jax
 
 from clipbias.tuning.context_sets import ContextSets
-from clipbias.tuning.coop import coop_recipe
 from clipbias.tuning.features import Features, unit_length
 from clipbias.tuning.method import Learnables, Preset
+from clipbias.tuning.methods.coop import coop_recipe
 from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe, RecipeName
 from clipbias.tuning.transport import transport_logits
 

@@ -14,9 +14,9 @@ from clipbias.checks import Range
 from clipbias.clip import Adaptation, Clip
 from clipbias.clip.products import activate
 from clipbias.tuning.context import initial_linear, random_prompts
-from clipbias.tuning.coop import coop_recipe
 from clipbias.tuning.features import Features, average_texts, unit_length
 from clipbias.tuning.method import CONSTANTS, Kind, Learnables, Method, Preset, PromptText, Tokens
+from clipbias.tuning.methods.coop import coop_recipe
 from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe, RecipeName
 
 

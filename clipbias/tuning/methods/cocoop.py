@@ -11,9 +11,9 @@ import jax
 
 from clipbias.clip import Adaptation, Clip
 from clipbias.tuning.context import context_text, initial_context, initial_linear
-from clipbias.tuning.coop import coop_recipe
 from clipbias.tuning.features import unit_length
 from clipbias.tuning.method import WORDS, Kind, Learnables, Method, Preset, PromptText, Tokens
+from clipbias.tuning.methods.coop import coop_recipe
 from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe, RecipeName
 
 

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import optax
 
 from clipbias.tuning.context_sets import ContextSets, Sets
-from clipbias.tuning.coop import coop_recipe
 from clipbias.tuning.features import Features, unit_length
 from clipbias.tuning.method import Learnables, Preset
+from clipbias.tuning.methods.coop import coop_recipe
 from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe, RecipeName
 
 

@@ -14,9 +14,9 @@ from clipbias.checks import Range
 from clipbias.clip import Adaptation, Clip
 from clipbias.errors import ClipbiasError
 from clipbias.tuning.context import word_ids
-from clipbias.tuning.coop import coop_recipe
 from clipbias.tuning.features import Features, average_texts, unit_length
 from clipbias.tuning.method import WORDS, Kind, Learnables, Method, Preset, PromptText, Tokens
+from clipbias.tuning.methods.coop import coop_recipe
 from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe, RecipeName
 
 _END = " {}."

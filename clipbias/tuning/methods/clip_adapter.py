@@ -14,10 +14,10 @@ import jax
 from clipbias.checks import Range
 from clipbias.clip import Clip
 from clipbias.tuning.closed_form import cosines
-from clipbias.tuning.coop import coop_recipe
 from clipbias.tuning.features import Features, Sampling
 from clipbias.tuning.frozen_towers import FrozenTowers
 from clipbias.tuning.method import Learnables, Preset
+from clipbias.tuning.methods.coop import coop_recipe
 from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe, RecipeName
 
 

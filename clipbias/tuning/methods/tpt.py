@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import optax
 
 from clipbias.checks import Range
-from clipbias.tuning.coop import CoOp
 from clipbias.tuning.method import Kind, Learnables, Preset
+from clipbias.tuning.methods.coop import CoOp
 
 
 @dataclasses.dataclass(frozen=True)

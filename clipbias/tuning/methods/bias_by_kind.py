@@ -17,8 +17,8 @@ import jax.numpy as jnp
 
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
-from clipbias.tuning.bias import BiasTuning
 from clipbias.tuning.method import Learnables, Preset
+from clipbias.tuning.methods.bias import BiasTuning
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,11 +14,11 @@ import numpy as np
 
 from clipbias.checks import Choices, Range
 from clipbias.clip import Adaptation, Clip
-from clipbias.tuning.bitfit import BitFit
 from clipbias.tuning.features import Features, average_texts, unit_length
 from clipbias.tuning.frozen_weights import WeightTuning
-from clipbias.tuning.layer_norm import LayerNormTuning
 from clipbias.tuning.method import CONSTANTS, Learnables, Method, Preset
+from clipbias.tuning.methods.bitfit import BitFit
+from clipbias.tuning.methods.layer_norm import LayerNormTuning
 from clipbias.tuning.recipe import AUTHORS, Recipe, RecipeName
 
 TUNED = {"layer_norm": LayerNormTuning, "bitfit": BitFit}

@@ -15,10 +15,10 @@ import numpy as np
 
 from clipbias.clip import Clip
 from clipbias.tuning.closed_form import class_means, passes, softmax, unit_rows
-from clipbias.tuning.coop import coop_recipe
 from clipbias.tuning.features import Features, Samples, Sampling, average_raw_texts, unit_length
 from clipbias.tuning.frozen_towers import FrozenTowers
 from clipbias.tuning.method import CONSTANTS, Learnables, Preset
+from clipbias.tuning.methods.coop import coop_recipe
 from clipbias.tuning.recipe import AUTHORS, Recipe, RecipeName
 
 

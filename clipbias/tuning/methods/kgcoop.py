@@ -11,9 +11,9 @@ import jax
 
 from clipbias.checks import Range
 from clipbias.clip import Clip
-from clipbias.tuning.coop import CoOp, coop_recipe
 from clipbias.tuning.features import Features, average_texts, unit_length
 from clipbias.tuning.method import Learnables, Preset, PromptText
+from clipbias.tuning.methods.coop import CoOp, coop_recipe
 from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe, RecipeName
 
 

@@ -16,9 +16,9 @@ from clipbias.checks import Choices
 from clipbias.clip import Adaptation, Clip
 from clipbias.errors import ClipbiasError
 from clipbias.tuning.context import random_prompts, word_ids
-from clipbias.tuning.coop import coop_recipe
 from clipbias.tuning.features import Features, unit_length
 from clipbias.tuning.method import CONSTANTS, Kind, Learnables, Method, Preset, PromptText, Tokens
+from clipbias.tuning.methods.coop import coop_recipe
 from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe, RecipeName
 from clipbias.tuning.transport import transport_logits
 
