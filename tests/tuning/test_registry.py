@@ -5,12 +5,11 @@ from pathlib import Path
 
 import pytest
 
-import clipbias.tuning
 from clipbias.errors import ClipbiasError
 from clipbias.report import summarize, to_text
 from clipbias.report.names import method_name, ordered_methods
 from clipbias.report.style import method_look
-from clipbias.tuning import METHODS, make_method, registry
+from clipbias.tuning import METHODS, make_method, methods, registry
 from clipbias.tuning.methods.ivlp import IVLP
 from clipbias.tuning.registry import FunctionMethod, optional_types, own_method
 from configs import train, zoo
@@ -132,9 +131,9 @@ DROPPED = (
 def test_a_method_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that is put into the package is known by name, and shown, everywhere."""
     (tmp_path / "dropped_in.py").write_text(DROPPED)
-    monkeypatch.setattr(clipbias.tuning, "__path__", [*clipbias.tuning.__path__, str(tmp_path)])
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
     found = registry.find_methods()
-    del sys.modules["clipbias.tuning.dropped_in"]
+    del sys.modules["clipbias.tuning.methods.dropped_in"]
     after = list(METHODS).index("vpt_shallow") + 1
     assert list(found) == [*list(METHODS)[:after], "dropped", "dropped_5", *list(METHODS)[after:]]
     before = dict(METHODS)
