@@ -5,128 +5,237 @@
     python -m experiments.table1 --compare --workdir=/results/table1
     python -m experiments.table1 --config=configs/table1.py --config.part=2/4 --workdir=/results/table1
 
-Continues where it stopped. Writes `results.jsonl` (a line per cell), `table.md`, `table.tex`, `table.html`, the picture
-`accuracy` and the tuned adapters; `costs.md` groups the methods by kind and tells what they cost, which the pictures
+Continues where it stopped. Writes `results.jsonl` (a line per run), `table.md`, `table.tex`, `table.html`, the picture
+`accuracy` and the tuned adapters; `costs.md` groups the methods by kind and gives their cost, which the pictures
 `accuracy_by_parameters` and `accuracy_by_time` draw; `classes.csv` has every class's accuracy. `--compare` shows what
 is finished beside published results and runs nothing. `--config.part` runs one of several parts, which independent jobs
 may run side by side in one folder. With `--config.learning_rates` each method's rate is chosen on validation images
-first, and `rates.json` tells which (`--config.choose`).
+first; `rates.json` has the choice (`--config.choose`).
 """
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from clipbias import interruption, report
-from clipbias.data import catalog
+import clipbias
+import configs
+from clipbias import hosts
+from clipbias.clip import precision
 from clipbias.errors import ClipbiasError
-from clipbias.io import write_text
-from clipbias.report.classes import write_class_table
-from clipbias.report.published import are_the_eleven
-from clipbias.report.style import save_figure, svg_text
-from clipbias.report.table import markdown_table, text_table
-from clipbias.training.dealing import Part
-from clipbias.training.grid import Grid
-from clipbias.training.packs import Pack, cells_of, make_packs
-from clipbias.training.results import Results
-from clipbias.training.workdir import note_model, open_part, open_workdir
-from experiments import common, grids
-from experiments.configuration import options_by_method
+from clipbias.io import read_json_lines, user_path
+from clipbias.training import mesh as meshes
+from clipbias.training.ahead import describe, open_topology
+from clipbias.training.rates import CELL, FILE, METHOD, NONE, Rates, choose
+from clipbias.training.shared import Compute, Shared
+from clipbias.training.spec import TEST, VALIDATION, Group, RunSpec, make_groups, make_specs, part_of, protocol_targets
+from clipbias.training.sweep import RESULTS, Row, parse_part, sweep
+from clipbias.training.workdir import note_model, open_workdir
+from clipbias.tuning.recipe import Recipe
+from clipbias.version import __version__
+from experiments import common
 
 _CONFIG = "configs/demo.py"
 _COMPARE = flags.DEFINE_bool(
-    "compare", False, "Show the finished cells of --workdir beside published results; run nothing."
+    "compare", False, "Show the finished runs of --workdir beside published results; run nothing."
 )
 
 
 def main(config: ConfigDict, workdir: Path) -> None:
+    from clipbias.report.sweep_tables import check_published, write_tables
+
     if _COMPARE.value:
-        compare(workdir)
+        rows = read_json_lines(workdir / RESULTS)
+        check_published(rows, workdir)
+        common.tell(*write_tables(rows, workdir))
         return
-    options = options_by_method(config)
-    packs = make_packs(
-        *(config.methods, config.datasets, config.shots, config.seeds),
-        options=options,
-        runs_per_program=config.runs_per_program,
-        learning_rates=config.learning_rates,
-        along=config.mesh.run,
-    )
     if config.dry_run:
-        grids.dry_run(config, options, packs)
+        dry_run(config)
         return
-    part = Part.named(config.part)
-    settings = common.plain(config)
-    opened = open_workdir(workdir, settings) if part is None else open_part(workdir, settings, part.folder(workdir))
-    with opened as own_folder:
-        grid = grids.open_grid(config, options, packs, workdir, part=part)
-        note_model(own_folder, grid.trainer.clip)
-        rows = grid.run(packs)
-        if jax.process_index() == 0:
-            write_whole(grid, packs, workdir)
+    with open_workdir(workdir, common.plain(config), part=parse_part(config.part)):
+        prepared = prepare(config)
+        note_model(workdir, prepared.shared.clip)
+        specs, rows = run(config, prepared, workdir)
+        if hosts.is_first() and rows:
+            common.tell(*write_tables(rows, workdir))
+        if len(rows) < len(specs):
+            common.tell(f"{len(rows)} of {len(specs)} runs are there; the last part to end writes the whole table.")
     failed = [row for row in rows if row["status"] != "ok"]
     if failed:
-        raise ClipbiasError(f"{len(failed)} of {len(rows)} cells failed; the first one: {failed[0]['error']}")
+        raise ClipbiasError(f"{len(failed)} of {len(rows)} runs failed; the first one: {failed[0]['error']}")
 
 
-def write_whole(grid: Grid, packs: Sequence[Pack], workdir: Path) -> None:
-    """Writes the tables of all that is there, the other parts' cells included.
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A configuration that is ready to run.
 
-    Parts that end at the same moment may each have read too early: what was written is looked at again until nothing
-    has come since.
+    Attributes:
+      shared: the model, the datasets and the devices.
+      recipe: of the methods that have none of their own.
+      axes: what `make_specs` combines.
+      rates: learning rates that were chosen before, or `None`.
     """
-    written = None
-    grid.results.read_others()
-    while (rows := grid.rows(packs)) and rows != written:
-        write_tables(rows, workdir)
-        written = rows
-        grid.results.read_others()
-    cells = cells_of(grid.tests(packs))
-    if len(rows) < cells:
-        common.tell(f"{len(rows)} of {cells} cells are there; the last part to end writes the whole table.")
 
+    shared: Shared
+    recipe: Recipe
+    axes: Mapping[str, Any]
+    rates: Rates | None
 
-def compare(workdir: Path) -> None:
-    """Prints a results file beside published numbers, which the tables mark as such and whose recipes they state."""
-    rows = Results.of(workdir).rows
-    datasets = {row["dataset"] for row in rows}
-    if not are_the_eleven(datasets):
-        missing = sorted(name for name in catalog.ELEVEN if name not in datasets)
-        raise ClipbiasError(
-            f"{workdir} has no results for {', '.join(missing) or 'the eleven datasets alone'}; published numbers are "
-            "for the eleven datasets of configs/table1.py."
+    def specs(self, learning_rates: tuple[float, ...], rates: Rates | None, score_on: str = TEST) -> list[RunSpec]:
+        """The runs, at each of some learning rates or at those that were chosen."""
+        shared = self.shared
+        return make_specs(
+            *(shared.clip, shared.datasets, self.recipe),
+            **self.axes,
+            learning_rates=learning_rates,
+            rates=rates,
+            dtype=shared.dtype,
+            on_image_error=shared.on_image_error,
+            score_on=score_on,
         )
-    write_tables(rows, workdir)
 
 
-def write_tables(rows: Sequence[Mapping[str, Any]], workdir: Path) -> None:
-    """Writes the tables and the picture, and prints the tables."""
-    summary = report.summarize(rows, predictions=workdir / "predictions")
-    write_text(workdir / "table.md", report.to_markdown(summary))
-    write_text(workdir / "table.tex", report.to_latex(summary))
-    interruption.check()
-    figure = report.accuracy_figure(summary)
-    write_text(workdir / "table.html", report.to_html(summary, figure_svg=svg_text(figure)))
-    save_figure(figure, workdir / "accuracy")
-    common.tell(*report.to_text(summary).split("\n"))
-    write_costs(summary, workdir)
-    write_class_table(workdir)
-    common.tell(f"Tables and picture: {workdir / 'table.html'}")
+def prepare(config: ConfigDict, devices: Any = None) -> Prepared:
+    """Loads the model and opens the datasets, of `table1`'s configuration or of `train`'s, which has one of each.
+
+    Args:
+      config: the settings.
+      devices: absent ones, to compile for; `None` takes those that are there.
+
+    Raises:
+      ClipbiasError: a dataset cannot be used, unless `on_missing` is "skip".
+    """
+    several = "methods" in config
+    axes: dict[str, Any] = {
+        axis: tuple(config[axis]) if several else (config[one],)
+        for axis, one in {"methods": "method", "datasets": "dataset", "shots": "shots", "seeds": "seed"}.items()
+    }
+    options = config.method_options if several else {config.method: config.method_options}
+    axes["options"] = {name: dict(values) for name, values in options.items()}
+    axes |= {"protocol": config.get("protocol", "few_shot"), "targets": tuple(config.get("targets", ()))}
+    clip = clipbias.load(config.model)
+    hosts.assert_same(f"the model {config.model}", clip.fingerprint)
+    targets = [one for name in axes["datasets"] for one in protocol_targets(axes["protocol"], name, axes["targets"])]
+    opened = common.open_datasets(config, [*axes["datasets"], *targets], shots=axes["shots"])
+    shared = Shared(
+        *(clip, opened, Compute.from_config(config), meshes.make_mesh(**config.mesh, devices=devices)),
+        dtype=config.dtype,
+        on_image_error=config.on_image_error,
+    )
+    rates = Rates.read(rates_path(config.rates_file)) if config.rates_file else None
+    return Prepared(shared, Recipe.from_config(config), axes, rates)
 
 
-def write_costs(summary: report.Summary, workdir: Path) -> None:
-    """Writes and prints what methods cost, apart from the tables that are the same whenever a grid is run again."""
-    tables = report.cost_tables(summary)
-    if not tables:
-        return
-    write_text(workdir / "costs.md", "\n\n".join(map(markdown_table, tables)) + "\n")
-    for figure in report.cost_figures(summary):
-        figure.save(workdir)
-    for table in tables:
-        common.tell(*text_table(table).split("\n"))
+def run(config: ConfigDict, prepared: Prepared, workdir: Path) -> tuple[list[RunSpec], list[Row]]:
+    """Runs a configuration: first on validation images, if learning rates are to be chosen; then on test images.
+
+    Returns:
+      The specs on test images, and their rows as far as these are there.
+    """
+    part, rates = parse_part(config.get("part", "")), prepared.rates
+    learning_rates, chosen = tuple(config.get("learning_rates", ())), False
+    scope, validate_only = config.get("choose", NONE), config.get("score_on", TEST) == VALIDATION
+    options: dict[str, Any] = dict(part=part, most_runs=config.get("runs_per_program", 0))
+    if validate_only and not (learning_rates and scope != NONE):
+        raise ClipbiasError("score_on is validation, but no learning rate is to be chosen; give --config.learning_rates.")
+    if learning_rates and scope != NONE:
+        if scope == METHOD and part[1] > 1 and not validate_only:
+            raise ClipbiasError(
+                "a part has not all datasets and shots that a method's learning rate is chosen by; choose first, with "
+                "--config.score_on=validation in all parts, and give the result as --config.rates_file; or choose for "
+                f"each dataset and number of shots, --config.choose={CELL}."
+            )
+        tried = prepared.specs(learning_rates, rates, VALIDATION)
+        rows = sweep(tried, prepared.shared, workdir, prepared.recipe, **options)
+        if validate_only and len(rows) < len(tried):
+            common.tell(f"{len(rows)} of {len(tried)} runs are there; the last part to end writes {FILE}.")
+            return [], []
+        mine = {spec.key for spec in (tried if validate_only else part_of(tried, part))}
+        rates, learning_rates, chosen = choose([row for row in rows if row["key"] in mine], scope), (), True
+        if hosts.is_first() and (validate_only or part[1] == 1):
+            rates.write(workdir / FILE, _provenance(prepared, tried, scope))
+        if validate_only:
+            common.tell(f"Learning rates: {workdir / FILE}")
+            return [], []
+    specs = prepared.specs(learning_rates, rates)
+    notes = _choices(specs, rates) if chosen and rates is not None else {}
+    return specs, sweep(specs, prepared.shared, workdir, prepared.recipe, notes=notes, **options)
+
+
+def _choices(specs: list[RunSpec], rates: Rates) -> dict[str, Row]:
+    """The facts of each spec's choice of a learning rate, by its key, for its row."""
+    entries = {spec.key: rates.entry(spec.method, spec.dataset, spec.shots) for spec in specs}
+    return {
+        key: {"choice": {name: entry[name] for name in ("for", "cells", "tried")}}
+        for key, entry in entries.items()
+        if entry
+    }
+
+
+def _provenance(prepared: Prepared, tried: list[RunSpec], scope: str) -> dict[str, Any]:
+    """What a choice of learning rates was made with."""
+    recipe = prepared.recipe.facts()
+    return {
+        "for": scope,
+        "images": sorted({spec.validation for spec in tried} - {"none"}),
+        "model": prepared.shared.clip.name,
+        "fingerprint": prepared.shared.clip.fingerprint,
+        "protocol": prepared.axes["protocol"],
+        "datasets": list(dict.fromkeys(spec.dataset for spec in tried)),
+        "shots": sorted({spec.shots for spec in tried}),
+        "seeds": sorted({spec.seed for spec in tried}),
+        "recipe": {name: value for name, value in recipe.items() if name != "learning_rate"},
+        "dtype": prepared.shared.dtype,
+        "clipbias": __version__,
+    }
+
+
+def rates_path(name: str) -> Path:
+    """A file of learning rates: where its name says, or among the configurations that come with the program."""
+    path = user_path(name)
+    own = Path(configs.__file__).parent / name
+    return own if own.is_file() and not path.exists() else path
+
+
+def dry_run(config: ConfigDict) -> None:
+    """Prints shapes, parameters, and each program's memory as its compiler says it. Trains nothing, leaves no file.
+
+    With `config.topology` programs are compiled for absent devices.
+    """
+    topology = open_topology(config.topology) if config.topology else None
+    with topology or contextlib.nullcontext():
+        if topology is not None:
+            config.dtype = precision.resolve(config.dtype)
+            common.tell(f"compiled for {topology}, by {topology.compiler}")
+        prepared = prepare(config, None if topology is None else topology.devices)
+        specs = part_of(prepared.specs(tuple(config.get("learning_rates", ())), prepared.rates), parse_part(config.get("part", "")))
+        for group in make_groups(specs, config.get("runs_per_program", 0)):
+            common.tell(*_described(group, prepared))
+    common.tell(f"{len(specs)} runs")
+
+
+def _described(group: Group, prepared: Prepared) -> list[str]:
+    """A group's lines of a dry run."""
+    shared, compute, first = prepared.shared, prepared.shared.compute, group[0]
+    method, draw = first.make_method(), shared.draws_of(group)[0]
+    tested = [evaluation.dataset.split("test") for evaluation in draw.evaluations]
+    lines = describe(
+        lambda method=method, **memory: shared.bind(method, draw.source, **memory),
+        first.recipe or prepared.recipe,
+        train_images=len(draw.source.split("train")) if method.draws else 0,
+        runs=len(group),
+        eval_batch_size=min(compute.eval_batch_size, *map(len, tested)),
+        mesh=shared.mesh,
+        remat=compute.remat,
+        chunks=compute.class_chunks,
+        micro_batch=compute.micro_batch,
+    )
+    shots = f"{first.shots} shots, " if first.shots else ""
+    return [f"{first.method} on {first.dataset}, {shots}{sum(map(len, tested))} test images:", *(f"  {x}" for x in lines)]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Tunes one method on one dataset and evaluates it: a grid of one cell.
+"""Tunes one method on one dataset and evaluates it: a sweep of one run.
 
     python -m experiments.train --config=configs/train.py:bias --config.model=demo --config.dataset=demo/digits \\
         --workdir=workdir/digits
@@ -7,42 +7,57 @@ Continues where it stopped. Writes `metrics.jsonl`, `results.jsonl`, the same as
 `adapter.safetensors`.
 """
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
-from clipbias.io import read_json_lines, write_text
+from clipbias import hosts
+from clipbias.errors import ClipbiasError
+from clipbias.io import read_json, read_json_lines
+from clipbias.training.group import ADAPTER
 from clipbias.training.metrics import METRICS
-from clipbias.training.packs import make_packs
-from clipbias.training.workdir import ADAPTER, note_model, open_workdir
-from experiments import common, grids
+from clipbias.training.spec import RunSpec
+from clipbias.training.sweep import sweep
+from clipbias.training.workdir import note_model, open_workdir, write_json
+from experiments import common
+from experiments.table1 import dry_run, prepare
 
 _CONFIG = "configs/train.py"
-# A loss below this share of what it was has fallen.
+RESULT = "result.json"
+# A loss below this share of its first value has fallen.
 LEARNED = 0.95
 
 
 def main(config: ConfigDict, workdir: Path) -> None:
-    options = {config.method: dict(config.method_options)}
-    packs = make_packs([config.method], [config.dataset], [config.shots], [config.seed], options=options)
     if config.dry_run:
-        grids.dry_run(config, options, packs)
+        dry_run(config)
         return
     with open_workdir(workdir, common.plain(config)):
-        grid = grids.open_grid(config, options, packs, workdir, single=True)
-        note_model(workdir, grid.trainer.clip)
-        (row,) = grid.run(packs)
-        if jax.process_index() == 0:
-            write_text(workdir / "result.json", json.dumps(row, indent=2) + "\n")
+        prepared = prepare(config)
+        note_model(workdir, prepared.shared.clip)
+        (spec,) = prepared.specs((), prepared.rates)
+        _keep_result(workdir, spec)
+        (row,) = sweep([spec], prepared.shared, workdir, prepared.recipe, single=True)
+        if hosts.is_first():
+            write_json(workdir / RESULT, row)
             common.tell(f"{row['method']} on {row['dataset']}: {row['accuracy']:.2f} % of test images")
             if hint := hardly_learned(read_json_lines(workdir / METRICS), row):
                 common.tell(hint)
             common.tell(f"{row['parameters']:,} parameters; adapter in {workdir / ADAPTER}")
+
+
+def _keep_result(workdir: Path, spec: RunSpec) -> None:
+    """Refuses to write over the result of other settings. Raises `ClipbiasError` naming them."""
+    path = workdir / RESULT
+    before = read_json(path, dict) if path.exists() else {}
+    other = [name for name, value in spec.facts().items() if name in before and before[name] != value]
+    if other:
+        raise ClipbiasError(
+            f"{workdir} holds the adapter of a run with other settings ({', '.join(other)}); choose another --workdir."
+        )
 
 
 def hardly_learned(lines: Sequence[Mapping[str, Any]], row: Mapping[str, Any]) -> str:
@@ -55,7 +70,7 @@ def hardly_learned(lines: Sequence[Mapping[str, Any]], row: Mapping[str, Any]) -
     losses = [line["loss"] for line in lines if "loss" in line]
     third = max(1, len(losses) // 3)
     first, last = (statistics.fmean(part) if part else 0.0 for part in (losses[:third], losses[-third:]))
-    if len(losses) < 2 or "recipe" in row or last < LEARNED * first:
+    if len(losses) < 2 or "own_recipe" in row or last < LEARNED * first:
         return ""
     return (
         f"the loss hardly fell in {len(losses)} steps, from {first:.3g} to {last:.3g}: try more --config.epochs or "

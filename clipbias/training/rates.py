@@ -1,126 +1,103 @@
-"""Learning rates by method, as a choice on validation images writes them and later runs take them up: `rates.json`."""
+"""Learning rates that were chosen on validation images: the choice, and the file that later sweeps take it from."""
 
 import dataclasses
 import json
-import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clipbias import schema
+import pandas as pd
+
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_json, write_text
-from clipbias.schema import checked
-from clipbias.training.packs import Pack
-from clipbias.training.results import Row
 
 FILE = "rates.json"
-# What one rate is chosen for: each method, on all datasets and shots together, or each method, dataset and shots.
+# A rate is chosen for each method over all datasets and shots, or for each method, dataset and shots by itself.
 METHOD, CELL, NONE = "method", "cell", "none"
 CHOICES = (METHOD, CELL, NONE)
+_CELL = ["method", "dataset", "shots"]
 
-# A method, a dataset and a number of shots.
-CellName = tuple[str, str, int]
+Row = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class Tried:
-    """What a learning rate came to on validation images.
+class Rates:
+    """Learning rates by method; an entry may hold for one dataset and number of shots alone.
 
     Attributes:
-      learning_rate: the rate.
-      accuracy: in percent, the mean over the cells that it was chosen for of each one's mean over the seeds; `None`
-        where a run at this rate failed.
-      loss: the same of the mean cross-entropy.
+      entries: dictionaries with `method` and `learning_rate`, and where they are particular `dataset` and `shots`.
     """
 
-    learning_rate: float
-    accuracy: float | None
-    loss: float | None
+    entries: tuple[Mapping[str, Any], ...] = ()
 
+    def entry(self, method: str, dataset: str, shots: int) -> Mapping[str, Any]:
+        """The most particular entry; empty where the method has none."""
+        for where in ((dataset, shots), (dataset, None), (None, None)):
+            for one in self.entries:
+                if (one["method"], one.get("dataset"), one.get("shots")) == (method, *where):
+                    return one
+        return {}
 
-@dataclasses.dataclass(frozen=True)
-class Choice:
-    """The rate that was chosen, what for (`METHOD` or `CELL`), of how many cells, and all that were tried by rate."""
-
-    learning_rate: float
-    scope: str
-    cells: int
-    tried: tuple[Tried, ...]
-
-    def facts(self) -> dict[str, Any]:
-        """What rows say of it, as JSON values."""
-        return {"for": self.scope, "cells": self.cells, "tried": [dataclasses.asdict(one) for one in self.tried]}
-
-    @classmethod
-    def of(cls, learning_rate: float, facts: Mapping[str, Any]) -> "Choice":
-        """The inverse of `facts`."""
-        return cls(learning_rate, facts["for"], facts["cells"], tuple(Tried(**one) for one in facts["tried"]))
-
-
-def choose(trials: Mapping[CellName, Sequence[Row]], scope: str) -> Choice | None:
-    """The learning rate of the highest accuracy on validation images; of equals the lower loss, then the lower rate.
-
-    A rate at which a run failed is not chosen. A cell none of whose runs ended well says nothing, and is left out.
-
-    Args:
-      trials: the rows of all that was tried, a row for each rate and seed, by cell.
-      scope: what the rate is for, which the result tells.
-
-    Returns:
-      `None` where no rate ended well everywhere.
-    """
-    told = [rows for rows in trials.values() if any(row["status"] == "ok" for row in rows)]
-    tried = []
-    for rate in sorted({row["learning_rate"] for rows in told for row in rows}):
-        each = [[row for row in rows if row["learning_rate"] == rate] for rows in told]
-        if not all(rows and all(row["status"] == "ok" for row in rows) for rows in each):
-            tried.append(Tried(rate, None, None))
-            continue
-        means = [
-            statistics.fmean(statistics.fmean(row[name] for row in rows) for rows in each)
-            for name in ("validation_accuracy", "validation_loss")
-        ]
-        # The order in which numbers were added is no difference between two rates.
-        tried.append(Tried(rate, round(means[0], 9), round(means[1], 9)))
-    whole = [(-one.accuracy, one.loss, one.learning_rate) for one in tried if one.accuracy is not None]
-    return Choice(min(whole)[2], scope, len(told), tuple(tried)) if whole else None
-
-
-class Rates:
-    """Learning rates by method; some hold for one dataset, or for one number of shots, alone."""
-
-    def __init__(self, entries: Iterable[Mapping[str, Any]] = ()) -> None:
-        self.entries = tuple(entries)
-        self._by_name = {(one["method"], one.get("dataset"), one.get("shots")): one for one in self.entries}
-
-    def of(self, pack: Pack) -> float | None:
-        """That of a pack, the most particular one; `None` where its method has none."""
-        method, dataset, shots = pack.method, pack.dataset, pack.shots
-        for name in ((method, dataset, shots), (method, dataset, None), (method, None, None)):
-            if name in self._by_name:
-                return self._by_name[name]["learning_rate"]
-        return None
+    def of(self, method: str, dataset: str, shots: int) -> float | None:
+        """The learning rate; `None` where the method has none here."""
+        return self.entry(method, dataset, shots).get("learning_rate")
 
     @classmethod
     def read(cls, path: Path) -> "Rates":
-        """Those of a file. Raises `ClipbiasError` where it is not there or holds something else."""
+        """Reads a file that `write` wrote. Raises `ClipbiasError` where there is none, or it holds something else."""
         if not path.is_file():
             raise ClipbiasError(f"there is no file of learning rates {path}; check --config.rates_file.")
-        return cls(checked(read_json(path), schema.RatesFile, str(path))["rates"])
+        content = read_json(path, dict, what="a file of learning rates")
+        entries = content.get("rates")
+        valid = isinstance(entries, list) and all(
+            isinstance(one, dict)
+            and isinstance(one.get("method"), str)
+            and isinstance(one.get("learning_rate"), int | float)
+            for one in entries
+        )
+        if not valid:
+            raise ClipbiasError(f"{path} holds no learning rates by method; each needs a method and a learning_rate.")
+        return cls(tuple(entries))
 
-    @classmethod
-    def chosen(cls, choices: Mapping[CellName, Choice]) -> "Rates":
-        """What was chosen, an entry for each choice with all that was tried."""
-        entries: list[dict[str, Any]] = []
-        for (method, dataset, shots), choice in choices.items():
-            where = {"dataset": dataset, "shots": shots} if choice.scope == CELL else {}
-            one = {"method": method, **where, "learning_rate": choice.learning_rate, **choice.facts()}
-            if one not in entries:
-                entries.append(one)
-        return cls(entries)
+    def write(self, path: Path, chosen: Mapping[str, Any]) -> None:
+        """Writes the rates with `chosen`, the facts that they come from."""
+        write_text(path, json.dumps({"rates": list(self.entries), "chosen": dict(chosen)}, indent=2) + "\n")
 
-    def write(self, path: Path, provenance: Mapping[str, Any]) -> None:
-        """Writes them, atomically, with what tells where they come from."""
-        content = {"rates": list(self.entries), "chosen": dict(provenance)}
-        write_text(path, json.dumps(content, indent=2) + "\n")
+
+def choose(rows: Sequence[Row], scope: str) -> Rates:
+    """The learning rate of the highest accuracy on validation images; of equals the lower loss, then the lower rate.
+
+    Accuracy and loss are means over cells (dataset, shots) of means over seeds. A rate at which a run failed is not
+    chosen. A cell in which every run failed is left out.
+
+    Args:
+      rows: of runs on validation images, all seeds and rates of each cell.
+      scope: `METHOD` or `CELL`.
+    """
+    if not rows:
+        return Rates()
+    names = ["status", "learning_rate", "validation_accuracy", "validation_loss"]
+    frame = pd.DataFrame([{name: row.get(name) for name in (*_CELL, *names)} for row in rows])
+    frame = frame.groupby(_CELL, sort=False).filter(lambda cell: (cell.status == "ok").any())
+    entries: list[dict[str, Any]] = []
+    for where, group in frame.groupby(_CELL[:1] if scope == METHOD else _CELL, sort=False):
+        cells = group.groupby([*_CELL, "learning_rate"])[names[2:]].mean()
+        tried = cells.groupby("learning_rate").mean().round(9)  # the order of additions makes no difference
+        tried[group.groupby("learning_rate").status.agg(lambda status: (status != "ok").any())] = None
+        best = tried.dropna().reset_index().sort_values(
+            ["validation_accuracy", "validation_loss", "learning_rate"], ascending=[False, True, True]
+        )
+        if best.empty:
+            continue
+        entry = dict(zip(_CELL, where, strict=False)) | {"learning_rate": float(best.learning_rate.iloc[0])}
+        entry |= {"for": scope, "cells": len(group.groupby(_CELL))}
+        entry["tried"] = [
+            {"learning_rate": float(rate), "accuracy": _number(accuracy), "loss": _number(loss)}
+            for rate, accuracy, loss in tried.itertuples()
+        ]
+        entries.append({name: int(value) if name == "shots" else value for name, value in entry.items()})
+    return Rates(tuple(entries))
+
+
+def _number(value: Any) -> float | None:
+    return None if pd.isna(value) else float(value)

@@ -1,17 +1,12 @@
-"""The folder of a run: its configuration, environment and state, and a lock so that two processes never share it.
+"""The folder of a run: what was asked for, what else the result depends on, and how it went.
 
-`config.json` says what was asked for, `environment.json` what else the result depends on, and `state.json` how the run
-went: `{"state", "started", "seconds", "error"}`. The state is "running", "finished", "interrupted" or "failed"; a
-process that was killed leaves "running" and a free lock. The seconds add up over all processes that worked on the run,
-without those that were killed. Results and `metrics.jsonl` (of a grid: `runs/*/metrics.jsonl`) lie beside these files.
-The jobs that share a grid have a folder of this kind each, `parts/*`.
+`config.json` has the settings, `environment.json` versions and devices, `state.json` how the run stands:
+`{"state", "started", "seconds", "error"}`, the state "running", "finished", "interrupted" or "failed". A killed process
+leaves "running" and a free lock. Jobs that share a sweep lie in `parts/1-of-4` and so on with these files of their own.
 """
 
 import contextlib
 import datetime
-import fcntl
-import functools
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -24,247 +19,82 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from absl import logging
 
-from clipbias import interruption
-from clipbias.checks import check_number
+from clipbias import hosts, io
 from clipbias.clip import Clip
-from clipbias.errors import ClipbiasError, sentence
-from clipbias.io import lock_file, read_json, read_text, reason, remove_parts, write_text
-from clipbias.training import processes
-from clipbias.tuning import METHODS, make_method
-from clipbias.tuning.registry import method_options
+from clipbias.errors import sentence
 from clipbias.version import ROOT, __version__
 
-CONFIG, ENVIRONMENT, STATE, LOCK = "config.json", "environment.json", "state.json", ".lock"
-# The adapter of a run, and which lines of a grid's results are of its present configuration.
-ADAPTER, CELLS = "adapter.safetensors", "cells.json"
-# Settings that change how a result is computed, but not the result.
-HOW = (
-    *("workdir", "mesh", "checkpoint_seconds", "eval_batch_size", "remat", "class_chunks", "dry_run", "part"),
-    *("topology", "trackers", "profile", "check_images", "on_missing", "workers", "cache_gb", "micro_batch"),
-)
-PACKAGES = (
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "transformers",
-    "numpy",
-    "pillow",
-)
-# Seconds after which what was written on one host is there on all others.
-LAG = 15.0
+CONFIG, ENVIRONMENT, STATE = "config.json", "environment.json", "state.json"
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy", "pillow")
 
 
 @contextlib.contextmanager
-def open_workdir(folder: str | os.PathLike, config: Mapping[str, Any], *, keep: str = ADAPTER) -> Iterator[Path]:
-    """Creates and locks a work folder, and writes `config.json`, `environment.json` and `state.json` into it.
-
-    Where a finished run lies in it, and a user's mistake ends the block before anything else was written, the folder is
-    left as it was.
+def open_workdir(
+    folder: str | os.PathLike, config: Mapping[str, Any], *, part: tuple[int, int] = (0, 1)
+) -> Iterator[Path]:
+    """Makes and locks a work folder, and writes what was asked for and how the run stands.
 
     Args:
       folder: of the run.
-      config: what was asked for.
-      keep: the file that is not written over with other settings.
+      config: the settings, as JSON values.
+      part: `(i, n)` of a sweep that independent jobs share: each locks a folder of its own, and none the whole.
 
     Raises:
-      ClipbiasError: it cannot be written, another process works in it, or it holds the file `keep` of other settings.
+      ClipbiasError: it cannot be written, or another process works in it.
     """
     folder = Path(os.path.expanduser(folder))
-    with contextlib.ExitStack() as opened:
-        with processes.agreed():
-            if jax.process_index() == 0:  # one process of a job keeps the folder for all
-                opened.enter_context(_locked(folder, fcntl.LOCK_EX))
-                _keep_results(folder, config, keep)
-                remove_parts(folder)  # of writers that were killed
-                earlier = _seconds_before(folder, config)
-                opened.enter_context(_unless_refused(folder))
-                write_text(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
-                write_text(folder / ENVIRONMENT, json.dumps(environment(), indent=2, sort_keys=True) + "\n")
-                opened.enter_context(_kept_state(folder, earlier))
-            else:
-                processes.on_end(functools.partial(_note_end, folder))
-        processes.same("the work folder", _sees_start(folder))
-        with processes.agreed():
+    if not hosts.is_first():  # the first process keeps the folder for all
+        yield folder
+        return
+    own = folder if part[1] == 1 else folder / "parts" / f"{part[0] + 1}-of-{part[1]}"
+    with io.lock(own):
+        write_json(folder / CONFIG, {**config, "part": ""} if part[1] > 1 else config)
+        for place in {folder, own}:
+            write_json(place / ENVIRONMENT, environment())
+        began, started = time.monotonic(), datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+        earlier = _seconds_before(own)
+
+        def note(state: str, error: str | None = None) -> None:
+            seconds = round(earlier + time.monotonic() - began, 2)
+            write_json(own / STATE, {"state": state, "started": started, "seconds": seconds, "error": error})
+
+        note("running")
+        try:
             yield folder
-
-
-@contextlib.contextmanager
-def open_part(folder: str | os.PathLike, config: Mapping[str, Any], own: Path) -> Iterator[Path]:
-    """The folder of one of the jobs that work in `folder` side by side: `own`, inside it, opened as a work folder is.
-
-    `folder` itself has the configuration of all, and what each of them writes of the whole. Nobody can work on the
-    whole of it meanwhile.
-
-    Raises:
-      ClipbiasError: as `open_workdir`; and a job without parts works in `folder`.
-    """
-    folder = Path(os.path.expanduser(folder))
-    if jax.process_index() != 0:
-        with open_workdir(own, config):
-            yield own
-        return
-    with _locked(folder, fcntl.LOCK_SH) as lock, open_workdir(own, config):
-        whole = json.dumps({**config, "part": ""}, indent=2, sort_keys=True) + "\n"
-        if not (folder / CONFIG).is_file() or (folder / CONFIG).read_text(encoding="utf-8") != whole:
-            write_text(folder / CONFIG, whole)
-        yield own
-        with contextlib.suppress(BlockingIOError):  # another part is still at work, and tidies up after itself
-            if lock_file(lock, fcntl.LOCK_EX):
-                remove_parts(folder)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path, kind: int) -> Iterator[int]:
-    """Makes a folder and locks it for as long as the block runs, alone or shared with others of the same kind."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / LOCK, "a")  # noqa: SIM115 (held until the block ends)
-    except (OSError, ValueError) as error:
-        raise ClipbiasError(f"cannot write {folder}: {reason(error)}; choose another --workdir.") from error
-    with lock:
-        try:
-            if not lock_file(lock.fileno(), kind):
-                logging.warning(
-                    "%s lies on a file system without locks: see to it that no other process works there.", folder
-                )
-        except BlockingIOError as error:
-            raise ClipbiasError(
-                f"another process works in {folder}; wait for it or choose another --workdir."
-            ) from error
-        yield lock.fileno()
-
-
-@contextlib.contextmanager
-def _unless_refused(folder: Path) -> Iterator[None]:
-    """Gives a finished run its record back where the block is refused before it writes anything of its own."""
-    record = (CONFIG, ENVIRONMENT, STATE)
-
-    def others() -> dict[str, tuple[int, int]]:
-        found = (path for path in folder.rglob("*") if path.name not in (*record, LOCK))
-        return {str(path): (status.st_mtime_ns, status.st_size) for path in found if (status := path.lstat())}
-
-    try:
-        finished = read_json(folder / STATE, dict).get("state") == "finished"
-        kept = {name: read_text(folder / name) for name in record} if finished else {}
-    except ClipbiasError:  # there is none
-        kept = {}
-    before = others() if kept else {}
-    try:
-        yield
-    except ClipbiasError:
-        if kept and others() == before:
-            for name, text in kept.items():
-                write_text(folder / name, text)
-        raise
-
-
-def _keep_results(folder: Path, config: Mapping[str, Any], name: str) -> None:
-    """Refuses other settings where a finished file lies: its configuration would no longer be its own."""
-    try:
-        before, after = read_json(folder / CONFIG, dict), json.loads(json.dumps(config))
-    except ClipbiasError:
-        return
-    before, after = _with_defaults(before), _with_defaults(after)
-    other = sorted(key for key in {*before, *after} - {*HOW} if before.get(key) != after.get(key))
-    if other and (folder / name).exists():
-        what = "adapter" if name == ADAPTER else "result"
-        raise ClipbiasError(
-            f"{folder} holds the {what} of a run with other settings ({', '.join(other)}); choose another --workdir."
-        )
-
-
-def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration whose method, if it names one, has all its options: earlier versions noted those given only."""
-    method, options = config.get("method"), config.get("method_options")
-    # A user's own program is not run for what a file says of it.
-    if method not in METHODS or not isinstance(options, Mapping):
-        return dict(config)
-    with contextlib.suppress(ClipbiasError):  # such a configuration was never run
-        return {**config, "method_options": json.loads(json.dumps(method_options(make_method(method, **options))))}
-    return dict(config)
-
-
-@contextlib.contextmanager
-def _kept_state(folder: Path, earlier: float) -> Iterator[None]:
-    began, started = time.monotonic(), datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-
-    def write(state: str, error: str | None = None) -> None:
-        seconds = round(earlier + time.monotonic() - began, 2)
-        _write_state(folder, {"state": state, "started": started, "seconds": seconds, "error": error})
-
-    write("running")
-    processes.on_end(write)
-    with interruption.last_words(lambda said: write("interrupted", f"Interrupted: {said}")):
-        try:
-            yield
-            interruption.check()  # all is there, but the process was told to stop: it says so
         except BaseException as error:
-            stopped = isinstance(error, interruption.Interrupted | KeyboardInterrupt)
-            with contextlib.suppress(ClipbiasError):  # a full disk must not hide what went wrong
-                write("interrupted" if stopped else "failed", sentence(error))
+            stopped = isinstance(error, hosts.Stopped | KeyboardInterrupt)
+            with contextlib.suppress(Exception):  # a full disk must not hide what went wrong
+                note("interrupted" if stopped else "failed", sentence(error))
             raise
-        write("finished")
+        note("finished")
 
 
-def _sees_start(folder: Path) -> bool:
-    """Whether this process sees what the first one wrote when it opened the folder, if need be after a while."""
-    written = processes.tell((folder / STATE).read_text)
-    deadline = time.monotonic() + LAG
-    while True:
-        with contextlib.suppress(OSError):
-            if (folder / STATE).read_text() == written:
-                return True
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.2)
-
-
-def _note_end(folder: Path, state: str, error: str) -> None:
-    """Writes how a run ended whose first process is gone."""
-    _write_state(folder, {**read_json(folder / STATE, dict), "state": state, "error": error})
-
-
-def _write_state(folder: Path, content: Mapping[str, Any]) -> None:
-    path, text = folder / STATE, json.dumps(content, indent=2)
+def _seconds_before(folder: Path) -> float:
+    """The time that earlier processes spent here without finishing."""
     try:
-        write_text(path, text + "\n")
-    except ClipbiasError:
-        try:  # a full disk has no room for another file, but mostly for what is written over this one
-            with open(path, "r+b", buffering=0) as file:
-                file.write(f"{text:<{os.fstat(file.fileno()).st_size - 1}}\n".encode())
-        except OSError:
-            pass
-        else:
-            return
-        raise
-
-
-def _seconds_before(folder: Path, config: Mapping[str, Any]) -> float:
-    """The time that earlier processes spent on the same configuration without finishing it."""
-    try:
-        same = read_json(folder / CONFIG) == json.loads(json.dumps(config))
-        state = read_json(folder / STATE, dict)
-        return check_number("seconds", state["seconds"], lowest=0) if same and state["state"] != "finished" else 0.0
-    except (ClipbiasError, KeyError):
+        state = io.read_json(folder / STATE, dict)
+        return float(state["seconds"]) if state["state"] != "finished" else 0.0
+    except (ValueError, KeyError, TypeError):  # none, or damaged
         return 0.0
 
 
+def write_json(path: Path, content: Any) -> None:
+    """Writes a JSON file whole."""
+    io.write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
 def environment() -> dict[str, Any]:
-    """What a result depends on besides its configuration: versions, devices, and the commit of the source."""
+    """What a result depends on besides its settings: versions, devices, and the commit of the source."""
     versions = {}
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-    versions["clipbias"] = __version__  # also where it is run from its sources
     return {
         "command": sys.argv,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": versions,
+        "packages": versions | {"clipbias": __version__},
         "devices": [f"{device.platform} {device.device_kind}" for device in jax.devices()],
         "processes": jax.process_count(),
         "git": _git_state(),
@@ -272,15 +102,10 @@ def environment() -> dict[str, Any]:
 
 
 def note_model(folder: Path, clip: Clip) -> None:
-    """Adds to `environment.json` which model a run is of: its name, its commit on the hub, and its fingerprint.
-
-    Raises:
-      ClipbiasError: the file cannot be read or written.
-    """
-    if jax.process_index() == 0:
+    """Adds to `environment.json` the model's name, its commit on the hub, and the fingerprint of its weights."""
+    if hosts.is_first():
         model = {"name": clip.name, "revision": clip.revision, "fingerprint": clip.fingerprint}
-        content = {**read_json(folder / ENVIRONMENT, dict), "model": model}
-        write_text(folder / ENVIRONMENT, json.dumps(content, indent=2, sort_keys=True) + "\n")
+        write_json(folder / ENVIRONMENT, {**io.read_json(folder / ENVIRONMENT, dict), "model": model})
 
 
 def _git_state() -> dict[str, Any] | None:
@@ -295,9 +120,3 @@ def _git_state() -> dict[str, Any] | None:
         return {"commit": commit, "changed": bool(git("status", "--porcelain"))} if commit else None
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def stable_hash(value: Any, length: int = 12) -> str:
-    """A short hash of JSON values that does not depend on the order of keys."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:length]

@@ -1,0 +1,448 @@
+"""One group of runs from draws to rows: prepare, train, evaluate, save the adapters.
+
+How a group runs depends on its specs and on the devices alone, so that an interrupted group ends with the same numbers
+to the last bit.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clipbias import hosts
+from clipbias.data import Dataset, Split, protocols
+from clipbias.data.images import Images
+from clipbias.errors import ClipbiasError
+from clipbias.training import mesh as meshes
+from clipbias.training.answers import text_features
+from clipbias.training.features import epoch_features, support_features
+from clipbias.training.loop import Logging, Run, Trained, rows_per_step, train
+from clipbias.training.memory import AUTO, StepPlan, fit_evaluation, plan_step
+from clipbias.training.metrics import METRICS
+from clipbias.training.predictions import predictions_name, save_predictions
+from clipbias.training.progress import Progress
+from clipbias.training.shared import Shared, choice_images, text_of
+from clipbias.training.spec import TEST, Group, RunSpec, group_key, group_name
+from clipbias.training.step import place_text
+from clipbias.training.timing import Stopwatch, step_seconds
+from clipbias.tuning import Samples, Task, parameter_count
+from clipbias.tuning.adapter import save_adapter
+from clipbias.tuning.learnables import one_run, stack_runs
+from clipbias.tuning.method import Learnables, Method
+from clipbias.tuning.recipe import Recipe
+from clipbias.tuning.transfer import transfer
+
+Row = dict[str, Any]
+# Binds a method to the classes of a dataset, with options of `training.memory`.
+Bind = Callable[..., Task]
+# Fields of a row that differ between two equal runs; adapters do not have them.
+VOLATILE = ("seconds", "training_seconds", "seconds_per_image", "waiting_share")
+ADAPTER = "adapter.safetensors"
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """Where the files of a sweep lie.
+
+    Attributes:
+      workdir: the folder of the sweep.
+      names: a readable name for each spec, by its key.
+      single: whether there is one run alone, whose files lie in the folder itself.
+    """
+
+    workdir: Path
+    names: dict[str, str]
+    single: bool = False
+
+    def metrics(self, group: Group) -> Path:
+        """The folder of a group's `metrics.jsonl`."""
+        return self.workdir if self.single else self.workdir / "runs" / self.of(group)
+
+    def checkpoints(self, group: Group) -> Path:
+        """The folder of a group's checkpoints; it is removed when the group is finished."""
+        return self.workdir / "checkpoints" / group_key(group)
+
+    def adapter(self, spec: RunSpec) -> Path:
+        """The adapter of a run."""
+        return self.workdir / (ADAPTER if self.single else f"adapters/{self.names[spec.key]}.safetensors")
+
+    def predictions(self, spec: RunSpec, evaluation: str) -> str:
+        """The name of a run's predictions in one evaluation."""
+        return evaluation if self.single else f"{self.names[spec.key]}-{evaluation}"
+
+    @staticmethod
+    def of(group: Group) -> str:
+        """Names the files of a group."""
+        return f"{group_name(group)}-{group_key(group)}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Learned:
+    """What the runs of a group learned.
+
+    Attributes:
+      task: the method bound to the classes of training.
+      learnables: leading axis `R`, on the host.
+      trained: `None` where nothing is trained.
+      seconds: of each run's training.
+    """
+
+    task: Task
+    learnables: Learnables
+    trained: Trained | None
+    seconds: list[float]
+
+
+def train_group(group: Group, shared: Shared, files: Files, common: Recipe) -> list[Row]:
+    """Trains and scores the runs of a group; saves their adapters and predictions, and returns their rows.
+
+    Args:
+      group: specs that differ in seed or learning rate alone.
+      shared: what the groups of the sweep share.
+      files: where to write.
+      common: the recipe of methods that have none of their own; rows tell the differences from it.
+
+    Raises:
+      ClipbiasError: the method refuses, a loss is not finite, or an image cannot be read.
+    """
+    first, draws = group[0], shared.draws_of(group)
+    seeds = tuple(dict.fromkeys(spec.seed for spec in group))
+    method, source = first.make_method(), draws[0].source
+    by_seed = dict(zip(seeds, draws, strict=True))
+    runs = _runs(group, method, by_seed, shared)
+    logging = Logging(
+        checkpoints=files.checkpoints(group),
+        checkpoint_seconds=shared.compute.checkpoint_seconds,
+        metrics=files.metrics(group),
+        trackers=shared.compute.trackers,
+        profile=shared.compute.profile == "steps",
+        progress=Progress(0, title=f"{first.method} on {first.dataset}") if files.single else None,
+    )
+    validation = [by_seed[spec.seed].validation for spec in group]
+    learned = learn(shared, shared.bind, method, first.recipe, source, runs, validation, logging)
+    if first.score_on == TEST:
+        rows = _tested(group, draws, learned, shared, files)
+    else:
+        rows = _validated(group, by_seed, learned, shared)
+    rows = [_described(row, spec, learned, at, common, shared) for at, (spec, row) in enumerate(zip(group, rows, strict=True))]
+    if first.score_on == TEST and hosts.is_first():
+        for index, (spec, row) in enumerate(zip(group, rows, strict=True)):
+            own = one_run(learned.learnables, index)
+            if jax.tree.leaves(own) or files.single:
+                notes = {name: value for name, value in row.items() if name not in VOLATILE}
+                save_adapter(files.adapter(spec), learned.task, own, method=spec.method, notes=notes)
+    return rows
+
+
+def _runs(group: Group, method: Method, draws: dict[int, protocols.Plan], shared: Shared) -> list[Run]:
+    """The runs of a group with their training images; the runs of one seed share them."""
+    if not method.draws:
+        tested = next(iter(draws.values())).evaluations[0].dataset.split("test")
+        return [Run(tested, spec.seed) for spec in group]
+    # Where nothing can be run, as many labelled images stand for pseudo-labelled ones.
+    unlabelled = (method.unlabelled or group[0].protocol == "pseudo_labels") and meshes.is_there(shared.mesh)
+    splits = {
+        seed: shared.pseudo_labelled(plan, group[0].shots) if unlabelled else plan.source.split("train")
+        for seed, plan in draws.items()
+    }
+    images = dict(zip(splits, shared.training_images(list(splits.values())), strict=True))
+    return [Run(images[spec.seed], spec.seed, spec.learning_rate) for spec in group]
+
+
+def learn(
+    shared: Shared,
+    bind: Bind,
+    method: Method,
+    recipe: Recipe | None,
+    source: Dataset,
+    runs: Sequence[Run],
+    validation: Sequence[Callable[[], Split | None]],
+    logging: Logging,
+) -> Learned:
+    """Prepares and trains runs of one method.
+
+    Args:
+      shared: the model, the mesh and the features.
+      bind: makes the task.
+      method: with its options.
+      recipe: how it is trained; `None` where nothing is.
+      source: the classes.
+      runs: the runs.
+      validation: gives the validation images of each run, where the method asks for them.
+      logging: reports and checkpoints.
+    """
+    stages = method.stages(recipe) if method.trains and recipe is not None and method.draws else ()
+    task, plan = bind(method, source), None
+    if stages and jax.tree.leaves(task.shapes):
+        first, plan = _planned(shared, bind, source, runs, *stages[0])
+        task = first if first.method is method else bind(method, source, **plan.options)
+    else:
+        stages = ()
+    samples = _samples(shared, task, runs, validation)
+    trained, host = None, Stopwatch()
+    with host:
+        learnables = stack_runs([jax.device_get(task.init(run.seed)) for run in runs])
+        if samples is not None:
+            learnables = each_run(method.support, learnables, samples)
+    if plan is not None:
+        trained = _train_stages(shared, bind, task, plan, source, runs, stages, learnables, logging)
+        learnables = meshes.fetch(trained.learnables)
+        if samples is not None and method.overrides("finish"):
+            with host:
+                learnables = each_run(method.finish, learnables, samples)
+    lengths = [recipe.total_steps(len(runs[0].train)) for _, recipe in stages]
+    seconds = _training_seconds(shared, method, stages, runs, samples, host.seconds, logging, lengths)
+    return Learned(task, learnables, trained, seconds)
+
+
+def each_run(
+    hook: Callable[[Learnables, Samples], Learnables], learnables: Learnables, samples: Sequence[Samples]
+) -> Learnables:
+    """A method's hook called with the learnables and samples of each run, its results stacked again."""
+    return stack_runs([jax.device_get(hook(one_run(learnables, run), one)) for run, one in enumerate(samples)])
+
+
+def _planned(
+    shared: Shared, bind: Bind, source: Dataset, runs: Sequence[Run], method: Method, recipe: Recipe
+) -> tuple[Task, StepPlan]:
+    """The task of one stage, and how its steps fit the memory."""
+    compute = shared.compute
+    task, plan = plan_step(
+        lambda **memory: bind(method, source, **memory),
+        recipe,
+        rows=rows_per_step([run.train for run in runs], recipe),
+        runs=meshes.filled(shared.mesh, len(runs)),
+        mesh=shared.mesh,
+        remat=compute.remat,
+        chunks=compute.class_chunks,
+        micro_batch=compute.micro_batch,
+        images=len(runs[0].train),
+    )
+    given = (compute.remat, compute.class_chunks, compute.micro_batch) != (AUTO, 0, 0)
+    if not (given or plan.is_fastest) and len({run.learning_rate for run in runs}) > 1:
+        raise ClipbiasError("the learning rates do not fit the memory side by side.")  # the sweep tries them apart
+    return task, plan
+
+
+def _samples(
+    shared: Shared, task: Task, runs: Sequence[Run], validation: Sequence[Callable[[], Split | None]]
+) -> list[Samples] | None:
+    """Features of each run's training images, and of its validation images where the method asks for them."""
+    sampling = task.method.sampling()
+    if sampling is None:
+        return None
+    text, scale = np.asarray(text_of(shared, task)), float(np.exp(np.float32(shared.clip.params["logit_scale"])))
+    found = []
+    for run, split in zip(runs, validation, strict=True):
+        chosen_on = split() if sampling.validation else None
+        beside: dict[str, Any] = {}
+        if chosen_on is not None:
+            images = Images(chosen_on)
+            features = shared.features(images, run.seed, sampling).plain()[0]
+            beside = {"validation": features, "validation_labels": images.labels}
+        features = support_features(shared.features(Images.of(run.train), run.seed, sampling), sampling)
+        labels = np.asarray(run.train.labels)
+        found.append(Samples(features=features, labels=labels, text=text, scale=scale, seed=run.seed, **beside))
+    return found
+
+
+def _train_stages(
+    shared: Shared,
+    bind: Bind,
+    task: Task,
+    plan: StepPlan,
+    source: Dataset,
+    runs: Sequence[Run],
+    stages: Sequence[tuple[Method, Recipe]],
+    start: Learnables,
+    logging: Logging,
+) -> Trained:
+    """Trains the stages of a method one after another; most methods have one.
+
+    Each stage has its own checkpoints, and is done once they say so.
+    """
+    method, steps = task.method, [recipe.total_steps(len(runs[0].train)) for _, recipe in stages]
+
+    def train_stage(number: int, start: Learnables) -> tuple[Task, Trained]:
+        trained, recipe = stages[number]
+        bound = (task, plan) if trained is method else _planned(shared, bind, source, runs, trained, recipe)
+        own = logging
+        if len(stages) > 1:
+            folder = logging.checkpoints and logging.checkpoints / f"stage{number}"
+            own = dataclasses.replace(
+                logging, checkpoints=folder, steps_before=sum(steps[:number]), steps_in_all=sum(steps)
+            )
+        sampling, features = trained.sampling(), None
+        if sampling is not None:
+            epochs = recipe.total_epochs(len(runs[0].train))
+            features = [
+                epoch_features(shared.features(Images.of(run.train), run.seed, sampling), sampling, epochs) for run in runs
+            ]
+        options: dict[str, Any] = dict(mesh=shared.mesh, plan=bound[1], features=features, workers=shared.workers)
+        return bound[0], train(bound[0], shared.params, runs, recipe, start, logging=own, **options)
+
+    if len(stages) == 1 and not method.overrides("next_stage"):
+        return train_stage(0, start)[1]
+    found: list[Trained] = []
+    learnables = _next_stage(method, 0, start, None)
+    for number in range(len(stages)):
+        bound, trained = train_stage(number, learnables)
+        found.append(trained)
+        last, learnables = number + 1 == len(stages), meshes.fetch(trained.learnables)
+        text = None if last else _stage_texts(shared, bound, learnables)
+        learnables = _next_stage(method, number + 1, learnables, text)
+    seconds = sum(one.seconds for one in found)
+    waiting = sum(one.waiting_share * one.seconds for one in found) / max(seconds, 1e-9)
+    return Trained(learnables, found[-1].losses, sum(steps), seconds, waiting, sum(one.skipped for one in found))
+
+
+def _next_stage(method: Method, stage: int, learnables: Learnables, text: np.ndarray | None) -> Learnables:
+    """`Method.next_stage` of each run, on the host."""
+    runs = jax.tree.leaves(learnables)[0].shape[0]
+    each = [
+        method.next_stage(stage, one_run(learnables, run), None if text is None else text[run]) for run in range(runs)
+    ]
+    return stack_runs(jax.device_get(each))
+
+
+def _stage_texts(shared: Shared, task: Task, learnables: Learnables) -> np.ndarray:
+    """The texts under each run's learnables: `[R, S, C, d]`."""
+    runs = jax.tree.leaves(learnables)[0].shape[0]
+    text, placed = place_text(shared.mesh, task, shared.params), meshes.place(shared.mesh, learnables, meshes.RUN)
+    if isinstance(text, jax.Array):  # no learnable changes it
+        features = jnp.broadcast_to(text, (runs, *text.shape))
+    else:
+        features = text_features(task.classifier, shared.params, placed, text, runs=runs)
+    return np.asarray(meshes.fetch(task.classifier.by_text(features)))
+
+
+def _training_seconds(
+    shared: Shared,
+    method: Method,
+    stages: Sequence[tuple[Method, Recipe]],
+    runs: Sequence[Run],
+    samples: Sequence[Samples] | None,
+    host: float,
+    logging: Logging,
+    lengths: Sequence[int],
+) -> list[float]:
+    """Each run's share of the time of training: its own features, and equal shares of what all runs do together."""
+    together = step_seconds(logging.metrics / METRICS, lengths) if logging.metrics is not None else 0.0
+    if samples is None:
+        return [together / len(runs)] * len(runs)
+    sampling = method.sampling()
+    assert sampling is not None
+    passes = max(sampling.passes, 1)
+    if stages and sampling.training == "fresh":
+        passes += stages[0][1].total_epochs(len(runs[0].train))
+    counts = [passes * len(one.labels) + (0 if one.validation is None else len(one.validation)) for one in samples]
+    own = [
+        shared.features(Images.of(run.train), run.seed, sampling).seconds(count)
+        for run, count in zip(runs, counts, strict=True)
+    ]
+    return [seconds + (together + host) / len(runs) for seconds in own]
+
+
+def _tested(
+    group: Group, draws: Sequence[protocols.Plan], learned: Learned, shared: Shared, files: Files
+) -> list[Row]:
+    """Scores the runs on test images, and saves their predictions."""
+    found = {
+        one.name: _score(group, draws[0], one, learned, shared, files) for one in draws[0].evaluations
+    }
+    rows = []
+    for index, spec in enumerate(group):
+        scores = {name: each[index] for name, each in found.items()}
+        predictions = {name: predictions_name(files.predictions(spec, name)) for name in scores}
+        if len(scores) == 1:
+            rows.append({"predictions": predictions, **next(iter(scores.values()))})
+            continue
+        row: Row = {"predictions": predictions}
+        row["tested_images"] = {name: score["images"] for name, score in scores.items()}
+        row["seconds_per_image"] = next(iter(scores.values()))["seconds_per_image"]
+        for key, value in (("accuracies", "accuracy"), ("calibrations", "calibration")):
+            row[key] = {name: score[value] for name, score in scores.items()}
+        if skipped := sum(score.get("skipped_images", 0) for score in scores.values()):
+            row["skipped_images"] = skipped
+        rows.append(row)
+    return rows
+
+
+def _score(
+    group: Group,
+    plan: protocols.Plan,
+    evaluation: protocols.Evaluation,
+    learned: Learned,
+    shared: Shared,
+    files: Files,
+) -> list[dict[str, Any]]:
+    """The score of each run in one evaluation, whose classes may differ from those of training."""
+    mesh, split = shared.mesh, evaluation.dataset.split("test")
+    task, learnables, placed = _fitted(group, evaluation.dataset, learned, shared, evaluation.source_labels)
+    evaluator = shared.evaluator(split, timed=True)
+    scores = evaluator.accuracy(
+        *(task.classifier, placed, place_text(mesh, task, shared.params)),
+        runs=meshes.filled(mesh, len(group)),
+        validation=shared.temperature_evaluator(plan, evaluation, group[0].shots),
+    )
+    if hosts.is_first() and evaluator.predicted is not None:
+        for index, spec in enumerate(group):
+            own, predicted = one_run(learnables, index), evaluator.predicted[index]
+            name = files.predictions(spec, evaluation.name)
+            save_predictions(files.workdir, name, task, own, spec.method, split, predicted)
+    facts: dict[str, Any] = {"seconds_per_image": evaluator.seconds_per_image}
+    facts |= {"skipped_images": evaluator.skipped} if evaluator.skipped else {}
+    return [score | facts for score in scores[: len(group)]]  # behind them are the runs that fill up the mesh
+
+
+def _fitted(
+    group: Group, dataset: Dataset, learned: Learned, shared: Shared, labels: Sequence[int] | None
+) -> tuple[Task, Learnables, Learnables]:
+    """The task of an evaluation that fits the memory, and the learnables for it, on the host and on the mesh."""
+    count, method = meshes.filled(shared.mesh, len(group)), learned.task.method
+    task = fit_evaluation(lambda **memory: shared.bind(method, dataset, **memory), runs=count, mesh=shared.mesh)
+    learnables = transfer(learned.task, task, learned.learnables, labels, axis=1)
+    return task, learnables, meshes.place(shared.mesh, meshes.fill(learnables, count), meshes.RUN)
+
+
+def _validated(
+    group: Group, draws: dict[int, protocols.Plan], learned: Learned, shared: Shared
+) -> list[Row]:
+    """Scores the runs on the validation images of their draws. No test image is looked at."""
+    source = next(iter(draws.values())).source
+    task, _, placed = _fitted(group, source, learned, shared, tuple(range(len(source.class_names))))
+    text = place_text(shared.mesh, task, shared.params)
+    splits = {seed: choice_images(group[0].dataset, plan) for seed, plan in draws.items()}
+    scores = {
+        split.digest: shared.evaluator(split).validate(
+            task.classifier, placed, text, runs=meshes.filled(shared.mesh, len(group))
+        )
+        for split in {split.digest: split for split in splits.values()}.values()
+    }
+    return [
+        {f"validation_{name}": value for name, value in scores[splits[spec.seed].digest][index].items()}
+        for index, spec in enumerate(group)
+    ]
+
+
+def _described(row: Row, spec: RunSpec, learned: Learned, index: int, common: Recipe, shared: Shared) -> Row:
+    """A row with its spec, its parameters, and what its training took."""
+    counts, trained = parameter_count(one_run(learned.learnables, index)), learned.trained
+    facts = spec_facts(spec, common) | {"model": shared.clip.name, "status": "ok"} | row
+    facts |= {f"parameters_{part}": counts[part] for part in ("vision", "text", "shared")}
+    facts |= {"parameters": counts["total"], "loss": None, "training_seconds": round(learned.seconds[index], 4)}
+    if trained is not None:
+        facts |= {"loss": trained.losses[index], "steps": trained.steps}
+        facts |= {"waiting_share": round(trained.waiting_share, 4)}
+        facts |= {"skipped_training_images": trained.skipped} if trained.skipped else {}
+    return facts
+
+
+def spec_facts(spec: RunSpec, common: Recipe) -> Row:
+    """What names a run in its row; `own_recipe` is where its recipe differs from the common one."""
+    own = {} if spec.recipe is None else spec.recipe.differences(common.at(spec.learning_rate))
+    return {"key": spec.key, **spec.facts(), **({"own_recipe": own} if own else {})}

@@ -1,0 +1,222 @@
+"""What groups share: the frozen model on the mesh, draws, decoded images, features, and test images.
+
+All of it is made when it is first asked for. What belongs to one dataset is dropped when the next one begins.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from clipbias.clip import Clip
+from clipbias.data import Dataset, Split, protocols
+from clipbias.data.few_shot import MAX_VAL_SHOTS, confident
+from clipbias.data.images import ImageCache, Images
+from clipbias.data.protocols import validation_beside
+from clipbias.data.workers import Workers
+from clipbias.errors import ClipbiasError
+from clipbias.training import mesh as meshes
+from clipbias.training.evaluator import Budget, Evaluator
+from clipbias.training.features import TrainingFeatures
+from clipbias.training.memory import AUTO
+from clipbias.training.spec import Group
+from clipbias.training.step import place_text
+from clipbias.tuning import Sampling, Task
+from clipbias.tuning.method import Method
+from clipbias.tuning.registry import make_method
+
+
+@dataclasses.dataclass(frozen=True)
+class Compute:
+    """How runs are computed. Nothing here changes a number.
+
+    Attributes:
+      eval_batch_size: images per evaluation step, over all devices.
+      checkpoint_seconds: time between two checkpoints, about; 0 saves after every step.
+      remat, class_chunks, micro_batch: how a step saves memory, see `training.memory`.
+      workers: threads that decode images; 0 takes one for each processor.
+      cache_gb: memory for images in gigabytes: two thirds for training images, one third for those of evaluation.
+      trackers: programs that get the metrics besides `metrics.jsonl`, see `training.trackers`.
+      profile: "steps" traces a few steps of each training.
+    """
+
+    eval_batch_size: int = 100
+    checkpoint_seconds: float = 60.0
+    remat: str = AUTO
+    class_chunks: int = 0
+    micro_batch: int = 0
+    workers: int = 0
+    cache_gb: float = 3.0
+    trackers: tuple[str, ...] = ()
+    profile: str = ""
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "Compute":
+        """The fields of the same names in a configuration."""
+        return cls(
+            **{
+                field.name: tuple(config[field.name]) if field.name == "trackers" else config[field.name]
+                for field in dataclasses.fields(cls)
+            }
+        )
+
+
+class Shared:
+    """What the groups of a sweep share.
+
+    Attributes:
+      clip: the frozen model; `params` are its weights on the mesh.
+      datasets: the opened datasets by name.
+      workers: threads that decode images.
+    """
+
+    def __init__(
+        self,
+        clip: Clip,
+        datasets: Mapping[str, Dataset],
+        compute: Compute,
+        mesh: Mesh,
+        *,
+        dtype: str = "float32",
+        on_image_error: str = "raise",
+    ) -> None:
+        """Places the weights; of a mesh that is not there (`training.ahead`) only their shapes.
+
+        Args:
+          clip: the frozen model.
+          datasets: by name.
+          compute: how runs are computed.
+          mesh: the devices.
+          dtype: compute type.
+          on_image_error: "raise", or "skip" images that cannot be read.
+        """
+        self.clip, self.datasets, self.compute, self.mesh, self.dtype = clip, datasets, compute, mesh, dtype
+        self.params = meshes.place_weights(mesh, clip.params, dtype, shapes=not meshes.is_there(mesh))
+        self.workers, self.on_image_error = Workers(compute.workers), on_image_error
+        third = int(compute.cache_gb * 1e9 / 3)
+        self._images, self._budget = ImageCache(2 * third), Budget(third)
+        self._dataset = ""
+        self._evaluators: dict[Any, Evaluator] = {}
+        self._features: dict[Any, TrainingFeatures] = {}
+        self._pseudo_labels: dict[Any, tuple[np.ndarray, np.ndarray]] = {}
+        self.draws = functools.lru_cache(maxsize=64)(self._draws)
+
+    def begin(self, dataset: str) -> None:
+        """Drops images, features and test images of other datasets."""
+        if dataset != self._dataset:
+            self._dataset = dataset
+            self._images.keep_only()
+            self._budget.clear()
+            for kept in (self._evaluators, self._features, self._pseudo_labels):
+                kept.clear()
+
+    def _draws(
+        self, protocol: str, dataset: str, shots: int, seeds: tuple[int, ...], targets: tuple[str, ...]
+    ) -> tuple[protocols.Plan, ...]:
+        """What each seed trains and is tested on. Where nothing is trained, any draw tells the test images."""
+        options: dict[str, Any] = dict(shots=max(shots, 1))
+        if protocol in ("cross_dataset", "domain_generalization"):
+            options["targets"] = targets
+        load = self.datasets.__getitem__
+        return tuple(protocols.make_plan(protocol, dataset, load, seed=seed, **options) for seed in seeds)
+
+    def draws_of(self, group: Group) -> tuple[protocols.Plan, ...]:
+        """The draw of each of a group's seeds, in the order in which they first appear."""
+        first, seeds = group[0], tuple(dict.fromkeys(spec.seed for spec in group))
+        return self.draws(first.protocol, first.dataset, first.shots, seeds, first.targets)
+
+    def bind(self, method: Method, dataset: Dataset, **memory: Any) -> Task:
+        """A task of a method and a dataset's classes; `memory` are options of `training.memory`."""
+        return Task(
+            self.clip,
+            method,
+            dataset.class_names,
+            template=dataset.template,
+            descriptions=dataset.descriptions,
+            dtype=self.dtype,
+            **{"groups": self.mesh.shape[meshes.DATA], **memory},
+        )
+
+    def training_images(self, splits: Sequence[Split]) -> list[Images]:
+        """The images of some splits, with what is kept of them; those of other splits are dropped."""
+        self._images.keep_only(splits)
+        return [Images(split, self._images) for split in splits]
+
+    def pseudo_labelled(self, plan: protocols.Plan, shots: int) -> Split:
+        """The images that plain CLIP is most certain of, as many of a class as there are shots, with its labels."""
+        source, split = plan.source, plan.unlabelled()
+        if source.class_names not in self._pseudo_labels:
+            task = self.bind(make_method("zero_shot"), source)
+            evaluator = self._evaluator_of(split)
+            self._pseudo_labels[source.class_names] = evaluator.pseudo_labels(
+                task.classifier, place_text(self.mesh, task, self.params)
+            )
+        predicted, doubt = self._pseudo_labels[source.class_names]
+        chosen = confident(predicted, doubt, shots=shots)
+        return dataclasses.replace(split.subset(chosen), labels=predicted[chosen])
+
+    def features(self, images: Images, seed: int, sampling: Sampling) -> TrainingFeatures:
+        """Features of images under the frozen vision tower."""
+        key = images.split.digest, seed, sampling.crop, sampling.projected
+        if key not in self._features:
+            self._features[key] = TrainingFeatures(
+                *(self.clip, self.params, images),
+                mesh=self.mesh,
+                batch_size=self.compute.eval_batch_size,
+                seed=seed,
+                crop=sampling.crop,
+                projected=sampling.projected,
+                dtype=self.dtype,
+                workers=self.workers,
+            )
+        return self._features[key]
+
+    def _evaluator_of(self, split: Split, **options: Any) -> Evaluator:
+        given = {"batch_size": self.compute.eval_batch_size, "on_error": self.on_image_error, **options}
+        return Evaluator(self.clip, self.params, split, mesh=self.mesh, workers=self.workers, **given)
+
+    def evaluator(self, split: Split, **options: Any) -> Evaluator:
+        """Evaluates runs on a split; what does not depend on the run is kept."""
+        key = split.digest, *sorted(options.items())
+        if key not in self._evaluators:
+            self._evaluators[key] = self._evaluator_of(split, budget=self._budget, **options)
+        return self._evaluators[key]
+
+    def temperature_evaluator(self, plan: protocols.Plan, evaluation: protocols.Evaluation, shots: int) -> Evaluator | None:
+        """Of the validation images that a temperature is fitted on, at most 4 of a class; `None` without any."""
+        if "val" not in plan.source.splits or evaluation.dataset.class_names != plan.source.class_names:
+            return None
+        # Where the dataset's own are all tested, no others take their place here.
+        tested = evaluation.dataset.split("test")
+        split = plan.validation() if validation_beside(tested, plan.source.split("val")) is not None else None
+        if split is None:
+            return None
+        most = min(shots or MAX_VAL_SHOTS, MAX_VAL_SHOTS)
+        order = np.random.default_rng(0).permutation(len(split))
+        own = [order[split.labels[order] == label][:most] for label in np.unique(split.labels)]
+        # What is missing here is no reason to lose a result.
+        batch_size = self.evaluator(tested, timed=True).batch_size
+        chosen = split.subset(np.sort(np.concatenate(own)))
+        return self.evaluator(chosen, batch_size=batch_size, on_error="skip", fill=True)
+
+
+def choice_images(dataset: str, plan: protocols.Plan) -> Split:
+    """The validation images of a draw. Raises `ClipbiasError` where there are none."""
+    split = plan.validation()
+    if split is None or not len(split):
+        raise ClipbiasError(
+            f"{dataset}: there are no validation images under the protocol {plan.protocol}; a learning rate cannot be "
+            "chosen there, so leave --config.learning_rates empty, or test them all: --config.choose=none."
+        )
+    return split
+
+
+def text_of(shared: Shared, task: Task) -> jax.Array:
+    """The class features that no learnable changes, `[S, C, d]`, for what is made of images' features."""
+    placed = place_text(shared.mesh, task, shared.params)
+    assert isinstance(placed, jax.Array), "a method on features of images leaves the text tower alone"
+    return task.classifier.by_text(placed)

@@ -1,0 +1,263 @@
+"""A run as data: all that its numbers depend on, and which runs share a program.
+
+A *spec* describes one run: one method on one dataset, with one number of shots, one seed and one learning rate. Its
+hash is the only key of the run, in result rows, checkpoints and when a sweep continues. Specs that differ in seed or
+learning rate alone form a *group*, which trains side by side in one program.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from clipbias.clip import Clip
+from clipbias.clip.precision import named
+from clipbias.data import Dataset, protocols
+from clipbias.errors import ClipbiasError
+from clipbias.training.rates import Rates
+from clipbias.tuning.method import Method
+from clipbias.tuning.recipe import Recipe
+from clipbias.tuning.registry import method_options, resolve, source_digest
+
+# More runs than this gain nothing side by side and delay the first result.
+MOST_RUNS = 32
+# What a run is scored on: the test images, or validation images to choose a learning rate by.
+TEST, VALIDATION = "test", "validation"
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSpec:
+    """One run. Equal specs give equal numbers; whatever changes a number changes the spec.
+
+    Attributes:
+      method: a name of `tuning.METHODS`, or the path of a user's own file.
+      options: all options of the method, resolved.
+      dataset, protocol, targets: what is learned and tested (`data.protocols`).
+      shots: training images per class; 0 for all, or for a method that draws none.
+      seed: of the draw, the initial learnables, the order and augmentation of images.
+      recipe: optimiser, schedule and learning rate; `None` where nothing is trained.
+      template: the dataset's prompt template.
+      descriptions: digest of the texts that stand in place of the template; empty without any.
+      dtype: compute type.
+      weights: fingerprint of the frozen weights.
+      source: SHA-256 of a user's own method; empty for a built-in one.
+      data: hash of class names, image names and labels of all splits.
+      on_image_error: "raise", or "skip" images that cannot be read.
+      score_on: "test", or "validation" for a run that only helps to choose a learning rate.
+      validation: the validation policy, which tables show: "none", or the images on which something was selected,
+        "few-shot" (at most 4 of a class) or "validation split".
+    """
+
+    method: str
+    options: Mapping[str, Any]
+    dataset: str
+    protocol: str
+    targets: tuple[str, ...]
+    shots: int
+    seed: int
+    recipe: Recipe | None
+    template: str
+    descriptions: str
+    dtype: str
+    weights: str
+    source: str
+    data: str
+    on_image_error: str = "raise"
+    score_on: str = TEST
+    validation: str = "none"
+
+    @functools.cached_property
+    def key(self) -> str:
+        """A short hash of all fields."""
+        return stable_hash(self.facts())
+
+    @property
+    def learning_rate(self) -> float | None:
+        """Of the recipe; `None` where nothing is trained."""
+        return None if self.recipe is None else self.recipe.learning_rate
+
+    @property
+    def name(self) -> str:
+        """For files: method, dataset, shots and seed. Specs that differ in other fields share it (`run_names`)."""
+        return f"{group_name((self,))}-seed{self.seed}"
+
+    def facts(self) -> dict[str, Any]:
+        """All fields as JSON values."""
+        found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        recipe = {} if self.recipe is None else self.recipe.facts()
+        return {**json.loads(json.dumps({**found, "recipe": recipe})), "learning_rate": self.learning_rate}
+
+    def make_method(self) -> Method:
+        """The method with its options."""
+        return resolve(self.method, self.options)
+
+
+# Runs that train side by side.
+Group = tuple[RunSpec, ...]
+
+
+def make_specs(
+    clip: Clip,
+    opened: Mapping[str, Dataset],
+    common: Recipe,
+    *,
+    methods: Sequence[str],
+    datasets: Sequence[str],
+    shots: Sequence[int],
+    seeds: Sequence[int],
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    protocol: str = "few_shot",
+    targets: Sequence[str] = (),
+    learning_rates: Sequence[float] = (),
+    rates: Rates | None = None,
+    dtype: str = "float32",
+    on_image_error: str = "raise",
+    score_on: str = TEST,
+) -> list[RunSpec]:
+    """All combinations, dataset by dataset. A method that draws no image is one run per dataset.
+
+    Args:
+      clip: the frozen model.
+      opened: datasets by name, targets among them; what is not there is left out (`on_missing=skip`).
+      common: the recipe of all methods that have none of their own.
+      methods, datasets, shots, seeds: what is combined.
+      options: options by method name, or by `method@dataset`.
+      protocol, targets: see `data.protocols`; empty targets are the literature's.
+      learning_rates: the rates that are compared, for methods trained with the common recipe; empty for one rate.
+      rates: learning rates that were chosen before.
+      dtype, on_image_error, score_on: see `RunSpec`.
+
+    Raises:
+      ClipbiasError: there is nothing to combine, or no such method or option.
+    """
+    for name, values in {"methods": methods, "datasets": datasets, "shots": shots, "seeds": seeds}.items():
+        if not values:
+            raise ClipbiasError(f"there are no {name}, so there is nothing to run; give some.")
+    given = options or {}
+    for name in methods:  # a misspelt option is reported before any dataset is looked at
+        resolve(name, given.get(name, {}))
+    specs = []
+    for dataset, method in itertools.product([opened[name] for name in datasets if name in opened], methods):
+        own = {**given.get(method, {}), **given.get(f"{method}@{dataset.name}", {})}
+        for count in shots if resolve(method, own).draws else (0,):
+            made = resolve(method, own, dataset=dataset.name, shots=count)
+            recipe = made.recipe_for(common, count) if made.trains else None
+            each: Sequence[float | None] = (None,)
+            if recipe is not None:
+                compared = learning_rates and recipe.learning_rate == common.learning_rate
+                each = learning_rates if compared else (rates.of(method, dataset.name, count) if rates else None,)
+            others = protocol_targets(protocol, dataset.name, targets)
+            chosen = len(each) > 1 or (rates is not None and each[0] is not None) or _validates(made)
+            spec = RunSpec(
+                method=method,
+                options=method_options(made),
+                dataset=dataset.name,
+                protocol="full" if not count and made.draws and protocol != "pseudo_labels" else protocol,
+                targets=others,
+                shots=count,
+                seed=0,
+                recipe=recipe,
+                template=dataset.template,
+                descriptions=dataset.descriptions.digest if dataset.descriptions else "",
+                dtype=named(dtype),
+                weights=clip.fingerprint,
+                source=source_digest(method) or "",
+                data=stable_hash([opened[name].digest for name in (dataset.name, *others)]),
+                on_image_error=on_image_error,
+                score_on=score_on,
+                validation=protocols.validation_policy(dataset) if chosen else "none",
+            )
+            specs += [
+                dataclasses.replace(spec, seed=seed, recipe=recipe and recipe.at(rate))
+                for rate in each
+                for seed in (seeds if made.draws else (0,))
+            ]
+    return specs
+
+
+def _validates(method: Method) -> bool:
+    """Whether the method itself selects something on validation images."""
+    sampling = method.sampling()
+    return sampling is not None and sampling.validation
+
+
+def protocol_targets(protocol: str, dataset: str, targets: Sequence[str]) -> tuple[str, ...]:
+    """The datasets that a protocol tests besides the one that is learned."""
+    return tuple(targets) or tuple(protocols.default_targets(protocol, dataset))
+
+
+def make_groups(specs: Sequence[RunSpec], most: int = 0) -> list[Group]:
+    """The specs in groups, in their order; each group has all seeds of as many learning rates as fit.
+
+    Args:
+      specs: without repetition.
+      most: runs of a group; 0 takes `MOST_RUNS`, or all seeds of one rate where these are more.
+    """
+    alike: dict[str, list[RunSpec]] = {}
+    for spec in specs:
+        alike.setdefault(_shared_key(spec), []).append(spec)
+    groups: list[Group] = []
+    for found in alike.values():
+        by_rate: dict[float | None, list[RunSpec]] = {}
+        for spec in found:
+            by_rate.setdefault(spec.learning_rate, []).append(spec)
+        size = most or max(MOST_RUNS, *map(len, by_rate.values()))
+        for some in _batched(list(by_rate.values()), max(1, size // max(map(len, by_rate.values())))):
+            groups += map(tuple, _batched(list(itertools.chain.from_iterable(some)), size))
+    return groups
+
+
+def part_of(specs: Sequence[RunSpec], part: tuple[int, int]) -> list[RunSpec]:
+    """The specs of part `i` of `n`: every n-th method, dataset and number of shots, with all its seeds and rates."""
+    cells = {cell: number for number, cell in enumerate(dict.fromkeys(map(_cell, specs)))}
+    return [spec for spec in specs if cells[_cell(spec)] % part[1] == part[0]]
+
+
+def _cell(spec: RunSpec) -> tuple[str, str, int]:
+    return spec.method, spec.dataset, spec.shots
+
+
+def _batched(values: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    return [values[start : start + size] for start in range(0, len(values), size)]
+
+
+def _shared_key(spec: RunSpec) -> str:
+    """What the runs of a group have in common."""
+    return dataclasses.replace(spec, seed=0, recipe=spec.recipe and spec.recipe.at(0.0)).key
+
+
+def group_key(group: Iterable[RunSpec]) -> str:
+    """Names the runs of a group together."""
+    return stable_hash([spec.key for spec in group])
+
+
+def group_name(group: Group) -> str:
+    """For files: what the runs of a group have in common, readable."""
+    first = group[0]
+    return f"{_file_name(first.method)}-{_file_name(first.dataset)}-{first.shots}shots"
+
+
+def run_names(specs: Iterable[RunSpec]) -> dict[str, str]:
+    """A readable name for the files of each spec, by its key; with its learning rate where several are compared."""
+    named: dict[str, list[RunSpec]] = {}
+    for spec in specs:
+        named.setdefault(spec.name, []).append(spec)
+    return {
+        spec.key: name if len(alike) == 1 else f"{group_name((spec,))}-rate{spec.learning_rate:g}-seed{spec.seed}"
+        for name, alike in named.items()
+        for spec in alike
+    }
+
+
+def stable_hash(value: Any, length: int = 12) -> str:
+    """A short hash of JSON values that does not depend on the order of keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", name).strip("._") or "unnamed"

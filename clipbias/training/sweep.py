@@ -1,0 +1,160 @@
+"""A sweep: specs to rows. Finished groups are left out, the others run one after another, each written when it ends.
+
+Every group has one file, `results/NAME.json`, written whole; `results.jsonl` is made of them. So a sweep that was
+stopped or killed continues when the same command is given again, and independent jobs can share a work folder: part
+`i/n` runs every n-th method, dataset and number of shots.
+"""
+
+import json
+import re
+import shutil
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+from clipbias import hosts
+from clipbias.errors import ClipbiasError, UnreadableImage, sentence
+from clipbias.io import read_json, write_text
+from clipbias.training.group import Files, Row, spec_facts, train_group
+from clipbias.training.kept_programs import drop_programs
+from clipbias.training.progress import Progress, progress
+from clipbias.training.shared import Shared
+from clipbias.training.spec import TEST, Group, RunSpec, make_groups, part_of, run_names
+from clipbias.tuning.recipe import Recipe
+
+FOLDER, RESULTS, VALIDATED = "results", "results.jsonl", "validation.jsonl"
+
+
+def sweep(
+    specs: Sequence[RunSpec],
+    shared: Shared,
+    workdir: Path,
+    common: Recipe,
+    *,
+    part: tuple[int, int] = (0, 1),
+    most_runs: int = 0,
+    single: bool = False,
+    notes: Mapping[str, Row] | None = None,
+) -> list[Row]:
+    """Runs what is not finished yet. A group that fails is reported in its rows, and the rest goes on.
+
+    Args:
+      specs: all runs of the sweep.
+      shared: the model, datasets and devices.
+      workdir: the folder of the sweep.
+      common: the recipe of methods that have none of their own.
+      part: `(i, n)` of jobs that share the work folder.
+      most_runs: runs side by side; 0 for as many as are worth it.
+      single: there is one run, whose files lie in the folder itself, and whose failure is raised.
+      notes: facts that are added to a row, by the key of its spec.
+
+    Returns:
+      The rows of all specs that are there, other parts' too, in the order of the specs.
+
+    Raises:
+      hosts.Stopped: a notice to stop came; what was finished is written, what was begun is saved.
+    """
+    hosts.assert_same("the runs of the sweep", [spec.key for spec in specs])
+    files, done = Files(workdir, run_names(specs), single), _finished(workdir, specs)
+    groups = [_without(group, done) for group in make_groups(part_of(specs, part), most_runs)]
+    todo = [group for group in groups if group]
+    write_results(workdir, specs)
+    total = sum(map(len, todo))
+    if len(done) and todo:
+        logging.info("%d of %d runs are finished already", len(specs) - total, len(specs))
+    title = "runs" if all(spec.score_on == TEST for spec in specs) else "runs on validation images"
+    with progress(0 if single else total, unit="run", title=title) as bar:
+        for group in todo:
+            hosts.check()
+            shared.begin(group[0].dataset)
+            bar.at_work(f"{group[0].method} on {group[0].dataset}, {group[0].shots} shots")
+            for some, rows in _attempt(group, shared, files, common, bar):
+                _write(some, [row | (notes or {}).get(row["key"], {}) for row in rows], files, specs)
+                bar.advance(len(some), _last(some, rows))
+            if not single:
+                drop_programs()
+    return hosts.from_first(lambda: read_rows(workdir, specs))
+
+
+def _attempt(
+    group: Group, shared: Shared, files: Files, common: Recipe, bar: Progress
+) -> list[tuple[Group, list[Row]]]:
+    """A group and its rows. Where it fails its learning rates are tried one by one, so that none costs another."""
+    began = time.monotonic()
+    try:
+        rows = train_group(group, shared, files, common)
+    except Exception as error:
+        # Among several processes only what all of them meet alike may be survived: the others would wait for ever.
+        alike = isinstance(error, ClipbiasError) and not isinstance(error, UnreadableImage)
+        if files.single or (hosts.several() and not alike):
+            raise
+        rates = {spec.learning_rate for spec in group}
+        if len(rates) > 1:
+            parts = [tuple(spec for spec in group if spec.learning_rate == rate) for rate in sorted(rates)]
+            return [one for some in parts for one in _attempt(some, shared, files, common, bar)]
+        if not isinstance(error, ClipbiasError):
+            logging.error("%s", "".join(traceback.format_exception(error)))
+        bar.say(f"failed: {group[0].method} on {group[0].dataset}, {group[0].shots} shots: {sentence(error)}")
+        rows = [spec_facts(spec, common) | {"status": "failed", "error": sentence(error)} for spec in group]
+    seconds = (time.monotonic() - began) / len(group)
+    return [(group, [row | {"seconds": round(seconds, 2)} for row in rows])]
+
+
+def _last(group: Group, rows: Sequence[Row]) -> dict[str, Any]:
+    """What the progress shows of the group that ended last."""
+    accuracies = [value for row in rows if (value := row.get("accuracy", row.get("validation_accuracy"))) is not None]
+    mean = f" {sum(accuracies) / len(accuracies):.1f} %" if accuracies else ""
+    return {"last": f"{group[0].method} on {group[0].dataset}{mean}"}
+
+
+def _write(group: Group, rows: Sequence[Row], files: Files, specs: Sequence[RunSpec]) -> None:
+    """Writes the rows of a group in one go, and removes its checkpoints."""
+    if hosts.is_first():
+        text = json.dumps(list(rows), indent=1)
+        write_text(files.workdir / FOLDER / f"{files.of(group)}.json", text + "\n")
+        if all(row["status"] == "ok" for row in rows):
+            shutil.rmtree(files.checkpoints(group), ignore_errors=True)
+    write_results(files.workdir, specs)
+
+
+def read_rows(workdir: Path, specs: Sequence[RunSpec]) -> list[Row]:
+    """The rows of specs that are there, in the order of the specs. Of a run that failed and ran again, the good row."""
+    found: dict[str, Row] = {}
+    for path in sorted((workdir / FOLDER).glob("*.json")):
+        for row in read_json(path, list, what="a file of results"):
+            if row.get("status") == "ok" or row["key"] not in found:
+                found[row["key"]] = row
+    return [found[spec.key] for spec in specs if spec.key in found]
+
+
+def write_results(workdir: Path, specs: Sequence[RunSpec]) -> None:
+    """Makes `results.jsonl`, a line per run, of the groups' files; `validation.jsonl` of runs on validation images."""
+    if not hosts.is_first():
+        return
+    lines = "".join(json.dumps(row) + "\n" for row in read_rows(workdir, specs))
+    name = RESULTS if all(spec.score_on == TEST for spec in specs) else VALIDATED
+    write_text(workdir / name, lines)
+
+
+def _finished(workdir: Path, specs: Sequence[RunSpec]) -> set[str]:
+    """The keys of the runs that ended well, as the first process sees them."""
+    rows = hosts.from_first(lambda: [row["key"] for row in read_rows(workdir, specs) if row["status"] == "ok"])
+    return set(rows)
+
+
+def _without(group: Group, done: set[str]) -> Group:
+    return tuple(spec for spec in group if spec.key not in done)
+
+
+def parse_part(text: str) -> tuple[int, int]:
+    """`"2/4"` as `(1, 4)`; all of it, `(0, 1)`, where the text is empty. Raises `ClipbiasError` for anything else."""
+    if not text:
+        return 0, 1
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text.strip())
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise ClipbiasError(f"part is {text!r}; give its number and that of all parts, such as 1/4, from 1 on.")
+    return int(found[1]) - 1, int(found[2])
