@@ -16,16 +16,13 @@ from clipbias.io import data_path, user_path
 from clipbias.remote import is_remote
 from clipbias.training import mesh as meshes
 from clipbias.training import processes
-from clipbias.training.account import account_lines
+from clipbias.training.ahead import Topology, describe, open_topology
 from clipbias.training.choosing import ChoosingGrid
 from clipbias.training.dealing import Part
-from clipbias.training.forecast import forecast
 from clipbias.training.grid import Grid
-from clipbias.training.packs import Pack, cells_of
-from clipbias.training.plan import OTHER_SHARE, device_rate
+from clipbias.training.packs import Pack, cells_of, evaluated_on
 from clipbias.training.rates import NONE, Rates
 from clipbias.training.settings import GridSettings
-from clipbias.training.topology import Topology, open_topology
 from clipbias.tuning.recipe import Recipe
 from experiments import common
 
@@ -101,28 +98,42 @@ def rates_path(name: str) -> Path:
 
 
 def dry_run(config: ConfigDict, options: Mapping[str, Any], packs: Sequence[Pack]) -> None:
-    """Prints what each program would do and need, and the whole; trains nothing and leaves no file.
+    """Prints shapes, parameters, plan and memory of each program; trains nothing and leaves no file.
 
-    With `config.topology` that is for devices that are not there, by their own compiler.
+    With `config.topology` absent devices are compiled for, by their own compiler.
     """
     topology = open_topology(config.topology) if config.topology else None
-    total, part = 0.0, Part.named(config.get("part", ""))
-    with topology() if topology else contextlib.nullcontext():
+    with topology or contextlib.nullcontext():
         if topology:
             config.dtype = precision.resolve(config.dtype)
-        rate = device_rate(config.dtype)
+            common.tell(f"compiled for {topology}, by {topology.compiler}")
         with tempfile.TemporaryDirectory() as nowhere:
+            part = Part.named(config.get("part", ""))
             grid = open_grid(config, options, packs, Path(nowhere), part=part, topology=topology)
         planned = grid.planned(packs)
-        if topology:
-            common.tell(f"compiled for {topology}, by {topology.compiler}")
         for pack, learned in planned:
-            text, seconds = forecast(grid.trainer, pack, rate, learned=learned)
-            common.tell(*text.split("\n"))
-            if topology:
-                common.tell(*account_lines(grid.trainer, pack, devices=topology.devices, learned=learned))
-            total += seconds
+            common.tell(*_described(grid, pack, learned=learned))
     trials, cells = (cells_of(pack for pack, _ in planned if pack.tries == tries) for tries in (True, False))
-    counted = f"{trials} trials and {cells} cells" if trials else f"{cells} cells"
-    assumed = f", an estimate at {OTHER_SHARE:.0%} of the peak of {rate / 1e12:,.0f} TFLOP/s" if topology else ""
-    print(f"{counted}: about {total:,.0f} s, without compiling and reading{assumed}")
+    print(f"{trials} trials and {cells} cells" if trials else f"{cells} cells")
+
+
+def _described(grid: Grid, pack: Pack, *, learned: bool) -> list[str]:
+    """Lines of a pack; one that the trials `learned` already is evaluated alone."""
+    trainer, settings = grid.trainer, grid.trainer.settings
+    draws = trainer.cache.plans(pack)
+    method, source = trainer.cache.method(pack), draws[0].source
+    tested = [split for _, split in evaluated_on(pack, draws)]
+    images = len(next(iter(trainer.cache.train_images(pack, draws).values()))) if method.draws and not learned else 0
+    lines = describe(
+        lambda method=None, **memory: trainer.cache.task(pack, source, method, **memory),
+        trainer.recipe_for(pack),
+        train_images=images,
+        runs=len(pack.cells),
+        eval_batch_size=min(settings.eval_batch_size, *map(len, tested)),
+        mesh=trainer.mesh,
+        remat=settings.remat,
+        chunks=settings.class_chunks,
+        micro_batch=settings.micro_batch,
+    )
+    evaluated = f"{sum(map(len, tested))} {'validation' if pack.tries else 'test'} images"
+    return [f"{pack.method} on {pack.dataset}, {pack.shots} shots, {evaluated}", *(f"  {line}" for line in lines)]

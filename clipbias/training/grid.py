@@ -20,7 +20,7 @@ from clipbias.data import Dataset
 from clipbias.errors import ClipbiasError, sentence
 from clipbias.io import write_text
 from clipbias.training import processes
-from clipbias.training.dealing import Part, deal, planned_cost
+from clipbias.training.dealing import Part
 from clipbias.training.packs import Pack, cells_of
 from clipbias.training.progress import Progress, progress
 from clipbias.training.readiness import ready
@@ -136,8 +136,7 @@ class Grid:
         if self.part is None:
             return list(packs)
         packs, part = ready(self.trainer.cache, packs, self.trainer.settings, images=False), self.part
-        dealt = processes.tell(lambda: deal([planned_cost(self.trainer, pack) for pack in packs], part))
-        return [packs[index] for index in dealt]
+        return packs[part.number - 1 :: part.of]
 
     def rows(self, packs: Sequence[Pack]) -> list[Row]:
         """The rows of the cells of `packs` that are there."""

@@ -25,8 +25,8 @@ from clipbias.training.agreement import Pace
 from clipbias.training.batches import RunBatches
 from clipbias.training.checkpoint import Checkpoints
 from clipbias.training.features import FeatureBatches
+from clipbias.training.memory import StepPlan, explain_exhaustion
 from clipbias.training.metrics import MetricWriter, StepReport
-from clipbias.training.plan import StepPlan, explain_exhaustion
 from clipbias.training.profile import StepProfile
 from clipbias.training.progress import Progress
 from clipbias.training.step import init_state, place_given, train_step

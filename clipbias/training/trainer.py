@@ -20,13 +20,12 @@ from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
 from clipbias.training import processes
 from clipbias.training.cache import Cache
-from clipbias.training.evaluation_plan import fit_evaluation
 from clipbias.training.features import epoch_features
 from clipbias.training.identity import earlier_identity, identity
 from clipbias.training.loop import Run, Trained, each_run, initial_learnables, rows_per_step, train
+from clipbias.training.memory import StepPlan, fit_evaluation, plan_step
 from clipbias.training.metrics import METRICS
 from clipbias.training.packs import Pack
-from clipbias.training.plan import StepPlan, plan_step
 from clipbias.training.predictions import predictions_name, save_predictions
 from clipbias.training.progress import Progress
 from clipbias.training.results import Row

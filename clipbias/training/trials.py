@@ -15,7 +15,7 @@ from clipbias.data import protocols
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
 from clipbias.training import processes
-from clipbias.training.evaluation_plan import fit_evaluation
+from clipbias.training.memory import fit_evaluation
 from clipbias.training.packs import Pack
 from clipbias.training.results import Row
 from clipbias.training.step import place_text
