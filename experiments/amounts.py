@@ -24,8 +24,8 @@ from clipbias.explain.study import Study
 from clipbias.explain.uncertainty import Estimate, kept
 from clipbias.io import write_text
 from clipbias.training import mesh as meshes
+from clipbias.training.memory import explain_exhaustion
 from clipbias.training.metrics import MetricWriter
-from clipbias.training.plan import explain_exhaustion
 from clipbias.training.workdir import ADAPTER, open_workdir
 from clipbias.tuning.adapter import write_adapter
 from experiments import common

@@ -38,8 +38,8 @@ from clipbias.report.names import method_name
 from clipbias.report.run_tables import duration
 from clipbias.training import mesh as meshes
 from clipbias.training import processes
+from clipbias.training.memory import explain_exhaustion
 from clipbias.training.metrics import MetricWriter
-from clipbias.training.plan import explain_exhaustion
 from clipbias.training.predictions import KnownPredictions
 from clipbias.training.progress import Progress, say
 from clipbias.training.readiness import require

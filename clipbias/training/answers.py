@@ -9,9 +9,16 @@ from jax.sharding import Mesh
 
 from clipbias.clip.params import Params
 from clipbias.clip.preprocess import Preprocessing
+from clipbias.training import mesh as meshes
 from clipbias.training.step import over_runs
 from clipbias.tuning.classifier import Classifier, Text
 from clipbias.tuning.method import Learnables
+
+
+def images_per_step(batch_size: int, crops: int, mesh: Mesh) -> int:
+    """Images that an evaluation step takes: with `crops` of each, so many fewer, but one for each device at least."""
+    size = mesh.shape[meshes.DATA]
+    return -(-max(1, batch_size // (1 + crops)) // size) * size
 
 
 @functools.partial(jax.jit, static_argnames=("classifier", "runs"))

@@ -18,18 +18,12 @@ from clipbias.data.workers import Workers
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
 from clipbias.training import processes
-from clipbias.training.answers import answers, image_features, logits, text_features, verdicts
+from clipbias.training.answers import answers, image_features, images_per_step, logits, text_features, verdicts
 from clipbias.training.calibration import Outcome, calibration, fit_temperature
-from clipbias.training.plan import explain_exhaustion
+from clipbias.training.memory import explain_exhaustion
 from clipbias.training.timing import call_seconds
 from clipbias.tuning.classifier import Classifier, Text
 from clipbias.tuning.method import Learnables, Method
-
-
-def images_per_step(batch_size: int, crops: int, mesh: Mesh) -> int:
-    """Images that an evaluation step takes: with `crops` of each, so many fewer, but one for each device at least."""
-    size = mesh.shape[meshes.DATA]
-    return -(-max(1, batch_size // (1 + crops)) // size) * size
 
 
 class Budget:

@@ -1,6 +1,6 @@
-"""The compiled functions that a pack's training and evaluation call, and what each is given: shapes and shardings.
+"""The jitted functions that training and evaluation call, with shapes and shardings in place of arrays.
 
-They can be lowered and compiled for devices that are there or not (`training.topology`); nothing is computed.
+They can be lowered and compiled for present or absent devices (`training.ahead`). Nothing is computed.
 """
 
 import dataclasses
@@ -11,13 +11,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from clipbias.clip.params import Params
 from clipbias.training import mesh as meshes
-from clipbias.training.answers import answers, image_features, text_features, verdicts
-from clipbias.training.evaluation_plan import image_arguments, placed_shapes
+from clipbias.training.answers import answers, image_features, images_per_step, logits, text_features
 from clipbias.training.features import frozen_features
-from clipbias.training.plan import flop, step_arguments
-from clipbias.training.step import place_text, train_step
+from clipbias.training.step import init_state, place_given, place_text, train_step
 from clipbias.tuning import Recipe, Sampling, Task
+from clipbias.tuning.method import Learnables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,63 +39,110 @@ class Program:
         """As JAX traces it, to be lowered for any platform."""
         return self.function.trace(*self.arguments, **self.options)
 
-    def compile(self) -> Any:
+    def lower(self) -> Any:
         """For the devices of its shardings."""
-        return self.function.lower(*self.arguments, **self.options).compile()
-
-    @property
-    def flop(self) -> int:
-        """See `plan.flop`."""
-        return flop(self.function, *self.arguments, **self.options)
+        return self.function.lower(*self.arguments, **self.options)
 
 
 def training_program(
-    task: Task, recipe: Recipe, *, rows: int, runs: int, mesh: Mesh, images: int, parts: int = 1
+    task: Task, recipe: Recipe, *, rows: int, runs: int, mesh: Mesh, images: int = 0, parts: int = 1
 ) -> Program:
-    """The training step that takes its images in so many parts; the other arguments as in `plan.plan_step`."""
-    arguments = step_arguments(task, recipe, rows=rows, runs=runs, mesh=mesh, images=images)
+    """The training step of `runs` runs.
+
+    Args:
+      task: what is trained.
+      recipe: the optimiser's.
+      rows: images per step and run, over all devices.
+      runs: runs trained side by side.
+      mesh: where to compute.
+      images: the training images of a run, where the method learns something for each.
+      parts: parts in which the images of a step are taken.
+    """
+    shape, config, method = jax.ShapeDtypeStruct, task.clip.config, task.method
+    learnables = jax.tree.map(
+        lambda leaf: shape((runs, *(axis or images for axis in leaf.shape)), leaf.dtype), task.shapes
+    )
+    state = jax.eval_shape(lambda start: init_state(method, recipe, start), learnables)
+    rows += -rows % mesh.shape[meshes.DATA]
+    size, sampling = config.vision.image_size, method.sampling()
+    pixels: Any = shape((runs, rows, size, size, 3), np.uint8)
+    if sampling is not None:
+        width = config.projection_width if sampling.projected else config.vision.width
+        pixels = shape((runs, rows, width), np.float32)
+    batch = {"images": pixels, "labels": shape((runs, rows), np.int32), "mask": shape((runs, rows), np.bool_)}
+    arguments = (
+        *(task.classifier, task.clip.preprocessing, recipe),
+        meshes.place_weights(mesh, task.clip.params, task.classifier.dtype, shapes=True),
+        place_given(mesh, task, None, learnables, range(runs)),
+        meshes.place(mesh, state, meshes.RUN),
+        meshes.place(mesh, batch, meshes.RUN, meshes.DATA),
+        meshes.place(mesh, shape((runs,), np.float32), meshes.RUN),
+        None if state.average is None else meshes.replicate(mesh, shape((), np.float32)),
+        mesh,
+    )
     return Program("train_step", train_step, arguments, {"parts": parts})
 
 
-def evaluation_programs(task: Task, *, batch: int, runs: int, mesh: Mesh, judged: bool = False) -> list[Program]:
-    """What an evaluation of so many runs calls for each batch of images, and once for all texts where they change.
+def class_program(task: Task, *, runs: int, mesh: Mesh) -> Program:
+    """The program that holds the class features of so many runs: for one image where they depend on it."""
+    params, learnables = _placed(task, runs, mesh)
+    text = place_text(mesh, task, None)
+    if not task.method.conditional:
+        return Program("text_features", text_features, (task.classifier, params, learnables, text), {"runs": runs})
+    crops, width = task.method.crops_at_test(), task.clip.config.projection_width
+    batch, views = images_per_step(1, crops, mesh), (1 + crops,) if crops else ()
+    own = runs if task.classifier.changes_vision(task.shapes) else 1
+    features = jax.ShapeDtypeStruct((own, batch, *views, width), np.float32)
+    features = meshes.place(mesh, features, meshes.RUN if own == runs else None, meshes.DATA)
+    mask = meshes.place(mesh, jax.ShapeDtypeStruct((batch,), np.bool_), meshes.DATA)
+    return Program("logits", logits, (task.classifier, params, learnables, features, text, mask), {"runs": runs})
+
+
+def evaluation_programs(task: Task, *, batch: int, runs: int, mesh: Mesh) -> list[Program]:
+    """The programs of an evaluation: for each batch of images, and once for all texts where they change.
 
     Args:
       task: what is evaluated.
       batch: images at a time, over all devices.
       runs: runs evaluated side by side.
       mesh: where to compute.
-      judged: as trials are, by labels of validation images.
     """
-    arguments, options = image_arguments(task, batch=batch, runs=runs, mesh=mesh)
+    size, crops = task.clip.config.vision.image_size, task.method.crops_at_test()
+    batch, views = images_per_step(batch, crops, mesh), (1 + crops,) if crops else ()
+    kind = np.float32 if task.method.augmix_at_test() else np.uint8
+    pixels = meshes.place(mesh, jax.ShapeDtypeStruct((batch, *views, size, size, 3), kind), meshes.DATA)
+    own = runs if task.classifier.changes_vision(task.shapes) else 1
+    arguments = (task.classifier, task.clip.preprocessing, *_placed(task, own, mesh), pixels)
+    options = {"runs": own, "mesh": mesh}
     programs = [Program("image_features", image_features, arguments, options)]
     images = jax.eval_shape(lambda *dynamic: image_features(*arguments[:2], *dynamic, **options), *arguments[2:])
     images = meshes.place(mesh, images, meshes.RUN, meshes.DATA)
-    params, learnables = placed_shapes(task, runs, mesh)
+    params, learnables = _placed(task, runs, mesh)
     text: Any = place_text(mesh, task, None)
     if not task.method.conditional:
         if task.classifier.changes_text(task.shapes):
-            of_texts = (task.classifier, params, learnables, text)
-            programs.append(Program("text_features", text_features, of_texts, {"runs": runs}))
+            programs.append(class_program(task, runs=runs, mesh=mesh))
             width = task.clip.config.projection_width
             text = meshes.place(mesh, jax.ShapeDtypeStruct((runs, len(task.texts), width), np.float32), meshes.RUN)
         else:
             text = meshes.replicate(mesh, jax.ShapeDtypeStruct((1, *text.shape), text.dtype))
-    mask = meshes.place(mesh, jax.ShapeDtypeStruct((len(arguments[-1]),), np.bool_), meshes.DATA)
-    given = (task.classifier, params, learnables, images, text, mask)
-    if judged:
-        labels = meshes.place(mesh, jax.ShapeDtypeStruct(mask.shape, np.int32), meshes.DATA)
-        return [*programs, Program("verdicts", verdicts, (*given, labels), {"runs": runs})]
+    mask = meshes.place(mesh, jax.ShapeDtypeStruct((batch,), np.bool_), meshes.DATA)
     temperatures = meshes.replicate(mesh, jax.ShapeDtypeStruct((runs,), np.float32))
-    return [*programs, Program("answers", answers, (*given, temperatures), {"runs": runs})]
+    arguments = (task.classifier, params, learnables, images, text, mask, temperatures)
+    return [*programs, Program("answers", answers, arguments, {"runs": runs})]
 
 
 def features_program(task: Task, sampling: Sampling, *, batch: int, mesh: Mesh) -> Program:
-    """What computes the frozen tower's features of training images, for a method that is made of these."""
-    clip, size = task.clip, task.clip.config.vision.image_size
+    """Features of training images from the frozen vision tower, for a method that is made of them."""
+    clip, size, dtype = task.clip, task.clip.config.vision.image_size, task.classifier.dtype
     images = meshes.place(mesh, jax.ShapeDtypeStruct((batch, size, size, 3), np.uint8), meshes.DATA)
-    dtype = task.classifier.dtype
     params = meshes.place_weights(mesh, clip.params, dtype, shapes=True)
     arguments = (clip.config, clip.preprocessing, params, images)
-    options = {"dtype": dtype, "projected": sampling.projected}
-    return Program("frozen_features", frozen_features, arguments, options)
+    return Program("frozen_features", frozen_features, arguments, {"dtype": dtype, "projected": sampling.projected})
+
+
+def _placed(task: Task, runs: int, mesh: Mesh) -> tuple[Params, Learnables]:
+    """Shapes, types and shardings of the frozen weights and of the learnables of so many runs."""
+    stacked = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((runs, *leaf.shape), leaf.dtype), task.shapes)
+    params = meshes.place_weights(mesh, task.clip.params, task.classifier.dtype, shapes=True)
+    return params, meshes.place(mesh, stacked, meshes.RUN)

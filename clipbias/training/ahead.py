@@ -1,0 +1,310 @@
+"""Ahead-of-time compilation for absent accelerators, and what a compiler says of the programs of a group of runs.
+
+The compilers of TPUs and NVIDIA GPUs run on any machine. They report the memory of a program, the exchanges between
+devices, and whether it compiles at all. Nothing can be run or timed. This is the one module that uses private parts of
+JAX.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import importlib.metadata
+import importlib.util
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from clipbias.clip.target import AWAY, Target
+from clipbias.errors import ClipbiasError
+from clipbias.training import mesh as meshes
+from clipbias.training.memory import AUTO, describe_plan, fit_evaluation, format_bytes, plan_step
+from clipbias.training.programs import Program, evaluation_programs, features_program, training_program
+from clipbias.tuning import Recipe, Task, parameter_count
+
+GIB = 1 << 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A kind of accelerator.
+
+    Attributes:
+      title: its name.
+      memory: bytes that programs may have on each device by default. Of a TPU its compiler grants them; of a GPU they
+        are the three quarters of its memory that JAX reserves.
+      capability: the compute capability of an NVIDIA GPU.
+      form: pattern of the part of a topology's name after the colon.
+    """
+
+    title: str
+    memory: int
+    capability: float = 0.0
+    form: str = r"\d+x\d+"
+    example: str = "4x4"
+
+    @property
+    def target(self) -> Target:
+        """The device that programs are traced for."""
+        return Target("gpu" if self.capability else "tpu", self.capability, self.memory)
+
+
+_THREE = {"form": r"\d+x\d+x\d+"}
+CHIPS = {
+    "v5e": Chip("TPU v5e", int(15.75 * GIB)),
+    "v5p": Chip("TPU v5p", int(95.74 * GIB), example="2x2x2", **_THREE),
+    "v6e": Chip("TPU v6e", int(31.25 * GIB)),
+    "h100": Chip("H100 SXM", 60 * GIB, 9.0, example="1x1x8", **_THREE),
+}
+
+# The card that the GPU's compiler cannot ask: NVIDIA's figures of the H100 SXM with HBM3.
+_H100 = """
+gpu_device_info {
+  cuda_compute_capability { major: 9 minor: 0 feature_extension: ACCELERATED_FEATURES }
+  threads_per_warp: 32  threads_per_block_limit: 1024  threads_per_core_limit: 2048
+  thread_dim_limit_x: 1024  thread_dim_limit_y: 1024  thread_dim_limit_z: 64
+  block_dim_limit_x: 2147483647  block_dim_limit_y: 65535  block_dim_limit_z: 65535
+  shared_memory_per_block: 49152  shared_memory_per_block_optin: 232448  shared_memory_per_core: 233472
+  registers_per_block_limit: 65536  registers_per_core_limit: 65536
+  core_count: 132  fpus_per_core: 128  clock_rate_ghz: 1.98
+  memory_bandwidth: 3352320000000  device_memory_size: 84942979072  l2_cache_size: 52428800
+  device_vendor: "NVIDIA Corporation"  name: "NVIDIA H100 80GB HBM3"
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 12 patch: 0 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+_CUDNN_VERSION = 91200
+
+
+@dataclasses.dataclass
+class Topology:
+    """Absent devices. In `with topology:` programs are traced and planned for them.
+
+    Attributes:
+      name: such as "v5e:4x4".
+      chip: their kind.
+      devices: for a mesh; those of a pod belong to the processes of its hosts.
+    """
+
+    name: str
+    chip: Chip
+    devices: Sequence[Any]
+
+    def __str__(self) -> str:
+        hosts = len({device.process_index for device in self.devices})
+        several = f" on {hosts} hosts" if hosts > 1 else ""
+        return f"{self.name}, {len(self.devices)} x {self.chip.title}{several}"
+
+    @property
+    def compiler(self) -> str:
+        """The compiler of the programs, with its version."""
+        package = "jax-cuda12-pjrt" if self.chip.capability else "libtpu"
+        return f"{package} {importlib.metadata.version(package)} of jax {jax.__version__}"
+
+    def __enter__(self) -> "Topology":
+        self._traced = traced_for(self.chip.target)
+        self._traced.__enter__()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        self._traced.__exit__(*raised)
+
+
+@contextlib.contextmanager
+def traced_for(target: Target) -> Iterator[None]:
+    """Traces programs as on an absent device; they can be compiled but not run.
+
+    JAX keeps traced programs by shapes and types alone. Programs for two devices in one process must differ in these,
+    or `jax.clear_caches` must be called in between.
+    """
+    from jax._src.cudnn import fused_attention_stablehlo as checks  # JAX asks these before it traces cuDNN's attention
+
+    answers: dict[str, Callable[..., Any]] = {
+        "check_cudnn_version": lambda: _CUDNN_VERSION,
+        "check_compute_capability": lambda least: target.capability >= float(least),
+        "is_cuda_compute_capability_equal": lambda asked: target.capability == float(asked),
+    }
+    own = {name: getattr(checks, name) for name in answers if target.capability}
+    token = AWAY.set(target)
+    try:
+        for name in own:
+            setattr(checks, name, answers[name])
+        yield
+    finally:
+        for name, check in own.items():
+            setattr(checks, name, check)
+        AWAY.reset(token)
+
+
+def open_topology(name: str) -> Topology:
+    """The devices of a name such as "v5e:4x4" or "h100:1x1x8" (slices x hosts x GPUs).
+
+    JAX must not have touched a device before. It keeps to the CPU from then on.
+
+    Raises:
+      ClipbiasError: there is no such topology, or its compiler is not installed.
+    """
+    kind, _, form = name.partition(":")
+    chip = CHIPS.get(kind)
+    if chip is None or not re.fullmatch(chip.form, form):
+        known = ", ".join(f"{kind}:{chip.example}" for kind, chip in CHIPS.items())
+        raise ClipbiasError(f"topology is {name!r}; give devices and how many there are, such as {known}.")
+    module, extra = ("jax_plugins.xla_cuda12", "cuda12") if chip.capability else ("libtpu", "tpu")
+    if importlib.util.find_spec(module) is None:
+        raise ClipbiasError(
+            f"the compiler for {name} is not installed: pip install 'jax[{extra}]=={jax.__version__}' brings it."
+        )
+    jax.config.update("jax_platforms", "cpu")
+    if chip.capability:
+        flags = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"  # there is no card to try kernels on
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
+        options = {"platform": "cuda", "topology": form, "target_config": _H100}
+    else:
+        # libtpu would ask the cloud's metadata service for these, and wait. Any number of processes may compile.
+        given = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-16", "TPU_WORKER_HOSTNAMES": "localhost"}
+        for variable, value in (given | {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}).items():
+            os.environ.setdefault(variable, value)
+        options = {"platform": "tpu", "topology_name": name}
+    from jax.experimental import topologies
+
+    try:
+        return Topology(name, chip, topologies.get_topology_desc(**options).devices)
+    except jax.errors.JaxRuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ClipbiasError(f"there is no topology {name!r}: {reason}") from error
+
+
+def describe(
+    make: Callable[..., Task],
+    recipe: Recipe,
+    *,
+    train_images: int,
+    runs: int,
+    eval_batch_size: int,
+    mesh: Mesh,
+    remat: str = AUTO,
+    chunks: int = 0,
+    micro_batch: int = 0,
+) -> list[str]:
+    """Shapes, parameters, plan and compiled programs of a group of runs, as lines. Nothing is run.
+
+    Args:
+      make: binds the task, given `remat` and `chunks`, and `method` for another method of its stages.
+      recipe: of the method's training.
+      train_images: of a run; 0 leaves training out.
+      runs: runs side by side.
+      eval_batch_size: images of an evaluation step.
+      mesh: where to compute.
+      remat, chunks, micro_batch: as in `memory.plan_step`.
+
+    Raises:
+      ClipbiasError: a setting is out of range.
+    """
+    task, filled, data = make(), meshes.filled(mesh, runs), mesh.shape[meshes.DATA]
+    sampling, classes = task.method.sampling(), len(task.class_names)
+    stages = task.method.stages(recipe) if train_images and task.method.trains and jax.tree.leaves(task.shapes) else ()
+    rows = [min(train_images, own.batch_size) for _, own in stages] or [eval_batch_size]
+    steps = sum(own.total_steps(train_images) for _, own in stages)
+    counts = parameter_count(task.shapes)
+    parts = ", ".join(f"{counts[part]:,} {part}" for part in ("vision", "text", "shared") if counts[part])
+    lines = [
+        f"{train_images} training images, {steps} steps" if steps else "no training steps",
+        f"parameters per run: {counts['total']:,} ({parts})" if counts["total"] else "no parameters",
+        *(
+            f"  {'/'.join(str(getattr(key, 'key', key)) for key in path)} {list(leaf.shape)}"
+            for path, leaf in jax.tree_util.tree_leaves_with_path(task.shapes)
+        ),
+        f"{classes} classes, text tokens {list(task.text.ids.shape)}",
+        f"data={data}: {-(-rows[0] // data)} of {rows[0]} images and {-(-classes // data)} of {classes} classes per "
+        f"device; run={mesh.shape[meshes.RUN]}: {runs} runs side by side",
+    ]
+    if sampling is not None and train_images:
+        batch = -(-min(eval_batch_size, train_images) // data) * data
+        lines.append(describe_program(features_program(task, sampling, batch=batch, mesh=mesh)))
+    for (method, own), taken in zip(stages, rows, strict=bool(stages)):
+        shared: dict[str, Any] = dict(rows=taken, runs=filled, mesh=mesh, images=train_images)
+        bind = make if method is task.method else lambda method=method, **memory: make(method=method, **memory)
+        bound, plan = plan_step(bind, own, remat=remat, chunks=chunks, micro_batch=micro_batch, **shared)
+        program = training_program(bound, own, parts=plan.parts, **shared)
+        lines.append(f"{describe_program(program)}; {describe_plan(plan)}")
+    evaluated = fit_evaluation(make, runs=filled, mesh=mesh)
+    programs = evaluation_programs(evaluated, batch=eval_batch_size, runs=filled, mesh=mesh)
+    return lines + [describe_program(program) for program in programs]
+
+
+def describe_program(program: Program) -> str:
+    """Compiles a program: its arguments' leading shapes, memory per device, and exchanges."""
+    compiled = program.lower().compile()
+    memory, found = compiled.memory_analysis(), exchanges(compiled.as_text())
+    sizes = {
+        "arguments": int(memory.argument_size_in_bytes),
+        "temporaries": int(memory.temp_size_in_bytes),
+        "output": int(memory.output_size_in_bytes - memory.alias_size_in_bytes),
+    }
+    parts = " + ".join(f"{format_bytes(size)} {name}" for name, size in sizes.items())
+    return f"{program.name}: {format_bytes(sum(sizes.values()))} per device ({parts}), {describe_exchanges(found)}"
+
+
+KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) .*\{$")
+_EXCHANGE = re.compile(rf"= (.+?) ({'|'.join(KINDS)})(-start)?\(")
+_CALLED = re.compile(r"(?:calls|to_apply|body|condition|branch_computations|called_computations)=(\{[^}]*\}|%?[\w.-]+)")
+_BODY = re.compile(r"body=%?([\w.-]+)")
+_SHAPE = re.compile(r"([a-z]+)(\d*)(?:e\dm\d\w*)?\[([\d,]*)\]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Exchange:
+    """One exchange (collective) of a program: its kind, the bytes of its result on each device, whether in a loop."""
+
+    kind: str
+    bytes: int
+    looped: bool
+
+
+def exchanges(program: str) -> list[Exchange]:
+    """The exchanges in the text of a compiled program (`compiled.as_text()`), in its order."""
+    computations: dict[str, list[str]] = {}
+    lines: list[str] = []
+    for line in program.splitlines():
+        if match := _COMPUTATION.match(line):
+            lines = computations.setdefault(match[1], [])
+        elif " = " in line:
+            lines.append(line)
+    looped, waiting = set[str](), [name for each in computations.values() for name in _BODY.findall("\n".join(each))]
+    while waiting:  # all that the bodies of loops call
+        if (name := waiting.pop()) not in looped and name in computations:
+            looped.add(name)
+            called = " ".join(_CALLED.findall("\n".join(computations[name])))
+            waiting += re.findall(r"[\w.-]+", called)
+    found = ((name, _EXCHANGE.search(line)) for name, each in computations.items() for line in each)
+    return [Exchange(one[2], _result_bytes(*one.groups()), name in looped) for name, one in found if one]
+
+
+def _result_bytes(result: str, kind: str, start: str | None) -> int:
+    """Of a result such as `(f32[8,4]{1,0}, f32[])`. The start of some kinds returns its operands before its results."""
+    sizes = [
+        math.prod(map(int, filter(None, shape.split(",")))) * (int(bits) if bits else 8) // 8
+        for _, bits, shape in _SHAPE.findall(result)
+    ]
+    if start and kind in ("all-gather", "collective-permute") and len(sizes) % 2 == 0:
+        sizes = sizes[len(sizes) // 2 :]
+    return sum(sizes)
+
+
+def describe_exchanges(found: Sequence[Exchange]) -> str:
+    """Such as "4 all-reduces of 1.2 MB, none in a loop", with the bytes of all of a kind."""
+    if not found:
+        return "nothing exchanged"
+    counts = collections.Counter(one.kind for one in found)
+    parts = [
+        f"{count} {kind}{'s' if count > 1 else ''} of {format_bytes(sum(e.bytes for e in found if e.kind == kind))}"
+        for kind, count in counts.items()
+    ]
+    looped = sum(one.looped for one in found)
+    return f"{' and '.join(parts)}, {looped or 'none'} in a loop"
