@@ -290,3 +290,16 @@ def write_tensors(path: str | os.PathLike, tensors: Mapping[str, Any], metadata:
         except safetensors.SafetensorError as error:
             words = str(error).partition("I/O error: ")[2].partition(" (os error")[0]
             raise OSError(words or str(error)) from error
+
+
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "a") as file:
+        try:
+            lock_file(file.fileno(), fcntl.LOCK_EX)
+        except BlockingIOError as error:
+            raise ClipbiasError(
+                f"another process works in {folder}; wait for it or choose another --workdir."
+            ) from error
+        yield

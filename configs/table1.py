@@ -47,6 +47,8 @@ def get_config() -> ConfigDict:
     # What a learning rate is chosen for: each "method" on all datasets and shots together, or each "cell" (method,
     # dataset and shots); with "none" all are tested instead, each with rows of its own.
     config.choose = "method"
+    # "test", or "validation" to only choose learning rates (`rates.json`), which other jobs may share in parts.
+    config.score_on = "test"
     # Cells trained side by side in one program; 0 takes all seeds and learning rates of one method, dataset and shots.
     config.runs_per_program = 0
     # Where a dataset cannot be used: "raise" before anything is trained, or "skip" its cells.

@@ -26,6 +26,7 @@ import clipbias
 import configs
 from clipbias import hosts
 from clipbias.clip import precision
+from clipbias.data.missing import open_datasets
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_json_lines, user_path
 from clipbias.training import mesh as meshes
@@ -36,6 +37,7 @@ from clipbias.training.spec import TEST, VALIDATION, Group, RunSpec, make_groups
 from clipbias.training.sweep import RESULTS, Row, parse_part, sweep
 from clipbias.training.workdir import note_model, open_workdir
 from clipbias.tuning.recipe import Recipe
+from clipbias.tuning.registry import resolve
 from clipbias.version import __version__
 from experiments import common
 
@@ -120,7 +122,12 @@ def prepare(config: ConfigDict, devices: Any = None) -> Prepared:
     clip = clipbias.load(config.model)
     hosts.assert_same(f"the model {config.model}", clip.fingerprint)
     targets = [one for name in axes["datasets"] for one in protocol_targets(axes["protocol"], name, axes["targets"])]
-    opened = common.open_datasets(config, [*axes["datasets"], *targets], shots=axes["shots"])
+    draws = any(resolve(name, axes["options"].get(name, {})).draws for name in axes["methods"])
+    opened = open_datasets(
+        lambda name: common.load_dataset(config, name),
+        dict.fromkeys(targets, 0) | dict.fromkeys(axes["datasets"], int(draws)),
+        skip=config.get("on_missing") == "skip",
+    )
     shared = Shared(
         *(clip, opened, Compute.from_config(config), meshes.make_mesh(**config.mesh, devices=devices)),
         dtype=config.dtype,
@@ -141,7 +148,9 @@ def run(config: ConfigDict, prepared: Prepared, workdir: Path) -> tuple[list[Run
     scope, validate_only = config.get("choose", NONE), config.get("score_on", TEST) == VALIDATION
     options: dict[str, Any] = dict(part=part, most_runs=config.get("runs_per_program", 0))
     if validate_only and not (learning_rates and scope != NONE):
-        raise ClipbiasError("score_on is validation, but no learning rate is to be chosen; give --config.learning_rates.")
+        raise ClipbiasError(
+            "score_on is validation, but no learning rate is to be chosen; give --config.learning_rates."
+        )
     if learning_rates and scope != NONE:
         if scope == METHOD and part[1] > 1 and not validate_only:
             raise ClipbiasError(
@@ -212,7 +221,9 @@ def dry_run(config: ConfigDict) -> None:
             config.dtype = precision.resolve(config.dtype)
             common.tell(f"compiled for {topology}, by {topology.compiler}")
         prepared = prepare(config, None if topology is None else topology.devices)
-        specs = part_of(prepared.specs(tuple(config.get("learning_rates", ())), prepared.rates), parse_part(config.get("part", "")))
+        specs = part_of(
+            prepared.specs(tuple(config.get("learning_rates", ())), prepared.rates), parse_part(config.get("part", ""))
+        )
         for group in make_groups(specs, config.get("runs_per_program", 0)):
             common.tell(*_described(group, prepared))
     common.tell(f"{len(specs)} runs")
@@ -235,7 +246,10 @@ def _described(group: Group, prepared: Prepared) -> list[str]:
         micro_batch=compute.micro_batch,
     )
     shots = f"{first.shots} shots, " if first.shots else ""
-    return [f"{first.method} on {first.dataset}, {shots}{sum(map(len, tested))} test images:", *(f"  {x}" for x in lines)]
+    return [
+        f"{first.method} on {first.dataset}, {shots}{sum(map(len, tested))} test images:",
+        *(f"  {x}" for x in lines),
+    ]
 
 
 if __name__ == "__main__":

@@ -85,6 +85,14 @@ class Split:
             return self, np.arange(len(self))
         return self.chosen_from[:2]
 
+    @property
+    def digest(self) -> str:
+        import hashlib
+
+        found = hashlib.sha256("\n".join(self.keys).encode())
+        found.update(np.ascontiguousarray(self.labels).tobytes())
+        return found.hexdigest()[:12]
+
     def digests(self) -> tuple[np.ndarray, np.ndarray]:
         """SHA-256 of the images that this process has read for it, uint8 [n, 32], and which these are, bool [n]."""
         if "_digests" not in self.__dict__:

@@ -95,6 +95,12 @@ def validation_beside(evaluated: Split, validation: Split | None) -> Split | Non
     return validation if len(left) == len(validation) else validation.subset(left)
 
 
+def validation_policy(dataset: Dataset) -> str:
+    """Which images `Plan.validation` gives: "validation split", or "few-shot", training images that were not picked."""
+    own = validation_beside(dataset.split("test"), dataset.splits.get("val"))
+    return "few-shot" if own is None else "validation split"
+
+
 def base_to_new(dataset: Dataset, *, shots: int, seed: int) -> Plan:
     """Trains on the first half of the classes, evaluates on both halves apart (Zhou et al. 2022, CoCoOp).
 

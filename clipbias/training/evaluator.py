@@ -1,4 +1,4 @@
-"""What runs answer of a split's images, one run or several at once, and what of it is kept for the next ones."""
+"""Evaluates runs on a split, one or several at once, and caches the features that all runs share."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from clipbias import interruption
+from clipbias import hosts
 from clipbias.clip import Clip
 from clipbias.clip.params import Params
 from clipbias.data import Split
@@ -17,7 +17,6 @@ from clipbias.data.pipeline import Batch, test_batches
 from clipbias.data.workers import Workers
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
-from clipbias.training import processes
 from clipbias.training.answers import answers, image_features, images_per_step, logits, text_features, verdicts
 from clipbias.training.calibration import Outcome, calibration, fit_temperature
 from clipbias.training.memory import explain_exhaustion
@@ -29,7 +28,7 @@ from clipbias.tuning.method import Learnables, Method
 class Budget:
     """Bytes that evaluators may keep together. What is asked of it depends on numbers of images alone.
 
-    So all processes of a job are given the same answers.
+    So all processes get the same answers.
     """
 
     def __init__(self, limit: int) -> None:
@@ -128,12 +127,12 @@ class Evaluator:
             workers=self._workers,
         )
         kept, keep = [], not crops and self._may_keep("images", 3 * self.clip.config.vision.image_size**2)
-        for batch in processes.held(batches):
+        for batch in batches:
             if keep:
                 kept.append(batch)
             yield batch
-        # Processes that read the same part have found the same.
-        self.skipped = sum(dict(processes.gather([share.part, batches.skipped])).values())
+        # Processes that read the same part skip the same images.
+        self.skipped = sum(dict(hosts.gather([share.part, batches.skipped])).values())
         if keep:
             self._kept = kept
 
@@ -194,7 +193,7 @@ class Evaluator:
         found = []
         with explain_exhaustion("lower --config.eval_batch_size."):
             for features, batch in self._features(classifier, learnables, runs):
-                interruption.check()
+                hosts.check()
                 labels = np.where(batch["mask"], batch["labels"], -1)
                 mask, placed = (meshes.place_rows(self.mesh, rows) for rows in (batch["mask"], labels))
                 arguments = (classifier, self.params, learnables, features, texts, mask, *rest)

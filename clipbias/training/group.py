@@ -128,7 +128,10 @@ def train_group(group: Group, shared: Shared, files: Files, common: Recipe) -> l
         rows = _tested(group, draws, learned, shared, files)
     else:
         rows = _validated(group, by_seed, learned, shared)
-    rows = [_described(row, spec, learned, at, common, shared) for at, (spec, row) in enumerate(zip(group, rows, strict=True))]
+    rows = [
+        _described(spec, row, learned, at, common, shared)
+        for at, (spec, row) in enumerate(zip(group, rows, strict=True))
+    ]
     if first.score_on == TEST and hosts.is_first():
         for index, (spec, row) in enumerate(zip(group, rows, strict=True)):
             own = one_run(learned.learnables, index)
@@ -280,7 +283,8 @@ def _train_stages(
         if sampling is not None:
             epochs = recipe.total_epochs(len(runs[0].train))
             features = [
-                epoch_features(shared.features(Images.of(run.train), run.seed, sampling), sampling, epochs) for run in runs
+                epoch_features(shared.features(Images.of(run.train), run.seed, sampling), sampling, epochs)
+                for run in runs
             ]
         options: dict[str, Any] = dict(mesh=shared.mesh, plan=bound[1], features=features, workers=shared.workers)
         return bound[0], train(bound[0], shared.params, runs, recipe, start, logging=own, **options)
@@ -347,13 +351,9 @@ def _training_seconds(
     return [seconds + (together + host) / len(runs) for seconds in own]
 
 
-def _tested(
-    group: Group, draws: Sequence[protocols.Plan], learned: Learned, shared: Shared, files: Files
-) -> list[Row]:
+def _tested(group: Group, draws: Sequence[protocols.Plan], learned: Learned, shared: Shared, files: Files) -> list[Row]:
     """Scores the runs on test images, and saves their predictions."""
-    found = {
-        one.name: _score(group, draws[0], one, learned, shared, files) for one in draws[0].evaluations
-    }
+    found = {one.name: _score(group, draws[0], one, learned, shared, files) for one in draws[0].evaluations}
     rows = []
     for index, spec in enumerate(group):
         scores = {name: each[index] for name, each in found.items()}
@@ -409,9 +409,7 @@ def _fitted(
     return task, learnables, meshes.place(shared.mesh, meshes.fill(learnables, count), meshes.RUN)
 
 
-def _validated(
-    group: Group, draws: dict[int, protocols.Plan], learned: Learned, shared: Shared
-) -> list[Row]:
+def _validated(group: Group, draws: dict[int, protocols.Plan], learned: Learned, shared: Shared) -> list[Row]:
     """Scores the runs on the validation images of their draws. No test image is looked at."""
     source = next(iter(draws.values())).source
     task, _, placed = _fitted(group, source, learned, shared, tuple(range(len(source.class_names))))
@@ -429,7 +427,7 @@ def _validated(
     ]
 
 
-def _described(row: Row, spec: RunSpec, learned: Learned, index: int, common: Recipe, shared: Shared) -> Row:
+def _described(spec: RunSpec, row: Row, learned: Learned, index: int, common: Recipe, shared: Shared) -> Row:
     """A row with its spec, its parameters, and what its training took."""
     counts, trained = parameter_count(one_run(learned.learnables, index)), learned.trained
     facts = spec_facts(spec, common) | {"model": shared.clip.name, "status": "ok"} | row

@@ -49,3 +49,7 @@ def remove_broken(cache: Path) -> None:
             continue
         except Exception:  # of any library for compressed data
             entry.unlink(missing_ok=True)
+
+
+def drop_programs() -> None:
+    jax.clear_caches()

@@ -137,7 +137,9 @@ def train(
     if checkpoints is not None and (restored := checkpoints.restore(fresh)) is not None:
         step, fresh, losses = restored
     state = meshes.place(mesh, meshes.fill(fresh, count), meshes.RUN)
-    inputs = place_inputs(mesh, task, params, meshes.fill(start, count), meshes.fill(np.asarray(seeds, np.int32), count))
+    inputs = place_inputs(
+        mesh, task, params, meshes.fill(start, count), meshes.fill(np.asarray(seeds, np.int32), count)
+    )
 
     def place(values: np.ndarray) -> jax.Array:
         return meshes.place(mesh, meshes.fill(values.astype(np.float32), count), meshes.RUN)
@@ -145,7 +147,9 @@ def train(
     with contextlib.ExitStack() as opened:
         if checkpoints is not None:
             opened.callback(checkpoints.close)
-        batches = opened.enter_context(contextlib.closing(_batches(task, images, seeds, recipe, mesh, step, features, workers)))
+        batches = opened.enter_context(
+            contextlib.closing(_batches(task, images, seeds, recipe, mesh, step, features, workers))
+        )
         report = _report(opened, logging, task, seeds, rows, step, total, losses, batches, plan)
         profile = _profile(opened, logging, step, total)
         interval = _Interval(logging.checkpoint_seconds)
@@ -176,7 +180,9 @@ def train(
                     if checkpoints is not None:
                         checkpoints.wait()
                     whole = logging.steps_in_all or total
-                    raise hosts.Stopped(f"stopped at step {logging.steps_before + step} of {whole}; the same command continues.")
+                    raise hosts.Stopped(
+                        f"stopped at step {logging.steps_before + step} of {whole}; the same command continues."
+                    )
             report.catch_up()
     learned = meshes.cut(mesh, state.learnables if state.average is None else state.average, len(runs))
     seconds = time.monotonic() - began
@@ -237,9 +243,7 @@ def _report(
     if isinstance(batches, RunBatches):
         waiting = lambda: batches.waiting_share  # noqa: E731 (asked at each step)
     name = type(task.method).__name__
-    return StepReport(
-        name, seeds, logging.progress, metrics, images=rows * len(seeds), losses=losses, waiting=waiting
-    )
+    return StepReport(name, seeds, logging.progress, metrics, images=rows * len(seeds), losses=losses, waiting=waiting)
 
 
 def _profile(opened: contextlib.ExitStack, logging: Logging, step: int, total: int) -> Any:

@@ -18,11 +18,11 @@ import jax
 import psutil
 from jax.sharding import Mesh
 
+from clipbias import hosts
 from clipbias.clip import layers
 from clipbias.clip.target import away
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
-from clipbias.training import processes
 from clipbias.training.accumulation import why_whole
 from clipbias.training.programs import class_program, training_program
 from clipbias.tuning import Recipe, Task
@@ -220,7 +220,7 @@ def device_limit() -> int:
     """
     if (elsewhere := away()) is not None:
         return elsewhere.memory
-    return min(processes.gather(_local_limit()))
+    return min(hosts.gather(_local_limit()))
 
 
 def _local_limit() -> int:

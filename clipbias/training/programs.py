@@ -15,7 +15,7 @@ from clipbias.clip.params import Params
 from clipbias.training import mesh as meshes
 from clipbias.training.answers import answers, image_features, images_per_step, logits, text_features
 from clipbias.training.features import frozen_features
-from clipbias.training.step import init_state, place_given, place_text, train_step
+from clipbias.training.step import init_state, place_inputs, place_text, train_step
 from clipbias.tuning import Recipe, Sampling, Task
 from clipbias.tuning.method import Learnables
 
@@ -73,7 +73,7 @@ def training_program(
     arguments = (
         *(task.classifier, task.clip.preprocessing, recipe),
         meshes.place_weights(mesh, task.clip.params, task.classifier.dtype, shapes=True),
-        place_given(mesh, task, None, learnables, range(runs)),
+        place_inputs(mesh, task, None, learnables, range(runs)),
         meshes.place(mesh, state, meshes.RUN),
         meshes.place(mesh, batch, meshes.RUN, meshes.DATA),
         meshes.place(mesh, shape((runs,), np.float32), meshes.RUN),

@@ -84,8 +84,10 @@ def choose(rows: Sequence[Row], scope: str) -> Rates:
         cells = group.groupby([*_CELL, "learning_rate"])[names[2:]].mean()
         tried = cells.groupby("learning_rate").mean().round(9)  # the order of additions makes no difference
         tried[group.groupby("learning_rate").status.agg(lambda status: (status != "ok").any())] = None
-        best = tried.dropna().reset_index().sort_values(
-            ["validation_accuracy", "validation_loss", "learning_rate"], ascending=[False, True, True]
+        best = (
+            tried.dropna()
+            .reset_index()
+            .sort_values(["validation_accuracy", "validation_loss", "learning_rate"], ascending=[False, True, True])
         )
         if best.empty:
             continue

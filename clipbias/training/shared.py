@@ -186,7 +186,9 @@ class Shared:
             self._evaluators[key] = self._evaluator_of(split, budget=self._budget, **options)
         return self._evaluators[key]
 
-    def temperature_evaluator(self, plan: protocols.Plan, evaluation: protocols.Evaluation, shots: int) -> Evaluator | None:
+    def temperature_evaluator(
+        self, plan: protocols.Plan, evaluation: protocols.Evaluation, shots: int
+    ) -> Evaluator | None:
         """Of the validation images that a temperature is fitted on, at most 4 of a class; `None` without any."""
         if "val" not in plan.source.splits or evaluation.dataset.class_names != plan.source.class_names:
             return None

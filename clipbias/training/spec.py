@@ -166,7 +166,7 @@ def make_specs(
                 dtype=named(dtype),
                 weights=clip.fingerprint,
                 source=source_digest(method) or "",
-                data=stable_hash([opened[name].digest for name in (dataset.name, *others)]),
+                data=_contents(opened[name] for name in (dataset.name, *others)),
                 on_image_error=on_image_error,
                 score_on=score_on,
                 validation=protocols.validation_policy(dataset) if chosen else "none",
@@ -177,6 +177,13 @@ def make_specs(
                 for seed in (seeds if made.draws else (0,))
             ]
     return specs
+
+
+def _contents(datasets: Iterable[Dataset]) -> str:
+    """A hash of class names, image names and labels."""
+    return stable_hash(
+        [[one.class_names, {name: split.digest for name, split in one.splits.items()}] for one in datasets]
+    )
 
 
 def _validates(method: Method) -> bool:

@@ -44,8 +44,8 @@ class TrainState:
 
 
 @struct.dataclass
-class Given:
-    """What every step of a training is given besides the frozen weights.
+class StepInputs:
+    """Inputs that stay constant over training, besides the frozen weights.
 
     Attributes:
       text: what stands for the classes, from `place_text`; the runs share it.
@@ -71,7 +71,9 @@ def init_state(method: Method, recipe: Recipe, learnables: Learnables) -> TrainS
     return TrainState(learned, method.optimizer(recipe).init(learned), jnp.zeros((), jnp.int32), average)
 
 
-def place_given(mesh: Mesh, task: Task, params: Params | None, learnables: Learnables, seeds: Sequence[int]) -> Given:
+def place_inputs(
+    mesh: Mesh, task: Task, params: Params | None, learnables: Learnables, seeds: Sequence[int]
+) -> StepInputs:
     """What the steps of runs with these learnables, leading axis `R`, are given, on the mesh.
 
     Without `params` only shapes, types and shardings are returned.
@@ -87,7 +89,7 @@ def place_given(mesh: Mesh, task: Task, params: Params | None, learnables: Learn
     constants = meshes.place(mesh, learnables.get(CONSTANTS, {}), meshes.RUN)
     nameless = None if task.nameless is None else _place_packed(mesh, task.nameless, shapes=params is None)
     numbers: Any = np.asarray(seeds, np.int32) if params is not None else jax.ShapeDtypeStruct((len(seeds),), np.int32)
-    return Given(text, reference, constants, meshes.place(mesh, numbers, meshes.RUN), nameless)
+    return StepInputs(text, reference, constants, meshes.place(mesh, numbers, meshes.RUN), nameless)
 
 
 def place_text(mesh: Mesh, task: Task, params: Params | None, *, training: bool = False) -> Text:
@@ -191,7 +193,7 @@ def train_step(
     preprocessing: Preprocessing,
     recipe: Recipe,
     params: Params,
-    given: Given,
+    given: StepInputs,
     state: TrainState,
     batch: dict[str, jax.Array],
     learning_rate: jax.Array,
@@ -204,7 +206,7 @@ def train_step(
     Args:
       classifier, preprocessing, recipe: static.
       params: the frozen weights; no gradient of theirs is formed.
-      given: from `place_given`.
+      given: from `place_inputs`.
       state: donated.
       batch: `images` uint8 `[R, B, size, size, 3]`, or float32 features `[R, B, D]` that stand for them; `labels` int32
         `[R, B]`, `mask` bool `[R, B]`.

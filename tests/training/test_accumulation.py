@@ -14,7 +14,7 @@ from clipbias.training import loop
 from clipbias.training import mesh as meshes
 from clipbias.training.accumulation import why_whole
 from clipbias.training.plan import StepPlan, needed_bytes, plan_step, step_arguments
-from clipbias.training.step import init_state, place_given, train_step
+from clipbias.training.step import init_state, place_inputs, train_step
 from clipbias.tuning import Task, make_method
 from clipbias.tuning.recipe import Recipe
 from tests.training.conftest import few_shot_runs
@@ -52,7 +52,7 @@ def step(clip: Clip, name: str, parts: int, *, mesh=None, runs: int = 1, **optio
     before = jax.device_get(state.learnables)
     found, metrics = train_step(
         *(task.classifier, clip.preprocessing, RECIPE, params),
-        place_given(mesh, task, params, start, np.arange(runs)),
+        place_inputs(mesh, task, params, start, np.arange(runs)),
         meshes.place(mesh, state, meshes.RUN),
         meshes.place(mesh, batch, meshes.RUN, meshes.DATA),
         meshes.place(mesh, np.ones(runs, np.float32), meshes.RUN),

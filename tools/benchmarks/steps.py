@@ -11,7 +11,7 @@ import numpy as np
 
 from clipbias.clip import Adaptation, TextTokens, encode_image, encode_text, precision
 from clipbias.clip.params import Params
-from clipbias.training.step import Given, TrainState, init_state, train_step
+from clipbias.training.step import StepInputs, TrainState, init_state, train_step
 from clipbias.tuning import Task
 from clipbias.tuning.classifier import Classifier, Text
 from clipbias.tuning.recipe import Recipe
@@ -78,7 +78,7 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
     def way(name: str, task: Task, classifier: Classifier, text: Text) -> Any:
         start, text = task.init(0), jax.tree.map(jnp.asarray, text)
         state = init_state(task.method, recipe, jax.tree.map(lambda leaf: jnp.array(leaf)[None], start))
-        given = Given(text, None, {}, jnp.zeros(1, jnp.int32))
+        given = StepInputs(text, None, {}, jnp.zeros(1, jnp.int32))
         arrays = (params, given, state, data, rate)
         began = time.perf_counter()
         program = train_step.lower(classifier, clip.preprocessing, recipe, *arrays).compile()

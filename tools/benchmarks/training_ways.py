@@ -11,7 +11,7 @@ import numpy as np
 from clipbias.clip.precision import held
 from clipbias.training import mesh as meshes
 from clipbias.training.answers import image_features, logits
-from clipbias.training.step import init_state, place_given, place_text, train_step
+from clipbias.training.step import init_state, place_inputs, place_text, train_step
 from clipbias.tuning import Recipe, Task
 from tools.benchmarks import measure, model, relevancy_ways, steps, training
 from tools.benchmarks.worker import Job
@@ -28,7 +28,7 @@ def load(job: Job) -> tuple[Callable[[], Any], Callable[[], dict[str, Any]]]:
     if task.method.crops_at_test():
         return test(task, model.random_views(config, batch, task.method.crops_at_test()))
     start, params = jax.tree.map(lambda leaf: jnp.array(leaf)[None], task.init(0)), held(clip.params, job["dtype"])
-    given = place_given(meshes.single_device(), task, params, start, [0])
+    given = place_inputs(meshes.single_device(), task, params, start, [0])
     recipe = task.method.recipe_for(Recipe(0.0025, 10, 1, 1e-5, batch, 0.9, 5e-4), 16)
     data = jax.device_put(
         {
