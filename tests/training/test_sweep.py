@@ -1,0 +1,298 @@
+"""Sweeps: which runs are done, in which groups, what is written, and what happens where a run fails or is stopped."""
+
+import dataclasses
+import itertools
+import json
+import signal
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from clipbias import hosts
+from clipbias.clip import Clip
+from clipbias.data import Dataset
+from clipbias.errors import ClipbiasError
+from clipbias.io import read_json_lines
+from clipbias.training import group, loop
+from clipbias.training import mesh as meshes
+from clipbias.training.evaluate import evaluate
+from clipbias.training.predictions import KnownPredictions
+from clipbias.training.rates import Rates
+from clipbias.training.shared import Compute
+from clipbias.training.spec import VALIDATION, make_groups, part_of, run_names
+from clipbias.training.sweep import RESULTS, VALIDATED, parse_part
+from clipbias.tuning.recipe import Recipe
+from tests.training.sweeps import TinySweep
+
+
+def test_every_run_once_and_a_failing_one_costs_no_other(
+    clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path
+) -> None:
+    own = tmp_path / "broken.py"
+    own.write_text("def init(rng, clip, class_names):\n    return {}\n\n\ndef adapt(learnables):\n    return 1 / 0\n")
+    tiny = TinySweep(clip, colours, recipe, tmp_path)
+    specs = tiny.specs(str(own), "zero_shot", "taskres")
+    rows = tiny.run(specs)
+    assert [row["status"] for row in rows] == ["failed"] * 2 + ["ok"] * 3
+    assert rows[0]["error"] == "ZeroDivisionError: division by zero"
+    assert rows[-1]["parameters"] == 3 * clip.config.projection_width
+    assert [row["key"] for row in rows] == [spec.key for spec in specs]
+    assert read_json_lines(tmp_path / RESULTS) == rows
+    # Seeds side by side have equal shares of what they ran together; nothing is trained for zero-shot.
+    costs = [[row[name] for row in rows[2:]] for name in ("training_seconds", "seconds_per_image")]
+    assert costs[0][0] == 0 < costs[0][1] == costs[0][2] and costs[1][1] == costs[1][2] > 0 < costs[1][0]
+    again = TinySweep(clip, colours, recipe, tmp_path).run(specs)
+    assert again[2:] == rows[2:] and again[0]["error"] == rows[0]["error"]
+    assert not [*tmp_path.glob("checkpoints/*")]
+
+
+def test_an_adapter_gives_its_rows_accuracy(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
+    tiny = TinySweep(clip, colours, recipe, tmp_path)
+    specs = tiny.specs("bias")
+    for row, spec in zip(tiny.run(specs), specs, strict=True):
+        adapter = tiny.adapter(spec)
+        assert adapter.notes["accuracy"] == row["accuracy"] and adapter.notes["key"] == spec.key
+        assert np.any(adapter.learnables["vision_bias"])
+        with np.load(tmp_path / "predictions" / f"bias-colours-2shots-seed{spec.seed}-test.npz") as stored:
+            predicted, labels = stored["predicted"], stored["labels"]
+        assert 100 * np.mean(predicted == labels) == pytest.approx(row["accuracy"])
+        known = KnownPredictions([tmp_path])
+        found = known.find(adapter.task(clip), adapter.learnables, "bias", colours.split("test"))
+        np.testing.assert_array_equal(found, predicted)
+        score = evaluate(
+            *(adapter.task(clip), adapter.learnables, colours.split("test")),
+            mesh=meshes.single_device(),
+            eval_batch_size=8,
+            on_image_error="raise",
+            validation=colours.split("val"),  # as many of each class as shots
+        )
+        assert score["correct"] == row["correct"]
+        assert len(score["calibration"]) == 5
+        assert row["calibration"] == pytest.approx(score["calibration"], rel=1e-3)
+
+
+def test_seeds_split_over_devices_give_the_rows_of_one_device(
+    clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path
+) -> None:
+    """Three seeds, which do not divide by two."""
+    accuracies, numbers, learnables = [], [], []
+    for name, mesh in (("one", meshes.single_device()), ("four", meshes.make_mesh(run=2, data=2))):
+        tiny = TinySweep(clip, colours, recipe, tmp_path / name, mesh=mesh, protocol="base_to_new")
+        specs = tiny.specs("bias", seeds=(1, 2, 3))
+        rows = tiny.run(specs)
+        assert [row["status"] for row in rows] == ["ok"] * 3
+        accuracies.append([row["accuracies"] for row in rows])
+        # Which tells runs of equal accuracy apart.
+        numbers.append([[row["loss"], *(one["ece"] for one in row["calibrations"].values())] for row in rows])
+        learnables.append([tiny.adapter(spec).learnables for spec in specs])
+    assert accuracies[0] == accuracies[1]
+    np.testing.assert_allclose(*numbers, rtol=1e-4, atol=1e-4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6), *learnables)
+
+
+def test_a_key_names_all_that_numbers_depend_on(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
+    own = tmp_path / "own.py"
+    own.write_text("from clipbias.tuning.methods.bias import BiasTuning\n\n\nclass Own(BiasTuning):\n    pass\n")
+    renamed = dataclasses.replace(colours.split("test"), keys=("new.png", *colours.split("test").keys[1:]))
+
+    def key(method: str = "bias", dataset: Dataset = colours, recipe: Recipe = recipe, **options) -> str:
+        given = {name: options.pop(name) for name in ("options", "protocol") if name in options}
+        (spec,) = TinySweep(clip, dataset, recipe, tmp_path, **given).specs(method, **{"seeds": (1,)} | options)
+        return spec.key
+
+    plain, program = key(), key(str(own))
+    assert key() == plain and key(str(own)) == program
+    own.write_text("# changed\n" + own.read_text())
+    found = [
+        key(str(own)),
+        key(seeds=(2,)),
+        key(shots=(1,)),
+        key(protocol="base_to_new"),
+        key(options={"bias": {"text_tower": False}}),
+        key(recipe=dataclasses.replace(recipe, momentum=0.8)),
+        key(learning_rates=(0.5,)),
+        key(dtype="bfloat16"),
+        key(on_image_error="skip"),
+        key(score_on=VALIDATION),
+        key(dataset=dataclasses.replace(colours, template="a {}.")),
+        key(dataset=dataclasses.replace(colours, class_names=("red", "green", "azure"))),
+        key(dataset=dataclasses.replace(colours, splits={**colours.splits, "test": renamed})),
+    ]
+    assert len({plain, program, *found}) == len(found) + 2
+
+
+def test_groups_differ_in_seed_and_rate_alone(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
+    tiny = TinySweep(
+        clip,
+        {"a": dataclasses.replace(colours, name="a"), "b": dataclasses.replace(colours, name="b")},
+        recipe,
+        tmp_path,
+    )
+    specs = tiny.specs("zero_shot", "bias", "taskres", shots=(1, 2), seeds=(1, 2, 3), learning_rates=(0.1, 0.2))
+    groups = make_groups(specs)
+    assert [spec for group in groups for spec in group] == specs and [len(group) for group in groups] == [
+        1,
+        6,
+        6,
+        6,
+        6,
+    ] * 2
+    for some in groups:
+        assert len({(spec.method, spec.dataset, spec.shots) for spec in some}) == 1
+    # All seeds of a rate stay together; where not even they fit, each rate is split.
+    assert [len(some) for some in make_groups(specs, 4)[1:5]] == [3, 3, 3, 3]
+    assert [len(some) for some in make_groups(specs, 2)[1:5]] == [2, 1, 2, 1]
+    parts = [part_of(specs, (number, 3)) for number in range(3)]
+    assert sorted(spec.key for part in parts for spec in part) == sorted(spec.key for spec in specs)
+    assert {len(part) for part in parts} == {13, 18, 19} and make_groups(parts[1])[0] in groups
+    assert len(set(run_names(specs).values())) == len(specs)
+    assert run_names(specs)[specs[1].key] == "bias-a-1shots-rate0.1-seed1"
+    with pytest.raises(ClipbiasError, match="there are no seeds"):
+        tiny.specs("bias", seeds=())
+    assert parse_part("2/4") == (1, 4) and parse_part("") == (0, 1)
+    for wrong in ("0/4", "5/4", "1", "a/b"):
+        with pytest.raises(ClipbiasError, match="such as 1/4"):
+            parse_part(wrong)
+
+
+def test_parts_together_are_the_whole(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
+    tiny = TinySweep(clip, colours, recipe, tmp_path / "parts")
+    specs = tiny.specs("zero_shot", "bias", seeds=(1,))
+    assert [row["method"] for row in tiny.run(specs, part=(1, 2))] == ["bias"]
+    rows = tiny.run(specs, part=(0, 2))
+    assert [row["method"] for row in rows] == ["zero_shot", "bias"]
+    whole = TinySweep(clip, colours, recipe, tmp_path / "whole").run(specs)
+    assert [(row["correct"], row["loss"]) for row in rows] == [(row["correct"], row["loss"]) for row in whole]
+
+
+def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, calls = loop.train_step, itertools.count(1)
+
+    def step_and_signal(*arguments, **options):
+        if next(calls) == step:
+            signal.raise_signal(signal.SIGTERM)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(loop, "train_step", step_and_signal)
+
+
+def test_a_stopped_sweep_continues_with_the_same_bits(
+    clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_at(2, monkeypatch)
+    tiny = TinySweep(clip, colours, recipe, tmp_path / "stopped")
+    specs = tiny.specs("zero_shot", "bias", shots=(6,))
+    with hosts.stoppable(), pytest.raises(hosts.Stopped, match="stopped at step 2 of 6"):
+        tiny.run(specs)
+    monkeypatch.undo()
+    assert [row["method"] for row in read_json_lines(tmp_path / "stopped" / RESULTS)] == ["zero_shot"]
+    assert len([*tmp_path.glob("stopped/checkpoints/*")]) == 1
+    rows, whole = tiny.run(specs), TinySweep(clip, colours, recipe, tmp_path / "whole").run(specs)
+    assert [(row["correct"], row["loss"]) for row in rows] == [(row["correct"], row["loss"]) for row in whole]
+    assert [line["step"] for line in read_json_lines(next(tmp_path.rglob("stopped/**/metrics.jsonl")))] == [
+        *range(1, 7)
+    ]
+    for name in ("bias-colours-6shots-seed1", "bias-colours-6shots-seed2"):
+        one, other = (
+            (tmp_path / where / "adapters" / f"{name}.safetensors").read_bytes() for where in ("stopped", "whole")
+        )
+        assert one == other
+    assert not [*tmp_path.glob("stopped/checkpoints/*")]
+
+
+def test_learning_rates_train_side_by_side_and_fail_one_by_one(
+    clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = dataclasses.replace(recipe, warmup_epochs=0)
+    sizes = []
+
+    def counted(task, params, runs, *arguments, **options):
+        sizes.append(len(runs))
+        return loop.train(task, params, runs, *arguments, **options)
+
+    monkeypatch.setattr(group, "train", counted)
+
+    def run(folder: str, *rates: float) -> list[dict]:
+        return TinySweep(clip, colours, recipe, tmp_path / folder).rows("bias", learning_rates=rates)
+
+    together, alone = run("a", 0.05, 0.01), [*run("b", 0.05), *run("c", 0.01)]
+    assert sizes == [4, 2, 2]
+    assert [(row["learning_rate"], row["seed"]) for row in together] == [(0.05, 1), (0.05, 2), (0.01, 1), (0.01, 2)]
+    for one, other in zip(together, alone, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=2e-5, abs=1e-6)
+        assert one["correct"] == other["correct"]
+    sizes.clear()
+    broken = run("d", 1e38, 0.01)
+    assert sizes == [4, 2, 2]
+    assert [row["status"] for row in broken] == ["failed", "failed", "ok", "ok"]
+    assert [row["learning_rate"] for row in broken] == [1e38, 1e38, 0.01, 0.01]
+    assert [row["loss"] for row in broken[2:]] == [row["loss"] for row in alone[2:]]
+    assert len(list((tmp_path / "a" / "adapters").iterdir())) == 4
+
+
+def test_runs_on_validation_images_look_at_no_test_image(
+    clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path
+) -> None:
+    def refuse(index: int) -> bytes:
+        raise AssertionError("a test image was read")
+
+    blind = {**colours.splits, "test": dataclasses.replace(colours.split("test"), read=refuse)}
+    tiny = TinySweep(clip, dataclasses.replace(colours, splits=blind), recipe, tmp_path)
+    specs = tiny.specs("bias", learning_rates=(0.05, 0.5), score_on=VALIDATION)
+    rows = tiny.run(specs)
+    assert [row["status"] for row in rows] == ["ok"] * 4 and {row["validation"] for row in rows} == {"validation split"}
+    seen = TinySweep(clip, colours, recipe, tmp_path / "seen")
+    tested = seen.run(seen.specs("bias", learning_rates=(0.05, 0.5)))
+    for spec, row in zip(seen.specs("bias", learning_rates=(0.05, 0.5)), rows, strict=True):
+        adapter = seen.adapter(spec, seen.specs("bias", learning_rates=(0.05, 0.5)))
+        options = dict(mesh=meshes.single_device(), eval_batch_size=8, on_image_error="raise")
+        score = evaluate(adapter.task(clip), adapter.learnables, colours.split("val"), **options)
+        assert (score["correct"], score["images"]) == (row["validation_correct"], row["validation_images"])
+    assert [row["loss"] for row in tested] == [row["loss"] for row in rows]
+    assert len(read_json_lines(tmp_path / VALIDATED)) == 4 and not (tmp_path / "adapters").exists()
+
+
+def test_rates_that_were_chosen_are_taken(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
+    tiny = TinySweep(clip, colours, recipe, tmp_path)
+    rates = Rates(
+        (
+            {"method": "bias", "learning_rate": 0.5},
+            {"method": "bias", "dataset": "colours", "shots": 1, "learning_rate": 0.25},
+        )
+    )
+    specs = tiny.specs("bias", "taskres", shots=(1, 2), seeds=(1,), rates=rates)
+    assert [spec.learning_rate for spec in specs] == [0.25, 0.5, 0.05, 0.05]
+    assert [spec.validation for spec in specs] == ["validation split"] * 2 + ["none"] * 2
+
+
+def test_options_of_one_dataset_are_its_own(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
+    datasets = {name: dataclasses.replace(colours, name=name) for name in ("colours", "again")}
+    options = {"taskres": {"alpha": 0.5}, "taskres@again": {"alpha": 1.0}}
+    tiny = TinySweep(clip, datasets, recipe, tmp_path, options=options)
+    assert [spec.make_method().alpha for spec in tiny.specs("taskres", seeds=(1,))] == [0.5, 1.0]
+
+
+def test_every_step_can_be_saved(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
+    saved = []
+    compute = Compute(eval_batch_size=8, checkpoint_seconds=0.0)
+    tiny = TinySweep(clip, colours, recipe, tmp_path, compute=compute)
+    original = loop.Checkpoints.save
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            loop.Checkpoints, "save", lambda self, step, *rest: saved.append(step) or original(self, step, *rest)
+        )
+        tiny.rows("bias", seeds=(1,))
+    assert saved == [1, 2, 3]
+
+
+def test_a_result_file_is_written_whole(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
+    """Results lie in one file a group, and `results.jsonl` is made of these anew."""
+    tiny = TinySweep(clip, colours, recipe, tmp_path)
+    specs = tiny.specs("zero_shot")
+    rows = tiny.run(specs)
+    (tmp_path / RESULTS).write_text('{"cut sh')
+    assert tiny.run(specs) == rows and read_json_lines(tmp_path / RESULTS) == rows
+    (path,) = (tmp_path / "results").iterdir()
+    assert json.loads(path.read_text()) == rows
