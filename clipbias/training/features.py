@@ -21,7 +21,6 @@ from clipbias.data.images import Images
 from clipbias.data.pipeline import Batch, Batches, epoch_order, pass_batches, test_batches
 from clipbias.data.workers import Workers
 from clipbias.training import mesh as meshes
-from clipbias.training import processes
 from clipbias.tuning import Recipe, Sampling
 
 
@@ -112,7 +111,7 @@ class TrainingFeatures:
     def _run(self, batches: Batches) -> np.ndarray:
         """The features of all images that the batches do not mask."""
         found, began = [], time.monotonic()
-        for batch in processes.held(batches):
+        for batch in batches:
             features = self._encode(meshes.place_rows(self._mesh, batch["images"]))
             found.append(meshes.fetch((features, meshes.place_rows(self._mesh, batch["mask"]))))
             now = time.monotonic()
