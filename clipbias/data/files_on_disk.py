@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clipbias import remote
+from clipbias import io as files
 from clipbias.data.dataset import Split, is_unicode
 from clipbias.data.keys import Keys
 from clipbias.data.listings import IMAGE_SUFFIXES, Listings, is_folder
@@ -32,8 +32,8 @@ def existing_folder(path: str | os.PathLike | None, *, needed_for: str) -> Path:
 def sub_folders(folder: Path) -> list[str]:
     """Names of the visible folders in `folder`, in Python's sort order (capitals first); links count."""
     try:
-        if remote.is_remote(folder):
-            names = remote.listed(folder)[0]
+        if files.is_remote(folder):
+            names = [name for name, size in files.entries(folder).items() if size is None]
         else:
             with os.scandir(folder) as entries:
                 names = [entry.name for entry in entries if entry.name[0] != "." and is_folder(entry)]
@@ -50,7 +50,7 @@ def image_files(folder: Path, listings: Listings | None = None) -> list[str]:
     Raises:
       ClipbiasError: a folder cannot be read, or a name in it is not UTF-8.
     """
-    if remote.is_remote(folder):
+    if files.is_remote(folder):
         return _remote_images(folder)
     listings = listings or Listings(folder)
     found: list[str] = []
@@ -67,7 +67,7 @@ def image_files(folder: Path, listings: Listings | None = None) -> list[str]:
 
 def _remote_images(folder: Path) -> list[str]:
     try:
-        names = remote.below(folder)
+        names = files.below(folder)
     except OSError as error:
         raise ClipbiasError(f"cannot read the folder {folder}: {reason(error)}; check its permissions.") from error
     visible = [name for name in names if not name.startswith(".") and "/." not in name]
@@ -79,7 +79,7 @@ def in_each(root: Path, folders: Sequence[str]) -> Iterator[list[str]]:
 
     In an object store, which takes long to answer, it asks for several at a time. On a disk what is listed is kept.
     """
-    if remote.is_remote(root):
+    if files.is_remote(root):
         with ThreadPoolExecutor(READERS) as pool:
             yield from pool.map(image_files, [root / folder for folder in folders])
         return
@@ -113,8 +113,8 @@ def read_image(path: Path, *, listed_in: str = "") -> bytes:
     Links are followed, but not to what has no end, such as a device or a pipe.
     """
     try:
-        if remote.is_remote(path):
-            return remote.read(path)
+        if files.is_remote(path):
+            return files.read_bytes(path)
         if not stat.S_ISREG(path.stat().st_mode):
             raise OSError(None, "it is not a file")
         return path.read_bytes()
@@ -128,7 +128,7 @@ def split_of_files(
 ) -> Split:
     """A split whose keys are paths relative to `root`; `listed_in` names the file that lists them, for messages."""
     names = Keys.of(keys)
-    place = os.path.join(root if remote.is_remote(root) else os.path.abspath(root), "")
+    place = os.path.join(root if files.is_remote(root) else os.path.abspath(root), "")
 
     def read(index: int) -> bytes:
         return read_image(root / names[index], listed_in=listed_in)
@@ -141,8 +141,8 @@ def split_of_files(
 
 def stamp_of(path: str | os.PathLike) -> tuple[str, float]:
     """What changes when a file does, and when it changed last, in seconds. Raises `OSError` where there is none."""
-    if remote.is_remote(path):
-        return remote.stamp(path)
+    if files.is_remote(path):
+        return files.stamp(path)
     found = os.stat(path)
     stamp = f"{path}\n{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"
     return stamp, max(found.st_mtime, found.st_ctime)

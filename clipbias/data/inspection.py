@@ -15,7 +15,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
-from clipbias import interruption
+from clipbias import hosts
 from clipbias.data import digests, transforms
 from clipbias.data.dataset import Split
 from clipbias.errors import ClipbiasError
@@ -168,7 +168,7 @@ def _in_threads(run: Callable[[np.ndarray], _T], chunks: Sequence[np.ndarray]) -
     """`run` of each chunk, in order. Between some of them a notice to stop is heeded."""
     with ThreadPoolExecutor(READERS) as pool:
         for first in range(0, len(chunks), READERS):
-            interruption.check()
+            hosts.check()
             yield from pool.map(run, chunks[first : first + READERS])
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from clipbias import interruption
+from clipbias import hosts
 from clipbias.checks import check_choice
 from clipbias.data import transforms
 from clipbias.data.dataset import Split
@@ -84,7 +84,7 @@ class Source:
 class Batches(Iterator[Batch]):
     """An iterator of batches that measures how long its user waited for them.
 
-    Outside training, which saves first, a notice to stop ends it (`interruption.Interrupted`).
+    Outside training, which saves first, a notice to stop ends it (`hosts.Stopped`).
 
     Attributes:
       count: Number of batches that are left to come at the start.
@@ -101,7 +101,7 @@ class Batches(Iterator[Batch]):
 
     def __next__(self) -> Batch:
         if not self._training:
-            interruption.check()
+            hosts.check()
         return next(self._ahead)
 
     def blank(self) -> Batch:
@@ -331,7 +331,7 @@ def without_unreadable(images: Images, *, workers: Workers | int | None = None) 
         return [functools.partial(probe, numbers)], lambda: None
 
     for _ in Ahead(Workers.of(workers), range(0, len(images), PIECE), begin, pieces=1):
-        interruption.check()
+        hosts.check()
     kept = np.flatnonzero(readable).tolist()
     if len(kept) == len(images):
         return images

@@ -21,7 +21,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from clipbias import interruption, remote
+from clipbias import hosts
 from clipbias import io as files
 from clipbias.data.files_on_disk import stamp_of
 from clipbias.data.keys import Keys
@@ -95,7 +95,7 @@ class Place:
     def _alone(self) -> Iterator[None]:
         """Waits until no other process makes this index, where files can be locked: hosts of a job start at once."""
         lock = None
-        beside = () if remote.is_remote(self._beside) else (self._beside,)  # an object store has no locks
+        beside = () if files.is_remote(self._beside) else (self._beside,)  # an object store has no locks
         for path in (*beside, self._in_cache(self._records())):
             with contextlib.suppress(OSError):
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -114,7 +114,7 @@ class Place:
                     if not waiting:
                         logging.info("waiting for the index of %s, which another process makes", self._folder)
                     waiting = True
-                    interruption.check()
+                    hosts.check()
                     time.sleep(0.2)
             try:
                 yield
@@ -124,8 +124,8 @@ class Place:
 
     def _records(self) -> list[tuple[str, int]]:
         """The names and the sizes of the files that hold the records."""
-        if remote.is_remote(self._folder):
-            sizes = remote.sizes(self._folder)
+        if files.is_remote(self._folder):
+            sizes = {name: size for name, size in files.entries(self._folder).items() if size is not None}
         else:
             with os.scandir(self._folder) as entries:
                 sizes = {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
@@ -151,11 +151,11 @@ def _write(path: os.PathLike, of: str, index: Index) -> None:
         "lengths": lengths.astype(np.int32),
         "distinct": np.asarray(index.ids is not None and index.ids.repeated() is None),
     }
-    if remote.is_remote(path):
+    if files.is_remote(path):
         content = io.BytesIO()
         np.savez(content, allow_pickle=False, **arrays)
         try:
-            remote.write(path, content.getvalue())
+            files.write_bytes(path, content.getvalue())
         except OSError as error:
             raise ClipbiasError(f"cannot write {path}: {files.reason(error)}.") from error
         return
@@ -165,7 +165,7 @@ def _write(path: os.PathLike, of: str, index: Index) -> None:
 
 def _read(path: epath.Path | Path, of: str, count: int) -> Index | None:
     try:
-        opened = io.BytesIO(remote.read(path)) if remote.is_remote(path) else open(path, "rb")  # noqa: SIM115
+        opened = io.BytesIO(files.read_bytes(path)) if files.is_remote(path) else open(path, "rb")  # noqa: SIM115
         with opened as file, np.load(file, allow_pickle=False) as stored:
             kinds = {"labels": np.int32, "positions": np.int64, "names": np.uint8, "lengths": np.int32}
             arrays = {name: stored[name] for name in kinds}

@@ -193,7 +193,8 @@ class Evaluator:
         found = []
         with explain_exhaustion("lower --config.eval_batch_size."):
             for features, batch in self._features(classifier, learnables, runs):
-                hosts.check()
+                if hosts.stops():
+                    raise hosts.Stopped
                 labels = np.where(batch["mask"], batch["labels"], -1)
                 mask, placed = (meshes.place_rows(self.mesh, rows) for rows in (batch["mask"], labels))
                 arguments = (classifier, self.params, learnables, features, texts, mask, *rest)

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from absl import logging
 
+from clipbias import hosts
 from clipbias.data import Dataset, Split, inspection, protocols
 from clipbias.errors import ClipbiasError
 from clipbias.terminal import printable
-from clipbias.training import processes
 from clipbias.training.cache import Cache
 from clipbias.training.packs import Pack, choice_images
 from clipbias.training.progress import progress, say
@@ -192,7 +192,7 @@ def _nothing(count: int) -> None:
 
 def _of_all_processes(problems: Mapping[str, Problem]) -> dict[str, Problem]:
     """What any process found, so that all go on with the same: each host may have disks of its own."""
-    told = processes.gather([dataclasses.asdict(one) for one in problems.values()])
+    told = hosts.gather([dataclasses.asdict(one) for one in problems.values()])
     found: dict[str, Problem] = {}
     for one in (Problem(**one) for own in told for one in own):
         found.setdefault(one.dataset, one)
