@@ -17,6 +17,7 @@ from clipbias.data.workers import MOST_WORKERS
 from clipbias.errors import ClipbiasError
 from clipbias.training.profile import PROFILES
 from clipbias.training.rates import CHOICES as CHOICES_OF_RATES
+
 ON_MISSING = ("raise", "skip")
 
 _Number = Annotated[float, Range(0)]

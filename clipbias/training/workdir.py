@@ -38,7 +38,7 @@ def open_workdir(
     Args:
       folder: of the run.
       config: the settings, as JSON values.
-      part: `(i, n)` of a sweep that independent jobs share: each locks a folder of its own, and none the whole.
+      part: `(i, n)` of a sweep that independent jobs share: each locks a folder of its own.
 
     Raises:
       ClipbiasError: it cannot be written, or another process works in it.
@@ -48,7 +48,10 @@ def open_workdir(
         yield folder
         return
     own = folder if part[1] == 1 else folder / "parts" / f"{part[0] + 1}-of-{part[1]}"
-    with io.lock(own):
+    with contextlib.ExitStack() as locked:
+        if own != folder:  # nobody works on the whole meanwhile
+            locked.enter_context(io.lock(folder, shared=True))
+        locked.enter_context(io.lock(own))
         write_json(folder / CONFIG, {**config, "part": ""} if part[1] > 1 else config)
         for place in {folder, own}:
             write_json(place / ENVIRONMENT, environment())

@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from clipbias.training.account import account, chosen, told_exchanges
+from clipbias.training.plan import OTHER_SHARE, REMATS, needed_bytes, plan_step
+from clipbias.training.topology import Topology, open_topology
 from jax.sharding import Mesh
 
 from clipbias.clip import Clip
@@ -19,10 +22,7 @@ from clipbias.clip.params import empty_params
 from clipbias.data.catalog import ENTRIES
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
-from clipbias.training.account import account, chosen, told_exchanges
-from clipbias.training.plan import OTHER_SHARE, REMATS, needed_bytes, plan_step
 from clipbias.training.programs import evaluation_programs, training_program
-from clipbias.training.topology import Topology, open_topology
 from clipbias.tuning import Method, Recipe, Task, make_method
 from clipbias.tuning.registry import METHODS
 from configs import table1 as table1_config

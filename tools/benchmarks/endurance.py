@@ -17,15 +17,15 @@ from typing import Any
 
 import numpy as np
 import psutil
+from clipbias.training.grid import Grid
+from clipbias.training.packs import Pack
+from clipbias.training.settings import GridSettings
+from clipbias.training.trainer import Trainer
 
 from clipbias.clip import Clip
 from clipbias.data.dataset import Dataset, Split
 from clipbias.training import mesh as meshes
-from clipbias.training.grid import Grid
 from clipbias.training.loop import Run, train
-from clipbias.training.packs import Pack
-from clipbias.training.settings import GridSettings
-from clipbias.training.trainer import Trainer
 from clipbias.tuning import Task
 from clipbias.tuning.recipe import Recipe
 from tools.benchmarks.image_ways import draw_images

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import psutil
-
 from clipbias.training.plan import square_product
 
 SIDE = 2048  # of the square matrices whose product tells what a CPU can do

@@ -15,10 +15,10 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+from clipbias.training.plan import flop, step_arguments
 
 from clipbias.clip import Clip, layers, products, vision
 from clipbias.training import mesh as meshes
-from clipbias.training.plan import flop, step_arguments
 from clipbias.training.step import train_step
 from clipbias.tuning import Task
 from clipbias.tuning.recipe import Recipe

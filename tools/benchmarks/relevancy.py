@@ -12,10 +12,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from clipbias.training.plan import square_product
 from safetensors.numpy import load_file
 
 from clipbias.errors import ClipbiasError
-from clipbias.training.plan import square_product
 from tools.benchmarks import measure, model, relevancy_ways
 from tools.benchmarks.report import markdown
 from tools.benchmarks.worker import Here, Process
