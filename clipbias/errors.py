@@ -1,4 +1,4 @@
-"""The one exception a user's own mistake raises."""
+"""The exception that a user's own mistake raises."""
 
 from clipbias.terminal import printable
 
@@ -12,6 +12,18 @@ class ClipbiasError(ValueError):
 
     def __str__(self) -> str:
         return printable(super().__str__(), keep="\n")
+
+
+class UnreadableImage(ClipbiasError):
+    """An image that is not there, or cannot be decoded.
+
+    Attributes:
+      path: of the image, or its name where it has no file.
+    """
+
+    def __init__(self, path: str, message: str) -> None:
+        super().__init__(message)
+        self.path = path
 
 
 def sentence(error: BaseException) -> str:

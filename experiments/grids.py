@@ -73,7 +73,6 @@ def open_grid(
         micro_batch=config.micro_batch,
         workers=config.workers,
         cache_gb=config.cache_gb,
-        check_images=config.check_images,
         on_missing=config.get("on_missing", "raise"),
         trackers=tuple(config.trackers),
         profile=config.profile,

@@ -12,10 +12,8 @@ from jax.sharding import Mesh
 from clipbias.clip import Clip
 from clipbias.clip.params import Params
 from clipbias.data import Dataset, Split, protocols
-from clipbias.data.contents import contents
 from clipbias.data.few_shot import MAX_VAL_SHOTS, confident
 from clipbias.data.images import ImageCache, Images
-from clipbias.data.pipeline import without_unreadable
 from clipbias.data.protocols import validation_beside
 from clipbias.data.workers import Workers
 from clipbias.training import mesh as meshes
@@ -128,23 +126,16 @@ class Cache:
             chosen_on = [split for plan in plans if validates and (split := plan.validation()) is not None]
             used += [(plans[0].source, split) for split in chosen_on]
             named = [_images(*one) for one in used]
-            content = [contents(split, on_error=self._settings.on_image_error) for _, split in used]
-            self._image_hashes[key] = stable_hash([named, content]), stable_hash(named)
+            self._image_hashes[key] = stable_hash(named), stable_hash(named)
         return self._image_hashes[key]
 
     def train_images(self, pack: Pack, draws: Sequence[protocols.Plan]) -> dict[int, Images]:
-        """The training images of each seed, which share what of them is kept; those of other packs are dropped.
-
-        With "skip" they are without those that cannot be read.
-        """
+        """The training images of each seed, which share what of them is kept; those of other packs are dropped."""
         # Where nothing can be run, as many labelled images stand for those.
         labelled = not self.is_unlabelled(pack) or not meshes.is_there(self._mesh)
         splits = [draw.source.split("train") if labelled else self._pseudo_labelled(pack, draw) for draw in draws]
         self._kept.keep_only(splits)
-        images = [Images(split, self._kept) for split in splits]
-        if self._settings.on_image_error == "skip":
-            images = [without_unreadable(one, workers=self.workers) for one in images]
-        return dict(zip(pack.seeds, images, strict=True))
+        return {seed: Images(split, self._kept) for seed, split in zip(pack.seeds, splits, strict=True)}
 
     def is_unlabelled(self, pack: Pack) -> bool:
         """Whether a pack trains on labels that plain CLIP gives."""
@@ -186,16 +177,17 @@ class Cache:
         assert isinstance(placed, jax.Array), "a method on features of images leaves the text tower alone"
         text = np.asarray(task.classifier.by_text(placed))
         plans = dict(zip(pack.seeds, draws, strict=True))
+        sources = [self.features(pack, run, sampling) for run in runs]
         return [
             Samples(
-                features=support_features(self.features(pack, run, sampling), sampling),
-                labels=np.asarray(run.train.labels),
+                features=support_features(source, sampling),
+                labels=np.asarray(run.train.labels)[source.readable],
                 text=text,
                 scale=float(np.exp(np.float32(self._clip.params["logit_scale"]))),
                 seed=run.seed,
                 **self.validation(pack, plans[run.seed], run.seed, sampling),
             )
-            for run in runs
+            for run, source in zip(runs, sources, strict=True)
         ]
 
     def validation(self, pack: Pack, plan: protocols.Plan, seed: int, sampling: Sampling) -> dict[str, Any]:
@@ -207,7 +199,9 @@ class Cache:
         images = Images(split)
         if key not in self._features:
             self._features[key] = self._frozen(images, seed, sampling)
-        return {"validation": self._features[key].plain()[0], "validation_labels": images.labels}
+        source = self._features[key]
+        plain = source.plain()[0]
+        return {"validation": plain[source.readable], "validation_labels": images.labels[source.readable]}
 
     def _frozen(self, images: Images, seed: int, sampling: Sampling) -> TrainingFeatures:
         return TrainingFeatures(
@@ -218,6 +212,7 @@ class Cache:
             crop=sampling.crop,
             projected=sampling.projected,
             dtype=self._settings.dtype,
+            on_error=self._settings.on_image_error,
             workers=self.workers,
         )
 

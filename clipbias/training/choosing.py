@@ -18,10 +18,9 @@ import jax
 
 from clipbias.errors import ClipbiasError
 from clipbias.training import processes
-from clipbias.training.grid import Grid
+from clipbias.training.grid import Grid, ready
 from clipbias.training.packs import Pack, cells_of
 from clipbias.training.rates import FILE, METHOD, CellName, Choice, Rates, choose
-from clipbias.training.readiness import ready
 from clipbias.training.results import TRIALS, Results, Row
 from clipbias.training.trials import TrialTrainer
 from clipbias.version import __version__
@@ -48,7 +47,7 @@ class ChoosingGrid(Grid):
     def run(self, packs: Sequence[Pack]) -> list[Row]:
         """As of any grid: tries what is not tried yet, chooses, and tests. Returns the rows of the tests."""
         if self.trainer.settings.on_missing == "skip":  # what is not there is nobody's to try
-            packs = ready(self.trainer.cache, packs, self.trainer.settings, images=False)
+            packs = ready(self.trainer.cache, packs, self.trainer.settings)
         self._trials_of, self._named = _trials(packs, self._is_authors_own), {}
         for pack in (pack for trials in self._trials_of.values() for pack in trials):
             self._named.setdefault(_cell(pack), []).extend(self.trainer.row(pack, *cell) for cell in pack.cells)

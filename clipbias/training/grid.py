@@ -16,19 +16,35 @@ from jax.sharding import Mesh
 
 from clipbias import interruption
 from clipbias.clip import Clip
-from clipbias.data import Dataset
+from clipbias.data import Dataset, protocols
+from clipbias.data.missing import open_datasets
 from clipbias.errors import ClipbiasError, sentence
 from clipbias.io import write_text
 from clipbias.training import processes
+from clipbias.training.cache import Cache
 from clipbias.training.dealing import Part, deal, planned_cost
 from clipbias.training.packs import Pack, cells_of
 from clipbias.training.progress import Progress, progress
-from clipbias.training.readiness import ready
 from clipbias.training.results import Results, Row
 from clipbias.training.settings import GridSettings
 from clipbias.training.trainer import Trainer
 from clipbias.training.workdir import CELLS
 from clipbias.tuning.recipe import Recipe
+
+
+def ready(cache: Cache, packs: Sequence[Pack], settings: GridSettings) -> list[Pack]:
+    """The packs whose datasets can be used. Raises `ClipbiasError` where these are not all, and may not be left out."""
+    needed, wanted = dict[Pack, tuple[str, ...]](), dict[str, int]()
+    for pack in packs:
+        targets = settings.targets
+        if targets is None:
+            targets = protocols.default_targets(settings.protocol, pack.dataset)
+        needed[pack] = (pack.dataset, *targets)
+        for name in needed[pack]:
+            wanted.setdefault(name, 0)
+        wanted[pack.dataset] = max(wanted[pack.dataset], pack.shots or int(cache.method(pack).draws))
+    found = open_datasets(cache.dataset, wanted, skip=settings.on_missing == "skip")
+    return [pack for pack, names in needed.items() if {*names} <= found.keys()]
 
 
 class Grid:
@@ -73,7 +89,7 @@ class Grid:
           The rows of those packs, finished before or now.
 
         Raises:
-          ClipbiasError: a dataset cannot be used (`training.readiness`), and nothing was trained.
+          ClipbiasError: a dataset cannot be used (`data.missing`), and nothing was trained.
         """
         self.name_cells(packs)
         packs = self.own(packs)
@@ -135,7 +151,7 @@ class Grid:
         """Those of the packs that this job runs: all, or its part's."""
         if self.part is None:
             return list(packs)
-        packs, part = ready(self.trainer.cache, packs, self.trainer.settings, images=False), self.part
+        packs, part = ready(self.trainer.cache, packs, self.trainer.settings), self.part
         dealt = processes.tell(lambda: deal([planned_cost(self.trainer, pack) for pack in packs], part))
         return [packs[index] for index in dealt]
 

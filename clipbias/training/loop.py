@@ -94,6 +94,8 @@ def train(
     mesh: Mesh,
     start: Learnables | None = None,
     features: Sequence[np.ndarray] | None = None,
+    readable: Sequence[np.ndarray] | None = None,
+    on_image_error: str = "raise",
     folder: Path | None = None,
     identity: dict[str, Any] | None = None,
     earlier: Sequence[dict[str, Any]] = (),
@@ -116,7 +118,8 @@ def train(
       recipe: optimiser and schedule.
       mesh: where to compute.
       start: the learnables before the first step, leading axis `R`; `None` for the method's `init`.
-      features: of each run, what its epochs take instead of images, see `FeatureBatches`.
+      features, readable: of each run, what its epochs take instead of images, see `FeatureBatches`.
+      on_image_error: "raise", or "skip" to mask images that cannot be read.
       folder: where checkpoints lie; `None` keeps none.
       identity: what must be equal for a checkpoint to be continued; `earlier` are other ways in which earlier versions
         wrote the same.
@@ -181,12 +184,14 @@ def train(
         if features is None:
             size = task.clip.config.vision.image_size
             threads = Workers.of(workers)
-            batches = RunBatches(images, seeds, recipe, mesh, image_size=size, start_step=step, workers=threads)
+            how: dict[str, Any] = dict(image_size=size, start_step=step, workers=threads, on_error=on_image_error)
+            batches = RunBatches(images, seeds, recipe, mesh, **how)
             opened.callback(batches.close)
         else:
             labels, sampling = [one.labels for one in images], task.method.sampling()
             pooled = sampling is not None and sampling.training == "pooled"
-            batches = FeatureBatches(features, labels, seeds, recipe, mesh, pooled=pooled, start_step=step)
+            kinds: dict[str, Any] = dict(pooled=pooled, start_step=step, readable=readable)
+            batches = FeatureBatches(features, labels, seeds, recipe, mesh, **kinds)
         waiting = None if features is not None else lambda: batches.waiting_share
         told = (type(task.method).__name__, seeds, progress, metrics)
         report = StepReport(*told, images=rows * len(runs), losses=losses, waiting=waiting)
@@ -203,10 +208,9 @@ def train(
                     weight = meshes.replicate(mesh, np.float32(weights[step // per_epoch] if ends else 0))
                 if traced is not None:
                     traced.before(step)
-                batch = careful(next, batches)
-                own = batches.blank() if batch is None else batch
-                state, values = run_step(state, own, learning_rate, weight, mesh, parts=parts)
-                del batch, own  # the device keeps what it still computes from, and the next one needs the room
+                batch = next(batches)
+                state, values = run_step(state, batch, learning_rate, weight, mesh, parts=parts)
+                del batch  # the device keeps what it still computes from, and the next one needs the room
                 batches.computes(values["loss"])
                 if traced is not None:
                     traced.after(step, values)

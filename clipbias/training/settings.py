@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from clipbias.checks import LARGEST, Choices, Range, check_fields, check_texts, shown
 from clipbias.clip.precision import DTYPES
-from clipbias.data import inspection, protocols
+from clipbias.data import protocols
 from clipbias.data.pipeline import ON_ERROR
 from clipbias.data.workers import MOST_WORKERS
 from clipbias.errors import ClipbiasError
@@ -40,8 +40,7 @@ class GridSettings:
       cache_gb: memory for images, in gigabytes: two thirds for those of training, as pixels or as their files
         (`data.images.ImageCache`), and one third for those of evaluation, as large as the model takes them. It changes
         no number.
-      check_images, on_missing: how images are looked at before anything is trained, and what becomes of the cells whose
-        datasets cannot be used (`training.readiness`). They change no number.
+      on_missing: what becomes of the cells whose datasets cannot be used (`data.missing`).
       trackers: who is told the metrics besides `metrics.jsonl`, see `training.trackers`.
       profile: "steps" traces a few steps of each training, see `training.profile`.
       rates: learning rates of some methods, or of some on a dataset, in place of the recipe's.
@@ -61,7 +60,6 @@ class GridSettings:
     micro_batch: Annotated[int, Range(0, LARGEST)] = 0
     workers: Annotated[int, Range(0, MOST_WORKERS)] = 0
     cache_gb: _Number = 3.0
-    check_images: Annotated[str, Choices(inspection.HOW)] = "headers"
     on_missing: Annotated[str, Choices(ON_MISSING)] = "raise"
     trackers: tuple[str, ...] = (OWN_TRACKERS,)
     profile: Annotated[str, Choices(PROFILES)] = ""

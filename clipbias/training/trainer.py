@@ -141,8 +141,6 @@ class Trainer:
         if not task.method.draws:
             return task, [Run(source.split("test"), seed) for _, seed in pack.cells], None
         images = self.cache.train_images(pack, draws)
-        readable = [stable_hash([*one.split.keys]) for one in images.values()]
-        processes.same(f"which images of {pack.dataset} can be read", readable)
         runs = [Run(images[seed], seed, rate) for rate, seed in pack.cells]
         if not (task.method.trains and jax.tree.leaves(task.shapes)):
             return task, runs, None
@@ -227,10 +225,12 @@ class Trainer:
         stage: int | None = None,
         steps: Mapping[str, int] | None = None,
     ) -> Trained:
-        sampling, features = task.method.sampling(), None
+        sampling, features, readable = task.method.sampling(), None, None
         if sampling is not None:
             epochs = recipe.total_epochs(len(runs[0].train))
-            features = [epoch_features(self.cache.features(pack, run, sampling), sampling, epochs) for run in runs]
+            sources = [self.cache.features(pack, run, sampling) for run in runs]
+            features = [epoch_features(source, sampling, epochs) for source in sources]
+            readable = [source.readable for source in sources]
         identities = [self.identity(one) for one in pack.by_rate]
         own = identities[0] if len(identities) == 1 else {"packs": identities}
         named, folder = [own | {"images": images} for images in self.cache.image_hashes(pack)], self.checkpoints(pack)
@@ -245,6 +245,8 @@ class Trainer:
             mesh=self.mesh,
             start=start,
             features=features,
+            readable=readable,
+            on_image_error=self.settings.on_image_error,
             folder=folder,
             identity=named[0],
             earlier=[*named[1:], earliest],

@@ -42,7 +42,7 @@ ADAPTER, CELLS = "adapter.safetensors", "cells.json"
 # Settings that change how a result is computed, but not the result.
 HOW = (
     *("workdir", "mesh", "checkpoint_seconds", "eval_batch_size", "remat", "class_chunks", "dry_run", "part"),
-    *("topology", "trackers", "profile", "check_images", "on_missing", "workers", "cache_gb", "micro_batch"),
+    *("topology", "trackers", "profile", "on_missing", "workers", "cache_gb", "micro_batch"),
 )
 PACKAGES = (
     "jax",

@@ -6,10 +6,10 @@ import os
 import random
 
 import pytest
+from clipbias.data.keys import Keys
 
 from clipbias import data
 from clipbias.data import benchmark, catalog
-from clipbias.data.keys import Keys
 from clipbias.errors import ClipbiasError
 from tests.data import miniatures
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from clipbias.data.listings import IMAGE_SUFFIXES
 
 from clipbias import data
 from clipbias.data.dataset import Split
 from clipbias.data.files_on_disk import image_files
 from clipbias.data.folder import divide
-from clipbias.data.listings import IMAGE_SUFFIXES
 from clipbias.errors import ClipbiasError
 from tests.data.pictures import write
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from clipbias.data.contents import contents
 
 from clipbias import data
 from clipbias.data import inspection, record_index, shards
-from clipbias.data.contents import contents
 from clipbias.data.dataset import Split
 from clipbias.data.tfds_records import Prepared
 from clipbias.errors import ClipbiasError

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from clipbias.data.contents import contents
 
 import clipbias
 from clipbias import clip as clip_package
 from clipbias import data, remote
 from clipbias import io as files
 from clipbias.data import given, inspection, shards
-from clipbias.data.contents import contents
 from clipbias.errors import ClipbiasError
 from clipbias.tuning import read_descriptions
 from clipbias.tuning.adapter import write_adapter

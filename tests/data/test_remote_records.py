@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
+from clipbias.data.contents import contents
 
 from clipbias import data
 from clipbias.data import shards
-from clipbias.data.contents import contents
 from clipbias.data.tfds_records import Prepared
 from clipbias.errors import ClipbiasError
 from tests import bucket as buckets

@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from clipbias.data.keys import Keys
 from PIL import Image
 
 from clipbias.data import catalog, class_names, shards
 from clipbias.data.dataset import Dataset, Split
-from clipbias.data.keys import Keys
 from clipbias.errors import ClipbiasError
 from tools.benchmarks import checkouts, opening_phases
 

@@ -73,9 +73,10 @@ def phases(data_dir: Path) -> dict[str, Any]:
     with phase("scan"):
         files = scan(data_dir)
     with phase("import"):
+        from clipbias.data.contents import contents
+
         from clipbias import data
         from clipbias.data import inspection, protocols, shards
-        from clipbias.data.contents import contents
 
         if shards.find(DATASET, data_dir) is not None:
             import tensorflow_datasets  # noqa: F401 (as opening does)

@@ -1,0 +1,65 @@
+"""Says first what is missing: folders, splits, and images to train and to evaluate on. No image is read."""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from absl import logging
+
+from clipbias.data.dataset import Dataset
+from clipbias.errors import ClipbiasError
+
+SHOWN = 5  # classes whose images are counted in a message
+
+
+def missing(dataset: Dataset, *, shots: int) -> str | None:
+    """Why a run on a dataset cannot begin, in a sentence; `None` where it can.
+
+    Args:
+      dataset: opened.
+      shots: training images per class; 0 where nothing is trained, so that only test images are needed.
+    """
+    needed = {"test": "evaluate on"} | ({"train": "train on"} if shots else {})
+    for split, use in needed.items():
+        if not len(dataset.splits.get(split, ())):
+            there = ", ".join(f"{name}: {_counts(dataset, name)}" for name, own in dataset.splits.items() if len(own))
+            return f"{dataset.name} has no {split} images to {use} (it has {there or 'no image'}); add some."
+    return None
+
+
+def open_datasets(
+    load: Callable[[str], Dataset], wanted: Mapping[str, int], *, skip: bool = False
+) -> dict[str, Dataset]:
+    """Opens all datasets of a sweep before its first run.
+
+    Args:
+      load: opens a dataset by its name.
+      wanted: for each name the `shots` of `missing`.
+      skip: leaves out datasets that cannot be used, with a warning; at least one must be left.
+
+    Raises:
+      ClipbiasError: datasets cannot be used; the message has a line for each.
+    """
+    found, problems = dict[str, Dataset](), list[str]()
+    for name, shots in wanted.items():
+        try:
+            dataset = load(name)
+            problem = missing(dataset, shots=shots)
+        except ClipbiasError as error:
+            problem = str(error)
+        if problem is None:
+            found[name] = dataset
+        else:
+            problems.append(problem)
+    if problems and not (skip and found):
+        hint = "Fix it, or pass --config.on_missing=skip." if found else "Fix it."
+        raise ClipbiasError("\n".join([*problems, f"No run was started. {hint}"]))
+    for problem in problems:
+        logging.warning("Left out: %s", problem)
+    return found
+
+
+def _counts(dataset: Dataset, split: str) -> str:
+    """The images of a split by class: "cat 1, dog 1"."""
+    counts = np.bincount(dataset.splits[split].labels, minlength=len(dataset.class_names))
+    shown = [f"{dataset.class_names[label]} {counts[label]}" for label in np.flatnonzero(counts)]
+    return ", ".join(shown[:SHOWN]) + (f" and {len(shown) - SHOWN} more classes" if len(shown) > SHOWN else "")
