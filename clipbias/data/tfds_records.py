@@ -20,7 +20,7 @@ from clipbias import interruption, remote
 from clipbias import io as files
 from clipbias.data import record_index
 from clipbias.data.record_index import Index
-from clipbias.errors import ClipbiasError
+from clipbias.errors import ClipbiasError, UnreadableImage
 
 CHUNK = 256  # records that are read at once
 SECONDS_BETWEEN_LINES = 10.0
@@ -124,10 +124,13 @@ class Prepared:
         opened = functools.cache(lambda: self.source(split))  # at the first use
 
         def read(number: int) -> bytes:
-            with lock:
-                source = opened()
-            with self.told(f"record {number} of {split}"):
-                return source[int(number)]["image"]
+            try:
+                with lock:
+                    source = opened()
+                with self.told(f"record {number} of {split}"):
+                    return source[int(number)]["image"]
+            except ClipbiasError as error:
+                raise UnreadableImage(f"record {number} of {split} in {self.folder}", str(error)) from error
 
         order = np.argsort(index.positions, kind="stable") if len(index.positions) else np.arange(count)
         return Records(ids, index.labels, order, read)

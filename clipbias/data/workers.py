@@ -127,8 +127,9 @@ class Ahead(Iterator[_T], Generic[_T]):
         self._numbers = iter(())
         while self._elements:
             element, pieces = self._elements.pop()
-            for future in (element, *pieces):
-                future.cancel()
+            element.cancel()
+            for piece in pieces:
+                piece.cancel()
         self._finisher.shutdown(wait=False)
 
     def __del__(self) -> None:

@@ -183,8 +183,7 @@ class FeatureBatches(Iterator[Batch]):
     def __next__(self) -> Batch:
         share = meshes.share(self._mesh)
         runs = share.runs(self._mesh, len(self._seeds))
-        each = self._features, self._labels, self._readable, self._seeds
-        parts = {run: self._rows(*(one[run] for one in each)) for run in set(runs)}
+        parts = {run: self._rows(run) for run in set(runs)}
         self._step += 1
         stacked = {name: np.stack([parts[run][name] for run in runs]) for name in parts[runs[0]]}
         local = stacked["labels"].shape[1] // share.parts
@@ -194,11 +193,12 @@ class FeatureBatches(Iterator[Batch]):
     def computes(self, values: Any) -> None:
         """Nothing is made ahead."""
 
-    def _rows(self, features: np.ndarray, labels: np.ndarray, readable: np.ndarray, seed: int) -> Batch:
+    def _rows(self, run: int) -> Batch:
+        features, labels, readable = self._features[run], self._labels[run], self._readable[run]
         passes, examples = features.shape[:2]
         epoch, step = divmod(self._step, self._recipe.steps_per_epoch(examples))
         size = min(self._recipe.batch_size, examples)
-        order = epoch_order(seed, epoch, examples * (passes if self._pooled else 1))
+        order = epoch_order(self._seeds[run], epoch, examples * (passes if self._pooled else 1))
         chosen = order[: examples if self._pooled else None][step * size : (step + 1) * size]
         turn, example = divmod(chosen, examples) if self._pooled else (epoch % passes, chosen)
         rows = size + -size % self._mesh.shape[meshes.DATA]

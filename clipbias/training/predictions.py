@@ -32,15 +32,9 @@ def fingerprint(task: Task, learnables: Learnables, method: str, split: Split) -
       method: the method's name, whose program counts if it is of the user's own.
       split: images, told apart by name and label.
     """
-    facts: list[Any] = [
-        3,
-        split.digest,
-        task.clip.fingerprint,
-        repr(task.clip.preprocessing),
-        method,
-        source_digest(method),
-    ]
-    facts += [repr(sorted(task.options().items())), task.class_names, task.texts, named(task.classifier.dtype)]
+    facts: list[Any] = [3, split.digest, task.clip.fingerprint, repr(task.clip.preprocessing), method]
+    facts += [source_digest(method), repr(sorted(task.options().items())), task.class_names, task.texts]
+    facts.append(named(task.classifier.dtype))
     found = hashlib.sha256(json.dumps(facts).encode())
     for path, leaf in sorted(jax.tree_util.tree_leaves_with_path(learnables), key=lambda x: str(x[0])):
         values = np.asarray(leaf)

@@ -90,23 +90,9 @@ def tell(decide: Callable[[], Any]) -> Any:
 
 
 def held(batches: Batches) -> Iterator[Batch]:
-    """All batches; where this process cannot read one, blank ones from there on, until at the end all learn of it.
-
-    So that each process takes its part in every program.
-
-    Raises:
-      Agreed: some process could not read its images.
-    """
-    failed = None
+    """All batches."""
     for _ in range(batches.count):
-        try:
-            batch = next(batches) if failed is None else batches.blank()
-        except Exception as error:
-            if _job is None:
-                raise
-            failed, batch = error, batches.blank()
-        yield batch
-    agree(failed)
+        yield next(batches)
 
 
 def together(batches: Batches) -> Iterator[Batch]:

@@ -171,19 +171,6 @@ class Unreadable(Batches):
         return {"images": np.full(self.source.shape, number, np.uint8)}
 
 
-def test_a_process_that_cannot_read_takes_its_part_until_all_know() -> None:
-    taken: list[list[int]] = [[], []]
-
-    def act(own: ModuleType, number: int) -> Any:
-        for batch in own.held(Unreadable(2 if number else None)):
-            assert batch["images"].shape == (2, 4, 4, 3)
-            taken[number].append(int(batch["images"].max()))
-
-    (said,) = sentences(play(act, count=2))
-    assert said.endswith("cannot read batch 2")
-    assert taken == [[0, 1, 2, 3, 4], [0, 1, 0, 0, 0]]  # equally many, blank ones from the damage on
-
-
 def test_no_process_takes_a_batch_that_another_cannot_read() -> None:
     taken: list[int] = [0, 0]
 
