@@ -28,9 +28,6 @@ def get_config() -> ConfigDict:
     config.descriptions = ""
     # What to do with an image that cannot be read: "raise" or "skip" (and count).
     config.on_image_error = "raise"
-    # How all images are looked at before anything else is done: their "headers", "all" of each, or "none".
-    config.check_images = "headers"
-
     # Threads that read and decode images, which all runs side by side share; 0 takes one for each processor.
     config.workers = 0
     # Memory for images in gigabytes, of all runs of a grid together: two thirds for training images.

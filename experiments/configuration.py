@@ -11,7 +11,6 @@ from ml_collections import ConfigDict
 
 from clipbias.checks import LARGEST, Choices, Count, Positive, Range, check_value, shown
 from clipbias.clip.precision import CHOICES
-from clipbias.data import inspection
 from clipbias.data.pipeline import ON_ERROR
 from clipbias.data.workers import MOST_WORKERS
 from clipbias.errors import ClipbiasError
@@ -39,7 +38,6 @@ KINDS: Mapping[str, Any] = {
     "choose": Annotated[str, Choices(CHOICES_OF_RATES)],
     "dtype": Annotated[str, Choices(CHOICES)],
     "on_image_error": Annotated[str, Choices(ON_ERROR)],
-    "check_images": Annotated[str, Choices(inspection.HOW)],
     "on_missing": Annotated[str, Choices(ON_MISSING)],
     "profile": Annotated[str, Choices(PROFILES)],
     "workers": Annotated[int, Range(0, MOST_WORKERS)],

@@ -33,7 +33,6 @@ from clipbias.training import mesh as meshes
 from clipbias.training.evaluate import evaluate
 from clipbias.training.metrics import MetricWriter
 from clipbias.training.predictions import fingerprint, save_predictions
-from clipbias.training.readiness import require
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Learnables, Task
 from experiments import common
@@ -53,9 +52,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
         if not name:
             raise ClipbiasError("no dataset; give --config.dataset=NAME, or --config.adapter=FILE to take its own.")
         load = functools.cache(lambda name: common.load_dataset(config, name))
-        wanted = {name: [config.images]} | ({config.ood: ["test"]} if config.ood not in ("", name) else {})
-        require(load, wanted, how=config.check_images, skip=config.on_image_error == "skip")
-        dataset = load(name)
+        dataset, outside = load(name), load(config.ood).split("test") if config.ood else None
         options: dict[str, Any] = dict(dtype=config.dtype, groups=mesh.shape[meshes.DATA])
         options["descriptions"] = dataset.descriptions
         own = split(config.own_methods)
@@ -87,7 +84,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
             on_image_error=config.on_image_error,
             workers=config.workers,
             validation=dataset.splits.get("val"),
-            outside=load(config.ood).split("test") if config.ood else None,
+            outside=outside,
             save=save,
         )
         with MetricWriter(workdir) as metrics:

@@ -41,7 +41,6 @@ from clipbias.training.memory import explain_exhaustion
 from clipbias.training.metrics import MetricWriter
 from clipbias.training.predictions import KnownPredictions
 from clipbias.training.progress import Progress, say
-from clipbias.training.readiness import require
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import Adapter
@@ -62,8 +61,8 @@ def main(config: ConfigDict, workdir: Path) -> None:
         folders: list[Path] = []
         load = functools.cache(lambda name: common.load_dataset(config, name))
         if config.datasets:  # all of them before the first
-            wanted = {name: [config.images] for name in names}
-            require(load, wanted, how=config.check_images, skip=config.on_image_error == "skip")
+            for name in names:
+                load(name).split(config.images)
         for name in names:
             folder = workdir / name.replace("/", "_") if config.datasets else workdir
             scalars = explain(config, name, folder, figures, load).scalars
@@ -87,8 +86,6 @@ def explain(
     name = name or next((adapter.notes.get("dataset", "") for adapter, _ in adapters), "")
     if not name:
         raise ClipbiasError("no dataset to explain; give --config.dataset=NAME.")
-    if not config.datasets:
-        require(load, {name: [config.images]}, how=config.check_images, skip=config.on_image_error == "skip")
     dataset = load(name)
     clip = clipbias.load(config.model or next((adapter.base for adapter, _ in adapters), "demo"))
     mesh = meshes.make_mesh(**config.mesh)

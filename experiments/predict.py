@@ -28,8 +28,7 @@ import clipbias
 from clipbias import hosts
 from clipbias.clip.params import Params
 from clipbias.clip.precision import held
-from clipbias.data.files_on_disk import image_files, read_image
-from clipbias.data.listings import IMAGE_SUFFIXES
+from clipbias.data.files_on_disk import IMAGE_SUFFIXES, image_files, read_image
 from clipbias.data.transforms import decode, test_image, test_views
 from clipbias.errors import ClipbiasError
 from clipbias.explain.picture_sections import first_text

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,6 @@ from clipbias.checks import check_int
 from clipbias.data import class_names, files_on_disk
 from clipbias.data.dataset import Dataset, Split
 from clipbias.data.entry import Entry
-from clipbias.data.keys import Keys
 from clipbias.errors import ClipbiasError
 from clipbias.io import data_path, read_json, read_text
 
@@ -201,34 +200,15 @@ def from_class_folders(
         for folder in folders:
             if folder not in folder_of:
                 raise ClipbiasError(f"{entry.name}: the folder {prefix}{folder} in {place} belongs to no class.")
-        keys, counts = _of_folders(prefix, folders, images_in(prefix, folders))
-        if not len(keys):
+        images = list(images_in(prefix, folders))
+        keys = [f"{prefix}{folder}/{image}" for folder, own in zip(folders, images, strict=True) for image in own]
+        if not keys:
             raise ClipbiasError(f"{entry.name}: {place}/{prefix} has no image in class folders; {how_to_fetch(entry)}")
         own_labels = np.asarray([labels_of[folder_of[folder]] for folder in folders], np.int32)
-        splits[split_name] = (keys, np.repeat(own_labels, counts))
+        splits[split_name] = (keys, np.repeat(own_labels, [len(own) for own in images]))
     if entry.layout == "imagenet":
         splits["test"] = splits["val"]
     return Listing(tuple(names[identifier] for identifier in ids), ids, splits)
-
-
-def _of_folders(prefix: str, folders: Sequence[str], images: Iterable[Sequence[str]]) -> tuple[Keys, list[int]]:
-    """The paths of all images in some folders, and how many lie in each.
-
-    A folder at a time is looked through for names that are there twice: a set of a million would be most of a start.
-    """
-    counts: list[int] = []
-    distinct = len(set(folders)) == len(folders)
-
-    def parts() -> Iterator[Keys]:
-        nonlocal distinct
-        for folder, names in zip(folders, images, strict=True):
-            counts.append(len(names))
-            distinct = distinct and len(set(names)) == len(names)
-            yield Keys.of(f"{prefix}{folder}/{name}" for name in names)
-
-    keys = Keys.joined(parts())
-    keys.distinct = distinct or None
-    return keys, counts
 
 
 def with_index(dataset: Dataset, index_file: str | os.PathLike | None) -> Dataset:

@@ -1,14 +1,16 @@
 """A labelled image set: class names, a prompt template and up to three splits of encoded images."""
 
+import collections
 import dataclasses
+import functools
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from clipbias.data import transforms
-from clipbias.data.keys import Keys
 from clipbias.errors import ClipbiasError
 from clipbias.terminal import printable
 
@@ -20,31 +22,25 @@ class Split:
     """A labelled list of encoded images. Nothing is read before `read` is called.
 
     Attributes:
-      keys: A stable, readable name of each example (its relative path), unique within the split; of any sequence of
-        texts a `Keys` is made.
+      keys: A stable, readable name of each example (its relative path), unique within the split.
       labels: int32 [n], 0-based.
-      read: Example index to encoded image bytes; raises `ClipbiasError` naming the file.
-      stamp: Example index to what changes when the example does, as text, and when it changed last, in seconds since
-        the epoch; `None` where nothing tells.
-      path: Example index to the image's file, where it has one of its own.
-      chosen_from: What `origin` tells, where this was chosen from another split, and `read` as it was then.
+      read: Example index to encoded image bytes; raises `UnreadableImage`.
+      folder: What stands before a key in the image's path, for messages; empty where images have no files.
     """
 
     keys: Sequence[str]
     labels: np.ndarray
     read: Callable[[int], bytes]
-    stamp: Callable[[int], tuple[str, float]] | None = None
-    path: Callable[[int], Path] | None = None
-    chosen_from: "tuple[Split, np.ndarray, Callable[[int], bytes]] | None" = dataclasses.field(default=None, repr=False)
+    folder: str = ""
 
     def __post_init__(self) -> None:
-        keys = Keys.of(self.keys)
-        object.__setattr__(self, "keys", keys)
+        object.__setattr__(self, "keys", tuple(self.keys))
         object.__setattr__(self, "labels", np.asarray(self.labels, dtype=np.int32).reshape(-1))
         self.labels.flags.writeable = False
-        if len(keys) != len(self.labels):
-            raise ValueError(f"{len(keys)} keys but {len(self.labels)} labels")
-        if (twice := keys.repeated()) is not None:
+        if len(self.keys) != len(self.labels):
+            raise ValueError(f"{len(self.keys)} keys but {len(self.labels)} labels")
+        if len(set(self.keys)) < len(self.keys):
+            twice = collections.Counter(self.keys).most_common(1)[0][0]
             raise ClipbiasError(f"the image {twice} is listed twice in one split; list it once.")
 
     def __len__(self) -> int:
@@ -53,51 +49,24 @@ class Split:
     def __repr__(self) -> str:
         return f"Split({len(self)} images of {len(np.unique(self.labels))} classes)"
 
+    def path(self, index: int) -> str:
+        """What messages call image `index`."""
+        return self.folder + self.keys[index]
+
     def picture(self, index: int) -> np.ndarray:
-        """Image `index` as uint8 RGB `[h, w, 3]`. Raises `ClipbiasError` naming an unreadable file."""
-        return transforms.decode(self.read(index), self.keys[index])
+        """Image `index` as uint8 RGB `[h, w, 3]`. Raises `UnreadableImage`."""
+        return transforms.decode(self.read(index), self.path(index))
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> "Split":
         """The examples at `indices`, in that order."""
-        chosen = np.asarray(indices, dtype=np.int64).reshape(-1)
-        base, places = self.origin()
-        places = places[chosen]
-        stamp, path = base.stamp, base.path
+        chosen = np.asarray(indices, dtype=np.int64).reshape(-1).tolist()
+        keys = [self.keys[index] for index in chosen]
+        return Split(keys, self.labels[chosen], lambda index: self.read(chosen[index]), self.folder)
 
-        def read(index: int) -> bytes:
-            return base.read(int(places[index]))
-
-        return Split(
-            keys=Keys.of(self.keys).take(chosen),
-            labels=self.labels[chosen],
-            read=read,
-            stamp=None if stamp is None else lambda index: stamp(int(places[index])),
-            path=path and (lambda index: path(int(places[index]))),
-            chosen_from=(base, places, read),
-        )
-
-    def origin(self) -> "tuple[Split, np.ndarray]":
-        """The split that this one was chosen from, through others if need be, and where each example stands there.
-
-        The latter is int64 [n]. A split that was chosen from none is its own.
-        """
-        if self.chosen_from is None or self.chosen_from[2] is not self.read:  # replaced: other images
-            return self, np.arange(len(self))
-        return self.chosen_from[:2]
-
-    @property
+    @functools.cached_property
     def digest(self) -> str:
-        import hashlib
-
-        found = hashlib.sha256("\n".join(self.keys).encode())
-        found.update(np.ascontiguousarray(self.labels).tobytes())
-        return found.hexdigest()[:12]
-
-    def digests(self) -> tuple[np.ndarray, np.ndarray]:
-        """SHA-256 of the images that this process has read for it, uint8 [n, 32], and which these are, bool [n]."""
-        if "_digests" not in self.__dict__:
-            self.__dict__["_digests"] = np.zeros((len(self), 32), np.uint8), np.zeros(len(self), bool)
-        return self.__dict__["_digests"]
+        """A short hash of the images' names and labels. What is in the images does not count."""
+        return short_hash([self.keys, self.labels.tolist()])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -159,6 +128,11 @@ class Dataset:
             tuple(names[label] for label in labels) if names else () for names in (self.class_names, self.class_ids)
         )
         return dataclasses.replace(self, class_names=class_names, class_ids=class_ids, splits=splits)
+
+
+def short_hash(value: Any) -> str:
+    """The first 16 hex digits of a hash of a JSON value."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
 def is_unicode(text: str) -> bool:

@@ -13,7 +13,9 @@ from clipbias.errors import ClipbiasError
 MAX_VAL_SHOTS = 4
 
 
-def few_shot(train: Split, val: Split | None, *, shots: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def few_shot(
+    train: Split, val: Split | None, *, shots: int, seed: int, class_names: Sequence[str] = ()
+) -> tuple[np.ndarray, np.ndarray]:
     """Draws `shots` training and `min(shots, 4)` validation images of each class.
 
     One `random.Random(seed)` stream serves both: first every class of `train`, in the order in which classes first
@@ -25,6 +27,7 @@ def few_shot(train: Split, val: Split | None, *, shots: int, seed: int) -> tuple
       val: The full validation split, or None.
       shots: Images per class, at least 1.
       seed: The protocol's seed; the literature uses 1, 2, 3.
+      class_names: For the log; labels stand for them where they are not given.
 
     Returns:
       Indices into `train` and into `val`, int64.
@@ -32,8 +35,8 @@ def few_shot(train: Split, val: Split | None, *, shots: int, seed: int) -> tuple
     if shots < 1:
         raise ClipbiasError(f"shots is {shots}; it must be at least 1 (full training data is another protocol).")
     stream = random.Random(seed)
-    train_indices = _draw(stream, train.labels, shots, "train")
-    val_indices = [] if val is None else _draw(stream, val.labels, min(shots, MAX_VAL_SHOTS), "val")
+    train_indices = _draw(stream, train.labels, shots, "train", class_names)
+    val_indices = [] if val is None else _draw(stream, val.labels, min(shots, MAX_VAL_SHOTS), "val", class_names)
     return np.asarray(train_indices, np.int64), np.asarray(val_indices, np.int64)
 
 
@@ -53,7 +56,9 @@ def confident(predicted: np.ndarray, doubt: np.ndarray, *, shots: int) -> np.nda
     return np.concatenate([one[: shots or None] for one in each] or [order[:0]]).astype(np.int64)
 
 
-def _draw(stream: random.Random, labels: np.ndarray, shots: int, split_name: str) -> Sequence[int]:
+def _draw(
+    stream: random.Random, labels: np.ndarray, shots: int, split_name: str, class_names: Sequence[str]
+) -> Sequence[int]:
     # Class by class in the order in which they first appear, and the images of each in list order.
     order = np.argsort(labels, kind="stable")
     parts = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1) if len(labels) else []
@@ -62,7 +67,8 @@ def _draw(stream: random.Random, labels: np.ndarray, shots: int, split_name: str
     for part in sorted(parts, key=lambda part: part[0]):
         indices = part.tolist()
         if len(indices) < shots:
-            short.append(f"class {labels[indices[0]]} has {len(indices)}")
+            label = int(labels[indices[0]])
+            short.append(f"{class_names[label] if class_names else f'class {label}'} has {len(indices)}")
             picks.extend(indices)
         else:
             picks.extend(stream.sample(indices, shots))

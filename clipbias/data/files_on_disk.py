@@ -1,22 +1,20 @@
 """Reading images below a data folder: which files count, in which order, and never outside the folder."""
 
+import contextlib
 import os
-import posixpath
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from clipbias import io as files
 from clipbias.data.dataset import Split, is_unicode
-from clipbias.data.keys import Keys
-from clipbias.data.listings import IMAGE_SUFFIXES, Listings, is_folder
-from clipbias.errors import ClipbiasError
-from clipbias.io import data_path, reason
+from clipbias.errors import ClipbiasError, UnreadableImage
+from clipbias.io import data_path, is_remote, read_bytes, reason, remote_errors
 
-READERS = 16  # threads that list folders of an object store
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+READERS = 16  # threads that list folders: shared storage and object stores take long to answer
 
 
 def existing_folder(path: str | os.PathLike | None, *, needed_for: str) -> Path:
@@ -31,62 +29,67 @@ def existing_folder(path: str | os.PathLike | None, *, needed_for: str) -> Path:
 
 def sub_folders(folder: Path) -> list[str]:
     """Names of the visible folders in `folder`, in Python's sort order (capitals first); links count."""
-    try:
-        if files.is_remote(folder):
-            names = [name for name, size in files.entries(folder).items() if size is None]
-        else:
-            with os.scandir(folder) as entries:
-                names = [entry.name for entry in entries if entry.name[0] != "." and is_folder(entry)]
-    except OSError as error:
-        raise ClipbiasError(f"cannot read the folder {folder}: {reason(error)}; check its permissions.") from error
-    return [readable_name(name, folder) for name in sorted(names) if not name.startswith(".")]
+    with _readable(folder):
+        names = [path.name for path in folder.iterdir() if path.name[:1] not in ("", ".") and _is_folder(path)]
+    return [readable_name(name, folder) for name in sorted(names)]
 
 
-def image_files(folder: Path, listings: Listings | None = None) -> list[str]:
+def image_files(folder: Path) -> list[str]:
     """Visible image files below `folder`, as sorted relative paths with forward slashes.
 
-    Links to folders inside are not followed. `listings` are of a folder that it lies in.
+    Links to folders inside are not followed.
 
     Raises:
       ClipbiasError: a folder cannot be read, or a name in it is not UTF-8.
     """
-    if files.is_remote(folder):
-        return _remote_images(folder)
-    listings = listings or Listings(folder)
-    found: list[str] = []
-    inner = [""]
-    for prefix in inner:  # grows while it is walked through
-        folders, images = listings.inside(os.path.join(folder, prefix))
-        inner += [f"{prefix}{name}/" for name in folders]
-        if not is_unicode(prefix + "".join(images)):
-            for name in (*prefix.split("/"), *images):
-                readable_name(name, folder)
-        found += [prefix + name for name in images] if prefix else images
-    return sorted(found)
+    with _readable(folder):
+        found = list(_remote_images(folder, "") if is_remote(folder) else _local_images(os.fspath(folder)))
+    return sorted(readable_name(name, folder) for name in found)
 
 
-def _remote_images(folder: Path) -> list[str]:
+def _local_images(top: str) -> Iterator[str]:
+    def fail(error: OSError) -> None:
+        raise error
+
+    for place, folders, names in os.walk(top, onerror=fail):
+        folders[:] = [name for name in folders if name[0] != "."]
+        prefix = place[len(top) :].lstrip("/")
+        yield from (f"{prefix}/{name}" if prefix else name for name in names if _is_image(name))
+
+
+def _remote_images(folder: Path, prefix: str) -> Iterator[str]:
+    for path in folder.iterdir():
+        name = path.name
+        if _is_image(name):  # not asked whether it is a folder: each question takes tens of milliseconds
+            yield prefix + name
+        elif name and name[0] != "." and path != folder and path.is_dir():  # stores list a folder in itself
+            yield from _remote_images(path, f"{prefix}{name}/")
+
+
+def _is_image(name: str) -> bool:
+    return name[0] != "." and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def _is_folder(path: Path) -> bool:
     try:
-        names = files.below(folder)
+        return path.is_dir()
+    except OSError:  # a link that leads in a circle
+        return False
+
+
+@contextlib.contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    try:
+        with remote_errors(folder) if is_remote(folder) else contextlib.nullcontext():
+            yield
     except OSError as error:
         raise ClipbiasError(f"cannot read the folder {folder}: {reason(error)}; check its permissions.") from error
-    visible = [name for name in names if not name.startswith(".") and "/." not in name]
-    return sorted(name for name in visible if posixpath.splitext(name)[1].lower() in IMAGE_SUFFIXES)
 
 
 def in_each(root: Path, folders: Sequence[str]) -> Iterator[list[str]]:
-    """`image_files` of several folders in `root`, in their order.
-
-    In an object store, which takes long to answer, it asks for several at a time. On a disk what is listed is kept.
-    """
-    if files.is_remote(root):
-        with ThreadPoolExecutor(READERS) as pool:
-            yield from pool.map(image_files, [root / folder for folder in folders])
-        return
-    listings = Listings(root)
-    for folder in folders:
-        yield image_files(root / folder, listings)
-    listings.keep()
+    """`image_files` of several folders in `root`, in their order."""
+    with ThreadPoolExecutor(READERS) as pool:
+        yield from pool.map(image_files, [root / folder for folder in folders])
 
 
 def readable_name(name: str, place: Path) -> str:
@@ -111,38 +114,25 @@ def read_image(path: Path, *, listed_in: str = "") -> bytes:
     """The content of an image file; `listed_in` names the file that lists it, for the message.
 
     Links are followed, but not to what has no end, such as a device or a pipe.
+
+    Raises:
+      UnreadableImage: it is not there, or is no file that may be read.
     """
     try:
-        if files.is_remote(path):
-            return files.read_bytes(path)
+        if is_remote(path):
+            return read_bytes(path)
         if not stat.S_ISREG(path.stat().st_mode):
             raise OSError(None, "it is not a file")
         return path.read_bytes()
     except (OSError, ValueError) as error:
         named = f", listed in {listed_in}" if listed_in else ""
-        raise ClipbiasError(f"cannot read the image {path}{named}: {reason(error)}.") from error
+        raise UnreadableImage(str(path), f"cannot read the image {path}{named}: {reason(error)}.") from error
 
 
 def split_of_files(
-    root: Path, keys: Iterable[str], labels: Sequence[int] | np.ndarray, *, listed_in: str = ""
+    root: Path, keys: Sequence[str], labels: Sequence[int] | np.ndarray, *, listed_in: str = ""
 ) -> Split:
     """A split whose keys are paths relative to `root`; `listed_in` names the file that lists them, for messages."""
-    names = Keys.of(keys)
-    place = os.path.join(root if files.is_remote(root) else os.path.abspath(root), "")
-
-    def read(index: int) -> bytes:
-        return read_image(root / names[index], listed_in=listed_in)
-
-    def path(index: int) -> Path:
-        return root / names[index]
-
-    return Split(names, np.asarray(labels, np.int32), read, lambda index: stamp_of(place + names[index]), path)
-
-
-def stamp_of(path: str | os.PathLike) -> tuple[str, float]:
-    """What changes when a file does, and when it changed last, in seconds. Raises `OSError` where there is none."""
-    if files.is_remote(path):
-        return files.stamp(path)
-    found = os.stat(path)
-    stamp = f"{path}\n{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"
-    return stamp, max(found.st_mtime, found.st_ctime)
+    keys = tuple(keys)
+    labels = np.asarray(labels, np.int32)
+    return Split(keys, labels, lambda index: read_image(root / keys[index], listed_in=listed_in), f"{root}/")

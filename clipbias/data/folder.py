@@ -9,7 +9,6 @@ from absl import logging
 
 from clipbias.data import files_on_disk
 from clipbias.data.dataset import TEMPLATE, Dataset, Split
-from clipbias.data.keys import Keys
 from clipbias.errors import ClipbiasError
 
 # Names under which people keep each split, in order of preference.
@@ -91,7 +90,7 @@ def divide(split: Split, shares: tuple[float, float]) -> tuple[np.ndarray, np.nd
     which the images are listed does not matter.
     """
     parts: tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]] = ([], [], [])
-    digests = b"".join(hashlib.sha256(key).digest() for key in Keys.of(split.keys).encoded())
+    digests = b"".join(hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest() for key in split.keys)
     ranks = np.frombuffer(digests, ">u8").reshape(-1, 4).astype(np.uint64).T
     order = np.lexsort((*ranks[::-1], split.labels))  # by label, and in each by its digest as a number
     for indices in np.split(order, np.flatnonzero(np.diff(split.labels[order])) + 1):
@@ -124,4 +123,4 @@ def _read_classes(folder: Path, root: Path, class_names: tuple[str, ...], every_
         keys += [f"{prefix}{class_name}/{file_name}" for file_name in names]
         counts.append(len(names))
     labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-    return files_on_disk.split_of_files(root, Keys.of(keys, distinct=True), labels)
+    return files_on_disk.split_of_files(root, keys, labels)

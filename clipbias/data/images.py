@@ -10,7 +10,7 @@ from absl import logging
 
 from clipbias.data import transforms
 from clipbias.data.dataset import Split
-from clipbias.errors import ClipbiasError
+from clipbias.errors import UnreadableImage
 
 # An image's key, and the side that it was resized to, 0 where it was not.
 _Name = tuple[str, int]
@@ -26,7 +26,7 @@ def unset(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 
 
 def pictures(split: Split, indices: Sequence[int] | np.ndarray, image_size: int) -> np.ndarray:
-    """The images at `indices` as a model sees them, uint8 `[K, R, R, 3]`. Raises `ClipbiasError` for one unreadable."""
+    """The images at `indices` as a model sees them, uint8 `[K, R, R, 3]`. Raises `UnreadableImage`."""
     chosen = split.subset(indices)
     found = np.zeros((len(chosen), image_size, image_size, 3), np.uint8)
     for i in range(len(chosen)):
@@ -84,14 +84,9 @@ class ImageCache:
 
     def keep_only(self, splits: Sequence[Split] = ()) -> None:
         """Drops all images but those of some splits, which are to come."""
-        places: dict[int, list[np.ndarray]] = {}
-        for base, chosen in (split.origin() for split in splits):
-            places.setdefault(id(base), []).append(chosen)
-        names = {name for name, _ in self._images}
-        if names:  # the names of a large split are not looked at for nothing
-            names.intersection_update(key for split in splits for key in split.keys)
+        names = {key for split in splits for key in split.keys}
         with self._lock:
-            self._expected = sum(len(np.unique(np.concatenate(chosen))) for chosen in places.values())
+            self._expected = len(names)
             self._images = {name: image for name, image in self._images.items() if name[0] in names}
             self._bytes = sum(map(_size, self._images.values()))
 
@@ -105,7 +100,7 @@ class Images:
 
     Attributes:
       cache: Where images are kept.
-      unreadable: Key to message of the images found unreadable by a caller that skips them.
+      unreadable: Path to message of the images that could not be read, for a caller that skips them.
     """
 
     def __init__(self, split: Split, cache: ImageCache | None = None) -> None:
@@ -114,7 +109,6 @@ class Images:
         self.labels = split.labels
         self.cache = ImageCache(0) if cache is None else cache
         self.unreadable: dict[str, str] = {}
-        self._lock = threading.Lock()
 
     @classmethod
     def of(cls, split: "Split | Images", cache_bytes: int = 0) -> "Images":
@@ -125,7 +119,7 @@ class Images:
         return len(self.split)
 
     def decoded(self, index: int) -> transforms.Picture:
-        """Image `index`, its pixels where these are kept. Raises `ClipbiasError` naming an unreadable file."""
+        """Image `index`, its pixels where these are kept. Raises `UnreadableImage`."""
         return self._made(index, 0)
 
     def evaluated(self, index: int, image_size: int) -> np.ndarray:
@@ -138,22 +132,13 @@ class Images:
         if isinstance(kept, np.ndarray):
             return kept
         encoded = self.split.read(index) if kept is None else kept
-        picture: transforms.Picture = transforms.decode_picture(encoded, key)
+        picture: transforms.Picture = transforms.decode_picture(encoded, self.split.path(index))
         if image_size:
             picture = transforms.test_image(picture, image_size)
         return self.cache.add((key, image_size), encoded, picture) if kept is None else picture
 
-    def note_unreadable(self, index: int, error: ClipbiasError) -> None:
+    def note_unreadable(self, error: UnreadableImage) -> None:
         """Logs and counts an image that a caller leaves out; each once."""
-        key = self.split.keys[index]
-        with self._lock:
-            known = key in self.unreadable
-            self.unreadable[key] = str(error)
-        if not known:
-            logging.warning("Skipped: %s", error)
-
-    def subset(self, indices: Sequence[int]) -> "Images":
-        """The images at `indices`, with the same cache."""
-        chosen = Images(self.split.subset(indices), self.cache)
-        chosen.unreadable = dict(self.unreadable)
-        return chosen
+        message = str(error)
+        if self.unreadable.setdefault(error.path, message) is message:
+            logging.warning("Skipped: %s", message)

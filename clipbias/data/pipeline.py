@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from absl import logging
 
 from clipbias import hosts
 from clipbias.checks import check_choice
@@ -19,7 +18,7 @@ from clipbias.data import transforms
 from clipbias.data.dataset import Split
 from clipbias.data.images import Images, unset
 from clipbias.data.workers import Ahead, Workers
-from clipbias.errors import ClipbiasError
+from clipbias.errors import ClipbiasError, UnreadableImage
 
 DEFAULT_CACHE_BYTES = 2 << 30
 # Images that a thread is given at once: handing over single ones costs threads, which share Python's lock, about half a
@@ -41,6 +40,7 @@ class Source:
       shape: Of the images of a batch, `[B, R, R, 3]` or with views `[B, 1 + V, R, R, 3]`.
       row: Makes row `row` of batch `number`: pixels of the image in that row, its label, and whether there is one.
       dtype: Of the pixels.
+      skip: Whether images that cannot be read are masked and counted (`Images.unreadable`), not raised.
     """
 
     images: Images
@@ -48,6 +48,7 @@ class Source:
     shape: tuple[int, ...]
     row: Callable[[int, int], tuple[np.ndarray | None, int]]
     dtype: Any = np.uint8
+    skip: bool = False
 
     @property
     def pieces(self) -> list[range]:
@@ -67,7 +68,13 @@ class Source:
     def fill(self, batch: Mapping[str, np.ndarray], number: int, rows: range) -> None:
         """Makes some rows of batch `number`; where there is no image they are black, have label 0 and are masked."""
         for row in rows:
-            pixels, label = self.row(number, row)
+            try:
+                pixels, label = self.row(number, row)
+            except UnreadableImage as error:
+                if not self.skip:
+                    raise
+                self.images.note_unreadable(error)
+                pixels, label = None, 0
             batch["images"][row] = 0 if pixels is None else pixels
             batch["labels"][row], batch["mask"][row] = label, pixels is not None
 
@@ -84,11 +91,11 @@ class Source:
 class Batches(Iterator[Batch]):
     """An iterator of batches that measures how long its user waited for them.
 
-    Outside training, which saves first, a notice to stop ends it (`hosts.Stopped`).
+    Outside training, which saves first, a notice to stop ends it (`interruption.Interrupted`).
 
     Attributes:
       count: Number of batches that are left to come at the start.
-      skipped: Number of unreadable images left out so far (evaluation with `on_error="skip"`).
+      skipped: Number of unreadable images masked so far, with `on_error="skip"`.
     """
 
     def __init__(self, source: Source, workers: Workers | int | None, *, training: bool = False) -> None:
@@ -103,12 +110,6 @@ class Batches(Iterator[Batch]):
         if not self._training:
             hosts.check()
         return next(self._ahead)
-
-    def blank(self) -> Batch:
-        """A batch of black images that stands for one that cannot be made."""
-        rows = self.source.shape[0]
-        pixels = np.zeros(self.source.shape, self.source.dtype)
-        return {"images": pixels, "labels": np.zeros(rows, np.int32), "mask": np.ones(rows, bool)}
 
     @property
     def seconds_waiting(self) -> float:
@@ -153,6 +154,7 @@ def train_batches(
     shard: tuple[int, int] = (0, 1),
     keep_last: bool = False,
     crop: float | None = transforms.SCALE[0],
+    on_error: str = "raise",
     workers: Workers | int | None = None,
     cache_bytes: int = DEFAULT_CACHE_BYTES,
 ) -> Batches:
@@ -169,6 +171,8 @@ def train_batches(
         the last ones lack is filled up and masked.
       keep_last: Whether an epoch ends with its incomplete batch, which is filled up and masked.
       crop: Smallest share of an image that a crop covers; None prepares images as they are evaluated.
+      on_error: "raise" stops at an unreadable image; "skip" masks it, logs it and counts it in `skipped`. The number of
+        steps stays the same.
       workers: Decoding threads, which others may share, or their number; None takes one per processor. Does not change
         the batches.
       cache_bytes: Images are kept up to this size; ignored where `split` is an `Images`.
@@ -178,7 +182,7 @@ def train_batches(
     """
     images = Images.of(split, cache_bytes)
     options: dict[str, Any] = dict(image_size=image_size, batch_size=batch_size, seed=seed, epochs=epochs)
-    options |= dict(start_step=start_step, shard=shard, keep_last=keep_last, crop=crop)
+    options |= dict(start_step=start_step, shard=shard, keep_last=keep_last, crop=crop, on_error=on_error)
     return Batches(train_source(images, **options), workers, training=True)
 
 
@@ -193,6 +197,7 @@ def train_source(
     shard: tuple[int, int],
     keep_last: bool,
     crop: float | None,
+    on_error: str = "raise",
 ) -> Source:
     """How the batches of `train_batches` are made; arguments as there."""
     size = len(images)
@@ -209,7 +214,8 @@ def train_source(
             return None, 0
         return _augmented(images, int(order(epoch)[place]), image_size, (seed, epoch), crop)
 
-    return Source(images, range(start_step, epochs * steps), (local, image_size, image_size, 3), row)
+    numbers, shape = range(start_step, epochs * steps), (local, image_size, image_size, 3)
+    return Source(images, numbers, shape, row, skip=_skips(on_error))
 
 
 def pass_batches(
@@ -221,6 +227,7 @@ def pass_batches(
     passes: range,
     crop: float,
     shard: tuple[int, int] = (0, 1),
+    on_error: str = "raise",
     workers: Workers | int | None = None,
 ) -> Batches:
     """Whole passes over the training images in list order, each augmented as epoch `pass` of `train_batches` is.
@@ -238,7 +245,8 @@ def pass_batches(
             return None, 0
         return _augmented(images, example, image_size, (seed, passes[turn]), crop)
 
-    return Batches(Source(images, range(len(passes) * steps), (local, image_size, image_size, 3), row), workers)
+    numbers, shape = range(len(passes) * steps), (local, image_size, image_size, 3)
+    return Batches(Source(images, numbers, shape, row, skip=_skips(on_error)), workers)
 
 
 def _augmented(
@@ -271,7 +279,7 @@ def test_batches(
       image_size: R, the side of the model's input.
       batch_size: B over all hosts, a multiple of their number.
       shard: (index, count) of this host; it gets the rows `index * B / count` and following of every batch.
-      on_error: "raise" stops at an unreadable image; "skip" masks it out, logs it and counts it in `skipped`.
+      on_error: As of `train_batches`.
       crops: Random crops of each image behind it, V (`transforms.test_views`): images are then [B, 1 + V, R, R, 3].
       mixed: Whether AugMix mixes each crop with distortions of it; images are then float32.
       workers: Decoding threads, which others may share, or their number; None takes one per processor.
@@ -281,7 +289,6 @@ def test_batches(
       An iterator of {"images": uint8 [B, R, R, 3], "labels": int32 [B], "mask": bool [B]}; a masked row is
       black and has label 0.
     """
-    check_choice("on_image_error", on_error, ON_ERROR)
     images = Images.of(split, cache_bytes)
     index, count = shard
     if batch_size % count:
@@ -294,49 +301,21 @@ def test_batches(
         example = number * batch_size + index * local + row
         if example >= len(images):
             return None, 0
-        try:
-            image = images.decoded(example)
-            if crops:
-                pixels = transforms.test_views(image, image_size, crops, mixed=mixed)
-            else:
-                pixels = transforms.test_image(image, image_size)
-        except ClipbiasError as error:
-            if on_error == "raise":
-                raise
-            images.note_unreadable(example, error)
-            return None, 0
+        image = images.decoded(example)
+        if crops:
+            pixels = transforms.test_views(image, image_size, crops, mixed=mixed)
+        else:
+            pixels = transforms.test_image(image, image_size)
         return pixels, int(images.labels[example])
 
     numbers = range(-(-len(images) // batch_size))
-    return Batches(Source(images, numbers, shape, row, np.float32 if mixed else np.uint8), workers)
+    dtype = np.float32 if mixed else np.uint8
+    return Batches(Source(images, numbers, shape, row, dtype, _skips(on_error)), workers)
 
 
-def without_unreadable(images: Images, *, workers: Workers | int | None = None) -> Images:
-    """`images` without those that cannot be decoded; how many were left out is logged.
-
-    Decodes every image once, filling the cache; meant for few-shot sets. What is left keeps the cache.
-    """
-    readable = np.ones(len(images), bool)
-
-    def probe(numbers: range) -> None:
-        for index in numbers:
-            try:
-                images.decoded(index)
-            except ClipbiasError as error:
-                images.note_unreadable(index, error)
-                readable[index] = False
-
-    def begin(first: int) -> tuple[list[Callable[[], None]], Callable[[], None]]:
-        numbers = range(first, min(first + PIECE, len(images)))
-        return [functools.partial(probe, numbers)], lambda: None
-
-    for _ in Ahead(Workers.of(workers), range(0, len(images), PIECE), begin, pieces=1):
-        hosts.check()
-    kept = np.flatnonzero(readable).tolist()
-    if len(kept) == len(images):
-        return images
-    logging.warning("Left out %d unreadable of %d training images.", len(images) - len(kept), len(images))
-    return images.subset(kept)
+def _skips(on_error: str) -> bool:
+    check_choice("on_image_error", on_error, ON_ERROR)
+    return on_error == "skip"
 
 
 def _generator(seed: int, epoch: int, *, stream: int) -> np.random.Generator:

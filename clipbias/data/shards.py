@@ -10,7 +10,7 @@ import io
 import itertools
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,6 @@ from clipbias import hosts
 from clipbias.checks import check_text
 from clipbias.data import benchmark, transforms
 from clipbias.data.dataset import Dataset, Split
-from clipbias.data.keys import Keys
-from clipbias.data.record_index import Index
 from clipbias.data.tfds_records import Prepared, records_path
 from clipbias.errors import ClipbiasError
 from clipbias.io import reason, shorten, user_path
@@ -105,14 +103,10 @@ def build(dataset: Dataset, out_dir: str | os.PathLike) -> epath.Path:
             with contextlib.suppress(OSError):
                 os.rmdir(folder)  # after a failure; a folder that holds something stays
     folder = epath.Path(builder.data_dir)
-    _write_indices(Prepared(folder), {stored: dataset.splits[stored] for stored in stored_as.values()})
+    prepared = Prepared(folder)
+    for stored in dict.fromkeys(stored_as.values()):
+        prepared.records(stored, "key")  # leaves an index, so that opening the shards reads no image
     return folder
-
-
-def _write_indices(prepared: Prepared, splits: Mapping[str, Split]) -> None:
-    """Writes the index of each split: records lie in its order, so that none has to be read."""
-    for name, split in splits.items():
-        prepared.keep_index(name, Index(split.labels, Keys.of(split.keys), np.arange(len(split))), "key")
 
 
 def _parts(split: Split) -> list[range]:
@@ -142,7 +136,7 @@ def load(
     with prepared.told("the description"):
         for split_name in set(metadata["stored_as"].values()):
             records = prepared.records(split_name, "key")
-            stored[split_name] = Split(records.ids, records.labels, records.read, records.stamp).subset(records.order)
+            stored[split_name] = Split(records.ids, records.labels, records.read).subset(records.order)
         dataset = Dataset(
             check_text("the dataset's name", metadata["name"]),
             tuple(metadata["class_names"]),

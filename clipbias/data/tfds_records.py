@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import json
 import os
 import re
@@ -20,13 +19,10 @@ from etils import epath
 from clipbias import hosts
 from clipbias import io as files
 from clipbias.data import record_index
-from clipbias.data.files_on_disk import stamp_of
-from clipbias.data.keys import Keys
 from clipbias.data.record_index import Index
-from clipbias.errors import ClipbiasError
+from clipbias.errors import ClipbiasError, UnreadableImage
 
 CHUNK = 256  # records that are read at once
-SAMPLES = 32  # records that are looked at before what is said of all of them is believed
 SECONDS_BETWEEN_LINES = 10.0
 # Under these keys a description of features names a Python class, the last one in old descriptions.
 CLASS_KEYS = frozenset({"pythonClassName", "python_class_name", "type"})
@@ -44,14 +40,12 @@ class Records:
       labels: int32 [n].
       order: The records in the order in which they were given to the builder, int64 [n]; TFDS shuffles them.
       read: Record number to encoded image bytes.
-      stamp: What changes when a file of the dataset does (`Split.stamp`).
     """
 
-    ids: Keys
+    ids: tuple[str, ...]
     labels: np.ndarray
     order: np.ndarray
     read: Callable[[int], bytes]
-    stamp: Callable[[int], tuple[str, float]]
 
 
 class Prepared:
@@ -121,35 +115,32 @@ class Prepared:
         if not _SPLIT.fullmatch(split) or split not in self.splits:  # the name becomes a part of a file's name
             raise ClipbiasError(f"{self.folder} has no split {split!r}; it has {', '.join(self.splits)}.")
         count = self._builder.info.splits[split].num_examples
-        place = record_index.Place(self.folder, split, id_feature, count)
-        index = place.find_or_make(lambda: self._read_index(split, id_feature))
-        ids = Keys.of((f"{number:07d}" for number in range(count)), distinct=True) if index.ids is None else index.ids
+        with self.told(split):
+            index = record_index.find_or_make(
+                self.folder, split, id_feature, count, lambda: self._read_index(split, id_feature)
+            )
+        ids = index.ids or tuple(f"{number:07d}" for number in range(count))
         lock = threading.Lock()
         opened = functools.cache(lambda: self.source(split))  # at the first use
 
         def read(number: int) -> bytes:
-            with lock:
-                source = opened()
-            with self.told(f"record {number} of {split}"):
-                return source[int(number)]["image"]
+            try:
+                with lock:
+                    source = opened()
+                with self.told(f"record {number} of {split}"):
+                    return source[int(number)]["image"]
+            except ClipbiasError as error:
+                raise UnreadableImage(f"record {number} of {split} in {self.folder}", str(error)) from error
 
-        @functools.cache
-        def stamp() -> tuple[str, float]:
-            own = record_index.ANY_FILE
-            found = [stamp_of(path) for path in sorted(self.folder.iterdir()) if not path.name.startswith(own)]
-            text = " ".join(text for text, _ in found)
-            return hashlib.sha256(text.encode()).hexdigest(), max(changed for _, changed in found)
-
-        order = np.arange(count) if index.positions is None else np.argsort(index.positions, kind="stable")
-        return Records(ids, index.labels, order, read, lambda number: (f"{split} {number} {stamp()[0]}", stamp()[1]))
+        order = np.argsort(index.positions, kind="stable") if len(index.positions) else np.arange(count)
+        return Records(ids, index.labels, order, read)
 
     def _read_index(self, split: str, id_feature: str | None) -> Index:
         features = self._builder.info.features
         for wanted in ("image", "label", id_feature):
             if wanted is not None and wanted not in features:
                 raise ClipbiasError(f"{self.folder} has no feature {wanted!r}; it has {', '.join(features)}.")
-        ids: list[bytes] = []
-        labels, positions = [], []
+        ids, labels, positions = list[str](), list[int](), list[int]()
         source, told = self.source(split), time.monotonic()
         logging.info("%s has no index: all %d records of %s are read, this once", self.folder, len(source), split)
         with self.told(split):
@@ -158,31 +149,13 @@ class Prepared:
                 for record in source.__getitems__(range(first, min(first + CHUNK, len(source)))):
                     labels.append(int(record["label"]))
                     if id_feature:
-                        ids.append(bytes(record[id_feature]))
+                        ids.append(bytes(record[id_feature]).decode())
                     if "position" in features:
                         positions.append(int(record["position"]))
                 if time.monotonic() > told + SECONDS_BETWEEN_LINES:
                     told = time.monotonic()
                     logging.info("%d of %d records of %s", len(labels), len(source), split)
-            names = Keys.laid_out(b"".join(ids), np.fromiter(map(len, ids), np.int64, len(ids))) if id_feature else None
-        return Index(np.asarray(labels, np.int32), names, np.asarray(positions, np.int64) if positions else None)
-
-    def keep_index(self, split: str, index: Index, id_feature: str) -> None:
-        """Writes what whoever made the records knows of them, if some of them agree.
-
-        Otherwise the index is made by reading them all.
-        """
-        count = self._builder.info.splits[split].num_examples
-        assert index.ids is not None and index.positions is not None, "it is of records that were just made"
-        source, fits = self.source(split), count == len(index.ids)
-        with self.told(split):
-            for number in np.unique(np.linspace(0, count - 1, SAMPLES).astype(np.int64)).tolist() if fits else ():
-                record = source[number]
-                label, name, position = (record[feature] for feature in ("label", id_feature, "position"))
-                known = index.labels[number], index.ids[number].encode(), index.positions[number]
-                fits = fits and (int(label), bytes(name), int(position)) == known
-        place = record_index.Place(self.folder, split, id_feature, count)
-        place.keep(index if fits else self._read_index(split, id_feature))
+        return Index(np.asarray(labels, np.int32), tuple(ids), np.asarray(positions, np.int64))
 
 
 def records_path(path: str | os.PathLike) -> Path:

@@ -11,7 +11,6 @@ from clipbias.data import benchmark, catalog, class_names
 from clipbias.data.dataset import TEMPLATE, Dataset, Split
 from clipbias.data.entry import Entry, Tfds
 from clipbias.data.folder import complete_splits
-from clipbias.data.keys import Keys
 from clipbias.data.tfds_records import Records
 from clipbias.errors import ClipbiasError
 from clipbias.io import data_path
@@ -93,8 +92,8 @@ def _with_own_split(name: str, entry: Entry | None, stock: Tfds, prepared: "Prep
         if own not in prepared.splits:
             continue
         records = prepared.records(own, None)
-        keys = Keys.of((f"{own}/{number}" for number in records.ids), distinct=True)  # without a feature: numbers
-        whole = Split(keys, new_label[records.labels], records.read, records.stamp)
+        keys = [f"{own}/{number}" for number in records.ids]  # without a feature: numbers
+        whole = Split(keys, new_label[records.labels], records.read)
         splits[benchmark_name] = whole.subset(np.flatnonzero(whole.labels >= 0))
     if not splits:
         raise ClipbiasError(f"{name} has the splits {', '.join(prepared.splits)}, none of which is known.")
@@ -139,8 +138,8 @@ def _with_benchmark_split(
         places = np.fromiter((available.get(_fold(path, stock), -1) for path in wanted), np.int64, len(wanted))
         lacking.extend(wanted[index] for index in np.flatnonzero(places < 0).tolist())
         found = np.flatnonzero(places >= 0)
-        keys = Keys.of(wanted).take(found)
-        splits[split_name] = Split(keys, labels[found], *_from_each(parts, places[found]))
+        keys = [wanted[index] for index in found.tolist()]
+        splits[split_name] = Split(keys, labels[found], _from_each(parts, places[found]))
     if len(lacking) > stock.may_lack:
         raise ClipbiasError(
             f"{name}: {prepared.folder} lacks {len(lacking)} images of the benchmark's split, such as {lacking[0]}; "
@@ -176,22 +175,12 @@ def _fold(path: str, stock: Tfds) -> str:
     return path.lower() if stock.ignore_case else path
 
 
-def _from_each(
-    parts: Sequence[Records], places: np.ndarray
-) -> tuple[Callable[[int], bytes], Callable[[int], tuple[str, float]]]:
-    """`Split.read` and `Split.stamp` of examples that are each a record of its own, numbered through all `parts`."""
+def _from_each(parts: Sequence[Records], places: np.ndarray) -> Callable[[int], bytes]:
+    """`Split.read` of examples that are each a record of its own, numbered through all `parts`."""
     ends = np.cumsum([len(records.ids) for records in parts])
 
-    def record(index: int) -> tuple[Records, int]:
-        part = int(np.searchsorted(ends, places[index], side="right"))
-        return parts[part], int(places[index] - (ends[part] - len(parts[part].ids)))
-
     def read(index: int) -> bytes:
-        records, number = record(index)
-        return records.read(number)
+        part = int(np.searchsorted(ends, places[index], side="right"))
+        return parts[part].read(int(places[index] - (ends[part] - len(parts[part].ids))))
 
-    def stamp(index: int) -> tuple[str, float]:
-        records, number = record(index)
-        return records.stamp(number)
-
-    return read, stamp
+    return read

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from clipbias.data.augmix import augmix
-from clipbias.errors import ClipbiasError
+from clipbias.errors import ClipbiasError, UnreadableImage
 
 SCALE = (0.08, 1.0)  # share of the image area that a training crop covers
 RATIO = (3 / 4, 4 / 3)  # width over height of a training crop
@@ -28,12 +28,12 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "DIB", "PPM")
 Picture = Image.Image | np.ndarray
 
 
-def decode(encoded: bytes, key: str) -> np.ndarray:
+def decode(encoded: bytes, path: str) -> np.ndarray:
     """Encoded image to uint8 [h, w, 3]; arguments and errors as of `decode_picture`."""
-    return np.asarray(decode_picture(encoded, key))
+    return np.asarray(decode_picture(encoded, path))
 
 
-def decode_picture(encoded: bytes, key: str) -> Image.Image:
+def decode_picture(encoded: bytes, path: str) -> Image.Image:
     """Encoded image to one of Pillow's in mode "RGB", whose pixels are copied once less if it is used only once.
 
     As in the public CLIP adaptation code, this is `Image.open(...).convert("RGB")` and little more (`as_rgb`): the EXIF
@@ -41,13 +41,13 @@ def decode_picture(encoded: bytes, key: str) -> Image.Image:
 
     Args:
       encoded: The file's bytes, in one of `FORMATS`.
-      key: The example's name, for the message.
+      path: Of the file, or what messages call it.
 
     Raises:
-      ClipbiasError: the bytes are not a whole image.
+      UnreadableImage: the bytes are not a whole image.
     """
     if not encoded:
-        raise ClipbiasError(f"the image {key} is empty (0 bytes); replace the file or skip unreadable images.")
+        raise UnreadableImage(path, f"the image {path} is empty (0 bytes); replace the file or skip unreadable images.")
     try:
         with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
             image.load()
@@ -55,8 +55,8 @@ def decode_picture(encoded: bytes, key: str) -> Image.Image:
     # A damaged file makes Pillow's decoders raise nearly anything, from OSError to struct.error.
     except Exception as error:
         reason = str(error).replace("<_io.BytesIO object at ", "<").split("<")[0].strip() or type(error).__name__
-        raise ClipbiasError(
-            f"the image {key} cannot be decoded ({reason}); replace the file or skip unreadable images."
+        raise UnreadableImage(
+            path, f"the image {path} cannot be decoded ({reason}); replace the file or skip unreadable images."
         ) from error
 
 

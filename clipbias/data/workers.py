@@ -2,13 +2,12 @@
 
 import math
 import os
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 # Elements made ahead of the one that is taken, as long as they fit so many bytes. As many as keep all threads at work
 # may have more, and one is made whatever its size: it is in the making while the one before it is used.
@@ -19,14 +18,12 @@ MOST_WORKERS = 1024
 LOOK = 1e-3
 
 _T = TypeVar("_T")
-# The pieces of an element, which any threads call in any order, and what the last one of them calls to end it.
+# The pieces of an element, which any threads call in any order, and what makes the element when all are done.
 Begun = tuple[Sequence[Callable[[], None]], Callable[[], _T]]
 
 
-class Workers:
+class Workers(ThreadPoolExecutor):
     """So many threads. Those who take images at the same time share them, and so never have more of them together.
-
-    The threads start when they are first needed, and end when nobody holds this object any more.
 
     Attributes:
       count: how many there are.
@@ -35,16 +32,12 @@ class Workers:
     def __init__(self, count: int = 0) -> None:
         """`count` threads; 0 takes one for each processor that this process may use."""
         self.count = count or processors()
-        self._pool = ThreadPoolExecutor(self.count, thread_name_prefix="images")
+        super().__init__(self.count, thread_name_prefix="images")
 
     @classmethod
     def of(cls, workers: "Workers | int | None") -> "Workers":
-        """`workers` itself, or threads of one's own: so many, or one for each processor."""
+        """`workers` itself, or new threads: so many, or one for each processor."""
         return workers if isinstance(workers, Workers) else cls(workers or 0)
-
-    def submit(self, run: Callable[..., Any], *arguments: Any) -> None:
-        """Has a thread call `run(*arguments)`, which must not raise, once one is free."""
-        self._pool.submit(run, *arguments)
 
 
 def processors() -> int:
@@ -68,7 +61,7 @@ class Ahead(Iterator[_T], Generic[_T]):
         self,
         workers: Workers,
         numbers: range,
-        begin: Callable[[int], Begun],
+        begin: Callable[[int], Begun[_T]],
         *,
         pieces: int,
         size: int = 0,
@@ -79,45 +72,44 @@ class Ahead(Iterator[_T], Generic[_T]):
         Args:
           workers: the threads.
           numbers: of the elements.
-          begin: the pieces of an element, called in the thread of the user. It should not hold who holds this object:
-            what is abandoned is then dropped at once.
+          begin: the pieces of an element, called in the thread of the user.
           pieces: how many pieces elements have.
           size: bytes of an element.
           busy: whether there is work beside that for which the next element is awaited, so that nothing is lost by it.
         """
         self._workers, self._numbers, self._begin, self._busy = workers, iter(numbers), begin, busy
+        self._finisher = ThreadPoolExecutor(1, thread_name_prefix="batches")
         # All threads have work while the user holds one element and the next is ready.
         needed = 1 + -(-workers.count // max(pieces, 1))
         size = max(size, 1)
         self._depth = max(1, min(needed, MOST_BYTES // size), min(AHEAD, AHEAD_BYTES // size))
-        self._elements: deque[_Element] = deque()
+        self._elements: deque[tuple[Future[_T], list[Future[None]]]] = deque()
         self._taken, self._since = 0, 0.0
         self.seconds_waiting, self._waited_before = 0.0, 0.0
 
     def __next__(self) -> _T:
-        self._refill(self._depth)
+        self._refill()
         if not self._elements:
             raise StopIteration
         began = time.perf_counter()
         if self._taken == 1:
             self._since, self._waited_before = began, self.seconds_waiting
         self._taken += 1
-        element = self._elements.popleft()
-        self._refill(self._depth)
-        while self._busy() and not element.made.done():
-            wait([element.made], LOOK)
+        element, _ = self._elements.popleft()
+        self._refill()
+        while self._busy() and not element.done():
+            wait([element], LOOK)
         idle = time.perf_counter()
         try:
-            return element.made.result()
+            return element.result()
         finally:
             self.seconds_waiting += time.perf_counter() - idle
 
-    def _refill(self, depth: int) -> None:
-        while len(self._elements) < depth and (number := next(self._numbers, None)) is not None:
-            element = _Element(*self._begin(number))
-            self._elements.append(element)
-            for piece in range(element.pieces):
-                self._workers.submit(element.make, piece)
+    def _refill(self) -> None:
+        while len(self._elements) < self._depth and (number := next(self._numbers, None)) is not None:
+            pieces, finish = self._begin(number)
+            made = [self._workers.submit(piece) for piece in pieces]
+            self._elements.append((self._finisher.submit(_finished, made, finish), made))
 
     @property
     def waiting_share(self) -> float:
@@ -134,41 +126,20 @@ class Ahead(Iterator[_T], Generic[_T]):
         """Drops what is made ahead."""
         self._numbers = iter(())
         while self._elements:
-            self._elements.pop().dropped = True
+            element, pieces = self._elements.pop()
+            element.cancel()
+            for piece in pieces:
+                piece.cancel()
+        self._finisher.shutdown(wait=False)
 
     def __del__(self) -> None:
         if hasattr(self, "_elements"):
             self.close()
 
 
-class _Element:
-    """One element in the making."""
-
-    def __init__(self, pieces: Sequence[Callable[[], None]], finish: Callable[[], Any]) -> None:
-        self.pieces, self.made, self.dropped = len(pieces), Future[Any](), False
-        self._pieces, self._finish, self._left = pieces, finish, len(pieces)
-        self._errors: dict[int, BaseException] = {}
-        self._lock = threading.Lock()
-
-    def make(self, piece: int) -> None:
-        """Makes one piece; the last one that is made makes the whole of them. Raises nothing."""
-        try:
-            if not self.dropped:
-                self._pieces[piece]()
-        except BaseException as error:
-            self._errors[piece] = error
-        with self._lock:
-            self._left -= 1
-            if self._left:
-                return
-        finish = self._finish
-        del self._pieces, self._finish  # buffers that the element was made in are not kept as long as it is
-        try:
-            if self.dropped:
-                self.made.cancel()
-            elif self._errors:  # of the first piece, whichever thread was faster
-                self.made.set_exception(self._errors[min(self._errors)])
-            else:
-                self.made.set_result(finish())
-        except BaseException as error:
-            self.made.set_exception(error)
+def _finished(pieces: list[Future[None]], finish: Callable[[], _T]) -> _T:
+    """The element when its pieces are made. Raises the error of the first piece that has one."""
+    wait(pieces)
+    for piece in pieces:
+        piece.result()
+    return finish()

@@ -16,7 +16,6 @@ from clipbias import hosts
 from clipbias.clip.params import Params
 from clipbias.clip.precision import held, named
 from clipbias.data import Split
-from clipbias.data.contents import contents
 from clipbias.data.images import pictures
 from clipbias.data.pipeline import test_batches
 from clipbias.data.workers import Workers
@@ -121,10 +120,8 @@ class Study:
             for path, leaf in sorted(jax.tree_util.tree_leaves_with_path(model.learnables), key=lambda x: str(x[0])):
                 found.update(str(path).encode() + np.asarray(leaf).tobytes())
         for images in (self.split, self.training.subset(self.training_images) if self.training else None):
-            content = None if images is None else contents(images, on_error=self.options.on_image_error)
-            found.update(json.dumps([content, images and [*images.keys]]).encode())
+            found.update(json.dumps(images and images.digest).encode())
         found.update(json.dumps([FORMAT, self.clip.fingerprint, self.options.what_counts()]).encode())
-        found.update(self.split.labels.tobytes())
         return found.hexdigest()
 
     def spread(self, count: int) -> np.ndarray:

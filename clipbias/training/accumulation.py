@@ -58,7 +58,7 @@ def in_parts(
       groups: devices that share the batch, each of which takes a part of its own images at a time.
       normalize: turns images into what the model takes.
     """
-    count, method = batch[2].sum(), classifier.method
+    count, method = jnp.maximum(batch[2].sum(), 1), classifier.method  # 1: a batch without a readable image
 
     def whole(learned: Learnables) -> Learnables:
         return {**learned, CONSTANTS: constants} if constants else learned

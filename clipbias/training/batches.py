@@ -1,4 +1,4 @@
-"""The images of runs that train side by side, made ahead, stacked and placed on the mesh by the decoding threads."""
+"""The images of runs that train side by side, decoded, stacked and placed on the mesh ahead of their use."""
 
 import dataclasses
 import functools
@@ -19,6 +19,7 @@ from clipbias.tuning.recipe import Recipe
 class RunBatches(Iterator[Batch]):
     """The batches of all runs side by side on the mesh: `[R, B, …]`, with a mask where `B` is padded to divide.
 
+    Images that cannot be read are black and masked with `on_error="skip"`; the steps stay the same.
     `R` is filled up, too (`mesh.filled`). Each process makes what lies on its devices. Runs with the same images and
     the same seed, which differ in their learning rates, see the same pixels: these are made, kept and sent to the
     devices once, and copied there for the step that takes them.
@@ -34,6 +35,7 @@ class RunBatches(Iterator[Batch]):
         image_size: int,
         start_step: int,
         workers: Workers,
+        on_error: str = "raise",
     ) -> None:
         """Makes nothing yet.
 
@@ -45,6 +47,7 @@ class RunBatches(Iterator[Batch]):
           image_size: the side of the model's input.
           start_step: steps already done.
           workers: the threads.
+          on_error: "raise", or "skip" to mask images that cannot be read.
         """
         share = meshes.share(mesh)
         runs = share.runs(mesh, len(images))
@@ -63,6 +66,7 @@ class RunBatches(Iterator[Batch]):
                 shard=(share.part, share.parts),
                 keep_last=recipe.keep_last,
                 crop=recipe.crop if recipe.augment else None,
+                on_error=on_error,
             )
 
         sources = [source(first_with[key]) for key in distinct]
@@ -73,7 +77,7 @@ class RunBatches(Iterator[Batch]):
             multiple=share.multiple,
             there=len(runs) == meshes.filled(mesh, len(images)) and len(distinct) * mesh.shape[meshes.RUN] <= len(runs),
         )
-        first, self._busy = sources[0], _Busy()
+        first, self._busy, self._images = sources[0], _Busy(), images
         self._ahead = Ahead[Batch](
             workers,
             first.numbers,
@@ -86,13 +90,14 @@ class RunBatches(Iterator[Batch]):
     def __next__(self) -> Batch:
         return self._stacked.of_each_run(next(self._ahead))
 
-    def blank(self) -> Batch:
-        """A batch that stands for one that cannot be made here: black images."""
-        return self._stacked.of_each_run(self._stacked.blank())
-
     def computes(self, values: jax.Array) -> None:
         """Says what the devices compute from the last batch: until it is there, nobody waits for images."""
         self._busy.values = values
+
+    @property
+    def skipped(self) -> list[int]:
+        """How many training images of each run this process could not read and has masked so far."""
+        return [len(one.unreadable) for one in self._images]
 
     @property
     def waiting_share(self) -> float:
@@ -132,12 +137,9 @@ class _Stacked:
     multiple: int
     there: bool
 
-    def empty(self) -> Batch:
-        first = self.sources[0]
-        return first.empty(len(self.sources), more=-first.shape[0] % self.multiple)
-
     def begin(self, number: int) -> tuple[list[Callable[[], None]], Callable[[], Batch]]:
-        batch, pieces = self.empty(), list[Callable[[], None]]()
+        first, pieces = self.sources[0], list[Callable[[], None]]()
+        batch = first.empty(len(self.sources), more=-first.shape[0] % self.multiple)
         for place, source in enumerate(self.sources):
             own = {name: values[place] for name, values in batch.items()}
             pieces += [functools.partial(source.fill, own, number, rows) for rows in source.pieces]
@@ -160,14 +162,6 @@ class _Stacked:
     def of_each_run(self, batch: Batch) -> Batch:
         """`[R, B, …]` of what `place` has put on the mesh; by the main thread, so that all processes do it in order."""
         return _copies(self.mesh, self.of_runs)(batch) if self.copies and self.there else batch
-
-    def blank(self) -> Batch:
-        batch = self.empty()
-        for name, values in batch.items():
-            values[:] = 0
-            if name == "mask":
-                values[:, : self.sources[0].shape[0]] = True
-        return self.place(batch)
 
 
 @functools.lru_cache(maxsize=16)

@@ -50,6 +50,7 @@ class TrainingFeatures:
         crop: float,
         projected: bool,
         dtype: str,
+        on_error: str = "raise",
         workers: Workers | None = None,
     ) -> None:
         """Prepares nothing yet.
@@ -63,6 +64,8 @@ class TrainingFeatures:
           seed: of the run, which keys the augmentations.
           crop, projected: see `Sampling`.
           dtype: compute type by name.
+          on_error: "raise", or "skip": `readable` then says which images could be read, and the others' features are
+            those of a black image.
           workers: threads that decode; `None` for its own.
         """
         size = mesh.shape[meshes.DATA]
@@ -72,7 +75,8 @@ class TrainingFeatures:
         )
         self._size = clip.config.vision.image_size
         self._options: dict[str, Any] = dict(seed=seed, crop=crop)
-        self._workers = Workers.of(workers)
+        self._workers, self._on_error = Workers.of(workers), on_error
+        self.readable = np.ones(len(images), bool)
         self._passes: np.ndarray | None = None
         self._plain: np.ndarray | None = None
         self._seconds: list[float] = []  # of each batch, from files to features
@@ -83,7 +87,7 @@ class TrainingFeatures:
         missing = range(known, count)
         if len(missing):
             batches = pass_batches(self._images, passes=missing, **self._options, **self._shared)
-            found = self._run(batches).reshape(len(missing), len(self._images), -1)
+            found = self._run(batches, len(missing))
             self._passes = found if self._passes is None else np.concatenate([self._passes, found])
         assert self._passes is not None
         return self._passes[:count]
@@ -91,7 +95,7 @@ class TrainingFeatures:
     def plain(self) -> np.ndarray:
         """One pass of the images as they are evaluated, `[1, N, d]`."""
         if self._plain is None:
-            self._plain = self._run(test_batches(self._images, **self._shared))[None]
+            self._plain = self._run(test_batches(self._images, **self._shared), 1)
         return self._plain
 
     def seconds(self, images: int) -> float:
@@ -106,10 +110,11 @@ class TrainingFeatures:
             batch_size=self._batch_size,
             shard=(share.part, share.parts),
             workers=self._workers,
+            on_error=self._on_error,
         )
 
-    def _run(self, batches: Batches) -> np.ndarray:
-        """The features of all images that the batches do not mask."""
+    def _run(self, batches: Batches, passes: int) -> np.ndarray:
+        """The features of so many passes over all images, `[E, N, d]`."""
         found, began = [], time.monotonic()
         for batch in batches:
             features = self._encode(meshes.place_rows(self._mesh, batch["images"]))
@@ -117,19 +122,30 @@ class TrainingFeatures:
             now = time.monotonic()
             self._seconds.append(now - began)
             began = now
-        return np.concatenate([np.asarray(features)[np.asarray(mask)] for features, mask in found])
+        features, mask = (np.concatenate(list(map(np.asarray, parts))) for parts in zip(*found, strict=True))
+        count = len(self._images)  # what follows them fills up the last batch of a pass
+        self.readable &= mask.reshape(passes, -1)[:, :count].all(0)
+        return features.reshape(passes, -1, features.shape[-1])[:, :count]
 
 
 def support_features(source: TrainingFeatures, sampling: Sampling) -> np.ndarray:
-    """What `Method.support` is given: `[E, N, d]`."""
-    return source.passes(sampling.passes) if sampling.passes else source.plain()
+    """What `Method.support` is given, `[E, N', d]`: features of the images that can be read (`source.readable`)."""
+    found = _support(source, sampling)
+    return found[:, source.readable]
 
 
 def epoch_features(source: TrainingFeatures, sampling: Sampling, epochs: int) -> np.ndarray:
-    """The passes that so many epochs of training take, `[E, N, d]`: one for each epoch if they are fresh."""
+    """The passes that so many epochs of training take, `[E, N, d]`: one for each epoch if they are fresh.
+
+    Images that cannot be read are among them; `FeatureBatches` masks these.
+    """
     if sampling.training == "fresh":
         return source.passes(sampling.passes + epochs)[sampling.passes :]
-    return support_features(source, sampling)
+    return _support(source, sampling)
+
+
+def _support(source: TrainingFeatures, sampling: Sampling) -> np.ndarray:
+    return source.passes(sampling.passes) if sampling.passes else source.plain()
 
 
 class FeatureBatches(Iterator[Batch]):
@@ -147,6 +163,7 @@ class FeatureBatches(Iterator[Batch]):
         *,
         pooled: bool,
         start_step: int,
+        readable: Sequence[np.ndarray] | None = None,
     ) -> None:
         """Batches from step `start_step` on.
 
@@ -156,14 +173,16 @@ class FeatureBatches(Iterator[Batch]):
           seeds: of each run; they key the order of an epoch.
           recipe: size of the batches.
           mesh: where they go.
+          readable: of each run, bool `[N]`, which images could be read; the others are masked. `None` where all could.
         """
         self._features, self._labels, self._seeds, self._recipe = features, labels, seeds, recipe
+        self._readable = [np.ones(len(one), bool) for one in labels] if readable is None else readable
         self._mesh, self._pooled, self._step = mesh, pooled, start_step
 
     def __next__(self) -> Batch:
         share = meshes.share(self._mesh)
         runs = share.runs(self._mesh, len(self._seeds))
-        parts = {run: self._rows(self._features[run], self._labels[run], self._seeds[run]) for run in set(runs)}
+        parts = {run: self._rows(run) for run in set(runs)}
         self._step += 1
         stacked = {name: np.stack([parts[run][name] for run in runs]) for name in parts[runs[0]]}
         local = stacked["labels"].shape[1] // share.parts
@@ -176,11 +195,12 @@ class FeatureBatches(Iterator[Batch]):
     def close(self) -> None:
         """Nothing is made ahead."""
 
-    def _rows(self, features: np.ndarray, labels: np.ndarray, seed: int) -> Batch:
+    def _rows(self, run: int) -> Batch:
+        features, labels, readable = self._features[run], self._labels[run], self._readable[run]
         passes, examples = features.shape[:2]
         epoch, step = divmod(self._step, self._recipe.steps_per_epoch(examples))
         size = min(self._recipe.batch_size, examples)
-        order = epoch_order(seed, epoch, examples * (passes if self._pooled else 1))
+        order = epoch_order(self._seeds[run], epoch, examples * (passes if self._pooled else 1))
         chosen = order[: examples if self._pooled else None][step * size : (step + 1) * size]
         turn, example = divmod(chosen, examples) if self._pooled else (epoch % passes, chosen)
         rows = size + -size % self._mesh.shape[meshes.DATA]
@@ -189,5 +209,5 @@ class FeatureBatches(Iterator[Batch]):
             # Zeros have no direction, and not even a mask keeps what is not a number out of a gradient.
             "images": np.pad(features[turn, example], (more, (0, 0)), mode="edge"),
             "labels": np.pad(labels[example], more),
-            "mask": np.pad(np.ones(len(chosen), bool), more),
+            "mask": np.pad(readable[example], more),
         }

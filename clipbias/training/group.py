@@ -244,11 +244,12 @@ def _samples(
         chosen_on = split() if sampling.validation else None
         beside: dict[str, Any] = {}
         if chosen_on is not None:
-            images = Images(chosen_on)
-            features = shared.features(images, run.seed, sampling).plain()[0]
-            beside = {"validation": features, "validation_labels": images.labels}
-        features = support_features(shared.features(Images.of(run.train), run.seed, sampling), sampling)
-        labels = np.asarray(run.train.labels)
+            source = shared.features(Images(chosen_on), run.seed, sampling)
+            features = source.plain()[0]
+            beside = {"validation": features[source.readable], "validation_labels": chosen_on.labels[source.readable]}
+        source = shared.features(Images.of(run.train), run.seed, sampling)
+        features = support_features(source, sampling)  # which finds out which images can be read
+        labels = np.asarray(run.train.labels)[source.readable]
         found.append(Samples(features=features, labels=labels, text=text, scale=scale, seed=run.seed, **beside))
     return found
 
@@ -279,15 +280,14 @@ def _train_stages(
             own = dataclasses.replace(
                 logging, checkpoints=folder, steps_before=sum(steps[:number]), steps_in_all=sum(steps)
             )
-        sampling, features = trained.sampling(), None
+        sampling = trained.sampling()
+        options: dict[str, Any] = dict(plan=bound[1], on_image_error=shared.on_image_error, workers=shared.workers)
         if sampling is not None:
             epochs = recipe.total_epochs(len(runs[0].train))
-            features = [
-                epoch_features(shared.features(Images.of(run.train), run.seed, sampling), sampling, epochs)
-                for run in runs
-            ]
-        options: dict[str, Any] = dict(mesh=shared.mesh, plan=bound[1], features=features, workers=shared.workers)
-        return bound[0], train(bound[0], shared.params, runs, recipe, start, logging=own, **options)
+            sources = [shared.features(Images.of(run.train), run.seed, sampling) for run in runs]
+            options["features"] = [epoch_features(source, sampling, epochs) for source in sources]
+            options["readable"] = [source.readable for source in sources]
+        return bound[0], train(bound[0], shared.params, runs, recipe, start, mesh=shared.mesh, logging=own, **options)
 
     if len(stages) == 1 and not method.overrides("next_stage"):
         return train_stage(0, start)[1]
@@ -301,7 +301,8 @@ def _train_stages(
         learnables = _next_stage(method, number + 1, learnables, text)
     seconds = sum(one.seconds for one in found)
     waiting = sum(one.waiting_share * one.seconds for one in found) / max(seconds, 1e-9)
-    return Trained(learnables, found[-1].losses, sum(steps), seconds, waiting, sum(one.skipped for one in found))
+    skipped = [max(counts) for counts in zip(*(one.skipped for one in found), strict=True)]
+    return Trained(learnables, found[-1].losses, sum(steps), seconds, waiting, skipped)
 
 
 def _next_stage(method: Method, stage: int, learnables: Learnables, text: np.ndarray | None) -> Learnables:
@@ -436,7 +437,7 @@ def _described(spec: RunSpec, row: Row, learned: Learned, index: int, common: Re
     if trained is not None:
         facts |= {"loss": trained.losses[index], "steps": trained.steps}
         facts |= {"waiting_share": round(trained.waiting_share, 4)}
-        facts |= {"skipped_training_images": trained.skipped} if trained.skipped else {}
+        facts |= {"skipped_training_images": skipped} if (skipped := trained.skipped[index]) else {}
     return facts
 
 

@@ -57,7 +57,7 @@ class Trained:
       steps: steps in all.
       seconds: wall time in this process.
       waiting_share: share of the steps' time in which the devices waited for images.
-      skipped: training images that could not be read.
+      skipped: of each run, how many training images could not be read and were masked.
     """
 
     learnables: Learnables
@@ -65,7 +65,7 @@ class Trained:
     steps: int
     seconds: float
     waiting_share: float
-    skipped: int = 0
+    skipped: list[int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +103,8 @@ def train(
     mesh: Mesh,
     plan: StepPlan | None = None,
     features: Sequence[np.ndarray] | None = None,
+    readable: Sequence[np.ndarray] | None = None,
+    on_image_error: str = "raise",
     workers: Workers | None = None,
     logging: Logging | None = None,
 ) -> Trained:
@@ -116,7 +118,8 @@ def train(
       start: the learnables before the first step, leading axis `R`, on the host.
       mesh: the devices.
       plan: how a step fits the memory.
-      features: of each run, what its epochs take in place of images (`FeatureBatches`).
+      features, readable: of each run, what its epochs take in place of images (`FeatureBatches`).
+      on_image_error: "raise", or "skip" to mask images that cannot be read.
       workers: threads that decode images; `None` for its own.
       logging: reports and checkpoints; `None` keeps nothing.
 
@@ -147,9 +150,17 @@ def train(
     with contextlib.ExitStack() as opened:
         if checkpoints is not None:
             opened.callback(checkpoints.close)
-        batches = opened.enter_context(
-            contextlib.closing(_batches(task, images, seeds, recipe, mesh, step, features, workers))
-        )
+        batches: RunBatches | FeatureBatches
+        if features is None:
+            how: dict[str, Any] = dict(image_size=task.clip.config.vision.image_size, start_step=step)
+            how |= dict(workers=Workers.of(workers), on_error=on_image_error)
+            batches = RunBatches(images, seeds, recipe, mesh, **how)
+        else:
+            sampling, labels = task.method.sampling(), [one.labels for one in images]
+            pooled = sampling is not None and sampling.training == "pooled"
+            how = dict(pooled=pooled, start_step=step, readable=readable)
+            batches = FeatureBatches(features, labels, seeds, recipe, mesh, **how)
+        opened.callback(batches.close)
         report = _report(opened, logging, task, seeds, rows, step, total, losses, batches, plan)
         profile = _profile(opened, logging, step, total)
         interval = _Interval(logging.checkpoint_seconds)
@@ -186,30 +197,16 @@ def train(
             report.catch_up()
     learned = meshes.cut(mesh, state.learnables if state.average is None else state.average, len(runs))
     seconds = time.monotonic() - began
+    skipped = _skipped(images) if readable is None else [int((~one).sum()) for one in readable]
     return Trained(
-        *(with_constants(learned, start), report.losses, total, seconds, batches.waiting_share),
-        skipped=getattr(batches, "skipped", 0),
+        *(with_constants(learned, start), report.losses, total, seconds, batches.waiting_share), skipped=skipped
     )
 
 
-def _batches(
-    task: Task,
-    images: Sequence[Images],
-    seeds: Sequence[int],
-    recipe: Recipe,
-    mesh: Mesh,
-    start_step: int,
-    features: Sequence[np.ndarray] | None,
-    workers: Workers | None,
-) -> RunBatches | FeatureBatches:
-    if features is None:
-        size = task.clip.config.vision.image_size
-        return RunBatches(
-            images, seeds, recipe, mesh, image_size=size, start_step=start_step, workers=Workers.of(workers)
-        )
-    sampling, labels = task.method.sampling(), [one.labels for one in images]
-    pooled = sampling is not None and sampling.training == "pooled"
-    return FeatureBatches(features, labels, seeds, recipe, mesh, pooled=pooled, start_step=start_step)
+def _skipped(images: Sequence[Images]) -> list[int]:
+    """How many images of each run some process could not read."""
+    names = hosts.gather([sorted(one.unreadable) for one in images])
+    return [len({name for each in names for name in each[run]}) for run in range(len(images))]
 
 
 def _report(

@@ -171,6 +171,7 @@ class Shared:
                 crop=sampling.crop,
                 projected=sampling.projected,
                 dtype=self.dtype,
+                on_error=self.on_image_error,
                 workers=self.workers,
             )
         return self._features[key]

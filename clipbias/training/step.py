@@ -167,7 +167,7 @@ def loss_and_gradients(
             params, learnables, images, labels, text, reference, rng, mask, nameless, chosen
         )
         correct = (logits.argmax(-1) == labels) & mask
-        return {name: mean_loss(term, mask) for name, term in terms.items()}, correct.sum() / mask.sum()
+        return {name: mean_loss(term, mask) for name, term in terms.items()}, correct.sum() / jnp.maximum(mask.sum(), 1)
 
     if not classifier.method.overrides("combine"):
 

@@ -290,7 +290,7 @@ def total_loss(terms: Mapping[str, jax.Array], mask: jax.Array | None = None) ->
 
 
 def mean_loss(term: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """One term of a loss as a number."""
+    """One term of a loss as a number: 0 where the mask keeps no image of the batch."""
     if jnp.ndim(term) == 0:
         return term
-    return term.mean() if mask is None else jnp.where(mask, term, 0).sum() / mask.sum()
+    return term.mean() if mask is None else jnp.where(mask, term, 0).sum() / jnp.maximum(mask.sum(), 1)

@@ -1,15 +1,14 @@
 """The fifteen datasets in CoOp's layout, from miniatures, and what is said when something is off."""
 
-import dataclasses
 import json
 import os
 import random
 
 import pytest
+from clipbias.data.keys import Keys
 
 from clipbias import data
 from clipbias.data import benchmark, catalog
-from clipbias.data.keys import Keys
 from clipbias.errors import ClipbiasError
 from tests.data import miniatures
 
@@ -188,16 +187,3 @@ def test_unknown_names_are_answered():
         data.load("eurosta")
     with pytest.raises(ClipbiasError, match="known are folder, csv"):
         data.load("qqqq")
-
-
-def test_a_name_that_two_images_have_is_seen_in_a_folder_at_a_time() -> None:
-    names = {"n01": "one", "n02": "two"}
-    entry = dataclasses.replace(catalog.ENTRIES["imagenet_a"], name="own")
-
-    def listed(*images: list[str]) -> Keys:
-        listing = benchmark.from_class_folders(entry, names, lambda prefix: [*names], lambda *_: images, "here")
-        return listing.splits["test"][0]
-
-    keys = listed(["1.png", "2.png"], ["1.png"])
-    assert list(keys) == ["n01/1.png", "n01/2.png", "n02/1.png"] and keys.distinct
-    assert listed(["1.png"], ["1.png", "1.png"]).repeated() == "n02/1.png"

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from clipbias.data.dataset import Dataset, Split
-from clipbias.errors import ClipbiasError
+from clipbias.data.files_on_disk import split_of_files
+from clipbias.errors import ClipbiasError, UnreadableImage
 
 
 def make_split(labels) -> Split:
@@ -48,3 +49,21 @@ def test_repeated_key_and_missing_split():
         Split(("x.jpg", "y.jpg", "x.jpg"), [0, 0, 0], lambda index: b"")
     with pytest.raises(ClipbiasError, match="has no train images; it has test"):
         Dataset("set", ("a",), "{}", {"test": make_split([0])}).split("train")
+
+
+def test_the_digest_is_of_names_and_labels():
+    split = make_split([0, 1, 2])
+    assert split.digest == Split(split.keys, split.labels, lambda index: b"other").digest
+    others = split.subset([1, 0, 2]), split.subset([0, 1]), Split(split.keys, [0, 1, 1], split.read)
+    assert len({split.digest, *(other.digest for other in others)}) == 4
+
+
+def test_a_message_has_the_path(tmp_path):
+    split = split_of_files(tmp_path, ["a/b.png", "c.png"], [0, 1], listed_in="list.csv")
+    with pytest.raises(UnreadableImage, match=r"cannot read the image .*c\.png, listed in list\.csv: No such") as raised:
+        split.picture(1)
+    assert raised.value.path == str(tmp_path / "c.png")
+    (tmp_path / "c.png").write_bytes(b"x")
+    with pytest.raises(UnreadableImage, match=r"c\.png cannot be decoded") as raised:
+        split.subset([1]).picture(0)
+    assert raised.value.path == str(tmp_path / "c.png")

@@ -9,7 +9,7 @@ from clipbias.data import pipeline, transforms
 from clipbias.data.dataset import Split
 from clipbias.data.images import ImageCache, Images
 from clipbias.data.workers import Workers
-from clipbias.errors import ClipbiasError
+from clipbias.errors import ClipbiasError, UnreadableImage
 from tests.data.pictures import encoded, picture
 
 SIZE = 12
@@ -123,8 +123,15 @@ def test_evaluation_covers_each_image_once(count):
 
 def test_unreadable_image_is_named_or_skipped(caplog):
     split = make_split(6, broken=(2,))
-    with pytest.raises(ClipbiasError, match=r"2\.png cannot be decoded"):
+    with pytest.raises(UnreadableImage, match=r"2\.png cannot be decoded") as raised:
         train(split)
+    assert raised.value.path == "2.png"
+
+    def fail(index):
+        raise ClipbiasError("a package is missing")
+
+    with pytest.raises(ClipbiasError, match="a package is missing"):  # not the image's fault
+        train(Split(split.keys, split.labels, fail), on_error="skip")
     with pytest.raises(ClipbiasError, match=r"2\.png"):
         list(pipeline.test_batches(split, image_size=SIZE, batch_size=4))
     batches = pipeline.test_batches(split, image_size=SIZE, batch_size=4, on_error="skip")
@@ -134,12 +141,22 @@ def test_unreadable_image_is_named_or_skipped(caplog):
         pipeline.test_batches(split, image_size=SIZE, batch_size=4, on_error="ignore")
 
 
-def test_readable_leaves_out_and_keeps_the_cache():
-    images = pipeline.without_unreadable(Images(make_split(6, broken=(0, 4)), ImageCache(1 << 20)))
-    assert images.split.keys == ("1.png", "2.png", "3.png", "5.png")
-    assert len(images.cache) == 4 and sorted(images.unreadable) == ["0.png", "4.png"]
-    whole = Images(make_split(3))
-    assert pipeline.without_unreadable(whole) is whole
+@pytest.mark.parametrize("workers", [1, 5])
+def test_in_training_unreadable_images_are_masked_and_the_steps_stay(workers):
+    whole, images = make_split(6), Images(make_split(6, broken=(0, 4)), ImageCache(1 << 20))
+    found = train(images, batch_size=2, on_error="skip", workers=workers)
+    for number, (batch, other) in enumerate(zip(found, train(whole, batch_size=2), strict=True)):
+        epoch, step = divmod(number, 3)
+        order = pipeline.epoch_order(1, epoch, 6)[step * 2 : step * 2 + 2]
+        assert batch["mask"].tolist() == [index not in (0, 4) for index in order]
+        for name in batch:
+            np.testing.assert_array_equal(batch[name][batch["mask"]], other[name][batch["mask"]])
+        assert not batch["images"][~batch["mask"]].any()
+    assert sorted(images.unreadable) == ["0.png", "4.png"] and len(images.cache) == 4
+    batches = pipeline.pass_batches(
+        images, image_size=SIZE, batch_size=4, seed=1, passes=range(2), crop=0.5, on_error="skip"
+    )
+    assert np.concatenate([batch["mask"] for batch in batches]).tolist() == 2 * [0, 1, 1, 1, 0, 1, 0, 0]
 
 
 def test_cache_keeps_what_fits_and_changes_nothing():

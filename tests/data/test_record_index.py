@@ -1,17 +1,16 @@
 """The index of records: made with them, or once; believed only where it is theirs."""
 
-import fcntl
-import json
+import os
 import shutil
-import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+from etils import epath
+from clipbias.data.contents import contents
 
 from clipbias import data
 from clipbias.data import inspection, record_index, shards
-from clipbias.data.contents import contents
 from clipbias.data.dataset import Split
 from clipbias.data.tfds_records import Prepared
 from clipbias.errors import ClipbiasError
@@ -63,15 +62,6 @@ def test_it_is_made_with_the_shards_and_belongs_to_a_copy(built, copied) -> None
     assert read == []
 
 
-def test_records_of_the_same_number_in_two_splits_are_told_apart(built, copied, monkeypatch) -> None:
-    monkeypatch.setattr(inspection, "SETTLED_SECONDS", -1e6)
-    for _ in range(2):  # the second time from what is kept
-        found = data.load("ucf101", data_dir=copied[0])
-        for name, split in built[1].splits.items():
-            plain = Split(split.keys, split.labels, split.read)
-            assert contents(found.splits[name]) == contents(plain)
-
-
 def test_without_one_the_records_are_read_once(built, copied, caplog) -> None:
     root, read = copied
     place(root).unlink()
@@ -89,24 +79,24 @@ def test_beside_records_that_cannot_be_written_it_is_in_the_users_cache(built, c
     place(root).unlink()
     original = record_index._write
 
-    def refused(path: Path, *rest: object) -> None:
-        if path.is_relative_to(root):
+    def refused(path: epath.Path, *rest: object) -> None:
+        if str(path).startswith(str(root)):
             raise ClipbiasError(f"cannot write {path}: Read-only file system.")
         original(path, *rest)
 
     monkeypatch.setattr(record_index, "_write", refused)
     with caplog.at_level("INFO"):
         assert_opens(root, built[1])
-    assert "is kept in" in caplog.text and "Read-only" in caplog.text
+    assert "is not kept here" in caplog.text and "Read-only" in caplog.text
     assert_opens(root, built[1])
     assert read == ["train"] and not place(root).exists()
     changed = next(place(root).parent.glob("*-train.array_record*"))
-    changed.write_bytes(changed.read_bytes())  # other times: perhaps other records
+    os.utime(changed, (1, 1))  # other times: perhaps other records
     assert_opens(root, built[1])
     assert read == ["train", "train"]
 
 
-@pytest.mark.parametrize("damage", ["cut", "other", "kinds", "count", "letters", "lengths", "text"])
+@pytest.mark.parametrize("damage", ["cut", "of", "labels", "ids"])
 def test_one_that_is_damaged_or_anothers_is_made_again(built, copied, damage) -> None:
     root, read = copied
     own = place(root)
@@ -115,44 +105,11 @@ def test_one_that_is_damaged_or_anothers_is_made_again(built, copied, damage) ->
         arrays = dict(stored)
     if damage == "cut":
         own.write_bytes(content[:-40])
-    elif damage == "text":
-        own.write_text("{}")
     else:
-        arrays |= {
-            "other": {"of": arrays["of"][::-1]},
-            "kinds": {"labels": arrays["labels"].astype(np.int64)},
-            "count": {"positions": arrays["positions"][:-1]},
-            "letters": {"names": np.full_like(arrays["names"], 0xFF)},
-            "lengths": {"lengths": arrays["lengths"] - 1},
-        }[damage]
-        np.savez(own, **arrays)
+        wrong = {"of": np.array("other"), "labels": arrays["labels"][1:], "ids": arrays["ids"][1:]}
+        np.savez(own, **arrays | {damage: wrong[damage]})
     assert_opens(root, built[1])
     assert read == ["train"]
-
-
-def test_one_of_the_first_versions_is_taken_over(built, copied) -> None:
-    root, read = copied
-    split = built[1].splits["train"]
-    with np.load(place(root)) as stored:
-        order = stored["positions"].tolist()
-    place(root).unlink()
-    values = {"id_feature": "key", "ids": [split.keys[i] for i in order], "positions": order}
-    values["labels"] = split.labels[order].tolist()
-    place(root).with_suffix(".json").write_text(json.dumps(values))
-    assert_opens(root, built[1])
-    assert read == [] and place(root).exists()
-    place(root).unlink()
-    place(root).with_suffix(".json").write_text(json.dumps(values | {"labels": values["labels"][1:]}))
-    assert_opens(root, built[1])
-    assert read == ["train"]
-
-
-def test_what_the_maker_says_is_not_believed_where_records_say_otherwise(built, copied, tmp_path, monkeypatch) -> None:
-    original = shards._examples
-    monkeypatch.setattr(shards, "_examples", lambda split, part: original(split, part[::-1]))
-    shards.build(built[1], tmp_path)
-    assert copied[1] == list(built[1].splits)
-    assert_opens(tmp_path, built[1])
 
 
 def test_a_split_of_several_files(built, copied, tmp_path, monkeypatch) -> None:
@@ -161,26 +118,6 @@ def test_a_split_of_several_files(built, copied, tmp_path, monkeypatch) -> None:
     shards.build(built[1], tmp_path)
     files = list(place(tmp_path).parent.glob("*-train.array_record*"))
     assert 3 <= len(files) < len(built[1].splits["train"])
-    assert copied[1] == []
+    assert copied[1] == list(built[1].splits)
     assert_opens(tmp_path, built[1])
-
-
-def test_of_processes_that_want_one_at_once_one_makes_it(built, copied) -> None:
-    root, read = copied
-    kept = place(root).read_bytes()
-    place(root).unlink()
-    ended = threading.Event()
-
-    def other() -> None:
-        assert_opens(root, built[1])
-        ended.set()
-
-    with open(place(root).with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        thread = threading.Thread(target=other, daemon=True)
-        thread.start()
-        assert not ended.wait(0.5)
-        place(root).write_bytes(kept)
-    assert ended.wait(20) and read == []
-    thread.join()
-    assert not place(root).with_suffix(".lock").exists()
+    assert len(copied[1]) == 3

@@ -41,7 +41,7 @@ def test_no_more_is_made_ahead_than_it_takes():
         begun.clear()
         gate.clear()
         made = ahead(100, make, threads=threads, size=size)
-        made._refill(made._depth)
+        made._refill()
         assert len(made._elements) == depth  # 16 threads have work while one element of three pieces is in use
         gate.set()
         assert list(next(made)) == [None] * 3
@@ -62,8 +62,9 @@ def test_what_an_element_is_made_in_is_not_kept_as_long_as_the_element():
 
     made = Ahead(Workers(1), range(3), begin, pieces=2)
     assert next(made) == 0
-    assert [element.made.result(10) for element in made._elements] == [1, 2]
-    made._workers._pool.shutdown()  # nor does a thread that just made it
+    assert [element.result(10) for element, _ in made._elements] == [1, 2]
+    made._workers.shutdown()  # nor does a thread that just made it
+    made._finisher.shutdown()
     assert [buffer() for buffer in kept] == [None] * 3
     assert list(made) == [1, 2]
 
@@ -97,8 +98,8 @@ def test_what_is_dropped_is_not_made():
         made.append((number, piece))
 
     elements = ahead(50, make, threads=1)
-    elements._refill(4)
-    pending = [element.made for element in elements._elements]
+    elements._refill()
+    pending = [element for element, _ in elements._elements]
     elements.close()
     gate.set()
     for one in pending:
@@ -113,10 +114,13 @@ class Late:
     """An element that is there after so many seconds of a clock of the test's own."""
 
     def __init__(self, clock, seconds):
-        self.made, self._clock, self._at = self, clock, seconds
+        self._clock, self._at = clock, seconds
 
     def done(self):
         return self._at <= 0
+
+    def cancel(self):
+        pass
 
     def result(self):
         self._clock[0] += max(self._at, 0)
@@ -126,7 +130,7 @@ def test_waiting_is_what_the_steps_wait_for(monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(workers.time, "perf_counter", lambda: clock[0])
     elements = ahead(0, None)
-    elements._elements.extend(Late(clock, seconds) for seconds in (5, 1, 0, 2))
+    elements._elements.extend((Late(clock, seconds), []) for seconds in (5, 1, 0, 2))
     for work in (100, 3, 3, 0):  # the first one compiles
         next(elements)
         clock[0] += work
@@ -145,7 +149,7 @@ def test_nothing_is_waited_for_while_the_device_works(monkeypatch):
 
     monkeypatch.setattr(workers, "wait", look)
     elements = ahead(0, None, busy=lambda: left[0] > 0)
-    elements._elements.extend([Late(clock, 7), Late(clock, 2)])
+    elements._elements.extend([(Late(clock, 7), []), (Late(clock, 2), [])])
     next(elements)  # four of the seven seconds pass while the device works
     assert elements.seconds_waiting == 3
     left[0] = 9

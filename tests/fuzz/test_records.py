@@ -5,7 +5,6 @@ import shutil
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,21 +16,16 @@ from clipbias.errors import ClipbiasError
 from tests.data import miniatures
 from tests.fuzz.answers import answered, corrupted, mutated
 
-INDEX, EARLIER = "clipbias_index_train.npz", "clipbias_index_train.json"
-DESCRIPTIONS = ("dataset_info.json", "features.json", "metadata.json", EARLIER)
+INDEX = "clipbias_index_train.npz"
+DESCRIPTIONS = ("dataset_info.json", "features.json", "metadata.json")
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the shards, with the index of every split, of one also as the first versions wrote it."""
+    """The folder of the shards, with the index of every split."""
     root = tmp_path_factory.mktemp("records")
     miniatures.make(root / "images", "eurosat")
     folder = Path(shards.build(data.load("eurosat", data_dir=root / "images"), root / "shards"))
-    with np.load(folder / INDEX) as index:
-        split = data.load("eurosat", data_dir=root / "images").splits["train"]
-        values = {"id_feature": "key", "ids": [split.keys[i] for i in index["positions"]]}
-        values |= {name: index[name].tolist() for name in ("labels", "positions")}
-    written(folder / EARLIER, json.dumps(values))
     use(root / "shards")
     return folder
 
@@ -50,8 +44,6 @@ def use_with(folder: Path, name: str, content: bytes | str) -> None:
     place = copy / folder.parent.name / folder.name
     shutil.copytree(folder, place)
     try:
-        if name == EARLIER:  # else it is not looked at
-            (place / INDEX).unlink()
         (place / name).write_bytes(content if isinstance(content, bytes) else content.encode())
         answered(lambda: use(copy), copy)
         for index in place.glob("clipbias_index_*"):

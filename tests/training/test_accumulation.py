@@ -1,6 +1,7 @@
 """A step over parts of its batch against the step over the whole."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -31,8 +32,10 @@ def clip() -> Clip:
     return model.random_clip(model.geometry("tiny"))
 
 
-def step(clip: Clip, name: str, parts: int, *, mesh=None, runs: int = 1, **options: Any) -> tuple[Any, dict[str, Any]]:
-    """The learnables' change in one step on random images, three of which are masked, and the metrics."""
+def step(
+    clip: Clip, name: str, parts: int, *, mesh=None, runs: int = 1, masked: Sequence[int] = MASKED, **options: Any
+) -> tuple[Any, dict[str, Any]]:
+    """The learnables' change in one step on random images, some of which are masked, and the metrics."""
     mesh = mesh or meshes.single_device()
     method = make_method(name, **options)
     task = Task(clip, method, NAMES, groups=mesh.shape[meshes.DATA])
@@ -42,7 +45,7 @@ def step(clip: Clip, name: str, parts: int, *, mesh=None, runs: int = 1, **optio
     start = jax.tree.map(
         lambda x: (x + 0.05 * rng.normal(size=x.shape)).astype(x.dtype) if x.dtype.kind == "f" else x, start
     )
-    mask = ~np.isin(np.arange(ROWS), MASKED)
+    mask = ~np.isin(np.arange(ROWS), masked)
     batch = {
         "images": rng.integers(0, 256, (runs, ROWS, *[clip.config.vision.image_size] * 2, 3)).astype(np.uint8),
         "labels": rng.integers(0, 3, (runs, ROWS)).astype(np.int32),
@@ -81,6 +84,13 @@ def assert_same(found: Any, expected: Any) -> None:
 )
 def test_parts_give_the_gradient_of_the_whole(clip: Clip, name: str, parts: int, options: dict) -> None:
     assert_same(step(clip, name, parts, **options), step(clip, name, 1, **options))
+
+
+@pytest.mark.parametrize(("name", "parts"), [("bias", 1), ("ivlp", 3), ("cocoop", 2), ("plot", 1), ("prograd", 1)])
+def test_a_batch_without_a_readable_image_counts_nothing(clip: Clip, name: str, parts: int) -> None:
+    change, metrics = step(clip, name, parts, masked=range(ROWS))
+    assert metrics["loss"] == metrics["accuracy"] == metrics["gradient_norm"] == 0
+    assert not any(leaf.any() for leaf in jax.tree.leaves(change))
 
 
 def test_runs_and_devices_take_parts_of_their_own(clip: Clip) -> None:

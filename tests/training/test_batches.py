@@ -11,7 +11,7 @@ from clipbias.data.dataset import Split
 from clipbias.data.images import ImageCache, Images
 from clipbias.data.pipeline import train_batches
 from clipbias.data.workers import Workers
-from clipbias.errors import ClipbiasError
+from clipbias.errors import UnreadableImage
 from clipbias.training import mesh as meshes
 from clipbias.training.batches import RunBatches
 from clipbias.tuning.recipe import Recipe
@@ -50,8 +50,7 @@ def test_they_are_those_of_each_run(
     for start in (0, steps - 2):
         made = batches(images, recipe, mesh, seeds, start_step=start)
         found = list(made)
-        placed = made._stacked.blank()["images"]
-        assert placed.shape[0] == sent and made.blank()["images"].shape == found[0]["images"].shape
+        assert (len(made._stacked.sources) if made._stacked.there else len(seeds)) == sent
         assert len(found) == steps - start and steps > 2
         for step, batch in enumerate(found, start):
             own = [batches_of_one[step] for batches_of_one in each]
@@ -66,17 +65,22 @@ def test_they_are_those_of_each_run(
     assert {key: reads.count(key) for key in reads} == dict.fromkeys(set().union(*(split.keys for split in splits)), 1)
 
 
-def test_an_image_that_cannot_be_read_is_told_and_a_blank_batch_stands_for_it(colours: Dataset, recipe: Recipe) -> None:
-    broken = [
-        Images(Split(split.keys, split.labels, lambda index: b"broken")) for split in [colours.split("train")] * 3
-    ]
-    made = batches(broken, recipe, meshes.single_device())
-    with pytest.raises(ClipbiasError, match="cannot be decoded"):
-        next(made)
-    blank = made.blank()
-    assert blank["images"].shape == (5, 8, SIZE, SIZE, 3) and not np.asarray(blank["images"]).any()
-    assert np.asarray(blank["mask"]).all()
-    made.close()
+def damaged(split: Split, *broken: int) -> Images:
+    return Images(Split(split.keys, split.labels, lambda index: b"broken" if index in broken else split.read(index)))
+
+
+def test_images_that_cannot_be_read_are_told_or_masked_and_counted(colours: Dataset, recipe: Recipe) -> None:
+    split = colours.split("train")
+    with pytest.raises(UnreadableImage, match=rf"{split.keys[2]} cannot be decoded"):
+        list(batches([damaged(split, 2)] * 3, recipe, meshes.single_device()))
+    images = [damaged(split, 2), damaged(split), damaged(split, 0, 5)]
+    made = batches(images, recipe, meshes.single_device(), on_error="skip")
+    plain = batches([Images(split)] * 3, recipe, meshes.single_device())
+    for batch, other in zip(made, plain, strict=True):
+        mask = np.asarray(batch["mask"])
+        for name in ("images", "labels"):
+            np.testing.assert_array_equal(np.asarray(batch[name])[mask], np.asarray(other[name])[mask])
+    assert made.skipped == [1, 0, 1, 2, 0]
 
 
 def test_it_waits_only_while_the_device_has_nothing_to_do(colours: Dataset, recipe: Recipe) -> None:

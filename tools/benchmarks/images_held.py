@@ -66,7 +66,7 @@ def side_by_side(images: Any, runs: int, seeds: int, size: int, batch: int, step
         spent.append(time.thread_time() - began)
         bytes_of_a_step = made["images"].nbytes
         most = max(most, len(set(threading.enumerate()) - threads))
-        wait([element.made for element in list(batches._ahead._elements)])
+        wait([element for element, _ in list(batches._ahead._elements)])
         del made
     batches.close()
     found = {"more_bytes": memory()[1] - before, "bytes_of_a_step": bytes_of_a_step, "threads": most}
