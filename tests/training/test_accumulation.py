@@ -13,7 +13,8 @@ from clipbias.errors import ClipbiasError
 from clipbias.training import loop
 from clipbias.training import mesh as meshes
 from clipbias.training.accumulation import why_whole
-from clipbias.training.plan import StepPlan, needed_bytes, plan_step, step_arguments
+from clipbias.training.memory import StepPlan, needed_bytes, plan_step
+from clipbias.training.programs import training_program
 from clipbias.training.step import init_state, place_given, train_step
 from clipbias.tuning import Task, make_method
 from clipbias.tuning.recipe import Recipe
@@ -141,7 +142,7 @@ def test_images_are_taken_in_parts_before_anything_is_computed_again() -> None:
     clip = model.random_clip(model.geometry("tiny", layers=6))
     make, mesh = functools.partial(Task, clip, "vpt", NAMES), meshes.single_device()
     needed = {
-        parts: needed_bytes(train_step, *step_arguments(make(), RECIPE, rows=64, runs=1, mesh=mesh), parts=parts)
+        parts: needed_bytes(training_program(make(), RECIPE, rows=64, runs=1, mesh=mesh, parts=parts).lower())
         for parts in (1, 4)
     }
     assert needed[4] < 0.6 * needed[1]

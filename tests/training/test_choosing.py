@@ -18,10 +18,8 @@ from clipbias.errors import ClipbiasError
 from clipbias.interruption import Interrupted
 from clipbias.io import read_json, read_json_lines
 from clipbias.training import mesh as meshes
-from clipbias.training.account import pack_programs
 from clipbias.training.choosing import ChoosingGrid
-from clipbias.training.dealing import Part, planned_cost
-from clipbias.training.forecast import forecast
+from clipbias.training.dealing import Part
 from clipbias.training.grid import Grid
 from clipbias.training.packs import Pack, make_packs
 from clipbias.training.rates import Choice, Rates, Tried, choose
@@ -273,38 +271,12 @@ def test_parts_choose_what_one_job_does(
     assert read_json(tmp_path / "parts" / "cells.json", list) == read_json(tmp_path / "whole" / "cells.json", list)
 
 
-def test_a_forecast_counts_validation_images_at_each_rate_and_test_images_at_one(
-    clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path
-) -> None:
-    grid = a_grid(clip, lambda name: colours, recipe, tmp_path)
-    planned = grid.planned(make_packs(["zero_shot", "bias"], ["colours"], [4], [1], learning_rates=RATES))
-    names = [(pack.method, len(pack.cells), pack.tries, learned) for pack, learned in planned]
-    assert names == [("bias", 2, True, False), ("zero_shot", 1, False, False), ("bias", 1, False, True)]
-    (trial, _), _, (test, _) = planned
-    told, _ = forecast(grid.trainer, trial, 1e9)
-    validation = len(colours.split("val"))
-    assert f"{validation} validation images" in told and "test" not in told and "steps" in told
-    told, tested = forecast(grid.trainer, test, 1e9, learned=True)
-    assert "what the trials learned" in told and "15 test images" in told and "steps" not in told
-    # At one rate a trial differs from a plain run in the images that it is evaluated on alone.
-    _, tried = forecast(grid.trainer, trial.by_rate[0], 1e9)
-    _, plain = forecast(grid.trainer, dataclasses.replace(trial.by_rate[0], tries=False), 1e9)
-    assert 0 < validation < 15 and plain - tried == pytest.approx(tested * (15 - validation) / 15, rel=0.01)
-    programs = pack_programs(grid.trainer, trial, grid.trainer.cache.plans(trial))
-    assert [one.name for one in programs] == ["train_step", "image_features", "text_features", "verdicts"]
-    cost = [
-        planned_cost(grid.trainer, one)
-        for one in (trial.by_rate[0], dataclasses.replace(trial.by_rate[0], tries=False))
-    ]
-    assert cost[0] < cost[1]
-
-
 def test_a_dry_run_tells_trials_and_what_is_tested_of_them(model: Path, tmp_path: Path) -> None:
     changes = {"model": str(model), "methods": ("taskres",), "datasets": ("demo/digits",), "shots": (1,), "seeds": (1,)}
     changes |= {"learning_rates": RATES, "dry_run": True}
     printed, _ = binaries.succeed_here(table1, changes, tmp_path)
     (val,), (test,) = (re.findall(rf", (\d+) {kind} images", printed) for kind in ("validation", "test"))
-    assert (int(val), int(test)) == (120, 1120) and "2 trials and 1 cells: about" in printed
+    assert (int(val), int(test)) == (120, 1120) and "2 trials and 1 cells" in printed
 
 
 def test_without_validation_images_nothing_is_begun(

@@ -1,7 +1,6 @@
-"""A grid in parts: which packs are whose, what a pack is planned to cost, and the same results as of one job."""
+"""A grid in parts: which packs are whose, and the same results as of one job."""
 
 import dataclasses
-import itertools
 import json
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from clipbias.data import Dataset
 from clipbias.errors import ClipbiasError
 from clipbias.report.runs import read_workdir
 from clipbias.training import mesh as meshes
-from clipbias.training.dealing import Part, deal, planned_cost
+from clipbias.training.dealing import Part
 from clipbias.training.grid import Grid
 from clipbias.training.packs import Pack, make_packs
 from clipbias.training.trainer import VOLATILE, Trainer
@@ -28,40 +27,6 @@ def test_names_of_parts() -> None:
     for wrong in ("0/4", "5/4", "1", "1/", "a/b", "1/4/2", "-1/4", "1.0/4"):
         with pytest.raises(ClipbiasError, match="give its number and that of all parts, such as 1/4"):
             Part.named(wrong)
-
-
-@pytest.mark.parametrize("parts", [1, 2, 3, 5])
-def test_every_pack_is_dealt_once_and_the_loads_are_close_to_the_best(parts: int) -> None:
-    costs = np.random.default_rng(parts).integers(1, 50, 6).astype(float).tolist()
-    dealt = [deal(costs, Part(number, parts)) for number in range(1, parts + 1)]
-    assert sorted(itertools.chain(*dealt)) == list(range(6)) and all(one == sorted(one) for one in dealt)
-    best = min(
-        max(sum(c for c, place in zip(costs, places, strict=True) if place == part) for part in range(parts))
-        for places in itertools.product(range(parts), repeat=6)
-    )
-    assert max(sum(costs[index] for index in one) for one in dealt) <= (4 / 3 - 1 / (3 * parts)) * best + 1e-9
-
-
-def test_planned_costs(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
-    """Against the products of the blocks, counted by hand."""
-    trainer = Trainer(clip, recipe, SETTINGS, lambda name: colours, tmp_path, mesh=meshes.single_device())
-
-    def one_pass(tower, tokens: int) -> float:
-        d, h = tower.width, tower.mlp_width
-        return tower.layers * (2 * tokens * d * (3 * d + d + h + h) + 2 * tokens * tokens * d * 2)
-
-    image = one_pass(clip.config.vision, 1 + clip.config.vision.patches)
-    zero_shot, bias, taskres = make_packs(["zero_shot", "bias", "taskres"], ["colours"], [4], [1, 2])
-    task = trainer.cache.task(bias, colours)
-    texts = 3 * one_pass(clip.config.text, task.tokens.ids.shape[1])
-    tested, drawn = len(colours.split("test")), 12
-    steps = recipe.total_steps(drawn)
-    assert planned_cost(trainer, zero_shot) == pytest.approx(tested * image + texts)
-    step = 3 * (min(drawn, recipe.batch_size) * image + texts)
-    assert planned_cost(trainer, bias) == pytest.approx(2 * (tested * image + texts + steps * step))
-    # Residuals of class features: the towers are frozen, and images go forward alone.
-    frozen = 2 * steps * min(drawn, recipe.batch_size) * image
-    assert planned_cost(trainer, taskres) == pytest.approx(tested * image + texts + frozen)
 
 
 def lasting(rows: list[dict]) -> list[dict]:

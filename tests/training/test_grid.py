@@ -17,7 +17,6 @@ from clipbias.io import read_json_lines
 from clipbias.training import loop, trainer
 from clipbias.training import mesh as meshes
 from clipbias.training.evaluate import evaluate
-from clipbias.training.forecast import forecast
 from clipbias.training.grid import Grid
 from clipbias.training.packs import Pack, make_packs
 from clipbias.training.predictions import KnownPredictions
@@ -262,25 +261,6 @@ def test_options_of_one_dataset_are_its_own_even_where_classes_are_the_same(
     grid = Grid(clip, recipe, settings, lambda name: colours, tmp_path, mesh=meshes.single_device())
     packs = make_packs(["taskres"], ["colours", "again"], [2], [1])
     assert [grid.trainer.cache.task(pack, colours).method.alpha for pack in packs] == [0.5, 1.0]
-
-
-def test_a_forecast_runs_and_writes_nothing(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
-    grid = make_grid(clip, colours, recipe, tmp_path)
-    zero_shot, bias = make_packs(["zero_shot", "bias"], ["colours"], [4], [1, 2])
-    text, seconds = forecast(grid.trainer, bias, 1e9)
-    # 12 training images in batches of 8, the rest left out: one step in each of three epochs.
-    for part in (
-        "2 runs side by side, 12 training images, 3 steps",
-        "3 classes",
-        "15 test images",
-        "vision_bias [",
-        "memory: about",
-    ):
-        assert part in text
-    assert seconds == pytest.approx(2 * forecast(grid.trainer, bias, 2e9)[1]) and seconds > 0
-    text, less = forecast(grid.trainer, zero_shot, 1e9)
-    assert "nothing to train" in text and less < seconds
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_methods_own_file_is_run_once(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:

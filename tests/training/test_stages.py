@@ -14,7 +14,6 @@ from clipbias.interruption import Interrupted
 from clipbias.io import read_json_lines
 from clipbias.training import loop
 from clipbias.training import mesh as meshes
-from clipbias.training.forecast import forecast
 from clipbias.training.grid import Grid
 from clipbias.training.packs import Pack, make_packs
 from clipbias.training.settings import GridSettings
@@ -75,11 +74,3 @@ def test_a_run_stopped_in_either_stage_ends_with_the_same_bits(
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
     assert {line["steps"] for line in lines} == {5}
     assert not list((tmp_path / "stopped" / "checkpoints").glob("*"))
-
-
-def test_a_forecast_counts_every_stage(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
-    (pack,) = make_packs(["two_stage"], ["colours"], [2], [1])
-    grid = make_grid(clip, colours, recipe, tmp_path)
-    text, _ = forecast(grid.trainer, pack, 1e9)
-    steps = sum(own.total_steps(6) for _, own in grid.trainer.stages(pack))
-    assert len(grid.trainer.stages(pack)) == 2 and f" {steps} steps" in text

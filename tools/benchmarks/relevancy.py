@@ -15,7 +15,6 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from clipbias.errors import ClipbiasError
-from clipbias.training.plan import square_product
 from tools.benchmarks import measure, model, relevancy_ways
 from tools.benchmarks.report import markdown
 from tools.benchmarks.worker import Here, Process
@@ -67,7 +66,7 @@ def measured(arguments: argparse.Namespace, ways: Sequence[str], batch: int, fol
     relevancy_ways.write_inputs(job, task, learnables)
     forward, explained = relevancy_ways.needed(task, learnables)
     del task, learnables  # this process needs the weights no more
-    product, count = square_product(job["dtype"], measure.SIDE)
+    product, count = measure.square_product(job["dtype"], measure.SIDE)
     turns: dict[str, list[dict[str, Any]]] = {way: [] for way in (*ways, "matmul")}
     with contextlib.ExitStack() as stack:
         running: dict[str, Here | Process] = {}
