@@ -1,14 +1,13 @@
 """`tools.benchmarks`: counted arithmetic against products found in the programs."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.extend.core import jaxprs_in_params
 
 from clipbias.clip import encode_image, encode_text
-from clipbias.tuning import Task
+from clipbias.training import mesh as meshes
+from clipbias.training.programs import evaluation_programs, training_program
+from clipbias.tuning import Recipe, Task
 from tools.benchmarks import flops, model, steps
 
 CONFIG = model.geometry("tiny")
@@ -19,27 +18,9 @@ def clip():
     return model.random_clip(CONFIG)
 
 
-def products(jaxpr) -> int:
-    """FLOP of all matrix products of a program, those in loops as often as they run."""
-    total = 0
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
-            contracted = equation.params["dimension_numbers"][0][0]
-            sizes = [equation.invars[0].aval.shape[axis] for axis in contracted]
-            total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(sizes)
-        times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
-        for inner in jaxprs_in_params(equation.params):
-            total += times * products(inner)
-    return total
-
-
-def counted(function, *arguments) -> int:
-    return products(jax.make_jaxpr(function)(*arguments).jaxpr)
-
-
 def test_vision_equals_the_products_of_the_program(clip):
     images = jnp.zeros((3, 32, 32, 3))
-    found = counted(lambda params, images: encode_image(params, CONFIG, images)[0], clip.params, images)
+    found = flops.traced(jax.jit(lambda params, images: encode_image(params, CONFIG, images)[0]), clip.params, images)
     assert found == flops.vision(CONFIG, 3)
 
 
@@ -77,7 +58,22 @@ def test_gradients_double_dense_products_and_triple_attention():
 def test_needed_is_less_than_what_the_plain_program_does(clip):
     task = Task(clip, "ivlp", model.class_names(6), text_tokens=2, vision_tokens=2)
     tokens = steps.padded(task.tokens, 77)
-    found = counted(lambda params: encode_text(params, CONFIG, tokens, observe=steps._nothing)[0], clip.params)
+    found = flops.traced(
+        jax.jit(lambda params: encode_text(params, CONFIG, tokens, observe=steps._nothing)[0]), clip.params
+    )
     assert flops.text(CONFIG, task.tokens, task.text.shared) < found / 4
     only_text = Task(clip, "coop", model.class_names(6))
     assert flops.step(only_text, 2) < flops.step(task, 2)
+
+
+@pytest.mark.parametrize(("method", "options"), [("vpt", {"depth": 8}), ("ivlp", {"depth": 8}), ("bias", {})])
+def test_a_traced_step_holds_little_else_than_the_products_counted_by_hand(method: str, options: dict) -> None:
+    """Besides these there is padding, and what small texts waste."""
+    deep, mesh = model.random_clip(model.geometry("tiny", layers=8)), meshes.single_device()
+    task = Task(deep, method, model.class_names(60), **options)
+    program = training_program(task, Recipe(0.1, 1, 0, 0.1, 4, 0.9, 0.0), rows=16, runs=2, mesh=mesh)
+    found = flops.traced(program.function, *program.arguments, **program.options)
+    assert 0.98 < found / (2 * flops.step(task, 16)) < 1.35
+    (images, *_) = evaluation_programs(task, batch=10, runs=2, mesh=mesh)
+    needed = 2 * flops.vision(deep.config, 10, prompts=4 if method != "bias" else 0)
+    assert 0.9 < flops.traced(images.function, *images.arguments, **images.options) / needed < 1.02

@@ -2,8 +2,8 @@
 
 Three settings trade time for memory and give the same numbers: what the backward pass keeps of each block (`remat`), in
 how many parts the text tower takes the classes (`class_chunks`), and how many images are taken at a time
-(`micro_batch`). Candidates are compiled from the fastest on, until the `memory_analysis` of one fits. JAX keeps that
-program, so the first step starts at once.
+(`micro_batch`). Candidates are compiled from the fastest on, until `memory_analysis` of one fits. JAX keeps the
+program, so that the first step starts at once.
 """
 
 import contextlib

@@ -10,8 +10,9 @@ import os
 import pytest
 
 from clipbias.clip import Clip
-from clipbias.training.topology import Topology, open_topology
-from tools.benchmarks.ahead import empty_clip
+from clipbias.clip.params import empty_params
+from clipbias.training.ahead import Topology, open_topology
+from tools.benchmarks import model, relevancy_ways
 
 ACCELERATOR = os.environ.get("CLIPBIAS_ACCELERATOR", "")
 ALL = os.environ.get("CLIPBIAS_ACCELERATOR_ALL") == "1"
@@ -23,7 +24,8 @@ collect_ignore_glob = [] if ACCELERATOR else ["test_*.py"]
 @pytest.fixture(scope="session")
 def clip(topologies: dict[str, Topology]) -> Clip:
     """ViT-B/16, whose weights take no memory. Compilers read their flags once, before anything is computed."""
-    return empty_clip("ViT-B/16")
+    config = model.geometry("ViT-B/16")
+    return relevancy_ways.clip_of(config, empty_params(config))
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ over images, which only methods have whose texts depend on the image, exchange w
 that end for a batch together, whether they end. In half precision GPUs must be asked for cuDNN's attention.
 """
 
+import dataclasses
 import functools
 import re
 
@@ -17,24 +18,22 @@ from clipbias.clip import Clip
 from clipbias.explain.relevancy import relevancy
 from clipbias.explain.scope import why_no_maps
 from clipbias.training import mesh as meshes
-from clipbias.training.account import Account, account
-from clipbias.training.evaluation_plan import fit_evaluation
-from clipbias.training.plan import USABLE, plan_step
+from clipbias.training.ahead import Topology, exchanges
+from clipbias.training.memory import USABLE, fit_evaluation, needed_bytes, plan_step
 from clipbias.training.programs import Program, evaluation_programs, features_program, training_program
-from clipbias.training.topology import Topology
-from clipbias.tuning import Task
+from clipbias.tuning import Method, Recipe, Task, make_method
 from clipbias.tuning.features import Sampling
 from clipbias.tuning.registry import METHODS
+from configs import table1
 from tests.accelerators.conftest import ACCELERATOR, ALL, TOPOLOGIES
 from tools.benchmarks import model
-from tools.benchmarks.ahead import SHOTS, first_stage
 
 FIRSTS = [next(iter(vars(kind)["presets"])) for kind in dict.fromkeys(kind for kind, _ in METHODS.values())]
 TRAINED = [name for name in FIRSTS if METHODS[name][0].trains]
 # Of three kinds of code one: prompts of both towers, biases, and a head by itself.
 SOME = ("ivlp", "bias_by_kind", "taskres")
 DTYPES = ("bfloat16", "float32")
-CLASSES, BATCH = 100, 32
+CLASSES, BATCH, SHOTS = 100, 32, 16
 
 CASES = [
     (topology, name, dtype, 1)
@@ -53,13 +52,22 @@ def bind(clip: Clip, method, classes: int, dtype: str, mesh, **memory) -> Task:
     return Task(clip, method, model.class_names(classes), dtype=dtype, groups=groups, **memory)
 
 
-def check(found: Account, topology: Topology, dtype: str, *, cudnn: bool, loops: bool = False) -> None:
-    """What holds of every program; with `loops` it has some over images or rounds."""
-    assert 0 < found.bytes <= USABLE * topology.chip.memory, str(found)
-    assert loops or not any(one.looped for one in found.exchanged), str(found)
-    text = found.text
+def first_stage(name: str, batch: int) -> tuple[Method, Recipe]:
+    """What a method trains first, and how: at this batch size, or its own where it has one."""
+    common, method = Recipe.from_config(table1.get_config()), make_method(name)
+    return method.stages(method.recipe_for(dataclasses.replace(common, batch_size=batch), SHOTS))[0]
+
+
+def check(program: Program, topology: Topology, dtype: str, *, cudnn: bool, loops: bool = False) -> int:
+    """What holds of every program, and how many exchanges it has; with `loops` there are some over images or rounds."""
+    lowered = program.lower()
+    text, found = lowered.compile().as_text(), needed_bytes(lowered)
+    exchanged = exchanges(text)
+    assert 0 < found <= USABLE * topology.chip.memory, (program.name, found)
+    assert loops or not any(one.looped for one in exchanged), (program.name, exchanged)
     if ACCELERATOR == "gpu" and cudnn:
-        assert ("__cudnn$fmha" in text) == (dtype == "bfloat16"), str(found)
+        assert ("__cudnn$fmha" in text) == (dtype == "bfloat16"), program.name
+    return len(exchanged)
 
 
 @pytest.mark.parametrize(("topology", "name", "dtype", "runs"), CASES)
@@ -71,14 +79,14 @@ def test_training_steps(
     mesh = meshes.make_mesh(devices=where.devices)
     shared = dict(rows=recipe.batch_size, runs=runs, mesh=mesh, images=SHOTS * CLASSES)
     jax.clear_caches()  # what was traced for another device
-    with where():
+    with where:
         task, plan = plan_step(functools.partial(bind, clip, method, CLASSES, dtype, mesh), recipe, **shared)
-        found = account(training_program(task, recipe, parts=plan.parts, **shared))
-    assert plan.fits and found.bytes == plan.bytes
-    loops = method.conditional or method.batchwise
-    check(found, where, dtype, cudnn=method.sampling() is None, loops=loops)
+        program = training_program(task, recipe, parts=plan.parts, **shared)
+        assert plan.fits and needed_bytes(program.lower()) == plan.bytes
+        loops = method.conditional or method.batchwise
+        exchanged = check(program, where, dtype, cudnn=method.sampling() is None, loops=loops)
     if len(where.devices) > 1 and method.sampling() is None:
-        assert found.exchanged
+        assert exchanged
 
 
 @pytest.mark.parametrize("name", FIRSTS if ALL else ("ivlp",))
@@ -86,14 +94,14 @@ def test_evaluations(clip: Clip, topologies: dict[str, Topology], name: str) -> 
     where = topologies[TOPOLOGIES[0]]
     mesh = meshes.make_mesh(devices=where.devices)
     jax.clear_caches()
-    with where():
+    with where:
         make = functools.partial(bind, clip, name, CLASSES, "bfloat16", mesh)
         task = fit_evaluation(make, runs=3, mesh=mesh)
         for program in evaluation_programs(task, batch=100, runs=3, mesh=mesh):
             loops = task.method.conditional and program.name == "answers"
-            check(account(program), where, "bfloat16", cudnn=program.name == "image_features", loops=loops)
+            check(program, where, "bfloat16", cudnn=program.name == "image_features", loops=loops)
         sampling = Sampling()
-        check(account(features_program(task, sampling, batch=112, mesh=mesh)), where, "bfloat16", cudnn=True)
+        check(features_program(task, sampling, batch=112, mesh=mesh), where, "bfloat16", cudnn=True)
 
 
 def explained() -> list[str]:
@@ -111,9 +119,9 @@ def test_relevancy(clip: Clip, topologies: dict[str, Topology], name: str) -> No
     images = jax.ShapeDtypeStruct((8, size, size, 3), jnp.float32)
     arguments = meshes.replicate(mesh, (meshes.shapes(clip.params), task.shapes, images))
     jax.clear_caches()
-    with where():
+    with where:
         program = Program("relevancy", jax.jit(lambda *given: relevancy(task, *given, np.arange(8))), arguments)
-        check(account(program), where, "float32", cudnn=False)
+        check(program, where, "float32", cudnn=False)
 
 
 def test_a_thousand_classes_on_many_devices(clip: Clip, topologies: dict[str, Topology]) -> None:
@@ -125,12 +133,11 @@ def test_a_thousand_classes_on_many_devices(clip: Clip, topologies: dict[str, To
         mesh = meshes.make_mesh(run=run, devices=where.devices)
         shared = dict(rows=256, runs=count, mesh=mesh, images=SHOTS * 1000)
         jax.clear_caches()
-        with where():
+        with where:
             make = functools.partial(bind, clip, method, 1000, "bfloat16", mesh)
             task, plan = plan_step(make, recipe, **shared)
-            found = account(training_program(task, recipe, parts=plan.parts, **shared))
-        assert plan.fits
-        check(found, where, "bfloat16", cudnn=True)
+            assert plan.fits
+            check(training_program(task, recipe, parts=plan.parts, **shared), where, "bfloat16", cudnn=True)
 
 
 def test_the_compiler_grants_the_memory_that_is_planned_with(topologies: dict[str, Topology]) -> None:

@@ -11,11 +11,11 @@ from clipbias.training import mesh as meshes
 from clipbias.training.evaluate import evaluate
 from clipbias.training.grid import Grid
 from clipbias.training.packs import make_packs
-from clipbias.training.plan import flop, step_arguments
+from clipbias.training.programs import training_program
 from clipbias.training.settings import GridSettings
-from clipbias.training.step import train_step
 from clipbias.tuning import Recipe, Task, make_method
 from clipbias.tuning.adapter import load_adapter
+from tools.benchmarks import flops
 
 STEPS = ("clip_adapter", "tip_adapter_f", "clap")
 AT_ONCE = ("linear_probe", "tip_adapter", "gda", "lp_plus_plus")
@@ -78,10 +78,11 @@ def test_every_head_is_tuned_saved_and_loaded(clip: Clip, colours: Dataset, reci
 @pytest.mark.parametrize("name", STEPS)
 def test_no_tower_runs_in_a_step(clip: Clip, colours: Dataset, recipe: Recipe, name: str) -> None:
     task = Task(clip, make_method(name), colours.class_names)
-    step = step_arguments(task, recipe, rows=8, runs=1, mesh=meshes.single_device(), images=12)
+    step = training_program(task, recipe, rows=8, runs=1, mesh=meshes.single_device(), images=12)
     image = np.zeros((1, 16, 16, 3), np.float32)
     # All products of a step on eight images are fewer than those of a tower on one.
-    assert 0 < flop(train_step, *step) < flop(encode_image_of(clip), clip.params, image)
+    found = flops.traced(step.function, *step.arguments, **step.options)
+    assert 0 < found < flops.traced(encode_image_of(clip), clip.params, image)
 
 
 def encode_image_of(clip: Clip):

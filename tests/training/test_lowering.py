@@ -16,11 +16,12 @@ import jax.numpy as jnp
 import pytest
 
 from clipbias.clip import Clip
-from clipbias.clip.target import Target, traced_for
+from clipbias.clip.target import Target
 from clipbias.explain.relevancy import relevancy
 from clipbias.explain.scope import additions, why_no_maps
 from clipbias.training import mesh as meshes
 from clipbias.training import programs
+from clipbias.training.ahead import traced_for
 from clipbias.tuning import Task, make_method
 from clipbias.tuning.features import Sampling
 from clipbias.tuning.recipe import Recipe

@@ -16,12 +16,10 @@ from clipbias.training import loop
 from clipbias.training import mesh as meshes
 from clipbias.training.cache import Cache
 from clipbias.training.evaluate import evaluate
-from clipbias.training.features import frozen_features
-from clipbias.training.forecast import forecast
 from clipbias.training.grid import Grid
+from clipbias.training.memory import needed_bytes
 from clipbias.training.packs import make_packs
-from clipbias.training.plan import flop, needed_bytes, step_arguments
-from clipbias.training.step import train_step
+from clipbias.training.programs import training_program
 from clipbias.tuning import CONSTANTS, Task
 from clipbias.tuning.adapter import load_adapter
 from clipbias.tuning.recipe import Recipe
@@ -158,44 +156,11 @@ def test_a_stopped_training_on_features_ends_with_the_same_bits(
     assert not list((tmp_path / "cut" / "checkpoints").iterdir())
 
 
-def tower_flop(clip: Clip, images: int) -> int:
-    """Multiplications and additions of the vision tower over so many images."""
-    size = clip.config.vision.image_size
-    batch = jax.ShapeDtypeStruct((images, size, size, 3), np.uint8)
-    arguments = clip.config, clip.preprocessing, meshes.shapes(clip.params), batch
-    return flop(frozen_features, *arguments, dtype="float32", projected=True)
-
-
-def test_a_forecast_tells_what_is_computed_once(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
-    grid = make_grid(clip, colours, recipe, tmp_path)
-    text, seconds = forecast(grid.trainer, packs(CACHE)[0], 1e9)
-    assert "made at once of 12 training images, 3 classes, 15 test images" in text
-    assert (
-        "features, computed once: 2 passes of 12 training images and of 6 validation images for each of 2 seeds; "
-        "60 images through the vision tower"
-    ) in text
-    once, tested = tower_flop(clip, 60), tower_flop(clip, 15)
-    assert seconds == pytest.approx((once + tested) / (1e9 * 0.65), rel=0.01)
-    text, _ = forecast(grid.trainer, packs(PROBE, seeds=(1,))[0], 1e9)
-    # One pass for `support`, and a fresh one for each of three epochs.
-    assert "computed once: 4 passes of 12 training images; 48 images through the vision tower" in text
-    assert f"a step: features [1, 8, {clip.config.projection_width}]" in text
-    assert "memory: about" in text and "parameters per run: 36 (36 shared)" in text
-    text, _ = forecast(grid.trainer, packs(PROJECTION, seeds=(1,))[0], 1e9)
-    assert "computed once: 1 pass of 12 training images; 12 images" in text
-    assert f"a step: features [1, 8, {clip.config.vision.width}]" in text
-    give_options(grid, CACHE, passes=0, validation=False)
-    text, _ = forecast(grid.trainer, packs(CACHE, seeds=(1,))[0], 1e9)  # the images as they are evaluated
-    assert "computed once: 1 pass of 12 training images; 12 images" in text
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize(("method", "width"), [(Probe(), 12), (Projection(), 24)])
 def test_a_step_on_features_is_planned_without_a_tower(clip: Clip, recipe: Recipe, method, width: int) -> None:
     mesh = meshes.single_device()
     task = Task(clip, method, ("a", "b", "c"))
-    arguments = step_arguments(task, recipe, rows=8, runs=2, mesh=mesh, images=12)
-    assert arguments[6]["images"].shape == (2, 8, width)
-    images = step_arguments(Task(clip, "vpt", ("a", "b", "c")), recipe, rows=8, runs=2, mesh=mesh)
-    assert flop(train_step, *arguments) < flop(train_step, *images) / 20
-    assert 0 < needed_bytes(train_step, *arguments) < needed_bytes(train_step, *images)
+    step = training_program(task, recipe, rows=8, runs=2, mesh=mesh, images=12)
+    assert step.arguments[6]["images"].shape == (2, 8, width)
+    of_images = training_program(Task(clip, "vpt", ("a", "b", "c")), recipe, rows=8, runs=2, mesh=mesh)
+    assert 0 < needed_bytes(step.lower()) < needed_bytes(of_images.lower())

@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import psutil
-from clipbias.training.plan import square_product
+
+from clipbias.clip.precision import PRECISIONS
 
 SIDE = 2048  # of the square matrices whose product tells what a CPU can do
 
@@ -33,6 +35,19 @@ def with_machine(ways: Mapping[str, Callable[[], Any]], repeats: int, dtype: str
     multiply, count = square_product(dtype, SIDE)
     seconds = in_turn({**ways, "matmul": multiply}, repeats)
     return seconds, count / seconds.pop("matmul")
+
+
+def square_product(dtype: str, side: int) -> tuple[Callable[[], jax.Array], int]:
+    """A product of two square matrices, as a compute type forms it, and its multiplications and additions.
+
+    Args:
+      dtype: a compute type by name; in "bfloat16" both matrices are of half precision.
+      side: rows on a CPU. An accelerator, which so small ones would not fill, gets 8192.
+    """
+    side = side if jax.default_backend() == "cpu" else 8192
+    matrix = jnp.ones((side, side), "bfloat16" if dtype == "bfloat16" else "float32")
+    multiply = jax.jit(lambda a: jnp.matmul(a, a, precision=PRECISIONS[dtype]))
+    return lambda: multiply(matrix), 2 * side**3
 
 
 def peak_bytes() -> int:

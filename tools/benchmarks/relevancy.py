@@ -67,7 +67,7 @@ def measured(arguments: argparse.Namespace, ways: Sequence[str], batch: int, fol
     relevancy_ways.write_inputs(job, task, learnables)
     forward, explained = relevancy_ways.needed(task, learnables)
     del task, learnables  # this process needs the weights no more
-    product, count = square_product(job["dtype"], measure.SIDE)
+    product, count = measure.square_product(job["dtype"], measure.SIDE)
     turns: dict[str, list[dict[str, Any]]] = {way: [] for way in (*ways, "matmul")}
     with contextlib.ExitStack() as stack:
         running: dict[str, Here | Process] = {}

@@ -1,0 +1,170 @@
+"""Absent devices: their names, what is planned for them, the exchanges of a program, and what a dry run says.
+
+That their own compilers take the programs is tested in `tests/accelerators`, which needs them installed.
+"""
+
+import dataclasses
+import functools
+import importlib.util
+
+import jax
+import pytest
+from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+from clipbias.clip import Clip
+from clipbias.clip.target import Target, away, target
+from clipbias.errors import ClipbiasError
+from clipbias.training import memory
+from clipbias.training import mesh as meshes
+from clipbias.training.ahead import CHIPS, Exchange, Topology, describe, describe_exchanges, exchanges, open_topology
+from clipbias.training.programs import training_program
+from clipbias.tuning import Recipe, Task, make_method
+from tools.benchmarks import model
+
+RECIPE = Recipe(0.0025, 10, 1, 1e-5, 8, 0.9, 5e-4)
+# Three layers: in a loop that runs once nothing could be seen.
+CONFIG = model._geometry((48, 3, 2, 32, 8), (24, 3, 2), 16, vocabulary=512)
+
+
+@pytest.mark.parametrize("name", ["v5e", "v5e:4", "v5e:4x4x4", "h100:8", "a100:1x1x1", "", "v5p:2x2", ":"])
+def test_what_is_no_topology(name: str) -> None:
+    with pytest.raises(ClipbiasError, match=r"topology is .*; give .* such as v5e:4x4, v5p:2x2x2, v6e:4x4, h100:1x1x8"):
+        open_topology(name)
+
+
+@pytest.mark.parametrize(("name", "extra"), [("v6e:2x2", "tpu"), ("h100:1x1x1", "cuda12")])
+def test_a_compiler_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, name: str, extra: str) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)
+    with pytest.raises(ClipbiasError, match=rf"pip install 'jax\[{extra}\]=={jax.__version__}'"):
+        open_topology(name)
+
+
+def test_programs_are_planned_for_the_other_device_and_then_again_for_this_one() -> None:
+    own, answer, chip = target(), cudnn.check_cudnn_version, CHIPS["h100"]
+    with pytest.raises(KeyboardInterrupt), Topology("h100:1x1x1", chip, []):
+        assert target() == away() == chip.target and target().platform == "gpu"
+        assert memory.device_limit() == chip.memory
+        assert cudnn.check_compute_capability("9.0") and not cudnn.check_compute_capability("10.0")
+        assert cudnn.check_cudnn_version() > 90000
+        raise KeyboardInterrupt
+    assert away() is None and target() == own and own.platform == "cpu"
+    assert cudnn.check_cudnn_version is answer
+
+
+def test_a_tpu_has_no_cudnn() -> None:
+    with Topology("v5e:4x4", CHIPS["v5e"], []):
+        assert target() == Target("tpu", 0.0, CHIPS["v5e"].memory)
+        assert cudnn.check_compute_capability.__module__ == cudnn.__name__
+
+
+def test_a_topology_says_how_many_hosts_it_has() -> None:
+    @dataclasses.dataclass
+    class Device:
+        process_index: int
+
+    name = str(Topology("v5e:2x4", CHIPS["v5e"], [Device(number // 4) for number in range(8)]))
+    assert name == "v5e:2x4, 8 x TPU v5e on 2 hosts"
+
+
+def of_a_step(method: str, devices: int) -> list[Exchange]:
+    task = Task(model.random_clip(CONFIG), method, model.class_names(6), groups=devices)
+    program = training_program(task, RECIPE, rows=8, runs=1, mesh=meshes.make_mesh(data=devices))
+    return exchanges(program.lower().compile().as_text())
+
+
+@pytest.mark.parametrize(("method", "count"), [("bias", 4), ("bias_by_kind", 4), ("taskres", 2)])
+def test_nothing_is_exchanged_in_the_loop_over_layers(method: str, count: int) -> None:
+    found = of_a_step(method, 4)
+    assert len(found) == count and not any(one.looped for one in found)
+
+
+def test_one_device_exchanges_nothing() -> None:
+    assert of_a_step("taskres", 1) == []
+
+
+def test_loops_are_seen_with_all_that_they_call() -> None:
+    """An exchange in what a loop's body calls is in the loop, and one in what else the program calls is not."""
+    program = """HloModule step
+
+%add (x: f32[], y: f32[]) -> f32[] {
+  ROOT %sum = f32[] add(f32[] %x, f32[] %y)
+}
+
+%inner (p: f32[8,4]) -> f32[8,4] {
+  ROOT %all-reduce.1 = f32[8,4]{1,0:T(8,128)} all-reduce(%p), channel_id=1, to_apply=%add
+}
+
+%body (state: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
+  %call.1 = f32[8,4]{1,0} call(%x), to_apply=%inner
+}
+
+%outer (p: bf16[16]) -> bf16[64] {
+  ROOT %gathered = (bf16[16]{0}, bf16[64]{0}) all-gather-start(%p), dimensions={0}
+}
+
+ENTRY %main (p: f32[8,4]) -> f32[8,4] {
+  %loop = (s32[], f32[8,4]) while(%init), condition=%cond, body=%body
+  %other = bf16[64]{0} async-start(%q), calls=%outer
+  ROOT %both = (f32[2,3]{1,0}, f32[]) all-reduce(%a, %b), to_apply=%add
+}
+"""
+    assert exchanges(program) == [
+        Exchange("all-reduce", 8 * 4 * 4, looped=True),
+        Exchange("all-gather", 64 * 2, looped=False),
+        Exchange("all-reduce", 2 * 3 * 4 + 4, looped=False),
+    ]
+
+
+def test_exchanges_in_words() -> None:
+    found = [Exchange("all-reduce", 1_000_000, False), Exchange("all-reduce", 500_000, True)]
+    assert describe_exchanges(found) == "2 all-reduces of 1.5 MB, 1 in a loop"
+    assert describe_exchanges([Exchange("all-gather", 20_000, False)]) == "1 all-gather of 20 kB, none in a loop"
+    assert describe_exchanges([]) == "nothing exchanged"
+
+
+def described(clip: Clip, name: str, **options) -> list[str]:
+    method, mesh = make_method(name), meshes.make_mesh(run=1, data=8)
+
+    def make(method=method, **memory) -> Task:
+        return Task(clip, method, ("red", "green", "blue"), groups=8, **memory)
+
+    shared = dict(train_images=12, runs=4, eval_batch_size=8, mesh=mesh) | options
+    return describe(make, method.recipe_for(RECIPE, 4), **shared)
+
+
+def test_a_group_is_described_program_by_program(clip: Clip) -> None:
+    lines = described(clip, "coop", remat="tokens")
+    assert lines[:2] == ["12 training images, 10 steps", "parameters per run: 64 (64 text)"]
+    assert lines[4] == "data=8: 1 of 8 images and 1 of 3 classes per device; run=1: 4 runs side by side"
+    programs = lines[5:]
+    assert [line.split(":")[0] for line in programs] == ["train_step", "image_features", "text_features", "answers"]
+    assert programs[0].endswith("none in a loop; keeping tokens") and "nothing exchanged" in programs[1]
+    assert all("per device (" in line for line in programs)
+
+
+@pytest.mark.parametrize(
+    ("name", "images", "programs"),
+    [
+        ("zero_shot", 0, ["image_features", "answers"]),
+        ("two_stage", 12, ["train_step", "train_step", "image_features", "text_features", "answers"]),
+        ("tip_adapter", 12, ["frozen_features", "image_features", "answers"]),
+    ],
+)
+def test_every_stage_and_what_is_computed_once_have_their_programs(
+    clip: Clip, name: str, images: int, programs: list[str]
+) -> None:
+    lines = described(clip, name, train_images=images, runs=1)
+    assert [line.split(":")[0] for line in lines if "per device (" in line] == programs
+    assert ("no training steps" in lines) == (name != "two_stage")
+
+
+def test_a_described_program_is_the_planned_one(clip: Clip) -> None:
+    """Its memory is that of the plan, and it is compiled once."""
+    make = functools.partial(Task, clip, "vpt", ("a", "b"), groups=8)
+    _, plan = memory.plan_step(make, RECIPE, rows=8, runs=1, mesh=meshes.make_mesh(data=8))
+    (step,) = (line for line in described_of(make) if line.startswith("train_step"))
+    assert step.startswith(f"train_step: {memory.format_bytes(plan.bytes)} per device")
+
+
+def described_of(make) -> list[str]:
+    return describe(make, RECIPE, train_images=8, runs=1, eval_batch_size=8, mesh=meshes.make_mesh(data=8))
