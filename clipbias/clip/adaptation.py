@@ -22,7 +22,9 @@ class Adaptation:
         at the input of block `text_class_block`, nothing added, and of no other. Not beside `text_prompts`.
       text_tokens: `[n, T, Dt]`, tokens of the last `n` blocks (MMRL, Guo & Gu 2025). Those of row 0 are inserted behind
         SOS at the input of the first of these blocks, no position added, and replaced by the others' at theirs. Not
-        beside other prompts of deeper layers, nor a bias that differs between tokens.
+        beside other prompts of deeper layers, nor a bias that differs between tokens. In towers of unequal depth the
+        last `n` blocks are those of the shallower tower, and of the deeper one the blocks with the same numbers from
+        the start; the deeper tower's later blocks run with the tokens as they come.
       vision_tokens: `[n, V, Dv]`, likewise among the images' tokens, whose order does not matter.
       vision_readout: `[Dv, d]`: the mean of those tokens' outputs, after the post-LayerNorm, times this is a second
         feature of the image.
@@ -34,8 +36,8 @@ class Adaptation:
         one row for each of the context length's positions.
       vision_bias: `[Lv, Dv]`, `[Lv, 2, Dv]` or `[Lv, 1 + M, Dv]`, likewise. By kind row 0 is that of `[cls]`, and
         prompts are others; by token prompts get nothing.
-      text_adapters: a network beside each of the tower's last `n` blocks (MMA, Yang et al. 2024): dense layers `down`,
-        `middle` (which may be left out) and `up`, `{"kernel": [n, inputs, outputs], "bias": [n, outputs]}` each, from
+      text_adapters: a network beside each of the last `n` blocks (MMA, Yang et al. 2024), as counted for `text_tokens`:
+        dense layers `down`, `middle` (which may be left out) and `up`, `{"kernel": [n, inputs, outputs], "bias": [n, outputs]}` each, from
         `Dt` inputs to `Dt` outputs, with ReLUs between them. Of the block's input after its first LayerNorm, token by
         token, it makes what is added to the block's output.
       vision_adapters: likewise, with `Dv`.

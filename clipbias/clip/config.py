@@ -85,6 +85,11 @@ class ClipConfig:
     def __post_init__(self) -> None:
         check_int("the model's projection_width", self.projection_width, lowest=1, highest=LARGEST_SIZE)
 
+    @property
+    def common_blocks(self) -> int:
+        """The number of blocks of the shallower tower: those with the same number in both."""
+        return min(self.vision.layers, self.text.layers)
+
 
 def from_hugging_face(config: Any, eos_token_id: int | None = None) -> ClipConfig:
     """Reads the geometry from a `transformers.CLIPConfig`.

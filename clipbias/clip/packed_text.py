@@ -276,18 +276,18 @@ def _group_features(
         output = tower.add_beside(layers.block(x, inputs.weights, config.text, attend), x, inputs, config.text)
         return tower.add_bias(output, inputs, bias_rows), None
 
-    inputs, block = text_layers(params, adaptation, dtype), 0
+    inputs, block = text_layers(params, config, adaptation, dtype), 0
     if adaptation.text_class_prompts is not None:
         own, block = adaptation.text_class_prompts, class_block(adaptation, config.text)
         x, _ = scan.scan_all_but_last(step, x, inputs, remat, end=block)
         x = in_scope(x, lambda y, rows: put_context(y, own, rows, classes, len(tokens.order)))
-    if (new := check_inserted(adaptation, "text", config.text)) is not None:
-        block = config.text.layers - new.shape[0]
+    if (new := check_inserted(adaptation, "text", config)) is not None:
+        block = config.common_blocks - new.shape[0]
         x, _ = scan.scan_all_but_last(step, x, inputs, remat, end=block)
         # What follows, the functions above included, is about the longer row of tokens.
         x, inputs, tokens = (
             scan.insert(x, new[0], 1),
-            scan.with_inserted(inputs, new),
+            scan.with_inserted(inputs, new, block),
             _with_inserted(tokens, len(new[0])),
         )
         shared = tokens.shared

@@ -57,6 +57,7 @@ def layer_inputs(
     changes: Any = None,
     adapters: Any = None,
     *,
+    adapters_end: int | None = None,
     dtype: str,
 ) -> LayerInput:
     """Stacks what every layer needs.
@@ -66,7 +67,8 @@ def layer_inputs(
       prompts: `[depth - 1, T, D]`: row `i - 1` is put in at block `i`.
       bias: `[L, D]`, `[L, 2, D]` or `[L, N, D]`, see `bias_rows`.
       changes: changes of the blocks' weights with leading axis `L`.
-      adapters: networks beside the last blocks, with as many on their leading axis.
+      adapters: networks beside blocks in a row, with as many on their leading axis.
+      adapters_end: the number of the block behind the last of these; `None` for the tower's end.
       dtype: compute type by name, see `precision`.
     """
     depth = jax.tree.leaves(weights)[0].shape[0]
@@ -78,9 +80,15 @@ def layer_inputs(
         prompts = jnp.pad(prompts, ((1, depth - 1 - prompts.shape[0]), (0, 0), (0, 0))).astype(jnp.float32)
     # A NumPy array takes no traced index, which is how a bias by token is read.
     bias = None if bias is None else jnp.asarray(bias).astype(jnp.float32)
-    without = 0 if adapters is None else depth - jax.tree.leaves(adapters)[0].shape[0]
-    adapters = jax.tree.map(lambda leaf: jnp.pad(leaf, [(without, 0)] + [(0, 0)] * (leaf.ndim - 1)), adapters)
-    return LayerInput(index, weights, prompts, replace, bias, changes, adapters, without, dtype)
+    end = depth if adapters_end is None else adapters_end
+    first = 0 if adapters is None else end - jax.tree.leaves(adapters)[0].shape[0]
+    adapters = jax.tree.map(lambda leaf: _padded(leaf, first, depth), adapters)
+    return LayerInput(index, weights, prompts, replace, bias, changes, adapters, first, dtype)
+
+
+def _padded(stacked: jax.Array, first: int, depth: int) -> jax.Array:
+    """`[n, …]` of the blocks from `first` on as `[depth, …]`, zeros for the others."""
+    return jnp.pad(stacked, [(first, depth - first - stacked.shape[0])] + [(0, 0)] * (stacked.ndim - 1))
 
 
 def with_class_prompts(inputs: LayerInput, prompts: jax.Array | None, block: int) -> LayerInput:
@@ -92,11 +100,13 @@ def with_class_prompts(inputs: LayerInput, prompts: jax.Array | None, block: int
     return dataclasses.replace(inputs, prompts=stacked, replace=inputs.index == block)
 
 
-def with_inserted(inputs: LayerInput, tokens: jax.Array) -> LayerInput:
-    """The stacked inputs with tokens `[n, T, D]` as prompts of the last `n` blocks; the first of these inserts them."""
-    start = inputs.index.shape[0] - tokens.shape[0]
-    prompts = jnp.pad(tokens, ((start, 0), (0, 0), (0, 0)))
-    return dataclasses.replace(inputs, prompts=prompts, replace=inputs.index > start)
+def with_inserted(inputs: LayerInput, tokens: jax.Array, start: int) -> LayerInput:
+    """The stacked inputs with tokens `[n, T, D]` as prompts of `n` blocks from `start` on, which inserts them."""
+    depth, end = inputs.index.shape[0], start + tokens.shape[0]
+    replace = inputs.index > start
+    if end < depth:
+        replace &= inputs.index < end
+    return dataclasses.replace(inputs, prompts=_padded(tokens, start, depth), replace=replace)
 
 
 def insert(tokens: jax.Array, new: jax.Array, at: int) -> jax.Array:

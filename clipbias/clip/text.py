@@ -88,7 +88,7 @@ def check_text_parts(adaptation: Adaptation, config: ClipConfig, texts: int, tok
     geometry, context = config.text, adaptation.text_context
     check_prompts(adaptation.text_prompts, geometry, "text_prompts", extra=1)
     check_bias(adaptation.text_bias, geometry, "text_bias", geometry.context_length)
-    check_adapters(adaptation.text_adapters, geometry, "text_adapters")
+    check_adapters(adaptation.text_adapters, config, "text")
     if tokens > geometry.context_length:
         raise ClipbiasError(f"the texts have {tokens} tokens; this model reads at most {geometry.context_length}.")
     own, block = adaptation.text_class_prompts, class_block(adaptation, geometry)
@@ -112,7 +112,7 @@ def check_text_parts(adaptation: Adaptation, config: ClipConfig, texts: int, tok
         raise ClipbiasError(f"text_context holds {context.shape[0]} contexts; {texts} texts cannot share them evenly.")
 
 
-def text_layers(params: Mapping[str, Any], adaptation: Adaptation, dtype: str) -> scan.LayerInput:
+def text_layers(params: Mapping[str, Any], config: ClipConfig, adaptation: Adaptation, dtype: str) -> scan.LayerInput:
     """What the text blocks need, whatever the layout of their tokens."""
     prompts = adaptation.text_prompts
     if prompts is not None and prompts.shape[1] == 0:
@@ -120,7 +120,7 @@ def text_layers(params: Mapping[str, Any], adaptation: Adaptation, dtype: str) -
     check_changes(adaptation.text_weights, params["text"], "text_weights")
     changes = of_layers(adaptation.text_weights)
     stacked = prompts, adaptation.text_bias, changes, adaptation.text_adapters
-    return scan.layer_inputs(params["text"]["layers"], *stacked, dtype=dtype)
+    return scan.layer_inputs(params["text"]["layers"], *stacked, adapters_end=config.common_blocks, dtype=dtype)
 
 
 def embed_text(
@@ -141,18 +141,20 @@ def embed_text(
     positions = jnp.arange(length)
     own = adaptation.text_class_prompts
     own = None if own is None else own.astype(jnp.float32)
+    inserted = check_inserted(adaptation, "text", config)
     has_prompts = own is not None or adaptation.text_prompts is not None
     return tower.TowerInput(
         tokens=x + weights["position_embedding"][:length].astype(jnp.float32),
         layers=scan.with_class_prompts(
-            text_layers(params, adaptation, dtype), own, class_block(adaptation, config.text)
+            text_layers(params, config, adaptation, dtype), own, class_block(adaptation, config.text)
         ),
         prompt_rows=tokens.context_rows if has_prompts else None,
         bias_rows=tower.bias_rows(adaptation.text_bias, positions == jnp.asarray(tokens.eos)[:, None], positions),
         readout=tokens.eos,
         causal=True,
-        inserted=check_inserted(adaptation, "text", config.text),
+        inserted=inserted,
         insert_at=1,  # behind SOS
+        insert_from=0 if inserted is None else config.common_blocks - inserted.shape[0],
     )
 
 

@@ -34,8 +34,9 @@ class TowerInput:
         has one vector for all tokens, or none.
       readout: int32 `[B]`: the row whose output is the feature (`[cls]`: 0, text: the end-of-text token).
       causal: whether token `i` sees only tokens up to `i`.
-      inserted: `[n, T, D]`, tokens that the last `n` blocks have besides (`Adaptation.text_tokens`), or `None`.
+      inserted: `[n, T, D]`, tokens that blocks have besides (`Adaptation.text_tokens`), or `None`.
       insert_at: behind how many of the others they are put.
+      insert_from: the first block that has them.
     """
 
     tokens: jax.Array
@@ -46,6 +47,7 @@ class TowerInput:
     causal: bool = struct.field(pytree_node=False)
     inserted: jax.Array | None = None
     insert_at: int = struct.field(pytree_node=False, default=0)
+    insert_from: int = struct.field(pytree_node=False, default=0)
 
     @property
     def bias_row_read(self) -> jax.Array | None:
@@ -235,8 +237,8 @@ def block_step(tower: TowerInput, config: TowerConfig, attend: Any) -> Callable[
     return step
 
 
-def after_insertion(tower: TowerInput, tokens: jax.Array, start: int) -> TowerInput:
-    """What the blocks from `start` on need, given the tokens that reach it: the same with the inserted ones."""
+def after_insertion(tower: TowerInput, tokens: jax.Array) -> TowerInput:
+    """What the blocks from `insert_from` on need, given the tokens that reach it: the same with the inserted ones."""
     assert tower.inserted is not None
     at, count = tower.insert_at, tower.inserted.shape[1]
     rows = np.full(tokens.shape[1] + count, -1)
@@ -244,7 +246,7 @@ def after_insertion(tower: TowerInput, tokens: jax.Array, start: int) -> TowerIn
     return dataclasses.replace(
         tower,
         tokens=insert(tokens, tower.inserted[0], at),
-        layers=with_inserted(tower.layers, tower.inserted),
+        layers=with_inserted(tower.layers, tower.inserted, tower.insert_from),
         prompt_rows=rows,
         readout=tower.readout + count * (tower.readout >= at),
         inserted=None,
@@ -270,9 +272,9 @@ def run_fused(
 
     start = 0
     if tower.inserted is not None:
-        start = config.layers - tower.inserted.shape[0]
+        start = tower.insert_from
         tokens, _ = scan_all_but_last(block_step(tower, config, attend), tower.tokens, tower.layers, remat, end=start)
-        tower = after_insertion(tower, tokens, start)
+        tower = after_insertion(tower, tokens)
     step = block_step(tower, config, attend)
     tokens, last = scan_all_but_last(step, tower.tokens, tower.layers, remat, start=start)
     if every_row:

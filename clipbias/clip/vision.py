@@ -65,6 +65,7 @@ def embed_image(
         tokens = jnp.concatenate([tokens, first], axis=1)
         prompt_rows = np.concatenate([np.full(1 + geometry.patches, -1), np.arange(count)])
     positions = np.arange(tokens.shape[1])
+    inserted = check_inserted(adaptation, "vision", config)
     return tower.TowerInput(
         tokens=layers.layer_norm(tokens, weights["pre_norm"], geometry.layer_norm_epsilon),
         layers=scan.layer_inputs(
@@ -72,15 +73,17 @@ def embed_image(
             None if prompts is None else prompts[1:],
             bias,
             of_layers(changes),
-            check_adapters(adaptation.vision_adapters, geometry, "vision_adapters"),
+            check_adapters(adaptation.vision_adapters, config, "vision"),
+            adapters_end=config.common_blocks,
             dtype=dtype,
         ),
         prompt_rows=prompt_rows,
         bias_rows=tower.bias_rows(bias, positions == 0, positions),
         readout=jnp.zeros(images.shape[0], jnp.int32),
         causal=False,
-        inserted=check_inserted(adaptation, "vision", geometry),
+        inserted=inserted,
         insert_at=tokens.shape[1],
+        insert_from=0 if inserted is None else config.common_blocks - inserted.shape[0],
     )
 
 
@@ -202,15 +205,15 @@ def check_bias(bias: jax.Array | None, geometry: Any, name: str, tokens: int) ->
     return bias
 
 
-def check_inserted(adaptation: Adaptation, name: str, geometry: Any) -> jax.Array | None:
-    """Tokens of a tower's last blocks, `[n, T, D]`. Refuses those that do not fit, or not beside the other parts."""
+def check_inserted(adaptation: Adaptation, name: str, config: ClipConfig) -> jax.Array | None:
+    """Tokens of a tower's blocks, `[n, T, D]`. Refuses those that do not fit, or not beside the other parts."""
+    width, most = getattr(config, name).width, config.common_blocks
     tokens, bias = (getattr(adaptation, f"{name}_{part}") for part in ("tokens", "bias"))
     if tokens is None:
         return None
-    if tokens.ndim != 3 or not 1 <= tokens.shape[0] <= geometry.layers or tokens.shape[-1] != geometry.width:
+    if tokens.ndim != 3 or not 1 <= tokens.shape[0] <= most or tokens.shape[-1] != width:
         raise ClipbiasError(
-            f"{name}_tokens have shape {tokens.shape}; expected [n, tokens, {geometry.width}] with n from 1 to "
-            f"{geometry.layers}."
+            f"{name}_tokens have shape {tokens.shape}; expected [n, tokens, {width}] with n from 1 to {most}."
         )
     others = (f"{name}_prompts", "text_class_prompts") if name == "text" else (f"{name}_prompts",)
     if any(getattr(adaptation, part) is not None for part in others) or (bias is not None and bias.ndim > 2):
@@ -220,18 +223,19 @@ def check_inserted(adaptation: Adaptation, name: str, geometry: Any) -> jax.Arra
     return tokens.astype(jnp.float32)
 
 
-def check_adapters(adapters: Any, geometry: Any, name: str) -> Any:
-    """Refuses networks that do not fit beside the last blocks."""
+def check_adapters(adapters: Any, config: ClipConfig, name: str) -> Any:
+    """Refuses networks that do not fit beside a tower's blocks."""
     if adapters is None:
         return None
-    count, inputs = np.shape(adapters["down"]["kernel"])[0], geometry.width
+    width, most = getattr(config, name).width, config.common_blocks
+    count, inputs = np.shape(adapters["down"]["kernel"])[0], width
     for part in [part for part in ("down", "middle", "up") if part != "middle" or part in adapters]:
         kernel, bias = (np.shape(adapters[part][leaf]) for leaf in ("kernel", "bias"))
-        outputs = geometry.width if part == "up" else kernel[-1]
-        if kernel != (count, inputs, outputs) or bias != (count, outputs) or count > geometry.layers:
+        outputs = width if part == "up" else kernel[-1]
+        if kernel != (count, inputs, outputs) or bias != (count, outputs) or count > most:
             raise ClipbiasError(
-                f"{name} have {part!r} of shapes {kernel} and {bias}; expected {(count, inputs, outputs)} and "
-                f"{(count, outputs)}, of at most {geometry.layers} blocks."
+                f"{name}_adapters have {part!r} of shapes {kernel} and {bias}; expected {(count, inputs, outputs)} and "
+                f"{(count, outputs)}, of at most {most} blocks."
             )
         inputs = outputs
     return adapters

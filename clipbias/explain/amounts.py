@@ -255,10 +255,10 @@ def _scan(
     carry = (run.tokens, words)
     if run.inserted is None:
         return scan_blocks(run, carry, run.layers, np.arange(length))[1]
-    start = config.layers - run.inserted.shape[0]
+    start = run.insert_from
     before = jax.tree.map(lambda leaf: leaf[:start], run.layers)
     (tokens, words), first = scan_blocks(run, carry, before, np.arange(length))
-    after = tower.after_insertion(run, tokens, start)
+    after = tower.after_insertion(run, tokens)
     others = np.delete(np.arange(after.tokens.shape[1]), run.insert_at + np.arange(run.inserted.shape[1]))
     blocks = jax.tree.map(lambda leaf: leaf[start:], after.layers)
     rest = scan_blocks(after, (after.tokens, words), blocks, others[:length])[1]

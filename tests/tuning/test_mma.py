@@ -20,12 +20,31 @@ from tests.tuning.test_task import VIT_B_16
 
 # Large enough that float32 sees what is added to float32.
 OPTIONS = {"blocks": 2, "width": 6, "factor": 0.05}
+VISION, TEXT = (16, 4, 2), (24, 3, 3)  # width, blocks and heads: of unequal depth, as in ViT-L/14
+
+
+class FromTheStart(mma.Adapters):
+    """The reference for towers of unequal depth: beside the shallower one's last blocks, and those of their numbers."""
+
+    def __init__(self, learnables: dict, tower: str, layers: int, factor: float) -> None:
+        super().__init__(learnables, tower, min(VISION[1], TEXT[1]), factor)
+
+    def forward(self, layer: int, normed: np.ndarray) -> np.ndarray:
+        return np.zeros_like(normed) if layer >= TEXT[1] else super().forward(layer, normed)
+
+    def backward(self, layer: int, normed: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+        return np.zeros_like(normed) if layer >= TEXT[1] else super().backward(layer, normed, gradient)
+
+
+@pytest.fixture(autouse=True)
+def from_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mma, "Adapters", FromTheStart)
 
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> tuple[Clip, Reference]:
     folder = tmp_path_factory.mktemp("other")
-    reference = helpers.tiny_checkpoint(folder, seed=5, vision=(16, 3, 2), text=(24, 4, 3), projection=20)
+    reference = helpers.tiny_checkpoint(folder, seed=5, vision=VISION, text=TEXT, projection=20)
     return clipbias.load(folder), reference
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -21,12 +22,31 @@ from tests.tuning.test_task import VIT_B_16
 
 TEMPLATE = "a painting of a {}."
 OPTIONS = {"tokens": 3, "blocks": 2, "space": 10, "weight": 2.0}
+VISION, TEXT = (16, 4, 2), (24, 3, 3)  # width, blocks and heads: of unequal depth, as in ViT-L/14
+
+
+class FromTheStart(mmrl.Inserted):
+    """The reference for towers of unequal depth: in the shallower one's last blocks, and those of their numbers."""
+
+    def __init__(self, learnables: Learnables, tower: str, layers: int) -> None:
+        super().__init__(learnables, tower, min(VISION[1], TEXT[1]))
+
+    def enter(self, layer: int, x: np.ndarray) -> np.ndarray:
+        return x if layer >= TEXT[1] else super().enter(layer, x)
+
+    def leave(self, layer: int, x: np.ndarray) -> np.ndarray:
+        return x if layer >= TEXT[1] else super().leave(layer, x)
+
+
+@pytest.fixture(autouse=True)
+def from_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mmrl, "Inserted", FromTheStart)
 
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> tuple[Clip, Reference]:
     folder = tmp_path_factory.mktemp("other")
-    reference = helpers.tiny_checkpoint(folder, seed=5, vision=(16, 3, 2), text=(24, 4, 3), projection=20)
+    reference = helpers.tiny_checkpoint(folder, seed=5, vision=VISION, text=TEXT, projection=20)
     return clipbias.load(folder), reference
 
 
@@ -94,9 +114,10 @@ def test_gradients_and_steps_of_adamw_equal_numpy(other: tuple[Clip, Reference])
     common.check_steps(task, start(task), functools.partial(of_numpy, reference), recipe, optimizer)
 
 
-@pytest.mark.parametrize("blocks", [1, 2, 4])
-def test_both_layouts_of_texts_are_the_same(blocks: int, other: tuple[Clip, Reference]) -> None:
-    clip, _ = other
+@pytest.mark.parametrize(("blocks", "layers"), [(1, 3), (2, 5), (3, 3)])
+def test_both_layouts_of_texts_are_the_same(blocks: int, layers: int, tmp_path: Path) -> None:
+    helpers.tiny_checkpoint(tmp_path, seed=5, vision=(16, 3, 2), text=(24, layers, 3), projection=20)
+    clip = clipbias.load(tmp_path)
     task = bound(clip, groups=2)
     tokens = common.drawn({"tokens": np.zeros((blocks, 3, 24), np.float32)}, 0.5)["tokens"]
     adaptation = Adaptation(text_tokens=tokens)

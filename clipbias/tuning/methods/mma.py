@@ -24,13 +24,14 @@ class MMA(Method):
     """Beside each of the last blocks of both towers, `a · up(relu(shared(relu(down(LN1(x))))))`, added to its output.
 
     `x` is the block's input and LN1 its own frozen LayerNorm. `down [D, r]` and `up [r, D]` belong to a tower, `shared
-    [r, r]` to both towers' blocks of the same number from the end. Kernels start at N(0, 2/outputs), biases at zero.
+    [r, r]` to both towers' blocks of the same number. Kernels start at N(0, 2/outputs), biases at zero.
 
     The factor `a` makes gradients as small as what is added: the optimiser is given `1/a` times the gradient, and
     weight decay as it is.
 
     Attributes:
-      blocks: how many of the last blocks, at most the shallower tower's; the authors' 5 to 12 of 12.
+      blocks: how many of the last blocks of the shallower tower; the authors' 5 to 12 of 12. A deeper tower has them
+        beside the blocks with the same numbers, counted from its start.
       width: `r`.
       factor: `a`.
       recipe: "common", or the "authors'": SGD at 0.0015 for 5 epochs without warm-up.

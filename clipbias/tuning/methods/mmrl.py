@@ -48,7 +48,8 @@ class MMRL(Method):
 
     Attributes:
       tokens: `K`.
-      blocks: how many of the last blocks, at most the shallower tower's; the authors' 6 to 12 of 12.
+      blocks: how many of the last blocks of the shallower tower; the authors' 6 to 12 of 12. In a deeper tower they are
+        the blocks with the same numbers, counted from its start; later blocks run with the tokens as they come.
       space: `S`.
       alpha: `α`.
       weight: `λ`.
