@@ -5,7 +5,6 @@ import os
 import random
 
 import pytest
-from clipbias.data.keys import Keys
 
 from clipbias import data
 from clipbias.data import benchmark, catalog

@@ -72,6 +72,8 @@ def test_short_classes_are_said(caplog):
     with caplog.at_level("WARNING"):
         few_shot(make_split(SHORT, "train"), None, shots=16, seed=1)
     assert "class 1 has 3, class 3 has 1" in caplog.text
+    few_shot(make_split(SHORT, "train"), None, shots=16, seed=1, class_names=("ant", "bee", "cat", "dog"))
+    assert "bee has 3, dog has 1" in caplog.text
 
 
 def test_no_shots_is_refused():

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from etils import epath
-from clipbias.data.contents import contents
 
 from clipbias import data
 from clipbias.data import inspection, record_index, shards

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clipbias.data.contents import contents
 
 import clipbias
 from clipbias import clip as clip_package
