@@ -71,9 +71,8 @@ class Clip:
         vision, text = self.config.vision, self.config.text
         leaves = jax.tree.leaves(self.params)
         dtype = next(iter(leaf.dtype for leaf in leaves if leaf.ndim), "float32")
-        images = (
-            f"images of {vision.image_size} px in {vision.patches} patches, {vision.layers} layers of {vision.width}"
-        )
+        images = f"images of {vision.image_size} px in {vision.patches} patches"
+        images += f", {vision.layers} layers of {vision.width}"
         texts = f"texts of up to {text.context_length} tokens, {text.layers} layers of {text.width}"
         size = f"joint width {self.config.projection_width}; {sum(leaf.size for leaf in leaves):,} parameters, {dtype}"
         return f"Clip({self.source!r}: {images}; {texts}; {size})"

@@ -75,11 +75,9 @@ def overlay_rows(images: Sequence[np.ndarray], overlays: Sequence[Overlay]) -> "
     with style.styled():
         figure = style.new_figure(4.6, 0.55 * sum(heights) + 0.3)
         grid = figure.subplots(len(heights), 2, squeeze=False, height_ratios=heights)
-        for (picture, heat), (blank, below), image, overlay in zip(
-            grid[::2], grid[1::2], images, overlays, strict=True
-        ):
-            show_picture(picture, image)
-            draw_overlay(heat, image, overlay)
+        for above, (blank, below), image, overlay in zip(grid[::2], grid[1::2], images, overlays, strict=True):
+            show_picture(above[0], image)
+            draw_overlay(above[1], image, overlay)
             blank.set_axis_off()
             draw_text(below, overlay)
     return figure
