@@ -1,5 +1,9 @@
+from .api import evaluate as evaluate
+from .api import fit as fit
+from .api import plot as plot
+from .api import predict as predict
+from .api import push_to_hub as push_to_hub
 from .clip import load as load
-from .drawing import plot as plot
 from .errors import ClipbiasError as ClipbiasError
 from .explain.relevancy import relevancy as relevancy
 from .explain.replacement import amounts_to as amounts_to

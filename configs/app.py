@@ -27,7 +27,5 @@ def get_config() -> ConfigDict:
     config.host = "127.0.0.1"
     # The port; 0 takes the first free one from 7860 on.
     config.port = 0
-    # With --space: how pip finds this package on a Space; empty takes its name and version.
-    config.requirement = ""
     config.workdir = "workdir/app"
     return config

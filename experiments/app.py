@@ -2,33 +2,32 @@
 
     python -m experiments.app
     python -m experiments.app --config.adapters=workdir/demo/adapters
-    python -m experiments.app --config.adapters=workdir/own --config.images=photos --space
+    python -m experiments.app --config.adapters=workdir/own --config.images=photos
 
-Runs until it is stopped. Needs the extra `app`. With --space writes a folder for a Hugging Face Space instead.
+Runs until it is stopped. Needs the extra `app`.
 """
 
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from absl import flags
 from ml_collections import ConfigDict
 from PIL import Image
 
 import clipbias
 from clipbias import data, hosts
-from clipbias.app import Bench, build, serve, write_space
-from clipbias.app.page import named
+from clipbias.app import Bench, build, serve
 from clipbias.data import demo
 from clipbias.errors import ClipbiasError
 from clipbias.training.workdir import open_workdir
+from clipbias.tuning.adapter import FILE, Adapter
 from experiments import common
 from experiments.inputs import find_adapters, split
 from experiments.predict import find_images, listed
 
 _CONFIG = "configs/app.py"
-_SPACE = flags.DEFINE_bool("space", False, "Write a folder for a Hugging Face Space, and open no page.")
 # Pictures of an embedded dataset to start from, and seconds between two looks for a notice to stop.
 _PICTURES, _SECONDS = 8, 0.2
 
@@ -49,16 +48,10 @@ def main(config: ConfigDict, workdir: Path) -> None:
             examples = save_examples(dataset, workdir / "examples")
             if not adapters and not class_names:
                 class_names, template = dataset.class_names, template or dataset.template
-        texts = dict(class_names=class_names, template=template)
-        if _SPACE.value:
-            files = [source for _, source in adapters]
-            write_space(workdir / "space", model, files, examples, requirement=config.requirement, **texts)
-            common.tell(f"a folder for a Space: {workdir / 'space'}")
-            return
         uploads = (workdir / "uploads").resolve()
         os.environ["GRADIO_TEMP_DIR"] = str(uploads)  # gradio reads it when it is imported
         bench = Bench(clipbias.load(model), named(adapters), own_methods=split(config.own_methods))
-        page = build(bench, examples=examples, **texts)
+        page = build(bench, examples=examples, class_names=class_names, template=template)
         address = serve(
             page,
             server_name=config.host,
@@ -74,6 +67,16 @@ def main(config: ConfigDict, workdir: Path) -> None:
         finally:
             page.close(verbose=False)
             shutil.rmtree(uploads, ignore_errors=True)
+
+
+def named(adapters: Sequence[tuple[Adapter, str]]) -> dict[str, Adapter]:
+    """Adapters by their file's name or that of its folder; by the whole path where several have the same."""
+    found: dict[str, Adapter] = {}
+    for adapter, source in adapters:
+        path = Path(source)
+        name = path.parent.name if path.name == FILE else path.stem
+        found[source if name in found or not name else name] = adapter
+    return found
 
 
 def save_examples(dataset: data.Dataset, folder: Path) -> list[Path]:

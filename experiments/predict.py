@@ -35,6 +35,7 @@ from clipbias.explain.picture_sections import first_text
 from clipbias.explain.relevancy import relevancy
 from clipbias.explain.tokens import token_labels
 from clipbias.io import data_path, read_text, write_text
+from clipbias.prediction import softmax
 from clipbias.report.overlay import Overlay, save_overlay
 from clipbias.terminal import printable
 from clipbias.training.metrics import MetricWriter
@@ -42,7 +43,6 @@ from clipbias.training.progress import progress
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Learnables, Task
 from clipbias.tuning.classifier import Text
-from clipbias.tuning.predict import probabilities
 from experiments import common
 from experiments.inputs import find_adapter, split
 
@@ -244,7 +244,7 @@ def classify(
     if pictures.ndim == 5 and not task.method.crops_at_test():
         pictures = pictures[:, 0]  # the whole image, which a tuned method beside it learns of crops of
     images = task.clip.preprocessing.normalize(pictures)
-    found = np.asarray(probabilities(task.classifier, params, learnables, images, model.classes, mask))
+    found = np.asarray(softmax(task.classifier, params, learnables, images, model.classes, mask))
     if not _RELEVANCY.value:
         return found, None
     maps = relevancy(task, params, learnables, images, found.argmax(-1), start_layer=start_layer)

@@ -68,7 +68,14 @@ class Clip:
         return self.name if self.revision is None else f"{self.name.partition('@')[0]}@{self.revision}"
 
     def __repr__(self) -> str:
-        return encode.in_words(self)
+        vision, text = self.config.vision, self.config.text
+        leaves = jax.tree.leaves(self.params)
+        dtype = next(iter(leaf.dtype for leaf in leaves if leaf.ndim), "float32")
+        images = f"images of {vision.image_size} px in {vision.patches} patches"
+        images += f", {vision.layers} layers of {vision.width}"
+        texts = f"texts of up to {text.context_length} tokens, {text.layers} layers of {text.width}"
+        size = f"joint width {self.config.projection_width}; {sum(leaf.size for leaf in leaves):,} parameters, {dtype}"
+        return f"Clip({self.source!r}: {images}; {texts}; {size})"
 
     @functools.cached_property
     def device_params(self) -> Params:
@@ -88,7 +95,7 @@ class Clip:
         Raises:
           ClipbiasError: a picture cannot be read, or is none.
         """
-        return encode.preprocess(self, images)
+        return encode.preprocess(self.config, self.preprocessing, images)
 
     def encode_images(
         self, images: Any, *, batch_size: int = 64, normalize: bool = False, dtype: str = "float32"
@@ -104,7 +111,8 @@ class Clip:
         Raises:
           ClipbiasError: a picture cannot be read, or is none, or there is no such type.
         """
-        return encode.encode_images(self, images, batch_size=batch_size, normalize=normalize, dtype=dtype)
+        given = self.device_params, self.config, self.preprocessing, images
+        return encode.encode_images(*given, batch_size=batch_size, normalize=normalize, dtype=dtype)
 
     def encode_texts(
         self, texts: Sequence[str], *, batch_size: int = 256, normalize: bool = False, dtype: str = "float32"
@@ -114,7 +122,10 @@ class Clip:
         Raises:
           ClipbiasError: a text is too long, or is none, or there is no such type.
         """
-        return encode.encode_texts(self, texts, batch_size=batch_size, normalize=normalize, dtype=dtype)
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise ClipbiasError(f"texts is {checks.shown(texts)}; give a list of texts.")
+        given = self.device_params, self.config, self.tokenize(list(texts))
+        return encode.encode_ids(*given, batch_size=batch_size, normalize=normalize, dtype=dtype)
 
     def tokenize(self, texts: Sequence[str]) -> np.ndarray:
         """`[SOS] text [EOS]` ids, int32 `[n, N]`, padded with 0 as far as the longest.
@@ -144,37 +155,6 @@ class Clip:
             written.
         """
         save(folder, self, self.params if params is None else params, format=format, exact=exact)
-
-    def push_to_hub(
-        self,
-        repository: str,
-        params: Params | None = None,
-        *,
-        format: str = "safetensors",
-        exact: bool = False,
-        private: bool | None = None,
-    ) -> str:
-        """Uploads what `save` writes, and a model card, as "owner/name" to the Hugging Face hub.
-
-        Args:
-          repository: "owner/name", made if it is not there.
-          params, format, exact: as for `save`.
-          private: who may read a repository that is made; `None` takes the owner's default.
-
-        Returns:
-          "owner/name@commit", which `load` takes.
-
-        Raises:
-          ClipbiasError: the hub refuses, or cannot be reached.
-        """
-        from clipbias.clip.upload import push
-        from clipbias.export.card import base_card
-
-        def write(folder: Path) -> None:
-            self.save(folder, params, format=format, exact=exact)
-            write_text(folder / "README.md", base_card(self))
-
-        return push(repository, write, private=private, message="Upload a CLIP model")
 
 
 def load(

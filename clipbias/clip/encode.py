@@ -1,24 +1,23 @@
-"""From pictures and words to features, in batches of one compiled program: what `Clip`'s methods of these names do."""
+"""From pictures and words to features, in batches of one compiled program: the methods of `Clip` of these names."""
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clipbias.checks import check_int, shown
+from clipbias.checks import check_int
 from clipbias.clip.config import ClipConfig
 from clipbias.clip.params import Params
 from clipbias.clip.precision import settle
 from clipbias.clip.preprocess import Preprocessing
 from clipbias.clip.text import as_tokens, encode_text
 from clipbias.clip.vision import encode_image
+from clipbias.data.given import listed, picture
+from clipbias.data.transforms import test_image
 from clipbias.errors import ClipbiasError
-
-if TYPE_CHECKING:
-    from clipbias.clip.checkpoint import Clip
 
 # Texts are filled up to a multiple of so many tokens, so that few programs serve all lengths.
 _TOKENS = 8
@@ -45,42 +44,35 @@ def check_images(images: Any, size: int) -> None:
         raise ClipbiasError(f"the images have shape {list(shape)}; give [B, {size}, {size}, 3]{hint}.")
 
 
-def preprocess(clip: "Clip", images: Any) -> np.ndarray:
+def preprocess(config: ClipConfig, preprocessing: Preprocessing, images: Any) -> np.ndarray:
     """See `Clip.preprocess`."""
-    from clipbias.data.given import listed  # not at import: the data need nothing of the model, nor it of them
-
     given, single = listed(images)
-    pixels = _pixels(given, range(len(given)), clip.config.vision.image_size)
-    normalised = np.asarray(clip.preprocessing.normalize(pixels))
+    pixels = _pixels(given, range(len(given)), config.vision.image_size)
+    normalised = np.asarray(preprocessing.normalize(pixels))
     return normalised[0] if single else normalised
 
 
 def _pixels(given: Sequence[Any], numbers: Sequence[int], size: int) -> np.ndarray:
     """Pictures as the model sees them, uint8 `[B, R, R, 3]`."""
-    from clipbias.data.given import picture
-    from clipbias.data.transforms import test_image
-
     found = np.zeros((len(numbers), size, size, 3), np.uint8)
     for place, number in enumerate(numbers):
         found[place] = test_image(picture(given[number], f"image {number}"), size)
     return found
 
 
-def image_batches(clip: "Clip", images: Any, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
+def image_batches(config: ClipConfig, images: Any, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
     """Batches of images of equal shapes, and how many of each count: the last one is filled up.
 
     Args:
-      clip: the model.
+      config: geometry of the model.
       images: as for `Clip.encode_images`.
       batch_size: images at a time; fewer where there are fewer.
 
     Yields:
       uint8 pictures `[b, R, R, 3]`, or what was normalised already, float.
     """
-    from clipbias.data.given import listed
-
     check_int("batch_size", batch_size, lowest=1)
-    size, ready = clip.config.vision.image_size, jnp.issubdtype(getattr(images, "dtype", np.uint8), jnp.floating)
+    size, ready = config.vision.image_size, jnp.issubdtype(getattr(images, "dtype", np.uint8), jnp.floating)
     if ready:
         images = images[None] if np.shape(images) == (size, size, 3) else images
         check_images(images, size)
@@ -92,21 +84,28 @@ def image_batches(clip: "Clip", images: Any, batch_size: int) -> Iterator[tuple[
         yield np.pad(batch, [(0, rows - len(batch))] + [(0, 0)] * (batch.ndim - 1)), len(batch)
 
 
-def encode_images(clip: "Clip", images: Any, *, batch_size: int, normalize: bool, dtype: str) -> np.ndarray:
+def encode_images(
+    params: Params,
+    config: ClipConfig,
+    preprocessing: Preprocessing,
+    images: Any,
+    *,
+    batch_size: int,
+    normalize: bool,
+    dtype: str,
+) -> np.ndarray:
     """See `Clip.encode_images`."""
-    dtype = settle(dtype)
-    run = functools.partial(_image_features, clip.config, clip.preprocessing, dtype, normalize, clip.device_params)
-    return _joined(run, image_batches(clip, images, batch_size), clip.config.projection_width)
+    run = functools.partial(_image_features, config, preprocessing, settle(dtype), normalize, params)
+    return _joined(run, image_batches(config, images, batch_size), config.projection_width)
 
 
-def encode_texts(clip: "Clip", texts: Any, *, batch_size: int, normalize: bool, dtype: str) -> np.ndarray:
-    """See `Clip.encode_texts`."""
+def encode_ids(
+    params: Params, config: ClipConfig, ids: np.ndarray, *, batch_size: int, normalize: bool, dtype: str
+) -> np.ndarray:
+    """Text features of ids `[n, N]` as from `Clip.tokenize`; see `Clip.encode_texts`."""
     dtype = settle(dtype)
     check_int("batch_size", batch_size, lowest=1)
-    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-        raise ClipbiasError(f"texts is {shown(texts)}; give a list of texts.")
-    ids = clip.tokenize(list(texts))
-    longest = min(-(-ids.shape[1] // _TOKENS) * _TOKENS, clip.config.text.context_length)
+    longest = min(-(-ids.shape[1] // _TOKENS) * _TOKENS, config.text.context_length)
     ids = np.pad(ids, [(0, 0), (0, longest - ids.shape[1])])
     rows = min(batch_size, len(ids))
 
@@ -115,8 +114,8 @@ def encode_texts(clip: "Clip", texts: Any, *, batch_size: int, normalize: bool, 
             batch = ids[start : start + rows]
             yield np.pad(batch, [(0, rows - len(batch)), (0, 0)], mode="edge"), len(batch)
 
-    run = functools.partial(_text_features, clip.config, dtype, normalize, clip.device_params)
-    return _joined(run, batches(), clip.config.projection_width)
+    run = functools.partial(_text_features, config, dtype, normalize, params)
+    return _joined(run, batches(), config.projection_width)
 
 
 def _joined(run: Callable[[Any], jax.Array], batches: Iterator[tuple[np.ndarray, int]], width: int) -> np.ndarray:
@@ -138,14 +137,3 @@ def _image_features(
 def _text_features(config: ClipConfig, dtype: str, normalize: bool, params: Params, ids: jax.Array) -> jax.Array:
     features = encode_text(params, config, as_tokens(ids, config), dtype=dtype)[0]
     return features / jnp.linalg.norm(features, axis=-1, keepdims=True) if normalize else features
-
-
-def in_words(clip: "Clip") -> str:
-    """A model in a line: its name, geometry and size."""
-    vision, text = clip.config.vision, clip.config.text
-    leaves = jax.tree.leaves(clip.params)
-    dtype = next(iter(leaf.dtype for leaf in leaves if leaf.ndim), "float32")
-    images = f"images of {vision.image_size} px in {vision.patches} patches, {vision.layers} layers of {vision.width}"
-    texts = f"texts of up to {text.context_length} tokens, {text.layers} layers of {text.width}"
-    size = f"joint width {clip.config.projection_width}; {sum(leaf.size for leaf in leaves):,} parameters, {dtype}"
-    return f"Clip({clip.source!r}: {images}; {texts}; {size})"

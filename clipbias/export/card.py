@@ -55,7 +55,7 @@ def model_card(adapter: Adapter, task: Task | None, form: str) -> str:
 
 
 def base_card(clip: Clip) -> str:
-    """The card of a model without an adapter, as `Clip.push_to_hub` uploads it."""
+    """The card of a model without an adapter, as `push_to_hub` uploads it."""
     from huggingface_hub import ModelCardData
 
     card: Any = ModelCardData(

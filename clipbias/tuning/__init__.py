@@ -6,7 +6,6 @@ from clipbias.tuning.descriptions import Descriptions, read_descriptions
 from clipbias.tuning.features import Features, Samples, Sampling, average_texts, unit_length
 from clipbias.tuning.learnables import parameter_count
 from clipbias.tuning.method import CONSTANTS, Kind, Learnables, Method, Preset, PromptText
-from clipbias.tuning.predict import Prediction
 from clipbias.tuning.recipe import Recipe
 from clipbias.tuning.registry import METHODS, make_method
 from clipbias.tuning.task import Task
@@ -21,7 +20,6 @@ __all__ = [
     "Kind",
     "Learnables",
     "Method",
-    "Prediction",
     "Preset",
     "PromptText",
     "Recipe",

@@ -20,7 +20,7 @@ from clipbias.checks import check_int, check_record
 from clipbias.clip import Clip, hub
 from clipbias.clip.tensors import open_safetensors_file
 from clipbias.errors import ClipbiasError
-from clipbias.io import parse_json, user_path, write_tensors, write_text
+from clipbias.io import parse_json, user_path, write_tensors
 from clipbias.schema import Facts, Header, checked
 from clipbias.terminal import printable
 from clipbias.tuning.descriptions import Descriptions
@@ -134,31 +134,14 @@ class Adapter:
         task = Task(clip, method, class_names, **task_options)
         return task, transfer(own, task, self.learnables)
 
-    def push_to_hub(self, repository: str, *, private: bool | None = None) -> str:
-        """Uploads the adapter's file and a model card as "owner/name" to the Hugging Face hub.
-
-        Args:
-          repository: "owner/name", made if it is not there.
-          private: who may read a repository that is made; `None` takes the owner's default.
-
-        Returns:
-          "owner/name@commit", which `load_adapter` takes.
-
-        Raises:
-          ClipbiasError: the hub refuses, or cannot be reached.
-        """
-        from clipbias.clip.upload import push
-        from clipbias.export.card import model_card
-
-        def write(folder: Path) -> None:
-            write_adapter(folder / FILE, self)
-            write_text(folder / "README.md", model_card(self, None, "adapter"))
-
-        return push(repository, write, private=private, message=f"Upload a {self.method} adapter")
-
 
 def save_adapter(
-    path: str | os.PathLike, task: Task, learnables: Learnables, *, method: str, notes: Mapping[str, Any] | None = None
+    path: str | os.PathLike,
+    task: Task,
+    learnables: Learnables,
+    *,
+    method: str | None = None,
+    notes: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes an adapter file, atomically.
 
@@ -166,18 +149,26 @@ def save_adapter(
       path: a `.safetensors` file.
       task: what was trained.
       learnables: of one run.
-      method: the name that `make_method` knows the method by.
+      method: the name that `make_method` knows the method by; `None` takes the name that the task was made with.
       notes: JSON values to keep beside it.
 
     Raises:
       ClipbiasError: `load_adapter` or `Adapter.task` would refuse the file, or it cannot be written.
     """
+    write_adapter(path, make_adapter(task, learnables, method=method, notes=notes))
+
+
+def make_adapter(
+    task: Task, learnables: Learnables, *, method: str | None = None, notes: Mapping[str, Any] | None = None
+) -> Adapter:
+    """An adapter of what a task learned; arguments and errors as for `save_adapter`."""
+    method = task.method_name if method is None else method
     _check_method(method, task)
     tensors = {name: np.asarray(leaf) for name, leaf in flatten(learnables).items()}
     _check_shapes(tensors, task, method)
     for name in _no_numbers(tensors):
         raise ClipbiasError(f"cannot save the adapter: {name!r} holds what are not finite numbers.")
-    adapter = Adapter(
+    return Adapter(
         learnables=learnables,
         method=method,
         options=task.options(),
@@ -188,7 +179,6 @@ def save_adapter(
         notes=notes or {},
         descriptions=task.descriptions,
     )
-    write_adapter(path, adapter)
 
 
 def write_adapter(path: str | os.PathLike, adapter: Adapter) -> None:

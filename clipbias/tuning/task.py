@@ -15,7 +15,6 @@ from clipbias.clip.params import Params
 from clipbias.clip.precision import settle
 from clipbias.errors import ClipbiasError
 from clipbias.terminal import printable
-from clipbias.tuning.applied import Applied
 from clipbias.tuning.classifier import Classifier, Text, total_loss
 from clipbias.tuning.descriptions import ClassTexts, Descriptions, as_descriptions, class_texts, take_templates
 from clipbias.tuning.learnables import parameter_count
@@ -30,7 +29,7 @@ DEFAULT_TEMPLATE = "a photo of a {}."
 TEXTS_AT_ONCE = 4000
 
 
-class Task(Applied):
+class Task:
     """A method bound to classes.
 
     All computations are pure functions of `params` and `learnables`, to be jitted, differentiated, vectorised and

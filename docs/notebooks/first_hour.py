@@ -51,7 +51,7 @@ print(dataset)
 
 # %%
 zero_shot = clipbias.Task(clip, "zero_shot", dataset.class_names, template=dataset.template)
-zero_shot.accuracy(test)
+clipbias.evaluate(zero_shot, {}, test)
 
 # %% [markdown]
 # ## Tune prompts, tune a bias
@@ -70,8 +70,10 @@ def tune(method):
     task = clipbias.Task(clip, method, dataset.class_names, template=dataset.template)
     best = -1.0
     for rate in LEARNING_RATES if "val" in dataset.splits else LEARNING_RATES[:1]:
-        found = task.fit(dataset, shots=SHOTS, learning_rate=rate, epochs=EPOCHS, progress=False)
-        score = task.accuracy(some(dataset.split("val")), learnables=found).accuracy if "val" in dataset.splits else 0
+        found = clipbias.fit(task, dataset, shots=SHOTS, learning_rate=rate, epochs=EPOCHS, progress=False)
+        score = 0.0
+        if "val" in dataset.splits:
+            score = clipbias.evaluate(task, found, some(dataset.split("val"))).accuracy
         print(f"{METHODS[method]}, learning rate {rate}: {score:.1f} % of the validation images")
         if score > best:
             best, learnables, chosen = score, found, rate
@@ -89,10 +91,10 @@ tuned = {method: tune(method) for method in METHODS}
 # %%
 from clipbias.tuning import parameter_count
 
-rows = [["zero-shot", 0, None, zero_shot.accuracy(test)]]
+rows = [["zero-shot", 0, None, clipbias.evaluate(zero_shot, {}, test)]]
 for method, (task, learnables, rate) in tuned.items():
     count = parameter_count(learnables)["total"]
-    rows.append([METHODS[method], count, rate, task.accuracy(test, learnables=learnables)])
+    rows.append([METHODS[method], count, rate, clipbias.evaluate(task, learnables, test)])
 
 
 def table(rows):
@@ -113,15 +115,13 @@ table(rows)
 picture = PICTURE if PICTURE is not None else dataset.split("test").picture(0)
 
 
-def look(task, learnables=None):
-    """The picture, and what the class that the task takes it for rests on."""
-    found = task.predict([picture], learnables)
-    maps = clipbias.relevancy(task, clip.params, learnables or {}, clip.preprocess([picture]), found.labels)
-    title = f"{METHODS.get(task.method_name, 'zero-shot')}: {found}"
-    return clipbias.plot([picture], maps, task=task, targets=found.labels, titles=[title.replace(", ", "\n")])
+def look(task, learnables):
+    """The picture, and its relevancy for the most likely class."""
+    title = f"{METHODS.get(task.method_name, 'zero-shot')}: {clipbias.predict(task, learnables, [picture])}"
+    return clipbias.plot(task, learnables, [picture], titles=[title.replace(", ", "\n")])
 
 
-look(zero_shot)
+look(zero_shot, {})
 
 # %%
 look(*tuned["ivlp"][:2])
@@ -166,11 +166,11 @@ for key, verdict in results.scalars["verdict"].items():
 # %%
 task, learnables, rate = tuned["ivlp"]
 folder.mkdir(exist_ok=True)
-clipbias.save_adapter(folder / "prompts.safetensors", task, learnables, method="ivlp", notes={"seed": 1})
+clipbias.save_adapter(folder / "prompts.safetensors", task, learnables, notes={"seed": 1})
 kept = [row for row in rows if row[0] in ("zero-shot", METHODS["ivlp"])]
 for kind, name in (("vector", "one vector per layer"), ("kind", "two, by kind of token")):
     constant = clipbias.amounts_to(folder / "prompts.safetensors", some(dataset.split("train"), 128), kind, clip=clip)
-    score = constant.task(clip).accuracy(test, learnables=constant.learnables)
+    score = clipbias.evaluate(constant.task(clip), constant.learnables, test)
     kept.append([f"prompts as {name}", parameter_count(constant.learnables)["total"], None, score])
 
 table(kept)
@@ -189,7 +189,7 @@ from clipbias import export
 
 task, learnables, rate = tuned["bias"]
 notes = {"dataset": DATASET, "shots": SHOTS, "seed": 1}
-clipbias.save_adapter(folder / "bias.safetensors", task, learnables, method="bias", notes=notes)
+clipbias.save_adapter(folder / "bias.safetensors", task, learnables, notes=notes)
 adapter = clipbias.load_adapter(folder / "bias.safetensors")
 shutil.rmtree(folder / "checkpoint", ignore_errors=True)
 print(export.export(adapter, clip, folder / "checkpoint"))
@@ -201,8 +201,8 @@ for path in sorted((folder / "checkpoint").iterdir()):
 
 # %%
 folded = clipbias.load(folder / "checkpoint")
-again = clipbias.Task(folded, "zero_shot", dataset.class_names).accuracy(test)
-print(again.accuracy == task.accuracy(test, learnables=learnables).accuracy)
+again = clipbias.evaluate(clipbias.Task(folded, "zero_shot", dataset.class_names), {}, test)
+print(again.accuracy == clipbias.evaluate(task, learnables, test).accuracy)
 
 # %% [markdown]
 # ## From here

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 import clipbias
-from clipbias.app import Bench, build, serve
-from clipbias.app.bench import ATTENTION, RELEVANCY
+from clipbias.app import ATTENTION, RELEVANCY, ZERO_SHOT, Bench, build, serve
 from clipbias.clip import Clip
 from clipbias.tuning.adapter import write_adapter
 from tests.app.adapters import NAMES, PICTURE, adapter_of
@@ -36,13 +35,11 @@ def address(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("uploads")))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # gradio's own, of what it is built on
-        for side in (
-            bench.zero_shot(NAMES),
-            bench.tuned(bench.adapters["prompts"], NAMES),
-        ):  # compiled before it is asked
+        for chosen in (ZERO_SHOT, "prompts"):  # compiled before it is asked
+            side = bench.bind(chosen, "\n".join(NAMES))
             side.probabilities(PICTURE)
             for kind in (RELEVANCY, ATTENTION):
-                bench.look(side, PICTURE, 0, kind=kind)
+                bench.look(side, PICTURE, 0, kind)
         page = build(bench)
         yield serve(page, server_name="127.0.0.1", prevent_thread_lock=True)
         page.close(verbose=False)

@@ -74,7 +74,7 @@ def test_training(official: Hub, tmp_path: Path, capsys: pytest.CaptureFixture) 
     assert (model["name"], model["revision"]) == (DEFAULT, commit)
     adapter = clipbias.load_adapter(workdir / "adapter.safetensors")
     assert (adapter.base, adapter.base_fingerprint) == (f"{DEFAULT}@{commit}", model["fingerprint"])
-    place = adapter.push_to_hub("me/eurosat-bias")
+    place = clipbias.push_to_hub("me/eurosat-bias", adapter)
     official.sent.clear()
     again, _ = find_adapter(place)  # as all binaries find what `--config.adapter=` names
     again.task(clipbias.load(again.base))

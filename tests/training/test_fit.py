@@ -1,4 +1,4 @@
-"""`Task.fit`, `predict` and `accuracy`: the driver's numbers, from datasets, arrays and files."""
+"""`clipbias.fit`, `predict` and `evaluate`: the numbers of `clipbias train`, from datasets, arrays and files."""
 
 import dataclasses
 from pathlib import Path
@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 
 import clipbias
+from clipbias.api import PAPER
 from clipbias.clip import Clip
 from clipbias.data import Dataset
 from clipbias.errors import ClipbiasError
+from clipbias.prediction import Prediction
 from clipbias.training import mesh as meshes
-from clipbias.training.fit import PAPER
 from clipbias.training.grid import Grid
 from clipbias.training.packs import make_packs
 from clipbias.training.settings import GridSettings
-from clipbias.tuning import Prediction, Recipe, Task
+from clipbias.tuning import Recipe, Task
 from clipbias.tuning.adapter import load_adapter
 from configs import base
 
@@ -38,7 +39,7 @@ def fitted(clip: Clip, colours: Dataset) -> dict[str, Any]:
     """What `fit` learns of a few images of the dataset."""
     given: dict[str, Any] = dict(shots=2, seed=3, learning_rate=0.05, epochs=2, batch_size=4, progress=False)
     given["mesh"] = meshes.single_device()
-    return {method: make_task(clip, colours, method).fit(colours, **given) for method in OPTIONS}
+    return {method: clipbias.fit(make_task(clip, colours, method), colours, **given) for method in OPTIONS}
 
 
 def test_it_learns_what_the_driver_learns(clip: Clip, colours: Dataset, fitted: dict[str, Any], tmp_path: Path) -> None:
@@ -61,9 +62,9 @@ def test_arrays_with_names_for_labels_are_a_dataset_too(
     task, (images, labels) = make_task(clip, colours, "bias"), pictures(colours, "train")
     given: dict[str, Any] = dict(epochs=2, batch_size=9, learning_rate=0.05, mesh=meshes.single_device())
     names = [colours.class_names[label] for label in labels]
-    found = task.fit(images, names, **given)
+    found = clipbias.fit(task, images, names, **given)
     assert "bias on own images 4/4" in capsys.readouterr().err
-    wanted = task.fit(colours.split("train"), progress=False, **given)
+    wanted = clipbias.fit(task, colours.split("train"), progress=False, **given)
     jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
 
@@ -72,9 +73,10 @@ def test_predictions_are_the_softmax_of_the_logits(clip: Clip, colours: Dataset,
     ready = clip.preprocess(images)
     logits = np.asarray(jax.jit(task.logits)(clip.params, fitted["bias"], ready), np.float64)
     wanted = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    found = task.predict(images, fitted["bias"], batch_size=4)
+    found = clipbias.predict(task, fitted["bias"], images, batch_size=4)
     np.testing.assert_allclose(found.probabilities, wanted, atol=1e-5)
-    np.testing.assert_allclose(task.predict(ready, fitted["bias"], batch_size=4).probabilities, wanted, atol=1e-5)
+    again = clipbias.predict(task, fitted["bias"], ready, batch_size=4)
+    np.testing.assert_allclose(again.probabilities, wanted, atol=1e-5)
     assert found.classes == [colours.class_names[label] for label in wanted.argmax(-1)] and len(found) == 15
     lines = repr(found).splitlines()
     assert len(lines) == 11 and lines[-1] == "… and 5 more pictures"
@@ -83,8 +85,8 @@ def test_predictions_are_the_softmax_of_the_logits(clip: Clip, colours: Dataset,
 
 def test_accuracy_counts_what_is_taken_for_what(clip: Clip, colours: Dataset, fitted: dict[str, Any]) -> None:
     task, (images, labels) = make_task(clip, colours, "bias"), pictures(colours, "test")
-    predicted = task.predict(images, fitted["bias"], batch_size=4).labels
-    found = task.accuracy(colours, learnables=fitted["bias"], mesh=meshes.single_device(), batch_size=15)
+    predicted = clipbias.predict(task, fitted["bias"], images, batch_size=4).labels
+    found = clipbias.evaluate(task, fitted["bias"], colours, mesh=meshes.single_device(), batch_size=15)
     np.testing.assert_array_equal(found.predicted, predicted)
     wanted = np.zeros((3, 3), int)
     for label, guess in zip(labels, predicted, strict=True):
@@ -93,7 +95,7 @@ def test_accuracy_counts_what_is_taken_for_what(clip: Clip, colours: Dataset, fi
     assert found.accuracy == pytest.approx(100 * np.trace(wanted) / 15)
     np.testing.assert_allclose(found.per_class, [100 * wanted[c, c] / 5 for c in range(3)])
     assert repr(found).startswith(f"{found.accuracy:.2f} % (± {found.standard_error:.2f}) of 15 images")
-    same = task.accuracy(images, labels, fitted["bias"], mesh=meshes.single_device(), batch_size=15)
+    same = clipbias.evaluate(task, fitted["bias"], images, labels, mesh=meshes.single_device(), batch_size=15)
     np.testing.assert_array_equal(same.confusion, wanted)
     none = dataclasses.replace(found, labels=found.labels[:5], predicted=found.predicted[:5])
     assert np.isnan(none.per_class[1:]).all() and not np.isnan(none.per_class[0])
@@ -105,23 +107,26 @@ def test_the_papers_recipe_is_that_of_the_configurations() -> None:
 
 def test_a_method_that_learns_nothing_needs_nothing(clip: Clip, colours: Dataset) -> None:
     task, (images, labels) = clipbias.Task(clip, "zero_shot", colours.class_names), pictures(colours, "test")
-    assert task.fit(images, labels) == {} and isinstance(task.predict(images), Prediction)
-    assert len(task.predict([])) == 0
+    assert clipbias.fit(task, images, labels) == {}
+    assert isinstance(clipbias.predict(task, {}, images), Prediction) and len(clipbias.predict(task, {}, [])) == 0
 
 
 def test_what_does_not_fit_is_refused(clip: Clip, colours: Dataset) -> None:
     task, (images, labels) = make_task(clip, colours, "bias"), pictures(colours, "train")
-    other = clipbias.Task(clip, "bias", ("cat", "dog"))
+    other, learnables = clipbias.Task(clip, "bias", ("cat", "dog")), task.init()
     calls = {
-        "bias|BiasTuning has learned something": lambda: task.predict(images),
-        "colours has 3 classes, not the task's 2": lambda: other.fit(colours),
-        "images without labels": lambda: task.fit(images),
-        "18 images and 2 labels": lambda: task.fit(images, labels[:2]),
-        "has labels of its own": lambda: task.fit(colours, labels),
-        "classes, not the task's": lambda: other.accuracy(colours, learnables=other.init()),
-        "there is no dataset 'nothing'": lambda: task.fit("nothing"),
-        "learning_rate is -1": lambda: task.fit(colours, learning_rate=-1),
-        "seed is -1": lambda: task.fit(colours, seed=-1),
+        r"second argument is not what BiasTuning learns \(text_bias, vision_bias\)": lambda: clipbias.predict(
+            task, images, learnables
+        ),
+        "the second argument is not what BiasTuning": lambda: clipbias.evaluate(task, clip.params, colours),
+        "colours has 3 classes, not the task's 2": lambda: clipbias.fit(other, colours),
+        "images without labels": lambda: clipbias.fit(task, images),
+        "18 images and 2 labels": lambda: clipbias.fit(task, images, labels[:2]),
+        "has labels of its own": lambda: clipbias.fit(task, colours, labels),
+        "classes, not the task's": lambda: clipbias.evaluate(other, other.init(), colours),
+        "there is no dataset 'nothing'": lambda: clipbias.fit(task, "nothing"),
+        "learning_rate is -1": lambda: clipbias.fit(task, colours, learning_rate=-1),
+        "seed is -1": lambda: clipbias.fit(task, colours, seed=-1),
     }
     for message, call in calls.items():
         with pytest.raises(ClipbiasError, match=message):

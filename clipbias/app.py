@@ -1,0 +1,275 @@
+"""A page to try adapters on pictures: zero-shot beside a tuned model, with the maps of each. Needs the extra `app`.
+
+`Bench` computes; `build` makes the page of gradio's components, which loads nothing from elsewhere and sends nothing.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import html
+import io
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from PIL import Image
+
+from clipbias.api import predict
+from clipbias.clip import Clip
+from clipbias.data.given import picture
+from clipbias.data.transforms import test_image
+from clipbias.errors import ClipbiasError
+from clipbias.explain.passes import looks
+from clipbias.explain.picture_sections import first_text
+from clipbias.explain.relevancy import relevancy
+from clipbias.explain.scope import passes, why_no_maps, why_no_similarity, why_no_vision_attention
+from clipbias.explain.tokens import token_labels
+from clipbias.report import style
+from clipbias.report.overlay import Overlay, overlay_rows
+from clipbias.terminal import printable
+from clipbias.tuning import Learnables, Task
+from clipbias.tuning.adapter import Adapter, load_adapter
+from clipbias.tuning.task import DEFAULT_TEMPLATE
+
+if TYPE_CHECKING:
+    import gradio
+
+RELEVANCY, ATTENTION, PROMPT = "Relevancy for the class", "Attention of [cls]", "Patches near a prompt"
+ZERO_SHOT, LIKELIEST = "none", "the likeliest of each"
+# Class names that a page takes at once, and of these those that are shown.
+MOST_CLASSES, SHOWN = 1000, 5
+CSS = ".note {color: var(--body-text-color-subdued); font-size: 90%} footer {display: none !important}"
+
+_looks = jax.jit(looks, static_argnums=0)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Side:
+    """One of the two models that the page compares: a task and its learnables."""
+
+    task: Task
+    learnables: Learnables
+
+    @functools.cached_property
+    def prompts(self) -> int:
+        """`V`, learned tokens in the vision tower."""
+        prompts = jax.eval_shape(self.task.method.adapt, self.learnables).vision_prompts
+        return 0 if prompts is None else prompts.shape[-2]
+
+    def probabilities(self, path: Any) -> np.ndarray:
+        """Of the classes, `[C]`, for a picture."""
+        return predict(self.task, self.learnables, [path]).probabilities[0]
+
+
+class Bench:
+    """A frozen model and adapters of it, bound to the class names that people write."""
+
+    def __init__(self, clip: Clip, adapters: Mapping[str, Adapter], *, own_methods: Sequence[str] = ()) -> None:
+        """Raises `ClipbiasError` for an adapter of another model."""
+        self.clip, self.adapters, self._own_methods = clip, dict(adapters), tuple(own_methods)
+        for adapter in self.adapters.values():
+            adapter.bind(clip, own_methods=self._own_methods)
+        self._load = functools.lru_cache(maxsize=16)(load_adapter)  # a file that is uploaded is named by its digest
+        self.bind = functools.lru_cache(maxsize=8)(self._bind)
+
+    def adapter(self, chosen: str) -> Adapter | None:
+        """An adapter by its name on the page or that of a file; `None` for zero-shot."""
+        return None if chosen == ZERO_SHOT else self.adapters.get(chosen) or self._load(chosen)
+
+    def _bind(self, chosen: str, text: str, template: str = "") -> Side:
+        adapter, names = self.adapter(chosen), read_names(text)
+        if adapter is None:
+            return Side(Task(self.clip, "zero_shot", names, template=template.strip() or DEFAULT_TEMPLATE), {})
+        return Side(*adapter.bind(self.clip, names, own_methods=self._own_methods))
+
+    def look(
+        self, side: Side, path: Any, label: int, kind: str = RELEVANCY, layer: int = 1, slot: int = 1
+    ) -> tuple[Overlay | None, str]:
+        """A map of a picture and a sentence on it, which says why there is no map where there is none.
+
+        Args:
+          side: the task and its learnables.
+          path: the picture.
+          label: the class that relevancy is for.
+          kind: `RELEVANCY`, `ATTENTION` (mean over heads) or `PROMPT`.
+          layer: from 1; of relevancy the first that counts. A tower with fewer has its last.
+          slot: the prompt, from 1.
+        """
+        task, vision, params = side.task, self.clip.config.vision, self.clip.device_params
+        if reason := why_no_map(kind, task):
+            return None, reason
+        images, layer = self.clip.preprocess([path]), min(layer, vision.layers)
+        if kind == RELEVANCY:
+            maps = relevancy(task, params, side.learnables, jax.numpy.asarray(images), [label], by_layer=True)
+            text = np.asarray(maps.text)
+            text = first_text(text[..., min(layer, text.shape[-2]) - 1, :])[0]
+            row, name = np.asarray(maps.vision)[0, layer - 1], task.class_names[label]
+            found = Overlay(name, row, vision.patches, tuple(token_labels(task, label)), text)
+            return found, f"{name}: layers {layer} to {vision.layers}"
+        seen = _looks(task.classifier, params, side.learnables, images)
+        if kind == ATTENTION:
+            row, note = seen["attention"][0, layer - 1], f"layer {layer}"
+        else:
+            slot = min(slot, side.prompts)
+            row, note = 1 - seen["distance"][0, layer - 1, slot - 1], f"layer {layer}, prompt {slot} of {side.prompts}"
+        return Overlay(note, np.asarray(row), vision.patches), note
+
+    def draw(self, overlay: Overlay | None, path: Any) -> np.ndarray:
+        """A map beside its picture as `clipbias.plot` draws it, or the picture as the model sees it."""
+        seen = test_image(picture(path), self.clip.config.vision.image_size)
+        if overlay is None:
+            return seen
+        return np.asarray(Image.open(io.BytesIO(style.png_bytes(overlay_rows([seen], [overlay])))))
+
+
+def why_no_map(kind: str, task: Task) -> str:
+    """Why a task has no such map, or ""."""
+    if kind == RELEVANCY:
+        return why_no_maps(task)
+    if kind == PROMPT:
+        return why_no_similarity(task)
+    several = "Every pass over an image has attention of its own, and the map is of one." if passes(task) > 1 else ""
+    return why_no_vision_attention(task) or several
+
+
+def read_names(text: str) -> list[str]:
+    """Class names as people write them, each once: one per line, or separated by commas on a single line.
+
+    Raises:
+      ClipbiasError: there are none, or too many for a page.
+    """
+    lines = [line for line in text.splitlines() if line.strip()]
+    parts = lines[0].split(",") if len(lines) == 1 else lines
+    names = list(dict.fromkeys(part.strip() for part in parts if part.strip()))
+    if not 0 < len(names) <= MOST_CLASSES:
+        raise ClipbiasError(f"there are {len(names)} class names; write from 1 to {MOST_CLASSES}, one per line.")
+    return names
+
+
+def build(
+    bench: Bench, *, examples: Sequence[str | os.PathLike] = (), class_names: Sequence[str] = (), template: str = ""
+) -> "gradio.Blocks":
+    """The page.
+
+    Args:
+      bench: the model and adapters of it.
+      examples: files of pictures to start from.
+      class_names: the class names to start from; without any, those of the first adapter.
+      template: likewise the text around them.
+
+    Raises:
+      ClipbiasError: gradio is not installed.
+    """
+    gr = _gradio()
+
+    @contextlib.contextmanager
+    def mistakes_shown() -> Iterator[None]:
+        try:
+            yield
+        except ClipbiasError as error:
+            raise gr.Error(html.escape(printable(error)), print_exception=False) from error
+
+    def fill(chosen: str, file: str | None, names: str, template: str) -> tuple[str, str]:
+        """An adapter's own class names and template."""
+        with mistakes_shown():
+            adapter = bench.adapter(file or chosen)
+        return (names, template) if adapter is None else ("\n".join(adapter.class_names), adapter.template)
+
+    def sides(names: str, template: str, chosen: str, file: str | None) -> list[Side | None]:
+        tuned = file or chosen
+        return [bench.bind(ZERO_SHOT, names, template), None if tuned == ZERO_SHOT else bench.bind(tuned, names)]
+
+    def classify(path: str | None, *asked: Any) -> tuple[Any, ...]:
+        """The probabilities of both sides; the classes and prompts that there are to choose from."""
+        if path is None:
+            return None, None, gr.skip(), gr.skip()
+        with mistakes_shown():
+            both = sides(*asked)
+            options = [*map(printable, both[0].task.class_names)] if both[0] else []
+            shown = [side and dict(zip(options, side.probabilities(path).tolist(), strict=True)) for side in both]
+        prompts = both[1].prompts if both[1] else 0
+        slots = gr.update(maximum=max(2, prompts), value=1, interactive=prompts > 0)
+        return *shown, gr.update(choices=[LIKELIEST, *options], value=LIKELIEST), slots
+
+    def look(path: str | None, *given: Any) -> list[Any]:
+        """The maps of both sides."""
+        *asked, kind, of_class, layer, slot = given
+        shown: list[Any] = []
+        with mistakes_shown():
+            for side in sides(*asked) if path else (None, None):
+                if side is None or path is None:
+                    shown += [None, ""]
+                    continue
+                known = [*map(printable, side.task.class_names)]
+                label = known.index(of_class) if of_class in known else int(side.probabilities(path).argmax())
+                overlay, note = bench.look(side, path, label, kind, int(layer), int(slot))
+                shown += [bench.draw(overlay, path), f'<div class="note">{html.escape(printable(note))}</div>']
+        return shown
+
+    first = next(iter(bench.adapters), ZERO_SHOT)
+    if first != ZERO_SHOT and not class_names:
+        class_names, template = bench.adapters[first].class_names, template or bench.adapters[first].template
+    layers = max(bench.clip.config.vision.layers, bench.clip.config.text.layers)
+    # Uploads are looked for every ten minutes, and deleted when they are an hour old.
+    with gr.Blocks(title="clipbias: zero-shot beside tuned", analytics_enabled=False, delete_cache=(600, 3600)) as page:
+        gr.Markdown(f"# Zero-shot beside tuned\nCLIP `{printable(bench.clip.name)}` before and after tuning.")
+        with gr.Row():
+            with gr.Column(scale=2, min_width=300):
+                given: dict[str, Any] = dict(type="filepath", format="png", sources=["upload", "clipboard"], height=260)
+                image = gr.Image(label="Picture", **given)
+                names = gr.Textbox("\n".join(class_names), label="Class names, one per line", lines=4, max_lines=8)
+                around = gr.Textbox(template or DEFAULT_TEMPLATE, label="Text of zero-shot, {} for the name")
+                chosen = gr.Dropdown([ZERO_SHOT, *bench.adapters], value=first, label="Tuned adapter")
+                file = gr.File(label="or an adapter file", file_types=[".safetensors"], type="filepath", height=140)
+                button = gr.Button("Classify", variant="primary")
+                if examples:
+                    gr.Examples([[str(path)] for path in examples], [image], label="Pictures to start from")
+            with gr.Column(scale=5, min_width=320):
+                with gr.Row():
+                    labels = [gr.Label(label=label, num_top_classes=SHOWN) for label in ("Zero-shot", "Tuned")]
+                with gr.Row():
+                    kind = gr.Dropdown([RELEVANCY, ATTENTION, PROMPT], value=RELEVANCY, label="Map", min_width=220)
+                    of_class = gr.Dropdown([LIKELIEST], value=LIKELIEST, label="Class", min_width=220)
+                with gr.Row():
+                    slider: dict[str, Any] = dict(value=1, step=1, min_width=220)
+                    layer = gr.Slider(1, layers, label="Layer (of relevancy the first)", **slider)
+                    slot = gr.Slider(1, 2, label="Prompt", interactive=False, **slider)
+                maps = []
+                with gr.Row():
+                    for label in ("Zero-shot", "Tuned"):
+                        with gr.Column(min_width=280):
+                            buttons = ["download", "fullscreen"]
+                            maps += [gr.Image(label=label, interactive=False, buttons=buttons), gr.HTML()]
+        quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
+        asked = [image, names, around, chosen, file]
+        filled = dict(fn=fill, inputs=[chosen, file, names, around], outputs=[names, around], **quiet)
+        classified = dict(fn=classify, inputs=asked, outputs=[*labels, of_class, slot], **quiet)
+        looked = dict(fn=look, inputs=[*asked, kind, of_class, layer, slot], outputs=maps, **quiet)
+        gr.on([button.click, image.change, names.submit, around.submit], **classified).then(**looked)
+        gr.on([chosen.input, file.upload, file.clear], **filled).then(**classified).then(**looked)
+        gr.on([kind.input, of_class.input, layer.release, slot.release], **looked)
+    return page
+
+
+def serve(page: "gradio.Blocks", **options: Any) -> str:
+    """Starts the server of a page, which runs until `page.close()`; its address.
+
+    Args:
+      page: from `build`.
+      **options: of `gradio.Blocks.launch`, such as `server_name` and `server_port`.
+    """
+    gr = _gradio()
+    stack = ["system-ui", "Segoe UI", "Roboto", "Helvetica Neue", "sans-serif"]  # none is fetched
+    theme = gr.themes.Soft(primary_hue="orange", font=stack, font_mono=["ui-monospace", "Consolas", "monospace"])
+    own: dict[str, Any] = dict(theme=theme, css=CSS, footer_links=[], max_file_size="64mb", quiet=True, show_error=True)
+    return page.queue(max_size=32).launch(**{**own, **options})[1]
+
+
+def _gradio() -> Any:
+    try:
+        import gradio
+    except ImportError as error:
+        raise ClipbiasError(f'the page needs gradio ({error}); pip install "clipbias[app]".') from error
+    return gradio

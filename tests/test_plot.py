@@ -1,0 +1,60 @@
+"""`clipbias.plot`: maps over pictures of every kind, with titles and words."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import clipbias
+from clipbias.clip import Clip
+from clipbias.errors import ClipbiasError
+from clipbias.report.overlay import heat_map
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (2, 20, 16, 3), dtype=np.uint8)
+
+
+def panels(figure: Any) -> list[Any]:
+    return [axes for axes in figure.axes if axes.images]
+
+
+def test_pictures_and_maps_stand_side_by_side(clip: Clip) -> None:
+    task = clipbias.Task(clip, "ivlp", ("cat", "dog"))
+    learnables, images = task.init(), clip.preprocess(PIXELS)
+    maps = clipbias.relevancy(task, clip.params, learnables, images, [1, 0])
+    figure = clipbias.plot(task, learnables, PIXELS, [1, 0])
+    first, heat, second, _ = panels(figure)
+    np.testing.assert_array_equal(first.images[0].get_array(), PIXELS[0, 2:18])
+    np.testing.assert_array_equal(second.images[0].get_array(), PIXELS[1, 2:18])
+    np.testing.assert_allclose(heat.images[1].get_array(), heat_map(np.asarray(maps.vision)[0], 16, 16), atol=1e-4)
+    assert heat.get_title() == "dog"
+    written = {text.get_text() for axes in figure.axes for text in axes.texts}
+    assert "dog" in written and "cat" in written and "SOS" in written
+    # Normalised pictures are drawn as they were, and other maps in the place of relevancy.
+    rows = np.random.default_rng(1).random((2, 16 + 4), np.float32)
+    again = panels(clipbias.plot(task, learnables, images, titles=["a", "b"], maps=rows))
+    np.testing.assert_array_equal(again[0].images[0].get_array(), PIXELS[0, 2:18])
+    np.testing.assert_allclose(again[3].images[1].get_array(), heat_map(rows[1], 16, 16))
+    assert again[1].get_title() == "a"
+    likely = clipbias.predict(task, learnables, PIXELS[:1]).classes[0]
+    assert panels(clipbias.plot(task, learnables, PIXELS[0]))[1].get_title() == likely
+
+
+def test_a_notebook_shows_a_figure(clip: Clip) -> None:
+    task = clipbias.Task(clip, "zero_shot", ("cat", "dog"))
+    assert clipbias.plot(task, {}, PIXELS[0])._repr_png_().startswith(b"\x89PNG")  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("pictures", "options", "message"),
+    [
+        (PIXELS, {"maps": np.ones((1, 16))}, "2 pictures and 1 maps"),
+        (PIXELS, {"titles": ["a"]}, "2 pictures and 1 titles"),
+        (PIXELS, {"targets": [1]}, "1 targets"),
+        (np.zeros((2, 5), np.float32), {}, r"the images have shape \[2, 5\]"),
+        ([], {}, "there are 0 pictures"),
+    ],
+)
+def test_what_does_not_belong_together(pictures: Any, options: dict, message: str, clip: Clip) -> None:
+    task = clipbias.Task(clip, "bias", ("cat", "dog"))
+    with pytest.raises(ClipbiasError, match=message):
+        clipbias.plot(task, task.init(), pictures, **options)
