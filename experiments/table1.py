@@ -35,7 +35,7 @@ from clipbias.training.packs import Pack, cells_of, make_packs
 from clipbias.training.results import Results
 from clipbias.training.workdir import note_model, open_part, open_workdir
 from experiments import common, grids
-from experiments.configuration import options_by_method
+from experiments.values import options_by_method
 
 _CONFIG = "configs/demo.py"
 _COMPARE = flags.DEFINE_bool(

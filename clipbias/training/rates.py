@@ -7,10 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clipbias import schema
+from clipbias.checks import check_number, check_text, check_value
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_json, write_text
-from clipbias.schema import checked
 from clipbias.training.packs import Pack
 from clipbias.training.results import Row
 
@@ -107,7 +106,12 @@ class Rates:
         """Those of a file. Raises `ClipbiasError` where it is not there or holds something else."""
         if not path.is_file():
             raise ClipbiasError(f"there is no file of learning rates {path}; check --config.rates_file.")
-        return cls(checked(read_json(path), schema.RatesFile, str(path))["rates"])
+        entries = read_json(path, dict).get("rates")
+        check_value(f"rates of {path}", entries, list[dict])
+        for one in entries:
+            check_text(f"a method of {path}", one.get("method"))
+            check_number(f"a learning rate of {path}", one.get("learning_rate"), lowest=0)
+        return cls(entries)
 
     @classmethod
     def chosen(cls, choices: Mapping[CellName, Choice]) -> "Rates":

@@ -10,8 +10,6 @@ import jax
 
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_json_lines, whole, write_text
-from clipbias.schema import Row as RowOfFile
-from clipbias.schema import fitted
 
 Row = dict[str, Any]
 KEY = ("protocol", "method", "dataset", "shots", "seed", "config_hash")
@@ -20,6 +18,11 @@ KEY = ("protocol", "method", "dataset", "shots", "seed", "config_hash")
 def cell_key(row: Row) -> tuple[Any, ...]:
     """What tells one cell from another."""
     return tuple(row.get(name) for name in KEY)
+
+
+def is_row(row: Row) -> bool:
+    """Whether a line of a file says which cell it is of, and how the cell ended."""
+    return all(isinstance(row.get(name), str | int) for name in (*KEY, "status"))
 
 
 # Those that a table is made of, and what learning rates to choose from came to on validation images.
@@ -44,7 +47,7 @@ class Results:
           others: the files of jobs that run other parts of the same grid.
         """
         self._path, self._others = Path(path), others
-        rows: list[Row] = [row for row in read_json_lines(self._path) if fitted(row, RowOfFile)]
+        rows: list[Row] = [row for row in read_json_lines(self._path) if is_row(row)]
         self._by_cell: dict[tuple[Any, ...], Row] = {}
         self._own = {cell_key(row): row for row in rows}
         self.read_others()
@@ -63,7 +66,7 @@ class Results:
         """Reads again what other jobs have written. Of a cell that two jobs ran, one that ended well counts."""
         found: dict[tuple[Any, ...], Row] = {}
         for path in self._others():
-            found |= {cell_key(row): row for row in read_json_lines(path) if fitted(row, RowOfFile)}
+            found |= {cell_key(row): row for row in read_json_lines(path) if is_row(row)}
         well = {key: row for key, row in found.items() if row["status"] == "ok"}
         own_well = {key: row for key, row in self._own.items() if row["status"] == "ok"}
         self._by_cell = found | self._own | well | own_well
