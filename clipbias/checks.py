@@ -7,7 +7,7 @@ import sys
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from clipbias.errors import ClipbiasError
 from clipbias.io import shorten
@@ -80,19 +80,17 @@ def check_value(name: str, value: Any, kind: Any) -> None:
     Args:
       name: what the message calls it.
       value: from a user.
-      kind: `bool`, `int`, `float`, `str`, a class, `tuple[X, …]`, `list[X]`, `dict[str, X]`, a `TypedDict`, a union of
-        these, or one of them with a `Range` or `Choices` beside it. Annotations of other kinds accept every value.
+      kind: `bool`, `int`, `float`, `str`, a class, `tuple[X, …]`, `list[X]`, `dict[str, X]`, a union of these, or one
+        of them with a `Range` or `Choices` beside it. Annotations of other kinds accept every value.
 
     Raises:
       ClipbiasError: the value is of another type or out of range.
     """
     limits: Any = None
-    while typing.get_origin(kind) in (typing.Required, typing.NotRequired):
-        (kind,) = typing.get_args(kind)
-    if typing.get_origin(kind) is typing.Annotated:
-        kind, limits, *_ = typing.get_args(kind)
+    if get_origin(kind) is Annotated:
+        kind, limits, *_ = get_args(kind)
     bounds = dataclasses.asdict(limits if isinstance(limits, Range) else Range())
-    inner = typing.get_args(kind)
+    origin, inner = get_origin(kind), get_args(kind)
     if kind is bool:
         if not isinstance(value, bool):
             raise ClipbiasError(f"{name} is {shown(value)}; it must be True or False.")
@@ -104,25 +102,23 @@ def check_value(name: str, value: Any, kind: Any) -> None:
         check_choice(name, value, limits.texts)
     elif kind is str:
         check_text(name, value)
-    elif isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
-        set_to = [one for one in inner if one is not type(None)]
-        if len(set_to) == 1 and len(inner) == 2:  # what may be None says what else it must be
+    elif origin in (types.UnionType, Union):
+        others = [one for one in inner if one is not type(None)]
+        if len(others) == 1 and len(inner) == 2:  # the message says what it must be besides `None`
             if value is not None:
-                check_value(name, value, set_to[0])
+                check_value(name, value, others[0])
         elif not any(_accepts(value, one) for one in inner):
             raise ClipbiasError(f"{name} is {shown(value)}; it must be of type {kind}.")
-    elif typing.get_origin(kind) in (tuple, list):
+    elif origin in (tuple, list):
         if not isinstance(value, list | tuple):
             raise ClipbiasError(f"{name} is {shown(value)}; it must be a list.")
         for item in value if inner[1:] in ((...,), ()) else ():
             check_value(name, item, inner[0])
-    elif typing.get_origin(kind) is dict:
+    elif origin is dict:
         if not isinstance(value, Mapping):
             raise ClipbiasError(f"{name} is {shown(value)}; it must hold values by name.")
         for key, item in value.items():
             check_value(f"{name}[{shown(key)}]", item, inner[1])
-    elif typing.is_typeddict(kind):
-        check_record(name, value, kind)
     elif isinstance(kind, type) and kind is not Any and not isinstance(value, kind):
         raise ClipbiasError(f"{name} is {shown(value)}; it must be of type {kind.__name__}.")
 
@@ -133,21 +129,6 @@ def _accepts(value: Any, kind: Any) -> bool:
     except ClipbiasError:
         return False
     return True
-
-
-def check_record(name: str, values: Any, kind: Any) -> None:
-    """Values by name against the annotations of a `TypedDict`; what it does not list is not looked at.
-
-    Raises:
-      ClipbiasError: a value does not fit, or a required one is absent or `None`.
-    """
-    if not isinstance(values, Mapping):
-        raise ClipbiasError(f"{name} is {shown(values)}; it must hold values by name.")
-    for field, annotation in annotations(kind).items():
-        if values.get(field) is not None:
-            check_value(field, values[field], annotation)
-        elif field in kind.__required_keys__:
-            raise ClipbiasError(f"{name} has no {field!r}.")
 
 
 def check_fields(instance: Any) -> None:

@@ -23,6 +23,7 @@ The learning rates were chosen with
 
 from ml_collections import ConfigDict
 
+from clipbias.checks import check_choice
 from configs import base_to_new, cross_dataset, domain_generalization, table1
 
 PRESETS = {
@@ -42,6 +43,7 @@ PROTOCOLS = {
 
 
 def get_config(size: str = "quick") -> ConfigDict:
+    check_choice("the preset", size, tuple(PRESETS))
     config = table1.get_config()
     config.model = "demo"
     config.method_options = ConfigDict()

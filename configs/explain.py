@@ -9,6 +9,7 @@ python -m experiments.explain --config=configs/explain.py:quick --config.adapter
 
 from ml_collections import ConfigDict
 
+from clipbias.checks import check_choice
 from configs import base
 
 PRESETS = {
@@ -19,6 +20,7 @@ PRESETS = {
 
 
 def get_config(size: str = "full") -> ConfigDict:
+    check_choice("the preset", size, tuple(PRESETS))
     config = base.get_config()
     # Adapter files, or folders of `train` that hold one, separated by commas. For several datasets the
     # paths contain {dataset}. A "*" stands for any part of a name.

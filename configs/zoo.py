@@ -20,6 +20,7 @@ all others have learning rates that were chosen on validation images:
 
 from ml_collections import ConfigDict
 
+from clipbias.checks import check_choice
 from configs import demo, table1
 
 PRESETS = {"paper": "the eleven datasets", "demo": "embedded digits and clothes, 16 shots, one seed"}
@@ -37,6 +38,7 @@ def get_config(where: str = "paper") -> ConfigDict:
     # A method's own file knows its names and its recipe.
     from clipbias.tuning.registry import METHODS, make_method, method_options
 
+    check_choice("the preset", where, tuple(PRESETS))
     config = {"paper": table1.get_config, "demo": demo.get_config}[where]()
     firsts = {next(iter(vars(kind)["presets"])) for kind, _ in METHODS.values()}
     config.methods = tuple(name for name in METHODS if name in firsts or name in OTHERS)

@@ -1,62 +1,121 @@
-"""Reading a binary's command line: which configuration, and what of it is changed."""
+"""Reading a binary's command line: its flags, its configuration file, its help."""
 
+import inspect
 import re
-from collections.abc import Sequence
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
 
-from ml_collections import ConfigDict
+from absl import flags
+from ml_collections import ConfigDict, config_flags
 
+import configs
 from clipbias.errors import ClipbiasError
-from experiments import settings
+from clipbias.terminal import printable
+from experiments.values import flat
+
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that is written.")
+CONFIGS = Path(str(configs.__file__)).parent
+USAGE = "[--config=FILE[:PRESET]] [--config.NAME=VALUE …] [--workdir=FOLDER]"
+HELP = ("--help", "-help", "-h", "--helpshort", "--helpfull")
 
 
-def read_config(arguments: Sequence[str], default: str) -> tuple[str, list[str], ConfigDict]:
-    """The configuration that a command line names, and the rest of that line.
+def parse(words: Sequence[str], main: Callable, *, default: str = "", names: str = "") -> list[str]:
+    """Defines and reads the flags, or prints the help and ends. Returns the words that are no flags, the program first.
+
+    `--config` is defined here, not at import: several binaries can be imported into one process.
 
     Args:
-      arguments: of the process, the program's name first.
-      default: the configuration where none is named.
-
-    Returns:
-      The file with its preset, the arguments without it, and the configuration as the file gives it. Of a setting that
-      is given several times the last one counts, also where the library would join lists.
-
-    Raises:
-      ClipbiasError: there is no such configuration or setting.
+      words: the command line.
+      main: of the binary.
+      default: its configuration file; empty for a binary that takes names instead.
+      names: those names for the help, such as "FOLDER …".
     """
-    given, rest = default, []
-    words = iter(arguments)
-    for word in words:
-        if word == "--":
-            rest += [word, *words]
-        elif found := re.fullmatch(r"--?config(?:=(.*))?", word, re.DOTALL):
-            named = found[1] if found[1] is not None else next(words, "")
-            if not named:
-                raise ClipbiasError("--config names no file; give --config=FILE, such as --config=configs/train.py.")
-            given = named
-        else:
-            rest.append(word)
-    config = settings.load(given)
-    settings.check_names([name for word in rest if (name := _setting(word))], config)
-    return given, _last_of_each(rest, settings.flat(config)), config
+    words, asked = [word for word in words if word not in HELP], any(word in HELP for word in words)
+    try:
+        if default:
+            named = [place for place, word in enumerate(words) if re.match(r"--?config(=|$)", word)]
+            for place in named:
+                flag, equals, file = words[place].partition("=")
+                if equals:
+                    words[place] = f"{flag}={_find(file)}"
+                elif place + 1 < len(words):
+                    words[place + 1] = _find(words[place + 1])
+            config_flags.DEFINE_config_file("config", _find(default), lock_config=True, sys_argv=words)
+        rest = flags.FLAGS(words)
+    except Exception as error:  # a configuration file is a program, and parsers of values raise what they like
+        refuse(_sentence(error))
+    if asked:
+        print(_help(main, names))
+        sys.exit(0)
+    return rest
 
 
-def _setting(word: str) -> str:
-    """The setting that an argument is about, or nothing."""
-    found = re.match(r"--?(?:no)?config\.([^=\[]+)", word)
-    return found[1] if found else ""
+def refuse(sentence: str) -> NoReturn:
+    """Ends the process with one sentence and status 1."""
+    print(f"error: {printable(sentence)}", file=sys.stderr)
+    sys.exit(1)
 
 
-def _last_of_each(arguments: Sequence[str], values: dict) -> list[str]:
-    """The arguments without those settings that a later one sets again, and each with its value in one word."""
-    joined: list[str] = []
-    words = iter(arguments)
-    for word in words:
-        if word == "--":
-            return [*_last_of_each(joined, values), word, *words]
-        name = _setting(word)
-        if name and "=" not in word and not isinstance(values.get(name), bool):
-            value = next(words, None)
-            word = word if value is None else f"{word}={value}"
-        joined.append(word)
-    latest = {_setting(word): place for place, word in enumerate(joined)}
-    return [word for place, word in enumerate(joined) if not (name := _setting(word)) or latest[name] == place]
+def _find(path: str) -> str:
+    """`FILE` or `FILE:PRESET`, the file in the working folder, or else the package's own."""
+    file, colon, preset = path.partition(":")
+    own = CONFIGS.parent / file
+    if Path(file).is_file() or not own.is_file():
+        if not Path(file).is_file() or not file.endswith(".py"):
+            ours = ", ".join(sorted(f"configs/{one.stem}.py" for one in CONFIGS.glob("[!_]*.py")))
+            raise ClipbiasError(f"there is no configuration file {file!r}; clipbias has {ours}.")
+        return path
+    return f"{own}{colon}{preset}"
+
+
+def _sentence(error: BaseException) -> str:
+    """What is wrong with a command line, in one line."""
+    if isinstance(error, flags.UnrecognizedFlagError) and "config" in flags.FLAGS:
+        meant = f"config.{error.flagname}"
+        if error.flagname in flat(flags.FLAGS["config"].value):
+            return f"there is no flag --{error.flagname}; did you mean --{meant}?"
+    causes = [error]
+    while cause := causes[-1].__context__:
+        causes.append(cause)
+    if isinstance(causes[-1], ClipbiasError):
+        return str(causes[-1])
+    told: object = error
+    while isinstance(told, BaseException) and told.args:
+        told = told.args[0]
+    text = ". ".join(line.strip().removesuffix(".") for line in str(told).splitlines())
+    if "Traceback" in text:  # of a configuration file
+        return f"{text.partition(': ')[0]}: {str(told).strip().splitlines()[-1]}"
+    if isinstance(error, AttributeError):
+        return f"there is no setting {text}"
+    return text if isinstance(error, flags.Error) else f"{type(error).__name__}: {text}"
+
+
+def _help(main: Callable, names: str) -> str:
+    """The docstring of a binary and its flags; its configuration files, whose comments explain the settings, and the
+    values that result.
+    """
+    binary = Path(inspect.getfile(main)).stem
+    parts = [main.__globals__["__doc__"].strip(), f"Usage: clipbias {binary} {names or USAGE}"]
+    parts.append(flags.FLAGS.main_module_help().strip())
+    if "config" in flags.FLAGS:
+        parts.append(flags.FLAGS.module_help(__name__).strip())
+        given = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
+        own, config = CONFIGS / f"{binary}.py", flags.FLAGS.config
+        for file in {path.resolve(): path for path in (CONFIGS / "base.py", own, Path(given))}.values():
+            title = f"==== configs/{file.name} " if file.parent == CONFIGS else f"==== {file} "
+            parts.append(title.ljust(100, "=") + "\n" + file.read_text(encoding="utf-8").strip())
+        if isinstance(config.get("method"), str):
+            from clipbias.tuning.registry import make_method
+
+            parts.append(f"==== {config.method} ".ljust(100, "=") + f"\n{inspect.getdoc(make_method(config.method))}")
+        values = (f"--config.{name}={_quoted(value)}" for name, value in flat(config).items())
+        parts.append("\n".join(["==== the values that result ".ljust(100, "="), *values]))
+    text = "\n\n".join(part for part in parts if part)
+    return text.replace("python -m experiments.", "clipbias ") if sys.argv[0].startswith("clipbias ") else text
+
+
+def _quoted(value: object) -> str:
+    return f'"{value}"' if isinstance(value, tuple | ConfigDict) else shlex.quote(str(value))

@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clipbias import schema
 from clipbias.errors import ClipbiasError
 from clipbias.io import is_locked, read_json, read_json_lines, user_path
 from clipbias.report.names import draws, trains
 from clipbias.report.run_accuracies import mean_accuracies, single_error
-from clipbias.schema import Record, checked, fitted
 
 _DRAW = ("method", "dataset", "shots", "seed")  # which training a result is of
+
+_ROW = (*_DRAW, "config_hash", "status")  # fields that a line of results needs
 
 # What tells the configuration of one binary from another's where the command does not.
 BINARIES = {
@@ -74,13 +74,13 @@ def read_workdir(folder: str | Path, *, cells: bool = False) -> list[RunRecord]:
     path = user_path(folder)
     if not path.is_dir():
         raise ClipbiasError(f"there is no folder {folder}; give the --workdir of a run.")
-    config = read_object(path / "config.json", schema.Settings)
+    config = read_object(path / "config.json")
     if config is None or not {"model", "mesh", "workdir"} <= config.keys():
         raise ClipbiasError(f"{folder} is not the work folder of a run: it holds no configuration of an experiment.")
     parts = sorted(path.glob("parts/*/"))
-    environments = (read_object(inside / "environment.json", schema.Environment) for inside in (path, *parts))
+    environments = (read_object(inside / "environment.json") for inside in (path, *parts))
     environment: Mapping[str, Any] = next((one for one in environments if one), {})
-    state = read_object(path / "state.json", schema.State) or {}
+    state = read_object(path / "state.json") or {}
     binary = _binary(config, environment)
     metrics = metric_lines(path)
     common = RunRecord(
@@ -98,11 +98,11 @@ def read_workdir(folder: str | Path, *, cells: bool = False) -> list[RunRecord]:
         return _study(path, common, state)
     result: dict[str, Any] = {}
     if binary == "interpret":
-        adapters = (read_object(path / "interpretation.json", schema.Interpretation) or {}).get("adapters") or []
+        adapters = (read_object(path / "interpretation.json") or {}).get("adapters") or []
         for name in _DRAW if adapters else ():  # of all adapters that were interpreted
             result[name] = list(dict.fromkeys(one.get(name) for one in adapters))
     else:
-        result |= read_object(path / "result.json", schema.Facts) or {}
+        result |= read_object(path / "result.json") or {}
     last: Mapping[str, Any] = metrics[-1] if metrics else {}
     progress = f" at step {last['step']} of {last['steps']}" if last.get("steps") is not None else ""
     finished = bool(result) or (path / "predictions.json").exists()
@@ -134,24 +134,24 @@ def state_in_words(folder: Path, state: Mapping[str, Any], *, finished: bool, pr
     return {"interrupted": "interrupted", "running": "killed"}.get(str(known), "not finished") + progress
 
 
-def read_object(path: Path, kind: type[Record]) -> Record | None:
-    """A record of the schema, or `None` where there is no such file. Raises `ClipbiasError` where it is damaged."""
-    return checked(read_json(path), kind, str(path)) if path.exists() else None
+def read_object(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file, or `None` if there is no such file. Raises `ClipbiasError` if it is damaged."""
+    return read_json(path, dict) if path.exists() else None
 
 
-def read_lines(path: Path, kind: type[Record]) -> list[Record]:
-    """The lines of a JSONL file that fit the schema. Raises `ClipbiasError` where it is no such file at all."""
+def read_lines(path: Path, needed: Sequence[str]) -> list[dict[str, Any]]:
+    """The lines of a JSONL file that have the needed fields. Raises `ClipbiasError` if no line is a JSON object."""
     lines = read_json_lines(path)
     # The first line of all, cut short, is what a run leaves that was killed as it began.
     content = path.read_bytes().strip() if not lines and path.is_file() else b""
     if content and not content.startswith(b"{"):
         raise ClipbiasError(f"{path} is damaged: no line of it is a JSON object.")
-    return [fitting for line in lines if (fitting := fitted(line, kind)) is not None]
+    return [line for line in lines if all(line.get(name) is not None for name in needed)]
 
 
 def metric_lines(folder: Path) -> Sequence[Mapping[str, Any]]:
     """The lines of a folder's `metrics.jsonl`."""
-    return read_lines(folder / "metrics.jsonl", schema.Metrics)
+    return read_lines(folder / "metrics.jsonl", ["step"])
 
 
 def _binary(config: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
@@ -170,7 +170,7 @@ def _grid(
         own = read_json(folder / "cells.json", list)
     except ClipbiasError:  # none yet, or damaged
         own = None
-    read = (row for inside in (folder, *parts) for row in read_lines(inside / "results.jsonl", schema.Row))
+    read = (row for inside in (folder, *parts) for row in read_lines(inside / "results.jsonl", _ROW))
     lines: list[Mapping[str, Any]] = [row for row in read if own is None or row["config_hash"] in own]
     # Some methods bring a rate of their own: it tells cells apart only where rates are compared.
     own_rates = {} if _tests_all_rates(common.config) else {"learning_rate": None}
@@ -207,9 +207,7 @@ def _grid(
 
 def _parts(parts: Sequence[Path], *, finished: bool, progress: str) -> tuple[str, float]:
     """How the jobs that share a grid stand, each in words where they differ, and the seconds of all."""
-    states = {
-        inside.name.replace("-of-", "/"): read_object(inside / "state.json", schema.State) or {} for inside in parts
-    }
+    states = {inside.name.replace("-of-", "/"): read_object(inside / "state.json") or {} for inside in parts}
     seconds = sum(state.get("seconds") or 0 for state in states.values())
     words = {
         name: state_in_words(inside, state, finished=False)
@@ -275,7 +273,7 @@ def _study(folder: Path, common: RunRecord, state: Mapping[str, Any]) -> list[Ru
     runs = []
     for name in names:
         inside = folder / name.replace("/", "_") if name else folder
-        found = read_object(inside / "results.json", schema.StudyFacts) or {}
+        found = read_object(inside / "results.json") or {}
         models = found.get("models") or []
         runs.append(
             dataclasses.replace(

@@ -16,12 +16,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from clipbias.checks import check_int, check_record
+from clipbias.checks import Count, check_int, check_value
 from clipbias.clip import Clip, hub
 from clipbias.clip.tensors import open_safetensors_file
 from clipbias.errors import ClipbiasError
 from clipbias.io import parse_json, user_path, write_tensors
-from clipbias.schema import Facts, Header, checked
 from clipbias.terminal import printable
 from clipbias.tuning.descriptions import Descriptions
 from clipbias.tuning.learnables import SEPARATOR, flatten, unflatten
@@ -36,6 +35,12 @@ from clipbias.tuning.transfer import transfer
 FORMAT = 2
 # What the file is called in a folder or a repository of its own.
 FILE = "adapter.safetensors"
+# What the header of a file must hold, and what notes hold if they are given.
+HEADER: Mapping[str, Any] = {
+    **dict.fromkeys(("method", "template", "base", "base_fingerprint"), str),
+    **{"options": dict[str, Any], "class_names": list[str], "notes": dict[str, Any]},
+}
+NOTES: Mapping[str, Any] = {"dataset": str, "shots": Count, "seed": Count, "accuracy": float}
 DIGEST = "sha256"  # of all the rest; earlier versions wrote none
 
 
@@ -49,7 +54,7 @@ class Adapter:
       class_names, template: of the dataset it was trained on.
       descriptions: texts of each class that its classifier is made of in place of the template, if it is.
       base: what the frozen model is loaded from, a hub model at its commit; base_fingerprint: SHA-256 of its weights.
-      notes: anything else worth keeping, such as dataset, shots, seed and accuracy (`schema.Facts`).
+      notes: anything else worth keeping, such as dataset, shots, seed and accuracy.
     """
 
     learnables: Learnables
@@ -64,7 +69,9 @@ class Adapter:
 
     def __post_init__(self) -> None:
         """Raises `ClipbiasError` for notes that are not what their names say, whoever makes an adapter of them."""
-        check_record("the notes of an adapter", self.notes, Facts)
+        check_value("the notes of an adapter", self.notes, dict[str, Any])
+        for name, kind in NOTES.items():
+            check_value(name, self.notes.get(name), kind | None)
 
     def task(
         self,
@@ -222,7 +229,7 @@ def load_adapter(path: str | os.PathLike) -> Adapter:
     version = check_int(f"{path} is damaged: its format", found.get("format"), lowest=1)
     if version > FORMAT:
         raise ClipbiasError(f"{path} has format {version}; this clipbias reads up to {FORMAT}: upgrade it.")
-    header = checked(found, Header, str(path))
+    header = _check_header(found, path)
     adapter = Adapter(
         learnables=learnables,
         method=header["method"],
@@ -275,6 +282,21 @@ def _find(source: str | os.PathLike) -> Path:
 
     folder, _ = hub.fetch(name, wanted, lambda folder: (folder / FILE).is_file())
     return folder / FILE
+
+
+def _check_header(header: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
+    try:
+        for name, kind in HEADER.items():
+            if header.get(name) is None:
+                raise ClipbiasError(f"it has no {name!r}.")
+            check_value(name, header[name], kind)
+        for name, kind in NOTES.items():
+            check_value(name, header["notes"].get(name), kind | None)
+        check_value("descriptions", header.get("descriptions"), dict[str, list[str]] | None)
+        json.dumps(header, allow_nan=False)
+    except ValueError as error:
+        raise ClipbiasError(f"{path} is damaged: {error}") from error
+    return header
 
 
 def _check_method(method: str, task: Task) -> None:

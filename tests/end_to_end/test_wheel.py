@@ -1,5 +1,5 @@
 """The package as it is published: a wheel, installed away from the repository, that runs the README's Python and the
-command `clipbias` in a folder with nothing in it.
+command `clipbias` in a folder with nothing in it; and an editable install, as the README has it.
 """
 
 import json
@@ -25,32 +25,49 @@ def call(*command: str | Path, cwd: Path) -> str:
     return done.stdout
 
 
+OFFLINE = ("--quiet", "--no-deps", "--no-index", "--no-build-isolation")  # the build backend is the installed one
+
+
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel built from a copy, with the build backend that is installed: nothing is downloaded."""
-    folder = tmp_path_factory.mktemp("wheel")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone."""
+    folder = tmp_path_factory.mktemp("parent") / "clipbias"
     for name in ("clipbias", "configs", "experiments"):
-        shutil.copytree(ROOT / name, folder / "source" / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE", "THIRD_PARTY_NOTICES.md"):
-        shutil.copy(ROOT / name, folder / "source")
-    build = ("-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", folder)
-    call(sys.executable, *build, folder / "source", cwd=folder)
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    call(sys.executable, "-m", "pip", "wheel", *OFFLINE, "--wheel-dir", folder, source, cwd=folder)
     (built,) = folder.glob("*.whl")
     return built
 
 
-@pytest.fixture(scope="module")
-def programs(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the programs of an environment that the wheel is installed in."""
-    folder = tmp_path_factory.mktemp("installed")
+def install(folder: Path, *what: str | Path) -> Path:
+    """Installs the package in a new environment; returns the folder of its programs."""
     call(sys.executable, "-m", "venv", "--without-pip", "venv", cwd=folder)
     python = folder / "venv" / "bin" / "python"
-    install = ("-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel)
-    call(sys.executable, *install, cwd=folder)
     (packages,) = (folder / "venv" / "lib").glob("python*/site-packages")
     # The dependencies are those of this environment; its own `.pth` files, an editable install's too, are not read.
     (packages / "dependencies.pth").write_text("\n".join(site.getsitepackages()) + "\n", encoding="utf-8")
+    call(sys.executable, "-m", "pip", "--python", python, "install", *OFFLINE, *what, cwd=folder)
     return python.parent
+
+
+@pytest.fixture(scope="module")
+def programs(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return install(tmp_path_factory.mktemp("installed"), wheel)
+
+
+def test_a_script_beside_the_clone_finds_the_package(source: Path, tmp_path: Path) -> None:
+    """Python also finds the clone's folder there, a namespace package of the same name."""
+    python = install(tmp_path, "-e", source) / "python"
+    (source.parent / "script.py").write_text("import clipbias\nprint(clipbias.load('demo').name)\n", encoding="utf-8")
+    assert call(python, "script.py", cwd=source.parent) == "demo\n"
 
 
 def test_every_file_of_the_package_is_in_the_wheel(wheel: Path) -> None:
@@ -68,7 +85,7 @@ def test_every_file_of_the_package_is_in_the_wheel(wheel: Path) -> None:
 
 def test_the_command_works_in_an_empty_folder(programs: Path, tmp_path: Path) -> None:
     listed = call(programs / "clipbias", cwd=tmp_path)
-    assert "  table1       Methods x datasets" in listed
+    assert "  table1       Trains methods x datasets" in listed
     tiny = ("--config.methods=('zero_shot',)", "--config.datasets=('demo/fashion',)", "--config.eval_batch_size=300")
     told = call(programs / "clipbias", "table1", "--config=configs/demo.py:full", *tiny, cwd=tmp_path)
     assert "Tables and picture: workdir/demo_full/table.html" in told
