@@ -17,11 +17,10 @@ from ml_collections import ConfigDict
 from clipbias import hosts
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_json, read_json_lines
-from clipbias.training.group import ADAPTER
 from clipbias.training.metrics import METRICS
 from clipbias.training.spec import RunSpec
 from clipbias.training.sweep import sweep
-from clipbias.training.workdir import note_model, open_workdir, write_json
+from clipbias.training.workdir import ADAPTER, note_model, open_workdir, write_json
 from experiments import common
 from experiments.table1 import dry_run, prepare
 

@@ -29,6 +29,7 @@ from clipbias.training.shared import Shared, choice_images, text_of
 from clipbias.training.spec import TEST, Group, RunSpec, group_key, group_name
 from clipbias.training.step import place_text
 from clipbias.training.timing import Stopwatch, step_seconds
+from clipbias.training.workdir import ADAPTER
 from clipbias.tuning import Samples, Task, parameter_count
 from clipbias.tuning.adapter import save_adapter
 from clipbias.tuning.learnables import one_run, stack_runs
@@ -41,7 +42,6 @@ Row = dict[str, Any]
 Bind = Callable[..., Task]
 # Fields of a row that differ between two equal runs; adapters do not have them.
 VOLATILE = ("seconds", "training_seconds", "seconds_per_image", "waiting_share")
-ADAPTER = "adapter.safetensors"
 
 
 @dataclasses.dataclass(frozen=True)

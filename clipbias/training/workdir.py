@@ -26,6 +26,8 @@ from clipbias.errors import sentence
 from clipbias.version import ROOT, __version__
 
 CONFIG, ENVIRONMENT, STATE = "config.json", "environment.json", "state.json"
+# The adapter in a folder of `train`.
+ADAPTER = "adapter.safetensors"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy", "pillow")
 
 

@@ -9,7 +9,7 @@ import clipbias
 from clipbias import clip as clip_package
 from clipbias import data
 from clipbias import io as files
-from clipbias.data import given, inspection, shards
+from clipbias.data import given, shards
 from clipbias.errors import ClipbiasError
 from clipbias.tuning import read_descriptions
 from experiments.predict import find_images
@@ -30,7 +30,9 @@ def assert_same(one: data.Dataset, other: data.Dataset) -> None:
     assert one.class_names == other.class_names and one.splits.keys() == other.splits.keys()
     for name, split in one.splits.items():
         assert split.keys == other.splits[name].keys and (split.labels == other.splits[name].labels).all()
-        assert [split.read(index) for index in range(len(split))] == list(map(other.splits[name].read, range(len(split))))
+        assert [split.read(index) for index in range(len(split))] == list(
+            map(other.splits[name].read, range(len(split)))
+        )
 
 
 def no_package(path: str) -> None:

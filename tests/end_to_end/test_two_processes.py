@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from clipbias.training.trainer import VOLATILE
 from safetensors.numpy import load_file
 
 from clipbias.hosts import Stopped
 from clipbias.io import read_json, read_json_lines
 from clipbias.training import loop
-from clipbias.training.trainer import VOLATILE
 from clipbias.training.workdir import ADAPTER
 from configs import demo
 from configs import train as config_file

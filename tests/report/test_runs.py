@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from clipbias.training.packs import make_packs
 
 from clipbias.errors import ClipbiasError
 from clipbias.report.curves import curves_figure, read_curves, save_curves
 from clipbias.report.run_tables import devices_words, difference_table, duration, in_words, render_runs, run_table
 from clipbias.report.runs import differences, read_workdir
 from clipbias.report.table import text_table
-from clipbias.training.packs import make_packs
 from configs import demo
 
 BASE = {"model": "demo", "mesh": {"run": 1, "data": -1}, "workdir": "w", "learning_rate": 0.1}

@@ -7,6 +7,9 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from clipbias.training.grid import Grid
+from clipbias.training.packs import make_packs
+from clipbias.training.settings import GridSettings
 
 import clipbias
 from clipbias.api import PAPER
@@ -15,9 +18,6 @@ from clipbias.data import Dataset
 from clipbias.errors import ClipbiasError
 from clipbias.prediction import Prediction
 from clipbias.training import mesh as meshes
-from clipbias.training.grid import Grid
-from clipbias.training.packs import make_packs
-from clipbias.training.settings import GridSettings
 from clipbias.tuning import Recipe, Task
 from clipbias.tuning.adapter import load_adapter
 from configs import base

@@ -4,15 +4,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from clipbias.training.grid import Grid
+from clipbias.training.packs import make_packs
+from clipbias.training.settings import GridSettings
 
 from clipbias.clip import Clip, encode_image
 from clipbias.data import Dataset
 from clipbias.training import mesh as meshes
 from clipbias.training.evaluate import evaluate
-from clipbias.training.grid import Grid
-from clipbias.training.packs import make_packs
 from clipbias.training.programs import training_program
-from clipbias.training.settings import GridSettings
 from clipbias.tuning import Recipe, Task, make_method
 from clipbias.tuning.adapter import load_adapter
 from tools.benchmarks import flops

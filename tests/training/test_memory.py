@@ -10,6 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from clipbias.training.grid import Grid
+from clipbias.training.packs import make_packs
+from clipbias.training.settings import GridSettings
 
 import clipbias
 from clipbias.clip import Clip
@@ -17,10 +20,7 @@ from clipbias.data import Dataset
 from clipbias.errors import ClipbiasError
 from clipbias.training import loop, memory
 from clipbias.training import mesh as meshes
-from clipbias.training.grid import Grid
-from clipbias.training.packs import make_packs
 from clipbias.training.programs import class_program
-from clipbias.training.settings import GridSettings
 from clipbias.tuning import Task
 from clipbias.tuning import task as tasks
 from clipbias.tuning.recipe import Recipe

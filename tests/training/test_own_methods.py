@@ -7,6 +7,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from clipbias.training.cache import Cache
+from clipbias.training.grid import Grid
+from clipbias.training.packs import make_packs
 
 from clipbias.clip import Clip
 from clipbias.data import Dataset
@@ -14,11 +17,8 @@ from clipbias.data.few_shot import few_shot
 from clipbias.hosts import Stopped
 from clipbias.training import loop
 from clipbias.training import mesh as meshes
-from clipbias.training.cache import Cache
 from clipbias.training.evaluate import evaluate
-from clipbias.training.grid import Grid
 from clipbias.training.memory import needed_bytes
-from clipbias.training.packs import make_packs
 from clipbias.training.programs import training_program
 from clipbias.tuning import CONSTANTS, Task
 from clipbias.tuning.adapter import load_adapter

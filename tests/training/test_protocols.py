@@ -5,14 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from clipbias.training.grid import Grid
+from clipbias.training.packs import make_packs
+from clipbias.training.settings import GridSettings
 
 from clipbias.clip import Clip
 from clipbias.data import Dataset
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
-from clipbias.training.grid import Grid
-from clipbias.training.packs import make_packs
-from clipbias.training.settings import GridSettings
 from clipbias.tuning import Task
 from clipbias.tuning.recipe import Recipe
 from clipbias.tuning.transfer import transfer

@@ -3,13 +3,14 @@
 import dataclasses
 from pathlib import Path
 
+from clipbias.training.grid import Grid
+from clipbias.training.packs import make_packs
+from clipbias.training.settings import GridSettings
+
 from clipbias.clip import Clip
 from clipbias.data import Dataset
 from clipbias.training import mesh as meshes
 from clipbias.training.evaluate import evaluate
-from clipbias.training.grid import Grid
-from clipbias.training.packs import make_packs
-from clipbias.training.settings import GridSettings
 from clipbias.tuning import Recipe
 from clipbias.tuning.adapter import load_adapter
 

@@ -7,6 +7,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from clipbias.training.grid import Grid
+from clipbias.training.packs import Pack, make_packs
+from clipbias.training.settings import GridSettings
 
 import clipbias
 from clipbias.clip import Clip
@@ -14,9 +17,6 @@ from clipbias.data import Dataset
 from clipbias.hosts import Stopped
 from clipbias.training import loop
 from clipbias.training import mesh as meshes
-from clipbias.training.grid import Grid
-from clipbias.training.packs import Pack, make_packs
-from clipbias.training.settings import GridSettings
 from clipbias.tuning import Recipe, Task, make_method
 from clipbias.tuning.adapter import load_adapter
 from tests import helpers

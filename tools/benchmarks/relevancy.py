@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from clipbias.training.plan import square_product
 from safetensors.numpy import load_file
 
 from clipbias.errors import ClipbiasError
