@@ -21,10 +21,11 @@ from clipbias.training import mesh as meshes
 from clipbias.training.answers import text_features
 from clipbias.training.features import epoch_features, support_features
 from clipbias.training.loop import Logging, Run, Trained, rows_per_step, train
-from clipbias.training.memory import AUTO, StepPlan, fit_evaluation, plan_step
+from clipbias.training.memory import AUTO, StepPlan, plan_step
 from clipbias.training.metrics import METRICS
 from clipbias.training.predictions import predictions_name, save_predictions
 from clipbias.training.progress import Progress
+from clipbias.training.score import merge_scores, score_test, score_validation
 from clipbias.training.shared import Shared, choice_images, text_of
 from clipbias.training.spec import TEST, Group, RunSpec, group_key, group_name
 from clipbias.training.step import place_text
@@ -35,7 +36,6 @@ from clipbias.tuning.adapter import save_adapter
 from clipbias.tuning.learnables import one_run, stack_runs
 from clipbias.tuning.method import Learnables, Method
 from clipbias.tuning.recipe import Recipe
-from clipbias.tuning.transfer import transfer
 
 Row = dict[str, Any]
 # Binds a method to the classes of a dataset, with options of `training.memory`.
@@ -127,7 +127,9 @@ def train_group(group: Group, shared: Shared, files: Files, common: Recipe) -> l
     if first.score_on == TEST:
         rows = _tested(group, draws, learned, shared, files)
     else:
-        rows = _validated(group, by_seed, learned, shared)
+        splits = {seed: choice_images(first.dataset, draw) for seed, draw in by_seed.items()}
+        each = [splits[spec.seed] for spec in group]
+        rows = score_validation(shared, learned.task, learned.learnables, source, each)
     rows = [
         _described(spec, row, learned, at, common, shared)
         for at, (spec, row) in enumerate(zip(group, rows, strict=True))
@@ -354,78 +356,21 @@ def _training_seconds(
 
 def _tested(group: Group, draws: Sequence[protocols.Plan], learned: Learned, shared: Shared, files: Files) -> list[Row]:
     """Scores the runs on test images, and saves their predictions."""
-    found = {one.name: _score(group, draws[0], one, learned, shared, files) for one in draws[0].evaluations}
+    found: dict[str, list[dict[str, Any]]] = {}
+    for evaluation in draws[0].evaluations:
+        tested = score_test(shared, learned.task, learned.learnables, draws[0], evaluation, len(group), group[0].shots)
+        found[evaluation.name] = tested.scores
+        if hosts.is_first():
+            for index, spec in enumerate(group):
+                name, own = files.predictions(spec, evaluation.name), one_run(tested.learnables, index)
+                split, predicted = evaluation.dataset.split("test"), tested.predicted[index]
+                save_predictions(files.workdir, name, tested.task, own, spec.method, split, predicted)
     rows = []
     for index, spec in enumerate(group):
         scores = {name: each[index] for name, each in found.items()}
         predictions = {name: predictions_name(files.predictions(spec, name)) for name in scores}
-        if len(scores) == 1:
-            rows.append({"predictions": predictions, **next(iter(scores.values()))})
-            continue
-        row: Row = {"predictions": predictions}
-        row["tested_images"] = {name: score["images"] for name, score in scores.items()}
-        row["seconds_per_image"] = next(iter(scores.values()))["seconds_per_image"]
-        for key, value in (("accuracies", "accuracy"), ("calibrations", "calibration")):
-            row[key] = {name: score[value] for name, score in scores.items()}
-        if skipped := sum(score.get("skipped_images", 0) for score in scores.values()):
-            row["skipped_images"] = skipped
-        rows.append(row)
+        rows.append({"predictions": predictions, **merge_scores(scores)})
     return rows
-
-
-def _score(
-    group: Group,
-    plan: protocols.Plan,
-    evaluation: protocols.Evaluation,
-    learned: Learned,
-    shared: Shared,
-    files: Files,
-) -> list[dict[str, Any]]:
-    """The score of each run in one evaluation, whose classes may differ from those of training."""
-    mesh, split = shared.mesh, evaluation.dataset.split("test")
-    task, learnables, placed = _fitted(group, evaluation.dataset, learned, shared, evaluation.source_labels)
-    evaluator = shared.evaluator(split, timed=True)
-    scores = evaluator.accuracy(
-        *(task.classifier, placed, place_text(mesh, task, shared.params)),
-        runs=meshes.filled(mesh, len(group)),
-        validation=shared.temperature_evaluator(plan, evaluation, group[0].shots),
-    )
-    if hosts.is_first() and evaluator.predicted is not None:
-        for index, spec in enumerate(group):
-            own, predicted = one_run(learnables, index), evaluator.predicted[index]
-            name = files.predictions(spec, evaluation.name)
-            save_predictions(files.workdir, name, task, own, spec.method, split, predicted)
-    facts: dict[str, Any] = {"seconds_per_image": evaluator.seconds_per_image}
-    facts |= {"skipped_images": evaluator.skipped} if evaluator.skipped else {}
-    return [score | facts for score in scores[: len(group)]]  # behind them are the runs that fill up the mesh
-
-
-def _fitted(
-    group: Group, dataset: Dataset, learned: Learned, shared: Shared, labels: Sequence[int] | None
-) -> tuple[Task, Learnables, Learnables]:
-    """The task of an evaluation that fits the memory, and the learnables for it, on the host and on the mesh."""
-    count, method = meshes.filled(shared.mesh, len(group)), learned.task.method
-    task = fit_evaluation(lambda **memory: shared.bind(method, dataset, **memory), runs=count, mesh=shared.mesh)
-    learnables = transfer(learned.task, task, learned.learnables, labels, axis=1)
-    return task, learnables, meshes.place(shared.mesh, meshes.fill(learnables, count), meshes.RUN)
-
-
-def _validated(group: Group, draws: dict[int, protocols.Plan], learned: Learned, shared: Shared) -> list[Row]:
-    """Scores the runs on the validation images of their draws. No test image is looked at."""
-    source = next(iter(draws.values())).source
-    task, _, placed = _fitted(group, source, learned, shared, tuple(range(len(source.class_names))))
-    text = place_text(shared.mesh, task, shared.params)
-    splits = {seed: choice_images(group[0].dataset, plan) for seed, plan in draws.items()}
-    scores = {
-        split.digest: shared.evaluator(split).validate(
-            task.classifier, placed, text, runs=meshes.filled(shared.mesh, len(group))
-        )
-        for split in {split.digest: split for split in splits.values()}.values()
-    }
-    return [
-        {f"validation_{name}": value for name, value in scores[splits[spec.seed].digest][index].items()}
-        for index, spec in enumerate(group)
-    ]
 
 
 def _described(spec: RunSpec, row: Row, learned: Learned, index: int, common: Recipe, shared: Shared) -> Row:

@@ -1,0 +1,122 @@
+"""Scores of the runs of a group, on test images or on the validation images that a learning rate is chosen by."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from clipbias.data import Dataset, Split, protocols
+from clipbias.training import mesh as meshes
+from clipbias.training.memory import fit_evaluation
+from clipbias.training.shared import Shared
+from clipbias.training.step import place_text
+from clipbias.tuning import Task
+from clipbias.tuning.method import Learnables
+from clipbias.tuning.transfer import transfer
+
+
+@dataclasses.dataclass(frozen=True)
+class Tested:
+    """The scores of `R` runs in one evaluation.
+
+    Attributes:
+      task: bound to the classes of the evaluation, which may differ from those of training.
+      learnables: for these classes, leading axis `R`, on the host.
+      scores: of each run, see `Evaluator.accuracy`.
+      predicted: int32 `[R, n]`, the class of every image; -1 where it could not be read.
+    """
+
+    task: Task
+    learnables: Learnables
+    scores: list[dict[str, Any]]
+    predicted: np.ndarray
+
+
+def score_test(
+    shared: Shared,
+    trained: Task,
+    learnables: Learnables,
+    plan: protocols.Plan,
+    evaluation: protocols.Evaluation,
+    runs: int,
+    shots: int,
+) -> Tested:
+    """Scores runs on the test images of one evaluation.
+
+    Args:
+      shared: the model, the mesh, and the evaluators.
+      trained: the task of training.
+      learnables: leading axis `R`, on the host.
+      plan: the draw, whose validation images a temperature is fitted on.
+      evaluation: test images and classes.
+      runs: `R`.
+      shots: training images per class.
+    """
+    count = meshes.filled(shared.mesh, runs)
+    task, learnables = _fitted(shared, trained, learnables, evaluation.dataset, evaluation.source_labels, count)
+    evaluator = shared.evaluator(evaluation.dataset.split("test"), timed=True)
+    scores = evaluator.accuracy(
+        *(task.classifier, _place(shared, learnables, count), place_text(shared.mesh, task, shared.params)),
+        runs=count,
+        validation=shared.temperature_evaluator(plan, evaluation, shots),
+    )
+    facts: dict[str, Any] = {"seconds_per_image": evaluator.seconds_per_image}
+    facts |= {"skipped_images": evaluator.skipped} if evaluator.skipped else {}
+    assert evaluator.predicted is not None, "an evaluation predicts"
+    # Behind the runs are copies of the last one that fill up the mesh.
+    return Tested(task, learnables, [score | facts for score in scores[:runs]], evaluator.predicted[:runs])
+
+
+def merge_scores(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The scores of one run in its evaluations, as its row has them: by name where there are several."""
+    first = next(iter(scores.values()))
+    if len(scores) == 1:
+        return dict(first)
+    found: dict[str, Any] = {
+        "tested_images": {name: score["images"] for name, score in scores.items()},
+        "seconds_per_image": first["seconds_per_image"],
+        "accuracies": {name: score["accuracy"] for name, score in scores.items()},
+        "calibrations": {name: score["calibration"] for name, score in scores.items()},
+    }
+    skipped = sum(score.get("skipped_images", 0) for score in scores.values())
+    return found | ({"skipped_images": skipped} if skipped else {})
+
+
+def score_validation(
+    shared: Shared, trained: Task, learnables: Learnables, source: Dataset, splits: Sequence[Split]
+) -> list[dict[str, Any]]:
+    """Scores runs on validation images of the classes of training. No test image is looked at.
+
+    Args:
+      shared, trained, learnables: as for `score_test`.
+      source: the classes of training.
+      splits: of each run, its validation images.
+
+    Returns:
+      Of each run `validation_accuracy` in percent, the counts behind it, and `validation_loss` in nats.
+    """
+    count = meshes.filled(shared.mesh, len(splits))
+    task, learnables = _fitted(shared, trained, learnables, source, tuple(range(len(source.class_names))), count)
+    placed, text = _place(shared, learnables, count), place_text(shared.mesh, task, shared.params)
+    distinct = {split.digest: split for split in splits}
+    scores = {
+        digest: shared.evaluator(split).validate(task.classifier, placed, text, runs=count)
+        for digest, split in distinct.items()
+    }
+    return [
+        {f"validation_{name}": value for name, value in scores[split.digest][index].items()}
+        for index, split in enumerate(splits)
+    ]
+
+
+def _fitted(
+    shared: Shared, trained: Task, learnables: Learnables, dataset: Dataset, labels: Sequence[int] | None, count: int
+) -> tuple[Task, Learnables]:
+    """The task of a dataset's classes that fits the memory, and the learnables for it, on the host."""
+    task = fit_evaluation(lambda **memory: shared.bind(trained.method, dataset, **memory), runs=count, mesh=shared.mesh)
+    return task, transfer(trained, task, learnables, labels, axis=1)
+
+
+def _place(shared: Shared, learnables: Learnables, count: int) -> Learnables:
+    return meshes.place(shared.mesh, meshes.fill(learnables, count), meshes.RUN)
