@@ -56,7 +56,7 @@ LONG = (
     "tests/test_commands.py",
     "tests/test_benchmarks.py",
     "tests/training/test_plan.py",
-    "tests/training/test_grid.py",
+    "tests/training/test_sweep.py",
     "tests/explain/test_relevancy.py",
     "tests/fuzz/test_configs.py",
 )
@@ -117,6 +117,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def clip(model: Path) -> Clip:
     """The same, loaded."""
     return clipbias.load(model)
+
+
+@pytest.fixture(autouse=True)
+def programs_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests share compiled programs, so a sweep does not drop them after each group."""
+    monkeypatch.setattr("clipbias.training.sweep.drop_programs", lambda: None)
 
 
 @pytest.fixture
