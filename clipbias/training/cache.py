@@ -292,7 +292,7 @@ class Cache:
     def task(self, pack: Pack, dataset: Dataset, method: Method | None = None, **memory: Any) -> Task:
         """The pack's method, or that of one of its stages, bound to the classes of a dataset.
 
-        `memory` are options that `training.plan` chose, or `groups` for another mesh.
+        `memory` are options that `training.memory` selected, or `groups` for another mesh.
         """
         return self._bind(method or self.method(pack), dataset, **memory)
 

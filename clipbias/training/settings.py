@@ -35,7 +35,7 @@ class GridSettings:
       on_image_error: "raise" or "skip" images that cannot be read.
       protocol: a name of `data.protocols.PROTOCOLS`.
       targets: datasets that a protocol evaluates on besides; `None` takes the literature's.
-      remat, class_chunks, micro_batch: how a step saves memory, see `training.plan`.
+      remat, class_chunks, micro_batch: how a step saves memory, see `training.memory`.
       workers: threads that decode images, which all runs share; 0 takes one for each processor. They change no number.
       cache_gb: memory for images, in gigabytes: two thirds for those of training, as pixels or as their files
         (`data.images.ImageCache`), and one third for those of evaluation, as large as the model takes them. It changes
