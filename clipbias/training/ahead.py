@@ -238,7 +238,7 @@ def describe(
 
 
 def describe_program(program: Program) -> str:
-    """Compiles a program: its arguments' leading shapes, memory per device, and exchanges."""
+    """Memory of a device and exchanges of a program, as its compiler reports them."""
     compiled = program.lower().compile()
     memory, found = compiled.memory_analysis(), exchanges(compiled.as_text())
     sizes = {
