@@ -75,7 +75,7 @@ def get_config() -> ConfigDict:
     config.trackers = ("auto",)
     # "steps" writes a trace of a few training steps, for XProf or Perfetto, below the folder of the metrics.
     config.profile = ""
-    # Print shapes, parameters, memory and time, as estimated, and stop (`train` and `table1`).
+    # Print shapes, parameters and the memory of each program, and stop (`train` and `table1`).
     config.dry_run = False
     # With `dry_run`: devices that are not there, such as "v5e:4x4" or "h100:1x1x8", whose own compilers then tell what
     # programs need (docs/before_you_rent.md); empty takes those of this machine.

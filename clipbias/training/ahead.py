@@ -53,12 +53,12 @@ class Chip:
         return Target("gpu" if self.capability else "tpu", self.capability, self.memory)
 
 
-_THREE = {"form": r"\d+x\d+x\d+"}
+_THREE = r"\d+x\d+x\d+"
 CHIPS = {
     "v5e": Chip("TPU v5e", int(15.75 * GIB)),
-    "v5p": Chip("TPU v5p", int(95.74 * GIB), example="2x2x2", **_THREE),
+    "v5p": Chip("TPU v5p", int(95.74 * GIB), form=_THREE, example="2x2x2"),
     "v6e": Chip("TPU v6e", int(31.25 * GIB)),
-    "h100": Chip("H100 SXM", 60 * GIB, 9.0, example="1x1x8", **_THREE),
+    "h100": Chip("H100 SXM", 60 * GIB, 9.0, form=_THREE, example="1x1x8"),
 }
 
 # The card that the GPU's compiler cannot ask: NVIDIA's figures of the H100 SXM with HBM3.
@@ -238,7 +238,7 @@ def describe(
 
 
 def describe_program(program: Program) -> str:
-    """Compiles a program: its arguments' leading shapes, memory per device, and exchanges."""
+    """Memory of a device and exchanges of a program, as its compiler reports them."""
     compiled = program.lower().compile()
     memory, found = compiled.memory_analysis(), exchanges(compiled.as_text())
     sizes = {

@@ -141,7 +141,7 @@ def single_device() -> Mesh:
 
 
 def is_there(mesh: Mesh) -> bool:
-    """Whether programs can be run on a mesh; for one of `training.topology` they can only be compiled."""
+    """Whether programs can be run on a mesh; for one of `training.ahead` they can only be compiled."""
     return mesh.devices.flat[0] in jax.devices()
 
 

@@ -128,8 +128,8 @@ def evaluation_programs(task: Task, *, batch: int, runs: int, mesh: Mesh) -> lis
             text = meshes.replicate(mesh, jax.ShapeDtypeStruct((1, *text.shape), text.dtype))
     mask = meshes.place(mesh, jax.ShapeDtypeStruct((batch,), np.bool_), meshes.DATA)
     temperatures = meshes.replicate(mesh, jax.ShapeDtypeStruct((runs,), np.float32))
-    arguments = (task.classifier, params, learnables, images, text, mask, temperatures)
-    return [*programs, Program("answers", answers, arguments, {"runs": runs})]
+    given = (task.classifier, params, learnables, images, text, mask, temperatures)
+    return [*programs, Program("answers", answers, given, {"runs": runs})]
 
 
 def features_program(task: Task, sampling: Sampling, *, batch: int, mesh: Mesh) -> Program:

@@ -20,7 +20,7 @@ from clipbias import hosts
 from clipbias.errors import ClipbiasError, UnreadableImage, sentence
 from clipbias.io import read_json, write_text
 from clipbias.training.group import Files, Row, spec_facts, train_group
-from clipbias.training.kept_programs import drop_programs
+from clipbias.training.memory import drop_programs
 from clipbias.training.progress import Progress, progress
 from clipbias.training.shared import Shared
 from clipbias.training.spec import TEST, Group, RunSpec, make_groups, part_of, run_names

@@ -4,7 +4,7 @@ import contextlib
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from absl import logging
 
@@ -13,76 +13,54 @@ from clipbias.errors import ClipbiasError, sentence
 AUTO = "auto"
 PROJECT = "clipbias"
 
-
-class Tracker(Protocol):
-    """What is told metrics."""
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Takes the numbers of one step."""
-
-    def close(self) -> None:
-        """Ends the record."""
+# Takes the numbers of one step; and the call that ends the record.
+Tracker = tuple[Callable[[int, dict[str, float]], Any], Callable[[], Any]]
 
 
-class TensorBoard:
+def _tensorboard(folder: Path) -> Tracker:
     """Event files in `tensorboard` below the folder, for `tensorboard --logdir`."""
+    import tensorboardX
 
-    def __init__(self, folder: Path) -> None:
-        import tensorboardX
+    writer = tensorboardX.SummaryWriter(str(folder / "tensorboard"))
 
-        self._writer = tensorboardX.SummaryWriter(str(folder / "tensorboard"))
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
+    def write(step: int, values: dict[str, float]) -> None:
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+            writer.add_scalar(name, value, step)
 
-    def close(self) -> None:
-        self._writer.close()
+    return write, writer.close
 
 
-class Run:
-    """A run of Weights & Biases or of trackio, whose interface is the same.
+def _wandb(folder: Path) -> Tracker:
+    """A run named after its folder; a training that continues goes on with it."""
+    import wandb
 
-    It is named after its folder. A training that continues goes on with its run.
-    """
+    name = _name(folder)
+    run = wandb.init(project=PROJECT, name=name, id=name, resume="allow", dir=str(folder))
+    return lambda step, values: run.log(values, step=step), run.finish
 
-    def __init__(self, run: Any) -> None:
-        self._run = run
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        self._run.log(dict(values), step=step)
+def _trackio(folder: Path) -> Tracker:
+    """As that of Weights & Biases."""
+    import trackio
 
-    def close(self) -> None:
-        self._run.finish()
+    run = trackio.init(project=PROJECT, name=_name(folder), resume="allow")
+    return lambda step, values: run.log(values, step=step), run.finish
 
 
 def _name(folder: Path) -> str:
     return "-".join(folder.resolve().parts[-2:])
 
 
-def _wandb(folder: Path) -> Tracker:
-    import wandb
-
-    name = _name(folder)
-    return Run(wandb.init(project=PROJECT, name=name, id=name, resume="allow", dir=str(folder)))
-
-
-def _trackio(folder: Path) -> Tracker:
-    import trackio
-
-    return Run(trackio.init(project=PROJECT, name=_name(folder), resume="allow"))
-
-
-# By name: the package that must be installed, and what opens it.
+# By name: the package that must be installed, and the function that opens the tracker.
 TRACKERS: Mapping[str, tuple[str, Callable[[Path], Tracker]]] = {
-    "tensorboard": ("tensorboardX", TensorBoard),
+    "tensorboard": ("tensorboardX", _tensorboard),
     "wandb": ("wandb", _wandb),
     "trackio": ("trackio", _trackio),
 }
 
 
 class Trackers:
-    """All that a configuration names. One that fails on the way is left out: the training goes on."""
+    """All trackers of a configuration. One that fails later is left out, and the training goes on."""
 
     def __init__(self, names: Sequence[str], folder: Path) -> None:
         """Opens them.
@@ -98,7 +76,7 @@ class Trackers:
         for name in check_trackers(names):
             try:
                 self._open[name] = TRACKERS[name][1](folder)
-            except Exception as error:  # what another program refuses, such as a missing login
+            except Exception as error:  # another program's refusal, such as a missing login
                 self.close()
                 raise ClipbiasError(
                     f"{name} does not start ({sentence(error)}); mend that, or leave it out of --config.trackers."
@@ -108,27 +86,27 @@ class Trackers:
         """Passes on all numbers; those of several runs side by side are told apart by their place, as in `loss/0`."""
         numbers: dict[str, float] = {}
         for name, value in values.items():
-            if isinstance(value, int | float):
-                numbers[name] = value
-            elif isinstance(value, Sequence) and all(isinstance(one, int | float) for one in value):
+            if isinstance(value, list):
                 numbers |= {f"{name}/{place}": one for place, one in enumerate(value)}
-        for name, tracker in [*self._open.items()]:
+            elif isinstance(value, int | float):
+                numbers[name] = value
+        for name, (write, _) in [*self._open.items()]:
             try:
-                tracker.write(step, numbers)
+                write(step, numbers)
             except Exception as error:
-                logging.warning("%s is told no more (%s); metrics.jsonl has all of it.", name, sentence(error))
+                logging.warning("%s gets no more metrics (%s); metrics.jsonl has all.", name, sentence(error))
                 del self._open[name]
 
     def close(self) -> None:
         """Ends all records."""
-        for tracker in self._open.values():
-            with contextlib.suppress(Exception):  # nothing of the result is there
-                tracker.close()
+        for _, close in self._open.values():
+            with contextlib.suppress(Exception):  # no result depends on it
+                close()
         self._open.clear()
 
 
 def check_trackers(names: Sequence[str]) -> list[str]:
-    """The trackers that names stand for. Raises `ClipbiasError` for one that is unknown or not installed."""
+    """The trackers of these names. Raises `ClipbiasError` for one that is unknown or not installed."""
     found = []
     for name in names:
         if name == AUTO:

@@ -1,6 +1,5 @@
 """A clock that is set back, again and again, stops nothing: time is measured by one that only goes forward."""
 
-import io
 import itertools
 import time
 from pathlib import Path
@@ -13,7 +12,6 @@ from clipbias.clip import Clip
 from clipbias.data import Dataset
 from clipbias.training import loop
 from clipbias.training import mesh as meshes
-from clipbias.training.progress import Progress
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Task
 from clipbias.tuning.recipe import Recipe
@@ -25,26 +23,6 @@ def set_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every look at the wall clock is an hour before the last one."""
     later = itertools.count()
     monkeypatch.setattr(time, "time", lambda: 1.7e9 - 3600 * next(later))
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def test_a_bar_moves_on(set_back: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    ticks = itertools.count(step=10.0)
-    monkeypatch.setattr(time, "monotonic", lambda: next(ticks))
-    monkeypatch.setattr("sys.stderr", terminal := Terminal())
-    bar = Progress(3, title="cells")
-    for _ in range(3):
-        bar.at_work("bias on demo/digits, 4 shots")
-        bar.advance(1, {"lr": 0.0025, "images/s": 133512.4})
-    bar.close()
-    assert "bias on demo/digits, 4 shots" in terminal.getvalue()
-    assert "images/s=133,512" in terminal.getvalue() and "lr=0.0025" in terminal.getvalue()
-    assert all(f" {done}/3 " in terminal.getvalue() for done in (1, 2, 3))
-    assert "-" not in terminal.getvalue().replace("\x1b", "")  # no negative duration
 
 
 def test_a_run_saves_continues_and_ends_alike(

@@ -88,7 +88,7 @@ def test_one_that_fails_on_the_way_costs_no_step(
         monkeypatch.setattr(installed["wandb"][0], "log", lambda *_, **__: 1 / 0)
         metrics.write(2, {"loss": 0.5})
         metrics.write(3, {"loss": 0.25})
-    assert said == ["wandb is told no more (ZeroDivisionError: division by zero); metrics.jsonl has all of it."]
+    assert said == ["wandb gets no more metrics (ZeroDivisionError: division by zero); metrics.jsonl has all."]
     assert [step for step, *_ in installed["trackio"][0].told] == [1, 2, 3]
     assert [line["loss"] for line in read_json_lines(tmp_path / "metrics.jsonl")] == [1.0, 0.5, 0.25]
 

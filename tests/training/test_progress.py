@@ -1,0 +1,51 @@
+"""Progress on a terminal and elsewhere."""
+
+import io
+
+import pytest
+
+from clipbias.training import progress
+from clipbias.training.progress import Progress, readable
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("stream", [Terminal, io.StringIO])
+def test_it_shows_the_work_the_values_and_the_end(stream: type[io.StringIO], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", shown := stream())
+    bar = Progress(3, title="cells")
+    bar.at_work("bias on demo/digits, 4 shots")
+    for _ in range(3):
+        bar.advance(1, {"lr": 0.0025, "images/s": 133512.4})
+    bar.say("a line")
+    bar.close()
+    for part in ("cells", "bias on demo/digits, 4 shots", "images/s=133,512", "lr=0.0025", " 3/3", "a line\n"):
+        assert part in shown.getvalue(), part
+    assert ("\r" in shown.getvalue()) == shown.isatty()
+
+
+def test_lines_elsewhere_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", shown := io.StringIO())
+    with progress.progress(100, title="steps") as bar:
+        for _ in range(100):
+            bar.advance()
+    first, last = shown.getvalue().splitlines()
+    assert first.startswith("steps 0/100") and last.startswith("steps 100/100")
+
+
+def test_nothing_is_counted_before_a_total_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", shown := io.StringIO())
+    bar = Progress(0)
+    bar.advance()
+    assert not shown.getvalue()
+    bar.start(4, done=2)
+    bar.advance(2)
+    bar.close()
+    assert "4/4" in shown.getvalue()
+
+
+def test_numbers_are_written_as_people_do() -> None:
+    assert [readable(value) for value in (133500.4, 412.0, 0.0025, 1e-5)] == ["133,500", "412", "0.0025", "1e-05"]
