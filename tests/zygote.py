@@ -75,8 +75,7 @@ def become(
     jax = importlib.import_module("jax")  # which looked at the environment when it was imported
     jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR"))
     sys.path.insert(0, folder)
-    # As Python has it until the module begins: packages of programs watch for signals where they find this.
-    sys.argv = ["-m", *arguments]
+    sys.argv = ["-m", *arguments]  # as Python has it until the module begins
     if run:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
         return

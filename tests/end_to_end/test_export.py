@@ -76,15 +76,3 @@ def test_a_wrong_flag_is_one_sentence(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("error: ") and "<checkpoint|head|program|peft>" in done.stderr
     assert done.stderr.count("\n") == 1 and not done.stdout
-
-
-def test_a_stopped_process_skips_the_end_of_the_interpreter() -> None:
-    """It crashes, more often than not, where other threads still compile or compute."""
-    code = (
-        "import atexit, os, signal; from clipbias import interruption; from experiments import common\n"
-        "atexit.register(print, 'the end of the interpreter')\n"
-        "common.run_arguments(lambda names: os.kill(os.getpid(), signal.SIGTERM) or hosts.check(), '')\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (143, "")
-    assert done.stderr.startswith("stopped; ") and done.stderr.count("\n") == 1

@@ -46,7 +46,7 @@ def test_several_devices_give_the_numbers_of_one(clip: Clip, colours: Dataset, f
 def test_a_run_moves_between_devices_at_every_notice_to_stop(
     clip: Clip, colours: Dataset, four: Recipe, whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    where = {"folder": tmp_path / "checkpoints", "identity": {}, "metrics_folder": tmp_path}
+    where = {"folder": tmp_path / "checkpoints", "metrics_folder": tmp_path}
     original = loop.train_step
 
     def step_and_signal(*arguments, **options):

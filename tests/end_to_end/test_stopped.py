@@ -1,0 +1,142 @@
+"""A command that is stopped or killed ends with the undisturbed results when it runs again, and leaves no more."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import configs.demo
+import configs.explain
+import experiments.explain
+import experiments.table1
+from clipbias.clip import Clip
+from clipbias.data import demo
+from clipbias.explain import study
+from clipbias.io import PART
+from clipbias.training import evaluator, loop
+from clipbias.tuning import Task
+from clipbias.tuning.adapter import save_adapter
+from experiments import common
+from tests.end_to_end import binaries
+from tools import kill_trials
+
+
+def signal_at(monkeypatch: pytest.MonkeyPatch, where: Any, name: str, call: int, number: int = signal.SIGTERM) -> None:
+    """Sends this process a signal during the given call of a function."""
+    original, calls = getattr(where, name), 0
+
+    def called(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            os.kill(os.getpid(), number)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(where, name, called)
+
+
+def table1(model: Path, workdir: Path) -> int:
+    """The status of a small sweep."""
+    config = configs.demo.get_config()
+    config.model, config.methods, config.datasets = str(model), ("zero_shot", "vpt"), ("demo/digits",)
+    config.shots, config.seeds, config.epochs, config.eval_batch_size, config.mesh.data = (1,), (1,), 3, 100, 1
+    return common.answer(experiments.table1.main, config, str(workdir))
+
+
+@pytest.fixture(scope="module")
+def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The results of an undisturbed sweep."""
+    folder = tmp_path_factory.mktemp("sweep") / "whole"
+    assert table1(model, folder) == 0
+    return kill_trials.results(folder)
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "call", "number", "status", "sentence"),
+    [
+        (loop, "train_step", 2, signal.SIGTERM, 143, "stopped at step 2 of"),
+        (loop.StepReport, "catch_up", 3, signal.SIGINT, 130, "stopped"),  # while the last step is awaited
+        (evaluator, "image_features", 2, signal.SIGTERM, 143, "stopped; the same command continues."),
+    ],
+)
+def test_a_sweep(
+    where: Any,
+    name: str,
+    call: int,
+    number: int,
+    status: int,
+    sentence: str,
+    model: Path,
+    whole: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    signal_at(monkeypatch, where, name, call, number)
+    assert table1(model, tmp_path) == status
+    assert sentence in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert not list(tmp_path.rglob(f"{PART}*"))
+    assert json.loads((tmp_path / "state.json").read_text())["state"] == "interrupted"
+    monkeypatch.undo()
+    assert table1(model, tmp_path) == 0
+    assert kill_trials.results(tmp_path) == whole
+
+
+def test_a_study(
+    model: Path, clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = Task(clip, "vpt", demo.load("demo/digits").class_names)
+    save_adapter(tmp_path / "a.safetensors", task, task.init(), method="vpt")
+    config = configs.explain.get_config()
+    config.model, config.adapters, config.dataset = str(model), str(tmp_path / "a.safetensors"), "demo/digits"
+    config.batch_size, config.image_limit, config.figures, config.mesh.data = 16, 64, "vision_attention", 1
+    assert common.answer(experiments.explain.main, config, str(tmp_path / "whole")) == 0
+    signal_at(monkeypatch, study, "merge", 6)
+    assert common.answer(experiments.explain.main, config, str(tmp_path / "cut")) == 143
+    assert "stopped; the same command continues." in capsys.readouterr().err
+    assert list((tmp_path / "cut" / "parts").glob("*.npz"))
+    monkeypatch.undo()
+    assert common.answer(experiments.explain.main, config, str(tmp_path / "cut")) == 0
+    assert (tmp_path / "whole" / "results.npz").read_bytes() == (tmp_path / "cut" / "results.npz").read_bytes()
+
+
+def test_a_killed_training(model: Path, cache: Path, tmp_path: Path) -> None:
+    """Killed in the middle of its steps; `python -m tools.kill_trials` is for many moments."""
+    arguments = ["--config=configs/train.py:bias", f"--config.model={model}", "--config.dataset=demo/digits"]
+    arguments += ["--config.epochs=20", "--config.shots=4", "--config.checkpoint_seconds=0.0"]
+    done = binaries.run("train", *arguments, f"--workdir={tmp_path / 'whole'}", cache=cache)
+    assert done.returncode == 0, done.stderr[-3000:]
+    process = binaries.start("train", *arguments, f"--workdir={tmp_path / 'killed'}", cache=cache)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if len([path for path in (tmp_path / "killed").glob("checkpoints/**/*") if path.name.isdecimal()]) > 1:
+            break
+        time.sleep(0.01)
+    process.kill()
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    done = binaries.run("train", *arguments, f"--workdir={tmp_path / 'killed'}", cache=cache)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert kill_trials.results(tmp_path / "killed") == kill_trials.results(tmp_path / "whole") != {}
+
+
+def test_a_difference_is_noticed(tmp_path: Path) -> None:
+    """The comparison itself: a file in the making, a changed row and a missing adapter."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.jsonl").write_text(json.dumps({"accuracy": 1.0, "seconds": ord(name)}) + "\n")
+    first = kill_trials.results(tmp_path / "a")
+    assert first == kill_trials.results(tmp_path / "b") != {}
+    (tmp_path / "b" / "results.jsonl").write_text('{"accuracy": 2.0}\n')
+    (tmp_path / "b" / f"{PART}x").mkdir()
+    (tmp_path / "b" / "adapter.safetensors").touch()
+    second = kill_trials.results(tmp_path / "b")
+    assert {name for name in second if second[name] != first.get(name, "")} == {
+        *("results.jsonl", f"{PART}x", "adapter.safetensors")
+    }
