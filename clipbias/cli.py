@@ -14,9 +14,6 @@ import runpy
 import sys
 from pathlib import Path
 
-from clipbias import interruption
-from clipbias.terminal import outlive_readers
-
 PACKAGE = Path(__file__).resolve().parent
 # In the order of the help.
 COMMANDS = (
@@ -36,7 +33,6 @@ COMMANDS = (
 
 def main() -> None:
     """Runs the command that the first argument names; without one lists them."""
-    outlive_readers()
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("--help", "-h", "help"):
         print(overview())
@@ -45,7 +41,6 @@ def main() -> None:
 
         print(__version__)
     elif name in COMMANDS:
-        interruption.watch()  # one of them begins, with imports that take seconds
         sys.path.insert(0, str(folder()))
         sys.argv = [f"clipbias {name}", *arguments]
         runpy.run_module(f"experiments.{name}", run_name="__main__")

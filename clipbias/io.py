@@ -1,153 +1,41 @@
-"""Writing files so that a reader never sees half of one, and reading text and JSON of any content."""
+"""Files that appear whole or not at all, and text and JSON of any content, on disks and in buckets.
+
+A file on a disk is written under a temporary name and renamed. A process that is killed leaves the temporary name; the
+next one that locks the work folder removes it. A bucket (gs://, s3://, az://, hf://) shows an object only when all of
+it is there. It has no locks, no renaming and no appending, and each request takes tens of milliseconds.
+"""
 
 import contextlib
 import errno
 import fcntl
-import functools
 import json
 import os
+import posixpath
 import shutil
 import stat
 import tempfile
-import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from clipbias import remote
+from absl import logging
+
 from clipbias.errors import ClipbiasError
 
-# How the name of a file begins that is still being written.
+# How the name of a folder begins in which a file is still being written.
 PART = ".clipbias-part-"
+# The file in a work folder that is locked.
+LOCK = ".lock"
 # What the file system says where it cannot lock files at all.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
-
-# What it says where a disk is full, broken, or read-only: whatever is written, there is nothing to be done here.
+# What it says where a disk is full, broken or read-only, and where its user may not do what is asked.
 BROKEN_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)
-# And where its user may not do what is asked.
 NOT_ALLOWED = (errno.EACCES, errno.EPERM)
 
-# Files and folders that this process is writing. Whoever holds the gate may add one, or give one its name; the thread
-# that ends the process keeps it.
-unfinished: set[Path] = set()
-gate = threading.RLock()
-
-
-def abandon() -> None:
-    """Removes what is being written, and lets no other thread write anything more: the process is about to end."""
-    gate.acquire(timeout=1.0)
-    for path in unfinished:
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            with contextlib.suppress(OSError):
-                path.unlink()
-
-
-@contextlib.contextmanager
-def whole() -> Iterator[None]:
-    """Keeps the process from being ended in the middle of the block by its own watching thread. For moments."""
-    with gate:
-        yield
-
-
-def _refuse_remote(path: str | os.PathLike) -> None:
-    if remote.is_remote(path):
-        raise ClipbiasError(
-            f"{shorten(str(path), 200)} is in an object store, where images, lists of them and work folders may lie, "
-            "but this not; copy it to a disk, or mount the bucket."
-        )
-
-
-@contextlib.contextmanager
-def atomic_path(path: str | os.PathLike, *, apart: bool = False) -> Iterator[Path]:
-    """Yields a private temporary name beside `path`, renamed to `path` when the block ends without an error.
-
-    The bytes are on disk before the rename, so a crash at any moment leaves the old file or the new one, whole.
-
-    Args:
-      path: the file.
-      apart: makes the name one in a folder of its own, for writers that make temporary files beside it themselves.
-
-    Raises:
-      ClipbiasError: the folder cannot be written, or is in an object store, or the disk is full.
-    """
-    _refuse_remote(path)
-    path = Path(path)
-    with gate:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if apart:
-                made = Path(tempfile.mkdtemp(prefix=PART, dir=path.parent))
-            else:
-                handle, name = tempfile.mkstemp(prefix=PART, suffix=path.suffix, dir=path.parent)
-                os.close(handle)
-                made = Path(name)
-        except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
-            raise ClipbiasError(f"cannot write {path}: {reason(error)}; choose another folder.") from error
-        unfinished.add(made)
-    temporary = made / path.name if apart else made
-    try:
-        yield temporary
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        # mkstemp makes files private; a result is meant to be read by whoever may read its folder.
-        os.chmod(temporary, 0o666 & ~umask())
-        with gate:
-            os.replace(temporary, path)
-    except OSError as error:
-        raise ClipbiasError(f"cannot write {path}: {reason(error)}; the previous file, if any, is intact.") from error
-    finally:
-        with gate:  # errors: it has its name already, or the disk does not let itself be written
-            if apart:
-                shutil.rmtree(made, ignore_errors=True)
-            else:
-                with contextlib.suppress(OSError):
-                    made.unlink()
-            unfinished.discard(made)
-
-
-def lock_file(file: int, how: int) -> bool:
-    """Locks an open file as `flock` does, without waiting.
-
-    Returns:
-      Whether it is locked: some network file systems have no locks, and then it is as if it were free.
-
-    Raises:
-      BlockingIOError: another process has locked it.
-    """
-    try:
-        fcntl.flock(file, how | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
-        return False
-    return True
-
-
-@functools.cache
-def umask() -> int:
-    # It can only be read by setting it, which must not happen while other threads create files: once, at the start.
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
-
-
-def remove_parts(folder: str | os.PathLike) -> None:
-    """Removes what writers that were killed left in `folder` and below; nobody may be writing there."""
-    for path in Path(folder).rglob(f"{PART}*"):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            with contextlib.suppress(OSError):
-                path.unlink()
-
-
-def cache_folder() -> Path:
-    """Where this user's programs keep what can be made again."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clipbias"
+# The packages that read buckets.
+PACKAGES = {"gs://": "gcsfs", "s3://": "s3fs", "az://": "adlfs", "hf://": "huggingface_hub"}
+# What a store calls that which changes with an object's content.
+VERSIONS = ("generation", "etag", "ETag", "md5Hash", "content_md5", "VersionId", "blob_id")
 
 
 def reason(error: Exception) -> str:
@@ -155,31 +43,29 @@ def reason(error: Exception) -> str:
     return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
 
 
-def write_text(path: str | os.PathLike, text: str) -> None:
-    """Writes `text` as UTF-8 to `path`, atomically; half surrogate pairs, which UTF-8 has not, as their escapes."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+def shorten(text: str, length: int = 80) -> str:
+    """The beginning of a text that is too long for a message."""
+    return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
-def data_path(path: str | os.PathLike) -> Path:
-    """As `user_path`, of images and lists of them, which may also lie in an object store (`clipbias.remote`)."""
-    if not remote.is_remote(path):
-        return user_path(path)
-    try:
-        return remote.remote_path(path)
-    except OSError as error:
-        raise ClipbiasError(f"cannot open {shorten(str(path), 200)}: {reason(error)}; check the path.") from error
+def cache_folder() -> Path:
+    """Where this user's programs keep what can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clipbias"
 
 
 def user_path(path: str | os.PathLike) -> Path:
-    """A path as a user gives it, with `~` resolved; nothing needs to be there.
+    """A path on a disk as a user gives it, with `~` resolved; nothing needs to be there.
 
     Raises:
-      ClipbiasError: no file can have that path, it is in an object store, or what is there may not be looked at.
+      ClipbiasError: it is no path, it is in a bucket, or it leads where nothing can be opened.
     """
     if not isinstance(path, str | os.PathLike):
         raise ClipbiasError(f"{shorten(repr(path))} is no path; give a text.")
-    _refuse_remote(path)
+    if is_remote(path):
+        raise ClipbiasError(
+            f"{shorten(str(path), 200)} is in a bucket, where images, lists of them and work folders may lie, but this "
+            "not; copy it to a disk, or mount the bucket."
+        )
     resolved = os.path.expanduser(os.fspath(path))
     try:
         os.stat(resolved)
@@ -192,17 +78,31 @@ def user_path(path: str | os.PathLike) -> Path:
     return Path(resolved)
 
 
-def shorten(text: str, length: int = 80) -> str:
-    """The beginning of a text that is too long for a message."""
-    return text if len(text) <= length else f"{text[: length - 3]}..."
+def data_path(path: str | os.PathLike) -> Path:
+    """As `user_path`, of what may also lie in a bucket; `etils.epath` answers there as `pathlib.Path` does."""
+    if not is_remote(path):
+        return user_path(path)
+    from etils import epath
+
+    try:
+        with contextlib.suppress(FileNotFoundError), remote_errors(path):
+            _store(path).info(os.fspath(path))
+    except OSError as error:
+        raise ClipbiasError(f"cannot open {shorten(str(path), 200)}: {reason(error)}; check the path.") from error
+    return epath.Path(os.fspath(path))
 
 
-def check_file(path: Path, *, missing: str | None = None) -> None:
+def check_file(path: str | os.PathLike, *, missing: str | None = None) -> None:
     """Raises `ClipbiasError` where `path` is not a file that may be read: a pipe would be waited for for ever."""
+    missing = missing or f"{path} does not exist; check the path."
+    if is_remote(path):
+        if not data_path(path).is_file():
+            raise ClipbiasError(missing)
+        return
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError as error:
-        raise ClipbiasError(missing or f"{path} does not exist; check the path.") from error
+        raise ClipbiasError(missing) from error
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
         raise ClipbiasError(f"cannot open {shorten(str(path))}: {reason(error)}; check the path.") from error
     if not stat.S_ISREG(mode):
@@ -214,31 +114,13 @@ def check_file(path: Path, *, missing: str | None = None) -> None:
 
 def read_text(path: str | os.PathLike) -> str:
     """A UTF-8 text file, with or without a byte order mark. Raises `ClipbiasError` where it is none."""
+    check_file(path, missing=f"cannot read {path}: {os.strerror(errno.ENOENT)}.")
     try:
-        if remote.is_remote(path):
-            return remote.read(path).decode("utf-8-sig")
-        check_file(Path(path), missing=f"cannot read {path}: {os.strerror(errno.ENOENT)}.")
-        return Path(path).read_text(encoding="utf-8-sig")
-    except ClipbiasError:
-        raise
+        return read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ClipbiasError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise ClipbiasError(f"cannot read {path}: {reason(error)}.") from error
-
-
-def read_json(path: str | os.PathLike, kind: type | tuple[type, ...] = object, *, what: str = "a JSON file") -> Any:
-    """The value in a JSON file, of type `kind`; `what` is the file's purpose, for the message.
-
-    Raises:
-      ClipbiasError: it cannot be read, is no JSON (with the line where it breaks off), or is of another kind.
-    """
-    try:
-        return parse_json(read_text(path), kind)
-    except ClipbiasError:
-        raise
-    except ValueError as error:
-        raise ClipbiasError(f"{path} is not {what} ({error}); fetch it again.") from error
 
 
 def parse_json(text: str, kind: type | tuple[type, ...] = object) -> Any:
@@ -256,20 +138,30 @@ def parse_json(text: str, kind: type | tuple[type, ...] = object) -> Any:
     return value
 
 
-def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The whole lines of a JSONL file, of those that hold objects; none where there is no file.
+def read_json(path: str | os.PathLike, kind: type | tuple[type, ...] = object, *, what: str = "a JSON file") -> Any:
+    """The value in a JSON file, of type `kind`; `what` is the file's purpose, for the message.
 
-    A line that is damaged, or was cut short by a crash, is left out.
+    Raises:
+      ClipbiasError: it cannot be read, is no JSON (with the line where it breaks off), or is of another kind.
+    """
+    text = read_text(path)
+    try:
+        return parse_json(text, kind)
+    except ValueError as error:
+        raise ClipbiasError(f"{path} is not {what} ({error}); fetch it again.") from error
+
+
+def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The objects in a JSONL file; none where there is no file. A line that a crash cut short is left out.
 
     Raises:
       ClipbiasError: the file cannot be read.
     """
-    path = Path(path)
-    if not os.path.lexists(path):
+    if not (data_path(path).exists() if is_remote(path) else os.path.lexists(path)):
         return []
     check_file(path)
     try:
-        content = path.read_bytes().decode("utf-8", errors="replace")
+        content = read_bytes(path).decode("utf-8", errors="replace")
     except OSError as error:
         raise ClipbiasError(f"cannot read {path}: {reason(error)}.") from error
     lines = []
@@ -279,14 +171,218 @@ def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
     return lines
 
 
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+    """Yields a temporary path, which becomes `path` when the block ends without an error.
+
+    The bytes are on disk before the rename, so a crash at any moment leaves the old file or the new one, whole.
+
+    Raises:
+      ClipbiasError: the folder cannot be written, or the disk is full.
+    """
+    with _temporary(path, "the previous file, if any, is intact") as temporary:
+        yield temporary
+        if is_remote(path):
+            write_bytes(path, temporary.read_bytes())
+        else:
+            _to_disk(temporary)
+            os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """Yields a temporary folder, which becomes `path` when the block ends without an error.
+
+    Raises:
+      ClipbiasError: `path` is there and not an empty folder, or it cannot be written.
+    """
+    path = data_path(path)
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise ClipbiasError(f"{path} exists already; remove it or choose another folder.")
+    with _temporary(path, "choose another folder") as temporary:
+        temporary.mkdir()
+        yield temporary
+        files = [file for file in temporary.rglob("*") if file.is_file()]
+        if is_remote(path):  # which shows the files one by one
+            for file in files:
+                write_bytes(path / file.relative_to(temporary), file.read_bytes())
+        else:
+            for file in files:
+                _to_disk(file)
+            os.rename(temporary, path)  # refuses to replace anything but an empty folder
+
+
+@contextlib.contextmanager
+def _temporary(path: str | os.PathLike, advice: str) -> Iterator[Path]:
+    """The name of `path` in a private folder beside it: what is made there has the permissions that it is to have."""
+    try:
+        beside = None if is_remote(path) else Path(path).parent
+        if beside is not None:
+            beside.mkdir(parents=True, exist_ok=True)
+        made = tempfile.TemporaryDirectory(prefix=PART, dir=beside, ignore_cleanup_errors=True)
+    except OSError as error:
+        raise ClipbiasError(f"cannot write {path}: {reason(error)}; choose another folder.") from error
+    with made as folder:
+        try:
+            yield Path(folder) / posixpath.basename(os.fspath(path))
+        except OSError as error:
+            raise ClipbiasError(f"cannot write {path}: {reason(error)}; {advice}.") from error
+
+
+def _to_disk(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes `text` as UTF-8 to `path`, whole; half surrogate pairs, which UTF-8 has not, as their escapes."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
 def write_tensors(path: str | os.PathLike, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
-    """Writes NumPy arrays as safetensors to `path`, atomically. Raises `ClipbiasError` where it cannot."""
+    """Writes NumPy arrays as safetensors to `path`, whole. Raises `ClipbiasError` where it cannot."""
     import safetensors
     from safetensors.numpy import save_file
 
-    with atomic_path(path, apart=True) as temporary:
+    with atomic_path(path) as temporary:
         try:
             save_file(dict(tensors), temporary, metadata=dict(metadata))
         except safetensors.SafetensorError as error:
             words = str(error).partition("I/O error: ")[2].partition(" (os error")[0]
             raise OSError(words or str(error)) from error
+
+
+@contextlib.contextmanager
+def lock(folder: Path, *, shared: bool = False) -> Iterator[None]:
+    """Makes a work folder and locks it within the block; a lock that is not `shared` removes what killed writers left.
+
+    Several processes may share a folder. In a bucket nothing is locked.
+
+    Raises:
+      ClipbiasError: the folder cannot be written, or another process works in it.
+    """
+    if is_remote(folder):
+        logging.warning("%s is in a bucket, which has no locks; make sure that no other process works there.", folder)
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / LOCK, "a")  # noqa: SIM115 (held until the block ends)
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+        raise ClipbiasError(f"cannot write {folder}: {reason(error)}; choose another --workdir.") from error
+    with file:
+        try:
+            if not lock_file(file.fileno(), fcntl.LOCK_SH if shared else fcntl.LOCK_EX):
+                logging.warning("%s lies on a disk without locks; make sure that no other process works there.", folder)
+        except BlockingIOError as error:
+            raise ClipbiasError(
+                f"another process works in {folder}; wait for it or choose another --workdir."
+            ) from error
+        if not shared:
+            for left in folder.rglob(f"{PART}*"):
+                shutil.rmtree(left, ignore_errors=True)
+        yield
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process works in a folder. It keeps nobody from working."""
+    try:
+        file = os.open(folder / LOCK, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe is not waited for
+    except OSError:
+        return False
+    try:
+        lock_file(file, fcntl.LOCK_SH)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(file)
+    return False
+
+
+def lock_file(file: int, how: int) -> bool:
+    """Locks an open file as `flock` does, without waiting; false on network file systems that have no locks.
+
+    Raises:
+      BlockingIOError: another process has locked it.
+    """
+    try:
+        fcntl.flock(file, how | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        return False
+    return True
+
+
+def is_remote(path: Any) -> bool:
+    """Whether a path is in a bucket."""
+    return isinstance(path, str | os.PathLike) and str(path).startswith(tuple(PACKAGES))
+
+
+def _store(path: str | os.PathLike) -> Any:
+    from etils.epath import backend
+
+    return backend.fsspec_backend.fs(path)
+
+
+@contextlib.contextmanager
+def remote_errors(path: str | os.PathLike) -> Iterator[None]:
+    """Turns what libraries raise, each its own, into an `OSError` with one line, or a sentence on what to install."""
+    try:
+        yield
+    except ClipbiasError:
+        raise
+    except FileNotFoundError as error:  # whose words may be the path alone
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from error
+    except ImportError as error:
+        package = next(package for scheme, package in PACKAGES.items() if str(path).startswith(scheme))
+        raise ClipbiasError(f"{path} needs a package to be read: pip install {package}.") from error
+    except Exception as error:  # of credentials, networks, and servers
+        raise OSError(None, " ".join(str(error).split())[:200] or type(error).__name__) from error
+
+
+def read_bytes(path: str | os.PathLike) -> bytes:
+    """The content of a file. Raises `OSError` where it cannot be read."""
+    if not is_remote(path):
+        return Path(path).read_bytes()
+    with remote_errors(path):
+        return _store(path).cat_file(os.fspath(path))
+
+
+def write_bytes(path: str | os.PathLike, content: bytes) -> None:
+    """Writes an object of a bucket. Raises `OSError` where it cannot be written."""
+    with remote_errors(path):
+        _store(path).pipe_file(os.fspath(path), content)
+
+
+def entries(folder: str | os.PathLike) -> dict[str, int | None]:
+    """What lies in a folder of a bucket: sizes of files by name, `None` for folders. Raises `OSError`."""
+    with remote_errors(folder):
+        store, place = _store(folder), os.fspath(folder)
+        own = store._strip_protocol(place).rstrip("/")
+        found = {entry["name"].rstrip("/"): entry for entry in store.ls(place, detail=True)}
+    found.pop(own, None)  # itself, as an empty object
+    return {
+        posixpath.basename(name): None if entry["type"] == "directory" else int(entry["size"])
+        for name, entry in found.items()
+    }
+
+
+def below(folder: str | os.PathLike) -> list[str]:
+    """All files below a folder of a bucket, as paths relative to it. Raises `OSError`."""
+    with remote_errors(folder):
+        store = _store(folder)
+        start = len(store._strip_protocol(os.fspath(folder)).rstrip("/")) + 1
+        return [name[start:] for name in store.find(os.fspath(folder)) if name[start:]]
+
+
+def stamp(path: str | os.PathLike) -> tuple[str, float]:
+    """A text that changes when an object of a bucket does, and when that was: long ago, if the store counts versions.
+
+    Of objects in folders that were just listed it is known without a request. Raises `OSError` where there is none.
+    """
+    with remote_errors(path):
+        found = _store(path).info(os.fspath(path))
+    version = next((str(found[name]) for name in VERSIONS if found.get(name)), None)
+    return f"{path}\n{found.get('size')} {version}", float("inf") if version is None else 0.0

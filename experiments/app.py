@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 import clipbias
-from clipbias import data, interruption
+from clipbias import data, hosts
 from clipbias.app import Bench, build, serve, write_space
 from clipbias.app.page import named
 from clipbias.data import demo
@@ -69,7 +69,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
         try:
             common.tell(f"the page is at {address}; Ctrl-C ends it")
             while True:
-                interruption.check()
+                hosts.check()
                 time.sleep(_SECONDS)
         finally:
             page.close(verbose=False)

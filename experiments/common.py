@@ -5,6 +5,7 @@ import importlib
 import inspect
 import json
 import logging as python_logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,9 +14,9 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from clipbias import interruption
+from clipbias import hosts
 from clipbias.errors import ClipbiasError
-from clipbias.io import BROKEN_DISK, NOT_ALLOWED, reason
+from clipbias.io import BROKEN_DISK, NOT_ALLOWED, data_path, reason
 from clipbias.terminal import printable
 from experiments import help_page, settings
 from experiments.command_line import read_config
@@ -32,7 +33,6 @@ def run(main: Callable[[ConfigDict, Path], Any], default: str) -> None:
     `--config` names a file of `configs/`, `default` without it, whose values `--config.name=value` changes. The flag is
     defined here, not at import: several binaries can be imported into one process.
     """
-    interruption.watch()
     given, arguments, config = _or_one_sentence(lambda: read_config(sys.argv, default))
     if help_page.is_asked(arguments):
         _show_help(main, config, given)
@@ -49,7 +49,7 @@ def run(main: Callable[[ConfigDict, Path], Any], default: str) -> None:
         except ClipbiasError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
-        return end(answer(main, holder.value, WORKDIR.value))
+        return answer(main, holder.value, WORKDIR.value)
 
     app.run(guarded, argv=arguments, flags_parser=lambda arguments: _parse(arguments, config))
 
@@ -63,24 +63,14 @@ def run_arguments(main: Callable[[Sequence[str]], int], names: str) -> None:
       main: of the binary.
       names: what its help says of them, such as "FOLDER …".
     """
-    interruption.watch(interruption.STARTS_AGAIN)
     if help_page.is_asked(sys.argv):
         _show_help(main, None, names=names)
         return
 
     def guarded(arguments: list[str]) -> int:
-        return end(answer_names(main, [*arguments[1:], *([WORKDIR.value] if WORKDIR.value else [])]))
+        return answer_names(main, [*arguments[1:], *([WORKDIR.value] if WORKDIR.value else [])])
 
     app.run(guarded, flags_parser=_parse)
-
-
-def end(status: int) -> int:
-    """Says that the work is over, and ends the process unless all went well; returns the status then.
-
-    Taken down in order, it would wait: for the other processes of a job, and for threads in which a checkpoint is
-    written, which stay for minutes after the disk failed.
-    """
-    return interruption.leave(status, now=status != 0)
 
 
 def answer(main: Callable[[ConfigDict, Path], Any], config: ConfigDict, workdir: str | None = None) -> int:
@@ -98,7 +88,6 @@ def answer(main: Callable[[ConfigDict, Path], Any], config: ConfigDict, workdir:
     def work() -> int:
         # They import JAX, which showing runs does without.
         from clipbias.clip import precision
-        from clipbias.training import processes, remote_workdir
         from clipbias.training.progress import say
         from clipbias.training.workdir import CONFIG
         from experiments import configuration
@@ -108,50 +97,50 @@ def answer(main: Callable[[ConfigDict, Path], Any], config: ConfigDict, workdir:
         if not folder and not config.get("dry_run"):
             raise ClipbiasError("no folder to write to; give --workdir=FOLDER.")
         config.workdir = folder
-        with interruption.noted(), processes.joined(), remote_workdir.local_folder(folder) as local:
+        with hosts.stoppable():
             if "dtype" in config and not config.get("topology"):  # what is written says what the device took
                 config.dtype = precision.resolve(config.dtype)
             # Each host may have a path of its own to the folder; that it is the same one is found where it is opened.
-            processes.same("the configuration", {**plain(config), "workdir": ""})
+            hosts.assert_same("the configuration", {**plain(config), "workdir": ""})
             if not config.get("dry_run"):
                 say(f"{binary_of(main)}: everything is written to {folder}, the settings to {CONFIG} there")
-            main(config, local)
+            main(config, data_path(folder or "."))
         return 0
 
-    return _status(work, told=str, interrupted=str)
+    return _status(work, told=str)
 
 
 def answer_names(main: Callable[[Sequence[str]], int], names: Sequence[str]) -> int:
-    """The exit status of `main(names)`; 143 after SIGTERM and 130 after SIGINT, when files in the making are removed.
+    """The exit status of `main(names)`; 143 after SIGTERM and 130 after Ctrl-C.
 
     A `ClipbiasError` ends it with its message alone and status 1, and so does a disk that is full or broken.
     """
 
     def work() -> int:
-        with interruption.noted():
+        with hosts.stoppable():
             return main(names)
 
-    return _status(work, told=printable, interrupted=lambda _: interruption.STARTS_AGAIN)
+    return _status(work, told=printable)
 
 
-def _status(
-    work: Callable[[], int],
-    *,
-    told: Callable[[ClipbiasError], str],
-    interrupted: Callable[[interruption.Interrupted], str],
-) -> int:
-    """The exit status of `work`, or of what ends it, which is told in the words of `told` or `interrupted`."""
+def _status(work: Callable[[], int], *, told: Callable[[ClipbiasError], str]) -> int:
+    """The exit status of `work`, or of what ends it."""
     try:
         return work()
     except ClipbiasError as error:
         print(f"error: {told(error)}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # whoever reads the output has read enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:
         return broken_disk(error)
-    except interruption.Interrupted as error:
-        interruption.claim()
-        print(interrupted(error), file=sys.stderr)
+    except hosts.Stopped as error:
+        print(error, file=sys.stderr)
         return error.status
+    except KeyboardInterrupt:
+        print("stopped at once; the same command continues from what is saved.", file=sys.stderr)
+        return 130
 
 
 def broken_disk(error: OSError) -> int:
@@ -233,14 +222,14 @@ def quiet() -> None:
 
 def start() -> None:
     """Joins a cluster if there is one, and keeps compiled programs in the user's cache folder."""
-    from clipbias.training import cpu, kept_programs, mesh
+    from clipbias.training import cpu, kept_programs
 
     quiet()
     # Before threads start, and only where steps run on the CPU: with an accelerator it is the decoding threads that
     # allocate, and they are better off with glibc's own settings.
     if not any(Path(device).exists() for device in ACCELERATORS):
         cpu.prepare()
-    mesh.start_distributed()
+    hosts.start()
     kept_programs.keep()
 
 

@@ -24,12 +24,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import clipbias
+from clipbias import hosts
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_json, write_text
 from clipbias.report.classes import Answers, weakest_classes, write_answers
 from clipbias.report.names import method_name
 from clipbias.training import mesh as meshes
-from clipbias.training import processes
 from clipbias.training.evaluate import evaluate
 from clipbias.training.metrics import MetricWriter
 from clipbias.training.predictions import fingerprint, save_predictions
@@ -47,7 +47,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
     mesh = meshes.make_mesh(**config.mesh)
     with open_workdir(workdir, common.plain(config), keep=RESULT):
         clip = clipbias.load(config.model or (adapter.base if adapter else "demo"))
-        processes.same(f"the model {clip.name}", clip.fingerprint)
+        hosts.assert_same(f"the model {clip.name}", clip.fingerprint)
         name = config.dataset or (adapter.notes.get("dataset", "") if adapter else "")
         if not name:
             raise ClipbiasError("no dataset; give --config.dataset=NAME, or --config.adapter=FILE to take its own.")
@@ -63,10 +63,9 @@ def main(config: ConfigDict, workdir: Path) -> None:
             task, learnables = adapter.bind(clip, dataset.class_names, own_methods=own, **options)
         method, images = adapter.method if adapter else "zero_shot", dataset.split(config.images)
         what = fingerprint(task, learnables, method, images)
-        processes.same(f"the images of {name}", what)
-        with processes.agreed():
-            if jax.process_index() == 0:
-                keep_evaluation(workdir, what)
+        hosts.assert_same(f"the images of {name}", what)
+        if jax.process_index() == 0:
+            keep_evaluation(workdir, what)
 
         answered: list[Answers] = []
 

@@ -23,7 +23,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import clipbias
-from clipbias import data
+from clipbias import data, hosts
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
 from clipbias.explain.devices import Devices
@@ -37,7 +37,6 @@ from clipbias.report import write_overview, write_report
 from clipbias.report.names import method_name
 from clipbias.report.run_tables import duration
 from clipbias.training import mesh as meshes
-from clipbias.training import processes
 from clipbias.training.metrics import MetricWriter
 from clipbias.training.plan import explain_exhaustion
 from clipbias.training.predictions import KnownPredictions
@@ -106,7 +105,7 @@ def explain(
             advance=advance,
             known=known_predictions(config.predictions, adapters, dataset.split(config.images)),
         )
-        processes.same("what is explained", study.fingerprint)
+        hosts.assert_same("what is explained", study.fingerprint)
         return run_study(study, folder, dataset=facts, config=common.plain(config), figures=figures, tell=tell)
 
 
@@ -166,8 +165,6 @@ def devices(mesh: jax.sharding.Mesh) -> Devices:
         shard=(share.part, share.parts),
         first=jax.process_index() == 0,
         multiple=mesh.shape[meshes.DATA],
-        together=processes.together,
-        same=processes.same,
     )
 
 

@@ -11,11 +11,10 @@ from ml_collections import ConfigDict
 
 import clipbias
 import configs
+from clipbias import hosts
 from clipbias.clip import precision
-from clipbias.io import data_path, user_path
-from clipbias.remote import is_remote
+from clipbias.io import data_path, is_remote, user_path
 from clipbias.training import mesh as meshes
-from clipbias.training import processes
 from clipbias.training.account import account_lines
 from clipbias.training.choosing import ChoosingGrid
 from clipbias.training.dealing import Part
@@ -85,7 +84,7 @@ def open_grid(
         settings = dataclasses.replace(settings, rates=Rates.read(rates_path(config.rates_file)))
     mesh = meshes.make_mesh(**config.mesh, devices=None if topology is None else topology.devices)
     clip, recipe = clipbias.load(config.model), Recipe.from_config(config)
-    processes.same(f"the model {config.model}", clip.fingerprint)
+    hosts.assert_same(f"the model {config.model}", clip.fingerprint)
     arguments = clip, recipe, settings, lambda name: common.load_dataset(config, name), workdir
     if config.get("learning_rates") and config.choose != NONE:
         return ChoosingGrid(*arguments, mesh=mesh, part=part, scope=config.choose)

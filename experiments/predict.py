@@ -25,7 +25,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 import clipbias
-from clipbias import interruption
+from clipbias import hosts
 from clipbias.clip.params import Params
 from clipbias.clip.precision import held
 from clipbias.data.files_on_disk import IMAGE_SUFFIXES, image_files, read_image
@@ -78,7 +78,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
     began = time.monotonic()
     with open_workdir(workdir, common.plain(config)), progress(len(files), unit="image", title="predict") as bar:
         for chunk, pictures in read(files, task, config):
-            interruption.check()
+            hosts.check()
             # The last batch is padded, so that one compiled program serves all.
             missing = min(images_per_batch(task, config), len(files)) - len(chunk)
             filled = np.pad(pictures, ((0, missing), *[(0, 0)] * (pictures.ndim - 1)))

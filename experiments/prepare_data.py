@@ -15,8 +15,7 @@ from absl import flags
 from clipbias import data
 from clipbias.data import benchmark_check, catalog, shards, sources
 from clipbias.errors import ClipbiasError
-from clipbias.io import atomic_path
-from clipbias.remote import is_remote
+from clipbias.io import atomic_path, is_remote
 from clipbias.report.contact_sheet import contact_sheet
 from experiments import common
 

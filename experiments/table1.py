@@ -21,7 +21,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from clipbias import interruption, report
+from clipbias import hosts, report
 from clipbias.data import catalog
 from clipbias.errors import ClipbiasError
 from clipbias.io import write_text
@@ -107,7 +107,7 @@ def write_tables(rows: Sequence[Mapping[str, Any]], workdir: Path) -> None:
     summary = report.summarize(rows, predictions=workdir / "predictions")
     write_text(workdir / "table.md", report.to_markdown(summary))
     write_text(workdir / "table.tex", report.to_latex(summary))
-    interruption.check()
+    hosts.check()
     figure = report.accuracy_figure(summary)
     write_text(workdir / "table.html", report.to_html(summary, figure_svg=svg_text(figure)))
     save_figure(figure, workdir / "accuracy")

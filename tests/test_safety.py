@@ -5,7 +5,6 @@ import io
 import json
 import os
 import pickle
-import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from clipbias.data import transforms
 from clipbias.data.files_on_disk import inside, read_image
 from clipbias.errors import ClipbiasError
 from clipbias.explain.results import load_arrays
-from clipbias.io import PART, atomic_path, read_json, read_json_lines, remove_parts, user_path, write_text
+from clipbias.io import read_json, read_json_lines, user_path, write_text
 from clipbias.report import pages
 from clipbias.terminal import printable
 from clipbias.training.progress import Progress
@@ -171,20 +170,6 @@ def test_no_other_program_decodes_an_image(monkeypatch: pytest.MonkeyPatch) -> N
         transforms.check_format(b"root:x:0:0:root:/root:/bin/bash\n", "x.jpg")
 
 
-def test_a_file_in_the_making_is_private_and_nobody_can_guess_its_name(tmp_path: Path) -> None:
-    target, names = tmp_path / "result.json", set()
-    for _ in range(2):
-        with atomic_path(target) as part:
-            assert stat.S_IMODE(part.stat().st_mode) == 0o600
-            assert part.parent == tmp_path and part.name.startswith(PART)
-            names.add(part.name)
-    assert len(names) == 2
-    (tmp_path / "below").mkdir()
-    (tmp_path / "below" / f"{PART}x.json").touch()
-    remove_parts(tmp_path)
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["result.json"]
-
-
 def test_names_do_not_steer_a_terminal(capsys: pytest.CaptureFixture) -> None:
     shown = printable(HOSTILE)
     assert shown == r"\x1b]0;owned\x07\x1b[2Jcat\r\n\u202egod\ud800"
@@ -198,23 +183,6 @@ def test_names_do_not_steer_a_terminal(capsys: pytest.CaptureFixture) -> None:
     assert written.out == f"{shown}\nsecond\n"
     assert written.err.count(shown) == 3
     assert not any(ord(letter) < 32 and letter != "\n" for letter in written.err)
-
-
-def test_who_has_read_enough_of_what_is_told_stops_no_work(tmp_path: Path) -> None:
-    reader, writer = os.pipe()
-    os.close(reader)  # as `head` does when it has its lines
-    program = """
-import sys
-from clipbias.terminal import outlive_readers
-outlive_readers()
-for stream in (sys.stdout, sys.stderr):
-    print("one", file=stream, flush=True)
-    print("two" * 10**5, file=stream)
-open(sys.argv[1], "w").write("went on")
-"""
-    with os.fdopen(writer) as closed:
-        done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "a")], stdout=closed, stderr=closed)
-    assert done.returncode == 0 and (tmp_path / "a").read_text() == "went on"
 
 
 def test_what_is_no_file_is_never_waited_for(tmp_path: Path) -> None:

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clipbias.errors import ClipbiasError
-from clipbias.folders import atomic_folder
-from clipbias.io import write_text
+from clipbias.io import atomic_folder, write_text
 from clipbias.tuning.adapter import FILE
 from clipbias.version import __version__
 

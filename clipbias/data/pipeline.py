@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from clipbias import interruption
+from clipbias import hosts
 from clipbias.checks import check_choice
 from clipbias.data import transforms
 from clipbias.data.dataset import Split
@@ -91,7 +91,7 @@ class Source:
 class Batches(Iterator[Batch]):
     """An iterator of batches that measures how long its user waited for them.
 
-    Outside training, which saves first, a notice to stop ends it (`interruption.Interrupted`).
+    Outside training, which saves first, a notice to stop ends it (`hosts.Stopped`).
 
     Attributes:
       count: Number of batches that are left to come at the start.
@@ -108,7 +108,7 @@ class Batches(Iterator[Batch]):
 
     def __next__(self) -> Batch:
         if not self._training:
-            interruption.check()
+            hosts.check()
         return next(self._ahead)
 
     @property

@@ -10,15 +10,13 @@ import io
 import json
 import zipfile
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 from absl import logging
 from etils import epath
 
-from clipbias import remote
 from clipbias.errors import ClipbiasError
-from clipbias.io import atomic_path, cache_folder
+from clipbias.io import atomic_path, cache_folder, read_bytes
 
 FILE = "clipbias_index_{split}.npz"
 
@@ -69,20 +67,14 @@ def _write(path: epath.Path, of: str, index: Index) -> None:
     ids = np.frombuffer(json.dumps(index.ids).encode(), np.uint8)
     content = io.BytesIO()
     np.savez(content, of=np.array(of), labels=index.labels, ids=ids, positions=index.positions)
-    if remote.is_remote(path):
-        try:
-            remote.write(path, content.getvalue())
-        except OSError as error:
-            raise ClipbiasError(f"cannot write {path}: {error.strerror}.") from error
-        return
     with atomic_path(path) as temporary:
-        Path(temporary).write_bytes(content.getvalue())
+        temporary.write_bytes(content.getvalue())
 
 
 def _read(path: epath.Path, of: str, count: int) -> Index | None:
     """The index in a file; `None` where there is none, or it is damaged or of other records."""
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
+        with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as stored:
             if str(stored["of"]) != of:
                 return None
             ids = tuple(json.loads(stored["ids"].tobytes()))

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from clipbias import interruption
+from clipbias import hosts
 from clipbias.checks import check_text
 from clipbias.data import benchmark, transforms
 from clipbias.data.dataset import Dataset, Split
@@ -149,7 +149,7 @@ def load(
 
 def _examples(split: Split, part: range) -> Iterator[tuple[str, dict]]:
     for position in part:
-        interruption.check()
+        hosts.check()
         key, encoded = split.keys[position], split.read(position)
         transforms.check_format(encoded, key)  # shards are passed on: no other file goes into them by way of a link
         yield (

@@ -16,7 +16,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from clipbias import interruption, remote
+from clipbias import hosts
 from clipbias import io as files
 from clipbias.data import record_index
 from clipbias.data.record_index import Index
@@ -106,7 +106,7 @@ class Prepared:
             raise
         except Exception as error:
             to_do = "prepare the dataset again"
-            if remote.is_remote(self.folder):
+            if files.is_remote(self.folder):
                 to_do = "see that this machine may read the bucket, or copy the folder to a disk"
             raise ClipbiasError(f"{what} in {self.folder} cannot be read ({_first_words(error)}); {to_do}.") from error
 
@@ -145,7 +145,7 @@ class Prepared:
         logging.info("%s has no index: all %d records of %s are read, this once", self.folder, len(source), split)
         with self.told(split):
             for first in range(0, len(source), CHUNK):
-                interruption.check()
+                hosts.check()
                 for record in source.__getitems__(range(first, min(first + CHUNK, len(source)))):
                     labels.append(int(record["label"]))
                     if id_feature:

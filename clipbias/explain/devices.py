@@ -1,7 +1,7 @@
 """How the arrays of a study get on and off the devices."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,8 +20,6 @@ class Devices:
       shard: which part of each batch this process has, and how many parts there are.
       first: whether this process speaks for all.
       multiple: batches are a multiple of this.
-      together: of batches, those that all processes could read.
-      same: given what it is and its JSON value, raises where another process has another one.
     """
 
     place: Callable[[np.ndarray], jax.Array] = jnp.asarray
@@ -30,5 +28,3 @@ class Devices:
     shard: tuple[int, int] = (0, 1)
     first: bool = True
     multiple: int = 1
-    together: Callable[[Any], Iterator[dict[str, np.ndarray]]] = iter
-    same: Callable[[str, Any], None] = lambda what, value: None

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from clipbias import interruption
+from clipbias import hosts
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
 from clipbias.explain.norms import norms
@@ -100,7 +100,7 @@ def interpret(
         lengths += [{"adapter": one.name, **dataclasses.asdict(norm)} for norm in own]
         if not own:
             without.append(one.name)
-        interruption.check()
+        hosts.check()
         advance(one.name)
     if not lengths:
         raise ClipbiasError(

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from clipbias import interruption
+from clipbias import hosts
 from clipbias.clip.params import Params
 from clipbias.clip.precision import held, named
 from clipbias.data import Split
@@ -152,7 +152,7 @@ class Study:
         size, (process, processes) = self._size(), self.devices.shard
         local, found = size // processes, []
         for start in range(process * local, process * local + len(rows[0]), size):
-            interruption.check()
+            hosts.check()
             own = [values[start : start + local] for values in rows]
             filled = (np.pad(x, [(0, local - len(x))] + [(0, 0)] * (x.ndim - 1)) for x in own)
             found.append(compute(*map(self.devices.place, filled)))
@@ -182,7 +182,7 @@ class Study:
             workers=self._workers,
         )
         process, processes = self.devices.shard
-        for number, batch in enumerate(self.devices.together(host), before + 1):
+        for number, batch in enumerate(host, before + 1):
             local = size // processes
             first = (number - before - 1) * size + process * local
             numbers = rest[first : first + local].astype(np.int32)
@@ -264,7 +264,7 @@ class Study:
           add: from a batch, what is held so far and the number of examples in it, to what is held then.
           save: of what is held and the number of examples in it.
         """
-        self.devices.same(f"what is kept in {self.parts}", start[1])
+        hosts.assert_same(f"what is kept in {self.parts}", start[1])
         reached = kept = start  # what is held and how many examples are in it, always together
         saved = time.monotonic()
         try:
@@ -286,10 +286,10 @@ class Study:
         """A section's arrays and scalars, from `parts/` where this study finished it before."""
         path = self.parts / f"{name}.section.npz"
         kept = load_section(path, self.fingerprint)
-        self.devices.same(f"what is kept in {self.parts}", kept is not None)
+        hosts.assert_same(f"what is kept in {self.parts}", kept is not None)
         if kept is not None:
             return kept
-        interruption.check()
+        hosts.check()
         arrays, scalars = compute()
         scalars = plain(scalars)
         if self.is_first:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clipbias import interruption
+from clipbias import hosts
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
 from clipbias.export.card import model_card
@@ -15,8 +15,7 @@ from clipbias.export.folding import fold
 from clipbias.export.head import check_default_head, write_head
 from clipbias.export.peft import write_peft
 from clipbias.export.program import write_program
-from clipbias.folders import atomic_folder
-from clipbias.io import write_text
+from clipbias.io import atomic_folder, write_text
 from clipbias.tuning import Learnables, Task
 from clipbias.tuning.adapter import Adapter, save_adapter
 
@@ -87,7 +86,7 @@ def export(
             f"export it as a {natural}."
         )
     with atomic_folder(folder) as temporary:
-        interruption.check()
+        hosts.check()
         if form == "checkpoint":
             folded = fold(clip.params, task.method.adapt(learnables))
             folded["logit_scale"] = np.asarray(task.method.logit_scale(clip.params))
@@ -100,5 +99,5 @@ def export(
             write_program(temporary, task, learnables)
         save_adapter(temporary / ADAPTER, task, learnables, method=adapter.method, notes=adapter.notes)
         write_text(temporary / CARD, model_card(adapter, task, form))
-        interruption.check()
+        hosts.check()
     return form

@@ -4,17 +4,15 @@ Only files are read; no device is touched and no model loaded. `training/workdir
 """
 
 import dataclasses
-import fcntl
 import itertools
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from clipbias import schema
 from clipbias.errors import ClipbiasError
-from clipbias.io import lock_file, read_json, read_json_lines, user_path
+from clipbias.io import is_locked, read_json, read_json_lines, user_path
 from clipbias.report.names import draws, trains
 from clipbias.report.run_accuracies import mean_accuracies, single_error
 from clipbias.schema import Record, checked, fitted
@@ -127,7 +125,7 @@ def read_workdir(folder: str | Path, *, cells: bool = False) -> list[RunRecord]:
 def state_in_words(folder: Path, state: Mapping[str, Any], *, finished: bool, progress: str = "") -> str:
     """How a run stands: its `state.json`, or where there is none its results, and whether a process works on it."""
     known = state.get("state")
-    if _is_locked(folder):
+    if is_locked(folder):
         return f"in progress{progress}"
     if known == "failed":
         return f"failed{progress}: {state.get('error')}"
@@ -161,21 +159,6 @@ def _binary(config: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
     # A path, or "clipbias train".
     name = Path(str(command[0]).rpartition(" ")[2]).stem if isinstance(command, list) and command else ""
     return name if name in BINARIES else next((one for one, key in BINARIES.items() if key in config), "unknown")
-
-
-def _is_locked(folder: Path) -> bool:
-    # A shared lock that is given back at once: it asks, and keeps nobody from working.
-    try:
-        lock = os.open(folder / ".lock", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe is not waited for
-    except OSError:
-        return False
-    try:
-        lock_file(lock, fcntl.LOCK_SH)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(lock)
-    return False
 
 
 def _grid(

@@ -3,7 +3,6 @@ from .loop import Run as Run
 from .loop import Trained as Trained
 from .loop import train as train
 from .mesh import make_mesh as make_mesh
-from .mesh import start_distributed as start_distributed
 from .packs import Pack as Pack
 from .packs import make_packs as make_packs
 from .results import Results as Results

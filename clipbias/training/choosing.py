@@ -16,8 +16,8 @@ from typing import Any
 
 import jax
 
+from clipbias import hosts
 from clipbias.errors import ClipbiasError
-from clipbias.training import processes
 from clipbias.training.grid import Grid, ready
 from clipbias.training.packs import Pack, cells_of
 from clipbias.training.rates import FILE, METHOD, CellName, Choice, Rates, choose
@@ -63,9 +63,9 @@ class ChoosingGrid(Grid):
         self._decide()
         total, done = cells_of(own_tests), cells_of(own_tests) - cells_of(untested)
         self.carry_out(self._to_test([pack for pack in untested if pack in able], tests), total=total, done=done)
-        if processes.tell(lambda: all(map(self._is_finished, tests))):
+        if hosts.from_first(lambda: all(map(self._is_finished, tests))):
             self.trainer.remove_trials()
-        return processes.tell(lambda: super(ChoosingGrid, self).rows(list(filter(self._is_decided, own_tests))))
+        return hosts.from_first(lambda: super(ChoosingGrid, self).rows(list(filter(self._is_decided, own_tests))))
 
     def planned(self, packs: Sequence[Pack]) -> list[tuple[Pack, bool]]:
         """As of any grid: the trials, and then the tests, where only what trials did not learn is trained."""
@@ -154,14 +154,13 @@ class ChoosingGrid(Grid):
                     found += [[cell, told] for cell in cells]
             return found
 
-        found = {tuple(cell): told and Choice.of(*told) for cell, told in processes.tell(decided)}
+        found = {tuple(cell): told and Choice.of(*told) for cell, told in hosts.from_first(decided)}
         self._choices = found
         rates = Rates.chosen({cell: choice for cell, choice in found.items() if choice is not None})
         self.trainer.rates = rates
         self.name_cells([test for test in self._trials_of if self._is_decided(test)])
-        with processes.agreed():
-            if jax.process_index() == 0 and rates.entries:
-                rates.write(self.trainer.workdir / FILE, self._provenance())
+        if jax.process_index() == 0 and rates.entries:
+            rates.write(self.trainer.workdir / FILE, self._provenance())
 
     def _provenance(self) -> dict[str, Any]:
         """What the choice was made with."""
@@ -188,7 +187,7 @@ class ChoosingGrid(Grid):
             if self.part is not None:  # other jobs choose and test meanwhile
                 self._decide()
                 self.results.read_others()
-            if self._is_decided(pack) and not processes.tell(functools.partial(self._is_finished, pack)):
+            if self._is_decided(pack) and not hosts.from_first(functools.partial(self._is_finished, pack)):
                 yield pack
 
     def _try_again(self, test: Pack, rate: float) -> list[Row]:
@@ -198,9 +197,8 @@ class ChoosingGrid(Grid):
             rows = self.trainer.train(trial)
         except ClipbiasError:  # at one of the rates, as before
             rows = self.trainer.train(dataclasses.replace(trial, learning_rates=(rate,)))
-        with processes.agreed():
-            self.trials.append(rows)
-            self.trainer.remove_checkpoints(trial)
+        self.trials.append(rows)
+        self.trainer.remove_checkpoints(trial)
         return [row for row in rows if row["learning_rate"] == rate]
 
     def _give_up(self, packs: Sequence[Pack]) -> None:
@@ -208,8 +206,7 @@ class ChoosingGrid(Grid):
         told = {"status": "failed", "error": "the dataset was left out", "image_hash": None}
         for pack in packs:
             rows = [self.trainer.row(pack, *cell) | told | self.trainer.rate(pack, cell[0]) for cell in pack.cells]
-            with processes.agreed():
-                self.trials.append(rows)
+            self.trials.append(rows)
 
 
 def _trials(packs: Sequence[Pack], keeps_its_rate: Callable[[Pack], bool]) -> dict[Pack, list[Pack]]:

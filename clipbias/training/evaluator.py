@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from clipbias import interruption
+from clipbias import hosts
 from clipbias.clip import Clip
 from clipbias.clip.params import Params
 from clipbias.data import Split
@@ -17,7 +17,6 @@ from clipbias.data.pipeline import Batch, test_batches
 from clipbias.data.workers import Workers
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
-from clipbias.training import processes
 from clipbias.training.answers import answers, image_features, logits, text_features, verdicts
 from clipbias.training.calibration import Outcome, calibration, fit_temperature
 from clipbias.training.plan import explain_exhaustion
@@ -134,12 +133,12 @@ class Evaluator:
             workers=self._workers,
         )
         kept, keep = [], not crops and self._may_keep("images", 3 * self.clip.config.vision.image_size**2)
-        for batch in processes.held(batches):
+        for batch in batches:
             if keep:
                 kept.append(batch)
             yield batch
         # Processes that read the same part have found the same.
-        self.skipped = sum(dict(processes.gather([share.part, batches.skipped])).values())
+        self.skipped = sum(dict(hosts.gather([share.part, batches.skipped])).values())
         if keep:
             self._kept = kept
 
@@ -200,7 +199,8 @@ class Evaluator:
         found = []
         with explain_exhaustion("lower --config.eval_batch_size."):
             for features, batch in self._features(classifier, learnables, runs):
-                interruption.check()
+                if hosts.stops():
+                    raise hosts.Stopped
                 labels = np.where(batch["mask"], batch["labels"], -1)
                 mask, placed = (meshes.place_rows(self.mesh, rows) for rows in (batch["mask"], labels))
                 arguments = (classifier, self.params, learnables, features, texts, mask, *rest)

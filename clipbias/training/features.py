@@ -21,7 +21,6 @@ from clipbias.data.images import Images
 from clipbias.data.pipeline import Batch, Batches, epoch_order, pass_batches, test_batches
 from clipbias.data.workers import Workers
 from clipbias.training import mesh as meshes
-from clipbias.training import processes
 from clipbias.tuning import Recipe, Sampling
 
 
@@ -117,7 +116,7 @@ class TrainingFeatures:
     def _run(self, batches: Batches, passes: int) -> np.ndarray:
         """The features of so many passes over all images, `[E, N, d]`."""
         found, began = [], time.monotonic()
-        for batch in processes.held(batches):
+        for batch in batches:
             features = self._encode(meshes.place_rows(self._mesh, batch["images"]))
             found.append(meshes.fetch((features, meshes.place_rows(self._mesh, batch["mask"]))))
             now = time.monotonic()

@@ -13,7 +13,7 @@ from clipbias.checks import check_int
 from clipbias.data import Dataset, Split, load
 from clipbias.data.given import labelled
 from clipbias.errors import ClipbiasError
-from clipbias.interruption import Interrupted
+from clipbias.hosts import Stopped
 from clipbias.training import mesh as meshes
 from clipbias.training.cache import Cache
 from clipbias.training.packs import Pack
@@ -71,7 +71,7 @@ def fit(
         trainer.cache = _OwnTask(task, trainer.params, settings, dataset, mesh)
         try:
             found = trainer.learn(pack, trainer.cache.plans(pack))
-        except Interrupted as error:  # what a program that is called by hand expects of Ctrl-C
+        except Stopped as error:  # what a program that is called by hand expects of Ctrl-C
             if error.status == 130:
                 raise KeyboardInterrupt from None
             raise

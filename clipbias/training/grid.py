@@ -14,13 +14,12 @@ import jax
 from absl import logging
 from jax.sharding import Mesh
 
-from clipbias import interruption
+from clipbias import hosts
 from clipbias.clip import Clip
 from clipbias.data import Dataset, protocols
 from clipbias.data.missing import open_datasets
 from clipbias.errors import ClipbiasError, sentence
 from clipbias.io import write_text
-from clipbias.training import processes
 from clipbias.training.cache import Cache
 from clipbias.training.dealing import Part, deal, planned_cost
 from clipbias.training.packs import Pack, cells_of
@@ -96,7 +95,7 @@ class Grid:
         todo, total = self.unfinished(packs), cells_of(packs)
         done = total - cells_of(todo)
         self.carry_out(ready(self.trainer.cache, todo, self.trainer.settings), total=total, done=done)
-        return processes.tell(lambda: self.rows(packs))
+        return hosts.from_first(lambda: self.rows(packs))
 
     def planned(self, packs: Sequence[Pack]) -> list[tuple[Pack, bool]]:
         """What this job runs of `packs`, in turn, and whether it is only tested what others of them learned."""
@@ -108,15 +107,14 @@ class Grid:
 
     def name_cells(self, packs: Sequence[Pack]) -> None:
         """Tells those who read the results which lines are of this configuration."""
-        with processes.agreed():
-            if jax.process_index() == 0:
-                named = {self.trainer.row(pack, *cell)["config_hash"] for pack in packs for cell in pack.cells}
-                write_text(self.trainer.workdir / CELLS, json.dumps(sorted(named)) + "\n")
+        if jax.process_index() == 0:
+            named = {self.trainer.row(pack, *cell)["config_hash"] for pack in packs for cell in pack.cells}
+            write_text(self.trainer.workdir / CELLS, json.dumps(sorted(named)) + "\n")
 
     def unfinished(self, packs: Sequence[Pack]) -> list[Pack]:
         """The packs that are to be run; of the others what a process left that was killed is removed."""
         # The first process decides: others may not see yet what was written before.
-        finished = set(processes.tell(lambda: [i for i, pack in enumerate(packs) if self._is_finished(pack)]))
+        finished = set(hosts.from_first(lambda: [i for i, pack in enumerate(packs) if self._is_finished(pack)]))
         todo = [pack for i, pack in enumerate(packs) if i not in finished]
         cells, left = cells_of(packs), cells_of(todo)
         if left < cells:
@@ -136,12 +134,11 @@ class Grid:
         """
         with progress(0 if self.trainer.single else total, done=done, unit="cell", title=title) as bar:
             for pack in todo:
-                interruption.check()
+                hosts.check()
                 bar.at_work(f"{pack.method} on {pack.dataset}, {pack.shots} shots")
                 self.trainer.cache.keep_only(pack.dataset)
                 for part, rows in self._attempt(pack, bar):
-                    with processes.agreed():
-                        self._write(part, rows, bar)
+                    self._write(part, rows, bar)
 
     def results_of(self, pack: Pack) -> Results:
         """Where the rows of a pack are."""
@@ -152,7 +149,7 @@ class Grid:
         if self.part is None:
             return list(packs)
         packs, part = ready(self.trainer.cache, packs, self.trainer.settings), self.part
-        dealt = processes.tell(lambda: deal([planned_cost(self.trainer, pack) for pack in packs], part))
+        dealt = hosts.from_first(lambda: deal([planned_cost(self.trainer, pack) for pack in packs], part))
         return [packs[index] for index in dealt]
 
     def rows(self, packs: Sequence[Pack]) -> list[Row]:

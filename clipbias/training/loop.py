@@ -12,16 +12,15 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from clipbias import hosts
 from clipbias.clip.params import Params
 from clipbias.data import Split
 from clipbias.data.images import Images
 from clipbias.data.pipeline import DEFAULT_CACHE_BYTES
 from clipbias.data.workers import Workers
 from clipbias.errors import ClipbiasError
-from clipbias.interruption import Interrupted, noted
+from clipbias.hosts import Stopped
 from clipbias.training import mesh as meshes
-from clipbias.training import processes
-from clipbias.training.agreement import Pace
 from clipbias.training.batches import RunBatches
 from clipbias.training.checkpoint import Checkpoints
 from clipbias.training.features import FeatureBatches
@@ -84,7 +83,6 @@ def each_run(
     return stack_runs([jax.device_get(hook(one_run(learnables, run), one)) for run, one in enumerate(samples)])
 
 
-@processes.agreed()
 def train(
     task: Task,
     params: Params,
@@ -97,8 +95,6 @@ def train(
     readable: Sequence[np.ndarray] | None = None,
     on_image_error: str = "raise",
     folder: Path | None = None,
-    identity: dict[str, Any] | None = None,
-    earlier: Sequence[dict[str, Any]] = (),
     checkpoint_seconds: float = 60.0,
     progress: Progress | None = None,
     metrics_folder: Path | None = None,
@@ -121,10 +117,7 @@ def train(
       features, readable: of each run, what its epochs take instead of images, see `FeatureBatches`.
       on_image_error: "raise", or "skip" to mask images that cannot be read.
       folder: where checkpoints lie; `None` keeps none.
-      identity: what must be equal for a checkpoint to be continued; `earlier` are other ways in which earlier versions
-        wrote the same.
-      checkpoint_seconds: least time between two checkpoints; 0 saves after every step (with several processes, which
-        agree on it a step later, after every second).
+      checkpoint_seconds: least time between two checkpoints; 0 saves after every step.
       progress: told about every step.
       metrics_folder: where `metrics.jsonl` goes.
       trackers: who else is told the metrics, see `trackers.Trackers`.
@@ -136,7 +129,7 @@ def train(
 
     Raises:
       ClipbiasError: the loss is not finite, or the device's memory is exhausted; the last good checkpoint stays.
-      Interrupted: a notice to stop came; the state is saved.
+      Stopped: a notice to stop came; the state is saved.
     """
     began = time.monotonic()
     opened_splits = {id(run.train): Images.of(run.train, DEFAULT_CACHE_BYTES // len(runs)) for run in runs}
@@ -160,7 +153,7 @@ def train(
     with contextlib.ExitStack() as opened:
         if progress is not None:
             opened.callback(progress.close)
-        checkpoints = None if folder is None else Checkpoints(folder, identity=identity or {}, earlier=earlier)
+        checkpoints = None if folder is None else Checkpoints(folder)
         if checkpoints is not None:
             opened.callback(checkpoints.close)
             found = checkpoints.restore(fresh)
@@ -195,9 +188,8 @@ def train(
         waiting = None if features is not None else lambda: batches.waiting_share
         told = (type(task.method).__name__, seeds, progress, metrics)
         report = StepReport(*told, images=rows * len(runs), losses=losses, waiting=waiting)
-        pace, careful = Pace(mesh, seconds=checkpoint_seconds, saves=checkpoints is not None), _Careful()
-        processes.agree()  # nothing that a step needs is missing anywhere
-        with noted() as notice, explain_exhaustion(_advice(plan)):
+        saved = time.monotonic()
+        with hosts.stoppable(), explain_exhaustion(_advice(plan)):
             while step < total:
                 rate = rates[step]
                 learning_rate = meshes.place(mesh, meshes.fill(rate.astype(np.float32), count), meshes.RUN)
@@ -215,48 +207,24 @@ def train(
                 if traced is not None:
                     traced.after(step, values)
                 step += 1
-                careful(report.step, before + step, values, rate)
+                report.step(before + step, values, rate)
                 if step == total:
-                    careful(report.catch_up)  # which waits for it: a notice may come meanwhile
-                save, stop, failed = pace(bool(notice.given), last=step == total, failed=careful.error is not None)
-                if failed:
-                    processes.agree(careful.error)
+                    report.catch_up()  # which waits for it: a notice may come meanwhile
+                stop, due = hosts.stops(), step < total and time.monotonic() - saved >= checkpoint_seconds
                 ends_stage = step == total and before + total < whole  # the next stage starts from it
-                if stop:
-                    notice.saving()
-                if checkpoints is not None and (save or ends_stage):
-                    careful(report.catch_up)  # nothing is saved after a loss that is not finite
-                    processes.agree(careful.error)
+                if checkpoints is not None and (hosts.from_first(lambda: due) or stop or ends_stage):  # noqa: B023
+                    report.catch_up()  # nothing is saved after a loss that is not finite
                     checkpoints.save(step, meshes.cut(mesh, state, len(runs)), report.losses)
-                    pace.saved()
+                    saved = time.monotonic()
                 if stop:
                     if checkpoints is not None:
                         checkpoints.wait()
-                    number = max(processes.gather(notice.given))  # of the signal; all have written their part
                     where = f"step {before + step} of {whole or total}"
-                    raise Interrupted(f"stopped at {where}; the same command continues.", number=number)
+                    raise Stopped(f"stopped at {where}; the same command continues.")
     seconds = time.monotonic() - began
     learned = meshes.cut(mesh, state.learnables if state.average is None else state.average, len(runs))
     learnables = with_constants(learned, start)
     return Trained(learnables, report.losses, seconds, steps=total, waiting_share=batches.waiting_share)
-
-
-class _Careful:
-    """Calls whose failure this process keeps to itself until the others know: without it their steps do not end."""
-
-    def __init__(self) -> None:
-        self.error: Exception | None = None
-
-    def __call__(self, run: Callable[..., Any], *arguments: Any) -> Any:
-        """What `run` returns; `None` from its first failure on. A process by itself fails at once."""
-        if self.error is None:
-            try:
-                return run(*arguments)
-            except Exception as error:
-                if not processes.several():
-                    raise
-                self.error = error
-        return None
 
 
 def _advice(plan: StepPlan | None) -> str:

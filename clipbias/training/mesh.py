@@ -7,12 +7,8 @@ Several runs whose number is not a multiple of `run` are filled up with copies o
 beside the others and dropped. What is kept of them, checkpoints too, has the same shapes on every mesh.
 """
 
-import contextlib
 import dataclasses
 import functools
-import importlib.util
-import os
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,66 +21,8 @@ from clipbias.clip.params import Params
 from clipbias.clip.precision import held
 from clipbias.clip.target import DATA as DATA
 from clipbias.errors import ClipbiasError
-from clipbias.training import coordination, processes
-from clipbias.training.job import PATIENCE, PATIENCE_VARIABLE, Job
 
 RUN = "run"
-
-
-def start_distributed(*, coordinator: str | None = None, count: int | None = None, process: int | None = None) -> None:
-    """Joins the processes of a job before any device is touched.
-
-    With nothing given, joins only where a cluster announces itself: a TPU pod, SLURM or Open MPI with several tasks, or
-    the variables `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`.
-    """
-    # A notice to stop is for the training loop (`interruption`); JAX's own service would take it and tell nobody.
-    jax.config.update("jax_enable_preemption_service", False)
-    coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
-    if coordinator:
-        count = count if count is not None else int(os.environ.get("JAX_NUM_PROCESSES", "1"))
-        process = process if process is not None else int(os.environ.get("JAX_PROCESS_ID", "0"))
-        _join(coordinator, count, process, local_device_ids=_local_devices())
-    elif _is_cluster():
-        _join(local_device_ids=_local_devices())
-    elif _is_tpu_host():
-        with contextlib.suppress(ValueError):  # a host by itself: there is nobody to join
-            _join()
-
-
-def _join(*arguments: Any, **options: Any) -> None:
-    patience = processes.seconds(PATIENCE_VARIABLE, PATIENCE)
-    joining = processes.seconds(coordination.JOIN_VARIABLE, coordination.JOIN)
-    coordination.join(*arguments, lost=processes.lost_first, seconds=joining, **options)
-    if (place := coordination.place()) is not None:
-        logging.info("process %d of %d", *place[1:])
-        job = Job(*place, patience=patience)
-        processes.enter(job)
-        job.watch()
-
-
-def _is_cluster() -> bool:
-    def many(variable: str) -> bool:
-        return int(os.environ.get(variable) or 1) > 1
-
-    workers = os.environ.get("TPU_WORKER_HOSTNAMES", "")
-    return many("SLURM_NTASKS") or many("OMPI_COMM_WORLD_SIZE") or "," in workers
-
-
-def _is_tpu_host() -> bool:
-    files = ("/dev/accel0", "/dev/vfio/0")
-    return importlib.util.find_spec("libtpu") is not None and any(map(os.path.exists, files))
-
-
-def _local_devices() -> list[int] | None:
-    """All devices (an empty list) where one process has a node for itself, else one for each process (`None`).
-
-    JAX by itself gives each process of SLURM and Open MPI one device, also where no other would take the rest.
-    """
-    if "JAX_LOCAL_DEVICE_IDS" in os.environ:  # which JAX reads
-        return None
-    slurm = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "")  # as in "8", "1(x4)" or "2(x3),1"
-    counts = re.findall(r"(\d+)(?:\(x\d+\))?", slurm) or [os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", "")]
-    return [] if set(counts) == {"1"} else None
 
 
 def make_mesh(*, run: int = 1, data: int = -1, devices: Any = None) -> Mesh:

@@ -22,13 +22,13 @@ import numpy as np
 import psutil
 from jax.sharding import Mesh
 
+from clipbias import hosts
 from clipbias.checks import check_choice
 from clipbias.clip import layers
 from clipbias.clip.precision import PRECISIONS
 from clipbias.clip.target import away, target
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
-from clipbias.training import processes
 from clipbias.training.accumulation import why_whole
 from clipbias.training.settings import AUTO
 from clipbias.training.step import init_state, place_given, train_step
@@ -237,7 +237,7 @@ def device_limit() -> int:
     """
     if (elsewhere := away()) is not None:
         return elsewhere.memory
-    return min(processes.gather(_local_limit()))
+    return min(hosts.gather(_local_limit()))
 
 
 def _local_limit() -> int:

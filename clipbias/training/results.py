@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from clipbias.errors import ClipbiasError
-from clipbias.io import read_json_lines, whole, write_text
+from clipbias.io import read_json_lines, write_text
 from clipbias.schema import Row as RowOfFile
 from clipbias.schema import fitted
 
@@ -95,7 +95,7 @@ class Results:
         if jax.process_index() != 0:
             return
         try:
-            with whole(), open(self._path, "a", encoding="utf-8") as file:
+            with open(self._path, "a", encoding="utf-8") as file:
                 file.write("".join(json.dumps(row) + "\n" for row in rows))
                 file.flush()
                 os.fsync(file.fileno())

@@ -13,16 +13,16 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
+from clipbias import hosts
 from clipbias.clip import Clip
 from clipbias.data import Dataset, protocols
 from clipbias.data.images import Images
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
-from clipbias.training import processes
 from clipbias.training.cache import Cache
 from clipbias.training.evaluation_plan import fit_evaluation
 from clipbias.training.features import epoch_features
-from clipbias.training.identity import earlier_identity, identity
+from clipbias.training.identity import identity
 from clipbias.training.loop import Run, Trained, each_run, initial_learnables, rows_per_step, train
 from clipbias.training.metrics import METRICS
 from clipbias.training.packs import Pack
@@ -80,11 +80,10 @@ class Trainer:
         self.params = meshes.place_weights(mesh, clip.params, settings.dtype, shapes=not meshes.is_there(mesh))
         self.cache = Cache(clip, self.params, settings, load_dataset, mesh)
 
-    @processes.agreed()
     def train(self, pack: Pack) -> list[Row]:
         """Prepares, trains and evaluates the cells of a pack; saves their adapters and returns their rows."""
         draws = self.cache.plans(pack)
-        processes.same(f"the images of {pack.dataset}", self.cache.image_hash(pack))
+        hosts.assert_same(f"the images of {pack.dataset}", self.cache.image_hash(pack))
         task, runs, learnables, trained, spent = self.learn(pack, draws)
         facts = [
             self._facts(trained, run, index) | {"training_seconds": round(seconds, 4)}
@@ -231,12 +230,9 @@ class Trainer:
             sources = [self.cache.features(pack, run, sampling) for run in runs]
             features = [epoch_features(source, sampling, epochs) for source in sources]
             readable = [source.readable for source in sources]
-        identities = [self.identity(one) for one in pack.by_rate]
-        own = identities[0] if len(identities) == 1 else {"packs": identities}
-        named, folder = [own | {"images": images} for images in self.cache.image_hashes(pack)], self.checkpoints(pack)
+        folder = self.checkpoints(pack)
         if stage is not None:
-            named, folder = [one | {"stage": stage} for one in named], folder / f"stage{stage}"
-        earliest = earlier_identity(task, pack, runs[0], recipe) if self.single else own
+            folder = folder / f"stage{stage}"
         return train(
             task,
             self.params,
@@ -248,8 +244,6 @@ class Trainer:
             readable=readable,
             on_image_error=self.settings.on_image_error,
             folder=folder,
-            identity=named[0],
-            earlier=[*named[1:], earliest],
             checkpoint_seconds=self.settings.checkpoint_seconds,
             progress=Progress(0, title=f"{pack.method} on {pack.dataset}") if self.single else None,
             metrics_folder=self._metrics(pack),
@@ -275,13 +269,12 @@ class Trainer:
         validation = self.cache.validation_evaluator(pack, evaluation)
         scores = evaluator.accuracy(task.classifier, placed, text, runs=count, validation=validation)
         scores = scores[: len(pack.cells)]  # behind them is what fills up the runs
-        with processes.agreed():
-            if jax.process_index() == 0 and evaluator.predicted is not None:
-                split = evaluation.dataset.split("test")
-                for index, (rate, seed) in enumerate(pack.cells):
-                    name = self._scored_as(pack, rate, seed, evaluation.name)
-                    own, predicted = one_run(learnables, index), evaluator.predicted[index]
-                    save_predictions(self.workdir, name, task, own, pack.method, split, predicted)
+        if jax.process_index() == 0 and evaluator.predicted is not None:
+            split = evaluation.dataset.split("test")
+            for index, (rate, seed) in enumerate(pack.cells):
+                name = self._scored_as(pack, rate, seed, evaluation.name)
+                own, predicted = one_run(learnables, index), evaluator.predicted[index]
+                save_predictions(self.workdir, name, task, own, pack.method, split, predicted)
         told = {"seconds_per_image": evaluator.seconds_per_image}
         told |= {"skipped_images": evaluator.skipped} if evaluator.skipped else {}
         return [score | told for score in scores]
@@ -341,8 +334,8 @@ class Trainer:
         return self.workdir / "adapters" / f"{pack.name(rate)}-seed{seed}.safetensors"
 
     def checkpoints(self, pack: Pack) -> Path:
-        folder, named = self.own_folder / "checkpoints", [self.identity(one) for one in pack.by_rate]
-        return folder if self.single else folder / stable_hash([*named, "tries"] if pack.tries else named)
+        identities = [self.identity(one) for one in pack.by_rate]
+        return self.own_folder / "checkpoints" / stable_hash([*identities, pack.tries])
 
     def remove_checkpoints(self, pack: Pack) -> None:
         if jax.process_index() == 0:

@@ -11,10 +11,10 @@ import jax
 import numpy as np
 from absl import logging
 
+from clipbias import hosts
 from clipbias.data import protocols
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
-from clipbias.training import processes
 from clipbias.training.evaluation_plan import fit_evaluation
 from clipbias.training.packs import Pack
 from clipbias.training.results import Row
@@ -65,7 +65,6 @@ class TrialTrainer(Trainer):
         path = super().adapter_path(pack, rate, seed)
         return self.workdir / FOLDER / path.name if pack.tries else path
 
-    @processes.agreed()
     def test_trials(self, pack: Pack, trials: Sequence[Row], facts: Mapping[str, Any]) -> list[Row] | None:
         """Evaluates what trials learned at the rate that was chosen.
 
@@ -78,7 +77,7 @@ class TrialTrainer(Trainer):
           The rows; `None` where what the trials learned is not there any more, or of other images.
         """
         draws = self.cache.plans(pack)
-        processes.same(f"the images of {pack.dataset}", self.cache.image_hash(pack))
+        hosts.assert_same(f"the images of {pack.dataset}", self.cache.image_hash(pack))
         task = self.cache.task(pack, draws[0].source)
         learnables = self._learned(dataclasses.replace(pack, tries=True), task, trials)
         if learnables is None:
@@ -108,7 +107,7 @@ class TrialTrainer(Trainer):
             stacked = stack_runs(runs)
             return {name: (list(leaf.shape), str(leaf.dtype)) for name, leaf in flatten(stacked).items()}
 
-        shapes = processes.tell(read)
+        shapes = hosts.from_first(read)
         if shapes is None:
             return None
         like = unflatten({name: np.empty(shape, dtype) for name, (shape, dtype) in shapes.items()})

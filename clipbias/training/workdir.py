@@ -9,8 +9,6 @@ The jobs that share a grid have a folder of this kind each, `parts/*`.
 
 import contextlib
 import datetime
-import fcntl
-import functools
 import hashlib
 import importlib.metadata
 import json
@@ -24,19 +22,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from absl import logging
 
-from clipbias import interruption
+from clipbias import hosts
 from clipbias.checks import check_number
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError, sentence
-from clipbias.io import lock_file, read_json, read_text, reason, remove_parts, write_text
-from clipbias.training import processes
+from clipbias.io import LOCK, lock, read_json, read_text, write_text
 from clipbias.tuning import METHODS, make_method
 from clipbias.tuning.registry import method_options
 from clipbias.version import ROOT, __version__
 
-CONFIG, ENVIRONMENT, STATE, LOCK = "config.json", "environment.json", "state.json", ".lock"
+CONFIG, ENVIRONMENT, STATE = "config.json", "environment.json", "state.json"
 # The adapter of a run, and which lines of a grid's results are of its present configuration.
 ADAPTER, CELLS = "adapter.safetensors", "cells.json"
 # Settings that change how a result is computed, but not the result.
@@ -75,21 +71,16 @@ def open_workdir(folder: str | os.PathLike, config: Mapping[str, Any], *, keep: 
     """
     folder = Path(os.path.expanduser(folder))
     with contextlib.ExitStack() as opened:
-        with processes.agreed():
-            if jax.process_index() == 0:  # one process of a job keeps the folder for all
-                opened.enter_context(_locked(folder, fcntl.LOCK_EX))
-                _keep_results(folder, config, keep)
-                remove_parts(folder)  # of writers that were killed
-                earlier = _seconds_before(folder, config)
-                opened.enter_context(_unless_refused(folder))
-                write_text(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
-                write_text(folder / ENVIRONMENT, json.dumps(environment(), indent=2, sort_keys=True) + "\n")
-                opened.enter_context(_kept_state(folder, earlier))
-            else:
-                processes.on_end(functools.partial(_note_end, folder))
-        processes.same("the work folder", _sees_start(folder))
-        with processes.agreed():
-            yield folder
+        if jax.process_index() == 0:  # one process of a job keeps the folder for all
+            opened.enter_context(lock(folder))
+            _keep_results(folder, config, keep)
+            earlier = _seconds_before(folder, config)
+            opened.enter_context(_unless_refused(folder))
+            write_text(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
+            write_text(folder / ENVIRONMENT, json.dumps(environment(), indent=2, sort_keys=True) + "\n")
+            opened.enter_context(_kept_state(folder, earlier))
+        hosts.assert_same("the work folder", _sees_start(folder))
+        yield folder
 
 
 @contextlib.contextmanager
@@ -107,35 +98,11 @@ def open_part(folder: str | os.PathLike, config: Mapping[str, Any], own: Path) -
         with open_workdir(own, config):
             yield own
         return
-    with _locked(folder, fcntl.LOCK_SH) as lock, open_workdir(own, config):
+    with lock(folder, shared=True), open_workdir(own, config):
         whole = json.dumps({**config, "part": ""}, indent=2, sort_keys=True) + "\n"
         if not (folder / CONFIG).is_file() or (folder / CONFIG).read_text(encoding="utf-8") != whole:
             write_text(folder / CONFIG, whole)
         yield own
-        with contextlib.suppress(BlockingIOError):  # another part is still at work, and tidies up after itself
-            if lock_file(lock, fcntl.LOCK_EX):
-                remove_parts(folder)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path, kind: int) -> Iterator[int]:
-    """Makes a folder and locks it for as long as the block runs, alone or shared with others of the same kind."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / LOCK, "a")  # noqa: SIM115 (held until the block ends)
-    except (OSError, ValueError) as error:
-        raise ClipbiasError(f"cannot write {folder}: {reason(error)}; choose another --workdir.") from error
-    with lock:
-        try:
-            if not lock_file(lock.fileno(), kind):
-                logging.warning(
-                    "%s lies on a file system without locks: see to it that no other process works there.", folder
-                )
-        except BlockingIOError as error:
-            raise ClipbiasError(
-                f"another process works in {folder}; wait for it or choose another --workdir."
-            ) from error
-        yield lock.fileno()
 
 
 @contextlib.contextmanager
@@ -197,22 +164,20 @@ def _kept_state(folder: Path, earlier: float) -> Iterator[None]:
         _write_state(folder, {"state": state, "started": started, "seconds": seconds, "error": error})
 
     write("running")
-    processes.on_end(write)
-    with interruption.last_words(lambda said: write("interrupted", f"Interrupted: {said}")):
-        try:
-            yield
-            interruption.check()  # all is there, but the process was told to stop: it says so
-        except BaseException as error:
-            stopped = isinstance(error, interruption.Interrupted | KeyboardInterrupt)
-            with contextlib.suppress(ClipbiasError):  # a full disk must not hide what went wrong
-                write("interrupted" if stopped else "failed", sentence(error))
-            raise
-        write("finished")
+    try:
+        yield
+        hosts.check()  # all is there, but the process was told to stop: it says so
+    except BaseException as error:
+        stopped = isinstance(error, hosts.Stopped | KeyboardInterrupt)
+        with contextlib.suppress(ClipbiasError):  # a full disk must not hide what went wrong
+            write("interrupted" if stopped else "failed", sentence(error))
+        raise
+    write("finished")
 
 
 def _sees_start(folder: Path) -> bool:
     """Whether this process sees what the first one wrote when it opened the folder, if need be after a while."""
-    written = processes.tell((folder / STATE).read_text)
+    written = hosts.from_first((folder / STATE).read_text)
     deadline = time.monotonic() + LAG
     while True:
         with contextlib.suppress(OSError):
@@ -223,24 +188,8 @@ def _sees_start(folder: Path) -> bool:
         time.sleep(0.2)
 
 
-def _note_end(folder: Path, state: str, error: str) -> None:
-    """Writes how a run ended whose first process is gone."""
-    _write_state(folder, {**read_json(folder / STATE, dict), "state": state, "error": error})
-
-
 def _write_state(folder: Path, content: Mapping[str, Any]) -> None:
-    path, text = folder / STATE, json.dumps(content, indent=2)
-    try:
-        write_text(path, text + "\n")
-    except ClipbiasError:
-        try:  # a full disk has no room for another file, but mostly for what is written over this one
-            with open(path, "r+b", buffering=0) as file:
-                file.write(f"{text:<{os.fstat(file.fileno()).st_size - 1}}\n".encode())
-        except OSError:
-            pass
-        else:
-            return
-        raise
+    write_text(folder / STATE, json.dumps(content, indent=2) + "\n")
 
 
 def _seconds_before(folder: Path, config: Mapping[str, Any]) -> float:

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from clipbias import data
-from clipbias.data import benchmark, catalog
+from clipbias.data import catalog
 from clipbias.errors import ClipbiasError
 from tests.data import miniatures
 

@@ -60,7 +60,9 @@ def test_the_digest_is_of_names_and_labels():
 
 def test_a_message_has_the_path(tmp_path):
     split = split_of_files(tmp_path, ["a/b.png", "c.png"], [0, 1], listed_in="list.csv")
-    with pytest.raises(UnreadableImage, match=r"cannot read the image .*c\.png, listed in list\.csv: No such") as raised:
+    with pytest.raises(
+        UnreadableImage, match=r"cannot read the image .*c\.png, listed in list\.csv: No such"
+    ) as raised:
         split.picture(1)
     assert raised.value.path == str(tmp_path / "c.png")
     (tmp_path / "c.png").write_bytes(b"x")

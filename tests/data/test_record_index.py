@@ -9,8 +9,7 @@ import pytest
 from etils import epath
 
 from clipbias import data
-from clipbias.data import inspection, record_index, shards
-from clipbias.data.dataset import Split
+from clipbias.data import record_index, shards
 from clipbias.data.tfds_records import Prepared
 from clipbias.errors import ClipbiasError
 from tests.data import miniatures

@@ -83,7 +83,7 @@ def test_a_stopped_process_skips_the_end_of_the_interpreter() -> None:
     code = (
         "import atexit, os, signal; from clipbias import interruption; from experiments import common\n"
         "atexit.register(print, 'the end of the interpreter')\n"
-        "common.run_arguments(lambda names: os.kill(os.getpid(), signal.SIGTERM) or interruption.check(), '')\n"
+        "common.run_arguments(lambda names: os.kill(os.getpid(), signal.SIGTERM) or hosts.check(), '')\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (143, "")

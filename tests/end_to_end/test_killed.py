@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tools.disturb import COMMANDS, NOTHING, Trials, comparable, disturb
 
 from clipbias.clip import Clip
 from clipbias.data import demo
@@ -17,7 +18,6 @@ from clipbias.tuning import Task
 from clipbias.tuning.adapter import save_adapter
 from tests.end_to_end import binaries
 from tests.forks import ROOT, Fork
-from tools.disturb import COMMANDS, NOTHING, Trials, comparable, disturb
 
 # A part of the steps, cells and figures, in a part of the time. What `train` does is done by a grid of one cell.
 SMALLER = {

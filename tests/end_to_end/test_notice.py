@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tools.disturb import comparable
 
 import configs.demo
 import configs.explain
@@ -20,7 +21,6 @@ from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import save_adapter
 from experiments import common
-from tools.disturb import comparable
 
 
 def notice_at(monkeypatch: pytest.MonkeyPatch, where: Any, name: str, call: int, number: int = signal.SIGTERM) -> None:

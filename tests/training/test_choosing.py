@@ -15,7 +15,7 @@ from PIL import Image
 from clipbias.clip import Clip
 from clipbias.data import Dataset, Split
 from clipbias.errors import ClipbiasError
-from clipbias.interruption import Interrupted
+from clipbias.hosts import Stopped
 from clipbias.io import read_json, read_json_lines
 from clipbias.training import mesh as meshes
 from clipbias.training.account import pack_programs
@@ -201,7 +201,7 @@ def test_a_stop_anywhere_a_lost_trial_and_a_rate_that_fails(
     packs = make_packs(["taskres"], ["colours"], [2], [1, 2], learning_rates=RATES)
     rows = run("other")
     stop_at(2, monkeypatch)
-    with pytest.raises(Interrupted):
+    with pytest.raises(Stopped):
         run("stopped")
     monkeypatch.undo()
     original = TrialTrainer.test_trials

@@ -62,7 +62,6 @@ def test_a_run_saves_continues_and_ends_alike(
                 recipe,
                 mesh=mesh,
                 folder=folder / "checkpoints",
-                identity={},
                 checkpoint_seconds=0.0,
                 metrics_folder=folder,
             )

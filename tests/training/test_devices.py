@@ -9,7 +9,7 @@ import pytest
 
 from clipbias.clip import Clip
 from clipbias.data import Dataset
-from clipbias.interruption import Interrupted
+from clipbias.hosts import Stopped
 from clipbias.io import read_json_lines
 from clipbias.training import loop
 from clipbias.training import mesh as meshes
@@ -55,7 +55,7 @@ def test_a_run_moves_between_devices_at_every_notice_to_stop(
 
     monkeypatch.setattr(loop, "train_step", step_and_signal)
     for step, devices in enumerate((8, 1, 8), start=1):
-        with pytest.raises(Interrupted, match=f"stopped at step {step} of {STEPS}"):
+        with pytest.raises(Stopped, match=f"stopped at step {step} of {STEPS}"):
             bias_on(devices, clip, colours, four, **where)
     monkeypatch.undo()
     last = bias_on(2, clip, colours, four, **where)

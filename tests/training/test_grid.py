@@ -11,9 +11,6 @@ from jax.sharding import Mesh
 
 from clipbias.clip import Clip
 from clipbias.data import Dataset
-from clipbias.errors import ClipbiasError
-from clipbias.interruption import Interrupted
-from clipbias.io import read_json_lines
 from clipbias.training import loop, trainer
 from clipbias.training import mesh as meshes
 from clipbias.training.evaluate import evaluate
@@ -190,32 +187,6 @@ def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
         return original(*arguments, **options)
 
     monkeypatch.setattr(loop, "train_step", step_and_signal)
-
-
-@pytest.mark.parametrize("single", [True, False])
-def test_an_image_added_between_a_stop_and_its_continuation_is_noticed(
-    clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, single: bool
-) -> None:
-    packs = make_packs(["bias"], ["colours"], [6], [1])
-    options = dict(mesh=meshes.single_device(), single=single)
-
-    def run(dataset: Dataset) -> list[dict]:
-        return Grid(clip, recipe, SETTINGS, lambda name: dataset, tmp_path, **options).run(packs)
-
-    stop_at(2, monkeypatch)
-    with pytest.raises(Interrupted, match="stopped at step 2"):
-        run(colours)
-    monkeypatch.undo()
-    try:
-        (row,) = run(with_images(colours, "train"))
-        said = row["error"]
-    except ClipbiasError as error:
-        assert single
-        said = str(error)
-    assert "holds checkpoints of another run (differs in images)" in said
-    (row,) = run(colours)
-    assert row["status"] == "ok"
-    assert [line["step"] for line in read_json_lines(next(tmp_path.rglob("metrics.jsonl")))] == list(range(1, 7))
 
 
 def test_learning_rates_train_side_by_side_and_fail_one_by_one(

@@ -11,7 +11,7 @@ import pytest
 from clipbias.clip import Clip
 from clipbias.data import Dataset
 from clipbias.errors import ClipbiasError
-from clipbias.interruption import Interrupted
+from clipbias.hosts import Stopped
 from clipbias.io import read_json_lines
 from clipbias.training import loop
 from clipbias.training import mesh as meshes
@@ -75,10 +75,10 @@ def test_runs_that_do_not_divide_are_filled_up(
         return new
 
     whole = run(pack(clip, colours, "bias", (1, 2, 3)), recipe)
-    where = {"folder": tmp_path, "identity": {}}
+    where = {"folder": tmp_path}
     compiled = original._cache_size()
     monkeypatch.setattr(loop, "train_step", watched)
-    with pytest.raises(Interrupted):
+    with pytest.raises(Stopped):
         run(pack(clip, colours, "bias", (1, 2, 3)), recipe, meshes.make_mesh(run=4, data=1), **where)
     assert original._cache_size() == compiled + 1
     assert {shape[0] for shapes in states for shape in shapes} == {1}
@@ -113,8 +113,8 @@ def test_an_interrupted_run_ends_with_the_same_bits(
         return original(*arguments, **options)
 
     monkeypatch.setattr(loop, "train_step", step_and_signal)
-    where = {"folder": tmp_path / "checkpoints", "identity": {"a": 1}, "metrics_folder": tmp_path}
-    with pytest.raises(Interrupted, match="stopped at step 2 of 3"):
+    where = {"folder": tmp_path / "checkpoints", "metrics_folder": tmp_path}
+    with pytest.raises(Stopped, match="stopped at step 2 of 3"):
         run(runs, recipe, **where)
     monkeypatch.undo()
     continued = run(runs, recipe, **where)

@@ -14,34 +14,6 @@ def test_axes_take_what_is_left() -> None:
     assert dict(meshes.make_mesh(run=-1, data=2).shape) == {"run": jax.device_count() // 2, "data": 2}
 
 
-@pytest.mark.parametrize(
-    ("variables", "devices"),
-    [
-        ({"SLURM_NTASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "1(x2)"}, []),
-        ({"SLURM_NTASKS": "16", "SLURM_STEP_TASKS_PER_NODE": "8(x2)"}, None),
-        ({"SLURM_NTASKS": "3", "SLURM_STEP_TASKS_PER_NODE": "2,1"}, None),
-        ({"SLURM_NTASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "1(x2)", "JAX_LOCAL_DEVICE_IDS": "0"}, None),
-        ({"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, []),
-        ({"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_SIZE": "4"}, None),
-    ],
-)
-def test_a_process_with_a_node_for_itself_takes_all_its_devices(
-    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], devices: list[int] | None
-) -> None:
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    joined = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda **options: joined.append(options))
-    meshes.start_distributed()
-    assert [options["local_device_ids"] for options in joined] == [devices]
-
-
-def test_nobody_is_joined_where_no_cluster_announces_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SLURM_NTASKS", "1")
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: pytest.fail("joined a cluster"))
-    meshes.start_distributed()
-
-
 def test_too_many_devices() -> None:
     with pytest.raises(ClipbiasError, match="run=0 and data=8 has no devices; give at least 1 each"):
         meshes.make_mesh(run=0)

@@ -11,7 +11,7 @@ import pytest
 from clipbias.clip import Clip
 from clipbias.data import Dataset
 from clipbias.data.few_shot import few_shot
-from clipbias.interruption import Interrupted
+from clipbias.hosts import Stopped
 from clipbias.training import loop
 from clipbias.training import mesh as meshes
 from clipbias.training.cache import Cache
@@ -147,7 +147,7 @@ def test_a_stopped_training_on_features_ends_with_the_same_bits(
         return original(*arguments, **options)
 
     monkeypatch.setattr(loop, "train_step", stop_at_five)
-    with pytest.raises(Interrupted, match="stopped at step 5 of 12"):
+    with pytest.raises(Stopped, match="stopped at step 5 of 12"):
         grid("cut").run([pack])
     monkeypatch.undo()
     assert list((tmp_path / "cut" / "checkpoints").iterdir())

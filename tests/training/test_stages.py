@@ -10,7 +10,7 @@ import pytest
 
 from clipbias.clip import Clip
 from clipbias.data import Dataset
-from clipbias.interruption import Interrupted
+from clipbias.hosts import Stopped
 from clipbias.io import read_json_lines
 from clipbias.training import loop
 from clipbias.training import mesh as meshes
@@ -60,7 +60,7 @@ def test_a_run_stopped_in_either_stage_ends_with_the_same_bits(
 
     for calls, where in stops.items():
         monkeypatch.setattr(loop, "train_step", train_until(calls))
-        with pytest.raises(Interrupted, match=f"stopped at {where}"):
+        with pytest.raises(Stopped, match=f"stopped at {where}"):
             attempt()
         monkeypatch.undo()
     again = attempt()

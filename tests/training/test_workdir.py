@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from clipbias.errors import ClipbiasError
-from clipbias.folders import atomic_folder
-from clipbias.interruption import Interrupted
-from clipbias.io import PART
+from clipbias.hosts import Stopped
+from clipbias.io import PART, atomic_folder
 from clipbias.training import workdir
 from clipbias.training.workdir import ADAPTER, environment, open_workdir
 from clipbias.tuning import make_method
@@ -35,7 +34,7 @@ def test_a_run_that_ends_well(tmp_path: Path) -> None:
     [
         (ClipbiasError("no such dataset;\nsecond line"), "failed", "no such dataset;"),
         (RuntimeError("a defect"), "failed", "RuntimeError: a defect"),
-        (Interrupted("stopped at step 2 of 3"), "interrupted", "Interrupted: stopped at step 2 of 3"),
+        (Stopped("stopped at step 2 of 3"), "interrupted", "Stopped: stopped at step 2 of 3"),
         (KeyboardInterrupt(), "interrupted", "KeyboardInterrupt"),
     ],
 )
@@ -107,7 +106,8 @@ def test_an_option_left_out_is_its_default(tmp_path: Path) -> None:
 def test_what_a_killed_process_was_writing_is_removed(tmp_path: Path) -> None:
     (tmp_path / "below").mkdir()
     for place in (tmp_path, tmp_path / "below"):
-        (place / f"{PART}abc.json").write_text("{")
+        (place / f"{PART}abc").mkdir()
+        (place / f"{PART}abc" / "half.json").write_text("{")
     (tmp_path / "below" / "kept.json").write_text("{}")
     with open_workdir(tmp_path, {}):
         left = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())

@@ -11,7 +11,7 @@ import pytest
 import clipbias
 from clipbias.clip import Clip
 from clipbias.data import Dataset
-from clipbias.interruption import Interrupted
+from clipbias.hosts import Stopped
 from clipbias.training import loop
 from clipbias.training import mesh as meshes
 from clipbias.training.grid import Grid
@@ -149,7 +149,7 @@ def test_the_average_over_epochs_survives_a_kill_in_the_middle(pair, colours, tm
         states.clear()
         monkeypatch.setattr(loop, "train_step", stopped)
         where = {"folder": tmp_path / str(stop), "identity": {"a": 1}, "checkpoint_seconds": 3600.0}
-        with pytest.raises(Interrupted, match=f"stopped at step {stop} of 8"):
+        with pytest.raises(Stopped, match=f"stopped at step {stop} of 8"):
             train(task, colours, recipe, **where)
         monkeypatch.setattr(loop, "train_step", original)
         continued = meshes.fetch(train(task, colours, recipe, **where).learnables)

@@ -1,0 +1,202 @@
+"""Several processes, and a notice to stop, by JAX's own means.
+
+All processes run the same command and the same code. What may differ from host to host is compared (`assert_same`) or
+decided by the first process (`from_first`). Where one process dies, JAX ends the others within about a minute, with
+its own message, and the same command continues from the last checkpoint.
+
+In one process SIGTERM and Ctrl-C set a flag, which the program looks at between steps and between batches. In several
+processes JAX's preemption service takes SIGTERM and names a step at which all of them stop; Ctrl-C ends them at once.
+"""
+
+import contextlib
+import importlib.util
+import json
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+import numpy as np
+
+from clipbias.errors import ClipbiasError
+
+# A process that gives no sign of life for so long is dead. One that fails waits so long for the others at its end.
+HEARTBEAT_SECONDS, SHUTDOWN_SECONDS = 60, 10
+
+# Signals come to the whole process: the number of the signal that came, 0 while none has come. `None` outside
+# `stoppable`.
+_signal: int | None = None
+# How often `stops` was called: the step that JAX's preemption service counts by.
+_calls = 0
+
+
+class Stopped(BaseException):
+    """Raised after a notice to stop. Not an `Exception`, so that nothing takes it for a failure to recover from.
+
+    Attributes:
+      status: what a shell reports for a process that the signal ended: 130 for Ctrl-C, 143 for SIGTERM.
+    """
+
+    def __init__(self, message: str = "stopped; the same command continues.") -> None:
+        super().__init__(message)
+        self.status = 128 + (_signal or signal.SIGTERM)
+
+
+def start() -> None:
+    """Joins the processes of a cluster, if there is one, before any device is touched.
+
+    A cluster is announced by the variables `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`, by
+    SLURM or Open MPI with several tasks, or by a TPU pod.
+
+    Raises:
+      ClipbiasError: one of the variables is not a number.
+    """
+    import jax
+
+    options: dict[str, Any] = {
+        "heartbeat_timeout_seconds": HEARTBEAT_SECONDS,
+        "shutdown_timeout_seconds": SHUTDOWN_SECONDS,
+    }
+    if address := os.environ.get("JAX_COORDINATOR_ADDRESS"):
+        count, process = _number("JAX_NUM_PROCESSES", 1), _number("JAX_PROCESS_ID", 0)
+        jax.distributed.initialize(address, count, process, local_device_ids=_local_devices(), **options)
+    elif _number("SLURM_NTASKS", 1) > 1 or _number("OMPI_COMM_WORLD_SIZE", 1) > 1:
+        jax.distributed.initialize(local_device_ids=_local_devices(), **options)
+    elif "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
+        jax.distributed.initialize(**options)
+    elif importlib.util.find_spec("libtpu") and any(map(os.path.exists, ("/dev/accel0", "/dev/vfio/0"))):
+        with contextlib.suppress(ValueError):  # a host by itself: there is no other to join
+            jax.distributed.initialize(**options)
+
+
+def _number(variable: str, default: int) -> int:
+    try:
+        return int(os.environ.get(variable) or default)
+    except ValueError as error:
+        raise ClipbiasError(f"{variable} is {os.environ[variable]!r}; give a number.") from error
+
+
+def _local_devices() -> list[int] | None:
+    """All devices (an empty list) if each node runs one process, else one device for each process (`None`).
+
+    By itself JAX gives each process of SLURM and Open MPI one device, even if no other process takes the rest.
+    """
+    if "JAX_LOCAL_DEVICE_IDS" in os.environ:  # which JAX reads
+        return None
+    slurm = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "")  # as in "8", "1(x4)" or "2(x3),1"
+    counts = re.findall(r"(\d+)(?:\(x\d+\))?", slurm) or [os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", "")]
+    return [] if set(counts) == {"1"} else None
+
+
+def several() -> bool:
+    """Whether this process has others beside it. Touches a device only if a cluster was joined."""
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes and prints."""
+    return not several() or sys.modules["jax"].process_index() == 0
+
+
+def gather(value: Any) -> list[Any]:
+    """The JSON values of all processes, in the order of the processes. All processes must call this."""
+    if not several():
+        return [value]
+    from jax.experimental import multihost_utils
+
+    own = json.dumps(value).encode()
+    room = _room(int(np.max(multihost_utils.process_allgather(np.int32(len(own))))))
+    rows = multihost_utils.process_allgather(np.frombuffer(own.ljust(room), np.uint8))
+    return [json.loads(row.tobytes()) for row in np.asarray(rows)]
+
+
+def from_first(decide: Callable[[], Any]) -> Any:
+    """The JSON value that `decide` returns in the first process, in all of them. All processes must call this."""
+    if not several():
+        return decide()
+    from jax.experimental import multihost_utils
+
+    own = json.dumps(decide()).encode() if is_first() else b""
+    room = _room(int(multihost_utils.broadcast_one_to_all(np.int32(len(own)))))
+    padded = np.frombuffer(own.ljust(room), np.uint8)
+    return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes())
+
+
+def _room(length: int) -> int:
+    """A power of two: each length of an exchanged array is a program of its own. JSON ignores the blanks at its end."""
+    return 1 << max(8, (length - 1).bit_length())
+
+
+def assert_same(what: str, value: Any) -> None:
+    """Checks that all processes have the same JSON value, such as a hash. All processes must call this.
+
+    Args:
+      what: names the value in the sentence: "the images of demo/digits".
+      value: of this process.
+
+    Raises:
+      ClipbiasError: in all processes, if the values differ.
+    """
+    first, *others = gather(value)
+    for process, other in enumerate(others, start=1):
+        if other != first:
+            raise ClipbiasError(
+                f"process {process} and process 0 do not agree on {what}; make sure that all hosts read the same files "
+                "and run the same command."
+            )
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """Within the block, SIGTERM and Ctrl-C set the flag of `check` and `stops`. A second Ctrl-C is Python's own.
+
+    In several processes signals stay with JAX and Python. Only the main thread may set handlers; in another thread,
+    and within another such block, nothing is changed.
+    """
+    global _signal
+    if several() or _signal is not None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _signal = 0
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, _note)
+    try:
+        yield
+    finally:
+        _signal = None
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _note(number: int, frame: FrameType | None) -> None:
+    global _signal
+    _signal = _signal or number
+    if signal.getsignal(signal.SIGINT) is _note:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def check() -> None:
+    """Raises `Stopped` after a notice to stop; for one process, where nothing is lost by it."""
+    if _signal:
+        raise Stopped
+
+
+def stops() -> bool:
+    """Whether to stop now. All processes must call this equally often, between steps.
+
+    In several processes, SIGTERM to any of them makes this true in all of them at the same call.
+    """
+    global _calls
+    if not several():
+        return bool(_signal)
+    from jax.experimental import multihost_utils
+
+    _calls += 1
+    return multihost_utils.reached_preemption_sync_point(_calls)
