@@ -9,7 +9,7 @@ import clipbias
 from clipbias import clip as clip_package
 from clipbias import data
 from clipbias import io as files
-from clipbias.data import given, inspection, shards
+from clipbias.data import given, shards
 from clipbias.errors import ClipbiasError
 from clipbias.tuning import read_descriptions
 from experiments.predict import find_images
