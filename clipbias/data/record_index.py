@@ -8,7 +8,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import zipfile
 from collections.abc import Callable
 
 import numpy as np
@@ -79,6 +78,7 @@ def _read(path: epath.Path, of: str, count: int) -> Index | None:
                 return None
             ids = tuple(json.loads(stored["ids"].tobytes()))
             index = Index(stored["labels"], ids, stored["positions"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except Exception:  # a damaged archive raises nearly anything
         return None
-    return index if len(index.labels) == count else None
+    whole = len(index.labels) == count and all(len(part) in (0, count) for part in (index.ids, index.positions))
+    return index if whole else None
