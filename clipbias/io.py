@@ -34,8 +34,6 @@ NOT_ALLOWED = (errno.EACCES, errno.EPERM)
 
 # The packages that read buckets.
 PACKAGES = {"gs://": "gcsfs", "s3://": "s3fs", "az://": "adlfs", "hf://": "huggingface_hub"}
-# What a store calls that which changes with an object's content.
-VERSIONS = ("generation", "etag", "ETag", "md5Hash", "content_md5", "VersionId", "blob_id")
 
 
 def reason(error: Exception) -> str:
@@ -375,14 +373,3 @@ def below(folder: str | os.PathLike) -> list[str]:
         store = _store(folder)
         start = len(store._strip_protocol(os.fspath(folder)).rstrip("/")) + 1
         return [name[start:] for name in store.find(os.fspath(folder)) if name[start:]]
-
-
-def stamp(path: str | os.PathLike) -> tuple[str, float]:
-    """A text that changes when an object of a bucket does, and when that was: long ago, if the store counts versions.
-
-    Of objects in folders that were just listed it is known without a request. Raises `OSError` where there is none.
-    """
-    with remote_errors(path):
-        found = _store(path).info(os.fspath(path))
-    version = next((str(found[name]) for name in VERSIONS if found.get(name)), None)
-    return f"{path}\n{found.get('size')} {version}", float("inf") if version is None else 0.0

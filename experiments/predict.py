@@ -30,7 +30,7 @@ from clipbias.clip.params import Params
 from clipbias.clip.precision import held
 from clipbias.data.files_on_disk import IMAGE_SUFFIXES, image_files, read_image
 from clipbias.data.transforms import decode, test_image, test_views
-from clipbias.errors import ClipbiasError
+from clipbias.errors import ClipbiasError, UnreadableImage
 from clipbias.explain.picture_sections import first_text
 from clipbias.explain.relevancy import relevancy
 from clipbias.explain.tokens import token_labels
@@ -223,7 +223,7 @@ def read(files: Sequence[Path], task: Task, config: ConfigDict) -> Iterator[tupl
             try:
                 image = decode(read_image(path), str(path))
                 pictures.append(test_views(image, size, crops, mixed=mixed) if crops else test_image(image, size))
-            except ClipbiasError as error:
+            except UnreadableImage as error:
                 if config.on_image_error != "skip":
                     raise
                 common.tell(f"skipped: {error}")

@@ -1,21 +1,21 @@
-"""Compares what is on disk with the catalogue: counts, split file, few-shot picks, readable images."""
+"""Checks datasets before they are used: readable images, and by the catalogue counts, split file and few-shot picks."""
 
 import dataclasses
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 from tabulate import tabulate
 
-from clipbias.data import benchmark, transforms
+from clipbias.data import benchmark
 from clipbias.data.dataset import Dataset, Split
 from clipbias.data.entry import Entry
 from clipbias.data.few_shot import few_shot
 from clipbias.data.workers import processors
-from clipbias.errors import ClipbiasError
+from clipbias.errors import ClipbiasError, UnreadableImage
+from clipbias.io import is_remote
 
 # The published picks are those of 16 shots.
 GOLDEN_SHOTS = 16
@@ -66,48 +66,46 @@ class Finding:
     """What was found of one dataset.
 
     Attributes:
-      entry: Its catalogue entry.
+      title: Its name in the table.
       state: "ok", "missing" (no folder), "differs" (from the catalogue) or "broken" (unusable, or images lacking).
-      classes: Number of classes found.
-      sizes: Images found per split.
+      counts: Number of "classes", and of images by split.
+      expected: The same by the catalogue; empty for a dataset that is not in it.
       split_hash: First 16 hex digits of the split file's sha256, "" where there is none.
       picks: Number of seeds whose few-shot picks are the published ones, and of seeds that have published ones.
       problems: One sentence each.
     """
 
-    entry: Entry
+    title: str
     state: str
-    classes: int = 0
-    sizes: dict[str, int] = dataclasses.field(default_factory=dict)
+    counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    expected: Mapping[str, int] = dataclasses.field(default_factory=dict)
     split_hash: str = ""
     picks: tuple[int, int] = (0, 0)
     problems: tuple[str, ...] = ()
 
 
 def check(entry: Entry, data_dir: str | os.PathLike, *, decode: bool = False) -> Finding:
-    """Checks one dataset below the root `data_dir`.
+    """Checks one dataset of the catalogue below the root `data_dir`.
 
     Args:
       entry: The catalogue entry.
       data_dir: The root of all datasets in CoOp's layout.
       decode: Decode every image too; else only that each file is there and not empty.
     """
+    state, expected = "missing", {"classes": entry.classes, **entry.sizes}
     try:
         root = benchmark.find_root(entry, data_dir)
-    except ClipbiasError as error:
-        return Finding(entry, "missing", problems=(_without_name(error, entry),))
-    try:
+        state = "broken"
         dataset = benchmark.load(entry, data_dir)
     except ClipbiasError as error:
-        return Finding(entry, "broken", problems=(_without_name(error, entry),))
+        return Finding(entry.title, state, {}, expected, problems=(str(error).removeprefix(f"{entry.name}: "),))
+    own = check_images(dataset, decode=decode)
     problems: list[str] = []
-    sizes = {name: len(split) for name, split in dataset.splits.items()}
-    counts = {"classes": len(dataset.class_names), **sizes}
-    wrong = [name for name, expected in {"classes": entry.classes, **entry.sizes}.items() if counts[name] != expected]
+    wrong = [name for name, number in expected.items() if own.counts.get(name) != number]
     if wrong:
         problems.append(f"the number of {', '.join(wrong)} is not the catalogue's; this is not the benchmark's split.")
     golden = GOLDEN.get(entry.name, {})
-    matched = 0 if wrong else sum(picks(dataset, seed) == expected for seed, expected in golden.items())
+    matched = 0 if wrong else sum(picks(dataset, seed) == published for seed, published in golden.items())
     if matched < len(golden) and not wrong:
         problems.append(
             f"the {GOLDEN_SHOTS}-shot picks of {len(golden) - matched} of {len(golden)} seeds are not the "
@@ -116,25 +114,37 @@ def check(entry: Entry, data_dir: str | os.PathLike, *, decode: bool = False) ->
     split_hash = ""
     if entry.split_file:
         split_hash = hashlib.sha256((root / entry.split_file).read_bytes()).hexdigest()[:16]
-    images = root / entry.images
-    bad = unreadable(images, dataset.splits.values(), decode=decode)
-    if bad:
-        shown = "; ".join(bad[:SHOWN_FILES]) + (
-            f"; and {len(bad) - SHOWN_FILES} more" if len(bad) > SHOWN_FILES else ""
-        )
-        problems.append(f"{len(bad)} images are missing or unreadable: {shown}.")
-        if len(bad) == sum(len(set(split.keys)) for split in dataset.splits.values()):
-            problems.append(benchmark.how_to_fetch(entry))
-    state = "broken" if bad else "differs" if problems else "ok"
-    return Finding(
-        entry,
-        state,
-        len(dataset.class_names),
-        sizes,
-        split_hash,
-        (matched, len(golden)),
-        tuple(problems),
-    )
+    state = "broken" if own.problems else "differs" if problems else "ok"
+    fetch = (benchmark.how_to_fetch(entry),) if own.state == "missing" else ()
+    problems += [*own.problems, *fetch]
+    return Finding(entry.title, state, own.counts, expected, split_hash, (matched, len(golden)), tuple(problems))
+
+
+def check_images(dataset: Dataset, *, decode: bool = False) -> Finding:
+    """Checks the images of any dataset; "missing" where none is there. `decode` as of `check`."""
+    images = {split.path(index): (split, index) for split in dataset.splits.values() for index in range(len(split))}
+
+    def problem(path: str) -> str | None:
+        split, index = images[path]
+        try:
+            if decode or not split.folder or is_remote(path):
+                split.picture(index)
+            elif os.stat(path).st_size == 0:
+                return f"{split.keys[index]} is empty"
+        except OSError as error:
+            return f"{split.keys[index]} ({error.strerror})"
+        except UnreadableImage as error:
+            return str(error).split(";")[0].rstrip(".")
+        return None
+
+    with ThreadPoolExecutor(processors()) as pool:
+        bad = [found for found in pool.map(problem, images, chunksize=64) if found]
+    counts = {"classes": len(dataset.class_names), **{name: len(split) for name, split in dataset.splits.items()}}
+    if not bad:
+        return Finding(dataset.name, "ok", counts)
+    more = f"; and {len(bad) - SHOWN_FILES} more" if len(bad) > SHOWN_FILES else ""
+    told = f"{len(bad)} images are missing or unreadable: {'; '.join(bad[:SHOWN_FILES])}{more}."
+    return Finding(dataset.name, "missing" if len(bad) == len(images) else "broken", counts, problems=(told,))
 
 
 def picks(dataset: Dataset, seed: int) -> tuple[str, str]:
@@ -148,55 +158,24 @@ def _short_hash(split: Split, indices: np.ndarray) -> str:
     return hashlib.sha256("\n".join(split.keys[index] for index in indices).encode()).hexdigest()[:16]
 
 
-def unreadable(images: Path, splits: Iterable[Split], *, decode: bool) -> list[str]:
-    """Files that are absent or empty or, with `decode`, not a whole image; each once, with the reason."""
-    keys = list(dict.fromkeys(key for split in splits for key in split.keys))
-
-    def reason(key: str) -> str | None:
-        path = images / key
-        try:
-            if path.stat().st_size == 0:
-                return f"{key} is empty"
-            if decode:
-                transforms.decode(path.read_bytes(), key)
-        except OSError as error:
-            return f"{key} ({error.strerror})"
-        except ClipbiasError as error:
-            return str(error).split(";")[0]
-        return None
-
-    with ThreadPoolExecutor(processors()) as pool:
-        return [found for found in pool.map(reason, keys, chunksize=64) if found]
-
-
 def table(findings: Sequence[Finding]) -> str:
     """A text table of all findings, and below it a line for each problem."""
     header = ("dataset", "state", "classes", "train", "val", "test", "split file", "picks")
     rows = []
     for finding in findings:
-        entry, (matched, golden) = finding.entry, finding.picks
+        (matched, golden), expected = finding.picks, finding.expected or finding.counts
+        counts = expected if finding.state == "missing" and not finding.counts else finding.counts
         rows.append(
             (
-                entry.title,
-                finding.state,
-                _count(finding.classes, entry.classes, finding.state),
-                *(
-                    _count(finding.sizes.get(name, 0), entry.sizes.get(name, 0), finding.state)
-                    for name in ("train", "val", "test")
-                ),
+                *(finding.title, finding.state),
+                *(_count(counts.get(name, 0), expected.get(name, 0)) for name in ("classes", "train", "val", "test")),
                 finding.split_hash or "-",
                 f"{matched}/{golden}" if golden and finding.state != "missing" else "-",
             )
         )
-    problems = [f"{finding.entry.title}: {problem}" for finding in findings for problem in finding.problems]
+    problems = [f"{finding.title}: {problem}" for finding in findings for problem in finding.problems]
     return "\n".join([tabulate(rows, header, "simple", disable_numparse=True), *problems])
 
 
-def _count(found: int, expected: int, state: str) -> str:
-    if state == "missing" or found == expected:
-        return str(expected) if expected else "-"
-    return f"{found} of {expected}"
-
-
-def _without_name(error: ClipbiasError, entry: Entry) -> str:
-    return str(error).removeprefix(f"{entry.name}: ")
+def _count(found: int, expected: int) -> str:
+    return (str(found) if found else "-") if found == expected else f"{found} of {expected}"

@@ -66,7 +66,7 @@ class Split:
     @functools.cached_property
     def digest(self) -> str:
         """A short hash of the images' names and labels. What is in the images does not count."""
-        return short_hash([self.keys, self.labels.tolist()])
+        return hashlib.sha256(json.dumps([self.keys, self.labels.tolist()]).encode()).hexdigest()[:16]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -128,11 +128,6 @@ class Dataset:
             tuple(names[label] for label in labels) if names else () for names in (self.class_names, self.class_ids)
         )
         return dataclasses.replace(self, class_names=class_names, class_ids=class_ids, splits=splits)
-
-
-def short_hash(value: Any) -> str:
-    """The first 16 hex digits of a hash of a JSON value."""
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
 def is_unicode(text: str) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 
 from clipbias.data.dataset import Split, is_unicode
 from clipbias.errors import ClipbiasError, UnreadableImage
-from clipbias.io import data_path, is_remote, read_bytes, reason, remote_errors
+from clipbias.io import below, data_path, entries, is_remote, read_bytes, reason
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 READERS = 16  # threads that list folders: shared storage and object stores take long to answer
@@ -30,8 +30,12 @@ def existing_folder(path: str | os.PathLike | None, *, needed_for: str) -> Path:
 def sub_folders(folder: Path) -> list[str]:
     """Names of the visible folders in `folder`, in Python's sort order (capitals first); links count."""
     with _readable(folder):
-        names = [path.name for path in folder.iterdir() if path.name[:1] not in ("", ".") and _is_folder(path)]
-    return [readable_name(name, folder) for name in sorted(names)]
+        if is_remote(folder):
+            names = [name for name, size in entries(folder).items() if size is None]
+        else:
+            with os.scandir(folder) as found:
+                names = [entry.name for entry in found if _is_folder(entry)]
+    return [readable_name(name, folder) for name in sorted(names) if name[0] != "."]
 
 
 def image_files(folder: Path) -> list[str]:
@@ -43,36 +47,28 @@ def image_files(folder: Path) -> list[str]:
       ClipbiasError: a folder cannot be read, or a name in it is not UTF-8.
     """
     with _readable(folder):
-        found = list(_remote_images(folder, "") if is_remote(folder) else _local_images(os.fspath(folder)))
+        names = below(folder) if is_remote(folder) else _local_files(os.fspath(folder))
+        found = [name for name in names if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not _is_hidden(name)]
     return sorted(readable_name(name, folder) for name in found)
 
 
-def _local_images(top: str) -> Iterator[str]:
+def _local_files(top: str) -> Iterator[str]:
     def fail(error: OSError) -> None:
         raise error
 
     for place, folders, names in os.walk(top, onerror=fail):
         folders[:] = [name for name in folders if name[0] != "."]
         prefix = place[len(top) :].lstrip("/")
-        yield from (f"{prefix}/{name}" if prefix else name for name in names if _is_image(name))
+        yield from (f"{prefix}/{name}" if prefix else name for name in names)
 
 
-def _remote_images(folder: Path, prefix: str) -> Iterator[str]:
-    for path in folder.iterdir():
-        name = path.name
-        if _is_image(name):  # not asked whether it is a folder: each question takes tens of milliseconds
-            yield prefix + name
-        elif name and name[0] != "." and path != folder and path.is_dir():  # stores list a folder in itself
-            yield from _remote_images(path, f"{prefix}{name}/")
+def _is_hidden(name: str) -> bool:
+    return name[0] == "." or "/." in name
 
 
-def _is_image(name: str) -> bool:
-    return name[0] != "." and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-
-
-def _is_folder(path: Path) -> bool:
+def _is_folder(entry: os.DirEntry) -> bool:
     try:
-        return path.is_dir()
+        return entry.is_dir()
     except OSError:  # a link that leads in a circle
         return False
 
@@ -80,8 +76,7 @@ def _is_folder(path: Path) -> bool:
 @contextlib.contextmanager
 def _readable(folder: Path) -> Iterator[None]:
     try:
-        with remote_errors(folder) if is_remote(folder) else contextlib.nullcontext():
-            yield
+        yield
     except OSError as error:
         raise ClipbiasError(f"cannot read the folder {folder}: {reason(error)}; check its permissions.") from error
 
@@ -119,11 +114,9 @@ def read_image(path: Path, *, listed_in: str = "") -> bytes:
       UnreadableImage: it is not there, or is no file that may be read.
     """
     try:
-        if is_remote(path):
-            return read_bytes(path)
-        if not stat.S_ISREG(path.stat().st_mode):
+        if not is_remote(path) and not stat.S_ISREG(path.stat().st_mode):
             raise OSError(None, "it is not a file")
-        return path.read_bytes()
+        return read_bytes(path)
     except (OSError, ValueError) as error:
         named = f", listed in {listed_in}" if listed_in else ""
         raise UnreadableImage(str(path), f"cannot read the image {path}{named}: {reason(error)}.") from error

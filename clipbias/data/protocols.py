@@ -12,7 +12,7 @@ from types import MappingProxyType
 import numpy as np
 
 from clipbias.data import catalog, demo
-from clipbias.data.dataset import Dataset, Split, short_hash
+from clipbias.data.dataset import Dataset, Split
 from clipbias.data.few_shot import MAX_VAL_SHOTS
 from clipbias.data.few_shot import few_shot as draw
 from clipbias.errors import ClipbiasError
@@ -215,23 +215,6 @@ def make_plan(
         return PROTOCOLS[protocol](load(source), shots=shots, seed=seed)
     names = default_targets(protocol, source) if targets is None else targets
     return PROTOCOLS[protocol](load(source), [load(name) for name in names], shots=shots, seed=seed)
-
-
-def plan_digest(plan: Plan, *, validation: bool = False, unlabelled: bool = False) -> str:
-    """A short hash of what the runs of a plan use: class names, and names and labels of images.
-
-    What is in the images does not count.
-
-    Args:
-      plan: draws and evaluations.
-      validation: whether the runs use `Plan.validation`.
-      unlabelled: whether they train on picks among `Plan.unlabelled` instead of the plan's own.
-    """
-    train = plan.unlabelled() if unlabelled else plan.source.split("train")
-    held_out = plan.validation() if validation else None
-    used = [(plan.source, train), *((plan.source, split) for split in [held_out] if split is not None)]
-    used += [(evaluation.dataset, evaluation.dataset.split("test")) for evaluation in plan.evaluations]
-    return short_hash([(dataset.class_names, split.digest) for dataset, split in used])
 
 
 def _picks(dataset: Dataset, shots: int, seed: int) -> Dataset:

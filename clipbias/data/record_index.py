@@ -8,16 +8,14 @@ import dataclasses
 import hashlib
 import io
 import json
-import zipfile
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 from absl import logging
 from etils import epath
 
 from clipbias.errors import ClipbiasError
-from clipbias.io import atomic_path, cache_folder, is_remote, write_bytes
+from clipbias.io import atomic_path, cache_folder, read_bytes
 
 FILE = "clipbias_index_{split}.npz"
 
@@ -68,24 +66,19 @@ def _write(path: epath.Path, of: str, index: Index) -> None:
     ids = np.frombuffer(json.dumps(index.ids).encode(), np.uint8)
     content = io.BytesIO()
     np.savez(content, of=np.array(of), labels=index.labels, ids=ids, positions=index.positions)
-    if is_remote(path):
-        try:
-            write_bytes(path, content.getvalue())
-        except OSError as error:
-            raise ClipbiasError(f"cannot write {path}: {error.strerror}.") from error
-        return
     with atomic_path(path) as temporary:
-        Path(temporary).write_bytes(content.getvalue())
+        temporary.write_bytes(content.getvalue())
 
 
 def _read(path: epath.Path, of: str, count: int) -> Index | None:
     """The index in a file; `None` where there is none, or it is damaged or of other records."""
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
+        with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as stored:
             if str(stored["of"]) != of:
                 return None
             ids = tuple(json.loads(stored["ids"].tobytes()))
             index = Index(stored["labels"], ids, stored["positions"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except Exception:  # a damaged archive raises nearly anything
         return None
-    return index if len(index.labels) == count else None
+    whole = len(index.labels) == count and all(len(part) in (0, count) for part in (index.ids, index.positions))
+    return index if whole else None

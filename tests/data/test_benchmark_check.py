@@ -11,6 +11,7 @@ from clipbias import data
 from clipbias.data import benchmark_check, catalog
 from clipbias.report import contact_sheet
 from tests.data import miniatures
+from tests.data.pictures import write
 
 
 def plain_golden(name, seed):
@@ -80,6 +81,23 @@ def test_damaged_images_are_named(tmp_path):
     assert f"{keys[0]} (No such file" in finding.problems[0] and f"{keys[1]} is empty" in finding.problems[0]
     decoded = benchmark_check.check(entry_of("eurosat"), tmp_path, decode=True)
     assert "3 images" in decoded.problems[0] and keys[2] in decoded.problems[0]
+
+
+def test_own_images_are_checked_too(tmp_path):
+    for name in ("cat", "dog"):
+        for number in range(4):
+            write(tmp_path / name / f"{number}.png")
+    whole = benchmark_check.check_images(data.load("folder", data_dir=tmp_path))
+    assert (whole.state, whole.problems) == ("ok", ())
+    assert benchmark_check.table([whole]).splitlines()[2].split() == ["folder", "ok", "2", "4", "2", "2", "-", "-"]
+    (tmp_path / "cat" / "1.png").write_bytes(b"no image")
+    dataset = data.load("folder", data_dir=tmp_path)
+    assert benchmark_check.check_images(dataset).state == "ok"
+    damaged = benchmark_check.check_images(dataset, decode=True)
+    assert (
+        damaged.state == "broken"
+        and f"1 images are missing or unreadable: the image {tmp_path}/cat/1.png" in (damaged.problems[0])
+    )
 
 
 def test_missing_and_broken_say_what_to_do(tmp_path):

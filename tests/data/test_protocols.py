@@ -1,6 +1,5 @@
 """Protocols against plain renderings on (path, label, name) items."""
 
-import dataclasses
 import math
 import random
 
@@ -81,29 +80,6 @@ def test_few_shot_and_full(root):
     assert [evaluation.name for evaluation in plan.evaluations] == ["test"]
     assert plan.evaluations[0].dataset.splits.keys() == {"test"}
     assert protocols.full(dataset).source is dataset
-
-
-def test_the_digest_of_a_plan_is_of_what_its_runs_use(root):
-    def digest(seed=1, shots=2, change=lambda dataset: dataset, **used):
-        dataset = change(data.load("eurosat", data_dir=root))
-        return protocols.plan_digest(protocols.few_shot(dataset, shots=shots, seed=seed), **used)
-
-    def renamed(dataset):
-        return dataclasses.replace(dataset, class_names=("A", *dataset.class_names[1:]))
-
-    def without(split):
-        def change(dataset):
-            own = dataset.splits[split]
-            return dataclasses.replace(dataset, splits={**dataset.splits, split: own.subset(range(1, len(own)))})
-
-        return change
-
-    assert digest() == digest()
-    found = [digest(), digest(seed=2), digest(shots=1), digest(change=renamed), digest(change=without("test"))]
-    found += [digest(validation=True), digest(unlabelled=True)]
-    assert len(set(found)) == len(found)
-    assert digest(change=without("val")) == digest()  # is not used, unless
-    assert digest(change=without("val"), validation=True) != digest(validation=True)
 
 
 def test_cross_dataset_takes_the_other_ten(root):

@@ -1,5 +1,7 @@
 """Prepared TFDS datasets: the benchmark's split imposed by file name, the builders' traps, the project's shards."""
 
+import contextlib
+import resource
 import subprocess
 import sys
 import tempfile
@@ -12,7 +14,6 @@ from clipbias.data import catalog, shards
 from clipbias.errors import ClipbiasError
 from tests.data import miniatures
 from tests.data.stock_builders import image, prepare
-from tests.training.test_full_disk import no_room_for
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -259,6 +260,17 @@ def test_a_folder_that_cannot_be_made(small, tmp_path, place):
     with pytest.raises(ClipbiasError, match=r"cannot write shards to .*(directory|permitted|denied); choose another"):
         shards.build(small, tmp_path / place)
     assert (tmp_path / "file").read_text() == "1"
+
+
+@contextlib.contextmanager
+def no_room_for(size):
+    """No file can grow beyond `size` bytes, as on a disk with no more room than that."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_full_disk_leaves_nothing(small, tmp_path):

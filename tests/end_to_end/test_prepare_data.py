@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import array_record.python.array_record_data_source  # noqa: F401 (flagsaver would forget its flags otherwise)
 import pytest
 from absl.testing import flagsaver
 from PIL import Image
@@ -61,7 +62,7 @@ def test_a_notice_to_stop_during_a_build_leaves_nothing(root, tmp_path, capsys, 
     out = tmp_path / "shards"
     with flagsaver.flagsaver(data_dir=str(root), out_dir=str(out)):
         assert common.answer_names(prepare_data.main, ["build", "ucf101"]) == status
-    assert "the same command starts again" in capsys.readouterr().err
+    assert "stopped; the same command" in capsys.readouterr().err
     assert not out.exists()
 
 

@@ -102,7 +102,7 @@ def test_corrupt_image_is_named_or_skipped_and_few_images_are_all_used(
     settings = {"model": str(model), "epochs": 2, "on_image_error": "skip", **own}
     binaries.succeed_here(experiments.train, settings, tmp_path / "w")
     assert '"skipped_images": 1' in (tmp_path / "w" / "result.json").read_text()
-    assert "class 1 has 1" in caplog.text
+    assert "dog has 1" in caplog.text
 
 
 def test_an_adapter_of_another_model(model: Path, tmp_path: Path) -> None:

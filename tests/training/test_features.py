@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from clipbias.clip import Clip, encode_image
-from clipbias.data import Dataset
+from clipbias.data import Dataset, Split
 from clipbias.data.images import Images
 from clipbias.data.pipeline import epoch_order, train_batches
 from clipbias.data.transforms import test_image as crop
@@ -21,11 +21,21 @@ from tests.own_methods import Projection
 SEED = 3
 
 
-def source(clip: Clip, colours: Dataset, *, mesh=None, projected: bool = True, batch_size: int = 7) -> TrainingFeatures:
-    mesh = mesh or meshes.single_device()
+def source(
+    clip: Clip,
+    colours: Dataset,
+    *,
+    mesh=None,
+    projected: bool = True,
+    batch_size: int = 7,
+    broken: tuple[int, ...] = (),
+) -> TrainingFeatures:
+    mesh, split = mesh or meshes.single_device(), colours.split("train")
+    images = Split(split.keys, split.labels, lambda index: b"broken" if index in broken else split.read(index))
     return TrainingFeatures(
-        *(clip, meshes.replicate(mesh, clip.params), Images(colours.split("train"))),
+        *(clip, meshes.replicate(mesh, clip.params), Images(images)),
         mesh=mesh,
+        on_error="skip",
         batch_size=batch_size,
         seed=SEED,
         crop=0.5,
@@ -62,6 +72,27 @@ def test_a_pass_holds_the_images_of_an_epoch(clip: Clip, colours: Dataset) -> No
     assert_close(plain[0], np.asarray(encode(np.stack([crop(images.decoded(i), size) for i in range(count)]))))
 
 
+def test_images_that_cannot_be_read_keep_their_rows_but_count_nowhere(clip: Clip, colours: Dataset) -> None:
+    whole, damaged = source(clip, colours), source(clip, colours, broken=(0, 7, 17))
+    epochs = epoch_features(damaged, Sampling(passes=1), 2)
+    readable = damaged.readable
+    assert np.flatnonzero(~readable).tolist() == [0, 7, 17] and whole.readable.all()
+    np.testing.assert_array_equal(epochs[:, readable], epoch_features(whole, Sampling(passes=1), 2)[:, readable])
+    assert np.isfinite(epochs).all() and (np.abs(epochs[:, ~readable]).max(-1) > 0).all()  # zeros have no direction
+    for passes in (0, 2):
+        found, expected = (support_features(one, Sampling(passes=passes)) for one in (damaged, whole))
+        np.testing.assert_array_equal(found, expected[:, readable])
+
+
+def test_batches_mask_rows_of_images_that_cannot_be_read(recipe: Recipe) -> None:
+    recipe, readable = dataclasses.replace(recipe, batch_size=5), np.arange(10) != 3
+    for pooled in (False, True):
+        iterator = batches(recipe, pooled=pooled, readable=[readable, np.ones(10, bool)])
+        for images, _, mask in (taken(next(iterator)) for _ in range(4)):
+            np.testing.assert_array_equal(mask[0], images[0] % 10 != 3)
+            assert mask[1].all()
+
+
 def test_features_cost_the_same_for_every_method_that_takes_them(clip: Clip, colours: Dataset) -> None:
     features = source(clip, colours)
     assert features.seconds(6) == 0  # nothing was computed
@@ -83,7 +114,9 @@ def test_eight_devices_give_the_features_of_one(clip: Clip, colours: Dataset, ba
     assert_close(several.plain(), one.plain())
 
 
-def batches(recipe: Recipe, *, devices: int = 1, pooled: bool = False, start_step: int = 0) -> FeatureBatches:
+def batches(
+    recipe: Recipe, *, devices: int = 1, pooled: bool = False, start_step: int = 0, readable=None
+) -> FeatureBatches:
     """Of two runs with two passes over ten images, each of whose features says where it is from."""
     features = [
         np.stack([[[100 * run + 10 * turn + image, 0] for image in range(10)] for turn in range(2)]).astype(np.float32)
@@ -91,7 +124,9 @@ def batches(recipe: Recipe, *, devices: int = 1, pooled: bool = False, start_ste
     ]
     mesh = meshes.make_mesh(run=1, data=devices)
     labels = [np.arange(10, dtype=np.int32) % 3] * 2
-    return FeatureBatches(features, labels, [5, 6], recipe, mesh, pooled=pooled, start_step=start_step)
+    return FeatureBatches(
+        features, labels, [5, 6], recipe, mesh, pooled=pooled, start_step=start_step, readable=readable
+    )
 
 
 def taken(batch: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
