@@ -56,6 +56,7 @@ def run_arguments(main: Callable[[Sequence[str]], int], names: str) -> None:
     interruption.watch(interruption.STARTS_AGAIN)
 
     def guarded(words: list[str]) -> int:
+        quiet()
         return end(answer_names(main, [*words[1:], *([WORKDIR.value] if WORKDIR.value else [])]))
 
     app.run(guarded, flags_parser=lambda words: parse(words, main, names=names))

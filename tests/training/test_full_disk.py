@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO, Any, NoReturn
 
 import jax.numpy as jnp
 import numpy as np
@@ -135,19 +135,26 @@ def test_the_last_text_stays(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_text() == "first"
 
 
-def test_orbax_tells_its_errors_to_us_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It logs them with a traceback, and raises them as well; what it wrote of others has nobody to be told to."""
-    before = [*logging.get_absl_handler().filters]
+def test_only_records_of_this_package_and_errors_that_nobody_raises_reach_a_terminal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Orbax logs its errors with a traceback, and raises them as well."""
+    handler = logging.get_absl_handler()
+    before = [*handler.filters]
     lost: list[str] = []
     monkeypatch.setattr(sys, "unraisablehook", lambda one: lost.append(str(one.exc_value)))
     common.quiet()
     try:
-        (told,) = [one for one in logging.get_absl_handler().filters if one not in before]
-        own = ("name", python_logging.ERROR, "/site-packages/orbax/a.py", 1, "failed", ())
-        assert not told(python_logging.LogRecord(*own, (OSError, OSError(), None)))
-        assert told(python_logging.LogRecord(*own, None))
-        elsewhere = (*own[:2], "/site-packages/jax/a.py", *own[3:])
-        assert told(python_logging.LogRecord(*elsewhere, (OSError, OSError(), None)))
+
+        def shown(folder: str, level: int, error: Any = None) -> str:
+            record = python_logging.LogRecord("absl", level, f"{folder}/a.py", 1, "%d left\x1b", (2,), error)
+            return handler.format(record) if handler.filter(record) else ""
+
+        own, failed = str(Path(common.__file__).parents[1] / "clipbias"), (OSError, OSError(), None)
+        assert shown(own, python_logging.WARNING) == r"warning: 2 left\x1b"
+        assert shown("/site-packages/orbax", python_logging.WARNING) == shown("/httpx", python_logging.INFO) == ""
+        assert shown("/site-packages/orbax", python_logging.ERROR, failed) == ""
+        assert shown("/site-packages/jax", python_logging.ERROR) == r"error: 2 left\x1b"
         loop = asyncio.new_event_loop()
         loop.close()
 
@@ -162,7 +169,8 @@ def test_orbax_tells_its_errors_to_us_alone(monkeypatch: pytest.MonkeyPatch) -> 
         Telling(lambda: 1 / 0)
         assert lost == ["division by zero"]
     finally:
-        logging.get_absl_handler().filters = before
+        handler.filters = before
+        handler.setFormatter(logging.PythonFormatter())
 
 
 def test_how_a_run_ended_is_noted_where_no_other_file_has_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
