@@ -14,13 +14,6 @@ from ml_collections import ConfigDict, config_dict
 from configs import base
 
 
-def presets() -> dict[str, str]:
-    """What may stand after the colon, and what it is; besides these a file of your own."""
-    from clipbias.tuning.registry import METHODS
-
-    return {name: preset.label for name, (_, preset) in METHODS.items()}
-
-
 def get_config(method: str = "bias") -> ConfigDict:
     # A method's own file knows its options.
     from clipbias.tuning.registry import make_method, method_options, optional_types

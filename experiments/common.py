@@ -55,6 +55,7 @@ def run_arguments(main: Callable[[Sequence[str]], int], names: str) -> None:
     """
 
     def guarded(words: list[str]) -> int:
+        quiet()
         return answer_names(main, [*words[1:], *([WORKDIR.value] if WORKDIR.value else [])])
 
     app.run(guarded, flags_parser=lambda words: parse(words, main, names=names))

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 from ml_collections import ConfigDict
 
 from clipbias.checks import LARGEST, Choices, Count, Positive, Range, check_value, shown
-from clipbias.clip.precision import CHOICES as DTYPES
 from clipbias.errors import ClipbiasError
 
 _Number = Annotated[float, Range(0)]
@@ -25,7 +24,6 @@ KINDS: dict[str, Any] = {
     # Empty in the configuration files: they have no item to show its type.
     "layers": tuple[Count, ...],
     "learning_rates": tuple[_Number, ...],
-    "dtype": Annotated[str, Choices(DTYPES)],
     "on_image_error": Annotated[str, Choices(("raise", "skip"))],
     "on_missing": Annotated[str, Choices(("raise", "skip"))],
     "choose": Annotated[str, Choices(("method", "cell", "none"))],

@@ -58,7 +58,6 @@ LONG = (
     "tests/training/test_plan.py",
     "tests/training/test_sweep.py",
     "tests/explain/test_relevancy.py",
-    "tests/fuzz/test_configs.py",
 )
 
 

@@ -40,7 +40,6 @@ RUNNERS = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "ya
 IMPORTERS = {
     "clipbias/tuning/registry.py",
     "experiments/common.py",
-    "experiments/settings.py",
     "tools/make_api_reference.py",
     "tools/benchmarks/worker.py",
     "tools/faulty_process.py",

@@ -1,142 +1,172 @@
-"""Configurations found by name, their settings as help and the page show them, and what answers a name that is none."""
+"""The configurations, and what a binary answers to a setting that is wrong: one sentence, and nothing is begun."""
 
-import shutil
+import importlib
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from PIL import Image
 
-import configs
+import experiments.evaluate
+import experiments.explain
+import experiments.interpret
+import experiments.predict
+import experiments.table1
+import experiments.train
 from clipbias.cli import COMMANDS, folder, overview
-from clipbias.clip.precision import CHOICES
+from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
 from clipbias.explain.verdict_words import FEWEST_IMAGES
-from experiments import help_page, settings
-from experiments.command_line import read_config
+from clipbias.tuning import Task
+from clipbias.tuning.adapter import save_adapter
+from experiments import common
+from experiments.values import check_config
 from tests.documents import ROOT
-from tools import make_settings_page
+from tests.end_to_end.binaries import answer_here, sentence
 
-BINARIES = [name for name in COMMANDS if name in settings.files()]
-
-
-def test_the_page_of_settings_is_that_of_the_configurations() -> None:
-    written = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
-    assert written == make_settings_page.page(), "run python -m tools.make_settings_page docs/settings.md"
+OF_TABLE1 = ("base_to_new", "cross_dataset", "demo", "domain_generalization", "zoo")
 
 
-@pytest.mark.parametrize("binary", BINARIES)
-def test_help_tells_every_setting_and_what_it_means(binary: str) -> None:
-    for name in help_page.of_binary(binary):
-        config = settings.load(f"configs/{name}.py")
-        found = settings.describe(config, name, binary)
-        assert {one.name for one in found} == settings.flat(config).keys()
-        assert [one.name for one in found if not one.meaning.endswith((".", ")"))] == []
-    text = help_page.render(binary, "What it does.\n\nMore.\n", "clipbias train", config, f"configs/{name}.py")
-    assert all(f"--config.{one.name}  ({one.kind}; " in text for one in found)
-
-
-def test_comments_are_taken_from_the_file_that_brings_a_setting_or_from_the_binarys_own() -> None:
-    config = settings.load("configs/demo.py")
-    found = {one.name: one for one in settings.describe(config, "demo", "table1")}
-    rate, shots = found["learning_rate"], found["shots"]
-    assert rate.default == config.learning_rate and rate.common
-    assert rate.meaning == "Learning rate of the first epoch after the warm-up, from which it falls along a cosine."
-    assert shots.meaning == "Training images per class." and shots.kind == "whole numbers" and not shots.common
-    own = {
-        one.name: one.meaning for one in settings.describe(settings.load("configs/evaluate.py"), "evaluate", "evaluate")
-    }
-    assert own["model"].startswith("The frozen model; empty takes the adapter's")
-    options = {one.name: one for one in settings.describe(settings.load("configs/train.py:ivlp"), "train", "train")}
-    assert options["method_options.vision_tokens"].meaning == "`V`; 0 leaves the images as they are."
-    assert options["dtype"].kind == " | ".join(CHOICES) and options["dry_run"].kind == "True | False"
-
-
-MEANT = [
-    ("lr", "learning_rate"),
-    ("wd", "weight_decay"),
-    ("lerning_rate", "learning_rate"),
-    ("batchsize", "batch_size"),
-    ("num_shots", "shots"),
-    ("run", "mesh.run"),
-    ("learning-rate", "learning_rate"),
-]
-
-
-@pytest.mark.parametrize(("given", "meant"), MEANT)
-def test_a_setting_that_is_none_is_answered_with_the_nearest(given: str, meant: str) -> None:
-    with pytest.raises(ClipbiasError, match=rf"no setting --config.{given}; did you mean --config\.{meant}\b"):
-        read_config(["train", f"--config.{given}=1"], "configs/train.py")
-    with pytest.raises(ClipbiasError, match=r"no setting --config\.zzz\.$"):
-        read_config(["train", "--config.zzz=1"], "configs/train.py")
-
-
-def test_a_flag_that_is_none_is_answered_with_the_setting() -> None:
-    config = settings.load("configs/train.py")
-    assert settings.unknown_flag("model", config, []) == "there is no flag --model; did you mean --config.model?"
-    assert settings.unknown_flag("relevence", config, ["relevancy"]).endswith("did you mean --relevancy?")
-
-
-def test_configurations_are_found_in_the_working_folder_and_else_in_the_package(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    given, rest, config = read_config(["x", "--config", "configs/train.py:ivlp", "--workdir=w"], "configs/demo.py")
-    assert (given, rest, config.method) == ("configs/train.py:ivlp", ["x", "--workdir=w"], "ivlp")
-    (tmp_path / "configs").mkdir()
-    shutil.copy(ROOT / "configs" / "demo.py", tmp_path / "configs" / "train.py")
-    assert read_config(["x"], "configs/train.py:full")[2].seeds == (1, 2, 3)
-
-
-def test_of_a_setting_given_twice_the_last_counts() -> None:
-    words = ["x", "--config.seeds=1", "--config.shots", "4", "--config.seeds=2", "--config.dry_run", "--workdir=w"]
-    rest = read_config(words, "configs/demo.py")[1]
-    assert rest == ["x", "--config.shots=4", "--config.seeds=2", "--config.dry_run", "--workdir=w"]
-
-
-BROKEN = {
-    "x = (\n": "line 1, is no Python",
-    "x = 1\n": "defines no get_config",
-    "def get_config():\n    return {}\n": "returns no ConfigDict",
-    "def get_config():\n    return 1 / 0\n": "cannot be used: ZeroDivisionError: division by zero",
-    "import nothing_of_this_name\n": "cannot be used: ModuleNotFoundError",
-}
-
-
-@pytest.mark.parametrize("source", BROKEN)
-def test_what_is_no_configuration_is_told_in_a_sentence(source: str, tmp_path: Path) -> None:
-    (tmp_path / "own.py").write_text(source)
-    with pytest.raises(ClipbiasError, match=BROKEN[source]):
-        settings.load(str(tmp_path / "own.py"))
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ("configs/trian.py", "no configuration file configs/trian.py; did you mean configs/train.py"),
-        ("configs/demo.py:ful", "has no preset 'ful'; did you mean full"),
-        ("configs/evaluate.py:x", "has no presets; leave out :x"),
-        ("elsewhere/demo.py", "no configuration file elsewhere/demo.py"),
-    ],
-)
-def test_configurations_that_are_not_there(given: str, message: str) -> None:
-    with pytest.raises(ClipbiasError, match=message):
-        settings.load(given)
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "configs").glob("[!_]*.py")))
+def test_every_configuration_and_preset_suits_its_binary(name: str) -> None:
+    module = importlib.import_module(f"configs.{name}")
+    own = importlib.import_module("configs.table1" if name in OF_TABLE1 else f"configs.{name}").get_config()
+    for arguments in [(), *((preset,) for preset in getattr(module, "PRESETS", ()))]:
+        config = module.get_config(*arguments)
+        check_config(config, own)
+    if hasattr(module, "PRESETS"):
+        with pytest.raises(ClipbiasError, match="the preset is 'ful'; choose from"):
+            module.get_config("ful")
 
 
 def test_a_first_look_has_images_enough_for_a_verdict() -> None:
-    assert settings.load("configs/explain.py:quick").image_limit >= FEWEST_IMAGES
+    assert importlib.import_module("configs.explain").get_config("quick").image_limit >= FEWEST_IMAGES
 
 
-def test_presets_are_told_and_all_of_them_are_there() -> None:
-    for name in settings.files():
-        for preset in settings.presets(name) if name != "train" else ("ivlp", "tip_adapter_f"):
-            assert isinstance(settings.load(f"configs/{name}.py:{preset}"), ConfigDict)
-    assert {"bias", "ivlp_matched", "clip_lora"} <= settings.presets("train").keys()
-
-
-def test_every_binary_is_a_command_and_is_listed_with_its_first_line() -> None:
-    runnable = {
-        path.stem for path in (ROOT / "experiments").glob("*.py") if '__name__ == "__main__"' in path.read_text()
-    }
-    assert runnable == {*COMMANDS} and folder() == ROOT and Path(configs.__file__).parent == settings.FOLDER
+def test_every_binary_is_a_command_and_is_listed() -> None:
+    runnable = {path.stem for path in (ROOT / "experiments").glob("*.py") if "__main__" in path.read_text()}
+    assert runnable == {*COMMANDS} and folder() == ROOT
     assert "  train        Tunes one method on one dataset" in overview()
+
+
+@pytest.fixture(scope="module")
+def place(clip: Clip, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two images of each of two classes, and an adapter."""
+    root = tmp_path_factory.mktemp("place")
+    for split in ("train", "val", "test"):
+        for label, name in enumerate(("cat", "dog")):
+            (root / "images" / split / name).mkdir(parents=True)
+            for index in range(2):
+                pixels = np.random.default_rng([label, index]).integers(0, 255, (18, 20, 3), np.uint8)
+                Image.fromarray(pixels).save(root / "images" / split / name / f"{index}.png")
+    task = Task(clip, "bias", ("cat", "dog"))
+    save_adapter(root / "a.safetensors", task, task.init(), method="bias", notes={"dataset": "folder"})
+    return root
+
+
+def small(binary: ModuleType, model: Path, place: Path) -> dict[str, Any]:
+    """Settings with which a binary runs for a moment."""
+    adapters = {"adapters": str(place / "a.safetensors")}
+    own: dict[ModuleType, dict[str, Any]] = {
+        experiments.train: {"dataset": "folder", "shots": 1},
+        experiments.table1: {"datasets": ("folder",), "methods": ("zero_shot", "bias"), "shots": (1,), "seeds": (1,)},
+        experiments.evaluate: {"dataset": "folder"},
+        experiments.predict: {"images": str(place / "images" / "test"), "classes": "cat,dog"},
+        experiments.interpret: adapters,
+        experiments.explain: {**adapters, "dataset": "folder", "figures": "similarity"},
+    }
+    known = common.own_config(binary.main)
+    common_ones = {"epochs": 2, "batch_size": 4, "eval_batch_size": 4, "data_dir": str(place / "images")}
+    return {name: x for name, x in ({"model": str(model)} | common_ones | own[binary]).items() if name in known}
+
+
+train, table1 = experiments.train, experiments.table1
+evaluate, explain, predict = experiments.evaluate, experiments.explain, experiments.predict
+WRONG: list[tuple[ModuleType, str, Any, str]] = [
+    (train, "seed", -1, "seed is -1; it must be a whole number from 0"),
+    (train, "seed", 2**64, "seed is 18446744073709551616; it must be a whole number"),
+    (train, "seed", "one", "seed is 'one'; it must be a whole number"),
+    (train, "epochs", 10**9, "epochs is 1000000000; it must be a whole number from 1"),
+    (train, "learning_rate", float("inf"), "learning_rate is inf; it must be a finite number"),
+    (train, "learning_rate", 1e300, "learning_rate is 1e+300; it must be a finite number"),
+    (train, "momentum", float("nan"), "momentum is nan; it must be a finite number"),
+    (train, "weight_decay", -1.0, "weight_decay is -1.0; it must be a finite number of at least 0"),
+    (train, "shots", True, "shots is True; it must be a whole number"),
+    (train, "batch_size", 2**31, "batch_size is 2147483648; it must be a whole number"),
+    (train, "dry_run", 1, "dry_run is 1; it must be True or False"),
+    (train, "topology", "v5e:4x4", "nothing can be run on v5e:4x4; add --config.dry_run"),
+    (train, "method", "\0.py", r"no file '\x00.py' to take a method from"),
+    (train, "method", "os.path", "'os.path' holds neither a subclass of Method nor functions"),
+    (train, "method_options", 5, "method_options is 5; it must hold options by name"),
+    (train, "method_options", {"tokens": [[1]]}, "method 'bias' has no option 'tokens'"),
+    (train, "dataset", "\0", r"there is no dataset '\x00'"),
+    (train, "data_dir", "x" * 5000, "File name too long; check the path"),
+    (train, "data_dir", 5, "data_dir is 5; it must be a text"),
+    (train, "template", "{0}", "the template '{0}' must hold exactly one {} for the class name"),
+    (train, "dtype", "float16", "dtype is 'float16'; choose from auto, float32"),
+    (train, "mesh", {"run": 0, "data": 0}, "a mesh of run=0 and data=0 has no devices"),
+    (train, "mesh", {"run": 1}, "the configuration has no mesh.data"),
+    (train, "mesh", {"run": 1, "data": 1, "model": 1}, "there is no setting 'mesh.model'"),
+    (table1, "methods", ("bias", 5), "methods is 5; it must be a text"),
+    (table1, "methods", ("bais",), "unknown method 'bais'; did you mean 'bias'?"),
+    (table1, "methods", (), "there are no methods"),
+    (table1, "seeds", (), "there are no seeds"),
+    (table1, "targets", ("folder",), "the protocol few_shot stays within one dataset"),
+    (table1, "protocol", "few_shots", "protocol is 'few_shots'; choose from few_shot"),
+    (table1, "method_options", {"bias": 5}, "method_options.bias is 5; it must hold options by name"),
+    (explain, "rotations", (45,), "rotations are (45,); give multiples of 90 degrees"),
+    (explain, "prompt", "x", "prompt is 'x'; it must be a whole number"),
+    (explain, "examples", 0, "examples is 0; it must be a whole number from 1"),
+    (explain, "datasets", ("..",), "there is no dataset '..'"),
+    (predict, "classes", "\0", "class 0 has an empty name"),
+    (predict, "images", "\0", r"cannot open '\x00': embedded null byte"),
+    (predict, "top", 0, "top is 0; it must be a whole number from 1"),
+    (evaluate, "images", "tset", "folder has no tset images; it has test, train, val"),
+    (evaluate, "adapter", "\0", r"cannot open '\x00': embedded null byte"),
+]
+
+
+@pytest.mark.parametrize(("binary", "name", "value", "words"), WRONG)
+def test_wrong_values(
+    binary: ModuleType, name: str, value: Any, words: str, model: Path, place: Path, tmp_path: Path
+) -> None:
+    value = ConfigDict(value) if isinstance(value, dict) else value
+    assert words in sentence(*answer_here(binary, {**small(binary, model, place), name: value}, tmp_path / "w"))
+
+
+@pytest.mark.parametrize(
+    ("binary", "settings"),
+    [
+        (train, {}),
+        (table1, {"shots": (10**9,), "runs_per_program": 10**9}),
+        (evaluate, {}),
+        (predict, {"start_layer": 10**9, "batch_size": 10**9}),
+        (explain, {"layers": (10**9,), "start_layer": -(10**9), "image_limit": 10**9}),
+        (experiments.interpret, {}),
+    ],
+)
+def test_large_values_are_taken_for_all_there_is(
+    binary: ModuleType, settings: dict[str, Any], model: Path, place: Path, tmp_path: Path
+) -> None:
+    status, said = answer_here(binary, small(binary, model, place) | settings, tmp_path / "w")
+    assert status == 0, said
+
+
+@pytest.mark.parametrize("workdir", ["\0", "x" * 5000, "/dev/null", "/proc/1/x", "\ud800", "file", "file/x"])
+def test_folders_that_cannot_be(workdir: str, model: Path, place: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    workdir = str(tmp_path / workdir) if workdir.startswith("file") else workdir
+    assert sentence(*answer_here(train, small(train, model, place), workdir))
+
+
+def test_a_setting_that_is_missing_or_unknown() -> None:
+    own = common.own_config(train.main)
+    other = own.copy_and_resolve_references()
+    del other["epochs"]
+    with pytest.raises(ClipbiasError, match="the configuration has no epochs"):
+        check_config(other, own)
+    with pytest.raises(ClipbiasError, match="there is no setting 'epochs'"):
+        check_config(own, other)

@@ -49,11 +49,13 @@ def assert_recorded(workdir: Path, *results: str, metrics: str = "metrics.jsonl"
     assert results and all((workdir / name).stat().st_size for name in results)
 
 
-def answer_here(binary: ModuleType, settings: dict[str, Any], workdir: Path) -> tuple[int, str]:
+def answer_here(binary: ModuleType, settings: dict[str, Any], workdir: Path | str) -> tuple[int, str]:
     """What a binary answers without a process of its own, on one device: its exit status and what it says on stderr."""
     config = common.own_config(binary.main)
-    config.update(settings)
-    if "mesh" in config:
+    with config.ignore_type():
+        for name, value in settings.items():
+            config[name] = value
+    if "mesh" in config and "mesh" not in settings:
         config.mesh.data = 1
     with redirect_stderr(io.StringIO()) as said:
         status = common.answer(binary.main, config, str(workdir))

@@ -1,7 +1,10 @@
 """Which images `clipbias predict` finds where names have commas, and zero-shot beside an adapter."""
 
+import errno
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,6 +29,21 @@ def test_a_name_may_have_a_comma(tmp_path: Path) -> None:
         find_images(f"{files[0]},{files[1]}")
     with pytest.raises(ClipbiasError, match=r"no image or folder .*none\.png\.$"):
         find_images(str(tmp_path / "none.png"))
+
+
+def test_no_image_is_left_out_for_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Played, since nothing is closed to the user that tests may run as."""
+    scan = os.scandir
+
+    def closed(path: Any) -> Any:
+        if str(path).rstrip("/").endswith("dog"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scan(path)
+
+    (tmp_path / "dog").mkdir()
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(ClipbiasError, match=r"cannot read the folder .*dog.*: Permission denied"):
+        find_images(str(tmp_path))
 
 
 def test_zero_shot_sees_the_whole_image_and_the_adapters_template(model: Path, tmp_path: Path) -> None:

@@ -25,7 +25,3 @@ def test_what_can_be_read_is_shown(cache: Path, tmp_path: Path) -> None:
     assert [run["name"] for run in content["runs"]] == [str(first), str(second)]
     assert [f"error: {problem}" for problem in content["problems"]] == errors
     assert picture.read_bytes()[:4] == b"\x89PNG"
-
-
-def test_nothing_to_show(cache: Path) -> None:
-    assert "no runs to show" in binaries.refusal("show", cache=cache)

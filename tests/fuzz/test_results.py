@@ -34,24 +34,6 @@ ROW = {
 }
 
 
-def use_results(path: Path) -> None:
-    results = Results(path)
-    assert results.get(ROW) is None or results.get(ROW)["method"] == "bias"
-    summary = report.summarize(results.rows)
-    for render in (report.to_markdown, report.to_latex, report.to_html, report.to_text):
-        assert render(summary)
-
-
-@given(st.data())
-def test_results_of_a_grid(tmp_path: Path, data: st.DataObject) -> None:
-    path = tmp_path / "results.jsonl"
-    rows = [ROW, {**ROW, "seed": 2}, {**ROW, "seed": 3, "status": "failed", "error": "no"}]
-    path.write_bytes(data.draw(corrupted("".join(json.dumps(row) + "\n" for row in rows).encode())))
-    answered(lambda: use_results(path), tmp_path)
-    path.write_text("".join(json.dumps(data.draw(mutated(row))) + "\n" for row in rows))
-    answered(lambda: use_results(path), tmp_path)
-
-
 def test_a_damaged_line_costs_its_own_cell_only(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
     lines = [json.dumps({**ROW, "seed": seed}) for seed in (1, 2, 3)]

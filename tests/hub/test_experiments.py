@@ -1,7 +1,6 @@
 """The commands of the README with their default model, on a machine whose cache is empty."""
 
 import json
-import logging
 from pathlib import Path
 
 import pytest
@@ -51,14 +50,6 @@ def test_a_dry_run_of_the_papers_table(official: Hub, tmp_path: Path, capsys: py
     assert "cells" in capsys.readouterr().out
     assert weights(official) == ["flax_model.msgpack"]
     assert "README.md" not in official.downloaded()
-
-
-def test_the_requests_of_a_download_are_no_progress(official: Hub, caplog: pytest.LogCaptureFixture) -> None:
-    common.quiet()
-    with caplog.at_level(logging.INFO):
-        clipbias.load(DEFAULT)
-    assert official.requests
-    assert caplog.messages == []
 
 
 def test_training(official: Hub, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
