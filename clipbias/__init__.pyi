@@ -7,6 +7,8 @@ from .clip import load as load
 from .errors import ClipbiasError as ClipbiasError
 from .explain.relevancy import relevancy as relevancy
 from .explain.replacement import amounts_to as amounts_to
+from .prediction import Accuracy as Accuracy
+from .prediction import Prediction as Prediction
 from .tuning import Adaptation as Adaptation
 from .tuning import Task as Task
 from .tuning.adapter import load_adapter as load_adapter

@@ -3,13 +3,14 @@
 import contextlib
 import importlib.metadata
 import inspect
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from clipbias.clip import Clip
-from clipbias.export import snippets
+from clipbias.clip.hub import parse
 from clipbias.terminal import printable
 from clipbias.tuning import METHODS, Task, make_method, parameter_count
 from clipbias.tuning.adapter import Adapter
@@ -28,6 +29,66 @@ WHAT = {
     "program": "The whole classifier as a StableHLO program, `classifier.stablehlo`, from uint8 images to logits. Its "
     "weights, `weights.safetensors`, are its first argument; `program.json` describes the others.",
 }
+
+NEEDS = {
+    "checkpoint": "With `transformers` and PyTorch (`CLIPProcessor` and `AutoTokenizer` read this folder too):",
+    "head": "With `transformers` and PyTorch:",
+    "peft": "With `peft`, `transformers` and PyTorch:",
+    "program": "With `pip install jax flatbuffers pillow safetensors`, on a CPU, a GPU or a TPU:",
+}
+
+# The code that a card shows: complete, run from inside the exported folder, and run by the tests.
+TRANSFORMERS = """\
+import json
+from pathlib import Path
+{imports}
+import torch
+{peft}from PIL import Image
+from safetensors import safe_open
+from transformers import CLIPImageProcessor, CLIPModel
+
+base = {base}
+with safe_open("classifier.safetensors", "pt") as head:
+    class_names = json.loads(head.metadata()["class_names"])
+    classes, scale = head.get_tensor("text_features"), head.get_tensor("logit_scale").exp()
+model = {model}.float().eval()
+pixels = CLIPImageProcessor.from_pretrained(base{revision})(Image.open("image.png"), return_tensors="pt")
+with torch.no_grad():
+    features = model.visual_projection(model.vision_model(**pixels).pooler_output)
+logits = scale * (features / features.norm(dim=-1, keepdim=True)) @ classes.T
+print(class_names[int(logits.argmax())], logits.softmax(-1))
+"""
+
+PROGRAM = """\
+import json
+from pathlib import Path
+
+import jax
+import jax.export
+import numpy as np
+from PIL import Image
+from safetensors.numpy import load_file
+
+with open("program.json") as file:
+    class_names = json.load(file)["class_names"]
+with open("classifier.stablehlo", "rb") as file:
+    program = jax.export.deserialize(bytearray(file.read()))
+weights = jax.device_put(load_file("weights.safetensors"))
+image, size = Image.open("image.png").convert("RGB"), {size}
+width, height = (side * size // min(image.size) for side in image.size)
+left, top = round((width - size) / 2), round((height - size) / 2)
+image = image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
+logits = jax.jit(program.call)(weights, np.asarray(image)[None])  # any number of images
+print(class_names[int(logits.argmax())], jax.nn.softmax(logits))
+"""
+
+CLIPBIAS = """\
+import clipbias
+
+adapter = clipbias.load_adapter("adapter.safetensors")
+task = adapter.task(clipbias.load(adapter.base){own})
+print(clipbias.predict(task, adapter.learnables, ["image.png"]))
+"""
 
 
 def model_card(adapter: Adapter, task: Task | None, form: str) -> str:
@@ -50,7 +111,7 @@ def model_card(adapter: Adapter, task: Task | None, form: str) -> str:
     return (
         f"---\n{_front_matter(adapter, form, title)}\n---\n\n# {title}\n\n{WHAT[form]}\n\n"
         f"| | |\n| --- | --- |\n{rows}\n\n{made}.{written}\n\n"
-        f"## Use\n\n{snippets.usage(adapter, task, form)}"
+        f"## Use\n\n{_usage(adapter, task, form)}"
     )
 
 
@@ -66,7 +127,7 @@ def base_card(clip: Clip) -> str:
     )
     return (
         f"---\n{card.to_yaml()}\n---\n\n# CLIP\n\nA CLIP model in Hugging Face format, written by clipbias from "
-        f"{snippets.as_code(clip.source)}.\n\n{snippets.BASE}"
+        f'{as_code(clip.source)}.\n\n```python\nimport clipbias\n\nclip = clipbias.load(".")\n```\n'
     )
 
 
@@ -75,14 +136,14 @@ def _facts(adapter: Adapter, task: Task | None) -> list[tuple[str, str]]:
     towers = ", ".join(f"{tower} {counts[tower]:,}" for tower in ("vision", "text", "shared") if counts[tower])
     options = ", ".join(f"{name}={value!r}" for name, value in adapter.options.items())
     facts = [
-        ("method", snippets.as_code(adapter.method) + (_plain(f" ({options})") if options else "")),
+        ("method", as_code(adapter.method) + (_plain(f" ({options})") if options else "")),
         ("which is", _plain(_description(adapter, task))),
         ("dataset", _plain(f"{notes['dataset']}, {len(adapter.class_names)} classes") if notes.get("dataset") else ""),
         *((name, _plain("" if notes.get(name) is None else notes[name])) for name in ("protocol", "shots", "seed")),
         *((_plain(f"top-1 accuracy{name and f' ({name})'}"), f"{x:.2f} %") for name, x in _accuracies(notes).items()),
         ("learnable parameters", f"{counts['total']:,}" + (f" ({towers})" if towers else "")),
-        ("base model", snippets.as_code(adapter.base)),
-        ("its weights", f"SHA-256 {snippets.as_code(adapter.base_fingerprint)}, as clipbias reads them"),
+        ("base model", as_code(adapter.base)),
+        ("its weights", f"SHA-256 {as_code(adapter.base_fingerprint)}, as clipbias reads them"),
         ("exported with", f"clipbias {_version()}".strip()),
     ]
     return [(name, value) for name, value in facts if value]
@@ -146,3 +207,34 @@ def _version() -> str:
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.version("clipbias")
     return ""
+
+
+def as_code(text: str) -> str:
+    """Text of unknown origin as Markdown's code, which ends at the next backquote; only a table's bar is escaped."""
+    return "`" + printable(text).replace("`", "'").replace("|", "\\|") + "`"
+
+
+def _usage(adapter: Adapter, task: Task | None, form: str) -> str:
+    """The code blocks of a card, each with a sentence; `task` is needed for a program alone."""
+    code = ""
+    if task is not None and form == "program":
+        code = PROGRAM.format(size=task.clip.config.vision.image_size)
+    elif form != "adapter":
+        on_base = form in ("head", "peft")
+        name = parse(adapter.base) if on_base else None
+        revision = f", revision={json.dumps(name.revision)}" if name and name.revision else ""
+        imports, base = "", '"."' if form == "checkpoint" else json.dumps(name.repository if name else adapter.base)
+        if on_base and adapter.base == "demo":
+            imports, base = "from importlib.resources import files\n", 'str(files("clipbias") / "assets" / "demo")'
+        model, peft = f"CLIPModel.from_pretrained(base{revision})", ""
+        if form == "peft":
+            model, peft = f'PeftModel.from_pretrained({model}, ".")', "from peft import PeftModel\n"
+        code = TRANSFORMERS.format(imports=imports, base=base, revision=revision, model=model, peft=peft)
+    where, own = "", ""
+    if adapter.method not in METHODS:  # a program is named by whoever runs it
+        program = Path(adapter.method.partition(":")[0]).name
+        where = f", where the method's program {as_code(program)} is at hand"
+        own = f", own_methods=[{json.dumps(program)}]"
+    blocks = [(NEEDS[form], code)] if code else []
+    blocks.append((f"With clipbias, from the adapter file{where}:", CLIPBIAS.format(own=own)))
+    return "\n".join(f"{sentence}\n\n```python\n{block}```\n" for sentence, block in blocks)

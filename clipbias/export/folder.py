@@ -1,7 +1,9 @@
 """One adapter, one folder: the tuned model in a form that others load, its adapter file, and a model card."""
 
+import json
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +14,9 @@ from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
 from clipbias.export.card import model_card
 from clipbias.export.folding import fold
-from clipbias.export.head import check_default_head, write_head
 from clipbias.export.peft import write_peft
 from clipbias.export.program import write_program
-from clipbias.io import atomic_folder, write_text
+from clipbias.io import atomic_folder, write_tensors, write_text
 from clipbias.tuning import Learnables, Task
 from clipbias.tuning.adapter import Adapter, save_adapter
 
@@ -70,21 +71,15 @@ def export(
     if any(leaf.dtype != jnp.float32 for leaf in jax.tree.leaves(clip.params)):
         raise ClipbiasError("the base model is loaded in half precision; load it in float32 to export from it.")
     task, learnables = adapter.task(clip, own_methods=own_methods), adapter.learnables
+    if task.method.overrides("at_test"):
+        raise ClipbiasError(
+            f"the method {adapter.method!r} learns of each test image, which no exported file does; classify images "
+            "with clipbias.predict."
+        )
     natural = natural_form(task, learnables)
     form = form or natural
-    if form != "program":
-        check_default_head(task, {"checkpoint": "a checkpoint"}.get(form, "a file of class features"))
-    if form == "checkpoint" and natural != form:
-        kinds = jax.eval_shape(task.method.adapt, learnables).bias_differs_between_tokens
-        what = "has a bias that differs between tokens" if kinds else "is not changes of weights alone"
-        raise ClipbiasError(
-            f"the method {adapter.method!r} {what} and cannot be folded into a checkpoint; export it as a {natural}."
-        )
-    if form == "head" and task.classifier.changes_vision(learnables):
-        raise ClipbiasError(
-            f"the method {adapter.method!r} changes the image features, so a head on the base model is not enough; "
-            f"export it as a {natural}."
-        )
+    if reason := _why_not(task, learnables, form):
+        raise ClipbiasError(f"the method {adapter.method!r} {reason}; export it as a {natural}.")
     with atomic_folder(folder) as temporary:
         hosts.check()
         if form == "checkpoint":
@@ -94,10 +89,44 @@ def export(
         if form == "peft":
             write_peft(temporary, task, learnables, adapter.base)
         if form != "program":
-            write_head(temporary / HEAD, task, learnables)
+            _write_head(temporary / HEAD, task, learnables)
         else:
             write_program(temporary, task, learnables)
         save_adapter(temporary / ADAPTER, task, learnables, method=adapter.method, notes=adapter.notes)
         write_text(temporary / CARD, model_card(adapter, task, form))
         hosts.check()
     return form
+
+
+def _why_not(task: Task, learnables: Learnables, form: str) -> str:
+    """Why an adapter does not take a form, or ""."""
+    method, adaptation = task.method, jax.eval_shape(task.method.adapt, learnables)
+    what = {"checkpoint": "a checkpoint", "program": ""}.get(form, "a file of class features")
+    if what and (method.overrides("logits") or method.conditional):
+        has = "a head of its own" if method.overrides("logits") else "texts that depend on the image"
+        return f"has {has}, which {what} cannot hold"
+    if form == "checkpoint" and adaptation.bias_differs_between_tokens:
+        return "has a bias that differs between tokens and cannot be folded into a checkpoint"
+    if form == "checkpoint" and natural_form(task, learnables) != form:
+        return "is not changes of weights alone and cannot be folded into a checkpoint"
+    if form == "head" and adaptation.changes_vision:
+        return "changes the image features, so a head on the base model is not enough"
+    return ""
+
+
+def _write_head(path: Path, task: Task, learnables: Learnables) -> None:
+    """Writes `text_features [C, d]` (unit length) and `logit_scale` (a logarithm, as in CLIP) as safetensors.
+
+    `exp(logit_scale) · f @ text_features.T` with unit-length image features `f [B, d]` are the logits. The metadata
+    holds `class_names` and `templates`, both JSON lists; or `descriptions`, a list of texts by class name.
+    """
+    features = jax.jit(task.class_features)(task.clip.params, learnables)
+    tensors = {
+        "text_features": np.asarray(features),
+        "logit_scale": np.asarray(task.method.logit_scale(task.clip.params), np.float32),
+    }
+    templates = task.prompt.templates if task.descriptions is None else ()
+    metadata = {"class_names": json.dumps(task.class_names), "templates": json.dumps(templates)}
+    if task.descriptions is not None:
+        metadata["descriptions"] = json.dumps(task.descriptions)
+    write_tensors(path, tensors, metadata)

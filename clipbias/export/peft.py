@@ -21,37 +21,28 @@ from clipbias.clip.tensors import open_safetensors_file
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_json, user_path, write_tensors, write_text
 from clipbias.tuning import CONSTANTS, Learnables, Task
-from clipbias.tuning.adapter import Adapter
+from clipbias.tuning.adapter import Adapter, make_adapter
 from clipbias.tuning.frozen_weights import TOWERS
 from clipbias.tuning.methods.clip_lora import QKV, ClipLora
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 METHOD = "clip_lora"
-NAME = re.compile(
-    r"base_model\.model\.((vision|text)_model\.encoder\.layers\.(\d{1,4})\.self_attn\.(q|k|v|out)_proj)\.lora_[AB]\.weight"
-)
+MODULE = "{}_model.encoder.layers.{}.self_attn.{}_proj"
+PLACE = MODULE.replace(".", r"\.").format("(vision|text)", r"(\d+)", "(q|k|v|out)")
+NAME = re.compile(rf"base_model\.model\.{PLACE}\.lora_[AB]\.weight")
 PARTS = {"q": "q", "k": "k", "v": "v", "o": "out"}
-# Settings of PEFT's that ask for more than pairs of low rank, with what asks for nothing besides an empty value.
-OTHERS: dict[str, Any] = {"bias": "none"} | dict.fromkeys(
-    (
-        *("rank_pattern", "alpha_pattern", "modules_to_save", "layer_replication", "target_parameters"),
-        *("trainable_token_indices", "alora_invocation_tokens", "fan_in_fan_out", "lora_bias"),
-        *("use_dora", "use_qalora", "use_bdlora", "arrow_config", "kasa_config", "velora_config", "monteclora_config"),
-    )
+# Settings of PEFT's that change what pairs of low rank compute, without a tensor that would show it.
+OTHERS = (
+    *("alpha_pattern", "alora_invocation_tokens", "arrow_config", "fan_in_fan_out", "kasa_config", "layer_replication"),
+    *("monteclora_config", "use_bdlora", "use_qalora", "velora_config"),
 )
 
 
 def write_peft(folder: Path, task: Task, learnables: Learnables, base: str) -> None:
-    """Writes `adapter_config.json` and `adapter_model.safetensors`.
-
-    Args:
-      folder: where.
-      task: of the method CLIP-LoRA.
-      learnables: of one run.
-      base: what the frozen model is loaded from.
+    """Writes `adapter_config.json` and `adapter_model.safetensors` for the model that is loaded from `base`.
 
     Raises:
-      ClipbiasError: the task's method is another one.
+      ClipbiasError: the task's method is not CLIP-LoRA.
     """
     method = task.method
     if not isinstance(method, ClipLora):
@@ -59,10 +50,7 @@ def write_peft(folder: Path, task: Task, learnables: Learnables, base: str) -> N
             f"a folder of PEFT's holds what CLIP-LoRA learns, and the method is {type(method).__name__}; choose "
             "another form."
         )
-    tensors = {
-        key: np.array(view, np.float32, order="C") for key, view in _views(method, jax.device_get(learnables)).items()
-    }
-    name = parse(base)
+    views, name = _views(method, jax.device_get(learnables)), parse(base)
     config = {
         "peft_type": "LORA",
         "task_type": None,
@@ -76,12 +64,13 @@ def write_peft(folder: Path, task: Task, learnables: Learnables, base: str) -> N
         "lora_alpha": int(method.alpha) if float(method.alpha).is_integer() else method.alpha,
         "lora_dropout": method.dropout,
         "use_rslora": True,
-        "target_modules": sorted({NAME.fullmatch(key)[1] for key in tensors}),  # type: ignore[index]
+        "target_modules": sorted({key.removeprefix("base_model.model.").partition(".lora_")[0] for key in views}),
         "bias": "none",
         "fan_in_fan_out": False,
         "init_lora_weights": True,
         "inference_mode": True,
     }
+    tensors = {key: np.array(view, np.float32, order="C") for key, view in views.items()}
     write_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
     write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
 
@@ -105,10 +94,10 @@ def read_peft(
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise ClipbiasError(f"{folder} is no adapter of PEFT's: it has no {name}.")
-    options = _settings(read_json(folder / CONFIG, dict, what="PEFT's configuration"), folder)
     with open_safetensors_file(folder / WEIGHTS) as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
-    options |= _places(tensors, clip, folder)
+    config = read_json(folder / CONFIG, dict, what="PEFT's configuration")
+    options = _scale(config, folder) | _places(tensors, clip, folder)
     if template is not None:
         options["templates"] = (template,)
     task = Task(clip, METHOD, class_names, **options)
@@ -129,15 +118,7 @@ def read_peft(
                 "damaged, or for another model."
             )
         view[...] = tensor
-    return Adapter(
-        learnables=learnables,
-        method=METHOD,
-        options=task.options(),
-        class_names=task.class_names,
-        template=task.template,
-        base=clip.source,
-        base_fingerprint=clip.fingerprint,
-    )
+    return make_adapter(task, learnables)
 
 
 def _views(method: ClipLora, learnables: Learnables) -> dict[str, np.ndarray]:
@@ -148,19 +129,17 @@ def _views(method: ClipLora, learnables: Learnables) -> dict[str, np.ndarray]:
             parts = [part for part in (QKV if product == "qkv" else ("o",)) if part in method.parts]
             for letter, stacked in (("A", pair["down"]), ("B", pair["up"])):
                 for block, number in np.ndindex(stacked.shape[:2]):
-                    layer = f"{tower}_model.encoder.layers.{block + method.first_block - 1}"
-                    module = f"{layer}.self_attn.{PARTS[parts[number]]}_proj"
+                    module = MODULE.format(tower, block + method.first_block - 1, PARTS[parts[number]])
                     found[f"base_model.model.{module}.lora_{letter}.weight"] = stacked[block, number].T
     return found
 
 
-def _settings(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def _scale(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Rank, α and dropout. Raises `ClipbiasError` for what is no plain LoRA."""
     if config.get("peft_type") != "LORA":
         raise ClipbiasError(f"{folder} holds {shown(config.get('peft_type'))} and not LoRA, which cannot be read here.")
-    for name, value in config.items():
-        if value and name in OTHERS and value != OTHERS[name]:
-            raise ClipbiasError(f"{folder} has {name}={shown(value)}, which the method CLIP-LoRA here does not have.")
+    for name in filter(config.get, OTHERS):
+        raise ClipbiasError(f"{folder} has {name}={shown(config[name])}, which CLIP-LoRA here does not have.")
     rank = check_int("PEFT's r", config.get("r"), lowest=1)
     alpha = check_number("PEFT's lora_alpha", config.get("lora_alpha"))
     if not config.get("use_rslora"):  # α/r, not α/√r
@@ -170,29 +149,19 @@ def _settings(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _places(names: Collection[str], clip: Clip, folder: Path) -> dict[str, Any]:
-    """Which towers, parts and blocks have changes."""
-    layers: dict[str, set[int]] = {}
-    parts = set()
-    for name in names:
-        place = NAME.fullmatch(name)
-        if place is None:
-            raise ClipbiasError(
-                f"{folder} has {shown(name)}, and the method here changes the attention's q, k, v and output alone."
-            )
-        layers.setdefault(place[2], set()).add(int(place[3]))
-        parts.add(place[4])
-    if not layers:
-        raise ClipbiasError(f"{folder} changes no kernel.")
-    depths = {tower: getattr(clip.config, tower).layers for tower in layers}
-    firsts = {min(found) + 1 for found in layers.values()}
-    lasts = {(max(found) + 1) % depths[tower] for tower, found in layers.items()}  # 0 for a tower's last block
-    if len(firsts) > 1 or len(lasts) > 1:
+    """The towers, parts and blocks that have changes; of the blocks, those of the first of these towers."""
+    found = {name: NAME.fullmatch(name) for name in names}
+    places = [place.groups() for place in found.values() if place]
+    if len(places) < len(found) or not places:
+        odd = next((name for name, place in found.items() if place is None), "nothing")
         raise ClipbiasError(
-            f"{folder} changes other blocks in one tower than in the other, and the method here does not."
+            f"{folder} has {shown(odd)}, and the method here changes the attention's q, k, v and output alone."
         )
+    towers = tuple(tower for tower in TOWERS if any(tower == place[0] for place in places))
+    blocks = [int(number) for tower, number, _ in places if tower == towers[0]]
     return {
-        "towers": tuple(tower for tower in TOWERS if tower in layers),
-        "parts": tuple(part for part, name in PARTS.items() if name in parts),
-        "first_block": firsts.pop(),
-        "last_block": lasts.pop(),
+        "towers": towers,
+        "parts": tuple(part for part, name in PARTS.items() if any(name == place[2] for place in places)),
+        "first_block": min(blocks) + 1,
+        "last_block": (max(blocks) + 1) % getattr(clip.config, towers[0]).layers,  # 0 for a tower's last block
     }

@@ -6,6 +6,7 @@ the weights a safetensors file that is mapped into memory and that anyone can lo
 """
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,8 +18,7 @@ import numpy as np
 
 from clipbias.clip import Adaptation, encode_image
 from clipbias.clip.checkpoint import narrow
-from clipbias.clip.weight_changes import check_changes, fold_changes
-from clipbias.errors import ClipbiasError
+from clipbias.export.folding import fold
 from clipbias.io import atomic_path, write_tensors, write_text
 from clipbias.tuning import Learnables, Task
 from clipbias.tuning.classifier import cosine_logits
@@ -32,46 +32,35 @@ Weights = Mapping[str, Any]
 
 
 def program_weights(task: Task, learnables: Learnables) -> dict[str, np.ndarray]:
-    """What the classifier computes with, named by path.
+    """The weights that the classifier computes with, named by path.
 
-    That is the vision tower with the method's changes of its weights in it, what else the method adds there, and the
-    class features; for a head of the method's own the features of all texts as they are, and the learnables. The text
-    tower has done its work and is left out, unless texts depend on the image: then both towers are there as they are,
-    and the learnables. Weights keep the base model's own type where it is exact.
+    They are the vision tower with the method's changes of its weights, what else the method adds there, and the class
+    features; for a head of the method's own the features of all texts as they are, and the learnables. The text tower
+    has done its work and is left out, unless texts depend on the image: then both towers are there as they are, and the
+    learnables. Weights keep the base model's own type where it is exact.
     """
-    params, dtype = task.clip.params, task.clip.stored_dtype
-    if task.method.overrides("at_test"):
-        raise ClipbiasError(
-            f"{type(task.method).__name__} learns of each test image, which no exported file does; classify images "
-            "with experiments.predict or task.logits."
-        )
-    if task.method.conditional:
-        towers = flatten({name: params[name] for name in ("vision", "text")})
-        others = flatten({"learnables": dict(learnables), "logit_scale": task.method.logit_scale(params)})
-        found = {name: np.array(x, order="C") for name, x in others.items()}
-        return found | {name: narrow(np.array(x, order="C"), dtype, exact=True) for name, x in towers.items()}
-    adaptation = task.method.adapt(learnables)
-    added = {
-        name: getattr(adaptation, name)
-        for name in ("vision_prompts", "vision_bias", "vision_adapters", "pixels", "vision_tokens", "vision_readout")
-    }
-    whole: dict[str, Any] = {
-        "adaptation": {name: value for name, value in added.items() if value is not None},
-        "logit_scale": task.method.logit_scale(params),
-    }
-    vision = params["vision"]
-    if adaptation.vision_weights is not None:
-        check_changes(adaptation.vision_weights, vision, "vision_weights")
-        vision = fold_changes(vision, adaptation.vision_weights)
-    if task.method.overrides("logits"):
-        whole["text_features"] = task.text_features(params, learnables)
+    method, params, own_head = task.method, task.clip.params, task.method.overrides("logits")
+    others: dict[str, Any] = {"logit_scale": method.logit_scale(params)}
+    towers = {"vision": params["vision"]}
+    if method.conditional:
+        towers["text"] = params["text"]
     else:
-        whole["class_features"] = jax.jit(task.class_features)(params, learnables)
-    weights = {name: np.array(x, np.float32) for name, x in flatten(whole).items()}
-    if task.method.overrides("logits"):  # their own types, for some are whole numbers
-        weights |= {name: np.array(x, order="C") for name, x in flatten({"learnables": dict(learnables)}).items()}
-    tower = flatten({"vision": vision})
-    return weights | {name: narrow(np.array(x, order="C"), dtype, exact=True) for name, x in tower.items()}
+        adaptation = method.adapt(learnables)
+        if adaptation.vision_weights is not None:
+            towers["vision"] = fold(params, Adaptation(vision_weights=adaptation.vision_weights))["vision"]
+        fields = {field.name: getattr(adaptation, field.name) for field in dataclasses.fields(adaptation)}
+        others["adaptation"] = {
+            name: value
+            for name, value in fields.items()
+            if value is not None and name != "vision_weights" and not name.startswith("text_")
+        }
+        name = "text_features" if own_head else "class_features"
+        others[name] = jax.jit(getattr(task, name))(params, learnables)
+    if method.conditional or own_head:
+        others["learnables"] = dict(learnables)
+    weights = {name: np.array(x, order="C") for name, x in flatten(others).items()}
+    exact = {name: np.array(x, order="C") for name, x in flatten(towers).items()}
+    return weights | {name: narrow(x, task.clip.stored_dtype, exact=True) for name, x in exact.items()}
 
 
 def export_program(task: Task, weights: Weights) -> jax.export.Exported:
@@ -100,7 +89,7 @@ def export_program(task: Task, weights: Weights) -> jax.export.Exported:
 
 @contextlib.contextmanager
 def _without_places() -> Iterator[None]:
-    """Has programs not say in which file of this machine, called from where, each operation stands.
+    """Leaves out of programs in which file of this machine, called from where, each operation stands.
 
     So the same adapter gives the same bytes everywhere.
     """

@@ -1,13 +1,16 @@
 """The model card: valid front matter, the adapter's facts."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from PIL import Image
 
 from clipbias.clip import Clip
+from clipbias.export import export
 from clipbias.export.card import model_card
 from tests.export import models
 
@@ -48,3 +51,16 @@ def test_whatever_notes_an_adapter_has(clip: Clip, tmp_path: Path, notes: dict) 
     assert "model-index" not in yaml.safe_load(text.split("---\n")[1])
     assert ("| top-1 accuracy (new) | 70.00 % |" in text) == ("accuracies" in notes)
     assert "coop for 3 classes" in text
+
+
+def test_the_cards_code_with_clipbias(
+    demo: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    adapter = models.adapter(demo, "bias", tmp_path)
+    export(adapter, demo, tmp_path / "out")
+    (image,) = models.pictures(demo, 1)
+    Image.fromarray(image).save(tmp_path / "out" / "image.png")
+    monkeypatch.chdir(tmp_path / "out")
+    exec(re.findall(r"```python\n(.*?)```", Path("README.md").read_text(), re.DOTALL)[-1], {})
+    likely = models.CLASS_NAMES[int(models.logits(demo, adapter, image[None]).argmax())]
+    assert capsys.readouterr().out.startswith(f"{likely} ")

@@ -60,10 +60,11 @@ def test_the_adapter_file_is_in_the_folder_byte_for_byte(clip: Clip, tmp_path: P
         (
             "tests.own_methods:Probe",
             "head",
-            "Probe has a head of its own, which a file of class features cannot hold; exp",
+            "Probe' has a head of its own, which a file of class features cannot hold; exp",
         ),
-        ("tests.own_methods:Cache", "checkpoint", "Cache has a head of its own, which a checkpoint cannot hold"),
+        ("tests.own_methods:Cache", "checkpoint", "Cache' has a head of its own, which a checkpoint cannot hold"),
         ("tests.own_methods:Everything", "checkpoint", "Everything' is not changes of weights alone.*as a program"),
+        ("tpt_coop", "program", "'tpt_coop' learns of each test image, which no exported file does"),
         ("coop", "onnx", "unknown form 'onnx'; choose from checkpoint, head, program, peft"),
     ],
 )

@@ -51,6 +51,14 @@ def test_an_adapter_comes_back(hub: Hub, adapter: Adapter, clip: Clip) -> None:
     assert logits is not None
 
 
+def test_a_task_is_pushed_with_what_it_learned(hub: Hub, adapter: Adapter, clip: Clip) -> None:
+    task = clipbias.Task(clip, "bias", adapter.class_names)
+    place = clipbias.push_to_hub("me/task", task, adapter.learnables, notes=adapter.notes)
+    same(clipbias.load_adapter(place), adapter)
+    with pytest.raises(ClipbiasError, match="there are no learnables"):
+        clipbias.push_to_hub("me/task", task)
+
+
 def test_a_second_upload_is_another_commit(hub: Hub, adapter: Adapter) -> None:
     first = clipbias.push_to_hub("me/pets-bias", adapter)
     changed = Adapter(**{**vars(adapter), "notes": {"dataset": "dogs"}})

@@ -12,7 +12,6 @@ from clipbias.clip import Clip
 from clipbias.data import Split, catalog, transforms
 from clipbias.data.pipeline import test_batches as evaluated
 from clipbias.errors import ClipbiasError
-from clipbias.export.program import program_weights
 from clipbias.training import evaluator as evaluation
 from clipbias.training import mesh as meshes
 from clipbias.training.answers import images_per_step
@@ -260,8 +259,6 @@ def test_what_is_refused(pair, start, views) -> None:
     for images in (normal[:, 0], normal[:, :5]):
         with pytest.raises(ClipbiasError, match=r"TPT learns of 11 crops of each image.*\[B, 12, R, R, 3\]"):
             task.logits(clip.params, start, images)
-    with pytest.raises(ClipbiasError, match="which no exported file does"):
-        program_weights(task, start)
     for wrong in ({"share": 2.0}, {"crops": 0}, {"steps": 0}):
         with pytest.raises(ClipbiasError):
             make_method("tpt", **wrong)
