@@ -105,7 +105,7 @@ def test_what_is_refused(hub: Hub, adapter: Adapter, files: dict[str, bytes]) ->
             adapter.push_to_hub(name)
     with pytest.raises(ClipbiasError, match=r"does not let you write 'someone/else'; run `hf auth login`"):
         adapter.push_to_hub("someone/else")
-    with pytest.raises(ClipbiasError, match=r"holds no adapter, which would be adapter\.safetensors"):
+    with pytest.raises(ClipbiasError, match=r"holds no adapter\.safetensors"):
         clipbias.load_adapter("someone/small")
     for wrong in ("someone/nothing", "runs/none.safetensors"):
         with pytest.raises(ClipbiasError, match=re.escape("no ")):
