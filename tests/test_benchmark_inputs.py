@@ -80,7 +80,7 @@ def test_what_loading_is_measured_with_is_one_model_in_every_format(tmp_path):
     for path in load.write(tmp_path, CONFIG):
         with open_weights(path) as weights:
             assert weights.configuration == path / "config.json"
-            found.append(convert.from_tensors(config, weights.tensors, weights.naming, where="a test"))
+            found.append(convert.from_tensors(config, weights.tensors, weights.table, where="a test"))
     jax.tree.map(np.testing.assert_array_equal, *found)
     assert found[0]["text"]["token_embedding"].std() == pytest.approx(0.02, rel=0.1)
 

@@ -34,7 +34,9 @@ HOSTILE = "\x1b]0;owned\x07\x1b[2Jcat\r\n\u202egod\ud800"
 
 # Modules that turn bytes into running code, and calls that run a text.
 UNPICKLERS = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "pty"}
-RUNNERS = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "yaml.load", "torch.load", "pickle.load"}
+RUNNERS = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "yaml.load", "torch.load"} | {
+    f"pickle.{name}" for name in ("load", "loads", "Unpickler", "_Unpickler")
+}
 # The only places that load a program by name: the method that a user names, a binary's configuration and the one that a
 # user names, the packages of the API reference, and a tool's own modules in its child process.
 IMPORTERS = {
@@ -67,13 +69,18 @@ def test_no_call_unpickles_runs_a_text_or_trusts_the_wall_clock() -> None:
             assert path in IMPORTERS, f"{path}:{node.lineno}"
 
 
+# Reads pickles with every name replaced by an inert record (`tests/clip/test_torch_file.py`).
+RESTRICTED = "clipbias/clip/torch_file.py"
+
+
 def test_no_module_that_unpickles_is_imported_and_no_fixed_temporary_name_is_used() -> None:
     for folder in ("clipbias", "experiments", "tools", "configs"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
                 names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-                assert not {name.partition(".")[0] for name in names} & UNPICKLERS, path
+                unpicklers = {name.partition(".")[0] for name in names} & UNPICKLERS
+                assert unpicklers <= ({"pickle"} if path.relative_to(ROOT).as_posix() == RESTRICTED else set()), path
                 if isinstance(node, ast.Constant) and isinstance(node.value, str):
                     assert not node.value.startswith(("/tmp", "/var/tmp")), path
 

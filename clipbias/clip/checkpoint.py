@@ -14,22 +14,17 @@ import jax
 import numpy as np
 
 from clipbias import checks
-from clipbias.clip import convert, encode, open_clip, repository, tokenizer
-from clipbias.clip.config import ClipConfig, from_hugging_face, to_hugging_face
-from clipbias.clip.flax_file import FLAX, FLAX_WEIGHTS, write_flax
+from clipbias.clip import convert, encode, repository, tables, tokenizer
+from clipbias.clip.config import ClipConfig, to_hugging_face
+from clipbias.clip.families import describe
+from clipbias.clip.flax_file import FLAX_WEIGHTS, write_flax
 from clipbias.clip.params import Params
-from clipbias.clip.preprocess import Preprocessing, preprocessor_json, read_preprocessing
+from clipbias.clip.preprocess import Preprocessing, preprocessor_json
 from clipbias.clip.shapes import config_from_shapes
-from clipbias.clip.tokenizer_files import (
-    CLIP_VOCABULARY,
-    clip_tokenizer,
-    has_tokenizer,
-    import_transformers,
-    read_tokenizer,
-)
+from clipbias.clip.tokenizer_files import CLIP_VOCABULARY, clip_tokenizer, has_tokenizer, read_tokenizer
 from clipbias.clip.weights import Weights, open_weights
 from clipbias.errors import ClipbiasError
-from clipbias.io import check_file, read_json, shorten, user_path, write_tensors, write_text
+from clipbias.io import user_path, write_tensors, write_text
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ACTIVATIONS = ("quick_gelu", "gelu")
@@ -172,8 +167,8 @@ def load(
     shapes. Nothing in a file is ever run.
 
     Args:
-      source: "demo" for the embedded model, a local folder or file, or a hub name such as
-        "openai/clip-vit-base-patch16", optionally with "@revision" behind and "hf-hub:" before it.
+      source: "demo" for the embedded model, a local folder or file, a hub name such as "openai/clip-vit-base-patch16",
+        optionally with "@revision" behind and "hf-hub:" before it, or OpenAI's own name, such as "ViT-B/16".
       dtype: type in which the weights are kept on the device.
       activation: "quick_gelu" or "gelu", instead of what is said beside the weights; needed for a training checkpoint
         with no configuration beside it. OpenAI's own file is known to have QuickGELU.
@@ -185,7 +180,7 @@ def load(
     """
     if activation is not None:
         checks.check_choice("the activation", activation, ACTIVATIONS)
-    found = repository.find(source, check=_check_configuration)
+    found = repository.find(source)
     with open_weights(found.path) as weights:
         config, preprocessing = _describe(weights, activation, found.name)
         text_tokenizer = _tokenizer(weights, config.text.vocabulary_size, tokenizer)
@@ -193,7 +188,7 @@ def load(
         config = dataclasses.replace(
             config, text=dataclasses.replace(config.text, eos_token_id=text_tokenizer.eos_token_id)
         )
-        params = convert.from_tensors(config, weights.tensors, weights.naming, where=weights.where)
+        params = convert.from_tensors(config, weights.tensors, weights.table, where=weights.where)
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(params):
         digest.update(leaf.data)
@@ -213,7 +208,7 @@ def load(
 def _describe(weights: Weights, activation: str | None, name: str) -> tuple[ClipConfig, Preprocessing]:
     """Geometry and preprocessing, from the configuration beside the weights or from their shapes."""
     if weights.configuration is not None:
-        config, preprocessing, says_activation = read_configuration(weights.configuration)
+        config, preprocessing, says_activation = describe(weights.configuration)
         if not says_activation and QUICK_GELU.match(name):
             activation = activation or "quick_gelu"
         if activation is not None:
@@ -221,45 +216,15 @@ def _describe(weights: Weights, activation: str | None, name: str) -> tuple[Clip
             text = dataclasses.replace(config.text, activation=activation)
             config = dataclasses.replace(config, vision=vision, text=text)
         return config, preprocessing
-    chosen = activation or weights.activation
-    if chosen is None:
+    activation = activation or weights.activation
+    if activation is None:
         raise ClipbiasError(
             f"{weights.where} does not say which activation its model has; put its config.json or "
             "open_clip_config.json beside it, or call clipbias.load with activation='quick_gelu' (OpenAI's models, and "
             "those of open_clip with 'quickgelu' in their names) or activation='gelu' (most others)."
         )
-    config = config_from_shapes(weights.tensors, weights.naming, activation=chosen, where=weights.where)
+    config = config_from_shapes(weights.tensors, weights.table, activation=activation, where=weights.where)
     return config, Preprocessing(config.vision.image_size)
-
-
-def _check_configuration(folder: Path, files: repository.WeightFiles) -> None:
-    read_configuration(folder / files.configuration)
-
-
-def read_configuration(path: Path) -> tuple[ClipConfig, Preprocessing, bool]:
-    """Reads a `config.json` with the `preprocessor_config.json` beside it, or an `open_clip_config.json`.
-
-    Returns:
-      The geometry (with the largest id for the end of text), the preprocessing, and whether the activation is said.
-
-    Raises:
-      ClipbiasError: it is damaged, or describes another model.
-    """
-    check_file(path)
-    if path.name == repository.CONFIGURATION["open_clip"]:
-        return open_clip.read_config(path)
-    raw = read_json(path, dict, what="a CLIP configuration")
-    if raw.get("model_type") not in ("clip", None):
-        kind = checks.shown(raw["model_type"])
-        raise ClipbiasError(f"{path} describes a {kind} model, another network; clipbias loads 'clip' models.")
-    try:
-        config = from_hugging_face(import_transformers().CLIPConfig(**raw))
-    except ClipbiasError as error:
-        raise ClipbiasError(f"{path}: {error}") from error
-    except Exception as error:  # whatever the configuration library raises on content of another kind
-        reason = shorten(" ".join(str(error).split()), 300)
-        raise ClipbiasError(f"{path} is not a CLIP configuration ({reason}); fetch it again.") from error
-    return config, read_preprocessing(path.parent, config.vision.image_size), True
 
 
 def _tokenizer(weights: Weights, vocabulary_size: int, given: str | os.PathLike | None) -> Any:
@@ -290,7 +255,7 @@ def save(
     """Writes a Hugging Face checkpoint: config, tokenizer, preprocessing, weights in one file. See `Clip.save`."""
     checks.check_choice("the format of weights", format, ("safetensors", "flax"))
     folder = Path(folder)
-    whole = convert.to_tensors(clip.config, params, FLAX if format == "flax" else convert.HUGGING_FACE)
+    whole = convert.to_tensors(clip.config, params, tables.FLAX if format == "flax" else tables.HUGGING_FACE)
     tensors = {name: narrow(x, clip.stored_dtype, exact=exact) for name, x in whole.items()}
     if format == "flax":
         others = [name for name in (WEIGHTS, INDEX) if (folder / name).exists()]

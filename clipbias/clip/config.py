@@ -1,6 +1,7 @@
 """Geometry of a CLIP model, read from a checkpoint's own configuration. No size is written in code."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from clipbias.checks import check_choice, check_int, check_number
@@ -91,35 +92,32 @@ class ClipConfig:
         return min(self.vision.layers, self.text.layers)
 
 
-def from_hugging_face(config: Any, eos_token_id: int | None = None) -> ClipConfig:
+# The names of these fields in a `config.json`.
+_TOWER = {
+    "width": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "mlp_width": "intermediate_size",
+    "activation": "hidden_act",
+    "layer_norm_epsilon": "layer_norm_eps",
+}
+_VISION = _TOWER | {"image_size": "image_size", "patch_size": "patch_size"}
+_TEXT = _TOWER | {"vocabulary_size": "vocab_size", "context_length": "max_position_embeddings"}
+
+
+def from_hugging_face(config: Any) -> ClipConfig:
     """Reads the geometry from a `transformers.CLIPConfig`.
 
-    Args:
-      config: a `transformers.CLIPConfig`.
-      eos_token_id: the tokenizer's own end-of-text id. OpenAI's published configurations carry a wrong one (2), which
-        the original code never reads: it takes the largest id, and that is what `None` does.
+    The end of a text gets the largest id. OpenAI's published configurations carry a wrong one (2), which the original
+    code never reads: it takes the largest id.
     """
-
-    def tower(c: Any) -> dict[str, Any]:
-        return dict(
-            width=c.hidden_size,
-            layers=c.num_hidden_layers,
-            heads=c.num_attention_heads,
-            mlp_width=c.intermediate_size,
-            activation=c.hidden_act,
-            layer_norm_epsilon=c.layer_norm_eps,
-        )
-
     vision, text = config.vision_config, config.text_config
     if vision.num_channels != 3:
         raise ClipbiasError(f"config.json asks for {vision.num_channels} image channels; only RGB (3) is supported.")
     return ClipConfig(
-        vision=VisionConfig(**tower(vision), image_size=vision.image_size, patch_size=vision.patch_size),
+        vision=VisionConfig(**{ours: getattr(vision, theirs) for ours, theirs in _VISION.items()}),
         text=TextConfig(
-            **tower(text),
-            vocabulary_size=text.vocab_size,
-            context_length=text.max_position_embeddings,
-            eos_token_id=text.vocab_size - 1 if eos_token_id is None else eos_token_id,
+            **{ours: getattr(text, theirs) for ours, theirs in _TEXT.items()}, eos_token_id=text.vocab_size - 1
         ),
         projection_width=config.projection_dim,
     )
@@ -128,34 +126,15 @@ def from_hugging_face(config: Any, eos_token_id: int | None = None) -> ClipConfi
 def to_hugging_face(config: ClipConfig) -> dict[str, Any]:
     """The inverse of `from_hugging_face`: the content of a `config.json`."""
 
-    def tower(c: TowerConfig) -> dict[str, Any]:
-        return dict(
-            hidden_size=c.width,
-            num_hidden_layers=c.layers,
-            num_attention_heads=c.heads,
-            intermediate_size=c.mlp_width,
-            hidden_act=c.activation,
-            layer_norm_eps=c.layer_norm_epsilon,
-            projection_dim=config.projection_width,
-        )
+    def tower(part: TowerConfig, names: Mapping[str, str], **more: Any) -> dict[str, Any]:
+        sizes = {theirs: getattr(part, ours) for ours, theirs in names.items()}
+        return {**sizes, "projection_dim": config.projection_width, **more}
 
-    vision, text = config.vision, config.text
+    text = tower(config.text, _TEXT, model_type="clip_text_model", eos_token_id=config.text.eos_token_id)
     return dict(
         architectures=["CLIPModel"],
         model_type="clip",
         projection_dim=config.projection_width,
-        vision_config=dict(
-            tower(vision),
-            model_type="clip_vision_model",
-            image_size=vision.image_size,
-            patch_size=vision.patch_size,
-            num_channels=3,
-        ),
-        text_config=dict(
-            tower(text),
-            model_type="clip_text_model",
-            vocab_size=text.vocabulary_size,
-            max_position_embeddings=text.context_length,
-            eos_token_id=text.eos_token_id,
-        ),
+        vision_config=tower(config.vision, _VISION, model_type="clip_vision_model", num_channels=3),
+        text_config=text,
     )

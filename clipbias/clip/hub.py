@@ -1,24 +1,39 @@
-"""Models and adapters on the Hugging Face hub: their names, what is downloaded, and what is said where it fails."""
+"""Models and adapters on the Hugging Face hub: their names, their files in the cache, and errors as a sentence."""
 
+import contextlib
 import dataclasses
 import errno
-import logging
 import re
 import shlex
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-from clipbias.clip.download import cache, download, snapshot, storage
-from clipbias.clip.pins import PINS
 from clipbias.errors import ClipbiasError
-from clipbias.io import reason, shorten, write_text
+from clipbias.io import reason, shorten
 
-COMMIT = re.compile(r"[0-9a-f]{40}")
 NAME = re.compile(r"(?:hf-hub:)?(\w[\w.-]*/[\w.-]+)(?:@((?!.*(?:\.\.|//))\w[\w./-]*))?")  # as git names revisions
 
-# What a step of a download wants next, from the names of all files and the folder with what is there already.
-Wanted = Callable[[Collection[str], Path], Iterator[Sequence[str]]]
+
+class Pin(NamedTuple):
+    """What is read of an official repository: OpenAI's own name of the model, a commit, and its file of weights."""
+
+    openai: str
+    commit: str
+    weights: str
+
+
+# A run is repeated only if it reads the same bytes. `main` can move, and a pull request on the hub (`refs/pr/N`) can be
+# opened by anybody and change at any time, so commits are named. Of two with the same weights the one on `main` is
+# taken, even where a bot's pull request holds safetensors: it comes from the owner and stays when that is closed.
+PINS = {
+    "openai/clip-vit-base-patch16": Pin("ViT-B/16", "57c216476eefef5ab752ec549e440a49ae4ae5f3", "flax_model.msgpack"),
+    "openai/clip-vit-base-patch32": Pin("ViT-B/32", "3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268", "flax_model.msgpack"),
+    "openai/clip-vit-large-patch14": Pin("ViT-L/14", "32bd64288804d66eefd0ccbe215aa642df71cc41", "model.safetensors"),
+    "openai/clip-vit-large-patch14-336": Pin(
+        "ViT-L/14@336px", "ce19dc912ca5cd21c8a653c79e251e808ccabcd1", "pytorch_model.bin"
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,114 +46,109 @@ class HubName:
     def __str__(self) -> str:
         return f"{self.repository}@{self.revision}" if self.revision else self.repository
 
+    @property
+    def read_at(self) -> str:
+        """The revision that is read: the one asked for, else the pinned commit, else the main branch."""
+        pin = PINS.get(self.repository)
+        return self.revision or (pin.commit if pin else "main")
+
 
 def parse(source: str) -> HubName | None:
-    """The hub's name in "owner/name" or "owner/name@revision", with or without "hf-hub:"; `None` in anything else."""
+    """The name in "owner/name" or "owner/name@revision", with or without "hf-hub:", or of a model of OpenAI's, such as
+    "ViT-B/16"; `None` in anything else.
+    """
+    for repository, pin in PINS.items():
+        if source == pin.openai:
+            return HubName(repository)
     found = NAME.fullmatch(source)
     return HubName(found[1], found[2]) if found else None
 
 
-def fetch(name: HubName, wanted: Wanted, complete: Callable[[Path], bool]) -> tuple[Path, str]:
-    """Brings files of a repository into the cache; returns their folder and the commit.
+def download_small(name: HubName, files: tuple[str, ...]) -> Path:
+    """Downloads those of `files` that a repository holds.
 
-    A commit that is complete in the cache needs no network, and the official repositories are read at the commit of
-    `pins.PINS` unless a revision is asked for. A branch or tag is looked up; where the hub cannot be reached, the last
-    commit that it was at counts.
+    A revision that is in the cache needs no network; a branch is read as it was last where the hub is out of reach.
 
-    Args:
-      name: the repository.
-      wanted: yields the names of files to download; each list is there before the next is asked for.
-      complete: whether a folder holds all that is needed.
+    Returns:
+      The folder of the cache, whose name is the commit; all that was downloaded of it before lies there, too.
 
     Raises:
       ClipbiasError: there is no such repository or revision, a token is needed, the network or the disk is in the way.
     """
-    from huggingface_hub import HfApi, constants
+    from huggingface_hub import snapshot_download
 
-    pin = PINS.get(name.repository) if name.revision is None else None
-    revision = pin.commit if pin else name.revision or "main"
+    with explained(name):
+        return Path(snapshot_download(name.repository, revision=name.read_at, allow_patterns=list(files)))
+
+
+def download(name: HubName, file: str, commit: str | None = None) -> Path:
+    """Downloads one file, of a commit or of the revision that is read. Raises `ClipbiasError` as `download_small`."""
+    from huggingface_hub import hf_hub_download
+
+    with explained(name, file):
+        return Path(hf_hub_download(name.repository, file, revision=commit or name.read_at))
+
+
+def list_files(name: HubName, commit: str) -> list[str]:
+    """The names of a commit's files. Raises `ClipbiasError` as `download_small`."""
+    from huggingface_hub import HfApi
+
+    with explained(name):
+        return HfApi().list_repo_files(name.repository, revision=commit)
+
+
+@contextlib.contextmanager
+def explained(name: HubName, file: str = "") -> Iterator[None]:
+    """Turns what stops a download into one sentence."""
     try:
-        known = snapshot(name.repository, revision)
-        is_complete = known is not None and complete(known)
-        if known and is_complete and COMMIT.fullmatch(revision):
-            return known, revision
-        try:
-            info: Any = HfApi().model_info(
-                name.repository, revision=revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
-            )
-        except Exception as error:
-            if known and is_complete and _cannot_be_reached(error):
-                logging.warning("The Hugging Face hub cannot be reached; %s is read at %s.", name, known.name)
-                return known, known.name
-            raise
-        folder = storage(name.repository) / "snapshots" / info.sha
-        files = {file.rfilename: file for file in info.siblings}
-        for names in wanted(files, folder):
-            for file in names:
-                sha256 = pin.sha256 if pin and pin.weights == file else None
-                download(name.repository, info.sha, files[file], sha256=sha256)
-        if revision != info.sha:  # what the hub's client would have noted, had it been asked by this name
-            write_text(storage(name.repository) / "refs" / revision, info.sha)
-        return folder, info.sha
+        yield
     except ClipbiasError:
         raise
     except Exception as error:  # the client's own, its transport's, and the system's
-        raise _explained(error, name) from error
+        raise ClipbiasError(_sentence(error, name, file)) from error
 
 
-def _cannot_be_reached(error: Exception) -> bool:
-    from huggingface_hub.errors import HfHubHTTPError
-
-    return not isinstance(error, HfHubHTTPError | ValueError) or (
-        isinstance(error, HfHubHTTPError) and error.response.status_code in (408, 429, 500, 502, 503, 504)
-    )
-
-
-def _explained(error: Exception, name: HubName) -> ClipbiasError:
-    """The one sentence for whatever stopped a download."""
+def _sentence(error: Exception, name: HubName, file: str) -> str:
     from huggingface_hub import constants, errors
 
     page = f"{constants.ENDPOINT}/{name.repository}"
     status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
     if isinstance(error, errors.GatedRepoError):
-        return ClipbiasError(
+        return (
             f"{str(name)!r} is given only to those who accepted its terms; accept them at {page}, then run "
             "`hf auth login` here."
         )
     if isinstance(error, errors.RevisionNotFoundError):
-        return ClipbiasError(
-            f"{name.repository!r} on the Hugging Face hub has no revision {name.revision or 'main'!r}; {page}/commits "
-            f"lists them, and {name.repository + '@main'!r} is the newest."
+        return (
+            f"{name.repository!r} on the Hugging Face hub has no revision {name.read_at!r}; {page}/commits lists them, "
+            f"and {name.repository + '@main'!r} is the newest."
         )
+    if isinstance(error, errors.RemoteEntryNotFoundError):
+        return f"{str(name)!r} on the Hugging Face hub holds no {file}."
     if isinstance(error, errors.RepositoryNotFoundError | errors.HFValidationError) or status in (401, 403):
-        return ClipbiasError(
+        return (
             f"there is no folder {name.repository!r} here, and the Hugging Face hub has no repository of that name "
             "that may be read without a token; check the name, or run `hf auth login` if it is private."
         )
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-        return ClipbiasError(
-            f"cannot write {str(name)!r} to the cache {cache()}: {reason(error)}; make room there, or set HF_HUB_CACHE "
-            "to another folder. What is complete there is not downloaded again."
-        )
     words = shorten(" ".join(reason(error).split()), 200)
-    where_from = "the Hugging Face hub" if constants.ENDPOINT.endswith("huggingface.co") else constants.ENDPOINT
-    if any((storage(name.repository) / "blobs").glob("*.incomplete")):
-        return ClipbiasError(
-            f"the download of {str(name)!r} from {where_from} broke off ({words}); the same call goes on where it "
-            "ended."
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        return (
+            f"cannot write {str(name)!r} to the cache {constants.HF_HUB_CACHE}: {words}; make room there, or set "
+            "HF_HUB_CACHE to another folder."
         )
-    return ClipbiasError(
-        f"{str(name)!r} is not in the local cache and {where_from} cannot be reached ({words}); run "
-        f"`{command(name)}` where there is a network and pass the folder that it prints, or use 'demo'."
+    return (
+        f"{str(name)!r} is not whole in the local cache and cannot be downloaded from {constants.ENDPOINT} ({words}); "
+        f"try again, or run `{command(name)}` where there is a network and pass the folder that it prints, or use "
+        "'demo'."
     )
 
 
 def command(name: HubName) -> str:
     """The shell command that downloads what `clipbias.load` reads of a repository."""
-    pin = PINS.get(name.repository) if name.revision is None else None
     words = ["hf", "download", name.repository]
-    if revision := pin.commit if pin else name.revision:
-        words += ["--revision", revision]
+    if name.read_at != "main":
+        words += ["--revision", name.read_at]
+    pin = None if name.revision else PINS.get(name.repository)
     if pin:
         words += [word for pattern in ("*.json", "*.txt", pin.weights) for word in ("--include", pattern)]
     else:

@@ -1,86 +1,75 @@
 """The geometry of a CLIP model from the shapes of its tensors, for files that come without a configuration."""
 
 import math
+import re
 from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
 
 from clipbias.clip.config import ClipConfig, TextConfig, VisionConfig
-from clipbias.clip.convert import HUGGING_FACE, Naming
-from clipbias.clip.open_clip import HEAD_WIDTH
+from clipbias.clip.tables import Table
 from clipbias.clip.tensors import Tensor
 from clipbias.errors import ClipbiasError
 
+HEAD_WIDTH = 64  # of every tower for which nothing else is said (Radford et al. 2021)
 # Beyond this width open_clip and its users chose wider heads: 80, 88, 104 or 112.
 WIDEST = 1024
 
-# For each naming: patch embedding, vision positions, token embedding, text positions, MLP and the text projection, with
-# the axis of the joint width.
-HUGGING_FACE_NAMES = (
-    "vision_model.embeddings.patch_embedding.weight",
-    "vision_model.embeddings.position_embedding.weight",
-    "text_model.embeddings.token_embedding.weight",
-    "text_model.embeddings.position_embedding.weight",
-    "mlp.fc1.weight",
-    ("text_projection.weight", 0),
-)
-OPEN_CLIP_NAMES = (
-    "visual.conv1.weight",
-    "visual.positional_embedding",
-    "token_embedding.weight",
-    "positional_embedding",
-    "mlp.c_fc.weight",
-    ("text_projection", 1),
-)
 
-
-def config_from_shapes(tensors: Mapping[str, Tensor], naming: Naming, *, activation: str, where: str) -> ClipConfig:
-    """The geometry of a model, as OpenAI's own code derives it from a state dict: heads are 64 wide.
+def config_from_shapes(tensors: Mapping[str, Tensor], table: Table, *, activation: str, where: str) -> ClipConfig:
+    """The geometry of a model, as OpenAI's code derives it from a state dict: heads are 64 wide.
 
     Args:
       tensors: the model's tensors by name.
-      naming: whose names these are.
+      table: whose names these are.
       activation: "quick_gelu" or "gelu", which no shape tells.
       where: the file, for messages.
 
     Raises:
       ClipbiasError: the tensors are not those of a CLIP model.
     """
-    names = HUGGING_FACE_NAMES if naming is HUGGING_FACE else OPEN_CLIP_NAMES
-    patch, positions, tokens, text_positions, hidden, (projection, axis) = names
+    found = {table.plain(name): tensor for name, tensor in tensors.items()}
 
-    def shape(name: str, dimensions: int) -> tuple[int, ...]:
-        if name not in tensors or len(tensors[name].shape) != dimensions:
-            raise ClipbiasError(f"{where} is not a CLIP model: it has no {name} of {dimensions} dimensions.")
-        return tensors[name].shape
+    def shape(path: str) -> tuple[int, ...]:
+        """The shape of a leaf of the parameter tree, of the first block where it is stacked."""
+        row = next(row for row in table.rows if row.path == path)
+        name = row.name.format(0)
+        try:
+            leaf = row.layout.load(np.broadcast_to(np.float32(0), found[name].shape))
+        except (KeyError, ValueError) as error:
+            raise ClipbiasError(f"{where} is not a CLIP model: it has no {name} of CLIP's.") from error
+        return (*leaf.shape, 0, 0)[:2]  # of another number of dimensions: refused with the rest
 
-    def tower(name: str, width: int) -> dict:
-        before, after = naming.prefixes[name].split("{}")
-        numbers = {key[len(before) :].partition(after)[0] for key in tensors if key.startswith(before)}
+    def tower(name: str, width: int) -> dict[str, Any]:
+        row = next(row for row in table.rows if row.path == f"{name}/layers/norm1/scale")
+        block = re.compile(re.escape(row.name).replace(r"\{\}", r"\d+"))
         return dict(
             width=width,
-            layers=len(numbers),
+            layers=sum(block.fullmatch(key) is not None for key in found),
             heads=max(width // HEAD_WIDTH, 1),
-            mlp_width=shape(f"{naming.prefixes[name].format(0)}{hidden}", 2)[0],
+            mlp_width=shape(f"{name}/layers/fc1/kernel")[1],
             activation=activation,
         )
 
-    width, _, side, _ = shape(patch, 4)
+    inputs, width = shape("vision/patch_embedding")
     if width > WIDEST:
         raise ClipbiasError(
             f"{where} has a vision tower of width {width:,}, whose number of heads no shape tells; put its config.json "
             "or open_clip_config.json beside it."
         )
-    vocabulary, text_width = shape(tokens, 2)
-    grid = math.isqrt(max(shape(positions, 2)[0] - 1, 0))
+    patch, grid = math.isqrt(inputs // 3), math.isqrt(max(shape("vision/position_embedding")[0] - 1, 0))
+    vocabulary, text_width = shape("text/token_embedding")
     try:
         return ClipConfig(
-            vision=VisionConfig(**tower("vision", width), image_size=grid * side, patch_size=side),
+            vision=VisionConfig(**tower("vision", width), image_size=grid * patch, patch_size=patch),
             text=TextConfig(
                 **tower("text", text_width),
                 vocabulary_size=vocabulary,
-                context_length=shape(text_positions, 2)[0],
+                context_length=shape("text/position_embedding")[0],
                 eos_token_id=vocabulary - 1,
             ),
-            projection_width=shape(projection, 2)[axis],
+            projection_width=shape("text/projection")[1],
         )
-    except ClipbiasError as error:
+    except (ClipbiasError, ArithmeticError) as error:
         raise error if where in str(error) else ClipbiasError(f"{where} is not a CLIP model: {error}") from error

@@ -1,70 +1,132 @@
-"""Tensors in PyTorch's own files (`.bin`, `.pt`), read without PyTorch and without running anything.
+"""Tensors in PyTorch's files (`.bin`, `.pt`), read without PyTorch and without running anything that a file names.
 
-Such a file is a zip archive: `data.pkl` describes the tensors as a pickle, and `data/0`, `data/1`, … hold the numbers
-as they lie in memory, not compressed. `torch.jit.save` writes the same with objects of classes of its own around them.
+Such a file is a zip archive. `data.pkl` describes the tensors as a pickle; `data/0`, `data/1`, … hold their numbers as
+they lie in memory, not compressed. `torch.jit.save` writes the same, with objects of its modules around the tensors.
+
+A pickle is a program. Here every name in it becomes an inert `Record`, and any name beyond the few in `NAMES` is
+refused. Python's implementation of `pickle.Unpickler` is used: the one in C ends the process, or fills the memory, on
+keys that are nested deeply and on memo numbers that are huge.
 """
 
 import contextlib
-import dataclasses
 import functools
+import io
 import math
-import re
+import pickle
 import shlex
-import struct
-import warnings
 import zipfile
-import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
 
-from clipbias.clip.tensors import FLOATING, Contents, Tensor
-from clipbias.clip.unpickle import Name, Record, unpickle
+from clipbias.clip.tensors import LONGEST_NAME, Tensor
 from clipbias.errors import ClipbiasError
 from clipbias.io import check_file, reason, shorten
 
-STORAGES = {
-    "torch.DoubleStorage": "float64",
-    "torch.FloatStorage": "float32",
-    "torch.HalfStorage": "float16",
-    "torch.BFloat16Storage": "bfloat16",
-    "torch.LongStorage": "int64",
-    "torch.IntStorage": "int32",
-    "torch.ShortStorage": "int16",
-    "torch.CharStorage": "int8",
-    "torch.ByteStorage": "uint8",
-    "torch.BoolStorage": "bool",
-    "torch.ComplexFloatStorage": "complex64",
-    "torch.ComplexDoubleStorage": "complex128",
-}
-UNTYPED = ("torch.storage.UntypedStorage", "torch.UntypedStorage")  # of types newer than these: float8 and others
-TYPE = re.compile(r"torch\.(float|bfloat|u?int|complex|bool)\w*")
+TYPES = {"Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16", "Long": "int64"}
+TYPES |= {"Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8", "Bool": "bool"}
+STORAGES = {f"torch.{name}Storage": dtype for name, dtype in TYPES.items()}
+ORDERED_DICT = "collections.OrderedDict"
+TENSORS = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2")
+# Functions that return their first argument, with remarks.
+WRAPPERS = ("torch._utils._rebuild_parameter", "torch.jit._pickle.restore_type_tag")
+LISTS = tuple(f"torch.jit._pickle.build_{kind}list" for kind in ("int", "double", "bool", "tensor"))
+MODULE, STORAGE = "__torch__", "storage"  # any object of TorchScript's; any persistent id
+NAMES = (*STORAGES, ORDERED_DICT, *TENSORS, *WRAPPERS, *LISTS)
+
+# The instructions with which tensors in dictionaries are described. None of them makes a set.
+INSTRUCTIONS = (
+    pickle.PROTO, pickle.FRAME, pickle.STOP, pickle.MARK, pickle.NONE, pickle.NEWTRUE, pickle.NEWFALSE,
+    pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.LONG1, pickle.BINFLOAT, pickle.BINUNICODE,
+    pickle.SHORT_BINUNICODE, pickle.BINSTRING, pickle.SHORT_BINSTRING, pickle.BINBYTES, pickle.SHORT_BINBYTES,
+    pickle.EMPTY_TUPLE, pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3, pickle.EMPTY_LIST, pickle.APPEND,
+    pickle.APPENDS, pickle.EMPTY_DICT, pickle.BINPUT, pickle.LONG_BINPUT, pickle.MEMOIZE, pickle.BINGET,
+    pickle.LONG_BINGET, pickle.BINPERSID, pickle.GLOBAL, pickle.STACK_GLOBAL, pickle.REDUCE, pickle.NEWOBJ,
+    pickle.BUILD,
+)  # fmt: skip
+LONGEST = 8 << 20  # bytes of a description; that of a CLIP has about 0.1 MB
+MOST_PARTS = 100_000
+
 OLD_FORMAT = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 POINTER = b"version https://git-lfs"
-
 ENCRYPTED = 1  # a flag of members of zip archives
 
-MOST_DIMENSIONS, MOST_TENSORS, MOST_LEVELS = 8, 100_000, 64
-MOST_SHARING = 4  # how often the numbers of a file may be used by its tensors, on average
+
+class Record:
+    """What a file gives to something that it names: arguments of a call, items, attributes. Nothing is called."""
+
+    kind: ClassVar[str] = ""
+
+    def __new__(cls, *arguments: Any) -> "Record":
+        self = super().__new__(cls)
+        self.arguments, self.items, self.state = arguments, {}, {}
+        return self
+
+    arguments: tuple[Any, ...]
+    items: dict[str | int, Any]
+    state: Any
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
 
 
-@dataclasses.dataclass(frozen=True)
-class Storage:
-    """One member of the archive: its name, NumPy's name of its type, and how many numbers it holds."""
+class _Unpickler(pickle._Unpickler):
+    """Reads a pickle into plain values and `Record`s."""
 
-    member: str
-    dtype: str
-    count: int
+    stack: list[Any]  # these two are the base class's, which its type stubs leave out
+    pop_mark: Callable[[], list[Any]]
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(io.BytesIO(content))
+        self.kinds = {name: type("Record", (Record,), {"kind": name}) for name in (*NAMES, MODULE, STORAGE)}
+
+    def load(self) -> Any:
+        try:
+            return super().load()
+        except KeyError as error:
+            raise ValueError("it uses an instruction that no tensors need") from error
+
+    def find_class(self, module: str, name: str) -> Any:
+        full = f"{module}.{name}"
+        if full in NAMES or full.startswith(f"{MODULE}."):
+            return self.kinds[full if full in NAMES else MODULE]
+        raise ClipbiasError(
+            f"it holds an object of {shorten(ascii(full)[1:-1])}, which no weights need; save the model's "
+            "`state_dict()` alone"
+        )
+
+    def persistent_load(self, pid: Any) -> Record:
+        return self.kinds[STORAGE](pid)
+
+    def set_items(self, pairs: list[Any]) -> None:
+        target = self.stack[-1].items if isinstance(self.stack[-1], Record) else self.stack[-1]
+        # To hash a tuple that is nested deeply would end the process.
+        if type(target) is not dict or not all(isinstance(key, str | int) for key in pairs[::2]):
+            raise ValueError("a dictionary has other keys than texts and numbers")
+        target.update(zip(pairs[::2], pairs[1::2], strict=True))
+
+    def load_setitem(self) -> None:
+        pair = [self.stack.pop(-2), self.stack.pop()]
+        self.set_items(pair)
+
+    def load_setitems(self) -> None:
+        self.set_items(self.pop_mark())
+
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
+        **{code[0]: pickle._Unpickler.dispatch[code[0]] for code in INSTRUCTIONS},
+        pickle.SETITEM[0]: load_setitem,
+        pickle.SETITEMS[0]: load_setitems,
+    }
 
 
 @contextlib.contextmanager
-def open_torch(path: Path) -> Iterator[Contents]:
+def open_torch(path: Path) -> Iterator[dict[str, Tensor]]:
     """The tensors of a file that `torch.save` or `torch.jit.save` wrote, to be read while the block runs.
 
-    A training checkpoint's `{"state_dict": …}` and the prefix `module.` of its names are taken off.
+    The `{"state_dict": …}` of a training checkpoint and the prefix `module.` of its names are taken off.
 
     Raises:
       ClipbiasError: it is no such file, it is damaged, or it holds more than tensors.
@@ -73,21 +135,18 @@ def open_torch(path: Path) -> Iterator[Contents]:
     with contextlib.ExitStack() as stack:
         with _reading(path):
             archive = stack.enter_context(_open_zip(path))
-            found = _describe(archive, path)
-        yield found
+            tensors = _describe(archive, path)
+        yield tensors
 
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Turns whatever a damaged file leads to into one sentence about it."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of the pickle reader, about bytes that are no text
-            yield
+        yield
     except ClipbiasError as error:
         raise ClipbiasError(f"{path} is not read: {error}.") from error
-    except (ValueError, OSError, EOFError, struct.error, zlib.error, zipfile.BadZipFile, NotImplementedError) as error:
-        words = shorten(reason(error), 200)
+    except Exception as error:  # whatever zipfile, pickle and NumPy raise on a damaged file
+        words = shorten(" ".join(reason(error).split()), 200)
         raise ClipbiasError(f"{path} is damaged or no PyTorch file of weights ({words}); fetch it again.") from error
 
 
@@ -105,132 +164,83 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
 
 
-def _describe(archive: zipfile.ZipFile, path: Path) -> Contents:
-    size = path.stat().st_size
+def _describe(archive: zipfile.ZipFile, path: Path) -> dict[str, Tensor]:
     members = {info.filename: info for info in archive.infolist()}
-    if len(members) != len(archive.infolist()):
-        raise ValueError("it holds two members of one name")
-    described = [name for name in members if name.count("/") == 1 and name.endswith("/data.pkl")]
-    if len(described) != 1:
-        raise ValueError("it holds no data.pkl")
-    folder = described[0].removesuffix("data.pkl")
+    (description,) = [name for name in members if name.count("/") == 1 and name.endswith("/data.pkl")] or [""]
+    folder = description.removesuffix("data.pkl")
 
-    def content(member: str) -> bytes:
+    def content(member: str, longest: int = path.stat().st_size) -> bytes:
         info = members.get(member)
         if info is None:
             raise ValueError(f"it lacks the member {shorten(ascii(member))}")
-        plain = info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & ENCRYPTED
-        if not plain or not info.file_size == info.compress_size <= size:
+        if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & ENCRYPTED:
             raise ValueError(f"its member {shorten(ascii(member))} is compressed or encrypted, as PyTorch's never are")
+        if info.file_size > longest:
+            raise ValueError(f"its member {shorten(ascii(member))} has {info.file_size:,} bytes")
         return archive.read(info)
 
     if f"{folder}byteorder" in members and content(f"{folder}byteorder") != b"little":
         raise ValueError("its numbers are not in little-endian order")
     last_read = functools.lru_cache(maxsize=1)(content)  # tensors that share a storage follow one another
 
-    def stored(key: Any) -> Storage:
-        word, kind, name, _, count = key
-        # Before any is made a text, which Python cannot do with what is nested deeply.
-        described = isinstance(kind, Name) and isinstance(name, str) and _whole(count)
-        dtype = None if not described else "bytes" if str(kind) in UNTYPED else STORAGES.get(str(kind))
-        if word != "storage" or dtype is None:
-            raise ValueError("a storage is not described as PyTorch does it")
-        return Storage(f"{folder}data/{name}", dtype, count)
-
-    def tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> Tensor:
-        if not isinstance(storage, Storage) or not _whole(offset, *shape, *strides) or len(shape) != len(strides):
+    def tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:
+        word, kind, key, _, count = storage.arguments[0]
+        dtype, member = STORAGES[kind.kind], f"{folder}data/{key}"
+        whole = all(type(size) is int and 0 <= size < 2**62 for size in (count, offset, *shape, *strides))
+        if word != "storage" or not isinstance(key, str) or not whole:
             raise ValueError("a tensor is not described as PyTorch does it")
-        other = [
-            str(value).removeprefix("torch.")
-            for value in rest
-            if isinstance(value, Name) and TYPE.fullmatch(str(value))
-        ]
-        if storage.dtype == "bytes" or other:
-            return Tensor(tuple(shape), (other or ["bytes"])[0], lambda: _no_numbers())
-        width = jnp.dtype(storage.dtype).itemsize
-        info = members.get(storage.member)
-        if info is None or info.file_size != storage.count * width:
-            raise ValueError(f"its member {shorten(ascii(storage.member))} has another length than it is said to have")
-        last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+        width = jnp.dtype(dtype).itemsize
+        if member not in members or members[member].file_size != count * width:
+            raise ValueError(f"its member {shorten(ascii(member))} has another length than it is said to have")
+        last = offset + sum((size - 1) * step for size, step in zip(shape, strides, strict=True))
         total = math.prod(shape)
-        if len(shape) > MOST_DIMENSIONS or (total and last >= storage.count) or total > storage.count:
+        if (total and last >= count) or total > count:
             raise ValueError("a tensor reaches beyond its numbers")
 
         def read() -> np.ndarray:
             with _reading(path):
-                numbers = np.frombuffer(last_read(storage.member), jnp.dtype(storage.dtype))
-            return np.lib.stride_tricks.as_strided(
-                numbers[offset:], shape, [step * width for step in strides], writeable=False
-            )
+                numbers = np.frombuffer(last_read(member), jnp.dtype(dtype))[offset:]
+                return np.lib.stride_tricks.as_strided(numbers, shape, [step * width for step in strides])
 
-        return Tensor(tuple(shape), storage.dtype, read)
+        return Tensor(tuple(shape), dtype, read)
 
-    value = unpickle(
-        content(described[0]),
-        functions={
-            "collections.OrderedDict": lambda: {},
-            "torch._utils._rebuild_tensor": tensor,
-            "torch._utils._rebuild_tensor_v2": tensor,
-            "torch._utils._rebuild_tensor_v3": tensor,
-            "torch._utils._rebuild_parameter": lambda data, *_: data,
-            "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
-            **{f"torch.jit._pickle.build_{kind}list": list for kind in ("int", "double", "bool", "tensor")},
-            "torch.jit._pickle.restore_type_tag": lambda data, _: data,
-        },
-        is_data=lambda name: str(name) in STORAGES or str(name) in UNTYPED or bool(TYPE.fullmatch(str(name))),
-        is_class=lambda name: name.module == "__torch__" or name.module.startswith("__torch__."),
-        stored=stored,
-    )
-    found = Contents(*_flatten(value))
-    used = sum(
-        math.prod(tensor.shape) * jnp.dtype(tensor.dtype).itemsize
-        for tensor in found.tensors.values()
-        if tensor.dtype in FLOATING
-    )
-    held = sum(info.file_size for name, info in members.items() if name.startswith(f"{folder}data/"))
-    if used > MOST_SHARING * min(held, size):
-        raise ValueError("its tensors hold more numbers than the file")
-    return found
+    return _flatten(_Unpickler(content(description, LONGEST)).load(), tensor)
 
 
-def _no_numbers() -> np.ndarray:
-    raise ValueError("NumPy has no such type")
+def _flatten(value: Any, tensor: Callable[..., Tensor]) -> dict[str, Tensor]:
+    """The tensors in nested dictionaries and records, by their names joined with dots."""
+    parts = 0
+    found: dict[str, Tensor] = {}
 
+    def plain(part: Any) -> Any:
+        if not isinstance(part, Record):
+            return part
+        if part.kind in TENSORS:
+            return tensor(*part.arguments)
+        if part.kind in WRAPPERS:
+            return plain(part.arguments[0])
+        return part.items if part.kind == ORDERED_DICT else part.state
 
-def _whole(*values: Any) -> bool:
-    return all(type(value) is int and 0 <= value < 2**62 for value in values)
-
-
-def _flatten(value: Any) -> tuple[dict[str, Tensor], frozenset[str]]:
-    """The tensors in nested dictionaries and records, by their names joined with dots; and the records' classes."""
-    if isinstance(value, dict):
-        for wrapper in ("state_dict", "model_state_dict", "model"):
-            if isinstance(value.get(wrapper), dict):
-                value = value[wrapper]
-                break
-    tensors: dict[str, Tensor] = {}
-    classes: set[str] = set()
-    visited = 0
-
-    def visit(part: Any, path: tuple[str, ...]) -> None:
-        nonlocal visited
-        visited += 1
-        if visited > MOST_TENSORS or len(path) > MOST_LEVELS:
+    def visit(part: Any, name: str) -> None:
+        nonlocal parts
+        parts += 1
+        if parts > MOST_PARTS or len(name) > LONGEST_NAME:
             raise ValueError("its content is nested beyond measure")
+        part = plain(part)
         if isinstance(part, Tensor):
-            tensors[".".join(path)] = part
-            return
-        if isinstance(part, Record):
-            classes.add(str(part.kind))
-            part = part.state
-        if isinstance(part, dict):
-            for name, inner in part.items():
-                visit(inner, (*path, str(name)))
+            found[name] = part
+        elif isinstance(part, dict):
+            for key, inner in part.items():
+                visit(inner, f"{name}.{key}" if name else str(key))
 
-    visit(value, ())
+    value = plain(value)
+    if isinstance(value, dict):
+        states = [plain(value.get(name)) for name in ("state_dict", "model_state_dict", "model")]
+        value = next((state for state in states if isinstance(state, dict)), value)
+    visit(value, "")
     for prefix in ("module.", "_orig_mod.", "module."):  # of wrappers around wrappers, in either order
-        if tensors and all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    if not tensors or "" in tensors:
+        if found and all(name.startswith(prefix) for name in found):
+            found = {name.removeprefix(prefix): part for name, part in found.items()}
+    if not found or "" in found:
         raise ClipbiasError("it holds no tensors by name, as a model's `state_dict` does")
-    return tensors, frozenset(classes)
+    return found

@@ -5,14 +5,12 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
-from clipbias.clip import repository
-from clipbias.clip.convert import HUGGING_FACE, Naming
-from clipbias.clip.flax_file import FLAX, open_flax
-from clipbias.clip.open_clip import OPEN_CLIP, OPENAI_BUFFERS, named_as_in_open_clip, refuse_others
-from clipbias.clip.tensors import FLOATING, Contents, Tensor, open_safetensors, shards
+from clipbias.clip import families, tables
+from clipbias.clip.convert import table_of
+from clipbias.clip.flax_file import read_flax
+from clipbias.clip.tensors import FLOATING, Tensor, open_safetensors, shard_names
 from clipbias.clip.torch_file import open_torch
-from clipbias.errors import ClipbiasError
-from clipbias.io import check_file
+from clipbias.io import check_file, shorten
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,23 +20,23 @@ class Weights:
     Attributes:
       where: the file or folder, for messages.
       folder: where other files of the model may lie.
-      tensors: every tensor by the names of `naming`.
-      naming: whose names these are.
+      tensors: every tensor by the names of `table`.
+      table: whose names these are.
       configuration: the file with the geometry, where there is one.
-      activation: what a file tells of it: OpenAI's own is known, and a TorchScript archive names the classes in it.
+      activation: where it is known of a file: OpenAI's.
     """
 
     where: str
     folder: Path
     tensors: dict[str, Tensor]
-    naming: Naming
+    table: tables.Table
     configuration: Path | None
     activation: str | None = None
 
     @property
     def widest(self) -> str:
         """The widest type of the weights, in which a mixed checkpoint is written back; at most float32."""
-        held = {tensor.dtype for name, tensor in self.tensors.items() if name not in self.naming.ignored}
+        held = {tensor.dtype for name, tensor in self.tensors.items() if name not in self.table.ignored}
         narrow = sorted(held & set(FLOATING))
         return narrow[0] if len(narrow) == 1 and narrow[0] in ("bfloat16", "float16") else "float32"
 
@@ -50,46 +48,33 @@ def open_weights(path: Path) -> Iterator[Weights]:
     Raises:
       ClipbiasError: there are none, they are damaged, or they belong to another network.
     """
-    configuration = None
+    first, folder, configuration = path, path.parent, None
     if path.is_dir():
-        files = repository.choose_in(path)
-        first, folder, configuration = path / files.files[0], path, path / files.configuration
-    else:
-        first, folder = path, path.parent
-    check_file(first)
+        weights, description = families.choose(path)
+        first, folder, configuration = path / weights, path, path / description
+    tensors: dict[str, Tensor] = {}
     with contextlib.ExitStack() as stack:
-        paths = shards(first) if first.suffix == ".json" else [first]
-        kind = Path(first.name.removesuffix(".index.json")).suffix
-        if kind == ".msgpack":
-            file = _joined([Contents(stack.enter_context(open_flax(part))) for part in paths])
-        elif kind == ".safetensors":
-            file = Contents(stack.enter_context(open_safetensors(paths)))
-        else:
-            file = _joined([stack.enter_context(open_torch(part)) for part in paths])
-        tensors = file.tensors
-        if kind == ".msgpack":
-            naming = FLAX
-        elif any(name.startswith(("visual.", "transformer.", "text.")) for name in tensors):
-            naming, tensors = OPEN_CLIP, named_as_in_open_clip(tensors, where=str(path))
-        else:
-            naming = HUGGING_FACE
-            refuse_others(tensors, where=str(path))
-        activation = _activation(file)
+        for part in parts(first):
+            if part.suffix == ".msgpack":
+                tensors |= read_flax(part)
+            else:
+                opener = open_safetensors if part.suffix == ".safetensors" else open_torch
+                tensors |= stack.enter_context(opener(part))
+        table = table_of(tensors, where=str(path))
+        activation = "quick_gelu" if tensors.keys() >= tables.OPENAI_BUFFERS else None
         if configuration is None and activation is None:
-            beside = folder / repository.CONFIGURATION["open_clip" if naming is OPEN_CLIP else "hugging_face"]
+            family = families.OPEN_CLIP if table is tables.OPEN_CLIP else families.HUGGING_FACE
+            beside = folder / family.configuration
             configuration = beside if beside.exists() else None
-        if naming is FLAX and configuration is None:
-            raise ClipbiasError(f"{path} has no config.json beside it, which describes the model; fetch it too.")
-        yield Weights(str(path), folder, tensors, naming, configuration, activation)
+        yield Weights(str(path), folder, tensors, table, configuration, activation)
 
 
-def _joined(files: list[Contents]) -> Contents:
-    tensors = {name: tensor for file in files for name, tensor in file.tensors.items()}
-    return Contents(tensors, frozenset[str]().union(*(file.classes for file in files)))
-
-
-def _activation(file: Contents) -> str | None:
-    names = {name.rpartition(".")[2] for name in file.classes}
-    if "QuickGELU" in names or file.tensors.keys() >= OPENAI_BUFFERS:
-        return "quick_gelu"
-    return "gelu" if "GELU" in names else None
+def parts(weights: Path) -> list[Path]:
+    """A file of weights alone, or the shards that an index names. Raises `ClipbiasError` where one is not there."""
+    check_file(weights)
+    if not weights.name.endswith(".index.json"):
+        return [weights]
+    paths = [weights.parent / name for name in shard_names(weights)]
+    for path in paths:
+        check_file(path, missing=f"{weights.parent} lacks the shard {shorten(path.name)}; fetch it again.")
+    return paths

@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -274,14 +274,7 @@ def _find(source: str | os.PathLike) -> Path:
         if not path.is_file():
             raise ClipbiasError(f"no adapter file {path}.")
         return path
-
-    def wanted(names: Collection[str], folder: Path) -> Iterator[Sequence[str]]:
-        if FILE not in names:
-            raise ClipbiasError(f"{str(name)!r} on the Hugging Face hub holds no adapter, which would be {FILE}.")
-        yield [FILE]
-
-    folder, _ = hub.fetch(name, wanted, lambda folder: (folder / FILE).is_file())
-    return folder / FILE
+    return hub.download(name, FILE)
 
 
 def _check_header(header: Mapping[str, Any], path: Path) -> Mapping[str, Any]:

@@ -14,7 +14,7 @@ from flax.serialization import msgpack_restore, msgpack_serialize
 from flax.traverse_util import flatten_dict
 
 import clipbias
-from clipbias.clip.flax_file import open_flax, write_flax
+from clipbias.clip.flax_file import read_flax, write_flax
 from clipbias.errors import ClipbiasError
 from tests.reference import formats
 
@@ -22,11 +22,11 @@ FILE = formats.FORMATS / "flax" / "flax_model.msgpack"
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
-    with open_flax(path) as tensors:
-        for tensor in tensors.values():
-            array = tensor.read()
-            assert (array.shape, array.dtype) == (tensor.shape, jnp.dtype(tensor.dtype))
-        return {name: tensor.read() for name, tensor in tensors.items()}
+    tensors = read_flax(path)
+    for tensor in tensors.values():
+        array = tensor.read()
+        assert (array.shape, array.dtype) == (tensor.shape, jnp.dtype(tensor.dtype))
+    return {name: tensor.read() for name, tensor in tensors.items()}
 
 
 def read_bytes(content: bytes, tmp_path: Path) -> dict[str, np.ndarray]:
@@ -35,29 +35,16 @@ def read_bytes(content: bytes, tmp_path: Path) -> dict[str, np.ndarray]:
     return read(path)
 
 
-def test_reads_what_flax_reads():
-    theirs = flatten_dict(msgpack_restore(FILE.read_bytes()), sep="/")
-    ours = read(FILE)
-    assert list(ours) == list(theirs)
-    for name, value in ours.items():
-        np.testing.assert_array_equal(value, theirs[name], strict=True)
-
-
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
 def test_every_type_and_size(dtype, tmp_path):
-    """Arrays whose msgpack headers differ in length, a scalar of NumPy's, and one with no numbers."""
-    arrays = {f"of{n}": (np.arange(n) % 99).astype(jnp.dtype(dtype)) for n in (0, 1, 2, 3, 40, 300, 70_000)}
+    """Also a scalar of NumPy's, and an array with no numbers."""
+    arrays = {f"of{n}": (np.arange(n) % 99).astype(jnp.dtype(dtype)) for n in (0, 1, 40, 70_000)}
     tree = {"a": {"b": arrays}, "scalar": np.asarray(2.5, jnp.dtype(dtype)), "c": np.ones((2, 3), jnp.dtype(dtype))}
     found = read_bytes(msgpack_serialize(tree), tmp_path)
     expected = flatten_dict(tree, sep="/")
     assert set(found) == set(expected)
     for name, value in found.items():
         np.testing.assert_array_equal(value, expected[name], strict=True)
-
-
-def test_numbers_of_numpy_count_as_arrays(tmp_path):
-    (value,) = read_bytes(msgpack_serialize({"a": np.float32(1.5)}), tmp_path).values()
-    np.testing.assert_array_equal(value, np.float32(1.5))
 
 
 def test_what_is_written_flax_reads(tmp_path):
@@ -108,8 +95,10 @@ def test_weights_that_would_be_read_instead_are_not_left_beside_it(tmp_path):
 def test_the_file_itself_can_be_named_where_its_configuration_is(tmp_path):
     assert clipbias.load(FILE).fingerprint == clipbias.load(FILE.parent).fingerprint
     (tmp_path / FILE.name).write_bytes(FILE.read_bytes())
-    with pytest.raises(ClipbiasError, match=r"no config\.json beside it"):
+    with pytest.raises(ClipbiasError, match=r"does not say which activation"):
         clipbias.load(tmp_path / FILE.name)
+    bare = clipbias.load(tmp_path / FILE.name, activation="quick_gelu", tokenizer=FILE.parent)
+    assert (bare.fingerprint, bare.config) == (clipbias.load(FILE).fingerprint, clipbias.load(FILE).config)
 
 
 def array(shape, dtype="float32", data=b"", code=1) -> msgpack.ExtType:
@@ -121,46 +110,37 @@ def nested(depth: int) -> bytes:
 
 
 REFUSED = {
-    "empty": (b"", "cut short"),
-    "no map": (msgpack.packb([1, 2]), "begin with a map"),
-    "an array": (msgpack.packb(array([1], data=b"\0" * 4)), "begin with a map"),
-    "a negative size": (msgpack.packb({"a": array([-1], data=b"\0" * 4)}), "shape"),
-    "a size that is no number": (msgpack.packb({"a": array(["4"], data=b"\0" * 4)}), "shape"),
-    "too few bytes": (msgpack.packb({"a": array([2], data=b"\0" * 4)}), "do not fill"),
-    "too many bytes": (msgpack.packb({"a": array([1], data=b"\0" * 8)}), "do not fill"),
-    "a huge shape": (msgpack.packb({"a": array([2**62, 2**62], data=b"\0" * 4)}), "do not fill"),
-    "an unknown extension": (msgpack.packb({"a": array([1], data=b"\0" * 4, code=7)}), "no array"),
-    "a complex number": (msgpack_serialize({"a": 1j}), "no array"),
-    "a number": (msgpack.packb({"a": 1.5}), "no array"),
-    "a list": (msgpack.packb({"a": [1]}), "no array"),
-    "nothing": (msgpack.packb({"a": None}), "no array"),
-    "a key that is no text": (msgpack.packb({1: array([1], data=b"\0" * 4)}), "no text"),
-    "a key that is a map": (b"\x81\x81\x01\x02\xc0", "not msgpack"),
-    "a key twice": (b"\x82" + 2 * (msgpack.packb("a") + msgpack.packb(array([1], data=b"\0" * 4))), "twice"),
-    "a long key": (msgpack.packb({"a" * 10_000: array([1], data=b"\0" * 4)}), "cut short"),
-    "deep nesting": (nested(100_000), "nested"),
-    "an extension that is no array": (msgpack.packb({"a": msgpack.ExtType(1, b"\xc0" * 20)}), "not a Flax model"),
-    "an extension with text": (msgpack.packb({"a": array([1], data="text")}), "no bytes"),
-    "a map that claims entries": (b"\xdf\xff\xff\xff\xff", "claims"),
-    "an array that claims bytes": (b"\x81\xa1a\xc9\xff\xff\xff\xff\x01\x93\x91\x01\xa7float32\xc6", "cut short"),
-    "a list that claims entries": (
-        msgpack.packb({"a": msgpack.ExtType(1, b"\x93\xdd\x0f\xff\xff\xff" * 9)}),
-        "not msgpack",
-    ),
-    "very many names": (
-        b"\xdf\x00\x01\xff\xff" + b"".join(msgpack.packb(str(i)) + b"\x80" for i in range(2**17)),
-        "names",
-    ),
-    "more behind it": (msgpack.packb({"a": array([1], data=b"\0" * 4)}) + b"\0", "ends at byte"),
-    "text": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "begin with a map"),
+    "empty": b"",
+    "no map": msgpack.packb([1, 2]),
+    "an array": msgpack.packb(array([1], data=b"\0" * 4)),
+    "too few bytes": msgpack.packb({"a": array([2], data=b"\0" * 4)}),
+    "too many bytes": msgpack.packb({"a": array([1], data=b"\0" * 8)}),
+    "a huge shape": msgpack.packb({"a": array([2**62, 2**62], data=b"\0" * 4)}),
+    "objects": msgpack.packb({"a": array([1], "O", b"\0" * 8)}),
+    "objects within": msgpack.packb({"a": array([1], "O,f4", b"\0" * 12)}),
+    "an unknown extension": msgpack.packb({"a": array([1], data=b"\0" * 4, code=7)}),
+    "a complex number": msgpack_serialize({"a": 1j}),
+    "a number": msgpack.packb({"a": 1.5}),
+    "a list": msgpack.packb({"a": [1]}),
+    "nothing": msgpack.packb({"a": None}),
+    "a key that is no text": msgpack.packb({1: array([1], data=b"\0" * 4)}),
+    "a key that is a map": b"\x81\x81\x01\x02\xc0",
+    "a long key": msgpack.packb({"a" * 10_000: array([1], data=b"\0" * 4)}),
+    "deep nesting": nested(100_000),
+    "nesting that msgpack reads": nested(900) + b"\0",
+    "a map that claims entries": b"\xdf\xff\xff\xff\xff",
+    "an array that claims bytes": b"\x81\xa1a\xc9\xff\xff\xff\xff\x01\x93\x91\x01\xa7float32\xc6",
+    "a list that claims entries": msgpack.packb({"a": msgpack.ExtType(1, b"\x93\xdd\x0f\xff\xff\xff" * 9)}),
+    "chunks that are none": msgpack.packb({"a": {"__msgpack_chunked_array__": True, "shape": {"0": 1}, "chunks": {}}}),
+    "more behind it": msgpack.packb({"a": array([1], data=b"\0" * 4)}) + b"\0",
+    "text": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_is_no_flax_model_is_refused_in_one_sentence(name, tmp_path):
-    content, words = REFUSED[name]
+@pytest.mark.parametrize("content", REFUSED.values(), ids=REFUSED.keys())
+def test_what_is_no_flax_model_is_refused_in_one_sentence(content, tmp_path):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(ClipbiasError, match=words) as error:
+    with pytest.raises(ClipbiasError, match=r"^/.*flax_model\.msgpack is damaged or no Flax model") as error:
         read_bytes(content, tmp_path)
     assert "\n" not in str(error.value) and len(str(error.value)) < 500
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KB: nothing claimed is made
@@ -182,7 +162,7 @@ def test_other_types_are_named_with_the_tensor(tmp_path):
         clipbias.load(tmp_path)
     message = str(error.value)
     assert "3 differences" in message and "missing: visual_projection/kernel (64, 20)" in message
-    assert "logit_scale is int64" in message and "text_projection/kernel is f4,f4" in message
+    assert "logit_scale is int64" in message and "text_projection/kernel is void64" in message
 
 
 def encoded(x: np.ndarray) -> bytes:

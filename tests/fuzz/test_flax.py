@@ -10,7 +10,7 @@ from flax.serialization import msgpack_serialize
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from clipbias.clip.flax_file import open_flax
+from clipbias.clip.flax_file import read_flax
 from clipbias.clip.tensors import FLOATING
 from tests.fuzz.answers import ANYTHING, EXTREME, answered, corrupted
 
@@ -32,10 +32,9 @@ def packed(value: object) -> bytes:
 
 
 def read(path: Path) -> None:
-    with open_flax(path) as tensors:
-        for tensor in tensors.values():
-            if tensor.dtype in FLOATING:
-                assert tensor.read().shape == tensor.shape
+    for tensor in read_flax(path).values():
+        if tensor.dtype in FLOATING:
+            assert tensor.read().shape == tensor.shape
 
 
 @pytest.fixture(scope="module")

@@ -138,8 +138,8 @@ def load_torch(path: Path) -> str | None:
     """What reading every tensor, and then loading, answer."""
 
     def read() -> None:
-        with open_torch(path) as file:
-            for tensor in file.tensors.values():
+        with open_torch(path) as tensors:
+            for tensor in tensors.values():
                 if tensor.dtype in FLOATING:
                     assert tensor.read().shape == tensor.shape
 

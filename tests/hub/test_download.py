@@ -1,40 +1,76 @@
-"""What is downloaded of a repository, at which commit, and what is read from the cache."""
+"""What is downloaded of a repository, at which commit, what is read from the cache, and errors as a sentence."""
 
-import concurrent.futures
-import logging
+import errno
+import os
 import re
-import socket
+import shlex
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import constants, scan_cache_dir
+from huggingface_hub.cli.hf import main as hf
 
 import clipbias
-from clipbias.clip import repository
-from clipbias.clip.pins import PINS
+from clipbias.clip.hub import PINS, command, parse
 from clipbias.errors import ClipbiasError
-from tests.fuzz.answers import deadline
 from tests.hub.conftest import without_weights
 from tests.hub.server import Hub, Repository
+from tests.reference.formats import FORMATS
 
+DEFAULT = "openai/clip-vit-base-patch16"
 OTHER = {"README.md": b"# A model", "pytorch_model.bin": b"never read", "tf_model.h5": b"never read"}
 
 
-def test_one_weight_file_and_what_describes_it(hub: Hub, files: dict[str, bytes]) -> None:
-    commit = Repository(files | OTHER)
-    hub.repositories["someone/small"] = commit
-    clip = clipbias.load("someone/small")
-    assert (clip.name, clip.revision) == ("someone/small", commit.references["main"])
+def refusal(source: str) -> str:
+    with pytest.raises(ClipbiasError) as refused:
+        clipbias.load(source)
+    message = str(refused.value)
+    assert "\n" not in message and message.endswith(".")
+    return message
+
+
+def run_hf(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs a command line of the hub's own program in this process."""
+    words = shlex.split(line)
+    assert words[0] == "hf"
+    monkeypatch.setattr("sys.argv", words)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_UPDATE_CHECK", True, raising=False)
+    with pytest.raises(SystemExit) as ended:
+        hf()
+    assert ended.value.code in (None, 0)
+
+
+def test_one_weight_file_and_what_describes_it(
+    hub: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = hub.repositories["someone/small"] = Repository(files | OTHER)
+    first = clipbias.load("someone/small")
+    assert (first.name, first.revision) == ("someone/small", made.references["main"])
     assert hub.downloaded() == sorted(files)
+    (cached,) = scan_cache_dir(constants.HF_HUB_CACHE).repos  # as the hub's own client lays it out
+    assert cached.refs.keys() == {"main"}
+    hub.sent.clear()
+    second = made.add(files | {"README.md": b"new"})  # a branch that moved is followed; its blobs are the same
+    assert clipbias.load("someone/small").revision == second != first.revision
+    assert hub.downloaded() == []
+    hub.requests.clear()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert clipbias.load("someone/small").revision == second
+    assert hub.requests == []
 
 
-def test_the_official_model_is_read_at_its_pinned_commit(hub: Hub, files: dict[str, bytes]) -> None:
-    name = "openai/clip-vit-base-patch16"
-    pin = PINS[name]
-    hub.repositories[name] = Repository(files, pin.commit)
-    hub.repositories[name].add(without_weights(files))  # main moved on since
-    assert clipbias.load(f"hf-hub:{name}").revision == pin.commit
-    assert f"GET /api/models/{name}/revision/{pin.commit}" in hub.requests
+def test_official_models_are_read_at_their_pinned_commits(hub: Hub, files: dict[str, bytes]) -> None:
+    for name, pin in PINS.items():
+        hub.repositories[name] = Repository(files, pin.commit)
+        hub.repositories[name].add(without_weights(files))  # main moved on since
+        first = clipbias.load(f"hf-hub:{name}")
+        assert (first.name, first.revision) == (name, pin.commit)
+        hub.requests.clear()
+        for source in (name, pin.openai, f"{name}@{pin.commit}"):  # in the cache: no network is needed
+            again = clipbias.load(source)
+            assert (again.fingerprint, again.revision) == (first.fingerprint, first.revision)
+        assert clipbias.load(pin.openai).name == name
+        assert hub.requests == []
 
 
 def test_revisions_of_all_kinds(hub: Hub, files: dict[str, bytes]) -> None:
@@ -43,91 +79,66 @@ def test_revisions_of_all_kinds(hub: Hub, files: dict[str, bytes]) -> None:
     for revision in (commit, "refs/pr/1"):
         clip = clipbias.load(f"someone/small@{revision}")
         assert (clip.name, clip.revision) == (f"someone/small@{revision}", commit)
+    assert "no revision 'v2'" in refusal("someone/small@v2")
 
 
-def test_a_commit_in_the_cache_needs_no_network(hub: Hub, files: dict[str, bytes]) -> None:
-    name = "openai/clip-vit-base-patch16"
-    hub.repositories[name] = Repository(files, PINS[name].commit)
-    first = clipbias.load(name)
-    hub.requests.clear()
-    again = clipbias.load(name)
-    assert clipbias.load(f"{name}@{first.revision}").fingerprint == again.fingerprint == first.fingerprint
-    assert hub.requests == []
-
-
-def test_a_branch_that_was_seen_is_read_without_a_network(
-    hub: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_download_that_breaks_off_is_made_again(hub: Hub, files: dict[str, bytes]) -> None:
     hub.repositories["someone/small"] = Repository(files)
-    first = clipbias.load("someone/small")
-    hub.requests.clear()
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with caplog.at_level(logging.WARNING):
-        assert clipbias.load("someone/small").revision == first.revision
-    assert first.revision in caplog.text
-    assert hub.requests == []
+    hub.break_at["small/model.safetensors"] = len(files["model.safetensors"]) // 2
+    assert "try again" in refusal("someone/small")
+    assert not list(Path(constants.HF_HUB_CACHE).rglob("*.incomplete"))
+    clipbias.load("someone/small")
 
 
-def test_a_hub_that_never_answers_is_not_waited_for(
+def test_no_such_repository_and_one_that_is_closed(
     hub: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hub.repositories["someone/small"] = Repository(files)
-    first = clipbias.load("someone/small")
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.2)
-        with deadline():
-            assert clipbias.load("someone/small").revision == first.revision
-            with pytest.raises(ClipbiasError, match="cannot be reached"):
-                clipbias.load("someone/other")
+    hub.repositories["someone/gated"] = hub.repositories["someone/private"] = Repository(files)
+    hub.gated.add("someone/gated")
+    hub.private.add("someone/private")
+    nothing = refusal("someone/nothing")
+    assert "no folder 'someone/nothing' here, and the Hugging Face hub has no repository of that name" in nothing
+    assert f"accept them at {hub.endpoint}/someone/gated" in refusal("someone/gated")
+    for message in (nothing, refusal("someone/gated"), refusal("someone/private")):
+        (hint,) = re.findall(r"`(hf .*?)`", message)
+        run_hf(f"{hint} --help", monkeypatch)
+    Path(constants.HF_TOKEN_PATH).write_text("hf_token")
+    assert clipbias.load("someone/private").revision
 
 
-def test_a_bar_shows_how_far_a_download_is(
-    hub: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_cache_that_cannot_be_written(hub: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_, **__) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     hub.repositories["someone/small"] = Repository(files)
-    monkeypatch.setenv("TQDM_POSITION", "-1")  # as on a terminal
+    with monkeypatch.context() as patched:
+        patched.setattr("huggingface_hub.file_download.http_get", full)
+        assert re.search(r"cannot write .*No space left.*HF_HUB_CACHE", refusal("someone/small"))
     clipbias.load("someone/small")
-    assert re.search(r"model\.safetensors: 100%", capsys.readouterr().err)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", "/proc/none")
+    assert "cache" in refusal("someone/small")
 
 
-def test_a_branch_that_moved_is_followed(hub: Hub, files: dict[str, bytes]) -> None:
-    made = hub.repositories["someone/small"] = Repository(files)
-    first = clipbias.load("someone/small").revision
-    second = made.add(files | {"README.md": b"new"})
-    hub.sent.clear()
-    assert clipbias.load("someone/small").revision == second != first
-    assert hub.downloaded() == []  # the same blobs
+def test_offline_without_a_cache(hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """The command that is printed downloads, where there is a network, what is then read as a folder."""
+    files = {path.name: path.read_bytes() for path in (FORMATS / "flax").iterdir()}
+    hub.repositories[DEFAULT] = Repository(files | {"tf_model.h5": b"", "pytorch_model.bin": b""}, PINS[DEFAULT].commit)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    message = refusal("ViT-B/16")
+    assert "not whole in the local cache" in message
+    (hint,) = re.findall(r"`(hf download .*?)`", message)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    run_hf(hint, monkeypatch)
+    (folder,) = re.findall(r"/\S+", capsys.readouterr().out)
+    assert clipbias.load(folder).fingerprint == clipbias.load(FORMATS / "flax").fingerprint
+    assert not {"tf_model.h5", "pytorch_model.bin"} & {*hub.downloaded()}
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert "cannot be downloaded from http://127.0.0.1:9" in refusal("someone/small@main")
 
 
-def test_what_another_program_left_in_the_cache_is_completed(hub: Hub, files: dict[str, bytes]) -> None:
-    from huggingface_hub import hf_hub_download
-
-    made = hub.repositories["someone/small"] = Repository(files)
-    hf_hub_download("someone/small", "model.safetensors")
-    hf_hub_download("someone/small", "config.json")
-    hub.sent.clear()
-    assert clipbias.load(f"someone/small@{made.references['main']}").revision
-    assert "model.safetensors" not in hub.downloaded()
-
-
-def test_the_cache_is_laid_out_as_the_hubs_own_client_does(hub: Hub, files: dict[str, bytes]) -> None:
-    from huggingface_hub import hf_hub_download, scan_cache_dir
-
-    hub.repositories["someone/small"] = Repository(files)
-    clipbias.load("someone/small")
-    hub.requests.clear()
-    path = Path(hf_hub_download("someone/small", "model.safetensors", local_files_only=True))
-    assert path.read_bytes() == files["model.safetensors"]
-    scanned = scan_cache_dir(constants.HF_HUB_CACHE)
-    assert not scanned.warnings
-    (repository,) = scanned.repos
-    assert repository.refs.keys() == {"main"}
-
-
-def test_who_starts_together_downloads_once(hub: Hub, files: dict[str, bytes]) -> None:
-    hub.repositories["someone/small"] = Repository(files)
-    with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(repository.find, ["someone/small"] * 4))
-    assert len(set(found)) == 1
-    assert hub.sent["someone/small/model.safetensors"] == len(files["model.safetensors"])
+def test_the_printed_command_names_what_is_read() -> None:
+    assert command(parse("a/b")) == "hf download a/b --exclude '*.h5'"
+    assert command(parse("a/b@refs/pr/3")) == "hf download a/b --revision refs/pr/3 --exclude '*.h5'"
+    for name, pin in PINS.items():
+        assert f"--revision {pin.commit}" in command(parse(name)) == command(parse(pin.openai))
+        assert command(parse(name)).endswith(f"--include {pin.weights}")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import clipbias
-from clipbias.clip.pins import PINS
+from clipbias.clip.hub import PINS
 from configs import base
 from configs import table1 as table1_config
 from configs import train as train_config

@@ -113,7 +113,7 @@ def test_what_is_refused(hub: Hub, adapter: Adapter, files: dict[str, bytes]) ->
             clipbias.push_to_hub(name, adapter)
     with pytest.raises(ClipbiasError, match=r"does not let you write 'someone/else'; run `hf auth login`"):
         clipbias.push_to_hub("someone/else", adapter)
-    with pytest.raises(ClipbiasError, match=r"holds no adapter, which would be adapter\.safetensors"):
+    with pytest.raises(ClipbiasError, match=r"holds no adapter\.safetensors"):
         clipbias.load_adapter("someone/small")
     for wrong in ("someone/nothing", "runs/none.safetensors"):
         with pytest.raises(ClipbiasError, match=re.escape("no ")):

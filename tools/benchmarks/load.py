@@ -13,8 +13,9 @@ import numpy as np
 
 from clipbias.clip import convert
 from clipbias.clip.config import ClipConfig, to_hugging_face
-from clipbias.clip.flax_file import FLAX, FLAX_WEIGHTS, write_flax
+from clipbias.clip.flax_file import FLAX_WEIGHTS, write_flax
 from clipbias.clip.params import empty_params
+from clipbias.clip.tables import FLAX
 from clipbias.clip.tokenizer_files import CLIP_VOCABULARY
 from clipbias.io import write_tensors, write_text
 from tools.benchmarks.model import geometry

@@ -49,7 +49,7 @@ def write_weights(folder: Path, config: ClipConfig) -> None:
 
 def read_weights(folder: Path, config: ClipConfig) -> Params:
     """What `write_weights` wrote, on the default device."""
-    with open_safetensors([folder / WEIGHTS]) as tensors:
+    with open_safetensors(folder / WEIGHTS) as tensors:
         return jax.device_put(convert.from_tensors(config, tensors, where=str(folder)))
 
 

@@ -1,0 +1,125 @@
+"""The families of models that are read: the file that describes a model, the files of its weights, and who reads them.
+
+A further family is one more `Family` here, with a reader of its configuration in a file of its own and a table of its
+tensors' names in `tables`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from clipbias.checks import shown
+from clipbias.clip import open_clip
+from clipbias.clip.config import ClipConfig, from_hugging_face
+from clipbias.clip.preprocess import Preprocessing, read_preprocessing
+from clipbias.clip.tokenizer_files import import_transformers
+from clipbias.errors import ClipbiasError
+from clipbias.io import check_file, read_json, shorten
+
+# Geometry, preprocessing, and whether the file says which activation the model has.
+Description = tuple[ClipConfig, Preprocessing, bool]
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """One way in which models lie on the hub and in folders.
+
+    Attributes:
+      configuration: the file that describes a model.
+      weights: files of weights in the order of preference; each may also be in shards with an index.
+      read: reads the configuration; raises `ClipbiasError` for a damaged one or another network.
+      another: the kind of model that a configuration of that name describes, if it is no model of this family.
+    """
+
+    configuration: str
+    weights: tuple[str, ...]
+    read: Callable[[Path], Description]
+    another: Callable[[Path], str | None]
+
+
+def _kind(path: Path) -> str | None:
+    """What a `config.json` describes, if it is no CLIP: timm and other libraries use the same name."""
+    raw = read_json(path, dict, what="a CLIP configuration")
+    if raw.get("model_type") == "clip" or ("model_type" not in raw and {"text_config", "vision_config"} & raw.keys()):
+        return None
+    return shown(raw.get("model_type", raw.get("architecture", "unnamed")))
+
+
+def _read_hugging_face(path: Path) -> Description:
+    raw = read_json(path, dict, what="a CLIP configuration")
+    try:
+        config = from_hugging_face(import_transformers().CLIPConfig(**raw))
+    except ClipbiasError as error:
+        raise ClipbiasError(f"{path}: {error}") from error
+    except Exception as error:  # whatever the configuration library raises on content of another kind
+        reason = shorten(" ".join(str(error).split()), 300)
+        raise ClipbiasError(f"{path} is not a CLIP configuration ({reason}); fetch it again.") from error
+    return config, read_preprocessing(path.parent, config.vision.image_size), True
+
+
+HUGGING_FACE = Family(
+    configuration="config.json",
+    weights=("model.safetensors", "flax_model.msgpack", "pytorch_model.bin"),
+    read=_read_hugging_face,
+    another=_kind,
+)
+OPEN_CLIP = Family(
+    configuration="open_clip_config.json",
+    weights=("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin"),
+    read=open_clip.read_config,
+    another=lambda _: None,  # its reader knows the other networks
+)
+FAMILIES = (HUGGING_FACE, OPEN_CLIP)
+
+
+def describe(path: Path) -> Description:
+    """Reads a configuration of any family.
+
+    Raises:
+      ClipbiasError: it is damaged, or describes another network.
+    """
+    check_file(path)
+    families = [family for family in FAMILIES if family.configuration == path.name]
+    kinds = [family.another(path) for family in families]
+    if None not in kinds:
+        raise ClipbiasError(f"{path} describes a {kinds[0]} model, another network; clipbias loads 'clip' models.")
+    return families[kinds.index(None)].read(path)
+
+
+def choose(folder: Path, names: Collection[str] | None = None, *, where: str = "") -> tuple[str, str]:
+    """Chooses what is read of a model, from the names of all files that lie there.
+
+    Hugging Face's names come before open_clip's, safetensors before msgpack, msgpack before torch's `.bin`; of one
+    format, the single file comes before shards. Weights count where the configuration of their family is there.
+
+    Args:
+      folder: holds the configurations.
+      names: the names to choose from; by default those of the folder's files.
+      where: the model, for messages; by default the folder.
+
+    Returns:
+      The file of weights, or the index of its shards; and the configuration.
+
+    Raises:
+      ClipbiasError: there are no weights that clipbias reads, or they are another network's.
+    """
+    where = where or str(folder)
+    if names is None:
+        names = [path.name for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
+    complaints = []
+    for family in FAMILIES:
+        candidates = [file for name in family.weights for file in (name, f"{name}.index.json") if file in names]
+        if not candidates:
+            continue
+        if family.configuration not in names:
+            complaints.append(f"{where} has {candidates[0]} but no {family.configuration}; fetch that too.")
+        elif kind := family.another(folder / family.configuration):
+            path = folder / family.configuration
+            complaints.append(f"{path} describes a {kind} model, another network; clipbias loads CLIP.")
+        else:
+            return candidates[0], family.configuration
+    if complaints:
+        raise ClipbiasError(complaints[0])
+    readable = ", ".join(name for family in FAMILIES for name in family.weights)
+    listed = shorten(", ".join(sorted(names)), 200) or "nothing"
+    raise ClipbiasError(f"{where} holds no CLIP weights that clipbias reads ({readable}); it holds {listed}.")

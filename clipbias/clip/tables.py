@@ -1,0 +1,188 @@
+"""How families of checkpoints name the tensors of a CLIP model and lay them out: one table for each.
+
+A row of a table names one tensor and says where it lies in the parameter tree (`clip.params`) and how its layout
+differs. Layers are stacked in the tree, and Hugging Face's three attention projections lie side by side.
+
+A further family is one more table in `TABLES`; `families` says which files hold it.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+Array = np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """The change from a file's layout to the tree's, and back."""
+
+    load: Callable[[Array], Array]
+    save: Callable[[Array], Array]
+
+
+def _patch_size(kernel: Array) -> int:
+    return math.isqrt(kernel.shape[0] // 3)
+
+
+def _to_squares(kernel: Array) -> Array:
+    return kernel.reshape(_patch_size(kernel), _patch_size(kernel), 3, kernel.shape[-1])
+
+
+SAME = Layout(lambda x: x, lambda x: x)
+TRANSPOSED = Layout(lambda x: x.T, lambda x: x.T)  # PyTorch's linear weights are [out, in]
+# The patch embedding is [p·p·3, Dv] in the tree, [Dv, 3, p, p] in PyTorch's convolution, [p, p, 3, Dv] in Flax's.
+TORCH_CONVOLUTION = Layout(
+    lambda x: x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0]), lambda x: _to_squares(x).transpose(3, 2, 0, 1)
+)
+FLAX_CONVOLUTION = Layout(lambda x: x.reshape(-1, x.shape[-1]), _to_squares)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One tensor.
+
+    Attributes:
+      name: its name in the file, with `{}` for the number of a transformer block.
+      path: its leaf in the tree.
+      layout: how it is laid out.
+      part: which of `parts` it is, where several lie side by side on the leaf's last axis.
+    """
+
+    name: str
+    path: str
+    layout: Layout = SAME
+    part: int = 0
+    parts: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """The names of one family.
+
+    Attributes:
+      rows: all tensors of a model.
+      ignored: names of what is no weight: buffers of older checkpoints.
+      optional_prefix: a beginning of names that some writers add.
+    """
+
+    rows: tuple[Row, ...]
+    ignored: frozenset[str] = frozenset()
+    optional_prefix: str = ""
+
+    def known(self, names: Iterable[str]) -> int:
+        """How many of these names are in the table."""
+        patterns = {row.name for row in self.rows}
+        return sum(re.sub(r"(?<=[./])\d+(?=[./])", "{}", self.plain(name)) in patterns for name in names)
+
+    def plain(self, name: str) -> str:
+        """A name without the optional prefix."""
+        return name.removeprefix(self.optional_prefix)
+
+
+def linear(path: str, *names: str) -> list[Row]:
+    """The weight and bias of a linear layer of PyTorch's, or of several side by side."""
+    layouts = {"weight": ("kernel", TRANSPOSED), "bias": ("bias", SAME)}
+    return [
+        Row(f"{name}.{kind}", f"{path}/{leaf}", layout, part, len(names))
+        for kind, (leaf, layout) in layouts.items()
+        for part, name in enumerate(names)
+    ]
+
+
+def norm(path: str, name: str) -> list[Row]:
+    """The scale and bias of a LayerNorm of PyTorch's."""
+    return [Row(f"{name}.weight", f"{path}/scale"), Row(f"{name}.bias", f"{path}/bias")]
+
+
+def blocks(tower: str, prefix: str, rows: Iterable[Row]) -> list[Row]:
+    """The rows of a tower's transformer blocks, whose names begin with `prefix`."""
+    return [dataclasses.replace(row, name=prefix + row.name, path=f"{tower}/layers/{row.path}") for row in rows]
+
+
+_HUGGING_FACE_BLOCK = [
+    *norm("norm1", "layer_norm1"),
+    *linear("qkv", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    *linear("out", "self_attn.out_proj"),
+    *norm("norm2", "layer_norm2"),
+    *linear("fc1", "mlp.fc1"),
+    *linear("fc2", "mlp.fc2"),
+]
+HUGGING_FACE = Table(
+    (
+        Row("vision_model.embeddings.patch_embedding.weight", "vision/patch_embedding", TORCH_CONVOLUTION),
+        Row("vision_model.embeddings.class_embedding", "vision/class_embedding"),
+        Row("vision_model.embeddings.position_embedding.weight", "vision/position_embedding"),
+        *norm("vision/pre_norm", "vision_model.pre_layrnorm"),
+        *norm("vision/post_norm", "vision_model.post_layernorm"),
+        Row("visual_projection.weight", "vision/projection", TRANSPOSED),
+        Row("text_model.embeddings.token_embedding.weight", "text/token_embedding"),
+        Row("text_model.embeddings.position_embedding.weight", "text/position_embedding"),
+        *norm("text/final_norm", "text_model.final_layer_norm"),
+        Row("text_projection.weight", "text/projection", TRANSPOSED),
+        Row("logit_scale", "logit_scale"),
+        *blocks("vision", "vision_model.encoder.layers.{}.", _HUGGING_FACE_BLOCK),
+        *blocks("text", "text_model.encoder.layers.{}.", _HUGGING_FACE_BLOCK),
+    ),
+    ignored=frozenset({"vision_model.embeddings.position_ids", "text_model.embeddings.position_ids"}),
+)
+
+
+def _in_flax(row: Row) -> Row:
+    """The same tensor in a Flax model of `transformers`: kernels lie there as in the tree."""
+    name, _, kind = row.name.rpartition(".")
+    if kind == "weight":
+        is_embedding = name.endswith(("token_embedding", "position_embedding"))
+        kind = "embedding" if is_embedding else "scale" if row.path.endswith("scale") else "kernel"
+    layout = FLAX_CONVOLUTION if row.layout is TORCH_CONVOLUTION else SAME
+    return dataclasses.replace(row, name=f"{name}.{kind}".lstrip(".").replace(".", "/"), layout=layout)
+
+
+FLAX = Table(tuple(map(_in_flax, HUGGING_FACE.rows)))
+
+OPENAI_BUFFERS = frozenset({"input_resolution", "context_length", "vocab_size"})
+_OPEN_CLIP_BLOCK = [
+    *norm("norm1", "ln_1"),
+    Row("attn.in_proj_weight", "qkv/kernel", TRANSPOSED),
+    Row("attn.in_proj_bias", "qkv/bias"),
+    *linear("out", "attn.out_proj"),
+    *norm("norm2", "ln_2"),
+    *linear("fc1", "mlp.c_fc"),
+    *linear("fc2", "mlp.c_proj"),
+]
+# OpenAI's files and open_clip's, which prefixes a text tower of its own with "text.".
+OPEN_CLIP = Table(
+    (
+        Row("visual.conv1.weight", "vision/patch_embedding", TORCH_CONVOLUTION),
+        Row("visual.class_embedding", "vision/class_embedding"),
+        Row("visual.positional_embedding", "vision/position_embedding"),
+        *norm("vision/pre_norm", "visual.ln_pre"),
+        *norm("vision/post_norm", "visual.ln_post"),
+        Row("visual.proj", "vision/projection"),
+        Row("token_embedding.weight", "text/token_embedding"),
+        Row("positional_embedding", "text/position_embedding"),
+        *norm("text/final_norm", "ln_final"),
+        Row("text_projection", "text/projection"),
+        Row("logit_scale", "logit_scale"),
+        *blocks("vision", "visual.transformer.resblocks.{}.", _OPEN_CLIP_BLOCK),
+        *blocks("text", "transformer.resblocks.{}.", _OPEN_CLIP_BLOCK),
+    ),
+    ignored=OPENAI_BUFFERS | {"attn_mask"},
+    optional_prefix="text.",
+)
+
+TABLES = (HUGGING_FACE, FLAX, OPEN_CLIP)
+
+# Tensors of these names belong to networks that compute something else than CLIP's two transformers.
+OTHER_NETWORKS = {
+    r"visual\.trunk\.": "a vision tower of timm (SigLIP, EVA, ConvNeXt, …)",
+    r"visual\.(layer1|attnpool)\.": "a CLIP with a ResNet as its vision tower",
+    r"text_decoder\.|visual\.attn_pool\.": "CoCa",
+    r"logit_bias$|(vision|text)_model\.head\.": "SigLIP",
+    r".*\.ls_[12]\.gamma": "a vision transformer with LayerScale",
+    r"text\.(transformer\.(embeddings|encoder|layers)|proj)\b": "a text tower of Hugging Face (BERT, XLM-R, …)",
+    r"text_projection\.(?!weight$)|(text\.)?cls_emb": "a custom text tower",
+}
