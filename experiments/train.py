@@ -28,7 +28,7 @@ LEARNED = 0.95
 
 
 def main(config: ConfigDict, workdir: Path) -> None:
-    options = {config.method: dict(config.method_options)}
+    options = {config.method: {name: value for name, value in config.method_options.items() if value is not None}}
     packs = make_packs([config.method], [config.dataset], [config.shots], [config.seed], options=options)
     if config.dry_run:
         grids.dry_run(config, options, packs)

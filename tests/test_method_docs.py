@@ -20,6 +20,7 @@ from clipbias.training.settings import GridSettings
 from clipbias.tuning import METHODS, Method, Recipe
 from clipbias.tuning.learnables import without_constants
 from clipbias.tuning.methods.tpt import TPT
+from clipbias.tuning.test_time_method import crops_of
 from configs import base
 from tests.documents import ROOT, blocks
 from tests.tuning.test_task import VIT_B_16
@@ -51,7 +52,7 @@ def parameters(method: Method, clip: Clip) -> int:
 
 def training(method: Method) -> str:
     if isinstance(method, TPT):
-        views = f"{1 + method.crops_at_test()} views"
+        views = f"{1 + crops_of(method)} views"
         at_test = f"at test: AdamW {method.rate:g}, {method.steps} step, {views}"
         return f"project's; {at_test}" if method.trains else at_test
     if not method.trains:

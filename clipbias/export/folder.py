@@ -98,7 +98,7 @@ def export(
             write_head(temporary / HEAD, task, learnables)
         else:
             write_program(temporary, task, learnables)
-        save_adapter(temporary / ADAPTER, task, learnables, method=adapter.method, notes=adapter.notes)
+        save_adapter(temporary / ADAPTER, task, learnables, notes=adapter.notes)
         write_text(temporary / CARD, model_card(adapter, task, form))
         interruption.check()
     return form

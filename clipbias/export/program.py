@@ -24,6 +24,7 @@ from clipbias.tuning import Learnables, Task
 from clipbias.tuning.classifier import cosine_logits
 from clipbias.tuning.features import unit_length
 from clipbias.tuning.learnables import flatten, unflatten
+from clipbias.tuning.test_time_method import TestTimeMethod
 
 PROGRAM, PROGRAM_WEIGHTS, DESCRIPTION = "classifier.stablehlo", "weights.safetensors", "program.json"
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -40,7 +41,7 @@ def program_weights(task: Task, learnables: Learnables) -> dict[str, np.ndarray]
     and the learnables. Weights keep the base model's own type where it is exact.
     """
     params, dtype = task.clip.params, task.clip.stored_dtype
-    if task.method.overrides("at_test"):
+    if isinstance(task.method, TestTimeMethod):
         raise ClipbiasError(
             f"{type(task.method).__name__} learns of each test image, which no exported file does; classify images "
             "with experiments.predict or task.logits."

@@ -19,6 +19,7 @@ from clipbias.training.programs import Program, evaluation_programs, features_pr
 from clipbias.training.settings import AUTO
 from clipbias.training.trainer import Trainer
 from clipbias.tuning import Task
+from clipbias.tuning.feature_method import sampling_of
 
 # Another mesh is told only where it saves so much of the arithmetic of a device.
 WORTH_TELLING = 0.05
@@ -93,7 +94,7 @@ def pack_programs(trainer: Trainer, pack: Pack, draws: Sequence[Plan]) -> list[P
     """The programs that a pack's training and evaluation call, as they would be called."""
     task, runs, plan = trainer.prepare(pack, draws)
     mesh, found, images = trainer.mesh, list[Program](), len(runs[0].train)
-    sampling, count = task.method.sampling(), meshes.filled(trainer.mesh, len(runs))
+    sampling, count = sampling_of(task.method), meshes.filled(trainer.mesh, len(runs))
     if sampling is not None:
         size = -(-min(trainer.settings.eval_batch_size, images) // mesh.shape[meshes.DATA]) * mesh.shape[meshes.DATA]
         found.append(features_program(task, sampling, batch=size, mesh=mesh))

@@ -27,7 +27,9 @@ from clipbias.training.settings import GridSettings
 from clipbias.training.step import place_text
 from clipbias.training.workdir import stable_hash
 from clipbias.tuning import Samples, Sampling, Task, make_method
+from clipbias.tuning.feature_method import sampling_of
 from clipbias.tuning.method import Method
+from clipbias.tuning.registry import method_options, resolve
 
 PSEUDO_LABELS = "pseudo_labels"  # the protocol under which no method sees a label
 
@@ -67,10 +69,8 @@ class Cache:
         """The method's options on the pack's dataset and number of images."""
         options = self._settings.method_options
         given = {**options.get(pack.method, {}), **options.get(f"{pack.method}@{pack.dataset}", {})}
-        method = self._make(pack.method, given)
-        default = {field.name: field.default for field in dataclasses.fields(method)}
-        facts = method.options_for(pack.dataset, pack.shots)
-        return given | {name: value for name, value in facts.items() if getattr(method, name) == default[name]}
+        given = {name: value for name, value in given.items() if value is not None}
+        return method_options(resolve(pack.method, given, dataset=pack.dataset, shots=pack.shots))
 
     def method(self, pack: Pack) -> Method:
         """Made once, so that the functions of a user's own file are the same for all datasets."""
@@ -113,7 +113,7 @@ class Cache:
     def image_hashes(self, pack: Pack) -> tuple[str, str]:
         """`image_hash`, and the one that earlier versions wrote, which told images apart by name and label alone."""
         method = self.method(pack)
-        sampling = method.sampling()
+        sampling = sampling_of(method)
         validates = (sampling is not None and sampling.validation) or pack.tries
         unlabelled = self.is_unlabelled(pack)
         key = (method.draws, validates, unlabelled, pack.tries, *self._draw(pack))
@@ -179,7 +179,7 @@ class Cache:
         self, pack: Pack, draws: Sequence[protocols.Plan], task: Task, runs: Sequence[Run]
     ) -> list[Samples] | None:
         """Features of each run's training images, where the method asks for them."""
-        sampling = task.method.sampling()
+        sampling = sampling_of(task.method)
         if sampling is None:
             return None
         placed = place_text(self._mesh, task, self._params)
@@ -303,9 +303,7 @@ class Cache:
             self._tasks[key] = Task(
                 self._clip,
                 method,
-                dataset.class_names,
-                template=dataset.template,
-                descriptions=described,
+                dataset,
                 dtype=self._settings.dtype,
                 **{"groups": self._mesh.shape[meshes.DATA], **memory},
             )

@@ -16,6 +16,8 @@ from clipbias.clip.config import TowerConfig
 from clipbias.errors import ClipbiasError
 from clipbias.training.packs import Pack, evaluated_on
 from clipbias.training.trainer import Trainer
+from clipbias.tuning.feature_method import sampling_of
+from clipbias.tuning.test_time_method import TestTimeMethod, crops_of
 
 PARTS = "parts"
 # A step goes back through what it goes forward through, for about twice the work.
@@ -76,15 +78,15 @@ def planned_cost(trainer: Trainer, pack: Pack) -> float:
     image = _pass(config.vision, 1 + config.vision.patches)
     texts = len(task.texts) * _pass(config.text, task.tokens.ids.shape[1])
     tested = sum(len(split) for _, split in evaluated_on(pack, draws))
-    tested *= 1 + method.crops_at_test()
+    tested *= 1 + crops_of(method)
     cost = float(tested * image * (runs if changed.changes_vision else 1))
     cost += texts * (tested * runs if method.conditional else runs if changed.changes_text else 1)
-    if method.overrides("at_test"):
+    if isinstance(method, TestTimeMethod):
         cost += tested * texts * STEP * runs
     if not method.draws:
         return cost
     drawn = len(draws[0].source.split("train"))
-    sampling = method.sampling()
+    sampling = sampling_of(method)
     if sampling is not None:
         return cost + max(sampling.passes, 1) * drawn * image * len(pack.seeds)
     for _, recipe in trainer.stages(pack) if method.trains else ():

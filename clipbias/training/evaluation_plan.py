@@ -15,6 +15,7 @@ from clipbias.training.plan import CHUNKS, USABLE, device_limit, needed_bytes
 from clipbias.training.step import place_text
 from clipbias.tuning import Task
 from clipbias.tuning.method import Learnables
+from clipbias.tuning.test_time_method import crops_of, mixes_crops
 
 
 def fit_evaluation(make: Callable[..., Task], *, runs: int, mesh: Mesh, limit: int | None = None) -> Task:
@@ -49,7 +50,7 @@ def class_bytes(task: Task, *, runs: int, mesh: Mesh) -> int:
 def answer_arguments(task: Task, *, batch: int, runs: int, mesh: Mesh) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Shapes, types and shardings of what `logits` is called with by a method whose texts depend on the image."""
     own = runs if task.classifier.changes_vision(task.shapes) else 1
-    crops, width = task.method.crops_at_test(), task.clip.config.projection_width
+    crops, width = crops_of(task.method), task.clip.config.projection_width
     batch = images_per_step(batch, crops, mesh)
     views = (1 + crops,) if crops else ()
     shape = jax.ShapeDtypeStruct((own, batch, *views, width), np.float32)
@@ -63,10 +64,10 @@ def image_arguments(task: Task, *, batch: int, runs: int, mesh: Mesh) -> tuple[t
     """Shapes, types and shardings of what `image_features` is called with."""
     runs = runs if task.classifier.changes_vision(task.shapes) else 1
     size = task.clip.config.vision.image_size
-    crops = task.method.crops_at_test()
+    crops = crops_of(task.method)
     batch = images_per_step(batch, crops, mesh)
     views = (1 + crops,) if crops else ()
-    kind = np.float32 if task.method.augmix_at_test() else np.uint8
+    kind = np.float32 if mixes_crops(task.method) else np.uint8
     images = meshes.place(mesh, jax.ShapeDtypeStruct((batch, *views, size, size, 3), kind), meshes.DATA)
     params, learnables = placed_shapes(task, runs, mesh)
     return (task.classifier, task.clip.preprocessing, params, learnables, images), {"runs": runs, "mesh": mesh}

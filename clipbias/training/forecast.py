@@ -17,6 +17,7 @@ from clipbias.training.plan import estimated_seconds, flop, needed_bytes, step_a
 from clipbias.training.step import train_step
 from clipbias.training.trainer import Trainer
 from clipbias.tuning import parameter_count
+from clipbias.tuning.feature_method import sampling_of
 
 
 def forecast(trainer: Trainer, pack: Pack, rate: float, *, learned: bool = False) -> tuple[str, float]:
@@ -61,7 +62,7 @@ def forecast(trainer: Trainer, pack: Pack, rate: float, *, learned: bool = False
         lines.append(f"  made at once of {images} training images, {classes}")
     elif plan is None:
         lines.append(f"  nothing to train, {classes}")
-    if task.method.sampling() is not None and not learned:
+    if sampling_of(task.method) is not None and not learned:
         once_line, more = _features(trainer, pack, draws, images, trained=plan is not None)
         lines.append(once_line)
         count += more
@@ -73,7 +74,7 @@ def forecast(trainer: Trainer, pack: Pack, rate: float, *, learned: bool = False
             steps, shape = steps + own.total_steps(images), shape or ", ".join(map(str, step[6]["images"].shape))
             count += own.total_steps(images) * (products := flop(train_step, *step))
             once = once or products  # of the first stage
-        kind = "features" if task.method.sampling() is not None else "images"
+        kind = "features" if sampling_of(task.method) is not None else "images"
         counts = parameter_count(task.shapes)
         parts = ", ".join(f"{counts[part]:,} {part}" for part in ("vision", "text", "shared") if counts[part])
         side_by_side = f"{len(runs)} runs side by side, " if len(runs) > 1 else ""
@@ -96,7 +97,7 @@ def forecast(trainer: Trainer, pack: Pack, rate: float, *, learned: bool = False
 
 def _features(trainer: Trainer, pack: Pack, draws: Sequence[Plan], images: int, *, trained: bool) -> tuple[str, int]:
     """The line on what the frozen vision tower computes once for all seeds, and its multiplications and additions."""
-    sampling, recipe, clip = trainer.cache.method(pack).sampling(), trainer.recipe_for(pack), trainer.clip
+    sampling, recipe, clip = sampling_of(trainer.cache.method(pack)), trainer.recipe_for(pack), trainer.clip
     assert sampling is not None
     passes = max(sampling.passes, 1)
     if trained and sampling.training == "fresh":

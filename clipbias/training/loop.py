@@ -32,6 +32,7 @@ from clipbias.training.progress import Progress
 from clipbias.training.step import init_state, place_given, train_step
 from clipbias.training.trackers import AUTO
 from clipbias.tuning import Samples, Task
+from clipbias.tuning.feature_method import FeatureMethod, sampling_of
 from clipbias.tuning.learnables import one_run, stack_runs, with_constants
 from clipbias.tuning.method import Learnables
 from clipbias.tuning.recipe import Recipe
@@ -74,7 +75,9 @@ def initial_learnables(task: Task, runs: Sequence[Run], samples: Sequence[Sample
       samples: of each run, where the method makes something of its training images.
     """
     start = stack_runs([jax.device_get(task.init(run.seed)) for run in runs])
-    return start if samples is None else each_run(task.method.support, start, samples)
+    if samples is None or not isinstance(task.method, FeatureMethod):
+        return start
+    return each_run(task.method.support, start, samples)
 
 
 def each_run(
@@ -184,7 +187,7 @@ def train(
             batches = RunBatches(images, seeds, recipe, mesh, image_size=size, start_step=step, workers=threads)
             opened.callback(batches.close)
         else:
-            labels, sampling = [one.labels for one in images], task.method.sampling()
+            labels, sampling = [one.labels for one in images], sampling_of(task.method)
             pooled = sampling is not None and sampling.training == "pooled"
             batches = FeatureBatches(features, labels, seeds, recipe, mesh, pooled=pooled, start_step=step)
         waiting = None if features is not None else lambda: batches.waiting_share

@@ -33,6 +33,7 @@ from clipbias.training.accumulation import why_whole
 from clipbias.training.settings import AUTO
 from clipbias.training.step import init_state, place_given, train_step
 from clipbias.tuning import Task
+from clipbias.tuning.feature_method import sampling_of
 from clipbias.tuning.recipe import Recipe
 
 # What the backward pass keeps of each block, from the fastest to the smallest; and the share of the forward pass's
@@ -152,7 +153,7 @@ def _image_parts(task: Task, rows: int, devices: int, micro_batch: int) -> tuple
     why, each = why_whole(task), -(-rows // devices)
     if micro_batch:
         parts = -(-each // max(1, micro_batch // devices))
-        if parts == 1 or task.method.sampling() is not None:
+        if parts == 1 or sampling_of(task.method) is not None:
             return (1,)
         if why is not None:
             raise ClipbiasError(f"micro_batch is {micro_batch}, but {why}; leave it at 0 or lower batch_size.")
@@ -192,7 +193,7 @@ def step_arguments(task: Task, recipe: Recipe, *, rows: int, runs: int, mesh: Me
     )
     state = jax.eval_shape(lambda start: init_state(method, recipe, start), learnables)
     rows += -rows % mesh.shape[meshes.DATA]
-    size, sampling = config.vision.image_size, method.sampling()
+    size, sampling = config.vision.image_size, sampling_of(method)
     pixels: Any = shape((runs, rows, size, size, 3), np.uint8)
     if sampling is not None:
         width = config.projection_width if sampling.projected else config.vision.width

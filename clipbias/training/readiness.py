@@ -14,6 +14,7 @@ from clipbias.training.cache import Cache
 from clipbias.training.packs import Pack, choice_images
 from clipbias.training.progress import progress, say
 from clipbias.training.settings import GridSettings
+from clipbias.tuning.feature_method import sampling_of
 
 MANY = 2000  # files that take long enough to look at for a bar
 
@@ -171,7 +172,7 @@ def _opened(cache: Cache, name: str) -> Problem | None:
 def _used(cache: Cache, pack: Pack) -> Iterable[tuple[str, str, Split]]:
     """The images that a pack reads: of which dataset, and what for."""
     method, plans = cache.method(pack), cache.plans(pack)
-    sampling = method.sampling()
+    sampling = sampling_of(method)
     for plan in plans if pack.tries else ():
         yield pack.dataset, "validation", choice_images(pack.dataset, plan)
     for plan in plans if method.draws else ():

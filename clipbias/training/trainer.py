@@ -37,6 +37,7 @@ from clipbias.training.timing import Stopwatch, step_seconds
 from clipbias.training.workdir import ADAPTER, stable_hash
 from clipbias.tuning import Samples, Task, parameter_count
 from clipbias.tuning.adapter import save_adapter
+from clipbias.tuning.feature_method import FeatureMethod, sampling_of
 from clipbias.tuning.learnables import one_run
 from clipbias.tuning.method import Learnables, Method
 from clipbias.tuning.recipe import Recipe
@@ -116,7 +117,7 @@ class Trainer:
         """Saves what a cell learned, where it learned anything, with what its row says."""
         if (jax.tree.leaves(own) or self.single) and jax.process_index() == 0:
             notes = {name: value for name, value in row.items() if name not in VOLATILE}
-            save_adapter(self.adapter_path(pack, rate, seed), task, own, method=pack.method, notes=notes)
+            save_adapter(self.adapter_path(pack, rate, seed), task, own, notes=notes)
 
     def learn(self, pack: Pack, draws: Sequence[protocols.Plan]) -> Learned:
         """Prepares and trains the cells of a pack; `draws` are `cache.plans(pack)`."""
@@ -128,7 +129,7 @@ class Trainer:
         if plan is not None:
             trained = self._train_stages(pack, task, runs, plan, learnables)
             learnables = meshes.fetch(trained.learnables)
-            if samples is not None and task.method.overrides("finish"):
+            if samples is not None and isinstance(task.method, FeatureMethod):
                 with host:
                     learnables = each_run(task.method.finish, learnables, samples)
         spent = self._training_seconds(pack, runs, samples, host, trained is not None)
@@ -188,7 +189,7 @@ class Trainer:
         shared = step_seconds(self._metrics(pack) / METRICS, lengths)
         if samples is None:
             return [shared / len(runs)] * len(runs)
-        sampling = self.cache.method(pack).sampling()
+        sampling = sampling_of(self.cache.method(pack))
         assert sampling is not None
         passes = max(sampling.passes, 1)
         if trained and sampling.training == "fresh":
@@ -227,7 +228,7 @@ class Trainer:
         stage: int | None = None,
         steps: Mapping[str, int] | None = None,
     ) -> Trained:
-        sampling, features = task.method.sampling(), None
+        sampling, features = sampling_of(task.method), None
         if sampling is not None:
             epochs = recipe.total_epochs(len(runs[0].train))
             features = [epoch_features(self.cache.features(pack, run, sampling), sampling, epochs) for run in runs]

@@ -16,6 +16,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.terminal import printable
 from clipbias.tuning.classifier import Classifier, Text
 from clipbias.tuning.method import Learnables
+from clipbias.tuning.test_time_method import crops_of, mixes_crops
 
 if TYPE_CHECKING:
     from clipbias.tuning.task import Task
@@ -94,7 +95,7 @@ def predict(task: "Task", images: Any, learnables: Learnables | None, batch_size
 
 def _batches(task: "Task", images: Any, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
     """Images with, where the method learns of them, crops of each, which want the whole picture."""
-    crops = task.method.crops_at_test()
+    crops = crops_of(task.method)
     if not crops:
         for batch, count in image_batches(task.clip, images, batch_size):
             yield batch if batch.dtype == np.uint8 else batch.astype(np.float32), count
@@ -104,7 +105,7 @@ def _batches(task: "Task", images: Any, batch_size: int) -> Iterator[tuple[np.nd
 
     if jnp.issubdtype(getattr(images, "dtype", np.uint8), jnp.floating):
         raise ClipbiasError(f"{type(task.method).__name__} takes crops of whole pictures; give these, not normalised.")
-    size, mixed = task.clip.config.vision.image_size, task.method.augmix_at_test()
+    size, mixed = task.clip.config.vision.image_size, mixes_crops(task.method)
     for number, image in enumerate(listed(images)[0]):
         views = test_views(picture(image, f"image {number}"), size, crops, mixed=mixed)
         yield np.asarray(task.clip.preprocessing.normalize(views))[None], 1

@@ -166,7 +166,7 @@ for key, verdict in results.scalars["verdict"].items():
 # %%
 task, learnables, rate = tuned["ivlp"]
 folder.mkdir(exist_ok=True)
-clipbias.save_adapter(folder / "prompts.safetensors", task, learnables, method="ivlp", notes={"seed": 1})
+clipbias.save_adapter(folder / "prompts.safetensors", task, learnables, notes={"seed": 1})
 kept = [row for row in rows if row[0] in ("zero-shot", METHODS["ivlp"])]
 for kind, name in (("vector", "one vector per layer"), ("kind", "two, by kind of token")):
     constant = clipbias.amounts_to(folder / "prompts.safetensors", some(dataset.split("train"), 128), kind, clip=clip)
@@ -189,7 +189,7 @@ from clipbias import export
 
 task, learnables, rate = tuned["bias"]
 notes = {"dataset": DATASET, "shots": SHOTS, "seed": 1}
-clipbias.save_adapter(folder / "bias.safetensors", task, learnables, method="bias", notes=notes)
+clipbias.save_adapter(folder / "bias.safetensors", task, learnables, notes=notes)
 adapter = clipbias.load_adapter(folder / "bias.safetensors")
 shutil.rmtree(folder / "checkpoint", ignore_errors=True)
 print(export.export(adapter, clip, folder / "checkpoint"))

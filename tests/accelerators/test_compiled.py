@@ -23,6 +23,7 @@ from clipbias.training.plan import USABLE, plan_step
 from clipbias.training.programs import Program, evaluation_programs, features_program, training_program
 from clipbias.training.topology import Topology
 from clipbias.tuning import Task
+from clipbias.tuning.feature_method import sampling_of
 from clipbias.tuning.features import Sampling
 from clipbias.tuning.registry import METHODS
 from tests.accelerators.conftest import ACCELERATOR, ALL, TOPOLOGIES
@@ -76,8 +77,8 @@ def test_training_steps(
         found = account(training_program(task, recipe, parts=plan.parts, **shared))
     assert plan.fits and found.bytes == plan.bytes
     loops = method.conditional or method.batchwise
-    check(found, where, dtype, cudnn=method.sampling() is None, loops=loops)
-    if len(where.devices) > 1 and method.sampling() is None:
+    check(found, where, dtype, cudnn=sampling_of(method) is None, loops=loops)
+    if len(where.devices) > 1 and sampling_of(method) is None:
         assert found.exchanged
 
 

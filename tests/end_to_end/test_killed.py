@@ -47,7 +47,7 @@ def test_nothing_is_lost(name: str, model: Path, clip: Clip, cache: Path, tmp_pa
     command = dataclasses.replace(COMMANDS[name], arguments=smaller(COMMANDS[name].arguments, SMALLER[name]), before=())
     if name == "explain":
         task = Task(clip, "ivlp", demo.load("demo/digits").class_names)
-        save_adapter(tmp_path / "trained" / "adapter.safetensors", task, task.init(), method="ivlp")
+        save_adapter(tmp_path / "trained" / "adapter.safetensors", task, task.init())
     assert disturb(Forked(command, tmp_path, model, environment), 1, random.Random(), twice=False) == []
 
 

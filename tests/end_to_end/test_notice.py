@@ -87,7 +87,7 @@ def test_table1(
 def test_explain(model: Path, clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     names = tuple(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"])
     task = Task(clip, "vpt", names)
-    save_adapter(tmp_path / "a.safetensors", task, task.init(), method="vpt")
+    save_adapter(tmp_path / "a.safetensors", task, task.init())
     config = configs.explain.get_config()
     config.model, config.adapters, config.dataset = str(model), str(tmp_path / "a.safetensors"), "demo/digits"
     config.batch_size, config.image_limit, config.figures, config.mesh.data = 16, 64, "vision_attention", 1

@@ -60,7 +60,7 @@ def test_every_field_is_tried() -> None:
 def whole(clip: Callable[[], Clip], tmp_path_factory: pytest.TempPathFactory) -> bytes:
     path = tmp_path_factory.mktemp("whole") / "a.safetensors"
     task = Task(clip(), "bias", ("cat", "dog"), descriptions={"cat": ["one."], "dog": ["two."]})
-    save_adapter(path, task, jax.tree.map(lambda x: x + 1, task.init()), method="bias", notes=NOTES)
+    save_adapter(path, task, jax.tree.map(lambda x: x + 1, task.init()), notes=NOTES)
     return path.read_bytes()
 
 
@@ -201,4 +201,4 @@ def test_lists_of_runs(binary: str, tmp_path: Path) -> None:
 def test_arrays_are_no_notes(clip: Callable[[], Clip]) -> None:
     task = Task(clip(), "bias", ("cat", "dog"))
     with pytest.raises(ClipbiasError, match="accuracies is"):
-        save_adapter("nowhere", task, task.init(), method="bias", notes={"accuracies": np.ones(2)})
+        save_adapter("nowhere", task, task.init(), notes={"accuracies": np.ones(2)})

@@ -78,9 +78,9 @@ def test_a_first_checkpoint_speaks_of_no_former_one(tmp_path: Path) -> None:
 
 def test_the_last_adapter_stays(clip: Clip, tmp_path: Path) -> None:
     task, path = Task(clip, "bias", ("a", "b")), tmp_path / "adapter.safetensors"
-    save_adapter(path, task, task.init(), method="bias", notes={"n": 1})
+    save_adapter(path, task, task.init(), notes={"n": 1})
     with no_room_for(64), pytest.raises(ClipbiasError, match=r"cannot write .*adapter\.safetensors"):
-        save_adapter(path, task, task.init(), method="bias", notes={"n": 2})
+        save_adapter(path, task, task.init(), notes={"n": 2})
     assert load_adapter(path).notes == {"n": 1}
     assert [file.name for file in tmp_path.iterdir()] == ["adapter.safetensors"]
 

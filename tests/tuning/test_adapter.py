@@ -25,7 +25,7 @@ DATA = Path(__file__).parents[1] / "data_files"
 def saved(clip: Clip, path: Path, method: str, **options) -> Adapter:
     """An adapter for two classes, written and read back."""
     task = clipbias.Task(clip, method, ("cat", "dog"), template="a {}.", **options)
-    clipbias.save_adapter(path, task, task.init(seed=3), method=method, notes={"accuracy": 1.5})
+    clipbias.save_adapter(path, task, task.init(seed=3), notes={"accuracy": 1.5})
     return clipbias.load_adapter(path)
 
 
@@ -113,7 +113,7 @@ def cached(clip: Clip, **change) -> tuple[clipbias.Task, dict]:
 def test_constants_come_back_in_a_file_that_earlier_code_refuses(clip: Clip, tmp_path: Path) -> None:
     task, learnables = cached(clip)
     path = tmp_path / "a.safetensors"
-    clipbias.save_adapter(path, task, learnables, method="tests.own_methods:Cache")
+    clipbias.save_adapter(path, task, learnables)
     adapter = clipbias.load_adapter(path)
     jax.tree.map(np.testing.assert_array_equal, learnables, adapter.learnables)
     types = {name: leaf.dtype.name for name, leaf in adapter.learnables[CONSTANTS].items()}
@@ -143,7 +143,7 @@ def test_a_file_without_constants_is_as_it_was(clip: Clip, tmp_path: Path) -> No
 def test_a_flipped_bit_is_noticed(clip: Clip, tmp_path: Path) -> None:
     """Of the arrays and of the header, wherever it leaves a file that can be read."""
     path, task = tmp_path / "a.safetensors", Task(clip, "bias", ("cat", "dog"))
-    clipbias.save_adapter(path, task, task.init(), method="bias", notes={"accuracy": 61.25})
+    clipbias.save_adapter(path, task, task.init(), notes={"accuracy": 61.25})
     good = path.read_bytes()
     for place in (good.index(b"61.25"), len(good) - 3):
         path.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
@@ -165,10 +165,10 @@ def test_damaged_constants(clip: Clip, tmp_path: Path, change: dict, message: st
     """They are not written, and a file that holds them is refused."""
     path, method = tmp_path / "a.safetensors", "tests.own_methods:Cache"
     task, learnables = cached(clip)
-    clipbias.save_adapter(path, task, learnables, method=method)
+    clipbias.save_adapter(path, task, learnables)
     good = clipbias.load_adapter(path)
     with pytest.raises(ClipbiasError, match=message):
-        clipbias.save_adapter(path, task, cached(clip, **change)[1], method=method)
+        clipbias.save_adapter(path, task, cached(clip, **change)[1])
     write_adapter(path, dataclasses.replace(good, learnables=cached(clip, **change)[1]))
     with pytest.raises(ClipbiasError, match=message):
         clipbias.load_adapter(path).task(clip, own_methods=["tests.own_methods"])
@@ -178,7 +178,7 @@ def test_learnables_for_other_classes(clip: Clip, tmp_path: Path) -> None:
     """What a method makes of them for other classes comes with the task; the task alone would mislead."""
     path, method = tmp_path / "a.safetensors", "tests.own_methods:Probe"
     task = clipbias.Task(clip, method, ("cat", "dog"))
-    clipbias.save_adapter(path, task, task.init(), method=method)
+    clipbias.save_adapter(path, task, task.init())
     adapter = clipbias.load_adapter(path)
     names = ("bird", "maine_coon", "cat")
     task, learnables = adapter.bind(clip, names, own_methods=["tests.own_methods"])
@@ -191,7 +191,7 @@ def test_learnables_for_other_classes(clip: Clip, tmp_path: Path) -> None:
         adapter.task(clip, names, own_methods=["tests.own_methods"])
     own, same = adapter.bind(clip, own_methods=["tests.own_methods"])
     assert own.class_names == ("cat", "dog") and same is adapter.learnables
-    clipbias.save_adapter(path, *cached(clip), method="tests.own_methods:Cache")
+    clipbias.save_adapter(path, *cached(clip))
     with pytest.raises(ClipbiasError, match="the cache holds images of the classes of training"):
         clipbias.load_adapter(path).bind(clip, names, own_methods=["tests.own_methods"])
 
@@ -293,14 +293,14 @@ def test_what_could_not_be_used_again_is_not_written(clip: Clip, tmp_path: Path,
 def test_presets_and_programs_are_names_too(clip: Clip, tmp_path: Path) -> None:
     task = clipbias.Task(clip, "ivlp_matched", ("cat", "dog"))
     for method in ("ivlp_matched", "ivlp"):
-        clipbias.save_adapter(tmp_path / "a.safetensors", task, task.init(), method=method)
+        clipbias.save_adapter(tmp_path / "a.safetensors", task, task.init())
         assert clipbias.load_adapter(tmp_path / "a.safetensors").task(clip).method == task.method
     program = tmp_path / "own.py"
     program.write_text("from clipbias.tuning.methods.bias import BiasTuning\nclass Own(BiasTuning):\n    pass\n")
     for method in (str(program), f"{program}:Own"):
         task = clipbias.Task(clip, method, ("cat", "dog"))
-        clipbias.save_adapter(tmp_path / "a.safetensors", task, task.init(), method=method)
+        clipbias.save_adapter(tmp_path / "a.safetensors", task, task.init())
         adapter = clipbias.load_adapter(tmp_path / "a.safetensors")
         assert type(adapter.task(clip, own_methods=[str(program)]).method).__name__ == "Own"
     with pytest.raises(ClipbiasError, match="the method of its task is Own, not 'bias'"):
-        clipbias.save_adapter(tmp_path / "a.safetensors", task, task.init(), method="bias")
+        clipbias.save_adapter(tmp_path / "a.safetensors", task, task.init())
