@@ -19,7 +19,7 @@ from clipbias.checks import Count, Range, check_value
 from clipbias.clip import Clip, hub
 from clipbias.clip.tensors import open_safetensors_file
 from clipbias.errors import ClipbiasError
-from clipbias.io import parse_json, user_path, write_tensors, write_text
+from clipbias.io import parse_json, user_path, write_tensors
 from clipbias.terminal import printable
 from clipbias.tuning.descriptions import Descriptions
 from clipbias.tuning.learnables import SEPARATOR, flatten, unflatten
@@ -155,28 +155,6 @@ class Adapter:
         task = Task(clip, method, classes, descriptions=texts, free_text=free_text, **task_options)
         return task, transfer(own, task, self.learnables)
 
-    def push_to_hub(self, repository: str, *, private: bool | None = None) -> str:
-        """Uploads the adapter's file and a model card as "owner/name" to the Hugging Face hub.
-
-        Args:
-          repository: "owner/name", made if it is not there.
-          private: who may read a repository that is made; `None` takes the owner's default.
-
-        Returns:
-          "owner/name@commit", which `load_adapter` takes.
-
-        Raises:
-          ClipbiasError: the hub refuses, or cannot be reached.
-        """
-        from clipbias.clip.upload import push
-        from clipbias.export.card import model_card
-
-        def write(folder: Path) -> None:
-            write_adapter(folder / FILE, self)
-            write_text(folder / "README.md", model_card(self, None, "adapter"))
-
-        return push(repository, write, private=private, message=f"Upload a {self.method} adapter")
-
 
 def save_adapter(
     path: str | os.PathLike, task: Task, learnables: Learnables, *, notes: Mapping[str, Any] | None = None
@@ -192,6 +170,11 @@ def save_adapter(
     Raises:
       ClipbiasError: `load_adapter` or `Adapter.task` would refuse the file, or it cannot be written.
     """
+    write_adapter(path, make_adapter(task, learnables, notes=notes))
+
+
+def make_adapter(task: Task, learnables: Learnables, *, notes: Mapping[str, Any] | None = None) -> Adapter:
+    """An adapter of what a task learned; arguments and errors as for `save_adapter`."""
     if task.method_name not in METHODS and not is_program(task.method_name):
         raise ClipbiasError(
             f"cannot save the adapter: the method {task.method_name!r} cannot be made again; put its class in a file, "
@@ -199,7 +182,7 @@ def save_adapter(
         )
     arrays = {name: np.asarray(leaf) for name, leaf in flatten(learnables).items()}
     _check_shapes(arrays, task, task.method_name)
-    adapter = Adapter(
+    return Adapter(
         learnables=learnables,
         method=task.method_name,
         options=task.options(),
@@ -210,7 +193,6 @@ def save_adapter(
         notes=notes or {},
         descriptions=task.descriptions,
     )
-    write_adapter(path, adapter)
 
 
 def write_adapter(path: str | os.PathLike, adapter: Adapter) -> None:

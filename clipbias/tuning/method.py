@@ -233,8 +233,8 @@ class Method(abc.ABC):
         raise NotImplementedError
 
     def overrides(self, hook: str) -> bool:
-        """Whether the method has a hook of its own."""
-        return getattr(type(self), hook) is not getattr(Method, hook)
+        """Whether the method has a hook of its own, or one that this class lacks."""
+        return getattr(type(self), hook, None) is not getattr(Method, hook, None)
 
     @property
     def conditional(self) -> bool:

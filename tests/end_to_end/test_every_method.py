@@ -79,7 +79,7 @@ HOOKS = ("text", "adapt", "adapt_to", "logits", "logit_scale", "at_test", "crops
 def has_a_twin(name: str, task: Task) -> bool:
     """Whether an earlier method is the same program: by the code that it runs and the shapes of what it is given."""
     for one in list(FIRST.values())[: list(FIRST.values()).index(name)]:
-        if all(getattr(METHODS[one][0], hook) is getattr(type(task.method), hook) for hook in HOOKS):
+        if all(getattr(METHODS[one][0], hook, None) is getattr(type(task.method), hook, None) for hook in HOOKS):
             other = Task(task.clip, one, NAMES, **OPTIONS.get(one, {}))
             if other.texts == task.texts and shapes(other) == shapes(task):
                 return True
