@@ -36,10 +36,12 @@ HOSTILE = "\x1b]0;owned\x07\x1b[2Jcat\r\n\u202egod\ud800"
 # Modules that turn bytes into running code, and calls that run a text.
 UNPICKLERS = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "pty"}
 RUNNERS = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "yaml.load", "torch.load", "pickle.load"}
-# The only places that load a program by name: the method that a user names, a binary's configuration and the one that a
-# user names, the packages of the API reference, and a tool's own modules in its child process.
+# The only places that load a program by name: the built-in methods and the one that a user names, a binary's
+# configuration and the one that a user names, the packages of the API reference, and a tool's own modules in its child
+# process.
 IMPORTERS = {
     "clipbias/tuning/registry.py",
+    "clipbias/tuning/user_methods.py",
     "experiments/common.py",
     "experiments/settings.py",
     "tools/make_api_reference.py",

@@ -142,7 +142,7 @@ class Adapter:
                 f"this adapter was trained on {self.base!r} (weights {printable(self.base_fingerprint[:12])}) and does "
                 f"not fit {clip.name!r} (weights {clip.fingerprint[:12]}); load its own base model."
             )
-        name = own_method(self.method, own_methods)
+        name = self.method if self.method in METHODS else own_method(self.method, own_methods)
         method, task_options = make_method(name, **self.options), {**task_options, "method_name": name}
         stored = None if self.descriptions is None else Descriptions(self.descriptions, "the adapter's descriptions")
         own = Task(clip, method, self, descriptions=stored, **task_options)

@@ -133,19 +133,16 @@ def source_digest(name: str) -> str | None:
 def own_method(recorded: str, given: Sequence[str]) -> str:
     """The program of a method that a file names, if the user named that program too.
 
-    A file from elsewhere must not choose what is run. A built-in method's name is taken as it is. Of a program, the
-    path or module is the user's, and what was recorded only tells which of several is meant: the one whose path ends
-    as the recorded one does, for as many parts as any.
+    A file from elsewhere must not choose what is run. The path or module is the user's, and what was recorded only
+    tells which of several is meant: the one whose path ends as the recorded one does, for as many parts as any.
 
     Args:
-      recorded: a method's name as read from a file.
+      recorded: the name as read from a file of a method that is not built in.
       given: files and modules that the user named.
 
     Raises:
       ClipbiasError: the user named no such program, or several that it may be.
     """
-    if not is_program(recorded):
-        return recorded
     where, _, attribute = recorded.partition(":")
     # By the place of each program, so that one that was named twice is no choice.
     shared = {_absolute(own.partition(":")[0]): (_common_end(own, where), own) for own in given}

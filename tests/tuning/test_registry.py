@@ -259,7 +259,6 @@ def test_two_files_of_one_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("recorded", "given", "expected"),
     [
-        ("bias", (), "bias"),
         ("mine/a.py", ("elsewhere/a.py",), "elsewhere/a.py"),  # the same program on another machine
         ("mine/a.py", ("yours/a.py", "mine/a.py"), "mine/a.py"),
         ("/home/me/mine/a.py", ("mine/a.py", "yours/a.py", "b.py"), "mine/a.py"),
