@@ -17,6 +17,7 @@ from clipbias.data.given import listed, picture
 from clipbias.data.transforms import test_views
 from clipbias.errors import ClipbiasError
 from clipbias.terminal import printable
+from clipbias.tuning.test_time_method import crops_of, mixes_crops
 from clipbias.tuning import Task
 from clipbias.tuning.classifier import Classifier, Text
 from clipbias.tuning.method import Learnables
@@ -130,7 +131,7 @@ def probabilities(task: Task, learnables: Learnables, pictures: Any, batch_size:
 
 def _batches(task: Task, pictures: Any, batch_size: int) -> Iterator[tuple[Any, int]]:
     """Normalised images and how many of them count; for a method that learns of crops, one image with its crops."""
-    preprocessing, crops = task.clip.preprocessing, task.method.crops_at_test()
+    preprocessing, crops = task.clip.preprocessing, crops_of(task.method)
     if not crops:
         for images, count in image_batches(task.clip.config, pictures, batch_size):
             ready = images.dtype != np.uint8
@@ -138,7 +139,7 @@ def _batches(task: Task, pictures: Any, batch_size: int) -> Iterator[tuple[Any, 
         return
     if jnp.issubdtype(getattr(pictures, "dtype", np.uint8), jnp.floating):
         raise ClipbiasError(f"{type(task.method).__name__} takes crops of whole pictures; give these, not normalised.")
-    size, mixed = task.clip.config.vision.image_size, task.method.augmix_at_test()
+    size, mixed = task.clip.config.vision.image_size, mixes_crops(task.method)
     for number, image in enumerate(listed(pictures)[0]):
         views = test_views(picture(image, f"image {number}"), size, crops, mixed=mixed)
         yield np.asarray(preprocessing.normalize(views))[None], 1

@@ -2,8 +2,8 @@
 
     python -m experiments.train --config=configs/train.py:ivlp --config.dataset=eurosat --config.data_dir=/data
 
-The part after the colon is a method by its name, "bias" without one, or a file of your own; its options and their
-defaults are under `config.method_options`. Own images, one sub-folder per class:
+The part after the colon is a method by its name, "bias" without one, or a file of your own; its options are under
+`config.method_options`. Own images, one sub-folder per class:
 
     python -m experiments.train --config=configs/train.py --config.model=demo --config.dataset=folder \\
         --config.data_dir=/path/to/images --config.template="a photo of a {}."
@@ -16,7 +16,7 @@ from configs import base
 
 def get_config(method: str = "bias") -> ConfigDict:
     # A method's own file knows its options.
-    from clipbias.tuning.registry import make_method, method_options, optional_types
+    from clipbias.tuning.registry import option_types
 
     config = base.get_config()
     # The dataset, by name (docs/datasets.md).
@@ -27,8 +27,7 @@ def get_config(method: str = "bias") -> ConfigDict:
     config.seed = 1
     # The method, by name or by the path of a file of your own (docs/methods.md).
     config.method = method
-    made = make_method(method)
-    unset = {name: config_dict.placeholder(kind) for name, kind in optional_types(made).items()}
-    # The method's options by name.
-    config.method_options = ConfigDict(method_options(made) | unset)
+    # The method's options by name. One that is not set is the authors' for the dataset, else the method's default.
+    kinds = option_types(method).items()
+    config.method_options = ConfigDict({name: config_dict.placeholder(kind) for name, kind in kinds})
     return config

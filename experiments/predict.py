@@ -43,6 +43,7 @@ from clipbias.training.progress import progress
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Learnables, Task
 from clipbias.tuning.classifier import Text
+from clipbias.tuning.test_time_method import crops_of, mixes_crops
 from experiments import common
 from experiments.inputs import find_adapter, split
 
@@ -98,7 +99,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
                         overlays.append(overlay(model, int(best[0]), shares[i, best[0]], maps[0][i], maps[1][i]))
                 if overlays:
                     name = f"{len(found):04d}_{path.stem}.png"
-                    seen = pictures[i, 0] if task.method.crops_at_test() else pictures[i]
+                    seen = pictures[i, 0] if crops_of(task.method) else pictures[i]
                     save_overlay(workdir / "relevancy" / name, seen, overlays[::-1], title=printable(path.name))
             bar.advance(len(chunk))
         write_text(workdir / "predictions.json", json.dumps(found, indent=1) + "\n")
@@ -206,7 +207,7 @@ def listed(given: str, what: str) -> tuple[str, ...] | None:
 
 def images_per_batch(task: Task, config: ConfigDict) -> int:
     """The batch size, which counts the crops of each image, too."""
-    return max(1, config.batch_size // (1 + task.method.crops_at_test()))
+    return max(1, config.batch_size // (1 + crops_of(task.method)))
 
 
 def read(files: Sequence[Path], task: Task, config: ConfigDict) -> Iterator[tuple[list[Path], np.ndarray]]:
@@ -214,8 +215,8 @@ def read(files: Sequence[Path], task: Task, config: ConfigDict) -> Iterator[tupl
 
     Pictures have levels from 0 to 255. For a method that learns of crops of each image, they are `[B, 1 + V, R, R, 3]`.
     """
-    size, crops = task.clip.config.vision.image_size, task.method.crops_at_test()
-    mixed = task.method.augmix_at_test()
+    size, crops = task.clip.config.vision.image_size, crops_of(task.method)
+    mixed = mixes_crops(task.method)
     rows = images_per_batch(task, config)
     for start in range(0, len(files), rows):
         chunk, pictures = [], []
@@ -241,7 +242,7 @@ def classify(
     `mask [B]` says which of the pictures are there; the others only fill the batch.
     """
     task, learnables = model.task, model.learnables
-    if pictures.ndim == 5 and not task.method.crops_at_test():
+    if pictures.ndim == 5 and not crops_of(task.method):
         pictures = pictures[:, 0]  # the whole image, which a tuned method beside it learns of crops of
     images = task.clip.preprocessing.normalize(pictures)
     found = np.asarray(softmax(task.classifier, params, learnables, images, model.classes, mask))

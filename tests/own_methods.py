@@ -12,6 +12,7 @@ from clipbias.clip import Adaptation, Clip
 from clipbias.errors import ClipbiasError
 from clipbias.tuning import (
     CONSTANTS,
+    FeatureMethod,
     Features,
     Learnables,
     Method,
@@ -24,7 +25,7 @@ from clipbias.tuning import (
 
 
 @dataclasses.dataclass(frozen=True)
-class Cache(Method):
+class Cache(FeatureMethod):
     """A closed form: cosines, and the votes of training images near the image. Its strength is found on validation."""
 
     trains = False
@@ -76,7 +77,7 @@ class Cache(Method):
 
 
 @dataclasses.dataclass(frozen=True)
-class Probe(Method):
+class Probe(FeatureMethod):
     """A linear head that is trained on features, started from the class features and drawn back to them."""
 
     training: str = "fresh"
@@ -118,7 +119,7 @@ class Probe(Method):
 
 
 @dataclasses.dataclass(frozen=True)
-class Projection(Method):
+class Projection(FeatureMethod):
     """A change of the vision tower's projection, trained on the rows before it."""
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:

@@ -17,9 +17,10 @@ from clipbias.training import mesh as meshes
 from clipbias.training.grid import Grid
 from clipbias.training.packs import make_packs
 from clipbias.training.settings import GridSettings
-from clipbias.tuning import METHODS, Method, Recipe
+from clipbias.tuning import METHODS, FeatureMethod, Method, Recipe, TestTimeMethod
 from clipbias.tuning.learnables import without_constants
 from clipbias.tuning.methods.tpt import TPT
+from clipbias.tuning.test_time_method import crops_of
 from configs import base
 from tests.documents import ROOT, blocks
 from tests.tuning.test_task import VIT_B_16
@@ -51,7 +52,7 @@ def parameters(method: Method, clip: Clip) -> int:
 
 def training(method: Method) -> str:
     if isinstance(method, TPT):
-        views = f"{1 + method.crops_at_test()} views"
+        views = f"{1 + crops_of(method)} views"
         at_test = f"at test: AdamW {method.rate:g}, {method.steps} step, {views}"
         return f"project's; {at_test}" if method.trains else at_test
     if not method.trains:
@@ -63,7 +64,7 @@ def training(method: Method) -> str:
         return "project's"
     of: Any = method
     own = dataclasses.replace(of, recipe="authors").recipe_for(common, SHOTS)
-    length = f"{own.steps:,} steps" if own.steps else f"{own.epochs} epochs"
+    length = f"{own.steps:,} steps" if own.steps else f"{own.epochs} epoch{'s' if own.epochs > 1 else ''}"
     batch = "all images" if own.batch_size >= 1_000_000 else f"batch {own.batch_size}"
     named = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}[own.optimizer]
     text = f"authors': {named} {own.learning_rate:g}, {length}, {batch}"
@@ -90,15 +91,21 @@ def test_the_hooks_are_those_of_the_class() -> None:
     section = PAGE.read_text("utf-8").partition("## Hooks")[2].partition("\n### ")[0]
     rows = [line for line in section.splitlines() if line.startswith("| `")]
     named = {name for row in rows for name in re.findall(r"`(\w+)(?:\([\w, ]*\))?`", row.split(" | ")[0])}
-    own = {name for name, value in vars(Method).items() if callable(value) and not name.startswith("_")}
+    own = {
+        name
+        for kind in (Method, FeatureMethod, TestTimeMethod)
+        for name, value in vars(kind).items()
+        if (callable(value) or isinstance(value, classmethod)) and not name.startswith("_")
+    }
     assert named == (own - {"overrides", "logit_scale"}) | {
-        *("batchwise", "datasets", "nameless", "patches", "scale", "unlabelled")
+        *("batchwise", "datasets", "reads_templates", "patches", "scale", "unlabelled")
     }
     for row in rows:
         example = re.findall(r"`(\w+)`", row.rsplit(" | ", 1)[1])
         hook = re.findall(r"`(\w+)", row)[0]
         kinds = {kind for name in example for kind in [METHODS[name][0]]}
-        assert all(getattr(kind, hook) is not getattr(Method, hook) for kind in kinds), row
+        bases = Method, FeatureMethod, TestTimeMethod
+        assert all(getattr(kind, hook) not in [getattr(base, hook, None) for base in bases] for kind in kinds), row
 
 
 @pytest.fixture(scope="module")

@@ -37,10 +37,12 @@ UNPICKLERS = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "
 RUNNERS = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "yaml.load", "torch.load"} | {
     f"pickle.{name}" for name in ("load", "loads", "Unpickler", "_Unpickler")
 }
-# The only places that load a program by name: the method that a user names, a binary's configuration and the one that a
-# user names, the packages of the API reference, and a tool's own modules in its child process.
+# The only places that load a program by name: the built-in methods and the one that a user names, a binary's
+# configuration and the one that a user names, the packages of the API reference, and a tool's own modules in its child
+# process.
 IMPORTERS = {
     "clipbias/tuning/registry.py",
+    "clipbias/tuning/user_methods.py",
     "experiments/common.py",
     "tools/make_api_reference.py",
     "tools/benchmarks/worker.py",
@@ -120,7 +122,7 @@ def test_an_adapter_does_not_choose_what_is_run(clip: Clip, tmp_path: Path) -> N
     program, ran = tmp_path / "own_method.py", tmp_path / "ran"
     program.write_text(OWN)
     task = Task(clip, str(program), ("a", "b"))
-    save_adapter(tmp_path / "own.safetensors", task, {}, method=str(program))
+    save_adapter(tmp_path / "own.safetensors", task, {})
     ran.unlink()
     adapter = load_adapter(tmp_path / "own.safetensors")
     with pytest.raises(ClipbiasError, match=r"name it yourself, with --config\.own_methods"):
@@ -139,7 +141,7 @@ def test_an_adapter_does_not_choose_what_is_run(clip: Clip, tmp_path: Path) -> N
 @pytest.mark.parametrize("method", ["antigravity", "os.path", "os:system", "/etc/passwd.py", "..:x", "a\0.py"])
 def test_no_module_is_imported_for_an_adapter(clip: Clip, tmp_path: Path, method: str) -> None:
     task, path = Task(clip, "bias", ("a", "b")), tmp_path / "a.safetensors"
-    save_adapter(path, task, task.init(), method="bias")
+    save_adapter(path, task, task.init())
     with safetensors.safe_open(path, "numpy") as file:
         header = helpers.adapter_header(file.metadata()) | {"method": method}
     safetensors.numpy.save_file(safetensors.numpy.load_file(path), path, {"clipbias": json.dumps(header)})

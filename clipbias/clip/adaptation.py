@@ -37,9 +37,9 @@ class Adaptation:
       vision_bias: `[Lv, Dv]`, `[Lv, 2, Dv]` or `[Lv, 1 + M, Dv]`, likewise. By kind row 0 is that of `[cls]`, and
         prompts are others; by token prompts get nothing.
       text_adapters: a network beside each of the last `n` blocks (MMA, Yang et al. 2024), as counted for `text_tokens`:
-        dense layers `down`, `middle` (which may be left out) and `up`, `{"kernel": [n, inputs, outputs], "bias": [n, outputs]}` each, from
-        `Dt` inputs to `Dt` outputs, with ReLUs between them. Of the block's input after its first LayerNorm, token by
-        token, it makes what is added to the block's output.
+        dense layers `down`, `middle` (which may be left out) and `up`, `{"kernel": [n, inputs, outputs], "bias": [n,
+        outputs]}` each, from `Dt` inputs to `Dt` outputs, with ReLUs between them. Of the block's input after its first
+        LayerNorm, token by token, it makes what is added to the block's output.
       vision_adapters: likewise, with `Dv`.
       text_residual: `[C, d]`, added to the class features before they are normalised (TaskRes, Yu et al. 2023).
       text_weights: changes of the text tower's frozen weights, a part of the tree `params["text"]` with the same shapes

@@ -35,6 +35,7 @@ from clipbias.explain.statistics import Moments, Totals, merge
 from clipbias.explain.targets import by_pass, of_texts
 from clipbias.tuning import Classifier, Learnables, Task
 from clipbias.tuning.classifier import Text
+from clipbias.tuning.test_time_method import crops_of
 
 TOWERS = ("vision", "text")
 # Texts that run at once: a tower's tokens of all layers are held for them.
@@ -314,7 +315,7 @@ def measure(
     """
     if reason := refusal(task, learnables):
         raise ClipbiasError(f"{type(task.method).__name__} amounts to no bias. {reason}")
-    if task.method.crops_at_test():
+    if crops_of(task.method):
         raise ClipbiasError(
             f"{type(task.method).__name__} learns of crops of each image, which are not made here; take "
             "experiments.amounts."

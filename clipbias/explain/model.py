@@ -7,6 +7,7 @@ from clipbias.explain.scope import passes
 from clipbias.explain.tokens import prompt_counts, prompt_depths
 from clipbias.tuning import Learnables, Task
 from clipbias.tuning.classifier import Text
+from clipbias.tuning.test_time_method import crops_of
 
 ZERO_SHOT = "zero_shot"
 
@@ -56,7 +57,7 @@ class Model:
     @property
     def crops(self) -> int:
         """How many crops of each image it learns of besides the image itself."""
-        return self.task.method.crops_at_test()
+        return crops_of(self.task.method)
 
     @property
     def has_own_head(self) -> bool:

@@ -28,6 +28,7 @@ from clipbias.explain.streaming import Relevancy, stream
 from clipbias.explain.targets import check_targets
 from clipbias.tuning import Classifier, Learnables, Task
 from clipbias.tuning.classifier import Text
+from clipbias.tuning.learnables import check_order
 
 
 def relevancy(
@@ -104,6 +105,7 @@ def explanations(
         raise ClipbiasError(f"unknown map {unknown[0]!r}; choose from {', '.join(REDUCTIONS)}.")
     if reason := why_no_maps(task):
         raise ClipbiasError(f"{type(task.method).__name__} has no maps. {reason}")
+    check_order(params, learnables)
     check_images(images, task.clip.config.vision.image_size)
     targets = check_targets(task, images, targets)
     check_int("recompute", recompute)

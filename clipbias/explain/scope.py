@@ -9,6 +9,7 @@ import jax
 
 from clipbias.clip import Adaptation
 from clipbias.tuning import Task
+from clipbias.tuning.test_time_method import crops_of
 
 
 def additions(task: Task) -> Adaptation:
@@ -26,7 +27,7 @@ def why_no_maps(task: Task) -> str:
     """Why no map shows what a class' logit is made of, or ""."""
     if task.descriptions is not None:
         return "The classes' texts are descriptions, and maps follow the tokens of a template."
-    if task.method.crops_at_test():
+    if crops_of(task.method):
         return "The context is learned anew from crops of each test image, and maps follow one image."
     if task.method.conditional and (task.method.overrides("logits") or not _shifts_context_alone(task)):
         return "The texts depend on the image by more than their context, and maps follow that alone."

@@ -14,7 +14,7 @@ from clipbias.clip.hub import parse
 from clipbias.terminal import printable
 from clipbias.tuning import METHODS, Task, make_method, parameter_count
 from clipbias.tuning.adapter import Adapter
-from clipbias.tuning.registry import FunctionMethod
+from clipbias.tuning.user_methods import FunctionMethod
 
 WHAT = {
     "adapter": "What a tuned method learned, `adapter.safetensors`, to be used with its base model in clipbias.",

@@ -19,6 +19,7 @@ from clipbias.export.program import write_program
 from clipbias.io import atomic_folder, write_tensors, write_text
 from clipbias.tuning import Learnables, Task
 from clipbias.tuning.adapter import Adapter, save_adapter
+from clipbias.tuning.test_time_method import TestTimeMethod
 
 FORMS = ("checkpoint", "head", "program", "peft")
 ADAPTER, HEAD, CARD = "adapter.safetensors", "classifier.safetensors", "README.md"
@@ -71,7 +72,7 @@ def export(
     if any(leaf.dtype != jnp.float32 for leaf in jax.tree.leaves(clip.params)):
         raise ClipbiasError("the base model is loaded in half precision; load it in float32 to export from it.")
     task, learnables = adapter.task(clip, own_methods=own_methods), adapter.learnables
-    if task.method.overrides("at_test"):
+    if isinstance(task.method, TestTimeMethod):
         raise ClipbiasError(
             f"the method {adapter.method!r} learns of each test image, which no exported file does; classify images "
             "with clipbias.predict."
@@ -92,7 +93,7 @@ def export(
             _write_head(temporary / HEAD, task, learnables)
         else:
             write_program(temporary, task, learnables)
-        save_adapter(temporary / ADAPTER, task, learnables, method=adapter.method, notes=adapter.notes)
+        save_adapter(temporary / ADAPTER, task, learnables, notes=adapter.notes)
         write_text(temporary / CARD, model_card(adapter, task, form))
         hosts.check()
     return form

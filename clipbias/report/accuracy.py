@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from clipbias.report import style
+from clipbias.report import looks, style
 from clipbias.report.names import draws, method_name
 from clipbias.report.published import dataset_name
 from clipbias.report.summary import ACCURACY, Cell, Summary, summarize
@@ -93,8 +93,6 @@ def _is_level(cells: Mapping[int, Cell]) -> bool:
 
 
 def _panel(axes: "Axes", summary: Summary, panel: str, measure: str) -> None:
-    from clipbias.tuning import registry  # not at import: it brings JAX
-
     axes.set_title(panel if panel == AVERAGE else dataset_name(panel))
     if summary.shots:
         # Every doubling is one step; the ticks are the shots that were run.
@@ -106,15 +104,14 @@ def _panel(axes: "Axes", summary: Summary, panel: str, measure: str) -> None:
     axes.minorticks_off()
     axes.grid(axis="x", visible=False)
     for position, method in enumerate(summary.methods):
-        colour, marker, line = style.method_look(method)
+        colour, marker, line = looks.method_look(method)
         cells = _cells(summary, panel, method, measure)
         if not cells:
             continue
         if not draws(method) and _is_level(cells):
             axes.axhline(next(iter(_means(cells).values())), color=colour, linestyle=line, label=method, zorder=1)
             continue
-        preset = registry.find_preset(method)  # `None` at one of several rates, of which no one stands out
-        stands_out = preset is not None and preset.stands_out
+        stands_out = method == looks.STANDS_OUT  # not at one of several rates
         # Methods stand side by side by a hair, so that error bars do not hide one another.
         aside = 1 + min(0.014, 0.17 / len(summary.methods)) * (position - len(summary.methods) / 2)
         axes.errorbar(
@@ -140,6 +137,6 @@ def _label(axes: "Axes", summary: Summary, panel: str, measure: str) -> None:
     for method in summary.methods:
         cells = _cells(summary, panel, method, measure)
         if cells:
-            colour = style.method_look(method)[0]
+            colour = looks.method_look(method)[0]
             ends.append((max(cells) or 1, _means(cells)[max(cells)], method_name(method), colour))
     style.label_ends(axes, ends)

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from clipbias.report import style
 from clipbias.report.captioned import CaptionedFigure
-from clipbias.report.names import find_preset, method_kind, method_name
+from clipbias.report.looks import STANDS_OUT
+from clipbias.report.names import base_name, method_kind, method_name
 from clipbias.report.published import dataset_name
 from clipbias.report.summary import ACCURACY, PARAMETERS, PER_IMAGE, TRAINING, Summary
 from clipbias.report.table import MISSING, Table, TableCell, cells, ranked
@@ -171,8 +172,6 @@ def _name_points(axes: "Axes", rows: Sequence[tuple[Any, ...]]) -> None:
                 places.append((sum(_common(box, other) for other in taken) + (not inside) * 1e6, reach, box))
         _, reach, box = min(places)
         taken.append(box)
-        preset = find_preset(row[0])
-        bold = preset is not None and preset.stands_out
         axes.annotate(
             row[1],
             xy=(row[3] or zero, row[4]),
@@ -180,7 +179,7 @@ def _name_points(axes: "Axes", rows: Sequence[tuple[Any, ...]]) -> None:
             textcoords="offset points",
             color=by_title[row[2]],
             fontsize=size,
-            fontweight="bold" if bold else "normal",
+            fontweight="bold" if base_name(row[0]) == STANDS_OUT else "normal",
             annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": style.GREY, "lw": 0.4, "shrinkA": 0, "shrinkB": 3}
             if reach > 9

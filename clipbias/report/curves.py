@@ -9,7 +9,7 @@ import numpy as np
 
 from clipbias.errors import ClipbiasError
 from clipbias.io import user_path
-from clipbias.report import style
+from clipbias.report import looks, style
 from clipbias.report.names import method_name, ordered_methods
 from clipbias.report.runs import RunRecord, is_number, metric_lines
 
@@ -80,7 +80,7 @@ def curves_figure(curves: Sequence[Curve]) -> "Figure":
                 if few:
                     look = (curve.label, style.COLOURS[number], style.LINES[number % len(style.LINES)])
                 else:
-                    colour, _, dashes = style.method_look(curve.method)
+                    colour, _, dashes = looks.method_look(curve.method)
                     look = (method_name(curve.method), colour, dashes)
                 if name in curve.values:
                     _draw(axes, curve.steps, curve.values[name] * (100 if name == "accuracy" else 1), *look)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clipbias.report import style
+from clipbias.report import looks, style
 from clipbias.report.captioned import CaptionedFigure
 from clipbias.report.names import method_name, ordered_methods
 from clipbias.report.study_results import file_name
@@ -51,7 +51,7 @@ def norm_figure(found: Findings) -> CaptionedFigure | None:
         handles: dict[str, Any] = {}
         for axes, ((tower, kind), rows) in zip(grid, panels.items(), strict=True):
             for method in ordered_methods(rows):
-                colour, marker, _ = style.method_look(method)
+                colour, marker, _ = looks.method_look(method)
                 steps, own = _means(rows[method], "norm")
                 line = axes.plot(steps, own, color=colour, marker=marker)[0]
                 handles.setdefault(method_name(method), line)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from clipbias.terminal import printable
 
 if TYPE_CHECKING:
-    from clipbias.tuning.method import Preset
+    from clipbias.tuning.preset import Preset
 
 
 def at_rate(method: str, rate: float) -> str:
@@ -15,10 +15,10 @@ def at_rate(method: str, rate: float) -> str:
 
 
 def find_preset(method: str) -> "Preset | None":
-    """How a method's own file wants it to be shown, at whatever learning rate; `None` where it is not known."""
+    """What a method's own file calls it, at whatever learning rate; `None` where it is not known."""
     from clipbias.tuning import registry  # not at import: it brings JAX, which drawing does without
 
-    return registry.find_preset(_base(method))
+    return registry.find_preset(base_name(method))
 
 
 def method_name(method: str) -> str:
@@ -31,7 +31,7 @@ def trains(method: str) -> bool:
     """Whether steps train a method; taken for granted of a program of the user's own, which is not run here."""
     from clipbias.tuning import METHODS
 
-    name = _base(method)
+    name = base_name(method)
     return name not in METHODS or METHODS[name][0].trains
 
 
@@ -39,16 +39,15 @@ def draws(method: str) -> bool:
     """Whether a method is made from training images, by steps or at once; taken for granted of the user's own."""
     from clipbias.tuning import METHODS, make_method
 
-    name = _base(method)
+    name = base_name(method)
     return name not in METHODS or make_method(name).draws
 
 
 def method_kind(method: str) -> str | None:
-    """What a method is grouped by, a value of `tuning.Kind`; `None` of a program of the user's own."""
-    from clipbias.tuning import METHODS
+    """What a method is grouped by, a value of `tuning.Kind`; `None` where it is not known."""
+    from clipbias.tuning import registry
 
-    name = _base(method)
-    kind = METHODS[name][0].kind if name in METHODS else None
+    kind = registry.find_kind(base_name(method))
     return None if kind is None else str(kind)
 
 
@@ -59,12 +58,13 @@ def ordered_methods(methods: Iterable[str]) -> tuple[str, ...]:
     known = list(METHODS)
 
     def place(method: str) -> int:
-        return known.index(_base(method)) if _base(method) in known else len(known)
+        return known.index(base_name(method)) if base_name(method) in known else len(known)
 
     return tuple(sorted(dict.fromkeys(methods), key=place))
 
 
-def _base(method: str) -> str:
+def base_name(method: str) -> str:
+    """The name of a method without its learning rate."""
     return method.partition(", rate ")[0]
 
 

@@ -15,13 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from clipbias.io import atomic_path
-from clipbias.report.names import find_preset
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# By the names that methods give their colours in.
 PALETTE = {
     **{"black": "#000000", "orange": "#E69F00", "sky": "#56B4E9", "green": "#009E73", "yellow": "#F0E442"},
     **{"blue": "#0072B2", "red": "#D55E00", "purple": "#CC79A7", "grey": "#6B7280"},
@@ -67,14 +65,6 @@ _RC: dict[Any, Any] = {
     "pdf.fonttype": 42,  # real fonts, so that text in the PDF can be searched
     "svg.hashsalt": "clipbias",  # the same figure gives the same bytes
 }
-
-
-def method_look(method: str) -> tuple[str, str, Any]:
-    """Colour, marker and line of a method, as its own file has them; black with crosses where they are not known."""
-    preset = find_preset(method)
-    if preset is None:
-        return BLACK, "X", "-"
-    return PALETTE.get(preset.colour, preset.colour), preset.marker, preset.line
 
 
 @contextlib.contextmanager

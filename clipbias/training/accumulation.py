@@ -15,6 +15,7 @@ from clipbias.clip import PackedTokens
 from clipbias.clip.params import Params
 from clipbias.tuning import Task
 from clipbias.tuning.classifier import Classifier, Text
+from clipbias.tuning.feature_method import sampling_of
 from clipbias.tuning.method import CONSTANTS, Learnables
 
 Batch = tuple[jax.Array, ...]  # images, labels and mask
@@ -23,7 +24,7 @@ Batch = tuple[jax.Array, ...]  # images, labels and mask
 def why_whole(task: Task) -> str | None:
     """Why the batches of a method cannot be taken in parts, as the end of a sentence; `None` where they can."""
     name, method = type(task.method).__name__, task.method
-    if method.sampling() is not None:
+    if sampling_of(method) is not None:
         return f"{name} trains on features of images, which are small"
     if method.batchwise:
         return f"what {name} makes of an image depends on the other images of its batch"
@@ -41,7 +42,7 @@ def in_parts(
     constants: Learnables,
     batch: Batch,
     rng: jax.Array,
-    nameless: PackedTokens | None = None,
+    template_tokens: PackedTokens | None = None,
     chosen: jax.Array | None = None,
     *,
     parts: int,
@@ -64,7 +65,7 @@ def in_parts(
         return {**learned, CONSTANTS: constants} if constants else learned
 
     def texts(learned: Learnables) -> Any:
-        return classifier.texts_in_training(params, whole(learned), text, rng, nameless, chosen)
+        return classifier.texts_in_training(params, whole(learned), text, rng, template_tokens, chosen)
 
     # Texts that depend on the image are those of its part.
     encoded, pull_texts = (None, None) if method.conditional else jax.vjp(texts, learned)
@@ -72,7 +73,7 @@ def in_parts(
     def terms(learned: Learnables, encoded: Any, part: Batch) -> tuple[dict[str, jax.Array], jax.Array]:
         images, labels, mask = part
         found, logits = classifier.losses(
-            *(params, whole(learned), normalize(images), labels, text, reference, rng, mask, nameless, chosen),
+            *(params, whole(learned), normalize(images), labels, text, reference, rng, mask, template_tokens, chosen),
             encoded=encoded,
         )
         shares = {

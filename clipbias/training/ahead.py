@@ -24,6 +24,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
 from clipbias.training.memory import AUTO, describe_plan, fit_evaluation, format_bytes, plan_step
 from clipbias.training.programs import Program, evaluation_programs, features_program, training_program
+from clipbias.tuning.feature_method import sampling_of
 from clipbias.tuning import Recipe, Task, parameter_count
 
 GIB = 1 << 30
@@ -206,7 +207,7 @@ def describe(
       ClipbiasError: a setting is out of range.
     """
     task, filled, data = make(), meshes.filled(mesh, runs), mesh.shape[meshes.DATA]
-    sampling, classes = task.method.sampling(), len(task.class_names)
+    sampling, classes = sampling_of(task.method), len(task.class_names)
     stages = task.method.stages(recipe) if train_images and task.method.trains and jax.tree.leaves(task.shapes) else ()
     rows = [min(train_images, own.batch_size) for _, own in stages] or [eval_batch_size]
     steps = sum(own.total_steps(train_images) for _, own in stages)

@@ -23,6 +23,7 @@ from clipbias.training.memory import explain_exhaustion
 from clipbias.training.timing import call_seconds
 from clipbias.tuning.classifier import Classifier, Text
 from clipbias.tuning.method import Learnables, Method
+from clipbias.tuning.test_time_method import crops_of, mixes_crops
 
 
 class Budget:
@@ -111,7 +112,7 @@ class Evaluator:
         return self._fits[what]
 
     def _batches(self, method: Method) -> Iterator[Batch]:
-        crops = method.crops_at_test()
+        crops = crops_of(method)
         if self._kept is not None and not crops:
             yield from self._kept
             return
@@ -121,7 +122,7 @@ class Evaluator:
             image_size=self.clip.config.vision.image_size,
             batch_size=images_per_step(self.batch_size, crops, self.mesh),
             crops=crops,
-            mixed=method.augmix_at_test(),
+            mixed=mixes_crops(method),
             shard=(share.part, share.parts),
             on_error=self.on_error,
             workers=self._workers,
@@ -137,13 +138,13 @@ class Evaluator:
             self._kept = kept
 
     def _images_per_step(self, classifier: Classifier) -> int:
-        return images_per_step(self.batch_size, classifier.method.crops_at_test(), self.mesh)
+        return images_per_step(self.batch_size, crops_of(classifier.method), self.mesh)
 
     def _features(self, classifier: Classifier, learnables: Learnables, runs: int) -> Iterator[tuple[jax.Array, Batch]]:
         changes = classifier.changes_vision(jax.tree.map(lambda leaf: leaf[0], learnables))
         method = classifier.method
-        crops, width = method.crops_at_test(), self.clip.config.projection_width
-        key = method.patches, crops, method.augmix_at_test()
+        crops, width = crops_of(method), self.clip.config.projection_width
+        key = method.patches, crops, mixes_crops(method)
         if not changes and key in self._plain_features:
             self._tower_seconds = self._plain_seconds.get(key, 0.0)
             yield from self._plain_features[key]

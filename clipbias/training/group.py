@@ -33,6 +33,7 @@ from clipbias.training.timing import Stopwatch, step_seconds
 from clipbias.training.workdir import ADAPTER
 from clipbias.tuning import Samples, Task, parameter_count
 from clipbias.tuning.adapter import save_adapter
+from clipbias.tuning.feature_method import FeatureMethod, sampling_of
 from clipbias.tuning.learnables import one_run, stack_runs
 from clipbias.tuning.method import Learnables, Method
 from clipbias.tuning.recipe import Recipe
@@ -139,7 +140,7 @@ def train_group(group: Group, shared: Shared, files: Files, common: Recipe) -> l
             own = one_run(learned.learnables, index)
             if jax.tree.leaves(own) or files.single:
                 notes = {name: value for name, value in row.items() if name not in VOLATILE}
-                save_adapter(files.adapter(spec), learned.task, own, method=spec.method, notes=notes)
+                save_adapter(files.adapter(spec), learned.task, own, notes=notes)
     return rows
 
 
@@ -191,12 +192,12 @@ def learn(
     trained, host = None, Stopwatch()
     with host:
         learnables = stack_runs([jax.device_get(task.init(run.seed)) for run in runs])
-        if samples is not None:
+        if samples is not None and isinstance(method, FeatureMethod):
             learnables = each_run(method.support, learnables, samples)
     if plan is not None:
         trained = _train_stages(shared, bind, task, plan, source, runs, stages, learnables, logging)
         learnables = meshes.fetch(trained.learnables)
-        if samples is not None and method.overrides("finish"):
+        if samples is not None and isinstance(method, FeatureMethod) and method.overrides("finish"):
             with host:
                 learnables = each_run(method.finish, learnables, samples)
     lengths = [recipe.total_steps(len(runs[0].train)) for _, recipe in stages]
@@ -237,7 +238,7 @@ def _samples(
     shared: Shared, task: Task, runs: Sequence[Run], validation: Sequence[Callable[[], Split | None]]
 ) -> list[Samples] | None:
     """Features of each run's training images, and of its validation images where the method asks for them."""
-    sampling = task.method.sampling()
+    sampling = sampling_of(task.method)
     if sampling is None:
         return None
     text, scale = np.asarray(text_of(shared, task)), float(np.exp(np.float32(shared.clip.params["logit_scale"])))
@@ -282,7 +283,7 @@ def _train_stages(
             own = dataclasses.replace(
                 logging, checkpoints=folder, steps_before=sum(steps[:number]), steps_in_all=sum(steps)
             )
-        sampling = trained.sampling()
+        sampling = sampling_of(trained)
         options: dict[str, Any] = dict(plan=bound[1], on_image_error=shared.on_image_error, workers=shared.workers)
         if sampling is not None:
             epochs = recipe.total_epochs(len(runs[0].train))
@@ -341,7 +342,7 @@ def _training_seconds(
     together = step_seconds(logging.metrics / METRICS, lengths) if logging.metrics is not None else 0.0
     if samples is None:
         return [together / len(runs)] * len(runs)
-    sampling = method.sampling()
+    sampling = sampling_of(method)
     assert sampling is not None
     passes = max(sampling.passes, 1)
     if stages and sampling.training == "fresh":

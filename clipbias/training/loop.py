@@ -30,6 +30,7 @@ from clipbias.training.profile import StepProfile
 from clipbias.training.progress import Progress
 from clipbias.training.step import init_state, place_inputs, train_step
 from clipbias.tuning import Task
+from clipbias.tuning.feature_method import sampling_of
 from clipbias.tuning.learnables import with_constants
 from clipbias.tuning.method import Learnables
 from clipbias.tuning.recipe import Recipe
@@ -156,7 +157,7 @@ def train(
             how |= dict(workers=Workers.of(workers), on_error=on_image_error)
             batches = RunBatches(images, seeds, recipe, mesh, **how)
         else:
-            sampling, labels = task.method.sampling(), [one.labels for one in images]
+            sampling, labels = sampling_of(task.method), [one.labels for one in images]
             pooled = sampling is not None and sampling.training == "pooled"
             how = dict(pooled=pooled, start_step=step, readable=readable)
             batches = FeatureBatches(features, labels, seeds, recipe, mesh, **how)

@@ -25,6 +25,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
 from clipbias.training.accumulation import why_whole
 from clipbias.training.programs import class_program, training_program
+from clipbias.tuning.feature_method import sampling_of
 from clipbias.tuning import Recipe, Task
 
 
@@ -150,7 +151,7 @@ def _image_parts(task: Task, rows: int, devices: int, micro_batch: int) -> tuple
     why, each = why_whole(task), -(-rows // devices)
     if micro_batch:
         parts = -(-each // max(1, micro_batch // devices))
-        if parts == 1 or task.method.sampling() is not None:
+        if parts == 1 or sampling_of(task.method) is not None:
             return (1,)
         if why is not None:
             raise ClipbiasError(f"micro_batch is {micro_batch}, but {why}; leave it at 0 or lower batch_size.")

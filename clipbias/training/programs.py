@@ -16,6 +16,8 @@ from clipbias.training import mesh as meshes
 from clipbias.training.answers import answers, image_features, images_per_step, logits, text_features
 from clipbias.training.features import frozen_features
 from clipbias.training.step import init_state, place_inputs, place_text, train_step
+from clipbias.tuning.test_time_method import crops_of, mixes_crops
+from clipbias.tuning.feature_method import sampling_of
 from clipbias.tuning import Recipe, Sampling, Task
 from clipbias.tuning.method import Learnables
 
@@ -64,7 +66,7 @@ def training_program(
     )
     state = jax.eval_shape(lambda start: init_state(method, recipe, start), learnables)
     rows += -rows % mesh.shape[meshes.DATA]
-    size, sampling = config.vision.image_size, method.sampling()
+    size, sampling = config.vision.image_size, sampling_of(method)
     pixels: Any = shape((runs, rows, size, size, 3), np.uint8)
     if sampling is not None:
         width = config.projection_width if sampling.projected else config.vision.width
@@ -89,7 +91,7 @@ def class_program(task: Task, *, runs: int, mesh: Mesh) -> Program:
     text = place_text(mesh, task, None)
     if not task.method.conditional:
         return Program("text_features", text_features, (task.classifier, params, learnables, text), {"runs": runs})
-    crops, width = task.method.crops_at_test(), task.clip.config.projection_width
+    crops, width = crops_of(task.method), task.clip.config.projection_width
     batch, views = images_per_step(1, crops, mesh), (1 + crops,) if crops else ()
     own = runs if task.classifier.changes_vision(task.shapes) else 1
     features = jax.ShapeDtypeStruct((own, batch, *views, width), np.float32)
@@ -107,9 +109,9 @@ def evaluation_programs(task: Task, *, batch: int, runs: int, mesh: Mesh) -> lis
       runs: runs evaluated side by side.
       mesh: where to compute.
     """
-    size, crops = task.clip.config.vision.image_size, task.method.crops_at_test()
+    size, crops = task.clip.config.vision.image_size, crops_of(task.method)
     batch, views = images_per_step(batch, crops, mesh), (1 + crops,) if crops else ()
-    kind = np.float32 if task.method.augmix_at_test() else np.uint8
+    kind = np.float32 if mixes_crops(task.method) else np.uint8
     pixels = meshes.place(mesh, jax.ShapeDtypeStruct((batch, *views, size, size, 3), kind), meshes.DATA)
     own = runs if task.classifier.changes_vision(task.shapes) else 1
     arguments = (task.classifier, task.clip.preprocessing, *_placed(task, own, mesh), pixels)

@@ -19,6 +19,7 @@ from clipbias.clip.precision import named
 from clipbias.data import Dataset, protocols
 from clipbias.errors import ClipbiasError
 from clipbias.training.rates import Rates
+from clipbias.tuning.feature_method import sampling_of
 from clipbias.tuning.method import Method
 from clipbias.tuning.recipe import Recipe
 from clipbias.tuning.registry import method_options, resolve, source_digest
@@ -188,7 +189,7 @@ def _contents(datasets: Iterable[Dataset]) -> str:
 
 def _validates(method: Method) -> bool:
     """Whether the method itself selects something on validation images."""
-    sampling = method.sampling()
+    sampling = sampling_of(method)
     return sampling is not None and sampling.validation
 
 

@@ -52,14 +52,14 @@ class StepInputs:
       reference: features `[S' · C, d]` of a frozen teacher's texts, or `None`.
       constants: the learnables that no step changes, leading axis `R`; empty where there are none.
       seeds: int32 `[R]`, of what is random in a step.
-      nameless: the templates without a class name, for a method that asks for them, else `None`.
+      template_tokens: the templates without a class name, for a method that asks for them, else `None`.
     """
 
     text: Text
     reference: jax.Array | None
     constants: Learnables
     seeds: jax.Array
-    nameless: PackedTokens | None = None
+    template_tokens: PackedTokens | None = None
 
 
 def init_state(method: Method, recipe: Recipe, learnables: Learnables) -> TrainState:
@@ -87,9 +87,11 @@ def place_inputs(
         else:
             reference = jax.device_put(task.reference_features(params), meshes.sharding(mesh))
     constants = meshes.place(mesh, learnables.get(CONSTANTS, {}), meshes.RUN)
-    nameless = None if task.nameless is None else _place_packed(mesh, task.nameless, shapes=params is None)
+    template_tokens = task.template_tokens
+    if template_tokens is not None:
+        template_tokens = _place_packed(mesh, template_tokens, shapes=params is None)
     numbers: Any = np.asarray(seeds, np.int32) if params is not None else jax.ShapeDtypeStruct((len(seeds),), np.int32)
-    return StepInputs(text, reference, constants, meshes.place(mesh, numbers, meshes.RUN), nameless)
+    return StepInputs(text, reference, constants, meshes.place(mesh, numbers, meshes.RUN), template_tokens)
 
 
 def place_text(mesh: Mesh, task: Task, params: Params | None, *, training: bool = False) -> Text:
@@ -151,7 +153,7 @@ def loss_and_gradients(
     constants: Learnables,
     batch: tuple[jax.Array, ...],
     rng: jax.Array,
-    nameless: PackedTokens | None = None,
+    template_tokens: PackedTokens | None = None,
     chosen: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, Learnables]:
     """Loss, share of correct images, and the gradient that a step takes, of one run.
@@ -164,7 +166,7 @@ def loss_and_gradients(
     def terms(learned: Learnables) -> tuple[dict[str, jax.Array], jax.Array]:
         learnables = {**learned, CONSTANTS: constants} if constants else learned
         terms, logits = classifier.losses(
-            params, learnables, images, labels, text, reference, rng, mask, nameless, chosen
+            params, learnables, images, labels, text, reference, rng, mask, template_tokens, chosen
         )
         correct = (logits.argmax(-1) == labels) & mask
         return {name: mean_loss(term, mask) for name, term in terms.items()}, correct.sum() / jnp.maximum(mask.sum(), 1)
@@ -231,7 +233,7 @@ def train_step(
         rng, chosen = jax.random.fold_in(jax.random.key(seed), state.step), None
         if method.overrides("templates_in_training"):
             chosen = method.templates_in_training(jax.random.key(seed), state.step)
-        arguments = (params, given.text, given.reference, learned, constants, batch, rng, given.nameless, chosen)
+        arguments = (params, given.text, given.reference, learned, constants, batch, rng, given.template_tokens, chosen)
         return compute(classifier, *arguments)
 
     every = over_runs(one, [0] * 6, runs=learning_rate.shape[0], mesh=mesh)

@@ -3,12 +3,16 @@
 from clipbias.clip.adaptation import Adaptation
 from clipbias.tuning.classifier import Classifier
 from clipbias.tuning.descriptions import Descriptions, read_descriptions
+from clipbias.tuning.feature_method import FeatureMethod
 from clipbias.tuning.features import Features, Samples, Sampling, average_texts, unit_length
 from clipbias.tuning.learnables import parameter_count
-from clipbias.tuning.method import CONSTANTS, Kind, Learnables, Method, Preset, PromptText
+from clipbias.tuning.method import CONSTANTS, Learnables, Method
+from clipbias.tuning.preset import Kind, Preset
+from clipbias.tuning.prompt_text import PromptText
 from clipbias.tuning.recipe import Recipe
-from clipbias.tuning.registry import METHODS, make_method
+from clipbias.tuning.registry import METHODS, make_method, resolve
 from clipbias.tuning.task import Task
+from clipbias.tuning.test_time_method import TestTimeMethod
 
 __all__ = [
     "CONSTANTS",
@@ -16,6 +20,7 @@ __all__ = [
     "Adaptation",
     "Classifier",
     "Descriptions",
+    "FeatureMethod",
     "Features",
     "Kind",
     "Learnables",
@@ -26,9 +31,11 @@ __all__ = [
     "Samples",
     "Sampling",
     "Task",
+    "TestTimeMethod",
     "average_texts",
     "make_method",
     "parameter_count",
     "read_descriptions",
+    "resolve",
     "unit_length",
 ]

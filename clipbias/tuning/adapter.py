@@ -6,17 +6,16 @@ the file.
 """
 
 import dataclasses
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
 
-from clipbias.checks import Count, check_int, check_value
+from clipbias.checks import Count, Range, check_value
 from clipbias.clip import Clip, hub
 from clipbias.clip.tensors import open_safetensors_file
 from clipbias.errors import ClipbiasError
@@ -25,23 +24,36 @@ from clipbias.terminal import printable
 from clipbias.tuning.descriptions import Descriptions
 from clipbias.tuning.learnables import SEPARATOR, flatten, unflatten
 from clipbias.tuning.method import CONSTANTS, Learnables
-from clipbias.tuning.registry import METHODS, make_method, own_method
+from clipbias.tuning.registry import METHODS, make_method
 from clipbias.tuning.task import Task
 from clipbias.tuning.transfer import transfer
+from clipbias.tuning.user_methods import is_program, own_method
 
-# Raised when a file changes in a way that earlier code would misread. `load_adapter` then turns the header of each
-# earlier format into the present one, field by field, and never drops one: adapters outlive the code that wrote them.
-# Format 2 has constants, which may be whole numbers, or descriptions; files without them are written in format 1.
-FORMAT = 2
+# Raised when a file changes in a way that earlier code would misread.
+FORMAT = 1
 # What the file is called in a folder or a repository of its own.
 FILE = "adapter.safetensors"
-# What the header of a file must hold, and what notes hold if they are given.
-HEADER: Mapping[str, Any] = {
-    **dict.fromkeys(("method", "template", "base", "base_fingerprint"), str),
-    **{"options": dict[str, Any], "class_names": list[str], "notes": dict[str, Any]},
+
+# The header's fields, and of its notes those that cards, tables and figures take.
+_TEXTS = dict[str, list[str]]
+_FIELDS: dict[str, Any] = {
+    "method": str,
+    "options": dict[str, Any],
+    "class_names": list[str],
+    "template": str,
+    "base": str,
+    "base_fingerprint": str,
+    "notes": dict[str, Any],
+    "descriptions": _TEXTS | None,
 }
-NOTES: Mapping[str, Any] = {"dataset": str, "shots": Count, "seed": Count, "accuracy": float}
-DIGEST = "sha256"  # of all the rest; earlier versions wrote none
+_NOTES: dict[str, Any] = {
+    "dataset": str,
+    "protocol": str,
+    "shots": Count,
+    "seed": Count,
+    "accuracy": Annotated[float, Range(0, 100)],
+    "accuracies": dict[str, float],
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,10 +80,12 @@ class Adapter:
     descriptions: Mapping[str, Sequence[str]] | None = None
 
     def __post_init__(self) -> None:
-        """Raises `ClipbiasError` for notes that are not what their names say, whoever makes an adapter of them."""
-        check_value("the notes of an adapter", self.notes, dict[str, Any])
-        for name, kind in NOTES.items():
-            check_value(name, self.notes.get(name), kind | None)
+        """Raises `ClipbiasError` for a field, or a note, that is not what its name says."""
+        for field, kind in _FIELDS.items():
+            check_value(f"the adapter's {field}", getattr(self, field), kind)
+        for name, kind in _NOTES.items():
+            if self.notes.get(name) is not None:
+                check_value(name, self.notes[name], kind)
 
     def task(
         self,
@@ -114,7 +128,7 @@ class Adapter:
           clip: the model it was trained on.
           class_names: `None` for the classes of training.
           own_methods: files or modules that an adapter of a method of one's own may take it from (see
-            `tuning.registry.own_method`).
+            `tuning.user_methods.own_method`).
           descriptions: texts by class name in place of those that the adapter holds, such as of other classes.
           free_text: whether `class_names` are texts of any kind (see `Task`).
           **task_options: more arguments of `Task`.
@@ -128,27 +142,22 @@ class Adapter:
                 f"this adapter was trained on {self.base!r} (weights {printable(self.base_fingerprint[:12])}) and does "
                 f"not fit {clip.name!r} (weights {clip.fingerprint[:12]}); load its own base model."
             )
-        method = make_method(own_method(self.method, own_methods), **self.options)
+        name = self.method if self.method in METHODS else own_method(self.method, own_methods)
+        method, task_options = make_method(name, **self.options), {**task_options, "method_name": name}
         stored = None if self.descriptions is None else Descriptions(self.descriptions, "the adapter's descriptions")
-        own = Task(clip, method, self.class_names, template=self.template, descriptions=stored, **task_options)
+        own = Task(clip, method, self, descriptions=stored, **task_options)
         _check_shapes(flatten(self.learnables), own, self.method)
         class_names = self.class_names if class_names is None else tuple(class_names)
         if class_names == self.class_names and descriptions is None and not free_text:
             return own, self.learnables
-        task_options |= dict(template=self.template, descriptions=descriptions, free_text=free_text)
-        if descriptions is None and not free_text:
-            task_options["descriptions"] = stored
-        task = Task(clip, method, class_names, **task_options)
+        texts = descriptions if descriptions is not None or free_text else stored
+        classes = dataclasses.replace(self, class_names=class_names, descriptions=None)
+        task = Task(clip, method, classes, descriptions=texts, free_text=free_text, **task_options)
         return task, transfer(own, task, self.learnables)
 
 
 def save_adapter(
-    path: str | os.PathLike,
-    task: Task,
-    learnables: Learnables,
-    *,
-    method: str | None = None,
-    notes: Mapping[str, Any] | None = None,
+    path: str | os.PathLike, task: Task, learnables: Learnables, *, notes: Mapping[str, Any] | None = None
 ) -> None:
     """Writes an adapter file, atomically.
 
@@ -156,28 +165,26 @@ def save_adapter(
       path: a `.safetensors` file.
       task: what was trained.
       learnables: of one run.
-      method: the name that `make_method` knows the method by; `None` takes the name that the task was made with.
       notes: JSON values to keep beside it.
 
     Raises:
       ClipbiasError: `load_adapter` or `Adapter.task` would refuse the file, or it cannot be written.
     """
-    write_adapter(path, make_adapter(task, learnables, method=method, notes=notes))
+    write_adapter(path, make_adapter(task, learnables, notes=notes))
 
 
-def make_adapter(
-    task: Task, learnables: Learnables, *, method: str | None = None, notes: Mapping[str, Any] | None = None
-) -> Adapter:
+def make_adapter(task: Task, learnables: Learnables, *, notes: Mapping[str, Any] | None = None) -> Adapter:
     """An adapter of what a task learned; arguments and errors as for `save_adapter`."""
-    method = task.method_name if method is None else method
-    _check_method(method, task)
-    tensors = {name: np.asarray(leaf) for name, leaf in flatten(learnables).items()}
-    _check_shapes(tensors, task, method)
-    for name in _no_numbers(tensors):
-        raise ClipbiasError(f"cannot save the adapter: {name!r} holds what are not finite numbers.")
+    if task.method_name not in METHODS and not is_program(task.method_name):
+        raise ClipbiasError(
+            f"cannot save the adapter: the method {task.method_name!r} cannot be made again; put its class in a file, "
+            "and make the task with the file's path."
+        )
+    arrays = {name: np.asarray(leaf) for name, leaf in flatten(learnables).items()}
+    _check_shapes(arrays, task, task.method_name)
     return Adapter(
         learnables=learnables,
-        method=method,
+        method=task.method_name,
         options=task.options(),
         class_names=task.class_names,
         template=task.template,
@@ -189,16 +196,12 @@ def make_adapter(
 
 
 def write_adapter(path: str | os.PathLike, adapter: Adapter) -> None:
-    """Writes an adapter's file, atomically. Raises `ClipbiasError` where its notes or options are no JSON values."""
-    header = {field.name: getattr(adapter, field.name) for field in dataclasses.fields(adapter)}
-    tensors = {name: np.array(leaf, order="C") for name, leaf in flatten(header.pop("learnables")).items()}
-    if adapter.descriptions is None:
-        del header["descriptions"]
-    version = FORMAT if any(map(_is_constant, tensors)) or "descriptions" in header else 1
-    header = {"format": version, **header, "notes": dict(adapter.notes)}
+    """Writes an adapter's file, atomically. Raises `ClipbiasError` for what `load_adapter` would refuse."""
+    tensors = {name: np.array(leaf, order="C") for name, leaf in flatten(adapter.learnables).items()}
+    _check_finite(tensors, "cannot save the adapter")
+    header = {field: getattr(adapter, field) for field in _FIELDS}
     try:
-        plain = json.loads(json.dumps(header, allow_nan=False))
-        text = json.dumps({**header, DIGEST: _digest(plain, tensors)})
+        text = json.dumps({"format": FORMAT, **header, "notes": dict(adapter.notes)}, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise ClipbiasError(
             f"cannot save the adapter: its notes and options must be JSON values ({error}); convert them."
@@ -214,49 +217,29 @@ def load_adapter(path: str | os.PathLike) -> Adapter:
         Hugging Face hub, "owner/name" or "owner/name@revision", that does.
 
     Raises:
-      ClipbiasError: no such file, or it is damaged, not an adapter, or of a later format; or it cannot be downloaded.
+      ClipbiasError: no such file, or it is damaged, not an adapter, or of another format; or it cannot be downloaded.
     """
     path = _find(path)
     with open_safetensors_file(path) as file:
         metadata = (file.metadata() or {}).get("clipbias")
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
     try:
-        found = parse_json(metadata or "null", dict)
-        digest = found.pop(DIGEST, None)
+        header = parse_json(metadata or "null", dict)
         learnables = unflatten(tensors)
     except ValueError as error:
         raise ClipbiasError(f"{path} is not a clipbias adapter; it lacks a readable 'clipbias' header.") from error
-    version = check_int(f"{path} is damaged: its format", found.get("format"), lowest=1)
-    if version > FORMAT:
-        raise ClipbiasError(f"{path} has format {version}; this clipbias reads up to {FORMAT}: upgrade it.")
-    header = _check_header(found, path)
-    adapter = Adapter(
-        learnables=learnables,
-        method=header["method"],
-        options=dict(header["options"]),
-        class_names=tuple(header["class_names"]),
-        template=header["template"],
-        base=header["base"],
-        base_fingerprint=header["base_fingerprint"],
-        notes=dict(header["notes"]),
-        descriptions=header.get("descriptions"),
-    )
-    if adapter.descriptions is not None:
-        Descriptions(adapter.descriptions, f"{path} is damaged: its descriptions").of(adapter.class_names)
-    for name in _no_numbers(tensors):
-        raise ClipbiasError(f"{path} is damaged: {name!r} holds what are not finite numbers; tune it again.")
-    if digest not in (None, _digest(found, tensors)):
-        raise ClipbiasError(f"{path} is damaged: it is not as it was written; tune it again, or copy it anew.")
+    if header.get("format") != FORMAT:
+        raise ClipbiasError(f"{path} has format {header.get('format')!r}; this clipbias reads format {FORMAT}.")
+    try:
+        fields = {field: header.get(field) for field in _FIELDS}
+        check_value("its list of classes", fields["class_names"], list[str])
+        adapter = Adapter(learnables, **fields | {"class_names": tuple(fields["class_names"])})
+        if adapter.descriptions is not None:
+            Descriptions(adapter.descriptions, "its descriptions").of(adapter.class_names)
+    except ClipbiasError as error:
+        raise ClipbiasError(f"{path} is damaged: {error}") from error
+    _check_finite(tensors, f"{path} is damaged")
     return adapter
-
-
-def _digest(header: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str:
-    """Of a header in JSON's own types and arrays by name."""
-    found = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
-    for name in sorted(tensors):
-        values = np.asarray(tensors[name], order="C")
-        found.update(f"{name} {values.shape} {values.dtype}".encode() + values.tobytes())
-    return found.hexdigest()
 
 
 def _find(source: str | os.PathLike) -> Path:
@@ -275,40 +258,6 @@ def _find(source: str | os.PathLike) -> Path:
             raise ClipbiasError(f"no adapter file {path}.")
         return path
     return hub.download(name, FILE)
-
-
-def _check_header(header: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
-    try:
-        for name, kind in HEADER.items():
-            if header.get(name) is None:
-                raise ClipbiasError(f"it has no {name!r}.")
-            check_value(name, header[name], kind)
-        for name, kind in NOTES.items():
-            check_value(name, header["notes"].get(name), kind | None)
-        check_value("descriptions", header.get("descriptions"), dict[str, list[str]] | None)
-        json.dumps(header, allow_nan=False)
-    except ValueError as error:
-        raise ClipbiasError(f"{path} is damaged: {error}") from error
-    return header
-
-
-def _check_method(method: str, task: Task) -> None:
-    """Raises `ClipbiasError` for a name that does not make the method of `task` again.
-
-    A program's name is taken as it is: whoever uses the file names the program again, wherever it then lies.
-    """
-    where, _, attribute = method.partition(":")
-    if method in METHODS:
-        if type(task.method) is not METHODS[method][0]:
-            raise ClipbiasError(
-                f"cannot save the adapter: the method of its task is {type(task.method).__name__}, not {method!r}; "
-                "give the name that the task was made with."
-            )
-    elif not attribute and "." not in where:
-        raise ClipbiasError(
-            f"cannot save the adapter: there is no method {method!r}; give a name of {', '.join(METHODS)}, or the file "
-            "of the method."
-        )
 
 
 def _check_shapes(arrays: Mapping[str, Any], task: Task, method: str) -> None:
@@ -331,17 +280,12 @@ def _check_shapes(arrays: Mapping[str, Any], task: Task, method: str) -> None:
             )
 
 
-def _no_numbers(arrays: Mapping[str, np.ndarray]) -> list[str]:
-    """The names of the arrays that hold something else than finite floating-point numbers, or constant whole ones."""
-    return [
-        name
-        for name, value in arrays.items()
-        if not (np.isfinite(value).all() if _is_floating(value) else _is_constant(name) and value.dtype.kind in "biu")
-    ]
-
-
-def _is_constant(name: str) -> bool:
-    return name.split(SEPARATOR)[0] == CONSTANTS
+def _check_finite(arrays: Mapping[str, np.ndarray], message: str) -> None:
+    """Raises `ClipbiasError` for an array of anything but finite numbers; only constants may be whole ones."""
+    for name, values in arrays.items():
+        whole = name.split(SEPARATOR)[0] == CONSTANTS and values.dtype.kind in "biu"
+        if not whole and not (_is_floating(values) and np.isfinite(values).all()):
+            raise ClipbiasError(f"{message}: {name!r} holds what are not finite numbers.")
 
 
 def _is_floating(array: Any) -> bool:

@@ -18,6 +18,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.tuning.descriptions import without_missing
 from clipbias.tuning.features import Features, class_vectors, unit_length
 from clipbias.tuning.method import Learnables, Method
+from clipbias.tuning.test_time_method import TestTimeMethod, crops_of
 
 # What stands for the classes: tokens, or the text tower's features `[n · C, d]` where no learnable changes them.
 Text = PackedTokens | TextTokens | jax.Array
@@ -102,7 +103,7 @@ class Classifier:
         Then the text tower takes one image after another, in the backward pass again, in the memory of one. A single
         image is taken as it is.
         """
-        tuned_at_test = self.method.overrides("at_test") and image.ndim == 3
+        tuned_at_test = isinstance(self.method, TestTimeMethod) and image.ndim == 3
         if not tuned_at_test and not self.method.overrides("adapt_to"):
             return self.encode_text(params, adaptation, text)
         features = image if tuned_at_test else self.of_image(image)
@@ -127,6 +128,7 @@ class Classifier:
         def logits(learned: Learnables) -> jax.Array:
             return self.head(params, learned, image, self.encode_text(params, self.method.adapt(learned), text))
 
+        assert isinstance(self.method, TestTimeMethod), "the others see one feature of an image"
         return self.method.adapt(self.method.at_test(learnables, logits))
 
     def by_text(self, features: jax.Array, templates: int = 0) -> jax.Array:
@@ -144,7 +146,7 @@ class Classifier:
         Raises:
           ClipbiasError: there are no crops, and the method needs them.
         """
-        crops = self.method.crops_at_test()
+        crops = crops_of(self.method)
         if crops and (images.ndim != 5 or images.shape[1] != 1 + crops):
             raise ClipbiasError(
                 f"{type(self.method).__name__} learns of {crops} crops of each image, but the images have shape "
@@ -178,7 +180,7 @@ class Classifier:
         reference: jax.Array | None,
         rng: jax.Array | None = None,
         mask: jax.Array | None = None,
-        nameless: PackedTokens | None = None,
+        template_tokens: PackedTokens | None = None,
         chosen: jax.Array | None = None,
         encoded: tuple[jax.Array, jax.Array | None] | None = None,
     ) -> tuple[dict[str, jax.Array], jax.Array]:
@@ -191,7 +193,7 @@ class Classifier:
           reference: features `[S' · C, d]` of the teacher's texts, or `None`.
           rng: key of what is random in a training step; `None` leaves that out.
           mask: `[B]`, which of the images count; the others only fill a batch.
-          nameless: the templates' texts without a class name, for a method that asks for them.
+          template_tokens: the templates' texts without a class name, for a method that asks for them.
           chosen: `[Q]`, the templates whose texts a training step takes; `None` for all.
           encoded: what `texts_in_training` gives with the same arguments, where that is known.
         """
@@ -199,12 +201,12 @@ class Classifier:
         adaptation = self._in_training(learnables, rng)
         image = self.encode_images(params, adaptation, images)
         if encoded is None:
-            encoded = self._texts_in_training(params, learnables, adaptation, image, text, nameless, chosen)
+            encoded = self._texts_in_training(params, learnables, adaptation, image, text, template_tokens, chosen)
         texts, alone = encoded
         templates = self.templates if chosen is None else chosen.shape[0]
         features = self._features(params, image, self.by_text(texts, templates), mask)
-        if nameless is not None:
-            features = dataclasses.replace(features, nameless=alone)
+        if template_tokens is not None:
+            features = dataclasses.replace(features, templates=alone)
         if reference is not None:
             plain = self.encode_images(params, NOTHING, images) if adaptation.changes_vision else image
             reference = reference.reshape(-1, features.text.shape[-2], reference.shape[-1])
@@ -219,7 +221,7 @@ class Classifier:
         learnables: Learnables,
         text: Text,
         rng: jax.Array | None = None,
-        nameless: PackedTokens | None = None,
+        template_tokens: PackedTokens | None = None,
         chosen: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array | None]:
         """What the loss takes of texts that depend on no image: their features, and those without a class name.
@@ -227,7 +229,7 @@ class Classifier:
         Arguments as of `losses`.
         """
         adaptation = self._in_training(learnables, rng)
-        return self._texts_in_training(params, learnables, adaptation, None, text, nameless, chosen)
+        return self._texts_in_training(params, learnables, adaptation, None, text, template_tokens, chosen)
 
     def _texts_in_training(
         self,
@@ -236,7 +238,7 @@ class Classifier:
         adaptation: Adaptation,
         image: jax.Array | None,
         text: Text,
-        nameless: PackedTokens | None,
+        template_tokens: PackedTokens | None,
         chosen: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array | None]:
         of_text = adaptation
@@ -248,7 +250,7 @@ class Classifier:
             texts = self.encode_text(params, of_text, text)
         else:
             texts = self.texts_for(params, learnables, of_text, image, text)
-        return texts, None if nameless is None else self.encode_text(params, adaptation, nameless)
+        return texts, None if template_tokens is None else self.encode_text(params, adaptation, template_tokens)
 
     def _in_training(self, learnables: Learnables, rng: jax.Array | None) -> Adaptation:
         return self.method.adapt(learnables) if rng is None else self.method.adapt_in_training(learnables, rng)

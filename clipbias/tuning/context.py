@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from clipbias.clip import Clip
 from clipbias.clip.tokenizer import encode
-from clipbias.tuning.method import PromptText
+from clipbias.tuning.prompt_text import PromptText
 
 POSITIONS = ("end", "middle", "front")  # of a class name among its context
 STANDARD_DEVIATION = 0.02  # of every randomly initialised prompt token

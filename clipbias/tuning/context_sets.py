@@ -9,7 +9,9 @@ import jax
 from clipbias.checks import Range
 from clipbias.clip import Adaptation, Clip
 from clipbias.tuning.context import context_text, random_prompts
-from clipbias.tuning.method import Kind, Learnables, Method, PromptText, Tokens
+from clipbias.tuning.method import Learnables, Method, Tokens
+from clipbias.tuning.preset import Kind
+from clipbias.tuning.prompt_text import PromptText
 
 Sets = Annotated[int, Range(1, 100)]
 

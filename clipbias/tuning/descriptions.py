@@ -25,8 +25,9 @@ from clipbias.clip import Clip, TextTokens
 from clipbias.clip.tokenizer import encode, pad
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_json, shorten, user_path
-from clipbias.tuning.method import Method, PromptText
-from clipbias.tuning.prompt_tokens import name_in_prompt
+from clipbias.tuning.method import Method
+from clipbias.tuning.prompt_text import PromptText
+from clipbias.tuning.prompt_tokens import ClassTexts, name_in_prompt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,31 +72,6 @@ class Descriptions:
         return {name: known[name_in_prompt(name)] for name in class_names}
 
 
-@dataclasses.dataclass(frozen=True)
-class ClassTexts:
-    """The texts of a task's classes, as many places for each as the class with the most has texts.
-
-    Attributes:
-      texts: `n · C`, the first of every class, then the second, …; a class with fewer repeats its first.
-      tokens: theirs, `[n · C, N]`.
-      counts: how many texts each class has, `C`; the features of the others count as zeros.
-    """
-
-    texts: tuple[str, ...]
-    tokens: TextTokens
-    counts: tuple[int, ...]
-
-    @property
-    def most(self) -> int:
-        """`n`."""
-        return max(self.counts)
-
-    @property
-    def differing(self) -> tuple[int, ...] | None:
-        """`counts` where they differ."""
-        return self.counts if len(set(self.counts)) > 1 else None
-
-
 def read_descriptions(path: str | os.PathLike) -> Descriptions:
     """Reads a JSON file of texts by class name. Raises `ClipbiasError` for a file that is not one."""
     found = read_json(user_path(path), dict, what="a file of descriptions, texts by class name")
@@ -114,7 +90,7 @@ def take_templates(method: Method, clip: Clip) -> bool:
     return text.context_tokens == 0 and (len(text.templates) > 1 or marker in text.templates)
 
 
-def class_texts(clip: Clip, descriptions: Descriptions, class_names: Sequence[str]) -> ClassTexts:
+def described_texts(clip: Clip, descriptions: Descriptions, class_names: Sequence[str]) -> ClassTexts:
     """The texts of a task's classes. Raises `ClipbiasError` for a class without one, or a text that is too long."""
     if not class_names:
         raise ClipbiasError("there are no class names; a task needs at least one.")

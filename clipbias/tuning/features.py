@@ -52,8 +52,8 @@ class Features:
       views: `[B, m, d]`, features of the `m` passes over an image where the vision prompts are so many sets, and then
         `image` is their mean; or `[B, 2, d]`, its own and that of tokens which `Adaptation.vision_readout` reads; else
         `None`.
-      nameless: `[S, d]`, features of the `S` templates without a class name, for losses of methods that ask for them
-        (`Method.nameless`), else `None`.
+      templates: `[S, d]`, features of the `S` templates without a class name, for losses of methods that ask for them
+        (`Method.reads_templates`), else `None`.
       mask: bool `[B]`, which of the images count; the others only fill a batch. `None` where all do. A head whose
         logits of one image depend on the others of its batch leaves those out.
       frozen: the same of plain CLIP, its texts those of `Method.reference`; for losses of methods that have one, else
@@ -66,7 +66,7 @@ class Features:
     frozen: "Features | None" = None
     patches: jax.Array | None = None
     views: jax.Array | None = None
-    nameless: jax.Array | None = None
+    templates: jax.Array | None = None
     mask: jax.Array | None = None
 
 

@@ -4,7 +4,9 @@ import dataclasses
 from typing import ClassVar
 
 from clipbias.clip import Adaptation, Clip
-from clipbias.tuning.method import Kind, Learnables, Method, PromptText
+from clipbias.tuning.method import Learnables, Method
+from clipbias.tuning.preset import Kind
+from clipbias.tuning.prompt_text import PromptText
 from clipbias.tuning.templates import choose_templates
 
 

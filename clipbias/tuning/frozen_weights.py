@@ -10,7 +10,8 @@ from clipbias.checks import Choices, Range
 from clipbias.clip import Adaptation, Clip
 from clipbias.clip.params import Params
 from clipbias.errors import ClipbiasError
-from clipbias.tuning.method import Kind, Learnables, Method
+from clipbias.tuning.method import Learnables, Method
+from clipbias.tuning.preset import Kind
 from clipbias.tuning.recipe import AUTHORS, COMMON, MOST, Recipe, RecipeName
 
 TOWERS = ("vision", "text")

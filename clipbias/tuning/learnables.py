@@ -8,10 +8,20 @@ import jax
 import numpy as np
 from flax import traverse_util
 
+from clipbias.clip.params import Params
+from clipbias.errors import ClipbiasError
 from clipbias.tuning.method import CONSTANTS, Learnables
 
 # Between the names of a path, in files as well.
 SEPARATOR = "/"
+
+
+def check_order(params: Params, learnables: Learnables) -> None:
+    """Raises `ClipbiasError` where a caller swapped the two."""
+    if "logit_scale" in learnables:
+        raise ClipbiasError(
+            "params and learnables are swapped: the order is the frozen weights (clip.params), then the learnables."
+        )
 
 
 def without_constants(learnables: Learnables) -> Learnables:

@@ -6,8 +6,7 @@ the compiled programs.
 
 import abc
 import dataclasses
-import enum
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
 import jax
@@ -18,7 +17,9 @@ import optax
 from clipbias.checks import Range, check_fields
 from clipbias.clip import Adaptation, Clip
 from clipbias.clip.params import Params
-from clipbias.tuning.features import Features, Samples, Sampling, class_vectors, unit_length
+from clipbias.tuning.features import Features, class_vectors, unit_length
+from clipbias.tuning.preset import Kind, Preset
+from clipbias.tuning.prompt_text import WORDS, PromptText
 from clipbias.tuning.recipe import Recipe
 
 # A dictionary of arrays. What lies under `CONSTANTS` belongs to a run and its adapter like the rest, but no step
@@ -26,68 +27,11 @@ from clipbias.tuning.recipe import Recipe
 Learnables = Mapping[str, Any]
 CONSTANTS = "constants"
 
-WORDS = "a photo of a"
 # Prompt tokens per layer, and layers, that no method needs: more would only fill the memory.
 MOST_TOKENS, MOST_LAYERS = 1000, 1000
 Tokens = Annotated[int, Range(1, MOST_TOKENS)]
 TokensOrNone = Annotated[int, Range(0, MOST_TOKENS)]
 Depth = Annotated[int, Range(0, MOST_LAYERS)]
-
-
-@dataclasses.dataclass(frozen=True)
-class PromptText:
-    """The text a method puts each class name into.
-
-    Attributes:
-      templates: one or more, each with `{}` for the class name. Several are averaged as unit-length features.
-      context_tokens: how many tokens `T` after SOS are context that the method may replace.
-      position: where the class name stands among the context, "end", "middle" or "front"; or that of each template.
-      spaces: characters of a name that become spaces there.
-    """
-
-    templates: tuple[str, ...]
-    context_tokens: int = 0
-    position: str | tuple[str, ...] = "end"
-    spaces: str = "_"
-
-    @property
-    def before(self) -> tuple[int, ...]:
-        """How many context tokens stand before the class name in each template."""
-        count = self.context_tokens
-        positions = (self.position,) * len(self.templates) if isinstance(self.position, str) else self.position
-        return tuple({"end": count, "middle": count // 2, "front": 0}[position] for position in positions)
-
-
-@dataclasses.dataclass(frozen=True)
-class Preset:
-    """A name that a method goes by: the options behind it, and how tables and figures show it.
-
-    Attributes:
-      label: what is printed.
-      options: those that differ from the method's defaults.
-      order: position among the rows of a table, from the least to the most that is learned in both towers.
-      colour: of the palette of `report.style`, or any colour of matplotlib.
-      marker, line: marker and line style, as matplotlib spells them.
-      stands_out: whether its line is thicker and above the others.
-    """
-
-    label: str
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    order: int = 1000
-    colour: str = "black"
-    marker: str = "X"
-    line: str | tuple[int, tuple[float, ...]] = "-"
-    stands_out: bool = False
-
-
-class Kind(enum.StrEnum):
-    """What methods are grouped by: what they change, or that nothing is trained."""
-
-    TRAINING_FREE = "training-free"
-    HEAD = "head"
-    PROMPTS = "prompts"
-    WEIGHTS = "weights"
-    TEST_TIME = "test-time"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +50,7 @@ class Method(abc.ABC):
       trains: whether steps of an optimiser change the learnables; `False` for a classifier that is ready once it is
         made, from nothing (zero-shot) or by `support`.
       patches: whether the head and the loss see features of patches, too; the last block then runs at all tokens.
-      nameless: whether the loss sees features of the templates without a class name, too, `Features.nameless`.
+      reads_templates: whether the loss sees features of the templates without a class name, too, `Features.templates`.
       first_view: whether the first of several features of an image (`Features.views`) is its own; else their mean is.
       unlabelled: whether training images are those that plain CLIP is most certain of, with its labels
         (`data.few_shot.confident`), in place of a draw of labelled ones.
@@ -120,7 +64,7 @@ class Method(abc.ABC):
     kind: ClassVar[Kind | None] = None
     trains: ClassVar[bool] = True
     patches: ClassVar[bool] = False
-    nameless: ClassVar[bool] = False
+    reads_templates: ClassVar[bool] = False
     first_view: ClassVar[bool] = False
     unlabelled: ClassVar[bool] = False
     datasets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
@@ -220,12 +164,13 @@ class Method(abc.ABC):
 
     # Training.
 
-    def options_for(self, dataset: str, shots: int) -> Mapping[str, Any]:
+    @classmethod
+    def options_for(cls, dataset: str, shots: int) -> Mapping[str, Any]:
         """The authors' options for a dataset of the catalogue and so many images per class, 0 for all that there are.
 
-        They hold where the option is at its default. By default those of `datasets`.
+        They hold unless the user gives the option (`registry.resolve`). By default those of `datasets`.
         """
-        return self.datasets.get(dataset, {})
+        return cls.datasets.get(dataset, {})
 
     def recipe_for(self, common: Recipe, shots: int) -> Recipe:
         """How it is trained with so many images per class, 0 for all that there are. By default as the others are."""
@@ -270,42 +215,7 @@ class Method(abc.ABC):
         """
         return None
 
-    # What is learned of a test image.
-
-    def crops_at_test(self) -> int:
-        """How many random crops of each test image `at_test` is given beside the image itself. By default none."""
-        return 0
-
-    def augmix_at_test(self) -> bool:
-        """Whether these crops are mixed with distortions of them (`data.augmix`). By default not."""
-        return False
-
-    def at_test(self, learnables: Learnables, logits: Callable[[Learnables], jax.Array]) -> Learnables:
-        """The learnables that a test image is classified with, made anew for each image of those of the run.
-
-        Only what acts on the text tower may differ. It is traced, with the text tower's gradient if it asks for one,
-        and runs for one image after another. By default the same.
-
-        Args:
-          learnables: of one run.
-          logits: gives those of the image's views `[1 + crops, C]`, the image itself first, under any learnables. The
-            vision tower has run once, under the run's own.
-        """
-        return learnables
-
-    # What is made of the training images' features.
-
-    def sampling(self) -> Sampling | None:
-        """Which features of the training images `support` and training take; `None` for images. By default `None`."""
-        return None
-
-    def support(self, learnables: Learnables, samples: Samples) -> Learnables:
-        """The learnables before training, from `init`'s and the features that `sampling` asks for. On the host."""
-        return learnables
-
-    def finish(self, learnables: Learnables, samples: Samples) -> Learnables:
-        """The learnables after training, such as those that a search on the validation images picks. On the host."""
-        return learnables
+    # Use.
 
     def transfer(
         self, learnables: Learnables, labels: Sequence[int] | None, source: np.ndarray, target: np.ndarray
@@ -323,15 +233,15 @@ class Method(abc.ABC):
         raise NotImplementedError
 
     def overrides(self, hook: str) -> bool:
-        """Whether the method has a hook of its own."""
-        return getattr(type(self), hook) is not getattr(Method, hook)
+        """Whether the method has a hook of its own, or one that this class lacks."""
+        return getattr(type(self), hook, None) is not getattr(Method, hook, None)
 
     @property
     def conditional(self) -> bool:
         """Whether the texts that an image is classified by depend on it."""
-        return self.overrides("adapt_to") or self.overrides("at_test")
+        return self.overrides("adapt_to")
 
     @property
     def draws(self) -> bool:
         """Whether it uses training images at all."""
-        return self.trains or self.overrides("sampling")
+        return self.trains

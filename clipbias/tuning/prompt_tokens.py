@@ -6,10 +6,35 @@ from collections.abc import Sequence
 import numpy as np
 
 from clipbias.checks import check_text
-from clipbias.clip import Clip, TextTokens
+from clipbias.clip import Adaptation, Clip, TextTokens
 from clipbias.clip.tokenizer import encode, pad
 from clipbias.errors import ClipbiasError
-from clipbias.tuning.method import PromptText
+from clipbias.tuning.prompt_text import PromptText
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassTexts:
+    """The texts of some classes, as many places for each as the class with the most has texts.
+
+    Attributes:
+      texts: `n · C`, the first of every class, then the second, …; a class with fewer repeats its first.
+      tokens: theirs, `[n · C, N]`.
+      counts: how many texts each class has, `C`; the features of the others count as zeros.
+    """
+
+    texts: tuple[str, ...]
+    tokens: TextTokens
+    counts: tuple[int, ...]
+
+    @property
+    def most(self) -> int:
+        """`n`."""
+        return max(self.counts)
+
+    @property
+    def differing(self) -> tuple[int, ...] | None:
+        """`counts` where they differ."""
+        return self.counts if len(set(self.counts)) > 1 else None
 
 
 def name_in_prompt(name: str, spaces: str = "_") -> str:
@@ -41,8 +66,8 @@ def prompt_texts(class_names: Sequence[str], text: PromptText) -> list[str]:
     return [template.replace("{}", name) for template in text.templates for name in names]
 
 
-def prompt_tokens(clip: Clip, class_names: Sequence[str], text: PromptText) -> TextTokens:
-    """Tokens of every template's texts, template after template: `[n · C, N]` with `N` the longest text.
+def template_texts(clip: Clip, class_names: Sequence[str], text: PromptText) -> ClassTexts:
+    """Every template's texts, template after template, and their tokens `[n · C, N]` with `N` the longest text.
 
     A class name in the middle or front moves the tokens of the text whose name is at the end, as CoOp's code does, so
     that the name's own tokens stay the same.
@@ -71,10 +96,36 @@ def prompt_tokens(clip: Clip, class_names: Sequence[str], text: PromptText) -> T
 
         rows[i], context = move(row), move(context)
         contexts.append(context)
-    return _padded(clip, rows, texts, contexts)
+    counts = (len(text.templates),) * len(class_names)
+    return ClassTexts(tuple(texts), _padded(clip, rows, texts, contexts), counts)
 
 
-def nameless_tokens(clip: Clip, text: PromptText) -> TextTokens:
+def text_layout(adaptation: Adaptation, prompt: PromptText, templates: int, texts: int) -> tuple[int, bool]:
+    """How texts share tokens (`clip.pack`): in how many sets with a context each, and whether each has its own.
+
+    Raises:
+      ClipbiasError: the method's contexts are not those of its texts.
+    """
+    for name in ("text_context", "text_prompts", "text_class_prompts"):
+        learned = getattr(adaptation, name)
+        if learned is not None and learned.shape[-2] != prompt.context_tokens:
+            raise ClipbiasError(
+                f"the method's {name} have {learned.shape[-2]} tokens, but its text() keeps {prompt.context_tokens} "
+                "places for them; set PromptText.context_tokens."
+            )
+    context, specific = adaptation.text_context, adaptation.text_class_prompts is not None
+    if context is None or len(context.shape) < 3:
+        return 1, specific
+    if context.shape[0] not in (templates, texts):
+        raise ClipbiasError(
+            f"the method's text_context holds {context.shape[0]} contexts, but its task has {texts} texts of "
+            f"{templates} templates; give one for each of these or of those."
+        )
+    # Contexts of templates are sets of texts; others are of single texts.
+    return (templates, specific) if context.shape[0] == templates else (1, True)
+
+
+def template_tokens(clip: Clip, text: PromptText) -> TextTokens:
     """Tokens of the templates without a class name, the context after SOS: `[n, N]`."""
     tokenizer, count = clip.tokenizer, text.context_tokens
     texts = [template.replace(" {}", "").replace("{}", "") for template in text.templates]

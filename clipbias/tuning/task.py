@@ -1,14 +1,16 @@
 """A method bound to a frozen CLIP and class names: what a user calls."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, cast
 
 import jax
+from absl import logging
 
 from clipbias.checks import shown
-from clipbias.clip import Clip, PackedTokens, TextTokens, pack
+from clipbias.clip import Clip, PackedTokens, pack
 from clipbias.clip.adaptation import NOTHING
 from clipbias.clip.encode import check_images
 from clipbias.clip.params import Params
@@ -16,17 +18,29 @@ from clipbias.clip.precision import settle
 from clipbias.errors import ClipbiasError
 from clipbias.terminal import printable
 from clipbias.tuning.classifier import Classifier, Text, total_loss
-from clipbias.tuning.descriptions import ClassTexts, Descriptions, as_descriptions, class_texts, take_templates
-from clipbias.tuning.learnables import parameter_count
+from clipbias.tuning.descriptions import Descriptions, as_descriptions, described_texts, take_templates
+from clipbias.tuning.feature_method import FeatureMethod
+from clipbias.tuning.learnables import check_order, parameter_count
 from clipbias.tuning.method import Learnables, Method
-from clipbias.tuning.prompt_tokens import nameless_tokens, prompt_texts, prompt_tokens, without_template
-from clipbias.tuning.registry import make_method, method_options
+from clipbias.tuning.prompt_tokens import ClassTexts, template_texts, template_tokens, text_layout, without_template
+from clipbias.tuning.registry import method_options, name_of, resolve
 
 DEFAULT_TEMPLATE = "a photo of a {}."
 
 # Texts that each device takes at once where nothing is learned in the text tower, so that it only runs forward. All of
 # an ensemble's (80 templates of 1000 classes) would need tens of gigabytes.
 TEXTS_AT_ONCE = 4000
+
+
+class HasClasses(Protocol):
+    """What a task takes of a dataset (`clipbias.data.Dataset`). One with a `name` decides the method's options, too."""
+
+    @property
+    def class_names(self) -> Sequence[str]: ...
+    @property
+    def template(self) -> str: ...
+    @property
+    def descriptions(self) -> Any: ...
 
 
 class Task:
@@ -40,19 +54,24 @@ class Task:
         learnables = task.init(seed=0)
         logits = jax.jit(task.logits)(clip.params, learnables, images)
 
+    Made of a dataset it is the task that `clipbias train` has there, with the options that the method's authors take
+    for it: `Task(clip, "mmrl", clipbias.data.load("eurosat", "/data"), shots=16)`.
+
     Attributes:
       clip: the frozen model.
       method: the method with its options.
-      method_name: what it was asked for by.
+      method_name: the name that it is made by again.
       class_names: the `C` classes, as given.
       template: the dataset's own template, for methods that use it (zero-shot, TaskRes).
       descriptions: texts of each class that stand in place of the template; `None` where there are none, or the method
         has a prompt of its own.
-      prompt: what the class names stand in.
+      prompt: what the class names stand in. Many methods have a prompt of their own, whatever the template.
+      teacher_prompt: the same for the method's frozen teacher, `None` where it has none. It may follow the template
+        where `prompt` does not (KgCoOp, ProGrad, TCP).
       texts: the prompt texts, template after template.
       tokens: their tokens, padded to the longest: `TextTokens`, `[n · C, N]`.
       text: the same, every distinct token once: `PackedTokens`.
-      nameless: the templates without a class name, likewise, for a method that asks for them, else `None`.
+      template_tokens: tokens of the templates without class names, if the method needs them, else `None`.
       classifier: the mathematics without names.
     """
 
@@ -60,11 +79,13 @@ class Task:
         self,
         clip: Clip,
         method: str | Method,
-        class_names: Sequence[str],
+        class_names: Sequence[str] | HasClasses,
         *,
-        template: str = DEFAULT_TEMPLATE,
+        template: str | None = None,
+        shots: int = 0,
         descriptions: Descriptions | Mapping[str, Sequence[str]] | None = None,
         free_text: bool = False,
+        method_name: str | None = None,
         dtype: str = "float32",
         remat: Any = None,
         groups: int = 1,
@@ -75,13 +96,16 @@ class Task:
 
         Args:
           clip: from `clipbias.load`.
-          method: a name (see `tuning.registry.make_method`) or a `Method`.
-          class_names: the classes; `_` counts as a space.
-          template: the dataset's own template, with `{}` for the class name.
+          method: a name (see `tuning.registry.resolve`) or a `Method`.
+          class_names: the classes; `_` counts as a space. Or a dataset: then its template, its descriptions and the
+            options of the method's authors for it hold, unless others are given.
+          template: the dataset's own template, with `{}` for the class name; "a photo of a {}." without one.
+          shots: training images per class, 0 for all, on which some of the authors' options for a dataset depend.
           descriptions: texts by class name, for a classifier of frozen texts and for a method's teacher in place of
             their templates (see `tuning.descriptions`).
           free_text: whether `class_names` are texts of any kind, such as "a dog on grass", which no template is put
             around. A context that the method learns stands before them.
+          method_name: what a `Method` goes by in an adapter's file; `None` for the preset or the program it fits best.
           dtype: compute type, one of `clip.precision.DTYPES`, or "auto" for what this device takes by itself.
           remat: a `jax.checkpoint_policies` policy for the backward pass.
           groups: devices that share the classes (the size of the mesh's `data` axis).
@@ -92,74 +116,73 @@ class Task:
         Raises:
           ClipbiasError: unknown method or option, a name or template that cannot be used, a text that is too long.
         """
-        dtype = settle(dtype)
-        self.method_name = method if isinstance(method, str) else type(method).__name__
-        if isinstance(method, str):
-            method = make_method(method, **options)
-        elif options:
-            raise ClipbiasError(f"options {sorted(options)} go with a method's name; this method already has its own.")
         if isinstance(class_names, str):
             raise ClipbiasError(f"class_names is the text {shown(class_names)}; give a list of names.")
-        self.clip, self.method = clip, method
-        self.class_names, self.template = tuple(class_names), template
+        is_given, dataset, source = template is not None, None, cast("Any", class_names)
+        if hasattr(source, "class_names"):
+            dataset = getattr(source, "name", None)
+            template = source.template if template is None else template
+            descriptions = source.descriptions if descriptions is None else descriptions
+            source = source.class_names
+        if isinstance(method, str):
+            self.method_name, method = method, resolve(method, options, dataset=dataset, shots=shots)
+        elif options:
+            raise ClipbiasError(f"options {sorted(options)} go with a method's name; this method already has its own.")
+        else:
+            self.method_name = method_name or name_of(method) or type(method).__name__
         given = as_descriptions(descriptions)
-        self._given: dict[str, Any] = dict(descriptions=given, free_text=free_text, dtype=dtype)
         if free_text and given is not None:
             raise ClipbiasError("descriptions are texts of classes; give them or texts of your own, not both.")
-        text = self.prompt = without_template(method.text(template, clip)) if free_text else method.text(template, clip)
-        shapes = jax.eval_shape(self._init, jax.random.key(0))
-        adaptation = jax.eval_shape(method.adapt, shapes)
+        self.clip, self.method, self.class_names = clip, method, tuple[str, ...](source)
+        self.template = template = DEFAULT_TEMPLATE if template is None else template
+        self._given: dict[str, Any] = dict(descriptions=given, free_text=free_text, dtype=settle(dtype))
+
+        prompt = method.text(template, clip)
+        self.prompt = without_template(prompt) if free_text else prompt
+        self.teacher_prompt = method.reference(template, clip)
+        if is_given and not free_text:
+            self._warn_of_teacher()
+        self.shapes = jax.eval_shape(self._init, jax.random.key(0))
+        adaptation = jax.eval_shape(method.adapt, self.shapes)
+
+        takes = given is not None and not adaptation.changes_text and take_templates(method, clip)
         self.descriptions: dict[str, list[str]] | None = None
-        described: ClassTexts | None = None
-        if given is not None and not adaptation.changes_text and take_templates(method, clip):
-            self.descriptions, described = given.of(self.class_names), class_texts(clip, given, self.class_names)
-        self.tokens: TextTokens
-        if described is None:
-            self.texts = tuple(prompt_texts(self.class_names, text))
-            self.tokens, count, counts = prompt_tokens(clip, self.class_names, text), len(text.templates), None
-        else:
-            self.texts, self.tokens, count, counts = (
-                described.texts,
-                described.tokens,
-                described.most,
-                described.differing,
-            )
+        self._described: ClassTexts | None = None
+        if given is not None and (takes or self.teacher_prompt is not None):
+            self._described = described_texts(clip, given, self.class_names)
+            self.descriptions = given.of(self.class_names) if takes else None
+        bound = self._described if takes else None
+        bound = bound or template_texts(clip, self.class_names, self.prompt)
+        self.texts, self.tokens, count = bound.texts, bound.tokens, bound.most
         if not adaptation.changes_text:
             chunks = max(chunks, math.ceil(len(self.texts) / (groups * TEXTS_AT_ONCE)))
-        self.classifier = Classifier(clip.config, method, count, dtype, remat, chunks, counts)
-        for name in ("text_context", "text_prompts", "text_class_prompts"):
-            learned = getattr(adaptation, name)
-            if learned is not None and learned.shape[-2] != text.context_tokens:
-                raise ClipbiasError(
-                    f"the method's {name} have {learned.shape[-2]} tokens, but its text() keeps "
-                    f"{text.context_tokens} places for them; set PromptText.context_tokens."
-                )
-        context, sets, specific = adaptation.text_context, 1, False
-        if context is not None and len(context.shape) == 3:
-            if context.shape[0] not in (count, len(self.texts)):
-                raise ClipbiasError(
-                    f"the method's text_context holds {context.shape[0]} contexts, but its task has {len(self.texts)} "
-                    f"texts of {count} templates; give one for each of these or of those."
-                )
-            # Contexts of templates are sets of texts; others are of single texts.
-            sets, specific = (count, False) if context.shape[0] == count else (1, True)
-        specific = specific or adaptation.text_class_prompts is not None
-        self.nameless: PackedTokens | None = None
-        if method.nameless:
-            self.nameless = pack(nameless_tokens(clip, text), class_specific=specific, sets=sets)
+        self.classifier = Classifier(clip.config, method, count, settle(dtype), remat, chunks, bound.differing)
+        sets, specific = text_layout(adaptation, self.prompt, count, len(self.texts))
+        self.template_tokens: PackedTokens | None = None
+        if method.reads_templates:
+            self.template_tokens = pack(template_tokens(clip, self.prompt), class_specific=specific, sets=sets)
         self.text: PackedTokens = pack(self.tokens, groups=groups * chunks, class_specific=specific, sets=sets)
-        self.shapes = shapes
         self._groups = groups
-        self._reference = method.reference(template, clip)
-        self._teacher: ClassTexts | None = None
-        if self._reference is not None and given is not None:
-            self._teacher = described or class_texts(clip, given, self.class_names)
+
+    def _warn_of_teacher(self) -> None:
+        """Says where a template was given that only the frozen teacher takes."""
+        teacher, own = self.teacher_prompt, self.prompt.templates
+        if teacher is None or self.template not in teacher.templates or any(x.endswith(self.template) for x in own):
+            return
+        logging.warning(
+            "The template %r is the text of %s's frozen teacher alone; class names stand in %r (task.prompt).",
+            *(self.template, self.method_name, own[0]),
+        )
 
     def __repr__(self) -> str:
         names = ", ".join(map(printable, self.class_names[:3]))
         names += f", … ({len(self.class_names)} classes)" if len(self.class_names) > 3 else ""
+        prompt = "descriptions" if self.descriptions is not None else f"prompt {printable(str(self.prompt))}"
+        teacher = "" if self.teacher_prompt is None else f", teacher {printable(str(self.teacher_prompt))}"
         count = parameter_count(self.shapes)["total"]
-        return f"Task({self.method_name!r} of {self.clip.source!r} for {names}; {count:,} parameters)"
+        return (
+            f"Task({self.method_name!r} of {self.clip.source!r} for {names}; {prompt}{teacher}; {count:,} parameters)"
+        )
 
     def again(self, method: Method, **memory: Any) -> "Task":
         """The same classes and texts bound to another method, such as that of a stage of training.
@@ -168,7 +191,7 @@ class Task:
           method: the method with its options.
           **memory: `remat`, `groups` and `chunks`, as for `Task`.
         """
-        return Task(self.clip, method, self.class_names, template=self.template, **self._given, **memory)
+        return Task(self.clip, method, self, **self._given, **memory)
 
     def _init(self, rng: jax.Array) -> Learnables:
         return self.method.init(rng, self.clip, self.class_names)
@@ -197,8 +220,9 @@ class Task:
           text: what `text_features` or `fixed_text` returned, to skip the text tower.
 
         Raises:
-          ClipbiasError: the images are not normalised, or of another shape.
+          ClipbiasError: the images are not normalised, or of another shape; or params and learnables are swapped.
         """
+        check_order(params, learnables)
         self._check_images(images)
         return self.classifier.logits(params, learnables, images, self.text if text is None else text)
 
@@ -216,14 +240,16 @@ class Task:
         What is random in training, such as dropout, is left out. `reference` is what `reference_features` returned, to
         compute it once.
         """
+        check_order(params, learnables)
         self._check_images(images)
         text = self.text if text is None else text
         reference = self.reference_features(params) if reference is None else reference
         given = (images, labels, text, reference)
-        return total_loss(self.classifier.losses(params, learnables, *given, nameless=self.nameless)[0])
+        return total_loss(self.classifier.losses(params, learnables, *given, template_tokens=self.template_tokens)[0])
 
     def text_features(self, params: Params, learnables: Learnables) -> jax.Array:
         """What the text tower makes of all texts, `[n · C, d]`: `logits` and `loss` take it in place of the texts."""
+        check_order(params, learnables)
         self._check_shared_texts()
         return _text_features(self.classifier, params, learnables, self.text)
 
@@ -233,11 +259,22 @@ class Task:
 
     def class_features(self, params: Params, learnables: Learnables) -> jax.Array:
         """Unit-length class features `[C, d]`, the classifier of a method without a head of its own."""
+        check_order(params, learnables)
         self._check_shared_texts()
         return self.classifier.class_features(params, learnables, self.text)
 
+    def image_features(self, params: Params, learnables: Learnables, images: jax.Array) -> jax.Array:
+        """Unit-length image features `[B, d]` of normalised images `[B, R, R, 3]`."""
+        check_order(params, learnables)
+        self._check_images(images)
+        return self.classifier.image_features(params, learnables, images)
+
+    def fixed_text(self, params: Params, learnables: Learnables) -> Text:
+        """The text tower's features `[n · C, d]` where no learnable changes them, else the tokens."""
+        return self.text if self.classifier.changes_text(learnables) else self.text_features(params, learnables)
+
     def _check_images(self, images: Any) -> None:
-        if jax.numpy.ndim(images) != 2 or self.method.sampling() is None:
+        if jax.numpy.ndim(images) != 2 or not isinstance(self.method, FeatureMethod):
             check_images(images, self.clip.config.vision.image_size)
 
     def _check_shared_texts(self) -> None:
@@ -247,37 +284,24 @@ class Task:
                 "their own; take `task.logits` of images."
             )
 
-    def image_features(self, params: Params, learnables: Learnables, images: jax.Array) -> jax.Array:
-        """Unit-length image features `[B, d]` of normalised images `[B, R, R, 3]`."""
-        self._check_images(images)
-        return self.classifier.image_features(params, learnables, images)
-
-    def fixed_text(self, params: Params, learnables: Learnables) -> Text:
-        """The text tower's features `[n · C, d]` where no learnable changes them, else the tokens."""
-        if self.classifier.changes_text(learnables):
-            return self.text
-        return self.text_features(params, learnables)
-
-    def reference_features(self, params: Params) -> jax.Array | None:
-        """Features `[S' · C, d]` of the texts of the method's frozen teacher, or `None` where it has none."""
-        if self._reference is None:
+    @functools.cached_property
+    def _teacher(self) -> ClassTexts | None:
+        if self.teacher_prompt is None:
             return None
-        if self._teacher is None:
-            tokens, counts = prompt_tokens(self.clip, self.class_names, self._reference), None
-        else:
-            tokens, counts = self._teacher.tokens, self._teacher.differing
-        chunks = math.ceil(len(tokens.ids) / (self._groups * TEXTS_AT_ONCE))
-        classifier = dataclasses.replace(self.classifier, counts=counts, chunks=chunks)
-        return _plain_text_features(classifier, params, pack(tokens, groups=self._groups * chunks))
+        return self._described or template_texts(self.clip, self.class_names, self.teacher_prompt)
 
     @property
     def reference_texts(self) -> int:
         """How many texts `S' · C` the method's frozen teacher has, 0 where it has none."""
-        if self._reference is None:
-            return 0
-        if self._teacher is not None:
-            return len(self._teacher.texts)
-        return len(self._reference.templates) * len(self.class_names)
+        return 0 if self._teacher is None else len(self._teacher.texts)
+
+    def reference_features(self, params: Params) -> jax.Array | None:
+        """Features `[S' · C, d]` of the texts of the method's frozen teacher, or `None` where it has none."""
+        if self._teacher is None:
+            return None
+        chunks = math.ceil(len(self._teacher.texts) / (self._groups * TEXTS_AT_ONCE))
+        classifier = dataclasses.replace(self.classifier, counts=self._teacher.differing, chunks=chunks)
+        return _plain_text_features(classifier, params, pack(self._teacher.tokens, groups=self._groups * chunks))
 
     def options(self) -> dict[str, Any]:
         """The method's options as plain values, such that `make_method(name, **options)` makes it again."""

@@ -1,6 +1,6 @@
 """Learnables of one task used for other classes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -29,50 +29,37 @@ def transfer(
     Raises:
       ClipbiasError: the method learned something per class, and the classes are others.
     """
+    method = source.method
     if source.class_names == target.class_names:
         return learnables
-    if source.method.overrides("transfer"):
-        return _own_transfer(source, target, learnables, labels, axis)
-    if source.method.overrides("read_classes"):
-        return _read_again(target, learnables, axis)
+    if method.overrides("transfer"):
+        before, after = (
+            np.asarray(task.classifier.by_text(task.plain_text_features(task.clip.params))) for task in (source, target)
+        )
+        return _each_run(lambda one: method.transfer(one, labels, before, after), learnables, axis)
+    if method.overrides("read_classes"):
+        return _each_run(target.read_classes, learnables, axis)
     # What belongs to a class grows with the number of classes.
     one_more = jax.eval_shape(
-        lambda rng: source.method.init(rng, source.clip, (*source.class_names, "another")), jax.random.key(0)
+        lambda rng: method.init(rng, source.clip, (*source.class_names, "another")), jax.random.key(0)
     )
 
-    def one(leaf: jax.Array, shape: jax.ShapeDtypeStruct, grown: jax.ShapeDtypeStruct) -> jax.Array:
+    def rows(leaf: jax.Array, shape: jax.ShapeDtypeStruct, grown: jax.ShapeDtypeStruct) -> jax.Array:
         if shape.shape == grown.shape:
             return leaf
         if labels is None:
             raise ClipbiasError(
-                f"{type(source.method).__name__} learned something for each class and cannot be used with other "
-                f"classes such as {target.class_names[0]!r}; tune it on them."
+                f"{type(method).__name__} learned something for each class and cannot be used with other classes such "
+                f"as {target.class_names[0]!r}; tune it on them."
             )
         return leaf.take(jnp.asarray(labels), axis=axis)
 
-    return jax.tree.map(one, learnables, source.shapes, one_more)
+    return jax.tree.map(rows, learnables, source.shapes, one_more)
 
 
-def _read_again(target: Task, learnables: Learnables, axis: int) -> Learnables:
-    """What the method makes of the other classes' features, in each run."""
+def _each_run(change: Callable[[Learnables], Learnables], learnables: Learnables, axis: int) -> Learnables:
+    """What is made of the learnables on the host; run by run where a leading axis holds several."""
     if not axis:
-        return target.read_classes(learnables)
+        return jax.device_get(change(learnables))
     runs = range(jax.tree.leaves(learnables)[0].shape[0])
-    return stack_runs([jax.device_get(target.read_classes(one_run(learnables, run))) for run in runs])
-
-
-def _own_transfer(
-    source: Task, target: Task, learnables: Learnables, labels: Sequence[int] | None, axis: int
-) -> Learnables:
-    """What the method's own hook makes of each run."""
-    before, after = (
-        np.asarray(task.classifier.by_text(task.plain_text_features(task.clip.params))) for task in (source, target)
-    )
-
-    def of_one(learnables: Learnables) -> Learnables:
-        return jax.device_get(source.method.transfer(learnables, labels, before, after))
-
-    if not axis:
-        return of_one(learnables)
-    runs = jax.tree.leaves(learnables)[0].shape[0]
-    return stack_runs([of_one(one_run(learnables, run)) for run in range(runs)])
+    return stack_runs([jax.device_get(change(one_run(learnables, run))) for run in runs])

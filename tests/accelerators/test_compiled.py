@@ -22,6 +22,7 @@ from clipbias.training.ahead import Topology, exchanges
 from clipbias.training.memory import USABLE, fit_evaluation, needed_bytes, plan_step
 from clipbias.training.programs import Program, evaluation_programs, features_program, training_program
 from clipbias.tuning import Method, Recipe, Task, make_method
+from clipbias.tuning.feature_method import sampling_of
 from clipbias.tuning.features import Sampling
 from clipbias.tuning.registry import METHODS
 from configs import table1
@@ -84,8 +85,8 @@ def test_training_steps(
         program = training_program(task, recipe, parts=plan.parts, **shared)
         assert plan.fits and needed_bytes(program.lower()) == plan.bytes
         loops = method.conditional or method.batchwise
-        exchanged = check(program, where, dtype, cudnn=method.sampling() is None, loops=loops)
-    if len(where.devices) > 1 and method.sampling() is None:
+        exchanged = check(program, where, dtype, cudnn=sampling_of(method) is None, loops=loops)
+    if len(where.devices) > 1 and sampling_of(method) is None:
         assert exchanged
 
 

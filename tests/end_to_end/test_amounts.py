@@ -20,7 +20,7 @@ def write_adapter(model: Path, folder: Path, method: str) -> Path:
     draw = np.random.default_rng(0)
     learnables = {name: draw.normal(0, 0.3, np.shape(x)).astype("f") for name, x in task.init().items()}
     path = folder / f"{method}.safetensors"
-    save_adapter(path, task, learnables, method=method, notes={"dataset": "demo/fashion", "seed": 1})
+    save_adapter(path, task, learnables, notes={"dataset": "demo/fashion", "seed": 1})
     return path
 
 

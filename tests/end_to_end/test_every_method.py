@@ -15,7 +15,9 @@ from clipbias.errors import ClipbiasError
 from clipbias.export import export
 from clipbias.tuning import METHODS, Samples, Task
 from clipbias.tuning.adapter import Adapter, save_adapter
+from clipbias.tuning.feature_method import sampling_of
 from clipbias.tuning.method import CONSTANTS, Learnables
+from clipbias.tuning.test_time_method import crops_of
 
 NAMES, OTHERS = ("cat", "a dog", "two birds"), ("dog fish", "x")
 PER_CLASS = 4
@@ -47,7 +49,7 @@ OPTIONS = {
 
 def tuned(task: Task) -> Learnables:
     """Learnables as after a training: of drawn features where they are made of these and moved a little, else drawn."""
-    rng, sampling = np.random.default_rng(0), task.method.sampling()
+    rng, sampling = np.random.default_rng(0), sampling_of(task.method)
     if sampling is None and CONSTANTS not in task.shapes:
         return jax.tree.map(lambda leaf: 0.05 * rng.normal(size=leaf.shape).astype(np.float32), task.shapes)
     learnables = task.init(seed=1)
@@ -77,7 +79,7 @@ HOOKS = ("text", "adapt", "adapt_to", "logits", "logit_scale", "at_test", "crops
 def has_a_twin(name: str, task: Task) -> bool:
     """Whether an earlier method is the same program: by the code that it runs and the shapes of what it is given."""
     for one in list(FIRST.values())[: list(FIRST.values()).index(name)]:
-        if all(getattr(METHODS[one][0], hook) is getattr(type(task.method), hook) for hook in HOOKS):
+        if all(getattr(METHODS[one][0], hook, None) is getattr(type(task.method), hook, None) for hook in HOOKS):
             other = Task(task.clip, one, NAMES, **OPTIONS.get(one, {}))
             if other.texts == task.texts and shapes(other) == shapes(task):
                 return True
@@ -104,14 +106,14 @@ def test_a_method_works_with_all_else(name: str, clip: Clip, images: np.ndarray,
 
     # Its adapter is the same classifier.
     path = tmp_path / "adapter.safetensors"
-    save_adapter(path, task, learnables, method=name)
+    save_adapter(path, task, learnables)
     adapter = clipbias.load_adapter(path)
     again, loaded = adapter.bind(clip)
     assert again.classifier == task.classifier
     jax.tree.map(np.testing.assert_array_equal, loaded, dict(learnables))
 
     # Other classes are taken, or refused in one sentence.
-    crops, size = task.method.crops_at_test(), images.shape[1:]
+    crops, size = crops_of(task.method), images.shape[1:]
     pixels = jax.ShapeDtypeStruct((2, *([1 + crops] if crops else []), *size), np.float32)
     if name in CLASS_BOUND:
         with pytest.raises(ClipbiasError, match="classes"):
@@ -132,7 +134,7 @@ def check_computations(
 
     That the task's own are those of the method is found number by number in `tests/tuning`.
     """
-    clip, crops = task.clip, task.method.crops_at_test()
+    clip, crops = task.clip, crops_of(task.method)
     explained = name not in UNEXPLAINED and name not in COMPARED
     if crops:
         images = np.stack([transforms.test_views(image, images.shape[1], crops) for image in images])

@@ -46,7 +46,7 @@ def adapters(model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]
         task = Task(clip, method, CLASS_NAMES)
         draw = np.random.default_rng(0)
         learnables = {name: draw.normal(0, 0.3, np.shape(x)).astype("f") for name, x in task.init().items()}
-        save_adapter(path, task, learnables, method=method)
+        save_adapter(path, task, learnables)
     return [str(paths[0]), str(paths[1].parent)]
 
 
@@ -168,7 +168,7 @@ def test_adapters_are_named_apart_and_found_where_grids_put_them(model, tmp_path
     task = Task(clip, "bias", dataset.class_names)
     for seed in (1, 2):
         path = tmp_path / f"bias-demo_digits-seed{seed}.safetensors"
-        save_adapter(path, task, task.init(), method="bias", notes={"seed": seed})
+        save_adapter(path, task, task.init(), notes={"seed": seed})
     written = [f"{tmp_path}/bias-{{dataset}}-seed{seed}.safetensors" for seed in (1, 2)]
     paths = [place for path in written for place in experiments.explain.places_of(path, "demo/digits")]
     assert experiments.explain.places_of(f"{tmp_path}/bias-{{dataset}}-*.safetensors", "demo/digits") == paths
@@ -223,7 +223,7 @@ def test_a_head_of_ones_own_takes_other_classes(model, images, tmp_path):
     """The probabilities are those of the learnables that the method makes for these classes."""
     clip, picture, names = clipbias.load(model), images / "test" / "cat" / "0.png", ("bird", "horse", "cat")
     task = clipbias.Task(clip, "tests.own_methods:Probe", ("cat", "dog"))
-    clipbias.save_adapter(tmp_path / "a.safetensors", task, task.init(), method="tests.own_methods:Probe")
+    clipbias.save_adapter(tmp_path / "a.safetensors", task, task.init())
     settings = {"images": str(picture), "adapter": str(tmp_path / "a.safetensors"), "classes": ",".join(names)}
     settings |= {"own_methods": "tests.own_methods", "top": 3, "zero_shot": False}
     assert answer_here(experiments.predict, settings, tmp_path / "out")[0] == 0

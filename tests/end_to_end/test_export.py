@@ -31,7 +31,7 @@ def test_an_adapter_of_prompts_and_one_of_biases(tmp_path: Path, capsys: pytest.
     assert "classifier.stablehlo" in told
     task = clipbias.Task(clipbias.load(BASE), "bias", ("cat", "dog"))
     run_folder = tmp_path / "run"  # as experiments.train leaves it
-    clipbias.save_adapter(run_folder / "adapter.safetensors", task, task.init(), method="bias")
+    clipbias.save_adapter(run_folder / "adapter.safetensors", task, task.init())
     assert run(str(run_folder), str(tmp_path / "biases")) == 0
     assert clipbias.load(tmp_path / "biases").fingerprint == task.clip.fingerprint  # biases of zero
 

@@ -24,7 +24,7 @@ def write_adapters(model: Path, folder: Path) -> Path:
                 draw = np.random.default_rng([seed, len(dataset)])
                 learnables = {name: draw.normal(0, 0.3, np.shape(x)).astype("f") for name, x in task.init().items()}
                 path = folder / "adapters" / f"{method}-{dataset[5:]}-seed{seed}.safetensors"
-                save_adapter(path, task, learnables, method=method, notes={"dataset": dataset, "seed": seed})
+                save_adapter(path, task, learnables, notes={"dataset": dataset, "seed": seed})
     return folder
 
 

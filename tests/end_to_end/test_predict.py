@@ -50,7 +50,7 @@ def test_zero_shot_sees_the_whole_image_and_the_adapters_template(model: Path, t
     """Also beside a method that learns of crops of each image."""
     clip, names, template = clipbias.load(model), ("cat", "dog", "bird"), "two {} beside a house."
     task = clipbias.Task(clip, "tpt_coop", names, template=template)
-    clipbias.save_adapter(tmp_path / "a.safetensors", task, task.init(seed=0), method="tpt_coop")
+    clipbias.save_adapter(tmp_path / "a.safetensors", task, task.init(seed=0))
     files = [tmp_path / "one.png", tmp_path / "other.png"]
     for file in files:
         picture = np.random.default_rng(len(file.stem)).integers(0, 255, (30, 40, 3), np.uint8)

@@ -184,7 +184,7 @@ def saved(folder: Path, method: str, clip: Clip, **options: Any) -> tuple[Path, 
     task = Task(clip, method, CLASS_NAMES, **options)
     learnables = moved(task)
     path = folder / f"{method}.safetensors"
-    save_adapter(path, task, learnables, method=method, notes={"dataset": "demo/digits", "seed": 3, "accuracy": 50.0})
+    save_adapter(path, task, learnables, notes={"dataset": "demo/digits", "seed": 3, "accuracy": 50.0})
     return path, task, learnables
 
 
@@ -195,7 +195,7 @@ def test_an_adapter_classifies_as_the_constant_in_place(kind: str, clip: Clip, t
     found = clipbias.amounts_to(path, raw, kind, clip=clip)
     bias_path = tmp_path / "amount.safetensors"
     own, bias = found.bind(clip)
-    save_adapter(bias_path, own, bias, method=found.method, notes=found.notes)
+    save_adapter(bias_path, own, bias, notes=found.notes)
     again = clipbias.load_adapter(bias_path)
     assert again.method == {"vector": "bias", "kind": "bias_by_kind"}[kind]
     assert again.notes["dataset"] == "demo/digits" and "accuracy" not in again.notes

@@ -25,7 +25,7 @@ from tests.explain.models import CLASS_NAMES, tuned
 
 def saved(folder: Path, task: Task, learnables: Learnables, method: str, **notes: Any) -> Learned:
     path = folder / f"{method}-{len(list(folder.iterdir()))}.safetensors"
-    save_adapter(path, task, jax.tree.map(np.asarray, learnables), method=method, notes=notes)
+    save_adapter(path, task, jax.tree.map(np.asarray, learnables), notes=notes)
     return Learned(path.stem, str(path), load_adapter(path), task)
 
 

@@ -70,7 +70,7 @@ def adapter(clip: Clip, method: str, folder: Path, *, size: float = 0.3, **optio
     """A tuned adapter, written to `folder` and read back."""
     task = Task(clip, method, CLASS_NAMES, template="a {} of a pet.", **options)
     path = folder / "tuned.safetensors"
-    clipbias.save_adapter(path, task, learned(task, size), method=method, notes=NOTES)
+    clipbias.save_adapter(path, task, learned(task, size), notes=NOTES)
     return clipbias.load_adapter(path)
 
 

@@ -269,7 +269,7 @@ def test_a_tokenizer_in_one_file(folder: Path, model: Path, clip: Callable[[], C
 def adapter(clip: Callable[[], Clip], tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("adapter") / "a.safetensors"
     task = Task(clip(), "bias", ("cat", "dog"))
-    save_adapter(path, task, task.init(), method="bias", notes={"dataset": "demo/digits", "seed": 1})
+    save_adapter(path, task, task.init(), notes={"dataset": "demo/digits", "seed": 1})
     return path
 
 

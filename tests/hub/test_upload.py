@@ -29,7 +29,7 @@ def adapter(clip: Clip, tmp_path: Path) -> Adapter:
     task = clipbias.Task(clip, "bias", ("cat", "dog"), template="a photo of a {}.")
     learnables = jax.tree.map(lambda x: x + 0.5, task.init(seed=0))
     path = tmp_path / "bias.safetensors"
-    clipbias.save_adapter(path, task, learnables, method="bias", notes={"dataset": "pets", "accuracy": 75.0})
+    clipbias.save_adapter(path, task, learnables, notes={"dataset": "pets", "accuracy": 75.0})
     return clipbias.load_adapter(path)
 
 
@@ -92,7 +92,7 @@ def test_an_adapter_names_its_base_at_the_commit(hub: Hub, files: dict[str, byte
     repository = hub.repositories["someone/small"] = Repository(files)
     first = clipbias.load("someone/small")
     task = clipbias.Task(first, "bias", ("cat", "dog"))
-    clipbias.save_adapter(tmp_path / "a.safetensors", task, task.init(seed=0), method="bias")
+    clipbias.save_adapter(tmp_path / "a.safetensors", task, task.init(seed=0))
     adapter = clipbias.load_adapter(tmp_path / "a.safetensors")
     assert adapter.base == first.source == f"someone/small@{first.revision}"
     repository.add({"README.md": b"the weights went away"})
@@ -137,7 +137,7 @@ def test_the_page_on_models(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.chdir(tmp_path)
     clip = clipbias.load("demo")
     task = clipbias.Task(clip, "bias", ("waves", "stripes"))
-    clipbias.save_adapter(path, task, task.init(seed=0), method="bias")
+    clipbias.save_adapter(path, task, task.init(seed=0))
     exec(code, {})
     assert hub.repositories.keys() == set(re.findall(r'push_to_hub\("(.*?)"', code)) == {"you/fashion-bias", "you/clip"}
     (shown,) = blocks(ROOT / "docs" / "models.md", "bash")

@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 
-from clipbias.report import accuracy_figure, style, summarize
+from clipbias.report import accuracy_figure, looks, style, summarize
 from clipbias.tuning import METHODS
 
 
@@ -94,8 +94,8 @@ def test_many_methods_are_named_in_a_legend_that_fits(datasets):
 
 
 def test_no_two_methods_look_alike():
-    looks = [style.method_look(method) for method in METHODS]
-    assert len(set(looks)) == len(looks)
+    found = [looks.method_look(method) for method in METHODS]
+    assert len(set(found)) == len(found)
 
 
 @pytest.mark.parametrize(

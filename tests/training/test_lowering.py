@@ -23,6 +23,7 @@ from clipbias.training import mesh as meshes
 from clipbias.training import programs
 from clipbias.training.ahead import traced_for
 from clipbias.tuning import Task, make_method
+from clipbias.tuning.feature_method import sampling_of
 from clipbias.tuning.features import Sampling
 from clipbias.tuning.recipe import Recipe
 from clipbias.tuning.registry import METHODS
@@ -103,7 +104,7 @@ def test_half_precision_on_an_nvidia_gpu_goes_through_its_kernels(small: Clip, a
         with on("cuda"):
             text = "".join(lowered(program, "cuda") for program in steps(small, name, "bfloat16", runs=3))
         task = Task(small, name, NAMES)
-        on_features = task.method.sampling() is not None  # no tower runs
+        on_features = sampling_of(task.method) is not None  # no tower runs
         assert (CUDNN in text) != on_features, name
         assert (CUDNN_BACKWARD in text) >= (additions(task).changes_vision and not on_features), name
 

@@ -177,7 +177,7 @@ def test_results_and_adapters_of_a_grid_depend_on_them(pair, colours, tmp_path) 
 @pytest.fixture(scope="module")
 def saved(pair, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("adapter") / "adapter.safetensors"
-    save_adapter(path, Task(pair[0], "zero_shot", NAMES, descriptions=TEXTS), {}, method="zero_shot")
+    save_adapter(path, Task(pair[0], "zero_shot", NAMES, descriptions=TEXTS), {})
     return path
 
 

@@ -66,6 +66,6 @@ def test_what_cannot_be_used(clip: Clip, tmp_path) -> None:
     with pytest.raises(ClipbiasError, match="the class name 5 is not a text"):
         Task(clip, "zero_shot", ("a dog", 5), free_text=True)  # type: ignore[arg-type]
     task = Task(clip, "taskres", ("cat", "dog", "a dog"))
-    clipbias.save_adapter(tmp_path / "a.safetensors", task, task.init(), method="taskres")
+    clipbias.save_adapter(tmp_path / "a.safetensors", task, task.init())
     with pytest.raises(ClipbiasError, match="learned something for each class and cannot be used with other classes"):
         clipbias.load_adapter(tmp_path / "a.safetensors").bind(clip, TEXTS, free_text=True)

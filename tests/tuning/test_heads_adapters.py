@@ -13,6 +13,7 @@ from clipbias.data import catalog
 from clipbias.errors import ClipbiasError
 from clipbias.tuning import CONSTANTS, Features, Samples, clip_adapter, make_method, tip_adapter
 from clipbias.tuning.closed_form import cosines, text_classifier, validation
+from clipbias.tuning.feature_method import sampling_of
 from tests.reference import heads, heads_clip_adapter, heads_tip, optimizers
 from tests.tuning.heads_common import (
     CLASSES,
@@ -103,7 +104,7 @@ def test_clip_adapter_trains_like_its_authors_where_asked() -> None:
 def test_tip_adapter_and_its_search(clip: Clip, samples: Samples, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tip_adapter, "PART", 5 * len(LABELS))  # in seven parts, the last one smaller
     method = make_method("tip_adapter", alpha_max=60.0, beta_max=9.0)
-    assert method.sampling().passes == 10 and method.sampling().crop == 0.5
+    assert sampling_of(method).passes == 10 and sampling_of(method).crop == 0.5
     found = method.support({}, samples)[CONSTANTS]
     keys, values = heads_tip.cache(features=samples.features, labels=LABELS, classes=CLASSES)
     close(found["keys"], keys, 1e-7)

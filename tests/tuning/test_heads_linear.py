@@ -13,6 +13,7 @@ from clipbias.training.features import FeatureBatches
 from clipbias.training.mesh import single_device
 from clipbias.tuning import CONSTANTS, Samples, Task, gda, linear_probe, make_method
 from clipbias.tuning.closed_form import validation
+from clipbias.tuning.feature_method import sampling_of
 from clipbias.tuning.transfer import transfer
 from tests.reference import heads, heads_clap, heads_gda, heads_lp_plus_plus, heads_probe
 from tests.reference.heads_cases import arrays
@@ -89,7 +90,7 @@ def test_the_probe_is_chosen_on_four_validation_images_of_a_class(
 
     monkeypatch.setattr(linear_probe, "fit", fit)
     method = make_method("linear_probe")
-    assert method.sampling().passes == 0
+    assert sampling_of(method).passes == 0
     many = dataclasses.replace(samples, features=np.tile(samples.features[:1], (1, 2, 1)), labels=np.tile(LABELS, 2))
     assert many.shots == 8
     found = method.support({}, many)
@@ -124,7 +125,7 @@ def with_more_images(samples: Samples) -> Samples:
 @pytest.mark.parametrize(("options", "rule"), [({}, "few_shot"), ({"covariance": "classes"}, "base_classes")])
 def test_gda(samples: Samples, options: dict[str, str], rule: str) -> None:
     method = make_method("gda", **options)
-    assert method.sampling().passes == 10 and method.sampling().crop == 0.5
+    assert sampling_of(method).passes == 10 and sampling_of(method).crop == 0.5
     samples = with_more_images(samples)
     found = method.support({}, samples)[CONSTANTS]
     weight, bias = getattr(heads_gda, rule)(features=samples.features, labels=samples.labels, classes=CLASSES)
@@ -191,7 +192,7 @@ def test_gda_for_a_part_of_the_classes_and_for_others(samples: Samples) -> None:
 @pytest.mark.parametrize("name", ["clap", "zs_lp"])
 def test_clap(clip: Clip, samples: Samples, name: str) -> None:
     method, penalised = make_method(name), name == "clap"
-    assert method.sampling().passes == 20 and method.sampling().training == "pooled"
+    assert sampling_of(method).passes == 20 and sampling_of(method).training == "pooled"
     start = method.support(method.init(jax.random.key(0), clip, NAMES), samples)
     texts = {"text_features": samples.text}
     close(start["text_prototypes"], heads_clap.start(**texts), 1e-6)
@@ -245,7 +246,7 @@ def test_a_class_without_an_image_is_told(samples: Samples) -> None:
 @pytest.mark.parametrize("steps", [9, 10, 300])
 def test_lp_plus_plus(clip: Clip, samples: Samples, steps: int) -> None:
     method = make_method("lp_plus_plus", steps=steps)
-    assert method.sampling().passes == 1 and method.sampling().crop == 0.5
+    assert sampling_of(method).passes == 1 and sampling_of(method).crop == 0.5
     start = method.init(jax.random.key(2), clip, NAMES)
     spread = np.abs(np.asarray(make_method("lp_plus_plus").init(jax.random.key(0), clip, range(400))["bias"]))
     assert 0.95 < spread.max() * clip.config.projection_width**0.5 <= 1

@@ -11,6 +11,7 @@ from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
 from clipbias.training.features import frozen_features
 from clipbias.tuning import Learnables, Samples, Task, make_method, parameter_count
+from clipbias.tuning.feature_method import sampling_of
 from clipbias.tuning.recipe import MOST, Recipe
 from clipbias.tuning.templates import IMAGENET_SELECT
 from tests.reference import heads_prolip
@@ -130,7 +131,7 @@ def test_the_authors_recipe_templates_and_passes() -> None:
         crop=0.5,
     )
     assert recipe.total_steps(1000 * 16) == 300 and recipe.steps_per_epoch(1000 * 16) == 1
-    sampling = method.sampling()
+    sampling = sampling_of(method)
     assert (sampling.passes, sampling.crop, sampling.training, sampling.projected) == (300, 0.5, "again", False)
     assert make_method("prolip", recipe="common").recipe_for(common.SGD, 4) is common.SGD
     assert method.options_for("imagenet", 4) == {"templates": "imagenet_select"}

@@ -218,7 +218,7 @@ def test_proda(pair, pictures) -> None:
         return prompts_proda.loss_and_gradients(reference, CLASS_NAMES, learnables, images, LABELS, chosen)
 
     terms, _ = jax.jit(task.classifier.losses)(
-        params, start, normalised(clip, raw), LABELS, task.text, None, nameless=task.nameless
+        params, start, normalised(clip, raw), LABELS, task.text, None, template_tokens=task.template_tokens
     )
     for name, value in expected(start, range(8))[0].items():
         assert np.mean(terms[name]) == pytest.approx(value, rel=common.LOGITS), name

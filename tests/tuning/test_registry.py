@@ -1,17 +1,22 @@
 """Methods by name, those of this package and a user's own, and what a method's own file decides."""
 
+import dataclasses
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from clipbias.clip import Clip
+from clipbias.data import Dataset, Split
 from clipbias.errors import ClipbiasError
 from clipbias.report import summarize, to_text
+from clipbias.report.looks import method_look
 from clipbias.report.names import method_name, ordered_methods
-from clipbias.report.style import method_look
-from clipbias.tuning import METHODS, make_method, methods, registry
+from clipbias.tuning import METHODS, Task, make_method, methods, registry, resolve
 from clipbias.tuning.methods.ivlp import IVLP
-from clipbias.tuning.registry import FunctionMethod, optional_types, own_method
+from clipbias.tuning.registry import method_options, name_of, option_types
+from clipbias.tuning.user_methods import FunctionMethod, own_method
 from configs import train, zoo
 
 CLASS = """
@@ -87,23 +92,91 @@ def test_a_file_with_neither(tmp_path: Path) -> None:
         make_method(str(path))
 
 
-def test_options_that_may_be_none_can_be_set_on_a_command_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "given", "dataset", "shots", "expected"),
+    [
+        # Given, at whatever value, the class's default among them.
+        ("mmrl", {"weight": 0.5}, "stanford_cars", 16, {"weight": 0.5}),
+        ("tip_adapter", {"alpha": 1.17}, "oxford_flowers", 16, {"alpha": 1.17, "alpha_max": 50.0}),
+        ("plot", {"pooled": False}, "imagenet", 16, {"pooled": False}),
+        # Else the dataset's, also under a preset.
+        ("mmrl", {}, "stanford_cars", 16, {"weight": 7.0, "epochs": 50}),
+        ("mmrl_base_to_new", {}, "imagenet", 16, {"epochs": 5, "batch_size": 32}),
+        ("mmrl_base_to_new", {"epochs": 10}, "imagenet", 16, {"epochs": 10, "batch_size": 32}),
+        ("zs_lp", {}, "imagenet", 1, {"templates": "imagenet_select_and_dataset", "penalised": False}),
+        ("prograd", {}, "dtd", 8, {"strength": 0.8, "template": "a texture of {}."}),
+        ("prograd", {}, "dtd", 4, {"strength": None}),
+        ("taskres", {}, "oxford_flowers", 1, {"alpha": 1.0}),
+        # Unless a preset has its own facts of datasets.
+        ("promptsrc", {}, "eurosat", 16, {"mean": 0.9, "deviation": 0.1}),
+        ("promptsrc_base_to_new", {}, "eurosat", 16, {"mean": 0.75, "deviation": 0.05}),
+        ("mmrl_cross_dataset", {}, "imagenet", 16, {"epochs": 1, "batch_size": 32, "weight": 0.5}),
+        ("mmrl_cross_dataset", {}, "eurosat", 16, {"epochs": 1, "weight": 0.01, "space": 2048}),
+        # Else the preset's, else the default.
+        ("mmrl_base_to_new", {}, "eurosat", 16, {"epochs": 10, "space": 2048}),
+        ("mmrl_base_to_new", {}, None, 16, {"epochs": 10, "batch_size": 4, "weight": 0.5}),
+        ("mmrl_base_to_new", {}, "demo/digits", 16, {"epochs": 10, "batch_size": 4, "weight": 0.5}),
+    ],
+)
+def test_the_one_rule_of_options(name: str, given: dict, dataset: str | None, shots: int, expected: dict) -> None:
+    method = resolve(name, given, dataset=dataset, shots=shots)
+    assert expected.items() <= method_options(method).items()
+    assert resolve(name, method_options(method)) == method
+    assert resolve(name, method_options(method), dataset="stanford_cars", shots=1) == method
+
+
+def test_a_task_of_a_dataset_has_the_dataset_s_options(clip: Clip) -> None:
+    split = Split((), np.zeros(0), lambda index: b"")
+    cars = Dataset("stanford_cars", ("cat", "dog"), "a photo of a {}, a car.", {"test": split})
+    task = Task(clip, "mmrl", cars, shots=16, blocks=1)
+    assert task.method == resolve("mmrl", {"blocks": 1}, dataset="stanford_cars", shots=16)
+    assert (task.class_names, task.template, task.texts[0]) == (
+        ("cat", "dog"),
+        cars.template,
+        "a photo of a cat, a car.",
+    )
+    assert Task(clip, "mmrl", cars, weight=0.5).method.weight == 0.5
+    assert Task(clip, "mmrl", ("cat", "dog")).method.weight == 0.5
+    assert Task(clip, "mmrl", cars, template="a {}.").texts == ("a cat.", "a dog.")
+    described = dataclasses.replace(cars, descriptions={"cat": ["it purrs."], "dog": ["it barks."]})
+    assert Task(clip, "zero_shot", described).texts == ("it purrs.", "it barks.")
+
+
+def test_options_can_be_set_on_a_command_line(tmp_path: Path) -> None:
     path = tmp_path / "unset.py"
-    fields = "size: Annotated[int, Range(1)] | None = None\n    rate: float | None = None\n"
+    fields = "size: Annotated[int, Range(1)] | None = None\n    rate: float = 0.5\n"
     fields += "    words: tuple[str, ...] | None = None"
     imports = "from typing import Annotated\nfrom clipbias.checks import Range\n"
     path.write_text(imports + CLASS.replace("size: int = 3", fields))
-    method = make_method(str(path))
-    assert optional_types(method) == {"size": int, "rate": float, "words": tuple}
+    assert option_types(str(path)) == {"size": int, "rate": float, "words": tuple}
     config = train.get_config(str(path))
     assert dict(config.method_options) == {"size": None, "rate": None, "words": None}
-    config.method_options.rate = 0.5
     config.method_options.size = 2
     with pytest.raises(TypeError):
         config.method_options.size = "two"
-    options = dict(config.method_options)
-    assert (make_method(str(path), **options).rate, make_method(str(path), **options).size) == (0.5, 2)
-    assert not optional_types(make_method("bias"))
+    for name in METHODS:
+        assert (
+            option_types(name).keys()
+            == method_options(make_method(name)).keys()
+            == {*train.get_config(name).method_options}
+        )
+        assert object not in option_types(name).values()
+
+
+def test_hooks_of_another_kind_of_method_are_refused(tmp_path: Path) -> None:
+    """On a plain method nobody would call them."""
+    path = tmp_path / "plain.py"
+    for hook, base in (("sampling", "FeatureMethod"), ("at_test", "TestTimeMethod")):
+        path.write_text(f"{CLASS}    def {hook}(self, *others):\n        return None\n")
+        with pytest.raises(ClipbiasError, match=f"has the hook '{hook}'; derive it from tuning.{base}"):
+            make_method(str(path))
+
+
+def test_the_name_of_a_method() -> None:
+    for name in METHODS:
+        assert make_method(name_of(make_method(name)), **method_options(make_method(name))) == make_method(name)
+    assert name_of(make_method("ivlp", text_tokens=1, vision_tokens=1, depth=3)) == "ivlp_matched"
+    assert name_of(make_method("tests.own_methods:Cache")) == "tests.own_methods:Cache"
 
 
 def test_only_zero_shot_has_nothing_to_train(tmp_path: Path) -> None:
@@ -114,15 +187,16 @@ def test_only_zero_shot_has_nothing_to_train(tmp_path: Path) -> None:
 
 
 PRESETS = """presets: ClassVar = {
-        "dropped": Preset("Dropped in", order=250, colour="purple", marker="*"),
-        "dropped_5": Preset("Dropped in (5)", {"size": 5}, order=251, colour="#123456", line=(0, (1, 2))),
+        "dropped": Preset("Dropped in", order=250),
+        "dropped_5": Preset("Dropped in (5)", {"size": 5}, order=251),
     }
+    kind: ClassVar = Kind.WEIGHTS
 """
 DROPPED = (
     CLASS.replace("import dataclasses", "import dataclasses\nfrom typing import ClassVar")
     .replace(
         "from clipbias.tuning import Adaptation, Method",
-        "from clipbias.clip import Adaptation\nfrom clipbias.tuning.method import Method, Preset",
+        "from clipbias.clip import Adaptation\nfrom clipbias.tuning import Kind, Method, Preset",
     )
     .replace("    size", f"    {PRESETS}    size")
 )
@@ -142,11 +216,10 @@ def test_a_method_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     try:
         assert make_method("dropped_5").size == 5 and make_method("dropped").size == 3
         config = train.get_config("dropped_5")
-        assert config.method == "dropped_5" and config.method_options.to_dict() == {"size": 5}
+        assert config.method == "dropped_5" and config.method_options.to_dict() == {"size": None}
         assert method_name("dropped_5, rate 0.1") == "Dropped in (5), rate 0.1"
         assert ordered_methods(("bias", "dropped", "vpt", "own.py")) == ("vpt", "dropped", "bias", "own.py")
-        assert method_look("dropped") == ("#CC79A7", "*", "-")
-        assert method_look("dropped_5") == ("#123456", "X", (0, (1, 2)))
+        assert method_look("dropped") == method_look("dropped_5, rate 0.1") == ("#D55E00", "X", "-")  # by its kind
         facts = {"dataset": "eurosat", "shots": 16, "seed": 1, "accuracy": 50.0}
         rows = [{"method": name} | facts for name in ("bias", "dropped", "vpt")]
         table = to_text(summarize(rows))
@@ -157,15 +230,8 @@ def test_a_method_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert method_name("dropped") == "dropped" and method_look("dropped") == ("#000000", "X", "-")
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
-def test_a_configuration_shows_the_options_with_their_values(method: str) -> None:
-    config = train.get_config(method)
-    assert make_method(config.method, **config.method_options) == make_method(method)
-    assert set(METHODS[method][1].options) <= set(config.method_options)
-
-
-def test_a_file_of_ones_own_has_a_look_once_it_is_made(tmp_path: Path) -> None:
-    presets = "presets = {'x': Preset('My \\x1b method', colour='sky', marker='<')}\n"
+def test_a_file_of_ones_own_has_a_label_once_it_is_made(tmp_path: Path) -> None:
+    presets = "presets = {'x': Preset('My \\x1b method')}\n"
     paths = [tmp_path / "functions.py", tmp_path / "of_class.py"]
     paths[0].write_text(f"{FUNCTIONS}from clipbias.tuning import Preset\n{presets}")
     paths[1].write_text(CLASS.replace("    size", f"    {presets}    size").replace("Method\n", "Method, Preset\n", 1))
@@ -173,7 +239,6 @@ def test_a_file_of_ones_own_has_a_look_once_it_is_made(tmp_path: Path) -> None:
         assert method_name(str(path)) == str(path)  # nothing is run to find a label
         make_method(str(path))
         assert method_name(str(path)) == "My \\x1b method"
-        assert method_look(str(path)) == ("#56B4E9", "<", "-")
     assert method_name(f"{paths[1]}:Own") == "My \\x1b method"
     for name in ("\0.py", "os", "~nobody/x.py", "json:presets", "a:b", ""):
         assert method_look(name) == ("#000000", "X", "-")
@@ -194,7 +259,6 @@ def test_two_files_of_one_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("recorded", "given", "expected"),
     [
-        ("bias", (), "bias"),
         ("mine/a.py", ("elsewhere/a.py",), "elsewhere/a.py"),  # the same program on another machine
         ("mine/a.py", ("yours/a.py", "mine/a.py"), "mine/a.py"),
         ("/home/me/mine/a.py", ("mine/a.py", "yours/a.py", "b.py"), "mine/a.py"),

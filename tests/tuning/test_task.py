@@ -73,3 +73,39 @@ def test_learnables_of_a_file_may_be_closed_over(clip: Clip, method: str) -> Non
     learnables = jax.device_get(task.init())
     closed = jax.jit(lambda images: task.logits(clip.params, learnables, images))(images)
     np.testing.assert_allclose(closed, jax.jit(task.logits)(clip.params, learnables, images), rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["prograd", "kgcoop", "tcp"])
+def test_a_template_that_the_teacher_alone_takes_is_said(
+    clip: Clip, method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    names, template = ("cat", "dog"), "a type of pet, a photo of a {}."
+    task = clipbias.Task(clip, method, names, template=template)
+    assert task.teacher_prompt.templates == (template,) and task.prompt.templates[0] != template
+    assert f"teacher {template!r}" in repr(task) and f"prompt {task.prompt.templates[0]!r}" in repr(task)
+    (said,) = caplog.messages
+    assert said.startswith(
+        f"The template {template!r} is the text of {method}'s frozen teacher alone; class names stand"
+    )
+    caplog.clear()
+    for quiet in (task.again(task.method), clipbias.Task(clip, method, names), clipbias.Task(clip, method, task)):
+        assert quiet.prompt.templates == task.prompt.templates
+    clipbias.Task(clip, "mmrl", names, template=template)  # whose own prompt is the template, too
+    clipbias.Task(clip, "bias", names, template=template)
+    assert not caplog.messages
+
+
+def test_swapped_arguments_are_said(clip: Clip) -> None:
+    task = clipbias.Task(clip, "bias", ("cat", "dog"))
+    learnables, images = task.init(), np.zeros((1, 16, 16, 3), np.float32)
+    calls = (
+        lambda: task.logits(learnables, clip.params, images),
+        lambda: task.loss(learnables, clip.params, images, np.zeros(1, int)),
+        lambda: jax.jit(task.logits)(learnables, clip.params, images),
+        lambda: task.class_features(learnables, clip.params),
+        lambda: task.image_features(learnables, clip.params, images),
+        lambda: clipbias.relevancy(task, learnables, clip.params, images, np.zeros(1, int)),
+    )
+    for call in calls:
+        with pytest.raises(ClipbiasError, match=r"params and learnables are swapped: the order is the frozen weights"):
+            call()

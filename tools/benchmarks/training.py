@@ -20,6 +20,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.io import write_tensors
 from clipbias.tuning import Task
 from clipbias.tuning.registry import METHODS
+from clipbias.tuning.test_time_method import crops_of
 from tools.benchmarks import model, relevancy_ways, steps
 from tools.benchmarks.report import markdown
 from tools.benchmarks.worker import Here, Process
@@ -107,7 +108,7 @@ def write_inputs(clip: Clip, job: Mapping[str, Any]) -> None:
     options = steps.options(job["option"]) if own else {"depth": 9}
     prompted = Task(clip, job["method"] if own else "ivlp", names, **options)
     tokens = steps.padded(prompted.tokens, clip.config.text.context_length)
-    crops = prompted.method.crops_at_test()
+    crops = crops_of(prompted.method)
     pixels = model.random_views(clip.config, count, crops) if crops else model.random_images(clip.config, count)
     teacher = np.asarray(plain.fixed_text(clip.params, plain.init(0)))
     arrays = {

@@ -13,6 +13,7 @@ from clipbias.training import mesh as meshes
 from clipbias.training.answers import image_features, logits
 from clipbias.training.step import init_state, place_inputs, place_text, train_step
 from clipbias.tuning import Recipe, Task
+from clipbias.tuning.test_time_method import crops_of
 from tools.benchmarks import measure, model, relevancy_ways, steps, training
 from tools.benchmarks.worker import Job
 
@@ -25,8 +26,8 @@ def load(job: Job) -> tuple[Callable[[], Any], Callable[[], dict[str, Any]]]:
     clip = relevancy_ways.clip_of(config, relevancy_ways.read_weights(Path(job["folder"]), config))
     names, options = model.class_names(job["classes"]), steps.options(job["option"])
     task = Task(clip, job["method"], names, dtype=job["dtype"], **options)
-    if task.method.crops_at_test():
-        return test(task, model.random_views(config, batch, task.method.crops_at_test()))
+    if crops_of(task.method):
+        return test(task, model.random_views(config, batch, crops_of(task.method)))
     start, params = jax.tree.map(lambda leaf: jnp.array(leaf)[None], task.init(0)), held(clip.params, job["dtype"])
     given = place_inputs(meshes.single_device(), task, params, start, [0])
     recipe = task.method.recipe_for(Recipe(0.0025, 10, 1, 1e-5, batch, 0.9, 5e-4), 16)

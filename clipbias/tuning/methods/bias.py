@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from clipbias.clip import Adaptation, Clip
 from clipbias.errors import ClipbiasError
-from clipbias.tuning.method import Kind, Learnables, Method, Preset
+from clipbias.tuning.method import Learnables, Method
+from clipbias.tuning.preset import Kind, Preset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,9 +23,7 @@ class BiasTuning(Method):
       vision_tower, text_tower: which towers get biases.
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {
-        "bias": Preset("Bias tuning", order=600, colour="red", marker="o", stands_out=True)
-    }
+    presets: ClassVar[Mapping[str, Preset]] = {"bias": Preset("Bias tuning", order=600)}
     kind: ClassVar[Kind | None] = Kind.WEIGHTS
 
     vision_tower: bool = True

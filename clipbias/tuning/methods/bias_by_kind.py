@@ -17,8 +17,9 @@ import jax.numpy as jnp
 
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
-from clipbias.tuning.method import Learnables, Preset
+from clipbias.tuning.method import Learnables
 from clipbias.tuning.methods.bias import BiasTuning
+from clipbias.tuning.preset import Preset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,15 +34,8 @@ class BiasByKind(BiasTuning):
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {
-        "bias_by_kind": Preset("Bias tuning by kind", order=601, colour="red", marker="P", line=(0, (4, 1.5))),
-        "bias_by_kind_vision": Preset(
-            "Bias tuning by kind (vision)",
-            {"text_by_kind": False},
-            order=602,
-            colour="red",
-            marker="P",
-            line=(0, (1, 1)),
-        ),
+        "bias_by_kind": Preset("Bias tuning by kind", order=601),
+        "bias_by_kind_vision": Preset("Bias tuning by kind (vision)", {"text_by_kind": False}, order=602),
     }
 
     vision_by_kind: bool = True

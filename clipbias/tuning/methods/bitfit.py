@@ -13,7 +13,8 @@ import jax
 from clipbias.checks import Choices
 from clipbias.clip import Clip
 from clipbias.tuning.frozen_weights import OUTER_NORMS, WeightTuning, no_changes
-from clipbias.tuning.method import Learnables, Preset
+from clipbias.tuning.method import Learnables
+from clipbias.tuning.preset import Preset
 
 # The parts of a block that have a bias, and the LayerNorms before and after the blocks.
 BLOCK_PARTS = ("out", "fc1", "fc2", "norm1", "norm2")
@@ -35,7 +36,7 @@ class BitFit(WeightTuning):
       towers, decay, recipe: as of `WeightTuning`.
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {"bitfit": Preset("BitFit", order=620, colour="orange", marker="v")}
+    presets: ClassVar[Mapping[str, Preset]] = {"bitfit": Preset("BitFit", order=620)}
 
     only: tuple[Part, ...] = ()
     qkv: bool = False

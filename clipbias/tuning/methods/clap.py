@@ -15,15 +15,17 @@ import numpy as np
 
 from clipbias.clip import Clip
 from clipbias.tuning.closed_form import class_means, passes, softmax, unit_rows
+from clipbias.tuning.feature_method import FeatureMethod
 from clipbias.tuning.features import Features, Samples, Sampling, average_raw_texts, unit_length
 from clipbias.tuning.frozen_towers import FrozenTowers
-from clipbias.tuning.method import CONSTANTS, Learnables, Preset
+from clipbias.tuning.method import CONSTANTS, Learnables
 from clipbias.tuning.methods.coop import coop_recipe
+from clipbias.tuning.preset import Preset
 from clipbias.tuning.recipe import AUTHORS, Recipe, RecipeName
 
 
 @dataclasses.dataclass(frozen=True)
-class CLAP(FrozenTowers):
+class CLAP(FrozenTowers, FeatureMethod):
     """`s · unit(f) unit(w)ᵀ` with the loss `CE + (1/C) Σ_c λ_c ‖w_c - t_c‖²`.
 
     The prototypes `w [C, d]` start at `t`, the mean over templates of the text features as they are. `λ_c` is the mean
@@ -36,8 +38,8 @@ class CLAP(FrozenTowers):
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {
-        "clap": Preset("CLAP", order=560, colour="yellow", marker="p"),
-        "zs_lp": Preset("ZS-LP", {"penalised": False}, order=561, colour="yellow", marker="p", line=(0, (1, 1))),
+        "clap": Preset("CLAP", order=560),
+        "zs_lp": Preset("ZS-LP", {"penalised": False}, order=561),
     }
     datasets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"imagenet": {"templates": "imagenet_select_and_dataset"}}
 

@@ -14,15 +14,17 @@ import jax
 from clipbias.checks import Range
 from clipbias.clip import Clip
 from clipbias.tuning.closed_form import cosines
+from clipbias.tuning.feature_method import FeatureMethod
 from clipbias.tuning.features import Features, Sampling
 from clipbias.tuning.frozen_towers import FrozenTowers
-from clipbias.tuning.method import Learnables, Preset
+from clipbias.tuning.method import Learnables
 from clipbias.tuning.methods.coop import coop_recipe
+from clipbias.tuning.preset import Preset
 from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe, RecipeName
 
 
 @dataclasses.dataclass(frozen=True)
-class ClipAdapter(FrozenTowers):
+class ClipAdapter(FrozenTowers, FeatureMethod):
     """`s · unit(u) Tᵀ` with `u = r relu(W2 relu(W1 f)) + (1 - r) f` of the image feature `f [d]` as it is.
 
     `W1 [d/4, d]` and `W2 [d, d/4]` have no bias and start uniform within ±1/√(columns). They know of no class.
@@ -34,9 +36,7 @@ class ClipAdapter(FrozenTowers):
       recipe: "common", or the "authors'": SGD at 0.002, 200 epochs in batches of 32.
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {
-        "clip_adapter": Preset("CLIP-Adapter", order=510, colour="sky", marker="<")
-    }
+    presets: ClassVar[Mapping[str, Preset]] = {"clip_adapter": Preset("CLIP-Adapter", order=510)}
 
     ratio: Annotated[float, Range(0, 1)] = 0.2
     reduction: Annotated[int, Range(1)] = 4

@@ -17,7 +17,9 @@ from clipbias.clip import Adaptation, Clip
 from clipbias.errors import ClipbiasError
 from clipbias.tuning.closed_form import HUNDRED
 from clipbias.tuning.frozen_weights import TowerNames, block_numbers, check_towers, lora_recipe
-from clipbias.tuning.method import CONSTANTS, WORDS, Depth, Kind, Learnables, Method, Preset, PromptText
+from clipbias.tuning.method import CONSTANTS, Depth, Learnables, Method
+from clipbias.tuning.preset import Kind, Preset
+from clipbias.tuning.prompt_text import WORDS, PromptText
 from clipbias.tuning.recipe import AUTHORS, MOST, Recipe, RecipeName
 from clipbias.tuning.templates import choose_templates
 
@@ -45,7 +47,7 @@ class ClipLora(Method):
       steps_per_shot: of the authors' recipe.
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {"clip_lora": Preset("CLIP-LoRA", order=630, colour="purple", marker="D")}
+    presets: ClassVar[Mapping[str, Preset]] = {"clip_lora": Preset("CLIP-LoRA", order=630)}
     kind: ClassVar[Kind | None] = Kind.WEIGHTS
     scale: ClassVar[float | None] = HUNDRED
 

@@ -12,8 +12,10 @@ import jax
 from clipbias.clip import Adaptation, Clip
 from clipbias.tuning.context import context_text, initial_context, initial_linear
 from clipbias.tuning.features import unit_length
-from clipbias.tuning.method import WORDS, Kind, Learnables, Method, Preset, PromptText, Tokens
+from clipbias.tuning.method import Learnables, Method, Tokens
 from clipbias.tuning.methods.coop import coop_recipe
+from clipbias.tuning.preset import Kind, Preset
+from clipbias.tuning.prompt_text import WORDS, PromptText
 from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe, RecipeName
 
 
@@ -31,9 +33,7 @@ class CoCoOp(Method):
       recipe: "common", or "authors" for 10 epochs at 0.002 with one image a step.
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {
-        "cocoop": Preset("CoCoOp", order=110, colour="orange", marker="o", line=(0, (3, 1, 1, 1, 1, 1)))
-    }
+    presets: ClassVar[Mapping[str, Preset]] = {"cocoop": Preset("CoCoOp", order=110)}
     kind: ClassVar[Kind | None] = Kind.PROMPTS
 
     tokens: Tokens = 4

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 from clipbias.checks import Choices
 from clipbias.clip import Adaptation, Clip
 from clipbias.tuning.context import POSITIONS, context_text, initial_context
-from clipbias.tuning.method import WORDS, Kind, Learnables, Method, Preset, PromptText, Tokens
+from clipbias.tuning.method import Learnables, Method, Tokens
+from clipbias.tuning.preset import Kind, Preset
+from clipbias.tuning.prompt_text import WORDS, PromptText
 from clipbias.tuning.recipe import Recipe
 
 
@@ -39,8 +41,8 @@ class CoOp(Method):
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {
-        "coop": Preset("CoOp", order=100, colour="orange", marker="s"),
-        "coop_16": Preset("CoOp (16 words)", {"tokens": 16}, order=101, colour="orange", marker="s", line=(0, (1, 1))),
+        "coop": Preset("CoOp", order=100),
+        "coop_16": Preset("CoOp (16 words)", {"tokens": 16}, order=101),
     }
     kind: ClassVar[Kind | None] = Kind.PROMPTS
 

@@ -18,9 +18,11 @@ from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
 from clipbias.tuning.closed_form import HUNDRED, accuracy, class_means, cosines, passes, text_classifier, unit_rows
 from clipbias.tuning.closed_form import validation as validation_of
+from clipbias.tuning.feature_method import FeatureMethod
 from clipbias.tuning.features import Features, Samples, Sampling, unit_length
 from clipbias.tuning.frozen_towers import FrozenTowers
-from clipbias.tuning.method import CONSTANTS, Kind, Learnables, Preset
+from clipbias.tuning.method import CONSTANTS, Learnables
+from clipbias.tuning.preset import Kind, Preset
 
 ALPHAS = tuple(10.0**power for power in range(-4, 3))
 # What a class without images is made of: the rows nearest to its text, and copies of the text.
@@ -28,7 +30,7 @@ NEIGHBOURS, COPIES = 64, 16
 
 
 @dataclasses.dataclass(frozen=True)
-class GDA(FrozenTowers):
+class GDA(FrozenTowers, FeatureMethod):
     """`100 x Tᵀ + α (x Wᵀ + b)` with `x = unit(f)`, `W = μ P [C, d]`, `b_c = log(1/C) - ½ μ_cᵀ P μ_c`.
 
     `μ_c` is the mean of a class's rows, over ten augmentations of each image, and `P` the precision: for the covariance
@@ -40,7 +42,7 @@ class GDA(FrozenTowers):
       templates: a choice of `tuning.templates` ("dataset" for the dataset's own), or templates with `{}`.
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {"gda": Preset("GDA", order=540, colour="purple", marker="d")}
+    presets: ClassVar[Mapping[str, Preset]] = {"gda": Preset("GDA", order=540)}
     kind: ClassVar[Kind | None] = Kind.TRAINING_FREE
     trains: ClassVar[bool] = False
     scale: ClassVar[float] = HUNDRED

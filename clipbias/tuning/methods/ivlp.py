@@ -9,7 +9,9 @@ import jax
 from clipbias.clip import Adaptation, Clip
 from clipbias.errors import ClipbiasError
 from clipbias.tuning.context import context_text, initial_context, random_prompts
-from clipbias.tuning.method import WORDS, Depth, Kind, Learnables, Method, Preset, PromptText, TokensOrNone
+from clipbias.tuning.method import Depth, Learnables, Method, TokensOrNone
+from clipbias.tuning.preset import Kind, Preset
+from clipbias.tuning.prompt_text import WORDS, PromptText
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,34 +30,13 @@ class IVLP(Method):
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {
-        "ivlp": Preset("IVLP", order=300, colour="green", marker="D"),
-        "ivlp_9": Preset("IVLP (9 layers)", {"depth": 9}, order=301, colour="green", marker="D", line=(0, (1, 1))),
-        "ivlp_2_2": Preset(
-            "IVLP (2 + 2)",
-            {"depth": 9, "text_tokens": 2, "vision_tokens": 2},
-            order=302,
-            colour="green",
-            marker="D",
-            line=(0, (5, 1, 1, 1)),
-        ),
+        "ivlp": Preset("IVLP", order=300),
+        "ivlp_9": Preset("IVLP (9 layers)", {"depth": 9}, order=301),
+        "ivlp_2_2": Preset("IVLP (2 + 2)", {"depth": 9, "text_tokens": 2, "vision_tokens": 2}, order=302),
         # As many parameters as bias tuning: one token per layer and tower.
-        "ivlp_matched": Preset(
-            "IVLP (matched budget)",
-            {"text_tokens": 1, "vision_tokens": 1},
-            order=303,
-            colour="green",
-            marker="d",
-            line=(0, (3, 1.5)),
-        ),
+        "ivlp_matched": Preset("IVLP (matched budget)", {"text_tokens": 1, "vision_tokens": 1}, order=303),
         # As many as bias tuning by kind: two.
-        "ivlp_matched_2": Preset(
-            "IVLP (matched, two tokens)",
-            {"text_tokens": 2, "vision_tokens": 2},
-            order=304,
-            colour="green",
-            marker="d",
-            line=(0, (3, 1, 1, 1, 1, 1)),
-        ),
+        "ivlp_matched_2": Preset("IVLP (matched, two tokens)", {"text_tokens": 2, "vision_tokens": 2}, order=304),
     }
     kind: ClassVar[Kind | None] = Kind.PROMPTS
 

@@ -12,8 +12,10 @@ import jax
 from clipbias.checks import Range
 from clipbias.clip import Clip
 from clipbias.tuning.features import Features, average_texts, unit_length
-from clipbias.tuning.method import Learnables, Preset, PromptText
+from clipbias.tuning.method import Learnables
 from clipbias.tuning.methods.coop import CoOp, coop_recipe
+from clipbias.tuning.preset import Preset
+from clipbias.tuning.prompt_text import PromptText
 from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe, RecipeName
 
 
@@ -30,9 +32,7 @@ class KgCoOp(CoOp):
       recipe: "common", or "authors" for 100 epochs at 0.002 with 128 images a step.
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {
-        "kgcoop": Preset("KgCoOp", order=120, colour="orange", marker="^", line=(0, (4, 2)))
-    }
+    presets: ClassVar[Mapping[str, Preset]] = {"kgcoop": Preset("KgCoOp", order=120)}
     datasets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"dtd": {"template": "a photo of a {}, a type of texture."}}
 
     weight: Annotated[float, Range(0)] = 8.0

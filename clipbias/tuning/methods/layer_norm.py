@@ -13,7 +13,8 @@ import jax
 
 from clipbias.clip import Clip
 from clipbias.tuning.frozen_weights import OUTER_NORMS, WeightTuning, no_changes
-from clipbias.tuning.method import Learnables, Preset
+from clipbias.tuning.method import Learnables
+from clipbias.tuning.preset import Preset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,9 +26,7 @@ class LayerNormTuning(WeightTuning):
       towers, decay, recipe: as of `WeightTuning`.
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {
-        "layer_norm": Preset("LayerNorm tuning", order=610, colour="green", marker="^")
-    }
+    presets: ClassVar[Mapping[str, Preset]] = {"layer_norm": Preset("LayerNorm tuning", order=610)}
 
     outer: bool = False
 

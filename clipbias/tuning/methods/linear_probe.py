@@ -16,15 +16,17 @@ import numpy as np
 from clipbias.checks import Range
 from clipbias.clip import Adaptation, Clip
 from clipbias.tuning.closed_form import accuracy, class_means, validation
+from clipbias.tuning.feature_method import FeatureMethod
 from clipbias.tuning.features import Features, Samples, Sampling
-from clipbias.tuning.method import Kind, Learnables, Method, Preset
+from clipbias.tuning.method import Learnables
+from clipbias.tuning.preset import Kind, Preset
 
 SWEEP = (1e6, 1e4, 1e2, 1.0, 1e-2, 1e-4, 1e-6)
 HALVINGS, VALIDATION_SHOTS = 8, 4
 
 
 @dataclasses.dataclass(frozen=True)
-class LinearProbe(Method):
+class LinearProbe(FeatureMethod):
     """`f Wᵀ + b` that minimises `½ ‖W‖² + c Σ CE` over the training images, as they are evaluated.
 
     Features `f` are as the tower makes them, not of unit length; the texts have no part in it. scikit-learn's L-BFGS
@@ -35,9 +37,7 @@ class LinearProbe(Method):
       iterations: the most that L-BFGS does for one `c`.
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {
-        "linear_probe": Preset("Linear probe", order=505, colour="black", marker="x", line=(0, (1, 1)))
-    }
+    presets: ClassVar[Mapping[str, Preset]] = {"linear_probe": Preset("Linear probe", order=505)}
     kind: ClassVar[Kind | None] = Kind.HEAD
     trains: ClassVar[bool] = False
 

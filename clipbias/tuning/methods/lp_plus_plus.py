@@ -14,16 +14,18 @@ import numpy as np
 from clipbias.checks import Range
 from clipbias.clip import Clip
 from clipbias.tuning.closed_form import accuracy, class_means, cosines, softmax, text_classifier, unit_rows, validation
+from clipbias.tuning.feature_method import FeatureMethod
 from clipbias.tuning.features import Features, Samples, Sampling, unit_length
 from clipbias.tuning.frozen_towers import FrozenTowers
-from clipbias.tuning.method import Learnables, Preset
+from clipbias.tuning.method import Learnables
+from clipbias.tuning.preset import Preset
 
 # What α starts at, beside the mean cosine of images and their texts; and how many steps of W lie between its own.
 START, EVERY = 250.0, 10
 
 
 @dataclasses.dataclass(frozen=True)
-class LPPlusPlus(FrozenTowers):
+class LPPlusPlus(FrozenTowers, FeatureMethod):
     """`x Wᵀ + b + α ⊙ (x Tᵀ)` with `x = unit(f)`, trained with cross-entropy and without a temperature.
 
     It is trained on the host. `W_c` starts at the sum of its class's `x`, `α` at one number for all classes. W and b
@@ -36,9 +38,7 @@ class LPPlusPlus(FrozenTowers):
       templates: a choice of `tuning.templates` ("dataset" for the dataset's own), or templates with `{}`.
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {
-        "lp_plus_plus": Preset("LP++", order=550, colour="green", marker="h", line=(0, (1, 1)))
-    }
+    presets: ClassVar[Mapping[str, Preset]] = {"lp_plus_plus": Preset("LP++", order=550)}
     trains: ClassVar[bool] = False
     datasets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"imagenet": {"templates": "imagenet_select"}}
 

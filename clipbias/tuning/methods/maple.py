@@ -9,7 +9,9 @@ import jax.numpy as jnp
 
 from clipbias.clip import Adaptation, Clip
 from clipbias.tuning.context import context_text, initial_context, initial_linear, random_prompts
-from clipbias.tuning.method import WORDS, Depth, Kind, Learnables, Method, Preset, PromptText, Tokens
+from clipbias.tuning.method import Depth, Learnables, Method, Tokens
+from clipbias.tuning.preset import Kind, Preset
+from clipbias.tuning.prompt_text import WORDS, PromptText
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +24,7 @@ class MaPLe(Method):
       words: initial context.
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {"maple": Preset("MaPLe", order=400, colour="purple", marker="v")}
+    presets: ClassVar[Mapping[str, Preset]] = {"maple": Preset("MaPLe", order=400)}
     kind: ClassVar[Kind | None] = Kind.PROMPTS
 
     tokens: Tokens = 2

@@ -14,8 +14,9 @@ import optax
 
 from clipbias.checks import Range
 from clipbias.clip import Adaptation, Clip
-from clipbias.tuning.method import Kind, Learnables, Method, Preset
+from clipbias.tuning.method import Learnables, Method
 from clipbias.tuning.methods.coop import coop_recipe
+from clipbias.tuning.preset import Kind, Preset
 from clipbias.tuning.recipe import AUTHORS, COMMON, MOST, Recipe, RecipeName
 
 
@@ -38,7 +39,7 @@ class MMA(Method):
       batch_size: of the authors' recipe.
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {"mma": Preset("MMA", order=650, colour="sky", marker="P")}
+    presets: ClassVar[Mapping[str, Preset]] = {"mma": Preset("MMA", order=650)}
     kind: ClassVar[Kind | None] = Kind.WEIGHTS
     datasets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"imagenet": {"batch_size": 128}}
 

@@ -12,8 +12,9 @@ import jax
 
 from clipbias.tuning.context_sets import ContextSets
 from clipbias.tuning.features import Features, unit_length
-from clipbias.tuning.method import Learnables, Preset
+from clipbias.tuning.method import Learnables
 from clipbias.tuning.methods.coop import coop_recipe
+from clipbias.tuning.preset import Preset
 from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe, RecipeName
 from clipbias.tuning.transport import transport_logits
 
@@ -34,7 +35,7 @@ class PLOT(ContextSets):
       recipe: "common", or "authors" for 50 epochs at 0.002 with 128 images a step.
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {"plot": Preset("PLOT", order=140, colour="yellow", marker="h")}
+    presets: ClassVar[Mapping[str, Preset]] = {"plot": Preset("PLOT", order=140)}
     datasets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"imagenet": {"pooled": True}}
     patches: ClassVar[bool] = True
     batchwise: ClassVar[bool] = True  # the rounds of transport

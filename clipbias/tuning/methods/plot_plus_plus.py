@@ -17,8 +17,10 @@ from clipbias.clip import Adaptation, Clip
 from clipbias.errors import ClipbiasError
 from clipbias.tuning.context import random_prompts, word_ids
 from clipbias.tuning.features import Features, unit_length
-from clipbias.tuning.method import CONSTANTS, Kind, Learnables, Method, Preset, PromptText, Tokens
+from clipbias.tuning.method import CONSTANTS, Learnables, Method, Tokens
 from clipbias.tuning.methods.coop import coop_recipe
+from clipbias.tuning.preset import Kind, Preset
+from clipbias.tuning.prompt_text import PromptText
 from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe, RecipeName
 from clipbias.tuning.transport import transport_logits
 
@@ -49,9 +51,7 @@ class PLOTPlusPlus(Method):
       recipe: "common", or "authors" for twice 50 epochs at 0.002 with 32 images a step.
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {
-        "plot_plus_plus": Preset("PLOT++", order=330, colour="yellow", marker="H", line=(0, (4, 2)))
-    }
+    presets: ClassVar[Mapping[str, Preset]] = {"plot_plus_plus": Preset("PLOT++", order=330)}
     kind: ClassVar[Kind | None] = Kind.PROMPTS
     batchwise: ClassVar[bool] = True  # the rounds of transport
     datasets: ClassVar[Mapping[str, Mapping[str, Any]]] = {

@@ -17,8 +17,10 @@ from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
 from clipbias.tuning.context_sets import ContextSets
 from clipbias.tuning.features import Features, unit_length
-from clipbias.tuning.method import Learnables, Preset, PromptText
+from clipbias.tuning.method import Learnables
 from clipbias.tuning.methods.coop import coop_recipe
+from clipbias.tuning.preset import Preset
+from clipbias.tuning.prompt_text import PromptText
 from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe, RecipeName
 
 Sets = Annotated[int, Range(1, 1000)]
@@ -46,8 +48,8 @@ class ProDA(ContextSets):
       recipe: "common", or "authors" for 100 epochs at 0.001 with 4 images a step.
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {"proda": Preset("ProDA", order=150, colour="yellow", marker="8")}
-    nameless: ClassVar[bool] = True
+    presets: ClassVar[Mapping[str, Preset]] = {"proda": Preset("ProDA", order=150)}
+    reads_templates: ClassVar[bool] = True
 
     sets: Sets = 32
     sets_per_step: Sets = 4
@@ -78,11 +80,11 @@ class ProDA(ContextSets):
     def losses(
         self, learnables: Learnables, features: Features, logits: jax.Array, labels: jax.Array
     ) -> Mapping[str, jax.Array]:
-        assert features.nameless is not None
+        assert features.templates is not None
         text = unit_length(features.text)
         spread = _spread(jnp.square(unit_length(features.image)), text - text.mean(0), labels)
         above = features.scale**2 / 2 * spread
-        alone = unit_length(features.nameless)
+        alone = unit_length(features.templates)
         others = 1 - jnp.eye(len(alone))
         overlap = (others * jnp.abs(alone @ alone.T)).sum() / max(1, len(alone) * (len(alone) - 1))
         return {

@@ -15,8 +15,10 @@ from clipbias.clip import Adaptation, Clip
 from clipbias.errors import ClipbiasError
 from clipbias.tuning.context import word_ids
 from clipbias.tuning.features import Features, average_texts, unit_length
-from clipbias.tuning.method import WORDS, Kind, Learnables, Method, Preset, PromptText, Tokens
+from clipbias.tuning.method import Learnables, Method, Tokens
 from clipbias.tuning.methods.coop import coop_recipe
+from clipbias.tuning.preset import Kind, Preset
+from clipbias.tuning.prompt_text import WORDS, PromptText
 from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe, RecipeName
 
 _END = " {}."
@@ -53,9 +55,7 @@ class ProGrad(Method):
         with 32 images a step.
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {
-        "prograd": Preset("ProGrad", order=130, colour="orange", marker="d", line=(0, (5, 1, 1, 1)))
-    }
+    presets: ClassVar[Mapping[str, Preset]] = {"prograd": Preset("ProGrad", order=130)}
     kind: ClassVar[Kind | None] = Kind.PROMPTS
     datasets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "oxford_pets": {"template": "a type of pet, a photo of a {}."},
@@ -121,7 +121,8 @@ class ProGrad(Method):
 
         return jax.tree.map(one, gradients["cross_entropy"], gradients["kl"])
 
-    def options_for(self, dataset: str, shots: int) -> Mapping[str, Any]:
+    @classmethod
+    def options_for(cls, dataset: str, shots: int) -> Mapping[str, Any]:
         is_weaker = dataset in ("oxford_flowers", "dtd", "eurosat") and shots in (8, 16)
         return {**super().options_for(dataset, shots), **({"strength": 0.8} if is_weaker else {})}
 

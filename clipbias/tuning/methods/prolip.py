@@ -15,8 +15,11 @@ import jax.numpy as jnp
 from clipbias.checks import Range
 from clipbias.clip import Adaptation, Clip
 from clipbias.tuning.closed_form import HUNDRED
+from clipbias.tuning.feature_method import FeatureMethod
 from clipbias.tuning.features import Features, Samples, Sampling
-from clipbias.tuning.method import CONSTANTS, Kind, Learnables, Method, Preset, PromptText
+from clipbias.tuning.method import CONSTANTS, Learnables
+from clipbias.tuning.preset import Kind, Preset
+from clipbias.tuning.prompt_text import PromptText
 from clipbias.tuning.recipe import AUTHORS, MOST, Recipe, RecipeName
 from clipbias.tuning.templates import choose_templates
 
@@ -24,7 +27,7 @@ CHANGE = "vision_projection"
 
 
 @dataclasses.dataclass(frozen=True)
-class ProLip(Method):
+class ProLip(FeatureMethod):
     """`CE(100 unit(z (W⁰ + Δ)) Tᵀ) + λ Σ Δ²`: the change `Δ [Dv, d]` of the projection `W⁰`, zero at the start.
 
     `z [Dv]` is an image's row after the last LayerNorm and `T` the zero-shot classifier. The penalty is a sum over all
@@ -37,7 +40,7 @@ class ProLip(Method):
       recipe: the "authors'": Adam at 1e-5 with epsilon 1e-4 and without decay, 300 steps of all images; or "common".
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {"prolip": Preset("ProLIP", order=570, colour="blue", marker="p")}
+    presets: ClassVar[Mapping[str, Preset]] = {"prolip": Preset("ProLIP", order=570)}
     kind: ClassVar[Kind | None] = Kind.WEIGHTS
     datasets: ClassVar[Mapping[str, Mapping[str, object]]] = {"imagenet": {"templates": "imagenet_select"}}
     scale: ClassVar[float | None] = HUNDRED

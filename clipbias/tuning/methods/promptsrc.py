@@ -14,13 +14,15 @@ import numpy as np
 from clipbias.checks import Range
 from clipbias.clip import Clip
 from clipbias.tuning.features import Features, average_raw_texts, average_texts, unit_length
-from clipbias.tuning.method import Depth, Learnables, Preset, PromptText
+from clipbias.tuning.method import Depth, Learnables
 from clipbias.tuning.methods.coop import coop_recipe
 from clipbias.tuning.methods.ivlp import IVLP
+from clipbias.tuning.preset import Preset
+from clipbias.tuning.prompt_text import PromptText
 from clipbias.tuning.recipe import AUTHORS, COMMON, MOST, Recipe, RecipeName
 from clipbias.tuning.templates import choose_templates
 
-# Both of a few-shot training's Gaussian on datasets that are far from what CLIP knows.
+# Of a few-shot training's Gaussian on datasets that are far from what CLIP knows.
 _LATE = {"mean": 0.9, "deviation": 0.1}
 
 
@@ -53,22 +55,16 @@ class PromptSRC(IVLP):
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {
-        "promptsrc": Preset("PromptSRC", order=320, colour="green", marker="^", line=(0, (4, 2))),
+        "promptsrc": Preset("PromptSRC", order=320),
+        # One Gaussian for all datasets in these two.
         "promptsrc_base_to_new": Preset(
-            "PromptSRC (base-to-new)",
-            {"mean": 0.75, "deviation": 0.05, "epochs": 20},
-            order=321,
-            colour="green",
-            marker="^",
-            line=(0, (1, 1)),
+            "PromptSRC (base-to-new)", {"mean": 0.75, "deviation": 0.05, "epochs": 20}, order=321, datasets={}
         ),
         "promptsrc_cross_dataset": Preset(
             "PromptSRC (cross-dataset)",
             {"mean": 0.3, "deviation": 0.5, "epochs": 20, "depth": 3},
             order=322,
-            colour="green",
-            marker="^",
-            line=(0, (5, 1, 1, 1)),
+            datasets={},
         ),
     }
     datasets: ClassVar[Mapping[str, Mapping[str, Any]]] = dict.fromkeys(

@@ -2,13 +2,15 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from clipbias.clip import Adaptation, Clip
-from clipbias.tuning.method import Kind, Learnables, Method, Preset, PromptText
+from clipbias.tuning.method import Learnables, Method
+from clipbias.tuning.preset import Kind, Preset
+from clipbias.tuning.prompt_text import PromptText
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,11 +18,12 @@ class TaskRes(Method):
     """`t' = t + α · residual`, where `t [C, d]` are the un-normalised features of the dataset's own template.
 
     Attributes:
-      alpha: `α`; its authors take 0.5, and 1.0 for Flowers102.
+      alpha: `α`; 0.5, and 1.0 for Flowers102, as its authors have it.
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {"taskres": Preset("TaskRes", order=500, colour="grey", marker="P")}
+    presets: ClassVar[Mapping[str, Preset]] = {"taskres": Preset("TaskRes", order=500)}
     kind: ClassVar[Kind | None] = Kind.HEAD
+    datasets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"oxford_flowers": {"alpha": 1.0}}
 
     alpha: float = 0.5
 

@@ -15,8 +15,10 @@ from clipbias.clip import Adaptation, Clip
 from clipbias.clip.products import activate
 from clipbias.tuning.context import initial_linear, random_prompts
 from clipbias.tuning.features import Features, average_texts, unit_length
-from clipbias.tuning.method import CONSTANTS, Kind, Learnables, Method, Preset, PromptText, Tokens
+from clipbias.tuning.method import CONSTANTS, Learnables, Method, Tokens
 from clipbias.tuning.methods.coop import coop_recipe
+from clipbias.tuning.preset import Kind, Preset
+from clipbias.tuning.prompt_text import PromptText
 from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe, RecipeName
 
 
@@ -39,7 +41,7 @@ class TCP(Method):
       recipe: "common", or the "authors'": Adam at 0.002 with an epsilon of 1e-3, 50 epochs, batches of 32.
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {"tcp": Preset("TCP", order=135, colour="orange", marker="P")}
+    presets: ClassVar[Mapping[str, Preset]] = {"tcp": Preset("TCP", order=135)}
     kind: ClassVar[Kind | None] = Kind.PROMPTS
     datasets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "dtd": {"template": "a photo of a {}, a type of texture.", "suffix": ", a type of texture."},

@@ -20,9 +20,11 @@ import numpy as np
 from clipbias.checks import Range
 from clipbias.clip import Clip
 from clipbias.tuning.closed_form import HUNDRED, cosines, text_classifier, unit_rows, validation
+from clipbias.tuning.feature_method import FeatureMethod
 from clipbias.tuning.features import Features, Samples, Sampling, unit_length
 from clipbias.tuning.frozen_towers import FrozenTowers
-from clipbias.tuning.method import CONSTANTS, Kind, Learnables, Preset
+from clipbias.tuning.method import CONSTANTS, Learnables
+from clipbias.tuning.preset import Kind, Preset
 from clipbias.tuning.recipe import AUTHORS, MOST, Recipe, RecipeName
 
 Weight = Annotated[float, Range(0, 1e6)]
@@ -54,7 +56,7 @@ DATASETS["imagenet"]["templates"] = "imagenet_select"
 
 
 @dataclasses.dataclass(frozen=True)
-class TipAdapter(FrozenTowers):
+class TipAdapter(FrozenTowers, FeatureMethod):
     """`100 x Tᵀ + α exp(-β (1 - x keysᵀ)) V`, with `x = unit(f)` and the one-hot labels `V [N, C]` of the keys.
 
     A key is the mean of an image's features, as they are, over ten augmentations, of unit length. The search tries 200
@@ -67,9 +69,7 @@ class TipAdapter(FrozenTowers):
       templates: a choice of `tuning.templates` ("dataset" for the dataset's own), or templates with `{}`.
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {
-        "tip_adapter": Preset("Tip-Adapter", order=520, colour="orange", marker=">", line=(0, (1, 1)))
-    }
+    presets: ClassVar[Mapping[str, Preset]] = {"tip_adapter": Preset("Tip-Adapter", order=520)}
     kind: ClassVar[Kind | None] = Kind.TRAINING_FREE
     trains: ClassVar[bool] = False
     scale: ClassVar[float] = HUNDRED
@@ -140,9 +140,7 @@ class TipAdapterF(TipAdapter):
       recipe: the "authors'", or "common".
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {
-        "tip_adapter_f": Preset("Tip-Adapter-F", order=530, colour="orange", marker=">")
-    }
+    presets: ClassVar[Mapping[str, Preset]] = {"tip_adapter_f": Preset("Tip-Adapter-F", order=530)}
     kind: ClassVar[Kind | None] = Kind.HEAD
     trains: ClassVar[bool] = True
     datasets: ClassVar[Mapping[str, Mapping[str, Any]]] = {

@@ -12,12 +12,14 @@ import jax.numpy as jnp
 import optax
 
 from clipbias.checks import Range
-from clipbias.tuning.method import Kind, Learnables, Preset
+from clipbias.tuning.method import Learnables
 from clipbias.tuning.methods.coop import CoOp
+from clipbias.tuning.preset import Kind, Preset
+from clipbias.tuning.test_time_method import TestTimeMethod
 
 
 @dataclasses.dataclass(frozen=True)
-class TPT(CoOp):
+class TPT(CoOp, TestTimeMethod):
     """Steps of AdamW on the entropy of the mean probabilities `p̄` of an image's most certain views:
 
         L = -Σ_c p̄_c log p̄_c,    p̄ the mean of softmax(logits) over the views with the smallest entropy
@@ -35,7 +37,7 @@ class TPT(CoOp):
       rate, decay: its learning rate and weight decay.
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {"tpt": Preset("TPT", order=107, colour="orange", marker="h")}
+    presets: ClassVar[Mapping[str, Preset]] = {"tpt": Preset("TPT", order=107)}
     kind: ClassVar[Kind | None] = Kind.TEST_TIME
     trains: ClassVar[bool] = False
     first_view: ClassVar[bool] = True
@@ -87,7 +89,5 @@ class TPT(CoOp):
 class TPTOnCoOp(TPT):
     """The same from a context that CoOp trained: `TPT` tunes it further for each test image."""
 
-    presets: ClassVar[Mapping[str, Preset]] = {
-        "tpt_coop": Preset("CoOp and TPT", order=108, colour="orange", marker="h", line=(0, (1, 1)))
-    }
+    presets: ClassVar[Mapping[str, Preset]] = {"tpt_coop": Preset("CoOp and TPT", order=108)}
     trains: ClassVar[bool] = True

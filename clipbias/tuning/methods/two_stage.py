@@ -16,9 +16,10 @@ from clipbias.checks import Choices, Range
 from clipbias.clip import Adaptation, Clip
 from clipbias.tuning.features import Features, average_texts, unit_length
 from clipbias.tuning.frozen_weights import WeightTuning
-from clipbias.tuning.method import CONSTANTS, Learnables, Method, Preset
+from clipbias.tuning.method import CONSTANTS, Learnables, Method
 from clipbias.tuning.methods.bitfit import BitFit
 from clipbias.tuning.methods.layer_norm import LayerNormTuning
+from clipbias.tuning.preset import Preset
 from clipbias.tuning.recipe import AUTHORS, Recipe, RecipeName
 
 TUNED = {"layer_norm": LayerNormTuning, "bitfit": BitFit}
@@ -40,7 +41,7 @@ class TwoStage(WeightTuning):
       steps_per_shot: of the authors' recipe, both stages together.
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {"two_stage": Preset("2SFS", order=640, colour="green", marker="s")}
+    presets: ClassVar[Mapping[str, Preset]] = {"two_stage": Preset("2SFS", order=640)}
 
     tuned: Annotated[str, Choices(tuple(TUNED))] = "layer_norm"
     share: Annotated[float, Range(0, 1)] = 0.6

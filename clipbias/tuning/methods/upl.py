@@ -15,8 +15,9 @@ import optax
 
 from clipbias.tuning.context_sets import ContextSets, Sets
 from clipbias.tuning.features import Features, unit_length
-from clipbias.tuning.method import Learnables, Preset
+from clipbias.tuning.method import Learnables
 from clipbias.tuning.methods.coop import coop_recipe
+from clipbias.tuning.preset import Preset
 from clipbias.tuning.recipe import AUTHORS, COMMON, Recipe, RecipeName
 
 
@@ -33,7 +34,7 @@ class UPL(ContextSets):
       recipe: "common", or "authors" for 50 epochs at 0.002 with 32 images a step.
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {"upl": Preset("UPL", order=105, colour="orange", marker="*")}
+    presets: ClassVar[Mapping[str, Preset]] = {"upl": Preset("UPL", order=105)}
     unlabelled: ClassVar[bool] = True
 
     sets: Sets = 16

@@ -13,7 +13,9 @@ import jax.numpy as jnp
 
 from clipbias.checks import Range
 from clipbias.clip import Adaptation, Clip
-from clipbias.tuning.method import Kind, Learnables, Method, Preset, PromptText
+from clipbias.tuning.method import Learnables, Method
+from clipbias.tuning.preset import Kind, Preset
+from clipbias.tuning.prompt_text import PromptText
 from clipbias.tuning.recipe import AUTHORS, MOST, Recipe, RecipeName
 
 SIDE = 224  # of the images that the authors' width is meant for
@@ -33,9 +35,7 @@ class VisualPrompting(Method):
         that rises over the first of 200 parts of the epochs and then falls by a cosine, from step to step; or "common".
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {
-        "visual_prompting": Preset("Visual prompting", order=260, colour="sky", marker="s")
-    }
+    presets: ClassVar[Mapping[str, Preset]] = {"visual_prompting": Preset("Visual prompting", order=260)}
     kind: ClassVar[Kind | None] = Kind.PROMPTS
 
     width: Annotated[int, Range(1, SIDE // 2 - 1)] = 30

@@ -8,7 +8,8 @@ import jax
 
 from clipbias.clip import Adaptation, Clip
 from clipbias.tuning.context import random_prompts
-from clipbias.tuning.method import Depth, Kind, Learnables, Method, Preset, Tokens
+from clipbias.tuning.method import Depth, Learnables, Method, Tokens
+from clipbias.tuning.preset import Kind, Preset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,8 +22,8 @@ class VPT(Method):
     """
 
     presets: ClassVar[Mapping[str, Preset]] = {
-        "vpt": Preset("VPT", order=200, colour="sky", marker="^"),
-        "vpt_shallow": Preset("VPT (shallow)", {"depth": 1}, order=201, colour="sky", marker="^", line=(0, (1, 1))),
+        "vpt": Preset("VPT", order=200),
+        "vpt_shallow": Preset("VPT (shallow)", {"depth": 1}, order=201),
     }
     kind: ClassVar[Kind | None] = Kind.PROMPTS
 

@@ -8,7 +8,8 @@ import jax
 
 from clipbias.clip import Clip
 from clipbias.tuning.frozen_towers import FrozenTowers
-from clipbias.tuning.method import Kind, Learnables, Preset
+from clipbias.tuning.method import Learnables
+from clipbias.tuning.preset import Kind, Preset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,9 +20,7 @@ class ZeroShot(FrozenTowers):
       templates: a choice of `tuning.templates` ("dataset" for the dataset's own), or templates with `{}`.
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {
-        "zero_shot": Preset("Zero-shot", order=0, colour="blue", marker="", line=(0, (4, 2)))
-    }
+    presets: ClassVar[Mapping[str, Preset]] = {"zero_shot": Preset("Zero-shot", order=0)}
     kind: ClassVar[Kind | None] = Kind.TRAINING_FREE
     trains: ClassVar[bool] = False
 

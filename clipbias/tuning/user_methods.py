@@ -1,0 +1,214 @@
+"""Methods in a file or module of a user's own: a subclass of `Method`, or plain functions.
+
+A program runs only because the user named it. What a file from elsewhere names is looked up among those programs.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import itertools
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+
+from clipbias.clip import Adaptation, Clip
+from clipbias.errors import ClipbiasError
+from clipbias.tuning.method import Learnables, Method
+from clipbias.tuning.prompt_text import PromptText
+
+
+@dataclasses.dataclass(frozen=True)
+class FunctionMethod(Method):
+    """A method from the plain functions of a module.
+
+    `init(rng, clip, class_names, **options)`, `adapt(learnables, **options)` and, where there is one,
+    `text(template, clip, **options)`.
+    """
+
+    init_function: Callable[..., Learnables]
+    adapt_function: Callable[..., Adaptation]
+    text_function: Callable[..., PromptText | str] | None = None
+    options: tuple[tuple[str, Any], ...] = ()
+
+    def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
+        return self.init_function(rng, clip, class_names, **dict(self.options))
+
+    def adapt(self, learnables: Learnables) -> Adaptation:
+        return self.adapt_function(learnables, **dict(self.options))
+
+    def text(self, template: str, clip: Clip) -> PromptText:
+        if self.text_function is None:
+            return super().text(template, clip)
+        text = self.text_function(template, clip, **dict(self.options))
+        return PromptText((text,)) if isinstance(text, str) else text
+
+
+def is_program(name: str) -> bool:
+    """Whether a method's name is that of a file (`own.py`) or module (`package.own`), `…:Class` for one of several."""
+    where, _, attribute = name.partition(":")
+    return where.endswith(".py") or "." in where or bool(attribute)
+
+
+def load_program(name: str) -> type[Method] | ModuleType:
+    """Runs a program: its subclass of `Method`, or the module itself where it has functions `init` and `adapt`.
+
+    Raises:
+      ClipbiasError: there is no such program, it fails, or it holds no method.
+    """
+    where, _, attribute = name.partition(":")
+    module = _import(where)
+    if attribute:
+        kind = getattr(module, attribute, None)
+        if not (inspect.isclass(kind) and issubclass(kind, Method)):
+            raise ClipbiasError(f"{name!r}: {attribute!r} is not a subclass of clipbias.tuning.Method there.")
+        return kind
+    kinds = classes(module)
+    if len(kinds) == 1:
+        return kinds[0]
+    if kinds:
+        raise ClipbiasError(f"{name!r} holds {len(kinds)} subclasses of Method; pick one with '{name}:Class'.")
+    if not callable(getattr(module, "init", None)) or not callable(getattr(module, "adapt", None)):
+        raise ClipbiasError(f"{name!r} holds neither a subclass of Method nor functions init and adapt.")
+    return module
+
+
+def from_functions(module: ModuleType, name: str, options: Mapping[str, Any]) -> FunctionMethod:
+    """A method from a module's functions. Raises `ClipbiasError` for an option that they do not take."""
+    for function in (module.init, module.adapt):
+        known = inspect.signature(function).parameters
+        unknown = [option for option in options if option not in known]
+        if unknown and not any(one.kind is one.VAR_KEYWORD for one in known.values()):
+            raise ClipbiasError(f"method {name!r} has no option {unknown[0]!r}: its {function.__name__} takes none.")
+    return FunctionMethod(module.init, module.adapt, getattr(module, "text", None), tuple(sorted(options.items())))
+
+
+def loaded_program(name: str) -> type[Method] | ModuleType | None:
+    """What `load_program` gave before in this process; `None` if it did not. Runs nothing."""
+    where, _, attribute = name.partition(":")
+    module = sys.modules.get(_module_name(where))
+    if module is None:
+        return None
+    kind = getattr(module, attribute, None) if attribute else next(iter(classes(module)), module)
+    return kind if kind is module or (inspect.isclass(kind) and issubclass(kind, Method)) else None
+
+
+def classes(module: ModuleType) -> list[type[Method]]:
+    """The methods that a module defines, not those that it imports."""
+    kinds = [kind for kind in vars(module).values() if inspect.isclass(kind) and issubclass(kind, Method)]
+    return [kind for kind in kinds if kind.__module__ == module.__name__]
+
+
+def program_of(method: Method) -> str | None:
+    """The name of the program that a method was made from; `None` where it has none, as in a notebook."""
+    source: Any = method.init_function if isinstance(method, FunctionMethod) else type(method)
+    module = sys.modules.get(source.__module__)
+    if module is None or module.__name__ == "__main__" or "." in source.__qualname__:
+        return None
+    where = str(module.__file__) if module.__name__.startswith(_PREFIX) else module.__name__
+    return where if isinstance(method, FunctionMethod) else f"{where}:{source.__qualname__}"
+
+
+def source_digest(name: str) -> str | None:
+    """SHA-256 of a program; `None` for the name of a built-in method, or where no program is found."""
+    where = name.partition(":")[0]
+    if not is_program(name):
+        return None
+    try:
+        spec = None if where.endswith(".py") else importlib.util.find_spec(where)
+        path = Path(os.path.expanduser(where)) if spec is None else Path(spec.origin or "")
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except (OSError, ImportError, ValueError):
+        return None
+
+
+def own_method(recorded: str, given: Sequence[str]) -> str:
+    """The program of a method that a file names, if the user named that program too.
+
+    A file from elsewhere must not choose what is run. The path or module is the user's, and what was recorded only
+    tells which of several is meant: the one whose path ends as the recorded one does, for as many parts as any.
+
+    Args:
+      recorded: the name as read from a file of a method that is not built in.
+      given: files and modules that the user named.
+
+    Raises:
+      ClipbiasError: the user named no such program, or several that it may be.
+    """
+    where, _, attribute = recorded.partition(":")
+    # By the place of each program, so that one that was named twice is no choice.
+    shared = {_absolute(own.partition(":")[0]): (_common_end(own, where), own) for own in given}
+    most = max((count for count, _ in shared.values()), default=0)
+    if not most:
+        raise ClipbiasError(
+            f"the method of this adapter is {recorded!r}, a program that is not run just because a file names it; look "
+            "at it and name it yourself, with --config.own_methods (--own_methods of clipbias export) or the option "
+            "own_methods."
+        )
+    closest = [own for count, own in shared.values() if count == most]
+    if len(closest) > 1:
+        raise ClipbiasError(
+            f"the method of this adapter is {recorded!r}, which may be {' or '.join(closest)} of those that you named; "
+            "name one of them."
+        )
+    return f"{closest[0].partition(':')[0]}:{attribute}" if attribute else closest[0]
+
+
+def _common_end(own: str, recorded: str) -> int:
+    """How many parts of two paths are the same, counted from their ends."""
+    pairs = zip(reversed(Path(own.partition(":")[0]).parts), reversed(Path(recorded).parts), strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+_PREFIX = "clipbias_method_"
+
+
+def _module_name(where: str) -> str:
+    """The key of a program in `sys.modules`: a file's own by its whole path, for others may have its name."""
+    if not where.endswith(".py"):
+        return where
+    digest = hashlib.sha256(_absolute(where).encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{_PREFIX}{Path(where).stem}_{digest[:12]}"
+
+
+def _absolute(where: str) -> str:
+    return os.path.abspath(os.path.expanduser(where))
+
+
+def _import(where: str) -> ModuleType:
+    try:
+        if not where.endswith(".py"):
+            return importlib.import_module(where)
+        path = Path(_absolute(where))
+        if not path.is_file():
+            raise ClipbiasError(f"no file {where!r} to take a method from.")
+        return _execute(path, path.read_bytes())
+    except ClipbiasError:
+        raise
+    except Exception as error:  # a program of the user's own may raise anything
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        line = error.lineno if isinstance(error, SyntaxError) else place.lineno
+        inside = isinstance(error, SyntaxError) or place.filename in (where, _absolute(where))
+        here = f", line {line}" if inside else ""
+        raise ClipbiasError(
+            f"cannot import the method's module {where!r}{here}: {type(error).__name__}: {error}."
+        ) from error
+
+
+@functools.cache
+def _execute(path: Path, source: bytes) -> ModuleType:
+    """Runs a file once for each content: one class for all who name it, so that compiled programs serve all of them."""
+    spec = importlib.util.spec_from_file_location(_module_name(str(path)), path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up there
+    spec.loader.exec_module(module)
+    return module
