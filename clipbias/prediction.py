@@ -17,10 +17,10 @@ from clipbias.data.given import listed, picture
 from clipbias.data.transforms import test_views
 from clipbias.errors import ClipbiasError
 from clipbias.terminal import printable
-from clipbias.tuning.test_time_method import crops_of, mixes_crops
 from clipbias.tuning import Task
 from clipbias.tuning.classifier import Classifier, Text
 from clipbias.tuning.method import Learnables
+from clipbias.tuning.test_time_method import crops_of, mixes_crops
 
 # Pictures, and classes, that are written out.
 _PICTURES, _CLASSES = 10, 5

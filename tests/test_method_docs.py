@@ -9,14 +9,14 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from clipbias.training.grid import Grid
+from clipbias.training.packs import make_packs
+from clipbias.training.settings import GridSettings
 
 import clipbias
 from clipbias import data
 from clipbias.clip import Clip
 from clipbias.training import mesh as meshes
-from clipbias.training.grid import Grid
-from clipbias.training.packs import make_packs
-from clipbias.training.settings import GridSettings
 from clipbias.tuning import METHODS, FeatureMethod, Method, Recipe, TestTimeMethod
 from clipbias.tuning.learnables import without_constants
 from clipbias.tuning.methods.tpt import TPT

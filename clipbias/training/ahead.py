@@ -24,8 +24,8 @@ from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
 from clipbias.training.memory import AUTO, describe_plan, fit_evaluation, format_bytes, plan_step
 from clipbias.training.programs import Program, evaluation_programs, features_program, training_program
-from clipbias.tuning.feature_method import sampling_of
 from clipbias.tuning import Recipe, Task, parameter_count
+from clipbias.tuning.feature_method import sampling_of
 
 GIB = 1 << 30
 

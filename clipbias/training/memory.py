@@ -25,8 +25,8 @@ from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
 from clipbias.training.accumulation import why_whole
 from clipbias.training.programs import class_program, training_program
-from clipbias.tuning.feature_method import sampling_of
 from clipbias.tuning import Recipe, Task
+from clipbias.tuning.feature_method import sampling_of
 
 
 class Remat(NamedTuple):

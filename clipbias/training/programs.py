@@ -16,10 +16,10 @@ from clipbias.training import mesh as meshes
 from clipbias.training.answers import answers, image_features, images_per_step, logits, text_features
 from clipbias.training.features import frozen_features
 from clipbias.training.step import init_state, place_inputs, place_text, train_step
-from clipbias.tuning.test_time_method import crops_of, mixes_crops
-from clipbias.tuning.feature_method import sampling_of
 from clipbias.tuning import Recipe, Sampling, Task
+from clipbias.tuning.feature_method import sampling_of
 from clipbias.tuning.method import Learnables
+from clipbias.tuning.test_time_method import crops_of, mixes_crops
 
 
 @dataclasses.dataclass(frozen=True)

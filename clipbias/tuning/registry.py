@@ -71,16 +71,6 @@ def make_method(name: str, /, **options: Any) -> Method:
     return resolve(name, options)
 
 
-def resolve(name: str, given: Mapping[str, Any], *, dataset: str | None = None, shots: int = 0) -> Method:
-    method = make_method(name, **given)
-    if dataset is None:
-        return method
-    default = {field.name: field.default for field in dataclasses.fields(method)}
-    facts = method.options_for(dataset, shots)
-    found = {key: value for key, value in facts.items() if getattr(method, key) == default[key]}
-    return make_method(name, **{**given, **found})
-
-
 def method_options(method: Method) -> dict[str, Any]:
     """The options as plain values, such that `make_method(name, **options)` makes the method again."""
     if isinstance(method, FunctionMethod):

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from clipbias.training.trainer import VOLATILE
 from safetensors.numpy import load_file
 
 from clipbias.hosts import Stopped

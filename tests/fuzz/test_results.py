@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from clipbias.training.results import Results
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,7 +15,6 @@ from clipbias.explain.results import load_arrays, load_results, save_results
 from clipbias.explain.statistics import load_totals, save_totals
 from clipbias.io import read_json_lines
 from clipbias.training.metrics import MetricWriter
-from clipbias.training.results import Results
 from tests.fuzz.answers import answered, corrupted, mutated
 from tests.report.synthetic import synthetic_results
 

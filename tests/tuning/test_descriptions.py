@@ -7,6 +7,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from clipbias.training.grid import Grid
+from clipbias.training.packs import make_packs
+from clipbias.training.settings import GridSettings
 
 import clipbias
 from clipbias.clip import Clip
@@ -16,9 +19,6 @@ from clipbias.explain.relevancy import relevancy
 from clipbias.export import export
 from clipbias.training import evaluate as evaluation
 from clipbias.training import mesh as meshes
-from clipbias.training.grid import Grid
-from clipbias.training.packs import make_packs
-from clipbias.training.settings import GridSettings
 from clipbias.tuning import Descriptions, Task, read_descriptions
 from clipbias.tuning.adapter import load_adapter, save_adapter
 from configs import evaluate as evaluate_config
