@@ -10,11 +10,10 @@ import pytest
 from clipbias.clip import products
 from clipbias.clip.precision import held
 from clipbias.training import mesh as meshes
-from clipbias.training.plan import flop, step_arguments
-from clipbias.training.step import train_step
+from clipbias.training.programs import training_program
 from clipbias.tuning import Task
 from clipbias.tuning.recipe import Recipe
-from tools.benchmarks import model, precision
+from tools.benchmarks import flops, model, precision
 
 
 @pytest.mark.parametrize("method", ["bias", "ivlp"])
@@ -55,8 +54,8 @@ def test_a_step_takes_two_products_forward_and_one_back() -> None:
     counts = {}
     for dtype in ("float32", "bfloat16"):
         task = Task(clip, "ivlp", ["red", "blue"], dtype=dtype)
-        shapes = step_arguments(task, recipe, rows=4, runs=1, mesh=meshes.single_device())
-        counts[dtype] = flop(train_step, *shapes)
+        step = training_program(task, recipe, rows=4, runs=1, mesh=meshes.single_device())
+        counts[dtype] = flops.traced(step.function, *step.arguments, **step.options)
     assert 1.3 < counts["bfloat16"] / counts["float32"] < 1.52
 
 

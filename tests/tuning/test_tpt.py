@@ -15,9 +15,11 @@ from clipbias.errors import ClipbiasError
 from clipbias.export.program import program_weights
 from clipbias.training import evaluator as evaluation
 from clipbias.training import mesh as meshes
+from clipbias.training.answers import images_per_step
 from clipbias.training.evaluate import evaluate
-from clipbias.training.evaluation_plan import class_bytes, fit_evaluation
-from clipbias.training.evaluator import Evaluator, images_per_step
+from clipbias.training.evaluator import Evaluator
+from clipbias.training.memory import fit_evaluation, needed_bytes
+from clipbias.training.programs import class_program
 from clipbias.training.step import place_text
 from clipbias.tuning import Task, make_method
 from tests import helpers
@@ -182,10 +184,13 @@ def test_the_plan_says_what_an_image_needs(pair) -> None:
     def make(name: str = "tpt", **options) -> Task:
         return Task(clip, name, names, **options)
 
-    one, plain = (class_bytes(make(name), runs=1, mesh=mesh) for name in ("tpt", "coop"))
+    def class_bytes(task: Task) -> int:
+        return needed_bytes(class_program(task, runs=1, mesh=mesh).lower())
+
+    one, plain = (class_bytes(make(name)) for name in ("tpt", "coop"))
     assert one > 1.5 * plain  # the backward pass is in it
     fitted = fit_evaluation(make, runs=1, mesh=mesh, limit=one)
-    assert fitted.classifier.chunks > 1 and class_bytes(fitted, runs=1, mesh=mesh) < one
+    assert fitted.classifier.chunks > 1 and class_bytes(fitted) < one
 
 
 def test_views_depend_on_the_image_alone() -> None:

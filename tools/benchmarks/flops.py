@@ -4,11 +4,13 @@ Letters as everywhere: `N` tokens, `D` width, `M` patches, `d` joint width. A pr
 `2 m k n`. What acts on single numbers (LayerNorm, softmax, activations) is left out: it is below two percent.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.extend.core import jaxprs_in_params
 
 from clipbias.clip import TextTokens
 from clipbias.clip.config import ClipConfig, TowerConfig
@@ -105,3 +107,26 @@ def step(task: Task, batch: int) -> int:
     if adaptation.changes_text:
         total += text(config, task.tokens, task.text.shared, backward_from=first(adaptation.text_bias, True))
     return total + 3 * matmul((batch, config.projection_width, len(task.class_names)))
+
+
+def traced(function: Any, *arguments: Any, **options: Any) -> int:
+    """The matrix products in a jitted function as JAX traces it, on all devices together.
+
+    Those in loops count as often as they run. The compiler's own count (`cost_analysis`) takes the body of a loop once,
+    and the layers are a loop.
+    """
+    return _products(
+        (function if hasattr(function, "trace") else jax.jit(function)).trace(*arguments, **options).jaxpr.jaxpr
+    )
+
+
+def _products(jaxpr: Any) -> int:
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            contracted = equation.params["dimension_numbers"][0][0]
+            terms = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+            total += 2 * terms * math.prod(equation.outvars[0].aval.shape)
+        times = equation.params["length"] if equation.primitive.name == "scan" else 1
+        total += times * sum(map(_products, jaxprs_in_params(equation.params)))
+    return total

@@ -18,11 +18,10 @@ import numpy as np
 
 from clipbias.clip import Clip, layers, products, vision
 from clipbias.training import mesh as meshes
-from clipbias.training.plan import flop, step_arguments
-from clipbias.training.step import train_step
+from clipbias.training.programs import training_program
 from clipbias.tuning import Task
 from clipbias.tuning.recipe import Recipe
-from tools.benchmarks import model
+from tools.benchmarks import flops, model
 from tools.benchmarks.steps import options
 
 SIZES = (1e-3, 3e-3)
@@ -112,12 +111,12 @@ def step(clip: Clip, arguments: argparse.Namespace, dtype: str) -> dict[str, int
     """Bytes of a compiled step's arguments and of what it needs besides, and its multiplications and additions."""
     task = Task(clip, arguments.method, model.class_names(CLASSES), dtype=dtype, **options(arguments.option))
     recipe = Recipe(0.0025, 10, 1, 1e-5, ROWS, 0.9, 5e-4)
-    shapes = step_arguments(task, recipe, rows=ROWS, runs=1, mesh=meshes.single_device())
-    account: Any = train_step.lower(*shapes).compile().memory_analysis()
+    step = training_program(task, recipe, rows=ROWS, runs=1, mesh=meshes.single_device())
+    account: Any = step.lower().compile().memory_analysis()
     return {
         "argument_bytes": account.argument_size_in_bytes,
         "temp_bytes": account.temp_size_in_bytes,
-        "flop": flop(train_step, *shapes),
+        "flop": flops.traced(step.function, *step.arguments, **step.options),
     }
 
 
