@@ -61,6 +61,28 @@ def overlay_figure(image: np.ndarray, overlays: Sequence[Overlay], *, title: str
     return figure
 
 
+def overlay_rows(images: Sequence[np.ndarray], overlays: Sequence[Overlay]) -> "Figure":
+    """Draws each picture with its own heat map beside it and the coloured text below, one below the other.
+
+    Args:
+      images: the pictures as the model saw them, [R, R, 3] uint8.
+      overlays: one of each picture.
+
+    Raises:
+      ClipbiasError: the patches do not fill a square grid.
+    """
+    heights = [part for overlay in overlays for part in (4, 1 if overlay.tokens else 0.05)]
+    with style.styled():
+        figure = style.new_figure(4.6, 0.55 * sum(heights) + 0.3)
+        grid = figure.subplots(len(heights), 2, squeeze=False, height_ratios=heights)
+        for above, (blank, below), image, overlay in zip(grid[::2], grid[1::2], images, overlays, strict=True):
+            show_picture(above[0], image)
+            draw_overlay(above[1], image, overlay)
+            blank.set_axis_off()
+            draw_text(below, overlay)
+    return figure
+
+
 def save_overlay(path: Path, image: np.ndarray, overlays: Sequence[Overlay], *, title: str = "picture") -> None:
     """Writes `overlay_figure` as PNG, atomically."""
     style.save_png(overlay_figure(image, overlays, title=title), path, dpi=160)

@@ -4,6 +4,7 @@ The colours are Okabe and Ito's, told apart by colour-blind readers too; no figu
 """
 
 import contextlib
+import functools
 import io
 import math
 import warnings
@@ -90,11 +91,11 @@ def styled() -> Iterator[None]:
 def new_figure(width: float, height: float) -> "Figure":
     """A figure in inches, on no screen and known to no global list; a notebook shows it all the same."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
-    from clipbias.report.shown_figure import ShownFigure
-
-    figure = ShownFigure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
+    figure.__dict__["_repr_png_"] = functools.partial(png_bytes, figure, dpi=130)  # notebooks look for it
     return figure
 
 

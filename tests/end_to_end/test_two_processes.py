@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from clipbias.training.trainer import VOLATILE
 from safetensors.numpy import load_file
 
-from clipbias.interruption import Interrupted
+from clipbias.hosts import Stopped
 from clipbias.io import read_json, read_json_lines
 from clipbias.training import loop
-from clipbias.training.trainer import VOLATILE
 from clipbias.training.workdir import ADAPTER
 from configs import demo
 from configs import train as config_file
@@ -83,7 +83,7 @@ def test_a_run_moves_between_processes_and_devices(
     expected = here(model, whole, 1)
 
     stop_after(3, monkeypatch)
-    with pytest.raises(Interrupted, match=f"stopped at step 3 of {STEPS}"):
+    with pytest.raises(Stopped, match=f"stopped at step 3 of {STEPS}"):
         here(model, moved, 1)
     monkeypatch.undo()
 
