@@ -12,38 +12,10 @@ from clipbias.clip import convert
 from clipbias.clip.tokenizer_files import CLIP_VOCABULARY
 from clipbias.clip.weights import open_weights
 from clipbias.data.workers import processors
-from clipbias.errors import ClipbiasError
 from tools.benchmarks import __main__ as benchmark
-from tools.benchmarks import checkouts, endurance, load, model, opening, pipeline
+from tools.benchmarks import endurance, load, model, pipeline
 
 CONFIG = model.geometry("tiny")
-
-
-def test_opening_measures_each_phase_at_the_first_start_and_later(capsys, monkeypatch, tmp_path):
-    found = {}
-    for more in ((), ("--shards",)):
-        assert benchmark.main(["opening", "--count=1500", "--repeats=1", *more]) == 0
-        found[more] = json.loads(capsys.readouterr().out.splitlines()[-1])
-    result, records = found[()]["starts"], found["--shards",]["starts"]
-    assert found[()]["made"] == result["files"] == 2500 > records["files"]
-    assert result["images"] == {"train": 1500, "val": 1000, "test": 1000}
-    # Files and records are the same images in the same order, drawn alike, each with a content of its own.
-    assert all(result[fact] == records[fact] for fact in ("images", "drawn", "contents", "unreadable"))
-    keys = list(opening.Drawn(12_000).dataset().split("train").keys)  # some classes have more than ten
-    assert keys == sorted(keys)
-    first, later = (result["here"][name] for name in ("first", "later"))
-    assert set(later) == {"scan", "import", "open", "draw", "look", "identity"} == set(first) - {"total"}
-    assert later["look"]["bytes"] < first["look"]["bytes"] / 3  # what is known is not read again
-    assert first["total"]["bytes"] == sum(first[name]["bytes"] for name in later)
-
-    def otherwise(script, data_dir, checkout, environment):
-        return {"drawn": [], "contents": [str(checkout)], "images": {}, "unreadable": 0}
-
-    monkeypatch.setattr(checkouts, "measured", otherwise)
-    with pytest.raises(ClipbiasError, match="drew or named other images"):
-        opening.starts("data", {"here": "one", "there": "two"}, tmp_path, 0)
-    assert benchmark.main(["opening", "--count=1000", "--checkout=/nowhere"]) == 1
-    assert "/nowhere is no checkout of the project" in capsys.readouterr().err
 
 
 def test_pipeline_measures_every_way(capsys, monkeypatch):
@@ -85,12 +57,12 @@ def test_endurance_looks_at_the_process(capsys, monkeypatch):
         look(moments)
 
     monkeypatch.setattr(endurance.Moments, "look", leave_open)
-    assert benchmark.main(["endurance", "--steps=20", "--cells=2"]) == 0
+    assert benchmark.main(["endurance", "--steps=20", "--groups=2"]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     for file in left:
         os.close(file)
-    steps, cells = result["steps"], result["cells"]
-    assert steps["count"] >= 20 and cells["count"] == len(cells["megabytes"]) == 2
+    steps, groups = result["steps"], result["groups"]
+    assert steps["count"] >= 20 and groups["count"] == len(groups["megabytes"]) == 2
     assert len(steps["settled_files"]) == len(steps["megabytes"]) * 3 // 4 + 1
     assert steps["threads"] > 0 and min(steps["megabytes"]) > 50 and set(result["runs"]) == {"2"}
 

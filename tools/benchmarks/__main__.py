@@ -16,12 +16,9 @@
     python -m tools.benchmarks load FOLDER ViT-B-16.pt
     python -m tools.benchmarks pipeline --batch=32 --runs 1 9 32
     python -m tools.benchmarks pipeline --held --images=96
-    python -m tools.benchmarks endurance --steps=2000 --cells=50
+    python -m tools.benchmarks endurance --steps=2000 --groups=50
     python -m tools.benchmarks opening --count=100000 --repeats=3
     python -m tools.benchmarks opening --shards --rehearse --repeats=1
-    python -m tools.benchmarks compile --topology=v5e:4x4 --dtype=bfloat16 --methods ivlp bias --classes=1000 --packed=3
-    python -m tools.benchmarks compile --topology=h100:1x1x8 --rows=compiled.jsonl
-    python -m tools.benchmarks table1 --topology=h100:1x1x1 --dtype=bfloat16
     python -m tools.benchmarks all --output=device
     python -m tools.benchmarks report benchmark.jsonl --output=performance
 
@@ -30,11 +27,9 @@ Seconds are medians over repeats. FLOP are those that the computation needs, cou
 `--baseline` also runs the plain computation: texts of full context length, whole blocks, nothing shared. `compare` runs
 a method's training step, or TPT's test of an image, beside its authors' computation in PyTorch, where that is
 installed. It and `relevancy` give every way a process of its own. `relevancy` compares the ways' maps too; with several
-depths it tells what memory their programs plan for. `compile` and `table1` are for accelerators that are not there
-(`clipbias.training.topology`): programs by their compilers, and the arithmetic of the paper's table; with `--rows`,
-`compile` adds each method to a file as it comes and goes on where it was stopped. `all` measures steps, features and
-relevancy in all compute types of the device, beside PyTorch where that is installed, into one JSON file and a page.
-`--append` adds the line to a file that `report` reads.
+depths it tells what memory their programs plan for. `all` measures steps, features and relevancy in all compute types
+of the device, beside PyTorch where that is installed, into one JSON file and a page. `--append` adds the line to a file
+that `report` reads.
 """
 
 import argparse
@@ -50,7 +45,7 @@ from clipbias.io import reason
 
 COMMANDS = (
     *("train", "compare", "features", "precision", "relevancy", "causal", "study", "startup", "load", "pipeline"),
-    *("endurance", "opening", "compile", "table1", "all", "report"),
+    *("endurance", "opening", "all", "report"),
 )
 
 
@@ -105,13 +100,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--checkout", type=Path, help="opening, pipeline --held: another working copy, in turn")
     parser.add_argument("--runs", type=whole(1), nargs="+", default=[1, 9, 32], help="pipeline: runs side by side")
     parser.add_argument("--steps", type=whole(1), default=2000, help="endurance: of a training")
-    parser.add_argument("--cells", type=whole(1), default=50, help="endurance: of a grid")
-    parser.add_argument("--topology", default="v5e:4x4", help="compile, table1: such as v5e:4x4 or h100:1x1x8")
-    parser.add_argument("--methods", nargs="+", help="compile, table1, all: those of the table by default")
+    parser.add_argument("--groups", type=whole(1), default=50, help="endurance: of a sweep")
+    parser.add_argument("--methods", nargs="+", help="all: those of the table by default")
     parser.add_argument("--dtypes", nargs="+", help="all: compute types; those of the device by default")
-    parser.add_argument("--packed", type=whole(1), default=1, help="compile: runs trained side by side")
-    parser.add_argument("--run-axis", type=whole(1), default=1, help="compile: devices along the mesh's run axis")
-    parser.add_argument("--rows", type=Path, help="compile: a file of JSON lines; what is in it is not compiled again")
     parser.add_argument("--append", type=Path, help="a file that the JSON line is added to")
     parser.add_argument("--output", type=Path, help="report, all: path without its ending")
     parsed = parser.parse_args(arguments)
@@ -138,7 +129,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         append(parsed.append, "")  # a measurement takes long: a file that cannot be written is told before
         from tools.benchmarks import (
-            ahead,
             causal,
             device,
             endurance,
@@ -166,8 +156,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "pipeline": pipeline.pipeline,
             "opening": opening.opening,
             "endurance": endurance.endurance,
-            "compile": ahead.compile_methods,
-            "table1": ahead.table1,
             "all": device.measure_all,
         }[parsed.command]
         result = {"command": parsed.command, "geometry": parsed.geometry, "dtype": parsed.dtype, **run(parsed)}
