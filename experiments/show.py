@@ -22,7 +22,7 @@ from experiments import common
 
 _FORMAT = flags.DEFINE_enum("format", "text", FORMATS, "How to print the tables.")
 _OUTPUT = flags.DEFINE_string("output", "", "PNG file for the training curves; empty draws none.")
-_CELLS = flags.DEFINE_bool("cells", False, "List every finished cell of a grid.")
+_CELLS = flags.DEFINE_bool("cells", False, "List every run of a sweep that ended.")
 
 
 def main(folders: Sequence[str]) -> int:

@@ -57,12 +57,12 @@ def test_endurance_looks_at_the_process(capsys, monkeypatch):
         look(moments)
 
     monkeypatch.setattr(endurance.Moments, "look", leave_open)
-    assert benchmark.main(["endurance", "--steps=20", "--cells=2"]) == 0
+    assert benchmark.main(["endurance", "--steps=20", "--groups=2"]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     for file in left:
         os.close(file)
-    steps, cells = result["steps"], result["cells"]
-    assert steps["count"] >= 20 and cells["count"] == len(cells["megabytes"]) == 2
+    steps, groups = result["steps"], result["groups"]
+    assert steps["count"] >= 20 and groups["count"] == len(groups["megabytes"]) == 2
     assert len(steps["settled_files"]) == len(steps["megabytes"]) * 3 // 4 + 1
     assert steps["threads"] > 0 and min(steps["megabytes"]) > 50 and set(result["runs"]) == {"2"}
 

@@ -9,20 +9,18 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from clipbias.training.grid import Grid
-from clipbias.training.packs import make_packs
-from clipbias.training.settings import GridSettings
 
 import clipbias
 from clipbias import data
 from clipbias.clip import Clip
-from clipbias.training import mesh as meshes
+from clipbias.training.shared import Compute
 from clipbias.tuning import METHODS, FeatureMethod, Method, Recipe, TestTimeMethod
 from clipbias.tuning.learnables import without_constants
 from clipbias.tuning.methods.tpt import TPT
 from clipbias.tuning.test_time_method import crops_of
 from configs import base
 from tests.documents import ROOT, blocks
+from tests.training.sweeps import TinySweep
 from tests.tuning.test_task import VIT_B_16
 
 PAGE = ROOT / "docs" / "methods.md"
@@ -120,10 +118,10 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_examples_learn(clip: Clip, examples: Path, tmp_path: Path) -> None:
     recipe = Recipe.from_config({**base.get_config(), "learning_rate": 0.08, "epochs": 10})
-    settings = GridSettings({}, "float32", 300, 600.0, "raise")
-    grid = Grid(clip, recipe, settings, data.load, tmp_path, mesh=meshes.single_device())
+    datasets = {"demo/fashion": data.load("demo/fashion")}
+    tiny = TinySweep(clip, datasets, recipe, tmp_path, compute=Compute(eval_batch_size=300, checkpoint_seconds=600.0))
     methods = ["zero_shot", *(str(examples / name) for name in EXAMPLES)]
-    zero_shot, *others = grid.run(make_packs(methods, ["demo/fashion"], [SHOTS], [1]))
+    zero_shot, *others = tiny.rows(*methods, shots=(SHOTS,), seeds=(1,))
     for tuned in others:
         assert tuned["status"] == "ok", tuned
         assert tuned["accuracy"] > zero_shot["accuracy"] + 0.5, tuned

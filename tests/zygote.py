@@ -28,7 +28,7 @@ HEAVY = (
     "orbax.checkpoint",
     "transformers.models.auto",
     "transformers.models.clip.tokenization_clip",
-    "clipbias.training.grid",
+    "clipbias.training.sweep",
     "clipbias.explain.run",
     "clipbias.report",
     "scipy.optimize",

@@ -161,8 +161,32 @@ def _named_rows(summary: Summary, row: Callable[[str], Iterable[TableCell]]) -> 
     return [(TableCell(method_name(method)), *row(method)) for method in summary.methods]
 
 
-def _parameters(summary: Summary, method: str) -> TableCell:
-    return TableCell(range_of(summary.facts[method].parameters))
+def _facts(summary: Summary, method: str) -> Iterable[TableCell]:
+    """The last columns of a row, `_fact_columns`."""
+    facts = summary.facts[method]
+    yield from cells(*[", ".join(facts.validation) or MISSING] * _validates(summary), range_of(facts.parameters))
+
+
+def _fact_columns(summary: Summary) -> tuple[str, ...]:
+    return (*["Validation"] * _validates(summary), "Parameters")
+
+
+def _validates(summary: Summary) -> bool:
+    """Whether anything was selected on validation images."""
+    return any(set(facts.validation) - {"none"} for facts in summary.facts.values())
+
+
+def _validation_sentence(summary: Summary) -> list[str]:
+    told = "Validation: the images on which a learning rate, or something else, was selected."
+    return [told] if _validates(summary) else []
+
+
+def _with_facts(summary: Summary, title: str, caption: list[str], columns: tuple[str, ...], rows: list) -> Table:
+    """A table whose last columns are facts, which are not ranked."""
+    facts = _fact_columns(summary)
+    words = {len(columns)} if _validates(summary) else ()
+    caption = [*caption, *_validation_sentence(summary)]
+    return Table(title, " ".join(caption), (*columns, *facts), ranked(rows, skip_last=len(facts)), words=words)
 
 
 def _by_dataset(summary: Summary, shots: int, measure: str) -> Table:
@@ -174,7 +198,7 @@ def _by_dataset(summary: Summary, shots: int, measure: str) -> Table:
             yield _accuracy(summary.cell(method, dataset, shots, measure), expected=len(seeds))
         if with_average:
             yield _accuracy(summary.average(method, shots, measure), expected=0)
-        yield _parameters(summary, method)
+        yield from _facts(summary, method)
 
     rows = _named_rows(summary, row)
     caption = [
@@ -182,12 +206,12 @@ def _by_dataset(summary: Summary, shots: int, measure: str) -> Table:
         *error_sentences(seeds, _shown_cells(summary, shots, measure)),
         _RANKS,
         *within_sentences(summary, shots, measure),
-        *(average_sentences(summary, [row[-2] for row in rows]) if with_average else ()),
+        *(average_sentences(summary, [row[-1 - len(_fact_columns(summary))] for row in rows]) if with_average else ()),
         *rate_sentence(summary),
         *_recipe_sentence(summary),
     ]
-    columns = ("Method", *map(dataset_name, summary.datasets), *["Average"] * with_average, "Parameters")
-    return Table(_titled(_training(shots, seeds), measure), " ".join(caption), columns, ranked(rows, skip_last=1))
+    columns = ("Method", *map(dataset_name, summary.datasets), *["Average"] * with_average)
+    return _with_facts(summary, _titled(_training(shots, seeds), measure), caption, columns, rows)
 
 
 def _by_measure(summary: Summary, shots: int) -> Table:
@@ -198,7 +222,7 @@ def _by_measure(summary: Summary, shots: int) -> Table:
     def row(method: str) -> Iterable[TableCell]:
         for measure in summary.measures:
             yield _accuracy(summary.cell(method, dataset, shots, measure), expected=len(seeds))
-        yield _parameters(summary, method)
+        yield from _facts(summary, method)
 
     caption = [
         f"Top-1 accuracy in percent after training on {dataset_name(dataset)}, one column per set of test images.",
@@ -209,8 +233,8 @@ def _by_measure(summary: Summary, shots: int) -> Table:
         *_recipe_sentence(summary),
     ]
     title = f"{_training(shots, seeds)} of {dataset_name(dataset)}"
-    columns = ("Method", *map(dataset_name, summary.measures), "Parameters")
-    return Table(title, " ".join(caption), columns, ranked(_named_rows(summary, row), skip_last=1))
+    columns = ("Method", *map(dataset_name, summary.measures))
+    return _with_facts(summary, title, caption, columns, _named_rows(summary, row))
 
 
 def _averages(summary: Summary, measure: str) -> Table:

@@ -42,10 +42,10 @@ class Curve:
 
 
 def read_curves(run: RunRecord) -> list[Curve]:
-    """The training curves in a run's folder: its own, and those of a grid or its parts. Empty where it has none."""
+    """The training curves in a run's folder: its own, and those of a sweep. Empty where it has none."""
     folder = user_path(run.name)
     found = [_curve(folder, run.name, str(run.method))]
-    for inside in sorted([*folder.glob("runs/*/"), *folder.glob("parts/*/runs/*/")]):
+    for inside in sorted(folder.glob("runs/*/")):
         found.append(_curve(inside, f"{run.name}: {inside.name}", inside.name.partition("-")[0]))
     return [curve for curve in found if curve is not None]
 

@@ -1,4 +1,4 @@
-"""What a list of runs says of a grid's accuracies: each method's mean over its cells, and the standard error of it."""
+"""What a list of runs says of a sweep's accuracies: each method's mean over its runs, and the standard error of it."""
 
 import math
 import statistics
@@ -13,7 +13,7 @@ Number = float | dict[str, float] | None
 
 
 def mean_accuracies(rows: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> tuple[list[Number], list[Number]]:
-    """The mean accuracy of each method over its cells, and its standard error; `None` where it is not known."""
+    """The mean accuracy of each method over its runs, and its standard error; `None` where it is not known."""
     means: list[Number] = []
     errors: list[Number] = []
     for method in methods:
@@ -40,7 +40,7 @@ def single_error(result: Mapping[str, Any]) -> float | None:
 
 
 def _error(found: Sequence[tuple[Mapping[str, Any], float, int | None]]) -> float | None:
-    """Of a mean over cells: those of one dataset share its test images, and each dataset and shots has its seeds."""
+    """Of a mean over runs: those of one dataset share its test images, and each dataset and shots has its seeds."""
     if not all(images for _, _, images in found):
         return None
     by_dataset: dict[Any, list[tuple[float, int]]] = {}

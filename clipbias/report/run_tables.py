@@ -13,6 +13,9 @@ from clipbias.report.table import MISSING, Table, cells, markdown_table, text_ta
 FORMATS = ("text", "markdown", "json")
 ALWAYS = ("clipbias", "jax")  # versions that are shown even where they are the same everywhere
 
+# Columns that hold words.
+_WORDS = ("What", "Method", "Dataset", "Validation", "State")
+
 
 def run_table(runs: Sequence[RunRecord]) -> Table:
     """One row per run."""
@@ -29,17 +32,29 @@ def run_table(runs: Sequence[RunRecord]) -> Table:
         "Loss": lambda run: in_words(run.loss, "values", "{:.4g}"),
         "Time": lambda run: duration(run.seconds),
         "Waiting": lambda run: in_words(run.waiting, "values", "{:.0%}"),
+        "Validation": lambda run: in_words(run.validation, "policies"),
         "State": lambda run: run.state,
     }
+    if not any(map(_validates, runs)):
+        del columns["Validation"]
     rows = tuple(cells(*(show(run) for show in columns.values())) for run in runs)
     caption = (
         "Learning rate; top-1 accuracy in percent ± its standard error, of test images and of seeds; learned"
         " parameters; loss of the last training step; computing time of all processes that worked on the run; share of"
         " training steps' time spent waiting for images. Several values belong to several models or seeds, in this"
-        " order; of a grid they are each method's mean, of more than four methods the lowest and the highest, and of"
-        " the time spent waiting the mean of all cells."
+        " order; of a sweep they are each method's mean, of more than four methods the lowest and the highest, and of"
+        " the time spent waiting the mean of all runs."
+        + " Validation: the images on which something was selected."
+        * ("Validation" in columns)
     )
-    return Table("Runs", caption, tuple(columns), rows, words={1, 2, 3, 12})
+    words = [number for number, name in enumerate(columns) if name in _WORDS]
+    return Table("Runs", caption, tuple(columns), rows, words=words)
+
+
+def _validates(run: RunRecord) -> bool:
+    """Whether something was selected on validation images."""
+    policies = run.validation if isinstance(run.validation, list) else [run.validation]
+    return bool({*policies} - {None, "none"})
 
 
 def environment_table(runs: Sequence[RunRecord]) -> Table:
@@ -116,14 +131,14 @@ def has_many(accuracy: Any) -> bool:
 
 
 def accuracy_table(run: RunRecord) -> Table:
-    """The accuracy of each method of a grid, or of each model of a study, one a row."""
+    """The accuracy of each method of a sweep, or of each model of a study, one a row."""
     columns = dict.fromkeys(name for one in run.accuracy if isinstance(one, Mapping) for name in one)
     rows = []
     for method, accuracy, error in zip(run.method, run.accuracy, run.error or [None] * len(run.method), strict=True):
         named, errors = (one if isinstance(one, Mapping) else {"Accuracy": one} for one in (accuracy, error))
         values = [_with_error(named.get(name), errors.get(name)) for name in columns or ("Accuracy",)]
         rows.append(cells(method_name(str(method)), *values))
-    caption = "Top-1 accuracy in percent, the mean of all cells that ended, ± its standard error."
+    caption = "Top-1 accuracy in percent, the mean of all runs that ended, ± its standard error."
     return Table(f"Accuracies of {run.name}", caption, ("Method", *(columns or ("Accuracy",))), tuple(rows), words={0})
 
 

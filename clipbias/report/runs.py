@@ -4,7 +4,6 @@ Only files are read; no device is touched and no model loaded. `training/workdir
 """
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from clipbias.report.run_accuracies import mean_accuracies, single_error
 
 _DRAW = ("method", "dataset", "shots", "seed")  # which training a result is of
 
-_ROW = (*_DRAW, "config_hash", "status")  # fields that a line of results needs
+_ROW = (*_DRAW, "key", "status")  # fields that a line of results needs
 
 # What tells the configuration of one binary from another's where the command does not.
 BINARIES = {
@@ -33,16 +32,17 @@ BINARIES = {
 
 @dataclasses.dataclass(frozen=True)
 class RunRecord:
-    """One run, or one cell of a grid. A field is a list where a run has several values, and `None` where it has none.
+    """One run, or a whole sweep. A field is a list where a run has several values, and `None` where it has none.
 
     Attributes:
-      name: the folder as it was given; for a cell also its number.
+      name: the folder as it was given; for a run of a sweep also its number.
       binary: "train", "table1", "evaluate", …
       state: in words: finished, in progress at step x of y, failed with its sentence, …
       accuracy: in percent; error: its standard error, where it is known (`report.errors`).
       loss: of the last training step, per seed.
       seconds: computing time, all processes that worked on it.
-      waiting: share of its steps' time, in the last process, that was spent waiting for images; of a grid the mean.
+      waiting: share of its steps' time, in the last process, that was spent waiting for images; of a sweep the mean.
+      validation: the images on which something was selected, "none" where nothing was.
       environment: what `environment.json` holds; config: what `config.json` holds.
     """
 
@@ -60,13 +60,14 @@ class RunRecord:
     loss: Any = None
     seconds: float | None = None
     waiting: float | None = None
+    validation: Any = None
     started: str | None = None
     environment: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def read_workdir(folder: str | Path, *, cells: bool = False) -> list[RunRecord]:
-    """Reads a work folder: one run; for a grid with `cells` one per cell; for a study of several datasets one each.
+    """Reads a work folder: one record; of a sweep with `cells` one per run; of a study of several datasets one each.
 
     Raises:
       ClipbiasError: there is no such folder, it is not one of ours, or a file in it is damaged.
@@ -93,7 +94,7 @@ def read_workdir(folder: str | Path, *, cells: bool = False) -> list[RunRecord]:
         config=config,
     )
     if binary == "table1":
-        return _grid(path, common, state, parts, cells=cells)
+        return _sweep(path, common, state, parts, cells=cells)
     if binary == "explain":
         return _study(path, common, state)
     result: dict[str, Any] = {}
@@ -118,6 +119,7 @@ def read_workdir(folder: str | Path, *, cells: bool = False) -> list[RunRecord]:
             parameters=result.get("parameters"),
             loss=result.get("loss", last.get("loss")),
             waiting=result.get("waiting_share"),
+            validation=result.get("validation"),
         )
     ]
 
@@ -161,38 +163,23 @@ def _binary(config: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
     return name if name in BINARIES else next((one for one, key in BINARIES.items() if key in config), "unknown")
 
 
-def _grid(
+def _sweep(
     folder: Path, common: RunRecord, state: Mapping[str, Any], parts: Sequence[Path], *, cells: bool
 ) -> list[RunRecord]:
-    """A grid's line, or one line per cell that ended; a cell that failed and was run again counts once."""
-    wanted = _cells(common.config)
-    try:
-        own = read_json(folder / "cells.json", list)
-    except ClipbiasError:  # none yet, or damaged
-        own = None
-    read = (row for inside in (folder, *parts) for row in read_lines(inside / "results.jsonl", _ROW))
-    lines: list[Mapping[str, Any]] = [row for row in read if own is None or row["config_hash"] in own]
-    # Some methods bring a rate of their own: it tells cells apart only where rates are compared.
-    own_rates = {} if _tests_all_rates(common.config) else {"learning_rate": None}
-    latest: dict[tuple[Any, ...], Mapping[str, Any]] = {}
-    for row in lines:
-        cell = tuple({**row, **own_rates}.get(axis) for axis in _AXES.values())
-        # Of what two parts ran, the one that ended well counts.
-        if not parts or row.get("status") == "ok" or latest.get(cell, {}).get("status") != "ok":
-            latest[cell] = row
-    rows = [latest[cell] for cell in wanted if cell in latest]
-    failed = [row for row in rows if row.get("status") != "ok"]
+    """A sweep's line, or one line per run that ended."""
+    rows = read_lines(folder / "results.jsonl", _ROW)
     if cells:
-        return [_cell(common, number, row) for number, row in enumerate(rows, start=1)]
-    progress = f" after {len(rows) - len(failed)} of {len(wanted)} cells"
-    finished = len(rows) == len(wanted)
+        return [_run(common, number, row) for number, row in enumerate(rows, start=1)]
+    wanted = max(_runs(common.config), len(rows))
+    failed = [row for row in rows if row["status"] != "ok"]
+    progress, finished = f" after {len(rows) - len(failed)} of {wanted} runs", len(rows) == wanted
     if parts:
         told, seconds = _parts(parts, finished=finished and not failed, progress=progress)
         common = dataclasses.replace(common, seconds=(common.seconds or 0) + seconds)
     else:
         told = state_in_words(folder, state, finished=finished, progress=progress)
     if failed:
-        told += f"; {len(failed)} of {len(wanted)} cells failed: {failed[0].get('error')}"
+        told += f"; {len(failed)} of {wanted} runs failed: {failed[0].get('error')}"
     values: dict[str, Any] = {axis: _values(common.config, plural) for plural, axis in _AXES.items()}
     means, errors = mean_accuracies(rows, values["method"])
     if any(mean is not None for mean in means):
@@ -202,11 +189,12 @@ def _grid(
         values["learning_rate"] = sorted(rates)
     waiting = [row["waiting_share"] for row in rows if row.get("waiting_share") is not None]
     values["waiting"] = sum(waiting) / len(waiting) if waiting else None
+    values["validation"] = list(dict.fromkeys(row["validation"] for row in rows if row.get("validation")))
     return [dataclasses.replace(common, state=told, **values)]
 
 
 def _parts(parts: Sequence[Path], *, finished: bool, progress: str) -> tuple[str, float]:
-    """How the jobs that share a grid stand, each in words where they differ, and the seconds of all."""
+    """How the jobs that share a sweep stand, each in words where they differ, and the seconds of all."""
     states = {inside.name.replace("-of-", "/"): read_object(inside / "state.json") or {} for inside in parts}
     seconds = sum(state.get("seconds") or 0 for state in states.values())
     words = {
@@ -222,17 +210,17 @@ def _parts(parts: Sequence[Path], *, finished: bool, progress: str) -> tuple[str
     return f"{each}{progress}" if len(by_state) == 1 else f"{each};{progress}", seconds
 
 
-def _cell(common: RunRecord, number: int, row: Mapping[str, Any]) -> RunRecord:
+def _run(common: RunRecord, number: int, row: Mapping[str, Any]) -> RunRecord:
     state = "finished" if row.get("status") == "ok" else f"failed: {row.get('error')}"
     values: dict[str, Any] = {name: row.get(name) for name in (*_AXES.values(), "parameters", "loss", "seconds")}
     values["accuracy"] = row.get("accuracy", row.get("accuracies"))
     if "accuracy" in row or "accuracies" in row:
         values["error"] = mean_accuracies([row], [row["method"]])[1][0]
-    values["waiting"] = row.get("waiting_share")
+    values |= {"waiting": row.get("waiting_share"), "validation": row.get("validation")}
     return dataclasses.replace(common, name=f"{common.name}#{number}", state=state, **values)
 
 
-# What a grid's configuration has several of, and what a cell has one of.
+# What a sweep's configuration has several of, and what a run has one of.
 _AXES = {
     "methods": "method",
     "datasets": "dataset",
@@ -250,21 +238,16 @@ def _values(config: Mapping[str, Any], axis: str) -> list[Any]:
 
 
 def _tests_all_rates(config: Mapping[str, Any]) -> bool:
-    """Whether each learning rate has cells of its own; before there was a choice each had."""
+    """Whether each learning rate has rows of its own."""
     return bool(config.get("learning_rates")) and config.get("choose") in (None, "none")
 
 
-def _cells(config: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-    """What names each cell of a grid; a method that trains nothing draws nothing, and is one cell per dataset."""
+def _runs(config: Mapping[str, Any]) -> int:
+    """How many runs a sweep has. A method that trains nothing draws nothing, and is one run per dataset."""
     methods, datasets, shots, seeds, rates = (_values(config, axis) for axis in _AXES)
-    product = itertools.product(datasets, methods, shots, rates, seeds)
-    drawn, rated = ({method: asked(method) for method in methods} for asked in (draws, trains))
-    rated |= dict.fromkeys(methods, False) if not _tests_all_rates(config) else {}
-    cells = (
-        (m, d, count, seed, rate if rated[m] else None) if drawn[m] else (m, d, 0, 0, None)
-        for d, m, count, rate, seed in product
-    )
-    return list(dict.fromkeys(cells))
+    tested = len(rates) if _tests_all_rates(config) else 1
+    each = (len(shots) * len(seeds) * (tested if trains(name) else 1) if draws(name) else 1 for name in methods)
+    return len(datasets) * sum(each)
 
 
 def _study(folder: Path, common: RunRecord, state: Mapping[str, Any]) -> list[RunRecord]:

@@ -79,8 +79,9 @@ class Cell:
 class Facts:
     """What the runs of one method had in common or, as sorted distinct values, did not.
 
-    `recipe` holds what its training does otherwise than the common recipe, by the names of that recipe's fields, and
-    `choices` the learning rates that were chosen on validation images.
+    `recipe` holds what its training does otherwise than the common recipe, by the names of that recipe's fields,
+    `choices` the learning rates that were chosen on validation images, and `validation` the policies of validation
+    (`training.spec.RunSpec`).
     """
 
     parameters: tuple[int, ...]
@@ -89,6 +90,7 @@ class Facts:
     learning_rates: tuple[float, ...]
     recipe: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
     choices: tuple[Chosen, ...] = ()
+    validation: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,9 +226,9 @@ def summarize(rows: Iterable[Mapping[str, Any]], *, nested: bool = True, predict
     Args:
       rows: one mapping per run, with `method`, `dataset`, `shots`, `seed`, `protocol`, `accuracy` (percent) or
         `accuracies` (several, by name; base and new get their harmonic mean H), `parameters`, `parameters_vision`,
-        `parameters_text`, `seconds`, `learning_rate`, `recipe` (what differs from the common one), `status` ("ok" or
-        "failed"), `error`, `calibration` or `calibrations` of the evaluations (`training.calibration`), and
-        `training_seconds` and `seconds_per_image` (`training.timing`).
+        `parameters_text`, `seconds`, `learning_rate`, `own_recipe` (what differs from the common one), `validation`
+        (the policy), `status` ("ok" or "failed"), `error`, `calibration` or `calibrations` of the evaluations
+        (`training.calibration`), and `training_seconds` and `seconds_per_image` (`training.timing`).
       nested: whether the runs' calibration and costs are grouped, too.
       predictions: folder of the answers to each test image, by which differences between methods are told more exactly;
         `None` reads none.
@@ -267,7 +269,7 @@ def summarize(rows: Iterable[Mapping[str, Any]], *, nested: bool = True, predict
     used = [row for row, _ in finished.values()]
     methods = ordered_methods(row["method"] for row in rows)
     datasets = ordered_datasets(row["dataset"] for row in rows)
-    trained = [row for row in used if row.get("shots") and not row.get("recipe")]
+    trained = [row for row in used if row.get("shots") and not row.get("own_recipe")]
     return Summary(
         methods=methods,
         datasets=datasets,
@@ -320,8 +322,9 @@ def _facts(rows: Sequence[Mapping[str, Any]]) -> Facts:
         parameters_vision=_distinct(rows, "parameters_vision"),
         parameters_text=_distinct(rows, "parameters_text"),
         learning_rates=_distinct([row for row in rows if row.get("shots")], "learning_rate"),
-        recipe=_recipe([row.get("recipe") or {} for row in rows]),
+        recipe=_recipe([row.get("own_recipe") or {} for row in rows]),
         choices=chosen_rates(rows),
+        validation=_distinct(rows, "validation"),
     )
 
 

@@ -114,7 +114,7 @@ def train_group(group: Group, shared: Shared, files: Files, common: Recipe) -> l
     seeds = tuple(dict.fromkeys(spec.seed for spec in group))
     method, source = first.make_method(), draws[0].source
     by_seed = dict(zip(seeds, draws, strict=True))
-    runs = _runs(group, method, by_seed, shared)
+    runs = training_runs(group, method, by_seed, shared)
     logging = Logging(
         checkpoints=files.checkpoints(group),
         checkpoint_seconds=shared.compute.checkpoint_seconds,
@@ -144,7 +144,7 @@ def train_group(group: Group, shared: Shared, files: Files, common: Recipe) -> l
     return rows
 
 
-def _runs(group: Group, method: Method, draws: dict[int, protocols.Plan], shared: Shared) -> list[Run]:
+def training_runs(group: Group, method: Method, draws: dict[int, protocols.Plan], shared: Shared) -> list[Run]:
     """The runs of a group with their training images; the runs of one seed share them."""
     if not method.draws:
         tested = next(iter(draws.values())).evaluations[0].dataset.split("test")

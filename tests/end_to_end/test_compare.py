@@ -9,7 +9,7 @@ from tests.end_to_end import binaries
 
 
 def rows(datasets: tuple[str, ...]) -> str:
-    names = {"protocol": "few_shot", "method": "bias", "shots": 16, "seed": 1, "config_hash": "h", "status": "ok"}
+    names = {"protocol": "few_shot", "method": "bias", "shots": 16, "seed": 1, "key": "h", "status": "ok"}
     facts = {"accuracy": 70.0, "parameters": 15360, "parameters_vision": 9216, "parameters_text": 6144}
     return "".join(json.dumps({**names, **facts, "dataset": dataset}) + "\n" for dataset in datasets)
 

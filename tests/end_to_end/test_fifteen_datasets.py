@@ -9,9 +9,9 @@ from clipbias import data
 from clipbias.clip import Clip
 from clipbias.data import catalog, shards
 from clipbias.training import mesh as meshes
-from clipbias.training.grid import Grid
-from clipbias.training.packs import make_packs
-from clipbias.training.settings import GridSettings
+from clipbias.training.shared import Compute, Shared
+from clipbias.training.spec import make_specs, protocol_targets
+from clipbias.training.sweep import sweep
 from clipbias.tuning.recipe import Recipe
 from tests import helpers
 from tests.data import miniatures
@@ -39,24 +39,19 @@ def clip(tmp_path_factory) -> Clip:
     return clipbias.load(folder)
 
 
-def run(clip: Clip, data_dir: Path, workdir: Path, protocol: str, methods, datasets, shots=2) -> list[dict]:
-    workdir.mkdir(exist_ok=True)
-    settings = GridSettings({}, "float32", 8, 60.0, "raise", protocol, targets=None)
-    grid = Grid(
-        clip,
-        RECIPE,
-        settings,
-        lambda name: data.load(name, data_dir=data_dir),
-        workdir,
-        mesh=meshes.single_device(),
-    )
-    rows = grid.run(make_packs(methods, datasets, [shots], [1]))
+def run(clip: Clip, data_dir: Path, workdir: Path, protocol: str, method: str, *datasets: str) -> list[dict]:
+    """The rows of a method trained on two images of a class of each dataset."""
+    targets = [name for dataset in datasets for name in protocol_targets(protocol, dataset, ())]
+    opened = {name: data.load(name, data_dir=data_dir) for name in (*datasets, *targets)}
+    shared = Shared(clip, opened, Compute(eval_batch_size=8), meshes.single_device())
+    axes = dict(methods=[method], datasets=datasets, shots=[2], seeds=[1], protocol=protocol)
+    rows = sweep(make_specs(clip, opened, RECIPE, **axes), shared, workdir, RECIPE)
     assert [row.get("error") for row in rows] == [None] * len(rows)
     return rows
 
 
 def test_eleven_train_and_evaluate(clip, root, tmp_path):
-    rows = run(clip, root, tmp_path, "few_shot", ["vpt"], catalog.ELEVEN)
+    rows = run(clip, root, tmp_path, "few_shot", "vpt", *catalog.ELEVEN)
     assert [row["dataset"] for row in rows] == list(catalog.ELEVEN)
     tested = {row["dataset"]: row["images"] for row in rows}
     assert tested == {name: len(data.load(name, data_dir=root).splits["test"]) for name in catalog.ELEVEN}
@@ -64,9 +59,9 @@ def test_eleven_train_and_evaluate(clip, root, tmp_path):
 
 
 def test_imagenet_variants_and_other_datasets(clip, root, tmp_path):
-    shifted = run(clip, root, tmp_path / "shifted", "domain_generalization", ["taskres"], ["imagenet"])
+    shifted = run(clip, root, tmp_path / "shifted", "domain_generalization", "taskres", "imagenet")
     assert list(shifted[0]["accuracies"]) == ["imagenet", *catalog.VARIANTS]
-    crossed = run(clip, root, tmp_path / "crossed", "cross_dataset", ["zero_shot"], ["imagenet"])
+    crossed = run(clip, root, tmp_path / "crossed", "cross_dataset", "zero_shot", "imagenet")
     assert list(crossed[0]["accuracies"]) == list(catalog.ELEVEN)
 
 
@@ -74,8 +69,8 @@ def test_shards_give_the_same_numbers(clip, root, tmp_path):
     for name in ("ucf101", "fgvc_aircraft"):
         shards.build(data.load(name, data_dir=root), tmp_path / "shards")
     names = ["ucf101", "fgvc_aircraft"]
-    rows = run(clip, root, tmp_path / "a", "base_to_new", ["bias"], names)
-    again = run(clip, tmp_path / "shards", tmp_path / "b", "base_to_new", ["bias"], names)
+    rows = run(clip, root, tmp_path / "a", "base_to_new", "bias", *names)
+    again = run(clip, tmp_path / "shards", tmp_path / "b", "base_to_new", "bias", *names)
     assert [row["accuracies"] for row in rows] == [row["accuracies"] for row in again]
     adapter = Path("adapters", "bias-ucf101-2shots-seed1.safetensors")
     assert (tmp_path / "a" / adapter).read_bytes() == (tmp_path / "b" / adapter).read_bytes()

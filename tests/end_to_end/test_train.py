@@ -25,5 +25,5 @@ def test_what_fell_or_has_a_recipe_of_its_own_is_no_reason_to_speak() -> None:
     assert "from 2 to 1.95" in train.hardly_learned(lines(2.0, 0.1, 1.95), row)
     # Of nine steps the first and the last three count, whatever one batch says.
     assert train.hardly_learned(lines(1.0, 2.0, 3.0, 9.0, 9.0, 9.0, 0.5, 0.5, 2.0), row) == ""
-    assert train.hardly_learned(lines(2.0, 2.0), row | {"recipe": {"epochs": 2}}) == ""
+    assert train.hardly_learned(lines(2.0, 2.0), row | {"own_recipe": {"epochs": 2}}) == ""
     assert train.hardly_learned(lines(2.0), row) == train.hardly_learned([], row) == ""

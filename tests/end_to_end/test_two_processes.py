@@ -12,8 +12,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from clipbias.hosts import Stopped
-from clipbias.io import read_json_lines
+from clipbias.io import read_json, read_json_lines
 from clipbias.training import loop
+from clipbias.training.group import VOLATILE
 from clipbias.training.workdir import ADAPTER
 from configs import demo
 from configs import train as config_file
@@ -114,7 +115,7 @@ def test_two_processes_share_the_features_of_training_images(model: Path, cache:
         assert ("of test images" in output) == (index == 0)  # one process speaks for all
         assert (f"{STEPS}/{STEPS}" in errors) == (index == 0)
     result = json.loads((two / "result.json").read_text())
-    assert result["accuracy"] == expected["accuracy"]
+    assert (result["accuracy"], result["key"]) == (expected["accuracy"], expected["key"])
     np.testing.assert_allclose(result["loss"], expected["loss"], rtol=1e-4)
     adapters = [load_file(folder / ADAPTER) for folder in (one, two)]
     assert adapters[0].keys() == adapters[1].keys() and any(name.startswith("constants/") for name in adapters[0])
@@ -122,48 +123,72 @@ def test_two_processes_share_the_features_of_training_images(model: Path, cache:
         np.testing.assert_allclose(adapters[0][name], adapters[1][name], rtol=1e-3, atol=2e-5)
 
 
+SWEEP = {"methods": ("taskres",), "datasets": ("demo/digits",), "epochs": 2, "shots": (1,), "seeds": (1, 2)}
+
+
 def start_sweep(model: Path, workdir: Path, cache: Path, **changes: Any) -> list[Fork]:
     """Two processes of `table1`."""
     job = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
-    arguments = ["--config=configs/demo.py", f"--workdir={workdir}", f"--config.model={model}"]
-    arguments += [f"--config.{name}={value}" for name, value in (SWEEP | changes).items()]
+    arguments = ["--config=configs/demo.py", f"--workdir={workdir}"]
+    arguments += [f"--config.{name}={value}" for name, value in ({"model": model} | SWEEP | changes).items()]
     return [binaries.start("table1", *arguments, cache=cache, JAX_PROCESS_ID=str(index), **job) for index in range(2)]
 
 
-SWEEP = {"methods": ("vpt",), "datasets": ("demo/digits",), "epochs": 3, "shots": (1,), "seeds": (1, 2)}
+def test_what_both_refuse_alike_costs_no_other_run(model: Path, cache: Path, tmp_path: Path) -> None:
+    """What learned something for each class is refused for new ones, and what comes after it is run."""
+    methods = ("taskres", "zero_shot")
+    processes = start_sweep(model, tmp_path, cache, methods=methods, protocol="base_to_new", rates_file="")
+    for process, (_, errors) in zip(processes, ends(processes), strict=True):
+        assert process.returncode == 1 and "Traceback" not in errors, errors[-3000:]
+        assert "2 of 3 runs failed; the first one: " in errors.strip().splitlines()[-1]
+    rows = read_json_lines(tmp_path / "results.jsonl")
+    assert [row["status"] for row in rows] == ["failed", "failed", "ok"]
+    assert "cannot be used with other classes" in rows[0]["error"]
 
 
-@pytest.fixture(scope="module")
-def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The results of one process with two devices."""
+def test_two_processes_choose_the_rates_that_one_does(model: Path, cache: Path, tmp_path: Path) -> None:
+    """On as many devices as one process has: by the same accuracies on validation images, and with the same bits."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    changes = {"methods": ("vpt",), "learning_rates": (0.5, 20.0), "rates_file": ""}
+    processes = start_sweep(model, two, cache, **changes)
     config = demo.get_config()
-    config.update(SWEEP | {"model": str(model)})
+    config.update(SWEEP | changes | {"model": str(model)})
     config.mesh.data = 2
-    folder = tmp_path_factory.mktemp("sweep")
-    table1.main(config, folder)
-    return kill_trials.results(folder)
-
-
-def test_two_processes_end_with_the_results_of_one(
-    model: Path, cache: Path, tmp_path: Path, whole: dict[str, Any]
-) -> None:
-    processes = start_sweep(model, tmp_path, cache)
+    table1.main(config, one)
     for process, (_, errors) in zip(processes, ends(processes), strict=True):
         assert process.returncode == 0, errors[-3000:]
-    assert kill_trials.results(tmp_path) == whole
+    assert read_json(two / "rates.json") == read_json(one / "rates.json")
+    for name in ("validation.jsonl", "results.jsonl"):
+        rows = [
+            [
+                {key: value for key, value in row.items() if key not in VOLATILE}
+                for row in read_json_lines(folder / name)
+            ]
+            for folder in (one, two)
+        ]
+        assert rows[0] == rows[1] and len(rows[0]) == (4 if name == "validation.jsonl" else 2)
+    files = [sorted(path.relative_to(folder) for path in folder.rglob("*.safetensors")) for folder in (one, two)]
+    assert files[0] == files[1] and len(files[0]) == 2
+    for name in files[0]:
+        first, second = load_file(one / name), load_file(two / name)
+        assert first.keys() == second.keys() and all(map(np.array_equal, first.values(), second.values())), name
 
 
-def test_where_one_process_is_killed_the_other_ends_and_both_continue(
-    model: Path, cache: Path, tmp_path: Path, whole: dict[str, Any]
-) -> None:
-    processes = start_sweep(model, tmp_path, cache, checkpoint_seconds=0.0)
+def test_where_one_process_is_killed_the_other_ends_and_both_continue(model: Path, cache: Path, tmp_path: Path) -> None:
+    changes = {"methods": ("vpt",), "epochs": 3}
+    whole, disturbed = tmp_path / "whole", tmp_path / "disturbed"
+    config = demo.get_config()
+    config.update(SWEEP | changes | {"model": str(model)})
+    config.mesh.data = 2
+    table1.main(config, whole)
+    processes = start_sweep(model, disturbed, cache, checkpoint_seconds=0.0, **changes)
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not list(tmp_path.glob("runs/*/metrics.jsonl")):
+    while time.monotonic() < deadline and not list(disturbed.glob("runs/*/metrics.jsonl")):
         time.sleep(0.02)
     processes[0].kill()
     ends(processes)
     assert processes[0].returncode == -signal.SIGKILL and processes[1].returncode not in (0, None)
-    processes = start_sweep(model, tmp_path, cache, checkpoint_seconds=0.0)
+    processes = start_sweep(model, disturbed, cache, checkpoint_seconds=0.0, **changes)
     for process, (_, errors) in zip(processes, ends(processes), strict=True):
         assert process.returncode == 0, errors[-3000:]
-    assert kill_trials.results(tmp_path) == whole
+    assert kill_trials.results(disturbed) == kill_trials.results(whole)

@@ -102,8 +102,8 @@ def test_a_recipe_of_a_methods_own_is_told_and_its_rate_is_not_mixed_with_the_ot
     own = {"optimizer": "adamw", "steps": 500, "keep_last": True, "batch_size": MOST}
     rows = [
         run("bias"),
-        run("taskres", learning_rate=2e-4, recipe=own),
-        run("taskres", shots=4, learning_rate=2e-4, recipe={**own, "steps": 2000}),
+        run("taskres", learning_rate=2e-4, own_recipe=own),
+        run("taskres", shots=4, learning_rate=2e-4, own_recipe={**own, "steps": 2000}),
     ]
     made = tables(summarize(rows))
     assert "Learning rate 0.0025." in made[0].caption
@@ -113,6 +113,29 @@ def test_a_recipe_of_a_methods_own_is_told_and_its_rate_is_not_mixed_with_the_ot
     assert told in made[-1].caption
     assert [entry.text for entry in entries(made[-1], "TaskRes")][-1] == "0.0002"
     assert "common recipe" not in " ".join(table.caption for table in tables(summarize([run()])))
+
+
+def test_what_was_selected_on_which_images_is_a_column_where_anything_was():
+    assert not any("Validation" in table.columns for table in tables(summarize([run(validation="none")])))
+    rows = [run(validation="few-shot"), run("vpt", validation="none", accuracy=60.0), run("coop", accuracy=50.0)]
+    several = [run(accuracy=None, accuracies={"base": 80.0, "new": 60.0}, validation="validation split")]
+    for some, last in ((rows, ["few-shot", "15,360"]), (several, ["validation split", "15,360"])):
+        table = tables(summarize(some))[0]
+        assert table.columns[-2:] == ("Validation", "Parameters") and [*table.words] == [len(table.columns) - 2]
+        assert [cell.text for cell in entries(table, "Bias tuning")[-2:]] == last
+        assert (
+            "Validation: the images on which" in table.caption
+            and "Validation" not in tables(summarize(some))[-1].columns
+        )
+    table = tables(summarize(rows))[0]
+    assert [entries(table, name)[-2].text for name in ("VPT", "CoOp")] == ["none", "–"]
+    assert [entries(table, name)[1].rank for name in ("Bias tuning", "VPT", "CoOp")] == [1, 2, 0]
+    pairs = [
+        run(name, data, validation=kind) for name, kind in (("bias", "few-shot"), ("vpt", "none")) for data in "ab"
+    ]
+    table = next(table for table in tables(summarize(pairs)) if table.title == "16 shots")
+    assert table.columns == ("Method", "a", "b", "Average", "Validation", "Parameters")
+    assert "only where all" not in table.caption
 
 
 def test_a_closed_form_has_shots_and_seeds_and_no_rate():
@@ -263,7 +286,7 @@ def test_calibration_has_a_table_of_its_own():
     rows = [
         *(run(dataset=name, seed=seed, calibration={**errors, "ece": 3.0 + seed}) for name in "ab" for seed in (1, 2)),
         *(run("coop", dataset=name, calibration={**errors, "ece": 9.0}) for name in "ab"),
-        *(run("vpt", dataset=name) for name in "ab"),  # of an earlier version
+        *(run("vpt", dataset=name) for name in "ab"),  # whose calibration was not measured
     ]
     summary = summarize(rows)
     (table,) = (table for table in tables(summary) if "calibration" in table.title)

@@ -7,13 +7,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from clipbias.training.packs import make_packs
 
+from clipbias import io
+from clipbias.clip import Clip
+from clipbias.data import Dataset, Split
 from clipbias.errors import ClipbiasError
 from clipbias.report.curves import curves_figure, read_curves, save_curves
 from clipbias.report.run_tables import devices_words, difference_table, duration, in_words, render_runs, run_table
 from clipbias.report.runs import differences, read_workdir
 from clipbias.report.table import text_table
+from clipbias.training.spec import make_specs
+from clipbias.tuning import Recipe
 from configs import demo
 
 BASE = {"model": "demo", "mesh": {"run": 1, "data": -1}, "workdir": "w", "learning_rate": 0.1}
@@ -86,21 +90,19 @@ def test_a_run_that_a_process_works_on(tmp_path: Path) -> None:
 
 def cell(method: str, dataset: str, seed: int, **values: Any) -> dict[str, Any]:
     drawn = {"shots": 0, "learning_rate": None} if method == "zero_shot" else {"shots": 4, "learning_rate": 0.1}
-    named = {"protocol": "few_shot", "method": method, "dataset": dataset, "seed": seed, "config_hash": "a"}
+    named = {"protocol": "few_shot", "method": method, "dataset": dataset, "seed": seed, "key": "a"}
     return {**named, **drawn, "status": "ok", **values}
 
 
-def test_a_grid_and_its_cells(tmp_path: Path) -> None:
+def test_a_sweep_and_its_runs(tmp_path: Path) -> None:
     rows = [
         cell("zero_shot", "a", 0, accuracy=50.0, parameters=0, seconds=1.0),
-        cell("bias", "a", 1, status="failed", error="first try"),
         cell("bias", "a", 1, accuracy=60.0, parameters=96, loss=0.5, seconds=2.0, waiting_share=0.25),
         cell("bias", "a", 2, status="failed", error="no images."),
-        cell("vpt", "a", 1, accuracy=1.0),  # of an earlier configuration
     ]
     write(tmp_path, config=GRID, results=rows, state=state("running"))
     (grid,) = read_workdir(tmp_path)
-    assert grid.state == "killed after 2 of 6 cells; 1 of 6 cells failed: no images."
+    assert grid.state == "killed after 2 of 6 runs; 1 of 6 runs failed: no images."
     assert (grid.binary, grid.method, grid.seed) == ("table1", ["zero_shot", "bias"], [1, 2])
     assert grid.waiting == 0.25 and "25%" in text_table(run_table([grid]))
     cells = read_workdir(tmp_path, cells=True)
@@ -140,66 +142,70 @@ def test_accuracies_of_a_grid_are_told_by_method_and_by_evaluation(tmp_path: Pat
     ]
 
 
-def test_cells_of_methods_with_a_rate_of_their_own_or_none(tmp_path: Path) -> None:
-    """Tip-Adapter draws images though nothing is trained; CLAP's rate is its authors', not the configuration's."""
-    drawn = {"protocol": "few_shot", "dataset": "a", "shots": 4, "config_hash": "a", "status": "ok"}
-    rates = {"tip_adapter": None, "clap": 0.5}
-    rows = [{**drawn, "method": m, "seed": s, "learning_rate": rate} for m, rate in rates.items() for s in (1, 2)]
-    config = {**GRID, "methods": [*rates], "datasets": ["a"]}
-    write(tmp_path, config=config, results=rows)
-    (grid,) = read_workdir(tmp_path)
-    cells = read_workdir(tmp_path, cells=True)
-    assert grid.state == "finished" and [(cell.method, cell.seed) for cell in cells] == [
-        ("tip_adapter", 1),
-        ("tip_adapter", 2),
-        ("clap", 1),
-        ("clap", 2),
-    ]
-    compared = [{**row, "learning_rate": row["learning_rate"] and rate} for row in rows for rate in (0.5, 0.1)]
-    write(tmp_path, config={**config, "learning_rates": [0.5, 0.1]}, results=compared)
-    found = [(cell.method, cell.learning_rate) for cell in read_workdir(tmp_path, cells=True)]
-    assert found == [("tip_adapter", None)] * 2 + [("clap", rate) for rate in (0.5, 0.5, 0.1, 0.1)]
-
-
-def test_cells_of_another_configuration_are_left_out(tmp_path: Path) -> None:
-    """A grid that was run again with other epochs and then as at first: the last line is not the present one."""
-    row = cell("bias", "a", 1)
-    rows = [{**row, "config_hash": name, "accuracy": accuracy} for name, accuracy in (("now", 50.0), ("other", 60.0))]
-    write(tmp_path, config=GRID, results=rows)
-    assert [cell.accuracy for cell in read_workdir(tmp_path, cells=True)] == [60.0]  # nothing says which is which
-    (tmp_path / "cells.json").write_text("7")  # damaged
-    assert [cell.accuracy for cell in read_workdir(tmp_path, cells=True)] == [60.0]
-    (tmp_path / "cells.json").write_text('["now"]')
-    assert [cell.accuracy for cell in read_workdir(tmp_path, cells=True)] == [50.0]
-
-
-def test_a_grid_over_learning_rates(tmp_path: Path) -> None:
+def test_a_sweep_over_learning_rates(tmp_path: Path) -> None:
     rows = [cell("bias", "a", 1, learning_rate=rate, accuracy=rate) for rate in (1.0, 2.0)]
     write(tmp_path, config={**GRID, "methods": ["bias"], "learning_rates": [1.0, 2.0]}, results=rows)
-    assert read_workdir(tmp_path)[0].state == "not finished after 2 of 8 cells"
+    assert read_workdir(tmp_path)[0].state == "not finished after 2 of 8 runs"
     cells = read_workdir(tmp_path, cells=True)
     assert [(c.learning_rate, c.accuracy) for c in cells] == [(1.0, 1.0), (2.0, 2.0)]
 
 
-def test_a_grid_that_chooses_its_learning_rate_shows_the_chosen_one(tmp_path: Path) -> None:
+def test_a_sweep_that_chooses_its_learning_rate_shows_the_chosen_one(tmp_path: Path) -> None:
     choice = {"for": "method", "cells": 1, "tried": [{"learning_rate": 2.0, "accuracy": 50.0, "loss": 1.0}]}
     rows = [cell("bias", "a", seed, learning_rate=2.0, choice=choice) for seed in (1, 2)]
     config = {**GRID, "methods": ["bias"], "learning_rates": [1.0, 2.0], "choose": "method"}
     write(tmp_path, config=config, results=rows)
     (run,) = read_workdir(tmp_path)
-    assert run.learning_rate == [2.0] and run.state == "not finished after 2 of 4 cells"
+    assert run.learning_rate == [2.0] and run.state == "not finished after 2 of 4 runs"
 
 
 @pytest.mark.parametrize(("rates", "choose"), [((), "method"), ((0.1, 0.2), "none"), ((0.1, 0.2), "method")])
-def test_cells_are_those_that_a_grid_runs(rates: tuple[float, ...], choose: str, tmp_path: Path) -> None:
+def test_as_many_runs_are_shown_as_a_sweep_makes(
+    rates: tuple[float, ...], choose: str, clip: Clip, tmp_path: Path
+) -> None:
     """Of several learning rates, one of which is chosen, it is that one."""
     config = demo.get_config()
-    config.learning_rates, config.choose = rates, choose
+    config.update({"methods": ("zero_shot", "tip_adapter", "bias", "vpt"), "learning_rates": rates, "choose": choose})
+    split = Split(("a", "b"), np.array([0, 1]), lambda index: b"")
+    opened = {
+        name: Dataset(name, ("x", "y"), "a {}.", dict.fromkeys(("train", "test"), split)) for name in config.datasets
+    }
     tested = rates if choose == "none" else ()
-    packs = make_packs(config.methods, config.datasets, config.shots, config.seeds, learning_rates=tested)
-    wanted = sum(len(pack.cells) for pack in packs)
+    axes = {name: config[name] for name in ("methods", "datasets", "shots", "seeds")}
+    specs = make_specs(clip, opened, Recipe.from_config(config), **axes, learning_rates=tested)
     write(tmp_path, config=json.loads(config.to_json_best_effort()), results=[])
-    assert read_workdir(tmp_path)[0].state == f"not finished after 0 of {wanted} cells"
+    assert read_workdir(tmp_path)[0].state == f"not finished after 0 of {len(specs)} runs"
+
+
+def test_parts_of_a_sweep(tmp_path: Path) -> None:
+    """They have one file of results, and each its state; a part that did not start yet has none."""
+    rows = [cell("zero_shot", name, 0, accuracy=50.0) for name in "ab"]
+    write(tmp_path, config=GRID, environment=ENVIRONMENT, results=rows)
+    write(tmp_path / "parts" / "1-of-4", state=state("finished"))
+    write(tmp_path / "parts" / "2-of-4", state=state("interrupted"))
+    write(tmp_path / "parts" / "3-of-4", state=state("finished"))
+    (run,) = read_workdir(tmp_path)
+    assert run.state == "parts 1/4, 3/4 finished; part 2/4 interrupted; after 2 of 6 runs"
+    assert (run.seconds, run.accuracy) == (225.0, [50.0, None])
+    rows += [cell("bias", name, seed, accuracy=60.0) for name in "ab" for seed in (1, 2)]
+    write(tmp_path, results=rows)
+    assert read_workdir(tmp_path)[0].state == "finished"
+    with io.lock(tmp_path / "parts" / "2-of-4"):
+        told = "parts 1/4, 3/4 finished; part 2/4 in progress; after 6 of 6 runs"
+        assert read_workdir(tmp_path)[0].state == told
+
+
+def test_validation_is_shown_where_anything_was_selected(tmp_path: Path) -> None:
+    rows = [cell("zero_shot", "a", 0, validation="none"), cell("bias", "a", 1, validation="few-shot")]
+    (sweep,) = read_workdir(write(tmp_path / "sweep", config=GRID, results=rows))
+    assert sweep.validation == ["none", "few-shot"]
+    assert [run.validation for run in read_workdir(tmp_path / "sweep", cells=True)] == ["none", "few-shot"]
+    result = {"accuracy": 50.0, "validation": "none"}
+    (single,) = read_workdir(trained(tmp_path / "single", result=result, state=state("finished")))
+    assert single.validation == "none" and "Validation" not in run_table([single]).columns
+    table = run_table([single, sweep])
+    assert [row[table.columns.index("Validation")].text for row in table.rows] == ["none", "none, few-shot"]
+    assert "Validation: the images on which" in table.caption
 
 
 def test_a_study_of_several_datasets(tmp_path: Path) -> None:
@@ -282,11 +288,11 @@ def test_values_in_words() -> None:
     assert devices_words(["cpu a", "gpu b", "cpu a"]) == "2 x cpu a, 1 x gpu b"
 
 
-def test_curves_of_a_run_and_of_a_grid(tmp_path: Path) -> None:
+def test_curves_of_a_run_and_of_a_sweep(tmp_path: Path) -> None:
     trained(tmp_path / "one", state=state("finished"))
     grid = write(tmp_path / "grid", config=GRID)
     lines = [{"step": s, "loss": [1.0 / s, 3.0 / s], "learning_rate": 0.1} for s in (1, 2)]
-    for pack in ("bias-a-4shots-seeds1_2", "vpt-a-4shots-seeds1_2"):
+    for pack in ("bias-a-4shots-0123456789ab", "vpt-a-4shots-0123456789ab"):
         write(grid / "runs" / pack, metrics=lines)
     curves = [c for name in ("one", "grid") for c in read_curves(read_workdir(tmp_path / name)[0])]
     assert [c.method for c in curves] == ["bias", "bias", "vpt"]

@@ -1,13 +1,21 @@
 """A tiny model and a tiny image set that training tests share."""
 
 import io
+from collections.abc import Sequence
+from typing import Any
 
+import jax
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 from PIL import Image
 
 from clipbias.data import Dataset, Split, protocols
-from clipbias.training.loop import Run
+from clipbias.training import loop
+from clipbias.training import mesh as meshes
+from clipbias.training.loop import Logging, Run, Trained
+from clipbias.tuning import Task
+from clipbias.tuning.learnables import stack_runs
 from clipbias.tuning.recipe import Recipe
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
@@ -31,6 +39,13 @@ def few_shot_runs(dataset: Dataset, seeds: tuple[int, ...], shots: int = 4) -> l
     """A run for each seed, on its draw."""
     draws = [protocols.few_shot(dataset, shots=shots, seed=seed) for seed in seeds]
     return [Run(draw.source.split("train"), seed) for draw, seed in zip(draws, seeds, strict=True)]
+
+
+def train_runs(task: Task, runs: Sequence[Run], recipe: Recipe, mesh: Mesh | None = None, **logging: Any) -> Trained:
+    """Trains runs from the learnables of their seeds; `logging` are fields of `Logging`."""
+    mesh, start = mesh or meshes.single_device(), stack_runs([jax.device_get(task.init(run.seed)) for run in runs])
+    params = meshes.replicate(mesh, task.clip.params)
+    return loop.train(task, params, runs, recipe, start, mesh=mesh, logging=Logging(**logging))
 
 
 @pytest.fixture(scope="session")

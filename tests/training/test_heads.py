@@ -1,12 +1,9 @@
-"""Grids of the methods that learn from features of a frozen CLIP: their adapters, their steps, other classes."""
+"""Sweeps of the methods that learn from features of a frozen CLIP: their adapters, their steps, other classes."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
-from clipbias.training.grid import Grid
-from clipbias.training.packs import make_packs
-from clipbias.training.settings import GridSettings
 
 from clipbias.clip import Clip, encode_image
 from clipbias.data import Dataset
@@ -14,7 +11,7 @@ from clipbias.training import mesh as meshes
 from clipbias.training.evaluate import evaluate
 from clipbias.training.programs import training_program
 from clipbias.tuning import Recipe, Task, make_method
-from clipbias.tuning.adapter import load_adapter
+from tests.training.sweeps import TinySweep
 from tools.benchmarks import flops
 
 STEPS = ("clip_adapter", "tip_adapter_f", "clap")
@@ -28,22 +25,10 @@ OPTIONS = {
 }
 
 
-def make_grid(clip: Clip, colours: Dataset, recipe: Recipe, folder: Path, protocol: str) -> Grid:
-    settings = GridSettings(
-        method_options=OPTIONS,
-        dtype="float32",
-        eval_batch_size=8,
-        checkpoint_seconds=60.0,
-        on_image_error="raise",
-        protocol=protocol,
-    )
-    return Grid(clip, recipe, settings, lambda name: colours, folder, mesh=meshes.single_device())
-
-
 def test_every_head_is_tuned_saved_and_loaded(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
-    packs = make_packs([*STEPS, *AT_ONCE], ["colours"], [2], [1, 2])
-    grid = make_grid(clip, colours, recipe, tmp_path, "few_shot")
-    rows = grid.run(packs)
+    tiny = TinySweep(clip, colours, recipe, tmp_path, options=OPTIONS)
+    specs = tiny.specs(*STEPS, *AT_ONCE)
+    rows = tiny.run(specs)
     assert [row.get("error") for row in rows] == [None] * 14
     width, classes, images = clip.config.projection_width, 3, 6
     parameters = {row["method"]: row["parameters"] for row in rows}
@@ -56,12 +41,11 @@ def test_every_head_is_tuned_saved_and_loaded(clip: Clip, colours: Dataset, reci
         "gda": 0,
         "lp_plus_plus": classes * (width + 2),
     }
-    for row in rows:
+    for spec, row in zip(specs, rows, strict=True):
         assert ("steps" in row) == (row["learning_rate"] is not None) == (row["method"] in STEPS)
         if row["seed"] > 1:
             continue
-        pack = next(pack for pack in packs if pack.method == row["method"])
-        adapter = load_adapter(grid.trainer.adapter_path(pack, None, row["seed"]))
+        adapter = tiny.adapter(spec)
         score = evaluate(
             adapter.task(clip),
             adapter.learnables,
@@ -92,8 +76,8 @@ def encode_image_of(clip: Clip):
 
 
 def test_classes_that_training_did_not_see(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
-    packs = make_packs(["zero_shot", "tip_adapter", "gda", "linear_probe"], ["colours"], [2], [1, 2])
-    rows = make_grid(clip, colours, recipe, tmp_path, "base_to_new").run(packs)
+    tiny = TinySweep(clip, colours, recipe, tmp_path, protocol="base_to_new", options=OPTIONS)
+    rows = tiny.rows("zero_shot", "tip_adapter", "gda", "linear_probe")
     told = {row["method"]: row.get("error") for row in rows}
     sentence = (
         "LinearProbe learned something for each class and cannot be used with other classes such as 'blue'; tune it on"

@@ -8,29 +8,23 @@ import jax
 import numpy as np
 import pytest
 
+from clipbias import hosts
 from clipbias.clip import Clip
 from clipbias.data import Dataset
 from clipbias.errors import ClipbiasError
-from clipbias.hosts import Stopped
 from clipbias.io import read_json_lines
 from clipbias.training import loop
 from clipbias.training import mesh as meshes
 from clipbias.tuning import Task
 from clipbias.tuning.recipe import Recipe
-from tests.training.conftest import few_shot_runs
+from tests.training.conftest import few_shot_runs, train_runs
 
 
-def pack(
+def group(
     clip: Clip, dataset: Dataset, method: str, seeds: tuple[int, ...], *, groups: int = 1
 ) -> tuple[Task, list[loop.Run]]:
     task = Task(clip, method, dataset.class_names, template=dataset.template, groups=groups)
     return task, few_shot_runs(dataset, seeds)
-
-
-def run(pack: tuple[Task, list[loop.Run]], recipe: Recipe, mesh=None, **options) -> loop.Trained:
-    mesh = mesh or meshes.single_device()
-    task, runs = pack
-    return loop.train(task, meshes.replicate(mesh, task.clip.params), runs, recipe, mesh=mesh, **options)
 
 
 def assert_close(first, second, index=None) -> None:
@@ -43,17 +37,17 @@ def assert_close(first, second, index=None) -> None:
 
 @pytest.mark.parametrize("method", ["ivlp", "taskres"])
 def test_eight_devices_give_the_numbers_of_one(clip: Clip, colours: Dataset, recipe: Recipe, method: str) -> None:
-    one = run(pack(clip, colours, method, (1, 2)), recipe)
+    one = train_runs(*group(clip, colours, method, (1, 2)), recipe)
     mesh = meshes.make_mesh(run=2, data=4)
-    eight = run(pack(clip, colours, method, (1, 2), groups=4), recipe, mesh)
+    eight = train_runs(*group(clip, colours, method, (1, 2), groups=4), recipe, mesh)
     np.testing.assert_allclose(one.losses, eight.losses, rtol=2e-5)
     assert_close(one.learnables, eight.learnables)
 
 
 def test_runs_side_by_side_are_the_runs_one_by_one(clip: Clip, colours: Dataset, recipe: Recipe) -> None:
-    together = run(pack(clip, colours, "bias", (1, 2)), recipe)
+    together = train_runs(*group(clip, colours, "bias", (1, 2)), recipe)
     for index, seed in enumerate((1, 2)):
-        alone = run(pack(clip, colours, "bias", (seed,)), recipe)
+        alone = train_runs(*group(clip, colours, "bias", (seed,)), recipe)
         np.testing.assert_allclose(together.losses[index], alone.losses[0], rtol=2e-5)
         assert_close(together.learnables, alone.learnables, index)
     assert together.losses[0] != together.losses[1]
@@ -74,15 +68,19 @@ def test_runs_that_do_not_divide_are_filled_up(
             signal.raise_signal(signal.SIGTERM)
         return new
 
-    whole = run(pack(clip, colours, "bias", (1, 2, 3)), recipe)
-    where = {"folder": tmp_path}
+    runs = group(clip, colours, "bias", (1, 2, 3))
+    whole = train_runs(*runs, recipe)
     compiled = original._cache_size()
     monkeypatch.setattr(loop, "train_step", watched)
-    with pytest.raises(Stopped):
-        run(pack(clip, colours, "bias", (1, 2, 3)), recipe, meshes.make_mesh(run=4, data=1), **where)
+    with hosts.stoppable(), pytest.raises(hosts.Stopped):
+        train_runs(
+            *group(clip, colours, "bias", (1, 2, 3)), recipe, meshes.make_mesh(run=4, data=1), checkpoints=tmp_path
+        )
     assert original._cache_size() == compiled + 1
     assert {shape[0] for shapes in states for shape in shapes} == {1}
-    moved = run(pack(clip, colours, "bias", (1, 2, 3)), recipe, meshes.make_mesh(run=2, data=1), **where)
+    moved = train_runs(
+        *group(clip, colours, "bias", (1, 2, 3)), recipe, meshes.make_mesh(run=2, data=1), checkpoints=tmp_path
+    )
     assert {shape[0] for shapes in states[2:] for shape in shapes} == {2}
     np.testing.assert_allclose(moved.losses, whole.losses, rtol=2e-5)
     assert len(moved.losses) == 3
@@ -92,8 +90,8 @@ def test_runs_that_do_not_divide_are_filled_up(
 def test_a_batch_that_does_not_divide_is_padded_and_masked(clip: Clip, colours: Dataset, recipe: Recipe) -> None:
     recipe = dataclasses.replace(recipe, batch_size=6)
     mesh = meshes.make_mesh(run=1, data=8)
-    one = run(pack(clip, colours, "vpt", (1,)), recipe)
-    eight = run(pack(clip, colours, "vpt", (1,), groups=8), recipe, mesh)
+    one = train_runs(*group(clip, colours, "vpt", (1,)), recipe)
+    eight = train_runs(*group(clip, colours, "vpt", (1,), groups=8), recipe, mesh)
     np.testing.assert_allclose(one.losses, eight.losses, rtol=2e-5)
     assert_close(one.learnables, eight.learnables)
 
@@ -101,8 +99,8 @@ def test_a_batch_that_does_not_divide_is_padded_and_masked(clip: Clip, colours: 
 def test_an_interrupted_run_ends_with_the_same_bits(
     clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runs = pack(clip, colours, "bias", (1, 2))
-    whole = run(runs, recipe)
+    runs = group(clip, colours, "bias", (1, 2))
+    whole = train_runs(*runs, recipe)
     original, calls = loop.train_step, 0
 
     def step_and_signal(*arguments, **options):
@@ -113,11 +111,11 @@ def test_an_interrupted_run_ends_with_the_same_bits(
         return original(*arguments, **options)
 
     monkeypatch.setattr(loop, "train_step", step_and_signal)
-    where = {"folder": tmp_path / "checkpoints", "metrics_folder": tmp_path}
-    with pytest.raises(Stopped, match="stopped at step 2 of 3"):
-        run(runs, recipe, **where)
+    where = {"checkpoints": tmp_path / "checkpoints", "metrics": tmp_path}
+    with hosts.stoppable(), pytest.raises(hosts.Stopped, match="stopped at step 2 of 3"):
+        train_runs(*runs, recipe, **where)
     monkeypatch.undo()
-    continued = run(runs, recipe, **where)
+    continued = train_runs(*runs, recipe, **where)
     for a, b in zip(jax.tree.leaves(whole.learnables), jax.tree.leaves(continued.learnables), strict=True):
         np.testing.assert_array_equal(meshes.fetch(a), meshes.fetch(b))
     assert [line["step"] for line in read_json_lines(tmp_path / "metrics.jsonl")] == [1, 2, 3]
@@ -126,11 +124,11 @@ def test_an_interrupted_run_ends_with_the_same_bits(
 def test_a_loss_that_is_not_finite_stops_and_names_the_step(clip: Clip, colours: Dataset, recipe: Recipe) -> None:
     recipe = dataclasses.replace(recipe, warmup_learning_rate=1e38)
     with pytest.raises(ClipbiasError, match=r"seed 1\) is (nan|inf) at step [23]"):
-        run(pack(clip, colours, "bias", (1,)), recipe)
+        train_runs(*group(clip, colours, "bias", (1,)), recipe)
 
 
 def test_runs_of_different_sizes_are_refused(clip: Clip, colours: Dataset, recipe: Recipe) -> None:
-    task, runs = pack(clip, colours, "bias", (1,))
+    task, runs = group(clip, colours, "bias", (1,))
     fewer = dataclasses.replace(runs[0], train=colours.split("val"))
     with pytest.raises(ClipbiasError, match="different numbers of steps"):
-        run((task, [*runs, fewer]), recipe)
+        train_runs(task, [*runs, fewer], recipe)

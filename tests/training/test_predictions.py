@@ -60,7 +60,6 @@ def test_nothing_is_found_of_another_model_or_other_images(clip, case, tmp_path)
         "classes": Task(clip, "taskres", NAMES[::-1]),
         "label": Split(split.keys, np.array([0, 1, 2, 2]), read),
         "image": Split(("a.png", "b.png", "ü/c.png", "e.png"), split.labels, read),
-        "content": Split(split.keys, split.labels, lambda index: bytes([index + 1])),
         "order": split.subset([1, 0, 2, 3]),
     }
     places = {"learnables": "learnables", "type": "learnables", "method": "method"}

@@ -1,51 +1,44 @@
-"""Every protocol through the grid, on drawn data."""
+"""Every protocol through a sweep, on drawn data."""
 
 import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
-from clipbias.training.grid import Grid
-from clipbias.training.packs import make_packs
-from clipbias.training.settings import GridSettings
 
 from clipbias.clip import Clip
 from clipbias.data import Dataset
 from clipbias.errors import ClipbiasError
-from clipbias.training import mesh as meshes
 from clipbias.tuning import Task
 from clipbias.tuning.recipe import Recipe
 from clipbias.tuning.transfer import transfer
-
-
-def run(clip: Clip, dataset: Dataset, recipe: Recipe, folder: Path, protocol: str, methods: list[str], **options):
-    settings = GridSettings({}, "float32", 8, 60.0, "raise", protocol, **options)
-    others = {"other": dataclasses.replace(dataset, name="other", class_names=("dark red", "dark green", "dark blue"))}
-    others["part"] = dataclasses.replace(dataset.with_classes([2, 0]), name="part")
-
-    def load(name: str) -> Dataset:
-        return others.get(name, dataset)
-
-    grid = Grid(clip, recipe, settings, load, folder, mesh=meshes.single_device())
-    return grid.run(make_packs(methods, ["colours"], [2], [1, 2]))
+from tests.training.sweeps import TinySweep
 
 
 def test_base_to_new(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
-    rows = run(clip, colours, recipe, tmp_path, "base_to_new", ["zero_shot", "vpt", "taskres"])
+    tiny = TinySweep(clip, colours, recipe, tmp_path, protocol="base_to_new")
+    rows = tiny.rows("zero_shot", "vpt", "taskres")
     assert [row["status"] for row in rows] == ["ok"] * 3 + ["failed"] * 2
     assert all(set(row["accuracies"]) == {"base", "new"} for row in rows[:3])
     assert rows[0]["accuracies"]["new"] == 100.0  # one new class is left to choose from
     assert "cannot be used with other classes" in rows[3]["error"]
 
 
-def test_domain_generalization(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
-    rows = run(clip, colours, recipe, tmp_path, "domain_generalization", ["taskres"], targets=("part",))
-    assert [set(row["accuracies"]) for row in rows] == [{"colours", "part"}] * 2
-
-
-def test_cross_dataset(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
-    rows = run(clip, colours, recipe, tmp_path, "cross_dataset", ["vpt"], targets=("other",))
-    assert [set(row["accuracies"]) for row in rows] == [{"colours", "other"}] * 2
+@pytest.mark.parametrize(
+    ("protocol", "method", "target"),
+    [("domain_generalization", "taskres", "part"), ("cross_dataset", "vpt", "other")],
+)
+def test_targets(
+    clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path, protocol: str, method: str, target: str
+) -> None:
+    names = ("dark red", "dark green", "dark blue")
+    others = {
+        "other": dataclasses.replace(colours, name="other", class_names=names),
+        "part": dataclasses.replace(colours.with_classes([2, 0]), name="part"),
+    }
+    datasets = {"colours": colours, target: others[target]}
+    tiny = TinySweep(clip, datasets, recipe, tmp_path, protocol=protocol, targets=(target,))
+    assert [set(row["accuracies"]) for row in tiny.rows(method)] == [{"colours", target}] * 2
 
 
 def test_transfer_takes_the_rows_of_the_classes(clip: Clip) -> None:

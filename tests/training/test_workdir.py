@@ -12,9 +12,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.hosts import Stopped
 from clipbias.io import PART, atomic_folder
 from clipbias.training import workdir
-from clipbias.training.workdir import ADAPTER, environment, open_workdir
-from clipbias.tuning import make_method
-from clipbias.tuning.registry import method_options
+from clipbias.training.workdir import environment, open_workdir
 
 
 def state(folder: Path) -> dict:
@@ -48,17 +46,33 @@ def test_seconds_add_up_until_a_run_is_finished(tmp_path: Path) -> None:
     def write(name: str) -> None:
         (tmp_path / "state.json").write_text(json.dumps({"state": name, "seconds": 1000.0}))
 
-    def opened(config: dict) -> float:
-        with open_workdir(tmp_path, config):
+    def opened() -> float:
+        with open_workdir(tmp_path, {}):
             pass
         return state(tmp_path)["seconds"]
 
-    assert opened({"a": (1, 2)}) < 1000
-    write("interrupted")
-    assert opened({"a": (1, 2)}) >= 1000
-    assert opened({"a": (1, 2)}) < 1000  # it was finished; this is a run of its own
-    write("failed")
-    assert opened({"a": (1, 3)}) < 1000  # another configuration
+    assert opened() < 1000
+    for name in ("interrupted", "failed", "running"):
+        write(name)
+        assert opened() >= 1000
+        assert opened() < 1000  # it was finished; this is a run of its own
+    (tmp_path / "state.json").write_text("{")  # damaged
+    assert opened() < 1000
+
+
+def test_parts_share_a_folder_and_each_has_its_own_state(tmp_path: Path) -> None:
+    with open_workdir(tmp_path, {"part": "1/2"}, part=(0, 2)) as folder:
+        assert folder == tmp_path
+        with pytest.raises(ClipbiasError, match="another process works in"), open_workdir(tmp_path, {}, part=(0, 2)):
+            pass
+        with pytest.raises(RuntimeError), open_workdir(tmp_path, {"part": "2/2"}, part=(1, 2)):
+            raise RuntimeError("a defect")
+        assert state(tmp_path / "parts" / "1-of-2")["state"] == "running"
+    states = [state(tmp_path / "parts" / name)["state"] for name in ("1-of-2", "2-of-2")]
+    assert states == ["finished", "failed"] and not (tmp_path / "state.json").exists()
+    assert json.loads((tmp_path / "config.json").read_text()) == {"part": ""}
+    for place in (tmp_path, tmp_path / "parts" / "2-of-2"):
+        assert json.loads((place / "environment.json").read_text())["python"].startswith("3.")
 
 
 def test_a_second_process_is_refused_and_changes_nothing(tmp_path: Path) -> None:
@@ -70,37 +84,6 @@ def test_a_second_process_is_refused_and_changes_nothing(tmp_path: Path) -> None
         assert json.loads((tmp_path / "config.json").read_text()) == {"run": 1}
     with open_workdir(tmp_path, {"run": 2}):
         assert json.loads((tmp_path / "config.json").read_text()) == {"run": 2}
-
-
-def test_an_adapter_is_not_worked_over_with_other_settings(tmp_path: Path) -> None:
-    with open_workdir(tmp_path, {"epochs": 1, "workdir": "a", "rates": (1, 2)}):
-        (tmp_path / ADAPTER).write_text("tuned")
-    with open_workdir(tmp_path, {"epochs": 1, "workdir": "b", "rates": (1, 2)}):
-        pass
-    for other in ({"epochs": 2, "workdir": "a", "rates": (1, 2)}, {"adapter": "x"}):
-        with (
-            pytest.raises(ClipbiasError, match=r"holds the adapter of a run with other settings \(.*epochs"),
-            open_workdir(tmp_path, other),
-        ):
-            pass
-    assert json.loads((tmp_path / "config.json").read_text())["epochs"] == 1
-
-
-def test_an_option_left_out_is_its_default(tmp_path: Path) -> None:
-    def config(**options: object) -> dict:
-        return {"method": "ivlp", "method_options": options}
-
-    with open_workdir(tmp_path, config(vision_depth=2)):
-        (tmp_path / ADAPTER).write_text("tuned")
-    whole = method_options(make_method("ivlp", vision_depth=2))
-    assert len(whole) > 1
-    with open_workdir(tmp_path, config(**whole)):
-        pass
-    with (
-        pytest.raises(ClipbiasError, match=r"other settings \(method_options\)"),
-        open_workdir(tmp_path, config(**whole | {"vision_depth": 3})),
-    ):
-        pass
 
 
 def test_what_a_killed_process_was_writing_is_removed(tmp_path: Path) -> None:
@@ -150,35 +133,6 @@ def test_the_environment_names_what_a_result_depends_on(tmp_path: Path, monkeypa
     assert len(found["commit"]) == 40 and found["changed"] is False
     (tmp_path / "file").write_text("b")
     assert environment()["git"] == {"commit": found["commit"], "changed": True}
-
-
-def test_a_refused_command_leaves_a_finished_run_as_it_was(tmp_path: Path) -> None:
-    def record() -> dict[str, str]:
-        return {path.name: path.read_text() for path in tmp_path.glob("*.json")}
-
-    with open_workdir(tmp_path, {"a": 1}):
-        (tmp_path / "result.json").write_text("{}")
-    before = record()
-    with pytest.raises(ClipbiasError), open_workdir(tmp_path, {"a": 2}):
-        assert state(tmp_path)["state"] == "running"
-        raise ClipbiasError("no such dataset")
-    assert record() == before
-    with pytest.raises(ClipbiasError), open_workdir(tmp_path, {"a": 2}):
-        (tmp_path / "result.json").write_text("half of it")
-        raise ClipbiasError("an image cannot be read")
-    assert state(tmp_path)["state"] == "failed"
-
-
-def test_a_result_is_kept_where_it_is_asked_for(tmp_path: Path) -> None:
-    with open_workdir(tmp_path, {"dataset": "a", "mesh": 1}, keep="result.json"):
-        (tmp_path / "result.json").write_text("{}")
-    with open_workdir(tmp_path, {"dataset": "a", "mesh": 2}, keep="result.json"):
-        pass
-    with (
-        pytest.raises(ClipbiasError, match=r"holds the result of a run with other settings \(dataset\)"),
-        open_workdir(tmp_path, {"dataset": "b", "mesh": 1}, keep="result.json"),
-    ):
-        pass
 
 
 def test_a_file_system_without_locks_is_worked_on(

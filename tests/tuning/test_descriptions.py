@@ -7,9 +7,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from clipbias.training.grid import Grid
-from clipbias.training.packs import make_packs
-from clipbias.training.settings import GridSettings
 
 import clipbias
 from clipbias.clip import Clip
@@ -22,10 +19,12 @@ from clipbias.training import mesh as meshes
 from clipbias.tuning import Descriptions, Task, read_descriptions
 from clipbias.tuning.adapter import load_adapter, save_adapter
 from configs import evaluate as evaluate_config
-from experiments import evaluate, grids
+from configs import table1 as table1_config
+from experiments import evaluate, table1
 from tests import helpers
 from tests.reference import methods, numpy_clip, teachers
 from tests.training.conftest import COLOURS, colour_split
+from tests.training.sweeps import TinySweep
 from tests.tuning.test_teacher_runs import RECIPE
 
 NAMES = ("cat", "maine_coon", "a bird")
@@ -141,34 +140,26 @@ def colours() -> Dataset:
 COLOUR_TEXTS = {"red": ["a cat", "a dog of a photo"], "green": ["a painting"], "blue": ["the bird", "the dog", "cat"]}
 
 
-def run(clip: Clip, dataset: Dataset, folder: Path):
-    settings = GridSettings({}, "float32", 8, 60.0, "raise")
-    recipe = dataclasses.replace(RECIPE, epochs=1)
-    grid = Grid(clip, recipe, settings, lambda name: dataset, folder, mesh=meshes.single_device())
-    packs = make_packs(["taskres", "kgcoop", "tip_adapter"], ["colours"], [2], [1])
-    return grid, packs
+def test_rows_and_adapters_depend_on_them(pair, colours, tmp_path) -> None:
+    recipe, names = dataclasses.replace(RECIPE, epochs=1), ("taskres", "kgcoop", "tip_adapter")
 
+    def described(texts: dict[str, list[str]] | None) -> TinySweep:
+        texts = texts and Descriptions(texts)
+        return TinySweep(pair[0], dataclasses.replace(colours, descriptions=texts), recipe, tmp_path)
 
-def test_results_and_adapters_of_a_grid_depend_on_them(pair, colours, tmp_path) -> None:
-    described = dataclasses.replace(colours, descriptions=Descriptions(COLOUR_TEXTS))
-    grid, packs = run(pair[0], described, tmp_path)
-    rows = grid.run(packs)
+    tiny = described(COLOUR_TEXTS)
+    specs = tiny.specs(*names, seeds=(1,))
+    rows = tiny.run(specs)
     assert [row["status"] for row in rows] == ["ok"] * 3, [row.get("error") for row in rows]
-    again, _ = run(pair[0], described, tmp_path)
-    assert all(again._is_finished(pack) for pack in packs)
-    for texts in (None, Descriptions({**COLOUR_TEXTS, "red": ["a cat", "a dog of a photo."]})):
-        other, _ = run(pair[0], dataclasses.replace(colours, descriptions=texts), tmp_path)
-        assert not any(other._is_finished(pack) for pack in packs)
-    for pack in packs:
-        adapter = load_adapter(grid.trainer.adapter_path(pack, *pack.cells[0]))
-        assert adapter.descriptions == (None if pack.method == "kgcoop" else COLOUR_TEXTS)
-        expected = Task(
-            pair[0],
-            grid.trainer.cache.method(pack),
-            colours.class_names,
-            template=colours.template,
-            descriptions=COLOUR_TEXTS,
-        )
+    keys = [spec.key for spec in specs]
+    assert [spec.key for spec in described(dict(COLOUR_TEXTS)).specs(*names, seeds=(1,))] == keys
+    for texts in (None, {**COLOUR_TEXTS, "red": ["a cat", "a dog of a photo."]}):
+        assert not {spec.key for spec in described(texts).specs(*names, seeds=(1,))} & {*keys}
+    for spec in specs:
+        adapter = tiny.adapter(spec)
+        assert adapter.descriptions == (None if spec.method == "kgcoop" else COLOUR_TEXTS)
+        given = {"template": colours.template, "descriptions": COLOUR_TEXTS}
+        expected = Task(pair[0], spec.make_method(), colours.class_names, **given)
         bound = adapter.task(pair[0])  # the same classifier of the same texts
         assert bound.classifier == expected.classifier
         jax.tree.map(np.testing.assert_array_equal, bound.text, expected.text)
@@ -232,9 +223,11 @@ def test_through_a_configuration(pair, tmp_path) -> None:
     options = {"mesh": meshes.single_device(), "eval_batch_size": 100, "on_image_error": "raise"}
     score = evaluation.evaluate(task, {}, clipbias.data.load("demo/digits").split("test"), **options)
     assert found["correct"] == score["correct"]
-    packs = make_packs(["zero_shot"], ["demo/digits"], [1], [1])
-    grid = grids.open_grid(config, {}, packs, tmp_path)
-    before = grid.trainer.identity(packs[0])["inputs"]
-    assert before == {"descriptions": read_descriptions(path).digest}
+    config = table1_config.get_config()
+    config.update({"model": pair[0].source, "methods": ("zero_shot",), "datasets": ("demo/digits",)})
+    config.update({"descriptions": str(tmp_path / "{dataset}.json"), "rates_file": "", "data_dir": ""})
+    (before,) = table1.prepare(config).specs((), None)
+    assert before.descriptions == read_descriptions(path).digest
     path.write_text(json.dumps({name: ["a cat"] for name in names}))
-    assert grids.open_grid(config, {}, packs, tmp_path).trainer.identity(packs[0])["inputs"] != before
+    (after,) = table1.prepare(config).specs((), None)
+    assert after.descriptions == read_descriptions(path).digest != before.descriptions

@@ -10,15 +10,12 @@ import pytest
 import clipbias
 from clipbias.clip import Clip
 from clipbias.data import Dataset
-from clipbias.training import loop
 from clipbias.training import mesh as meshes
-from clipbias.training.grid import Grid
-from clipbias.training.packs import make_packs
-from clipbias.training.settings import GridSettings
 from clipbias.tuning import Recipe, Task, make_method
 from clipbias.tuning.adapter import load_adapter
 from tests import helpers
-from tests.training.conftest import COLOURS, colour_split, few_shot_runs
+from tests.training.conftest import COLOURS, colour_split, few_shot_runs, train_runs
+from tests.training.sweeps import TinySweep
 
 OPTIONS = {
     "cocoop": {},
@@ -56,8 +53,7 @@ def test_devices_give_the_numbers_of_one(clip: Clip, colours: Dataset, name: str
     found = []
     for groups, mesh in ((1, meshes.single_device()), (4, meshes.make_mesh(run=2, data=4))):
         task = Task(clip, make_method(name, **OPTIONS[name]), colours.class_names, groups=groups)
-        params = meshes.replicate(mesh, clip.params)
-        found.append(loop.train(task, params, few_shot_runs(colours, (1, 2)), RECIPE, mesh=mesh))
+        found.append(train_runs(task, few_shot_runs(colours, (1, 2)), RECIPE, mesh))
     one, eight = found
     np.testing.assert_allclose(one.losses, eight.losses, rtol=2e-5)
     assert one.losses[0] != one.losses[1]
@@ -65,12 +61,11 @@ def test_devices_give_the_numbers_of_one(clip: Clip, colours: Dataset, name: str
         np.testing.assert_allclose(a, b, rtol=0, atol=5e-5 * np.abs(b).max())
 
 
-def test_through_a_grid_from_base_to_new_classes(clip: Clip, colours: Dataset, tmp_path) -> None:
+def test_through_a_sweep_from_base_to_new_classes(clip: Clip, colours: Dataset, tmp_path) -> None:
     names = ("cocoop", "plot_plus_plus", "proda")
-    settings = GridSettings(OPTIONS, "float32", 8, 0.0, "raise", protocol="base_to_new")
     recipe = dataclasses.replace(RECIPE, batch_size=3)
-    grid = Grid(clip, recipe, settings, lambda name: colours, tmp_path, mesh=meshes.single_device())
-    rows = grid.run(make_packs(names, ["colours"], [2], [1]))
+    tiny = TinySweep(clip, colours, recipe, tmp_path, protocol="base_to_new", options=OPTIONS)
+    rows = tiny.rows(*names, seeds=(1,))
     assert [(row["status"], set(row["accuracies"])) for row in rows] == [("ok", {"base", "new"})] * 3, rows
     adapters = sorted((tmp_path / "adapters").glob("*.safetensors"))
     assert [load_adapter(path).method for path in adapters] == list(names)

@@ -1,27 +1,26 @@
-"""KgCoOp, ProGrad and PromptSRC in runs: options by dataset, recipes, the average over epochs, devices, grids."""
+"""KgCoOp, ProGrad and PromptSRC in runs: options by dataset, recipes, the average over epochs, devices, sweeps."""
 
 import dataclasses
 import signal
-from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
-from clipbias.training.grid import Grid
-from clipbias.training.packs import Pack, make_packs
-from clipbias.training.settings import GridSettings
 
 import clipbias
+from clipbias import hosts
 from clipbias.clip import Clip
 from clipbias.data import Dataset
-from clipbias.hosts import Stopped
 from clipbias.training import loop
 from clipbias.training import mesh as meshes
 from clipbias.tuning import Recipe, Task, make_method
 from clipbias.tuning.adapter import load_adapter
+from clipbias.tuning.registry import resolve
 from tests import helpers
 from tests.reference import methods, teachers
-from tests.training.conftest import COLOURS, colour_split, few_shot_runs
+from tests.training.conftest import COLOURS, colour_split, few_shot_runs, train_runs
+from tests.training.sweeps import TinySweep
 
 RECIPE = Recipe(
     learning_rate=0.05,
@@ -47,40 +46,29 @@ def pair(tmp_path_factory) -> tuple[Clip, methods.Reference]:
     return clipbias.load(folder), reference
 
 
-def cell(method: str, dataset: str, shots: int) -> Pack:
-    (pack,) = make_packs([method], [dataset], [shots], [1])
-    return pack
+def chosen(name: str, dataset: str, shots: int, **options: Any) -> Any:
+    """The method with the options that it has on a dataset and with so many shots."""
+    return resolve(name, options, dataset=dataset, shots=shots)
 
 
-def grid(clip: Clip, recipe: Recipe, dataset: Dataset, folder: Path, **options) -> Grid:
-    settings = GridSettings(options.pop("method_options", {}), "float32", 8, 0.0, "raise", **options)
-    return Grid(clip, recipe, settings, lambda name: dataset, folder, mesh=meshes.single_device())
-
-
-def test_the_authors_options_by_dataset_and_shots(pair, colours, tmp_path) -> None:
-    cache = grid(pair[0], RECIPE, colours, tmp_path).trainer.cache
+def test_the_authors_options_by_dataset_and_shots() -> None:
     for dataset in ("oxford_flowers", "dtd", "eurosat"):
-        strengths = [cache.method(cell("prograd", dataset, shots)).strength for shots in (1, 2, 4, 8, 16)]
+        strengths = [chosen("prograd", dataset, shots).strength for shots in (1, 2, 4, 8, 16)]
         assert strengths == [None, None, None, 0.8, 0.8]
-    assert cache.method(cell("prograd", "food101", 16)).strength is None
-    assert cache.method(cell("prograd", "oxford_pets", 16)).template == "a type of pet, a photo of a {}."
-    assert cache.method(cell("prograd", "stanford_cars", 16)).template == ""
-    assert cache.method(cell("kgcoop", "dtd", 4)).template == "a photo of a {}, a type of texture."
-    assert cache.method(cell("kgcoop", "oxford_pets", 4)).template == ""
-    given = grid(pair[0], RECIPE, colours, tmp_path, method_options={"prograd": {"strength": 1.0}}).trainer.cache
-    assert given.method(cell("prograd", "dtd", 16)).strength == 1.0
+    assert chosen("prograd", "food101", 16).strength is None
+    assert chosen("prograd", "oxford_pets", 16).template == "a type of pet, a photo of a {}."
+    assert chosen("prograd", "stanford_cars", 16).template == ""
+    assert chosen("kgcoop", "dtd", 4).template == "a photo of a {}, a type of texture."
+    assert chosen("kgcoop", "oxford_pets", 4).template == ""
+    assert chosen("prograd", "dtd", 16, strength=1.0).strength == 1.0
 
 
-def test_recipes(pair, colours, tmp_path) -> None:
+def test_recipes() -> None:
     names = ("kgcoop", "prograd", "promptsrc", "promptsrc_base_to_new", "promptsrc_cross_dataset")
-    authors = grid(
-        pair[0], RECIPE, colours, tmp_path, method_options={name: {"recipe": "authors"} for name in names}
-    ).trainer.recipe_for
-    common = grid(pair[0], RECIPE, colours, tmp_path).trainer.recipe_for
-    assert all(common(cell(name, "dtd", 16)) == RECIPE for name in names)
+    assert all(chosen(name, "dtd", 16).recipe_for(RECIPE, 16) == RECIPE for name in names)
 
     def shown(name: str, shots: int) -> tuple[float, int, int]:
-        found = authors(cell(name, "dtd", shots))
+        found = chosen(name, "dtd", shots, recipe="authors").recipe_for(RECIPE, shots)
         assert (found.momentum, found.weight_decay, found.optimizer) == (0.9, 5e-4, "sgd")
         assert found.learning_rates()[0] == 1e-5 and found.learning_rates()[1] == found.learning_rate
         return found.learning_rate, found.epochs, found.batch_size
@@ -108,16 +96,14 @@ def test_recipes(pair, colours, tmp_path) -> None:
         ("promptsrc_base_to_new", "eurosat", 10, 7.5, 0.5),
     ],
 )
-def test_the_gaussian_of_the_average(pair, colours, tmp_path, name, dataset, epochs, mean, deviation) -> None:
-    found = grid(pair[0], RECIPE, colours, tmp_path).trainer.cache.method(cell(name, dataset, 16)).average(epochs)
+def test_the_gaussian_of_the_average(name, dataset, epochs, mean, deviation) -> None:
+    found = chosen(name, dataset, 16).average(epochs)
     np.testing.assert_allclose(found, teachers.gaussian_weights(epochs, mean, deviation), rtol=1e-9)
     assert make_method("promptsrc", mean=0.0, deviation=1e-3).average(1) == [1.0]
 
 
-def train(task: Task, dataset: Dataset, recipe: Recipe, mesh=None, **options) -> loop.Trained:
-    mesh = mesh or meshes.single_device()
-    params = meshes.replicate(mesh, task.clip.params)
-    return loop.train(task, params, few_shot_runs(dataset, (1, 2)), recipe, mesh=mesh, **options)
+def train(task: Task, dataset: Dataset, recipe: Recipe, mesh=None, **logging) -> loop.Trained:
+    return train_runs(task, few_shot_runs(dataset, (1, 2)), recipe, mesh, **logging)
 
 
 def test_the_average_over_epochs_survives_a_kill_in_the_middle(pair, colours, tmp_path, monkeypatch) -> None:
@@ -148,8 +134,8 @@ def test_the_average_over_epochs_survives_a_kill_in_the_middle(pair, colours, tm
 
         states.clear()
         monkeypatch.setattr(loop, "train_step", stopped)
-        where = {"folder": tmp_path / str(stop), "identity": {"a": 1}, "checkpoint_seconds": 3600.0}
-        with pytest.raises(Stopped, match=f"stopped at step {stop} of 8"):
+        where = {"checkpoints": tmp_path / str(stop), "checkpoint_seconds": 3600.0}
+        with hosts.stoppable(), pytest.raises(hosts.Stopped, match=f"stopped at step {stop} of 8"):
             train(task, colours, recipe, **where)
         monkeypatch.setattr(loop, "train_step", original)
         continued = meshes.fetch(train(task, colours, recipe, **where).learnables)
@@ -171,12 +157,11 @@ def test_eight_devices_give_the_numbers_of_one(pair, colours, name) -> None:
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * np.abs(b).max())
 
 
-def test_through_a_grid_from_base_to_new_classes(pair, colours, tmp_path) -> None:
+def test_through_a_sweep_from_base_to_new_classes(pair, colours, tmp_path) -> None:
     names, recipe = ("kgcoop", "prograd", "promptsrc"), dataclasses.replace(RECIPE, epochs=2)
     own = {"promptsrc": {"depth": 2, "templates": "a photo of the {}."}}
-    rows = grid(pair[0], recipe, colours, tmp_path, protocol="base_to_new", method_options=own).run(
-        make_packs(names, ["colours"], [1], [1])
-    )
+    tiny = TinySweep(pair[0], colours, recipe, tmp_path, protocol="base_to_new", options=own)
+    rows = tiny.rows(*names, shots=(1,), seeds=(1,))
     assert [(row["status"], set(row["accuracies"])) for row in rows] == [("ok", {"base", "new"})] * 3
     adapters = sorted((tmp_path / "adapters").glob("*.safetensors"))
     assert [load_adapter(path).method for path in adapters] == list(names)

@@ -11,14 +11,14 @@ from clipbias.clip import Clip
 from clipbias.data import Dataset, Split
 from clipbias.data.few_shot import confident
 from clipbias.errors import ClipbiasError
-from clipbias.training import mesh as meshes
-from clipbias.training.grid import Grid
-from clipbias.training.packs import make_packs
-from clipbias.training.settings import GridSettings
+from clipbias.training.group import training_runs
+from clipbias.training.shared import Compute
+from clipbias.training.spec import make_groups
 from clipbias.tuning import Task
 from tests import helpers
 from tests.data.pictures import encoded
 from tests.reference import methods, upl
+from tests.training.sweeps import TinySweep
 from tests.tuning import weights_common as common
 from tests.tuning.test_prompt_sets import check_rule
 from tests.tuning.weights_common import CLASS_NAMES, LABELS
@@ -64,17 +64,18 @@ def test_it_equals_numpy(pair) -> None:
     check_rule(task, common.drawn(task.shapes, 0.4, seed=3), common.pictures(8), UPL(reference))
 
 
-def grid(clip: Clip, dataset: Dataset, folder: Path, protocol: str) -> Grid:
-    settings = GridSettings({"upl": {"tokens": 5, "sets": 2}}, "float32", 7, 60.0, "raise", protocol)
+def sweep_of(clip: Clip, dataset: Dataset, folder: Path, protocol: str) -> TinySweep:
+    options, compute = {"upl": {"tokens": 5, "sets": 2}}, Compute(eval_batch_size=7)
     recipe = dataclasses.replace(common.SGD, epochs=2)
-    return Grid(clip, recipe, settings, lambda name: dataset, folder, mesh=meshes.single_device())
+    return TinySweep(clip, dataset, recipe, folder, protocol=protocol, options=options, compute=compute)
 
 
 def picked(clip: Clip, dataset: Dataset, folder: Path, method: str, protocol: str) -> list[tuple[str, int]]:
     """The names and labels of the images that are trained on."""
-    (pack,) = make_packs([method], ["drawn"], [SHOTS], [1, 2])
-    cache = grid(clip, dataset, folder, protocol).trainer.cache
-    images = cache.train_images(pack, cache.plans(pack)).values()
+    tiny = sweep_of(clip, dataset, folder, protocol)
+    (group,) = make_groups(tiny.specs(method, shots=(SHOTS,)))
+    draws = dict(zip((1, 2), tiny.shared.draws_of(group), strict=True))
+    images = [run.train for run in training_runs(group, group[0].make_method(), draws, tiny.shared)]
     first, second = (list(zip(one.split.keys, one.labels.tolist(), strict=True)) for one in images)
     if method == "upl" or protocol == "pseudo_labels":
         assert first == second  # a seed changes contexts alone
@@ -107,13 +108,14 @@ def test_picks_are_per_class_and_by_confidence() -> None:
 
 
 def test_no_label_is_looked_at(pair, dataset, tmp_path) -> None:
-    packs = make_packs(["upl", "clap", "coop"], ["drawn"], [SHOTS], [1])
-    rows = grid(pair[0], dataset, tmp_path / "own", "pseudo_labels").run(packs)
+    given = dict(shots=(SHOTS,), seeds=(1,))
+    rows = sweep_of(pair[0], dataset, tmp_path / "own", "pseudo_labels").rows("upl", "clap", "coop", **given)
     assert [row["status"] for row in rows][::2] == ["ok", "ok"]
     assert "temperature" not in rows[0]["calibration"]  # nor is one fitted on labelled images
     splits = {**dataset.splits}
     splits["train"] = dataclasses.replace(splits["train"], labels=np.zeros(30, int))
-    other = grid(pair[0], dataclasses.replace(dataset, splits=splits), tmp_path / "other", "pseudo_labels").run(packs)
+    blind = sweep_of(pair[0], dataclasses.replace(dataset, splits=splits), tmp_path / "other", "pseudo_labels")
+    other = blind.rows("upl", "clap", "coop", **given)
     for one, two in zip(rows, other, strict=True):
         assert one.get("loss") == two.get("loss") and one.get("accuracy") == two.get("accuracy")
 
@@ -121,8 +123,8 @@ def test_no_label_is_looked_at(pair, dataset, tmp_path) -> None:
 def test_a_class_that_nothing_is_taken_for(pair, dataset, tmp_path) -> None:
     names = (*CLASS_NAMES, *(f"other {i}" for i in range(20)))
     wide = dataclasses.replace(dataset, class_names=names)
-    packs = make_packs(["upl", "clap"], ["drawn"], [SHOTS], [1])
-    trained, refused = grid(pair[0], wide, tmp_path, "pseudo_labels").run(packs)
+    tiny = sweep_of(pair[0], wide, tmp_path, "pseudo_labels")
+    trained, refused = tiny.rows("upl", "clap", shots=(SHOTS,), seeds=(1,))
     assert trained["status"] == "ok"
     assert refused["status"] == "failed" and "has no training image" in refused["error"]
     with pytest.raises(ClipbiasError, match="within one dataset"):

@@ -16,7 +16,7 @@
     python -m tools.benchmarks load FOLDER ViT-B-16.pt
     python -m tools.benchmarks pipeline --batch=32 --runs 1 9 32
     python -m tools.benchmarks pipeline --held --images=96
-    python -m tools.benchmarks endurance --steps=2000 --cells=50
+    python -m tools.benchmarks endurance --steps=2000 --groups=50
     python -m tools.benchmarks opening --count=100000 --repeats=3
     python -m tools.benchmarks opening --shards --rehearse --repeats=1
     python -m tools.benchmarks all --output=device
@@ -100,7 +100,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--checkout", type=Path, help="opening, pipeline --held: another working copy, in turn")
     parser.add_argument("--runs", type=whole(1), nargs="+", default=[1, 9, 32], help="pipeline: runs side by side")
     parser.add_argument("--steps", type=whole(1), default=2000, help="endurance: of a training")
-    parser.add_argument("--cells", type=whole(1), default=50, help="endurance: of a grid")
+    parser.add_argument("--groups", type=whole(1), default=50, help="endurance: of a sweep")
     parser.add_argument("--methods", nargs="+", help="all: those of the table by default")
     parser.add_argument("--dtypes", nargs="+", help="all: compute types; those of the device by default")
     parser.add_argument("--append", type=Path, help="a file that the JSON line is added to")

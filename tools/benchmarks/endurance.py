@@ -1,6 +1,6 @@
-"""Whether memory, threads and open files stay as they are over many steps, over the cells of a grid, and with runs.
+"""Whether memory, threads and open files stay as they are over many steps, over the groups of a sweep, and with runs.
 
-A model of tiny geometry trains on drawn JPEG files: first for many steps, then in a grid of many cells, each of which
+A model of tiny geometry trains on drawn JPEG files: first for many steps, then in a sweep of many groups, each of which
 trains, evaluates and writes its results, then with more and more runs side by side. What each needs is told in bytes of
 this process, at several moments: what grows from one to the next is kept by somebody.
 """
@@ -11,22 +11,24 @@ import gc
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import psutil
-from clipbias.training.grid import Grid
-from clipbias.training.packs import Pack
-from clipbias.training.settings import GridSettings
-from clipbias.training.trainer import Trainer
+from jax.sharding import Mesh
 
 from clipbias.clip import Clip
 from clipbias.data.dataset import Dataset, Split
 from clipbias.training import mesh as meshes
-from clipbias.training.loop import Run, train
+from clipbias.training.loop import Logging, Run, Trained, train
+from clipbias.training.shared import Compute, Shared
+from clipbias.training.spec import make_specs
+from clipbias.training.sweep import sweep
 from clipbias.tuning import Task
+from clipbias.tuning.learnables import stack_runs
 from clipbias.tuning.recipe import Recipe
 from tools.benchmarks.image_ways import draw_images
 from tools.benchmarks.model import geometry, random_clip
@@ -37,13 +39,13 @@ SIDE_BY_SIDE = (1, 9, 32)
 
 
 def endurance(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Memory, threads and open files over steps, cells and runs."""
+    """Memory, threads and open files over steps, groups and runs."""
     clip, dataset = random_clip(geometry("tiny")), _dataset()
     recipe = Recipe(0.01, 1, 0, 0.01, 32, 0.9, 5e-4)
     return {
         "name": "memory, threads and open files over time",
         "steps": over_steps(clip, dataset, recipe, arguments.steps),
-        "cells": over_cells(clip, dataset, recipe, arguments.cells),
+        "groups": over_groups(clip, dataset, recipe, arguments.groups),
         "runs": {str(runs): side_by_side(clip, dataset, recipe, runs) for runs in SIDE_BY_SIDE},
     }
 
@@ -78,33 +80,38 @@ def over_steps(clip: Clip, dataset: Dataset, recipe: Recipe, steps: int) -> dict
     total = recipe.total_steps(len(split))
     task = Task(clip, "bias", dataset.class_names)
     watched = _Watched(moments, every=max(1, total // MOMENTS))
-    params = meshes.replicate(mesh, clip.params)
-    trained = train(task, params, [Run(split, 1)], recipe, mesh=mesh, progress=watched)  # type: ignore[arg-type]
+    trained = _train(task, [Run(split, 1)], recipe, mesh, watched)
     return {"count": total, "waiting_share": round(trained.waiting_share, 4), **moments.summary()}
 
 
-def over_cells(clip: Clip, dataset: Dataset, recipe: Recipe, cells: int) -> dict[str, Any]:
-    """A grid of so many cells, each a program call of its own, on a dataset that stays."""
-    settings, moments = GridSettings({}, "float32", 32, 60.0, "raise"), Moments()
+def over_groups(clip: Clip, dataset: Dataset, recipe: Recipe, groups: int) -> dict[str, Any]:
+    """A sweep of so many groups, each a run of its own, on a dataset that stays."""
+    moments, datasets = Moments(), {dataset.name: dataset}
+    axes: dict[str, Any] = dict(methods=["bias"], datasets=[dataset.name], shots=[4], seeds=range(1, groups + 1))
+    specs = make_specs(clip, datasets, recipe, **axes)
+    shared = Shared(clip, datasets, Compute(eval_batch_size=32), meshes.single_device())
+    begin = shared.begin
+
+    def watched(name: str) -> None:
+        begin(name)
+        moments.look()
+
+    shared.begin = watched  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as folder:
-        grid = Grid(clip, recipe, settings, lambda name: dataset, Path(folder), mesh=meshes.single_device())
-        packs = [Pack("bias", dataset.name, 4, (seed,)) for seed in range(1, cells + 1)]
-        grid.trainer = _watched_trainer(grid.trainer, moments.look)
-        rows = grid.run(packs)
-    assert len(rows) == cells and {row["status"] for row in rows} == {"ok"}
-    return {"count": cells, **moments.summary()}
+        rows = sweep(specs, shared, Path(folder), recipe, most_runs=1)
+    assert len(rows) == groups and {row["status"] for row in rows} == {"ok"}
+    return {"count": groups, **moments.summary()}
 
 
 def side_by_side(clip: Clip, dataset: Dataset, recipe: Recipe, runs: int) -> dict[str, Any]:
-    """A pack of so many runs: what memory it takes beyond what was there before, at most."""
+    """A group of so many runs: what memory it takes beyond what was there before, at most."""
     moments, mesh = Moments(), meshes.single_device()
     gc.collect()
     moments.look()
     recipe = dataclasses.replace(recipe, epochs=8)
     task, split = Task(clip, "bias", dataset.class_names), dataset.split("train")
     own = [Run(split, 1 + run % 3, 0.001 * (1 + run // 3)) for run in range(runs)]
-    params = meshes.replicate(mesh, clip.params)
-    train(task, params, own, recipe, mesh=mesh, progress=_Watched(moments, every=1))  # type: ignore[arg-type]
+    _train(task, own, recipe, mesh, _Watched(moments, every=1))
     first, *rest = moments.found
     return {
         "more_megabytes": round((max(one["bytes"] for one in rest) - first["bytes"]) / 1e6, 1),
@@ -133,16 +140,10 @@ class _Watched:
         pass
 
 
-def _watched_trainer(trainer: Trainer, look: Callable[[], None]) -> Trainer:
-    run = trainer.train
-
-    def watched(pack: Pack) -> list[Any]:
-        rows = run(pack)
-        look()
-        return rows
-
-    trainer.train = watched  # type: ignore[method-assign]
-    return trainer
+def _train(task: Task, runs: Sequence[Run], recipe: Recipe, mesh: Mesh, watched: _Watched) -> Trained:
+    start = stack_runs([jax.device_get(task.init(run.seed)) for run in runs])
+    logging = Logging(progress=watched)  # type: ignore[arg-type]
+    return train(task, meshes.replicate(mesh, task.clip.params), runs, recipe, start, mesh=mesh, logging=logging)
 
 
 def _dataset() -> Dataset:
