@@ -45,7 +45,7 @@ RESULT = "result.json"
 def main(config: ConfigDict, workdir: Path) -> None:
     adapter = find_adapter(config.adapter)[0] if config.adapter else None
     mesh = meshes.make_mesh(**config.mesh)
-    with open_workdir(workdir, common.plain(config), keep=RESULT):
+    with open_workdir(workdir, common.plain(config)):
         clip = clipbias.load(config.model or (adapter.base if adapter else "demo"))
         hosts.assert_same(f"the model {clip.name}", clip.fingerprint)
         name = config.dataset or (adapter.notes.get("dataset", "") if adapter else "")

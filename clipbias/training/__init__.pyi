@@ -1,9 +1,8 @@
-from .grid import Grid as Grid
 from .loop import Run as Run
 from .loop import Trained as Trained
 from .loop import train as train
 from .mesh import make_mesh as make_mesh
-from .packs import Pack as Pack
-from .packs import make_packs as make_packs
-from .results import Results as Results
-from .settings import GridSettings as GridSettings
+from .spec import RunSpec as RunSpec
+from .spec import make_groups as make_groups
+from .spec import make_specs as make_specs
+from .sweep import sweep as sweep

@@ -57,12 +57,8 @@ class Compute:
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Compute":
         """The fields of the same names in a configuration."""
-        return cls(
-            **{
-                field.name: tuple(config[field.name]) if field.name == "trackers" else config[field.name]
-                for field in dataclasses.fields(cls)
-            }
-        )
+        found: dict[str, Any] = {field.name: config[field.name] for field in dataclasses.fields(cls)}
+        return cls(**found | {"trackers": tuple(found["trackers"])})
 
 
 class Shared:

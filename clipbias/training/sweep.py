@@ -92,9 +92,9 @@ def _attempt(
         alike = isinstance(error, ClipbiasError) and not isinstance(error, UnreadableImage)
         if files.single or (hosts.several() and not alike):
             raise
-        rates = {spec.learning_rate for spec in group}
+        rates = dict.fromkeys(spec.learning_rate for spec in group)
         if len(rates) > 1:
-            parts = [tuple(spec for spec in group if spec.learning_rate == rate) for rate in sorted(rates)]
+            parts = [tuple(spec for spec in group if spec.learning_rate == rate) for rate in rates]
             return [one for some in parts for one in _attempt(some, shared, files, common, bar)]
         if not isinstance(error, ClipbiasError):
             logging.error("%s", "".join(traceback.format_exception(error)))

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clipbias.training.results import Results
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,29 +16,6 @@ from clipbias.io import read_json_lines
 from clipbias.training.metrics import MetricWriter
 from tests.fuzz.answers import answered, corrupted, mutated
 from tests.report.synthetic import synthetic_results
-
-ROW = {
-    "protocol": "few_shot",
-    "method": "bias",
-    "dataset": "demo/digits",
-    "shots": 4,
-    "seed": 1,
-    "config_hash": "abc",
-    "status": "ok",
-    "accuracy": 50.0,
-    "parameters": 10,
-    "parameters_vision": 5,
-    "parameters_text": 5,
-    "learning_rate": 0.1,
-}
-
-
-def test_a_damaged_line_costs_its_own_cell_only(tmp_path: Path) -> None:
-    path = tmp_path / "results.jsonl"
-    lines = [json.dumps({**ROW, "seed": seed}) for seed in (1, 2, 3)]
-    path.write_text("\n".join([lines[0], lines[1].replace(":", ";"), "[" * 50_000, "5", lines[2]]) + "\n")
-    assert [row["seed"] for row in Results(path).rows] == [1, 3]
-    assert path.read_text() == f"{lines[0]}\n{lines[2]}\n"
 
 
 @given(st.data())

@@ -9,12 +9,13 @@ import pytest
 
 from clipbias.clip import Clip
 from clipbias.data import Dataset
-from clipbias.hosts import Stopped
+from clipbias.hosts import Stopped, stoppable
 from clipbias.io import read_json_lines
 from clipbias.training import loop
 from clipbias.training import mesh as meshes
 from clipbias.tuning.recipe import Recipe
-from tests.training.test_loop import assert_close, pack, run
+from tests.training.conftest import train_runs
+from tests.training.test_loop import assert_close, group
 
 STEPS = 4
 
@@ -26,13 +27,13 @@ def four(recipe: Recipe) -> Recipe:
 
 def bias_on(devices: int, clip: Clip, colours: Dataset, recipe: Recipe, **where) -> loop.Trained:
     mesh = meshes.make_mesh(run=1, data=devices)
-    return run(pack(clip, colours, "bias", (1,), groups=devices), recipe, mesh, **where)
+    return train_runs(*group(clip, colours, "bias", (1,), groups=devices), recipe, mesh, **where)
 
 
 @pytest.fixture
 def whole(clip: Clip, colours: Dataset, four: Recipe, tmp_path: Path) -> tuple[loop.Trained, list[float]]:
     """An undisturbed run on one device, and the loss of each of its steps."""
-    trained = bias_on(1, clip, colours, four, metrics_folder=tmp_path / "whole")
+    trained = bias_on(1, clip, colours, four, metrics=tmp_path / "whole")
     return trained, [line["loss"] for line in read_json_lines(tmp_path / "whole" / "metrics.jsonl")]
 
 
@@ -46,7 +47,7 @@ def test_several_devices_give_the_numbers_of_one(clip: Clip, colours: Dataset, f
 def test_a_run_moves_between_devices_at_every_notice_to_stop(
     clip: Clip, colours: Dataset, four: Recipe, whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    where = {"folder": tmp_path / "checkpoints", "metrics_folder": tmp_path}
+    where = {"checkpoints": tmp_path / "checkpoints", "metrics": tmp_path}
     original = loop.train_step
 
     def step_and_signal(*arguments, **options):
@@ -55,7 +56,7 @@ def test_a_run_moves_between_devices_at_every_notice_to_stop(
 
     monkeypatch.setattr(loop, "train_step", step_and_signal)
     for step, devices in enumerate((8, 1, 8), start=1):
-        with pytest.raises(Stopped, match=f"stopped at step {step} of {STEPS}"):
+        with stoppable(), pytest.raises(Stopped, match=f"stopped at step {step} of {STEPS}"):
             bias_on(devices, clip, colours, four, **where)
     monkeypatch.undo()
     last = bias_on(2, clip, colours, four, **where)

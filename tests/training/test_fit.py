@@ -7,9 +7,6 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from clipbias.training.grid import Grid
-from clipbias.training.packs import make_packs
-from clipbias.training.settings import GridSettings
 
 import clipbias
 from clipbias.api import PAPER
@@ -19,8 +16,8 @@ from clipbias.errors import ClipbiasError
 from clipbias.prediction import Prediction
 from clipbias.training import mesh as meshes
 from clipbias.tuning import Recipe, Task
-from clipbias.tuning.adapter import load_adapter
 from configs import base
+from tests.training.sweeps import TinySweep
 
 OPTIONS: dict[str, dict[str, Any]] = {"bias": {}, "clap": {"recipe": "common"}, "gda": {}}
 
@@ -43,16 +40,12 @@ def fitted(clip: Clip, colours: Dataset) -> dict[str, Any]:
 
 
 def test_it_learns_what_the_driver_learns(clip: Clip, colours: Dataset, fitted: dict[str, Any], tmp_path: Path) -> None:
-    settings = GridSettings(
-        method_options=OPTIONS, dtype="float32", eval_batch_size=100, checkpoint_seconds=60.0, on_image_error="raise"
-    )
     recipe = dataclasses.replace(PAPER, learning_rate=0.05, epochs=2, batch_size=4)
-    grid = Grid(clip, recipe, settings, lambda name: colours, tmp_path, mesh=meshes.single_device())
-    packs = make_packs(list(OPTIONS), ["colours"], [2], [3], options=OPTIONS)
-    assert [row["status"] for row in grid.run(packs)] == ["ok"] * 3
-    for pack in packs:
-        wanted = load_adapter(grid.trainer.adapter_path(pack, None, 3)).learnables
-        jax.tree.map(np.testing.assert_array_equal, fitted[pack.method], dict(wanted))
+    tiny = TinySweep(clip, colours, recipe, tmp_path, options=OPTIONS)
+    specs = tiny.specs(*OPTIONS, seeds=(3,))
+    assert [row["status"] for row in tiny.run(specs)] == ["ok"] * 3
+    for spec in specs:
+        jax.tree.map(np.testing.assert_array_equal, fitted[spec.method], dict(tiny.adapter(spec).learnables))
     assert float(np.abs(fitted["bias"]["vision_bias"]).max()) > 0
 
 

@@ -11,9 +11,6 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from clipbias.training.grid import Grid
-from clipbias.training.packs import make_packs
-from clipbias.training.settings import GridSettings
 
 import clipbias
 from clipbias.clip import Clip
@@ -22,10 +19,12 @@ from clipbias.errors import ClipbiasError
 from clipbias.training import loop, memory
 from clipbias.training import mesh as meshes
 from clipbias.training.programs import class_program
+from clipbias.training.shared import Compute
 from clipbias.tuning import Task
 from clipbias.tuning import task as tasks
 from clipbias.tuning.recipe import Recipe
 from tests import helpers
+from tests.training.sweeps import TinySweep
 from tools.benchmarks import model
 
 GIB = 1 << 30
@@ -95,13 +94,11 @@ def test_nothing_is_compiled_twice(
     colours: Dataset, recipe: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture, method: str
 ) -> None:
     mesh = meshes.make_mesh(run=2, data=2, devices=jax.devices()[:4]) if method == "ivlp" else meshes.single_device()
-    settings = GridSettings({}, "float32", 8, 60.0, "raise")
     # Of sizes that no other test has, so that nothing is compiled already.
     helpers.tiny_checkpoint(tmp_path / "model", vision=(20, 2, 2), text=(28, 2, 2))
-    grid = Grid(clipbias.load(tmp_path / "model"), recipe, settings, lambda name: colours, tmp_path / "grid", mesh=mesh)
-    (tmp_path / "grid").mkdir()
+    tiny = TinySweep(clipbias.load(tmp_path / "model"), colours, recipe, tmp_path / "sweep", mesh=mesh)
     with jax.log_compiles(), caplog.at_level(logging.WARNING, logger="jax._src.dispatch"):
-        grid.run(make_packs([method], ["colours"], [4], [1, 2]))
+        tiny.rows(method, shots=(4,))
     compiled = [record.getMessage() for record in caplog.records if "Finished XLA compilation" in record.getMessage()]
     fixed = method == "vpt"  # texts that no learnable changes are encoded before, once for training and evaluation
     for name in ("train_step", *([] if fixed else ["text_features"]), "image_features"):
@@ -163,10 +160,9 @@ def test_the_plan_comes_before_the_first_step_and_exhaustion_names_the_settings(
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 5 bytes.")
 
     monkeypatch.setattr(loop, "train_step", exhausted)
-    settings = GridSettings({}, "float32", 8, 60.0, "raise", class_chunks=2)
-    grid = Grid(clip, recipe, settings, lambda name: colours, tmp_path, mesh=meshes.single_device(), single=True)
+    tiny = TinySweep(clip, colours, recipe, tmp_path, compute=Compute(eval_batch_size=8, class_chunks=2))
     with pytest.raises(ClipbiasError, match=r"out of memory; a step needs about .*lower --config.batch_size") as caught:
-        grid.run(make_packs(["bias"], ["colours"], [2], [1]))
+        tiny.run(tiny.specs("bias", seeds=(1,)), single=True)
     assert "classes in 2 parts" in str(caught.value)
     assert "memory: about" in capsys.readouterr().err
 

@@ -8,10 +8,10 @@ import pytest
 
 from clipbias.clip import Clip
 from clipbias.data import Dataset
-from clipbias.training import mesh as meshes
 from clipbias.training import profile
 from clipbias.tuning.recipe import Recipe
-from tests.training.test_loop import pack, run
+from tests.training.conftest import train_runs
+from tests.training.test_loop import group
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,6 @@ def test_the_trace_of_a_training_lies_beside_its_metrics(
     clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path
 ) -> None:
     short = dataclasses.replace(recipe, epochs=4)
-    bound = pack(clip, colours, "vpt", (1,))
-    run(bound, short, meshes.single_device(), metrics_folder=tmp_path, profile=True)
+    train_runs(*group(clip, colours, "vpt", (1,)), short, metrics=tmp_path, profile=True)
     (trace,) = (tmp_path / "profile").rglob("*.xplane.pb")
     assert b"train_step" in trace.read_bytes()

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from clipbias.clip import Clip
-from clipbias.training.step import Given, init_state, train_step
+from clipbias.training.step import StepInputs, init_state, train_step
 from clipbias.tuning import CONSTANTS, Classifier, Features, Learnables, Method, Recipe, Samples
 from clipbias.tuning.classifier import total_loss
 from clipbias.tuning.learnables import without_constants
@@ -85,7 +85,7 @@ def stepped(
     classifier = Classifier(clip.config, method, templates=len(samples.text))
     start = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], learnables)
     text = jnp.asarray(samples.text.reshape(-1, samples.text.shape[-1]))
-    given = Given(text, None, start.get(CONSTANTS, {}), jnp.zeros(1, jnp.int32))
+    given = StepInputs(text, None, start.get(CONSTANTS, {}), jnp.zeros(1, jnp.int32))
     state = init_state(method, recipe, start)
     for (images, labels), rate in zip(batches, rates, strict=True):
         batch = {"images": images[None], "labels": labels[None], "mask": np.ones((1, len(labels)), bool)}

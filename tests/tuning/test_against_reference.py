@@ -181,7 +181,7 @@ def test_training_step_equals_numpy(name, other):
     expected = gradients.sgd(gradient, start, rates)
     batch = {"images": raw[None], "labels": labels[None], "mask": np.ones((1, 3), bool)}
     state = training.init_state(task.method, RECIPE, jax.tree.map(lambda x: x[None], start))
-    given = training.Given(task.text, None, {}, jnp.zeros(1, jnp.int32))
+    given = training.StepInputs(task.text, None, {}, jnp.zeros(1, jnp.int32))
     for rate in rates:
         state, metrics = training.train_step(
             task.classifier, clip.preprocessing, RECIPE, clip.params, given, state, batch, jnp.array([rate])

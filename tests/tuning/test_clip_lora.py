@@ -14,7 +14,7 @@ from clipbias.clip import Clip, PackedTokens, TextTokens, encode_image, encode_t
 from clipbias.clip.layers import keep_tokens
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
-from clipbias.training.step import place_given, place_text
+from clipbias.training.step import place_inputs, place_text
 from clipbias.tuning import Learnables, Task, make_method, parameter_count
 from clipbias.tuning.method import CONSTANTS
 from tests import helpers
@@ -149,7 +149,7 @@ def test_a_step_with_dropout_equals_numpy_with_its_masks(name: str, remat: Any, 
     task = Task(clip, "clip_lora", common.CLASS_NAMES, dropout=rate, remat=remat, **options)
     learnables, rng = start(task), jax.random.key(5)
     images = helpers.random_images(reference.config, len(common.LABELS))
-    text = place_given(
+    text = place_inputs(
         meshes.make_mesh(data=1), task, clip.params, jax.tree.map(lambda x: x[None], learnables), [0]
     ).text
     assert isinstance(text, TextTokens) == ("text" in task.shapes)
@@ -256,7 +256,7 @@ def test_without_dropout_texts_stay_packed_and_several_devices_share_them(other:
         task = Task(clip, "clip_lora", names, dropout=dropout)
         learnables = jax.tree.map(lambda x: x[None], task.init())
         for params in (None, clip.params):
-            text = place_given(mesh, task, params, learnables, [0]).text
+            text = place_inputs(mesh, task, params, learnables, [0]).text
             assert isinstance(text, kind)
         if kind is TextTokens:
             assert text.ids.sharding.shard_shape(text.ids.shape)[0] == 3

@@ -11,9 +11,10 @@ import pytest
 from clipbias.clip import Clip
 from clipbias.data import catalog
 from clipbias.errors import ClipbiasError
-from clipbias.tuning import CONSTANTS, Features, Samples, clip_adapter, make_method, tip_adapter
+from clipbias.tuning import CONSTANTS, Features, Samples, make_method
 from clipbias.tuning.closed_form import cosines, text_classifier, validation
 from clipbias.tuning.feature_method import sampling_of
+from clipbias.tuning.methods import clip_adapter, tip_adapter
 from tests.reference import heads, heads_clip_adapter, heads_tip, optimizers
 from tests.tuning.heads_common import (
     CLASSES,

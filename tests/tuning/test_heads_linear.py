@@ -11,9 +11,10 @@ from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
 from clipbias.training.features import FeatureBatches
 from clipbias.training.mesh import single_device
-from clipbias.tuning import CONSTANTS, Samples, Task, gda, linear_probe, make_method
+from clipbias.tuning import CONSTANTS, Samples, Task, make_method
 from clipbias.tuning.closed_form import validation
 from clipbias.tuning.feature_method import sampling_of
+from clipbias.tuning.methods import gda, linear_probe
 from clipbias.tuning.transfer import transfer
 from tests.reference import heads, heads_clap, heads_gda, heads_lp_plus_plus, heads_probe
 from tests.reference.heads_cases import arrays

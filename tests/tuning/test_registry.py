@@ -95,7 +95,7 @@ def test_a_file_with_neither(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "given", "dataset", "shots", "expected"),
     [
-        # Given, at whatever value, the class's default among them.
+        # StepInputs, at whatever value, the class's default among them.
         ("mmrl", {"weight": 0.5}, "stanford_cars", 16, {"weight": 0.5}),
         ("tip_adapter", {"alpha": 1.17}, "oxford_flowers", 16, {"alpha": 1.17, "alpha_max": 50.0}),
         ("plot", {"pooled": False}, "imagenet", 16, {"pooled": False}),

@@ -10,7 +10,7 @@ import pytest
 
 import clipbias
 from clipbias.training import mesh as meshes
-from clipbias.training.step import TrainState, init_state, place_given, train_step
+from clipbias.training.step import TrainState, init_state, place_inputs, train_step
 from clipbias.tuning import Learnables, Recipe
 from clipbias.tuning.learnables import without_constants
 from tests.reference.differences import against_differences
@@ -119,7 +119,7 @@ def steps(
     """The states after such steps, and the losses before them, `[runs]`; `mask` says which images count."""
     mesh, runs = meshes.make_mesh(data=1, devices=jax.devices()[:1]), len(seeds)
     stacked = jax.tree.map(lambda leaf: np.stack([leaf] * runs), start)
-    given, state = place_given(mesh, task, task.clip.params, stacked, seeds), init_state(task.method, recipe, stacked)
+    given, state = place_inputs(mesh, task, task.clip.params, stacked, seeds), init_state(task.method, recipe, stacked)
     batch = {"images": images, "labels": labels, "mask": np.ones(len(labels), bool) if mask is None else np.array(mask)}
     batch = jax.tree.map(lambda x: np.stack([x] * runs), batch)
     for rate in rates:
