@@ -34,7 +34,7 @@ class Checkpoints:
                 cleanup_tmp_directories=True,
             )
             # It would ask JAX for a notice to stop, counting steps by other numbers than `hosts.stops` does.
-            self._checkpointer._manager.reached_preemption = lambda step: False  # type: ignore[method-assign]
+            self._checkpointer._manager.reached_preemption = lambda step: False
 
     def restore(self, like: Any) -> tuple[int, Any, list[float]] | None:
         """The latest checkpoint.
