@@ -277,6 +277,8 @@ class Study:
                         save(*reached)
                     self.clock.save()
                     kept, saved = reached, time.monotonic()
+                if hosts.stops():  # several processes, which all stop at the same batch
+                    raise hosts.Stopped
         finally:  # whatever ends it, a notice to stop or an image that cannot be read
             if reached is not kept and self.is_first:
                 save(*reached)
