@@ -183,7 +183,7 @@ def plot(
     if not 0 < len(images) <= MOST_MAPS:
         raise ClipbiasError(f"there are {len(images)} pictures; a figure has from 1 to {MOST_MAPS}.")
     if targets is None:
-        targets = predict(task, learnables, images).labels.tolist()
+        targets = predict(task, learnables, pictures).labels.tolist()
     titles = [task.class_names[int(target)] for target in targets] if titles is None else titles
     vision = maps.vision if isinstance(maps, Relevancy) else maps
     for name, given in (("targets", targets), ("titles", titles), ("maps", images if maps is None else vision)):
