@@ -183,14 +183,15 @@ def plot(
     if not 0 < len(images) <= MOST_MAPS:
         raise ClipbiasError(f"there are {len(images)} pictures; a figure has from 1 to {MOST_MAPS}.")
     if targets is None:
-        targets = predict(task, learnables, images).labels.tolist()
+        targets = predict(task, learnables, pictures).labels.tolist()
+    titles = [task.class_names[int(target)] for target in targets] if titles is None else titles
+    vision = maps.vision if isinstance(maps, Relevancy) else maps
+    for name, given in (("targets", targets), ("titles", titles), ("maps", images if maps is None else vision)):
+        if len(given) != len(images):
+            raise ClipbiasError(f"there are {len(images)} pictures and {len(given)} {name}; give one for each.")
     if maps is None:
         maps = relevancy(task, task.clip.device_params, learnables, jnp.asarray(images), targets)
     rows = np.asarray(maps.vision if isinstance(maps, Relevancy) else maps, np.float32)
-    titles = [task.class_names[int(target)] for target in targets] if titles is None else titles
-    for name, given in (("maps", rows), ("targets", targets), ("titles", titles)):
-        if len(given) != len(images):
-            raise ClipbiasError(f"there are {len(images)} pictures and {len(given)} {name}; give one for each.")
     texts = first_text(maps.text) if isinstance(maps, Relevancy) else None
     patches, overlays = task.clip.config.vision.patches, list[Overlay]()
     for number, row in enumerate(rows):
