@@ -17,8 +17,6 @@
     python -m tools.benchmarks pipeline --batch=32 --runs 1 9 32
     python -m tools.benchmarks pipeline --held --images=96
     python -m tools.benchmarks endurance --steps=2000 --groups=50
-    python -m tools.benchmarks opening --count=100000 --repeats=3
-    python -m tools.benchmarks opening --shards --rehearse --repeats=1
     python -m tools.benchmarks all --output=device
     python -m tools.benchmarks report benchmark.jsonl --output=performance
 
@@ -45,7 +43,7 @@ from clipbias.io import reason
 
 COMMANDS = (
     *("train", "compare", "features", "precision", "relevancy", "causal", "study", "startup", "load", "pipeline"),
-    *("endurance", "opening", "all", "report"),
+    *("endurance", "all", "report"),
 )
 
 
@@ -94,10 +92,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="study: as configs/explain.py:quick has it")
     parser.add_argument("--step-ms", type=float, default=100.0, help="pipeline: of a training step on an accelerator")
     parser.add_argument("--held", action="store_true", help="pipeline: the memory of images alone")
-    parser.add_argument("--count", type=whole(1000), default=1_281_167, help="opening: images of training")
-    parser.add_argument("--shards", action="store_true", help="opening: shards in place of a folder of files")
-    parser.add_argument("--rehearse", action="store_true", help="opening: a grid that is killed and continued, too")
-    parser.add_argument("--checkout", type=Path, help="opening, pipeline --held: another working copy, in turn")
+    parser.add_argument("--checkout", type=Path, help="pipeline --held: another working copy, in turn")
     parser.add_argument("--runs", type=whole(1), nargs="+", default=[1, 9, 32], help="pipeline: runs side by side")
     parser.add_argument("--steps", type=whole(1), default=2000, help="endurance: of a training")
     parser.add_argument("--groups", type=whole(1), default=50, help="endurance: of a sweep")
@@ -133,7 +128,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             device,
             endurance,
             load,
-            opening,
             pipeline,
             precision,
             relevancy,
@@ -154,7 +148,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "startup": startup.startup,
             "load": load.load,
             "pipeline": pipeline.pipeline,
-            "opening": opening.opening,
             "endurance": endurance.endurance,
             "all": device.measure_all,
         }[parsed.command]
