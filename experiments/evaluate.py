@@ -24,16 +24,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import clipbias
+from clipbias import hosts
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_json, write_text
 from clipbias.report.classes import Answers, weakest_classes, write_answers
 from clipbias.report.names import method_name
 from clipbias.training import mesh as meshes
-from clipbias.training import processes
 from clipbias.training.evaluate import evaluate
 from clipbias.training.metrics import MetricWriter
 from clipbias.training.predictions import fingerprint, save_predictions
-from clipbias.training.readiness import require
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Learnables, Task
 from experiments import common
@@ -46,16 +45,14 @@ RESULT = "result.json"
 def main(config: ConfigDict, workdir: Path) -> None:
     adapter = find_adapter(config.adapter)[0] if config.adapter else None
     mesh = meshes.make_mesh(**config.mesh)
-    with open_workdir(workdir, common.plain(config), keep=RESULT):
+    with open_workdir(workdir, common.plain(config)):
         clip = clipbias.load(config.model or (adapter.base if adapter else "demo"))
-        processes.same(f"the model {clip.name}", clip.fingerprint)
+        hosts.assert_same(f"the model {clip.name}", clip.fingerprint)
         name = config.dataset or (adapter.notes.get("dataset", "") if adapter else "")
         if not name:
             raise ClipbiasError("no dataset; give --config.dataset=NAME, or --config.adapter=FILE to take its own.")
         load = functools.cache(lambda name: common.load_dataset(config, name))
-        wanted = {name: [config.images]} | ({config.ood: ["test"]} if config.ood not in ("", name) else {})
-        require(load, wanted, how=config.check_images, skip=config.on_image_error == "skip")
-        dataset = load(name)
+        dataset, outside = load(name), load(config.ood).split("test") if config.ood else None
         options: dict[str, Any] = dict(dtype=config.dtype, groups=mesh.shape[meshes.DATA])
         options["descriptions"] = dataset.descriptions
         own = split(config.own_methods)
@@ -66,10 +63,9 @@ def main(config: ConfigDict, workdir: Path) -> None:
             task, learnables = adapter.bind(clip, dataset.class_names, own_methods=own, **options)
         method, images = adapter.method if adapter else "zero_shot", dataset.split(config.images)
         what = fingerprint(task, learnables, method, images)
-        processes.same(f"the images of {name}", what)
-        with processes.agreed():
-            if jax.process_index() == 0:
-                keep_evaluation(workdir, what)
+        hosts.assert_same(f"the images of {name}", what)
+        if jax.process_index() == 0:
+            keep_evaluation(workdir, what)
 
         answered: list[Answers] = []
 
@@ -88,7 +84,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
             on_image_error=config.on_image_error,
             workers=config.workers,
             validation=dataset.splits.get("val"),
-            outside=load(config.ood).split("test") if config.ood else None,
+            outside=outside,
             save=save,
         )
         with MetricWriter(workdir) as metrics:

@@ -31,10 +31,10 @@ from clipbias.errors import ClipbiasError
 from clipbias.io import read_json_lines, user_path
 from clipbias.training import mesh as meshes
 from clipbias.training.ahead import describe, open_topology
-from clipbias.training.rates import CELL, FILE, METHOD, NONE, Rates, choose
+from clipbias.training.rates import CELL, FILE, METHOD, NONE, Rates, Row, choose
 from clipbias.training.shared import Compute, Shared
 from clipbias.training.spec import TEST, VALIDATION, Group, RunSpec, make_groups, make_specs, part_of, protocol_targets
-from clipbias.training.sweep import RESULTS, Row, parse_part, sweep
+from clipbias.training.sweep import RESULTS, parse_part, sweep
 from clipbias.training.workdir import note_model, open_workdir
 from clipbias.tuning.recipe import Recipe
 from clipbias.tuning.registry import resolve

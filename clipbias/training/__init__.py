@@ -1,4 +1,4 @@
-"""Training and evaluating: the mesh, the step, the loop, checkpoints, grids of runs and their results.
+"""Training and evaluating: the mesh, the step, the loop, checkpoints, sweeps of runs and their results.
 
 Names are imported when first used, so that what reads results alone loads no model.
 """

@@ -1,10 +1,9 @@
-from .grid import Grid as Grid
+from .loop import Logging as Logging
 from .loop import Run as Run
 from .loop import Trained as Trained
 from .loop import train as train
 from .mesh import make_mesh as make_mesh
-from .mesh import start_distributed as start_distributed
-from .packs import Pack as Pack
-from .packs import make_packs as make_packs
-from .results import Results as Results
-from .settings import GridSettings as GridSettings
+from .shared import Compute as Compute
+from .shared import Shared as Shared
+from .spec import RunSpec as RunSpec
+from .spec import make_specs as make_specs

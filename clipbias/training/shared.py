@@ -57,12 +57,8 @@ class Compute:
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Compute":
         """The fields of the same names in a configuration."""
-        return cls(
-            **{
-                field.name: tuple(config[field.name]) if field.name == "trackers" else config[field.name]
-                for field in dataclasses.fields(cls)
-            }
-        )
+        found = {field.name: config[field.name] for field in dataclasses.fields(cls)}
+        return cls(**found | {"trackers": tuple(config["trackers"])})
 
 
 class Shared:
@@ -171,6 +167,7 @@ class Shared:
                 crop=sampling.crop,
                 projected=sampling.projected,
                 dtype=self.dtype,
+                on_error=self.on_image_error,
                 workers=self.workers,
             )
         return self._features[key]

@@ -20,7 +20,7 @@ from clipbias import hosts
 from clipbias.errors import ClipbiasError, UnreadableImage, sentence
 from clipbias.io import read_json, write_text
 from clipbias.training.group import Files, Row, spec_facts, train_group
-from clipbias.training.kept_programs import drop_programs
+from clipbias.training.memory import drop_programs
 from clipbias.training.progress import Progress, progress
 from clipbias.training.shared import Shared
 from clipbias.training.spec import TEST, Group, RunSpec, make_groups, part_of, run_names
@@ -92,7 +92,7 @@ def _attempt(
         alike = isinstance(error, ClipbiasError) and not isinstance(error, UnreadableImage)
         if files.single or (hosts.several() and not alike):
             raise
-        rates = {spec.learning_rate for spec in group}
+        rates = {spec.learning_rate for spec in group if spec.learning_rate is not None}
         if len(rates) > 1:
             parts = [tuple(spec for spec in group if spec.learning_rate == rate) for rate in sorted(rates)]
             return [one for some in parts for one in _attempt(some, shared, files, common, bar)]
