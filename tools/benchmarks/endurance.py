@@ -92,8 +92,8 @@ def over_groups(clip: Clip, dataset: Dataset, recipe: Recipe, groups: int) -> di
     shared = Shared(clip, datasets, Compute(eval_batch_size=32), meshes.single_device())
     begin = shared.begin
 
-    def watched(name: str) -> None:
-        begin(name)
+    def watched(dataset: str) -> None:
+        begin(dataset)
         moments.look()
 
     shared.begin = watched  # type: ignore[assignment, method-assign]
