@@ -96,7 +96,7 @@ def over_groups(clip: Clip, dataset: Dataset, recipe: Recipe, groups: int) -> di
         begin(dataset)
         moments.look()
 
-    shared.begin = watched  # type: ignore[assignment, method-assign]
+    shared.begin = watched  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as folder:
         rows = sweep(specs, shared, Path(folder), recipe, most_runs=1)
     assert len(rows) == groups and {row["status"] for row in rows} == {"ok"}
