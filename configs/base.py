@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
     config.on_image_error = "raise"
     # Threads that read and decode images, which all runs side by side share; 0 takes one for each processor.
     config.workers = 0
-    # Memory for images in gigabytes, of all runs of a grid together: two thirds for training images.
+    # Memory for images in gigabytes, of all runs of a sweep together: two thirds for training images.
     config.cache_gb = 3.0
 
     # Learning rate of the first epoch after the warm-up, from which it falls along a cosine.

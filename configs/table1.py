@@ -51,7 +51,7 @@ def get_config() -> ConfigDict:
     config.score_on = "test"
     # Cells trained side by side in one program; 0 takes all seeds and learning rates of one method, dataset and shots.
     config.runs_per_program = 0
-    # Where a dataset cannot be used: "raise" before anything is trained, or "skip" its cells.
+    # Where a dataset cannot be used: "raise" before anything is trained, or "skip" its runs.
     config.on_missing = "raise"
     # "2/4" runs the second of four parts, which other jobs may run meanwhile in the same work folder; empty runs all.
     config.part = ""

@@ -171,7 +171,7 @@ def devices(mesh: jax.sharding.Mesh) -> Devices:
 def places_of(path: str, dataset: str) -> list[str]:
     """A path with `{dataset}` filled in, and where it has a "*" all files that it matches, by name.
 
-    Where nothing is there, "_" stands for the "/" of a dataset's name, as grids name their adapters.
+    Where nothing is there, "_" stands for the "/" of a dataset's name, as sweeps name their adapters.
     """
     places = [path.replace("{dataset}", name) for name in (dataset, dataset.replace("/", "_"))]
     if "*" in path:

@@ -74,7 +74,7 @@ def _kind(default: Any) -> Any:
 
 
 def options_by_method(config: ConfigDict) -> dict[str, dict[str, Any]]:
-    """The options of a grid's methods as plain dictionaries. Raises `ClipbiasError` for options that are no names."""
+    """The options of a sweep's methods as plain dictionaries. Raises `ClipbiasError` for options that are no names."""
     found = {}
     for name, values in config.method_options.items():
         if not isinstance(values, ConfigDict | dict) or not all(isinstance(key, str) for key in values):

@@ -1,4 +1,4 @@
-"""What the cells of a grid cost: seconds of training, and seconds of one test image.
+"""The cost of runs: seconds of training, and seconds of one test image.
 
 Programs are compiled once however long they run, so that the time of it is left out: a training takes as many times the
 median of its steps' seconds as it has steps. What was trained before a run was stopped counts like the rest.
