@@ -118,7 +118,10 @@ def prepare(config: ConfigDict, devices: Any = None) -> Prepared:
         for axis, one in {"methods": "method", "datasets": "dataset", "shots": "shots", "seeds": "seed"}.items()
     }
     options = config.method_options if several else {config.method: config.method_options}
-    axes["options"] = {name: dict(values) for name, values in options.items()}
+    axes["options"] = {  # `train` shows every option, `None` where it is not given
+        name: {option: value for option, value in values.items() if value is not None}
+        for name, values in options.items()
+    }
     axes |= {"protocol": config.get("protocol", "few_shot"), "targets": tuple(config.get("targets", ()))}
     clip = clipbias.load(config.model)
     hosts.assert_same(f"the model {config.model}", clip.fingerprint)

@@ -124,7 +124,12 @@ def train_group(group: Group, shared: Shared, files: Files, common: Recipe) -> l
         progress=Progress(0, title=f"{first.method} on {first.dataset}") if files.single else None,
     )
     validation = [by_seed[spec.seed].validation for spec in group]
-    learned = learn(shared, shared.bind, method, first.recipe, source, runs, validation, logging)
+
+    def bind(bound: Method, dataset: Dataset, **memory: Any) -> Task:
+        named = {"method_name": first.method} if bound is method else {}
+        return shared.bind(bound, dataset, **named, **memory)
+
+    learned = learn(shared, bind, method, first.recipe, source, runs, validation, logging)
     if first.score_on == TEST:
         rows = _tested(group, draws, learned, shared, files)
     else:
