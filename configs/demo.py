@@ -2,8 +2,8 @@
 
     python -m experiments.table1 --config=configs/demo.py
 
-The same on sixty classes of emoji, which takes longer than both others, and the full sweep, all three datasets with 4, 8
-and 16 shots and three seeds:
+The same on sixty classes of emoji, which takes longer than both others, and the full sweep, all three datasets with 4,
+8 and 16 shots and three seeds:
 
     python -m experiments.table1 --config=configs/demo.py:emoji
     python -m experiments.table1 --config=configs/demo.py:full
