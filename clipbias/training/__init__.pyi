@@ -5,4 +5,3 @@ from .mesh import make_mesh as make_mesh
 from .spec import RunSpec as RunSpec
 from .spec import make_groups as make_groups
 from .spec import make_specs as make_specs
-from .sweep import sweep as sweep
