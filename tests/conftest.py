@@ -1,6 +1,7 @@
 """Settings shared by all tests: CPU only, eight simulated devices, parsed absl flags, how many inputs are made up."""
 
 import gc
+import importlib
 import os
 import shutil
 import signal
@@ -56,9 +57,8 @@ LONG = (
     "tests/test_commands.py",
     "tests/test_benchmarks.py",
     "tests/training/test_plan.py",
-    "tests/training/test_grid.py",
+    "tests/training/test_sweep.py",
     "tests/explain/test_relevancy.py",
-    "tests/fuzz/test_configs.py",
 )
 
 
@@ -117,6 +117,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def clip(model: Path) -> Clip:
     """The same, loaded."""
     return clipbias.load(model)
+
+
+@pytest.fixture(autouse=True)
+def programs_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests share compiled programs, so a sweep does not drop them after each group."""
+    monkeypatch.setattr(importlib.import_module("clipbias.training.sweep"), "drop_programs", lambda: None)
 
 
 @pytest.fixture
