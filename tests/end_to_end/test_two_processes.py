@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from clipbias.hosts import Stopped
+from clipbias.hosts import Stopped, stoppable
 from clipbias.io import read_json, read_json_lines
 from clipbias.training import loop
 from clipbias.training.group import VOLATILE
@@ -21,6 +21,7 @@ from configs import train as config_file
 from experiments import table1, train
 from tests.end_to_end import binaries
 from tests.forks import Fork
+from tools import kill_trials
 
 STEPS = 20
 CHANGES = {"dataset": "demo/digits", "shots": 4, "epochs": STEPS, "checkpoint_seconds": 0.0, "learning_rate": 0.02}
@@ -80,7 +81,7 @@ def test_a_run_moves_between_processes_and_devices(
     expected = here(model, whole, 1)
 
     stop_after(3, monkeypatch)
-    with pytest.raises(Stopped, match=f"stopped at step 3 of {STEPS}"):
+    with stoppable(), pytest.raises(Stopped, match=f"stopped at step 3 of {STEPS}"):
         here(model, moved, 1)
     monkeypatch.undo()
 
@@ -171,3 +172,23 @@ def test_two_processes_choose_the_rates_that_one_does(model: Path, cache: Path, 
     for name in files[0]:
         first, second = load_file(one / name), load_file(two / name)
         assert first.keys() == second.keys() and all(map(np.array_equal, first.values(), second.values())), name
+
+
+def test_where_one_process_is_killed_the_other_ends_and_both_continue(model: Path, cache: Path, tmp_path: Path) -> None:
+    changes = {"methods": ("vpt",), "epochs": 3}
+    whole, disturbed = tmp_path / "whole", tmp_path / "disturbed"
+    config = demo.get_config()
+    config.update(SWEEP | changes | {"model": str(model)})
+    config.mesh.data = 2
+    table1.main(config, whole)
+    processes = start_sweep(model, disturbed, cache, checkpoint_seconds=0.0, **changes)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not list(disturbed.glob("runs/*/metrics.jsonl")):
+        time.sleep(0.02)
+    processes[0].kill()
+    ends(processes)
+    assert processes[0].returncode == -signal.SIGKILL and processes[1].returncode not in (0, None)
+    processes = start_sweep(model, disturbed, cache, checkpoint_seconds=0.0, **changes)
+    for process, (_, errors) in zip(processes, ends(processes), strict=True):
+        assert process.returncode == 0, errors[-3000:]
+    assert kill_trials.results(disturbed) == kill_trials.results(whole)
