@@ -60,13 +60,6 @@ def check_text(name: str, value: Any) -> str:
     return value
 
 
-def check_texts(name: str, value: Any) -> tuple[str, ...]:
-    """A list of texts. Raises `ClipbiasError` for anything else."""
-    if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
-        raise ClipbiasError(f"{name} is {shown(value)}; it must be a list of texts.")
-    return tuple(value)
-
-
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
     """One of `choices`. Raises `ClipbiasError` for anything else."""
     if not isinstance(value, str) or value not in choices:

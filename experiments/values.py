@@ -71,13 +71,3 @@ def _kind(default: Any) -> Any:
     if isinstance(default, tuple | list):
         return tuple[_kind(default[0] if default else ""), ...]  # type: ignore[misc]
     return {int: Count, float: _Number}.get(type(default), type(default))
-
-
-def options_by_method(config: ConfigDict) -> dict[str, dict[str, Any]]:
-    """The options of a sweep's methods as plain dictionaries. Raises `ClipbiasError` for options that are no names."""
-    found = {}
-    for name, values in config.method_options.items():
-        if not isinstance(values, ConfigDict | dict) or not all(isinstance(key, str) for key in values):
-            raise ClipbiasError(f"method_options.{name} is {shown(values)}; it must hold options by name.")
-        found[name] = dict(values)
-    return found

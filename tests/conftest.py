@@ -1,6 +1,7 @@
 """Settings shared by all tests: CPU only, eight simulated devices, parsed absl flags, how many inputs are made up."""
 
 import gc
+import importlib
 import os
 import shutil
 import signal
@@ -121,7 +122,7 @@ def clip(model: Path) -> Clip:
 @pytest.fixture(autouse=True)
 def programs_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests share compiled programs, so a sweep does not drop them after each group."""
-    monkeypatch.setattr("clipbias.training.sweep.drop_programs", lambda: None)
+    monkeypatch.setattr(importlib.import_module("clipbias.training.sweep"), "drop_programs", lambda: None)
 
 
 @pytest.fixture

@@ -1,13 +1,14 @@
 """Which test images the runs of a table answered rightly, from the predictions in their work folder."""
 
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from clipbias.errors import ClipbiasError
-from clipbias.io import check_file
+from clipbias.io import check_file, read_bytes
 
 
 class Answered:
@@ -35,7 +36,7 @@ class Answered:
         path = self._folder / f"{name}.npz"
         try:
             check_file(path)
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+            with np.load(BytesIO(read_bytes(path)), allow_pickle=False) as stored:
                 images, labels, predicted = (stored[part] for part in ("images", "labels", "predicted"))
             read = predicted >= 0
             images, correct = images[read], (labels == predicted)[read]

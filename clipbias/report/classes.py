@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from absl import logging
 
 from clipbias.data.confusion import class_accuracies, confusion, taken_for, weakest
 from clipbias.errors import ClipbiasError
-from clipbias.io import check_file
+from clipbias.io import check_file, read_bytes
 from clipbias.report import style
 from clipbias.report.captioned import CaptionedFigure, write_csv
 from clipbias.terminal import printable
@@ -37,7 +38,7 @@ class Answers:
         """Those of a file that an evaluation left in `predictions/`. Raises `ClipbiasError` where it is damaged."""
         check_file(path)
         try:
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+            with np.load(BytesIO(read_bytes(path)), allow_pickle=False) as stored:
                 labels, predicted, class_names = (stored[name] for name in ("labels", "predicted", "class_names"))
             return cls(labels, predicted, [str(name) for name in class_names])
         except Exception as error:  # a damaged archive raises nearly anything

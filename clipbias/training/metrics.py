@@ -5,14 +5,14 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from io import StringIO
 from typing import Any
 
 import jax
 import numpy as np
 
 from clipbias.errors import ClipbiasError
-from clipbias.io import read_json_lines, write_text
+from clipbias.io import data_path, is_remote, read_json_lines, write_text
 from clipbias.training import mesh as meshes
 from clipbias.training.progress import Progress
 from clipbias.training.trackers import AUTO, Trackers
@@ -21,10 +21,10 @@ METRICS = "metrics.jsonl"
 
 
 class MetricWriter:
-    """Appends metrics to `metrics.jsonl` in a folder; only process 0 writes.
+    """Appends metrics to `metrics.jsonl` in a folder; only process 0 writes. A file in a bucket is written at the end.
 
-    A run that continues drops the lines of steps that it will do again, so no step is there twice. Where the number of
-    `steps` that the whole run takes is given, every line tells it, so that the file alone says how far a run is.
+    A run that continues drops the lines of steps that it will do again, so no step is there twice. Every line has the
+    number of `steps` that the whole run takes, if it is given: the file alone says how far a run is.
     """
 
     def __init__(
@@ -35,22 +35,21 @@ class MetricWriter:
         steps: int | None = None,
         trackers: Sequence[str] = (AUTO,),
     ) -> None:
-        self._file = None
+        self._file: Any = None
         self._total = {} if steps is None else {"steps": steps}
         if jax.process_index() != 0:
             return
-        self._path = path = Path(folder) / METRICS
-        try:
-            kept = [line for line in read_json_lines(path) if is_step(line) and line["step"] < start_step]
-            write_text(path, "".join(json.dumps(line) + "\n" for line in kept))  # killed here, nothing is lost
+        self._path = path = data_path(folder) / METRICS
+        kept = [line for line in read_json_lines(path) if is_step(line) and line["step"] < start_step]
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        write_text(path, text)  # killed here, nothing is lost
+        if is_remote(path):  # buckets take whole objects alone
+            self._file = StringIO(text)
+            self._file.seek(0, os.SEEK_END)
+            trackers = [name for name in trackers if name not in (AUTO, "tensorboard")]
+        else:
             self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed in close)
-        except OSError as error:
-            raise ClipbiasError(f"cannot write {path}: {error.strerror}; choose another --workdir.") from error
-        try:
-            self._trackers = Trackers(trackers, path.parent)
-        except ClipbiasError:
-            self._file.close()
-            raise
+        self._trackers = Trackers(trackers, path.parent)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Appends one line; the numbers also go to the trackers."""
@@ -60,7 +59,6 @@ class MetricWriter:
             self._file.write(json.dumps({"step": step, **self._total, **values}) + "\n")
             self._file.flush()
         except OSError as error:
-            self.close()
             raise ClipbiasError(
                 f"cannot write {self._path}: {error.strerror}; make room, or see to the disk, and run the same command "
                 "again."
@@ -74,11 +72,15 @@ class MetricWriter:
         self.close()
 
     def close(self) -> None:
-        if self._file is not None:
-            with contextlib.suppress(OSError):  # what could not be written was already told
-                self._file.close()
-            self._file = None
-            self._trackers.close()
+        """Ends the file and the trackers."""
+        if self._file is None:
+            return
+        if isinstance(self._file, StringIO):
+            write_text(self._path, self._file.getvalue())
+        with contextlib.suppress(OSError):  # what could not be written was already reported
+            self._file.close()
+        self._file = None
+        self._trackers.close()
 
 
 def is_step(line: Mapping[str, Any]) -> bool:

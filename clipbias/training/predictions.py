@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from clipbias.clip.precision import named
 from clipbias.data import Split
-from clipbias.io import atomic_path, check_file
+from clipbias.io import atomic_path, check_file, read_bytes
 from clipbias.tuning import Learnables, Task
 from clipbias.tuning.registry import source_digest
 
@@ -95,7 +96,7 @@ class KnownPredictions:
 def _read(path: Path, name: str) -> np.ndarray | None:
     try:
         check_file(path)
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+        with np.load(BytesIO(read_bytes(path)), allow_pickle=False) as stored:
             return stored[name]
     except Exception:  # a damaged archive raises nearly anything
         return None

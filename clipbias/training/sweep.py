@@ -7,7 +7,6 @@ stopped or killed continues when the same command is given again, and independen
 
 import json
 import re
-import shutil
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from absl import logging
+from etils import epath
 
 from clipbias import hosts
 from clipbias.errors import ClipbiasError, UnreadableImage, sentence
@@ -117,7 +117,7 @@ def _write(group: Group, rows: Sequence[Row], files: Files, specs: Sequence[RunS
         text = json.dumps(list(rows), indent=1)
         write_text(files.workdir / FOLDER / f"{files.of(group)}.json", text + "\n")
         if all(row["status"] == "ok" for row in rows):
-            shutil.rmtree(files.checkpoints(group), ignore_errors=True)
+            epath.Path(files.checkpoints(group)).rmtree(missing_ok=True)
     write_results(files.workdir, specs)
 
 

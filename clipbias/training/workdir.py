@@ -45,7 +45,7 @@ def open_workdir(
     Raises:
       ClipbiasError: it cannot be written, or another process works in it.
     """
-    folder = Path(os.path.expanduser(folder))
+    folder = io.data_path(folder)
     if not hosts.is_first():  # the first process keeps the folder for all
         yield folder
         return

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from clipbias.hosts import Stopped
+from clipbias.hosts import Stopped, stoppable
 from clipbias.io import read_json, read_json_lines
 from clipbias.training import loop
 from clipbias.training.group import VOLATILE
@@ -81,7 +81,7 @@ def test_a_run_moves_between_processes_and_devices(
     expected = here(model, whole, 1)
 
     stop_after(3, monkeypatch)
-    with pytest.raises(Stopped, match=f"stopped at step 3 of {STEPS}"):
+    with stoppable(), pytest.raises(Stopped, match=f"stopped at step 3 of {STEPS}"):
         here(model, moved, 1)
     monkeypatch.undo()
 

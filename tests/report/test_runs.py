@@ -180,7 +180,7 @@ def test_as_many_runs_are_shown_as_a_sweep_makes(
 def test_parts_of_a_sweep(tmp_path: Path) -> None:
     """They have one file of results, and each its state; a part that did not start yet has none."""
     rows = [cell("zero_shot", name, 0, accuracy=50.0) for name in "ab"]
-    write(tmp_path, config=GRID, environment=ENVIRONMENT, results=rows)
+    write(tmp_path, config=GRID, results=rows)
     write(tmp_path / "parts" / "1-of-4", state=state("finished"))
     write(tmp_path / "parts" / "2-of-4", state=state("interrupted"))
     write(tmp_path / "parts" / "3-of-4", state=state("finished"))

@@ -14,7 +14,8 @@ from clipbias import hosts
 from clipbias.clip import Clip
 from clipbias.data import Dataset
 from clipbias.errors import ClipbiasError
-from clipbias.io import read_json_lines
+from clipbias.io import data_path, read_json_lines
+from clipbias.report.sweep_tables import write_tables
 from clipbias.training import group, loop
 from clipbias.training import mesh as meshes
 from clipbias.training.evaluate import evaluate
@@ -23,7 +24,9 @@ from clipbias.training.rates import Rates
 from clipbias.training.shared import Compute
 from clipbias.training.spec import VALIDATION, make_groups, part_of, run_names
 from clipbias.training.sweep import RESULTS, VALIDATED, parse_part
+from clipbias.training.workdir import open_workdir
 from clipbias.tuning.recipe import Recipe
+from tests.bucket import Bucket
 from tests.training.sweeps import TinySweep
 
 
@@ -296,3 +299,31 @@ def test_a_result_file_is_written_whole(clip: Clip, colours: Dataset, recipe: Re
     assert tiny.run(specs) == rows and read_json_lines(tmp_path / RESULTS) == rows
     (path,) = (tmp_path / "results").iterdir()
     assert json.loads(path.read_text()) == rows
+
+
+def test_a_work_folder_in_a_bucket(
+    clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows, adapters, predictions, metrics and tables are written as whole objects. Checkpoints are orbax's affair."""
+
+    class NoCheckpoints:
+        def __init__(self, folder: Path) -> None:
+            self.folder = folder
+
+        restore = close = wait = save = lambda *_: None
+
+    monkeypatch.setattr(loop, "Checkpoints", NoCheckpoints)
+    folder = data_path("gs://bucket/run")
+    rows = []
+    for where in (folder, tmp_path):
+        with open_workdir(where, {"methods": ["bias"]}) as opened:
+            tiny = TinySweep(clip, colours, recipe, opened)
+            specs = tiny.specs("zero_shot", "bias")
+            rows.append(tiny.run(specs))
+            write_tables(rows[-1], opened)
+    assert [row["correct"] for row in rows[0]] == [row["correct"] for row in rows[1]]
+    again = TinySweep(clip, colours, recipe, folder)
+    assert again.run(specs) == rows[0] == read_json_lines(folder / RESULTS)
+    assert tiny.adapter(specs[1]).notes["key"] == specs[1].key
+    local = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} - {".lock"}
+    assert {str(path).removeprefix("/bucket/run/") for path in bucket.find("/bucket/run")} == local
