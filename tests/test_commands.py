@@ -74,7 +74,8 @@ def computation(command: Command) -> tuple[str, frozenset[str]]:
 
 
 def is_embedded(command: Command) -> bool:
-    if command.module == "experiments.app":  # a page, open until somebody ends it; `tests/app` looks at it
+    # A page, open until somebody ends it, which `tests/app` looks at; and minutes of stops and starts.
+    if command.module in ("experiments.app", "tools.kill_trials"):
         return False
     return any(mark in command.text for mark in EMBEDDED) and FULL not in command.text
 

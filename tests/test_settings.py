@@ -63,7 +63,7 @@ def place(clip: Clip, tmp_path_factory: pytest.TempPathFactory) -> Path:
                 pixels = np.random.default_rng([label, index]).integers(0, 255, (18, 20, 3), np.uint8)
                 Image.fromarray(pixels).save(root / "images" / split / name / f"{index}.png")
     task = Task(clip, "bias", ("cat", "dog"))
-    save_adapter(root / "a.safetensors", task, task.init(), method="bias", notes={"dataset": "folder"})
+    save_adapter(root / "a.safetensors", task, task.init(), notes={"dataset": "folder"})
     return root
 
 

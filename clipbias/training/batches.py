@@ -19,10 +19,10 @@ from clipbias.tuning.recipe import Recipe
 class RunBatches(Iterator[Batch]):
     """The batches of all runs side by side on the mesh: `[R, B, …]`, with a mask where `B` is padded to divide.
 
-    Images that cannot be read are black and masked with `on_error="skip"`; the steps stay the same.
-    `R` is filled up, too (`mesh.filled`). Each process makes what lies on its devices. Runs with the same images and
-    the same seed, which differ in their learning rates, see the same pixels: these are made, kept and sent to the
-    devices once, and copied there for the step that takes them.
+    Images that cannot be read are black and masked with `on_error="skip"`; the steps stay the same. `R` is filled up,
+    too (`mesh.filled`). Each process makes what lies on its devices. Runs with the same images and the same seed, which
+    differ in their learning rates, see the same pixels: these are made, kept and sent to the devices once, and copied
+    there for the step that takes them.
     """
 
     def __init__(

@@ -69,9 +69,9 @@ HELPED = [
     ("predict --help", "    clipbias predict --config.images=photos --config.adapter=workdir/digits --relevancy"),
     ("predict --help", "--[no]relevancy: Also draw the relevancy"),
     ("train --config=configs/train.py:ivlp --config.epochs=3 -h", "\n--config.epochs=3\n"),
-    ("train --config=configs/train.py:ivlp --config.epochs=3 -h", "\n--config.method_options.depth=0\n"),
+    ("train --config=configs/train.py:ivlp --config.epochs=3 -h", "\n--config.method_options.depth=None\n"),
     ("table1 --config=configs/demo.py --help", "==== configs/table1.py ==="),
-    ("show --help", "--[no]cells: List every finished cell"),
+    ("show --help", "--[no]cells: List every run of a sweep"),
 ]
 
 
@@ -128,11 +128,14 @@ def test_an_adapter_of_another_model(model: Path, tmp_path: Path) -> None:
     binaries.assert_recorded(tmp_path / "e", "result.json")
     helpers.tiny_checkpoint(tmp_path / "other", seed=1)
     other = {"adapter": adapter, "model": str(tmp_path / "other")}
-    said = binaries.refusal_here(experiments.evaluate, other, tmp_path / "f")
-    assert "holds the result of a run with other settings" in binaries.refusal_here(
-        experiments.evaluate, other, tmp_path / "e"
+    assert "does not fit" in binaries.refusal_here(experiments.evaluate, other, tmp_path / "f")
+    again = {"adapter": adapter, "images": "val"}
+    assert "holds the evaluation of another adapter or of other images" in binaries.refusal_here(
+        experiments.evaluate, again, tmp_path / "e"
     )
-    assert "does not fit" in said
+    settings |= {"epochs": 1}
+    said = binaries.refusal_here(experiments.train, settings, tmp_path / "w")
+    assert "holds the adapter of a run with other settings (recipe)" in said
 
 
 def test_folders_that_may_not_be_written(model: Path, cache: Path, tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_a_study(
     model: Path, clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     task = Task(clip, "vpt", demo.load("demo/digits").class_names)
-    save_adapter(tmp_path / "a.safetensors", task, task.init(), method="vpt")
+    save_adapter(tmp_path / "a.safetensors", task, task.init())
     config = configs.explain.get_config()
     config.model, config.adapters, config.dataset = str(model), str(tmp_path / "a.safetensors"), "demo/digits"
     config.batch_size, config.image_limit, config.figures, config.mesh.data = 16, 64, "vision_attention", 1

@@ -281,14 +281,3 @@ def test_a_section_is_read_by_the_study_that_made_it_alone(clip, tmp_path):
     (path,) = (tmp_path / "parts").glob("examples*")
     path.write_bytes(path.read_bytes()[:-30])
     assert section(first, 4)[1] == {"value": 4}
-
-
-def test_an_image_that_was_exchanged_under_its_name_makes_another_study(clip, tmp_path):
-    own = split()
-    exchanged = Split(own.keys, own.labels, lambda index: own.read(index if index != 3 else 4))
-    made = {
-        name: make(clip, tmp_path, images=images).fingerprint for name, images in {"a": own, "b": exchanged}.items()
-    }
-    assert made["a"] == make(clip, tmp_path).fingerprint != made["b"]
-    with_training = {make(clip, tmp_path, training=images).fingerprint for images in (own, exchanged)}
-    assert len(with_training | {made["a"]}) == 3

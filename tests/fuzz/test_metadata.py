@@ -37,7 +37,7 @@ HEADER = ("format", "method", "options", "class_names", "template", "base", "bas
 def whole(clip: Callable[[], Clip], tmp_path_factory: pytest.TempPathFactory) -> bytes:
     path = tmp_path_factory.mktemp("whole") / "a.safetensors"
     task = Task(clip(), "bias", ("cat", "dog"), descriptions={"cat": ["one."], "dog": ["two."]})
-    save_adapter(path, task, jax.tree.map(lambda x: x + 1, task.init()), method="bias", notes=NOTES)
+    save_adapter(path, task, jax.tree.map(lambda x: x + 1, task.init()), notes=NOTES)
     return path.read_bytes()
 
 

@@ -101,7 +101,7 @@ def test_an_adapter_names_its_base_at_the_commit(hub: Hub, files: dict[str, byte
         header = json.loads(file.metadata()["clipbias"])
     assert header["format"] == 1
     assert header.keys() == {
-        *("format", "method", "options", "class_names", "template", "base", "base_fingerprint", "notes", "sha256")
+        *("format", "method", "options", "class_names", "template", "base", "base_fingerprint", "notes", "descriptions")
     }
 
 

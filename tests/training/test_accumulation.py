@@ -17,6 +17,7 @@ from clipbias.training.memory import StepPlan, needed_bytes, plan_step
 from clipbias.training.programs import training_program
 from clipbias.training.step import init_state, place_inputs, train_step
 from clipbias.tuning import Task, make_method
+from clipbias.tuning.learnables import stack_runs
 from clipbias.tuning.recipe import Recipe
 from tests.training.conftest import few_shot_runs
 from tools.benchmarks import model
@@ -37,7 +38,7 @@ def step(clip: Clip, name: str, parts: int, *, mesh=None, runs: int = 1, **optio
     mesh = mesh or meshes.single_device()
     method = make_method(name, **options)
     task = Task(clip, method, NAMES, groups=mesh.shape[meshes.DATA])
-    start = loop.initial_learnables(task, [loop.Run(None, seed) for seed in range(1, runs + 1)])  # type: ignore[arg-type]
+    start = stack_runs([jax.device_get(task.init(seed)) for seed in range(1, runs + 1)])
     rng, params = np.random.default_rng(0), meshes.replicate(mesh, clip.params)
     # Away from where a method starts as plain CLIP, or its loss at its smallest.
     start = jax.tree.map(
@@ -132,9 +133,9 @@ def test_a_training_takes_what_was_planned(
     monkeypatch.setattr(loop, "train_step", watched)
     task, mesh, plan = Task(clip, "taskres", NAMES), meshes.single_device(), StepPlan("products", 1, 3, 0, 0)
     with pytest.raises(ClipbiasError, match="in 3 parts"):
-        loop.train(
-            task, meshes.replicate(mesh, clip.params), few_shot_runs(colours, (1,)), recipe, mesh=mesh, plan=plan
-        )
+        start = stack_runs([jax.device_get(task.init(1))])
+        runs = few_shot_runs(colours, (1,))
+        loop.train(task, meshes.replicate(mesh, clip.params), runs, recipe, start, mesh=mesh, plan=plan)
 
 
 def test_images_are_taken_in_parts_before_anything_is_computed_again() -> None:
