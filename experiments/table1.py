@@ -25,7 +25,9 @@ from ml_collections import ConfigDict
 import clipbias
 import configs
 from clipbias import hosts
+from clipbias.checks import shown
 from clipbias.clip import precision
+from clipbias.data import protocols
 from clipbias.data.missing import open_datasets
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_json_lines, user_path
@@ -34,7 +36,7 @@ from clipbias.training.ahead import describe, open_topology
 from clipbias.training.group import Row
 from clipbias.training.rates import CELL, FILE, METHOD, NONE, Rates, choose
 from clipbias.training.shared import Compute, Shared
-from clipbias.training.spec import TEST, VALIDATION, Group, RunSpec, make_groups, make_specs, part_of, protocol_targets
+from clipbias.training.spec import TEST, VALIDATION, Group, RunSpec, make_groups, make_specs, part_of
 from clipbias.training.sweep import RESULTS, parse_part, sweep
 from clipbias.training.workdir import note_model, open_workdir
 from clipbias.tuning.recipe import Recipe
@@ -118,14 +120,13 @@ def prepare(config: ConfigDict, devices: Any = None) -> Prepared:
         for axis, one in {"methods": "method", "datasets": "dataset", "shots": "shots", "seeds": "seed"}.items()
     }
     options = config.method_options if several else {config.method: config.method_options}
-    axes["options"] = {  # `train` shows every option, `None` where it is not given
-        name: {option: value for option, value in values.items() if value is not None}
-        for name, values in options.items()
-    }
+    axes["options"] = {name: _given_options(name, values) for name, values in options.items()}
     axes |= {"protocol": config.get("protocol", "few_shot"), "targets": tuple(config.get("targets", ()))}
     clip = clipbias.load(config.model)
     hosts.assert_same(f"the model {config.model}", clip.fingerprint)
-    targets = [one for name in axes["datasets"] for one in protocol_targets(axes["protocol"], name, axes["targets"])]
+    targets = [
+        one for name in axes["datasets"] for one in protocols.targets_of(axes["protocol"], name, axes["targets"])
+    ]
     draws = any(resolve(name, axes["options"].get(name, {})).draws for name in axes["methods"])
     opened = open_datasets(
         lambda name: common.load_dataset(config, name),
@@ -139,6 +140,13 @@ def prepare(config: ConfigDict, devices: Any = None) -> Prepared:
     )
     rates = Rates.read(rates_path(config.rates_file)) if config.rates_file else None
     return Prepared(shared, Recipe.from_config(config), axes, rates)
+
+
+def _given_options(method: str, values: Any) -> dict[str, Any]:
+    """The options that are given; `train` shows every option, `None` where it is not."""
+    if not isinstance(values, ConfigDict | dict):
+        raise ClipbiasError(f"method_options.{method} is {shown(values)}; it must hold options by name.")
+    return {option: value for option, value in values.items() if value is not None}
 
 
 def run(config: ConfigDict, prepared: Prepared, workdir: Path) -> tuple[list[RunSpec], list[Row]]:

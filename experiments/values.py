@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from ml_collections import ConfigDict
 
 from clipbias.checks import LARGEST, Choices, Count, Positive, Range, check_value, shown
+from clipbias.data.protocols import PROTOCOLS
 from clipbias.errors import ClipbiasError
 
 _Number = Annotated[float, Range(0)]
@@ -28,6 +29,8 @@ KINDS: dict[str, Any] = {
     "on_missing": Annotated[str, Choices(("raise", "skip"))],
     "choose": Annotated[str, Choices(("method", "cell", "none"))],
     "profile": Annotated[str, Choices(("", "steps"))],
+    "protocol": Annotated[str, Choices(tuple(PROTOCOLS))],
+    "score_on": Annotated[str, Choices(("test", "validation"))],
 }
 
 

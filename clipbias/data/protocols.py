@@ -170,6 +170,21 @@ PROTOCOLS: Mapping[str, Callable[..., Plan]] = MappingProxyType(
 )
 
 
+# The protocols that test other datasets, too.
+ACROSS = ("cross_dataset", "domain_generalization")
+
+
+def targets_of(protocol: str, source: str, targets: Sequence[str] | None) -> tuple[str, ...]:
+    """The datasets that a protocol tests besides `source`: those that are given, else the literature's.
+
+    Raises:
+      ClipbiasError: targets are given for a protocol within one dataset.
+    """
+    if targets and protocol not in ACROSS:
+        raise ClipbiasError(f"the protocol {protocol} stays within one dataset; leave targets empty.")
+    return tuple(targets) if targets else default_targets(protocol, source)
+
+
 def default_targets(protocol: str, source: str) -> tuple[str, ...]:
     """The datasets that the literature evaluates on beside `source`; none for protocols within one dataset.
 
@@ -209,11 +224,9 @@ def make_plan(
         raise ClipbiasError(f"there is no protocol {protocol!r}; there are {', '.join(PROTOCOLS)}.")
     if protocol == "full":
         return full(load(source))
-    if protocol in ("few_shot", "pseudo_labels", "base_to_new"):
-        if targets:
-            raise ClipbiasError(f"the protocol {protocol} stays within one dataset; leave targets empty.")
+    names = targets_of(protocol, source, targets)
+    if protocol not in ACROSS:
         return PROTOCOLS[protocol](load(source), shots=shots, seed=seed)
-    names = default_targets(protocol, source) if targets is None else targets
     return PROTOCOLS[protocol](load(source), [load(name) for name in names], shots=shots, seed=seed)
 
 

@@ -114,9 +114,7 @@ class Shared:
         self, protocol: str, dataset: str, shots: int, seeds: tuple[int, ...], targets: tuple[str, ...]
     ) -> tuple[protocols.Plan, ...]:
         """What each seed trains and is tested on. Where nothing is trained, any draw tells the test images."""
-        options: dict[str, Any] = dict(shots=max(shots, 1))
-        if protocol in ("cross_dataset", "domain_generalization"):
-            options["targets"] = targets
+        options: dict[str, Any] = dict(shots=max(shots, 1), targets=targets or None)
         load = self.datasets.__getitem__
         return tuple(protocols.make_plan(protocol, dataset, load, seed=seed, **options) for seed in seeds)
 

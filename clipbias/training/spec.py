@@ -151,7 +151,7 @@ def make_specs(
             if recipe is not None:
                 compared = learning_rates and recipe.learning_rate == common.learning_rate
                 each = learning_rates if compared else (rates.of(method, dataset.name, count) if rates else None,)
-            others = protocol_targets(protocol, dataset.name, targets)
+            others = protocols.targets_of(protocol, dataset.name, targets)
             chosen = len(each) > 1 or (rates is not None and each[0] is not None) or _validates(made)
             spec = RunSpec(
                 method=method,
@@ -191,11 +191,6 @@ def _validates(method: Method) -> bool:
     """Whether the method itself selects something on validation images."""
     sampling = sampling_of(method)
     return sampling is not None and sampling.validation
-
-
-def protocol_targets(protocol: str, dataset: str, targets: Sequence[str]) -> tuple[str, ...]:
-    """The datasets that a protocol tests besides the one that is learned."""
-    return tuple(targets) or tuple(protocols.default_targets(protocol, dataset))
 
 
 def make_groups(specs: Sequence[RunSpec], most: int = 0) -> list[Group]:

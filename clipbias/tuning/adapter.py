@@ -236,7 +236,8 @@ def load_adapter(path: str | os.PathLike) -> Adapter:
         adapter = Adapter(learnables, **fields | {"class_names": tuple(fields["class_names"])})
         if adapter.descriptions is not None:
             Descriptions(adapter.descriptions, "its descriptions").of(adapter.class_names)
-    except ClipbiasError as error:
+        json.dumps(header, allow_nan=False)  # Python's reader takes numbers that are none
+    except ValueError as error:  # `ClipbiasError` among them
         raise ClipbiasError(f"{path} is damaged: {error}") from error
     _check_finite(tensors, f"{path} is damaged")
     return adapter
