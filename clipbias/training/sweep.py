@@ -59,13 +59,15 @@ def sweep(
       hosts.Stopped: a notice to stop came; what was finished is written, what was begun is saved.
     """
     hosts.assert_same("the runs of the sweep", [spec.key for spec in specs])
-    files, done = Files(workdir, run_names(specs), single), _finished(workdir, specs)
-    groups = [_without(group, done) for group in make_groups(part_of(specs, part), most_runs)]
-    todo = [group for group in groups if group]
-    write_results(workdir, specs)
+    files, found = Files(workdir, run_names(specs), single), hosts.from_first(lambda: read_rows(workdir, specs))
+    done = {row["key"] for row in found if row["status"] == "ok"}
+    groups = make_groups(part_of(specs, part), most_runs)
+    todo = [some for group in groups if (some := tuple(spec for spec in group if spec.key not in done))]
+    _tidy(files, [group for group in groups if all(spec.key in done for spec in group)])
+    write_results(workdir, found)
     total = sum(map(len, todo))
-    if len(done) and todo:
-        logging.info("%d of %d runs are finished already", len(specs) - total, len(specs))
+    if done and todo:
+        logging.info("%d of %d runs are finished already", len(done), len(specs))
     title = "runs" if all(spec.score_on == TEST for spec in specs) else "runs on validation images"
     with progress(0 if single else total, unit="run", title=title) as bar:
         for group in todo:
@@ -73,11 +75,26 @@ def sweep(
             shared.begin(group[0].dataset)
             bar.at_work(f"{group[0].method} on {group[0].dataset}, {group[0].shots} shots")
             for some, rows in _attempt(group, shared, files, common, bar):
-                _write(some, [row | (notes or {}).get(row["key"], {}) for row in rows], files, specs)
+                rows = [row | (notes or {}).get(row["key"], {}) for row in rows]
+                found = _in_order([*found, *rows], specs)
+                _write(some, rows, files)
+                write_results(workdir, found)
                 bar.advance(len(some), _last(some, rows))
             if not single:
                 drop_programs()
-    return hosts.from_first(lambda: read_rows(workdir, specs))
+    found = hosts.from_first(lambda: read_rows(workdir, specs))  # other parts may have ended meanwhile
+    write_results(workdir, found)
+    return found
+
+
+def _tidy(files: Files, finished: Sequence[Group]) -> None:
+    """Removes checkpoints of finished groups, which a process left that was killed after it wrote their rows."""
+    folder = files.workdir / "checkpoints"
+    if hosts.is_first() and folder.is_dir():
+        left = {path.name for path in folder.iterdir()}
+        for group in finished:
+            if files.checkpoints(group).name in left:
+                epath.Path(files.checkpoints(group)).rmtree(missing_ok=True)
 
 
 def _attempt(
@@ -111,43 +128,37 @@ def _last(group: Group, rows: Sequence[Row]) -> dict[str, Any]:
     return {"last": f"{group[0].method} on {group[0].dataset}{mean}"}
 
 
-def _write(group: Group, rows: Sequence[Row], files: Files, specs: Sequence[RunSpec]) -> None:
+def _write(group: Group, rows: Sequence[Row], files: Files) -> None:
     """Writes the rows of a group in one go, and removes its checkpoints."""
     if hosts.is_first():
         text = json.dumps(list(rows), indent=1)
         write_text(files.workdir / FOLDER / f"{files.of(group)}.json", text + "\n")
         if all(row["status"] == "ok" for row in rows):
             epath.Path(files.checkpoints(group)).rmtree(missing_ok=True)
-    write_results(files.workdir, specs)
 
 
 def read_rows(workdir: Path, specs: Sequence[RunSpec]) -> list[Row]:
-    """The rows of specs that are there, in the order of the specs. Of a run that failed and ran again, the good row."""
-    found: dict[str, Row] = {}
+    """The rows of specs that are there, in the order of the specs."""
+    rows: list[Row] = []
     for path in sorted((workdir / FOLDER).glob("*.json")):
-        for row in read_json(path, list, what="a file of results"):
-            if row.get("status") == "ok" or row["key"] not in found:
-                found[row["key"]] = row
+        rows += read_json(path, list, what="a file of results")
+    return _in_order(rows, specs)
+
+
+def _in_order(rows: Sequence[Row], specs: Sequence[RunSpec]) -> list[Row]:
+    """The last row of each spec, in the order of the specs. Of a run that failed and ran again, the good row."""
+    found: dict[str, Row] = {}
+    for row in rows:
+        if row["status"] == "ok" or found.get(row["key"], row)["status"] != "ok":
+            found[row["key"]] = row
     return [found[spec.key] for spec in specs if spec.key in found]
 
 
-def write_results(workdir: Path, specs: Sequence[RunSpec]) -> None:
-    """Makes `results.jsonl`, a line per run, of the groups' files; `validation.jsonl` of runs on validation images."""
-    if not hosts.is_first():
-        return
-    lines = "".join(json.dumps(row) + "\n" for row in read_rows(workdir, specs))
-    name = RESULTS if all(spec.score_on == TEST for spec in specs) else VALIDATED
-    write_text(workdir / name, lines)
-
-
-def _finished(workdir: Path, specs: Sequence[RunSpec]) -> set[str]:
-    """The keys of the runs that ended well, as the first process sees them."""
-    rows = hosts.from_first(lambda: [row["key"] for row in read_rows(workdir, specs) if row["status"] == "ok"])
-    return set(rows)
-
-
-def _without(group: Group, done: set[str]) -> Group:
-    return tuple(spec for spec in group if spec.key not in done)
+def write_results(workdir: Path, rows: Sequence[Row]) -> None:
+    """Writes `results.jsonl`, a line per run; `validation.jsonl` of runs on validation images."""
+    if hosts.is_first():
+        name = VALIDATED if rows and rows[0]["score_on"] != TEST else RESULTS
+        write_text(workdir / name, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def parse_part(text: str) -> tuple[int, int]:

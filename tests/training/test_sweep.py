@@ -22,7 +22,7 @@ from clipbias.training.evaluate import evaluate
 from clipbias.training.predictions import KnownPredictions
 from clipbias.training.rates import Rates
 from clipbias.training.shared import Compute
-from clipbias.training.spec import VALIDATION, make_groups, part_of, run_names
+from clipbias.training.spec import VALIDATION, group_key, make_groups, part_of, run_names
 from clipbias.training.sweep import RESULTS, VALIDATED, parse_part
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning.recipe import Recipe
@@ -299,6 +299,20 @@ def test_a_result_file_is_written_whole(clip: Clip, colours: Dataset, recipe: Re
     assert tiny.run(specs) == rows and read_json_lines(tmp_path / RESULTS) == rows
     (path,) = (tmp_path / "results").iterdir()
     assert json.loads(path.read_text()) == rows
+
+
+def test_what_a_killed_run_no_longer_needs_is_removed(
+    clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path
+) -> None:
+    """Killed after its rows were written and before its checkpoints were removed."""
+    tiny = TinySweep(clip, colours, recipe, tmp_path)
+    specs = tiny.specs("zero_shot")
+    rows = tiny.run(specs)
+    names = [group_key(group) for group in make_groups(specs)]
+    for name in (*names, "another"):  # of a group that is not finished, or not of this sweep
+        (tmp_path / "checkpoints" / name / "3").mkdir(parents=True)
+    assert tiny.run(specs) == rows
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["another"]
 
 
 def test_a_work_folder_in_a_bucket(
