@@ -70,7 +70,7 @@ def sweep(
         logging.info("%d of %d runs are finished already", len(done), len(specs))
     title = "runs" if all(spec.score_on == TEST for spec in specs) else "runs on validation images"
     with progress(0 if single else total, unit="run", title=title) as bar:
-        for group in todo:
+        for group, following in zip(todo, [*todo[1:], None], strict=True):
             hosts.check()
             shared.begin(group[0].dataset)
             bar.at_work(f"{group[0].method} on {group[0].dataset}, {group[0].shots} shots")
@@ -80,11 +80,16 @@ def sweep(
                 _write(some, rows, files)
                 write_results(workdir, found)
                 bar.advance(len(some), _last(some, rows))
-            if not single:
+            # The groups of a method on a dataset, with more and fewer shots, share most of their programs.
+            if following is not None and _owner(following) != _owner(group):
                 drop_programs()
     found = hosts.from_first(lambda: read_rows(workdir, specs))  # other parts may have ended meanwhile
     write_results(workdir, found)
     return found
+
+
+def _owner(group: Group) -> tuple[str, str]:
+    return group[0].method, group[0].dataset
 
 
 def _tidy(files: Files, finished: Sequence[Group]) -> None:
