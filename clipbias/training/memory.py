@@ -263,7 +263,7 @@ def _is_exhaustion(error: Exception) -> bool:
 def drop_programs() -> None:
     """Drops every compiled program of this process.
 
-    Each holds some fifty memory maps, of which the kernel allows 65,530, so a long sweep calls this after each group.
+    Each holds some fifty memory maps, of which the kernel allows 65,530, so a long sweep calls this between methods.
     The cache on disk (`training.kept_programs`) brings back programs that are needed again.
     """
     jax.clear_caches()

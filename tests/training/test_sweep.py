@@ -1,6 +1,7 @@
 """Sweeps: which runs are done, in which groups, what is written, and what happens where a run fails or is stopped."""
 
 import dataclasses
+import importlib
 import itertools
 import json
 import signal
@@ -299,6 +300,20 @@ def test_a_result_file_is_written_whole(clip: Clip, colours: Dataset, recipe: Re
     assert tiny.run(specs) == rows and read_json_lines(tmp_path / RESULTS) == rows
     (path,) = (tmp_path / "results").iterdir()
     assert json.loads(path.read_text()) == rows
+
+
+def test_programs_end_with_the_groups_of_a_method_on_a_dataset(
+    clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    module = importlib.import_module("clipbias.training.sweep")
+    monkeypatch.setattr(module, "drop_programs", lambda: events.append("drop"))
+    monkeypatch.setattr(module, "train_group", lambda group, *_: events.append(group[0].method) or [])
+    monkeypatch.setattr(module, "_write", lambda *_: None)
+    datasets = {name: dataclasses.replace(colours, name=name) for name in ("a", "b")}
+    tiny = TinySweep(clip, datasets, recipe, tmp_path)
+    tiny.run(tiny.specs("bias", "vpt", shots=(1, 2)))
+    assert events == [*("bias", "bias", "drop", "vpt", "vpt", "drop"), *("bias", "bias", "drop", "vpt", "vpt")]
 
 
 def test_what_a_killed_run_no_longer_needs_is_removed(
