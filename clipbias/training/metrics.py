@@ -41,15 +41,16 @@ class MetricWriter:
             return
         self._path = path = data_path(folder) / METRICS
         kept = [line for line in read_json_lines(path) if is_step(line) and line["step"] < start_step]
+        if is_remote(path):
+            trackers = [name for name in trackers if name not in (AUTO, "tensorboard")]
         text = "".join(json.dumps(line) + "\n" for line in kept)
         write_text(path, text)  # killed here, nothing is lost
+        self._trackers = Trackers(trackers, path.parent)
         if is_remote(path):  # buckets take whole objects alone
             self._file = StringIO(text)
             self._file.seek(0, os.SEEK_END)
-            trackers = [name for name in trackers if name not in (AUTO, "tensorboard")]
         else:
             self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed in close)
-        self._trackers = Trackers(trackers, path.parent)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Appends one line; the numbers also go to the trackers."""

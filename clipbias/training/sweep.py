@@ -70,8 +70,13 @@ def sweep(
         logging.info("%d of %d runs are finished already", len(done), len(specs))
     title = "runs" if all(spec.score_on == TEST for spec in specs) else "runs on validation images"
     with progress(0 if single else total, unit="run", title=title) as bar:
-        for group, following in zip(todo, [*todo[1:], None], strict=True):
+        before: Group | None = None
+        for group in todo:
             hosts.check()
+            # The groups of a method on a dataset, with more and fewer shots, share most of their programs.
+            if before is not None and _owner(before) != _owner(group):
+                drop_programs()
+            before = group
             shared.begin(group[0].dataset)
             bar.at_work(f"{group[0].method} on {group[0].dataset}, {group[0].shots} shots")
             for some, rows in _attempt(group, shared, files, common, bar):
@@ -80,9 +85,6 @@ def sweep(
                 _write(some, rows, files)
                 write_results(workdir, found)
                 bar.advance(len(some), _last(some, rows))
-            # The groups of a method on a dataset, with more and fewer shots, share most of their programs.
-            if following is not None and _owner(following) != _owner(group):
-                drop_programs()
     found = hosts.from_first(lambda: read_rows(workdir, specs))  # other parts may have ended meanwhile
     write_results(workdir, found)
     return found

@@ -7,10 +7,10 @@ import pytest
 import clipbias
 from clipbias import data
 from clipbias.clip import Clip
-from clipbias.data import catalog, shards
+from clipbias.data import catalog, protocols, shards
 from clipbias.training import mesh as meshes
 from clipbias.training.shared import Compute, Shared
-from clipbias.training.spec import make_specs, protocol_targets
+from clipbias.training.spec import make_specs
 from clipbias.training.sweep import sweep
 from clipbias.tuning.recipe import Recipe
 from tests import helpers
@@ -41,7 +41,7 @@ def clip(tmp_path_factory) -> Clip:
 
 def run(clip: Clip, data_dir: Path, workdir: Path, protocol: str, method: str, *datasets: str) -> list[dict]:
     """The rows of a method trained on two images of a class of each dataset."""
-    targets = [name for dataset in datasets for name in protocol_targets(protocol, dataset, ())]
+    targets = [name for dataset in datasets for name in protocols.targets_of(protocol, dataset, ())]
     opened = {name: data.load(name, data_dir=data_dir) for name in (*datasets, *targets)}
     shared = Shared(clip, opened, Compute(eval_batch_size=8), meshes.single_device())
     axes = dict(methods=[method], datasets=datasets, shots=[2], seeds=[1], protocol=protocol)
