@@ -99,6 +99,7 @@ class Shared:
         self._evaluators: dict[Any, Evaluator] = {}
         self._features: dict[Any, TrainingFeatures] = {}
         self._pseudo_labels: dict[Any, tuple[np.ndarray, np.ndarray]] = {}
+        self._tasks: dict[Any, Task] = {}
         self.draws = functools.lru_cache(maxsize=64)(self._draws)
 
     def begin(self, dataset: str) -> None:
@@ -107,7 +108,7 @@ class Shared:
             self._dataset = dataset
             self._images.keep_only()
             self._budget.clear()
-            for kept in (self._evaluators, self._features, self._pseudo_labels):
+            for kept in (self._evaluators, self._features, self._pseudo_labels, self._tasks):
                 kept.clear()
 
     def _draws(
@@ -124,16 +125,17 @@ class Shared:
         return self.draws(first.protocol, first.dataset, first.shots, seeds, first.targets)
 
     def bind(self, method: Method, dataset: Dataset, **memory: Any) -> Task:
-        """A task of a method and a dataset's classes; `memory` are options of `training.memory`."""
-        return Task(
-            self.clip,
-            method,
-            dataset.class_names,
-            template=dataset.template,
-            descriptions=dataset.descriptions,
-            dtype=self.dtype,
-            **{"groups": self.mesh.shape[meshes.DATA], **memory},
-        )
+        """A task of a method and a dataset's classes; `memory` are options of `Task`, as `training.memory` sets them.
+
+        Made once for the groups of a dataset: the texts of a thousand classes take seconds.
+        """
+        options = {"groups": self.mesh.shape[meshes.DATA], "dtype": self.dtype, **memory}
+        texts = dataset.descriptions
+        key = method, dataset.class_names, dataset.template, texts and texts.digest, *sorted(options.items(), key=str)
+        if key not in self._tasks:
+            names, template = dataset.class_names, dataset.template
+            self._tasks[key] = Task(self.clip, method, names, template=template, descriptions=texts, **options)
+        return self._tasks[key]
 
     def training_images(self, splits: Sequence[Split]) -> list[Images]:
         """The images of some splits, with what is kept of them; those of other splits are dropped."""

@@ -26,6 +26,7 @@ from clipbias.training.shared import Compute
 from clipbias.training.spec import VALIDATION, group_key, make_groups, part_of, run_names
 from clipbias.training.sweep import RESULTS, VALIDATED, parse_part
 from clipbias.training.workdir import open_workdir
+from clipbias.tuning import make_method
 from clipbias.tuning.recipe import Recipe
 from tests.bucket import Bucket
 from tests.training.sweeps import TinySweep
@@ -356,3 +357,15 @@ def test_a_work_folder_in_a_bucket(
     assert tiny.adapter(specs[1]).notes["key"] == specs[1].key
     local = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} - {".lock"}
     assert {str(path).removeprefix("/bucket/run/") for path in bucket.find("/bucket/run")} == local
+
+
+def test_tasks_are_told_apart_by_their_options(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
+    shared = TinySweep(clip, colours, recipe, tmp_path).shared
+    method = make_method("bias")
+    tasks = [shared.bind(method, colours, **memory) for memory in ({}, {"chunks": 2}, {"groups": 2}, {"groups": 1})]
+    assert tasks[0] is tasks[3] and len({id(task) for task in tasks}) == 3
+    assert [task.classifier.chunks for task in tasks[:3]] == [1, 2, 1]
+    other = dataclasses.replace(colours, template="a picture of a {}.")
+    assert shared.bind(method, other) is not tasks[0] and shared.bind(make_method("vpt"), colours) is not tasks[0]
+    shared.begin("colours")
+    assert shared.bind(method, colours) is not tasks[0]
