@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from clipbias.checks import check_int
+from clipbias.clip.encode import is_normalised
 from clipbias.data import Dataset, Split, load
 from clipbias.data.given import labelled
 from clipbias.errors import ClipbiasError
@@ -177,8 +178,7 @@ def plot(
     """
     _check_learnables(task, learnables)
     preprocessing = task.clip.preprocessing
-    ready = jnp.issubdtype(getattr(pictures, "dtype", np.uint8), jnp.floating)
-    images = np.asarray(pictures, np.float32) if ready else task.clip.preprocess(pictures)
+    images = np.asarray(pictures, np.float32) if is_normalised(pictures) else task.clip.preprocess(pictures)
     images = images[None] if images.ndim == 3 else images
     if not 0 < len(images) <= MOST_MAPS:
         raise ClipbiasError(f"there are {len(images)} pictures; a figure has from 1 to {MOST_MAPS}.")

@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from clipbias.checks import check_int
-from clipbias.clip.encode import image_batches
+from clipbias.clip.encode import image_batches, is_normalised
 from clipbias.clip.params import Params
 from clipbias.data.confusion import binomial_error, class_accuracies, confusion, taken_for, weakest
 from clipbias.data.given import listed, picture
@@ -137,7 +136,7 @@ def _batches(task: Task, pictures: Any, batch_size: int) -> Iterator[tuple[Any, 
             ready = images.dtype != np.uint8
             yield images.astype(np.float32) if ready else preprocessing.normalize(images), count
         return
-    if jnp.issubdtype(getattr(pictures, "dtype", np.uint8), jnp.floating):
+    if is_normalised(pictures):
         raise ClipbiasError(f"{type(task.method).__name__} takes crops of whole pictures; give these, not normalised.")
     size, mixed = task.clip.config.vision.image_size, mixes_crops(task.method)
     for number, image in enumerate(listed(pictures)[0]):

@@ -244,7 +244,7 @@ def dry_run(config: ConfigDict) -> None:
 def _described(group: Group, prepared: Prepared) -> list[str]:
     """A group's lines of a dry run."""
     shared, compute, first = prepared.shared, prepared.shared.compute, group[0]
-    method, draw = first.make_method(), shared.draws_of(group)[0]
+    method, draw = first.make_method(), shared.draws_of(group)[first.seed]
     tested = [evaluation.dataset.split("test") for evaluation in draw.evaluations]
     lines = describe(
         lambda method=method, **memory: shared.bind(method, draw.source, **memory),

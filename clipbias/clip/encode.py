@@ -23,6 +23,11 @@ from clipbias.errors import ClipbiasError
 _TOKENS = 8
 
 
+def is_normalised(images: Any) -> bool:
+    """Whether images are what `Clip.preprocess` returned, an array of floating point, and not pictures."""
+    return jnp.issubdtype(getattr(images, "dtype", np.uint8), jnp.floating)
+
+
 def check_images(images: Any, size: int) -> None:
     """Refuses what a vision tower would take for images and that are none; looks at type and shape alone.
 
@@ -72,7 +77,7 @@ def image_batches(config: ClipConfig, images: Any, batch_size: int) -> Iterator[
       uint8 pictures `[b, R, R, 3]`, or what was normalised already, float.
     """
     check_int("batch_size", batch_size, lowest=1)
-    size, ready = config.vision.image_size, jnp.issubdtype(getattr(images, "dtype", np.uint8), jnp.floating)
+    size, ready = config.vision.image_size, is_normalised(images)
     if ready:
         images = images[None] if np.shape(images) == (size, size, 3) else images
         check_images(images, size)

@@ -111,10 +111,8 @@ def train_group(group: Group, shared: Shared, files: Files, common: Recipe) -> l
       ClipbiasError: the method refuses, a loss is not finite, or an image cannot be read.
     """
     first, draws = group[0], shared.draws_of(group)
-    seeds = tuple(dict.fromkeys(spec.seed for spec in group))
-    method, source = first.make_method(), draws[0].source
-    by_seed = dict(zip(seeds, draws, strict=True))
-    runs = training_runs(group, method, by_seed, shared)
+    draw, method = draws[first.seed], first.make_method()
+    runs = training_runs(group, method, draws, shared)
     logging = Logging(
         checkpoints=files.checkpoints(group),
         checkpoint_seconds=shared.compute.checkpoint_seconds,
@@ -123,19 +121,19 @@ def train_group(group: Group, shared: Shared, files: Files, common: Recipe) -> l
         profile=shared.compute.profile == "steps",
         progress=Progress(0, title=f"{first.method} on {first.dataset}") if files.single else None,
     )
-    validation = [by_seed[spec.seed].validation for spec in group]
+    validation = [draws[spec.seed].validation for spec in group]
 
     def bind(bound: Method, dataset: Dataset, **memory: Any) -> Task:
         named = {"method_name": first.method} if bound is method else {}
         return shared.bind(bound, dataset, **named, **memory)
 
-    learned = learn(shared, bind, method, first.recipe, source, runs, validation, logging)
+    learned = learn(shared, bind, method, first.recipe, draw.source, runs, validation, logging)
     if first.score_on == TEST:
-        rows = _tested(group, draws, learned, shared, files)
+        rows = _tested(group, draw, learned, shared, files)
     else:
-        splits = {seed: choice_images(first.dataset, draw) for seed, draw in by_seed.items()}
+        splits = {seed: choice_images(first.dataset, own) for seed, own in draws.items()}
         each = [splits[spec.seed] for spec in group]
-        rows = score_validation(shared, learned.task, learned.learnables, source, each)
+        rows = score_validation(shared, learned.task, learned.learnables, draw.source, each)
     rows = [
         _described(spec, row, learned, at, common, shared)
         for at, (spec, row) in enumerate(zip(group, rows, strict=True))
@@ -360,11 +358,11 @@ def _training_seconds(
     return [seconds + (together + host) / len(runs) for seconds in own]
 
 
-def _tested(group: Group, draws: Sequence[protocols.Plan], learned: Learned, shared: Shared, files: Files) -> list[Row]:
+def _tested(group: Group, draw: protocols.Plan, learned: Learned, shared: Shared, files: Files) -> list[Row]:
     """Scores the runs on test images, and saves their predictions."""
     found: dict[str, list[dict[str, Any]]] = {}
-    for evaluation in draws[0].evaluations:
-        tested = score_test(shared, learned.task, learned.learnables, draws[0], evaluation, len(group), group[0].shots)
+    for evaluation in draw.evaluations:
+        tested = score_test(shared, learned.task, learned.learnables, draw, evaluation, len(group), group[0].shots)
         found[evaluation.name] = tested.scores
         if hosts.is_first():
             for index, spec in enumerate(group):

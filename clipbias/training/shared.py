@@ -119,10 +119,11 @@ class Shared:
         load = self.datasets.__getitem__
         return tuple(protocols.make_plan(protocol, dataset, load, seed=seed, **options) for seed in seeds)
 
-    def draws_of(self, group: Group) -> tuple[protocols.Plan, ...]:
-        """The draw of each of a group's seeds, in the order in which they first appear."""
+    def draws_of(self, group: Group) -> dict[int, protocols.Plan]:
+        """The draw of each of a group's seeds, by seed, in the order in which they first appear."""
         first, seeds = group[0], tuple(dict.fromkeys(spec.seed for spec in group))
-        return self.draws(first.protocol, first.dataset, first.shots, seeds, first.targets)
+        draws = self.draws(first.protocol, first.dataset, first.shots, seeds, first.targets)
+        return dict(zip(seeds, draws, strict=True))
 
     def bind(self, method: Method, dataset: Dataset, **memory: Any) -> Task:
         """A task of a method and a dataset's classes; `memory` are options of `Task`, as `training.memory` sets them.

@@ -74,7 +74,7 @@ def picked(clip: Clip, dataset: Dataset, folder: Path, method: str, protocol: st
     """The names and labels of the images that are trained on."""
     tiny = sweep_of(clip, dataset, folder, protocol)
     (group,) = make_groups(tiny.specs(method, shots=(SHOTS,)))
-    draws = dict(zip((1, 2), tiny.shared.draws_of(group), strict=True))
+    draws = tiny.shared.draws_of(group)
     images = [run.train for run in training_runs(group, group[0].make_method(), draws, tiny.shared)]
     first, second = (list(zip(one.split.keys, one.labels.tolist(), strict=True)) for one in images)
     if method == "upl" or protocol == "pseudo_labels":
