@@ -74,8 +74,6 @@ def get_config(size: str = "full") -> ConfigDict:
     config.start_layer = 0
     # Prompt similarity: "mean" over the prompts, or the number of one.
     config.prompt = "mean"
-    # Least time between two savings of what a section has measured so far.
-    config.save_seconds = 30.0
     # Of the random order that faithfulness compares with, and of the control's prompts.
     config.seed = 0
     config.workdir = "workdir/explain"

@@ -26,16 +26,14 @@ import clipbias
 from clipbias import data, hosts
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
-from clipbias.explain.devices import Devices
 from clipbias.explain.model import ZERO_SHOT, Model
 from clipbias.explain.options import StudyOptions
-from clipbias.explain.results import FIGURES, Findings
+from clipbias.explain.results import SECTIONS, Findings
 from clipbias.explain.run import run_study
 from clipbias.explain.study import Study
 from clipbias.io import user_path
 from clipbias.report import write_overview, write_report
 from clipbias.report.names import method_name
-from clipbias.report.run_tables import duration
 from clipbias.training import mesh as meshes
 from clipbias.training.memory import explain_exhaustion
 from clipbias.training.metrics import MetricWriter
@@ -52,10 +50,10 @@ _CONFIG = "configs/explain.py"
 
 def main(config: ConfigDict, workdir: Path) -> None:
     names = tuple(config.datasets) or (config.dataset,)
-    figures = FIGURES if config.figures == "all" else tuple(split(config.figures))
-    unknown = [figure for figure in figures if figure not in FIGURES]
+    figures = SECTIONS if config.figures == "all" else tuple(split(config.figures))
+    unknown = [figure for figure in figures if figure not in SECTIONS]
     if unknown:
-        raise ClipbiasError(f"unknown figure {unknown[0]!r}; choose from {', '.join(FIGURES)}, or 'all'.")
+        raise ClipbiasError(f"unknown figure {unknown[0]!r}; choose from {', '.join(SECTIONS)}, or 'all'.")
     with open_workdir(workdir, common.plain(config)), contextlib.ExitStack() as opened:
         metrics: MetricWriter | None = None
         folders: list[Path] = []
@@ -101,12 +99,12 @@ def explain(
             options,
             folder,
             training=dataset.splits.get("train"),
-            devices=devices(mesh),
+            mesh=mesh,
             advance=advance,
             known=known_predictions(config.predictions, adapters, dataset.split(config.images)),
         )
         hosts.assert_same("what is explained", study.fingerprint)
-        return run_study(study, folder, dataset=facts, config=common.plain(config), figures=figures, tell=tell)
+        return run_study(study, folder, dataset=facts, config=common.plain(config), sections=figures)
 
 
 def known_predictions(
@@ -131,11 +129,6 @@ def known_predictions(
     return of if jax.process_count() == 1 else lambda model: None
 
 
-def tell(section: str, seconds: float) -> None:
-    """Says that a section is there and how long it took."""
-    say(f"{section}: {duration(seconds)}")
-
-
 @contextlib.contextmanager
 def advance_bars() -> Iterator[Callable[[str, int, int], None]]:
     """What tells of every step of a study: a bar for each title, one after another."""
@@ -153,19 +146,6 @@ def advance_bars() -> Iterator[Callable[[str, int, int], None]]:
     finally:
         for bar in bars.values():
             bar.close()
-
-
-def devices(mesh: jax.sharding.Mesh) -> Devices:
-    """How a study's arrays get on and off a mesh."""
-    share = meshes.share(mesh)
-    return Devices(
-        place=lambda rows: meshes.place_rows(mesh, rows),
-        replicate=lambda tree: meshes.replicate(mesh, tree),
-        fetch=meshes.fetch,
-        shard=(share.part, share.parts),
-        first=jax.process_index() == 0,
-        multiple=mesh.shape[meshes.DATA],
-    )
 
 
 def places_of(path: str, dataset: str) -> list[str]:
