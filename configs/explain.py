@@ -38,7 +38,7 @@ def get_config(size: str = "full") -> ConfigDict:
     config.images = "test"
     # "all", or sections separated by commas: relevancy, text_attention, vision_attention, similarity, decomposition,
     # factorial, amounts, faithfulness, examples, explore, verdict.
-    config.figures = "all"
+    config.sections = "all"
 
     # Folders of runs whose predictions are read where they are of the same model and images, separated by commas; those
     # of the adapters' own runs are looked at anyway.
@@ -80,8 +80,8 @@ def get_config(size: str = "full") -> ConfigDict:
     config.seed = 0
     config.workdir = "workdir/explain"
     if size == "quick":
-        from clipbias.explain.results import FIGURES
+        from clipbias.explain.results import SECTIONS
 
-        config.figures = ",".join(name for name in FIGURES if name != "faithfulness")
+        config.sections = ",".join(name for name in SECTIONS if name != "faithfulness")
         config.image_limit, config.control_images, config.amounts_images, config.explore_images = 24, 0, 16, 8
     return config

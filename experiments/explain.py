@@ -29,7 +29,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.explain.devices import Devices
 from clipbias.explain.model import ZERO_SHOT, Model
 from clipbias.explain.options import StudyOptions
-from clipbias.explain.results import FIGURES, Findings
+from clipbias.explain.results import SECTIONS, Findings
 from clipbias.explain.run import run_study
 from clipbias.explain.study import Study
 from clipbias.io import user_path
@@ -52,10 +52,10 @@ _CONFIG = "configs/explain.py"
 
 def main(config: ConfigDict, workdir: Path) -> None:
     names = tuple(config.datasets) or (config.dataset,)
-    figures = FIGURES if config.figures == "all" else tuple(split(config.figures))
-    unknown = [figure for figure in figures if figure not in FIGURES]
+    sections = SECTIONS if config.sections == "all" else tuple(split(config.sections))
+    unknown = [section for section in sections if section not in SECTIONS]
     if unknown:
-        raise ClipbiasError(f"unknown figure {unknown[0]!r}; choose from {', '.join(FIGURES)}, or 'all'.")
+        raise ClipbiasError(f"unknown section {unknown[0]!r}; choose from {', '.join(SECTIONS)}, or 'all'.")
     with open_workdir(workdir, common.plain(config)), contextlib.ExitStack() as opened:
         metrics: MetricWriter | None = None
         folders: list[Path] = []
@@ -65,7 +65,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
                 load(name).split(config.images)
         for name in names:
             folder = workdir / name.replace("/", "_") if config.datasets else workdir
-            scalars = explain(config, name, folder, figures, load).scalars
+            scalars = explain(config, name, folder, sections, load).scalars
             folders.append(folder)
             shares = {f"accuracy/{model['key']}": model["accuracy"] / 100 for model in scalars["models"]}
             about = {"dataset": scalars["dataset"]["name"], "images": scalars["dataset"]["images"]}
@@ -79,7 +79,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
 
 
 def explain(
-    config: ConfigDict, name: str, folder: Path, figures: Sequence[str], load: Callable[[str], data.Dataset]
+    config: ConfigDict, name: str, folder: Path, sections: Sequence[str], load: Callable[[str], data.Dataset]
 ) -> Findings:
     """One dataset's study, written to `folder`."""
     adapters = [find_adapter(place) for path in split(config.adapters) for place in places_of(path, name)]
@@ -106,7 +106,7 @@ def explain(
             known=known_predictions(config.predictions, adapters, dataset.split(config.images)),
         )
         hosts.assert_same("what is explained", study.fingerprint)
-        return run_study(study, folder, dataset=facts, config=common.plain(config), figures=figures, tell=tell)
+        return run_study(study, folder, dataset=facts, config=common.plain(config), sections=sections, tell=tell)
 
 
 def known_predictions(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clipbias.explain.results import FIGURES, Findings
+from clipbias.explain.results import SECTIONS, Findings
 from clipbias.io import write_tensors
 from tools.benchmarks import __main__ as benchmark
 from tools.benchmarks import (
@@ -75,12 +75,12 @@ def test_the_causal_test_is_timed_beside_both_models(method, capsys):
 def test_a_study_is_measured_section_by_section(capsys, monkeypatch, given, images, left):
     """With a study that only tells: what a whole one computes has tests of its own."""
 
-    def run(asked, folder, *, tell, figures, **_):
+    def run(asked, folder, *, tell, sections, **_):
         assert [own.key for own in asked.models] == ["zero_shot", "ivlp", "bias"]
         options = asked.options
         asked_for = (options.images, options.amounts_images, options.control_images, options.explore_images)
         assert asked_for == images and options.faithfulness_images == images[0] // 2
-        assert {*FIGURES} - {*figures} == left
+        assert {*SECTIONS} - {*sections} == left
         for name in ("one", "two"):
             jax.jit(lambda x, name=name: x + len(name))(jnp.zeros(7))
             tell(name, 1.0)

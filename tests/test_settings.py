@@ -76,7 +76,7 @@ def small(binary: ModuleType, model: Path, place: Path) -> dict[str, Any]:
         experiments.evaluate: {"dataset": "folder"},
         experiments.predict: {"images": str(place / "images" / "test"), "classes": "cat,dog"},
         experiments.interpret: adapters,
-        experiments.explain: {**adapters, "dataset": "folder", "figures": "similarity"},
+        experiments.explain: {**adapters, "dataset": "folder", "sections": "similarity"},
     }
     known = common.own_config(binary.main)
     common_ones = {"epochs": 2, "batch_size": 4, "eval_batch_size": 4, "data_dir": str(place / "images")}

@@ -35,7 +35,7 @@ def main(names: Sequence[str]) -> int:
     summaries = summarize_verdicts(studies)
     figure = summary_figure(summaries, left_out(studies))
     if figure is None:
-        raise ClipbiasError("none of these studies has a verdict; run them with --config.figures=all.")
+        raise ClipbiasError("none of these studies has a verdict; run them with --config.sections=all.")
     for summary in summaries:
         print(printable(summary.label))
         print(text_table(summary_table(summary)).lstrip("\n"))

@@ -16,7 +16,7 @@ from clipbias.explain import (
     faithfulness_section,
     picture_sections,
 )
-from clipbias.explain.results import FIGURES, FORMAT, Findings, save_results
+from clipbias.explain.results import SECTIONS, FORMAT, Findings, save_results
 from clipbias.explain.study import Study
 from clipbias.explain.verdict import verdicts
 from clipbias.tuning import parameter_count
@@ -28,26 +28,26 @@ def run_study(
     *,
     dataset: Mapping[str, Any],
     config: Mapping[str, Any],
-    figures: Sequence[str] = FIGURES,
+    sections: Sequence[str] = SECTIONS,
     tell: Callable[[str, float], None] = lambda name, seconds: None,
 ) -> Findings:
-    """Computes `figures` and writes `results.npz` and `results.json` into `folder`.
+    """Computes `sections` and writes `results.npz` and `results.json` into `folder`.
 
     Args:
       study: models, images and options.
       folder: where results go.
       dataset: its name, split and whatever else is worth telling.
       config: stored with the results.
-      figures: some of `FIGURES`; predictions are always made.
+      sections: some of `SECTIONS`; predictions are always made.
       tell: told of every section that is there, and how many seconds it took.
 
     Raises:
-      ClipbiasError: an unknown figure.
+      ClipbiasError: an unknown section.
     """
-    unknown = [name for name in figures if name not in FIGURES]
+    unknown = [name for name in sections if name not in SECTIONS]
     if unknown:
-        raise ClipbiasError(f"unknown figure {unknown[0]!r}; choose from {', '.join(FIGURES)}.")
-    chosen = [name for name in FIGURES if name in figures or name == "predictions"]
+        raise ClipbiasError(f"unknown section {unknown[0]!r}; choose from {', '.join(SECTIONS)}.")
+    chosen = [name for name in SECTIONS if name in sections or name == "predictions"]
     with study.clock.section("predictions"):
         arrays, _ = dataset_sections.compute_predictions(study)
     tell("predictions", study.clock.seconds["predictions"])
@@ -62,10 +62,10 @@ def run_study(
         },
         "clip": _geometry(study),
         "models": [_describe(study, model, predicted) for model in study.models],
-        "figures": chosen,
+        "sections": chosen,
         "config": dict(config),
     }
-    sections = {
+    makers = {
         "relevancy": lambda: dataset_sections.compute_relevancy(study, predicted),
         "text_attention": lambda: attention_sections.compute_text_attention(study),
         "vision_attention": lambda: attention_sections.compute_vision_attention(study),
@@ -77,7 +77,7 @@ def run_study(
         "examples": lambda: picture_sections.compute_examples(study, predicted),
         "explore": lambda: explore_section.compute_explore(study, predicted),
     }
-    for name, compute in sections.items():
+    for name, compute in makers.items():
         if name in chosen:
             with study.clock.section(name):
                 found, scalars[name] = study.once(name, compute)

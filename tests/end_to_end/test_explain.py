@@ -15,7 +15,7 @@ import experiments.predict
 from clipbias import data
 from clipbias.data import transforms
 from clipbias.errors import ClipbiasError
-from clipbias.explain.results import FIGURES, load_results
+from clipbias.explain.results import SECTIONS, load_results
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import load_adapter, save_adapter
 from tests.end_to_end.binaries import answer_here, assert_recorded, refusal_here, succeed_here
@@ -60,7 +60,7 @@ def test_a_whole_study_with_its_report(images, adapters, tmp_path):
     assert_recorded(tmp_path, "results.json", "results.npz")
     results = load_results(tmp_path)
     assert [model["key"] for model in results.scalars["models"]] == ["zero_shot", "ivlp"]
-    assert results.scalars["figures"] == list(FIGURES)
+    assert results.scalars["sections"] == list(SECTIONS)
     assert set(results.scalars["verdict"]) == {"ivlp"}
     # With the reference's part of everything it classifies as zero-shot's image tower does, else as the tuned model.
     test = results.scalars["factorial"]["ivlp"]
@@ -77,7 +77,7 @@ def test_a_whole_study_with_its_report(images, adapters, tmp_path):
 
 
 def test_several_datasets_get_an_overview_and_a_second_run_finds_all_there(model, images, tmp_path):
-    settings = {"datasets": ("folder",), "figures": "text_attention,faithfulness", "model": str(model)}
+    settings = {"datasets": ("folder",), "sections": "text_attention,faithfulness", "model": str(model)}
     settings |= {"data_dir": str(images), "batch_size": 4, "faithfulness_images": 2}
     made = []
     for _ in range(2):
@@ -93,7 +93,7 @@ def test_what_an_evaluation_predicted_is_read_by_a_study(model, images, adapters
     for name, adapter in (("zero_shot", ""), ("bias", adapters[1])):
         settings = common | {"adapter": adapter, "eval_batch_size": 4}
         assert answer_here(experiments.evaluate, settings, tmp_path / name)[0] == 0
-    settings = common | {"figures": "text_attention", "adapters": ",".join(adapters), "batch_size": 4}
+    settings = common | {"sections": "text_attention", "adapters": ",".join(adapters), "batch_size": 4}
     read = settings | {"predictions": f"{tmp_path / 'zero_shot'},{tmp_path / 'bias'}"}
     said = [answer_here(experiments.explain, own, tmp_path / name)[1] for own, name in ((settings, "a"), (read, "b"))]
     assert [lines.count("predictions read") for lines in said] == [0, 2]
@@ -245,7 +245,7 @@ def test_a_head_of_ones_own_takes_other_classes(model, images, tmp_path):
         ("predict", {"classes": "a"}, "no images to classify"),
         ("predict", {"images": "pyproject.toml", "classes": "a", "texts": "b"}, "texts stand in place of class names"),
         ("predict", {"images": "pyproject.toml", "texts": "/nowhere.txt"}, "there is no file of texts /nowhere.txt"),
-        ("explain", {"figures": "relevance"}, "unknown figure 'relevance'"),
+        ("explain", {"sections": "relevance"}, "unknown section 'relevance'"),
         ("explain", {"adapters": "/nowhere"}, "no adapter file /nowhere"),
     ],
 )

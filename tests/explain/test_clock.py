@@ -62,16 +62,16 @@ def test_a_study_tells_and_keeps_the_time_of_every_section(clip, tmp_path):
     options = StudyOptions(batch_size=3)
     with pytest.raises(KeyboardInterrupt):
         stopped = make(clip, tmp_path, options=options, advance=stop)
-        run_study(stopped, tmp_path, dataset=about, config={}, figures=figures)
+        run_study(stopped, tmp_path, dataset=about, config={}, sections=figures)
     kept = tmp_path / "parts" / "seconds.json"
     words = json.loads(kept.read_text())
     words["seconds"]["vision_attention"] += 1000  # as if it had been so long until it was stopped
     kept.write_text(json.dumps(words))
     told = []
     study = make(clip, tmp_path, options=options)
-    run_study(study, tmp_path, dataset=about, config={}, figures=figures, tell=lambda *words: told.append(words))
+    run_study(study, tmp_path, dataset=about, config={}, sections=figures, tell=lambda *words: told.append(words))
     found = load_results(tmp_path).scalars
-    assert list(found["seconds_by_section"]) == found["figures"] == ["predictions", *figures]
+    assert list(found["seconds_by_section"]) == found["sections"] == ["predictions", *figures]
     assert dict(told) == found["seconds_by_section"]
     assert found["seconds_by_section"]["vision_attention"] >= 1000
     assert found["seconds"] == pytest.approx(sum(found["seconds_by_section"].values()), abs=0.06)

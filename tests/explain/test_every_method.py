@@ -83,7 +83,7 @@ def test_a_study_keeps_every_method_and_says_what_it_leaves_out(clip, tmp_path):
     given = np.arange(IMAGES, dtype=np.int32) % 3
     made.known = lambda each: given  # so that nothing but the sections is compiled
     figures = ("text_attention", "similarity", "decomposition", "verdict")
-    found = run_study(made, tmp_path, dataset={"name": "noise", "split": "test"}, config={}, figures=figures)
+    found = run_study(made, tmp_path, dataset={"name": "noise", "split": "test"}, config={}, sections=figures)
     assert [each["key"] for each in found.scalars["models"]] == ["zero_shot", *METHODS]
     inside = {"cocoop": WORDS, "tpt": WORDS, "mmrl": INSERTED}
     assert said(made, found.scalars["text_attention"]) == inside

@@ -107,7 +107,7 @@ def study_of(reference, clip, tmp_path_factory):
 @pytest.fixture(scope="session")
 def found(study_of):
     study = study_of("ivlp")
-    return run_study(study, study.parts.parent, dataset={"name": "noise", "split": "test"}, config={}, figures=FIGURES)
+    return run_study(study, study.parts.parent, dataset={"name": "noise", "split": "test"}, config={}, sections=FIGURES)
 
 
 def close(actual, expected, tolerance=2e-5, scale=0.0):

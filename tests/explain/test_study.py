@@ -210,7 +210,7 @@ def test_nothing_corrected_is_said_and_not_averaged(clip, tmp_path):
 def test_unreadable_images_are_left_out_where_asked(clip, tmp_path):
     options = StudyOptions(batch_size=3, on_image_error="skip")
     study = make(clip, tmp_path, options=options, images=split(broken=2))
-    results = run_study(study, tmp_path, dataset={"name": "noise", "split": "test"}, config={}, figures=())
+    results = run_study(study, tmp_path, dataset={"name": "noise", "split": "test"}, config={}, sections=())
     assert results.arrays["predictions/vpt"][2] == -1
     assert results.scalars["dataset"]["images"] == COUNT - 1
     assert load_results(tmp_path).scalars["models"][1]["images"] == COUNT - 1
@@ -224,8 +224,8 @@ def test_spread_covers_the_split(clip, tmp_path):
 
 def test_refuses(clip, tmp_path):
     study = make(clip, tmp_path)
-    with pytest.raises(ClipbiasError, match="unknown figure 'fig9'"):
-        run_study(study, tmp_path, dataset={}, config={}, figures=("fig9",))
+    with pytest.raises(ClipbiasError, match="unknown section 'fig9'"):
+        run_study(study, tmp_path, dataset={}, config={}, sections=("fig9",))
     with pytest.raises(ClipbiasError, match="give 'zero_shot' first"):
         Study(study.models[1:], study.split, StudyOptions(), tmp_path)
     with pytest.raises(ClipbiasError, match="no image to explain"):
@@ -247,7 +247,7 @@ def test_heads_of_their_own(clip, tmp_path):
     ]
     study = Study(models, split(), StudyOptions(batch_size=4, faithfulness_images=3), tmp_path)
     figures = ("factorial", "faithfulness", "verdict")
-    results = run_study(study, tmp_path, dataset={"name": "noise", "split": "test"}, config={}, figures=figures)
+    results = run_study(study, tmp_path, dataset={"name": "noise", "split": "test"}, config={}, sections=figures)
     for number, (name, task) in enumerate(tasks.items(), start=1):
         logits = jax.jit(task.logits)(clip.params, learnables[name], images)
         guesses = results.arrays[f"predictions/{name}"]

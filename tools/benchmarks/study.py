@@ -14,7 +14,7 @@ from clipbias import data
 from clipbias.clip import Clip, load
 from clipbias.explain.model import ZERO_SHOT, Model
 from clipbias.explain.options import StudyOptions
-from clipbias.explain.results import FIGURES
+from clipbias.explain.results import SECTIONS
 from clipbias.explain.run import run_study
 from clipbias.explain.study import Study
 from clipbias.tuning import Task
@@ -91,8 +91,8 @@ def study(arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, Sections() as sections:
         asked = Study(models, split, options, Path(folder), training=training)
         facts = {"name": DATASET, "split": "test"}
-        figures = FIGURES if config.figures == "all" else config.figures.split(",")
-        found = run_study(asked, Path(folder), dataset=facts, config={}, figures=figures, tell=sections)
+        chosen = SECTIONS if config.sections == "all" else config.sections.split(",")
+        found = run_study(asked, Path(folder), dataset=facts, config={}, sections=chosen, tell=sections)
     totals = {
         name: round(sum(section[name] for section in sections.found.values()), 3)
         for name in ("seconds", "cpu_seconds", "compile_seconds", "programs")
