@@ -12,7 +12,6 @@ from PIL import Image
 
 import experiments.evaluate
 import experiments.explain
-import experiments.interpret
 import experiments.predict
 import experiments.table1
 import experiments.train

@@ -10,7 +10,7 @@ per method and what follows from it, or why a method has none, and writes the pi
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import flags
+from absl import app, flags
 
 from clipbias.errors import ClipbiasError
 from clipbias.explain.results import SCALARS, load_results
@@ -64,4 +64,4 @@ def _folders(names: Sequence[str]) -> list[Path]:
 
 
 if __name__ == "__main__":
-    common.run_arguments(main, "FOLDER …")
+    app.run(lambda words: common.status_of(lambda: main(words[1:])))

@@ -16,7 +16,7 @@ from clipbias.explain import (
     faithfulness_section,
     picture_sections,
 )
-from clipbias.explain.results import SECTIONS, FORMAT, Findings, save_results
+from clipbias.explain.results import FORMAT, SECTIONS, Findings, save_results
 from clipbias.explain.study import Study
 from clipbias.explain.verdict import verdicts
 from clipbias.tuning import parameter_count
