@@ -116,7 +116,7 @@ def _help(main: Callable) -> str:
     """
     binary = Path(inspect.getfile(main)).stem
     parts = [main.__globals__["__doc__"].strip(), f"Usage: clipbias {binary} {USAGE}"]
-    parts += [flags.FLAGS.main_module_help().strip(), flags.FLAGS.module_help(__name__).strip()]
+    parts.append(flags.FLAGS.module_help(__name__).strip())
     given = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
     own, config = CONFIGS / f"{binary}.py", flags.FLAGS.config
     base = [CONFIGS / "base.py"] if "configs.base" in sys.modules else []  # not every configuration starts from it

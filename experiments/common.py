@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from absl import app, flags
-from absl.logging import DEBUG, get_absl_handler, get_verbosity
+from absl.logging import DEBUG, get_absl_handler, get_verbosity, use_absl_handler
 from ml_collections import ConfigDict
 
 from clipbias import hosts
@@ -151,6 +151,7 @@ def quiet() -> None:
         severe = record.levelno >= logging.ERROR and not record.exc_info
         return severe or record.pathname.startswith(here) or get_verbosity() >= DEBUG
 
+    use_absl_handler()  # before the command line is read: configuration files are programs, which may log, too
     get_absl_handler().addFilter(shows)
     get_absl_handler().setFormatter(_Sentence())
     logging.captureWarnings(True)  # of other libraries: lines of their source, which are records now

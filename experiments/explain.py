@@ -55,6 +55,9 @@ def main(config: ConfigDict, workdir: Path) -> None:
     of_study = [section for section in sections if section != INTERPRET]
     found = find_adapters(config.adapters)
     groups = adapters_by_dataset(config, found) if of_study else {"": found}
+    several = of_study and (config.datasets or len(groups) > 1)
+    if several:
+        config.datasets = tuple(groups)  # for whoever reads the work folder
     with open_workdir(workdir, common.plain(config)), contextlib.ExitStack() as opened:
         load = None
         if of_study:
@@ -62,7 +65,6 @@ def main(config: ConfigDict, workdir: Path) -> None:
             load = functools.cache(lambda name: common.load_dataset(config, name))
             for name in groups:  # all of them before the first study
                 load(name).split(config.split)
-            several = bool(config.datasets) or len(groups) > 1
             folders = {name: workdir / name.replace("/", "_") if several else workdir for name in groups}
             for number, (name, folder) in enumerate(folders.items(), start=1):
                 scalars = explain(config, load(name), groups[name], folder, of_study, name=name).scalars
@@ -108,9 +110,9 @@ def explain(
     """One dataset's study, written to `folder`."""
     clip = clipbias.load(config.model or next((adapter.base for adapter, _ in adapters), "demo"))
     mesh = meshes.make_mesh(**config.mesh)
-    asked = {field.name: config[field.name] for field in dataclasses.fields(StudyOptions) if field.name != "prompt"}
     number = config.prompt.isdecimal() and len(config.prompt) < 9
-    asked |= {"images": config.image_limit, "prompt": int(config.prompt) if number else config.prompt}
+    asked = {"images": config.image_limit, "prompt": int(config.prompt) if number else config.prompt}
+    asked |= {field.name: config[field.name] for field in dataclasses.fields(StudyOptions) if field.name not in asked}
     options = StudyOptions(**asked)
     facts = {"name": name, "split": config.split}
     with explain_exhaustion("lower --config.batch_size."), advance_bars() as advance:

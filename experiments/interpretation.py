@@ -68,8 +68,6 @@ def interpret_adapters(
         return
     if jax.process_index() == 0:
         page = write_interpretation(result, workdir)
-        for projection in result["projections"]:
-            common.tell(f"{projection['tower']} tower, {projection['arrays']}: {projection['sentence']}")
         common.tell(f"interpretation: {page}")
     if load is None:
         with MetricWriter(workdir) as metrics:

@@ -74,7 +74,6 @@ def small(binary: ModuleType, model: Path, place: Path) -> dict[str, Any]:
         experiments.table1: {"datasets": ("folder",), "methods": ("zero_shot", "bias"), "shots": (1,), "seeds": (1,)},
         experiments.evaluate: {"dataset": "folder"},
         experiments.predict: {"images": str(place / "images" / "test"), "classes": "cat,dog"},
-        experiments.interpret: adapters,
         experiments.explain: {**adapters, "dataset": "folder", "sections": "similarity"},
     }
     known = common.own_config(binary.main)
@@ -123,8 +122,8 @@ WRONG: list[tuple[ModuleType, str, Any, str]] = [
     (predict, "classes", "\0", "class 0 has an empty name"),
     (predict, "images", "\0", r"cannot open '\x00': embedded null byte"),
     (predict, "top", 0, "top is 0; it must be a whole number from 1"),
-    (evaluate, "images", "tset", "folder has no tset images; it has test, train, val"),
-    (evaluate, "adapter", "\0", r"cannot open '\x00': embedded null byte"),
+    (evaluate, "split", "tset", "folder has no tset images; it has test, train, val"),
+    (evaluate, "adapters", "\0", r"cannot open '\x00': embedded null byte"),
 ]
 
 
@@ -144,7 +143,7 @@ def test_wrong_values(
         (evaluate, {}),
         (predict, {"start_layer": 10**9, "batch_size": 10**9}),
         (explain, {"layers": (10**9,), "start_layer": -(10**9), "image_limit": 10**9}),
-        (experiments.interpret, {}),
+        (explain, {"sections": "interpret", "nearest_words": 10**9}),
     ],
 )
 def test_large_values_are_taken_for_all_there_is(
