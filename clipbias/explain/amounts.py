@@ -318,7 +318,7 @@ def measure(
     if crops_of(task.method):
         raise ClipbiasError(
             f"{type(task.method).__name__} learns of crops of each image, which are not made here; take "
-            "experiments.amounts."
+            "clipbias explain --config.sections=amounts."
         )
     images, conditional = 0, task.method.conditional
     towers = changed_towers(task, learnables)

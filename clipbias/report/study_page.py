@@ -71,8 +71,8 @@ def write_report(results_folder: str | os.PathLike, output_folder: str | os.Path
     sections, missing = _verdict(study, output), []
     if data := explorer_data(study):
         sections.append(pages.Section("Explore the images", "explore", explorer=data))
-    elif "explore" not in study.scalars["figures"]:
-        missing.append("Explore: it was not asked for; --config.figures=explore has it.")
+    elif "explore" not in study.scalars["sections"]:
+        missing.append("Explore: it was not asked for; --config.sections=explore has it.")
     if tables := image_tables(study):
         sections.append(pages.Section("Class by class, image by image", "images", tables=tables))
     sections.append(pages.Section("Models", "models", tables=[_models(study)]))
@@ -83,8 +83,8 @@ def write_report(results_folder: str | os.PathLike, output_folder: str | os.Path
             areas = area_table(study) if figure.name == "faithfulness" else None
             tables = [areas] if areas else []
             sections.append(pages.Section(figure.title, figure.name, [picture], tables))
-        if not made and section not in study.scalars["figures"]:
-            reason = f"it was not asked for; --config.figures={section} has it"
+        if not made and section not in study.scalars["sections"]:
+            reason = f"it was not asked for; --config.sections={section} has it"
         if not made:
             missing.append(f"{section.replace('_', ' ').capitalize()}: {reason}.")
     missing += _models_without(study)
@@ -107,7 +107,7 @@ def write_report(results_folder: str | os.PathLike, output_folder: str | os.Path
 def _models_without(study: StudyResults) -> list[str]:
     """Why a section has not all models; the verdict's own sections tell that themselves."""
     told = ("factorial", "amounts", "verdict")
-    sections = [section for section in study.scalars["figures"] if section not in told]
+    sections = [section for section in study.scalars["sections"] if section not in told]
     return [f"{each.replace('_', ' ').capitalize()}, {line}" for each in sections for line in why_missing(study, each)]
 
 
@@ -135,7 +135,7 @@ def _models(study: StudyResults) -> Table:
 def _verdict(study: StudyResults, output: Path) -> list[pages.Section]:
     """What the gain is made of, what a constant keeps of it, all of it in words, and what else was measured."""
     if not study.section("verdict"):
-        reason = "No verdict: it was not asked for; --config.figures=factorial,amounts,verdict has it."
+        reason = "No verdict: it was not asked for; --config.sections=factorial,amounts,verdict has it."
         return [pages.Section("What carries the gain", "verdict_effects", remarks=[reason])]
     sections = []
     if len(study.tuned) >= _SIDE_BY_SIDE and (figure := summary_figure(summarize_verdicts([study]), left_out([study]))):
@@ -204,7 +204,7 @@ def _config(study: StudyResults) -> str:
         "models": [
             {name: model.get(name) for name in ("key", "method", "options", "source")} for model in study.models
         ],
-        "sections": scalars.get("figures"),
+        "sections": scalars.get("sections"),
         "computing seconds": scalars.get("seconds"),
         "seconds by section": scalars.get("seconds_by_section"),
         "config": scalars.get("config"),

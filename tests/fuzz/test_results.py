@@ -76,7 +76,7 @@ def test_damaged_results_of_a_study(study: Path, data: st.DataObject) -> None:
         path.write_bytes(data.draw(corrupted(whole)))
         answered(lambda: load_results(study), study)
         content = json.loads(whole)
-        part = data.draw(st.sampled_from(("dataset", "clip", "models", "verdict", "format", "figures")))
+        part = data.draw(st.sampled_from(("dataset", "clip", "models", "verdict", "format", "sections")))
         path.write_text(json.dumps({**content, part: data.draw(mutated(content[part]))}))
         answered(lambda: report.write_report(study, study / "report"), study)
     finally:

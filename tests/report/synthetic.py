@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from clipbias.explain.factorial import CONSTANTS, corners, effects_in_play
-from clipbias.explain.results import FIGURES, FORMAT, GROUPS, MAPS, TEXT_KINDS, Findings
+from clipbias.explain.results import FORMAT, GROUPS, MAPS, SECTIONS, TEXT_KINDS, Findings
 from clipbias.explain.verdict import verdicts
 
 FORMS = ("reference", "vector", "kind", "token", "tuned")
@@ -103,10 +103,10 @@ class _Builder:
                 "text_heads": self.heads,
             },
             "models": self.models,
-            "figures": list(FIGURES),
+            "sections": list(SECTIONS),
             "config": {"dataset": dataset, "adapters": ["runs/ivlp", "runs/bias"], "normalisation": "sum"},
             "seconds": 41.5,
-            "seconds_by_section": {name: 4.5 for name in FIGURES},
+            "seconds_by_section": {name: 4.5 for name in SECTIONS},
         }
 
     def predictions(self):

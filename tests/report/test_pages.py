@@ -102,7 +102,7 @@ def test_verdict_models_and_config_are_told(written, drawn):
 
 def test_conclusions_come_first_and_what_is_missing_says_why(written, drawn):
     results = only("verdict", "factorial")
-    results.scalars["figures"] = ["relevancy", "factorial", "verdict", "similarity"]
+    results.scalars["sections"] = ["relevancy", "factorial", "verdict", "similarity"]
     results.scalars["verdict"]["bias"] |= {"missing": "It has no second run.", "effects": None, "kept": {}}
     results.scalars["verdict"]["ivlp"]["conclusion"] = "This favours (c): both carry much of the gain."
     results.scalars["relevancy"] = {"bias": {"missing": "No map follows its logit."}}
@@ -112,8 +112,8 @@ def test_conclusions_come_first_and_what_is_missing_says_why(written, drawn):
     conclusion = results.scalars["verdict"]["ivlp"]["conclusion"]
     assert 0 < page.text.index(conclusion) < page.text.index("What carries the gain")
     assert "Bias tuning: It has no second run." in page.text
-    assert "Bias tuning: No constant was measured; --config.figures=amounts has it." in page.text
-    assert "Faithfulness: it was not asked for; --config.figures=faithfulness has it." in page.text
+    assert "Bias tuning: No constant was measured; --config.sections=amounts has it." in page.text
+    assert "Faithfulness: it was not asked for; --config.sections=faithfulness has it." in page.text
     assert "Similarity: no model has vision prompts." in page.text
 
 
