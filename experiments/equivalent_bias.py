@@ -1,16 +1,16 @@
 """Saves the bias that is equivalent to a tuned adapter, as a study measured it, as an adapter of its own."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from clipbias.errors import ClipbiasError
 from clipbias.explain.amounts import TOWERS, Amount
+from clipbias.explain.conclusions import no_gain, percent
+from clipbias.explain.effects import OUTCOME_NAMES
 from clipbias.explain.model import Model
 from clipbias.explain.replacement import METHODS, as_adapter
 from clipbias.explain.results import Findings
-from clipbias.explain.uncertainty import kept
 from clipbias.training.progress import say
 from clipbias.tuning.adapter import Adapter, write_adapter
 from experiments import common
@@ -25,12 +25,12 @@ def save_equivalent_biases(findings: Findings, model: Model, adapter: Adapter, f
     Where a method has no equivalent bias, that is said in one line.
 
     Args:
-      findings: of a study with the section `amounts`.
+      findings: of a study with the section `constants`.
       model: the tuned model in the study.
       adapter: the model's adapter.
       folder: of the study.
     """
-    facts = findings.scalars["amounts"][model.key]
+    facts = findings.scalars["constants"][model.key]
     try:
         if reason := facts.get("missing"):
             raise ClipbiasError(reason)
@@ -48,7 +48,7 @@ def measured_amounts(findings: Findings, key: str) -> dict[str, Amount]:
     """The measured bias of a model by tower, as it stands in a study's arrays, which have no form by token."""
     found = {}
     for tower in TOWERS:
-        forms = {form: findings.arrays.get(f"amounts/{key}/{tower}/{form}") for form in METHODS}
+        forms = {form: findings.arrays.get(f"constants/{key}/{tower}/{form}") for form in METHODS}
         if all(array is not None for array in forms.values()):
             found[tower] = Amount(**forms, token=np.empty(0, np.float32))  # type: ignore[arg-type]
     return found
@@ -56,15 +56,9 @@ def measured_amounts(findings: Findings, key: str) -> dict[str, Amount]:
 
 def kept_sentence(findings: Findings, model: Model, kind: str) -> str:
     """How much of a model's gain its equivalent bias keeps, with intervals."""
-    forms = findings.scalars["amounts"][model.key]["forms"]
-    rows = {name: findings.arrays[f"amounts/{model.key}/{name}"] for name in ("log_likelihood", "correct")}
-    shares = kept(rows, forms)
     parts = []
-    for outcome, name in (("log_likelihood", "log-likelihood"), ("accuracy", "accuracy")):
-        number: dict[str, Any] = shares[outcome][kind]
-        if number["share"] is None:
-            parts.append(f"{name} gains nothing that is certain (the gain's 95 % interval includes 0)")
-            continue
-        low, share, high = (100 * number[key] for key in ("share_low", "share", "share_high"))
-        parts.append(f"it keeps {share:.0f} % of the gain in {name} (95 % interval {low:.0f} to {high:.0f} %)")
+    for outcome, numbers in findings.scalars["constants"][model.key]["numbers"].items():
+        nothing, kept = no_gain(numbers["gain"], outcome), numbers["kept"][kind]
+        keeps = f"it keeps {percent(kept)} of the gain in {OUTCOME_NAMES[outcome]}"
+        parts.append(nothing.sentence.removesuffix(".") if nothing else keeps)
     return f"{model.label} as {WORDS[kind]}: {'; '.join(parts)}."

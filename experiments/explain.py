@@ -126,7 +126,7 @@ def explain(
         )
         hosts.assert_same("what is explained", study.fingerprint)
         findings = run_study(study, folder, dataset=facts, config=common.plain(config), sections=sections)
-    if "amounts" in sections and jax.process_index() == 0:
+    if "constants" in sections and jax.process_index() == 0:
         for model, (adapter, _) in zip(study.tuned, adapters, strict=True):
             save_equivalent_biases(findings, model, adapter, folder)
     return findings

@@ -53,6 +53,7 @@ class Measured:
 
     Attributes:
       samples: "accuracy" in points, "calibrated" and "raw" log-likelihood in nats.
+      values: the same of every image, `[n, K]`, a mean over the models.
       images: how many.
       seeds: over how many models they are averaged.
       refitted: whether temperatures were fitted in every resample.
@@ -60,6 +61,7 @@ class Measured:
     """
 
     samples: Mapping[str, Sample]
+    values: Mapping[str, np.ndarray]
     images: int
     seeds: int
     refitted: bool
@@ -85,8 +87,9 @@ def measure(logits: np.ndarray, labels: np.ndarray, *, seed: int = 0, refit: boo
         "calibrated": Sample(calibrated.values.mean(0), calibrated.draws),
         "raw": Sample(raw.mean(0), weigh(counts, raw) / n),
     }
+    values = {"accuracy": correct, "calibrated": calibrated.values, "raw": raw}
     temperatures = np.exp(np.log(calibrated.temperatures).mean(0))
-    return Measured(samples, n, 1, calibrated.refitted, temperatures)
+    return Measured(samples, values, n, 1, calibrated.refitted, temperatures)
 
 
 def over_seeds(measured: Sequence[Measured], *, seed: int = 0) -> Measured:
@@ -102,7 +105,8 @@ def over_seeds(measured: Sequence[Measured], *, seed: int = 0) -> Measured:
     }
     temperatures = np.exp(np.mean([np.log(one.temperatures) for one in measured], axis=0))
     refitted = all(one.refitted for one in measured)
-    return Measured(samples, measured[0].images, sum(one.seeds for one in measured), refitted, temperatures)
+    values = {name: np.mean([one.values[name] for one in measured], axis=0) for name in measured[0].values}
+    return Measured(samples, values, measured[0].images, sum(one.seeds for one in measured), refitted, temperatures)
 
 
 def effect_contrasts(effects: Sequence[str]) -> dict[str, np.ndarray]:

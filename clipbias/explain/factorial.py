@@ -18,8 +18,7 @@ scale (m) and values (s) from R or from P and computes the blocks on input token
 RRR is the reference and PPP the tuned model, to rounding. Values hold whatever else the tuned run has: where a method
 changes blocks, biases or pixels, corners whose values are P's compute with those. Without slots scale is left out.
 
-A corner's `s` may be its constant: P's mean over the samples at each position (`RR:token`), or one vector per layer
-(`RR:vector`). Tokens that see no slot (a text's start) get nothing either way.
+Whether what is added may be a constant is another question, and has a test of its own (`directions`).
 """
 
 import dataclasses
@@ -29,7 +28,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 
 from clipbias.clip import Adaptation, LayerView, TextTokens, layers, scan, tower
@@ -41,9 +39,7 @@ from clipbias.clip.vision import embed_image, project_image
 from clipbias.errors import ClipbiasError
 from clipbias.explain.attention import renormalise
 from clipbias.explain.results import EFFECTS
-from clipbias.explain.statistics import Moments
 
-CONSTANTS = ("RR:token", "RR:vector", "PP:token", "PP:vector")
 _RUNS = "RP"
 
 
@@ -59,24 +55,18 @@ def corners(effects: Sequence[str]) -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class _Stream:
-    """One mixture: which run its attention and scale come from, its values' run, and what stands for `s`."""
+    """One mixture: which run its attention, its scale and its values come from."""
 
     attention: str
     scale: str
     values: str
-    added: str  # "R", "P", "token" or "vector"
 
     @classmethod
     def named(cls, name: str) -> "_Stream":
-        taken, _, constant = name.partition(":")
-        letters = taken if len(taken) > 2 or constant else f"{taken[:1]}R{taken[1:]}"
-        letters += "P" if constant else ""
-        if len(letters) != 3 or set(letters) - set(_RUNS) or constant not in ("", "token", "vector"):
-            raise ClipbiasError(
-                f"unknown mixture {name!r}; give letters R and P for {', '.join(EFFECTS)}, or 'RR:token'."
-            )
-        attention, scale, values = tuple(letters)
-        return cls(attention, scale, values, constant or values)
+        letters = name if len(name) > 2 else f"{name[:1]}R{name[1:]}"
+        if len(letters) != 3 or set(letters) - set(_RUNS):
+            raise ClipbiasError(f"unknown mixture {name!r}; give letters R and P for {', '.join(EFFECTS)}.")
+        return cls(*letters)
 
 
 @struct.dataclass
@@ -115,12 +105,6 @@ class _Pair:
         relative = renormalise((view.probabilities - on_slots)[..., :count, :count])
         mass = jnp.moveaxis(on_slots.sum(-1), 1, 2)[:, :count]
         return relative, mass, view.project(view.heads_output(on_slots)[:, :count])
-
-    @property
-    def sees_slots(self) -> jax.Array:
-        """Which input tokens attend to a slot, bool `[N]` or `[B, N]`: in texts those after the first."""
-        before = jnp.cumsum(self.slots, axis=-1)
-        return (before if self.reference.causal else before[..., -1:])[..., : self.inputs] > 0
 
     def bias_rows(self, run: str) -> jax.Array | None:
         """Which row of that run's bias each input token gets."""
@@ -163,7 +147,6 @@ def mix_images(
     tuned: Adaptation,
     reference: Adaptation,
     streams: Sequence[str],
-    means: Mapping[str, Any] | None = None,
     *,
     dtype: str = "float32",
 ) -> Mixed:
@@ -175,19 +158,18 @@ def mix_images(
       images: `[B, R, R, 3]`, normalised.
       tuned: what the method adds; its prompts are the slots.
       reference: what the reference run has, `Adaptation()` for images.
-      streams: names of corners, or of `CONSTANTS`.
-      means: for the latter, from `slot_means`.
+      streams: names of corners.
       dtype: compute type by name.
 
     Raises:
-      ClipbiasError: there is no such mixture, or a constant without `means`.
+      ClipbiasError: there is no such mixture.
     """
     pair = _image_pair(params, config, images, tuned, reference, dtype)
 
     def read(rows: jax.Array, adaptation: Adaptation) -> jax.Array:
         return project_image(params, config, rows, adaptation)
 
-    return _mix(pair, streams, means, tuned, reference, read)
+    return _mix(pair, streams, tuned, reference, read)
 
 
 @with_precision
@@ -198,7 +180,6 @@ def mix_texts(
     tuned: Adaptation,
     reference: Adaptation,
     streams: Sequence[str],
-    means: Mapping[str, Any] | None = None,
     *,
     dtype: str = "float32",
 ) -> Mixed:
@@ -208,20 +189,17 @@ def mix_texts(
     def read(rows: jax.Array, adaptation: Adaptation) -> jax.Array:
         return project_text(params, config, rows, adaptation)
 
-    return _mix(pair, streams, means, tuned, reference, read)
+    return _mix(pair, streams, tuned, reference, read)
 
 
 def _mix(
     pair: _Pair,
     names: Sequence[str],
-    means: Mapping[str, Any] | None,
     tuned: Adaptation,
     reference: Adaptation,
     read: Callable[[jax.Array, Adaptation], jax.Array],
 ) -> Mixed:
     streams = [_Stream.named(name) for name in names]
-    if means is None and any(stream.added in ("token", "vector") for stream in streams):
-        raise ClipbiasError("a constant in place of the values needs their means; give `slot_means`.")
     # Streams that share weights lie side by side, those with the reference's attention first.
     same = pair.tuned.layers.changes is None
     groups = {
@@ -230,17 +208,14 @@ def _mix(
     }
     starts = {"R": pair.reference.tokens, "P": pair.tuned.tokens[:, : pair.inputs]}
     carried = {run: jnp.stack([starts[s.values] for s in group]) for run, group in groups.items() if group}
-    sees_slots = pair.sees_slots[..., None]
-    scanned = (pair.reference.layers, pair.tuned.layers, means)
+    scanned = (pair.reference.layers, pair.tuned.layers)
 
     def step(carry: Any, inputs: Any) -> tuple[Any, None]:
         runs, mixtures = carry
-        runs, seen, seen_tuned = pair.advance(runs, inputs[:2])
+        runs, seen, seen_tuned = pair.advance(runs, inputs)
         parts = {"R": pair.part(seen), "P": pair.part(seen_tuned)}
         weights, layer = {"R": seen.weights, "P": seen_tuned.weights}, {"R": inputs[0], "P": inputs[1]}
-        constants = {kind: jnp.where(sees_slots, value, 0) for kind, value in (inputs[2] or {}).items()}
-        added = {run: part[2] for run, part in parts.items()} | constants
-        mixtures = {run: _block(x, groups[run], parts, added, weights[run], layer, pair) for run, x in mixtures.items()}
+        mixtures = {run: _block(x, groups[run], parts, weights[run], layer, pair) for run, x in mixtures.items()}
         return (runs, mixtures), None
 
     runs = (pair.reference.tokens, pair.tuned.tokens)
@@ -264,7 +239,6 @@ def _block(
     x: jax.Array,
     group: Sequence[_Stream],
     parts: Mapping[str, tuple[jax.Array, jax.Array, jax.Array]],
-    added: Mapping[str, jax.Array],
     weights: Any,
     inputs: Mapping[str, scan.LayerInput],
     pair: _Pair,
@@ -281,7 +255,7 @@ def _block(
     ]
     kept = jnp.stack([1 - parts[stream.scale][1] for stream in group]).astype(values.dtype)
     heads = jnp.concatenate(seen) * kept[..., None]
-    slots = jnp.stack([jnp.broadcast_to(added[stream.added], x.shape[1:]) for stream in group])
+    slots = jnp.stack([jnp.broadcast_to(parts[stream.values][2], x.shape[1:]) for stream in group])
     x = x + layers.dense(heads.reshape(x.shape), weights["out"]) + slots.astype(x.dtype)
     x = x + layers.mlp(x, weights, config)
     changed = []
@@ -290,21 +264,3 @@ def _block(
         one = tower.add_beside(one, before, own, config)
         changed.append(tower.add_bias(one, own, pair.bias_rows(stream.values)))
     return jnp.stack(changed)
-
-
-def slot_means(moments: Moments) -> dict[str, np.ndarray]:
-    """The constants that may stand for `s`: "token" and "vector", `[L, N, D]` each.
-
-    The second is one vector per layer, the mean over samples and tokens, at every position that sees slots.
-
-    Args:
-      moments: of `s [L, N, D]` over samples, counted where a token sees slots (`decomposition.observe_parts`).
-    """
-    count, mean = (np.asarray(x, np.float64) for x in (moments.count, moments.mean))
-    sees = (count > 0)[..., None]
-    total = np.maximum(count.sum(1), 1)[:, None, None]
-    vector = (count[..., None] * mean).sum(1, keepdims=True) / total
-    return {
-        "token": np.where(sees, mean, 0).astype(np.float32),
-        "vector": np.where(sees, vector, 0).astype(np.float32),
-    }

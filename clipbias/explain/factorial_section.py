@@ -1,7 +1,7 @@
 """The causal test over a dataset: every image under every mixture of the two runs, in both towers and in each alone."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,57 +10,101 @@ import numpy as np
 
 from clipbias.clip import Adaptation, TextTokens
 from clipbias.explain.amounts import reference_adaptation
-from clipbias.explain.attention_sections import text_parts, vision_parts, vision_totals
-from clipbias.explain.factorial import (
-    CONSTANTS,
-    Mixed,
-    corners,
-    effects_in_play,
-    mix_images,
-    mix_texts,
-    slot_means,
-)
+from clipbias.explain.dataset_sections import compute_predictions
+from clipbias.explain.effects import Measured, measure, over_seeds, summarize_effects, temperature_alone
+from clipbias.explain.factorial import Mixed, corners, effects_in_play, mix_images, mix_texts
 from clipbias.explain.model import Model
-from clipbias.explain.outcomes import outcomes
 from clipbias.explain.results import RANDOM
 from clipbias.explain.scope import why_no_causal_test
-from clipbias.explain.statistics import Moments, Totals
 from clipbias.explain.stream import Batch, Reading, Rows
 from clipbias.explain.study import Section, Study, spread
 from clipbias.explain.targets import by_pass, of_texts
 
-OUTCOMES = ("correct", "log_likelihood", "margin")
+# Images below which a control says nothing.
+FEWEST = 20
 
 
 def compute_factorial(study: Study) -> Reading[Section]:
-    """Correctness, log-likelihood and margin of every image under every mixture, for every model that changes a tower.
+    """Every image under every mixture, for every model that changes a tower; outcomes, effects and interactions.
 
     A model with prompts has a control besides: prompts drawn at random, with the trained ones' norms. Features of every
     mixture go through the model's own head, so the reference of a method with one is the frozen towers under that head.
+    Models that differ in their seed alone have a summary together, over seeds and images crossed.
     """
     reasons = {model.key: why_no_causal_test(model.task) for model in study.tuned}
     scalars: dict[str, Any] = {key: {"missing": reason} for key, reason in reasons.items() if reason}
-    tested = [model for model in study.tuned if not reasons[model.key]]
-    # What slots add to texts that depend on the image has no mean that is known before the images are seen.
-    constant = [model for model in tested if any(model.prompts) and not model.task.method.conditional]
-    totals = yield from vision_totals(study, [model for model in constant if model.prompts[0]])
     tests: dict[str, tuple[Rows, dict[str, Any]]] = {}
-    for model in tested:
-        means = _means(study, model, totals.get(model.key)) if model in constant else None
+    for model in study.tuned:
+        if reasons[model.key]:
+            continue
         title = f"{model.label}: causal test"
-        tests[model.key] = _test(study, model, model.key, title, study.images, means=means)
+        tests[model.key] = _test(study, model, model.key, title, study.images)
         if any(model.prompts) and study.options.control_images:
             few = study.images[spread(len(study.images), study.options.control_images)]
             key, title = f"{model.key}{RANDOM}", f"{model.label}: causal test of random prompts"
             tests[key] = _test(study, model, key, title, few, turn=lambda x: random_prompts(x, study.options.seed))
+    predicted = yield from compute_predictions(study)
     found = yield [request for request, _ in tests.values()]
     arrays: dict[str, np.ndarray] = {}
+    measured: dict[str, dict[str, Measured]] = {}
     for key, (request, facts) in tests.items():
         rows = found[request.name]
-        arrays |= {f"factorial/{key}/{name}": value for name, value in rows.items()}
-        arrays[f"factorial/{key}/correct"] = arrays[f"factorial/{key}/correct"].astype(np.uint8)
-        scalars[key] = facts | {"images": len(rows["images"])}
+        images, labels = rows["images"], study.split.labels[rows["images"]]
+        measured[key] = {t: measure(rows["logits"][:, i], labels) for i, t in enumerate(facts["towers"])}
+        arrays[f"factorial/{key}/images"] = images
+        arrays |= {f"factorial/{key}/{name}": values for name, values in by_image(measured[key].values()).items()}
+        scalars[key] = facts | {"images": len(images)} | _numbers(measured[key], facts)
+        if not key.endswith(RANDOM):
+            right = _both_right(predicted, key)[images]
+            scalars[key]["both_right"] = None
+            if right.sum() >= FEWEST:
+                own = {"both": measure(rows["logits"][right, 0], labels[right])}
+                scalars[key]["both_right"] = {"images": int(right.sum())} | _numbers(own, facts)
+    scalars["seeds"] = [
+        {"models": keys} | _numbers(_over_seeds([measured[key] for key in keys]), tests[keys[0]][1])
+        for keys in same_but_for_seed([model for model in study.tuned if model.key in tests])
+    ]
     return arrays, scalars
+
+
+def _both_right(predicted: Mapping[str, np.ndarray], key: str) -> np.ndarray:
+    """Which of the split's images both models get right: no flipped decision selected them."""
+    labels = predicted["predictions/labels"]
+    return (predicted["predictions/zero_shot"] == labels) & (predicted[f"predictions/{key}"] == labels)
+
+
+def by_image(measured: Iterable[Measured]) -> dict[str, np.ndarray]:
+    """ "correct" uint8, "calibrated" and "log_likelihood" float32 of every image, `[n, towers, K]`."""
+    each = [one.values for one in measured]
+    return {
+        "correct": np.stack([own["accuracy"] > 0 for own in each], axis=1).astype(np.uint8),
+        "calibrated": np.stack([own["calibrated"] for own in each], axis=1).astype(np.float32),
+        "log_likelihood": np.stack([own["raw"] for own in each], axis=1).astype(np.float32),
+    }
+
+
+def _numbers(measured: Mapping[str, Measured], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Summaries by tower, and what a temperature alone gives."""
+    corner, both = 2 ** len(facts["effects"]) - 1, measured["both"]
+    by_tower = {tower: summarize_effects(own, facts["streams"], facts["effects"]) for tower, own in measured.items()}
+    return {
+        "numbers": by_tower,
+        "temperature_alone": temperature_alone(both, 0, corner),
+        "temperatures": dict(zip(facts["streams"], both.temperatures.tolist(), strict=True)),
+        "refitted": both.refitted,
+    }
+
+
+def _over_seeds(several: Sequence[Mapping[str, Measured]]) -> dict[str, Measured]:
+    return {tower: over_seeds([measured[tower] for measured in several]) for tower in several[0]}
+
+
+def same_but_for_seed(models: Sequence[Model]) -> list[list[str]]:
+    """Keys of models of one method with the same options, where there are several."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for model in models:
+        groups.setdefault((model.method, repr(model.task.options())), []).append(model.key)
+    return [keys for keys in groups.values() if len(keys) > 1]
 
 
 def random_prompts(tuned: Adaptation, seed: int) -> Adaptation:
@@ -83,7 +127,6 @@ def _test(
     indices: np.ndarray,
     *,
     turn: Callable[[Adaptation], Adaptation] = lambda adaptation: adaptation,
-    means: dict[str, Any] | None = None,
 ) -> tuple[Rows, dict[str, Any]]:
     """Asks for every image under every mixture; and which mixtures and towers these are.
 
@@ -95,38 +138,34 @@ def _test(
     reference, tuned = reference_adaptation(task, task.init(model.seed)), turn(task.method.adapt(learnables))
     changed = {"vision": tuned.changes_vision, "text": tuned.changes_text}
     effects = effects_in_play(any(model.prompts))
-    inner = 2 ** len(effects) - 2
-    streams = (*corners(effects), *(CONSTANTS if means else ()))
+    streams = corners(effects)
     # The first and the last corner are the runs themselves.
-    asked = streams[1 : 1 + inner] + streams[2 + inner :]
+    asked = streams[1:-1]
     towers = ("both", "vision", "text") if all(changed.values()) else ("both",)
-    means = means or {"vision": [None] * model.passes, "text": [None] * model.texts}
 
     def every(mixed: Mixed) -> jax.Array:
-        parts = (mixed.reference[None], mixed.streams[:inner], mixed.tuned[None], mixed.streams[inner:])
-        return jnp.concatenate(parts)
+        return jnp.concatenate([mixed.reference[None], mixed.streams, mixed.tuned[None]])
 
-    def of_images(params: Any, tuned: Adaptation, means: Any, images: jax.Array) -> jax.Array:
+    def of_images(params: Any, tuned: Adaptation, images: jax.Array) -> jax.Array:
         """`[K, B, d]`, or `[K, B, m, d]` of several passes."""
-        runs = zip(by_pass(tuned), means, strict=True)
         found = [
-            every(mix_images(params, config, images, own, Adaptation(), asked, mean, dtype=dtype)) for own, mean in runs
+            every(mix_images(params, config, images, own, Adaptation(), asked, dtype=dtype)) for own in by_pass(tuned)
         ]
         return found[0] if len(found) == 1 else jnp.stack(found, axis=2)
 
     @jax.jit
     def of_texts_of_one(
-        params: Any, runs: tuple[Adaptation, Adaptation], means: Any, tokens: TextTokens, rows: jax.Array
+        params: Any, runs: tuple[Adaptation, Adaptation], tokens: TextTokens, rows: jax.Array
     ) -> jax.Array:
         own, plain = (of_texts(adaptation, rows, len(task.texts)) for adaptation in runs)
-        return every(mix_texts(params, config, tokens, own, plain, asked, means, dtype=dtype))
+        return every(mix_texts(params, config, tokens, own, plain, asked, dtype=dtype))
 
-    def of_all_texts(params: Any, runs: tuple[Adaptation, Adaptation], means: Any) -> jax.Array:
+    def of_all_texts(params: Any, runs: tuple[Adaptation, Adaptation]) -> jax.Array:
         """`[K, S · C, d]`, one of the `S` texts of every class after another."""
         found = []
-        for rows, mean in zip(np.split(np.arange(len(task.texts)), model.texts), means, strict=True):
+        for rows in np.split(np.arange(len(task.texts)), model.texts):
             tokens = jax.tree.map(lambda x, rows=rows: jnp.asarray(x)[rows], task.tokens)
-            found.append(of_texts_of_one(params, runs, mean, tokens, rows))
+            found.append(of_texts_of_one(params, runs, tokens, rows))
         return jnp.concatenate(found, axis=1)
 
     everywhere, nowhere = np.arange(len(streams)), np.zeros(len(streams), int)
@@ -144,58 +183,35 @@ def _test(
         return jnp.stack(found)
 
     @jax.jit
-    def step(params: Any, learnables: Any, runs: Any, means: Any, texts: Any, batch: Batch) -> dict[str, jax.Array]:
+    def step(params: Any, learnables: Any, runs: Any, texts: Any, batch: Batch) -> dict[str, jax.Array]:
         views, mask = study.normalize(batch["images"]), batch["mask"]
         images = views[:, 0] if model.crops else views
         if changed["vision"]:
-            features = of_images(params, runs[0], means["vision"], images)
+            features = of_images(params, runs[0], images)
         else:
             features = task.classifier.encode_images(params, Adaptation(), images)[None]
         if task.method.conditional:
 
             def of_image(one: tuple[jax.Array, jax.Array]) -> jax.Array:
                 own = turn(task.classifier.adaptation_for(params, learnables, one[1], task.text))
-                texts = of_all_texts(params, (own, runs[1]), means["text"])
+                texts = of_all_texts(params, (own, runs[1]))
                 return classify(params, learnables, one[0][:, None], texts, None)[:, :, 0]
 
             seen = task.classifier.encode_images(params, task.method.adapt(learnables), views)
             logits = jnp.moveaxis(jax.lax.map(of_image, (jnp.moveaxis(features, 1, 0), seen)), 0, 2)
         else:
             logits = classify(params, learnables, features, texts, mask)
-        found = [outcomes(of_tower, batch["labels"]) for of_tower in logits]
-        return {name: jnp.moveaxis(jnp.stack([one[name] for one in found]), 2, 0) for name in OUTCOMES}
+        return {"logits": jnp.moveaxis(logits, 2, 0)}  # [B, towers, K, C]
 
-    runs, means = study.replicate(((tuned, reference), means))
+    runs = study.replicate((tuned, reference))
     texts: jax.Array | None = None
     if not changed["text"]:
         texts = task.text_features(study.params, learnables)[None]
     elif not task.method.conditional:
-        texts = of_all_texts(study.params, runs, means["text"])
+        texts = of_all_texts(study.params, runs)
 
     def rows(batch: Batch) -> dict[str, jax.Array]:
-        return step(study.params, learnables, runs, means, texts, batch)
+        return step(study.params, learnables, runs, texts, batch)
 
     facts = {"effects": effects, "towers": towers, "streams": streams}
     return Rows(f"factorial-{key.replace(':', '-')}", title, indices, rows, crops=model.crops), facts
-
-
-def _means(study: Study, model: Model, totals: Totals | None) -> dict[str, list[dict[str, np.ndarray]]]:
-    """By tower and run, the constants that may stand for what its slots add; zeros where a tower has none.
-
-    `totals` are those of the vision tower, where it has slots.
-    """
-    found = {}
-    for tower, slots in zip(("vision", "text"), model.prompts, strict=True):
-        geometry = getattr(study.clip.config, tower)
-        if slots:
-            parts = vision_parts(model, totals or {}) if tower == "vision" else text_parts(study, model)
-            count = 1 + geometry.patches if tower == "vision" else None
-            found[tower] = [
-                slot_means(Moments(part.count[:, :count], part.mean[:, :count], part.squares[:, :count]))
-                for part in (totals["part"] for totals in parts)
-            ]
-        else:
-            nothing = np.zeros((geometry.layers, 1, geometry.width), np.float32)
-            runs = model.passes if tower == "vision" else model.texts
-            found[tower] = [{"token": nothing, "vector": nothing}] * runs
-    return found

@@ -6,24 +6,20 @@ CLIP's own head.
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from clipbias.checks import check_choice, check_int
-from clipbias.clip import Adaptation, Clip, load
-from clipbias.clip.params import Params
+from clipbias.clip import Clip, load
 from clipbias.data import Split
 from clipbias.data.pipeline import test_batches
 from clipbias.errors import ClipbiasError
 from clipbias.explain.amounts import TOWERS, Amount, measure, reference_adaptation
-from clipbias.tuning import Classifier, Learnables, Task, make_method
+from clipbias.tuning import Learnables, Task, make_method
 from clipbias.tuning.adapter import Adapter, load_adapter
 
-REFERENCE, TUNED = "reference", "tuned"
 # What an adapter can hold, and the method that it is then one of.
 METHODS = {"vector": "bias", "kind": "bias_by_kind"}
 # Notes of an adapter that hold for its replacement, too.
@@ -149,76 +145,3 @@ def raw_batches(
             chunk = pixels[start : start + rows]
             missing = rows - len(chunk)
             yield np.pad(chunk, ((0, missing), (0, 0), (0, 0), (0, 0))), np.arange(rows) < len(chunk)
-
-
-def in_place(reference: Adaptation, amounts: Mapping[str, Amount], form: str) -> Adaptation:
-    """The reference with what a method amounts to added: `form` is one of `FORMS`, or "reference" for nothing."""
-    if form == REFERENCE:
-        return reference
-    return dataclasses.replace(reference, **{f"{tower}_bias": getattr(one, form) for tower, one in amounts.items()})
-
-
-class Constants:
-    """How images are classified by the reference, and by constants in the method's place."""
-
-    def __init__(
-        self,
-        task: Task,
-        params: Params,
-        reference: Adaptation,
-        amounts: Mapping[str, Amount],
-        forms: Sequence[str],
-        replicate: Callable[[Any], Any] = lambda tree: jax.tree.map(jnp.asarray, tree),
-    ) -> None:
-        """Computes every form's texts.
-
-        Args:
-          task: of the tuned method.
-          params: the frozen weights.
-          reference: what the frozen model is given.
-          amounts: by tower.
-          forms: which of "reference" and `FORMS`, in that order.
-          replicate: puts arrays on the devices.
-        """
-        self._params = params
-        # CLIP's own head, whatever the method's.
-        self._plain = dataclasses.replace(task.classifier, method=make_method("zero_shot"))
-        constants = [in_place(reference, amounts, form) for form in forms]
-        self._texts = [_text_features(self._plain, params, one, task.text) for one in constants]
-        self._biases = None
-        if "vision" in amounts:  # all as biases by token, so that one program serves them
-            length = 1 + task.clip.config.vision.patches
-            zero = np.zeros_like(amounts["vision"].vector)
-            biases = [_by_token(zero if one.vision_bias is None else one.vision_bias, length) for one in constants]
-            self._biases = replicate(np.stack(biases))
-
-    def __call__(self, images: jax.Array) -> jax.Array:
-        """Logits `[F, B, C]` of normalised images `[B, R, R, 3]`."""
-        return _logits(self._plain, self._params, self._texts, self._biases, images)
-
-
-def _by_token(bias: Any, length: int) -> np.ndarray:
-    """A vision tower's bias of any form as `[L, N, D]`."""
-    bias = np.asarray(bias)
-    if bias.ndim == 2:
-        return np.repeat(bias[:, None], length, axis=1)
-    if bias.shape[1] == 2:
-        return np.concatenate([bias[:, :1], np.repeat(bias[:, 1:], length - 1, axis=1)], axis=1)
-    return bias
-
-
-@jax.jit(static_argnums=0)
-def _text_features(classifier: Classifier, params: Params, adaptation: Adaptation, text: Any) -> jax.Array:
-    return classifier.encode_text(params, adaptation, text)
-
-
-@jax.jit(static_argnums=0)
-def _logits(
-    plain: Classifier, params: Params, texts: Sequence[jax.Array], biases: jax.Array | None, images: jax.Array
-) -> jax.Array:
-    def encode(bias: jax.Array | None) -> jax.Array:
-        return plain.encode_images(params, Adaptation(vision_bias=bias), images)
-
-    features = encode(None)[None] if biases is None else jax.lax.map(encode, biases)
-    # A vision tower that nothing changes serves all forms.
-    return jnp.stack([plain.head(params, {}, features[min(i, len(features) - 1)], x) for i, x in enumerate(texts)])

@@ -72,24 +72,38 @@ decomposition — Eq. 12, Fig. 1; for models with prompts in that tower; samples
     errors of the first of these two means, and of the mean over layers of each bias_cosine/{bias model}}
 
 factorial — the causal test (`factorial.py`), for models that change a tower. n images; towers "both", "vision" and
-    "text", or "both" alone where a model changes only one; K mixtures of the two runs: the corners from the reference
-    to the tuned model, then the constants, which texts that depend on the image do not have
+    "text", or "both" alone where a model changes only one; K mixtures of the two runs, from the reference to the tuned
+    model
     factorial/{tuned}/images [n]                                     numbers of the examples in the split
     factorial/{tuned}/correct [n, towers, K] uint8
-    factorial/{tuned}/log_likelihood [n, towers, K]                  of the true class, nats
-    factorial/{tuned}/margin [n, towers, K]                          the true class's logit minus the best other's
-    JSON factorial.{tuned}: {effects, towers, streams, images}, or {missing: why there is none}
+    factorial/{tuned}/calibrated [n, towers, K]                      log-likelihood of the true class in nats, each
+                                                                     mixture's logits divided by a temperature of its
+                                                                     own that was fitted on other images
+    factorial/{tuned}/log_likelihood [n, towers, K]                  the same without temperatures
     factorial/{tuned}:random/…                                       the same with random prompts of the trained norms
+    A number is {value, low, high}, a mean over images with a 95 % bootstrap interval; a share of the gain adds {share,
+    share_low, share_high}, null where the gain's interval includes 0. `{outcome}` is "accuracy" (points) or
+    "calibrated" (nats)
+    JSON factorial.{tuned}: {effects, towers, streams, images,
+      numbers {tower: {outcome: {reference, gain: number, effects (Shapley values), interactions, corners (each mixture
+      against the reference): {name: share}}}},
+      temperature_alone (share of the raw gain that the reference gets from a temperature), temperatures {mixture: T},
+      refitted (whether every resample has temperatures of its own),
+      both_right {images, numbers, …} over images that both models get right, or null}, or {missing: why there is none}
+    JSON factorial.seeds: list of {models: keys that differ in their seed alone, numbers, …}, seeds and images crossed
 
-amounts — the bias that each method amounts to, in its place (`amounts.py`), where the study has training images. n
-    images, F ways to classify them: "reference", "vector", "kind", "token", "tuned"
-    amounts/{tuned}/images [n]                                       numbers of the examples in the split
-    amounts/{tuned}/correct [n, F] uint8
-    amounts/{tuned}/log_likelihood [n, F]                            of the true class, nats
-    amounts/{tuned}/{tower}/vector [L, D], amounts/{tuned}/{tower}/kind [L, 2, D]
-                                                                     the bias itself, in the towers that it changes; by
-                                                                     kind of `[cls]` or EOS, then of the other tokens
-    JSON amounts.{tuned}: {forms, images, training_images}, or {missing: why there is none}
+constants — whether a constant stands for a method (`directions.py`), where the study has training images. n images, F
+    ways to classify them: "reference", "kept:{name}" (the frozen model with it added after every block), "lost:{name}"
+    (the tuned model with it subtracted) and "tuned"; `{name}` is a rung of the ladder (`ladder.RUNGS`) or a control:
+    "random", "shuffled", "another seed"
+    constants/{tuned}/images [n]                                     numbers of the examples in the split
+    constants/{tuned}/correct [n, F] uint8, …/calibrated [n, F], …/log_likelihood [n, F]
+    constants/{tuned}/{tower}/vector [L, D], constants/{tuned}/{tower}/kind [L, 2, D]
+                                                                     the constant itself, in the towers that it changes;
+                                                                     by kind of `[cls]` or EOS, then of all others
+    JSON constants.{tuned}: {forms, images, training_images, stored {rung: numbers that it holds},
+      numbers {outcome: {gain: number, kept, lost: {name: share}}}}, or {missing: why there is none}
+    JSON constants.seeds: list of {models, numbers}, as of the causal test
 
 faithfulness — perturbation (Chefer et al. 2021); `{map}` of `MAPS`, `{direction}` "positive" (most relevant patches
     go first) or "negative", `{target}` "predicted" or "true" class
@@ -121,21 +135,12 @@ explore — maps of K images that a reader of the report chooses among; P pairs 
     JSON explore: {names: K image names, {model}: {texts, tokens: {class: the text's tokens up to but without EOS},
     kinds: the same of `TEXT_KINDS`}}, or {missing: why there are no maps}
 
-verdict — JSON only (`verdict.py`). A number is {value, low, high}, a mean over images with a 95 % bootstrap interval;
-    a share of the gain adds {share, share_low, share_high}, null where the gain's interval includes 0. `{outcome}` is
-    "log_likelihood" (nats) or "accuracy" (points)
-    verdict.{tuned}: {
-      missing           why there is no causal test, or ""; then the next five are absent
-      images            their number
-      effects           {outcome: {tower: {reference, gain: number, attention, scale, values: share}}}, Shapley values
-      corners           {outcome: {tower: {mixture: share}}}, changes against the reference, image by image
-      random            effects with random prompts, or null
-      both_right        effects over the images that both models get right, or null; both_right_images their number
-      kept              {outcome: {vector, kind, token, tuned: share}}, gains of constants in the method's place
-      rows              list of {name, text, value, unit, sentence, low, high}: what else was measured
-      sentences         what was found, the most important first
-      conclusion        which hypothesis that favours}
-    agreement           list of {models: two keys of one method, overlap: {effect: whether intervals meet}, agree}
+verdict — JSON only (`verdict.py`), what the numbers of both allow to say
+    verdict.{tuned}: {label, seeds, images, missing (why there is no causal test, or ""),
+      carrier {outcome: an effect, "shared", "undecided" or "no gain"},
+      constant {outcome: "stands", "most", "not", "undecided" or "no gain", of two vectors per layer},
+      sentences (the most important first), conclusion}
+    verdict.seeds: list of the same with {models}, for methods of which there are several seeds
 """
 
 import dataclasses
@@ -164,7 +169,7 @@ SECTIONS = (
     "similarity",
     "decomposition",
     "factorial",
-    "amounts",
+    "constants",
     "faithfulness",
     "examples",
     "explore",
@@ -176,7 +181,6 @@ TEXT_KINDS = ("sos", "prompt", "words", "category", "dot", "eos")
 CHANGES = ("wrong → right", "right → wrong", "both right", "both wrong")
 EFFECTS = ("attention", "scale", "values")  # of the causal test
 RANDOM = ":random"  # behind the key of a model whose prompts are a random control
-FORMS = ("vector", "kind", "token")  # of what a method amounts to
 MAPS = ("relevancy", "attention", "rollout", "legrad", "grad_eclip", "random")
 
 

@@ -10,8 +10,8 @@ import numpy as np
 from clipbias import hosts
 from clipbias.errors import ClipbiasError
 from clipbias.explain import (
-    amounts_section,
     attention_sections,
+    constants_section,
     dataset_sections,
     explore_section,
     factorial_section,
@@ -32,7 +32,7 @@ COMPUTED: Mapping[str, Callable[[Study], Any]] = {
     "similarity": picture_sections.compute_prompt_similarity,
     "decomposition": attention_sections.compute_decomposition,
     "factorial": factorial_section.compute_factorial,
-    "amounts": amounts_section.compute_amounts,
+    "constants": constants_section.compute_constants,
     "faithfulness": faithfulness_section.compute_faithfulness,
     "examples": picture_sections.compute_examples,
     "explore": explore_section.compute_explore,
@@ -85,7 +85,7 @@ def run_study(
         scalars[name] = plain(facts)
     results = Findings(arrays, scalars)
     if "verdict" in asked:
-        scalars["verdict"], scalars["agreement"] = verdicts(results)
+        scalars["verdict"] = plain(verdicts(results))
     scalars["seconds"] = round(time.monotonic() - began, 1)
     if hosts.is_first():
         save_results(folder, results)

@@ -21,6 +21,7 @@ import numpy as np
 from clipbias.checks import check_int
 from clipbias.data import Split
 from clipbias.errors import ClipbiasError
+from clipbias.explain.affine import Products
 from clipbias.explain.results import load_arrays, save_arrays
 from clipbias.explain.statistics import Moments, Totals, merge
 
@@ -80,7 +81,7 @@ class Request:
 
 
 class Sums(Request):
-    """Wants `Moments` by name, summed over all images: `Totals`."""
+    """Wants `Moments` or `Products` by name, summed over all images: `Totals`."""
 
     def start(self) -> Totals:
         return {}
@@ -91,14 +92,22 @@ class Sums(Request):
     def pack(self, state: Totals) -> dict[str, np.ndarray]:
         arrays = {}
         for name, moments in state.items():
-            for field in dataclasses.fields(Moments):
+            for field in dataclasses.fields(moments):
                 arrays[f"{name}|{field.name}"] = np.asarray(getattr(moments, field.name), np.float64)
         return arrays
 
     def unpack(self, arrays: dict[str, np.ndarray]) -> Totals:
-        fields = [field.name for field in dataclasses.fields(Moments)]
-        names = sorted({name.rpartition("|")[0] for name in arrays})
-        return {name: Moments(*(arrays[f"{name}|{field}"] for field in fields)) for name in names}
+        parts: dict[str, dict[str, np.ndarray]] = {}
+        for place, value in sorted(arrays.items()):
+            name, _, field = place.rpartition("|")
+            parts.setdefault(name, {})[field] = value
+        return {name: _KINDS[frozenset(fields)](**fields) for name, fields in parts.items()}
+
+
+# What is summed, by the names of its fields.
+_KINDS: dict[frozenset[str], Any] = {
+    frozenset(field.name for field in dataclasses.fields(kind)): kind for kind in (Moments, Products)
+}
 
 
 class Rows(Request):

@@ -6,7 +6,7 @@ the same draws, so that differences and shares stay paired.
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -124,28 +124,6 @@ def _ratios(draws: np.ndarray, gain_draws: np.ndarray, sign: float) -> np.ndarra
     """Shares of every resample, at most `LARGEST_SHARE`: what a share tends to as the gain tends to 0 from its side."""
     gains = np.where(sign * gain_draws > 0, gain_draws, sign * np.finfo(np.float32).tiny)
     return np.clip(draws / gains, -LARGEST_SHARE, LARGEST_SHARE)
-
-
-def kept(rows: Mapping[str, np.ndarray], forms: Sequence[str]) -> dict[str, dict[str, Estimate]]:
-    """What constants in a method's place keep of its gain over the reference, paired, with intervals.
-
-    Args:
-      rows: "log_likelihood" and "correct", `[n, F]`.
-      forms: names of the `F` ways to classify, "reference" and "tuned" among them.
-
-    Returns:
-      By outcome, "log_likelihood" (nats) and "accuracy" (points), and by form: its gain with its share of "tuned"'s.
-    """
-    names = [name for name in forms if name != "reference"]
-    found: dict[str, dict[str, Estimate]] = {}
-    for outcome, values in {"log_likelihood": rows["log_likelihood"], "accuracy": 100.0 * rows["correct"]}.items():
-        own = np.asarray(values, np.float64)
-        gains = np.column_stack([own[:, forms.index(name)] - own[:, forms.index("reference")] for name in names])
-        means, draws, tuned = gains.mean(0), resample(gains), names.index("tuned")
-        found[outcome] = {
-            name: share(means[i], draws[:, i], means[tuned], draws[:, tuned]) for i, name in enumerate(names)
-        }
-    return found
 
 
 def excludes(number: Estimate, threshold: float = 0.0, *, of: str = "") -> int:

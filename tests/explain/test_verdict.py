@@ -1,176 +1,127 @@
-"""The verdict's numbers against plain computations, and its words on outcomes whose answer is known."""
-
-import itertools
+"""The verdict on outcomes whose answer is known: claims, controls, seeds together, and what could have been seen."""
 
 import numpy as np
 import pytest
 
-from clipbias.explain.factorial import CONSTANTS, corners, effects_in_play
+from clipbias.explain.effects import measure, over_seeds, summarize_replacements
+from clipbias.explain.factorial import corners, effects_in_play
+from clipbias.explain.factorial_section import _numbers, by_image
 from clipbias.explain.results import Findings
 from clipbias.explain.verdict import verdict, verdicts
 
-IMAGES = 200
-FORMS = ("reference", "vector", "kind", "token", "tuned")
+IMAGES, CLASSES = 300, 4
+FORMS = ("reference", "kept:kind", "lost:kind", "tuned")
+ATTENTION = {"attention": 2.0, "scale": 0.0, "values": 0.1}
+VALUES = {"attention": 0.05, "scale": 0.0, "values": 2.0}
+BOTH = {"attention": 1.2, "scale": 0.0, "values": 1.2}
+NOTHING = dict.fromkeys(ATTENTION, 0.0)
 
 
-def model(key, method="ivlp", prompts=4, **more):
+def model(key, prompts, method="ivlp"):
     facts = {"key": key, "label": key.upper(), "method": method, "options": {}, "images": IMAGES, "accuracy": 50.0}
-    return facts | {"vision_prompts": prompts, "text_prompts": prompts} | more
+    return facts | {"vision_prompts": prompts, "text_prompts": prompts}
 
 
-def study(effect, *, prompts=4, constant=1.0, noise=0.3, images=IMAGES, keys=("ivlp",), kept=None, seed=0):
-    """A study whose log-likelihood gains `effect[name]` from each effect, `constant` of the values if they are one."""
-    draw, arrays = np.random.default_rng(seed), {}
-    effects = effects_in_play(prompts > 0)
-    streams = (*corners(effects), *(CONSTANTS if prompts else ()))
-    factorial = {}
-    for place, key in enumerate(keys):
-        gains = effect[place] if isinstance(effect, list) else effect
-        own = draw.normal(-1, 1, (images, 1, 1)) + noise * draw.normal(size=(images, 3, len(streams)))
-        for k, name in enumerate(streams):
-            letters, _, form = name.partition(":")
-            on = dict(zip(effects, letters, strict=False))
-            own[:, :, k] += sum(gains[e] for e in effects if on.get(e) == "P")
-            own[:, :, k] += constant * gains["values"] if form else 0
-        arrays |= {
-            f"factorial/{key}/images": np.arange(images),
-            f"factorial/{key}/log_likelihood": own.astype(np.float32),
-            f"factorial/{key}/correct": (own > -0.7).astype(np.uint8),
-            f"predictions/{key}": (own[:, 0, len(corners(effects)) - 1] > -0.7).astype(int),
-        }
-        factorial[key] = {"effects": effects, "towers": ("both", "vision", "text"), "streams": streams}
-    arrays |= {"predictions/labels": np.ones(images, int)}
-    arrays["predictions/zero_shot"] = (arrays[f"factorial/{keys[0]}/correct"][:, 0, 0] > 0).astype(int)
-    scalars = {"models": [model("zero_shot", "zero_shot", 0), *(model(key, prompts=prompts) for key in keys)]}
-    scalars["factorial"] = factorial
-    if kept:
-        outcome = draw.normal(size=(images, 1)) + np.asarray([kept[form] for form in FORMS])
-        arrays |= {"amounts/ivlp/log_likelihood": outcome, "amounts/ivlp/correct": outcome > 0.5}
-        scalars["amounts"] = {"ivlp": {"forms": list(FORMS)}}
+def logits(strengths, labels, draw):
+    """`[n, K, C]` under which the true class is ahead by a strength of each form, beside noise that all forms share."""
+    found = draw.normal(size=(len(labels), 1, CLASSES)) + np.zeros((1, len(strengths), 1))
+    found[np.arange(len(labels)), :, labels] += np.asarray(strengths)
+    return found + 0.1 * draw.normal(size=found.shape)
+
+
+def study(effects, *, prompts=4, images=IMAGES, keys=("ivlp",), kept=None, lost=None):
+    """A study in which each effect moves the true class' logit so far; constants keep and lose shares of all of it."""
+    draw = np.random.default_rng(0)
+    labels, names = draw.integers(0, CLASSES, images), effects_in_play(prompts > 0)
+    facts = {"effects": names, "towers": ("both",), "streams": corners(names), "images": images}
+    total = sum(effects[name] for name in names)
+    arrays, scalars = {"predictions/labels": labels}, {"factorial": {}, "constants": {}}
+    measured, constants = {}, {}
+    for key in keys:
+        moved = [sum(effects[n] for n, run in zip(names, c, strict=True) if run == "P") for c in facts["streams"]]
+        measured[key] = {"both": measure(logits(moved, labels, draw), labels)}
+        arrays |= {f"factorial/{key}/{name}": value for name, value in by_image(measured[key].values()).items()}
+        scalars["factorial"][key] = facts | _numbers(measured[key], facts) | {"both_right": None}
+        if kept is not None:
+            strengths = [0, kept * total, (1 - lost) * total, total]
+            constants[key] = measure(logits(strengths, labels, draw), labels)
+            numbers = summarize_replacements(constants[key], FORMS)
+            scalars["constants"][key] = {"forms": FORMS, "images": images, "numbers": numbers}
+    if len(keys) > 1:
+        together = {"both": over_seeds([measured[key]["both"] for key in keys])}
+        scalars["factorial"]["seeds"] = [{"models": list(keys)} | facts | _numbers(together, facts)]
+    scalars["models"] = [model("zero_shot", 0, "zero_shot"), *(model(key, prompts) for key in keys)]
     return Findings(arrays, scalars)
 
 
-ATTENTION = {"attention": 1.0, "scale": 0.0, "values": 0.1}
-SCALE = {"attention": 0.0, "scale": 1.0, "values": 0.1}
-VALUES = {"attention": 0.05, "scale": -0.1, "values": 1.0}
-BOTH = {"attention": 0.45, "scale": 0.0, "values": 0.45}
-NOTHING = {"attention": 0.0, "scale": 0.0, "values": 0.0}
-
-
 @pytest.mark.parametrize(
-    "given,start",
+    "given,carried,constant,words",
     [
-        ({"effect": ATTENTION}, "This favours (a)"),
-        ({"effect": SCALE}, "This favours neither (a) nor (b): the attention that prompts take away"),
-        ({"effect": VALUES}, "This favours (b)"),
-        ({"effect": VALUES, "constant": 0.1}, "This favours neither (a) nor (b): what prompts add"),
-        ({"effect": VALUES, "constant": 0.5}, "This is against (a)"),
-        ({"effect": BOTH}, "This favours (c)"),
-        ({"effect": NOTHING}, "Undecided, because there is no sure gain"),
-        ({"effect": VALUES, "images": 19}, "Undecided, because 19 images are too few"),
-        ({"effect": {"attention": 0.5, "scale": 0.0, "values": 0.5}, "noise": 6.0}, "Undecided"),
-        ({"effect": VALUES, "prompts": 0}, "This favours (b), what is added"),
-        ({"effect": ATTENTION, "prompts": 0}, "This favours (a)"),
+        ({"effects": ATTENTION}, "attention", None, "This favours (a)"),
+        ({"effects": VALUES, "kept": 1.0, "lost": 1.0}, "values", "most", "This favours (b)"),
+        ({"effects": VALUES, "kept": 0.1, "lost": 1.0}, "values", "not", "This favours neither (a)"),
+        ({"effects": VALUES, "kept": 1.0, "lost": 0.1}, "values", "not", "This favours neither (a)"),
+        ({"effects": VALUES}, "values", None, "This is against (a), attention."),
+        ({"effects": BOTH}, "shared", None, "Several effects share the gain in accuracy"),
+        ({"effects": NOTHING}, "no gain", None, "There is no sure gain in accuracy"),
+        ({"effects": VALUES, "images": 19}, None, None, "Undecided, because 19 images are too few"),
+        ({"effects": VALUES, "prompts": 0, "kept": 0.1, "lost": 0.1}, "values", "not", "what the method adds"),
     ],
 )
-def test_known_answers(given, start):
-    found = verdict(study(**given), "ivlp")
-    assert found["conclusion"].startswith(start), found["conclusion"]
+def test_known_answers(given, carried, constant, words):
+    found = verdict(study(**given), ["ivlp"])
+    said = " ".join(found["sentences"])
+    assert words.lower() in said.lower(), said
+    if carried is not None:
+        assert found["carrier"]["accuracy"] == carried
+    if constant is not None:
+        assert found["constant"]["accuracy"] in ({"stands", "most"} if constant == "most" else {constant})
+    # The conclusion is the headline's.
+    assert found["conclusion"].startswith(found["sentences"][0])
 
 
-@pytest.mark.parametrize(
-    "effect,reason",
-    [
-        ({"attention": 0.45, "scale": 0.45, "values": 0.1}, "no effect's interval lies above a half"),
-        ({"attention": 1.0, "scale": 1.0, "values": -0.9}, "more than half each, which the other effect takes back"),
-    ],
-)
-def test_undecided_says_what_the_intervals_show(effect, reason):
-    found = verdict(study(effect), "ivlp")
-    assert found["conclusion"].startswith("Undecided, because relative attention"), found["conclusion"]
-    assert found["conclusion"].endswith(f"{reason}.")
+def test_no_hypothesis_is_favoured_without_a_sure_gain_in_accuracy():
+    """A change of temperature alone moves no decision: raw log-likelihood calls it a gain, and nothing else does."""
+    results, key = study(NOTHING), "ivlp"
+    draw = np.random.default_rng(1)
+    labels, streams = draw.integers(0, CLASSES, IMAGES), corners(effects_in_play(True))
+    confident = 6 * (draw.normal(size=(IMAGES, 1, CLASSES)) + 0.5 * np.eye(CLASSES)[labels][:, None])
+    scale = np.where([stream.endswith("P") for stream in streams], 0.2, 1.0)
+    own = {"both": measure(confident * scale[:, None], labels)}
+    facts = {"effects": effects_in_play(True), "towers": ("both",), "streams": streams}
+    results.scalars["factorial"][key] |= _numbers(own, facts)
+    found = verdict(results, [key])
+    assert found["carrier"] == {"accuracy": "no gain", "calibrated": "no gain"}
+    assert "favours" not in " ".join(found["sentences"])
+    alone = results.scalars["factorial"][key]["temperature_alone"]
+    assert alone["share"] == pytest.approx(1.0, abs=0.06)  # 0.2 is not the best
+    assert any(sentence.startswith("A temperature alone") for sentence in found["sentences"])
 
 
-def test_outcomes_that_contradict_each_other_decide_nothing():
-    results = study(VALUES, noise=0.05)
-    correct = results.arrays["factorial/ivlp/correct"]
-    constant = [8 + CONSTANTS.index("RR:token")]
-    correct[:, :, constant] = correct[:, :, [0]]  # by accuracy the constant keeps nothing
-    assert "the two outcomes contradict each other" in verdict(results, "ivlp")["conclusion"]
+def test_seeds_have_one_verdict_together():
+    results = study(VALUES, keys=("ivlp", "ivlp_seed2"))
+    found = verdicts(results)
+    (together,) = found["seeds"]
+    assert together["models"] == ["ivlp", "ivlp_seed2"] and together["label"] == "IVLP, 2 seeds"
+    assert together["carrier"]["accuracy"] == "values"
+    numbers = [results.scalars["factorial"][key]["numbers"]["both"]["accuracy"]["gain"] for key in together["models"]]
+    crossed = results.scalars["factorial"]["seeds"][0]["numbers"]["both"]["accuracy"]["gain"]
+    assert crossed["value"] == pytest.approx(np.mean([one["value"] for one in numbers]))
+    assert any(s.startswith(f"With {IMAGES} images and 2 seeds") for s in together["sentences"])
 
 
-def test_frozen_values_decide():
-    """Values that only work through attention, full 80, frozen 45, none 44, are not read as values."""
-    through_attention = study({"attention": 0.0, "scale": 0.0, "values": 0.0}, noise=0.01)
-    array = through_attention.arrays["factorial/ivlp/log_likelihood"]
-    array[:, :, 4:8] += 1.0  # whenever attention is the tuned run's
-    array[:, :, list(CONSTANTS).index("PP:token") + 8] += 1.0
-    assert verdict(through_attention, "ivlp")["conclusion"].startswith("This favours (a)")
-
-
-def test_numbers_are_means_over_images_and_over_orders():
-    results = study(VALUES, constant=0.6)
-    found = verdict(results, "ivlp")
-    names = list(itertools.product("RP", repeat=3))
-    for outcome, array, scale in (("log_likelihood", "log_likelihood", 1), ("accuracy", "correct", 100)):
-        values = np.asarray(results.arrays[f"factorial/ivlp/{array}"], np.float64) * scale
-        for place, tower in enumerate(("both", "vision", "text")):
-            mean = dict(zip(names, values[:, place].mean(0), strict=False))
-            numbers = found["effects"][outcome][tower]
-            gain = mean["P", "P", "P"] - mean["R", "R", "R"]
-            assert numbers["gain"]["value"] == pytest.approx(gain)
-            assert numbers["reference"]["value"] == pytest.approx(mean["R", "R", "R"])
-            for position, effect in enumerate(("attention", "scale", "values")):
-                total = 0.0
-                for order in itertools.permutations(range(3)):
-                    before = ["R"] * 3
-                    for earlier in order[: order.index(position)]:
-                        before[earlier] = "P"
-                    after = [*before[:position], "P", *before[position + 1 :]]
-                    total += (mean[tuple(after)] - mean[tuple(before)]) / 6
-                assert numbers[effect]["value"] == pytest.approx(total)
-                assert numbers[effect]["low"] < total < numbers[effect]["high"]
-                if numbers[effect]["share"] is not None:
-                    assert numbers[effect]["share"] == pytest.approx(total / gain)
-            alone = found["corners"][outcome][tower]["RR:token"]
-            assert alone["value"] == pytest.approx(values[:, place, 8].mean() - values[:, place, 0].mean())
-
-
-def test_the_control_counts_images_that_both_get_right():
+def test_what_could_have_been_seen_is_of_the_images_themselves():
     results = study(VALUES)
-    found = verdict(results, "ivlp")
-    right = (results.arrays["predictions/zero_shot"] == 1) & (results.arrays["predictions/ivlp"] == 1)
-    own = results.arrays["factorial/ivlp/log_likelihood"][right, 0]
-    assert found["both_right_images"] == right.sum() > 20
-    gain = found["both_right"]["log_likelihood"]["both"]["gain"]["value"]
-    assert gain == pytest.approx((own[:, 7] - own[:, 0]).mean(), rel=1e-5)
-
-
-def test_constants_are_told_by_what_they_keep():
-    results = study(VALUES, kept={"reference": 0.0, "vector": 0.4, "kind": 0.95, "token": 1.0, "tuned": 1.0})
-    found = verdict(results, "ivlp")
-    array = results.arrays["amounts/ivlp/log_likelihood"]
-    for form in ("vector", "kind", "token"):
-        share = (array[:, FORMS.index(form)] - array[:, 0]).mean() / (array[:, 4] - array[:, 0]).mean()
-        assert found["kept"]["log_likelihood"][form]["share"] == pytest.approx(share)
-    (sentence,) = [s for s in found["sentences"] if s.startswith("Constants measured on training images")]
-    assert "one vector per layer 40 % (40 to 40)" in sentence and "other tokens) 95 % (95 to 95)" in sentence
-
-
-def test_seeds_that_contradict_each_other_decide_nothing():
-    apart = study([VALUES, ATTENTION], keys=("ivlp", "ivlp_2"))
-    found, pairs = verdicts(apart)
-    assert pairs[0]["models"] == ["ivlp", "ivlp_2"] and not pairs[0]["agree"]
-    assert pairs[0]["overlap"] == {"attention": False, "scale": False, "values": False}
-    assert all("IVLP and IVLP_2 contradict each other" in one["conclusion"] for one in found.values())
-    found, pairs = verdicts(study([VALUES, VALUES], keys=("ivlp", "ivlp_2")))
-    assert pairs[0]["agree"] and found["ivlp_2"]["conclusion"].startswith("This favours (b)")
+    correct = results.arrays["factorial/ivlp/correct"][:, 0].astype(float)
+    error = (100 * (correct[:, -1] - correct[:, 0])).std(ddof=1) / np.sqrt(IMAGES)
+    (sentence,) = [s for s in verdict(results, ["ivlp"])["sentences"] if s.startswith("With ")]
+    assert f"a difference of {(1.959964 + 0.841621) * error:.1f} points" in sentence
 
 
 def test_a_method_without_a_second_run_says_why():
     results = study(VALUES)
     results.scalars["factorial"] = {"ivlp": {"missing": "It changes no token."}}
-    found = verdict(results, "ivlp")
-    assert found["conclusion"] == found["missing"] == "It changes no token." and "effects" not in found
+    found = verdict(results, ["ivlp"])
+    assert found["conclusion"] == found["missing"] == "It changes no token." and not found["carrier"]
     results.scalars.pop("factorial")
-    assert verdict(results, "ivlp")["conclusion"] == "The causal test was not run."
+    assert verdict(results, ["ivlp"])["conclusion"] == "The causal test was not run."

@@ -1,0 +1,143 @@
+"""Whether a constant stands for a method: measured on training images, added to the frozen model, and taken away."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clipbias.explain.amounts import (
+    Amount,
+    amounts_from,
+    changed_towers,
+    image_moments,
+    needs_images,
+    reference_adaptation,
+    refusal,
+    text_moments,
+)
+from clipbias.explain.directions import Directions
+from clipbias.explain.effects import TUNED, Measured, measure, over_seeds, summarize_replacements
+from clipbias.explain.factorial_section import by_image, same_but_for_seed
+from clipbias.explain.ladder import PLAIN, controls, numbers_stored, rungs
+from clipbias.explain.model import Model
+from clipbias.explain.passes import classify
+from clipbias.explain.statistics import Moments, Totals
+from clipbias.explain.stream import Batch, Reading, Rows, Step, Sums
+from clipbias.explain.study import Section, Study
+
+ANOTHER_SEED = "another seed"
+_moments = jax.jit(Moments.of)
+
+
+def compute_constants(study: Study) -> Reading[Section]:
+    """Every image with each rung of the ladder in the method's place and taken from the method, and with controls.
+
+    Controls are a random constant of the same norms, the constants of other layers, and those of another seed where
+    the study has one.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    reasons = {model.key: missing(study, model) for model in study.tuned}
+    scalars: dict[str, Any] = {key: {"missing": reason} for key, reason in reasons.items() if reason}
+    models = [model for model in study.tuned if not reasons[model.key]]
+    amounts = yield from measure_amounts(study, models)
+    seeds = same_but_for_seed(models)
+    other = {key: keys[(i + 1) % len(keys)] for keys in seeds for i, key in enumerate(keys)}
+    asked = {}
+    for model in models:
+        own = amounts[model.key][0]
+        given = {rung: (own, rung) for rung in rungs(own)}
+        given |= {name: (control, PLAIN) for name, control in controls(own, seed=study.options.seed).items()}
+        if model.key in other:
+            given[ANOTHER_SEED] = (amounts[other[model.key]][0], PLAIN)
+        asked[model.key] = _classifications(study, model, given)
+    found = yield [request for request, _ in asked.values()]
+    measured: dict[str, Measured] = {}
+    for key, (request, forms) in asked.items():
+        rows, (own, images) = found[request.name], amounts[key]
+        measured[key] = measure(rows["logits"], study.split.labels[rows["images"]])
+        values = {name: value[:, 0] for name, value in by_image([measured[key]]).items()}
+        arrays |= {f"constants/{key}/{name}": value for name, value in (values | {"images": rows["images"]}).items()}
+        for tower, amount in own.items():
+            for form in ("vector", "kind"):
+                arrays[f"constants/{key}/{tower}/{form}"] = getattr(amount, form)
+        scalars[key] = {
+            "forms": forms,
+            "images": len(rows["images"]),
+            "training_images": images,
+            "stored": {rung: numbers_stored(own, rung) for rung in rungs(own)},
+            "numbers": summarize_replacements(measured[key], forms),
+        }
+    scalars["seeds"] = []
+    for keys in seeds:
+        crossed = over_seeds([measured[key] for key in keys])
+        numbers = summarize_replacements(crossed, asked[keys[0]][1])
+        scalars["seeds"].append({"models": keys, "numbers": numbers})
+    return arrays, scalars
+
+
+def missing(study: Study, model: Model) -> str | None:
+    """One sentence why there is nothing to measure of a model, or `None`."""
+    if reason := refusal(model.task, model.learnables):
+        return reason
+    if not study.training and needs_images(model.task, model.learnables):
+        return "What a method amounts to is measured on training images, and there are none."
+    return None
+
+
+def measure_amounts(study: Study, models: Sequence[Model]) -> Reading[dict[str, tuple[dict[str, Amount], int]]]:
+    """By model what its method amounts to in each tower, and on how many training images that was measured."""
+    totals: dict[str, Totals] = {}
+    requests = {}
+    for model in models:
+        task, learnables, initial = model.task, study.learnables[model.key], model.task.init(model.seed)
+        totals[model.key] = {}
+        if "text" in changed_towers(task, model.learnables) and not task.method.conditional:
+            totals[model.key] = text_moments(task, study.params, learnables, initial)
+        if needs_images(task, model.learnables):
+            name, title = f"constants-measured-{model.key}", f"{model.label}: what it amounts to"
+            step = _measuring_step(study, model)
+            images: dict[str, Any] = {"split": study.training, "crops": model.crops}
+            requests[model.key] = Sums(name, title, study.training_images, step, **images)
+    found = yield list(requests.values())
+    measured = {}
+    for model in models:
+        of_images = found[requests[model.key].name] if model.key in requests else {}
+        count = of_images["images"].samples if of_images else 0
+        measured[model.key] = amounts_from(totals[model.key] | of_images, study.clip.config), count
+    return measured
+
+
+def _measuring_step(study: Study, model: Model) -> Step:
+    task, learnables, initial = model.task, study.learnables[model.key], model.task.init(model.seed)
+
+    def step(batch: Batch) -> dict[str, Moments]:
+        pixels = study.normalize(batch["images"])
+        seen = image_moments(task, study.params, learnables, initial, pixels, batch["mask"], ladder=True)
+        return seen | {"images": _moments(batch["mask"], batch["mask"])}
+
+    return step
+
+
+def _classifications(
+    study: Study, model: Model, given: Mapping[str, tuple[Mapping[str, Amount], str]]
+) -> tuple[Rows, tuple[str, ...]]:
+    """Asks for "logits" `[n, F, C]` in every form; and the forms."""
+    task, learnables = model.task, study.learnables[model.key]
+    reference = reference_adaptation(task, task.init(model.seed))
+    directions = Directions(task, study.params, learnables, reference, given, study.replicate)
+
+    def step(batch: Batch) -> dict[str, jax.Array]:
+        images, mask = batch["images"], batch["mask"]
+        tuned = classify(study, model, images, mask)
+        return {"logits": _together(directions(study.normalize(images), mask), tuned)}
+
+    title = f"{model.label}: a constant in its place"
+    request = Rows(f"constants-{model.key}", title, study.images, step, crops=model.crops)
+    return request, (*directions.forms, TUNED)
+
+
+@jax.jit
+def _together(logits: jax.Array, tuned: jax.Array) -> jax.Array:
+    return jnp.moveaxis(jnp.concatenate([logits, tuned[None]]), 0, 1)
