@@ -1,7 +1,7 @@
 """Tables, figures and pages, drawn from arrays and result files alone; neither JAX nor the model is imported."""
 
 from clipbias.report.accuracy import accuracy_figure
-from clipbias.report.accuracy_tables import accuracy_tables, sweep_tables
+from clipbias.report.accuracy_tables import make_accuracy_tables, make_tables
 from clipbias.report.costs import cost_figures, cost_tables
 from clipbias.report.frames import Sweep, read_sweep
 from clipbias.report.interpretation import write_interpretation
@@ -16,14 +16,14 @@ __all__ = [
     "Sweep",
     "Table",
     "accuracy_figure",
-    "accuracy_tables",
     "cost_figures",
     "cost_tables",
+    "make_accuracy_tables",
+    "make_tables",
     "read_sweep",
     "render",
     "render_tables",
     "save_overlay",
-    "sweep_tables",
     "write_interpretation",
     "write_overview",
     "write_report",

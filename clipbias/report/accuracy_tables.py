@@ -24,16 +24,16 @@ BOLD = f"Bold: the best of a column, and all that are within {WITHIN} standard e
 _VALIDATION = "Validation: the images on which a learning rate, or something else, was selected."
 
 
-def sweep_tables(sweep: Sweep) -> list[Table]:
+def make_tables(sweep: Sweep) -> list[Table]:
     """Accuracies, selected learning rates, sizes, calibration, and what papers report of the same datasets."""
     if not sweep.rows:
         return []
-    made = [*accuracy_tables(sweep), rate_table(sweep), size_table(sweep), calibration_table(sweep)]
+    made = [*make_accuracy_tables(sweep), rate_table(sweep), size_table(sweep), calibration_table(sweep)]
     made += map(_published_table, published_sixteen_shots()) if are_the_eleven(sweep.datasets) else []
     return [table for table in made if table is not None]
 
 
-def accuracy_tables(sweep: Sweep) -> list[Table]:
+def make_accuracy_tables(sweep: Sweep) -> list[Table]:
     """For each measure the average over datasets by shots, and a table for each number of shots."""
     if len(sweep.datasets) == 1 and len(sweep.measures) > 1:
         return [_measure_table(sweep, shots) for shots in sweep.shots]

@@ -111,7 +111,7 @@ def run_frame(rows: Sequence[Row], values: Callable[[Row], Mapping[str, Any]]) -
             number = float("nan") if value is None else float(value)
             lines.append((*_key(row), measure, number, images or math.nan, file, _is_drawn(row)))
     columns = [*_KEY, "measure", "value", "images", "predictions", "drawn"]
-    return pd.DataFrame(lines, columns=columns).drop_duplicates([*_KEY, "measure"], keep="last")
+    return pd.DataFrame(lines, columns=columns).astype({"drawn": bool}).drop_duplicates([*_KEY, "measure"], keep="last")
 
 
 def cell_frame(runs: pd.DataFrame, shots: Sequence[int], datasets: Sequence[str], answers: Answers) -> pd.DataFrame:

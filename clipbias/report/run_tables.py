@@ -7,7 +7,7 @@ from typing import Any
 
 from clipbias.explain.results import plain
 from clipbias.io import user_path
-from clipbias.report.accuracy_tables import accuracy_tables
+from clipbias.report.accuracy_tables import make_accuracy_tables
 from clipbias.report.frames import read_sweep
 from clipbias.report.names import method_name
 from clipbias.report.runs import RunRecord, differences, is_number
@@ -44,7 +44,7 @@ def run_table(runs: Sequence[RunRecord]) -> Table:
     caption = "Top-1 accuracy in percent ± one standard error, with what each run was and what it took."
     note = (
         "Several values belong to several models or seeds, in this order; a sweep's accuracies stand below. Loss: of"
-        " the last training step. Time: of all processes of the run. Waiting: the share of training time spent waiting for"
+        " the last training step. Time: of all processes. Waiting: the share of training time spent waiting for"
         " images." + " Validation: the images on which something was selected." * ("Validation" in columns)
     )
     words = [number for number, name in enumerate(columns) if name in _WORDS]
@@ -136,7 +136,7 @@ def in_words(value: Any, many: str, form: str = "{}") -> str:
 def accuracies_of(run: RunRecord) -> list[Table]:
     """The accuracies that have no place in a run's line: those of a sweep, as `table1` has them, or of many models."""
     if run.rows:
-        tables = accuracy_tables(read_sweep(run.rows, user_path(run.name) / "predictions"))
+        tables = make_accuracy_tables(read_sweep(run.rows, user_path(run.name) / "predictions"))
         return [dataclasses.replace(table, title=f"{run.name}: {table.title}") for table in tables]
     if not _has_many(run.accuracy):
         return []

@@ -8,7 +8,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.io import write_text
 from clipbias.report import pages
 from clipbias.report.accuracy import accuracy_figure
-from clipbias.report.accuracy_tables import BOLD, shots_words, sweep_tables
+from clipbias.report.accuracy_tables import BOLD, make_tables, shots_words
 from clipbias.report.classes import write_class_table
 from clipbias.report.costs import cost_figures, cost_tables
 from clipbias.report.frames import Row, Sweep, read_sweep
@@ -32,7 +32,7 @@ def failure_line(row: Row) -> str:
 
 def render_tables(sweep: Sweep, form: str, *, figure_svg: str | None = None) -> str:
     """All tables and failed runs in one of `table.FORMS`; an HTML page shows the figure above its tables."""
-    made, failures = sweep_tables(sweep), [*map(failure_line, sweep.failures)]
+    made, failures = make_tables(sweep), [*map(failure_line, sweep.failures)]
     if form == "html":
         content = {"svg": figure_svg, "tables": made, "failures": failures, "empty": _EMPTY}
         return pages.render("tables", title="Table 1", **content)
