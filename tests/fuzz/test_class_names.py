@@ -85,14 +85,7 @@ def test_names_in_tables(tmp_path: Path, method: str, dataset: str) -> None:
             text = report.render_tables(sweep, form)
             assert not any(ord(letter) < 32 and letter not in "\n\t" for letter in text)
             text.encode("utf-8")
-        assert (
-            len(
-                {
-                    line.count("|") - line.count("\\|")
-                    for line in report.render_tables(sweep, "markdown").split("\n")[2:5]
-                }
-            )
-            == 1
-        )
+        lines = report.render_tables(sweep, "markdown").split("\n")[2:5]
+        assert len({line.count("|") - line.count("\\|") for line in lines}) == 1
 
     assert answered(write, tmp_path) is None
