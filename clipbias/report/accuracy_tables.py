@@ -157,8 +157,8 @@ def rate_table(sweep: Sweep) -> Table | None:
     rates = sorted({rate for line in lines.values() for rate in line["tried"]})
     texts, bold = [], set()
     for place, ((_, *where), line) in enumerate(lines.items()):
-        tried = [_number(line["tried"][rate], "failed") if rate in line["tried"] else MISSING for rate in rates]
-        texts.append([*where, *tried])
+        shown = [_number(line["tried"][rate], "failed") if rate in line["tried"] else MISSING for rate in rates]
+        texts.append([*where, *shown])
         bold |= {(place, 3 + column) for column, rate in enumerate(rates) if rate == line["selected"]}
     frame = pd.DataFrame(texts, index=[method_name(name) for name, *_ in lines])
     frame.columns = pd.Index(["Dataset", "Shots", *(f"{rate:g}" for rate in rates)])

@@ -132,9 +132,8 @@ def cell_frame(runs: pd.DataFrame, shots: Sequence[int], datasets: Sequence[str]
             ),
         }
     for (measure, *where), line in lines.items():
-        halves = [lines.get((half, *where)) for half in ("base", "new")]
-        if measure == "H" and all(halves):
-            base, new = halves
+        if measure == "H":  # of rows that have both halves
+            base, new = (lines[half, *where] for half in ("base", "new"))
             errors = base["images_error"], new["images_error"]
             line["images_error"] = harmonic_error(base["mean"], new["mean"], errors)
     for line in lines.values():

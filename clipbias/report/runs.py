@@ -171,7 +171,7 @@ def _error(result: Mapping[str, Any]) -> Any:
         images = result.get("tested_images") or {}
         return {name: binomial_error(value, images[name]) for name, value in several.items() if images.get(name)}
     accuracy, images = result.get("accuracy"), result.get("images")
-    return binomial_error(accuracy, images) if is_number(accuracy) and images else None
+    return binomial_error(accuracy, images) if accuracy is not None and images else None
 
 
 def _sweep(
