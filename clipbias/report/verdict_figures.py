@@ -16,7 +16,7 @@ from clipbias.explain.verdict_words import (
 from clipbias.report import style
 from clipbias.report.captioned import CaptionedFigure
 from clipbias.report.study_results import StudyResults, by_reason, counted, label_of
-from clipbias.report.table import MISSING, Table, TableCell, cells
+from clipbias.report.table import MISSING, Table, cells
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -147,7 +147,7 @@ def _value(number: Mapping[str, float | None], name: str = "value") -> float:
 
 def effects_table(study: StudyResults) -> Table | None:
     """Per model, each effect's share of the gain and its change of both outcomes, with intervals."""
-    rows: list[tuple[TableCell, ...]] = []
+    rows: list[tuple[str, ...]] = []
     shared: dict[str, list[str]] = {}
     for model in study.tuned:
         found = verdict_of(study, model).get("effects")
@@ -258,7 +258,7 @@ def learned_biases(study: StudyResults, model: Mapping[str, Any]) -> dict[str, d
 
 def kept_table(study: StudyResults) -> Table | None:
     """Per model, what each form of a constant keeps of the gain, and what learned biases gain."""
-    rows: list[tuple[TableCell, ...]] = []
+    rows: list[tuple[str, ...]] = []
     for model in study.tuned:
         kept = verdict_of(study, model).get("kept")
         if not kept:
