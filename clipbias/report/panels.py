@@ -54,6 +54,7 @@ def panels(
     wrap: int = 0,
     widths: Sequence[float] | None = None,
     heights: Sequence[float] | None = None,
+    bottom: float | None = None,
     legend: bool | Mapping[str, Look] = True,
 ) -> "Figure":
     """Draws a grid of panels, one for each pair of values of two columns, and one legend for all of them below.
@@ -68,6 +69,7 @@ def panels(
       share_x, share_y: which panels have one scale, as for `Figure.subplots`.
       wrap: without rows, start a new line of panels after so many.
       widths, heights: of columns and rows, relative to one another.
+      bottom: where all y axes begin.
       legend: whether to name what panels label, or looks to name instead, by label.
     """
     rows, columns = (list(dict.fromkeys(frame[name])) if name else [""] for name in by)
@@ -90,6 +92,8 @@ def panels(
         for number, axes in enumerate(grid.ravel()):
             row, column = cells[number] if number < len(cells) else (None, None)
             part = frame[_is(frame, by[0], row) & _is(frame, by[1], column)]
+            if column and (wrap or number < across):
+                axes.set_title(names.get(column, str(column)), loc="left")
             if part.empty:
                 axes.set_axis_off()
                 continue
@@ -99,14 +103,13 @@ def panels(
             axes.tick_params(labelbottom=below or not share_x)
             if number % across == 0:
                 axes.set_ylabel("\n".join(filter(None, (names.get(row, str(row)), y_label))))
-            if column != "" and (wrap or number < across):
-                axes.set_title(names.get(column, str(column)), loc="left")
-        if legend is True:
-            _legend(figure, _labelled(figure))
-        elif legend:
-            from matplotlib.lines import Line2D
-
-            _legend(figure, {label: Line2D([], [], **look) for label, look in legend.items()})
+        if bottom is not None:
+            for axes in grid.ravel():  # only now: until all is drawn, what shares an axis may still make it longer
+                axes.set_ylim(bottom=bottom)
+        if legend:
+            _legend(
+                figure, _labelled(figure) if legend is True else {name: _handle(look) for name, look in legend.items()}
+            )
     return figure
 
 
@@ -117,6 +120,13 @@ def _is(frame: pd.DataFrame, name: str, value: Any) -> "pd.Series[bool]":
 def _labelled(figure: "Figure") -> dict[str, Any]:
     found = [axes.get_legend_handles_labels() for axes in figure.axes]
     return {label: handle for handles, labels in found for handle, label in zip(handles, labels, strict=True)}
+
+
+def _handle(look: Look) -> Any:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    return Patch(**look) if "hatch" in look else Line2D([], [], **look)
 
 
 def _legend(figure: "Figure", handles: Mapping[str, Any]) -> None:
@@ -193,35 +203,50 @@ def bars(
       looks: by value of `hue`, or of `category`: keywords of `Axes.barh`.
       colours: by category, where `hue` is not told apart by colour.
       text: writes a row's number.
-      loose: categories that may be cut off where others do not reach, with a break in the bar.
+      loose: categories that may be cut off where others do not reach: a bar gets a break, a whisker an arrow.
     """
     places = {name: place for place, name in enumerate(dict.fromkeys(part[category]))}
     present = [value for value in looks if not hue or (part[hue] == value).any()]
     height = 0.78 / (len(present) if hue else 1)
-    ends = part.loc[~part[category].isin(loose), ["value", "low", "high"]].to_numpy(float)
-    low, high = min(0.0, np.nanmin(ends, initial=0)), max(0.0, np.nanmax(ends, initial=0))
-    room = 0.08 * (high - low or 1.0)
-    low, high = low - room * (low < 0), high + room
+    low, high = _limits(part, part[category].isin(loose))
     for _, row in part.iterrows():
-        y = places[row[category]] + (height * (present.index(row[hue]) - (len(present) - 1) / 2) if hue else 0.0)
-        value = min(max(row["value"], low), high)
+        own = [value for value in present if not hue or _has(part, category, row, hue, value)]
+        y = places[row[category]] + (height * (own.index(row[hue]) - (len(own) - 1) / 2) if hue else 0.0)
         look = (
             {"linewidth": 0}
             | ({"color": colours[row[category]]} if colours else {})
             | dict(looks[row[hue or category]])
         )
+        value, *ends = (min(max(row[end], low), high) for end in ("value", "low", "high"))
         axes.barh(y, value, 0.9 * height, **look)
-        if value != row["value"]:  # cut off: a break near the panel's edge
+        if value != row["value"]:
             mark: dict[str, Any] = {"color": "white", "weight": "bold", "ha": "center", "va": "center", "gid": "break"}
             axes.text(value - np.sign(value) * 0.06 * (high - low), y, "//", fontsize=9, **mark)
         else:
-            ends = [min(max(row[end], low), high) for end in ("low", "high")]
             _whiskers(axes, [value], [y], [ends[0]], [ends[1]], along="x", color="#374151", fmt="none")
+            for end, name, marker in zip(ends, ("low", "high"), "<>", strict=True):
+                if end != row[name] and not np.isnan(row[name]):
+                    axes.plot(end, y, marker, color="#374151", ms=3, clip_on=False, gid="cut")
         if text:
             axes.text(1.02, y, text(row), transform=axes.get_yaxis_transform(), va="center", fontsize=6.5)
     axes.axvline(0, color="#4B5563", linewidth=0.8)
     axes.set_xlim(low, high)
     category_ticks(axes, list(places))
+
+
+def _has(part: pd.DataFrame, category: str, row: pd.Series, hue: str, value: Any) -> bool:
+    return bool(((part[category] == row[category]) & (part[hue] == value)).any())
+
+
+def _limits(part: pd.DataFrame, loose: "pd.Series[bool]") -> tuple[float, float]:
+    """What bars and intervals span but for loose ones, which get some room where they go beyond."""
+    ends = part.loc[~loose, ["value", "low", "high"]].to_numpy(float)
+    low, high = min(0.0, np.nanmin(ends, initial=0)), max(0.0, np.nanmax(ends, initial=0))
+    room = 0.08 * (high - low or 1.0)
+    low, high = low - room * (low < 0), high + room * (high > 0 or low == 0)
+    beyond = part.loc[loose, "value"]
+    span = 0.2 * (high - low)
+    return min(low, -span) if (beyond < low).any() else low, max(high, span) if (beyond > high).any() else high
 
 
 def points(

@@ -72,7 +72,7 @@ def text_relevancy_figure(study: StudyResults) -> CaptionedFigure | None:
     names = {model["key"]: label_of(model) for model in shown}
     names |= {"tokens": "by token, without SOS", "kinds": "by kind of token"}
     labels: dict[str, Any] = {"names": names, "y_label": "relevancy", "share_x": False, "share_y": False}
-    figure = panels(frame, _draw, by=("model", "panel"), size=(3.2, 2.2), widths=(1.3, 1), **labels)
+    figure = panels(frame, _draw, by=("model", "panel"), size=(3.2, 1.8), widths=(1.3, 1), **labels)
     return captioned("fig2_text_relevancy", figure, frame, **_facts(study, "text"))
 
 
@@ -102,8 +102,6 @@ def vision_relevancy_figure(study: StudyResults) -> CaptionedFigure | None:
     laid_out = joined([frame, maps]).sort_values("panel", key=lambda panel: panel.map(order), kind="stable")
     labels: dict[str, Any] = {"names": names, "y_label": "relevancy", "share_x": False, "share_y": False}
     widths = [{"tokens": 1.6, "prompts": 0.6, "kinds": 1.1}.get(name, 0.8) for name in dict.fromkeys(laid_out["panel"])]
-    laid_out["place"] = laid_out["model"].map({key: place for place, key in enumerate(names)})
-    laid_out = laid_out.sort_values("place", kind="stable")
     figure = panels(laid_out, draw, by=("model", "panel"), size=(1.85, 2.0), widths=widths, **labels)
     return captioned("fig3_vision_relevancy", figure, frame, **_facts(study, "vision"))
 
@@ -179,7 +177,7 @@ def relevancy_groups_figure(study: StudyResults) -> CaptionedFigure | None:
         points(axes, part, category="kind", hue="series", looks=looks, step=0.13)
 
     names = {model["key"]: label_of(model) for model in shown}
-    layout: dict[str, Any] = {"size": (2.7, 2.6), "share_x": False, "share_y": False, "legend": legend}
+    layout: dict[str, Any] = {"size": (2.7, 2.2), "share_x": False, "share_y": False, "legend": legend}
     figure = panels(frame, draw, by=("model", "panel"), names=names, **layout)
     numbers = frame.drop(columns=["series", "index"])
     models = zero_shot_text(study, shown)

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 MARKER = 5.5  # points, with its edge
 # Where a name may stand, the best place first: at so many points from its marker, in these directions.
-_REACHES = (4, 7, 11, 16, 22, 30, 40, 52, 66)
-_DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1), (0.7, 0.7), (0.7, -0.7), (-0.7, 0.7), (-0.7, -0.7))
+_REACHES = (4, 7, 11, 16, 22, 30, 40, 52, 66, 82, 100)
+_DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1), *itertools.product((0.7, -0.7), repeat=2))
+_DIRECTIONS += (*itertools.product((0.9, -0.9), (0.4, -0.4)), *itertools.product((0.4, -0.4), (0.9, -0.9)))
 
 Box = tuple[float, float, float, float]
 
@@ -124,7 +125,7 @@ def name_points(axes: "Axes", names: Sequence[str], points: np.ndarray, looks: S
     half = MARKER * scale / 2
     taken = _Taken([(x - half, y - half, x + half, y + half) for x, y in places])
     crowd = [sum(math.dist(a, b) < 60 * scale for b in places) for a in places]
-    for index in sorted(range(len(names)), key=lambda i: (-crowd[i], -places[i][1], names[i])):
+    for index in sorted(range(len(names)), key=lambda i: (-crowd[i] * len(names[i]), -places[i][1], names[i])):
         x, y = places[index]
         label: Annotation = axes.annotate(
             names[index],

@@ -197,10 +197,16 @@ def vision_attention_figure(study: StudyResults) -> CaptionedFigure | None:
             axes.plot(mean.index, mean, color=style.ZERO_SHOT, linestyle=style.DASHED, lw=1, label="zero-shot's again")
         if quantity != "distance":
             level(axes, math.log(study.patches + 1))
-        axes.set_ylim(bottom=0)
 
     figure = panels(
-        frame, draw, by=("row", "quantity"), names=_QUANTITIES, size=(2.6, 1.6), x_label="layer", share_y="col"
+        frame,
+        draw,
+        by=("row", "quantity"),
+        names=_QUANTITIES,
+        size=(2.6, 1.6),
+        x_label="layer",
+        share_y="col",
+        bottom=0,
     )
     return captioned(
         "fig5_vision_attention",
@@ -256,12 +262,11 @@ def faithfulness_figure(study: StudyResults) -> CaptionedFigure | None:
 
     def draw(axes: "Axes", part: pd.DataFrame) -> None:
         lines(axes, part, x="removed", hue="map", looks=_MAP_LOOKS)
-        axes.set_ylim(bottom=0)
 
     shown = [model for model in study.models if (frame["model"] == model["key"]).any()]
     names = {model["key"]: label_of(model) for model in shown}
     labels: dict[str, Any] = {"names": names, "x_label": "patches removed (%)", "y_label": "accuracy (%)"}
-    figure = panels(frame, draw, by=("model", "panel"), **labels)
+    figure = panels(frame, draw, by=("model", "panel"), bottom=0, **labels)
     counts = counts_of(study, "faithfulness", shown)
     numbers = frame.drop(columns=["panel", "low", "high"])
     return captioned("faithfulness", figure, numbers, dataset=study.dataset, counts=counts)

@@ -12,7 +12,7 @@ from clipbias.report.looks import KINDS
 from clipbias.report.names import method_kind, ordered_methods
 from clipbias.report.panels import Look, panels, points
 from clipbias.report.published import dataset_name
-from clipbias.report.verdict_figures import EFFECT_COLOURS, FORMS
+from clipbias.report.verdict_figures import BIASES, EFFECT_COLOURS, FORMS
 from clipbias.report.verdict_summary import MethodSummary
 
 if TYPE_CHECKING:
@@ -108,7 +108,11 @@ def _drawn(entry: MethodSummary | str, panel: str) -> pd.DataFrame:
     wanted = {**_PANELS[panel], **({} if panel == "a" else {(OVER_ZERO_SHOT, "gain"): {"label": _WHOLE}})}
     for (outcome, quantity), look in wanted.items():
         numbers, these = entry.of(outcome, quantity), entry.mean_of_these(outcome, quantity)
-        if these is None or (quantity == "start" and not any(number["value"] for number in numbers.values())):
+        if (
+            these is None
+            or quantity in BIASES.get(entry.method, ())
+            or (quantity == "start" and not any(number["value"] for number in numbers.values()))
+        ):
             continue
         place = {"panel": panel, "line": entry.label, "series": look["label"] or "gain"}
         rows.append({**place, "size": "mean", **these})

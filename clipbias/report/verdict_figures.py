@@ -19,8 +19,8 @@ TOWERS = {"both": "both towers", "vision": "vision tower alone", "text": "text t
 EFFECT_COLOURS = {"attention": style.SKY, "scale": style.ORANGE, "values": style.GREEN}
 FORMS = {"vector": "one vector", "kind": "two, by kind of token", "token": "one per token"}
 OUTCOMES = {"log_likelihood": "Log-likelihood", "accuracy": "Accuracy"}
-# Methods that learn what the constants are measured to be.
-BIASES = ("bias", "bias_by_kind")
+# Methods that learn what constants are measured to be, and the forms that are these by construction.
+BIASES: dict[str, tuple[str, ...]] = {"bias": ("vector", "kind", "token"), "bias_by_kind": ("kind", "token")}
 _COLOURS = {**EFFECT_COLOURS, "all": style.TUNED, "random": style.GREY}
 _HATCHES = {"both": "", "vision": "////", "text": "...."}
 _NUMBER = ("value", "low", "high", "share", "share_low", "share_high")
@@ -61,7 +61,7 @@ def effects_figure(study: StudyResults) -> CaptionedFigure | None:
 
         bars(axes, part, category="effect", hue="tower", looks=looks, text=text, loose=("random",), colours=_COLOURS)
 
-    legend = {TOWERS[tower]: {"color": style.GREY, "lw": 5, "alpha": looks[tower]["alpha"]} for tower in TOWERS}
+    legend = {name: {"facecolor": style.GREY, **looks[tower]} for tower, name in TOWERS.items()}
     figure = panels(
         drawn, draw, by=("model", "outcome"), names=_names(study), size=(3.9, 2.2), legend=legend, **_LAYOUT
     )
@@ -72,9 +72,9 @@ def kept_figure(study: StudyResults) -> CaptionedFigure | None:
     """Gains of constants in the method's place beside the method's own, and what learned biases gain."""
     rows = []
     for model in study.tuned:
-        kept = verdict_of(study, model).get("kept")
-        for outcome in NAMES if kept else ():
-            numbers = kept[outcome]
+        kept, same = verdict_of(study, model).get("kept"), BIASES.get(model["method"], ())
+        for outcome in NAMES if kept and len(same) < len(FORMS) else ():
+            numbers = {form: number for form, number in kept[outcome].items() if form not in same}
             learned = {f"{name}, learned": gains[outcome] for name, gains in learned_biases(study, model).items()}
             sure = excludes(dict(numbers["tuned"])) > 0
             for form, number in {**numbers, **learned}.items():
@@ -105,7 +105,7 @@ def _row(model: Mapping[str, Any], number: Mapping[str, Any], **place: str) -> d
 
 
 def _signed(row: pd.Series) -> str:
-    return f"{row['value']:+.{UNITS[row['outcome']][1] if row['outcome'] == 'accuracy' else 2}f}"
+    return f"{row['value']:+.{UNITS[row['outcome']][1] if row['outcome'] == 'accuracy' else 2}f}".replace("-", "−")
 
 
 def _names(study: StudyResults) -> dict[str, str]:

@@ -9,7 +9,7 @@ from clipbias.report.published import dataset_name
 from clipbias.report.study_figures import MAP_NAMES
 from clipbias.report.study_results import StudyResults, by_reason, label_of
 from clipbias.report.table import MISSING, Table, TableCell, cells
-from clipbias.report.verdict_figures import FORMS, OUTCOMES, learned_biases, verdict_of
+from clipbias.report.verdict_figures import BIASES, FORMS, OUTCOMES, learned_biases, verdict_of
 from clipbias.report.verdict_summary import MethodSummary, percent_of
 
 _FIRST = {"positive": "Most", "negative": "Least"}
@@ -67,7 +67,7 @@ def kept_table(study: StudyResults) -> Table | None:
         if not kept:
             continue
         for form, name in {**FORM_NAMES, "tuned": f"{label_of(model)} itself"}.items():
-            if form in kept["log_likelihood"]:
+            if form in kept["log_likelihood"] and form not in BIASES.get(model["method"], ()):
                 parts = (
                     (MISSING,) * 2
                     if form == "tuned"
