@@ -103,10 +103,9 @@ class _Builder:
                 "text_heads": self.heads,
             },
             "models": self.models,
-            "figures": list(FIGURES),
+            "sections": list(FIGURES),
             "config": {"dataset": dataset, "adapters": ["runs/ivlp", "runs/bias"], "normalisation": "sum"},
             "seconds": 41.5,
-            "seconds_by_section": {name: 4.5 for name in FIGURES},
         }
 
     def predictions(self):
