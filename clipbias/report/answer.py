@@ -95,7 +95,7 @@ def _method(study: StudyResults, models: Sequence[Mapping[str, Any]], summary: M
         len(models),
         *(float(np.mean(values)) for values in zip(*accuracies, strict=True)),
         average_seeds([each["gain"] for each in over]) if all(over) else None,
-        all("start" in each for each in over) and any(abs(each["start"]["value"] or 0.0) > 0.05 for each in over),
+        "gain" in numbers and any(abs(each["start"]["value"] or 0.0) > 0.05 for each in over if "start" in each),
         numbers,
         contradict(verdicts, OUTCOME),
     )
@@ -126,17 +126,18 @@ def answer_sentences(study: StudyResults, methods: Sequence[MethodAnswer]) -> li
         for effect, (what, speaks) in _CARRIERS.items()
         if (own := [each for each in sure if each.carrier == effect])
     ]
-    if undecided := [each.label for each in sure if not each.carrier]:
-        names = _and(undecided) if len(undecided) <= _FEW else f"{len(undecided)} methods"
-        carried.append(f"no single effect surely carries more than half with {names}")
+    if undecided := [each for each in sure if not each.carrier]:
+        carried.append(f"no single effect surely carries more than half with {_names(undecided)}")
+    if unsure := [each for each in tested if each not in sure]:
+        carried.append(f"with {_names(unsure)} it is not sure that there is a gain")
     kept = [
         f"{_listed(own, 'kind')}: {words}"
         for side, words in _KEPT.items()
         if (own := [each for each in sure if each.has("kind") and each.side("kind") == side])
     ]
     said += [f"Of the gain in accuracy, {'; '.join(carried)}."] if carried else []
-    constants = "two vectors per layer, the same for every image, keep"
-    return [*said, f"Of the gain in accuracy, {constants} {'; '.join(kept)}."] if kept else said
+    constants = "two vectors per layer that replace the method, the same for every image, keep"
+    return [*said, f"Of the same gain in accuracy, {constants} {'; '.join(kept)}."] if kept else said
 
 
 def _gained(methods: Sequence[MethodAnswer]) -> str:
@@ -156,6 +157,10 @@ def _listed(methods: Sequence[MethodAnswer], name: str) -> str:
         return _and([f"{percent(dict(each.numbers[name]))} with {each.label}" for each in methods])
     shares = [round(100 * float(each.numbers[name]["share"] or 0.0)) for each in methods]
     return f"{min(shares)} to {max(shares)} % with {len(methods)} methods"
+
+
+def _names(methods: Sequence[MethodAnswer]) -> str:
+    return _and([each.label for each in methods]) if len(methods) <= _FEW else f"{len(methods)} methods"
 
 
 def _and(parts: Sequence[str]) -> str:

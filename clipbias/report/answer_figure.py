@@ -97,7 +97,8 @@ def answer_figure(methods: Sequence[MethodAnswer]) -> CaptionedFigure | None:
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("points of accuracy", fontsize=9)
-        handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+        labelled = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+        handles = {label: labelled[label] for label, _, _ in _LOOKS.values() if label in labelled}
         look = {"ncols": len(handles), "fontsize": 9, "handletextpad": 0.2, "columnspacing": 1.0}
         figure.legend(handles.values(), handles.keys(), loc="outside upper center", **look)
     caption = (

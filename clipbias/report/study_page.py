@@ -48,7 +48,7 @@ _DRAWN: dict[str, tuple[str, tuple[_Draw, ...], str]] = {
     "similarity": (
         "Where [cls] looks, and what is like the prompts",
         (similarity_figures,),
-        "no model has prompts there",
+        "no model has vision prompts",
     ),
     "faithfulness": ("Whether the maps point at what matters", (faithfulness_figure,), "no image could be read"),
     "examples": ("Relevancy on example pictures", (examples_figure,), "no image could be read"),

@@ -237,8 +237,8 @@ def test_what_is_missing_says_why():
         "IVLP: There are no training images.",
         "Bias tuning: No constant was measured.",
     ]
-    results.scalars["figures"] = ["factorial", "verdict"]
-    assert verdict_figures.why_nothing_kept(study)[1].endswith("measured; --config.figures=amounts has it.")
+    results.scalars["sections"] = ["factorial", "verdict"]
+    assert verdict_figures.why_nothing_kept(study)[1].endswith("measured; --config.sections=amounts has it.")
     assert verdict_figures.kept_figure(study) is None and verdict_figures.kept_table(study) is None
     assert {row[0] for row in texts(verdict_figures.effects_table(study))} == {"Bias tuning"}
 
