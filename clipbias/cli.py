@@ -13,15 +13,15 @@ import runpy
 import sys
 from pathlib import Path
 
+from clipbias.terminal import quiet_when_closed
+
 PACKAGE = Path(__file__).resolve().parent
 COMMANDS = {
     "train": "Tunes one method on one dataset and evaluates it.",
     "table1": "Trains methods x datasets x shots x seeds, and writes the table of their accuracies.",
     "evaluate": "Evaluates a tuned adapter, or zero-shot CLIP.",
     "predict": "Classifies images with zero-shot CLIP or a tuned adapter.",
-    "explain": "Studies why tuning works: zero-shot against tuned adapters.",
-    "interpret": "Shows nearest words and norms of learned prompts and biases.",
-    "amounts": "Saves the bias that is equivalent to a tuned adapter as an adapter of its own.",
+    "explain": "Studies why tuning works: zero-shot against tuned adapters, and what adapters learned.",
     "app": "Opens a page that shows predictions and relevancy for your pictures.",
     "show": "Lists and compares runs.",
     "export": "Writes an adapter for other programs.",
@@ -30,7 +30,12 @@ COMMANDS = {
 
 
 def main() -> None:
-    """Runs the command that the first argument names; without one lists them."""
+    """Runs the command that the first argument names; without an argument lists the commands."""
+    with quiet_when_closed():
+        _run()
+
+
+def _run() -> None:
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("--help", "-h", "help"):
         print(overview())

@@ -1,4 +1,9 @@
-"""Text of unknown origin as a terminal may show it."""
+"""Text of unknown origin as a terminal may show it, and readers that stop reading."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
 
 
 def printable(text: object, *, keep: str = "") -> str:
@@ -16,3 +21,17 @@ def printable(text: object, *, keep: str = "") -> str:
         letter if letter.isprintable() or letter in keep else letter.encode("unicode_escape").decode("ascii")
         for letter in str(text)
     )
+
+
+@contextlib.contextmanager
+def quiet_when_closed() -> Iterator[None]:
+    """Ends the process with status 1, without a traceback, where standard output is closed, as `head` closes it."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()  # here, not when Python ends, which would report it
+    except BrokenPipeError:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        sys.exit(1)

@@ -1,4 +1,7 @@
-"""Evaluation of an adapter file, or of zero-shot CLIP where `adapter` is empty."""
+"""Evaluation of an adapter, or of zero-shot CLIP where `adapters` is empty.
+
+python -m experiments.evaluate --config.adapters=workdir/digits
+"""
 
 from ml_collections import ConfigDict
 
@@ -6,19 +9,14 @@ from configs import base
 
 
 def get_config() -> ConfigDict:
-    config = base.get_config()
-    # An adapter file, or a folder of `train` that holds one; empty for zero-shot CLIP.
-    config.adapter = ""
-    # Files or modules of methods of your own that adapters use, separated by commas. Nothing that only an adapter names
-    # is run.
-    config.own_methods = ""
-    # The frozen model; empty takes the adapter's, and without one "demo".
-    config.model = ""
+    config = base.add_adapters(base.add_images(base.add_model(ConfigDict())))
     # The dataset to evaluate on; empty takes the adapter's.
     config.dataset = ""
-    # The images to evaluate on: "train", "val" or "test".
-    config.images = "test"
+    # Its images: "train", "val" or "test".
+    config.split = "test"
     # A dataset whose test images are to be told from those images, such as "demo/fashion"; empty for none.
     config.ood = ""
+    # Images per step of evaluation, over all devices.
+    config.eval_batch_size = 100
     config.workdir = "workdir/evaluate"
     return config

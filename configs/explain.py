@@ -14,31 +14,25 @@ from configs import base
 
 PRESETS = {
     "full": "every section, of all images but where the settings say of how many",
-    "quick": "a first look: 24 images, without random prompts as a control, and without perturbation, which runs each "
-    "image a hundred times",
+    "quick": "a first look: 24 images, without random prompts as a control, without words of prompts, and without "
+    "perturbation, which runs each image a hundred times",
 }
 
 
 def get_config(size: str = "full") -> ConfigDict:
     check_choice("the preset", size, tuple(PRESETS))
-    config = base.get_config()
-    # Adapter files, or folders of `train` that hold one, separated by commas. For several datasets the
-    # paths contain {dataset}. A "*" stands for any part of a name.
-    config.adapters = ""
-    # Files or modules of methods of your own that adapters use, separated by commas. Nothing that only an adapter names
-    # is run.
-    config.own_methods = ""
-    # The frozen model; empty takes the adapters', and without any "demo".
-    config.model = ""
-    # The dataset to explain on; empty takes the adapters'.
+    config = base.add_adapters(base.add_images(base.add_model(ConfigDict())))
+    # The dataset to explain all adapters on; empty explains each on the dataset that it was trained on.
     config.dataset = ""
-    # Several datasets; each gets a folder and a report of its own, and all together an overview.
+    # Several datasets, each with the adapters that were trained on it. Of several datasets, given here or by the
+    # adapters, each gets a folder and a report, and all together an overview.
     config.datasets = ()
     # The images to explain on: "train", "val" or "test".
-    config.images = "test"
+    config.split = "test"
     # "all", or sections separated by commas: relevancy, text_attention, vision_attention, similarity, decomposition,
-    # factorial, amounts, faithfulness, examples, explore, verdict.
-    config.figures = "all"
+    # factorial, amounts, faithfulness, examples, explore, verdict, interpret. With interpret alone no images are read,
+    # and the adapters may be of any datasets.
+    config.sections = "all"
 
     # Folders of runs whose predictions are read where they are of the same model and images, separated by commas; those
     # of the adapters' own runs are looked at anyway.
@@ -74,14 +68,19 @@ def get_config(size: str = "full") -> ConfigDict:
     config.start_layer = 0
     # Prompt similarity: "mean" over the prompts, or the number of one.
     config.prompt = "mean"
-    # Least time between two savings of what a section has measured so far.
-    config.save_seconds = 30.0
+    # interpret: nearest words per prompt.
+    config.nearest_words = 5
+    # interpret: also the words of deeper prompts: a pass of the text tower over the vocabulary for each, which all
+    # adapters share. Four prompts of ViT-B/16 take about five minutes on two cores.
+    config.deeper_words = False
+    # interpret: project what training changed, instead of what was learned: prompts start at random.
+    config.project_change = False
     # Of the random order that faithfulness compares with, and of the control's prompts.
     config.seed = 0
     config.workdir = "workdir/explain"
     if size == "quick":
-        from clipbias.explain.results import FIGURES
+        from clipbias.explain.results import SECTIONS
 
-        config.figures = ",".join(name for name in FIGURES if name != "faithfulness")
+        config.sections = ",".join(name for name in SECTIONS if name != "faithfulness")
         config.image_limit, config.control_images, config.amounts_images, config.explore_images = 24, 0, 16, 8
     return config

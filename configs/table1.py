@@ -55,5 +55,7 @@ def get_config() -> ConfigDict:
     config.on_missing = "raise"
     # "2/4" runs the second of four parts, which other jobs may run meanwhile in the same work folder; empty runs all.
     config.part = ""
+    # Show the finished runs of the work folder beside published results, and run nothing.
+    config.compare = False
     config.workdir = "workdir/table1"
     return config

@@ -2,4 +2,4 @@
 
 import os
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # compilers' notes and warnings: raw lines with thread numbers
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # raw lines of C++; what ends a program is raised as well

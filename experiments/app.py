@@ -24,7 +24,8 @@ from clipbias.errors import ClipbiasError
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning.adapter import FILE, Adapter
 from experiments import common
-from experiments.inputs import find_adapters, split
+from experiments.command_line import split
+from experiments.inputs import find_adapters
 from experiments.predict import find_images, listed
 
 _CONFIG = "configs/app.py"
@@ -33,7 +34,7 @@ _PICTURES, _SECONDS = 8, 0.2
 
 
 def main(config: ConfigDict, workdir: Path) -> None:
-    adapters = find_adapters(config.adapters) if config.adapters else []
+    adapters = find_adapters(config.adapters)
     bases = dict.fromkeys(adapter.base for adapter, _ in adapters)
     if len(bases) > 1 and not config.model:
         raise ClipbiasError(f"the adapters are of several models, {', '.join(bases)}; give those of one.")

@@ -5,20 +5,19 @@ import importlib
 import inspect
 import json
 import logging
-import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from absl import app, flags
-from absl.logging import get_absl_handler
+from absl.logging import DEBUG, get_absl_handler, get_verbosity, use_absl_handler
 from ml_collections import ConfigDict
 
 from clipbias import hosts
 from clipbias.errors import ClipbiasError
 from clipbias.io import BROKEN_DISK, NOT_ALLOWED, data_path, reason
-from clipbias.terminal import printable
+from clipbias.terminal import printable, quiet_when_closed
 from experiments.command_line import WORKDIR, parse, refuse
 from experiments.values import check_config
 
@@ -26,46 +25,33 @@ from experiments.values import check_config
 ACCELERATORS = ("/dev/nvidia0", "/dev/kfd", "/dev/accel0", "/dev/vfio/0")
 
 
-def run(main: Callable[[ConfigDict, Path], Any], default: str) -> None:
-    """Runs a binary: `main(config, workdir)`, see `answer`.
+def run(main: Callable[..., int | None], default: str) -> None:
+    """Runs a binary; see `answer`.
 
     Args:
-      main: of the binary.
+      main: of the binary: `main(config, workdir)`, or `main(config)` where its configuration has no `workdir`.
       default: the configuration file, such as "configs/train.py", unless `--config=FILE` names another.
     """
 
     def guarded(words: list[str]) -> int:
+        config: ConfigDict = flags.FLAGS.config
         if len(words) > 1:
             refuse(f"unexpected argument {words[1]!r}; settings are given as --config.name=value.")
-        if status := _status(start):
+        if "workdir" not in config and WORKDIR.value:
+            refuse(f"{binary_of(main)} has no --workdir; see --help.")
+        if "workdir" in config and (status := status_of(start)):
             return status
-        return answer(main, flags.FLAGS["config"].value, WORKDIR.value)
+        return answer(main, config, WORKDIR.value)
 
-    app.run(guarded, flags_parser=lambda words: parse(words, main, default=default))
-
-
-def run_arguments(main: Callable[[Sequence[str]], int], names: str) -> None:
-    """Runs a binary that takes names instead of a configuration: `main(names)`, see `answer_names`.
-
-    A folder given with --workdir counts as a name. No device is started.
-
-    Args:
-      main: of the binary.
-      names: what its help says of them, such as "FOLDER …".
-    """
-
-    def guarded(words: list[str]) -> int:
-        quiet()
-        return answer_names(main, [*words[1:], *([WORKDIR.value] if WORKDIR.value else [])])
-
-    app.run(guarded, flags_parser=lambda words: parse(words, main, names=names))
+    quiet()
+    with quiet_when_closed():
+        app.run(guarded, flags_parser=lambda words: parse(words, main, default=default))
 
 
-def answer(main: Callable[[ConfigDict, Path], Any], config: ConfigDict, workdir: str | None = None) -> int:
-    """Runs `main(config, workdir)` and turns how it ends into an exit status.
+def answer(main: Callable[..., int | None], config: ConfigDict, workdir: str | None = None) -> int:
+    """Runs `main(config, workdir)`, or `main(config)`, and returns the exit status; see `status_of`.
 
-    A `ClipbiasError` ends it with its message alone and status 1. So does a disk that is full or broken. After a notice
-    to stop the status is 130 or 143. Any other exception is a defect and keeps its traceback.
+    A binary whose configuration has no `workdir` writes no work folder and needs no device.
 
     Args:
       main: of a binary.
@@ -73,47 +59,44 @@ def answer(main: Callable[[ConfigDict, Path], Any], config: ConfigDict, workdir:
       workdir: takes precedence over the configuration's own.
     """
 
-    def work() -> None:
-        # They import JAX, which showing runs does without.
-        from clipbias.clip import precision
-        from clipbias.training.progress import say
-        from clipbias.training.workdir import CONFIG
-
+    def work() -> int | None:
         check_config(config, own_config(main))
-        folder = workdir or config.workdir
-        if not folder and not config.get("dry_run"):
-            raise ClipbiasError("no folder to write to; give --workdir=FOLDER.")
-        config.workdir = folder
         with hosts.stoppable():
-            if "dtype" in config and not config.get("topology"):
-                config.dtype = precision.resolve(config.dtype)
-            # Each host may have its own path to the same folder.
-            hosts.assert_same("the configuration", {**plain(config), "workdir": ""})
-            if not config.get("dry_run"):
-                say(f"{binary_of(main)}: everything is written to {folder}, the settings to {CONFIG} there")
-            main(config, data_path(folder or "."))
+            return main(config) if "workdir" not in config else main(config, _prepare(main, config, workdir))
 
-    return _status(work)
+    return status_of(work)
 
 
-def answer_names(main: Callable[[Sequence[str]], int], names: Sequence[str]) -> int:
-    """The exit status of `main(names)`, or of the error or the notice to stop that ends it, as in `answer`."""
+def _prepare(main: Callable[..., int | None], config: ConfigDict, workdir: str | None) -> Path:
+    """Settles the work folder and the compute type, and says where everything is written."""
+    # They import JAX, which showing runs does without.
+    from clipbias.clip import precision
+    from clipbias.training.progress import say
+    from clipbias.training.workdir import CONFIG
 
-    def work() -> int:
-        with hosts.stoppable():
-            return main(names)
+    folder = workdir or config.workdir
+    if not folder and not config.get("dry_run"):
+        raise ClipbiasError("no folder to write to; give --workdir=FOLDER.")
+    config.workdir = folder
+    if "dtype" in config and not config.get("topology"):
+        config.dtype = precision.resolve(config.dtype)
+    # Each host may have its own path to the same folder.
+    hosts.assert_same("the configuration", {**plain(config), "workdir": ""})
+    if not config.get("dry_run"):
+        say(f"{binary_of(main)}: everything is written to {folder}, the settings to {CONFIG} there")
+    return data_path(folder or ".")
 
-    return _status(work)
 
+def status_of(work: Callable[[], int | None]) -> int:
+    """Runs `work()` and turns how it ends into an exit status.
 
-def _status(work: Callable[[], int | None]) -> int:
+    A `ClipbiasError` ends it with its message alone and status 1. So does a disk that is full or broken. After a notice
+    to stop the status is 130 or 143. Any other exception is a defect and keeps its traceback.
+    """
     try:
         return work() or 0
     except ClipbiasError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
-    except BrokenPipeError:  # whoever reads the output has read enough, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:  # the library's own reads and writes raise `ClipbiasError`; this is for other libraries'
         if error.errno not in (*BROKEN_DISK, *NOT_ALLOWED):
@@ -130,7 +113,7 @@ def _status(work: Callable[[], int | None]) -> int:
         return 130
 
 
-def own_config(main: Callable[[ConfigDict, Path], Any]) -> ConfigDict:
+def own_config(main: Callable[..., int | None]) -> ConfigDict:
     """The configuration of `configs/` with the name of the binary that `main` belongs to."""
     return importlib.import_module(f"configs.{binary_of(main)}").get_config()
 
@@ -157,16 +140,21 @@ class _Sentence(logging.Formatter):
 
 
 def quiet() -> None:
-    """Shows log records of this package as a sentence, without time and thread, and no others below an error."""
-    here = {str(Path(__file__).parent), str(Path(hosts.__file__).parent)}
+    """Shows log records of this package as a sentence, without time and thread, and no others below an error.
+
+    With --verbosity=1 all records are shown.
+    """
+    here = (str(Path(__file__).parent), str(Path(hosts.__file__).parent))
 
     def shows(record: logging.LogRecord) -> bool:
-        own = any(record.pathname.startswith(folder) for folder in here)
         # Orbax also raises what it logs with a traceback, and then the sentence is ours.
-        return own or (record.levelno >= logging.ERROR and not record.exc_info)
+        severe = record.levelno >= logging.ERROR and not record.exc_info
+        return severe or record.pathname.startswith(here) or get_verbosity() >= DEBUG
 
+    use_absl_handler()  # before the command line is read: configuration files are programs, which may log, too
     get_absl_handler().addFilter(shows)
     get_absl_handler().setFormatter(_Sentence())
+    logging.captureWarnings(True)  # of other libraries: lines of their source, which are records now
     # Where an array of a checkpoint could not be written, its storage library reports the others after its event loop.
     report = sys.unraisablehook
     sys.unraisablehook = lambda lost: None if str(lost.exc_value) == "Event loop is closed" else report(lost)
@@ -176,7 +164,6 @@ def start() -> None:
     """Joins a cluster if there is one, and keeps compiled programs in the user's cache folder."""
     from clipbias.training import cpu, kept_programs
 
-    quiet()
     # Before threads start, and only if steps run on the CPU: with an accelerator it is the decoding threads that
     # allocate, and they are better off with glibc's own settings.
     if not any(Path(device).exists() for device in ACCELERATORS):
@@ -189,13 +176,15 @@ def load_dataset(config: ConfigDict, name: str) -> Any:
     """Opens a dataset with the configuration's options; empty ones are left to the source."""
     from clipbias import data
 
-    options = {key: config[key] for key in ("split", "split_dir", "index_file") if config[key]}
+    settings = {"split": "split_source", "split_dir": "split_dir", "index_file": "index_file"}
+    given = {option: name for option, name in settings.items() if config[name]}
+    options = {option: config[name] for option, name in given.items()}
     try:
         dataset = data.load(name, data_dir=config.data_dir or None, template=config.template or None, **options)
     except TypeError as error:  # an option that this source does not take
         if options and "unexpected keyword" in str(error):
-            given = ", ".join(f"--config.{key}" for key in options)
-            raise ClipbiasError(f"the dataset {name!r} does not take {given}; leave it out.") from error
+            said = ", ".join(f"--config.{setting}" for setting in given.values())
+            raise ClipbiasError(f"the dataset {name!r} does not take {said}; leave it out.") from error
         raise
     return dataclasses.replace(dataset, descriptions=load_descriptions(config, name))
 

@@ -1,8 +1,7 @@
 """Evaluates a tuned adapter, with nothing but its file, or zero-shot CLIP.
 
-    python -m experiments.evaluate --config.adapter=workdir/digits/adapter.safetensors --config.dataset=demo/digits
+    python -m experiments.evaluate --config.adapters=workdir/digits
     python -m experiments.evaluate --config.model=demo --config.dataset=demo/digits
-
     python -m experiments.evaluate --config.model=demo --config.dataset=demo/digits --config.ood=demo/fashion
 
 The dataset's own classes are used; an adapter that learned something per class refuses others. Beside the accuracy
@@ -36,21 +35,23 @@ from clipbias.training.predictions import fingerprint, save_predictions
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Learnables, Task
 from experiments import common
-from experiments.inputs import find_adapter, split
+from experiments.command_line import split
+from experiments.inputs import find_adapter
 
 _CONFIG = "configs/evaluate.py"
 RESULT = "result.json"
 
 
 def main(config: ConfigDict, workdir: Path) -> None:
-    adapter = find_adapter(config.adapter)[0] if config.adapter else None
+    found = find_adapter(config.adapters)
+    adapter = found[0] if found else None
     mesh = meshes.make_mesh(**config.mesh)
     with open_workdir(workdir, common.plain(config)):
         clip = clipbias.load(config.model or (adapter.base if adapter else "demo"))
         hosts.assert_same(f"the model {clip.name}", clip.fingerprint)
         name = config.dataset or (adapter.notes.get("dataset", "") if adapter else "")
         if not name:
-            raise ClipbiasError("no dataset; give --config.dataset=NAME, or --config.adapter=FILE to take its own.")
+            raise ClipbiasError("no dataset; give --config.dataset=NAME, or --config.adapters=FILE to take its own.")
         load = functools.cache(lambda name: common.load_dataset(config, name))
         dataset, outside = load(name), load(config.ood).split("test") if config.ood else None
         options: dict[str, Any] = dict(dtype=config.dtype, groups=mesh.shape[meshes.DATA])
@@ -61,7 +62,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
             learnables: Learnables = {}
         else:
             task, learnables = adapter.bind(clip, dataset.class_names, own_methods=own, **options)
-        method, images = adapter.method if adapter else "zero_shot", dataset.split(config.images)
+        method, images = adapter.method if adapter else "zero_shot", dataset.split(config.split)
         what = fingerprint(task, learnables, method, images)
         hosts.assert_same(f"the images of {name}", what)
         if jax.process_index() == 0:
@@ -72,7 +73,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
         def save(predicted: np.ndarray) -> None:
             answered.append(Answers(np.asarray(images.labels), predicted, dataset.class_names))
             if jax.process_index() == 0:
-                save_predictions(workdir, config.images, task, learnables, method, images, predicted)
+                save_predictions(workdir, config.split, task, learnables, method, images, predicted)
 
         began = time.monotonic()
         score = evaluate(
@@ -93,14 +94,14 @@ def main(config: ConfigDict, workdir: Path) -> None:
         if jax.process_index() == 0:
             if config.ood:
                 score["ood"] = {"dataset": config.ood, **score["ood"]}
-            result = {"method": method, "dataset": name, "images_of": config.images, "fingerprint": what}
+            result = {"method": method, "dataset": name, "split": config.split, "fingerprint": what}
             result |= {"dtype": config.dtype, **score}
             write_text(workdir / RESULT, json.dumps(result, indent=2) + "\n")
-            common.tell(f"{method} on {name}: {score['accuracy']:.2f} % of {score['images']} {config.images} images")
+            common.tell(f"{method} on {name}: {score['accuracy']:.2f} % of {score['images']} {config.split} images")
             for line in told(score):
                 common.tell(line)
             for answers in answered:
-                write_answers(workdir, images.keys, answers, f"{method_name(method)} on {name}, {config.images} images")
+                write_answers(workdir, images.keys, answers, f"{method_name(method)} on {name}, {config.split} images")
                 if words := weakest_classes(answers):
                     common.tell(
                         f"least accurate classes: {words} ({workdir / 'classes.csv'}, {workdir / 'confusion.png'})"

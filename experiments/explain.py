@@ -1,20 +1,18 @@
 """Why tuning works: relevancy, attention, the causal test and faithfulness of tuned adapters, as a report.
 
     python -m experiments.explain --config.adapters=workdir/ivlp,workdir/bias --workdir=workdir/why
-    python -m experiments.explain --config.adapters='runs/{dataset}/ivlp,runs/{dataset}/bias' \\
-        --config.datasets="('eurosat', 'dtd')" --config.data_dir=/data --workdir=workdir/why
-    python -m experiments.explain --config.adapters='workdir/demo/adapters/*-{dataset}-16shots-*.safetensors' \\
-        --config.datasets="('demo/digits', 'demo/emoji')" --workdir=workdir/why
+    python -m experiments.explain --config.adapters='workdir/demo/adapters/*-16shots-*' --workdir=workdir/why
+    python -m experiments.explain --config.adapters=workdir/demo --config.sections=interpret --workdir=workdir/words
 
 Continues where it stopped. Writes `results.npz`, `results.json` and `report/report.html`; for several datasets a folder
-each and an `overview.html`.
+each and an `overview.html`. The section `amounts` saves the bias that is equivalent to each tuned adapter as an adapter
+of its own, in `equivalent_bias/`. The section `interpret` writes what all adapters learned (nearest words, norms, PCA
+and t-SNE) as `interpretation.html`, `interpretation.json`, `words.csv` and `norms.csv`.
 """
 
 import contextlib
 import dataclasses
 import functools
-import glob
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -26,16 +24,14 @@ import clipbias
 from clipbias import data, hosts
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
-from clipbias.explain.devices import Devices
 from clipbias.explain.model import ZERO_SHOT, Model
 from clipbias.explain.options import StudyOptions
-from clipbias.explain.results import FIGURES, Findings
+from clipbias.explain.results import SECTIONS, Findings
 from clipbias.explain.run import run_study
 from clipbias.explain.study import Study
 from clipbias.io import user_path
 from clipbias.report import write_overview, write_report
 from clipbias.report.names import method_name
-from clipbias.report.run_tables import duration
 from clipbias.training import mesh as meshes
 from clipbias.training.memory import explain_exhaustion
 from clipbias.training.metrics import MetricWriter
@@ -43,74 +39,101 @@ from clipbias.training.predictions import KnownPredictions
 from clipbias.training.progress import Progress, say
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import Task
-from clipbias.tuning.adapter import Adapter
 from experiments import common
-from experiments.inputs import find_adapter, split
+from experiments.command_line import split
+from experiments.equivalent_bias import save_equivalent_biases
+from experiments.inputs import Found, by_dataset, find_adapters
+from experiments.interpretation import INTERPRET, interpret_adapters
 
 _CONFIG = "configs/explain.py"
 
 
 def main(config: ConfigDict, workdir: Path) -> None:
-    names = tuple(config.datasets) or (config.dataset,)
-    figures = FIGURES if config.figures == "all" else tuple(split(config.figures))
-    unknown = [figure for figure in figures if figure not in FIGURES]
-    if unknown:
-        raise ClipbiasError(f"unknown figure {unknown[0]!r}; choose from {', '.join(FIGURES)}, or 'all'.")
+    sections = named_sections(config.sections)
+    of_study = [section for section in sections if section != INTERPRET]
+    found = find_adapters(config.adapters)
+    groups = adapters_by_dataset(config, found) if of_study else {"": found}
+    several = of_study and (config.datasets or len(groups) > 1)
+    if several:
+        config.datasets = tuple(groups)  # for whoever reads the work folder
     with open_workdir(workdir, common.plain(config)), contextlib.ExitStack() as opened:
-        metrics: MetricWriter | None = None
-        folders: list[Path] = []
-        load = functools.cache(lambda name: common.load_dataset(config, name))
-        if config.datasets:  # all of them before the first
-            for name in names:
-                load(name).split(config.images)
-        for name in names:
-            folder = workdir / name.replace("/", "_") if config.datasets else workdir
-            scalars = explain(config, name, folder, figures, load).scalars
-            folders.append(folder)
-            shares = {f"accuracy/{model['key']}": model["accuracy"] / 100 for model in scalars["models"]}
-            about = {"dataset": scalars["dataset"]["name"], "images": scalars["dataset"]["images"]}
-            # Not before: it replaces what an earlier study left.
-            metrics = metrics or opened.enter_context(MetricWriter(workdir))
-            metrics.write(len(folders), {**about, **shares, "seconds": scalars["seconds"]})
-            if jax.process_index() == 0:
-                common.tell(f"report: {write_report(folder, folder / 'report')}")
-        if config.datasets and jax.process_index() == 0:
-            common.tell(f"overview: {write_overview(folders, workdir)}")
+        load = None
+        if of_study:
+            metrics: MetricWriter | None = None
+            load = functools.cache(lambda name: common.load_dataset(config, name))
+            for name in groups:  # all of them before the first study
+                load(name).split(config.split)
+            folders = {name: workdir / name.replace("/", "_") if several else workdir for name in groups}
+            for number, (name, folder) in enumerate(folders.items(), start=1):
+                scalars = explain(config, load(name), groups[name], folder, of_study, name=name).scalars
+                shares = {f"accuracy/{model['key']}": model["accuracy"] / 100 for model in scalars["models"]}
+                about = {"dataset": scalars["dataset"]["name"], "images": scalars["dataset"]["images"]}
+                # Not before: it replaces what an earlier study left.
+                metrics = metrics or opened.enter_context(MetricWriter(workdir))
+                metrics.write(number, {**about, **shares, "seconds": scalars["seconds"]})
+                if jax.process_index() == 0:
+                    common.tell(f"report: {write_report(folder, folder / 'report')}")
+            if several and jax.process_index() == 0:
+                common.tell(f"overview: {write_overview(list(folders.values()), workdir)}")
+        if INTERPRET in sections:
+            interpret_adapters(config, groups, workdir, load=load)
+
+
+def named_sections(text: str) -> list[str]:
+    """The sections that a setting names."""
+    known = (*SECTIONS, INTERPRET)
+    sections = list(known) if text == "all" else split(text)
+    if unknown := [section for section in sections if section not in known]:
+        raise ClipbiasError(f"unknown section {unknown[0]!r}; choose from {', '.join(known)}, or 'all'.")
+    return sections
+
+
+def adapters_by_dataset(config: ConfigDict, found: Sequence[Found]) -> dict[str, list[Found]]:
+    """The datasets to explain on, each with its adapters."""
+    if config.dataset:
+        return {config.dataset: list(found)}
+    if not config.datasets and not found:
+        raise ClipbiasError("no dataset to explain; give --config.dataset=NAME.")
+    return by_dataset(found, config.datasets)
 
 
 def explain(
-    config: ConfigDict, name: str, folder: Path, figures: Sequence[str], load: Callable[[str], data.Dataset]
+    config: ConfigDict,
+    dataset: data.Dataset,
+    adapters: Sequence[Found],
+    folder: Path,
+    sections: Sequence[str],
+    name: str,
 ) -> Findings:
     """One dataset's study, written to `folder`."""
-    adapters = [find_adapter(place) for path in split(config.adapters) for place in places_of(path, name)]
-    name = name or next((adapter.notes.get("dataset", "") for adapter, _ in adapters), "")
-    if not name:
-        raise ClipbiasError("no dataset to explain; give --config.dataset=NAME.")
-    dataset = load(name)
     clip = clipbias.load(config.model or next((adapter.base for adapter, _ in adapters), "demo"))
     mesh = meshes.make_mesh(**config.mesh)
-    asked = {field.name: config[field.name] for field in dataclasses.fields(StudyOptions) if field.name != "prompt"}
     number = config.prompt.isdecimal() and len(config.prompt) < 9
-    asked |= {"images": config.image_limit, "prompt": int(config.prompt) if number else config.prompt}
+    asked = {"images": config.image_limit, "prompt": int(config.prompt) if number else config.prompt}
+    asked |= {field.name: config[field.name] for field in dataclasses.fields(StudyOptions) if field.name not in asked}
     options = StudyOptions(**asked)
-    facts = {"name": name, "split": config.images}
+    facts = {"name": name, "split": config.split}
     with explain_exhaustion("lower --config.batch_size."), advance_bars() as advance:
         study = Study(
             models(clip, dataset, adapters, config.dtype, own_methods=split(config.own_methods)),
-            dataset.split(config.images),
+            dataset.split(config.split),
             options,
             folder,
             training=dataset.splits.get("train"),
-            devices=devices(mesh),
+            mesh=mesh,
             advance=advance,
-            known=known_predictions(config.predictions, adapters, dataset.split(config.images)),
+            known=known_predictions(config.predictions, adapters, dataset.split(config.split)),
         )
         hosts.assert_same("what is explained", study.fingerprint)
-        return run_study(study, folder, dataset=facts, config=common.plain(config), figures=figures, tell=tell)
+        findings = run_study(study, folder, dataset=facts, config=common.plain(config), sections=sections)
+    if "amounts" in sections and jax.process_index() == 0:
+        for model, (adapter, _) in zip(study.tuned, adapters, strict=True):
+            save_equivalent_biases(findings, model, adapter, folder)
+    return findings
 
 
 def known_predictions(
-    workdirs: str, adapters: Sequence[tuple[Adapter, str]], images: data.Split
+    workdirs: str, adapters: Sequence[Found], images: data.Split
 ) -> Callable[[Model], np.ndarray | None]:
     """What the runs in these folders, and those that the adapters come from, predicted for the images."""
     folders = [user_path(path) for path in split(workdirs)]
@@ -129,11 +152,6 @@ def known_predictions(
 
     # All processes do the same, whatever files each of them sees.
     return of if jax.process_count() == 1 else lambda model: None
-
-
-def tell(section: str, seconds: float) -> None:
-    """Says that a section is there and how long it took."""
-    say(f"{section}: {duration(seconds)}")
 
 
 @contextlib.contextmanager
@@ -155,37 +173,10 @@ def advance_bars() -> Iterator[Callable[[str, int, int], None]]:
             bar.close()
 
 
-def devices(mesh: jax.sharding.Mesh) -> Devices:
-    """How a study's arrays get on and off a mesh."""
-    share = meshes.share(mesh)
-    return Devices(
-        place=lambda rows: meshes.place_rows(mesh, rows),
-        replicate=lambda tree: meshes.replicate(mesh, tree),
-        fetch=meshes.fetch,
-        shard=(share.part, share.parts),
-        first=jax.process_index() == 0,
-        multiple=mesh.shape[meshes.DATA],
-    )
-
-
-def places_of(path: str, dataset: str) -> list[str]:
-    """A path with `{dataset}` filled in, and where it has a "*" all files that it matches, by name.
-
-    Where nothing is there, "_" stands for the "/" of a dataset's name, as sweeps name their adapters.
-    """
-    places = [path.replace("{dataset}", name) for name in (dataset, dataset.replace("/", "_"))]
-    if "*" in path:
-        found = next((found for place in places if (found := sorted(glob.glob(place)))), [])
-        if not found:
-            raise ClipbiasError(f"no adapter file matches {places[-1]}; check --config.adapters.")
-        return found
-    return [next(filter(os.path.exists, places), places[0])]
-
-
 def models(
     clip: Clip,
     dataset: data.Dataset,
-    adapters: Sequence[tuple[Adapter, str]],
+    adapters: Sequence[Found],
     dtype: str,
     *,
     own_methods: Sequence[str] = (),

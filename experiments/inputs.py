@@ -1,6 +1,6 @@
-"""Reading what a user names on a command line."""
+"""Reading the adapters that a user names on a command line."""
 
-import glob
+from collections.abc import Sequence
 from pathlib import Path
 
 import clipbias
@@ -8,50 +8,68 @@ from clipbias.errors import ClipbiasError
 from clipbias.io import user_path
 from clipbias.training.workdir import ADAPTER
 from clipbias.tuning.adapter import Adapter
+from experiments.command_line import matching, split
+
+Found = tuple[Adapter, str]  # an adapter and its file
 
 
-def split(text: str) -> list[str]:
-    """The parts of a list separated by commas."""
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def find_adapter(path: str) -> tuple[Adapter, str]:
-    """An adapter file, or the one in a folder of `experiments.train`; and where it was.
-
-    Raises:
-      ClipbiasError: there is none, or it is damaged.
-    """
-    found = user_path(path)
-    if found.is_dir():
-        found = found / ADAPTER
-        if not found.exists():
-            raise ClipbiasError(
-                f"the folder {path} holds no {ADAPTER}; give an adapter file or a finished run's folder."
-            )
-    return clipbias.load_adapter(found), str(found)
-
-
-def find_adapters(text: str) -> list[tuple[Adapter, str]]:
-    """Several adapters and where they were, from parts separated by commas, each once.
+def find_adapters(text: str) -> list[Found]:
+    """Adapters and their files, from parts separated by commas, each file once; none for an empty text.
 
     A part is an adapter file, a folder of `experiments.train` or `experiments.table1`, a folder of adapter files, or a
-    pattern with `*`.
+    pattern with `*` that matches such files and folders.
 
     Raises:
       ClipbiasError: a part names no adapter, or one is damaged.
     """
     files: list[Path] = []
     for part in split(text):
-        path = user_path(part)
-        if "*" in part:
-            found = sorted(Path(name) for name in glob.glob(str(path)))
-        elif path.is_dir() and not (path / ADAPTER).exists():
-            found = sorted([*path.glob("adapters/*.safetensors"), *path.glob("*.safetensors")])
-        else:
-            found = [path]
+        found = [file for place in matching(part) for file in _files(user_path(place))]
         if not found:
             raise ClipbiasError(f"{part} holds no adapter; give adapter files, or folders of finished runs.")
         files += found
-    if not files:
-        raise ClipbiasError("no adapters; give --config.adapters=FILES_OR_FOLDERS.")
-    return [find_adapter(str(path)) for path in dict.fromkeys(files)]
+    return [(clipbias.load_adapter(file), str(file)) for file in dict.fromkeys(files)]
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    if (path / ADAPTER).exists():
+        return [path / ADAPTER]
+    return sorted([*path.glob("adapters/*.safetensors"), *path.glob("*.safetensors")])
+
+
+def find_adapter(text: str) -> Found | None:
+    """The adapter for a command that takes one, or `None` where none is named.
+
+    Raises:
+      ClipbiasError: several are named, or as in `find_adapters`.
+    """
+    found = find_adapters(text)
+    if len(found) > 1:
+        raise ClipbiasError(
+            f"--config.adapters names {len(found)} adapters, {found[0][1]} and others; this command takes one."
+        )
+    return found[0] if found else None
+
+
+def by_dataset(found: Sequence[Found], datasets: Sequence[str]) -> dict[str, list[Found]]:
+    """Adapters by the dataset that they were trained on.
+
+    Args:
+      found: the adapters.
+      datasets: those that are wanted, the others being left out; empty for all.
+
+    Raises:
+      ClipbiasError: an adapter does not say on which dataset it was trained, or a wanted dataset has no adapter.
+    """
+    groups: dict[str, list[Found]] = {name: [] for name in datasets}
+    for adapter, source in found:
+        name = str(adapter.notes.get("dataset") or "")
+        if not name:
+            raise ClipbiasError(f"{source} does not say on which dataset it was trained; give --config.dataset=NAME.")
+        if not datasets or name in groups:
+            groups.setdefault(name, []).append((adapter, source))
+    if missing := [name for name, group in groups.items() if found and not group]:
+        raise ClipbiasError(f"none of --config.adapters was trained on {missing[0]}; leave it out of the datasets.")
+    return groups

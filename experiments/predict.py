@@ -1,14 +1,14 @@
-"""Classifies images: the most likely classes with their probabilities, and with --relevancy what they are based on.
+"""Classifies images: the most likely classes with their probabilities, and with `relevancy` what they are based on.
 
 In place of class names any texts will do, to which no template is added; a context that an adapter's method learned
 stands before them.
 
     python -m experiments.predict --config.images=photos --config.classes=cat,dog,bird
-    python -m experiments.predict --config.images=photos --config.adapter=workdir/digits --relevancy
-    python -m experiments.predict --config.images=photos --config.texts="a dog on grass,two cats" --relevancy
+    python -m experiments.predict --config.images=photos --config.adapters=workdir/digits --config.relevancy
+    python -m experiments.predict --config.images=photos --config.texts="a dog on grass,two cats" --config.relevancy
 
 An adapter has zero-shot CLIP beside it, with the same class names and the adapter's template. Writes
-`predictions.json`, and with --relevancy one picture per image into `relevancy/`.
+`predictions.json`, and with `relevancy` one picture per image into `relevancy/`.
 """
 
 import dataclasses
@@ -21,7 +21,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import flags
 from ml_collections import ConfigDict
 
 import clipbias
@@ -45,11 +44,11 @@ from clipbias.tuning import Learnables, Task
 from clipbias.tuning.classifier import Text
 from clipbias.tuning.test_time_method import crops_of, mixes_crops
 from experiments import common
-from experiments.inputs import find_adapter, split
+from experiments.command_line import split
+from experiments.inputs import Found, find_adapter
 
 _CONFIG = "configs/predict.py"
 ZERO_SHOT = "zero_shot"
-_RELEVANCY = flags.DEFINE_bool("relevancy", False, "Also draw the relevancy of every image's most likely class.")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,9 +71,10 @@ class Model:
 
 def main(config: ConfigDict, workdir: Path) -> None:
     files = find_images(config.images)
-    task, learnables = open_task(config)
+    adapter = find_adapter(config.adapters)
+    task, learnables = open_task(config, adapter)
     params = jax.device_put(held(task.clip.params, task.classifier.dtype))
-    models = list(bound(task, learnables, params, config))
+    models = list(bound(task, learnables, params, config, tuned=adapter is not None))
     found, key = list[dict[str, Any]](), "texts" if config.texts else "classes"
     began = time.monotonic()
     with open_workdir(workdir, common.plain(config)), progress(len(files), unit="image", title="predict") as bar:
@@ -84,7 +84,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
             missing = min(images_per_batch(task, config), len(files)) - len(chunk)
             filled = np.pad(pictures, ((0, missing), *[(0, 0)] * (pictures.ndim - 1)))
             mask = np.arange(len(filled)) < len(chunk)
-            answers = [classify(model, params, filled, mask, config.start_layer) for model in models]
+            answers = [classify(model, params, filled, mask, config) for model in models]
             for i, path in enumerate(chunk):
                 found.append({"image": str(path)})
                 overlays = []
@@ -113,16 +113,16 @@ def main(config: ConfigDict, workdir: Path) -> None:
         common.tell(line)
 
 
-def bound(task: Task, learnables: Learnables, params: Params, config: ConfigDict) -> Iterator[Model]:
+def bound(task: Task, learnables: Learnables, params: Params, config: ConfigDict, *, tuned: bool) -> Iterator[Model]:
     """The model that was asked for, and zero-shot CLIP beside a tuned one."""
 
     def model(title: str, key: str, task: Task, learnables: Learnables) -> Model:
         classes = task.text if task.method.conditional else task.text_features(params, learnables)
         return Model(title, key, task, learnables, classes)
 
-    tuned = bool(config.adapter) and config.zero_shot
-    yield model("Tuned" if tuned else "", "", task, learnables)
-    if tuned:
+    both = tuned and config.zero_shot
+    yield model("Tuned" if both else "", "", task, learnables)
+    if both:
         text: dict[str, Any] = {"free_text": True} if config.texts else {"template": task.template}
         try:
             frozen = Task(task.clip, ZERO_SHOT, task.class_names, dtype=config.dtype, **text)
@@ -165,7 +165,7 @@ def find_images(text: str) -> list[Path]:
     return found
 
 
-def open_task(config: ConfigDict) -> tuple[Task, Learnables]:
+def open_task(config: ConfigDict, found: Found | None) -> tuple[Task, Learnables]:
     """The task of the adapter, or zero-shot, with class names or texts from the configuration or the adapter."""
     names, texts = listed(config.classes, "class names"), listed(config.texts, "texts")
     if texts and (names or config.template or config.descriptions):
@@ -176,14 +176,14 @@ def open_task(config: ConfigDict) -> tuple[Task, Learnables]:
     options: dict[str, Any] = {"dtype": config.dtype, "descriptions": common.load_descriptions(config, "")}
     options["free_text"] = texts is not None
     names = texts or names
-    if config.adapter:
-        adapter, _ = find_adapter(config.adapter)
+    if found is not None:
+        adapter, _ = found
         clip = clipbias.load(config.model or adapter.base)
         own = split(config.own_methods)
         return adapter.bind(clip, names, own_methods=own, **options)
     if names is None:
         raise ClipbiasError(
-            "no class names; give --config.classes=cat,dog or a file, --config.texts, or --config.adapter."
+            "no class names; give --config.classes=cat,dog or a file, --config.texts, or --config.adapters."
         )
     if config.template:
         options["template"] = config.template
@@ -235,9 +235,9 @@ def read(files: Sequence[Path], task: Task, config: ConfigDict) -> Iterator[tupl
 
 
 def classify(
-    model: Model, params: Params, pictures: np.ndarray, mask: np.ndarray, start_layer: int
+    model: Model, params: Params, pictures: np.ndarray, mask: np.ndarray, config: ConfigDict
 ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
-    """Probabilities `[B, C]`, and with --relevancy the maps `[B, M + V]` and `[B, N]` of each image's best class.
+    """Probabilities `[B, C]`, and with `relevancy` the maps `[B, M + V]` and `[B, N]` of each image's best class.
 
     `mask [B]` says which of the pictures are there; the others only fill the batch.
     """
@@ -246,9 +246,9 @@ def classify(
         pictures = pictures[:, 0]  # the whole image, which a tuned method beside it learns of crops of
     images = task.clip.preprocessing.normalize(pictures)
     found = np.asarray(softmax(task.classifier, params, learnables, images, model.classes, mask))
-    if not _RELEVANCY.value:
+    if not config.relevancy:
         return found, None
-    maps = relevancy(task, params, learnables, images, found.argmax(-1), start_layer=start_layer)
+    maps = relevancy(task, params, learnables, images, found.argmax(-1), start_layer=config.start_layer)
     return found, (np.asarray(maps.vision), first_text(maps.text))
 
 

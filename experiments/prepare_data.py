@@ -1,81 +1,77 @@
 """Checks datasets on disk, builds array_record shards of them, and draws a contact sheet.
 
-    python -m experiments.prepare_data check --data_dir=/data [--decode]
-    python -m experiments.prepare_data build eurosat ucf101 --data_dir=/data --out_dir=/shards
-    python -m experiments.prepare_data show eurosat --data_dir=/data --shots=16 --draw_seed=1 --picture=eurosat.png
+    python -m experiments.prepare_data --config.data_dir=/data
+    python -m experiments.prepare_data --config.action=build --config.datasets=eurosat,ucf101 --config.data_dir=/data \\
+        --config.output=/shards
+    python -m experiments.prepare_data --config.action=draw --config.datasets=eurosat --config.data_dir=/data \\
+        --config.output=eurosat.png
 
-`check` takes the names of datasets or none for all fifteen of the catalogue; its status is 0 if nothing that was found
-is broken or differs from the catalogue. All take every name that `clipbias.data.load` takes; `folder` and `csv` too.
+The status of `check` is 0 if nothing that was found is broken or differs from the catalogue. All actions take every
+name that `clipbias.data.load` takes; `folder` and `csv` too.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from absl import flags
+from ml_collections import ConfigDict
 
 from clipbias import data
+from clipbias.checks import check_int
 from clipbias.data import benchmark_check, catalog, shards
 from clipbias.errors import ClipbiasError
 from clipbias.io import atomic_path, is_remote
 from clipbias.report.contact_sheet import contact_sheet
 from experiments import common
 
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where the datasets are; see clipbias.data.load.")
-_OUT_DIR = flags.DEFINE_string("out_dir", None, "build: the folder for the shards; made if needed.")
-_DECODE = flags.DEFINE_bool("decode", False, "check: decode every image, not only look for the files.")
-_SHOTS = flags.DEFINE_integer("shots", 16, "show: images per class.", lower_bound=1)
-_SEED = flags.DEFINE_integer("draw_seed", 1, "show: the draw's seed.")
-_MAX_CLASSES = flags.DEFINE_integer("max_classes", 12, "show: rows at most.", lower_bound=1)
-_OUTPUT = flags.DEFINE_string("picture", "contact_sheet.png", "show: the picture to write.")
+_CONFIG = "configs/prepare_data.py"
 
 
-def run_check(names: Sequence[str]) -> int:
+def run_check(config: ConfigDict) -> int:
     """Prints the table; returns the exit status."""
-    if _DATA_DIR.value is None:
-        raise ClipbiasError("check needs --data_dir, the root of the datasets.")
+    if not config.data_dir:
+        raise ClipbiasError("check needs --config.data_dir, the root of the datasets.")
     findings = []
-    for name in names or catalog.ENTRIES:
+    for name in config.datasets or catalog.ENTRIES:
         if name in catalog.ENTRIES:
-            if is_remote(_DATA_DIR.value):
-                raise ClipbiasError(f"check looks at files, and {_DATA_DIR.value} is in a bucket; mount it.")
-            findings.append(benchmark_check.check(catalog.ENTRIES[name], _DATA_DIR.value, decode=_DECODE.value))
+            if is_remote(config.data_dir):
+                raise ClipbiasError(f"check looks at files, and {config.data_dir} is in a bucket; mount it.")
+            findings.append(benchmark_check.check(catalog.ENTRIES[name], config.data_dir, decode=config.decode))
         else:
-            dataset = data.load(name, data_dir=_DATA_DIR.value)
-            findings.append(benchmark_check.check_images(dataset, decode=_DECODE.value))
+            dataset = data.load(name, data_dir=config.data_dir)
+            findings.append(benchmark_check.check_images(dataset, decode=config.decode))
     print(benchmark_check.table(findings))
     return int(any(finding.problems and (finding.counts or finding.state != "missing") for finding in findings))
 
 
-def run_build(names: Sequence[str]) -> int:
+def run_build(config: ConfigDict) -> int:
     """Builds shards of each dataset; returns the exit status."""
-    if _OUT_DIR.value is None or not names:
-        raise ClipbiasError("build needs the name of a dataset and --out_dir, the folder for the shards.")
-    for name in names:
-        folder = shards.build(data.load(name, data_dir=_DATA_DIR.value), _OUT_DIR.value)
-        print(f"{name}: {folder}")
+    if not config.output or not config.datasets:
+        raise ClipbiasError("build needs --config.datasets, and --config.output, the folder for the shards.")
+    for name in config.datasets:
+        folder = shards.build(data.load(name, data_dir=config.data_dir or None), config.output)
+        common.tell(f"{name}: {folder}")
     return 0
 
 
-def run_show(names: Sequence[str]) -> int:
+def run_draw(config: ConfigDict) -> int:
     """Draws a contact sheet; returns the exit status."""
-    if len(names) != 1:
-        raise ClipbiasError(f"show needs the name of one dataset, got {len(names)}.")
-    dataset = data.load(names[0], data_dir=_DATA_DIR.value)
-    sheet = contact_sheet(dataset, shots=_SHOTS.value, seed=_SEED.value, max_classes=_MAX_CLASSES.value)
-    with atomic_path(_OUTPUT.value) as temporary:
+    if len(config.datasets) != 1 or not config.output:
+        raise ClipbiasError("draw needs --config.datasets with one name, and --config.output, the PNG file.")
+    dataset = data.load(config.datasets[0], data_dir=config.data_dir or None)
+    check_int("shots", config.shots, lowest=1)
+    sheet = contact_sheet(dataset, shots=config.shots, seed=config.seed, max_classes=config.most_classes)
+    with atomic_path(config.output) as temporary:
         sheet.save(temporary, format="PNG")
-    print(_OUTPUT.value)
+    common.tell(config.output)
     return 0
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"check": run_check, "build": run_build, "show": run_show}
+ACTIONS: dict[str, Callable[[ConfigDict], int]] = {"check": run_check, "build": run_build, "draw": run_draw}
 
 
-def main(names: Sequence[str]) -> int:
-    """Runs one command; returns the exit status."""
-    if not names or names[0] not in COMMANDS:
-        raise ClipbiasError(f"the first argument must be one of {', '.join(COMMANDS)}; see --help.")
-    return COMMANDS[names[0]](names[1:])
+def main(config: ConfigDict) -> int:
+    """Runs one action; returns the exit status."""
+    return ACTIONS[config.action](config)
 
 
 if __name__ == "__main__":
-    common.run_arguments(main, "check|build|show [DATASET …]")
+    common.run(main, _CONFIG)

@@ -2,15 +2,15 @@
 
     python -m experiments.table1 --config=configs/demo.py
     python -m experiments.table1 --config=configs/table1.py --config.data_dir=/data --workdir=/results/table1
-    python -m experiments.table1 --compare --workdir=/results/table1
+    python -m experiments.table1 --config.compare --workdir=/results/table1
     python -m experiments.table1 --config=configs/table1.py --config.part=2/4 --workdir=/results/table1
 
 Continues where it stopped. Writes `results.jsonl` (a line per run), `table.md`, `table.tex`, `table.html`, the picture
 `accuracy` and the tuned adapters; `costs.md` groups the methods by kind and gives their cost, which the pictures
-`accuracy_by_parameters` and `accuracy_by_time` draw; `classes.csv` has every class's accuracy. `--compare` shows what
-is finished beside published results and runs nothing. `--config.part` runs one of several parts, which independent jobs
-may run side by side in one folder. With `--config.learning_rates` each method's rate is chosen on validation images
-first; `rates.json` has the choice (`--config.choose`).
+`accuracy_by_parameters` and `accuracy_by_time` draw; `classes.csv` has every class's accuracy. `--config.compare` shows
+what is finished beside published results and runs nothing. `--config.part` runs one of several parts, which
+independent jobs may run side by side in one folder. With `--config.learning_rates` each method's rate is chosen on
+validation images first; `rates.json` has the choice (`--config.choose`).
 """
 
 import contextlib
@@ -19,7 +19,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from absl import flags
 from ml_collections import ConfigDict
 
 import clipbias
@@ -45,15 +44,12 @@ from clipbias.version import __version__
 from experiments import common
 
 _CONFIG = "configs/demo.py"
-_COMPARE = flags.DEFINE_bool(
-    "compare", False, "Show the finished runs of --workdir beside published results; run nothing."
-)
 
 
 def main(config: ConfigDict, workdir: Path) -> None:
     from clipbias.report.sweep_tables import check_published, write_tables
 
-    if _COMPARE.value:
+    if config.compare:
         rows = read_json_lines(workdir / RESULTS)
         check_published(rows, workdir)
         common.tell(*write_tables(rows, workdir))

@@ -16,7 +16,7 @@ _Devices = Annotated[int, Range(-1, LARGEST)]
 
 OPTIONS = "method_options"  # which the methods check
 KINDS: dict[str, Any] = {
-    **dict.fromkeys(("batch_size", "eval_batch_size", "epochs", "top", "chunk"), Positive),
+    **dict.fromkeys(("batch_size", "eval_batch_size", "epochs", "top", "nearest_words", "most_classes"), Positive),
     "mesh.run": _Devices,
     "mesh.data": _Devices,
     "workers": Annotated[int, Range(0, 1024)],
@@ -29,6 +29,7 @@ KINDS: dict[str, Any] = {
     "on_missing": Annotated[str, Choices(("raise", "skip"))],
     "choose": Annotated[str, Choices(("method", "cell", "none"))],
     "profile": Annotated[str, Choices(("", "steps"))],
+    "action": Annotated[str, Choices(("check", "build", "draw"))],
     "protocol": Annotated[str, Choices(tuple(PROTOCOLS))],
     "score_on": Annotated[str, Choices(("test", "validation"))],
 }

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clipbias.explain.results import FIGURES, Findings
+from clipbias.explain.results import SECTIONS, Findings
 from clipbias.io import write_tensors
 from tools.benchmarks import __main__ as benchmark
 from tools.benchmarks import (
@@ -72,27 +72,23 @@ def test_the_causal_test_is_timed_beside_both_models(method, capsys):
 @pytest.mark.parametrize(
     ("given", "images", "left"), [("--images=6", (6, 6, 6, 6), set()), ("--quick", (24, 16, 0, 8), {"faithfulness"})]
 )
-def test_a_study_is_measured_section_by_section(capsys, monkeypatch, given, images, left):
+def test_a_study_is_measured(capsys, monkeypatch, given, images, left):
     """With a study that only tells: what a whole one computes has tests of its own."""
 
-    def run(asked, folder, *, tell, figures, **_):
+    def run(asked, folder, *, sections, **_):
         assert [own.key for own in asked.models] == ["zero_shot", "ivlp", "bias"]
         options = asked.options
         asked_for = (options.images, options.amounts_images, options.control_images, options.explore_images)
         assert asked_for == images and options.faithfulness_images == images[0] // 2
-        assert {*FIGURES} - {*figures} == left
-        for name in ("one", "two"):
-            jax.jit(lambda x, name=name: x + len(name))(jnp.zeros(7))
-            tell(name, 1.0)
+        assert {*SECTIONS} - {*sections} == left
+        jax.jit(lambda x: x + 3)(jnp.zeros(7))
         return Findings({}, {"models": [{"key": "zero_shot", "correct": 1, "images": 6}]})
 
     monkeypatch.setattr(study, "run_study", run)
     assert benchmark.main(["study", "--geometry=tiny", given]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert list(found["sections"]) == ["one", "two"] and found["predicted"] == {"zero_shot": [1, 6]}
-    for name in ("seconds", "cpu_seconds", "compile_seconds", "programs"):
-        assert found[name] == pytest.approx(sum(section[name] for section in found["sections"].values()), abs=2e-3)
-    assert all(section["programs"] >= 1 and section["seconds"] > 0 for section in found["sections"].values())
+    assert found["predicted"] == {"zero_shot": [1, 6]}
+    assert found["programs"] >= 1 and found["seconds"] > 0 and found["compile_seconds"] > 0
 
 
 def relevancy_points(capsys, *arguments):

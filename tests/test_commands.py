@@ -37,11 +37,10 @@ BUDGET = {
     "experiments.explain": (
         "--config.batch_size=50",
         # All of them are in `end_to_end/test_explain.py`.
-        "--config.figures=text_attention,vision_attention",
+        "--config.sections=text_attention,vision_attention,interpret",
         "--config.image_limit=100",
     ),
     "experiments.train": ("--config.epochs=1",),
-    "experiments.amounts": ("--config.amounts_images=50", "--config.image_limit=50"),
 }
 
 
@@ -121,7 +120,7 @@ def test_command_lines_are_read_by_their_programs(folder: Path) -> None:
 def test_a_wrong_command_line_is_noticed(folder: Path) -> None:
     wrong = [
         ("experiments.table1", ["--config=configs/demo.py", "--config.lerning_rate=1"]),
-        ("experiments.prepare_data", ["chekc"]),
+        ("experiments.prepare_data", ["check"]),
         ("tools.benchmarks", ["train", "--klasses=3"]),
     ]
     given = [(Command("", {}, ("python", "-m", module)), arguments) for module, arguments in wrong]

@@ -12,7 +12,6 @@ from PIL import Image
 
 import experiments.evaluate
 import experiments.explain
-import experiments.interpret
 import experiments.predict
 import experiments.table1
 import experiments.train
@@ -75,8 +74,7 @@ def small(binary: ModuleType, model: Path, place: Path) -> dict[str, Any]:
         experiments.table1: {"datasets": ("folder",), "methods": ("zero_shot", "bias"), "shots": (1,), "seeds": (1,)},
         experiments.evaluate: {"dataset": "folder"},
         experiments.predict: {"images": str(place / "images" / "test"), "classes": "cat,dog"},
-        experiments.interpret: adapters,
-        experiments.explain: {**adapters, "dataset": "folder", "figures": "similarity"},
+        experiments.explain: {**adapters, "dataset": "folder", "sections": "similarity"},
     }
     known = common.own_config(binary.main)
     common_ones = {"epochs": 2, "batch_size": 4, "eval_batch_size": 4, "data_dir": str(place / "images")}
@@ -124,8 +122,8 @@ WRONG: list[tuple[ModuleType, str, Any, str]] = [
     (predict, "classes", "\0", "class 0 has an empty name"),
     (predict, "images", "\0", r"cannot open '\x00': embedded null byte"),
     (predict, "top", 0, "top is 0; it must be a whole number from 1"),
-    (evaluate, "images", "tset", "folder has no tset images; it has test, train, val"),
-    (evaluate, "adapter", "\0", r"cannot open '\x00': embedded null byte"),
+    (evaluate, "split", "tset", "folder has no tset images; it has test, train, val"),
+    (evaluate, "adapters", "\0", r"cannot open '\x00': embedded null byte"),
 ]
 
 
@@ -145,7 +143,7 @@ def test_wrong_values(
         (evaluate, {}),
         (predict, {"start_layer": 10**9, "batch_size": 10**9}),
         (explain, {"layers": (10**9,), "start_layer": -(10**9), "image_limit": 10**9}),
-        (experiments.interpret, {}),
+        (explain, {"sections": "interpret", "nearest_words": 10**9}),
     ],
 )
 def test_large_values_are_taken_for_all_there_is(

@@ -51,9 +51,7 @@ def read_only() -> None:
         rest = flags_parser(sys.argv if argv is None else argv)[1:]
         if "config" in flags.FLAGS and not isinstance(flags.FLAGS["config"].value, ConfigDict):
             sys.exit("error: the configuration cannot be loaded")  # the flag holds what went wrong
-        # With a configuration nothing else is taken; a program of several commands lists them.
-        known = () if "config" in flags.FLAGS else getattr(sys.modules["__main__"], "COMMANDS", rest)
-        if rest and rest[0] not in known:
+        if rest and "config" in flags.FLAGS:  # with a configuration nothing else is taken
             sys.exit(f"error: unexpected argument {rest[0]!r}")
         raise Read
 

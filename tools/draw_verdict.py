@@ -10,7 +10,7 @@ per method and what follows from it, or why a method has none, and writes the pi
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import flags
+from absl import app, flags
 
 from clipbias.errors import ClipbiasError
 from clipbias.explain.results import SCALARS, load_results
@@ -35,7 +35,7 @@ def main(names: Sequence[str]) -> int:
     summaries = summarize_verdicts(studies)
     figure = summary_figure(summaries, left_out(studies))
     if figure is None:
-        raise ClipbiasError("none of these studies has a verdict; run them with --config.figures=all.")
+        raise ClipbiasError("none of these studies has a verdict; run them with --config.sections=all.")
     for summary in summaries:
         print(printable(summary.label))
         print(text_table(summary_table(summary)).lstrip("\n"))
@@ -64,4 +64,4 @@ def _folders(names: Sequence[str]) -> list[Path]:
 
 
 if __name__ == "__main__":
-    common.run_arguments(main, "FOLDER …")
+    app.run(lambda words: common.status_of(lambda: main(words[1:])))

@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from absl import app
+
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_text, write_text
 from experiments import common
@@ -126,4 +128,4 @@ def main(names: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    common.run_arguments(main, "SCRIPT …")
+    app.run(lambda words: common.status_of(lambda: main(words[1:])))

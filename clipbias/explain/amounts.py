@@ -10,10 +10,11 @@ reference run has there: the frozen model's run with the context that the method
 replaced; where tokens are inserted, nothing. The mean there is over classes and tokens up to EOS, over all texts where
 a class has several, and over images too where texts depend on them. Where an image has several passes it is over these.
 
-It has three forms: one vector per layer, which bias tuning can learn; two per layer, one for the readout token and one
-for all others; and one per position. Only what acts inside the blocks is in it. A method may also change the pixels,
-the weights before the first block and after the last, or the class features, or have a head of its own: `c_l` knows
-nothing of these.
+It has these forms: one vector per layer, which bias tuning can learn; two per layer, one for the readout token and one
+for all others; three, where those of the others that the reference run makes outliers have one of their own; one per
+position; and in the vision tower an affine map of the block's input token. Only what acts inside the blocks is in it. A
+method may also change the pixels, the weights before the first block and after the last, or the class features, or have
+a head of its own: `c_l` knows nothing of these.
 """
 
 import dataclasses
@@ -24,13 +25,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clipbias.clip import Adaptation, TextTokens, layers, scan, tower
+from clipbias.clip import Adaptation, TextTokens, layers, tower
 from clipbias.clip.config import ClipConfig, TowerConfig
 from clipbias.clip.params import Params
 from clipbias.clip.text import embed_text
 from clipbias.clip.vision import embed_image
 from clipbias.clip.weight_changes import of_layers
 from clipbias.errors import ClipbiasError
+from clipbias.explain.added import outlier_tokens, text_outliers
+from clipbias.explain.affine import Products
 from clipbias.explain.statistics import Moments, Totals, merge
 from clipbias.explain.targets import by_pass, of_texts
 from clipbias.tuning import Classifier, Learnables, Task
@@ -51,23 +54,45 @@ class Amount:
       kind: `[L, 2, D]`: of the readout token (`[cls]`, EOS), then of all other input tokens.
       token: `[L, N, D]` by position: `[cls]` and patches (`N = 1 + M`), or the text's positions (`N` the context
         length). Positions without an input token are 0.
+      outliers: `[L, 3, D]`: of the readout token, of the other tokens that are no outliers, and of outliers. A layer
+        without outliers gives them what the others get. `None` where it was not measured.
+      products: of input tokens and differences, for affine maps; of the vision tower, where it was measured.
     """
 
     vector: np.ndarray
     kind: np.ndarray
     token: np.ndarray
+    outliers: np.ndarray | None = None
+    products: Products | None = None
 
     @classmethod
-    def of(cls, token: Moments, readout: Moments, length: int) -> "Amount":
-        """Of the differences by position (count `[L, N]`) and at the readout token (count `[L]`), filled up to `N`."""
+    def of(
+        cls,
+        token: Moments,
+        readout: Moments,
+        length: int,
+        outlier: Moments | None = None,
+        products: Products | None = None,
+    ) -> "Amount":
+        """Of the differences by position (count `[L, N]`) and at the readout token (count `[L]`), filled up to `N`.
+
+        Args:
+          outlier: of the differences at outliers (count `[L]`).
+          products: of input tokens and differences.
+        """
         count, mean = (np.asarray(x, np.float64) for x in (token.count, token.mean))
         own_count, own = (np.asarray(x, np.float64) for x in (readout.count, readout.mean))
         total, samples = (count[..., None] * mean).sum(1), count.sum(1)
         others = total - own_count[:, None] * own
         by_kind = np.stack([own, others / np.maximum(samples - own_count, 1)[:, None]], axis=1)
         by_token = np.pad(mean, ((0, 0), (0, length - mean.shape[1]), (0, 0)))
-        forms = (total / np.maximum(samples, 1)[:, None], by_kind, by_token)
-        return cls(*(form.astype(np.float32) for form in forms))
+        forms = [total / np.maximum(samples, 1)[:, None], by_kind, by_token]
+        if outlier is not None:
+            far, apart = np.asarray(outlier.count, np.float64), np.asarray(outlier.mean, np.float64)
+            rest = total - own_count[:, None] * own - far[:, None] * apart
+            usual = rest / np.maximum(samples - own_count - far, 1)[:, None]
+            forms.append(np.stack([own, usual, np.where(far[:, None] > 0, apart, usual)], axis=1))
+        return cls(*(form.astype(np.float32) for form in forms), products=products)
 
 
 def changed_towers(task: Task, learnables: Learnables) -> tuple[str, ...]:
@@ -104,20 +129,30 @@ def reference_adaptation(task: Task, initial: Learnables) -> Adaptation:
     return Adaptation(text_context=task.method.adapt(initial).text_context)
 
 
-@jax.jit(static_argnums=0)
+@jax.jit(static_argnums=(0, 5))
 def vision_moments(
-    classifier: Classifier, params: Params, learnables: Learnables, images: jax.Array, mask: jax.Array
-) -> Totals:
+    classifier: Classifier,
+    params: Params,
+    learnables: Learnables,
+    images: jax.Array,
+    mask: jax.Array,
+    ladder: bool = False,
+) -> Any:
     """Of normalised images `[B, R, R, 3]`, counting where `mask [B]` is true; computed in float32 always.
 
     Returns:
-      "vision/token" (`count [L, 1 + M]`) and "vision/readout" (`count [L]`).
+      "vision/token" (`count [L, 1 + M]`) and "vision/readout" (`count [L]`); for the `ladder` "vision/outlier" (`count
+      [L]`) and "vision/products" besides.
     """
     config: ClipConfig = classifier.config
     with jax.default_matmul_precision("highest"):
         counted = jnp.broadcast_to(mask[:, None], (images.shape[0], 1 + config.vision.patches))
+        outliers = None
+        if ladder:
+            outliers = outlier_tokens(embed_image(params, config, images), config.vision, counted | True)
+            outliers = outliers.at[:, :, 0].set(False)  # `[cls]` is a kind of its own
         runs = [
-            _scan(embed_image(params, config, images, adaptation), config.vision, counted)
+            _scan(embed_image(params, config, images, adaptation), config.vision, counted, outliers, maps=ladder)
             for adaptation in by_pass(classifier.method.adapt(learnables))
         ]
         return _named("vision", _joined(jax.tree.map(lambda *leaves: jnp.stack(leaves), *runs)))
@@ -182,12 +217,13 @@ def _of_texts(
 ) -> Totals:
     """Of texts `[C, N]` whose contexts the adaptations hold, counting where `mask [C]` is true."""
     run = embed_text(params, config, tokens, adaptation)
+    outliers = text_outliers(params, config, tokens, reference)
     counted = (jnp.arange(tokens.ids.shape[1]) <= jnp.asarray(tokens.eos)[:, None]) & mask[:, None]
     if adaptation.text_context is None and adaptation.text_prompts is None:
-        return _scan(run, config.text, counted)
+        return _scan(run, config.text, counted, outliers)
     slots = jnp.asarray(tokens.context_rows) >= 0
     words = embed_text(params, config, tokens, reference).tokens
-    return _scan(run, config.text, counted & ~slots, slots, words)
+    return _scan(run, config.text, counted & ~slots, outliers, slots, words)
 
 
 def text_moments(task: Task, params: Params, learnables: Learnables, initial: Learnables) -> Totals:
@@ -219,26 +255,32 @@ def _scan(
     run: tower.TowerInput,
     config: TowerConfig,
     counted: jax.Array,
+    outliers: jax.Array | None = None,
     slots: jax.Array | None = None,
     words: jax.Array | None = None,
-) -> Totals:
+    *,
+    maps: bool = False,
+) -> Any:
     """Runs the tuned tower, and each frozen block on the same input tokens; sums up their differences layer by layer.
 
     Args:
       counted: `[B, N']`: which of the first `N'` tokens count. The others are slots, or of no influence.
+      outliers: `[L, B, N']`: which of them are outliers, or `None`.
       slots: `[B, N]`: which tokens are slots, where they stand among the first `N'`.
       words: `[B, N, D]`: tokens of the reference run at the first block's input, which stand in the slots.
+      maps: whether to sum up products for affine maps.
     """
     length, readout = counted.shape[1], run.readout
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         return layers.fused_attention(q, k, v, causal=run.causal)
 
-    def scan_blocks(run: tower.TowerInput, carry: Any, blocks: scan.LayerInput, own: np.ndarray) -> Any:
+    def scan_blocks(run: tower.TowerInput, carry: Any, scanned: Any, own: np.ndarray) -> Any:
         """`own` are the places of the first `N'` tokens among all that these blocks have."""
 
-        def step(carry: tuple[jax.Array, jax.Array | None], layer: scan.LayerInput) -> tuple[tuple, Totals]:
+        def step(carry: tuple[jax.Array, jax.Array | None], inputs_of_layer: Any) -> tuple[tuple, dict[str, Any]]:
             tokens, words = carry
+            layer, far = inputs_of_layer
             tokens = tower.put_prompts(tokens, layer, run.prompt_rows)
             inputs = tokens[:, own]
             if words is not None and slots is not None:
@@ -248,43 +290,60 @@ def _scan(
             change = tokens[:, own] - layers.block(inputs, layer.frozen, config, attend)
             words = None if words is None else layers.block(words, layer.frozen, config, attend)
             read = tower.take_rows(change, readout)
-            found = {"token": Moments.of(change, counted), "readout": Moments.of(read, counted.any(1))}
+            found: dict[str, Any] = {"token": Moments.of(change, counted), "readout": Moments.of(read, counted.any(1))}
+            if far is not None:
+                found["outlier"] = Moments.of(change.reshape(-1, change.shape[-1]), (far & counted).reshape(-1))
+            if maps:
+                found["products"] = Products.of(inputs, change, counted)
             return (tokens, words), found
 
-        return jax.lax.scan(step, carry, blocks)
+        return jax.lax.scan(step, carry, scanned)
 
     carry = (run.tokens, words)
     if run.inserted is None:
-        return scan_blocks(run, carry, run.layers, np.arange(length))[1]
+        return scan_blocks(run, carry, (run.layers, outliers), np.arange(length))[1]
     start = run.insert_from
-    before = jax.tree.map(lambda leaf: leaf[:start], run.layers)
+    before = jax.tree.map(lambda leaf: leaf[:start], (run.layers, outliers))
     (tokens, words), first = scan_blocks(run, carry, before, np.arange(length))
     after = tower.after_insertion(run, tokens)
     others = np.delete(np.arange(after.tokens.shape[1]), run.insert_at + np.arange(run.inserted.shape[1]))
-    blocks = jax.tree.map(lambda leaf: leaf[start:], after.layers)
+    blocks = jax.tree.map(lambda leaf: leaf[start:], (after.layers, outliers))
     rest = scan_blocks(after, (after.tokens, words), blocks, others[:length])[1]
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), first, rest)
 
 
 def image_moments(
-    task: Task, params: Params, learnables: Learnables, initial: Learnables, images: jax.Array, mask: jax.Array
-) -> Totals:
+    task: Task,
+    params: Params,
+    learnables: Learnables,
+    initial: Learnables,
+    images: jax.Array,
+    mask: jax.Array,
+    *,
+    ladder: bool = False,
+) -> Any:
     """All that depends on normalised images `[B, R, R, 3]`, or on views of them where the method learns of crops."""
     towers, found = changed_towers(task, learnables), Totals()
     if "vision" in towers:
         whole = images[:, 0] if images.ndim == 5 else images
-        found |= vision_moments(task.classifier, params, learnables, whole, mask)
+        found |= vision_moments(task.classifier, params, learnables, whole, mask, ladder)
     if "text" in towers and task.method.conditional:
         given = (reference_adaptation(task, initial), task.tokens, task.text, images, mask)
         found |= text_moments_of_images(task.classifier, params, learnables, *given)
     return found
 
 
-def amounts_from(totals: Mapping[str, Moments], config: ClipConfig) -> dict[str, Amount]:
+def amounts_from(totals: Mapping[str, Any], config: ClipConfig) -> dict[str, Amount]:
     """By tower, of the sums that `vision_moments` and `text_moments` give."""
     lengths = {"vision": 1 + config.vision.patches, "text": config.text.context_length}
     return {
-        name: Amount.of(totals[f"{name}/token"], totals[f"{name}/readout"], lengths[name])
+        name: Amount.of(
+            totals[f"{name}/token"],
+            totals[f"{name}/readout"],
+            lengths[name],
+            totals.get(f"{name}/outlier"),
+            totals.get(f"{name}/products"),
+        )
         for name in TOWERS
         if f"{name}/token" in totals
     }
@@ -296,6 +355,8 @@ def measure(
     learnables: Learnables,
     initial: Learnables,
     batches: Iterable[tuple[np.ndarray, np.ndarray]] = (),
+    *,
+    ladder: bool = False,
 ) -> tuple[dict[str, Amount], int]:
     """What a method amounts to, in the towers that it changes, in memory that does not grow with the images.
 
@@ -306,6 +367,7 @@ def measure(
       initial: as before training.
       batches: raw images `[B, R, R, 3]` uint8, and which of them count `[B]`; unused where the vision tower is as it
         was and no text depends on an image.
+      ladder: whether to measure outliers and affine maps of the vision tower, too.
 
     Returns:
       `Amount` by tower, and the number of images.
@@ -318,14 +380,14 @@ def measure(
     if crops_of(task.method):
         raise ClipbiasError(
             f"{type(task.method).__name__} learns of crops of each image, which are not made here; take "
-            "experiments.amounts."
+            "clipbias explain --config.sections=amounts."
         )
     images, conditional = 0, task.method.conditional
     towers = changed_towers(task, learnables)
     totals = text_moments(task, params, learnables, initial) if "text" in towers and not conditional else {}
     for raw, mask in batches if needs_images(task, learnables) else ():
         pixels = task.clip.preprocessing.normalize(raw)
-        found = image_moments(task, params, learnables, initial, pixels, jnp.asarray(mask))
+        found = image_moments(task, params, learnables, initial, pixels, jnp.asarray(mask), ladder=ladder)
         totals, images = merge(totals, jax.device_get(found)), images + int(np.sum(mask))
     if needs_images(task, learnables) and not images:
         raise ClipbiasError("there is no image to measure on; give images of the training set.")

@@ -1,6 +1,6 @@
 """Sections of a study about attention in both towers: where it goes (Fig. 4, 5) and what prompts are in it (Fig. 1)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,12 +16,14 @@ from clipbias.explain.model import Model
 from clipbias.explain.scope import why_no_text_attention, why_no_vision_attention
 from clipbias.explain.similarity import observe_similarity
 from clipbias.explain.statistics import Moments, Totals, merge, rank_correlation
-from clipbias.explain.study import Batch, Section, Study
+from clipbias.explain.stream import Batch, Reading, Rows, Step, Sums
+from clipbias.explain.study import Section, Study
 from clipbias.explain.targets import by_pass, of_texts
 from clipbias.explain.tokens import prompt_text, text_kinds, text_roles, vision_roles
+from clipbias.training import mesh as meshes
 
 
-def compute_text_attention(study: Study) -> Section:
+def compute_text_attention(study: Study) -> Reading[Section]:
     """Fig. 4, over the classes, and over all their texts where they have several."""
     arrays: dict[str, np.ndarray] = {}
     scalars: dict[str, Any] = {}
@@ -42,6 +44,7 @@ def compute_text_attention(study: Study) -> Section:
         arrays |= totals["shares"].arrays(f"text_attention/{model.key}")
         facts = {"count": totals["shares"].samples, "texts": model.texts, "reduction": reduction}
         scalars[model.key] = facts | {"text": prompt_text(task)}
+    yield ()  # a section is a generator, and this one reads no image
     return arrays, scalars
 
 
@@ -65,7 +68,7 @@ def _observe_texts(
     found = []
     for rows in np.split(texts, model.texts):
         of_rows = jax.tree.map(lambda x, rows=rows: jnp.asarray(x)[rows], (task.tokens, facts))
-        found.append(study.devices.fetch(run(study.params, study.learnables[model.key], *of_rows, rows)))
+        found.append(meshes.fetch(run(study.params, study.learnables[model.key], *of_rows, rows)))
     return found
 
 
@@ -74,20 +77,21 @@ def _over_samples(value: Any, mask: jax.Array | None = None) -> Moments:
     return value if isinstance(value, Moments) else Moments.of(jnp.moveaxis(value, 0, 1), mask)
 
 
-def vision_totals(study: Study, model: Model) -> Totals:
-    """Every average over images that one observed forward pass gives: attention, similarity, decomposition.
+def vision_totals(study: Study, models: Sequence[Model]) -> Reading[dict[str, Totals]]:
+    """By model every average over images that one observed forward pass gives: attention, similarity, decomposition.
 
     Of several passes over an image it is their mean, but for what `vision_parts` tells apart.
     """
-    indices = study.spread(study.options.images)
-    return study.accumulate(
-        f"attention-runs-{model.key}", f"{model.label}: attention", indices, _vision_step(study, model)
-    )
+    requests = {
+        model.key: Sums(f"attention-{model.key}", f"{model.label}: attention", study.images, _vision_step(study, model))
+        for model in models
+    }
+    found = yield list(requests.values())
+    return {key: found[request.name] for key, request in requests.items()}
 
 
-def vision_parts(study: Study, model: Model) -> list[Totals]:
-    """What `constancy` and the causal test need of each pass over the images."""
-    totals = vision_totals(study, model)
+def vision_parts(model: Model, totals: Totals) -> list[Totals]:
+    """What `constancy` and the causal test need of each pass over the images, of `vision_totals` of a model."""
     return [{name: totals[f"{name}/{number}"] for name in _PARTS} for number in range(model.passes)]
 
 
@@ -136,15 +140,15 @@ _PARTS = ("part", "total", "tokens")
 _PER_SAMPLE = ("prompt_mass", "readout_mass", "mass_by_query", "norm_share")
 
 
-def compute_vision_attention(study: Study) -> Section:
+def compute_vision_attention(study: Study) -> Reading[Section]:
     """Fig. 5."""
     arrays: dict[str, np.ndarray] = {}
-    scalars: dict[str, Any] = {}
-    for model in study.models:
-        if reason := why_no_vision_attention(model.task):
-            scalars[model.key] = {"missing": reason}
-            continue
-        totals, count = vision_totals(study, model), 0
+    reasons = {model.key: why_no_vision_attention(model.task) for model in study.models}
+    scalars: dict[str, Any] = {key: {"missing": reason} for key, reason in reasons.items() if reason}
+    looked_at = [model for model in study.models if not reasons[model.key]]
+    by_model = yield from vision_totals(study, looked_at)
+    for model in looked_at:
+        totals, count = by_model[model.key], 0
         for variant in ("without_prompt", "with_prompt") if model.prompts[0] else ("clip",):
             for quantity in QUANTITIES:
                 moments = totals[f"attention/{variant}/{quantity}"]
@@ -171,54 +175,83 @@ def text_parts(study: Study, model: Model) -> list[dict[str, Moments]]:
     return found
 
 
-def compute_decomposition(study: Study) -> Section:
+def compute_decomposition(study: Study) -> Reading[Section]:
     """Eq. 12 and Fig. 1, for the towers in which a model has prompts."""
     arrays: dict[str, np.ndarray] = {}
     scalars: dict[str, Any] = {}
+    towers: dict[str, list[str]] = {}
     for model in study.tuned:
         reasons = {"vision": why_no_vision_attention(model.task), "text": why_no_text_attention(model.task)}
         known = [reason for reason in dict.fromkeys(reasons.values()) if reason]
         own = [tower for tower, count in zip(reasons, model.prompts, strict=True) if count and not reasons[tower]]
+        towers[model.key] = own
         if not own:
             scalars[model.key] = {"missing": known[0] if known else "There are no prompts that attention could go to."}
-        for tower in own:
-            parts = vision_parts(study, model) if tower == "vision" else text_parts(study, model)
-            means: Totals = vision_totals(study, model) if tower == "vision" else {}
-            for each in parts if tower == "text" else ():
-                means = merge(means, {quantity: each[quantity] for quantity in _PER_SAMPLE})
-            name = f"decomposition/{model.key}/{tower}"
-            for quantity in _PER_SAMPLE:
-                arrays |= means[quantity].arrays(f"{name}/{quantity}")
-            masses = [run["prompt_mass/each"].values for run in ([means] if tower == "vision" else parts)]
-            arrays[f"{name}/prompt_mass/each"] = np.mean(masses, axis=0)
-            runs = [constancy(totals, learned_biases(study, tower)) for totals in parts]
-            about: dict[str, Any] = {"count": means["norm_share"].samples, "depth": model.depths[tower == "text"]}
-            about["runs"] = len(runs)
-            for quantity in ("constancy", "bias_likeness"):
-                arrays[f"{name}/{quantity}"] = np.mean([found[quantity] for found in runs], axis=0)
-                about[quantity] = by_depth(arrays[f"{name}/{quantity}"], about["depth"])
-            for bias in runs[0]["bias_cosine"]:
-                arrays[f"{name}/bias_cosine/{bias}"] = np.mean([found["bias_cosine"][bias] for found in runs], axis=0)
-            about["error"] = {}
-            without = _left_out(study, model, tower, parts[0]) if len(runs) == 1 else {}
-            for quantity, values in without.items():
-                arrays[f"{name}/error/{quantity}"] = standard_error(values)
-                layers = slice(None) if quantity.startswith("bias_cosine") else slice(about["depth"])
-                about["error"][quantity] = float(standard_error(values[:, layers].mean(1)))
-            scalars.setdefault(model.key, {})[tower] = about
+    totals = yield from vision_totals(study, [model for model in study.tuned if "vision" in towers[model.key]])
+    parts: dict[tuple[str, str], list[Totals]] = {
+        (model.key, tower): vision_parts(model, totals[model.key]) if tower == "vision" else text_parts(study, model)
+        for model in study.tuned
+        for tower in towers[model.key]
+    }
+    without = yield from _left_out(study, {place: runs[0] for place, runs in parts.items() if len(runs) == 1})
+    for (key, tower), runs in parts.items():
+        model = next(model for model in study.tuned if model.key == key)
+        means: Totals = totals[key] if tower == "vision" else {}
+        for each in runs if tower == "text" else ():
+            means = merge(means, {quantity: each[quantity] for quantity in _PER_SAMPLE})
+        name = f"decomposition/{key}/{tower}"
+        for quantity in _PER_SAMPLE:
+            arrays |= means[quantity].arrays(f"{name}/{quantity}")
+        masses = [run["prompt_mass/each"].values for run in ([means] if tower == "vision" else runs)]
+        arrays[f"{name}/prompt_mass/each"] = np.mean(masses, axis=0)
+        found = [constancy(sums, learned_biases(study, tower)) for sums in runs]
+        about: dict[str, Any] = {"count": means["norm_share"].samples, "depth": model.depths[tower == "text"]}
+        about["runs"] = len(found)
+        for quantity in ("constancy", "bias_likeness"):
+            arrays[f"{name}/{quantity}"] = np.mean([one[quantity] for one in found], axis=0)
+            about[quantity] = by_depth(arrays[f"{name}/{quantity}"], about["depth"])
+        for bias in found[0]["bias_cosine"]:
+            arrays[f"{name}/bias_cosine/{bias}"] = np.mean([one["bias_cosine"][bias] for one in found], axis=0)
+        about["error"] = {}
+        for quantity, values in without.get((key, tower), {}).items():
+            arrays[f"{name}/error/{quantity}"] = standard_error(values)
+            layers = slice(None) if quantity.startswith("bias_cosine") else slice(about["depth"])
+            about["error"][quantity] = float(standard_error(values[:, layers].mean(1)))
+        scalars.setdefault(key, {})[tower] = about
     return arrays, scalars
 
 
-def _left_out(study: Study, model: Model, tower: str, totals: Totals) -> dict[str, Any]:
-    """The statistics of `constancy` without each image, or class, in turn; of a model with one text and one pass."""
-    bias = learned_biases(study, tower)
-    if tower == "text":
+def _left_out(
+    study: Study, totals: dict[tuple[str, str], Totals]
+) -> Reading[dict[tuple[str, str], dict[str, np.ndarray]]]:
+    """The statistics of `constancy` without each image, or class, in turn; of models with one text and one pass.
 
-        def observe_text(tokens: TextTokens, roles: Any) -> Observe:
-            return observe_products(roles, totals, bias)
+    Args:
+      totals: by model and tower.
+    """
+    by_key, found, requests = {model.key: model for model in study.tuned}, {}, {}
+    for (key, tower), sums in totals.items():
+        model, bias = by_key[key], learned_biases(study, tower)
+        if tower == "text":
 
-        (seen,) = _observe_texts(study, model, observe_text, text_roles(model.task))
-        return left_out(totals, {name: np.moveaxis(value, 0, 1) for name, value in seen.items()}, bias)
+            def observe_text(tokens: TextTokens, roles: Any, sums: Totals = sums, bias: Any = bias) -> Observe:
+                return observe_products(roles, sums, bias)
+
+            (seen,) = _observe_texts(study, model, observe_text, text_roles(model.task))
+            rows = {name: np.moveaxis(value, 0, 1) for name, value in seen.items()}
+            found[key, tower] = left_out(sums, rows, bias)
+        else:
+            title = f"{model.label}: how sure its constancy is"
+            step = _products_step(study, model, sums, bias)
+            requests[key, tower] = Rows(f"constancy-{key}", title, study.images, step)
+    answers = yield list(requests.values())
+    for (key, tower), request in requests.items():
+        rows = answers[request.name]
+        found[key, tower] = left_out(totals[key, tower], rows, learned_biases(study, tower))
+    return found
+
+
+def _products_step(study: Study, model: Model, totals: Totals, bias: dict[str, np.ndarray]) -> Step:
     observe = observe_products(vision_roles(study.clip.config.vision, model.prompts[0]), totals, bias)
 
     @jax.jit
@@ -228,13 +261,7 @@ def _left_out(study: Study, model: Model, tower: str, totals: Totals) -> dict[st
         seen = encode_image(params, study.clip.config, pixels, adaptation, observe=observe, dtype=dtype)[1]
         return {name: jnp.moveaxis(value, 0, 1) for name, value in seen.items()}
 
-    rows = study.collect(
-        f"constancy-{model.key}",
-        f"{model.label}: how sure its constancy is",
-        study.spread(study.options.images),
-        lambda batch: step(study.params, study.learnables[model.key], batch),
-    )
-    return left_out(totals, rows, bias)
+    return lambda batch: step(study.params, study.learnables[model.key], batch)
 
 
 def by_depth(layers: np.ndarray, depth: int) -> dict[str, float | None]:

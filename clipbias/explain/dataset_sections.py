@@ -1,6 +1,5 @@
 """Sections of a study that go over a dataset: predictions and relevancy."""
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,38 +13,47 @@ from clipbias.explain.passes import classify, relevancy_maps
 from clipbias.explain.results import GROUPS, TEXT_KINDS
 from clipbias.explain.scope import why_no_maps
 from clipbias.explain.statistics import Moments, Totals, merge, normalise_maps, rank_correlation, total_variation
+from clipbias.explain.stream import Batch, Reading, Rows, Sums
 from clipbias.explain.streaming import Relevancy
-from clipbias.explain.study import Batch, Section, Study
+from clipbias.explain.study import Section, Study
 from clipbias.explain.tokens import index_kinds, prompt_text, text_kinds
 
 
-def compute_predictions(study: Study) -> Section:
+def compute_predictions(study: Study) -> Reading[dict[str, np.ndarray]]:
     """The class that each model gives every image; -1 for those that could not be read, or that not all models saw.
 
     An evaluation has seen the whole split, a study that images are limited for only so many of them.
     """
-    found = {}
+    predicted, requests = {}, {}
     for model in study.models:
-        compute = functools.partial(_predict, study, model)
-        found[model.key] = study.once(f"predictions-{model.key}", compute)[0]["predicted"]
-    seen = np.min(list(found.values()), axis=0) >= 0
-    arrays = {f"predictions/{key}": np.where(seen, own, -1).astype(np.int32) for key, own in found.items()}
-    return {"predictions/labels": np.asarray(study.split.labels, np.int32), **arrays}, {}
+        known = study.known(model)
+        if known is not None and ((known >= 0).all() or study.options.on_image_error == "skip"):
+            predicted[model.key] = known
+        else:
+            requests[model.key] = _prediction(study, model)
+    found = yield list(requests.values())
+    for key, request in requests.items():
+        rows = found[request.name]
+        predicted[key] = np.full(len(study.split), -1, np.int32)
+        predicted[key][rows["images"]] = rows["predicted"]
+    seen = np.min(list(predicted.values()), axis=0) >= 0
+    arrays = {f"predictions/{model.key}": np.where(seen, predicted[model.key], -1) for model in study.models}
+    return {"predictions/labels": np.asarray(study.split.labels, np.int32)} | {
+        name: own.astype(np.int32) for name, own in arrays.items()
+    }
 
 
-def _predict(study: Study, model: Model) -> Section:
-    known = study.known(model)
-    if known is not None and ((known >= 0).all() or study.options.on_image_error == "skip"):
-        return {"predicted": known}, {}
-    indices, found = study.spread(study.options.images), []
-    for batch, number, total in study.batches(indices, crops=model.crops):
-        logits = classify(study, model, batch["images"], batch["mask"])
-        logits, mask = study.devices.fetch((logits, batch["mask"]))
-        found.append(np.where(mask, logits.argmax(-1), -1))
-        study.advance(f"{model.label}: predictions", number, total)
-    predicted = np.full(len(study.split), -1, np.int32)
-    predicted[indices] = np.concatenate(found)[: len(indices)]
-    return {"predicted": predicted}, {}
+def _prediction(study: Study, model: Model) -> Rows:
+    def step(batch: Batch) -> dict[str, jax.Array]:
+        return {"predicted": _largest(classify(study, model, batch["images"], batch["mask"]))}
+
+    title = f"{model.label}: predictions"
+    return Rows(f"predictions-{model.key}", title, study.images, step, crops=model.crops)
+
+
+@jax.jit
+def _largest(logits: jax.Array) -> jax.Array:
+    return logits.argmax(-1).astype("int32")
 
 
 def corrected(arrays: dict[str, np.ndarray], model: Model) -> np.ndarray:
@@ -63,15 +71,16 @@ def relevancy_groups(study: Study, predicted: dict[str, np.ndarray], model: Mode
     labels = predicted["predictions/labels"]
     groups = np.zeros((len(labels), len(GROUPS)), bool)
     groups[corrected(predicted, model), GROUPS.index("corrected")] = True
-    spread = study.spread(study.options.images)
+    spread = study.images
     both = (predicted["predictions/zero_shot"] == labels) & (predicted[f"predictions/{model.key}"] == labels)
     groups[spread, GROUPS.index("both_right")] = both[spread]
     groups[spread, GROUPS.index("all")] = True
     return groups
 
 
-def compute_relevancy(study: Study, predicted: dict[str, np.ndarray]) -> Section:
+def compute_relevancy(study: Study) -> Reading[Section]:
     """Fig. 2 and 3: both models' normalised rows for the true class, for every group of images."""
+    predicted = yield from compute_predictions(study)
     arrays: dict[str, np.ndarray] = {}
     scalars: dict[str, Any] = {}
     reasons = {model.key: why_no_maps(study.worded.task) or why_no_maps(model.task) for model in study.tuned}
@@ -80,21 +89,20 @@ def compute_relevancy(study: Study, predicted: dict[str, np.ndarray]) -> Section
     if not followed:
         return arrays, scalars
     groups = {model.key: relevancy_groups(study, predicted, model) for model in followed}
-    totals: dict[str, Totals] = {model.key: {} for model in followed}
     # Images that the same models are asked about go together, so that zero-shot's maps are computed once for all.
     asked = np.stack([own.any(1) for own in groups.values()], axis=1)
+    requests = []
     for pattern in np.unique(asked[asked.any(1)], axis=0):
         models = [model for model, own in zip(followed, pattern, strict=True) if own]
-        found = study.accumulate(
-            f"relevancy-{''.join(map(str, pattern.astype(int)))}",
-            f"{', '.join(model.label for model in models)}: relevancy",
-            np.flatnonzero((asked == pattern).all(1)),
-            _relevancy_step(study, models, groups),
-        )
-        for model in models:
-            own = {
-                name.removeprefix(f"{model.key}/"): x for name, x in found.items() if name.startswith(f"{model.key}/")
-            }
+        images = np.flatnonzero((asked == pattern).all(1))
+        name, title = f"relevancy-{''.join(map(str, pattern.astype(int)))}", f"relevancy of {len(models)} models"
+        requests.append(Sums(name, title, images, _relevancy_step(study, models, groups)))
+    found = yield requests
+    totals: dict[str, Totals] = {model.key: {} for model in followed}
+    for sums in found.values():
+        for model in followed:
+            start = f"{model.key}/"
+            own = {name.removeprefix(start): x for name, x in sums.items() if name.startswith(start)}
             totals[model.key] = merge(totals[model.key], own)
     for model in followed:
         about: dict[str, Any] = {"normalisation": study.options.normalisation}
@@ -147,8 +155,8 @@ def _relevancy_step(study: Study, tuned: Sequence[Model], groups: dict[str, np.n
         }
 
     models = (study.worded, *tuned)
-    kinds = [study.devices.replicate(_kinds_by_class(model)) for model in models]
-    members = study.devices.replicate({model.key: groups[model.key] for model in tuned})
+    kinds = [study.replicate(_kinds_by_class(model)) for model in models]
+    members = study.replicate({model.key: groups[model.key] for model in tuned})
 
     def step(batch: Batch) -> dict[str, Moments]:
         maps = [relevancy_maps(study, model, batch["images"], batch["labels"])[0] for model in models]

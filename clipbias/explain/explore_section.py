@@ -7,13 +7,15 @@ import numpy as np
 from PIL import Image
 
 from clipbias.data import Split
+from clipbias.explain.dataset_sections import compute_predictions
 from clipbias.explain.model import Model
 from clipbias.explain.outcomes import outcomes
 from clipbias.explain.passes import classify, layer_maps, relevancy_maps
 from clipbias.explain.picture_sections import first_text
 from clipbias.explain.results import CHANGES, TEXT_KINDS, changes
 from clipbias.explain.scope import why_no_maps
-from clipbias.explain.study import Batch, Section, Study
+from clipbias.explain.stream import Batch, Reading, Rows
+from clipbias.explain.study import Section, Study
 from clipbias.explain.tokens import text_kinds, token_labels
 
 LARGEST_BYTES = 15_000_000  # of what there is to explore in a page, where three bytes take four letters
@@ -25,7 +27,7 @@ def choose_images(study: Study, predicted: dict[str, np.ndarray], count: int) ->
 
     Every tuned model's kinds of change give one in turn, and a kind its classes in turn, while there are any.
     """
-    candidates, labels = study.spread(study.options.images), predicted["predictions/labels"]
+    candidates, labels = study.images, predicted["predictions/labels"]
     candidates = candidates[
         np.min([predicted[f"predictions/{model.key}"][candidates] for model in study.models], 0) >= 0
     ]
@@ -79,8 +81,9 @@ def quantise(values: np.ndarray, *, low: bool = False) -> tuple[np.ndarray, ...]
     return (*found, lowest.astype(np.float32)) if low else found
 
 
-def compute_explore(study: Study, predicted: dict[str, np.ndarray]) -> Section:
+def compute_explore(study: Study) -> Reading[Section]:
     """Relevancy for the classes in question, `[cls]` attention and nearness to prompts by layer, of a few images."""
+    predicted = yield from compute_predictions(study)
     count = min(study.options.explore_images, max(1, LARGEST_BYTES // bytes_per_image(study)))
     chosen = choose_images(study, predicted, count)
     labels = study.split.labels[chosen]
@@ -92,13 +95,16 @@ def compute_explore(study: Study, predicted: dict[str, np.ndarray]) -> Section:
         "explore/pairs": pairs.astype(np.int32).reshape(-1, 2),
     }
     scalars: dict[str, Any] = {"names": [study.split.keys[int(i)] for i in chosen]}
-    for model in study.models:
-        if reason := why_no_maps(model.task):
-            scalars[model.key] = {"missing": reason}
-            continue
-        found = _relevancy_of_pairs(study, model, chosen[pairs[:, 0]], pairs[:, 1]) | _layers_of_images(
-            study, model, chosen
-        )
+    reasons = {model.key: why_no_maps(model.task) for model in study.models}
+    scalars |= {key: {"missing": reason} for key, reason in reasons.items() if reason}
+    models = [model for model in study.models if not reasons[model.key]]
+    pictures_of_pairs = _pairs(study, chosen[pairs[:, 0]], pairs[:, 1])
+    of_pairs = {model.key: _relevancy_of_pairs(study, model, pictures_of_pairs) for model in models}
+    of_images = {model.key: _layers_of_images(study, model, chosen) for model in models}
+    answers = yield [*of_pairs.values(), *of_images.values()]
+    for model in models:
+        found = _packed_relevancy(study, model, answers[of_pairs[model.key].name])
+        found |= _packed_layers(study, answers[of_images[model.key].name])
         arrays |= {f"explore/{model.key}/{name}": value for name, value in found.items()}
         classes, kinds = np.unique(pairs[:, 1]).tolist(), text_kinds(model.task)
         tokens = {label: token_labels(model.task, label) for label in classes}
@@ -117,26 +123,24 @@ def _thumbnails(pictures: np.ndarray) -> np.ndarray:
     return np.stack([np.asarray(Image.fromarray(x).resize(size, Image.Resampling.BOX)) for x in pictures])
 
 
-def _relevancy_of_pairs(study: Study, model: Model, images: np.ndarray, classes: np.ndarray) -> dict[str, np.ndarray]:
-    """Relevancy of every pair of an image's number and a class, as `explore/{model}/…` has it."""
-    patches = study.clip.config.vision.patches
-    split = Split(
-        tuple(f"{study.split.keys[int(i)]} {label}" for i, label in zip(images, classes, strict=True)),
-        classes,
-        lambda pair: study.split.read(int(images[pair])),
-    )
+def _pairs(study: Study, images: np.ndarray, classes: np.ndarray) -> Split:
+    """Pairs of an image's number and a class, as images with that label."""
+    keys = tuple(f"{study.split.keys[int(i)]} {label}" for i, label in zip(images, classes, strict=True))
+    return Split(keys, classes, lambda pair: study.split.read(int(images[pair])))
 
+
+def _relevancy_of_pairs(study: Study, model: Model, pairs: Split) -> Rows:
     def step(batch: Batch) -> dict[str, jax.Array]:
         maps, by_layer = relevancy_maps(study, model, batch["images"], batch["labels"])
         return {"vision": by_layer, "text": maps.text}
 
-    rows = study.collect(
-        f"explore-relevancy-{model.key}",
-        f"{model.label}: relevancy to explore",
-        np.arange(len(split)),
-        step,
-        split=split,
-    )
+    name, title = f"explore-relevancy-{model.key}", f"{model.label}: relevancy to explore"
+    return Rows(name, title, np.arange(len(pairs)), step, split=pairs)
+
+
+def _packed_relevancy(study: Study, model: Model, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Relevancy of every pair, as `explore/{model}/…` has it."""
+    patches = study.clip.config.vision.patches
     by_layer, length = rows["vision"], int(np.max(model.task.tokens.eos))
     vision = by_layer[:, 0]
     relevancies, scale = quantise(vision[:, :patches])
@@ -153,15 +157,18 @@ def _relevancy_of_pairs(study: Study, model: Model, images: np.ndarray, classes:
     }
 
 
-def _layers_of_images(study: Study, model: Model, images: np.ndarray) -> dict[str, np.ndarray]:
+def _layers_of_images(study: Study, model: Model, images: np.ndarray) -> Rows:
     """Where `[cls]` looks and how near every slot is, layer by layer, and how sure the model is of the true class."""
-    patches = study.clip.config.vision.patches
 
     def step(batch: Batch) -> dict[str, jax.Array]:
         surety = _surety(classify(study, model, batch["images"]), batch["labels"])
         return layer_maps(study, model, batch["images"]) | surety
 
-    rows = study.collect(f"explore-layers-{model.key}", f"{model.label}: attention to explore", images, step)
+    return Rows(f"explore-layers-{model.key}", f"{model.label}: attention to explore", images, step)
+
+
+def _packed_layers(study: Study, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    patches = study.clip.config.vision.patches
     attention, scale = quantise(rows["attention"][..., :patches])
     found = {
         "attention": attention,

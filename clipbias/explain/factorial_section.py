@@ -10,7 +10,7 @@ import numpy as np
 
 from clipbias.clip import Adaptation, TextTokens
 from clipbias.explain.amounts import reference_adaptation
-from clipbias.explain.attention_sections import text_parts, vision_parts
+from clipbias.explain.attention_sections import text_parts, vision_parts, vision_totals
 from clipbias.explain.factorial import (
     CONSTANTS,
     Mixed,
@@ -24,38 +24,42 @@ from clipbias.explain.model import Model
 from clipbias.explain.outcomes import outcomes
 from clipbias.explain.results import RANDOM
 from clipbias.explain.scope import why_no_causal_test
-from clipbias.explain.statistics import Moments
-from clipbias.explain.study import Batch, Section, Study, spread
+from clipbias.explain.statistics import Moments, Totals
+from clipbias.explain.stream import Batch, Reading, Rows
+from clipbias.explain.study import Section, Study, spread
 from clipbias.explain.targets import by_pass, of_texts
 
 OUTCOMES = ("correct", "log_likelihood", "margin")
 
 
-def compute_factorial(study: Study) -> Section:
+def compute_factorial(study: Study) -> Reading[Section]:
     """Correctness, log-likelihood and margin of every image under every mixture, for every model that changes a tower.
 
     A model with prompts has a control besides: prompts drawn at random, with the trained ones' norms. Features of every
     mixture go through the model's own head, so the reference of a method with one is the frozen towers under that head.
     """
-    arrays: dict[str, np.ndarray] = {}
-    scalars: dict[str, Any] = {}
-    indices = study.spread(study.options.images)
-    for model in study.tuned:
-        reason = why_no_causal_test(model.task)
-        if reason:
-            scalars[model.key] = {"missing": reason}
-            continue
-        # What slots add to texts that depend on the image has no mean that is known before the images are seen.
-        constants = any(model.prompts) and not model.task.method.conditional
-        own, facts = _test(study, model, model.key, f"{model.label}: causal test", indices, constants=constants)
-        arrays |= own
-        scalars[model.key] = facts
+    reasons = {model.key: why_no_causal_test(model.task) for model in study.tuned}
+    scalars: dict[str, Any] = {key: {"missing": reason} for key, reason in reasons.items() if reason}
+    tested = [model for model in study.tuned if not reasons[model.key]]
+    # What slots add to texts that depend on the image has no mean that is known before the images are seen.
+    constant = [model for model in tested if any(model.prompts) and not model.task.method.conditional]
+    totals = yield from vision_totals(study, [model for model in constant if model.prompts[0]])
+    tests: dict[str, tuple[Rows, dict[str, Any]]] = {}
+    for model in tested:
+        means = _means(study, model, totals.get(model.key)) if model in constant else None
+        title = f"{model.label}: causal test"
+        tests[model.key] = _test(study, model, model.key, title, study.images, means=means)
         if any(model.prompts) and study.options.control_images:
-            few = indices[spread(len(indices), study.options.control_images)]
+            few = study.images[spread(len(study.images), study.options.control_images)]
             key, title = f"{model.key}{RANDOM}", f"{model.label}: causal test of random prompts"
-            own, facts = _test(study, model, key, title, few, turn=lambda x: random_prompts(x, study.options.seed))
-            arrays |= own
-            scalars[key] = facts
+            tests[key] = _test(study, model, key, title, few, turn=lambda x: random_prompts(x, study.options.seed))
+    found = yield [request for request, _ in tests.values()]
+    arrays: dict[str, np.ndarray] = {}
+    for key, (request, facts) in tests.items():
+        rows = found[request.name]
+        arrays |= {f"factorial/{key}/{name}": value for name, value in rows.items()}
+        arrays[f"factorial/{key}/correct"] = arrays[f"factorial/{key}/correct"].astype(np.uint8)
+        scalars[key] = facts | {"images": len(rows["images"])}
     return arrays, scalars
 
 
@@ -79,9 +83,9 @@ def _test(
     indices: np.ndarray,
     *,
     turn: Callable[[Adaptation], Adaptation] = lambda adaptation: adaptation,
-    constants: bool = False,
-) -> Section:
-    """Every image under every mixture.
+    means: dict[str, Any] | None = None,
+) -> tuple[Rows, dict[str, Any]]:
+    """Asks for every image under every mixture; and which mixtures and towers these are.
 
     A class' texts and an image's passes, where there are several, are runs by themselves: the head sees the features of
     all of them under one mixture. Where texts depend on the image, so do both the tuned run and its mixtures.
@@ -92,11 +96,11 @@ def _test(
     changed = {"vision": tuned.changes_vision, "text": tuned.changes_text}
     effects = effects_in_play(any(model.prompts))
     inner = 2 ** len(effects) - 2
-    streams = (*corners(effects), *(CONSTANTS if constants else ()))
+    streams = (*corners(effects), *(CONSTANTS if means else ()))
     # The first and the last corner are the runs themselves.
     asked = streams[1 : 1 + inner] + streams[2 + inner :]
     towers = ("both", "vision", "text") if all(changed.values()) else ("both",)
-    means = _means(study, model) if constants else {"vision": [None] * model.passes, "text": [None] * model.texts}
+    means = means or {"vision": [None] * model.passes, "text": [None] * model.texts}
 
     def every(mixed: Mixed) -> jax.Array:
         parts = (mixed.reference[None], mixed.streams[:inner], mixed.tuned[None], mixed.streams[inner:])
@@ -161,32 +165,30 @@ def _test(
         found = [outcomes(of_tower, batch["labels"]) for of_tower in logits]
         return {name: jnp.moveaxis(jnp.stack([one[name] for one in found]), 2, 0) for name in OUTCOMES}
 
-    runs, means = study.devices.replicate(((tuned, reference), means))
+    runs, means = study.replicate(((tuned, reference), means))
     texts: jax.Array | None = None
     if not changed["text"]:
         texts = task.text_features(study.params, learnables)[None]
     elif not task.method.conditional:
         texts = of_all_texts(study.params, runs, means["text"])
-    rows = study.collect(
-        f"factorial-{key.replace(':', '-')}",
-        title,
-        indices,
-        lambda batch: step(study.params, learnables, runs, means, texts, batch),
-        crops=model.crops,
-    )
-    arrays = {f"factorial/{key}/{name}": value for name, value in rows.items()}
-    arrays[f"factorial/{key}/correct"] = arrays[f"factorial/{key}/correct"].astype(np.uint8)
-    facts = {"effects": effects, "towers": towers, "streams": streams, "images": len(rows["images"])}
-    return arrays, facts
+
+    def rows(batch: Batch) -> dict[str, jax.Array]:
+        return step(study.params, learnables, runs, means, texts, batch)
+
+    facts = {"effects": effects, "towers": towers, "streams": streams}
+    return Rows(f"factorial-{key.replace(':', '-')}", title, indices, rows, crops=model.crops), facts
 
 
-def _means(study: Study, model: Model) -> dict[str, list[dict[str, np.ndarray]]]:
-    """By tower and run, the constants that may stand for what its slots add; zeros where a tower has none."""
+def _means(study: Study, model: Model, totals: Totals | None) -> dict[str, list[dict[str, np.ndarray]]]:
+    """By tower and run, the constants that may stand for what its slots add; zeros where a tower has none.
+
+    `totals` are those of the vision tower, where it has slots.
+    """
     found = {}
     for tower, slots in zip(("vision", "text"), model.prompts, strict=True):
         geometry = getattr(study.clip.config, tower)
         if slots:
-            parts = vision_parts(study, model) if tower == "vision" else text_parts(study, model)
+            parts = vision_parts(model, totals or {}) if tower == "vision" else text_parts(study, model)
             count = 1 + geometry.patches if tower == "vision" else None
             found[tower] = [
                 slot_means(Moments(part.count[:, :count], part.mean[:, :count], part.squares[:, :count]))

@@ -22,33 +22,39 @@ from clipbias.explain.relevancy import explanations
 from clipbias.explain.results import MAPS
 from clipbias.explain.scope import why_no_maps
 from clipbias.explain.statistics import Moments
-from clipbias.explain.study import Batch, Section, Study
+from clipbias.explain.stream import Batch, Reading, Sums
+from clipbias.explain.study import Section, Study
+from clipbias.training import mesh as meshes
 
 TARGETS = ("predicted", "true")
 
 
-def compute_faithfulness(study: Study) -> Section:
+def compute_faithfulness(study: Study) -> Reading[Section]:
     """Accuracy while patches are removed in the order of each map, for the predicted and the true class."""
     arrays: dict[str, np.ndarray] = {"faithfulness/fractions": np.asarray(FRACTIONS, np.float32)}
-    scalars: dict[str, Any] = {}
     indices = study.spread(study.options.faithfulness_images)
-    for model in study.models:
-        if reason := why_no_maps(model.task):
-            scalars[model.key] = {"missing": reason}
-            continue
-        # Sums over other maps, of a study that an earlier version began, cannot be continued.
-        name = f"faithfulness-{len(MAPS)}-maps-{model.key}"
-        totals = study.accumulate(name, f"{model.label}: faithfulness", indices, _perturbation_step(study, model))
-        accuracy = np.asarray(totals["hits"].mean)
+    reasons = {model.key: why_no_maps(model.task) for model in study.models}
+    scalars: dict[str, Any] = {key: {"missing": reason} for key, reason in reasons.items() if reason}
+    requests = {
+        model.key: Sums(
+            f"faithfulness-{model.key}", f"{model.label}: faithfulness", indices, _perturbation_step(study, model)
+        )
+        for model in study.models
+        if not reasons[model.key]
+    }
+    found = yield list(requests.values())
+    for key, request in requests.items():
+        hits = found[request.name]["hits"]
+        accuracy = np.asarray(hits.mean)
         area: dict[str, Any] = {}
         for i, name in enumerate(MAPS):
             for j, direction in enumerate(DIRECTIONS):
                 for k, target in enumerate(TARGETS):
                     curve = accuracy[k, i, j]
-                    arrays[f"faithfulness/{model.key}/{name}/{direction}/{target}"] = curve.astype(np.float32)
-                    found = area.setdefault(name, {}).setdefault(direction, {})
-                    found[target] = area_under_curve(FRACTIONS, curve)
-        scalars[model.key] = {"count": totals["hits"].samples, "area": area}
+                    arrays[f"faithfulness/{key}/{name}/{direction}/{target}"] = curve.astype(np.float32)
+                    of_map = area.setdefault(name, {}).setdefault(direction, {})
+                    of_map[target] = area_under_curve(FRACTIONS, curve)
+        scalars[key] = {"count": hits.samples, "area": area}
     return arrays, scalars
 
 
@@ -91,12 +97,12 @@ def _perturbation_step(study: Study, model: Model) -> Callable[[Batch], Mapping[
     def step(batch: Batch) -> dict[str, Moments]:
         facts = {name: batch[name] for name in ("images", "labels", "mask")}
         logits = classify(study, model, batch["images"])
-        (predicted, ranks), host = study.devices.fetch((explain(*given, key, batch, logits), facts))
+        (predicted, ranks), host = meshes.fetch((explain(*given, key, batch, logits), facts))
         # Wherever the same patches of an image are gone it is one image: it is classified once. For both targets that
         # is so of every image whose predicted class is the true one.
         gone = ranks[:, :, None] < counts[:, None, None]  # [maps, directions, steps, B, M]
         images, patches, which = distinct_rows(gone.reshape(-1, *gone.shape[-2:]), host["mask"])
-        raw = study.devices.replicate(host["images"])
+        raw = study.replicate(host["images"])
         seen = which
         if len(images):
             found = study.in_passes(lambda *rows: classify(study, model, perturbed(raw, *rows)), images, patches)
@@ -104,7 +110,7 @@ def _perturbation_step(study: Study, model: Model) -> Callable[[Batch], Mapping[
         hits = (seen == host["labels"]).reshape(gone.shape[:-1])[position]
         untouched = np.broadcast_to(predicted == host["labels"], (*hits.shape[:3], 1, hits.shape[-1]))
         hits = np.moveaxis(np.concatenate([untouched, hits], axis=3), -1, 0).astype(np.float32)
-        return {"hits": _moments(*study.devices.replicate((hits, host["mask"])))}
+        return {"hits": _moments(*study.replicate((hits, host["mask"])))}
 
     given = (study.params, study.learnables[model.key], text_features(study, model))
     key = jax.random.key(study.options.seed)

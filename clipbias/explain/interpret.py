@@ -173,7 +173,7 @@ def _prompt_words(
             deep.append((one, np.asarray(learned_prompts)))
     if deep and not options.deeper:
         count = f"{len(deep)} adapter{'s' if len(deep) > 1 else ''}"
-        return [], [f"The words of the deeper prompts of {count} were not asked for (--config.deeper=True)."]
+        return [], [f"The words of the deeper prompts of {count} were not asked for (--config.deeper_words)."]
     places: dict[tuple[int, ...], list[tuple[Learned, int, np.ndarray]]] = {}
     remarks = []
     for one, prompts in deep:

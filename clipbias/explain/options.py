@@ -16,7 +16,7 @@ ZERO_SHOT_TEXTS = ("paper", "dataset")
 # Images per batch where none is asked for. What a block makes of more of them leaves a CPU's caches.
 _BATCH, _BATCH_ON_CPU = 32, 8
 # Options that no result depends on.
-_HOW = ("batch_size", "save_seconds", "workers")
+_HOW = ("batch_size", "workers")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,6 @@ class StudyOptions:
       prompt: the prompt of Fig. 6: "mean" or a number from 0.
       on_image_error: "raise", or "skip" images that cannot be read.
       workers: threads that decode images; 0 takes one for each processor.
-      save_seconds: least time between two saves of an unfinished section.
       seed: of the random order that faithfulness compares with.
     """
 
@@ -63,7 +62,6 @@ class StudyOptions:
     prompt: int | str = "mean"
     on_image_error: Annotated[str, Choices(ON_ERROR)] = "raise"
     workers: Annotated[int, Range(0, MOST_WORKERS)] = 0
-    save_seconds: Annotated[float, Range(0)] = 30.0
     seed: Count = 0
 
     def __post_init__(self) -> None:

@@ -7,11 +7,12 @@ import numpy as np
 
 from clipbias.errors import ClipbiasError
 from clipbias.explain.attention_sections import vision_totals
-from clipbias.explain.dataset_sections import corrected
+from clipbias.explain.dataset_sections import compute_predictions, corrected
 from clipbias.explain.model import Model
 from clipbias.explain.passes import classify, layer_maps, relevancy_maps
 from clipbias.explain.scope import why_no_maps, why_no_similarity
 from clipbias.explain.similarity import choose_prompt, to_image
+from clipbias.explain.stream import Reading
 from clipbias.explain.study import Section, Study
 from clipbias.explain.tokens import token_labels
 
@@ -34,8 +35,9 @@ def choose_examples(study: Study, predicted: dict[str, np.ndarray]) -> np.ndarra
     return np.asarray(chosen, int)
 
 
-def compute_examples(study: Study, predicted: dict[str, np.ndarray]) -> Section:
+def compute_examples(study: Study) -> Reading[Section]:
     """Relevancy of single pictures for their true class, under every model."""
+    predicted = yield from compute_predictions(study)
     chosen = choose_examples(study, predicted)
     pictures, labels = study.pictures(chosen), study.split.labels[chosen]
     arrays: dict[str, np.ndarray] = {"examples/images": pictures, "examples/labels": labels}
@@ -67,7 +69,7 @@ def _explain(study: Study, model: Model, pictures: np.ndarray, labels: np.ndarra
     return study.in_passes(run, pictures, labels)
 
 
-def compute_prompt_similarity(study: Study, predicted: dict[str, np.ndarray]) -> Section:
+def compute_prompt_similarity(study: Study) -> Reading[Section]:
     """Fig. 6: where `[cls]` looks without and with prompts, and where the prompts are near, in rotated pictures."""
     reasons = {model.key: why_no_similarity(model.task) for model in study.tuned}
     scalars: dict[str, Any] = {key: {"missing": reason} for key, reason in reasons.items() if reason}
@@ -75,11 +77,13 @@ def compute_prompt_similarity(study: Study, predicted: dict[str, np.ndarray]) ->
     if not prompted:
         return {}, scalars
     options = study.options
-    upright = study.pictures(choose_examples(study, predicted))
-    pictures = np.stack([np.rot90(image, angle // 90) for image in upright for angle in options.rotations])
     layers = np.asarray(options.layers or default_layers(study.clip.config.vision.layers))
     if layers.min() < 0 or layers.max() >= study.clip.config.vision.layers:
         raise ClipbiasError(f"layers {layers.tolist()} are not all in 0 … {study.clip.config.vision.layers - 1}.")
+    totals = yield from vision_totals(study, prompted)
+    predicted = yield from compute_predictions(study)
+    upright = study.pictures(choose_examples(study, predicted))
+    pictures = np.stack([np.rot90(image, angle // 90) for image in upright for angle in options.rotations])
     arrays: dict[str, np.ndarray] = {
         "similarity/images": pictures,
         "similarity/rotations": np.tile(np.asarray(options.rotations), len(upright)),
@@ -91,7 +95,7 @@ def compute_prompt_similarity(study: Study, predicted: dict[str, np.ndarray]) ->
         arrays[f"similarity/{model.key}/zero_shot_cls"] = plain
         arrays[f"similarity/{model.key}/cls"] = maps["cls"]
         arrays[f"similarity/{model.key}/prompts"] = maps["prompts"]
-        correlation = vision_totals(study, model)["rank_correlation"]
+        correlation = totals[model.key]["rank_correlation"]
         arrays |= correlation.arrays(f"similarity/{model.key}/rank_correlation")
         scalars[model.key] = {"count": correlation.samples, "prompt": options.prompt}
     return arrays, scalars

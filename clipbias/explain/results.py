@@ -7,18 +7,17 @@ model, `{section}.{model}` is {missing: why, in one sentence}, and the model has
 classes have several texts, or that makes several passes over an image, `texts` and `runs` count them.
 
 JSON, always there:
-    format              2
+    format              3
     dataset             {name, split, images, class_names, template}
     clip                {name, fingerprint, image_size, patch_size, grid, patches, vision_layers, vision_heads,
                         text_layers, text_heads}
     models              list, zero-shot first: {key, label, method, options, parameters {total, vision, text, shared},
                         vision_prompts V, text_prompts T, vision_depth, text_depth: layers with learned tokens of their
                         own, accuracy, correct, images, source}
-    figures             the sections that were computed, in order
+    sections            those that were computed, in order
     config              everything the study was asked for
     arrays_sha256       of `results.npz`
-    seconds             computing time, over all processes that worked on the study
-    seconds_by_section  the same of each of the `figures`; what sections share counts to the first of them
+    seconds             computing time of the process that ended the study
 
 predictions — who is right
     predictions/labels [n], predictions/{model} [n]                  int32 class numbers
@@ -152,12 +151,12 @@ import numpy as np
 from clipbias.errors import ClipbiasError
 from clipbias.io import atomic_path, check_file, read_json, reason, write_text
 
-FORMAT = 2
+FORMAT = 3
 ARRAYS, SCALARS = "results.npz", "results.json"
 DIGEST = "sha256"  # of all the rest, so that a report never draws from a damaged file
 ARRAYS_DIGEST = "arrays_sha256"  # so that it never draws from the arrays of another study
 
-FIGURES = (
+SECTIONS = (
     "predictions",
     "relevancy",
     "text_attention",
@@ -223,8 +222,7 @@ def load_results(folder: str | os.PathLike) -> Findings:
         )
     if scalars.pop(DIGEST, None) != _digest(scalars):
         raise ClipbiasError(f"{scalars_path} is not as it was written; delete it and run again.")
-    # Earlier versions did not tell.
-    if scalars.pop(ARRAYS_DIGEST, None) not in (None, _digest_of_file(arrays_path)):
+    if scalars.pop(ARRAYS_DIGEST, None) != _digest_of_file(arrays_path):
         raise ClipbiasError(
             f"{arrays_path} is damaged, or of another study than {scalars_path.name} beside it; run the study again."
         )

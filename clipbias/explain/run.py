@@ -1,11 +1,13 @@
-"""A whole study: the chosen sections in order, each finished one kept, into one `Findings`."""
+"""A whole study: the sections asked for, over as few passes over the images as they allow, into one `Findings`."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from clipbias import hosts
 from clipbias.errors import ClipbiasError
 from clipbias.explain import (
     amounts_section,
@@ -16,10 +18,25 @@ from clipbias.explain import (
     faithfulness_section,
     picture_sections,
 )
-from clipbias.explain.results import FIGURES, FORMAT, Findings, save_results
+from clipbias.explain.results import FORMAT, SECTIONS, Findings, plain, save_results
 from clipbias.explain.study import Study
 from clipbias.explain.verdict import verdicts
 from clipbias.tuning import parameter_count
+
+# What goes over images, in the order of `SECTIONS`. Each is a generator (`stream`).
+COMPUTED: Mapping[str, Callable[[Study], Any]] = {
+    "predictions": dataset_sections.compute_predictions,
+    "relevancy": dataset_sections.compute_relevancy,
+    "text_attention": attention_sections.compute_text_attention,
+    "vision_attention": attention_sections.compute_vision_attention,
+    "similarity": picture_sections.compute_prompt_similarity,
+    "decomposition": attention_sections.compute_decomposition,
+    "factorial": factorial_section.compute_factorial,
+    "amounts": amounts_section.compute_amounts,
+    "faithfulness": faithfulness_section.compute_faithfulness,
+    "examples": picture_sections.compute_examples,
+    "explore": explore_section.compute_explore,
+}
 
 
 def run_study(
@@ -28,30 +45,27 @@ def run_study(
     *,
     dataset: Mapping[str, Any],
     config: Mapping[str, Any],
-    figures: Sequence[str] = FIGURES,
-    tell: Callable[[str, float], None] = lambda name, seconds: None,
+    sections: Sequence[str] = SECTIONS,
 ) -> Findings:
-    """Computes `figures` and writes `results.npz` and `results.json` into `folder`.
+    """Computes `sections` and writes `results.npz` and `results.json` into `folder`.
 
     Args:
       study: models, images and options.
       folder: where results go.
       dataset: its name, split and whatever else is worth telling.
       config: stored with the results.
-      figures: some of `FIGURES`; predictions are always made.
-      tell: told of every section that is there, and how many seconds it took.
+      sections: some of `SECTIONS`; predictions are always made.
 
     Raises:
-      ClipbiasError: an unknown figure.
+      ClipbiasError: an unknown section, or no image could be read.
     """
-    unknown = [name for name in figures if name not in FIGURES]
+    unknown = [name for name in sections if name not in SECTIONS]
     if unknown:
-        raise ClipbiasError(f"unknown figure {unknown[0]!r}; choose from {', '.join(FIGURES)}.")
-    chosen = [name for name in FIGURES if name in figures or name == "predictions"]
-    with study.clock.section("predictions"):
-        arrays, _ = dataset_sections.compute_predictions(study)
-    tell("predictions", study.clock.seconds["predictions"])
-    predicted = dict(arrays)
+        raise ClipbiasError(f"unknown section {unknown[0]!r}; choose from {', '.join(SECTIONS)}.")
+    began = time.monotonic()
+    asked = [name for name in SECTIONS if name in sections or name == "predictions"]
+    found = study.run({name: compute(study) for name, compute in COMPUTED.items() if name in asked})
+    predicted = found.pop("predictions")
     scalars: dict[str, Any] = {
         "format": FORMAT,
         "dataset": {
@@ -62,35 +76,18 @@ def run_study(
         },
         "clip": _geometry(study),
         "models": [_describe(study, model, predicted) for model in study.models],
-        "figures": chosen,
+        "sections": asked,
         "config": dict(config),
     }
-    sections = {
-        "relevancy": lambda: dataset_sections.compute_relevancy(study, predicted),
-        "text_attention": lambda: attention_sections.compute_text_attention(study),
-        "vision_attention": lambda: attention_sections.compute_vision_attention(study),
-        "similarity": lambda: picture_sections.compute_prompt_similarity(study, predicted),
-        "decomposition": lambda: attention_sections.compute_decomposition(study),
-        "factorial": lambda: factorial_section.compute_factorial(study),
-        "amounts": lambda: amounts_section.compute_amounts(study),
-        "faithfulness": lambda: faithfulness_section.compute_faithfulness(study),
-        "examples": lambda: picture_sections.compute_examples(study, predicted),
-        "explore": lambda: explore_section.compute_explore(study, predicted),
-    }
-    for name, compute in sections.items():
-        if name in chosen:
-            with study.clock.section(name):
-                found, scalars[name] = study.once(name, compute)
-            tell(name, study.clock.seconds[name])
-            arrays |= found
+    arrays = dict(predicted)
+    for name, (own, facts) in found.items():
+        arrays |= own
+        scalars[name] = plain(facts)
     results = Findings(arrays, scalars)
-    if "verdict" in chosen:
-        with study.clock.section("verdict"):
-            scalars["verdict"], scalars["agreement"] = verdicts(results)
-        tell("verdict", study.clock.seconds["verdict"])
-    scalars["seconds_by_section"] = {name: study.clock.seconds[name] for name in chosen}
-    scalars["seconds"] = round(sum(scalars["seconds_by_section"].values()), 1)
-    if study.is_first:
+    if "verdict" in asked:
+        scalars["verdict"], scalars["agreement"] = verdicts(results)
+    scalars["seconds"] = round(time.monotonic() - began, 1)
+    if hosts.is_first():
         save_results(folder, results)
     return results
 

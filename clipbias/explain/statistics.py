@@ -1,14 +1,10 @@
-"""Averages over a dataset in constant memory: mean, standard error, count; mergeable; able to stop and continue.
+"""Averages over a dataset in constant memory: mean, standard error, count; mergeable.
 
 A batch is reduced on the device (`Moments.of`, traced, so it is sharded with its input), and batches are merged on the
 host in float64 by Chan's formula. What several devices or hosts hold merges the same way.
 """
 
-import dataclasses
-import json
-import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,12 +13,7 @@ import numpy as np
 from flax import struct
 from jax.scipy.stats import rankdata
 
-from clipbias.checks import check_int
 from clipbias.errors import ClipbiasError
-from clipbias.explain.results import load_arrays, save_arrays
-from clipbias.io import parse_json
-
-FINGERPRINT, EXAMPLES, SCALARS = "__fingerprint__", "__examples__", "__scalars__"
 
 
 def _widen(x: Any, ndim: int) -> Any:
@@ -111,76 +102,6 @@ def merge(totals: Mapping[str, Moments], batch: Mapping[str, Moments]) -> Totals
     for name, moments in batch.items():
         merged[name] = merged[name].merge(moments) if name in merged else moments
     return merged
-
-
-def save_totals(path: str | os.PathLike, totals: Mapping[str, Moments], examples: int, fingerprint: str) -> None:
-    """Writes what was accumulated so far, atomically.
-
-    Args:
-      examples: how many are in it, or were left out as unreadable.
-      fingerprint: names what the numbers belong to; `load_totals` ignores a file with another.
-    """
-    arrays: dict[str, np.ndarray] = {}
-    for name, moments in totals.items():
-        for field in dataclasses.fields(Moments):
-            arrays[f"{name}|{field.name}"] = np.asarray(getattr(moments, field.name), np.float64)
-    save_rows(path, arrays, examples, fingerprint)
-
-
-def load_totals(path: str | os.PathLike, fingerprint: str) -> tuple[Totals, int]:
-    """What `save_totals` wrote, and how many examples are in it.
-
-    Nothing and 0 where there is no such file, it is damaged, or it belongs to something else.
-    """
-    arrays, examples = load_rows(path, fingerprint)
-    names = {name.rpartition("|")[0] for name in arrays}
-    fields = [field.name for field in dataclasses.fields(Moments)]
-    try:
-        return {name: Moments(*(arrays[f"{name}|{field}"] for field in fields)) for name in sorted(names)}, examples
-    except KeyError:
-        return {}, 0
-
-
-def save_rows(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], examples: int, fingerprint: str) -> None:
-    """Writes arrays, the number of examples in them and the name of what they belong to, atomically."""
-    marks = {FINGERPRINT: np.asarray(fingerprint), EXAMPLES: np.asarray(examples)}
-    save_arrays(path, {**arrays, **marks})
-
-
-def load_rows(path: str | os.PathLike, fingerprint: str) -> tuple[dict[str, np.ndarray], int]:
-    """What `save_rows` wrote, and how many examples are in it; nothing and 0 as in `load_totals`."""
-    path = Path(path)
-    if not path.exists():
-        return {}, 0
-    try:
-        arrays = load_arrays(path)
-        if str(arrays.pop(FINGERPRINT, None)) != fingerprint:
-            return {}, 0
-        examples = check_int("the number of examples", arrays.pop(EXAMPLES).item())
-        return arrays, examples
-    except (ClipbiasError, KeyError, ValueError):
-        return {}, 0
-
-
-def save_section(
-    path: str | os.PathLike, arrays: Mapping[str, np.ndarray], scalars: Mapping[str, Any], fingerprint: str
-) -> None:
-    """Writes a finished section, its JSON values and the name of what it belongs to into one file, atomically."""
-    marks = {FINGERPRINT: np.asarray(fingerprint), SCALARS: np.asarray(json.dumps(scalars))}
-    save_arrays(path, {**arrays, **marks})
-
-
-def load_section(path: str | os.PathLike, fingerprint: str) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
-    """What `save_section` wrote; `None` where there is nothing, it is damaged, or it belongs to something else."""
-    if not Path(path).exists():
-        return None
-    try:
-        arrays = load_arrays(path)
-        if str(arrays.pop(FINGERPRINT, None)) != fingerprint:
-            return None
-        return arrays, parse_json(str(arrays.pop(SCALARS)), dict)
-    except (ClipbiasError, KeyError, ValueError):
-        return None
 
 
 def normalise_maps(rows: jax.Array, how: str, visible: jax.Array | None = None) -> jax.Array:

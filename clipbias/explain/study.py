@@ -4,13 +4,13 @@ import dataclasses
 import functools
 import hashlib
 import json
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from clipbias import hosts
 from clipbias.clip.params import Params
@@ -20,29 +20,19 @@ from clipbias.data.images import pictures
 from clipbias.data.pipeline import test_batches
 from clipbias.data.workers import Workers
 from clipbias.errors import ClipbiasError
-from clipbias.explain.clock import Clock
-from clipbias.explain.devices import Devices
 from clipbias.explain.model import ZERO_SHOT, Model
 from clipbias.explain.options import StudyOptions
-from clipbias.explain.results import FORMAT, plain
-from clipbias.explain.statistics import (
-    Totals,
-    load_rows,
-    load_section,
-    load_totals,
-    merge,
-    save_rows,
-    save_section,
-    save_totals,
-)
+from clipbias.explain.results import FORMAT
+from clipbias.explain.stream import Batch, Progress, Reading, Request, Saver
+from clipbias.training import mesh as meshes
 from clipbias.tuning import Task
 
-Batch = Mapping[str, jax.Array]
 Section = tuple[dict[str, np.ndarray], dict[str, Any]]
+T = TypeVar("T")
 
 
 class Study:
-    """Models, images and a folder in which finished sections and unfinished sums are kept."""
+    """Models, images, devices, and a folder in which unfinished sums are kept."""
 
     def __init__(
         self,
@@ -52,7 +42,7 @@ class Study:
         folder: Path,
         *,
         training: Split | None = None,
-        devices: Devices | None = None,
+        mesh: Mesh | None = None,
         advance: Callable[[str, int, int], None] = lambda title, done, total: None,
         known: Callable[[Model], np.ndarray | None] = lambda model: None,
     ) -> None:
@@ -61,12 +51,12 @@ class Study:
         Args:
           models: zero-shot first.
           split: labelled images.
-          options: what is asked.
-          folder: for `parts/`; what is found there of the same study is not computed again.
+          options: settings.
+          folder: for `parts/`; what is there of the same study is not computed again.
           training: images of the training set, for what a method amounts to; `None` leaves that out.
-          devices: where to compute.
-          advance: told of every step: a title, steps done, steps in all.
-          known: the class that a model was already found to give every image, int32 `[n]`, -1 where one could not be
+          mesh: where to compute; `None` takes this process's first device.
+          advance: called after every batch with a title, batches done, and batches in all.
+          known: the class that a model was already seen to give every image, int32 `[n]`, -1 where one could not be
             read; or `None`. Where all models' are known, those of no other images than `options.images` are dropped.
         """
         keys = [model.key for model in models]
@@ -77,14 +67,16 @@ class Study:
         if not len(split):
             raise ClipbiasError("there is no image to explain; check the data folder and the class selection.")
         self.models, self.split, self.options, self.training = tuple(models), split, options, training
-        self.devices, self.advance, self.known = devices or Devices(), advance, known
+        self.mesh = mesh or meshes.single_device()
+        self.advance, self.known = advance, known
         self.parts, self._workers = Path(folder) / "parts", Workers(options.workers)
+        share = meshes.share(self.mesh)
+        self._part, self._parts = share.part, share.parts
         self.clip = models[0].task.clip
-        self.params: Params = self.devices.replicate(held(self.clip.params, models[0].task.classifier.dtype))
-        self.learnables = {model.key: self.devices.replicate(model.learnables) for model in models}
+        self.params: Params = self.replicate(held(self.clip.params, models[0].task.classifier.dtype))
+        self.learnables = {model.key: self.replicate(model.learnables) for model in models}
         self.shared: dict[tuple[str, Task], Any] = {}  # what several sections use (`passes`)
         self.fingerprint = self._fingerprint()
-        self.clock = Clock(self.parts / "seconds.json", self.fingerprint, write=self.is_first)
 
     @property
     def zero_shot(self) -> Model:
@@ -106,10 +98,9 @@ class Study:
     def tuned(self) -> tuple[Model, ...]:
         return self.models[1:]
 
-    @property
-    def is_first(self) -> bool:
-        """Whether this process writes files."""
-        return self.devices.first
+    def replicate(self, tree: Any) -> Any:
+        """A tree of host arrays on every device of the mesh."""
+        return meshes.replicate(self.mesh, tree)
 
     def _fingerprint(self) -> str:
         found = hashlib.sha256()
@@ -129,17 +120,80 @@ class Study:
         return spread(len(self.split), count)
 
     @property
+    def images(self) -> np.ndarray:
+        """Numbers of the images that most sections look at."""
+        return self.spread(self.options.images)
+
+    @property
     def training_images(self) -> np.ndarray:
         """Numbers of the training images that what a method amounts to is measured on."""
         return spread(len(self.training or ()), self.options.amounts_images)
+
+    def run(self, sections: Mapping[str, Reading[T]]) -> dict[str, T]:
+        """What sections return, by name. Each list of images is read once for all that want it at the same time."""
+        finished: dict[str, T] = {}
+        answers: dict[str, Any] = {}
+        waiting: dict[str, Sequence[Request]] = {}
+
+        def advance(name: str, reading: Reading[T], given: Any) -> None:
+            try:
+                waiting[name] = reading.send(given)
+            except StopIteration as end:
+                waiting.pop(name, None)
+                finished[name] = end.value
+
+        for name, reading in sections.items():
+            advance(name, reading, None)
+        while waiting:
+            wanted = {one.name: one for requests in waiting.values() for one in requests if one.name not in answers}
+            together: dict[Any, list[Progress]] = {}
+            for one in wanted.values():
+                reached = Progress(one, self.parts, self.fingerprint)
+                hosts.assert_same(f"what is kept in {self.parts}", reached.done)
+                # A killed process may have saved some requests later than others, which are then read for apart.
+                images = (id(one.split), one.crops, np.asarray(one.indices, np.int64).tobytes(), reached.done)
+                together.setdefault(images, []).append(reached)
+            for several in together.values():
+                self._pass(several)
+                answers |= {one.request.name: one.request.answer(one.state) for one in several}
+            for name, requests in list(waiting.items()):
+                advance(name, sections[name], {one.name: answers[one.name] for one in requests})
+        return finished
+
+    def read(self, reading: Reading[T]) -> T:
+        """What a single section returns."""
+        return self.run({"section": reading})["section"]
+
+    def _pass(self, several: Sequence[Progress]) -> None:
+        """Brings requests for the same images, as far as each other, to the end in one pass over the images."""
+        first, start, saver = several[0].request, several[0].done, Saver()
+        title = first.title if len(several) == 1 else f"{len(several)} measurements of {len(first.indices)} images"
+        size = self._size(first.split, first.crops)
+        try:
+            for batch, number, total in self.batches(first.indices, start, split=first.split, crops=first.crops):
+                found, mask = meshes.fetch(([dict(one.request.step(batch)) for one in several], batch["mask"]))
+                for one, values in zip(several, found, strict=True):
+                    one.add(values, size, mask)
+                self.advance(title, number, total)
+                if number == total or saver.is_due():
+                    self._save(several)
+                if hosts.stops():  # several processes, which all stop at the same batch
+                    raise hosts.Stopped
+        finally:  # whatever ends it, a notice to stop or an image that cannot be read
+            self._save(several)
+
+    def _save(self, several: Sequence[Progress]) -> None:
+        if hosts.is_first():
+            for one in several:
+                one.save()
 
     def _size(self, split: Split | None = None, crops: int = 0) -> int:
         """Images per batch: the same for all sections, which so share programs; training images have their own.
 
         With `crops` of each there are so many fewer.
         """
-        own, multiple = split is not None and split is self.training, self.devices.multiple
-        count = len(self.training_images) if own else len(self.spread(self.options.images))
+        own, multiple = split is not None and split is self.training, self.mesh.shape[meshes.DATA]
+        count = len(self.training_images) if own else len(self.images)
         at_once = max(1, self.options.images_at_once // (1 + crops))
         return -(-min(at_once, max(count, 1)) // multiple) * multiple
 
@@ -149,14 +203,14 @@ class Study:
         All passes have the same size, whatever `n > 0` is, so that one program is compiled. What fills the last one up
         is zeros.
         """
-        size, (process, processes) = self._size(), self.devices.shard
-        local, found = size // processes, []
-        for start in range(process * local, process * local + len(rows[0]), size):
+        size, found = self._size(), []
+        local = size // self._parts
+        for start in range(self._part * local, self._part * local + len(rows[0]), size):
             hosts.check()
             own = [values[start : start + local] for values in rows]
             filled = (np.pad(x, [(0, local - len(x))] + [(0, 0)] * (x.ndim - 1)) for x in own)
-            found.append(compute(*map(self.devices.place, filled)))
-        return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(rows[0])], *self.devices.fetch(found))
+            found.append(compute(*(meshes.place_rows(self.mesh, x) for x in filled)))
+        return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(rows[0])], *meshes.fetch(found))
 
     def batches(
         self, indices: np.ndarray, start: int = 0, *, split: Split | None = None, crops: int = 0
@@ -164,8 +218,8 @@ class Study:
         """Device batches of the examples `indices[start:]`: uint8 images, labels, mask, and their numbers in the split.
 
         They are those of the study's images, or of `split`, and the last batch is padded. With `crops` there are views
-        of each image, `[B, 1 + V, R, R, 3]`, itself first. Beside each batch come the number of batches done with it
-        and the number in all, those before `start` included.
+        of each image, `[B, 1 + crops, R, R, 3]`, itself first. Beside each batch come the number of batches done with
+        it and the number in all, those before `start` included.
         """
         size, rest = self._size(split, crops), indices[start:]
         if not len(rest):
@@ -176,127 +230,17 @@ class Study:
             (split or self.split).subset(rest),
             image_size=self.clip.config.vision.image_size,
             batch_size=size,
-            shard=self.devices.shard,
+            shard=(self._part, self._parts),
             on_error=self.options.on_image_error,
             crops=crops,
             workers=self._workers,
         )
-        process, processes = self.devices.shard
         for number, batch in enumerate(host, before + 1):
-            local = size // processes
-            first = (number - before - 1) * size + process * local
+            local = size // self._parts
+            first = (number - before - 1) * size + self._part * local
             numbers = rest[first : first + local].astype(np.int32)
             batch["numbers"] = np.pad(numbers, (0, local - len(numbers)))
-            yield {name: self.devices.place(values) for name, values in batch.items()}, number, total
-
-    def accumulate(
-        self,
-        name: str,
-        title: str,
-        indices: np.ndarray,
-        step: Callable[[Batch], Mapping[str, Any]],
-        *,
-        split: Split | None = None,
-        crops: int = 0,
-    ) -> Totals:
-        """Sums `step(batch)`, a dictionary of `Moments` per batch, over examples; saved now and then and at the end.
-
-        Examples are those of the study's images, or of `split`, with `crops` of each.
-        """
-        path = self.parts / f"{name}.npz"
-        start = load_totals(path, self.fingerprint)
-
-        def add(batch: Batch, totals: Totals, done: int) -> Totals:
-            return merge(totals, self._run(step, batch))
-
-        def save(totals: Totals, done: int) -> None:
-            save_totals(path, totals, done, self.fingerprint)
-
-        return self._continue(title, indices, start, add, save, split, crops)
-
-    def collect(
-        self,
-        name: str,
-        title: str,
-        indices: np.ndarray,
-        step: Callable[[Batch], Mapping[str, Any]],
-        *,
-        split: Split | None = None,
-        crops: int = 0,
-    ) -> dict[str, np.ndarray]:
-        """What `step(batch)` returns per example, arrays `[B, …]` by name, of all examples one after another.
-
-        Saved now and then and at the end, as sums are. "images" are the numbers of the examples that could be read; the
-        others are left out. Examples are those of the study's images, or of `split`.
-        """
-        path = self.parts / f"{name}.rows.npz"
-        start = load_rows(path, self.fingerprint)
-
-        def add(batch: Batch, rows: dict[str, np.ndarray], done: int) -> dict[str, np.ndarray]:
-            examples = indices[done : done + self._size(split, crops)]
-            found = self._run(step, batch) | {"mask": self.devices.fetch(batch["mask"])}
-            read = np.asarray(found.pop("mask"))[: len(examples)]
-            new = {key: np.asarray(value)[: len(examples)][read] for key, value in found.items()}
-            new["images"] = examples[read].astype(np.int32)
-            return {key: np.concatenate([rows[key], value]) if key in rows else value for key, value in new.items()}
-
-        def save(rows: dict[str, np.ndarray], done: int) -> None:
-            save_rows(path, rows, done, self.fingerprint)
-
-        return self._continue(title, indices, start, add, save, split, crops)
-
-    def _run(self, step: Callable[[Batch], Mapping[str, Any]], batch: Batch) -> dict[str, Any]:
-        return dict(self.devices.fetch(step(batch)))
-
-    def _continue(
-        self,
-        title: str,
-        indices: np.ndarray,
-        start: tuple[Any, int],
-        add: Callable[[Batch, Any, int], Any],
-        save: Callable[[Any, int], None],
-        split: Split | None = None,
-        crops: int = 0,
-    ) -> Any:
-        """Adds batch after batch to what `start` holds of the first so many examples.
-
-        Args:
-          add: from a batch, what is held so far and the number of examples in it, to what is held then.
-          save: of what is held and the number of examples in it.
-        """
-        hosts.assert_same(f"what is kept in {self.parts}", start[1])
-        reached = kept = start  # what is held and how many examples are in it, always together
-        saved = time.monotonic()
-        try:
-            for batch, number, total in self.batches(indices, reached[1], split=split, crops=crops):
-                done = min(reached[1] + self._size(split, crops), len(indices))
-                reached = add(batch, *reached), done
-                self.advance(title, number, total)
-                if number == total or time.monotonic() - saved > self.options.save_seconds:
-                    if self.is_first:
-                        save(*reached)
-                    self.clock.save()
-                    kept, saved = reached, time.monotonic()
-                if hosts.stops():  # several processes, which all stop at the same batch
-                    raise hosts.Stopped
-        finally:  # whatever ends it, a notice to stop or an image that cannot be read
-            if reached is not kept and self.is_first:
-                save(*reached)
-        return reached[0]
-
-    def once(self, name: str, compute: Callable[[], Section]) -> Section:
-        """A section's arrays and scalars, from `parts/` where this study finished it before."""
-        path = self.parts / f"{name}.section.npz"
-        kept = load_section(path, self.fingerprint)
-        hosts.assert_same(f"what is kept in {self.parts}", kept is not None)
-        if kept is not None:
-            return kept
-        hosts.check()
-        arrays, scalars = compute()
-        scalars = plain(scalars)
-        if self.is_first:
-            save_section(path, arrays, scalars, self.fingerprint)
-        return arrays, scalars
+            yield {name: meshes.place_rows(self.mesh, values) for name, values in batch.items()}, number, total
 
     def normalize(self, images: jax.Array) -> jax.Array:
         """Raw pixels to what the model takes."""

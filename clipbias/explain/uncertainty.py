@@ -4,6 +4,7 @@ Intervals are percentiles of the bootstrap (Efron 1979): images are drawn with r
 the same draws, so that differences and shares stay paired.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -11,6 +12,7 @@ import numpy as np
 
 RESAMPLES, LEVEL = 2000, 0.95
 LARGEST_SHARE = 10.0
+FEWEST_DATASETS = 5
 # Counts of one round of draws, rows by images: bounds the memory, whatever the dataset's size.
 _AT_ONCE = 4_000_000
 
@@ -37,17 +39,63 @@ def shapley(outcomes: np.ndarray) -> np.ndarray:
     return values
 
 
-def resample(values: np.ndarray, *, seed: int = 0) -> np.ndarray:
-    """Means `[RESAMPLES, q]` of `values [n, q]` over rows drawn with replacement; a seed draws the same rows always."""
-    values, draw = np.asarray(values, np.float64), np.random.default_rng(seed)
-    n = len(values)
-    rounds, found = max(1, _AT_ONCE // n), []
+def interactions(outcomes: np.ndarray, effects: Sequence[str]) -> dict[str, np.ndarray]:
+    """What effects give together beyond the sum of what their parts give, image by image: `[n]` for each set of them.
+
+    They are the Möbius terms of two effects or more: over all subsets of a set, the outcomes with alternating signs.
+
+    Args:
+      outcomes: `[n, 2^k]`, as `shapley` takes them.
+      effects: their `k` names.
+
+    Returns:
+      By names joined with " × ". All of them and the effects' single gains over the reference add up to the gain.
+    """
+    by_effect = np.asarray(outcomes, np.float64).reshape(len(outcomes), *[2] * len(effects))
+    found = {}
+    for size in range(2, len(effects) + 1):
+        for chosen in itertools.combinations(range(len(effects)), size):
+            term = by_effect
+            for effect in range(len(effects)):
+                term = np.diff(term, axis=1 + effect) if effect in chosen else np.take(term, [0], axis=1 + effect)
+            found[" × ".join(effects[effect] for effect in chosen)] = term.reshape(len(outcomes))
+    return found
+
+
+def draw_counts(n: int, *, seed: int = 0) -> np.ndarray:
+    """How often each resample holds each of `n` images: uint16 `[RESAMPLES, n]`. A seed always draws the same."""
+    draw, rounds, found = np.random.default_rng(seed), max(1, _AT_ONCE // n), []
     for start in range(0, RESAMPLES, rounds):
         size = min(rounds, RESAMPLES - start)
         rows = draw.integers(0, n, (size, n)) + n * np.arange(size)[:, None]
-        counts = np.bincount(rows.ravel(), minlength=size * n).reshape(size, n)
-        found.append(counts @ values / n)
+        found.append(np.bincount(rows.ravel(), minlength=size * n).reshape(size, n).astype(np.uint16))
     return np.concatenate(found)
+
+
+def weigh(counts: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Sums `[RESAMPLES, q]` of `values [n, q]` over the images of every resample, in float64 and bounded memory."""
+    rounds = max(1, _AT_ONCE // max(len(values), 1))
+    parts = [counts[start : start + rounds].astype(np.float64) @ values for start in range(0, len(counts), rounds)]
+    return np.concatenate(parts)
+
+
+def resample(values: np.ndarray, *, seed: int = 0) -> np.ndarray:
+    """Means `[RESAMPLES, q]` of `values [n, q]` over rows drawn with replacement; a seed draws the same rows always."""
+    values = np.asarray(values, np.float64)
+    return weigh(draw_counts(len(values), seed=seed), values) / len(values)
+
+
+def cross(draws: Sequence[np.ndarray], *, seed: int = 0) -> np.ndarray:
+    """Resamples of seeds and images crossed: `[RESAMPLES, q]` of each seed's resamples over the same images.
+
+    A resample takes `S - 1` of `S` seeds with replacement, which makes the variance unbiased (Rao and Wu 1988): `S` of
+    them would make it too small by `1 / S`. One seed alone keeps its resamples of images.
+    """
+    if len(draws) == 1:
+        return draws[0]
+    chosen = np.random.default_rng(seed).integers(0, len(draws), (len(draws[0]), len(draws) - 1))
+    weights = np.stack([(chosen == number).mean(1) for number in range(len(draws))])
+    return np.einsum("sr,srq->rq", weights, np.stack(draws))
 
 
 def interval(draws: np.ndarray) -> tuple[float, float]:
@@ -110,6 +158,12 @@ def excludes(number: Estimate, threshold: float = 0.0, *, of: str = "") -> int:
     if low is None or high is None:
         return 0
     return 1 if low > threshold else -1 if high < threshold else 0
+
+
+def mean_over_datasets(values: Sequence[float]) -> Estimate:
+    """The mean over datasets; with an interval only from `FEWEST_DATASETS` on, since a dataset is one observation."""
+    found = mean_of_few(values)
+    return found if len(values) >= FEWEST_DATASETS else found | {"low": None, "high": None}
 
 
 def mean_of_few(values: Sequence[float]) -> Estimate:

@@ -21,11 +21,9 @@ _ROW = (*_DRAW, "key", "status")  # fields that a line of results needs
 # What tells the configuration of one binary from another's where the command does not.
 BINARIES = {
     "table1": "methods",
-    "interpret": "words",
-    "predict": "classes",
-    "explain": "adapters",
-    "amounts": "kind",
-    "evaluate": "adapter",
+    "predict": "texts",
+    "explain": "sections",
+    "evaluate": "ood",
     "train": "method",
 }
 
@@ -76,7 +74,7 @@ def read_workdir(folder: str | Path, *, cells: bool = False) -> list[RunRecord]:
     if not path.is_dir():
         raise ClipbiasError(f"there is no folder {folder}; give the --workdir of a run.")
     config = read_object(path / "config.json")
-    if config is None or not {"model", "mesh", "workdir"} <= config.keys():
+    if config is None or not {"model", "workdir"} <= config.keys():
         raise ClipbiasError(f"{folder} is not the work folder of a run: it holds no configuration of an experiment.")
     parts = sorted(path.glob("parts/*/"))
     environments = (read_object(inside / "environment.json") for inside in (path, *parts))
@@ -97,13 +95,7 @@ def read_workdir(folder: str | Path, *, cells: bool = False) -> list[RunRecord]:
         return _sweep(path, common, state, parts, cells=cells)
     if binary == "explain":
         return _study(path, common, state)
-    result: dict[str, Any] = {}
-    if binary == "interpret":
-        adapters = (read_object(path / "interpretation.json") or {}).get("adapters") or []
-        for name in _DRAW if adapters else ():  # of all adapters that were interpreted
-            result[name] = list(dict.fromkeys(one.get(name) for one in adapters))
-    else:
-        result |= read_object(path / "result.json") or {}
+    result: dict[str, Any] = dict(read_object(path / "result.json") or {})
     last: Mapping[str, Any] = metrics[-1] if metrics else {}
     progress = f" at step {last['step']} of {last['steps']}" if last.get("steps") is not None else ""
     finished = bool(result) or (path / "predictions.json").exists()

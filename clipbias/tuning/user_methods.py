@@ -150,8 +150,7 @@ def own_method(recorded: str, given: Sequence[str]) -> str:
     if not most:
         raise ClipbiasError(
             f"the method of this adapter is {recorded!r}, a program that is not run just because a file names it; look "
-            "at it and name it yourself, with --config.own_methods (--own_methods of clipbias export) or the option "
-            "own_methods."
+            "at it and name it yourself, with --config.own_methods or the option own_methods."
         )
     closest = [own for count, own in shared.values() if count == most]
     if len(closest) > 1:

@@ -154,7 +154,7 @@ results = run_study(
     folder / "study",
     dataset={"name": DATASET, "split": "test"},
     config={},
-    figures=("factorial", "amounts", "verdict"),
+    sections=("factorial", "amounts", "verdict"),
 )
 for key, verdict in results.scalars["verdict"].items():
     print(METHODS[key], verdict["conclusion"], *verdict["sentences"], sep="\n  ")

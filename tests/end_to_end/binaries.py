@@ -4,16 +4,21 @@ import io
 import json
 import os
 import subprocess
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from absl import flags
+import numpy as np
 
+from clipbias.clip import Clip
+from clipbias.tuning import Task
+from clipbias.tuning.adapter import save_adapter
 from experiments import common
 from tests.forks import ROOT, Fork
+
+CLASS_NAMES = ("bird", "cat", "dog")  # of the fixture `images`
 
 
 def environment(cache: Path) -> dict[str, str]:
@@ -34,9 +39,19 @@ def run(binary: str, *arguments: str, cache: Path) -> subprocess.CompletedProces
     return subprocess.CompletedProcess(arguments, process.returncode, output, errors)
 
 
+def save_random(
+    clip: Clip, method: str, class_names: Sequence[str], path: Path, *, seed: int = 0, **options: Any
+) -> None:
+    """Saves an adapter whose learnables were drawn, not trained."""
+    task, draw = Task(clip, method, class_names), np.random.default_rng(seed)
+    learnables = {name: draw.normal(0, 0.3, np.shape(x)).astype("f") for name, x in task.init().items()}
+    save_adapter(path, task, learnables, **options)
+
+
 def assert_recorded(workdir: Path, *results: str, metrics: str = "metrics.jsonl") -> None:
     """Checks that a work folder holds the whole record of a finished run: what was asked, on what it ran, what came."""
-    assert json.loads((workdir / "config.json").read_text())["mesh"]["data"] in (-1, 1)  # all devices, or one
+    config = json.loads((workdir / "config.json").read_text())
+    assert config.get("mesh", {"data": -1})["data"] in (-1, 1)  # all devices, or one
     environment = json.loads((workdir / "environment.json").read_text())
     packages = {"clipbias", "jax", "flax", "optax", "orbax-checkpoint", "numpy", "transformers"}
     assert packages <= environment["packages"].keys()
@@ -49,7 +64,7 @@ def assert_recorded(workdir: Path, *results: str, metrics: str = "metrics.jsonl"
     assert results and all((workdir / name).stat().st_size for name in results)
 
 
-def answer_here(binary: ModuleType, settings: dict[str, Any], workdir: Path | str) -> tuple[int, str]:
+def answer_here(binary: ModuleType, settings: dict[str, Any], workdir: Path | str = "") -> tuple[int, str]:
     """What a binary answers without a process of its own, on one device: its exit status and what it says on stderr."""
     config = common.own_config(binary.main)
     with config.ignore_type():
@@ -62,25 +77,12 @@ def answer_here(binary: ModuleType, settings: dict[str, Any], workdir: Path | st
     return status, said.getvalue()
 
 
-@contextmanager
-def switched(**switches: bool) -> Iterator[None]:
-    """Has flags besides the configuration say something else for a while."""
-    before = {name: flags.FLAGS[name].value for name in switches}
-    try:
-        for name, value in switches.items():
-            flags.FLAGS[name].value = value
-        yield
-    finally:
-        for name, value in before.items():
-            flags.FLAGS[name].value = value
-
-
-def succeed_here(binary: ModuleType, settings: dict[str, Any], workdir: Path, **switches: bool) -> tuple[str, str]:
-    """What a binary that must end well prints and says on stderr, without a process of its own; `switches` are flags.
+def succeed_here(binary: ModuleType, settings: dict[str, Any], workdir: Path | str = "") -> tuple[str, str]:
+    """What a binary that must end well prints and says on stderr, without a process of its own.
 
     That command lines are read, and that the binaries start and run as processes, is found in `tests/test_commands.py`.
     """
-    with redirect_stdout(io.StringIO()) as printed, switched(**switches):
+    with redirect_stdout(io.StringIO()) as printed:
         status, said = answer_here(binary, settings, workdir)
     assert status == 0, said[-3000:]
     return printed.getvalue(), said
@@ -93,7 +95,7 @@ def sentence(status: int, said: str) -> str:
     return lines[0].removeprefix("error: ")
 
 
-def refusal_here(binary: ModuleType, settings: dict[str, Any], workdir: Path) -> str:
+def refusal_here(binary: ModuleType, settings: dict[str, Any], workdir: Path | str = "") -> str:
     """The one sentence of a binary that must refuse, without a process of its own."""
     return sentence(*answer_here(binary, settings, workdir))
 

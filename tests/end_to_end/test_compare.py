@@ -16,9 +16,9 @@ def rows(datasets: tuple[str, ...]) -> str:
 
 def test_compare(tmp_path: Path) -> None:
     (tmp_path / "results.jsonl").write_text(rows(catalog.ELEVEN[1:]))
-    with binaries.switched(compare=True):
-        assert f"no results for {catalog.ELEVEN[0]}" in binaries.refusal_here(experiments.table1, {}, tmp_path)
+    compare = {"compare": True}
+    assert f"no results for {catalog.ELEVEN[0]}" in binaries.refusal_here(experiments.table1, compare, tmp_path)
     (tmp_path / "results.jsonl").write_text(rows(catalog.ELEVEN))
-    printed, _ = binaries.succeed_here(experiments.table1, {}, tmp_path, compare=True)
+    printed, _ = binaries.succeed_here(experiments.table1, compare, tmp_path)
     assert "ublished" in printed
     assert "70.0" in printed

@@ -1,4 +1,4 @@
-"""Which images `clipbias predict` finds where names have commas, and zero-shot beside an adapter."""
+"""The binary `predict` as a user runs it, on a tiny model and images of noise."""
 
 import errno
 import json
@@ -13,9 +13,12 @@ from PIL import Image
 
 import clipbias
 import experiments.predict
+from clipbias.data import transforms
 from clipbias.errors import ClipbiasError
+from clipbias.tuning import Task
+from clipbias.tuning.adapter import load_adapter
 from experiments.predict import find_images
-from tests.end_to_end.binaries import answer_here
+from tests.end_to_end.binaries import CLASS_NAMES, answer_here, assert_recorded, refusal_here, succeed_here
 
 
 def test_a_name_may_have_a_comma(tmp_path: Path) -> None:
@@ -55,7 +58,7 @@ def test_zero_shot_sees_the_whole_image_and_the_adapters_template(model: Path, t
     for file in files:
         picture = np.random.default_rng(len(file.stem)).integers(0, 255, (30, 40, 3), np.uint8)
         Image.fromarray(picture).save(file)
-    settings = {"images": ",".join(map(str, files)), "adapter": str(tmp_path / "a.safetensors"), "top": 3}
+    settings = {"images": ",".join(map(str, files)), "adapters": str(tmp_path / "a.safetensors"), "top": 3}
     assert answer_here(experiments.predict, settings, tmp_path / "out")[0] == 0
     found = json.loads((tmp_path / "out" / "predictions.json").read_text())
     zero_shot = clipbias.Task(clip, "zero_shot", names, template=template)
@@ -67,3 +70,119 @@ def test_zero_shot_sees_the_whole_image_and_the_adapters_template(model: Path, t
     assert answer_here(experiments.predict, settings | {"zero_shot": False}, tmp_path / "alone")[0] == 0
     (first, _) = json.loads((tmp_path / "alone" / "predictions.json").read_text())
     assert first.keys() == {"image", "classes", "probabilities"}
+
+
+def test_predictions_with_relevancy(images, adapters, tmp_path, monkeypatch):
+    """Each image's own, whichever batch it is in, the last one filled up; what cannot be read moves no other."""
+    broken = tmp_path / "broken.png"
+    broken.write_bytes((images / "test" / "cat" / "0.png").read_bytes()[:60])
+    Image.new("RGB", (24, 20), "blue").save(tmp_path / "blue.png")
+    cats = images / "test" / "cat"
+    files = [cats / "0.png", cats / "1.png", tmp_path / "blue.png", images / "test" / "dog" / "0.png"]
+    settings = {"images": f"{broken},{cats},{files[2]},{files[3]}", "adapters": adapters[1]}
+    settings |= {"batch_size": 2, "top": 2}
+    assert "broken.png cannot be decoded" in refusal_here(experiments.predict, settings, tmp_path / "refused")
+
+    drawn, save = [], experiments.predict.save_overlay
+    monkeypatch.setattr(
+        experiments.predict, "save_overlay", lambda *given, **named: (drawn.append(given), save(*given, **named))
+    )
+    out, settings = tmp_path / "out", settings | {"on_image_error": "skip", "relevancy": True}
+    printed, _ = succeed_here(experiments.predict, settings, out)
+    assert_recorded(out, "predictions.json")
+    assert printed.count("skipped: ") == 1 and "broken.png" in printed
+    found = json.loads((out / "predictions.json").read_text())
+    assert [entry["image"] for entry in found] == [str(path) for path in files]
+    assert printed.count(" %") == (2 + 1) * len(files) and printed.count("; zero-shot ") == len(files)
+    names = ["0001_0.png", "0002_1.png", "0003_blue.png", "0004_0.png"]
+    assert sorted(path.name for path in (out / "relevancy").iterdir()) == names
+
+    adapter = load_adapter(Path(adapters[1]) / "adapter.safetensors")
+    task, learnables = adapter.bind(clip := clipbias.load(adapter.base))
+    frozen, seen = Task(clip, "zero_shot", CLASS_NAMES, template=adapter.template), clip.preprocess(files)
+    expected, zero_shot = (
+        np.asarray(jax.nn.softmax(jax.jit(bound.logits)(clip.params, given, seen)))
+        for bound, given in ((task, learnables), (frozen, {}))
+    )
+    # The second image of a batch, the blue one, has others on top than the first: else the first one's order would do.
+    assert (np.argsort(-expected[2])[:2] != np.argsort(-expected[1])[:2]).any()
+    assert np.abs(expected - zero_shot).max() > 0.01
+    for entry, own, plain, (path, _, (before, overlay)) in zip(found, expected, zero_shot, drawn, strict=True):
+        top = np.argsort(-plain)[:2]
+        assert entry["zero_shot"]["classes"] == [CLASS_NAMES[one] for one in top]
+        np.testing.assert_allclose(entry["zero_shot"]["probabilities"], plain[top], rtol=1e-4)
+        assert before.title == f"Zero-shot\n{CLASS_NAMES[top[0]]} {100 * plain[top[0]]:.0f} %"
+        best = np.argsort(-own)[:2]
+        assert entry["classes"] == [CLASS_NAMES[one] for one in best]
+        np.testing.assert_allclose(entry["probabilities"], own[best], rtol=1e-4)
+        number = int(path.name[:4]) - 1
+        pair = clip.preprocess([files[number]] * 2)
+        maps = clipbias.relevancy(task, clip.params, learnables, pair, np.asarray([best[0]] * 2))
+        np.testing.assert_allclose(overlay.vision, maps.vision[0], rtol=1e-3, atol=1e-6)
+        assert overlay.title.startswith(f"Tuned\n{CLASS_NAMES[best[0]]}")
+        maps = clipbias.relevancy(frozen, clip.params, {}, pair, np.asarray([top[0]] * 2))
+        np.testing.assert_allclose(before.vision, maps.vision[0], rtol=1e-3, atol=1e-6)
+
+
+def test_zero_shot_takes_names_from_a_file(model, images, tmp_path, capsys):
+    names = tmp_path / "names.txt"
+    names.write_text("cat\n\nmaine coon\n")
+    settings = {"images": str(images / "test" / "cat" / "0.png"), "model": str(model), "classes": str(names)}
+    assert answer_here(experiments.predict, settings, tmp_path / "out")[0] == 0
+    assert "maine coon" in capsys.readouterr().out
+    total = sum(json.loads((tmp_path / "out" / "predictions.json").read_text())[0]["probabilities"])
+    assert total == pytest.approx(1, abs=1e-5)
+
+
+def test_texts_in_place_of_class_names(model, adapters, images, tmp_path):
+    """From a file or the command line, and with what an adapter learned; the numbers are those of the library."""
+    texts, picture = ("a dog on_grass", "two cats"), images / "test" / "cat" / "0.png"
+    (tmp_path / "texts.txt").write_text("\n".join(texts))
+    clip = clipbias.load(model)
+    pixels = transforms.test_image(transforms.decode(picture.read_bytes(), ""), clip.config.vision.image_size)
+    normal = clip.preprocessing.normalize(pixels[None])
+    zero_shot = clipbias.Task(clip, "zero_shot", texts, free_text=True), {}
+    learned = clipbias.load_adapter(adapters[0]).bind(clip, texts, free_text=True)
+    for given, adapter, (task, learnables) in (
+        (",".join(texts), "", zero_shot),
+        (str(tmp_path / "texts.txt"), str(adapters[0]), learned),
+    ):
+        settings = {"images": str(picture), "texts": given, "adapters": adapter, "model": str(model)}
+        assert answer_here(experiments.predict, settings, tmp_path / "out")[0] == 0
+        (found,) = json.loads((tmp_path / "out" / "predictions.json").read_text())
+        assert "classes" not in found
+        logits = jax.jit(task.logits)(clip.params, learnables, normal)[0]
+        expected = dict(zip(texts, jax.nn.softmax(logits).tolist(), strict=True))
+        assert dict(zip(found["texts"], found["probabilities"], strict=True)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_head_of_ones_own_takes_other_classes(model, images, tmp_path):
+    """The probabilities are those of the learnables that the method makes for these classes."""
+    clip, picture, names = clipbias.load(model), images / "test" / "cat" / "0.png", ("bird", "horse", "cat")
+    task = clipbias.Task(clip, "tests.own_methods:Probe", ("cat", "dog"))
+    clipbias.save_adapter(tmp_path / "a.safetensors", task, task.init())
+    settings = {"images": str(picture), "adapters": str(tmp_path / "a.safetensors"), "classes": ",".join(names)}
+    settings |= {"own_methods": "tests.own_methods", "top": 3, "zero_shot": False}
+    assert answer_here(experiments.predict, settings, tmp_path / "out")[0] == 0
+    (found,) = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    bound, learnables = clipbias.load_adapter(tmp_path / "a.safetensors").bind(
+        clip, names, own_methods=["tests.own_methods"]
+    )
+    pixels = transforms.test_image(transforms.decode(picture.read_bytes(), ""), clip.config.vision.image_size)
+    logits = jax.jit(bound.logits)(clip.params, learnables, clip.preprocessing.normalize(pixels[None]))[0]
+    expected = dict(zip(names, jax.nn.softmax(logits).tolist(), strict=True))
+    assert dict(zip(found["classes"], found["probabilities"], strict=True)) == pytest.approx(expected, rel=1e-5)
+    assert max(expected.values()) > 0.34  # three classes apart
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"images": "/nowhere.png", "classes": "a"}, "there is no image or folder /nowhere.png"),
+        ({"classes": "a"}, "no images to classify"),
+        ({"images": "pyproject.toml", "classes": "a", "texts": "b"}, "texts stand in place of class names"),
+        ({"images": "pyproject.toml", "texts": "/nowhere.txt"}, "there is no file of texts /nowhere.txt"),
+    ],
+)
+def test_refusals(settings, message, tmp_path):
+    assert message in refusal_here(experiments.predict, settings, tmp_path)

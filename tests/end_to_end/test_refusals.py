@@ -53,7 +53,7 @@ REFUSED = [
     ("table1 --config=configs/demo.py:ful", "the preset is 'ful'; choose from quick, emoji, full"),
     ("evaluate --config=configs/evaluate.py:x", "TypeError: get_config() takes 0 positional arguments"),
     ("table1 --model=demo", "there is no flag --model; did you mean --config.model?"),
-    ("predict --relevence", "Unknown command line flag 'relevence'. Did you mean: relevancy"),
+    ("predict --relevancy", "there is no flag --relevancy; did you mean --config.relevancy?"),
     ("table1 demo", "unexpected argument 'demo'; settings are given as --config.name=value"),
     ("train --config.epochs=1.5", "flag --config.epochs=1.5: invalid literal for int()"),
     ("train --config.shots", "Missing value for flag --config.shots"),
@@ -61,17 +61,23 @@ REFUSED = [
     ("train --config=SYNTAX", "SyntaxError: "),
     ("train --config=RAISES", "ZeroDivisionError: division by zero"),
     ("show", "no runs to show"),
+    ("show workdir/digits", "unexpected argument 'workdir/digits'; settings are given as --config.name=value"),
+    ("show --workdir=workdir/digits", "show has no --workdir; see --help"),
+    ("show --config.runs=a --config.format=html", "format is 'html'; choose from"),
     ("trian", "there is no command 'trian'; did you mean train?"),
 ]
 HELPED = [
     ("", "  table1       Trains methods x datasets x shots x seeds"),
     ("predict --help", "    # How many classes are shown.\n    config.top = 5\n"),
-    ("predict --help", "    clipbias predict --config.images=photos --config.adapter=workdir/digits --relevancy"),
-    ("predict --help", "--[no]relevancy: Also draw the relevancy"),
+    (
+        "predict --help",
+        "    clipbias predict --config.images=photos --config.adapters=workdir/digits --config.relevancy",
+    ),
     ("train --config=configs/train.py:ivlp --config.epochs=3 -h", "\n--config.epochs=3\n"),
     ("train --config=configs/train.py:ivlp --config.epochs=3 -h", "\n--config.method_options.depth=None\n"),
     ("table1 --config=configs/demo.py --help", "==== configs/table1.py ==="),
-    ("show --help", "--[no]cells: List every run of a sweep"),
+    ("show --help", "    # Whether every run of a sweep that ended is listed.\n    config.every_run = False\n"),
+    ("table1 --config.datasets=dtd,eurosat --config.shots=4,8 --help", "\n--config.datasets=\"('dtd', 'eurosat')\"\n"),
 ]
 
 
@@ -122,14 +128,14 @@ def test_an_adapter_of_another_model(model: Path, tmp_path: Path) -> None:
     assert "learning_rate" not in said
     assert json.loads((tmp_path / "w" / "config.json").read_text())["workdir"] == str(tmp_path / "w")
     adapter = str(tmp_path / "w" / "adapter.safetensors")
-    printed, _ = binaries.succeed_here(experiments.evaluate, {"adapter": adapter}, tmp_path / "e")
+    printed, _ = binaries.succeed_here(experiments.evaluate, {"adapters": adapter}, tmp_path / "e")
     assert "bias on demo/digits" in printed
     binaries.assert_recorded(tmp_path / "w", "result.json", "adapter.safetensors")
     binaries.assert_recorded(tmp_path / "e", "result.json")
     helpers.tiny_checkpoint(tmp_path / "other", seed=1)
-    other = {"adapter": adapter, "model": str(tmp_path / "other")}
+    other = {"adapters": adapter, "model": str(tmp_path / "other")}
     assert "does not fit" in binaries.refusal_here(experiments.evaluate, other, tmp_path / "f")
-    again = {"adapter": adapter, "images": "val"}
+    again = {"adapters": adapter, "split": "val"}
     assert "holds the evaluation of another adapter or of other images" in binaries.refusal_here(
         experiments.evaluate, again, tmp_path / "e"
     )

@@ -95,7 +95,7 @@ def test_a_study(
     save_adapter(tmp_path / "a.safetensors", task, task.init())
     config = configs.explain.get_config()
     config.model, config.adapters, config.dataset = str(model), str(tmp_path / "a.safetensors"), "demo/digits"
-    config.batch_size, config.image_limit, config.figures, config.mesh.data = 16, 64, "vision_attention", 1
+    config.batch_size, config.image_limit, config.sections, config.mesh.data = 16, 64, "vision_attention", 1
     assert common.answer(experiments.explain.main, config, str(tmp_path / "whole")) == 0
     signal_at(monkeypatch, study, "merge", 6)
     assert common.answer(experiments.explain.main, config, str(tmp_path / "cut")) == 143

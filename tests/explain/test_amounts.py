@@ -19,7 +19,7 @@ from clipbias.explain.options import StudyOptions
 from clipbias.explain.outcomes import outcomes
 from clipbias.explain.replacement import Constants, raw_batches
 from clipbias.explain.results import FORMS
-from clipbias.explain.study import Study
+from clipbias.explain.study import Section, Study
 from clipbias.explain.uncertainty import kept
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import save_adapter
@@ -248,10 +248,14 @@ def test_more_is_refused(clip: Clip, tmp_path: Path) -> None:
         clipbias.amounts_to(path, None, "token", clip=clip)
 
 
+def compute_of(study: Study) -> Section:
+    return study.read(compute_amounts(study))
+
+
 def test_a_study_measures_on_training_images(clip: Clip, tmp_path: Path) -> None:
     training = split().subset([6, 5, 3, 1])
     study = make(clip, tmp_path, training=training, options=StudyOptions(batch_size=3, images=4, amounts_images=3))
-    arrays, scalars = compute_amounts(study)
+    arrays, scalars = compute_of(study)
     assert scalars == {"vpt": {"forms": ALL, "images": 4, "training_images": 3}}
     task, learnables = tuned(clip, "vpt")
     chosen = training.subset([0, 2, 3])
@@ -274,11 +278,11 @@ def test_a_study_measures_on_training_images(clip: Clip, tmp_path: Path) -> None
 
 
 def test_a_study_says_what_it_cannot_measure(clip: Clip, tmp_path: Path) -> None:
-    assert "training images" in compute_amounts(make(clip, tmp_path))[1]["vpt"]["missing"]
+    assert "training images" in compute_of(make(clip, tmp_path))[1]["vpt"]["missing"]
     task = Task(clip, "taskres", CLASS_NAMES)
     models = [
         Model("zero_shot", "Zero-shot", "zero_shot", Task(clip, "zero_shot", CLASS_NAMES), {}),
         Model("own", "Own", "own", task, task.init()),
     ]
-    arrays, scalars = compute_amounts(Study(models, split(), StudyOptions(), tmp_path, training=split()))
+    arrays, scalars = compute_of(Study(models, split(), StudyOptions(), tmp_path, training=split()))
     assert not arrays and "Neither tokens nor weights" in scalars["own"]["missing"]

@@ -168,8 +168,8 @@ def test_a_study_of_image_files_comes_to_the_same(plain, clip, tmp_path):
     """Half the images at a time, from files, through the sections to the verdict: two vectors do, one does not."""
     made = CONSTRUCTED["kinds"](plain, IMAGES)
     own = study(made, clip, tmp_path)
-    arrays, _ = compute_predictions(own)
-    found, facts = compute_factorial(own)
+    arrays = own.read(compute_predictions(own))
+    found, facts = own.read(compute_factorial(own))
     effects, streams = (tuple(facts["tuned"][name]) for name in ("effects", "streams"))
     assert (effects, streams) == (factorial.WITH_SLOTS, tuple(factorial.streams(effects)))
     few = dataclasses.replace(made, images=made.images[:FEW], labels=made.labels[:FEW])

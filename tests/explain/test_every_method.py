@@ -83,7 +83,7 @@ def test_a_study_keeps_every_method_and_says_what_it_leaves_out(clip, tmp_path):
     given = np.arange(IMAGES, dtype=np.int32) % 3
     made.known = lambda each: given  # so that nothing but the sections is compiled
     figures = ("text_attention", "similarity", "decomposition", "verdict")
-    found = run_study(made, tmp_path, dataset={"name": "noise", "split": "test"}, config={}, figures=figures)
+    found = run_study(made, tmp_path, dataset={"name": "noise", "split": "test"}, config={}, sections=figures)
     assert [each["key"] for each in found.scalars["models"]] == ["zero_shot", *METHODS]
     inside = {"cocoop": WORDS, "tpt": WORDS, "mmrl": INSERTED}
     assert said(made, found.scalars["text_attention"]) == inside
@@ -125,7 +125,7 @@ def normalised(clip: Clip) -> np.ndarray:
 def test_mixtures_of_passes_and_of_texts_of_an_image_are_each_runs_of_its_own(clip, plain, tmp_path):
     """PLOT++ with the constants of every pass and phrase, and CoCoOp, from the images to the likelihoods."""
     made, images, labels = study(clip, tmp_path, "plot_plus_plus", "cocoop"), normalised(clip), np.arange(IMAGES) % 3
-    arrays, scalars = compute_factorial(made)
+    arrays, scalars = made.read(compute_factorial(made))
     streams = factorial.streams(factorial.WITH_SLOTS)
     several, one = made.tuned
     before, after = (

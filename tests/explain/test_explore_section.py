@@ -6,7 +6,7 @@ import pytest
 from clipbias.explain.explore_section import bytes_per_image, choose_images, compute_explore, quantise
 from clipbias.explain.options import StudyOptions
 from clipbias.explain.results import changes
-from tests.explain.test_study import COUNT, make
+from tests.explain.test_study import COUNT, knows, make
 
 
 def predictions(zero_shot, vpt):
@@ -48,9 +48,7 @@ def test_only_images_of_the_causal_test(clip, tmp_path):
 def test_fewer_images_where_a_page_would_grow_too_large(clip, tmp_path, monkeypatch):
     study = make(clip, tmp_path)
     monkeypatch.setattr("clipbias.explain.explore_section.LARGEST_BYTES", 2 * bytes_per_image(study) + 1)
-    for name in ("_relevancy_of_pairs", "_layers_of_images"):  # not looked at here
-        monkeypatch.setattr(f"clipbias.explain.explore_section.{name}", lambda *_: {})
-    arrays, scalars = compute_explore(study, predictions([0] * COUNT, [1] * COUNT))
+    arrays, scalars = study.read(compute_explore(knows(study, predictions([0] * COUNT, [1] * COUNT))))
     assert len(arrays["explore/images"]) == len(scalars["names"]) == 2
     assert arrays["explore/pairs"].tolist() == [[0, 0], [0, 1], [1, 1], [1, 2]]
 

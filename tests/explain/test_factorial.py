@@ -259,7 +259,8 @@ def test_outcomes_of_images_equal_the_reference(clip, plain, tmp_path):
     tuned = Model("tuned", "Tuned", "ivlp", bound.task, bound.learnables, seed=seed)
     keys = tuple(f"{index}.png" for index in range(count))
     options = StudyOptions(batch_size=2, control_images=3)
-    found, facts = compute_factorial(Study([zero_shot, tuned], Split(keys, labels, read), options, tmp_path))
+    study = Study([zero_shot, tuned], Split(keys, labels, read), options, tmp_path)
+    found, facts = study.read(compute_factorial(study))
 
     images = (pixels / 255 - clip.preprocessing.mean) / clip.preprocessing.std
     streams, features = factorial.streams(factorial.WITH_SLOTS), {}

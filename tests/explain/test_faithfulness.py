@@ -93,7 +93,8 @@ def expected(clip, model, classify, raw, split):
 
 @pytest.mark.parametrize("size", [2, 16])
 def test_curves_are_those_of_one_image_after_the_other(model, split, expected, tmp_path, size):
-    arrays, scalars = compute_faithfulness(study_of(model, split, tmp_path, size))
+    study = study_of(model, split, tmp_path, size)
+    arrays, scalars = study.read(compute_faithfulness(study))
     assert scalars["zero_shot"]["count"] == COUNT - 1
     for names, curve in expected.items():
         np.testing.assert_allclose(arrays["/".join(("faithfulness", "zero_shot", *names))], curve, rtol=1e-6)
@@ -123,7 +124,8 @@ def test_what_is_the_same_for_both_targets_is_classified_once(model, classify, r
     monkeypatch.setattr(faithfulness_section, "distinct_rows", counting)
     for name, shift in (("right", 0), ("wrong", 1)):
         images = Split(split.keys, (classify(raw) + shift) % 3, split.read)
-        compute_faithfulness(study_of(model, images, tmp_path / name, COUNT))
+        study = study_of(model, images, tmp_path / name, COUNT)
+        study.read(compute_faithfulness(study))
     tries = 2 * (len(FRACTIONS) - 1) * (COUNT - 1)
     assert asked["right"] <= 5.5 * tries
     assert asked["right"] < asked["wrong"] <= 8.5 * tries

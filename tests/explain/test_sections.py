@@ -31,7 +31,7 @@ SPREAD = GROUPS["all"]
 ROTATIONS, LAYERS, LAYER_COUNT, GRID, PATCH, SIZE = (90, 180), (0, 2), 3, 4, 4, 16
 RUNS = {"zero_shot": "dataset", "ivlp": "ivlp"}  # the reference's names of what classifies
 PATCHES = GRID * GRID
-FIGURES = ("relevancy", "text_attention", "vision_attention", "similarity", "decomposition", "examples", "explore")
+SECTIONS = ("relevancy", "text_attention", "vision_attention", "similarity", "decomposition", "examples", "explore")
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
 DEVIATION = np.array([0.26862954, 0.26130258, 0.27577711])
 
@@ -107,7 +107,9 @@ def study_of(reference, clip, tmp_path_factory):
 @pytest.fixture(scope="session")
 def found(study_of):
     study = study_of("ivlp")
-    return run_study(study, study.parts.parent, dataset={"name": "noise", "split": "test"}, config={}, figures=FIGURES)
+    return run_study(
+        study, study.parts.parent, dataset={"name": "noise", "split": "test"}, config={}, sections=SECTIONS
+    )
 
 
 def close(actual, expected, tolerance=2e-5, scale=0.0):
@@ -207,7 +209,8 @@ def test_rank_correlation_of_attention_and_nearness(found, reference):
 @pytest.fixture(scope="session")
 def decomposed(study_of):
     """With bias tuning beside IVLP, to compare with."""
-    return compute_decomposition(study_of("ivlp", "bias"))
+    study = study_of("ivlp", "bias")
+    return study.read(compute_decomposition(study))
 
 
 @pytest.mark.parametrize("tower", ["vision", "text"])

@@ -6,13 +6,12 @@ import pytest
 from clipbias.errors import ClipbiasError
 from clipbias.explain.statistics import (
     Moments,
-    load_totals,
     merge,
     normalise_maps,
     rank_correlation,
-    save_totals,
     total_variation,
 )
+from clipbias.explain.stream import Progress, Sums
 from clipbias.training import mesh as meshes
 
 DRAW = np.random.default_rng(0)
@@ -66,16 +65,20 @@ def test_sharded_input_gives_the_same():
     np.testing.assert_allclose(found.squares, expected.squares, rtol=1e-5)
 
 
-def test_saved_totals_come_back_and_others_are_ignored(tmp_path):
-    path, moments = tmp_path / "x.npz", batched(VALUES, np.ones(11, bool))
-    assert load_totals(path, "a") == ({}, 0)
-    save_totals(path, {"some/name": moments}, 3, "a")
-    totals, position = load_totals(path, "a")
-    assert position == 3 and list(totals) == ["some/name"]
-    np.testing.assert_array_equal(totals["some/name"].squares, moments.squares)
-    assert load_totals(path, "b") == ({}, 0)
+def test_saved_sums_come_back_and_others_are_ignored(tmp_path):
+    moments = batched(VALUES, np.ones(11, bool))
+    request = Sums("x", "x", np.arange(5), lambda batch: {})
+    kept = Progress(request, tmp_path, "a")
+    assert (kept.state, kept.done) == ({}, 0)
+    kept.add({"some/name": moments}, 3, np.ones(3, bool))
+    kept.save()
+    again = Progress(request, tmp_path, "a")
+    assert again.done == 3 and list(again.state) == ["some/name"]
+    np.testing.assert_array_equal(again.state["some/name"].squares, moments.squares)
+    assert Progress(request, tmp_path, "b").done == 0
+    (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:200])
-    assert load_totals(path, "a") == ({}, 0)
+    assert Progress(request, tmp_path, "a").done == 0
 
 
 def test_normalisations():

@@ -9,7 +9,7 @@ from PIL import Image
 from clipbias.data import Split
 from clipbias.data.images import pictures
 from clipbias.errors import ClipbiasError
-from clipbias.explain import dataset_sections
+from clipbias.explain import dataset_sections, stream
 from clipbias.explain.attention_sections import vision_totals
 from clipbias.explain.dataset_sections import (
     compute_predictions,
@@ -21,6 +21,8 @@ from clipbias.explain.model import Model
 from clipbias.explain.options import StudyOptions
 from clipbias.explain.results import load_results
 from clipbias.explain.run import run_study
+from clipbias.explain.statistics import Moments
+from clipbias.explain.stream import Rows, Sums
 from clipbias.explain.streaming import Relevancy
 from clipbias.explain.study import Study
 from clipbias.report import write_report
@@ -61,8 +63,19 @@ def make(clip, folder, *, options=None, images=None, advance=lambda *_: None, sc
     )
 
 
+def totals_of(study):
+    """The tuned model's averages over images."""
+    return study.read(vision_totals(study, study.models[1:]))["vpt"]
+
+
+def knows(study, predicted):
+    """The study with predictions that were made before."""
+    study.known = lambda model: predicted[f"predictions/{model.key}"].astype(np.int32)
+    return study
+
+
 def test_an_interrupted_section_continues_to_the_same_numbers(clip, tmp_path):
-    whole = vision_totals(make(clip, tmp_path / "whole"), make(clip, tmp_path / "whole").models[1])
+    whole = totals_of(make(clip, tmp_path / "whole"))
     steps = []
 
     def stop(title, done, total):
@@ -70,12 +83,12 @@ def test_an_interrupted_section_continues_to_the_same_numbers(clip, tmp_path):
         if done == 2:
             raise KeyboardInterrupt
 
-    options = StudyOptions(batch_size=3, save_seconds=1e6)  # nothing but the interruption saves
+    options = StudyOptions(batch_size=3)
     interrupted = make(clip, tmp_path / "cut", options=options, advance=stop)
     with pytest.raises(KeyboardInterrupt):
-        vision_totals(interrupted, interrupted.models[1])
+        totals_of(interrupted)
     again = make(clip, tmp_path / "cut", options=options, advance=lambda title, done, total: steps.append(done))
-    found = vision_totals(again, again.models[1])
+    found = totals_of(again)
     assert steps == [1, 2, 3]
     assert found.keys() == whole.keys()
     for name, moments in whole.items():
@@ -86,7 +99,7 @@ def test_an_interrupted_section_continues_to_the_same_numbers(clip, tmp_path):
 
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_an_interrupted_section_may_continue_with_other_batches(clip, tmp_path, size):
-    whole = vision_totals(make(clip, tmp_path / "whole"), make(clip, tmp_path / "whole").models[1])
+    whole = totals_of(make(clip, tmp_path / "whole"))
     steps = []
 
     def stop(title, done, total):
@@ -96,28 +109,94 @@ def test_an_interrupted_section_may_continue_with_other_batches(clip, tmp_path, 
 
     interrupted = make(clip, tmp_path / "cut", options=StudyOptions(batch_size=2), advance=stop)
     with pytest.raises(KeyboardInterrupt):
-        vision_totals(interrupted, interrupted.models[1])
+        totals_of(interrupted)
     for _ in range(2):  # the second time all is there
         again = make(
             clip, tmp_path / "cut", options=StudyOptions(batch_size=size), advance=lambda *step: steps.append(step)
         )
-        found = vision_totals(again, again.models[1])
+        found = totals_of(again)
     assert len(steps) == 2 + -(-(COUNT - 4) // size)
     for name, moments in whole.items():
         assert found[name].samples == moments.samples
         np.testing.assert_allclose(found[name].mean, moments.mean, rtol=1e-4, atol=1e-5)
 
 
-def test_finished_sections_are_kept_and_other_models_are_not_mistaken(clip, tmp_path):
+def test_what_is_kept_is_not_computed_again_and_other_models_are_not_mistaken(clip, tmp_path):
     steps = []
-    count = lambda title, done, total: steps.append(title)  # noqa: E731
-    first = compute_predictions(make(clip, tmp_path, advance=count))[0]
-    assert len(steps) == 2 * 3
-    again = compute_predictions(make(clip, tmp_path, advance=count))[0]
+
+    def predictions(**changes):
+        study = make(clip, tmp_path, advance=lambda title, done, total: steps.append(title), **changes)
+        return study.read(compute_predictions(study))
+
+    first = predictions()
+    assert len(steps) == 3  # of both models together
+    np.testing.assert_array_equal(first["predictions/vpt"], predictions()["predictions/vpt"])
+    assert len(steps) == 3
+    predictions(scale=2.0)
     assert len(steps) == 6
-    np.testing.assert_array_equal(first["predictions/vpt"], again["predictions/vpt"])
-    compute_predictions(make(clip, tmp_path, advance=count, scale=2.0))
-    assert len(steps) == 12
+    (path,) = (tmp_path / "parts").glob("predictions-vpt*")
+    path.write_bytes(path.read_bytes()[:-30])
+    predictions(scale=2.0)  # of the damaged one alone
+    assert len(steps) == 9
+
+
+def test_sections_share_passes_over_the_images(clip, tmp_path):
+    """Every picture is decoded twice for eight requests, two of them of the same name, in two rounds."""
+    read = []
+    plain = split()
+    counted = Split(plain.keys, plain.labels, lambda index: read.append(index) or plain.read(index))
+    study = make(clip, tmp_path, images=counted)
+
+    def section(*rounds):
+        found = []
+        for names in rounds:
+            requests = [Rows(name, name, study.images, lambda batch: {"labels": batch["labels"]}) for name in names]
+            answers = yield requests
+            assert sorted(answers) == sorted(names)
+            found.append([answers[name]["labels"].tolist() for name in names])
+        return found
+
+    labels = plain.labels.tolist()
+    found = study.run({"a": section(["x", "y"], ["z"]), "b": section(["x"], ["u", "v"]), "c": section([], ["x", "w"])})
+    assert found == {"a": [[labels] * 2, [labels]], "b": [[labels], [labels] * 2], "c": [[], [labels] * 2]}
+    assert sorted(read) == sorted([*range(COUNT)] * 2)
+
+
+def test_requests_that_were_saved_at_different_moments_both_end_whole(clip, tmp_path):
+    """A process that is killed while it saves leaves some requests further than others."""
+
+    def request(name, study, value):
+        return Sums(
+            name, name, study.images, lambda batch: {"mean": Moments.of(value + batch["numbers"], batch["mask"])}
+        )
+
+    def both(study):
+        return (yield [request("a", study, 0), request("b", study, 100)])
+
+    whole, cut = make(clip, tmp_path / "whole"), make(clip, tmp_path / "cut", options=StudyOptions(batch_size=2))
+    expected = whole.read(both(whole))
+    behind = stream.Progress(request("a", cut, 0), cut.parts, cut.fingerprint)
+    for batch, number, _ in cut.batches(cut.images):
+        behind.add(behind.request.step(batch), 2, np.asarray(batch["mask"]))
+        if number == 2:
+            behind.save()
+            break
+    again = make(clip, tmp_path / "cut", options=StudyOptions(batch_size=2))
+    found = again.read(both(again))
+    for name, sums in expected.items():
+        assert sums["mean"].samples == found[name]["mean"].samples == COUNT
+        np.testing.assert_allclose(found[name]["mean"].mean, sums["mean"].mean)
+    assert found["a"]["mean"].mean == pytest.approx(np.mean(range(COUNT)))
+
+
+def test_sums_are_saved_every_minute(clip, tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(stream.Progress, "save", lambda self: saved.append(self.done))
+    for minute, expected in ((60.0, [7, 7]), (-1.0, [3, 6, 7, 7])):
+        monkeypatch.setattr(stream, "SAVE_SECONDS", minute)
+        totals_of(make(clip, tmp_path))
+        assert saved == expected
+        saved.clear()
 
 
 def test_relevancy_is_averaged_over_what_tuning_corrected(clip, tmp_path):
@@ -142,7 +221,7 @@ def test_only_so_many_images_are_classified_unless_all_models_did_before(clip, t
     for number, known in enumerate((("zero_shot",), ("zero_shot", "vpt"))):
         study.parts = tmp_path / f"parts{number}"
         study.known = lambda model, known=known: whole[model.key] if model.key in known else None
-        arrays = compute_predictions(study)[0]
+        arrays = study.read(compute_predictions(study))
         seen = np.arange(COUNT) if len(known) == 2 else study.spread(3)
         for key in whole:
             assert np.flatnonzero(arrays[f"predictions/{key}"] >= 0).tolist() == seen.tolist()
@@ -153,7 +232,11 @@ def test_only_so_many_images_are_classified_unless_all_models_did_before(clip, t
 def test_batches_of_all_sections_are_of_one_size(clip, tmp_path):
     sizes = []
     study = make(clip, tmp_path)
-    study.collect("few", "few", np.array([5, 1]), lambda batch: sizes.append(len(batch["images"])) or {})
+
+    def few():
+        yield [Rows("few", "few", np.array([5, 1]), lambda batch: sizes.append(len(batch["images"])) or {})]
+
+    study.read(few())
     rows = np.arange(10, dtype=np.float32)
     doubled = study.in_passes(lambda x: sizes.append(len(x)) or {"twice": 2 * x}, rows)
     np.testing.assert_array_equal(doubled["twice"], 2 * rows)
@@ -182,7 +265,7 @@ def test_zero_shot_is_explained_once_for_all_models(clip, tmp_path, monkeypatch)
     shift |= {"vpt": [0, 0, 1, 1, 0, 0, 1], "other": [0, 0, 0, 1, 0, 0, 0]}
     predicted = {f"predictions/{key}": (labels + np.array(own)) % 3 for key, own in shift.items()}
     predicted["predictions/labels"] = labels
-    arrays, scalars = compute_relevancy(study, predicted)
+    arrays, scalars = study.read(compute_relevancy(knows(study, predicted)))
     pixels = pictures(study.split, np.arange(COUNT), 16)[:, 0, 0, 0]
     padding = [0]  # image 2 alone is asked of one model only
     assert sorted(asked["zero_shot"]) == sorted([*pixels[[0, 1, 2, 6]].tolist(), *padding * 2])
@@ -200,7 +283,7 @@ def test_zero_shot_is_explained_once_for_all_models(clip, tmp_path, monkeypatch)
 def test_nothing_corrected_is_said_and_not_averaged(clip, tmp_path):
     study = make(clip, tmp_path)
     same = {name: study.split.labels for name in ("predictions/labels", "predictions/zero_shot", "predictions/vpt")}
-    arrays, scalars = compute_relevancy(study, same)
+    arrays, scalars = study.read(compute_relevancy(knows(study, same)))
     assert [scalars["vpt"][group]["count"] for group in ("corrected", "both_right", "all")] == [0, COUNT, COUNT]
     assert arrays and not [name for name in arrays if "/corrected/" in name]
     mean = arrays["relevancy/vpt/all/vision_kinds/tuned/mean"]
@@ -210,7 +293,7 @@ def test_nothing_corrected_is_said_and_not_averaged(clip, tmp_path):
 def test_unreadable_images_are_left_out_where_asked(clip, tmp_path):
     options = StudyOptions(batch_size=3, on_image_error="skip")
     study = make(clip, tmp_path, options=options, images=split(broken=2))
-    results = run_study(study, tmp_path, dataset={"name": "noise", "split": "test"}, config={}, figures=())
+    results = run_study(study, tmp_path, dataset={"name": "noise", "split": "test"}, config={}, sections=())
     assert results.arrays["predictions/vpt"][2] == -1
     assert results.scalars["dataset"]["images"] == COUNT - 1
     assert load_results(tmp_path).scalars["models"][1]["images"] == COUNT - 1
@@ -224,8 +307,8 @@ def test_spread_covers_the_split(clip, tmp_path):
 
 def test_refuses(clip, tmp_path):
     study = make(clip, tmp_path)
-    with pytest.raises(ClipbiasError, match="unknown figure 'fig9'"):
-        run_study(study, tmp_path, dataset={}, config={}, figures=("fig9",))
+    with pytest.raises(ClipbiasError, match="unknown section 'fig9'"):
+        run_study(study, tmp_path, dataset={}, config={}, sections=("fig9",))
     with pytest.raises(ClipbiasError, match="give 'zero_shot' first"):
         Study(study.models[1:], study.split, StudyOptions(), tmp_path)
     with pytest.raises(ClipbiasError, match="no image to explain"):
@@ -246,8 +329,8 @@ def test_heads_of_their_own(clip, tmp_path):
         *(Model(name, name, name, tasks[name], learnables[name]) for name in methods),
     ]
     study = Study(models, split(), StudyOptions(batch_size=4, faithfulness_images=3), tmp_path)
-    figures = ("factorial", "faithfulness", "verdict")
-    results = run_study(study, tmp_path, dataset={"name": "noise", "split": "test"}, config={}, figures=figures)
+    sections = ("factorial", "faithfulness", "verdict")
+    results = run_study(study, tmp_path, dataset={"name": "noise", "split": "test"}, config={}, sections=sections)
     for number, (name, task) in enumerate(tasks.items(), start=1):
         logits = jax.jit(task.logits)(clip.params, learnables[name], images)
         guesses = results.arrays[f"predictions/{name}"]
@@ -266,18 +349,3 @@ def test_heads_of_their_own(clip, tmp_path):
     assert tuned.sum() == results.scalars["models"][1]["correct"]
     page = write_report(tmp_path, tmp_path / "report").read_text()
     assert "cache: No token and no weight of the towers is changed" in page
-
-
-def test_a_section_is_read_by_the_study_that_made_it_alone(clip, tmp_path):
-    def section(study, value):
-        return study.once("examples", lambda: ({"x": np.full(2, value)}, {"value": value}))
-
-    first, second = make(clip, tmp_path), make(clip, tmp_path, scale=2.0)
-    assert section(first, 1)[1] == section(make(clip, tmp_path), 9)[1] == {"value": 1}
-    arrays, scalars = section(second, 2)
-    assert (arrays["x"].tolist(), scalars) == ([2, 2], {"value": 2})
-    arrays, scalars = section(first, 3)  # whatever the second left, and wherever it was killed
-    assert (arrays["x"].tolist(), scalars) == ([3, 3], {"value": 3})
-    (path,) = (tmp_path / "parts").glob("examples*")
-    path.write_bytes(path.read_bytes()[:-30])
-    assert section(first, 4)[1] == {"value": 4}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from clipbias import report
 from clipbias.explain.results import load_arrays, load_results, save_results
-from clipbias.explain.statistics import load_totals, save_totals
+from clipbias.explain.stream import Progress, Sums
 from clipbias.io import read_json_lines
 from clipbias.training.metrics import MetricWriter
 from tests.fuzz.answers import answered, corrupted, mutated
@@ -46,15 +46,17 @@ def test_archives(tmp_path: Path, content: bytes) -> None:
 
 @given(st.data())
 def test_sums_of_a_study(tmp_path: Path, data: st.DataObject) -> None:
-    path = tmp_path / "sums.npz"
-    save_totals(path, {}, 3, "mine")
+    request, path = Sums("sums", "sums", np.arange(3), lambda batch: {}), tmp_path / "sums.npz"
+    kept = Progress(request, tmp_path, "mine")
+    kept.add({}, 3, np.ones(3, bool))
+    kept.save()
     with np.load(path, allow_pickle=False) as stored:
         arrays = {name: stored[name] for name in stored.files}
     name = data.draw(st.sampled_from(sorted(arrays)))
     arrays[name] = np.asarray(data.draw(st.sampled_from((1.5, -3, "x", [1, 2], b"y"))))
     arrays["a|count"] = np.zeros(2)
     np.savez(path, **arrays)
-    answered(lambda: load_totals(path, "mine"), tmp_path)
+    answered(lambda: Progress(request, tmp_path, "mine"), tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +76,7 @@ def test_damaged_results_of_a_study(study: Path, data: st.DataObject) -> None:
         path.write_bytes(data.draw(corrupted(whole)))
         answered(lambda: load_results(study), study)
         content = json.loads(whole)
-        part = data.draw(st.sampled_from(("dataset", "clip", "models", "verdict", "format", "figures")))
+        part = data.draw(st.sampled_from(("dataset", "clip", "models", "verdict", "format", "sections")))
         path.write_text(json.dumps({**content, part: data.draw(mutated(content[part]))}))
         answered(lambda: report.write_report(study, study / "report"), study)
     finally:

@@ -67,6 +67,6 @@ def test_training(official: Hub, tmp_path: Path, capsys: pytest.CaptureFixture) 
     assert (adapter.base, adapter.base_fingerprint) == (f"{DEFAULT}@{commit}", model["fingerprint"])
     place = clipbias.push_to_hub("me/eurosat-bias", adapter)
     official.sent.clear()
-    again, _ = find_adapter(place)  # as all binaries find what `--config.adapter=` names
+    again, _ = find_adapter(place)  # as all binaries find what `--config.adapters=` names
     again.task(clipbias.load(again.base))
     assert official.downloaded() == ["adapter.safetensors"]

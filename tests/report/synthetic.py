@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from clipbias.explain.factorial import CONSTANTS, corners, effects_in_play
-from clipbias.explain.results import FIGURES, FORMAT, GROUPS, MAPS, TEXT_KINDS, Findings
+from clipbias.explain.results import SECTIONS, FORMAT, GROUPS, MAPS, TEXT_KINDS, Findings
 from clipbias.explain.verdict import verdicts
 
 FORMS = ("reference", "vector", "kind", "token", "tuned")
@@ -103,7 +103,7 @@ class _Builder:
                 "text_heads": self.heads,
             },
             "models": self.models,
-            "sections": list(FIGURES),
+            "sections": list(SECTIONS),
             "config": {"dataset": dataset, "adapters": ["runs/ivlp", "runs/bias"], "normalisation": "sum"},
             "seconds": 41.5,
         }

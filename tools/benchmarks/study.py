@@ -1,4 +1,4 @@
-"""A whole study of few images, section by section: seconds, seconds of all processors, and what compiling takes."""
+"""A whole study of few images: seconds, seconds of all processors, and what compiling takes."""
 
 import argparse
 import dataclasses
@@ -14,7 +14,7 @@ from clipbias import data
 from clipbias.clip import Clip, load
 from clipbias.explain.model import ZERO_SHOT, Model
 from clipbias.explain.options import StudyOptions
-from clipbias.explain.results import FIGURES
+from clipbias.explain.results import SECTIONS
 from clipbias.explain.run import run_study
 from clipbias.explain.study import Study
 from clipbias.tuning import Task
@@ -28,37 +28,27 @@ IMAGES = ("amounts_images", "control_images", "explore_images")
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
-class Sections:
-    """What every section took since the one before it, told at its end."""
+class Spent:
+    """Seconds, seconds of all processors, and what compiling took, within a `with` block."""
 
-    def __init__(self) -> None:
-        self.found: dict[str, dict[str, float]] = {}
+    def __enter__(self) -> "Spent":
         self._compiled, self._programs = 0.0, 0
-        self._since = self._now()
+        self._since = time.perf_counter(), time.process_time()
         jax.monitoring.register_event_duration_secs_listener(self._count)
+        return self
 
     def _count(self, event: str, duration_secs: float, **_: Any) -> None:
         if event == _COMPILED:
             self._compiled, self._programs = self._compiled + duration_secs, self._programs + 1
 
-    def _now(self) -> dict[str, float]:
-        return {
-            "seconds": time.perf_counter(),
-            "cpu_seconds": time.process_time(),
-            "compile_seconds": self._compiled,
-            "programs": self._programs,
-        }
-
-    def __call__(self, section: str, seconds: float) -> None:
-        now = self._now()
-        self.found[section] = {name: round(value - self._since[name], 3) for name, value in now.items()}
-        self._since = now
-
-    def __enter__(self) -> "Sections":
-        return self
-
     def __exit__(self, *_: object) -> None:
         jax.monitoring.unregister_event_duration_listener(self._count)
+        self.spent = {
+            "seconds": round(time.perf_counter() - self._since[0], 3),
+            "cpu_seconds": round(time.process_time() - self._since[1], 3),
+            "compile_seconds": round(self._compiled, 3),
+            "programs": self._programs,
+        }
 
 
 def _clip(arguments: argparse.Namespace) -> Clip:
@@ -88,21 +78,16 @@ def study(arguments: argparse.Namespace) -> dict[str, Any]:
         models.append(Model(method, method, method, task, learned))
     options = StudyOptions(images=count, faithfulness_images=-(-count // 2), **{name: config[name] for name in IMAGES})
     split, training = dataset.split("test"), dataset.split("train")
-    with tempfile.TemporaryDirectory() as folder, Sections() as sections:
+    with tempfile.TemporaryDirectory() as folder, Spent() as measured:
         asked = Study(models, split, options, Path(folder), training=training)
         facts = {"name": DATASET, "split": "test"}
-        figures = FIGURES if config.figures == "all" else config.figures.split(",")
-        found = run_study(asked, Path(folder), dataset=facts, config={}, figures=figures, tell=sections)
-    totals = {
-        name: round(sum(section[name] for section in sections.found.values()), 3)
-        for name in ("seconds", "cpu_seconds", "compile_seconds", "programs")
-    }
+        sections = SECTIONS if config.sections == "all" else config.sections.split(",")
+        found = run_study(asked, Path(folder), dataset=facts, config={}, sections=sections)
     return {
         "name": f"study of {count} images",
         "images": count,
         "predicted": {one["key"]: [one["correct"], one["images"]] for one in found.scalars["models"]},
-        **totals,
-        "sections": sections.found,
+        **measured.spent,
         "peak_bytes": measure.peak_bytes(),
         "device": jax.devices()[0].device_kind,
     }

@@ -1,0 +1,165 @@
+"""Both directions of the test of a constant: put in the method's place, and taken from the method.
+
+The frozen model with it added after every block says whether it is enough ("kept:NAME"); the tuned model with it
+subtracted at input tokens says whether it is needed ("lost:NAME").
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clipbias.clip import Adaptation, TextTokens
+from clipbias.clip.params import Params
+from clipbias.explain.added import Added, image_features_with, text_features_with, text_rows
+from clipbias.explain.amounts import Amount
+from clipbias.explain.effects import KEPT, LOST, REFERENCE
+from clipbias.explain.ladder import text_added, vision_added
+from clipbias.explain.targets import by_pass, of_texts
+from clipbias.tuning import Classifier, Learnables, Task, make_method
+from clipbias.tuning.descriptions import without_missing
+
+
+class Directions:
+    """How images are classified with something in a method's place, and with it taken from the method.
+
+    Attributes:
+      forms: "reference" (the frozen model), "kept:NAME" of every name, then "lost:NAME" of every name: the order of the
+        logits. A method whose texts depend on the image has nothing lost.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        params: Params,
+        learnables: Learnables,
+        reference: Adaptation,
+        amounts: Mapping[str, tuple[Mapping[str, Amount], str]],
+        replicate: Callable[[Any], Any] = lambda tree: jax.tree.map(jnp.asarray, tree),
+    ) -> None:
+        """Computes every form's texts.
+
+        Args:
+          task: of the tuned method.
+          params: the frozen weights.
+          learnables: as tuned.
+          reference: what the frozen model is given.
+          amounts: by name: what is added, by tower, and as which rung of the ladder: the method's own, controls, those
+            of another seed or dataset. All have the same towers, and all have products or none has.
+          replicate: puts arrays on the devices.
+        """
+        self._task, self._params, self._learnables = task, params, learnables
+        # CLIP's own head where the frozen model stands, the method's where the tuned one does.
+        self._plain = dataclasses.replace(task.classifier, method=make_method("zero_shot"))
+        self._reference, self._tuned = replicate((reference, task.method.adapt(learnables)))
+        names = tuple(amounts)
+        lost = () if task.method.conditional else tuple(f"{LOST}:{name}" for name in names)
+        self.forms = (REFERENCE, *(f"{KEPT}:{name}" for name in names), *lost)
+        towers = set.union(*(set(own) for own, _ in amounts.values()))
+        self._vision = None
+        if "vision" in towers:
+            self._vision = replicate(_stack([vision_added(own["vision"], rung) for own, rung in amounts.values()]))
+        texts = [(text_added(own["text"], rung), rung == "token") for own, rung in amounts.values() if "text" in own]
+        start = _text_features(self._plain, params, self._reference, task.text)
+        kept = self._texts(texts, self._reference, 1.0) if texts else [start] * len(names)
+        self._kept_texts = [start, *kept]
+        self._lost_texts: list[jax.Array] = []
+        if lost:
+            tuned = [] if texts else [task.text_features(params, learnables)] * len(names)
+            self._lost_texts = self._texts(texts, self._tuned, -1.0) if texts else tuned
+
+    def _texts(self, added: Sequence[tuple[Added, bool]], adaptation: Adaptation, sign: float) -> list[jax.Array]:
+        """Text features `[S · C, d]` of every form. Those with rows by position run together, and so do all others."""
+        found: dict[int, jax.Array] = {}
+        for by_position in (False, True):
+            places = [i for i, (_, own) in enumerate(added) if own is by_position]
+            if places:
+                features = self._texts_at_once(_stack([added[i][0] for i in places]), by_position, adaptation, sign)
+                found |= dict(zip(places, features, strict=True))
+        return [found[i] for i in range(len(added))]
+
+    def _texts_at_once(self, added: Added, by_position: bool, adaptation: Adaptation, sign: float) -> jax.Array:
+        """`[F, S · C, d]`, computed for as many texts at a time as there are classes."""
+        task = self._task
+        slots = sign < 0 and (adaptation.text_context is not None or adaptation.text_prompts is not None)
+        rows = text_rows(task.tokens, by_position=by_position, slots=slots)
+        count, classes, parts = len(task.tokens.ids), len(task.class_names), []
+        for start in range(0, count, classes):
+            at = np.arange(start, min(start + classes, count))
+            tokens: TextTokens = jax.tree.map(lambda x, at=at: np.asarray(x)[at], task.tokens)
+            given = (tokens, adaptation, added, rows[at], self._reference, at)
+            parts.append(_some_texts(task.classifier, count, sign, self._params, *given))
+        found = jnp.concatenate(parts, axis=1)
+        counts = task.classifier.counts
+        return found if counts is None else jax.vmap(lambda x: without_missing(x, counts))(found)
+
+    def __call__(self, images: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """Logits `[F, B, C]` of normalised images `[B, R, R, 3]`, or of views where the method learns of crops."""
+        classifiers = (self._plain, self._task.classifier)
+        texts = (self._kept_texts, self._lost_texts)
+        return _logits(*classifiers, self._params, self._learnables, self._tuned, self._vision, texts, images, mask)
+
+
+def _stack(added: Sequence[Added]) -> Added:
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *added)
+
+
+@jax.jit(static_argnums=0)
+def _text_features(classifier: Classifier, params: Params, adaptation: Adaptation, text: Any) -> jax.Array:
+    return classifier.encode_text(params, adaptation, text)
+
+
+@jax.jit(static_argnums=(0, 1, 2))
+def _some_texts(
+    classifier: Classifier,
+    count: int,
+    sign: float,
+    params: Params,
+    tokens: TextTokens,
+    adaptation: Adaptation,
+    added: Added,
+    rows: jax.Array,
+    reference: Adaptation,
+    at: jax.Array,
+) -> jax.Array:
+    own, plain = (of_texts(one, at, count) for one in (adaptation, reference))
+    given = (params, classifier.config, tokens, own, added, rows, plain)
+    return text_features_with(*given, sign=sign, dtype=classifier.dtype)
+
+
+@jax.jit(static_argnums=(0, 1))
+def _logits(
+    plain: Classifier,
+    classifier: Classifier,
+    params: Params,
+    learnables: Learnables,
+    tuned: Adaptation,
+    vision: Added | None,
+    texts: tuple[Sequence[jax.Array], Sequence[jax.Array]],
+    images: jax.Array,
+    mask: jax.Array | None,
+) -> jax.Array:
+    whole = images[:, 0] if images.ndim == 5 else images
+    kept = plain.encode_images(params, Adaptation(), whole)[None]
+    if vision is not None:
+        changed = image_features_with(params, plain.config, whole, Adaptation(), vision, dtype=plain.dtype)
+        kept = jnp.concatenate([kept, changed])
+    logits = [plain.head(params, {}, _pick(kept, i), text) for i, text in enumerate(texts[0])]
+    if not texts[1]:
+        return jnp.stack(logits)
+    if vision is None:
+        lost = classifier.encode_images(params, tuned, images)[None]
+    else:
+        options: dict[str, Any] = dict(sign=-1.0, patches=classifier.method.patches, dtype=classifier.dtype)
+        passes = [image_features_with(params, plain.config, whole, one, vision, **options) for one in by_pass(tuned)]
+        lost = passes[0] if len(passes) == 1 else jnp.stack(passes, axis=2)
+    logits += [classifier.head(params, learnables, _pick(lost, i), text, mask) for i, text in enumerate(texts[1])]
+    return jnp.stack(logits)
+
+
+def _pick(features: jax.Array, place: int) -> jax.Array:
+    """A form's features, or those of all where nothing changes the tower."""
+    return features[min(place, len(features) - 1)]

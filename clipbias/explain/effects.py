@@ -1,0 +1,199 @@
+"""What each effect gives of a gain, how effects depend on each other, and what constants keep and their absence loses.
+
+All numbers are differences of mean outcomes between ways to classify the same images: corners of the causal test, or
+replacements. A `Sample` holds these means with their resamples, so that whatever is computed from it stays paired.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from clipbias.explain.temperature import calibrate, raw_log_likelihoods
+from clipbias.explain.uncertainty import (
+    Estimate,
+    cross,
+    draw_counts,
+    estimate,
+    interactions,
+    shapley,
+    share,
+    weigh,
+)
+
+# The headline first. Units, and what they are called in sentences.
+OUTCOMES = ("accuracy", "calibrated")
+UNITS = {"accuracy": ("points", 1), "calibrated": ("nats", 3)}
+OUTCOME_NAMES = {"accuracy": "accuracy", "calibrated": "calibrated log-likelihood"}
+REFERENCE, TUNED = "reference", "tuned"
+KEPT, LOST = "kept", "lost"
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """Mean outcomes of `K` ways to classify the same images.
+
+    Attributes:
+      mean: `[K]`.
+      draws: `[RESAMPLES, K]`, the same over resamples of the images.
+    """
+
+    mean: np.ndarray
+    draws: np.ndarray
+
+    def contrast(self, matrix: np.ndarray) -> "Sample":
+        """Linear combinations `matrix [K, Q]` of them."""
+        return Sample(self.mean @ matrix, self.draws @ matrix)
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """Outcomes of one model.
+
+    Attributes:
+      samples: "accuracy" in points, "calibrated" and "raw" log-likelihood in nats.
+      images: how many.
+      seeds: over how many models they are averaged.
+      refitted: whether temperatures were fitted in every resample.
+      temperatures: `[K]`, the geometric mean of both halves' (and of all seeds').
+    """
+
+    samples: Mapping[str, Sample]
+    images: int
+    seeds: int
+    refitted: bool
+    temperatures: np.ndarray
+
+
+def measure(logits: np.ndarray, labels: np.ndarray, *, seed: int = 0, refit: bool | None = None) -> Measured:
+    """Accuracy, calibrated and raw log-likelihood under logits `[n, K, C]` of `K` ways to classify `n` images.
+
+    Args:
+      logits: the reference's and all others', in any order.
+      labels: `[n]`.
+      seed: draws the resamples and the halves for calibration.
+      refit: as of `calibrate`.
+    """
+    labels, n = np.asarray(labels), len(labels)
+    counts = draw_counts(n, seed=seed)
+    calibrated = calibrate(logits, labels, counts, seed=seed, refit=refit)
+    correct = 100.0 * (np.asarray(logits).argmax(-1) == labels[:, None])
+    raw = raw_log_likelihoods(logits, labels)
+    samples = {
+        "accuracy": Sample(correct.mean(0), weigh(counts, correct) / n),
+        "calibrated": Sample(calibrated.values.mean(0), calibrated.draws),
+        "raw": Sample(raw.mean(0), weigh(counts, raw) / n),
+    }
+    temperatures = np.exp(np.log(calibrated.temperatures).mean(0))
+    return Measured(samples, n, 1, calibrated.refitted, temperatures)
+
+
+def over_seeds(measured: Sequence[Measured], *, seed: int = 0) -> Measured:
+    """Models that differ in their seed alone, on the same images: both are resampled, crossed."""
+    if len({one.images for one in measured}) > 1:
+        raise ValueError("models that are crossed with images were measured on the same images")
+    samples = {
+        name: Sample(
+            np.mean([one.samples[name].mean for one in measured], axis=0),
+            cross([one.samples[name].draws for one in measured], seed=seed),
+        )
+        for name in measured[0].samples
+    }
+    temperatures = np.exp(np.mean([np.log(one.temperatures) for one in measured], axis=0))
+    refitted = all(one.refitted for one in measured)
+    return Measured(samples, measured[0].images, sum(one.seeds for one in measured), refitted, temperatures)
+
+
+def effect_contrasts(effects: Sequence[str]) -> dict[str, np.ndarray]:
+    """Weights `[2^k]` of the corners, by name: "reference", "gain", each effect's Shapley value, all interactions."""
+    corners = 2 ** len(effects)
+    unit = np.eye(corners)
+    found = {REFERENCE: unit[0], "gain": unit[-1] - unit[0]}
+    found |= dict(zip(effects, shapley(unit).T, strict=True))
+    return found | interactions(unit, effects)
+
+
+def summarize_effects(measured: Measured, streams: Sequence[str], effects: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """By outcome: the reference, the gain, and with their shares of it effects, interactions and single mixtures.
+
+    Args:
+      measured: of the mixtures.
+      streams: their names, all corners first.
+      effects: of which the corners are mixtures.
+
+    Returns:
+      By outcome "reference", "gain", "effects", "interactions" and "corners"; the last three by name.
+    """
+    count, contrasts = 2 ** len(effects), effect_contrasts(effects)
+    matrix = np.zeros((len(streams), len(contrasts)))
+    matrix[:count] = np.stack(list(contrasts.values()), axis=1)
+    single = np.eye(len(streams))[:, 1:] - np.eye(len(streams))[:, :1]
+    names = [*contrasts, *streams[1:]]
+    found = {}
+    for outcome in OUTCOMES:
+        numbers = _shares(measured.samples[outcome].contrast(np.concatenate([matrix, single], axis=1)), names)
+        together = [name for name in contrasts if " × " in name]
+        found[outcome] = {
+            REFERENCE: numbers[REFERENCE],
+            "gain": numbers["gain"],
+            "effects": {name: numbers[name] for name in effects},
+            "interactions": {name: numbers[name] for name in together},
+            "corners": {name: numbers[name] for name in streams[1:]},
+        }
+    return found
+
+
+def summarize_replacements(measured: Measured, forms: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """By outcome: what every constant keeps of the gain, and what of it is lost without the constant.
+
+    Args:
+      measured: of the forms.
+      forms: "reference", "tuned", "kept:NAME" (the frozen model with a constant added) and "lost:NAME" (the tuned model
+        with it subtracted), in any order.
+
+    Returns:
+      By outcome "gain", "kept" and "lost", the last two by name. What is lost counts from the tuned model downwards.
+    """
+    matrix, names = [], []
+    unit = dict(zip(forms, np.eye(len(forms)), strict=True))
+    for form in forms:
+        kind, _, name = form.partition(":")
+        if kind in (KEPT, LOST) and name:
+            matrix.append(unit[form] - unit[REFERENCE] if kind == KEPT else unit[TUNED] - unit[form])
+            names.append(form)
+    matrix.append(unit[TUNED] - unit[REFERENCE])
+    found = {}
+    for outcome in OUTCOMES:
+        numbers = _shares(measured.samples[outcome].contrast(np.stack(matrix, axis=1)), [*names, "gain"])
+        found[outcome] = {"gain": numbers["gain"]} | {
+            kind: {name.partition(":")[2]: numbers[name] for name in names if name.startswith(f"{kind}:")}
+            for kind in (KEPT, LOST)
+        }
+    return found
+
+
+def temperature_alone(measured: Measured, reference: int, tuned: int) -> Estimate:
+    """What the reference gains in raw log-likelihood by a temperature, as a share of the tuned model's raw gain.
+
+    Args:
+      measured: of the reference and the tuned model.
+      reference, tuned: their places in it.
+    """
+    raw, calibrated = measured.samples["raw"], measured.samples["calibrated"]
+    mean = calibrated.mean[reference] - raw.mean[reference]
+    draws = calibrated.draws[:, reference] - raw.draws[:, reference]
+    gain, gains = raw.mean[tuned] - raw.mean[reference], raw.draws[:, tuned] - raw.draws[:, reference]
+    return share(mean, draws, gain, gains)
+
+
+def _shares(sample: Sample, names: Sequence[str]) -> dict[str, Estimate]:
+    """Every number with its interval and its share of the one that is named "gain"."""
+    place = names.index("gain")
+    gain, gains = sample.mean[place], sample.draws[:, place]
+    found = {}
+    for i, name in enumerate(names):
+        plain = name in ("gain", REFERENCE)
+        number = sample.mean[i], sample.draws[:, i]
+        found[name] = estimate(*number) if plain else share(*number, gain, gains)
+    return found

@@ -1,0 +1,80 @@
+"""The section `interpret` of `explain`: what adapters learned, all of them together."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+import clipbias
+from clipbias import data
+from clipbias.data.images import pictures
+from clipbias.errors import ClipbiasError
+from clipbias.explain.interpret import InterpretOptions, Learned, adapter_names, interpret, require_one_base
+from clipbias.report import write_interpretation
+from clipbias.training.metrics import MetricWriter
+from clipbias.training.progress import progress, say
+from clipbias.training.workdir import ADAPTER
+from experiments import common
+from experiments.command_line import split
+from experiments.inputs import Found
+
+INTERPRET = "interpret"
+IMAGES = 16  # test images of each dataset, for the mean norm of their tokens
+
+
+def interpret_adapters(
+    config: ConfigDict,
+    groups: Mapping[str, Sequence[Found]],
+    workdir: Path,
+    *,
+    load: Callable[[str], data.Dataset] | None = None,
+) -> None:
+    """Writes words, norms and projections of adapters of one model, whatever their datasets.
+
+    Args:
+      config: of `explain`.
+      groups: the adapters by dataset.
+      workdir: of the command.
+      load: opens a dataset, whose image tokens then stand beside the norms of what was learned. `None` where no other
+        section was asked for: no images are read, and adapters that cannot be interpreted are an error. Else the reason
+        is said in one line.
+    """
+    began, found = time.monotonic(), [one for group in groups.values() for one in group]
+    try:
+        if not found:
+            raise ClipbiasError("there are no adapters to interpret; give --config.adapters=FILES_OR_FOLDERS.")
+        require_one_base([(source, adapter) for adapter, source in found])
+        clip = clipbias.load(config.model or found[0][0].base)
+        names = adapter_names([source for _, source in found], generic=ADAPTER)
+        own = split(config.own_methods)
+        images: dict[str, np.ndarray | None] = {}
+        for name, group in groups.items():
+            own_images = read_images(load(name), clip.config.vision.image_size) if load and group else None
+            images |= dict.fromkeys((source for _, source in group), own_images)
+        learned = [
+            Learned(name, source, adapter, adapter.task(clip, own_methods=own), images[source])
+            for name, (adapter, source) in zip(names, found, strict=True)
+        ]
+        options = InterpretOptions(config.nearest_words, deeper=config.deeper_words, change=config.project_change)
+        with progress(len(learned), unit="adapter", title=INTERPRET) as bar:
+            result = interpret(clip, learned, options, advance=lambda name: bar.advance(1, {"adapter": name}))
+    except ClipbiasError as error:
+        if load is None:
+            raise
+        say(f"{INTERPRET}: {error}")
+        return
+    if jax.process_index() == 0:
+        page = write_interpretation(result, workdir)
+        common.tell(f"interpretation: {page}")
+    if load is None:
+        with MetricWriter(workdir) as metrics:
+            metrics.write(1, {"adapters": len(learned), "seconds": round(time.monotonic() - began, 4)})
+
+
+def read_images(dataset: data.Dataset, size: int) -> np.ndarray:
+    """Test images spread over a dataset: uint8 `[B, R, R, 3]`."""
+    split = dataset.split("test")
+    return pictures(split, np.unique(np.linspace(0, len(split) - 1, IMAGES).round().astype(int)), size)

@@ -1,0 +1,184 @@
+"""Claims follow from intervals alone; power against repeated studies."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from clipbias.explain.conclusions import carrier, conclude, stands_for
+from clipbias.explain.power import DETECTABLE, Power, Spread, power, spread, spread_of_runs
+
+GAIN = {"value": 10.0, "low": 8.0, "high": 12.0}
+NO_GAIN = {"value": 0.4, "low": -1.0, "high": 1.8}
+
+
+def part(low, high):
+    """A share with its interval, in percent of a gain of 10."""
+    value = (low + high) / 2
+    return {
+        "value": value / 10,
+        "low": low / 10,
+        "high": high / 10,
+        "share": value / 100,
+        "share_low": low / 100,
+        "share_high": high / 100,
+    }
+
+
+def nothing():
+    return part(-5, 5) | {"share": None, "share_low": None, "share_high": None}
+
+
+def effects(attention, scale, values, *, gain=GAIN, interactions=None):
+    named = {"attention": attention, "scale": scale, "values": values}
+    return {"gain": gain, "effects": named, "interactions": interactions or {}, "corners": {}}
+
+
+@pytest.mark.parametrize(
+    "shares,expected",
+    [
+        ([part(60, 80), part(-5, 5), part(15, 35)], "attention"),
+        ([part(0, 20), part(55, 80), part(15, 35)], "scale"),
+        ([part(0, 20), part(0, 24), part(51, 120)], "values"),
+        ([part(30, 60), part(-9, 9), part(26, 70)], "shared"),
+        ([part(60, 90), part(-90, -50), part(80, 160)], "shared"),
+        ([part(60, 90), part(-9, 9), part(26, 40)], "shared"),
+        ([part(0, 20), part(0, 24), part(49, 120)], "undecided"),
+        ([part(20, 60), part(-9, 9), part(20, 70)], "undecided"),
+    ],
+)
+@pytest.mark.parametrize("outcome", ["accuracy", "calibrated"])
+def test_an_effect_carries_a_gain_with_its_whole_interval(shares, expected, outcome):
+    claim = carrier(effects(*shares), outcome)
+    assert claim.verdict == expected
+    assert {"accuracy": "the gain in accuracy", "calibrated": "the gain in calibrated log-likelihood"}[outcome] in (
+        claim.sentence
+    )
+    without = carrier(effects(nothing(), nothing(), nothing(), gain=NO_GAIN), outcome)
+    assert without.verdict == "no gain" and "no sure gain in" in without.sentence
+    loss = {"value": -3.0, "low": -5.0, "high": -1.0}
+    assert carrier(effects(*shares, gain=loss), outcome).verdict == "no gain"
+
+
+def test_interactions_are_named_where_they_are_not_small():
+    shares = [part(0, 20), part(-5, 5), part(60, 100)]
+    together = {
+        "attention × scale": part(4, 8),  # sure, but small
+        "attention × values": part(-20, 60),  # large, but not sure
+        "scale × values": part(-80, -20),
+    }
+    sentence = carrier(effects(*shares, interactions=together), "accuracy").sentence
+    assert "Effects depend on each other (scale × values -50 % (-80 to -20))" in sentence
+    assert "depend on each other" not in carrier(effects(*shares), "accuracy").sentence
+
+
+@pytest.mark.parametrize(
+    "kept,lost,expected,words",
+    [
+        (part(92, 99), part(91, 130), "stands", "Both intervals lie above 90 %."),
+        (part(92, 99), part(89, 130), "most", "Both intervals lie above 50 %."),
+        (part(51, 99), part(91, 99), "most", "A constant stands for most of IVLP"),
+        (part(10, 49), part(91, 99), "not", "What is kept lies below 50 %."),
+        (part(91, 99), part(10, 49), "not", "What is lost lies below 50 %."),
+        (part(1, 9), part(10, 49), "not", "What is kept and what is lost lie below 50 %."),
+        (part(40, 60), part(91, 99), "undecided", "because the interval of what is kept includes 50 %"),
+        (part(91, 99), part(40, 60), "undecided", "because the interval of what is lost includes 50 %"),
+        (part(40, 60), part(40, 60), "undecided", "what is kept and that of what is lost includes 50 %"),
+    ],
+)
+def test_a_constant_stands_for_a_method_in_both_directions(kept, lost, expected, words):
+    numbers = {"gain": GAIN, "kept": {"kind": kept}, "lost": {"kind": lost}}
+    claim = stands_for(numbers, "kind", "accuracy", "IVLP")
+    assert claim.verdict == expected and words in claim.sentence
+    assert "of the gain in accuracy" in claim.sentence
+    missing = stands_for(numbers | {"lost": {}}, "kind", "accuracy", "IVLP")
+    assert missing.verdict == "undecided" and "was not measured" in missing.sentence
+    assert stands_for(numbers | {"gain": NO_GAIN}, "kind", "accuracy", "IVLP").verdict == "no gain"
+
+
+VALUES = [part(0, 20), part(-5, 5), part(60, 100)]
+
+
+def both(kept, lost, gain=GAIN):
+    return {"gain": gain, "kept": {"kind": kept}, "lost": {"kind": lost}}
+
+
+@pytest.mark.parametrize(
+    "shares,kept,favours",
+    [
+        (VALUES, part(92, 99), "This favours (b), a bias, over (a), attention."),
+        (VALUES, part(10, 40), "This favours neither (a), attention, nor (b), a bias that is the same"),
+        (VALUES, part(40, 60), "This is against (a), attention. Whether (b), a bias, holds is undecided."),
+        (VALUES[::-1], part(40, 60), "This favours (a), attention, over (b), a bias."),
+    ],
+)
+def test_the_headline_favours_a_hypothesis(shares, kept, favours):
+    numbers = {outcome: effects(*shares) for outcome in ("accuracy", "calibrated")}
+    constants = {outcome: both(kept, part(92, 99)) for outcome in ("accuracy", "calibrated")}
+    given = {"label": "IVLP", "prompts": True}
+    said = conclude(numbers, constants, images=100, **given)
+    assert next(s for s in said if "favours" in s or "against" in s).startswith(favours)
+    assert sum("calibrated log-likelihood" in s for s in said) == 2
+    # Nothing is favoured where accuracy has no sure gain.
+    numbers["accuracy"] = effects(nothing(), nothing(), nothing(), gain=NO_GAIN)
+    constants["accuracy"] = both(nothing(), nothing(), NO_GAIN)
+    said = conclude(numbers, constants, images=100, **given)
+    assert not any("favours" in s or "against" in s for s in said) and "no sure gain in accuracy" in said[0]
+    assert conclude(numbers, constants, images=19, **given)[0].startswith("Undecided, because 19 images are too few")
+
+
+def test_the_spread_of_seeds_and_images_is_told_apart():
+    draw = np.random.default_rng(0)
+    found = []
+    for _ in range(200):
+        seeds, images, rest = (draw.normal(0, s, shape) for s, shape in ((3, (4, 1)), (20, 150), (10, (4, 150))))
+        found.append(spread(seeds + images + rest))
+    assert np.mean([one.seeds for one in found]) == pytest.approx(9, rel=0.2)
+    assert np.mean([one.images for one in found]) == pytest.approx(400, rel=0.05)
+    assert np.mean([one.rest for one in found]) == pytest.approx(100, rel=0.05)
+    single = spread(np.arange(10.0)[None])
+    assert single == Spread(pytest.approx(np.arange(10).var(ddof=1)), None, 0.0)
+
+
+def test_the_smallest_difference_is_seen_four_times_in_five():
+    own, images, seeds = Spread(400.0, 9.0, 100.0), 150, 4
+    smallest = power(own, images, seeds).smallest
+    draw, seen = np.random.default_rng(1), 0
+    for _ in range(3000):
+        values = [np.sqrt(v) * draw.normal(size=s) for v, s in ((9, (4, 1)), (400, 150), (100, (4, 150)))]
+        seen += abs(smallest + sum(values).mean()) > 1.96 * own.error(images, seeds)
+    assert seen / 3000 == pytest.approx(0.8, abs=0.025)
+    assert smallest == pytest.approx(DETECTABLE * np.sqrt(400 / 150 + 9 / 4 + 100 / 600))
+
+
+def test_what_is_needed_is_the_least_that_is_enough():
+    own = Spread(40.0, 0.05, 100.0)
+    found = power(own, 560, 3)
+    for images, seeds in ((found.images_needed, 3), (560, found.seeds_needed)):
+        assert power(own, images, seeds).smallest <= 1.0
+    assert power(own, found.images_needed - 1, 3).smallest > 1.0 < power(own, 560, found.seeds_needed - 1).smallest
+    assert power(Spread(40.0, 9.0, 0.0), 560, 3).images_needed is None
+    assert power(Spread(400.0, 0.1, 0.0), 560, 3).seeds_needed is None
+    assert power(Spread(400.0, None, 0.0), 560, 1).seeds_needed is None
+    assert "1 seed, a difference of 2.4 points or more could have been seen; 1 point would need 3140 images" in (
+        power(Spread(400.0, None, 0.0), 560, 1).sentence()
+    )
+    assert Power(10, 2, 0.9, 1.0, 1, 1).sentence().endswith("a difference of 0.9 points or more could have been seen.")
+    assert Power(10, 2, 20, 1.0, None, None).sentence().endswith("more of both: neither alone is enough.")
+
+
+def test_runs_without_single_answers_are_judged_with_care():
+    """Answers of two methods agree more often than by chance, so that the true spread is smaller."""
+    draw = np.random.default_rng(2)
+    hard = draw.normal(size=2000)
+    first, second = (100.0 * (hard + 0.5 * draw.normal(size=(3, 2000)) > cut) for cut in (0.3, 0.5))
+    true = spread(first - second)
+    found = spread_of_runs(first.mean(1), second.mean(1), 2000)
+    assert found.error(2000, 3) > true.error(2000, 3)
+    one, other = (x.mean(1).mean() / 100 for x in (first, second))
+    counted = sum(
+        (p if a else 1 - p) * (q if b else 1 - q) * (100 * (a - b) - 100 * (one - other)) ** 2
+        for (a, p), (b, q) in itertools.product([(0, one), (1, one)], [(0, other), (1, other)])
+    )
+    assert found.images == pytest.approx(counted)
+    assert spread_of_runs(first[:1].mean(1), second[:1].mean(1), 2000).seeds is None

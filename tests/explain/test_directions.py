@@ -1,0 +1,280 @@
+"""Constants, outliers and affine maps, added and subtracted, against the float64 reference; the ladder; controls."""
+
+import dataclasses
+import itertools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from clipbias.clip import Clip
+from clipbias.explain import added as added_module
+from clipbias.explain.affine import Products, low_rank
+from clipbias.explain.amounts import Amount, measure, reference_adaptation
+from clipbias.explain.directions import Directions
+from clipbias.explain.ladder import RUNGS, controls, numbers_stored, rungs
+from clipbias.explain.replacement import raw_batches
+from clipbias.tuning import Task
+from tests.explain.models import moved, tuned
+from tests.reference import calibration, directions, factorial, methods, numpy_clip, weights
+from tests.reference.cases import CASES, CLASS_NAMES
+from tests.reference.tokenizer import SimpleTokenizer
+from tests.tuning import weights_common
+
+FOLDER = Path(__file__).parents[1] / "data_files" / "tiny_quick_gelu"
+# So low that the tiny tower has outliers, in some layers for some images.
+THRESHOLD = 1.15
+RIDGE = 1e-3
+
+
+@pytest.fixture(scope="module")
+def reference() -> methods.Reference:
+    state = weights.double(safetensors.numpy.load_file(FOLDER / "model.safetensors"))
+    return methods.Reference(state, weights.read_config(FOLDER), SimpleTokenizer(FOLDER, 24))
+
+
+def measured(task: Task, learnables: Any, raw: np.ndarray, *, batch_size: int = 5) -> dict[str, Amount]:
+    batches = raw_batches(raw, 16, batch_size)
+    return measure(task, task.clip.params, learnables, task.init(), batches, ladder=True)[0]
+
+
+class Plain:
+    """The same method in float64."""
+
+    def __init__(self, reference: methods.Reference, task: Task, learnables: Any, images: np.ndarray) -> None:
+        case = CASES["ivlp_two_and_one_layers"]
+        start = {**learnables, "text_context": np.asarray(task.init()["text_context"])}
+        own, before = (
+            methods.prepare(reference, case.method, CLASS_NAMES, values, **case.options)
+            for values in (learnables, start)
+        )
+        before = dataclasses.replace(before, text_prompts={}, vision_prompts=None)
+        self.tuned = {
+            "vision": factorial.vision_run(reference, images, own),
+            "text": factorial.text_run(reference, own),
+        }
+        self.frozen = {
+            "vision": factorial.vision_run(reference, images),
+            "text": factorial.text_run(reference, before),
+        }
+        self.prompts = {"vision": dict(enumerate(own.vision_prompts))}
+        self.prompts["vision"].pop(0)
+        self.prompts["text"] = own.text_prompts
+        self.far = {tower: directions.outliers(run, THRESHOLD) for tower, run in self.frozen.items()}
+        self.changes = {
+            tower: directions.changes(self.tuned[tower], self.frozen[tower], self.frozen[tower])
+            for tower in ("vision", "text")
+        }
+        self.state = reference.state
+
+    def add(self, tower: str, rung: str) -> directions.Add:
+        """What a rung adds, from the lists of changes."""
+        run = self.frozen[tower]
+        if tower == "text" and rung.startswith("rank"):
+            rung = "kind"
+
+        def name(l: int, b: int, i: int) -> Any:
+            read = i == run.forward.rows[b]
+            far = i in self.far[tower][l][b]
+            return {"vector": 0, "kind": read, "outliers": (read, far), "token": i}[rung]
+
+        groups: list[dict[Any, np.ndarray]] = []
+        for l, layer in enumerate(self.changes[tower]):
+            if rung.startswith("rank"):
+                x, y = (np.stack([change[part] for change in layer]) for part in (2, 3))
+                deviations = ((x - x.mean(0)) ** 2).sum() / x.shape[1] / len(x)
+                groups.append(dict(enumerate(calibration.ridge_map(x, y, RIDGE * deviations, int(rung[4:])))))
+                continue
+            listed: dict[Any, list[np.ndarray]] = {}
+            for b, i, _, change in layer:
+                listed.setdefault(name(l, b, i), []).append(change)
+            groups.append({key: np.mean(values, axis=0) for key, values in listed.items()})
+
+        def add(l: int, b: int, i: int, token: np.ndarray) -> np.ndarray:
+            if rung.startswith("rank"):
+                return token @ groups[l][0] + groups[l][1]
+            return groups[l].get(name(l, b, i), np.zeros(token.shape))
+
+        return add
+
+    def logits(self, form: str) -> np.ndarray:
+        kind, _, rung = form.partition(":")
+        runs = self.tuned if kind == "lost" else self.frozen
+        found = {}
+        for tower, run in runs.items():
+            if kind == "reference":
+                found[tower] = run.forward.features
+                continue
+            add = self.add(tower, rung)
+            if kind == "kept":  # the words in a text's slots are tokens like all others
+                every = np.broadcast_to(np.arange(run.forward.last.shape[1]), run.forward.last.shape[:2])
+                whole = dataclasses.replace(run, inputs=every)
+                found[tower] = directions.features(whole, {}, add)
+            else:
+                lost = lambda *given, add=add: -add(*given)  # noqa: E731
+                found[tower] = directions.features(run, self.prompts[tower], lost)
+        return numpy_clip.logits(self.state, found["vision"], found["text"])
+
+
+def test_every_rung_is_added_and_subtracted_as_the_reference_says(
+    clip: Clip, reference: methods.Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(added_module, "OUTLIER", THRESHOLD)
+    jax.clear_caches()
+    raw, images = weights_common.pictures(16, 5)
+    case = CASES["ivlp_two_and_one_layers"]
+    task = Task(clip, "ivlp", CLASS_NAMES, text_tokens=2, vision_tokens=2, text_depth=2, vision_depth=1)
+    values = methods.random_learnables(reference.config, case.method, len(CLASS_NAMES), **case.sizes)
+    learnables = jax.tree.map(jnp.asarray, values)
+    amounts = measured(task, learnables, raw, batch_size=2)
+    assert rungs(amounts) == RUNGS
+    plain = Plain(reference, task, values, images)
+    assert all(sum(len(far) for layer in plain.far[t] for far in layer) > 0 for t in ("vision", "text"))
+    classify = Directions(
+        task,
+        clip.params,
+        learnables,
+        reference_adaptation(task, task.init()),
+        {rung: (amounts, rung) for rung in RUNGS},
+    )
+    assert classify.forms == ("reference", *(f"{kind}:{rung}" for kind in ("kept", "lost") for rung in RUNGS))
+    logits = np.asarray(classify(jnp.asarray(images, jnp.float32)))
+    seen: list[np.ndarray] = []
+    for form, found in zip(classify.forms, logits, strict=True):
+        expected = plain.logits(form)
+        np.testing.assert_allclose(found, expected, atol=3e-4 * np.abs(expected).max(), err_msg=form)
+        assert all(np.abs(expected - other).max() > 1e-2 for other in seen), form
+        seen.append(expected)
+    jax.clear_caches()
+
+
+@pytest.mark.parametrize("method", ["bias", "bias_by_kind"])
+def test_a_bias_is_kept_and_lost_whole(method: str, clip: Clip) -> None:
+    task, learnables = tuned(clip, method)
+    raw, images = weights_common.pictures(16, 5)
+    amounts = measured(task, learnables, raw)
+    rung = {"bias": "vector", "bias_by_kind": "kind"}[method]
+    own = reference_adaptation(task, task.init())
+    classify = Directions(task, clip.params, learnables, own, {"own": (amounts, rung)})
+    images = jnp.asarray(images, jnp.float32)
+    frozen, kept, lost = classify(images)
+    np.testing.assert_allclose(kept, task.logits(clip.params, learnables, images), atol=2e-4)
+    np.testing.assert_allclose(lost, frozen, atol=2e-4)
+    assert np.abs(kept - frozen).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    "method,options", [("mmrl", {}), ("plot", {"tokens": 4, "sets": 2}), ("cocoop", {}), ("proda", {"tokens": 4})]
+)
+def test_nothing_is_lost_without_a_constant(method: str, options: dict[str, Any], clip: Clip) -> None:
+    """With zeros subtracted every method classifies as it does, inserted tokens, heads and all."""
+    task = Task(clip, method, CLASS_NAMES, **options)
+    learnables = moved(task)
+    raw, images = weights_common.pictures(16, 5)
+    nothing = {
+        tower: dataclasses.replace(
+            amount, **{form: np.zeros_like(getattr(amount, form)) for form in ("vector", "kind", "token", "outliers")}
+        )
+        for tower, amount in measured(task, learnables, raw).items()
+    }
+    own = reference_adaptation(task, task.init())
+    forms = {rung: (nothing, rung) for rung in ("kind", "token")}
+    images = jnp.asarray(images, jnp.float32)
+    classify = Directions(task, clip.params, learnables, own, forms)
+    logits = classify(images)
+    np.testing.assert_allclose(logits[1:3], np.stack([logits[0]] * 2), atol=1e-4)
+    if task.method.conditional:
+        assert classify.forms == ("reference", "kept:kind", "kept:token")
+        return
+    expected = np.asarray(task.logits(clip.params, learnables, images))
+    np.testing.assert_allclose(logits[3:], np.stack([expected] * 2), atol=2e-4 * np.abs(expected).max())
+
+
+def test_products_merge_in_any_parts() -> None:
+    draw = np.random.default_rng(0)
+    x, y = draw.normal(3, 1, (6, 7, 4)), draw.normal(-2, 1, (6, 7, 4))
+    mask = draw.random((6, 7)) < 0.7
+    x[~mask] = np.nan  # what is masked may hold anything
+    parts = [Products.of(*(jnp.asarray(z[rows]) for z in (x, y, mask))) for rows in (slice(2), slice(2, 6))]
+    stacked = [jax.tree.map(lambda leaf: leaf[None], part) for part in parts]
+    merged = stacked[0].merge(stacked[1])
+    joined = jax.tree.map(lambda *leaves: jnp.stack(leaves), *stacked).joined()
+    rows = [z[mask] for z in (x, y)]
+    centred = [z - z.mean(0) for z in rows]
+    for found in (merged, joined):
+        assert found.count[0] == mask.sum()
+        np.testing.assert_allclose(found.inputs[0], rows[0].mean(0), rtol=1e-5)
+        np.testing.assert_allclose(found.outputs[0], rows[1].mean(0), rtol=1e-5)
+        np.testing.assert_allclose(found.squares[0], centred[0].T @ centred[0], atol=1e-4)
+        np.testing.assert_allclose(found.crosses[0], centred[0].T @ centred[1], atol=1e-4)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 4])
+def test_maps_are_the_best_of_their_rank(rank: int) -> None:
+    """Against the textbook's fit, and no map of the same rank near by is better."""
+    draw = np.random.default_rng(rank)
+    x = draw.normal(1, [3, 1, 0.3, 2], (60, 4))
+    y = x @ draw.normal(size=(4, 4)) + draw.normal(size=(60, 4))
+    products = Products(*(z[None] for z in (np.array(60), x.mean(0), y.mean(0), _sums(x, x), _sums(x, y))))
+    down, up, shift = (part[0].astype(np.float64) for part in low_rank(products, rank, ridge=0.2))
+    penalty = 0.2 * x.var(0).mean()
+    weight, bias = calibration.ridge_map(x, y, penalty, rank)
+    np.testing.assert_allclose(down @ up, weight, atol=1e-5)
+    np.testing.assert_allclose(shift, bias, atol=1e-5)
+    assert np.linalg.matrix_rank(down @ up, tol=1e-6) == rank
+
+    def loss(down: np.ndarray, up: np.ndarray) -> float:
+        error = (y - y.mean(0)) - (x - x.mean(0)) @ down @ up
+        return float((error**2).sum() + 60 * penalty * ((down @ up) ** 2).sum())
+
+    for _ in range(20):
+        moved_down, moved_up = (z + 1e-3 * draw.normal(size=z.shape) for z in (down, up))
+        assert loss(moved_down, moved_up) > loss(down, up)
+
+
+def _sums(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return (x - x.mean(0)).T @ (y - y.mean(0))
+
+
+def amount(depth: int = 4, width: int = 3, positions: int = 5, seed: int = 0) -> Amount:
+    draw = np.random.default_rng(seed)
+    kind = (draw.normal(size=(depth, 2, width)) * np.arange(1, depth + 1)[:, None, None]).astype(np.float32)
+    token = draw.normal(size=(depth, positions, width)).astype(np.float32)
+    token[:, -1] = 0  # where no input token stands
+    return Amount(kind.mean(1), kind, token, np.concatenate([kind, kind[:, 1:]], axis=1))
+
+
+def test_controls_keep_norms_and_lose_directions() -> None:
+    own = {"vision": amount(), "text": amount(seed=1)}
+    found = controls(own, seed=10)
+    for tower, given in own.items():
+        norms = np.linalg.norm(given.kind, axis=-1)
+        drawn = found["random"][tower].kind
+        np.testing.assert_allclose(np.linalg.norm(drawn, axis=-1), norms, rtol=1e-5)
+        cosines = (drawn * given.kind).sum(-1) / norms**2
+        assert np.abs(cosines).max() < 0.999 and np.abs(cosines).mean() < 0.9
+        shuffled = found["shuffled"][tower].kind
+        assert all(np.abs(one - other).max() > 0.1 for one, other in zip(shuffled, given.kind, strict=True))
+        np.testing.assert_allclose(np.sort(shuffled, axis=0), np.sort(given.kind, axis=0))
+    assert np.abs(found["random"]["vision"].kind - found["random"]["text"].kind).max() > 0.1
+    again = controls(own, seed=10)
+    np.testing.assert_array_equal(again["shuffled"]["text"].kind, found["shuffled"]["text"].kind)
+
+
+def test_rungs_store_more_and_more() -> None:
+    products = Products(*(np.ones((4, *shape)) for shape in ((), (3,), (3,), (3, 3), (3, 3))))
+    vision = dataclasses.replace(amount(positions=100), products=products)
+    both = {"vision": vision, "text": amount(seed=1)}
+    stored = {rung: numbers_stored(both, rung) for rung in rungs(both)}
+    one = 4 * 3
+    assert stored["vector"] == 2 * one and stored["kind"] == 4 * one and stored["outliers"] == 6 * one
+    assert stored["token"] == (99 + 4) * one
+    for rank in (1, 2, 4, 8):
+        assert stored[f"rank{rank}"] == (1 + 2 * rank + 2) * one  # texts keep two vectors
+    assert rungs({"text": both["text"]}) == ("vector", "kind", "outliers", "token")
+    assert rungs({"vision": dataclasses.replace(vision, outliers=None, products=None)}) == ("vector", "kind", "token")
+    assert all(a != b for a, b in itertools.pairwise(stored.values()))

@@ -1,0 +1,208 @@
+"""Calibration, interactions, crossed seeds and shares against plain float64 computations."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from clipbias.explain import temperature
+from clipbias.explain.effects import (
+    Measured,
+    Sample,
+    measure,
+    over_seeds,
+    summarize_effects,
+    summarize_replacements,
+    temperature_alone,
+)
+from clipbias.explain.temperature import calibrate, fit_temperatures, halves, raw_log_likelihoods
+from clipbias.explain.uncertainty import RESAMPLES, cross, draw_counts, interactions, mean_over_datasets
+from tests.reference import calibration, factorial
+
+EFFECTS = ("attention", "scale", "values")
+CORNERS = tuple("".join(letters) for letters in itertools.product("RP", repeat=3))
+
+
+def classified(n=90, forms=3, classes=4, seed=0, scales=(0.3, 3.0, 40.0)):
+    """Logits whose right temperatures lie far apart, some of them too sure and some not sure enough."""
+    draw = np.random.default_rng(seed)
+    labels = draw.integers(0, classes, n)
+    logits = draw.normal(size=(n, forms, classes)) + 1.2 * np.eye(classes)[labels][:, None]
+    return (logits * np.resize(scales, forms)[None, :, None]).astype(np.float32), labels
+
+
+def test_halves_hold_half_of_every_class():
+    labels = np.repeat(np.arange(7), [1, 2, 3, 8, 9, 10, 11])
+    second = halves(labels, seed=3)
+    for label in range(7):
+        of_class = labels == label
+        assert abs(second[of_class].sum() - of_class.sum() / 2) <= 0.5
+    assert abs(second.sum() - len(labels) / 2) <= 0.5
+    np.testing.assert_array_equal(halves(labels, seed=3), second)
+    assert (halves(labels, seed=4) != second).any()
+
+
+def test_temperatures_are_the_most_likely_ones():
+    logits, labels = classified()
+    found = fit_temperatures(logits, labels)
+    expected = [calibration.temperature(logits[:, k], labels, np.ones(len(labels))) for k in range(3)]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert found[2] / found[0] > 30
+
+
+@pytest.mark.parametrize("sign,expected", [(1.0, 0.01), (-1.0, 100.0)])
+def test_temperatures_stay_within_bounds(sign, expected):
+    labels = np.arange(40) % 2
+    logits = sign * 10 * np.eye(2, dtype=np.float32)[labels][:, None]
+    assert fit_temperatures(logits, labels) == pytest.approx(expected)
+    found = calibrate(logits, labels)
+    np.testing.assert_allclose(found.temperatures, expected)
+    np.testing.assert_allclose(found.values, calibration.log_likelihoods(logits[:, 0], labels, expected)[:, None])
+    np.testing.assert_allclose(found.draws, found.values.mean(), atol=1e-6)
+
+
+def test_every_resample_has_temperatures_of_its_own():
+    logits, labels = classified()
+    counts = draw_counts(len(labels), seed=0)
+    found = calibrate(logits, labels, counts)
+    second = halves(labels)
+    assert found.refitted
+    for k, row in itertools.product(range(3), (0, 1, 77, 1999)):
+        expected = calibration.cross_fitted(logits[:, k], labels, second, counts[row].astype(float))
+        assert found.draws[row, k] == pytest.approx(expected, abs=1e-6)
+    for k in range(3):
+        ones = np.ones(len(labels))
+        assert found.values[:, k].mean() == pytest.approx(
+            calibration.cross_fitted(logits[:, k], labels, second, ones), abs=1e-8
+        )
+    fixed = calibrate(logits, labels, counts, refit=False)
+    np.testing.assert_allclose(fixed.draws, counts @ found.values / len(labels), atol=1e-12)
+    assert not fixed.refitted and np.abs(fixed.draws - found.draws).max() > 1e-4
+
+
+def test_resamples_far_from_the_fit_are_followed():
+    """Few and nearly separated images: temperatures of some resamples lie at a bound."""
+    logits, labels = classified(n=24, forms=1, classes=2, seed=2, scales=(6.0,))
+    counts = draw_counts(24, seed=1)
+    found, second = calibrate(logits, labels, counts, seed=1), halves(labels, seed=1)
+    for row in np.argsort(found.draws[:, 0])[[0, 1, -2, -1]]:
+        expected = calibration.cross_fitted(logits[:, 0], labels, second, counts[row].astype(float))
+        assert found.draws[row, 0] == pytest.approx(expected, abs=2e-6)
+
+
+def test_many_images_and_classes_keep_their_temperatures(monkeypatch):
+    logits, labels = classified()
+    assert calibrate(logits, labels).refitted
+    monkeypatch.setattr(temperature, "REFIT_UP_TO", len(labels) * 4 - 1)
+    assert not calibrate(logits, labels).refitted
+
+
+def test_a_temperature_changes_nothing_that_is_calibrated():
+    logits, labels = classified(forms=1)
+    both = np.concatenate([logits, 7 * logits], axis=1)
+    found = measure(both, labels)
+    for name in ("accuracy", "calibrated"):
+        np.testing.assert_allclose(np.ptp(found.samples[name].draws, axis=1), 0, atol=1e-6)
+    assert found.temperatures[1] / found.temperatures[0] == pytest.approx(7, rel=1e-6)
+
+
+def test_interactions_are_what_smaller_sets_leave():
+    draw = np.random.default_rng(0)
+    outcome = {name: draw.normal(size=5) for name in CORNERS}
+    values = np.stack([outcome[name] for name in CORNERS], axis=1)
+    found, expected = interactions(values, EFFECTS), calibration.moebius(outcome, EFFECTS)
+    assert list(found) == list(expected) and len(found) == 4
+    for name, term in expected.items():
+        np.testing.assert_allclose(found[name], term, atol=1e-12)
+    single = values[:, [4, 2, 1]] - values[:, :1]
+    np.testing.assert_allclose(single.sum(1) + sum(found.values()), values[:, 7] - values[:, 0], atol=1e-12)
+
+
+def test_numbers_of_effects_are_means_over_images():
+    logits, labels = classified(n=120, forms=10)
+    streams = (*CORNERS, "RR:token", "RR:vector")
+    found = summarize_effects(measure(logits, labels), streams, EFFECTS)
+    second, ones = halves(labels), np.ones(len(labels))
+    means = {
+        "accuracy": 100 * (logits.argmax(-1) == labels[:, None]).mean(0),
+        "calibrated": [calibration.cross_fitted(logits[:, k], labels, second, ones) for k in range(10)],
+    }
+    for outcome, values in means.items():
+        corner = dict(zip(streams, map(np.asarray, values), strict=True))
+        numbers, gain = found[outcome], corner["PPP"] - corner["RRR"]
+        assert numbers["reference"]["value"] == pytest.approx(float(corner["RRR"]))
+        assert numbers["gain"]["value"] == pytest.approx(float(gain))
+        for part, expected in (
+            ("effects", factorial.shapley(corner, EFFECTS)),
+            ("interactions", calibration.moebius(corner, EFFECTS)),
+            ("corners", {name: corner[name] - corner["RRR"] for name in streams[1:]}),
+        ):
+            assert list(numbers[part]) == list(expected)
+            for name, value in expected.items():
+                assert numbers[part][name]["value"] == pytest.approx(float(value), abs=1e-8), (part, name)
+                assert numbers[part][name]["low"] <= value <= numbers[part][name]["high"]
+                if numbers[part][name]["share"] is not None:
+                    assert numbers[part][name]["share"] == pytest.approx(float(value / gain), rel=1e-6)
+
+
+FORMS = ("tuned", "kept:kind", "reference", "lost:kind", "lost:random")
+
+
+def test_kept_counts_from_below_and_lost_from_above():
+    draw = np.random.default_rng(0)
+    mean = np.array([60.0, 55.0, 40.0, 41.0, 59.5])
+    draws = mean + 0.1 * draw.normal(size=(RESAMPLES, 5))
+    measured = Measured({name: Sample(mean, draws) for name in ("accuracy", "calibrated")}, 10, 1, True, np.ones(5))
+    for numbers in summarize_replacements(measured, FORMS).values():
+        assert numbers["gain"]["value"] == 20
+        assert numbers["kept"]["kind"]["share"] == pytest.approx(15 / 20)
+        assert numbers["lost"]["kind"]["share"] == pytest.approx(19 / 20)
+        assert numbers["lost"]["random"]["share"] == pytest.approx(0.5 / 20)
+        low, high = np.quantile((draws[:, 0] - draws[:, 3]) / (draws[:, 0] - draws[:, 2]), [0.025, 0.975])
+        kind = numbers["lost"]["kind"]
+        assert [kind["share_low"], kind["share_high"]] == pytest.approx([low, high])
+
+
+def test_what_a_temperature_alone_gives():
+    """Tuning that only divides logits by seven gains nothing but a temperature."""
+    logits, labels = classified(n=200, forms=1, scales=(14.0,))
+    found = temperature_alone(measure(np.concatenate([logits, logits / 7], axis=1), labels), 0, 1)
+    plain = raw_log_likelihoods(logits, labels).mean()
+    own = calibration.cross_fitted(logits[:, 0], labels, halves(labels), np.ones(200))
+    raw_gain = calibration.log_likelihoods(logits[:, 0], labels, 7).mean() - plain
+    assert found["value"] == pytest.approx(own - plain)
+    assert found["share"] == pytest.approx((own - plain) / raw_gain)
+    assert 0.9 < found["share"] < 1.1
+
+
+def test_seeds_and_images_are_crossed():
+    """The variance holds that of images over `n` and, unbiased, that of seeds over their number."""
+    draw = np.random.default_rng(1)
+    images, total, expected = draw.normal(0, 2, 100), [], []
+    for _ in range(30):
+        seeds = draw.normal(0, 0.3, 3)
+        counts = draw_counts(100, seed=int(draw.integers(1000)))
+        one = [(counts @ (images + seed) / 100)[:, None] for seed in seeds]
+        total.append(cross(one, seed=int(draw.integers(1000))).var())
+        expected.append(images.var() / 100 + seeds.var(ddof=1) / 3)
+    assert np.mean(total) == pytest.approx(np.mean(expected), rel=0.05)
+    assert cross(one[:1]) is one[0]
+
+
+def test_several_seeds_are_averaged_and_their_spread_counts():
+    logits, labels = classified(forms=2)
+    other = logits + 2 * np.random.default_rng(5).normal(size=logits.shape)
+    single = [measure(x, labels) for x in (logits, other.astype(np.float32))]
+    both = over_seeds(single)
+    assert both.seeds == 2 and both.images == len(labels)
+    for name, sample in both.samples.items():
+        np.testing.assert_allclose(sample.mean, np.mean([one.samples[name].mean for one in single], axis=0))
+        assert sample.draws.std(0).min() > min(one.samples[name].draws.std(0).min() for one in single)
+    with pytest.raises(ValueError, match="same images"):
+        over_seeds([single[0], measure(logits[:50], labels[:50])])
+
+
+def test_datasets_are_generalised_from_five_on():
+    assert mean_over_datasets([1.0, 2.0, 3.0, 6.0]) == {"value": 3.0, "low": None, "high": None}
+    found = mean_over_datasets([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert found["low"] == pytest.approx(3 - 2.776445 * np.sqrt(2.5 / 5))

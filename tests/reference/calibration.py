@@ -1,0 +1,64 @@
+"""Temperatures, interactions, shares of seeds and reduced-rank maps as their definitions say them, in float64."""
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import optimize
+
+
+def log_likelihoods(logits: np.ndarray, labels: np.ndarray, temperature: float) -> np.ndarray:
+    """[n] of logits [n, C]."""
+    found = []
+    for row, label in zip(np.asarray(logits, np.float64) / temperature, labels, strict=True):
+        highest = max(row)
+        found.append(row[label] - highest - np.log(sum(np.exp(value - highest) for value in row)))
+    return np.array(found)
+
+
+def temperature(logits: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> float:
+    """The most likely one for images that count so often, by a search over its logarithm."""
+
+    def loss(log: float) -> float:
+        return -counts @ log_likelihoods(logits, labels, np.exp(log))
+
+    bounds = (np.log(0.01), np.log(100))
+    found = optimize.minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-13, "maxiter": 500})
+    ends = min((loss(end), end) for end in bounds)
+    # Of separated images the loss goes on falling, by less than its rounding.
+    return float(np.exp(ends[1] if ends[0] <= found.fun + 1e-12 else found.x))
+
+
+def cross_fitted(logits: np.ndarray, labels: np.ndarray, second: np.ndarray, counts: np.ndarray) -> float:
+    """The mean log-likelihood of a resample, each half of its images under the other's temperature."""
+    total = 0.0
+    for own in (second, ~second):
+        fitted = temperature(logits[~own], labels[~own], counts[~own])
+        total += counts[own] @ log_likelihoods(logits[own], labels[own], fitted)
+    return total / counts.sum()
+
+
+def moebius(outcome: dict[str, np.ndarray], effects: Sequence[str]) -> dict[str, np.ndarray]:
+    """By names joined with " × ": what remains of a set's gain after all its smaller sets' terms are taken away."""
+    terms: dict[tuple[int, ...], np.ndarray] = {}
+    for size in range(len(effects) + 1):
+        for chosen in itertools.combinations(range(len(effects)), size):
+            letters = "".join("P" if i in chosen else "R" for i in range(len(effects)))
+            smaller = [terms[part] for k in range(size) for part in itertools.combinations(chosen, k)]
+            terms[chosen] = np.asarray(outcome[letters], np.float64) - sum(smaller, np.zeros(()))
+    return {" × ".join(effects[i] for i in chosen): term for chosen, term in terms.items() if len(chosen) > 1}
+
+
+def ridge_map(inputs: np.ndarray, outputs: np.ndarray, ridge: float, rank: int) -> tuple[np.ndarray, np.ndarray]:
+    """`W [D, E]` of at most this rank and `b [E]` that minimise `|Y - XW - b|² + n ridge |W|²`, on stacked rows.
+
+    The ridge is a set of further rows; the best map of low rank is the best one's fit projected on its first
+    principal directions.
+    """
+    centred, target = inputs - inputs.mean(0), outputs - outputs.mean(0)
+    n, width = inputs.shape
+    rows = np.concatenate([centred, np.sqrt(n * ridge) * np.eye(width)])
+    full = np.linalg.lstsq(rows, np.concatenate([target, np.zeros((width, outputs.shape[1]))]), rcond=None)[0]
+    directions = np.linalg.svd(rows @ full, full_matrices=False)[2][:rank]
+    weights = full @ directions.T @ directions
+    return weights, outputs.mean(0) - inputs.mean(0) @ weights
