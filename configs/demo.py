@@ -17,8 +17,8 @@ halves tested, the other datasets tested by what was learned on emoji, and the s
 
 The learning rates were chosen with
 
-    python -m experiments.table1 --config=configs/demo.py:full --config.shots="(4, 16)" --config.seeds="(1,)" \\
-        --config.learning_rates="(0.02, 0.05, 0.1, 0.2, 0.5, 2.0)" --workdir=workdir/chosen
+    python -m experiments.table1 --config=configs/demo.py:full --config.shots=4,16 --config.seeds=1 \\
+        --config.learning_rates=0.02,0.05,0.1,0.2,0.5,2.0 --workdir=workdir/chosen
 """
 
 from ml_collections import ConfigDict

@@ -15,7 +15,7 @@ the table says which. `--config.method_options.NAME.recipe=authors`, or `common`
 all others have learning rates that were chosen on validation images:
 
     python -m experiments.table1 --config=configs/zoo.py:demo \\
-        --config.learning_rates="(0.002, 0.01, 0.05, 0.2, 1.0, 4.0)" --workdir=workdir/zoo_chosen
+        --config.learning_rates=0.002,0.01,0.05,0.2,1.0,4.0 --workdir=workdir/zoo_chosen
 """
 
 from ml_collections import ConfigDict
