@@ -2,18 +2,23 @@
 
 import textwrap
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from clipbias.explain.results import EFFECTS
-from clipbias.explain.uncertainty import LEVEL
 from clipbias.report import style
 from clipbias.report.answer import OUTCOME, MethodAnswer
-from clipbias.report.captioned import CaptionedFigure
+from clipbias.report.captioned import CaptionedFigure, captioned
+from clipbias.report.panels import panels, points
 from clipbias.report.study_results import StudyResults, accuracy_and_error, counted, label_of
 from clipbias.report.table import MISSING
-from clipbias.report.verdict_figures import EFFECT_COLOURS, change_text, share_text
+from clipbias.report.verdict_figures import EFFECT_COLOURS
+from clipbias.report.verdict_tables import change_text, share_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 MOST_ROWS = 8  # of the table, zero-shot's among them
 
@@ -63,47 +68,36 @@ def _shown(methods: Sequence[MethodAnswer]) -> list[MethodAnswer]:
     return [each for each in methods if each in known[-(MOST_ROWS - 1) :]]
 
 
-_LOOKS: dict[str, tuple[str, str, str]] = {
-    "gain": ("the whole gain", style.BLACK, "D"),
-    "attention": ("attention", EFFECT_COLOURS["attention"], "o"),
-    "scale": ("scale", EFFECT_COLOURS["scale"], "s"),
-    "values": ("values", EFFECT_COLOURS["values"], "^"),
+_LOOKS: dict[str, dict[str, Any]] = {
+    name: {"label": label, "color": colour, "marker": marker, "ms": 5, "elinewidth": 1.4, "capsize": 0}
+    for name, label, colour, marker in (
+        ("gain", "the whole gain", style.BLACK, "D"),
+        *((name, name, EFFECT_COLOURS[name], marker) for name, marker in zip(EFFECTS, "os^", strict=True)),
+    )
 }
 
 
 def answer_figure(methods: Sequence[MethodAnswer]) -> CaptionedFigure | None:
     """Per method the gain in accuracy and what attention, scale and values carry of it; small enough for a phone."""
-    shown = [each for each in methods if "gain" in each.numbers]
-    if not shown:
-        return None
-    rows: list[tuple[Any, ...]] = []
-    with style.styled():
-        figure = style.new_figure(4.4, 0.74 * len(shown) + 0.95)
-        axes = figure.subplots()
-        for line, each in enumerate(shown):
-            names = [name for name in _LOOKS if name in each.numbers]
-            for place, name in enumerate(names):
-                label, colour, marker = _LOOKS[name]
-                value, low, high = (float(each.numbers[name][end] or 0.0) for end in ("value", "low", "high"))
-                y = line + (place - (len(names) - 1) / 2) * 0.2
-                look: dict[str, Any] = {"fmt": marker, "color": colour, "ms": 5, "elinewidth": 1.4}
-                axes.errorbar(value, y, xerr=[[value - low], [high - value]], label=label, **look)
-                rows.append((each.label, name, each.seeds, value, low, high))
-            if line:
-                axes.axhline(line - 0.5, color="#E5E7EB", linewidth=0.6)
-        axes.axvline(0, color="#4B5563", linewidth=0.8)
-        axes.set_yticks(range(len(shown)), [textwrap.fill(each.label, 16) for each in shown], fontsize=9)
-        axes.set_ylim(len(shown) - 0.5, -0.5)
-        axes.tick_params(axis="y", length=0)
-        axes.grid(axis="y", visible=False)
-        axes.set_xlabel("points of accuracy", fontsize=9)
-        labelled = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-        handles = {label: labelled[label] for label, _, _ in _LOOKS.values() if label in labelled}
-        look = {"ncols": len(handles), "fontsize": 9, "handletextpad": 0.2, "columnspacing": 1.0}
-        figure.legend(handles.values(), handles.keys(), loc="outside upper center", **look)
-    caption = (
-        "Three effects add up to the whole gain. Attention: which tokens attend to which. Scale: the attention that"
-        f" prompts take away from all others. Values: what is added to tokens. Lines: {100 * LEVEL:.0f} % intervals."
+    numbers = pd.DataFrame(
+        [
+            {"method": each.label, "effect": name, "seeds": each.seeds}
+            | {end: each.numbers[name][end] for end in ("value", "low", "high")}
+            for each in methods
+            for name in _LOOKS
+            if name in each.numbers
+        ]
     )
-    columns = ("method", "effect", "seeds", "value", "low", "high")
-    return CaptionedFigure("answer", "What carries the gain in accuracy", caption, figure, columns, tuple(rows))
+    if numbers.empty:
+        return None
+    lines = [textwrap.fill(label, 16) for label in dict.fromkeys(numbers["method"])]
+
+    def draw(axes: "Axes", part: pd.DataFrame) -> None:
+        points(axes, part, category="method", hue="effect", looks=_LOOKS)
+        axes.set_yticks(range(len(lines)), lines)
+        axes.axvline(0, color="#4B5563", linewidth=0.8)
+        for line in range(1, len(lines)):
+            axes.axhline(line - 0.5, color="#E5E7EB", linewidth=0.6)
+
+    figure = panels(numbers, draw, by=("", ""), size=(3.9, 0.74 * len(lines) + 0.4), x_label="points of accuracy")
+    return captioned("answer", figure, numbers)

@@ -1,28 +1,17 @@
 """What methods cost beside what they reach: a table grouped by kind, and accuracy against parameters and time."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping
 
-from clipbias.report import style
+import pandas as pd
+
 from clipbias.report.captioned import CaptionedFigure
-from clipbias.report.looks import STANDS_OUT
-from clipbias.report.names import base_name, method_kind, method_name
+from clipbias.report.looks import KINDS
+from clipbias.report.names import method_kind, method_name
 from clipbias.report.published import dataset_name
+from clipbias.report.scatter import cost_scatter
 from clipbias.report.summary import ACCURACY, PARAMETERS, PER_IMAGE, TRAINING, Summary
 from clipbias.report.table import MISSING, Table, TableCell, cells, ranked
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-# In the order in which they are shown, with a colour and a marker.
-KINDS = {
-    "training-free": ("Training-free", style.BLACK, "o"),
-    "head": ("Heads", style.BLUE, "s"),
-    "prompts": ("Prompts", style.GREEN, "^"),
-    "weights": ("Weights", style.RED, "D"),
-    "test-time": ("Test-time", style.PURPLE, "P"),
-    None: ("Others", style.GREY, "X"),
-}
 _TIMES = (
     "Training counts the features that are made of training images and all steps, without compiling; per image is from"
     " an image on the device to its answer, with the classes' features there already unless they depend on the image."
@@ -111,87 +100,11 @@ def _figure(
             accuracy, x = summary.average(method, shots, measure), _cost(summary.costs, method, shots, cost)
             if accuracy is not None and accuracy.mean is not None and x is not None:
                 rows.append((method, method_name(method), KINDS[kind][0], x, accuracy.mean, accuracy.spread))
-    with style.styled():
-        figure = style.new_figure(7.6, 5.2)
-        axes = figure.subplots()
-        _scatter(axes, rows)
-        axes.set_xlabel(label)
-        axes.set_ylabel("accuracy (%)" if measure == ACCURACY else f"{measure} (%)")
-        if rows:
-            axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(KINDS))
-        figure.draw_without_rendering()
-        _name_points(axes, rows)
-    columns = ("method", "label", "kind", cost, measure, "spread over seeds")
-    return CaptionedFigure(name, title, caption, figure, columns, tuple(rows))
-
-
-def _scatter(axes: "Axes", rows: Sequence[tuple[Any, ...]]) -> None:
-    """Points by kind on a logarithmic axis; those at 0 stand by themselves at its left, behind a break."""
-    paid = [row[3] for row in rows if row[3] > 0]
-    low, high = (min(paid), max(paid)) if paid else (1.0, 10.0)
-    zero = low * 0.35
-    for title, colour, marker in KINDS.values():
-        own = [row for row in rows if row[2] == title]
-        if own:
-            xs = [row[3] or zero for row in own]
-            axes.plot(xs, [row[4] for row in own], marker, color=colour, label=title, ms=5, mec="white", mew=0.5)
-    free = len(paid) < len(rows)
-    axes.set_xlim(zero * 0.6 if free else low * 0.7, high * 4.0)
-    style.log_scale(axes, "x")
-    if free:
-        below: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "ha": "center"}
-        axes.axvline(low * 0.6, color=style.GREY, linewidth=0.8, linestyle=":")
-        axes.annotate("0", (zero, 0), (0, -9), **below)
-
-
-def _name_points(axes: "Axes", rows: Sequence[tuple[Any, ...]]) -> None:
-    """Writes each point's name where it covers the least of what is there: points, and names before it."""
-    figure = axes.get_figure(root=True)
-    assert figure is not None
-    scale, size = figure.dpi / 72, 6.5
-    zero = axes.get_xlim()[0] / 0.6
-    points = [tuple(axes.transData.transform((row[3] or zero, row[4]))) for row in rows]
-    taken = [(x - 3 * scale, y - 3 * scale, x + 3 * scale, y + 3 * scale) for x, y in points]
-    by_title = {title: colour for title, colour, _ in KINDS.values()}
-    height = size * 1.15 * scale
-    for row, (x, y) in sorted(zip(rows, points, strict=True), key=lambda one: one[1]):
-        width = 0.62 * size * scale * len(row[1])
-        places = []
-        for reach in (5, 9, 15, 22, 30):
-            gap = reach * scale
-            for left, bottom in (
-                (x + gap, y - height / 2),
-                (x + 0.7 * gap, y + 0.7 * gap),
-                (x + 0.7 * gap, y - 0.7 * gap - height),
-                (x - gap - width, y - height / 2),
-                (x - width / 2, y + gap),
-                (x - width / 2, y - gap - height),
-            ):
-                box = (left, bottom, left + width, bottom + height)
-                inside = axes.bbox.x0 <= box[0] and box[2] <= axes.bbox.x1 and axes.bbox.y0 <= box[1]
-                places.append((sum(_common(box, other) for other in taken) + (not inside) * 1e6, reach, box))
-        _, reach, box = min(places)
-        taken.append(box)
-        axes.annotate(
-            row[1],
-            xy=(row[3] or zero, row[4]),
-            xytext=((box[0] - x) / scale, (box[1] + 0.2 * height - y) / scale),  # whatever resolution it is drawn at
-            textcoords="offset points",
-            color=by_title[row[2]],
-            fontsize=size,
-            fontweight="bold" if base_name(row[0]) == STANDS_OUT else "normal",
-            annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": style.GREY, "lw": 0.4, "shrinkA": 0, "shrinkB": 3}
-            if reach > 9
-            else None,
-        )
-
-
-def _common(one: Sequence[float], other: Sequence[float]) -> float:
-    """The area that two boxes share."""
-    wide = min(one[2], other[2]) - max(one[0], other[0])
-    high = min(one[3], other[3]) - max(one[1], other[1])
-    return max(wide, 0.0) * max(high, 0.0)
+    columns = ["method", "label", "kind", cost, measure, "spread over seeds"]
+    frame = pd.DataFrame(rows, columns=columns)
+    y_label = "accuracy (%)" if measure == ACCURACY else f"{measure} (%)"
+    figure = cost_scatter(frame, x=cost, y=measure, x_label=label, y_label=y_label)
+    return CaptionedFigure(name, title, caption, figure, frame)
 
 
 def _measure(summary: Summary) -> str:

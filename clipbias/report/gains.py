@@ -16,30 +16,33 @@ def over_zero_shot(study: StudyResults, model: Mapping[str, Any]) -> dict[str, E
     """Points of accuracy over zero-shot, image by image, with 95 % bootstrap intervals.
 
     Returns:
-      "gain" of the tuned model; "start" of the frozen model with the text that training starts from, on the images of
-      the causal test; and of each form of a constant in the method's place, on its images. What a study has not is
-      absent.
+      "gain" of the tuned model and "start" of the frozen model with the text that training starts from, on the images
+      of the causal test, and of each form of a constant in the method's place, on the images that it was measured on;
+      the gain without a causal test on the latter, and without them on all images. What a study has not is absent.
     """
     key, labels = model["key"], study.array("predictions/labels")
-    zero, tuned = (study.array(f"predictions/{name}") for name in (study.zero_shot["key"], key))
-    if labels is None or zero is None or tuned is None:
+    zero = study.array(f"predictions/{study.zero_shot['key']}")
+    if labels is None or zero is None:
         return {}
-    read = np.flatnonzero((zero >= 0) & (tuned >= 0))
-    right = {"gain": (tuned == labels, read)}
-    images, correct = (study.array(f"factorial/{key}/{name}") for name in ("images", "correct"))
-    if images is not None and correct is not None:
-        # The first mixture is the reference: the frozen model with the method's start.
-        towers = list(study.section("factorial", key)["towers"])
-        right["start"] = (correct[:, towers.index("both"), 0], images)
-    images, correct = (study.array(f"amounts/{key}/{name}") for name in ("images", "correct"))
-    if images is not None and correct is not None:
-        forms = study.section("amounts", key)["forms"]
-        right |= {
-            form: (correct[:, place], images) for place, form in enumerate(forms) if form not in ("reference", "tuned")
-        }
-    found = {}
-    for name, (own, numbers) in right.items():
-        own = own[numbers] if len(own) == len(labels) and name == "gain" else own
-        change = 100.0 * (own.astype(float) - (zero == labels)[numbers])
-        found[name] = estimate(float(change.mean()), resample(change[:, None])[:, 0])
+    right = (zero == labels).astype(float)
+    found: dict[str, Estimate] = {}
+    for section in ("amounts", "factorial"):
+        images, correct = (study.array(f"{section}/{key}/{name}") for name in ("images", "correct"))
+        if images is None or correct is None:
+            continue
+        facts = study.section(section, key)
+        if section == "factorial":  # from the reference to the tuned model, of both towers
+            corners, both = 2 ** len(facts["effects"]), list(facts["towers"]).index("both")
+            named = {"start": correct[:, both, 0], "gain": correct[:, both, corners - 1]}
+        else:
+            named = {"gain" if form == "tuned" else form: correct[:, k] for k, form in enumerate(facts["forms"])}
+            del named["reference"]
+        changes = 100.0 * (np.column_stack(list(named.values())) - right[images][:, None])
+        draws = resample(changes)
+        found |= {name: estimate(changes[:, k].mean(), draws[:, k]) for k, name in enumerate(named)}
+    tuned = study.array(f"predictions/{key}")
+    if not found and tuned is not None:
+        read = (zero >= 0) & (tuned >= 0)
+        change = 100.0 * ((tuned == labels) - right)[read]
+        found["gain"] = estimate(change.mean(), resample(change[:, None])[:, 0])
     return found

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from clipbias.io import write_text
 from clipbias.report import pages
 from clipbias.report.captioned import write_csv
-from clipbias.report.interpretation_figures import NORM_COLUMNS, norm_figure, norm_rows, projection_figures
+from clipbias.report.interpretation_figures import norm_figure, norm_frame, projection_figures
 from clipbias.report.names import method_name, ordered_methods
 from clipbias.report.study_results import counted
 from clipbias.report.table import MISSING, Table, cells
@@ -29,8 +30,8 @@ def write_interpretation(found: Findings, folder: Path) -> Path:
       ClipbiasError: the folder cannot be written.
     """
     write_text(folder / RESULT, json.dumps(found, indent=1, allow_nan=False) + "\n")
-    write_csv(folder / "words.csv", WORD_COLUMNS, word_rows(found))
-    write_csv(folder / "norms.csv", NORM_COLUMNS, norm_rows(found))
+    write_csv(folder / "words.csv", pd.DataFrame(word_rows(found), columns=WORD_COLUMNS))
+    write_csv(folder / "norms.csv", norm_frame(found))
     norms = norm_figure(found)
     sections = [
         pages.Section(

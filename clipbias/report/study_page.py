@@ -13,24 +13,20 @@ from clipbias.explain.results import load_results, plain
 from clipbias.report import pages
 from clipbias.report.answer import answer_sentences, certainty, method_answers, question
 from clipbias.report.answer_figure import COLUMNS, answer_figure, answer_note, answer_rows
-from clipbias.report.attention_figures import text_attention_figure, vision_attention_figure
-from clipbias.report.decomposition_figures import decomposition_figure
 from clipbias.report.explorer import explorer_data
-from clipbias.report.faithfulness_figures import area_table, faithfulness_figure
 from clipbias.report.image_tables import image_tables
 from clipbias.report.map_figures import examples_figure, similarity_figures
-from clipbias.report.relevancy_figures import text_relevancy_figure, vision_relevancy_figure
-from clipbias.report.relevancy_groups import relevancy_groups_figure
+from clipbias.report.relevancy_figures import relevancy_groups_figure, text_relevancy_figure, vision_relevancy_figure
+from clipbias.report.study_figures import (
+    decomposition_figure,
+    faithfulness_figure,
+    text_attention_figure,
+    vision_attention_figure,
+)
 from clipbias.report.study_results import StudyResults, label_of, why_missing
 from clipbias.report.table import Table, cells
-from clipbias.report.verdict_figures import (
-    effects_figure,
-    effects_table,
-    kept_figure,
-    kept_table,
-    why_no_effects,
-    why_nothing_kept,
-)
+from clipbias.report.verdict_figures import effects_figure, kept_figure
+from clipbias.report.verdict_tables import area_table, effects_table, kept_table, why_no_effects, why_nothing_kept
 
 REPORT, FIGURES = "report.html", "figures"
 

@@ -13,6 +13,7 @@ from typing import Any
 from clipbias.explain.results import EFFECTS, FORMS
 from clipbias.explain.uncertainty import LEVEL, Estimate, excludes, mean_of_few
 from clipbias.explain.verdict_words import HALF, NAMES, amount
+from clipbias.report.gains import OVER_ZERO_SHOT, over_zero_shot
 from clipbias.report.published import dataset_name, ordered_datasets
 from clipbias.report.study_results import StudyResults, by_reason, label_of
 
@@ -86,7 +87,8 @@ def summarize_verdicts(studies: Iterable[StudyResults]) -> list[MethodSummary]:
             verdict, key = study.section("verdict", model["key"]), first["key"]
             if verdict.get("effects") or verdict.get("kept"):
                 labels.setdefault(key, (label_of(model), model["method"]))
-                found.setdefault(key, {}).setdefault(study.dataset, []).append(verdict)
+                gains = {"over_zero_shot": over_zero_shot(study, model)}
+                found.setdefault(key, {}).setdefault(study.dataset, []).append({**verdict, **gains})
     return [_summary(*labels[key], by_dataset) for key, by_dataset in found.items()]
 
 
@@ -113,7 +115,7 @@ def left_out(studies: Iterable[StudyResults]) -> list[str]:
 
 def _numbers(verdict: Mapping[str, Any]) -> dict[tuple[str, str], Estimate]:
     """One model's numbers by outcome and quantity; shares only of gains that are surely above 0."""
-    found: dict[tuple[str, str], Estimate] = {}
+    found = {(OVER_ZERO_SHOT, name): number for name, number in verdict["over_zero_shot"].items()}
     for outcome in NAMES:
         effects = ((verdict.get("effects") or {}).get(outcome) or {}).get("both")
         kept = (verdict.get("kept") or {}).get(outcome)

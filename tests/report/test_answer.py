@@ -61,7 +61,7 @@ def test_rows_are_what_the_arrays_say(results):
 
 def test_the_figure_has_the_same_numbers(results):
     drawing = answer_figure(method_answers(StudyResults(results)))
-    found = {tuple(row[:2]): row[3:] for row in drawing.rows}
+    found = {tuple(row[:2]): row[3:] for row in drawing.numbers.itertuples(index=False)}
     for label, key in (("IVLP", "ivlp"), ("Bias tuning", "bias")):
         expected = effects(results, key, "accuracy", "both")
         for name in (*EFFECTS, "gain"):
@@ -104,7 +104,7 @@ def test_a_model_that_cannot_be_taken_apart_has_its_gain(results):
     study = StudyResults(type(results)(arrays, scalars))
     methods = method_answers(study)
     _, row, _ = answer_rows(study, methods)
-    np.testing.assert_allclose(numbers_in(row[2]), ends(gain_over_zero_shot(results, "ivlp")), atol=0.0501)
+    np.testing.assert_allclose(numbers_in(row[2]), ends(gain_over_zero_shot(study.results, "ivlp")), atol=0.0501)
     assert set(row[3:]) == {"–"} and answer_figure(methods) is None
     assert len(answer_sentences(study, methods)) == 1
 

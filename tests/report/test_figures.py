@@ -4,18 +4,18 @@ import functools
 
 import numpy as np
 import pytest
+from clipbias.report.attention_figures import text_attention_figure, vision_attention_figure
+from clipbias.report.decomposition_figures import decomposition_figure
+from clipbias.report.faithfulness_figures import MAP_NAMES, area_table, faithfulness_figure
+from clipbias.report.relevancy_groups import MARKERS, relevancy_groups_figure
 from matplotlib.colors import to_hex
 from matplotlib.text import Text
 
 from clipbias.explain.results import GROUPS, MAPS
 from clipbias.report import style
-from clipbias.report.attention_figures import text_attention_figure, vision_attention_figure
-from clipbias.report.decomposition_figures import decomposition_figure
-from clipbias.report.faithfulness_figures import MAP_NAMES, area_table, faithfulness_figure
 from clipbias.report.map_figures import examples_figure, similarity_figures
 from clipbias.report.overlay import HEAT
 from clipbias.report.relevancy_figures import text_relevancy_figure, vision_relevancy_figure
-from clipbias.report.relevancy_groups import MARKERS, relevancy_groups_figure
 from clipbias.report.study_results import StudyResults
 from tests.report.synthetic import synthetic_results
 
