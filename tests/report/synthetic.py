@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from clipbias.explain.factorial import CONSTANTS, corners, effects_in_play
-from clipbias.explain.results import SECTIONS, FORMAT, GROUPS, MAPS, TEXT_KINDS, Findings
+from clipbias.explain.results import FORMAT, GROUPS, MAPS, SECTIONS, TEXT_KINDS, Findings
 from clipbias.explain.verdict import verdicts
 
 FORMS = ("reference", "vector", "kind", "token", "tuned")
