@@ -91,8 +91,8 @@ def kept_table(study: StudyResults) -> Table | None:
 
 def why_nothing_kept(study: StudyResults) -> list[str]:
     """One sentence for each reason why no constant was measured of models."""
-    asked = "amounts" in study.scalars["figures"]
-    otherwise = "No constant was measured" + ("." if asked else "; --config.figures=amounts has it.")
+    asked = "amounts" in study.scalars["sections"]
+    otherwise = "No constant was measured" + ("." if asked else "; --config.sections=amounts has it.")
     return by_reason(
         (label_of(model), study.section("amounts", model["key"]).get("missing") or otherwise)
         for model in study.tuned
