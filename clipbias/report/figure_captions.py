@@ -12,6 +12,11 @@ zero-shot gets wrong and the tuned model right ({counts}). Each image's row is {
 
 # By kind of figure: its title and its caption.
 CAPTIONS: dict[str, tuple[str, str]] = {
+    "answer": (
+        "What carries the gain in accuracy",
+        """Three effects add up to the whole gain. Attention: which tokens attend to which. Scale: the attention that
+        prompts take away from all others. Values: what is added to tokens. Lines: 95 % intervals.""",
+    ),
     "verdict_overview": (
         "What carries the gain",
         """{datasets}. (a) Gain in accuracy over the frozen model with the dataset's template; it is the grey mark of

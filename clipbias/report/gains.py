@@ -18,7 +18,7 @@ def over_zero_shot(study: StudyResults, model: Mapping[str, Any]) -> dict[str, E
     Returns:
       "gain" of the tuned model and "start" of the frozen model with the text that training starts from, on the images
       of the causal test, and of each form of a constant in the method's place, on the images that it was measured on;
-      the gain without a causal test on the latter. What a study has not is absent.
+      the gain without a causal test on the latter, and without them on all images. What a study has not is absent.
     """
     key, labels = model["key"], study.array("predictions/labels")
     zero = study.array(f"predictions/{study.zero_shot['key']}")
@@ -40,4 +40,9 @@ def over_zero_shot(study: StudyResults, model: Mapping[str, Any]) -> dict[str, E
         changes = 100.0 * (np.column_stack(list(named.values())) - right[images][:, None])
         draws = resample(changes)
         found |= {name: estimate(changes[:, k].mean(), draws[:, k]) for k, name in enumerate(named)}
+    tuned = study.array(f"predictions/{key}")
+    if not found and tuned is not None:
+        read = (zero >= 0) & (tuned >= 0)
+        change = 100.0 * ((tuned == labels) - right)[read]
+        found["gain"] = estimate(change.mean(), resample(change[:, None])[:, 0])
     return found

@@ -34,18 +34,18 @@ def write_interpretation(found: Findings, folder: Path) -> Path:
     write_csv(folder / "norms.csv", norm_frame(found))
     norms = norm_figure(found)
     sections = [
-        pages.Section("Adapters", tables=[_adapters(found)]),
-        pages.Section("Nearest words", tables=[_nearest_words(found)] if found["words"] else []),
         pages.Section(
-            "Norms",
+            "How long the learned vectors are",
             pictures=[pages.save_picture(norms, folder / FIGURES)] if norms else [],
             tables=[_norms(found)],
+            open=True,
         ),
+        pages.Section("Nearest words", tables=[_nearest_words(found)] if found["words"] else []),
         pages.Section(
             "Datasets and seeds",
             pictures=[pages.save_picture(figure, folder / FIGURES) for figure in projection_figures(found)],
         ),
-        pages.Section("Left out", remarks=found["remarks"]),
+        pages.Section("Adapters, and what was left out", tables=[_adapters(found)], remarks=found["remarks"]),
     ]
     return pages.write_page(
         folder / PAGE,

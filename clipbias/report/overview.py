@@ -1,6 +1,5 @@
-"""Several datasets on one page: the verdicts and their mean, accuracies, what else was measured, relevancy panels."""
+"""Several datasets on one page: the verdicts and their mean, accuracies, and relevancy panels."""
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from clipbias.report import pages
 from clipbias.report.published import dataset_name, ordered_datasets
 from clipbias.report.relevancy_figures import dataset_figures
 from clipbias.report.study_page import FIGURES, REPORT
-from clipbias.report.study_results import StudyResults, accuracy_and_error, label_of
+from clipbias.report.study_results import StudyResults, accuracy_and_error, counted, label_of
 from clipbias.report.summary_figures import summary_figure
 from clipbias.report.table import MISSING, Table, cells
 from clipbias.report.verdict_summary import left_out, sentences, summarize_verdicts
@@ -50,27 +49,27 @@ def write_overview(results_folders: Sequence[str | os.PathLike], output_folder: 
     output = Path(output_folder)
     summaries = summarize_verdicts(ordered)
     verdict = summary_figure(summaries, left_out(ordered))
-    models = []
+    sections = [
+        pages.Section(f"{each.label} by dataset", tables=[summary_table(each)], remarks=sentences(each))
+        for each in summaries
+    ]
     for key, label in {model["key"]: label_of(model) for study in ordered for model in study.tuned}.items():
         own = [study for study in ordered if _model(study, key)]
         pictures = [pages.save_picture(figure, output / FIGURES) for figure in dataset_figures(own, key, label)]
-        numbers = _verdict_numbers(own, key)
-        if numbers or pictures:
-            models.append((label, numbers, pictures))
+        sections += [pages.Section(f"Relevancy: {label}", pictures=pictures)] if pictures else []
     return pages.write_page(
         output / OVERVIEW,
         "overview",
-        title="Why it works: overview",
+        title=f"Why does tuning help on {counted(len(ordered), 'dataset')}?",
         datasets=[_name(study) for study in ordered],
         verdict=pages.save_picture(verdict, output / FIGURES) if verdict else None,
-        methods=[(each.label, sentences(each), summary_table(each)) for each in summaries],
         accuracies=_accuracies(ordered),
         reports=[
             (_name(study), Path(os.path.relpath(report, output)).as_posix())
             for study in ordered
             for report in _report_in(folders[study.dataset])
         ],
-        models=models,
+        sections=sections,
     )
 
 
@@ -105,21 +104,3 @@ def _accuracies(studies: Sequence[StudyResults]) -> Table:
         " model."
     )
     return Table("", caption, ("Dataset", "Images", *labels.values()), tuple(rows))
-
-
-def _verdict_numbers(studies: Sequence[StudyResults], key: str) -> Table | None:
-    """A table of what the verdicts measured, datasets across; `None` where no study has a verdict."""
-    found = {
-        _name(study): {row["text"]: row["value"] for row in rows}
-        for study in studies
-        if (rows := study.section("verdict", key).get("rows"))
-    }
-    rows = tuple(
-        cells(name, *(_three_digits(numbers.get(name)) for numbers in found.values()))
-        for name in dict.fromkeys(name for numbers in found.values() for name in numbers)
-    )
-    return Table("", "What else was measured.", ("", *found), rows) if rows else None
-
-
-def _three_digits(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, int | float) and math.isfinite(value) else MISSING
