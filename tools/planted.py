@@ -62,7 +62,7 @@ class Layer:
 def planted(mechanism: str, strength: float, *, seed: int) -> tuple[Params, np.ndarray]:
     """The frozen weights, and the prompts `[1, V, D]` that tune them."""
     start = {READ: BIAS} if mechanism in ("constant", "kinds", "both") else {}
-    params = jax.tree.map(np.array, jax.jit(functools.partial(init_params, CONFIG))(jax.random.key(seed)))
+    params = jax.tree.map(np.array, _initial())
     tower, draw = params["vision"], np.random.default_rng(seed)
     for part in ("pre_norm", "post_norm"):
         tower[part]["scale"][:] = LARGE / np.sqrt(NUMBERS)
@@ -80,6 +80,12 @@ def planted(mechanism: str, strength: float, *, seed: int) -> tuple[Params, np.n
     _fill(tower["layers"], _layers(mechanism, strength), draw)
     prompts = np.tile(_token({PROMPT: 1}), (PROMPTS, 1))[None]
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params), prompts.astype(np.float32)
+
+
+@functools.cache
+def _initial() -> Params:
+    """Any weights: what is random in a tower is drawn below."""
+    return jax.jit(init_params, static_argnums=0)(CONFIG, jax.random.key(0))
 
 
 def _layers(mechanism: str, strength: float) -> list[Layer]:
@@ -102,8 +108,8 @@ def _layers(mechanism: str, strength: float) -> list[Layer]:
     if mechanism == "image":
         collect = [({PATCH: 1}, {CLS: FAR}), ({CLS: 1}, {PROMPT: -FAR})]
         stored = (1 + PATCHES + PROMPTS) / PATCHES
-        handed = {(READ, STORE): 2 * strength * (PATCHES + PROMPTS) / PROMPTS}
-        return [Layer(collect, read | {(STORE, OTHER): stored}), Layer([({CLS: 1}, {CLS: -FAR})], handed)]
+        handed = ({CLS: 1}, {CLS: -FAR, PROMPT: FAR})  # all of [cls]'s attention
+        return [Layer(collect, read | {(STORE, OTHER): stored}), Layer([handed], {(READ, STORE): 2 * strength})]
     return [Layer(), Layer([NO_PROMPTS], read)]
 
 
