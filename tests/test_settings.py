@@ -26,7 +26,7 @@ from experiments.values import check_config
 from tests.documents import ROOT
 from tests.end_to_end.binaries import answer_here, sentence
 
-OF_TABLE1 = ("base_to_new", "cross_dataset", "demo", "domain_generalization", "zoo")
+OF_TABLE1 = ("demo", "zoo")
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "configs").glob("[!_]*.py")))
