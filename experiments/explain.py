@@ -90,6 +90,8 @@ def named_sections(text: str) -> list[str]:
 
 def adapters_by_dataset(config: ConfigDict, adapters: Sequence[AdapterFile]) -> dict[str, list[AdapterFile]]:
     """The datasets to explain on, each with its adapters."""
+    if config.dataset and config.datasets:
+        raise ClipbiasError("give --config.dataset or --config.datasets, not both.")
     if config.dataset:
         return {config.dataset: list(adapters)}
     if not config.datasets and not adapters:

@@ -187,7 +187,7 @@ def test_a_study_of_several_datasets(tmp_path: Path) -> None:
         models = [{"method": m, "accuracy": a, "parameters": {"total": 9}} for m, a in (("zero_shot", 1.0), ("b", 2.0))]
         return {"format": 1, "dataset": {"name": name}, "models": models, "seconds": 3.0}
 
-    config = {**BASE, "adapters": "x", "datasets": ["demo/a", "demo/b"]}
+    config = {**BASE, "sections": "all", "datasets": ["demo/a", "demo/b"]}
     write(tmp_path, config=config, state=state("interrupted"))
     write(tmp_path / "demo_a", results=result("demo/a"))
     first, second = read_workdir(tmp_path)
