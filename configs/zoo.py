@@ -7,7 +7,7 @@ and on the embedded demo model and datasets, nothing to download, with 16 images
     python -m experiments.table1 --config=configs/zoo.py:demo
 
 Besides accuracies, the table of what methods cost groups them by kind (training-free, heads, prompts, weights,
-test-time) and gives learned parameters, training time and time per test image; `accuracy_by_parameters` and
+test-time) and gives learned parameters and training time; `accuracy_by_parameters` and
 `accuracy_by_time` draw both. A new file in `clipbias/tuning/methods/` joins by itself.
 
 Methods whose authors train otherwise than this project do so here where its own recipe would be no training of theirs;
@@ -15,7 +15,7 @@ the table says which. `--config.method_options.NAME.recipe=authors`, or `common`
 all others have learning rates that were chosen on validation images:
 
     python -m experiments.table1 --config=configs/zoo.py:demo \\
-        --config.learning_rates="(0.002, 0.01, 0.05, 0.2, 1.0, 4.0)" --workdir=workdir/zoo_chosen
+        --config.learning_rates=0.002,0.01,0.05,0.2,1.0,4.0 --workdir=workdir/zoo_chosen
 """
 
 from ml_collections import ConfigDict

@@ -58,7 +58,7 @@ def reduced(command: Command) -> list[str]:
     """
     given = list(BUDGET.get(command.module, ()))
     if command.module == "experiments.table1":
-        own = tuple(re.findall(r"'(\w+\.py)'", command.text))
+        own = tuple(re.findall(r"[=,](\w+\.py)", command.text))
         needed = ("bias",) if "--workdir=" in command.text else ("ivlp", "bias", "coop")
         given.append(f"--config.methods={own[:1] or needed}")
     changed = {word.partition("=")[0] for word in given}
@@ -88,7 +88,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     for page in PAGES:
         own = [code for code in blocks(page, "python") if "def adapt" in code]
-        files = dict.fromkeys(re.findall(r"'(\w+\.py)'", " ".join(command.text for command in commands(page))))
+        files = dict.fromkeys(re.findall(r"[=,](\w+\.py)", " ".join(command.text for command in commands(page))))
         for name, code in zip(files, own, strict=True):
             (tmp_path / name).write_text(code, encoding="utf-8")
     return tmp_path

@@ -17,10 +17,10 @@ from clipbias.explain.results import SCALARS, load_results
 from clipbias.report import style
 from clipbias.report.captioned import write_csv
 from clipbias.report.study_results import StudyResults
-from clipbias.report.summary_figures import summary_figure, summary_table
-from clipbias.report.table import text_table
-from clipbias.report.verdict_figures import why_no_effects, why_nothing_kept
+from clipbias.report.summary_figures import summary_figure
+from clipbias.report.table import render
 from clipbias.report.verdict_summary import left_out, sentences, summarize_verdicts
+from clipbias.report.verdict_tables import summary_table, why_no_effects, why_nothing_kept
 from clipbias.terminal import printable
 from experiments import common
 
@@ -38,7 +38,7 @@ def main(names: Sequence[str]) -> int:
         raise ClipbiasError("none of these studies has a verdict; run them with --config.sections=all.")
     for summary in summaries:
         print(printable(summary.label))
-        print(text_table(summary_table(summary)).lstrip("\n"))
+        print(render(summary_table(summary), "text"))
         for sentence in sentences(summary):
             print(printable(sentence))
         print()
@@ -50,7 +50,7 @@ def main(names: Sequence[str]) -> int:
             print(printable(sentence))
     picture = Path(_TO.value).expanduser().with_suffix(".png")
     style.save_png(figure.figure, picture)
-    write_csv(picture.with_suffix(".csv"), figure.columns, figure.rows)
+    write_csv(picture.with_suffix(".csv"), figure.numbers)
     print(f"{printable(picture)}: {printable(figure.caption)}")
     return 0
 

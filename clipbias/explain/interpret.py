@@ -8,9 +8,9 @@
     words          list of {adapter, layer, class or null, prompt, mean_distance, nearest: [{id, word, distance}, …]};
                    layer 0 in the space of token embeddings, others in that of the layer's input (`explain/words.py`)
     norms          list of {adapter, tower, part, layer, prompt, norm, tokens_norm} (`explain/norms.py`)
-    projections    list of {tower, arrays, adapters (names), pca [n, 2], explained [2], tsne [n, 2] or null, perplexity
-                   or null, silhouette {dataset, method, seed: number or null}, sentence}: adapters whose learned arrays
-                   of a tower have the same shapes, each flattened to one vector (`explain/projection.py`)
+    projections    list of {tower, arrays, adapters (names), pca [n, 2], explained [2], silhouette {dataset, method,
+                   seed: number or null}, sentence}: adapters whose learned arrays of a tower have the same shapes, each
+                   flattened to one vector (`explain/projection.py`)
     remarks        sentences on what was left out
 """
 
@@ -59,7 +59,6 @@ class InterpretOptions:
       chunk: words of the vocabulary per pass.
       classes: texts per adapter whose tokens' norms are averaged.
       change: project the change from the initial values of the adapter's seed instead of the values.
-      seed: of t-SNE.
     """
 
     words: int = 5
@@ -67,7 +66,6 @@ class InterpretOptions:
     chunk: int = 1024
     classes: int = 64
     change: bool = False
-    seed: int = 0
 
 
 def require_one_base(adapters: Sequence[tuple[str, Adapter]]) -> None:
@@ -223,7 +221,7 @@ def _projections(learned: Sequence[Learned], options: InterpretOptions) -> tuple
     projections, remarks = [], []
     for (tower, arrays), members in groups.items():
         vectors = np.stack([vector for _, vector in members])
-        projection = project(vectors, seed=options.seed)
+        projection = project(vectors)
         if projection is None:
             remarks.append(f"{tower} tower, {arrays}: {len(members)} adapter(s), nothing to compare; no picture.")
             continue

@@ -6,9 +6,6 @@ from typing import Any
 
 import numpy as np
 
-LARGEST_PERPLEXITY = 30.0
-FEWEST_FOR_TSNE = 4
-
 
 @dataclasses.dataclass(frozen=True)
 class Projection:
@@ -17,39 +14,24 @@ class Projection:
     Attributes:
       pca: `[n, 2]` along the two directions of the largest variance, the mean taken off.
       explained: the share of the variance along each.
-      tsne: `[n, 2]` (van der Maaten and Hinton 2008), or `None` for too few points.
-      perplexity: of it.
     """
 
     pca: np.ndarray
     explained: tuple[float, float]
-    tsne: np.ndarray | None
-    perplexity: float | None
 
 
-def project(vectors: np.ndarray, *, seed: int = 0) -> Projection | None:
-    """PCA and t-SNE of vectors `[n, D]`; `None` for fewer than two different ones.
-
-    The perplexity is a third of the other points' number, at most 30: t-SNE's usual upper bound for few points.
-    """
+def project(vectors: np.ndarray) -> Projection | None:
+    """PCA of vectors `[n, D]`; `None` for fewer than two different ones."""
     from sklearn.decomposition import PCA
-    from sklearn.manifold import TSNE
 
     vectors = np.asarray(vectors, np.float64)
-    count = len(vectors)
-    if count < 2 or not np.ptp(vectors, axis=0).any():
+    if len(vectors) < 2 or not np.ptp(vectors, axis=0).any():
         return None
     model = PCA(n_components=min(2, *vectors.shape), svd_solver="full")
-    plane = np.zeros((count, 2))
+    plane = np.zeros((len(vectors), 2))
     plane[:, : model.n_components] = model.fit_transform(vectors)
     first, second = (*model.explained_variance_ratio_.tolist(), 0.0)[:2]
-    if count < FEWEST_FOR_TSNE:
-        return Projection(plane, (first, second), None, None)
-    perplexity = min(LARGEST_PERPLEXITY, max(1.0, (count - 1) / 3))
-    # From the PCA plane, so that the picture depends on nothing but the vectors and the seed.
-    start = plane / plane[:, 0].std() * 1e-4
-    tsne = TSNE(perplexity=perplexity, init=start, method="exact", learning_rate="auto", random_state=seed)
-    return Projection(plane, (first, second), np.asarray(tsne.fit_transform(vectors), float), perplexity)
+    return Projection(plane, (first, second))
 
 
 def silhouette(vectors: np.ndarray, labels: Sequence[Any]) -> float | None:

@@ -6,6 +6,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from absl import logging
 
 from clipbias.data.confusion import class_accuracies, confusion, taken_for, weakest
@@ -90,12 +91,12 @@ def confusion_figure(answers: Answers, what: str) -> CaptionedFigure:
         + (f", without {unread:,} that could not be read." if unread else ".")
         + ("" if named else " Classes are in the dataset's order.")
     )
-    rows = tuple(
+    rows = [
         (answers.class_names[true], answers.class_names[answer], int(counts[true, answer]))
         for true, answer in np.argwhere(counts)
-    )
-    title = "Which classes are taken for which"
-    return CaptionedFigure("confusion", title, caption, figure, ("class", "answer", "images"), rows)
+    ]
+    numbers = pd.DataFrame(rows, columns=["class", "answer", "images"])
+    return CaptionedFigure("confusion", "Which classes are taken for which", caption, figure, numbers)
 
 
 def write_answers(folder: Path, images: Sequence[str], answers: Answers, what: str) -> None:
@@ -107,13 +108,14 @@ def write_answers(folder: Path, images: Sequence[str], answers: Answers, what: s
       answers: to these images.
       what: names model and images, for the caption.
     """
-    write_csv(folder / "classes.csv", CLASS_COLUMNS, [*answers.rows()])
+    write_csv(folder / "classes.csv", pd.DataFrame(answers.rows(), columns=CLASS_COLUMNS))
     names = [*answers.class_names, ""]  # -1 is the last
     rows = [
         (image, names[label], names[answer], int(label == answer))
         for image, label, answer in zip(images, answers.labels, answers.predicted, strict=True)
     ]
-    write_csv(folder / "predictions.csv", ("image", "class", "answer", "correct"), rows)
+    columns = ["image", "class", "answer", "correct"]
+    write_csv(folder / "predictions.csv", pd.DataFrame(rows, columns=columns))
     confusion_figure(answers, what).save(folder)
 
 
@@ -129,7 +131,7 @@ def write_class_table(folder: Path) -> None:
         except ClipbiasError as error:
             logging.warning("%s", error)
     if rows:
-        write_csv(folder / "classes.csv", ("run", *CLASS_COLUMNS), rows)
+        write_csv(folder / "classes.csv", pd.DataFrame(rows, columns=["run", *CLASS_COLUMNS]))
 
 
 def weakest_classes(answers: Answers, most: int = 3) -> str:

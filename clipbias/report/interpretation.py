@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from clipbias.io import write_text
 from clipbias.report import pages
 from clipbias.report.captioned import write_csv
-from clipbias.report.interpretation_figures import NORM_COLUMNS, norm_figure, norm_rows, projection_figures
+from clipbias.report.interpretation_figures import norm_figure, norm_frame, projection_figures
 from clipbias.report.names import method_name, ordered_methods
 from clipbias.report.study_results import counted
 from clipbias.report.table import MISSING, Table, cells
@@ -29,22 +30,22 @@ def write_interpretation(found: Findings, folder: Path) -> Path:
       ClipbiasError: the folder cannot be written.
     """
     write_text(folder / RESULT, json.dumps(found, indent=1, allow_nan=False) + "\n")
-    write_csv(folder / "words.csv", WORD_COLUMNS, word_rows(found))
-    write_csv(folder / "norms.csv", NORM_COLUMNS, norm_rows(found))
+    write_csv(folder / "words.csv", pd.DataFrame(word_rows(found), columns=WORD_COLUMNS))
+    write_csv(folder / "norms.csv", norm_frame(found))
     norms = norm_figure(found)
     sections = [
-        pages.Section("Adapters", tables=[_adapters(found)]),
-        pages.Section("Nearest words", tables=[_nearest_words(found)] if found["words"] else []),
         pages.Section(
-            "Norms",
+            "How long the learned vectors are",
             pictures=[pages.save_picture(norms, folder / FIGURES)] if norms else [],
             tables=[_norms(found)],
+            open=True,
         ),
+        pages.Section("Nearest words", tables=[_nearest_words(found)] if found["words"] else []),
         pages.Section(
             "Datasets and seeds",
             pictures=[pages.save_picture(figure, folder / FIGURES) for figure in projection_figures(found)],
         ),
-        pages.Section("Left out", remarks=found["remarks"]),
+        pages.Section("Adapters, and what was left out", tables=[_adapters(found)], remarks=found["remarks"]),
     ]
     return pages.write_page(
         folder / PAGE,

@@ -13,7 +13,7 @@ from clipbias.terminal import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure, SubFigure
+    from matplotlib.figure import Figure
 
 HEAT = "inferno"
 
@@ -133,14 +133,15 @@ def show_heat(axes: "Axes", image: np.ndarray, values: np.ndarray) -> None:
     axes.imshow(values, cmap=HEAT, alpha=0.25 + 0.5 * np.asarray(values, float), vmin=0, vmax=1)
 
 
-def heat_scale(figure: "SubFigure") -> None:
-    """Says what the colours of `show_heat` mean: a bar from 0 to 1 across the middle of a figure of its own."""
+def heat_scale(figure: "Figure", grid: np.ndarray) -> None:
+    """Says what the colours of `show_heat` mean: a bar from 0 to 1 below all panels."""
     from matplotlib.cm import ScalarMappable
 
-    axes = figure.add_axes((0.3, 0.72, 0.4, 0.16))
-    figure.colorbar(ScalarMappable(cmap=HEAT), cax=axes, orientation="horizontal", ticks=(0, 0.5, 1))
-    axes.set_xlabel("each map from its least (0) to its greatest value (1)", fontsize=7)
-    axes.tick_params(labelsize=6.5, width=0.5, length=2)
+    heat = ScalarMappable(cmap=HEAT)
+    heat.set_clim(0, 1)
+    bar = figure.colorbar(heat, ax=grid, location="bottom", shrink=0.4, aspect=40, ticks=(0, 0.5, 1))
+    bar.set_label("each map from its least (0) to its greatest value (1)", fontsize=7)
+    bar.ax.tick_params(labelsize=6.5, width=0.5, length=2)
 
 
 def draw_overlay(axes: "Axes", image: np.ndarray, overlay: Overlay) -> None:

@@ -37,20 +37,26 @@ class Picture:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A part of a page under a heading. Its content is shown in the order of the attributes."""
+    """A part of a page that a reader unfolds. Its content is shown in the order of the attributes.
+
+    Attributes:
+      groups: headings, each with its sentences.
+      open: whether it is unfolded from the start.
+    """
 
     title: str
     identifier: str = ""
     pictures: Sequence[Picture] = ()
     tables: Sequence[Table] = ()
-    conclusion: str = ""
+    groups: Sequence[tuple[str, Sequence[str]]] = ()
     remarks: Sequence[str] = ()
     explorer: Mapping[str, Any] | None = None
     code: str = ""
+    open: bool = False
 
     @property
     def is_empty(self) -> bool:
-        return not (self.pictures or self.tables or self.conclusion or self.remarks or self.explorer or self.code)
+        return not (self.pictures or self.tables or self.groups or self.remarks or self.explorer or self.code)
 
 
 def save_picture(figure: CaptionedFigure, folder: Path) -> Picture:
@@ -78,8 +84,8 @@ def write_page(path: Path, template: str, *, title: str, **content: Any) -> Path
     return path
 
 
-# Between a number and its unit no line is broken.
-_PERCENT = re.compile(r"(?<=\d) %")
+# No line is broken between a number and its unit, or within an interval.
+_JOINED = re.compile(r"(?<=\d) (?=%)|(?<=\d) (?=to [+−-]?\d[\d.]*\))|(?<=\d to) (?=[+−-]?\d[\d.]*\))")
 
 
 @functools.cache
@@ -100,7 +106,7 @@ def _displayable(value: Any) -> Any:
     # What macros return is HTML already. HTML has no control characters, so they are shown as their escapes.
     if hasattr(value, "__html__"):
         return value
-    return _PERCENT.sub("\u00a0%", printable(value, keep="\n\t\u200c\u200d"))
+    return _JOINED.sub("\u00a0", printable(value, keep="\n\t\u200c\u200d"))
 
 
 def _data_uri(data: bytes | str, kind: str) -> str:

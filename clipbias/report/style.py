@@ -191,28 +191,8 @@ def log_scale(axes: "Axes", which: Literal["x", "y"] = "y", **options: Any) -> N
     low, high = axis.get_view_interval()
     # Within a decade or two, 1, 2 and 5 of each.
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 100 * low else (1.0,), numticks=6))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
-
-
-def layer_line(
-    axes: "Axes", values: np.ndarray, *, error: np.ndarray | None = None, linewidth: float = 1.2, **look: Any
-) -> None:
-    """A quantity by layer, `values` [L] with an optional standard error, [L] or below and above [2, L]."""
-    error = None if error is None else np.nan_to_num(error)
-    bars = {"elinewidth": 0.8, "capsize": 1.5}
-    axes.errorbar(layers(len(values)), values, yerr=error, linewidth=linewidth, **{"color": TUNED} | bars | look)
-    layer_ticks(axes, len(values))
-
-
-def head_dots(axes: "Axes", values: np.ndarray, colour: str) -> None:
-    """A dot per layer and head, `values` [L, H]."""
-    axes.plot(layers(len(values)), values, "o", color=colour, markersize=3, alpha=0.6, markeredgewidth=0)
-
-
-def layers(count: int) -> np.ndarray:
-    """Layer numbers as figures show them, from 1."""
-    return np.arange(1, count + 1)
 
 
 def layer_ticks(axes: "Axes", count: int) -> None:

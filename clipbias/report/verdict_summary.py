@@ -13,6 +13,7 @@ from typing import Any
 from clipbias.explain.results import EFFECTS, FORMS
 from clipbias.explain.uncertainty import LEVEL, Estimate, excludes, mean_of_few
 from clipbias.explain.verdict_words import HALF, NAMES, amount
+from clipbias.report.gains import OVER_ZERO_SHOT, over_zero_shot
 from clipbias.report.published import dataset_name, ordered_datasets
 from clipbias.report.study_results import StudyResults, by_reason, label_of
 
@@ -82,15 +83,16 @@ def summarize_verdicts(studies: Iterable[StudyResults]) -> list[MethodSummary]:
     found: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
     labels: dict[str, tuple[str, str]] = {}
     for study in studies:
-        for model, first in _with_firsts(study):
+        for model, first in with_firsts(study):
             verdict, key = study.section("verdict", model["key"]), first["key"]
             if verdict.get("effects") or verdict.get("kept"):
                 labels.setdefault(key, (label_of(model), model["method"]))
-                found.setdefault(key, {}).setdefault(study.dataset, []).append(verdict)
+                gains = {"over_zero_shot": over_zero_shot(study, model)}
+                found.setdefault(key, {}).setdefault(study.dataset, []).append({**verdict, **gains})
     return [_summary(*labels[key], by_dataset) for key, by_dataset in found.items()]
 
 
-def _with_firsts(study: StudyResults) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+def with_firsts(study: StudyResults) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
     """Each adapter of a study, and the first of those that differ from it in their seed alone."""
     firsts: dict[tuple[str, str], Mapping[str, Any]] = {}
     for model in study.tuned:
@@ -102,7 +104,7 @@ def left_out(studies: Iterable[StudyResults]) -> list[str]:
     found: dict[str, str] = {}
     asked: set[str] = set()
     for study in studies:
-        for model, first in _with_firsts(study):
+        for model, first in with_firsts(study):
             verdict = study.section("verdict", model["key"])
             if verdict.get("effects") or verdict.get("kept"):
                 asked.add(label_of(first))
@@ -113,7 +115,7 @@ def left_out(studies: Iterable[StudyResults]) -> list[str]:
 
 def _numbers(verdict: Mapping[str, Any]) -> dict[tuple[str, str], Estimate]:
     """One model's numbers by outcome and quantity; shares only of gains that are surely above 0."""
-    found: dict[tuple[str, str], Estimate] = {}
+    found = {(OVER_ZERO_SHOT, name): number for name, number in verdict["over_zero_shot"].items()}
     for outcome in NAMES:
         effects = ((verdict.get("effects") or {}).get(outcome) or {}).get("both")
         kept = (verdict.get("kept") or {}).get(outcome)
@@ -130,18 +132,18 @@ def _summary(label: str, method: str, verdicts: Mapping[str, Sequence[Mapping[st
     found = {dataset: [_numbers(verdict) for verdict in verdicts[dataset]] for dataset in datasets}
     names = dict.fromkeys(name for seeds in found.values() for numbers in seeds for name in numbers)
     numbers = {
-        name: {dataset: _over_seeds([seed[name] for seed in found[dataset]]) for dataset in datasets}
+        name: {dataset: average_seeds([seed[name] for seed in found[dataset]]) for dataset in datasets}
         for name in names
         if all(name in seed for seeds in found.values() for seed in seeds)
     }
     seeds = {dataset: len(found[dataset]) for dataset in datasets}
-    contradictions = tuple(name for name in datasets if _contradict(verdicts[name]))
+    contradictions = tuple(name for name in datasets if contradict(verdicts[name]))
     return MethodSummary(label, seeds, numbers, contradictions, method)
 
 
-def _contradict(verdicts: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether two seeds' intervals of one effect's share of the log-likelihood's gain lie apart."""
-    effects = [verdict["effects"]["log_likelihood"]["both"] for verdict in verdicts if verdict.get("effects")]
+def contradict(verdicts: Sequence[Mapping[str, Any]], outcome: str = "log_likelihood") -> bool:
+    """Whether two seeds' intervals of one effect's share of an outcome's gain lie apart."""
+    effects = [verdict["effects"][outcome]["both"] for verdict in verdicts if verdict.get("effects")]
     for name in EFFECTS:
         ends = [(one[name]["share_low"], one[name]["share_high"]) for one in effects if name in one]
         known = [(low, high) for low, high in ends if low is not None]
@@ -150,7 +152,8 @@ def _contradict(verdicts: Sequence[Mapping[str, Any]]) -> bool:
     return False
 
 
-def _over_seeds(numbers: Sequence[Estimate]) -> Estimate:
+def average_seeds(numbers: Sequence[Estimate]) -> Estimate:
+    """The mean over seeds, and that of the ends of their intervals."""
     found: Estimate = {}
     for name in dict.fromkeys(name for number in numbers for name in number):
         values = [number.get(name) for number in numbers]

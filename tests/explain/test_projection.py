@@ -1,4 +1,4 @@
-"""PCA against a singular value decomposition, t-SNE's limits, silhouettes by hand."""
+"""PCA against a singular value decomposition, silhouettes by hand."""
 
 import numpy as np
 import pytest
@@ -23,24 +23,6 @@ def test_pca_is_the_singular_value_decomposition() -> None:
         sign = np.sign(expected @ found.pca[:, axis])
         np.testing.assert_allclose(found.pca[:, axis], sign * expected, rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(found.explained, values[:2] ** 2 / (values**2).sum(), rtol=1e-9)
-
-
-def test_tsne_keeps_groups_together_and_is_repeatable() -> None:
-    vectors, names = groups(4, 8.0)
-    found, again = project(vectors, seed=3), project(vectors, seed=3)
-    np.testing.assert_array_equal(found.tsne, again.tsne)
-    assert found.perplexity == pytest.approx(11 / 3)
-    distances = np.linalg.norm(found.tsne[:, None] - found.tsne, axis=-1) + 1e9 * np.eye(12)
-    assert all(names[i] == names[j] for i, j in enumerate(distances.argmin(1)))
-
-
-@pytest.mark.parametrize(("count", "perplexity"), [(2, None), (3, None), (4, 1.0)])
-def test_few_points(count: int, perplexity: float | None) -> None:
-    found = project(np.random.default_rng(0).normal(size=(count, 5)))
-    assert found.pca.shape == (count, 2) and np.isfinite(found.pca).all()
-    assert found.perplexity == perplexity
-    assert (found.tsne is None) == (perplexity is None)
-    assert found.tsne is None or np.isfinite(found.tsne).all()
 
 
 def test_what_cannot_be_projected() -> None:

@@ -5,7 +5,7 @@ import pytest
 from clipbias.explain.results import save_results
 from clipbias.report import write_report
 from tests.browser import Browser
-from tests.report.exploring import only_explored
+from tests.report.exploring import only_explored, unfold
 
 
 @pytest.fixture(scope="session")
@@ -19,6 +19,7 @@ def browser(tmp_path_factory):
 def opened(browser, page):
     browser.complaints.clear()
     browser.open(page)
+    unfold(browser)
     yield browser
     assert browser.complaints == []
 

@@ -21,6 +21,10 @@ def read(browser):
     return browser.evaluate("document.getElementById('explore-read').textContent")
 
 
+def unfold(browser):
+    browser.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+
+
 def tab_to(browser, identifier):
     """Reaches an element with Tab alone."""
     at = f"[document.activeElement.id, document.activeElement.dataset.place].includes('{identifier}')"

@@ -10,7 +10,7 @@ class Page(html.parser.HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.open, self.tags, self.links, self.identifiers, self.words = [], [], [], [], []
-        self.inline_scripts = 0
+        self.inline_scripts, self.folded, self.unfolded = 0, [], []
         self.feed(text)
         assert self.open == []
 
@@ -20,6 +20,8 @@ class Page(html.parser.HTMLParser):
         self.inline_scripts += tag == "script" and "src" not in named
         self.links += [named[name] for name in ("src", "href") if name in named]
         self.identifiers += [named["id"]] if "id" in named else []
+        if tag == "details":
+            (self.unfolded if "open" in named else self.folded).append(named.get("id"))
         assert not any(name.startswith("on") for name in named)
         if tag not in ("meta", "img", "br", "input"):
             self.open.append(tag)

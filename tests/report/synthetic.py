@@ -106,7 +106,6 @@ class _Builder:
             "sections": list(SECTIONS),
             "config": {"dataset": dataset, "adapters": ["runs/ivlp", "runs/bias"], "normalisation": "sum"},
             "seconds": 41.5,
-            "seconds_by_section": {name: 4.5 for name in SECTIONS},
         }
 
     def predictions(self):

@@ -14,7 +14,7 @@ from clipbias.explain.uncertainty import shapley
 from clipbias.report import write_report
 from clipbias.report.explorer import explorer_data
 from clipbias.report.study_results import StudyResults
-from tests.report.exploring import GRID, LAYERS, Expected, near, only_explored, pick, read, tab_to
+from tests.report.exploring import GRID, LAYERS, Expected, near, only_explored, pick, read, tab_to, unfold
 from tests.report.markup import Page
 
 HOSTILE = "</script><img src=x onerror=\"alert('1')\"> & co"
@@ -238,6 +238,7 @@ def test_maps_are_painted_as_the_static_figures_are(opened, explored):
 def test_nothing_is_wider_than_the_window(browser, page, width, scheme):
     browser.complaints.clear()
     browser.open(page, width=width, scheme=scheme)
+    unfold(browser)
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
     sizes = browser.evaluate("[...document.querySelectorAll('canvas')].map(e => [e.clientWidth, e.clientHeight])")
     assert len(sizes) == 5 and all(100 < w <= width and abs(w - h) <= 1 for w, h in sizes)
@@ -247,17 +248,35 @@ def test_nothing_is_wider_than_the_window(browser, page, width, scheme):
     assert browser.complaints == []
 
 
+@pytest.mark.parametrize("width", [1400, 400])
+def test_no_choice_is_cut_off(browser, page, width):
+    browser.open(page, width=width)
+    unfold(browser)
+    cut = browser.evaluate(
+        "[...document.querySelectorAll('#explorer select')].filter(e => e.offsetParent).flatMap(e => {"
+        " const pen = document.createElement('canvas').getContext('2d'); pen.font = getComputedStyle(e).font;"
+        " const room = e.clientWidth - 2 * parseFloat(getComputedStyle(e).paddingLeft) - 16;"  # for the arrow
+        " return [...e.options].map(o => o.text).filter(text => pen.measureText(text).width > room); })"
+    )
+    assert cut == []
+
+
 def test_paper_has_all_columns(browser, page):
     """What a screen scrolls sideways would be cut off."""
     browser.open(page, width=700, media="print")
+    unfold(browser)
     cut = "[...document.querySelectorAll('.wide, pre')].filter(e => e.scrollWidth > e.clientWidth + 1).length"
     assert browser.evaluate("document.querySelectorAll('.wide').length") > 6 and browser.evaluate(cut) == 0
     browser.open(page, width=700)
+    unfold(browser)
     assert browser.evaluate(cut) > 0
 
 
 def test_without_scripts_a_sentence_says_so(browser, page):
     browser.open(page, scripts=False)
+    root = browser.call("DOM.getDocument")["root"]["nodeId"]
+    node = browser.call("DOM.querySelector", nodeId=root, selector="#explore")["nodeId"]
+    browser.call("DOM.setAttributeValue", nodeId=node, name="open", value="")
     tree = browser.call("DOMSnapshot.captureSnapshot", computedStyles=["display"])
     browser.open(page)  # scripts again
     strings = tree["strings"]

@@ -202,19 +202,38 @@ def test_what_is_chosen_while_an_address_is_written_stays(opened):
     assert view(opened)["layer"] == "1"
 
 
-def test_what_an_address_says_of_nothing_counts_for_nothing(opened, page):
-    shown = view(opened)
-    for wrong in (
-        "#explore/image=99999&class=-1&model=nobody&beside=*&layer=0&slot=9&of=77&change=4&decided=luck&order=age",
-        "#explore/%E0%A4%A&&=&layer=1e1&image=",
+MISSED = "(e => e.hidden ? '' : e.textContent)(document.getElementById('explore-missed'))"
+
+
+def test_what_an_address_asks_in_vain_is_said(opened, page, explored):
+    shown, numbers = view(opened), sorted(explored.arrays["explore/images"].tolist())
+    images = f"Its images are, by their numbers in the dataset: {', '.join(map(str, numbers))}."
+    opened.open(page, fragment="#explore/image=117&layer=3")  # an image of the dataset, but not of the page
+    assert opened.evaluate(MISSED) == f"This link asks for image=117, which this page cannot show. {images}"
+    assert view(opened) == shown | {"layer": "3"} and opened.evaluate("document.getElementById('explore').open")
+    wrong = "image=99999&class=-1&model=nobody&beside=*&layer=0&slot=9&of=77&change=4&decided=luck&order=age"
+    opened.open(page, fragment=f"#explore/{wrong}")
+    said = opened.evaluate(MISSED)
+    assert said == f"This link asks for {wrong.replace('&', ', ')}, which this page cannot show. {images}"
+    assert view(opened) == shown and opened.evaluate("location.hash") == f"#explore/{wrong}"
+    pick(opened, "layer", 2)  # what the reader does next takes the sentence away
+    assert opened.evaluate(MISSED) == ""
+    opened.open(page, fragment="#explore/%E0%A4%A&&=&layer=1e1")
+    assert opened.evaluate(MISSED) == "This link asks for layer=1e1, which this page cannot show."
+    # The true class may go by its number.
+    label = explored.arrays["predictions/labels"][explored.arrays["explore/images"][0]]
+    for right in (
         "#explore/",
-        "#models",
+        f"#explore/layer=1&image={explored.arrays['explore/images'][0]}&class={label}",
+        "#config",
     ):
-        opened.open(page, fragment=wrong)
-        assert view(opened) == shown and opened.evaluate("location.hash") == wrong
+        opened.open(page, fragment=right)
+        assert opened.evaluate(MISSED) == ""
+
+
+def test_a_link_to_another_section_leaves_the_view_alone(opened, page):
     opened.open(page, fragment="#explore/model=nobody&layer=1")  # what there is counts
     assert view(opened)["layer"] == "1"
-    # A link to another section leaves the view alone, and the way back leads to it again.
     opened.evaluate("location.hash = '#config'")
     assert view(opened)["layer"] == "1"
     pick(opened, "layer", 2)

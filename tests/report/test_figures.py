@@ -4,18 +4,18 @@ import functools
 
 import numpy as np
 import pytest
+from clipbias.report.attention_figures import text_attention_figure, vision_attention_figure
+from clipbias.report.decomposition_figures import decomposition_figure
+from clipbias.report.faithfulness_figures import MAP_NAMES, area_table, faithfulness_figure
+from clipbias.report.relevancy_groups import MARKERS, relevancy_groups_figure
 from matplotlib.colors import to_hex
 from matplotlib.text import Text
 
 from clipbias.explain.results import GROUPS, MAPS
 from clipbias.report import style
-from clipbias.report.attention_figures import text_attention_figure, vision_attention_figure
-from clipbias.report.decomposition_figures import decomposition_figure
-from clipbias.report.faithfulness_figures import MAP_NAMES, area_table, faithfulness_figure
 from clipbias.report.map_figures import examples_figure, similarity_figures
 from clipbias.report.overlay import HEAT
 from clipbias.report.relevancy_figures import text_relevancy_figure, vision_relevancy_figure
-from clipbias.report.relevancy_groups import MARKERS, relevancy_groups_figure
 from clipbias.report.study_results import StudyResults
 from tests.report.synthetic import synthetic_results
 
@@ -278,8 +278,8 @@ def test_areas_are_those_of_the_results(study):
     table = area_table(study)
     assert len(table.columns) == 6 and len(table.rows) == 3 * len(MAPS)
     areas = study.section("faithfulness", "bias", "area")
-    row = next(row for row in table.rows if [cell.text for cell in row[:2]] == ["Bias tuning", "LeGrad"])
-    assert row[2].text == f"{100 * areas['legrad']['positive']['predicted']:.1f}"
+    row = next(row for row in table.rows if [*row[:2]] == ["Bias tuning", "LeGrad"])
+    assert row[2] == f"{100 * areas['legrad']['positive']['predicted']:.1f}"
 
 
 def test_examples_show_every_model_with_its_prediction(study, drawn):

@@ -103,12 +103,7 @@
       const below = box.offsetTop + box.offsetHeight - list.clientHeight;
       if (below > list.scrollTop) list.scrollTop = below;
     } else find("images").removeAttribute("aria-activedescendant");
-    const said = (pair) => {
-      const number = data.pairs[pair];
-      const who = data.models.filter((model) => data.images[i].models[model.key].predicted === number);
-      const notes = [...(number === label ? ["true"] : []), ...who.map((model) => model.label)];
-      return `${data.classes[number]} (${notes.join(", ")})`;
-    };
+    const said = (pair) => data.classes[data.pairs[pair]] + (data.pairs[pair] === label ? " (true)" : "");
     fill(find("class"), pairs.map((pair) => [pair, said(pair)]), state.pair);
     find("picture").src = data.images[i].picture;
     find("about").textContent = about(data.images[i]);
@@ -132,6 +127,7 @@
 
   async function draw() {
     const image = data.images[state.image];
+    find("missed").hidden = true;
     [find("model").value, find("beside").value] = [state.model, state.beside];
     find("layer").value = state.layer + 1;
     find("layer-number").textContent = `${state.layer + 1} of ${data.layers}`;
@@ -293,8 +289,8 @@
     };
   }
 
-  /** Shows a view; a value that means nothing here leaves what there is. */
-  function showView(wanted) {
+  /** Shows a view. A value that means nothing here leaves what there is; where the reader asked for it, a line says so. */
+  function showView(wanted, asked) {
     if (models.has(wanted.model)) state.model = wanted.model;
     if (models.has(wanted.beside) || wanted.beside === "") state.beside = wanted.beside;
     offerFilters();
@@ -311,6 +307,16 @@
     state.patch = -1;
     tell(HELP);
     filter();
+    const shows = view();
+    if (asked.class === String(data.pairs[state.pair])) shows.class = asked.class; // the true one by its number
+    const missed = Object.keys(asked).filter((name) => name in shows && shows[name] !== asked[name]);
+    if (!missed.length) return;
+    const said = missed.map((name) => `${name}=${asked[name]}`).join(", ");
+    const numbers = data.images.map((image) => image.number).sort((a, b) => a - b);
+    const unknown = missed.includes("image") && !numbers.includes(Number(asked.image));
+    const which = unknown ? ` Its images are, by their numbers in the dataset: ${numbers.join(", ")}.` : "";
+    find("missed").textContent = `This link asks for ${said}, which this page cannot show.${which}`;
+    find("missed").hidden = false;
   }
 
   const HELP = "Point at a patch, a prompt slot or a token, or reach it by Tab and the arrow keys, to read its numbers.";

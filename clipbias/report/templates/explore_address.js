@@ -2,9 +2,10 @@
 
 /**
  * The view in the page's address, `#explore/image=12&layer=3`: a link, or the browser's way back, leads to it again.
- * What is as it was at first is left out, and what an address says of nothing that there is counts for nothing.
+ * What is as it was at first is left out.
  *
- * `current()` has the values of all fields as texts; `apply(values)` shows a view, of which fields may be missing.
+ * `current()` has the values of all fields as texts; `apply(values, asked)` shows a view, where `asked` are the fields
+ * that stand in the address.
  */
 function exploreAddress(current, apply) {
   const START = "#explore/";
@@ -35,11 +36,14 @@ function exploreAddress(current, apply) {
     if (own) return true; // what was chosen since then stays
     if (here !== "" && !here.startsWith(START)) return false; // of another section
     clearTimeout(waiting);
-    if (here !== address()) apply({ ...initial, ...Object.fromEntries(new URLSearchParams(here.slice(START.length))) });
+    const asked = Object.fromEntries(new URLSearchParams(here.slice(START.length)));
+    if (here !== address()) apply({ ...initial, ...asked }, asked);
+    if (here !== "") section.open = true;
     return here !== "";
   }
 
+  const section = document.getElementById("explore");
   addEventListener("hashchange", read);
-  if (read()) document.getElementById("explore").scrollIntoView();
+  if (read()) section.scrollIntoView();
   return write;
 }

@@ -1,0 +1,131 @@
+"""Titles and captions of all figures, as templates: what stands in braces a figure fills in.
+
+They share these rules, which a caption need not repeat: intervals hold 95 %, and models of the paper's figures are
+zero-shot CLIP in blue and the tuned one in orange.
+"""
+
+_RELEVANCY = """
+Relevancy of {what} for the logit of the true class (Chefer et al. 2021; Eq. 13–16), mean over test images that
+zero-shot gets wrong and the tuned model right ({counts}). Each image's row is {normalised}. Bands and whiskers are
+95 % intervals. Zero-shot's text is {text}.
+"""
+
+# By kind of figure: its title and its caption.
+CAPTIONS: dict[str, tuple[str, str]] = {
+    "answer": (
+        "What carries the gain in accuracy",
+        """Three effects add up to the whole gain. Attention: which tokens attend to which. Scale: the attention that
+        prompts take away from all others. Values: what is added to tokens. Lines: 95 % intervals.""",
+    ),
+    "verdict_overview": (
+        "What carries the gain",
+        """{datasets}. (a) Gain in accuracy over the frozen model with the dataset's template; it is the grey mark of
+        (b) and (c). (b) What adds up to it: “start” is the gain of the frozen model with the text that training
+        starts from, hidden where it is 0; to this add three effects, Shapley values: which input tokens attend to
+        which (attention), what prompts take away from attention on input tokens (scale), and what is added to
+        tokens (values). (c) Gain over the same frozen model if constants replace the method: one vector per
+        layer; two, one for [cls] or the end of the text and one for all other tokens; one per token. {marks}
+        {left_out}""",
+    ),
+    "verdict_effects": (
+        "What carries the gain",
+        """From the frozen model, at 0, to the tuned one on the same inputs. The three effects are Shapley values
+        over all mixtures of the two runs and add up to the gain, “all”. Attention: which input tokens attend to
+        which. Scale: what prompts take away from the attention on input tokens. Values: what is added to tokens.
+        Random: prompts drawn at random with the trained ones' norms; a bar that is cut off has a break. Whiskers
+        are 95 % bootstrap intervals over images ({counts}). One nat of log-likelihood is a factor of 2.7 in the
+        probability of the true class.""",
+    ),
+    "verdict_kept": (
+        "What a constant keeps",
+        """Gains over the frozen model if constants that are added after each block, the same for every image,
+        replace the method: one vector per layer; two, one for [cls] or the end of the text and one for all other
+        tokens; one for each token's position. They are means over training images of what the method does to a
+        block's output. In percent: the share of the method's gain, where that is surely above 0. “Learned”:
+        biases learned in the same study. Whiskers are 95 % bootstrap intervals over test images.""",
+    ),
+    "fig1_decomposition": (
+        "What prompts do to attention",
+        """The output of attention is a part from input tokens plus a part from prompts (Eq. 12); {counts}. (a)
+        Attention mass m on prompts; inputs keep 1 − m, so the paper's ½ (dotted) is m = 0.5. Dots are heads. (b)
+        Norm of the prompt part over the sum of both parts' norms; they are equal at the dotted line. (c) Share of
+        the prompt part's mean square that its average over samples explains, token by token or with one vector
+        for all tokens, corrected for chance: a bias is at 1. Shaded: layers beyond the prompts' depth. (d) Cosine
+        between that vector and a learned bias of the same layer. Whiskers are 95 % intervals over samples.""",
+    ),
+    "fig2_text_relevancy": (
+        "Relevancy of text tokens",
+        f"""{_RELEVANCY} Left: by token, without SOS, prompts shaded; tokens after the end of a name count 0. Right:
+        sums by kind of token; prompts are learned, words are those of a text that stay frozen.""",
+    ),
+    "fig3_vision_relevancy": (
+        "Relevancy of patches and vision prompts",
+        f"""{_RELEVANCY} Left: patches row by row, then prompts on the same scale; a prompt's number adds up what its
+        slot gave in all layers. Then sums by kind of token, and the patches as maps on one scale per model.""",
+    ),
+    "relevancy_groups": (
+        "Relevancy of corrected images, the control, and all",
+        """Relevancy for the logit of the true class by kind of token, over three groups of images: corrected, which
+        zero- shot gets wrong and the tuned model right, and which are selected by their changed decision; both
+        right, the control; and all ({counts}). Right: rank correlation (1: the same order) and total variation
+        (0: nothing moved) between both models' relevancy of the patches. Whiskers are 95 % intervals. Zero-shot's
+        text is {text}.""",
+    ),
+    "fig4_text_attention": (
+        "Attention of the EOS token",
+        """Attention of the EOS token in the text tower by kind of token, {added} over the tokens of a kind: mean
+        over heads and over {counts}. Whiskers are 95 % intervals over classes. Prompts are learned tokens, words
+        those of a text that stay frozen: {texts}.""",
+    ),
+    "fig5_vision_attention": (
+        "Attention distance and entropy",
+        """Vision tower, mean over {counts} of {dataset}; dots are heads, the line is their mean with its 95 %
+        interval, and the dashed line is zero-shot's. Distance: for each patch query, attention times the distance
+        between patch centres in pixels of the {size}-pixel input, without [cls]. Entropy: −Σ a ln a of a row;
+        dotted: uniform attention over [cls] and {patches} patches, ln {tokens} = {uniform:.4f}. W/O Prompt:
+        prompts are dropped and rows renormalised. W Prompt: prompts stay and count 0 in the distance.""",
+    ),
+    "fig6_similarity": (
+        "[cls] attention and likeness to the prompts: {label}",
+        """{label} on {dataset}. [cls] maps: attention of [cls] to the patches, mean over heads, of the original and
+        of the tuned model. Prompt similarity: 1 minus the Euclidean distance between prompt and patch tokens at
+        the block's input ({prompts}). Maps are bilinear and scaled to 0 … 1 each. Shown are {shown} of {counts}.""",
+    ),
+    "fig6_rank_correlation": (
+        "Whether [cls] attention and likeness to the prompts are opposed",
+        """Spearman's rank correlation, over the patches of an image, between the tuned model's [cls] attention and
+        the patches' similarity to the prompts; mean and 95 % interval over images ({counts}). The paper says that
+        the two are opposed: a value near −1.""",
+    ),
+    "faithfulness": (
+        "Whether the maps point at what matters",
+        """Perturbation test (Chefer et al. 2021) on {dataset} ({counts}): patches are set to zero in the order of a
+        map, and accuracy is measured. Most relevant first should hurt at once (lower is better), least relevant
+        first should hurt late (higher is better).""",
+    ),
+    "examples": (
+        "Relevancy on example pictures",
+        """Relevancy (Eq. 13–16) for the logit of the true class on {dataset}, {counts}. Heat maps: patches,
+        bilinear, each scaled to 0 … 1; the bar beside a map is the vision prompts' share of the whole row. Below:
+        the text's tokens up to EOS, the darker the more relevant, on the scale of the largest after SOS; of
+        several texts of a class the first. Titles give the model and what it predicts.""",
+    ),
+    "dataset_relevancy": (
+        "Relevancy of {what}: {label}",
+        """{label} in orange against zero-shot in blue, one panel per dataset, by token index: mean relevancy for the
+        true class over the n test images that zero-shot gets wrong and the tuned model right; bands and whiskers
+        are 95 % intervals. Zero-shot's text is {text}.""",
+    ),
+    "norms": (
+        "Norms of what was learned",
+        """Euclidean norms of learned prompts (contexts at layer 1) and biases, mean over prompts and over a method's
+        adapters. Dotted, where computed: the mean norm of the tokens that they join in the tuned model. Prompts
+        join the other tokens at the layer's input (at layer 1 before position embeddings in the text tower and
+        before the pre-LayerNorm in the vision tower); biases join all tokens at the layer's output.""",
+    ),
+    "projection": (
+        "{methods}: what was learned in the {tower} tower",
+        """Each point is one of {count} adapters: {arrays}, flattened to one vector and projected on the two
+        directions of most variance (PCA). Colours are datasets, markers {by}s. {sentence}""",
+    ),
+}
