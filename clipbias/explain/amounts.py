@@ -380,7 +380,7 @@ def measure(
     if crops_of(task.method):
         raise ClipbiasError(
             f"{type(task.method).__name__} learns of crops of each image, which are not made here; take "
-            "clipbias explain --config.sections=amounts."
+            "clipbias explain --config.sections=constants."
         )
     images, conditional = 0, task.method.conditional
     towers = changed_towers(task, learnables)
