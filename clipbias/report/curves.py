@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from clipbias.errors import ClipbiasError
 from clipbias.io import user_path
 from clipbias.report import looks, style
-from clipbias.report.names import method_name, ordered_methods
+from clipbias.report.names import method_name
+from clipbias.report.panels import lines, panels
 from clipbias.report.runs import RunRecord, is_number, metric_lines
 
 if TYPE_CHECKING:
@@ -67,34 +69,24 @@ def curves_figure(curves: Sequence[Curve]) -> "Figure":
 
     Up to eight curves have a colour and a name each; more are coloured by method.
     """
-    panels = [name for name in PANELS if any(name in curve.values for curve in curves)]
-    methods = ordered_methods(curve.method for curve in curves)
     few = len(curves) <= len(style.COLOURS)
-    with style.styled():
-        figure = style.new_figure(2.9 * len(panels) + 0.3, 2.6 + 0.16 * (len(curves) if few else len(methods) / 4 + 1))
-        row = figure.subplots(1, len(panels), squeeze=False)[0]
-        for axes, name in zip(row, panels, strict=True):
-            axes.set(xlabel="step", title=PANELS[name])
-            for number, curve in enumerate(curves):
-                look: tuple[str, str, Any]
-                if few:
-                    look = (curve.label, style.COLOURS[number], style.LINES[number % len(style.LINES)])
-                else:
-                    colour, _, dashes = looks.method_look(curve.method)
-                    look = (method_name(curve.method), colour, dashes)
-                if name in curve.values:
-                    _draw(axes, curve.steps, curve.values[name] * (100 if name == "accuracy" else 1), *look)
-        handles, labels = row[0].get_legend_handles_labels()
-        named = dict(zip(labels, handles, strict=True))  # one of each method
-        figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=1 if few else 4)
-    return figure
+    frames, line_looks = [], dict[int, dict[str, Any]]()
+    for number, curve in enumerate(curves):
+        if few:
+            colour, dashes, label = style.COLOURS[number], style.LINES[number % len(style.LINES)], curve.label
+        else:
+            (colour, _, dashes), label = looks.method_look(curve.method), method_name(curve.method)
+        line_looks[number] = {"color": colour, "linestyle": dashes, "label": label}
+        for name, values in curve.values.items():
+            values = values * (100 if name == "accuracy" else 1)
+            found = {"value": values.mean(1), "low": values.min(1), "high": values.max(1), "step": curve.steps}
+            frames.append(pd.DataFrame({**found, "curve": number, "panel": PANELS[name]}))
 
+    def draw(axes: "Axes", part: pd.DataFrame) -> None:
+        lines(axes, part, x="step", hue="curve", looks=line_looks)
 
-def _draw(axes: "Axes", steps: np.ndarray, values: np.ndarray, label: str, colour: str, dashes: Any) -> None:
-    """`steps` [S], `values` [S, R]."""
-    axes.plot(steps, values.mean(1), label=label, color=colour, linestyle=dashes, linewidth=1.1)
-    if values.shape[1] > 1:
-        axes.fill_between(steps, values.min(1), values.max(1), color=colour, alpha=0.15, linewidth=0)
+    layout: dict[str, Any] = {"size": (2.9, 2.4), "share_x": False, "share_y": False}
+    return panels(pd.concat(frames), draw, by=("", "panel"), x_label="step", **layout)
 
 
 def save_curves(curves: Sequence[Curve], path: Path) -> Path:

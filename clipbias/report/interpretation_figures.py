@@ -54,7 +54,7 @@ def norm_figure(found: Findings) -> CaptionedFigure | None:
             style.log_scale(axes)
         style.layer_ticks(axes, found["clip"][f"{part['tower'].iloc[0]}_layers"])
 
-    labels = {"x_label": "layer", "y_label": "Euclidean norm"}
+    labels: dict[str, Any] = {"x_label": "layer", "y_label": "Euclidean norm"}
     figure = panels(drawn, draw, by=("", "panel"), size=(2.6, 2.4), share_x=False, share_y=False, wrap=4, **labels)
     return captioned("norms", figure, frame)
 

@@ -5,7 +5,7 @@ its interval, NaN where there is none. The other columns say what the value is o
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,7 @@ _ARMS = 1.96
 _CROWDED = 24
 
 Look = Mapping[str, Any]
+Share = bool | Literal["none", "all", "row", "col"]
 
 
 def tidy(values: np.ndarray, error: np.ndarray | None = None, axes: Sequence[str] = (), **labels: Any) -> pd.DataFrame:
@@ -49,8 +50,8 @@ def panels(
     names: Mapping[Any, str] | None = None,
     x_label: str = "",
     y_label: str = "",
-    share_x: bool | str = True,
-    share_y: bool | str = "row",
+    share_x: Share = True,
+    share_y: Share = "row",
     wrap: int = 0,
     widths: Sequence[float] | None = None,
     heights: Sequence[float] | None = None,

@@ -88,7 +88,8 @@ def vision_relevancy_figure(study: StudyResults) -> CaptionedFigure | None:
         if part["panel"].iloc[0] not in SIDES:
             _draw(axes, part)
             if part["panel"].iloc[0] != "kinds":  # prompts on the scale of the patches
-                axes.set_ylim(0, 1.05 * frame.loc[tokens & (frame["model"] == part["model"].iloc[0]), "value"].max())
+                own = frame.loc[tokens & (frame["model"] == part["model"].iloc[0]), ["value", "high"]]
+                axes.set_ylim(0, 1.05 * np.nanmax(own))
             return
         top = maps.loc[maps["model"] == part["model"].iloc[0], "value"].max()
         axes.imshow(part["value"].to_numpy().reshape(study.grid), cmap="viridis", vmin=0, vmax=top)

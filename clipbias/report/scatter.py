@@ -1,6 +1,5 @@
 """Named points: markers that do not hide each other, with names that cover neither markers nor other names."""
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
@@ -17,14 +16,17 @@ from clipbias.report.panels import panels
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.text import Annotation
 
 MARKER = 5.5  # points, with its edge
 # Where a name may stand, the best place first: at so many points from its marker, in these directions.
-_REACHES = (4, 7, 11, 16, 22, 30, 40, 52, 66, 82, 100)
+_REACHES = (4, 7, 11, 16, 22, 30, 40, 52, 66, 82, 100, 125, 150)
+_BESIDE = 7  # from farther away it has a line to its marker
 _DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1), *itertools.product((0.7, -0.7), repeat=2))
-_DIRECTIONS += (*itertools.product((0.9, -0.9), (0.4, -0.4)), *itertools.product((0.4, -0.4), (0.9, -0.9)))
+_DIRECTIONS += tuple(
+    (math.cos(a), math.sin(a)) for a in np.linspace(0, 2 * math.pi, 33)[1:] if a % (math.pi / 4) > 1e-6
+)
 
+Place = tuple[float, float]
 Box = tuple[float, float, float, float]
 
 
@@ -83,7 +85,7 @@ def spread_markers(axes: "Axes") -> None:
     """Moves markers sideways by as many widths as it takes that none covers another."""
     figure = axes.get_figure(root=True)
     assert figure is not None
-    step, taken = MARKER * figure.dpi / 72, list[tuple[float, float]]()
+    step, taken = MARKER * figure.dpi / 72, list[Place]()
     for line in axes.lines:
         moved = []
         for place in axes.transData.transform(np.column_stack([line.get_xdata(), line.get_ydata()])):
@@ -97,18 +99,6 @@ def spread_markers(axes: "Axes") -> None:
         line.set_xdata(axes.transData.inverted().transform(moved)[:, 0])
 
 
-@dataclasses.dataclass
-class _Taken:
-    """What is there already: boxes in pixels, and points along lines to markers."""
-
-    boxes: list[Box] = dataclasses.field(default_factory=list)
-    leaders: list[tuple[float, float]] = dataclasses.field(default_factory=list)
-
-    def covers(self, box: Box) -> float:
-        """How much of it a box would cover."""
-        return sum(_common(box, other) for other in self.boxes) + sum(10.0 * _within(box, *p) for p in self.leaders)
-
-
 def name_points(axes: "Axes", names: Sequence[str], points: np.ndarray, looks: Sequence[dict[str, Any]]) -> None:
     """Writes a name at each point, in the first place where it covers nothing; from afar with a line to its marker.
 
@@ -120,90 +110,93 @@ def name_points(axes: "Axes", names: Sequence[str], points: np.ndarray, looks: S
     """
     figure = axes.get_figure(root=True)
     assert figure is not None
-    scale = figure.dpi / 72
-    places = _marker_places(axes, points)
-    half = MARKER * scale / 2
-    taken = _Taken([(x - half, y - half, x + half, y + half) for x, y in places])
-    crowd = [sum(math.dist(a, b) < 60 * scale for b in places) for a in places]
-    for index in sorted(range(len(names)), key=lambda i: (-crowd[i] * len(names[i]), -places[i][1], names[i])):
-        x, y = places[index]
-        label: Annotation = axes.annotate(
-            names[index],
-            xy=axes.transData.inverted().transform((x, y)),
-            xytext=(0, 0),
-            textcoords="offset points",
-            fontsize=6.5,
-            ha="center",
-            va="center",
-            annotation_clip=False,
-            **looks[index],
-        )
-        extent = label.get_window_extent()
-        width, height = extent.width + 2 * scale, extent.height + scale
-        best: tuple[float, float, float, Box] | None = None
-        for reach, (right, up) in itertools.product(_REACHES, _DIRECTIONS):
-            dx, dy = (
-                (reach * scale + half) * right + width / 2 * np.sign(right),
-                (reach * scale + half) * up + height / 2 * np.sign(up),
-            )
-            box = (x + dx - width / 2, y + dy - height / 2, x + dx + width / 2, y + dy + height / 2)
-            others = _Taken([other for i, other in enumerate(taken.boxes) if i != index], taken.leaders)
-            leader = _leader((x, y), box) if reach > 7 else []
-            inside = (
-                axes.bbox.x0 <= box[0] and box[2] <= axes.bbox.x1 and axes.bbox.y0 <= box[1] <= box[3] <= axes.bbox.y1
-            )
-            cost = taken.covers(box) + sum(100.0 * _within(other, *p) for other in others.boxes for p in leader)
-            cost += 0.0 if inside else 1e6
-            if not leader:  # nearest to its own marker, or a reader takes it for another's
-                near = _away(places[index], box)
-                cost += sum(50.0 for i, place in enumerate(places) if i != index and _away(place, box) <= near + scale)
-            if best is None or cost < best[0]:
-                best = (cost, dx, dy, box)
-            if cost == 0:
-                break
-        assert best is not None
-        _, dx, dy, box = best
-        label.set_position((dx / scale, dy / scale))
-        taken.boxes.append(box)
-        if max(abs(dx) - width / 2, abs(dy) - height / 2) > 8 * scale + half:
-            line = _leader((x, y), box)
-            taken.leaders += line
-            ends = axes.transData.inverted().transform([line[0], line[-1]])
+    scale, to_axes = figure.dpi / 72, axes.transData.inverted()
+    places, labels = _marker_places(axes, points), []
+    centred: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "center", "fontsize": 6.5}
+    for name, place, look in zip(names, places, looks, strict=True):
+        x, y = to_axes.transform(place)
+        labels.append(axes.annotate(name, (x, y), (0, 0), annotation_clip=False, **centred | look))
+    extents = [label.get_window_extent() for label in labels]
+    sizes = [(extent.width + 2 * scale, extent.height + scale) for extent in extents]
+    frame = (axes.bbox.x0, axes.bbox.y0, axes.bbox.x1, axes.bbox.y1)
+    # What is named first has the better place: several orders are tried.
+    keys = (lambda i: places[i], lambda i: places[i][::-1], lambda i: sizes[i], lambda i: _crowd(places, i, 60 * scale))
+    orders = [sorted(range(len(names)), key=key, reverse=back) for key in keys for back in (True, False)]
+    _, found = min((_arranged(order, places, sizes, frame, scale) for order in orders), key=lambda one: one[0])
+    for index, (dx, dy, boxes) in found.items():
+        labels[index].set_position((dx / scale, dy / scale))
+        if len(boxes) > 1:
+            ends = to_axes.transform([places[index], _nearest(places[index], boxes[0])])
             axes.plot(*ends.T, color=style.GREY, lw=0.4, zorder=1, gid="leader")
 
 
-def _marker_places(axes: "Axes", points: np.ndarray) -> list[tuple[float, float]]:
+def _crowd(places: Sequence[Place], index: int, reach: float) -> int:
+    return sum(math.dist(places[index], place) < reach for place in places)
+
+
+def _arranged(
+    order: Sequence[int], places: Sequence[Place], sizes: Sequence[Place], frame: Box, scale: float
+) -> tuple[float, dict[int, tuple[float, float, list[Box]]]]:
+    """Finds a place for each name in turn.
+
+    Returns:
+      How bad it is: what is covered, and how far names are from their markers; and by name the shift of its middle
+      from its marker in pixels, its box, and small pieces of the line to the marker, if it has one.
+    """
+    half, total = MARKER * scale / 2, 0.0
+    markers = [(x - half, y - half, x + half, y + half) for x, y in places]
+    taken, arranged = list[Box](), dict[int, tuple[float, float, list[Box]]]()
+    for index in order:
+        (x, y), (width, height) = places[index], sizes[index]
+        others = np.array([*taken, *markers[:index], *markers[index + 1 :], (0, 0, 0, 0)])
+        best: tuple[float, float, float, list[Box]] | None = None
+        for reach, (right, up) in itertools.product(_REACHES, _DIRECTIONS):
+            dx = (reach * scale + half) * right + width / 2 * np.sign(right)
+            dy = (reach * scale + half) * up + height / 2 * np.sign(up)
+            box = (x + dx - width / 2, y + dy - height / 2, x + dx + width / 2, y + dy + height / 2)
+            found = [box, *(_line((x, y), box, scale) if reach > _BESIDE else ())]
+            covered = 1e5 * _meetings(np.array(found), others)
+            covered += 1e6 * (box[0] < frame[0] or box[1] < frame[1])
+            covered += 1e6 * (box[2] > frame[2] or box[3] > frame[3])
+            if len(found) == 1:  # clearly nearest to its own marker, or a reader takes it for another's
+                clear = math.dist((x, y), _nearest((x, y), box)) + 4 * scale
+                covered += 1e5 * (sum(math.dist(other, _nearest(other, box)) < clear for other in places) - 1)
+            if best is None or covered + reach**1.5 < best[0]:
+                best = (covered + reach**1.5, dx, dy, found)
+            if covered == 0:
+                break
+        assert best is not None
+        total, arranged[index] = total + best[0], best[1:]
+        taken += best[3]
+    return total, arranged
+
+
+def _marker_places(axes: "Axes", points: np.ndarray) -> list[Place]:
     """Where the markers of points stand in pixels: those of their height that are nearest."""
-    drawn = np.concatenate([axes.transData.transform(np.column_stack([line.get_xdata(), line.get_ydata()]))
-                            for line in axes.lines])  # fmt: skip
-    left = [tuple(map(float, place)) for place in drawn]
+    drawn = [axes.transData.transform(np.column_stack([line.get_xdata(), line.get_ydata()])) for line in axes.lines]
+    left = [(float(x), float(y)) for x, y in np.concatenate(drawn)]
     found = []
     for x, y in axes.transData.transform(points):
-        nearest = min(left, key=lambda place: (abs(place[1] - y) > 0.01, abs(place[0] - x)))
-        left.remove(nearest)
-        found.append((nearest[0], nearest[1]))
+        found.append(min(left, key=lambda place: (abs(place[1] - y) > 0.01, abs(place[0] - x))))
+        left.remove(found[-1])
     return found
 
 
-def _leader(point: tuple[float, float], box: Box) -> list[tuple[float, float]]:
-    """Points along the line from a marker to the nearest place of a name's box."""
-    end = (min(max(point[0], box[0]), box[2]), min(max(point[1], box[1]), box[3]))
-    return [
-        (point[0] + t * (end[0] - point[0]), point[1] + t * (end[1] - point[1])) for t in np.linspace(0.1, 0.98, 12)
+def _nearest(point: Place, box: Box) -> Place:
+    """The place of a box that is nearest to a point."""
+    return min(max(point[0], box[0]), box[2]), min(max(point[1], box[1]), box[3])
+
+
+def _line(point: Place, box: Box, width: float) -> list[Box]:
+    """The line from a marker to a name's box, but for its ends, in small pieces."""
+    end, half = _nearest(point, box), width / 2
+    steps = [
+        (point[0] + t * (end[0] - point[0]), point[1] + t * (end[1] - point[1])) for t in np.linspace(0.1, 0.9, 12)
     ]
+    return [(x - half, y - half, x + half, y + half) for x, y in steps]
 
 
-def _away(point: tuple[float, float], box: Box) -> float:
-    """How far a point is from a box."""
-    return math.dist(point, (min(max(point[0], box[0]), box[2]), min(max(point[1], box[1]), box[3])))
-
-
-def _within(box: Box, x: float, y: float) -> bool:
-    return box[0] <= x <= box[2] and box[1] <= y <= box[3]
-
-
-def _common(one: Box, other: Box) -> float:
-    """The area that two boxes share."""
-    wide = min(one[2], other[2]) - max(one[0], other[0])
-    high = min(one[3], other[3]) - max(one[1], other[1])
-    return max(wide, 0.0) * max(high, 0.0)
+def _meetings(some: np.ndarray, others: np.ndarray) -> int:
+    """How many pairs of boxes overlap."""
+    low, high = some[:, None, :2] < others[:, 2:], others[:, :2] < some[:, None, 2:]
+    return int((low & high).all(-1).sum())

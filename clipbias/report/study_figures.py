@@ -198,16 +198,8 @@ def vision_attention_figure(study: StudyResults) -> CaptionedFigure | None:
         if quantity != "distance":
             level(axes, math.log(study.patches + 1))
 
-    figure = panels(
-        frame,
-        draw,
-        by=("row", "quantity"),
-        names=_QUANTITIES,
-        size=(2.6, 1.6),
-        x_label="layer",
-        share_y="col",
-        bottom=0,
-    )
+    layout: dict[str, Any] = {"size": (2.6, 1.6), "share_y": "col", "bottom": 0}
+    figure = panels(frame, draw, by=("row", "quantity"), names=_QUANTITIES, x_label="layer", **layout)
     return captioned(
         "fig5_vision_attention",
         figure,

@@ -108,11 +108,8 @@ def _drawn(entry: MethodSummary | str, panel: str) -> pd.DataFrame:
     wanted = {**_PANELS[panel], **({} if panel == "a" else {(OVER_ZERO_SHOT, "gain"): {"label": _WHOLE}})}
     for (outcome, quantity), look in wanted.items():
         numbers, these = entry.of(outcome, quantity), entry.mean_of_these(outcome, quantity)
-        if (
-            these is None
-            or quantity in BIASES.get(entry.method, ())
-            or (quantity == "start" and not any(number["value"] for number in numbers.values()))
-        ):
+        elsewhere = quantity != "start" or any(number["value"] for number in numbers.values())
+        if these is None or quantity in BIASES.get(entry.method, ()) or not elsewhere:
             continue
         place = {"panel": panel, "line": entry.label, "series": look["label"] or "gain"}
         rows.append({**place, "size": "mean", **these})

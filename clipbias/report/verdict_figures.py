@@ -73,7 +73,9 @@ def kept_figure(study: StudyResults) -> CaptionedFigure | None:
     rows = []
     for model in study.tuned:
         kept, same = verdict_of(study, model).get("kept"), BIASES.get(model["method"], ())
-        for outcome in NAMES if kept and len(same) < len(FORMS) else ():
+        if not kept or len(same) == len(FORMS):
+            continue
+        for outcome in NAMES:
             numbers = {form: number for form, number in kept[outcome].items() if form not in same}
             learned = {f"{name}, learned": gains[outcome] for name, gains in learned_biases(study, model).items()}
             sure = excludes(dict(numbers["tuned"])) > 0
