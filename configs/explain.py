@@ -24,8 +24,8 @@ def get_config(size: str = "full") -> ConfigDict:
     config = base.add_adapters(base.add_images(base.add_model(ConfigDict())))
     # The dataset to explain all adapters on; empty explains each on the dataset that it was trained on.
     config.dataset = ""
-    # Several datasets, each with the adapters that were trained on it. Of several datasets, given here or by the
-    # adapters, each gets a folder and a report, and all together an overview.
+    # Datasets, each with the adapters that were trained on it. Of several datasets, given here or by the adapters, each
+    # gets a folder and a report, and all together an overview.
     config.datasets = ()
     # The images to explain on: "train", "val" or "test".
     config.split = "test"

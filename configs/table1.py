@@ -3,15 +3,27 @@
     python -m experiments.table1 --config=configs/table1.py --config.data_dir=/data --workdir=/results/table1
 
 Bias tuning at its parameter budget is compared with IVLP at the same budget in a row of its own, `ivlp_matched`; beside
-them, not in the paper, are bias tuning by kind of token and IVLP at that budget, `ivlp_matched_2`.
+them, not in the paper, are bias tuning by kind of token and IVLP at that budget, `ivlp_matched_2`. The presets are the
+literature's protocols, such as
+
+    python -m experiments.table1 --config=configs/table1.py:base_to_new --config.data_dir=/data
 """
 
 from ml_collections import ConfigDict
 
+from clipbias.checks import check_choice
 from configs import base
 
+PRESETS = {
+    "few_shot": "eleven datasets, 4, 8 and 16 shots",
+    "base_to_new": "half of the classes learned, both halves tested, 16 shots",
+    "cross_dataset": "learned on ImageNet, tested on the ten others too, 16 shots",
+    "domain_generalization": "learned on ImageNet, tested on ImageNet-V2, Sketch, A and R with their classes, 16 shots",
+}
 
-def get_config() -> ConfigDict:
+
+def get_config(protocol: str = "few_shot") -> ConfigDict:
+    check_choice("the preset", protocol, tuple(PRESETS))
     config = base.get_config()
     # The methods, by name or by the path of a file of your own (docs/methods.md).
     config.methods = (
@@ -39,7 +51,7 @@ def get_config() -> ConfigDict:
     # Of the draws of training images, the learnables' start and the order of images; tables average over them.
     config.seeds = (1, 2, 3)
     # "few_shot", "full" (with shots 0), "pseudo_labels", "base_to_new", "cross_dataset" or "domain_generalization".
-    config.protocol = "few_shot"
+    config.protocol = protocol
     # Datasets that "cross_dataset" and "domain_generalization" evaluate on besides; empty takes the literature's.
     config.targets = ()
     # Learning rates that are tried on validation images to choose from; empty takes `learning_rate` for every method.
@@ -58,4 +70,11 @@ def get_config() -> ConfigDict:
     # Show the finished runs of the work folder beside published results, and run nothing.
     config.compare = False
     config.workdir = "workdir/table1"
+    if protocol != "few_shot":
+        config.shots, config.workdir = (16,), f"workdir/{protocol}"
+    if protocol in ("cross_dataset", "domain_generalization"):
+        config.datasets = ("imagenet",)
+    if protocol in ("base_to_new", "cross_dataset"):  # a residual per class has nothing to say about new classes
+        config.methods = tuple(method for method in config.methods if method != "taskres")
+        config.method_options = ConfigDict()
     return config

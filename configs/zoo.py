@@ -7,7 +7,7 @@ and on the embedded demo model and datasets, nothing to download, with 16 images
     python -m experiments.table1 --config=configs/zoo.py:demo
 
 Besides accuracies, the table of what methods cost groups them by kind (training-free, heads, prompts, weights,
-test-time) and gives learned parameters, training time and time per test image; `accuracy_by_parameters` and
+test-time) and gives learned parameters and training time; `accuracy_by_parameters` and
 `accuracy_by_time` draw both. A new file in `clipbias/tuning/methods/` joins by itself.
 
 Methods whose authors train otherwise than this project do so here where its own recipe would be no training of theirs;

@@ -42,7 +42,7 @@ from clipbias.tuning import Task
 from experiments import common
 from experiments.command_line import split
 from experiments.equivalent_bias import save_equivalent_biases
-from experiments.inputs import Found, by_dataset, find_adapters
+from experiments.inputs import AdapterFile, by_dataset, find_adapters
 from experiments.interpretation import INTERPRET, interpret_adapters
 
 _CONFIG = "configs/explain.py"
@@ -51,9 +51,9 @@ _CONFIG = "configs/explain.py"
 def main(config: ConfigDict, workdir: Path) -> None:
     sections = named_sections(config.sections)
     of_study = [section for section in sections if section != INTERPRET]
-    found = find_adapters(config.adapters)
-    groups = adapters_by_dataset(config, found) if of_study else {"": found}
-    several = of_study and (config.datasets or len(groups) > 1)
+    adapters = find_adapters(config.adapters)
+    groups = adapters_by_dataset(config, adapters) if of_study else {"": adapters}
+    several = bool(of_study and (config.datasets or len(groups) > 1))
     if several:
         config.datasets = tuple(groups)  # for whoever reads the work folder
     with open_workdir(workdir, common.plain(config)), contextlib.ExitStack() as opened:
@@ -88,19 +88,21 @@ def named_sections(text: str) -> list[str]:
     return sections
 
 
-def adapters_by_dataset(config: ConfigDict, found: Sequence[Found]) -> dict[str, list[Found]]:
+def adapters_by_dataset(config: ConfigDict, adapters: Sequence[AdapterFile]) -> dict[str, list[AdapterFile]]:
     """The datasets to explain on, each with its adapters."""
+    if config.dataset and config.datasets:
+        raise ClipbiasError("give --config.dataset or --config.datasets, not both.")
     if config.dataset:
-        return {config.dataset: list(found)}
-    if not config.datasets and not found:
+        return {config.dataset: list(adapters)}
+    if not config.datasets and not adapters:
         raise ClipbiasError("no dataset to explain; give --config.dataset=NAME.")
-    return by_dataset(found, config.datasets)
+    return by_dataset(adapters, config.datasets)
 
 
 def explain(
     config: ConfigDict,
     dataset: data.Dataset,
-    adapters: Sequence[Found],
+    adapters: Sequence[AdapterFile],
     folder: Path,
     sections: Sequence[str],
     name: str,
@@ -133,7 +135,7 @@ def explain(
 
 
 def known_predictions(
-    workdirs: str, adapters: Sequence[Found], images: data.Split
+    workdirs: str, adapters: Sequence[AdapterFile], images: data.Split
 ) -> Callable[[Model], np.ndarray | None]:
     """What the runs in these folders, and those that the adapters come from, predicted for the images."""
     folders = [user_path(path) for path in split(workdirs)]
@@ -176,7 +178,7 @@ def advance_bars() -> Iterator[Callable[[str, int, int], None]]:
 def models(
     clip: Clip,
     dataset: data.Dataset,
-    adapters: Sequence[Found],
+    adapters: Sequence[AdapterFile],
     dtype: str,
     *,
     own_methods: Sequence[str] = (),

@@ -10,11 +10,11 @@ from clipbias.training.workdir import ADAPTER
 from clipbias.tuning.adapter import Adapter
 from experiments.command_line import matching, split
 
-Found = tuple[Adapter, str]  # an adapter and its file
+AdapterFile = tuple[Adapter, str]  # an adapter, and where its file is
 
 
-def find_adapters(text: str) -> list[Found]:
-    """Adapters and their files, from parts separated by commas, each file once; none for an empty text.
+def find_adapters(text: str) -> list[AdapterFile]:
+    """Adapters, from parts separated by commas, each file once; none for an empty text.
 
     A part is an adapter file, a folder of `experiments.train` or `experiments.table1`, a folder of adapter files, or a
     pattern with `*` that matches such files and folders.
@@ -22,13 +22,13 @@ def find_adapters(text: str) -> list[Found]:
     Raises:
       ClipbiasError: a part names no adapter, or one is damaged.
     """
-    files: list[Path] = []
+    files: dict[Path, None] = {}
     for part in split(text):
-        found = [file for place in matching(part) for file in _files(user_path(place))]
-        if not found:
+        inside = [file for place in matching(part) for file in _files(user_path(place))]
+        if not inside:
             raise ClipbiasError(f"{part} holds no adapter; give adapter files, or folders of finished runs.")
-        files += found
-    return [(clipbias.load_adapter(file), str(file)) for file in dict.fromkeys(files)]
+        files |= dict.fromkeys(inside)
+    return [(clipbias.load_adapter(file), str(file)) for file in files]
 
 
 def _files(path: Path) -> list[Path]:
@@ -39,37 +39,37 @@ def _files(path: Path) -> list[Path]:
     return sorted([*path.glob("adapters/*.safetensors"), *path.glob("*.safetensors")])
 
 
-def find_adapter(text: str) -> Found | None:
+def find_adapter(text: str) -> AdapterFile | None:
     """The adapter for a command that takes one, or `None` where none is named.
 
     Raises:
       ClipbiasError: several are named, or as in `find_adapters`.
     """
-    found = find_adapters(text)
-    if len(found) > 1:
+    adapters = find_adapters(text)
+    if len(adapters) > 1:
         raise ClipbiasError(
-            f"--config.adapters names {len(found)} adapters, {found[0][1]} and others; this command takes one."
+            f"--config.adapters names {len(adapters)} adapters, {adapters[0][1]} and others; this command takes one."
         )
-    return found[0] if found else None
+    return adapters[0] if adapters else None
 
 
-def by_dataset(found: Sequence[Found], datasets: Sequence[str]) -> dict[str, list[Found]]:
+def by_dataset(adapters: Sequence[AdapterFile], datasets: Sequence[str]) -> dict[str, list[AdapterFile]]:
     """Adapters by the dataset that they were trained on.
 
     Args:
-      found: the adapters.
-      datasets: those that are wanted, the others being left out; empty for all.
+      adapters: to be divided.
+      datasets: the adapters of other datasets are left out; empty takes all.
 
     Raises:
       ClipbiasError: an adapter does not say on which dataset it was trained, or a wanted dataset has no adapter.
     """
-    groups: dict[str, list[Found]] = {name: [] for name in datasets}
-    for adapter, source in found:
+    groups: dict[str, list[AdapterFile]] = {name: [] for name in datasets}
+    for adapter, source in adapters:
         name = str(adapter.notes.get("dataset") or "")
         if not name:
             raise ClipbiasError(f"{source} does not say on which dataset it was trained; give --config.dataset=NAME.")
         if not datasets or name in groups:
             groups.setdefault(name, []).append((adapter, source))
-    if missing := [name for name, group in groups.items() if found and not group]:
+    if missing := [name for name, group in groups.items() if adapters and not group]:
         raise ClipbiasError(f"none of --config.adapters was trained on {missing[0]}; leave it out of the datasets.")
     return groups

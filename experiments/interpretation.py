@@ -19,15 +19,15 @@ from clipbias.training.progress import progress, say
 from clipbias.training.workdir import ADAPTER
 from experiments import common
 from experiments.command_line import split
-from experiments.inputs import Found
+from experiments.inputs import AdapterFile
 
 INTERPRET = "interpret"
-IMAGES = 16  # test images of each dataset, for the mean norm of their tokens
+IMAGES = 16  # of each dataset, for the mean norm of their tokens
 
 
 def interpret_adapters(
     config: ConfigDict,
-    groups: Mapping[str, Sequence[Found]],
+    groups: Mapping[str, Sequence[AdapterFile]],
     workdir: Path,
     *,
     load: Callable[[str], data.Dataset] | None = None,
@@ -42,21 +42,21 @@ def interpret_adapters(
         section was asked for: no images are read, and adapters that cannot be interpreted are an error. Else the reason
         is said in one line.
     """
-    began, found = time.monotonic(), [one for group in groups.values() for one in group]
+    began, adapters = time.monotonic(), [pair for group in groups.values() for pair in group]
     try:
-        if not found:
+        if not adapters:
             raise ClipbiasError("there are no adapters to interpret; give --config.adapters=FILES_OR_FOLDERS.")
-        require_one_base([(source, adapter) for adapter, source in found])
-        clip = clipbias.load(config.model or found[0][0].base)
-        names = adapter_names([source for _, source in found], generic=ADAPTER)
-        own = split(config.own_methods)
+        require_one_base([(source, adapter) for adapter, source in adapters])
+        clip = clipbias.load(config.model or adapters[0][0].base)
+        names = adapter_names([source for _, source in adapters], generic=ADAPTER)
+        own_methods, size = split(config.own_methods), clip.config.vision.image_size
         images: dict[str, np.ndarray | None] = {}
         for name, group in groups.items():
-            own_images = read_images(load(name), clip.config.vision.image_size) if load and group else None
-            images |= dict.fromkeys((source for _, source in group), own_images)
+            pixels = read_images(load(name).split(config.split), size) if load and group else None
+            images |= dict.fromkeys((source for _, source in group), pixels)
         learned = [
-            Learned(name, source, adapter, adapter.task(clip, own_methods=own), images[source])
-            for name, (adapter, source) in zip(names, found, strict=True)
+            Learned(name, source, adapter, adapter.task(clip, own_methods=own_methods), images[source])
+            for name, (adapter, source) in zip(names, adapters, strict=True)
         ]
         options = InterpretOptions(config.nearest_words, deeper=config.deeper_words, change=config.project_change)
         with progress(len(learned), unit="adapter", title=INTERPRET) as bar:
@@ -74,7 +74,6 @@ def interpret_adapters(
             metrics.write(1, {"adapters": len(learned), "seconds": round(time.monotonic() - began, 4)})
 
 
-def read_images(dataset: data.Dataset, size: int) -> np.ndarray:
-    """Test images spread over a dataset: uint8 `[B, R, R, 3]`."""
-    split = dataset.split("test")
+def read_images(split: data.Split, size: int) -> np.ndarray:
+    """Some images, spread over a split: uint8 `[B, R, R, 3]`."""
     return pictures(split, np.unique(np.linspace(0, len(split) - 1, IMAGES).round().astype(int)), size)

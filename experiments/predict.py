@@ -45,7 +45,7 @@ from clipbias.tuning.classifier import Text
 from clipbias.tuning.test_time_method import crops_of, mixes_crops
 from experiments import common
 from experiments.command_line import split
-from experiments.inputs import Found, find_adapter
+from experiments.inputs import AdapterFile, find_adapter
 
 _CONFIG = "configs/predict.py"
 ZERO_SHOT = "zero_shot"
@@ -165,7 +165,7 @@ def find_images(text: str) -> list[Path]:
     return found
 
 
-def open_task(config: ConfigDict, found: Found | None) -> tuple[Task, Learnables]:
+def open_task(config: ConfigDict, found: AdapterFile | None) -> tuple[Task, Learnables]:
     """The task of the adapter, or zero-shot, with class names or texts from the configuration or the adapter."""
     names, texts = listed(config.classes, "class names"), listed(config.texts, "texts")
     if texts and (names or config.template or config.descriptions):

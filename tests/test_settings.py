@@ -26,7 +26,7 @@ from experiments.values import check_config
 from tests.documents import ROOT
 from tests.end_to_end.binaries import answer_here, sentence
 
-OF_TABLE1 = ("base_to_new", "cross_dataset", "demo", "domain_generalization", "zoo")
+OF_TABLE1 = ("demo", "zoo")
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "configs").glob("[!_]*.py")))
@@ -118,7 +118,8 @@ WRONG: list[tuple[ModuleType, str, Any, str]] = [
     (explain, "rotations", (45,), "rotations are (45,); give multiples of 90 degrees"),
     (explain, "prompt", "x", "prompt is 'x'; it must be a whole number"),
     (explain, "examples", 0, "examples is 0; it must be a whole number from 1"),
-    (explain, "datasets", ("..",), "there is no dataset '..'"),
+    (explain, "dataset", "..", "there is no dataset '..'"),
+    (explain, "datasets", ("demo/digits",), "give --config.dataset or --config.datasets, not both"),
     (predict, "classes", "\0", "class 0 has an empty name"),
     (predict, "images", "\0", r"cannot open '\x00': embedded null byte"),
     (predict, "top", 0, "top is 0; it must be a whole number from 1"),

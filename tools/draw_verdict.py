@@ -18,7 +18,7 @@ from clipbias.report import style
 from clipbias.report.captioned import write_csv
 from clipbias.report.study_results import StudyResults
 from clipbias.report.summary_figures import summary_figure
-from clipbias.report.table import text_table
+from clipbias.report.table import render
 from clipbias.report.verdict_summary import left_out, sentences, summarize_verdicts
 from clipbias.report.verdict_tables import summary_table, why_no_effects, why_nothing_kept
 from clipbias.terminal import printable
@@ -38,7 +38,7 @@ def main(names: Sequence[str]) -> int:
         raise ClipbiasError("none of these studies has a verdict; run them with --config.sections=all.")
     for summary in summaries:
         print(printable(summary.label))
-        print(text_table(summary_table(summary)).lstrip("\n"))
+        print(render(summary_table(summary), "text"))
         for sentence in sentences(summary):
             print(printable(sentence))
         print()

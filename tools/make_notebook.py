@@ -8,7 +8,6 @@ Colab, and its first cell installs the package there.
 """
 
 import json
-import os
 import re
 import sys
 import tempfile
@@ -94,8 +93,6 @@ def run(given: Sequence[Cell]) -> dict[str, Any]:
         from nbclient.exceptions import CellExecutionError
     except ImportError as error:
         raise ClipbiasError(f'{error}; install what runs notebooks: pip install -e ".[notebook]"') from error
-    # What XLA says of a machine that is busy with other things as well.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     make = {"markdown": nbformat.v4.new_markdown_cell, "code": nbformat.v4.new_code_cell}
     # A name of each cell that does not change from one time to the next.
     made = [make[cell.kind](cell.source, id=f"cell-{number}") for number, cell in enumerate(given, start=1)]

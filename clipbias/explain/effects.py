@@ -65,6 +65,12 @@ class Measured:
     refitted: bool
     temperatures: np.ndarray
 
+    def pick(self, places: Sequence[int]) -> "Measured":
+        """Some of the ways to classify, in this order."""
+        at = list(places)
+        samples = {name: Sample(one.mean[at], one.draws[:, at]) for name, one in self.samples.items()}
+        return dataclasses.replace(self, samples=samples, temperatures=self.temperatures[at])
+
 
 def measure(logits: np.ndarray, labels: np.ndarray, *, seed: int = 0, refit: bool | None = None) -> Measured:
     """Accuracy, calibrated and raw log-likelihood under logits `[n, K, C]` of `K` ways to classify `n` images.

@@ -6,7 +6,7 @@ is scored with the temperature of the other.
 
 In every resample of the images the temperatures are fitted anew. The sum of log-likelihoods and its first two
 derivatives by `s = -log(temperature)` are linear in the counts of the images, so that one matrix product gives them at
-nodes for all resamples. Between two nodes a polynomial of degree five with these values is exact to about 1e-9.
+nodes for all resamples. Between two nodes a polynomial of degree five with these values is exact to about 1e-8.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ LOWEST, HIGHEST = 0.01, 100.0
 # Images times classes up to which temperatures are fitted anew in every resample.
 REFIT_UP_TO = 100_000
 _LOW, _HIGH = -np.log(HIGHEST), -np.log(LOWEST)
-_NODES = np.linspace(_LOW, _HIGH, 49)
+_NODES = np.linspace(_LOW, _HIGH, 37)
 _STEP = _NODES[1] - _NODES[0]
 # Numbers held at once for one form: images by nodes by classes.
 _AT_ONCE = 4_000_000
@@ -63,7 +63,7 @@ def fit_temperatures(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
         _, slope, curve = _log_likelihoods(differences, at[None, :, None]).sum(0)[:, 0].T
         low, high = np.where(slope > 0, at, low), np.where(slope > 0, high, at)
         newton = at - slope / np.where(curve < 0, curve, -1)
-        following = np.where((curve < 0) & (newton > low) & (newton < high), newton, (low + high) / 2)
+        following = np.where((curve < 0) & (newton >= low) & (newton <= high), newton, (low + high) / 2)
         done, at = np.abs(following - at).max() < 1e-12, following
         if done:
             break
@@ -106,8 +106,10 @@ def calibrate(
     )
     if not refit:
         return Calibrated(values, weigh(counts, values) / n, temperatures, False)
-    draws = [_draws(logits[:, [k]], labels, second, counts, -np.log(temperatures[:, k])) for k in range(forms)]
-    return Calibrated(values, np.stack(draws, axis=1) / n, temperatures, True)
+    size = max(1, _AT_ONCE // (n * 3 * len(_NODES)))
+    parts = [slice(start, start + size) for start in range(0, forms, size)]
+    draws = [_draws(logits[:, k], labels, second, counts, -np.log(temperatures[:, k])) for k in parts]
+    return Calibrated(values, np.concatenate(draws, axis=1) / n, temperatures, True)
 
 
 def raw_log_likelihoods(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -143,61 +145,98 @@ def _log_likelihoods(differences: np.ndarray, at: np.ndarray) -> np.ndarray:
 def _draws(
     logits: np.ndarray, labels: np.ndarray, second: np.ndarray, counts: np.ndarray, fitted: np.ndarray
 ) -> np.ndarray:
-    """Sums of cross-fitted log-likelihoods `[RESAMPLES]` of one form's logits `[n, 1, C]`.
+    """Sums of cross-fitted log-likelihoods `[RESAMPLES, K]` of logits `[n, K, C]`.
 
     Args:
-      fitted: `s` of both halves without resampling, around which the resamples' lie.
+      fitted: `s` of both halves without resampling `[2, K]`, around which the resamples' lie.
     """
-    around = 1.0
-    while True:
-        nodes = _NODES[(fitted.min() - around - _STEP < _NODES) & (fitted.max() + around + _STEP > _NODES)]
+    around, forms, found = 1.0, np.arange(logits.shape[1]), np.zeros((len(counts), logits.shape[1]))
+    while len(forms):
+        nodes = [_nodes_around(fitted[:, k], around) for k in forms]
         profile = np.concatenate(
-            [
-                _log_likelihoods(_differences(logits[rows], labels[rows]), nodes[None, None])[:, 0]
-                for rows in _rounds(len(labels), len(nodes) * logits.shape[-1])
-            ]
+            [_profile(logits[:, [k]], labels, at) for k, at in zip(forms, nodes, strict=True)], axis=1
         )
-        sums = [
-            weigh(counts[:, part], profile[part].reshape(part.sum(), -1)).reshape(len(counts), -1, 3)
-            for part in (~second, second)
+        ends = np.cumsum([3 * len(at) for at in nodes])[:-1]
+        halves_of = [
+            [part.reshape(len(counts), -1, 3) for part in np.split(weigh(counts[:, own], profile[own]), ends, axis=1)]
+            for own in (~second, second)
         ]
-        inside = all(
-            (nodes[0] == _NODES[0] or (half[:, 0, 1] >= 0).all())
-            and (nodes[-1] == _NODES[-1] or (half[:, -1, 1] < 0).all())
-            for half in sums
+        inside = np.array(
+            [all(_inside(half, at) for half in both) for *both, at in zip(*halves_of, nodes, strict=True)]
         )
-        if inside or len(nodes) == len(_NODES):
-            break
-        around *= 2
-    places = [_maximum(half) for half in sums]
-    return _between(sums[1], *places[0]) + _between(sums[0], *places[1])
+        done = [both for *both, good in zip(*halves_of, inside, strict=True) if good]
+        if done:
+            found[:, forms[inside]] = _cross(done).T
+        forms, around = forms[~inside], 2 * around
+    return found
 
 
-def _maximum(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where sums `[R, G, 3]` are greatest: the node before, and the part of the step behind it, from 0 to 1."""
-    # One maximum: they rise up to a node, where a slope may underflow to zero, and fall from there on.
+def _nodes_around(fitted: np.ndarray, around: float) -> np.ndarray:
+    return _NODES[(fitted.min() - around - _STEP < _NODES) & (fitted.max() + around + _STEP > _NODES)]
+
+
+def _profile(logits: np.ndarray, labels: np.ndarray, nodes: np.ndarray) -> np.ndarray:
+    """Log-likelihoods and derivatives at nodes `[n, 3 G]` of one form's logits `[n, 1, C]`."""
+    parts = [
+        _log_likelihoods(_differences(logits[rows], labels[rows]), nodes[None, None])
+        for rows in _rounds(len(labels), len(nodes) * logits.shape[-1])
+    ]
+    return np.concatenate(parts).reshape(len(labels), -1)
+
+
+def _inside(sums: np.ndarray, nodes: np.ndarray) -> bool:
+    """Whether the maxima of all sums `[R, G, 3]` lie between the first node and the last, or at a bound."""
+    first, last = nodes[0] == _NODES[0], nodes[-1] == _NODES[-1]
+    return bool((first or (sums[:, 0, 1] >= 0).all()) and (last or (sums[:, -1, 1] < 0).all()))
+
+
+def _cross(sums: list[tuple[np.ndarray, ...]]) -> np.ndarray:
+    """`[K, R]`: each half's sum at the other half's maximum, added up, of sums `[R, G, 3]` by form and half."""
+    places = [[_place(half) for half in both] for both in sums]
+    found = np.zeros((len(sums), len(sums[0][0])))
+    for own, other in ((0, 1), (1, 0)):
+        nodes = [node[own][0] for node in places]
+        own_polynomial, others = (
+            _stack([_polynomial(both[half], node) for both, node in zip(sums, nodes, strict=True)])
+            for half in (own, other)
+        )
+        at = _maximum(own_polynomial)
+        for k, place in enumerate(places):
+            rising, count = place[own][1], sums[k][own].shape[1]
+            at[k] = np.where(rising == 0, 0.0, np.where(rising == count, 1.0, at[k]))
+        found += _value(others, at)
+    return found
+
+
+def _stack(polynomials: list[list[np.ndarray]]) -> list[np.ndarray]:
+    return [np.stack(coefficient) for coefficient in zip(*polynomials, strict=True)]
+
+
+def _place(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The node before the maximum of sums `[R, G, 3]`, and at how many nodes they rise.
+
+    They rise up to one maximum, where a slope may underflow to zero, and fall from there on.
+    """
     rising = (sums[:, :, 1] >= 0).sum(1)
-    node = np.clip(rising - 1, 0, sums.shape[1] - 2)
-    coefficients = _polynomial(sums, node)
+    return np.clip(rising - 1, 0, sums.shape[1] - 2), rising
+
+
+def _maximum(coefficients: list[np.ndarray]) -> np.ndarray:
+    """Where polynomials `[K, R]` are greatest between 0 and 1."""
     slopes = [power * coefficients[power] for power in range(1, 6)]
     curves = [power * slopes[power] for power in range(1, 5)]
-    low, high = np.zeros(len(sums)), np.ones(len(sums))
-    at = np.full(len(sums), 0.5)
+    low, high = np.zeros(slopes[0].shape), np.ones(slopes[0].shape)
+    at = np.full(slopes[0].shape, 0.5)
     for _ in range(50):
         slope, curve = _value(slopes, at), _value(curves, at)
         low, high = np.where(slope > 0, at, low), np.where(slope > 0, high, at)
         newton = at - slope / np.where(curve < 0, curve, -np.inf)
-        good = (curve < 0) & (newton > low) & (newton < high)
+        good = (curve < 0) & (newton >= low) & (newton <= high)
         following = np.where(good, newton, (low + high) / 2)
-        done, at = np.abs(following - at).max() < 1e-11, following
+        done, at = np.abs(following - at).max() < 1e-9, following
         if done:
             break
-    at = np.where(rising == 0, 0.0, np.where(rising == sums.shape[1], 1.0, at))
-    return node, at
-
-
-def _between(sums: np.ndarray, node: np.ndarray, at: np.ndarray) -> np.ndarray:
-    return _value(_polynomial(sums, node), at)
+    return at
 
 
 def _value(coefficients: list[np.ndarray], at: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ Intervals are percentiles of the bootstrap (Efron 1979): images are drawn with r
 the same draws, so that differences and shares stay paired.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -62,6 +63,7 @@ def interactions(outcomes: np.ndarray, effects: Sequence[str]) -> dict[str, np.n
     return found
 
 
+@functools.lru_cache(maxsize=1)
 def draw_counts(n: int, *, seed: int = 0) -> np.ndarray:
     """How often each resample holds each of `n` images: uint16 `[RESAMPLES, n]`. A seed always draws the same."""
     draw, rounds, found = np.random.default_rng(seed), max(1, _AT_ONCE // n), []
@@ -69,7 +71,9 @@ def draw_counts(n: int, *, seed: int = 0) -> np.ndarray:
         size = min(rounds, RESAMPLES - start)
         rows = draw.integers(0, n, (size, n)) + n * np.arange(size)[:, None]
         found.append(np.bincount(rows.ravel(), minlength=size * n).reshape(size, n).astype(np.uint16))
-    return np.concatenate(found)
+    counts = np.concatenate(found)
+    counts.setflags(write=False)  # all who ask get the same array
+    return counts
 
 
 def weigh(counts: np.ndarray, values: np.ndarray) -> np.ndarray:

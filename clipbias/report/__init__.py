@@ -1,27 +1,31 @@
 """Tables, figures and pages, drawn from arrays and result files alone; neither JAX nor the model is imported."""
 
 from clipbias.report.accuracy import accuracy_figure
-from clipbias.report.accuracy_tables import to_html, to_latex, to_markdown, to_text
+from clipbias.report.accuracy_tables import make_accuracy_tables, make_tables
 from clipbias.report.costs import cost_figures, cost_tables
+from clipbias.report.frames import Sweep, read_sweep
 from clipbias.report.interpretation import write_interpretation
 from clipbias.report.overlay import Overlay, save_overlay
 from clipbias.report.overview import write_overview
 from clipbias.report.study_page import write_report
-from clipbias.report.summary import Summary, summarize
+from clipbias.report.sweep_tables import render_tables, write_tables
+from clipbias.report.table import Table, render
 
 __all__ = [
     "Overlay",
-    "Summary",
+    "Sweep",
+    "Table",
     "accuracy_figure",
     "cost_figures",
     "cost_tables",
+    "make_accuracy_tables",
+    "make_tables",
+    "read_sweep",
+    "render",
+    "render_tables",
     "save_overlay",
-    "summarize",
-    "to_html",
-    "to_latex",
-    "to_markdown",
-    "to_text",
     "write_interpretation",
     "write_overview",
     "write_report",
+    "write_tables",
 ]

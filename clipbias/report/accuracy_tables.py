@@ -1,329 +1,275 @@
-"""Table 1: what its cells and captions say, and all its tables as Markdown, LaTeX, HTML or plain text."""
+"""The tables of a sweep, each a short function of its frames."""
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clipbias.report import pages
-from clipbias.report.captions import (
-    average_sentences,
-    error_sentences,
-    range_of,
-    rate_sentence,
-    seeds_sentence,
-    within_sentences,
-)
-from clipbias.report.chosen import chosen_table
+import pandas as pd
+
+from clipbias.report.errors import EXPLAINED, WITHIN, Answers, difference_error
+from clipbias.report.frames import ACCURACY, AVERAGE, Row, Sweep, cell_frame, run_frame
 from clipbias.report.names import method_name
 from clipbias.report.published import (
+    Published,
     are_the_eleven,
     dataset_name,
+    eleven_datasets,
+    published_averages,
     published_sixteen_shots,
 )
-from clipbias.report.published_tables import beside_published, published_table
-from clipbias.report.summary import ACCURACY, Cell, Facts, Failure, Summary
-from clipbias.report.table import (
-    MISSING,
-    Table,
-    TableCell,
-    cells,
-    latex_table,
-    latex_text,
-    markdown_table,
-    markdown_text,
-    ranked,
-    text_table,
-)
+from clipbias.report.table import MISSING, Table
 from clipbias.terminal import printable
 
-_EMPTY = "There are no results yet."
-_RANKS = "The best of each column is bold, the second best underlined."
+BOLD = f"Bold: the best of a column, and all that are within {WITHIN} standard errors of the difference to it."
+_VALIDATION = "Validation: the images on which a learning rate, or something else, was selected."
 
 
-def to_markdown(summary: Summary) -> str:
-    """All tables in GitHub's Markdown."""
-    parts = [markdown_table(table) for table in tables(summary)]
-    if summary.failures:
-        lines = [f"- {markdown_text(failure_line(failure))}" for failure in summary.failures]
-        parts.append("\n".join(["### Failed runs", "", *lines]))
-    return "\n\n".join(parts or [_EMPTY]) + "\n"
+def make_tables(sweep: Sweep) -> list[Table]:
+    """Accuracies, selected learning rates, sizes, calibration, and what papers report of the same datasets."""
+    if not sweep.rows:
+        return []
+    made = [*make_accuracy_tables(sweep), rate_table(sweep), size_table(sweep), calibration_table(sweep)]
+    made += map(_published_table, published_sixteen_shots()) if are_the_eleven(sweep.datasets) else []
+    return [table for table in made if table is not None]
 
 
-def to_latex(summary: Summary) -> str:
-    """All tables as LaTeX `table` environments; the document needs the packages `booktabs` and `graphicx`."""
-    parts = ["% Needs \\usepackage{booktabs} and \\usepackage{graphicx}."]
-    parts += [latex_table(table) for table in tables(summary)] or [_EMPTY]
-    if summary.failures:
-        lines = [rf"\item {latex_text(failure_line(failure))}" for failure in summary.failures]
-        parts.append("\n".join(["Failed runs:", r"\begin{itemize}", *lines, r"\end{itemize}"]))
-    return "\n\n".join(parts) + "\n"
+def make_accuracy_tables(sweep: Sweep) -> list[Table]:
+    """For each measure the average over datasets by shots, and a table for each number of shots."""
+    if len(sweep.datasets) == 1 and len(sweep.measures) > 1:
+        return [_measure_table(sweep, shots) for shots in sweep.shots]
+    made = []
+    for measure in sweep.measures:
+        made += [_average_table(sweep, measure)] if len(sweep.datasets) > 1 and len(sweep.shots) > 1 else []
+        made += [_dataset_table(sweep, measure, shots) for shots in sweep.shots]
+    return made
 
 
-def to_text(summary: Summary) -> str:
-    """All tables in aligned plain text for a terminal; `*` marks the best of a column, `'` the second best."""
-    made = tables(summary)
-    parts = [text_table(table) for table in made]
-    if any(cell.rank for table in made for row in table.rows for cell in row):
-        parts.append("* best of the column, ' second best; ± behind an accuracy is its standard error, see table.md.")
-    if summary.failures:
-        lines = [f"  {printable(failure_line(failure))}" for failure in summary.failures]
-        parts.append("\n".join(["Failed runs", *lines]))
-    return "\n\n".join(parts or [_EMPTY]) + "\n"
+def _average_table(sweep: Sweep, measure: str) -> Table:
+    columns = {shots_words(shots): (measure, AVERAGE, shots) for shots in sweep.shots}
+    frame, bold = _accuracy_frame(sweep, columns)
+    note = [*_note(sweep)]
+    if measure == ACCURACY and are_the_eleven(sweep.datasets):
+        published = published_averages()
+        note += [f"Published: {published.source} ({published.setting}); {published.caution}."]
+        for place, shots in [*enumerate(sweep.shots, start=1)][::-1]:
+            values = {method: by_shots.get(shots) for method, by_shots in published.averages.items()}
+            if any(values.values()):
+                texts = [_number(values.get(method)) for method in sweep.methods]
+                frame.insert(place, f"{shots_words(shots)}, published", texts)
+                bold = {(row, column + (column > place)) for row, column in bold}
+    caption = (
+        f"Top-1 {_measure_words(measure)} in percent ± one standard error, mean of {len(sweep.datasets)} datasets."
+    )
+    return Table.of(frame, _titled("Accuracy, average over datasets", measure), caption, note=" ".join(note), bold=bold)
 
 
-def to_html(summary: Summary, *, title: str = "Table 1", figure_svg: str | None = None) -> str:
-    """One self-contained page with all tables.
+def _dataset_table(sweep: Sweep, measure: str, shots: int) -> Table:
+    columns = {name if name == AVERAGE else dataset_name(name): (measure, name, shots) for name in sweep.columns}
+    caption = f"Top-1 {_measure_words(measure)} in percent ± one standard error, {_training_words(sweep, shots)}."
+    title = _titled(f"Accuracy, {shots_words(shots)}" if shots else "Accuracy", measure)
+    return _with_facts(sweep, columns, title, caption)
+
+
+def _measure_table(sweep: Sweep, shots: int) -> Table:
+    """Several numbers of training on one dataset, such as base and new classes, or other datasets."""
+    (dataset,) = map(dataset_name, sweep.datasets)
+    columns = {dataset_name(measure): (measure, sweep.datasets[0], shots) for measure in sweep.measures}
+    what = "H is the harmonic mean of base and new, " if "H" in sweep.measures else ""
+    caption = f"Top-1 accuracy in percent ± one standard error; {what}{_training_words(sweep, shots)} of {dataset}."
+    return _with_facts(sweep, columns, f"Accuracy, {f'{shots_words(shots)} of ' if shots else ''}{dataset}", caption)
+
+
+def _with_facts(sweep: Sweep, columns: Mapping[str, tuple[str, str, int]], title: str, caption: str) -> Table:
+    """A table whose last columns are the validation policy, where anything was selected, and parameters."""
+    frame, bold = _accuracy_frame(sweep, columns)
+    policies = [
+        {str(row["validation"]) for row in _rows(sweep, name) if row.get("validation")} for name in sweep.methods
+    ]
+    words: set[int] = set()
+    note = _note(sweep)
+    if set().union(*policies) - {"none"}:
+        frame["Validation"] = [", ".join(sorted(own)) or MISSING for own in policies]
+        words, note = {len(frame.columns)}, [*note, _VALIDATION]
+    frame["Parameters"] = [_range(sweep, name, "parameters") for name in sweep.methods]
+    return Table.of(frame, title, caption, words=words, note=" ".join(note), bold=bold)
+
+
+def _accuracy_frame(
+    sweep: Sweep, columns: Mapping[str, tuple[str, str, int]]
+) -> tuple[pd.DataFrame, set[tuple[int, int]]]:
+    """Accuracies as texts, and the places of the best.
 
     Args:
-      summary: what to show.
-      title: of the page.
-      figure_svg: an SVG picture to show above the tables, for example `style.svg_text(accuracy_figure(summary))`.
+      sweep: the runs.
+      columns: measure, dataset and shots by head.
     """
-    return pages.render(
-        "tables",
-        title=title,
-        svg=figure_svg,
-        tables=tables(summary),
-        failures=list(map(failure_line, summary.failures)),
-        empty=_EMPTY,
+    texts, bold = {}, set()
+    for place, (head, (measure, dataset, shots)) in enumerate(columns.items(), start=1):
+        expected = sweep.seeds(measure, shots)
+        texts[head] = [_cell_text(sweep, (measure, name, dataset, shots), expected) for name in sweep.methods]
+        best = best_methods(sweep, measure, dataset, shots)
+        bold |= {(row, place) for row, name in enumerate(sweep.methods) if name in best}
+    return pd.DataFrame(texts, index=[*map(method_name, sweep.methods)]), bold
+
+
+def _cell_text(sweep: Sweep, key: tuple[str, str, str, int], expected: int) -> str:
+    if key not in sweep.cells.index:
+        _, method, dataset, shots = key
+        lost = ((row["method"], row["dataset"], int(row.get("shots") or 0)) for row in sweep.failures)
+        return "failed" if any(one in {(method, dataset, shots), (method, dataset, 0)} for one in lost) else MISSING
+    line = sweep.cells.loc[key]
+    drawn = any(row.get("shots") or row.get("protocol") == "full" for row in _rows(sweep, key[1]))
+    fewer = f" (n = {line['seeds']})" if drawn and line["seeds"] < expected else ""
+    return _number(line["mean"]) + (f" ± {line['error']:.1f}" if line["error"] >= 0 else "") + fewer
+
+
+def best_methods(sweep: Sweep, measure: str, dataset: str, shots: int) -> set[str]:
+    """The best method, and those that its standard error does not tell apart from it; empty for fewer than two.
+
+    The error of a difference is that of test images, compared in pairs where all answers are known, and of seeds.
+    """
+    means = sweep.table(measure, shots)[dataset].dropna().astype(float)
+    if len(means) < 2:
+        return set()
+    first = str(means.idxmax())
+    found = {first}
+    for method in means.index.difference([first]):
+        each = [
+            difference_error(*(sweep.cells.loc[(measure, name, one, shots)].to_dict() for name in (first, method)))
+            for one in (sweep.datasets if dataset == AVERAGE else (dataset,))
+        ]
+        error = math.hypot(*each) / len(each)  # datasets are independent
+        if means[first] - means[method] <= (WITHIN * error if error >= 0 else 0.0):
+            found.add(str(method))
+    return found
+
+
+def rate_table(sweep: Sweep) -> Table | None:
+    """Accuracies on validation images by learning rate, by which rates were selected; `None` if none was."""
+    lines: dict[tuple[str, ...], dict[str, Any]] = {}
+    for row in sweep.rows:
+        if choice := row.get("choice"):
+            where = [dataset_name(row["dataset"]), str(row["shots"])] if choice["for"] == "cell" else ["all", "all"]
+            tried = {one["learning_rate"]: one.get("accuracy") for one in choice["tried"]}
+            lines[row["method"], *where] = {"selected": row["learning_rate"], "tried": tried}
+    if not lines:
+        return None
+    rates = sorted({rate for line in lines.values() for rate in line["tried"]})
+    texts, bold = [], set()
+    for place, ((_, *where), line) in enumerate(lines.items()):
+        shown = [_number(line["tried"][rate], "failed") if rate in line["tried"] else MISSING for rate in rates]
+        texts.append([*where, *shown])
+        bold |= {(place, 3 + column) for column, rate in enumerate(rates) if rate == line["selected"]}
+    frame = pd.DataFrame(texts, index=[method_name(name) for name, *_ in lines])
+    frame.columns = pd.Index(["Dataset", "Shots", *(f"{rate:g}" for rate in rates)])
+    caption = "Top-1 accuracy in percent on validation images by learning rate, of which the bold one was selected."
+    note = "Means over seeds, datasets and shots. Of equal rates the one of the lower cross-entropy was selected."
+    return Table.of(frame, "Learning rates", caption, words={1}, note=note, bold=bold)
+
+
+def size_table(sweep: Sweep) -> Table:
+    """Learned parameters, in all and by where they are, and how each method was trained."""
+    fields = {"Parameters": "", "Vision": "_vision", "Text": "_text", "Shared": "_shared"}
+    frame = pd.DataFrame(
+        {head: [_range(sweep, name, f"parameters{part}") for name in sweep.methods] for head, part in fields.items()},
+        index=[*map(method_name, sweep.methods)],
     )
+    frame["Learning rate"] = [_range(sweep, name, "learning_rate", "g") for name in sweep.methods]
+    note = [
+        f"{method_name(name)} differs from the common recipe in: {words}."
+        for name in sweep.methods
+        if (words := _recipe_words(_rows(sweep, name)))
+    ]
+    caption = "Learned parameters: in all, of the vision tower, of the text tower, and shared between both."
+    return Table.of(frame, "Size", caption, note=" ".join(note))
 
 
-def tables(summary: Summary) -> tuple[Table, ...]:
-    """The averages by shots, one table per number of shots, calibration, learning rates, sizes, and what papers report.
+def calibration_table(sweep: Sweep) -> Table | None:
+    """The expected calibration error of each method; `None` where none was measured."""
+    names = {"ece": "ECE", "ece_at_temperature": "ECE at temperature"}
 
-    Learning rates only where they were chosen on validation images, and the last only where the datasets are the eleven
-    of the papers. Empty for an empty summary.
-    """
-    if not summary.methods:
-        return ()
-    made: list[Table] = []
-    if len(summary.datasets) == 1 and len(summary.measures) > 1:
-        made.extend(_by_measure(summary, shots) for shots in summary.shots or (0,))
-    for measure in summary.measures if not made else ():
-        if len(summary.datasets) > 1 and summary.shots:
-            made.append(_averages(summary, measure))
-        # Zero-shot alone still deserves its table.
-        made.extend(_by_dataset(summary, shots, measure) for shots in summary.shots or (0,))
-    if summary.calibration is not None:
-        made.extend(_calibration(summary.calibration, shots) for shots in summary.calibration.shots or (0,))
-    if (rates := chosen_table({method: facts.choices for method, facts in summary.facts.items()})) is not None:
-        made.append(rates)
-    made.append(_sizes(summary))
-    if are_the_eleven(summary.datasets):
-        made.extend(published_table(table) for table in published_sixteen_shots())
-    return tuple(made)
+    def values(row: Row) -> dict[str, Any]:
+        several = row.get("calibrations") or {"": row.get("calibration") or {}}
+        return {
+            f"{of} {name}".strip(): own[key] for of, own in several.items() for key, name in names.items() if key in own
+        }
 
-
-def failure_line(failure: Failure) -> str:
-    """A failed run and its reason, in one line."""
-    where = [method_name(failure.method), dataset_name(failure.dataset)]
-    if failure.shots:
-        where.append(_shots(failure.shots))
-    if failure.seed is not None:
-        where.append(f"seed {failure.seed}")
-    return f"{', '.join(where)}: {' '.join(failure.error.split())}"
+    runs = run_frame(sweep.rows, values)
+    if runs.empty:
+        return None
+    cells = cell_frame(runs, sweep.shots, sweep.datasets, Answers(None))
+    found = cells["mean"].xs(sweep.columns[-1], level="dataset").unstack(["measure", "shots"])
+    columns = {
+        f"{measure}, {shots_words(shots)}" if shots else str(measure): [_number(x, digits=2) for x in own]
+        for measure in dict.fromkeys(runs["measure"])
+        for shots in sweep.shots
+        for own in [found[measure, shots].reindex(sweep.methods)]
+    }
+    frame = pd.DataFrame(columns, index=[*map(method_name, sweep.methods)])
+    caption = "Expected calibration error (ECE) in percent, 15 bins of equal width, mean over seeds and datasets."
+    note = (
+        "Temperature: after the logits were divided by the one that suits at most 4 validation images of a class best."
+    )
+    return Table.of(frame, "Calibration", caption, note=note)
 
 
-def _shots(shots: int) -> str:
+def _published_table(published: Published) -> Table:
+    """A paper's accuracies at 16 shots, dataset by dataset."""
+    names = [*eleven_datasets(), "average"]
+    frame = pd.DataFrame(published.accuracies).T[names].map("{:.1f}".format).rename(columns={"average": AVERAGE})
+    author = published.source.partition(",")[0]
+    note = f"{published.source}: {published.setting}. The recipes differ from those used here: compare with care."
+    return Table.of(frame, f"Published, {author}", "Top-1 accuracy in percent that others published.", note=note)
+
+
+def _rows(sweep: Sweep, method: str) -> list[Row]:
+    return [row for row in sweep.rows if row["method"] == method]
+
+
+def _number(value: float | None, missing: str = MISSING, digits: int = 1) -> str:
+    return missing if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _range(sweep: Sweep, method: str, field: str, form: str = ",") -> str:
+    """A number of all runs of a method, or the smallest and largest: `5,120–16,384`."""
+    found = sorted({row[field] for row in _rows(sweep, method) if row.get(field) is not None})
+    return "–".join(dict.fromkeys(f"{value:{form}}" for value in (*found[:1], *found[-1:]))) or MISSING
+
+
+def shots_words(shots: int) -> str:
     return f"{shots} shot" if shots == 1 else f"{shots} shots"
 
 
-def _training(shots: int, seeds: Sequence[int]) -> str:
-    return _shots(shots) if shots else "All training images" if seeds else "Without training"
+def _training_words(sweep: Sweep, shots: int) -> str:
+    trained = "all training images" if any(row.get("protocol") == "full" for row in sweep.rows) else "no training"
+    words = f"{shots} training image{'s' * (shots != 1)} a class" if shots else trained
+    seeds = max(sweep.seeds(measure, shots) for measure in sweep.measures)
+    return f"{words}, mean of {seeds} seeds" if seeds > 1 else words
 
 
-def _measure(measure: str) -> str:
-    return {ACCURACY: "accuracy", "H": "harmonic mean of base and new accuracy"}.get(measure, f"accuracy, {measure}")
+def _measure_words(measure: str) -> str:
+    return {ACCURACY: "accuracy", "H": "harmonic mean of base and new accuracy"}.get(measure, f"accuracy, {measure},")
 
 
 def _titled(words: str, measure: str) -> str:
     return words if measure == ACCURACY else f"{words}: {measure}"
 
 
-def _accuracy(cell: Cell | None, *, expected: int) -> TableCell:
-    """A mean with its standard error; `expected` seeds go without saying, any other number is noted."""
-    if cell is None:
-        return TableCell(MISSING)
-    if cell.mean is None:
-        return TableCell("failed", failed=True)
-    spread = f"± {cell.error:.1f}" if cell.error is not None else ""
-    count = len(cell.values)
-    drawn = None not in cell.values  # zero-shot has no seeds to count
-    note = f"n = {count}" if drawn and expected and count != expected else ""
-    return TableCell(f"{cell.mean:.1f}", spread, note, failed=bool(cell.failures))
+def _note(sweep: Sweep) -> list[str]:
+    rates = {row["learning_rate"] for row in sweep.rows if row.get("learning_rate") and not row.get("own_recipe")}
+    told = [f"Learning rate {min(rates):g}."] if len(rates) == 1 else ["Learning rates: see Size."] * bool(rates)
+    own = [method_name(name) for name in sweep.methods if _recipe_words(_rows(sweep, name))]
+    told += [f"Not trained by the common recipe: {', '.join(own)}; see Size."] if own else []
+    return [EXPLAINED, BOLD, *told]
 
 
-def _shown_cells(summary: Summary, shots: int, measure: str) -> list[Cell | None]:
-    return [summary.cell(method, dataset, shots, measure) for method in summary.methods for dataset in summary.datasets]
-
-
-def _named_rows(summary: Summary, row: Callable[[str], Iterable[TableCell]]) -> list[tuple[TableCell, ...]]:
-    return [(TableCell(method_name(method)), *row(method)) for method in summary.methods]
-
-
-def _facts(summary: Summary, method: str) -> Iterable[TableCell]:
-    """The last columns of a row, `_fact_columns`."""
-    facts = summary.facts[method]
-    yield from cells(*[", ".join(facts.validation) or MISSING] * _validates(summary), range_of(facts.parameters))
-
-
-def _fact_columns(summary: Summary) -> tuple[str, ...]:
-    return (*["Validation"] * _validates(summary), "Parameters")
-
-
-def _validates(summary: Summary) -> bool:
-    """Whether anything was selected on validation images."""
-    return any(set(facts.validation) - {"none"} for facts in summary.facts.values())
-
-
-def _validation_sentence(summary: Summary) -> list[str]:
-    told = "Validation: the images on which a learning rate, or something else, was selected."
-    return [told] if _validates(summary) else []
-
-
-def _with_facts(summary: Summary, title: str, caption: list[str], columns: tuple[str, ...], rows: list) -> Table:
-    """A table whose last columns are facts, which are not ranked."""
-    facts = _fact_columns(summary)
-    words = {len(columns)} if _validates(summary) else ()
-    caption = [*caption, *_validation_sentence(summary)]
-    return Table(title, " ".join(caption), (*columns, *facts), ranked(rows, skip_last=len(facts)), words=words)
-
-
-def _by_dataset(summary: Summary, shots: int, measure: str) -> Table:
-    seeds = summary.seeds(shots, measure)
-    with_average = len(summary.datasets) > 1
-
-    def row(method: str) -> Iterable[TableCell]:
-        for dataset in summary.datasets:
-            yield _accuracy(summary.cell(method, dataset, shots, measure), expected=len(seeds))
-        if with_average:
-            yield _accuracy(summary.average(method, shots, measure), expected=0)
-        yield from _facts(summary, method)
-
-    rows = _named_rows(summary, row)
-    caption = [
-        f"Top-1 {_measure(measure)} on the test set in percent.",
-        *error_sentences(seeds, _shown_cells(summary, shots, measure)),
-        _RANKS,
-        *within_sentences(summary, shots, measure),
-        *(average_sentences(summary, [row[-1 - len(_fact_columns(summary))] for row in rows]) if with_average else ()),
-        *rate_sentence(summary),
-        *_recipe_sentence(summary),
-    ]
-    columns = ("Method", *map(dataset_name, summary.datasets), *["Average"] * with_average)
-    return _with_facts(summary, _titled(_training(shots, seeds), measure), caption, columns, rows)
-
-
-def _by_measure(summary: Summary, shots: int) -> Table:
-    """Several numbers from training on one dataset, such as base and new classes, or other datasets."""
-    (dataset,) = summary.datasets
-    seeds = summary.seeds(shots, summary.measures[0])
-
-    def row(method: str) -> Iterable[TableCell]:
-        for measure in summary.measures:
-            yield _accuracy(summary.cell(method, dataset, shots, measure), expected=len(seeds))
-        yield from _facts(summary, method)
-
-    caption = [
-        f"Top-1 accuracy in percent after training on {dataset_name(dataset)}, one column per set of test images.",
-        *["H is the harmonic mean of base and new, taken for each seed."] * ("H" in summary.measures),
-        *error_sentences(seeds, [one for name in summary.measures for one in _shown_cells(summary, shots, name)]),
-        _RANKS,
-        *rate_sentence(summary),
-        *_recipe_sentence(summary),
-    ]
-    title = f"{_training(shots, seeds)} of {dataset_name(dataset)}"
-    columns = ("Method", *map(dataset_name, summary.measures))
-    return _with_facts(summary, title, caption, columns, _named_rows(summary, row))
-
-
-def _averages(summary: Summary, measure: str) -> Table:
-    rows = ranked(
-        _named_rows(
-            summary,
-            lambda method: (_accuracy(summary.average(method, n, measure), expected=0) for n in summary.shots),
-        )
-    )
-    caption = [
-        f"Top-1 {_measure(measure)} in percent, averaged over {len(summary.datasets)} datasets; ± is the standard error"
-        " of that average, of the datasets' test images and of the seeds.",
-        _RANKS,
-        *average_sentences(summary, [cell for row in rows for cell in row[1:]]),
-        *rate_sentence(summary),
-        *_recipe_sentence(summary),
-    ]
-    columns = ("Method", *map(_shots, summary.shots))
-    table = Table(_titled("Average over datasets", measure), " ".join(caption), columns, rows)
-    with_published = measure == ACCURACY and are_the_eleven(summary.datasets)
-    return beside_published(table, summary) if with_published else table
-
-
-def _calibration(summary: Summary, shots: int) -> Table:
-    """How well calibrated the methods are with so many shots, averaged over the datasets."""
-    seeds = sorted({seed for measure in summary.measures for seed in summary.seeds(shots, measure)})
-
-    def row(method: str) -> Iterable[TableCell]:
-        for measure in summary.measures:
-            yield _number(summary.average(method, shots, measure), digits=2)
-
-    count, (first, *more) = len(summary.datasets), summary.datasets
-    over = f"averaged over {count} datasets" if more else f"on {dataset_name(first)}"
-    caption = [
-        f"Expected calibration error (ECE) of the largest probability in percent, {over}: 15 bins of equal width, and"
-        " for the adaptive one of equally many images; the smaller the better.",
-        *["The temperature has the smallest cross-entropy on validation images, at most 4 of a class."]
-        * ("temperature" in summary.measures),
-        *seeds_sentence(seeds),
-    ]
-    title = _titled(_training(shots, seeds), "calibration")
-    return Table(title, " ".join(caption), ("Method", *summary.measures), tuple(_named_rows(summary, row)))
-
-
-def _number(cell: Cell | None, *, digits: int) -> TableCell:
-    if cell is None or cell.mean is None:
-        return TableCell(MISSING)
-    spread = f"± {cell.spread:.{digits}f}" if cell.spread is not None else ""
-    return TableCell(f"{cell.mean:.{digits}f}", spread)
-
-
-def _sizes(summary: Summary) -> Table:
-    def row(method: str) -> tuple[TableCell, ...]:
-        facts: Facts = summary.facts[method]
-        counts = map(range_of, (facts.parameters, facts.parameters_vision, facts.parameters_text))
-        return cells(*counts, range_of(facts.learning_rates, "g"))
-
-    recipes = {
-        method_name(method): "; ".join(
-            f"{name.replace('_', ' ')} {_recipe_values(name, own)}" for name, own in facts.recipe.items()
-        )
-        for method, facts in summary.facts.items()
-        if facts.recipe
-    }
-    caption = [
-        "Learned parameters in all and per tower; a range where it depends on the number of classes or of images.",
-        *(f"{method} differs from the common recipe in: {recipe}." for method, recipe in recipes.items()),
-    ]
-    return Table(
-        "Size",
-        " ".join(caption),
-        ("Method", "Parameters", "Vision", "Text", "Learning rate"),
-        tuple(_named_rows(summary, row)),
-    )
-
-
-def _values(values: Sequence[Any]) -> str:
-    """What a field of a recipe was: a number, a range of numbers, or words."""
-    numbers = all(isinstance(value, int | float) for value in values) and bool not in set(map(type, values))
-    return range_of(values, "g") if numbers else " or ".join(map(str, values))
-
-
-def _recipe_values(name: str, values: Sequence[Any]) -> str:
-    """What a recipe says of one field; a batch that no set of images fills holds all of them."""
+def _recipe_words(rows: Sequence[Row]) -> str:
+    """What a method's own recipe has otherwise than the common one."""
     from clipbias.tuning.recipe import MOST  # reading results alone loads no model
 
-    return "of all images" if name == "batch_size" and min(values) >= MOST else printable(_values(values))
-
-
-def _recipe_sentence(summary: Summary) -> list[str]:
-    own = [method_name(method) for method in summary.methods if summary.facts[method].recipe]
-    return [f"Not trained by the common recipe: {', '.join(own)}; see the table of sizes."] if own else []
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        for name, value in (row.get("own_recipe") or {}).items():
+            full = name == "batch_size" and value >= MOST  # no set of images fills it
+            found.setdefault(name, {})[printable("of all images" if full else value)] = value
+    return "; ".join(f"{name.replace('_', ' ')} {' or '.join(values)}" for name, values in found.items())

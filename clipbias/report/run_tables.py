@@ -6,9 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from clipbias.explain.results import plain
+from clipbias.io import user_path
+from clipbias.report.accuracy_tables import make_accuracy_tables
+from clipbias.report.frames import read_sweep
 from clipbias.report.names import method_name
 from clipbias.report.runs import RunRecord, differences, is_number
-from clipbias.report.table import MISSING, Table, cells, markdown_table, text_table
+from clipbias.report.table import MISSING, Table, cells, render
 
 FORMATS = ("text", "markdown", "json")
 ALWAYS = ("clipbias", "jax")  # versions that are shown even where they are the same everywhere
@@ -27,7 +30,7 @@ def run_table(runs: Sequence[RunRecord]) -> Table:
         "Shots": lambda run: in_words(run.shots, "values"),
         "Seed": lambda run: in_words(run.seed, "seeds"),
         "Rate": lambda run: in_words(run.learning_rate, "values", "{:g}"),
-        "Accuracy": lambda run: _accuracies(run.accuracy, run.error),
+        "Accuracy": _accuracies,
         "Parameters": lambda run: in_words(run.parameters, "values", "{:,}"),
         "Loss": lambda run: in_words(run.loss, "values", "{:.4g}"),
         "Time": lambda run: duration(run.seconds),
@@ -38,17 +41,14 @@ def run_table(runs: Sequence[RunRecord]) -> Table:
     if not any(map(_validates, runs)):
         del columns["Validation"]
     rows = tuple(cells(*(show(run) for show in columns.values())) for run in runs)
-    caption = (
-        "Learning rate; top-1 accuracy in percent ± its standard error, of test images and of seeds; learned"
-        " parameters; loss of the last training step; computing time of all processes that worked on the run; share of"
-        " training steps' time spent waiting for images. Several values belong to several models or seeds, in this"
-        " order; of a sweep they are each method's mean, of more than four methods the lowest and the highest, and of"
-        " the time spent waiting the mean of all runs."
-        + " Validation: the images on which something was selected."
-        * ("Validation" in columns)
+    caption = "Top-1 accuracy in percent ± one standard error, with what each run was and what it took."
+    note = (
+        "Several values belong to several models or seeds, in this order; a sweep's accuracies stand below. Loss: of"
+        " the last training step. Time: of all processes. Waiting: the share of training time spent waiting for"
+        " images." + " Validation: the images on which something was selected." * ("Validation" in columns)
     )
     words = [number for number, name in enumerate(columns) if name in _WORDS]
-    return Table("Runs", caption, tuple(columns), rows, words=words)
+    return Table("Runs", caption, tuple(columns), rows, words=words, note=note)
 
 
 def _validates(run: RunRecord) -> bool:
@@ -101,17 +101,25 @@ def render_runs(
     """
     if form == "json":
         content = {
-            "runs": [dataclasses.asdict(run) for run in runs],
+            "runs": [{**dataclasses.asdict(run), "rows": None, **_means(run)} for run in runs],
             "differences": differences(folders) if folders else {},
             "problems": list(problems),
         }
         return json.dumps(plain(content), indent=2, ensure_ascii=False) + "\n"
     made = [run_table(runs)] if runs or folders else []
-    made += [accuracy_table(run) for run in folders if has_many(run.accuracy)]
+    for run in folders:
+        made += accuracies_of(run)
     made += [environment_table(folders)] if runs or folders else []
     made += [table for table in [difference_table(folders)] if len(folders) > 1 and table is not None]
-    show = markdown_table if form == "markdown" else text_table
-    return "\n\n".join(show(table) for table in made) + "\n" if made else ""
+    return "\n\n".join(render(table, form) for table in made) + "\n" if made else ""
+
+
+def _means(run: RunRecord) -> dict[str, Any]:
+    """A sweep's means and standard errors, as its tables have them."""
+    if not run.rows:
+        return {}
+    frame = read_sweep(run.rows).cells.drop(columns="correct").reset_index()
+    return {"accuracies": frame.astype(object).where(frame.notna(), None).to_dict("records")}
 
 
 def in_words(value: Any, many: str, form: str = "{}") -> str:
@@ -125,21 +133,28 @@ def in_words(value: Any, many: str, form: str = "{}") -> str:
     return form.format(value) if is_number(value) else str(value)
 
 
-def has_many(accuracy: Any) -> bool:
-    """Whether there are more accuracies than the line of a run has place for."""
-    return isinstance(accuracy, list) and (len(accuracy) > 4 or any(isinstance(one, Mapping) for one in accuracy))
+def accuracies_of(run: RunRecord) -> list[Table]:
+    """The accuracies that have no place in a run's line: those of a sweep, as `table1` has them, or of many models."""
+    if run.rows:
+        tables = make_accuracy_tables(read_sweep(run.rows, user_path(run.name) / "predictions"))
+        return [dataclasses.replace(table, title=f"{run.name}: {table.title}") for table in tables]
+    if not _has_many(run.accuracy):
+        return []
+    errors = run.error or [None] * len(run.accuracy)
+    rows = [
+        cells(method_name(str(method)), _with_error(accuracy, error))
+        for method, accuracy, error in zip(run.method, run.accuracy, errors, strict=True)
+    ]
+    caption = "Top-1 accuracy in percent ± one standard error."
+    return [Table(f"Accuracies of {run.name}", caption, ("Method", "Accuracy"), rows)]
 
 
-def accuracy_table(run: RunRecord) -> Table:
-    """The accuracy of each method of a sweep, or of each model of a study, one a row."""
-    columns = dict.fromkeys(name for one in run.accuracy if isinstance(one, Mapping) for name in one)
-    rows = []
-    for method, accuracy, error in zip(run.method, run.accuracy, run.error or [None] * len(run.method), strict=True):
-        named, errors = (one if isinstance(one, Mapping) else {"Accuracy": one} for one in (accuracy, error))
-        values = [_with_error(named.get(name), errors.get(name)) for name in columns or ("Accuracy",)]
-        rows.append(cells(method_name(str(method)), *values))
-    caption = "Top-1 accuracy in percent, the mean of all runs that ended, ± its standard error."
-    return Table(f"Accuracies of {run.name}", caption, ("Method", *(columns or ("Accuracy",))), tuple(rows), words={0})
+def _has_many(accuracy: Any) -> bool:
+    return isinstance(accuracy, list) and len(accuracy) > 4
+
+
+def _accuracies(run: RunRecord) -> str:
+    return "see below" if run.rows or _has_many(run.accuracy) else _with_error(run.accuracy, run.error)
 
 
 def _with_error(value: Any, error: Any) -> str:
@@ -148,17 +163,9 @@ def _with_error(value: Any, error: Any) -> str:
         known = error if isinstance(error, Mapping) else {}
         return ", ".join(f"{key} {_with_error(one, known.get(key))}" for key, one in value.items()) or MISSING
     if isinstance(value, list) and value:
-        each = error if isinstance(error, list) and len(error) == len(value) else [None] * len(value)
-        return ", ".join(map(_with_error, value, each))
+        return ", ".join(map(_with_error, value, error or [None] * len(value)))
     told = in_words(value, "values", "{:.2f}")
     return f"{told} ± {error:.2f}" if is_number(value) and is_number(error) else told
-
-
-def _accuracies(value: Any, error: Any) -> str:
-    if not has_many(value):
-        return _with_error(value, error)
-    numbers = [one for one in value if is_number(one)]
-    return f"{min(numbers):.2f} to {max(numbers):.2f}" if numbers else "see below"
 
 
 def duration(seconds: float | None) -> str:

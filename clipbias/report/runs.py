@@ -9,10 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from clipbias.data.confusion import binomial_error
 from clipbias.errors import ClipbiasError
 from clipbias.io import is_locked, read_json, read_json_lines, user_path
-from clipbias.report.names import draws, trains
-from clipbias.report.run_accuracies import mean_accuracies, single_error
 
 _DRAW = ("method", "dataset", "shots", "seed")  # which training a result is of
 
@@ -36,7 +35,9 @@ class RunRecord:
       name: the folder as it was given; for a run of a sweep also its number.
       binary: "train", "table1", "evaluate", …
       state: in words: finished, in progress at step x of y, failed with its sentence, …
-      accuracy: in percent; error: its standard error, where it is known (`report.errors`).
+      accuracy: in percent, or several by the name of an evaluation; of a study one for each model. A sweep has rows.
+      error: the standard error that the choice of test images makes, likewise.
+      rows: of a sweep's `results.jsonl`.
       loss: of the last training step, per seed.
       seconds: computing time, all processes that worked on it.
       waiting: share of its steps' time, in the last process, that was spent waiting for images; of a sweep the mean.
@@ -59,6 +60,7 @@ class RunRecord:
     seconds: float | None = None
     waiting: float | None = None
     validation: Any = None
+    rows: Sequence[Mapping[str, Any]] = ()
     started: str | None = None
     environment: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -107,7 +109,7 @@ def read_workdir(folder: str | Path, *, cells: bool = False) -> list[RunRecord]:
             **settings,
             learning_rate=config.get("learning_rate") if binary == "train" else None,
             accuracy=result.get("accuracy"),
-            error=single_error(result),
+            error=_error(result),
             parameters=result.get("parameters"),
             loss=result.get("loss", last.get("loss")),
             waiting=result.get("waiting_share"),
@@ -155,6 +157,15 @@ def _binary(config: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
     return name if name in BINARIES else next((one for one, key in BINARIES.items() if key in config), "unknown")
 
 
+def _error(result: Mapping[str, Any]) -> Any:
+    """What the choice of test images makes of an accuracy, or of each of several."""
+    if several := result.get("accuracies"):
+        images = result.get("tested_images") or {}
+        return {name: binomial_error(value, images[name]) for name, value in several.items() if images.get(name)}
+    accuracy, images = result.get("accuracy"), result.get("images")
+    return binomial_error(accuracy, images) if accuracy is not None and images else None
+
+
 def _sweep(
     folder: Path, common: RunRecord, state: Mapping[str, Any], parts: Sequence[Path], *, cells: bool
 ) -> list[RunRecord]:
@@ -162,26 +173,26 @@ def _sweep(
     rows = read_lines(folder / "results.jsonl", _ROW)
     if cells:
         return [_run(common, number, row) for number, row in enumerate(rows, start=1)]
-    wanted = max(_runs(common.config), len(rows))
+    wanted = common.environment.get("runs")  # known when runs on test images begin
     failed = [row for row in rows if row["status"] != "ok"]
-    progress, finished = f" after {len(rows) - len(failed)} of {wanted} runs", len(rows) == wanted
+    of = f" of {wanted}" if wanted else ""
+    progress, finished = f" after {len(rows) - len(failed)}{of} runs", len(rows) == wanted
     if parts:
         told, seconds = _parts(parts, finished=finished and not failed, progress=progress)
         common = dataclasses.replace(common, seconds=(common.seconds or 0) + seconds)
     else:
         told = state_in_words(folder, state, finished=finished, progress=progress)
     if failed:
-        told += f"; {len(failed)} of {wanted} runs failed: {failed[0].get('error')}"
+        told += f"; {len(failed)}{of} runs failed: {failed[0].get('error')}"
     values: dict[str, Any] = {axis: _values(common.config, plural) for plural, axis in _AXES.items()}
-    means, errors = mean_accuracies(rows, values["method"])
-    if any(mean is not None for mean in means):
-        values |= {"accuracy": means, "error": errors}
-    rates = {row.get("learning_rate") for row in rows if row.get("choice")} - {None}
-    if rates:
-        values["learning_rate"] = sorted(rates)
+    rates = {row["learning_rate"] for row in rows if row.get("learning_rate") is not None}
     waiting = [row["waiting_share"] for row in rows if row.get("waiting_share") is not None]
-    values["waiting"] = sum(waiting) / len(waiting) if waiting else None
-    values["validation"] = list(dict.fromkeys(row["validation"] for row in rows if row.get("validation")))
+    values |= {
+        "learning_rate": sorted(rates) or None,
+        "waiting": sum(waiting) / len(waiting) if waiting else None,
+        "validation": list(dict.fromkeys(row["validation"] for row in rows if row.get("validation"))),
+        "rows": rows,
+    }
     return [dataclasses.replace(common, state=told, **values)]
 
 
@@ -204,42 +215,21 @@ def _parts(parts: Sequence[Path], *, finished: bool, progress: str) -> tuple[str
 
 def _run(common: RunRecord, number: int, row: Mapping[str, Any]) -> RunRecord:
     state = "finished" if row.get("status") == "ok" else f"failed: {row.get('error')}"
-    values: dict[str, Any] = {name: row.get(name) for name in (*_AXES.values(), "parameters", "loss", "seconds")}
-    values["accuracy"] = row.get("accuracy", row.get("accuracies"))
-    if "accuracy" in row or "accuracies" in row:
-        values["error"] = mean_accuracies([row], [row["method"]])[1][0]
-    values |= {"waiting": row.get("waiting_share"), "validation": row.get("validation")}
-    return dataclasses.replace(common, name=f"{common.name}#{number}", state=state, **values)
+    names = (*_AXES.values(), "learning_rate", "parameters", "loss", "seconds", "validation")
+    values: dict[str, Any] = {name: row.get(name) for name in names}
+    values |= {"accuracy": row.get("accuracy", row.get("accuracies")), "error": _error(row)}
+    return dataclasses.replace(
+        common, name=f"{common.name}#{number}", state=state, waiting=row.get("waiting_share"), **values
+    )
 
 
 # What a sweep's configuration has several of, and what a run has one of.
-_AXES = {
-    "methods": "method",
-    "datasets": "dataset",
-    "shots": "shots",
-    "seeds": "seed",
-    "learning_rates": "learning_rate",
-}
+_AXES = {"methods": "method", "datasets": "dataset", "shots": "shots", "seeds": "seed"}
 
 
 def _values(config: Mapping[str, Any], axis: str) -> list[Any]:
-    if axis == "learning_rates" and not _tests_all_rates(config):
-        return [config.get("learning_rate")]
     values = config.get(axis) or []
     return values if isinstance(values, list) else [values]
-
-
-def _tests_all_rates(config: Mapping[str, Any]) -> bool:
-    """Whether each learning rate has rows of its own."""
-    return bool(config.get("learning_rates")) and config.get("choose") in (None, "none")
-
-
-def _runs(config: Mapping[str, Any]) -> int:
-    """How many runs a sweep has. A method that trains nothing draws nothing, and is one run per dataset."""
-    methods, datasets, shots, seeds, rates = (_values(config, axis) for axis in _AXES)
-    tested = len(rates) if _tests_all_rates(config) else 1
-    each = (len(shots) * len(seeds) * (tested if trains(name) else 1) if draws(name) else 1 for name in methods)
-    return len(datasets) * sum(each)
 
 
 def _study(folder: Path, common: RunRecord, state: Mapping[str, Any]) -> list[RunRecord]:
@@ -258,6 +248,7 @@ def _study(folder: Path, common: RunRecord, state: Mapping[str, Any]) -> list[Ru
                 method=[model.get("method") for model in models] or None,
                 dataset=(found.get("dataset") or {}).get("name") or name or common.config.get("dataset") or None,
                 accuracy=[model.get("accuracy") for model in models] or None,
+                error=[_error(model) for model in models] or None,
                 parameters=[(model.get("parameters") or {}).get("total") for model in models] or None,
                 seconds=found.get("seconds", common.seconds),
             )

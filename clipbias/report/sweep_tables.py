@@ -1,41 +1,76 @@
-"""The tables and pictures of a sweep, from its rows."""
+"""The files of a sweep's tables and pictures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from clipbias.data import catalog
 from clipbias.errors import ClipbiasError
 from clipbias.io import write_text
+from clipbias.report import pages
 from clipbias.report.accuracy import accuracy_figure
-from clipbias.report.accuracy_tables import to_html, to_latex, to_markdown, to_text
+from clipbias.report.accuracy_tables import BOLD, make_tables, shots_words
 from clipbias.report.classes import write_class_table
 from clipbias.report.costs import cost_figures, cost_tables
-from clipbias.report.published import are_the_eleven
+from clipbias.report.frames import Row, Sweep, read_sweep
+from clipbias.report.names import method_name
+from clipbias.report.published import are_the_eleven, dataset_name
 from clipbias.report.style import save_figure, svg_text
-from clipbias.report.summary import Summary, summarize
-from clipbias.report.table import markdown_table, text_table
+from clipbias.report.table import latex_text, markdown_text, render
+from clipbias.terminal import printable
+
+FILES = {"markdown": "table.md", "latex": "table.tex", "html": "table.html"}
+_EMPTY = "There are no results yet."
 
 
-def write_tables(rows: Sequence[Mapping[str, Any]], workdir: Path) -> list[str]:
+def failure_line(row: Row) -> str:
+    """A failed run and its reason."""
+    where = [method_name(row["method"]), dataset_name(row["dataset"])]
+    where += [shots_words(row["shots"])] if row.get("shots") else []
+    where += [f"seed {row['seed']}"] if row.get("seed") is not None else []
+    return f"{', '.join(where)}: {' '.join(str(row.get('error') or 'no reason was recorded').split())}"
+
+
+def render_tables(sweep: Sweep, form: str, *, figure_svg: str | None = None) -> str:
+    """All tables and failed runs in one of `table.FORMS`; an HTML page shows the figure above its tables."""
+    made, failures = make_tables(sweep), [*map(failure_line, sweep.failures)]
+    if form == "html":
+        content = {"svg": figure_svg, "tables": made, "failures": failures, "empty": _EMPTY}
+        return pages.render("tables", title="Table 1", **content)
+    parts = [render(table, form) for table in made] or [_EMPTY]
+    if form == "latex":
+        parts = ["% Needs \\usepackage{booktabs}, and \\usepackage{graphicx} for wide tables.", *parts]
+        failures = [f"% failed: {latex_text(line)}" for line in failures]
+    elif failures:
+        escaped = markdown_text if form == "markdown" else printable
+        failures = ["### Failed runs" if form == "markdown" else "Failed runs", *(f"- {escaped(x)}" for x in failures)]
+    if form == "text" and any(table.bold for table in made):
+        parts.append(f"* {BOLD.removeprefix('Bold: ')} ± is one standard error.")
+    return "\n\n".join([*parts, *["\n".join(failures)] * bool(failures)]) + "\n"
+
+
+def write_tables(rows: Sequence[Row], workdir: Path) -> list[str]:
     """Writes `table.md`, `.tex`, `.html`, the picture `accuracy`, `costs.md` and `classes.csv`; returns lines to print.
 
     Raises:
       ClipbiasError: the rows follow two validation policies, which one table may not mix.
     """
     check_policies(rows)
-    summary = summarize(rows, predictions=workdir / "predictions")
-    write_text(workdir / "table.md", to_markdown(summary))
-    write_text(workdir / "table.tex", to_latex(summary))
-    figure = accuracy_figure(summary)
-    write_text(workdir / "table.html", to_html(summary, figure_svg=svg_text(figure)))
+    sweep = read_sweep(rows, workdir / "predictions")
+    figure = accuracy_figure(sweep)
+    for form, name in FILES.items():
+        write_text(workdir / name, render_tables(sweep, form, figure_svg=svg_text(figure)))
     save_figure(figure, workdir / "accuracy")
-    lines = [*to_text(summary).split("\n"), *_write_costs(summary, workdir)]
+    lines = render_tables(sweep, "text").split("\n")
+    if costs := cost_tables(sweep):  # apart from tables that are the same whenever a sweep is run again
+        write_text(workdir / "costs.md", "\n\n".join(render(table, "markdown") for table in costs) + "\n")
+        for picture in cost_figures(sweep):
+            picture.save(workdir)
+        lines += [line for table in costs for line in [*render(table, "text").split("\n"), ""]]
     write_class_table(workdir)
     return [*lines, f"Tables and picture: {workdir / 'table.html'}"]
 
 
-def check_policies(rows: Sequence[Mapping[str, Any]]) -> None:
+def check_policies(rows: Sequence[Row]) -> None:
     """Refuses rows that selected something on validation images of two kinds: their accuracies are not comparable.
 
     Raises:
@@ -50,7 +85,7 @@ def check_policies(rows: Sequence[Mapping[str, Any]]) -> None:
         )
 
 
-def check_published(rows: Sequence[Mapping[str, Any]], workdir: Path) -> None:
+def check_published(rows: Sequence[Row], workdir: Path) -> None:
     """Raises `ClipbiasError` unless the rows are of the eleven datasets that published numbers are of."""
     datasets = {row["dataset"] for row in rows}
     if not are_the_eleven(datasets):
@@ -59,13 +94,3 @@ def check_published(rows: Sequence[Mapping[str, Any]], workdir: Path) -> None:
             f"{workdir} has no results for {', '.join(missing) or 'the eleven datasets alone'}; published numbers are "
             "for the eleven datasets of configs/table1.py."
         )
-
-
-def _write_costs(summary: Summary, workdir: Path) -> list[str]:
-    """Costs stand apart from the tables that are the same whenever a sweep is run again."""
-    tables = cost_tables(summary)
-    if tables:
-        write_text(workdir / "costs.md", "\n\n".join(map(markdown_table, tables)) + "\n")
-        for figure in cost_figures(summary):
-            figure.save(workdir)
-    return [line for table in tables for line in text_table(table).split("\n")]

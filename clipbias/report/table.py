@@ -1,198 +1,188 @@
-"""The one type of all tables, and how it reads as plain text, Markdown and LaTeX; `templates/parts.html.j2` has HTML.
+"""The one kind of table: a data frame of texts with a title, a caption and a note, which pandas renders in four forms.
 
-Names in a table come from users. Each rendering escapes them, so that a line end, a bar or a bracket in a name makes no
-new row, column or argument.
+Names in a table come from users. Each form escapes them, so that a line end, a bar or a bracket in a name makes no new
+row, column or argument.
 """
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable, Sequence
+import re
+from collections.abc import Callable, Collection, Sequence
+from html import escape
+from typing import Any
+
+import pandas as pd
+from markupsafe import Markup
 
 from clipbias.terminal import printable
 
 MISSING = "–"
+FORMS = ("text", "markdown", "latex", "html")
+# With more columns a LaTeX table is scaled to the width of the page.
+_MOST_COLUMNS = 8
 
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "[": "{[}",  # after a row's end a bare bracket would be an argument
-    "]": "{]}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "±": r"$\pm$",
-    "√": r"$\surd$",
-    "−": "$-$",
-    "–": "--",
-}
-_TIGHT = r"\setlength{\tabcolsep}{2pt}"
-
-
-@dataclasses.dataclass(frozen=True)
-class TableCell:
-    """One cell.
-
-    Attributes:
-      text: the number or the words.
-      spread: "± 0.8", or nothing.
-      note: a remark in brackets, such as "n = 2".
-      rank: 1 for the best of a column, 2 for the second best, else 0.
-      failed: some or all of its runs failed.
-      published: it comes from a paper.
-      heading: it names the rows below it, and the rest of its row is empty.
-    """
-
-    text: str
-    spread: str = ""
-    note: str = ""
-    rank: int = 0
-    failed: bool = False
-    published: bool = False
-    heading: bool = False
+_LATEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        **{letter: f"\\{letter}" for letter in "&%$#_{}"},
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "[": "{[}",  # after a row's end a bare bracket would be an argument
+        "]": "{]}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "±": r"$\pm$",
+        "√": r"$\surd$",
+        "−": "$-$",
+        "–": "--",
+    }
+)
+_MARKDOWN = str.maketrans({letter: f"\\{letter}" for letter in "\\|*_`<>[]"})
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A title, a caption of whole sentences, column heads, and rows whose first cell names the row.
+    """A table as it is shown.
 
-    The columns whose numbers are in `words` hold words and are left-aligned, as the first always is.
+    Attributes:
+      title: a heading; LaTeX makes the label of it.
+      caption: one sentence: what the numbers are, and what ± is.
+      columns: heads.
+      rows: texts; the first of each names the row.
+      words: numbers of the columns that hold words, which are left-aligned, as the first always is.
+      note: what else a reader may need, in small letters below.
+      bold: places (row, column) of numbers that stand out.
     """
 
     title: str
     caption: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[TableCell, ...], ...]
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
     words: Collection[int] = ()
+    note: str = ""
+    bold: Collection[tuple[int, int]] = ()
+
+    @classmethod
+    def of(cls, frame: pd.DataFrame, title: str, caption: str, *, first: str = "Method", **others: Any) -> "Table":
+        """A table of a data frame of texts whose index names the rows.
+
+        Args:
+          frame: the texts.
+          title, caption: of the table.
+          first: head of the first column.
+          others: further attributes.
+        """
+        rows = [(str(name), *texts) for name, texts in zip(frame.index, frame.to_numpy().tolist(), strict=True)]
+        return cls(title, caption, (first, *map(str, frame.columns)), rows, **others)
 
     @property
-    def is_wide(self) -> bool:
-        """Whether it has so many columns (of eleven datasets, say) that they need tight spacing to fit on a page."""
-        return len(self.columns) > 8
+    def frame(self) -> pd.DataFrame:
+        """The texts."""
+        return pd.DataFrame([list(row) for row in self.rows], columns=list(self.columns), dtype=object)
+
+    @property
+    def label(self) -> str:
+        """The name that LaTeX refers to the table by."""
+        return "tab:" + re.sub(r"\W+", "-", self.title.lower()).strip("-")
+
+    @property
+    def html(self) -> Markup:
+        """For a page, whose headings are its own."""
+        return Markup(_html(self))
 
 
-def cells(*texts: str) -> tuple[TableCell, ...]:
-    """A row of plain texts."""
-    return tuple(map(TableCell, texts))
+def cells(*texts: str) -> tuple[str, ...]:
+    """A row."""
+    return texts
 
 
-def ranked(rows: Iterable[Sequence[TableCell]], *, skip_last: int = 0) -> tuple[tuple[TableCell, ...], ...]:
-    """Marks the best and second best number of every column; equal as shown is equal, so both are marked."""
-    columns = [list(column) for column in zip(*rows, strict=True)]
-    for column in columns[1 : len(columns) - skip_last]:
-        numbers = sorted({float(cell.text) for cell in column if _is_number(cell.text)}, reverse=True)
-        if len(numbers) < 2:
-            continue
-        for index, cell in enumerate(column):
-            if _is_number(cell.text) and float(cell.text) in numbers[:2]:
-                column[index] = dataclasses.replace(cell, rank=1 + numbers.index(float(cell.text)))
-    return tuple(zip(*columns, strict=True))
+def render(table: Table, form: str) -> str:
+    """A table as plain text, as GitHub's Markdown, as a LaTeX `table` environment, or as HTML.
+
+    LaTeX needs the package `booktabs`, and `graphicx` for tables of more than eight columns.
+    """
+    return {"text": _text, "markdown": _markdown, "latex": _latex, "html": _html}[form](table)
 
 
-def _is_number(text: str) -> bool:
-    return text.replace(".", "", 1).isdigit()
+def _marked(table: Table, escaped: Callable[[str], str], bold: str) -> pd.DataFrame:
+    """The frame with texts escaped, and those that stand out in bold letters."""
+    frame = table.frame
+    frame.columns = pd.Index([escaped(str(name)) for name in frame.columns])
+    frame = frame.map(lambda text: escaped(str(text)))
+    for row, column in table.bold:
+        frame.iat[row, column] = bold.format(frame.iat[row, column])
+    return frame
 
 
-def text_table(table: Table) -> str:
-    """The table for a terminal, under its title and without its caption; `*` marks the best, `'` the second best."""
-    import tabulate
-
-    # Numbers end in one place, and what stands behind them begins in one.
-    columns: list[list[str]] = []
-    for index, column in enumerate(zip(*table.rows, strict=True)):
-        texts = [printable(cell.text) for cell in column]
-        if index and index not in table.words:
-            numbers = [text + {1: "*", 2: "'"}.get(cell.rank, " ") for text, cell in zip(texts, column, strict=True)]
-            behind = [_joined("", cell, str) for cell in column]
-            widths = max(map(len, numbers)), max(map(len, behind))
-            texts = [f"{a:>{widths[0]}} {b:<{widths[1]}}" for a, b in zip(numbers, behind, strict=True)]
-            used = max(len(text.rstrip()) for text in texts)
-            texts = [text[:used] for text in texts]
-        columns.append(texts)
-    rule = tabulate.Line("", "-", "  ", "")
-    row = tabulate.DataRow("", "  ", "")
-    layout = tabulate.TableFormat(rule, rule, None, rule, row, row, 0, None)
-    return f"{table.title}\n{_tabulated(table, map(printable, table.columns), zip(*columns, strict=True), layout)}"
+def _aligned(table: Table) -> list[str]:
+    return ["left" if column in {0, *table.words} else "right" for column in range(len(table.columns))]
 
 
-def markdown_table(table: Table) -> str:
-    """The table in GitHub's Markdown, its title as heading and its caption below."""
-    heads = map(markdown_text, table.columns)
-    body = _tabulated(table, heads, (map(_markdown_cell, row) for row in table.rows), "pipe")
-    return "\n\n".join(filter(None, [f"### {markdown_text(table.title)}", body, markdown_text(table.caption)]))
-
-
-def latex_table(table: Table) -> str:
-    """The table as a LaTeX `table` environment; the document needs the packages `booktabs` and `graphicx`."""
-    import tabulate
-
-    row = tabulate.DataRow("", " & ", r" \\")
-    layout = tabulate.TableFormat(None, tabulate.Line(r"\midrule", "", "", ""), None, None, row, row, 0, None)
-    rows = ([_latex_cell(cell, small=table.is_wide) for cell in row] for row in table.rows)
-    letters = "".join("l" if index in {0, *table.words} else "r" for index in range(len(table.columns)))
-    lines = [
-        r"\begin{table}[t]",
-        r"\centering",
-        *[_TIGHT] * table.is_wide,
-        r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%",
-        rf"\begin{{tabular}}{{{letters}}}",
-        r"\toprule",
-        _tabulated(table, map(latex_text, table.columns), rows, layout),
-        r"\bottomrule",
-        r"\end{tabular}}",
-        rf"\caption{{\textbf{{{latex_text(table.title)}.}} {latex_text(table.caption)}}}",
-        r"\end{table}",
-    ]
-    return "\n".join(lines)
-
-
-def _tabulated(table: Table, heads: Iterable[str], rows: Iterable[Iterable[str]], layout: object) -> str:
-    import tabulate
-
-    return tabulate.tabulate(
-        [list(row) for row in rows],
-        list(heads),
-        tablefmt=layout,  # type: ignore[arg-type]  # the stubs know names only
-        colalign=["left" if index in {0, *table.words} else "right" for index in range(len(table.columns))],
-        disable_numparse=True,
-        preserve_whitespace=True,
+def _tabulated(frame: pd.DataFrame, table: Table, form: str) -> str:
+    # Names such as 1e3 are no numbers.
+    return frame.to_markdown(
+        index=False, tablefmt=form, colalign=_aligned(table), disable_numparse=True, preserve_whitespace=True
     )
+
+
+def _text(table: Table) -> str:
+    frame = _marked(table, printable, "{}*")
+    numbers = [column for column in range(1, len(table.columns)) if column not in table.words]
+    for column in numbers:  # so that numbers end in one place, whether a star follows or not
+        if any(place[1] == column for place in table.bold):
+            frame.isetitem(column, [text if text.endswith("*") else f"{text} " for text in frame.iloc[:, column]])
+    body = "\n".join(line.rstrip() for line in _tabulated(frame, table, "simple").split("\n"))
+    return "\n".join(filter(None, [printable(table.title), body]))
 
 
 def markdown_text(text: str) -> str:
     """Any text as Markdown shows it letter by letter."""
-    text = printable(text)
-    for letter in "\\|*_`<>[]":
-        text = text.replace(letter, "\\" + letter)
-    return text
+    return printable(text).translate(_MARKDOWN)
 
 
-def _markdown_cell(cell: TableCell) -> str:
-    text = markdown_text(cell.text)
-    text = f"**{text}**" if cell.heading else {1: f"**{text}**", 2: f"<u>{text}</u>"}.get(cell.rank, text)
-    return _joined(f"*{text}*" if cell.published and cell.text != MISSING else text, cell, markdown_text)
+def _markdown(table: Table) -> str:
+    body = _tabulated(_marked(table, markdown_text, "**{}**"), table, "pipe")
+    below = " ".join(filter(None, [table.caption, table.note]))
+    heading = f"### {markdown_text(table.title)}" if table.title else ""
+    return "\n\n".join(filter(None, [heading, body, markdown_text(below)]))
 
 
 def latex_text(text: str) -> str:
     """Any text as LaTeX shows it letter by letter."""
-    return "".join(_LATEX.get(letter, letter) for letter in printable(text))
+    return printable(text).translate(_LATEX)
 
 
-def _latex_cell(cell: TableCell, *, small: bool) -> str:
-    text = latex_text(cell.text)
-    text = rf"\textbf{{{text}}}" if cell.heading else text
-    text = {1: rf"\textbf{{{text}}}", 2: rf"\underline{{{text}}}"}.get(cell.rank, text)
-    text = rf"\textit{{{text}}}" if cell.published else text
-    if small and cell.spread:  # small spreads keep the numbers of a wide table readable
-        text += rf"{{\tiny\,{latex_text(cell.spread).replace(' ', '')}}}"
-        cell = dataclasses.replace(cell, spread="")
-    return _joined(text, cell, latex_text)
+def _latex(table: Table) -> str:
+    letters = "".join(side[0] for side in _aligned(table))
+    body = _marked(table, latex_text, r"\textbf{{{}}}").to_latex(index=False, escape=False, column_format=letters)
+    body = body.strip()
+    if len(table.columns) > _MOST_COLUMNS:
+        body = f"\\resizebox{{\\textwidth}}{{!}}{{%\n{body}}}"
+    lines = [
+        r"\begin{table}[t]",
+        r"\centering",
+        rf"\caption{{{latex_text(table.caption or table.title)}}}",
+        rf"\label{{{table.label}}}",
+        body,
+    ]
+    if table.note:
+        lines += ["", r"\smallskip", rf"\parbox{{\linewidth}}{{\footnotesize {latex_text(table.note)}}}"]
+    return "\n".join([*lines, r"\end{table}"])
 
 
-def _joined(text: str, cell: TableCell, escaped: Callable[[str], str]) -> str:
-    return " ".join(filter(None, [text, escaped(cell.spread), f"({escaped(cell.note)})" if cell.note else ""]))
+def _html(table: Table) -> str:
+    def escaped(text: str) -> str:
+        return escape(printable(text))
+
+    frame = _marked(table, escaped, "<b>{}</b>")
+    heads = [*frame.columns]
+    for column in {*table.words} - {0}:
+        frame.isetitem(column, [f'<div class="words">{text}</div>' for text in frame.iloc[:, column]])
+        heads[column] = f'<div class="words">{heads[column]}</div>'
+    # The first column heads the rows.
+    frame = frame.iloc[:, 1:].set_axis(frame.iloc[:, 0].to_numpy(), axis=0)
+    frame.columns = pd.Index(heads[1:], name=heads[0])
+    with pd.option_context("display.max_colwidth", None):
+        body = frame.to_html(escape=False, border=0, classes="many" if len(table.columns) > _MOST_COLUMNS else "")
+    body = body.replace(' style="text-align: right;"', "").replace(' class="dataframe"', "")
+    below = " ".join(filter(None, [table.caption, table.note]))
+    return f'<div class="wide">{body}</div>' + (f'\n<p class="caption">{escaped(below)}</p>' if below else "")

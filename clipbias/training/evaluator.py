@@ -1,6 +1,5 @@
 """Evaluates runs on a split, one or several at once, and caches the features that all runs share."""
 
-import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,7 +19,6 @@ from clipbias.training import mesh as meshes
 from clipbias.training.answers import answers, image_features, images_per_step, logits, text_features, verdicts
 from clipbias.training.calibration import Outcome, calibration, fit_temperature
 from clipbias.training.memory import explain_exhaustion
-from clipbias.training.timing import call_seconds
 from clipbias.tuning.classifier import Classifier, Text
 from clipbias.tuning.method import Learnables, Method
 from clipbias.tuning.test_time_method import crops_of, mixes_crops
@@ -70,7 +68,6 @@ class Evaluator:
         workers: Workers | None = None,
         budget: Budget | None = None,
         fill: bool = False,
-        timed: bool = False,
     ) -> None:
         """Prepares nothing yet.
 
@@ -84,9 +81,6 @@ class Evaluator:
           workers: threads that decode; `None` for its own.
           budget: what it may keep, which others may share; nothing without one.
           fill: whether fewer images than a batch are filled up to one, so that the program of another split serves.
-          timed: whether to measure `seconds_per_image` in `outcomes`, which takes two batches more: those of one run,
-            from images on the device to answers, with the texts of the classes there already where they are the same
-            for all images. Of several runs side by side each has an equal share.
         """
         if len(split) == 0:
             raise ClipbiasError("there is no image to evaluate on; check the data folder and the class selection.")
@@ -95,15 +89,12 @@ class Evaluator:
         self.batch_size = -(-(batch_size if fill else min(batch_size, len(split))) // size) * size
         self.skipped = 0
         self.predicted: np.ndarray | None = None
-        self.seconds_per_image: float | None = None
-        self._timed, self._tower_seconds = timed, 0.0
         self._workers, self._budget = Workers.of(workers), budget or Budget(0)
         self._kept: list[Batch] | None = None
         self._fits: dict[Any, bool] = {}
         # By what else than the image itself they are of: its patches, how many crops, and whether these are mixed. With
         # batches without images.
         self._plain_features: dict[tuple[bool, int, bool], list[tuple[jax.Array, Batch]]] = {}
-        self._plain_seconds: dict[tuple[bool, int, bool], float] = {}
 
     def _may_keep(self, what: Any, bytes_per_image: int) -> bool:
         """Whether there is room for something of each image, which is then taken, once."""
@@ -137,16 +128,12 @@ class Evaluator:
         if keep:
             self._kept = kept
 
-    def _images_per_step(self, classifier: Classifier) -> int:
-        return images_per_step(self.batch_size, crops_of(classifier.method), self.mesh)
-
     def _features(self, classifier: Classifier, learnables: Learnables, runs: int) -> Iterator[tuple[jax.Array, Batch]]:
         changes = classifier.changes_vision(jax.tree.map(lambda leaf: leaf[0], learnables))
         method = classifier.method
         crops, width = crops_of(method), self.clip.config.projection_width
         key = method.patches, crops, mixes_crops(method)
         if not changes and key in self._plain_features:
-            self._tower_seconds = self._plain_seconds.get(key, 0.0)
             yield from self._plain_features[key]
             return
         per_image = 1 + (self.clip.config.vision.patches if method.patches else crops)
@@ -157,15 +144,12 @@ class Evaluator:
         for batch in self._batches(method):
             images = meshes.place_rows(self.mesh, batch["images"])
             given = (classifier, self.clip.preprocessing, self.params, learnables, images)
-            encode = functools.partial(image_features, *given, runs=runs, mesh=self.mesh)
-            features = encode()
+            features = image_features(*given, runs=runs, mesh=self.mesh)
             if keep:
                 plain.append((features, {name: batch[name] for name in ("labels", "mask")}))
             yield features, batch
-        if self._timed:
-            self._tower_seconds = call_seconds(encode) / (self._images_per_step(classifier) * runs)
         if plain:
-            self._plain_features[key], self._plain_seconds[key] = plain, self._tower_seconds
+            self._plain_features[key] = plain
 
     def _texts(self, classifier: Classifier, learnables: Learnables, text: Text, runs: int) -> Any:
         """What `logits` takes of the texts; those that depend on the image are run with each batch."""
@@ -201,10 +185,6 @@ class Evaluator:
                 arguments = (classifier, self.params, learnables, features, texts, mask, *rest)
                 arguments += (placed,) if labelled else ()
                 found.append((compute(*arguments, runs=runs), placed))
-            if self._timed and compute is answers:
-                again = functools.partial(compute, *arguments, runs=runs)
-                images = self._images_per_step(classifier)
-                self.seconds_per_image = self._tower_seconds + call_seconds(again) / (images * runs)
         fetched = meshes.fetch(found)
         return [values for values, _ in fetched], np.concatenate([labels for _, labels in fetched])
 

@@ -42,7 +42,7 @@ Row = dict[str, Any]
 # Binds a method to the classes of a dataset, with options of `training.memory`.
 Bind = Callable[..., Task]
 # Fields of a row that differ between two equal runs; adapters do not have them.
-VOLATILE = ("seconds", "training_seconds", "seconds_per_image", "waiting_share")
+VOLATILE = ("seconds", "training_seconds", "waiting_share")
 
 
 @dataclasses.dataclass(frozen=True)

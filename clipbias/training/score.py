@@ -55,14 +55,13 @@ def score_test(
     """
     count = meshes.filled(shared.mesh, runs)
     task, learnables = _fitted(shared, trained, learnables, evaluation.dataset, evaluation.source_labels, count)
-    evaluator = shared.evaluator(evaluation.dataset.split("test"), timed=True)
+    evaluator = shared.evaluator(evaluation.dataset.split("test"))
     scores = evaluator.accuracy(
         *(task.classifier, _place(shared, learnables, count), place_text(shared.mesh, task, shared.params)),
         runs=count,
         validation=shared.temperature_evaluator(plan, evaluation, shots),
     )
-    facts: dict[str, Any] = {"seconds_per_image": evaluator.seconds_per_image}
-    facts |= {"skipped_images": evaluator.skipped} if evaluator.skipped else {}
+    facts = {"skipped_images": evaluator.skipped} if evaluator.skipped else {}
     assert evaluator.predicted is not None, "an evaluation predicts"
     # Behind the runs are copies of the last one that fill up the mesh.
     return Tested(task, learnables, [score | facts for score in scores[:runs]], evaluator.predicted[:runs])
@@ -70,12 +69,10 @@ def score_test(
 
 def merge_scores(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """The scores of one run in its evaluations, as its row has them: by name where there are several."""
-    first = next(iter(scores.values()))
     if len(scores) == 1:
-        return dict(first)
+        return dict(next(iter(scores.values())))
     found: dict[str, Any] = {
         "tested_images": {name: score["images"] for name, score in scores.items()},
-        "seconds_per_image": first["seconds_per_image"],
         "accuracies": {name: score["accuracy"] for name, score in scores.items()},
         "calibrations": {name: score["calibration"] for name, score in scores.items()},
     }

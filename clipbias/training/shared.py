@@ -199,7 +199,7 @@ class Shared:
         order = np.random.default_rng(0).permutation(len(split))
         own = [order[split.labels[order] == label][:most] for label in np.unique(split.labels)]
         # What is missing here is no reason to lose a result.
-        batch_size = self.evaluator(tested, timed=True).batch_size
+        batch_size = self.evaluator(tested).batch_size
         chosen = split.subset(np.sort(np.concatenate(own)))
         return self.evaluator(chosen, batch_size=batch_size, on_error="skip", fill=True)
 

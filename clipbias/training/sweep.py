@@ -24,6 +24,7 @@ from clipbias.training.memory import drop_programs
 from clipbias.training.progress import Progress, progress
 from clipbias.training.shared import Shared
 from clipbias.training.spec import TEST, Group, RunSpec, make_groups, part_of, run_names
+from clipbias.training.workdir import note_runs
 from clipbias.tuning.recipe import Recipe
 
 FOLDER, RESULTS, VALIDATED = "results", "results.jsonl", "validation.jsonl"
@@ -65,6 +66,8 @@ def sweep(
     todo = [some for group in groups if (some := tuple(spec for spec in group if spec.key not in done))]
     _tidy(files, [group for group in groups if all(spec.key in done for spec in group)])
     write_results(workdir, found)
+    if specs[0].score_on == TEST:
+        note_runs(workdir, len(specs))
     total = sum(map(len, todo))
     if done and todo:
         logging.info("%d of %d runs are finished already", len(done), len(specs))

@@ -1,4 +1,4 @@
-"""The cost of runs: seconds of training, and seconds of one test image.
+"""The cost of runs: seconds of training.
 
 Programs are compiled once however long they run, so that the time of it is left out: a training takes as many times the
 median of its steps' seconds as it has steps. What was trained before a run was stopped counts like the rest.
@@ -6,17 +6,11 @@ median of its steps' seconds as it has steps. What was trained before a run was 
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import jax
 
 from clipbias.io import read_json_lines
 from clipbias.training.metrics import is_step
-
-# Calls, of which the fastest counts.
-REPEATS = 2
 
 
 class Stopwatch:
@@ -41,14 +35,3 @@ def step_seconds(metrics: Path, steps: Sequence[int]) -> float:
         total += count * statistics.median(found) if found else 0.0
         before += count
     return total
-
-
-def call_seconds(compute: Callable[[], Any]) -> float:
-    """Seconds of a call of a compiled program that was called before."""
-    found = []
-    for _ in range(REPEATS):
-        watch = Stopwatch()
-        with watch:
-            jax.block_until_ready(compute())
-        found.append(watch.seconds)
-    return min(found)

@@ -108,9 +108,18 @@ def environment() -> dict[str, Any]:
 
 def note_model(folder: Path, clip: Clip) -> None:
     """Adds to `environment.json` the model's name, its commit on the hub, and the fingerprint of its weights."""
+    _note(folder, model={"name": clip.name, "revision": clip.revision, "fingerprint": clip.fingerprint})
+
+
+def note_runs(folder: Path, count: int) -> None:
+    """Adds to `environment.json` how many runs on test images a sweep has, by which `show` says how far it is."""
+    if (folder / ENVIRONMENT).exists():  # a sweep may run without a work folder's other files
+        _note(folder, runs=count)
+
+
+def _note(folder: Path, **facts: Any) -> None:
     if hosts.is_first():
-        model = {"name": clip.name, "revision": clip.revision, "fingerprint": clip.fingerprint}
-        write_json(folder / ENVIRONMENT, {**io.read_json(folder / ENVIRONMENT, dict), "model": model})
+        write_json(folder / ENVIRONMENT, {**io.read_json(folder / ENVIRONMENT, dict), **facts})
 
 
 def _git_state() -> dict[str, Any] | None:

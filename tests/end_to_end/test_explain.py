@@ -90,13 +90,10 @@ def test_what_an_equivalent_bias_keeps():
     scalars = {"amounts": {key: {"forms": ["reference", "vector", "tuned"]} for key in "ab"}}
     arrays = {f"amounts/{key}/{name}": x for key, rows in (("a", certain), ("b", kept)) for name, x in rows.items()}
     said = [kept_sentence(Findings(arrays, scalars), SimpleNamespace(key=key, label="IVLP"), "vector") for key in "ab"]
-    half = (
-        "IVLP as a bias of one vector per layer: it keeps 50 % of the gain in log-likelihood (95 % interval 50 to 50 %)"
-    )
-    assert said[0] == half + "; it keeps 100 % of the gain in accuracy (95 % interval 100 to 100 %)."
-    assert (
-        said[1] == half + "50 to 50 %); accuracy gains nothing that is certain (the gain's 95 % interval includes 0)."
-    )
+    half = "IVLP as a bias of one vector per layer: it keeps 50 % of the gain in log-likelihood "
+    half += "(95 % interval 50 to 50 %); "
+    assert said[0] == half + "it keeps 100 % of the gain in accuracy (95 % interval 100 to 100 %)."
+    assert said[1] == half + "accuracy gains nothing that is certain (the gain's 95 % interval includes 0)."
 
 
 def test_sections_that_do_not_apply_are_told_and_no_error(model, images, tmp_path):

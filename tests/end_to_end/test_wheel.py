@@ -92,14 +92,16 @@ def test_the_command_works_in_an_empty_folder(programs: Path, tmp_path: Path) ->
     assert "demo/fashion" in (tmp_path / "workdir" / "demo_full" / "table.md").read_text(encoding="utf-8")
     config = json.loads((tmp_path / "workdir" / "demo_full" / "config.json").read_text(encoding="utf-8"))
     assert config["model"] == "demo" and config["methods"] == ["zero_shot"]
-    shown = call(programs / "clipbias", "show", "workdir/demo_full", cwd=tmp_path)
+    shown = call(programs / "clipbias", "show", "--config.runs=workdir/demo_full", cwd=tmp_path)
     assert " table1 " in shown and " finished" in shown
-    call(programs / "clipbias", "prepare_data", "show", "demo/digits", "--shots=1", cwd=tmp_path)
+    draw = ("--config.action=draw", "--config.datasets=demo/digits", "--config.shots=1", "--config.output=sheet.png")
+    call(programs / "clipbias", "prepare_data", *draw, cwd=tmp_path)
     data = ROOT / "tests" / "data_files"
     adapter, base = data / "adapter_format_1.safetensors", data / "tiny_quick_gelu"
-    told = call(programs / "clipbias", "export", adapter, "exported", f"--base_model={base}", cwd=tmp_path)
+    given = (f"--config.adapters={adapter}", f"--config.model={base}")
+    told = call(programs / "clipbias", "export", *given, "--config.output=exported", cwd=tmp_path)
     assert "as a program:" in told and (tmp_path / "exported" / "classifier.stablehlo").is_file()
-    assert (tmp_path / "contact_sheet.png").is_file()
+    assert (tmp_path / "sheet.png").is_file()
 
 
 def test_the_readme_runs_on_the_installed_wheel(programs: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from clipbias import report
 from clipbias.clip import Clip
 from clipbias.data import Dataset
 from clipbias.explain.tokens import token_labels
+from clipbias.report import table
 from clipbias.tuning import METHODS, Task
 from tests.fuzz.answers import ANYTHING, answered
 
@@ -79,11 +80,12 @@ def test_names_in_tables(tmp_path: Path, method: str, dataset: str) -> None:
     rows = [row, {**row, "seed": 2, "status": "failed", "error": dataset}]
 
     def write() -> None:
-        summary = report.summarize(rows)
-        for render in (report.to_markdown, report.to_latex, report.to_html, report.to_text):
-            text = render(summary)
+        sweep = report.read_sweep(rows)
+        for form in table.FORMS:
+            text = report.render_tables(sweep, form)
             assert not any(ord(letter) < 32 and letter not in "\n\t" for letter in text)
             text.encode("utf-8")
-        assert len({line.count("|") - line.count("\\|") for line in report.to_markdown(summary).split("\n")[2:5]}) == 1
+        lines = report.render_tables(sweep, "markdown").split("\n")[2:5]
+        assert len({line.count("|") - line.count("\\|") for line in lines}) == 1
 
     assert answered(write, tmp_path) is None

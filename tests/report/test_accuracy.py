@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 
-from clipbias.report import accuracy_figure, looks, style, summarize
+from clipbias.report import accuracy_figure, looks, read_sweep, style
 from clipbias.tuning import METHODS
 
 
@@ -17,7 +17,14 @@ def rows(datasets=("a", "b"), shots=(4, 16), seeds=(1, 2)):
         made.append({"method": "zero_shot", "dataset": dataset, "shots": 0, "seed": None, "accuracy": 40.0})
         for method in ("coop", "bias"):
             made += [
-                {"method": method, "dataset": dataset, "shots": k, "seed": seed, "accuracy": draw.uniform(50, 90)}
+                {
+                    "method": method,
+                    "dataset": dataset,
+                    "shots": k,
+                    "seed": seed,
+                    "images": 99,
+                    "accuracy": draw.uniform(50, 90),
+                }
                 for k in shots
                 for seed in seeds
             ]
@@ -35,14 +42,13 @@ def test_one_panel_per_dataset_and_one_for_the_average():
 
 def test_points_and_error_bars_are_the_summarys_numbers():
     made = rows()
-    summary = summarize(made)
+    cells = read_sweep(made).cells.loc[[("accuracy", "bias", "b", shots) for shots in (4, 16)]]
     axes = accuracy_figure(made).axes[1]
     container = lines(axes)["bias"]
     line, _, (bars,) = container
-    cells = [summary.cell("bias", "b", shots) for shots in (4, 16)]
-    np.testing.assert_allclose(np.asarray(line.get_ydata(), float), [cell.mean for cell in cells])
+    np.testing.assert_allclose(np.asarray(line.get_ydata(), float), cells["mean"])
     halves = [(segment[1][1] - segment[0][1]) / 2 for segment in bars.get_segments()]
-    np.testing.assert_allclose(halves, [cell.error for cell in cells])
+    np.testing.assert_allclose(halves, cells["error"])
     np.testing.assert_allclose(np.asarray(line.get_xdata(), float), [4, 16], rtol=0.15)
     assert [text.get_text() for text in axes.get_xticklabels()] == ["4", "16"]
 

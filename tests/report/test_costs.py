@@ -6,13 +6,11 @@ from pathlib import Path
 import pytest
 from matplotlib.text import Annotation
 
-from clipbias.report import cost_figures, cost_tables, summarize, to_html
+from clipbias.report import cost_figures, cost_tables, read_sweep, render_tables
 from clipbias.report.costs import KINDS, duration_words
-from clipbias.report.pages import render
-from clipbias.report.table import MISSING, latex_table, markdown_table, text_table
 from clipbias.tuning import METHODS, Kind
 
-COSTS = {"training_seconds": 4.0, "seconds_per_image": 0.002}
+COSTS = {"training_seconds": 4.0}
 
 
 def run(method: str, dataset: str = "a", accuracy: float = 70.0, **others: object) -> dict[str, object]:
@@ -40,38 +38,30 @@ def test_every_built_in_method_has_a_kind_that_is_shown() -> None:
 
 
 def test_methods_are_grouped_by_kind_with_the_means_of_their_costs() -> None:
-    (table,) = cost_tables(summarize(rows()))
-    assert table.columns == ("Method", "a", "b", "Average", "Parameters", "Training", "Per image")
-    assert [(row[0].text, row[0].heading) for row in table.rows] == [
-        *(("Training-free", True), ("Zero-shot", False), ("Heads", True), ("TaskRes", False)),
-        *(("Prompts", True), ("CoOp", False), ("Weights", True), ("Bias tuning", False)),
-        *(("Others", True), ("own.py", False)),
+    (table,) = cost_tables(read_sweep(rows()))
+    assert table.columns == ("Method", "Kind", "Accuracy", "Parameters", "Training")
+    assert [tuple(row) for row in table.rows] == [
+        ("Zero-shot", "Training-free", "50.0", "0", "0 s"),
+        ("TaskRes", "Heads", "60.0", "1,000", "4.0 s"),
+        ("CoOp", "Prompts", "70.0", "1,000", "4.0 s"),
+        ("Bias tuning", "Weights", "85.0", "2,000", "3.0 s"),
+        ("own.py", "Others", "55.0", "1,000", "4.0 s"),
     ]
-    bias = table.rows[7]
-    assert [cell.text for cell in bias[1:]] == ["80.0", "90.0", "85.0", "2,000", "3.0 s", "2.0 ms"]
-    assert [cell.rank for cell in bias] == [0, 1, 1, 1, 0, 0, 0]
-    assert [cell.text for cell in table.rows[1][4:]] == ["0", "0 s", "2.0 ms"]
+    with_images = [{**row, "images": 100} for row in rows()]
+    (table,) = cost_tables(read_sweep(with_images))
+    assert table.rows[3][2] == f"85.0 ± {(80 * 20 / 100 + 90 * 10 / 100) ** 0.5 / 2:.1f}"
 
 
-def test_headings_stand_out_in_every_rendering() -> None:
-    (table,) = cost_tables(summarize(rows()))
-    assert "| **Prompts** |" in " ".join(markdown_table(table).split())
-    assert r"\textbf{Prompts} &" in " ".join(latex_table(table).split())
-    assert "\nPrompts" in text_table(table)
-    page = render("tables", title="t", svg=None, tables=(table,), failures=[], empty="")
-    assert "<b>Prompts</b>" in page and "<b>CoOp</b>" not in page
-
-
-def test_what_was_not_measured_is_a_dash_and_tables_of_accuracies_have_no_times() -> None:
+def test_what_was_not_measured_is_left_out_and_tables_of_accuracies_have_no_times() -> None:
     without = [{name: value for name, value in row.items() if name not in COSTS} for row in rows()]
-    assert cost_tables(summarize(without)) == () and cost_figures(summarize(without)) == ()
-    (table,) = cost_tables(summarize([*rows()[2:], *without[:2]]))
-    assert [cell.text for cell in table.rows[7][3:]] == ["85.0", MISSING, MISSING, MISSING]
-    assert to_html(summarize(rows())) == to_html(summarize(without))
+    assert cost_tables(read_sweep(without)) == () and cost_figures(read_sweep(without)) == ()
+    (table,) = cost_tables(read_sweep([*rows()[2:], *without[:2]]))
+    assert "Bias tuning" not in {row[0] for row in table.rows} and len(table.rows) == 4
+    assert render_tables(read_sweep(rows()), "html") == render_tables(read_sweep(without), "html")
 
 
 def test_the_pictures_draw_what_their_tables_say(tmp_path: Path) -> None:
-    by_parameters, by_time = cost_figures(summarize(rows()))
+    by_parameters, by_time = cost_figures(read_sweep(rows()))
     assert (by_parameters.name, by_time.name) == ("accuracy_by_parameters", "accuracy_by_time")
     for figure, cost in ((by_parameters, {"bias": 2000, "zero_shot": 0}), (by_time, {"bias": 3.0, "zero_shot": 0})):
         told = {row[0]: row for row in figure.rows}

@@ -294,8 +294,8 @@ def test_areas_are_those_of_the_results(study):
     table = area_table(study)
     assert len(table.columns) == 6 and len(table.rows) == 3 * len(MAPS)
     areas = study.section("faithfulness", "bias", "area")
-    row = next(row for row in table.rows if [cell.text for cell in row[:2]] == ["Bias tuning", "LeGrad"])
-    assert row[2].text == f"{100 * areas['legrad']['positive']['predicted']:.1f}"
+    row = next(row for row in table.rows if [*row[:2]] == ["Bias tuning", "LeGrad"])
+    assert row[2] == f"{100 * areas['legrad']['positive']['predicted']:.1f}"
 
 
 def test_examples_show_every_model_with_its_prediction(study, drawn):

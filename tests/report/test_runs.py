@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +10,11 @@ import numpy as np
 import pytest
 
 from clipbias import io
-from clipbias.clip import Clip
-from clipbias.data import Dataset, Split
 from clipbias.errors import ClipbiasError
 from clipbias.report.curves import curves_figure, read_curves, save_curves
 from clipbias.report.run_tables import devices_words, difference_table, duration, in_words, render_runs, run_table
 from clipbias.report.runs import differences, read_workdir
-from clipbias.report.table import text_table
-from clipbias.training.spec import make_specs
-from clipbias.tuning import Recipe
-from configs import demo
+from clipbias.report.table import render
 
 BASE = {"model": "demo", "mesh": {"run": 1, "data": -1}, "workdir": "w", "learning_rate": 0.1}
 TRAIN = {**BASE, "method": "bias", "dataset": "demo/digits", "shots": 4, "seed": 1}
@@ -95,98 +91,76 @@ def cell(method: str, dataset: str, seed: int, **values: Any) -> dict[str, Any]:
 
 
 def test_a_sweep_and_its_runs(tmp_path: Path) -> None:
+    """How far it is is known once its runs on test images begin."""
     rows = [
-        cell("zero_shot", "a", 0, accuracy=50.0, parameters=0, seconds=1.0),
+        cell("zero_shot", "a", 0, accuracy=50.0, images=100, parameters=0, seconds=1.0),
         cell("bias", "a", 1, accuracy=60.0, parameters=96, loss=0.5, seconds=2.0, waiting_share=0.25),
         cell("bias", "a", 2, status="failed", error="no images."),
     ]
-    write(tmp_path, config=GRID, results=rows, state=state("running"))
+    write(tmp_path, config=GRID, results=rows, state=state("running"), environment={"runs": 6})
     (grid,) = read_workdir(tmp_path)
     assert grid.state == "killed after 2 of 6 runs; 1 of 6 runs failed: no images."
-    assert (grid.binary, grid.method, grid.seed) == ("table1", ["zero_shot", "bias"], [1, 2])
-    assert grid.waiting == 0.25 and "25%" in text_table(run_table([grid]))
+    assert (grid.method, grid.seed, grid.learning_rate) == (["zero_shot", "bias"], [1, 2], [0.1])
+    assert grid.waiting == 0.25 and "25%" in render(run_table([grid]), "text")
     cells = read_workdir(tmp_path, cells=True)
-    assert [(c.method, c.seed, c.accuracy, c.state) for c in cells] == [
-        ("zero_shot", 0, 50.0, "finished"),
-        ("bias", 1, 60.0, "finished"),
-        ("bias", 2, None, "failed: no images."),
+    assert [(c.method, c.seed, c.accuracy, c.error, c.state) for c in cells] == [
+        ("zero_shot", 0, 50.0, 5.0, "finished"),
+        ("bias", 1, 60.0, None, "finished"),
+        ("bias", 2, None, None, "failed: no images."),
     ]
     assert [c.name for c in cells] == [f"{tmp_path}#{n}" for n in (1, 2, 3)]
+    write(tmp_path, config=GRID, results=[], environment={})
+    assert read_workdir(tmp_path)[0].state == "killed after 0 runs"
 
 
-def test_accuracies_of_a_grid_are_told_by_method_and_by_evaluation(tmp_path: Path) -> None:
-    several = [{"accuracies": {"base": base, "new": new}} for base, new in ((60.0, 40.0), (70.0, 45.0))]
+def test_accuracies_of_a_sweep_are_those_of_its_own_tables(tmp_path: Path) -> None:
+    """The rate of its configuration is not said to be that of methods with rates of their own."""
+    rates, base = {"bias": 0.2, "vpt": 0.5}, {"bias": 60.0, "vpt": 70.0}
     rows = [
-        cell("zero_shot", "a", 0, accuracies={"base": 50.0, "new": 55.5}),
-        *(cell("bias", "a", seed, **own) for seed, own in zip((1, 2), several, strict=True)),
+        cell(method, "a", seed, learning_rate=rate, images=100, accuracy=base[method] + seed + shots) | {"shots": shots}
+        for method, rate in rates.items()
+        for shots in (4, 16)
+        for seed in (1, 2)
     ]
-    write(tmp_path / "new", config={**GRID, "datasets": ["a"]}, results=rows, state=state("finished"))
-    (grid,) = read_workdir(tmp_path / "new")
-    assert grid.state == "finished" and grid.accuracy == [{"base": 50.0, "new": 55.5}, {"base": 65.0, "new": 42.5}]
-    lines = render_runs([grid], [grid], []).splitlines()
-    assert [line.split() for line in lines if line.startswith(("Zero-shot", "Bias", "Method"))] == [
-        ["Method", "base", "new"],
-        ["Zero-shot", "50.00", "55.50"],
-        ["Bias", "tuning", "65.00", "42.50"],
-    ]
-    # More methods than a line holds, one of them without a result yet.
+    config = {**GRID, "methods": ["bias", "vpt"], "datasets": ["a"], "shots": [4, 16], "learning_rate": 0.05}
+    write(tmp_path, config=config, results=rows, state=state("finished"))
+    (sweep,) = read_workdir(tmp_path)
+    assert sweep.learning_rate == [0.2, 0.5] and sweep.accuracy is None
+    text = render_runs([sweep], [sweep], [])
+    assert "0.2, 0.5" in text and "0.05" not in text and "see below" in text
+    for shots in (4, 16):
+        lines = text.split(f"Accuracy, {shots} shots\n")[1].split("\n\n")[0].splitlines()[2:]
+        means = [np.mean([base[method] + seed + shots for seed in (1, 2)]) for method in ("vpt", "bias")]
+        assert [float(line.replace("tuning", "").split()[1]) for line in lines] == means
+    told = json.loads(render_runs([sweep], [sweep], [], form="json"))["runs"][0]["accuracies"]
+    assert {(one["method"], one["shots"]): one["mean"] for one in told}["vpt", 16] == 87.5
+
+
+def test_accuracies_of_several_evaluations_and_of_many_models(tmp_path: Path) -> None:
+    result = {"accuracies": {"base": 50.0, "new": 90.0}, "tested_images": {"base": 100, "new": 400}}
+    rows = [cell("bias", "a", 1, **result)]
+    write(tmp_path / "sweep", config={**GRID, "datasets": ["a"]}, results=rows)
+    (run,) = read_workdir(tmp_path / "sweep", cells=True)
+    assert "base 50.00 ± 5.00, new 90.00 ± 1.50" in render(run_table([run]), "text")
     names = ["zero_shot", "coop", "vpt", "maple", "bias"]
-    done = [cell(name, "a", 1, accuracy=10.0 * place) for place, name in enumerate(names) if name != "vpt"]
-    done[0] |= {"seed": 0}
-    config = {**GRID, "methods": names, "datasets": ["a"], "seeds": [1]}
-    write(tmp_path / "many", config=config, results=done, state=state("interrupted"))
-    (grid,) = read_workdir(tmp_path / "many")
-    text = render_runs([grid], [grid], [])
-    assert "0.00 to 40.00" in text and [line.split() for line in text.splitlines() if line.startswith("VPT")] == [
-        ["VPT", "–"]
-    ]
-
-
-def test_a_sweep_over_learning_rates(tmp_path: Path) -> None:
-    rows = [cell("bias", "a", 1, learning_rate=rate, accuracy=rate) for rate in (1.0, 2.0)]
-    write(tmp_path, config={**GRID, "methods": ["bias"], "learning_rates": [1.0, 2.0]}, results=rows)
-    assert read_workdir(tmp_path)[0].state == "not finished after 2 of 8 runs"
-    cells = read_workdir(tmp_path, cells=True)
-    assert [(c.learning_rate, c.accuracy) for c in cells] == [(1.0, 1.0), (2.0, 2.0)]
-
-
-def test_a_sweep_that_chooses_its_learning_rate_shows_the_chosen_one(tmp_path: Path) -> None:
-    choice = {"for": "method", "cells": 1, "tried": [{"learning_rate": 2.0, "accuracy": 50.0, "loss": 1.0}]}
-    rows = [cell("bias", "a", seed, learning_rate=2.0, choice=choice) for seed in (1, 2)]
-    config = {**GRID, "methods": ["bias"], "learning_rates": [1.0, 2.0], "choose": "method"}
-    write(tmp_path, config=config, results=rows)
-    (run,) = read_workdir(tmp_path)
-    assert run.learning_rate == [2.0] and run.state == "not finished after 2 of 4 runs"
-
-
-@pytest.mark.parametrize(("rates", "choose"), [((), "method"), ((0.1, 0.2), "none"), ((0.1, 0.2), "method")])
-def test_as_many_runs_are_shown_as_a_sweep_makes(
-    rates: tuple[float, ...], choose: str, clip: Clip, tmp_path: Path
-) -> None:
-    """Of several learning rates, one of which is chosen, it is that one."""
-    config = demo.get_config()
-    config.update({"methods": ("zero_shot", "tip_adapter", "bias", "vpt"), "learning_rates": rates, "choose": choose})
-    split = Split(("a", "b"), np.array([0, 1]), lambda index: b"")
-    opened = {
-        name: Dataset(name, ("x", "y"), "a {}.", dict.fromkeys(("train", "test"), split)) for name in config.datasets
-    }
-    tested = rates if choose == "none" else ()
-    axes = {name: config[name] for name in ("methods", "datasets", "shots", "seeds")}
-    specs = make_specs(clip, opened, Recipe.from_config(config), **axes, learning_rates=tested)
-    write(tmp_path, config=json.loads(config.to_json_best_effort()), results=[])
-    assert read_workdir(tmp_path)[0].state == f"not finished after 0 of {len(specs)} runs"
+    models = [{"method": name, "accuracy": 50.0, "images": 100} for name in names]
+    content = {"dataset": {"name": "a"}, "models": models, "seconds": 3.0}
+    write(tmp_path / "study", config={**BASE, "adapters": "x"}, results=content)
+    (study,) = read_workdir(tmp_path / "study")
+    text = render_runs([study], [study], [])
+    assert "see below" in text and re.search(r"VPT +50\.00 ± 5\.00", text)
 
 
 def test_parts_of_a_sweep(tmp_path: Path) -> None:
     """They have one file of results, and each its state; a part that did not start yet has none."""
     rows = [cell("zero_shot", name, 0, accuracy=50.0) for name in "ab"]
-    write(tmp_path, config=GRID, results=rows)
+    write(tmp_path, config=GRID, results=rows, environment={"runs": 6})
     write(tmp_path / "parts" / "1-of-4", state=state("finished"))
     write(tmp_path / "parts" / "2-of-4", state=state("interrupted"))
     write(tmp_path / "parts" / "3-of-4", state=state("finished"))
     (run,) = read_workdir(tmp_path)
     assert run.state == "parts 1/4, 3/4 finished; part 2/4 interrupted; after 2 of 6 runs"
-    assert (run.seconds, run.accuracy) == (225.0, [50.0, None])
+    assert (run.seconds, len(run.rows)) == (225.0, 2)
     rows += [cell("bias", name, seed, accuracy=60.0) for name in "ab" for seed in (1, 2)]
     write(tmp_path, results=rows)
     assert read_workdir(tmp_path)[0].state == "finished"
@@ -204,8 +178,8 @@ def test_validation_is_shown_where_anything_was_selected(tmp_path: Path) -> None
     (single,) = read_workdir(trained(tmp_path / "single", result=result, state=state("finished")))
     assert single.validation == "none" and "Validation" not in run_table([single]).columns
     table = run_table([single, sweep])
-    assert [row[table.columns.index("Validation")].text for row in table.rows] == ["none", "none, few-shot"]
-    assert "Validation: the images on which" in table.caption
+    assert [row[table.columns.index("Validation")] for row in table.rows] == ["none", "none, few-shot"]
+    assert "Validation: the images on which" in table.note
 
 
 def test_a_study_of_several_datasets(tmp_path: Path) -> None:
@@ -213,7 +187,7 @@ def test_a_study_of_several_datasets(tmp_path: Path) -> None:
         models = [{"method": m, "accuracy": a, "parameters": {"total": 9}} for m, a in (("zero_shot", 1.0), ("b", 2.0))]
         return {"format": 1, "dataset": {"name": name}, "models": models, "seconds": 3.0}
 
-    config = {**BASE, "adapters": "x", "datasets": ["demo/a", "demo/b"]}
+    config = {**BASE, "sections": "all", "datasets": ["demo/a", "demo/b"]}
     write(tmp_path, config=config, state=state("interrupted"))
     write(tmp_path / "demo_a", results=result("demo/a"))
     first, second = read_workdir(tmp_path)

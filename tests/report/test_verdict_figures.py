@@ -128,7 +128,7 @@ def share(number):
 
 
 def texts(table):
-    return [[cell.text for cell in row] for row in table.rows]
+    return [[*row] for row in table.rows]
 
 
 def test_the_table_of_effects_is_recomputed(results, study):

@@ -180,7 +180,7 @@ def numbers_in(text):
 def test_the_table_has_each_dataset_and_their_mean(results, summaries):
     table = summary_table(summaries[0])
     assert table.columns == ("", "demo/digits", "demo/fashion", "demo/emoji", "Mean")
-    rows = {row[0].text: [numbers_in(cell.text) for cell in row[1:]] for row in table.rows}
+    rows = {row[0]: [numbers_in(cell) for cell in row[1:]] for row in table.rows}
     for outcome, unit, digits in (("accuracy", "points", 1), ("log_likelihood", "nats", 3)):
         for name in ("gain", *EFFECTS):
             numbers = list(expected(results, "IVLP", outcome, name).values())

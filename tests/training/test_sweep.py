@@ -46,8 +46,8 @@ def test_every_run_once_and_a_failing_one_costs_no_other(
     assert [row["key"] for row in rows] == [spec.key for spec in specs]
     assert read_json_lines(tmp_path / RESULTS) == rows
     # Seeds side by side have equal shares of what they ran together; nothing is trained for zero-shot.
-    costs = [[row[name] for row in rows[2:]] for name in ("training_seconds", "seconds_per_image")]
-    assert costs[0][0] == 0 < costs[0][1] == costs[0][2] and costs[1][1] == costs[1][2] > 0 < costs[1][0]
+    costs = [row["training_seconds"] for row in rows[2:]]
+    assert costs[0] == 0 < costs[1] == costs[2]
     again = TinySweep(clip, colours, recipe, tmp_path).run(specs)
     assert again[2:] == rows[2:] and again[0]["error"] == rows[0]["error"]
     assert not [*tmp_path.glob("checkpoints/*")]

@@ -19,12 +19,6 @@ def test_a_training_takes_its_steps_times_their_median_whatever_compiling_took(t
     assert timing.step_seconds(path, []) == timing.step_seconds(tmp_path / "none.jsonl", [5]) == 0
 
 
-def test_the_fastest_call_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([0.0, 3.0, 10.0, 12.0])
-    monkeypatch.setattr(timing.time, "monotonic", lambda: next(clock))
-    assert timing.call_seconds(lambda: None) == 2.0
-
-
 def test_a_stopwatch_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 3.0, 10.0, 12.0])
     monkeypatch.setattr(timing.time, "monotonic", lambda: next(clock))

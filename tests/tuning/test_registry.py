@@ -10,7 +10,7 @@ import pytest
 from clipbias.clip import Clip
 from clipbias.data import Dataset, Split
 from clipbias.errors import ClipbiasError
-from clipbias.report import summarize, to_text
+from clipbias.report import read_sweep, render_tables
 from clipbias.report.looks import method_look
 from clipbias.report.names import method_name, ordered_methods
 from clipbias.tuning import METHODS, Task, make_method, methods, registry, resolve
@@ -222,7 +222,7 @@ def test_a_method_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         assert method_look("dropped") == method_look("dropped_5, rate 0.1") == ("#D55E00", "X", "-")  # by its kind
         facts = {"dataset": "eurosat", "shots": 16, "seed": 1, "accuracy": 50.0}
         rows = [{"method": name} | facts for name in ("bias", "dropped", "vpt")]
-        table = to_text(summarize(rows))
+        table = render_tables(read_sweep(rows), "text")
         assert table.index("VPT") < table.index("Dropped in") < table.index("Bias tuning")
     finally:
         METHODS.clear()

@@ -1,0 +1,196 @@
+"""The rows of `results.jsonl` as data frames: the one place where numbers of a sweep's tables and figures are made."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from clipbias.data.confusion import binomial_error
+from clipbias.report.errors import Answers, harmonic_error, seeds_error
+from clipbias.report.names import at_rate, ordered_methods
+from clipbias.report.published import ordered_datasets
+
+Row = Mapping[str, Any]
+ACCURACY, AVERAGE = "accuracy", "Average"
+_KEY = ["method", "dataset", "shots", "seed"]
+_CELL = ["measure", "method", "dataset", "shots"]
+_NUMBERS = {"mean": float, "seeds": int, "images_error": float, "seeds_error": float, "error": float}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """The runs of a sweep.
+
+    Attributes:
+      rows: of `results.jsonl`; a method that was trained at several learning rates has as many names.
+      cells: a line for each measure, method, dataset (or `AVERAGE`) and number of shots, its index:
+        `mean` over `seeds` runs in percent; `images_error` and `seeds_error`, whose hypotenuse is the standard `error`
+        (`report.errors`); and `correct`, the share of seeds that were right on each image, or `None`.
+      measures: "accuracy", or what a protocol measures: base, new and H, or datasets.
+      methods, datasets: in the order in which they are shown.
+      shots: ascending; 0 alone where nothing was trained of few images.
+      failures: the rows of runs that failed.
+    """
+
+    rows: Sequence[Row]
+    cells: pd.DataFrame
+    measures: tuple[str, ...]
+    methods: tuple[str, ...]
+    datasets: tuple[str, ...]
+    shots: tuple[int, ...]
+    failures: Sequence[Row]
+
+    @property
+    def measure(self) -> str:
+        """The measure that one number of a method is of: accuracy, else H, else the first."""
+        return next((name for name in (ACCURACY, "H") if name in self.measures), self.measures[0])
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The datasets and, of several, their average."""
+        return (*self.datasets, *[AVERAGE] * (len(self.datasets) > 1))
+
+    def table(self, measure: str, shots: int, what: str = "mean") -> pd.DataFrame:
+        """A field of the cells, methods x datasets; NaN where nothing is known."""
+        if self.cells.empty:
+            return pd.DataFrame(index=self.methods, columns=self.columns, dtype=object)
+        wide = self.cells[what].unstack("dataset")
+        lines = [(measure, method, shots) for method in self.methods]
+        return wide.reindex(index=lines, columns=self.columns).set_axis(list(self.methods), axis=0)
+
+    def seeds(self, measure: str, shots: int) -> int:
+        """How many seeds most methods have."""
+        return int(np.nanmax([1, *self.table(measure, shots, "seeds").to_numpy(float).ravel()]))
+
+
+def read_sweep(rows: Iterable[Row], predictions: Path | None = None) -> Sweep:
+    """Makes frames of the rows of a results file.
+
+    Args:
+      rows: one per run, as `training.group` writes them.
+      predictions: folder of the answers to each test image, by which methods are compared in pairs; `None` reads none.
+    """
+    named = _named_by_rate([dict(row) for row in rows])
+    runs, shots = run_frame(named, _accuracies), _shots(named)
+    measures = tuple(dict.fromkeys(runs["measure"])) or (ACCURACY,)
+    datasets = ordered_datasets(row["dataset"] for row in named)
+    finished = {tuple(line) for line in runs[_KEY].itertuples(index=False)}
+    return Sweep(
+        rows=named,
+        cells=cell_frame(runs, shots, datasets, Answers(predictions)),
+        measures=measures,
+        methods=ordered_methods(row["method"] for row in named),
+        datasets=datasets,
+        shots=shots,
+        failures=[row for row in named if not _is_ok(row) and _key(row) not in finished],
+    )
+
+
+def run_frame(rows: Sequence[Row], values: Callable[[Row], Mapping[str, Any]]) -> pd.DataFrame:
+    """A line for each finished run and each of its numbers.
+
+    Args:
+      rows: of the results.
+      values: the numbers of a row, by name.
+
+    Returns:
+      Columns `method`, `dataset`, `shots`, `seed`, `measure`, `value`, `images` (how many it is of), `predictions` (the
+      file of the answers), and `drawn` (False for a method that draws no training images, whose numbers are the same
+      for any number of shots).
+    """
+    lines = []
+    for row in filter(_is_ok, rows):
+        for measure, value in values(row).items():
+            plain = measure == ACCURACY
+            images = row.get("images") if plain else (row.get("tested_images") or {}).get(measure)
+            file = (row.get("predictions") or {}).get("test" if plain else measure)
+            number = float("nan") if value is None else float(value)
+            lines.append((*_key(row), measure, number, images or math.nan, file, _is_drawn(row)))
+    columns = [*_KEY, "measure", "value", "images", "predictions", "drawn"]
+    return pd.DataFrame(lines, columns=columns).astype({"drawn": bool}).drop_duplicates([*_KEY, "measure"], keep="last")
+
+
+def cell_frame(runs: pd.DataFrame, shots: Sequence[int], datasets: Sequence[str], answers: Answers) -> pd.DataFrame:
+    """Means over seeds and datasets with their standard errors: `Sweep.cells`."""
+    same = runs[~runs["drawn"]].drop(columns="shots").merge(pd.DataFrame({"shots": list(shots)}), how="cross")
+    runs = pd.concat([runs[runs["drawn"]], same]) if len(same) else runs
+    lines: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for key, own in runs.groupby(_CELL, sort=False):
+        measure, dataset, mean = key[0], key[2], float(own["value"].mean())
+        known = own["images"].notna().all() and 0 <= mean <= 100
+        lines[key] = {
+            "mean": mean,
+            "seeds": len(own),
+            "images_error": binomial_error(mean, int(own["images"].min())) if known else math.nan,
+            "seeds_error": seeds_error(own["value"].tolist()),
+            "correct": answers.correct(
+                dataset if measure == ACCURACY else f"{dataset}/{measure}", [*own["predictions"]], [*own["value"]]
+            ),
+        }
+    for (measure, *where), line in lines.items():
+        if measure == "H":  # of rows that have both halves
+            base, new = (lines[half, *where] for half in ("base", "new"))
+            errors = base["images_error"], new["images_error"]
+            line["images_error"] = harmonic_error(base["mean"], new["mean"], errors)
+    for line in lines.values():
+        line["error"] = math.hypot(line["images_error"], line["seeds_error"])
+    if len(datasets) > 1:
+        for measure, method, _, count in [*lines]:
+            each = [lines.get((measure, method, name, count)) for name in datasets]
+            if all(each):  # datasets have images and draws of their own, so their errors are independent
+                lines[measure, method, AVERAGE, count] = _average([one for one in each if one])
+    index = (
+        pd.MultiIndex.from_tuples([*lines], names=_CELL) if lines else pd.MultiIndex.from_arrays([[]] * 4, names=_CELL)
+    )
+    return pd.DataFrame([*lines.values()], index=index, columns=[*_NUMBERS, "correct"]).astype(_NUMBERS)
+
+
+def _average(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    errors = {
+        name: math.hypot(*(one[name] for one in each)) / len(each) for name in ("images_error", "seeds_error", "error")
+    }
+    mean = float(np.mean([one["mean"] for one in each]))
+    return {"mean": mean, "seeds": min(one["seeds"] for one in each), "correct": None, **errors}
+
+
+def _accuracies(row: Row) -> dict[str, Any]:
+    """The accuracies of a run by measure; base and new have a harmonic mean."""
+    found = dict(row.get("accuracies") or {ACCURACY: row.get("accuracy")})
+    if {"base", "new"} <= found.keys():
+        base, new = found["base"], found["new"]
+        found["H"] = 2 * base * new / (base + new) if base + new > 0 else 0.0
+    return found
+
+
+def _is_ok(row: Row) -> bool:
+    return row.get("status", "ok") == "ok"
+
+
+def _is_drawn(row: Row) -> bool:
+    """Whether a run depends on a draw of images: zero-shot does not, and has no shots."""
+    return bool(row.get("shots")) or row.get("protocol") == "full"
+
+
+def _key(row: Row) -> tuple[Any, ...]:
+    return row["method"], row["dataset"], int(row.get("shots") or 0), row.get("seed") if _is_drawn(row) else 0
+
+
+def _shots(rows: Sequence[Row]) -> tuple[int, ...]:
+    return tuple(sorted({int(row.get("shots") or 0) for row in rows} - {0})) or (0,)
+
+
+def _named_by_rate(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows in which a method that was trained at several learning rates on the same draw goes by as many names."""
+    rates: dict[tuple[Any, ...], set[float]] = {}
+    for row in rows:
+        if row.get("learning_rate") is not None:
+            rates.setdefault(_key(row), set()).add(row["learning_rate"])
+    several = {key[0] for key, found in rates.items() if len(found) > 1}
+    for row in rows:
+        if row["method"] in several and row.get("learning_rate") is not None:
+            row["method"] = at_rate(row["method"], row["learning_rate"])
+    return rows

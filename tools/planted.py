@@ -1,0 +1,183 @@
+"""Tiny random vision towers in which it is known what makes prompts work, for the error rates of the causal test.
+
+A token of width 24 stands for 12 numbers `u`, as `[u, −u]`: its mean is zero. The first is the same large number in
+every token, so that LayerNorm, scaled back by it, is the identity to a thousandth. The first head of each layer does
+what is planted. The second head and the MLPs are random and small: they make every effect a little other than zero.
+
+Images show noisy evidence for one of two classes, `[cls]` collects it in one number, and the feature is that number
+beside a constant. Two prompts, put in before the first block, then do one of these:
+
+    attention    they raise a flag in [cls], by which the second layer attends to patches with better evidence
+    scale        they take attention from patches that show noise
+    constant     they take a bias from every token that favours the first class
+    kinds        likewise, from [cls] alone
+    image        they collect further evidence of the image and hand it to [cls]
+    both         attention and constant
+    none         nothing
+
+`strength` from 0 to 1 says how far.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clipbias.clip.config import ClipConfig, TextConfig, VisionConfig
+from clipbias.clip.params import Params, init_params
+
+MECHANISMS = ("attention", "scale", "constant", "kinds", "image", "both", "none")
+NUMBERS, LARGE, FAR = 12, 60.0, 20.0
+CONSTANT, CLS, PATCH, PROMPT, FLAG, TYPE, EVIDENCE, OTHER, STORE, READ = range(10)
+SHOWN = (TYPE, EVIDENCE, OTHER)  # what a patch's pixels say of it
+DEPTH, GRID, PATCH_SIZE, PROMPTS = 3, 4, 4, 2
+PATCHES, SIZE = GRID**2, GRID * PATCH_SIZE
+CONFIG = ClipConfig(
+    vision=VisionConfig(2 * NUMBERS, DEPTH, 2, 16, image_size=SIZE, patch_size=PATCH_SIZE),
+    text=TextConfig(8, 1, 1, 8, vocabulary_size=8, context_length=4, eos_token_id=7),
+    projection_width=2,
+)
+# Features of the classes' texts, and what cosines are multiplied by.
+CLASSES = np.array([[1.0, 1.0], [1.0, -1.0]], np.float32) / np.sqrt(2).astype(np.float32)
+SCALE, BESIDE = 10.0, 2.0
+BIAS, RANDOM = 0.8, 0.02
+MASS = PROMPTS / (1 + PATCHES + PROMPTS)  # on prompts where all scores are equal
+EVERY = {CONSTANT: 1 / LARGE}  # read as 1 in every token
+NO_PROMPTS = (EVERY, {PROMPT: -FAR})
+
+Numbers = Mapping[int, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """What the first head does: scores by pairs (query, key), and `{(to, of): factor}` of its values."""
+
+    scores: Sequence[tuple[Numbers, Numbers]] = ()
+    values: Mapping[tuple[int, int], float] = dataclasses.field(default_factory=dict)
+
+
+def planted(mechanism: str, strength: float, *, seed: int) -> tuple[Params, np.ndarray]:
+    """The frozen weights, and the prompts `[1, V, D]` that tune them."""
+    start = {READ: BIAS} if mechanism in ("constant", "kinds", "both") else {}
+    params = jax.tree.map(np.array, _initial())
+    tower, draw = params["vision"], np.random.default_rng(seed)
+    for part in ("pre_norm", "post_norm"):
+        tower[part]["scale"][:] = LARGE / np.sqrt(NUMBERS)
+    for part in ("norm1", "norm2"):
+        tower["layers"][part]["scale"][:] = LARGE / np.sqrt(NUMBERS)
+    tower["class_embedding"] = _token({CLS: 1, **start})
+    tower["position_embedding"] = np.concatenate(
+        [np.zeros((1, 2 * NUMBERS)), np.tile(_token({PATCH: 1}), (PATCHES, 1))]
+    )
+    tower["patch_embedding"] = np.zeros((PATCH_SIZE**2 * 3, 2 * NUMBERS))
+    for place, number in enumerate(SHOWN):
+        tower["patch_embedding"][3 * place] = _paired({number: 1})
+    tower["projection"] = np.zeros((2 * NUMBERS, 2))
+    tower["projection"][CONSTANT, 0], tower["projection"][READ, 1] = BESIDE / LARGE, 1
+    _fill(tower["layers"], _layers(mechanism, strength), draw)
+    prompts = np.tile(_token({PROMPT: 1}), (PROMPTS, 1))[None]
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params), prompts.astype(np.float32)
+
+
+@functools.cache
+def _initial() -> Params:
+    """Any weights: what is random in a tower is drawn below."""
+    return jax.jit(init_params, static_argnums=0)(CONFIG, jax.random.key(0))
+
+
+def _layers(mechanism: str, strength: float) -> list[Layer]:
+    """What the first two layers do, the third nothing."""
+    every = (1 + PATCHES) / PATCHES  # of a mean over all tokens, of which [cls] shows nothing
+    read = {(READ, EVIDENCE): every}
+    turned = [({CLS: 1}, {TYPE: -2.0}), ({FLAG: 1}, {TYPE: 4.0}), NO_PROMPTS]
+    flag, bias = {(FLAG, PROMPT): strength / MASS}, {(READ, PROMPT): -BIAS * strength / MASS}
+    if mechanism == "attention":
+        return [Layer(values=flag), Layer(turned, {(READ, EVIDENCE): 1.0})]
+    if mechanism == "both":
+        return [Layer(values=flag | bias), Layer(turned, {(READ, EVIDENCE): 1.0})]
+    if mechanism == "scale":
+        mass = 0.9 * strength
+        score = np.log(mass * (1 + PATCHES) / (PROMPTS * (1 - mass)))
+        return [Layer([NO_PROMPTS], read), Layer([(EVERY, {PROMPT: score})], {(READ, OTHER): every})]
+    if mechanism in ("constant", "kinds"):
+        unseen = [({PATCH: 1}, {PROMPT: -FAR})] if mechanism == "kinds" else []
+        return [Layer(unseen, bias), Layer([NO_PROMPTS], read)]
+    if mechanism == "image":
+        collect = [({PATCH: 1}, {CLS: FAR}), ({CLS: 1}, {PROMPT: -FAR})]
+        stored = (1 + PATCHES + PROMPTS) / PATCHES
+        handed = ({CLS: 1}, {CLS: -FAR, PROMPT: FAR})  # all of [cls]'s attention
+        return [Layer(collect, read | {(STORE, OTHER): stored}), Layer([handed], {(READ, STORE): 2 * strength})]
+    return [Layer(), Layer([NO_PROMPTS], read)]
+
+
+def _fill(stacked: Params, layers: Sequence[Layer], draw: np.random.Generator) -> None:
+    """Writes the first head; what is random reads no large number."""
+    width, head = 2 * NUMBERS, NUMBERS
+    for part in ("qkv", "out", "fc1", "fc2"):
+        shape = stacked[part]["kernel"].shape
+        size = {"qkv": 0.3, "out": RANDOM, "fc1": 0.3, "fc2": RANDOM}[part]
+        stacked[part]["kernel"] = size * draw.normal(size=shape)
+        if part in ("qkv", "fc1"):
+            stacked[part]["kernel"][:, [CONSTANT, NUMBERS + CONSTANT]] = 0
+        if part in ("out", "fc2"):  # the large number stays what it is
+            stacked[part]["kernel"][..., [CONSTANT, NUMBERS + CONSTANT]] = 0
+    for first in range(0, 3 * width, width):
+        stacked["qkv"]["kernel"][:, :, first : first + head] = 0
+    stacked["out"]["kernel"][:, :head] = np.concatenate([np.eye(head), -np.eye(head)], axis=1)
+    for l, layer in enumerate(layers):
+        kernel = stacked["qkv"]["kernel"][l]
+        for i, (query, key) in enumerate(layer.scores):
+            kernel[:NUMBERS, i] = _vector(query) * np.sqrt(head)
+            kernel[:NUMBERS, width + i] = _vector(key)
+        for (to, of), factor in layer.values.items():
+            kernel[of, 2 * width + to] = factor
+
+
+def pictures(mechanism: str, count: int, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images `[B, R, R, 3]` and their classes, balanced up to chance."""
+    draw = np.random.default_rng(seed)
+    labels = draw.integers(0, 2, count)
+    sign = np.where(labels == 0, 1.0, -1.0)
+
+    def noisy(mean: float, deviation: float) -> np.ndarray:
+        return sign * mean + deviation * draw.normal(size=count)
+
+    good, bad, other = noisy(0.6, 0.6), noisy(0.2, 0.8), np.zeros(count)
+    turned = mechanism in ("attention", "both")
+    if not turned:
+        bad = good
+    if mechanism == "scale":
+        good = bad = noisy(0.6, 0.4)
+        other = noisy(0.0, 1.0)
+    if mechanism == "image":
+        good = bad = noisy(0.6, 1.6)
+        other = noisy(0.6, 0.6)
+    numbers = np.zeros((count, PATCHES, len(SHOWN)))
+    kind = draw.permuted(np.tile(np.repeat([1.0, -1.0], PATCHES // 2), (count, 1)), axis=1)
+    numbers[:, :, 0] = kind
+    numbers[:, :, 1] = np.where(kind > 0, good[:, None], bad[:, None])
+    numbers[:, :, 2] = other[:, None]
+    numbers[:, :, 1:] *= draw.uniform(0.8, 1.2, numbers[:, :, 1:].shape)
+    pixels = np.zeros((count, PATCHES, PATCH_SIZE**2, 3), np.float32)
+    pixels[:, :, : len(SHOWN), 0] = numbers
+    grid = pixels.reshape(count, GRID, GRID, PATCH_SIZE, PATCH_SIZE, 3).transpose(0, 1, 3, 2, 4, 5)
+    return grid.reshape(count, SIZE, SIZE, 3), labels
+
+
+def _token(numbers: Numbers) -> np.ndarray:
+    return _paired({CONSTANT: LARGE, **numbers})
+
+
+def _paired(numbers: Numbers) -> np.ndarray:
+    u = _vector(numbers)
+    return np.concatenate([u, -u])
+
+
+def _vector(numbers: Numbers) -> np.ndarray:
+    u = np.zeros(NUMBERS)
+    for index, value in numbers.items():
+        u[index] = value
+    return u
