@@ -150,7 +150,7 @@ def _draws(
     Args:
       fitted: `s` of both halves without resampling `[2, K]`, around which the resamples' lie.
     """
-    around, forms, found = 1.0, np.arange(logits.shape[1]), np.zeros((len(counts), logits.shape[1]))
+    around, forms, found = 0.6, np.arange(logits.shape[1]), np.zeros((len(counts), logits.shape[1]))
     while len(forms):
         nodes = [_nodes_around(fitted[:, k], around) for k in forms]
         profile = np.concatenate(

@@ -71,7 +71,7 @@ def _shown(methods: Sequence[MethodAnswer]) -> list[MethodAnswer]:
 _LOOKS: dict[str, dict[str, Any]] = {
     name: {"label": label, "color": colour, "marker": marker, "ms": 5, "elinewidth": 1.4, "capsize": 0}
     for name, label, colour, marker in (
-        ("gain", "the whole gain", style.BLACK, "D"),
+        ("gain", "whole gain", style.BLACK, "D"),
         *((name, name, EFFECT_COLOURS[name], marker) for name, marker in zip(EFFECTS, "os^", strict=True)),
     )
 }

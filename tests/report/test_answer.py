@@ -73,7 +73,7 @@ def test_the_figure_has_the_same_numbers(results):
                 np.testing.assert_allclose(found.pop((label, name)), ends(expected[name]), rtol=1e-9)
     assert not found
     legend = [text.get_text() for text in drawing.figure.legends[0].get_texts()]
-    assert legend == ["the whole gain", *EFFECTS]
+    assert legend == ["whole gain", *EFFECTS]
 
 
 def test_seeds_of_a_method_are_one_row(results):

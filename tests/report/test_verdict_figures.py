@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from clipbias.explain.verdict import verdicts
-from clipbias.report import style, verdict_figures
+from clipbias.report import style, verdict_figures, verdict_tables
 from clipbias.report.study_results import StudyResults
 from tests.report import recomputed
 from tests.report.synthetic import synthetic_results
@@ -44,7 +44,8 @@ def again(results):
 
 
 def as_mappings(drawing):
-    return [dict(zip(drawing.columns, row, strict=True)) for row in drawing.rows]
+    frame = drawing.numbers.astype(object)
+    return frame.where(frame.notna(), None).to_dict("records")
 
 
 def assert_same(row, expected):
@@ -68,48 +69,51 @@ def test_every_number_of_the_waterfalls_is_recomputed(results, effects):
 
 
 def panels(drawing):
-    """A figure's panels by model, outcome and tower, as their titles say."""
-    found, model = {}, None
-    for axes in drawing.figure.axes:
-        title = axes.get_title(loc="left")
-        if ":" in title:
-            model, outcome = title.split(": ")
-            found[model, outcome.replace("-", "_"), "both"] = axes
-        else:
-            tower, unit = title.split(" alone, ")
-            found[model, {unit: name for name, unit in UNITS.items()}[unit], tower] = axes
-    return found
+    """A figure's panels by model and outcome."""
+    outcomes = ("log_likelihood", "accuracy")
+    grid = np.reshape(drawing.figure.axes, (-1, 2))
+    assert [axes.get_title(loc="left") for axes in grid[0]] == ["Log-likelihood (nats)", "Accuracy (points)"]
+    return {(row[0].get_ylabel(), outcome): axes for row in grid for outcome, axes in zip(outcomes, row, strict=True)}
 
 
-def whiskers(axes, direction):
+def whiskers(axes):
     """The ends of all whiskers, in the order of their bars."""
-    segments = [line for container in axes.containers for line in getattr(container, "lines", (0, 0, ()))[2]]
-    return [tuple(segment[:, direction]) for lines in segments for segment in lines.get_segments()]
+    bars = [bar for container in axes.containers for bar in getattr(container, "lines", ((), (), ()))[2]]
+    return [tuple(segment[:, 0]) for lines in bars for segment in lines.get_segments()]
+
+
+def signed(number, outcome):
+    return f"{number['value']:+.{ {'log_likelihood': 2, 'accuracy': 1}[outcome] }f}".replace("-", "−")
+
+
+def said(axes):
+    return [text.get_text() for text in axes.texts if text.get_text() and text.get_gid() is None]
 
 
 def test_bars_and_whiskers_stand_in_the_panel_that_names_them(results, effects):
     found = panels(effects)
-    assert len(found) == 12
-    for (label, outcome, tower), axes in found.items():
+    assert len(found) == 4
+    for (label, outcome), axes in found.items():
         key = {label: key for key, label in LABELS.items()}[label]
-        numbers = recomputed.effects(results, key, outcome, tower)
-        names = [name for name in ("attention", "scale", "values") if name in numbers]
-        starts = np.cumsum([0.0, *(numbers[name]["value"] for name in names)])
-        wanted = [(start, numbers[name]) for start, name in zip(starts, names, strict=False)] + [(0, numbers["gain"])]
-        ticks = [*names, "all"]
-        if (label, tower) == ("IVLP", "both"):
-            wanted.append((0, recomputed.effects(results, "ivlp:random", outcome, "both")["gain"]))
-            ticks.append("random")
-        assert [text.get_text() for text in axes.get_xticklabels()] == ticks
-        bars = [(bar.get_y(), bar.get_height()) for bar in axes.patches]
-        np.testing.assert_allclose(bars, [(start, number["value"]) for start, number in wanted], atol=1e-9)
-        ends = [(start + number["low"], start + number["high"]) for start, number in wanted]
-        np.testing.assert_allclose(whiskers(axes, 1), ends, atol=1e-9)
-        if tower == "both":
-            digits = {"log_likelihood": 2, "accuracy": 1}[outcome]
-            assert [text.get_text() for text in axes.texts] == [f"{n['value']:+.{digits}f}" for _, n in wanted]
-            level = f"{numbers['reference']['value']:.{digits}f}".replace("-", "−")
-            assert axes.get_ylabel().startswith(f"change in {UNITS[outcome]}, from {level}")
+        wanted, texts = [], []
+        for tower in ("both", "vision", "text"):
+            numbers = recomputed.effects(results, key, outcome, tower)
+            names = [name for name in ("attention", "scale", "values") if name in numbers]
+            shown = [numbers[name] for name in (*names, "gain")]
+            if key == "ivlp" and tower == "both":
+                shown.append(recomputed.effects(results, "ivlp:random", outcome, "both")["gain"])
+            wanted += shown
+            texts += [signed(number, outcome) for number in shown] if tower == "both" else []
+        ticks = [*names, "all"] + ["random"] * (key == "ivlp")
+        assert [text.get_text() for text in axes.get_yticklabels()] == ticks
+        low, high = axes.get_xlim()
+        cut = np.clip([number["value"] for number in wanted], low, high)
+        np.testing.assert_allclose([bar.get_width() for bar in axes.patches], cut, atol=1e-9)
+        breaks = [text for text in axes.texts if text.get_gid() == "break"]
+        assert len(breaks) == sum(not low <= number["value"] <= high for number in wanted)
+        ends = [np.clip((n["low"], n["high"]), low, high) for n in wanted if low <= n["value"] <= high]
+        np.testing.assert_allclose(whiskers(axes), ends, atol=1e-9)
+        assert said(axes) == texts
 
 
 def change(number, outcome):
@@ -128,7 +132,7 @@ def texts(table):
 
 
 def test_the_table_of_effects_is_recomputed(results, study):
-    table = verdict_figures.effects_table(study)
+    table = verdict_tables.effects_table(study)
     assert table.columns[2:] == ("Share of the gain", "Log-likelihood (nats)", "Accuracy (points)")
     wanted = []
     for key, label in LABELS.items():
@@ -146,38 +150,37 @@ def test_the_table_of_effects_is_recomputed(results, study):
 def test_every_number_of_what_is_kept_is_recomputed(results, kept):
     rows = as_mappings(kept)
     for row in rows:
+        assert row["model"] == "ivlp"  # a learned bias is its own constant
         if row["form"].endswith(", learned"):
-            assert row["form"] == "Bias tuning, learned" and row["model"] == "ivlp"
+            assert row["form"] == "Bias tuning, learned"
             assert_same(row, recomputed.effects(results, "bias", row["outcome"], "both")["gain"])
         else:
             assert_same(row, recomputed.kept(results, row["model"], row["outcome"])[row["form"]])
-    assert len(rows) == 2 * (4 + 1) + 2 * 4
+    assert len(rows) == 2 * (4 + 1)
 
 
 def test_bars_of_constants_stand_in_the_panel_that_names_them(results, kept):
-    for axes in kept.figure.axes:
-        label, outcome = axes.get_title(loc="left").split(": ")
-        key, outcome = {label: key for key, label in LABELS.items()}[label], outcome.replace("-", "_")
-        numbers = recomputed.kept(results, key, outcome)
+    found = panels(kept)
+    assert list(found) == [("IVLP", "log_likelihood"), ("IVLP", "accuracy")]
+    for (_, outcome), axes in found.items():
+        numbers = recomputed.kept(results, "ivlp", outcome)
         wanted = [numbers[name] for name in ("vector", "kind", "token", "tuned")]
-        if key == "ivlp":
-            wanted.append(recomputed.effects(results, "bias", outcome, "both")["gain"])
+        wanted.append(recomputed.effects(results, "bias", outcome, "both")["gain"])
         np.testing.assert_allclose([bar.get_width() for bar in axes.patches], [n["value"] for n in wanted], atol=1e-9)
-        np.testing.assert_allclose(whiskers(axes, 0), [(n["low"], n["high"]) for n in wanted], atol=1e-9)
-        digits = {"log_likelihood": 2, "accuracy": 1}[outcome]
-        said = [f"{n['value']:+.{digits}f}" for n in wanted]
+        np.testing.assert_allclose(whiskers(axes), [(n["low"], n["high"]) for n in wanted], atol=1e-9)
+        texts = [signed(number, outcome) for number in wanted]
         for place, name in enumerate(("vector", "kind", "token")):
-            said[place] += f"  {100 * numbers[name]['share']:.0f} %"
-        assert [text.get_text() for text in axes.texts] == said
+            texts[place] += f"  {100 * numbers[name]['share']:.0f} %"
+        assert said(axes) == texts
 
 
 def test_the_table_of_what_is_kept_is_recomputed(results, study):
-    table = verdict_figures.kept_table(study)
+    table = verdict_tables.kept_table(study)
     starts = {"vector": "one vector per layer", "kind": "two vectors", "token": "one vector per layer and token"}
     rows = iter(texts(table))
     for key, label in LABELS.items():
         numbers = {outcome: recomputed.kept(results, key, outcome) for outcome in UNITS}
-        for form, start in starts.items():
+        for form, start in starts.items() if key == "ivlp" else ():
             row = next(rows)
             assert row[0] == label and row[1].startswith(start)
             assert row[2:] == [
@@ -198,7 +201,7 @@ def test_without_a_gain_nothing_is_shared_out():
     for name in ("log_likelihood", "correct"):
         array = results.arrays[f"factorial/ivlp/{name}"]
         array[:, :, 7] = array[::-1, :, 0]  # the same outcomes, of other images
-    rows = texts(verdict_figures.effects_table(again(results)))
+    rows = texts(verdict_tables.effects_table(again(results)))
     assert [row[2] for row in rows if row[0] == "IVLP"] == ["–"] * 4
     assert [row[2] for row in rows if row[0] == "Bias tuning"][-1] == "100 %"
 
@@ -208,10 +211,10 @@ def test_of_a_loss_nothing_is_kept():
     results.arrays["amounts/ivlp/log_likelihood"] = -results.arrays["amounts/ivlp/log_likelihood"]
     study = again(results)
     assert study.scalars["verdict"]["ivlp"]["kept"]["log_likelihood"]["vector"]["share"] > 0
-    rows = [row for row in texts(verdict_figures.kept_table(study)) if row[0] == "IVLP"]
+    rows = [row for row in texts(verdict_tables.kept_table(study)) if row[0] == "IVLP"]
     assert [row[2] for row in rows] == ["–"] * 5 and rows[0][4] != "–"
     axes = verdict_figures.kept_figure(study).figure.axes[0]
-    assert not [text for text in axes.texts if "%" in text.get_text()]
+    assert not [text for text in said(axes) if "%" in text]
 
 
 def test_a_method_of_one_tower_has_no_panels_for_the_other():
@@ -221,8 +224,7 @@ def test_a_method_of_one_tower_has_no_panels_for_the_other():
         for name in ("log_likelihood", "correct", "margin"):
             results.arrays[f"factorial/{key}/{name}"] = results.arrays[f"factorial/{key}/{name}"][:, :1]
     drawing = verdict_figures.effects_figure(again(results))
-    shown = [axes.get_title(loc="left") for axes in drawing.figure.axes if axes.axison]
-    assert len(shown) == 2 + 6
+    assert len(panels(drawing)["IVLP", "accuracy"].patches) == 5
     assert {row["tower"] for row in as_mappings(drawing) if row["model"] == "ivlp"} == {"both"}
 
 
@@ -232,23 +234,23 @@ def test_what_is_missing_says_why():
     results.scalars["amounts"]["ivlp"] = {"missing": "There are no training images."}
     del results.scalars["amounts"]["bias"]
     study = again(results)
-    assert verdict_figures.why_no_effects(study) == ["IVLP: Its texts depend on the image."]
-    assert verdict_figures.why_nothing_kept(study) == [
+    assert verdict_tables.why_no_effects(study) == ["IVLP: Its texts depend on the image."]
+    assert verdict_tables.why_nothing_kept(study) == [
         "IVLP: There are no training images.",
         "Bias tuning: No constant was measured.",
     ]
     results.scalars["sections"] = ["factorial", "verdict"]
-    assert verdict_figures.why_nothing_kept(study)[1].endswith("measured; --config.sections=amounts has it.")
-    assert verdict_figures.kept_figure(study) is None and verdict_figures.kept_table(study) is None
-    assert {row[0] for row in texts(verdict_figures.effects_table(study))} == {"Bias tuning"}
+    assert verdict_tables.why_nothing_kept(study)[1].endswith("measured; --config.sections=amounts has it.")
+    assert verdict_figures.kept_figure(study) is None and verdict_tables.kept_table(study) is None
+    assert {row[0] for row in texts(verdict_tables.effects_table(study))} == {"Bias tuning"}
 
 
 def test_without_a_verdict_there_is_nothing_to_draw(results):
     bare = copy.copy(results)
     bare.scalars = {name: value for name, value in results.scalars.items() if name != "verdict"}
     study = StudyResults(bare)
-    assert verdict_figures.effects_figure(study) is None and verdict_figures.effects_table(study) is None
-    assert verdict_figures.kept_figure(study) is None and verdict_figures.why_nothing_kept(study) == []
+    assert verdict_figures.effects_figure(study) is None and verdict_tables.effects_table(study) is None
+    assert verdict_figures.kept_figure(study) is None and verdict_tables.why_nothing_kept(study) == []
 
 
 def test_a_model_that_changes_no_image_is_drawn_beside_its_control(results):
