@@ -202,7 +202,7 @@ def run(*, studies: int, images: int, seed: int) -> list[dict[str, Any]]:
     """All mechanisms and strengths, one record each."""
     found = []
     for mechanism in MECHANISMS:
-        for strength in STRENGTHS if mechanism != "none" else (0.0,):
+        for strength in STRENGTHS if mechanism != "none" else (NAMED,):
             start = time.monotonic()
             own = rates(mechanism, strength, studies=studies, images=images, seed=seed + 100 * len(found))
             found.append({"mechanism": mechanism, "strength": strength, "outcomes": own})
@@ -236,8 +236,7 @@ def judge(records: list[dict[str, Any]]) -> list[str]:
                     said.append(
                         f"{name}, {outcome}: {100 * rate['wrong']:.1f} % of the verdicts on the {kind} are wrong."
                     )
-                named = record["mechanism"] == "none" or record["strength"] == NAMED
-                if named and rate["right"] < LIMITS["right"]:
+                if record["strength"] == NAMED and rate["right"] < LIMITS["right"]:
                     said.append(
                         f"{name}, {outcome}: {100 * rate['right']:.1f} % of the verdicts on the {kind} are right."
                     )
@@ -258,7 +257,9 @@ def draw_figure(records: list[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot
 
     names = [name for name in MECHANISMS if name != "none"]
-    figure, axes = pyplot.subplots(2, len(names), figsize=(2.2 * len(names), 4.4), sharex=True, sharey=True)
+    figure, axes = pyplot.subplots(
+        2, len(names), figsize=(2.2 * len(names), 4.4), sharex=True, sharey=True, squeeze=False
+    )
     for row, outcome in zip(axes, OUTCOMES, strict=True):
         for panel, mechanism in zip(row, names, strict=True):
             own = [record for record in records if record["mechanism"] == mechanism]
@@ -272,7 +273,7 @@ def draw_figure(records: list[dict[str, Any]], path: Path) -> None:
             panel.axhline(100 * LIMITS["wrong"], color="0.7", linewidth=0.8)
             panel.axhline(100 * LIMITS["right"], color="0.7", linewidth=0.8)
             panel.set_ylim(-2, 102)
-            if row is axes[0]:
+            if outcome == OUTCOMES[0]:
                 panel.set_title(mechanism, fontsize=9)
         row[0].set_ylabel(f"% of studies\n({outcome})")
     figure.supxlabel("strength of the planted mechanism", fontsize=9)

@@ -4,9 +4,9 @@ All numbers are differences of mean outcomes between ways to classify the same i
 replacements. A `Sample` holds these means with their resamples, so that whatever is computed from it stays paired.
 
 Where two ways differ in a handful of images, or in none, resamples of accuracy say too little: an effect on one image
-in a thousand is not seen in 300, and an interval of no width would deny it. So each way's number of right answers varies
-by half an image more in every resample. Half an image in each cell of a table does the same for a single difference
-(Agresti and Min 2005); where ten images or more differ it changes next to nothing.
+in a thousand is not seen in 300, and an interval of no width would deny it. So the number of right answers of each way
+varies by half an image more in every resample. Half an image in each cell of a table does the same for one difference
+(Agresti and Min 2005). Where ten images or more differ it changes next to nothing.
 """
 
 import dataclasses
