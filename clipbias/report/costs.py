@@ -1,6 +1,7 @@
 """What methods cost beside what they reach: a table, and accuracy against parameters and training time."""
 
 import math
+from typing import Any
 
 import pandas as pd
 
