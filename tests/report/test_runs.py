@@ -145,7 +145,7 @@ def test_accuracies_of_several_evaluations_and_of_many_models(tmp_path: Path) ->
     names = ["zero_shot", "coop", "vpt", "maple", "bias"]
     models = [{"method": name, "accuracy": 50.0, "images": 100} for name in names]
     content = {"dataset": {"name": "a"}, "models": models, "seconds": 3.0}
-    write(tmp_path / "study", config={**BASE, "adapters": "x"}, results=content)
+    write(tmp_path / "study", config={**BASE, "adapters": "x", "sections": "all"}, results=content)
     (study,) = read_workdir(tmp_path / "study")
     text = render_runs([study], [study], [])
     assert "see below" in text and re.search(r"VPT +50\.00 ± 5\.00", text)
