@@ -28,7 +28,7 @@ def method_look(method: str) -> tuple[str, str, Any]:
 
     names = [STANDS_OUT, *(name for name in METHODS if name not in (STANDS_OUT, "zero_shot"))]
     if base_name(method) == "zero_shot":
-        return style.BLACK, "", style.DASHED
+        return style.ZERO_SHOT, "", style.DASHED
     if base_name(method) not in names:
         return style.BLACK, "X", style.SOLID
     place, colours = names.index(base_name(method)), (style.RED, *(c for c in style.COLOURS if c != style.RED))
