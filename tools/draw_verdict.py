@@ -2,9 +2,9 @@
 
     python -m tools.draw_verdict workdir/why/demo_digits workdir/why/demo_fashion --to=docs/images/verdict.png
 
-The arguments are folders of `experiments.explain`, of as many datasets, methods and seeds as there are; a folder that
-holds several studies stands for all of them. Studies of one dataset count as seeds, and are averaged. Prints a table
-per method and what follows from it, or why a method has none, and writes the picture, and its numbers beside it as CSV.
+The arguments are folders of `experiments.explain`, one for each dataset, with all methods and seeds; a folder that
+holds several studies stands for all of them. Prints a table per method and what follows from it, or why a method has
+none, and writes the picture, and its numbers beside it as CSV.
 """
 
 from collections.abc import Sequence
@@ -13,14 +13,13 @@ from pathlib import Path
 from absl import app, flags
 
 from clipbias.errors import ClipbiasError
-from clipbias.explain.results import SCALARS, load_results
+from clipbias.explain.results import SCALARS
 from clipbias.report import style
+from clipbias.report.answer_figure import overview_figure
 from clipbias.report.captioned import write_csv
-from clipbias.report.study_results import StudyResults
-from clipbias.report.summary_figures import summary_figure
+from clipbias.report.methods import left_out, load_studies, study_methods, summarize_methods
 from clipbias.report.table import render
-from clipbias.report.verdict_summary import left_out, sentences, summarize_verdicts
-from clipbias.report.verdict_tables import summary_table, why_no_effects, why_nothing_kept
+from clipbias.report.verdict_tables import summary_sentences, summary_table, why_no_constants, why_no_effects
 from clipbias.terminal import printable
 from experiments import common
 
@@ -31,21 +30,23 @@ def main(names: Sequence[str]) -> int:
     """Draws; returns the exit status."""
     if not names:
         raise ClipbiasError("give finished studies: python -m tools.draw_verdict FOLDER... --to=FILE.png.")
-    studies = [StudyResults(load_results(folder)) for folder in _folders(names)]
-    summaries = summarize_verdicts(studies)
-    figure = summary_figure(summaries, left_out(studies))
+    studies = list(load_studies(_folders(names)).values())
+    summaries = summarize_methods(studies)
+    figure = overview_figure(summaries, left_out(studies))
     if figure is None:
         raise ClipbiasError("none of these studies has a verdict; run them with --config.sections=all.")
     for summary in summaries:
-        print(printable(summary.label))
+        print(printable(summary.name))
         print(render(summary_table(summary), "text"))
-        for sentence in sentences(summary):
+        for sentence in summary_sentences(summary):
             print(printable(sentence))
         print()
     # Those that are in no study's picture stand in its caption.
-    for sentence in dict.fromkeys(
-        line for study in studies for line in (*why_no_effects(study), *why_nothing_kept(study))
-    ):
+    reasons: list[str] = []
+    for study in studies:
+        methods = study_methods(study)
+        reasons += [*why_no_effects(methods), *why_no_constants(study, methods)]
+    for sentence in dict.fromkeys(reasons):
         if sentence.partition(": ")[2] not in figure.caption:
             print(printable(sentence))
     picture = Path(_TO.value).expanduser().with_suffix(".png")

@@ -48,7 +48,8 @@ from clipbias.explain.effects import (
     summarize_replacements,
 )
 from clipbias.explain.factorial import corners, effects_in_play, mix_images
-from clipbias.explain.ladder import PLAIN, vision_added
+from clipbias.explain.ladder import vision_added
+from clipbias.explain.rungs import PLAIN
 from clipbias.io import write_text
 from clipbias.tuning import Classifier, make_method
 from tools.planted import CLASSES, CONFIG, MECHANISMS, SCALE, pictures, planted

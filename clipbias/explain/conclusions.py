@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from clipbias.explain.effects import OUTCOME_NAMES, OUTCOMES, UNITS
-from clipbias.explain.ladder import RUNG_NAMES
+from clipbias.explain.rungs import RUNG_NAMES
 from clipbias.explain.uncertainty import Estimate, excludes
 
 STANDS, MOST = 0.9, 0.5

@@ -20,14 +20,14 @@ from clipbias.explain.amounts import (
 from clipbias.explain.directions import Directions
 from clipbias.explain.effects import TUNED, Measured, measure, over_seeds, summarize_replacements
 from clipbias.explain.factorial_section import by_image, same_but_for_seed
-from clipbias.explain.ladder import PLAIN, controls, numbers_stored, rungs
+from clipbias.explain.ladder import controls, numbers_stored, rungs
 from clipbias.explain.model import Model
 from clipbias.explain.passes import classify
+from clipbias.explain.rungs import ANOTHER_SEED, PLAIN
 from clipbias.explain.statistics import Moments, Totals
 from clipbias.explain.stream import Batch, Reading, Rows, Step, Sums
 from clipbias.explain.study import Section, Study
 
-ANOTHER_SEED = "another seed"
 _moments = jax.jit(Moments.of)
 
 

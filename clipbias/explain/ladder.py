@@ -8,21 +8,7 @@ import numpy as np
 from clipbias.explain.added import Added
 from clipbias.explain.affine import low_rank
 from clipbias.explain.amounts import Amount
-
-# From little to much.
-CONSTANTS = ("vector", "kind", "outliers", "token")
-RANKS = (1, 2, 4, 8)
-RUNGS = (*CONSTANTS, *(f"rank{rank}" for rank in RANKS))
-RUNG_NAMES = {
-    "vector": "one vector per layer",
-    "kind": "two vectors per layer (one for [cls] or EOS, one for all other tokens)",
-    "outliers": "three vectors per layer (one more for outlier tokens)",
-    "token": "one vector per layer and position",
-    **{f"rank{rank}": f"an affine map of the token of rank {rank} per layer" for rank in RANKS},
-}
-# The form that controls are made of, and that texts have under affine maps of image tokens.
-PLAIN = "kind"
-RANDOM, SHUFFLED = "random", "shuffled"
+from clipbias.explain.rungs import PLAIN, RANDOM, RANKS, RUNGS, SHUFFLED
 
 
 def rungs(amounts: Mapping[str, Amount]) -> tuple[str, ...]:

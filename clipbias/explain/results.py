@@ -94,7 +94,7 @@ factorial — the causal test (`factorial.py`), for models that change a tower. 
 
 constants — whether a constant stands for a method (`directions.py`), where the study has training images. n images, F
     ways to classify them: "reference", "kept:{name}" (the frozen model with it added after every block), "lost:{name}"
-    (the tuned model with it subtracted) and "tuned"; `{name}` is a rung of the ladder (`ladder.RUNGS`) or a control:
+    (the tuned model with it subtracted) and "tuned"; `{name}` is a rung of the ladder (`rungs.RUNGS`) or a control:
     "random", "shuffled", "another seed"
     constants/{tuned}/images [n]                                     numbers of the examples in the split
     constants/{tuned}/correct [n, F] uint8, …/calibrated [n, F], …/log_likelihood [n, F]

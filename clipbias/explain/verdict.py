@@ -12,9 +12,9 @@ import numpy as np
 
 from clipbias.explain.conclusions import amount, carrier, conclude, percent, stands_for
 from clipbias.explain.effects import OUTCOMES
-from clipbias.explain.ladder import PLAIN
 from clipbias.explain.power import power, spread
 from clipbias.explain.results import RANDOM, Findings
+from clipbias.explain.rungs import PLAIN
 
 
 def verdicts(results: Findings) -> dict[str, Any]:

@@ -1,17 +1,22 @@
-"""The one figure and the one table of a report's first page: gains in accuracy, and what carries them."""
+"""The first page's figure and table, and the same figure over datasets: what carries the gain, what is kept."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from clipbias.explain.effects import KEPT, LOST, OUTCOMES, UNITS
 from clipbias.explain.results import EFFECTS
+from clipbias.explain.uncertainty import mean_over_datasets
 from clipbias.report import style
-from clipbias.report.answer import OUTCOME, MethodAnswer
+from clipbias.report.answer import OUTCOME
 from clipbias.report.captioned import CaptionedFigure, captioned
+from clipbias.report.methods import MethodResults, MethodSummary
+from clipbias.report.names import ordered_methods
 from clipbias.report.panels import panels, points
+from clipbias.report.published import dataset_name
 from clipbias.report.study_results import StudyResults, accuracy_and_error, counted, label_of
 from clipbias.report.table import MISSING
 from clipbias.report.verdict_figures import EFFECT_COLOURS
@@ -21,83 +26,197 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MOST_ROWS = 8  # of the table, zero-shot's among them
-
-
-COLUMNS = ("Model", "Accuracy (%)", "Gain (points)", "Attention", "Scale", "Values", "One vector", "Two vectors")
-
-
-def answer_rows(study: StudyResults, methods: Sequence[MethodAnswer]) -> list[tuple[str, ...]]:
-    """Rows of `COLUMNS`, zero-shot first; of too many methods those that gain most."""
-    accuracy, error = accuracy_and_error(study.zero_shot)
-    rows = [(label_of(study.zero_shot), f"{accuracy:.1f} ± {error:.1f}", *[MISSING] * 6)]
-    for each in _shown(methods):
-        gain = MISSING if each.gain is None else change_text(each.gain, OUTCOME)
-        if each.starts_elsewhere:
-            gain += f", own start {change_text(each.numbers['gain'], OUTCOME)}"
-        rows.append(
-            (
-                f"{each.label} ({each.seeds} seeds)" if each.seeds > 1 else each.label,
-                f"{each.accuracy:.1f} ± {each.error:.1f}",
-                gain,
-                *(share_text(each.numbers[name]) if each.has(name) else MISSING for name in _SHARES),
-            )
-        )
-    return rows
-
-
-def answer_note(study: StudyResults, methods: Sequence[MethodAnswer]) -> str:
-    """What the numbers of `answer_rows` are."""
-    said = [
-        f"Accuracy over {counted(study.zero_shot['images'], 'image')} ± one standard error; gain over zero-shot. Then"
-        " shares of the gain: what attention, scale and values carry, as in the figure, and what is kept if one or two"
-        " vectors per layer, the same for every image, replace the method. A dash: not measured, or no sure gain."
-    ]
-    shown = _shown(methods)
-    if any(each.starts_elsewhere for each in shown):
-        said.append("“Own start”: the gain over the text that training started from, which the shares are of.")
-    if len(shown) < len(methods):
-        said.append(f"Not here: {counted(len(methods) - len(shown), 'method')} of smaller gain.")
-    return " ".join(said)
-
-
-_SHARES = (*EFFECTS, "vector", "kind")
-
-
-def _shown(methods: Sequence[MethodAnswer]) -> list[MethodAnswer]:
-    known = sorted(methods, key=lambda each: each.gain["value"] or 0.0 if each.gain else -np.inf)
-    return [each for each in methods if each in known[-(MOST_ROWS - 1) :]]
-
-
+COLUMNS = (
+    "Model",
+    "Accuracy (%)",
+    "Gain (points)",
+    "Attention",
+    "Scale",
+    "Values",
+    "Kept by two vectors",
+    "Lost without",
+)
+MEAN = "mean"
+# Shares that are drawn, in percent; intervals are cut off there.
+_LIMITS = (-60.0, 190.0)
+_PANELS = {"effects": "points of accuracy", "constants": "% of that gain"}
 _LOOKS: dict[str, dict[str, Any]] = {
     name: {"label": label, "color": colour, "marker": marker, "ms": 5, "elinewidth": 1.4, "capsize": 0}
     for name, label, colour, marker in (
         ("gain", "whole gain", style.BLACK, "D"),
         *((name, name, EFFECT_COLOURS[name], marker) for name, marker in zip(EFFECTS, "os^", strict=True)),
+        (KEPT, "kept with two vectors", style.PURPLE, "o"),
+        (LOST, "lost without them", style.RED, "X"),
     )
 }
 
 
-def answer_figure(methods: Sequence[MethodAnswer]) -> CaptionedFigure | None:
-    """Per method the gain in accuracy and what attention, scale and values carry of it; small enough for a phone."""
-    numbers = pd.DataFrame(
-        [
-            {"method": each.label, "effect": name, "seeds": each.seeds}
-            | {end: each.numbers[name][end] for end in ("value", "low", "high")}
-            for each in methods
-            for name in _LOOKS
-            if name in each.numbers
-        ]
-    )
+def answer_rows(study: StudyResults, methods: Sequence[MethodResults]) -> list[tuple[str, ...]]:
+    """Rows of `COLUMNS`, zero-shot first; of too many methods those that gain most."""
+    accuracy, error = accuracy_and_error(study.zero_shot)
+    rows = [(label_of(study.zero_shot), f"{accuracy:.1f} ± {error:.1f}", *[MISSING] * 6)]
+    for each in _shown(methods):
+        effects = each.effects(OUTCOME).get("effects", {})
+        rows.append(
+            (
+                each.label,
+                f"{each.accuracy:.1f} ± {each.error:.1f}",
+                MISSING if each.gain is None else change_text(each.gain, OUTCOME),
+                *(change_text(effects[name], OUTCOME) if name in effects else MISSING for name in EFFECTS),
+                *(share_text(each.share(OUTCOME, kind)) for kind in (KEPT, LOST)),
+            )
+        )
+    return rows
+
+
+def answer_note(study: StudyResults, methods: Sequence[MethodResults]) -> str:
+    """What the numbers of `answer_rows` are."""
+    said = [
+        f"Accuracy over {counted(study.zero_shot['images'], 'image')} ± one standard error; its gain over the frozen"
+        " model, and the three effects in points, which add up to the gain. Kept: the share of the gain in accuracy"
+        " that the frozen model has if two vectors per layer, the same for every image, are added. Lost: the share that"
+        " is gone if the same vectors are subtracted from the tuned model. A dash: not measured, no sure gain, or a"
+        " method that learns such vectors."
+    ]
+    shown = _shown(methods)
+    said += [
+        f"{each.label} starts training from a text with which the frozen model gets {each.start:.1f} %; its gain is"
+        " over that."
+        for each in shown
+        if each.start is not None
+    ]
+    if len(shown) < len(methods):
+        said.append(f"Not here: {counted(len(methods) - len(shown), 'method')} of smaller gain.")
+    return " ".join(said)
+
+
+def _shown(methods: Sequence[MethodResults]) -> list[MethodResults]:
+    known = sorted(methods, key=lambda each: each.gain["value"] or 0.0 if each.gain else -np.inf)
+    return [each for each in methods if each in known[-(MOST_ROWS - 1) :]]
+
+
+def answer_figure(study: StudyResults, methods: Sequence[MethodResults]) -> CaptionedFigure | None:
+    """Per method what carries the gain in accuracy, and beside it what is kept and lost by two vectors."""
+    numbers = pd.DataFrame([row for each in methods for row in _marks(each, study.dataset)])
     if numbers.empty:
         return None
-    lines = [textwrap.fill(label, 16) for label in dict.fromkeys(numbers["method"])]
+    names = {what: f"{letter}  {text}" for letter, (what, text) in zip("ab", _PANELS.items(), strict=True)}
+    figure = _draw(numbers, ("", "panel"), names, size=2.15)
+    return captioned("answer", figure, numbers, marks=_cut(numbers))
+
+
+def overview_figure(summaries: Sequence[MethodSummary], left_out: Sequence[str] = ()) -> CaptionedFigure | None:
+    """The same of every dataset, side by side; from five datasets on, their mean.
+
+    Args:
+      summaries: of methods.
+      left_out: which methods are not in it, and why; for the caption.
+    """
+    ordered = sorted(summaries, key=lambda each: ordered_methods(s.method for s in summaries).index(each.method))
+    rows = [row for each in ordered for dataset, own in each.by_dataset.items() for row in _marks(own, dataset)]
+    datasets = list(dict.fromkeys(dataset for each in summaries for dataset in each.by_dataset))
+    rows += [row for each in ordered for row in _means(each, len(datasets))]
+    if not rows:
+        return None
+    drawn = pd.DataFrame(rows)
+    # Panels are laid out as their names come.
+    order = {name: number for number, name in enumerate([*_PANELS, *datasets, MEAN])}
+    drawn = drawn.sort_values(["panel", "dataset"], key=lambda column: column.map(order), kind="stable")
+    names = {dataset: dataset_name(dataset) for dataset in datasets} | {MEAN: "Mean", **_PANELS}
+    figure = _draw(drawn, ("panel", "dataset"), names, size=1.9)
+    numbers = pd.concat([_all_numbers(each) for each in ordered], ignore_index=True)
+    return captioned(
+        "verdict_overview",
+        figure,
+        numbers,
+        datasets=", ".join(map(dataset_name, datasets)),
+        marks=_cut(drawn),
+        left_out=" ".join(["Not in it:", *left_out] if left_out else []),
+    )
+
+
+def _draw(numbers: pd.DataFrame, by: tuple[str, str], names: Mapping[Any, str], size: float) -> Any:
+    """A line for each method, with a mark and an interval for each number."""
+    methods = list(dict.fromkeys(numbers["method"]))
+    lines = [textwrap.fill(label, 16) for label in methods]
 
     def draw(axes: "Axes", part: pd.DataFrame) -> None:
-        points(axes, part, category="method", hue="effect", looks=_LOOKS)
+        points(axes, part, category="method", hue="quantity", looks=_LOOKS, places=methods)
         axes.set_yticks(range(len(lines)), lines)
         axes.axvline(0, color="#4B5563", linewidth=0.8)
+        if (part["panel"] == "constants").all():
+            for share in (50, 90):
+                axes.axvline(share, color=style.GREY, linewidth=0.8, linestyle=":")
+            ends = part[["low", "high"]].to_numpy(float)
+            axes.set_xlim(max(_LIMITS[0], min(0, ends.min()) - 8), min(_LIMITS[1], max(100, ends.max()) + 8))
         for line in range(1, len(lines)):
             axes.axhline(line - 0.5, color="#E5E7EB", linewidth=0.6)
 
-    figure = panels(numbers, draw, by=("", ""), size=(3.9, 0.74 * len(lines) + 0.4), x_label="points of accuracy")
-    return captioned("answer", figure, numbers)
+    return panels(
+        numbers,
+        draw,
+        by=by,
+        names=names,
+        size=(size, 0.62 * len(lines) + 0.4),
+        share_x="row" if by[0] else False,
+        share_y=True,
+    )
+
+
+def _cut(numbers: pd.DataFrame) -> str:
+    shares = numbers[numbers["panel"] == "constants"]
+    beyond = (shares["low"] < _LIMITS[0]) | (shares["high"] > _LIMITS[1])
+    return "Intervals of shares are cut off where they are wider than the panel." if beyond.any() else ""
+
+
+def _marks(method: MethodResults, dataset: str) -> list[dict[str, Any]]:
+    """What is drawn of a method: effects in points, shares in percent where there is a sure gain."""
+    place = {"dataset": dataset, "method": method.name, "seeds": len(method.keys)}
+    numbers = method.effects(OUTCOME)
+    found = {"gain": numbers["gain"], **numbers["effects"]} if numbers else {}
+    rows = [
+        {**place, "panel": "effects", "quantity": name, **{end: number[end] for end in ("value", "low", "high")}}
+        for name, number in found.items()
+    ]
+    for kind in (KEPT, LOST):
+        share = method.share(OUTCOME, kind)
+        if share is not None:
+            ends = zip(("value", "low", "high"), ("share", "share_low", "share_high"), strict=True)
+            rows.append(
+                {**place, "panel": "constants", "quantity": kind, **{a: 100 * float(share[b] or 0.0) for a, b in ends}}
+            )
+    return rows
+
+
+def _means(summary: MethodSummary, datasets: int) -> list[dict[str, Any]]:
+    """Means over datasets, of a method that all of them have, where there are enough for an interval."""
+    if len(summary.by_dataset) < datasets:
+        return []
+    marks = pd.DataFrame([row for name, own in summary.by_dataset.items() for row in _marks(own, name)])
+    found = []
+    for (panel, name), own in marks.groupby(["panel", "quantity"], sort=False):
+        mean = mean_over_datasets(own["value"].to_list())
+        if len(own) == datasets and mean["low"] is not None:
+            place = {"dataset": MEAN, "method": summary.name, "seeds": 0}
+            found.append({**place, "panel": panel, "quantity": name, **mean})
+    return found
+
+
+def _all_numbers(summary: MethodSummary) -> pd.DataFrame:
+    """All numbers of a method, drawn or not: by dataset, and their means."""
+    rows: list[dict[str, Any]] = []
+    for outcome in OUTCOMES:
+        by_name: dict[str, list[float]] = {}
+        for dataset, own in summary.by_dataset.items():
+            for name, number in own.numbers(outcome).items():
+                place = {"method": summary.name, "quantity": name, "outcome": outcome, "unit": UNITS[outcome][0]}
+                rows.append({**place, "dataset": dataset, "seeds": len(own.keys), **number})
+                by_name.setdefault(name, []).append(float(number["value"] or 0.0))
+        rows += [
+            {"method": summary.name, "quantity": name, "outcome": outcome, "unit": UNITS[outcome][0], "dataset": MEAN}
+            | mean_over_datasets(values)
+            for name, values in by_name.items()
+            if 1 < len(values) == len(summary.by_dataset)
+        ]
+    ends = ["value", "low", "high", "share", "share_low", "share_high"]
+    return pd.DataFrame(rows, columns=["method", "quantity", "outcome", "unit", "dataset", "seeds", *ends])

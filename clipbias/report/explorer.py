@@ -90,19 +90,18 @@ def _outcome(study: StudyResults, model: Mapping[str, Any], row: int, number: in
 
 
 def causes_of(study: StudyResults, model: Mapping[str, Any], numbers: np.ndarray) -> list[dict[str, Any]]:
-    """What tuning changed of images by number, and each effect's Shapley value of the log-likelihood, in nats.
+    """What tuning changed of images by number, and each effect's Shapley value of the calibrated log-likelihood.
 
     Returns:
       For every image its "change" and, where it was in the causal test, "effects" by name and which one "decided": the
       one that did most for a decision that became right, most against one that became wrong, and otherwise most in the
-      direction in which the log-likelihood went.
+      direction in which the calibrated log-likelihood went.
     """
     rows, values, effects = {}, np.zeros((0, 0)), []
     facts = study.section("factorial", model["key"])
     if facts.get("streams"):
-        corners = 2 ** len(facts["effects"])  # then come the constants
-        outcome = study.present(f"factorial/{model['key']}/log_likelihood")
-        values = shapley(outcome[:, list(facts["towers"]).index("both"), :corners])
+        outcome = study.present(f"factorial/{model['key']}/calibrated")
+        values = shapley(outcome[:, list(facts["towers"]).index("both")])
         rows = {int(n): i for i, n in enumerate(study.present(f"factorial/{model['key']}/images"))}
         effects = list(facts["effects"])
     found = []

@@ -13,36 +13,40 @@ zero-shot gets wrong and the tuned model right ({counts}). Each image's row is {
 # By kind of figure: its title and its caption.
 CAPTIONS: dict[str, tuple[str, str]] = {
     "answer": (
-        "What carries the gain in accuracy",
-        """Three effects add up to the whole gain. Attention: which tokens attend to which. Scale: the attention that
-        prompts take away from all others. Values: what is added to tokens. Lines: 95 % intervals.""",
+        "What carries the gain in accuracy, and what a constant keeps of it",
+        """(a) Three effects add up to the whole gain. Attention: which tokens attend to which. Scale: the attention
+        that prompts take away from all others. Values: what is added to tokens. (b) Of a sure gain, what the frozen
+        model keeps with two vectors per layer, the same for every image, added to it, and what the tuned model loses
+        if they are subtracted. Dotted: 50 and 90 %. Lines: 95 % intervals. {marks}""",
     ),
     "verdict_overview": (
-        "What carries the gain",
-        """{datasets}. (a) Gain in accuracy over the frozen model with the dataset's template; it is the grey mark of
-        (b) and (c). (b) What adds up to it: “start” is the gain of the frozen model with the text that training
-        starts from, hidden where it is 0; to this add three effects, Shapley values: which input tokens attend to
-        which (attention), what prompts take away from attention on input tokens (scale), and what is added to
-        tokens (values). (c) Gain over the same frozen model if constants replace the method: one vector per
-        layer; two, one for [cls] or the end of the text and one for all other tokens; one per token. {marks}
-        {left_out}""",
+        "What carries the gain in accuracy, and what a constant keeps of it",
+        """{datasets}. Above: the gain in accuracy over the frozen model with the text that training starts from, and
+        three effects that add up to it, Shapley values: which input tokens attend to which (attention), what prompts
+        take away from attention on input tokens (scale), and what is added to tokens (values). Below, where the gain
+        is sure: its share that the frozen model keeps with two vectors per layer, the same for every image, added to
+        it, and that the tuned model loses if they are subtracted. Dotted: 50 and 90 %. Lines are 95 % intervals over
+        images and seeds; a mean over datasets, from five on, has one over datasets. {marks} {left_out}""",
     ),
     "verdict_effects": (
-        "What carries the gain",
-        """From the frozen model, at 0, to the tuned one on the same inputs. The three effects are Shapley values
-        over all mixtures of the two runs and add up to the gain, “all”. Attention: which input tokens attend to
-        which. Scale: what prompts take away from the attention on input tokens. Values: what is added to tokens.
-        Random: prompts drawn at random with the trained ones' norms; a bar that is cut off has a break. Whiskers
-        are 95 % bootstrap intervals over images ({counts}). One nat of log-likelihood is a factor of 2.7 in the
-        probability of the true class.""",
+        "Effects and interactions",
+        """From the frozen model, at 0, to the tuned one on the same inputs, in accuracy and in log-likelihood of the
+        true class, each mixture calibrated by a temperature of its own. The effects are Shapley values over all
+        mixtures of the two runs and add up to the gain, “all”. Attention: which input tokens attend to which. Scale:
+        what prompts take away from the attention on input tokens. Values: what is added to tokens. Below, with ×:
+        interactions, what effects give together beyond their parts. Random: prompts drawn at random with the trained
+        ones' norms; a bar that is cut off has a break. Whiskers are 95 % bootstrap intervals over images, and over
+        seeds where there are several ({counts}).""",
     ),
-    "verdict_kept": (
-        "What a constant keeps",
-        """Gains over the frozen model if constants that are added after each block, the same for every image,
-        replace the method: one vector per layer; two, one for [cls] or the end of the text and one for all other
-        tokens; one for each token's position. They are means over training images of what the method does to a
-        block's output. In percent: the share of the method's gain, where that is surely above 0. “Learned”:
-        biases learned in the same study. Whiskers are 95 % bootstrap intervals over test images.""",
+    "verdict_ladder": (
+        "What must be known to keep the gain",
+        """Left: the share of the gain that the frozen model keeps if a replacement is added after each of its blocks;
+        right: the share that the tuned model loses if it is subtracted; against the numbers that it stores. Lines:
+        constants, the same for every image (one vector per layer; two, for [cls] or the end of the text and for all
+        other tokens; three, with outlier tokens apart; one per position). Dashed: affine maps of the image token of
+        a rank per layer, which depend on it. All are measured on training images. On the right the method itself.
+        Grey: controls, with two vectors, of accuracy on the left and of log-likelihood on the right. An outcome without a sure gain is left out. Dotted: 50 and 90 %. Whiskers
+        are 95 % bootstrap intervals over test images, and over seeds where there are several.""",
     ),
     "fig1_decomposition": (
         "What prompts do to attention",

@@ -72,9 +72,9 @@ def _flips(study: StudyResults) -> Table | None:
             continue
         effects, key = list(facts["effects"]), model["key"]
         # Both towers, from the frozen to the tuned model.
-        place = list(facts["towers"]).index("both"), slice(2 ** len(effects))
-        right = study.present(f"factorial/{key}/correct")[:, *place].astype(bool)
-        values = shapley(study.present(f"factorial/{key}/log_likelihood")[:, *place])
+        both = list(facts["towers"]).index("both")
+        right = study.present(f"factorial/{key}/correct")[:, both].astype(bool)
+        values = shapley(study.present(f"factorial/{key}/calibrated")[:, both])
         alone = {name: right[:, 2 ** (len(effects) - 1 - number)] for number, name in enumerate(effects)}
         for name, (before, after) in _FLIPS.items():
             own = (right[:, 0] == before) & (right[:, -1] == after)
@@ -84,8 +84,9 @@ def _flips(study: StudyResults) -> Table | None:
             rows.append([label_of(model), name, str(own.sum()), *map(_part, parts)])
     caption = "Images whose decision flipped from the frozen model to the tuned one, in percent ± one standard error."
     note = (
-        "Decided: the effect whose Shapley value of the log-likelihood did most in that direction. Alone: this effect"
-        " taken from the tuned model and nothing else of it flips the decision as well; several may suffice, or none."
+        "Decided: the effect whose Shapley value of the calibrated log-likelihood did most in that direction. Alone:"
+        " this effect taken from the tuned model and nothing else of it flips the decision as well; several may suffice,"
+        " or none."
     )
     heads = [f"{name} {what}" for what in ("decided", "alone") for name in EFFECTS]
     columns = ("Model", "Images that", "Number", *heads)

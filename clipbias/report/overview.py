@@ -1,4 +1,4 @@
-"""Several datasets on one page: the verdicts and their mean, accuracies, and relevancy panels."""
+"""Several datasets on one page: the verdicts side by side, accuracies, and relevancy panels."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -8,16 +8,15 @@ from typing import Any
 import numpy as np
 
 from clipbias.errors import ClipbiasError
-from clipbias.explain.results import load_results
 from clipbias.report import pages
-from clipbias.report.published import dataset_name, ordered_datasets
+from clipbias.report.answer_figure import overview_figure
+from clipbias.report.methods import left_out, load_studies, summarize_methods
+from clipbias.report.published import dataset_name
 from clipbias.report.relevancy_figures import dataset_figures
 from clipbias.report.study_page import FIGURES, REPORT
 from clipbias.report.study_results import StudyResults, accuracy_and_error, counted, label_of
-from clipbias.report.summary_figures import summary_figure
 from clipbias.report.table import MISSING, Table, cells
-from clipbias.report.verdict_summary import left_out, sentences, summarize_verdicts
-from clipbias.report.verdict_tables import summary_table
+from clipbias.report.verdict_tables import summary_sentences, summary_table
 
 OVERVIEW = "overview.html"
 
@@ -38,19 +37,13 @@ def write_overview(results_folders: Sequence[str | os.PathLike], output_folder: 
     """
     if not results_folders:
         raise ClipbiasError("an overview needs at least one folder with results; none was given.")
-    folders: dict[str, Path] = {}
-    studies: dict[str, StudyResults] = {}
-    for folder in map(Path, results_folders):
-        study = StudyResults(load_results(folder))
-        if study.dataset in studies:
-            raise ClipbiasError(f"{folder} and {folders[study.dataset]} both hold {study.dataset}; give one of them.")
-        folders[study.dataset], studies[study.dataset] = folder, study
-    ordered = [studies[name] for name in ordered_datasets(studies)]
+    studies = load_studies(map(Path, results_folders))
+    ordered = list(studies.values())
     output = Path(output_folder)
-    summaries = summarize_verdicts(ordered)
-    verdict = summary_figure(summaries, left_out(ordered))
+    summaries = summarize_methods(ordered)
+    verdict = overview_figure(summaries, left_out(ordered))
     sections = [
-        pages.Section(f"{each.label} by dataset", tables=[summary_table(each)], remarks=sentences(each))
+        pages.Section(f"{each.name} by dataset", tables=[summary_table(each)], remarks=summary_sentences(each))
         for each in summaries
     ]
     for key, label in {model["key"]: label_of(model) for study in ordered for model in study.tuned}.items():
@@ -66,8 +59,8 @@ def write_overview(results_folders: Sequence[str | os.PathLike], output_folder: 
         accuracies=_accuracies(ordered),
         reports=[
             (_name(study), Path(os.path.relpath(report, output)).as_posix())
-            for study in ordered
-            for report in _report_in(folders[study.dataset])
+            for folder, study in studies.items()
+            for report in _report_in(folder)
         ],
         sections=sections,
     )

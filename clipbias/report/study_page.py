@@ -5,17 +5,18 @@ Its first page asks, answers, and shows one figure and one table. All else is fo
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from clipbias.explain.results import load_results, plain
 from clipbias.report import pages
-from clipbias.report.answer import answer_sentences, certainty, method_answers, question
+from clipbias.report.answer import answer_sentences, certainty, question
 from clipbias.report.answer_figure import COLUMNS, answer_figure, answer_note, answer_rows
 from clipbias.report.explorer import explorer_data
 from clipbias.report.image_tables import image_tables
 from clipbias.report.map_figures import examples_figure, similarity_figures
+from clipbias.report.methods import MethodResults, study_methods
 from clipbias.report.relevancy_figures import relevancy_groups_figure, text_relevancy_figure, vision_relevancy_figure
 from clipbias.report.study_figures import (
     decomposition_figure,
@@ -25,8 +26,15 @@ from clipbias.report.study_figures import (
 )
 from clipbias.report.study_results import StudyResults, label_of, why_missing
 from clipbias.report.table import Table, cells
-from clipbias.report.verdict_figures import effects_figure, kept_figure
-from clipbias.report.verdict_tables import area_table, effects_table, kept_table, why_no_effects, why_nothing_kept
+from clipbias.report.verdict_figures import effects_figure, ladder_figure
+from clipbias.report.verdict_tables import (
+    area_table,
+    constants_table,
+    effects_table,
+    temperature_table,
+    why_no_constants,
+    why_no_effects,
+)
 
 REPORT, FIGURES = "report.html", "figures"
 
@@ -66,9 +74,9 @@ def write_report(results_folder: str | os.PathLike, output_folder: str | os.Path
     """
     study = StudyResults(load_results(results_folder))
     output = Path(output_folder)
-    methods = method_answers(study)
-    figure = answer_figure(methods)
-    sections = _verdict(study, output)
+    methods = study_methods(study)
+    figure = answer_figure(study, methods)
+    sections = _verdict(study, methods, output)
     if data := explorer_data(study):
         sections.append(pages.Section("Explore the images", "explore", explorer=data))
     if tables := image_tables(study):
@@ -112,7 +120,7 @@ def _missing(study: StudyResults, drawn: set[str]) -> list[str]:
         elif name in _DRAWN and name not in drawn:
             found.append(f"{_title(name)}: {_DRAWN[name][2]}.")
     # Sections of the verdict tell which models they leave out.
-    others = [name for name in asked if name not in ("factorial", "amounts", "verdict")]
+    others = [name for name in asked if name not in ("factorial", "constants", "verdict")]
     found += [f"{_title(name)}, {line}" for name in others for line in why_missing(study, name)]
     return list(dict.fromkeys(found))
 
@@ -137,46 +145,38 @@ def _models(study: StudyResults) -> Table:
     return Table("", caption, columns, tuple(rows))
 
 
-def _verdict(study: StudyResults, output: Path) -> list[pages.Section]:
+def _verdict(study: StudyResults, methods: Sequence[MethodResults], output: Path) -> list[pages.Section]:
     """What the gain is made of, what a constant keeps of it, and all of it in words."""
     if not study.section("verdict"):
         return []
     sections = []
-    for title, draw, table, reasons in (
+    for title, identifier, figure, tables, reasons in (
         (
             "What carries the gain, in full",
-            effects_figure,
-            effects_table(study),
-            why_no_effects(study),
+            "effects",
+            effects_figure(methods),
+            (effects_table(methods), temperature_table(methods)),
+            why_no_effects(methods),
         ),
-        ("What a constant keeps", kept_figure, kept_table(study), why_nothing_kept(study)),
+        (
+            "What a constant keeps",
+            "constants",
+            ladder_figure(methods),
+            (constants_table(methods),),
+            why_no_constants(study, methods),
+        ),
     ):
-        figure, identifier = draw(study), draw.__name__.removesuffix("_figure")
         pictures = [pages.save_picture(figure, output / FIGURES)] if figure else []
-        sections.append(pages.Section(title, identifier, pictures, [table] if table else [], remarks=reasons))
-    said = [
-        (label_of(model), list(filter(None, [*verdict.get("sentences", ()), verdict.get("conclusion")])))
-        for model in study.tuned
-        if (verdict := study.section("verdict", model["key"]))
-    ]
-    if agreement := agreement_sentences(study):
-        said.append(("Seeds", agreement))
-    return [*sections, pages.Section("Model by model, in words", "words", groups=said)]
-
-
-def agreement_sentences(study: StudyResults) -> list[str]:
-    """For every pair of models of one method, whether the intervals of their shares overlap."""
+        sections.append(pages.Section(title, identifier, pictures, list(filter(None, tables)), remarks=reasons))
+    said = [(each.label, each.verdict["sentences"]) for each in methods if each.verdict.get("sentences")]
     labels = {model["key"]: label_of(model) for model in study.models}
-    said = []
-    for pair in study.scalars.get("agreement") or ():
-        names = " and ".join(labels.get(key, key) for key in pair["models"])
-        apart = [name for name, meets in pair["overlap"].items() if not meets]
-        said.append(
-            f"{names} contradict each other about {', '.join(apart)}: these intervals do not overlap."
-            if apart
-            else f"{names} agree: the intervals of every effect's share overlap."
-        )
-    return said
+    said += [
+        (labels[key], study.section("verdict", key)["sentences"])
+        for each in methods
+        if len(each.keys) > 1
+        for key in each.keys
+    ]
+    return [*sections, pages.Section("Method by method, in words", "words", groups=said)]
 
 
 def _config(study: StudyResults) -> str:

@@ -1,125 +1,217 @@
-"""What carries the gain, and what a constant keeps of it, for each model of a study."""
+"""What carries the gain, and what a replacement must know to keep it, for each method of a study."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
-from clipbias.explain.uncertainty import excludes
-from clipbias.explain.verdict_words import NAMES, UNITS
+from clipbias.explain.effects import KEPT, LOST, OUTCOME_NAMES, OUTCOMES, UNITS
+from clipbias.explain.results import EFFECTS
+from clipbias.explain.rungs import ANOTHER_SEED, CONSTANTS, PLAIN, RANDOM, RUNGS, SHUFFLED
 from clipbias.report import style
 from clipbias.report.captioned import CaptionedFigure, captioned
-from clipbias.report.panels import bars, panels
-from clipbias.report.study_results import StudyResults, counted, label_of
+from clipbias.report.methods import MethodResults
+from clipbias.report.panels import bars, lines, panels
+from clipbias.report.study_results import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TOWERS = {"both": "both towers", "vision": "vision tower alone", "text": "text tower alone"}
 EFFECT_COLOURS = {"attention": style.SKY, "scale": style.ORANGE, "values": style.GREEN}
-FORMS = {"vector": "one vector", "kind": "two, by kind of token", "token": "one per token"}
-OUTCOMES = {"log_likelihood": "Log-likelihood", "accuracy": "Accuracy"}
-# Methods that learn what constants are measured to be, and the forms that are these by construction.
-BIASES: dict[str, tuple[str, ...]] = {"bias": ("vector", "kind", "token"), "bias_by_kind": ("kind", "token")}
+OUTCOMES_LONG = {
+    outcome: f"{name[:1].upper()}{name[1:]} ({UNITS[outcome][0]})" for outcome, name in OUTCOME_NAMES.items()
+}
+SHORT_RUNGS = {
+    "vector": "one vector",
+    "kind": "two, by kind",
+    "outliers": "three, outliers",
+    "token": "one per position",
+    **{rung: f"map of rank {rung.removeprefix('rank')}" for rung in RUNGS if rung not in CONSTANTS},
+}
+CONTROLS = {RANDOM: "random, same norms", SHUFFLED: "layers shuffled", ANOTHER_SEED: "another seed's"}
+ITSELF = "the method itself"
 _COLOURS = {**EFFECT_COLOURS, "all": style.TUNED, "random": style.GREY}
 _HATCHES = {"both": "", "vision": "////", "text": "...."}
-_NUMBER = ("value", "low", "high", "share", "share_low", "share_high")
+_OUTCOME_LOOKS: dict[str, dict[str, Any]] = {
+    "accuracy": {"color": style.RED, "marker": "o"},
+    "calibrated": {"color": style.BLUE, "marker": "s"},
+}
+_CONTROL_MARKS = {RANDOM: "x", SHUFFLED: "+", ANOTHER_SEED: "*"}
+# Shares that are drawn, in percent.
+_LOWEST, _HIGHEST = -60.0, 180.0
 
 
-def verdict_of(study: StudyResults, model: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A model's verdict, empty where the study has none."""
-    return study.section("verdict", model["key"])
-
-
-def effects_figure(study: StudyResults) -> CaptionedFigure | None:
-    """The three effects, the whole gain and the control, in both towers and in each alone."""
+def effects_figure(methods: Sequence[MethodResults]) -> CaptionedFigure | None:
+    """The effects, the whole gain, interactions and the control, in both towers and in each alone."""
     rows, counts = [], []
-    for model in study.tuned:
-        found = verdict_of(study, model)
-        if not found.get("effects"):
+    for each in methods:
+        if not each.effects(OUTCOMES[0]):
             continue
-        counts.append(f"{label_of(model)}: {counted(found['images'], 'image')}")
-        for outcome in NAMES:
-            for tower, numbers in found["effects"][outcome].items():
-                control = (found.get("random") or {}).get(outcome, {}).get(tower, {}).get("gain")
-                named = {**numbers, **({"random": control} if control and tower == "both" else {})}
-                for effect in ("reference", *EFFECT_COLOURS, "gain", "random"):
-                    if effect in named:
-                        rows.append(_row(model, named[effect], outcome=outcome, tower=tower, effect=effect))
+        counts.append(f"{each.label}: {counted(each.test['images'], 'image')}")
+        for outcome in OUTCOMES:
+            for tower in each.test["numbers"]:
+                own = each.effects(outcome, tower)
+                named = {**own["effects"], "all": own["gain"], **own["interactions"]}
+                if each.random and tower == "both":
+                    named["random"] = each.random["numbers"]["both"][outcome]["gain"]
+                place = {"method": each.label, "outcome": outcome, "tower": tower}
+                rows += [{**place, "quantity": name, **number} for name, number in named.items()]
     if not rows:
         return None
     frame = pd.DataFrame(rows)
-    drawn = frame[frame["effect"] != "reference"].replace({"effect": {"gain": "all"}})
     looks = {
         tower: {"hatch": hatch, "edgecolor": "white", "alpha": 1.0 if tower == "both" else 0.55}
         for tower, hatch in _HATCHES.items()
     }
+    hue: dict[str, Any] = {"hue": "tower", "looks": looks}
+    hue["colours"] = {name: _COLOURS.get(name, style.PURPLE) for name in frame["quantity"]}
 
     def draw(axes: "Axes", part: pd.DataFrame) -> None:
         def text(row: pd.Series) -> str:
             return _signed(row) if row["tower"] == "both" else ""
 
-        bars(axes, part, category="effect", hue="tower", looks=looks, text=text, loose=("random",), colours=_COLOURS)
+        # The first effects, then the gain, then what they give together.
+        ordered = part.iloc[part["quantity"].map(_order).argsort(kind="stable")]
+        bars(axes, ordered, category="quantity", text=text, loose=("random",), **hue)
 
     legend = {name: {"facecolor": style.GREY, **looks[tower]} for tower, name in TOWERS.items()}
     figure = panels(
-        drawn, draw, by=("model", "outcome"), names=_names(study), size=(3.9, 2.2), legend=legend, **_LAYOUT
+        frame,
+        draw,
+        by=("method", "outcome"),
+        names=OUTCOMES_LONG,
+        size=(3.7, 3.0),
+        legend=legend,
+        share_x=False,
+        share_y=False,
     )
     return captioned("verdict_effects", figure, frame, counts="; ".join(counts))
 
 
-def kept_figure(study: StudyResults) -> CaptionedFigure | None:
-    """Gains of constants in the method's place beside the method's own, and what learned biases gain."""
-    rows = []
-    for model in study.tuned:
-        kept, same = verdict_of(study, model).get("kept"), BIASES.get(model["method"], ())
-        if not kept or len(same) == len(FORMS):
-            continue
-        for outcome in NAMES:
-            numbers = {form: number for form, number in kept[outcome].items() if form not in same}
-            learned = {f"{name}, learned": gains[outcome] for name, gains in learned_biases(study, model).items()}
-            sure = excludes(dict(numbers["tuned"])) > 0
-            for form, number in {**numbers, **learned}.items():
-                rows.append(_row(model, number, outcome=outcome, form=form) | {"shown": sure and form in FORMS})
-    if not rows:
-        return None
-    frame = pd.DataFrame(rows)
-    colours = {**dict.fromkeys(FORMS.values(), style.SKY), "the method": style.TUNED}
-    drawn = frame.replace({"form": {**FORMS, "tuned": "the method"}})
-
-    def draw(axes: "Axes", part: pd.DataFrame) -> None:
-        looks = {form: {"color": colours.get(form, style.PURPLE)} for form in part["form"]}
-
-        def text(row: pd.Series) -> str:
-            return f"{_signed(row)}  {100 * row['share']:.0f} %" if row["shown"] else _signed(row)
-
-        bars(axes, part, category="form", looks=looks, text=text)
-
-    figure = panels(drawn, draw, by=("model", "outcome"), names=_names(study), size=(3.9, 1.5), **_LAYOUT)
-    return captioned("verdict_kept", figure, frame.drop(columns="shown"))
-
-
-_LAYOUT: dict[str, Any] = {"share_x": False, "share_y": False}
-
-
-def _row(model: Mapping[str, Any], number: Mapping[str, Any], **place: str) -> dict[str, Any]:
-    return {"model": model["key"], **place, **{name: number.get(name) for name in _NUMBER}}
+def _order(quantity: str) -> int:
+    return 9 if quantity == "random" else quantity.count("×") + (quantity not in EFFECTS)
 
 
 def _signed(row: pd.Series) -> str:
-    return f"{row['value']:+.{UNITS[row['outcome']][1] if row['outcome'] == 'accuracy' else 2}f}".replace("-", "−")
+    return f"{row['value']:+.{1 if row['outcome'] == 'accuracy' else 2}f}".replace("-", "−")
 
 
-def _names(study: StudyResults) -> dict[str, str]:
-    outcomes = {outcome: f"{OUTCOMES[outcome]} ({UNITS[outcome][0]})" for outcome in NAMES}
-    return {model["key"]: label_of(model) for model in study.models} | outcomes
+def ladder_figure(methods: Sequence[MethodResults]) -> CaptionedFigure | None:
+    """What is kept with each rung of the ladder and lost without it, against the numbers that it stores."""
+    frame = pd.DataFrame([row for each in methods for row in _rungs(each)])
+    if frame.empty:
+        return None
 
+    def draw(axes: "Axes", part: pd.DataFrame) -> None:
+        places = _draw_rungs(axes, part)
+        _name_rungs(axes, places)
+        for level in (0, 100):
+            axes.axhline(level, color="#4B5563", linewidth=0.7)
+        for level in (50, 90):
+            axes.axhline(level, color=style.GREY, linewidth=0.8, linestyle=":")
+        axes.set_ylim(_limits(part))
 
-def learned_biases(study: StudyResults, model: Mapping[str, Any]) -> dict[str, dict[str, Mapping[str, float | None]]]:
-    """By label and outcome, the gains of the other models of the study that learned a bias."""
-    return {
-        label_of(other): {outcome: effects[outcome]["both"]["gain"] for outcome in NAMES}
-        for other in study.tuned
-        if other["key"] != model["key"] and other["method"] in BIASES
-        if (effects := verdict_of(study, other).get("effects"))
+    legend: dict[str, Mapping[str, Any]] = {
+        name: {**_OUTCOME_LOOKS[outcome], "linestyle": "-"} for outcome, name in OUTCOME_NAMES.items()
     }
+    legend["maps of the token"] = {"color": style.GREY, "linestyle": "--"}
+    legend |= {
+        text: {"color": style.GREY, "marker": _CONTROL_MARKS[name], "linestyle": ""}
+        for name, text in CONTROLS.items()
+        if (frame["name"] == name).any()
+    }
+    figure = panels(
+        frame,
+        draw,
+        by=("method", "what"),
+        names={KEPT: "kept with it", LOST: "lost without it"},
+        size=(3.5, 3.6),
+        y_label="% of the gain",
+        legend=legend,
+        share_x=False,
+        share_y="row",
+    )
+    return captioned("verdict_ladder", figure, frame)
+
+
+def _rungs(method: MethodResults) -> list[dict[str, Any]]:
+    """Shares in percent of every rung and control, of outcomes with a sure gain; and the method itself."""
+    stored = method.constants.get("stored", {})
+    rows: list[dict[str, Any]] = []
+    for what in (KEPT, LOST):
+        for outcome in OUTCOMES:
+            names = [name for name in method.replaced(outcome).get(what, {}) if method.share(outcome, what, name)]
+            place = {"method": method.label, "what": what, "outcome": outcome}
+            for name in names:
+                number = method.share(outcome, what, name) or {}
+                ends = {end: 100 * float(number[f"share{other}"] or 0.0) for end, other in _ENDS.items()}
+                kind = "control" if name in CONTROLS else "constant" if name in CONSTANTS else "map"
+                rows.append({**place, "name": name, "kind": kind, "stored": stored.get(name, stored[PLAIN]), **ends})
+            if names:
+                rows.append({**place, "name": ITSELF, "kind": "itself", "value": 100.0, "low": 100.0, "high": 100.0})
+    return rows
+
+
+_ENDS = {"value": "", "low": "_low", "high": "_high"}
+
+
+def _draw_rungs(axes: "Axes", part: pd.DataFrame) -> dict[str, float]:
+    """Draws all marks of a panel; returns where its rungs stand on the axis."""
+    style.log_scale(axes, "x")
+    end = 2.2 * part["stored"].max()
+    part = part.assign(stored=part["stored"].fillna(end))
+    # Outcomes stand beside each other, and controls to the left of the constants that they are of.
+    for shift, aside, (outcome, look) in zip((0.985, 1.015), (0.84, 0.91), _OUTCOME_LOOKS.items(), strict=True):
+        own = part[part["outcome"] == outcome]
+        own = own.assign(stored=shift * own["stored"])
+        for kind, line in (("constant", "-"), ("map", "--")):
+            rungs = own[own["kind"] == kind]
+            if len(rungs):
+                looks = {outcome: {**look, "linestyle": line, "ms": 4}}
+                lines(axes, rungs, x="stored", hue="outcome", looks=looks)
+        itself = own[own["kind"] == "itself"]
+        axes.plot(itself["stored"], itself["value"], **{**look, "linestyle": "", "ms": 6})
+        for _, row in own[own["kind"] == "control"].iterrows():
+            axes.plot(
+                aside * row["stored"],
+                row["value"],
+                color=style.GREY,
+                marker=_CONTROL_MARKS[row["name"]],
+                ms=5,
+                gid=row["name"],
+            )
+    known = part[part["kind"] != "control"].drop_duplicates("name")
+    return dict(zip(known["name"], known["stored"], strict=True))
+
+
+def _name_rungs(axes: "Axes", places: Mapping[str, float]) -> None:
+    """The name of each rung and how many numbers it stores below the panel, moved apart where they would touch."""
+    axes.set_xticks([])
+    axes.minorticks_off()
+    axes.grid(axis="x", visible=False)
+    low, high = (np.log(edge) for edge in axes.get_xlim())
+    width = style.size_inches(axes)[0] * 0.36
+    spread = style.apart([np.log(place) for place in places.values()], (high - low) * 0.15 / width)
+    for (name, place), label in zip(places.items(), np.exp(spread), strict=True):
+        text = ITSELF if name == ITSELF else f"{SHORT_RUNGS[name]} · {place:,.0f}"
+        axes.annotate(
+            text,
+            xy=(place, 0),
+            xytext=(label, -0.07),
+            xycoords=("data", "axes fraction"),
+            textcoords=("data", "axes fraction"),
+            rotation=90,
+            fontsize=6.5,
+            ha="center",
+            va="top",
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": "#9CA3AF", "lw": 0.5, "shrinkA": 0, "shrinkB": 0},
+        )
+    axes.set_xlim(np.exp(low), np.exp(high))
+
+
+def _limits(part: pd.DataFrame) -> tuple[float, float]:
+    ends = part[["low", "high"]].to_numpy(float)
+    return max(_LOWEST, min(-5.0, ends.min() - 5)), min(_HIGHEST, max(108.0, ends.max() + 5))

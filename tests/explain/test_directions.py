@@ -16,8 +16,9 @@ from clipbias.explain import added as added_module
 from clipbias.explain.affine import Products, low_rank
 from clipbias.explain.amounts import Amount, measure, reference_adaptation
 from clipbias.explain.directions import Directions
-from clipbias.explain.ladder import RUNGS, controls, numbers_stored, rungs
+from clipbias.explain.ladder import controls, numbers_stored, rungs
 from clipbias.explain.replacement import raw_batches
+from clipbias.explain.rungs import RUNGS
 from clipbias.tuning import Task
 from tests.explain.models import moved, tuned
 from tests.reference import calibration, directions, factorial, methods, numpy_clip, weights

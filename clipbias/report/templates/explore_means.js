@@ -99,7 +99,7 @@ function exploreMeans({ data, at, map, sum, alikeness }, ROWS, COLUMNS) {
     return table(caption, columns, filled.filter(([, ...texts]) => texts.some((text) => text !== "–")));
   }
 
-  /** What carried the change of the log-likelihood, over the images that the causal test has. */
+  /** What carried the change of the calibrated log-likelihood, over the images that the causal test has. */
   function effects(model, images) {
     const causes = images.map((i) => data.images[i].causes[model.key]).filter((cause) => cause?.decided);
     if (!causes.length) return [];
@@ -113,7 +113,7 @@ function exploreMeans({ data, at, map, sum, alikeness }, ROWS, COLUMNS) {
       const decided = causes.filter((cause) => cause.decided === name).length;
       return row(name, causes.map((cause) => cause.effects[name]), `${decided} of ${causes.length}`);
     });
-    const caption = `What ${model.label} changed over ${causes.length} images, by effect`;
+    const caption = `What ${model.label} changed in calibrated log-likelihood over ${causes.length} images, by effect`;
     const columns = ["effect", "Shapley value (nats)", "share of the gain", "decided"];
     return [table(caption, columns, [...rows, row("all", gains, "")])];
   }

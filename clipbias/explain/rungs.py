@@ -1,0 +1,15 @@
+"""The names of what is put in a method's place: the rungs of the ladder, from little to much, and controls."""
+
+CONSTANTS = ("vector", "kind", "outliers", "token")
+RANKS = (1, 2, 4, 8)
+RUNGS = (*CONSTANTS, *(f"rank{rank}" for rank in RANKS))
+RUNG_NAMES = {
+    "vector": "one vector per layer",
+    "kind": "two vectors per layer (one for [cls] or EOS, one for all other tokens)",
+    "outliers": "three vectors per layer (one more for outlier tokens)",
+    "token": "one vector per layer and position",
+    **{f"rank{rank}": f"an affine map of the token of rank {rank} per layer" for rank in RANKS},
+}
+# The form that controls are made of, and that texts have under affine maps of image tokens.
+PLAIN = "kind"
+RANDOM, SHUFFLED, ANOTHER_SEED = "random", "shuffled", "another seed"
