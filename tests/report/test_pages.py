@@ -5,11 +5,11 @@ import colorsys
 import re
 
 import pytest
-from clipbias.report.faithfulness_figures import faithfulness_figure
 
 from clipbias.errors import ClipbiasError
 from clipbias.explain.results import save_results
 from clipbias.report import pages, style, write_overview, write_report
+from clipbias.report.study_figures import faithfulness_figure
 from clipbias.report.study_page import value_and_interval
 from clipbias.report.study_results import StudyResults
 from tests.documents import ROOT
