@@ -8,7 +8,7 @@ from clipbias.explain.verdict_words import FORM_NAMES, NAMES, UNITS, amount, eff
 from clipbias.report.published import dataset_name
 from clipbias.report.study_figures import MAP_NAMES
 from clipbias.report.study_results import StudyResults, by_reason, label_of
-from clipbias.report.table import MISSING, Table, TableCell, cells
+from clipbias.report.table import MISSING, Table, cells
 from clipbias.report.verdict_figures import BIASES, FORMS, OUTCOMES, learned_biases, verdict_of
 from clipbias.report.verdict_summary import MethodSummary, percent_of
 
@@ -17,7 +17,7 @@ _FIRST = {"positive": "Most", "negative": "Least"}
 
 def effects_table(study: StudyResults) -> Table | None:
     """Per model, each effect's share of the gain and its change of both outcomes, with intervals."""
-    rows: list[tuple[TableCell, ...]] = []
+    rows: list[tuple[str, ...]] = []
     shared: dict[str, list[str]] = {}
     for model in study.tuned:
         found = verdict_of(study, model).get("effects")
@@ -61,7 +61,7 @@ def why_no_effects(study: StudyResults) -> list[str]:
 
 def kept_table(study: StudyResults) -> Table | None:
     """Per model, what each form of a constant keeps of the gain, and what learned biases gain."""
-    rows: list[tuple[TableCell, ...]] = []
+    rows: list[tuple[str, ...]] = []
     for model in study.tuned:
         kept = verdict_of(study, model).get("kept")
         if not kept:
