@@ -177,8 +177,7 @@ def _whiskers(axes: "Axes", x: Any, y: Any, low: Any, high: Any, *, along: str =
     """Points or a line with intervals along one axis; none where an end is not known."""
     if np.all(np.isnan(np.asarray(low, float))):
         if look.get("fmt") != "none":
-            own = {name: value for name, value in look.items() if name not in ("capsize", "elinewidth")}
-            axes.plot(x, y, **{"linewidth": 1.2} | own)
+            axes.plot(x, y, **{"linewidth": 1.2} | look)
         return
     middle = np.asarray(y if along == "y" else x, float)
     arms = np.nan_to_num([middle - np.asarray(low, float), np.asarray(high, float) - middle])
