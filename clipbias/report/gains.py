@@ -28,9 +28,9 @@ def over_zero_shot(study: StudyResults, model: Mapping[str, Any]) -> dict[str, E
     found: dict[str, Estimate] = {}
     for section in ("amounts", "factorial"):
         images, correct = (study.array(f"{section}/{key}/{name}") for name in ("images", "correct"))
-        if images is None or correct is None:
-            continue
         facts = study.section(section, key)
+        if images is None or correct is None or "missing" in facts:
+            continue
         if section == "factorial":  # from the reference to the tuned model, of both towers
             corners, both = 2 ** len(facts["effects"]), list(facts["towers"]).index("both")
             named = {"start": correct[:, both, 0], "gain": correct[:, both, corners - 1]}

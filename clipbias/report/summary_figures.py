@@ -151,6 +151,8 @@ def _numbers(summary: MethodSummary) -> pd.DataFrame:
     """All numbers of a method, drawn or not: by dataset, and of changes in accuracy their means."""
     rows: list[dict[str, Any]] = []
     for (outcome, quantity), numbers in summary.numbers.items():
+        if quantity == "reference":  # a level, and no gain
+            continue
         place = {"method": summary.label, "quantity": quantity, "outcome": outcome}
         place["unit"] = "nats" if outcome == "log_likelihood" else "points"
         for dataset, number in numbers.items():

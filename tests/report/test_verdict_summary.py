@@ -14,8 +14,9 @@ from clipbias.explain.results import save_results
 from clipbias.explain.verdict import verdicts
 from clipbias.report import verdict_summary
 from clipbias.report.study_results import StudyResults
-from clipbias.report.summary_figures import summary_figure, summary_table
+from clipbias.report.summary_figures import summary_figure
 from clipbias.report.verdict_summary import MethodSummary, left_out, summarize_verdicts
+from clipbias.report.verdict_tables import summary_table
 from tests.report import recomputed
 from tests.report.synthetic import synthetic_results
 from tools import draw_verdict
@@ -59,16 +60,40 @@ def student(values):
     return {"value": mean, "low": mean - half, "high": mean + half}
 
 
+def over_zero_shot(results, key, quantity):
+    """Points over zero-shot's own answers, image by image: of the start, the tuned model, or a constant."""
+    section, forms = ("amounts", ["reference", *FORMS, "tuned"]) if quantity in FORMS else ("factorial", None)
+    correct = results.arrays[f"{section}/{key}/correct"]
+    if quantity in FORMS:
+        own = correct[:, forms.index(quantity)]
+    else:
+        letters = 2 if key == "bias" else 3
+        own = correct[:, 0, {"start": 0, "gain": 2**letters - 1}[quantity]]
+    zero = [
+        results.arrays["predictions/zero_shot"][image] == results.arrays["predictions/labels"][image]
+        for image in results.arrays[f"{section}/{key}/images"]
+    ]
+    return recomputed.number(100.0 * (own.astype(float) - np.array(zero)))
+
+
 def expected(results, label, outcome, name):
-    """By dataset, one number of the verdict."""
+    """By dataset, one number of the verdict, or of the gains over zero-shot."""
     found, key = {}, LABELS[label]
     for dataset, each in results.items():
         place = (dataset, key, outcome, name in KEPT)
-        if place not in KNOWN:
+        if outcome == "over_zero_shot":
+            KNOWN.setdefault((*place, name), {name: over_zero_shot(each, key, name)})
+            place = (*place, name)
+        elif place not in KNOWN:
             known = recomputed.kept(each, key, outcome) if name in KEPT else None
             KNOWN[place] = known or recomputed.effects(each, key, outcome, "both")
         found[dataset] = KNOWN[place][name]
     return found
+
+
+def rows_of(drawing):
+    frame = drawing.numbers.astype(object)
+    return frame.where(frame.notna(), None).to_dict("records")
 
 
 def of_these(numbers):
@@ -79,18 +104,13 @@ def of_these(numbers):
 
 
 def test_every_number_of_the_picture_is_recomputed(results, summaries):
-    drawing = summary_figure(summaries)
-    rows = [dict(zip(drawing.columns, row, strict=True)) for row in drawing.rows]
-    drawn, others = [], []
+    rows = rows_of(summary_figure(summaries))
     for row in rows:
         numbers = expected(results, row["method"], row["outcome"], row["quantity"])
-        assert row["unit"] == {"accuracy": "points", "log_likelihood": "nats"}[row["outcome"]]
-        shares = [row["share"], row["share_low"], row["share_high"]]
-        (others if row["outcome"] == "log_likelihood" else drawn).append(row)
-        if row["outcome"] == "accuracy":
-            assert shares == [None] * 3
-        elif numbers[row["dataset"]].get("share") is not None:
+        assert row["unit"] == {"log_likelihood": "nats"}.get(row["outcome"], "points")
+        if row["outcome"] == "log_likelihood" and numbers[row["dataset"]].get("share") is not None:
             wanted = [numbers[row["dataset"]][end] for end in ("share", "share_low", "share_high")]
+            shares = [row["share"], row["share_low"], row["share_high"]]
             np.testing.assert_allclose(shares, wanted, rtol=1e-9, atol=1e-9)
         if row["dataset"] == "mean":
             wanted = list(student([number["value"] for number in numbers.values()]).values())
@@ -99,39 +119,57 @@ def test_every_number_of_the_picture_is_recomputed(results, summaries):
             wanted = [numbers[row["dataset"]][end] for end in ("value", "low", "high")]
             assert row["seeds"] == 1
         np.testing.assert_allclose([row["value"], row["low"], row["high"]], wanted, rtol=1e-9, atol=1e-9)
-    assert len(drawn) == 4 * ((1 + 3 + 3) + (1 + 2 + 3))
-    assert len(others) == 3 * ((1 + 3 + 3) + (1 + 2 + 3))  # not drawn, and of datasets alone
-    assert any(row["share"] is not None and row["quantity"] == "values" for row in others)
+    outcomes = [row["outcome"] for row in rows]
+    # Gain, effects, constants and "tuned"; the gain over zero-shot, the start and constants. Bias tuning has no scale.
+    assert outcomes.count("accuracy") == 4 * (8 + 7) and outcomes.count("log_likelihood") == 3 * (8 + 7)
+    assert outcomes.count("over_zero_shot") == 4 * 2 * 5
 
 
 def test_marks_stand_in_their_panel_and_their_methods_line(results, summaries):
-    gain, effects, kept = summary_figure(summaries).figure.axes
+    drawing = summary_figure(summaries)
+    gain, effects, kept = drawing.figure.axes
     assert [text.get_text() for text in gain.get_yticklabels()] == list(LABELS)
-    for axes, names in ((gain, ("gain",)), (effects, EFFECTS), (kept, FORMS)):
-        shown = []
-        for container in axes.containers:
-            line, _, (bars,) = container.lines
-            (segment,) = bars.get_segments()
-            shown.append((round(float(line.get_ydata()[0])), line.get_xdata()[0], segment[0, 0], segment[1, 0]))
-        wanted, wholes = [], []
+    start = [("over_zero_shot", "start"), *(("accuracy", name) for name in EFFECTS)]
+    constants = [("over_zero_shot", form) for form in FORMS]
+    wholes = [
+        statistics.fmean(n["value"] for n in expected(results, label, "over_zero_shot", "gain").values())
+        for label in LABELS
+    ]
+    for axes, names in ((gain, [("over_zero_shot", "gain")]), (effects, start), (kept, constants)):
+        shown, small = set(), []
+        for container in axes.containers:  # means, with their whiskers
+            (line, _, (bars,)) = container.lines
+            for (x, y), segment in zip(np.asarray(line.get_xydata(), float), bars.get_segments(), strict=True):
+                shown.add((round(y), *(round(float(value), 6) for value in (x, segment[0, 0], segment[1, 0]))))
+        for line in axes.lines:  # datasets
+            if line.get_markersize() == 2.6:
+                small += line.get_xdata().tolist()
+        wanted, each = set(), []
         for place, label in enumerate(LABELS):
-            for name in names:
-                if label == "Bias tuning" and name == "scale":
+            for outcome, name in names:
+                if label == "Bias tuning" and (name == "scale" or name in FORMS):  # its constants are its own bias
                     continue
-                numbers = list(expected(results, label, "accuracy", name).values())
-                mean = student([number["value"] for number in numbers])
-                wanted += [(place, mean["value"], *of_these(numbers)), (place, *mean.values())]
-            whole = expected(results, label, "accuracy", "tuned" if names == FORMS else "gain")
-            wholes.append(statistics.fmean(number["value"] for number in whole.values()))
-        np.testing.assert_allclose(shown, wanted)
-        dotted = [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == ":"]
-        np.testing.assert_allclose(dotted, [] if axes is gain else wholes)
-        labels = [text.get_text() for text in axes.get_legend().get_texts()] if axes.get_legend() else []
-        said = {EFFECTS: list(EFFECTS), FORMS: ["one vector", "two, by kind of token", "one per token"]}
-        assert labels == said.get(names, [])
+                numbers = list(expected(results, label, outcome, name).values())
+                mean = statistics.fmean(number["value"] for number in numbers)
+                wanted.add((place, *(round(value, 6) for value in (mean, *of_these(numbers)))))
+                each += [number["value"] for number in numbers]
+        assert shown == wanted
+        np.testing.assert_allclose(sorted(small), sorted(each), atol=1e-9)
+        marks = [line.get_xdata().tolist() for line in axes.lines if line.get_marker() == "|"]
+        assert axes is gain or marks[-1] == pytest.approx(wholes)
+    said = [text.get_text() for text in drawing.figure.legends[0].get_texts()]
+    assert said == ["start", *EFFECTS, "one vector", "two, by kind of token", "one per token", "whole gain"]
 
 
-def test_many_methods_are_grouped_by_kind_with_those_left_out_below(summaries):
+def test_parts_add_up_to_the_gain_over_zero_shot(summaries):
+    for summary in summaries:
+        for dataset in summary.datasets:
+            parts = [("over_zero_shot", "start"), *(("accuracy", name) for name in EFFECTS)]
+            values = [summary.of(*part)[dataset]["value"] for part in parts if summary.of(*part)]
+            assert sum(values) == pytest.approx(summary.of("over_zero_shot", "gain")[dataset]["value"])
+
+
+def test_many_methods_are_grouped_by_kind_with_those_left_out_in_the_caption(summaries):
     names = ("tpt", "clip_lora", "mine.py:Own", "maple", "coop", "gda", "vpt", "bias", "ivlp")
     many = [
         dataclasses.replace(summaries[number % 2], method=name, label=name.upper()) for number, name in enumerate(names)
@@ -142,13 +180,13 @@ def test_many_methods_are_grouped_by_kind_with_those_left_out_below(summaries):
     prompts, weights = ("COOP", "VPT", "IVLP", "MAPLE"), ("BIAS", "CLIP_LORA")
     kinds = ("Training-free", "GDA", "Prompts", *prompts, "Weights", *weights, "Test-time", "TPT", "Others")
     assert labels == [*kinds, "MINE.PY:OWN"]
-    shown = {}
-    for container in gain.containers:
-        line = container.lines[0]
-        shown[labels[round(float(line.get_ydata()[0]))]] = float(line.get_xdata()[0])
-    wanted = {each.label: each.mean("accuracy", "gain")["value"] for each in many}
+    shown = {
+        labels[round(y)]: x
+        for container in gain.containers
+        for x, y in np.asarray(container.lines[0].get_xydata(), float)
+    }
+    wanted = {each.label: each.mean("over_zero_shot", "gain")["value"] for each in many}
     assert shown == pytest.approx(wanted)
-    assert drawing.figure.get_supxlabel() == "HEAD, OTHER: It has no towers."
     assert drawing.caption.endswith("Not in it: HEAD, OTHER: It has no towers.")
     # In few, kinds are no help, and methods stand as in a table.
     few = [text.get_text() for text in summary_figure(many[:8]).figure.axes[0].get_yticklabels()]
@@ -160,13 +198,14 @@ def test_without_a_causal_test_the_gain_is_that_of_the_constants(results):
     bare.scalars["factorial"]["ivlp"] = {"missing": "It has no second run."}
     bare.scalars["verdict"], bare.scalars["agreement"] = verdicts(bare)
     drawing = summary_figure(summarize_verdicts([StudyResults(bare)]))
-    rows = [dict(zip(drawing.columns, row, strict=True)) for row in drawing.rows]
-    (row,) = [row for row in rows if row["method"] == "IVLP" and row["quantity"] == "tuned"]
-    numbers = recomputed.kept(bare, "ivlp", "accuracy")["tuned"]
+    rows = [row for row in rows_of(drawing) if row["method"] == "IVLP" and row["outcome"] != "log_likelihood"]
+    (row,) = [row for row in rows if row["outcome"] == "over_zero_shot" and row["quantity"] == "gain"]
+    correct, zero = bare.arrays["amounts/ivlp/correct"][:, 4], bare.arrays["predictions/zero_shot"]
+    numbers = recomputed.number(100.0 * (correct - (zero == bare.arrays["predictions/labels"]).astype(float)))
     assert [row[end] for end in ("value", "low", "high")] == pytest.approx(
         [numbers[end] for end in ("value", "low", "high")]
     )
-    assert not [row for row in rows if row["method"] == "IVLP" and row["quantity"] in ("gain", *EFFECTS)]
+    assert not [row for row in rows if row["quantity"] in ("start", *EFFECTS)]
     assert left_out([StudyResults(bare)]) == []
     del bare.scalars["amounts"]["ivlp"]
     bare.scalars["verdict"], bare.scalars["agreement"] = verdicts(bare)
@@ -274,7 +313,7 @@ def test_one_dataset_is_no_sample_of_datasets(results):
     assert summary_table(first).columns == ("", "demo/digits")
     drawing = summary_figure([first])
     (container,) = drawing.figure.axes[0].containers
-    gain = recomputed.effects(results["demo/digits"], "ivlp", "accuracy", "both")["gain"]
+    gain = over_zero_shot(results["demo/digits"], "ivlp", "gain")
     segment = container.lines[2][0].get_segments()[0]
     np.testing.assert_allclose([segment[0, 0], segment[1, 0]], [gain["low"], gain["high"]])
     assert "bootstrap" in drawing.caption and "Student" not in drawing.caption
@@ -337,6 +376,6 @@ def test_the_command_draws_studies_and_prints_their_numbers(results, tmp_path, c
     assert said.count("Head has no factorial.") == said.count("Head has no amounts.") == 1
     assert "Not in it: Head: Head has no factorial." in said  # whatever the seeds
     assert picture.read_bytes()[:4] == b"\x89PNG"
-    assert picture.with_suffix(".csv").read_text().count("\n") == 1 + 4 * 13 + 3 * 13
+    assert picture.with_suffix(".csv").read_text().count("\n") == 1 + (4 + 3) * 15 + 4 * 10
     with pytest.raises(ClipbiasError, match="give finished studies"):
         draw_verdict.main([])
