@@ -90,10 +90,12 @@ def _method(study: StudyResults, models: Sequence[Mapping[str, Any]], summary: M
     accuracies = [accuracy_and_error(model) for model in models]
     over = [over_zero_shot(study, model) for model in models]
     verdicts = [study.section("verdict", model["key"]) for model in models]
+    accuracy, error = (float(np.mean(values)) for values in zip(*accuracies, strict=True))
     return MethodAnswer(
         label_of(models[0]),
         len(models),
-        *(float(np.mean(values)) for values in zip(*accuracies, strict=True)),
+        accuracy,
+        error,
         average_seeds([each["gain"] for each in over]) if all(over) else None,
         "gain" in numbers and any(abs(each["start"]["value"] or 0.0) > 0.05 for each in over if "start" in each),
         numbers,

@@ -7,10 +7,7 @@ import pytest
 
 from clipbias.errors import ClipbiasError
 from clipbias.explain.results import save_results
-from clipbias.report import pages, style, write_overview, write_report
-from clipbias.report.study_figures import faithfulness_figure
-from clipbias.report.study_page import value_and_interval
-from clipbias.report.study_results import StudyResults
+from clipbias.report import pages, write_overview, write_report
 from tests.documents import ROOT
 from tests.report.markup import Page
 from tests.report.synthetic import synthetic_results
