@@ -132,9 +132,8 @@ def _handle(look: Look) -> Any:
 
 def _legend(figure: "Figure", handles: Mapping[str, Any]) -> None:
     if handles:
-        # As many names in a line as fit: letters are about half as wide as they are high.
-        letters = max(map(len, handles)) + 6
-        fit = max(1, int(figure.get_figwidth() * 72 / (letters * 4.2)))
+        # As many names in a line as fit: letters are about half as wide as they are high, and a mark as wide as ten.
+        fit = max(1, int(figure.get_figwidth() * 72 / (max(map(len, handles)) * 4.4 + 46)))
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(fit, len(handles)))
 
 
