@@ -19,7 +19,6 @@ from clipbias.explain.model import Model
 from clipbias.explain.options import StudyOptions
 from clipbias.explain.outcomes import outcomes
 from clipbias.explain.replacement import raw_batches
-from clipbias.explain.results import FORMS
 from clipbias.explain.study import Section, Study
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import save_adapter
@@ -33,6 +32,7 @@ from tests.tuning import test_clip_lora, weights_common
 
 FOLDER = Path(__file__).parents[1] / "data_files" / "tiny_quick_gelu"
 LABELS = np.array([4, 0, 2, 2, 1])
+FORMS = ("vector", "kind", "token")
 TOLERANCE = 2e-5  # of the largest number, in float32
 
 # Prompts in fewer layers than there are, fewer than the words, in the middle of the text and from random vectors.
