@@ -192,7 +192,6 @@ def test_every_figure_is_drawn(written, drawn):
         assert figure.title[-1].isalnum() and not re.search(r"[?!.][.]", figure.caption)
         named = set(re.findall(r"\b(red|orange|yellow|green|blue|purple)\b", figure.caption))
         assert named <= {look(style.ZERO_SHOT), look(style.TUNED), look(style.PURPLE)}
-    assert "orange" in drawn["fig4_text_attention"].caption and "orange" in drawn["relevancy_groups"].caption
     assert [name for name in page.identifiers if name in drawn] == list(drawn)
     assert list(drawn) == [
         *("verdict_effects", "verdict_kept", "fig1_decomposition", "fig2_text_relevancy", "fig3_vision_relevancy"),
