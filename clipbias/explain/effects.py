@@ -78,7 +78,8 @@ class Measured:
         """Some of the ways to classify, in this order."""
         at = list(places)
         samples = {name: Sample(one.mean[at], one.draws[:, at]) for name, one in self.samples.items()}
-        return dataclasses.replace(self, samples=samples, temperatures=self.temperatures[at])
+        values = {name: own[:, at] for name, own in self.values.items()}
+        return dataclasses.replace(self, samples=samples, values=values, temperatures=self.temperatures[at])
 
 
 def measure(logits: np.ndarray, labels: np.ndarray, *, seed: int = 0, refit: bool | None = None) -> Measured:
@@ -99,6 +100,7 @@ def measure(logits: np.ndarray, labels: np.ndarray, *, seed: int = 0, refit: boo
         "calibrated": Sample(calibrated.values.mean(0), calibrated.draws),
         "raw": Sample(raw.mean(0), weigh(counts, raw) / n),
     }
+    correct = 100.0 * (np.asarray(logits).argmax(-1) == labels[:, None])
     values = {"accuracy": correct, "calibrated": calibrated.values, "raw": raw}
     temperatures = np.exp(np.log(calibrated.temperatures).mean(0))
     return Measured(samples, values, n, 1, calibrated.refitted, temperatures)
