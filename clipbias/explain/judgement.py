@@ -68,17 +68,15 @@ def judge(
     differences = np.stack([100.0 * (own[:, ends[1]].astype(float) - own[:, ends[0]]) for own in right])
     could = power(spread(differences), *reversed(differences.shape))
     alone = temperature_alone(both[0], *ends)
-    named = [(streams, measured), (forms, constants)]
+    temperatures: dict[str, float] = {}
+    for names, one in ((streams, measured), (forms, constants)):
+        if one:
+            temperatures |= dict(zip(names, map(float, one.temperatures), strict=True))
     found |= {
         "images": both[0].images,
         "seeds": both[0].seeds,
         "refitted": all(one.refitted for one in both),
-        "temperatures": {
-            name: float(value)
-            for names, one in named
-            if one
-            for name, value in zip(names, one.temperatures, strict=True)
-        },
+        "temperatures": temperatures,
         "temperature_alone": alone,
         "power": vars(could),
     }

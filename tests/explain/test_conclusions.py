@@ -208,7 +208,7 @@ def test_a_judgement_says_what_logits_show(seeds):
     found = judged(seeds)
     said = " ".join(found["sentences"])
     assert found["seeds"] == seeds and found["images"] == 200 and found["refitted"]
-    assert "what prompts add carries" in said and "This favours (b), a bias" in said
+    assert "What prompts add carries" in said and "This favours (b), a bias" in said
     assert "of the gain in accuracy: more than half" in said and "calibrated log-likelihood" in said
     assert "from a temperature alone" in said and f"{seeds} seed" in said
     assert set(found["temperatures"]) >= {"RRR", "PPP", "kept:kind", "reference", "tuned"}
