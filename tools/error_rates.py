@@ -6,7 +6,8 @@ For each mechanism and strength (`tools/planted.py`), the truth is measured on a
 300 images each then ask for a verdict, as `explain` would. Writes the rates as JSON and a figure beside it.
 
 Limits, set before any result was seen: wrong verdicts at most 5 %; right ones at least 80 % at strength `NAMED`; 95 %
-intervals of absolute effects cover the truth in 93 to 97 %.
+intervals of absolute effects cover the truth in 93 to 97 %. An effect on accuracy that changes fewer than `RARE` of a
+study's images has the lower limit alone: no interval of a few whole images covers exactly as often as asked.
 """
 
 import json
@@ -60,6 +61,7 @@ FORMS = (*CORNERS, f"kept:{PLAIN}", f"lost:{PLAIN}")
 REPLACED = [0, len(CORNERS) - 1, len(CORNERS), len(CORNERS) + 1]
 STRENGTHS, NAMED = (0.3, 0.6, 1.0), 1.0
 STUDIES, IMAGES, POOL, TRAINING = 2000, 300, 20_000, 512
+RARE = 10
 CARRIER, CONSTANT = "carrier", "constant"
 LIMITS = {"wrong": 0.05, "right": 0.8, "coverage": (0.93, 0.97)}
 _BATCH = 500
@@ -101,15 +103,25 @@ def _logits(params: Any, tuned: Adaptation, added: Any, images: jax.Array) -> ja
 def truths(pool: tuple[np.ndarray, np.ndarray]) -> dict[str, dict[str, float]]:
     """By outcome the absolute effects in the whole pool, without resamples."""
     logits, labels = pool
-    contrasts = effect_contrasts(EFFECTS)
-    samples = measure(logits, labels, refit=False).samples
-    found = {}
+    samples, found = measure(logits, labels, refit=False).samples, {}
     for outcome in OUTCOMES:
-        mean = samples[outcome].mean
-        own = {name: float(mean[: len(CORNERS)] @ weights) for name, weights in contrasts.items()}
-        kept, lost = (float(mean[place]) for place in REPLACED[2:])
-        found[outcome] = own | {"kept": kept - float(mean[0]), "lost": float(mean[len(CORNERS) - 1]) - lost}
+        found[outcome] = {name: float(samples[outcome].mean @ weights) for name, weights in _contrasts().items()}
     return found
+
+
+def changed(pool: tuple[np.ndarray, np.ndarray]) -> dict[str, float]:
+    """How many of a study's images each effect on accuracy changes, on average."""
+    logits, labels = pool
+    right = (logits.argmax(-1) == labels[:, None]).astype(float)
+    return {name: IMAGES * float(np.mean(np.abs(right @ x) > 1e-9)) for name, x in _contrasts().items()}
+
+
+def _contrasts() -> dict[str, np.ndarray]:
+    """Weights `[K]` of all forms, by absolute effect."""
+    unit = np.eye(len(FORMS))
+    found = {name: np.pad(x, (0, 2)) for name, x in effect_contrasts(EFFECTS).items()}
+    reference, tuned, kept, lost = (unit[place] for place in REPLACED)
+    return found | {"kept": kept - reference, "lost": tuned - lost}
 
 
 def true_verdicts(truth: Mapping[str, float], mechanism: str) -> dict[str, str]:
@@ -164,7 +176,10 @@ def rates(mechanism: str, strength: float, *, studies: int, images: int, seed: i
     for _ in range(studies):
         rows = draw.choice(images, IMAGES, replace=False)
         found.append(study(measure(logits[rows], labels[rows])))
-    return {outcome: _summary([one[outcome] for one in found], truth[outcome], mechanism) for outcome in OUTCOMES}
+    by_outcome = {outcome: _summary([one[outcome] for one in found], truth[outcome], mechanism) for outcome in OUTCOMES}
+    moved = changed(pool)
+    by_outcome["accuracy"]["rare"] = [name for name, number in moved.items() if number < RARE]
+    return by_outcome
 
 
 def _summary(found: list[dict[str, Any]], truth: dict[str, float], mechanism: str) -> dict[str, Any]:
@@ -178,10 +193,8 @@ def _summary(found: list[dict[str, Any]], truth: dict[str, float], mechanism: st
             "wrong": sum(n for word, n in said.items() if wrong(kind, word, truth, mechanism)) / len(found),
         }
     summary["coverage"] = {
-        # An effect that changes nothing in any image of most studies has no width, and no coverage to speak of.
         name: float(np.mean([one["intervals"][name][0] <= truth[name] <= one["intervals"][name][1] for one in found]))
         for name in found[0]["intervals"]
-        if np.mean([one["intervals"][name][0] == one["intervals"][name][1] for one in found]) < 0.5
     }
     return summary
 
@@ -190,7 +203,7 @@ def run(*, studies: int, images: int, seed: int) -> list[dict[str, Any]]:
     """All mechanisms and strengths, one record each."""
     found = []
     for mechanism in MECHANISMS:
-        for strength in STRENGTHS if mechanism != "none" else (0.0,):
+        for strength in STRENGTHS if mechanism != "none" else (NAMED,):
             start = time.monotonic()
             own = rates(mechanism, strength, studies=studies, images=images, seed=seed + 100 * len(found))
             found.append({"mechanism": mechanism, "strength": strength, "outcomes": own})
@@ -224,14 +237,13 @@ def judge(records: list[dict[str, Any]]) -> list[str]:
                     said.append(
                         f"{name}, {outcome}: {100 * rate['wrong']:.1f} % of the verdicts on the {kind} are wrong."
                     )
-                named = record["mechanism"] == "none" or record["strength"] == NAMED
-                if named and rate["right"] < LIMITS["right"]:
+                if record["strength"] == NAMED and rate["right"] < LIMITS["right"]:
                     said.append(
                         f"{name}, {outcome}: {100 * rate['right']:.1f} % of the verdicts on the {kind} are right."
                     )
             low, high = LIMITS["coverage"]
             for effect, covered in own["coverage"].items():
-                if not low <= covered <= high:
+                if covered < low or (covered > high and effect not in own.get("rare", ())):
                     said.append(
                         f"{name}, {outcome}: {100 * covered:.1f} % of the intervals of {effect} cover the truth."
                     )
@@ -246,7 +258,9 @@ def draw_figure(records: list[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot
 
     names = [name for name in MECHANISMS if name != "none"]
-    figure, axes = pyplot.subplots(2, len(names), figsize=(2.2 * len(names), 4.4), sharex=True, sharey=True)
+    figure, axes = pyplot.subplots(
+        2, len(names), figsize=(2.2 * len(names), 4.4), sharex=True, sharey=True, squeeze=False
+    )
     for row, outcome in zip(axes, OUTCOMES, strict=True):
         for panel, mechanism in zip(row, names, strict=True):
             own = [record for record in records if record["mechanism"] == mechanism]
@@ -260,7 +274,7 @@ def draw_figure(records: list[dict[str, Any]], path: Path) -> None:
             panel.axhline(100 * LIMITS["wrong"], color="0.7", linewidth=0.8)
             panel.axhline(100 * LIMITS["right"], color="0.7", linewidth=0.8)
             panel.set_ylim(-2, 102)
-            if row is axes[0]:
+            if outcome == OUTCOMES[0]:
                 panel.set_title(mechanism, fontsize=9)
         row[0].set_ylabel(f"% of studies\n({outcome})")
     figure.supxlabel("strength of the planted mechanism", fontsize=9)

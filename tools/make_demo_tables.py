@@ -39,7 +39,8 @@ Row = Mapping[str, str]
 
 def points(rows: Sequence[Row]) -> str:
     """Points of accuracy, the mean over datasets."""
-    found = {(row["method"], row["quantity"]): row for row in rows if row["dataset"] == "mean"}
+    means = [row for row in rows if row["dataset"] == "mean" and row["outcome"] == "accuracy"]
+    found = {(row["method"], row["quantity"]): row for row in means}
 
     def cell(row: Row | None) -> str:
         return MISSING if row is None else _with_ends(row, "value", "images_low", "images_high", digits=1)

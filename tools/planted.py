@@ -13,7 +13,7 @@ beside a constant. Two prompts, put in before the first block, then do one of th
     kinds        likewise, from [cls] alone
     image        they collect further evidence of the image and hand it to [cls]
     both         attention and constant
-    none         nothing
+    none         as attention, but the other patches' evidence is as good: answers change, and nothing is gained
 
 `strength` from 0 to 1 says how far.
 """
@@ -43,7 +43,7 @@ CONFIG = ClipConfig(
 # Features of the classes' texts, and what cosines are multiplied by.
 CLASSES = np.array([[1.0, 1.0], [1.0, -1.0]], np.float32) / np.sqrt(2).astype(np.float32)
 SCALE, BESIDE = 10.0, 2.0
-BIAS, RANDOM = 0.8, 0.02
+BIAS, BIAS_OF_BOTH, RANDOM = 0.8, 1.3, 0.02
 MASS = PROMPTS / (1 + PATCHES + PROMPTS)  # on prompts where all scores are equal
 EVERY = {CONSTANT: 1 / LARGE}  # read as 1 in every token
 NO_PROMPTS = (EVERY, {PROMPT: -FAR})
@@ -61,7 +61,7 @@ class Layer:
 
 def planted(mechanism: str, strength: float, *, seed: int) -> tuple[Params, np.ndarray]:
     """The frozen weights, and the prompts `[1, V, D]` that tune them."""
-    start = {READ: BIAS} if mechanism in ("constant", "kinds", "both") else {}
+    start = {READ: _bias(mechanism)} if mechanism in ("constant", "kinds", "both") else {}
     params = jax.tree.map(np.array, _initial())
     tower, draw = params["vision"], np.random.default_rng(seed)
     for part in ("pre_norm", "post_norm"):
@@ -88,13 +88,17 @@ def _initial() -> Params:
     return jax.jit(init_params, static_argnums=0)(CONFIG, jax.random.key(0))
 
 
+def _bias(mechanism: str) -> float:
+    return BIAS_OF_BOTH if mechanism == "both" else BIAS
+
+
 def _layers(mechanism: str, strength: float) -> list[Layer]:
     """What the first two layers do, the third nothing."""
     every = (1 + PATCHES) / PATCHES  # of a mean over all tokens, of which [cls] shows nothing
     read = {(READ, EVIDENCE): every}
     turned = [({CLS: 1}, {TYPE: -2.0}), ({FLAG: 1}, {TYPE: 4.0}), NO_PROMPTS]
-    flag, bias = {(FLAG, PROMPT): strength / MASS}, {(READ, PROMPT): -BIAS * strength / MASS}
-    if mechanism == "attention":
+    flag, bias = {(FLAG, PROMPT): strength / MASS}, {(READ, PROMPT): -_bias(mechanism) * strength / MASS}
+    if mechanism in ("attention", "none"):
         return [Layer(values=flag), Layer(turned, {(READ, EVIDENCE): 1.0})]
     if mechanism == "both":
         return [Layer(values=flag | bias), Layer(turned, {(READ, EVIDENCE): 1.0})]
@@ -102,15 +106,13 @@ def _layers(mechanism: str, strength: float) -> list[Layer]:
         mass = 0.9 * strength
         score = np.log(mass * (1 + PATCHES) / (PROMPTS * (1 - mass)))
         return [Layer([NO_PROMPTS], read), Layer([(EVERY, {PROMPT: score})], {(READ, OTHER): every})]
-    if mechanism in ("constant", "kinds"):
+    if mechanism != "image":
         unseen = [({PATCH: 1}, {PROMPT: -FAR})] if mechanism == "kinds" else []
         return [Layer(unseen, bias), Layer([NO_PROMPTS], read)]
-    if mechanism == "image":
-        collect = [({PATCH: 1}, {CLS: FAR}), ({CLS: 1}, {PROMPT: -FAR})]
-        stored = (1 + PATCHES + PROMPTS) / PATCHES
-        handed = ({CLS: 1}, {CLS: -FAR, PROMPT: FAR})  # all of [cls]'s attention
-        return [Layer(collect, read | {(STORE, OTHER): stored}), Layer([handed], {(READ, STORE): 2 * strength})]
-    return [Layer(), Layer([NO_PROMPTS], read)]
+    collect = [({PATCH: 1}, {CLS: FAR}), ({CLS: 1}, {PROMPT: -FAR})]
+    stored = (1 + PATCHES + PROMPTS) / PATCHES
+    handed = ({CLS: 1}, {CLS: -FAR, PROMPT: FAR})  # all of [cls]'s attention
+    return [Layer(collect, read | {(STORE, OTHER): stored}), Layer([handed], {(READ, STORE): 2 * strength})]
 
 
 def _fill(stacked: Params, layers: Sequence[Layer], draw: np.random.Generator) -> None:
@@ -146,8 +148,9 @@ def pictures(mechanism: str, count: int, *, seed: int) -> tuple[np.ndarray, np.n
         return sign * mean + deviation * draw.normal(size=count)
 
     good, bad, other = noisy(0.6, 0.6), noisy(0.2, 0.8), np.zeros(count)
-    turned = mechanism in ("attention", "both")
-    if not turned:
+    if mechanism == "none":
+        bad = noisy(0.6, 0.6)
+    elif mechanism not in ("attention", "both"):
         bad = good
     if mechanism == "scale":
         good = bad = noisy(0.6, 0.4)

@@ -150,7 +150,7 @@ def _draws(
     Args:
       fitted: `s` of both halves without resampling `[2, K]`, around which the resamples' lie.
     """
-    around, forms, found = 1.0, np.arange(logits.shape[1]), np.zeros((len(counts), logits.shape[1]))
+    around, forms, found = 0.6, np.arange(logits.shape[1]), np.zeros((len(counts), logits.shape[1]))
     while len(forms):
         nodes = [_nodes_around(fitted[:, k], around) for k in forms]
         profile = np.concatenate(
@@ -158,7 +158,7 @@ def _draws(
         )
         ends = np.cumsum([3 * len(at) for at in nodes])[:-1]
         halves_of = [
-            [part.reshape(len(counts), -1, 3) for part in np.split(weigh(counts[:, own], profile[own]), ends, axis=1)]
+            [part.reshape(-1, 3, len(counts)) for part in np.split(_weigh(counts[:, own], profile[own]), ends)]
             for own in (~second, second)
         ]
         inside = np.array(
@@ -169,6 +169,13 @@ def _draws(
             found[:, forms[inside]] = _cross(done).T
         forms, around = forms[~inside], 2 * around
     return found
+
+
+def _weigh(counts: np.ndarray, profile: np.ndarray) -> np.ndarray:
+    """`weigh`, as `[q, RESAMPLES]`: what belongs to a node lies together."""
+    rounds = max(1, _AT_ONCE // max(len(profile), 1))
+    starts = range(0, len(counts), rounds)
+    return np.concatenate([profile.T @ counts[at : at + rounds].T.astype(np.float64) for at in starts], axis=1)
 
 
 def _nodes_around(fitted: np.ndarray, around: float) -> np.ndarray:
@@ -185,15 +192,15 @@ def _profile(logits: np.ndarray, labels: np.ndarray, nodes: np.ndarray) -> np.nd
 
 
 def _inside(sums: np.ndarray, nodes: np.ndarray) -> bool:
-    """Whether the maxima of all sums `[R, G, 3]` lie between the first node and the last, or at a bound."""
+    """Whether the maxima of all sums `[G, 3, R]` lie between the first node and the last, or at a bound."""
     first, last = nodes[0] == _NODES[0], nodes[-1] == _NODES[-1]
-    return bool((first or (sums[:, 0, 1] >= 0).all()) and (last or (sums[:, -1, 1] < 0).all()))
+    return bool((first or (sums[0, 1] >= 0).all()) and (last or (sums[-1, 1] < 0).all()))
 
 
 def _cross(sums: list[tuple[np.ndarray, ...]]) -> np.ndarray:
-    """`[K, R]`: each half's sum at the other half's maximum, added up, of sums `[R, G, 3]` by form and half."""
+    """`[K, R]`: each half's sum at the other half's maximum, added up, of sums `[G, 3, R]` by form and half."""
     places = [[_place(half) for half in both] for both in sums]
-    found = np.zeros((len(sums), len(sums[0][0])))
+    found = np.zeros((len(sums), sums[0][0].shape[-1]))
     for own, other in ((0, 1), (1, 0)):
         nodes = [node[own][0] for node in places]
         own_polynomial, others = (
@@ -202,7 +209,7 @@ def _cross(sums: list[tuple[np.ndarray, ...]]) -> np.ndarray:
         )
         at = _maximum(own_polynomial)
         for k, place in enumerate(places):
-            rising, count = place[own][1], sums[k][own].shape[1]
+            rising, count = place[own][1], len(sums[k][own])
             at[k] = np.where(rising == 0, 0.0, np.where(rising == count, 1.0, at[k]))
         found += _value(others, at)
     return found
@@ -213,12 +220,12 @@ def _stack(polynomials: list[list[np.ndarray]]) -> list[np.ndarray]:
 
 
 def _place(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The node before the maximum of sums `[R, G, 3]`, and at how many nodes they rise.
+    """The node before the maximum of sums `[G, 3, R]`, and at how many nodes they rise.
 
     They rise up to one maximum, where a slope may underflow to zero, and fall from there on.
     """
-    rising = (sums[:, :, 1] >= 0).sum(1)
-    return np.clip(rising - 1, 0, sums.shape[1] - 2), rising
+    rising = (sums[:, 1] >= 0).sum(0)
+    return np.clip(rising - 1, 0, len(sums) - 2), rising
 
 
 def _maximum(coefficients: list[np.ndarray]) -> np.ndarray:
@@ -248,9 +255,10 @@ def _value(coefficients: list[np.ndarray], at: np.ndarray) -> np.ndarray:
 
 def _polynomial(sums: np.ndarray, node: np.ndarray) -> list[np.ndarray]:
     """Coefficients, the constant first, of the polynomial with the values and derivatives at a node and the next."""
-    rows = np.arange(len(sums))
-    scale = np.array([1.0, _STEP, _STEP**2])
-    (f, d, c), (g, e, b) = ((sums[rows, node + after] * scale).T for after in (0, 1))
+    (f, d, c), (g, e, b) = (
+        [_STEP**power * np.take_along_axis(sums[:, power], node[None] + after, axis=0)[0] for power in range(3)]
+        for after in (0, 1)
+    )
     rise = g - f
     return [
         f,

@@ -83,7 +83,7 @@ def _with_facts(sweep: Sweep, columns: Mapping[str, tuple[str, str, int]], title
     """A table whose last columns are the validation policy, where anything was selected, and parameters."""
     frame, bold = _accuracy_frame(sweep, columns)
     policies = [
-        {str(row["validation"]) for row in _rows(sweep, name) if row.get("validation")} for name in sweep.methods
+        {str(row["validation"]) for row in sweep.by_method[name] if row.get("validation")} for name in sweep.methods
     ]
     words: set[int] = set()
     note = _note(sweep)
@@ -113,13 +113,12 @@ def _accuracy_frame(
 
 
 def _cell_text(sweep: Sweep, key: tuple[str, str, str, int], expected: int) -> str:
-    if key not in sweep.cells.index:
+    if key not in sweep.lines:
         _, method, dataset, shots = key
         lost = ((row["method"], row["dataset"], int(row.get("shots") or 0)) for row in sweep.failures)
         return "failed" if any(one in {(method, dataset, shots), (method, dataset, 0)} for one in lost) else MISSING
-    line = sweep.cells.loc[key]
-    drawn = any(row.get("shots") or row.get("protocol") == "full" for row in _rows(sweep, key[1]))
-    fewer = f" (n = {line['seeds']})" if drawn and line["seeds"] < expected else ""
+    line = sweep.lines[key]
+    fewer = f" (n = {line['seeds']})" if line["drawn"] and line["seeds"] < expected else ""
     return _number(line["mean"]) + (f" ± {line['error']:.1f}" if line["error"] >= 0 else "") + fewer
 
 
@@ -135,7 +134,7 @@ def best_methods(sweep: Sweep, measure: str, dataset: str, shots: int) -> set[st
     found = {first}
     for method in means.index.difference([first]):
         each = [
-            difference_error(*(sweep.cells.loc[(measure, name, one, shots)].to_dict() for name in (first, method)))
+            difference_error(*(sweep.lines[measure, name, one, shots] for name in (first, method)))
             for one in (sweep.datasets if dataset == AVERAGE else (dataset,))
         ]
         error = math.hypot(*each) / len(each)  # datasets are independent
@@ -178,7 +177,7 @@ def size_table(sweep: Sweep) -> Table:
     note = [
         f"{method_name(name)} differs from the common recipe in: {words}."
         for name in sweep.methods
-        if (words := _recipe_words(_rows(sweep, name)))
+        if (words := _recipe_words(sweep.by_method[name]))
     ]
     caption = "Learned parameters: in all, of the vision tower, of the text tower, and shared between both."
     return Table.of(frame, "Size", caption, note=" ".join(note))
@@ -222,17 +221,13 @@ def _published_table(published: Published) -> Table:
     return Table.of(frame, f"Published, {author}", "Top-1 accuracy in percent that others published.", note=note)
 
 
-def _rows(sweep: Sweep, method: str) -> list[Row]:
-    return [row for row in sweep.rows if row["method"] == method]
-
-
 def _number(value: float | None, missing: str = MISSING, digits: int = 1) -> str:
     return missing if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
 def _range(sweep: Sweep, method: str, field: str, form: str = ",") -> str:
     """A number of all runs of a method, or the smallest and largest: `5,120–16,384`."""
-    found = sorted({row[field] for row in _rows(sweep, method) if row.get(field) is not None})
+    found = sorted({row[field] for row in sweep.by_method[method] if row.get(field) is not None})
     return "–".join(dict.fromkeys(f"{value:{form}}" for value in (*found[:1], *found[-1:]))) or MISSING
 
 
@@ -258,7 +253,7 @@ def _titled(words: str, measure: str) -> str:
 def _note(sweep: Sweep) -> list[str]:
     rates = {row["learning_rate"] for row in sweep.rows if row.get("learning_rate") and not row.get("own_recipe")}
     told = [f"Learning rate {min(rates):g}."] if len(rates) == 1 else ["Learning rates: see Size."] * bool(rates)
-    own = [method_name(name) for name in sweep.methods if _recipe_words(_rows(sweep, name))]
+    own = [method_name(name) for name in sweep.methods if _recipe_words(sweep.by_method[name])]
     told += [f"Not trained by the common recipe: {', '.join(own)}; see Size."] if own else []
     return [EXPLAINED, BOLD, *told]
 

@@ -43,7 +43,7 @@ _PANELS = {"effects": "points of accuracy", "constants": "% of that gain"}
 _LOOKS: dict[str, dict[str, Any]] = {
     name: {"label": label, "color": colour, "marker": marker, "ms": 5, "elinewidth": 1.4, "capsize": 0}
     for name, label, colour, marker in (
-        ("gain", "the whole gain", style.BLACK, "D"),
+        ("gain", "whole gain", style.BLACK, "D"),
         *((name, name, EFFECT_COLOURS[name], marker) for name, marker in zip(EFFECTS, "os^", strict=True)),
         (KEPT, "kept with two vectors", style.PURPLE, "o"),
         (LOST, "lost without them", style.RED, "X"),

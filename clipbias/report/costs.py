@@ -1,6 +1,7 @@
 """What methods cost beside what they reach: a table, and accuracy against parameters and training time."""
 
 import math
+from typing import Any
 
 import pandas as pd
 
@@ -20,35 +21,35 @@ _TIMES = (
 )
 
 
-def cost_frame(sweep: Sweep, shots: int) -> pd.DataFrame:
-    """Kind, mean accuracy over datasets with its error, parameters and training seconds by method, in order of kinds.
+def cost_frames(sweep: Sweep) -> dict[int, pd.DataFrame]:
+    """By shots: kind, mean accuracy over datasets with its error, parameters and training seconds of each method.
 
-    Methods whose costs were not measured are left out.
+    Methods come in the order of kinds; those whose costs were not measured are left out.
     """
     runs = run_frame(
         sweep.rows, lambda row: {name: row[name] for name in (PARAMETERS, TRAINING) if row.get(name) is not None}
     )
-    costs = cell_frame(runs, sweep.shots, sweep.datasets, Answers(None))["mean"].unstack("measure")
-    if not {PARAMETERS, TRAINING} <= {*costs.columns}:
-        return pd.DataFrame()
-    last = sweep.columns[-1]
-    frame = pd.DataFrame(
-        {
-            "kind": [KINDS[method_kind(name)][0] for name in sweep.methods],
-            "accuracy": sweep.table(sweep.measure, shots)[last],
-            "error": sweep.table(sweep.measure, shots, "error")[last],
-        },
-        index=[*sweep.methods],
-    )
-    costs = costs.reindex([(name, last, shots) for name in sweep.methods]).set_axis([*sweep.methods])
-    order = [title for title, _, _ in KINDS.values()]
-    frame = frame.join(costs[[PARAMETERS, TRAINING]]).dropna(subset=["accuracy", PARAMETERS, TRAINING])
-    return frame.sort_values("kind", key=lambda kinds: kinds.map(order.index), kind="stable")
+    last, order = sweep.columns[-1], [title for title, _, _ in KINDS.values()]
+    costs = cell_frame(runs, sweep.shots, sweep.datasets, Answers(None))["mean"].to_dict()
+
+    def line(method: str, shots: int) -> list[Any]:
+        found = sweep.lines.get((sweep.measure, method, last, shots), {})
+        own = [costs.get((name, method, last, shots), math.nan) for name in (PARAMETERS, TRAINING)]
+        return [KINDS[method_kind(method)][0], found.get("mean", math.nan), found.get("error", math.nan), *own]
+
+    columns = ["kind", "accuracy", "error", PARAMETERS, TRAINING]
+    made = {
+        shots: pd.DataFrame([line(name, shots) for name in sweep.methods], index=[*sweep.methods], columns=columns)
+        .dropna(subset=["accuracy", PARAMETERS, TRAINING])
+        .sort_values("kind", key=lambda kinds: kinds.map(order.index), kind="stable")
+        for shots in sweep.shots
+    }
+    return {shots: frame for shots, frame in made.items() if len(frame)}
 
 
 def cost_tables(sweep: Sweep) -> tuple[Table, ...]:
     """Accuracy and cost of each method, grouped by kind, a table for each number of shots; none without costs."""
-    return tuple(_table(sweep, frame, shots) for shots in sweep.shots if not (frame := cost_frame(sweep, shots)).empty)
+    return tuple(_table(sweep, frame, shots) for shots, frame in cost_frames(sweep).items())
 
 
 def _table(sweep: Sweep, frame: pd.DataFrame, shots: int) -> Table:
@@ -73,7 +74,7 @@ def _table(sweep: Sweep, frame: pd.DataFrame, shots: int) -> Table:
 def cost_figures(sweep: Sweep) -> tuple[CaptionedFigure, ...]:
     """Accuracy against learned parameters, and against training time, with most shots; none without costs."""
     shots = sweep.shots[-1]
-    frame = cost_frame(sweep, shots)
+    frame = cost_frames(sweep).get(shots, pd.DataFrame())
     if len(frame) < 2:
         return ()
     over = ", ".join(map(dataset_name, sweep.datasets))

@@ -27,11 +27,6 @@ EXPLAINED = (
 )
 
 
-def seeds_error(values: Sequence[float]) -> float:
-    """`s / √n`: the standard error of a mean over `n` seeds with the sample standard deviation `s`; 0 for one seed."""
-    return float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-
-
 def harmonic_error(base: float, new: float, errors: tuple[float, float]) -> float:
     """The error of the harmonic mean `2 b n / (b + n)` of independent `b` and `n`, to first order."""
     if base + new <= 0:

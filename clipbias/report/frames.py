@@ -1,6 +1,7 @@
 """The rows of `results.jsonl` as data frames: the one place where numbers of a sweep's tables and figures are made."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -9,8 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from clipbias.data.confusion import binomial_error
-from clipbias.report.errors import Answers, harmonic_error, seeds_error
+from clipbias.report.errors import Answers, harmonic_error
 from clipbias.report.names import at_rate, ordered_methods
 from clipbias.report.published import ordered_datasets
 
@@ -18,7 +18,6 @@ Row = Mapping[str, Any]
 ACCURACY, AVERAGE = "accuracy", "Average"
 _KEY = ["method", "dataset", "shots", "seed"]
 _CELL = ["measure", "method", "dataset", "shots"]
-_NUMBERS = {"mean": float, "seeds": int, "images_error": float, "seeds_error": float, "error": float}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,9 +26,10 @@ class Sweep:
 
     Attributes:
       rows: of `results.jsonl`; a method that was trained at several learning rates has as many names.
-      cells: a line for each measure, method, dataset (or `AVERAGE`) and number of shots, its index:
-        `mean` over `seeds` runs in percent; `images_error` and `seeds_error`, whose hypotenuse is the standard `error`
-        (`report.errors`); and `correct`, the share of seeds that were right on each image, or `None`.
+      cells: a line for each measure, method, dataset (or `AVERAGE`) and number of shots, its index. `mean` over `seeds`
+        runs in percent; `drawn`, False for a method that draws no images; `images_error` and `seeds_error`, whose
+        hypotenuse is the standard `error` (`report.errors`); and `correct`, the share of seeds that were right on each
+        image, or `None`.
       measures: "accuracy", or what a protocol measures: base, new and H, or datasets.
       methods, datasets: in the order in which they are shown.
       shots: ascending; 0 alone where nothing was trained of few images.
@@ -54,13 +54,23 @@ class Sweep:
         """The datasets and, of several, their average."""
         return (*self.datasets, *[AVERAGE] * (len(self.datasets) > 1))
 
+    @functools.cached_property
+    def by_method(self) -> dict[str, list[Row]]:
+        """The rows of each method."""
+        return {name: [row for row in self.rows if row["method"] == name] for name in self.methods}
+
+    @functools.cached_property
+    def lines(self) -> dict[tuple[Any, ...], dict[str, Any]]:
+        """The cells by measure, method, dataset and shots."""
+        return self.cells.to_dict("index")
+
     def table(self, measure: str, shots: int, what: str = "mean") -> pd.DataFrame:
         """A field of the cells, methods x datasets; NaN where nothing is known."""
-        if self.cells.empty:
-            return pd.DataFrame(index=self.methods, columns=self.columns, dtype=object)
-        wide = self.cells[what].unstack("dataset")
-        lines = [(measure, method, shots) for method in self.methods]
-        return wide.reindex(index=lines, columns=self.columns).set_axis(list(self.methods), axis=0)
+        each = {
+            column: [self.lines.get((measure, name, column, shots), {}).get(what, math.nan) for name in self.methods]
+            for column in self.columns
+        }
+        return pd.DataFrame(each, index=[*self.methods])
 
     def seeds(self, measure: str, shots: int) -> int:
         """How many seeds most methods have."""
@@ -117,44 +127,38 @@ def run_frame(rows: Sequence[Row], values: Callable[[Row], Mapping[str, Any]]) -
 def cell_frame(runs: pd.DataFrame, shots: Sequence[int], datasets: Sequence[str], answers: Answers) -> pd.DataFrame:
     """Means over seeds and datasets with their standard errors: `Sweep.cells`."""
     same = runs[~runs["drawn"]].drop(columns="shots").merge(pd.DataFrame({"shots": list(shots)}), how="cross")
-    runs = pd.concat([runs[runs["drawn"]], same]) if len(same) else runs
-    lines: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for key, own in runs.groupby(_CELL, sort=False):
-        measure, dataset, mean = key[0], key[2], float(own["value"].mean())
-        known = own["images"].notna().all() and 0 <= mean <= 100
-        lines[key] = {
-            "mean": mean,
-            "seeds": len(own),
-            "images_error": binomial_error(mean, int(own["images"].min())) if known else math.nan,
-            "seeds_error": seeds_error(own["value"].tolist()),
-            "correct": answers.correct(
-                dataset if measure == ACCURACY else f"{dataset}/{measure}", [*own["predictions"]], [*own["value"]]
-            ),
-        }
-    for (measure, *where), line in lines.items():
-        if measure == "H":  # of rows that have both halves
-            base, new = (lines[half, *where] for half in ("base", "new"))
-            errors = base["images_error"], new["images_error"]
-            line["images_error"] = harmonic_error(base["mean"], new["mean"], errors)
-    for line in lines.values():
-        line["error"] = math.hypot(line["images_error"], line["seeds_error"])
-    if len(datasets) > 1:
-        for measure, method, _, count in [*lines]:
-            each = [lines.get((measure, method, name, count)) for name in datasets]
-            if all(each):  # datasets have images and draws of their own, so their errors are independent
-                lines[measure, method, AVERAGE, count] = _average([one for one in each if one])
-    index = (
-        pd.MultiIndex.from_tuples([*lines], names=_CELL) if lines else pd.MultiIndex.from_arrays([[]] * 4, names=_CELL)
+    groups = (pd.concat([runs[runs["drawn"]], same]) if len(same) else runs).groupby(_CELL, sort=False)
+    cells = groups.agg(
+        mean=("value", "mean"), seeds=("value", "size"), drawn=("drawn", "all"), deviation=("value", "std")
     )
-    return pd.DataFrame([*lines.values()], index=index, columns=[*_NUMBERS, "correct"]).astype(_NUMBERS)
+    images = groups["images"].min().where(groups["images"].count() == cells["seeds"])
+    cells["images_error"] = np.sqrt((cells["mean"] * (100 - cells["mean"])).clip(lower=0) / images)
+    cells["seeds_error"] = (cells.pop("deviation") / np.sqrt(cells["seeds"])).fillna(0.0)
+    means, errors = cells["mean"].to_dict(), cells["images_error"].to_dict()
+    for measure, *where in [*errors]:
+        if measure == "H":  # its rows have both halves
+            base, new = (("base", *where), ("new", *where))
+            errors["H", *where] = harmonic_error(means[base], means[new], (errors[base], errors[new]))
+    cells["images_error"] = [*errors.values()]
+    cells["error"] = np.hypot(cells["images_error"], cells["seeds_error"])
+    cells["correct"] = [
+        answers.correct(dataset if measure == ACCURACY else f"{dataset}/{measure}", files, values)
+        for (measure, _, dataset, _), files, values in zip(
+            cells.index, groups["predictions"].agg(list), groups["value"].agg(list), strict=True
+        )
+    ]
+    return cells if len(datasets) < 2 else pd.concat([cells, _averages(cells, len(datasets))])
 
 
-def _average(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    errors = {
-        name: math.hypot(*(one[name] for one in each)) / len(each) for name in ("images_error", "seeds_error", "error")
-    }
-    mean = float(np.mean([one["mean"] for one in each]))
-    return {"mean": mean, "seeds": min(one["seeds"] for one in each), "correct": None, **errors}
+def _averages(cells: pd.DataFrame, datasets: int) -> pd.DataFrame:
+    """Over the datasets, where all have a result. Each has images and draws of its own: errors are independent."""
+    errors = ["images_error", "seeds_error", "error"]
+    squares = cells.assign(**{name: cells[name].pow(2).fillna(math.inf) for name in errors})
+    groups = squares.drop(columns="correct").groupby(["measure", "method", "shots"], sort=False)
+    found = groups.agg({"mean": "mean", "seeds": "min", "drawn": "all"} | dict.fromkeys(errors, "sum"))
+    found[errors] = found[errors].replace(math.inf, math.nan).pow(0.5) / datasets
+    found = found[groups.size() == datasets].assign(correct=None, dataset=AVERAGE)
+    return found.set_index("dataset", append=True).reorder_levels(_CELL)
 
 
 def _accuracies(row: Row) -> dict[str, Any]:

@@ -19,18 +19,23 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "<", ">", "p", "h", "*")
 STANDS_OUT = "bias"
 
 
+# By the hundreds of a preset's place in tables: zero-shot, CoOp's family, VPT's, IVLP's, MaPLe's, heads, and weights.
+_FAMILIES = (style.ZERO_SHOT, style.ORANGE, style.SKY, style.GREEN, style.PURPLE, style.GREY, style.RED)
+
+
 def method_look(method: str) -> tuple[str, str, Any]:
     """Colour, marker and line of a method, at whatever learning rate.
 
-    They follow from its place among the built-in ones: no two of these look the same. All others are black crosses.
+    Families have a colour each, and their members differ in marker and line: no two built-in methods look the same.
+    What is not built in is a black cross.
     """
     from clipbias.tuning import METHODS  # not at import: it brings JAX, which drawing does without
 
-    names = [STANDS_OUT, *(name for name in METHODS if name not in (STANDS_OUT, "zero_shot"))]
-    if base_name(method) == "zero_shot":
-        return style.BLACK, "", style.DASHED
-    if base_name(method) not in names:
+    name = base_name(method)
+    if name == "zero_shot":
+        return style.ZERO_SHOT, "", style.DASHED
+    if name not in METHODS or METHODS[name][1].order // 100 >= len(_FAMILIES):
         return style.BLACK, "X", style.SOLID
-    place, colours = names.index(base_name(method)), (style.RED, *(c for c in style.COLOURS if c != style.RED))
-    line = style.LINES[place // len(colours) % len(style.LINES)]
-    return colours[place % len(colours)], MARKERS[place % len(MARKERS)], line
+    families = {each: preset.order // 100 for each, (_, preset) in METHODS.items()}
+    place = [each for each, family in families.items() if family == families[name]].index(name)
+    return _FAMILIES[families[name]], MARKERS[place % len(MARKERS)], style.LINES[place % len(style.LINES)]

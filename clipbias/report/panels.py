@@ -132,9 +132,8 @@ def _handle(look: Look) -> Any:
 
 def _legend(figure: "Figure", handles: Mapping[str, Any]) -> None:
     if handles:
-        # As many names in a line as fit: letters are about half as wide as they are high.
-        letters = max(map(len, handles)) + 6
-        fit = max(1, int(figure.get_figwidth() * 72 / (letters * 4.2)))
+        # As many names in a line as fit: letters are about half as wide as they are high, and a mark as wide as ten.
+        fit = max(1, int(figure.get_figwidth() * 72 / (max(map(len, handles)) * 4.4 + 46)))
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(fit, len(handles)))
 
 
@@ -177,7 +176,8 @@ def _whiskers(axes: "Axes", x: Any, y: Any, low: Any, high: Any, *, along: str =
     """Points or a line with intervals along one axis; none where an end is not known."""
     if np.all(np.isnan(np.asarray(low, float))):
         if look.get("fmt") != "none":
-            axes.plot(x, y, **{"linewidth": 1.2} | look)
+            of_whiskers = ("elinewidth", "capsize")
+            axes.plot(x, y, **{"linewidth": 1.2} | {name: v for name, v in look.items() if name not in of_whiskers})
         return
     middle = np.asarray(y if along == "y" else x, float)
     arms = np.nan_to_num([middle - np.asarray(low, float), np.asarray(high, float) - middle])

@@ -118,7 +118,7 @@ def _means(run: RunRecord) -> dict[str, Any]:
     """A sweep's means and standard errors, as its tables have them."""
     if not run.rows:
         return {}
-    frame = read_sweep(run.rows).cells.drop(columns="correct").reset_index()
+    frame = read_sweep(run.rows).cells.drop(columns=["correct", "drawn"]).reset_index()
     return {"accuracies": frame.astype(object).where(frame.notna(), None).to_dict("records")}
 
 

@@ -15,7 +15,7 @@ from clipbias.report.frames import Row, Sweep, read_sweep
 from clipbias.report.names import method_name
 from clipbias.report.published import are_the_eleven, dataset_name
 from clipbias.report.style import save_figure, svg_text
-from clipbias.report.table import latex_text, markdown_text, render
+from clipbias.report.table import Table, latex_text, markdown_text, render
 from clipbias.terminal import printable
 
 FILES = {"markdown": "table.md", "latex": "table.tex", "html": "table.html"}
@@ -30,9 +30,12 @@ def failure_line(row: Row) -> str:
     return f"{', '.join(where)}: {' '.join(str(row.get('error') or 'no reason was recorded').split())}"
 
 
-def render_tables(sweep: Sweep, form: str, *, figure_svg: str | None = None) -> str:
+def render_tables(
+    sweep: Sweep, form: str, *, tables: Sequence[Table] | None = None, figure_svg: str | None = None
+) -> str:
     """All tables and failed runs in one of `table.FORMS`; an HTML page shows the figure above its tables."""
-    made, failures = make_tables(sweep), [*map(failure_line, sweep.failures)]
+    made = make_tables(sweep) if tables is None else tables
+    failures = [*map(failure_line, sweep.failures)]
     if form == "html":
         content = {"svg": figure_svg, "tables": made, "failures": failures, "empty": _EMPTY}
         return pages.render("tables", title="Table 1", **content)
@@ -56,11 +59,11 @@ def write_tables(rows: Sequence[Row], workdir: Path) -> list[str]:
     """
     check_policies(rows)
     sweep = read_sweep(rows, workdir / "predictions")
-    figure = accuracy_figure(sweep)
+    figure, tables = accuracy_figure(sweep), make_tables(sweep)
     for form, name in FILES.items():
-        write_text(workdir / name, render_tables(sweep, form, figure_svg=svg_text(figure)))
+        write_text(workdir / name, render_tables(sweep, form, tables=tables, figure_svg=svg_text(figure)))
     save_figure(figure, workdir / "accuracy")
-    lines = render_tables(sweep, "text").split("\n")
+    lines = render_tables(sweep, "text", tables=tables).split("\n")
     if costs := cost_tables(sweep):  # apart from tables that are the same whenever a sweep is run again
         write_text(workdir / "costs.md", "\n\n".join(render(table, "markdown") for table in costs) + "\n")
         for picture in cost_figures(sweep):

@@ -181,7 +181,7 @@ def test_adapters_are_named_apart_and_studied_on_their_own_datasets(model, tmp_p
     config.datasets = ("demo/emoji",)
     with pytest.raises(ClipbiasError, match=r"none of .*adapters was trained on demo/emoji"):
         experiments.explain.adapters_by_dataset(config, found)
-    config.dataset = digits
+    config.datasets, config.dataset = (), digits
     assert experiments.explain.adapters_by_dataset(config, found) == {digits: found}
     with pytest.raises(ClipbiasError, match=r"vpt-\* holds no adapter; give adapter files"):
         find_adapters(f"{tmp_path}/vpt-*")

@@ -14,8 +14,10 @@ import safetensors.numpy
 import clipbias
 from clipbias.clip import Adaptation, Clip, convert, encode_image
 from clipbias.clip.tensors import Tensor
+from clipbias.explain.conclusions import carrier
 from clipbias.explain.dataset_sections import compute_predictions
 from clipbias.explain.decomposition import observe_parts
+from clipbias.explain.effects import measure, summarize_effects
 from clipbias.explain.factorial import CONSTANTS, corners, effects_in_play, mix_images, slot_means
 from clipbias.explain.factorial_section import compute_factorial
 from clipbias.explain.model import Model
@@ -126,6 +128,10 @@ def test_what_matters_is_found(name, plain, clip):
             assert kept == pytest.approx(expected, abs=0.08), kind
     said = judged(found, made.labels[:, None] == logits.argmax(-1).T, effects, streams)
     assert said["conclusion"].startswith(conclusion), said["conclusion"]
+    effects_found = summarize_effects(measure(np.moveaxis(logits, 0, 1), made.labels), streams, effects)
+    expected = "shared" if len(causes) > 1 else next(iter(causes))
+    for outcome in ("accuracy", "calibrated"):
+        assert carrier(effects_found[outcome], outcome, prompts=made.bias is None).verdict == expected, outcome
 
 
 def judged(likelihood: np.ndarray, correct: np.ndarray, effects: Any, streams: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from clipbias.explain import temperature
 from clipbias.explain.effects import (
     Measured,
     Sample,
+    accuracies,
     measure,
     over_seeds,
     summarize_effects,
@@ -101,8 +102,8 @@ def test_a_temperature_changes_nothing_that_is_calibrated():
     logits, labels = classified(forms=1)
     both = np.concatenate([logits, 7 * logits], axis=1)
     found = measure(both, labels)
-    for name in ("accuracy", "calibrated"):
-        np.testing.assert_allclose(np.ptp(found.samples[name].draws, axis=1), 0, atol=1e-6)
+    np.testing.assert_allclose(np.ptp(found.samples["calibrated"].draws, axis=1), 0, atol=1e-6)
+    assert found.samples["accuracy"].mean[0] == found.samples["accuracy"].mean[1]
     assert found.temperatures[1] / found.temperatures[0] == pytest.approx(7, rel=1e-6)
 
 
@@ -206,3 +207,20 @@ def test_datasets_are_generalised_from_five_on():
     assert mean_over_datasets([1.0, 2.0, 3.0, 6.0]) == {"value": 3.0, "low": None, "high": None}
     found = mean_over_datasets([1.0, 2.0, 3.0, 4.0, 5.0])
     assert found["low"] == pytest.approx(3 - 2.776445 * np.sqrt(2.5 / 5))
+
+
+@pytest.mark.parametrize("better,worse", [(0.3, 0.0), (3.0, 0.0), (15.0, 6.0)])
+def test_accuracy_intervals_cover_differences_in_few_images(better, worse):
+    """Of 300 images as many as this turn right or wrong on average, often none."""
+    draw, covered, width, n = np.random.default_rng(3), [], [], 300
+    for _ in range(150):
+        change = draw.choice([1, -1, 0], n, p=[better / n, worse / n, 1 - (better + worse) / n])
+        right = np.stack([change < 0, change > 0], axis=1)
+        logits = np.stack([right, np.full((n, 2), 0.5)], axis=-1).astype(np.float32)
+        draws = accuracies(logits, np.zeros(n, int)).draws
+        low, high = np.quantile(draws[:, 1] - draws[:, 0], [0.025, 0.975])
+        covered.append(low <= 100 * (better - worse) / n <= high)
+        width.append(high - low)
+    assert np.mean(covered) >= 0.9
+    plain = 2 * 1.96 * 100 / n * np.sqrt(better + worse)
+    assert np.mean(width) < 1.1 * plain + 1.0

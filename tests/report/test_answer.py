@@ -73,7 +73,7 @@ def test_the_figure_has_the_same_numbers(results, study):
         np.testing.assert_allclose(found.pop(("IVLP", kind)), ends(constants[f"{kind}:kind"], SHARES, 100), atol=1e-4)
     assert not found
     legend = [text.get_text() for text in drawing.figure.legends[0].get_texts()]
-    assert legend == ["the whole gain", *EFFECTS, "kept with two vectors", "lost without them"]
+    assert legend == ["whole gain", *EFFECTS, "kept with two vectors", "lost without them"]
     assert [axes.get_title(loc="left") for axes in drawing.figure.axes] == [
         "a  points of accuracy",
         "b  % of that gain",

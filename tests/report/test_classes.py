@@ -43,7 +43,7 @@ def test_the_picture_shows_shares_of_the_true_class_and_holds_every_pair(answers
     for i, true in enumerate(NAMES):
         own = [said for name, said in found if name == true]
         np.testing.assert_allclose(shown[i], [100 * own.count(said) / max(len(own), 1) for said in NAMES])
-    assert {(true, said): count for true, said, count in figure.rows} == {
+    assert {(true, said): count for true, said, count in figure.numbers.itertuples(index=False)} == {
         pair: found.count(pair) for pair in set(found)
     }
     assert "38 images in 4 classes, without 2" in figure.caption

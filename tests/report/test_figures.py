@@ -1,13 +1,10 @@
-"""The figures show the numbers of the results: panels, lines, bars, boxes, captions and CSV rows."""
+"""The figures of a study show the numbers of its arrays: panels, lines, points, captions and CSV rows."""
 
 import functools
+import math
 
 import numpy as np
 import pytest
-from clipbias.report.attention_figures import text_attention_figure, vision_attention_figure
-from clipbias.report.decomposition_figures import decomposition_figure
-from clipbias.report.faithfulness_figures import MAP_NAMES, area_table, faithfulness_figure
-from clipbias.report.relevancy_groups import MARKERS, relevancy_groups_figure
 from matplotlib.colors import to_hex
 from matplotlib.text import Text
 
@@ -15,8 +12,22 @@ from clipbias.explain.results import GROUPS, MAPS
 from clipbias.report import style
 from clipbias.report.map_figures import examples_figure, similarity_figures
 from clipbias.report.overlay import HEAT
-from clipbias.report.relevancy_figures import text_relevancy_figure, vision_relevancy_figure
+from clipbias.report.relevancy_figures import (
+    MARKERS,
+    dataset_figures,
+    relevancy_groups_figure,
+    text_relevancy_figure,
+    vision_relevancy_figure,
+)
+from clipbias.report.study_figures import (
+    MAP_NAMES,
+    decomposition_figure,
+    faithfulness_figure,
+    text_attention_figure,
+    vision_attention_figure,
+)
 from clipbias.report.study_results import StudyResults
+from clipbias.report.verdict_tables import area_table
 from tests.report.synthetic import synthetic_results
 
 EVERY = (
@@ -51,227 +62,232 @@ def without(prefix):
 
 
 def numbers(drawing, **wanted):
-    """The rows of a drawing's table whose columns have the wanted values, as mappings."""
-    rows = [dict(zip(drawing.columns, row, strict=True)) for row in drawing.rows]
-    return [row for row in rows if all(row[name] == value for name, value in wanted.items())]
+    """The rows of a figure's numbers whose columns have the wanted values."""
+    frame = drawing.numbers
+    for name, value in wanted.items():
+        frame = frame[frame[name] == value]
+    return frame
 
 
-def y_values(axes, colour):
-    return [np.asarray(line.get_ydata(), float) for line in axes.lines if line.get_color() == colour]
+def grid(drawing, *shape):
+    return np.reshape(drawing.figure.axes[: math.prod(shape)], shape)
 
 
-def test_text_relevancy_draws_both_models_and_an_inset_without_sos(study, drawn):
-    (drawing,) = drawn(text_relevancy_figure)
-    line_panel, bars = drawing.figure.axes[:2]
-    for side, colour in (("zero_shot", style.ZERO_SHOT), ("tuned", style.TUNED)):
-        mean = study.average(f"relevancy/ivlp/corrected/text/{side}").mean
-        shown = y_values(line_panel, colour)[0]
-        np.testing.assert_array_equal(shown, mean[: len(shown)])
-        assert not mean[len(shown) :].any()
-        inset = line_panel.child_axes[0]
-        np.testing.assert_array_equal(y_values(inset, colour)[0], mean[1 : len(shown)])
-    assert_bars(bars, study, "text_kinds")
-    assert [text.get_text() for text in bars.get_xticklabels()] == ["SOS", "prompts", "words", "category", "“.”"]
+def line_of(axes, label):
+    """The line with a label, [2, n], and its intervals' ends, [n, 2], or none."""
+    for container in axes.containers:
+        if container.get_label() == label:
+            line, _, bars = container.lines
+            ends = [segment[:, 1] for part in bars for segment in part.get_segments()]
+            return np.asarray(line.get_data(), float), np.array(ends)
+    (line,) = [line for line in axes.lines if line.get_label() == label]
+    return np.asarray(line.get_data(), float), None
+
+
+def assert_line(axes, label, mean, error=None):
+    """A line with its means and intervals of 1.96 standard errors."""
+    (_, shown), ends = line_of(axes, label)
+    np.testing.assert_allclose(shown, mean, rtol=1e-6)
+    if error is not None:
+        wanted = np.stack([mean - 1.96 * error, mean + 1.96 * error], axis=1)
+        np.testing.assert_allclose(ends, wanted, rtol=1e-5, atol=1e-7)
 
 
 def assert_bars(axes, study, part):
-    """Zero-shot's bars, hatched and blue, and the tuned model's."""
-    for bars, side, colour in zip(
-        axes.containers[1::2], ("zero_shot", "tuned"), (style.ZERO_SHOT, style.TUNED), strict=True
-    ):
+    """Pairs of bars by kind of token: zero-shot's, hatched and blue, and the tuned model's."""
+    for side, colour in (("zero_shot", style.ZERO_SHOT), ("tuned", style.TUNED)):
+        own = [bar for bar in axes.patches if to_hex(bar.get_facecolor()) == to_hex(colour)]
         expected = study.average(f"relevancy/ivlp/corrected/{part}/{side}").mean
-        np.testing.assert_allclose([bar.get_height() for bar in bars], expected, rtol=1e-6)
-        assert {to_hex(bar.get_facecolor()) for bar in bars} == {to_hex(colour)}
+        np.testing.assert_allclose([bar.get_width() for bar in own], expected, rtol=1e-6)
+        assert {bar.get_hatch() for bar in own} == {"////" if side == "zero_shot" else None}
+        said = [text.get_text() for text in axes.texts]
+        assert {f"{value:.2f}" for value in expected} <= set(said)
 
 
-def test_text_relevancy_needs_no_inset_where_sos_is_like_the_others():
-    results = synthetic_results()
-    for side in ("zero_shot", "tuned"):
-        results.arrays[f"relevancy/ivlp/corrected/text/{side}/mean"][:6] = [0.1, 0.05, 0.3, 0.25, 0.2, 0.1]
-    drawing = text_relevancy_figure(StudyResults(results))
-    ivlp, _, bias, _ = drawing.figure.axes[:4]
-    assert not ivlp.child_axes and bias.child_axes
-    assert [text.get_text() for text in ivlp.texts] == ["prompts"]
-    assert "leaves out the SOS token" in drawing.caption
+def test_text_relevancy_draws_both_models_without_sos_and_sums_with_it(study, drawn):
+    (drawing,) = drawn(text_relevancy_figure)
+    tokens, kinds = drawing.figure.axes[:2]
+    for side, label in (("zero_shot", "zero-shot"), ("tuned", "tuned")):
+        mean, error = study.average(f"relevancy/ivlp/corrected/text/{side}")
+        length = np.flatnonzero(mean).max() + 1
+        assert_line(tokens, label, mean[1:length], error[1:length])
+        np.testing.assert_array_equal(line_of(tokens, label)[0][0], range(1, length))
+    assert_bars(kinds, study, "text_kinds")
+    assert [text.get_text() for text in kinds.get_yticklabels()] == ["SOS", "prompts", "words", "category", "“.”"]
+    assert [patch.get_x() for patch in tokens.patches] == [0.5, 1.5]  # the prompts
 
 
 def test_relevancy_captions_state_the_samples_and_the_normalisation(drawn):
     for drawing in (*drawn(text_relevancy_figure), *drawn(vision_relevancy_figure)):
-        assert "zero-shot CLIP gets wrong and the tuned model right" in drawing.caption
+        assert "zero-shot gets wrong and the tuned model right" in drawing.caption
         assert "IVLP: 27 images" in drawing.caption
         assert "divided by its sum, prompts included" in drawing.caption
         assert "Zero-shot's text is “a photo of a {}.”." in drawing.caption
 
 
-def test_vision_relevancy_zooms_into_the_prompts_and_maps_the_patches(study, drawn):
+def test_vision_relevancy_has_patches_and_prompts_on_one_scale_and_maps(study, drawn):
     (drawing,) = drawn(vision_relevancy_figure)
-    panel, before, after, bars = drawing.figure.axes[:4]
-    mean = study.average("relevancy/ivlp/corrected/vision/tuned").mean
-    original = study.average("relevancy/ivlp/corrected/vision/zero_shot").mean
-    np.testing.assert_array_equal(y_values(panel, style.TUNED)[0], mean)
-    np.testing.assert_array_equal(y_values(panel, style.ZERO_SHOT)[0], original)
-    np.testing.assert_array_equal(y_values(panel.child_axes[0], style.TUNED)[0][-2:], mean[-2:])
-    np.testing.assert_array_equal(np.asarray(after.images[0].get_array()).ravel(), mean[: study.patches])
-    np.testing.assert_array_equal(np.asarray(before.images[0].get_array()).ravel(), original)
-    assert_bars(bars, study, "vision_kinds")
+    (patches, prompts, kinds, before, after), bias = grid(drawing, 2, 5)
+    tuned, error = study.average("relevancy/ivlp/corrected/vision/tuned")
+    original = study.average("relevancy/ivlp/corrected/vision/zero_shot")
+    assert_line(patches, "tuned", tuned[:9], error[:9])
+    assert_line(patches, "zero-shot", *original)
+    assert_line(prompts, "tuned", tuned[9:], error[9:])
+    assert patches.get_ylim() == prompts.get_ylim() and not bias[1].axison
+    np.testing.assert_allclose(np.asarray(after.images[0].get_array()).ravel(), tuned[:9], rtol=1e-6)
+    np.testing.assert_allclose(np.asarray(before.images[0].get_array()).ravel(), original.mean, rtol=1e-6)
     assert before.images[0].norm.vmax == after.images[0].norm.vmax
-    kinds = {
-        row["index"]: row["kind"] for row in numbers(drawing, model="ivlp", group="all", side="tuned", level="token")
-    }
-    assert [kinds[index] for index in (0, 8, 9, 10)] == ["patches", "patches", "prompts", "prompts"]
+    assert_bars(kinds, study, "vision_kinds")
+    kinds_of = numbers(drawing, model="ivlp", side="tuned")
+    assert list(kinds_of["kind"]) == ["patches"] * 9 + ["prompts"] * 2 + ["patches", "prompts"]
 
 
 def test_groups_of_images_are_beside_each_other(study, drawn):
     (drawing,) = drawn(relevancy_groups_figure)
     text, vision, changes = drawing.figure.axes[:3]
-    containers = iter(text.containers + vision.containers)
-    for part in ("text_kinds", "vision_kinds"):
+    for axes, part in ((text, "text_kinds"), (vision, "vision_kinds")):
+        containers = iter(axes.containers)
         for group in GROUPS:
             for side, colour in (("zero_shot", style.ZERO_SHOT), ("tuned", style.TUNED)):
                 points = next(containers).lines[0]
                 expected = study.average(f"relevancy/ivlp/{group}/{part}/{side}").mean
-                np.testing.assert_array_equal(points.get_ydata(), expected)
+                np.testing.assert_allclose(np.asarray(points.get_xdata(), float), expected, rtol=1e-6)
                 assert (points.get_color(), points.get_marker()) == (colour, MARKERS[group])
-    expected = [study.average(f"relevancy/ivlp/{g}/{name}").mean[0] for g in GROUPS for name in ("order", "variation")]
-    np.testing.assert_array_equal([points.lines[0].get_ydata()[0] for points in changes.containers], expected)
+    for group, container in zip(GROUPS, changes.containers, strict=True):
+        expected = [study.average(f"relevancy/ivlp/{group}/{name}").mean[0] for name in ("order", "variation")]
+        np.testing.assert_allclose(np.asarray(container.lines[0].get_xdata(), float), expected, rtol=1e-6)
     assert "IVLP: corrected 27 images, both right 11 images, all 50 images;" in drawing.caption
-    row = numbers(drawing, model="bias", group="all", side="tuned", part="text", kind="words")[0]
-    assert row["mean"] == study.average("relevancy/bias/all/text_kinds/tuned").mean[2]
+    row = numbers(drawing, model="bias", group="all", side="tuned", kind="words").iloc[0]
+    mean, error = (values[2] for values in study.average("relevancy/bias/all/text_kinds/tuned"))
+    found = [float(row[name]) for name in ("value", "low", "high")]
+    np.testing.assert_allclose(found, [mean, mean - 1.96 * error, mean + 1.96 * error], rtol=1e-5)
 
 
-def test_a_model_without_samples_is_left_out_and_named():
+def test_a_model_without_samples_is_left_out_and_counted():
     results = synthetic_results()
     results.arrays = {name: value for name, value in results.arrays.items() if not name.startswith("relevancy/bias")}
     for group in GROUPS:
         results.scalars["relevancy"]["bias"][group] = {"count": 0}
     drawing = text_relevancy_figure(StudyResults(results))
-    assert "No such image for Bias tuning." in drawing.caption
-    assert not numbers(drawing, model="bias")
+    assert "Bias tuning: 0 images" in drawing.caption and numbers(drawing, model="bias").empty
 
 
-def test_text_attention_has_the_original_above_and_a_box_per_layer(study, drawn):
+def test_several_datasets_have_a_panel_each(study):
+    other = StudyResults(synthetic_results(dataset="demo/fashion", seed=1))
+    text, vision = dataset_figures([study, other], "ivlp", "IVLP")
+    assert [drawing.name for drawing in (text, vision)] == ["fig2_text_relevancy_ivlp", "fig3_vision_relevancy_ivlp"]
+    assert [axes.get_title(loc="left") for axes in text.figure.axes] == [
+        "demo/digits (n = 27)",
+        "demo/fashion (n = 27)",
+    ]
+    for axes, own in zip(vision.figure.axes, (study, other), strict=True):
+        assert_line(axes, "tuned", *own.average("relevancy/ivlp/corrected/vision/tuned"))
+    assert dataset_figures([study], "nobody", "") == []
+
+
+def test_text_attention_has_a_line_for_each_kind(study, drawn):
     (drawing,) = drawn(text_attention_figure)
-    grid = np.reshape(drawing.figure.axes, (3, 6))
-    assert [axes.get_title() for axes in grid[0]] == ["SOS", "prompts", "words", "category", "“.”", "EOS"]
-    labels = {"zero_shot": "Zero-shot", "ivlp": "IVLP", "bias": "Bias tuning"}
-    for line, (key, label) in zip(grid, labels.items(), strict=True):
-        assert line[0].get_ylabel().startswith(label)
-        shares = study.average(f"text_attention/{key}").mean
-        for kind, axes in enumerate(line):
-            medians = [
-                line.get_ydata()[0]
-                for line in axes.lines
-                if line.get_linewidth() == 1.4 and len(set(line.get_ydata())) == 1
-            ]
-            expected = np.median(shares[:, :, kind], axis=1)
-            np.testing.assert_allclose(medians, expected if expected.any() else [], rtol=1e-6)
-    assert [text.get_text() for axes in (grid[0][1], grid[1][2], grid[2][1]) for text in axes.texts] == ["none"] * 3
-    assert "averaged over 4 classes" in drawing.caption and "sum to 1" in drawing.caption
+    names = ["SOS", "prompts", "words", "category", "“.”", "EOS"]
+    for axes, (key, label) in zip(
+        drawing.figure.axes, {"zero_shot": "Zero-shot", "ivlp": "IVLP", "bias": "Bias tuning"}.items(), strict=True
+    ):
+        assert axes.get_title(loc="left") == label
+        mean, error = study.average(f"text_attention/{key}")
+        shown = [container.get_label() for container in axes.containers]
+        assert shown == [name for name in names if name != ("words" if key == "ivlp" else "prompts")]
+        for kind, name in enumerate(names):
+            if name in shown:  # the mean over heads, and the mean of their intervals
+                assert_line(axes, name, mean[:, :, kind].mean(1), error[:, :, kind].mean(1))
+    assert "over 4 classes" in drawing.caption and "summed over the tokens" in drawing.caption
     assert "Zero-shot “a photo of a {}.”" in drawing.caption
 
 
-def test_vision_attention_has_a_column_per_variant_and_a_dot_per_head(study, drawn):
+def test_vision_attention_has_a_row_per_variant_and_a_dot_per_head(study, drawn):
     (drawing,) = drawn(vision_attention_figure)
-    grid = np.reshape(drawing.figure.axes, (3, 4))
-    titles = [axes.get_title().strip() for axes in grid[0]]
-    assert titles == ["Zero-shot", "IVLP\nW/O Prompt", "IVLP\nW Prompt", "Bias tuning"]
+    panels = grid(drawing, 4, 3)
+    labels = [axes.get_ylabel() for axes in panels[:, 0]]
+    assert labels == ["Zero-shot", "IVLP W/O Prompt", "IVLP W Prompt", "Bias tuning"]
     variants = ("zero_shot/clip", "ivlp/without_prompt", "ivlp/with_prompt", "bias/clip")
-    for row, quantity in zip(grid, ("distance", "entropy", "cls_entropy"), strict=True):
-        for axes, variant in zip(row, variants, strict=True):
-            dots = [line.get_ydata() for line in axes.lines if line.get_marker() == "o"]
-            expected = study.average(f"vision_attention/{variant}/{quantity}").mean
-            np.testing.assert_array_equal(np.stack(dots, axis=1), expected)
+    for row, variant in zip(panels, variants, strict=True):
+        for axes, quantity in zip(row, ("distance", "entropy", "cls_entropy"), strict=True):
+            mean, error = study.average(f"vision_attention/{variant}/{quantity}")
+            tuned = variant != "zero_shot/clip"
+            name = f"{'tuned' if tuned else 'zero-shot'}, mean over heads"
+            assert_line(axes, name, mean.mean(1), error.mean(1))
+            (dots,) = [line for line in axes.lines if line.get_marker() == "o"]
+            np.testing.assert_allclose(dots.get_ydata(), mean.ravel(), rtol=1e-6)
+            assert axes.get_ylim()[0] == 0 and axes.get_ylim()[1] > mean.max()
+            if tuned:
+                original = study.average(f"vision_attention/zero_shot/clip/{quantity}").mean
+                assert_line(axes, "zero-shot's again", original.mean(1))
     assert "ln 10 = 2.3026" in drawing.caption and "mean over 50 images" in drawing.caption
-    row = numbers(drawing, model="zero_shot", variant="clip", quantity="distance", layer=2, head=1)[0]
-    assert row["mean"] == study.average("vision_attention/zero_shot/clip/distance").mean[1, 0]
 
 
 def test_decomposition_has_a_row_per_tower_and_names_the_bias_it_compares_with(study, drawn):
     (drawing,) = drawn(decomposition_figure)
-    labels = [axes.get_ylabel() for axes in drawing.figure.axes]
-    assert "IVLP, vision" in labels and "IVLP, text" in labels
-    legends = [axes.get_legend().get_texts()[0].get_text() for axes in drawing.figure.axes if axes.get_legend()]
-    assert legends == ["with Bias tuning"] * 2
-    rows = numbers(drawing, tower="vision", quantity="bias_cosine/bias")
-    expected = study.array("decomposition/ivlp/vision/bias_cosine/bias")
-    np.testing.assert_array_equal([row["mean"] for row in rows], expected)
-    panels = np.reshape([axes for axes in drawing.figure.axes if axes.get_label() != "<colorbar>"], (2, 5))
-    for tower, (mass_panel, by_query, size, constancy, cosines) in zip(("vision", "text"), panels, strict=True):
+    for tower, row in zip(("vision", "text"), grid(drawing, 2, 4), strict=True):
         path = f"decomposition/ivlp/{tower}"
-        mean = study.average(f"{path}/prompt_mass").mean
-        heads = np.stack([line.get_ydata() for line in mass_panel.lines if line.get_marker() == "o"], axis=1)
-        np.testing.assert_array_equal(heads, mean)
-        lines = [values for values in y_values(mass_panel, style.TUNED) if len(values) == len(mean)]
-        expected = study.average(f"{path}/readout_mass").mean.mean(1)
-        np.testing.assert_allclose(lines[-2:], [mean.mean(1), expected], rtol=1e-6)
-        expected = study.average(f"{path}/mass_by_query").mean.mean(1)
-        np.testing.assert_array_equal(by_query.images[0].get_array(), expected)
-        np.testing.assert_array_equal(y_values(size, style.TUNED)[0], study.average(f"{path}/norm_share").mean)
-        for axes, names in ((constancy, ("constancy", "bias_likeness")), (cosines, ("bias_cosine/bias",))):
-            drawn_lines = [values for values in y_values(axes, style.TUNED) if len(values) == 3]
-            expected = []
-            for name in names:  # the line, then the lower and upper ends of its bars
-                values, error = study.array(f"{path}/{name}"), study.array(f"{path}/error/{name}")
-                expected += [values, values - error, values + error]
-                rows = numbers(drawing, tower=tower, quantity=name)
-                np.testing.assert_array_equal([row["standard_error"] for row in rows], error)
-            np.testing.assert_allclose(drawn_lines, expected, rtol=1e-6)
-    shaded = [[(patch.get_x(), patch.get_width()) for patch in row[3].patches] for row in panels]
-    assert shaded == [[(2.5, 1.0)], []]  # vision prompts reach the second of three layers, text prompts the last
-    mass = study.average("decomposition/ivlp/text/prompt_mass")
-    row = numbers(drawing, tower="text", quantity="prompt_mass", layer=3, head=2)[0]
-    assert (row["mean"], row["standard_error"]) == (mass.mean[2, 1], mass.standard_error[2, 1])
-
-
-def test_the_size_of_what_prompts_add_is_a_share_of_both_parts(study, drawn):
-    """A ratio would have no bound: where a head looks at prompts only, the input part is nearly nothing."""
-    (drawing,) = drawn(decomposition_figure)
-    panels = np.reshape([axes for axes in drawing.figure.axes if axes.get_label() != "<colorbar>"], (2, 5))
-    assert [axes.get_ylim() for axes in panels[:, 2]] == [(0, 1.03)] * 2
-    assert [axes.get_yscale() for axes in panels[:, 2]] == ["linear"] * 2
-
-
-def assert_scale(figure):
-    """A bar whose colours, from 0 to 1, are those of the maps."""
-    (bar,) = figure.axes
-    colours = bar.collections[-1]
-    assert colours.get_cmap().name == HEAT and bar.get_xlim() == (0, 1) and "least (0)" in bar.get_xlabel()
+        mass, size, constancy, cosine = row
+        assert mass.get_ylabel() == f"IVLP, {tower}"
+        for name, label in (("prompt_mass", "mean over queries"), ("readout_mass", "query that is read out")):
+            mean, error = study.average(f"{path}/{name}")
+            assert_line(mass, label, mean.mean(1), error.mean(1))
+        dots = [line for line in mass.lines if line.get_marker() == "o"]
+        np.testing.assert_allclose(dots[0].get_ydata(), study.average(f"{path}/prompt_mass").mean.ravel(), rtol=1e-6)
+        assert_line(size, "size", *study.average(f"{path}/norm_share"))
+        for axes, name, label in (
+            (constancy, "constancy", "constant token by token"),
+            (constancy, "bias_likeness", "constant as one vector"),
+            (cosine, "bias_cosine/bias", "cosine to Bias tuning"),
+        ):
+            assert_line(axes, label, study.array(f"{path}/{name}"), study.array(f"{path}/error/{name}"))
+        shaded = [(patch.get_x(), patch.get_width()) for patch in constancy.patches]
+        assert shaded == ([(2.5, 1.0)] if tower == "vision" else [])  # vision prompts reach the second of three layers
+    mean = study.average("decomposition/ivlp/text/prompt_mass").mean
+    row = numbers(drawing, tower="text", series="prompt_mass", layer=3, head=2).iloc[0]
+    assert row["value"] == pytest.approx(mean[2, 1])
 
 
 def test_similarity_draws_three_rows_per_picture_and_the_correlation(study, drawn):
     maps, correlation = drawn(similarity_figures)
-    shown, scale = maps.figure.subfigs
-    assert_scale(scale)
-    pictures = [axes for block in shown.subfigs for axes in block.axes if axes.images]
-    assert len(pictures) == 4 * (1 + 3 * 3)
-    titles = {axes.get_title() for axes in pictures}
-    assert {"input, 0°", "input, 270°", "layer 1", "layer 2", "layer 3"} <= titles
-    for number, block in enumerate(shown.subfigs):
-        grid = np.reshape(block.axes, (3, 4))
-        for row, name in zip(grid, ("zero_shot_cls", "cls", "prompts"), strict=True):
+    *_, bar = maps.figure.axes
+    assert bar.collections[-1].get_cmap().name == HEAT and bar.get_xlim() == (0, 1) and "least (0)" in bar.get_xlabel()
+    panels = grid(maps, 6, 8)
+    assert sum(bool(axes.images) for axes in panels.ravel()) == 4 * (1 + 3 * 3)
+    for picture, degrees in enumerate((0, 90, 180, 270)):
+        block = panels[picture // 2 * 3 :][:3, picture % 2 * 4 :][:, :4]
+        titles = [axes.get_title() for axes in block[0]]
+        assert titles == [f"input, {degrees}°", "layer 1", "layer 2", "layer 3"]
+        for row, name in zip(block, ("zero_shot_cls", "cls", "prompts"), strict=True):
             for layer, axes in enumerate(row[1:]):
                 values = np.asarray(axes.images[-1].get_array())
-                np.testing.assert_array_equal(values, study.array(f"similarity/ivlp/{name}")[number, layer])
-        labels = [row[1].get_ylabel() for row in grid]
-        assert labels == ["original\n[cls]", "prompted\n[cls]", "prompt\nsimilarity"]
-    expected = study.average("similarity/ivlp/rank_correlation").mean
-    np.testing.assert_array_equal([row["mean"] for row in numbers(correlation)], expected)
+                np.testing.assert_array_equal(values, study.array(f"similarity/ivlp/{name}")[picture, layer])
+    (axes,) = correlation.figure.axes
+    expected = study.average("similarity/ivlp/rank_correlation")
+    shown = np.asarray(axes.containers[0].lines[0].get_ydata(), float)
+    np.testing.assert_allclose(shown, expected.mean, rtol=1e-6)
+    np.testing.assert_allclose(correlation.numbers["value"].tolist(), expected.mean, rtol=1e-6)
 
 
-def test_similarity_numbers_are_the_maps_at_the_patch_centres():
+def test_similarity_numbers_are_means_over_the_pixels_of_patches():
     results = synthetic_results(grid=3, image_size=12)
     ramp = np.tile(np.arange(12, dtype=np.float32) / 11, (12, 1))
     results.arrays["similarity/ivlp/cls"][...] = ramp
     rows = numbers(similarity_figures(StudyResults(results))[0], map="cls", picture=0, layer=1, row=1)
-    np.testing.assert_allclose([11 * row["value"] for row in rows], [1.5, 5.5, 9.5], rtol=1e-6)
+    np.testing.assert_allclose(11 * rows["value"], [1.5, 5.5, 9.5], rtol=1e-6)
 
 
 def test_faithfulness_draws_every_map_in_four_ways(study, drawn):
     (drawing,) = drawn(faithfulness_figure)
-    grid = np.reshape(drawing.figure.axes, (3, 4))
-    assert all(len(axes.lines) == len(MAPS) for axes in grid.ravel())
-    curve = study.array("faithfulness/ivlp/relevancy/negative/true")
-    np.testing.assert_allclose(y_values(grid[1][3], style.RED)[0], 100 * curve)
+    panels = grid(drawing, 3, 4)
+    ways = [(direction, target) for direction in ("positive", "negative") for target in ("predicted", "true")]
+    for row, model in zip(panels, study.models, strict=True):
+        for axes, way in zip(row, ways, strict=True):
+            for kind in MAPS:
+                curve = 100 * study.array("/".join(("faithfulness", model["key"], kind, *way)))
+                assert_line(axes, MAP_NAMES[kind], curve)
+                assert curve.max() <= axes.get_ylim()[1] and axes.get_ylim()[0] == 0
+    assert list(MAP_NAMES) == list(MAPS)
 
 
 def test_areas_are_those_of_the_results(study):
@@ -289,8 +305,9 @@ def test_examples_show_every_model_with_its_prediction(study, drawn):
     share = np.exp(logits) / np.exp(logits).sum()
     mark = "✓" if share.argmax() == study.array("examples/labels")[0] else "✗"
     assert f"IVLP {mark}\nclass {share.argmax()}, {100 * share.max():.0f} %" in titles
-    row = numbers(drawing, picture=1, model="bias", part="text", index=2)[0]
+    row = numbers(drawing, picture=1, model="bias", part="text", index=2).iloc[0]
     assert (row["token"], row["name"]) == ("photo", "test/class_1/0001.png")
+    assert row["relevancy"] == study.array("examples/bias/text")[1, 2]
 
 
 @pytest.mark.parametrize("draw", EVERY, ids=[draw.__name__ for draw in EVERY])
@@ -317,7 +334,3 @@ def test_zero_shot_alone_and_single_heads_and_layers_can_be_drawn(draw):
         with style.styled():
             drawing.figure.canvas.draw()
         assert np.ptp(np.asarray(drawing.figure.canvas.buffer_rgba())) > 0
-
-
-def test_every_map_has_a_name():
-    assert list(MAP_NAMES) == list(MAPS)

@@ -10,7 +10,7 @@ import pytest
 from clipbias.data.confusion import binomial_error
 from clipbias.report import read_sweep, render_tables
 from clipbias.report.accuracy_tables import best_methods
-from clipbias.report.errors import WITHIN, difference_error, harmonic_error, seeds_error
+from clipbias.report.errors import WITHIN, difference_error, harmonic_error
 from clipbias.report.frames import AVERAGE
 
 
@@ -110,7 +110,7 @@ def test_a_difference_over_the_same_images_is_surer_than_over_others():
             {
                 "correct": own.mean(0),
                 "images_error": binomial_error(100 * own.mean(), 300),
-                "seeds_error": seeds_error((100 * own.mean(1)).tolist()),
+                "seeds_error": (100 * own.mean(1)).std(ddof=1) / np.sqrt(3),
             }
             for own in drawn(rng, methods=2)
         ]
@@ -128,7 +128,8 @@ def test_parts_of_an_error():
     )
     assert np.isnan(cell([run(images=400), run(seed=2, images=None)])["error"])
     values = [70.0, 73.0, 71.5, 69.0]
-    assert seeds_error(values) == pytest.approx(np.std(values, ddof=1) / 2) and seeds_error([5.0]) == 0
+    found = cell([run(seed=seed, accuracy=value) for seed, value in enumerate(values)])
+    assert found["seeds_error"] == pytest.approx(np.std(values, ddof=1) / 2) and cell([run()])["seeds_error"] == 0
     rng = np.random.default_rng(1)
     base, new = rng.normal(80, 0.8, 200_000), rng.normal(60, 1.1, 200_000)
     assert harmonic_error(80, 60, (0.8, 1.1)) == pytest.approx(np.std(2 * base * new / (base + new)), rel=0.01)

@@ -127,6 +127,18 @@ def test_panels_go_on_in_a_second_line():
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["z"]
 
 
+def test_a_legend_is_no_wider_than_its_figure():
+    part = frame(x=1, value=1.0, name=[f"a longer name {number}" for number in range(9)])
+
+    def draw(axes, own):
+        small.lines(axes, own, x="x", hue="name", looks={name: {**RED, "marker": "o"} for name in own["name"]})
+
+    figure = small.panels(part, draw, by=("", ""), size=(3.5, 2))
+    figure.draw_without_rendering()
+    extent = figure.legends[0].get_window_extent()
+    assert extent.x0 >= 0 and extent.x1 <= figure.bbox.width
+
+
 def read(path):
     with open(path, newline="", encoding="utf-8") as file:
         return list(csv.reader(file))

@@ -145,7 +145,7 @@ def test_accuracies_of_several_evaluations_and_of_many_models(tmp_path: Path) ->
     names = ["zero_shot", "coop", "vpt", "maple", "bias"]
     models = [{"method": name, "accuracy": 50.0, "images": 100} for name in names]
     content = {"dataset": {"name": "a"}, "models": models, "seconds": 3.0}
-    write(tmp_path / "study", config={**BASE, "adapters": "x"}, results=content)
+    write(tmp_path / "study", config={**BASE, "adapters": "x", "sections": "all"}, results=content)
     (study,) = read_workdir(tmp_path / "study")
     text = render_runs([study], [study], [])
     assert "see below" in text and re.search(r"VPT +50\.00 ± 5\.00", text)
@@ -274,9 +274,13 @@ def test_curves_of_a_run_and_of_a_sweep(tmp_path: Path) -> None:
     for number in (1, 5):  # a name each; then colours by method
         figure = curves_figure(curves * number)
         loss, accuracy, rate = figure.axes
-        np.testing.assert_allclose(loss.lines[1].get_ydata(), [2.0, 1.0])
-        np.testing.assert_allclose(accuracy.lines[0].get_ydata(), [10, 20, 30, 40])
-        assert len(rate.lines) == 3 * number
+        drawn = [np.asarray(one.lines[0].get_ydata(), float) for one in loss.containers]
+        np.testing.assert_allclose(drawn[1], [2.0, 1.0])
+        (band,) = loss.containers[1].lines[2]  # from the smallest to the largest seed
+        np.testing.assert_allclose([ends[:, 1] for ends in band.get_segments()], [[1.0, 3.0], [0.5, 1.5]])
+        shown = np.asarray(accuracy.containers[0].lines[0].get_ydata(), float)
+        np.testing.assert_allclose(shown, [10, 20, 30, 40])
+        assert len(rate.containers) == 3 * number
         assert len(figure.legends[0].get_texts()) == (3 if number == 1 else 2)
     assert save_curves(curves, tmp_path / "c.png").read_bytes()[:4] == b"\x89PNG"
     with pytest.raises(ClipbiasError, match="none of the runs has a training curve"):

@@ -1,0 +1,96 @@
+"""The study of the causal test's error rates: its towers do what they say, and wrong claims count as wrong."""
+
+import json
+
+import numpy as np
+import pytest
+from absl.testing import flagsaver
+
+from tools import error_rates
+from tools.error_rates import CARRIER, CONSTANT, judge, make_pool, rates, true_verdicts, truths, wrong
+from tools.planted import MECHANISMS
+
+# What each mechanism is at full strength: what carries the gain, and whether two vectors per layer stand for it.
+EXPECTED = {
+    "attention": ("attention", "stands"),
+    "scale": ("scale", "not"),
+    "constant": ("values", "stands"),
+    "kinds": ("values", "stands"),
+    "image": ("values", "not"),
+    "both": ("shared", "stands"),
+    "none": ("no gain", "no gain"),
+}
+
+
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_what_is_planted_is_the_truth(mechanism):
+    truth = truths(make_pool(mechanism, 1.0, images=1500, seed=5))
+    for outcome, gain in (("accuracy", 8.0), ("calibrated", 0.08)):
+        own = truth[outcome]
+        assert tuple(true_verdicts(own, mechanism).values()) == EXPECTED[mechanism], own
+        if mechanism == "none":
+            assert abs(own["gain"]) < gain / 2
+        else:
+            assert own["gain"] > gain
+        assert sum(own[name] for name in error_rates.EFFECTS) == pytest.approx(own["gain"])
+
+
+TRUTH = {"gain": 10.0, "attention": 1.0, "scale": 0.0, "values": 9.0, "kept": 8.0, "lost": 9.8}
+
+
+@pytest.mark.parametrize(
+    "kind,said,expected",
+    [
+        (CARRIER, "values", False),
+        (CARRIER, "attention", True),
+        (CARRIER, "shared", True),
+        (CARRIER, "undecided", False),
+        (CONSTANT, "stands", True),
+        (CONSTANT, "most", False),
+        (CONSTANT, "not", True),
+        (CONSTANT, "no gain", False),
+    ],
+)
+def test_what_is_not_so_counts_as_wrong(kind, said, expected):
+    assert wrong(kind, said, TRUTH, "constant") is expected
+    assert wrong(kind, said, TRUTH, "none") is (said not in ("undecided", "no gain"))
+
+
+def test_rates_are_judged_and_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(error_rates, "MECHANISMS", ("constant", "none"))
+    monkeypatch.setattr(error_rates, "STRENGTHS", (1.0,))
+    monkeypatch.setattr(error_rates, "STUDIES", 150)
+    monkeypatch.setattr(error_rates, "POOL", 10_000)
+    with flagsaver.flagsaver(to=str(tmp_path / "rates"), quick=True, seed=2):
+        error_rates.main([])
+    found = json.loads((tmp_path / "rates.json").read_text())
+    assert found["studies"] == 3 and found["pool"] == 1000 and (tmp_path / "rates.png").stat().st_size > 5000
+    first, second = found["records"]
+    assert first["outcomes"]["accuracy"][CARRIER]["right"] == 1 and first["strength"] == 1
+    assert second["outcomes"]["calibrated"][CARRIER]["truth"] == "no gain"
+    assert not any("wrong" in line for line in found["broken"])
+
+
+def test_every_limit_is_judged():
+    rate = {"truth": "values", "said": {}, "right": 0.79, "wrong": 0.06}
+    own = {"truth": TRUTH, CARRIER: rate, CONSTANT: rate | {"wrong": 0.05, "right": 0.8}, "coverage": {"gain": 0.98}}
+    record = {"mechanism": "constant", "strength": 1.0, "outcomes": {"calibrated": own}}
+    assert len(judge([record])) == 3
+    assert len(judge([record | {"strength": 0.3}])) == 2  # power counts at the named strength
+    rare = record | {"outcomes": {"accuracy": own | {"rare": ["gain"]}}}
+    assert len(judge([rare])) == 2
+    low = record | {"outcomes": {"accuracy": own | {"rare": ["gain"], "coverage": {"gain": 0.92}}}}
+    assert len(judge([low])) == 3
+
+
+def test_a_broken_interval_is_found(monkeypatch):
+    """Intervals of half the width cover less, and more of the verdicts are wrong where nothing is gained."""
+    from clipbias.explain import uncertainty
+
+    def covered():
+        found = rates("none", 1.0, studies=15, images=1000, seed=4)["accuracy"]
+        return np.mean([found["coverage"][name] for name in ("gain", "attention", "kept", "lost")])
+
+    before = covered()
+    monkeypatch.setattr(uncertainty, "LEVEL", 0.3)
+    assert before > 0.85 > 0.7 > covered()
