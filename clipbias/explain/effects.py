@@ -99,6 +99,7 @@ def measure(logits: np.ndarray, labels: np.ndarray, *, seed: int = 0, refit: boo
         "calibrated": Sample(calibrated.values.mean(0), calibrated.draws),
         "raw": Sample(raw.mean(0), weigh(counts, raw) / n),
     }
+    correct = 100.0 * (np.asarray(logits).argmax(-1) == labels[:, None])
     values = {"accuracy": correct, "calibrated": calibrated.values, "raw": raw}
     temperatures = np.exp(np.log(calibrated.temperatures).mean(0))
     return Measured(samples, values, n, 1, calibrated.refitted, temperatures)

@@ -21,28 +21,35 @@ def seeds_of_draws(count):
     return np.random.default_rng(0).integers(0, count, (2000, count - 1))
 
 
+def drawn(values, doubt=0.0):
+    """Of values `[seeds, images]` the mean, then the means of all resamples, which may vary by a doubt besides."""
+    means = values[:, rows_of_draws(values.shape[1])].mean(2) + doubt
+    crossed = [means[seeds, place].mean() for place, seeds in enumerate(seeds_of_draws(len(values)))]
+    return np.array([values.mean(), *crossed])
+
+
+def by_name(names, arrays, outcome):
+    """By the names of the columns of arrays `[images, K]`, one for each seed, what `drawn` gives."""
+    images, doubt = len(arrays[0]), np.zeros((2000, len(names)))
+    if outcome == "accuracy":  # the number of right answers varies by half an image
+        doubt = 100 / images * 0.5 * np.random.default_rng(0).normal(size=doubt.shape)
+    return {name: drawn(np.stack([array[:, k] for array in arrays]), doubt[:, k]) for k, name in enumerate(names)}
+
+
 def number(values, gains=None):
-    """Mean and 95 % interval of values `[seeds, images]`; as shares of a gain too, where that is surely not 0."""
-    values = np.atleast_2d(values)
-
-    def drawn(of):
-        means = of[:, rows_of_draws(of.shape[1])].mean(2)
-        return np.array([means[seeds, place].mean() for place, seeds in enumerate(seeds_of_draws(len(of)))])
-
-    draws = drawn(values)
-    found = {"value": values.mean(), "low": np.quantile(draws, 0.025), "high": np.quantile(draws, 0.975)}
+    """Mean and 95 % interval of what `drawn` gave; as shares of a gain too, where that is surely not 0."""
+    mean, draws = values[0], values[1:]
+    found = {"value": mean, "low": np.quantile(draws, 0.025), "high": np.quantile(draws, 0.975)}
     if gains is None:
         return found
-    gains = np.atleast_2d(gains)
-    gain_draws = drawn(gains)
-    if np.quantile(gain_draws, 0.025) <= 0 <= np.quantile(gain_draws, 0.975):
+    if np.quantile(gains[1:], 0.025) <= 0 <= np.quantile(gains[1:], 0.975):
         return found | dict.fromkeys(SHARES)
-    sign, ratios = np.sign(gains.mean()), []
-    for part, gain in zip(draws, gain_draws, strict=True):
+    sign, ratios = np.sign(gains[0]), []
+    for part, gain in zip(draws, gains[1:], strict=True):
         # A resample without the gain: the share is as large as shares may get, on the part's side.
         ratios.append(min(max(part / gain, -10), 10) if sign * gain > 0 else 10 * np.sign(part * sign))
     low, high = np.quantile(ratios, [0.025, 0.975])
-    return found | {"share": values.mean() / gains.mean(), "share_low": low, "share_high": high}
+    return found | {"share": mean / gains[0], "share_low": low, "share_high": high}
 
 
 def mixture_outcomes(results, key, outcome, tower):
@@ -56,9 +63,9 @@ def mixture_outcomes(results, key, outcome, tower):
 def effects(results, keys, outcome, tower="both"):
     """The gain, the mean contribution of every effect over all orders of adding them, and interactions."""
     keys = [keys] if isinstance(keys, str) else keys
-    names = results.scalars["factorial"][keys[0]]["effects"]
+    names, streams = (results.scalars["factorial"][keys[0]][name] for name in ("effects", "streams"))
     each = [mixture_outcomes(results, key, outcome, tower) for key in keys]
-    by_stream = {stream: np.stack([one[stream] for one in each]) for stream in each[0]}
+    by_stream = by_name(streams, [np.stack([one[stream] for stream in streams], 1) for one in each], outcome)
 
     def at(on):
         return by_stream["".join("P" if k in on else "R" for k in range(len(names)))]
@@ -87,7 +94,7 @@ def constants(results, keys, outcome):
     keys = [keys] if isinstance(keys, str) else keys
     forms, (name, scale) = results.scalars["constants"][keys[0]]["forms"], SCALES[outcome]
     arrays = [np.asarray(results.arrays[f"constants/{key}/{name}"], np.float64) * scale for key in keys]
-    by_form = {form: np.stack([array[:, k] for array in arrays]) for k, form in enumerate(forms)}
+    by_form = by_name(forms, arrays, outcome)
     gain = by_form["tuned"] - by_form["reference"]
     found = {}
     for form, values in by_form.items():
