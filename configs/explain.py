@@ -30,7 +30,7 @@ def get_config(size: str = "full") -> ConfigDict:
     # The images to explain on: "train", "val" or "test".
     config.split = "test"
     # "all", or sections separated by commas: relevancy, text_attention, vision_attention, similarity, decomposition,
-    # factorial, amounts, faithfulness, examples, explore, verdict, interpret. With interpret alone no images are read,
+    # factorial, constants, faithfulness, examples, explore, verdict, interpret. With interpret alone no images are read,
     # and the adapters may be of any datasets.
     config.sections = "all"
 
@@ -47,8 +47,8 @@ def get_config(size: str = "full") -> ConfigDict:
     config.faithfulness_images = 100
     # The causal test is run with random prompts too, on so many images; 0 leaves this control out.
     config.control_images = 200
-    # What a method amounts to is measured on so many training images; 0 takes all.
-    config.amounts_images = 256
+    # Constants are measured on so many training images; 0 takes all.
+    config.training_images = 256
     # Images that a reader of the report can explore, model by model and layer by layer.
     config.explore_images = 48
     # Pictures shown.
@@ -82,5 +82,5 @@ def get_config(size: str = "full") -> ConfigDict:
         from clipbias.explain.results import SECTIONS
 
         config.sections = ",".join(name for name in SECTIONS if name != "faithfulness")
-        config.image_limit, config.control_images, config.amounts_images, config.explore_images = 24, 0, 16, 8
+        config.image_limit, config.control_images, config.training_images, config.explore_images = 24, 0, 16, 8
     return config

@@ -60,5 +60,5 @@ def kept_sentence(findings: Findings, model: Model, kind: str) -> str:
     for outcome, numbers in findings.scalars["constants"][model.key]["numbers"].items():
         nothing, kept = no_gain(numbers["gain"], outcome), numbers["kept"][kind]
         keeps = f"it keeps {percent(kept)} of the gain in {OUTCOME_NAMES[outcome]}"
-        parts.append(nothing.sentence.removesuffix(".") if nothing else keeps)
+        parts.append(f"{OUTCOME_NAMES[outcome]} has no sure gain" if nothing else keeps)
     return f"{model.label} as {WORDS[kind]}: {'; '.join(parts)}."

@@ -78,7 +78,7 @@ def test_a_study_is_measured(capsys, monkeypatch, given, images, left):
     def run(asked, folder, *, sections, **_):
         assert [own.key for own in asked.models] == ["zero_shot", "ivlp", "bias"]
         options = asked.options
-        asked_for = (options.images, options.amounts_images, options.control_images, options.explore_images)
+        asked_for = (options.images, options.training_images, options.control_images, options.explore_images)
         assert asked_for == images and options.faithfulness_images == images[0] // 2
         assert {*SECTIONS} - {*sections} == left
         jax.jit(lambda x: x + 3)(jnp.zeros(7))

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from clipbias.explain.verdict_words import FEWEST_IMAGES
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -18,7 +19,6 @@ import experiments.train
 from clipbias.cli import COMMANDS, folder, overview
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
-from clipbias.explain.verdict_words import FEWEST_IMAGES
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import save_adapter
 from experiments import common

@@ -63,7 +63,7 @@ STRENGTHS, NAMED = (0.3, 0.6, 1.0), 1.0
 STUDIES, IMAGES, POOL, TRAINING = 2000, 300, 20_000, 512
 RARE = 10
 CARRIER, CONSTANT = "carrier", "constant"
-LIMITS = {"wrong": 0.05, "right": 0.8, "coverage": (0.93, 0.97)}
+MOST_WRONG, LEAST_RIGHT, COVERAGE = 0.05, 0.8, (0.93, 0.97)
 _BATCH = 500
 
 _TO = flags.DEFINE_string("to", "error_rates", "The files to write, without their endings.")
@@ -183,7 +183,8 @@ def rates(mechanism: str, strength: float, *, studies: int, images: int, seed: i
 
 
 def _summary(found: list[dict[str, Any]], truth: dict[str, float], mechanism: str) -> dict[str, Any]:
-    expected, summary = true_verdicts(truth, mechanism), {"truth": truth}
+    expected = true_verdicts(truth, mechanism)
+    summary: dict[str, Any] = {"truth": truth}
     for kind in (CARRIER, CONSTANT):
         said = Counter(one[kind] for one in found)
         summary[kind] = {
@@ -201,7 +202,7 @@ def _summary(found: list[dict[str, Any]], truth: dict[str, float], mechanism: st
 
 def run(*, studies: int, images: int, seed: int) -> list[dict[str, Any]]:
     """All mechanisms and strengths, one record each."""
-    found = []
+    found: list[dict[str, Any]] = []
     for mechanism in MECHANISMS:
         for strength in STRENGTHS if mechanism != "none" else (NAMED,):
             start = time.monotonic()
@@ -233,15 +234,15 @@ def judge(records: list[dict[str, Any]]) -> list[str]:
         for outcome, own in record["outcomes"].items():
             for kind in (CARRIER, CONSTANT):
                 rate = own[kind]
-                if rate["wrong"] > LIMITS["wrong"]:
+                if rate["wrong"] > MOST_WRONG:
                     said.append(
                         f"{name}, {outcome}: {100 * rate['wrong']:.1f} % of the verdicts on the {kind} are wrong."
                     )
-                if record["strength"] == NAMED and rate["right"] < LIMITS["right"]:
+                if record["strength"] == NAMED and rate["right"] < LEAST_RIGHT:
                     said.append(
                         f"{name}, {outcome}: {100 * rate['right']:.1f} % of the verdicts on the {kind} are right."
                     )
-            low, high = LIMITS["coverage"]
+            low, high = COVERAGE
             for effect, covered in own["coverage"].items():
                 if covered < low or (covered > high and effect not in own.get("rare", ())):
                     said.append(
@@ -271,8 +272,8 @@ def draw_figure(records: list[dict[str, Any]], path: Path) -> None:
                     panel.plot(
                         strengths, values, style, color=colour, marker="o", markersize=3, label=f"{rate}, {kind}"
                     )
-            panel.axhline(100 * LIMITS["wrong"], color="0.7", linewidth=0.8)
-            panel.axhline(100 * LIMITS["right"], color="0.7", linewidth=0.8)
+            panel.axhline(100 * MOST_WRONG, color="0.7", linewidth=0.8)
+            panel.axhline(100 * LEAST_RIGHT, color="0.7", linewidth=0.8)
             panel.set_ylim(-2, 102)
             if outcome == OUTCOMES[0]:
                 panel.set_title(mechanism, fontsize=9)
@@ -288,7 +289,8 @@ def main(_: list[str]) -> None:
     """Runs all studies and writes what came out."""
     studies, images = (STUDIES // 50, POOL // 10) if _QUICK.value else (STUDIES, POOL)
     records = run(studies=studies, images=images, seed=_SEED.value)
-    facts = {"studies": studies, "images": IMAGES, "pool": images, "named": NAMED, "limits": LIMITS}
+    facts: dict[str, Any] = {"studies": studies, "images": IMAGES, "pool": images, "named": NAMED}
+    facts |= {"limits": {"wrong": MOST_WRONG, "right": LEAST_RIGHT, "coverage": COVERAGE}}
     broken = judge(records)
     write_text(Path(f"{_TO.value}.json"), json.dumps(facts | {"broken": broken, "records": records}, indent=1) + "\n")
     draw_figure(records, Path(f"{_TO.value}.png"))

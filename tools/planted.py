@@ -43,7 +43,7 @@ CONFIG = ClipConfig(
 # Features of the classes' texts, and what cosines are multiplied by.
 CLASSES = np.array([[1.0, 1.0], [1.0, -1.0]], np.float32) / np.sqrt(2).astype(np.float32)
 SCALE, BESIDE = 10.0, 2.0
-BIAS, BIAS_OF_BOTH, RANDOM = 0.8, 1.3, 0.02
+BIAS, BIAS_OF_BOTH, RANDOM = 0.8, 1.15, 0.02
 MASS = PROMPTS / (1 + PATCHES + PROMPTS)  # on prompts where all scores are equal
 EVERY = {CONSTANT: 1 / LARGE}  # read as 1 in every token
 NO_PROMPTS = (EVERY, {PROMPT: -FAR})
@@ -96,7 +96,7 @@ def _layers(mechanism: str, strength: float) -> list[Layer]:
     """What the first two layers do, the third nothing."""
     every = (1 + PATCHES) / PATCHES  # of a mean over all tokens, of which [cls] shows nothing
     read = {(READ, EVIDENCE): every}
-    turned = [({CLS: 1}, {TYPE: -2.0}), ({FLAG: 1}, {TYPE: 4.0}), NO_PROMPTS]
+    turned: list[tuple[Numbers, Numbers]] = [({CLS: 1}, {TYPE: -2.0}), ({FLAG: 1}, {TYPE: 4.0}), NO_PROMPTS]
     flag, bias = {(FLAG, PROMPT): strength / MASS}, {(READ, PROMPT): -_bias(mechanism) * strength / MASS}
     if mechanism in ("attention", "none"):
         return [Layer(values=flag), Layer(turned, {(READ, EVIDENCE): 1.0})]
@@ -139,7 +139,20 @@ def _fill(stacked: Params, layers: Sequence[Layer], draw: np.random.Generator) -
 
 
 def pictures(mechanism: str, count: int, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images `[B, R, R, 3]` and their classes, balanced up to chance."""
+    """Images `[B, R, R, 3]` and their classes, balanced up to chance.
+
+    Where nothing is gained, the second half has the first half's images with both types of patches exchanged, so that
+    the gain in all of them together is 0 but for what is random in the tower.
+    """
+    if mechanism == "none":
+        half, labels = _pictures(mechanism, (count + 1) // 2, seed=seed)
+        other = half.copy()
+        other[:, ::PATCH_SIZE, ::PATCH_SIZE, 0] *= -1  # the pixels that show the type
+        return np.concatenate([half, other])[:count], np.concatenate([labels, labels])[:count]
+    return _pictures(mechanism, count, seed=seed)
+
+
+def _pictures(mechanism: str, count: int, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
     draw = np.random.default_rng(seed)
     labels = draw.integers(0, 2, count)
     sign = np.where(labels == 0, 1.0, -1.0)

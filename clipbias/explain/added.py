@@ -81,7 +81,9 @@ def run_with(
       Tokens after the last block `[B, N', D]`, and which of them is read out `[B]`.
     """
 
-    def scan(run: tower.TowerInput, blocks: LayerInput, part: Added, rows: jax.Array, seen: jax.Array | None):
+    def scan(
+        run: tower.TowerInput, blocks: LayerInput, part: Added, rows: jax.Array, seen: jax.Array | None
+    ) -> jax.Array:
         def step(tokens: jax.Array, inputs: tuple[LayerInput, Added, jax.Array | None]) -> tuple[jax.Array, None]:
             layer, here, outlier = inputs
             tokens = tower.put_prompts(tokens, layer, run.prompt_rows)

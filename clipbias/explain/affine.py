@@ -41,7 +41,7 @@ class Products:
         count = counted.sum().astype(jnp.float32)
         means = [z.sum(0) / jnp.maximum(count, 1) for z in (x, y)]
         x, y = (jnp.where(counted, z - mean, 0) for z, mean in zip((x, y), means, strict=True))
-        return cls(count, *means, x.T @ x, x.T @ y)
+        return cls(count, means[0], means[1], x.T @ x, x.T @ y)
 
     def merge(self, other: "Products") -> "Products":
         """Both together, in float64 on the host."""
@@ -65,7 +65,9 @@ class Products:
         means = [(weight * z).sum(0) / jnp.maximum(count, 1)[..., None] for z in (self.inputs, self.outputs)]
         x, y = self.inputs - means[0], self.outputs - means[1]
         between = [weight[..., None] * x[..., :, None] * z[..., None, :] for z in (x, y)]
-        return Products(count, *means, (self.squares + between[0]).sum(0), (self.crosses + between[1]).sum(0))
+        return Products(
+            count, means[0], means[1], (self.squares + between[0]).sum(0), (self.crosses + between[1]).sum(0)
+        )
 
 
 def low_rank(products: Products, rank: int, *, ridge: float = RIDGE) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -76,21 +78,18 @@ def low_rank(products: Products, rank: int, *, ridge: float = RIDGE) -> tuple[np
       rank: the most that the map may have.
       ridge: penalty of the squared weights, as a share of the mean variance of the inputs' numbers.
     """
-    found = [_low_rank(*(np.asarray(z, np.float64) for z in layer), rank, ridge) for layer in _layers(products)]
+    layers = zip(products.inputs, products.outputs, products.squares, products.crosses, strict=True)
+    found = [_low_rank(*(np.asarray(z, np.float64) for z in layer), rank=rank, ridge=ridge) for layer in layers]
     down, up, shift = (np.stack(part).astype(np.float32) for part in zip(*found, strict=True))
     return down, up, shift
 
 
-def _layers(products: Products) -> Any:
-    return zip(products.count, products.inputs, products.outputs, products.squares, products.crosses, strict=True)
-
-
 def _low_rank(
-    count: np.ndarray,
     inputs: np.ndarray,
     outputs: np.ndarray,
     squares: np.ndarray,
     crosses: np.ndarray,
+    *,
     rank: int,
     ridge: float,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -86,13 +86,14 @@ class Amount:
         others = total - own_count[:, None] * own
         by_kind = np.stack([own, others / np.maximum(samples - own_count, 1)[:, None]], axis=1)
         by_token = np.pad(mean, ((0, 0), (0, length - mean.shape[1]), (0, 0)))
-        forms = [total / np.maximum(samples, 1)[:, None], by_kind, by_token]
+        vector, kinds = total / np.maximum(samples, 1)[:, None], None
         if outlier is not None:
             far, apart = np.asarray(outlier.count, np.float64), np.asarray(outlier.mean, np.float64)
             rest = total - own_count[:, None] * own - far[:, None] * apart
             usual = rest / np.maximum(samples - own_count - far, 1)[:, None]
-            forms.append(np.stack([own, usual, np.where(far[:, None] > 0, apart, usual)], axis=1))
-        return cls(*(form.astype(np.float32) for form in forms), products=products)
+            kinds = np.stack([own, usual, np.where(far[:, None] > 0, apart, usual)], axis=1).astype(np.float32)
+        forms = [form.astype(np.float32) for form in (vector, by_kind, by_token)]
+        return cls(forms[0], forms[1], forms[2], kinds, products)
 
 
 def changed_towers(task: Task, learnables: Learnables) -> tuple[str, ...]:
@@ -380,7 +381,7 @@ def measure(
     if crops_of(task.method):
         raise ClipbiasError(
             f"{type(task.method).__name__} learns of crops of each image, which are not made here; take "
-            "clipbias explain --config.sections=amounts."
+            "clipbias explain --config.sections=constants."
         )
     images, conditional = 0, task.method.conditional
     towers = changed_towers(task, learnables)

@@ -78,7 +78,8 @@ class Measured:
         """Some of the ways to classify, in this order."""
         at = list(places)
         samples = {name: Sample(one.mean[at], one.draws[:, at]) for name, one in self.samples.items()}
-        return dataclasses.replace(self, samples=samples, temperatures=self.temperatures[at])
+        values = {name: own[:, at] for name, own in self.values.items()}
+        return dataclasses.replace(self, samples=samples, values=values, temperatures=self.temperatures[at])
 
 
 def measure(logits: np.ndarray, labels: np.ndarray, *, seed: int = 0, refit: bool | None = None) -> Measured:

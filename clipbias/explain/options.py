@@ -29,7 +29,7 @@ class StudyOptions:
         spread over the split.
       faithfulness_images: the same for perturbation, which runs every image over a hundred times.
       control_images: the same for the causal test of random prompts, a control; 0 leaves it out.
-      amounts_images: at most so many training images for what a method amounts to, spread over them; 0 for all.
+      training_images: at most so many training images for what a method amounts to, spread over them; 0 for all.
       examples: number of pictures shown.
       explore_images: number of images that a reader of the report can explore, fewer where their maps would take more
         than 15 MB of the page.
@@ -50,7 +50,7 @@ class StudyOptions:
     images: Count = 0
     faithfulness_images: Count = 200
     control_images: Count = 200
-    amounts_images: Count = 256
+    training_images: Count = 256
     examples: Annotated[int, Range(1, 1000)] = 4
     explore_images: Annotated[int, Range(1, 1000)] = 48
     rotations: tuple[Annotated[int, Range(-360, 360)], ...] = (0, 90, 180, 270)

@@ -127,7 +127,7 @@ class Study:
     @property
     def training_images(self) -> np.ndarray:
         """Numbers of the training images that what a method amounts to is measured on."""
-        return spread(len(self.training or ()), self.options.amounts_images)
+        return spread(len(self.training or ()), self.options.training_images)
 
     def run(self, sections: Mapping[str, Reading[T]]) -> dict[str, T]:
         """What sections return, by name. Each list of images is read once for all that want it at the same time."""

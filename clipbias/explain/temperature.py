@@ -10,6 +10,7 @@ nodes for all resamples. Between two nodes a polynomial of degree five with thes
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -197,7 +198,7 @@ def _inside(sums: np.ndarray, nodes: np.ndarray) -> bool:
     return bool((first or (sums[0, 1] >= 0).all()) and (last or (sums[-1, 1] < 0).all()))
 
 
-def _cross(sums: list[tuple[np.ndarray, ...]]) -> np.ndarray:
+def _cross(sums: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
     """`[K, R]`: each half's sum at the other half's maximum, added up, of sums `[G, 3, R]` by form and half."""
     places = [[_place(half) for half in both] for both in sums]
     found = np.zeros((len(sums), sums[0][0].shape[-1]))

@@ -147,14 +147,14 @@ models += [
     for method, (task, learnables, _) in tuned.items()
     if method != "bias_by_kind"
 ]
-options = StudyOptions(images=300, control_images=100, amounts_images=128)
+options = StudyOptions(images=300, control_images=100, training_images=128)
 study = Study(models, test, options, folder / "study", training=dataset.split("train"))
 results = run_study(
     study,
     folder / "study",
     dataset={"name": DATASET, "split": "test"},
     config={},
-    sections=("factorial", "amounts", "verdict"),
+    sections=("factorial", "constants", "verdict"),
 )
 for key, verdict in results.scalars["verdict"].items():
     print(METHODS[key], verdict["conclusion"], *verdict["sentences"], sep="\n  ")

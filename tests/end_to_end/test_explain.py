@@ -64,8 +64,8 @@ def test_a_whole_study_with_its_report(images, adapters, tmp_path):
         adapter = load_adapter(tmp_path / "equivalent_bias" / f"ivlp-{kind}.safetensors")
         task, learnables = adapter.bind(clip := clipbias.load(adapter.base))
         answers = jax.jit(task.logits)(clip.params, learnables, clip.preprocess(test_images)).argmax(-1)
-        form = results.scalars["amounts"]["ivlp"]["forms"].index(kind)
-        np.testing.assert_array_equal(answers == labels, results.arrays["amounts/ivlp/correct"][:, form])
+        form = results.scalars["constants"]["ivlp"]["forms"].index(f"kept:{kind}")
+        np.testing.assert_array_equal(answers == labels, results.arrays["constants/ivlp/correct"][:, form])
         assert (adapter.method, adapter.notes["amounts_to"]["images"]) == (method, 6)
     assert printed.count("IVLP as a bias of ") == 2
     # What the adapter learned stands beside the tokens of the dataset's images.
@@ -83,23 +83,22 @@ def pictures_of(images: Path) -> list[Path]:
 
 
 def test_what_an_equivalent_bias_keeps():
-    """Of images that all gain alike, so that every resample says the same: −3 nats, −2 and −1."""
-    columns = np.tile(np.float32([-3, -2, -1]), (8, 1))
-    certain = {"log_likelihood": columns, "correct": np.tile([0, 1, 1], (8, 1))}
-    kept = {"log_likelihood": columns, "correct": np.zeros((8, 3))}
-    scalars = {"amounts": {key: {"forms": ["reference", "vector", "tuned"]} for key in "ab"}}
-    arrays = {f"amounts/{key}/{name}": x for key, rows in (("a", certain), ("b", kept)) for name, x in rows.items()}
-    said = [kept_sentence(Findings(arrays, scalars), SimpleNamespace(key=key, label="IVLP"), "vector") for key in "ab"]
-    half = "IVLP as a bias of one vector per layer: it keeps 50 % of the gain in log-likelihood "
-    half += "(95 % interval 50 to 50 %); "
-    assert said[0] == half + "it keeps 100 % of the gain in accuracy (95 % interval 100 to 100 %)."
-    assert said[1] == half + "accuracy gains nothing that is certain (the gain's 95 % interval includes 0)."
+    sure = {"value": 4.0, "low": 3.0, "high": 5.0}
+    half = {"value": 2.0, "low": 1.0, "high": 3.0, "share": 0.5, "share_low": 0.25, "share_high": 0.75}
+    unsure = {"value": 0.4, "low": -1.0, "high": 1.8}
+    gains = {"accuracy": sure, "calibrated": unsure}
+    numbers = {outcome: {"gain": gain, "kept": {"vector": half}, "lost": {}} for outcome, gain in gains.items()}
+    findings = Findings({}, {"constants": {"a": {"numbers": numbers}}})
+    assert kept_sentence(findings, SimpleNamespace(key="a", label="IVLP"), "vector") == (
+        "IVLP as a bias of one vector per layer: it keeps 50 % (25 to 75) of the gain in accuracy; calibrated "
+        "log-likelihood has no sure gain."
+    )
 
 
 def test_sections_that_do_not_apply_are_told_and_no_error(model, images, tmp_path):
     task = Task(clipbias.load(model), "taskres", CLASS_NAMES)
     save_adapter(tmp_path / "taskres.safetensors", task, task.init(), notes={"dataset": "folder"})
-    settings = {"adapters": str(tmp_path / "*.safetensors"), "sections": "amounts", "data_dir": str(images)}
+    settings = {"adapters": str(tmp_path / "*.safetensors"), "sections": "constants", "data_dir": str(images)}
     status, said = answer_here(experiments.explain, settings | {"batch_size": 4}, tmp_path / "why")
     assert status == 0 and "TaskRes: no equivalent bias is saved. Neither tokens nor weights" in said
     assert not (tmp_path / "why" / "equivalent_bias").exists()

@@ -13,14 +13,13 @@ import clipbias
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
 from clipbias.explain.amounts import TOWERS, Amount, measure, reference_adaptation
-from clipbias.explain.amounts_section import ALL, compute_amounts
+from clipbias.explain.constants_section import compute_constants
+from clipbias.explain.directions import Directions
 from clipbias.explain.model import Model
 from clipbias.explain.options import StudyOptions
 from clipbias.explain.outcomes import outcomes
-from clipbias.explain.replacement import Constants, raw_batches
-from clipbias.explain.results import FORMS
+from clipbias.explain.replacement import raw_batches
 from clipbias.explain.study import Section, Study
-from clipbias.explain.uncertainty import kept
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import save_adapter
 from tests.explain.models import moved, tuned
@@ -33,6 +32,7 @@ from tests.tuning import test_clip_lora, weights_common
 
 FOLDER = Path(__file__).parents[1] / "data_files" / "tiny_quick_gelu"
 LABELS = np.array([4, 0, 2, 2, 1])
+FORMS = ("vector", "kind", "token")
 TOLERANCE = 2e-5  # of the largest number, in float32
 
 # Prompts in fewer layers than there are, fewer than the words, in the middle of the text and from random vectors.
@@ -89,9 +89,10 @@ def test_prompts_amount_to_what_the_reference_says(name: str, clip: Clip, refere
     assert_forms(found, expected)
     if name != "ivlp_two_and_one_layers":
         return
-    own = reference_adaptation(task, initial_learnables)
-    classify = Constants(task, clip.params, own, found, ("reference", *FORMS))
+    own, given = reference_adaptation(task, initial_learnables), {form: (found, form) for form in FORMS}
+    classify = Directions(task, clip.params, learnables, own, given)
     seen = outcomes(classify(jnp.asarray(images)), jnp.asarray(LABELS))
+    assert classify.forms[:4] == ("reference", *(f"kept:{form}" for form in FORMS))
     for i, form in enumerate(("", *FORMS)):
         correct, likelihood = plain.outcomes(reference, initial, expected, form, images, LABELS)
         np.testing.assert_array_equal(seen["correct"][i], correct)
@@ -203,7 +204,8 @@ def test_an_adapter_classifies_as_the_constant_in_place(kind: str, clip: Clip, t
     own, bias = again.bind(clip)
     amounts = measured(task, learnables)
     images = clip.preprocessing.normalize(raw)
-    classify = Constants(task, clip.params, reference_adaptation(task, task.init(3)), amounts, ("reference", kind))
+    start = reference_adaptation(task, task.init(3))
+    classify = Directions(task, clip.params, learnables, start, {kind: (amounts, kind)})
     expected = np.asarray(outcomes(classify(images), jnp.asarray(LABELS))["log_likelihood"])
     logits = jax.jit(own.logits)(clip.params, bias, images)
     likelihood = np.asarray(jax.nn.log_softmax(logits))[np.arange(len(LABELS)), LABELS]
@@ -249,32 +251,40 @@ def test_more_is_refused(clip: Clip, tmp_path: Path) -> None:
 
 
 def compute_of(study: Study) -> Section:
-    return study.read(compute_amounts(study))
+    return study.read(compute_constants(study))
 
 
 def test_a_study_measures_on_training_images(clip: Clip, tmp_path: Path) -> None:
     training = split().subset([6, 5, 3, 1])
-    study = make(clip, tmp_path, training=training, options=StudyOptions(batch_size=3, images=4, amounts_images=3))
+    study = make(clip, tmp_path, training=training, options=StudyOptions(batch_size=3, images=4, training_images=3))
     arrays, scalars = compute_of(study)
-    assert scalars == {"vpt": {"forms": ALL, "images": 4, "training_images": 3}}
+    assert scalars["seeds"] == [] and (scalars["vpt"]["images"], scalars["vpt"]["training_images"]) == (4, 3)
+    names = ("vector", "kind", "outliers", "token", "rank1", "rank2", "rank4", "rank8", "random", "shuffled")
+    forms = ("reference", *(f"kept:{name}" for name in names), *(f"lost:{name}" for name in names), "tuned")
+    assert scalars["vpt"]["forms"] == forms and tuple(scalars["vpt"]["stored"]) == names[:-2]
     task, learnables = tuned(clip, "vpt")
     chosen = training.subset([0, 2, 3])
     expected, _ = measure(task, clip.params, learnables, task.init(), raw_batches(chosen, 16, 3))
     for form in ("vector", "kind"):
         np.testing.assert_allclose(
-            arrays[f"amounts/vpt/vision/{form}"], getattr(expected["vision"], form), rtol=0, atol=1e-6
+            arrays[f"constants/vpt/vision/{form}"], getattr(expected["vision"], form), rtol=0, atol=1e-6
         )
-    assert arrays["amounts/vpt/images"].tolist() == study.spread(4).tolist()
-    assert arrays["amounts/vpt/correct"].dtype == np.uint8
-    assert arrays["amounts/vpt/log_likelihood"].shape == (4, 5)
+    assert arrays["constants/vpt/images"].tolist() == study.spread(4).tolist()
+    assert arrays["constants/vpt/correct"].dtype == np.uint8
+    assert arrays["constants/vpt/log_likelihood"].shape == (4, len(forms))
     shown = clip.preprocessing.normalize(study.pictures(study.spread(4)))
     likelihood = jax.nn.log_softmax(jax.jit(task.logits)(clip.params, learnables, shown))
     true = np.asarray(likelihood)[np.arange(4), study.split.labels[study.spread(4)]]
-    np.testing.assert_allclose(arrays["amounts/vpt/log_likelihood"][:, -1], true, atol=1e-5)
-    share = kept({name: arrays[f"amounts/vpt/{name}"] for name in ("correct", "log_likelihood")}, ALL)
-    gains = arrays["amounts/vpt/log_likelihood"] - arrays["amounts/vpt/log_likelihood"][:, :1]
-    assert share["log_likelihood"]["kind"]["value"] == pytest.approx(gains[:, 2].mean(), rel=1e-5)
-    assert share["log_likelihood"]["tuned"]["value"] == pytest.approx(gains[:, 4].mean(), rel=1e-5)
+    np.testing.assert_allclose(arrays["constants/vpt/log_likelihood"][:, -1], true, atol=1e-5)
+    numbers, places = scalars["vpt"]["numbers"], {form: place for place, form in enumerate(forms)}
+    for outcome, name, unit in (("accuracy", "correct", 100), ("calibrated", "calibrated", 1)):
+        means = unit * arrays[f"constants/vpt/{name}"].astype(float).mean(0)
+        gain = means[places["tuned"]] - means[places["reference"]]
+        assert numbers[outcome]["gain"]["value"] == pytest.approx(gain, rel=1e-5)
+        for rung in names:
+            kept, lost = (numbers[outcome][way][rung]["value"] for way in ("kept", "lost"))
+            assert kept == pytest.approx(means[places[f"kept:{rung}"]] - means[places["reference"]], abs=1e-5)
+            assert lost == pytest.approx(means[places["tuned"]] - means[places[f"lost:{rung}"]], abs=1e-5)
 
 
 def test_a_study_says_what_it_cannot_measure(clip: Clip, tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Every mixture of the two runs, in both towers and for every kind of method, against the plain NumPy reference."""
 
 import dataclasses
-import functools
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,18 +14,15 @@ import safetensors.numpy
 from PIL import Image
 
 import clipbias
-from clipbias.clip import Adaptation, Clip, convert, encode_image, encode_text
+from clipbias.clip import Adaptation, Clip, convert, encode_image
 from clipbias.clip.weight_changes import fold_changes
 from clipbias.data import Split
 from clipbias.errors import ClipbiasError
-from clipbias.explain.decomposition import observe_parts
-from clipbias.explain.factorial import corners, effects_in_play, mix_images, mix_texts, slot_means
+from clipbias.explain.factorial import corners, effects_in_play, mix_images, mix_texts
 from clipbias.explain.factorial_section import compute_factorial, random_prompts
 from clipbias.explain.model import Model
 from clipbias.explain.options import StudyOptions
-from clipbias.explain.statistics import Moments
 from clipbias.explain.study import Study
-from clipbias.explain.tokens import text_roles, vision_roles
 from clipbias.tuning import Learnables, Task
 from tests import helpers, own_methods
 from tests.explain.models import moved
@@ -114,33 +110,15 @@ def bind(clip: Clip, name: str, seed: int = 0) -> Bound:
     return Bound(task, tuned, reference, after, effects_in_play(slots))
 
 
-def run_product(
-    bound: Bound, clip: Clip, tower: str, images: np.ndarray, streams: Sequence[str], means: Any = None
-) -> Any:
+def run_product(bound: Bound, clip: Clip, tower: str, images: np.ndarray, streams: Sequence[str]) -> Any:
     tokens = jax.tree.map(jnp.asarray, bound.task.tokens)
 
     def mix(params: Any, *runs: Adaptation) -> Any:
         if tower == "vision":
-            return mix_images(params, clip.config, jnp.asarray(images), *runs, streams, means)
-        return mix_texts(params, clip.config, tokens, *runs, streams, means)
+            return mix_images(params, clip.config, jnp.asarray(images), *runs, streams)
+        return mix_texts(params, clip.config, tokens, *runs, streams)
 
     return jax.jit(mix)(clip.params, bound.tuned, bound.reference)
-
-
-def product_moments(bound: Bound, clip: Clip, tower: str, images: np.ndarray) -> Moments:
-    """What the tuned run's slots add, over samples."""
-    if tower == "vision":
-        prompts = bound.tuned.vision_prompts
-        roles = vision_roles(clip.config.vision, 0 if prompts is None else prompts.shape[1])
-        observe = observe_parts(roles, jnp.zeros(len(images), jnp.int32))
-        run = functools.partial(encode_image, config=clip.config, images=jnp.asarray(images), observe=observe)
-    else:
-        tokens = jax.tree.map(jnp.asarray, bound.task.tokens)
-        observe = observe_parts(text_roles(bound.task), tokens.eos)
-        run = functools.partial(encode_text, config=clip.config, tokens=tokens, observe=observe)
-    part = jax.jit(lambda params, tuned: run(params, adaptation=tuned)[1]["part"])(clip.params, bound.tuned)
-    inputs = 1 + clip.config.vision.patches if tower == "vision" else None
-    return jax.tree.map(lambda x: x[:, :inputs], part)
 
 
 def with_changes(plain: methods.Reference, clip: Clip, tuned: Adaptation) -> methods.Reference:
@@ -190,16 +168,11 @@ def test_every_mixture_equals_the_reference(name, tower, clip, plain, images):
     runs = reference_runs(bound, plain, clip, name, tower, images)
     streams, effects = factorial.streams(bound.effects), bound.effects
     assert corners(effects) == tuple(streams[: 2 ** len(effects)])
-    means, constants = None, factorial.means(runs[1:])
-    if len(effects) == len(factorial.WITH_SLOTS):
-        means = slot_means(product_moments(bound, clip, tower, images))
-        assert_close(means["token"], constants["token"][:, : means["token"].shape[1]], "the mean of a position")
-        assert_close(means["vector"].sum(1), constants["vector"] * (means["vector"] != 0).any(-1).sum(1)[:, None])
-    found = run_product(bound, clip, tower, images, streams, means)
+    found = run_product(bound, clip, tower, images, streams)
     assert_close(found.reference, runs[0].forward.features, "the reference")
     assert_close(found.tuned, runs[1].forward.features, "the tuned model")
     for stream, features in zip(streams, found.streams, strict=True):
-        assert_close(features, factorial.features(*runs, stream, effects, constants), stream)
+        assert_close(features, factorial.features(*runs, stream, effects), stream)
     # Outcomes are shared out without a rest.
     first, last = (found.streams[place] for place in (0, 2 ** len(effects) - 1))
     assert_close(first, np.asarray(found.reference, np.float64), "the all-R corner")
@@ -218,29 +191,11 @@ def test_networks_beside_blocks_are_values(clip, images):
     assert all(float(jnp.abs(mixed.streams[k] - end).max()) > 1e-3 for k in (1, 2) for end in ends)
 
 
-def test_mean_over_tokens_weighs_by_counts():
-    part = Moments(np.array([[3.0, 1.0]]), np.array([[[1.0, 1.0], [5.0, 9.0]]]), np.zeros((1, 2, 2)))
-    means = slot_means(part)
-    np.testing.assert_allclose(means["token"], part.mean)
-    np.testing.assert_allclose(means["vector"], [[[2, 3], [2, 3]]])
-
-
-def test_means_of_two_batches_are_those_of_one(clip, images):
-    bound = bind(clip, "maple")
-    whole = slot_means(product_moments(bound, clip, "vision", images))
-    parts = [product_moments(bound, clip, "vision", part) for part in (images[:1], images[1:])]
-    for kind, value in slot_means(parts[0].merge(parts[1])).items():
-        assert_close(value, whole[kind].astype(np.float64), kind)
-        assert np.abs(slot_means(parts[0])[kind] - value).max() > 1e-2
-
-
 def test_what_it_refuses(clip, images):
     bound = bind(clip, "bias_by_kind")
-    for stream in ("R", "RRRR", "RX", "RR:layer", "RRR:token"):
+    for stream in ("R", "RRRR", "RX", "RR:token"):
         with pytest.raises(ClipbiasError, match=f"unknown mixture '{stream}'; give letters R and P"):
             run_product(bound, clip, "vision", images, [stream])
-    with pytest.raises(ClipbiasError, match="a constant in place of the values needs their means"):
-        run_product(bound, clip, "vision", images, ["RR:token"])
 
 
 def test_outcomes_of_images_equal_the_reference(clip, plain, tmp_path):
@@ -266,18 +221,15 @@ def test_outcomes_of_images_equal_the_reference(clip, plain, tmp_path):
     streams, features = factorial.streams(factorial.WITH_SLOTS), {}
     for tower in ("vision", "text"):
         runs = reference_runs(bound, plain, clip, name, tower, images)
-        means = factorial.means(runs[1:])
-        features[tower] = [factorial.features(*runs, stream, factorial.WITH_SLOTS, means) for stream in streams]
+        features[tower] = [factorial.features(*runs, stream, factorial.WITH_SLOTS) for stream in streams]
     assert facts["tuned"]["streams"] == tuple(streams) and facts["tuned"]["towers"] == ("both", "vision", "text")
     for place, tower in enumerate(facts["tuned"]["towers"]):
         for k in range(len(streams)):
             image, text = (features[own][k if tower in ("both", own) else 0] for own in ("vision", "text"))
             logits = numpy_clip.logits(plain.state, image, text)
             likelihood = factorial.log_likelihood(logits, labels)
-            others = np.where(np.eye(len(CLASS_NAMES))[labels] > 0, -np.inf, logits).max(-1)
             expected = {
                 "log_likelihood": likelihood,
-                "margin": logits[np.arange(count), labels] - others,
                 "correct": logits.argmax(-1) == labels,
             }
             for outcome, values in expected.items():

@@ -76,63 +76,14 @@ def parts(run: Run, layer: int) -> Parts:
     return Parts(attention, mass, added)
 
 
-def sees_slots(run: Run) -> list[np.ndarray]:
-    """For each sample, which of its input tokens attend to a slot: in text those that come after one."""
-    length = run.forward.blocks[0].tokens.shape[1]
-    found = []
-    for kept in run.inputs:
-        slots = np.setdiff1d(np.arange(length), kept)
-        found.append(np.array([any(run.tower == "vision" or k < i for k in slots) for i in kept]))
-    return found
-
-
-def counted(run: Run) -> list[np.ndarray]:
-    """Those of them that are no pads: in text up to the row that is read."""
-    if run.tower == "vision":
-        return sees_slots(run)
-    return [sees & (at <= end) for sees, at, end in zip(sees_slots(run), run.inputs, run.forward.rows, strict=True)]
-
-
-def means(runs: Sequence[Run]) -> dict[str, np.ndarray]:
-    """The mean of `s` over all samples of these runs: "token" [L, N, D] by position and "vector" [L, D].
-
-    Tokens that see no slot do not count; a position where none does has 0.
-    """
-    layers, length = len(runs[0].forward.blocks), runs[0].forward.blocks[0].tokens.shape[1]
-    token, vector = [], []
-    for l in range(layers):
-        found: dict[int, list[np.ndarray]] = {position: [] for position in range(length)}
-        for run in runs:
-            added = parts(run, l).added
-            for b, keeps in enumerate(counted(run)):
-                for i in np.flatnonzero(keeps):
-                    found[run.inputs[b, i]].append(added[b, i])
-        width = added.shape[-1]
-        token.append([np.mean(rows, axis=0) if rows else np.zeros(width) for rows in found.values()])
-        every = [row for rows in found.values() for row in rows]
-        vector.append(np.mean(every, axis=0) if every else np.zeros(width))
-    return {"token": np.array(token), "vector": np.array(vector)}
-
-
 def streams(effects: Sequence[str]) -> list[str]:
-    """Names of all corners, one letter for each effect, and where there are slots of the four constants."""
-    corners = ["".join(letters) for letters in itertools.product("RP", repeat=len(effects))]
-    constants = [f"{run}{run}:{kind}" for run in "RP" for kind in ("token", "vector")]
-    return corners + (constants if len(effects) == len(WITH_SLOTS) else [])
+    """Names of all corners, one letter for each effect."""
+    return ["".join(letters) for letters in itertools.product("RP", repeat=len(effects))]
 
 
-def features(
-    reference: Run, tuned: Run, stream: str, effects: Sequence[str], constant: Mapping[str, np.ndarray] | None = None
-) -> np.ndarray:
-    """[B, d] features of one mixture, un-normalised.
-
-    Args:
-      stream: a letter for each of `effects`, "R" or "P"; or two letters, a colon and the kind of the tuned run's mean
-        that stands in for its `s` in tokens that see a slot: "RR:token".
-      constant: what `means` returned.
-    """
-    letters, _, kind = stream.partition(":")
-    takes = dict(zip(effects, letters + "P" if kind else letters, strict=True))
+def features(reference: Run, tuned: Run, stream: str, effects: Sequence[str]) -> np.ndarray:
+    """[B, d] features of one mixture, un-normalised; `stream` has a letter, "R" or "P", for each of `effects`."""
+    takes = dict(zip(effects, stream, strict=True))
     runs = {"R": reference, "P": tuned}
     own = runs[takes["values"]]  # whose weights advance the tokens
     x = own.start
@@ -140,9 +91,6 @@ def features(
         attention = parts(runs[takes["attention"]], l).attention
         mass = parts(runs[takes.get("scale", takes["values"])], l).mass
         added = parts(own, l).added
-        for b, sees in enumerate(sees_slots(own) if kind else ()):
-            constants = constant["token"][l][own.inputs[b]] if kind == "token" else constant["vector"][l]
-            added[b] = np.where(sees[:, None], constants, 0)
         x = np.stack([_block(own, l, *sample) for sample in zip(x, attention, mass, added, strict=True)])
         if own.bias is not None:
             every = numpy_clip.spread(own.bias[l], own.forward.rows, own.forward.last.shape[1])

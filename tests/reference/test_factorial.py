@@ -63,8 +63,7 @@ def test_outer_corners_are_the_two_runs(name, clip, images):
 def test_each_letter_matters(clip, images):
     towers, effects = runs(clip, "ivlp_two_and_one_layers", images)
     for reference, tuned in towers.values():
-        constant = factorial.means([tuned])
-        found = [factorial.features(reference, tuned, s, effects, constant) for s in factorial.streams(effects)]
+        found = [factorial.features(reference, tuned, s, effects) for s in factorial.streams(effects)]
         for i, one in enumerate(found):
             assert all(np.abs(one - other).max() > 1e-4 for other in found[:i])
 
@@ -82,24 +81,6 @@ def test_weights_go_with_the_values(clip, images):
     other = dataclasses.replace(tuned, state={**clip.state, **kept})
     np.testing.assert_allclose(factorial.features(reference, other, "RP", WITHOUT_SLOTS), found["RP"], rtol=1e-12)
     assert np.abs(found["RP"] - found["PP"]).max() > 1e-3 < np.abs(found["PR"] - found["RR"]).max()
-
-
-def test_means_of_one_run_and_of_its_halves_are_equal(clip, images):
-    (_, tuned), (_, text) = runs(clip, "ivlp", images)[0].values()
-    halves = [factorial.vision_run(clip, part, _inputs(clip, "ivlp")) for part in (images[:1], images[1:])]
-    for kind, value in factorial.means(halves).items():
-        np.testing.assert_allclose(value, factorial.means([tuned])[kind], rtol=1e-10, atol=1e-14)
-    # Nothing before the slots is changed by them; pads do not count.
-    token = factorial.means([text])["token"]
-    last = text.forward.rows.max()
-    assert not token[:, :5].any() and not token[:, last + 1 :].any()
-    assert np.abs(token[:, 5 : last + 1]).max(-1).min() > 1e-3
-
-
-def _inputs(clip, name):
-    case = CASES[name]
-    learnables = methods.random_learnables(clip.config, case.method, len(CLASS_NAMES), **case.sizes)
-    return methods.prepare(clip, case.method, CLASS_NAMES, learnables, **case.options)
 
 
 def test_the_words_of_a_prompt_are_the_reference_of_text(clip):

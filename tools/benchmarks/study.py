@@ -24,7 +24,7 @@ from tools.benchmarks import measure, model
 DATASET = "demo/fashion"
 METHODS = ("ivlp", "bias")
 # Settings that say how many images a section takes.
-IMAGES = ("amounts_images", "control_images", "explore_images")
+IMAGES = ("training_images", "control_images", "explore_images")
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
