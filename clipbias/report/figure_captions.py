@@ -45,8 +45,9 @@ CAPTIONS: dict[str, tuple[str, str]] = {
         constants, the same for every image (one vector per layer; two, for [cls] or the end of the text and for all
         other tokens; three, with outlier tokens apart; one per position). Dashed: affine maps of the image token of
         a rank per layer, which depend on it. All are measured on training images. On the right the method itself.
-        Grey: controls, with two vectors, of accuracy on the left and of log-likelihood on the right. An outcome without a sure gain is left out. Dotted: 50 and 90 %. Whiskers
-        are 95 % bootstrap intervals over test images, and over seeds where there are several.""",
+        Grey: controls, with two vectors, of accuracy on the left and of log-likelihood on the right. An outcome
+        without a sure gain is left out. Dotted: 50 and 90 %. Whiskers are 95 % bootstrap intervals over test images,
+        and over seeds where there are several.""",
     ),
     "fig1_decomposition": (
         "What prompts do to attention",

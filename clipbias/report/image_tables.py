@@ -85,8 +85,8 @@ def _flips(study: StudyResults) -> Table | None:
     caption = "Images whose decision flipped from the frozen model to the tuned one, in percent ± one standard error."
     note = (
         "Decided: the effect whose Shapley value of the calibrated log-likelihood did most in that direction. Alone:"
-        " this effect taken from the tuned model and nothing else of it flips the decision as well; several may suffice,"
-        " or none."
+        " this effect taken from the tuned model and nothing else of it flips the decision as well; several may"
+        " suffice, or none."
     )
     heads = [f"{name} {what}" for what in ("decided", "alone") for name in EFFECTS]
     columns = ("Model", "Images that", "Number", *heads)

@@ -4,7 +4,9 @@ import itertools
 
 import numpy as np
 
-SCALES = {"log_likelihood": ("log_likelihood", 1.0), "accuracy": ("correct", 100.0)}
+SCALES = {"calibrated": ("calibrated", 1.0), "accuracy": ("correct", 100.0)}
+ENDS = ("value", "low", "high")
+SHARES = ("share", "share_low", "share_high")
 
 
 def rows_of_draws(count):
@@ -12,21 +14,42 @@ def rows_of_draws(count):
     return np.random.default_rng(0).integers(0, count, (2000, count))
 
 
+def seeds_of_draws(count):
+    """Which seeds each resample draws: one fewer than there are, or the only one."""
+    if count == 1:
+        return np.zeros((2000, 1), int)
+    return np.random.default_rng(0).integers(0, count, (2000, count - 1))
+
+
+def drawn(values, doubt=0.0):
+    """Of values `[seeds, images]` the mean, then the means of all resamples, which may vary by a doubt besides."""
+    means = values[:, rows_of_draws(values.shape[1])].mean(2) + doubt
+    crossed = [means[seeds, place].mean() for place, seeds in enumerate(seeds_of_draws(len(values)))]
+    return np.array([values.mean(), *crossed])
+
+
+def by_name(names, arrays, outcome):
+    """By the names of the columns of arrays `[images, K]`, one for each seed, what `drawn` gives."""
+    images, doubt = len(arrays[0]), np.zeros((2000, len(names)))
+    if outcome == "accuracy":  # the number of right answers varies by half an image
+        doubt = 100 / images * 0.5 * np.random.default_rng(0).normal(size=doubt.shape)
+    return {name: drawn(np.stack([array[:, k] for array in arrays]), doubt[:, k]) for k, name in enumerate(names)}
+
+
 def number(values, gains=None):
-    """Mean and 95 % interval of one value per image; as shares of a gain too, where that is not 0 within its own."""
-    draws = values[rows_of_draws(len(values))].mean(1)
-    found = {"value": values.mean(), "low": np.quantile(draws, 0.025), "high": np.quantile(draws, 0.975)}
+    """Mean and 95 % interval of what `drawn` gave; as shares of a gain too, where that is surely not 0."""
+    mean, draws = values[0], values[1:]
+    found = {"value": mean, "low": np.quantile(draws, 0.025), "high": np.quantile(draws, 0.975)}
     if gains is None:
         return found
-    gain_draws = gains[rows_of_draws(len(gains))].mean(1)
-    if np.quantile(gain_draws, 0.025) <= 0 <= np.quantile(gain_draws, 0.975):
-        return found | {"share": None, "share_low": None, "share_high": None}
-    sign, ratios = np.sign(gains.mean()), []
-    for part, gain in zip(draws, gain_draws, strict=True):
+    if np.quantile(gains[1:], 0.025) <= 0 <= np.quantile(gains[1:], 0.975):
+        return found | dict.fromkeys(SHARES)
+    sign, ratios = np.sign(gains[0]), []
+    for part, gain in zip(draws, gains[1:], strict=True):
         # A resample without the gain: the share is as large as shares may get, on the part's side.
         ratios.append(min(max(part / gain, -10), 10) if sign * gain > 0 else 10 * np.sign(part * sign))
     low, high = np.quantile(ratios, [0.025, 0.975])
-    return found | {"share": values.mean() / gains.mean(), "share_low": low, "share_high": high}
+    return found | {"share": mean / gains[0], "share_low": low, "share_high": high}
 
 
 def mixture_outcomes(results, key, outcome, tower):
@@ -37,27 +60,50 @@ def mixture_outcomes(results, key, outcome, tower):
     return {stream: array[:, place, k] for k, stream in enumerate(facts["streams"])}
 
 
-def effects(results, key, outcome, tower):
-    """Reference, gain and the mean contribution of every effect over all orders of adding them."""
-    facts = results.scalars["factorial"][key]
-    by_stream, names = mixture_outcomes(results, key, outcome, tower), facts["effects"]
-    first, last = by_stream["R" * len(names)], by_stream["P" * len(names)]
-    found = {"reference": number(first), "gain": number(last - first)}
+def effects(results, keys, outcome, tower="both"):
+    """The gain, the mean contribution of every effect over all orders of adding them, and interactions."""
+    keys = [keys] if isinstance(keys, str) else keys
+    names, streams = (results.scalars["factorial"][keys[0]][name] for name in ("effects", "streams"))
+    each = [mixture_outcomes(results, key, outcome, tower) for key in keys]
+    by_stream = by_name(streams, [np.stack([one[stream] for stream in streams], 1) for one in each], outcome)
+
+    def at(on):
+        return by_stream["".join("P" if k in on else "R" for k in range(len(names)))]
+
+    everything = set(range(len(names)))
+    gain = at(everything) - at(set())
+    found = {"gain": number(gain)}
     for place, name in enumerate(names):
         added = []
         for order in itertools.permutations(range(len(names))):
             on = set(order[: order.index(place)])
-            before, after = (
-                "".join("P" if k in there else "R" for k in range(len(names))) for there in (on, on | {place})
-            )
-            added.append(by_stream[after] - by_stream[before])
-        found[name] = number(np.mean(added, axis=0), last - first)
+            added.append(at(on | {place}) - at(on))
+        found[name] = number(np.mean(added, axis=0), gain)
+    for size in range(2, len(names) + 1):
+        for members in itertools.combinations(range(len(names)), size):
+            term = 0.0
+            for count in range(size + 1):
+                for some in itertools.combinations(members, count):
+                    term = term + (-1) ** (size - count) * at(set(some))
+            found[" × ".join(names[k] for k in members)] = number(term, gain)
     return found
 
 
-def kept(results, key, outcome):
-    """Gains of the constants and of the method itself, by form."""
-    forms, (name, scale) = results.scalars["amounts"][key]["forms"], SCALES[outcome]
-    array = np.asarray(results.arrays[f"amounts/{key}/{name}"], np.float64) * scale
-    gain = {form: array[:, k] - array[:, 0] for k, form in enumerate(forms) if k}
-    return {form: number(values, gain["tuned"]) for form, values in gain.items()}
+def constants(results, keys, outcome):
+    """By "kept:NAME" and "lost:NAME" what constants keep, and what is lost without them."""
+    keys = [keys] if isinstance(keys, str) else keys
+    forms, (name, scale) = results.scalars["constants"][keys[0]]["forms"], SCALES[outcome]
+    arrays = [np.asarray(results.arrays[f"constants/{key}/{name}"], np.float64) * scale for key in keys]
+    by_form = by_name(forms, arrays, outcome)
+    gain = by_form["tuned"] - by_form["reference"]
+    found = {}
+    for form, values in by_form.items():
+        if form.startswith("kept:"):
+            found[form] = number(values - by_form["reference"], gain)
+        elif form.startswith("lost:"):
+            found[form] = number(by_form["tuned"] - values, gain)
+    return found
+
+
+def ends(found, names=ENDS, scale=1.0):
+    return [found[name] * scale for name in names]

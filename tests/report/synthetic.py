@@ -4,15 +4,24 @@ import dataclasses
 
 import numpy as np
 
-from clipbias.explain.factorial import CONSTANTS, corners, effects_in_play
+from clipbias.explain.effects import measure, over_seeds, summarize_replacements
+from clipbias.explain.factorial import corners, effects_in_play
+from clipbias.explain.factorial_section import _numbers, _over_seeds, by_image
 from clipbias.explain.results import FORMAT, GROUPS, MAPS, SECTIONS, TEXT_KINDS, Findings
+from clipbias.explain.rungs import RANDOM, RUNGS, SHUFFLED
 from clipbias.explain.verdict import verdicts
 
-FORMS = ("reference", "vector", "kind", "token", "tuned")
+NAMES = (*RUNGS, RANDOM, SHUFFLED)
+FORMS = ("reference", *(f"kept:{name}" for name in NAMES), *(f"lost:{name}" for name in NAMES), "tuned")
+TOWERS = ("both", "vision", "text")
+# How far each effect moves the logit of the true class, by tower; what rungs and controls keep and lose of all of it.
+SIZES = {"attention": (0.3, 0.1, 0.1), "scale": (-0.2, -0.2, 0.1), "values": (2.6, 1.2, 0.4)}
+KEPT = dict(zip(NAMES, (0.3, 0.5, 0.52, 0.8, 0.4, 0.6, 0.9, 1.0, 0.0, -0.1), strict=True))
+LOST = dict(zip(NAMES, (0.5, 0.7, 0.7, 0.9, 0.5, 0.8, 1.0, 1.1, 0.1, 0.2), strict=True))
 
 
 def synthetic_results(*, dataset="demo/digits", pictures=2, seed=0, **sizes):
-    """All sections for zero-shot, IVLP and bias tuning; `sizes` are fields of `_Builder`."""
+    """All sections for zero-shot, IVLP (two seeds with `twins`) and bias tuning; `sizes` are fields of `_Builder`."""
     study = _Builder(np.random.default_rng(seed), **sizes)
     study.start(dataset)
     study.predictions()
@@ -20,7 +29,7 @@ def synthetic_results(*, dataset="demo/digits", pictures=2, seed=0, **sizes):
     study.text_attention()
     study.vision_attention()
     study.similarity(pictures)
-    for part in (study.decomposition, study.factorial, study.amounts, study.faithfulness):
+    for part in (study.decomposition, study.factorial, study.constants, study.faithfulness):
         part()
     study.examples(pictures)
     study.explore(4 * pictures)
@@ -40,6 +49,7 @@ class _Builder:
     tokens: int = 9
     classes: int = 4
     images: int = 50
+    twins: bool = False
     arrays: dict = dataclasses.field(default_factory=dict)
     scalars: dict = dataclasses.field(default_factory=dict)
 
@@ -81,6 +91,8 @@ class _Builder:
             model("ivlp", "IVLP", "ivlp", 71.5, self.vision_prompts, self.text_prompts),
             model("bias", "Bias tuning", "bias", 74.75, 0, 0),
         ]
+        if self.twins:
+            self.models.insert(2, model("ivlp_seed2", "IVLP (seed 2)", "ivlp", 68.5, *2 * [self.vision_prompts]))
         self.scalars |= {
             "format": FORMAT,
             "dataset": {
@@ -239,47 +251,63 @@ class _Builder:
             towers[tower] = {"count": self.images if tower == "vision" else self.classes, "depth": depth}
             towers[tower]["error"] = {name: float(value.mean()) for name, value in errors.items()}
 
+    def logits(self, strengths, labels):
+        """`[n, K, C]` under which the true class is ahead by the strengths `[K]`, beside noise that all `K` share."""
+        found = self.draw.normal(size=(len(labels), 1, self.classes)) + np.zeros((1, len(strengths), 1))
+        found[np.arange(len(labels)), :, labels] += np.asarray(strengths) - 0.5
+        return found + 0.3 * self.draw.normal(size=found.shape)
+
     def factorial(self):
-        """Every mixture's outcomes; each effect has a size of its own in each tower, and the two outcomes differ."""
-        self.scalars["factorial"] = {}
+        """Every mixture's outcomes; each effect has a size of its own in each tower."""
+        found = self.scalars["factorial"] = {"seeds": []}
+        measured, every = {}, np.arange(self.images)
         for model in self.models[1:]:
-            slots = bool(model["vision_prompts"] or model["text_prompts"])
-            self.mixtures(model["key"], effects_in_play(slots), CONSTANTS if slots else (), self.images)
+            key, slots = model["key"], bool(model["vision_prompts"] or model["text_prompts"])
+            measured[key], facts = self.mixtures(key, effects_in_play(slots), every)
+            found[key]["both_right"] = {"images": 25, "numbers": found[key]["numbers"]}
             if slots:
-                self.mixtures(f"{model['key']}:random", effects_in_play(slots), (), self.images // 2, scale=-0.4)
+                self.mixtures(f"{key}:random", effects_in_play(slots), every[::2], scale=-0.4)
+        if self.twins:
+            keys, names = ["ivlp", "ivlp_seed2"], found["ivlp"]
+            facts = {"effects": names["effects"], "streams": names["streams"]}
+            together = _over_seeds([measured[key] for key in keys])
+            found["seeds"] = [{"models": keys} | _numbers(together, facts)]
 
-    def mixtures(self, key, effects, constants, images, scale=1.0):
-        towers, streams = ("both", "vision", "text"), (*corners(effects), *constants)
-        sizes = {"attention": (0.11, 0.05, 0.03), "scale": (-0.06, -0.1, 0.07), "values": (0.9, 0.6, 0.25)}
-        outcome = self.draw.normal(-1.6, 0.5, (images, 1, 1)) + self.draw.normal(0, 0.2, (images, 3, len(streams)))
-        for k, stream in enumerate(streams):
-            letters, _, form = stream.partition(":")
-            for effect, letter in zip(effects, letters, strict=False):
-                outcome[:, :, k] += scale * np.array(sizes[effect]) * (letter == "P")
-            if form:
-                outcome[:, :, k] += scale * np.array(sizes["values"]) * {"token": 0.9, "vector": 0.45}[form]
-        self.arrays |= {
-            f"factorial/{key}/images": np.sort(self.draw.permutation(self.images)[:images]).astype(np.int32),
-            f"factorial/{key}/log_likelihood": outcome.astype(np.float32),
-            f"factorial/{key}/margin": (outcome + 1.1).astype(np.float32),
-            f"factorial/{key}/correct": (outcome + self.draw.normal(0, 0.3, outcome.shape) > -1.1).astype(np.uint8),
+    def mixtures(self, key, effects, images, scale=1.0):
+        labels, streams = self.arrays["predictions/labels"][images], corners(effects)
+        moved = np.array([[SIZES[e] for e in effects]]) * (np.array([list(x) for x in streams]) == "P")[..., None]
+        measured = {
+            tower: measure(self.logits(scale * moved.sum(1)[:, place], labels), labels, refit=False)
+            for place, tower in enumerate(TOWERS)
         }
-        facts = {"effects": list(effects), "towers": list(towers), "streams": list(streams), "images": images}
-        self.scalars["factorial"][key] = facts
+        facts = {"effects": list(effects), "towers": list(TOWERS), "streams": list(streams), "images": len(images)}
+        self.scalars["factorial"][key] = facts | _numbers(measured, facts)
+        self.arrays |= {f"factorial/{key}/{name}": value for name, value in by_image(measured.values()).items()}
+        self.arrays[f"factorial/{key}/images"] = images.astype(np.int32)
+        return measured, facts
 
-    def amounts(self):
-        self.scalars["amounts"] = {}
+    def constants(self):
+        self.scalars["constants"] = {"seeds": []}
+        measured, labels = {}, self.arrays["predictions/labels"]
+        stored = dict(zip(RUNGS, (96, 192, 288, 2400, 250, 380, 640, 1160), strict=True))
         for model in self.models[1:]:
-            kept = (0, 0.4, 0.93, 1.04, 1) if model["vision_prompts"] else (0, 1, 1, 1, 1)
-            outcome = self.draw.normal(-1.6, 0.5, (self.images, 1)) + 0.8 * np.array(kept)
-            outcome += self.draw.normal(0, 0.2, outcome.shape)
-            path = f"amounts/{model['key']}"
-            self.arrays |= {
-                f"{path}/images": np.arange(self.images, dtype=np.int32),
-                f"{path}/log_likelihood": outcome.astype(np.float32),
-                f"{path}/correct": (outcome > -1.2).astype(np.uint8),
+            key, total = model["key"], sum(SIZES[name][0] for name in SIZES)
+            parts = [0, *KEPT.values(), *(1 - lost for lost in LOST.values()), 1]
+            measured[key] = measure(self.logits(total * np.array(parts), labels), labels, refit=False)
+            values = {name: value[:, 0] for name, value in by_image([measured[key]]).items()}
+            values["images"] = np.arange(self.images, dtype=np.int32)
+            self.arrays |= {f"constants/{key}/{name}": value for name, value in values.items()}
+            self.scalars["constants"][key] = {
+                "forms": list(FORMS),
+                "images": self.images,
+                "training_images": 64,
+                "stored": stored,
+                "numbers": summarize_replacements(measured[key], FORMS),
             }
-            self.scalars["amounts"][model["key"]] = {"forms": list(FORMS), "images": self.images}
+        if self.twins:
+            keys = ["ivlp", "ivlp_seed2"]
+            numbers = summarize_replacements(over_seeds([measured[key] for key in keys]), FORMS)
+            self.scalars["constants"]["seeds"] = [{"models": keys, "numbers": numbers}]
 
     def faithfulness(self):
         fractions = np.linspace(0, 1, 11)
@@ -346,4 +374,4 @@ class _Builder:
             }
 
     def verdict(self):
-        self.scalars["verdict"], self.scalars["agreement"] = verdicts(Findings(self.arrays, self.scalars))
+        self.scalars["verdict"] = verdicts(Findings(self.arrays, self.scalars))

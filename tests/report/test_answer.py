@@ -1,177 +1,175 @@
-"""A report's first page: numbers against plain loops over a study's arrays, and sentences that intervals allow."""
+"""A report's first page: numbers against plain loops over a study's arrays, and sentences that the verdict allows."""
 
+import dataclasses
 import re
 
 import numpy as np
 import pytest
 
-from clipbias.explain.verdict import verdicts
-from clipbias.report.answer import MethodAnswer, answer_sentences, certainty, method_answers, question
+from clipbias.report.answer import answer_sentences, certainty, question
 from clipbias.report.answer_figure import COLUMNS, MOST_ROWS, answer_figure, answer_note, answer_rows
+from clipbias.report.methods import MethodResults, study_methods
 from clipbias.report.study_results import StudyResults
-from tests.report.recomputed import effects, kept, number
+from tests.report import recomputed
+from tests.report.recomputed import SHARES, drawn, ends, number
 from tests.report.synthetic import synthetic_results
 
 EFFECTS = ("attention", "scale", "values")
+KEYS = {"IVLP, 2 seeds": ["ivlp", "ivlp_seed2"], "Bias tuning": ["bias"]}
 
 
 @pytest.fixture(scope="module")
 def results():
-    return synthetic_results(pictures=1)
+    return synthetic_results(pictures=1, twins=True)
+
+
+@pytest.fixture(scope="module")
+def study(results):
+    return StudyResults(results)
 
 
 def numbers_in(text):
     return [float(part) for part in re.findall(r"[+-]?\d+(?:\.\d+)?", text)]
 
 
-def ends(found, kind=""):
-    names = ("share", "share_low", "share_high") if kind else ("value", "low", "high")
-    return [found[name] * (100 if kind else 1) for name in names]
-
-
-def gain_over_zero_shot(results, key):
-    """Of the tuned model as the causal test has it, or else as it was predicted."""
-    labels, before, after = (results.arrays[f"predictions/{name}"].tolist() for name in ("labels", "zero_shot", key))
-    right = {place: float(a == c) for place, (a, c) in enumerate(zip(after, labels, strict=True))}
-    if f"factorial/{key}/images" in results.arrays:
-        last = 2 ** len(results.scalars["factorial"][key]["effects"]) - 1
-        tested = results.arrays[f"factorial/{key}/images"].tolist()
-        right = dict(zip(tested, results.arrays[f"factorial/{key}/correct"][:, 0, last].tolist(), strict=True))
-    return number(np.array([100.0 * (own - (before[place] == labels[place])) for place, own in right.items()]))
-
-
-def test_rows_are_what_the_arrays_say(results):
-    study = StudyResults(results)
-    zero_shot, *rows = (dict(zip(COLUMNS, row, strict=True)) for row in answer_rows(study, method_answers(study)))
+def test_rows_are_what_the_arrays_say(results, study):
+    zero_shot, *rows = (dict(zip(COLUMNS, row, strict=True)) for row in answer_rows(study, study_methods(study)))
     assert zero_shot["Model"] == "Zero-shot" and set(list(zero_shot.values())[2:]) == {"–"}
-    for row, model in zip(rows, results.scalars["models"][1:], strict=True):
-        key, share = model["key"], model["correct"] / model["images"]
-        error = 100 * (share * (1 - share) / model["images"]) ** 0.5
-        np.testing.assert_allclose(numbers_in(row["Accuracy (%)"]), [100 * share, error], atol=0.0501)
-        own = effects(results, key, "accuracy", "both")
-        gains = [*ends(gain_over_zero_shot(results, key)), *ends(own["gain"])]
-        np.testing.assert_allclose(numbers_in(row["Gain (points)"]), gains, atol=0.0501)
-        shares = {name.capitalize(): own[name] for name in EFFECTS if name in own}
-        if key == "ivlp":  # what a learned bias keeps of itself is no finding
-            constants = kept(results, key, "accuracy")
-            shares |= {"One vector": constants["vector"], "Two vectors": constants["kind"]}
-        for name in COLUMNS[3:]:
-            if name in shares:
-                np.testing.assert_allclose(numbers_in(row[name]), ends(shares[name], "share"), atol=0.501)
+    models = {model["key"]: model for model in results.scalars["models"]}
+    for row, (label, keys) in zip(rows, KEYS.items(), strict=True):
+        assert row["Model"] == label
+        shares = [models[key]["correct"] / 50 for key in keys]
+        errors = [100 * (share * (1 - share) / 50) ** 0.5 for share in shares]
+        np.testing.assert_allclose(
+            numbers_in(row["Accuracy (%)"]), [100 * np.mean(shares), np.mean(errors)], atol=0.0501
+        )
+        own = recomputed.effects(results, keys, "accuracy")
+        named = {"Gain (points)": "gain", **{name.capitalize(): name for name in EFFECTS}}
+        for head, name in named.items():
+            if name in own:
+                np.testing.assert_allclose(numbers_in(row[head]), ends(own[name]), atol=0.0501)
             else:
-                assert row[name] == "–"
-    assert "“Own start”" in answer_note(study, method_answers(study))
+                assert row[head] == "–"
+        for head, kind in zip(COLUMNS[-2:], ("kept", "lost"), strict=True):
+            if label == "Bias tuning":  # that a learned bias keeps itself is no finding
+                assert row[head] == "–"
+            else:
+                found = recomputed.constants(results, keys, "accuracy")[f"{kind}:kind"]
+                np.testing.assert_allclose(numbers_in(row[head]), ends(found, SHARES, 100), atol=0.501)
 
 
-def test_the_figure_has_the_same_numbers(results):
-    drawing = answer_figure(method_answers(StudyResults(results)))
-    found = {tuple(row[:2]): row[3:] for row in drawing.numbers.itertuples(index=False)}
-    for label, key in (("IVLP", "ivlp"), ("Bias tuning", "bias")):
-        expected = effects(results, key, "accuracy", "both")
-        for name in (*EFFECTS, "gain"):
-            if name in expected:
-                np.testing.assert_allclose(found.pop((label, name)), ends(expected[name]), rtol=1e-9)
+def test_the_figure_has_the_same_numbers(results, study):
+    drawing = answer_figure(study, study_methods(study))
+    found = {
+        (row["method"], row["quantity"]): list(row[["value", "low", "high"]]) for _, row in drawing.numbers.iterrows()
+    }
+    for label, keys in KEYS.items():
+        method, own = label.partition(",")[0], recomputed.effects(results, keys, "accuracy")
+        for name in ("gain", *EFFECTS):
+            if name in own:
+                np.testing.assert_allclose(found.pop((method, name)), ends(own[name]), atol=1e-5)
+    constants = recomputed.constants(results, KEYS["IVLP, 2 seeds"], "accuracy")
+    for kind in ("kept", "lost"):
+        np.testing.assert_allclose(found.pop(("IVLP", kind)), ends(constants[f"{kind}:kind"], SHARES, 100), atol=1e-4)
     assert not found
     legend = [text.get_text() for text in drawing.figure.legends[0].get_texts()]
-    assert legend == ["whole gain", *EFFECTS]
+    assert legend == ["whole gain", *EFFECTS, "kept with two vectors", "lost without them"]
+    assert [axes.get_title(loc="left") for axes in drawing.figure.axes] == [
+        "a  points of accuracy",
+        "b  % of that gain",
+    ]
 
 
-def test_seeds_of_a_method_are_one_row(results):
-    arrays, scalars = dict(results.arrays), dict(results.scalars)
-    first, other = "ivlp", "ivlp_seed2"
-    for name, array in results.arrays.items():
-        if name.startswith((f"factorial/{first}/", f"amounts/{first}/")):
-            turned = name.endswith(("correct", "log_likelihood"))
-            arrays[name.replace(first, other)] = np.roll(array, 1, 0) if turned else array
-    labels = arrays["predictions/labels"]
-    arrays[f"predictions/{other}"] = np.where(np.arange(len(labels)) < 30, labels, 1)
-    right = int((arrays[f"predictions/{other}"] == labels).sum())
-    model = results.scalars["models"][1] | {"key": other, "label": "IVLP (seed 2)", "correct": right}
-    scalars["models"] = [*results.scalars["models"], model]
-    for name in ("factorial", "amounts"):
-        scalars[name] = {**results.scalars[name], other: results.scalars[name][first]}
-    found = type(results)(arrays, scalars)
-    found.scalars["verdict"], found.scalars["agreement"] = verdicts(found)
-    study = StudyResults(found)
-    (row,) = [row for row in answer_rows(study, method_answers(study)) if row[0].startswith("IVLP")]
-    assert row[0] == "IVLP (2 seeds)" and len(answer_rows(study, method_answers(study))) == 3
-    assert numbers_in(row[1])[0] == pytest.approx(100 * (36 + right) / 2 / 50, abs=0.0501)
-    each = [gain_over_zero_shot(found, key) for key in (first, other)]
-    averages = [np.mean([one[end] for one in each]) for end in ("value", "low", "high")]
-    np.testing.assert_allclose(numbers_in(row[2])[:3], averages, atol=0.0501)
-    assert "other datasets" in certainty(study, method_answers(study))
+def test_a_start_elsewhere_is_told(results, study):
+    labels, zero = results.arrays["predictions/labels"], results.arrays["predictions/zero_shot"]
+    outcomes = [recomputed.mixture_outcomes(results, key, "accuracy", "both") for key in KEYS["IVLP, 2 seeds"]]
+    start = np.mean([own["RRR"].mean() for own in outcomes])
+    assert abs(start - 100 * (zero == labels).mean()) > 0.05
+    said = f"IVLP, 2 seeds starts training from a text with which the frozen model gets {start:.1f} %"
+    assert said in answer_note(study, study_methods(study))
 
 
 def test_a_model_that_cannot_be_taken_apart_has_its_gain(results):
-    scalars = {**results.scalars, "verdict": {"ivlp": {"missing": "A head has no second run."}}}
+    scalars = {k: v for k, v in results.scalars.items() if k not in ("factorial", "constants")}
+    scalars["verdict"] = {"ivlp": {"missing": "A head has no second run."}}
     arrays = {name: array for name, array in results.arrays.items() if name.startswith("predictions/")}
     study = StudyResults(type(results)(arrays, scalars))
-    methods = method_answers(study)
+    methods = study_methods(study)
     _, row, _ = answer_rows(study, methods)
-    np.testing.assert_allclose(numbers_in(row[2]), ends(gain_over_zero_shot(study.results, "ivlp")), atol=0.0501)
-    assert set(row[3:]) == {"–"} and answer_figure(methods) is None
+    labels, before = arrays["predictions/labels"], arrays["predictions/zero_shot"] == arrays["predictions/labels"]
+    changes = [100.0 * ((arrays[f"predictions/{key}"] == labels) - 1.0 * before) for key in KEYS["IVLP, 2 seeds"]]
+    np.testing.assert_allclose(numbers_in(row[2]), ends(number(drawn(np.stack(changes)))), atol=0.0501)
+    assert set(row[3:]) == {"–"} and answer_figure(study, methods) is None
     assert len(answer_sentences(study, methods)) == 1
 
 
-def estimate(value, share=None, arm=5.0):
-    found = {"value": value, "low": value - arm, "high": value + arm}
-    if share is None:
-        return found | {"share": None, "share_low": None, "share_high": None}
-    return found | {"share": share, "share_low": share - 0.1, "share_high": share + 0.1}
+def test_few_methods_have_their_conclusion(results, study):
+    said = answer_sentences(study, study_methods(study))
+    verdict, bias = results.scalars["verdict"]["seeds"][0], results.scalars["verdict"]["bias"]
+    assert said[1] == f"IVLP, 2 seeds: {verdict['conclusion']}"
+    assert said[2] == f"Bias tuning: {bias['sentences'][0]}" and len(said) == 3
+    assert re.match(r"Zero-shot CLIP gets 44.0 % of the images right; tuning changes that by \+\d+\.\d points", said[0])
+    assert "over 50 images of the test split and over seeds" in certainty(study, study_methods(study))
 
 
-def method(label="M", gain=20.0, attention=0.1, scale=0.0, values=0.9, kind=0.2, contradiction=False):
-    shares = {"attention": attention, "scale": scale, "values": values, "kind": kind, "vector": 0.0}
-    sure = gain > 5
-    numbers = {name: estimate(gain * part, part if sure else None) for name, part in shares.items()}
-    numbers["gain"] = estimate(gain)
-    return MethodAnswer(label, 1, 60.0, 2.0, estimate(gain), False, numbers, contradiction)
+def method(label="M", gain=20.0, carrier="values", constant="not"):
+    def estimate(value):
+        return {"value": value, "low": value - 5, "high": value + 5}
+
+    effects = {"gain": estimate(gain), "effects": {}, "interactions": {}}
+    constants = {"gain": estimate(gain), "kept": {}, "lost": {}}
+    verdict = {"carrier": {"accuracy": carrier}, "constant": {"accuracy": constant}, "images": 50}
+    return MethodResults(
+        label=label,
+        name=label,
+        method="ivlp",
+        keys=(label,),
+        accuracy=60.0,
+        error=2.0,
+        gain=estimate(gain),
+        start=None,
+        prompts=True,
+        verdict=verdict,
+        test={"numbers": {"both": {"accuracy": effects}}},
+        random={},
+        constants={"numbers": {"accuracy": constants}},
+    )
 
 
-@pytest.mark.parametrize(
-    ("given", "words"),
-    [
-        ({}, "what is added to tokens carries 90 % (80 to 100) with M: most of it, which speaks against (a)."),
-        ({"attention": 0.8, "values": 0.2}, "80 % (70 to 90) with M: most of it, which speaks for (a)."),
-        ({"scale": 0.8, "values": 0.2}, "with M: most of it, which speaks for neither (a) nor (b)."),
-        ({"values": 0.55}, "no single effect surely carries more than half with M."),
-        ({"attention": 0.9}, "no single effect surely carries more than half with M."),  # two, which scale takes back
-        ({"contradiction": True}, "no single effect surely carries more than half with M."),
-        ({}, "keep 20 % (10 to 30) with M: less than half of it, which speaks against (b)."),
-        ({"kind": 0.9}, "keep 90 % (80 to 100) with M: most of it, which speaks for (b)."),
-        ({"kind": 0.5}, "keep 50 % (40 to 60) with M: undecided whether that is most of it."),
-        ({"gain": 3.0}, "No gain in accuracy is sure"),
-    ],
-)  # fmt: skip
-def test_sentences_take_a_side_where_a_whole_interval_does(results, given, words):
-    said = answer_sentences(StudyResults(results), [method(**given)])
-    assert words in " ".join(said) and len(said) <= 3
-    assert all("accuracy" in sentence for sentence in said[1:])
-    assert said[0].startswith("Zero-shot CLIP gets 44.0 % of the images right; tuning changes that by +")
+def test_many_methods_are_told_by_their_verdicts(study):
+    words = ("values", "attention", "scale", "shared", "undecided", "no gain")
+    methods = [method(f"M{place}", 30.0 - place, word) for place, word in enumerate(words)]
+    constants = ("stands", "most", "not", "undecided", "not", "no gain")
+    for each, word in zip(methods, constants, strict=True):
+        each.verdict["constant"]["accuracy"] = word
+    first, carried, constant = answer_sentences(study, methods)
+    assert "6 of 6 methods surely gain, most of all M0: +30.0 points (+25.0 to +35.0)" in first
+    for said in (
+        "ttention among input tokens carries more than half of the gain in accuracy with M1",
+        "what is added to tokens carries more than half of the gain in accuracy with M0",
+        "several effects share the gain in accuracy with M3",
+        "undecided with M4",
+        "there is no sure gain in accuracy with M5",
+    ):
+        assert said in carried
+    assert constant == (
+        "Two vectors per layer, judged by accuracy, stand for M0; stand for most of M1; do not stand for M2 and M4;"
+        " whether they stand for M3 is undecided."
+    )
 
 
-def test_methods_of_different_answers_are_told_apart(results):
-    methods = [method("A"), method("B", values=0.1, attention=0.9, kind=0.9), method("C", gain=1.0)]
-    _, carried, constants = answer_sentences(StudyResults(results), methods)
-    assert "with B: most of it, which speaks for (a)" in carried and "with A: most of it" in carried
-    assert "with C it is not sure that there is a gain" in carried
-    assert "with B: most of it, which speaks for (b)" in constants and "with A: less than half" in constants
-
-
-def test_of_many_methods_those_that_gain_most_are_shown(results):
-    study = StudyResults(results)
+def test_of_many_methods_those_that_gain_most_are_shown(study):
     methods = [method(f"M{place}", gain=10.0 + 7 * place % 11) for place in range(11)]
     rows = answer_rows(study, methods)
     gains = {each.label: each.gain["value"] for each in methods}
     most = sorted(gains, key=gains.get)[-(MOST_ROWS - 1) :]
     assert len(rows) == MOST_ROWS == 8 and [row[0] for row in rows[1:]] == [name for name in gains if name in most]
     assert "4 methods of smaller gain" in answer_note(study, methods)
-    said = answer_sentences(study, methods)
-    assert len(said) == 3 and "11 of 11 methods surely gain" in said[0] and max(map(len, said)) < 220
-    assert "carries 90 to 90 % with 11 methods" in said[1]
+    unknown = [dataclasses.replace(each, gain=None) for each in methods]
+    assert "no tuned model was tested" in answer_sentences(study, unknown)[0]
 
 
-def test_the_question_is_for_who_read_nothing(results):
-    assert "prompts, a few vectors that are learned" in question(StudyResults(results))
-    scalars = {**results.scalars, "models": [results.scalars["models"][place] for place in (0, 2)]}
+def test_the_question_is_for_who_read_nothing(results, study):
+    assert "prompts, a few vectors that are learned" in question(study)
+    scalars = {**results.scalars, "models": [results.scalars["models"][place] for place in (0, -1)]}
     assert "prompts" not in question(StudyResults(type(results)(results.arrays, scalars)))

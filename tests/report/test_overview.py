@@ -1,0 +1,151 @@
+"""Verdicts over datasets: each dataset's numbers side by side, and what their mean may say."""
+
+import copy
+import statistics
+import types
+
+import numpy as np
+import pytest
+
+from clipbias.errors import ClipbiasError
+from clipbias.explain.results import save_results
+from clipbias.explain.verdict import verdicts
+from clipbias.report.answer_figure import overview_figure
+from clipbias.report.methods import left_out, summarize_methods
+from clipbias.report.study_results import StudyResults
+from clipbias.report.verdict_tables import summary_sentences, summary_table
+from tests.report import recomputed
+from tests.report.recomputed import ENDS, SHARES, ends
+from tests.report.synthetic import synthetic_results
+from tools import draw_verdict
+
+T_OF_FOUR = 2.7764451051977987  # Student's 97.5 % quantile with four degrees of freedom, from a printed table
+KEYS = {"IVLP": ["ivlp", "ivlp_seed2"], "Bias tuning": ["bias"]}
+DATASETS = ("imagenet", "dtd", "eurosat", "demo/digits", "demo/fashion")
+
+
+@pytest.fixture(scope="module")
+def results():
+    """Of five datasets; the last has IVLP of two seeds."""
+    return {name: synthetic_results(dataset=name, seed=n, pictures=1, twins=n == 4) for n, name in enumerate(DATASETS)}
+
+
+@pytest.fixture(scope="module")
+def studies(results):
+    return [StudyResults(each) for each in results.values()]
+
+
+@pytest.fixture(scope="module")
+def numbers(results):
+    """By method, outcome and dataset, all that was measured, computed anew."""
+    found = {}
+    for name, each in results.items():
+        for method, keys in KEYS.items():
+            own = [key for key in keys if key in each.scalars["factorial"]]
+            for outcome in ("accuracy", "calibrated"):
+                found[method, outcome, name] = recomputed.effects(each, own, outcome) | (
+                    recomputed.constants(each, own, outcome) if method == "IVLP" else {}
+                )
+    return found
+
+
+def student(values):
+    mean, half = statistics.fmean(values), T_OF_FOUR * statistics.stdev(values) / 5**0.5
+    return {"value": mean, "low": mean - half, "high": mean + half}
+
+
+def test_every_number_of_the_picture_is_recomputed(numbers, studies):
+    frame = overview_figure(summarize_methods(studies)).numbers
+    for _, row in frame.iterrows():
+        place = row["method"], row["outcome"]
+        if row["dataset"] == "mean":
+            values = [numbers[*place, name][row["quantity"]]["value"] for name in DATASETS]
+            np.testing.assert_allclose([row[end] for end in ENDS], ends(student(values)), atol=1e-4)
+            continue
+        own = numbers[*place, row["dataset"]][row["quantity"]]
+        np.testing.assert_allclose([row[end] for end in ENDS], ends(own), atol=1e-5)
+        if own.get("share") is not None:
+            np.testing.assert_allclose([row[name] for name in SHARES], ends(own, SHARES), atol=1e-4)
+        assert row["seeds"] == (2 if (row["method"], row["dataset"]) == ("IVLP", "demo/fashion") else 1)
+    # Five datasets but one with a control more and their mean: a gain, effects, interactions, and what constants do.
+    assert set(frame["dataset"]) == {*DATASETS, "mean"}
+    assert len(frame) == 2 * 6 * ((1 + 3 + 4 + 2 * 10) + (1 + 2 + 1))
+
+
+def test_marks_stand_beside_their_method_in_the_column_of_their_dataset(numbers, studies):
+    axes = overview_figure(summarize_methods(studies)).figure.axes
+    titles = [each.get_title(loc="left") for each in axes[:6]]
+    assert titles == ["ImageNet", "DTD", "EuroSAT", "demo/digits", "demo/fashion", "Mean"]
+    assert [text.get_text() for text in axes[0].get_yticklabels()] == ["IVLP", "Bias tuning"]
+    for column, name in enumerate(DATASETS):
+        for panel, wanted in (
+            (axes[column], [numbers[method, "accuracy", name]["gain"]["value"] for method in KEYS]),
+            (axes[6 + column], [100 * numbers["IVLP", "accuracy", name]["kept:kind"]["share"]]),
+        ):
+            line = panel.containers[0].lines[0]
+            np.testing.assert_allclose(line.get_xdata(), wanted, atol=1e-4)
+            assert [round(y) for y in line.get_ydata()] == list(range(len(wanted)))
+
+
+def test_few_datasets_have_no_interval_of_their_mean(numbers, studies):
+    (ivlp, _), few = summarize_methods(studies[:2]), overview_figure(summarize_methods(studies[:2]))
+    assert len(few.figure.axes) == 4
+    means = few.numbers[few.numbers["dataset"] == "mean"]
+    assert means["low"].isna().all() and len(means)
+    table = summary_table(ivlp)
+    assert table.columns == ("", "ImageNet", "DTD", "Mean")
+    gain = next(row for row in table.rows if row[0] == "accuracy, points: gain")
+    assert gain[-1] == f"{np.mean([numbers['IVLP', 'accuracy', name]['gain']['value'] for name in DATASETS[:2]]):+.1f}"
+    assert summary_sentences(ivlp)[-1].startswith("Nothing follows for other datasets from 2 datasets; from 5 on")
+
+
+def test_the_table_has_datasets_side_by_side(results, numbers, studies):
+    summary = summarize_methods(studies)[0]
+    table = summary_table(summary)
+    assert table.columns == ("", "ImageNet", "DTD", "EuroSAT", "demo/digits", "demo/fashion (2 seeds)", "Mean")
+    rows = {row[0]: row[1:] for row in table.rows}
+    found = [numbers["IVLP", "calibrated", name] for name in DATASETS]
+
+    def change(own):
+        return "{:+.3f} ({:+.3f} to {:+.3f})".format(*(round(x, 3) + 0.0 for x in ends(own)))
+
+    wanted = [change(own["scale × values"]) for own in found]
+    wanted.append(change(student([own["scale × values"]["value"] for own in found])))
+    assert list(rows["calibrated log-likelihood, nats: scale × values"]) == wanted
+    lost = [numbers["IVLP", "accuracy", name]["lost:kind"] for name in DATASETS]
+    mean = student([own["share"] for own in lost])
+    texts = [ends(own, SHARES, 100) for own in lost] + [ends(mean, scale=100)]
+    wanted = ["{} % ({} to {})".format(*map(round, text)) for text in texts]
+    assert list(rows["accuracy: lost without two vectors"]) == wanted
+    said = summary_sentences(summary)
+    assert said[0] == f"ImageNet: {results['imagenet'].scalars['verdict']['ivlp']['conclusion']}"
+    assert said[4] == f"demo/fashion: {results['demo/fashion'].scalars['verdict']['seeds'][0]['conclusion']}"
+    mean = student([numbers["IVLP", "accuracy", name]["gain"]["value"] for name in DATASETS])
+    assert "{:+.1f} points ({:+.1f} to {:+.1f}) on average".format(*ends(mean)) in said[5]
+
+
+def test_the_command_draws_studies_and_prints_their_numbers(results, tmp_path, capsys, monkeypatch):
+    head = copy.deepcopy(results["imagenet"])
+    for key, label in (("head", "Head"), ("head_2", "Head (seed 2)")):
+        head.scalars["models"].append(head.scalars["models"][1] | {"key": key, "label": label, "method": "taskres"})
+        for section in ("factorial", "constants"):
+            head.scalars[section][key] = {"missing": f"Head has no {section}."}
+        head.arrays[f"predictions/{key}"] = head.arrays["predictions/ivlp"]
+    head.scalars["verdict"] = verdicts(head)
+    assert left_out([StudyResults(head)]) == ["Head: Head has no factorial."]
+    for place, each in enumerate((head, results["dtd"])):
+        save_results(tmp_path / "why" / f"study{place}", each)
+    picture = tmp_path / "images" / "verdict.png"
+    monkeypatch.setattr(draw_verdict, "_TO", types.SimpleNamespace(value=str(picture)))
+    assert draw_verdict.main([str(tmp_path / "why")]) == 0
+    said = capsys.readouterr().out
+    assert "accuracy, points: scale × values" in said and "What prompts add carries" in said
+    assert said.count("Head has no factorial.") == said.count("Head has no constants.") == 1
+    assert "Not in it: Head: Head has no factorial." in said  # whatever the seeds
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    assert picture.with_suffix(".csv").read_text().count("\n") == 1 + 2 * 3 * (28 + 4)
+    save_results(tmp_path / "why" / "again", results["dtd"])
+    with pytest.raises(ClipbiasError, match="both hold dtd"):
+        draw_verdict.main([str(tmp_path / "why")])
+    with pytest.raises(ClipbiasError, match="give finished studies"):
+        draw_verdict.main([])
