@@ -41,7 +41,7 @@ def answer_sentences(study: StudyResults, methods: Sequence[MethodResults]) -> l
     """What came out: of few methods each one's conclusion, of many the methods by their verdicts."""
     zero_shot = accuracy_and_error(study.zero_shot)[0]
     said = [f"Zero-shot CLIP gets {zero_shot:.1f} % of the images right; {_gained(methods)}."]
-    tested = [each for each in methods if each.verdict and (each.effects(OUTCOME) or each.replaced(OUTCOME))]
+    tested = [each for each in methods if each.verdict.get("carrier") or each.verdict.get("constant")]
     if len(tested) <= _FEW:
         return [*said, *(f"{each.label}: {_conclusion(each)}" for each in tested)]
     carried = _by_verdict(tested, _CARRIED, lambda each: each.verdict["carrier"].get(OUTCOME, ""))

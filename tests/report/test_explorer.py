@@ -51,9 +51,9 @@ def test_causes_are_shapley_values_by_image_number(explored):
     tested = arrays["factorial/ivlp/images"][::-1][:40]
     changed = {name: value.copy() for name, value in arrays.items()}
     changed["factorial/ivlp/images"] = tested
-    changed["factorial/ivlp/log_likelihood"] = arrays["factorial/ivlp/log_likelihood"][:40]
+    changed["factorial/ivlp/calibrated"] = arrays["factorial/ivlp/calibrated"][:40]
     images = explorer_data(StudyResults(type(explored)(changed, explored.scalars)))["images"]
-    values = shapley(changed["factorial/ivlp/log_likelihood"][:, 0, :8])
+    values = shapley(changed["factorial/ivlp/calibrated"][:, 0])
     seen = set()
     for image, number in zip(images, arrays["explore/images"], strict=True):
         own, names = image["causes"]["ivlp"], ("attention", "scale", "values")

@@ -72,7 +72,7 @@ def test_what_flipped_decisions(results, tables):
     assert list(rows) == [(m, w) for m in ("IVLP", "Bias tuning") for w in ("became right", "became wrong")]
     effects = ("attention", "scale", "values")
     right = {k: v > 0 for k, v in mixture_outcomes(results, "ivlp", "accuracy", "both").items()}
-    likely = mixture_outcomes(results, "ivlp", "log_likelihood", "both")
+    likely = mixture_outcomes(results, "ivlp", "calibrated", "both")
     for name, sign in (("became right", 1), ("became wrong", -1)):
         first, last = ("RRR", "PPP") if sign > 0 else ("PPP", "RRR")
         own = [i for i in range(len(right["RRR"])) if right[last][i] and not right[first][i]]

@@ -83,7 +83,7 @@ def test_marks_stand_beside_their_method_in_the_column_of_their_dataset(numbers,
             (axes[6 + column], [100 * numbers["IVLP", "accuracy", name]["kept:kind"]["share"]]),
         ):
             line = panel.containers[0].lines[0]
-            np.testing.assert_allclose(line.get_xdata(), wanted, atol=1e-4)
+            np.testing.assert_allclose(np.asarray(line.get_xdata(), float), wanted, atol=1e-4)
             assert [round(y) for y in line.get_ydata()] == list(range(len(wanted)))
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from clipbias.errors import ClipbiasError
 from clipbias.explain.results import save_results
+from clipbias.explain.verdict import verdicts
 from clipbias.report import pages, write_overview, write_report
 from tests.documents import ROOT
 from tests.report.markup import Page
@@ -15,9 +16,12 @@ from tests.report.synthetic import synthetic_results
 HOSTILE = "<img src=x onerror=\"alert('1')\"> & co"
 
 
-def only(*names):
+KEYS = ("ivlp", "ivlp_seed2")
+
+
+def only(*names, **sizes):
     """A study with no arrays but those of the named sections: pages without the cost of all figures."""
-    results = synthetic_results()
+    results = synthetic_results(**sizes)
     results.arrays = {key: value for key, value in results.arrays.items() if key.split("/")[0] in names}
     results.scalars = {
         key: value for key, value in results.scalars.items() if key in names or not isinstance(value, dict)
@@ -61,8 +65,8 @@ def test_a_number_keeps_its_sign_and_its_interval_on_one_line(text, shown):
 
 
 def test_everything_after_the_first_page_is_folded(written, drawn):
-    _, page = written(only("faithfulness", "verdict", "predictions"))
-    assert page.folded == ["effects", "kept", "words", "classes", "faithfulness", "config"]
+    _, page = written(only("faithfulness", "verdict", "factorial", "constants", "predictions"))
+    assert page.folded == ["effects", "constants", "words", "classes", "faithfulness", "config"]
     assert page.unfolded == []
 
 
@@ -95,19 +99,18 @@ def test_verdict_models_and_config_are_told(written, drawn):
         '"normalisation": "sum"',
     ):
         assert words in page.text
-    assert verdict["rows"][0]["sentence"] not in page.text
 
 
 def test_the_first_page_asks_answers_and_shows(written, drawn):
     """In this order: the question, the answer, how sure it is, the figure, the table; and not more."""
-    _, page = written(only("verdict", "factorial", "amounts", "predictions"))
+    _, page = written(only("verdict", "factorial", "constants", "predictions"))
     first = page.text.partition("More What carries the gain, in full")[0]
     parts = (
         "Why does tuning help on demo/digits?",
         "(a) they change",
         "Zero-shot CLIP gets",
         "How sure:",
-        "Three effects",
+        "(a) Three effects",
     )
     places = [first.index(part) for part in (*parts, "Accuracy (%) Gain (points)")]
     assert places == sorted(places) and len(first[places[1] :].split()) < 400
@@ -116,12 +119,13 @@ def test_the_first_page_asks_answers_and_shows(written, drawn):
 def test_what_is_missing_says_why(written, drawn):
     results = only("verdict", "factorial")
     results.scalars["sections"] = ["relevancy", "factorial", "verdict", "similarity"]
-    results.scalars["verdict"]["bias"] |= {"missing": "It has no second run.", "effects": None, "kept": {}}
+    results.scalars["factorial"]["bias"] = {"missing": "It has no second run."}
+    results.scalars["verdict"] = verdicts(results)
     results.scalars["relevancy"] = {"bias": {"missing": "No map follows its logit."}}
     _, page = written(results)
     assert "Relevancy, Bias tuning: No map follows its logit." in page.text
     assert "Bias tuning: It has no second run." in page.text
-    assert "Bias tuning: No constant was measured; --config.sections=amounts has it." in page.text
+    assert "IVLP: No constant was measured; --config.sections=constants has it." in page.text
     assert "Faithfulness: not computed; --config.sections=faithfulness has it." in page.text
     assert "Similarity: no model has vision prompts." in page.text
 
@@ -140,20 +144,20 @@ def test_a_study_without_a_verdict_says_so(written):
     assert "Verdict: not computed; --config.sections=verdict has it." in page.text
 
 
-def test_seeds_that_disagree_are_told(written, drawn):
-    results = only("verdict")
-    overlap = {"attention": True, "values": False}
-    results.scalars["agreement"] = [
-        {"models": ["ivlp", "bias"], "overlap": overlap, "agree": False},
-        {"models": ["ivlp", "bias"], "overlap": {"attention": True}, "agree": True},
-    ]
+def test_seeds_are_told_together_and_one_by_one(written, drawn):
+    results = only("verdict", "factorial", "constants", twins=True)
     _, page = written(results)
-    assert "IVLP and Bias tuning contradict each other about values" in page.text
-    assert "IVLP and Bias tuning agree" in page.text
+    together, (first, second) = (
+        results.scalars["verdict"]["seeds"][0],
+        (results.scalars["verdict"][key] for key in KEYS),
+    )
+    assert page.text.index(together["sentences"][0]) < page.text.index(first["sentences"][0])
+    assert "IVLP (seed 2)" in page.text and second["sentences"][-1] in page.text
+    assert together["conclusion"] in page.text.partition("How sure:")[0]
 
 
 def test_every_text_is_escaped(written, drawn):
-    results = only("verdict", "faithfulness")
+    results = only("verdict", "factorial", "constants", "faithfulness")
     results.scalars["dataset"]["name"] = HOSTILE
     results.scalars["config"]["note"] = HOSTILE
     results.scalars["models"][1]["label"] = HOSTILE
@@ -179,14 +183,14 @@ def test_every_figure_is_drawn(written, drawn):
     for figure in drawn.values():  # a page writes a full stop behind a title
         assert figure.title[-1].isalnum() and not re.search(r"[?!.][.]", figure.caption)
     assert list(drawn) == [
-        *("verdict_effects", "verdict_kept", "fig1_decomposition", "fig2_text_relevancy", "fig3_vision_relevancy"),
+        *("verdict_effects", "verdict_ladder", "fig1_decomposition", "fig2_text_relevancy", "fig3_vision_relevancy"),
         "relevancy_groups",
         *("fig4_text_attention", "fig5_vision_attention", "fig6_similarity_ivlp", "fig6_rank_correlation"),
         *("faithfulness", "examples", "answer"),
     ]
 
 
-def folders(tmp_path, *datasets, names=("verdict",)):
+def folders(tmp_path, *datasets, names=("verdict", "factorial", "constants")):
     made = []
     for index, dataset in enumerate(datasets):
         results = only(*names)
@@ -209,7 +213,7 @@ def test_overview_orders_the_datasets_and_averages(drawn, tmp_path):
     ]
     assert "Average" in page.text and "rank correlation" not in page.text
     assert list(drawn) == ["verdict_overview"]
-    assert "Over 3 datasets IVLP gains" in page.text and "kept by two, by kind of token" in page.text
+    assert "Nothing follows for other datasets from 3 datasets" in page.text and "kept with two vectors" in page.text
 
 
 def test_overview_has_the_papers_panels(drawn, tmp_path):
