@@ -32,6 +32,8 @@ HEARTBEAT_SECONDS, SHUTDOWN_SECONDS = 60, 10
 _signal: int | None = None
 # How often `stops` was called: the step that JAX's preemption service counts by.
 _calls = 0
+# This process's number, once it has left the others.
+_left: int | None = None
 
 
 class Stopped(BaseException):
@@ -100,7 +102,22 @@ def several() -> bool:
 
 def is_first() -> bool:
     """Whether this is the process that writes and prints."""
+    if _left is not None:
+        return _left == 0
     return not several() or sys.modules["jax"].process_index() == 0
+
+
+def leave() -> None:
+    """Ends what the processes do together: what follows is the first one's, such as drawing, and may take any time.
+
+    Without it the others, which have nothing left to do, would wait at their end for a few seconds and then fail. All
+    processes must call this.
+    """
+    global _left
+    if several():
+        jax = sys.modules["jax"]
+        _left = jax.process_index()
+        jax.distributed.shutdown()
 
 
 def gather(value: Any) -> list[Any]:

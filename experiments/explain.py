@@ -71,9 +71,13 @@ def main(config: ConfigDict, workdir: Path) -> None:
                 # Not before: it replaces what an earlier study left.
                 metrics = metrics or opened.enter_context(MetricWriter(workdir))
                 metrics.write(number, {**about, **shares, "seconds": scalars["seconds"]})
-                if jax.process_index() == 0:
-                    common.tell(f"report: {write_report(folder, folder / 'report')}")
-            if several and jax.process_index() == 0:
+        hosts.leave()
+        if not hosts.is_first():
+            return
+        if of_study:
+            for folder in folders.values():
+                common.tell(f"report: {write_report(folder, folder / 'report')}")
+            if several:
                 common.tell(f"overview: {write_overview(list(folders.values()), workdir)}")
         if INTERPRET in sections:
             interpret_adapters(config, groups, workdir, load=load)

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -66,9 +65,7 @@ def interpret_adapters(
             raise
         say(f"{INTERPRET}: {error}")
         return
-    if jax.process_index() == 0:
-        page = write_interpretation(result, workdir)
-        common.tell(f"interpretation: {page}")
+    common.tell(f"interpretation: {write_interpretation(result, workdir)}")
     if load is None:
         with MetricWriter(workdir) as metrics:
             metrics.write(1, {"adapters": len(learned), "seconds": round(time.monotonic() - began, 4)})

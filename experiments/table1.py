@@ -61,6 +61,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
         prepared = prepare(config)
         note_model(workdir, prepared.shared.clip)
         specs, rows = run(config, prepared, workdir)
+        hosts.leave()
         if hosts.is_first() and rows:
             common.tell(*write_tables(rows, workdir))
         if len(rows) < len(specs):

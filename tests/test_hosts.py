@@ -22,6 +22,8 @@ from tests.forks import ROOT
 PROGRAM = """
 import json, sys, time
 from clipbias import hosts
+if "leave" in sys.argv:
+    hosts.SHUTDOWN_SECONDS = 2
 hosts.start()
 index = int(sys.argv[1])
 say = lambda value: print("said", json.dumps(value), flush=True)  # gloo prints, too
@@ -34,6 +36,12 @@ try:
     hosts.assert_same("the images", index)
 except ValueError as error:
     say(str(error))
+if "leave" in sys.argv:
+    hosts.leave()
+    if hosts.is_first():
+        time.sleep(4)
+    say([hosts.several(), hosts.is_first()])
+    sys.exit()
 with hosts.stoppable():
     steps = 1
     while not hosts.stops():
@@ -81,6 +89,14 @@ def test_two_processes_exchange_values_and_stop_at_the_same_step() -> None:
         steps = {next_said(process) for process in processes}
         assert len(steps) == 1 and steps.pop() > 1
         assert [process.wait(timeout=60) for process in processes] == [143, 143]
+
+
+def test_the_first_process_may_draw_for_longer_than_the_others_would_wait() -> None:
+    with two_processes("leave") as processes:
+        for index, process in enumerate(processes):
+            next_said(process), next_said(process)
+            assert next_said(process) == [False, index == 0]
+        assert [process.wait(timeout=60) for process in processes] == [0, 0]
 
 
 @pytest.mark.parametrize("cause", ["fail", "kill"])
