@@ -73,7 +73,7 @@ def answer_note(study: StudyResults, methods: Sequence[MethodResults]) -> str:
     """What the numbers of `answer_rows` are."""
     said = [
         f"Accuracy over {counted(study.zero_shot['images'], 'image')} ± one standard error. The three effects add up to"
-        " the gain, in points. Kept and lost: shares of the gain in accuracy. A dash: not measured, no sure gain, or a"
+        " the gain. Kept and lost: shares of the gain in accuracy. A dash: not measured, no sure gain, or a"
         " method that learns such vectors."
     ]
     shown = _shown(methods)
