@@ -46,7 +46,7 @@ _LOOKS: dict[str, dict[str, Any]] = {
         ("gain", "whole gain", style.BLACK, "D"),
         *((name, name, EFFECT_COLOURS[name], marker) for name, marker in zip(EFFECTS, "os^", strict=True)),
         (KEPT, "kept with two vectors", style.PURPLE, "o"),
-        (LOST, "lost without them", style.RED, "X"),
+        (LOST, "lost without them", style.RED, "v"),
     )
 }
 
