@@ -30,8 +30,8 @@ def get_config(size: str = "full") -> ConfigDict:
     # The images to explain on: "train", "val" or "test".
     config.split = "test"
     # "all", or sections separated by commas: relevancy, text_attention, vision_attention, similarity, decomposition,
-    # factorial, constants, faithfulness, examples, explore, verdict, interpret. With interpret alone no images are read,
-    # and the adapters may be of any datasets.
+    # factorial, constants, faithfulness, examples, explore, verdict, interpret. With interpret alone no images are
+    # read, and the adapters may be of any datasets.
     config.sections = "all"
 
     # Folders of runs whose predictions are read where they are of the same model and images, separated by commas; those

@@ -5,9 +5,9 @@
     python -m experiments.explain --config.adapters=workdir/demo --config.sections=interpret --workdir=workdir/words
 
 Continues where it stopped. Writes `results.npz`, `results.json` and `report/report.html`; for several datasets a folder
-each and an `overview.html`. The section `constants` saves the bias that is equivalent to each tuned adapter as an adapter
-of its own, in `equivalent_bias/`. The section `interpret` writes what all adapters learned (nearest words, norms,
-PCA) as `interpretation.html`, `interpretation.json`, `words.csv` and `norms.csv`.
+each and an `overview.html`. The section `constants` saves the bias that is equivalent to each tuned adapter as an
+adapter of its own, in `equivalent_bias/`. The section `interpret` writes what all adapters learned (nearest words,
+norms, PCA) as `interpretation.html`, `interpretation.json`, `words.csv` and `norms.csv`.
 """
 
 import contextlib

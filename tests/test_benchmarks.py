@@ -64,7 +64,7 @@ def test_the_causal_test_is_timed_beside_both_models(method, capsys):
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     seconds = dict(result["seconds"])
     both = seconds.pop("both models")
-    assert set(seconds) == ({"means", "mixtures"} if method == "vpt" else {"mixtures"})
+    assert set(seconds) == {"mixtures"}
     assert result["forward_passes_of_both"] == pytest.approx(sum(seconds.values()) / both)
     assert result["bytes_per_image"] > 0
 

@@ -96,7 +96,9 @@ def _layers(mechanism: str, strength: float) -> list[Layer]:
     """What the first two layers do, the third nothing."""
     every = (1 + PATCHES) / PATCHES  # of a mean over all tokens, of which [cls] shows nothing
     read = {(READ, EVIDENCE): every}
-    turned: list[tuple[Numbers, Numbers]] = [({CLS: 1}, {TYPE: -2.0}), ({FLAG: 1}, {TYPE: 4.0}), NO_PROMPTS]
+    # Where nothing is to be gained attention is so sharp that no image's two sorts of evidence are averaged.
+    sharp = 8.0 if mechanism == "none" else 2.0
+    turned: list[tuple[Numbers, Numbers]] = [({CLS: 1}, {TYPE: -sharp}), ({FLAG: 1}, {TYPE: 2 * sharp}), NO_PROMPTS]
     flag, bias = {(FLAG, PROMPT): strength / MASS}, {(READ, PROMPT): -_bias(mechanism) * strength / MASS}
     if mechanism in ("attention", "none"):
         return [Layer(values=flag), Layer(turned, {(READ, EVIDENCE): 1.0})]

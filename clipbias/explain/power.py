@@ -87,24 +87,6 @@ def spread(differences: np.ndarray) -> Spread:
     return Spread(max(0.0, (between_images - squares) / seeds), max(0.0, (between_seeds - squares) / n), squares)
 
 
-def spread_of_runs(first: np.ndarray, second: np.ndarray, images: int) -> Spread:
-    """Of two methods' accuracies `[S]` in percent on the same images, of which no single answers are known: at most.
-
-    How often the two methods disagree is not known; here as often as if their answers had nothing to do with each
-    other, which is more than in truth.
-
-    Args:
-      first, second: by seed, in the same order.
-      images: how many there are.
-    """
-    first, second = (np.asarray(x, np.float64) for x in (first, second))
-    one, other = first.mean() / 100, second.mean() / 100
-    apart = 1e4 * (one * (1 - other) + other * (1 - one) - (one - other) ** 2)
-    if len(first) == 1:
-        return Spread(float(apart), None, 0.0)
-    return Spread(float(apart), float((first - second).var(ddof=1)), 0.0)
-
-
 def power(found: Spread, images: int, seeds: int, *, difference: float = 1.0) -> Power:
     """What so many images and seeds could see, and what `difference` needs."""
     wanted = (difference / DETECTABLE) ** 2

@@ -171,9 +171,9 @@ class Study:
         size = self._size(first.split, first.crops)
         try:
             for batch, number, total in self.batches(first.indices, start, split=first.split, crops=first.crops):
-                found, mask = meshes.fetch(([dict(one.request.step(batch)) for one in several], batch["mask"]))
-                for one, values in zip(several, found, strict=True):
-                    one.add(values, size, mask)
+                mask = meshes.fetch(batch["mask"])
+                for one in several:  # fetched in turn, so that processes that compile do not drift apart
+                    one.add(meshes.fetch(dict(one.request.step(batch))), size, mask)
                 self.advance(title, number, total)
                 if number == total or saver.is_due():
                     self._save(several)

@@ -1,11 +1,14 @@
 """The tables of a sweep, each a short function of its frames."""
 
+import dataclasses
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
+from clipbias.explain.power import DETECTABLE
 from clipbias.report.errors import EXPLAINED, WITHIN, Answers, difference_error
 from clipbias.report.frames import ACCURACY, AVERAGE, Row, Sweep, cell_frame, run_frame
 from clipbias.report.names import method_name
@@ -67,7 +70,9 @@ def _dataset_table(sweep: Sweep, measure: str, shots: int) -> Table:
     columns = {name if name == AVERAGE else dataset_name(name): (measure, name, shots) for name in sweep.columns}
     caption = f"Top-1 {_measure_words(measure)} in percent ± one standard error, {_training_words(sweep, shots)}."
     title = _titled(f"Accuracy, {shots_words(shots)}" if shots else "Accuracy", measure)
-    return _with_facts(sweep, columns, title, caption)
+    table = _with_facts(sweep, columns, title, caption)
+    seen = power_words(sweep, measure, sweep.columns[-1], shots)
+    return dataclasses.replace(table, note=f"{table.note} {seen}".strip())
 
 
 def _measure_table(sweep: Sweep, shots: int) -> Table:
@@ -128,19 +133,40 @@ def best_methods(sweep: Sweep, measure: str, dataset: str, shots: int) -> set[st
     The error of a difference is that of test images, compared in pairs where all answers are known, and of seeds.
     """
     means = sweep.table(measure, shots)[dataset].dropna().astype(float)
+    errors = _errors_to_best(sweep, measure, dataset, shots)
+    best = means.max()
+    return {
+        str(name) for name in means.index if name in errors and best - means[name] <= max(0.0, WITHIN * errors[name])
+    }
+
+
+def _errors_to_best(sweep: Sweep, measure: str, dataset: str, shots: int) -> dict[str, float]:
+    """The standard error of each method's difference to the best, 0 for that and where nothing is known.
+
+    Empty for fewer than two methods.
+    """
+    means = sweep.table(measure, shots)[dataset].dropna().astype(float)
     if len(means) < 2:
-        return set()
+        return {}
     first = str(means.idxmax())
-    found = {first}
+    found = {first: 0.0}
     for method in means.index.difference([first]):
         each = [
             difference_error(*(sweep.lines[measure, name, one, shots] for name in (first, method)))
             for one in (sweep.datasets if dataset == AVERAGE else (dataset,))
         ]
         error = math.hypot(*each) / len(each)  # datasets are independent
-        if means[first] - means[method] <= (WITHIN * error if error >= 0 else 0.0):
-            found.add(str(method))
+        found[str(method)] = error if error >= 0 else 0.0
     return found
+
+
+def power_words(sweep: Sweep, measure: str, dataset: str, shots: int) -> str:
+    """Which difference to the best method could have been seen, by the median of its errors; "" where none is known."""
+    errors = [error for error in _errors_to_best(sweep, measure, dataset, shots).values() if error > 0]
+    if not errors:
+        return ""
+    over = "on average" if dataset == AVERAGE else f"on {dataset_name(dataset)}"
+    return f"A difference of {DETECTABLE * statistics.median(errors):.1f} points {over} could have been seen."
 
 
 def rate_table(sweep: Sweep) -> Table | None:

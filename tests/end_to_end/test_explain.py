@@ -45,7 +45,7 @@ def test_a_whole_study_with_its_report(images, adapters, tmp_path):
     results = load_results(tmp_path)
     assert [model["key"] for model in results.scalars["models"]] == ["zero_shot", "ivlp"]
     assert results.scalars["sections"] == list(SECTIONS)
-    assert set(results.scalars["verdict"]) == {"ivlp"}
+    assert set(results.scalars["verdict"]) == {"ivlp", "seeds"}
     # With the reference's part of everything it classifies as zero-shot's image tower does, else as the tuned model.
     test = results.scalars["factorial"]["ivlp"]
     assert (test["towers"], test["streams"][7]) == (["both", "vision", "text"], "PPP")

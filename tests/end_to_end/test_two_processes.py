@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from clipbias.explain.results import load_results
 from clipbias.hosts import Stopped, stoppable
 from clipbias.io import read_json, read_json_lines
 from clipbias.training import loop
@@ -192,3 +193,33 @@ def test_where_one_process_is_killed_the_other_ends_and_both_continue(model: Pat
     for process, (_, errors) in zip(processes, ends(processes), strict=True):
         assert process.returncode == 0, errors[-3000:]
     assert kill_trials.results(disturbed) == kill_trials.results(whole)
+
+
+def test_a_study_of_two_processes_is_that_of_one(
+    model: Path, images: Path, adapters: list[str], cache: Path, tmp_path: Path
+) -> None:
+    """Batches of four rows on one device, and split between two processes: the same images in other hands."""
+    settings = {"adapters": adapters[0], "dataset": "folder", "data_dir": images, "batch_size": 4, "examples": 2}
+    settings |= {"sections": "relevancy,vision_attention,factorial,constants,verdict", "control_images": 0}
+    arguments = [f"--config.{name}={value}" for name, value in settings.items()]
+    one = binaries.start("explain", *arguments, f"--workdir={tmp_path / 'one'}", cache=cache)
+    job = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
+    two = [
+        binaries.start(
+            "explain", *arguments, f"--workdir={tmp_path / 'two'}", cache=cache, JAX_PROCESS_ID=str(index), **job
+        )
+        for index in range(2)
+    ]
+    ended = ends([one, *two])
+    assert all(process.returncode == 0 for process in (one, *two)), ended
+    whole, split = (load_results(tmp_path / name) for name in ("one", "two"))
+    assert whole.arrays.keys() == split.arrays.keys()
+    for name, expected in whole.arrays.items():
+        assert expected.shape == split.arrays[name].shape, name
+        if np.issubdtype(expected.dtype, np.floating):
+            largest = float(np.nanmax(np.abs(expected), initial=0.0))
+            np.testing.assert_allclose(split.arrays[name], expected, rtol=0, atol=2e-5 * largest, err_msg=name)
+        else:
+            np.testing.assert_array_equal(split.arrays[name], expected, err_msg=name)
+    assert split.scalars["verdict"]["ivlp"] == whole.scalars["verdict"]["ivlp"]
+    assert (tmp_path / "two" / "report" / "report.html").is_file()

@@ -1,12 +1,10 @@
 """Claims follow from intervals alone; power against repeated studies."""
 
-import itertools
-
 import numpy as np
 import pytest
 
 from clipbias.explain.conclusions import carrier, conclude, stands_for
-from clipbias.explain.power import DETECTABLE, Power, Spread, power, spread, spread_of_runs
+from clipbias.explain.power import DETECTABLE, Power, Spread, power, spread
 
 GAIN = {"value": 10.0, "low": 8.0, "high": 12.0}
 NO_GAIN = {"value": 0.4, "low": -1.0, "high": 1.8}
@@ -165,20 +163,3 @@ def test_what_is_needed_is_the_least_that_is_enough():
     )
     assert Power(10, 2, 0.9, 1.0, 1, 1).sentence().endswith("a difference of 0.9 points or more could have been seen.")
     assert Power(10, 2, 20, 1.0, None, None).sentence().endswith("more of both: neither alone is enough.")
-
-
-def test_runs_without_single_answers_are_judged_with_care():
-    """Answers of two methods agree more often than by chance, so that the true spread is smaller."""
-    draw = np.random.default_rng(2)
-    hard = draw.normal(size=2000)
-    first, second = (100.0 * (hard + 0.5 * draw.normal(size=(3, 2000)) > cut) for cut in (0.3, 0.5))
-    true = spread(first - second)
-    found = spread_of_runs(first.mean(1), second.mean(1), 2000)
-    assert found.error(2000, 3) > true.error(2000, 3)
-    one, other = (x.mean(1).mean() / 100 for x in (first, second))
-    counted = sum(
-        (p if a else 1 - p) * (q if b else 1 - q) * (100 * (a - b) - 100 * (one - other)) ** 2
-        for (a, p), (b, q) in itertools.product([(0, one), (1, one)], [(0, other), (1, other)])
-    )
-    assert found.images == pytest.approx(counted)
-    assert spread_of_runs(first[:1].mean(1), second[:1].mean(1), 2000).seeds is None

@@ -1,6 +1,7 @@
 """A sweep's frames and the numbers of its tables, against plain NumPy and against what is drawn anew."""
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from clipbias.data.confusion import binomial_error
 from clipbias.report import read_sweep, render_tables
-from clipbias.report.accuracy_tables import best_methods
+from clipbias.report.accuracy_tables import best_methods, power_words
 from clipbias.report.errors import WITHIN, difference_error, harmonic_error
 from clipbias.report.frames import AVERAGE
 
@@ -216,3 +217,15 @@ def test_several_learning_rates_on_the_same_draw_are_rows_of_their_own():
     assert sweep.methods == ("zero_shot", "ivlp", "bias, rate 0.5", "bias, rate 0.25")
     assert sweep.table("accuracy", 4)["a"]["bias, rate 0.25"] == 52.5
     assert read_sweep([run(learning_rate=0.5), run(dataset="b", learning_rate=0.1)]).methods == ("bias",)
+
+
+def test_which_difference_could_have_been_seen():
+    """By two methods of two seeds each, without their answers: 2.8 standard errors of their difference."""
+    rows = [run("bias", seed=1, accuracy=60.0), run("bias", seed=2, accuracy=64.0)]
+    rows += [run("ivlp", seed=1, accuracy=70.0), run("ivlp", seed=2, accuracy=71.0)]
+    sweep = read_sweep(rows)
+    images = [math.sqrt(p * (100 - p) / rows[0]["images"]) for p in (62.0, 70.5)]
+    seeds = [np.std(pair, ddof=1) / math.sqrt(2) for pair in ((60.0, 64.0), (70.0, 71.0))]
+    least = (1.959964 + 0.841621) * math.hypot(*images, *seeds)
+    assert power_words(sweep, "accuracy", "a", 4) == f"A difference of {least:.1f} points on a could have been seen."
+    assert power_words(read_sweep(rows[:2]), "accuracy", "a", 4) == ""
