@@ -23,63 +23,56 @@ from tools.benchmarks.report import markdown
 from tools.pages import with_section, write_page
 
 BEGIN = "<!-- From images/{name} by `python -m tools.make_demo_tables`; change that, or measure again. -->"
-# What is measured, and how the heads of its columns are called.
-QUANTITIES = {
-    "gain": "gain",
-    "attention": "attention",
-    "scale": "scale",
-    "values": "values",
-    "vector": "one vector",
-    "kind": "two, by kind",
-    "token": "one per token",
-}
+# Heads of the columns of changes, and of those of shares, by what is measured.
+CHANGES = {name: name for name in ("gain", "attention", "scale", "values")}
+SHARES = {"kept:kind": "kept", "lost:kind": "lost"}
+# How an outcome's table is introduced, and digits of its changes.
+OUTCOMES = {"accuracy": ("Points of accuracy", 1), "calibrated": ("Nats of calibrated log-likelihood", 3)}
 
 Row = Mapping[str, str]
 
 
-def points(rows: Sequence[Row]) -> str:
-    """Points of accuracy, the mean over datasets."""
-    means = [row for row in rows if row["dataset"] == "mean" and row["outcome"] == "accuracy"]
-    found = {(row["method"], row["quantity"]): row for row in means}
-
-    def cell(row: Row | None) -> str:
-        return MISSING if row is None else _with_ends(row, "value", "images_low", "images_high", digits=1)
-
-    over = ", ".join(dataset_name(row) for row in dict.fromkeys(row["dataset"] for row in rows) if row != "mean")
-    methods = dict.fromkeys(method for method, _ in found)
-    lines = [(method, *(cell(found.get((method, name))) for name in QUANTITIES)) for method in methods]
-    table = markdown(("method", *QUANTITIES.values()), lines).rstrip()
-    return f"Points of accuracy, mean over {over}, in brackets 95 % over their images:\n\n{table}"
-
-
-def shares(rows: Sequence[Row]) -> str:
-    """Percent of the log-likelihood's gain, a line for each method and dataset where there is a sure one."""
-    kept = [row for row in rows if row["outcome"] == "log_likelihood" and row["share"]]
-    found = {(row["method"], row["dataset"], row["quantity"]): row for row in kept}
-
-    def cell(row: Row | None) -> str:
-        return MISSING if row is None else _with_ends(row, "share", "share_low", "share_high", digits=0)
-
-    names = [name for name in QUANTITIES if name != "gain"]
-    lines = [
-        (method, dataset_name(dataset), *(cell(found.get((method, dataset, name))) for name in names))
-        for method, dataset in dict.fromkeys((method, dataset) for method, dataset, _ in found)
-    ]
-    table = markdown(("method", "dataset", *(QUANTITIES[name] for name in names)), lines).rstrip()
-    return f"Percent of the gain in log-likelihood, where that is surely above 0:\n\n{table}"
-
-
 def verdicts(rows: Sequence[Row]) -> str:
-    """Both tables."""
-    return f"{points(rows)}\n\n{shares(rows)}"
+    """A table for each outcome: a line for each method and dataset."""
+    return "\n\n".join(_verdicts(rows, outcome) for outcome in OUTCOMES if any(r["outcome"] == outcome for r in rows))
 
 
-def _with_ends(row: Row, value: str, low: str, high: str, *, digits: int) -> str:
-    """`+5.3 (+3.1 to +7.5)` in points, or `74 (68 to 79)` of a share in percent."""
-    numbers = [float(row[name]) * (1 if digits else 100) for name in (value, low, high)]
+def _verdicts(rows: Sequence[Row], outcome: str) -> str:
+    title, digits = OUTCOMES[outcome]
+    own = [row for row in rows if row["outcome"] == outcome and row["dataset"] != "mean"]
+    found = {(row["method"], row["dataset"], row["quantity"]): row for row in own}
+
+    def change(row: Row | None) -> str:
+        return MISSING if row is None else _with_ends(row, "value", digits)
+
+    def share(row: Row | None) -> str:
+        return MISSING if row is None or not row["share"] or _gain(found, row) <= 0 else _with_ends(row, "share", 0)
+
+    lines = [
+        (
+            method,
+            dataset_name(dataset),
+            *(change(found.get((method, dataset, name))) for name in CHANGES),
+            *(share(found.get((method, dataset, name))) for name in SHARES),
+        )
+        for method, dataset in dict.fromkeys((row["method"], row["dataset"]) for row in own)
+    ]
+    table = markdown(("method", "dataset", *CHANGES.values(), *SHARES.values()), lines).rstrip()
+    return f"{title}, and percent of the gain that is kept and lost by two vectors, in brackets 95 %:\n\n{table}"
+
+
+def _gain(found: Mapping[tuple[str, str, str], Row], row: Row) -> float:
+    """The lower end of the gain that a share is of."""
+    return float(found[row["method"], row["dataset"], "gain"]["low"])
+
+
+def _with_ends(row: Row, value: str, digits: int) -> str:
+    """`+5.3 (+3.1 to +7.5)` of a change, or `74 (68 to 79)` of a share in percent."""
+    ends = ("value", "low", "high") if value == "value" else ("share", "share_low", "share_high")
+    numbers = [float(row[name]) * (1 if digits else 100) for name in ends]
     # Adding 0 makes what rounds to -0 a 0.
-    middle, *ends = (f"{round(number, digits) + 0.0:{'+.1f' if digits else '.0f'}}" for number in numbers)
-    return f"{middle} ({' to '.join(ends)})"
+    middle, *others = (f"{round(number, digits) + 0.0:{f'+.{digits}f' if digits else '.0f'}}" for number in numbers)
+    return f"{middle} ({' to '.join(others)})"
 
 
 def zoo(rows: Sequence[Row]) -> str:
@@ -96,7 +89,7 @@ def zoo(rows: Sequence[Row]) -> str:
 # By page: numbers beside its pictures, and what is made of them.
 PAGES: Mapping[str, Mapping[str, Callable[[Sequence[Row]], str]]] = {
     "report.md": {"verdict.csv": verdicts},
-    "methods.md": {"zoo.csv": zoo, "methods_verdict.csv": shares},
+    "methods.md": {"zoo.csv": zoo, "methods_verdict.csv": verdicts},
 }
 
 

@@ -33,7 +33,7 @@ def question(study: StudyResults) -> str:
         f"CLIP stays as it is and gets {learned}. Why does it then recognise more images? Two answers are possible:"
         " (a) they change where CLIP looks, that is, which tokens attend to which; (b) they add a bias to its tokens,"
         " the same for every image. To find out, frozen and tuned CLIP run side by side, and one effect after the other"
-        " is exchanged between them. For (b), a constant replaces what was learned, and is taken away from it."
+        " is exchanged between them. A constant also takes the place of what was learned."
     )
 
 
@@ -96,7 +96,6 @@ def certainty(study: StudyResults, methods: Sequence[MethodResults]) -> str:
     over = f"{tested} of the {split} split" + (" and over seeds" if several else "")
     other = "other datasets" if several else "other training runs or datasets"
     return (
-        f"How sure: in brackets {100 * LEVEL:.0f} % intervals, over {over}. “More than half” is said only where a whole"
-        " interval lies above 50 %; a constant “stands for” a method only where what is kept with it and what is lost"
-        f" without it both lie above 90 %, for most of it above 50 %. Nothing here tells of {other}."
+        f"How sure: in brackets {100 * LEVEL:.0f} % intervals, over {over}. “More than half” needs a whole interval"
+        f" above 50 %; “stands for”, kept and lost above 90 %, “most” above 50 %. Nothing here tells of {other}."
     )

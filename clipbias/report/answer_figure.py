@@ -46,7 +46,7 @@ _LOOKS: dict[str, dict[str, Any]] = {
         ("gain", "whole gain", style.BLACK, "D"),
         *((name, name, EFFECT_COLOURS[name], marker) for name, marker in zip(EFFECTS, "os^", strict=True)),
         (KEPT, "kept with two vectors", style.PURPLE, "o"),
-        (LOST, "lost without them", style.RED, "X"),
+        (LOST, "lost without them", style.RED, "v"),
     )
 }
 
@@ -72,19 +72,14 @@ def answer_rows(study: StudyResults, methods: Sequence[MethodResults]) -> list[t
 def answer_note(study: StudyResults, methods: Sequence[MethodResults]) -> str:
     """What the numbers of `answer_rows` are."""
     said = [
-        f"Accuracy over {counted(study.zero_shot['images'], 'image')} ± one standard error; its gain over the frozen"
-        " model, and the three effects in points, which add up to the gain. Kept: the share of the gain in accuracy"
-        " that the frozen model has if two vectors per layer, the same for every image, are added. Lost: the share that"
-        " is gone if the same vectors are subtracted from the tuned model. A dash: not measured, no sure gain, or a"
+        f"Accuracy over {counted(study.zero_shot['images'], 'image')} ± one standard error. The three effects add up to"
+        " the gain. Kept and lost: shares of the gain in accuracy. A dash: not measured, no sure gain, or a"
         " method that learns such vectors."
     ]
     shown = _shown(methods)
-    said += [
-        f"{each.label} starts training from a text with which the frozen model gets {each.start:.1f} %; its gain is"
-        " over that."
-        for each in shown
-        if each.start is not None
-    ]
+    starts = [f"{each.name} {each.start:.1f} %" for each in shown if each.start is not None]
+    if starts:
+        said.append(f"Gains are over the text that training starts from; its accuracy: {', '.join(starts)}.")
     if len(shown) < len(methods):
         said.append(f"Not here: {counted(len(methods) - len(shown), 'method')} of smaller gain.")
     return " ".join(said)

@@ -15,9 +15,9 @@ CAPTIONS: dict[str, tuple[str, str]] = {
     "answer": (
         "What carries the gain in accuracy, and what a constant keeps of it",
         """(a) Three effects add up to the whole gain. Attention: which tokens attend to which. Scale: the attention
-        that prompts take away from all others. Values: what is added to tokens. (b) Of a sure gain, what the frozen
-        model keeps with two vectors per layer, the same for every image, added to it, and what the tuned model loses
-        if they are subtracted. Dotted: 50 and 90 %. Lines: 95 % intervals. {marks}""",
+        that prompts take away. Values: what is added to tokens. (b) Share of a sure gain that is kept if two vectors
+        per layer, the same for every image, are added to the frozen model, and lost if they are subtracted from the
+        tuned one. Dotted: 50 and 90 %. Lines: 95 % intervals. {marks}""",
     ),
     "verdict_overview": (
         "What carries the gain in accuracy, and what a constant keeps of it",

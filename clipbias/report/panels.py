@@ -101,7 +101,7 @@ def panels(
             draw(axes, part)
             below = number + across >= len(cells)
             axes.set_xlabel(x_label if below else "")
-            axes.tick_params(labelbottom=below or not share_x)
+            axes.tick_params(labelbottom=below or share_x in (False, "none", "row"))
             if number % across == 0:
                 axes.set_ylabel("\n".join(filter(None, (names.get(row, str(row)), y_label))))
         if bottom is not None:

@@ -12,9 +12,10 @@ from clipbias.report.published import dataset_name
 from clipbias.report.study_figures import MAP_NAMES
 from clipbias.report.study_results import StudyResults, by_reason, counted, label_of
 from clipbias.report.table import MISSING, Table, cells
-from clipbias.report.verdict_figures import CONTROLS, OUTCOMES_LONG
+from clipbias.report.verdict_figures import CONTROLS
 
 _FIRST = {"positive": "Most", "negative": "Least"}
+_HEADS = {"accuracy": "Accuracy", "calibrated": "Calibrated"}
 _BRACKETS = f"In brackets {100 * LEVEL:.0f} % intervals over images, and over seeds where there are several"
 
 
@@ -36,11 +37,11 @@ def effects_table(methods: Sequence[MethodResults]) -> Table | None:
                 rows.append(cells(each.label, f"{name}: {long[name]}", *texts))
         texts = [text for outcome, own in numbers.items() for text in (change_text(own["gain"], outcome), MISSING)]
         rows.append(cells(each.label, "all: the gain", *texts))
-    heads = [text for outcome in OUTCOMES for text in (OUTCOMES_LONG[outcome], "Share of it")]
+    heads = [text for outcome in OUTCOMES for text in (f"{_HEADS[outcome]} ({UNITS[outcome][0]})", "Share of it")]
     caption = (
-        f"{_BRACKETS}; a dash where the gain is not surely above 0. The effects add up to the gain. “Together”: what"
-        " effects give beyond the sum of what their parts give; where that is large, the effects' shares are means over"
-        " the orders in which they are added."
+        f"Changes of accuracy and of calibrated log-likelihood. {_BRACKETS}; a dash where the gain is not surely above"
+        " 0. The effects add up to the gain. “Together”: what effects give beyond the sum of what their parts give; where"
+        " that is large, the effects' shares are means over the orders in which they are added."
     )
     return Table("", caption, ("Model", "Effect", *heads), tuple(rows), words={1}) if rows else None
 
@@ -81,10 +82,11 @@ def constants_table(methods: Sequence[MethodResults]) -> Table | None:
             called = RUNG_NAMES.get(name) or f"control: {CONTROLS.get(name, name)}"
             rows.append(cells(each.label, called, f"{stored.get(name, stored[PLAIN]):,}", *shares))
     caption = (
-        "Share of the gain that is kept if the constant is added to the frozen model, and lost if it is subtracted from"
-        f" the tuned one. {_BRACKETS}; a dash where the gain is not surely above 0. Controls are by kind."
+        "Share of the gain in accuracy and in calibrated log-likelihood that is kept if the constant is added to the"
+        f" frozen model, and lost if it is subtracted from the tuned one. {_BRACKETS}; a dash where the gain is not"
+        " surely above 0. Controls are by kind."
     )
-    heads = [f"{kind}, {OUTCOME_NAMES[outcome]}" for outcome in OUTCOMES for kind in ("Kept", "Lost")]
+    heads = [f"{kind}, {_HEADS[outcome].lower()}" for outcome in OUTCOMES for kind in ("Kept", "Lost")]
     return Table("", caption, ("Model", "In its place", "Numbers", *heads), tuple(rows), words={1}) if rows else None
 
 

@@ -85,8 +85,9 @@ def test_a_start_elsewhere_is_told(results, study):
     outcomes = [recomputed.mixture_outcomes(results, key, "accuracy", "both") for key in KEYS["IVLP, 2 seeds"]]
     start = np.mean([own["RRR"].mean() for own in outcomes])
     assert abs(start - 100 * (zero == labels).mean()) > 0.05
-    said = f"IVLP, 2 seeds starts training from a text with which the frozen model gets {start:.1f} %"
-    assert said in answer_note(study, study_methods(study))
+    assert f"over the text that training starts from; its accuracy: IVLP {start:.1f} %," in answer_note(
+        study, study_methods(study)
+    )
 
 
 def test_a_model_that_cannot_be_taken_apart_has_its_gain(results):

@@ -78,7 +78,7 @@ def share(found):
 
 def test_the_table_of_effects_is_recomputed(results, methods):
     table = verdict_tables.effects_table(methods)
-    assert table.columns[2:] == ("Accuracy (points)", "Share of it", "Calibrated log-likelihood (nats)", "Share of it")
+    assert table.columns[2:] == ("Accuracy (points)", "Share of it", "Calibrated (nats)", "Share of it")
     wanted = []
     for label, keys in KEYS.items():
         found = {outcome: recomputed.effects(results, keys, outcome) for outcome in UNITS}
