@@ -40,8 +40,8 @@ def effects_table(methods: Sequence[MethodResults]) -> Table | None:
     heads = [text for outcome in OUTCOMES for text in (f"{_HEADS[outcome]} ({UNITS[outcome][0]})", "Share of it")]
     caption = (
         f"Changes of accuracy and of calibrated log-likelihood. {_BRACKETS}; a dash where the gain is not surely above"
-        " 0. The effects add up to the gain. “Together”: what effects give beyond the sum of what their parts give; where"
-        " that is large, the effects' shares are means over the orders in which they are added."
+        " 0. The effects add up to the gain. “Together”: what effects give beyond the sum of what their parts give;"
+        " where that is large, the effects' shares are means over the orders in which they are added."
     )
     return Table("", caption, ("Model", "Effect", *heads), tuple(rows), words={1}) if rows else None
 
