@@ -12,4 +12,6 @@ RUNG_NAMES = {
 }
 # The form that controls are made of, and that texts have under affine maps of image tokens.
 PLAIN = "kind"
+# Methods that learn a constant: that it stands for them is no finding.
+CONSTANT_METHODS = ("bias", "bias_by_kind")
 RANDOM, SHUFFLED, ANOTHER_SEED = "random", "shuffled", "another seed"

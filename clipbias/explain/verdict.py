@@ -14,11 +14,7 @@ from clipbias.explain.conclusions import amount, carrier, conclude, percent, sta
 from clipbias.explain.effects import OUTCOMES
 from clipbias.explain.power import power, spread
 from clipbias.explain.results import RANDOM, Findings
-from clipbias.explain.rungs import PLAIN
-
-
-# Methods that learn a constant: that it stands for them is no finding.
-CONSTANT_METHODS = ("bias", "bias_by_kind")
+from clipbias.explain.rungs import CONSTANT_METHODS, PLAIN
 
 
 def verdicts(results: Findings) -> dict[str, Any]:
@@ -56,7 +52,11 @@ def verdict(results: Findings, keys: Sequence[str]) -> dict[str, Any]:
     if both:
         more += _controls(test, _facts(results, "factorial", [f"{key}{RANDOM}" for key in keys]), prompts)
         more.append(_power(results, keys).sentence())
-    return found | {"images": images, "sentences": [*said, *more], "conclusion": " ".join(said[:2])}
+    return found | {
+        "images": images,
+        "sentences": [*said, *more],
+        "conclusion": " ".join(said[: 1 if is_constant else 2]),
+    }
 
 
 def _section(results: Findings, name: str, key: str) -> Any:

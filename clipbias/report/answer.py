@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from clipbias.explain.conclusions import CARRIES_MOST, DOES_NOT, NO_GAIN, SHARED, STANDS_FOR, UNDECIDED, amount
 from clipbias.explain.uncertainty import LEVEL, excludes
-from clipbias.report.methods import BIASES, MethodResults
+from clipbias.report.methods import MethodResults
 from clipbias.report.study_results import StudyResults, accuracy_and_error, counted
 
 OUTCOME = "accuracy"
@@ -43,7 +43,7 @@ def answer_sentences(study: StudyResults, methods: Sequence[MethodResults]) -> l
     said = [f"Zero-shot CLIP gets {zero_shot:.1f} % of the images right; {_gained(methods)}."]
     tested = [each for each in methods if each.verdict.get("carrier") or each.verdict.get("constant")]
     if len(tested) <= _FEW:
-        return [*said, *(f"{each.label}: {_conclusion(each)}" for each in tested)]
+        return [*said, *(f"{each.label}: {each.verdict['conclusion']}" for each in tested)]
     carried = _by_verdict(tested, _CARRIED, lambda each: each.verdict["carrier"].get(OUTCOME, ""))
     constant = _by_verdict(
         [each for each in tested if each.replaced(OUTCOME)],
@@ -52,11 +52,6 @@ def answer_sentences(study: StudyResults, methods: Sequence[MethodResults]) -> l
     )
     said += [f"{carried[:1].upper()}{carried[1:]}."] if carried else []
     return [*said, f"Two vectors per layer, judged by accuracy, {constant}."] if constant else said
-
-
-def _conclusion(method: MethodResults) -> str:
-    """Of a method that learns a constant only what carries its gain: the constant stands for it by construction."""
-    return method.verdict["sentences"][0] if method.method in BIASES else method.verdict["conclusion"]
 
 
 def _by_verdict(

@@ -11,13 +11,10 @@ import numpy as np
 from clipbias.errors import ClipbiasError
 from clipbias.explain.effects import KEPT, LOST
 from clipbias.explain.results import RANDOM, load_results
-from clipbias.explain.rungs import PLAIN
+from clipbias.explain.rungs import CONSTANT_METHODS, PLAIN
 from clipbias.explain.uncertainty import Estimate, cross, estimate, excludes, resample
 from clipbias.report.published import ordered_datasets
 from clipbias.report.study_results import StudyResults, accuracy_and_error, by_reason, label_of
-
-# Methods that learn a constant: that a constant stands for them is no finding.
-BIASES = ("bias", "bias_by_kind")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +54,7 @@ class MethodResults:
 
     def replaced(self, outcome: str) -> Mapping[str, Any]:
         """What constants keep, and what is lost without them, in one outcome; nothing of a method that learns one."""
-        return {} if self.method in BIASES else self.constants.get("numbers", {}).get(outcome, {})
+        return {} if self.method in CONSTANT_METHODS else self.constants.get("numbers", {}).get(outcome, {})
 
     def share(self, outcome: str, kind: str, name: str = PLAIN) -> Estimate | None:
         """The share of the gain that is "kept" with a constant or "lost" without it, where there is a sure gain."""

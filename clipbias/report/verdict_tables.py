@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from clipbias.explain.conclusions import amount, effect_names, percent
 from clipbias.explain.effects import KEPT, LOST, OUTCOME_NAMES, OUTCOMES, UNITS
 from clipbias.explain.results import MAPS
-from clipbias.explain.rungs import PLAIN, RUNG_NAMES
+from clipbias.explain.rungs import CONSTANT_METHODS, PLAIN, RUNG_NAMES
 from clipbias.explain.uncertainty import FEWEST_DATASETS, LEVEL, Estimate, excludes, mean_over_datasets
-from clipbias.report.methods import BIASES, MethodResults, MethodSummary
+from clipbias.report.methods import MethodResults, MethodSummary
 from clipbias.report.published import dataset_name
 from clipbias.report.study_figures import MAP_NAMES
 from clipbias.report.study_results import StudyResults, by_reason, counted, label_of
@@ -113,7 +113,7 @@ def why_no_constants(study: StudyResults, methods: Sequence[MethodResults]) -> l
     otherwise = "No constant was measured" + ("." if asked else "; --config.sections=constants has it.")
     learns = "It learns such a constant, so what that keeps is no finding."
     return by_reason(
-        (each.label, learns if each.method in BIASES else each.constants.get("missing") or otherwise)
+        (each.label, learns if each.method in CONSTANT_METHODS else each.constants.get("missing") or otherwise)
         for each in methods
         if each.verdict and not each.replaced(OUTCOMES[0])
     )
