@@ -7,8 +7,8 @@ and on the embedded demo model and datasets, nothing to download, with 16 images
     python -m experiments.table1 --config=configs/zoo.py:demo
 
 Besides accuracies, the table of what methods cost groups them by kind (training-free, heads, prompts, weights,
-test-time) and gives learned parameters and training time; `accuracy_by_parameters` and
-`accuracy_by_time` draw both. A new file in `clipbias/tuning/methods/` joins by itself.
+test-time) and gives learned parameters and training time; `accuracy_by_parameters` and `accuracy_by_time` draw both. A
+new file in `clipbias/tuning/methods/` joins by itself.
 
 Methods whose authors train otherwise than this project do so here where its own recipe would be no training of theirs;
 the table says which. `--config.method_options.NAME.recipe=authors`, or `common`, decides for one method. On the demo

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from clipbias.explain.verdict_words import FEWEST_IMAGES
+from clipbias.explain.conclusions import FEWEST_IMAGES
 from ml_collections import ConfigDict
 from PIL import Image
 

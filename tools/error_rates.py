@@ -1,6 +1,6 @@
 """Measures how often the causal test is wrong: mechanisms planted in tiny random towers, and thousands of studies.
 
-    python -m tools.error_rates --to=docs/images/error_rates --quick
+    python -m tools.error_rates --rates=docs/images/error_rates --quick
 
 For each mechanism and strength (`tools/planted.py`), the truth is measured on a pool of 20,000 images. 2,000 studies of
 300 images each then ask for a verdict, as `explain` would. Writes the rates as JSON and a figure beside it.
@@ -66,7 +66,7 @@ CARRIER, CONSTANT = "carrier", "constant"
 MOST_WRONG, LEAST_RIGHT, COVERAGE = 0.05, 0.8, (0.93, 0.97)
 _BATCH = 500
 
-_TO = flags.DEFINE_string("to", "error_rates", "The files to write, without their endings.")
+_TO = flags.DEFINE_string("rates", "error_rates", "The files to write, without their endings.")
 _QUICK = flags.DEFINE_bool("quick", False, "A tenth of the images of the pool, and a fiftieth of the studies.")
 _SEED = flags.DEFINE_integer("seed", 1, "Draws towers, images and studies.")
 

@@ -76,8 +76,8 @@ class Answers:
             found.append(right)
         return np.mean(found, axis=0) if found else None
 
-    def _read(self, dataset: str, name: str | None) -> np.ndarray | None:
-        if self._folder is None or not name or Path(name).name != name:
+    def _read(self, dataset: str, name: Any) -> np.ndarray | None:
+        if self._folder is None or not isinstance(name, str) or not name or Path(name).name != name:
             return None
         path = self._folder / f"{name}.npz"
         try:

@@ -133,9 +133,9 @@ look(*tuned["bias"][:2])
 # ## What prompts amount to
 #
 # The causal test runs the frozen and the tuned model side by side and takes attention, scale and values, each from
-# either of them, in every combination. It tells what each carries of the gain. A constant in the place of the prompts,
-# measured on training images, then tells how much of the gain is the same for every image: one vector per layer, two,
-# or one per token. Every sentence follows from a 95 % interval; where that allows no side to be taken, it says so.
+# either of them, in every combination. It measures what each carries of the gain. A constant, measured on training
+# images, is then added to the frozen model and subtracted from the tuned one: how much of the gain does it keep, and how
+# much is lost without it? Every sentence follows from a 95 % interval, and names its outcome.
 
 # %%
 from clipbias.explain import Model, Study, StudyOptions, run_study
@@ -156,12 +156,11 @@ results = run_study(
     config={},
     sections=("factorial", "constants", "verdict"),
 )
-for key, verdict in results.scalars["verdict"].items():
-    print(METHODS[key], verdict["conclusion"], *verdict["sentences"], sep="\n  ")
+for model in study.tuned:
+    print(model.label, *results.scalars["verdict"][model.key]["sentences"], sep="\n  ")
 
-# %% [markdown]
-# What the prompts amount to is an adapter of bias tuning, to be used as any other. Below are the frozen model with the
-# prompts' constant in their place, as one vector per layer and as two, and the prompts themselves.
+# %% [markdown] What the prompts amount to is an adapter of bias tuning, to be used as any other. Below are the frozen
+# model with the prompts' constant in their place, as one vector per layer and as two, and the prompts themselves.
 
 # %%
 task, learnables, rate = tuned["ivlp"]
@@ -196,8 +195,8 @@ print(export.export(adapter, clip, folder / "checkpoint"))
 for path in sorted((folder / "checkpoint").iterdir()):
     print(f"{path.name:<30} {path.stat().st_size:>12,} bytes")
 
-# %% [markdown]
-# The checkpoint is a model of its own, which gives the same answers zero-shot as the frozen model with the bias.
+# %% [markdown] The checkpoint is a model of its own, which gives the same answers zero-shot as the frozen model with
+# the bias.
 
 # %%
 folded = clipbias.load(folder / "checkpoint")

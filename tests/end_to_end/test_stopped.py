@@ -15,7 +15,7 @@ import experiments.explain
 import experiments.table1
 from clipbias.clip import Clip
 from clipbias.data import demo
-from clipbias.explain import study
+from clipbias.explain import stream
 from clipbias.io import PART
 from clipbias.training import evaluator, loop
 from clipbias.tuning import Task
@@ -97,7 +97,7 @@ def test_a_study(
     config.model, config.adapters, config.dataset = str(model), str(tmp_path / "a.safetensors"), "demo/digits"
     config.batch_size, config.image_limit, config.sections, config.mesh.data = 16, 64, "vision_attention", 1
     assert common.answer(experiments.explain.main, config, str(tmp_path / "whole")) == 0
-    signal_at(monkeypatch, study, "merge", 6)
+    signal_at(monkeypatch, stream, "merge", 6)
     assert common.answer(experiments.explain.main, config, str(tmp_path / "cut")) == 143
     assert "stopped; the same command continues." in capsys.readouterr().err
     assert list((tmp_path / "cut" / "parts").glob("*.npz"))

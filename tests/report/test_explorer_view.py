@@ -85,7 +85,7 @@ def test_means_are_those_of_the_images_that_pass(opened, explored):
     np.testing.assert_allclose(
         shares(rows[f"[cls] attention, layer {LAYERS}: patches"][1]), mean_and_error(on_patches), atol=0.051
     )
-    effects = table_of(opened, f"What IVLP changed over {len(corrected)} images")
+    effects = table_of(opened, f"What IVLP changed in calibrated log-likelihood over {len(corrected)} images")
     causes = [data[i]["causes"]["ivlp"] for i in corrected]
     gain = np.mean([sum(cause["effects"].values()) for cause in causes])
     for name in ("attention", "scale", "values"):
