@@ -63,8 +63,7 @@ class MethodResults:
         return found if found is not None and excludes(numbers["gain"]) > 0 else None
 
     def numbers(self, outcome: str) -> dict[str, Estimate]:
-        """By name: the gain, effects, interactions, and what each constant keeps ("kept:kind") and its absence loses
-        ("lost:kind")."""
+        """By name: the gain, effects, interactions, and what constants keep ("kept:kind") and lose ("lost:kind")."""
         own, replaced = self.effects(outcome), self.replaced(outcome)
         found = {"gain": own["gain"], **own["effects"], **own["interactions"]} if own else {}
         return found | {f"{kind}:{name}": x for kind in (KEPT, LOST) for name, x in replaced.get(kind, {}).items()}
@@ -152,8 +151,7 @@ class MethodSummary:
 
 
 def summarize_methods(studies: Iterable[StudyResults]) -> list[MethodSummary]:
-    """One per method that a verdict on it exists of, in the order in which the studies name them; studies of different
-    datasets."""
+    """One summary for each method with a causal test or constants, in the order in which the studies name methods."""
     found: dict[str, dict[str, MethodResults]] = {}
     for study in studies:
         for each in study_methods(study):
