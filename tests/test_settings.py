@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from clipbias.explain.conclusions import FEWEST_IMAGES
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -19,6 +18,7 @@ import experiments.train
 from clipbias.cli import COMMANDS, folder, overview
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
+from clipbias.explain.conclusions import FEWEST_IMAGES
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import save_adapter
 from experiments import common
