@@ -134,8 +134,8 @@ look(*tuned["bias"][:2])
 #
 # The causal test runs the frozen and the tuned model side by side and takes attention, scale and values, each from
 # either of them, in every combination. It measures what each carries of the gain. A constant, measured on training
-# images, is then added to the frozen model and subtracted from the tuned one: how much of the gain does it keep, and how
-# much is lost without it? Every sentence follows from a 95 % interval, and names its outcome.
+# images, is then added to the frozen model and subtracted from the tuned one: how much of the gain does it keep, and
+# how much is lost without it? Every sentence follows from a 95 % interval, and names its outcome.
 
 # %%
 from clipbias.explain import Model, Study, StudyOptions, run_study
