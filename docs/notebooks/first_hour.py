@@ -159,7 +159,8 @@ results = run_study(
 for model in study.tuned:
     print(model.label, *results.scalars["verdict"][model.key]["sentences"], sep="\n  ")
 
-# %% [markdown] What the prompts amount to is an adapter of bias tuning, to be used as any other. Below are the frozen
+# %% [markdown]
+# What the prompts amount to is an adapter of bias tuning, to be used as any other. Below are the frozen
 # model with the prompts' constant in their place, as one vector per layer and as two, and the prompts themselves.
 
 # %%
@@ -195,7 +196,8 @@ print(export.export(adapter, clip, folder / "checkpoint"))
 for path in sorted((folder / "checkpoint").iterdir()):
     print(f"{path.name:<30} {path.stat().st_size:>12,} bytes")
 
-# %% [markdown] The checkpoint is a model of its own, which gives the same answers zero-shot as the frozen model with
+# %% [markdown]
+# The checkpoint is a model of its own, which gives the same answers zero-shot as the frozen model with
 # the bias.
 
 # %%
