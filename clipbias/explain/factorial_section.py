@@ -10,6 +10,7 @@ import numpy as np
 
 from clipbias.clip import Adaptation, TextTokens
 from clipbias.explain.amounts import reference_adaptation
+from clipbias.explain.conclusions import FEWEST_IMAGES
 from clipbias.explain.dataset_sections import compute_predictions
 from clipbias.explain.effects import Measured, measure, over_seeds, summarize_effects, temperature_alone
 from clipbias.explain.factorial import Mixed, corners, effects_in_play, mix_images, mix_texts
@@ -19,9 +20,6 @@ from clipbias.explain.scope import why_no_causal_test
 from clipbias.explain.stream import Batch, Reading, Rows
 from clipbias.explain.study import Section, Study, spread
 from clipbias.explain.targets import by_pass, of_texts
-
-# Images below which a control says nothing.
-FEWEST = 20
 
 
 def compute_factorial(study: Study) -> Reading[Section]:
@@ -57,7 +55,7 @@ def compute_factorial(study: Study) -> Reading[Section]:
         if not key.endswith(RANDOM):
             right = _both_right(predicted, key)[images]
             scalars[key]["both_right"] = None
-            if right.sum() >= FEWEST:
+            if right.sum() >= FEWEST_IMAGES:
                 own = {"both": measure(rows["logits"][right, 0], labels[right])}
                 scalars[key]["both_right"] = {"images": int(right.sum())} | _numbers(own, facts)
     scalars["seeds"] = [
