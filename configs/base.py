@@ -71,7 +71,7 @@ def get_config() -> ConfigDict:
     # JSON file of learning rates by method that take precedence over `learning_rate`, as a choice writes it
     # (`rates.json` in its work folder, docs/runs.md); empty for none.
     config.rates_file = ""
-    # Passes over the training images, those of the warm-up among them.
+    # Passes over the training images, those of the warm-up among them; 0 for 10, or as many as make 300 steps.
     config.epochs = 10
     # Epochs at the start whose learning rate is constant.
     config.warmup_epochs = 1

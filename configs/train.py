@@ -25,6 +25,8 @@ def get_config(method: str = "bias") -> ConfigDict:
     config.shots = 16
     # Of the draw of training images, the learnables' start and the order of images.
     config.seed = 1
+    # A small set makes more passes than the paper's, so that it is trained for 300 steps.
+    config.epochs = 0
     # The method, by name or by the path of a file of your own (docs/methods.md).
     config.method = method
     # The method's options by name. One that is not set is the authors' for the dataset, else the method's default.

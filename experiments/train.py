@@ -18,14 +18,18 @@ from clipbias import hosts
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_json, read_json_lines
 from clipbias.training.metrics import METRICS
+from clipbias.training.score import score_test
+from clipbias.training.shared import Shared
 from clipbias.training.spec import RunSpec
 from clipbias.training.sweep import sweep
 from clipbias.training.workdir import ADAPTER, note_model, open_workdir, write_json
+from clipbias.tuning.registry import make_method
 from experiments import common
 from experiments.table1 import dry_run, prepare
 
 _CONFIG = "configs/train.py"
 RESULT = "result.json"
+ZERO_SHOT = "zero_shot"
 # A loss below this share of its first value has fallen.
 LEARNED = 0.95
 
@@ -39,7 +43,12 @@ def main(config: ConfigDict, workdir: Path) -> None:
         note_model(workdir, prepared.shared.clip)
         (spec,) = prepared.specs((), prepared.rates)
         _keep_result(workdir, spec)
-        (row,) = sweep([spec], prepared.shared, workdir, prepared.recipe, single=True)
+        notes = {}
+        if spec.method != ZERO_SHOT:
+            notes = {"zero_shot_accuracy": zero_shot(prepared.shared, spec)}
+            if hosts.is_first():
+                common.tell(f"{ZERO_SHOT} on {spec.dataset}: {notes['zero_shot_accuracy']:.2f} % of test images")
+        (row,) = sweep([spec], prepared.shared, workdir, prepared.recipe, single=True, notes={spec.key: notes})
         if hosts.is_first():
             write_json(workdir / RESULT, row)
             common.tell(f"{row['method']} on {row['dataset']}: {row['accuracy']:.2f} % of test images")
@@ -48,12 +57,24 @@ def main(config: ConfigDict, workdir: Path) -> None:
             common.tell(f"{row['parameters']:,} parameters; adapter in {workdir / ADAPTER}")
 
 
+def zero_shot(shared: Shared, spec: RunSpec) -> float:
+    """The accuracy of the frozen model on the run's test images, in percent."""
+    draw = shared.draws_of((spec,))[spec.seed]
+    task = shared.bind(make_method(ZERO_SHOT), draw.source)
+    tested = score_test(shared, task, {}, draw, draw.evaluations[0], 1, spec.shots)
+    return float(tested.scores[0]["accuracy"])
+
+
 def _keep_result(workdir: Path, spec: RunSpec) -> None:
-    """Refuses to write over the result of other settings. Raises `ClipbiasError` naming them."""
+    """Refuses to write over the result of other settings, unless that training learned next to nothing.
+
+    Raises:
+      ClipbiasError: it names the settings.
+    """
     path = workdir / RESULT
     before = read_json(path, dict) if path.exists() else {}
     other = [name for name, value in spec.facts().items() if name in before and before[name] != value]
-    if other:
+    if other and not hardly_learned(read_json_lines(workdir / METRICS), before):
         raise ClipbiasError(
             f"{workdir} holds the adapter of a run with other settings ({', '.join(other)}); choose another --workdir."
         )

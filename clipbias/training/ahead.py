@@ -208,6 +208,7 @@ def describe(
     """
     task, filled, data = make(), meshes.filled(mesh, runs), mesh.shape[meshes.DATA]
     sampling, classes = sampling_of(task.method), len(task.class_names)
+    recipe = recipe.settled(train_images) if train_images else recipe
     stages = task.method.stages(recipe) if train_images and task.method.trains and jax.tree.leaves(task.shapes) else ()
     rows = [min(train_images, own.batch_size) for _, own in stages] or [eval_batch_size]
     steps = sum(own.total_steps(train_images) for _, own in stages)

@@ -184,7 +184,12 @@ def learn(
       validation: gives the validation images of each run, where the method asks for them.
       logging: reports and checkpoints.
     """
-    stages = method.stages(recipe) if method.trains and recipe is not None and method.draws else ()
+    stages: Sequence[tuple[Method, Recipe]] = ()
+    if method.trains and recipe is not None and method.draws:
+        settled = recipe.settled(len(runs[0].train))
+        if logging.progress is not None and settled != recipe:
+            logging.progress.say(f"{settled.epochs} epochs, {settled.total_steps(len(runs[0].train))} steps")
+        stages = method.stages(settled)
     task, plan = bind(method, source), None
     if stages and jax.tree.leaves(task.shapes):
         first, plan = _planned(shared, bind, source, runs, *stages[0])

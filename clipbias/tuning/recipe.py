@@ -12,6 +12,10 @@ from clipbias.checks import Choices, Range, check_fields
 # A schedule of more epochs than anyone trains would only fill the memory.
 MOST = 1_000_000
 
+# The epochs of a training that leaves them open, and the steps that are made at least: ten epochs of the paper's
+# smallest training set are 300 steps, of thirty pictures ten.
+EPOCHS, STEPS = 10, 300
+
 # The project's recipe, or that of a method's authors.
 COMMON, AUTHORS = "common", "authors"
 RecipeName = Annotated[str, Choices((COMMON, AUTHORS))]
@@ -30,7 +34,7 @@ class Recipe:
 
     Attributes:
       learning_rate: of the optimiser, after the warm-up.
-      epochs: passes over the training images, the warm-up ones included.
+      epochs: passes over the training images, the warm-up ones included; 0 for 10, or as many as make 300 steps.
       warmup_epochs: first epochs at a constant `warmup_learning_rate`.
       warmup_learning_rate: their learning rate.
       batch_size: images per step and run, over all devices.
@@ -48,7 +52,7 @@ class Recipe:
     """
 
     learning_rate: _Number
-    epochs: _Count
+    epochs: Annotated[int, Range(0, MOST)]
     warmup_epochs: Annotated[int, Range(0, MOST)]
     warmup_learning_rate: _Number
     batch_size: _Count
@@ -101,20 +105,25 @@ class Recipe:
         """The same at another learning rate; `None` keeps it."""
         return self if learning_rate is None else dataclasses.replace(self, learning_rate=learning_rate)
 
+    def settled(self, examples: int) -> "Recipe":
+        """The same with the number of epochs that a training with so many images makes."""
+        return self if self.epochs else dataclasses.replace(self, epochs=self.total_epochs(examples))
+
     def steps_per_epoch(self, examples: int) -> int:
         """Batches of an epoch. The incomplete last one is dropped, unless it is the only one or `keep_last` is set."""
         return -(-examples // self.batch_size) if self.keep_last else max(1, examples // self.batch_size)
 
     def total_steps(self, examples: int) -> int:
         """Steps of a run with so many training images."""
-        return self.steps or self.epochs * self.steps_per_epoch(examples)
+        per_epoch = self.steps_per_epoch(examples)
+        return self.steps or (self.epochs or max(EPOCHS, -(-STEPS // per_epoch))) * per_epoch
 
     def total_epochs(self, examples: int) -> int:
         """Epochs of a run, the last of which may be cut short."""
         return -(-self.total_steps(examples) // self.steps_per_epoch(examples))
 
     def learning_rates(self) -> np.ndarray:
-        """The learning rate of each epoch, float64 `[epochs]`.
+        """The learning rate of each epoch, float64 `[epochs]`, where their number is given.
 
         A constant warm-up, then epoch `e` at `lr (1 + cos(π (e - warmup_epochs) / epochs)) / 2`: per epoch, not per
         step, and a cosine over all epochs that the run ends before it reaches zero, as the compared methods' code does.

@@ -1,5 +1,6 @@
 """What `clipbias train` says at its end."""
 
+import json
 from pathlib import Path
 
 from experiments import train
@@ -13,6 +14,28 @@ def test_a_rate_that_moves_nothing_is_told(model: Path, tmp_path: Path) -> None:
     assert (
         "the loss hardly fell in 15 steps, from " in printed and "another --config.learning_rate than 1e-07" in printed
     )
+    # What it advises works in the same folder; what has learned is kept.
+    better = SHORT | {"model": str(model), "learning_rate": 0.5}
+    printed, _ = binaries.succeed_here(train, better, tmp_path)
+    row = json.loads((tmp_path / "result.json").read_text())
+    assert "hardly" not in printed and row["learning_rate"] == 0.5
+    assert f"zero_shot on demo/digits: {row['zero_shot_accuracy']:.2f} %" in printed
+    refusal = binaries.refusal_here(train, better | {"learning_rate": 0.4}, tmp_path)
+    assert "holds the adapter of a run with other settings (recipe, learning_rate" in refusal
+
+
+def test_zero_shot_is_that_of_a_run_of_its_own(model: Path, tmp_path: Path) -> None:
+    common = {"model": str(model), "dataset": "demo/digits", "shots": 4}
+    binaries.succeed_here(train, common | {"epochs": 1}, tmp_path / "bias")
+    binaries.succeed_here(train, common | {"method": "zero_shot", "method_options": {}}, tmp_path / "zero_shot")
+    tuned, plain = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("bias", "zero_shot"))
+    assert tuned["zero_shot_accuracy"] == plain["accuracy"] and "zero_shot_accuracy" not in plain
+
+
+def test_a_small_set_is_trained_for_enough_steps(model: Path, tmp_path: Path) -> None:
+    binaries.succeed_here(train, {"model": str(model), "dataset": "demo/digits", "shots": 1, "epochs": 0}, tmp_path)
+    row = json.loads((tmp_path / "result.json").read_text())
+    assert row["steps"] == 300  # of ten images each
 
 
 def test_what_fell_or_has_a_recipe_of_its_own_is_no_reason_to_speak() -> None:

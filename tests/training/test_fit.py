@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 import clipbias
-from clipbias.api import PAPER
+from clipbias.api import RECIPE
 from clipbias.clip import Clip
 from clipbias.data import Dataset
 from clipbias.errors import ClipbiasError
 from clipbias.prediction import Prediction
 from clipbias.training import mesh as meshes
 from clipbias.tuning import Recipe, Task
-from configs import base
+from configs import base, train
 from tests.training.sweeps import TinySweep
 
 OPTIONS: dict[str, dict[str, Any]] = {"bias": {}, "clap": {"recipe": "common"}, "gda": {}}
@@ -40,7 +40,7 @@ def fitted(clip: Clip, colours: Dataset) -> dict[str, Any]:
 
 
 def test_it_learns_what_the_driver_learns(clip: Clip, colours: Dataset, fitted: dict[str, Any], tmp_path: Path) -> None:
-    recipe = dataclasses.replace(PAPER, learning_rate=0.05, epochs=2, batch_size=4)
+    recipe = dataclasses.replace(RECIPE, learning_rate=0.05, epochs=2, batch_size=4)
     tiny = TinySweep(clip, colours, recipe, tmp_path, options=OPTIONS)
     specs = tiny.specs(*OPTIONS, seeds=(3,))
     assert [row["status"] for row in tiny.run(specs)] == ["ok"] * 3
@@ -94,8 +94,9 @@ def test_accuracy_counts_what_is_taken_for_what(clip: Clip, colours: Dataset, fi
     assert np.isnan(none.per_class[1:]).all() and not np.isnan(none.per_class[0])
 
 
-def test_the_papers_recipe_is_that_of_the_configurations() -> None:
-    assert Recipe.from_config(base.get_config()) == PAPER
+def test_the_recipe_is_that_of_the_configurations() -> None:
+    assert Recipe.from_config(train.get_config()) == RECIPE
+    assert Recipe.from_config(base.get_config()) == dataclasses.replace(RECIPE, epochs=10)
 
 
 def test_a_method_that_learns_nothing_needs_nothing(clip: Clip, colours: Dataset) -> None:
