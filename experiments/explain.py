@@ -15,6 +15,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -32,6 +33,7 @@ from clipbias.explain.study import Study
 from clipbias.io import user_path
 from clipbias.report import write_overview, write_report
 from clipbias.report.names import method_name
+from clipbias.report.published import dataset_name
 from clipbias.training import mesh as meshes
 from clipbias.training.memory import explain_exhaustion
 from clipbias.training.metrics import MetricWriter
@@ -121,7 +123,7 @@ def explain(
     facts = {"name": name, "split": config.split}
     with explain_exhaustion("lower --config.batch_size."), advance_bars() as advance:
         study = Study(
-            models(clip, dataset, adapters, config.dtype, own_methods=split(config.own_methods)),
+            models(clip, dataset, adapters, config.dtype, own_methods=split(config.own_methods), on=name),
             dataset.split(config.split),
             options,
             folder,
@@ -186,22 +188,31 @@ def models(
     dtype: str,
     *,
     own_methods: Sequence[str] = (),
+    on: str = "",
 ) -> list[Model]:
-    """Zero-shot with the dataset's own template, then the adapters; a method that comes again is named by its seed."""
+    """Zero-shot with the dataset's own template, then the adapters; a method that comes again is named by its seed.
+
+    A method that was trained on another dataset than `on` is named by that too.
+    """
     texts = {"template": dataset.template, "descriptions": dataset.descriptions}
     task = Task(clip, ZERO_SHOT, dataset.class_names, **texts, dtype=dtype)
     found = [Model(ZERO_SHOT, method_name(ZERO_SHOT), ZERO_SHOT, task, {}, clip.name)]
     for adapter, source in adapters:
         key = base = Path(adapter.method.partition(":")[0]).stem if adapter.method.endswith(".py") else adapter.method
-        label, seed, number = method_name(adapter.method), adapter.notes.get("seed", 0), 1
+        name, seed, number = method_name(adapter.method), adapter.notes.get("seed", 0), 1
+        trained_on = str(adapter.notes.get("dataset") or "")
+        if trained_on and trained_on != on:
+            name += f" trained on {dataset_name(trained_on)}"
+        label = name
         taken = {model.key for model in found}
         if key in taken:
-            key, label = f"{base}_seed{seed}", f"{label} (seed {seed})"
+            key, label = f"{base}_seed{seed}", f"{name} (seed {seed})"
         while key in taken:
             number += 1
-            key, label = f"{base}_{number}", f"{method_name(adapter.method)} ({number})"
+            key, label = f"{base}_{number}", f"{name} ({number})"
         own, learnables = adapter.bind(clip, dataset.class_names, own_methods=own_methods, dtype=dtype)
-        found.append(Model(key.replace("/", "_"), label, adapter.method, own, learnables, source, seed))
+        facts: dict[str, Any] = dict(source=source, seed=seed, name=name, dataset=trained_on)
+        found.append(Model(key.replace("/", "_"), label, adapter.method, own, learnables, **facts))
     return found
 
 

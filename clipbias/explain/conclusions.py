@@ -146,6 +146,7 @@ def conclude(
     prompts: bool,
     images: int,
     rung: str = "kind",
+    learns_constant: bool = False,
 ) -> list[str]:
     """What was found, sentence by sentence, the headline's outcome first.
 
@@ -158,16 +159,19 @@ def conclude(
       prompts: whether it has prompts.
       images: how many there are.
       rung: the constant that is judged.
+      learns_constant: whether the method is a constant itself, of which nothing is to be judged.
     """
     if images < FEWEST_IMAGES:
         return [f"Undecided, because {images} images are too few; {FEWEST_IMAGES} are the least."]
     said = []
     for outcome in OUTCOMES:
         claim = carrier(effects[outcome], outcome, prompts=prompts) if effects else None
-        constant = stands_for(replacements[outcome], rung, outcome, label) if replacements else None
+        constant = None
+        if replacements and not learns_constant:
+            constant = stands_for(replacements[outcome], rung, outcome, label)
         if claim is not None:
             said.append(claim.sentence)
-            if outcome == "accuracy":
+            if outcome == "accuracy" and not (learns_constant and claim.verdict == "values"):
                 said += _favours(claim.verdict, constant, prompts)
         if constant is not None and not (constant.verdict == NO_GAIN and claim is not None):
             said.append(constant.sentence)

@@ -19,11 +19,11 @@ from clipbias.explain.amounts import (
 )
 from clipbias.explain.directions import Directions
 from clipbias.explain.effects import TUNED, Measured, measure, over_seeds, summarize_replacements
-from clipbias.explain.factorial_section import by_image, same_but_for_seed
+from clipbias.explain.factorial_section import by_image, seeds_of
 from clipbias.explain.ladder import controls, numbers_stored, rungs
 from clipbias.explain.model import Model
 from clipbias.explain.passes import classify
-from clipbias.explain.rungs import ANOTHER_SEED, PLAIN
+from clipbias.explain.rungs import ANOTHER_DATASET, ANOTHER_SEED, PLAIN
 from clipbias.explain.statistics import Moments, Totals
 from clipbias.explain.stream import Batch, Reading, Rows, Step, Sums
 from clipbias.explain.study import Section, Study
@@ -34,23 +34,23 @@ _moments = jax.jit(Moments.of)
 def compute_constants(study: Study) -> Reading[Section]:
     """Every image with each rung of the ladder in the method's place and taken from the method, and with controls.
 
-    Controls are a random constant of the same norms, the constants of other layers, and those of another seed where
-    the study has one.
+    Controls are a random constant of the same norms, the constants of other layers, and where the study has them those
+    of another seed, and those of the same method trained on another dataset.
     """
     arrays: dict[str, np.ndarray] = {}
     reasons = {model.key: missing(study, model) for model in study.tuned}
     scalars: dict[str, Any] = {key: {"missing": reason} for key, reason in reasons.items() if reason}
     models = [model for model in study.tuned if not reasons[model.key]]
     amounts = yield from measure_amounts(study, models)
-    seeds = same_but_for_seed(models)
-    other = {key: keys[(i + 1) % len(keys)] for keys in seeds for i, key in enumerate(keys)}
+    seeds = seeds_of(models)
+    others = {ANOTHER_SEED: {key: keys[(i + 1) % len(keys)] for keys in seeds for i, key in enumerate(keys)}}
+    others[ANOTHER_DATASET] = {model.key: other.key for model in models if (other := _trained_elsewhere(model, models))}
     asked = {}
     for model in models:
         own = amounts[model.key][0]
         given = {rung: (own, rung) for rung in rungs(own)}
         given |= {name: (control, PLAIN) for name, control in controls(own, seed=study.options.seed).items()}
-        if model.key in other:
-            given[ANOTHER_SEED] = (amounts[other[model.key]][0], PLAIN)
+        given |= {name: (amounts[other[model.key]][0], PLAIN) for name, other in others.items() if model.key in other}
         asked[model.key] = _classifications(study, model, given)
     found = yield [request for request, _ in asked.values()]
     measured: dict[str, Measured] = {}
@@ -75,6 +75,16 @@ def compute_constants(study: Study) -> Reading[Section]:
         numbers = summarize_replacements(crossed, asked[keys[0]][1])
         scalars["seeds"].append({"models": keys, "numbers": numbers})
     return arrays, scalars
+
+
+def _trained_elsewhere(model: Model, models: Sequence[Model]) -> Model | None:
+    """The same method with the same options after training on another dataset, of the same seed where there is one."""
+
+    def settings(one: Model) -> tuple[str, Any]:
+        return one.method, one.task.options()
+
+    found = [one for one in models if settings(one) == settings(model) and one.dataset != model.dataset]
+    return min(found, key=lambda one: one.seed != model.seed, default=None)
 
 
 def missing(study: Study, model: Model) -> str | None:

@@ -2,6 +2,9 @@
 
 The frozen model with it added after every block says whether it is enough ("kept:NAME"); the tuned model with it
 subtracted at input tokens says whether it is needed ("lost:NAME").
+
+A method with a head of its own keeps it wherever the frozen towers have what it reads, so that what is kept and lost is
+of the gain inside the blocks; what the head gives by itself is apart ("zero_shot", the frozen model with CLIP's head).
 """
 
 import dataclasses
@@ -16,8 +19,9 @@ from clipbias.clip import Adaptation, TextTokens
 from clipbias.clip.params import Params
 from clipbias.explain.added import Added, image_features_with, text_features_with, text_rows
 from clipbias.explain.amounts import Amount
-from clipbias.explain.effects import KEPT, LOST, REFERENCE
+from clipbias.explain.effects import KEPT, LOST, REFERENCE, ZERO_SHOT
 from clipbias.explain.ladder import text_added, vision_added
+from clipbias.explain.scope import why_no_causal_test
 from clipbias.explain.targets import by_pass, of_texts
 from clipbias.tuning import Classifier, Learnables, Task, make_method
 from clipbias.tuning.descriptions import without_missing
@@ -28,7 +32,8 @@ class Directions:
 
     Attributes:
       forms: "reference" (the frozen model), "kept:NAME" of every name, then "lost:NAME" of every name: the order of the
-        logits. A method whose texts depend on the image has nothing lost.
+        logits. A method whose texts depend on the image has nothing lost. Last "zero_shot", where the frozen model
+        has the method's own head.
     """
 
     def __init__(
@@ -52,12 +57,13 @@ class Directions:
           replicate: puts arrays on the devices.
         """
         self._task, self._params, self._learnables = task, params, learnables
-        # CLIP's own head where the frozen model stands, the method's where the tuned one does.
         self._plain = dataclasses.replace(task.classifier, method=make_method("zero_shot"))
+        own_head = task.method.overrides("logits") and not why_no_causal_test(task)
+        self._frozen = task.classifier if own_head else self._plain
         self._reference, self._tuned = replicate((reference, task.method.adapt(learnables)))
         names = tuple(amounts)
         lost = () if task.method.conditional else tuple(f"{LOST}:{name}" for name in names)
-        self.forms = (REFERENCE, *(f"{KEPT}:{name}" for name in names), *lost)
+        self.forms = (REFERENCE, *(f"{KEPT}:{name}" for name in names), *lost, *([ZERO_SHOT] if own_head else []))
         towers = set.union(*(set(own) for own, _ in amounts.values()))
         self._vision = None
         if "vision" in towers:
@@ -98,7 +104,7 @@ class Directions:
 
     def __call__(self, images: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """Logits `[F, B, C]` of normalised images `[B, R, R, 3]`, or of views where the method learns of crops."""
-        classifiers = (self._plain, self._task.classifier)
+        classifiers = (self._plain, self._frozen, self._task.classifier)
         texts = (self._kept_texts, self._lost_texts)
         return _logits(*classifiers, self._params, self._learnables, self._tuned, self._vision, texts, images, mask)
 
@@ -130,9 +136,10 @@ def _some_texts(
     return text_features_with(*given, sign=sign, dtype=classifier.dtype)
 
 
-@jax.jit(static_argnums=(0, 1))
+@jax.jit(static_argnums=(0, 1, 2))
 def _logits(
     plain: Classifier,
+    frozen: Classifier,
     classifier: Classifier,
     params: Params,
     learnables: Learnables,
@@ -143,21 +150,40 @@ def _logits(
     mask: jax.Array | None,
 ) -> jax.Array:
     whole = images[:, 0] if images.ndim == 5 else images
-    kept = plain.encode_images(params, Adaptation(), whole)[None]
+    kept = frozen.encode_images(params, Adaptation(), whole)[None]
     if vision is not None:
         changed = image_features_with(params, plain.config, whole, Adaptation(), vision, dtype=plain.dtype)
         kept = jnp.concatenate([kept, changed])
-    logits = [plain.head(params, {}, _pick(kept, i), text) for i, text in enumerate(texts[0])]
-    if not texts[1]:
-        return jnp.stack(logits)
+    several, own_head = len(by_pass(tuned)), frozen != plain
+    if own_head and several > 1:  # a head that reads several passes reads the frozen model's as often
+        kept = jnp.stack([kept] * several, axis=2)
+    logits = [frozen.head(params, learnables, _pick(kept, i), text) for i, text in enumerate(texts[0])]
+    if texts[1]:
+        logits += _lost_logits(plain, classifier, params, learnables, tuned, vision, texts[1], images, mask)
+    if own_head:
+        logits.append(plain.head(params, {}, plain.encode_images(params, Adaptation(), whole), texts[0][0]))
+    return jnp.stack(logits)
+
+
+def _lost_logits(
+    plain: Classifier,
+    classifier: Classifier,
+    params: Params,
+    learnables: Learnables,
+    tuned: Adaptation,
+    vision: Added | None,
+    texts: Sequence[jax.Array],
+    images: jax.Array,
+    mask: jax.Array | None,
+) -> list[jax.Array]:
+    whole = images[:, 0] if images.ndim == 5 else images
     if vision is None:
         lost = classifier.encode_images(params, tuned, images)[None]
     else:
         options: dict[str, Any] = dict(sign=-1.0, patches=classifier.method.patches, dtype=classifier.dtype)
         passes = [image_features_with(params, plain.config, whole, one, vision, **options) for one in by_pass(tuned)]
         lost = passes[0] if len(passes) == 1 else jnp.stack(passes, axis=2)
-    logits += [classifier.head(params, learnables, _pick(lost, i), text, mask) for i, text in enumerate(texts[1])]
-    return jnp.stack(logits)
+    return [classifier.head(params, learnables, _pick(lost, i), text, mask) for i, text in enumerate(texts)]
 
 
 def _pick(features: jax.Array, place: int) -> jax.Array:

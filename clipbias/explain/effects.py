@@ -17,6 +17,7 @@ import numpy as np
 
 from clipbias.explain.temperature import calibrate, raw_log_likelihoods
 from clipbias.explain.uncertainty import (
+    RESAMPLES,
     Estimate,
     cross,
     draw_counts,
@@ -34,7 +35,7 @@ OUTCOME_NAMES = {"accuracy": "accuracy", "calibrated": "calibrated log-likelihoo
 # Images, the standard deviation of what resamples of accuracy vary by besides.
 DOUBT = 0.5
 REFERENCE, TUNED = "reference", "tuned"
-KEPT, LOST = "kept", "lost"
+KEPT, LOST, OUTSIDE, ZERO_SHOT = "kept", "lost", "outside", "zero_shot"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +83,9 @@ class Measured:
         return dataclasses.replace(self, samples=samples, values=values, temperatures=self.temperatures[at])
 
 
-def measure(logits: np.ndarray, labels: np.ndarray, *, seed: int = 0, refit: bool | None = None) -> Measured:
+def measure(
+    logits: np.ndarray, labels: np.ndarray, *, seed: int = 0, refit: bool | None = None, resamples: int = RESAMPLES
+) -> Measured:
     """Accuracy, calibrated and raw log-likelihood under logits `[n, K, C]` of `K` ways to classify `n` images.
 
     Args:
@@ -90,13 +93,14 @@ def measure(logits: np.ndarray, labels: np.ndarray, *, seed: int = 0, refit: boo
       labels: `[n]`.
       seed: draws the resamples and the halves for calibration.
       refit: as of `calibrate`.
+      resamples: how many.
     """
     labels, n = np.asarray(labels), len(labels)
-    counts = draw_counts(n, seed=seed)
+    counts = draw_counts(n, seed=seed, resamples=resamples)
     calibrated = calibrate(logits, labels, counts, seed=seed, refit=refit)
     raw = raw_log_likelihoods(logits, labels)
     samples = {
-        "accuracy": accuracies(logits, labels, seed=seed),
+        "accuracy": accuracies(logits, labels, seed=seed, resamples=resamples),
         "calibrated": Sample(calibrated.values.mean(0), calibrated.draws),
         "raw": Sample(raw.mean(0), weigh(counts, raw) / n),
     }
@@ -106,9 +110,9 @@ def measure(logits: np.ndarray, labels: np.ndarray, *, seed: int = 0, refit: boo
     return Measured(samples, values, n, 1, calibrated.refitted, temperatures)
 
 
-def accuracies(logits: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> Sample:
+def accuracies(logits: np.ndarray, labels: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES) -> Sample:
     """Accuracy in points of logits `[n, K, C]`, arguments as of `measure`."""
-    n, counts = len(labels), draw_counts(len(labels), seed=seed)
+    n, counts = len(labels), draw_counts(len(labels), seed=seed, resamples=resamples)
     correct = 100.0 * (np.asarray(logits).argmax(-1) == np.asarray(labels)[:, None])
     doubt = 100.0 / n * DOUBT * np.random.default_rng(seed).normal(size=(len(counts), correct.shape[1]))
     return Sample(correct.mean(0), weigh(counts, correct) / n + doubt)
@@ -176,10 +180,11 @@ def summarize_replacements(measured: Measured, forms: Sequence[str]) -> dict[str
     Args:
       measured: of the forms.
       forms: "reference", "tuned", "kept:NAME" (the frozen model with a constant added) and "lost:NAME" (the tuned model
-        with it subtracted), in any order.
+        with it subtracted), in any order; "zero_shot" where the others have another head than CLIP's.
 
     Returns:
-      By outcome "gain", "kept" and "lost", the last two by name. What is lost counts from the tuned model downwards.
+      By outcome "gain", "kept" and "lost", the last two by name, and with "zero_shot" "outside": what the head alone
+      changes. What is lost counts from the tuned model downwards.
     """
     matrix, names = [], []
     unit = dict(zip(forms, np.eye(len(forms)), strict=True))
@@ -188,6 +193,9 @@ def summarize_replacements(measured: Measured, forms: Sequence[str]) -> dict[str
         if kind in (KEPT, LOST) and name:
             matrix.append(unit[form] - unit[REFERENCE] if kind == KEPT else unit[TUNED] - unit[form])
             names.append(form)
+    if ZERO_SHOT in forms:
+        matrix.append(unit[REFERENCE] - unit[ZERO_SHOT])
+        names.append(OUTSIDE)
     matrix.append(unit[TUNED] - unit[REFERENCE])
     found = {}
     for outcome in OUTCOMES:
@@ -196,6 +204,8 @@ def summarize_replacements(measured: Measured, forms: Sequence[str]) -> dict[str
             kind: {name.partition(":")[2]: numbers[name] for name in names if name.startswith(f"{kind}:")}
             for kind in (KEPT, LOST)
         }
+        if OUTSIDE in numbers:
+            found[outcome][OUTSIDE] = numbers[OUTSIDE]
     return found
 
 
@@ -219,7 +229,7 @@ def _shares(sample: Sample, names: Sequence[str]) -> dict[str, Estimate]:
     gain, gains = sample.mean[place], sample.draws[:, place]
     found = {}
     for i, name in enumerate(names):
-        plain = name in ("gain", REFERENCE)
+        plain = name in ("gain", REFERENCE, OUTSIDE)
         number = sample.mean[i], sample.draws[:, i]
         found[name] = estimate(*number) if plain else share(*number, gain, gains)
     return found

@@ -15,7 +15,7 @@ from clipbias.explain.dataset_sections import compute_predictions
 from clipbias.explain.effects import Measured, measure, over_seeds, summarize_effects, temperature_alone
 from clipbias.explain.factorial import Mixed, corners, effects_in_play, mix_images, mix_texts
 from clipbias.explain.model import Model
-from clipbias.explain.results import RANDOM
+from clipbias.explain.results import RANDOM, same_but_for_seed
 from clipbias.explain.scope import why_no_causal_test
 from clipbias.explain.stream import Batch, Reading, Rows
 from clipbias.explain.study import Section, Study, spread
@@ -60,7 +60,7 @@ def compute_factorial(study: Study) -> Reading[Section]:
                 scalars[key]["both_right"] = {"images": int(right.sum())} | _numbers(own, facts)
     scalars["seeds"] = [
         {"models": keys} | _numbers(_over_seeds([measured[key] for key in keys]), tests[keys[0]][1])
-        for keys in same_but_for_seed([model for model in study.tuned if model.key in tests])
+        for keys in seeds_of([model for model in study.tuned if model.key in tests])
     ]
     return arrays, scalars
 
@@ -97,12 +97,10 @@ def _over_seeds(several: Sequence[Mapping[str, Measured]]) -> dict[str, Measured
     return {tower: over_seeds([measured[tower] for measured in several]) for tower in several[0]}
 
 
-def same_but_for_seed(models: Sequence[Model]) -> list[list[str]]:
-    """Keys of models of one method with the same options, where there are several."""
-    groups: dict[tuple[str, str], list[str]] = {}
-    for model in models:
-        groups.setdefault((model.method, repr(model.task.options())), []).append(model.key)
-    return [keys for keys in groups.values() if len(keys) > 1]
+def seeds_of(models: Sequence[Model]) -> list[list[str]]:
+    """Keys of models that differ in their seed alone, where there are several."""
+    groups = same_but_for_seed([model.facts() for model in models])
+    return [[model["key"] for model in group] for group in groups if len(group) > 1]
 
 
 def random_prompts(tuned: Adaptation, seed: int) -> Adaptation:

@@ -1,6 +1,7 @@
 """One way to classify in a study."""
 
 import dataclasses
+from typing import Any
 
 from clipbias.clip.params import Params
 from clipbias.explain.scope import passes
@@ -24,6 +25,8 @@ class Model:
       learnables: its tuned arrays.
       source: where they come from.
       seed: what its training started from, for what stood in its prompts' places before.
+      name: the label of all its seeds together; the label where it is empty.
+      dataset: what it was trained on, where that is known.
     """
 
     key: str
@@ -33,6 +36,19 @@ class Model:
     learnables: Learnables
     source: str = ""
     seed: int = 0
+    name: str = ""
+    dataset: str = ""
+
+    def facts(self) -> dict[str, Any]:
+        """What names it in a study's results."""
+        return {
+            "key": self.key,
+            "label": self.label,
+            "name": self.name or self.label,
+            "method": self.method,
+            "options": self.task.options(),
+            "trained_on": self.dataset,
+        }
 
     @property
     def prompts(self) -> tuple[int, int]:

@@ -11,7 +11,8 @@ JSON, always there:
     dataset             {name, split, images, class_names, template}
     clip                {name, fingerprint, image_size, patch_size, grid, patches, vision_layers, vision_heads,
                         text_layers, text_heads}
-    models              list, zero-shot first: {key, label, method, options, parameters {total, vision, text, shared},
+    models              list, zero-shot first: {key, label, name: of all seeds together, method, options, trained_on:
+                        a dataset or "", parameters {total, vision, text, shared},
                         vision_prompts V, text_prompts T, vision_depth, text_depth: layers with learned tokens of their
                         own, accuracy, correct, images, source}
     sections            those that were computed, in order
@@ -147,7 +148,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,15 @@ class Findings:
     def under(self, prefix: str) -> Iterator[str]:
         """Names of the arrays that start with `prefix`."""
         return (name for name in self.arrays if name.startswith(prefix))
+
+
+def same_but_for_seed(models: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """Models (`Model.facts`) by method, options and training set, in the order in which they come."""
+    groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for model in models:
+        settings = model["method"], json.dumps(model["options"], sort_keys=True), model["trained_on"]
+        groups.setdefault(settings, []).append(model)
+    return list(groups.values())
 
 
 def save_results(folder: str | os.PathLike, results: Findings) -> None:

@@ -115,10 +115,7 @@ def _describe(study: Study, model: Any, predicted: Mapping[str, np.ndarray]) -> 
         raise ClipbiasError("none of the images could be read; check the data folder.")
     (vision, text), (vision_depth, text_depth) = model.prompts, model.depths
     return {
-        "key": model.key,
-        "label": model.label,
-        "method": model.method,
-        "options": model.task.options(),
+        **model.facts(),
         "parameters": parameter_count(model.learnables),
         "vision_prompts": vision,
         "text_prompts": text,

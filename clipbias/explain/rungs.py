@@ -14,4 +14,4 @@ RUNG_NAMES = {
 PLAIN = "kind"
 # Methods that learn a constant: that it stands for them is no finding.
 CONSTANT_METHODS = ("bias", "bias_by_kind")
-RANDOM, SHUFFLED, ANOTHER_SEED = "random", "shuffled", "another seed"
+RANDOM, SHUFFLED, ANOTHER_SEED, ANOTHER_DATASET = "random", "shuffled", "another seed", "another dataset"

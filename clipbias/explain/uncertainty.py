@@ -64,11 +64,11 @@ def interactions(outcomes: np.ndarray, effects: Sequence[str]) -> dict[str, np.n
 
 
 @functools.lru_cache(maxsize=1)
-def draw_counts(n: int, *, seed: int = 0) -> np.ndarray:
-    """How often each resample holds each of `n` images: uint16 `[RESAMPLES, n]`. A seed always draws the same."""
+def draw_counts(n: int, *, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
+    """How often each resample holds each of `n` images: uint16 `[resamples, n]`. A seed always draws the same."""
     draw, rounds, found = np.random.default_rng(seed), max(1, _AT_ONCE // n), []
-    for start in range(0, RESAMPLES, rounds):
-        size = min(rounds, RESAMPLES - start)
+    for start in range(0, resamples, rounds):
+        size = min(rounds, resamples - start)
         rows = draw.integers(0, n, (size, n)) + n * np.arange(size)[:, None]
         found.append(np.bincount(rows.ravel(), minlength=size * n).reshape(size, n).astype(np.uint16))
     counts = np.concatenate(found)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from clipbias.explain.conclusions import amount, carrier, conclude, percent, stands_for
-from clipbias.explain.effects import OUTCOMES
+from clipbias.explain.effects import OUTCOMES, OUTSIDE
 from clipbias.explain.power import power, spread
 from clipbias.explain.results import RANDOM, Findings
 from clipbias.explain.rungs import CONSTANT_METHODS, PLAIN
@@ -45,9 +45,9 @@ def verdict(results: Findings, keys: Sequence[str]) -> dict[str, Any]:
             found["carrier"][outcome] = carrier(both[outcome], outcome, prompts=prompts).verdict
         if replaced and not is_constant:
             found["constant"][outcome] = stands_for(replaced[outcome], PLAIN, outcome, label).verdict
-    said = conclude(both, None if is_constant else replaced, label=label, prompts=prompts, images=images)
-    if is_constant:
-        said = [sentence for sentence in said if not sentence.startswith("This is against")]
+    said = conclude(both, replaced, label=label, prompts=prompts, images=images, learns_constant=is_constant)
+    if not is_constant and replaced and (outside := replaced["accuracy"].get(OUTSIDE)):
+        said.append(f"Its own head changes accuracy by {amount(outside, 'accuracy')} besides.")
     more = [missing] if missing else []
     if both:
         more += _controls(test, _facts(results, "factorial", [f"{key}{RANDOM}" for key in keys]), prompts)
@@ -75,8 +75,7 @@ def _why(results: Findings, name: str, key: str, otherwise: str) -> str:
 
 
 def _common_label(models: Sequence[Mapping[str, Any]]) -> str:
-    label = models[0]["label"].partition(" (seed")[0]
-    return label if len(models) == 1 else f"{label}, {len(models)} seeds"
+    return models[0]["label"] if len(models) == 1 else f"{models[0]['name']}, {len(models)} seeds"
 
 
 def _controls(test: Mapping[str, Any], random: Mapping[str, Any], prompts: bool) -> list[str]:

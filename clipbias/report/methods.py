@@ -1,7 +1,6 @@
 """What a study says of each method: of its only adapter, or of all its seeds together."""
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import numpy as np
 
 from clipbias.errors import ClipbiasError
 from clipbias.explain.effects import KEPT, LOST
-from clipbias.explain.results import RANDOM, load_results
+from clipbias.explain.results import RANDOM, load_results, same_but_for_seed
 from clipbias.explain.rungs import CONSTANT_METHODS, PLAIN
 from clipbias.explain.uncertainty import Estimate, cross, estimate, excludes, resample
 from clipbias.report.published import ordered_datasets
@@ -71,10 +70,7 @@ class MethodResults:
 
 def study_methods(study: StudyResults) -> list[MethodResults]:
     """One per method, in the order in which the study names them."""
-    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for model in study.tuned:
-        groups.setdefault((model["method"], json.dumps(model["options"], sort_keys=True)), []).append(model)
-    return [_method(study, models) for models in groups.values()]
+    return [_method(study, models) for models in same_but_for_seed(study.tuned)]
 
 
 def _method(study: StudyResults, models: Sequence[Mapping[str, Any]]) -> MethodResults:
@@ -83,7 +79,7 @@ def _method(study: StudyResults, models: Sequence[Mapping[str, Any]]) -> MethodR
     single = study.section("factorial", keys[0])
     facts = {name: single[name] for name in ("effects", "towers", "streams", "images") if name in single}
     stored = {name: value for name, value in study.section("constants", keys[0]).items() if name != "numbers"}
-    name = label_of(first).partition(" (seed")[0] if len(keys) > 1 else label_of(first)
+    name = first["name"] if len(keys) > 1 else label_of(first)
     found = MethodResults(
         label=name if len(keys) == 1 else f"{name}, {len(keys)} seeds",
         name=name,

@@ -8,7 +8,7 @@ import pandas as pd
 
 from clipbias.explain.effects import KEPT, LOST, OUTCOME_NAMES, OUTCOMES, UNITS
 from clipbias.explain.results import EFFECTS
-from clipbias.explain.rungs import ANOTHER_SEED, CONSTANTS, PLAIN, RANDOM, RUNGS, SHUFFLED
+from clipbias.explain.rungs import ANOTHER_DATASET, ANOTHER_SEED, CONSTANTS, PLAIN, RANDOM, RUNGS, SHUFFLED
 from clipbias.report import style
 from clipbias.report.captioned import CaptionedFigure, captioned
 from clipbias.report.methods import MethodResults
@@ -30,7 +30,12 @@ SHORT_RUNGS = {
     "token": "one per position",
     **{rung: f"map of rank {rung.removeprefix('rank')}" for rung in RUNGS if rung not in CONSTANTS},
 }
-CONTROLS = {RANDOM: "random, same norms", SHUFFLED: "layers shuffled", ANOTHER_SEED: "another seed's"}
+CONTROLS = {
+    RANDOM: "random, same norms",
+    SHUFFLED: "layers shuffled",
+    ANOTHER_SEED: "another seed's",
+    ANOTHER_DATASET: "another dataset's",
+}
 ITSELF = "the method itself"
 _COLOURS = {**EFFECT_COLOURS, "all": style.TUNED, "random": style.GREY}
 _HATCHES = {"both": "", "vision": "////", "text": "...."}
@@ -38,7 +43,7 @@ _OUTCOME_LOOKS: dict[str, dict[str, Any]] = {
     "accuracy": {"color": style.RED, "marker": "o"},
     "calibrated": {"color": style.BLUE, "marker": "s"},
 }
-_CONTROL_MARKS = {RANDOM: "x", SHUFFLED: "+", ANOTHER_SEED: "*"}
+_CONTROL_MARKS = {RANDOM: "x", SHUFFLED: "+", ANOTHER_SEED: "*", ANOTHER_DATASET: "d"}
 # Shares that are drawn, in percent.
 _LOWEST, _HIGHEST = -60.0, 180.0
 

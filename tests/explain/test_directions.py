@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from clipbias.clip import Clip
+from clipbias.clip import Adaptation, Clip
 from clipbias.explain import added as added_module
 from clipbias.explain.affine import Products, low_rank
 from clipbias.explain.amounts import Amount, measure, reference_adaptation
@@ -19,7 +19,7 @@ from clipbias.explain.directions import Directions
 from clipbias.explain.ladder import controls, numbers_stored, rungs
 from clipbias.explain.replacement import raw_batches
 from clipbias.explain.rungs import RUNGS
-from clipbias.tuning import Task
+from clipbias.tuning import Classifier, Task, make_method
 from tests.explain.models import moved, tuned
 from tests.reference import calibration, directions, factorial, methods, numpy_clip, weights
 from tests.reference.cases import CASES, CLASS_NAMES
@@ -168,9 +168,15 @@ def test_a_bias_is_kept_and_lost_whole(method: str, clip: Clip) -> None:
     assert np.abs(kept - frozen).max() > 0.1
 
 
-@pytest.mark.parametrize(
-    "method,options", [("mmrl", {}), ("plot", {"tokens": 4, "sets": 2}), ("cocoop", {}), ("proda", {"tokens": 4})]
-)
+OWN_HEADS = [
+    ("plot", {"tokens": 4, "sets": 2}),
+    ("proda", {"tokens": 4}),
+    ("plot_plus_plus", {"sets": 2}),
+    ("two_stage", {}),
+]
+
+
+@pytest.mark.parametrize("method,options", [("mmrl", {}), ("cocoop", {}), *OWN_HEADS])
 def test_nothing_is_lost_without_a_constant(method: str, options: dict[str, Any], clip: Clip) -> None:
     """With zeros subtracted every method classifies as it does, inserted tokens, heads and all."""
     task = Task(clip, method, CLASS_NAMES, **options)
@@ -192,7 +198,32 @@ def test_nothing_is_lost_without_a_constant(method: str, options: dict[str, Any]
         assert classify.forms == ("reference", "kept:kind", "kept:token")
         return
     expected = np.asarray(task.logits(clip.params, learnables, images))
-    np.testing.assert_allclose(logits[3:], np.stack([expected] * 2), atol=2e-4 * np.abs(expected).max())
+    np.testing.assert_allclose(logits[3:5], np.stack([expected] * 2), atol=2e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("method,options", OWN_HEADS)
+def test_a_head_is_kept_and_what_it_gives_alone_is_apart(method: str, options: dict[str, Any], clip: Clip) -> None:
+    task = Task(clip, method, CLASS_NAMES, **options)
+    learnables, start = moved(task), task.init()
+    raw, images = weights_common.pictures(16, 5)
+    images, reference = jnp.asarray(images, jnp.float32), reference_adaptation(task, start)
+    amounts = measured(task, learnables, raw)
+    classify = Directions(task, clip.params, learnables, reference, {"kind": (amounts, "kind")})
+    assert classify.forms == ("reference", "kept:kind", "lost:kind", "zero_shot")
+    frozen, _, _, plain = (np.asarray(x) for x in classify(images))
+    # The method's own head on features of towers that nothing changes but the words that training starts from.
+    head, texts = task.classifier, task.classifier.encode_text(clip.params, reference, task.text)
+    features = head.encode_images(clip.params, Adaptation(), images)
+    if (sets := options.get("sets", 1)) > 1 and method == "plot_plus_plus":
+        features = jnp.stack([features] * sets, axis=1)
+    np.testing.assert_allclose(frozen, head.head(clip.params, learnables, features, texts), atol=1e-4)
+    whole = zero_shot_head(task).encode_images(clip.params, Adaptation(), images)
+    np.testing.assert_allclose(plain, zero_shot_head(task).head(clip.params, {}, whole, texts), atol=1e-4)
+    assert np.abs(frozen - plain).max() > 1e-2
+
+
+def zero_shot_head(task: Task) -> Classifier:
+    return dataclasses.replace(task.classifier, method=make_method("zero_shot"))
 
 
 def test_products_merge_in_any_parts() -> None:
