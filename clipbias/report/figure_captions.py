@@ -12,6 +12,12 @@ zero-shot gets wrong and the tuned model right ({counts}). Each image's row is {
 
 # By kind of figure: its title and its caption.
 CAPTIONS: dict[str, tuple[str, str]] = {
+    "gains": (
+        "What each method gains over zero-shot CLIP",
+        """Points of top-1 accuracy over zero-shot CLIP ({zero_shot} %), {over} and {seeds}, {shots}. Lines are 95 %
+        intervals over test images, compared in pairs, and seeds. Shaded: methods with the same number of learned
+        parameters.""",
+    ),
     "answer": (
         "What carries the gain in accuracy, and what a constant keeps of it",
         """(a) Three effects add up to the whole gain. Attention: which tokens attend to which. Scale: the attention

@@ -12,6 +12,7 @@ from clipbias.report.accuracy_tables import BOLD, make_tables, shots_words
 from clipbias.report.classes import write_class_table
 from clipbias.report.costs import cost_figures, cost_tables
 from clipbias.report.frames import Row, Sweep, read_sweep
+from clipbias.report.gains import gain_figure
 from clipbias.report.names import method_name
 from clipbias.report.published import are_the_eleven, dataset_name
 from clipbias.report.style import save_figure, svg_text
@@ -52,17 +53,23 @@ def render_tables(
 
 
 def write_tables(rows: Sequence[Row], workdir: Path) -> list[str]:
-    """Writes `table.md`, `.tex`, `.html`, the picture `accuracy`, `costs.md` and `classes.csv`; returns lines to print.
+    """Writes `table.md`, `.tex`, `.html`, pictures, `costs.md` and `classes.csv`; returns lines to print.
+
+    The pictures are `gains`, over zero-shot with most shots, and of several numbers of shots `accuracy` against them.
 
     Raises:
       ClipbiasError: the rows follow two validation policies, which one table may not mix.
     """
     check_policies(rows)
     sweep = read_sweep(rows, workdir / "predictions")
-    figure, tables = accuracy_figure(sweep), make_tables(sweep)
+    gains, tables = gain_figure(sweep), make_tables(sweep)
+    figure = accuracy_figure(sweep) if gains is None or len(sweep.shots) > 1 else gains.figure
     for form, name in FILES.items():
         write_text(workdir / name, render_tables(sweep, form, tables=tables, figure_svg=svg_text(figure)))
-    save_figure(figure, workdir / "accuracy")
+    if gains is not None:
+        gains.save(workdir)
+    if gains is None or figure is not gains.figure:
+        save_figure(figure, workdir / "accuracy")
     lines = render_tables(sweep, "text", tables=tables).split("\n")
     if costs := cost_tables(sweep):  # apart from tables that are the same whenever a sweep is run again
         write_text(workdir / "costs.md", "\n\n".join(render(table, "markdown") for table in costs) + "\n")
