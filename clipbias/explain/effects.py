@@ -21,10 +21,10 @@ from clipbias.explain.uncertainty import (
     Estimate,
     cross,
     draw_counts,
-    estimate,
     interactions,
     shapley,
     share,
+    shares,
     weigh,
 )
 
@@ -226,10 +226,7 @@ def temperature_alone(measured: Measured, reference: int, tuned: int) -> Estimat
 def _shares(sample: Sample, names: Sequence[str]) -> dict[str, Estimate]:
     """Every number with its interval and its share of the one that is named "gain"."""
     place = names.index("gain")
-    gain, gains = sample.mean[place], sample.draws[:, place]
-    found = {}
-    for i, name in enumerate(names):
-        plain = name in ("gain", REFERENCE, OUTSIDE)
-        number = sample.mean[i], sample.draws[:, i]
-        found[name] = estimate(*number) if plain else share(*number, gain, gains)
+    found = dict(zip(names, shares(sample.mean, sample.draws, sample.mean[place], sample.draws[:, place]), strict=True))
+    for name in {"gain", REFERENCE, OUTSIDE} & found.keys():  # these are no parts of the gain
+        found[name] = {end: found[name][end] for end in ("value", "low", "high")}
     return found

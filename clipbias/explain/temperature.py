@@ -256,10 +256,8 @@ def _value(coefficients: list[np.ndarray], at: np.ndarray) -> np.ndarray:
 
 def _polynomial(sums: np.ndarray, node: np.ndarray) -> list[np.ndarray]:
     """Coefficients, the constant first, of the polynomial with the values and derivatives at a node and the next."""
-    (f, d, c), (g, e, b) = (
-        [_STEP**power * np.take_along_axis(sums[:, power], node[None] + after, axis=0)[0] for power in range(3)]
-        for after in (0, 1)
-    )
+    every, scale = np.arange(sums.shape[-1]), _STEP ** np.arange(3)[:, None]
+    (f, d, c), (g, e, b) = (scale * sums[node + after, :, every].T for after in (0, 1))
     rise = g - f
     return [
         f,

@@ -102,26 +102,33 @@ def cross(draws: Sequence[np.ndarray], *, seed: int = 0) -> np.ndarray:
     return np.einsum("sr,srq->rq", weights, np.stack(draws))
 
 
-def interval(draws: np.ndarray) -> tuple[float, float]:
-    """The central `LEVEL` of the draws."""
-    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
+def interval(draws: np.ndarray) -> np.ndarray:
+    """The central `LEVEL` of draws `[R, …]`: its ends `[2, …]`."""
+    return np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
 
 
 def estimate(mean: float, draws: np.ndarray) -> Estimate:
     """A mean with its interval."""
-    low, high = interval(draws)
+    low, high = interval(draws).tolist()
     return {"value": float(mean), "low": low, "high": high}
 
 
 def share(mean: float, draws: np.ndarray, gain: float, gain_draws: np.ndarray) -> Estimate:
     """A mean with its interval, and as a share of a gain; without a share where the gain's interval includes 0."""
-    found = estimate(mean, draws)
+    return shares(np.array([mean]), draws[:, None], gain, gain_draws)[0]
+
+
+def shares(means: np.ndarray, draws: np.ndarray, gain: float, gain_draws: np.ndarray) -> list[Estimate]:
+    """`share` of each of some means `[q]` with their draws `[R, q]`."""
     low, high = interval(gain_draws)
+    found = list(zip(means.tolist(), *interval(draws).tolist(), strict=True))
     if low <= 0 <= high:
-        return found | {"share": None, "share_low": None, "share_high": None}
-    share_low, share_high = interval(_ratios(draws, gain_draws, np.sign(gain)))
-    return found | {"share": float(mean / gain), "share_low": share_low, "share_high": share_high}
+        of_gain: list[tuple[float | None, ...]] = [(None, None, None)] * len(found)
+    else:
+        ratios = _ratios(draws, gain_draws[:, None], np.sign(gain))
+        of_gain = list(zip((means / gain).tolist(), *interval(ratios).tolist(), strict=True))
+    names = ("value", "low", "high", "share", "share_low", "share_high")
+    return [dict(zip(names, (*own, *part), strict=True)) for own, part in zip(found, of_gain, strict=True)]
 
 
 def _ratios(draws: np.ndarray, gain_draws: np.ndarray, sign: float) -> np.ndarray:

@@ -50,7 +50,7 @@ REFUSED = [
         "there is no configuration file 'configs/nowhere.py'; clipbias has configs/",
     ),
     ("table1 --config=README.md", "there is no configuration file 'README.md'"),
-    ("table1 --config=configs/demo.py:ful", "the preset is 'ful'; choose from quick, emoji, full"),
+    ("table1 --config=configs/demo.py:ful", "the preset is 'ful'; choose from quick, digits, emoji, full"),
     ("evaluate --config=configs/evaluate.py:x", "TypeError: get_config() takes 0 positional arguments"),
     ("table1 --model=demo", "there is no flag --model; did you mean --config.model?"),
     ("predict --relevancy", "there is no flag --relevancy; did you mean --config.relevancy?"),

@@ -19,6 +19,7 @@ from clipbias.explain.directions import Directions
 from clipbias.explain.ladder import controls, numbers_stored, rungs
 from clipbias.explain.replacement import raw_batches
 from clipbias.explain.rungs import RUNGS
+from clipbias.explain.scope import passes
 from clipbias.tuning import Classifier, Task, make_method
 from tests.explain.models import moved, tuned
 from tests.reference import calibration, directions, factorial, methods, numpy_clip, weights
@@ -171,7 +172,7 @@ def test_a_bias_is_kept_and_lost_whole(method: str, clip: Clip) -> None:
 OWN_HEADS = [
     ("plot", {"tokens": 4, "sets": 2}),
     ("proda", {"tokens": 4}),
-    ("plot_plus_plus", {"sets": 2}),
+    ("plot_plus_plus", {}),
     ("two_stage", {}),
 ]
 
@@ -214,7 +215,7 @@ def test_a_head_is_kept_and_what_it_gives_alone_is_apart(method: str, options: d
     # The method's own head on features of towers that nothing changes but the words that training starts from.
     head, texts = task.classifier, task.classifier.encode_text(clip.params, reference, task.text)
     features = head.encode_images(clip.params, Adaptation(), images)
-    if (sets := options.get("sets", 1)) > 1 and method == "plot_plus_plus":
+    if (sets := passes(task)) > 1:
         features = jnp.stack([features] * sets, axis=1)
     np.testing.assert_allclose(frozen, head.head(clip.params, learnables, features, texts), atol=1e-4)
     whole = zero_shot_head(task).encode_images(clip.params, Adaptation(), images)

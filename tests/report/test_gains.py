@@ -36,9 +36,8 @@ def test_gains_and_intervals_by_plain_numpy(sweep):
             change = own.mean(0) - plain
             variances.append(1e4 * (change.var(ddof=1) / len(change) + own.mean(1).var(ddof=1) / 3))
         mean, half = np.mean(gains), 1.96 * np.sqrt(np.sum(variances)) / 2
-        np.testing.assert_allclose(
-            frame.loc[method, ["value", "low", "high", "a", "b"]].astype(float), [mean, mean - half, mean + half, *gains]
-        )
+        found = frame.loc[method, ["value", "low", "high", "a", "b"]].astype(float)
+        np.testing.assert_allclose(found, [mean, mean - half, mean + half, *gains])
         assert frame.loc[method, "parameters"] == PARAMETERS[method]
 
 
