@@ -1,0 +1,67 @@
+"""What predicts the shares that constants keep: the regression against its textbook form, and the forms it rests on."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import clipbias
+from clipbias import data
+from clipbias.tuning import Task
+from tools import what_predicts
+from tools.what_predicts import FACTORS, form_logits, regress
+
+
+def table(noise: float, rows: int = 200) -> pd.DataFrame:
+    draw = np.random.default_rng(0)
+    found = {name: draw.choice([1, 2, 4], rows) for name in FACTORS}
+    found["dataset"] = draw.choice(["demo/digits", "demo/fashion"], rows)
+    frame = pd.DataFrame(found)
+    shares = 0.6 - 0.2 * np.log2(frame["prompts"]) + 0.1 * (frame["dataset"] == "demo/fashion")
+    return frame.assign(**{"calibrated sure": True, "calibrated kept": shares + noise * draw.normal(size=rows)})
+
+
+def test_coefficients_are_those_of_the_normal_equations_with_their_errors() -> None:
+    frame = table(0.15)
+    frame.loc[:9, "calibrated sure"] = False
+    frame.loc[:9, "calibrated kept"] = 100.0
+    found = regress(frame, "calibrated kept")
+    used = frame[10:]
+    x = np.stack(
+        [np.ones(190), *(np.log2(used[name]) for name in FACTORS), used["dataset"] == "demo/fashion"], axis=1
+    ).astype(float)
+    y = used["calibrated kept"].to_numpy()
+    inverse = np.linalg.inv(x.T @ x)
+    expected = inverse @ x.T @ y
+    rest = y - x @ expected
+    errors = np.sqrt(np.diag(inverse) * (rest @ rest) / (190 - x.shape[1]))
+    numbers = list(found["coefficients"].values())
+    np.testing.assert_allclose([number["value"] for number in numbers], expected, atol=1e-10)
+    halves = [(number["high"] - number["low"]) / 2 for number in numbers]
+    np.testing.assert_allclose(halves, 1.96 * errors, rtol=0.25)
+    assert found["adapters"] == 190 and found["mean"] == pytest.approx(y.mean())
+    assert found["explained"] == pytest.approx(1 - (rest @ rest) / ((y - y.mean()) ** 2).sum())
+
+
+def test_what_was_planted_is_recovered() -> None:
+    whole = regress(table(0.0), "calibrated kept")
+    found = whole["coefficients"]
+    assert found["prompts"]["value"] == pytest.approx(-0.2) and found["demo/fashion"]["value"] == pytest.approx(0.1)
+    assert all(abs(found[name]["value"]) < 1e-9 for name in FACTORS[1:])
+    assert "prompts        -0.20 (-0.20 to -0.20)" in what_predicts.words(
+        regress(table(0.0), "calibrated kept"), "kept"
+    )
+
+
+def test_a_learned_constant_is_kept_and_lost_whole() -> None:
+    demo, dataset = clipbias.load("demo"), data.load("demo/digits")
+    task = Task(demo, "bias_by_kind", dataset.class_names, template=dataset.template)
+    learnables = clipbias.fit(task, dataset, shots=1, epochs=2, learning_rate=1.0, progress=False)
+    test = dataset.split("test").subset(np.arange(0, 1120, 56))
+    frozen, kept, lost, tuned = np.moveaxis(
+        form_logits(task, learnables, task.init(), dataset.split("train"), test), 1, 0
+    )
+    np.testing.assert_allclose(kept, tuned, atol=1e-3)
+    np.testing.assert_allclose(lost, frozen, atol=1e-3)
+    images = demo.preprocess([test.picture(index) for index in range(len(test))])
+    np.testing.assert_allclose(tuned, task.logits(demo.params, learnables, images), atol=1e-3)
+    assert np.abs(tuned - frozen).max() > 0.1
