@@ -62,6 +62,21 @@ def test_temperatures_stay_within_bounds(sign, expected):
     np.testing.assert_allclose(found.draws, found.values.mean(), atol=1e-6)
 
 
+def drawn(logits, labels, second, counts, values):
+    """A resample's mean: with the images' temperatures, and what new temperatures change divided by the root of 3."""
+    fixed = counts @ values / len(labels)
+    return fixed + (calibration.cross_fitted(logits, labels, second, counts.astype(float)) - fixed) / 3**0.5
+
+
+def test_the_variance_of_what_temperatures_cost_is_three_times_too_large():
+    """The reason for the root of 3: `d²` of two independent errors, and of these with as large ones added."""
+    draw = np.random.default_rng(0)
+    own, again = draw.normal(size=(2, 400, 2))[:, :, 0], draw.normal(size=(400, 4000, 2))
+    d = own[0] - own[1]
+    resampled = (d[:, None] + again[..., 0] - again[..., 1]) ** 2
+    assert resampled.var(axis=1).mean() / (2 * 2**2) == pytest.approx(3, rel=0.15)
+
+
 def test_every_resample_has_temperatures_of_its_own():
     logits, labels = classified()
     counts = draw_counts(len(labels), seed=0)
@@ -69,7 +84,7 @@ def test_every_resample_has_temperatures_of_its_own():
     second = halves(labels)
     assert found.refitted
     for k, row in itertools.product(range(3), (0, 1, 77, 1999)):
-        expected = calibration.cross_fitted(logits[:, k], labels, second, counts[row].astype(float))
+        expected = drawn(logits[:, k], labels, second, counts[row], found.values[:, k])
         assert found.draws[row, k] == pytest.approx(expected, abs=1e-6)
     for k in range(3):
         ones = np.ones(len(labels))
@@ -87,7 +102,7 @@ def test_resamples_far_from_the_fit_are_followed():
     counts = draw_counts(24, seed=1)
     found, second = calibrate(logits, labels, counts, seed=1), halves(labels, seed=1)
     for row in np.argsort(found.draws[:, 0])[[0, 1, -2, -1]]:
-        expected = calibration.cross_fitted(logits[:, 0], labels, second, counts[row].astype(float))
+        expected = drawn(logits[:, 0], labels, second, counts[row], found.values[:, 0])
         assert found.draws[row, 0] == pytest.approx(expected, abs=2e-6)
 
 
