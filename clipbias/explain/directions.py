@@ -21,6 +21,7 @@ from clipbias.explain.added import Added, image_features_with, text_features_wit
 from clipbias.explain.amounts import Amount
 from clipbias.explain.effects import KEPT, LOST, REFERENCE, ZERO_SHOT
 from clipbias.explain.ladder import text_added, vision_added
+from clipbias.explain.rungs import CONSTANTS
 from clipbias.explain.scope import why_no_causal_test
 from clipbias.explain.targets import by_pass, of_texts
 from clipbias.tuning import Classifier, Learnables, Task, make_method
@@ -31,9 +32,9 @@ class Directions:
     """How images are classified with something in a method's place, and with it taken from the method.
 
     Attributes:
-      forms: "reference" (the frozen model), "kept:NAME" of every name, then "lost:NAME" of every name: the order of the
-        logits. A method whose texts depend on the image has nothing lost. Last "zero_shot", where the frozen model
-        has the method's own head.
+      forms: "reference" (the frozen model), "kept:NAME" of every name, then "lost:NAME" of every constant: the order of
+        the logits. Maps are not subtracted, and a method whose texts depend on the image has nothing lost. Last
+        "zero_shot", where the frozen model has the method's own head.
     """
 
     def __init__(
@@ -62,20 +63,24 @@ class Directions:
         self._frozen = task.classifier if own_head else self._plain
         self._reference, self._tuned = replicate((reference, task.method.adapt(learnables)))
         names = tuple(amounts)
-        lost = () if task.method.conditional else tuple(f"{LOST}:{name}" for name in names)
-        self.forms = (REFERENCE, *(f"{KEPT}:{name}" for name in names), *lost, *([ZERO_SHOT] if own_head else []))
+        lost = () if task.method.conditional else tuple(name for name in names if amounts[name][1] in CONSTANTS)
+        forms = [(KEPT, name) for name in names] + [(LOST, name) for name in lost]
+        self.forms = (REFERENCE, *(f"{kind}:{name}" for kind, name in forms), *([ZERO_SHOT] if own_head else []))
         towers = set.union(*(set(own) for own, _ in amounts.values()))
-        self._vision = None
+        self._vision: list[Added | None] = [None, None]
         if "vision" in towers:
-            self._vision = replicate(_stack([vision_added(own["vision"], rung) for own, rung in amounts.values()]))
-        texts = [(text_added(own["text"], rung), rung == "token") for own, rung in amounts.values() if "text" in own]
+            images = {name: vision_added(own["vision"], rung) for name, (own, rung) in amounts.items()}
+            groups = [[images[name] for name in some] for some in (names, lost)]
+            self._vision = [replicate(_stack(group)) if group else None for group in groups]
         start = _text_features(self._plain, params, self._reference, task.text)
-        kept = self._texts(texts, self._reference, 1.0) if texts else [start] * len(names)
-        self._kept_texts = [start, *kept]
-        self._lost_texts: list[jax.Array] = []
-        if lost:
-            tuned = [] if texts else [task.text_features(params, learnables)] * len(names)
-            self._lost_texts = self._texts(texts, self._tuned, -1.0) if texts else tuned
+        if "text" in towers:
+            texts = {name: (text_added(own["text"], rung), rung == "token") for name, (own, rung) in amounts.items()}
+            kept = self._texts(list(texts.values()), self._reference, 1.0)
+            lost_texts = self._texts([texts[name] for name in lost], self._tuned, -1.0)
+        else:
+            kept = [start] * len(names)
+            lost_texts = [task.text_features(params, learnables)] * len(lost) if lost else []
+        self._texts_of_forms = [start, *kept], lost_texts
 
     def _texts(self, added: Sequence[tuple[Added, bool]], adaptation: Adaptation, sign: float) -> list[jax.Array]:
         """Text features `[S · C, d]` of every form. Those with rows by position run together, and so do all others."""
@@ -104,9 +109,8 @@ class Directions:
 
     def __call__(self, images: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """Logits `[F, B, C]` of normalised images `[B, R, R, 3]`, or of views where the method learns of crops."""
-        classifiers = (self._plain, self._frozen, self._task.classifier)
-        texts = (self._kept_texts, self._lost_texts)
-        return _logits(*classifiers, self._params, self._learnables, self._tuned, self._vision, texts, images, mask)
+        classifiers, weights = (self._plain, self._frozen, self._task.classifier), (self._params, self._learnables)
+        return _logits(*classifiers, *weights, self._tuned, self._vision, self._texts_of_forms, images, mask)
 
 
 def _stack(added: Sequence[Added]) -> Added:
@@ -144,22 +148,22 @@ def _logits(
     params: Params,
     learnables: Learnables,
     tuned: Adaptation,
-    vision: Added | None,
+    vision: Sequence[Added | None],
     texts: tuple[Sequence[jax.Array], Sequence[jax.Array]],
     images: jax.Array,
     mask: jax.Array | None,
 ) -> jax.Array:
     whole = images[:, 0] if images.ndim == 5 else images
     kept = frozen.encode_images(params, Adaptation(), whole)[None]
-    if vision is not None:
-        changed = image_features_with(params, plain.config, whole, Adaptation(), vision, dtype=plain.dtype)
+    if vision[0] is not None:
+        changed = image_features_with(params, plain.config, whole, Adaptation(), vision[0], dtype=plain.dtype)
         kept = jnp.concatenate([kept, changed])
     several, own_head = len(by_pass(tuned)), frozen != plain
     if own_head and several > 1:  # a head that reads several passes reads the frozen model's as often
         kept = jnp.stack([kept] * several, axis=2)
     logits = [frozen.head(params, learnables, _pick(kept, i), text) for i, text in enumerate(texts[0])]
     if texts[1]:
-        logits += _lost_logits(plain, classifier, params, learnables, tuned, vision, texts[1], images, mask)
+        logits += _lost_logits(plain, classifier, params, learnables, tuned, vision[1], texts[1], images, mask)
     if own_head:
         logits.append(plain.head(params, {}, plain.encode_images(params, Adaptation(), whole), texts[0][0]))
     return jnp.stack(logits)
