@@ -44,7 +44,7 @@ def get_config(size: str = "full") -> ConfigDict:
     # anyway.
     config.image_limit = 0
     # At most so many images are perturbed, each of which runs over a hundred times; 0 takes all.
-    config.faithfulness_images = 100
+    config.faithfulness_images = 40
     # The causal test is run with random prompts too, on so many images; 0 leaves this control out.
     config.control_images = 200
     # Constants are measured on so many training images; 0 takes all.
