@@ -48,7 +48,8 @@ def get_config(where: str = "paper") -> ConfigDict:
             config.method_options[name] = ConfigDict({"recipe": options["recipe"]})
     config.workdir = "workdir/zoo"
     if where == "demo":
-        config.shots, config.seeds, config.workdir = (16,), (1,), "workdir/zoo_demo"
+        config.datasets, config.workdir = ("demo/digits", "demo/fashion"), "workdir/zoo_demo"
+        config.shots, config.seeds, config.epochs = (16,), (1,), 10  # 50 steps, which the rates were chosen for
         config.rates_file = "zoo_rates.json"
         for name, options in SHORTER.items():
             config.method_options[name].update(options)
