@@ -25,7 +25,7 @@ from tests.tuning.test_task import VIT_B_16
 
 PAGE = ROOT / "docs" / "methods.md"
 CLASSES, SHOTS = 100, 16
-EXAMPLES = ("low_rank.py", "anchored.py", "prototypes.py")
+EXAMPLES = ("low_rank.py", "anchored.py")
 
 
 @pytest.fixture(scope="module")
