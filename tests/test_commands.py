@@ -99,7 +99,7 @@ def test_commands_on_the_embedded_model_run(folder: Path) -> None:
     chosen = [(command, reduced(command)) for command in reversed(different.values())]
     for (command, arguments), result in zip(chosen, jobs(chosen, folder, run=True), strict=True):
         assert result["status"] == 0, f"{command.page}: {command.text}\n({arguments})\n{result['said'][-3000:]}"
-    for workdir, method in (("demo", "coop"), ("scale", "scale.py"), ("low_rank", "low_rank.py")):
+    for workdir, method in (("demo", "coop"), ("low_rank", "low_rank.py")):
         cells = read_json_lines(folder / "workdir" / workdir / "results.jsonl")
         assert method in {cell["method"] for cell in cells if cell["status"] == "ok"}
     assert (folder / "workdir" / "why" / "report" / "report.html").is_file()

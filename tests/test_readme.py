@@ -1,6 +1,6 @@
 """What the README and the pages beside it promise besides commands (`test_commands.py`).
 
-The README's ten lines of Python are run by `end_to_end/test_wheel.py`, as a user who installed the package does.
+The README's lines of Python are run by `end_to_end/test_wheel.py`, as a user who installed the package does.
 """
 
 import ast

@@ -179,8 +179,8 @@ def test_wrong_shapes_are_refused(params, images):
         MODULE.apply({"params": params | {"logit_scale": jnp.zeros(3)}}, images)
 
 
-def test_what_the_readme_shows():
-    (code,) = (code for code in blocks(ROOT / "README.md", "python") if "ClipModule" in code)
+def test_the_example_of_the_documents():
+    (code,) = (code for code in blocks(ROOT / "docs/python.md", "python") if "ClipModule" in code)
     names: dict = {}
     exec(code, names)
     assert names["features"].shape == (2, 128)

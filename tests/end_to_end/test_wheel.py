@@ -107,9 +107,10 @@ def test_the_command_works_in_an_empty_folder(programs: Path, tmp_path: Path) ->
 def test_the_readme_runs_on_the_installed_wheel(programs: Path, tmp_path: Path) -> None:
     python = programs / "python"
     (packages,) = (programs.parent / "lib").glob("python*/site-packages")
-    lines = "".join(blocks(ROOT / "README.md", "python")[:2]) + "print(clipbias.__file__)\n"
+    examples = *blocks(ROOT / "README.md", "python"), blocks(ROOT / "docs/python.md", "python")[0]
+    lines = "".join(examples) + "print(clipbias.__file__)\n"
     (tmp_path / "lines.py").write_text(lines, encoding="utf-8")
-    numbers, accuracy, *_, place = call(python, "lines.py", cwd=tmp_path).splitlines()
+    accuracy, *_, numbers, place = call(python, "lines.py", cwd=tmp_path).splitlines()
     assert numbers.startswith("(2, 3) ") and numbers.endswith(" (2, 36)")
     assert " images" in accuracy and (tmp_path / "maps.png").stat().st_size > 10_000
     assert Path(place).is_relative_to(packages)
