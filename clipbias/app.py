@@ -18,6 +18,7 @@ from PIL import Image
 
 from clipbias.api import predict
 from clipbias.clip import Clip
+from clipbias.data import demo
 from clipbias.data.given import picture
 from clipbias.data.transforms import test_image
 from clipbias.errors import ClipbiasError
@@ -40,6 +41,8 @@ RELEVANCY, ATTENTION, PROMPT = "Relevancy for the class", "Attention of [cls]", 
 ZERO_SHOT, LIKELIEST = "none", "the likeliest of each"
 # Class names that a page takes at once, and of these those that are shown.
 MOST_CLASSES, SHOWN = 1000, 5
+# The dataset that a page without an adapter starts from, and the number of its pictures.
+DATASET, PICTURES = "demo/emoji", 8
 CSS = ".note {color: var(--body-text-color-subdued); font-size: 90%} footer {display: none !important}"
 
 _looks = jax.jit(looks, static_argnums=0)
@@ -148,6 +151,24 @@ def read_names(text: str) -> list[str]:
     return names
 
 
+def starting_point(
+    adapter: Adapter | None, class_names: Sequence[str] = (), template: str = ""
+) -> tuple[list[Image.Image], Sequence[str], str]:
+    """Pictures, their class names and a template: of the adapter, or without an adapter of `DATASET`.
+
+    There is no picture if the adapter's dataset is not embedded in this package.
+    """
+    name = adapter.notes.get("dataset") if adapter else DATASET
+    dataset = demo.load(name) if name in demo.NAMES else None
+    if not class_names and (source := adapter or dataset):
+        class_names, template = source.class_names, template or source.template
+    if dataset is None:
+        return [], class_names, template
+    test, known = dataset.split("test"), dataset.class_names
+    numbers = [list(test.labels).index(known.index(name)) for name in class_names if name in known][:PICTURES]
+    return [Image.fromarray(test.picture(number)) for number in numbers], class_names, template
+
+
 def build(
     bench: Bench, *, examples: Sequence[str | os.PathLike] = (), class_names: Sequence[str] = (), template: str = ""
 ) -> "gradio.Blocks":
@@ -155,9 +176,8 @@ def build(
 
     Args:
       bench: the model and adapters of it.
-      examples: files of pictures to start from.
-      class_names: the class names to start from; without any, those of the first adapter.
-      template: likewise the text around them.
+      examples: files of pictures to start from; by default see `starting_point`.
+      class_names, template: likewise.
 
     Raises:
       ClipbiasError: gradio is not installed.
@@ -209,23 +229,25 @@ def build(
         return shown
 
     first = next(iter(bench.adapters), ZERO_SHOT)
-    if first != ZERO_SHOT and not class_names:
-        class_names, template = bench.adapters[first].class_names, template or bench.adapters[first].template
+    pictures, class_names, template = starting_point(bench.adapters.get(first), class_names, template)
+    starts = [str(path) for path in examples] or pictures
     layers = max(bench.clip.config.vision.layers, bench.clip.config.text.layers)
     # Uploads are looked for every ten minutes, and deleted when they are an hour old.
     with gr.Blocks(title="clipbias: zero-shot beside tuned", analytics_enabled=False, delete_cache=(600, 3600)) as page:
-        gr.Markdown(f"# Zero-shot beside tuned\nCLIP `{printable(bench.clip.name)}` before and after tuning.")
+        gr.Markdown(f"## CLIP `{printable(bench.clip.name)}`: zero-shot beside tuned")
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
                 given: dict[str, Any] = dict(type="filepath", format="png", sources=["upload", "clipboard"], height=260)
-                image = gr.Image(label="Picture", **given)
+                image = gr.Image(next(iter(starts), None), label="Picture", **given)
+                with gr.Row():
+                    upload = gr.UploadButton("Upload a picture", file_types=["image"], size="md", min_width=140)
+                    button = gr.Button("Classify", variant="primary", size="md", min_width=140)
+                if starts:
+                    gr.Examples([[start] for start in starts], [image], label="Pictures to start from")
                 names = gr.Textbox("\n".join(class_names), label="Class names, one per line", lines=4, max_lines=8)
                 around = gr.Textbox(template or DEFAULT_TEMPLATE, label="Text of zero-shot, {} for the name")
                 chosen = gr.Dropdown([ZERO_SHOT, *bench.adapters], value=first, label="Tuned adapter")
-                file = gr.File(label="or an adapter file", file_types=[".safetensors"], type="filepath", height=140)
-                button = gr.Button("Classify", variant="primary")
-                if examples:
-                    gr.Examples([[str(path)] for path in examples], [image], label="Pictures to start from")
+                file = gr.File(label="or an adapter file", file_types=[".safetensors"], type="filepath", height=170)
             with gr.Column(scale=5, min_width=320):
                 with gr.Row():
                     labels = [gr.Label(label=label, num_top_classes=SHOWN) for label in ("Zero-shot", "Tuned")]
@@ -247,7 +269,8 @@ def build(
         filled = dict(fn=fill, inputs=[chosen, file, names, around], outputs=[names, around], **quiet)
         classified = dict(fn=classify, inputs=asked, outputs=[*labels, of_class, slot], **quiet)
         looked = dict(fn=look, inputs=[*asked, kind, of_class, layer, slot], outputs=maps, **quiet)
-        gr.on([button.click, image.change, names.submit, around.submit], **classified).then(**looked)
+        upload.upload(lambda path: path, upload, image, **quiet)
+        gr.on([page.load, button.click, image.change, names.submit, around.submit], **classified).then(**looked)
         gr.on([chosen.input, file.upload, file.clear], **filled).then(**classified).then(**looked)
         gr.on([kind.input, of_class.input, layer.release, slot.release], **looked)
     return page

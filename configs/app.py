@@ -10,7 +10,8 @@ from configs import base
 
 def get_config() -> ConfigDict:
     config = base.add_adapters(ConfigDict())
-    # Pictures to start from: files and folders, separated by commas; empty takes some of the embedded datasets.
+    # Pictures to start from: files and folders, separated by commas; empty takes the first adapter's dataset if it is
+    # embedded. Without an adapter, all three of these are taken from demo/emoji.
     config.images = ""
     # Class names to start from, separated by commas, or a text file with one per line; empty takes the first adapter's.
     config.classes = ""

@@ -14,12 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
-from PIL import Image
 
 import clipbias
-from clipbias import data, hosts
+from clipbias import hosts
 from clipbias.app import Bench, build, serve
-from clipbias.data import demo
 from clipbias.errors import ClipbiasError
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning.adapter import FILE, Adapter
@@ -29,8 +27,7 @@ from experiments.inputs import find_adapters
 from experiments.predict import find_images, listed
 
 _CONFIG = "configs/app.py"
-# Pictures of an embedded dataset to start from, and seconds between two looks for a notice to stop.
-_PICTURES, _SECONDS = 8, 0.2
+_SECONDS = 0.2  # between two looks for a notice to stop
 
 
 def main(config: ConfigDict, workdir: Path) -> None:
@@ -39,20 +36,13 @@ def main(config: ConfigDict, workdir: Path) -> None:
     if len(bases) > 1 and not config.model:
         raise ClipbiasError(f"the adapters are of several models, {', '.join(bases)}; give those of one.")
     model = config.model or next(iter(bases), "demo")
-    class_names, template = listed(config.classes, "class names") or (), config.template
+    class_names = listed(config.classes, "class names") or ()
     with open_workdir(workdir, common.plain(config)):
-        if config.images or model != "demo":
-            examples = find_images(config.images) if config.images else []
-        else:
-            dataset = next((adapter.notes.get("dataset") for adapter, _ in adapters), "")
-            dataset = data.load(dataset if dataset in demo.NAMES else demo.NAMES[0])
-            examples = save_examples(dataset, workdir / "examples")
-            if not adapters and not class_names:
-                class_names, template = dataset.class_names, template or dataset.template
+        examples = find_images(config.images) if config.images else []
         uploads = (workdir / "uploads").resolve()
         os.environ["GRADIO_TEMP_DIR"] = str(uploads)  # gradio reads it when it is imported
         bench = Bench(clipbias.load(model), named(adapters), own_methods=split(config.own_methods))
-        page = build(bench, examples=examples, class_names=class_names, template=template)
+        page = build(bench, examples=examples, class_names=class_names, template=config.template)
         address = serve(
             page,
             server_name=config.host,
@@ -77,17 +67,6 @@ def named(adapters: Sequence[tuple[Adapter, str]]) -> dict[str, Adapter]:
         path = Path(source)
         name = path.parent.name if path.name == FILE else path.stem
         found[source if name in found or not name else name] = adapter
-    return found
-
-
-def save_examples(dataset: data.Dataset, folder: Path) -> list[Path]:
-    """Some test images of different classes as files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    test, found = dataset.split("test"), []
-    firsts = {int(label): number for number, label in reversed(list(enumerate(test.labels)))}
-    for label, number in sorted(firsts.items())[:_PICTURES]:
-        found.append(folder / f"{label}.png")
-        Image.fromarray(test.picture(number)).save(found[-1])
     return found
 
 

@@ -1,12 +1,15 @@
 """What the page computes, against the library's own functions; the page itself is in `test_page.py`."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
 import clipbias
-from clipbias.app import ATTENTION, PROMPT, RELEVANCY, ZERO_SHOT, Bench, read_names
+from clipbias.app import ATTENTION, PICTURES, PROMPT, RELEVANCY, ZERO_SHOT, Bench, read_names, starting_point
 from clipbias.clip import Clip, encode_image
+from clipbias.data import demo
 from clipbias.errors import ClipbiasError
 from clipbias.explain.similarity import observe_similarity
 from tests.app.adapters import NAMES, PICTURE, adapter_of
@@ -61,6 +64,22 @@ def test_a_sentence_stands_where_there_is_no_map(bench: Bench, clip: Clip) -> No
         assert found is None and note.startswith("Tokens are inserted inside")
     size = clip.config.vision.image_size
     assert other.draw(None, PICTURE).shape == (size, size, 3)
+
+
+def test_the_pictures_to_start_from_are_of_the_classes(bench: Bench) -> None:
+    emoji, clothes = demo.load("demo/emoji"), demo.load("demo/fashion")
+    pictures, names, template = starting_point(None)
+    assert len(pictures) == PICTURES and (names, template) == (emoji.class_names, emoji.template)
+    pictures, names, template = starting_point(None, ["dog", "unicorn", "cat"])
+    assert len(pictures) == 2 and names == ["dog", "unicorn", "cat"] and not template
+    adapter = bench.adapters["prompts"]
+    assert starting_point(adapter) == ([], tuple(NAMES), adapter.template)
+    tuned = dataclasses.replace(adapter, class_names=("bag", "coat"), notes={"dataset": "demo/fashion"})
+    pictures, names, _ = starting_point(tuned)
+    test = clothes.split("test")
+    for picture, name in zip(pictures, names, strict=True):
+        number = list(test.labels).index(clothes.class_names.index(name))
+        np.testing.assert_array_equal(np.asarray(picture), test.picture(number))
 
 
 def test_names_are_read_as_people_write_them() -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from clipbias.app import ATTENTION, LIKELIEST, RELEVANCY, ZERO_SHOT, Bench, build
+from clipbias.app import ATTENTION, LIKELIEST, PICTURES, RELEVANCY, ZERO_SHOT, Bench, build, serve
+from clipbias.clip import Clip
 from tests.app.adapters import NAMES, PICTURE
 from tests.browser import Browser
 
@@ -56,9 +57,9 @@ def opened(browser: Browser, address: str, tmp_path: Path) -> Browser:
     browser.complaints.clear()
     browser.requests.clear()
     browser.open(address, width=1280, height=1000)
-    browser.wait_for("document.querySelector('input[type=file]')", PATIENCE)
+    browser.wait_for("document.querySelector('input[accept*=image]')", PATIENCE)
     Image.fromarray(PICTURE).save(tmp_path / "photo.png")
-    browser.choose_file("input[type=file]", tmp_path / "photo.png")
+    browser.choose_file("input[accept*=image]", tmp_path / "photo.png")
     browser.wait_for(f"{NOTES}.length == 2", PATIENCE)
     return browser
 
@@ -131,6 +132,18 @@ def test_mistakes_are_told_on_the_page(opened: Browser, files: dict) -> None:
     opened.evaluate(f"{TOAST}.querySelector('button').click(); 1")
     opened.choose_file("input[type=file][accept*=safetensors]", files["other"])
     opened.wait_for(f"{TOAST} && {TOAST}.textContent.includes('does not fit')", PATIENCE)
+
+
+def test_it_starts_with_a_picture_and_an_upload_button_in_sight(browser: Browser, clip: Clip, address: str) -> None:
+    page = build(Bench(clip, {}))
+    opened = serve(page, server_name="127.0.0.1", prevent_thread_lock=True)
+    browser.open(opened, width=1280, height=800)
+    browser.wait_for(f"{NOTES}.length == 1", PATIENCE)
+    assert browser.evaluate("document.querySelectorAll('img').length") >= 1 + PICTURES
+    assert browser.evaluate(f"{NAMES_FIELD}.value").startswith("airplane\napple\n")
+    button = "[...document.querySelectorAll('button')].find(x => x.textContent.trim() == 'Upload a picture')"
+    assert 0 < browser.evaluate(f"{button}.getBoundingClientRect().bottom") <= 800
+    page.close(verbose=False)
 
 
 def test_it_fits_a_phone(browser: Browser, address: str) -> None:
