@@ -43,7 +43,7 @@ CONFIG = ClipConfig(
 # Features of the classes' texts, and what cosines are multiplied by.
 CLASSES = np.array([[1.0, 1.0], [1.0, -1.0]], np.float32) / np.sqrt(2).astype(np.float32)
 SCALE, BESIDE = 10.0, 2.0
-BIAS, BIAS_OF_BOTH, RANDOM = 0.8, 1.15, 0.02
+BIAS, BIAS_OF_BOTH, RANDOM = 0.8, 1.35, 0.02
 MASS = PROMPTS / (1 + PATCHES + PROMPTS)  # on prompts where all scores are equal
 EVERY = {CONSTANT: 1 / LARGE}  # read as 1 in every token
 NO_PROMPTS = (EVERY, {PROMPT: -FAR})
