@@ -270,7 +270,8 @@ def build(
         classified = dict(fn=classify, inputs=asked, outputs=[*labels, of_class, slot], **quiet)
         looked = dict(fn=look, inputs=[*asked, kind, of_class, layer, slot], outputs=maps, **quiet)
         upload.upload(lambda path: path, upload, image, **quiet)
-        gr.on([page.load, button.click, image.change, names.submit, around.submit], **classified).then(**looked)
+        asks = [button.click, image.change, names.submit, around.submit, *[page.load] * bool(starts)]
+        gr.on(asks, **classified).then(**looked)
         gr.on([chosen.input, file.upload, file.clear], **filled).then(**classified).then(**looked)
         gr.on([kind.input, of_class.input, layer.release, slot.release], **looked)
     return page

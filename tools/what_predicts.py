@@ -54,7 +54,7 @@ def adapters(clip: Clip) -> Iterator[dict[str, Any]]:
         if classes < len(dataset.class_names):
             dataset = dataset.with_classes(range(0, len(dataset.class_names), len(dataset.class_names) // classes))
         for prompts, depth in itertools.product(PROMPTS, DEPTHS):
-            options = {"text_tokens": prompts, "vision_tokens": prompts, "depth": depth}
+            options: dict[str, Any] = {"text_tokens": prompts, "vision_tokens": prompts, "depth": depth}
             task = Task(clip, "ivlp", dataset.class_names, template=dataset.template, **options)
             for shots, steps in TRAININGS:
                 seed += 1

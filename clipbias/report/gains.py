@@ -67,8 +67,7 @@ def gain_figure(sweep: Sweep) -> CaptionedFigure | None:
     shots = sweep.shots[-1]
     with style.styled():
         figure = style.new_figure(6.6, 0.9 + 0.29 * len(frame))
-        engine = figure.get_layout_engine()
-        assert engine is not None
+        engine: Any = figure.get_layout_engine()
         engine.set(rect=(0, 0, 0.88, 1))  # leaves room for the columns
         axes = figure.subplots()
         _draw(axes, frame)
