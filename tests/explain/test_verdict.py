@@ -18,7 +18,8 @@ NOTHING = dict.fromkeys(ATTENTION, 0.0)
 
 
 def model(key, prompts, method="ivlp"):
-    facts = {"key": key, "label": key.upper(), "method": method, "options": {}, "images": IMAGES, "accuracy": 50.0}
+    facts = {"key": key, "label": key.upper(), "name": key.upper(), "method": method, "options": {}}
+    facts |= {"trained_on": "", "images": IMAGES, "accuracy": 50.0}
     return facts | {"vision_prompts": prompts, "text_prompts": prompts}
 
 

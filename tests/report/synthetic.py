@@ -73,6 +73,8 @@ class _Builder:
             return {
                 "key": key,
                 "label": label,
+                "name": label.partition(" (seed")[0],
+                "trained_on": "",
                 "method": method,
                 "options": {},
                 "parameters": {"total": 10 * (vision + text), "vision": 10 * vision, "text": 10 * text, "shared": 0},

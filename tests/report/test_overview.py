@@ -127,7 +127,9 @@ def test_the_table_has_datasets_side_by_side(results, numbers, studies):
 def test_the_command_draws_studies_and_prints_their_numbers(results, tmp_path, capsys, monkeypatch):
     head = copy.deepcopy(results["imagenet"])
     for key, label in (("head", "Head"), ("head_2", "Head (seed 2)")):
-        head.scalars["models"].append(head.scalars["models"][1] | {"key": key, "label": label, "method": "taskres"})
+        head.scalars["models"].append(
+            head.scalars["models"][1] | {"key": key, "label": label, "name": label, "method": "taskres"}
+        )
         for section in ("factorial", "constants"):
             head.scalars[section][key] = {"missing": f"Head has no {section}."}
         head.arrays[f"predictions/{key}"] = head.arrays["predictions/ivlp"]
