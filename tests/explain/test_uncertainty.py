@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from clipbias.explain import uncertainty
-from clipbias.explain.uncertainty import estimate, excludes, interval, mean_of_few, resample, shapley, share
+from clipbias.explain.uncertainty import estimate, excludes, interval, mean_of_few, resample, shapley, share, shares
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -66,3 +66,12 @@ def test_a_few_numbers_get_students_interval():
     assert found["value"] == pytest.approx(7 / 3)
     assert [found["low"], found["high"]] == pytest.approx([7 / 3 - half, 7 / 3 + half])
     assert mean_of_few([2.0]) == {"value": 2.0, "low": None, "high": None}
+
+
+def test_a_share_in_a_resample_without_the_gain_is_as_large_as_shares_get():
+    parts, gains = np.linspace(0, 1, 1000), np.ones(1000)
+    gains[400:420] = -1.0
+    (found,) = shares(np.array([0.5]), parts[:, None], 1.0, gains)
+    expected = [10.0 if 400 <= row < 420 else part for row, part in enumerate(parts)]
+    np.testing.assert_allclose([found["share_low"], found["share_high"]], np.quantile(expected, [0.025, 0.975]))
+    assert found["share"] == 0.5 and found["low"] == pytest.approx(0.025)
