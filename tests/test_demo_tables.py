@@ -1,5 +1,6 @@
 """Tables of the demo in the documents: those of the numbers beside their pictures."""
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,19 @@ def test_the_most_accurate_of_a_kind_comes_first(tmp_path: Path) -> None:
 def test_other_pages_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ClipbiasError, match=r"runs\.md has no table of the demo; report\.md and methods\.md have"):
         make_demo_tables.page(tmp_path / "runs.md")
+
+
+def test_the_readmes_gains_are_those_of_its_picture() -> None:
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    with open(ROOT / "docs/images/demo_gains.csv", encoding="utf-8", newline="") as file:
+        rows = {
+            row["method"]: {end: float(row[end]) for end in ("value", "low", "high", "parameters")}
+            for row in csv.DictReader(file)
+        }
+    assert max(rows, key=lambda name: rows[name]["value"]) == "ivlp"
+    assert f"IVLP gains {rows['ivlp']['value']:.1f} points." in text
+    assert f"by kind of token gains {rows['bias_by_kind']['value']:.1f} with half of IVLP's parameters" in text
+    assert 2 * rows["bias_by_kind"]["parameters"] == rows["ivlp"]["parameters"]
+    for bias, prompts in (("bias", "ivlp_matched"), ("bias_by_kind", "ivlp_matched_2")):
+        assert rows[bias]["parameters"] == rows[prompts]["parameters"]
+        assert rows[bias]["low"] < rows[prompts]["high"] and rows[prompts]["low"] < rows[bias]["high"]

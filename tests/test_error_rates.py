@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from absl.testing import flagsaver
 
+from tests.documents import ROOT
 from tools import error_rates
 from tools.error_rates import CARRIER, CONSTANT, judge, make_pool, rates, true_verdicts, truths, wrong
 from tools.planted import MECHANISMS
@@ -81,6 +82,22 @@ def test_every_limit_is_judged():
     assert len(judge([rare])) == 2
     low = record | {"outcomes": {"accuracy": own | {"rare": ["gain"], "coverage": {"gain": 0.92}}}}
     assert len(judge([low])) == 3
+
+
+def test_the_docs_say_what_was_measured():
+    facts = json.loads((ROOT / "docs/images/error_rates.json").read_text())
+    assert (facts["studies"], facts["images"], facts["pool"]) == (2000, 300, 20_000)
+    assert facts["broken"] == judge(facts["records"])
+    text = " ".join((ROOT / "docs/report.md").read_text().split())
+    assert error_rates.summary(facts["records"]) in text
+    # By hand: the greatest of all wrong rates, and how many limits of intervals are broken.
+    worst = max(
+        own[kind]["wrong"] for r in facts["records"] for own in r["outcomes"].values() for kind in (CARRIER, CONSTANT)
+    )
+    assert f"At most {100 * worst:.1f} % of the verdicts" in text and worst <= 0.05
+    intervals = sum(len(own["coverage"]) for r in facts["records"] for own in r["outcomes"].values())
+    broken = sum("of the intervals of" in line for line in facts["broken"])
+    assert f"{intervals - broken} of {intervals} intervals keep their limits" in text
 
 
 def test_a_broken_interval_is_found(monkeypatch):

@@ -14,7 +14,7 @@ study's images has the lower limit alone: no interval of a few whole images cove
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ from clipbias.explain.conclusions import (
     stands_for,
 )
 from clipbias.explain.effects import (
+    OUTCOME_NAMES,
     OUTCOMES,
     Measured,
     effect_contrasts,
@@ -66,6 +67,8 @@ RESAMPLES = 500
 RARE = 10
 SEED = 1  # Draws towers, images and studies.
 CARRIER, CONSTANT = "carrier", "constant"
+# What a mechanism is called in a sentence, where its name says too little.
+CALLED = {"both": "attention and a constant together", "kinds": "a constant for [cls]"}
 MOST_WRONG, LEAST_RIGHT, COVERAGE = 0.05, 0.8, (0.93, 0.97)
 _BATCH = 500
 
@@ -253,6 +256,37 @@ def judge(records: list[dict[str, Any]]) -> list[str]:
     return said
 
 
+def summary(records: Sequence[Mapping[str, Any]]) -> str:
+    """What the docs say of the rates, in sentences."""
+    rates = [
+        (record, outcome, kind, own[kind])
+        for record in records
+        for outcome, own in record["outcomes"].items()
+        for kind in (CARRIER, CONSTANT)
+    ]
+    named = [one for one in rates if one[0]["strength"] == NAMED]
+    few = []
+    for record, outcome, _, rate in named:
+        if rate["right"] < LEAST_RIGHT:
+            name = CALLED.get(record["mechanism"], record["mechanism"])
+            few.append(f"{name} in {OUTCOME_NAMES[outcome]} ({100 * rate['right']:.0f} %)")
+    right = min(x["right"] for *_, x in named if x["right"] >= LEAST_RIGHT)
+    covered = [
+        (value, name in own.get("rare", ()))
+        for record in records
+        for own in record["outcomes"].values()
+        for name, value in own["coverage"].items()
+    ]
+    outside = [x for x, rare in covered if x < COVERAGE[0] or (x > COVERAGE[1] and not rare)]
+    return (
+        f"At most {100 * max(x['wrong'] for *_, x in rates):.1f} % of the verdicts on a mechanism are wrong. At full "
+        f"strength at least {100 * right:.0f} % are right"
+        + (f", except for {' and '.join(few)}. " if few else ". ")
+        + f"{len(covered) - len(outside)} of {len(covered)} intervals keep their limits; the others cover the truth in "
+        f"{100 * min(outside):.0f} to {100 * max(outside):.0f} % of the studies."
+    )
+
+
 def draw_figure(records: list[dict[str, Any]], path: Path) -> None:
     """Right and wrong verdicts against strength, a panel for each mechanism and outcome."""
     import matplotlib
@@ -297,7 +331,7 @@ def main(_: list[str]) -> None:
     broken = judge(records)
     write_text(Path(f"{_TO.value}.json"), json.dumps(facts | {"broken": broken, "records": records}, indent=1) + "\n")
     draw_figure(records, Path(f"{_TO.value}.png"))
-    print("\n".join(broken) or "All limits are kept.")
+    print("\n".join([*broken, summary(records)]))
 
 
 if __name__ == "__main__":
