@@ -83,3 +83,33 @@ def test_the_readmes_gains_are_those_of_its_picture() -> None:
     for bias, prompts in (("bias", "ivlp_matched"), ("bias_by_kind", "ivlp_matched_2")):
         assert rows[bias]["parameters"] == rows[prompts]["parameters"]
         assert rows[bias]["low"] < rows[prompts]["high"] and rows[prompts]["low"] < rows[bias]["high"]
+
+
+def test_the_findings_on_the_demo_are_those_of_its_verdict() -> None:
+    """What README.md and docs/report.md say below the picture of the verdict."""
+    with open(ROOT / "docs/images/verdict.csv", encoding="utf-8", newline="") as file:
+        rows = {
+            (row["method"], row["dataset"].removeprefix("demo/"), row["quantity"]): row
+            for row in csv.DictReader(file)
+            if row["outcome"] == "accuracy"
+        }
+
+    def ends(method: str, dataset: str, quantity: str, of: str = "share_") -> tuple[float, float]:
+        row = rows[method, dataset, quantity]
+        return float(row[f"{of}low"]), float(row[f"{of}high"])
+
+    for method in ("VPT", "IVLP", "MaPLe"):
+        for dataset in ("digits", "fashion"):
+            assert ends(method, dataset, "gain", "")[0] > 0 and ends(method, dataset, "values")[0] > 0.5
+            assert ends(method, dataset, "attention", "")[0] < 0
+        kept, lost = (ends(method, "fashion", f"{kind}:kind") for kind in ("kept", "lost"))
+        assert kept[0] < 0.5 < kept[1] and lost[0] < 0.5 < lost[1]
+    for method in ("VPT", "IVLP"):
+        assert ends(method, "digits", "scale", "")[1] < 0
+        assert ends(method, "digits", "kept:kind")[1] < 0.5 and ends(method, "digits", "lost:kind")[0] > 0.9
+    assert all(ends("IVLP (matched budget)", dataset, "gain", "")[0] < 0 for dataset in ("digits", "fashion"))
+    for page in ("README.md", "docs/report.md"):
+        text = " ".join((ROOT / page).read_text(encoding="utf-8").split())
+        assert (
+            "more than half of the gain of VPT, IVLP and MaPLe" in text and "on clothes it is undecided" in text.lower()
+        )
