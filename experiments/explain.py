@@ -201,7 +201,7 @@ def models(
         key = base = Path(adapter.method.partition(":")[0]).stem if adapter.method.endswith(".py") else adapter.method
         name, seed, number = method_name(adapter.method), adapter.notes.get("seed", 0), 1
         trained_on = str(adapter.notes.get("dataset") or "")
-        if trained_on and trained_on != on:
+        if on and trained_on and trained_on != on:
             name += f" trained on {dataset_name(trained_on)}"
         label = name
         taken = {model.key for model in found}

@@ -87,7 +87,7 @@ WRONG: list[tuple[ModuleType, str, Any, str]] = [
     (train, "seed", -1, "seed is -1; it must be a whole number from 0"),
     (train, "seed", 2**64, "seed is 18446744073709551616; it must be a whole number"),
     (train, "seed", "one", "seed is 'one'; it must be a whole number"),
-    (train, "epochs", 10**9, "epochs is 1000000000; it must be a whole number from 1"),
+    (train, "epochs", 10**9, "epochs is 1000000000; it must be a whole number from 0"),
     (train, "learning_rate", float("inf"), "learning_rate is inf; it must be a finite number"),
     (train, "learning_rate", 1e300, "learning_rate is 1e+300; it must be a finite number"),
     (train, "momentum", float("nan"), "momentum is nan; it must be a finite number"),

@@ -139,9 +139,6 @@ def test_an_adapter_of_another_model(model: Path, tmp_path: Path) -> None:
     assert "holds the evaluation of another adapter or of other images" in binaries.refusal_here(
         experiments.evaluate, again, tmp_path / "e"
     )
-    settings |= {"epochs": 1}
-    said = binaries.refusal_here(experiments.train, settings, tmp_path / "w")
-    assert "holds the adapter of a run with other settings (recipe)" in said
 
 
 def test_folders_that_may_not_be_written(model: Path, cache: Path, tmp_path: Path) -> None:
