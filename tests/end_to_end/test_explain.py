@@ -14,7 +14,8 @@ import experiments.evaluate
 import experiments.explain
 from clipbias import data
 from clipbias.errors import ClipbiasError
-from clipbias.explain.results import SECTIONS, Findings, load_results
+from clipbias.explain import constants_section
+from clipbias.explain.results import SECTIONS, Findings, load_results, same_but_for_seed
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import load_adapter, save_adapter
 from configs import explain as explain_config
@@ -195,6 +196,12 @@ def test_adapters_are_named_apart_and_studied_on_their_own_datasets(model, tmp_p
         ("bias_seed2", "Bias tuning (seed 2)", 2),
         ("bias_2", "Bias tuning (2)", 2),
     ]
+    # Where an adapter of another dataset is studied, its name says so, and it is no seed of the others.
+    every = experiments.explain.models(clip, dataset, [*own[digits], *own[fashion]], "float32", on=digits)[1:]
+    assert [model.label for model in every][-1].startswith("Bias tuning trained on demo/fashion")
+    groups = same_but_for_seed([model.facts() for model in every])
+    assert [[model["key"] for model in group] for group in groups] == [["bias", "bias_seed2"], [every[-1].key]]
+    assert [constants_section._trained_elsewhere(model, every) for model in every] == [every[2], every[2], every[0]]
 
 
 @pytest.mark.parametrize(

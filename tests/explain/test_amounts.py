@@ -260,7 +260,8 @@ def test_a_study_measures_on_training_images(clip: Clip, tmp_path: Path) -> None
     arrays, scalars = compute_of(study)
     assert scalars["seeds"] == [] and (scalars["vpt"]["images"], scalars["vpt"]["training_images"]) == (4, 3)
     names = ("vector", "kind", "outliers", "token", "rank1", "rank2", "rank4", "rank8", "random", "shuffled")
-    forms = ("reference", *(f"kept:{name}" for name in names), *(f"lost:{name}" for name in names), "tuned")
+    constants = [name for name in names if not name.startswith("rank")]  # maps are not subtracted
+    forms = ("reference", *(f"kept:{name}" for name in names), *(f"lost:{name}" for name in constants), "tuned")
     assert scalars["vpt"]["forms"] == forms and tuple(scalars["vpt"]["stored"]) == names[:-2]
     task, learnables = tuned(clip, "vpt")
     chosen = training.subset([0, 2, 3])
@@ -282,9 +283,33 @@ def test_a_study_measures_on_training_images(clip: Clip, tmp_path: Path) -> None
         gain = means[places["tuned"]] - means[places["reference"]]
         assert numbers[outcome]["gain"]["value"] == pytest.approx(gain, rel=1e-5)
         for rung in names:
-            kept, lost = (numbers[outcome][way][rung]["value"] for way in ("kept", "lost"))
+            kept, lost = (numbers[outcome][way].get(rung, {}).get("value") for way in ("kept", "lost"))
             assert kept == pytest.approx(means[places[f"kept:{rung}"]] - means[places["reference"]], abs=1e-5)
-            assert lost == pytest.approx(means[places["tuned"]] - means[places[f"lost:{rung}"]], abs=1e-5)
+            assert (lost is None) == (rung not in constants)
+            if rung in constants:
+                assert lost == pytest.approx(means[places["tuned"]] - means[places[f"lost:{rung}"]], abs=1e-5)
+
+
+def test_constants_of_another_seed_and_another_dataset_are_controls(clip: Clip, tmp_path: Path) -> None:
+    """What the frozen model makes of another model's constants is what that model's own study finds."""
+    task, learnables = tuned(clip, "vpt")
+    others = {"a": ("one", 1.0), "b": ("one", 4.0), "c": ("two", -6.0)}
+    models = [Model("zero_shot", "Zero-shot", "zero_shot", Task(clip, "zero_shot", CLASS_NAMES), {})]
+    for key, (dataset, scale) in others.items():
+        scaled = {name: scale * value for name, value in learnables.items()}
+        models.append(Model(key, key, "vpt", task, scaled, dataset=dataset))
+    study = Study(models, split(), StudyOptions(batch_size=3, images=4), tmp_path, training=split().subset([6, 5, 3]))
+    arrays, scalars = compute_of(study)
+    assert [group["models"] for group in scalars["seeds"]] == [["a", "b"]]
+
+    def column(key: str, form: str) -> np.ndarray:
+        return arrays[f"constants/{key}/log_likelihood"][:, scalars[key]["forms"].index(form)]
+
+    for key, form, other in (("a", "another seed", "b"), ("a", "another dataset", "c"), ("c", "another dataset", "a")):
+        np.testing.assert_allclose(column(key, f"kept:{form}"), column(other, "kept:kind"), atol=1e-5)
+        assert np.abs(column(key, f"kept:{form}") - column(key, "kept:kind")).max() > 1e-4
+        assert f"lost:{form}" in scalars[key]["forms"]
+    assert "kept:another seed" not in scalars["c"]["forms"]
 
 
 def test_a_study_says_what_it_cannot_measure(clip: Clip, tmp_path: Path) -> None:
