@@ -292,12 +292,11 @@ def test_a_study_measures_on_training_images(clip: Clip, tmp_path: Path) -> None
 
 def test_constants_of_another_seed_and_another_dataset_are_controls(clip: Clip, tmp_path: Path) -> None:
     """What the frozen model makes of another model's constants is what that model's own study finds."""
-    task, learnables = tuned(clip, "vpt")
-    others = {"a": ("one", 1.0), "b": ("one", 4.0), "c": ("two", -6.0)}
+    task, draw = Task(clip, "bias", CLASS_NAMES), np.random.default_rng(0)
     models = [Model("zero_shot", "Zero-shot", "zero_shot", Task(clip, "zero_shot", CLASS_NAMES), {})]
-    for key, (dataset, scale) in others.items():
-        scaled = {name: scale * value for name, value in learnables.items()}
-        models.append(Model(key, key, "vpt", task, scaled, dataset=dataset))
+    for key, dataset in {"a": "one", "b": "one", "c": "two"}.items():
+        drawn = {name: draw.normal(0, 0.3, x.shape).astype("f") for name, x in task.init().items()}
+        models.append(Model(key, key, "bias", task, drawn, dataset=dataset))
     study = Study(models, split(), StudyOptions(batch_size=3, images=4), tmp_path, training=split().subset([6, 5, 3]))
     arrays, scalars = compute_of(study)
     assert [group["models"] for group in scalars["seeds"]] == [["a", "b"]]
@@ -307,7 +306,7 @@ def test_constants_of_another_seed_and_another_dataset_are_controls(clip: Clip, 
 
     for key, form, other in (("a", "another seed", "b"), ("a", "another dataset", "c"), ("c", "another dataset", "a")):
         np.testing.assert_allclose(column(key, f"kept:{form}"), column(other, "kept:kind"), atol=1e-5)
-        assert np.abs(column(key, f"kept:{form}") - column(key, "kept:kind")).max() > 1e-4
+        assert np.abs(column(key, f"kept:{form}") - column(key, "kept:kind")).max() > 1e-2
         assert f"lost:{form}" in scalars[key]["forms"]
     assert "kept:another seed" not in scalars["c"]["forms"]
 
