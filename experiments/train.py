@@ -42,10 +42,12 @@ def main(config: ConfigDict, workdir: Path) -> None:
         prepared = prepare(config)
         note_model(workdir, prepared.shared.clip)
         (spec,) = prepared.specs((), prepared.rates)
-        _keep_result(workdir, spec)
+        before = _keep_result(workdir, spec)
         notes = {}
         if spec.method != ZERO_SHOT:
-            notes = {"zero_shot_accuracy": zero_shot(prepared.shared, spec)}
+            same = before if before.get("key") == spec.key else {}
+            known = hosts.from_first(lambda: same.get("zero_shot_accuracy"))
+            notes = {"zero_shot_accuracy": zero_shot(prepared.shared, spec) if known is None else known}
             if hosts.is_first():
                 common.tell(f"{ZERO_SHOT} on {spec.dataset}: {notes['zero_shot_accuracy']:.2f} % of test images")
         (row,) = sweep([spec], prepared.shared, workdir, prepared.recipe, single=True, notes={spec.key: notes})
@@ -65,8 +67,8 @@ def zero_shot(shared: Shared, spec: RunSpec) -> float:
     return float(tested.scores[0]["accuracy"])
 
 
-def _keep_result(workdir: Path, spec: RunSpec) -> None:
-    """Refuses to write over the result of other settings, unless that training learned next to nothing.
+def _keep_result(workdir: Path, spec: RunSpec) -> dict[str, Any]:
+    """The result that is there. Refuses one of other settings, unless that training learned next to nothing.
 
     Raises:
       ClipbiasError: it names the settings.
@@ -78,6 +80,7 @@ def _keep_result(workdir: Path, spec: RunSpec) -> None:
         raise ClipbiasError(
             f"{workdir} holds the adapter of a run with other settings ({', '.join(other)}); choose another --workdir."
         )
+    return before
 
 
 def hardly_learned(lines: Sequence[Mapping[str, Any]], row: Mapping[str, Any]) -> str:

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from experiments import train
 from tests.end_to_end import binaries
 
@@ -24,12 +26,16 @@ def test_a_rate_that_moves_nothing_is_told(model: Path, tmp_path: Path) -> None:
     assert "holds the adapter of a run with other settings (recipe, learning_rate" in refusal
 
 
-def test_zero_shot_is_that_of_a_run_of_its_own(model: Path, tmp_path: Path) -> None:
+def test_zero_shot_is_that_of_a_run_of_its_own(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     common = {"model": str(model), "dataset": "demo/digits", "shots": 4}
     binaries.succeed_here(train, common | {"epochs": 1}, tmp_path / "bias")
     binaries.succeed_here(train, common | {"method": "zero_shot", "method_options": {}}, tmp_path / "zero_shot")
     tuned, plain = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("bias", "zero_shot"))
     assert tuned["zero_shot_accuracy"] == plain["accuracy"] and "zero_shot_accuracy" not in plain
+    # A finished run knows it.
+    monkeypatch.setattr(train, "zero_shot", lambda *_: pytest.fail("evaluated again"))
+    printed, _ = binaries.succeed_here(train, common | {"epochs": 1}, tmp_path / "bias")
+    assert f"zero_shot on demo/digits: {plain['accuracy']:.2f} %" in printed
 
 
 def test_a_small_set_is_trained_for_enough_steps(model: Path, tmp_path: Path) -> None:
