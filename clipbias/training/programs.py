@@ -61,12 +61,15 @@ def training_program(
       parts: parts in which the images of a step are taken.
     """
     shape, config, method = jax.ShapeDtypeStruct, task.clip.config, task.method
+    sampling = sampling_of(method)
+    # A method on features may learn something for each image; without images it has an axis of none.
+    each = 0 if sampling is None else images
     learnables = jax.tree.map(
-        lambda leaf: shape((runs, *(axis or images for axis in leaf.shape)), leaf.dtype), task.shapes
+        lambda leaf: shape((runs, *(axis or each for axis in leaf.shape)), leaf.dtype), task.shapes
     )
     state = jax.eval_shape(lambda start: init_state(method, recipe, start), learnables)
     rows += -rows % mesh.shape[meshes.DATA]
-    size, sampling = config.vision.image_size, sampling_of(method)
+    size = config.vision.image_size
     pixels: Any = shape((runs, rows, size, size, 3), np.uint8)
     if sampling is not None:
         width = config.projection_width if sampling.projected else config.vision.width
