@@ -18,7 +18,7 @@ from clipbias.data import Dataset
 from clipbias.errors import ClipbiasError
 from clipbias.training import loop, memory
 from clipbias.training import mesh as meshes
-from clipbias.training.programs import class_program
+from clipbias.training.programs import class_program, training_program
 from clipbias.training.shared import Compute
 from clipbias.tuning import Task
 from clipbias.tuning import task as tasks
@@ -87,6 +87,16 @@ def test_a_plan_counts_what_a_step_holds(deep: Clip) -> None:
     assert small > weights + 16 * tokens
     assert 0.9 * 48 * tokens < large - small < 3 * 48 * tokens
     assert twice - large == pytest.approx(large - weights, rel=0.3)
+
+
+@pytest.mark.parametrize("method", ["ivlp", "maple"])
+def test_the_first_layer_alone_is_planned_as_it_is_trained(deep: Clip, method: str) -> None:
+    """An empty set of prompts is no axis of images."""
+    task = Task(deep, method, model.class_names(3), depth=1)
+    step = training_program(task, RECIPE, rows=4, runs=1, mesh=meshes.single_device(), images=12)
+    planned = jax.tree.map(lambda leaf: leaf.shape[1:], step.arguments[5].learnables)
+    assert planned == jax.tree.map(lambda leaf: leaf.shape, task.shapes)
+    assert planned["text_prompts"][0] == 0
 
 
 @pytest.mark.parametrize("method", ["ivlp", "vpt", "coop"])
