@@ -9,6 +9,7 @@ import pandas as pd
 
 from clipbias.explain.effects import KEPT, LOST, OUTCOMES, UNITS
 from clipbias.explain.results import EFFECTS
+from clipbias.explain.rungs import PLAIN
 from clipbias.explain.uncertainty import mean_over_datasets
 from clipbias.report import style
 from clipbias.report.answer import OUTCOME
@@ -37,15 +38,12 @@ COLUMNS = (
     "Lost without",
 )
 MEAN = "mean"
-# Shares that are drawn, in percent; intervals are cut off there.
-_LIMITS = (-60.0, 190.0)
-_PANELS = {"effects": "points of accuracy", "constants": "% of that gain"}
 _LOOKS: dict[str, dict[str, Any]] = {
     name: {"label": label, "color": colour, "marker": marker, "ms": 5, "elinewidth": 1.4, "capsize": 0}
     for name, label, colour, marker in (
         ("gain", "whole gain", style.BLACK, "D"),
         *((name, name, EFFECT_COLOURS[name], marker) for name, marker in zip(EFFECTS, "os^", strict=True)),
-        (KEPT, "kept with two vectors", style.PURPLE, "o"),
+        (KEPT, "kept by two vectors", style.PURPLE, "o"),
         (LOST, "lost without them", style.RED, "v"),
     )
 }
@@ -91,13 +89,11 @@ def _shown(methods: Sequence[MethodResults]) -> list[MethodResults]:
 
 
 def answer_figure(study: StudyResults, methods: Sequence[MethodResults]) -> CaptionedFigure | None:
-    """Per method what carries the gain in accuracy, and beside it what is kept and lost by two vectors."""
+    """Per method what carries the gain in accuracy, and what of it two vectors keep and take away."""
     numbers = pd.DataFrame([row for each in methods for row in _marks(each, study.dataset)])
     if numbers.empty:
         return None
-    names = {what: f"{letter}  {text}" for letter, (what, text) in zip("ab", _PANELS.items(), strict=True)}
-    figure = _draw(numbers, ("", "panel"), names, size=2.15)
-    return captioned("answer", figure, numbers, marks=_cut(numbers))
+    return captioned("answer", _draw(numbers, {study.dataset: dataset_name(study.dataset)}, size=4.6), numbers)
 
 
 def overview_figure(summaries: Sequence[MethodSummary], left_out: Sequence[str] = ()) -> CaptionedFigure | None:
@@ -115,72 +111,53 @@ def overview_figure(summaries: Sequence[MethodSummary], left_out: Sequence[str] 
         return None
     drawn = pd.DataFrame(rows)
     # Panels are laid out as their names come.
-    order = {name: number for number, name in enumerate([*_PANELS, *datasets, MEAN])}
-    drawn = drawn.sort_values(["panel", "dataset"], key=lambda column: column.map(order), kind="stable")
-    names = {dataset: dataset_name(dataset) for dataset in datasets} | {MEAN: "Mean", **_PANELS}
-    figure = _draw(drawn, ("panel", "dataset"), names, size=1.9)
+    order = {name: number for number, name in enumerate([*datasets, MEAN])}
+    drawn = drawn.sort_values("dataset", key=lambda column: column.map(order), kind="stable")
+    figure = _draw(drawn, {dataset: dataset_name(dataset) for dataset in datasets} | {MEAN: "Mean"}, size=2.1)
     numbers = pd.concat([_all_numbers(each) for each in ordered], ignore_index=True)
     return captioned(
         "verdict_overview",
         figure,
         numbers,
         datasets=", ".join(map(dataset_name, datasets)),
-        marks=_cut(drawn),
         left_out=" ".join(["Not in it:", *left_out] if left_out else []),
     )
 
 
-def _draw(numbers: pd.DataFrame, by: tuple[str, str], names: Mapping[Any, str], size: float) -> Any:
-    """A line for each method, with a mark and an interval for each number."""
+def _draw(numbers: pd.DataFrame, names: Mapping[Any, str], size: float) -> Any:
+    """A panel for each dataset and a line for each method, with a mark and an interval for each number."""
     methods = list(dict.fromkeys(numbers["method"]))
     lines = [textwrap.fill(label, 16) for label in methods]
 
     def draw(axes: "Axes", part: pd.DataFrame) -> None:
-        points(axes, part, category="method", hue="quantity", looks=_LOOKS, places=methods)
+        points(axes, part, category="method", hue="quantity", looks=_LOOKS, places=methods, step=0.14)
         axes.set_yticks(range(len(lines)), lines)
         axes.axvline(0, color="#4B5563", linewidth=0.8)
-        if (part["panel"] == "constants").all():
-            for share in (50, 90):
-                axes.axvline(share, color=style.GREY, linewidth=0.8, linestyle=":")
-            ends = part[["low", "high"]].to_numpy(float)
-            axes.set_xlim(max(_LIMITS[0], min(0, ends.min()) - 8), min(_LIMITS[1], max(100, ends.max()) + 8))
         for line in range(1, len(lines)):
             axes.axhline(line - 0.5, color="#E5E7EB", linewidth=0.6)
 
     return panels(
         numbers,
         draw,
-        by=by,
+        by=("", "dataset"),
         names=names,
-        size=(size, 0.62 * len(lines) + 0.4),
-        share_x="row" if by[0] else False,
+        size=(size, 0.56 * len(lines) + 0.4),
+        x_label="points of accuracy",
         share_y=True,
+        wrap=4,
     )
 
 
-def _cut(numbers: pd.DataFrame) -> str:
-    shares = numbers[numbers["panel"] == "constants"]
-    beyond = (shares["low"] < _LIMITS[0]) | (shares["high"] > _LIMITS[1])
-    return "Intervals of shares are cut off where they are wider than the panel." if beyond.any() else ""
-
-
 def _marks(method: MethodResults, dataset: str) -> list[dict[str, Any]]:
-    """What is drawn of a method: effects in points, shares in percent where there is a sure gain."""
+    """What is drawn of a method, all in points of accuracy."""
+    own, replaced = method.effects(OUTCOME), method.replaced(OUTCOME)
+    found = {"gain": own["gain"], **own["effects"]} if own else {}
+    found |= {kind: replaced[kind][PLAIN] for kind in (KEPT, LOST) if PLAIN in replaced.get(kind, {})}
     place = {"dataset": dataset, "method": method.name, "seeds": len(method.keys)}
-    numbers = method.effects(OUTCOME)
-    found = {"gain": numbers["gain"], **numbers["effects"]} if numbers else {}
-    rows = [
-        {**place, "panel": "effects", "quantity": name, **{end: number[end] for end in ("value", "low", "high")}}
+    return [
+        {**place, "quantity": name, **{end: number[end] for end in ("value", "low", "high")}}
         for name, number in found.items()
     ]
-    for kind in (KEPT, LOST):
-        share = method.share(OUTCOME, kind)
-        if share is not None:
-            ends = zip(("value", "low", "high"), ("share", "share_low", "share_high"), strict=True)
-            rows.append(
-                {**place, "panel": "constants", "quantity": kind, **{a: 100 * float(share[b] or 0.0) for a, b in ends}}
-            )
-    return rows
 
 
 def _means(summary: MethodSummary, datasets: int) -> list[dict[str, Any]]:
@@ -189,11 +166,11 @@ def _means(summary: MethodSummary, datasets: int) -> list[dict[str, Any]]:
         return []
     marks = pd.DataFrame([row for name, own in summary.by_dataset.items() for row in _marks(own, name)])
     found = []
-    for (panel, name), own in marks.groupby(["panel", "quantity"], sort=False):
+    for name, own in marks.groupby("quantity", sort=False):
         mean = mean_over_datasets(own["value"].to_list())
         if len(own) == datasets and mean["low"] is not None:
             place = {"dataset": MEAN, "method": summary.name, "seeds": 0}
-            found.append({**place, "panel": panel, "quantity": name, **mean})
+            found.append({**place, "quantity": name, **mean})
     return found
 
 

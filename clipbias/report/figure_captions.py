@@ -20,19 +20,19 @@ CAPTIONS: dict[str, tuple[str, str]] = {
     ),
     "answer": (
         "What carries the gain in accuracy, and what a constant keeps of it",
-        """(a) Three effects add up to the whole gain. Attention: which tokens attend to which. Scale: the attention
-        that prompts take away. Values: what is added to tokens. (b) Share of a sure gain that is kept if two vectors
-        per layer, the same for every image, are added to the frozen model, and lost if they are subtracted from the
-        tuned one. Dotted: 50 and 90 %. Lines: 95 % intervals. {marks}""",
+        """Three effects add up to the whole gain. Attention: which tokens attend to which. Scale: the attention that
+        prompts take away. Values: what is added to tokens. Kept: the gain of the frozen model with two vectors per
+        layer added, the same for every image. Lost: what the tuned model loses if they are subtracted. Lines: 95 %
+        intervals.""",
     ),
     "verdict_overview": (
         "What carries the gain in accuracy, and what a constant keeps of it",
-        """{datasets}. Above: the gain in accuracy over the frozen model with the text that training starts from, and
-        three effects that add up to it, Shapley values: which input tokens attend to which (attention), what prompts
-        take away from attention on input tokens (scale), and what is added to tokens (values). Below, where the gain
-        is sure: its share that the frozen model keeps with two vectors per layer, the same for every image, added to
-        it, and that the tuned model loses if they are subtracted. Dotted: 50 and 90 %. Lines are 95 % intervals over
-        images and seeds; a mean over datasets, from five on, has one over datasets. {marks} {left_out}""",
+        """{datasets}. The gain in accuracy over the frozen model with the text that training starts from, and three
+        effects that add up to it, Shapley values: which input tokens attend to which (attention), what prompts take
+        away from attention on input tokens (scale), and what is added to tokens (values). Kept: the gain of the frozen
+        model with two vectors per layer added, the same for every image. Lost: what the tuned model loses if they are
+        subtracted. Lines are 95 % intervals over images and seeds; a mean over datasets, from five on, has an interval
+        over datasets. {left_out}""",
     ),
     "verdict_effects": (
         "Effects and interactions",
