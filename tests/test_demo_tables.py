@@ -52,15 +52,17 @@ def test_a_line_for_each_method_and_dataset(tmp_path: Path) -> None:
     assert nats == "| IVLP | demo/fashion | – | – | – | +0.440 (+0.350 to +0.530) | – | – |"
 
 
-def test_the_most_accurate_of_a_kind_comes_first(tmp_path: Path) -> None:
-    text = "method,label,kind,parameters,accuracy,spread over seeds\n"
-    text += "coop,CoOp,Prompts,384.0,51.04,\nbias,Bias,Weights,896.0,54.9,\nmaple,MaPLe,Prompts,50432.0,51.06,\n"
-    (found,) = made(tmp_path, "methods.md", zoo=text)
+def test_the_largest_gain_of_a_kind_comes_first(tmp_path: Path) -> None:
+    text = "method,label,kind,parameters,value,low,high\n"
+    text += (
+        "coop,CoOp,Prompts,384,0.04,-1.2,1.3\nbias,Bias,Weights,896,4.9,3.0,6.8\nmaple,MaPLe,Prompts,50432,1.06,0,2\n"
+    )
+    (found,) = made(tmp_path, "methods.md", zoo_gains=text)
     assert found == [
-        "| kind | method | parameters | accuracy (%) |",
-        "| Prompts | `maple` | 50,432 | 51.1 |",
-        "| Prompts | `coop` | 384 | 51.0 |",
-        "| Weights | `bias` | 896 | 54.9 |",
+        "| kind | method | parameters | gain (points) |",
+        "| Weights | `bias` | 896 | +4.9 (+3.0 to +6.8) |",
+        "| Prompts | `maple` | 50,432 | +1.1 (+0.0 to +2.0) |",
+        "| Prompts | `coop` | 384 | +0.0 (-1.2 to +1.3) |",
     ]
 
 

@@ -3,7 +3,7 @@
     python -m tools.draw_verdict workdir/why --to=docs/images/verdict.png
     python -m tools.make_demo_tables docs/report.md
 
-    cp workdir/zoo_demo/accuracy_by_parameters.csv docs/images/zoo.csv
+    cp workdir/zoo_demo/gains.csv docs/images/zoo_gains.csv
     python -m tools.make_demo_tables docs/methods.md
 
 A test holds both pages to their numbers: measure again, and run this again.
@@ -75,20 +75,20 @@ def _with_ends(row: Row, value: str, digits: int) -> str:
 
 
 def zoo(rows: Sequence[Row]) -> str:
-    """Accuracy and parameters of every method, the most accurate of a kind first, kinds as the picture has them."""
-    kinds = list(dict.fromkeys(row["kind"] for row in rows))
-    ordered = sorted(rows, key=lambda row: (kinds.index(row["kind"]), -float(row["accuracy"])))
+    """What every method gains, with parameters: kinds by their best method, the best of a kind first."""
+    ordered = sorted(rows, key=lambda row: -float(row["value"]))
+    kinds = list(dict.fromkeys(row["kind"] for row in ordered))
     lines = [
-        (row["kind"], f"`{row['method']}`", f"{float(row['parameters']):,.0f}", f"{float(row['accuracy']):.1f}")
-        for row in ordered
+        (row["kind"], f"`{row['method']}`", f"{float(row['parameters']):,.0f}", _with_ends(row, "value", 1))
+        for row in sorted(ordered, key=lambda row: kinds.index(row["kind"]))
     ]
-    return markdown(("kind", "method", "parameters", "accuracy (%)"), lines).rstrip()
+    return markdown(("kind", "method", "parameters", "gain (points)"), lines).rstrip()
 
 
 # By page: numbers beside its pictures, and what is made of them.
 PAGES: Mapping[str, Mapping[str, Callable[[Sequence[Row]], str]]] = {
     "report.md": {"verdict.csv": verdicts},
-    "methods.md": {"zoo.csv": zoo},
+    "methods.md": {"zoo_gains.csv": zoo},
 }
 
 

@@ -9,7 +9,7 @@ from clipbias.report import looks, style
 from clipbias.report.captioned import CaptionedFigure, captioned
 from clipbias.report.errors import WITHIN, difference_error
 from clipbias.report.frames import ACCURACY, AVERAGE, Sweep
-from clipbias.report.names import draws, method_name
+from clipbias.report.names import draws, method_kind, method_name
 from clipbias.report.panels import category_ticks
 from clipbias.report.published import dataset_name
 
@@ -27,8 +27,8 @@ def gain_frame(sweep: Sweep) -> pd.DataFrame:
     Methods with the same number of parameters are neighbours; they stand where the best of them does.
 
     Returns:
-      Columns `method`, `label`, `parameters`, `value`, `low` and `high` (95 % over test images, compared in pairs, and
-      seeds), and each dataset's own gain. Empty without zero-shot or without another method.
+      Columns `method`, `label`, `kind`, `parameters`, `value`, `low` and `high` (95 % over test images, compared in
+      pairs, and seeds), and each dataset's own gain. Empty without zero-shot or without another method.
     """
     rows = []
     for method in sweep.methods:
@@ -41,7 +41,8 @@ def gain_frame(sweep: Sweep) -> pd.DataFrame:
         parameters = round(sum(counts) / len(counts)) if counts else 0
         numbers = {"value": value, "low": value - half, "high": value + half}
         own = {dataset: gain for dataset, (gain, _) in each.items()}
-        rows.append({"method": method, "label": method_name(method), "parameters": parameters, **numbers, **own})
+        place = {"method": method, "label": method_name(method), "kind": looks.KINDS[method_kind(method)][0]}
+        rows.append({**place, "parameters": parameters, **numbers, **own})
     if not rows:
         return pd.DataFrame()
     frame = pd.DataFrame(rows)
