@@ -116,6 +116,9 @@ class StepReport:
         self._progress, self._metrics, self._waiting = progress, metrics, waiting
         self._late: tuple[int, Any, np.ndarray] | None = None
         self._when = time.monotonic()
+        # The first step, which may have been compiled, is no measure; of others the mean is, since those that wait on
+        # the device are reported at uneven times.
+        self._since, self._told = self._when, -1
         self.losses = [float("nan")] * len(seeds) if losses is None else [*losses]
 
     def step(self, step: int, values: Any, rate: np.ndarray) -> None:
@@ -141,12 +144,13 @@ class StepReport:
         self.losses = values["loss"].tolist()
         now = time.monotonic()
         seconds, self._when = now - self._when, now
+        self._told += 1
+        if not self._told:
+            self._since = now
         if self._progress is not None:
-            shown: dict[str, Any] = {
-                "loss": float(values["loss"].mean()),
-                "lr": float(rate.max()),
-                "images/s": self._images / max(seconds, 1e-9),
-            }
+            shown: dict[str, Any] = {"loss": float(values["loss"].mean()), "lr": float(rate.max())}
+            if self._told:
+                shown["images/s"] = self._images * self._told / max(now - self._since, 1e-9)
             if self._waiting is not None:
                 shown["waiting"] = f"{self._waiting():.0%}"
             self._progress.advance(1, shown)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from clipbias.io import read_json_lines
 from clipbias.training.metrics import MetricWriter, StepReport
@@ -53,3 +54,19 @@ def test_the_progress_shows_what_share_is_waited_for_images() -> None:
         report.catch_up()
     # Each step is told a step later, with the share of that moment.
     assert shown == ["13%", "100%", "100%", None, None, None]
+
+
+def test_images_a_second_are_a_mean_without_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown, now = [], [0.0]
+
+    class Progress:
+        def advance(self, count, values):
+            shown.append(values.get("images/s"))
+
+    monkeypatch.setattr("clipbias.training.metrics.time.monotonic", lambda: now[0])
+    values = {"loss": np.ones(1), "accuracy": np.ones(1), "gradient_norm": np.ones(1)}
+    report = StepReport("Bias", [1], Progress(), None, images=40)
+    for step, now[0] in enumerate((0.0, 60.0, 70.0, 80.0), 1):
+        report.step(step, values, np.ones(1))
+    report.catch_up()  # the last is there at once
+    assert shown == [None, 4.0, 4.0, 6.0]
