@@ -120,6 +120,12 @@ def test_the_findings_on_the_demo_are_those_of_its_verdict() -> None:
         for dataset in ("digits", "fashion", "emoji")
     ]
     page = " ".join((ROOT / "docs/report.md").read_text(encoding="utf-8").split())
+    random = [
+        float(rows[method, dataset, "lost:random", "accuracy"]["share"])
+        for method in ("VPT", "IVLP", "MaPLe")
+        for dataset in ("digits", "fashion")
+    ]
+    assert f"same norms also take away {100 * min(random):.0f} to {100 * max(random):.0f} % of these gains" in page
     assert f"rank 8 of the image token keep {100 * min(maps):.0f} to {100 * max(maps):.0f} %" in page
     for method in ("VPT", "IVLP"):
         assert ends(method, "digits", "scale", "")[1] < 0
