@@ -66,6 +66,20 @@ def test_the_largest_gain_of_a_kind_comes_first(tmp_path: Path) -> None:
     ]
 
 
+def test_the_findings_on_the_zoo_are_those_of_its_numbers() -> None:
+    """What docs/methods.md says below the table."""
+    page = " ".join((ROOT / "docs/methods.md").read_text(encoding="utf-8").split())
+    with open(ROOT / "docs/images/zoo_gains.csv", encoding="utf-8", newline="") as file:
+        rows = {row["method"]: row for row in csv.DictReader(file)}
+    assert max(rows, key=lambda name: float(rows[name]["value"])) == "gda"
+    near = {name for name, row in rows.items() if float(row["high"]) > float(rows["gda"]["low"])} - {"gda"}
+    assert near - {"mma"} == {"layer_norm", "visual_prompting", "linear_probe", "mmrl", "bitfit", "ivlp"}
+    bias = rows["bias"]
+    assert f"Bias tuning gains {float(bias['value']):.1f} points with {bias['parameters']} numbers" in page
+    unsure = {name for name, row in rows.items() if float(row["low"]) <= 0}
+    assert unsure == {"coop", "kgcoop", "tcp", "plot", "mma"}
+
+
 def test_other_pages_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ClipbiasError, match=r"runs\.md has no table of the demo; report\.md and methods\.md have"):
         make_demo_tables.page(tmp_path / "runs.md")
