@@ -110,7 +110,7 @@ def test_the_first_page_asks_answers_and_shows(written, drawn):
         "(a) they change",
         "Zero-shot CLIP gets",
         "How sure:",
-        "(a) Three effects",
+        "Three effects",
     )
     places = [first.index(part) for part in (*parts, "Accuracy (%) Gain (points)")]
     assert places == sorted(places) and len(first[places[1] :].split()) < 400
