@@ -26,8 +26,7 @@ from configs import demo, table1
 PRESETS = {"paper": "the eleven datasets", "demo": "embedded clothes, 16 shots, five seeds"}
 # Beside the first name of each method: prompts at the parameter budgets of bias tuning and of bias tuning by kind.
 OTHERS = ("ivlp_matched", "ivlp_matched_2")
-# On the demo, those that would take as long as all others together: they read 64 views of each test image, or each
-# image four times.
+# On the demo, those that are slow on a CPU: they read 64 views of each test image, or each image four times.
 LEFT_OUT = ("tpt", "tpt_coop", "plot_plus_plus")
 # On the demo the longest trainings are cut to some 300 steps, as many as the other methods take there.
 SHORTER = {
@@ -44,8 +43,8 @@ def get_config(where: str = "paper") -> ConfigDict:
     check_choice("the preset", where, tuple(PRESETS))
     config = {"paper": table1.get_config, "demo": demo.get_config}[where]()
     firsts = {next(iter(vars(kind)["presets"])) for kind, _ in METHODS.values()}
-    left_out = LEFT_OUT if where == "demo" else ()
-    config.methods = tuple(name for name in METHODS if name in firsts.union(OTHERS).difference(left_out))
+    chosen = firsts.union(OTHERS).difference(LEFT_OUT if where == "demo" else ())
+    config.methods = tuple(name for name in METHODS if name in chosen)
     # So that a command line can choose the recipe of each method that has two.
     for name in config.methods:
         if "recipe" in (options := method_options(make_method(name))):

@@ -116,9 +116,10 @@ class StepReport:
         self._progress, self._metrics, self._waiting = progress, metrics, waiting
         self._late: tuple[int, Any, np.ndarray] | None = None
         self._when = time.monotonic()
-        # The first step, which may have been compiled, is no measure; of others the mean is, since those that wait on
-        # the device are reported at uneven times.
-        self._since, self._told = self._when, -1
+        # When the first step was told, which may have been compiled, and how many were since: their mean is shown,
+        # since steps that wait on the device are told at uneven times.
+        self._since: float | None = None
+        self._timed = 0
         self.losses = [float("nan")] * len(seeds) if losses is None else [*losses]
 
     def step(self, step: int, values: Any, rate: np.ndarray) -> None:
@@ -144,13 +145,14 @@ class StepReport:
         self.losses = values["loss"].tolist()
         now = time.monotonic()
         seconds, self._when = now - self._when, now
-        self._told += 1
-        if not self._told:
+        if self._since is None:
             self._since = now
+        else:
+            self._timed += 1
         if self._progress is not None:
             shown: dict[str, Any] = {"loss": float(values["loss"].mean()), "lr": float(rate.max())}
-            if self._told:
-                shown["images/s"] = self._images * self._told / max(now - self._since, 1e-9)
+            if self._timed:
+                shown["images/s"] = self._images * self._timed / max(now - self._since, 1e-9)
             if self._waiting is not None:
                 shown["waiting"] = f"{self._waiting():.0%}"
             self._progress.advance(1, shown)
