@@ -143,16 +143,22 @@ def test_the_pipeline_is_measured(printed: Printed, monkeypatch: pytest.MonkeyPa
         assert "clipbias, 1 thread" in rates and len(rates) >= 3 and all(rate > 0 for rate in rates.values())
 
 
-def test_loading_is_measured_without_the_first_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = iter([9, 2, 4, 3])
+def test_the_start_is_measured_without_and_with_programs_on_disk(
+    printed: Printed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caches = []
 
-    def child(code: str) -> dict[str, float]:
-        assert "clipbias.load('somewhere/model.pt'" in code
-        return {"seconds": next(lines)}
+    def child(code: str, **environment: str) -> dict[str, float]:
+        """In this process, and only the first time."""
+        if not caches:
+            exec(code, {})
+        caches.append(environment["JAX_COMPILATION_CACHE_DIR"])
+        return {"import_seconds": 0.5}
 
     monkeypatch.setattr(startup, "child", child)
-    found = startup.load(benchmark.parse(["load", "somewhere/model.pt", "--repeats=3"]))
-    assert found["sources"] == {"model.pt": {"seconds": 3}}
+    found = printed("startup", *SMALL, "--method=taskres")
+    assert caches[0] == caches[1] and found["empty_cache_seconds"] > found["full_cache_seconds"] > 0
+    assert found["full_cache_import_seconds"] == 0.5
 
 
 # What is measured of a whole device

@@ -7,7 +7,6 @@
     python -m tools.benchmarks study --images=16
     python -m tools.benchmarks pipeline --images=96 --batch=32
     python -m tools.benchmarks startup
-    python -m tools.benchmarks load FOLDER ViT-B-16.pt
     python -m tools.benchmarks all --output=device
 
 Seconds are medians over repeats. The way `torch` is the authors' computation in PyTorch, if that is installed. Every
@@ -29,7 +28,7 @@ from clipbias.clip.precision import DTYPES
 from clipbias.errors import ClipbiasError
 from clipbias.io import reason
 
-COMMANDS = ("train", "features", "relevancy", "study", "pipeline", "startup", "load", "all")
+COMMANDS = ("train", "features", "relevancy", "study", "pipeline", "startup", "all")
 
 
 def whole(lowest: int) -> Callable[[str], int]:
@@ -48,7 +47,6 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m tools.benchmarks", description=__doc__.splitlines()[0])
     parser.add_argument("command", choices=COMMANDS)
-    parser.add_argument("files", nargs="*", help="load: checkpoints")
     parser.add_argument("--geometry", default="ViT-B/16")
     parser.add_argument("--layers", type=whole(0), default=0, help="blocks of each tower; 0: as the geometry has")
     parser.add_argument("--method", default="ivlp")
@@ -89,7 +87,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "study": study.study,
         "pipeline": pipeline.pipeline,
         "startup": startup.startup,
-        "load": startup.load,
         "all": device.measure_all,
     }[parsed.command]
     try:

@@ -1,14 +1,12 @@
-"""Start of a run: from nothing to the end of a few training steps, and loading a checkpoint, in fresh processes."""
+"""Start of a run: from nothing to the end of a few training steps, in a process of its own."""
 
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 from clipbias.errors import ClipbiasError
@@ -21,19 +19,6 @@ from tools.benchmarks import training
 imported = time.perf_counter() - began
 training.train(argparse.Namespace(**ARGUMENTS))
 print(json.dumps({"import_seconds": imported}))
-"""
-
-_LOAD = """
-import json, time
-import jax
-import clipbias, transformers.models.clip
-from tools.benchmarks.ways import process_memory
-before = process_memory()[0]
-began, began_cpu = time.perf_counter(), time.process_time()
-clip = clipbias.load(SOURCE, activation="quick_gelu")
-spent = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - began_cpu}
-weights = sum(leaf.nbytes for leaf in jax.tree.leaves(clip.params))
-print(json.dumps(spent | {"peak_bytes": process_memory()[1] - before, "weights_bytes": weights}))
 """
 
 
@@ -51,19 +36,6 @@ def startup(arguments: argparse.Namespace) -> dict[str, Any]:
                 f"{name}_import_seconds": found["import_seconds"],
             }
     return result
-
-
-def load(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Seconds and peak memory of loading each of `arguments.files`, which are then in the page cache.
-
-    The peak is what loading takes beyond the imported libraries.
-    """
-    sources = {}
-    for source in arguments.files:
-        code = _LOAD.replace("SOURCE", repr(source))
-        runs = [child(code) for _ in range(arguments.repeats + 1)][1:]
-        sources[Path(source).name] = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
-    return {"name": "loading", "sources": sources}
 
 
 def child(code: str, **environment: str) -> dict[str, Any]:
