@@ -71,6 +71,14 @@ def test_torch_takes_the_same_step(method: str, printed: Printed) -> None:
     assert own["seconds"] > 0 and np.isfinite(other.get("loss", 0.0))
 
 
+def test_the_causal_test_is_told_in_forward_passes(printed: Printed) -> None:
+    found = printed("causal", *TINY, "--batch=2")
+    both, mixtures = found["points"]
+    assert [both["way"], mixtures["way"]] == ["both models", "mixtures"]
+    assert found["forward_passes_of_both"] == mixtures["seconds"] / both["seconds"]
+    assert mixtures["bytes_per_image"] > both["bytes_per_image"] > 0
+
+
 def test_ways_to_relevancy_have_the_same_maps(printed: Printed) -> None:
     points = printed("relevancy", *TINY, "--batches=2", "--ways", "streaming", "recompute=1", "chunk=1")["points"]
     assert [point["way"] for point in points] == ["streaming", "recompute=1", "chunk=1"]

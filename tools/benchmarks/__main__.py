@@ -4,6 +4,7 @@
     python -m tools.benchmarks train --method=tpt --classes=100 --batch=1 --ways clipbias torch
     python -m tools.benchmarks features --batch=16
     python -m tools.benchmarks relevancy --method=vpt --batches 1 8 32
+    python -m tools.benchmarks causal --batch=8
     python -m tools.benchmarks study --images=16
     python -m tools.benchmarks pipeline --images=96 --batch=32
     python -m tools.benchmarks startup
@@ -28,7 +29,7 @@ from clipbias.clip.precision import DTYPES
 from clipbias.errors import ClipbiasError
 from clipbias.io import reason
 
-COMMANDS = ("train", "features", "relevancy", "study", "pipeline", "startup", "all")
+COMMANDS = ("train", "features", "relevancy", "causal", "study", "pipeline", "startup", "all")
 
 
 def whole(lowest: int) -> Callable[[str], int]:
@@ -78,12 +79,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     cpu.prepare()
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # processes share an accelerator
-    from tools.benchmarks import device, pipeline, relevancy, startup, study, training
+    from tools.benchmarks import causal, device, pipeline, relevancy, startup, study, training
 
     run = {
         "train": training.train,
         "features": training.features,
         "relevancy": relevancy.relevancy,
+        "causal": causal.causal,
         "study": study.study,
         "pipeline": pipeline.pipeline,
         "startup": startup.startup,

@@ -19,7 +19,7 @@ from clipbias.io import read_json, write_text
 from clipbias.tuning import Recipe, make_method
 from clipbias.tuning.registry import METHODS
 from configs import table1
-from tools.benchmarks.ways import markdown
+from tools.pages import markdown
 
 # Class counts and batch sizes of training steps, and the methods that are timed in PyTorch too.
 CLASSES, BATCHES = (100, 1000), (4, 32)

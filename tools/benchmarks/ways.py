@@ -24,6 +24,7 @@ import numpy as np
 
 from clipbias.errors import ClipbiasError
 from tools.benchmarks import measure
+from tools.pages import markdown
 
 Job = Mapping[str, Any]
 Loaded = tuple[Callable[[], Any], Callable[[], dict[str, Any]]]
@@ -192,8 +193,3 @@ def table(rows: Iterable[Mapping[str, Any]]) -> str:
         for row in rows
     ]
     return markdown(HEADS, lines)
-
-
-def markdown(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    return "".join(f"| {' | '.join(line)} |\n" for line in (heads, ("---",) * len(heads), *lines))
