@@ -1,5 +1,7 @@
 """What predicts the shares that constants keep: the regression against its textbook form, and the forms it rests on."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,6 +9,7 @@ import pytest
 import clipbias
 from clipbias import data
 from clipbias.tuning import Task
+from tests.documents import ROOT
 from tools import what_predicts
 from tools.what_predicts import FACTORS, form_logits, regress
 
@@ -65,3 +68,33 @@ def test_a_learned_constant_is_kept_and_lost_whole() -> None:
     images = demo.preprocess([test.picture(index) for index in range(len(test))])
     np.testing.assert_allclose(tuned, task.logits(demo.params, learnables, images), atol=1e-3)
     assert np.abs(tuned - frozen).max() > 0.1
+
+
+def test_the_page_says_what_was_found() -> None:
+    images = ROOT / "docs" / "images"
+    frame = pd.read_csv(images / "predictors.csv")
+    found = json.loads((images / "predictors.json").read_text(encoding="utf-8"))
+    page = " ".join((ROOT / "docs" / "report.md").read_text(encoding="utf-8").split())
+    assert len(frame) == 72 and set(frame["classes"]) == {10, 60}
+    for share, numbers in found.items():
+        again = regress(frame, share)
+        for name, own in numbers["coefficients"].items():
+            for end, value in own.items():
+                np.testing.assert_allclose(again["coefficients"][name][end], value, atol=1e-9)
+
+    def said(share: str, name: str, sign: int = 1) -> str:
+        own = found[share]["coefficients"][name]
+        low, high = sorted((sign * own["low"], sign * own["high"]))
+        return f"{sign * own['value']:.2f} ({low:.2f} to {high:.2f})"
+
+    kept, lost = "calibrated kept", "calibrated lost"
+    assert f"{found[kept]['adapters']} of them have a sure gain" in page
+    assert f"lower the kept share by {said(kept, 'depth', -1)}" in page
+    assert f"change it by {said(kept, 'prompts')}" in page
+    clothes, emoji = (said(lost, f"demo/{name}", -1) for name in ("fashion", "emoji"))
+    assert f"by {clothes} less on clothes and by {emoji} less on emoji" in page
+    sure = {name for name, own in found[kept]["coefficients"].items() if own["low"] > 0 or own["high"] < 0}
+    assert sure == {"depth"}
+    accuracy = said("accuracy kept", "depth", -1).replace(" (", ", ").rstrip(")")
+    assert f"with {found['accuracy kept']['adapters']} adapters, the same holds for layers ({accuracy})" in page
+    assert all(found["accuracy lost"]["coefficients"][f"demo/{name}"]["high"] < 0 for name in ("fashion", "emoji"))

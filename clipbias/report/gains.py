@@ -69,7 +69,7 @@ def gain_figure(sweep: Sweep) -> CaptionedFigure | None:
     with style.styled():
         figure = style.new_figure(6.6, 0.9 + 0.29 * len(frame))
         engine: Any = figure.get_layout_engine()
-        engine.set(rect=(0, 0, 0.88, 1))  # leaves room for the columns
+        engine.set(rect=(0, 0, 0.92, 1))  # leaves room for the columns
         axes = figure.subplots()
         _draw(axes, frame)
     place = AVERAGE if len(sweep.datasets) > 1 else sweep.datasets[0]

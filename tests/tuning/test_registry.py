@@ -283,6 +283,7 @@ def test_the_program_that_an_adapter_means(recorded: str, given: tuple[str, ...]
 @pytest.mark.parametrize("where", ["paper", "demo"])
 def test_the_comparison_has_every_method_that_is_built_in(where: str) -> None:
     config = zoo.get_config(where)
-    assert {METHODS[name][0] for name in config.methods} == {kind for kind, _ in METHODS.values()}
+    left_out = {METHODS[name][0] for name in zoo.LEFT_OUT} if where == "demo" else set()
+    assert {METHODS[name][0] for name in config.methods} == {kind for kind, _ in METHODS.values()} - left_out
     for name, options in config.method_options.items():
         make_method(name.partition("@")[0], **options)
