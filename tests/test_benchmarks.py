@@ -1,81 +1,133 @@
-"""`tools.benchmarks`: what the commands measure and print."""
+"""`tools.benchmarks`: what the commands measure and print, on a tiny model."""
 
 import json
-import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from clipbias.clip import encode_image
+from clipbias.clip.precision import resolve
+from clipbias.errors import ClipbiasError
 from clipbias.explain.results import SECTIONS, Findings
-from clipbias.io import write_tensors
+from configs import table1
 from tools.benchmarks import __main__ as benchmark
-from tools.benchmarks import (
-    model,
-    relevancy,
-    report,
-    steps,
-    study,
-    training,
-    worker,
-)
+from tools.benchmarks import device, measure, model, pipeline, startup, study, ways
 
-CONFIG = model.geometry("tiny")
-SMALL = ["--geometry=tiny", "--classes=6", "--batch=2", "--repeats=1"]
+TINY = ["--geometry=tiny", "--repeats=1", "--together"]
+SMALL = [*TINY, "--classes=6", "--batch=2"]
+Printed = Callable[..., dict[str, Any]]
 
 
-@pytest.fixture(scope="module")
-def clip():
-    return model.random_clip(CONFIG)
+@pytest.fixture
+def printed(capsys: pytest.CaptureFixture) -> Printed:
+    """Runs a command; its last line, and that every row is in the table before."""
+
+    def run(*arguments: str) -> dict[str, Any]:
+        assert benchmark.main(arguments) == 0
+        out = capsys.readouterr().out
+        found = json.loads(out.splitlines()[-1])
+        assert all(f"| {point['way']} | {point['seconds']:.3f} |" in out for point in found.get("points", ()))
+        return found
+
+    return run
 
 
-def test_class_names_are_distinct_and_as_long_as_imagenets(clip):
+def test_class_names_are_distinct_and_as_long_as_imagenets() -> None:
     names = model.class_names(1000)
     assert len(set(names)) == 1000
-    lengths = np.bincount([len(ids) for ids in clip.tokenizer(names)["input_ids"]])
+    tokenizer = model.random_clip(model.geometry("tiny")).tokenizer
+    lengths = np.bincount([len(ids) for ids in tokenizer(names)["input_ids"]])
     assert {n: int(count) for n, count in enumerate(lengths) if count} == model.NAME_LENGTHS
 
 
-def test_a_step_beside_that_of_another_method(capsys):
-    assert benchmark.main(["train", *SMALL, "--method=bias_by_kind", "--beside=bias"]) == 0
-    result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert result["beside"] == "bias" and result["beside_flop"] == result["flop"] > 0
-    assert result["times_the_step_beside"] == pytest.approx(result["seconds"] / result["beside_seconds"])
-
-
-@pytest.mark.parametrize("command", ["train", "features"])
-def test_the_last_line_is_one_json_object(command, capsys, tmp_path):
+@pytest.mark.parametrize("method", ["ivlp", "promptsrc", "clip_adapter"])
+def test_a_step_is_measured(method: str, printed: Printed, tmp_path: Path) -> None:
+    """Of a plain method, of one with a teacher and an average, and of one that learns from features."""
     written = tmp_path / "lines.jsonl"
-    assert benchmark.main([command, *SMALL, "--baseline", f"--append={written}"]) == 0
-    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    result = printed("train", *SMALL, f"--method={method}", f"--append={written}")
     assert result == json.loads(written.read_text())
-    assert result["flop"] > 0 and result["peak_bytes"] > 0
-    assert result["share_of_matmul"] == pytest.approx(
-        result["flop"] / result["seconds"] / result["matmul_flop_per_second"]
-    )
-    if command == "train":
-        assert result["loss"] == pytest.approx(result["plain_loss"], rel=1e-5)
+    (point,) = result["points"]
+    assert point["loss"] > 0 and point["flop"] > 0 and point["share_of_matmul"] > 0
+    assert point["planned_bytes"] > point["program_bytes"] > 0
+    assert point["needed_bytes"] == point["peak_bytes"] - point["before_bytes"]
 
 
-@pytest.mark.parametrize("method", ["vpt", "bias"])
-def test_the_causal_test_is_timed_beside_both_models(method, capsys):
-    assert benchmark.main(["causal", "--geometry=tiny", f"--method={method}", "--batch=2", "--repeats=1"]) == 0
-    result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    seconds = dict(result["seconds"])
-    both = seconds.pop("both models")
-    assert set(seconds) == {"mixtures"}
-    assert result["forward_passes_of_both"] == pytest.approx(sum(seconds.values()) / both)
-    assert result["bytes_per_image"] > 0
+def test_an_image_is_tested_with_its_views(printed: Printed) -> None:
+    (point,) = printed("train", *SMALL, "--method=tpt", "--option=crops=31")["points"]
+    assert point["seconds"] > 0 and point["program_bytes"] > 0 and "loss" not in point
+
+
+@pytest.mark.parametrize("method", ["ivlp", "clip_lora", "cocoop", "promptsrc", "bias", "coop", "vpt", "tpt"])
+def test_torch_takes_the_same_step(method: str, printed: Printed) -> None:
+    """Only where PyTorch is installed. Losses or logits that differ would be refused."""
+    pytest.importorskip("torch")
+    own, other = printed("train", *SMALL, f"--method={method}", "--ways", "clipbias", "torch")["points"]
+    assert other["difference"] < 1e-4 or method == "promptsrc"
+    assert own["seconds"] > 0 and np.isfinite(other.get("loss", 0.0))
+
+
+def test_the_causal_test_is_told_in_forward_passes(printed: Printed) -> None:
+    found = printed("causal", *TINY, "--batch=2")
+    both, mixtures = found["points"]
+    assert [both["way"], mixtures["way"]] == ["both models", "mixtures"]
+    assert found["forward_passes_of_both"] == mixtures["seconds"] / both["seconds"]
+    assert mixtures["bytes_per_image"] > both["bytes_per_image"] > 0
+
+
+def test_ways_to_relevancy_have_the_same_maps(printed: Printed) -> None:
+    points = printed("relevancy", *TINY, "--batches=2", "--ways", "streaming", "recompute=1", "chunk=1")["points"]
+    assert [point["way"] for point in points] == ["streaming", "recompute=1", "chunk=1"]
+    assert all(point["difference"] < 2e-5 and point["flop"] > 0 for point in points)
+    assert all(point["seconds_per_pair"] == point["seconds"] / 2 for point in points)
+
+
+def test_torch_has_the_same_maps(printed: Printed) -> None:
+    """Only where PyTorch is installed."""
+    pytest.importorskip("torch")
+    points = printed("relevancy", *TINY, "--batches=2", "--ways", "streaming", "torch", "torch-per-pair")["points"]
+    assert max(point["difference"] for point in points) < 2e-5
+
+
+def test_a_way_has_a_process_of_its_own(printed: Printed) -> None:
+    found = printed("features", "--geometry=tiny", "--batch=2", "--repeats=1", "--dtype=bfloat16")
+    assert 0 < found["before_bytes"] < found["peak_bytes"]
+    assert found["images_per_second"] == 2 / found["seconds"]
+
+
+def load(job: ways.Job) -> ways.Loaded:
+    """A way for `ways` that answers with a number."""
+    return lambda: None, lambda: {"answer": [[1.0, -9.0], [[job["answer"], 4.0]]]}
+
+
+def test_a_way_with_another_answer_or_an_error_is_refused() -> None:
+    def measured(*answers: float, dtype: str = "float32", module: str = __name__) -> list[float]:
+        jobs = [{"way": f"way {a}", "module": module, "dtype": dtype, "answer": a} for a in answers]
+        return [row["difference"] for row in ways.measured(jobs, 1, together=True)]
+
+    assert measured(1.0, 1.001) == [0.0, pytest.approx(0.001 / 4)]
+    assert measured(1.0, 1.1, dtype="bfloat16") == [0.0, pytest.approx(0.1 / 4)]
+    with pytest.raises(ClipbiasError, match=r"way 1\.1 and way 1\.0 differ by 2\.5e-02 of a row's largest number"):
+        measured(1.0, 1.1)
+    with pytest.raises(ClipbiasError, match="differ by nan"):
+        measured(1.0, np.nan)
+    with pytest.raises(ClipbiasError, match=r"way 1\.0 failed: ModuleNotFoundError: .*nothing"):
+        measured(1.0, module="tools.benchmarks.nothing")
 
 
 @pytest.mark.parametrize(
     ("given", "images", "left"), [("--images=6", (6, 6, 6, 6), set()), ("--quick", (24, 16, 0, 8), {"faithfulness"})]
 )
-def test_a_study_is_measured(capsys, monkeypatch, given, images, left):
-    """With a study that only tells: what a whole one computes has tests of its own."""
+def test_a_study_is_measured(
+    given: str, images: tuple, left: set, printed: Printed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a study that computes nothing: what a whole one computes has tests of its own."""
 
-    def run(asked, folder, *, sections, **_):
+    def run(asked: Any, folder: Path, *, sections: Any, **_: Any) -> Findings:
         assert [own.key for own in asked.models] == ["zero_shot", "ivlp", "bias"]
         options = asked.options
         asked_for = (options.images, options.training_images, options.control_images, options.explore_images)
@@ -85,189 +137,154 @@ def test_a_study_is_measured(capsys, monkeypatch, given, images, left):
         return Findings({}, {"models": [{"key": "zero_shot", "correct": 1, "images": 6}]})
 
     monkeypatch.setattr(study, "run_study", run)
-    assert benchmark.main(["study", "--geometry=tiny", given]) == 0
-    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    found = printed("study", "--geometry=tiny", given)
     assert found["predicted"] == {"zero_shot": [1, 6]}
     assert found["programs"] >= 1 and found["seconds"] > 0 and found["compile_seconds"] > 0
 
 
-def relevancy_points(capsys, *arguments):
-    """The rows of `tools.benchmarks relevancy` on a tiny model, by way."""
-    assert benchmark.main(["relevancy", "--geometry=tiny", "--batches=2", "--repeats=1", *arguments]) == 0
-    printed = capsys.readouterr().out
-    points = json.loads(printed.splitlines()[-1])["points"]
-    assert all(f"| {point['way']} |" in printed for point in points)
-    return points
+def test_the_pipeline_is_measured(printed: Printed, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in dict(HEIGHT=40, WIDTH=50, SIZE=16).items():
+        monkeypatch.setattr(pipeline, name, value)
+    result = printed("pipeline", "--images=14", "--batch=4", "--repeats=1")
+    assert result["images"] == 12
+    for rates in (result["images_per_second"], result["images_per_second_of_a_core"]):
+        assert "clipbias, 1 thread" in rates and len(rates) >= 3 and all(rate > 0 for rate in rates.values())
 
 
-def test_ways_to_relevancy_have_the_same_maps(capsys):
-    ways = ["streaming", "plain", "forward"]
-    points = relevancy_points(capsys, "--together", "--ways", *ways)
-    assert [point["way"] for point in points] == ways
-    for point in points:
-        assert point["pairs_per_second"] == pytest.approx(2 / point["seconds"])
-        assert point["program_bytes"] > 0 and point["matmul_flop_per_second"] > 0
-    assert max(point["largest_difference"] for point in points[1:2]) < 2e-5
-    assert points[-1]["largest_difference"] is None and points[-1]["flop"] < points[0]["flop"]
+def test_the_start_is_measured_without_and_with_programs_on_disk(
+    printed: Printed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caches = []
+
+    def child(code: str, **environment: str) -> dict[str, float]:
+        """In this process, and only the first time."""
+        if not caches:
+            exec(code, {})
+        caches.append(environment["JAX_COMPILATION_CACHE_DIR"])
+        return {"import_seconds": 0.5}
+
+    monkeypatch.setattr(startup, "child", child)
+    found = printed("startup", *SMALL, "--method=taskres")
+    assert caches[0] == caches[1] and found["empty_cache_seconds"] > found["full_cache_seconds"] > 0
+    assert found["full_cache_import_seconds"] == 0.5
 
 
-def test_torch_has_the_same_maps(capsys):
-    """Only where PyTorch is installed."""
-    pytest.importorskip("torch")
-    points = relevancy_points(capsys, "--together", "--ways", "streaming", "torch", "torch-per-pair", "torch-forward")
-    assert max(point["largest_difference"] for point in points[1:3]) < 2e-5
+# What is measured of a whole device
+
+ABOUT = {"device": "A card", "platform": "gpu", "devices": 1, "memory": 80 << 30, "jax": "1.0", "clipbias": "0.1"}
 
 
-def test_a_way_has_a_process_of_its_own(capsys):
-    (point,) = relevancy_points(capsys, "--ways", "recompute=2")
-    assert 0 < point["before_bytes"] < point["peak_bytes"]
-    assert point["needed_bytes"] == point["peak_bytes"] - point["before_bytes"]
+def found(command: list[str]) -> tuple[str, Any]:
+    """A made-up result: a thousand classes take twice as long, and a PyTorch step does not run."""
+    words = dict(word.lstrip("-").split("=", 1) for word in command[1:] if "=" in word)
+    shared = {"dtype": words["dtype"], "share_of_matmul": 0.5}
+    if command[0] == "features":
+        return "measured", shared | {"images_per_second": 1000.0}
+    if command[0] == "relevancy":
+        point = {"batch": 4, "way": "streaming", "seconds_per_pair": 0.01, "share_of_matmul": 0.25, "needed_bytes": 1e9}
+        return "measured", shared | {"points": [point]}
+    if command[-1] == "torch" and words["method"] == "vpt":
+        return "failed", "error: torch | is broken"
+    seconds = 0.1 * (1 if words["classes"] == "100" else 2) * (3 if command[-1] == "torch" else 1)
+    point = {"seconds": seconds, "share_of_matmul": 0.5, "planned_bytes": 3e9, "peak_bytes": 2.5e9}
+    return "measured", shared | {"points": [point]}
 
 
-def test_a_way_that_fails_says_why():
-    job = {"way": "plain", "batch": 2, "module": "tools.benchmarks.nothing"}
-    with pytest.raises(benchmark.ClipbiasError, match=r"plain at batch 2 failed: ModuleNotFoundError: .*nothing"):
-        worker.Process(job)
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is measured, in its order, with made-up results and PyTorch installed."""
+    commands: list[str] = []
+
+    def run(command: list[str]) -> tuple[str, Any]:
+        commands.append(" ".join(command))
+        return found(command)
+
+    monkeypatch.setattr(device, "_facts", lambda: ABOUT)
+    monkeypatch.setattr(device, "_run", run)
+    monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: name)
+    return commands
 
 
-def compared(capsys, method, *arguments):
-    """The rows of `tools.benchmarks compare` on a tiny model, by way."""
-    assert benchmark.main(["compare", *SMALL, f"--method={method}", "--together", *arguments]) == 0
-    printed = capsys.readouterr().out
-    points = {point["way"]: point for point in json.loads(printed.splitlines()[-1])["points"]}
-    assert all(f"| {way} |" in printed and point["seconds"] > 0 for way, point in points.items())
-    return points
-
-
-def test_compare_takes_the_step_that_train_measures(capsys):
-    (point,) = compared(capsys, "ivlp", "--ways=clipbias").values()
-    assert benchmark.main(["train", *SMALL, "--method=ivlp"]) == 0
-    assert point["loss"] == json.loads(capsys.readouterr().out.splitlines()[-1])["loss"]
-
-
-@pytest.mark.parametrize("method", ["ivlp", "clip_lora", "cocoop", "promptsrc", "bias", "coop", "vpt"])
-def test_torch_takes_the_same_step(method, capsys):
-    """Only where PyTorch is installed."""
-    pytest.importorskip("torch")
-    points = compared(capsys, method)
-    assert "torch" in points and all(math.isfinite(point["loss"]) for point in points.values())
-    if method in training.OWN_LEARNABLES:
-        assert points["clipbias"]["loss"] == pytest.approx(points["torch"]["loss"], rel=1e-5)
-
-
-def test_an_image_is_tested_with_its_views(capsys):
-    """Beside PyTorch where that is installed; logits that differ would be refused."""
-    points = compared(capsys, "tpt", "--option=crops=31")
-    for point in points.values():
-        assert point["cpu_seconds"] > 0 and "logits" not in point
-    assert points["clipbias"]["program_bytes"] > 0
-
-
-def test_other_logits_are_refused():
-    training.check_logits("tpt", {"clipbias": [[1.0, -9.0]], "torch": [[1.005, -9.005]]})
-    with pytest.raises(benchmark.ClipbiasError, match=r"tpt under clipbias and torch differ by up to 0.02.*being 9.0"):
-        training.check_logits("tpt", {"clipbias": [[1.0, -9.0]], "torch": [[1.02, -9.0]]})
-
-
-def test_other_losses_are_refused():
-    training.check_losses("ivlp", {"clipbias": 1.0, "torch": 1.0005})
-    with pytest.raises(benchmark.ClipbiasError, match=r"ivlp differ: 1.000000 \(clipbias\) and 1.010000 \(torch\)"):
-        training.check_losses("ivlp", {"clipbias": 1.0, "torch": 1.01})
-    with pytest.raises(benchmark.ClipbiasError, match="nan"):
-        training.check_losses("ivlp", {"clipbias": 1.0, "torch": math.nan})
-
-
-def test_planned_memory_by_depth(capsys):
-    points = relevancy_points(capsys, "--layers", "2", "6", "--ways", "streaming", "recompute=5")
-    size = {(point["way"], point["layers"]): point["program_bytes"] for point in points}
-    assert size["streaming", 6] > 1.5 * size["streaming", 2]
-    assert size["recompute=5", 6] - size["recompute=5", 2] < (size["streaming", 6] - size["streaming", 2]) / 4
-
-
-def test_other_maps_are_refused(tmp_path):
-    maps = {"vision": np.float32([[1, 4], [2, 1]]), "text": np.ones((2, 3), np.float32)}
-    for way, factor in (("streaming", 1), ("plain", 1.0005), ("torch", 1.01)):
-        changed = {name: np.float32(value * factor) for name, value in maps.items()}
-        write_tensors(tmp_path / f"maps-{way}-2.safetensors", changed, {})
-    assert relevancy.compare(tmp_path, ["streaming", "plain"], 2, "float32")["plain"] == pytest.approx(5e-4, rel=1e-2)
-    assert relevancy.compare(tmp_path, ["streaming", "torch"], 2, "bfloat16")["torch"] == pytest.approx(0.01, rel=1e-2)
-    with pytest.raises(benchmark.ClipbiasError, match="torch has other maps than streaming at batch 2"):
-        relevancy.compare(tmp_path, ["streaming", "torch"], 2, "float32")
-
-
-def test_report(capsys, tmp_path):
-    row = dict(geometry="tiny", name="a step", seconds=2.0, flop=8e9, flop_per_second=4e9, share_of_matmul=0.5)
-    row |= dict(matmul_flop_per_second=8e9, peak_bytes=3e9, plain_seconds=6.0, times_as_fast=3.0)
-    older = row | {"seconds": 9.0}
-    (tmp_path / "lines.jsonl").write_text(json.dumps(older) + "\n" + json.dumps(row) + "\n")
-    arguments = ["report", str(tmp_path / "lines.jsonl"), f"--output={tmp_path / 'performance'}"]
+def test_a_device_is_measured_and_what_is_there_is_not_measured_again(
+    asked: list[str], tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["all", f"--output={tmp_path / 'card'}", "--methods", "vpt", "ivlp", "--dtypes", "float32", "bfloat16"]
     assert benchmark.main(arguments) == 0
-    assert "| a step | 2.00 | 8 | 4 | 50 % | 3.00 | 6.00 | 3.00 |" in capsys.readouterr().out
-    assert (tmp_path / "performance.md").exists() and (tmp_path / "performance.png").stat().st_size > 1000
+    # Features and relevancy in two types; steps of two methods, also in PyTorch, in two types and four sizes.
+    assert len(asked) == len(set(asked)) == 2 + 2 + 2 * 2 * 2 * 4
+    written = json.loads((tmp_path / "card.json").read_text())
+    assert written["about"] == ABOUT and len(written["measured"]) == len(asked) - 8 and len(written["failed"]) == 8
+    page = (tmp_path / "card.md").read_text()
+    assert page in capsys.readouterr().out
+    assert "| ivlp | 1000 | 32 | bfloat16 | 200.0 | 50% | 3.00 | 2.50 | 600.0 | 3.00 |" in page
+    assert "| vpt | 100 | 4 | float32 | 100.0 | 50% | 3.00 | 2.50 |  |  |" in page
+    assert "| bfloat16 | 4 | streaming | 10.00 | 25% | 1.00 |" in page
+    assert "| error: torch / is broken |" in page
+    asked.clear()
+    assert benchmark.main(arguments) == 0
+    assert len(asked) == 8 and all(command.endswith("--ways torch") for command in asked)  # those that failed
+    monkeypatch.setattr(device, "_facts", lambda: ABOUT | {"device": "Another card"})
+    assert benchmark.main(arguments) == 1
 
 
-def test_mistakes_are_one_sentence(capsys, tmp_path):
-    assert benchmark.main(["train", "--geometry=ViT-X"]) == 1
-    assert "choose one of tiny, ViT-B/32" in capsys.readouterr().err
-    assert benchmark.main(["relevancy", "--ways", "backwards"]) == 1
-    assert "there is no way 'backwards'; choose from streaming" in capsys.readouterr().err
-    assert benchmark.main(["compare", "--ways", "jax"]) == 1
-    assert "there is no way 'jax'; choose from clipbias, torch" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        benchmark.main(["train", "--layers", "2", "3"])
-    assert "train takes one number of --layers" in capsys.readouterr().err
-    with pytest.raises(benchmark.ClipbiasError, match="no measured line"):
-        report.read([])
+def test_every_measurement_of_a_device_is_a_command_in_a_type_that_it_has(asked: list[str]) -> None:
+    for command in device.commands(["bias", "maple"], ["float32", "bfloat16"], benchmark.parse(["all"])):
+        benchmark.parse(command)
+    for platform in ("gpu", "tpu"):
+        assert all(resolve(dtype, platform) == dtype for dtype in device.DTYPES[platform])
 
 
-def unmeasured(monkeypatch, result=None):
-    """A `train` that measures nothing."""
-
-    def train(parsed):
-        assert result is not None, "measured"
-        return result
-
-    monkeypatch.setattr(steps, "train", train)
-
-
-@pytest.mark.parametrize("place", ["none/lines.jsonl", "", "file/lines.jsonl"])
-def test_a_file_that_cannot_be_appended_to_is_told_before_measuring(place, capsys, tmp_path, monkeypatch):
-    unmeasured(monkeypatch)
-    (tmp_path / "file").touch()
-    assert benchmark.main(["train", *SMALL, f"--append={tmp_path / place}"]) == 1
-    told = capsys.readouterr()
-    assert told.err.startswith(f"error: cannot add the line to {tmp_path / place}: ") and told.err.count("\n") == 1
-    assert not told.out
-
-
-def test_the_line_is_printed_also_where_it_cannot_be_appended(capsys, tmp_path, monkeypatch):
-    unmeasured(monkeypatch, {"seconds": 1.0})
-    written = tmp_path / "lines.jsonl"
-    original = benchmark.append
-
-    def full(path, text):
-        original(path, text)
-        if text:
-            raise benchmark.ClipbiasError("no room")
-
-    monkeypatch.setattr(benchmark, "append", full)
-    assert benchmark.main(["train", *SMALL, f"--append={written}"]) == 1
-    told = capsys.readouterr()
-    assert json.loads(told.out.splitlines()[-1])["seconds"] == 1.0
-    assert told.err == "error: no room\n"
+def test_the_time_of_the_table_is_that_of_its_steps() -> None:
+    """Of steps that take as many milliseconds as there are classes, and images at a thousand a second."""
+    training, evaluation = device.table1_seconds("bias", {100: 0.1, 1000: 1.0}, 1000.0)
+    config, steps = table1.get_config(), 0.0
+    classes = {name: device.ENTRIES[name].classes for name in config.datasets}
+    for count in classes.values():
+        for shots in (4, 8, 16):
+            steps += 3 * 10 * max(1, shots * count // 32) * count / 1000
+    assert training == pytest.approx(steps)
+    assert evaluation == pytest.approx(9 * sum(device.ENTRIES[name].sizes["test"] for name in classes) / 1000)
 
 
 @pytest.mark.parametrize(
-    "option",
-    ["--repeats=0", "--repeats=-1", "--batches=0", "--batch=0", "--classes=0", "--images=x"],
+    ("dtype", "held", "formed"),
+    [("float32", "f32", "HIGHEST"), ("tensorfloat32", "f32", "HIGH"), ("bfloat16", "bf16", "HIGH")],
 )
-def test_numbers_that_nothing_can_be_measured_with_are_refused(option, capsys, monkeypatch):
-    unmeasured(monkeypatch)
+def test_a_rate_is_that_of_products_of_its_type(dtype: str, held: str, formed: str) -> None:
+    multiply, count = measure.square_product(dtype, 8)
+    (product,) = [line for line in jax.jit(multiply).lower().as_text().splitlines() if "dot_general" in line]
+    assert f"(tensor<8x8x{held}>, tensor<8x8x{held}>)" in product and f"precision = [{formed}, {formed}]" in product
+    assert count == 8 * 8 * (8 + 8)
+
+
+def test_traced_products_are_those_counted_by_hand() -> None:
+    """17 tokens of width 64 through a whole block and one that is read at one row; 16 patches of 192 numbers."""
+    clip = model.random_clip(model.geometry("tiny"))
+    block = 2 * 17 * (4 * 64 * 64 + 2 * 64 * 256) + 4 * 17 * 17 * 64
+    last = 2 * 17 * 2 * 64 * 64 + 2 * (2 * 64 * 64 + 2 * 64 * 256) + 4 * 17 * 64
+    image = jnp.zeros((1, 32, 32, 3))
+    encode = jax.jit(lambda params, image: encode_image(params, clip.config, image)[0])
+    assert measure.traced(encode, clip.params, image) == 2 * 16 * 192 * 64 + block + last + 2 * 64 * 32
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "--geometry=ViT-X"], "choose one of tiny, ViT-B/32"),
+        (["relevancy", "--ways", "backwards"], "there is no way 'backwards'; choose from streaming"),
+        (["train", "--ways", "jax"], "there is no way 'jax'; choose from clipbias, torch"),
+        (["train", "--append=none/lines.jsonl"], "cannot add the line to none/lines.jsonl: "),
+    ],
+)
+def test_mistakes_are_one_sentence(arguments: list[str], said: str, capsys: pytest.CaptureFixture) -> None:
+    assert benchmark.main(arguments) == 1
+    told = capsys.readouterr()
+    assert told.err.startswith("error: ") and said in told.err and told.err.count("\n") == 1 and not told.out
+
+
+@pytest.mark.parametrize("option", ["--repeats=0", "--batches=0", "--batch=-1", "--classes=0", "--images=x"])
+def test_numbers_that_nothing_can_be_measured_with_are_refused(option: str, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit):
-        benchmark.main(["train", option])
+        benchmark.parse(["train", option])
     name, value = option.split("=")
-    told = capsys.readouterr().err.splitlines()[-1]
-    assert told.endswith(f"argument {name}: {value!r} must be a whole number, 1 or more.")
-    with pytest.raises(SystemExit):
-        benchmark.main(["train", "--layers=-1"])
-    assert "'-1' must be a whole number, 0 or more." in capsys.readouterr().err
+    assert f"argument {name}: {value!r} must be a whole number, 1 or more." in capsys.readouterr().err

@@ -45,8 +45,7 @@ IMPORTERS = {
     "clipbias/tuning/user_methods.py",
     "experiments/common.py",
     "tools/make_api_reference.py",
-    "tools/benchmarks/worker.py",
-    "tools/faulty_process.py",
+    "tools/benchmarks/ways.py",
 }
 
 

@@ -18,8 +18,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.io import read_text
 from clipbias.report.published import dataset_name
 from clipbias.report.table import MISSING
-from tools.benchmarks.report import markdown
-from tools.pages import with_section, write_page
+from tools.pages import markdown, with_section, write_page
 
 BEGIN = "<!-- From images/{name} by `python -m tools.make_demo_tables`; change that, or measure again. -->"
 # Heads of the columns of changes, and of those of shares, by what is measured.

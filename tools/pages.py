@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from clipbias.errors import ClipbiasError
@@ -39,3 +39,8 @@ def write_page(tool: str, description: str, make: Callable[[Path], str]) -> None
         write_text(path, make(path))
     except ClipbiasError as error:
         sys.exit(f"error: {error}")
+
+
+def markdown(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    return "".join(f"| {' | '.join(line)} |\n" for line in (heads, ("---",) * len(heads), *lines))

@@ -30,7 +30,8 @@ from clipbias.clip.config import ClipConfig, TextConfig, VisionConfig
 from clipbias.clip.params import Params, init_params
 
 MECHANISMS = ("attention", "scale", "constant", "kinds", "image", "both", "none")
-NUMBERS, LARGE, FAR = 12, 60.0, 20.0
+NUMBERS, LARGE = 12, 60.0
+FAR = 20.0  # a score that leaves nothing
 CONSTANT, CLS, PATCH, PROMPT, FLAG, TYPE, EVIDENCE, OTHER, STORE, READ = range(10)
 SHOWN = (TYPE, EVIDENCE, OTHER)  # what a patch's pixels say of it
 DEPTH, GRID, PATCH_SIZE, PROMPTS = 3, 4, 4, 2
@@ -53,7 +54,12 @@ Numbers = Mapping[int, float]
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """What the first head does: scores by pairs (query, key), and `{(to, of): factor}` of its values."""
+    """What the first head does in a layer.
+
+    Attributes:
+      scores: pairs (query, key): the score is the sum of the products of what each reads of its token.
+      values: `{(to, of): factor}`: which number a value reads and which it is added to.
+    """
 
     scores: Sequence[tuple[Numbers, Numbers]] = ()
     values: Mapping[tuple[int, int], float] = dataclasses.field(default_factory=dict)
@@ -68,17 +74,15 @@ def planted(mechanism: str, strength: float, *, seed: int) -> tuple[Params, np.n
         tower[part]["scale"][:] = LARGE / np.sqrt(NUMBERS)
     for part in ("norm1", "norm2"):
         tower["layers"][part]["scale"][:] = LARGE / np.sqrt(NUMBERS)
-    tower["class_embedding"] = _token({CLS: 1, **start})
-    tower["position_embedding"] = np.concatenate(
-        [np.zeros((1, 2 * NUMBERS)), np.tile(_token({PATCH: 1}), (PATCHES, 1))]
-    )
+    tower["class_embedding"] = token({CLS: 1, **start})
+    tower["position_embedding"] = np.concatenate([np.zeros((1, 2 * NUMBERS)), np.tile(token({PATCH: 1}), (PATCHES, 1))])
     tower["patch_embedding"] = np.zeros((PATCH_SIZE**2 * 3, 2 * NUMBERS))
     for place, number in enumerate(SHOWN):
-        tower["patch_embedding"][3 * place] = _paired({number: 1})
+        tower["patch_embedding"][3 * place] = paired({number: 1})
     tower["projection"] = np.zeros((2 * NUMBERS, 2))
     tower["projection"][CONSTANT, 0], tower["projection"][READ, 1] = BESIDE / LARGE, 1
     _fill(tower["layers"], _layers(mechanism, strength), draw)
-    prompts = np.tile(_token({PROMPT: 1}), (PROMPTS, 1))[None]
+    prompts = np.tile(token({PROMPT: 1}), (PROMPTS, 1))[None]
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params), prompts.astype(np.float32)
 
 
@@ -134,8 +138,8 @@ def _fill(stacked: Params, layers: Sequence[Layer], draw: np.random.Generator) -
     for l, layer in enumerate(layers):
         kernel = stacked["qkv"]["kernel"][l]
         for i, (query, key) in enumerate(layer.scores):
-            kernel[:NUMBERS, i] = _vector(query) * np.sqrt(head)
-            kernel[:NUMBERS, width + i] = _vector(key)
+            kernel[:NUMBERS, i] = vector(query) * np.sqrt(head)
+            kernel[:NUMBERS, width + i] = vector(key)
         for (to, of), factor in layer.values.items():
             kernel[of, 2 * width + to] = factor
 
@@ -185,16 +189,19 @@ def _pictures(mechanism: str, count: int, *, seed: int) -> tuple[np.ndarray, np.
     return grid.reshape(count, SIZE, SIZE, 3), labels
 
 
-def _token(numbers: Numbers) -> np.ndarray:
-    return _paired({CONSTANT: LARGE, **numbers})
+def token(numbers: Numbers) -> np.ndarray:
+    """`[D]` with the large constant in it."""
+    return paired({CONSTANT: LARGE, **numbers})
 
 
-def _paired(numbers: Numbers) -> np.ndarray:
-    u = _vector(numbers)
+def paired(numbers: Numbers) -> np.ndarray:
+    """`[D]` `[u, −u]`."""
+    u = vector(numbers)
     return np.concatenate([u, -u])
 
 
-def _vector(numbers: Numbers) -> np.ndarray:
+def vector(numbers: Numbers) -> np.ndarray:
+    """`u` of these numbers, the others zero."""
     u = np.zeros(NUMBERS)
     for index, value in numbers.items():
         u[index] = value

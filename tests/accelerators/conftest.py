@@ -12,7 +12,7 @@ import pytest
 from clipbias.clip import Clip
 from clipbias.clip.params import empty_params
 from clipbias.training.ahead import Topology, open_topology
-from tools.benchmarks import model, relevancy_ways
+from tools.benchmarks import model
 
 ACCELERATOR = os.environ.get("CLIPBIAS_ACCELERATOR", "")
 ALL = os.environ.get("CLIPBIAS_ACCELERATOR_ALL") == "1"
@@ -25,7 +25,7 @@ collect_ignore_glob = [] if ACCELERATOR else ["test_*.py"]
 def clip(topologies: dict[str, Topology]) -> Clip:
     """ViT-B/16, whose weights take no memory. Compilers read their flags once, before anything is computed."""
     config = model.geometry("ViT-B/16")
-    return relevancy_ways.clip_of(config, empty_params(config))
+    return model.clip_of(config, empty_params(config))
 
 
 @pytest.fixture(scope="session")

@@ -91,35 +91,10 @@ def test_index_file_fixes_the_training_images(root, tmp_path):
     for name in ("picks.txt", "picks.json"):
         picked = data.load("imagenet", data_dir=root, index_file=tmp_path / name).splits["train"]
         assert list(picked.keys) == chosen
-    (tmp_path / "picks.txt").write_text("train/nowhere.JPEG")
-    with pytest.raises(ClipbiasError, match=r"lists train/nowhere\.JPEG, which is not among"):
-        data.load("imagenet", data_dir=root, index_file=tmp_path / "picks.txt")
-    with pytest.raises(ClipbiasError, match="no index file"):
-        data.load("imagenet", data_dir=root, index_file=tmp_path / "absent.txt")
 
 
-def test_own_template_and_wrong_option(root):
+def test_a_template_of_its_own(root):
     assert data.load("dtd", data_dir=root, template="a {}.").template == "a {}."
-    with pytest.raises(ClipbiasError, match="dataset dtd takes no option 'shots'"):
-        data.load("dtd", data_dir=root, shots=4)
-
-
-def test_missing_parts_say_what_to_fetch(tmp_path):
-    with pytest.raises(
-        ClipbiasError, match=r"eurosat: there is no folder .*eurosat; put into eurosat/: 2750 from http"
-    ):
-        data.load("eurosat", data_dir=tmp_path)
-    folder = miniatures.make(tmp_path, "eurosat")
-    (folder / "split_zhou_EuroSAT.json").unlink()
-    with pytest.raises(ClipbiasError, match=r"no split file .*split_zhou_EuroSAT\.json; .*drive\.google"):
-        data.load("eurosat", data_dir=tmp_path)
-    folder = miniatures.make(tmp_path, "fgvc_aircraft")
-    (folder / "variants.txt").unlink()
-    with pytest.raises(ClipbiasError, match=r"no file .*variants\.txt; put into fgvc_aircraft/"):
-        data.load("fgvc_aircraft", data_dir=tmp_path)
-    (tmp_path / "imagenet" / "images").mkdir(parents=True)
-    with pytest.raises(ClipbiasError, match=r"no folder .*train; put into imagenet/"):
-        data.load("imagenet", data_dir=tmp_path)
 
 
 def test_images_named_by_the_split_file_but_absent(tmp_path):
@@ -129,60 +104,3 @@ def test_images_named_by_the_split_file_but_absent(tmp_path):
     with pytest.raises(ClipbiasError, match=r"cannot read .*zigzagged_0004.*, listed in split_zhou_D.*: No such file"):
         for index in range(5):
             dataset.splits["train"].read(index)
-
-
-BROKEN = {
-    "escaping": (lambda c: c["train"].append(["../../etc/passwd", 0, "Forest"]), "not a plain path below"),
-    "absolute": (lambda c: c["val"].append(["/etc/passwd", 0, "Forest"]), "not a plain path below"),
-    "gap": (lambda c: c["train"].append(["a.jpg", 5, "Highway"]), "label 3 has no image, but label 5 has"),
-    "renamed": (lambda c: c["test"].append(["a.jpg", 1, "Woods"]), "label 1 is called both 'Forest' and 'Woods'"),
-    "short item": (lambda c: c["train"].append(["a.jpg", 1]), "not a split file"),
-    "no val": (lambda c: c.pop("val"), "not a split file"),
-    "word label": (
-        lambda c: c["train"].append(["a.jpg", "Forest", "Forest"]),
-        "must be a whole number",
-    ),
-    "twice": (lambda c: c["train"].append(c["train"][0]), "listed twice"),
-}
-
-
-@pytest.mark.parametrize("damage", list(BROKEN))
-def test_broken_split_files(tmp_path, damage):
-    folder = miniatures.make(tmp_path, "eurosat")
-    content = miniatures.split_content("eurosat")
-    change, message = BROKEN[damage]
-    change(content)
-    (folder / "split_zhou_EuroSAT.json").write_text(json.dumps(content))
-    with pytest.raises(ClipbiasError, match=message):
-        data.load("eurosat", data_dir=tmp_path)
-
-
-def test_unparsable_files(tmp_path):
-    folder = miniatures.make(tmp_path, "eurosat")
-    (folder / "split_zhou_EuroSAT.json").write_text('{"train": [')
-    with pytest.raises(ClipbiasError, match="not valid JSON"):
-        data.load("eurosat", data_dir=tmp_path)
-    (folder / "split_zhou_EuroSAT.json").write_bytes(b'{"train": "\xff"}')
-    with pytest.raises(ClipbiasError, match="not UTF-8"):
-        data.load("eurosat", data_dir=tmp_path)
-    folder = miniatures.make(tmp_path, "imagenet")
-    (folder / "classnames.txt").write_text("n01440764\n")
-    with pytest.raises(ClipbiasError, match=r"classnames\.txt, line 1: expected"):
-        data.load("imagenet", data_dir=tmp_path)
-
-
-def test_foreign_folders_in_imagenet(tmp_path):
-    folder = miniatures.make(tmp_path, "imagenet")
-    (folder / "images" / "val" / "n99999999").mkdir()
-    with pytest.raises(ClipbiasError, match=r"val/n99999999 .* belongs to no class"):
-        data.load("imagenet", data_dir=tmp_path)
-    (folder / "images" / "train" / "n99999999").mkdir()
-    with pytest.raises(ClipbiasError, match="WordNet ids such as n01440764, found n99999999"):
-        data.load("imagenet", data_dir=tmp_path)
-
-
-def test_unknown_names_are_answered():
-    with pytest.raises(ClipbiasError, match="no dataset 'eurosta'; did you mean eurosat"):
-        data.load("eurosta")
-    with pytest.raises(ClipbiasError, match="known are folder, csv"):
-        data.load("qqqq")

@@ -56,8 +56,6 @@ def test_integer_labels_sort_as_numbers_and_may_be_named(tmp_path):
     names = [f"class {number}" for number in range(11)]
     dataset = data.load("csv", data_dir=path, class_names=names)
     assert dataset.class_names == tuple(names) and dataset.splits["train"].labels.tolist() == [10, 2, 1]
-    with pytest.raises(ClipbiasError, match="class_names goes with labels 0 to 1, found '10'"):
-        data.load("csv", data_dir=path, class_names=["a", "b"])
 
 
 def test_json_lines(tmp_path):
@@ -82,40 +80,3 @@ def test_metadata_folders(tmp_path, places):
         assert [len(split) for split in dataset.splits.values()] == [10, 10, 10]
         assert dataset.splits["val"].keys[1] == "validation/im 1.png"
     assert dataset.splits["val"].read(0)
-
-
-BAD = {
-    "climbing": (["path,label", "../x.png,a"], r"line 2, lists the path '\.\./x\.png'"),
-    "absolute": (["path,label", "/etc/x.png,a"], "not a plain path"),
-    "no column": (["image,label", "x.png,a"], "no value for 'path'; the columns are image, label"),
-    "no label": (["path,label", "x.png,"], "line 2: no value for 'label'"),
-    "bad split": (["path,label,split", "x.png,a,dev"], "the split is 'dev'; it must be train, val or test"),
-    "half split": (["path,label,split", "x.png,a,train", "y.png,a,"], "some images have a split and some have none"),
-    "only test": (["path,label,split", "x.png,a,test"], "has test images but none for train"),
-    "empty": (["path,label"], "lists no image"),
-    "twice": (["path,label", "x.png,a", "x.png,b"], "listed twice"),
-}
-
-
-@pytest.mark.parametrize("kind", list(BAD))
-def test_bad_tables(tmp_path, kind):
-    lines, message = BAD[kind]
-    with pytest.raises(ClipbiasError, match=message):
-        data.load("csv", data_dir=write_csv(tmp_path, lines))
-
-
-def test_bad_files(tmp_path):
-    with pytest.raises(ClipbiasError, match="needs data_dir"):
-        data.load("csv")
-    with pytest.raises(ClipbiasError, match=r"no file .*absent\.csv"):
-        data.load("csv", data_dir=tmp_path / "absent.csv")
-    path = tmp_path / "list.jsonl"
-    path.write_text('{"path": "x.png", "label"\n')
-    with pytest.raises(ClipbiasError, match="line 1: not valid JSON"):
-        data.load("csv", data_dir=path)
-    path.write_text("[1]\n")
-    with pytest.raises(ClipbiasError, match="line 1: expected an object"):
-        data.load("csv", data_dir=path)
-    path.write_bytes(b"\xff\xfe")
-    with pytest.raises(ClipbiasError, match="not UTF-8"):
-        data.load("csv", data_dir=path)

@@ -10,7 +10,7 @@ that readout. Every model is wrong, or at chance, before it is tuned, and right 
 
 import dataclasses
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -19,30 +19,31 @@ from clipbias.data import Split
 from tests.reference import numpy_clip
 from tests.reference.methods import Reference
 from tests.reference.weights import State
+from tools.planted import (
+    CLS,
+    EVERY,
+    FAR,
+    FLAG,
+    GRID,
+    LARGE,
+    NO_PROMPTS,
+    NUMBERS,
+    PATCH,
+    PATCH_SIZE,
+    PATCHES,
+    PROMPT,
+    TYPE,
+    Layer,
+    Numbers,
+    paired,
+    token,
+    vector,
+)
 
 NAMES = ("cat", "bird")
-NUMBERS = 12
-CONSTANT, CLS, PATCH, PROMPT, FLAG, TYPE = range(6)
 EVIDENCE, OTHER, READOUT = (6, 7), (8, 9), (10, 11)
-LARGE = 60.0
-LAYERS, PATCHES, GRID, PATCH_SIZE = 3, 16, 4, 4
+LAYERS = 3
 SHOWN = (TYPE, *EVIDENCE, *OTHER)  # what a patch's pixels say of it
-FAR = 20.0  # a score that leaves nothing
-
-Numbers = Mapping[int, float]
-
-
-@dataclasses.dataclass(frozen=True)
-class Layer:
-    """What the first head does in a layer.
-
-    Attributes:
-      scores: pairs (query, key): the score is the sum of the products of what each reads of its token.
-      values: `{(to, of): factor}`: which number a value reads and which it is added to.
-    """
-
-    scores: Sequence[tuple[Numbers, Numbers]] = ()
-    values: Mapping[tuple[int, int], float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass
@@ -54,24 +55,6 @@ class Constructed:
     labels: np.ndarray  # [B]
     prompts: np.ndarray | None = None  # [depth, V, D]
     bias: np.ndarray | None = None  # [L, D]
-
-
-def token(numbers: Numbers) -> np.ndarray:
-    """[D] with the large constant in it."""
-    return paired({CONSTANT: LARGE, **numbers})
-
-
-def paired(numbers: Numbers) -> np.ndarray:
-    """[D] `[u, −u]`."""
-    u = _vector(numbers)
-    return np.concatenate([u, -u])
-
-
-def _vector(numbers: Numbers) -> np.ndarray:
-    u = np.zeros(NUMBERS)
-    for index, value in numbers.items():
-        u[index] = value
-    return u
 
 
 def build(clip: Reference, layers: Sequence[Layer], cls: Numbers) -> Reference:
@@ -100,8 +83,8 @@ def build(clip: Reference, layers: Sequence[Layer], cls: Numbers) -> Reference:
 def _fill(state: State, name: str, layer: Layer) -> None:
     # The first head is the first 12 rows; all maps read the first half of a token.
     for i, (query, key) in enumerate(layer.scores):
-        state[f"{name}.q_proj.weight"][i, :NUMBERS] = _vector(query) * np.sqrt(NUMBERS)
-        state[f"{name}.k_proj.weight"][i, :NUMBERS] = _vector(key)
+        state[f"{name}.q_proj.weight"][i, :NUMBERS] = vector(query) * np.sqrt(NUMBERS)
+        state[f"{name}.k_proj.weight"][i, :NUMBERS] = vector(key)
     for (to, of), factor in layer.values.items():
         state[f"{name}.v_proj.weight"][to, of] = factor
     eye = np.eye(NUMBERS)
@@ -150,8 +133,6 @@ def pictures(
     return images
 
 
-EVERY = {CONSTANT: 1 / LARGE}  # read as 1 in every token
-NO_PROMPTS = (EVERY, {PROMPT: -FAR})
 READ_EVIDENCE = {(to, of): 1.0 for to, of in zip(READOUT, EVIDENCE, strict=True)}
 UNIFORM_MASS = 2 / (1 + PATCHES + 2)  # of two prompts where all scores are equal
 

@@ -3,7 +3,6 @@
 `torch` differentiates the summed scores of all pairs once, by the attention of all layers of both towers.
 `torch-per-pair` takes one pair at a time, with texts of full context length, gradients possible for all weights, and
 one call of `torch.autograd.grad` per layer with the graph kept, as in the method's public code (Chefer et al. 2021).
-`torch-forward` computes the pairs' scores alone.
 """
 
 import functools
@@ -14,18 +13,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import safetensors.numpy
 import safetensors.torch
 import torch
 import transformers
 
 from clipbias.errors import ClipbiasError
 from tests.reference import torch_methods
-from tools.benchmarks.worker import Job
+from tools.benchmarks.ways import Job
 
 
 def read_model(folder: Path) -> torch.nn.Module:
-    """The weights that `relevancy_ways.write_weights` wrote, in a `CLIPModel` that shows its attention."""
+    """The weights that `tools.benchmarks` wrote, in a `CLIPModel` that shows its attention."""
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config = transformers.CLIPConfig(**settings | {"attn_implementation": "eager"})
     with torch.device("meta"):  # not initialised first, which would take the memory twice
@@ -69,35 +67,28 @@ def row_of(attention: list[torch.Tensor], gradients: list[torch.Tensor], rows: t
 
 
 def load(job: Job) -> tuple[Callable[[], Any], Callable[[], dict[str, Any]]]:
-    """A way for `worker`: its first call writes the maps to the job's folder."""
-    folder, way = Path(job["folder"]), job["way"]
-    arrays = safetensors.numpy.load_file(folder / f"inputs-{job['batch']}.safetensors")
-    inputs = {name: torch.from_numpy(value.copy()) for name, value in arrays.items()}
+    """A way for `tools.benchmarks.ways`."""
+    inputs = {name: torch.from_numpy(value.copy()) for name, value in job["inputs"].items()}
     pixels = inputs.pop("images").permute(0, 3, 1, 2).contiguous()
     ids, ends = inputs.pop("ids").long(), inputs.pop("eos").long()
-    model = read_model(folder)
+    model = read_model(Path(job["folder"]))
     score = functools.partial(scores, model, job["method"], inputs)
     length = ids.shape[1]
-    if way == "torch-per-pair":
+    if job["way"] == "torch-per-pair":
         context = model.text_model.embeddings.position_embedding.num_embeddings
         ids = torch.nn.functional.pad(ids, (0, context - length))
         run = functools.partial(one_by_one, model, score, pixels, ids, ends)
-    elif way == "torch":
+    else:
         # Frozen weights; gradients pass because they could be asked for at the first block's input.
         model.requires_grad_(False)
         model.text_model.embeddings.token_embedding.weight.requires_grad_()
         pixels.requires_grad_()
         run = functools.partial(all_at_once, model, score, pixels, ids, ends)
-    else:
-        run = torch.no_grad()(functools.partial(score, pixels, ids))
 
     def first() -> dict[str, Any]:
-        found = run()
-        if way != "torch-forward":
-            text = torch.where(torch.arange(length) < ends[:, None], found[1][:, :length], 0)
-            maps = {"vision": found[0][:, 1:].contiguous(), "text": text}
-            safetensors.torch.save_file(maps, folder / f"maps-{way}-{job['batch']}.safetensors")
-        return {"program_bytes": None}
+        vision, text = run()
+        text = torch.where(torch.arange(length) < ends[:, None], text[:, :length], 0)
+        return {"answer": [vision[:, 1:].numpy(), text.numpy()]}
 
     return run, first
 

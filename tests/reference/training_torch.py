@@ -21,7 +21,7 @@ import torch
 from torch.nn import functional
 
 from clipbias.errors import ClipbiasError
-from tools.benchmarks.worker import Job, process_memory
+from tools.benchmarks.ways import Job, process_memory
 
 Tensors = dict[str, torch.Tensor]
 # `(name, x) -> x Wᵀ + b`, of the name of a query, key or value projection.
@@ -325,13 +325,13 @@ def memory() -> tuple[int, int]:
 
 
 def load(job: Job) -> tuple[Callable[[], Any], Callable[[], dict[str, Any]]]:
-    """A way for `worker`: one training step, or the test of images with their views."""
+    """A way for `tools.benchmarks.ways`: one training step, or the test of images with their views."""
     if job["method"] not in (*METHODS, "tpt"):
         raise ClipbiasError(f"there is no PyTorch step of {job['method']}; choose one of {', '.join(METHODS)}, tpt.")
     folder, device = Path(job["folder"]), "cuda" if torch.cuda.is_available() else "cpu"
-    model, inputs = read_model(folder), safetensors.torch.load_file(folder / f"inputs-{job['batch']}.safetensors")
+    model = read_model(folder)
     model.state = {name: value.to(device) for name, value in model.state.items()}
-    inputs = {name: value.clone().to(device) for name, value in inputs.items()}
+    inputs = {name: torch.from_numpy(value.copy()).to(device) for name, value in job["inputs"].items()}
     inputs |= {name: inputs[name].long() for name in ("ids", "eos", "labels")}
     inputs["pixels"] = inputs.pop("images").movedim(-1, -3).contiguous()
     if job["method"] == "clip_lora":
@@ -341,10 +341,15 @@ def load(job: Job) -> tuple[Callable[[], Any], Callable[[], dict[str, Any]]]:
         join_projections(model)
     if job["method"] == "tpt":
         test = functools.partial(tpt_logits, model, learnables, inputs)
-        return test, lambda: {"program_bytes": None, "logits": test().tolist()}
+        return test, lambda: {"answer": [test().numpy()]}
     function, make_optimizer = METHODS[job["method"]]
     learnables = {name: value.requires_grad_() for name, value in learnables.items()}
     optimizer = make_optimizer(learnables.values())
     losses = in_type(job["dtype"], device, functools.partial(function, model))
     run = functools.partial(step, losses, optimizer, learnables, inputs)
-    return run, lambda: {"program_bytes": None, "loss": run()}
+
+    def first() -> dict[str, Any]:
+        loss = run()
+        return {"loss": loss, "answer": [[loss]]}
+
+    return run, first

@@ -12,7 +12,7 @@ from clipbias.training.evaluate import evaluate
 from clipbias.training.programs import training_program
 from clipbias.tuning import Recipe, Task, make_method
 from tests.training.sweeps import TinySweep
-from tools.benchmarks import flops
+from tools.benchmarks import measure
 
 STEPS = ("clip_adapter", "tip_adapter_f", "clap")
 AT_ONCE = ("linear_probe", "tip_adapter", "gda", "lp_plus_plus")
@@ -65,8 +65,8 @@ def test_no_tower_runs_in_a_step(clip: Clip, colours: Dataset, recipe: Recipe, n
     step = training_program(task, recipe, rows=8, runs=1, mesh=meshes.single_device(), images=12)
     image = np.zeros((1, 16, 16, 3), np.float32)
     # All products of a step on eight images are fewer than those of a tower on one.
-    found = flops.traced(step.function, *step.arguments, **step.options)
-    assert 0 < found < flops.traced(encode_image_of(clip), clip.params, image)
+    found = measure.traced(step.function, *step.arguments, **step.options)
+    assert 0 < found < measure.traced(encode_image_of(clip), clip.params, image)
 
 
 def encode_image_of(clip: Clip):

@@ -12,7 +12,6 @@ from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
 from clipbias.tuning import make_method, parameter_count
 from clipbias.tuning.recipe import Recipe
-from tests import helpers
 from tests.reference import optimizers, weight_tuning
 from tests.reference.methods import Reference
 from tests.tuning import weights_common as common
@@ -28,13 +27,6 @@ CASES = {
         lambda config: weight_tuning.layer_norm_names(config, outer=True),
     ),
 }
-
-
-@pytest.fixture(scope="module")
-def other(tmp_path_factory: pytest.TempPathFactory) -> tuple[Clip, Reference]:
-    folder = tmp_path_factory.mktemp("other")
-    reference = helpers.tiny_checkpoint(folder, seed=5, vision=(16, 2, 2), text=(24, 3, 3), projection=20)
-    return clipbias.load(folder), reference
 
 
 @pytest.mark.parametrize(

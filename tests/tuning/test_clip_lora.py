@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import clipbias
 from clipbias.clip import Clip, PackedTokens, TextTokens, encode_image, encode_text, layers
 from clipbias.clip.layers import keep_tokens
 from clipbias.errors import ClipbiasError
@@ -28,13 +27,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "some": {"parts": ("k", "o"), "rank": 3, "alpha": 2.0, "first_block": 2, "last_block": 3},
     "vision": {"towers": ("vision",), "parts": ("q", "k", "v", "o")},
 }
-
-
-@pytest.fixture(scope="module")
-def other(tmp_path_factory: pytest.TempPathFactory) -> tuple[Clip, Reference]:
-    folder = tmp_path_factory.mktemp("other")
-    reference = helpers.tiny_checkpoint(folder, seed=5, vision=(16, 3, 2), text=(24, 3, 3), projection=20)
-    return clipbias.load(folder), reference
 
 
 def start(task: Task) -> Learnables:

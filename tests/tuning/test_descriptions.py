@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 
 import clipbias
-from clipbias.clip import Clip
-from clipbias.data import Dataset
 from clipbias.errors import ClipbiasError
 from clipbias.explain.relevancy import relevancy
 from clipbias.export import export
@@ -23,7 +21,6 @@ from configs import table1 as table1_config
 from experiments import evaluate, table1
 from tests import helpers
 from tests.reference import methods, numpy_clip, teachers
-from tests.training.conftest import COLOURS, colour_split
 from tests.training.sweeps import TinySweep
 from tests.tuning.test_teacher_runs import RECIPE
 
@@ -34,13 +31,6 @@ TEXTS = {
     "a_bird": ["bird", "a bird of a photo", "a painting of the bird"],
     "another class": ["dog"],
 }
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory) -> tuple[Clip, methods.Reference]:
-    folder = tmp_path_factory.mktemp("model")
-    reference = helpers.tiny_checkpoint(folder, vision=(16, 2, 2), image_size=8, context_length=40)
-    return clipbias.load(folder), reference
 
 
 @pytest.fixture(scope="module")
@@ -129,12 +119,6 @@ def test_the_teacher_of_promptsrc_averages_them_as_they_are(pair, raw, images) -
     expected = teachers.promptsrc_losses(pair[1], saved, teacher, np.array([2, 0]))
     found = jax.jit(task.loss)(pair[0].params, jax.tree.map(np.float32, learnables), images, np.array([2, 0]))
     assert float(found) == pytest.approx(sum(expected.values()), rel=1e-5)
-
-
-@pytest.fixture(scope="module")
-def colours() -> Dataset:
-    splits = {"train": colour_split(4, 0), "test": colour_split(2, 2)}
-    return Dataset("colours", tuple(COLOURS), "a photo of a {}.", splits)
 
 
 COLOUR_TEXTS = {"red": ["a cat", "a dog of a photo"], "green": ["a painting"], "blue": ["the bird", "the dog", "cat"]}

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import clipbias
 from clipbias.clip import Clip, encode_image, encode_text
 from clipbias.errors import ClipbiasError
 from clipbias.tuning import Task, make_method, parameter_count
@@ -16,11 +15,11 @@ from tests.reference import inner_parts, mma, optimizers
 from tests.reference.differences import against_differences
 from tests.reference.methods import Reference, task_logits
 from tests.tuning import weights_common as common
+from tests.tuning.conftest import TEXT, VISION
 from tests.tuning.test_task import VIT_B_16
 
 # Large enough that float32 sees what is added to float32.
 OPTIONS = {"blocks": 2, "width": 6, "factor": 0.05}
-VISION, TEXT = (16, 4, 2), (24, 3, 3)  # width, blocks and heads: of unequal depth, as in ViT-L/14
 
 
 class FromTheStart(mma.Adapters):
@@ -39,13 +38,6 @@ class FromTheStart(mma.Adapters):
 @pytest.fixture(autouse=True)
 def from_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mma, "Adapters", FromTheStart)
-
-
-@pytest.fixture(scope="module")
-def other(tmp_path_factory: pytest.TempPathFactory) -> tuple[Clip, Reference]:
-    folder = tmp_path_factory.mktemp("other")
-    reference = helpers.tiny_checkpoint(folder, seed=5, vision=VISION, text=TEXT, projection=20)
-    return clipbias.load(folder), reference
 
 
 def start(task: Task) -> dict:

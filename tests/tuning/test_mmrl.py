@@ -18,11 +18,11 @@ from tests import helpers
 from tests.reference import mmrl, optimizers
 from tests.reference.methods import Reference
 from tests.tuning import weights_common as common
+from tests.tuning.conftest import TEXT, VISION
 from tests.tuning.test_task import VIT_B_16
 
 TEMPLATE = "a painting of a {}."
 OPTIONS = {"tokens": 3, "blocks": 2, "space": 10, "weight": 2.0}
-VISION, TEXT = (16, 4, 2), (24, 3, 3)  # width, blocks and heads: of unequal depth, as in ViT-L/14
 
 
 class FromTheStart(mmrl.Inserted):
@@ -41,13 +41,6 @@ class FromTheStart(mmrl.Inserted):
 @pytest.fixture(autouse=True)
 def from_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mmrl, "Inserted", FromTheStart)
-
-
-@pytest.fixture(scope="module")
-def other(tmp_path_factory: pytest.TempPathFactory) -> tuple[Clip, Reference]:
-    folder = tmp_path_factory.mktemp("other")
-    reference = helpers.tiny_checkpoint(folder, seed=5, vision=VISION, text=TEXT, projection=20)
-    return clipbias.load(folder), reference
 
 
 def bound(clip: Clip, names: tuple[str, ...] = common.CLASS_NAMES, **options) -> Task:

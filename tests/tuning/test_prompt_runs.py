@@ -1,4 +1,4 @@
-"""Trainings of prompts per image and of several prompt sets: over devices, runs side by side, to other classes."""
+"""Trainings of prompts per image, of several sets and with a teacher: over devices, in a sweep, to other classes."""
 
 import dataclasses
 import json
@@ -7,18 +7,21 @@ import jax
 import numpy as np
 import pytest
 
-import clipbias
 from clipbias.clip import Clip
 from clipbias.data import Dataset
 from clipbias.training import mesh as meshes
 from clipbias.tuning import Recipe, Task, make_method
 from clipbias.tuning.adapter import load_adapter
 from tests import helpers
-from tests.training.conftest import COLOURS, colour_split, few_shot_runs, train_runs
+from tests.reference.methods import Reference
+from tests.training.conftest import few_shot_runs, train_runs
 from tests.training.sweeps import TinySweep
 
 OPTIONS = {
     "cocoop": {},
+    "kgcoop": {},
+    "prograd": {},
+    "promptsrc": {"depth": 2, "templates": "a photo of the {}."},
     "plot": {"tokens": 4, "sets": 2},
     "plot_plus_plus": {"phrases": ("a photo of a", "photo of the dog type")},
     "proda": {"tokens": 4, "sets": 4, "sets_per_step": 2},
@@ -34,25 +37,12 @@ RECIPE = Recipe(
 )
 
 
-@pytest.fixture(scope="module")
-def colours() -> Dataset:
-    splits = {"train": colour_split(4, 0), "test": colour_split(3, 2)}
-    return Dataset("colours", tuple(COLOURS), "a photo of a {}.", splits)
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Clip:
-    folder = tmp_path_factory.mktemp("model")
-    helpers.tiny_checkpoint(folder, vision=(16, 2, 2), text=(16, 2, 2), image_size=8, context_length=40)
-    return clipbias.load(folder)
-
-
-@pytest.mark.parametrize("name", ["cocoop", "plot", "proda"])
-def test_devices_give_the_numbers_of_one(clip: Clip, colours: Dataset, name: str) -> None:
+@pytest.mark.parametrize("name", ["cocoop", "plot", "proda", "prograd", "promptsrc"])
+def test_devices_give_the_numbers_of_one(pair: tuple[Clip, Reference], colours: Dataset, name: str) -> None:
     # Batches of 6 are padded to 8 on four devices; what only fills them counts nowhere.
     found = []
     for groups, mesh in ((1, meshes.single_device()), (4, meshes.make_mesh(run=2, data=4))):
-        task = Task(clip, make_method(name, **OPTIONS[name]), colours.class_names, groups=groups)
+        task = Task(pair[0], make_method(name, **OPTIONS[name]), colours.class_names, groups=groups)
         found.append(train_runs(task, few_shot_runs(colours, (1, 2)), RECIPE, mesh))
     one, eight = found
     np.testing.assert_allclose(one.losses, eight.losses, rtol=2e-5)
@@ -61,12 +51,12 @@ def test_devices_give_the_numbers_of_one(clip: Clip, colours: Dataset, name: str
         np.testing.assert_allclose(a, b, rtol=0, atol=5e-5 * np.abs(b).max())
 
 
-def test_through_a_sweep_from_base_to_new_classes(clip: Clip, colours: Dataset, tmp_path) -> None:
-    names = ("cocoop", "plot_plus_plus", "proda")
+def test_through_a_sweep_from_base_to_new_classes(pair: tuple[Clip, Reference], colours: Dataset, tmp_path) -> None:
+    clip, names = pair[0], ("cocoop", "kgcoop", "plot_plus_plus", "proda", "prograd", "promptsrc")
     recipe = dataclasses.replace(RECIPE, batch_size=3)
     tiny = TinySweep(clip, colours, recipe, tmp_path, protocol="base_to_new", options=OPTIONS)
     rows = tiny.rows(*names, seeds=(1,))
-    assert [(row["status"], set(row["accuracies"])) for row in rows] == [("ok", {"base", "new"})] * 3, rows
+    assert [(row["status"], set(row["accuracies"])) for row in rows] == [("ok", {"base", "new"})] * 6, rows
     adapters = sorted((tmp_path / "adapters").glob("*.safetensors"))
     assert [load_adapter(path).method for path in adapters] == list(names)
     pictures = helpers.random_images({"vision_config": {"image_size": 8}}, 2)

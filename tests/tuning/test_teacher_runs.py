@@ -1,4 +1,4 @@
-"""KgCoOp, ProGrad and PromptSRC in runs: options by dataset, recipes, the average over epochs, devices, sweeps."""
+"""KgCoOp, ProGrad and PromptSRC in runs: options by dataset, recipes, the average over epochs."""
 
 import dataclasses
 import signal
@@ -8,19 +8,14 @@ import jax
 import numpy as np
 import pytest
 
-import clipbias
 from clipbias import hosts
-from clipbias.clip import Clip
 from clipbias.data import Dataset
 from clipbias.training import loop
 from clipbias.training import mesh as meshes
 from clipbias.tuning import Recipe, Task, make_method
-from clipbias.tuning.adapter import load_adapter
 from clipbias.tuning.registry import resolve
-from tests import helpers
-from tests.reference import methods, teachers
-from tests.training.conftest import COLOURS, colour_split, few_shot_runs, train_runs
-from tests.training.sweeps import TinySweep
+from tests.reference import teachers
+from tests.training.conftest import few_shot_runs, train_runs
 
 RECIPE = Recipe(
     learning_rate=0.05,
@@ -31,19 +26,6 @@ RECIPE = Recipe(
     momentum=0.9,
     weight_decay=5e-4,
 )
-
-
-@pytest.fixture(scope="module")
-def colours() -> Dataset:
-    splits = {"train": colour_split(4, 0), "test": colour_split(2, 2)}
-    return Dataset("colours", tuple(COLOURS), "a photo of a {}.", splits)
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory) -> tuple[Clip, methods.Reference]:
-    folder = tmp_path_factory.mktemp("long")
-    reference = helpers.tiny_checkpoint(folder, vision=(16, 3, 2), image_size=8, context_length=64)
-    return clipbias.load(folder), reference
 
 
 def chosen(name: str, dataset: str, shots: int, **options: Any) -> Any:
@@ -141,32 +123,3 @@ def test_the_average_over_epochs_survives_a_kill_in_the_middle(pair, colours, tm
         continued = meshes.fetch(train(task, colours, recipe, **where).learnables)
         for name, value in whole.items():
             np.testing.assert_array_equal(continued[name], value)
-
-
-@pytest.mark.parametrize("name", ["prograd", "promptsrc"])
-def test_eight_devices_give_the_numbers_of_one(pair, colours, name) -> None:
-    options = {"promptsrc": {"depth": 2, "templates": "a photo of the {}."}}.get(name, {})
-    mesh = meshes.make_mesh(run=2, data=4)
-    found = []
-    for groups, where in ((1, None), (4, mesh)):
-        task = Task(pair[0], make_method(name, **options), colours.class_names, groups=groups)
-        found.append(train(task, colours, dataclasses.replace(RECIPE, batch_size=6), where))
-    one, eight = found
-    np.testing.assert_allclose(one.losses, eight.losses, rtol=2e-5)
-    for a, b in zip(*(jax.tree.leaves(meshes.fetch(each.learnables)) for each in found), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * np.abs(b).max())
-
-
-def test_through_a_sweep_from_base_to_new_classes(pair, colours, tmp_path) -> None:
-    names, recipe = ("kgcoop", "prograd", "promptsrc"), dataclasses.replace(RECIPE, epochs=2)
-    own = {"promptsrc": {"depth": 2, "templates": "a photo of the {}."}}
-    tiny = TinySweep(pair[0], colours, recipe, tmp_path, protocol="base_to_new", options=own)
-    rows = tiny.rows(*names, shots=(1,), seeds=(1,))
-    assert [(row["status"], set(row["accuracies"])) for row in rows] == [("ok", {"base", "new"})] * 3
-    adapters = sorted((tmp_path / "adapters").glob("*.safetensors"))
-    assert [load_adapter(path).method for path in adapters] == list(names)
-    for path in adapters:
-        adapter = load_adapter(path)
-        task = adapter.task(pair[0])
-        params, picture = pair[0].params, helpers.random_images(pair[1].config, 2)
-        assert jax.eval_shape(task.logits, params, adapter.learnables, picture).shape == (2, 2)

@@ -5,8 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import clipbias
-from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
 from clipbias.tuning import Task, make_method
 from clipbias.tuning.templates import imagenet_full
@@ -19,13 +17,6 @@ from tests.tuning import weights_common as common
 LABELS = np.array([4, 0, 2])
 OWN = "a painting of a {}, a type of cat."
 WITH_COMMA = "a type of cat, a photo of a {}."
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory) -> tuple[Clip, methods.Reference]:
-    folder = tmp_path_factory.mktemp("long")
-    reference = helpers.tiny_checkpoint(folder, vision=(16, 3, 2), image_size=8, context_length=64)
-    return clipbias.load(folder), reference
 
 
 @pytest.fixture(scope="module")

@@ -11,20 +11,12 @@ from clipbias.clip import Clip
 from clipbias.tuning import CONSTANTS, Task, make_method, parameter_count
 from clipbias.tuning.methods.two_stage import SecondStage, TwoStage
 from clipbias.tuning.transfer import transfer
-from tests import helpers
 from tests.reference import optimizers, weight_tuning
 from tests.reference.methods import Reference
 from tests.tuning import weights_common as common
 from tests.tuning.test_task import VIT_B_16
 
 OTHERS = ("bird dog", "a cat")
-
-
-@pytest.fixture(scope="module")
-def other(tmp_path_factory: pytest.TempPathFactory) -> tuple[Clip, Reference]:
-    folder = tmp_path_factory.mktemp("other")
-    reference = helpers.tiny_checkpoint(folder, seed=5, vision=(16, 2, 2), text=(24, 3, 3), projection=20)
-    return clipbias.load(folder), reference
 
 
 def test_parameter_counts_of_vit_b_16(clip: Clip) -> None:

@@ -15,7 +15,6 @@ from clipbias.training.group import training_runs
 from clipbias.training.shared import Compute
 from clipbias.training.spec import make_groups
 from clipbias.tuning import Task
-from tests import helpers
 from tests.data.pictures import encoded
 from tests.reference import methods, upl
 from tests.training.sweeps import TinySweep
@@ -25,13 +24,6 @@ from tests.tuning.weights_common import CLASS_NAMES, LABELS
 
 TEMPLATE = "a blurry photo of {}."
 IMAGES, SHOTS = 40, 4
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory) -> tuple[Clip, methods.Reference]:
-    folder = tmp_path_factory.mktemp("upl")
-    reference = helpers.tiny_checkpoint(folder, vision=(16, 2, 2), image_size=8, context_length=40)
-    return clipbias.load(folder), reference
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ not measured again, so that the same command continues.
 """
 
 import argparse
+import importlib.util
 import itertools
 import json
 import subprocess
@@ -18,9 +19,9 @@ from clipbias.io import read_json, write_text
 from clipbias.tuning import Recipe, make_method
 from clipbias.tuning.registry import METHODS
 from configs import table1
-from tools.benchmarks.report import markdown
+from tools.pages import markdown
 
-# Class counts and batch sizes of training steps; and those that have a PyTorch step beside them.
+# Class counts and batch sizes of training steps, and the methods that are timed in PyTorch too.
 CLASSES, BATCHES = (100, 1000), (4, 32)
 BESIDE = ("bias", "ivlp", "vpt", "coop", "clip_lora")
 DTYPES = {
@@ -73,7 +74,7 @@ def measure_all(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def commands(methods: Sequence[str], dtypes: Sequence[str], arguments: argparse.Namespace) -> list[list[str]]:
-    """The measurements, those that tell most of a device first."""
+    """The measurements, those that show most of a device first."""
     shared = [f"--geometry={arguments.geometry}", f"--repeats={arguments.repeats}"]
     found = [["features", *shared, f"--batch={max(BATCHES)}", f"--dtype={dtype}"] for dtype in dtypes]
     sizes = [
@@ -81,8 +82,10 @@ def commands(methods: Sequence[str], dtypes: Sequence[str], arguments: argparse.
     ]
     for size, dtype, method in itertools.product(sizes, reversed(dtypes), methods):
         found.append(["train", *shared, f"--method={method}", *size, f"--dtype={dtype}"])
-        if method in BESIDE:
-            found.append(["compare", *shared, f"--method={method}", *size, f"--dtype={dtype}"])
+    if importlib.util.find_spec("torch"):
+        found += [
+            [*one, "--ways", "torch"] for one in found if one[0] == "train" and one[3].partition("=")[2] in BESIDE
+        ]
     relevancy = ["relevancy", *shared, "--method=ivlp", "--batches", str(min(BATCHES)), str(max(BATCHES))]
     return [*found, *([*relevancy, f"--dtype={dtype}"] for dtype in dtypes)]
 
@@ -145,16 +148,17 @@ def page(found: Mapping[str, Any]) -> str:
 
 
 def step_rows(measured: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Training steps with PyTorch's beside them where there is one."""
+    """Training steps, with the seconds of PyTorch's where it was measured."""
     rows = []
     for name, one in measured.items():
-        if not name.startswith("train "):
+        if not name.startswith("train ") or name.endswith(" torch"):
             continue
         words = dict(word.lstrip("-").split("=", 1) for word in name.split()[1:])
         sizes = {"method": words["method"], "classes": int(words["classes"]), "batch": int(words["batch"])}
-        beside = measured.get("compare " + name.removeprefix("train "), {"points": []})
-        torch = [point["seconds"] for point in beside["points"] if point["way"] == "torch"]
-        rows.append(sizes | one | {"torch_seconds": torch[0] if torch else None})
+        beside = measured.get(f"{name} --ways torch", {"points": [{"seconds": None}]})
+        rows.append(
+            {"dtype": one["dtype"], **sizes, **one["points"][0], "torch_seconds": beside["points"][0]["seconds"]}
+        )
     return rows
 
 

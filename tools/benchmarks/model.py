@@ -1,19 +1,22 @@
 """A CLIP of any geometry with random weights, and class names of lengths as in ImageNet: nothing is downloaded."""
 
 import dataclasses
+import json
 import re
 import zlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from clipbias.clip import Clip
-from clipbias.clip.config import ClipConfig, TextConfig, VisionConfig
-from clipbias.clip.params import empty_params
+from clipbias.clip import Clip, convert
+from clipbias.clip.config import ClipConfig, TextConfig, VisionConfig, to_hugging_face
+from clipbias.clip.params import Params, empty_params
 from clipbias.clip.preprocess import Preprocessing
 from clipbias.errors import ClipbiasError
+from clipbias.io import write_tensors, write_text
 
 # How many of ImageNet's 1000 class names (`clipbias/assets/imagenet_classes.txt`) have so many tokens in CLIP's own
 # byte-pair encoding; counted with the published vocabulary.
@@ -78,9 +81,9 @@ def geometry(name: str, *, layers: int = 0) -> ClipConfig:
     )
 
 
-def random_clip(config: ClipConfig, *, name: str = "random", seed: int = 0) -> Clip:
+def random_clip(config: ClipConfig) -> Clip:
     """A frozen model with random weights on the default device, made without more memory than it has itself."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
 
     def fill(path: tuple[Any, ...], leaf: np.ndarray) -> None:
         kind = path[-1].key
@@ -94,31 +97,48 @@ def random_clip(config: ClipConfig, *, name: str = "random", seed: int = 0) -> C
 
     params = empty_params(config)
     jax.tree_util.tree_map_with_path(fill, params)
+    return clip_of(config, jax.device_put(params))
+
+
+def clip_of(config: ClipConfig, params: Params) -> Clip:
+    """A model with these weights, and a tokenizer that needs no files."""
     tokenizer = WordTokenizer(config.text.vocabulary_size)
-    preprocessing = Preprocessing(config.vision.image_size)
-    return Clip(jax.device_put(params), config, tokenizer, preprocessing, name, f"random-{seed}")
+    return Clip(params, config, tokenizer, Preprocessing(config.vision.image_size), "random", "random")
 
 
-def class_names(count: int, *, seed: int = 0) -> list[str]:
+def write_weights(folder: Path, config: ClipConfig) -> Clip:
+    """Writes `random_clip` under Hugging Face's names, for PyTorch, and returns it."""
+    clip = random_clip(config)
+    write_tensors(folder / "model.safetensors", convert.to_tensors(config, clip.params), {"format": "pt"})
+    write_text(folder / "config.json", json.dumps(to_hugging_face(config)))
+    return clip
+
+
+def options(pairs: Sequence[str]) -> dict[str, Any]:
+    """`name=3` as `{"name": 3}`."""
+    return {name: int(value) for name, value in (pair.split("=", 1) for pair in pairs)}
+
+
+def class_names(count: int) -> list[str]:
     """`count` distinct names whose numbers of tokens are spread as ImageNet's are, in random order."""
     lengths = np.repeat(list(NAME_LENGTHS), list(NAME_LENGTHS.values()))
     quantiles = ((np.arange(count) + 0.5) / count * len(lengths)).astype(int)
-    chosen = np.random.default_rng(seed).permutation(lengths[quantiles])
-    return [" ".join([f"name{index}", *["of"] * (length - 1)]) for index, length in enumerate(chosen)]
+    shuffled = np.random.default_rng(0).permutation(lengths[quantiles])
+    return [" ".join([f"name{index}", *["of"] * (length - 1)]) for index, length in enumerate(shuffled)]
 
 
-def random_views(config: ClipConfig, count: int, crops: int, *, seed: int = 0) -> np.ndarray:
+def random_views(config: ClipConfig, count: int, crops: int) -> np.ndarray:
     """Images with their crops `[count, 1 + crops, R, R, 3]`, as for a test of one image after another.
 
-    They are noise of different colours, which keeps the views' logits apart: which of them count is then no matter of
-    rounding.
+    They are noise of different colours, which keeps the views' logits apart: rounding then does not decide which of
+    them count.
     """
-    noise = random_images(config, count, 1 + crops, seed=seed)
-    colours = np.random.default_rng(seed).integers(0, 256, (count, 1 + crops, 1, 1, 3))
+    noise = random_images(config, count, 1 + crops)
+    colours = np.random.default_rng(0).integers(0, 256, (count, 1 + crops, 1, 1, 3))
     return ((noise + 3 * colours) // 4).astype(np.uint8)
 
 
-def random_images(config: ClipConfig, *shape: int, seed: int = 0) -> np.ndarray:
+def random_images(config: ClipConfig, *shape: int) -> np.ndarray:
     """Noise as uint8 images `[*shape, R, R, 3]`."""
     size = config.vision.image_size
-    return np.random.default_rng(seed).integers(0, 256, (*shape, size, size, 3), np.uint8)
+    return np.random.default_rng(0).integers(0, 256, (*shape, size, size, 3), np.uint8)

@@ -1,32 +1,45 @@
-"""Start-up: from nothing to the end of a few training steps, in a process of its own."""
+"""Start of a run: from nothing to the end of a few training steps, in a process of its own."""
 
 import argparse
+import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from typing import Any
 
 from clipbias.errors import ClipbiasError
 
-_FIRST_STEP = """
-import time
+_FIRST_STEPS = """
+import json, time
 began = time.perf_counter()
-import argparse, os
-import jax
-cache = os.environ.get("CLIPBIAS_BENCHMARK_CACHE")
-if cache:
-    jax.config.update("jax_compilation_cache_dir", cache)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
-from tools.benchmarks import steps
-imported = time.perf_counter()
-steps.train(argparse.Namespace(**ARGUMENTS))
-print('seconds', imported - began, time.perf_counter() - began)
+import argparse
+from tools.benchmarks import training
+imported = time.perf_counter() - began
+training.train(argparse.Namespace(**ARGUMENTS))
+print(json.dumps({"import_seconds": imported}))
 """
 
 
-def child(code: str, **environment: str) -> str:
-    """Runs Python code in a process of its own; returns what it printed.
+def startup(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Seconds from the start of Python to the end of a few steps, without and with programs in JAX's cache."""
+    settings = vars(arguments) | {"command": "train", "repeats": 1, "append": None, "output": None, "ways": None}
+    code = _FIRST_STEPS.replace("ARGUMENTS", repr(settings | {"together": True}))
+    result: dict[str, Any] = {"name": f"start-up, {arguments.method}, {arguments.classes} classes"}
+    with tempfile.TemporaryDirectory() as cache:
+        for name in ("empty_cache", "full_cache"):
+            began = time.perf_counter()
+            found = child(code, JAX_COMPILATION_CACHE_DIR=cache, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.3")
+            result |= {
+                f"{name}_seconds": time.perf_counter() - began,
+                f"{name}_import_seconds": found["import_seconds"],
+            }
+    return result
+
+
+def child(code: str, **environment: str) -> dict[str, Any]:
+    """Runs Python code in a process of its own; returns its last line, which is JSON.
 
     Raises:
       ClipbiasError: it failed; the message ends with its last line.
@@ -36,20 +49,4 @@ def child(code: str, **environment: str) -> str:
     )
     if done.returncode:
         raise ClipbiasError(f"a benchmark process failed: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
-    return done.stdout
-
-
-def startup(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Seconds from the start of Python to the end of a few training steps, without and with a compilation cache."""
-    import tempfile
-
-    settings = vars(arguments) | {"repeats": 1, "baseline": False, "append": None, "output": None, "files": []}
-    code = _FIRST_STEP.replace("ARGUMENTS", repr(settings))
-    result: dict[str, Any] = {"name": f"start-up, {arguments.method}, {arguments.classes} classes"}
-    with tempfile.TemporaryDirectory() as cache:
-        for name in ("empty_cache", "full_cache"):
-            began = time.perf_counter()
-            printed = child(code, CLIPBIAS_BENCHMARK_CACHE=cache)
-            imported, _ = map(float, printed.split("seconds")[-1].split())
-            result |= {f"{name}_seconds": time.perf_counter() - began, f"{name}_import_seconds": imported}
-    return result
+    return json.loads(done.stdout.splitlines()[-1])

@@ -19,7 +19,7 @@ from clipbias.explain.run import run_study
 from clipbias.explain.study import Study
 from clipbias.tuning import Task
 from configs import explain
-from tools.benchmarks import measure, model
+from tools.benchmarks import model, ways
 
 DATASET = "demo/fashion"
 METHODS = ("ivlp", "bias")
@@ -88,6 +88,6 @@ def study(arguments: argparse.Namespace) -> dict[str, Any]:
         "images": count,
         "predicted": {one["key"]: [one["correct"], one["images"]] for one in found.scalars["models"]},
         **measured.spent,
-        "peak_bytes": measure.peak_bytes(),
+        "peak_bytes": ways.device_memory()[1],
         "device": jax.devices()[0].device_kind,
     }

@@ -1,167 +1,174 @@
-"""A method's training step in this package and as its authors compute it in PyTorch: time in turn, and memory.
+"""A training step, the test of an image with its views (TPT), and image features.
 
-Of a method that is trained on each test image, such as TPT, that is the test of an image, from its views to its logits.
+Steps and tests can be timed beside the authors' computation in PyTorch (`tests/reference/training_torch.py`).
 """
 
 import argparse
-import contextlib
-import importlib.util
-import statistics
 import tempfile
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from clipbias.clip import Clip
+from clipbias.clip import Clip, encode_image
+from clipbias.clip.params import Params
+from clipbias.clip.precision import held
 from clipbias.errors import ClipbiasError
-from clipbias.io import write_tensors
-from clipbias.tuning import Task
-from clipbias.tuning.registry import METHODS
+from clipbias.training import mesh as meshes
+from clipbias.training.answers import image_features, logits
+from clipbias.training.programs import training_program
+from clipbias.training.step import init_state, place_inputs, place_text, train_step
+from clipbias.tuning import Recipe, Task
 from clipbias.tuning.test_time_method import crops_of
-from tools.benchmarks import model, relevancy_ways, steps
-from tools.benchmarks.report import markdown
-from tools.benchmarks.worker import Here, Process
+from tools.benchmarks import measure, model, ways
 
-MODULES = {"clipbias": "tools.benchmarks.training_ways", "torch": "tests.reference.training_torch"}
-# Of the first loss, relative, or of logits beside the largest of them: more than rounding in float32 explains.
-TOLERANCE = 1e-3
-# In half precision, where both ways round.
-HALF_TOLERANCE = 3e-2
-# Methods whose learnables both ways start from.
+MODULES = {"clipbias": __name__, "torch": "tests.reference.training_torch"}
+# Methods whose learnables PyTorch starts from; the others are given IVLP's prompts.
 OWN_LEARNABLES = ("ivlp", "cocoop", "tpt", "coop", "vpt", "bias")
+SETTINGS = ("command", "geometry", "layers", "method", "option", "dtype", "classes", "batch")
+memory = ways.device_memory
 
 
-def compare(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Training steps of one method, a row per way.
+def train(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Forward, backward and update of a method, a row per way.
 
     Raises:
-      ClipbiasError: a way does not exist or fails, or the first losses of one computation differ.
+      ClipbiasError: a way does not exist or fails, or the first losses or logits differ.
     """
-    ways = ways_of(arguments)
+    names = arguments.ways or ["clipbias"]
+    if unknown := [name for name in names if name not in MODULES]:
+        raise ClipbiasError(f"there is no way {unknown[0]!r}; choose from {', '.join(MODULES)}.")
+    config = model.geometry(arguments.geometry, layers=arguments.layers)
+    job = {name: getattr(arguments, name) for name in SETTINGS}
     with tempfile.TemporaryDirectory() as folder:
-        config = model.geometry(arguments.geometry, layers=arguments.layers)
-        relevancy_ways.write_weights(Path(folder), config)
-        names = ("geometry", "method", "option", "dtype", "classes", "batch", "layers")
-        job = {name: getattr(arguments, name) for name in names} | {"folder": folder}
-        clip = relevancy_ways.clip_of(config, relevancy_ways.read_weights(Path(folder), config))
-        write_inputs(clip, job)
-        del clip  # this process needs the weights no more
-        points = measured(job, ways, arguments.repeats, together=arguments.together)
-    if "logits" in points[0]:
-        check_logits(arguments.method, {way: point.pop("logits") for way, point in zip(ways, points, strict=True)})
-    else:
-        losses = {way: point["loss"] for way, point in zip(ways, points, strict=True)}
-        check_losses(arguments.method, losses, HALF_TOLERANCE if arguments.dtype == "bfloat16" else TOLERANCE)
-    print(table(points))
-    name = f"{arguments.method}, {arguments.classes} classes, batch {arguments.batch}, beside PyTorch"
-    return {"name": name, "method": arguments.method, "device": jax.devices()[0].device_kind, "points": points}
+        if "torch" in names:
+            job |= {"folder": folder, "inputs": torch_inputs(model.write_weights(Path(folder), config), job)}
+        jobs = [job | {"way": name, "module": MODULES[name]} for name in names]
+        # The PyTorch step of PromptSRC has a teacher of one template, so its loss is another one.
+        check = arguments.method != "promptsrc"
+        rows = ways.measured(jobs, arguments.repeats, together=arguments.together, check=check)
+    print(ways.table(rows))
+    name = f"{arguments.method}, {arguments.classes} classes, batch {arguments.batch}"
+    return {"name": name, "device": jax.devices()[0].device_kind, "points": rows}
 
 
-def check_losses(method: str, losses: Mapping[str, float], tolerance: float = TOLERANCE) -> None:
-    """Raises `ClipbiasError` where the ways' first losses are not those of one computation."""
-    # PromptSRC's depends on its teacher's texts, which the PyTorch step has of one template alone. CLIP-LoRA's does not
-    # depend on its dropout: what the branches add is zero at first.
-    if method != "promptsrc" and not np.ptp([*losses.values()]) <= tolerance * max(losses.values()):
-        found = " and ".join(f"{loss:.6f} ({way})" for way, loss in losses.items())
-        raise ClipbiasError(f"the first losses of {method} differ: {found}; one of them is computed wrongly.")
+def features(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Features of images under the frozen model."""
+    job = {name: getattr(arguments, name) for name in SETTINGS} | {"way": "clipbias", "module": __name__}
+    (row,) = ways.measured([job], arguments.repeats, together=arguments.together)
+    row["images_per_second"] = arguments.batch / row["seconds"]
+    return {"name": f"features, batch {arguments.batch}", "device": jax.devices()[0].device_kind, **row}
 
 
-def check_logits(method: str, logits: Mapping[str, Sequence[Sequence[float]]]) -> None:
-    """Raises `ClipbiasError` where the ways' logits `[B, C]` are not those of one computation."""
-    found = np.array([*logits.values()])
-    apart, largest = np.ptp(found, axis=0).max(), np.abs(found).max()
-    if not apart <= TOLERANCE * largest:
-        names = " and ".join(logits)
-        raise ClipbiasError(
-            f"the logits of {method} under {names} differ by up to {apart:.6f}, the largest being {largest:.6f}; one "
-            "of them is computed wrongly."
-        )
+def load(job: ways.Job) -> ways.Loaded:
+    """A way for `ways`."""
+    clip = model.random_clip(model.geometry(job["geometry"], layers=job["layers"]))
+    if job["command"] == "features":
+        return _features(clip, job)
+    names = model.class_names(job["classes"])
+    task = Task(clip, job["method"], names, dtype=job["dtype"], **model.options(job["option"]))
+    if crops := crops_of(task.method):
+        return _test(task, model.random_views(clip.config, job["batch"], crops))
+    return _step(task, held(clip.params, job["dtype"]), job["batch"])
 
 
-def ways_of(arguments: argparse.Namespace) -> Sequence[str]:
-    """The ways asked for, or all that there are for the method."""
-    torch = importlib.util.find_spec("torch") is not None
-    there = {"clipbias": arguments.method in METHODS, "torch": torch}
-    ways = tuple(arguments.ways or (way for way, exists in there.items() if exists))
-    for way in ways:
-        if way not in MODULES:
-            raise ClipbiasError(f"there is no way {way!r}; choose from {', '.join(MODULES)}.")
-        if way == "torch" and not torch:
-            raise ClipbiasError("torch needs PyTorch, which is not installed; leave it out with --ways.")
-    if not ways:
-        raise ClipbiasError(f"this package has no method {arguments.method!r}, and PyTorch is not installed.")
-    return ways
+def _step(task: Task, params: Params, batch: int) -> ways.Loaded:
+    """One training step, as `clipbias.training.loop` calls it."""
+    mesh, clip = meshes.single_device(), task.clip
+    recipe = task.method.recipe_for(Recipe(0.0025, 10, 1, 1e-5, batch, 0.9, 5e-4), 16)
+    pixels = training_program(task, recipe, rows=batch, runs=1, mesh=mesh).arguments[6]["images"]
+    images: Any = model.random_images(clip.config, 1, batch)
+    if pixels.dtype == jnp.float32:  # features that stand for the images
+        images = np.random.default_rng(0).standard_normal(pixels.shape, np.float32)
+    start = jax.tree.map(lambda leaf: jnp.array(leaf)[None], task.init(0))
+    inputs, state = place_inputs(mesh, task, params, start, [0]), init_state(task.method, recipe, start)
+    data = jax.device_put({"images": images, "labels": labels(task, batch)[None], "mask": np.ones((1, batch), bool)})
+    # If a method averages its epochs: the step at the end of an epoch.
+    weight = None if state.average is None else jnp.ones(())
+    rest = data, jnp.full(1, recipe.learning_rate), weight
+    jax.block_until_ready((params, inputs, state, rest))
+    program: Any = None
+
+    def step() -> jax.Array:
+        nonlocal state
+        state, metrics = program(params, inputs, state, *rest)
+        return jax.block_until_ready(metrics["loss"])
+
+    def first() -> dict[str, Any]:
+        nonlocal program
+        given = (task.classifier, clip.preprocessing, recipe, params, inputs, state, *rest)
+        program = train_step.lower(*given).compile()
+        flop, loss = measure.traced(train_step, *given), np.asarray(step())
+        return measure.planned(program) | {"flop": flop, "loss": float(loss[0]), "answer": [loss]}
+
+    return step, first
 
 
-def write_inputs(clip: Clip, job: Mapping[str, Any]) -> None:
-    """Images or views of images, labels, padded tokens, prompts and a teacher's text features, for PyTorch.
+def _test(task: Task, views: np.ndarray) -> ways.Loaded:
+    """What an evaluation does with images and their views `[B, 1 + V, R, R, 3]`, from pixels to logits `[B, C]`."""
+    params, text = task.clip.params, place_text(meshes.single_device(), task, task.clip.params)
+    learnables = jax.tree.map(lambda leaf: jnp.array(leaf)[None], task.init(0))
+    pixels, mask = jax.device_put(views), jnp.ones(len(views), bool)
+    jax.block_until_ready((params, learnables, text, pixels))
+    programs: list[Any] = []
 
-    The teacher's features are those of one template.
-    """
+    def compute() -> jax.Array:
+        vision, head = programs
+        return jax.block_until_ready(head(params, learnables, vision(params, learnables, pixels), text, mask))
+
+    def first() -> dict[str, Any]:
+        images = (task.classifier, task.clip.preprocessing, params, learnables, pixels)
+        found = jax.eval_shape(image_features, *images, runs=1)
+        programs.append(image_features.lower(*images, runs=1).compile())
+        programs.append(logits.lower(task.classifier, params, learnables, found, text, mask, runs=1).compile())
+        plan = max((measure.planned(program) for program in programs), key=lambda one: one["program_bytes"])
+        return plan | {"answer": [np.asarray(compute()[0])]}
+
+    return compute, first
+
+
+def _features(clip: Clip, job: ways.Job) -> ways.Loaded:
+    images = jax.device_put(model.random_images(clip.config, job["batch"]))
+
+    @jax.jit
+    def encode(params: Params, images: jax.Array) -> jax.Array:
+        return encode_image(params, clip.config, clip.preprocessing.normalize(images), dtype=job["dtype"])[0]
+
+    given = held(clip.params, job["dtype"]), images
+    program = encode.lower(*given).compile()
+
+    def first() -> dict[str, Any]:
+        return measure.planned(program) | {
+            "flop": measure.traced(encode, *given),
+            "answer": [np.asarray(encode(*given))],
+        }
+
+    return lambda: jax.block_until_ready(program(*given)), first
+
+
+def torch_inputs(clip: Clip, job: ways.Job) -> dict[str, np.ndarray]:
+    """Images or views of images, labels, padded tokens, prompts, and a teacher's text features of one template."""
     names, count = model.class_names(job["classes"]), job["batch"]
-    plain = Task(clip, "zero_shot", names)
+    plain, own = Task(clip, "zero_shot", names), job["method"] in OWN_LEARNABLES
     # PromptSRC's prompts are IVLP's, of nine layers.
-    own = job["method"] in OWN_LEARNABLES
-    options = steps.options(job["option"]) if own else {"depth": 9}
-    prompted = Task(clip, job["method"] if own else "ivlp", names, **options)
-    tokens = steps.padded(prompted.tokens, clip.config.text.context_length)
-    crops = crops_of(prompted.method)
+    options = model.options(job["option"]) if own else {"depth": 9}
+    task = Task(clip, job["method"] if own else "ivlp", names, **options)
+    crops, missing = crops_of(task.method), clip.config.text.context_length - task.tokens.ids.shape[1]
     pixels = model.random_views(clip.config, count, crops) if crops else model.random_images(clip.config, count)
     teacher = np.asarray(plain.fixed_text(clip.params, plain.init(0)))
     arrays = {
         "images": clip.preprocessing.normalize(pixels),
-        "labels": labels(job),
-        "ids": tokens.ids,
-        "eos": tokens.eos,
+        "labels": labels(task, count),
+        "ids": np.pad(task.tokens.ids, ((0, 0), (0, missing))),
+        "eos": task.tokens.eos,
         "teacher": teacher / np.linalg.norm(teacher, axis=-1, keepdims=True),
-        **prompted.init(0),
+        **task.init(0),
     }
-    path = Path(job["folder"]) / relevancy_ways.INPUTS.format(batch=count)
-    write_tensors(path, {name: np.array(value, order="C") for name, value in arrays.items()}, {})
+    return {name: np.array(value, order="C") for name, value in arrays.items()}
 
 
-def labels(job: Mapping[str, Any]) -> np.ndarray:
+def labels(task: Task, batch: int) -> np.ndarray:
     """`[B]`."""
-    return np.arange(job["batch"], dtype=np.int32) % job["classes"]
-
-
-def measured(job: Mapping[str, Any], ways: Sequence[str], repeats: int, *, together: bool) -> list[dict[str, Any]]:
-    """A row per way: medians over rounds in which every way has its turn."""
-    turns: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
-    with contextlib.ExitStack() as stack:
-        running: dict[str, Here | Process] = {}
-        for way in ways:
-            own = {**job, "way": way, "module": MODULES[way]}
-            running[way] = Here(own) if together else Process(own)
-            stack.enter_context(running[way])
-        for _ in range(repeats):
-            for way in ways:
-                turns[way].append(running[way].turn())
-        facts = {way: running[way].facts for way in ways}
-    rows = []
-    for way in ways:
-        seconds = {name: statistics.median(turn[name] for turn in turns[way]) for name in ("seconds", "cpu_seconds")}
-        peak = max(turn["peak_bytes"] for turn in turns[way])
-        needed = peak - facts[way]["before_bytes"]
-        rows.append({"way": way, **seconds, "peak_bytes": peak, "needed_bytes": needed, **facts[way]})
-    return rows
-
-
-def table(points: Sequence[Mapping[str, Any]]) -> str:
-    """The rows in Markdown."""
-    sizes = ("peak (GB)", "before (GB)", "needed (GB)", "XLA's plan (GB)")
-    heads = ("way", "seconds", "CPU seconds", *sizes, "first loss")
-    lines = [
-        (
-            point["way"],
-            *(f"{point[name]:.3f}" for name in ("seconds", "cpu_seconds")),
-            *(f"{point[name] / 1e9:.2f}" for name in ("peak_bytes", "before_bytes", "needed_bytes")),
-            "" if point["program_bytes"] is None else f"{point['program_bytes'] / 1e9:.2f}",
-            f"{point['loss']:.5f}" if "loss" in point else "",
-        )
-        for point in points
-    ]
-    return markdown(heads, lines)
+    return np.arange(batch, dtype=np.int32) % len(task.class_names)
