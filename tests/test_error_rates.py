@@ -23,7 +23,10 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize("mechanism", MECHANISMS)
+@pytest.mark.parametrize(
+    "mechanism",
+    [name if name in ("both", "image", "none") else pytest.param(name, marks=pytest.mark.long) for name in MECHANISMS],
+)
 def test_what_is_planted_is_the_truth(mechanism):
     truth = truths(make_pool(mechanism, 1.0, images=1500, seed=5))
     for outcome, gain in (("accuracy", 8.0), ("calibrated", 0.08)):

@@ -65,6 +65,7 @@ def test_imagenet_variants_and_other_datasets(clip, root, tmp_path):
     assert list(crossed[0]["accuracies"]) == list(catalog.ELEVEN)
 
 
+@pytest.mark.long
 def test_shards_give_the_same_numbers(clip, root, tmp_path):
     for name in ("ucf101", "fgvc_aircraft"):
         shards.build(data.load(name, data_dir=root), tmp_path / "shards")

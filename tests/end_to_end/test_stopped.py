@@ -59,8 +59,12 @@ def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
     ("where", "name", "call", "number", "status", "sentence"),
     [
         (loop, "train_step", 2, signal.SIGTERM, 143, "stopped at step 2 of"),
-        (loop.StepReport, "catch_up", 3, signal.SIGINT, 130, "stopped"),  # while the last step is awaited
-        (evaluator, "image_features", 2, signal.SIGTERM, 143, "stopped; the same command continues."),
+        # While the last step is awaited, and in an evaluation.
+        pytest.param(loop.StepReport, "catch_up", 3, signal.SIGINT, 130, "stopped", marks=pytest.mark.long),
+        pytest.param(
+            *(evaluator, "image_features", 2, signal.SIGTERM, 143, "stopped; the same command continues."),
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_a_sweep(
@@ -88,6 +92,7 @@ def test_a_sweep(
     assert kill_trials.results(tmp_path) == whole
 
 
+@pytest.mark.long
 def test_a_study(
     model: Path, clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -106,6 +111,7 @@ def test_a_study(
     assert (tmp_path / "whole" / "results.npz").read_bytes() == (tmp_path / "cut" / "results.npz").read_bytes()
 
 
+@pytest.mark.long
 def test_a_killed_training(model: Path, cache: Path, tmp_path: Path) -> None:
     """Killed in the middle of its steps; `python -m tools.kill_trials` is for many moments."""
     arguments = ["--config=configs/train.py:bias", f"--config.model={model}", "--config.dataset=demo/digits"]
