@@ -73,8 +73,8 @@ def computation(command: Command) -> tuple[str, frozenset[str]]:
 
 
 def is_embedded(command: Command) -> bool:
-    # A page, open until somebody ends it, which `tests/app` looks at; and minutes of stops and starts.
-    if command.module in ("experiments.app", "tools.kill_trials"):
+    # A page, open until somebody ends it, which `tests/app` looks at.
+    if command.module == "experiments.app":
         return False
     # A dry run for absent devices needs their compiler: `.ci/accelerators` has it.
     return (

@@ -35,7 +35,6 @@ from tests.end_to_end.binaries import (
 SETTINGS = {"dataset": "folder", "batch_size": 4, "faithfulness_images": 2, "examples": 2, "rotations": (0, 90)}
 
 
-@pytest.mark.long
 def test_a_whole_study_with_its_report(images, adapters, tmp_path):
     """Of one tuned model; the command of the documentation explains two."""
     settings = SETTINGS | {"data_dir": str(images), "adapters": adapters[0]}

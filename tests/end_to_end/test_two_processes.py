@@ -22,7 +22,6 @@ from configs import train as config_file
 from experiments import table1, train
 from tests.end_to_end import binaries
 from tests.forks import Fork
-from tools import kill_trials
 
 STEPS = 20
 CHANGES = {"dataset": "demo/digits", "shots": 4, "epochs": STEPS, "checkpoint_seconds": 0.0, "learning_rate": 0.02}
@@ -196,7 +195,7 @@ def test_where_one_process_is_killed_the_other_ends_and_both_continue(model: Pat
     processes = start_sweep(model, disturbed, cache, checkpoint_seconds=0.0, **changes)
     for process, (_, errors) in zip(processes, ends(processes), strict=True):
         assert process.returncode == 0, errors[-3000:]
-    assert kill_trials.results(disturbed) == kill_trials.results(whole)
+    assert binaries.results(disturbed) == binaries.results(whole)
 
 
 def test_a_study_of_two_processes_is_that_of_one(
