@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from absl.testing import flagsaver
 
+from tests import helpers
 from tests.documents import ROOT
 from tools import error_rates
 from tools.error_rates import CARRIER, CONSTANT, judge, make_pool, rates, true_verdicts, truths, wrong
@@ -23,10 +24,7 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize(
-    "mechanism",
-    [name if name in ("both", "image", "none") else pytest.param(name, marks=pytest.mark.long) for name in MECHANISMS],
-)
+@pytest.mark.parametrize("mechanism", helpers.short(MECHANISMS, "both", "none"))
 def test_what_is_planted_is_the_truth(mechanism):
     truth = truths(make_pool(mechanism, 1.0, images=1500, seed=5))
     for outcome, gain in (("accuracy", 8.0), ("calibrated", 0.08)):

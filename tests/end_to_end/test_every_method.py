@@ -1,8 +1,6 @@
 """Each built-in method through everything that takes a method: adapters, explanations, programs, other classes."""
 
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.export
@@ -20,6 +18,7 @@ from clipbias.tuning.adapter import Adapter, save_adapter
 from clipbias.tuning.feature_method import sampling_of
 from clipbias.tuning.method import CONSTANTS, Learnables
 from clipbias.tuning.test_time_method import crops_of
+from tests import helpers
 
 NAMES, OTHERS = ("cat", "a dog", "two birds"), ("dog fish", "x")
 PER_CLASS = 4
@@ -92,10 +91,6 @@ COVERING = (
 )
 
 
-def with_long_ones(names: Iterable[str]) -> list[Any]:
-    return [name if name in COVERING else pytest.param(name, marks=pytest.mark.long) for name in names]
-
-
 encode = jax.jit(encode_image, static_argnums=1)
 
 
@@ -124,7 +119,7 @@ def test_an_adapter_is_the_same_classifier_and_takes_other_classes(name: str, cl
     assert jax.eval_shape(other.logits, clip.params, moved, pixels).shape == (2, len(OTHERS))
 
 
-@pytest.mark.parametrize("name", with_long_ones(FIRST.values()))
+@pytest.mark.parametrize("name", helpers.short(FIRST.values(), *COVERING))
 def test_an_exported_file_has_the_logits_that_are_explained(
     name: str, clip: Clip, images: np.ndarray, tmp_path: Path
 ) -> None:

@@ -50,6 +50,7 @@ def run(clip: Clip, data_dir: Path, workdir: Path, protocol: str, method: str, *
     return rows
 
 
+@pytest.mark.long
 def test_eleven_train_and_evaluate(clip, root, tmp_path):
     rows = run(clip, root, tmp_path, "few_shot", "vpt", *catalog.ELEVEN)
     assert [row["dataset"] for row in rows] == list(catalog.ELEVEN)

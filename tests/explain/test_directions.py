@@ -178,7 +178,10 @@ OWN_HEADS = [
 ]
 
 
-@pytest.mark.parametrize("method,options", [("mmrl", {}), ("cocoop", {}), *OWN_HEADS])
+@pytest.mark.parametrize(
+    "method,options",
+    [("cocoop", {}), *(pytest.param(*each, marks=pytest.mark.long) for each in [("mmrl", {}), *OWN_HEADS])],
+)
 def test_nothing_is_lost_without_a_constant(method: str, options: dict[str, Any], clip: Clip) -> None:
     """With zeros subtracted every method classifies as it does, inserted tokens, heads and all."""
     task = Task(clip, method, CLASS_NAMES, **options)

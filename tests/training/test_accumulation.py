@@ -76,8 +76,9 @@ def assert_same(found: Any, expected: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "parts", "options"),
     [
-        ("cocoop", 2, {}),  # texts of each image
-        # A gradient for each term and a frozen teacher; texts without a class name, and a term without images.
+        ("taskres", 5, {}),
+        # Texts of each image; a gradient for each term and a frozen teacher; texts without a class name.
+        pytest.param("cocoop", 2, {}, marks=pytest.mark.long),
         pytest.param("prograd", 5, {}, marks=pytest.mark.long),
         pytest.param("proda", 3, {"sets": 4, "sets_per_step": 2}, marks=pytest.mark.long),
     ],

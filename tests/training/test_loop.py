@@ -53,6 +53,7 @@ def test_runs_side_by_side_are_the_runs_one_by_one(clip: Clip, colours: Dataset,
     assert together.losses[0] != together.losses[1]
 
 
+@pytest.mark.long
 def test_runs_that_do_not_divide_are_filled_up(
     clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

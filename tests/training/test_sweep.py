@@ -81,6 +81,7 @@ def test_an_adapter_gives_its_rows_accuracy(clip: Clip, colours: Dataset, recipe
         assert row["calibration"] == pytest.approx(score["calibration"], rel=1e-3)
 
 
+@pytest.mark.long
 def test_seeds_split_over_devices_give_the_rows_of_one_device(
     clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path
 ) -> None:
@@ -186,6 +187,7 @@ def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "train_step", step_and_signal)
 
 
+@pytest.mark.long
 def test_a_stopped_sweep_continues_with_the_same_bits(
     clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

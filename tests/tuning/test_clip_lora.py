@@ -112,7 +112,7 @@ def test_it_starts_as_clip_with_down_uniform(clip: Clip) -> None:
     assert not np.array_equal(task.init(4)["text"]["qkv"]["down"], found["text"]["qkv"]["down"])
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", helpers.short(OPTIONS, "some", "vision"))
 def test_logits_and_gradients_equal_numpy(name: str, other: tuple[Clip, Reference]) -> None:
     clip, reference = other
     options = OPTIONS[name]
@@ -190,6 +190,7 @@ def test_steps_of_adamw_equal_numpy(other: tuple[Clip, Reference]) -> None:
     common.close_trees(named(task, found), values, common.TRAINED)
 
 
+@pytest.mark.long
 def test_runs_side_by_side_drop_as_each_would_alone(other: tuple[Clip, Reference]) -> None:
     clip, _ = other
     task = Task(clip, "clip_lora", common.CLASS_NAMES)
