@@ -63,6 +63,7 @@ def test_a_head_of_ones_own(clip, images):
     assert_close(jax.tree.map(lambda x: x[:, 1], several), plain)
 
 
+@pytest.mark.long
 def test_a_cache_has_its_say(clip, images):
     """The votes of its images move the map of the image; their share of the logit leaves the text alone."""
     task = Task(clip, own_methods.Cache(), CLASS_NAMES)

@@ -35,7 +35,7 @@ def assert_close(first, second, index=None) -> None:
         np.testing.assert_allclose(found, b, rtol=0, atol=2e-5 * np.abs(b).max())
 
 
-@pytest.mark.parametrize("method", ["ivlp", "taskres"])
+@pytest.mark.parametrize("method", ["ivlp"])
 def test_eight_devices_give_the_numbers_of_one(clip: Clip, colours: Dataset, recipe: Recipe, method: str) -> None:
     one = train_runs(*group(clip, colours, method, (1, 2)), recipe)
     mesh = meshes.make_mesh(run=2, data=4)

@@ -149,7 +149,9 @@ def test_half_precision_is_lowered_for_a_tpu(small: Clip) -> None:
     assert "bf16" in text and CUDNN not in text
 
 
-@pytest.mark.parametrize(("dtype", "platform"), [("tensorfloat32", "cuda"), ("bfloat16_3x", "tpu")])
+@pytest.mark.parametrize(
+    ("dtype", "platform"), [("bfloat16_3x", "tpu"), pytest.param("tensorfloat32", "cuda", marks=pytest.mark.long)]
+)
 def test_types_in_the_middle_are_lowered_for_the_devices_that_have_them(
     small: Clip, apart: list[str], dtype: str, platform: str
 ) -> None:
