@@ -26,7 +26,7 @@ OPTIONS = {
     "plot_plus_plus": {"phrases": ("a photo of a", "photo of the dog type")},
     "proda": {"tokens": 4, "sets": 4, "sets_per_step": 2},
 }
-SHORT = ("plot", "promptsrc")
+SHORT = ("plot",)
 RECIPE = Recipe(
     learning_rate=0.05,
     epochs=2,
