@@ -128,14 +128,14 @@ class Images:
 
     def _made(self, index: int, image_size: int) -> transforms.Picture:
         key = self.split.keys[index]
-        kept = self.cache.get((key, image_size))
+        kept = self.cache.get((key, image_size, type(image_size)))
         if isinstance(kept, np.ndarray):
             return kept
         encoded = self.split.read(index) if kept is None else kept
         picture: transforms.Picture = transforms.decode_picture(encoded, self.split.path(index))
         if image_size:
             picture = transforms.test_image(picture, image_size)
-        return self.cache.add((key, image_size), encoded, picture) if kept is None else picture
+        return self.cache.add((key, image_size, type(image_size)), encoded, picture) if kept is None else picture
 
     def note_unreadable(self, error: UnreadableImage) -> None:
         """Logs and counts an image that a caller leaves out; each once."""
