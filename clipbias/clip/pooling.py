@@ -4,7 +4,7 @@ Its weights are those of a block (`layers.py`) without the first LayerNorm and a
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,28 +13,31 @@ from clipbias.clip import layers
 from clipbias.clip.config import VisionConfig
 
 
-def attention(
-    patches: jax.Array, weights: Mapping[str, Any], config: VisionConfig, tap: jax.Array | float = 0.0
-) -> tuple[jax.Array, jax.Array]:
-    """The query's attention probabilities `[B, H, M]` and what its heads output `[B, H, K]`.
+class Pooled(NamedTuple):
+    """What the head makes of an image's patches: its feature `[B, D]`, the attention probabilities `[B, H, M]`, and the
+    query `[B, H, K]` and keys `[B, M, H, K]` that they are of.
+    """
+
+    feature: jax.Array
+    probabilities: jax.Array
+    query: jax.Array
+    keys: jax.Array
+
+
+def pool(patches: jax.Array, weights: Mapping[str, Any], config: VisionConfig, tap: jax.Array | float = 0.0) -> Pooled:
+    """`h + MLP(LN(h))` with `h = MHA(probe, x, x)`.
 
     Args:
-      patches: `[B, M, D]`, after the post-LayerNorm.
+      patches: `x [B, M, D]`, after the post-LayerNorm.
       weights: of the head.
-      tap: added to the probabilities; differentiating by it gives ∂y/∂A.
+      config: of the tower.
+      tap: added to the probabilities `[B, H, M]`; differentiating by it gives ∂y/∂A.
     """
     query = layers.dense(weights["probe"].astype(patches.dtype)[None], layers.outputs(weights["qkv"], 0, 1))
     keys_values = layers.dense(patches, layers.outputs(weights["qkv"], 1, 3))
     k, v = (layers.split_heads(x, config.heads) for x in jnp.split(keys_values, 2, axis=-1))
     q = jnp.broadcast_to(layers.split_heads(query, config.heads), (len(patches), 1, *k.shape[2:]))
     probabilities = layers.attention_probabilities(q, k, None)[:, :, 0] + tap
-    return probabilities, jnp.einsum("BHM,BMHK->BHK", probabilities.astype(v.dtype), v)
-
-
-def pool(
-    patches: jax.Array, weights: Mapping[str, Any], config: VisionConfig, tap: jax.Array | float = 0.0
-) -> jax.Array:
-    """`h + MLP(LN(h))` with `h = MHA(probe, x, x)`: `[B, M, D]` to `[B, D]`; arguments as of `attention`."""
-    _, heads = attention(patches, weights, config, tap)
+    heads = jnp.einsum("BHM,BMHK->BHK", probabilities.astype(v.dtype), v)
     h = layers.dense(heads.reshape(len(patches), -1), weights["out"])
-    return h + layers.mlp(h, weights, config)
+    return Pooled(h + layers.mlp(h, weights, config), probabilities, q[:, 0], k)

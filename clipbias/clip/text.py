@@ -30,8 +30,8 @@ class TextTokens:
       context_rows: int32 `[C, N]`: which row of the context a position holds, -1 for an ordinary token.
       eos: int32 `[C]`: position whose output is the feature: the first end-of-text token, or the last position in a
         tower that is not causal.
-      ends: int32 `[C]`, in such a tower the position of the last token that is no padding; `None` in a causal one,
-        whose texts end at `eos`.
+      ends: int32 `[C]`, in such a tower the number of tokens before the end of each text and its padding; `None` in a
+        causal one, whose texts end at `eos`.
     """
 
     ids: jax.Array | np.ndarray
@@ -40,12 +40,17 @@ class TextTokens:
     ends: jax.Array | np.ndarray | None = None
 
     @property
+    def end(self) -> jax.Array | np.ndarray:
+        """int32 `[C]`: the number of tokens before each text's end."""
+        return self.eos if self.ends is None else self.ends
+
+    @property
     def counted(self) -> jax.Array:
         """bool `[C, N]`: the tokens of each text and the position that is read out, without other padding."""
         positions, eos = jnp.arange(self.ids.shape[1]), jnp.asarray(self.eos)[:, None]
         if self.ends is None:
             return positions <= eos
-        return (positions <= jnp.asarray(self.ends)[:, None]) | (positions == eos)
+        return (positions < jnp.asarray(self.ends)[:, None]) | (positions == eos)
 
 
 def text_tokens(ids: Any, context_rows: Any, config: TextConfig) -> TextTokens:
@@ -54,8 +59,9 @@ def text_tokens(ids: Any, context_rows: Any, config: TextConfig) -> TextTokens:
     if config.causal:
         return TextTokens(ids, context_rows, numpy.argmax(ids == config.eos_token_id, axis=1).astype(np.int32))
     count, length = ids.shape
-    padding = numpy.argmax((ids != config.pad_token_id)[:, ::-1], axis=1).astype(np.int32)
-    return TextTokens(ids, context_rows, numpy.full(count, length - 1, np.int32), length - 1 - padding)
+    words = (ids != config.pad_token_id) & (ids != config.eos_token_id)
+    ends = length - numpy.argmax(words[:, ::-1], axis=1).astype(np.int32)
+    return TextTokens(ids, context_rows, numpy.full(count, length - 1, np.int32), ends)
 
 
 def as_tokens(ids: Any, config: ClipConfig, context_length: int = 0) -> TextTokens:

@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from clipbias.clip import layers, scan, tower
 from clipbias.clip.adaptation import NOTHING, Adaptation
 from clipbias.clip.config import ClipConfig
-from clipbias.clip.pooling import pool
+from clipbias.clip.pooling import Pooled, pool
 from clipbias.clip.precision import held, with_precision
 from clipbias.clip.products import multiply
 from clipbias.clip.weight_changes import check_changes, of_layers, outside_layers
@@ -111,13 +111,40 @@ def project_image(
     """
     weights = outside_layers(params["vision"], (adaptation or NOTHING).vision_weights)
     if config.vision.pooling == "attention":
-        rows = rows[:, : config.vision.patches]
+        return pool_image(params, config, rows, adaptation).feature
     if not normed:
         rows = layers.layer_norm(rows, weights["post_norm"], config.vision.layer_norm_epsilon)
-    if config.vision.pooling == "attention":
-        return pool(rows, weights["pool"], config.vision).astype(jnp.float32)
     with jax.default_matmul_precision("highest"):
         return (rows @ weights["projection"].astype(rows.dtype)).astype(jnp.float32)
+
+
+def pool_image(
+    params: Mapping[str, Any],
+    config: ClipConfig,
+    tokens: jax.Array,
+    adaptation: Adaptation | None = None,
+    tap: jax.Array | float = 0.0,
+) -> Pooled:
+    """What the pooling head makes of the last block's tokens `[B, N, D]`; `tap` as in `pooling.pool`."""
+    weights = outside_layers(params["vision"], (adaptation or NOTHING).vision_weights)
+    patches = tokens[:, : config.vision.patches]
+    patches = layers.layer_norm(patches, weights["post_norm"], config.vision.layer_norm_epsilon)
+    return pool(patches, weights["pool"], config.vision, tap)
+
+
+@with_precision
+def head_attention(
+    params: Mapping[str, Any],
+    config: ClipConfig,
+    images: jax.Array,
+    adaptation: Adaptation | None = None,
+    *,
+    dtype: DTypeLike = "float32",
+) -> jax.Array:
+    """Where the pooling head looks: its attention to the patches, mean over heads, `[B, M]`."""
+    inputs = embed_image(params, config, images, adaptation, dtype=str(dtype))
+    tokens = tower.run_fused(inputs, config.vision)
+    return pool_image(params, config, tokens, adaptation).probabilities.mean(1)
 
 
 def read_tokens(
