@@ -9,7 +9,7 @@ from flax.traverse_util import flatten_dict
 
 from clipbias.clip.config import ClipConfig
 from clipbias.clip.params import Params, abstract_params, empty_params
-from clipbias.clip.tables import HUGGING_FACE, OTHER_NETWORKS, SIGLIP, TABLES, Row, Table
+from clipbias.clip.tables import HUGGING_FACE, OF_SIGLIP, OTHER_NETWORKS, SIGLIP, TABLES, Row, Table
 from clipbias.clip.tensors import FLOATING, Tensor
 from clipbias.errors import ClipbiasError
 from clipbias.io import shorten
@@ -23,13 +23,14 @@ def table_of(tensors: Mapping[str, Tensor], *, where: str) -> Table:
     Raises:
       ClipbiasError: the names belong to another network, with what it is.
     """
+    table = max(TABLES, key=lambda table: table.known(tensors))
     for pattern, network in OTHER_NETWORKS.items():
-        for name in tensors:
+        for name in tensors if table is not SIGLIP or pattern != OF_SIGLIP else ():
             if re.match(pattern, name):
                 raise ClipbiasError(
                     f"{where} holds {network} (its tensor {_shown(name)}); clipbias loads CLIP's own two transformers."
                 )
-    return max(TABLES, key=lambda table: table.known(tensors))
+    return table
 
 
 def _fitting(table: Table, config: ClipConfig) -> Table:

@@ -198,11 +198,14 @@ OPEN_CLIP = Table(
 
 TABLES = (HUGGING_FACE, FLAX, SIGLIP, OPEN_CLIP)
 
+# Names that SigLIP has in its own table alone.
+OF_SIGLIP = r"logit_bias$|(vision|text)_model\.head\."
 # Tensors of these names belong to networks that compute something else than CLIP's two transformers.
 OTHER_NETWORKS = {
     r"visual\.trunk\.": "a vision tower of timm (SigLIP, EVA, ConvNeXt, …)",
     r"visual\.(layer1|attnpool)\.": "a CLIP with a ResNet as its vision tower",
     r"text_decoder\.|visual\.attn_pool\.": "CoCa",
+    OF_SIGLIP: "SigLIP",
     r".*\.ls_[12]\.gamma": "a vision transformer with LayerScale",
     r"text\.(transformer\.(embeddings|encoder|layers)|proj)\b": "a text tower of Hugging Face (BERT, XLM-R, …)",
     r"text_projection\.(?!weight$)|(text\.)?cls_emb": "a custom text tower",

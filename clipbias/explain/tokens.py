@@ -9,7 +9,7 @@ from clipbias.clip.config import VisionConfig
 from clipbias.clip.tokenizer import encode
 from clipbias.explain.results import TEXT_KINDS
 from clipbias.tuning import Learnables, Task
-from clipbias.tuning.prompt_tokens import names_in_prompt
+from clipbias.tuning.prompt_tokens import name_tokens
 
 SOS, PROMPT, WORDS, CATEGORY, DOT, EOS = range(len(TEXT_KINDS))
 PAD = len(TEXT_KINDS)
@@ -72,8 +72,8 @@ def text_kinds(task: Task) -> np.ndarray:
     where the template ends with ".".
     """
     text, tokenizer = task.prompt, task.clip.tokenizer
-    names = names_in_prompt(task.class_names, text)
-    lengths = [len(ids) for ids in encode(tokenizer, names)]
+    names = task.class_names
+    lengths = name_tokens(task.clip, names, text)
     ends, read = np.asarray(task.tokens.end), np.asarray(task.tokens.eos)
     first, dots = task.clip.config.text.first_word, bool(encode(tokenizer, ["."])[0])
     kinds = np.full(task.tokens.ids.shape, WORDS, np.int32)
@@ -81,7 +81,7 @@ def text_kinds(task: Task) -> np.ndarray:
         kinds[np.asarray(task.tokens.context_rows) >= 0] = PROMPT
     for i, row in enumerate(kinds):
         template = text.templates[i // len(names)]
-        before = len(encode(tokenizer, [template.partition("{}")[0]])[0])
+        before = len(encode(tokenizer, [template.partition("{}")[0].strip()])[0])
         if (place := text.before[i // len(names)]) < text.context_tokens:
             before = place
         end = int(ends[i])

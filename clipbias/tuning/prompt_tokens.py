@@ -50,6 +50,12 @@ def names_in_prompt(names: Sequence[str], text: PromptText) -> list[str]:
     return [name_in_prompt(name, text.spaces) for name in names]
 
 
+def name_tokens(clip: Clip, names: Sequence[str], text: PromptText) -> list[int]:
+    """How many tokens each name has in a prompt, behind a space: some tokenizers cut a text's first word otherwise."""
+    spaced = (f" {name}" if name.strip() else "" for name in names_in_prompt(names, text))
+    return [len(ids) for ids in encode(clip.tokenizer, [*spaced])]
+
+
 def without_template(text: PromptText) -> PromptText:
     """The prompt that texts of a user's own stand in: alone, or after the context where a method learns one."""
     if not text.context_tokens:
@@ -78,7 +84,7 @@ def template_texts(clip: Clip, class_names: Sequence[str], text: PromptText) -> 
     """
     if not class_names:
         raise ClipbiasError("there are no class names; a task needs at least one.")
-    name_lengths = [len(ids) for ids in encode(clip.tokenizer, names_in_prompt(class_names, text))]
+    name_lengths = name_tokens(clip, class_names, text)
     if 0 in name_lengths:  # nothing but white space and control characters
         raise ClipbiasError(f"class {name_lengths.index(0)} has an empty name; give every class a name.")
     texts = prompt_texts(class_names, text)

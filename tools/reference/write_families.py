@@ -68,9 +68,11 @@ def siglip_2_tokenizer(_: Path) -> Any:
     """Byte-pair encoding as Gemma's, with the end of a text."""
     trained = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="<unk>"))
     trained.normalizer = tokenizers.normalizers.Replace(" ", "▁")
+    parts = [tokenizers.pre_tokenizers.Split("▁", "merged_with_next"), tokenizers.pre_tokenizers.Punctuation()]
+    trained.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(parts)
     special = ["<pad>", "<eos>", "<bos>", "<unk>"]
     trained.train_from_iterator(
-        (text.lower() for text in WORDS), tokenizers.trainers.BpeTrainer(vocab_size=60, special_tokens=special)
+        (text.lower() for text in WORDS), tokenizers.trainers.BpeTrainer(vocab_size=150, special_tokens=special)
     )
     trained.post_processor = tokenizers.processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 1)])
     names = dict(pad_token="<pad>", eos_token="<eos>", bos_token="<bos>", unk_token="<unk>")
