@@ -12,7 +12,7 @@ hooks on the modules of `transformers` in float64.
 import io
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from torch import nn
 DATA = Path(__file__).parents[2] / "tests" / "data_files"
 TEXTS = ("a photo of a cat.", "a photo of a Dog.", "a photo of a golden retriever.", "a photo of a big bird.")
 LABELS = (2, 0, 3)
+RATE, STEPS = 0.05, 3
 CONTEXT, LENGTH = 2, 32  # learned tokens, positions
 WORDS = [*TEXTS, "satellite texture type painting", "maine coon", "the quick brown fox jumps over lazy dogs"] * 20
 VISION = dict(
@@ -110,46 +111,121 @@ def random_model(kind: str, tokenizer: Any) -> Any:
 
 
 @contextmanager
-def adapted(model: Any, added: dict[str, torch.Tensor], first: int) -> Iterator[None]:
-    """Runs a model with a bias after every block, a context in place of words, and prompts behind the patches."""
+def adapted(model: Any, added: dict[str, torch.Tensor], read: torch.Tensor | None) -> Iterator[None]:
+    """Runs a model with what methods add: biases behind blocks, prompts in both towers, low-rank changes of kernels.
 
-    def of_first(output: Any, change: Any) -> Any:
+    Args:
+      model: of `transformers`.
+      added: by the names of `Adaptation`; of low rank by `lora.{tower}.down` and `lora.{tower}.up`.
+      read: the position of each text that is read out, of a model with `[cls]` and SOS; `None` of SigLIP.
+    """
+    first, handles = int(read is not None), []
+    vision, count = model.vision_model, added["vision_prompts"].shape[1] if "vision_prompts" in added else 0
+
+    def changed(output: Any, change: Any) -> Any:
         return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
 
-    prompts, context = added["vision_prompts"], added["text_context"]
-    vision, count = model.vision_model, len(added["vision_prompts"][0])
-
-    def put(number: int) -> Any:
+    def put(rows: torch.Tensor, places: slice) -> Any:
         def hook(module: nn.Module, inputs: tuple, options: dict) -> tuple:
-            rows = prompts[number].expand(len(inputs[0]), -1, -1)
-            return (torch.cat([inputs[0][:, :-count], rows], 1), *inputs[1:]), options
+            return (with_rows(inputs[0], rows, places), *inputs[1:]), options
 
         return hook
 
+    def with_rows(x: torch.Tensor, rows: torch.Tensor, places: slice) -> torch.Tensor:
+        x = x.clone()
+        x[:, places] = rows
+        return x
+
     def append(module: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
-        return torch.cat([output, prompts[0].expand(len(output), -1, -1)], 1)
+        return torch.cat([output, added["vision_prompts"][0].expand(len(output), -1, -1)], 1)
 
-    def replace(module: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
-        rows = context.expand(len(output), -1, -1)
-        return torch.cat([output[:, :first], rows, output[:, first + len(context) :]], 1)
+    def bias(rows: torch.Tensor, row: Any) -> Any:
+        """`rows [D]`, or `[2, D]` with the first at `row` of each sequence; without such a row a single kind."""
 
-    def bias(row: torch.Tensor) -> Any:
-        return lambda module, inputs, output: of_first(output, lambda x: x + row)
+        def change(x: torch.Tensor) -> torch.Tensor:
+            if rows.ndim == 1 or len(rows) == 1:
+                return x + rows
+            here = torch.arange(x.shape[1]) == torch.as_tensor(row).expand(len(x))[:, None]
+            return x + torch.where(here[..., None], rows[0], rows[1])
 
-    with ExitStack() as stack:
-        handles = [vision.embeddings.register_forward_hook(append)]
-        handles += [
-            vision.encoder.layers[i].register_forward_pre_hook(put(i), with_kwargs=True) for i in range(1, len(prompts))
-        ]
-        handles.append(model.text_model.embeddings.token_embedding.register_forward_hook(replace))
-        if hasattr(vision, "head"):
+        return lambda module, inputs, output: changed(output, change)
+
+    def low_rank(down: torch.Tensor, up: torch.Tensor) -> Any:
+        return lambda module, inputs, output: output + inputs[0] @ down @ up
+
+    for tower in ("vision", "text"):
+        row = 0 if tower == "vision" else LENGTH - 1 if read is None else read
+        for number, block in enumerate(getattr(model, f"{tower}_model").encoder.layers):
+            if f"{tower}_bias" in added:
+                handles.append(block.register_forward_hook(bias(added[f"{tower}_bias"][number], row)))
+            for part, name in enumerate("qkv" if f"lora.{tower}.down" in added else ""):
+                pair = [added[f"lora.{tower}.{kind}"][number, part] for kind in ("down", "up")]
+                kernel = getattr(block.self_attn, f"{name}_proj")
+                handles.append(kernel.register_forward_hook(low_rank(*pair)))
+    if count:
+        handles.append(vision.embeddings.register_forward_hook(append))
+        for number, rows in enumerate(added["vision_prompts"][1:], 1):
+            hook = put(rows, slice(-count, None))
+            handles.append(vision.encoder.layers[number].register_forward_pre_hook(hook, with_kwargs=True))
+        if read is None:
             handles.append(vision.head.register_forward_pre_hook(lambda module, inputs: (inputs[0][:, :-count],)))
-        for tower in ("vision", "text"):
-            blocks = getattr(model, f"{tower}_model").encoder.layers
-            handles += [b.register_forward_hook(bias(added[f"{tower}_bias"][i])) for i, b in enumerate(blocks)]
-        for handle in handles:
-            stack.callback(handle.remove)
+    if "text_context" in added:
+        context, text = added["text_context"], model.text_model
+        places = slice(first, first + len(context))
+        embedding = text.embeddings.token_embedding
+        handles.append(embedding.register_forward_hook(lambda module, inputs, x: with_rows(x, context, places)))
+        for number, rows in enumerate(added.get("text_prompts", ()), 1):
+            handles.append(text.encoder.layers[number].register_forward_pre_hook(put(rows, places), with_kwargs=True))
+    try:
         yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def logits(model: Any, ids: Any, pixels: Any, added: dict[str, torch.Tensor], read: Any) -> torch.Tensor:
+    """Of a model with what a method adds: of CLIP-LoRA with 100 in place of the model's own scale."""
+    with adapted(model, added, read):
+        outputs = model(input_ids=ids, pixel_values=pixels)
+        if "text_residual" in added:  # of TaskRes, before the features are normalised
+            found = model.get_text_features(input_ids=ids)
+            text = getattr(found, "pooler_output", found) + 0.5 * added["text_residual"]
+        else:
+            text = outputs.text_embeds
+    scale = torch.tensor(100.0).double() if "lora.vision.down" in added else model.logit_scale.exp()
+    image, text = (x / x.norm(dim=-1, keepdim=True) for x in (outputs.image_embeds, text))
+    return scale * image @ text.T + (model.logit_bias if hasattr(model, "logit_bias") else 0.0)
+
+
+def trained(model: Any, ids: Any, pixels: Any, read: Any) -> dict[str, torch.Tensor]:
+    """What three steps of SGD make of random learnables of five methods."""
+    kinds, found = 1 if read is None else 2, {}
+    biases = {"vision_bias": (3, 16), "text_bias": (3, 12)}
+    prompts = {"text_context": (CONTEXT, 12), "text_prompts": (2, CONTEXT, 12), "vision_prompts": (3, 2, 16)}
+    pairs = {f"lora.{tower}.down": (3, 3, width, 2) for tower, width in (("vision", 16), ("text", 12))}
+    pairs |= {f"lora.{tower}.up": (3, 3, 2, width) for tower, width in (("vision", 16), ("text", 12))}
+    methods: dict[str, dict[str, tuple[int, ...]]] = {
+        "bias": biases,
+        "bias_by_kind": {"vision_bias": (3, kinds, 16), "text_bias": (3, 2, 12)},
+        "ivlp": prompts,
+        "taskres": {"text_residual": (len(TEXTS), 16 if read is None else 10)},
+        "clip_lora": pairs,
+    }
+    random = np.random.default_rng(11)
+    for method, shapes in methods.items():
+        start = {key: random.normal(scale=0.3, size=shape).astype(np.float32) for key, shape in shapes.items()}
+        leaves = {key: torch.from_numpy(value).double().requires_grad_() for key, value in start.items()}
+        optimizer = torch.optim.SGD(leaves.values(), lr=RATE, momentum=0.9, weight_decay=5e-4)
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            # `up` holds γ = α / √r beside what is learned.
+            added = {key: x / 2**0.5 if key.endswith(".up") else x for key, x in leaves.items()}
+            loss = nn.functional.cross_entropy(logits(model, ids, pixels, added, read), torch.tensor(LABELS))
+            loss.backward()
+            optimizer.step()
+        found |= {f"{method}.loss": loss} | {f"{method}.before.{k}": torch.from_numpy(v) for k, v in start.items()}
+        found |= {f"{method}.after.{key}": value for key, value in leaves.items()}
+    return found
 
 
 def write(name: str) -> None:
@@ -178,11 +254,14 @@ def write(name: str) -> None:
     found |= {"image_features": getattr(image_features, "pooler_output", image_features)}
     found |= {"text_features": getattr(text_features, "pooler_output", text_features)}
     leaves = {key: torch.from_numpy(value).double().requires_grad_() for key, value in added.items()}
-    with adapted(model, leaves, first=int(kind != "Siglip")):
-        logits = model(input_ids=ids, pixel_values=pixels).logits_per_image
-    loss = nn.functional.cross_entropy(logits, torch.tensor(LABELS))
+    read = None if kind == "Siglip" else (ids == tokenizer.eos_token_id).int().argmax(-1)
+    with adapted(model, leaves, read):
+        changed = model(input_ids=ids, pixel_values=pixels).logits_per_image
+    loss = nn.functional.cross_entropy(changed, torch.tensor(LABELS))
     loss.backward()
-    found |= {"adapted.logits": logits, "adapted.loss": loss} | {f"gradient.{k}": x.grad for k, x in leaves.items()}
+    model.requires_grad_(False)
+    found |= trained(model, ids, pixels, read)
+    found |= {"adapted.logits": changed, "adapted.loss": loss} | {f"gradient.{k}": x.grad for k, x in leaves.items()}
     arrays = {key: value.detach().numpy() for key, value in found.items()}
     arrays = {key: np.array(x, x.dtype if x.dtype.kind == "i" else np.float32, order="C") for key, x in arrays.items()}
     arrays |= {"images": images, **{f"added.{key}": value for key, value in added.items()}}
