@@ -82,7 +82,7 @@ def test_gda_equals_the_reference(siglip: tuple[Clip, Arrays]) -> None:
     rows = np.random.default_rng(0).normal(size=(2, 8, clip.config.projection_width)).astype(np.float32)
     labels = np.tile(np.arange(len(CLASSES)), 2)
     text = expected["text_features"][None]
-    samples = Samples(features=rows, labels=labels, text=text, shots=2)
+    samples = Samples(features=rows, labels=labels, text=text, scale=100.0)
     learnables = task.method.support(task.init(), samples)
     weight, bias = heads_gda.few_shot(features=rows, labels=labels, classes=len(CLASSES))
     image = unit(expected["image_features"].astype(np.float64))
