@@ -47,6 +47,7 @@ class VisionConfig(TowerConfig):
     """The vision tower: square images of `image_size` pixels cut into square patches of `patch_size` pixels.
 
     Attributes:
+      image_size, patch_size: in pixels. SigLIP's images may have a margin at the right and bottom that fills no patch.
       pooling: "cls" where the feature is read at the `[cls]` token; "attention" where there is none, and a learned
         query attends to the patches (`pooling.py`).
     """
@@ -58,7 +59,7 @@ class VisionConfig(TowerConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("the model's pooling", self.pooling, ("cls", "attention"))
-        if self.image_size % self.patch_size:
+        if self.image_size % self.patch_size and self.pooling == "cls":
             raise ClipbiasError(
                 f"the image size {self.image_size} is not a multiple of the patch size {self.patch_size}."
             )

@@ -54,7 +54,7 @@ def _read_hugging_face(path: Path) -> Description:
     try:
         kind = MODELS[raw.get("model_type", "clip")].removesuffix("Model")
         if kind == "Siglip":  # its texts' ends lie outside the vocabulary by default, and nothing reads them
-            raw["text_config"] = {**raw["text_config"], "bos_token_id": None, "eos_token_id": None}
+            raw["text_config"] = {**(raw.get("text_config") or {}), "bos_token_id": None, "eos_token_id": None}
         config = from_hugging_face(getattr(import_transformers(), f"{kind}Config")(**raw))
     except ClipbiasError as error:
         raise ClipbiasError(f"{path}: {error}") from error

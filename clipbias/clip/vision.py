@@ -20,9 +20,11 @@ from clipbias.errors import ClipbiasError
 
 
 def patchify(images: jax.Array, patch_size: int) -> jax.Array:
-    """Cuts `[B, R, R, 3]` into flattened patches `[B, M, patch_size² · 3]`, row by row."""
+    """Cuts `[B, R, R, 3]` into flattened patches `[B, M, patch_size² · 3]`, row by row; what fills no patch is left out."""
     batch, size, _, channels = images.shape
     grid = size // patch_size
+    if size % patch_size:
+        images = images[:, : grid * patch_size, : grid * patch_size]
     x = images.reshape(batch, grid, patch_size, grid, patch_size, channels)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, grid * grid, patch_size * patch_size * channels)
 

@@ -118,7 +118,7 @@ def test_corners_are_the_two_runs(tuned: tuple) -> None:
 def test_a_bias_amounts_to_itself(clip: Clip, method: str) -> None:
     task, random = clipbias.Task(clip, method, CLASSES), np.random.default_rng(1)
     learnables = jax.tree.map(lambda x: 0.1 * random.normal(size=x.shape).astype(np.float32), task.init())
-    raw = random.integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
+    raw = random.integers(0, 256, (2, 9, 9, 3), dtype=np.uint8)
     found, _ = measure(task, clip.params, learnables, task.init(), [(raw, np.ones(2, bool))])
     for name, amount in found.items():
         wanted = learnables[f"{name}_bias"]

@@ -93,7 +93,8 @@ def random_model(kind: str, tokenizer: Any) -> Any:
     siglip, size = kind == "Siglip", max(tokenizer.get_vocab().values()) + 1
     text = TEXT | dict(vocab_size=size, max_position_embeddings=LENGTH, pad_token_id=tokenizer.pad_token_id)
     if siglip:
-        own: dict[str, Any] = dict(vision_config=dict(VISION), text_config=text | {"projection_size": 16})
+        # As in SigLIP's largest models, the patches leave a margin.
+        own: dict[str, Any] = dict(vision_config=VISION | {"image_size": 9}, text_config=text | {"projection_size": 16})
     else:
         text |= dict(eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id, projection_dim=10)
         own = dict(vision_config=VISION | {"projection_dim": 10}, text_config=text, projection_dim=10)
@@ -241,7 +242,8 @@ def write(name: str) -> None:
     texts = [text.lower() for text in TEXTS] if name == "siglip_2" else [*TEXTS]
     ids = tokenizer(texts, padding="max_length", max_length=LENGTH, return_tensors="pt")["input_ids"]
     random = np.random.default_rng(3)
-    images = random.normal(size=(len(LABELS), 8, 8, 3)).astype(np.float32)
+    side = model.config.vision_config.image_size
+    images = random.normal(size=(len(LABELS), side, side, 3)).astype(np.float32)
     shapes = {"vision_bias": (3, 16), "text_bias": (3, 12), "text_context": (CONTEXT, 12), "vision_prompts": (2, 2, 16)}
     added = {key: random.normal(scale=0.3, size=shape).astype(np.float32) for key, shape in shapes.items()}
     model = model.double()
