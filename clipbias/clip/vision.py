@@ -20,7 +20,7 @@ from clipbias.errors import ClipbiasError
 
 
 def patchify(images: jax.Array, patch_size: int) -> jax.Array:
-    """Cuts `[B, R, R, 3]` into flattened patches `[B, M, patch_size² · 3]`, row by row; what fills no patch is left out."""
+    """Cuts `[B, R, R, 3]` into flattened patches `[B, M, patch_size² · 3]`, row by row, without what fills no patch."""
     batch, size, _, channels = images.shape
     grid = size // patch_size
     if size % patch_size:
