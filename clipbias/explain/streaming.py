@@ -175,7 +175,7 @@ def reduce_backward(
         below = jnp.arange(start_layer, top)
         (_, states), lower = jax.lax.scan(step, (token_gradients, states), below, reverse=True)
     batch, length = inputs.tokens.shape[:2]
-    influential = inputs.readout + 1 if inputs.causal else jnp.full(batch, length)
+    influential = jnp.asarray(inputs.readout) + 1 if inputs.causal else jnp.full(batch, length)
     count = top + 1 - start_layer
 
     def finish(states: dict[str, jax.Array], layers: int) -> dict[str, jax.Array]:

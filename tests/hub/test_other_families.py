@@ -29,7 +29,7 @@ NAMES = {
 }
 CLASSES = ("cat", "Dog", "golden_retriever", "big bird")
 LABELS = jnp.array([2, 0, 3])
-TOLERANCE = 1e-5
+FEATURES, GRADIENTS = 2e-6, 1e-5  # relative to the largest number
 
 
 @pytest.fixture(params=NAMES)
@@ -83,7 +83,7 @@ def test_features_and_gradients_equal_transformers(family: tuple[Clip, dict[str,
     packed = pack(as_tokens(ids, clip.config, 2), groups=3)
     for name, value in outputs(clip.config, clip.params, expected["images"], ids, added, packed).items():
         wanted = expected[name.removeprefix("True.").removeprefix("False.")]
-        assert difference(value, wanted) < TOLERANCE, name
+        assert difference(value, wanted) < (GRADIENTS if "gradient" in name else FEATURES), name
 
 
 def test_tokens_and_zero_shot_logits_equal_transformers(family: tuple[Clip, dict[str, np.ndarray]]) -> None:
@@ -95,7 +95,7 @@ def test_tokens_and_zero_shot_logits_equal_transformers(family: tuple[Clip, dict
         ids, wanted = (np.where(behind, 0, x) for x in (ids, wanted[:, : ids.shape[1]]))
     np.testing.assert_array_equal(ids, wanted)
     logits = jax.jit(task.logits)(clip.params, task.init(), expected["images"])
-    assert difference(logits, expected["logits"]) < TOLERANCE
+    assert difference(logits, expected["logits"]) < FEATURES
 
 
 def test_what_is_saved_is_the_same_model(family: tuple[Clip, dict[str, np.ndarray]], tmp_path: Path) -> None:
