@@ -15,7 +15,7 @@ import numpy as np
 from flax import struct
 
 from clipbias.clip import layers
-from clipbias.clip.config import TowerConfig, VisionConfig
+from clipbias.clip.config import TextConfig, TowerConfig
 from clipbias.clip.products import HALF
 from clipbias.clip.scan import LayerInput, insert, scan_all_but_last, with_inserted
 from clipbias.errors import ClipbiasError
@@ -270,7 +270,7 @@ def run_fused(
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         # Of images, whose first token is read out; texts have few tokens.
-        is_image = isinstance(config, VisionConfig)
+        is_image = not isinstance(config, TextConfig)
         if tower.layers.dtype == "bfloat16" and is_image and layers.cudnn_takes(HALF, q.shape[-1]):
             return layers.read_out_exactly(q, k, v)
         return layers.fused_attention(q, k, v, causal=tower.causal)
