@@ -18,6 +18,7 @@ from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
 from clipbias.export import export
 from clipbias.tuning.adapter import make_adapter
+from clipbias.tuning.feature_method import FeatureMethod
 from clipbias.tuning.features import Samples
 from tests.reference import heads_gda
 from tests.reference.numpy_clip import unit
@@ -83,6 +84,7 @@ def test_gda_equals_the_reference(siglip: tuple[Clip, Arrays]) -> None:
     labels = np.tile(np.arange(len(CLASSES)), 2)
     text = expected["text_features"][None]
     samples = Samples(features=rows, labels=labels, text=text, scale=100.0)
+    assert isinstance(task.method, FeatureMethod)
     learnables = task.method.support(task.init(), samples)
     weight, bias = heads_gda.few_shot(features=rows, labels=labels, classes=len(CLASSES))
     image = unit(expected["image_features"].astype(np.float64))
