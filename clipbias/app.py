@@ -121,7 +121,7 @@ class Bench:
 
     def draw(self, overlay: Overlay | None, path: Any) -> np.ndarray:
         """A map beside its picture as `clipbias.plot` draws it, or the picture as the model sees it."""
-        seen = test_image(picture(path), self.clip.config.vision.image_size)
+        seen = test_image(picture(path), self.clip.preprocessing.side)
         if overlay is None:
             return seen
         return np.asarray(Image.open(io.BytesIO(style.png_bytes(overlay_rows([seen], [overlay])))))

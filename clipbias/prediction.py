@@ -132,13 +132,13 @@ def _batches(task: Task, pictures: Any, batch_size: int) -> Iterator[tuple[Any, 
     """Normalised images and how many of them count; for a method that learns of crops, one image with its crops."""
     preprocessing, crops = task.clip.preprocessing, crops_of(task.method)
     if not crops:
-        for images, count in image_batches(task.clip.config, pictures, batch_size):
+        for images, count in image_batches(task.clip.preprocessing, pictures, batch_size):
             ready = images.dtype != np.uint8
             yield images.astype(np.float32) if ready else preprocessing.normalize(images), count
         return
     if is_normalised(pictures):
         raise ClipbiasError(f"{type(task.method).__name__} takes crops of whole pictures; give these, not normalised.")
-    size, mixed = task.clip.config.vision.image_size, mixes_crops(task.method)
+    size, mixed = task.clip.preprocessing.side, mixes_crops(task.method)
     for number, image in enumerate(listed(pictures)[0]):
         views = test_views(picture(image, f"image {number}"), size, crops, mixed=mixed)
         yield np.asarray(preprocessing.normalize(views))[None], 1

@@ -48,7 +48,7 @@ def interpret_adapters(
         require_one_base([(source, adapter) for adapter, source in adapters])
         clip = clipbias.load(config.model or adapters[0][0].base)
         names = adapter_names([source for _, source in adapters], generic=ADAPTER)
-        own_methods, size = split(config.own_methods), clip.config.vision.image_size
+        own_methods, size = split(config.own_methods), clip.preprocessing.side
         images: dict[str, np.ndarray | None] = {}
         for name, group in groups.items():
             pixels = read_images(load(name).split(config.split), size) if load and group else None

@@ -215,7 +215,7 @@ def read(files: Sequence[Path], task: Task, config: ConfigDict) -> Iterator[tupl
 
     Pictures have levels from 0 to 255. For a method that learns of crops of each image, they are `[B, 1 + V, R, R, 3]`.
     """
-    size, crops = task.clip.config.vision.image_size, crops_of(task.method)
+    size, crops = task.clip.preprocessing.side, crops_of(task.method)
     mixed = mixes_crops(task.method)
     rows = images_per_batch(task, config)
     for start in range(0, len(files), rows):

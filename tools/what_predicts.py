@@ -83,7 +83,7 @@ def one_adapter(task: Task, dataset: Dataset, *, shots: int, steps: int, seed: i
 def form_logits(task: Task, learnables: Any, initial: Any, train: Split, test: Split) -> np.ndarray:
     """Logits `[n, 4, C]` of the frozen model, with two vectors added, the tuned model without them, and as it is."""
     clip = task.clip
-    size = clip.config.vision.image_size
+    size = clip.preprocessing.side
     amounts, _ = measure_amounts(task, clip.params, learnables, initial, raw_batches(train, size, 32))
     classify = Directions(task, clip.params, learnables, reference_adaptation(task, initial), {PLAIN: (amounts, PLAIN)})
     tuned, found = jax.jit(task.logits), []

@@ -35,7 +35,7 @@ class Adaptation:
         `[Lt, 2, Dt]`, by kind: row 0 to the token that is read out (EOS), row 1 to all others. `[Lt, N, Dt]`, by token:
         one row for each of the context length's positions.
       vision_bias: `[Lv, Dv]`, `[Lv, 2, Dv]` or `[Lv, 1 + M, Dv]`, likewise. By kind row 0 is that of `[cls]`, and
-        prompts are others; by token prompts get nothing.
+        prompts are others; by token prompts get nothing. Without `[cls]` there is a single kind, `[Lv, 1, Dv]`.
       text_adapters: a network beside each of the last `n` blocks (MMA, Yang et al. 2024), as counted for `text_tokens`:
         dense layers `down`, `middle` (which may be left out) and `up`, `{"kernel": [n, inputs, outputs], "bias": [n,
         outputs]}` each, from `Dt` inputs to `Dt` outputs, with ReLUs between them. Of the block's input after its first
@@ -98,7 +98,8 @@ class Adaptation:
     @property
     def bias_differs_between_tokens(self) -> bool:
         """Whether a bias is by kind or by token."""
-        return any(bias is not None and bias.ndim > 2 for bias in (self.text_bias, self.vision_bias))
+        shapes = (bias.shape for bias in (self.text_bias, self.vision_bias) if bias is not None)
+        return any(len(shape) > 2 and shape[1] > 1 for shape in shapes)
 
 
 NOTHING = Adaptation()

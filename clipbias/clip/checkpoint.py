@@ -1,4 +1,4 @@
-"""A CLIP model from disk or hub, in every common format, and back in Hugging Face's."""
+"""A model from disk or hub, in every common format, and back in Hugging Face's."""
 
 import dataclasses
 import functools
@@ -35,12 +35,12 @@ QUICK_GELU = re.compile(r"(^|.*/models--)apple(/|--)DFN.*")
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """A frozen CLIP model.
+    """A frozen model: CLIP, MetaCLIP 2, SigLIP or SigLIP 2.
 
     Attributes:
       params: the parameter tree, passed as an argument to every function that computes with it.
       config: geometry.
-      tokenizer: a `transformers.CLIPTokenizerFast`.
+      tokenizer: of `transformers`.
       preprocessing: resolution, mean and standard deviation of its images.
       name: what it was loaded from.
       fingerprint: SHA-256 over the weights, so that an adapter knows the model it belongs to: the same in every format.
@@ -123,11 +123,11 @@ class Clip:
         return encode.encode_ids(*given, batch_size=batch_size, normalize=normalize, dtype=dtype)
 
     def tokenize(self, texts: Sequence[str]) -> np.ndarray:
-        """`[SOS] text [EOS]` ids, int32 `[n, N]`, padded with 0 as far as the longest.
+        """`[SOS] text [EOS]` ids, int32 `[n, N]`, padded as far as the longest; SigLIP's over the whole context.
 
         Raises `ClipbiasError` where a text is too long.
         """
-        return tokenizer.tokenize(self.tokenizer, texts, self.config.text.context_length)
+        return tokenizer.tokenize(self.tokenizer, texts, self.config.text)
 
     def save(
         self,
@@ -183,18 +183,15 @@ def load(
     found = repository.find(source)
     with open_weights(found.path) as weights:
         config, preprocessing = _describe(weights, activation, found.name)
-        text_tokenizer = _tokenizer(weights, config.text.vocabulary_size, tokenizer)
-        # OpenAI's published configurations carry another end-of-text id than the one that the tokenizer writes.
-        config = dataclasses.replace(
-            config, text=dataclasses.replace(config.text, eos_token_id=text_tokenizer.eos_token_id)
-        )
+        text_tokenizer = _tokenizer(weights, config, tokenizer)
+        config = _with_special_tokens(config, text_tokenizer)
         params = convert.from_tensors(config, weights.tensors, weights.table, where=weights.where)
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(params):
         digest.update(leaf.data)
-    scale = params["logit_scale"].astype(np.float32)  # half precision would turn 100 into 99
+    numbers = {name: leaf for name, leaf in params.items() if name.startswith("logit_")}  # half precision: 99, not 100
     return Clip(
-        params={**jax.tree.map(lambda leaf: leaf.astype(dtype, copy=False), params), "logit_scale": scale},
+        params={**jax.tree.map(lambda leaf: leaf.astype(dtype, copy=False), params), **numbers},
         config=config,
         tokenizer=text_tokenizer,
         preprocessing=preprocessing,
@@ -217,6 +214,8 @@ def _describe(weights: Weights, activation: str | None, name: str) -> tuple[Clip
             config = dataclasses.replace(config, vision=vision, text=text)
         return config, preprocessing
     activation = activation or weights.activation
+    if weights.table is tables.SIGLIP:
+        raise ClipbiasError(f"{weights.where} holds SigLIP, whose heads no shape tells; put its config.json beside it.")
     if activation is None:
         raise ClipbiasError(
             f"{weights.where} does not say which activation its model has; put its config.json or "
@@ -227,13 +226,28 @@ def _describe(weights: Weights, activation: str | None, name: str) -> tuple[Clip
     return config, Preprocessing(config.vision.image_size)
 
 
-def _tokenizer(weights: Weights, vocabulary_size: int, given: str | os.PathLike | None) -> Any:
-    is_clips = vocabulary_size == CLIP_VOCABULARY
+def _with_special_tokens(config: ClipConfig, text_tokenizer: Any) -> ClipConfig:
+    """The configuration with the tokenizer's end of a text and padding.
+
+    OpenAI's published configurations carry another end of a text than the one that the tokenizer writes. MetaCLIP 2
+    reads its features at the one of the configuration.
+    """
+    text, end = config.text, text_tokenizer.eos_token_id
+    if end is not None and config.family != "metaclip_2":
+        text = dataclasses.replace(text, eos_token_id=end)
+    if not text.causal:
+        text = dataclasses.replace(text, pad_token_id=text_tokenizer.pad_token_id)
+    return dataclasses.replace(config, text=text)
+
+
+def _tokenizer(weights: Weights, config: ClipConfig, given: str | os.PathLike | None) -> Any:
+    vocabulary_size, family = config.text.vocabulary_size, config.family
+    is_clips = vocabulary_size == CLIP_VOCABULARY and family == "clip"
     if given is not None:
-        folder, found = str(given), read_tokenizer(user_path(given))
+        folder, found = str(given), read_tokenizer(user_path(given), family)
     # Beside a file without a configuration may lie what belongs to others.
     elif has_tokenizer(weights.folder) and not (is_clips and weights.configuration is None):
-        folder, found = str(weights.folder), read_tokenizer(weights.folder)
+        folder, found = str(weights.folder), read_tokenizer(weights.folder, family)
     elif is_clips:
         return clip_tokenizer()
     else:
@@ -255,6 +269,8 @@ def save(
     """Writes a Hugging Face checkpoint: config, tokenizer, preprocessing, weights in one file. See `Clip.save`."""
     checks.check_choice("the format of weights", format, ("safetensors", "flax"))
     folder = Path(folder)
+    if format == "flax" and clip.config.family != "clip":
+        raise ClipbiasError("only CLIP has the format 'flax'; choose 'safetensors'.")
     whole = convert.to_tensors(clip.config, params, tables.FLAX if format == "flax" else tables.HUGGING_FACE)
     tensors = {name: narrow(x, clip.stored_dtype, exact=exact) for name, x in whole.items()}
     if format == "flax":
@@ -269,7 +285,8 @@ def save(
     # Programs load all tensors in the one type that the configuration names.
     widened = any(tensor.dtype.name != clip.stored_dtype for tensor in tensors.values())
     content = dict(to_hugging_face(clip.config), dtype="float32" if widened else clip.stored_dtype)
-    content["text_config"]["bos_token_id"] = clip.tokenizer.bos_token_id
+    if clip.config.text.causal:
+        content["text_config"]["bos_token_id"] = clip.tokenizer.bos_token_id
     write_text(folder / "config.json", json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 

@@ -9,7 +9,7 @@ from flax.traverse_util import flatten_dict
 
 from clipbias.clip.config import ClipConfig
 from clipbias.clip.params import Params, abstract_params, empty_params
-from clipbias.clip.tables import HUGGING_FACE, OTHER_NETWORKS, TABLES, Row, Table
+from clipbias.clip.tables import HUGGING_FACE, OF_SIGLIP, OTHER_NETWORKS, SIGLIP, TABLES, Row, Table
 from clipbias.clip.tensors import FLOATING, Tensor
 from clipbias.errors import ClipbiasError
 from clipbias.io import shorten
@@ -23,13 +23,21 @@ def table_of(tensors: Mapping[str, Tensor], *, where: str) -> Table:
     Raises:
       ClipbiasError: the names belong to another network, with what it is.
     """
+    table = max(TABLES, key=lambda table: table.known(tensors))
     for pattern, network in OTHER_NETWORKS.items():
-        for name in tensors:
+        for name in tensors if table is not SIGLIP or pattern != OF_SIGLIP else ():
             if re.match(pattern, name):
                 raise ClipbiasError(
                     f"{where} holds {network} (its tensor {_shown(name)}); clipbias loads CLIP's own two transformers."
                 )
-    return max(TABLES, key=lambda table: table.known(tensors))
+    return table
+
+
+def _fitting(table: Table, config: ClipConfig) -> Table:
+    """The table of a configuration's family: SigLIP has one, the others all that are not SigLIP's."""
+    if config.family == "siglip":
+        return SIGLIP
+    return HUGGING_FACE if table is SIGLIP else table
 
 
 def _pieces(config: ClipConfig, table: Table, tree: Params) -> Iterator[tuple[Row, str, np.ndarray]]:
@@ -57,6 +65,7 @@ def from_tensors(
     Raises:
       ClipbiasError: lists the missing, unexpected and mis-shaped tensors, and those of types that hold no weights.
     """
+    table = _fitting(table, config)
     tensors = {table.plain(name): tensor for name, tensor in tensors.items()}
     if max(config.vision.layers, config.text.layers) > len(tensors):  # every layer has tensors of its own
         raise ClipbiasError(f"{where} holds {len(tensors)} tensors, fewer than its configuration asks for layers.")
@@ -76,7 +85,7 @@ def from_tensors(
     if problems:
         shown = [*problems[:MOST_SHOWN], *([f"and {len(problems) - MOST_SHOWN} more"] * (len(problems) > MOST_SHOWN))]
         raise ClipbiasError(
-            f"{where} does not hold the CLIP model that its configuration describes ({len(problems)} differences):\n  "
+            f"{where} does not hold the model that its configuration describes ({len(problems)} differences):\n  "
             + "\n  ".join(shown)
         )
     tree = empty_params(config)
@@ -91,5 +100,7 @@ def _shown(name: str) -> str:
 
 def to_tensors(config: ClipConfig, params: Params, table: Table = HUGGING_FACE) -> dict[str, np.ndarray]:
     """The tensors of a checkpoint by a family's names; `from_tensors` of them gives `params` back bit for bit."""
-    tree = jax.tree.map(np.asarray, params)
-    return {name: np.asarray(row.layout.save(view), order="C") for row, name, view in _pieces(config, table, tree)}
+    tree, pieces = jax.tree.map(np.asarray, params), {}
+    for row, name, view in _pieces(config, _fitting(table, config), tree):
+        pieces[name] = np.asarray(row.layout.save(view), order="C")
+    return pieces

@@ -52,7 +52,7 @@ def check_images(images: Any, size: int) -> None:
 def preprocess(config: ClipConfig, preprocessing: Preprocessing, images: Any) -> np.ndarray:
     """See `Clip.preprocess`."""
     given, single = listed(images)
-    pixels = _pixels(given, range(len(given)), config.vision.image_size)
+    pixels = _pixels(given, range(len(given)), preprocessing.side)
     normalised = np.asarray(preprocessing.normalize(pixels))
     return normalised[0] if single else normalised
 
@@ -65,11 +65,11 @@ def _pixels(given: Sequence[Any], numbers: Sequence[int], size: int) -> np.ndarr
     return found
 
 
-def image_batches(config: ClipConfig, images: Any, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
+def image_batches(preprocessing: Preprocessing, images: Any, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
     """Batches of images of equal shapes, and how many of each count: the last one is filled up.
 
     Args:
-      config: geometry of the model.
+      preprocessing: of the model.
       images: as for `Clip.encode_images`.
       batch_size: images at a time; fewer where there are fewer.
 
@@ -77,7 +77,7 @@ def image_batches(config: ClipConfig, images: Any, batch_size: int) -> Iterator[
       uint8 pictures `[b, R, R, 3]`, or what was normalised already, float.
     """
     check_int("batch_size", batch_size, lowest=1)
-    size, ready = config.vision.image_size, is_normalised(images)
+    size, ready = preprocessing.side, is_normalised(images)
     if ready:
         images = images[None] if np.shape(images) == (size, size, 3) else images
         check_images(images, size)
@@ -101,7 +101,7 @@ def encode_images(
 ) -> np.ndarray:
     """See `Clip.encode_images`."""
     run = functools.partial(_image_features, config, preprocessing, settle(dtype), normalize, params)
-    return _joined(run, image_batches(config, images, batch_size), config.projection_width)
+    return _joined(run, image_batches(preprocessing, images, batch_size), config.projection_width)
 
 
 def encode_ids(

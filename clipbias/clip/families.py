@@ -10,12 +10,13 @@ from pathlib import Path
 
 from clipbias.checks import shown
 from clipbias.clip import open_clip
-from clipbias.clip.config import ClipConfig, from_hugging_face
+from clipbias.clip.config import MODELS, ClipConfig, from_hugging_face
 from clipbias.clip.preprocess import Preprocessing, read_preprocessing
 from clipbias.clip.tokenizer_files import import_transformers
 from clipbias.errors import ClipbiasError
 from clipbias.io import check_file, read_json, shorten
 
+_LOADED = "CLIP, MetaCLIP 2, SigLIP and SigLIP 2 with a fixed resolution"
 # Geometry, preprocessing, and whether the file says which activation the model has.
 Description = tuple[ClipConfig, Preprocessing, bool]
 
@@ -38,23 +39,29 @@ class Family:
 
 
 def _kind(path: Path) -> str | None:
-    """What a `config.json` describes, if it is no CLIP: timm and other libraries use the same name."""
+    """What a `config.json` describes, if it is none of ours: timm and other libraries use the same name."""
     raw = read_json(path, dict, what="a CLIP configuration")
-    if raw.get("model_type") == "clip" or ("model_type" not in raw and {"text_config", "vision_config"} & raw.keys()):
+    kind = raw.get("model_type")
+    if kind in MODELS or ("model_type" not in raw and {"text_config", "vision_config"} & raw.keys()):
         return None
+    if kind == "siglip2":
+        return "SigLIP 2 NaFlex"
     return shown(raw.get("model_type", raw.get("architecture", "unnamed")))
 
 
 def _read_hugging_face(path: Path) -> Description:
     raw = read_json(path, dict, what="a CLIP configuration")
     try:
-        config = from_hugging_face(import_transformers().CLIPConfig(**raw))
+        kind = MODELS[raw.get("model_type", "clip")].removesuffix("Model")
+        if kind == "Siglip":  # its texts' ends lie outside the vocabulary by default, and nothing reads them
+            raw["text_config"] = {**(raw.get("text_config") or {}), "bos_token_id": None, "eos_token_id": None}
+        config = from_hugging_face(getattr(import_transformers(), f"{kind}Config")(**raw))
     except ClipbiasError as error:
         raise ClipbiasError(f"{path}: {error}") from error
     except Exception as error:  # whatever the configuration library raises on content of another kind
         reason = shorten(" ".join(str(error).split()), 300)
-        raise ClipbiasError(f"{path} is not a CLIP configuration ({reason}); fetch it again.") from error
-    return config, read_preprocessing(path.parent, config.vision.image_size), True
+        raise ClipbiasError(f"{path} is not a configuration of a model ({reason}); fetch it again.") from error
+    return config, read_preprocessing(path.parent, config), True
 
 
 HUGGING_FACE = Family(
@@ -82,7 +89,7 @@ def describe(path: Path) -> Description:
     families = [family for family in FAMILIES if family.configuration == path.name]
     kinds = [family.another(path) for family in families]
     if None not in kinds:
-        raise ClipbiasError(f"{path} describes a {kinds[0]} model, another network; clipbias loads 'clip' models.")
+        raise ClipbiasError(f"{path} describes a {kinds[0]} model, another network; clipbias loads {_LOADED}.")
     return families[kinds.index(None)].read(path)
 
 
@@ -115,7 +122,7 @@ def choose(folder: Path, names: Collection[str] | None = None, *, where: str = "
             complaints.append(f"{where} has {candidates[0]} but no {family.configuration}; fetch that too.")
         elif kind := family.another(folder / family.configuration):
             path = folder / family.configuration
-            complaints.append(f"{path} describes a {kind} model, another network; clipbias loads CLIP.")
+            complaints.append(f"{path} describes a {kind} model, another network; clipbias loads {_LOADED}.")
         else:
             return candidates[0], family.configuration
     if complaints:

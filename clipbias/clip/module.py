@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from clipbias.clip.adaptation import Adaptation
 from clipbias.clip.config import ClipConfig
-from clipbias.clip.params import init_logit_scale, init_text, init_vision
+from clipbias.clip.params import init_logit_bias, init_logit_scale, init_text, init_vision
 from clipbias.clip.text import TextTokens, encode_text
 from clipbias.clip.tower import Intervene, Observe
 from clipbias.clip.vision import encode_image
@@ -38,6 +38,8 @@ class ClipModule(nn.Module):
         self.param("vision", init_vision, self.config)
         self.param("text", init_text, self.config)
         self.param("logit_scale", init_logit_scale)
+        if not self.config.text.causal:
+            self.param("logit_bias", init_logit_bias)
 
     def encode_image(
         self,

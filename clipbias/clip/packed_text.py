@@ -9,6 +9,8 @@ Three exact savings, all from the causal mask:
 - The last block is computed at the end-of-text rows only.
 
 Classes are dealt to `groups` of equal work, the axis that is sharded over devices.
+
+In a tower that is not causal nothing is saved: every tile holds one text with all its padding.
 """
 
 import dataclasses
@@ -28,6 +30,7 @@ from clipbias.clip.precision import held, with_precision
 from clipbias.clip.text import TextTokens, check_text_parts, class_block, project_text, put_context, text_layers
 from clipbias.clip.vision import check_inserted
 from clipbias.clip.weight_changes import outside_layers
+from clipbias.errors import ClipbiasError
 
 # Least length of a tile: class names of a few tokens share one, and the products of a tile are large enough to be fast.
 TILE = 16
@@ -49,6 +52,7 @@ class PackedTokens:
       order: int32 `[C]`: each class's index into the flattened `[G, Cg]`.
       shared: `P`.
       context_is_shared: whether all context tokens are among the first `P`.
+      causal: whether a token sees those before it alone; if not, `P` is 0 and each tile is one whole text.
     """
 
     ids: jax.Array | np.ndarray
@@ -60,10 +64,13 @@ class PackedTokens:
     order: jax.Array | np.ndarray
     shared: int = struct.field(pytree_node=False)
     context_is_shared: bool = struct.field(pytree_node=False)
+    causal: bool = struct.field(pytree_node=False, default=True)
 
 
 def shared_tokens(tokens: TextTokens, *, class_specific: bool = False) -> int:
-    """The number of leading tokens that all texts have in common."""
+    """The number of leading tokens that all texts have in common, which no later token changes."""
+    if tokens.ends is not None:
+        return 0
     ids, rows, eos = (np.asarray(x) for x in (tokens.ids, tokens.context_rows, tokens.eos))
     same = (ids == ids[0]).all(0) & (rows == rows[0]).all(0)
     if class_specific:
@@ -94,13 +101,15 @@ def pack(tokens: TextTokens, *, groups: int = 1, class_specific: bool = False, s
     each = len(ids) // sets
     spans = [slice(start, start + each) for start in range(0, len(ids), each)]
     shared = min(
-        shared_tokens(TextTokens(ids[span], rows[span], eos[span]), class_specific=class_specific) for span in spans
+        shared_tokens(jax.tree.map(lambda leaf, span=span: leaf[span], tokens), class_specific=class_specific)
+        for span in spans
     )
     lengths = eos + 1 - shared
     dealt = [[[span.start + i for i in group] for group in _deal(lengths[span], groups)] for span in spans]
     members = [group for side_by_side in zip(*dealt, strict=True) for group in side_by_side]
     groups *= sets
-    size = max(TILE, -(-int(lengths.max()) // 8) * 8)
+    causal = tokens.ends is None
+    size = max(TILE, -(-int(lengths.max()) // 8) * 8) if causal else ids.shape[1]
     starts = [first_fit(lengths[group], size) for group in members]
     unique = (1 + max(int(start.max(initial=0)) for start in starts) // size) * size
     per_group = -(-each // (groups // sets))
@@ -127,6 +136,7 @@ def pack(tokens: TextTokens, *, groups: int = 1, class_specific: bool = False, s
         *(packed_ids, positions, context_rows, classes, texts.reshape(groups, -1, size), ends, order),
         shared=shared,
         context_is_shared=bool((rows[:, shared:] < 0).all()),
+        causal=causal,
     )
 
 
@@ -264,10 +274,16 @@ def _group_features(
     x = in_scope(x, lambda y, rows: put_context(y, adaptation.text_context, rows, classes, len(tokens.order)))
     x = x + weights["position_embedding"].astype(jnp.float32)[tokens.positions]
 
+    def by_text(x: jax.Array) -> jax.Array:
+        """`[G, U, H, K]` as `[texts, N, H, K]`, of a tower that is not causal."""
+        return x.reshape(-1, tokens.texts.shape[2], *x.shape[2:])
+
     is_end = jax.vmap(lambda at: jnp.zeros(x.shape[1], bool).at[at].set(True, mode="drop"))(jnp.asarray(tokens.ends))
     bias_rows = tower.bias_rows(adaptation.text_bias, is_end, tokens.positions)
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        if not tokens.causal:
+            return layers.fused_attention(*map(by_text, (q, k, v)), causal=False).reshape(q.shape)
         head = layers.fused_attention(q[:, :shared], k[:, :shared], v[:, :shared], causal=True)
         return jnp.concatenate([head, _attend(q[:, shared:], k, v, tokens)], axis=1)
 
@@ -282,6 +298,8 @@ def _group_features(
         x, _ = scan.scan_all_but_last(step, x, inputs, remat, end=block)
         x = in_scope(x, lambda y, rows: put_context(y, own, rows, classes, len(tokens.order)))
     if (new := check_inserted(adaptation, "text", config)) is not None:
+        if not tokens.causal:
+            raise ClipbiasError("text_tokens are shared by all texts, which only a causal text tower allows.")
         block = config.common_blocks - new.shape[0]
         x, _ = scan.scan_all_but_last(step, x, inputs, remat, end=block)
         # What follows, the functions above included, is about the longer row of tokens.
@@ -299,6 +317,9 @@ def _group_features(
         return jnp.take_along_axis(y, ends[..., None], axis=1, mode="clip")
 
     def attend_row(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        if not tokens.causal:
+            probabilities = layers.attention_probabilities(q.reshape(-1, 1, *q.shape[2:]), by_text(k), None)
+            return jnp.einsum("BHNM,BMHK->BNHK", probabilities.astype(v.dtype), by_text(v)).reshape(q.shape)
         # Each end-of-text query goes back to its place in its tile: that moves `Cg` rows, not the tiles' keys.
         ends = tokens.ends - shared
         placed = jax.vmap(lambda rows, at: jnp.zeros((k.shape[1] - shared, *q.shape[2:]), q.dtype).at[at].set(rows))

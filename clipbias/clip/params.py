@@ -1,12 +1,16 @@
-"""The parameter tree of a CLIP model: its shapes and CLIP's own initialisation.
+"""The parameter tree of a model: its shapes and CLIP's own initialisation.
 
 vision: patch_embedding [p·p·3, Dv], class_embedding [Dv], position_embedding [1 + M, Dv], pre_norm, layers, post_norm,
         projection [Dv, d]
 text:   token_embedding [vocabulary, Dt], position_embedding [context_length, Dt], layers, final_norm,
         projection [Dt, d]
 logit_scale: scalar (a logarithm)
+
+SigLIP has no class_embedding, pre_norm and vision projection, and besides patch_bias [Dv], pool (`pooling.py`),
+projection_bias [d] and the scalar logit_bias.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -48,8 +52,20 @@ def init_vision(rng: jax.Array, config: ClipConfig) -> Params:
     """Initialises a vision tower (Radford et al. 2021)."""
     geometry, keys = config.vision, jax.random.split(rng, 5)
     width, inputs = geometry.width, geometry.patch_size**2 * 3
+    patches = inputs**-0.5 * jax.random.normal(keys[0], (inputs, width))
+    if geometry.pooling == "attention":
+        pool = jax.tree.map(lambda leaf: leaf[0], _layers(keys[4], dataclasses.replace(geometry, layers=1)))
+        del pool["norm1"]
+        return {
+            "patch_embedding": patches,
+            "patch_bias": jnp.zeros(width),
+            "position_embedding": width**-0.5 * jax.random.normal(keys[2], (geometry.patches, width)),
+            "layers": _layers(keys[3], geometry),
+            "post_norm": _norm(width),
+            "pool": {**pool, "probe": jax.random.normal(keys[1], (width,))},
+        }
     return {
-        "patch_embedding": inputs**-0.5 * jax.random.normal(keys[0], (inputs, width)),
+        "patch_embedding": patches,
         "class_embedding": width**-0.5 * jax.random.normal(keys[1], (width,)),
         "position_embedding": width**-0.5 * jax.random.normal(keys[2], (1 + geometry.patches, width)),
         "pre_norm": _norm(width),
@@ -69,12 +85,18 @@ def init_text(rng: jax.Array, config: ClipConfig) -> Params:
         "layers": _layers(keys[2], geometry),
         "final_norm": _norm(width),
         "projection": width**-0.5 * jax.random.normal(keys[3], (width, config.projection_width)),
+        **({} if geometry.causal else {"projection_bias": jnp.zeros(config.projection_width)}),
     }
 
 
 def init_logit_scale(_: jax.Array) -> jax.Array:
     """CLIP's first logit scale, `ln(1 / 0.07)`."""
     return jnp.asarray(np.log(1 / 0.07), jnp.float32)
+
+
+def init_logit_bias(_: jax.Array) -> jax.Array:
+    """SigLIP's first bias of the logits (Zhai et al. 2023)."""
+    return jnp.float32(-10)
 
 
 def init_params(config: ClipConfig, rng: jax.Array) -> Params:
@@ -84,6 +106,7 @@ def init_params(config: ClipConfig, rng: jax.Array) -> Params:
         "vision": init_vision(vision, config),
         "text": init_text(text, config),
         "logit_scale": init_logit_scale(rng),
+        **({} if config.text.causal else {"logit_bias": init_logit_bias(rng)}),
     }
 
 

@@ -1,4 +1,4 @@
-"""CLIP's image preprocessing: shorter side to the model's resolution, centre crop, normalise."""
+"""Image preprocessing: CLIP's centre crop or SigLIP's square of the whole image, then normalisation."""
 
 import dataclasses
 import json
@@ -9,17 +9,34 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from clipbias.clip.config import ClipConfig
+from clipbias.data.transforms import BilinearSide, WholeSide
 from clipbias.errors import ClipbiasError
 from clipbias.io import check_file, read_json
+
+HALF = (0.5, 0.5, 0.5)  # SigLIP's mean and standard deviation
 
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """Resolution in pixels and the mean and standard deviation per RGB channel that a checkpoint was trained with."""
+    """What a checkpoint's images were in training.
+
+    Attributes:
+      image_size: resolution in pixels.
+      mean, std: per RGB channel.
+      resize: "crop" brings the shorter side to the resolution, bicubic, and crops the centre; "bicubic" and "bilinear"
+        resize the whole image to the square.
+    """
 
     image_size: int
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    resize: str = "crop"
+
+    @property
+    def side(self) -> int:
+        """`image_size`, as the functions of `data.transforms` take it."""
+        return _SIDES[self.resize](self.image_size)
 
     def normalize(self, images: np.ndarray | jax.Array) -> jax.Array:
         """`(x / 255 - mean) / std`: uint8 `[..., R, R, 3]` to float32. Runs on the device, so that bytes travel."""
@@ -27,17 +44,26 @@ class Preprocessing:
         return (scaled - jnp.asarray(self.mean)) / jnp.asarray(self.std)
 
 
-def read_preprocessing(folder: Path, image_size: int) -> Preprocessing:
-    """Reads `preprocessor_config.json`; a folder without one takes CLIP's own values."""
-    path = folder / "preprocessor_config.json"
+# The sides that images are resized to, and the filters by their numbers in configurations.
+_SIDES = {"crop": int, "bicubic": WholeSide, "bilinear": BilinearSide}
+_FILTERS = {2: "bilinear", 3: "bicubic"}
+
+
+def read_preprocessing(folder: Path, config: ClipConfig) -> Preprocessing:
+    """Reads `preprocessor_config.json`; a folder without one takes the family's own values."""
+    path, image_size = folder / "preprocessor_config.json", config.vision.image_size
+    siglip = config.family == "siglip"
     if not path.exists():
-        return Preprocessing(image_size)
+        return Preprocessing(image_size, HALF, HALF, "bicubic") if siglip else Preprocessing(image_size)
     check_file(path)
-    content = read_json(path, dict, what="a CLIP preprocessor configuration")
+    content = read_json(path, dict, what="a preprocessor configuration")
     try:
-        return preprocessing_of(image_size, content["image_mean"], content["image_std"])
+        found = preprocessing_of(image_size, content["image_mean"], content["image_std"])
+        size, cropped = content.get("size"), content.get("do_center_crop", not siglip)
+        whole = not cropped and (siglip or (isinstance(size, dict) and "height" in size))
+        return dataclasses.replace(found, resize=_FILTERS[content.get("resample", 3)]) if whole else found
     except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise ClipbiasError(f"{path} is not a CLIP preprocessor configuration ({error}); fetch it again.") from error
+        raise ClipbiasError(f"{path} is not a preprocessor configuration ({error}); fetch it again.") from error
 
 
 def preprocessing_of(image_size: int, mean: Any, std: Any) -> Preprocessing:
@@ -55,15 +81,16 @@ def preprocessing_of(image_size: int, mean: Any, std: Any) -> Preprocessing:
 
 
 def preprocessor_json(preprocessing: Preprocessing) -> str:
-    """The content of a `preprocessor_config.json` that `transformers.CLIPImageProcessor` reads."""
-    size = preprocessing.image_size
+    """The content of a `preprocessor_config.json` that `transformers`' image processors of CLIP and SigLIP read."""
+    size, whole = preprocessing.image_size, preprocessing.resize != "crop"
+    square = {"height": size, "width": size}
+    own = {"size": square} if whole else {"size": {"shortest_edge": size}, "crop_size": square}
     content = {
-        "image_processor_type": "CLIPImageProcessor",
+        "image_processor_type": "SiglipImageProcessor" if whole else "CLIPImageProcessor",
         "do_resize": True,
-        "size": {"shortest_edge": size},
-        "resample": 3,
-        "do_center_crop": True,
-        "crop_size": {"height": size, "width": size},
+        **own,
+        "resample": 2 if preprocessing.resize == "bilinear" else 3,
+        "do_center_crop": not whole,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,

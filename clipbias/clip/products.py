@@ -45,10 +45,10 @@ def _change(given: tuple[jax.Array, jax.Array], changes: tuple[Any, Any]) -> tup
 
 
 def activate(x: jax.Array, name: str) -> jax.Array:
-    """QuickGELU `x · sigmoid(1.702 x)`, or the exact GELU."""
+    """QuickGELU `x · sigmoid(1.702 x)`, the exact GELU, or its approximation by a hyperbolic tangent."""
     if name == "quick_gelu":
         return x * jax.nn.sigmoid(1.702 * x)
-    return jax.nn.gelu(x, approximate=False)
+    return jax.nn.gelu(x, approximate=name == "gelu_tanh")
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))

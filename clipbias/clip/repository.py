@@ -14,7 +14,7 @@ from clipbias.io import shorten, user_path
 SMALL = (
     *(family.configuration for family in families.FAMILIES),
     *("added_tokens.json", "merges.txt", "preprocessor_config.json", "special_tokens_map.json", "tokenizer.json"),
-    *("tokenizer_config.json", "vocab.json"),
+    *("tokenizer_config.json", "vocab.json", "spiece.model"),
 )
 
 

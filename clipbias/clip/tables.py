@@ -1,4 +1,4 @@
-"""How families of checkpoints name the tensors of a CLIP model and lay them out: one table for each.
+"""How families of checkpoints name the tensors of a model and lay them out: one table for each.
 
 A row of a table names one tensor and says where it lies in the parameter tree (`clip.params`) and how its layout
 differs. Layers are stacked in the tree, and Hugging Face's three attention projections lie side by side.
@@ -143,6 +143,28 @@ def _in_flax(row: Row) -> Row:
 
 FLAX = Table(tuple(map(_in_flax, HUGGING_FACE.rows)))
 
+# SigLIP's names, those of SigLIP 2 with a fixed resolution as well.
+_NUMBER = Layout(lambda x: x.reshape(()), lambda x: x.reshape(1))
+_NOT_SIGLIPS = ("class_embedding", "pre_norm", "projection", "logit_scale")
+SIGLIP = Table(
+    (
+        *(row for row in HUGGING_FACE.rows if not any(part in row.path for part in _NOT_SIGLIPS)),
+        Row("vision_model.embeddings.patch_embedding.bias", "vision/patch_bias"),
+        Row("vision_model.head.probe", "vision/pool/probe", Layout(lambda x: x[0, 0], lambda x: x[None, None])),
+        Row("vision_model.head.attention.in_proj_weight", "vision/pool/qkv/kernel", TRANSPOSED),
+        Row("vision_model.head.attention.in_proj_bias", "vision/pool/qkv/bias"),
+        *linear("vision/pool/out", "vision_model.head.attention.out_proj"),
+        *norm("vision/pool/norm2", "vision_model.head.layernorm"),
+        *linear("vision/pool/fc1", "vision_model.head.mlp.fc1"),
+        *linear("vision/pool/fc2", "vision_model.head.mlp.fc2"),
+        Row("text_model.head.weight", "text/projection", TRANSPOSED),
+        Row("text_model.head.bias", "text/projection_bias"),
+        Row("logit_scale", "logit_scale", _NUMBER),
+        Row("logit_bias", "logit_bias", _NUMBER),
+    ),
+    ignored=HUGGING_FACE.ignored,
+)
+
 OPENAI_BUFFERS = frozenset({"input_resolution", "context_length", "vocab_size"})
 _OPEN_CLIP_BLOCK = [
     *norm("norm1", "ln_1"),
@@ -174,14 +196,16 @@ OPEN_CLIP = Table(
     optional_prefix="text.",
 )
 
-TABLES = (HUGGING_FACE, FLAX, OPEN_CLIP)
+TABLES = (HUGGING_FACE, FLAX, SIGLIP, OPEN_CLIP)
 
+# Names that SigLIP has in its own table alone.
+OF_SIGLIP = r"logit_bias$|(vision|text)_model\.head\."
 # Tensors of these names belong to networks that compute something else than CLIP's two transformers.
 OTHER_NETWORKS = {
     r"visual\.trunk\.": "a vision tower of timm (SigLIP, EVA, ConvNeXt, …)",
     r"visual\.(layer1|attnpool)\.": "a CLIP with a ResNet as its vision tower",
     r"text_decoder\.|visual\.attn_pool\.": "CoCa",
-    r"logit_bias$|(vision|text)_model\.head\.": "SigLIP",
+    OF_SIGLIP: "SigLIP",
     r".*\.ls_[12]\.gamma": "a vision transformer with LayerScale",
     r"text\.(transformer\.(embeddings|encoder|layers)|proj)\b": "a text tower of Hugging Face (BERT, XLM-R, …)",
     r"text_projection\.(?!weight$)|(text\.)?cls_emb": "a custom text tower",

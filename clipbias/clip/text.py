@@ -26,26 +26,50 @@ class TextTokens:
     """Tokenised prompt texts.
 
     Attributes:
-      ids: int32 `[C, N]`. What follows the end-of-text token changes nothing: the mask is causal.
+      ids: int32 `[C, N]`. What follows the end-of-text token changes nothing where the mask is causal.
       context_rows: int32 `[C, N]`: which row of the context a position holds, -1 for an ordinary token.
-      eos: int32 `[C]`: position of the first end-of-text token, whose output is the feature.
+      eos: int32 `[C]`: position whose output is the feature: the first end-of-text token, or the last position in a
+        tower that is not causal.
+      ends: int32 `[C]`, in such a tower the number of tokens before the end of each text and its padding; `None` in a
+        causal one, whose texts end at `eos`.
     """
 
     ids: jax.Array | np.ndarray
     context_rows: jax.Array | np.ndarray
     eos: jax.Array | np.ndarray
+    ends: jax.Array | np.ndarray | None = None
+
+    @property
+    def end(self) -> jax.Array | np.ndarray:
+        """int32 `[C]`: the number of tokens before each text's end."""
+        return self.eos if self.ends is None else self.ends
+
+    @property
+    def counted(self) -> jax.Array:
+        """bool `[C, N]`: the tokens of each text and the position that is read out, without other padding."""
+        positions, eos = jnp.arange(self.ids.shape[1]), jnp.asarray(self.eos)[:, None]
+        if self.ends is None:
+            return positions <= eos
+        return (positions < jnp.asarray(self.ends)[:, None]) | (positions == eos)
+
+
+def text_tokens(ids: Any, context_rows: Any, config: TextConfig) -> TextTokens:
+    """Ids `[C, N]` and their context rows with the position that is read out, as NumPy arrays or JAX's."""
+    numpy = np if isinstance(ids, np.ndarray) else jnp
+    if config.causal:
+        return TextTokens(ids, context_rows, numpy.argmax(ids == config.eos_token_id, axis=1).astype(np.int32))
+    count, length = ids.shape
+    words = (ids != config.pad_token_id) & (ids != config.eos_token_id)
+    ends = length - numpy.argmax(words[:, ::-1], axis=1).astype(np.int32)
+    return TextTokens(ids, context_rows, numpy.full(count, length - 1, np.int32), ends)
 
 
 def as_tokens(ids: Any, config: ClipConfig, context_length: int = 0) -> TextTokens:
-    """Plain ids `[C, N]` as `TextTokens`, with contexts at positions `1 … context_length`."""
+    """Plain ids `[C, N]` as `TextTokens`, with a context of so many tokens behind SOS, or at the start without one."""
     ids = jnp.asarray(ids)
-    positions = jnp.arange(ids.shape[1])
-    rows = jnp.where((positions >= 1) & (positions <= context_length), positions - 1, -1)
-    return TextTokens(
-        ids=ids,
-        context_rows=jnp.broadcast_to(rows, ids.shape),
-        eos=jnp.argmax(ids == config.text.eos_token_id, axis=1).astype(jnp.int32),
-    )
+    rows = jnp.arange(ids.shape[1]) - config.text.first_word
+    rows = jnp.where((rows >= 0) & (rows < context_length), rows, -1)
+    return text_tokens(ids, jnp.broadcast_to(rows, ids.shape), config.text)
 
 
 def context_width(adaptation: Adaptation) -> int:
@@ -151,9 +175,9 @@ def embed_text(
         prompt_rows=tokens.context_rows if has_prompts else None,
         bias_rows=tower.bias_rows(adaptation.text_bias, positions == jnp.asarray(tokens.eos)[:, None], positions),
         readout=tokens.eos,
-        causal=True,
+        causal=config.text.causal,
         inserted=inserted,
-        insert_at=1,  # behind SOS
+        insert_at=config.text.first_word,
         insert_from=0 if inserted is None else config.common_blocks - inserted.shape[0],
     )
 
@@ -161,11 +185,15 @@ def embed_text(
 def project_text(
     params: Mapping[str, Any], config: ClipConfig, rows: jax.Array, adaptation: Adaptation | None = None
 ) -> jax.Array:
-    """`final-LayerNorm(x[eos]) @ projection`: `[C, D]` to `[C, d]`, float32, not normalised to unit length."""
+    """`final-LayerNorm(x[eos]) @ projection`: `[C, D]` to `[C, d]`, float32, not normalised to unit length.
+
+    SigLIP's projection has a bias.
+    """
     weights = outside_layers(params["text"], (adaptation or NOTHING).text_weights)
     rows = layers.layer_norm(rows, weights["final_norm"], config.text.layer_norm_epsilon)
     with jax.default_matmul_precision("highest"):
-        return (rows @ weights["projection"].astype(rows.dtype)).astype(jnp.float32)
+        features = (rows @ weights["projection"].astype(rows.dtype)).astype(jnp.float32)
+    return features if config.text.causal else features + weights["projection_bias"].astype(jnp.float32)
 
 
 @with_precision
@@ -186,7 +214,7 @@ def encode_text(
     Args:
       params: the whole parameter tree.
       config: geometry.
-      tokens: `TextTokens`, or ids `[C, N]` whose contexts, if the adaptation has any, sit at positions `1 … T`.
+      tokens: `TextTokens`, or ids `[C, N]` whose contexts, if the adaptation has any, sit behind SOS.
       adaptation: what a method adds. `text_residual` acts on class features and is not used here.
       taps, observe, intervene, remat, dtype: as in `encode_image`, with `C` for `B`.
 

@@ -1,4 +1,4 @@
-"""CLIP's byte-pair encoding, with the text cleaning of the original code."""
+"""Texts to token ids: CLIP's byte-pair encoding with the original code's cleaning, other tokenizers as they are."""
 
 import html
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from typing import Any
 import ftfy
 import numpy as np
 
+from clipbias.clip.config import TextConfig
 from clipbias.errors import ClipbiasError
 from clipbias.io import shorten
 
@@ -30,13 +31,18 @@ def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
             text.encode("utf-8")
         except (AttributeError, UnicodeEncodeError) as error:
             raise ClipbiasError(f"{text!r} is not a text that can be written in UTF-8; correct that name.") from error
-    cleaned = [clean(text) for text in texts]
+    cleaned = [clean(text) for text in texts] if is_clips(tokenizer) else [*texts]
     if not cleaned:
         return []
     try:
         return tokenizer(cleaned, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
     except Exception as error:  # a vocabulary that lacks the pieces of a text
         raise ClipbiasError(f"the tokenizer cannot read its texts ({error}); fetch its files again.") from error
+
+
+def is_clips(tokenizer: Any) -> bool:
+    """Whether a tokenizer is CLIP's kind, whose texts are cleaned here; others clean by themselves."""
+    return type(tokenizer).__name__.startswith("CLIPTokenizer")
 
 
 def check_vocabulary(tokenizer: Any, size: int) -> None:
@@ -50,19 +56,27 @@ def check_vocabulary(tokenizer: Any, size: int) -> None:
         )
 
 
-def tokenize(tokenizer: Any, texts: Sequence[str], context_length: int) -> np.ndarray:
-    """`[SOS] text [EOS]` for each text, padded with 0 as far as the longest: int32 `[n, N]`, `N <= context_length`.
+def framed(tokenizer: Any, texts: Sequence[str], config: TextConfig) -> list[list[int]]:
+    """Token ids as the model reads them: `[SOS] text [EOS]`, or `text` and what its tokenizer puts behind it."""
+    if config.causal:
+        before, after = [tokenizer.bos_token_id], [config.eos_token_id]
+    else:
+        before, after = [], [int(i) for i in tokenizer("")["input_ids"]]
+    return [[*before, *ids, *after] for ids in encode(tokenizer, texts)]
+
+
+def tokenize(tokenizer: Any, texts: Sequence[str], config: TextConfig) -> np.ndarray:
+    """The ids of each text, int32 `[n, N]`, padded as far as the longest, or over the whole context where that is seen.
 
     Raises:
       ClipbiasError: a text has more tokens than the model reads.
     """
-    rows = [[tokenizer.bos_token_id, *ids, tokenizer.eos_token_id] for ids in encode(tokenizer, texts)]
-    return pad(rows, texts, context_length)
+    return pad(framed(tokenizer, texts, config), texts, config)
 
 
-def pad(rows: Sequence[Sequence[int]], texts: Sequence[str], context_length: int) -> np.ndarray:
-    """Rows of ids as one array padded with 0; `texts` is what they came from, for the message."""
-    longest = max((len(row) for row in rows), default=0)
+def pad(rows: Sequence[Sequence[int]], texts: Sequence[str], config: TextConfig) -> np.ndarray:
+    """Rows of ids as one padded array; `texts` is what they came from, for the message."""
+    longest, context_length = max((len(row) for row in rows), default=0), config.context_length
     if longest > context_length:
         text = next(text for row, text in zip(rows, texts, strict=True) if len(row) == longest)
         shown = shorten(text)
@@ -70,7 +84,7 @@ def pad(rows: Sequence[Sequence[int]], texts: Sequence[str], context_length: int
             f"the text {shown!r} has {longest} tokens and this model reads at most {context_length}; shorten the class "
             "name or the template."
         )
-    ids = np.zeros((len(rows), longest), np.int32)
+    ids = np.full((len(rows), longest if config.causal else context_length), config.pad_token_id, np.int32)
     for i, row in enumerate(rows):
         ids[i, : len(row)] = row
     return ids

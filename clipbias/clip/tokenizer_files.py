@@ -1,6 +1,7 @@
 """A tokenizer from the files that lie beside a model, or CLIP's own where there are none."""
 
 import gzip
+import importlib.util
 import logging
 import os
 from importlib import resources
@@ -12,7 +13,7 @@ from clipbias.io import check_file, reason, shorten
 
 FILES = (
     *("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"),
-    "added_tokens.json",
+    *("added_tokens.json", "spiece.model"),
 )
 CLIP_VOCABULARY = 49408
 # OpenAI's list of byte-pair merges (github.com/openai/CLIP, MIT licence), of which CLIP uses the first.
@@ -21,11 +22,11 @@ MERGES = "bpe_simple_vocab_16e6.txt.gz"
 
 def has_tokenizer(folder: Path) -> bool:
     """Whether a tokenizer lies in a folder."""
-    return any((folder / name).exists() for name in ("tokenizer.json", "vocab.json"))
+    return any((folder / name).exists() for name in ("tokenizer.json", "vocab.json", "spiece.model"))
 
 
-def read_tokenizer(folder: Path) -> Any:
-    """The `transformers.CLIPTokenizerFast` in a folder.
+def read_tokenizer(folder: Path, family: str = "clip") -> Any:
+    """The tokenizer of `transformers` in a folder: CLIP's, or that of a family of `config.MODELS`.
 
     Raises:
       ClipbiasError: there is none, it is damaged, or it may not or cannot be read.
@@ -36,18 +37,45 @@ def read_tokenizer(folder: Path) -> Any:
         if (folder / name).exists():
             check_file(folder / name)
     try:
-        loaded = import_transformers().CLIPTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+        loaded = _class(folder, family).from_pretrained(str(folder), local_files_only=True)
+        if family == "siglip" and loaded.is_fast:
+            _lower_case(loaded.backend_tokenizer)
         if not isinstance(loaded.model_max_length, int):
             raise ValueError(f"its model_max_length is {loaded.model_max_length!r}")
         ids = loaded(["a photo of a cat."], add_special_tokens=False, verbose=False)["input_ids"][0]
-        if not ids or not all(isinstance(i, int) for i in (*ids, loaded.bos_token_id, loaded.eos_token_id)):
+        ends = (loaded.pad_token_id,) if family == "siglip" else (loaded.bos_token_id, loaded.eos_token_id)
+        if not ids or not all(isinstance(i, int) for i in (*ids, *ends)):
             raise ValueError("it lacks tokens")
         return loaded
+    except ClipbiasError:
+        raise
     except Exception as error:  # whatever the tokenizer library raises on a damaged file
         if isinstance(error, OSError) and error.errno:  # of the file system's own, which is no damage
             raise ClipbiasError(f"cannot read {error.filename or folder}: {reason(error)}; see to the file.") from error
         words = shorten(" ".join(str(error).split()), 300)
         raise ClipbiasError(f"the tokenizer in {folder} cannot be read ({words}); fetch it again.") from error
+
+
+def _class(folder: Path, family: str) -> Any:
+    """The class that reads a family's tokenizer: SigLIP's is a sentencepiece model, others' a `tokenizer.json`."""
+    transformers = import_transformers()
+    if family == "clip":
+        return transformers.CLIPTokenizerFast
+    if family == "siglip" and (folder / "spiece.model").exists():
+        if importlib.util.find_spec("sentencepiece"):
+            return transformers.SiglipTokenizer
+        if not (folder / "tokenizer.json").exists():
+            raise ClipbiasError(f"{folder / 'spiece.model'} needs a package; run `pip install sentencepiece protobuf`.")
+    return transformers.PreTrainedTokenizerFast
+
+
+def _lower_case(backend: Any) -> None:
+    """Makes a tokenizer read texts in lower case, as SigLIP was trained; Gemma's own does not."""
+    from tokenizers import normalizers
+
+    own = backend.normalizer
+    if "Lowercase" not in repr(own):
+        backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *([own] if own else [])])
 
 
 def clip_tokenizer() -> Any:

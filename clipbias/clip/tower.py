@@ -15,7 +15,7 @@ import numpy as np
 from flax import struct
 
 from clipbias.clip import layers
-from clipbias.clip.config import TowerConfig
+from clipbias.clip.config import TextConfig, TowerConfig
 from clipbias.clip.products import HALF
 from clipbias.clip.scan import LayerInput, insert, scan_all_but_last, with_inserted
 from clipbias.errors import ClipbiasError
@@ -32,7 +32,8 @@ class TowerInput:
         prompts. A NumPy array is known while tracing, which makes replacing cheaper.
       bias_rows: int32 `[N]` or `[B, N]`: which row of a layer's bias each token gets, -1 for none; `None` where a layer
         has one vector for all tokens, or none.
-      readout: int32 `[B]`: the row whose output is the feature (`[cls]`: 0, text: the end-of-text token).
+      readout: int32 `[B]`: the row whose output is the feature (`[cls]`: 0, text: the end-of-text token); `None` where
+        a pooling head reads all rows.
       causal: whether token `i` sees only tokens up to `i`.
       inserted: `[n, T, D]`, tokens that blocks have besides (`Adaptation.text_tokens`), or `None`.
       insert_at: behind how many of the others they are put.
@@ -43,7 +44,7 @@ class TowerInput:
     layers: LayerInput
     prompt_rows: jax.Array | np.ndarray | None
     bias_rows: jax.Array | None
-    readout: jax.Array | np.ndarray
+    readout: jax.Array | np.ndarray | None
     causal: bool = struct.field(pytree_node=False)
     inserted: jax.Array | None = None
     insert_at: int = struct.field(pytree_node=False, default=0)
@@ -215,7 +216,8 @@ def run_explicit(
     """Runs all blocks with their attention probabilities at hand.
 
     Returns:
-      The readout rows `[B, D]`, and what `observe` returned, stacked over layers (`None` without it).
+      The readout rows `[B, D]` (all `[B, N, D]` for a pooling head), and what `observe` returned, stacked over layers
+      (`None` without it).
     """
 
     def step(tokens: jax.Array, inputs: tuple[LayerInput, jax.Array | None]) -> tuple[jax.Array, Any]:
@@ -248,7 +250,7 @@ def after_insertion(tower: TowerInput, tokens: jax.Array) -> TowerInput:
         tokens=insert(tokens, tower.inserted[0], at),
         layers=with_inserted(tower.layers, tower.inserted, tower.insert_from),
         prompt_rows=rows,
-        readout=tower.readout + count * (tower.readout >= at),
+        readout=None if tower.readout is None else tower.readout + count * (tower.readout >= at),
         inserted=None,
     )
 
@@ -258,6 +260,8 @@ def run_fused(
 ) -> jax.Array:
     """Runs all blocks where nobody asks for probabilities; the last one only at the readout row. Returns `[B, D]`.
 
+    A pooling head reads every row, `[B, N, D]`.
+
     Args:
       every_row: whether the last block's output is asked for at all tokens, `[B, N, D]`.
       remat: a `jax.checkpoint_policies` policy that says what the backward pass keeps of each block; `None` keeps the
@@ -266,7 +270,8 @@ def run_fused(
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         # Of images, whose first token is read out; texts have few tokens.
-        if tower.layers.dtype == "bfloat16" and not tower.causal and layers.cudnn_takes(HALF, q.shape[-1]):
+        is_image = not isinstance(config, TextConfig)
+        if tower.layers.dtype == "bfloat16" and is_image and layers.cudnn_takes(HALF, q.shape[-1]):
             return layers.read_out_exactly(q, k, v)
         return layers.fused_attention(q, k, v, causal=tower.causal)
 
@@ -277,7 +282,7 @@ def run_fused(
         tower = after_insertion(tower, tokens)
     step = block_step(tower, config, attend)
     tokens, last = scan_all_but_last(step, tower.tokens, tower.layers, remat, start=start)
-    if every_row:
+    if every_row or tower.readout is None:
         return step(tokens, last)[0]
     tokens = put_prompts(tokens, last, tower.prompt_rows)
     visible = jnp.arange(tokens.shape[1]) <= tower.readout[:, None] if tower.causal else None
@@ -292,6 +297,8 @@ def run_fused(
     return add_bias(rows, last, tower.bias_row_read)
 
 
-def take_rows(tokens: jax.Array, rows: jax.Array | np.ndarray) -> jax.Array:
-    """`tokens [B, N, D]` at `rows [B]`: `[B, D]`."""
+def take_rows(tokens: jax.Array, rows: jax.Array | np.ndarray | None) -> jax.Array:
+    """`tokens [B, N, D]` at `rows [B]`: `[B, D]`; as they are for a pooling head, which has no such row."""
+    if rows is None:
+        return tokens
     return jnp.take_along_axis(tokens, rows[:, None, None], axis=1)[:, 0]

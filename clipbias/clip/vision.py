@@ -1,4 +1,4 @@
-"""The vision tower: patches, `[cls]` and prompts in, one feature per image out."""
+"""The vision tower: patches, `[cls]` where there is one, and prompts in, one feature per image out."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from clipbias.clip import layers, scan, tower
 from clipbias.clip.adaptation import NOTHING, Adaptation
 from clipbias.clip.config import ClipConfig
+from clipbias.clip.pooling import Pooled, pool
 from clipbias.clip.precision import held, with_precision
 from clipbias.clip.products import multiply
 from clipbias.clip.weight_changes import check_changes, of_layers, outside_layers
@@ -19,9 +20,11 @@ from clipbias.errors import ClipbiasError
 
 
 def patchify(images: jax.Array, patch_size: int) -> jax.Array:
-    """Cuts `[B, R, R, 3]` into flattened patches `[B, M, patch_size² · 3]`, row by row."""
+    """Cuts `[B, R, R, 3]` into flattened patches `[B, M, patch_size² · 3]`, row by row, without what fills no patch."""
     batch, size, _, channels = images.shape
     grid = size // patch_size
+    if size % patch_size:
+        images = images[:, : grid * patch_size, : grid * patch_size]
     x = images.reshape(batch, grid, patch_size, grid, patch_size, channels)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, grid * grid, patch_size * patch_size * channels)
 
@@ -35,6 +38,8 @@ def embed_image(
     dtype: str = "float32",
 ) -> tower.TowerInput:
     """Tokens `[cls], M patches, V prompts` after the pre-LayerNorm, and what the blocks need.
+
+    Neither `[cls]` nor that LayerNorm is there in a tower with a pooling head.
 
     Args:
       params: the whole parameter tree.
@@ -54,20 +59,26 @@ def embed_image(
             raise ClipbiasError(f"pixels have shape {adaptation.pixels.shape}; expected {expected}.")
         images = images + adaptation.pixels
     pixels = patchify(images.astype(jnp.float32), geometry.patch_size)
-    patches = multiply(pixels, weights["patch_embedding"])
-    cls = jnp.broadcast_to(weights["class_embedding"].astype(jnp.float32), (images.shape[0], 1, geometry.width))
-    tokens = jnp.concatenate([cls, patches], axis=1) + weights["position_embedding"].astype(jnp.float32)
-    bias = check_bias(adaptation.vision_bias, geometry, "vision_bias", 1 + geometry.patches)
+    tokens, has_cls = multiply(pixels, weights["patch_embedding"]), geometry.pooling == "cls"
+    if has_cls:
+        cls = jnp.broadcast_to(weights["class_embedding"].astype(jnp.float32), (images.shape[0], 1, geometry.width))
+        tokens = jnp.concatenate([cls, tokens], axis=1)
+    else:
+        tokens = tokens + weights["patch_bias"].astype(jnp.float32)
+    tokens = tokens + weights["position_embedding"].astype(jnp.float32)
+    bias = check_bias(adaptation.vision_bias, geometry, "vision_bias", geometry.tokens, kinds=geometry.kinds)
     prompt_rows = None
     if prompts is not None:
         count = prompts.shape[1]
         first = jnp.broadcast_to(prompts[0].astype(jnp.float32), (images.shape[0], count, geometry.width))
         tokens = jnp.concatenate([tokens, first], axis=1)
-        prompt_rows = np.concatenate([np.full(1 + geometry.patches, -1), np.arange(count)])
+        prompt_rows = np.concatenate([np.full(geometry.tokens, -1), np.arange(count)])
     positions = np.arange(tokens.shape[1])
     inserted = check_inserted(adaptation, "vision", config)
+    if has_cls:
+        tokens = layers.layer_norm(tokens, weights["pre_norm"], geometry.layer_norm_epsilon)
     return tower.TowerInput(
-        tokens=layers.layer_norm(tokens, weights["pre_norm"], geometry.layer_norm_epsilon),
+        tokens=tokens,
         layers=scan.layer_inputs(
             params["vision"]["layers"],
             None if prompts is None else prompts[1:],
@@ -79,7 +90,7 @@ def embed_image(
         ),
         prompt_rows=prompt_rows,
         bias_rows=tower.bias_rows(bias, positions == 0, positions),
-        readout=jnp.zeros(images.shape[0], jnp.int32),
+        readout=jnp.zeros(images.shape[0], jnp.int32) if has_cls else None,
         causal=False,
         inserted=inserted,
         insert_at=tokens.shape[1],
@@ -97,13 +108,45 @@ def project_image(
 ) -> jax.Array:
     """`post-LayerNorm(x[:, 0]) @ projection`: `[B, D]` to `[B, d]`, float32, not normalised to unit length.
 
-    Rows that are `normed` went through that LayerNorm already.
+    Rows that are `normed` went through that LayerNorm already. A pooling head in place of the projection takes all
+    tokens `[B, N, D]` and attends to the patches among them; prompts act through the tower alone.
     """
     weights = outside_layers(params["vision"], (adaptation or NOTHING).vision_weights)
+    if config.vision.pooling == "attention":
+        return pool_image(params, config, rows, adaptation).feature
     if not normed:
         rows = layers.layer_norm(rows, weights["post_norm"], config.vision.layer_norm_epsilon)
     with jax.default_matmul_precision("highest"):
         return (rows @ weights["projection"].astype(rows.dtype)).astype(jnp.float32)
+
+
+def pool_image(
+    params: Mapping[str, Any],
+    config: ClipConfig,
+    tokens: jax.Array,
+    adaptation: Adaptation | None = None,
+    tap: jax.Array | float = 0.0,
+) -> Pooled:
+    """What the pooling head makes of the last block's tokens `[B, N, D]`; `tap` as in `pooling.pool`."""
+    weights = outside_layers(params["vision"], (adaptation or NOTHING).vision_weights)
+    patches = tokens[:, : config.vision.patches]
+    patches = layers.layer_norm(patches, weights["post_norm"], config.vision.layer_norm_epsilon)
+    return pool(patches, weights["pool"], config.vision, tap)
+
+
+@with_precision
+def head_attention(
+    params: Mapping[str, Any],
+    config: ClipConfig,
+    images: jax.Array,
+    adaptation: Adaptation | None = None,
+    *,
+    dtype: DTypeLike = "float32",
+) -> jax.Array:
+    """Where the pooling head looks: its attention to the patches, mean over heads, `[B, M]`."""
+    inputs = embed_image(params, config, images, adaptation, dtype=str(dtype))
+    tokens = tower.run_fused(inputs, config.vision)
+    return pool_image(params, config, tokens, adaptation).probabilities.mean(1)
 
 
 def read_tokens(
@@ -112,7 +155,7 @@ def read_tokens(
     """`mean(post-LayerNorm(x)) @ vision_readout` over the inserted tokens of rows `[B, N, D]`: `[B, d]`, float32."""
     assert adaptation is not None and adaptation.vision_readout is not None
     weights = outside_layers(params["vision"], adaptation.vision_weights)
-    own = rows[:, 1 + config.vision.patches :]
+    own = rows[:, config.vision.tokens :]
     normed = layers.layer_norm(own, weights["post_norm"], config.vision.layer_norm_epsilon).mean(1)
     with jax.default_matmul_precision("highest"):
         return (normed @ adaptation.vision_readout.astype(normed.dtype)).astype(jnp.float32)
@@ -139,8 +182,8 @@ def encode_image(
       config: geometry.
       images: `[B, R, R, 3]`, normalised as the checkpoint asks.
       adaptation: what a method adds.
-      taps: `[L, B, H, N, N]` added to the attention probabilities; `N = 1 + M + V`. The gradient with respect to zeros
-        here is ∂y/∂A of every layer.
+      taps: `[L, B, H, N, N]` added to the attention probabilities; `N = 1 + M + V`, without `[cls]` one
+        less. The gradient with respect to zeros here is ∂y/∂A of every layer.
       observe: reduces each layer's `LayerView` to a small pytree.
       intervene: replaces the heads' outputs of each layer (see `tower.layer`).
       patches: whether patches get features as `[cls]` does, from the last block's output: then features are
@@ -175,11 +218,15 @@ def encode_image(
         if patches or inputs.inserted is None:
             raise ClipbiasError("vision_readout reads vision_tokens, and no patches beside them; give those alone.")
         rows = tower.run_fused(inputs, config.vision, every_row=True, remat=remat)
-        whole = project_image(params, config, rows[:, 0], adaptation)
+        whole = project_image(params, config, tower.take_rows(rows, inputs.readout), adaptation)
         return jnp.stack([whole, read_tokens(params, config, rows, adaptation)], axis=1), None
+    if patches and inputs.readout is None:
+        raise ClipbiasError(
+            "patches have no features of their own where a pooling head reads them; ask for those of images."
+        )
     if taps is None and observe is None and intervene is None:
         rows, observed = tower.run_fused(inputs, config.vision, every_row=patches, remat=remat), None
-        rows = rows[:, : 1 + config.vision.patches] if patches else rows
+        rows = rows[:, : config.vision.tokens] if patches else rows
     else:
         rows, observed = tower.run_explicit(inputs, config.vision, taps=taps, observe=observe, intervene=intervene)
     return project_image(params, config, rows, adaptation), observed
@@ -197,12 +244,15 @@ def check_prompts(prompts: jax.Array | None, geometry: Any, name: str, *, extra:
     return prompts
 
 
-def check_bias(bias: jax.Array | None, geometry: Any, name: str, tokens: int) -> jax.Array | None:
-    """Refuses a bias that has neither one row per layer, nor two, nor one for each of so many `tokens`."""
-    one, kinds, every = ((geometry.layers, *rows, geometry.width) for rows in ((), (2,), (tokens,)))
-    if bias is not None and bias.shape not in (one, kinds, every):
-        raise ClipbiasError(f"{name} has shape {bias.shape}; expected {one}, {kinds} by kind or {every} by token.")
-    return bias
+def check_bias(bias: jax.Array | None, geometry: Any, name: str, tokens: int, *, kinds: int = 2) -> jax.Array | None:
+    """Refuses a bias that has neither one row per layer, nor one per kind, nor one for each of so many `tokens`.
+
+    Of a single kind it is returned as one row per layer.
+    """
+    one, by_kind, every = ((geometry.layers, *rows, geometry.width) for rows in ((), (kinds,), (tokens,)))
+    if bias is not None and bias.shape not in (one, by_kind, every):
+        raise ClipbiasError(f"{name} has shape {bias.shape}; expected {one}, {by_kind} by kind or {every} by token.")
+    return bias[:, 0] if bias is not None and bias.shape == by_kind and kinds == 1 else bias
 
 
 def check_inserted(adaptation: Adaptation, name: str, config: ClipConfig) -> jax.Array | None:

@@ -127,15 +127,17 @@ class Images:
         return np.asarray(self._made(index, image_size))
 
     def _made(self, index: int, image_size: int) -> transforms.Picture:
-        key = self.split.keys[index]
-        kept = self.cache.get((key, image_size))
+        key, number = self.split.keys[index], int(image_size)
+        if isinstance(image_size, transforms.WholeSide):  # other pixels than a crop's of that size
+            number = -100 * number - image_size.resampling
+        kept = self.cache.get((key, number))
         if isinstance(kept, np.ndarray):
             return kept
         encoded = self.split.read(index) if kept is None else kept
         picture: transforms.Picture = transforms.decode_picture(encoded, self.split.path(index))
         if image_size:
             picture = transforms.test_image(picture, image_size)
-        return self.cache.add((key, image_size), encoded, picture) if kept is None else picture
+        return self.cache.add((key, number), encoded, picture) if kept is None else picture
 
     def note_unreadable(self, error: UnreadableImage) -> None:
         """Logs and counts an image that a caller leaves out; each once."""

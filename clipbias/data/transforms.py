@@ -24,6 +24,18 @@ LONGEST = 32  # of an image that is longer for its width, evaluation sees the mi
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "DIB", "PPM")
 
 
+class WholeSide(int):
+    """The side R of a model that takes the whole image, resized to a square without a crop: SigLIP's."""
+
+    resampling = Image.Resampling.BICUBIC
+
+
+class BilinearSide(WholeSide):
+    """The same for SigLIP 2."""
+
+    resampling = Image.Resampling.BILINEAR
+
+
 # An image as Pillow holds it, in mode "RGB", or its pixels, uint8 [h, w, 3].
 Picture = Image.Image | np.ndarray
 
@@ -137,6 +149,8 @@ def train_image(
 def test_image(image: Picture, image_size: int) -> np.ndarray:
     """Shorter side to R, centre crop: [h, w, 3] to [R, R, 3], uint8. Equal to CLIP's own preprocessing.
 
+    Of a `WholeSide` the whole image, whose proportions change, equal to SigLIP's.
+
     An image that is over `LONGEST` times as long as wide is cut to that first.
     """
     height, width = height_and_width(image)
@@ -146,9 +160,11 @@ def test_image(image: Picture, image_size: int) -> np.ndarray:
         first = (long - LONGEST * short) // 2
         middle, pixels = slice(first, first + LONGEST * short), np.asarray(image)
         return test_image(pixels[middle] if height > width else pixels[:, middle], image_size)
+    picture = Image.fromarray(np.ascontiguousarray(image)) if isinstance(image, np.ndarray) else image
+    if isinstance(image_size, WholeSide):
+        return np.asarray(picture.resize((image_size, image_size), image_size.resampling))
     resized_long = int(image_size * long / short)
     size = (image_size, resized_long) if width <= height else (resized_long, image_size)
-    picture = Image.fromarray(np.ascontiguousarray(image)) if isinstance(image, np.ndarray) else image
     resized = picture.resize(size, Image.Resampling.BICUBIC)
     left = round((size[0] - image_size) / 2)
     top = round((size[1] - image_size) / 2)

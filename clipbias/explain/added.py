@@ -66,7 +66,7 @@ def run_with(
     rows: jax.Array | np.ndarray,
     outliers: jax.Array | None = None,
     sign: float = 1.0,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array | np.ndarray | None]:
     """Runs a tower with `sign` times what is to be added to each input token after every block.
 
     Args:
@@ -78,7 +78,7 @@ def run_with(
       sign: 1 adds, -1 subtracts.
 
     Returns:
-      Tokens after the last block `[B, N', D]`, and which of them is read out `[B]`.
+      Tokens after the last block `[B, N', D]`, and which of them is read out `[B]`, `None` for a pooling head.
     """
 
     def scan(
@@ -101,7 +101,7 @@ def run_with(
     added, rows = jax.tree.map(jnp.asarray, added), jnp.asarray(rows)
     layerwise = dataclasses.replace(added, apart=jnp.broadcast_to(added.apart, added.table.shape[:1]))
     if run.inserted is None:
-        return scan(run, run.layers, layerwise, rows, outliers), jnp.asarray(run.readout)
+        return scan(run, run.layers, layerwise, rows, outliers), run.readout
     start, at, count = run.insert_from, run.insert_at, run.inserted.shape[1]
     first, rest = (jax.tree.map(lambda z, part=part: z[part], layerwise) for part in (slice(start), slice(start, None)))
     before = jax.tree.map(lambda z: z[:start], run.layers)
@@ -112,7 +112,7 @@ def run_with(
     if outliers is not None:
         none = jnp.zeros((*outliers[start:, :, :at].shape[:2], count), bool)
         outliers = jnp.concatenate([outliers[start:, :, :at], none, outliers[start:, :, at:]], axis=-1)
-    return scan(after, blocks, rest, rows, outliers), jnp.asarray(after.readout)
+    return scan(after, blocks, rest, rows, outliers), after.readout
 
 
 def outlier_tokens(run: tower.TowerInput, config: TowerConfig, counted: jax.Array) -> jax.Array:
@@ -158,18 +158,20 @@ def image_features_with(
       patches: whether patches get features, too.
       dtype: compute type by name.
     """
-    count = 1 + config.vision.patches
+    count = config.vision.tokens
     run = embed_image(params, config, images, adaptation, dtype=dtype)
     frozen = embed_image(params, config, images, Adaptation(), dtype=dtype)
     length = run.tokens.shape[1]
     seen = outlier_tokens(frozen, config.vision, jnp.ones(frozen.tokens.shape[:2], bool))
-    seen = jnp.pad(seen.at[:, :, 0].set(False), ((0, 0), (0, 0), (0, length - count)))
+    if config.vision.first_patch:
+        seen = seen.at[:, :, 0].set(False)  # `[cls]` is a kind of its own
+    seen = jnp.pad(seen, ((0, 0), (0, 0), (0, length - count)))
     rows = np.where(np.arange(length) < count, np.arange(length), -1)
 
     def one(added: Added) -> jax.Array:
         tokens, readout = run_with(run, config.vision, added, rows, seen, sign)
         if adaptation.vision_readout is not None:
-            whole = project_image(params, config, tokens[:, 0], adaptation)
+            whole = project_image(params, config, tower.take_rows(tokens, readout), adaptation)
             return jnp.stack([whole, read_tokens(params, config, tokens, adaptation)], axis=1)
         read = tokens[:, :count] if patches else tower.take_rows(tokens, readout)
         return project_image(params, config, read, adaptation)
@@ -216,10 +218,10 @@ def text_features_with(
 def text_outliers(
     params: Params, config: ClipConfig, tokens: TextTokens, reference: Adaptation, *, dtype: str = "float32"
 ) -> jax.Array:
-    """Outliers among the tokens up to EOS, EOS itself left out, bool `[L, C, N]`."""
+    """Outliers among the texts' tokens, the one that is read out left out, bool `[L, C, N]`."""
     frozen = embed_text(params, config, tokens, reference, dtype=dtype)
-    positions, eos = jnp.arange(tokens.ids.shape[1]), jnp.asarray(tokens.eos)[:, None]
-    return outlier_tokens(frozen, config.text, positions <= eos) & (positions != eos)
+    is_read = jnp.arange(tokens.ids.shape[1]) == jnp.asarray(tokens.eos)[:, None]
+    return outlier_tokens(frozen, config.text, tokens.counted) & ~is_read
 
 
 def text_rows(tokens: TextTokens, *, by_position: bool, slots: bool) -> np.ndarray:

@@ -69,19 +69,24 @@ class Amount:
     def of(
         cls,
         token: Moments,
-        readout: Moments,
+        readout: Moments | None,
         length: int,
         outlier: Moments | None = None,
         products: Products | None = None,
     ) -> "Amount":
         """Of the differences by position (count `[L, N]`) and at the readout token (count `[L]`), filled up to `N`.
 
+        Where a pooling head reads all tokens there is no such token, and one kind less.
+
         Args:
           outlier: of the differences at outliers (count `[L]`).
           products: of input tokens and differences.
         """
         count, mean = (np.asarray(x, np.float64) for x in (token.count, token.mean))
-        own_count, own = (np.asarray(x, np.float64) for x in (readout.count, readout.mean))
+        if readout is None:
+            own_count, own = np.zeros(len(count)), np.zeros((len(count), mean.shape[-1]))
+        else:
+            own_count, own = (np.asarray(x, np.float64) for x in (readout.count, readout.mean))
         total, samples = (count[..., None] * mean).sum(1), count.sum(1)
         others = total - own_count[:, None] * own
         by_kind = np.stack([own, others / np.maximum(samples - own_count, 1)[:, None]], axis=1)
@@ -92,6 +97,8 @@ class Amount:
             rest = total - own_count[:, None] * own - far[:, None] * apart
             usual = rest / np.maximum(samples - own_count - far, 1)[:, None]
             kinds = np.stack([own, usual, np.where(far[:, None] > 0, apart, usual)], axis=1).astype(np.float32)
+        if readout is None:
+            by_kind, kinds = by_kind[:, 1:], None if kinds is None else kinds[:, 1:]
         forms = [form.astype(np.float32) for form in (vector, by_kind, by_token)]
         return cls(forms[0], forms[1], forms[2], kinds, products)
 
@@ -142,16 +149,17 @@ def vision_moments(
     """Of normalised images `[B, R, R, 3]`, counting where `mask [B]` is true; computed in float32 always.
 
     Returns:
-      "vision/token" (`count [L, 1 + M]`) and "vision/readout" (`count [L]`); for the `ladder` "vision/outlier" (`count
-      [L]`) and "vision/products" besides.
+      "vision/token" (`count [L, 1 + M]`) and "vision/readout" (`count [L]`), the latter not for a pooling head; for the
+      `ladder` "vision/outlier" (`count [L]`) and "vision/products" besides.
     """
     config: ClipConfig = classifier.config
     with jax.default_matmul_precision("highest"):
-        counted = jnp.broadcast_to(mask[:, None], (images.shape[0], 1 + config.vision.patches))
+        counted = jnp.broadcast_to(mask[:, None], (images.shape[0], config.vision.tokens))
         outliers = None
         if ladder:
             outliers = outlier_tokens(embed_image(params, config, images), config.vision, counted | True)
-            outliers = outliers.at[:, :, 0].set(False)  # `[cls]` is a kind of its own
+            if config.vision.first_patch:
+                outliers = outliers.at[:, :, 0].set(False)  # `[cls]` is a kind of its own
         runs = [
             _scan(embed_image(params, config, images, adaptation), config.vision, counted, outliers, maps=ladder)
             for adaptation in by_pass(classifier.method.adapt(learnables))
@@ -219,7 +227,7 @@ def _of_texts(
     """Of texts `[C, N]` whose contexts the adaptations hold, counting where `mask [C]` is true."""
     run = embed_text(params, config, tokens, adaptation)
     outliers = text_outliers(params, config, tokens, reference)
-    counted = (jnp.arange(tokens.ids.shape[1]) <= jnp.asarray(tokens.eos)[:, None]) & mask[:, None]
+    counted = tokens.counted & mask[:, None]
     if adaptation.text_context is None and adaptation.text_prompts is None:
         return _scan(run, config.text, counted, outliers)
     slots = jnp.asarray(tokens.context_rows) >= 0
@@ -290,8 +298,9 @@ def _scan(
             tokens = tower.add_bias(output, layer, run.bias_rows)
             change = tokens[:, own] - layers.block(inputs, layer.frozen, config, attend)
             words = None if words is None else layers.block(words, layer.frozen, config, attend)
-            read = tower.take_rows(change, readout)
-            found: dict[str, Any] = {"token": Moments.of(change, counted), "readout": Moments.of(read, counted.any(1))}
+            found: dict[str, Any] = {"token": Moments.of(change, counted)}
+            if readout is not None:
+                found["readout"] = Moments.of(tower.take_rows(change, readout), counted.any(1))
             if far is not None:
                 found["outlier"] = Moments.of(change.reshape(-1, change.shape[-1]), (far & counted).reshape(-1))
             if maps:
@@ -336,11 +345,11 @@ def image_moments(
 
 def amounts_from(totals: Mapping[str, Any], config: ClipConfig) -> dict[str, Amount]:
     """By tower, of the sums that `vision_moments` and `text_moments` give."""
-    lengths = {"vision": 1 + config.vision.patches, "text": config.text.context_length}
+    lengths = {"vision": config.vision.tokens, "text": config.text.context_length}
     return {
         name: Amount.of(
             totals[f"{name}/token"],
-            totals[f"{name}/readout"],
+            totals.get(f"{name}/readout"),
             lengths[name],
             totals.get(f"{name}/outlier"),
             totals.get(f"{name}/products"),

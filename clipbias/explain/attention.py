@@ -38,20 +38,20 @@ def renormalise(probabilities: jax.Array) -> jax.Array:
 
 
 def distance_and_entropy(probabilities: jax.Array, config: VisionConfig) -> dict[str, jax.Array]:
-    """Statistics of attention `[B, H, N, N]` whose first tokens are `[cls]` and the patches, `[B, H]` each.
+    """Statistics of attention `[B, H, N, N]` whose first tokens are `[cls]`, if any, and the patches, `[B, H]` each.
 
     - distance: mean over patch queries of `Σ_j A_ij · pixels` over patch keys; rows are not renormalised, so what they
       give to `[cls]` and prompts counts 0.
-    - entropy: mean over the `[cls]` and patch queries; cls_entropy: of `[cls]` alone.
+    - entropy: mean over the `[cls]` and patch queries; cls_entropy: of `[cls]` alone, where there is one.
     """
-    inputs = 1 + config.patches
+    first, inputs = config.first_patch, config.tokens
     pixels = jnp.asarray(patch_distances(config), jnp.float32)
-    among_patches = probabilities[..., 1:inputs, 1:inputs]
+    among_patches = probabilities[..., first:inputs, first:inputs]
     of_queries = entropy(probabilities[..., :inputs, :])
     return {
         "distance": jnp.einsum("BHNM,NM->BHN", among_patches, pixels).mean(-1),  # in two sums: each stays exact longer
         "entropy": of_queries.mean(-1),
-        "cls_entropy": of_queries[..., 0],
+        **({"cls_entropy": of_queries[..., 0]} if first else {}),
     }
 
 
@@ -64,7 +64,7 @@ def observe_distance_and_entropy(config: VisionConfig, prompts: int) -> Observe:
     def observe(view: LayerView) -> Mapping[str, Mapping[str, jax.Array]]:
         if not prompts:
             return {"clip": distance_and_entropy(view.probabilities, config)}
-        inputs = slice(1 + config.patches)
+        inputs = slice(config.tokens)
         return {
             "without_prompt": distance_and_entropy(renormalise(view.probabilities[..., inputs, inputs]), config),
             "with_prompt": distance_and_entropy(view.probabilities, config),

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clipbias.clip import LayerView, TextTokens, encode_image, encode_text
+from clipbias.clip import Adaptation, LayerView, TextTokens, encode_image, encode_text
 from clipbias.clip.tower import Observe
+from clipbias.clip.vision import head_attention
 from clipbias.explain.attention import QUANTITIES, observe_distance_and_entropy, observe_text_shares
 from clipbias.explain.decomposition import constancy, observe_parts
 from clipbias.explain.jackknife import left_out, observe_products, standard_error
@@ -98,13 +99,14 @@ def vision_parts(model: Model, totals: Totals) -> list[Totals]:
 def _vision_step(study: Study, model: Model) -> Any:
     config, prompts = study.clip.config, model.prompts[0]
     statistics = observe_distance_and_entropy(config.vision, prompts)
-    similarity = observe_similarity(config.vision.patches, prompts=prompts, prompt=study.options.prompt)
+    first = config.vision.first_patch
+    similarity = observe_similarity(config.vision.patches, prompts=prompts, prompt=study.options.prompt, first=first)
 
     @jax.jit
     def step(params: Any, learnables: Any, batch: Batch) -> dict[str, Moments]:
         images, mask = study.normalize(batch["images"]), batch["mask"]
         roles = vision_roles(config.vision, prompts)
-        source = observe_parts(roles, jnp.zeros(images.shape[0], jnp.int32), mask)
+        source = observe_parts(roles, jnp.zeros(images.shape[0], jnp.int32) if first else None, mask)
 
         def observe(view: LayerView) -> dict[str, Any]:
             seen = {
@@ -114,15 +116,22 @@ def _vision_step(study: Study, model: Model) -> Any:
             }
             if prompts:
                 maps = similarity(view)
-                seen["rank_correlation"] = rank_correlation(maps["cls"], -maps["distance"])
+                if first:
+                    seen["rank_correlation"] = rank_correlation(maps["cls"], -maps["distance"])
+                else:
+                    seen["distance"] = maps["distance"]
                 seen |= source(view)
             return seen
 
+        def look(adaptation: Adaptation) -> dict[str, Any]:
+            seen = encode_image(params, config, images, adaptation, observe=observe, dtype=dtype)[1]
+            if "distance" in seen:
+                head = head_attention(params, config, images, adaptation, dtype=dtype)
+                seen["rank_correlation"] = jax.vmap(rank_correlation, (None, 0))(head, -seen.pop("distance"))
+            return seen
+
         dtype = model.task.classifier.dtype
-        each = [
-            encode_image(params, config, images, adaptation, observe=observe, dtype=dtype)[1]
-            for adaptation in by_pass(model.task.method.adapt(learnables))
-        ]
+        each = [look(adaptation) for adaptation in by_pass(model.task.method.adapt(learnables))]
         apart = {f"{name}/{i}": seen[name] for i, seen in enumerate(each) for name in _PARTS if name in seen}
         means = {name: sum(seen[name] for seen in each) / len(each) for name in each[0] if name not in _PARTS}
         one_by_one = {
@@ -150,13 +159,17 @@ def compute_vision_attention(study: Study) -> Reading[Section]:
     for model in looked_at:
         totals, count = by_model[model.key], 0
         for variant in ("without_prompt", "with_prompt") if model.prompts[0] else ("clip",):
-            for quantity in QUANTITIES:
+            for quantity in QUANTITIES if study.clip.config.vision.first_patch else QUANTITIES[:2]:
                 moments = totals[f"attention/{variant}/{quantity}"]
                 name = f"vision_attention/{model.key}/{variant}/{quantity}"
                 arrays |= moments.arrays(name)
                 arrays[f"{name}/each"] = totals[f"attention/{variant}/{quantity}/each"].values
                 count = moments.samples
         scalars[model.key] = {"count": count}
+        if not study.clip.config.vision.first_patch:
+            scalars[model.key]["no_cls_entropy"] = (
+                "This vision tower has no [cls], so that no query of it has an entropy."
+            )
     return arrays, scalars
 
 
@@ -200,7 +213,7 @@ def compute_decomposition(study: Study) -> Reading[Section]:
         for each in runs if tower == "text" else ():
             means = merge(means, {quantity: each[quantity] for quantity in _PER_SAMPLE})
         name = f"decomposition/{key}/{tower}"
-        for quantity in _PER_SAMPLE:
+        for quantity in filter(means.__contains__, _PER_SAMPLE):  # a pooling head is no query of a block
             arrays |= means[quantity].arrays(f"{name}/{quantity}")
         masses = [run["prompt_mass/each"].values for run in ([means] if tower == "vision" else runs)]
         arrays[f"{name}/prompt_mass/each"] = np.mean(masses, axis=0)

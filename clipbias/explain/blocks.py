@@ -75,14 +75,19 @@ def run_blocks(
     return jax.lax.fori_loop(first, end, lambda index, x: block_forward(x, index, inputs, config)[0], tokens)
 
 
+def whole_blocks(inputs: TowerInput, config: TowerConfig) -> int:
+    """How many blocks are needed at all rows: all but the last, which is read at one, or all for a pooling head."""
+    return config.layers - (inputs.readout is not None)
+
+
 def run_forward(inputs: TowerInput, config: TowerConfig, recompute: int) -> tuple[Kept | jax.Array, jax.Array]:
-    """All blocks but the last.
+    """All blocks but the last, and that too where a pooling head reads all its rows.
 
     Returns:
       What is kept, stacked: a `Kept` of every block, or with `recompute` the tokens at the input of every so many-th;
-      and the tokens `[B, N, D]` that reach the last block.
+      and the tokens `[B, N, D]` that reach the last block, or that head.
     """
-    count = config.layers - 1
+    count = whole_blocks(inputs, config)
 
     def step(tokens: jax.Array, index: jax.Array) -> tuple[jax.Array, Kept | jax.Array]:
         output, kept = block_forward(tokens, index, inputs, config)

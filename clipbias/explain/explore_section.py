@@ -141,7 +141,7 @@ def _relevancy_of_pairs(study: Study, model: Model, pairs: Split) -> Rows:
 def _packed_relevancy(study: Study, model: Model, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Relevancy of every pair, as `explore/{model}/…` has it."""
     patches = study.clip.config.vision.patches
-    by_layer, length = rows["vision"], int(np.max(model.task.tokens.eos))
+    by_layer, length = rows["vision"], int(np.max(model.task.tokens.end))
     vision = by_layer[:, 0]
     relevancies, scale = quantise(vision[:, :patches])
     whole = by_layer.sum(-1)

@@ -122,7 +122,7 @@ def _image_pair(
     params: Params, config: ClipConfig, images: jax.Array, tuned: Adaptation, reference: Adaptation, dtype: str
 ) -> _Pair:
     runs = [embed_image(params, config, images, adaptation, dtype=dtype) for adaptation in (reference, tuned)]
-    inputs = 1 + config.vision.patches
+    inputs = config.vision.tokens
     return _Pair(runs[0], runs[1], jnp.arange(runs[1].tokens.shape[1]) >= inputs, inputs, config.vision)
 
 

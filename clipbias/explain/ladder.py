@@ -24,7 +24,8 @@ def numbers_stored(amounts: Mapping[str, Amount], rung: str) -> int:
     for tower, amount in amounts.items():
         depth, width = amount.vector.shape
         positions = int(np.any(amount.token != 0, axis=(0, 2)).sum())
-        rows = {"vector": 1, "kind": 2, "outliers": 3, "token": positions}
+        kinds = amount.kind.shape[1]
+        rows = {"vector": 1, "kind": kinds, "outliers": kinds + 1, "token": positions}
         if tower == "vision" and rung.startswith("rank"):
             rows[rung] = 1 + 2 * int(rung.removeprefix("rank"))
         total += depth * width * rows.get(rung, rows[PLAIN])
@@ -72,8 +73,9 @@ def vision_added(amount: Amount, rung: str) -> Added:
     else:
         kinds = amount.kind
         if rung == "outliers" and amount.outliers is not None:
-            kinds, outlier = amount.outliers[:, :2], amount.outliers[:, 2]
-        table = np.concatenate([kinds[:, :1], np.repeat(kinds[:, 1:], positions - 1, axis=1)], axis=1)
+            kinds, outlier = amount.outliers[:, :-1], amount.outliers[:, -1]
+        others = positions + 1 - kinds.shape[1]  # `[cls]` is a kind of its own
+        table = np.concatenate([kinds[:, :-1], np.repeat(kinds[:, -1:], others, axis=1)], axis=1)
     return Added.constant(table, outlier, rank, maps)
 
 

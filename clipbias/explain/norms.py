@@ -161,7 +161,7 @@ def _run(
 def _text_norms(
     params: Any, config: ClipConfig, tokens: TextTokens, adaptation: Adaptation, *, dtype: Any = jnp.float32
 ) -> tuple[jax.Array, ...]:
-    real = jnp.arange(tokens.ids.shape[1]) <= tokens.eos[:, None]
+    real = tokens.counted
     has_prompts = adaptation.text_context is not None or adaptation.text_prompts is not None
     learned = (tokens.context_rows >= 0) & has_prompts
     others = real & ~learned
@@ -181,10 +181,14 @@ def _vision_norms(
     weights, geometry = params["vision"], config.vision
     inputs = embed_image(params, config, images, adaptation, dtype=dtype)
     real = jnp.ones(inputs.tokens.shape[:2], bool)
-    others = real & (jnp.arange(real.shape[1]) <= geometry.patches)
+    others = real & (jnp.arange(real.shape[1]) < geometry.tokens)
     # Where the first prompts are appended: before the pre-LayerNorm.
-    patches = patchify(images.astype(dtype), geometry.patch_size) @ weights["patch_embedding"].astype(dtype)
-    cls = jnp.broadcast_to(weights["class_embedding"].astype(dtype), (len(images), 1, geometry.width))
-    before = jnp.concatenate([cls, patches], axis=1) + weights["position_embedding"].astype(dtype)
+    before = patchify(images.astype(dtype), geometry.patch_size) @ weights["patch_embedding"].astype(dtype)
+    if geometry.first_patch:
+        cls = jnp.broadcast_to(weights["class_embedding"].astype(dtype), (len(images), 1, geometry.width))
+        before = jnp.concatenate([cls, before], axis=1)
+    else:
+        before = before + weights["patch_bias"].astype(dtype)
+    before = before + weights["position_embedding"].astype(dtype)
     _, at_inputs, at_outputs = _run(inputs, geometry, others, real)
     return _mean_norm(before, jnp.ones(before.shape[:2], bool)), at_inputs, at_outputs

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from clipbias.clip import LayerView, encode_image
 from clipbias.clip.params import Params
+from clipbias.clip.vision import head_attention
 from clipbias.explain.model import Model
 from clipbias.explain.relevancy import relevancy
 from clipbias.explain.similarity import prompt_distances
@@ -71,7 +72,8 @@ def layer_maps(study: Study, model: Model, images: jax.Array) -> dict[str, jax.A
     """Of raw images `[B, R, R, 3]` in every layer where `[cls]` looks and, with prompts, how near patches are to them.
 
     Returns:
-      "attention" of `[cls]` to patches and prompts, mean over heads, `[B, L, M + V]`; "distance" `[B, L, V, M]`.
+      "attention" of `[cls]` to patches and prompts, mean over heads, `[B, L, M + V]`; "distance" `[B, L, V, M]`. A
+      tower without `[cls]` has the attention of its pooling head, the same in all layers.
     """
 
     def maps(params: Any, learnables: Any, images: jax.Array) -> dict[str, jax.Array]:
@@ -86,10 +88,15 @@ def looks(classifier: Classifier, params: Params, learnables: Learnables, images
     prompts = 0 if adaptation.vision_prompts is None else adaptation.vision_prompts.shape[-2]
 
     def observe(view: LayerView) -> dict[str, jax.Array]:
-        seen = {"attention": view.probabilities[:, :, 0, 1:].mean(1)}
+        seen = {"attention": view.probabilities[:, :, 0, 1:].mean(1)} if has_cls else {}
         if prompts:
-            seen["distance"] = prompt_distances(view.tokens, config.vision.patches)
+            seen["distance"] = prompt_distances(view.tokens, config.vision.patches, config.vision.first_patch)
         return seen
 
+    has_cls = config.vision.pooling == "cls"
     seen = encode_image(params, config, images, adaptation, observe=observe, dtype=classifier.dtype)[1]
+    if not has_cls:
+        head = head_attention(params, config, images, adaptation, dtype=classifier.dtype)
+        head = jnp.pad(head, [(0, 0), (0, prompts)])
+        seen["attention"] = jnp.broadcast_to(head, (config.vision.layers, *head.shape))
     return {name: jnp.moveaxis(value, 0, 1) for name, value in seen.items()}

@@ -33,6 +33,8 @@ def black_out(images: jax.Array, patches: jax.Array, patch_size: int) -> jax.Arr
     batch, size = images.shape[:2]
     grid = size // patch_size
     mask = patches.reshape(batch, grid, grid).repeat(patch_size, axis=1).repeat(patch_size, axis=2)
+    if margin := size - grid * patch_size:
+        mask = jnp.pad(mask, [(0, 0), (0, margin), (0, margin)])
     return jnp.where(mask[..., None], jnp.zeros((), images.dtype), images)
 
 

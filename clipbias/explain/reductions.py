@@ -28,13 +28,13 @@ class LastRow:
     Attributes:
       attention: its probabilities `[B, H, N]`.
       cosine: of its query and each key, all heads together, `[B, N]` float32.
-      number: the row `[B]`.
+      number: the row `[B]`; `None` where it is no token's, but a pooling head's.
       others: which other tokens it sees, bool `[B, N]`.
     """
 
     attention: jax.Array
     cosine: jax.Array
-    number: jax.Array
+    number: jax.Array | None
     others: jax.Array
 
 
@@ -66,17 +66,21 @@ def _relevancy_step(row: jax.Array, attention: jax.Array, gradient: jax.Array) -
     return row + jnp.einsum("BN,BHNM->BM", row, jax.nn.relu(gradient * attention)) / heads
 
 
-def _unit_row(row: LastRow) -> jax.Array:
-    """`e`: `[B, N]`."""
+def _unit_row(row: LastRow) -> jax.Array | float:
+    """`e`: `[B, N]`; nothing for a row that is no token's."""
+    if row.number is None:
+        return 0.0
     return jax.nn.one_hot(row.number, row.attention.shape[-1])
 
 
-def _with_identity(row: jax.Array, passed: jax.Array) -> jax.Array:
+def _with_identity(row: jax.Array | float, passed: jax.Array) -> jax.Array:
     """`r (mean_h A + I) / 2`: attention rows sum to 1, so halving is what normalises."""
     return (row + passed) / 2
 
 
 def _rollout_first(row: LastRow, gradient: jax.Array) -> jax.Array:
+    if row.number is None:
+        return row.attention.mean(1)
     return _with_identity(_unit_row(row), row.attention.mean(1))
 
 

@@ -64,7 +64,7 @@ def amounts_to(
     clip = load(adapter.base) if clip is None else clip
     task, learnables = adapter.bind(clip, own_methods=own_methods)
     initial = task.init(int(adapter.notes.get("seed") or 0))
-    batches = raw_batches(images, clip.config.vision.image_size, batch_size)
+    batches = raw_batches(images, clip.preprocessing.side, batch_size)
     amounts, count = measure(task, clip.params, learnables, initial, batches)
     return as_adapter(adapter, task, initial, amounts, kind, images=count)
 

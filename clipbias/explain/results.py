@@ -9,7 +9,7 @@ classes have several texts, or that makes several passes over an image, `texts` 
 JSON, always there:
     format              3
     dataset             {name, split, images, class_names, template}
-    clip                {name, fingerprint, image_size, patch_size, grid, patches, vision_layers, vision_heads,
+    clip                {name, fingerprint, image_size, patch_size, grid, patches, tokens, vision_layers, vision_heads,
                         text_layers, text_heads}
     models              list, zero-shot first: {key, label, name: of all seeds together, method, options, trained_on:
                         a dataset or "", parameters {total, vision, text, shared},

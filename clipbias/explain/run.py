@@ -101,6 +101,7 @@ def _geometry(study: Study) -> dict[str, Any]:
         "patch_size": vision.patch_size,
         "grid": vision.grid,
         "patches": vision.patches,
+        "tokens": vision.tokens,
         "vision_layers": vision.layers,
         "vision_heads": vision.heads,
         "text_layers": text.layers,

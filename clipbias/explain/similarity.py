@@ -10,9 +10,12 @@ from clipbias.explain.attention import cls_map
 from clipbias.explain.statistics import normalise_maps
 
 
-def prompt_distances(tokens: jax.Array, patches: int) -> jax.Array:
-    """`‖p_k − x_j‖₂` between the prompts and the patch tokens at a block's input: `[B, N, D]` to `[B, V, M]`."""
-    x, prompts = tokens[:, 1 : 1 + patches], tokens[:, 1 + patches :]
+def prompt_distances(tokens: jax.Array, patches: int, first: int = 1) -> jax.Array:
+    """`‖p_k − x_j‖₂` between the prompts and the patch tokens at a block's input: `[B, N, D]` to `[B, V, M]`.
+
+    `first` tokens stand before the patches.
+    """
+    x, prompts = tokens[:, first : first + patches], tokens[:, first + patches :]
     differences = (prompts[:, :, None] - x[:, None]).astype(jnp.float32)
     return jnp.sqrt(jnp.square(differences).sum(-1))
 
@@ -27,13 +30,13 @@ def choose_prompt(distances: jax.Array, prompt: int | str) -> jax.Array:
     return distances[:, prompt]
 
 
-def observe_similarity(patches: int, *, prompts: int, prompt: int | str = "mean") -> Observe:
-    """`{"cls": [B, M]}`, the attention of `[cls]`, and with prompts `{"distance": [B, M]}` to them."""
+def observe_similarity(patches: int, *, prompts: int, prompt: int | str = "mean", first: int = 1) -> Observe:
+    """`{"cls": [B, M]}`, the attention of `[cls]` if there is one, and with prompts `{"distance": [B, M]}` to them."""
 
     def observe(view: LayerView) -> dict[str, jax.Array]:
-        seen = {"cls": cls_map(view, patches)}
+        seen = {"cls": cls_map(view, patches)} if first else {}
         if prompts:
-            seen["distance"] = choose_prompt(prompt_distances(view.tokens, patches), prompt)
+            seen["distance"] = choose_prompt(prompt_distances(view.tokens, patches, first), prompt)
         return seen
 
     return observe

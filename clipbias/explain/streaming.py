@@ -7,7 +7,8 @@ forgets them. Neither `A` nor `G` is ever stacked over layers, nor is any matrix
 another.
 
 The last block is read at one row, so only that row of it is computed. A reduction therefore starts from one row and
-continues with whole matrices, from the last layer to the first.
+continues with whole matrices, from the last layer to the first. Where a pooling head reads the tokens, its query is
+that row, and the last block counts as a whole.
 """
 
 import dataclasses
@@ -18,14 +19,14 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from clipbias.clip import TextTokens, layers, tower
-from clipbias.clip.config import TowerConfig
+from clipbias.clip import Adaptation, TextTokens, layers, tower
+from clipbias.clip.config import ClipConfig, TowerConfig
 from clipbias.clip.params import Params
 from clipbias.clip.precision import with_precision
 from clipbias.clip.text import embed_text, project_text
 from clipbias.clip.tower import TowerInput
-from clipbias.clip.vision import embed_image, project_image
-from clipbias.explain.blocks import Kept, block_backward, kept_at, layer_at, run_forward
+from clipbias.clip.vision import embed_image, pool_image, project_image
+from clipbias.explain.blocks import Kept, block_backward, kept_at, layer_at, run_forward, whole_blocks
 from clipbias.explain.reductions import LastRow, Reduction
 from clipbias.explain.targets import (
     first_layer,
@@ -83,6 +84,18 @@ def last_rows(tokens: jax.Array, tap: jax.Array, inputs: TowerInput, config: Tow
     return tower.add_bias(rows, last, inputs.bias_row_read), seen
 
 
+def pooling_row(
+    tokens: jax.Array, tap: jax.Array, params: Params, config: ClipConfig, adaptation: Adaptation
+) -> tuple[jax.Array, LastRow]:
+    """The pooling head's feature `[B, d]` of the last block's tokens, and its query as the row to start from."""
+    count, length = config.vision.patches, tokens.shape[1]
+    feature, attention, query, keys = pool_image(params, config, tokens, adaptation, tap[..., :count])
+    padding = [(0, 0), (0, length - count)]
+    others = jnp.broadcast_to(jnp.arange(length) < count, (tokens.shape[0], length))
+    row = LastRow(jnp.pad(attention, [(0, 0), *padding]), jnp.pad(_cosine(query, keys), padding), None, others)
+    return feature.astype(jnp.float32), row
+
+
 def _cosine(q: jax.Array, k: jax.Array) -> jax.Array:
     """Of a query `[B, H, K]` and keys `[B, N, H, K]`, each as one vector over all heads: `[B, N]`."""
     query, keys = (unit_length(x.reshape(*x.shape[:-2], -1).astype(jnp.float32)) for x in (q, k))
@@ -90,15 +103,21 @@ def _cosine(q: jax.Array, k: jax.Array) -> jax.Array:
 
 
 def last_block(
-    tokens: jax.Array, inputs: TowerInput, config: TowerConfig, readout: Callable[[jax.Array], jax.Array]
+    tokens: jax.Array,
+    inputs: TowerInput,
+    config: TowerConfig,
+    readout: Callable[[jax.Array], jax.Array],
+    head: Callable[[jax.Array, jax.Array], tuple[jax.Array, LastRow]] | None = None,
 ) -> tuple[jax.Array, Callable[[jax.Array], tuple[jax.Array, jax.Array]], LastRow]:
-    """The last block at the readout row, and the feature that is read there.
+    """The last block at the readout row and the feature that is read there; or a pooling `head` behind that block.
 
     Returns:
       The features; a function from their gradient to those of `tokens` and of the row's attention; that row.
     """
 
     def run(tokens: jax.Array, tap: jax.Array) -> tuple[jax.Array, LastRow]:
+        if head is not None and inputs.readout is None:
+            return head(tokens, tap)
         rows, seen = last_rows(tokens, tap, inputs, config)
         return readout(rows), seen
 
@@ -151,12 +170,13 @@ def reduce_backward(
         return (gradients, states), states if by_layer else None
 
     last, lower = states, None
-    if start_layer < config.layers - 1:
-        below = jnp.arange(start_layer, config.layers - 1)
+    top = whole_blocks(inputs, config)
+    if start_layer < top:
+        below = jnp.arange(start_layer, top)
         (_, states), lower = jax.lax.scan(step, (token_gradients, states), below, reverse=True)
-    length = inputs.tokens.shape[1]
-    influential = inputs.readout + 1 if inputs.causal else jnp.full_like(inputs.readout, length)
-    count = config.layers - start_layer
+    batch, length = inputs.tokens.shape[:2]
+    influential = jnp.asarray(inputs.readout) + 1 if inputs.causal else jnp.full(batch, length)
+    count = top + 1 - start_layer
 
     def finish(states: dict[str, jax.Array], layers: int) -> dict[str, jax.Array]:
         return {
@@ -167,7 +187,9 @@ def reduce_backward(
     if not by_layer:
         return finish(states, count)
     each = [finish(jax.tree.map(lambda x, i=i: x[i], lower), count - i) for i in range(count - 1)]
-    return jax.tree.map(lambda *maps: jnp.stack(maps, 2), *each, finish(last, 1))
+    if inputs.readout is not None:
+        each.append(finish(last, 1))
+    return jax.tree.map(lambda *maps: jnp.stack(maps, 2), *each)
 
 
 @with_precision
@@ -204,7 +226,8 @@ def stream(
     vision_input = embed_image(params, config, images, adaptation, dtype=dtype)
     vision_kept, vision_tokens = run_forward(vision_input, config.vision, recompute)
     image_features, pull_image, image_row = last_block(
-        vision_tokens, vision_input, config.vision, lambda rows: project_image(params, config, rows, adaptation)
+        *(vision_tokens, vision_input, config.vision, lambda rows: project_image(params, config, rows, adaptation)),
+        lambda tokens, tap: pooling_row(tokens, tap, params, config, adaptation),
     )
     if classifier.method.overrides("adapt_to"):
         context = image_contexts(classifier, learnables, image_features, per_image)
@@ -242,13 +265,13 @@ def stream(
     words = reduce_backward(
         text_input, config.text, text_kept, text_row, text_gradients, reductions, text_first, recompute, by_layer
     )
-    before_end = jnp.arange(text.ids.shape[1]) < text.eos[:, None]
+    before_end = jnp.arange(text.ids.shape[1]) < jnp.asarray(text.end)[:, None]
     if by_layer:
         before_end = before_end[:, None]
     shape = (batch, per_image, *((templates,) if templates > 1 else ()))
     return {
         name: Relevancy(
-            vision=jnp.moveaxis(vision[name], 0, 1)[..., 1:],
+            vision=jnp.moveaxis(vision[name], 0, 1)[..., config.vision.first_patch :],
             text=jnp.where(before_end, words[name][0], 0).reshape(*shape, *words[name].shape[2:]),
             scores=logits,
         )

@@ -228,7 +228,7 @@ class Study:
         total = before - (-len(rest) // size)
         host = test_batches(
             (split or self.split).subset(rest),
-            image_size=self.clip.config.vision.image_size,
+            image_size=self.clip.preprocessing.side,
             batch_size=size,
             shard=(self._part, self._parts),
             on_error=self.options.on_image_error,
@@ -248,7 +248,7 @@ class Study:
 
     def pictures(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """The examples as the model sees them, uint8 `[K, R, R, 3]`, whole on every process."""
-        return pictures(self.split, indices, self.clip.config.vision.image_size)
+        return pictures(self.split, indices, self.clip.preprocessing.side)
 
 
 def spread(total: int, count: int) -> np.ndarray:

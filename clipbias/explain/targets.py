@@ -67,7 +67,8 @@ def target_text(tokens: TextTokens, targets: jax.Array, templates: int) -> TextT
     """The texts of classes `targets [P]`, all templates of a class together: `[P · n, N]`."""
     classes = tokens.ids.shape[0] // templates
     rows = (targets[:, None] + classes * jnp.arange(templates)).reshape(-1)
-    return TextTokens(*(jnp.asarray(x)[rows] for x in (tokens.ids, tokens.context_rows, tokens.eos)))
+    chosen: TextTokens = jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], tokens)
+    return chosen
 
 
 def target_adaptation(classifier: Classifier, learnables: Learnables, targets: jax.Array) -> Adaptation:

@@ -9,7 +9,7 @@ from clipbias.clip.config import VisionConfig
 from clipbias.clip.tokenizer import encode
 from clipbias.explain.results import TEXT_KINDS
 from clipbias.tuning import Learnables, Task
-from clipbias.tuning.prompt_tokens import names_in_prompt
+from clipbias.tuning.prompt_tokens import name_tokens
 
 SOS, PROMPT, WORDS, CATEGORY, DOT, EOS = range(len(TEXT_KINDS))
 PAD = len(TEXT_KINDS)
@@ -50,43 +50,46 @@ def prompt_depths(task: Task, learnables: Learnables) -> tuple[int, int]:
 
 def vision_roles(config: VisionConfig, prompts: int) -> Roles:
     """`[cls]`, patches, then `V` prompts: `[N]`."""
-    is_prompt = jnp.arange(1 + config.patches + prompts) > config.patches
+    is_prompt = jnp.arange(config.tokens + prompts) >= config.tokens
     return Roles(is_prompt, ~is_prompt)
 
 
 def text_roles(task: Task) -> Roles:
     """Contexts at their places in every text: `[n · C, N]`."""
-    rows, eos = jnp.asarray(task.tokens.context_rows), jnp.asarray(task.tokens.eos)
+    rows, counted = jnp.asarray(task.tokens.context_rows), task.tokens.counted
     positions, is_prompt = jnp.arange(rows.shape[1]), rows >= 0
-    first = jnp.argmax(is_prompt, axis=1)
-    return Roles(is_prompt, ~is_prompt & (positions > first[:, None]) & (positions <= eos[:, None]))
+    first = jnp.argmax(is_prompt, axis=1)[:, None] if task.clip.config.text.causal else -1
+    return Roles(is_prompt, ~is_prompt & (positions > first) & counted)
 
 
 def text_kinds(task: Task) -> np.ndarray:
     """The kind of every text token, an index into `TEXT_KINDS`, `PAD` after EOS: int32 `[n · C, N]`.
+
+    A text that is not read at its EOS has "eos" at the position that is, and `PAD` from its end up to there.
 
     "prompt" are the `T` learned tokens; "words" the words that stay frozen, those of a context that are left beside
     fewer prompts and all of a text without prompts; "category" the class name's own tokens; "dot" the token before EOS
     where the template ends with ".".
     """
     text, tokenizer = task.prompt, task.clip.tokenizer
-    names = names_in_prompt(task.class_names, text)
-    lengths = [len(ids) for ids in encode(tokenizer, names)]
-    eos = np.asarray(task.tokens.eos)
+    names = task.class_names
+    lengths = name_tokens(task.clip, names, text)
+    ends, read = np.asarray(task.tokens.end), np.asarray(task.tokens.eos)
+    first, dots = task.clip.config.text.first_word, bool(encode(tokenizer, ["."])[0])
     kinds = np.full(task.tokens.ids.shape, WORDS, np.int32)
     if _learns_context(task):
         kinds[np.asarray(task.tokens.context_rows) >= 0] = PROMPT
     for i, row in enumerate(kinds):
         template = text.templates[i // len(names)]
-        before = len(encode(tokenizer, [template.partition("{}")[0]])[0])
+        before = len(encode(tokenizer, [template.partition("{}")[0].strip()])[0])
         if (place := text.before[i // len(names)]) < text.context_tokens:
             before = place
-        end = int(eos[i])
-        row[0] = SOS
-        row[1 + before : min(1 + before + lengths[i % len(names)], end)] = CATEGORY
-        if template.endswith(".") and end - 1 > before:
+        end = int(ends[i])
+        row[:first] = SOS
+        row[first + before : min(first + before + lengths[i % len(names)], end)] = CATEGORY
+        if template.endswith(".") and end - 1 > before and dots:
             row[end - 1] = DOT
-        row[end], row[end + 1 :] = EOS, PAD
+        row[end:], row[read[i]] = PAD, EOS
     return kinds
 
 
@@ -102,14 +105,14 @@ def prompt_text(task: Task) -> str:
 
 
 def token_labels(task: Task, text: int) -> list[str]:
-    """The tokens of one text as readable pieces, from SOS up to but without EOS; learned ones as "[1]", "[2]", …
+    """The tokens of one text as readable pieces, up to but without EOS; learned ones as "[1]", "[2]", …
 
     Tokens that hold parts of one character, of letters with accents and other scripts, are "ü 1/2" and "ü 2/2".
     """
-    tokenizer, end = task.clip.tokenizer, int(task.tokens.eos[text])
+    tokenizer, end = task.clip.tokenizer, int(task.tokens.end[text])
     rows, learned = task.tokens.context_rows[text], _learns_context(task)
     words = [int(token) for token in task.tokens.ids[text, :end]]
-    shown = ["SOS"]
+    shown = ["SOS"] * task.clip.config.text.first_word
     while (position := len(shown)) < end:
         if learned and rows[position] >= 0:
             shown.append(f"[{rows[position] + 1}]")

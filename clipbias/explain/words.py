@@ -89,7 +89,7 @@ def context_words(context: np.ndarray, token_embedding: np.ndarray, count: int) 
 def word_states(params: Any, config: ClipConfig, ids: jax.Array) -> jax.Array:
     """The last token's state at the input of every block, of texts without adaptation: ids `[v, N]` to `[L, v, D]`."""
     last = jnp.full(ids.shape[0], ids.shape[1] - 1)
-    tokens = TextTokens(ids, jnp.full(ids.shape, -1), last)
+    tokens = TextTokens(ids, jnp.full(ids.shape, -1), last, None if config.text.causal else last)
     return encode_text(params, config, tokens, observe=lambda view: view.tokens[:, -1])[1]
 
 

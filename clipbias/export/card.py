@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from clipbias.clip import Clip
+from clipbias.clip.config import MODELS
 from clipbias.clip.hub import parse
 from clipbias.terminal import printable
 from clipbias.tuning import METHODS, Task, make_method, parameter_count
@@ -45,16 +46,16 @@ from pathlib import Path
 import torch
 {peft}from PIL import Image
 from safetensors import safe_open
-from transformers import CLIPImageProcessor, CLIPModel
+from transformers import {processor}, {model_class}
 
 base = {base}
 with safe_open("classifier.safetensors", "pt") as head:
     class_names = json.loads(head.metadata()["class_names"])
     classes, scale = head.get_tensor("text_features"), head.get_tensor("logit_scale").exp()
 model = {model}.float().eval()
-pixels = CLIPImageProcessor.from_pretrained(base{revision})(Image.open("image.png"), return_tensors="pt")
+pixels = {processor}.from_pretrained(base{revision})(Image.open("image.png"), return_tensors="pt")
 with torch.no_grad():
-    features = model.visual_projection(model.vision_model(**pixels).pooler_output)
+    features = {features}
 logits = scale * (features / features.norm(dim=-1, keepdim=True)) @ classes.T
 print(class_names[int(logits.argmax())], logits.softmax(-1))
 """
@@ -75,12 +76,15 @@ with open("classifier.stablehlo", "rb") as file:
     program = jax.export.deserialize(bytearray(file.read()))
 weights = jax.device_put(load_file("weights.safetensors"))
 image, size = Image.open("image.png").convert("RGB"), {size}
-width, height = (side * size // min(image.size) for side in image.size)
-left, top = round((width - size) / 2), round((height - size) / 2)
-image = image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
+{resize}
 logits = jax.jit(program.call)(weights, np.asarray(image)[None])  # any number of images
 print(class_names[int(logits.argmax())], jax.nn.softmax(logits))
 """
+
+CROP = """\
+width, height = (side * size // min(image.size) for side in image.size)
+left, top = round((width - size) / 2), round((height - size) / 2)
+image = image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))"""
 
 CLIPBIAS = """\
 import clipbias
@@ -218,7 +222,9 @@ def _usage(adapter: Adapter, task: Task | None, form: str) -> str:
     """The code blocks of a card, each with a sentence; `task` is needed for a program alone."""
     code = ""
     if task is not None and form == "program":
-        code = PROGRAM.format(size=task.clip.config.vision.image_size)
+        resize, size = task.clip.preprocessing.resize, task.clip.config.vision.image_size
+        whole = f"image = image.resize((size, size), Image.Resampling.{resize.upper()})"
+        code = PROGRAM.format(size=size, resize=CROP if resize == "crop" else whole)
     elif form != "adapter":
         on_base = form in ("head", "peft")
         name = parse(adapter.base) if on_base else None
@@ -226,10 +232,18 @@ def _usage(adapter: Adapter, task: Task | None, form: str) -> str:
         imports, base = "", '"."' if form == "checkpoint" else json.dumps(name.repository if name else adapter.base)
         if on_base and adapter.base == "demo":
             imports, base = "from importlib.resources import files\n", 'str(files("clipbias") / "assets" / "demo")'
-        model, peft = f"CLIPModel.from_pretrained(base{revision})", ""
+        family = "clip" if task is None else task.clip.config.family
+        feature = "model.vision_model(**pixels).pooler_output"
+        own_names = {
+            "model_class": MODELS[family],
+            "processor": "SiglipImageProcessor" if family == "siglip" else "CLIPImageProcessor",
+            "features": feature if family == "siglip" else f"model.visual_projection({feature})",
+        }
+        model, peft = f"{MODELS[family]}.from_pretrained(base{revision})", ""
         if form == "peft":
             model, peft = f'PeftModel.from_pretrained({model}, ".")', "from peft import PeftModel\n"
-        code = TRANSFORMERS.format(imports=imports, base=base, revision=revision, model=model, peft=peft)
+        parts = dict(imports=imports, base=base, revision=revision, model=model, peft=peft)
+        code = TRANSFORMERS.format(**parts, **own_names)
     where, own = "", ""
     if adapter.method not in METHODS:  # a program is named by whoever runs it
         program = Path(adapter.method.partition(":")[0]).name

@@ -38,5 +38,7 @@ def fold(params: Params, adaptation: Adaptation) -> Params:
             check_changes(change, params[tower], f"{tower}_weights")
             folded[tower] = fold_changes(folded[tower], change)
         if bias is not None:
-            folded[tower] = fold_changes(folded[tower], {"layers": {"fc2": {"bias": np.asarray(bias)}}})
+            folded[tower] = fold_changes(
+                folded[tower], {"layers": {"fc2": {"bias": np.asarray(bias).reshape(len(bias), -1)}}}
+            )
     return folded

@@ -16,6 +16,7 @@ import numpy as np
 
 from clipbias.checks import check_int, check_number, shown
 from clipbias.clip import Clip
+from clipbias.clip.config import MODELS
 from clipbias.clip.hub import parse
 from clipbias.clip.tensors import open_safetensors_file
 from clipbias.errors import ClipbiasError
@@ -51,12 +52,13 @@ def write_peft(folder: Path, task: Task, learnables: Learnables, base: str) -> N
             "another form."
         )
     views, name = _views(method, jax.device_get(learnables)), parse(base)
+    family = task.clip.config.family
     config = {
         "peft_type": "LORA",
         "task_type": None,
         "auto_mapping": {
-            "base_model_class": "CLIPModel",
-            "parent_library": "transformers.models.clip.modeling_clip",
+            "base_model_class": MODELS[family],
+            "parent_library": f"transformers.models.{family}.modeling_{family}",
         },
         "base_model_name_or_path": name.repository if name else base,
         "revision": name.revision if name else None,

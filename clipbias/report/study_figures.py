@@ -196,7 +196,7 @@ def vision_attention_figure(study: StudyResults) -> CaptionedFigure | None:
             mean = original[original["quantity"] == quantity].groupby("layer")["value"].mean()
             axes.plot(mean.index, mean, color=style.ZERO_SHOT, linestyle=style.DASHED, lw=1, label="zero-shot's again")
         if quantity != "distance":
-            level(axes, math.log(study.patches + 1))
+            level(axes, math.log(study.tokens))
 
     layout: dict[str, Any] = {"size": (2.6, 1.6), "share_y": "col", "bottom": 0}
     figure = panels(frame, draw, by=("row", "quantity"), names=_QUANTITIES, x_label="layer", **layout)
@@ -208,8 +208,8 @@ def vision_attention_figure(study: StudyResults) -> CaptionedFigure | None:
         dataset=study.dataset,
         size=study.scalars["clip"]["image_size"],
         patches=study.patches,
-        tokens=study.patches + 1,
-        uniform=math.log(study.patches + 1),
+        tokens=study.tokens,
+        uniform=math.log(study.tokens),
     )
 
 

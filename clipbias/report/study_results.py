@@ -57,6 +57,11 @@ class StudyResults:
         return self.scalars["clip"]["patches"]
 
     @property
+    def tokens(self) -> int:
+        """Tokens of an image without prompts: the patches, and `[cls]` where there is one."""
+        return self.scalars["clip"].get("tokens", self.patches + 1)
+
+    @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches."""
         grid = self.scalars["clip"]["grid"]

@@ -110,7 +110,7 @@ class Evaluator:
         share = meshes.share(self.mesh)
         batches = test_batches(
             self.split,
-            image_size=self.clip.config.vision.image_size,
+            image_size=self.clip.preprocessing.side,
             batch_size=images_per_step(self.batch_size, crops, self.mesh),
             crops=crops,
             mixed=mixes_crops(method),

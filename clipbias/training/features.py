@@ -73,7 +73,7 @@ class TrainingFeatures:
         self._encode = functools.partial(
             frozen_features, clip.config, clip.preprocessing, params, dtype=dtype, projected=projected
         )
-        self._size = clip.config.vision.image_size
+        self._size = clip.preprocessing.side
         self._options: dict[str, Any] = dict(seed=seed, crop=crop)
         self._workers, self._on_error = Workers.of(workers), on_error
         self.readable = np.ones(len(images), bool)

@@ -153,7 +153,7 @@ def train(
             opened.callback(checkpoints.close)
         batches: RunBatches | FeatureBatches
         if features is None:
-            how: dict[str, Any] = dict(image_size=task.clip.config.vision.image_size, start_step=step)
+            how: dict[str, Any] = dict(image_size=task.clip.preprocessing.side, start_step=step)
             how |= dict(workers=Workers.of(workers), on_error=on_image_error)
             batches = RunBatches(images, seeds, recipe, mesh, **how)
         else:

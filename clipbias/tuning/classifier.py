@@ -166,9 +166,13 @@ class Classifier:
         text: jax.Array,
         mask: jax.Array | None = None,
     ) -> jax.Array:
-        """Logits `[B, C]` of features as the towers make them: `[B, d]` of images, of texts as of `texts_for`."""
+        """Logits `[B, C]` of features as the towers make them: `[B, d]` of images, of texts as of `texts_for`.
+
+        SigLIP's bias is added; a softmax over classes, and with it the loss, does not see it.
+        """
         with jax.default_matmul_precision("highest"):
-            return self.method.logits(learnables, self._features(params, image, self.by_text(text), mask))
+            logits = self.method.logits(learnables, self._features(params, image, self.by_text(text), mask))
+        return logits + params["logit_bias"] if "logit_bias" in params else logits
 
     def losses(
         self,
@@ -281,7 +285,10 @@ class Classifier:
 
 
 def cosine_logits(params: Params, images: jax.Array, classes: jax.Array) -> jax.Array:
-    """`exp(logit_scale) · cos(f, g)` of unit-length features `[B, d]` and `[C, d]`: logits `[B, C]`, float32."""
+    """`exp(logit_scale) · cos(f, g)` of unit-length features `[B, d]` and `[C, d]`: logits `[B, C]`, float32.
+
+    SigLIP's bias, which moves all classes alike, is left out.
+    """
     with jax.default_matmul_precision("highest"):
         return jnp.exp(params["logit_scale"].astype(jnp.float32)) * (images @ classes.T)
 

@@ -21,8 +21,9 @@ import jax
 import numpy as np
 
 from clipbias.checks import shown
-from clipbias.clip import Clip, TextTokens
-from clipbias.clip.tokenizer import encode, pad
+from clipbias.clip import Clip
+from clipbias.clip.text import text_tokens
+from clipbias.clip.tokenizer import framed, pad
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_json, shorten, user_path
 from clipbias.tuning.method import Method
@@ -97,8 +98,8 @@ def described_texts(clip: Clip, descriptions: Descriptions, class_names: Sequenc
     own = [descriptions.of([name])[name] for name in class_names]
     counts = tuple(map(len, own))
     texts = [one[i] if i < len(one) else one[0] for i in range(max(counts)) for one in own]
-    tokenizer, longest = clip.tokenizer, clip.config.text.context_length
-    rows = [[tokenizer.bos_token_id, *ids, tokenizer.eos_token_id] for ids in encode(tokenizer, texts)]
+    longest = clip.config.text.context_length
+    rows = framed(clip.tokenizer, texts, clip.config.text)
     for i, row in enumerate(rows):
         if len(row) > longest:
             raise ClipbiasError(
@@ -106,9 +107,8 @@ def described_texts(clip: Clip, descriptions: Descriptions, class_names: Sequenc
                 f"{shorten(class_names[i % len(class_names)])!r}, {shorten(texts[i])!r}, and this model reads at most "
                 f"{longest}; shorten it."
             )
-    ids = pad(rows, texts, longest)
-    eos = np.argmax(ids == tokenizer.eos_token_id, axis=1).astype(np.int32)
-    return ClassTexts(tuple(texts), TextTokens(ids, np.full_like(ids, -1), eos), counts)
+    ids = pad(rows, texts, clip.config.text)
+    return ClassTexts(tuple(texts), text_tokens(ids, np.full_like(ids, -1), clip.config.text), counts)
 
 
 def without_missing(features: jax.Array, counts: Sequence[int]) -> jax.Array:

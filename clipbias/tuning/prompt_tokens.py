@@ -7,7 +7,8 @@ import numpy as np
 
 from clipbias.checks import check_text
 from clipbias.clip import Adaptation, Clip, TextTokens
-from clipbias.clip.tokenizer import encode, pad
+from clipbias.clip.text import text_tokens
+from clipbias.clip.tokenizer import encode, framed, pad
 from clipbias.errors import ClipbiasError
 from clipbias.tuning.prompt_text import PromptText
 
@@ -49,6 +50,12 @@ def names_in_prompt(names: Sequence[str], text: PromptText) -> list[str]:
     return [name_in_prompt(name, text.spaces) for name in names]
 
 
+def name_tokens(clip: Clip, names: Sequence[str], text: PromptText) -> list[int]:
+    """How many tokens each name has in a prompt, behind a space: some tokenizers cut a text's first word otherwise."""
+    spaced = (f" {name}" if name.strip() else "" for name in names_in_prompt(names, text))
+    return [len(ids) for ids in encode(clip.tokenizer, [*spaced])]
+
+
 def without_template(text: PromptText) -> PromptText:
     """The prompt that texts of a user's own stand in: alone, or after the context where a method learns one."""
     if not text.context_tokens:
@@ -77,22 +84,21 @@ def template_texts(clip: Clip, class_names: Sequence[str], text: PromptText) -> 
     """
     if not class_names:
         raise ClipbiasError("there are no class names; a task needs at least one.")
-    name_lengths = [len(ids) for ids in encode(clip.tokenizer, names_in_prompt(class_names, text))]
+    name_lengths = name_tokens(clip, class_names, text)
     if 0 in name_lengths:  # nothing but white space and control characters
         raise ClipbiasError(f"class {name_lengths.index(0)} has an empty name; give every class a name.")
     texts = prompt_texts(class_names, text)
-    tokenizer, count = clip.tokenizer, text.context_tokens
-    rows = [[tokenizer.bos_token_id, *ids, tokenizer.eos_token_id] for ids in encode(tokenizer, texts)]
+    count, first = text.context_tokens, clip.config.text.first_word
+    rows = framed(clip.tokenizer, texts, clip.config.text)
     contexts = []
     for i, row in enumerate(rows):
         context = [-1] * len(row)
-        context[1 : 1 + count] = range(count)
-        name = slice(1 + count, 1 + count + name_lengths[i % len(class_names)])
-        before = text.before[i // len(class_names)]
+        context[first : first + count] = range(count)
+        name = slice(first + count, first + count + name_lengths[i % len(class_names)])
+        before = first + text.before[i // len(class_names)]
 
         def move(values: list[int], name: slice = name, before: int = before) -> list[int]:
-            prefix, suffix = values[1 : 1 + before], values[1 + before : 1 + count]
-            return [values[0], *prefix, *values[name], *suffix, *values[name.stop :]]
+            return [*values[:before], *values[name], *values[before : first + count], *values[name.stop :]]
 
         rows[i], context = move(row), move(context)
         contexts.append(context)
@@ -127,19 +133,18 @@ def text_layout(adaptation: Adaptation, prompt: PromptText, templates: int, text
 
 def template_tokens(clip: Clip, text: PromptText) -> TextTokens:
     """Tokens of the templates without a class name, the context after SOS: `[n, N]`."""
-    tokenizer, count = clip.tokenizer, text.context_tokens
+    count, before = text.context_tokens, [-1] * clip.config.text.first_word
     texts = [template.replace(" {}", "").replace("{}", "") for template in text.templates]
-    rows = [[tokenizer.bos_token_id, *ids, tokenizer.eos_token_id] for ids in encode(tokenizer, texts)]
-    contexts = [[-1, *range(count), *[-1] * (len(row) - 1 - count)] for row in rows]
+    rows = framed(clip.tokenizer, texts, clip.config.text)
+    contexts = [[*before, *range(count), *[-1] * (len(row) - len(before) - count)] for row in rows]
     return _padded(clip, rows, texts, contexts)
 
 
 def _padded(
     clip: Clip, rows: Sequence[list[int]], texts: Sequence[str], contexts: Sequence[Sequence[int]]
 ) -> TextTokens:
-    ids = pad(rows, texts, clip.config.text.context_length)
+    ids = pad(rows, texts, clip.config.text)
     context_rows = np.full_like(ids, -1)
     for i, context in enumerate(contexts):
         context_rows[i, : len(context)] = context
-    eos = np.argmax(ids == clip.tokenizer.eos_token_id, axis=1).astype(np.int32)
-    return TextTokens(ids, context_rows, eos)
+    return text_tokens(ids, context_rows, clip.config.text)

@@ -11,10 +11,11 @@ from absl import logging
 
 from clipbias.checks import shown
 from clipbias.clip import Clip, PackedTokens, pack
-from clipbias.clip.adaptation import NOTHING
+from clipbias.clip.adaptation import NOTHING, Adaptation
 from clipbias.clip.encode import check_images
 from clipbias.clip.params import Params
 from clipbias.clip.precision import settle
+from clipbias.clip.weight_changes import check_changes
 from clipbias.errors import ClipbiasError
 from clipbias.terminal import printable
 from clipbias.tuning.classifier import Classifier, Text, total_loss
@@ -144,6 +145,7 @@ class Task:
             self._warn_of_teacher()
         self.shapes = jax.eval_shape(self._init, jax.random.key(0))
         adaptation = jax.eval_shape(method.adapt, self.shapes)
+        _check_family(method, adaptation, clip)
 
         takes = given is not None and not adaptation.changes_text and take_templates(method, clip)
         self.descriptions: dict[str, list[str]] | None = None
@@ -306,6 +308,21 @@ class Task:
     def options(self) -> dict[str, Any]:
         """The method's options as plain values, such that `make_method(name, **options)` makes it again."""
         return method_options(self.method)
+
+
+def _check_family(method: Method, adaptation: Adaptation, clip: Clip) -> None:
+    """Raises `ClipbiasError` for a method that needs a part of CLIP which the model's family lacks."""
+    name = type(method).__name__
+    if method.patches and clip.config.vision.pooling == "attention":
+        raise ClipbiasError(
+            f"{name} reads features of patches, which a model with a pooling head has not; take another."
+        )
+    if adaptation.text_tokens is not None and not clip.config.text.causal:
+        raise ClipbiasError(
+            f"{name} inserts tokens that all texts share, which needs a causal text tower; take another."
+        )
+    for tower in ("vision", "text"):
+        check_changes(getattr(adaptation, f"{tower}_weights"), clip.params[tower], f"{name}'s {tower}_weights")
 
 
 @jax.jit(static_argnums=0)

@@ -1,6 +1,5 @@
 """A hub on this machine, an empty cache, and a small CLIP in the forms in which the hub's repositories hold theirs."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,9 +44,3 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 def without_weights(files: dict[str, bytes]) -> dict[str, bytes]:
     return {name: content for name, content in files.items() if name != "model.safetensors"}
-
-
-def siglip(files: dict[str, bytes]) -> dict[str, bytes]:
-    """The same files with a configuration that says SigLIP."""
-    configuration = json.loads(files["config.json"]) | {"model_type": "siglip"}
-    return {**files, "config.json": json.dumps(configuration).encode()}

@@ -124,7 +124,10 @@ def test_the_page_on_models_names_each_tested_repository() -> None:
 
 
 OTHERS = {
-    "google/siglip-base-patch16-224": ({"config.json": b'{"model_type": "siglip"}'}, "siglip"),
+    "google/siglip2-base-patch16-naflex": (
+        {"config.json": b'{"model_type": "siglip2"}'},
+        "a SigLIP 2 NaFlex model.*fixed resolution",
+    ),
     "timm/vit_base_patch16_224.augreg": (TIMM, "vit_base_patch16_clip_224"),
     "timm/ViT-B-16-SigLIP": (
         TIMM

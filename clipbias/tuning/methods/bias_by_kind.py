@@ -27,7 +27,8 @@ class BiasByKind(BiasTuning):
     """`x ← block_l(x) + b_l`, with one `b_l` for the token that is read out, `[cls]` or EOS, and one for all others.
 
     Learnables are `vision_bias [L, 2, D]` and `text_bias [L, 2, D]`, zero at the start, row 0 for the token that is
-    read out. With two equal rows it is `BiasTuning`.
+    read out. With two equal rows it is `BiasTuning`. A vision tower with a pooling head has patches alone, `vision_bias
+    [L, 1, D]`; a text tower that is not causal is read out at its last position.
 
     Attributes:
       vision_by_kind, text_by_kind: which of the towers that get biases get two per layer; the other gets one.
@@ -47,6 +48,7 @@ class BiasByKind(BiasTuning):
             raise ClipbiasError("no tower's bias is by kind, which is the method 'bias'; choose that, or a tower.")
 
     def init(self, rng: jax.Array, clip: Clip, class_names: Sequence[str]) -> Learnables:
-        by_kind = {"vision_bias": self.vision_by_kind, "text_bias": self.text_by_kind}
+        kinds = {"vision_bias": clip.config.vision.kinds if self.vision_by_kind else 0}
+        kinds["text_bias"] = 2 if self.text_by_kind else 0
         one = super().init(rng, clip, class_names)
-        return {name: jnp.stack([bias, bias], axis=1) if by_kind[name] else bias for name, bias in one.items()}
+        return {name: jnp.stack([bias] * kinds[name], axis=1) if kinds[name] else bias for name, bias in one.items()}
