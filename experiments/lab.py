@@ -23,6 +23,7 @@ from clipbias.data import catalog
 from clipbias.errors import ClipbiasError
 from clipbias.io import read_json
 from clipbias.training.sweep import parse_part
+from clipbias.training.workdir import note_model, open_workdir
 from clipbias.tuning import Kind, registry
 from clipbias.tuning.feature_method import sampling_of
 from clipbias.tuning.recipe import Recipe
@@ -38,20 +39,28 @@ def main(config: ConfigDict, workdir: Path) -> None:
     if hosts.several():
         raise ClipbiasError("a lab runs in one process on all devices of a machine; share it with --config.part=1/4.")
     common.tell(*describe_plan(config))
-    failed = []
+    unfinished = []
     for name, stage in stages(config).items():
         if config.dry_run:
             common.tell(f"{name}:")
-        try:
-            table1.main(stage, workdir / name)
-        except ClipbiasError as error:
-            if config.dry_run:
-                raise
-            failed.append(f"{name}: {error}")  # what can be finished is finished first
+            table1.dry_run(stage)
+        else:
+            unfinished += _sweep(name, stage, workdir / name)
     if config.causal_images and not config.dry_run:
-        failed += causal_tests(config, workdir)
-    if failed:
-        raise ClipbiasError(" ".join(failed))
+        common.tell(*causal_tests(config, workdir))
+    if unfinished:
+        raise ClipbiasError(" ".join(unfinished))
+
+
+def _sweep(name: str, stage: ConfigDict, workdir: Path) -> list[str]:
+    """Runs a sweep without tables, which may not mix the policies of ImageNet and others; says what failed."""
+    with open_workdir(workdir, common.plain(stage), part=parse_part(stage.part)):
+        prepared = table1.prepare(stage)
+        note_model(workdir, prepared.shared.clip)
+        specs, rows = table1.run(stage, prepared, workdir)
+    common.tell(f"{name}: {len(rows)} of {len(specs)} runs are there")
+    failed = [row["error"] for row in rows if row["status"] != "ok"]
+    return [f"{name}: {len(failed)} runs failed; the first one: {failed[0]}"] if failed else []
 
 
 def stages(config: ConfigDict) -> dict[str, ConfigDict]:

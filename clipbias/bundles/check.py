@@ -8,7 +8,16 @@ from pathlib import Path
 
 from clipbias import data, io
 from clipbias.bundles import numbers
-from clipbias.bundles.files import INDEX, LARGEST, WITH_LOG_PROBS, Bundle, DatasetFile, Line, hash_arrays
+from clipbias.bundles.files import (
+    INDEX,
+    LARGEST,
+    WITH_LOG_PROBS,
+    Bundle,
+    DatasetFile,
+    Line,
+    Predictions,
+    hash_arrays,
+)
 from clipbias.clip import load as load_clip
 from clipbias.data import Dataset, catalog, demo, protocols
 from clipbias.data.benchmark_check import GOLDEN, GOLDEN_SHOTS
@@ -118,40 +127,43 @@ def _check_lines(bundle: Bundle, found: Findings) -> None:
 
 
 def _check_predictions(file: DatasetFile, found: Findings, dataset: str) -> None:
-    wrong: list[str] = []
-    calibrated, total = 0, 0
-    for line in file.lines:
-        before = len(wrong)
-        for evaluation in line["lists"]:
-            name, run = run_name(line, evaluation), file.predictions.get((line["key"], evaluation))
-            total += 1
-            if run is None:
-                wrong.append(f"{name}: the predictions are missing, or have another number of images.")
-                continue
-            reported = line["accuracies"][evaluation] if "accuracies" in line else line["accuracy"]
-            if not math.isclose(numbers.accuracy(run), reported, abs_tol=1e-6):
-                wrong.append(
-                    f"{name}: {reported:.3f} % is reported, the predictions give {numbers.accuracy(run):.3f} %."
-                )
-            if hash_arrays(run.predicted, run.log_probs) != line["sha256"].get(evaluation):
-                wrong.append(f"{name}: the predictions are not those whose hash is listed.")
-            if run.log_probs is None:
-                if line["shots"] in WITH_LOG_PROBS:
-                    wrong.append(f"{name}: the log-probabilities are missing.")
-                continue
-            if count := numbers.contradictions(run):
-                wrong.append(f"{name}: classes and log-probabilities contradict each other on {count} images.")
-            ece = (line["calibrations"][evaluation] if "calibrations" in line else line["calibration"])["ece"]
-            value, tolerance = numbers.calibration_error(run)
-            if abs(value - ece) > tolerance + 1e-3:
-                wrong.append(f"{name}: a calibration error of {ece:.2f} is reported, the predictions give {value:.2f}.")
-            calibrated += 1
-        if len(wrong) == before:
-            found.recomputed.add(line["key"])
-    told = f"evaluations on {dataset_name(dataset)} have the accuracy of their predictions"
-    found.count(f"{told}; calibration errors were recomputed for {calibrated}", wrong, total)
-    if calibrated:
-        found.unchecked.append(f"{dataset_name(dataset)}: calibration at a temperature, which needs all logits.")
+    each = {
+        (line["key"], evaluation): _compare(line, evaluation, file.predictions.get((line["key"], evaluation)))
+        for line in file.lines
+        for evaluation in line["lists"]
+    }
+    wrong = {key for (key, _), sentences in each.items() if sentences}
+    found.recomputed |= {line["key"] for line in file.lines} - wrong
+    found.differs += [sentence for sentences in each.values() for sentence in sentences]
+    right = sum(not sentences for sentences in each.values())
+    calibrated = sum(run.log_probs is not None for run in file.predictions.values())
+    found.agrees.append(
+        f"{right} of {len(each)} evaluations on {dataset_name(dataset)} have the accuracy of their predictions, "
+        f"{calibrated} have log-probabilities, from which calibration errors were recomputed."
+    )
+    found.unchecked.append(f"{dataset_name(dataset)}: calibration at a temperature, which needs all logits.")
+
+
+def _compare(line: Line, evaluation: str, run: Predictions | None) -> list[str]:
+    """What of a run's line its predictions contradict."""
+    name, several = run_name(line, evaluation), "accuracies" in line
+    if run is None:
+        return [f"{name}: the predictions are missing, or have another number of images."]
+    wrong = []
+    reported = line["accuracies"][evaluation] if several else line["accuracy"]
+    if not math.isclose(numbers.accuracy(run), reported, abs_tol=1e-6):
+        wrong.append(f"{name}: {reported:.3f} % is reported, the predictions give {numbers.accuracy(run):.3f} %.")
+    if hash_arrays(run.predicted, run.log_probs) != line["sha256"].get(evaluation):
+        wrong.append(f"{name}: the predictions are not those whose hash is listed.")
+    if run.log_probs is None:
+        return wrong + [f"{name}: the log-probabilities are missing."] * (line["shots"] in WITH_LOG_PROBS)
+    if count := numbers.contradictions(run):
+        wrong.append(f"{name}: classes and log-probabilities contradict each other on {count} images.")
+    ece = (line["calibrations"][evaluation] if several else line["calibration"])["ece"]
+    value, tolerance = numbers.calibration_error(run)
+    if abs(value - ece) > tolerance + 1e-3:
+        wrong.append(f"{name}: a calibration error of {ece:.2f} is reported, the predictions give {value:.2f}.")
+    return wrong
 
 
 def cell_number(file: DatasetFile, keys: Sequence[str], measure: str) -> numbers.Number | None:
