@@ -212,8 +212,8 @@ def _check_images(file: DatasetFile, found: Findings, name: str, dataset: Datase
     title, wrong, compared = dataset_name(name), [], 0
 
     @functools.cache
-    def plan(protocol: str, shots: int, seed: int, targets: tuple[str, ...]) -> protocols.Plan:
-        return protocols.make_plan(protocol, name, lambda _: dataset, shots=max(shots, 1), seed=seed, targets=targets)
+    def plan(dataset: Dataset, protocol: str, shots: int, seed: int) -> protocols.Plan:
+        return protocols.make_plan(protocol, name, lambda _: dataset, shots=max(shots, 1), seed=seed)
 
     unknown: set[str] = set()
     for line in file.lines:
@@ -222,7 +222,7 @@ def _check_images(file: DatasetFile, found: Findings, name: str, dataset: Datase
         golden = GOLDEN.get(name, {}).get(line["seed"]) if line["shots"] == GOLDEN_SHOTS else None
         expected: Mapping[str, str] | None = None
         if dataset is not None and not across and line["protocol"] != "pseudo_labels":
-            made = plan(line["protocol"], line["shots"], line["seed"], ())
+            made = plan(dataset, line["protocol"], line["shots"], line["seed"])
             for evaluation in made.evaluations:
                 split, images = evaluation.dataset.split("test"), lists.get(evaluation.name)
                 same = images is not None and (images.names, tuple(images.labels), images.class_names) == (

@@ -9,6 +9,7 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from clipbias.bundles import numbers
 from clipbias.bundles.check import Findings, Hub, check_bundle, hub_hashes
@@ -163,9 +164,9 @@ def _cells(runs: Sequence[_Run]) -> Iterable[tuple[str, str, list[_Run]]]:
         settings = stable_hash({name: run[2].get(name) for name in _SETTINGS})
         variants.setdefault((run[2]["method"], run[2]["dataset"]), {}).setdefault(settings, []).append(run)
     for method in ordered_methods(method for method, _ in variants):
-        for (name, dataset), settings in variants.items():
+        for (name, dataset), each in variants.items():
             if name == method:
-                for number, own in enumerate(settings.values(), start=1):
+                for number, own in enumerate(each.values(), start=1):
                     recipe = " (authors' recipe)" if own[0][2]["conditions"]["recipe"] == "authors'" else ""
                     yield f"{method_name(name)}{recipe}{f', settings {number}' if number > 1 else ''}", dataset, own
 
@@ -273,7 +274,7 @@ def pair_table(grid: Grid) -> Table | None:
 def write_page(submissions: Sequence[Submission], path: Path, failures: Sequence[str] = ()) -> Path:
     """Writes the page, which needs nothing else and works without scripts."""
     grids = make_grids(submissions)
-    filters = {
+    filters: dict[str, dict[Any, None]] = {
         "protocol": dict.fromkeys(grid.protocol for grid in grids),
         "shots": dict.fromkeys(grid.shots for grid in grids),
         "backbone": dict.fromkeys(grid.backbone for grid in grids),
@@ -283,8 +284,8 @@ def write_page(submissions: Sequence[Submission], path: Path, failures: Sequence
         path,
         "bundles",
         title="Results",
-        grids=[(grid, [*map(dataset_name, grid.columns)], show(grid), pair_table(grid)) for grid in grids],
-        filters={name: [*values] for name, values in filters.items()},
+        grids=[(grid, list(map(dataset_name, grid.columns)), show(grid), pair_table(grid)) for grid in grids],
+        filters=filters,
         tiers=TIERS,
         submissions=submissions,
         published=published_tables(),

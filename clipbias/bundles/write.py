@@ -151,9 +151,9 @@ def _summary(own: Sequence[tuple[Path, Mapping[str, Any]]]) -> dict[str, Any]:
             cells.setdefault((measure, shots), []).append((own_keys, cell))
         for (measure, shots), several in cells.items():
             best = max(several, key=lambda one: one[1]["mean"])
-            for own_keys, cell in several:
-                if own_keys != best[0] and math.isfinite(error := difference_error(best[1], cell)):
-                    number = {"difference": float(best[1]["mean"] - cell["mean"]), "error": float(error)}
+            for own_keys, other in several:
+                if own_keys != best[0] and math.isfinite(error := difference_error(best[1], other)):
+                    number = {"difference": float(best[1]["mean"] - other["mean"]), "error": float(error)}
                     found["differences"].append(
                         {"measure": measure, "shots": shots, "keys": [best[0], own_keys], **number}
                     )
