@@ -60,9 +60,7 @@ def test_a_lab_in_miniature(tmp_path: Path) -> None:
     line = next(line for line in bundle.lines if line["method"] == "bias")
     conditions, size = line["conditions"], clipbias.load("demo").preprocessing.image_size
     assert (conditions["validation"], conditions["recipe"], conditions["resolution"]) == ("none", "common", size)
-    assert (
-        "centre crop" in conditions["crop"] and conditions["zero_shot_text"] == "a photo of a {}, a type of clothing."
-    )
+    assert "centre crop" in conditions["crop"] and "{}" in conditions["zero_shot_text"]
     found = check_bundle(bundle, output)
     assert found.differs == [] and len(found.recomputed) == 5
     assert tool.main([str(output)]) == 0
