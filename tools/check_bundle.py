@@ -45,4 +45,5 @@ def main(folders: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    common.quiet()
     app.run(lambda words: common.status_of(lambda: main(words[1:])))

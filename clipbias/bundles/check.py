@@ -24,7 +24,7 @@ from clipbias.data.benchmark_check import GOLDEN, GOLDEN_SHOTS
 from clipbias.errors import ClipbiasError
 from clipbias.report.names import draws, method_name
 from clipbias.report.published import dataset_name
-from clipbias.training.spec import RunSpec, stable_hash
+from clipbias.training.spec import stable_hash
 
 POLICIES = ("none", "few-shot", "validation split")
 # SHA-256 of a repository's files by name, or `None` where the hub does not answer.
@@ -113,7 +113,7 @@ def _check_files(bundle: Bundle, folder: Path, found: Findings) -> None:
 
 def _check_lines(bundle: Bundle, found: Findings) -> None:
     """Settings: keys, policies, and datasets in their own files."""
-    fields, wrong, seen = {field.name for field in dataclasses.fields(RunSpec)} | {"learning_rate"}, [], set()
+    fields, wrong, seen = bundle.facts["spec"], [], set()
     for name, file in bundle.datasets.items():
         for line in file.lines:
             if stable_hash({field: line.get(field) for field in fields}) != line["key"]:

@@ -1,5 +1,6 @@
 """Writes a bundle of finished sweeps."""
 
+import dataclasses
 import json
 import math
 import zipfile
@@ -24,7 +25,10 @@ from clipbias.bundles.files import (
 from clipbias.errors import ClipbiasError
 from clipbias.report.errors import difference_error
 from clipbias.report.frames import read_sweep
+from clipbias.training.spec import RunSpec
 
+# What a run's key is the hash of.
+_FIELDS = (*(field.name for field in dataclasses.fields(RunSpec)), "learning_rate")
 RESULTS, CROP = "results.jsonl", "shorter side to the resolution, bicubic; centre crop"
 
 
@@ -70,6 +74,7 @@ def write_bundle(folders: Iterable[Path], to: Path) -> Path:
             _write_dataset(path, own, sources)
             datasets[dataset] = {"file": path.name, "sha256": io.sha256(path), "runs": len(own)}
         index = {"format": FORMAT, "sources": sources, "model": next(iter(models.values())), "datasets": datasets}
+        index["spec"] = [*_FIELDS]
         io.write_text(temporary / INDEX, json.dumps(index, indent=1, sort_keys=True) + "\n")
     return to
 

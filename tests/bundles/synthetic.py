@@ -1,6 +1,5 @@
 """Work folders of sweeps that nobody ran: their predictions are random, their rows what `training` says of these."""
 
-import dataclasses
 import functools
 import io
 import json
@@ -124,11 +123,3 @@ def flip(members: dict[str, bytes], name: str, image: int, label: int) -> None:
     predicted = np.load(io.BytesIO(members[name]))
     predicted[image] = label
     members[name] = array_bytes(predicted)
-
-
-def rekey(spec_facts: dict) -> str:
-    """The key of changed settings."""
-    fields = {field.name for field in dataclasses.fields(RunSpec)} | {"learning_rate"}
-    from clipbias.training.spec import stable_hash
-
-    return stable_hash({name: spec_facts[name] for name in fields})

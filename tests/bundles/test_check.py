@@ -12,6 +12,8 @@ from clipbias.bundles.files import INDEX, read_bundle
 from clipbias.bundles.write import write_bundle
 from clipbias.errors import ClipbiasError
 from tests.bundles.synthetic import alter, change_lines, flip, make_workdir
+from tests.documents import ROOT
+from tools.check_bundle import main
 
 
 @pytest.fixture
@@ -197,3 +199,9 @@ def read_images(count: int):
     from clipbias.bundles.files import ImageList
 
     return ImageList(tuple(map(str, range(count))), np.zeros(count, np.int64), ("a", "b"))
+
+
+def test_the_bundles_of_this_repository(capsys: pytest.CaptureFixture) -> None:
+    folders = [str(path.parent) for path in ROOT.glob(f"results/*/{INDEX}")]
+    assert folders and main(folders) == 0
+    assert "differs" not in capsys.readouterr().out
