@@ -167,8 +167,9 @@ def run(config: ConfigDict, prepared: Prepared, workdir: Path) -> tuple[list[Run
                 "--config.score_on=validation in all parts, and give the result as --config.rates_file; or choose for "
                 f"each dataset and number of shots, --config.choose={CELL}."
             )
-        tried = prepared.specs(learning_rates, rates, VALIDATION)
-        rows = sweep(tried, prepared.shared, workdir, prepared.recipe, **options)
+        # Methods with a rate of their own, or without any, have nothing to choose.
+        tried = [x for x in prepared.specs(learning_rates, rates, VALIDATION) if x.learning_rate in learning_rates]
+        rows = sweep(tried, prepared.shared, workdir, prepared.recipe, **options) if tried else []
         if validate_only and len(rows) < len(tried):
             common.tell(f"{len(rows)} of {len(tried)} runs are there; the last part to end writes {FILE}.")
             return [], []

@@ -31,7 +31,7 @@ from hypothesis import HealthCheck, settings
 
 import clipbias
 from clipbias.clip import Clip
-from clipbias.training import cpu
+from clipbias.training import cpu, memory
 from tests import bucket as buckets
 from tests import forks, helpers
 
@@ -65,6 +65,7 @@ LONG = (
 # A program that any process of any run of the tests has compiled is not compiled again: it is known by all that it does
 # and is compiled with. `pytest --cache-clear` forgets them all, and so does a run that finds more bytes than these.
 MOST_BYTES = 1 << 30
+MOST_MAPS = 10_000  # of a process; the kernel allows 65,530
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -117,6 +118,18 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def clip(model: Path) -> Clip:
     """The same, loaded."""
     return clipbias.load(model)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs() -> Iterator[None]:
+    """After a file, drops the programs of a process that holds many: each takes memory, and memory maps of the kernel.
+
+    What they were made of stays on disk.
+    """
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and len(maps.read_text(encoding="utf-8").splitlines()) > MOST_MAPS:
+        memory.drop_programs()
 
 
 @pytest.fixture(autouse=True)

@@ -4,11 +4,12 @@ import itertools
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import safetensors.numpy
 
 from tests.reference import weights
@@ -17,6 +18,11 @@ from tests.reference.tokenizer import END, START, SimpleTokenizer, byte_alphabet
 
 # Every word of the usual templates becomes one token; the others are cut into pieces.
 CORPUS = "a photo of a photo of the cat dog bird maine coon golden retriever satellite texture type painting"
+
+
+def short(values: Iterable[Any], *kept: Any) -> list[Any]:
+    """Values of `pytest.mark.parametrize`, of which all but those that are kept are for long tests."""
+    return [value if value in kept else pytest.param(value, marks=pytest.mark.long) for value in values]
 
 
 def learn_merges(corpus: str, count: int) -> list[tuple[str, str]]:

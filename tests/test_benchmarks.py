@@ -79,6 +79,7 @@ def test_the_causal_test_is_told_in_forward_passes(printed: Printed) -> None:
     assert mixtures["bytes_per_image"] > both["bytes_per_image"] > 0
 
 
+@pytest.mark.long
 def test_ways_to_relevancy_have_the_same_maps(printed: Printed) -> None:
     points = printed("relevancy", *TINY, "--batches=2", "--ways", "streaming", "recompute=1", "chunk=1")["points"]
     assert [point["way"] for point in points] == ["streaming", "recompute=1", "chunk=1"]

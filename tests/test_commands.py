@@ -15,6 +15,7 @@ import pytest
 
 from clipbias.cli import COMMANDS as COMMANDS_OF_THE_PACKAGE
 from clipbias.io import read_json_lines
+from tests import helpers
 from tests.documents import LANGUAGES, PAGES, PROGRAMS, ROOT, Command, blocks, commands, fences, inline
 from tests.end_to_end.binaries import in_forks
 
@@ -73,8 +74,8 @@ def computation(command: Command) -> tuple[str, frozenset[str]]:
 
 
 def is_embedded(command: Command) -> bool:
-    # A page, open until somebody ends it, which `tests/app` looks at; and minutes of stops and starts.
-    if command.module in ("experiments.app", "tools.kill_trials"):
+    # A page, open until somebody ends it, which `tests/app` looks at.
+    if command.module == "experiments.app":
         return False
     # A dry run for absent devices needs their compiler: `.ci/accelerators` has it.
     return (
@@ -94,12 +95,15 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_commands_on_the_embedded_model_run(folder: Path) -> None:
-    different = {computation(command): command for command in reversed(COMMANDS) if is_embedded(command)}
+@pytest.mark.parametrize("pages", helpers.short([("README.md",), None], ("README.md",)))
+def test_commands_on_the_embedded_model_run(pages: tuple[str, ...] | None, folder: Path) -> None:
+    """Of the first page; in a long test of all."""
+    chosen = [command for command in COMMANDS if pages is None or command.page in pages]
+    different = {computation(command): command for command in reversed(chosen) if is_embedded(command)}
     chosen = [(command, reduced(command)) for command in reversed(different.values())]
     for (command, arguments), result in zip(chosen, jobs(chosen, folder, run=True), strict=True):
         assert result["status"] == 0, f"{command.page}: {command.text}\n({arguments})\n{result['said'][-3000:]}"
-    for workdir, method in (("demo", "coop"), ("low_rank", "low_rank.py")):
+    for workdir, method in (("demo", "coop"), ("low_rank", "low_rank.py"))[: 1 if pages else 2]:
         cells = read_json_lines(folder / "workdir" / workdir / "results.jsonl")
         assert method in {cell["method"] for cell in cells if cell["status"] == "ok"}
     assert (folder / "workdir" / "why" / "report" / "report.html").is_file()

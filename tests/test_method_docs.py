@@ -119,6 +119,7 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_the_examples_learn(clip: Clip, examples: Path, tmp_path: Path) -> None:
     recipe = Recipe.from_config({**base.get_config(), "learning_rate": 0.08, "epochs": 10})
     datasets = {"demo/fashion": data.load("demo/fashion")}

@@ -37,6 +37,7 @@ def test_the_notebook_was_run_from_top_to_bottom_without_a_complaint(script: Pat
     assert {"image/png", "text/html", "text/plain"} <= shown
 
 
+@pytest.mark.long
 def test_the_first_hour_runs_with_another_model(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And with less of everything: one cell alone has to be changed for it."""
     monkeypatch.chdir(tmp_path)

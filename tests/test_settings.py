@@ -139,7 +139,7 @@ def test_wrong_values(
 @pytest.mark.parametrize(
     ("binary", "settings"),
     [
-        (train, {}),
+        pytest.param(train, {}, marks=pytest.mark.long),
         (table1, {"shots": (10**9,), "runs_per_program": 10**9}),
         (evaluate, {}),
         (predict, {"start_layer": 10**9, "batch_size": 10**9}),

@@ -55,6 +55,7 @@ def test_what_was_planted_is_recovered() -> None:
     )
 
 
+@pytest.mark.long
 def test_a_learned_constant_is_kept_and_lost_whole() -> None:
     demo, dataset = clipbias.load("demo"), data.load("demo/digits")
     task = Task(demo, "bias_by_kind", dataset.class_names, template=dataset.template)

@@ -3,12 +3,15 @@
     python -m tools.error_rates --rates=docs/images/error_rates --quick
 
 For each mechanism and strength (`tools/planted.py`), the truth is measured on a pool of 20,000 images. 2,000 studies of
-300 images each then ask for a verdict, as `explain` would, but with 500 resamples where it takes 2,000. Writes the
+560 images each then ask for a verdict, as `explain` would, but with 500 resamples where it takes 2,000. Writes the
 rates as JSON and a figure beside it.
 
 Limits, set before any result was seen: wrong verdicts at most 5 %; right ones at least 80 % at strength `NAMED`; 95 %
 intervals of absolute effects cover the truth in 93 to 97 %. An effect on accuracy that changes fewer than `RARE` of a
 study's images has the lower limit alone: no interval of a few whole images covers exactly as often as asked.
+
+With 300 images in a study all limits on verdicts held but for one: attention and a constant together were recognised
+by accuracy in 78 % of the studies. So studies are larger now, of all mechanisms; nothing else was changed.
 """
 
 import json
@@ -62,7 +65,7 @@ CORNERS = corners(EFFECTS)
 FORMS = (*CORNERS, f"kept:{PLAIN}", f"lost:{PLAIN}")
 REPLACED = [0, len(CORNERS) - 1, len(CORNERS), len(CORNERS) + 1]
 STRENGTHS, NAMED = (0.3, 0.6, 1.0), 1.0
-STUDIES, IMAGES, POOL, TRAINING = 2000, 300, 20_000, 512
+STUDIES, IMAGES, POOL, TRAINING = 2000, 560, 20_000, 512
 RESAMPLES = 500
 RARE = 10
 SEED = 1  # Draws towers, images and studies.

@@ -38,8 +38,7 @@ def adaptation(specific: bool) -> Adaptation:
     )
 
 
-@pytest.mark.parametrize("groups", [1, 3])
-@pytest.mark.parametrize("specific", [False, True])
+@pytest.mark.parametrize(("specific", "groups"), [(False, 1), (True, 3)])
 def test_features_and_gradients_equal_the_plain_ones(params, groups, specific):
     tokens = as_tokens(ids(), CONFIG, 2)
     packed = pack(tokens, groups=groups, class_specific=specific)

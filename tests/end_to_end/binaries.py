@@ -1,5 +1,6 @@
 """Running the experiment binaries as a user does, on a tiny model."""
 
+import hashlib
 import io
 import json
 import os
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from clipbias.clip import Clip
+from clipbias.io import PART, read_json, read_json_lines
 from clipbias.tuning import Task
 from clipbias.tuning.adapter import save_adapter
 from experiments import common
@@ -62,6 +64,25 @@ def assert_recorded(workdir: Path, *results: str, metrics: str = "metrics.jsonl"
     lines = [line for path in workdir.glob(metrics) for line in path.read_text().splitlines()]
     assert lines and all(json.loads(line)["step"] >= 1 for line in lines)
     assert results and all((workdir / name).stat().st_size for name in results)
+
+
+def results(folder: Path) -> dict[str, Any]:
+    """The results in a work folder by the names of their files, and what of a file in the making is left there."""
+    found: dict[str, Any] = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.suffix == ".safetensors" or PART in name:
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+        elif path.name in ("results.jsonl", "validation.jsonl"):
+            found[name] = sorted(json.dumps(without_seconds(row), sort_keys=True) for row in read_json_lines(path))
+        elif path.name == "result.json":
+            found[name] = without_seconds(read_json(path, dict))
+    return found
+
+
+def without_seconds(row: dict[str, Any]) -> dict[str, Any]:
+    """A row without what differs between two equal runs."""
+    return {name: value for name, value in row.items() if "seconds" not in name and name != "waiting_share"}
 
 
 def answer_here(binary: ModuleType, settings: dict[str, Any], workdir: Path | str = "") -> tuple[int, str]:

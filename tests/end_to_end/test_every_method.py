@@ -18,6 +18,7 @@ from clipbias.tuning.adapter import Adapter, save_adapter
 from clipbias.tuning.feature_method import sampling_of
 from clipbias.tuning.method import CONSTANTS, Learnables
 from clipbias.tuning.test_time_method import crops_of
+from tests import helpers
 
 NAMES, OTHERS = ("cat", "a dog", "two birds"), ("dog fish", "x")
 PER_CLASS = 4
@@ -72,22 +73,22 @@ def tuned(task: Task) -> Learnables:
     return jax.tree_util.tree_map_with_path(moved, jax.device_get(learnables))
 
 
-# What a classifier is made of: methods that differ in none of it differ in their training alone.
-HOOKS = ("text", "adapt", "adapt_to", "logits", "logit_scale", "at_test", "crops_at_test", "conditional", "patches")
-
-
-def has_a_twin(name: str, task: Task) -> bool:
-    """Whether an earlier method is the same program: by the code that it runs and the shapes of what it is given."""
-    for one in list(FIRST.values())[: list(FIRST.values()).index(name)]:
-        if all(getattr(METHODS[one][0], hook, None) is getattr(type(task.method), hook, None) for hook in HOOKS):
-            other = Task(task.clip, one, NAMES, **OPTIONS.get(one, {}))
-            if other.texts == task.texts and shapes(other) == shapes(task):
-                return True
-    return False
-
-
-def shapes(task: Task) -> list[tuple[str, tuple[int, ...]]]:
-    return [(str(path), leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(task.shapes)]
+# So many methods that everything a classifier is made of is in one of them: what a method adds to the towers, and the
+# hooks that make logits (`tests/training/test_lowering.covering`).
+COVERING = (
+    "zero_shot",
+    "coop",
+    "cocoop",
+    "tpt",
+    "plot",
+    "vpt",
+    "visual_prompting",
+    "ivlp",
+    "mmrl",
+    "prolip",
+    "bias",
+    "mma",
+)
 
 
 encode = jax.jit(encode_image, static_argnums=1)
@@ -100,41 +101,36 @@ def images(clip: Clip) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", FIRST.values())
-def test_a_method_works_with_all_else(name: str, clip: Clip, images: np.ndarray, tmp_path: Path) -> None:
+def test_an_adapter_is_the_same_classifier_and_takes_other_classes(name: str, clip: Clip, tmp_path: Path) -> None:
     task = Task(clip, name, NAMES, **OPTIONS.get(name, {}))
-    learnables = tuned(task)
-
-    # Its adapter is the same classifier.
-    path = tmp_path / "adapter.safetensors"
+    learnables, path = tuned(task), tmp_path / "adapter.safetensors"
     save_adapter(path, task, learnables)
     adapter = clipbias.load_adapter(path)
     again, loaded = adapter.bind(clip)
     assert again.classifier == task.classifier
     jax.tree.map(np.testing.assert_array_equal, loaded, dict(learnables))
-
-    # Other classes are taken, or refused in one sentence.
-    crops, size = crops_of(task.method), images.shape[1:]
-    pixels = jax.ShapeDtypeStruct((2, *([1 + crops] if crops else []), *size), np.float32)
     if name in CLASS_BOUND:
         with pytest.raises(ClipbiasError, match="classes"):
             adapter.bind(clip, OTHERS)
-    else:
-        other, moved = adapter.bind(clip, OTHERS)
-        assert jax.eval_shape(other.logits, clip.params, moved, pixels).shape == (2, len(OTHERS))
-
-    # The rest is compiled, once for methods that differ in their training alone.
-    if not has_a_twin(name, task):
-        check_computations(name, task, learnables, adapter, images, tmp_path / "out")
+        return
+    other, moved = adapter.bind(clip, OTHERS)
+    crops, size = crops_of(task.method), clip.config.vision.image_size
+    pixels = jax.ShapeDtypeStruct((2, *([1 + crops] if crops else []), size, size, 3), np.float32)
+    assert jax.eval_shape(other.logits, clip.params, moved, pixels).shape == (2, len(OTHERS))
 
 
-def check_computations(
-    name: str, task: Task, learnables: Learnables, adapter: Adapter, images: np.ndarray, out: Path
+@pytest.mark.parametrize("name", helpers.short(FIRST.values(), *COVERING))
+def test_an_exported_file_has_the_logits_that_are_explained(
+    name: str, clip: Clip, images: np.ndarray, tmp_path: Path
 ) -> None:
     """What other programs load has the logits that relevancy explains, or the task's; else it is refused in a sentence.
 
     That the task's own are those of the method is found number by number in `tests/tuning`.
     """
-    clip, crops = task.clip, crops_of(task.method)
+    task, out = Task(clip, name, NAMES, **OPTIONS.get(name, {})), tmp_path / "out"
+    learnables, crops = tuned(task), crops_of(task.method)
+    save_adapter(tmp_path / "adapter.safetensors", task, learnables)
+    adapter = clipbias.load_adapter(tmp_path / "adapter.safetensors")
     explained = name not in UNEXPLAINED and name not in COMPARED
     if crops:
         images = np.stack([transforms.test_views(image, images.shape[1], crops) for image in images])

@@ -50,6 +50,7 @@ def run(clip: Clip, data_dir: Path, workdir: Path, protocol: str, method: str, *
     return rows
 
 
+@pytest.mark.long
 def test_eleven_train_and_evaluate(clip, root, tmp_path):
     rows = run(clip, root, tmp_path, "few_shot", "vpt", *catalog.ELEVEN)
     assert [row["dataset"] for row in rows] == list(catalog.ELEVEN)
@@ -65,6 +66,7 @@ def test_imagenet_variants_and_other_datasets(clip, root, tmp_path):
     assert list(crossed[0]["accuracies"]) == list(catalog.ELEVEN)
 
 
+@pytest.mark.long
 def test_shards_give_the_same_numbers(clip, root, tmp_path):
     for name in ("ucf101", "fgvc_aircraft"):
         shards.build(data.load(name, data_dir=root), tmp_path / "shards")

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 import clipbias
 import experiments.bundle
 import experiments.lab
@@ -41,6 +43,7 @@ def test_the_plan_of_the_eleven_datasets() -> None:
     assert all(bound < LARGEST for bound in bounds) and f"{sum(bounds) / 1e6:.0f} MB" in size
 
 
+@pytest.mark.long
 def test_a_lab_in_miniature(tmp_path: Path) -> None:
     workdir, output = tmp_path / "lab", tmp_path / "results" / "mine"
     printed, _ = binaries.succeed_here(experiments.lab, SMALL, workdir)

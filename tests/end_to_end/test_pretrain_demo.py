@@ -25,6 +25,7 @@ def drawn_icons(monkeypatch):
     monkeypatch.setattr(icons, "glyphs", glyphs)
 
 
+@pytest.mark.long
 def test_a_continued_run_ends_with_the_same_weights(tmp_path, monkeypatch, drawn_icons):
     with flagsaver.flagsaver(**SMALL, work=str(tmp_path / "a"), model_folder=str(tmp_path / "whole")):
         pretrain_demo.main([])

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import configs.demo
@@ -22,7 +23,6 @@ from clipbias.tuning import Task
 from clipbias.tuning.adapter import save_adapter
 from experiments import common
 from tests.end_to_end import binaries
-from tools import kill_trials
 
 
 def signal_at(monkeypatch: pytest.MonkeyPatch, where: Any, name: str, call: int, number: int = signal.SIGTERM) -> None:
@@ -52,15 +52,19 @@ def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
     """The results of an undisturbed sweep."""
     folder = tmp_path_factory.mktemp("sweep") / "whole"
     assert table1(model, folder) == 0
-    return kill_trials.results(folder)
+    return binaries.results(folder)
 
 
 @pytest.mark.parametrize(
     ("where", "name", "call", "number", "status", "sentence"),
     [
         (loop, "train_step", 2, signal.SIGTERM, 143, "stopped at step 2 of"),
-        (loop.StepReport, "catch_up", 3, signal.SIGINT, 130, "stopped"),  # while the last step is awaited
-        (evaluator, "image_features", 2, signal.SIGTERM, 143, "stopped; the same command continues."),
+        # While the last step is awaited, and in an evaluation.
+        pytest.param(loop.StepReport, "catch_up", 3, signal.SIGINT, 130, "stopped", marks=pytest.mark.long),
+        pytest.param(
+            *(evaluator, "image_features", 2, signal.SIGTERM, 143, "stopped; the same command continues."),
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_a_sweep(
@@ -85,9 +89,10 @@ def test_a_sweep(
     assert json.loads((tmp_path / "state.json").read_text())["state"] == "interrupted"
     monkeypatch.undo()
     assert table1(model, tmp_path) == 0
-    assert kill_trials.results(tmp_path) == whole
+    assert binaries.results(tmp_path) == whole
 
 
+@pytest.mark.long
 def test_a_study(
     model: Path, clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -106,24 +111,30 @@ def test_a_study(
     assert (tmp_path / "whole" / "results.npz").read_bytes() == (tmp_path / "cut" / "results.npz").read_bytes()
 
 
-def test_a_killed_training(model: Path, cache: Path, tmp_path: Path) -> None:
-    """Killed in the middle of its steps; `python -m tools.kill_trials` is for many moments."""
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(5))
+def test_a_training_that_is_stopped_again_and_again(seed: int, model: Path, cache: Path, tmp_path: Path) -> None:
+    """At random moments, by kill -9, SIGTERM or Ctrl-C."""
+    draw, folder = np.random.default_rng(seed), tmp_path / "stopped"
     arguments = ["--config=configs/train.py:bias", f"--config.model={model}", "--config.dataset=demo/digits"]
     arguments += ["--config.epochs=20", "--config.shots=4", "--config.checkpoint_seconds=0.0"]
-    done = binaries.run("train", *arguments, f"--workdir={tmp_path / 'whole'}", cache=cache)
+    for _ in range(2):  # the second with its programs on disk
+        began = time.monotonic()
+        done = binaries.run("train", *arguments, f"--workdir={tmp_path / str(began)}", cache=cache)
+        assert done.returncode == 0, done.stderr[-3000:]
+    length = time.monotonic() - began
+    for _ in range(3):
+        number = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT][draw.integers(3)]
+        process = binaries.start("train", *arguments, f"--workdir={folder}", cache=cache)
+        deadline = time.monotonic() + draw.uniform(0.05, 1.0) * length
+        while time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(number)
+        process.communicate(timeout=60)
+        assert process.returncode in (0, -number, 128 + number), process.returncode
+    done = binaries.run("train", *arguments, f"--workdir={folder}", cache=cache)
     assert done.returncode == 0, done.stderr[-3000:]
-    process = binaries.start("train", *arguments, f"--workdir={tmp_path / 'killed'}", cache=cache)
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if len([path for path in (tmp_path / "killed").glob("checkpoints/**/*") if path.name.isdecimal()]) > 1:
-            break
-        time.sleep(0.01)
-    process.kill()
-    process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGKILL
-    done = binaries.run("train", *arguments, f"--workdir={tmp_path / 'killed'}", cache=cache)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert kill_trials.results(tmp_path / "killed") == kill_trials.results(tmp_path / "whole") != {}
+    assert binaries.results(folder) == binaries.results(tmp_path / str(began)) != {}
 
 
 def test_a_difference_is_noticed(tmp_path: Path) -> None:
@@ -131,12 +142,12 @@ def test_a_difference_is_noticed(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "results.jsonl").write_text(json.dumps({"accuracy": 1.0, "seconds": ord(name)}) + "\n")
-    first = kill_trials.results(tmp_path / "a")
-    assert first == kill_trials.results(tmp_path / "b") != {}
+    first = binaries.results(tmp_path / "a")
+    assert first == binaries.results(tmp_path / "b") != {}
     (tmp_path / "b" / "results.jsonl").write_text('{"accuracy": 2.0}\n')
     (tmp_path / "b" / f"{PART}x").mkdir()
     (tmp_path / "b" / "adapter.safetensors").touch()
-    second = kill_trials.results(tmp_path / "b")
+    second = binaries.results(tmp_path / "b")
     assert {name for name in second if second[name] != first.get(name, "")} == {
         *("results.jsonl", f"{PART}x", "adapter.safetensors")
     }

@@ -38,6 +38,7 @@ def test_zero_shot_is_that_of_a_run_of_its_own(model: Path, tmp_path: Path, monk
     assert f"zero_shot on demo/digits: {plain['accuracy']:.2f} %" in printed
 
 
+@pytest.mark.long
 def test_a_small_set_is_trained_for_enough_steps(model: Path, tmp_path: Path) -> None:
     binaries.succeed_here(train, {"model": str(model), "dataset": "demo/digits", "shots": 1, "epochs": 0}, tmp_path)
     row = json.loads((tmp_path / "result.json").read_text())

@@ -22,7 +22,6 @@ from configs import train as config_file
 from experiments import table1, train
 from tests.end_to_end import binaries
 from tests.forks import Fork
-from tools import kill_trials
 
 STEPS = 20
 CHANGES = {"dataset": "demo/digits", "shots": 4, "epochs": STEPS, "checkpoint_seconds": 0.0, "learning_rate": 0.02}
@@ -73,6 +72,7 @@ def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "train_step", step_and_signal)
 
 
+@pytest.mark.long
 def test_a_run_moves_between_processes_and_devices(
     model: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,6 +106,7 @@ def test_a_run_moves_between_processes_and_devices(
         np.testing.assert_allclose(adapters[0][name], adapters[1][name], rtol=1e-3, atol=2e-5)
 
 
+@pytest.mark.long
 def test_two_processes_share_the_features_of_training_images(model: Path, cache: Path, tmp_path: Path) -> None:
     """A cache of ten passes, training on fresh ones, and a search on validation images: each has its share of all."""
     one, two = tmp_path / "one", tmp_path / "two"
@@ -135,6 +136,7 @@ def start_sweep(model: Path, workdir: Path, cache: Path, **changes: Any) -> list
     return [binaries.start("table1", *arguments, cache=cache, JAX_PROCESS_ID=str(index), **job) for index in range(2)]
 
 
+@pytest.mark.long
 def test_what_both_refuse_alike_costs_no_other_run(model: Path, cache: Path, tmp_path: Path) -> None:
     """What learned something for each class is refused for new ones, and what comes after it is run."""
     methods = ("taskres", "zero_shot")
@@ -175,6 +177,7 @@ def test_two_processes_choose_the_rates_that_one_does(model: Path, cache: Path, 
         assert first.keys() == second.keys() and all(map(np.array_equal, first.values(), second.values())), name
 
 
+@pytest.mark.long
 def test_where_one_process_is_killed_the_other_ends_and_both_continue(model: Path, cache: Path, tmp_path: Path) -> None:
     changes = {"methods": ("vpt",), "epochs": 3}
     whole, disturbed = tmp_path / "whole", tmp_path / "disturbed"
@@ -192,7 +195,7 @@ def test_where_one_process_is_killed_the_other_ends_and_both_continue(model: Pat
     processes = start_sweep(model, disturbed, cache, checkpoint_seconds=0.0, **changes)
     for process, (_, errors) in zip(processes, ends(processes), strict=True):
         assert process.returncode == 0, errors[-3000:]
-    assert kill_trials.results(disturbed) == kill_trials.results(whole)
+    assert binaries.results(disturbed) == binaries.results(whole)
 
 
 def test_a_study_of_two_processes_is_that_of_one(

@@ -104,6 +104,7 @@ def test_the_command_works_in_an_empty_folder(programs: Path, tmp_path: Path) ->
     assert (tmp_path / "sheet.png").is_file()
 
 
+@pytest.mark.long
 def test_the_readme_runs_on_the_installed_wheel(programs: Path, tmp_path: Path) -> None:
     python = programs / "python"
     (packages,) = (programs.parent / "lib").glob("python*/site-packages")

@@ -311,6 +311,7 @@ def test_constants_of_another_seed_and_another_dataset_are_controls(clip: Clip, 
     assert "kept:another seed" not in scalars["c"]["forms"]
 
 
+@pytest.mark.long
 def test_a_study_says_what_it_cannot_measure(clip: Clip, tmp_path: Path) -> None:
     assert "training images" in compute_of(make(clip, tmp_path))[1]["vpt"]["missing"]
     task = Task(clip, "taskres", CLASS_NAMES)

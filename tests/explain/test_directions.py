@@ -178,7 +178,10 @@ OWN_HEADS = [
 ]
 
 
-@pytest.mark.parametrize("method,options", [("mmrl", {}), ("cocoop", {}), *OWN_HEADS])
+@pytest.mark.parametrize(
+    "method,options",
+    [("cocoop", {}), *(pytest.param(*each, marks=pytest.mark.long) for each in [("mmrl", {}), *OWN_HEADS])],
+)
 def test_nothing_is_lost_without_a_constant(method: str, options: dict[str, Any], clip: Clip) -> None:
     """With zeros subtracted every method classifies as it does, inserted tokens, heads and all."""
     task = Task(clip, method, CLASS_NAMES, **options)
@@ -203,7 +206,10 @@ def test_nothing_is_lost_without_a_constant(method: str, options: dict[str, Any]
     np.testing.assert_allclose(logits[3:5], np.stack([expected] * 2), atol=2e-4 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("method,options", OWN_HEADS)
+@pytest.mark.parametrize(
+    "method,options",
+    [each if each[0] == "two_stage" else pytest.param(*each, marks=pytest.mark.long) for each in OWN_HEADS],
+)
 def test_a_head_is_kept_and_what_it_gives_alone_is_apart(method: str, options: dict[str, Any], clip: Clip) -> None:
     task = Task(clip, method, CLASS_NAMES, **options)
     learnables, start = moved(task), task.init()

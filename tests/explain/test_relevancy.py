@@ -47,6 +47,7 @@ def test_an_ensemble_is_explained_by_all_its_texts(clip, images):
     assert_close(relevancy(task, clip.params, {}, images, TARGETS), plain)
 
 
+@pytest.mark.long
 def test_a_head_of_ones_own(clip, images):
     """Its logit is differentiated by the image and the target's texts; the other classes and constants stay fixed."""
     task, images, targets = Task(clip, own_methods.Head(texts=2), CLASS_NAMES), images[:2], TARGETS[:2]
@@ -62,6 +63,7 @@ def test_a_head_of_ones_own(clip, images):
     assert_close(jax.tree.map(lambda x: x[:, 1], several), plain)
 
 
+@pytest.mark.long
 def test_a_cache_has_its_say(clip, images):
     """The votes of its images move the map of the image; their share of the logit leaves the text alone."""
     task = Task(clip, own_methods.Cache(), CLASS_NAMES)
@@ -88,6 +90,7 @@ def test_ways_to_compute_agree(clip, images):
     assert_close(jax.tree.map(lambda x: x[:, 1], several), run((TARGETS + 1) % 3))
 
 
+@pytest.mark.long
 def test_what_is_not_kept_is_computed_again():
     """Six layers, of which five are kept: each, or every second and a rest."""
     clip = model.random_clip(model.geometry("tiny", layers=6))
@@ -103,6 +106,7 @@ def test_what_is_not_kept_is_computed_again():
     assert sizes[1] < sizes[0] / 2 and sizes[2] < sizes[1]
 
 
+@pytest.mark.long
 def test_a_tower_of_one_layer():
     clip = model.random_clip(model.geometry("tiny", layers=1))
     task = Task(clip, "ivlp", ["cat", "dog"])
@@ -113,6 +117,7 @@ def test_a_tower_of_one_layer():
         assert_close(found, plain)
 
 
+@pytest.mark.long
 def test_a_longer_class_beside_changes_nothing(clip, images):
     learnables = Task(clip, "bias", ["cat"]).init()
     alone, beside = (
@@ -124,6 +129,7 @@ def test_a_longer_class_beside_changes_nothing(clip, images):
     assert not beside[:, alone.shape[1] :].any()
 
 
+@pytest.mark.long
 def test_the_last_layer_alone(clip, images):
     task, learnables = tuned(clip, "vpt")
     last = relevancy(task, clip.params, learnables, images, TARGETS, start_layer=-1)

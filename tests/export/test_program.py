@@ -23,7 +23,7 @@ from tests.export import models
 OWN = [f"tests.own_methods:{name}" for name in ("Everything", "Projection", "Head", "Cache", "Probe")]
 
 
-@pytest.mark.parametrize("method", ["maple", "vpt", "bias_by_kind", "coop", "clip_lora", *OWN])
+@pytest.mark.parametrize("method", ["bias_by_kind", "clip_lora", *OWN])
 def test_the_program_in_this_process(clip: Clip, tmp_path: Path, method: str) -> None:
     adapter = models.adapter(clip, method, tmp_path)
     export(adapter, clip, tmp_path / "out", form="program", own_methods=(method,))

@@ -40,6 +40,7 @@ def weights(hub: Hub) -> list[str]:
     return [name for name in hub.downloaded() if name.endswith(LARGE)]
 
 
+@pytest.mark.long
 def test_a_dry_run_of_the_papers_table(official: Hub, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     config = table1_config.get_config()
     config.dry_run = True

@@ -79,7 +79,7 @@ def test_names_stand_beside_the_last_panel_without_touching():
     assert all(high <= low + 1 for (_, high), (low, _) in itertools.pairwise(boxes))
 
 
-@pytest.mark.parametrize("datasets", [("a",), tuple("abcdefghijk")])
+@pytest.mark.parametrize("datasets", [("a",), pytest.param(tuple("abcdefghijk"), marks=pytest.mark.long)])
 def test_many_methods_are_named_in_a_legend_that_fits(datasets):
     made = [
         {"method": method, "dataset": dataset, "shots": k, "seed": 1, "accuracy": 40.0 + k + 2 * number}

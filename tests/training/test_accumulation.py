@@ -76,9 +76,11 @@ def assert_same(found: Any, expected: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "parts", "options"),
     [
-        ("cocoop", 2, {}),  # texts of each image
-        ("prograd", 5, {}),  # a gradient for each term, a frozen teacher
-        ("proda", 3, {"sets": 4, "sets_per_step": 2}),  # texts without a class name, a term without images
+        ("taskres", 5, {}),
+        # Texts of each image; a gradient for each term and a frozen teacher; texts without a class name.
+        pytest.param("cocoop", 2, {}, marks=pytest.mark.long),
+        pytest.param("prograd", 5, {}, marks=pytest.mark.long),
+        pytest.param("proda", 3, {"sets": 4, "sets_per_step": 2}, marks=pytest.mark.long),
     ],
 )
 def test_parts_give_the_gradient_of_the_whole(clip: Clip, name: str, parts: int, options: dict) -> None:
@@ -107,6 +109,7 @@ def test_what_needs_the_whole_batch_is_refused_in_one_sentence(clip: Clip, name:
     assert str(caught.value) == f"micro_batch is 2, but {why}; leave it at 0 or lower batch_size."
 
 
+@pytest.mark.long
 def test_transport_does_depend_on_the_batch(clip: Clip) -> None:
     """What is refused would be wrong: with parts of one, rounds of transport end earlier or later."""
     change, _ = step(clip, "plot", 10)

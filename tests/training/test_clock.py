@@ -47,6 +47,7 @@ def test_a_bar_moves_on(set_back: None, monkeypatch: pytest.MonkeyPatch) -> None
     assert "-" not in terminal.getvalue().replace("\x1b", "")  # no negative duration
 
 
+@pytest.mark.long
 def test_a_run_saves_continues_and_ends_alike(
     set_back: None, clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path
 ) -> None:

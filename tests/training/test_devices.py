@@ -44,6 +44,7 @@ def test_several_devices_give_the_numbers_of_one(clip: Clip, colours: Dataset, f
     assert_close(several.learnables, whole[0].learnables)
 
 
+@pytest.mark.long
 def test_a_run_moves_between_devices_at_every_notice_to_stop(
     clip: Clip, colours: Dataset, four: Recipe, whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -62,6 +62,7 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float(a @ b / np.sqrt((a @ a) * (b @ b)))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["bias", "ivlp"])
 def test_what_is_learned_shows_as_in_float32(method: str) -> None:
     """Without the second part of the tokens a change of a thousandth would hardly be seen (cosine below 0.9)."""

@@ -75,6 +75,7 @@ def encode_image_of(clip: Clip):
     return jax.jit(lambda params, images: encode_image(params, clip.config, images)[0])
 
 
+@pytest.mark.long
 def test_classes_that_training_did_not_see(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
     tiny = TinySweep(clip, colours, recipe, tmp_path, protocol="base_to_new", options=OPTIONS)
     rows = tiny.rows("zero_shot", "tip_adapter", "gda", "linear_probe")

@@ -35,7 +35,7 @@ def assert_close(first, second, index=None) -> None:
         np.testing.assert_allclose(found, b, rtol=0, atol=2e-5 * np.abs(b).max())
 
 
-@pytest.mark.parametrize("method", ["ivlp", "taskres"])
+@pytest.mark.parametrize("method", ["ivlp"])
 def test_eight_devices_give_the_numbers_of_one(clip: Clip, colours: Dataset, recipe: Recipe, method: str) -> None:
     one = train_runs(*group(clip, colours, method, (1, 2)), recipe)
     mesh = meshes.make_mesh(run=2, data=4)
@@ -53,6 +53,7 @@ def test_runs_side_by_side_are_the_runs_one_by_one(clip: Clip, colours: Dataset,
     assert together.losses[0] != together.losses[1]
 
 
+@pytest.mark.long
 def test_runs_that_do_not_divide_are_filled_up(
     clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

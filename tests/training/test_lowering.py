@@ -27,6 +27,7 @@ from clipbias.tuning.feature_method import sampling_of
 from clipbias.tuning.features import Sampling
 from clipbias.tuning.recipe import Recipe
 from clipbias.tuning.registry import METHODS
+from tests import helpers
 from tools.benchmarks import model
 
 RECIPE = Recipe(0.1, 1, 0, 0.1, 4, 0.9, 0.0)
@@ -41,6 +42,10 @@ def firsts() -> list[str]:
     return [next(iter(vars(kind)["presets"])) for kind in dict.fromkeys(kind for kind, _ in METHODS.values())]
 
 
+# So many of the methods that stand for all; all of them in a long test.
+SOME = pytest.mark.parametrize("some", [3, pytest.param(None, marks=pytest.mark.long)])
+# Of these, everything that an evaluation is made of.
+COVERING = ("mma", "bias", "prolip", "mmrl", "ivlp", "visual_prompting", "plot", "tpt", "cocoop", "zero_shot")
 TRAINED = [name for name in firsts() if METHODS[name][0].trains]
 
 
@@ -97,10 +102,13 @@ def apart(small: Clip) -> list[str]:
     return covering(small, TRAINED, hooks)
 
 
-def test_half_precision_on_an_nvidia_gpu_goes_through_its_kernels(small: Clip, apart: list[str]) -> None:
+@SOME
+def test_half_precision_on_an_nvidia_gpu_goes_through_its_kernels(
+    small: Clip, apart: list[str], some: int | None
+) -> None:
     """Forward and backward, with odd and even numbers of tokens, of runs side by side."""
     assert len(apart) > 8
-    for name in apart:
+    for name in apart[:some]:
         with on("cuda"):
             text = "".join(lowered(program, "cuda") for program in steps(small, name, "bfloat16", runs=3))
         task = Task(small, name, NAMES)
@@ -109,7 +117,7 @@ def test_half_precision_on_an_nvidia_gpu_goes_through_its_kernels(small: Clip, a
         assert (CUDNN_BACKWARD in text) >= (additions(task).changes_vision and not on_features), name
 
 
-@pytest.mark.parametrize(("run", "runs"), [(1, 1), (1, 3), (2, 4), (8, 8)])
+@pytest.mark.parametrize(("run", "runs"), [(1, 3), (2, 4)])
 def test_devices_attend_to_their_own_images(small: Clip, run: int, runs: int) -> None:
     """cuDNN's kernel is called with one device's images of its runs, in a step and in an evaluation."""
     mesh, rows = meshes.make_mesh(run=run, devices=jax.devices()[:8]), 32
@@ -126,6 +134,7 @@ def test_devices_attend_to_their_own_images(small: Clip, run: int, runs: int) ->
         assert len(calls) == text.count(f"@{CUDNN}") > 0, name
 
 
+@pytest.mark.long
 def test_steps_are_lowered_for_gpus_and_tpus(small: Clip, apart: list[str]) -> None:
     """One run in float32: of the methods that others stand for above, and of some that do."""
     for name in [*(name for name in TRAINED if name not in apart), *apart[:2]]:
@@ -140,7 +149,9 @@ def test_half_precision_is_lowered_for_a_tpu(small: Clip) -> None:
     assert "bf16" in text and CUDNN not in text
 
 
-@pytest.mark.parametrize(("dtype", "platform"), [("tensorfloat32", "cuda"), ("bfloat16_3x", "tpu")])
+@pytest.mark.parametrize(
+    ("dtype", "platform"), [("bfloat16_3x", "tpu"), pytest.param("tensorfloat32", "cuda", marks=pytest.mark.long)]
+)
 def test_types_in_the_middle_are_lowered_for_the_devices_that_have_them(
     small: Clip, apart: list[str], dtype: str, platform: str
 ) -> None:
@@ -157,7 +168,7 @@ def test_types_in_the_middle_are_lowered_for_the_devices_that_have_them(
             assert "HIGH" in formed or program.name == "answers", program.name
 
 
-@pytest.mark.parametrize("name", firsts())
+@pytest.mark.parametrize("name", helpers.short(firsts(), *COVERING))
 def test_an_evaluation_is_lowered_for_gpus_and_tpus(small: Clip, name: str) -> None:
     """Features of images and texts, and answers, of one run."""
     task = Task(small, name, NAMES)
@@ -182,14 +193,15 @@ def test_frozen_features_are_lowered_for_gpus_and_tpus(small: Clip) -> None:
         assert ("bf16" in lowered(program, *BOTH)) == (dtype == "bfloat16")
 
 
-def test_relevancy_is_lowered_for_gpus_and_tpus(small: Clip) -> None:
+@SOME
+def test_relevancy_is_lowered_for_gpus_and_tpus(small: Clip, some: int | None) -> None:
     """In float32 and in half precision by turns; attention is computed explicitly there."""
     size = small.config.vision.image_size
     images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
     explained = [name for name in firsts() if not why_no_maps(Task(small, name, NAMES))]
     chosen = covering(small, explained, ("logits", "adapt_to"))
     assert len(chosen) > 6
-    for turn, name in enumerate(chosen):
+    for turn, name in enumerate(chosen[:some]):
         task = Task(small, name, NAMES, dtype=("float32", "bfloat16")[turn % 2])
 
         def maps(params, learnables, images, task=task):

@@ -49,6 +49,7 @@ def test_every_way_gives_the_same_numbers(clip: Clip) -> None:
             np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5)  # of gradients up to ten
 
 
+@pytest.mark.long
 def test_the_fastest_way_that_fits_is_chosen(deep: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "CHUNKS", (1, 4))  # each is a program to compile
     make = functools.partial(Task, deep, "coop", model.class_names(400))
@@ -99,7 +100,7 @@ def test_the_first_layer_alone_is_planned_as_it_is_trained(deep: Clip, method: s
     assert planned["text_prompts"][0] == 0
 
 
-@pytest.mark.parametrize("method", ["ivlp", "vpt", "coop"])
+@pytest.mark.parametrize("method", helpers.short(("ivlp", "vpt", "coop"), "coop"))
 def test_nothing_is_compiled_twice(
     colours: Dataset, recipe: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture, method: str
 ) -> None:
@@ -209,6 +210,7 @@ for size in range(5, 8):
 """
 
 
+@pytest.mark.long
 def test_dropped_programs_give_their_memory_maps_back() -> None:
     """Memory maps level off over groups whose programs are dropped, and grow over groups whose programs stay."""
     if not Path("/proc/self/maps").exists():

@@ -96,7 +96,7 @@ def test_other_classes_get_what_the_method_makes_of_it(
     assert [set(row["accuracies"]) for row in rows] == [{"base", "new"}] * 2
 
 
-@pytest.mark.parametrize("method", [PROBE, CACHE, PROJECTION])
+@pytest.mark.parametrize("method", [PROBE, CACHE])
 def test_eight_devices_give_the_rows_of_one(
     clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path, method: str
 ) -> None:

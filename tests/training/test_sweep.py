@@ -6,10 +6,12 @@ import itertools
 import json
 import signal
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from scipy.special import logsumexp
 
 from clipbias import hosts
@@ -26,11 +28,12 @@ from clipbias.training.evaluate import evaluate
 from clipbias.training.predictions import KnownPredictions
 from clipbias.training.rates import Rates
 from clipbias.training.shared import Compute
-from clipbias.training.spec import VALIDATION, group_key, make_groups, part_of, run_names
+from clipbias.training.spec import VALIDATION, RunSpec, group_key, make_groups, part_of, run_names
 from clipbias.training.sweep import RESULTS, VALIDATED, parse_part
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import make_method
 from clipbias.tuning.recipe import Recipe
+from experiments import table1
 from tests.bucket import Bucket
 from tests.training.sweeps import TinySweep
 
@@ -91,6 +94,7 @@ def test_an_adapter_gives_its_rows_accuracy(clip: Clip, colours: Dataset, recipe
         assert row["calibration"] == pytest.approx(score["calibration"], rel=1e-3)
 
 
+@pytest.mark.long
 def test_seeds_split_over_devices_give_the_rows_of_one_device(
     clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path
 ) -> None:
@@ -196,6 +200,7 @@ def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "train_step", step_and_signal)
 
 
+@pytest.mark.long
 def test_a_stopped_sweep_continues_with_the_same_bits(
     clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -283,6 +288,26 @@ def test_rates_that_were_chosen_are_taken(clip: Clip, colours: Dataset, recipe: 
     specs = tiny.specs("bias", "taskres", shots=(1, 2), seeds=(1,), rates=rates)
     assert [spec.learning_rate for spec in specs] == [0.25, 0.5, 0.05, 0.05]
     assert [spec.validation for spec in specs] == ["validation split"] * 2 + ["none"] * 2
+
+
+def test_only_rates_of_the_common_recipe_are_chosen(
+    clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A method with its authors' rate, or with none, is not run on validation images."""
+    asked = []
+
+    def noted(specs: list[RunSpec], *_: Any, **__: Any) -> list[Any]:
+        asked.append([(spec.method, spec.learning_rate, spec.score_on) for spec in specs])
+        return []
+
+    monkeypatch.setattr(table1, "sweep", noted)
+    shared = TinySweep(clip, colours, recipe, tmp_path).shared
+    axes = dict(methods=("zero_shot", "bias", "visual_prompting"), datasets=("colours",), shots=(1,), seeds=(1,))
+    prepared = table1.Prepared(shared, recipe, axes | {"protocol": "few_shot"}, None)
+    table1.run(ConfigDict(dict(learning_rates=(0.1, 0.2), choose="method")), prepared, tmp_path)
+    tried, tested = asked
+    assert tried == [("bias", 0.1, "validation"), ("bias", 0.2, "validation")]
+    assert [method for method, *_ in tested] == ["zero_shot", "bias", "visual_prompting"]
 
 
 def test_options_of_one_dataset_are_its_own(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:

@@ -181,7 +181,7 @@ def test_it_is_exported_as_a_head_and_not_explained(pair, saved, images, tmp_pat
         ('{"cat": []}', "have no text for the class 'cat'"),
         ('{"cat": ["a", " "]}', "have an empty text for the class 'cat'"),
         ('{"cat": ["a"], "dog": ["a"]}', "have no texts for the class 'maine_coon'"),
-        (json.dumps({**TEXTS, "cat": ["photo " * 50]}), "tokens for the class 'cat'"),
+        (json.dumps({**TEXTS, "cat": ["photo " * 100]}), "tokens for the class 'cat'"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused_by_name(pair, tmp_path, content, message) -> None:

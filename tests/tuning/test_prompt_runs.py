@@ -26,6 +26,7 @@ OPTIONS = {
     "plot_plus_plus": {"phrases": ("a photo of a", "photo of the dog type")},
     "proda": {"tokens": 4, "sets": 4, "sets_per_step": 2},
 }
+SHORT = ("plot",)
 RECIPE = Recipe(
     learning_rate=0.05,
     epochs=2,
@@ -37,7 +38,7 @@ RECIPE = Recipe(
 )
 
 
-@pytest.mark.parametrize("name", ["cocoop", "plot", "proda", "prograd", "promptsrc"])
+@pytest.mark.parametrize("name", helpers.short(("cocoop", "plot", "proda", "prograd", "promptsrc"), *SHORT))
 def test_devices_give_the_numbers_of_one(pair: tuple[Clip, Reference], colours: Dataset, name: str) -> None:
     # Batches of 6 are padded to 8 on four devices; what only fills them counts nowhere.
     found = []
@@ -51,12 +52,21 @@ def test_devices_give_the_numbers_of_one(pair: tuple[Clip, Reference], colours: 
         np.testing.assert_allclose(a, b, rtol=0, atol=5e-5 * np.abs(b).max())
 
 
-def test_through_a_sweep_from_base_to_new_classes(pair: tuple[Clip, Reference], colours: Dataset, tmp_path) -> None:
-    clip, names = pair[0], ("cocoop", "kgcoop", "plot_plus_plus", "proda", "prograd", "promptsrc")
+@pytest.mark.parametrize(
+    "names",
+    helpers.short(
+        [("plot_plus_plus",), ("cocoop", "kgcoop", "plot_plus_plus", "proda", "prograd", "promptsrc")],
+        ("plot_plus_plus",),
+    ),
+)
+def test_through_a_sweep_from_base_to_new_classes(
+    names: tuple[str, ...], pair: tuple[Clip, Reference], colours: Dataset, tmp_path
+) -> None:
+    clip = pair[0]
     recipe = dataclasses.replace(RECIPE, batch_size=3)
     tiny = TinySweep(clip, colours, recipe, tmp_path, protocol="base_to_new", options=OPTIONS)
     rows = tiny.rows(*names, seeds=(1,))
-    assert [(row["status"], set(row["accuracies"])) for row in rows] == [("ok", {"base", "new"})] * 6, rows
+    assert [(row["status"], set(row["accuracies"])) for row in rows] == [("ok", {"base", "new"})] * len(names), rows
     adapters = sorted((tmp_path / "adapters").glob("*.safetensors"))
     assert [load_adapter(path).method for path in adapters] == list(names)
     pictures = helpers.random_images({"vision_config": {"image_size": 8}}, 2)
