@@ -86,12 +86,12 @@ def check_bundle(bundle: Bundle, folder: Path, *, data_dir: str = "", hub: Hub =
     try:
         _check_files(bundle, folder, found)
         _check_lines(bundle, found)
+        _check_seeds(bundle, found)
+        _check_weights(bundle, found, hub)
         for name, file in bundle.datasets.items():
             _check_predictions(file, found, name)
             _check_summary(file, found, name)
             _check_images(file, found, name, _open(name, data_dir))
-        _check_seeds(bundle, found)
-        _check_weights(bundle, found, hub)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:  # whatever others have written
         raise ClipbiasError(f"{folder} lacks a fact, or has one of another kind: {error!r}.") from error
     found.unchecked.append("Whether the adapters give these predictions: a bundle holds their hashes alone.")
