@@ -1,6 +1,7 @@
 """The check of a bundle: what it confirms, and what it says of each thing that is wrong."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,7 @@ def test_a_flipped_prediction(bundle: Path) -> None:
     alter(bundle, lambda members: flip(members, f"predicted/{key}-test.npy", image, label))
     found = check(bundle)
     told = "\n".join(found.differs)
-    assert "on demo/fashion, 16 shots, seed 1: " in told and "is reported, the predictions give" in told
+    assert "on demo/fashion, 16 shots, seed 1: " in told and " % is reported, the predictions give " in told
     assert "not those whose hash is listed" in told
     assert "contradict each other on 1 images" in told
     assert "a mean of" in told and "a difference of" in told
@@ -156,6 +157,10 @@ def test_files(bundle: Path, tmp_path: Path) -> None:
     (bundle / "photo.jpg").write_text("")
     data = (bundle / "demo_fashion.npz").read_bytes()
     assert check(bundle).differs == ["photo.jpg is no part of a bundle."]
+    index = (bundle / INDEX).read_text()
+    (bundle / INDEX).write_text(re.sub('"sha256": "....', '"sha256": "0000', index))
+    assert "demo_fashion.npz is not the file whose hash bundle.json lists." in check(bundle).differs
+    (bundle / INDEX).write_text(index)
     (bundle / "demo_fashion.npz").write_bytes(data[:-9])
     with pytest.raises(ClipbiasError, match="is not the file of a bundle"):
         read_bundle(bundle)

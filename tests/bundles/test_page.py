@@ -1,6 +1,7 @@
 """The page of bundles: what may share a table, tiers, and how it looks in a browser."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -44,11 +45,18 @@ def test_what_shares_a_table_and_how_far_it_is_trusted(root: Path) -> None:
     assert second.rows["Bias tuning"]["demo/digits"].number.seeds == 3
 
 
+def test_a_bundle_with_a_difference_is_not_pooled_with_others(root: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        shutil.copytree(root / name, tmp_path / name)
+    (tmp_path / "b" / "photo.jpg").write_text("")
+    (grid,) = make_grids(read_submissions(tmp_path)[0])
+    cell = grid.rows["Bias tuning"]["demo/fashion"]
+    assert cell.number.seeds == 2 and cell.tier == RECOMPUTED and "; a; " in cell.note
+
+
 def test_a_copy_reproduces_nothing(root: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-        for path in (root / "a").iterdir():
-            (tmp_path / name / path.name).write_bytes(path.read_bytes())
+        shutil.copytree(root / "a", tmp_path / name)
     (grid,) = make_grids(read_submissions(tmp_path)[0])
     assert {cell.tier for row in grid.rows.values() for cell in row.values()} == {RECOMPUTED}
     index = json.loads((tmp_path / "two" / INDEX).read_text())
