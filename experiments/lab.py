@@ -36,17 +36,17 @@ _TABLE1 = {"protocol": "few_shot", "targets": (), "learning_rates": (), "choose"
 
 
 def main(config: ConfigDict, workdir: Path) -> None:
+    if config.dry_run:
+        table1.dry_run(*stages(config).values())
+        common.tell(*describe_plan(config))
+        return
     if hosts.several():
         raise ClipbiasError("a lab runs in one process on all devices of a machine; share it with --config.part=1/4.")
     common.tell(*describe_plan(config))
     unfinished = []
     for name, stage in stages(config).items():
-        if config.dry_run:
-            common.tell(f"{name}:")
-            table1.dry_run(stage)
-        else:
-            unfinished += _sweep(name, stage, workdir / name)
-    if config.causal_images and not config.dry_run:
+        unfinished += _sweep(name, stage, workdir / name)
+    if config.causal_images:
         common.tell(*causal_tests(config, workdir))
     if unfinished:
         raise ClipbiasError(" ".join(unfinished))
