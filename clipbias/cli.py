@@ -19,11 +19,13 @@ PACKAGE = Path(__file__).resolve().parent
 COMMANDS = {
     "train": "Tunes one method on one dataset and evaluates it.",
     "table1": "Trains methods x datasets x shots x seeds, and writes the table of their accuracies.",
+    "lab": "Runs all that the paper asks: every shot, dataset and seed, base-to-new, and the causal test.",
     "evaluate": "Evaluates a tuned adapter, or zero-shot CLIP.",
     "predict": "Classifies images with zero-shot CLIP or a tuned adapter.",
     "explain": "Studies why tuning works: zero-shot against tuned adapters, and what adapters learned.",
     "app": "Opens a page that shows predictions and relevancy for your pictures.",
     "show": "Lists and compares runs.",
+    "bundle": "Packs the predictions of finished sweeps so that others can check them.",
     "export": "Writes an adapter for other programs.",
     "prepare_data": "Checks datasets on disk, and builds shards of them.",
 }

@@ -8,6 +8,7 @@ it is there. It has no locks, no renaming and no appending, and each request tak
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import posixpath
@@ -117,6 +118,15 @@ def read_text(path: str | os.PathLike) -> str:
         return read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ClipbiasError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
+    except OSError as error:
+        raise ClipbiasError(f"cannot read {path}: {reason(error)}.") from error
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """The SHA-256 of a local file, in hexadecimal."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise ClipbiasError(f"cannot read {path}: {reason(error)}.") from error
 

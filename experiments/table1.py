@@ -220,23 +220,25 @@ def rates_path(name: str) -> Path:
     return own if own.is_file() and not path.exists() else path
 
 
-def dry_run(config: ConfigDict) -> None:
+def dry_run(*configs: ConfigDict) -> None:
     """Prints shapes, parameters, and each program's memory as its compiler says it. Trains nothing, leaves no file.
 
-    With `config.topology` programs are compiled for absent devices.
+    With `topology`, the same in all configurations, programs are compiled for absent devices. Then no device may have
+    been touched before.
     """
-    topology = open_topology(config.topology) if config.topology else None
+    topology = open_topology(configs[0].topology) if configs[0].topology else None
     with topology or contextlib.nullcontext():
         if topology is not None:
-            config.dtype = precision.resolve(config.dtype)
             common.tell(f"compiled for {topology}, by {topology.compiler}")
-        prepared = prepare(config, None if topology is None else topology.devices)
-        specs = part_of(
-            prepared.specs(tuple(config.get("learning_rates", ())), prepared.rates), parse_part(config.get("part", ""))
-        )
-        for group in make_groups(specs, config.get("runs_per_program", 0)):
-            common.tell(*_described(group, prepared))
-    common.tell(f"{len(specs)} runs")
+        for config in configs:
+            if topology is not None:
+                config.dtype = precision.resolve(config.dtype)
+            prepared = prepare(config, None if topology is None else topology.devices)
+            every = prepared.specs(tuple(config.get("learning_rates", ())), prepared.rates)
+            specs = part_of(every, parse_part(config.get("part", "")))
+            for group in make_groups(specs, config.get("runs_per_program", 0)):
+                common.tell(*_described(group, prepared))
+            common.tell(f"{len(specs)} runs")
 
 
 def _described(group: Group, prepared: Prepared) -> list[str]:

@@ -46,6 +46,7 @@ class Clip:
       fingerprint: SHA-256 over the weights, so that an adapter knows the model it belongs to: the same in every format.
       stored_dtype: NumPy type name of the checkpoint's tensors; `save` writes the same.
       revision: the commit on the hub, of a model from there.
+      files: those that the weights were read from.
     """
 
     params: Params
@@ -56,6 +57,7 @@ class Clip:
     fingerprint: str
     stored_dtype: str = "float32"
     revision: str | None = None
+    files: tuple[Path, ...] = ()
 
     @property
     def source(self) -> str:
@@ -199,6 +201,7 @@ def load(
         fingerprint=digest.hexdigest(),
         stored_dtype=weights.widest,
         revision=found.revision,
+        files=weights.files,
     )
 
 

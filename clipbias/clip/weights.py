@@ -23,6 +23,7 @@ class Weights:
       tensors: every tensor by the names of `table`.
       table: whose names these are.
       configuration: the file with the geometry, where there is one.
+      files: those that the tensors are in.
       activation: where it is known of a file: OpenAI's.
     """
 
@@ -31,6 +32,7 @@ class Weights:
     tensors: dict[str, Tensor]
     table: tables.Table
     configuration: Path | None
+    files: tuple[Path, ...] = ()
     activation: str | None = None
 
     @property
@@ -54,7 +56,8 @@ def open_weights(path: Path) -> Iterator[Weights]:
         first, folder, configuration = path / weights, path, path / description
     tensors: dict[str, Tensor] = {}
     with contextlib.ExitStack() as stack:
-        for part in parts(first):
+        files = tuple(parts(first))
+        for part in files:
             if part.suffix == ".msgpack":
                 tensors |= read_flax(part)
             else:
@@ -66,7 +69,7 @@ def open_weights(path: Path) -> Iterator[Weights]:
             family = families.OPEN_CLIP if table is tables.OPEN_CLIP else families.HUGGING_FACE
             beside = folder / family.configuration
             configuration = beside if beside.exists() else None
-        yield Weights(str(path), folder, tensors, table, configuration, activation)
+        yield Weights(str(path), folder, tensors, table, configuration, files, activation)
 
 
 def parts(weights: Path) -> list[Path]:

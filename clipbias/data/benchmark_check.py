@@ -6,11 +6,10 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 from tabulate import tabulate
 
 from clipbias.data import benchmark
-from clipbias.data.dataset import Dataset, Split
+from clipbias.data.dataset import Dataset
 from clipbias.data.entry import Entry
 from clipbias.data.few_shot import few_shot
 from clipbias.data.workers import processors
@@ -151,11 +150,7 @@ def picks(dataset: Dataset, seed: int) -> tuple[str, str]:
     """The short hashes of the 16-shot training and 4-shot validation picks."""
     train, val = dataset.split("train"), dataset.split("val")
     chosen, held_out = few_shot(train, val, shots=GOLDEN_SHOTS, seed=seed)
-    return _short_hash(train, chosen), _short_hash(val, held_out)
-
-
-def _short_hash(split: Split, indices: np.ndarray) -> str:
-    return hashlib.sha256("\n".join(split.keys[index] for index in indices).encode()).hexdigest()[:16]
+    return train.subset(chosen).names_hash, val.subset(held_out).names_hash
 
 
 def table(findings: Sequence[Finding]) -> str:

@@ -64,6 +64,11 @@ class Split:
         return Split(keys, self.labels[chosen], lambda index: self.read(chosen[index]), self.folder)
 
     @functools.cached_property
+    def names_hash(self) -> str:
+        """First 16 hex digits of SHA-256 over the names, joined by newlines, as of the published picks."""
+        return hashlib.sha256("\n".join(self.keys).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+    @functools.cached_property
     def digest(self) -> str:
         """A short hash of the images' names and labels. What is in the images does not count."""
         return hashlib.sha256(json.dumps([self.keys, self.labels.tolist()]).encode()).hexdigest()[:16]

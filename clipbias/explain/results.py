@@ -155,7 +155,7 @@ from typing import Any
 import numpy as np
 
 from clipbias.errors import ClipbiasError
-from clipbias.io import atomic_path, check_file, read_json, reason, write_text
+from clipbias.io import atomic_path, check_file, read_json, sha256, write_text
 
 FORMAT = 3
 ARRAYS, SCALARS = "results.npz", "results.json"
@@ -213,7 +213,7 @@ def save_results(folder: str | os.PathLike, results: Findings) -> None:
     """
     folder = Path(folder)
     save_arrays(folder / ARRAYS, results.arrays)
-    content = {**plain(results.scalars), ARRAYS_DIGEST: _digest_of_file(folder / ARRAYS)}
+    content = {**plain(results.scalars), ARRAYS_DIGEST: sha256(folder / ARRAYS)}
     content = {**content, DIGEST: _digest(content)}
     write_text(folder / SCALARS, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
@@ -236,19 +236,11 @@ def load_results(folder: str | os.PathLike) -> Findings:
         )
     if scalars.pop(DIGEST, None) != _digest(scalars):
         raise ClipbiasError(f"{scalars_path} is not as it was written; delete it and run again.")
-    if scalars.pop(ARRAYS_DIGEST, None) != _digest_of_file(arrays_path):
+    if scalars.pop(ARRAYS_DIGEST, None) != sha256(arrays_path):
         raise ClipbiasError(
             f"{arrays_path} is damaged, or of another study than {scalars_path.name} beside it; run the study again."
         )
     return Findings(load_arrays(arrays_path), scalars)
-
-
-def _digest_of_file(path: Path) -> str:
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise ClipbiasError(f"cannot read {path}: {reason(error)}.") from error
 
 
 def _digest(content: dict[str, Any]) -> str:

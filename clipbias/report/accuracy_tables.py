@@ -32,7 +32,7 @@ def make_tables(sweep: Sweep) -> list[Table]:
     if not sweep.rows:
         return []
     made = [*make_accuracy_tables(sweep), rate_table(sweep), size_table(sweep), calibration_table(sweep)]
-    made += map(_published_table, published_sixteen_shots()) if are_the_eleven(sweep.datasets) else []
+    made += published_tables() if are_the_eleven(sweep.datasets) else []
     return [table for table in made if table is not None]
 
 
@@ -236,6 +236,11 @@ def calibration_table(sweep: Sweep) -> Table | None:
         "Temperature: after the logits were divided by the one that suits at most 4 validation images of a class best."
     )
     return Table.of(frame, "Calibration", caption, note=note)
+
+
+def published_tables() -> list[Table]:
+    """What papers report at 16 shots."""
+    return [_published_table(published) for published in published_sixteen_shots()]
 
 
 def _published_table(published: Published) -> Table:

@@ -59,12 +59,18 @@ def image_features(
 
 @struct.dataclass
 class Answers:
-    """What each run says of a batch of images, every leaf `[R, B]`; see `calibration.Outcome`."""
+    """What each run says of a batch of images, every leaf `[R, B]`; see `calibration.Outcome`.
+
+    `log_probs`, float16 `[R, B, 7]`, has the five largest log-probabilities (-inf beyond the last class), the label's,
+    and the log-sum-exp of the logits: logits are log-probabilities plus the log-sum-exp, but half precision keeps
+    differences between sure predictions only in this form.
+    """
 
     predicted: jax.Array
     doubt: jax.Array
     highest: jax.Array
     doubt_at: jax.Array
+    log_probs: jax.Array
 
 
 @functools.partial(jax.jit, static_argnames=("classifier", "runs"))
@@ -129,10 +135,14 @@ def answers(
     text: Text,
     mask: jax.Array,
     temperatures: jax.Array,
+    labels: jax.Array,
     *,
     runs: int,
 ) -> Answers:
-    """The most likely class under each run and how sure it is, as is and with logits over `temperatures [R]`."""
+    """The most likely class under each run and how sure it is, as is and with logits over `temperatures [R]`.
+
+    Labels are `[B]`; the log-probability of a label -1 means nothing.
+    """
     found = logits(classifier, params, learnables, images, text, mask, runs=runs)
     predicted, highest = found.argmax(-1), found.max(-1)
     below = (found - highest[..., None]).astype(jnp.float32)
@@ -142,4 +152,11 @@ def answers(
         return jnp.where(others, jnp.exp(below), 0).sum(-1)
 
     at = doubt(below / temperatures[:, None, None])
-    return Answers(predicted.astype(jnp.int32), doubt(below), highest.astype(jnp.float32), at)
+    plain = doubt(below)
+    total = jnp.log1p(plain)[..., None]  # log-sum-exp less the largest logit
+    own = jnp.take_along_axis(below, jnp.maximum(labels, 0)[None, :, None], axis=-1)
+    five = jax.lax.top_k(below, min(5, below.shape[-1]))[0]
+    five = jnp.pad(five, ((0, 0), (0, 0), (0, 5 - five.shape[-1])), constant_values=-jnp.inf)
+    highest = highest.astype(jnp.float32)
+    log_probs = jnp.concatenate([five - total, own - total, highest[..., None] + total], axis=-1)
+    return Answers(predicted.astype(jnp.int32), plain, highest, at, log_probs.astype(jnp.float16))

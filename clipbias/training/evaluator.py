@@ -54,6 +54,7 @@ class Evaluator:
       skipped: how many images could not be read.
       predicted: of the latest evaluation, the class that each run gives every image, int32 `[R, n]`; -1 where an image
         could not be read.
+      log_probs: of the latest evaluation, see `answers.Answers`: float16 `[R, n, 7]`.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Evaluator:
         self.batch_size = -(-(batch_size if fill else min(batch_size, len(split))) // size) * size
         self.skipped = 0
         self.predicted: np.ndarray | None = None
+        self.log_probs: np.ndarray | None = None
         self._workers, self._budget = Workers.of(workers), budget or Budget(0)
         self._kept: list[Batch] | None = None
         self._fits: dict[Any, bool] = {}
@@ -212,12 +214,13 @@ class Evaluator:
         texts = self._texts(classifier, learnables, text, runs)
         fitted = None if validation is None else validation._temperatures(classifier, learnables, texts, runs)
         given = np.asarray(np.ones(runs) if fitted is None else fitted, np.float32)
-        values, labels = self._each_batch(answers, classifier, learnables, texts, given, runs=runs)
+        values, labels = self._each_batch(answers, classifier, learnables, texts, given, runs=runs, labelled=True)
         read = labels >= 0
         if not read.any():
             raise ClipbiasError("none of the images to evaluate on could be read.")
         whole = jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *values)
         self.predicted = np.where(read, whole.predicted, -1)[:, : len(self.split)].astype(np.int32)
+        self.log_probs = whole.log_probs[:, : len(self.split)]
         every = jax.tree.map(lambda values: values[:, read], whole)
         _check_finite(every.highest)
         correct = every.predicted == labels[read]
@@ -260,7 +263,7 @@ class Evaluator:
         Doubt is as in `Outcome`. An image that could not be read has the class -1.
         """
         texts = self._texts(classifier, {}, text, 1)
-        values, labels = self._each_batch(answers, classifier, {}, texts, np.ones(1, np.float32), runs=1)
+        values, labels = self._each_batch(answers, classifier, {}, texts, np.ones(1, np.float32), runs=1, labelled=True)
         every = jax.tree.map(lambda *parts: np.concatenate(parts, axis=1)[0], *values)
         count = len(self.split)
         return np.where(labels < 0, -1, every.predicted)[:count].astype(np.int32), every.doubt[:count]

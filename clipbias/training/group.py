@@ -135,7 +135,7 @@ def train_group(group: Group, shared: Shared, files: Files, common: Recipe) -> l
         each = [splits[spec.seed] for spec in group]
         rows = score_validation(shared, learned.task, learned.learnables, draw.source, each)
     rows = [
-        _described(spec, row, learned, at, common, shared)
+        _described(spec, row, learned, at, common, shared) | _picks(method, draws[spec.seed], runs[at])
         for at, (spec, row) in enumerate(zip(group, rows, strict=True))
     ]
     if first.score_on == TEST and hosts.is_first():
@@ -372,14 +372,22 @@ def _tested(group: Group, draw: protocols.Plan, learned: Learned, shared: Shared
         if hosts.is_first():
             for index, spec in enumerate(group):
                 name, own = files.predictions(spec, evaluation.name), one_run(tested.learnables, index)
-                split, predicted = evaluation.dataset.split("test"), tested.predicted[index]
-                save_predictions(files.workdir, name, tested.task, own, spec.method, split, predicted)
+                said = evaluation.dataset.split("test"), tested.predicted[index], tested.log_probs[index]
+                save_predictions(files.workdir, name, tested.task, own, spec.method, *said)
     rows = []
     for index, spec in enumerate(group):
         scores = {name: each[index] for name, each in found.items()}
         predictions = {name: predictions_name(files.predictions(spec, name)) for name in scores}
         rows.append({"predictions": predictions, **merge_scores(scores)})
     return rows
+
+
+def _picks(method: Method, draw: protocols.Plan, run: Run) -> Row:
+    """The hashes of the images that a run was made from, as published picks have them."""
+    if not method.draws:
+        return {}
+    found = {"train": Images.of(run.train).split.names_hash}
+    return {"picks": found | ({"val": draw.source.split("val").names_hash} if "val" in draw.source.splits else {})}
 
 
 def _described(spec: RunSpec, row: Row, learned: Learned, index: int, common: Recipe, shared: Shared) -> Row:

@@ -1,7 +1,8 @@
 """What was predicted for every image of an evaluation, in a file beside its results.
 
 `predictions/NAME.npz` holds "images" (names), "labels" and "predicted" (class numbers, -1 where an image could not be
-read), "class_names", and the "fingerprint" of all that they depend on, by which they are found again.
+read), "class_names", the "log_probs" of a sweep's runs (`answers.Answers`), and the "fingerprint" of all that they
+depend on, by which they are found again.
 """
 
 import hashlib
@@ -54,7 +55,14 @@ def predictions_name(name: str) -> str:
 
 
 def save_predictions(
-    workdir: Path, name: str, task: Task, learnables: Learnables, method: str, split: Split, predicted: np.ndarray
+    workdir: Path,
+    name: str,
+    task: Task,
+    learnables: Learnables,
+    method: str,
+    split: Split,
+    predicted: np.ndarray,
+    log_probs: np.ndarray | None = None,
 ) -> None:
     """Writes `predictions/NAME.npz` of a run's folder, atomically; `predicted [n]` are class numbers or -1."""
     path = workdir / FOLDER / f"{predictions_name(name)}.npz"
@@ -67,6 +75,7 @@ def save_predictions(
             predicted=np.asarray(predicted, np.int32),
             class_names=np.asarray(task.class_names),
             fingerprint=np.asarray(fingerprint(task, learnables, method, split)),
+            **({} if log_probs is None else {"log_probs": log_probs}),
         )
 
 

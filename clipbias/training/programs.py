@@ -133,7 +133,8 @@ def evaluation_programs(task: Task, *, batch: int, runs: int, mesh: Mesh) -> lis
             text = meshes.replicate(mesh, jax.ShapeDtypeStruct((1, *text.shape), text.dtype))
     mask = meshes.place(mesh, jax.ShapeDtypeStruct((batch,), np.bool_), meshes.DATA)
     temperatures = meshes.replicate(mesh, jax.ShapeDtypeStruct((runs,), np.float32))
-    given = (task.classifier, params, learnables, images, text, mask, temperatures)
+    labels = meshes.place(mesh, jax.ShapeDtypeStruct((batch,), np.int32), meshes.DATA)
+    given = (task.classifier, params, learnables, images, text, mask, temperatures, labels)
     return [*programs, Program("answers", answers, given, {"runs": runs})]
 
 

@@ -25,12 +25,14 @@ class Tested:
       learnables: for these classes, leading axis `R`, on the host.
       scores: of each run, see `Evaluator.accuracy`.
       predicted: int32 `[R, n]`, the class of every image; -1 where it could not be read.
+      log_probs: float16 `[R, n, 7]`, see `answers.Answers`.
     """
 
     task: Task
     learnables: Learnables
     scores: list[dict[str, Any]]
     predicted: np.ndarray
+    log_probs: np.ndarray
 
 
 def score_test(
@@ -62,9 +64,10 @@ def score_test(
         validation=shared.temperature_evaluator(plan, evaluation, shots),
     )
     facts = {"skipped_images": evaluator.skipped} if evaluator.skipped else {}
-    assert evaluator.predicted is not None, "an evaluation predicts"
+    assert evaluator.predicted is not None and evaluator.log_probs is not None, "an evaluation predicts"
     # Behind the runs are copies of the last one that fill up the mesh.
-    return Tested(task, learnables, [score | facts for score in scores[:runs]], evaluator.predicted[:runs])
+    each = [score | facts for score in scores[:runs]]
+    return Tested(task, learnables, each, evaluator.predicted[:runs], evaluator.log_probs[:runs])
 
 
 def merge_scores(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

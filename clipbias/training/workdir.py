@@ -107,8 +107,13 @@ def environment() -> dict[str, Any]:
 
 
 def note_model(folder: Path, clip: Clip) -> None:
-    """Adds to `environment.json` the model's name, its commit on the hub, and the fingerprint of its weights."""
-    _note(folder, model={"name": clip.name, "revision": clip.revision, "fingerprint": clip.fingerprint})
+    """Adds to `environment.json` the model's name, commit on the hub and resolution, the fingerprint of its weights,
+    and the SHA-256 of their files.
+    """
+    if hosts.is_first():
+        facts = {"name": clip.name, "revision": clip.revision, "fingerprint": clip.fingerprint}
+        files = {path.name: io.sha256(path) for path in clip.files}
+        _note(folder, model=facts | {"files": files, "resolution": clip.preprocessing.image_size})
 
 
 def note_runs(folder: Path, count: int) -> None:

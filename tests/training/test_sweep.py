@@ -12,10 +12,13 @@ import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from scipy.special import logsumexp
 
 from clipbias import hosts
 from clipbias.clip import Clip
 from clipbias.data import Dataset
+from clipbias.data.images import pictures
+from clipbias.data.protocols import make_plan
 from clipbias.errors import ClipbiasError
 from clipbias.io import data_path, read_json_lines
 from clipbias.report.sweep_tables import write_tables
@@ -59,12 +62,22 @@ def test_every_run_once_and_a_failing_one_costs_no_other(
 def test_an_adapter_gives_its_rows_accuracy(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
     tiny = TinySweep(clip, colours, recipe, tmp_path)
     specs = tiny.specs("bias")
+    draws = {seed: make_plan("few_shot", "", lambda _: colours, shots=2, seed=seed).source for seed in (1, 2)}
+    hashes = {seed: {name: draw.split(name).names_hash for name in ("train", "val")} for seed, draw in draws.items()}
     for row, spec in zip(tiny.run(specs), specs, strict=True):
         adapter = tiny.adapter(spec)
         assert adapter.notes["accuracy"] == row["accuracy"] and adapter.notes["key"] == spec.key
         assert np.any(adapter.learnables["vision_bias"])
         with np.load(tmp_path / "predictions" / f"bias-colours-2shots-seed{spec.seed}-test.npz") as stored:
-            predicted, labels = stored["predicted"], stored["labels"]
+            predicted, labels, kept = stored["predicted"], stored["labels"], stored["log_probs"]
+        split = colours.split("test")
+        images = clip.preprocessing.normalize(pictures(split, range(len(split)), clip.config.vision.image_size))
+        logits = np.asarray(adapter.task(clip).logits(clip.params, adapter.learnables, images), np.float64)
+        total, own = logsumexp(logits, axis=1), logits[np.arange(len(labels)), labels]
+        largest = np.pad(-np.sort(-logits)[:, :5], ((0, 0), (0, 2)), constant_values=-np.inf)  # of three classes
+        expected = np.c_[largest - total[:, None], own - total, total]
+        np.testing.assert_allclose(kept, expected, rtol=2e-3, atol=1e-4)
+        assert kept.dtype == np.float16 and row["picks"] == hashes[spec.seed]
         assert 100 * np.mean(predicted == labels) == pytest.approx(row["accuracy"])
         known = KnownPredictions([tmp_path])
         found = known.find(adapter.task(clip), adapter.learnables, "bias", colours.split("test"))

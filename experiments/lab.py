@@ -1,0 +1,185 @@
+"""All that the paper asks of one machine: three sweeps, then the causal test of each dataset.
+
+    python -m experiments.lab --config.data_dir=/data --workdir=/results/lab
+    python -m experiments.lab --config.data_dir=/data --workdir=/results/lab --config.part=2/4
+
+Prints a plan first: runs, images to decode, memory, and the size of the bundle. The work folder has a folder of
+`table1` for fewer shots (`few_shot`), for the most shots with more seeds (`most_shots`) and for `base_to_new`, and a
+study of `explain` for each dataset in `why`. The same command continues; what is finished is not repeated. Independent
+jobs share the work with `--config.part`; the causal test of a dataset begins when all of its adapters are there.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+import clipbias
+from clipbias import hosts
+from clipbias.bundles.files import LARGEST, WITH_LOG_PROBS, largest_file
+from clipbias.data import catalog
+from clipbias.errors import ClipbiasError
+from clipbias.io import read_json
+from clipbias.training.sweep import parse_part
+from clipbias.training.workdir import note_model, open_workdir
+from clipbias.tuning import Kind, registry
+from clipbias.tuning.feature_method import sampling_of
+from clipbias.tuning.recipe import Recipe
+from configs import explain as explain_settings
+from experiments import common, explain, table1
+
+_CONFIG = "configs/lab.py"
+MOST_SHOTS, WHY = "most_shots", "why"
+_TABLE1 = {"protocol": "few_shot", "targets": (), "learning_rates": (), "choose": "none", "score_on": "test"}
+
+
+def main(config: ConfigDict, workdir: Path) -> None:
+    if config.dry_run:
+        table1.dry_run(*stages(config).values())
+        common.tell(*describe_plan(config))
+        return
+    if hosts.several():
+        raise ClipbiasError("a lab runs in one process on all devices of a machine; share it with --config.part=1/4.")
+    common.tell(*describe_plan(config))
+    unfinished = []
+    for name, stage in stages(config).items():
+        unfinished += _sweep(name, stage, workdir / name)
+    if config.causal_images:
+        common.tell(*causal_tests(config, workdir))
+    if unfinished:
+        raise ClipbiasError(" ".join(unfinished))
+
+
+def _sweep(name: str, stage: ConfigDict, workdir: Path) -> list[str]:
+    """Runs a sweep without tables, which may not mix the policies of ImageNet and others; says what failed."""
+    with open_workdir(workdir, common.plain(stage), part=parse_part(stage.part)):
+        prepared = table1.prepare(stage)
+        note_model(workdir, prepared.shared.clip)
+        specs, rows = table1.run(stage, prepared, workdir)
+    common.tell(f"{name}: {len(rows)} of {len(specs)} runs are there")
+    failed = [row["error"] for row in rows if row["status"] != "ok"]
+    return [f"{name}: {len(failed)} runs failed; the first one: {failed[0]}"] if failed else []
+
+
+def stages(config: ConfigDict) -> dict[str, ConfigDict]:
+    """Configurations of `table1` by the folder of their sweep."""
+    most = max(config.shots)
+    fewer = tuple(shots for shots in config.shots if shots < most)
+    found: dict[str, dict[str, Any]] = {}
+    if fewer:
+        trained = tuple(name for name in config.methods if registry.make_method(name).draws)
+        found["few_shot"] = {"methods": trained, "shots": fewer}
+    found[MOST_SHOTS] = {"shots": (most,), "seeds": config.more_seeds}
+    if config.base_to_new:
+        found["base_to_new"] = {"methods": config.base_to_new, "shots": (most,), "protocol": "base_to_new"}
+    return {name: ConfigDict({**config, "compare": False, **_TABLE1, **own}) for name, own in found.items()}
+
+
+def causal_tests(config: ConfigDict, workdir: Path) -> list[str]:
+    """Runs the causal test on this part's datasets; returns a sentence for each that has to wait."""
+    part, waits = parse_part(config.part), []
+    for dataset in tuple(config.datasets)[part[0] :: part[1]]:
+        folder = workdir / WHY / dataset.replace("/", "_")
+        state = folder / "state.json"
+        if state.exists() and read_json(state, dict).get("state") == "finished":
+            continue
+        adapters, missing = [], 0
+        for method in config.methods:
+            if registry.find_kind(method) in (Kind.PROMPTS, Kind.WEIGHTS):
+                for seed in config.more_seeds:
+                    name = f"{method}-{dataset.replace('/', '_')}-{max(config.shots)}shots-seed{seed}.safetensors"
+                    path = workdir / MOST_SHOTS / "adapters" / name
+                    adapters += [str(path)] if path.exists() else []
+                    missing += not path.exists()
+        if missing or not adapters:
+            waits.append(f"the causal test on {dataset} lacks {missing} adapters; give the command again with them.")
+            continue
+        study = explain_settings.get_config()
+        study.update({name: config[name] for name in study if name in config})
+        study.update({"adapters": ",".join(adapters), "sections": "factorial,constants,verdict", "batch_size": 0})
+        study.update({"image_limit": config.causal_images, "control_images": 0, "datasets": (), "template": ""})
+        explain.main(study, folder)
+    return waits
+
+
+@dataclasses.dataclass
+class _Cost:
+    """Of a sweep: runs, cells, and images that are decoded at most for training and for tests."""
+
+    runs: int = 0
+    cells: int = 0
+    training: int = 0
+    tests: int = 0
+
+
+def describe_plan(config: ConfigDict) -> Iterator[str]:
+    """The lines of the plan."""
+    size = clipbias.load(config.model).preprocessing.image_size
+    sizes = {name: _sizes(config, name) for name in config.datasets}
+    image, third = 3 * size**2, config.cache_gb * 1e9 / 3
+    runs, kept = dict.fromkeys(sizes, 0), dict.fromkeys(sizes, 0)
+    total = _Cost()
+    for name, stage in stages(config).items():
+        cost = _Cost()
+        for dataset, (classes, tests) in sizes.items():
+            own = _cost(stage, dataset, classes, tests, fits=tests * image <= third)
+            runs[dataset] += own.runs
+            kept[dataset] += own.runs if max(stage.shots) in WITH_LOG_PROBS else 0
+            for field in dataclasses.fields(_Cost):
+                setattr(cost, field.name, getattr(cost, field.name) + getattr(own, field.name))
+        for field in dataclasses.fields(_Cost):
+            setattr(total, field.name, getattr(total, field.name) + getattr(cost, field.name))
+        yield f"{name}: {_words(cost)}"
+    yield f"in all: {_words(total)}"
+    largest, (_, most) = max(sizes.items(), key=lambda one: one[1][1])
+    need = f"{largest}'s {most:,} test images take {most * image / 1e9:.1f} GB of a third of it"
+    yield f"memory of the host: up to {config.cache_gb:g} GB for images (cache_gb); {need}"
+    yield "memory of the device: --config.dry_run compiles every program and prints it"
+    for dataset, (_, tests) in sizes.items():
+        bound = largest_file(tests, runs[dataset], kept[dataset])
+        warning = "" if bound <= LARGEST else f", over {LARGEST / 1e6:.0f} MB unless compression saves it"
+        yield f"bundle: {dataset.replace('/', '_')}.npz, {runs[dataset]} runs, at most {bound / 1e6:.1f} MB{warning}"
+    bounds = sum(largest_file(tests, runs[name], kept[name]) for name, (_, tests) in sizes.items())
+    yield f"bundle: at most {bounds / 1e6:.0f} MB in all"
+
+
+def _sizes(config: ConfigDict, name: str) -> tuple[int, int]:
+    """Classes and test images of a dataset, by the catalogue if it is there."""
+    if name in catalog.ENTRIES:
+        entry = catalog.ENTRIES[name]
+        return entry.classes, entry.sizes["test"]
+    dataset = common.load_dataset(config, name)
+    return len(dataset.class_names), len(dataset.split("test"))
+
+
+def _cost(stage: ConfigDict, dataset: str, classes: int, tests: int, *, fits: bool) -> _Cost:
+    """What a sweep has to do on one dataset; test images that fit are decoded once."""
+    found, half = _Cost(), stage.protocol == "base_to_new"
+    for name in stage.methods:
+        draws = registry.make_method(name).draws
+        for shots in stage.shots if draws else (0,):
+            given = stage.method_options.get(name, {})
+            method = registry.resolve(name, dict(given), dataset=dataset, shots=shots)
+            seeds = len(stage.seeds) if draws else 1
+            images = shots * (-(-classes // 2) if half else classes)
+            decoded = images
+            if (sampling := sampling_of(method)) is not None:
+                decoded = images * max(1, sampling.passes)
+            elif draws:
+                recipe = method.recipe_for(Recipe.from_config(stage), shots)
+                decoded = recipe.total_steps(images) * min(recipe.batch_size, images)
+            found.runs, found.cells = found.runs + seeds, found.cells + 1
+            found.training += decoded * seeds
+            found.tests += 0 if fits and found.tests else tests
+    return found
+
+
+def _words(cost: _Cost) -> str:
+    images = f"decodes at most {cost.training:,} images for training and {cost.tests:,} for tests"
+    return f"{cost.runs:,} runs in {cost.cells:,} cells (method, dataset, shots); {images}"
+
+
+if __name__ == "__main__":
+    common.run(main, _CONFIG)
