@@ -159,7 +159,7 @@ def main(_: list[str]) -> None:
         work,
         seed=FLAGS.seed,
         count=FLAGS.scenes,
-        tokenize=lambda texts: tokenizer_lib.tokenize(text_tokenizer, texts, CONTEXT_LENGTH),
+        tokenize=lambda texts: tokenizer_lib.tokenize(text_tokenizer, texts, config.text),
         workers=FLAGS.workers,
     )
     logging.info("%d scenes in %s", len(scenes.kinds), work)

@@ -52,7 +52,7 @@ def metaclip_2_tokenizer(_: Path) -> Any:
 def siglip_tokenizer(folder: Path) -> Any:
     """A sentencepiece model."""
     model = io.BytesIO()
-    ids = dict(pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
+    ids: dict[str, Any] = dict(pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(text.lower() for text in WORDS),
         model_writer=model,
@@ -200,9 +200,12 @@ def logits(model: Any, ids: Any, pixels: Any, added: dict[str, torch.Tensor], re
 
 def trained(model: Any, ids: Any, pixels: Any, read: Any) -> dict[str, torch.Tensor]:
     """What three steps of SGD make of random learnables of five methods."""
-    kinds, found = 1 if read is None else 2, {}
+    kinds, found = 1 if read is None else 2, dict[str, torch.Tensor]()
+    biases: dict[str, tuple[int, ...]]
     biases = {"vision_bias": (3, 16), "text_bias": (3, 12)}
+    prompts: dict[str, tuple[int, ...]]
     prompts = {"text_context": (CONTEXT, 12), "text_prompts": (2, CONTEXT, 12), "vision_prompts": (3, 2, 16)}
+    pairs: dict[str, tuple[int, ...]]
     pairs = {f"lora.{tower}.down": (3, 3, width, 2) for tower, width in (("vision", 16), ("text", 12))}
     pairs |= {f"lora.{tower}.up": (3, 3, 2, width) for tower, width in (("vision", 16), ("text", 12))}
     methods: dict[str, dict[str, tuple[int, ...]]] = {
