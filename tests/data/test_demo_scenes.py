@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from clipbias.clip import tokenizer as tokenizer_lib
+from clipbias.clip.config import TextConfig
 from tests.data.drawn_icons import glyphs
 from tools.demo import captions, corpus, icons, scenes, vocabulary
 from tools.demo.geometry import densify, polygon
@@ -78,11 +79,12 @@ def test_densify_keeps_corners_and_closes_the_gap():
 @pytest.fixture(scope="module")
 def small_corpus(tmp_path_factory):
     words = vocabulary.tokenizer(3072)
+    text = TextConfig(8, 1, 1, 8, vocabulary_size=3072, context_length=32, eos_token_id=words.eos_token_id)
     return corpus.load(
         tmp_path_factory.mktemp("scenes"),
         seed=0,
         count=120,
-        tokenize=lambda texts: tokenizer_lib.tokenize(words, texts, 32),
+        tokenize=lambda texts: tokenizer_lib.tokenize(words, texts, text),
         workers=1,
     )
 
