@@ -98,7 +98,7 @@ def test_vision(both, shape, prompts, explicit):
     [
         *((shape, 0, "packed") for shape in SHAPES),
         ("kind", PROMPTS, "chunks"),
-        ("kind", PROMPTS, "three groups"),
+        *(("kind", PROMPTS, layout) for layout in ("explicit", "plain", "three groups")),
         *(("token", PROMPTS, layout) for layout in ("explicit", "plain")),
     ],
 )
