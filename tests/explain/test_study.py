@@ -315,7 +315,6 @@ def test_refuses(clip, tmp_path):
         make(clip, tmp_path, images=split().subset([]))
 
 
-@pytest.mark.long
 def test_heads_of_their_own(clip, tmp_path):
     """What classifies in a study, touched or not, is the method's own head."""
     methods = {"head": own_methods.Head(), "cache": own_methods.Cache(sharpness=1e4)}
