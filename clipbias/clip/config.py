@@ -174,7 +174,7 @@ def from_hugging_face(config: Any) -> ClipConfig:
 
     def tower(part: Any, names: Mapping[str, str]) -> dict[str, Any]:
         found = {ours: getattr(part, theirs) for ours, theirs in names.items()}
-        return found | {"activation": _ACTIVATIONS.get(found["activation"], found["activation"])}
+        return found | {"activation": _ACTIVATIONS.get(str(found["activation"]), found["activation"])}
 
     siglip, of_text, end = family == "siglip", tower(text, _TEXT), text.eos_token_id
     if siglip:

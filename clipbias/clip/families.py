@@ -42,7 +42,7 @@ def _kind(path: Path) -> str | None:
     """What a `config.json` describes, if it is none of ours: timm and other libraries use the same name."""
     raw = read_json(path, dict, what="a CLIP configuration")
     kind = raw.get("model_type")
-    if kind in MODELS or ("model_type" not in raw and {"text_config", "vision_config"} & raw.keys()):
+    if kind in [*MODELS] or ("model_type" not in raw and {"text_config", "vision_config"} & raw.keys()):
         return None
     if kind == "siglip2":
         return "SigLIP 2 NaFlex"
