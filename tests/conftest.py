@@ -52,7 +52,7 @@ settings.load_profile("quick")
 
 
 # Files whose tests take longest: they start first, so that no worker is left alone with one of them at the end.
-LONG = (
+SLOWEST = (
     "tests/end_to_end/",
     "tests/test_commands.py",
     "tests/test_benchmarks.py",
@@ -86,8 +86,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the tests of `LONG` before the others; the order is otherwise as it was."""
-    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
+    """Puts the tests of `SLOWEST` before the others; the order is otherwise as it was."""
+    items.sort(key=lambda item: not item.nodeid.startswith(SLOWEST))
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -182,8 +182,8 @@ def encode_image(
       config: geometry.
       images: `[B, R, R, 3]`, normalised as the checkpoint asks.
       adaptation: what a method adds.
-      taps: `[L, B, H, N, N]` added to the attention probabilities; `N = 1 + M + V`, without `[cls]` one
-        less. The gradient with respect to zeros here is ∂y/∂A of every layer.
+      taps: `[L, B, H, N, N]` added to the attention probabilities; `N = 1 + M + V`, without `[cls]` one less. The
+        gradient with respect to zeros here is ∂y/∂A of every layer.
       observe: reduces each layer's `LayerView` to a small pytree.
       intervene: replaces the heads' outputs of each layer (see `tower.layer`).
       patches: whether patches get features as `[cls]` does, from the last block's output: then features are

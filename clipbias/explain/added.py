@@ -160,11 +160,8 @@ def image_features_with(
     """
     count = config.vision.tokens
     run = embed_image(params, config, images, adaptation, dtype=dtype)
-    frozen = embed_image(params, config, images, Adaptation(), dtype=dtype)
     length = run.tokens.shape[1]
-    seen = outlier_tokens(frozen, config.vision, jnp.ones(frozen.tokens.shape[:2], bool))
-    if config.vision.first_patch:
-        seen = seen.at[:, :, 0].set(False)  # `[cls]` is a kind of its own
+    seen = image_outliers(params, config, images, dtype=dtype)
     seen = jnp.pad(seen, ((0, 0), (0, 0), (0, length - count)))
     rows = np.where(np.arange(length) < count, np.arange(length), -1)
 
@@ -213,6 +210,13 @@ def text_features_with(
         return project_text(params, config, tower.take_rows(after, readout), adaptation)
 
     return jax.lax.map(one, added)
+
+
+def image_outliers(params: Params, config: ClipConfig, images: jax.Array, *, dtype: str = "float32") -> jax.Array:
+    """Outliers among the frozen model's patches, bool `[L, B, N]`; `[cls]`, which is a kind of its own, is none."""
+    frozen = embed_image(params, config, images, dtype=dtype)
+    found = outlier_tokens(frozen, config.vision, jnp.ones(frozen.tokens.shape[:2], bool))
+    return found.at[:, :, : config.vision.first_patch].set(False)
 
 
 def text_outliers(

@@ -32,7 +32,7 @@ from clipbias.clip.text import embed_text
 from clipbias.clip.vision import embed_image
 from clipbias.clip.weight_changes import of_layers
 from clipbias.errors import ClipbiasError
-from clipbias.explain.added import outlier_tokens, text_outliers
+from clipbias.explain.added import image_outliers, text_outliers
 from clipbias.explain.affine import Products
 from clipbias.explain.statistics import Moments, Totals, merge
 from clipbias.explain.targets import by_pass, of_texts
@@ -155,11 +155,7 @@ def vision_moments(
     config: ClipConfig = classifier.config
     with jax.default_matmul_precision("highest"):
         counted = jnp.broadcast_to(mask[:, None], (images.shape[0], config.vision.tokens))
-        outliers = None
-        if ladder:
-            outliers = outlier_tokens(embed_image(params, config, images), config.vision, counted | True)
-            if config.vision.first_patch:
-                outliers = outliers.at[:, :, 0].set(False)  # `[cls]` is a kind of its own
+        outliers = image_outliers(params, config, images) if ladder else None
         runs = [
             _scan(embed_image(params, config, images, adaptation), config.vision, counted, outliers, maps=ladder)
             for adaptation in by_pass(classifier.method.adapt(learnables))
