@@ -1,8 +1,9 @@
-"""Pretrains the embedded demo model from nothing but code, fonts and scikit-learn's digits (which it never trains on).
+"""Pretrains the embedded demo models from nothing but code, fonts and scikit-learn's digits (which they never train on).
 
     python -m tools.pretrain_demo --model_folder=clipbias/assets/demo
+    python -m tools.pretrain_demo --family=siglip --batch_size=64 --model_folder=clipbias/assets/demo-siglip
 
-draws scenes, trains a small CLIP on them contrastively and writes it in Hugging Face format. Progress is kept in
+draws scenes, trains a small CLIP or SigLIP on them contrastively and writes it in Hugging Face format. Progress is kept in
 `--work`: a run that was interrupted continues from there, and a finished one only writes the model again. On two CPU
 cores it takes well under an hour. Zero-shot accuracy is watched on the demo datasets' validation images; their test
 images are not used.
@@ -26,11 +27,13 @@ from clipbias import clip as clip_lib
 from clipbias import data
 from clipbias.clip import Clip, ClipConfig, Preprocessing, TextConfig, VisionConfig
 from clipbias.clip import tokenizer as tokenizer_lib
+from clipbias.clip.preprocess import HALF
 from clipbias.data import demo
 from clipbias.io import atomic_path
 from tools.demo import contrastive, corpus, vocabulary
 
 FLAGS = flags.FLAGS
+flags.DEFINE_enum("family", "clip", ["clip", "siglip"], "Kind of the model.")
 flags.DEFINE_string("model_folder", "clipbias/assets/demo", "Folder that receives the model.")
 flags.DEFINE_string("work", "workdir/pretrain_demo", "Folder of drawn scenes and training state.")
 flags.DEFINE_integer("seed", 0, "Seed of scenes, initialisation and batches.")
@@ -39,7 +42,9 @@ flags.DEFINE_integer("steps", 6_000, "Number of updates.", lower_bound=1)
 flags.DEFINE_integer("batch_size", 128, "Scenes per update.", lower_bound=2)
 flags.DEFINE_float("learning_rate", 1.5e-3, "Highest learning rate, after the warm-up.")
 flags.DEFINE_float("weight_decay", 0.1, "Of AdamW.")
-flags.DEFINE_float("logit_scale", 50.0, "Held fixed. Left to itself it stays near 15 in a model as small as this one.")
+flags.DEFINE_float(
+    "logit_scale", 50.0, "Of CLIP, held fixed: left to itself it stays near 15 in a model as small as this one."
+)
 flags.DEFINE_integer("report_every", 100, "Steps between lines of progress.", lower_bound=1)
 flags.DEFINE_integer("save_every", 500, "Steps between saved states.", lower_bound=1)
 flags.DEFINE_integer("workers", 2, "Processes that draw scenes.")
@@ -47,25 +52,23 @@ flags.DEFINE_list("watch", list(demo.DATASETS), "Demo datasets whose validation 
 flags.DEFINE_integer("width", 128, "Of the vision tower; the text tower has three quarters of it.", lower_bound=4)
 flags.DEFINE_integer("layers", 4, "Of both towers.", lower_bound=1)
 
+SIGLIP_SCALE = 10.0  # at the start; it is learned (Zhai et al. 2023)
 CONTEXT_LENGTH = 32
 VOCABULARY_SIZE = 3072
 
 
-def model_config(width: int, layers: int) -> ClipConfig:
+def model_config(width: int, layers: int, family: str = "clip") -> ClipConfig:
     """48-pixel images in patches of 8; heads of a quarter of the vision width."""
-    text_width = width * 3 // 4
+    text_width, siglip, end = width * 3 // 4, family == "siglip", VOCABULARY_SIZE - 1
+    common: dict[str, Any] = dict(activation="gelu_tanh", layer_norm_epsilon=1e-6) if siglip else {}
+    sizes = dict(vocabulary_size=VOCABULARY_SIZE, context_length=CONTEXT_LENGTH, eos_token_id=end)
+    padding = dict(causal=False, pad_token_id=end) if siglip else {}
+    pooling = "attention" if siglip else "cls"
     return ClipConfig(
-        vision=VisionConfig(width, layers, 4, 4 * width, image_size=48, patch_size=8),
-        text=TextConfig(
-            text_width,
-            layers,
-            3,
-            4 * text_width,
-            vocabulary_size=VOCABULARY_SIZE,
-            context_length=CONTEXT_LENGTH,
-            eos_token_id=VOCABULARY_SIZE - 1,
-        ),
+        VisionConfig(width, layers, 4, 4 * width, **common, image_size=48, patch_size=8, pooling=pooling),
+        TextConfig(text_width, layers, 3, 4 * text_width, **common, **sizes, **padding),
         projection_width=width,
+        family=family,
     )
 
 
@@ -104,9 +107,10 @@ def zero_shot_accuracy(params: Any, model: Clip, dataset: data.Dataset, split: s
 
 
 def write_model(folder: Path, model: Clip, params: Any) -> None:
-    """Writes the Hugging Face checkpoint and CLIP's original vocabulary files."""
+    """Writes the Hugging Face checkpoint, and CLIP's original vocabulary files."""
     model.save(folder, params)
-    vocabulary.write(folder, VOCABULARY_SIZE)
+    if model.config.family == "clip":
+        vocabulary.write(folder, VOCABULARY_SIZE)
 
 
 @functools.cache
@@ -124,7 +128,7 @@ def train(model: Clip, scenes: corpus.Corpus, datasets: list[data.Dataset], work
     optimiser, step_fn = compiled_step(
         model.config, model.preprocessing, FLAGS.learning_rate, FLAGS.weight_decay, FLAGS.steps
     )
-    state_path = work / "state.npz"
+    state_path = work / ("state.npz" if model.config.family == "clip" else f"state_{model.config.family}.npz")
     # The step donates its arguments, and the caller's parameters must outlive it.
     initial = jax.jit(lambda params: (jax.tree.map(jnp.copy, params), optimiser.init(params)))(model.params)
     (params, state), start = load_state(state_path, initial)
@@ -149,12 +153,13 @@ def train(model: Clip, scenes: corpus.Corpus, datasets: list[data.Dataset], work
 
 
 def main(_: list[str]) -> None:
-    work = Path(FLAGS.work)
-    config = model_config(FLAGS.width, FLAGS.layers)
+    work, siglip = Path(FLAGS.work), FLAGS.family == "siglip"
+    config = model_config(FLAGS.width, FLAGS.layers, FLAGS.family)
     params = clip_lib.init_params(config, jax.random.key(FLAGS.seed))
-    params["logit_scale"] = jnp.asarray(np.log(FLAGS.logit_scale), jnp.float32)
-    text_tokenizer = vocabulary.tokenizer(VOCABULARY_SIZE)
-    model = Clip(params, config, text_tokenizer, Preprocessing(48), "demo", fingerprint(params), "float16")
+    params["logit_scale"] = jnp.asarray(np.log(SIGLIP_SCALE if siglip else FLAGS.logit_scale), jnp.float32)
+    text_tokenizer = (vocabulary.siglip_tokenizer if siglip else vocabulary.tokenizer)(VOCABULARY_SIZE)
+    preprocessing = Preprocessing(48, HALF, HALF, "bicubic") if siglip else Preprocessing(48)
+    model = Clip(params, config, text_tokenizer, preprocessing, "demo", fingerprint(params), "float16")
     scenes = corpus.load(
         work,
         seed=FLAGS.seed,

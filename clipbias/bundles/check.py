@@ -19,6 +19,7 @@ from clipbias.bundles.files import (
     hash_arrays,
 )
 from clipbias.clip import load as load_clip
+from clipbias.clip.repository import EMBEDDED
 from clipbias.data import Dataset, catalog, demo, protocols
 from clipbias.data.benchmark_check import GOLDEN, GOLDEN_SHOTS
 from clipbias.errors import ClipbiasError
@@ -294,9 +295,9 @@ def _check_weights(bundle: Bundle, found: Findings, hub: Hub) -> None:
     others = [line for line in bundle.lines if line["weights"] != fingerprint]
     wrong = [f"{run_name(line)}: the weights are not those of the bundle's model {name}." for line in others]
     found.count(f"runs have the weights of {name}", wrong, len(bundle.lines))
-    if name == "demo":
-        same = load_clip("demo").fingerprint == fingerprint
-        told = "The weights are {}those of the embedded demo model."
+    if name in EMBEDDED:
+        same = load_clip(name).fingerprint == fingerprint
+        told = f"The weights are {{}}those of the embedded model {name}."
         (found.agrees if same else found.differs).append(told.format("" if same else "not "))
         return
     listed = hub(name, model.get("revision"))

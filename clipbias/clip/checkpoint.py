@@ -169,8 +169,9 @@ def load(
     shapes. Nothing in a file is ever run.
 
     Args:
-      source: "demo" for the embedded model, a local folder or file, a hub name such as "openai/clip-vit-base-patch16",
-        optionally with "@revision" behind and "hf-hub:" before it, or OpenAI's own name, such as "ViT-B/16".
+      source: "demo" or "demo-siglip", the embedded models, a local folder or file, a hub name such as
+        "openai/clip-vit-base-patch16", optionally with "@revision" behind and "hf-hub:" before it, or OpenAI's own
+        name, such as "ViT-B/16".
       dtype: type in which the weights are kept on the device.
       activation: "quick_gelu" or "gelu", instead of what is said beside the weights; needed for a training checkpoint
         with no configuration beside it. OpenAI's own file is known to have QuickGELU.

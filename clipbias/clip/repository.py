@@ -1,4 +1,4 @@
-"""Where a model lies: the demo, a folder or file, or a repository of the hub, of which only what is read is fetched."""
+"""Where a model lies: in this package, in a folder or file, or a repository of the hub, of which only what is read is fetched."""
 
 import dataclasses
 import os
@@ -24,7 +24,7 @@ class Found:
 
     Attributes:
       path: its folder, or a single file of weights.
-      name: what it is found by again from everywhere: "demo", a hub name, or a whole path.
+      name: what it is found by again from everywhere: of `EMBEDDED`, a hub name, or a whole path.
       revision: the commit, of a model from the hub.
     """
 
@@ -33,18 +33,21 @@ class Found:
     revision: str | None = None
 
 
+EMBEDDED = ("demo", "demo-siglip")  # folders of `assets`: a small CLIP, and a SigLIP trained on the same pictures
+
+
 def find(source: str | os.PathLike) -> Found:
     """Finds a model, and downloads it from the hub if it has to be.
 
     Args:
-      source: "demo", a local folder or file, a hub name such as "openai/clip-vit-base-patch16", optionally with
+      source: one of `EMBEDDED`, a local folder or file, a hub name such as "openai/clip-vit-base-patch16", optionally with
         "@revision" behind and "hf-hub:" before it, or a name of OpenAI's such as "ViT-B/16".
 
     Raises:
       ClipbiasError: there is nothing, it is another network, or it cannot be downloaded.
     """
-    if source == "demo":
-        return Found(Path(str(resources.files("clipbias") / "assets" / "demo")), "demo")
+    if source in EMBEDDED:
+        return Found(Path(str(resources.files("clipbias") / "assets" / source)), str(source))
     path = user_path(source)
     if path.exists():
         return Found(path, str(path.resolve()))

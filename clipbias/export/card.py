@@ -12,6 +12,7 @@ from typing import Any
 from clipbias.clip import Clip
 from clipbias.clip.config import MODELS
 from clipbias.clip.hub import parse
+from clipbias.clip.repository import EMBEDDED
 from clipbias.terminal import printable
 from clipbias.tuning import METHODS, Task, make_method, parameter_count
 from clipbias.tuning.adapter import Adapter
@@ -230,8 +231,9 @@ def _usage(adapter: Adapter, task: Task | None, form: str) -> str:
         name = parse(adapter.base) if on_base else None
         revision = f", revision={json.dumps(name.revision)}" if name and name.revision else ""
         imports, base = "", '"."' if form == "checkpoint" else json.dumps(name.repository if name else adapter.base)
-        if on_base and adapter.base == "demo":
-            imports, base = "from importlib.resources import files\n", 'str(files("clipbias") / "assets" / "demo")'
+        if on_base and adapter.base in EMBEDDED:
+            imports = "from importlib.resources import files\n"
+            base = f'str(files("clipbias") / "assets" / "{adapter.base}")'
         family = "clip" if task is None else task.clip.config.family
         feature = "model.vision_model(**pixels).pooler_output"
         own_names = {

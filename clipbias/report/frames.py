@@ -84,7 +84,7 @@ def read_sweep(rows: Iterable[Row], predictions: Path | None = None) -> Sweep:
       rows: one per run, as `training.group` writes them.
       predictions: folder of the answers to each test image, by which methods are compared in pairs; `None` reads none.
     """
-    named = _named_by_rate([dict(row) for row in rows])
+    named = _named_by_rate([{**row, **{key: _writable(row[key]) for key in ("method", "dataset")}} for row in rows])
     runs, shots = run_frame(named, _accuracies), _shots(named)
     measures = tuple(dict.fromkeys(runs["measure"])) or (ACCURACY,)
     datasets = ordered_datasets(row["dataset"] for row in named)
@@ -98,6 +98,11 @@ def read_sweep(rows: Iterable[Row], predictions: Path | None = None) -> Sweep:
         shots=shots,
         failures=[row for row in named if not _is_ok(row) and _key(row) not in finished],
     )
+
+
+def _writable(name: str) -> str:
+    """A name whose halves of surrogate pairs, which folders' names may have and data frames refuse, are escapes."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def run_frame(rows: Sequence[Row], values: Callable[[Row], Mapping[str, Any]]) -> pd.DataFrame:

@@ -24,7 +24,18 @@ collect_ignore_glob = [] if ACCELERATOR else ["test_*.py"]
 @pytest.fixture(scope="session")
 def clip(topologies: dict[str, Topology]) -> Clip:
     """ViT-B/16, whose weights take no memory. Compilers read their flags once, before anything is computed."""
-    config = model.geometry("ViT-B/16")
+    return without_weights("ViT-B/16")
+
+
+@pytest.fixture(scope="session")
+def siglip(topologies: dict[str, Topology]) -> Clip:
+    """SigLIP ViT-B/16, likewise."""
+    return without_weights("SigLIP-B/16")
+
+
+def without_weights(name: str) -> Clip:
+    """A model of a geometry by name, all zeros."""
+    config = model.geometry(name)
     return model.clip_of(config, empty_params(config))
 
 

@@ -105,6 +105,14 @@ def test_evaluations(clip: Clip, topologies: dict[str, Topology], name: str) -> 
         check(features_program(task, sampling, batch=112, mesh=mesh), where, "bfloat16", cudnn=True)
 
 
+@pytest.mark.parametrize("name", SOME if ALL else ("ivlp",))
+def test_another_family(siglip: Clip, topologies: dict[str, Topology], name: str) -> None:
+    """SigLIP's training step, evaluation and relevancy."""
+    test_training_steps(siglip, topologies, TOPOLOGIES[0], name, "bfloat16", 1)
+    test_evaluations(siglip, topologies, name)
+    test_relevancy(siglip, topologies, name)
+
+
 def explained() -> list[str]:
     return FIRSTS if ALL else ["ivlp"]
 

@@ -34,7 +34,7 @@ def test_a_whole_bundle_agrees(bundle: Path) -> None:
     for words in ("7 of 7 evaluations", "7 have log-probabilities", "5 of 5 means and paired"):
         assert words in agreed
     assert "13 of 13 lists of images" in agreed  # of 7 evaluations and 6 draws
-    assert "those of the embedded demo model" in agreed
+    assert "those of the embedded model demo" in agreed
     assert not [path for path in bundle.iterdir() if path.suffix not in (".json", ".npz")]
 
 
@@ -105,7 +105,7 @@ def test_another_models_weights(bundle: Path) -> None:
     index["model"]["fingerprint"] = "0" * 64
     (bundle / INDEX).write_text(json.dumps(index))
     told = "\n".join(check(bundle).differs)
-    assert "The weights are not those of the embedded demo model." in told
+    assert "The weights are not those of the embedded model demo." in told
     assert told.count("the weights are not those of the bundle's model demo") == 7
 
 

@@ -35,10 +35,25 @@ def _geometry(
     )
 
 
+def _siglip(vision: tuple[int, int, int, int, int], text: tuple[int, int, int]) -> ClipConfig:
+    """From the same sizes; the text width is the joint width."""
+    common: dict[str, Any] = dict(activation="gelu_tanh", layer_norm_epsilon=1e-6)
+    (width, layers, heads, image_size, patch_size), end = vision, 1
+    square = dict(image_size=image_size, patch_size=patch_size)
+    words = dict(vocabulary_size=32000, context_length=64, eos_token_id=end, pad_token_id=end)
+    return ClipConfig(
+        VisionConfig(width, layers, heads, 4 * width, **common, **square, pooling="attention"),
+        TextConfig(*text, 4 * text[0], **common, **words, causal=False),
+        projection_width=width,
+        family="siglip",
+    )
+
+
 GEOMETRIES = {
     "tiny": _geometry((64, 2, 2, 32, 8), (32, 2, 2), 32, vocabulary=512),
     "ViT-B/32": _geometry((768, 12, 12, 224, 32), (512, 12, 8), 512),
     "ViT-B/16": _geometry((768, 12, 12, 224, 16), (512, 12, 8), 512),
+    "SigLIP-B/16": _siglip((768, 12, 12, 224, 16), (768, 12, 12)),
     "ViT-L/14": _geometry((1024, 24, 16, 224, 14), (768, 12, 12), 768),
     "ViT-L/14@336": _geometry((1024, 24, 16, 336, 14), (768, 12, 12), 768),
 }

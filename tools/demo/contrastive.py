@@ -1,4 +1,6 @@
-"""One step of contrastive pretraining (Radford et al. 2021) with several matches per caption."""
+"""One step of contrastive pretraining with several matches per caption: CLIP's softmax (Radford et al. 2021), or
+SigLIP's sigmoids (Zhai et al. 2023).
+"""
 
 from typing import Any
 
@@ -41,23 +43,52 @@ def matching_loss(
     Args:
       image_features, text_features: `[B, d]`, of any length.
       ids: `[B, N]`: the captions.
-      logit_scale: a logarithm; a constant here, not learned.
+      logit_scale: a logarithm.
     """
-    image_features = image_features / jnp.linalg.norm(image_features, axis=-1, keepdims=True)
-    text_features = text_features / jnp.linalg.norm(text_features, axis=-1, keepdims=True)
-    logits = jnp.exp(jax.lax.stop_gradient(logit_scale)) * image_features @ text_features.T
-    matches = (ids[:, None] == ids[None]).all(-1).astype(jnp.float32)
+    logits, matches = _compared(image_features, text_features, ids, logit_scale)
     targets = matches / matches.sum(-1, keepdims=True)
     of_images = optax.softmax_cross_entropy(logits, targets)
     of_texts = optax.softmax_cross_entropy(logits.T, targets)
     return 0.5 * (of_images + of_texts).mean()
 
 
+def sigmoid_loss(
+    image_features: jax.Array, text_features: jax.Array, ids: jax.Array, logit_scale: jax.Array, logit_bias: jax.Array
+) -> jax.Array:
+    """SigLIP's loss: each pair of an image and a caption is a match or none by itself; their sum over `B`.
+
+    Another image's caption that equals an image's own is left out. As a match it would make the number of matches, and
+    with it the best `logit_bias`, another one in each batch, and little else was learned (tried).
+
+    Args:
+      image_features, text_features, ids, logit_scale: as of `matching_loss`.
+      logit_bias: added to every logit.
+    """
+    logits, matches = _compared(image_features, text_features, ids, logit_scale)
+    own = jnp.eye(len(ids))
+    losses = optax.sigmoid_binary_cross_entropy(logits + logit_bias, own)
+    return jnp.where(matches > own, 0, losses).sum() / len(ids)
+
+
+def _compared(
+    image_features: jax.Array, text_features: jax.Array, ids: jax.Array, logit_scale: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """`[B, B]` logits of each image and each caption, and 1 where the image's own caption is that one, else 0."""
+    image_features = image_features / jnp.linalg.norm(image_features, axis=-1, keepdims=True)
+    text_features = text_features / jnp.linalg.norm(text_features, axis=-1, keepdims=True)
+    logits = jnp.exp(logit_scale) * image_features @ text_features.T
+    return logits, (ids[:, None] == ids[None]).all(-1).astype(jnp.float32)
+
+
 def loss(params: Any, config: ClipConfig, images: jax.Array, ids: jax.Array) -> jax.Array:
-    """`matching_loss` of normalised `images [B, R, R, 3]` and their captions `ids [B, N]`."""
+    """The loss of the model's family, of normalised `images [B, R, R, 3]` and their captions `ids [B, N]`.
+
+    CLIP's scale of logits is a constant here. SigLIP's is learned.
+    """
     features: Any = ClipModule(config).apply({"params": params}, images, ids)
-    image_features, text_features = features
-    return matching_loss(image_features, text_features, ids, params["logit_scale"])
+    if config.family == "siglip":
+        return sigmoid_loss(*features, ids, params["logit_scale"], params["logit_bias"])
+    return matching_loss(*features, ids, jax.lax.stop_gradient(params["logit_scale"]))
 
 
 def decayed(params: Any) -> Any:

@@ -62,8 +62,8 @@ def draw_chunk(folder: Path, seed: int, chunk: int, size: int) -> Path:
 
 
 def pad(ids: np.ndarray) -> np.ndarray:
-    """`[n, N]` to `[n, CAPTION_LENGTH]`."""
-    return np.pad(ids, ((0, 0), (0, CAPTION_LENGTH - ids.shape[1])))
+    """`[n, N]` to `[n, CAPTION_LENGTH]`; texts of a whole context stay."""
+    return np.pad(ids, ((0, 0), (0, max(0, CAPTION_LENGTH - ids.shape[1]))))
 
 
 def load(folder: Path, *, seed: int, count: int, tokenize: Tokenize, workers: int = 2) -> Corpus:

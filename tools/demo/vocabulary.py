@@ -114,6 +114,18 @@ def tokenizer(size: int = 1536) -> Any:
     return CLIPTokenizer(vocab=vocabulary, merges=pairs, model_max_length=32)
 
 
+def siglip_tokenizer(size: int = 1536) -> Any:
+    """The same vocabulary as SigLIP 2 has its own: no start, and the end of a text is its padding too."""
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    backend = tokenizer(size).backend_tokenizer
+    end = (END, backend.token_to_id(END))
+    backend.post_processor = TemplateProcessing(single=f"$A {END}", special_tokens=[end])
+    names = dict(pad_token=END, eos_token=END, unk_token=END)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=32, **names)
+
+
 def write(folder: Path, size: int = 1536) -> None:
     """Adds the files of CLIP's original tokenizer format, which older programs read."""
     vocabulary, merges = build(size)
