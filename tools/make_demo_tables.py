@@ -1,4 +1,4 @@
-"""Writes what was measured on the demo into docs/report.md and docs/methods.md, from the numbers beside their pictures.
+"""Writes what was measured on the demo into pages of docs/, from the numbers beside their pictures.
 
     python -m tools.draw_verdict workdir/why --to=docs/images/verdict.png
     python -m tools.make_demo_tables docs/report.md
@@ -6,7 +6,10 @@
     cp workdir/zoo_demo/gains.csv docs/images/zoo_gains.csv
     python -m tools.make_demo_tables docs/methods.md
 
-A test holds both pages to their numbers: measure again, and run this again.
+    python -m tools.draw_verdict workdir/why_siglip --to=docs/images/verdict_siglip.png
+    python -m tools.make_demo_tables docs/models.md
+
+A test holds these pages to their numbers: measure again, and run this again.
 """
 
 import csv
@@ -84,10 +87,33 @@ def zoo(rows: Sequence[Row]) -> str:
     return markdown(("kind", "method", "parameters", "gain (points)"), lines).rstrip()
 
 
+def families(clip: Sequence[Row], siglip: Sequence[Row]) -> str:
+    """What one vector and two per layer keep of the gain of methods that both studies have, for each outcome."""
+    both = [row["method"] for row in siglip if any(row["method"] == other["method"] for other in clip)]
+    tables = []
+    for outcome, (title, digits) in OUTCOMES.items():
+        lines: dict[tuple[str, str], list[str]] = {}
+        for rows in (clip, siglip):
+            own = [row for row in rows if row["outcome"] == outcome and row["method"] in both]
+            found = {(row["method"], row["dataset"], row["quantity"]): row for row in own}
+            for (method, dataset, quantity), gain in found.items():
+                if quantity != "gain" or dataset == "mean":
+                    continue
+                kept = [found[method, dataset, f"kept:{form}"] for form in ("vector", "kind")]
+                shares = [_with_ends(row, "share", 0) if float(gain["low"]) > 0 else MISSING for row in kept]
+                line = lines.setdefault((method, dataset), [method, dataset_name(dataset)])
+                line.extend([_with_ends(gain, "value", digits), *shares])
+        heads = (f"{family}: {column}" for family in ("CLIP", "SigLIP") for column in ("gain", "one", "two"))
+        table = markdown(("method", "dataset", *heads), list(lines.values())).rstrip()
+        tables.append(f"{title}, and percent of a gain that one vector and two keep, in brackets 95 %:\n\n{table}")
+    return "\n\n".join(tables)
+
+
 # By page: numbers beside its pictures, and what is made of them.
-PAGES: Mapping[str, Mapping[str, Callable[[Sequence[Row]], str]]] = {
-    "report.md": {"verdict.csv": verdicts},
-    "methods.md": {"zoo_gains.csv": zoo},
+PAGES: Mapping[str, Mapping[tuple[str, ...], Callable[..., str]]] = {
+    "report.md": {("verdict.csv",): verdicts},
+    "methods.md": {("zoo_gains.csv",): zoo},
+    "models.md": {("verdict.csv", "verdict_siglip.csv"): families},
 }
 
 
@@ -98,11 +124,11 @@ def page(whole: Path) -> str:
       ClipbiasError: it has none, or a file cannot be read.
     """
     if whole.name not in PAGES:
-        raise ClipbiasError(f"{whole} has no table of the demo; {' and '.join(PAGES)} have.")
+        raise ClipbiasError(f"{whole} has no table of the demo; {', '.join(PAGES)} have.")
     text = read_text(whole)
-    for name, make in PAGES[whole.name].items():
-        rows = list(csv.DictReader(io.StringIO(read_text(whole.parent / "images" / name))))
-        text = with_section(whole, text, BEGIN.format(name=name), make(rows))
+    for names, make in PAGES[whole.name].items():
+        files = [csv.DictReader(io.StringIO(read_text(whole.parent / "images" / name))) for name in names]
+        text = with_section(whole, text, BEGIN.format(name=" and ".join(names)), make(*map(list, files)))
     return text
 
 

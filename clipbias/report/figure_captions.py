@@ -93,8 +93,8 @@ CAPTIONS: dict[str, tuple[str, str]] = {
         """Vision tower, mean over {counts} of {dataset}; dots are heads, the line is their mean with its 95 %
         interval, and the dashed line is zero-shot's. Distance: for each patch query, attention times the distance
         between patch centres in pixels of the {size}-pixel input, without [cls]. Entropy: −Σ a ln a of a row;
-        dotted: uniform attention over [cls] and {patches} patches, ln {tokens} = {uniform:.4f}. W/O Prompt:
-        prompts are dropped and rows renormalised. W Prompt: prompts stay and count 0 in the distance.""",
+        dotted: uniform attention over {keys}, ln {tokens} = {uniform:.4f}. W/O Prompt: prompts are dropped and rows
+        renormalised. W Prompt: prompts stay and count 0 in the distance. {missing}""",
     ),
     "fig6_similarity": (
         "[cls] attention and likeness to the prompts: {label}",

@@ -207,9 +207,10 @@ def vision_attention_figure(study: StudyResults) -> CaptionedFigure | None:
         counts=counted(study.largest_count("vision_attention", study.models), "image"),
         dataset=study.dataset,
         size=study.scalars["clip"]["image_size"],
-        patches=study.patches,
+        keys=f"{'[cls] and ' if study.tokens > study.patches else ''}{study.patches} patches",
         tokens=study.tokens,
         uniform=math.log(study.tokens),
+        missing=study.scalars["vision_attention"][study.zero_shot["key"]].get("no_cls_entropy", ""),
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 from absl.testing import flagsaver
 
 import clipbias
-from clipbias.clip import init_params
+from clipbias.clip import init_params, repository
 from clipbias.data import demo
 from tests.data.drawn_icons import glyphs
 from tools import pretrain_demo
@@ -64,6 +64,18 @@ def test_equal_captions_are_matches_of_each_other():
     assert float(value) == pytest.approx(expected, rel=1e-5)
 
 
+def test_equal_captions_of_other_images_count_for_nothing_in_siglips_loss():
+    image_features, text_features = np.random.default_rng(0).normal(size=(2, 3, 8)).astype(np.float32)
+    ids = jnp.array([[5, 1535], [5, 1535], [9, 1535]])
+    unit = [x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (image_features, text_features)]
+    logits = 4.0 * unit[0] @ unit[1].T - 2.0
+    expected = 0.0
+    for i, j in ((0, 0), (0, 2), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2)):  # all pairs but (0, 1) and (1, 0)
+        expected += np.log(1 + np.exp(-logits[i, j] if i == j else logits[i, j])) / 3
+    value = jax.jit(contrastive.sigmoid_loss)(image_features, text_features, ids, np.log(np.float32(4)), -2.0)
+    assert float(value) == pytest.approx(expected, rel=1e-5)
+
+
 def test_crops_leave_a_flat_image_flat_and_whole_windows_unchanged():
     crop = jax.jit(contrastive.random_crops, static_argnames="smallest")
     images = np.full((4, 48, 48, 3), 7.0, np.float32)
@@ -102,11 +114,12 @@ def test_every_class_of_the_emoji_has_keywords_and_is_a_noun():
     assert "trousers" in described["jeans"]
 
 
-def test_the_embedded_model_is_small_and_far_above_chance():
-    folder = Path(str(resources.files("clipbias") / "assets" / "demo"))
-    assert sum(path.stat().st_size for path in folder.iterdir()) < 8e6
-    model = clipbias.load("demo")
-    assert model.config == pretrain_demo.model_config(128, 4)
+@pytest.mark.parametrize("name", repository.EMBEDDED)
+def test_the_embedded_models_are_small_and_far_above_chance(name):
+    folder = Path(str(resources.files("clipbias") / "assets" / name))
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 4e6
+    model = clipbias.load(name)
+    assert model.config == pretrain_demo.model_config(128, 4, "siglip" if name == "demo-siglip" else "clip")
     accuracy = pretrain_demo.zero_shot_accuracy(model.params, model, demo.load("demo/digits"))
     assert 0.4 < accuracy < 0.95  # chance is 0.1, and there must be something left to adapt
 

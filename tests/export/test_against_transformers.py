@@ -14,7 +14,7 @@ DATA = Path(__file__).parents[1] / "data_files"
 
 
 @pytest.mark.parametrize(
-    "base", [DATA / "tiny_quick_gelu", DATA / "tiny_gelu", "demo"], ids=lambda base: Path(base).name
+    "base", [DATA / "tiny_quick_gelu", DATA / "tiny_gelu", "demo", "demo-siglip"], ids=lambda base: Path(base).name
 )
 def test_the_folded_checkpoint(base: Path | str, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
@@ -25,19 +25,23 @@ def test_the_folded_checkpoint(base: Path | str, tmp_path: Path) -> None:
     export(adapter, clip, tmp_path / "out")
     images = models.pictures(clip, 3)
     expected = models.logits(clip, adapter, images)
-    model = transformers.CLIPModel.from_pretrained(tmp_path / "out").eval()
-    processor = transformers.CLIPProcessor.from_pretrained(tmp_path / "out")
+    model = transformers.AutoModel.from_pretrained(tmp_path / "out").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out")
     texts = [f"a photo of a {name.replace('_', ' ')}." for name in models.CLASS_NAMES]
-    inputs = processor(text=texts, images=[Image.fromarray(x) for x in images], return_tensors="pt", padding=True)
+    # SigLIP reads its whole context.
+    inputs = tokenizer(texts, return_tensors="pt", padding="max_length" if base == "demo-siglip" else True)
+    inputs |= processor([Image.fromarray(x) for x in images], return_tensors="pt")
     with torch.no_grad():
         found = model(**inputs).logits_per_image.numpy()
     models.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("base", ["demo", "demo-siglip"])
 @pytest.mark.parametrize("method", ["bias", "coop"])
-def test_the_cards_code(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cards_code(method: str, base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch")
-    clip = clipbias.load("demo")
+    clip = clipbias.load(base)
     adapter = models.adapter(clip, method, tmp_path)
     out = tmp_path / "out"
     export(adapter, clip, out)
@@ -46,5 +50,6 @@ def test_the_cards_code(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(out)
     namespace: dict = {}
     exec(re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)[0], namespace)
-    models.assert_close(namespace["logits"].numpy(), models.logits(clip, adapter, image[None]))
+    expected = models.logits(clip, adapter, image[None]) - clip.params.get("logit_bias", 0)
+    models.assert_close(namespace["logits"].numpy(), expected)
     assert namespace["class_names"] == list(models.CLASS_NAMES)

@@ -136,9 +136,10 @@ def test_folders_and_methods_that_are_none_of_pefts(clip: Clip, tmp_path: Path) 
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_the_cards_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("base", ["demo", "demo-siglip"])
+def test_the_cards_code(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch"), pytest.importorskip("peft")
-    clip = clipbias.load("demo")
+    clip = clipbias.load(base)
     adapter = tuned(clip, tmp_path)
     export(adapter, clip, tmp_path / "out", form="peft")
     (image,) = models.pictures(clip, 1)
@@ -146,7 +147,8 @@ def test_the_cards_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.chdir(tmp_path / "out")
     namespace: dict = {}
     exec(re.findall(r"```python\n(.*?)```", Path("README.md").read_text(), re.DOTALL)[0], namespace)
-    models.assert_close(namespace["logits"].numpy(), models.logits(clip, adapter, image[None]))
+    expected = models.logits(clip, adapter, image[None]) - clip.params.get("logit_bias", 0)
+    models.assert_close(namespace["logits"].numpy(), expected)
 
 
 DATA = Path(__file__).parents[1] / "data_files"

@@ -220,7 +220,19 @@ def test_vision_attention_has_a_row_per_variant_and_a_dot_per_head(study, drawn)
             if tuned:
                 original = study.average(f"vision_attention/zero_shot/clip/{quantity}").mean
                 assert_line(axes, "zero-shot's again", original.mean(1))
-    assert "ln 10 = 2.3026" in drawing.caption and "mean over 50 images" in drawing.caption
+    assert "[cls] and 9 patches, ln 10 = 2.3026" in drawing.caption and "mean over 50 images" in drawing.caption
+
+
+def test_a_tower_without_cls_says_that_a_curve_is_missing():
+    results = synthetic_results()
+    results.arrays = {name: values for name, values in results.arrays.items() if "cls_entropy" not in name}
+    results.scalars["clip"]["tokens"] = results.scalars["clip"]["patches"]
+    for key in results.scalars["vision_attention"]:
+        results.scalars["vision_attention"][key]["no_cls_entropy"] = "There is no [cls]."
+    drawing = vision_attention_figure(StudyResults(results))
+    assert len(drawing.figure.axes) == 4 * 2
+    assert "attention over 9 patches, ln 9 = 2.1972" in drawing.caption
+    assert drawing.caption.endswith("There is no [cls].")
 
 
 def test_decomposition_has_a_row_per_tower_and_names_the_bias_it_compares_with(study, drawn):

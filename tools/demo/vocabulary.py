@@ -115,14 +115,14 @@ def tokenizer(size: int = 1536) -> Any:
 
 
 def siglip_tokenizer(size: int = 1536) -> Any:
-    """The same vocabulary as SigLIP 2 has its own: no start, and the end of a text is its padding too."""
+    """The same vocabulary as SigLIP has its own: no start, the end of a text is its padding too, and no mask of it."""
     from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
 
     backend = tokenizer(size).backend_tokenizer
     end = (END, backend.token_to_id(END))
     backend.post_processor = TemplateProcessing(single=f"$A {END}", special_tokens=[end])
-    names = dict(pad_token=END, eos_token=END, unk_token=END)
+    names: dict[str, Any] = dict(pad_token=END, eos_token=END, unk_token=END, model_input_names=["input_ids"])
     return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=32, **names)
 
 
