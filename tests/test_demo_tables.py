@@ -52,6 +52,33 @@ def test_a_line_for_each_method_and_dataset(tmp_path: Path) -> None:
     assert nats == "| IVLP | demo/fashion | – | – | – | +0.440 (+0.350 to +0.530) | – | – |"
 
 
+def test_two_families_stand_side_by_side(tmp_path: Path) -> None:
+    head = LINES.splitlines()[0]
+    clip = f"""{head}
+IVLP,gain,accuracy,points,demo/digits,5,5.0,3.0,7.0,,,
+IVLP,kept:vector,accuracy,points,demo/digits,5,1,0,2,0.2,-0.1,0.5
+IVLP,kept:kind,accuracy,points,demo/digits,5,2,1,3,0.4,0.3,0.5
+CoOp,gain,accuracy,points,demo/digits,5,5.0,3.0,7.0,,,
+"""
+    siglip = f"""{head}
+IVLP,kept:kind,accuracy,points,demo/digits,5,2,1,3,0.8,0.7,0.9
+IVLP,kept:vector,accuracy,points,demo/digits,5,1,0,2,0.7,0.6,0.8
+IVLP,gain,accuracy,points,demo/digits,5,1.0,-1.0,2.0,,,
+IVLP,gain,accuracy,points,mean,5,1.0,-1.0,2.0,,,
+"""
+    begin = make_demo_tables.BEGIN.format(name="verdict.csv and verdict_siglip.csv")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/verdict.csv").write_text(clip)
+    (tmp_path / "images/verdict_siglip.csv").write_text(siglip)
+    (tmp_path / "models.md").write_text(f"{begin}\nold\n{END}\n")
+    points, nats = make_demo_tables.page(tmp_path / "models.md").split("Nats")
+    heads, _, line = [each for each in points.splitlines() if each.startswith("| ")]
+    assert heads == "| method | dataset | CLIP: gain | CLIP: one | CLIP: two | SigLIP: gain | SigLIP: one | SigLIP: two |"
+    gains = "+5.0 (+3.0 to +7.0) | 20 (-10 to 50) | 40 (30 to 50) | +1.0 (-1.0 to +2.0)"
+    assert line == f"| IVLP | demo/digits | {gains} | – | – |"
+    assert "IVLP" not in nats
+
+
 def test_the_largest_gain_of_a_kind_comes_first(tmp_path: Path) -> None:
     text = "method,label,kind,parameters,value,low,high\n"
     text += (
@@ -81,7 +108,7 @@ def test_the_findings_on_the_zoo_are_those_of_its_numbers() -> None:
 
 
 def test_other_pages_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ClipbiasError, match=r"runs\.md has no table of the demo; report\.md and methods\.md have"):
+    with pytest.raises(ClipbiasError, match=r"runs\.md has no table of the demo; report\.md, methods\.md, models\.md have"):
         make_demo_tables.page(tmp_path / "runs.md")
 
 
