@@ -9,7 +9,7 @@ digits, on sixty classes of emoji, and on all three with five seeds, which the R
     python -m experiments.table1 --config=configs/demo.py:emoji
     python -m experiments.table1 --config=configs/demo.py:full
 
-Prompts and biases on the embedded SigLIP, on the same images with the same seeds:
+Prompts on the embedded SigLIP, on the same images with the same seeds:
 
     python -m experiments.table1 --config=configs/demo.py:siglip
 
@@ -38,7 +38,7 @@ PRESETS = {
     "digits": "handwritten digits, nine methods, 16 shots, three seeds",
     "emoji": "the same on emoji",
     "full": "digits, clothes and emoji, nine methods, 16 shots, five seeds",
-    "siglip": "the embedded SigLIP on the three, four methods, 16 shots, five seeds",
+    "siglip": "the embedded SigLIP on the three, VPT and IVLP, 16 shots, five seeds",
     "base_to_new": "half of the emoji classes learned, both halves tested",
     "cross_dataset": "learned on emoji, tested on digits and clothes too",
     "domain_generalization": "learned on one artist's emoji, tested on three others'",
@@ -64,6 +64,6 @@ def get_config(size: str = "quick") -> ConfigDict:
     if size == "quick":  # four minutes on two cores
         config.methods = ("zero_shot", "coop", "ivlp", "ivlp_matched", "taskres", "bias")
     if size == "siglip":
-        config.methods = ("zero_shot", "vpt", "ivlp", "maple", "bias")
+        config.methods = ("zero_shot", "vpt", "ivlp")
     config.workdir = "workdir/demo" if size == "quick" else f"workdir/demo_{size}"
     return config
