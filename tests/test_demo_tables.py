@@ -73,7 +73,8 @@ IVLP,gain,accuracy,points,mean,5,1.0,-1.0,2.0,,,
     (tmp_path / "models.md").write_text(f"{begin}\nold\n{END}\n")
     points, nats = make_demo_tables.page(tmp_path / "models.md").split("Nats")
     heads, _, line = [each for each in points.splitlines() if each.startswith("| ")]
-    assert heads == "| method | dataset | CLIP: gain | CLIP: one | CLIP: two | SigLIP: gain | SigLIP: one | SigLIP: two |"
+    of_both = "CLIP: gain | CLIP: one | CLIP: two | SigLIP: gain | SigLIP: one | SigLIP: two"
+    assert heads == f"| method | dataset | {of_both} |"
     gains = "+5.0 (+3.0 to +7.0) | 20 (-10 to 50) | 40 (30 to 50) | +1.0 (-1.0 to +2.0)"
     assert line == f"| IVLP | demo/digits | {gains} | – | – |"
     assert "IVLP" not in nats
@@ -108,7 +109,7 @@ def test_the_findings_on_the_zoo_are_those_of_its_numbers() -> None:
 
 
 def test_other_pages_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ClipbiasError, match=r"runs\.md has no table of the demo; report\.md, methods\.md, models\.md have"):
+    with pytest.raises(ClipbiasError, match=r"runs\.md has no table of the demo; report\.md, .* models\.md have"):
         make_demo_tables.page(tmp_path / "runs.md")
 
 

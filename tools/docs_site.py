@@ -1,7 +1,8 @@
 """Hooks of MkDocs, which makes a site of `docs/` (`mkdocs.yml`): pages that lie elsewhere in the repository.
 
 The README is its first page, the reference of the Python API is made from docstrings, a notebook is shown with what its
-cells show, the bundles of results/ are a page, and each source file that a page links to is a page of its own, so that the site needs no other host.
+cells show, the bundles of results/ are a page, and each source file that a page links to is a page of its own, so that
+the site needs no other host.
 `mkdocs build --strict` fails where a link leads nowhere, or a page stands in no menu.
 """
 

@@ -1,14 +1,13 @@
-"""Pretrains the embedded demo models from nothing but code, fonts and scikit-learn's digits (which they never train on).
+"""Pretrains the embedded models from nothing but code, fonts and scikit-learn's digits (which they never train on).
 
     python -m tools.pretrain_demo --model_folder=clipbias/assets/demo
     python -m tools.pretrain_demo --family=siglip --start=demo --steps=3000 --batch_size=64 --learning_rate=0.001 \\
         --model_folder=clipbias/assets/demo-siglip
 
-draws scenes, trains a small CLIP or SigLIP on them contrastively and writes it in Hugging Face format. The SigLIP starts
-from the CLIP's blocks: from random weights it had learned nothing after 1,500 steps. Progress is kept in
-`--work`: a run that was interrupted continues from there, and a finished one only writes the model again. On two CPU
-cores it takes well under an hour. Zero-shot accuracy is watched on the demo datasets' validation images; their test
-images are not used.
+draws scenes, trains a small CLIP or SigLIP on them contrastively and writes it in Hugging Face format. The SigLIP
+starts from the CLIP: from random weights it had learned nothing after 1,500 steps. Progress is kept in `--work`: a run
+that was interrupted continues from there, and a finished one only writes the model again. On two CPU cores it takes
+well under an hour. Zero-shot accuracy is watched on the demo datasets' validation images; no test image is used.
 """
 
 import dataclasses
@@ -64,8 +63,8 @@ def model_config(width: int, layers: int, family: str = "clip") -> ClipConfig:
     """48-pixel images in patches of 8; heads of a quarter of the vision width."""
     text_width, siglip, end = width * 3 // 4, family == "siglip", VOCABULARY_SIZE - 1
     common: dict[str, Any] = dict(activation="gelu_tanh", layer_norm_epsilon=1e-6) if siglip else {}
-    sizes = dict(vocabulary_size=VOCABULARY_SIZE, context_length=CONTEXT_LENGTH, eos_token_id=end)
-    padding = dict(causal=False, pad_token_id=end) if siglip else {}
+    sizes: dict[str, Any] = dict(vocabulary_size=VOCABULARY_SIZE, context_length=CONTEXT_LENGTH, eos_token_id=end)
+    padding: dict[str, Any] = dict(causal=False, pad_token_id=end) if siglip else {}
     pooling = "attention" if siglip else "cls"
     return ClipConfig(
         VisionConfig(width, layers, 4, 4 * width, **common, image_size=48, patch_size=8, pooling=pooling),

@@ -1,4 +1,4 @@
-"""Where a model lies: in this package, in a folder or file, or a repository of the hub, of which only what is read is fetched."""
+"""Where a model lies: in this package, a folder, a file, or a repository of the hub, of which a part is fetched."""
 
 import dataclasses
 import os
@@ -40,8 +40,8 @@ def find(source: str | os.PathLike) -> Found:
     """Finds a model, and downloads it from the hub if it has to be.
 
     Args:
-      source: one of `EMBEDDED`, a local folder or file, a hub name such as "openai/clip-vit-base-patch16", optionally with
-        "@revision" behind and "hf-hub:" before it, or a name of OpenAI's such as "ViT-B/16".
+      source: one of `EMBEDDED`, a local folder or file, a hub name such as "openai/clip-vit-base-patch16", optionally
+        with "@revision" behind and "hf-hub:" before it, or a name of OpenAI's such as "ViT-B/16".
 
     Raises:
       ClipbiasError: there is nothing, it is another network, or it cannot be downloaded.

@@ -118,9 +118,9 @@ def _why_not(task: Task, learnables: Learnables, form: str) -> str:
 def _write_head(path: Path, task: Task, learnables: Learnables) -> None:
     """Writes `text_features [C, d]` (unit length) and `logit_scale` (a logarithm, as in CLIP) as safetensors.
 
-    `exp(logit_scale) · f @ text_features.T` with unit-length image features `f [B, d]` are the logits, of SigLIP without
-    `logit_bias`, which a softmax over classes ignores. The metadata
-    holds `class_names` and `templates`, both JSON lists; or `descriptions`, a list of texts by class name.
+    `exp(logit_scale) · f @ text_features.T` with unit-length image features `f [B, d]` are the logits, of SigLIP
+    without `logit_bias`, which a softmax over classes ignores. The metadata holds `class_names` and `templates`, both
+    JSON lists; or `descriptions`, a list of texts by class name.
     """
     features = jax.jit(task.class_features)(task.clip.params, learnables)
     tensors = {

@@ -86,9 +86,10 @@ def loss(params: Any, config: ClipConfig, images: jax.Array, ids: jax.Array) -> 
     CLIP's scale of logits is a constant here. SigLIP's is learned.
     """
     features: Any = ClipModule(config).apply({"params": params}, images, ids)
+    image_features, text_features = features
     if config.family == "siglip":
-        return sigmoid_loss(*features, ids, params["logit_scale"], params["logit_bias"])
-    return matching_loss(*features, ids, jax.lax.stop_gradient(params["logit_scale"]))
+        return sigmoid_loss(image_features, text_features, ids, params["logit_scale"], params["logit_bias"])
+    return matching_loss(image_features, text_features, ids, jax.lax.stop_gradient(params["logit_scale"]))
 
 
 def decayed(params: Any) -> Any:
