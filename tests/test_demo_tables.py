@@ -80,6 +80,42 @@ IVLP,gain,accuracy,points,mean,5,1.0,-1.0,2.0,,,
     assert "IVLP" not in nats
 
 
+def test_the_findings_on_a_model_without_cls_are_those_of_its_verdict() -> None:
+    """What docs/models.md says below the table."""
+    clip, siglip = (_shares(name) for name in ("verdict", "verdict_siglip"))
+    pages = " ".join((ROOT / "docs/models.md").read_text(encoding="utf-8").split())
+    cells = [(method, dataset) for method in ("VPT", "IVLP") for dataset in ("digits", "emoji", "fashion")]
+    small, differences = 0, []
+    for outcome in ("accuracy", "calibrated"):
+        for cell in cells:
+            gains = [rows[*cell, "gain", outcome]["low"] > 0 for rows in (clip, siglip)]
+            for rows, gain in zip((clip, siglip), gains, strict=True):
+                assert not gain or all(rows[*cell, f"kept:{k}", outcome]["share_low"] < 0.5 for k in ("vector", "kind"))
+            one, two = siglip[*cell, "kept:vector", outcome], clip[*cell, "kept:kind", outcome]
+            if all(gains):
+                assert one["share_low"] < two["share_high"] and two["share_low"] < one["share_high"]
+            if outcome == "calibrated":
+                small += gains[1] and one["share_high"] < 0.5
+                assert gains[0] and clip[*cell, "kept:vector", outcome]["share_high"] < 0.5
+            if gains[1]:
+                differences.append(abs(one["share"] - siglip[*cell, "kept:kind", outcome]["share"]))
+                assert cell[0] != "VPT" or differences[-1] < 1e-3
+    assert small == 5 and "in five of six lines, of CLIP's in all six" in pages
+    assert 0.055 < max(differences) < 0.065 and "at most 6 percentage points" in pages
+    for dataset in ("digits", "fashion"):
+        assert siglip["IVLP", dataset, "values", "accuracy"]["share_low"] > 0.5
+
+
+def _shares(name: str) -> dict[tuple[str, ...], dict[str, float]]:
+    with open(ROOT / f"docs/images/{name}.csv", encoding="utf-8", newline="") as file:
+        return {
+            (row["method"], row["dataset"].removeprefix("demo/"), row["quantity"], row["outcome"]): {
+                end: float(row[end] or "nan") for end in ("value", "low", "high", "share", "share_low", "share_high")
+            }
+            for row in csv.DictReader(file)
+        }
+
+
 def test_the_largest_gain_of_a_kind_comes_first(tmp_path: Path) -> None:
     text = "method,label,kind,parameters,value,low,high\n"
     text += (
