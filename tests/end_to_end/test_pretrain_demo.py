@@ -93,6 +93,20 @@ def test_weight_decay_spares_biases_norms_and_the_logit_scale():
     assert decayed["vision"]["layers"]["qkv"]["kernel"] and decayed["text"]["projection"]
 
 
+def test_a_siglip_starts_from_what_a_clip_has_too():
+    clip, siglip = (
+        init_params(pretrain_demo.model_config(16, 1, f), jax.random.key(i)) for i, f in enumerate(("clip", "siglip"))
+    )
+    clip["vision"]["position_embedding"] = np.arange(37 * 16, dtype=np.float32).reshape(37, 16)
+    started = pretrain_demo.started_from(clip, siglip)
+    assert jax.tree.structure(started) == jax.tree.structure(siglip)
+    for path in (("text", "token_embedding"), ("text", "projection"), ("vision", "patch_embedding")):
+        np.testing.assert_array_equal(started[path[0]][path[1]], clip[path[0]][path[1]])
+    jax.tree.map(np.testing.assert_array_equal, started["vision"]["layers"], clip["vision"]["layers"])
+    np.testing.assert_array_equal(started["vision"]["position_embedding"], clip["vision"]["position_embedding"][1:])
+    jax.tree.map(np.testing.assert_array_equal, started["vision"]["pool"], siglip["vision"]["pool"])
+
+
 def test_scenes_of_emoji_are_of_styles_that_no_demo_dataset_shows(monkeypatch, drawn_icons):
     styles = set()
     monkeypatch.setattr(icons, "glyphs", lambda style, names: styles.add(style) or glyphs(style, names))
