@@ -170,11 +170,7 @@ def test_the_readmes_gains_are_those_of_its_picture() -> None:
 
 def test_the_findings_on_the_demo_are_those_of_its_verdict() -> None:
     """What README.md and docs/report.md say below the picture of the verdict."""
-    with open(ROOT / "docs/images/verdict.csv", encoding="utf-8", newline="") as file:
-        rows = {
-            (row["method"], row["dataset"].removeprefix("demo/"), row["quantity"], row["outcome"]): row
-            for row in csv.DictReader(file)
-        }
+    rows = _shares("verdict")
 
     def ends(method: str, dataset: str, quantity: str, of: str = "share_", outcome: str = "accuracy") -> list[float]:
         return [float(rows[method, dataset, quantity, outcome][f"{of}{end}"]) for end in ("low", "high")]

@@ -40,8 +40,7 @@ def verdicts(rows: Sequence[Row]) -> str:
 
 def _verdicts(rows: Sequence[Row], outcome: str) -> str:
     title, digits = OUTCOMES[outcome]
-    own = [row for row in rows if row["outcome"] == outcome and row["dataset"] != "mean"]
-    found = {(row["method"], row["dataset"], row["quantity"]): row for row in own}
+    found = _by_place(rows, outcome)
 
     def change(row: Row | None) -> str:
         return MISSING if row is None else _with_ends(row, "value", digits)
@@ -56,10 +55,16 @@ def _verdicts(rows: Sequence[Row], outcome: str) -> str:
             *(change(found.get((method, dataset, name))) for name in CHANGES),
             *(share(found.get((method, dataset, name))) for name in SHARES),
         )
-        for method, dataset in dict.fromkeys((row["method"], row["dataset"]) for row in own)
+        for method, dataset in dict.fromkeys((method, dataset) for method, dataset, _ in found)
     ]
     table = markdown(("method", "dataset", *CHANGES.values(), *SHARES.values()), lines).rstrip()
     return f"{title}, and percent of the gain that is kept and lost by two vectors, in brackets 95 %:\n\n{table}"
+
+
+def _by_place(rows: Sequence[Row], outcome: str) -> dict[tuple[str, str, str], Row]:
+    """The rows of an outcome by method, dataset and quantity, without those of means over datasets."""
+    own = (row for row in rows if row["outcome"] == outcome and row["dataset"] != "mean")
+    return {(row["method"], row["dataset"], row["quantity"]): row for row in own}
 
 
 def _gain(found: Mapping[tuple[str, str, str], Row], row: Row) -> float:
@@ -89,16 +94,13 @@ def zoo(rows: Sequence[Row]) -> str:
 
 def families(clip: Sequence[Row], siglip: Sequence[Row]) -> str:
     """What one vector and two per layer keep of the gain of methods that both studies have, for each outcome."""
-    both = [row["method"] for row in siglip if any(row["method"] == other["method"] for other in clip)]
+    both = {row["method"] for row in clip} & {row["method"] for row in siglip}
     tables = []
     for outcome, (title, digits) in OUTCOMES.items():
         lines: dict[tuple[str, str], list[str]] = {}
         for rows in (clip, siglip):
-            own = [row for row in rows if row["outcome"] == outcome and row["method"] in both]
-            found = {(row["method"], row["dataset"], row["quantity"]): row for row in own}
-            for (method, dataset, quantity), gain in found.items():
-                if quantity != "gain" or dataset == "mean":
-                    continue
+            found = _by_place([row for row in rows if row["method"] in both], outcome)
+            for (method, dataset, _), gain in [each for each in found.items() if each[0][2] == "gain"]:
                 kept = [found[method, dataset, f"kept:{form}"] for form in ("vector", "kind")]
                 shares = [_with_ends(row, "share", 0) if float(gain["low"]) > 0 else MISSING for row in kept]
                 line = lines.setdefault((method, dataset), [method, dataset_name(dataset)])

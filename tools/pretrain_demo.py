@@ -28,7 +28,7 @@ from clipbias import clip as clip_lib
 from clipbias import data
 from clipbias.clip import Clip, ClipConfig, Preprocessing, TextConfig, VisionConfig
 from clipbias.clip import tokenizer as tokenizer_lib
-from clipbias.clip.preprocess import HALF
+from clipbias.clip.preprocess import family_preprocessing
 from clipbias.data import demo
 from clipbias.io import atomic_path
 from tools.demo import contrastive, corpus, vocabulary
@@ -178,8 +178,7 @@ def main(_: list[str]) -> None:
         params = started_from(clip_lib.load(FLAGS.start).params, params)
     params["logit_scale"] = jnp.asarray(np.log(SIGLIP_SCALE if siglip else FLAGS.logit_scale), jnp.float32)
     text_tokenizer = (vocabulary.siglip_tokenizer if siglip else vocabulary.tokenizer)(VOCABULARY_SIZE)
-    preprocessing = Preprocessing(48, HALF, HALF, "bicubic") if siglip else Preprocessing(48)
-    model = Clip(params, config, text_tokenizer, preprocessing, "demo", fingerprint(params), "float16")
+    model = Clip(params, config, text_tokenizer, family_preprocessing(config), "demo", fingerprint(params), "float16")
     scenes = corpus.load(
         work,
         seed=FLAGS.seed,

@@ -297,8 +297,8 @@ def _check_weights(bundle: Bundle, found: Findings, hub: Hub) -> None:
     found.count(f"runs have the weights of {name}", wrong, len(bundle.lines))
     if name in EMBEDDED:
         same = load_clip(name).fingerprint == fingerprint
-        told = f"The weights are {{}}those of the embedded model {name}."
-        (found.agrees if same else found.differs).append(told.format("" if same else "not "))
+        told = f"The weights are {'' if same else 'not '}those of the embedded model {name}."
+        (found.agrees if same else found.differs).append(told)
         return
     listed = hub(name, model.get("revision"))
     if not listed:

@@ -49,12 +49,18 @@ _SIDES = {"crop": int, "bicubic": WholeSide, "bilinear": BilinearSide}
 _FILTERS = {2: "bilinear", 3: "bicubic"}
 
 
+def family_preprocessing(config: ClipConfig) -> Preprocessing:
+    """What images of a model's family were in training, where no file says otherwise."""
+    size = config.vision.image_size
+    return Preprocessing(size, HALF, HALF, "bicubic") if config.family == "siglip" else Preprocessing(size)
+
+
 def read_preprocessing(folder: Path, config: ClipConfig) -> Preprocessing:
     """Reads `preprocessor_config.json`; a folder without one takes the family's own values."""
     path, image_size = folder / "preprocessor_config.json", config.vision.image_size
     siglip = config.family == "siglip"
     if not path.exists():
-        return Preprocessing(image_size, HALF, HALF, "bicubic") if siglip else Preprocessing(image_size)
+        return family_preprocessing(config)
     check_file(path)
     content = read_json(path, dict, what="a preprocessor configuration")
     try:

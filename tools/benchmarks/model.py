@@ -14,7 +14,7 @@ import numpy as np
 from clipbias.clip import Clip, convert
 from clipbias.clip.config import ClipConfig, TextConfig, VisionConfig, to_hugging_face
 from clipbias.clip.params import Params, empty_params
-from clipbias.clip.preprocess import Preprocessing
+from clipbias.clip.preprocess import family_preprocessing
 from clipbias.errors import ClipbiasError
 from clipbias.io import write_tensors, write_text
 
@@ -118,7 +118,7 @@ def random_clip(config: ClipConfig) -> Clip:
 def clip_of(config: ClipConfig, params: Params) -> Clip:
     """A model with these weights, and a tokenizer that needs no files."""
     tokenizer = WordTokenizer(config.text.vocabulary_size)
-    return Clip(params, config, tokenizer, Preprocessing(config.vision.image_size), "random", "random")
+    return Clip(params, config, tokenizer, family_preprocessing(config), "random", "random")
 
 
 def write_weights(folder: Path, config: ClipConfig) -> Clip:
