@@ -1,6 +1,7 @@
 """The configurations, and what a binary answers to a setting that is wrong: one sentence, and nothing is begun."""
 
 import importlib
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -83,6 +84,8 @@ def small(binary: ModuleType, model: Path, place: Path) -> dict[str, Any]:
 
 train, table1 = experiments.train, experiments.table1
 evaluate, explain, predict = experiments.evaluate, experiments.explain, experiments.predict
+# Python's own words for a zero byte in a path.
+NULL_BYTE = "embedded null byte" if sys.version_info < (3, 13) else "stat: embedded null character in path"
 WRONG: list[tuple[ModuleType, str, Any, str]] = [
     (train, "seed", -1, "seed is -1; it must be a whole number from 0"),
     (train, "seed", 2**64, "seed is 18446744073709551616; it must be a whole number"),
@@ -121,10 +124,10 @@ WRONG: list[tuple[ModuleType, str, Any, str]] = [
     (explain, "dataset", "..", "there is no dataset '..'"),
     (explain, "datasets", ("demo/digits",), "give --config.dataset or --config.datasets, not both"),
     (predict, "classes", "\0", "class 0 has an empty name"),
-    (predict, "images", "\0", r"cannot open '\x00': "),
+    (predict, "images", "\0", rf"cannot open '\x00': {NULL_BYTE}"),
     (predict, "top", 0, "top is 0; it must be a whole number from 1"),
     (evaluate, "split", "tset", "folder has no tset images; it has test, train, val"),
-    (evaluate, "adapters", "\0", r"cannot open '\x00': "),
+    (evaluate, "adapters", "\0", rf"cannot open '\x00': {NULL_BYTE}"),
 ]
 
 

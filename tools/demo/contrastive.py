@@ -57,8 +57,8 @@ def sigmoid_loss(
 ) -> jax.Array:
     """SigLIP's loss: each pair of an image and a caption is a match or none by itself; their sum over `B`.
 
-    Another image's caption that equals an image's own is left out. As a match it would make the number of matches, and
-    with it the best `logit_bias`, another one in each batch, and little else was learned (tried).
+    Another image's caption that equals an image's own is left out: as a match it would make the number of matches, and
+    with it the best `logit_bias`, another one in each batch.
 
     Args:
       image_features, text_features, ids, logit_scale: as of `matching_loss`.
