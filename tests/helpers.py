@@ -22,7 +22,8 @@ CORPUS = "a photo of a photo of the cat dog bird maine coon golden retriever sat
 
 def short(values: Iterable[Any], *kept: Any) -> list[Any]:
     """Values of `pytest.mark.parametrize`, of which all but those that are kept are for long tests."""
-    return [value if value in kept else pytest.param(value, marks=pytest.mark.long) for value in values]
+    marked = ((value if isinstance(value, tuple) else (value,), value in kept) for value in values)
+    return [pytest.param(*value, marks=() if stays else pytest.mark.long) for value, stays in marked]
 
 
 def learn_merges(corpus: str, count: int) -> list[tuple[str, str]]:

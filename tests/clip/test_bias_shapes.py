@@ -65,7 +65,13 @@ def both_ways(encode, adaptation: Adaptation, cotangent: np.ndarray):
 
 @pytest.mark.parametrize(
     ("shape", "prompts", "explicit"),
-    [*((shape, prompts, False) for shape in SHAPES for prompts in (0, PROMPTS)), ("kind", 2, True), ("token", 2, True)],
+    helpers.short(
+        [
+            *((shape, prompts, False) for shape in SHAPES for prompts in (0, PROMPTS)),
+            *(("kind", PROMPTS, True), ("token", PROMPTS, True)),
+        ],
+        *(("vector", PROMPTS, False), ("kind", PROMPTS, False), ("token", 0, False), ("token", PROMPTS, True)),
+    ),
 )
 def test_vision(both, shape, prompts, explicit):
     clip, reference = both
@@ -95,12 +101,15 @@ def test_vision(both, shape, prompts, explicit):
 
 @pytest.mark.parametrize(
     ("shape", "prompts", "layout"),
-    [
-        *((shape, 0, "packed") for shape in SHAPES),
-        ("kind", PROMPTS, "chunks"),
-        *(("kind", PROMPTS, layout) for layout in ("explicit", "plain", "three groups")),
-        *(("token", PROMPTS, layout) for layout in ("explicit", "plain")),
-    ],
+    helpers.short(
+        [
+            *((shape, 0, "packed") for shape in SHAPES),
+            *(("kind", PROMPTS, layout) for layout in ("chunks", "explicit", "plain", "three groups")),
+            *(("token", PROMPTS, layout) for layout in ("explicit", "plain")),
+        ],
+        *(("token", 0, "packed"), ("kind", PROMPTS, "chunks"), ("kind", PROMPTS, "plain")),
+        ("token", PROMPTS, "explicit"),
+    ),
 )
 def test_text(both, shape, prompts, layout):
     clip, reference = both

@@ -1,5 +1,6 @@
 """Attention: which kernel is taken where. What blocks compute is compared with torch and NumPy elsewhere."""
 
+import functools
 import types
 from typing import Any
 
@@ -59,25 +60,28 @@ def test_cudnn_where_it_has_a_kernel(
 @pytest.mark.parametrize("causal", [False, True])
 def test_what_cudnn_is_given_is_the_same_attention(causal: bool, tokens: int) -> None:
     """The arithmetic of the call, by XLA's products: an odd number of tokens, one more added, and its gradient."""
-    q, k, v, weight = jnp.asarray(np.random.default_rng(tokens).normal(size=(4, 2, tokens, 3, 8)), jnp.float32)
+    q, k, v, weight = np.random.default_rng(tokens).normal(size=(4, 2, tokens, 3, 8)).astype(np.float32)
+    cudnn = functools.partial(layers.cudnn_attention, implementation="xla")
 
-    def both(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
-        own = layers.cudnn_attention(q, k, v, causal=causal, implementation="xla")
-        return own, layers.fused_attention(q, k, v, causal=causal)
+    def run(attend: Any) -> Any:
+        def loss(*inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+            found = attend(*inputs, causal=causal)
+            return (found * weight).sum(), found
 
-    own, plain = both(q, k, v)
+        return jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(q, k, v)
+
+    ((_, own), gradients), ((_, plain), expected) = jax.jit(lambda: (run(cudnn), run(layers.fused_attention)))()
     np.testing.assert_allclose(own, plain, rtol=2e-5, atol=2e-6)
-    gradients = [jax.grad(lambda *x, i=i: (both(*x)[i] * weight).sum(), argnums=(0, 1, 2))(q, k, v) for i in (0, 1)]
-    for found, expected in zip(*gradients, strict=True):
-        np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-5)
+    for one, other in zip(gradients, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize(("run", "runs", "images"), [(1, 3, 8), (2, 4, 4), (2, 3, 4), (4, 1, 2), (1, 2, 3)])
+@pytest.mark.parametrize(("run", "runs", "images"), [(2, 4, 4), (2, 3, 4), (1, 2, 3)])
 def test_devices_that_attend_by_themselves_find_the_same(run: int, runs: int, images: int) -> None:
     """Runs side by side on a mesh, split along its axis `run` or not, and images that `data` does not divide."""
     mesh = meshes.make_mesh(run=run, devices=jax.devices()[:8])
     values = np.random.default_rng(run).normal(size=(4, runs, images, 7, 3, 8))
-    q, k, v, weight = jnp.asarray(values, jnp.float32)
+    q, k, v, weight = values.astype(np.float32)
 
     def attended(q: jax.Array, k: jax.Array, v: jax.Array, weight: jax.Array) -> Any:
         def loss(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -91,7 +95,8 @@ def test_devices_that_attend_by_themselves_find_the_same(run: int, runs: int, im
     )
     program = together.lower(*placed).compile()
     assert "all-gather" not in program.as_text()
-    expected = [attended(*one) for one in zip(q, k, v, weight, strict=True)]
+    alone = jax.jit(attended)
+    expected = [alone(*one) for one in zip(q, k, v, weight, strict=True)]
     for found, own in zip(
         jax.tree.leaves(program(*placed)), zip(*map(jax.tree.leaves, expected), strict=True), strict=True
     ):

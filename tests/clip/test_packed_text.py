@@ -8,6 +8,7 @@ import pytest
 from clipbias.clip import Adaptation, encode_packed_text, encode_text, init_params, pack
 from clipbias.clip.packed_text import TILE, first_fit
 from clipbias.clip.text import as_tokens
+from tests import helpers
 from tools.benchmarks.model import geometry
 
 CONFIG = geometry("tiny")
@@ -29,20 +30,20 @@ def ids():
 
 
 def adaptation(specific: bool) -> Adaptation:
-    keys = jax.random.split(jax.random.key(1), 3)
+    rng = np.random.default_rng(1)
     shape = (len(LENGTHS), 2, CONFIG.text.width) if specific else (2, CONFIG.text.width)
     return Adaptation(
-        text_context=0.1 * jax.random.normal(keys[0], shape),
-        text_prompts=0.1 * jax.random.normal(keys[1], (1, 2, CONFIG.text.width)),
-        text_bias=0.1 * jax.random.normal(keys[2], (CONFIG.text.layers, CONFIG.text.width)),
+        text_context=rng.normal(scale=0.1, size=shape).astype(np.float32),
+        text_prompts=rng.normal(scale=0.1, size=(1, 2, CONFIG.text.width)).astype(np.float32),
+        text_bias=rng.normal(scale=0.1, size=(CONFIG.text.layers, CONFIG.text.width)).astype(np.float32),
     )
 
 
-@pytest.mark.parametrize(("specific", "groups"), [(False, 1), (True, 3)])
+@pytest.mark.parametrize(("specific", "groups"), helpers.short([(False, 1), (True, 3)], (True, 3)))
 def test_features_and_gradients_equal_the_plain_ones(params, groups, specific):
     tokens = as_tokens(ids(), CONFIG, 2)
     packed = pack(tokens, groups=groups, class_specific=specific)
-    weights = jax.random.normal(jax.random.key(2), (len(LENGTHS), CONFIG.projection_width))
+    weights = np.random.default_rng(2).normal(size=(len(LENGTHS), CONFIG.projection_width)).astype(np.float32)
 
     def plain(added):
         return (weights * encode_text(params, CONFIG, tokens, added, observe=lambda view: None)[0]).sum()
@@ -54,7 +55,7 @@ def test_features_and_gradients_equal_the_plain_ones(params, groups, specific):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), wanted, found)
 
 
-@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("groups", helpers.short([1, 4], 4))
 def test_sets_of_texts_have_a_context_each_and_share_it(params, groups):
     rows = ids()
     other = rows.copy()
@@ -65,7 +66,7 @@ def test_sets_of_texts_have_a_context_each_and_share_it(params, groups):
     assert packed.shared == 3 and len(packed.ids) == 2 * groups
     own = packed.texts[packed.texts >= 0]
     np.testing.assert_array_equal(np.bincount(own), [*np.asarray(LENGTHS) + 1, *np.asarray(LENGTHS[:-1]) + 1, 6])
-    weights = jax.random.normal(jax.random.key(2), (2 * len(LENGTHS), CONFIG.projection_width))
+    weights = np.random.default_rng(2).normal(size=(2 * len(LENGTHS), CONFIG.projection_width)).astype(np.float32)
 
     def plain(context):
         added = Adaptation(text_context=jnp.repeat(context, len(LENGTHS), axis=0))
@@ -76,7 +77,7 @@ def test_sets_of_texts_have_a_context_each_and_share_it(params, groups):
         chunks = 2 if groups > 1 else 1
         return (weights * encode_packed_text(params, CONFIG, packed, added, chunks=chunks)).sum()
 
-    contexts = 0.1 * jax.random.normal(jax.random.key(1), (2, 2, CONFIG.text.width))
+    contexts = np.random.default_rng(1).normal(scale=0.1, size=(2, 2, CONFIG.text.width)).astype(np.float32)
     wanted, found = (jax.jit(jax.value_and_grad(one))(contexts) for one in (plain, together))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), wanted, found)
 

@@ -122,6 +122,7 @@ def test_texts_in_every_layout(clip, reference):
         close(found, expected)
 
 
+@pytest.mark.long  # gradients of the methods that tune weights are compared with NumPy
 def test_gradients_are_those_of_the_explicit_path(clip, reference):
     images = helpers.random_images(reference.config, 3)
     ids = helpers.random_tokens(reference.config, LENGTHS)
