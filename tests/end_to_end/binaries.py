@@ -21,6 +21,8 @@ from experiments import common
 from tests.forks import ROOT, Fork
 
 CLASS_NAMES = ("bird", "cat", "dog")  # of the fixture `images`
+# Of the fixture `trained`: a step an epoch. Tests that train compare with it and share its programs.
+SHORT_RUN = {"dataset": "demo/digits", "shots": 4, "epochs": 5, "learning_rate": 0.5, "checkpoint_seconds": 0.0}
 
 
 def environment(cache: Path) -> dict[str, str]:

@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 import clipbias
-from tests.end_to_end.binaries import CLASS_NAMES, save_random
+from experiments import train
+from tests.end_to_end.binaries import CLASS_NAMES, SHORT_RUN, save_random, succeed_here
 
 
 @pytest.fixture(scope="session")
@@ -35,3 +36,10 @@ def adapters(model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]
     for method, path in zip(("ivlp", "bias"), paths, strict=True):
         save_random(clip, method, CLASS_NAMES, path)
     return [str(paths[0]), str(paths[1].parent)]
+
+
+@pytest.fixture(scope="session")
+def trained(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+    """One short run of `train` to its end, not to be changed: its work folder, what it printed and said on stderr."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    return folder, *succeed_here(train, SHORT_RUN | {"model": str(model)}, folder)

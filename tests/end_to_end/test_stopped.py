@@ -14,6 +14,7 @@ import configs.demo
 import configs.explain
 import experiments.explain
 import experiments.table1
+import experiments.train
 from clipbias.clip import Clip
 from clipbias.data import demo
 from clipbias.explain import stream
@@ -55,16 +56,33 @@ def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
     return binaries.results(folder)
 
 
+def test_a_run(
+    model: Path,
+    trained: tuple[Path, str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of `train`; that a sweep continues to the same rows is found in `tests/training/test_sweep.py` too."""
+    before, settings = signal.getsignal(signal.SIGTERM), binaries.SHORT_RUN | {"model": str(model)}
+    signal_at(monkeypatch, loop, "train_step", 2)
+    status, said = binaries.answer_here(experiments.train, settings, tmp_path)
+    assert status == 143 and "stopped at step 2 of 5" in said
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert not list(tmp_path.rglob(f"{PART}*"))
+    assert json.loads((tmp_path / "state.json").read_text())["state"] == "interrupted"
+    monkeypatch.undo()
+    binaries.succeed_here(experiments.train, settings, tmp_path)
+    assert binaries.results(tmp_path) == binaries.results(trained[0]) != {}
+
+
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("where", "name", "call", "number", "status", "sentence"),
     [
         (loop, "train_step", 2, signal.SIGTERM, 143, "stopped at step 2 of"),
         # While the last step is awaited, and in an evaluation.
-        pytest.param(loop.StepReport, "catch_up", 3, signal.SIGINT, 130, "stopped", marks=pytest.mark.long),
-        pytest.param(
-            *(evaluator, "image_features", 2, signal.SIGTERM, 143, "stopped; the same command continues."),
-            marks=pytest.mark.long,
-        ),
+        (loop.StepReport, "catch_up", 3, signal.SIGINT, 130, "stopped"),
+        (evaluator, "image_features", 2, signal.SIGTERM, 143, "stopped; the same command continues."),
     ],
 )
 def test_a_sweep(

@@ -7,34 +7,35 @@ import pytest
 
 from experiments import train
 from tests.end_to_end import binaries
+from tests.end_to_end.binaries import SHORT_RUN
 
-SHORT = {"dataset": "demo/digits", "shots": 16, "epochs": 3, "warmup_learning_rate": 1e-7}
 
-
-def test_a_rate_that_moves_nothing_is_told(model: Path, tmp_path: Path) -> None:
-    printed, _ = binaries.succeed_here(train, SHORT | {"model": str(model), "learning_rate": 1e-7}, tmp_path)
+def test_a_rate_that_moves_nothing_is_told(model: Path, trained: tuple[Path, str, str], tmp_path: Path) -> None:
+    short, (_, of_trained, _) = SHORT_RUN | {"model": str(model)}, trained
+    still = {"learning_rate": 1e-7, "warmup_learning_rate": 1e-7}
+    printed, _ = binaries.succeed_here(train, short | still, tmp_path)
     assert (
-        "the loss hardly fell in 15 steps, from " in printed and "another --config.learning_rate than 1e-07" in printed
+        "the loss hardly fell in 5 steps, from " in printed and "another --config.learning_rate than 1e-07" in printed
     )
     # What it advises works in the same folder; what has learned is kept.
-    better = SHORT | {"model": str(model), "learning_rate": 0.5}
-    printed, _ = binaries.succeed_here(train, better, tmp_path)
+    printed, _ = binaries.succeed_here(train, short, tmp_path)
     row = json.loads((tmp_path / "result.json").read_text())
-    assert "hardly" not in printed and row["learning_rate"] == 0.5
+    assert "hardly" not in printed + of_trained and row["learning_rate"] == 0.5
     assert f"zero_shot on demo/digits: {row['zero_shot_accuracy']:.2f} %" in printed
-    refusal = binaries.refusal_here(train, better | {"learning_rate": 0.4}, tmp_path)
+    refusal = binaries.refusal_here(train, short | {"learning_rate": 0.4}, tmp_path)
     assert "holds the adapter of a run with other settings (recipe, learning_rate" in refusal
 
 
-def test_zero_shot_is_that_of_a_run_of_its_own(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    common = {"model": str(model), "dataset": "demo/digits", "shots": 4}
-    binaries.succeed_here(train, common | {"epochs": 1}, tmp_path / "bias")
-    binaries.succeed_here(train, common | {"method": "zero_shot", "method_options": {}}, tmp_path / "zero_shot")
-    tuned, plain = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("bias", "zero_shot"))
+def test_zero_shot_is_that_of_a_run_of_its_own(
+    model: Path, trained: tuple[Path, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = SHORT_RUN | {"model": str(model)}
+    binaries.succeed_here(train, short | {"method": "zero_shot", "method_options": {}}, tmp_path)
+    tuned, plain = (json.loads((folder / "result.json").read_text()) for folder in (trained[0], tmp_path))
     assert tuned["zero_shot_accuracy"] == plain["accuracy"] and "zero_shot_accuracy" not in plain
     # A finished run knows it.
     monkeypatch.setattr(train, "zero_shot", lambda *_: pytest.fail("evaluated again"))
-    printed, _ = binaries.succeed_here(train, common | {"epochs": 1}, tmp_path / "bias")
+    printed, _ = binaries.succeed_here(train, short, trained[0])
     assert f"zero_shot on demo/digits: {plain['accuracy']:.2f} %" in printed
 
 

@@ -21,6 +21,7 @@ from configs import demo
 from configs import train as config_file
 from experiments import table1, train
 from tests.end_to_end import binaries
+from tests.end_to_end.binaries import SHORT_RUN
 from tests.forks import Fork
 
 STEPS = 20
@@ -33,10 +34,12 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def start_two(model: Path, workdir: Path, cache: Path, method: str = "bias") -> list[Fork]:
+def start_two(
+    model: Path, workdir: Path, cache: Path, method: str = "bias", changes: dict[str, Any] = CHANGES
+) -> list[Fork]:
     job = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
     arguments = [f"--config=configs/train.py:{method}", f"--config.model={model}", f"--workdir={workdir}"]
-    arguments += [f"--config.{name}={value}" for name, value in CHANGES.items()]
+    arguments += [f"--config.{name}={value}" for name, value in changes.items()]
     return [binaries.start("train", *arguments, cache=cache, JAX_PROCESS_ID=str(index), **job) for index in range(2)]
 
 
@@ -72,11 +75,31 @@ def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "train_step", step_and_signal)
 
 
+def test_two_processes_train_what_one_does(
+    model: Path, trained: tuple[Path, str, str], cache: Path, tmp_path: Path
+) -> None:
+    """Each on its half of every batch and of the test images; one speaks for both."""
+    whole, steps = trained[0], SHORT_RUN["epochs"]
+    processes = start_two(model, tmp_path, cache, changes=SHORT_RUN)
+    for index, (output, errors) in enumerate(ends(processes)):
+        assert processes[index].returncode == 0, errors[-3000:]
+        assert ("of test images" in output) == (f"{steps}/{steps}" in errors) == (index == 0)
+    rows = [json.loads((folder / "result.json").read_text()) for folder in (whole, tmp_path)]
+    for name in ("accuracy", "zero_shot_accuracy", "key", "steps", "images"):
+        assert rows[0][name] == rows[1][name], name
+    losses = [[line["loss"] for line in read_json_lines(folder / "metrics.jsonl")] for folder in (whole, tmp_path)]
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+    adapters = [load_file(folder / ADAPTER) for folder in (whole, tmp_path)]
+    assert adapters[0].keys() == adapters[1].keys()
+    for name in adapters[0]:
+        np.testing.assert_allclose(adapters[0][name], adapters[1][name], rtol=1e-3, atol=2e-5)
+
+
 @pytest.mark.long
 def test_a_run_moves_between_processes_and_devices(
     model: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One device, two processes, eight devices: that two processes also end a run is seen in the test below."""
+    """One device, two processes, eight devices: that two processes also end a run is seen in the first test."""
     whole, moved = tmp_path / "whole", tmp_path / "moved"
     metrics = moved / "metrics.jsonl"
     expected = here(model, whole, 1)
@@ -149,6 +172,7 @@ def test_what_both_refuse_alike_costs_no_other_run(model: Path, cache: Path, tmp
     assert "cannot be used with other classes" in rows[0]["error"]
 
 
+@pytest.mark.long
 def test_two_processes_choose_the_rates_that_one_does(model: Path, cache: Path, tmp_path: Path) -> None:
     """On as many devices as one process has: by the same accuracies on validation images, and with the same bits."""
     one, two = tmp_path / "one", tmp_path / "two"
@@ -198,6 +222,7 @@ def test_where_one_process_is_killed_the_other_ends_and_both_continue(model: Pat
     assert binaries.results(disturbed) == binaries.results(whole)
 
 
+@pytest.mark.long
 def test_a_study_of_two_processes_is_that_of_one(
     model: Path, images: Path, adapters: list[str], cache: Path, tmp_path: Path
 ) -> None:
