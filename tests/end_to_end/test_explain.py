@@ -35,17 +35,27 @@ from tests.end_to_end.binaries import (
 SETTINGS = {"dataset": "folder", "batch_size": 4, "faithfulness_images": 2, "examples": 2, "rotations": (0, 90)}
 
 
-def test_a_whole_study_with_its_report(images, adapters, tmp_path):
-    """Of one tuned model; the command of the documentation explains two."""
-    settings = SETTINGS | {"data_dir": str(images), "adapters": adapters[0]}
+CAUSAL = ("vision_attention", "factorial", "constants", "verdict")
+
+
+@pytest.mark.parametrize("sections", helpers.short([CAUSAL, SECTIONS], CAUSAL), ids=len)
+def test_a_study_with_its_report(sections, images, adapters, tmp_path):
+    """Of one tuned model; the command of the documentation explains two.
+
+    In short of what answers the report's question. The numbers of the other sections are compared in
+    `tests/explain/test_sections.py`, their figures in `tests/report`.
+    """
+    chosen = "all" if sections is SECTIONS else ",".join((*sections, "interpret"))
+    settings = SETTINGS | {"data_dir": str(images), "adapters": adapters[0], "sections": chosen}
     printed, _ = succeed_here(experiments.explain, settings, tmp_path)
     report = tmp_path / "report" / "report.html"
     assert str(report) in printed
-    assert all(words in report.read_text("utf-8") for words in ("What carries the gain", "Explore the images"))
+    assert "What carries the gain" in report.read_text("utf-8")
+    assert ("Explore the images" in report.read_text("utf-8")) == (sections is SECTIONS)
     assert_recorded(tmp_path, "results.json", "results.npz")
     results = load_results(tmp_path)
     assert [model["key"] for model in results.scalars["models"]] == ["zero_shot", "ivlp"]
-    assert results.scalars["sections"] == list(SECTIONS)
+    assert results.scalars["sections"] == [name for name in SECTIONS if name in ("predictions", *sections)]
     assert set(results.scalars["verdict"]) == {"ivlp", "seeds"}
     # With the reference's part of everything it classifies as zero-shot's image tower does, else as the tuned model.
     test = results.scalars["factorial"]["ivlp"]
@@ -57,7 +67,8 @@ def test_a_whole_study_with_its_report(images, adapters, tmp_path):
     after = results.arrays["vision_attention/ivlp/without_prompt/distance/mean"]
     np.testing.assert_allclose(before[0], after[0], rtol=1e-5)
     assert np.abs(before[1:] - after[1:]).max() > 1e-3
-    assert results.arrays["similarity/ivlp/prompts"].shape == (4, 3, 16, 16)
+    if sections is SECTIONS:
+        assert results.arrays["similarity/ivlp/prompts"].shape == (4, 3, 16, 16)
     assert all(np.isfinite(results.arrays[name]).all() for name in results.arrays if name.endswith("/mean"))
     # The equivalent bias as an adapter answers as the study says, and is printed with what it keeps.
     test_images, labels = pictures_of(images), results.arrays["predictions/labels"]
