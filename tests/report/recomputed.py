@@ -1,5 +1,6 @@
 """A study's verdict computed anew from its arrays, in plain loops, to hold what the report shows against."""
 
+import functools
 import itertools
 
 import numpy as np
@@ -9,9 +10,11 @@ ENDS = ("value", "low", "high")
 SHARES = ("share", "share_low", "share_high")
 
 
-def rows_of_draws(count):
-    """Which images each of 2,000 resamples draws."""
-    return np.random.default_rng(0).integers(0, count, (2000, count))
+@functools.cache
+def times_drawn(count):
+    """How often each of 2,000 resamples draws an image, [images, 2000]."""
+    rows = np.random.default_rng(0).integers(0, count, (2000, count))
+    return np.stack([np.bincount(row, minlength=count) for row in rows], axis=1).astype(np.float64)
 
 
 def seeds_of_draws(count):
@@ -23,8 +26,9 @@ def seeds_of_draws(count):
 
 def drawn(values, doubt=0.0):
     """Of values `[seeds, images]` the mean, then the means of all resamples, which may vary by a doubt besides."""
-    means = values[:, rows_of_draws(values.shape[1])].mean(2) + doubt
-    crossed = [means[seeds, place].mean() for place, seeds in enumerate(seeds_of_draws(len(values)))]
+    count = values.shape[1]
+    means = values @ times_drawn(count) / count + doubt
+    crossed = means[seeds_of_draws(len(values)), np.arange(2000)[:, None]].mean(1)
     return np.array([values.mean(), *crossed])
 
 

@@ -35,15 +35,18 @@ def lines(axes):
     return {container.get_label(): container for container in axes.containers}
 
 
-def test_one_panel_per_dataset_and_one_for_the_average():
-    figure = accuracy_figure(rows())
+@pytest.fixture(scope="module")
+def figure():
+    return accuracy_figure(rows())
+
+
+def test_one_panel_per_dataset_and_one_for_the_average(figure):
     assert [axes.get_title() for axes in figure.axes] == ["a", "b", "Average"]
 
 
-def test_points_and_error_bars_are_the_summarys_numbers():
-    made = rows()
-    cells = read_sweep(made).cells.loc[[("accuracy", "bias", "b", shots) for shots in (4, 16)]]
-    axes = accuracy_figure(made).axes[1]
+def test_points_and_error_bars_are_the_summarys_numbers(figure):
+    cells = read_sweep(rows()).cells.loc[[("accuracy", "bias", "b", shots) for shots in (4, 16)]]
+    axes = figure.axes[1]
     container = lines(axes)["bias"]
     line, _, (bars,) = container
     np.testing.assert_allclose(np.asarray(line.get_ydata(), float), cells["mean"])
@@ -53,24 +56,23 @@ def test_points_and_error_bars_are_the_summarys_numbers():
     assert [text.get_text() for text in axes.get_xticklabels()] == ["4", "16"]
 
 
-def test_zero_shot_is_a_level_in_blue_and_bias_tuning_is_red():
-    axes = accuracy_figure(rows()).axes[0]
+def test_zero_shot_is_a_level_in_blue_and_bias_tuning_is_red(figure):
+    axes = figure.axes[0]
     level = next(line for line in axes.lines if line.get_label() == "zero_shot")
     assert set(level.get_ydata()) == {40.0} and level.get_color() == style.ZERO_SHOT
     assert lines(axes)["bias"][0].get_color() == style.TUNED
 
 
-def test_bias_tuning_stands_out_where_it_is_one_line():
-    def widths(made):
-        return {name: container[0].get_linewidth() for name, container in lines(accuracy_figure(made).axes[0]).items()}
+def test_bias_tuning_stands_out_where_it_is_one_line(figure):
+    def widths(figure):
+        return {name: container[0].get_linewidth() for name, container in lines(figure.axes[0]).items()}
 
-    assert widths(rows()) == {"coop": 1.3, "bias": 2.0}
+    assert widths(figure) == {"coop": 1.3, "bias": 2.0}
     rates = [{**row, "learning_rate": rate} for row in rows() if row["method"] == "bias" for rate in (0.1, 0.2)]
-    assert set(widths(rates).values()) == {1.3}
+    assert set(widths(accuracy_figure(rates)).values()) == {1.3}
 
 
-def test_names_stand_beside_the_last_panel_without_touching():
-    figure = accuracy_figure(rows())
+def test_names_stand_beside_the_last_panel_without_touching(figure):
     labels = figure.axes[-1].texts
     assert {label.get_text() for label in labels} == {"Zero-shot", "CoOp", "Bias tuning"}
     assert all(not axes.texts for axes in figure.axes[:-1])

@@ -28,6 +28,7 @@ from clipbias.report.study_figures import (
 )
 from clipbias.report.study_results import StudyResults
 from clipbias.report.verdict_tables import area_table
+from tests import helpers
 from tests.report.synthetic import synthetic_results
 
 EVERY = (
@@ -35,6 +36,9 @@ EVERY = (
     *(text_attention_figure, vision_attention_figure),
     *(decomposition_figure, similarity_figures, faithfulness_figure, examples_figure),
 )
+
+
+NAMES = [draw.__name__ for draw in EVERY]
 
 
 @pytest.fixture(scope="module")
@@ -322,7 +326,7 @@ def test_examples_show_every_model_with_its_prediction(study, drawn):
     assert row["relevancy"] == study.array("examples/bias/text")[1, 2]
 
 
-@pytest.mark.parametrize("draw", EVERY, ids=[draw.__name__ for draw in EVERY])
+@pytest.mark.parametrize("draw", EVERY, ids=NAMES)
 def test_no_text_shows_how_it_is_written(drawn, draw):
     """Formulas are not read in these figures, and what steers a terminal is shown as its escape: neither is meant."""
     for drawing in drawn(draw):
@@ -331,17 +335,26 @@ def test_no_text_shows_how_it_is_written(drawn, draw):
         assert shown and not [text for text in shown if "$" in text or "\\" in text]
 
 
-@pytest.mark.parametrize("draw", EVERY, ids=[draw.__name__ for draw in EVERY])
+@pytest.mark.parametrize("draw", EVERY, ids=NAMES)
 def test_what_was_not_computed_is_not_drawn(draw):
     section = draw.__name__.removesuffix("_figure").removesuffix("_figures")
     assert not draw(without("relevancy/" if "relevancy" in section else section))
 
 
-@pytest.mark.parametrize("draw", EVERY, ids=[draw.__name__ for draw in EVERY])
-def test_zero_shot_alone_and_single_heads_and_layers_can_be_drawn(draw):
+@pytest.fixture(scope="module")
+def smallest():
+    """A study of one tuned model of one layer and one head."""
     results = synthetic_results(layers=1, heads=1, grid=2, image_size=8, pictures=1)
     results.scalars["models"] = results.scalars["models"][:2]
-    made = draw(StudyResults(results))
+    return StudyResults(results)
+
+
+# `test_pages.py` draws all of one layer and one head.
+@pytest.mark.parametrize(
+    "draw", helpers.short(EVERY, text_relevancy_figure, vision_attention_figure, decomposition_figure), ids=NAMES
+)
+def test_zero_shot_alone_and_single_heads_and_layers_can_be_drawn(draw, smallest):
+    made = draw(smallest)
     for drawing in made if isinstance(made, list) else [made]:
         with style.styled():
             drawing.figure.canvas.draw()

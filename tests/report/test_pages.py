@@ -29,17 +29,32 @@ def only(*names, **sizes):
     return results
 
 
-@pytest.fixture
-def drawn(monkeypatch):
+def unsaved(monkeypatch):
     """Pages without the cost of saving figures, which other tests look at; the figures by name, as they were drawn."""
     figures = {}
 
-    def unsaved(figure, folder):
+    def taken(figure, folder):
         figures[figure.name] = figure
         return pages.Picture(figure.title, figure.caption, "", b"", 1, ())
 
-    monkeypatch.setattr(pages, "save_picture", unsaved)
+    monkeypatch.setattr(pages, "save_picture", taken)
     return figures
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    return unsaved(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The page of a study of everything, its path, its results, and its figures."""
+    folder, results = tmp_path_factory.mktemp("whole"), synthetic_results(layers=1, heads=1, pictures=1)
+    save_results(folder / "results", results)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        figures = unsaved(monkeypatch)
+        path = write_report(folder / "results", folder / "report")
+    return Page(path.read_text("utf-8")), path, results, figures
 
 
 @pytest.fixture
@@ -64,32 +79,39 @@ def test_a_number_keeps_its_sign_and_its_interval_on_one_line(text, shown):
     assert f"<p>{shown}</p>" in pages.render("tables", title="", svg=None, tables=(), failures=(), empty=text)
 
 
-def test_everything_after_the_first_page_is_folded(written, drawn):
-    _, page = written(only("faithfulness", "verdict", "factorial", "constants", "predictions"))
-    assert page.folded == ["effects", "constants", "words", "classes", "faithfulness", "config"]
+def test_everything_after_the_first_page_is_folded(whole):
+    page, path, *_ = whole
+    assert page.folded == [
+        *("effects", "constants", "words", "explore", "classes", "decomposition", "relevancy"),
+        *("text_attention", "vision_attention", "similarity", "faithfulness", "examples", "config"),
+    ]
     assert page.unfolded == []
+    shown = re.findall(r"<summary><h2>(.*?)</h2>", path.read_text("utf-8"))
+    told = re.findall(r"^\| \*\*(.*?)\*\* \|", (ROOT / "docs" / "report.md").read_text("utf-8"), re.MULTILINE)
+    assert shown == told
 
 
-def test_pictures_are_inlined_and_the_files_lie_beside(written):
-    path, page = written(only("faithfulness"))
-    images = [link for link in page.links if link.startswith("data:")]
-    png, pdf, numbers = (path.parent / "figures" / f"faithfulness.{kind}" for kind in ("png", "pdf", "csv"))
-    assert [base64.b64decode(image.split(",")[1]) for image in images] == [png.read_bytes()]
-    assert pdf.is_file() and numbers.is_file()
-    others = [link for link in page.links if not link.startswith(("data:", "#"))]
-    assert others == [f"figures/faithfulness.{kind}" for kind in ("pdf", "png", "csv")]
+def test_every_figure_is_drawn(whole):
+    figures = whole[-1]
+    for figure in figures.values():  # a page writes a full stop behind a title
+        assert figure.title[-1].isalnum() and not re.search(r"[?!.][.]", figure.caption)
+    assert list(figures) == [
+        *("verdict_effects", "verdict_ladder", "fig1_decomposition", "fig2_text_relevancy", "fig3_vision_relevancy"),
+        "relevancy_groups",
+        *("fig4_text_attention", "fig5_vision_attention", "fig6_similarity_ivlp", "fig6_rank_correlation"),
+        *("faithfulness", "examples", "answer"),
+    ]
 
 
-def test_nothing_comes_from_the_network(written, drawn):
-    path, page = written(only("verdict", "explore", "predictions", "factorial"))
+def test_nothing_comes_from_the_network(whole):
+    page, path, *_ = whole
     assert page.tags.count("script") == 2 and page.inline_scripts == 2
     assert not {"link", "iframe"} & set(page.tags)
     assert "http" not in path.read_text("utf-8") and "url(" not in path.read_text("utf-8")
 
 
-def test_verdict_models_and_config_are_told(written, drawn):
-    results = only("verdict")
-    _, page = written(results)
+def test_verdict_models_and_config_are_told(whole):
+    page, _, results, _ = whole
     verdict = results.scalars["verdict"]["ivlp"]
     for words in (
         verdict["conclusion"],
@@ -101,9 +123,9 @@ def test_verdict_models_and_config_are_told(written, drawn):
         assert words in page.text
 
 
-def test_the_first_page_asks_answers_and_shows(written, drawn):
+def test_the_first_page_asks_answers_and_shows(whole):
     """In this order: the question, the answer, how sure it is, the figure, the table; and not more."""
-    _, page = written(only("verdict", "factorial", "constants", "predictions"))
+    page, *_ = whole
     first = page.text.partition("More What carries the gain, in full")[0]
     parts = (
         "Why does tuning help on demo/digits?",
@@ -114,6 +136,17 @@ def test_the_first_page_asks_answers_and_shows(written, drawn):
     )
     places = [first.index(part) for part in (*parts, "Accuracy (%) Gain (points)")]
     assert places == sorted(places) and len(first[places[1] :].split()) < 400
+
+
+def test_pictures_are_inlined_and_the_files_lie_beside(written):
+    name = "fig4_text_attention"
+    path, page = written(only("text_attention"))
+    images = [link for link in page.links if link.startswith("data:")]
+    png, pdf, numbers = (path.parent / "figures" / f"{name}.{kind}" for kind in ("png", "pdf", "csv"))
+    assert [base64.b64decode(image.split(",")[1]) for image in images] == [png.read_bytes()]
+    assert pdf.is_file() and numbers.is_file()
+    others = [link for link in page.links if not link.startswith(("data:", "#"))]
+    assert others == [f"figures/{name}.{kind}" for kind in ("pdf", "png", "csv")]
 
 
 def test_what_is_missing_says_why(written, drawn):
@@ -130,13 +163,6 @@ def test_what_is_missing_says_why(written, drawn):
     assert "Similarity: no model has vision prompts." in page.text
 
 
-def test_the_page_about_the_report_has_its_headings(written, drawn):
-    path, _ = written(synthetic_results(pictures=1))
-    shown = re.findall(r"<summary><h2>(.*?)</h2>", path.read_text("utf-8"))
-    told = re.findall(r"^\| \*\*(.*?)\*\* \|", (ROOT / "docs" / "report.md").read_text("utf-8"), re.MULTILINE)
-    assert shown == told
-
-
 def test_a_study_without_a_verdict_says_so(written):
     results = only()
     results.scalars["sections"] = []
@@ -145,7 +171,7 @@ def test_a_study_without_a_verdict_says_so(written):
 
 
 def test_seeds_are_told_together_and_one_by_one(written, drawn):
-    results = only("verdict", "factorial", "constants", twins=True)
+    results = only("verdict", "factorial", twins=True)
     _, page = written(results)
     together, (first, second) = (
         results.scalars["verdict"]["seeds"][0],
@@ -157,14 +183,14 @@ def test_seeds_are_told_together_and_one_by_one(written, drawn):
 
 
 def test_every_text_is_escaped(written, drawn):
-    results = only("verdict", "factorial", "constants", "faithfulness")
+    results = only("verdict", "factorial", "text_attention")
     results.scalars["dataset"]["name"] = HOSTILE
     results.scalars["config"]["note"] = HOSTILE
     results.scalars["models"][1]["label"] = HOSTILE
     results.scalars["verdict"]["ivlp"]["conclusion"] = HOSTILE
     results.scalars["verdict"]["ivlp"]["sentences"][0] = HOSTILE
     path, page = written(results)
-    assert page.tags.count("img") == 4  # of the first page, two of the verdict and the one that was asked for
+    assert page.tags.count("img") == 3  # of the first page, of the verdict and the one that was asked for
     assert "<img src=x" not in path.read_text("utf-8")
 
 
@@ -176,18 +202,6 @@ def test_a_study_of_nothing_has_a_page_without_figures(written):
 def test_missing_results_are_one_sentence(tmp_path):
     with pytest.raises(ClipbiasError, match=r"holds no results\.json"):
         write_report(tmp_path, tmp_path)
-
-
-def test_every_figure_is_drawn(written, drawn):
-    written(synthetic_results(layers=1, heads=1, pictures=1))
-    for figure in drawn.values():  # a page writes a full stop behind a title
-        assert figure.title[-1].isalnum() and not re.search(r"[?!.][.]", figure.caption)
-    assert list(drawn) == [
-        *("verdict_effects", "verdict_ladder", "fig1_decomposition", "fig2_text_relevancy", "fig3_vision_relevancy"),
-        "relevancy_groups",
-        *("fig4_text_attention", "fig5_vision_attention", "fig6_similarity_ivlp", "fig6_rank_correlation"),
-        *("faithfulness", "examples", "answer"),
-    ]
 
 
 def folders(tmp_path, *datasets, names=("verdict", "factorial", "constants")):
