@@ -1,6 +1,8 @@
 """The page of the public API: every public name is on it, and a docstring that cannot be rendered is refused."""
 
 import importlib
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -8,6 +10,20 @@ from clipbias.data import sources
 from clipbias.errors import ClipbiasError
 from tools import make_api_reference
 from tools.make_api_reference import packages, public, reference
+
+
+@pytest.fixture(scope="module", autouse=True)
+def read_once() -> Iterator[None]:
+    """The package is read from disk once for all tests."""
+    read, found = make_api_reference.griffe.load, []
+
+    def once(*arguments: Any, **options: Any) -> Any:
+        found[:] = found or [read(*arguments, **options)]
+        return found[0]
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(make_api_reference.griffe, "load", once)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +61,11 @@ def test_a_docstring_that_cannot_be_rendered_is_refused(line: str, message: str,
 
     def changed(*arguments, **options):
         tree = read(*arguments, **options)
-        docstring = tree["data.sources.load"].docstring
-        docstring.value = docstring.value.replace("name: Which dataset.", line)
+        function = tree["data.sources.load"]
+        before = function.docstring
+        about = {name: getattr(before, name) for name in ("lineno", "endlineno", "parent", "parser", "parser_options")}
+        text = before.value.replace("name: Which dataset.", line)
+        monkeypatch.setattr(function, "docstring", make_api_reference.griffe.Docstring(text, **about))
         return tree
 
     assert "name: Which dataset." in sources.load.__doc__

@@ -15,6 +15,7 @@ from clipbias.clip.precision import resolve
 from clipbias.errors import ClipbiasError
 from clipbias.explain.results import SECTIONS, Findings
 from configs import table1
+from tests import helpers
 from tools.benchmarks import __main__ as benchmark
 from tools.benchmarks import device, measure, model, pipeline, startup, study, ways
 
@@ -45,7 +46,7 @@ def test_class_names_are_distinct_and_as_long_as_imagenets() -> None:
     assert {n: int(count) for n, count in enumerate(lengths) if count} == model.NAME_LENGTHS
 
 
-@pytest.mark.parametrize("method", ["ivlp", "promptsrc", "clip_adapter"])
+@pytest.mark.parametrize("method", helpers.short(["ivlp", "promptsrc", "clip_adapter"], "promptsrc", "clip_adapter"))
 def test_a_step_is_measured(method: str, printed: Printed, tmp_path: Path) -> None:
     """Of a plain method, of one with a teacher and an average, and of one that learns from features."""
     written = tmp_path / "lines.jsonl"

@@ -37,9 +37,9 @@ BUDGET = {
     ),
     "experiments.explain": (
         "--config.batch_size=50",
-        # All of them are in `end_to_end/test_explain.py`.
-        "--config.sections=text_attention,vision_attention,interpret",
-        "--config.image_limit=100",
+        # Others are in `end_to_end/test_explain.py`.
+        "--config.sections=text_attention,interpret",
+        "--config.image_limit=50",
     ),
     "experiments.train": ("--config.epochs=1",),
 }
@@ -51,16 +51,16 @@ def jobs(given: list[tuple[Command, list[str]]], folder: Path, *, run: bool) -> 
     return in_forks(named, cache=folder / "cache", folder=folder, run=run)
 
 
-def reduced(command: Command) -> list[str]:
+def reduced(command: Command, methods: tuple[str, ...]) -> list[str]:
     """A command's arguments within the budget: of a grid the methods that others need, or one, the page's own if any.
 
-    Others read what lies in the demonstration's own folder. That each of the page's own methods learns is found in
-    `test_method_docs`.
+    Others read what lies in the demonstration's own folder, of those methods. That each of the page's own methods
+    learns is found in `test_method_docs`.
     """
     given = list(BUDGET.get(command.module, ()))
     if command.module == "experiments.table1":
         own = tuple(re.findall(r"[=,](\w+\.py)", command.text))
-        needed = ("bias",) if "--workdir=" in command.text else ("ivlp", "bias", "coop")
+        needed = ("bias",) if "--workdir=" in command.text else methods
         given.append(f"--config.methods={own[:1] or needed}")
     changed = {word.partition("=")[0] for word in given}
     return [word for word in command.arguments if word.partition("=")[0] not in changed] + given
@@ -100,22 +100,34 @@ def test_commands_on_the_embedded_model_run(pages: tuple[str, ...] | None, folde
     """Of the first page; in a long test of all."""
     chosen = [command for command in COMMANDS if pages is None or command.page in pages]
     different = {computation(command): command for command in reversed(chosen) if is_embedded(command)}
-    chosen = [(command, reduced(command)) for command in reversed(different.values())]
+    methods = ("ivlp", "bias") if pages else ("ivlp", "bias", "coop")
+    chosen = [(command, reduced(command, methods)) for command in reversed(different.values())]
     for (command, arguments), result in zip(chosen, jobs(chosen, folder, run=True), strict=True):
         assert result["status"] == 0, f"{command.page}: {command.text}\n({arguments})\n{result['said'][-3000:]}"
-    for workdir, method in (("demo", "coop"), ("low_rank", "low_rank.py"))[: 1 if pages else 2]:
+    for workdir, method in (("demo", methods[-1]), ("low_rank", "low_rank.py"))[: 1 if pages else 2]:
         cells = read_json_lines(folder / "workdir" / workdir / "results.jsonl")
         assert method in {cell["method"] for cell in cells if cell["status"] == "ok"}
     assert (folder / "workdir" / "why" / "report" / "report.html").is_file()
 
 
-def test_command_lines_are_read_by_their_programs(folder: Path) -> None:
-    chosen = [
-        (command, command.arguments)
-        for command in COMMANDS
-        # A module that is only named is checked for being there.
-        if command.module.startswith(("experiments.", "tools.")) and command.arguments
-    ]
+def settings(command: Command) -> set[tuple[str, str]]:
+    """What a command line asks for, whatever the values of single settings."""
+    return {
+        (command.module, word if word.startswith("--config=") else word.partition("=")[0]) for word in command.arguments
+    }
+
+
+@pytest.mark.parametrize("every", helpers.short([False, True], False))
+def test_command_lines_are_read_by_their_programs(every: bool, folder: Path) -> None:
+    """In short of every program each configuration, option and setting that a page names; in long each command."""
+    # A module that is only named is checked for being there.
+    given = [c for c in COMMANDS if c.module.startswith(("experiments.", "tools.")) and c.arguments]
+    seen: set[tuple[str, str]] = set()
+    chosen = []
+    for command in sorted(given, key=lambda command: -len(command.arguments)):
+        if every or not settings(command) <= seen:
+            chosen.append((command, command.arguments))
+            seen |= settings(command)
     assert len(chosen) > 10
     for (command, _), result in zip(chosen, jobs(chosen, folder, run=False), strict=True):
         assert result["status"] == 0, f"{command.page}: {command.text}\n{result['said'][-3000:]}"

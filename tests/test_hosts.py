@@ -16,6 +16,7 @@ import pytest
 
 from clipbias import hosts
 from clipbias.errors import ClipbiasError
+from tests import helpers
 from tests.forks import ROOT
 
 # Prints what the processes exchange, then takes steps until they stop.
@@ -23,7 +24,7 @@ PROGRAM = """
 import json, sys, time
 from clipbias import hosts
 if "leave" in sys.argv:
-    hosts.SHUTDOWN_SECONDS = 2
+    hosts.SHUTDOWN_SECONDS = 1
 hosts.start()
 index = int(sys.argv[1])
 say = lambda value: print("said", json.dumps(value), flush=True)  # gloo prints, too
@@ -36,12 +37,6 @@ try:
     hosts.assert_same("the images", index)
 except ValueError as error:
     say(str(error))
-if "leave" in sys.argv:
-    hosts.leave()
-    if hosts.is_first():
-        time.sleep(4)
-    say([hosts.several(), hosts.is_first()])
-    sys.exit()
 with hosts.stoppable():
     steps = 1
     while not hosts.stops():
@@ -50,7 +45,12 @@ with hosts.stoppable():
         if steps == 100 and index == 1 and "fail" in sys.argv:
             raise RuntimeError("broken")
     say(steps)
-    sys.exit(hosts.Stopped().status)
+if "leave" in sys.argv:
+    hosts.leave()
+    if hosts.is_first():
+        time.sleep(2)
+    say([hosts.several(), hosts.is_first()])
+sys.exit(hosts.Stopped().status)
 """
 
 
@@ -75,8 +75,9 @@ def next_said(process: subprocess.Popen) -> Any:
     return next(json.loads(line[5:]) for line in process.stdout if line.startswith("said "))
 
 
-def test_two_processes_exchange_values_and_stop_at_the_same_step() -> None:
-    with two_processes() as processes:
+def test_two_processes_exchange_values_stop_at_the_same_step_and_leave_each_other() -> None:
+    """After which the first may draw for longer than the other would wait."""
+    with two_processes("leave") as processes:
         errors = set()
         for index, process in enumerate(processes):
             several, first, gathered, decided = next_said(process)
@@ -88,18 +89,11 @@ def test_two_processes_exchange_values_and_stop_at_the_same_step() -> None:
         processes[1].send_signal(signal.SIGTERM)  # to one of them alone
         steps = {next_said(process) for process in processes}
         assert len(steps) == 1 and steps.pop() > 1
+        assert [next_said(process) for process in processes] == [[False, True], [False, False]]
         assert [process.wait(timeout=60) for process in processes] == [143, 143]
 
 
-def test_the_first_process_may_draw_for_longer_than_the_others_would_wait() -> None:
-    with two_processes("leave") as processes:
-        for index, process in enumerate(processes):
-            next_said(process), next_said(process)
-            assert next_said(process) == [False, index == 0]
-        assert [process.wait(timeout=60) for process in processes] == [0, 0]
-
-
-@pytest.mark.parametrize("cause", ["fail", "kill"])
+@pytest.mark.parametrize("cause", helpers.short(["fail", "kill"], "kill"))
 def test_where_one_process_ends_the_other_ends_too(cause: str) -> None:
     with two_processes(cause) as processes:
         for process in processes:

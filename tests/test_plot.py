@@ -17,8 +17,12 @@ def panels(figure: Any) -> list[Any]:
     return [axes for axes in figure.axes if axes.images]
 
 
-def test_pictures_and_maps_stand_side_by_side(clip: Clip) -> None:
-    task = clipbias.Task(clip, "ivlp", ("cat", "dog"))
+@pytest.fixture(scope="module")
+def task(clip: Clip) -> clipbias.Task:
+    return clipbias.Task(clip, "ivlp", ("cat", "dog"))
+
+
+def test_pictures_and_maps_stand_side_by_side(clip: Clip, task: clipbias.Task) -> None:
     learnables, images = task.init(), clip.preprocess(PIXELS)
     maps = clipbias.relevancy(task, clip.params, learnables, images, [1, 0])
     figure = clipbias.plot(task, learnables, PIXELS, [1, 0])
@@ -36,12 +40,10 @@ def test_pictures_and_maps_stand_side_by_side(clip: Clip) -> None:
     np.testing.assert_allclose(again[3].images[1].get_array(), heat_map(rows[1], 16, 16))
     assert again[1].get_title() == "a"
     likely = clipbias.predict(task, learnables, PIXELS[:1]).classes[0]
-    assert panels(clipbias.plot(task, learnables, PIXELS[0]))[1].get_title() == likely
-
-
-def test_a_notebook_shows_a_figure(clip: Clip) -> None:
-    task = clipbias.Task(clip, "zero_shot", ("cat", "dog"))
-    assert clipbias.plot(task, {}, PIXELS[0])._repr_png_().startswith(b"\x89PNG")  # type: ignore[attr-defined]
+    one = clipbias.plot(task, learnables, PIXELS[0])
+    assert panels(one)[1].get_title() == likely
+    # A notebook shows it.
+    assert one._repr_png_().startswith(b"\x89PNG")  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -54,7 +56,6 @@ def test_a_notebook_shows_a_figure(clip: Clip) -> None:
         ([], {}, "there are 0 pictures"),
     ],
 )
-def test_what_does_not_belong_together(pictures: Any, options: dict, message: str, clip: Clip) -> None:
-    task = clipbias.Task(clip, "bias", ("cat", "dog"))
+def test_what_does_not_belong_together(pictures: Any, options: dict, message: str, task: clipbias.Task) -> None:
     with pytest.raises(ClipbiasError, match=message):
         clipbias.plot(task, task.init(), pictures, **options)

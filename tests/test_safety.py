@@ -1,6 +1,7 @@
 """What comes from elsewhere is data: nothing in it is run, nothing in it steers a terminal, no path in it climbs."""
 
 import ast
+import functools
 import io
 import json
 import os
@@ -49,13 +50,25 @@ IMPORTERS = {
 }
 
 
+@functools.cache
+def nodes() -> list[tuple[str, ast.AST]]:
+    """Every call, import and text in the project's source, with its file."""
+    paths = [
+        path for folder in ("clipbias", "experiments", "tools", "configs") for path in (ROOT / folder).rglob("*.py")
+    ]
+    return [
+        (path.relative_to(ROOT).as_posix(), node)
+        for path in sorted(paths)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call | ast.Import | ast.ImportFrom | ast.Constant)
+    ]
+
+
 def calls() -> Iterator[tuple[str, str, ast.Call]]:
     """Every call in the project's source: file, dotted name, node."""
-    for folder in ("clipbias", "experiments", "tools", "configs"):
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.Call):
-                    yield path.relative_to(ROOT).as_posix(), ast.unparse(node.func), node
+    for path, node in nodes():
+        if isinstance(node, ast.Call):
+            yield path, ast.unparse(node.func), node
 
 
 def test_no_call_unpickles_runs_a_text_or_trusts_the_wall_clock() -> None:
@@ -75,15 +88,13 @@ RESTRICTED = "clipbias/clip/torch_file.py"
 
 
 def test_no_module_that_unpickles_is_imported_and_no_fixed_temporary_name_is_used() -> None:
-    for folder in ("clipbias", "experiments", "tools", "configs"):
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-                names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-                unpicklers = {name.partition(".")[0] for name in names} & UNPICKLERS
-                assert unpicklers <= ({"pickle"} if path.relative_to(ROOT).as_posix() == RESTRICTED else set()), path
-                if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                    assert not node.value.startswith(("/tmp", "/var/tmp")), path
+    for path, node in nodes():
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        unpicklers = {name.partition(".")[0] for name in names} & UNPICKLERS
+        assert unpicklers <= ({"pickle"} if path == RESTRICTED else set()), path
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            assert not node.value.startswith(("/tmp", "/var/tmp")), path
 
 
 class Trap:
