@@ -110,7 +110,7 @@ def test_a_broken_interval_is_found(monkeypatch):
     from clipbias.explain import uncertainty
 
     def covered():
-        found = rates("none", 1.0, studies=15, images=1000, seed=4)["accuracy"]
+        found = rates("none", 1.0, studies=5, images=1000, seed=4)["accuracy"]
         return np.mean([found["coverage"][name] for name in ("gain", "attention", "kept", "lost")])
 
     before = covered()

@@ -39,9 +39,10 @@ def test_pictures_and_maps_stand_side_by_side(clip: Clip, task: clipbias.Task) -
     np.testing.assert_array_equal(again[0].images[0].get_array(), PIXELS[0, 2:18])
     np.testing.assert_allclose(again[3].images[1].get_array(), heat_map(rows[1], 16, 16))
     assert again[1].get_title() == "a"
-    likely = clipbias.predict(task, learnables, PIXELS[:1]).classes[0]
-    one = clipbias.plot(task, learnables, PIXELS[0])
-    assert panels(one)[1].get_title() == likely
+    likely = clipbias.plot(task, learnables, PIXELS)
+    assert [panels(likely)[place].get_title() for place in (1, 3)] == clipbias.predict(task, learnables, PIXELS).classes
+    one = clipbias.plot(task, learnables, PIXELS[0], maps=rows[:1], targets=[1])
+    np.testing.assert_array_equal(panels(one)[0].images[0].get_array(), PIXELS[0, 2:18])
     # A notebook shows it.
     assert one._repr_png_().startswith(b"\x89PNG")  # type: ignore[attr-defined]
 
