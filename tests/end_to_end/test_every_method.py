@@ -73,22 +73,10 @@ def tuned(task: Task) -> Learnables:
     return jax.tree_util.tree_map_with_path(moved, jax.device_get(learnables))
 
 
-# So many methods that everything a classifier is made of is in one of them: what a method adds to the towers, and the
-# hooks that make logits (`tests/training/test_lowering.covering`).
-COVERING = (
-    "zero_shot",
-    "coop",
-    "cocoop",
-    "tpt",
-    "plot",
-    "vpt",
-    "visual_prompting",
-    "ivlp",
-    "mmrl",
-    "prolip",
-    "bias",
-    "mma",
-)
+# One of every form of export, and of every way from images to logits that a program or maps of relevancy follow: a
+# checkpoint, text features alone, texts of an image, features of patches, pixels, tokens in both towers, tokens inside
+# them, a projection, modules; and what is learned anew from an image, which is refused before anything is computed.
+COVERING = ("coop", "cocoop", "tpt", "plot", "visual_prompting", "mmrl", "prolip", "bias", "mma")
 
 
 encode = jax.jit(encode_image, static_argnums=1)

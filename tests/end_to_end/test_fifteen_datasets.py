@@ -59,9 +59,13 @@ def test_eleven_train_and_evaluate(clip, root, tmp_path):
     assert all(0 <= row["accuracy"] <= 100 for row in rows)
 
 
-def test_imagenet_variants_and_other_datasets(clip, root, tmp_path):
+def test_imagenet_and_its_variants(clip, root, tmp_path):
     shifted = run(clip, root, tmp_path / "shifted", "domain_generalization", "taskres", "imagenet")
     assert list(shifted[0]["accuracies"]) == ["imagenet", *catalog.VARIANTS]
+
+
+@pytest.mark.long
+def test_from_imagenet_to_the_other_datasets(clip, root, tmp_path):
     crossed = run(clip, root, tmp_path / "crossed", "cross_dataset", "zero_shot", "imagenet")
     assert list(crossed[0]["accuracies"]) == list(catalog.ELEVEN)
 

@@ -11,7 +11,7 @@ from clipbias import data
 from clipbias.data import transforms
 from experiments import prepare_data
 from tests.data import miniatures
-from tests.end_to_end.binaries import answer_here, refusal_here, run, succeed_here
+from tests.end_to_end.binaries import answer_here, refusal_here, succeed_here
 
 
 @pytest.fixture(scope="module")
@@ -19,10 +19,9 @@ def root(tmp_path_factory):
     return miniatures.make_all(tmp_path_factory.mktemp("all"))
 
 
-def test_check_lists_all_fifteen(root: Path, cache: Path) -> None:
-    done = run("prepare_data", f"--config.data_dir={root}", cache=cache)
-    assert done.returncode == 1 and done.stderr == ""
-    assert sum(" differs " in line for line in done.stdout.splitlines()) == 15
+def test_check_lists_all_fifteen(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert answer_here(prepare_data, {"data_dir": str(root)}) == (1, "")
+    assert sum(" differs " in line for line in capsys.readouterr().out.splitlines()) == 15
 
 
 def test_nothing_found_is_no_failure(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_crops_leave_a_flat_image_flat_and_whole_windows_unchanged():
 
 
 def test_weight_decay_spares_biases_norms_and_the_logit_scale():
-    params = init_params(pretrain_demo.model_config(16, 1), jax.random.key(0))
+    params = jax.eval_shape(lambda: init_params(pretrain_demo.model_config(16, 1), jax.random.key(0)))
     decayed = contrastive.decayed(params)
     assert not decayed["logit_scale"]
     assert not decayed["vision"]["layers"]["norm1"]["scale"] and not decayed["text"]["layers"]["fc1"]["bias"]

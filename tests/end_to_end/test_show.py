@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import helpers
 from tests.end_to_end import binaries
 from tests.report.test_runs import state, trained
 
@@ -28,7 +29,7 @@ def test_what_can_be_read_is_shown(cache: Path, tmp_path: Path) -> None:
     assert picture.read_bytes()[:4] == b"\x89PNG"
 
 
-@pytest.mark.parametrize("line", ["", "show --help", "show --config.runs=FOLDER"])
+@pytest.mark.parametrize("line", helpers.short(["", "show --help", "show --config.runs=FOLDER"], "show --help"))
 def test_a_reader_that_stops_reading_ends_a_command_quietly(line: str, tmp_path: Path) -> None:
     """As `clipbias show --help | head` does, here before the first line."""
     words = line.replace("FOLDER", str(trained(tmp_path))).split()
@@ -63,7 +64,7 @@ OURS = ["error: an error of orbax", "warning: ours"]
     ("verbosity", "shown"),
     [
         ("-1", OURS),
-        ("-2", OURS[:1]),
+        pytest.param("-2", OURS[:1], marks=pytest.mark.long),
         ("1", ["warning: of orbax", OURS[0], "warning: <string>:10: UserWarning: of Python", OURS[1]]),
     ],
 )

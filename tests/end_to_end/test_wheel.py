@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from clipbias.version import __version__
 from tests.documents import ROOT, blocks
+from tests.report.test_runs import state, trained
 
 
 def call(*command: str | Path, cwd: Path) -> str:
@@ -66,8 +68,8 @@ def programs(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_script_beside_the_clone_finds_the_package(source: Path, tmp_path: Path) -> None:
     """Python also finds the clone's folder there, a namespace package of the same name."""
     python = install(tmp_path, "-e", source) / "python"
-    (source.parent / "script.py").write_text("import clipbias\nprint(clipbias.load('demo').name)\n", encoding="utf-8")
-    assert call(python, "script.py", cwd=source.parent) == "demo\n"
+    (source.parent / "script.py").write_text("import clipbias\nprint(clipbias.__version__)\n", encoding="utf-8")
+    assert call(python, "script.py", cwd=source.parent) == f"{__version__}\n"
 
 
 def test_every_file_of_the_package_is_in_the_wheel(wheel: Path) -> None:
@@ -84,16 +86,21 @@ def test_every_file_of_the_package_is_in_the_wheel(wheel: Path) -> None:
 
 
 def test_the_command_works_in_an_empty_folder(programs: Path, tmp_path: Path) -> None:
-    listed = call(programs / "clipbias", cwd=tmp_path)
-    assert "  table1       Trains methods x datasets" in listed
     tiny = ("--config.methods=('zero_shot',)", "--config.datasets=('demo/fashion',)", "--config.eval_batch_size=300")
     told = call(programs / "clipbias", "table1", "--config=configs/demo.py:full", *tiny, cwd=tmp_path)
     assert "Tables and picture: workdir/demo_full/table.html" in told
     assert "demo/fashion" in (tmp_path / "workdir" / "demo_full" / "table.md").read_text(encoding="utf-8")
     config = json.loads((tmp_path / "workdir" / "demo_full" / "config.json").read_text(encoding="utf-8"))
     assert config["model"] == "demo" and config["methods"] == ["zero_shot"]
-    shown = call(programs / "clipbias", "show", "--config.runs=workdir/demo_full", cwd=tmp_path)
-    assert " table1 " in shown and " finished" in shown
+
+
+@pytest.mark.long
+def test_other_commands_work_in_an_empty_folder(programs: Path, tmp_path: Path) -> None:
+    listed = call(programs / "clipbias", cwd=tmp_path)
+    assert "  table1       Trains methods x datasets" in listed
+    trained(tmp_path / "run", state=state("finished"))
+    shown = call(programs / "clipbias", "show", "--config.runs=run", cwd=tmp_path)
+    assert " train " in shown and " finished" in shown
     draw = ("--config.action=draw", "--config.datasets=demo/digits", "--config.shots=1", "--config.output=sheet.png")
     call(programs / "clipbias", "prepare_data", *draw, cwd=tmp_path)
     data = ROOT / "tests" / "data_files"
