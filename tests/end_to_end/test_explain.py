@@ -35,7 +35,7 @@ from tests.end_to_end.binaries import (
 SETTINGS = {"dataset": "folder", "batch_size": 4, "faithfulness_images": 2, "examples": 2, "rotations": (0, 90)}
 
 
-CAUSAL = ("vision_attention", "factorial", "constants", "verdict")
+CAUSAL = ("factorial", "constants", "verdict")
 
 
 @pytest.mark.parametrize("sections", helpers.short([CAUSAL, SECTIONS], CAUSAL), ids=len)
@@ -63,11 +63,11 @@ def test_a_study_with_its_report(sections, images, adapters, tmp_path):
     correct = results.arrays["factorial/ivlp/correct"]
     assert correct[:, 0, 7].sum() == results.scalars["models"][1]["correct"]
     assert "ivlp:random" in results.scalars["factorial"]
-    before = results.arrays["vision_attention/zero_shot/clip/distance/mean"]
-    after = results.arrays["vision_attention/ivlp/without_prompt/distance/mean"]
-    np.testing.assert_allclose(before[0], after[0], rtol=1e-5)
-    assert np.abs(before[1:] - after[1:]).max() > 1e-3
     if sections is SECTIONS:
+        before = results.arrays["vision_attention/zero_shot/clip/distance/mean"]
+        after = results.arrays["vision_attention/ivlp/without_prompt/distance/mean"]
+        np.testing.assert_allclose(before[0], after[0], rtol=1e-5)
+        assert np.abs(before[1:] - after[1:]).max() > 1e-3
         assert results.arrays["similarity/ivlp/prompts"].shape == (4, 3, 16, 16)
     assert all(np.isfinite(results.arrays[name]).all() for name in results.arrays if name.endswith("/mean"))
     # The equivalent bias as an adapter answers as the study says, and is printed with what it keeps.
@@ -139,8 +139,8 @@ def test_adapters_of_many_datasets_are_interpreted_without_a_study(model, tmp_pa
 
 
 def test_several_datasets_get_an_overview_and_a_second_run_finds_all_there(model, images, tmp_path):
-    settings = {"datasets": ("folder",), "sections": "text_attention,faithfulness,interpret", "model": str(model)}
-    settings |= {"data_dir": str(images), "batch_size": 4, "faithfulness_images": 2}
+    settings = {"datasets": ("folder",), "sections": "text_attention,vision_attention,interpret", "model": str(model)}
+    settings |= {"data_dir": str(images), "batch_size": 4}
     made = []
     for _ in range(2):
         status, said = answer_here(experiments.explain, settings, tmp_path)
@@ -156,12 +156,12 @@ def test_what_an_evaluation_predicted_is_read_by_a_study(model, images, adapters
     for name, adapter in (("zero_shot", ""), ("bias", adapters[1])):
         settings = common | {"adapters": adapter, "eval_batch_size": 4}
         assert answer_here(experiments.evaluate, settings, tmp_path / name)[0] == 0
-    settings = common | {"sections": "text_attention", "adapters": ",".join(adapters), "batch_size": 4}
+    settings = common | {"sections": "text_attention", "adapters": adapters[1], "batch_size": 4}
     read = settings | {"predictions": f"{tmp_path / 'zero_shot'},{tmp_path / 'bias'}"}
     said = [answer_here(experiments.explain, own, tmp_path / name)[1] for own, name in ((settings, "a"), (read, "b"))]
     assert [lines.count("predictions read") for lines in said] == [0, 2]
     computed, found = (load_results(tmp_path / name).arrays for name in "ab")
-    for key in ("zero_shot", "ivlp", "bias"):
+    for key in ("zero_shot", "bias"):
         np.testing.assert_array_equal(found[f"predictions/{key}"], computed[f"predictions/{key}"])
     # And read they were: a study believes what it finds.
     (path,) = (tmp_path / "bias" / "predictions").iterdir()

@@ -1,5 +1,6 @@
 """Pretraining of the demo model: it learns, continues where it stopped, and writes a model that loads."""
 
+import functools
 import json
 from importlib import resources
 from pathlib import Path
@@ -85,17 +86,28 @@ def test_crops_leave_a_flat_image_flat_and_whole_windows_unchanged():
     np.testing.assert_allclose(whole, images, atol=1e-5)
 
 
+def shapes(family="clip"):
+    """Of a small model's parameters."""
+    return jax.eval_shape(functools.partial(init_params, pretrain_demo.model_config(16, 1, family)), jax.random.key(0))
+
+
 def test_weight_decay_spares_biases_norms_and_the_logit_scale():
-    params = jax.eval_shape(lambda: init_params(pretrain_demo.model_config(16, 1), jax.random.key(0)))
-    decayed = contrastive.decayed(params)
+    decayed = contrastive.decayed(shapes())
     assert not decayed["logit_scale"]
     assert not decayed["vision"]["layers"]["norm1"]["scale"] and not decayed["text"]["layers"]["fc1"]["bias"]
     assert decayed["vision"]["layers"]["qkv"]["kernel"] and decayed["text"]["projection"]
 
 
 def test_a_siglip_starts_from_what_a_clip_has_too():
+    draw = np.random.default_rng(0)
     clip, siglip = (
-        init_params(pretrain_demo.model_config(16, 1, f), jax.random.key(i)) for i, f in enumerate(("clip", "siglip"))
+        jax.tree.map(
+            lambda leaf: draw.normal(size=leaf.shape).astype(leaf.dtype),
+            jax.eval_shape(
+                functools.partial(init_params, pretrain_demo.model_config(16, 1, family)), jax.random.key(0)
+            ),
+        )
+        for family in ("clip", "siglip")
     )
     clip["vision"]["position_embedding"] = np.arange(37 * 16, dtype=np.float32).reshape(37, 16)
     started = pretrain_demo.started_from(clip, siglip)

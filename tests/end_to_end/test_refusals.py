@@ -131,7 +131,8 @@ def test_corrupt_image_is_named_or_skipped_and_few_images_are_all_used(
 ) -> None:
     own = {"dataset": "folder", "data_dir": str(pictures), "shots": 2}
     assert "0.png" in refused(model, tmp_path / "refused", **own)
-    settings = {"model": str(model), "epochs": 2, "on_image_error": "skip", **own}
+    settings = {"model": str(model), "epochs": 2, "on_image_error": "skip", "method": "taskres", **own}
+    settings["method_options"] = {}
     binaries.succeed_here(experiments.train, settings, tmp_path / "w")
     assert '"skipped_images": 1' in (tmp_path / "w" / "result.json").read_text()
     assert "dog has 1" in caplog.text

@@ -54,7 +54,7 @@ def test_a_dry_run_of_the_papers_table(official: Hub, tmp_path: Path, capsys: py
 
 
 def test_training(official: Hub, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    config = train_config.get_config()
+    config = train_config.get_config("taskres")
     miniatures.make(tmp_path / "data", "eurosat")
     config.update(data_dir=str(tmp_path / "data"), dataset="eurosat", shots=1, epochs=1, batch_size=4)
     config.mesh.data = 1
@@ -66,7 +66,7 @@ def test_training(official: Hub, tmp_path: Path, capsys: pytest.CaptureFixture) 
     assert (model["name"], model["revision"]) == (DEFAULT, commit)
     adapter = clipbias.load_adapter(workdir / "adapter.safetensors")
     assert (adapter.base, adapter.base_fingerprint) == (f"{DEFAULT}@{commit}", model["fingerprint"])
-    place = clipbias.push_to_hub("me/eurosat-bias", adapter)
+    place = clipbias.push_to_hub("me/eurosat-taskres", adapter)
     official.sent.clear()
     again, _ = find_adapter(place)  # as all binaries find what `--config.adapters=` names
     again.task(clipbias.load(again.base))
