@@ -1,37 +1,34 @@
 """Tasks for these tests, and a model whose evidence lies where the test puts it."""
 
-import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from clipbias.clip import Clip
-from clipbias.clip.params import init_params
-from clipbias.tuning import Task
+from clipbias.tuning import CONSTANTS, Task
+from tests.tuning import weights_common
 
 CLASS_NAMES = ("cat", "maine_coon", "golden retriever")
 
 
-def tuned(clip: Clip, method: str, **options: Any) -> tuple[Task, dict[str, jax.Array]]:
+def tuned(clip: Clip, method: str, **options: Any) -> tuple[Task, dict[str, np.ndarray]]:
     """A task and learnables far from where they start."""
     task = Task(clip, method, CLASS_NAMES, **options)
-    keys = jax.random.split(jax.random.key(3), 8)
-    moved = {
-        name: value + 0.3 * jax.random.normal(key, value.shape)
-        for key, (name, value) in zip(keys, task.init().items(), strict=False)
-    }
-    return task, moved
+    return task, moved(task)
 
 
 def moved(task: Task) -> Any:
-    """Learnables of any structure far from where they start; whole numbers stay."""
-    leaves, structure = jax.tree.flatten(task.init())
-    keys = jax.random.split(jax.random.key(4), len(leaves))
+    """Learnables of any structure far from where they start; whole numbers stay. Drawn without a program."""
+    leaves, structure = jax.tree.flatten(task.shapes)
+    if all(np.issubdtype(leaf.dtype, np.floating) for leaf in leaves) and CONSTANTS not in task.shapes:
+        return weights_common.drawn(task.shapes, 0.3, seed=4)
+    leaves, draw = structure.flatten_up_to(task.init()), np.random.default_rng(4)
     return structure.unflatten(
-        leaf + 0.3 * jax.random.normal(key, leaf.shape) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
-        for key, leaf in zip(keys, leaves, strict=True)
+        np.asarray(leaf) + np.float32(0.3) * draw.normal(size=leaf.shape).astype(np.float32)
+        if np.issubdtype(leaf.dtype, np.floating)
+        else np.asarray(leaf)
+        for leaf in leaves
     )
 
 
@@ -41,12 +38,18 @@ def transparent(clip: Clip) -> dict[str, Any]:
     Every block lets each token look evenly at all tokens (queries and keys are zero) and adds what it sees; MLPs add
     nothing. So `[cls]` sums up the patches, and a patch speaks for a class as far as its token points its way.
     """
-    params = jax.tree.map(np.array, jax.jit(functools.partial(init_params, clip.config))(jax.random.key(0)))
+    params = jax.tree.map(np.array, clip.params)
     tower, width = params["vision"], clip.config.vision.width
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tower):
+        names = [part.key for part in path]
+        if any("norm" in name for name in names):
+            leaf[:] = names[-1] == "scale"
+        elif names[-1] == "bias":
+            leaf[:] = 0
     layers = tower["layers"]
     for part in ("qkv", "out", "fc1", "fc2"):
         layers[part]["kernel"][:] = 0
     layers["qkv"]["kernel"][:, :, 2 * width :] = np.eye(width)
     layers["out"]["kernel"][:] = np.eye(width)
     tower["position_embedding"][:] = 0
-    return jax.tree.map(jnp.asarray, params)
+    return params

@@ -1,7 +1,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,7 +11,7 @@ from clipbias.explain.tokens import text_roles, vision_roles
 from tests.explain.models import tuned
 from tests.reference import numpy_clip, statistics
 
-CLS = jnp.zeros(4, jnp.int32)
+CLS = np.zeros(4, np.int32)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +80,7 @@ def test_statistics_are_those_of_the_parts(seen):
 
 def test_text_counts_only_queries_that_see_prompts(clip):
     task, learnables = tuned(clip, "coop")
-    roles, tokens = text_roles(task), jax.tree.map(jnp.asarray, task.tokens)
+    roles, tokens = text_roles(task), task.tokens
     observe = observe_parts(roles, tokens.eos)
     run = functools.partial(encode_text, config=clip.config, tokens=tokens, observe=observe)
     seen = jax.jit(lambda p, a: run(p, adaptation=a)[1])(clip.params, task.method.adapt(learnables))
@@ -91,15 +90,17 @@ def test_text_counts_only_queries_that_see_prompts(clip):
 
 def of(parts_over_samples, counted=None):
     """What `observe_parts` gives for parts `[B, L, N, D]` whose queries `[B, L, N]` count, all of them by default."""
-    values = np.asarray(parts_over_samples, np.float32)
+    values = np.asarray(parts_over_samples, np.float64)
     counted = np.ones(values.shape[:3], bool) if counted is None else counted
+
+    def moments(values, counted):
+        count, mask = counted.sum(0), counted.reshape(*counted.shape, *[1] * (values.ndim - counted.ndim))
+        mean = (mask * values).sum(0) / np.maximum(mask.sum(0), 1)
+        return Moments(count, mean, (mask * (values - mean) ** 2).sum(0))
+
     shared = np.ones(values.shape[:2], bool)
-    every = {
-        "part": Moments.of(jnp.asarray(values), jnp.asarray(counted)),
-        "total": Moments.of(jnp.asarray((values * counted[..., None]).sum(2)), jnp.asarray(shared)),
-        "tokens": Moments.of(jnp.asarray(counted.sum(2)), jnp.asarray(shared)),
-    }
-    return jax.tree.map(np.asarray, every)
+    total = moments((values * counted[..., None]).sum(2), shared)
+    return {"part": moments(values, counted), "total": total, "tokens": moments(counted.sum(2), shared)}
 
 
 def test_constancy_of_known_parts():
@@ -120,11 +121,10 @@ def test_constancy_of_known_parts():
     assert np.isnan(single["constancy"]).all() and np.isnan(single["bias_likeness"]).all()
 
 
-@pytest.mark.parametrize("samples", [2, 4])
-def test_few_samples_make_nothing_look_constant(samples):
+def test_few_samples_make_nothing_look_constant():
     """Many data sets of a few samples each, one per layer: on average the shares are the true ones."""
-    draw = np.random.default_rng(samples)
-    sets, tokens, width = 3000, 3, 16
+    draw = np.random.default_rng(2)
+    samples, sets, tokens, width = 2, 3000, 3, 16
     means = draw.normal(size=(tokens, width))
     # Tokens of one sample vary together, as those of one image do, and the last is missing in half of the samples.
     noise = 1.5 * draw.normal(size=(samples, sets, 1, width)) + 0.5 * draw.normal(size=(samples, sets, tokens, width))
