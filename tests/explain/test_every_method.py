@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -26,6 +25,7 @@ from tests.explain.models import CLASS_NAMES, moved
 from tests.explain.test_study import split
 from tests.reference import amounts as plain_amounts
 from tests.reference import factorial, inner_parts, methods, mmrl, numpy_clip, prompts_cocoop, prompts_plot, weights
+from tests.reference import relevancy as plain_relevancy
 from tests.reference.tokenizer import SimpleTokenizer
 from tests.tuning import weights_common
 
@@ -34,8 +34,6 @@ PHRASES = ("a photo of a", "this is the dog")
 # The model reads 24 tokens.
 OPTIONS: dict[str, dict[str, Any]] = {
     "plot": {"tokens": 4, "sets": 2},
-    "proda": {"tokens": 4, "sets": 4},
-    "upl": {"tokens": 4, "sets": 2},
     "plot_plus_plus": {"phrases": PHRASES},
     "tpt": {"crops": 9},
     "mmrl": {"blocks": 2, "space": 6, "tokens": 2},
@@ -74,7 +72,7 @@ INSERTED, PATCHES = "Tokens are inserted inside the", "The head reads features o
 PASSES, CROPS = "The head reads several passes ", "The context is learned anew fr"
 WORDS, NOTHING = "The texts depend on the image,", "No token and no weight of the "
 MAPS = {"plot": PATCHES, "plot_plus_plus": PASSES, "mmrl": INSERTED, "tpt": CROPS}
-METHODS = ("cocoop", "plot", "plot_plus_plus", "proda", "mmrl", "tpt", "upl", "taskres", "tip_adapter")
+METHODS = ("cocoop", "plot", "plot_plus_plus", "mmrl", "tpt", "taskres", "tip_adapter")
 HEADS = ("taskres", "tip_adapter")
 
 
@@ -89,14 +87,14 @@ def test_a_study_keeps_every_method_and_says_what_it_leaves_out(clip, tmp_path):
     assert said(made, found.scalars["text_attention"]) == inside
     for key in {*METHODS, "zero_shot"} - set(inside):
         np.testing.assert_allclose(found.arrays[f"text_attention/{key}/mean"].sum(-1), 1, rtol=1e-5)
-    none = dict.fromkeys(("cocoop", "plot", "proda", "tpt", "upl", *HEADS), "There are no vision prompts.")
+    none = dict.fromkeys(("cocoop", "plot", "tpt", *HEADS), "There are no vision prompts.")
     similar = {**none, "mmrl": INSERTED, "plot_plus_plus": "Every pass over an image has p"}
     assert said(made, found.scalars["similarity"]) == similar
     without = inside | dict.fromkeys(HEADS, "There are no prompts that atte")
     assert said(made, found.scalars["decomposition"]) == without
     towers = {key: sorted(facts) for key, facts in found.scalars["decomposition"].items() if key not in without}
-    assert towers == {"plot": ["text"], "proda": ["text"], "upl": ["text"], "plot_plus_plus": ["text", "vision"]}
-    assert found.scalars["decomposition"]["proda"]["text"]["runs"] == 4
+    assert towers == {"plot": ["text"], "plot_plus_plus": ["text", "vision"]}
+    assert found.scalars["decomposition"]["plot"]["text"]["runs"] == 2
     # Nothing is computed of these, and every sentence is on the page.
     left_out = {"text_attention": inside, "similarity": similar, "decomposition": without}
     parts = [name.split("/") for name in found.arrays]
@@ -151,7 +149,7 @@ def test_mixtures_of_passes_and_of_texts_of_an_image_are_each_runs_of_its_own(cl
             found = arrays["factorial/plot_plus_plus/log_likelihood"][:, place, k]
             np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=2e-3, err_msg=f"{tower} {streams[k]}")
     assert scalars["cocoop"]["streams"] == tuple(streams)
-    learnables = weights.double(jax.device_get(one.learnables))
+    learnables = weights.double(one.learnables)
     seen = numpy_clip.encode_image(plain.state, plain.config, images).features
     start = factorial.reference_inputs(plain, "coop", CLASS_NAMES, np.asarray(one.task.init(1)["text_context"]))
     for b, feature in enumerate(seen):
@@ -175,7 +173,7 @@ def test_what_inserted_tokens_and_texts_of_images_amount_to(clip, plain):
     images, raw = normalised(clip), split().subset(np.arange(IMAGES))
     own = model(clip, "mmrl")
     found, _ = measure(own.task, clip.params, own.learnables, own.task.init(), raw_batches(raw, 16, 2))
-    learned = inner_parts.flatten(jax.device_get(own.learnables))
+    learned = inner_parts.flatten(own.learnables)
     ids = inner_parts.worded_tokens(plain, CLASS_NAMES, methods.WORDED)
     for tower, one, rows in (("vision", images, np.zeros(IMAGES, int)), ("text", ids, ids.argmax(-1))):
         enter = mmrl.Inserted(weights.double(learned), tower, 3).enter
@@ -187,7 +185,7 @@ def test_what_inserted_tokens_and_texts_of_images_amount_to(clip, plain):
     own = model(clip, "cocoop")
     found, count = measure(own.task, clip.params, own.learnables, own.task.init(), raw_batches(raw, 16, 2))
     assert count == IMAGES and set(found) == {"text"}
-    learnables = weights.double(jax.device_get(own.learnables))
+    learnables = weights.double(own.learnables)
     start = methods.prepare(plain, "coop", CLASS_NAMES, {"text_context": np.asarray(own.task.init()["text_context"])})
     each = [
         plain_amounts.of_texts(
@@ -201,14 +199,16 @@ def test_what_inserted_tokens_and_texts_of_images_amount_to(clip, plain):
 
 def test_relevancy_holds_the_context_that_an_image_gives_fixed(clip, plain):
     """Then CoCoOp is CoOp with that context, image by image."""
-    own, images = model(clip, "cocoop"), jnp.asarray(normalised(clip), jnp.float32)
-    targets = jnp.array([[0, 2], [1, 0], [2, 1]])
-    found = jax.jit(lambda p, x: relevancy(own.task, p, own.learnables, x, targets))(clip.params, images)
-    task, learnables = Task(clip, "coop", CLASS_NAMES), weights.double(jax.device_get(own.learnables))
-    features = numpy_clip.encode_image(plain.state, plain.config, np.asarray(images)).features
-    run = jax.jit(lambda p, context, x, t: relevancy(task, p, {"text_context": context}, x, t))
-    for b, feature in enumerate(features):
-        context = learnables["text_context"] + prompts_cocoop.shift(learnables, feature)[0]
-        wanted = run(clip.params, jnp.asarray(context, jnp.float32), images[b : b + 1], targets[b : b + 1])
-        for name in ("vision", "text", "scores"):
-            close(getattr(found, name)[b : b + 1], np.asarray(getattr(wanted, name)), name)
+    own, images = model(clip, "cocoop"), normalised(clip)
+    targets = np.array([[0, 2], [1, 0], [2, 1]])
+    run = jax.jit(lambda p, learnables, x: relevancy(own.task, p, learnables, x, targets))
+    found = run(clip.params, own.learnables, np.float32(images))
+    learnables = weights.double(own.learnables)
+    for b, feature in enumerate(numpy_clip.encode_image(plain.state, plain.config, images).features):
+        inputs = prompts_cocoop.shifted(plain, CLASS_NAMES, learnables, feature)
+        for k, target in enumerate(targets[b]):
+            vision, text = plain_relevancy.relevancy(plain, inputs, images[b], target)
+            close(found.vision[b, k], vision, f"image {b}")
+            close(found.text[b, k, : len(text)], text, f"text {target} of image {b}")
+            score = plain_relevancy.pair(plain, inputs, images[b], target).score
+            assert float(found.scores[b, k]) == pytest.approx(score, rel=5e-5)
