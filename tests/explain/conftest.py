@@ -1,7 +1,6 @@
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import clipbias
@@ -19,5 +18,5 @@ def clip() -> Clip:
 
 
 @pytest.fixture(scope="session")
-def images() -> jax.Array:
-    return jnp.asarray(helpers.random_images(weights.read_config(FOLDER), 4))
+def images() -> np.ndarray:
+    return helpers.random_images(weights.read_config(FOLDER), 4)

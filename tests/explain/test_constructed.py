@@ -125,7 +125,8 @@ def study(made: Constructed, clip: Clip, folder: Path) -> Study:
 
 
 @pytest.mark.parametrize(
-    ("name", "vector", "kind"), [("constant", True, True), ("kinds", False, True), ("image", False, False)]
+    ("name", "vector", "kind"),
+    [pytest.param("constant", True, True, marks=pytest.mark.long), ("kinds", False, True), ("image", False, False)],
 )
 def test_a_study_of_image_files_comes_to_the_same(name, vector, kind, plain, clip, tmp_path):
     """Half the images at a time, from files, through the sections to the verdict: which constants do, and which not."""

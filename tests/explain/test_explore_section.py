@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
+from clipbias.explain import explore_section
 from clipbias.explain.explore_section import bytes_per_image, choose_images, compute_explore, quantise
 from clipbias.explain.options import StudyOptions
 from clipbias.explain.results import changes
+from clipbias.explain.streaming import Relevancy
 from tests.explain.test_study import COUNT, knows, make
 
 
@@ -47,7 +49,15 @@ def test_only_images_of_the_causal_test(clip, tmp_path):
 
 def test_fewer_images_where_a_page_would_grow_too_large(clip, tmp_path, monkeypatch):
     study = make(clip, tmp_path)
-    monkeypatch.setattr("clipbias.explain.explore_section.LARGEST_BYTES", 2 * bytes_per_image(study) + 1)
+
+    def maps(study, model, images, targets):
+        seen = np.ones((len(images), 1, study.clip.config.vision.patches + model.prompts[0]), np.float32)
+        return Relevancy(
+            seen[:, 0], np.ones((len(images), int(np.max(model.task.tokens.end))), np.float32), targets
+        ), seen
+
+    monkeypatch.setattr(explore_section, "relevancy_maps", maps)
+    monkeypatch.setattr(explore_section, "LARGEST_BYTES", 2 * bytes_per_image(study) + 1)
     arrays, scalars = study.read(compute_explore(knows(study, predictions([0] * COUNT, [1] * COUNT))))
     assert len(arrays["explore/images"]) == len(scalars["names"]) == 2
     assert arrays["explore/pairs"].tolist() == [[0, 0], [0, 1], [1, 1], [1, 2]]

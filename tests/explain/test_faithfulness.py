@@ -3,7 +3,6 @@
 import collections
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -20,6 +19,7 @@ from clipbias.explain.study import Study
 from clipbias.tuning import Task
 from tests.explain import test_study
 from tests.explain.models import CLASS_NAMES
+from tests.helpers import short
 
 COUNT, BROKEN = 5, 3
 
@@ -35,11 +35,11 @@ def model(clip, raw):
     task = Task(clip, "taskres", CLASS_NAMES, alpha=1.0)
     some = raw[0].copy()
     some[: len(some) // 2] = 0
-    seen = clip.preprocessing.normalize(jnp.stack([jnp.asarray(x) for x in (raw[0], some, np.zeros_like(some))]))
-    features = jax.jit(task.image_features)(clip.params, task.init(), seen)
+    seen = clip.preprocessing.normalize(np.stack([raw[0], some, np.zeros_like(some)]))
+    features = np.asarray(jax.jit(task.image_features)(clip.params, task.init(), seen))
     features = features - features.mean(0)
-    (name,) = task.init()
-    learnables = {name: 1e3 * features / jnp.linalg.norm(features, axis=-1, keepdims=True)}
+    (name,) = task.shapes
+    learnables = {name: 1e3 * features / np.linalg.norm(features, axis=-1, keepdims=True)}
     return Model("zero_shot", "TaskRes", "taskres", task, learnables)
 
 
@@ -48,8 +48,8 @@ def classify(clip, model):
     """Raw images to classes."""
     logits = jax.jit(model.task.logits)
     return lambda images: np.asarray(
-        logits(clip.params, model.learnables, clip.preprocessing.normalize(jnp.asarray(images))).argmax(-1)
-    )
+        logits(clip.params, model.learnables, clip.preprocessing.normalize(images))
+    ).argmax(-1)
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +65,8 @@ def expected(clip, model, classify, raw, split):
     """Accuracy after each step by map, direction and target."""
     patch, grid = clip.config.vision.patch_size, clip.config.vision.grid
     predicted, hits = classify(raw), collections.defaultdict(list)
-    targets = jnp.stack([jnp.asarray(predicted), jnp.asarray(split.labels)], axis=1)
-    seen = clip.preprocessing.normalize(jnp.asarray(raw))
+    targets = np.stack([predicted, split.labels], axis=1)
+    seen = clip.preprocessing.normalize(raw)
     maps = explanations(model.task, clip.params, model.learnables, seen, targets)
     for index in (index for index in range(COUNT) if index != BROKEN):
         key = jax.random.fold_in(jax.random.key(0), int(raw[index].astype(np.uint32).sum()))
@@ -91,7 +91,7 @@ def expected(clip, model, classify, raw, split):
     return {names: np.mean(rows, axis=0) for names, rows in hits.items()}
 
 
-@pytest.mark.parametrize("size", [2, 16])
+@pytest.mark.parametrize("size", short([2, 16], 2))
 def test_curves_are_those_of_one_image_after_the_other(model, split, expected, tmp_path, size):
     study = study_of(model, split, tmp_path, size)
     arrays, scalars = study.read(compute_faithfulness(study))
@@ -124,7 +124,7 @@ def test_what_is_the_same_for_both_targets_is_classified_once(model, classify, r
     monkeypatch.setattr(faithfulness_section, "distinct_rows", counting)
     for name, shift in (("right", 0), ("wrong", 1)):
         images = Split(split.keys, (classify(raw) + shift) % 3, split.read)
-        study = study_of(model, images, tmp_path / name, COUNT)
+        study = study_of(model, images, tmp_path / name, 2)
         study.read(compute_faithfulness(study))
     tries = 2 * (len(FRACTIONS) - 1) * (COUNT - 1)
     assert asked["right"] <= 5.5 * tries

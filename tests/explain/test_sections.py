@@ -2,7 +2,6 @@
 
 import io
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -31,7 +30,7 @@ SPREAD = GROUPS["all"]
 ROTATIONS, LAYERS, LAYER_COUNT, GRID, PATCH, SIZE = (90, 180), (0, 2), 3, 4, 4, 16
 RUNS = {"zero_shot": "dataset", "ivlp": "ivlp"}  # the reference's names of what classifies
 PATCHES = GRID * GRID
-SECTIONS = ("relevancy", "text_attention", "vision_attention", "similarity", "decomposition", "examples", "explore")
+SECTIONS = ("relevancy", "text_attention", "vision_attention", "similarity", "examples", "explore")
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
 DEVIATION = np.array([0.26862954, 0.26130258, 0.27577711])
 
@@ -95,8 +94,7 @@ def study_of(reference, clip, tmp_path_factory):
         ]
         for name in names:
             task = Task(clip, name, CLASS_NAMES, template=TEMPLATE, **sizes[name])
-            learnables = {key: jnp.asarray(value) for key, value in reference.learnables[name].items()}
-            models.append(Model(name, name, name, task, learnables))
+            models.append(Model(name, name, name, task, reference.learnables[name]))
         split = Split(tuple(f"{i}.png" for i in range(len(LABELS))), LABELS, read)
         options = StudyOptions(batch_size=4, images=len(SPREAD), examples=2, rotations=ROTATIONS, layers=LAYERS)
         return Study(models, split, options, tmp_path_factory.mktemp("sections"))

@@ -10,7 +10,6 @@ from clipbias.data import Split
 from clipbias.data.images import pictures
 from clipbias.errors import ClipbiasError
 from clipbias.explain import dataset_sections, stream
-from clipbias.explain.attention_sections import vision_totals
 from clipbias.explain.dataset_sections import (
     compute_predictions,
     compute_relevancy,
@@ -27,7 +26,7 @@ from clipbias.explain.streaming import Relevancy
 from clipbias.explain.study import Study
 from clipbias.report import write_report
 from clipbias.tuning import CONSTANTS, Task
-from tests import own_methods
+from tests import helpers, own_methods
 from tests.explain.models import CLASS_NAMES, moved, tuned
 
 COUNT = 7
@@ -63,9 +62,20 @@ def make(clip, folder, *, options=None, images=None, advance=lambda *_: None, sc
     )
 
 
+moments = jax.jit(Moments.of)
+
+
 def totals_of(study):
-    """The tuned model's averages over images."""
-    return study.read(vision_totals(study, study.models[1:]))["vpt"]
+    """Averages of pixels over images, as a section asks for its own."""
+
+    def section():
+        return (yield [Sums("x", "x", study.images, lambda batch: {"mean": moments(batch["images"], batch["mask"])})])
+
+    return study.read(section())["x"]["mean"]
+
+
+def pixels():
+    return pictures(split(), np.arange(COUNT), 16)
 
 
 def knows(study, predicted):
@@ -90,11 +100,10 @@ def test_an_interrupted_section_continues_to_the_same_numbers(clip, tmp_path):
     again = make(clip, tmp_path / "cut", options=options, advance=lambda title, done, total: steps.append(done))
     found = totals_of(again)
     assert steps == [1, 2, 3]
-    assert found.keys() == whole.keys()
-    for name, moments in whole.items():
-        np.testing.assert_array_equal(found[name].mean, moments.mean)
-        np.testing.assert_array_equal(found[name].squares, moments.squares)
-    assert found["norm_share"].samples == COUNT
+    np.testing.assert_array_equal(found.mean, whole.mean)
+    np.testing.assert_array_equal(found.squares, whole.squares)
+    assert found.samples == COUNT
+    np.testing.assert_allclose(found.mean, pixels().mean(0), rtol=1e-5)
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])
@@ -116,9 +125,8 @@ def test_an_interrupted_section_may_continue_with_other_batches(clip, tmp_path, 
         )
         found = totals_of(again)
     assert len(steps) == 2 + -(-(COUNT - 4) // size)
-    for name, moments in whole.items():
-        assert found[name].samples == moments.samples
-        np.testing.assert_allclose(found[name].mean, moments.mean, rtol=1e-4, atol=1e-5)
+    assert found.samples == whole.samples
+    np.testing.assert_allclose(found.mean, whole.mean, rtol=1e-4, atol=1e-5)
 
 
 def test_what_is_kept_is_not_computed_again_and_other_models_are_not_mistaken(clip, tmp_path):
@@ -166,9 +174,7 @@ def test_requests_that_were_saved_at_different_moments_both_end_whole(clip, tmp_
     """A process that is killed while it saves leaves some requests further than others."""
 
     def request(name, study, value):
-        return Sums(
-            name, name, study.images, lambda batch: {"mean": Moments.of(value + batch["numbers"], batch["mask"])}
-        )
+        return Sums(name, name, study.images, lambda batch: {"mean": moments(value + batch["numbers"], batch["mask"])})
 
     def both(study):
         return (yield [request("a", study, 0), request("b", study, 100)])
@@ -245,30 +251,38 @@ def test_batches_of_all_sections_are_of_one_size(clip, tmp_path):
     assert StudyOptions().images_at_once == (8 if jax.default_backend() == "cpu" else 32)
 
 
+STRENGTH = {"zero_shot": 1.0, "vpt": 2.0, "other": 3.0}
+
+
+def maps_by_hand(monkeypatch):
+    """Puts maps that can be told apart in the place of relevancy; returns of which images each model was asked."""
+    asked = {key: [] for key in STRENGTH}
+
+    def maps(study, model, images, targets):
+        patches, prompts = study.clip.config.vision.patches, model.prompts[0]
+        seen = np.asarray(images)[:, 0, 0, :1] + STRENGTH[model.key] * np.arange(1, 1 + patches + prompts, dtype="f")
+        asked[model.key] += [int(value) for value in np.asarray(images)[:, 0, 0, 0]]
+        text = np.ones((len(targets), np.max(model.task.tokens.eos) + 1), np.float32)
+        return Relevancy(seen, text, np.zeros(len(targets), np.float32)), seen
+
+    monkeypatch.setattr(dataset_sections, "relevancy_maps", maps)
+    return asked
+
+
 def test_zero_shot_is_explained_once_for_all_models(clip, tmp_path, monkeypatch):
     """Maps of two models and zero-shot that anything can be made of by hand: what is asked, and where it is counted."""
     plain = make(clip, tmp_path)
     other = dataclasses.replace(plain.models[1], key="other", label="other")
     study = Study([*plain.models, other], plain.split, StudyOptions(batch_size=2, images=2), tmp_path / "both")
-    strength = {"zero_shot": 1.0, "vpt": 2.0, "other": 3.0}
-    asked = {key: [] for key in strength}
-
-    def maps(study, model, images, targets):
-        patches, prompts = study.clip.config.vision.patches, model.prompts[0]
-        seen = images[:, 0, 0, :1].astype(np.float32) + strength[model.key] * np.arange(1.0, 1 + patches + prompts)
-        asked[model.key] += [int(value) for value in images[:, 0, 0, 0]]
-        text = np.ones((len(targets), np.max(model.task.tokens.eos) + 1))
-        return Relevancy(seen, text, np.zeros(len(targets))), seen
-
-    monkeypatch.setattr(dataset_sections, "relevancy_maps", maps)
+    asked = maps_by_hand(monkeypatch)
     labels, shift = study.split.labels, {"zero_shot": [0, 1, 1, 1, 0, 0, 1]}
     shift |= {"vpt": [0, 0, 1, 1, 0, 0, 1], "other": [0, 0, 0, 1, 0, 0, 0]}
     predicted = {f"predictions/{key}": (labels + np.array(own)) % 3 for key, own in shift.items()}
     predicted["predictions/labels"] = labels
     arrays, scalars = study.read(compute_relevancy(knows(study, predicted)))
-    pixels = pictures(study.split, np.arange(COUNT), 16)[:, 0, 0, 0]
+    first = pixels()[:, 0, 0, 0]
     padding = [0]  # image 2 alone is asked of one model only
-    assert sorted(asked["zero_shot"]) == sorted([*pixels[[0, 1, 2, 6]].tolist(), *padding * 2])
+    assert sorted(asked["zero_shot"]) == sorted([*first[[0, 1, 2, 6]].tolist(), *padding * 2])
     assert len(asked["vpt"]) == 4 and len(asked["other"]) == 6
     for key, corrections in (("vpt", [1]), ("other", [1, 2, 6])):
         chosen = {"corrected": corrections, "both_right": [0], "all": [0, 6]}
@@ -276,11 +290,12 @@ def test_zero_shot_is_explained_once_for_all_models(clip, tmp_path, monkeypatch)
             assert scalars[key][group]["count"] == len(images)
             for side, name in (("zero_shot", "zero_shot"), ("tuned", key)):
                 found = arrays[f"relevancy/{key}/{group}/vision/{side}/mean"]
-                rows = pixels[images, None] + strength[name] * np.arange(1.0, 1 + found.shape[-1])
+                rows = first[images, None] + STRENGTH[name] * np.arange(1.0, 1 + found.shape[-1])
                 np.testing.assert_allclose(found, (rows / rows.sum(1, keepdims=True)).mean(0), rtol=1e-5)
 
 
-def test_nothing_corrected_is_said_and_not_averaged(clip, tmp_path):
+def test_nothing_corrected_is_said_and_not_averaged(clip, tmp_path, monkeypatch):
+    maps_by_hand(monkeypatch)
     study = make(clip, tmp_path)
     same = {name: study.split.labels for name in ("predictions/labels", "predictions/zero_shot", "predictions/vpt")}
     arrays, scalars = study.read(compute_relevancy(knows(study, same)))
@@ -315,12 +330,16 @@ def test_refuses(clip, tmp_path):
         make(clip, tmp_path, images=split().subset([]))
 
 
-def test_heads_of_their_own(clip, tmp_path):
+SECTIONS = ("factorial", "verdict")
+
+
+@pytest.mark.parametrize("sections", helpers.short([SECTIONS, (*SECTIONS, "faithfulness")], SECTIONS))
+def test_heads_of_their_own(clip, tmp_path, sections):
     """What classifies in a study, touched or not, is the method's own head."""
     methods = {"head": own_methods.Head(), "cache": own_methods.Cache(sharpness=1e4)}
     tasks = {name: Task(clip, method, CLASS_NAMES) for name, method in methods.items()}
     # The cache votes for the wrong class of every image.
-    images = clip.preprocessing.normalize(pictures(split(), np.arange(COUNT), clip.config.vision.image_size))
+    images = clip.preprocessing.normalize(pixels())
     keys = jax.jit(tasks["cache"].image_features)(clip.params, {}, images)
     votes = {"keys": keys, "labels": (split().labels + 1) % 3, "strength": np.float32(1e4)}
     learnables = {"head": moved(tasks["head"]), "cache": {CONSTANTS: votes}}
@@ -329,17 +348,16 @@ def test_heads_of_their_own(clip, tmp_path):
         *(Model(name, name, name, tasks[name], learnables[name]) for name in methods),
     ]
     study = Study(models, split(), StudyOptions(batch_size=4, faithfulness_images=3), tmp_path)
-    sections = ("factorial", "faithfulness", "verdict")
     results = run_study(study, tmp_path, dataset={"name": "noise", "split": "test"}, config={}, sections=sections)
-    for number, (name, task) in enumerate(tasks.items(), start=1):
-        logits = jax.jit(task.logits)(clip.params, learnables[name], images)
-        guesses = results.arrays[f"predictions/{name}"]
-        np.testing.assert_array_equal(guesses, logits.argmax(-1))
+    logits = np.asarray(jax.jit(tasks["head"].logits)(clip.params, learnables["head"], images))
+    expected = {"head": logits.argmax(-1), "cache": (split().labels + 1) % 3}
+    for number, (name, guesses) in enumerate(expected.items(), start=1):
+        np.testing.assert_array_equal(results.arrays[f"predictions/{name}"], guesses)
         right = guesses == study.split.labels
         assert results.scalars["models"][number]["correct"] == right.sum()
-        curve = results.arrays[f"faithfulness/{name}/relevancy/positive/true"]
-        assert curve[0] == pytest.approx(right[study.spread(3)].mean())
-    np.testing.assert_array_equal(results.arrays["predictions/cache"], (study.split.labels + 1) % 3)
+        if "faithfulness" in sections:
+            curve = results.arrays[f"faithfulness/{name}/relevancy/positive/true"]
+            assert curve[0] == pytest.approx(right[study.spread(3)].mean())
     # The other model adds no tokens and so has no second run.
     tests = results.scalars["factorial"]
     assert "No token and no weight" in tests["cache"]["missing"] == results.scalars["verdict"]["cache"]["conclusion"]
@@ -347,5 +365,6 @@ def test_heads_of_their_own(clip, tmp_path):
     np.testing.assert_array_equal(results.arrays["factorial/head/images"], np.arange(COUNT))
     tuned = results.arrays["factorial/head/correct"][:, 0, tests["head"]["streams"].index("PPP")]
     assert tuned.sum() == results.scalars["models"][1]["correct"]
-    page = write_report(tmp_path, tmp_path / "report").read_text()
-    assert "cache: No token and no weight of the towers is changed" in page
+    if "faithfulness" in sections:
+        page = write_report(tmp_path, tmp_path / "report").read_text()
+        assert "cache: No token and no weight of the towers is changed" in page
