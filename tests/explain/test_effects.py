@@ -224,7 +224,7 @@ def test_datasets_are_generalised_from_five_on():
     assert found["low"] == pytest.approx(3 - 2.776445 * np.sqrt(2.5 / 5))
 
 
-@pytest.mark.parametrize("better,worse", [(0.3, 0.0), (3.0, 0.0), (15.0, 6.0)])
+@pytest.mark.parametrize("better,worse", [(0.3, 0.0), (15.0, 6.0)])
 def test_accuracy_intervals_cover_differences_in_few_images(better, worse):
     """Of 300 images as many as this turn right or wrong on average, often none."""
     draw, covered, width, n = np.random.default_rng(3), [], [], 300

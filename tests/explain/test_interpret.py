@@ -30,17 +30,17 @@ def saved(folder: Path, task: Task, learnables: Learnables, method: str, **notes
 
 
 def test_every_method(clip: Clip, tmp_path: Path) -> None:
-    methods = ("zero_shot", "coop", "vpt", "ivlp", "ivlp_matched", "maple", "taskres", "bias")
+    methods = ("zero_shot", "vpt", "ivlp", "maple", "taskres", "bias")
     learned = [saved(tmp_path, *tuned(clip, method), method, dataset="d", seed=1) for method in methods]
     told: list[str] = []
     found = interpret(clip, learned, InterpretOptions(words=2), advance=told.append)
     assert told == [one.name for one in learned]
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     with_words = {entry["adapter"].partition("-")[0] for entry in found["words"]}
-    assert with_words == {"coop", "ivlp", "ivlp_matched", "maple"}
+    assert with_words == {"ivlp", "maple"}
     assert all(len(entry["nearest"]) == 2 and entry["layer"] == 0 for entry in found["words"])
     assert {row["adapter"] for row in found["norms"]} == {one.name for one in learned[1:]}
-    assert "deeper prompts of 3 adapters were not asked for" in found["remarks"][0]
+    assert "deeper prompts of 2 adapters were not asked for" in found["remarks"][0]
     # VPT and IVLP learn vision prompts of one shape; all others stand alone.
     (pair,) = found["projections"]
     assert pair["arrays"] == "vision_prompts [3, 4, 24]"

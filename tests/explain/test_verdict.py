@@ -1,5 +1,8 @@
 """The verdict on outcomes whose answer is known: claims, controls, seeds together, and what could have been seen."""
 
+import copy
+import functools
+
 import numpy as np
 import pytest
 
@@ -30,9 +33,15 @@ def logits(strengths, labels, draw):
     return found + 0.1 * draw.normal(size=found.shape)
 
 
-def study(effects, *, prompts=4, images=IMAGES, keys=("ivlp",), kept=None, lost=None):
+def study(effects, **options):
+    """A study of its own, of what is computed once."""
+    return copy.deepcopy(made(tuple(effects.items()), **options))
+
+
+@functools.cache
+def made(effects, *, prompts=4, images=IMAGES, keys=("ivlp",), kept=None, lost=None):
     """A study in which each effect moves the true class' logit so far; constants keep and lose shares of all of it."""
-    draw = np.random.default_rng(0)
+    draw, effects = np.random.default_rng(0), dict(effects)
     labels, names = draw.integers(0, CLASSES, images), effects_in_play(prompts > 0)
     facts = {"effects": names, "towers": ("both",), "streams": corners(names), "images": images}
     total = sum(effects[name] for name in names)
