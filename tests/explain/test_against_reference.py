@@ -1,24 +1,18 @@
 """Relevancy and its rivals against the full matrices of the plain NumPy reference, one pair at a time."""
 
-from pathlib import Path
-
 import jax
 import numpy as np
 import pytest
-import safetensors.numpy
 
-import clipbias
 from clipbias.clip import Clip
 from clipbias.explain.relevancy import explanations, relevancy
 from clipbias.explain.streaming import Relevancy
 from clipbias.tuning import Task
 from tests import helpers
-from tests.reference import methods, weights
+from tests.reference import methods
 from tests.reference import relevancy as plain
 from tests.reference.cases import CASES, CLASS_NAMES, Case
-from tests.reference.tokenizer import SimpleTokenizer
 
-FOLDER = Path(__file__).parents[1] / "data_files" / "tiny_quick_gelu"
 TOLERANCE = 2e-5  # of a row's largest number, in float32
 TARGETS = np.array([2, 0, 4])
 
@@ -32,24 +26,15 @@ EXPLAINED = {
     "taskres": {},
     "bias_by_kind": {},
 }
-SHORT = ("coop_class_specific", "maple_two_layers", "taskres")  # beside the rivals; `test_sections` has zero-shot
+SHORT = ("coop_class_specific", "taskres")  # beside the rivals; `test_sections` has zero-shot and IVLP in two layers
 
 
-@pytest.fixture(scope="module")
-def loaded() -> tuple[Clip, methods.Reference]:
-    config = weights.read_config(FOLDER)
-    state = weights.double(safetensors.numpy.load_file(FOLDER / "model.safetensors"))
-    return clipbias.load(FOLDER), methods.Reference(state, config, SimpleTokenizer(FOLDER, 24))
-
-
-def bind(loaded: tuple[Clip, methods.Reference], name: str) -> tuple[Task, Case, dict[str, jax.Array]]:
+def bind(clip: Clip, reference: methods.Reference, name: str) -> tuple[Task, Case, dict[str, np.ndarray]]:
     """The task of a case, and learnables that are not zero."""
-    clip, reference = loaded
     case = CASES.get(name) or Case(name)
     template = case.options.get("template", methods.WORDED)
     task = Task(clip, case.method, CLASS_NAMES, template=template, **EXPLAINED[name])
-    found = methods.random_learnables(reference.config, case.method, len(CLASS_NAMES), **case.sizes)
-    return task, case, found
+    return task, case, methods.random_learnables(reference.config, case.method, len(CLASS_NAMES), **case.sizes)
 
 
 def assert_rows_equal(actual: jax.Array, expected: np.ndarray) -> None:
@@ -72,9 +57,8 @@ def check_relevancy(
 
 
 @pytest.mark.parametrize("name", helpers.short((name for name in EXPLAINED if name not in RIVALS), *SHORT))
-def test_relevancy_equals_the_full_matrices(name, loaded):
-    clip, reference = loaded
-    task, case, learnables = bind(loaded, name)
+def test_relevancy_equals_the_full_matrices(name, clip, reference):
+    task, case, learnables = bind(clip, reference, name)
     images = helpers.random_images(reference.config, len(TARGETS), seed=1)
     found = jax.device_get(relevancy(task, clip.params, learnables, images, TARGETS))
     inputs = methods.prepare(reference, case.method, CLASS_NAMES, learnables, **case.options)
@@ -82,9 +66,8 @@ def test_relevancy_equals_the_full_matrices(name, loaded):
 
 
 @pytest.mark.parametrize(("name", "start_layer"), RIVALS.items())
-def test_relevancy_and_its_rivals_equal_the_full_matrices(name, start_layer, loaded):
-    clip, reference = loaded
-    task, case, learnables = bind(loaded, name)
+def test_relevancy_and_its_rivals_equal_the_full_matrices(name, start_layer, clip, reference):
+    task, case, learnables = bind(clip, reference, name)
     images = helpers.random_images(reference.config, len(TARGETS), seed=2)
     found = jax.device_get(explanations(task, clip.params, learnables, images, TARGETS, start_layer=start_layer))
     inputs = methods.prepare(reference, case.method, CLASS_NAMES, learnables, **case.options)

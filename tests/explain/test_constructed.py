@@ -9,9 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import safetensors.numpy
 
-import clipbias
 from clipbias.clip import Adaptation, Clip, convert
 from clipbias.clip.tensors import Tensor
 from clipbias.explain.conclusions import carrier
@@ -25,10 +23,8 @@ from clipbias.explain.uncertainty import shapley
 from clipbias.tuning import Task
 from tests.explain import constructed
 from tests.explain.constructed import CONSTRUCTED, NAMES, Constructed
-from tests.reference import factorial, methods, numpy_clip, weights
-from tests.reference.tokenizer import SimpleTokenizer
+from tests.reference import factorial, methods, numpy_clip
 
-FOLDER = Path(__file__).parents[1] / "data_files" / "tiny_quick_gelu"
 IMAGES, FEW = 48, 6
 # What each effect carries of the gain in log-likelihood, the others nothing; and which effect carries the gain in both
 # outcomes.
@@ -42,17 +38,6 @@ EXPECTED: dict[str, tuple[dict[str, float], str]] = {
     "attention, bias": ({"attention": 1}, "attention"),
     "constant, bias": ({"values": 1}, "values"),
 }
-
-
-@pytest.fixture(scope="module")
-def plain() -> methods.Reference:
-    state = weights.double(safetensors.numpy.load_file(FOLDER / "model.safetensors"))
-    return methods.Reference(state, weights.read_config(FOLDER), SimpleTokenizer(FOLDER, 24))
-
-
-@pytest.fixture(scope="module")
-def clip() -> Clip:
-    return clipbias.load(FOLDER)
 
 
 def with_weights(clip: Clip, state: dict[str, np.ndarray]) -> Clip:
@@ -85,8 +70,8 @@ def mixed_logits(config: Any, streams: Any, params: Any, images: jax.Array, tune
 
 
 @pytest.mark.parametrize("name", CONSTRUCTED)
-def test_what_matters_is_found(name, plain, clip):
-    made = CONSTRUCTED[name](plain, IMAGES)
+def test_what_matters_is_found(name, reference, clip):
+    made = CONSTRUCTED[name](reference, IMAGES)
     effects = effects_in_play(made.bias is None)
     streams = corners(effects)
     own = with_weights(clip, made.clip.state)
@@ -119,18 +104,22 @@ def study(made: Constructed, clip: Clip, folder: Path) -> Study:
         Model("tuned", "Tuned", "vpt", task, {"vision_prompts": jnp.asarray(made.prompts, jnp.float32)}),
     ]
     mean, deviation = (np.asarray(x) for x in (own.preprocessing.mean, own.preprocessing.std))
-    options = StudyOptions(batch_size=IMAGES // 2, control_images=0)
+    options = StudyOptions(batch_size=IMAGES // 2, control_images=3)
     images = constructed.split(made, mean, deviation)
     return Study(models, images, options, folder, training=images)
 
 
 @pytest.mark.parametrize(
     ("name", "vector", "kind"),
-    [pytest.param("constant", True, True, marks=pytest.mark.long), ("kinds", False, True), ("image", False, False)],
+    [
+        ("kinds", False, True),
+        pytest.param("constant", True, True, marks=pytest.mark.long),
+        pytest.param("image", False, False, marks=pytest.mark.long),
+    ],
 )
-def test_a_study_of_image_files_comes_to_the_same(name, vector, kind, plain, clip, tmp_path):
+def test_a_study_of_image_files_comes_to_the_same(name, vector, kind, reference, clip, tmp_path):
     """Half the images at a time, from files, through the sections to the verdict: which constants do, and which not."""
-    made = CONSTRUCTED[name](plain, IMAGES)
+    made = CONSTRUCTED[name](reference, IMAGES)
     about = {"name": "constructed", "split": "test"}
     made_study = study(made, clip, tmp_path)
     found = run_study(made_study, tmp_path, dataset=about, config={}, sections=("factorial", "constants", "verdict"))
@@ -143,6 +132,13 @@ def test_a_study_of_image_files_comes_to_the_same(name, vector, kind, plain, cli
     np.testing.assert_allclose(likelihood, expected_outcomes(few, facts["effects"]), atol=0.02)
     right = made.labels == arrays["predictions/tuned"]
     np.testing.assert_array_equal(arrays["factorial/tuned/correct"][:, 0, 7], right)
+    np.testing.assert_array_equal(arrays["factorial/tuned/images"], np.arange(IMAGES))
+    # The control: other prompts of the same length, on some of the images.
+    few = arrays["factorial/tuned:random/images"]
+    np.testing.assert_array_equal(few, [0, IMAGES // 2, IMAGES - 1])
+    control, trained = (arrays[f"factorial/{key}/log_likelihood"] for key in ("tuned:random", "tuned"))
+    np.testing.assert_allclose(control[..., 0], trained[few, :, 0], rtol=1e-5)
+    assert np.abs(control[..., 7] - trained[few, :, 7]).max() > 1e-2
     assert found.scalars["verdict"]["tuned"]["carrier"] == dict.fromkeys(OUTCOMES, "values")
     kept = found.scalars["constants"]["tuned"]["numbers"]["calibrated"]["kept"]
     for rung, does in (("vector", vector), ("kind", kind)):

@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-import safetensors.numpy
 
 from clipbias.clip import Clip
 from clipbias.data import transforms
@@ -26,10 +25,8 @@ from tests.explain.test_study import split
 from tests.reference import amounts as plain_amounts
 from tests.reference import factorial, inner_parts, methods, mmrl, numpy_clip, prompts_cocoop, prompts_plot, weights
 from tests.reference import relevancy as plain_relevancy
-from tests.reference.tokenizer import SimpleTokenizer
 from tests.tuning import weights_common
 
-FOLDER = Path(__file__).parents[1] / "data_files" / "tiny_quick_gelu"
 PHRASES = ("a photo of a", "this is the dog")
 # The model reads 24 tokens.
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -39,12 +36,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "mmrl": {"blocks": 2, "space": 6, "tokens": 2},
 }
 IMAGES = 3
-
-
-@pytest.fixture(scope="module")
-def plain() -> methods.Reference:
-    state = weights.double(safetensors.numpy.load_file(FOLDER / "model.safetensors"))
-    return methods.Reference(state, weights.read_config(FOLDER), SimpleTokenizer(FOLDER, 24))
 
 
 def model(clip: Clip, method: str) -> Model:
@@ -120,14 +111,14 @@ def normalised(clip: Clip) -> np.ndarray:
     return (raw / 255 - np.asarray(clip.preprocessing.mean)) / np.asarray(clip.preprocessing.std)
 
 
-def test_mixtures_of_passes_and_of_texts_of_an_image_are_each_runs_of_its_own(clip, plain, tmp_path):
+def test_mixtures_of_passes_and_of_texts_of_an_image_are_each_runs_of_its_own(clip, reference, tmp_path):
     """PLOT++ and CoCoOp, from the images to the likelihoods."""
     made, images, labels = study(clip, tmp_path, "plot_plus_plus", "cocoop"), normalised(clip), np.arange(IMAGES) % 3
     arrays, scalars = made.read(compute_factorial(made))
     streams = factorial.streams(factorial.WITH_SLOTS)
     several, one = made.tuned
     before, after = (
-        prompts_plot.plus_forward(plain, CLASS_NAMES, weights.double(jax.device_get(x)), images, PHRASES)
+        prompts_plot.plus_forward(reference, CLASS_NAMES, weights.double(jax.device_get(x)), images, PHRASES)
         for x in (several.task.init(1), several.learnables)
     )
     features: dict[str, list[np.ndarray]] = {}
@@ -135,9 +126,9 @@ def test_mixtures_of_passes_and_of_texts_of_an_image_are_each_runs_of_its_own(cl
         features[tower] = []
         for (start, _), (inputs, _) in zip(before, after, strict=True):
             if tower == "vision":
-                runs = factorial.vision_run(plain, images), factorial.vision_run(plain, images, inputs)
+                runs = factorial.vision_run(reference, images), factorial.vision_run(reference, images, inputs)
             else:
-                runs = factorial.text_run(plain, start), factorial.text_run(plain, inputs)
+                runs = factorial.text_run(reference, start), factorial.text_run(reference, inputs)
             mixed = [factorial.features(*runs, stream, factorial.WITH_SLOTS) for stream in streams]
             features[tower].append(np.stack(mixed))
     image, text = (np.stack(features[tower], axis=1) for tower in ("vision", "text"))  # [K, m, B, d] and [K, P, C, d]
@@ -145,19 +136,19 @@ def test_mixtures_of_passes_and_of_texts_of_an_image_are_each_runs_of_its_own(cl
     for place, tower in enumerate(scalars["plot_plus_plus"]["towers"]):
         for k in range(len(streams)):
             own = [x[k if tower in ("both", name) else 0] for name, x in (("vision", image), ("text", text))]
-            wanted = factorial.log_likelihood(prompts_plot.transport_logits(plain, *own), labels)
+            wanted = factorial.log_likelihood(prompts_plot.transport_logits(reference, *own), labels)
             found = arrays["factorial/plot_plus_plus/log_likelihood"][:, place, k]
             np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=2e-3, err_msg=f"{tower} {streams[k]}")
     assert scalars["cocoop"]["streams"] == tuple(streams)
     learnables = weights.double(one.learnables)
-    seen = numpy_clip.encode_image(plain.state, plain.config, images).features
-    start = factorial.reference_inputs(plain, "coop", CLASS_NAMES, np.asarray(one.task.init(1)["text_context"]))
+    seen = numpy_clip.encode_image(reference.state, reference.config, images).features
+    start = factorial.reference_inputs(reference, "coop", CLASS_NAMES, np.asarray(one.task.init(1)["text_context"]))
     for b, feature in enumerate(seen):
-        shifted = prompts_cocoop.shifted(plain, CLASS_NAMES, learnables, feature)
-        runs = factorial.text_run(plain, start), factorial.text_run(plain, shifted)
+        shifted = prompts_cocoop.shifted(reference, CLASS_NAMES, learnables, feature)
+        runs = factorial.text_run(reference, start), factorial.text_run(reference, shifted)
         for k, stream in enumerate(streams):
             logits = numpy_clip.logits(
-                plain.state, feature[None], factorial.features(*runs, stream, factorial.WITH_SLOTS)
+                reference.state, feature[None], factorial.features(*runs, stream, factorial.WITH_SLOTS)
             )
             wanted = factorial.log_likelihood(logits, labels[b : b + 1])
             found = arrays["factorial/cocoop/log_likelihood"][b : b + 1, 0, k]
@@ -168,47 +159,49 @@ def close(found: Any, wanted: np.ndarray, what: str) -> None:
     weights_common.close(found, wanted, 5e-5, what)
 
 
-def test_what_inserted_tokens_and_texts_of_images_amount_to(clip, plain):
+def test_what_inserted_tokens_and_texts_of_images_amount_to(clip, reference):
     """MMRL, whose later blocks have more tokens than the frozen ones, and CoCoOp, as a mean over images too."""
     images, raw = normalised(clip), split().subset(np.arange(IMAGES))
     own = model(clip, "mmrl")
     found, _ = measure(own.task, clip.params, own.learnables, own.task.init(), raw_batches(raw, 16, 2))
     learned = inner_parts.flatten(own.learnables)
-    ids = inner_parts.worded_tokens(plain, CLASS_NAMES, methods.WORDED)
+    ids = inner_parts.worded_tokens(reference, CLASS_NAMES, methods.WORDED)
     for tower, one, rows in (("vision", images, np.zeros(IMAGES, int)), ("text", ids, ids.argmax(-1))):
         enter = mmrl.Inserted(weights.double(learned), tower, 3).enter
-        start = inner_parts.embedded(plain, tower, one)
-        run = inner_parts.forward(plain, tower, start, rows, enter=enter)
+        start = inner_parts.embedded(reference, tower, one)
+        run = inner_parts.forward(reference, tower, start, rows, enter=enter)
         assert len({block.tokens.shape[1] for block in run.blocks}) == 2
-        for form, values in plain_amounts.of_inserted(plain, tower, run.blocks, rows, start.shape[1]).items():
+        for form, values in plain_amounts.of_inserted(reference, tower, run.blocks, rows, start.shape[1]).items():
             close(getattr(found[tower], form), values, f"{tower} {form}")
     own = model(clip, "cocoop")
     found, count = measure(own.task, clip.params, own.learnables, own.task.init(), raw_batches(raw, 16, 2))
     assert count == IMAGES and set(found) == {"text"}
     learnables = weights.double(own.learnables)
-    start = methods.prepare(plain, "coop", CLASS_NAMES, {"text_context": np.asarray(own.task.init()["text_context"])})
+    start = methods.prepare(
+        reference, "coop", CLASS_NAMES, {"text_context": np.asarray(own.task.init()["text_context"])}
+    )
     each = [
         plain_amounts.of_texts(
-            plain, plain.state, prompts_cocoop.shifted(plain, CLASS_NAMES, learnables, feature), start
+            reference, reference.state, prompts_cocoop.shifted(reference, CLASS_NAMES, learnables, feature), start
         )
-        for feature in numpy_clip.encode_image(plain.state, plain.config, images).features
+        for feature in numpy_clip.encode_image(reference.state, reference.config, images).features
     ]
     for form in ("vector", "kind", "token"):
         close(getattr(found["text"], form), np.mean([one[form] for one in each], axis=0), form)
 
 
-def test_relevancy_holds_the_context_that_an_image_gives_fixed(clip, plain):
+def test_relevancy_holds_the_context_that_an_image_gives_fixed(clip, reference):
     """Then CoCoOp is CoOp with that context, image by image."""
     own, images = model(clip, "cocoop"), normalised(clip)
     targets = np.array([[0, 2], [1, 0], [2, 1]])
     run = jax.jit(lambda p, learnables, x: relevancy(own.task, p, learnables, x, targets))
     found = jax.device_get(run(clip.params, own.learnables, np.float32(images)))
     learnables = weights.double(own.learnables)
-    for b, feature in enumerate(numpy_clip.encode_image(plain.state, plain.config, images).features):
-        inputs = prompts_cocoop.shifted(plain, CLASS_NAMES, learnables, feature)
+    for b, feature in enumerate(numpy_clip.encode_image(reference.state, reference.config, images).features):
+        inputs = prompts_cocoop.shifted(reference, CLASS_NAMES, learnables, feature)
         for k, target in enumerate(targets[b]):
-            vision, text = plain_relevancy.relevancy(plain, inputs, images[b], target)
+            vision, text = plain_relevancy.relevancy(reference, inputs, images[b], target)
             close(found.vision[b, k], vision, f"image {b}")
             close(found.text[b, k, : len(text)], text, f"text {target} of image {b}")
-            score = plain_relevancy.pair(plain, inputs, images[b], target).score
+            score = plain_relevancy.pair(reference, inputs, images[b], target).score
             assert float(found.scores[b, k]) == pytest.approx(score, rel=5e-5)

@@ -56,7 +56,11 @@ def test_fewer_images_where_a_page_would_grow_too_large(clip, tmp_path, monkeypa
             seen[:, 0], np.ones((len(images), int(np.max(model.task.tokens.end))), np.float32), targets
         ), seen
 
+    def layers(study, model, images):
+        return {"attention": np.ones((len(images), 3, study.clip.config.vision.patches + model.prompts[0]), np.float32)}
+
     monkeypatch.setattr(explore_section, "relevancy_maps", maps)
+    monkeypatch.setattr(explore_section, "layer_maps", layers)
     monkeypatch.setattr(explore_section, "LARGEST_BYTES", 2 * bytes_per_image(study) + 1)
     arrays, scalars = study.read(compute_explore(knows(study, predictions([0] * COUNT, [1] * COUNT))))
     assert len(arrays["explore/images"]) == len(scalars["names"]) == 2

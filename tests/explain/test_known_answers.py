@@ -37,6 +37,7 @@ def speaking_for(clip, params, images):
     return {**params, "text": {**params["text"], "projection": params["text"]["projection"] @ reflection}}
 
 
+@pytest.mark.long
 def test_maps_of_gradients_find_the_patch_and_attention_cannot(clip):
     images, task = pictures(clip, PLACES), Task(clip, "zero_shot", CLASS_NAMES)
     params = speaking_for(clip, transparent(clip), images)
