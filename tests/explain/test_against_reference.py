@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from clipbias.clip import Clip
-from clipbias.explain.relevancy import explanations, relevancy
-from clipbias.explain.streaming import Relevancy
+from clipbias.explain.reductions import REDUCTIONS
+from clipbias.explain.relevancy import explanations
 from clipbias.tuning import Task
 from tests import helpers
 from tests.reference import methods
@@ -18,12 +18,14 @@ TARGETS = np.array([2, 0, 4])
 
 # Those whose explanation differs by more than the depth of the prompts.
 EXPLAINED = {
+    "zero_shot": {},
     "coop_middle": {"tokens": 4, "position": "middle"},
     "coop_class_specific": {"tokens": 4, "class_specific": True, "words": ""},
     "vpt_two_layers": {"tokens": 3, "depth": 2},
     "ivlp": {},
     "maple_two_layers": {"tokens": 2, "depth": 2},
     "taskres": {},
+    "bias": {},
     "bias_by_kind": {},
 }
 SHORT = ("coop_class_specific", "taskres")  # beside the rivals; `test_sections` has zero-shot and IVLP in two layers
@@ -45,39 +47,24 @@ def assert_rows_equal(actual: jax.Array, expected: np.ndarray) -> None:
 RIVALS = {"ivlp": 1, "bias_by_kind": 0}
 
 
-def check_relevancy(
-    found: Relevancy, reference: methods.Reference, inputs: methods.Inputs, images: np.ndarray, start_layer: int
-) -> None:
-    for i, target in enumerate(TARGETS):
-        vision, text = plain.relevancy(reference, inputs, images[i], target, start_layer=start_layer)
-        assert_rows_equal(found.vision[i], vision)
-        assert_rows_equal(found.text[i, : len(text)], text)
-        assert not found.text[i, len(text) :].any()
-        assert float(found.scores[i]) == pytest.approx(plain.pair(reference, inputs, images[i], target).score, rel=1e-5)
-
-
-@pytest.mark.parametrize("name", helpers.short((name for name in EXPLAINED if name not in RIVALS), *SHORT))
-def test_relevancy_equals_the_full_matrices(name, clip, reference):
+@pytest.mark.parametrize("name", helpers.short(EXPLAINED, *SHORT, *RIVALS))
+def test_maps_equal_the_full_matrices(name, clip, reference):
     task, case, learnables = bind(clip, reference, name)
     images = helpers.random_images(reference.config, len(TARGETS), seed=1)
-    found = jax.device_get(relevancy(task, clip.params, learnables, images, TARGETS))
+    maps, start = tuple(REDUCTIONS) if name in RIVALS else ("relevancy",), RIVALS.get(name, 0)
+    given = (task, clip.params, learnables, images, TARGETS)
+    found = jax.device_get(explanations(*given, maps=maps, start_layer=start))
     inputs = methods.prepare(reference, case.method, CLASS_NAMES, learnables, **case.options)
-    check_relevancy(found, reference, inputs, images, 0)
-
-
-@pytest.mark.parametrize(("name", "start_layer"), RIVALS.items())
-def test_relevancy_and_its_rivals_equal_the_full_matrices(name, start_layer, clip, reference):
-    task, case, learnables = bind(clip, reference, name)
-    images = helpers.random_images(reference.config, len(TARGETS), seed=2)
-    found = jax.device_get(explanations(task, clip.params, learnables, images, TARGETS, start_layer=start_layer))
-    inputs = methods.prepare(reference, case.method, CLASS_NAMES, learnables, **case.options)
-    check_relevancy(found["relevancy"], reference, inputs, images, start_layer)
     for i, target in enumerate(TARGETS):
         pair = plain.pair(reference, inputs, images[i], target)
-        vision, text = plain.grad_eclip(reference, inputs, images[i], target)
-        assert_rows_equal(found["grad_eclip"].vision[i], vision)
-        assert_rows_equal(found["grad_eclip"].text[i, : len(text)], text)
-        assert not found["grad_eclip"].text[i, len(text) :].any()
+        assert float(found["relevancy"].scores[i]) == pytest.approx(pair.score, rel=1e-5)
+        expected = {"relevancy": plain.relevancy(reference, inputs, images[i], target, start_layer=start)}
+        if name in RIVALS:
+            expected["grad_eclip"] = plain.grad_eclip(reference, inputs, images[i], target)
+        for kind, (vision, text) in expected.items():
+            assert_rows_equal(found[kind].vision[i], vision)
+            assert_rows_equal(found[kind].text[i, : len(text)], text)
+            assert not found[kind].text[i, len(text) :].any()
         for tower, row, columns, queries in (
             ("vision", 0, slice(1, None), None),
             ("text", pair.end, slice(0, pair.end), pair.end + 1),
@@ -86,9 +73,9 @@ def test_relevancy_and_its_rivals_equal_the_full_matrices(name, start_layer, cli
             gradient = getattr(pair, f"{tower}_gradient")
             expected = {
                 "attention": plain.raw_attention(attention, row),
-                "rollout": plain.rollout(attention, start_layer)[row],
-                "legrad": plain.legrad(gradient[start_layer:], queries),
+                "rollout": plain.rollout(attention, start)[row],
+                "legrad": plain.legrad(gradient[start:], queries),
             }
-            for kind, values in expected.items():
+            for kind, values in expected.items() if name in RIVALS else ():
                 actual = getattr(found[kind], tower)[i]
                 assert_rows_equal(actual[: len(values[columns])], values[columns])

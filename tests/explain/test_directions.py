@@ -196,7 +196,11 @@ HEADS = [
 
 @pytest.mark.parametrize(
     "method,options",
-    [("cocoop", {}), (own_methods.Head(), {}), *(pytest.param(*each, marks=pytest.mark.long) for each in HEADS)],
+    [
+        ("cocoop", {}),
+        pytest.param(own_methods.Head(), {}, id="own_head"),
+        *(pytest.param(*each, marks=pytest.mark.long) for each in HEADS),
+    ],
 )
 def test_nothing_is_lost_without_a_constant_and_a_head_is_kept(
     method: Any, options: dict[str, Any], clip: Clip

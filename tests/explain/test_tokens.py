@@ -40,20 +40,18 @@ def test_what_is_the_same_for_all_classes_is_known_by_index(clip):
     assert index_kinds(kinds) == ["sos", "prompt", "prompt", "words", "words", "category", "", "", ""]
 
 
-@pytest.mark.parametrize(
-    "method, options, expected",
-    [
-        ("zero_shot", {}, (0, 0)),
-        ("vpt", {"depth": 1}, (1, 0)),
-        ("coop", {}, (0, 1)),
-        ("ivlp", {"vision_depth": 2}, (2, 3)),
-        ("maple", {"depth": 2}, (2, 2)),
-        ("bias", {}, (0, 0)),
-    ],
-)
-def test_depth_of_prompts(clip, method, options, expected):
-    task = Task(clip, method, ["cat"], **options)
-    assert prompt_depths(task, task.shapes) == expected
+def test_depth_and_count_of_prompts(clip):
+    """In the vision tower, then in the text tower."""
+    for method, options, depths, counts in (
+        ("zero_shot", {}, (0, 0), (0, 0)),
+        ("vpt", {"depth": 1}, (1, 0), (4, 0)),
+        ("coop", {}, (0, 1), (0, 4)),
+        ("ivlp", {"vision_depth": 2}, (2, 3), (4, 4)),
+        ("maple", {"depth": 2}, (2, 2), (2, 2)),
+        ("bias", {}, (0, 0), (0, 0)),
+    ):
+        task = Task(clip, method, ["cat"], **options)
+        assert (prompt_depths(task, task.shapes), prompt_counts(task, task.shapes)) == (depths, counts), method
 
 
 def test_parts_of_a_character_are_told_with_the_whole(clip):
@@ -65,25 +63,9 @@ def test_parts_of_a_character_are_told_with_the_whole(clip):
 
 
 def test_words_name_learned_tokens_by_number(clip):
-    assert token_labels(Task(clip, "zero_shot", CLASS_NAMES), 1) == [
-        "SOS",
-        "a",
-        "photo",
-        "of",
-        "a",
-        "maine",
-        "coon",
-        ".",
-    ]
-    assert token_labels(Task(clip, "ivlp", CLASS_NAMES, text_tokens=2), 0) == [
-        "SOS",
-        "[1]",
-        "[2]",
-        "of",
-        "a",
-        "cat",
-        ".",
-    ]
+    plain, learned = Task(clip, "zero_shot", CLASS_NAMES), Task(clip, "ivlp", CLASS_NAMES, text_tokens=2)
+    assert token_labels(plain, 1) == ["SOS", *["a", "photo", "of", "a", "maine", "coon", "."]]
+    assert token_labels(learned, 0) == ["SOS", *["[1]", "[2]", "of", "a", "cat", "."]]
 
 
 def test_roles(clip):
@@ -95,11 +77,3 @@ def test_roles(clip):
     assert np.flatnonzero(text.queries[0]).tolist() == [3, 4, 5, 6, 7]  # not SOS, which sees no prompt, nor padding
     front = text_roles(Task(clip, "coop", ["cat"], position="front"))
     assert not front.queries[0, 1]  # the name comes first
-
-
-@pytest.mark.parametrize(
-    "method, expected", [("zero_shot", (0, 0)), ("vpt", (4, 0)), ("coop", (0, 4)), ("maple", (2, 2)), ("bias", (0, 0))]
-)
-def test_prompt_counts(clip, method, expected):
-    task = Task(clip, method, ["cat"])
-    assert prompt_counts(task, task.shapes) == expected
