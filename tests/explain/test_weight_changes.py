@@ -47,6 +47,8 @@ def test_streaming_equals_the_letter(clip, images):
     learnables = weights_common.drawn(task.shapes, 0.3)
     found = relevancy(task, clip.params, learnables, images, TARGETS)
     wanted = jax.jit(functools.partial(plain_relevancy, task))(clip.params, learnables, images, TARGETS)
+    logits = jax.jit(task.logits)(clip.params, learnables, images)
+    np.testing.assert_allclose(found.scores, np.asarray(logits)[np.arange(len(TARGETS)), TARGETS], rtol=1e-5)
     for name in ("vision", "text"):
         expected = np.asarray(getattr(wanted, name))
         np.testing.assert_allclose(getattr(found, name), expected, atol=2e-5 * expected.max())
