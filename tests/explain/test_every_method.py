@@ -35,7 +35,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "tpt": {"crops": 9},
     "mmrl": {"blocks": 2, "space": 6, "tokens": 2},
 }
-IMAGES = 3
+IMAGES, OUTCOMES = 3, ("log_likelihood", "correct")
 
 
 def model(clip: Clip, method: str) -> Model:
@@ -136,9 +136,12 @@ def test_mixtures_of_passes_and_of_texts_of_an_image_are_each_runs_of_its_own(cl
     for place, tower in enumerate(scalars["plot_plus_plus"]["towers"]):
         for k in range(len(streams)):
             own = [x[k if tower in ("both", name) else 0] for name, x in (("vision", image), ("text", text))]
-            wanted = factorial.log_likelihood(prompts_plot.transport_logits(reference, *own), labels)
-            found = arrays["factorial/plot_plus_plus/log_likelihood"][:, place, k]
-            np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=2e-3, err_msg=f"{tower} {streams[k]}")
+            logits, what = prompts_plot.transport_logits(reference, *own), f"{tower} {streams[k]}"
+            found, correct = (arrays[f"factorial/plot_plus_plus/{name}"][:, place, k] for name in OUTCOMES)
+            np.testing.assert_allclose(
+                found, factorial.log_likelihood(logits, labels), rtol=1e-3, atol=2e-3, err_msg=what
+            )
+            np.testing.assert_array_equal(correct, logits.argmax(-1) == labels, err_msg=what)
     assert scalars["cocoop"]["streams"] == tuple(streams)
     learnables = weights.double(one.learnables)
     seen = numpy_clip.encode_image(reference.state, reference.config, images).features
