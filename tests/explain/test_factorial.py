@@ -10,13 +10,18 @@ import pytest
 
 from clipbias.clip import Adaptation, Clip, convert, encode_image
 from clipbias.clip.weight_changes import fold_changes
+from clipbias.data.images import pictures
 from clipbias.errors import ClipbiasError
 from clipbias.explain.factorial import corners, effects_in_play, mix_images, mix_texts
-from clipbias.explain.factorial_section import random_prompts
+from clipbias.explain.factorial_section import compute_factorial, random_prompts
+from clipbias.explain.model import Model
+from clipbias.explain.options import StudyOptions
+from clipbias.explain.study import Study
 from clipbias.tuning import Learnables, Task
 from tests import helpers, own_methods
 from tests.explain.models import moved
-from tests.reference import factorial, methods, weights
+from tests.explain.test_study import split
+from tests.reference import factorial, methods, numpy_clip, weights
 from tests.reference.cases import CLASS_NAMES
 
 TOLERANCE = 2e-5  # of an array's largest number, in float32
@@ -178,6 +183,30 @@ def test_what_it_refuses(clip, images):
     for stream in ("R", "RRRR", "RX", "RR:token"):
         with pytest.raises(ClipbiasError, match=f"unknown mixture '{stream}'; give letters R and P"):
             run_product(bound, clip, "vision", images, [stream])
+
+
+def test_texts_start_from_the_context_of_the_seed(clip, reference, tmp_path):
+    """From files to the likelihood of every image, where that context is drawn at random."""
+    name, seed = "coop_long", 3
+    bound, images = bind(clip, name, seed), split()
+    models = [
+        Model("zero_shot", "Zero-shot", "zero_shot", Task(clip, "zero_shot", CLASS_NAMES), {}),
+        Model("tuned", "Tuned", "coop", bound.task, bound.learnables, seed=seed),
+    ]
+    study = Study(models, images, StudyOptions(batch_size=7, control_images=0), tmp_path)
+    found, facts = study.read(compute_factorial(study))
+    pixels = (pictures(images, np.arange(7), 16) / 255 - clip.preprocessing.mean) / clip.preprocessing.std
+    features = numpy_clip.encode_image(reference.state, reference.config, pixels).features
+    runs, streams = reference_runs(bound, reference, clip, name, "text", None), factorial.streams(bound.effects)
+    assert facts["tuned"]["streams"] == tuple(streams) and facts["tuned"]["towers"] == ("both",)
+    for k, stream in enumerate(streams):
+        logits = numpy_clip.logits(reference.state, features, factorial.features(*runs, stream, bound.effects))
+        for outcome, expected in (
+            ("log_likelihood", factorial.log_likelihood(logits, images.labels)),
+            ("correct", logits.argmax(-1) == images.labels),
+        ):
+            column = found[f"factorial/tuned/{outcome}"][:, 0, k]
+            np.testing.assert_allclose(column, expected, rtol=1e-4, atol=2e-4, err_msg=stream)
 
 
 def test_prompts_at_random_have_the_norms_of_the_trained(clip):
