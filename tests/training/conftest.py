@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import Mesh
 from PIL import Image
 
+from clipbias.clip import Clip
 from clipbias.data import Dataset, Split, protocols
 from clipbias.training import loop
 from clipbias.training import mesh as meshes
@@ -41,6 +42,14 @@ def few_shot_runs(dataset: Dataset, seeds: tuple[int, ...], shots: int = 4) -> l
     return [Run(draw.source.split("train"), seed) for draw, seed in zip(draws, seeds, strict=True)]
 
 
+def group(
+    clip: Clip, dataset: Dataset, method: str, seeds: tuple[int, ...], *, groups: int = 1
+) -> tuple[Task, list[Run]]:
+    """A method bound to a dataset, and a run for each seed."""
+    task = Task(clip, method, dataset.class_names, template=dataset.template, groups=groups)
+    return task, few_shot_runs(dataset, seeds)
+
+
 def train_runs(task: Task, runs: Sequence[Run], recipe: Recipe, mesh: Mesh | None = None, **logging: Any) -> Trained:
     """Trains runs from the learnables of their seeds; `logging` are fields of `Logging`."""
     mesh, start = mesh or meshes.single_device(), stack_runs([jax.device_get(task.init(run.seed)) for run in runs])
@@ -54,14 +63,15 @@ def colours() -> Dataset:
     return Dataset("colours", tuple(COLOURS), "a photo of a {}.", splits)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def recipe() -> Recipe:
+    """One recipe for all: a step's program depends on it. Its batch is as large as the smallest training set."""
     return Recipe(
         learning_rate=0.05,
         epochs=3,
         warmup_epochs=1,
         warmup_learning_rate=1e-3,
-        batch_size=8,
+        batch_size=6,
         momentum=0.9,
         weight_decay=5e-4,
     )

@@ -2,55 +2,101 @@
 
 import dataclasses
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from clipbias import hosts
 from clipbias.clip import Clip
 from clipbias.data import Dataset
 from clipbias.errors import ClipbiasError
+from clipbias.hosts import Stopped, stoppable
 from clipbias.io import read_json_lines
 from clipbias.training import loop
 from clipbias.training import mesh as meshes
-from clipbias.tuning import Task
+from clipbias.training.loop import Trained
 from clipbias.tuning.recipe import Recipe
-from tests.training.conftest import few_shot_runs, train_runs
+from tests.training.conftest import group, train_runs
 
 
-def group(
-    clip: Clip, dataset: Dataset, method: str, seeds: tuple[int, ...], *, groups: int = 1
-) -> tuple[Task, list[loop.Run]]:
-    task = Task(clip, method, dataset.class_names, template=dataset.template, groups=groups)
-    return task, few_shot_runs(dataset, seeds)
-
-
-def assert_close(first, second, index=None) -> None:
-    first, second = meshes.fetch((first, second))
-    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+def assert_close(first: Trained, second: Trained, index: slice = slice(None)) -> None:
+    """Equal losses and learnables; of the first, the runs at `index`."""
+    np.testing.assert_allclose(first.losses[index], second.losses, rtol=2e-5)
+    one, other = meshes.fetch((first.learnables, second.learnables))
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
         # Of sums in another order: small numbers differ by as much as large ones do.
-        found = a if index is None else a[index : index + 1]
-        np.testing.assert_allclose(found, b, rtol=0, atol=2e-5 * np.abs(b).max())
+        np.testing.assert_allclose(a[index], b, rtol=0, atol=2e-5 * np.abs(b).max())
 
 
-@pytest.mark.parametrize("method", ["ivlp"])
-def test_eight_devices_give_the_numbers_of_one(clip: Clip, colours: Dataset, recipe: Recipe, method: str) -> None:
-    one = train_runs(*group(clip, colours, method, (1, 2)), recipe)
+def stop_at(steps: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Raises a notice to stop at these calls of a step; returns what ends this."""
+    original, calls = loop.train_step, 0
+
+    def step_and_signal(*arguments, **options):
+        nonlocal calls
+        calls += 1
+        if calls in steps:
+            signal.raise_signal(signal.SIGTERM)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(loop, "train_step", step_and_signal)
+    return lambda: monkeypatch.setattr(loop, "train_step", original)
+
+
+@pytest.fixture(scope="module")
+def whole(clip: Clip, colours: Dataset, recipe: Recipe) -> Trained:
+    """Two undisturbed runs on one device, of six steps each."""
+    return train_runs(*group(clip, colours, "bias", (1, 2)), recipe)
+
+
+def test_eight_devices_give_the_numbers_of_one(
+    clip: Clip, colours: Dataset, recipe: Recipe, whole: Trained, tmp_path: Path
+) -> None:
+    """Batches of six images and three classes do not divide by four devices: they are padded and masked."""
     mesh = meshes.make_mesh(run=2, data=4)
-    eight = train_runs(*group(clip, colours, method, (1, 2), groups=4), recipe, mesh)
-    np.testing.assert_allclose(one.losses, eight.losses, rtol=2e-5)
-    assert_close(one.learnables, eight.learnables)
+    assert_close(train_runs(*group(clip, colours, "bias", (1, 2), groups=4), recipe, mesh), whole)
 
 
-def test_runs_side_by_side_are_the_runs_one_by_one(clip: Clip, colours: Dataset, recipe: Recipe) -> None:
-    together = train_runs(*group(clip, colours, "bias", (1, 2)), recipe)
+def test_runs_side_by_side_are_the_runs_one_by_one(
+    clip: Clip, colours: Dataset, recipe: Recipe, whole: Trained
+) -> None:
     for index, seed in enumerate((1, 2)):
-        alone = train_runs(*group(clip, colours, "bias", (seed,)), recipe)
-        np.testing.assert_allclose(together.losses[index], alone.losses[0], rtol=2e-5)
-        assert_close(together.learnables, alone.learnables, index)
-    assert together.losses[0] != together.losses[1]
+        assert_close(whole, train_runs(*group(clip, colours, "bias", (seed,)), recipe), slice(index, index + 1))
+    assert whole.losses[0] != whole.losses[1]
+
+
+def test_an_interrupted_run_ends_with_the_same_bits(
+    clip: Clip, colours: Dataset, recipe: Recipe, whole: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = {"checkpoints": tmp_path / "checkpoints", "metrics": tmp_path}
+    goes_on = stop_at((2,), monkeypatch)
+    with stoppable(), pytest.raises(Stopped, match="stopped at step 2 of 6"):
+        train_runs(*group(clip, colours, "bias", (1, 2)), recipe, **where)
+    goes_on()
+    continued = train_runs(*group(clip, colours, "bias", (1, 2)), recipe, **where)
+    jax.tree.map(np.testing.assert_array_equal, *meshes.fetch((continued.learnables, whole.learnables)))
+    assert [line["step"] for line in read_json_lines(tmp_path / "metrics.jsonl")] == [*range(1, 7)]
+
+
+@pytest.mark.long
+def test_a_run_moves_between_devices_at_every_notice_to_stop(
+    clip: Clip, colours: Dataset, recipe: Recipe, whole: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = {"checkpoints": tmp_path / "checkpoints", "metrics": tmp_path}
+
+    def on(devices: int) -> Trained:
+        task, runs = group(clip, colours, "bias", (1, 2), groups=devices)
+        return train_runs(task, runs, recipe, meshes.make_mesh(run=1, data=devices), **where)
+
+    goes_on = stop_at((1, 2, 3), monkeypatch)
+    for step, devices in enumerate((8, 1, 8), start=1):
+        with stoppable(), pytest.raises(Stopped, match=f"stopped at step {step} of 6"):
+            on(devices)
+    goes_on()
+    assert_close(on(2), whole)
+    assert [line["step"] for line in read_json_lines(tmp_path / "metrics.jsonl")] == [*range(1, 7)]
 
 
 @pytest.mark.long
@@ -58,7 +104,6 @@ def test_runs_that_do_not_divide_are_filled_up(
     clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three runs on an axis of four: each device computes one, one program serves all steps, and any mesh continues."""
-    recipe = dataclasses.replace(recipe, epochs=3)
     original, states = loop.train_step, []
 
     def watched(*arguments, **options):
@@ -70,62 +115,23 @@ def test_runs_that_do_not_divide_are_filled_up(
         return new
 
     runs = group(clip, colours, "bias", (1, 2, 3))
-    whole = train_runs(*runs, recipe)
+    three = train_runs(*runs, recipe)
     compiled = original._cache_size()
     monkeypatch.setattr(loop, "train_step", watched)
-    with hosts.stoppable(), pytest.raises(hosts.Stopped):
-        train_runs(
-            *group(clip, colours, "bias", (1, 2, 3)), recipe, meshes.make_mesh(run=4, data=1), checkpoints=tmp_path
-        )
+    with stoppable(), pytest.raises(Stopped):
+        train_runs(*runs, recipe, meshes.make_mesh(run=4, data=1), checkpoints=tmp_path)
     assert original._cache_size() == compiled + 1
     assert {shape[0] for shapes in states for shape in shapes} == {1}
-    moved = train_runs(
-        *group(clip, colours, "bias", (1, 2, 3)), recipe, meshes.make_mesh(run=2, data=1), checkpoints=tmp_path
-    )
+    moved = train_runs(*runs, recipe, meshes.make_mesh(run=2, data=1), checkpoints=tmp_path)
     assert {shape[0] for shapes in states[2:] for shape in shapes} == {2}
-    np.testing.assert_allclose(moved.losses, whole.losses, rtol=2e-5)
     assert len(moved.losses) == 3
-    assert_close(moved.learnables, whole.learnables)
-
-
-def test_a_batch_that_does_not_divide_is_padded_and_masked(clip: Clip, colours: Dataset, recipe: Recipe) -> None:
-    recipe = dataclasses.replace(recipe, batch_size=6)
-    mesh = meshes.make_mesh(run=1, data=8)
-    one = train_runs(*group(clip, colours, "vpt", (1,)), recipe)
-    eight = train_runs(*group(clip, colours, "vpt", (1,), groups=8), recipe, mesh)
-    np.testing.assert_allclose(one.losses, eight.losses, rtol=2e-5)
-    assert_close(one.learnables, eight.learnables)
-
-
-def test_an_interrupted_run_ends_with_the_same_bits(
-    clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    runs = group(clip, colours, "bias", (1, 2))
-    whole = train_runs(*runs, recipe)
-    original, calls = loop.train_step, 0
-
-    def step_and_signal(*arguments, **options):
-        nonlocal calls
-        calls += 1
-        if calls == 2:
-            signal.raise_signal(signal.SIGTERM)
-        return original(*arguments, **options)
-
-    monkeypatch.setattr(loop, "train_step", step_and_signal)
-    where = {"checkpoints": tmp_path / "checkpoints", "metrics": tmp_path}
-    with hosts.stoppable(), pytest.raises(hosts.Stopped, match="stopped at step 2 of 3"):
-        train_runs(*runs, recipe, **where)
-    monkeypatch.undo()
-    continued = train_runs(*runs, recipe, **where)
-    for a, b in zip(jax.tree.leaves(whole.learnables), jax.tree.leaves(continued.learnables), strict=True):
-        np.testing.assert_array_equal(meshes.fetch(a), meshes.fetch(b))
-    assert [line["step"] for line in read_json_lines(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+    assert_close(moved, three)
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_step(clip: Clip, colours: Dataset, recipe: Recipe) -> None:
-    recipe = dataclasses.replace(recipe, warmup_learning_rate=1e38)
-    with pytest.raises(ClipbiasError, match=r"seed 1\) is (nan|inf) at step [23]"):
-        train_runs(*group(clip, colours, "bias", (1,)), recipe)
+    task, (run,) = group(clip, colours, "bias", (1,))
+    with pytest.raises(ClipbiasError, match=r"seed 1\) is (nan|inf) at step 4"):  # the warm-up takes two
+        train_runs(task, [dataclasses.replace(run, learning_rate=1e38)], recipe)
 
 
 def test_runs_of_different_sizes_are_refused(clip: Clip, colours: Dataset, recipe: Recipe) -> None:
