@@ -8,8 +8,9 @@ from typing import Any
 from jax.sharding import Mesh
 
 from clipbias.clip import Clip
-from clipbias.data import Dataset
+from clipbias.data import Dataset, Split
 from clipbias.training import mesh as meshes
+from clipbias.training.evaluate import evaluate
 from clipbias.training.group import Files, Row
 from clipbias.training.shared import Compute, Shared
 from clipbias.training.spec import RunSpec, make_specs, run_names
@@ -64,3 +65,10 @@ class TinySweep:
     def adapter(self, spec: RunSpec, specs: Sequence[RunSpec] = ()) -> Adapter:
         """The adapter of a run of a sweep over `specs`, or over `spec` alone."""
         return load_adapter(Files(self.folder, run_names(specs or [spec])).adapter(spec))
+
+
+def score_of(adapter: Adapter, clip: Clip, split: Split, own_methods: Sequence[str] = (), **options: Any) -> Row:
+    """What an adapter scores on images."""
+    task, learnables = adapter.bind(clip, own_methods=own_methods)
+    given = dict(mesh=meshes.single_device(), eval_batch_size=8, on_image_error="raise")
+    return evaluate(task, learnables, split, **given | options)

@@ -2,9 +2,7 @@
 
 import dataclasses
 import importlib
-import itertools
 import json
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,7 @@ from clipbias.io import data_path, read_json_lines
 from clipbias.report.sweep_tables import write_tables
 from clipbias.training import group, loop
 from clipbias.training import mesh as meshes
-from clipbias.training.evaluate import evaluate
+from clipbias.training.group import Row
 from clipbias.training.predictions import KnownPredictions
 from clipbias.training.rates import Rates
 from clipbias.training.shared import Compute
@@ -35,7 +33,8 @@ from clipbias.tuning import make_method
 from clipbias.tuning.recipe import Recipe
 from experiments import table1
 from tests.bucket import Bucket
-from tests.training.sweeps import TinySweep
+from tests.training.sweeps import TinySweep, score_of
+from tests.training.test_loop import stop_at
 
 
 def test_every_run_once_and_a_failing_one_costs_no_other(
@@ -61,34 +60,29 @@ def test_every_run_once_and_a_failing_one_costs_no_other(
 
 def test_an_adapter_gives_its_rows_accuracy(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
     tiny = TinySweep(clip, colours, recipe, tmp_path)
-    specs = tiny.specs("bias")
+    specs, test = tiny.specs("bias"), colours.split("test")
     draws = {seed: make_plan("few_shot", "", lambda _: colours, shots=2, seed=seed).source for seed in (1, 2)}
     hashes = {seed: {name: draw.split(name).names_hash for name in ("train", "val")} for seed, draw in draws.items()}
-    for row, spec in zip(tiny.run(specs), specs, strict=True):
+    images = clip.preprocessing.normalize(pictures(test, range(len(test)), clip.config.vision.image_size))
+    rows = tiny.run(specs)
+    compute = jax.jit(tiny.adapter(specs[0]).task(clip).logits)
+    for row, spec in zip(rows, specs, strict=True):
         adapter = tiny.adapter(spec)
         assert adapter.notes["accuracy"] == row["accuracy"] and adapter.notes["key"] == spec.key
         assert np.any(adapter.learnables["vision_bias"])
         with np.load(tmp_path / "predictions" / f"bias-colours-2shots-seed{spec.seed}-test.npz") as stored:
             predicted, labels, kept = stored["predicted"], stored["labels"], stored["log_probs"]
-        split = colours.split("test")
-        images = clip.preprocessing.normalize(pictures(split, range(len(split)), clip.config.vision.image_size))
-        logits = np.asarray(adapter.task(clip).logits(clip.params, adapter.learnables, images), np.float64)
+        logits = np.asarray(compute(clip.params, adapter.learnables, images), np.float64)
         total, own = logsumexp(logits, axis=1), logits[np.arange(len(labels)), labels]
         largest = np.pad(-np.sort(-logits)[:, :5], ((0, 0), (0, 2)), constant_values=-np.inf)  # of three classes
         expected = np.c_[largest - total[:, None], own - total, total]
         np.testing.assert_allclose(kept, expected, rtol=2e-3, atol=1e-4)
         assert kept.dtype == np.float16 and row["picks"] == hashes[spec.seed]
         assert 100 * np.mean(predicted == labels) == pytest.approx(row["accuracy"])
-        known = KnownPredictions([tmp_path])
-        found = known.find(adapter.task(clip), adapter.learnables, "bias", colours.split("test"))
+        found = KnownPredictions([tmp_path]).find(adapter.task(clip), adapter.learnables, "bias", test)
         np.testing.assert_array_equal(found, predicted)
-        score = evaluate(
-            *(adapter.task(clip), adapter.learnables, colours.split("test")),
-            mesh=meshes.single_device(),
-            eval_batch_size=8,
-            on_image_error="raise",
-            validation=colours.split("val"),  # as many of each class as shots
-        )
+        # With as many validation images of each class as shots.
+        score = score_of(adapter, clip, test, validation=colours.split("val"))
         assert score["correct"] == row["correct"]
         assert len(score["calibration"]) == 5
         assert row["calibration"] == pytest.approx(score["calibration"], rel=1e-3)
@@ -181,41 +175,30 @@ def test_groups_differ_in_seed_and_rate_alone(clip: Clip, colours: Dataset, reci
 
 def test_parts_together_are_the_whole(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
     tiny = TinySweep(clip, colours, recipe, tmp_path / "parts")
-    specs = tiny.specs("zero_shot", "bias", seeds=(1,))
-    assert [row["method"] for row in tiny.run(specs, part=(1, 2))] == ["bias"]
+    specs = tiny.specs("zero_shot", "taskres")
+    assert [row["method"] for row in tiny.run(specs, part=(1, 2))] == ["taskres"]
     rows = tiny.run(specs, part=(0, 2))
-    assert [row["method"] for row in rows] == ["zero_shot", "bias"]
+    assert [row["method"] for row in rows] == ["zero_shot", "taskres"]
     whole = TinySweep(clip, colours, recipe, tmp_path / "whole").run(specs)
     assert [(row["correct"], row["loss"]) for row in rows] == [(row["correct"], row["loss"]) for row in whole]
-
-
-def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    original, calls = loop.train_step, itertools.count(1)
-
-    def step_and_signal(*arguments, **options):
-        if next(calls) == step:
-            signal.raise_signal(signal.SIGTERM)
-        return original(*arguments, **options)
-
-    monkeypatch.setattr(loop, "train_step", step_and_signal)
 
 
 @pytest.mark.long
 def test_a_stopped_sweep_continues_with_the_same_bits(
     clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stop_at(2, monkeypatch)
+    goes_on = stop_at((2,), monkeypatch)
     tiny = TinySweep(clip, colours, recipe, tmp_path / "stopped")
     specs = tiny.specs("zero_shot", "bias", shots=(6,))
-    with hosts.stoppable(), pytest.raises(hosts.Stopped, match="stopped at step 2 of 6"):
+    with hosts.stoppable(), pytest.raises(hosts.Stopped, match="stopped at step 2 of 9"):
         tiny.run(specs)
-    monkeypatch.undo()
+    goes_on()
     assert [row["method"] for row in read_json_lines(tmp_path / "stopped" / RESULTS)] == ["zero_shot"]
     assert len([*tmp_path.glob("stopped/checkpoints/*")]) == 1
     rows, whole = tiny.run(specs), TinySweep(clip, colours, recipe, tmp_path / "whole").run(specs)
     assert [(row["correct"], row["loss"]) for row in rows] == [(row["correct"], row["loss"]) for row in whole]
     assert [line["step"] for line in read_json_lines(next(tmp_path.rglob("stopped/**/metrics.jsonl")))] == [
-        *range(1, 7)
+        *range(1, 10)
     ]
     for name in ("bias-colours-6shots-seed1", "bias-colours-6shots-seed2"):
         one, other = (
@@ -228,7 +211,7 @@ def test_a_stopped_sweep_continues_with_the_same_bits(
 def test_learning_rates_train_side_by_side_and_fail_one_by_one(
     clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = dataclasses.replace(recipe, warmup_epochs=0)
+    """And are chosen without a look at a test image."""
     sizes = []
 
     def counted(task, params, runs, *arguments, **options):
@@ -237,44 +220,37 @@ def test_learning_rates_train_side_by_side_and_fail_one_by_one(
 
     monkeypatch.setattr(group, "train", counted)
 
-    def run(folder: str, *rates: float) -> list[dict]:
-        return TinySweep(clip, colours, recipe, tmp_path / folder).rows("bias", learning_rates=rates)
+    def run(folder: str, *rates: float, dataset: Dataset = colours, **options: Any) -> tuple[list[Row], TinySweep]:
+        tiny = TinySweep(clip, dataset, recipe, tmp_path / folder)
+        return tiny.rows("taskres", learning_rates=rates, **options), tiny
 
-    together, alone = run("a", 0.05, 0.01), [*run("b", 0.05), *run("c", 0.01)]
+    (together, tiny), alone = run("a", 0.05, 0.01), [*run("b", 0.05)[0], *run("c", 0.01)[0]]
     assert sizes == [4, 2, 2]
     assert [(row["learning_rate"], row["seed"]) for row in together] == [(0.05, 1), (0.05, 2), (0.01, 1), (0.01, 2)]
     for one, other in zip(together, alone, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=2e-5, abs=1e-6)
         assert one["correct"] == other["correct"]
     sizes.clear()
-    broken = run("d", 1e38, 0.01)
+    broken, _ = run("d", 0.05, 1e38)
     assert sizes == [4, 2, 2]
-    assert [row["status"] for row in broken] == ["failed", "failed", "ok", "ok"]
-    assert [row["learning_rate"] for row in broken] == [1e38, 1e38, 0.01, 0.01]
-    assert [row["loss"] for row in broken[2:]] == [row["loss"] for row in alone[2:]]
+    assert [row["status"] for row in broken] == ["ok", "ok", "failed", "failed"]
+    assert [row["learning_rate"] for row in broken] == [0.05, 0.05, 1e38, 1e38]
+    assert [row["loss"] for row in broken[:2]] == [row["loss"] for row in alone[:2]]
     assert len(list((tmp_path / "a" / "adapters").iterdir())) == 4
 
-
-def test_runs_on_validation_images_look_at_no_test_image(
-    clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path
-) -> None:
     def refuse(index: int) -> bytes:
         raise AssertionError("a test image was read")
 
     blind = {**colours.splits, "test": dataclasses.replace(colours.split("test"), read=refuse)}
-    tiny = TinySweep(clip, dataclasses.replace(colours, splits=blind), recipe, tmp_path)
-    specs = tiny.specs("bias", learning_rates=(0.05, 0.5), score_on=VALIDATION)
-    rows = tiny.run(specs)
-    assert [row["status"] for row in rows] == ["ok"] * 4 and {row["validation"] for row in rows} == {"validation split"}
-    seen = TinySweep(clip, colours, recipe, tmp_path / "seen")
-    tested = seen.run(seen.specs("bias", learning_rates=(0.05, 0.5)))
-    for spec, row in zip(seen.specs("bias", learning_rates=(0.05, 0.5)), rows, strict=True):
-        adapter = seen.adapter(spec, seen.specs("bias", learning_rates=(0.05, 0.5)))
-        options = dict(mesh=meshes.single_device(), eval_batch_size=8, on_image_error="raise")
-        score = evaluate(adapter.task(clip), adapter.learnables, colours.split("val"), **options)
+    unseen = dataclasses.replace(colours, splits=blind)
+    chosen, _ = run("e", 0.05, 0.01, dataset=unseen, score_on=VALIDATION)
+    assert {(row["status"], row["validation"]) for row in chosen} == {("ok", "validation split")}
+    assert [row["loss"] for row in chosen] == [row["loss"] for row in together]
+    specs = tiny.specs("taskres", learning_rates=(0.05, 0.01))
+    for spec, row in zip(specs, chosen, strict=True):
+        score = score_of(tiny.adapter(spec, specs), clip, colours.split("val"))
         assert (score["correct"], score["images"]) == (row["validation_correct"], row["validation_images"])
-    assert [row["loss"] for row in tested] == [row["loss"] for row in rows]
-    assert len(read_json_lines(tmp_path / VALIDATED)) == 4 and not (tmp_path / "adapters").exists()
+    assert len(read_json_lines(tmp_path / "e" / VALIDATED)) == 4 and not (tmp_path / "e" / "adapters").exists()
 
 
 def test_rates_that_were_chosen_are_taken(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
@@ -326,19 +302,25 @@ def test_every_step_can_be_saved(clip: Clip, colours: Dataset, recipe: Recipe, t
         patch.setattr(
             loop.Checkpoints, "save", lambda self, step, *rest: saved.append(step) or original(self, step, *rest)
         )
-        tiny.rows("bias", seeds=(1,))
+        tiny.rows("taskres")
     assert saved == [1, 2, 3]
 
 
-def test_a_result_file_is_written_whole(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
-    """Results lie in one file a group, and `results.jsonl` is made of these anew."""
+def test_a_run_that_was_killed_is_put_in_order(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
+    """Results lie in one file a group, and `results.jsonl` is made of these anew.
+
+    A run may be killed after its rows were written and before its checkpoints were removed.
+    """
     tiny = TinySweep(clip, colours, recipe, tmp_path)
     specs = tiny.specs("zero_shot")
     rows = tiny.run(specs)
     (tmp_path / RESULTS).write_text('{"cut sh')
+    for name in (*(group_key(one) for one in make_groups(specs)), "another"):  # of a group that is not finished
+        (tmp_path / "checkpoints" / name / "3").mkdir(parents=True)
     assert tiny.run(specs) == rows and read_json_lines(tmp_path / RESULTS) == rows
     (path,) = (tmp_path / "results").iterdir()
     assert json.loads(path.read_text()) == rows
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["another"]
 
 
 def test_programs_end_with_the_groups_of_a_method_on_a_dataset(
@@ -353,20 +335,6 @@ def test_programs_end_with_the_groups_of_a_method_on_a_dataset(
     tiny = TinySweep(clip, datasets, recipe, tmp_path)
     tiny.run(tiny.specs("bias", "vpt", shots=(1, 2)))
     assert events == [*("bias", "bias", "drop", "vpt", "vpt", "drop"), *("bias", "bias", "drop", "vpt", "vpt")]
-
-
-def test_what_a_killed_run_no_longer_needs_is_removed(
-    clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path
-) -> None:
-    """Killed after its rows were written and before its checkpoints were removed."""
-    tiny = TinySweep(clip, colours, recipe, tmp_path)
-    specs = tiny.specs("zero_shot")
-    rows = tiny.run(specs)
-    names = [group_key(group) for group in make_groups(specs)]
-    for name in (*names, "another"):  # of a group that is not finished, or not of this sweep
-        (tmp_path / "checkpoints" / name / "3").mkdir(parents=True)
-    assert tiny.run(specs) == rows
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["another"]
 
 
 def test_a_work_folder_in_a_bucket(
@@ -384,9 +352,9 @@ def test_a_work_folder_in_a_bucket(
     folder = data_path("gs://bucket/run")
     rows = []
     for where in (folder, tmp_path):
-        with open_workdir(where, {"methods": ["bias"]}) as opened:
+        with open_workdir(where, {"methods": ["taskres"]}) as opened:
             tiny = TinySweep(clip, colours, recipe, opened)
-            specs = tiny.specs("zero_shot", "bias")
+            specs = tiny.specs("zero_shot", "taskres")
             rows.append(tiny.run(specs))
             write_tables(rows[-1], opened)
     assert [row["correct"] for row in rows[0]] == [row["correct"] for row in rows[1]]
