@@ -1,88 +1,190 @@
-"""Sweeps of the methods that learn from features of a frozen CLIP: their adapters, their steps, other classes."""
+"""Sweeps of methods with a head, features or changed weights, the built-in ones and a user's: rows, adapters, plans.
 
+What a method computes is tested in `tests/tuning`. Here a few of them stand for all in what a sweep has to do for them.
+"""
+
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
+from clipbias import hosts
 from clipbias.clip import Clip, encode_image
 from clipbias.data import Dataset
+from clipbias.data.few_shot import few_shot
 from clipbias.training import mesh as meshes
-from clipbias.training.evaluate import evaluate
 from clipbias.training.programs import training_program
-from clipbias.tuning import Recipe, Task, make_method
-from tests.training.sweeps import TinySweep
+from clipbias.training.shared import Compute
+from clipbias.training.spec import RunSpec
+from clipbias.tuning import CONSTANTS, Task, make_method
+from clipbias.tuning.recipe import Recipe
+from tests.own_methods import Probe, Projection
+from tests.training.sweeps import TinySweep, score_of
+from tests.training.test_loop import stop_at
 from tools.benchmarks import measure
 
-STEPS = ("clip_adapter", "tip_adapter_f", "clap")
-AT_ONCE = ("linear_probe", "tip_adapter", "gda", "lp_plus_plus")
+PROBE, CACHE, PROJECTION = (f"tests.own_methods:{name}" for name in ("Probe", "Cache", "Projection"))
+OWN = ["tests.own_methods"]
 # Short ones of what takes hundreds of epochs or steps.
-OPTIONS = {
+OPTIONS: dict[str, dict[str, Any]] = {
     "tip_adapter_f": {"epochs": 2},
     "clap": {"recipe": "common"},
     "lp_plus_plus": {"steps": 20},
     "gda": {"covariance": "classes", "keep_rows": True},
+    "clip_lora": {"recipe": "common", "first_block": 2, "rank": 3},
+    "prolip": {"recipe": "common", "passes": 2, "strength": 0.0},
+    "layer_norm": {"towers": ("vision",)},
 }
+# One that changes weights of both towers, one that caches images and trains, one at once, and those of a user.
+FEW = ("clip_lora", "tip_adapter_f", "gda", PROBE, CACHE, PROJECTION)
+OTHERS = ("lp_plus_plus", "prolip", "layer_norm", "clip_adapter", "clap", "linear_probe", "tip_adapter")
+AT_ONCE = ("linear_probe", "tip_adapter", "gda", "lp_plus_plus", CACHE)  # nothing is trained in steps
 
 
-def test_every_head_is_tuned_saved_and_loaded(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
-    tiny = TinySweep(clip, colours, recipe, tmp_path, options=OPTIONS)
-    specs = tiny.specs(*STEPS, *AT_ONCE)
-    rows = tiny.run(specs)
-    assert [row.get("error") for row in rows] == [None] * 14
-    width, classes, images = clip.config.projection_width, 3, 6
-    parameters = {row["method"]: row["parameters"] for row in rows}
-    assert parameters == {
-        "clip_adapter": 2 * width * (width // 4),
+def parameters(clip: Clip) -> dict[str, int]:
+    """Of three classes and eighteen images; what is constant is none."""
+    width, vision, text, classes, images = clip.config.projection_width, clip.config.vision, clip.config.text, 3, 18
+    return {
+        "clip_lora": sum(2 * 3 * 2 * 3 * tower.width for tower in (vision, text)),
         "tip_adapter_f": images * width,
+        "gda": 0,
+        "lp_plus_plus": classes * (width + 2),
+        PROBE: classes * width,
+        CACHE: 0,
+        PROJECTION: vision.width * width,
+        "prolip": vision.width * width,
+        "layer_norm": 4 * vision.layers * vision.width,
+        "clip_adapter": 2 * width * (width // 4),
         "clap": classes * width,
         "linear_probe": classes * (width + 1),
         "tip_adapter": 0,
-        "gda": 0,
-        "lp_plus_plus": classes * (width + 2),
     }
+
+
+def sweep_of(clip: Clip, colours: Dataset, recipe: Recipe, folder: Path, **options: Any) -> TinySweep:
+    """Every step is saved."""
+    compute = Compute(eval_batch_size=8, checkpoint_seconds=0.0)
+    return TinySweep(clip, colours, recipe, folder, compute=compute, **options)
+
+
+Swept = tuple[TinySweep, list[RunSpec], list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def swept(
+    clip: Clip, colours: Dataset, recipe: Recipe, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Swept]:
+    """A sweep over some methods on six images of each class, which ran once."""
+    done: dict[tuple[str, ...], Swept] = {}
+
+    def sweep(*methods: str) -> Swept:
+        if methods not in done:
+            tiny = sweep_of(clip, colours, recipe, tmp_path_factory.mktemp("swept"), options=OPTIONS)
+            specs = tiny.specs(*methods, shots=(6,), seeds=(1,))
+            done[methods] = tiny, specs, tiny.run(specs)
+        return done[methods]
+
+    return sweep
+
+
+@pytest.mark.parametrize("methods", [FEW, pytest.param(OTHERS, marks=pytest.mark.long)], ids=["few", "others"])
+def test_a_row_and_its_adapter(
+    clip: Clip, colours: Dataset, recipe: Recipe, swept: Callable[..., Swept], methods: tuple[str, ...]
+) -> None:
+    tiny, specs, rows = swept(*methods)
+    assert [row.get("error") for row in rows] == [None] * len(specs)
+    assert {row["method"]: row["parameters"] for row in rows} == {name: parameters(clip)[name] for name in methods}
     for spec, row in zip(specs, rows, strict=True):
-        assert ("steps" in row) == (row["learning_rate"] is not None) == (row["method"] in STEPS)
-        if row["seed"] > 1:
-            continue
-        adapter = tiny.adapter(spec)
-        score = evaluate(
-            adapter.task(clip),
-            adapter.learnables,
-            colours.split("test"),
-            mesh=meshes.single_device(),
-            eval_batch_size=8,
-            on_image_error="raise",
-        )
-        assert score["correct"] == row["correct"], row["method"]
-    # Colours are easily told apart, by whatever looks at images.
-    assert all(row["accuracy"] > 90 for row in rows if row["method"] in ("linear_probe", "gda", "clap", "lp_plus_plus"))
+        trains = spec.method not in AT_ONCE
+        assert (row["shots"], row["seed"]) == (6, 1)
+        assert ("steps" in row) == (row["learning_rate"] is not None) == (row["loss"] is not None) == trains
+        assert bool(row["recipe"]) == trains
+        score = score_of(tiny.adapter(spec, specs), clip, colours.split("test"), OWN)
+        assert score["correct"] == row["correct"]
+        # Colours are easily told apart by whatever looks at images; a common recipe makes nine steps.
+        if spec.method in ("linear_probe", "gda", "clap", "lp_plus_plus"):
+            assert row["accuracy"] > 90, spec.method
+        elif spec.method in ("clip_lora", "prolip", "layer_norm"):
+            assert row["steps"] == 9 and row["accuracy"] > 50, spec.method
+    again = sweep_of(clip, colours, recipe, tiny.folder, options=OPTIONS)
+    again.shared.datasets = {}  # nothing is looked at for what is finished
+    assert again.run(specs) == rows
 
 
-@pytest.mark.parametrize("name", STEPS)
-def test_no_tower_runs_in_a_step(clip: Clip, colours: Dataset, recipe: Recipe, name: str) -> None:
-    task = Task(clip, make_method(name), colours.class_names)
-    step = training_program(task, recipe, rows=8, runs=1, mesh=meshes.single_device(), images=12)
+def test_parameters_and_recipes_are_told_in_a_row(clip: Clip, swept: Callable[..., Swept]) -> None:
+    tiny, specs, rows = swept(*FEW)
+    of = {row["method"]: row for row in rows}
+    width, tower = clip.config.projection_width, clip.config.vision.width
+    assert [of[PROBE][f"parameters_{part}"] for part in ("vision", "shared")] == [0, 3 * width]
+    assert [of[PROJECTION][f"parameters_{part}"] for part in ("vision", "shared")] == [tower * width, 0]
+    assert "own_recipe" not in of[PROBE]
+    own = of["tip_adapter_f"]
+    assert own["own_recipe"]["epochs"] == own["recipe"]["epochs"] == 2
+    spec = next(spec for spec in specs if spec.method == "tip_adapter_f")
+    notes = tiny.adapter(spec, specs).notes
+    assert (notes["own_recipe"], notes["recipe"]) == (own["own_recipe"], own["recipe"])
+
+
+def test_a_cache_is_of_the_picked_images(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
+    tiny = sweep_of(clip, colours, recipe, tmp_path)
+    specs = tiny.specs(CACHE, shots=(4,))
+    tiny.run(specs)
+    train, first, second = colours.split("train"), *(tiny.adapter(spec).learnables[CONSTANTS] for spec in specs)
+    for spec, found in zip(specs, (first, second), strict=True):
+        picked = train.labels[few_shot(train, None, shots=4, seed=spec.seed)[0]]
+        np.testing.assert_array_equal(found["labels"], picked)
+        np.testing.assert_allclose(np.linalg.norm(found["keys"], axis=1), 1, rtol=1e-6)
+    assert not np.allclose(first["keys"], second["keys"], atol=1e-3)
+
+
+@pytest.mark.parametrize("method", [PROBE, pytest.param(CACHE, marks=pytest.mark.long)])
+def test_eight_devices_give_the_rows_of_one(
+    clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path, method: str
+) -> None:
+    """Batches of eight rows on four devices, of which twelve images of a run make one and a half."""
+    recipe, found = dataclasses.replace(recipe, batch_size=8, keep_last=True), []
+    for name, mesh in (("one", meshes.single_device()), ("eight", meshes.make_mesh(run=2, data=4))):
+        tiny = sweep_of(clip, colours, recipe, tmp_path / name, mesh=mesh)
+        specs = tiny.specs(method, shots=(4,))
+        rows = tiny.run(specs)
+        found.append(([row["accuracy"] for row in rows], [tiny.adapter(spec).learnables for spec in specs]))
+    assert found[0][0] == found[1][0]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6), found[0][1], found[1][1])
+
+
+@pytest.mark.parametrize("training", ["pooled", pytest.param("fresh", marks=pytest.mark.long)])
+def test_a_stopped_training_on_features_ends_with_the_same_bits(
+    clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, training: str
+) -> None:
+    recipe = dataclasses.replace(recipe, batch_size=5, epochs=4, keep_last=True)
+    options = {PROBE: {"training": training, "keep_last": True}}
+    whole, cut = (sweep_of(clip, colours, recipe, tmp_path / name, options=options) for name in ("whole", "cut"))
+    specs = whole.specs(PROBE, shots=(4,))
+    rows = whole.run(specs)
+    goes_on = stop_at((5,), monkeypatch)
+    with hosts.stoppable(), pytest.raises(hosts.Stopped, match="stopped at step 5 of 12"):
+        cut.run(specs)
+    goes_on()
+    assert list((tmp_path / "cut" / "checkpoints").iterdir())
+    again = cut.run(specs)
+    assert [(row["accuracy"], row["loss"]) for row in again] == [(row["accuracy"], row["loss"]) for row in rows]
+    for spec in specs:
+        jax.tree.map(np.testing.assert_array_equal, cut.adapter(spec).learnables, whole.adapter(spec).learnables)
+    assert not list((tmp_path / "cut" / "checkpoints").iterdir())
+
+
+def test_no_tower_runs_in_a_step_on_features(clip: Clip, colours: Dataset, recipe: Recipe) -> None:
+    """All products of a step on eight images are fewer than those of a tower on one."""
     image = np.zeros((1, 16, 16, 3), np.float32)
-    # All products of a step on eight images are fewer than those of a tower on one.
-    found = measure.traced(step.function, *step.arguments, **step.options)
-    assert 0 < found < measure.traced(encode_image_of(clip), clip.params, image)
-
-
-def encode_image_of(clip: Clip):
-    import jax
-
-    return jax.jit(lambda params, images: encode_image(params, clip.config, images)[0])
-
-
-@pytest.mark.long
-def test_classes_that_training_did_not_see(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
-    tiny = TinySweep(clip, colours, recipe, tmp_path, protocol="base_to_new", options=OPTIONS)
-    rows = tiny.rows("zero_shot", "tip_adapter", "gda", "linear_probe")
-    told = {row["method"]: row.get("error") for row in rows}
-    sentence = (
-        "LinearProbe learned something for each class and cannot be used with other classes such as 'blue'; tune it on"
-    )
-    assert told.pop("linear_probe").startswith(sentence) and set(told.values()) == {None}
-    new = {row["method"]: row["accuracies"]["new"] for row in rows if row["status"] == "ok"}
-    assert new["tip_adapter"] == new["zero_shot"]
+    tower = jax.jit(lambda params, images: encode_image(params, clip.config, images)[0])
+    most = measure.traced(tower, clip.params, image)
+    on_features = [(make_method(name), 12) for name in ("clip_adapter", "tip_adapter_f", "clap")]
+    for method, width in ((Probe(), 12), (Projection(), 24), *on_features):
+        task = Task(clip, method, colours.class_names)
+        step = training_program(task, recipe, rows=8, runs=1, mesh=meshes.single_device(), images=12)
+        assert step.arguments[6]["images"].shape == (1, 8, width)
+        assert 0 < measure.traced(step.function, *step.arguments, **step.options) < most

@@ -42,8 +42,9 @@ def firsts() -> list[str]:
     return [next(iter(vars(kind)["presets"])) for kind in dict.fromkeys(kind for kind, _ in METHODS.values())]
 
 
-# So many of the methods that stand for all; all of them in a long test.
-SOME = pytest.mark.parametrize("some", [3, pytest.param(None, marks=pytest.mark.long)])
+# Prompts in both towers, no tower in a step, and no gradient in a tower; all that stand for all in a long test.
+FEW = ("maple", "prolip", "taskres")
+SOME = pytest.mark.parametrize("some", [FEW, pytest.param((), marks=pytest.mark.long)], ids=["few", "all"])
 # Of these, everything that an evaluation is made of.
 COVERING = ("mma", "bias", "prolip", "mmrl", "ivlp", "visual_prompting", "plot", "tpt", "cocoop", "zero_shot")
 TRAINED = [name for name in firsts() if METHODS[name][0].trains]
@@ -104,11 +105,11 @@ def apart(small: Clip) -> list[str]:
 
 @SOME
 def test_half_precision_on_an_nvidia_gpu_goes_through_its_kernels(
-    small: Clip, apart: list[str], some: int | None
+    small: Clip, apart: list[str], some: tuple[str, ...]
 ) -> None:
     """Forward and backward, with odd and even numbers of tokens, of runs side by side."""
     assert len(apart) > 8
-    for name in apart[:some]:
+    for name in some or apart:
         with on("cuda"):
             text = "".join(lowered(program, "cuda") for program in steps(small, name, "bfloat16", runs=3))
         task = Task(small, name, NAMES)
@@ -117,7 +118,7 @@ def test_half_precision_on_an_nvidia_gpu_goes_through_its_kernels(
         assert (CUDNN_BACKWARD in text) >= (additions(task).changes_vision and not on_features), name
 
 
-@pytest.mark.parametrize(("run", "runs"), [(1, 3), (2, 4)])
+@pytest.mark.parametrize(("run", "runs"), [(2, 4), pytest.param(1, 3, marks=pytest.mark.long)])
 def test_devices_attend_to_their_own_images(small: Clip, run: int, runs: int) -> None:
     """cuDNN's kernel is called with one device's images of its runs, in a step and in an evaluation."""
     mesh, rows = meshes.make_mesh(run=run, devices=jax.devices()[:8]), 32
@@ -150,16 +151,17 @@ def test_half_precision_is_lowered_for_a_tpu(small: Clip) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "platform"), [("bfloat16_3x", "tpu"), pytest.param("tensorfloat32", "cuda", marks=pytest.mark.long)]
+    ("dtype", "platform", "more"),
+    [("bfloat16_3x", "tpu", 0), pytest.param("tensorfloat32", "cuda", 2, marks=pytest.mark.long)],
 )
 def test_types_in_the_middle_are_lowered_for_the_devices_that_have_them(
-    small: Clip, apart: list[str], dtype: str, platform: str
+    small: Clip, apart: list[str], dtype: str, platform: str, more: int
 ) -> None:
     """Steps of runs side by side, and an evaluation: products of float32 numbers, formed as the type says."""
     task = Task(small, "ivlp", NAMES, dtype=dtype)
     with on(platform):
         found = programs.evaluation_programs(task, batch=4, runs=3, mesh=meshes.single_device())
-        found += [program for name in ("ivlp", *apart[:2]) for program in steps(small, name, dtype, runs=3)]
+        found += [program for name in ("ivlp", *apart[:more]) for program in steps(small, name, dtype, runs=3)]
         for program in found:
             text = lowered(program, platform)
             formed = set(re.findall(r"dot_general.*precision = \[(\w+), \w+\]", text))
@@ -194,14 +196,14 @@ def test_frozen_features_are_lowered_for_gpus_and_tpus(small: Clip) -> None:
 
 
 @SOME
-def test_relevancy_is_lowered_for_gpus_and_tpus(small: Clip, some: int | None) -> None:
+def test_relevancy_is_lowered_for_gpus_and_tpus(small: Clip, some: tuple[str, ...]) -> None:
     """In float32 and in half precision by turns; attention is computed explicitly there."""
     size = small.config.vision.image_size
     images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
     explained = [name for name in firsts() if not why_no_maps(Task(small, name, NAMES))]
     chosen = covering(small, explained, ("logits", "adapt_to"))
     assert len(chosen) > 6
-    for turn, name in enumerate(chosen[:some]):
+    for turn, name in enumerate(some[::2] or chosen):
         task = Task(small, name, NAMES, dtype=("float32", "bfloat16")[turn % 2])
 
         def maps(params, learnables, images, task=task):

@@ -37,16 +37,25 @@ def deep() -> Clip:
     return model.random_clip(model.geometry("tiny", layers=8))
 
 
-def test_every_way_gives_the_same_numbers(clip: Clip) -> None:
+@pytest.mark.parametrize(
+    ("method", "remat", "chunks", "groups"),
+    [
+        ("coop", "tokens", 2, 2),
+        pytest.param("ivlp", "half", 3, 1, marks=pytest.mark.long),
+        pytest.param("ivlp", "tokens", 2, 2, marks=pytest.mark.long),
+    ],
+)
+def test_every_way_gives_the_same_numbers(clip: Clip, method: str, remat: str, chunks: int, groups: int) -> None:
     names = ["red", "a green one", "blue", "dark yellow", "x"]
     images = np.random.default_rng(0).normal(size=(2, *[clip.config.vision.image_size] * 2, 3)).astype(np.float32)
-    found, labels, start = [], np.array([1, 4]), Task(clip, "ivlp", names).init(0)
-    for remat, chunks, groups in (("products", 1, 1), ("half", 3, 1), ("tokens", 2, 2)):
-        task = Task(clip, "ivlp", names, remat=memory.REMATS[remat].keep, chunks=chunks, groups=groups)
-        found.append(jax.jit(jax.value_and_grad(task.loss, argnums=1))(clip.params, start, images, labels))
-    for other in found[1:]:
-        for a, b in zip(jax.tree.leaves(found[0]), jax.tree.leaves(other), strict=True):
-            np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5)  # of gradients up to ten
+    labels, plain = np.array([1, 4]), Task(clip, method, names)
+    other = Task(clip, method, names, remat=memory.REMATS[remat].keep, chunks=chunks, groups=groups)
+    start = jax.device_get(plain.init(0))
+    found, wanted = (
+        jax.jit(jax.value_and_grad(task.loss, argnums=1))(clip.params, start, images, labels) for task in (other, plain)
+    )
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5)  # of gradients up to ten
 
 
 @pytest.mark.long
@@ -72,22 +81,19 @@ def test_the_fastest_way_that_fits_is_chosen(deep: Clip, monkeypatch: pytest.Mon
 
 
 def test_a_plan_counts_what_a_step_holds(deep: Clip) -> None:
-    """At least weights, momentum and all that the backward pass reads, and in proportion to the images."""
+    """At least weights, momentum and all that the backward pass reads, and in proportion to the images of all runs."""
 
     def needed(batch: int, runs: int = 1) -> int:
-        make = functools.partial(Task, deep, "vpt", model.class_names(3))
-        return memory.plan_step(make, RECIPE, rows=batch, runs=runs, mesh=meshes.single_device(), remat="products")[
-            1
-        ].bytes
+        make, mesh = functools.partial(Task, deep, "vpt", model.class_names(3)), meshes.single_device()
+        return memory.plan_step(make, RECIPE, rows=batch, runs=runs, mesh=mesh, remat="products")[1].bytes
 
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(deep.params))
     geometry = deep.config.vision
     # Of each image and block: the attention's input, queries, keys, values and output, and the MLP's two layers.
     tokens = (1 + geometry.patches + 4) * (5 * geometry.width + geometry.mlp_width) * 4 * (geometry.layers - 1)
-    small, large, twice = needed(16), needed(64), needed(64, runs=2)
+    small, large = needed(16), needed(32, runs=2)
     assert small > weights + 16 * tokens
     assert 0.9 * 48 * tokens < large - small < 3 * 48 * tokens
-    assert twice - large == pytest.approx(large - weights, rel=0.3)
 
 
 @pytest.mark.parametrize("method", ["ivlp", "maple"])
@@ -109,7 +115,7 @@ def test_nothing_is_compiled_twice(
     helpers.tiny_checkpoint(tmp_path / "model", vision=(20, 2, 2), text=(28, 2, 2))
     tiny = TinySweep(clipbias.load(tmp_path / "model"), colours, recipe, tmp_path / "sweep", mesh=mesh)
     with jax.log_compiles(), caplog.at_level(logging.WARNING, logger="jax._src.dispatch"):
-        tiny.rows(method, shots=(4,))
+        tiny.rows(method, seeds=(1, 2) if method == "ivlp" else (1,))
     compiled = [record.getMessage() for record in caplog.records if "Finished XLA compilation" in record.getMessage()]
     fixed = method == "vpt"  # texts that no learnable changes are encoded before, once for training and evaluation
     for name in ("train_step", *([] if fixed else ["text_features"]), "image_features"):
@@ -159,9 +165,6 @@ def test_class_features_are_computed_in_parts_where_they_do_not_fit(deep: Clip) 
     parts = memory.fit_evaluation(make, limit=int(0.7 * needed / memory.USABLE), **options)
     assert whole.classifier.chunks == 1 and parts.classifier.chunks > 1
     assert class_bytes(parts) < 0.7 * needed
-    start = whole.init(0)
-    found = [jax.jit(task.class_features)(deep.params, start) for task in (whole, parts)]
-    np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-6)
 
 
 def test_the_plan_comes_before_the_first_step_and_exhaustion_names_the_settings(
@@ -173,7 +176,7 @@ def test_the_plan_comes_before_the_first_step_and_exhaustion_names_the_settings(
     monkeypatch.setattr(loop, "train_step", exhausted)
     tiny = TinySweep(clip, colours, recipe, tmp_path, compute=Compute(eval_batch_size=8, class_chunks=2))
     with pytest.raises(ClipbiasError, match=r"out of memory; a step needs about .*lower --config.batch_size") as caught:
-        tiny.run(tiny.specs("bias", seeds=(1,)), single=True)
+        tiny.run(tiny.specs("taskres", seeds=(1,)), single=True)
     assert "classes in 2 parts" in str(caught.value)
     assert "memory: about" in capsys.readouterr().err
 

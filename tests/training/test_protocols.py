@@ -14,19 +14,38 @@ from clipbias.tuning.recipe import Recipe
 from clipbias.tuning.transfer import transfer
 from tests.training.sweeps import TinySweep
 
+PROBE, CACHE = "tests.own_methods:Probe", "tests.own_methods:Cache"
+
 
 def test_base_to_new(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
+    """A method makes something of other classes, leaves that to CLIP, or refuses in a sentence of its own."""
     tiny = TinySweep(clip, colours, recipe, tmp_path, protocol="base_to_new")
-    rows = tiny.rows("zero_shot", "vpt", "taskres")
-    assert [row["status"] for row in rows] == ["ok"] * 3 + ["failed"] * 2
-    assert all(set(row["accuracies"]) == {"base", "new"} for row in rows[:3])
+    *rows, cache = tiny.rows("zero_shot", PROBE, CACHE, seeds=(1,))
+    assert all(row["status"] == "ok" and set(row["accuracies"]) == {"base", "new"} for row in rows)
     assert rows[0]["accuracies"]["new"] == 100.0  # one new class is left to choose from
-    assert "cannot be used with other classes" in rows[3]["error"]
+    assert cache["status"] == "failed"
+    assert cache["error"].startswith("the cache holds images of the classes of training")
+
+
+@pytest.mark.long
+def test_heads_on_classes_that_training_did_not_see(
+    clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path
+) -> None:
+    options = {"gda": {"covariance": "classes", "keep_rows": True}}
+    tiny = TinySweep(clip, colours, recipe, tmp_path, protocol="base_to_new", options=options)
+    rows = tiny.rows("zero_shot", "tip_adapter", "gda", "linear_probe")
+    told = {row["method"]: row.get("error") for row in rows}
+    sentence = (
+        "LinearProbe learned something for each class and cannot be used with other classes such as 'blue'; tune it on"
+    )
+    assert told.pop("linear_probe").startswith(sentence) and set(told.values()) == {None}
+    new = {row["method"]: row["accuracies"]["new"] for row in rows if row["status"] == "ok"}
+    assert new["tip_adapter"] == new["zero_shot"]
 
 
 @pytest.mark.parametrize(
     ("protocol", "method", "target"),
-    [("domain_generalization", "taskres", "part"), ("cross_dataset", "vpt", "other")],
+    [("domain_generalization", "taskres", "part"), ("cross_dataset", "bias", "other")],
 )
 def test_targets(
     clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path, protocol: str, method: str, target: str
