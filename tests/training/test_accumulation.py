@@ -10,11 +10,10 @@ import pytest
 from clipbias.clip import Clip
 from clipbias.data import Dataset
 from clipbias.errors import ClipbiasError
-from clipbias.training import loop
+from clipbias.training import loop, memory
 from clipbias.training import mesh as meshes
 from clipbias.training.accumulation import why_whole
-from clipbias.training.memory import StepPlan, needed_bytes, plan_step
-from clipbias.training.programs import training_program
+from clipbias.training.memory import StepPlan, plan_step
 from clipbias.training.step import init_state, place_inputs, train_step
 from clipbias.tuning import Task, make_method
 from clipbias.tuning.learnables import stack_runs
@@ -76,7 +75,7 @@ def assert_same(found: Any, expected: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "parts", "options"),
     [
-        ("taskres", 5, {}),
+        pytest.param("taskres", 5, {}, marks=pytest.mark.long),
         # Texts of each image; a gradient for each term and a frozen teacher; texts without a class name.
         pytest.param("cocoop", 2, {}, marks=pytest.mark.long),
         pytest.param("prograd", 5, {}, marks=pytest.mark.long),
@@ -120,7 +119,9 @@ def test_transport_does_depend_on_the_batch(clip: Clip) -> None:
     )
 
 
-def test_what_is_given_is_taken_and_0_is_the_whole_batch(clip: Clip) -> None:
+def test_what_is_given_is_taken_and_0_is_the_whole_batch(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is compiled to learn how many parts there are."""
+    monkeypatch.setattr(memory, "needed_bytes", lambda lowered: 1)
     mesh, make = meshes.make_mesh(run=1, data=2), functools.partial(Task, clip, "taskres", NAMES, groups=2)
     options: dict[str, Any] = dict(rows=10, runs=1, mesh=mesh)
     parts = {given: plan_step(make, RECIPE, micro_batch=given, **options)[1].parts for given in (0, 1, 4, 10)}
@@ -145,12 +146,10 @@ def test_images_are_taken_in_parts_before_anything_is_computed_again() -> None:
     """Where the images of a step are what does not fit; and a plan says so."""
     clip = model.random_clip(model.geometry("tiny", layers=6))
     make, mesh = functools.partial(Task, clip, "vpt", NAMES), meshes.single_device()
-    needed = {
-        parts: needed_bytes(training_program(make(), RECIPE, rows=64, runs=1, mesh=mesh, parts=parts).lower())
-        for parts in (1, 4)
-    }
+    options: dict[str, Any] = dict(rows=64, runs=1, mesh=mesh)
+    needed = {n: plan_step(make, RECIPE, micro_batch=64 // n, **options)[1].bytes for n in (1, 4)}
     assert needed[4] < 0.6 * needed[1]
     limit = int((needed[1] + needed[4]) / 2 / 0.85)
-    plan = plan_step(make, RECIPE, rows=64, runs=1, mesh=mesh, limit=limit)[1]
+    plan = plan_step(make, RECIPE, limit=limit, **options)[1]
     assert (plan.remat, plan.chunks, plan.parts, plan.fits, plan.is_fastest) == ("products", 1, 4, True, False)
     assert "(keeping products, images in 4 parts)" in str(plan)

@@ -4,8 +4,8 @@ That their own compilers take the programs is tested in `tests/accelerators`, wh
 """
 
 import dataclasses
-import functools
 import importlib.util
+from typing import Any
 
 import jax
 import pytest
@@ -78,10 +78,6 @@ def test_nothing_is_exchanged_in_the_loop_over_layers(method: str, count: int) -
     assert len(found) == count and not any(one.looped for one in found)
 
 
-def test_one_device_exchanges_nothing() -> None:
-    assert of_a_step("taskres", 1) == []
-
-
 def test_loops_are_seen_with_all_that_they_call() -> None:
     """An exchange in what a loop's body calls is in the loop, and one in what else the program calls is not."""
     program = """HloModule step
@@ -122,24 +118,28 @@ def test_exchanges_in_words() -> None:
     assert describe_exchanges([]) == "nothing exchanged"
 
 
-def described(clip: Clip, name: str, **options) -> list[str]:
+def described(clip: Clip, name: str, **options: Any) -> tuple[list[str], dict[str, Any]]:
+    """What is said of a method, and what a step of it is planned with."""
     method, mesh = make_method(name), meshes.make_mesh(run=1, data=8)
 
     def make(method=method, **memory) -> Task:
         return Task(clip, method, ("red", "green", "blue"), groups=8, **memory)
 
-    shared = dict(train_images=12, runs=4, eval_batch_size=8, mesh=mesh) | options
-    return describe(make, method.recipe_for(RECIPE, 4), **shared)
+    recipe, shared = method.recipe_for(RECIPE, 4), dict(train_images=12, runs=4, eval_batch_size=8, mesh=mesh) | options
+    return describe(make, recipe, **shared), dict(make=make, recipe=recipe, rows=8, runs=4, mesh=mesh)
 
 
 def test_a_group_is_described_program_by_program(clip: Clip) -> None:
-    lines = described(clip, "coop", remat="tokens")
+    """A step's memory is that of its plan."""
+    lines, planned = described(clip, "coop", remat="tokens")
     assert lines[:2] == ["12 training images, 10 steps", "parameters per run: 64 (64 text)"]
     assert lines[4] == "data=8: 1 of 8 images and 1 of 3 classes per device; run=1: 4 runs side by side"
     programs = lines[5:]
     assert [line.split(":")[0] for line in programs] == ["train_step", "image_features", "text_features", "answers"]
     assert programs[0].endswith("none in a loop; keeping tokens") and "nothing exchanged" in programs[1]
     assert all("per device (" in line for line in programs)
+    plan = memory.plan_step(**planned, remat="tokens")[1]
+    assert programs[0].startswith(f"train_step: {memory.format_bytes(plan.bytes)} per device")
 
 
 @pytest.mark.parametrize(
@@ -156,18 +156,6 @@ def test_a_group_is_described_program_by_program(clip: Clip) -> None:
 def test_every_stage_and_what_is_computed_once_have_their_programs(
     clip: Clip, name: str, images: int, programs: list[str]
 ) -> None:
-    lines = described(clip, name, train_images=images, runs=1)
+    lines, _ = described(clip, name, train_images=images, runs=1)
     assert [line.split(":")[0] for line in lines if "per device (" in line] == programs
     assert ("no training steps" in lines) == (name != "two_stage")
-
-
-def test_a_described_program_is_the_planned_one(clip: Clip) -> None:
-    """Its memory is that of the plan, and it is compiled once."""
-    make = functools.partial(Task, clip, "vpt", ("a", "b"), groups=8)
-    _, plan = memory.plan_step(make, RECIPE, rows=8, runs=1, mesh=meshes.make_mesh(data=8))
-    (step,) = (line for line in described_of(make) if line.startswith("train_step"))
-    assert step.startswith(f"train_step: {memory.format_bytes(plan.bytes)} per device")
-
-
-def described_of(make) -> list[str]:
-    return describe(make, RECIPE, train_images=8, runs=1, eval_batch_size=8, mesh=meshes.make_mesh(data=8))

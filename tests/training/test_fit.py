@@ -32,15 +32,17 @@ def make_task(clip: Clip, dataset: Dataset, method: str) -> Task:
 
 
 @pytest.fixture(scope="module")
-def fitted(clip: Clip, colours: Dataset) -> dict[str, Any]:
+def fitted(clip: Clip, colours: Dataset, recipe: Recipe) -> dict[str, Any]:
     """What `fit` learns of a few images of the dataset."""
-    given: dict[str, Any] = dict(shots=2, seed=3, learning_rate=0.05, epochs=2, batch_size=4, progress=False)
-    given["mesh"] = meshes.single_device()
+    given: dict[str, Any] = dict(shots=2, seed=3, progress=False, mesh=meshes.single_device())
+    given["recipe"] = dataclasses.replace(recipe, learning_rate=1.0, epochs=1, batch_size=1)
+    given |= {name: getattr(recipe, name) for name in ("learning_rate", "epochs", "batch_size")}
     return {method: clipbias.fit(make_task(clip, colours, method), colours, **given) for method in OPTIONS}
 
 
-def test_it_learns_what_the_driver_learns(clip: Clip, colours: Dataset, fitted: dict[str, Any], tmp_path: Path) -> None:
-    recipe = dataclasses.replace(RECIPE, learning_rate=0.05, epochs=2, batch_size=4)
+def test_it_learns_what_the_driver_learns(
+    clip: Clip, colours: Dataset, recipe: Recipe, fitted: dict[str, Any], tmp_path: Path
+) -> None:
     tiny = TinySweep(clip, colours, recipe, tmp_path, options=OPTIONS)
     specs = tiny.specs(*OPTIONS, seeds=(3,))
     assert [row["status"] for row in tiny.run(specs)] == ["ok"] * 3
@@ -50,13 +52,13 @@ def test_it_learns_what_the_driver_learns(clip: Clip, colours: Dataset, fitted: 
 
 
 def test_arrays_with_names_for_labels_are_a_dataset_too(
-    clip: Clip, colours: Dataset, capsys: pytest.CaptureFixture
+    clip: Clip, colours: Dataset, recipe: Recipe, capsys: pytest.CaptureFixture
 ) -> None:
     task, (images, labels) = make_task(clip, colours, "bias"), pictures(colours, "train")
-    given: dict[str, Any] = dict(epochs=2, batch_size=9, learning_rate=0.05, mesh=meshes.single_device())
+    given: dict[str, Any] = dict(recipe=recipe, mesh=meshes.single_device())
     names = [colours.class_names[label] for label in labels]
     found = clipbias.fit(task, images, names, **given)
-    assert "bias on own images 4/4" in capsys.readouterr().err
+    assert "bias on own images 9/9" in capsys.readouterr().err
     wanted = clipbias.fit(task, colours.split("train"), progress=False, **given)
     jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
@@ -79,7 +81,7 @@ def test_predictions_are_the_softmax_of_the_logits(clip: Clip, colours: Dataset,
 def test_accuracy_counts_what_is_taken_for_what(clip: Clip, colours: Dataset, fitted: dict[str, Any]) -> None:
     task, (images, labels) = make_task(clip, colours, "bias"), pictures(colours, "test")
     predicted = clipbias.predict(task, fitted["bias"], images, batch_size=4).labels
-    found = clipbias.evaluate(task, fitted["bias"], colours, mesh=meshes.single_device(), batch_size=15)
+    found = clipbias.evaluate(task, fitted["bias"], colours, mesh=meshes.single_device(), batch_size=8)
     np.testing.assert_array_equal(found.predicted, predicted)
     wanted = np.zeros((3, 3), int)
     for label, guess in zip(labels, predicted, strict=True):
@@ -88,7 +90,7 @@ def test_accuracy_counts_what_is_taken_for_what(clip: Clip, colours: Dataset, fi
     assert found.accuracy == pytest.approx(100 * np.trace(wanted) / 15)
     np.testing.assert_allclose(found.per_class, [100 * wanted[c, c] / 5 for c in range(3)])
     assert repr(found).startswith(f"{found.accuracy:.2f} % (± {found.standard_error:.2f}) of 15 images")
-    same = clipbias.evaluate(task, fitted["bias"], images, labels, mesh=meshes.single_device(), batch_size=15)
+    same = clipbias.evaluate(task, fitted["bias"], images, labels, mesh=meshes.single_device(), batch_size=8)
     np.testing.assert_array_equal(same.confusion, wanted)
     none = dataclasses.replace(found, labels=found.labels[:5], predicted=found.predicted[:5])
     assert np.isnan(none.per_class[1:]).all() and not np.isnan(none.per_class[0])
