@@ -1,5 +1,6 @@
 """Adapters with learnables that matter, on a tiny model."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -74,16 +75,32 @@ def adapter(clip: Clip, method: str, folder: Path, *, size: float = 0.3, **optio
     return clipbias.load_adapter(path)
 
 
-def pictures(clip: Clip, count: int, seed: int = 0) -> np.ndarray:
+def pictures(clip: Clip, count: int = 4, seed: int = 0) -> np.ndarray:
     """Random images, uint8 `[count, R, R, 3]`."""
     size = clip.config.vision.image_size
     return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), np.uint8)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(classifier: Any, params: Any, learnables: Any, images: Any, text: Any) -> jax.Array:
+    """Of equal classifiers, one program: those of all folded checkpoints, for one."""
+    return classifier.logits(params, learnables, images, text)
+
+
+def task_logits(task: Task, learnables: Any, images: np.ndarray) -> np.ndarray:
+    """What a task says about uint8 images."""
+    normal = task.clip.preprocessing.normalize(images)
+    return np.asarray(_logits(task.classifier, task.clip.params, learnables, normal, task.text))
+
+
 def logits(clip: Clip, adapter: Adapter, images: np.ndarray) -> np.ndarray:
     """What the adapter itself says about uint8 images."""
-    compute = jax.jit(adapter.task(clip, own_methods=(adapter.method,)).logits)
-    return np.asarray(compute(clip.params, adapter.learnables, clip.preprocessing.normalize(images)))
+    return task_logits(adapter.task(clip, own_methods=(adapter.method,)), adapter.learnables, images)
+
+
+def zero_shot_logits(folder: Path, images: np.ndarray, template: str = "a photo of a {}.") -> np.ndarray:
+    """What an exported checkpoint says as a plain CLIP."""
+    return task_logits(Task(clipbias.load(folder), "zero_shot", CLASS_NAMES, template=template), {}, images)
 
 
 def assert_close(actual: Any, expected: np.ndarray, tolerance: float = 1e-5) -> None:

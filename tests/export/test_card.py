@@ -54,13 +54,13 @@ def test_whatever_notes_an_adapter_has(clip: Clip, tmp_path: Path, notes: dict) 
 
 
 def test_the_cards_code_with_clipbias(
-    demo: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    adapter = models.adapter(demo, "bias", tmp_path)
-    export(adapter, demo, tmp_path / "out")
-    (image,) = models.pictures(demo, 1)
+    adapter = models.adapter(clip, "bias", tmp_path)
+    export(adapter, clip, tmp_path / "out")
+    (image,) = models.pictures(clip, 1)
     Image.fromarray(image).save(tmp_path / "out" / "image.png")
     monkeypatch.chdir(tmp_path / "out")
     exec(re.findall(r"```python\n(.*?)```", Path("README.md").read_text(), re.DOTALL)[-1], {})
-    likely = models.CLASS_NAMES[int(models.logits(demo, adapter, image[None]).argmax())]
+    likely = models.CLASS_NAMES[int(models.logits(clip, adapter, image[None]).argmax())]
     assert capsys.readouterr().out.startswith(f"{likely} ")

@@ -83,6 +83,14 @@ def test_plain_lora_is_scaled_by_its_rank(clip: Clip, tmp_path: Path) -> None:
     assert adapter.task(clip).texts == ("a cat", "a dog")
 
 
+@pytest.fixture(scope="module")
+def exported(clip: Clip, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of PEFT's."""
+    folder = tmp_path_factory.mktemp("peft")
+    export(tuned(clip, folder), clip, folder / "out", form="peft")
+    return folder / "out"
+
+
 def without(name: str) -> Any:
     return lambda tensors: {key: value for key, value in tensors.items() if name not in key}
 
@@ -111,20 +119,22 @@ Q = "base_model.model.vision_model.encoder.layers.1.self_attn.q_proj.lora_A.weig
         ({}, lambda tensors: {**tensors, Q: np.full((2, 24), np.nan, np.float32)}, "expected finite numbers"),
     ],
 )
-def test_what_cannot_be_held_is_refused(settings: dict, change: Any, said: str, clip: Clip, tmp_path: Path) -> None:
-    export(tuned(clip, tmp_path), clip, tmp_path / "out", form="peft")
-    path = tmp_path / "out" / CONFIG
+def test_what_cannot_be_held_is_refused(
+    settings: dict, change: Any, said: str, clip: Clip, exported: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(exported, tmp_path / "out"))
+    path = folder / CONFIG
     path.write_text(json.dumps(json.loads(path.read_text()) | settings))
     if change:
-        save_file(change(load_file(tmp_path / "out" / WEIGHTS)), tmp_path / "out" / WEIGHTS)
+        save_file(change(load_file(folder / WEIGHTS)), folder / WEIGHTS)
     with pytest.raises(ClipbiasError, match=said):
-        read_peft(tmp_path / "out", clip, ("cat", "dog"))
+        read_peft(folder, clip, ("cat", "dog"))
 
 
-def test_folders_and_methods_that_are_none_of_pefts(clip: Clip, tmp_path: Path) -> None:
+def test_folders_and_methods_that_are_none_of_pefts(clip: Clip, exported: Path, tmp_path: Path) -> None:
     with pytest.raises(ClipbiasError, match=f"is no adapter of PEFT's: it has no {CONFIG}"):
         read_peft(tmp_path, clip, ("cat", "dog"))
-    export(tuned(clip, tmp_path), clip, tmp_path / "peft", form="peft")
+    shutil.copytree(exported, tmp_path / "peft")
     assert clipbias.load_adapter(tmp_path / "peft").method == "clip_lora"  # this project's own file lies there
     (tmp_path / "peft" / "adapter.safetensors").unlink()
     with pytest.raises(ClipbiasError, match=r"read it with clipbias\.export\.read_peft"):

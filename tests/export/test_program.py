@@ -18,19 +18,23 @@ import clipbias
 from clipbias.clip import Clip
 from clipbias.data.transforms import test_image as crop
 from clipbias.export import export
+from tests import helpers
 from tests.export import models
 
-OWN = [f"tests.own_methods:{name}" for name in ("Everything", "Projection", "Head", "Cache", "Probe")]
+METHODS = [
+    *(f"tests.own_methods:{name}" for name in ("Everything", "Head", "Projection", "Cache", "Probe")),
+    *("bias_by_kind", "clip_lora"),
+]
 
 
-@pytest.mark.parametrize("method", ["bias_by_kind", "clip_lora", *OWN])
+@pytest.mark.parametrize("method", helpers.short(METHODS, *METHODS[:2]))
 def test_the_program_in_this_process(clip: Clip, tmp_path: Path, method: str) -> None:
     adapter = models.adapter(clip, method, tmp_path)
     export(adapter, clip, tmp_path / "out", form="program", own_methods=(method,))
     program = jax.export.deserialize(bytearray((tmp_path / "out" / "classifier.stablehlo").read_bytes()))
     weights = load_file(tmp_path / "out" / "weights.safetensors")
     assert not any(name.startswith("text/") for name in weights)
-    images = models.pictures(clip, 5)
+    images = models.pictures(clip)
     expected = models.logits(clip, adapter, images)
     models.assert_close(program.call(weights, images), expected)
     models.assert_close(program.call(weights, images[:1]), expected[:1])
@@ -71,13 +75,13 @@ def test_the_cards_code_in_a_fresh_process_without_clipbias(demo: Clip, tmp_path
     assert load_file(out / "weights.safetensors")["vision/layers/fc1/kernel"].dtype == np.float16
     picture = np.random.default_rng(1).integers(0, 256, (71, 50, 3), np.uint8)
     Image.fromarray(picture).save(out / "image.png")
-    images = models.pictures(demo, 3)
+    images = models.pictures(demo)
     np.save(out / "images.npy", images)
     code = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)[0]
     code += (
         "import sys\n"
         "assert 'clipbias' not in sys.modules\n"
-        "np.savez('logits.npz', one=logits, three=jax.jit(program.call)(weights, np.load('images.npy')))\n"
+        "np.savez('logits.npz', one=logits, several=jax.jit(program.call)(weights, np.load('images.npy')))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=out, env={**os.environ}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -86,4 +90,4 @@ def test_the_cards_code_in_a_fresh_process_without_clipbias(demo: Clip, tmp_path
         found = dict(file)
     one = crop(picture, demo.config.vision.image_size)[None]
     models.assert_close(found["one"], models.logits(demo, adapter, one))
-    models.assert_close(found["three"], models.logits(demo, adapter, images))
+    models.assert_close(found["several"], models.logits(demo, adapter, images))
