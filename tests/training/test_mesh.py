@@ -32,6 +32,13 @@ def test_arrays_come_back_as_they_went() -> None:
     for got, expected in ((placed["a"], values["a"]), (batch, values["a"]), (rows, values["a"][0])):
         np.testing.assert_array_equal(meshes.fetch(got), expected)
     assert meshes.fetch(placed["b"]) == 3
+    # Runs that cannot be divided are everywhere.
+    runs, batch = np.arange(6.0).reshape(3, 2), np.arange(24).reshape(3, 8)
+    placed, images = meshes.place(mesh, runs, meshes.RUN), meshes.place_batch(mesh, batch)
+    assert placed.sharding.shard_shape(placed.shape) == (3, 2)
+    assert images.sharding.shard_shape(images.shape) == (3, 2)
+    np.testing.assert_array_equal(meshes.fetch(placed), runs)
+    np.testing.assert_array_equal(meshes.fetch(images), batch)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,13 +110,3 @@ def test_runs_are_filled_up_and_cut_again() -> None:
     assert placed["a"].sharding.shard_shape(placed["a"].shape) == (1, 2)
     np.testing.assert_array_equal(meshes.fetch(placed["a"])[3], tree["a"][2])
     jax.tree.map(np.testing.assert_array_equal, meshes.fetch(meshes.cut(mesh, placed, 3)), tree)
-
-
-def test_runs_that_cannot_be_divided_are_everywhere() -> None:
-    mesh = meshes.make_mesh(run=2, data=4)
-    runs, batch = np.arange(6.0).reshape(3, 2), np.arange(24).reshape(3, 8)
-    placed, images = meshes.place(mesh, runs, meshes.RUN), meshes.place_batch(mesh, batch)
-    assert placed.sharding.shard_shape(placed.shape) == (3, 2)
-    assert images.sharding.shard_shape(images.shape) == (3, 2)
-    np.testing.assert_array_equal(meshes.fetch(placed), runs)
-    np.testing.assert_array_equal(meshes.fetch(images), batch)

@@ -1,6 +1,8 @@
 """Progress on a terminal and elsewhere."""
 
 import io
+import itertools
+import time
 
 import pytest
 
@@ -15,16 +17,22 @@ class Terminal(io.StringIO):
 
 @pytest.mark.parametrize("stream", [Terminal, io.StringIO])
 def test_it_shows_the_work_the_values_and_the_end(stream: type[io.StringIO], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time is measured by a clock that only goes forward: the wall's is set back again and again."""
+    later, ticks = itertools.count(), itertools.count(step=10.0)
+    monkeypatch.setattr(time, "time", lambda: 1.7e9 - 3600 * next(later))
+    monkeypatch.setattr(time, "monotonic", lambda: next(ticks))
     monkeypatch.setattr("sys.stderr", shown := stream())
     bar = Progress(3, title="cells")
-    bar.at_work("bias on demo/digits, 4 shots")
     for _ in range(3):
+        bar.at_work("bias on demo/digits, 4 shots")
         bar.advance(1, {"lr": 0.0025, "images/s": 133512.4})
     bar.say("a line")
     bar.close()
     for part in ("cells", "bias on demo/digits, 4 shots", "images/s=133,512", "lr=0.0025", " 3/3", "a line\n"):
         assert part in shown.getvalue(), part
     assert ("\r" in shown.getvalue()) == shown.isatty()
+    assert "-" not in shown.getvalue().replace("\x1b", "")  # no negative duration
+    assert not shown.isatty() or all(f" {done}/3 " in shown.getvalue() for done in (1, 2, 3))
 
 
 def test_lines_elsewhere_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
