@@ -15,18 +15,7 @@ from clipbias.tuning.adapter import Adapter
 CLASS_NAMES = ("cat", "maine_coon", "bird")
 NOTES = {"dataset": "pets", "shots": 4, "seed": 1, "accuracy": 75.0}
 
-# Methods of a user's own: a bias of low rank, one shift of all class features, which leaves images alone, and weights.
-LOW_RANK = '''"""Biases of rank one."""
-import jax
-from clipbias import Adaptation
-
-def init(rng, clip, class_names):
-    vision = clip.config.vision
-    return {"left": jax.random.normal(rng, (vision.layers, 1)), "right": jax.random.normal(rng, (1, vision.width))}
-
-def adapt(learnables):
-    return Adaptation(vision_bias=learnables["left"] @ learnables["right"])
-'''
+# Methods of a user's own: one shift of all class features, which leaves images alone, and changes of weights.
 SHIFT = '''"""One shift of all classes."""
 import jax.numpy as jnp
 from clipbias import Adaptation

@@ -104,23 +104,13 @@ def test_a_sharded_base_makes_the_same_checkpoint(model: Path, clip: Clip, tmp_p
     assert first == second
 
 
-def test_a_method_of_ones_own_folds_in_the_tower_it_changes(clip: Clip, tmp_path: Path) -> None:
-    (tmp_path / "own.py").write_text(models.LOW_RANK)
+def test_a_method_of_ones_own_folds_where_it_changes_weights(clip: Clip, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(models.WEIGHTS)
     adapter = models.adapter(clip, str(tmp_path / "own.py"), tmp_path)
     with pytest.raises(ClipbiasError, match="name it yourself"):
         export(adapter, clip, tmp_path / "out")
     assert export(adapter, clip, tmp_path / "out", own_methods=(adapter.method,)) == "checkpoint"
     assert 'own_methods=["own.py"]' in (tmp_path / "out" / "README.md").read_text()
-    images = models.pictures(clip)
-    models.assert_close(models.zero_shot_logits(tmp_path / "out", images), models.logits(clip, adapter, images))
-    folded = clipbias.load(tmp_path / "out")
-    jax.tree.map(np.testing.assert_array_equal, folded.params["text"], clip.params["text"])
-
-
-def test_a_method_that_changes_weights_folds(clip: Clip, tmp_path: Path) -> None:
-    (tmp_path / "own.py").write_text(models.WEIGHTS)
-    adapter = models.adapter(clip, str(tmp_path / "own.py"), tmp_path)
-    assert export(adapter, clip, tmp_path / "out", own_methods=(adapter.method,)) == "checkpoint"
     images = models.pictures(clip)
     models.assert_close(models.zero_shot_logits(tmp_path / "out", images), models.logits(clip, adapter, images))
     folded = clipbias.load(tmp_path / "out")
