@@ -1,6 +1,7 @@
 """A step over parts of its batch against the step over the whole."""
 
 import functools
+import types
 from typing import Any
 
 import jax
@@ -119,13 +120,23 @@ def test_transport_does_depend_on_the_batch(clip: Clip) -> None:
     )
 
 
-def test_what_is_given_is_taken_and_0_is_the_whole_batch(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is compiled to learn how many parts there are."""
-    monkeypatch.setattr(memory, "needed_bytes", lambda lowered: 1)
+def test_what_is_given_is_taken_and_else_what_fits(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of steps that need 100 bytes for all their images; nothing is compiled."""
+
+    def needing(*_: Any, parts: int, **__: Any) -> types.SimpleNamespace:
+        return types.SimpleNamespace(lower=lambda: 100 // parts)
+
+    monkeypatch.setattr(memory, "training_program", needing)
+    monkeypatch.setattr(memory, "needed_bytes", int)
     mesh, make = meshes.make_mesh(run=1, data=2), functools.partial(Task, clip, "taskres", NAMES, groups=2)
     options: dict[str, Any] = dict(rows=10, runs=1, mesh=mesh)
     parts = {given: plan_step(make, RECIPE, micro_batch=given, **options)[1].parts for given in (0, 1, 4, 10)}
     assert parts == {0: 1, 1: 5, 4: 3, 10: 1}
+    # Images are taken in parts before anything is computed again, and a plan says so.
+    vpt = functools.partial(Task, clip, "vpt", NAMES)
+    plan = plan_step(vpt, RECIPE, rows=64, runs=1, mesh=meshes.single_device(), limit=60)[1]
+    assert (plan.remat, plan.chunks, plan.parts, plan.fits, plan.is_fastest) == ("products", 1, 4, True, False)
+    assert "(keeping products, images in 4 parts)" in str(plan)
 
 
 def test_a_training_takes_what_was_planned(
@@ -142,14 +153,13 @@ def test_a_training_takes_what_was_planned(
         loop.train(task, meshes.replicate(mesh, clip.params), runs, recipe, start, mesh=mesh, plan=plan)
 
 
-def test_images_are_taken_in_parts_before_anything_is_computed_again() -> None:
-    """Where the images of a step are what does not fit; and a plan says so."""
+@pytest.mark.long
+def test_parts_need_less_memory() -> None:
+    """Where the images of a step are what does not fit."""
     clip = model.random_clip(model.geometry("tiny", layers=6))
-    make, mesh = functools.partial(Task, clip, "vpt", NAMES), meshes.single_device()
-    options: dict[str, Any] = dict(rows=64, runs=1, mesh=mesh)
+    make = functools.partial(Task, clip, "vpt", NAMES)
+    options: dict[str, Any] = dict(rows=64, runs=1, mesh=meshes.single_device())
     needed = {n: plan_step(make, RECIPE, micro_batch=64 // n, **options)[1].bytes for n in (1, 4)}
     assert needed[4] < 0.6 * needed[1]
-    limit = int((needed[1] + needed[4]) / 2 / 0.85)
-    plan = plan_step(make, RECIPE, limit=limit, **options)[1]
+    plan = plan_step(make, RECIPE, limit=int((needed[1] + needed[4]) / 2 / 0.85), **options)[1]
     assert (plan.remat, plan.chunks, plan.parts, plan.fits, plan.is_fastest) == ("products", 1, 4, True, False)
-    assert "(keeping products, images in 4 parts)" in str(plan)

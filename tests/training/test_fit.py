@@ -19,7 +19,7 @@ from clipbias.tuning import Recipe, Task
 from configs import base, train
 from tests.training.sweeps import TinySweep
 
-OPTIONS: dict[str, dict[str, Any]] = {"bias": {}, "clap": {"recipe": "common"}, "gda": {}}
+OPTIONS: dict[str, dict[str, Any]] = {"bias": {}, "clap": {"recipe": "common"}}
 
 
 def pictures(dataset: Dataset, name: str) -> tuple[list[np.ndarray], np.ndarray]:
@@ -45,7 +45,7 @@ def test_it_learns_what_the_driver_learns(
 ) -> None:
     tiny = TinySweep(clip, colours, recipe, tmp_path, options=OPTIONS)
     specs = tiny.specs(*OPTIONS, seeds=(3,))
-    assert [row["status"] for row in tiny.run(specs)] == ["ok"] * 3
+    assert [row["status"] for row in tiny.run(specs)] == ["ok"] * 2
     for spec in specs:
         jax.tree.map(np.testing.assert_array_equal, fitted[spec.method], dict(tiny.adapter(spec).learnables))
     assert float(np.abs(fitted["bias"]["vision_bias"]).max()) > 0
