@@ -18,7 +18,7 @@ PROBE, CACHE = "tests.own_methods:Probe", "tests.own_methods:Cache"
 
 
 def test_base_to_new(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:
-    """A method makes something of other classes, or refuses in a sentence of its own."""
+    """A method makes something of other classes; what one that refuses them says is in its row."""
     tiny = TinySweep(clip, colours, recipe, tmp_path, protocol="base_to_new")
     probe, cache = tiny.rows(PROBE, CACHE, seeds=(1,))
     assert probe["status"] == "ok" and set(probe["accuracies"]) == {"base", "new"}
