@@ -56,7 +56,6 @@ SLOWEST = (
     "tests/end_to_end/",
     "tests/test_commands.py",
     "tests/test_benchmarks.py",
-    "tests/training/test_plan.py",
     "tests/training/test_sweep.py",
     "tests/explain/test_relevancy.py",
 )

@@ -41,9 +41,10 @@ def test_memory_is_bounded_without_changing_the_draws(monkeypatch):
     assert np.abs(resample(values, seed=5) - whole).max() > 0.01
 
 
-def test_shares_are_paired():
-    """A part that is 30 % of the gain in every image is 30 % of it in every resample, however noisy the gain."""
-    gain = np.random.default_rng(1).normal(1, 3, (300, 1))
+@pytest.mark.parametrize("mean", [1, -1])
+def test_shares_are_paired(mean: int) -> None:
+    """A part that is 30 % of the gain in every image is 30 % of it in every resample, however noisy that is."""
+    gain = np.random.default_rng(1).normal(mean, 3, (300, 1))
     values = np.concatenate([0.3 * gain, gain], axis=1)
     draws, means = resample(values), values.mean(0)
     found = share(means[0], draws[:, 0], means[1], draws[:, 1])

@@ -117,22 +117,3 @@ def of_inserted(clip: Reference, tower: str, blocks: Sequence[Block], rows: np.n
             layer += [(i, i == int(row), change[i]) for i in range(int(row) + 1 if causal else length)]
         changes.append(layer)
     return _forms(changes, length)
-
-
-def outcomes(
-    clip: Reference,
-    initial: Inputs,
-    forms: Mapping[str, Forms],
-    form: str,
-    images: np.ndarray,
-    labels: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Correct and log-likelihood [B] of the frozen model with a constant of `form` ("" for none) in either tower."""
-    bias = {tower: found[form] for tower, found in forms.items() if form}
-    image = numpy_clip.encode_image(clip.state, clip.config, images, bias=bias.get("vision")).features
-    text = numpy_clip.encode_text(
-        clip.state, clip.config, initial.tokens, embeddings=initial.embeddings, bias=bias.get("text")
-    ).features
-    logits = numpy_clip.logits(clip.state, image, text)
-    chosen = np.log(numpy_clip.softmax(logits))[np.arange(len(labels)), labels]
-    return logits.argmax(-1) == labels, chosen
