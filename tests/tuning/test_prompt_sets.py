@@ -1,7 +1,6 @@
 """Prompts per image and several prompt sets against NumPy: logits, terms of the loss, gradients, steps, starts."""
 
-from collections.abc import Mapping
-from typing import Any
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -14,18 +13,12 @@ from clipbias.errors import ClipbiasError
 from clipbias.explain.norms import norms
 from clipbias.explain.results import TEXT_KINDS
 from clipbias.explain.tokens import text_kinds
-from clipbias.tuning import Task, make_method
-from clipbias.tuning.learnables import without_constants
+from clipbias.tuning import Features, Task, make_method
 from clipbias.tuning.transport import sinkhorn
 from tests import helpers
 from tests.reference import methods, prompts_cocoop, prompts_plot, prompts_proda
-from tests.reference.gradients import sgd
-from tests.reference.weights import double
 from tests.tuning import weights_common as common
 from tests.tuning.weights_common import CLASS_NAMES, LABELS
-
-RATES = (0.03, 0.02, 0.05)
-
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory) -> tuple[Clip, methods.Reference]:
@@ -34,54 +27,18 @@ def pair(tmp_path_factory) -> tuple[Clip, methods.Reference]:
     return clipbias.load(folder), reference
 
 
-@pytest.fixture(scope="module")
-def pictures() -> tuple[np.ndarray, np.ndarray]:
-    return common.pictures(8)
-
-
-def normalised(clip: Clip, raw: np.ndarray) -> np.ndarray:
-    return np.asarray(clip.preprocessing.normalize(raw), np.float32)
-
-
-def check_rule(task: Task, start: Mapping[str, Any], pictures: tuple[np.ndarray, np.ndarray], reference: Any) -> None:
-    """Logits, terms, the gradient that a step takes and three steps; `reference` has `logits` and `losses`."""
-    (raw, images), params = pictures, task.clip.params
-    shapes = (jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (jax.eval_shape(task.init), start))
-    assert next(shapes) == next(shapes)
-    learnables = jax.tree.map(lambda value: np.asarray(value, np.float32), start)
-    exact = double(without_constants(learnables))
-    losses, gradients = reference.losses(exact, images)
-    terms, logits = jax.jit(task.classifier.losses)(
-        params, learnables, normalised(task.clip, raw), LABELS, task.text, None
-    )
-    common.close(logits, reference.logits(exact, images), common.LOGITS, "logits")
-    assert set(terms) == set(losses)
-    for name, value in losses.items():
-        assert np.mean(terms[name]) == pytest.approx(value, rel=common.LOGITS, abs=common.LOGITS), name
-    states = [state for state, _ in common.steps(task, learnables, common.SGD, raw, LABELS, RATES)]
-    common.close_trees(common.taken(learnables, common.SGD, states[0]), gradients, common.GRADIENTS)
-    after = jax.tree.map(lambda leaf: leaf[0], states[-1].learnables)
-    common.close_trees(after, sgd(lambda x: reference.losses(x, images)[1], exact, RATES), common.TRAINED)
-
-
 # CoCoOp
 
 
-class CoCoOp:
-    def __init__(self, clip: methods.Reference) -> None:
-        self.clip = clip
-
-    def logits(self, learnables, images):
-        return prompts_cocoop.logits(self.clip, CLASS_NAMES, learnables, images)
-
-    def losses(self, learnables, images):
-        return prompts_cocoop.loss_and_gradients(self.clip, CLASS_NAMES, learnables, images, LABELS)
-
-
-def test_cocoop(pair, pictures) -> None:
+def test_cocoop(pair) -> None:
     clip, reference = pair
+
+    def rule(values, images, _):
+        scores = prompts_cocoop.logits(reference, CLASS_NAMES, values, images)
+        return *prompts_cocoop.loss_and_gradients(reference, CLASS_NAMES, values, images, LABELS), scores
+
     task = Task(clip, "cocoop", CLASS_NAMES)
-    check_rule(task, common.drawn(task.shapes, 0.4, seed=5), pictures, CoCoOp(reference))
+    common.check_training(task, common.drawn(task.shapes, 0.4, seed=5), rule)
 
 
 def test_cocoop_starts_as_torchs_linear_layers_and_the_words_do(pair) -> None:
@@ -96,38 +53,29 @@ def test_cocoop_starts_as_torchs_linear_layers_and_the_words_do(pair) -> None:
             drawn = np.concatenate([run[f"text_{layer}_{part}"].ravel() for run in runs]) * inputs**0.5
             assert np.abs(drawn).max() <= 1 and np.abs(drawn).max() > 0.95, (layer, part)
             assert drawn.std() == pytest.approx(3**-0.5, rel=0.12) and abs(drawn.mean()) < 0.15
-    # The shift is not zero at first.
-    raw = common.pictures(8)[0]
-    fresh = jax.jit(task.logits)(clip.params, runs[0], normalised(clip, raw))
-    plain = jax.jit(Task(clip, "zero_shot", CLASS_NAMES).logits)(clip.params, {}, normalised(clip, raw))
-    assert np.abs(fresh - plain).max() > 0.1
 
 
 # PLOT
 
 
-class PLOT:
-    def __init__(self, clip: methods.Reference, pooled: bool) -> None:
-        self.clip, self.options = clip, {"pooled": pooled}
-
-    def logits(self, learnables, images):
-        return prompts_plot.plot_logits(self.clip, CLASS_NAMES, learnables, images, **self.options)
-
-    def losses(self, learnables, images):
-        return prompts_plot.plot_loss_and_gradients(self.clip, CLASS_NAMES, learnables, images, LABELS, **self.options)
-
-
-def test_plot(pair, pictures) -> None:
+def test_plot(pair) -> None:
     clip, reference = pair
-    options = {"tokens": 5, "sets": 3}
-    task = Task(clip, "plot", CLASS_NAMES, pooled=True, **options)
+    task = Task(clip, "plot", CLASS_NAMES, pooled=True, tokens=5, sets=3)
     assert task.text.shared == 6  # the start and each set's context
-    start = common.drawn(task.shapes, 0.4, seed=3)
-    check_rule(task, start, pictures, PLOT(reference, True))
-    found = jax.jit(Task(clip, "plot", CLASS_NAMES, **options).logits)(
-        clip.params, start, normalised(clip, pictures[0])
-    )
-    common.close(found, PLOT(reference, False).logits(start, pictures[1]), common.LOGITS)
+
+    def rule(values, images, _):
+        scores = prompts_plot.plot_logits(reference, CLASS_NAMES, values, images, pooled=True)
+        given = reference, CLASS_NAMES, values, images, LABELS
+        return *prompts_plot.plot_loss_and_gradients(*given, pooled=True), scores
+
+    common.check_training(task, common.drawn(task.shapes, 0.4, seed=3), rule)
+    # Without the pooled feature's logits.
+    rng = np.random.default_rng(4)
+    image, text = (rng.normal(size=shape).astype(np.float32) for shape in ((2, 5, 48), (3, 4, 48)))
+    found = make_method("plot").logits({}, Features(image[:, 0], text, np.float32(7), patches=image[:, 1:]))
+    scale = dataclasses.replace(reference, state={"logit_scale": np.log(7)})
+    expected = prompts_plot.transport_logits(scale, image[:, 1:].swapaxes(0, 1), text)
+    common.close(found, expected, common.LOGITS)
 
 
 def test_plans_end_for_the_images_that_count_together() -> None:
@@ -155,44 +103,36 @@ def test_plans_end_for_the_images_that_count_together() -> None:
 PHRASES = ("a photo of a", "photo of the dog type", "of a cat")
 
 
-class PLOTPlusPlus:
-    def __init__(self, clip: methods.Reference, context: np.ndarray | None = None) -> None:
-        self.clip, self.context = clip, context
-
-    def whole(self, learnables):
-        return learnables if self.context is None else {**learnables, "text_context": self.context}
-
-    def logits(self, learnables, images):
-        passes = prompts_plot.plus_forward(self.clip, CLASS_NAMES, self.whole(learnables), images, PHRASES)
-        return prompts_plot.plus_scores(self.clip, passes, first=self.context is not None)
-
-    def losses(self, learnables, images):
-        losses, found = prompts_plot.plus_loss_and_gradients(
-            *(self.clip, CLASS_NAMES, self.whole(learnables), images, LABELS),
-            phrases=PHRASES,
-            first=self.context is not None,
-        )
-        return losses, {name: found[name] for name in learnables}
-
-
-def test_plot_plus_plus(pair, pictures) -> None:
+def test_plot_plus_plus(pair) -> None:
+    """Two trainings: the first one leaves the contexts at their words and adds to the logits."""
     clip, reference = pair
-    task = Task(clip, "plot_plus_plus", CLASS_NAMES, phrases=PHRASES)
-    start = task.init(3)
+    whole = Task(clip, "plot_plus_plus", CLASS_NAMES, phrases=PHRASES)
+    start, stages = whole.init(3), whole.method.stages(common.SGD)
     context = prompts_plot.start_context(reference, PHRASES)
     np.testing.assert_allclose(start["text_context"], context, atol=1e-7)
-    check_rule(task, common.drawn(task.shapes, 0.4, seed=3), pictures, PLOTPlusPlus(reference))
-    # The first training leaves the contexts at their words and adds to the logits.
-    stages = task.method.stages(common.SGD)
-    assert [recipe for _, recipe in stages] == [common.SGD] * 2 and stages[1][0] == task.method
-    first = Task(clip, stages[0][0], CLASS_NAMES)
-    before = task.method.next_stage(0, start, None)
+    before = whole.method.next_stage(0, start, None)
     moved = {**before, "vision_prompts": common.drawn(before["vision_prompts"], 0.4, seed=4)}
+    assert [recipe for _, recipe in stages] == [common.SGD] * 2 and stages[1][0] == whole.method
+    first = Task(clip, stages[0][0], CLASS_NAMES)
     assert not first.classifier.changes_text(first.shapes)
-    check_rule(first, moved, pictures, PLOTPlusPlus(reference, context))
-    after = task.method.next_stage(1, moved, None)
+
+    for task, begun, added in (
+        (whole, common.drawn(whole.shapes, 0.4, seed=3), {}),
+        (first, moved, {"text_context": context}),
+    ):
+
+        def rule(values, images, _, added=added):
+            both = {**values, **added}
+            passes = prompts_plot.plus_forward(reference, CLASS_NAMES, both, images, PHRASES)
+            given = reference, CLASS_NAMES, both, images, LABELS
+            losses, slopes = prompts_plot.plus_loss_and_gradients(*given, phrases=PHRASES, first=bool(added))
+            scores = prompts_plot.plus_scores(reference, passes, first=bool(added))
+            return losses, {name: slopes[name] for name in values}, scores
+
+        common.check_training(task, begun, rule)
+    after = whole.method.next_stage(1, moved, None)
     assert after == {"vision_prompts": moved["vision_prompts"], "text_context": start["text_context"]}
-    assert task.method.next_stage(2, after, None) == after
+    assert whole.method.next_stage(2, after, None) == after
 
 
 def test_phrases_of_plot_plus_plus_by_dataset(pair) -> None:
@@ -207,30 +147,22 @@ def test_phrases_of_plot_plus_plus_by_dataset(pair) -> None:
 # ProDA
 
 
-def test_proda(pair, pictures) -> None:
-    (clip, reference), (raw, images) = pair, pictures
+def test_proda(pair) -> None:
+    clip, reference = pair
     task = Task(clip, "proda", CLASS_NAMES, tokens=6, sets=8, sets_per_step=2)
-    start, params = common.drawn(task.shapes, 0.4, seed=3), clip.params
-    found = jax.jit(task.logits)(params, start, normalised(clip, raw))
-    common.close(found, prompts_proda.logits(reference, CLASS_NAMES, start, images), common.LOGITS)
+    start, draws = common.drawn(task.shapes, 0.4, seed=3), []
+    for step in range(3):  # the sets that the run's seed says
+        draws.append(np.asarray(task.method.templates_in_training(jax.random.key(7), step)).tolist())
 
-    def expected(learnables, chosen):
-        return prompts_proda.loss_and_gradients(reference, CLASS_NAMES, learnables, images, LABELS, chosen)
+    def rule(values, images, step):
+        towers = prompts_proda.texts(reference, CLASS_NAMES, values, draws[step])
+        text = np.mean([methods.numpy_clip.unit(tower.features) for _, tower in towers], axis=0)
+        image = methods.numpy_clip.encode_image(reference.state, reference.config, images).features
+        scores = np.exp(reference.state["logit_scale"]) * methods.numpy_clip.unit(image) @ text.T
+        given = reference, CLASS_NAMES, values, images, LABELS
+        return *prompts_proda.loss_and_gradients(*given, draws[step]), scores
 
-    terms, _ = jax.jit(task.classifier.losses)(
-        params, start, normalised(clip, raw), LABELS, task.text, None, template_tokens=task.template_tokens
-    )
-    for name, value in expected(start, range(8))[0].items():
-        assert np.mean(terms[name]) == pytest.approx(value, rel=common.LOGITS), name
-    # Steps take the sets that the run's seed says.
-    draws = [np.asarray(task.method.templates_in_training(jax.random.key(7), step)).tolist() for step in range(3)]
-    losses, slopes = expected(double(start), draws[0])
-    states, found = zip(*common.steps(task, start, common.SGD, raw, LABELS, RATES, seeds=(7,)), strict=True)
-    assert found[0][0] == pytest.approx(sum(losses.values()), rel=common.LOGITS)
-    common.close_trees(common.taken(start, common.SGD, states[0]), slopes, common.GRADIENTS)
-    rest = iter(draws)
-    after = sgd(lambda x: expected(x, next(rest))[1], double(start), RATES)
-    common.close_trees(jax.tree.map(lambda leaf: leaf[0], states[-1].learnables), after, common.TRAINED)
+    common.check_training(task, start, rule, seed=7)
 
 
 def test_proda_takes_all_its_sets_in_turn() -> None:

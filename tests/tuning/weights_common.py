@@ -1,23 +1,33 @@
 """What the tests of methods on CLIP's own weights share: names of weights here and there, and steps of training."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import jax
 import numpy as np
 import optax
 import pytest
+from jax.ad_checkpoint import checkpoint_name
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 import clipbias
 from clipbias.training import mesh as meshes
 from clipbias.training.step import TrainState, init_state, place_inputs, train_step
 from clipbias.tuning import Learnables, Recipe
+from clipbias.tuning.classifier import Classifier
 from clipbias.tuning.learnables import without_constants
+from tests.reference import optimizers
 from tests.reference.differences import against_differences
 
 CLASS_NAMES = ("cat", "maine_coon", "Golden Retriever's pup", "bird", "757-200")
 LABELS = np.array([4, 0, 2, 2], np.int32)
 LOGITS, GRADIENTS, TRAINED = 1e-5, 5e-5, 2e-4
+RATES = (0.02, 0.03, 0.01)
+# Of values by name, images and the number of a step: the loss' terms, gradients and logits.
+Rule = Callable[[dict[str, np.ndarray], np.ndarray, int], tuple[dict[str, float], Mapping[str, np.ndarray], np.ndarray]]
 SGD = Recipe(
     learning_rate=0.05,
     epochs=1,
@@ -88,46 +98,67 @@ def pictures(size: int, count: int = len(LABELS)) -> tuple[np.ndarray, np.ndarra
     return raw, (raw / 255 - MEAN) / DEVIATION
 
 
-def trained(
-    task: clipbias.Task,
-    start: Learnables,
-    recipe: Recipe,
-    images: np.ndarray,
-    labels: np.ndarray,
-    rates: Sequence[float],
-    seeds: Sequence[int] = (0,),
-) -> tuple[Learnables, np.ndarray]:
-    """One step of all images per learning rate, by runs that differ in their seed alone.
+@dataclasses.dataclass(frozen=True)
+class Named(Classifier):
+    """Names the terms of the loss and the logits, by which `Steps` finds them in the program of a step."""
 
-    Returns:
-      The first run's learnables after them, and the losses before them, `[steps, runs]`.
+    def losses(self, *arguments: Any, **options: Any) -> Any:
+        terms, logits = super().losses(*arguments, **options)
+        for name, value in {**terms, "logits": logits}.items():
+            checkpoint_name(value, f"seen/{name}")
+        return terms, logits
+
+
+class Steps:
+    """Steps of training of all images, by one program that also says the terms of the loss and the logits.
+
+    Compiling takes nearly all of a test's time, so this is the only program of a method that is compared with NumPy.
     """
-    states, losses = zip(*steps(task, start, recipe, images, labels, rates, seeds), strict=True)
-    return jax.tree.map(lambda leaf: leaf[0], states[-1].learnables), np.stack(losses)
 
-
-def steps(
-    task: clipbias.Task,
-    start: Learnables,
-    recipe: Recipe,
-    images: np.ndarray,
-    labels: np.ndarray,
-    rates: Sequence[float],
-    seeds: Sequence[int] = (0,),
-    mask: Sequence[bool] | None = None,
-) -> Iterator[tuple[TrainState, np.ndarray]]:
-    """The states after such steps, and the losses before them, `[runs]`; `mask` says which images count."""
-    mesh, runs = meshes.make_mesh(data=1, devices=jax.devices()[:1]), len(seeds)
-    stacked = jax.tree.map(lambda leaf: np.stack([leaf] * runs), start)
-    given, state = place_inputs(mesh, task, task.clip.params, stacked, seeds), init_state(task.method, recipe, stacked)
-    batch = {"images": images, "labels": labels, "mask": np.ones(len(labels), bool) if mask is None else np.array(mask)}
-    batch = jax.tree.map(lambda x: np.stack([x] * runs), batch)
-    for rate in rates:
-        state, metrics = train_step(
-            *(task.classifier, task.clip.preprocessing, recipe, task.clip.params, given, state, batch),
-            np.full(runs, rate, np.float32),
+    def __init__(
+        self,
+        task: clipbias.Task,
+        start: Learnables,
+        recipe: Recipe,
+        images: np.ndarray,
+        labels: np.ndarray = LABELS,
+        seed: int = 0,
+    ) -> None:
+        self.recipe, self.start, self.params = recipe, jax.tree.map(np.asarray, start), task.clip.params
+        mesh = meshes.make_mesh(data=1, devices=jax.devices()[:1])
+        stacked = jax.tree.map(lambda leaf: leaf[None], self.start)
+        self.given, self.first = (
+            place_inputs(mesh, task, self.params, stacked, (seed,)),
+            init_state(task.method, recipe, stacked),
         )
-        yield jax.device_get(state), np.asarray(metrics["loss"])
+        self.batch = {"images": images[None], "labels": labels[None], "mask": np.ones((1, len(labels)), bool)}
+        classifier = Named(**{field.name: getattr(task.classifier, field.name) for field in fields(task.classifier)})
+        step = functools.partial(train_step.__wrapped__, classifier, task.clip.preprocessing, recipe)
+        closed, shapes = jax.make_jaxpr(step, return_shape=True)(*self.arguments(self.first, 0.0))
+        shown = {
+            equation.params["name"].removeprefix("seen/"): equation.outvars[0]
+            for equation in closed.jaxpr.eqns
+            if equation.primitive.name == "name" and equation.params["name"].startswith("seen/")
+        }
+        results = [*closed.jaxpr.outvars, *shown.values()]
+        origin = closed.jaxpr.debug_info._replace(result_paths=("",) * len(results))
+        jaxpr = closed.jaxpr.replace(outvars=results, debug_info=origin)
+        self.names, self.shape = list(shown), jax.tree.structure(shapes)
+        self.program = jax.jit(jaxpr_as_fun(ClosedJaxpr(jaxpr, closed.consts)))
+
+    def arguments(self, state: TrainState, rate: float, **batch: np.ndarray) -> tuple:
+        batch = {name: value[None] for name, value in batch.items()}
+        return self.params, self.given, state, self.batch | batch, np.full(1, rate, np.float32)
+
+    def step(self, state: TrainState, rate: float, **batch: np.ndarray) -> tuple[TrainState, float, dict[str, Any]]:
+        """The next state, the loss before, and its terms and the logits; `batch` are parts of it to be others."""
+        found = jax.device_get(self.program(*jax.tree.leaves(self.arguments(state, rate, **batch))))
+        count = self.shape.num_leaves
+        state, metrics = jax.tree.unflatten(self.shape, found[:count])
+        return state, metrics["loss"][0], dict(zip(self.names, found[count:], strict=True))
+
+    def taken(self, state: TrainState) -> Learnables:
+        return taken(self.start, self.recipe, state)
 
 
 def taken(start: Learnables, recipe: Recipe, state: TrainState) -> Learnables:
@@ -149,17 +180,45 @@ def check_differences(of_numpy: Callable[..., tuple], learnables: Learnables, im
     assert set(errors) == set(learned) and max(errors.values()) < 1e-6
 
 
-def check_steps(
-    task: clipbias.Task, learnables: Learnables, of_numpy: Callable[..., tuple], recipe: Recipe, optimizer: Any
-) -> None:
-    """Holds steps of training, and the gradient of the first, to those that an optimiser makes with a reference's."""
-    rates = (0.02, 0.03, 0.01)
+def check_training(
+    task: clipbias.Task,
+    start: Learnables,
+    rule: Rule,
+    recipe: Recipe = SGD,
+    optimizer: optimizers.Optimizer | None = None,
+    *,
+    flat: Callable[[Learnables], Mapping[str, Any]] = without_constants,
+    frozen: Mapping[str, np.ndarray] | None = None,
+    rates: Sequence[float] = RATES,
+    seed: int = 0,
+) -> Steps:
+    """Holds logits, terms of the loss, the gradient that a step takes and three steps to NumPy's.
+
+    Args:
+      rule: the terms, gradients and logits of values by name, images and the number of a step.
+      optimizer: of NumPy; SGD unless given.
+      flat: the package's learnables, or their gradients, as the rule has them.
+      frozen: what the rule's values have besides, where learnables are changes of it.
+    """
     raw, images = pictures(task.clip.config.vision.image_size)
-    values = {name: np.asarray(value, np.float64) for name, value in without_constants(learnables).items()}
-    for step, (state, loss) in enumerate(steps(task, learnables, recipe, raw, LABELS, rates)):
-        expected, slopes, *_ = of_numpy(values, images, LABELS)
-        assert loss[0] == pytest.approx(sum(expected.values()), rel=TRAINED)
-        if step == 0:
-            close_trees(taken(learnables, recipe, state), slopes, GRADIENTS)
-        values = optimizer.step(values, slopes, rates[step])
-    close_trees(jax.tree.map(lambda leaf: leaf[0], state.learnables), values, TRAINED)
+    optimizer, frozen = optimizer or optimizers.SGD(), frozen or {}
+
+    def values(learnables: Learnables) -> dict[str, np.ndarray]:
+        return {name: np.asarray(x, np.float64) + frozen.get(name, 0) for name, x in flat(learnables).items()}
+
+    run = Steps(task, start, recipe, raw, seed=seed)
+    state, exact = run.first, values(start)
+    assert jax.tree.map(np.shape, dict(run.start)) == jax.tree.map(np.shape, dict(task.shapes))
+    for number, rate in enumerate(rates):
+        terms, slopes, logits = rule(exact, images, number)
+        state, loss, found = run.step(state, rate)
+        assert loss == pytest.approx(sum(terms.values()), rel=TRAINED if number else LOGITS)
+        if number == 0:
+            close(found.pop("logits"), logits, LOGITS, "logits")
+            assert found.keys() == terms.keys()
+            for name, value in terms.items():
+                assert np.mean(found[name]) == pytest.approx(value, rel=LOGITS, abs=LOGITS), name
+            close_trees(flat(run.taken(state)), slopes, GRADIENTS)
+        exact = optimizer.step(exact, slopes, rate)
+    close_trees(values(jax.tree.map(lambda leaf: leaf[0], state.learnables)), exact, TRAINED)
+    return run
