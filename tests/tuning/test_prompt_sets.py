@@ -20,6 +20,7 @@ from tests.reference import methods, prompts_cocoop, prompts_plot, prompts_proda
 from tests.tuning import weights_common as common
 from tests.tuning.weights_common import CLASS_NAMES, LABELS
 
+
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory) -> tuple[Clip, methods.Reference]:
     folder = tmp_path_factory.mktemp("prompts")

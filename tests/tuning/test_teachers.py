@@ -8,24 +8,16 @@ import pytest
 from clipbias.errors import ClipbiasError
 from clipbias.tuning import Task, make_method
 from clipbias.tuning.templates import imagenet_full
-from tests import helpers
 from tests.reference import methods, numpy_clip, teachers, weights
-from tests.reference.cases import CLASS_NAMES
-from tests.reference.gradients import sgd
 from tests.tuning import weights_common as common
+from tests.tuning.weights_common import CLASS_NAMES, LABELS
 
-LABELS = np.array([4, 0, 2])
 OWN = "a painting of a {}, a type of cat."
 WITH_COMMA = "a type of cat, a photo of a {}."
 
 
-@pytest.fixture(scope="module")
-def images(pair) -> np.ndarray:
-    return helpers.random_images(pair[1].config, len(LABELS))
-
-
 def case(name: str, reference: methods.Reference):
-    """A method's options, start, and the reference's loss and gradient: (learnables, images) to terms and gradients."""
+    """A method's options, start, and NumPy's terms and gradients of learnables and images."""
     arguments = (reference, CLASS_NAMES)
     if name == "kgcoop":
         start = methods.random_learnables(reference.config, "coop", len(CLASS_NAMES))
@@ -48,48 +40,32 @@ def case(name: str, reference: methods.Reference):
     )
 
 
-@pytest.fixture(scope="module", params=["kgcoop", "prograd", "promptsrc"])
-def bound(request, pair):
+@pytest.mark.parametrize("name", ["kgcoop", "prograd", "promptsrc"])
+def test_training_equals_numpy(name, pair) -> None:
     clip, reference = pair
-    options, start, expected = case(request.param, reference)
-    task = Task(clip, make_method(request.param, **options), CLASS_NAMES, template=OWN)
-    assert {key: value.shape for key, value in task.shapes.items()} == {key: x.shape for key, x in start.items()}
-    return task, {key: np.asarray(value, np.float32) for key, value in start.items()}, expected
+    options, start, expected = case(name, reference)
+    task = Task(clip, make_method(name, **options), CLASS_NAMES, template=OWN)
 
+    def rule(values, images, _):
+        if name == "prograd":
+            inputs = teachers.prograd_inputs(reference, CLASS_NAMES, values, WITH_COMMA)
+        else:
+            inputs = methods.prepare(reference, {"kgcoop": "coop"}.get(name, "ivlp"), CLASS_NAMES, values)
+        return *expected(values, images), methods.forward(reference, inputs, images).logits
 
-def test_terms_and_steps(bound, images) -> None:
-    task, learnables, expected = bound
-    teacher = task.reference_features(task.clip.params)
-    losses, gradients = expected(learnables, images)
-    found, _ = jax.jit(task.classifier.losses)(task.clip.params, learnables, images, LABELS, task.text, teacher)
-    assert set(found) == set(losses)
-    for name, value in losses.items():
-        assert np.mean(found[name]) == pytest.approx(value, rel=common.LOGITS, abs=common.LOGITS), name
-    rates = (0.03, 0.02, 0.05)
-    states, before = zip(*common.steps(task, learnables, common.SGD, images, LABELS, rates), strict=True)
-    assert before[0][0] == pytest.approx(sum(losses.values()), rel=common.LOGITS)
-    common.close_trees(common.taken(learnables, common.SGD, states[0]), gradients, common.GRADIENTS)
-    after = sgd(lambda x: expected(x, images)[1], learnables, rates)
-    common.close_trees(jax.tree.map(lambda leaf: leaf[0], states[-1].learnables), after, common.TRAINED)
-
-
-def test_what_is_masked_does_not_count(bound, images) -> None:
-    task, learnables, _ = bound
-
-    def run(images):
-        ((state, _),) = common.steps(task, learnables, common.SGD, images, LABELS, (0.03,), mask=[True, True, False])
-        return common.taken(learnables, common.SGD, state)
-
-    one, other = run(images), run(np.concatenate([images[:2], -images[2:]]))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6 * np.abs(b).max()), one, other)
+    run = common.check_training(task, jax.tree.map(np.float32, start), rule)
+    # What is masked does not count.
+    images, mask = run.batch["images"][0], np.array([True, True, False, False])
+    other = np.concatenate([images[:2], 255 - images[2:]])
+    one, two = (run.taken(run.step(run.first, 0.03, images=x, mask=mask)[0]) for x in (images, other))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6 * np.abs(b).max()), one, two)
+    assert np.abs(one["text_context"] - run.taken(run.step(run.first, 0.03)[0])["text_context"]).max() > 1e-3
 
 
 # ProGrad's context and projection, and the teachers' templates.
 
 
-@pytest.mark.parametrize(
-    "template", [WITH_COMMA, "a photo of a {}.", "a satellite photo of {}.", "a type of dog, a photo of {}."]
-)
+@pytest.mark.parametrize("template", [WITH_COMMA, "a satellite photo of {}."])
 def test_prograd_starts_from_as_many_tokens_as_the_template_has_words(pair, template) -> None:
     clip, reference = pair
     task = Task(clip, make_method("prograd", template=template), CLASS_NAMES, template=OWN)
