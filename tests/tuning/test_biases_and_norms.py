@@ -1,7 +1,6 @@
 """BitFit and LayerNorm tuning against their rules in NumPy, and against bias tuning, which is a part of BitFit."""
 
 import dataclasses
-from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -57,61 +56,40 @@ def test_what_is_tuned(name: str, other: tuple[Clip, Reference]) -> None:
 
 
 @pytest.mark.parametrize("name", ["bitfit_qkv", "layer_norm_outer"])  # the others learn a part of theirs
-def test_logits_and_steps_of_adamw_equal_numpy(name: str, other: tuple[Clip, Reference]) -> None:
+def test_training_by_adamw_equals_numpy(name: str, other: tuple[Clip, Reference]) -> None:
     """AdamW draws whole weights towards zero, not their changes."""
     clip, reference = other
     method, options, _ = CASES[name]
     task = clipbias.Task(clip, method, common.CLASS_NAMES, **options)
+    start = common.drawn(task.shapes, 0.1)
+    frozen = {key: np.asarray(reference.state[key], np.float64) for key in common.named(start)}
+
+    def rule(values: dict[str, np.ndarray], images: np.ndarray, step: int) -> tuple:
+        given = reference, common.CLASS_NAMES, values, images
+        loss, slopes = weight_tuning.weights_loss_and_gradients(*given, common.LABELS)
+        return {"cross_entropy": loss}, slopes, weight_tuning.weights_forward(*given).logits
+
     # A decay of the size of a step, and an epsilon that keeps rounding out of the steps' signs.
     recipe = dataclasses.replace(common.SGD, optimizer="adamw", weight_decay=0.5, epsilon=1e-3)
-    rates = (0.02, 0.03, 0.01)
-    start = common.drawn(task.shapes, 0.1)
-    raw, images = common.pictures(clip.config.vision.image_size)
-    frozen = {key: np.asarray(reference.state[key], np.float64) for key in common.named(start)}
-    values = {key: frozen[key] + change for key, change in common.named(start).items()}
-    logits = jax.jit(task.logits)(clip.params, start, images.astype(np.float32))
-    expected = weight_tuning.weights_forward(reference, common.CLASS_NAMES, values, images).logits
-    common.close(logits, expected, common.LOGITS)
-
     optimizer = optimizers.AdamW(epsilon=1e-3, weight_decay=0.5)
-    for step, (state, loss) in enumerate(common.steps(task, start, recipe, raw, common.LABELS, rates)):
-        expected, slopes = weight_tuning.weights_loss_and_gradients(
-            reference, common.CLASS_NAMES, values, images, common.LABELS
-        )
-        assert loss[0] == pytest.approx(expected, rel=common.TRAINED)
-        if step == 0:
-            check_gradients(common.named(common.taken(start, recipe, state)), slopes)
-        values = optimizer.step(values, slopes, rates[step])
-    found = common.named(jax.tree.map(lambda leaf: leaf[0], state.learnables))
-    common.close_trees({key: frozen[key] + change for key, change in found.items()}, values, common.TRAINED)
-
-
-def check_gradients(found: dict[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> None:
-    """Compares gradients; softmax does not see the biases of keys, whose gradient is 0."""
-    keys = [key for key in expected if key.endswith("k_proj.bias")]
-    largest = max(np.abs(value).max() for value in expected.values())
-    for key in keys:
-        assert np.abs(found.pop(key)).max() < common.GRADIENTS * largest
-    common.close_trees(found, {key: expected[key] for key in found}, common.GRADIENTS)
+    # Softmax does not see the biases of keys.
+    unseen = {key for key in frozen if key.endswith("k_proj.bias")}
+    common.check_training(task, start, rule, recipe, optimizer, flat=common.named, frozen=frozen, unseen=unseen)
 
 
 def test_bitfit_of_the_mlps_outputs_is_bias_tuning(other: tuple[Clip, Reference]) -> None:
+    """Its changes are put where bias tuning's are, and decay alike."""
     clip, _ = other
     bias = clipbias.Task(clip, "bias", common.CLASS_NAMES)
     part = clipbias.Task(clip, "bitfit", common.CLASS_NAMES, only=("fc2",), decay="changes")
     start = common.drawn(bias.shapes, 0.2)
     same = {f"{tower}_weights": {"layers": {"fc2": {"bias": start[f"{tower}_bias"]}}} for tower in ("vision", "text")}
-    recipe = dataclasses.replace(common.SGD, weight_decay=0.1)
-    raw, _ = common.pictures(clip.config.vision.image_size)
-    ways = [
-        common.trained(task, learnables, recipe, raw, common.LABELS, (0.05, 0.03, 0.02))
-        for task, learnables in ((bias, start), (part, same))
-    ]
-    (biases, losses), (changes, others) = ways
-    np.testing.assert_allclose(others, losses, rtol=common.LOGITS)
-    assert len(np.unique(losses)) == 3
-    for tower in ("vision", "text"):
-        common.close(changes[f"{tower}_weights"]["layers"]["fc2"]["bias"], biases[f"{tower}_bias"], common.LOGITS)
+    images = common.pictures(clip.config.vision.image_size)[1].astype(np.float32)
+    found, expected = (
+        jax.jit(task.logits)(clip.params, learnables, images) for task, learnables in ((part, same), (bias, start))
+    )
+    common.close(found, np.asarray(expected), common.LOGITS)
+    assert part.method.decayed(same, clip.params) is same
 
 
 @pytest.mark.parametrize("method", ["bitfit", "layer_norm"])

@@ -54,22 +54,6 @@ def test_parameters_and_start(clip: Clip) -> None:
         assert np.std(part["kernel"]) == pytest.approx((2 / outputs) ** 0.5, rel=0.05) and not part["bias"].any()
 
 
-def test_logits_equal_numpy(other: tuple[Clip, Reference]) -> None:
-    clip, reference = other
-    task = Task(clip, "mma", common.CLASS_NAMES, template="a {} of another dataset.", **OPTIONS)
-    learnables, images = start(task), helpers.random_images(reference.config, len(common.LABELS))
-    shapes = mma.mma_shapes(reference.config, blocks=2, width=6)
-    assert {name: leaf.shape for name, leaf in inner_parts.flatten(learnables).items()} == shapes
-
-    logits = jax.jit(task.logits)(clip.params, learnables, images)
-    flat = inner_parts.flatten(learnables)
-    arguments = (reference, common.CLASS_NAMES, flat, images, common.LABELS)
-    _, _, expected = mma.mma_loss_and_gradients(*arguments, factor=0.05)
-    common.close(logits, expected, common.LOGITS)
-    plain = task_logits(reference, "zero_shot", common.CLASS_NAMES, {}, images)
-    assert np.abs(plain - expected).max() > 0.01 * np.abs(expected).max()
-
-
 def test_gradient_of_the_reference_equals_finite_differences(other: tuple[Clip, Reference]) -> None:
     _, reference = other
     shapes = mma.mma_shapes(reference.config, blocks=2, width=3)
@@ -88,23 +72,21 @@ def test_gradient_of_the_reference_equals_finite_differences(other: tuple[Clip, 
 
 def test_steps_are_given_the_gradient_over_the_factor_and_decay_as_it_is(other: tuple[Clip, Reference]) -> None:
     clip, reference = other
-    task = Task(clip, "mma", common.CLASS_NAMES, **OPTIONS)
-    learnables, rates = start(task), (2e-4, 3e-4, 1e-4)
-    raw, images = common.pictures(clip.config.vision.image_size)
-    recipe = dataclasses.replace(common.SGD, weight_decay=50.0)  # as large a part of a step as the gradient
-    optimizer, values = optimizers.SGD(momentum=0.9, weight_decay=50.0), inner_parts.flatten(learnables)
-    for step, (state, loss) in enumerate(common.steps(task, learnables, recipe, raw, common.LABELS, rates)):
-        expected, slopes, _ = mma.mma_loss_and_gradients(
-            reference, common.CLASS_NAMES, values, images, common.LABELS, factor=0.05
-        )
-        assert loss[0] == pytest.approx(expected, rel=common.TRAINED)
-        slopes = {name: slope / 0.05 for name, slope in slopes.items()}
+    task = Task(clip, "mma", common.CLASS_NAMES, template="a {} of another dataset.", **OPTIONS)
+    shapes = mma.mma_shapes(reference.config, blocks=2, width=6)
+    assert {name: leaf.shape for name, leaf in inner_parts.flatten(start(task)).items()} == shapes
+
+    def rule(values: dict[str, np.ndarray], images: np.ndarray, step: int) -> tuple:
+        given = reference, common.CLASS_NAMES, values, images
+        loss, slopes, scores = mma.mma_loss_and_gradients(*given, common.LABELS, factor=0.05)
         if step == 0:
-            found = inner_parts.flatten(common.taken(learnables, recipe, state))
-            common.close_trees(found, slopes, common.GRADIENTS)
-        values = optimizer.step(values, slopes, rates[step])
-    after = jax.tree.map(lambda leaf: leaf[0], state.learnables)
-    common.close_trees(inner_parts.flatten(after), values, common.TRAINED)
+            plain = task_logits(reference, "zero_shot", common.CLASS_NAMES, {}, images)
+            assert np.abs(plain - scores).max() > 0.01 * np.abs(scores).max()
+        return {"cross_entropy": loss}, {name: slope / 0.05 for name, slope in slopes.items()}, scores
+
+    recipe = dataclasses.replace(common.SGD, weight_decay=50.0)  # as large a part of a step as the gradient
+    optimizer, rates = optimizers.SGD(momentum=0.9, weight_decay=50.0), (2e-4, 3e-4, 1e-4)
+    common.check_training(task, start(task), rule, recipe, optimizer, flat=inner_parts.flatten, rates=rates)
 
 
 def test_every_path_through_the_towers_is_the_same(other: tuple[Clip, Reference]) -> None:

@@ -16,10 +16,9 @@ from clipbias.training.shared import Compute
 from clipbias.training.spec import make_groups
 from clipbias.tuning import Task
 from tests.data.pictures import encoded
-from tests.reference import methods, upl
+from tests.reference import upl
 from tests.training.sweeps import TinySweep
 from tests.tuning import weights_common as common
-from tests.tuning.test_prompt_sets import check_rule
 from tests.tuning.weights_common import CLASS_NAMES, LABELS
 
 TEMPLATE = "a blurry photo of {}."
@@ -38,22 +37,16 @@ def dataset() -> Dataset:
     return Dataset("drawn", CLASS_NAMES, TEMPLATE, splits)
 
 
-class UPL:
-    def __init__(self, clip: methods.Reference) -> None:
-        self.clip = clip
-
-    def logits(self, learnables, images):
-        return upl.logits(self.clip, CLASS_NAMES, learnables, images)
-
-    def losses(self, learnables, images):
-        return upl.loss_and_gradients(self.clip, CLASS_NAMES, learnables, images, LABELS)
-
-
-def test_it_equals_numpy(pair) -> None:
+def test_training_equals_numpy(pair) -> None:
     clip, reference = pair
     task = Task(clip, "upl", CLASS_NAMES, tokens=5, sets=3)
     assert task.text.shared == 6  # the start and each set's context
-    check_rule(task, common.drawn(task.shapes, 0.4, seed=3), common.pictures(8), UPL(reference))
+
+    def rule(values, images, _):
+        scores = upl.logits(reference, CLASS_NAMES, values, images)
+        return *upl.loss_and_gradients(reference, CLASS_NAMES, values, images, LABELS), scores
+
+    common.check_training(task, common.drawn(task.shapes, 0.4, seed=3), rule)
 
 
 def sweep_of(clip: Clip, dataset: Dataset, folder: Path, protocol: str) -> TinySweep:
