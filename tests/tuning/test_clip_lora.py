@@ -1,7 +1,8 @@
 """CLIP-LoRA against its rules in NumPy, with the very masks that a step of training draws."""
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -9,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clipbias.clip import Clip, PackedTokens, TextTokens, encode_image, encode_text, layers
+from clipbias.clip import Clip, PackedTokens, TextTokens, encode_text, layers
 from clipbias.clip.layers import keep_tokens
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
-from clipbias.training.step import place_inputs, place_text
+from clipbias.training.step import init_state, place_inputs, place_text, train_step
 from clipbias.tuning import Learnables, Task, make_method, parameter_count
 from clipbias.tuning.method import CONSTANTS
 from tests import helpers
@@ -22,10 +23,13 @@ from tests.reference.methods import Reference
 from tests.tuning import weights_common as common
 from tests.tuning.test_task import VIT_B_16
 
-OPTIONS: dict[str, dict[str, Any]] = {
-    "all": {},
-    "some": {"parts": ("k", "o"), "rank": 3, "alpha": 2.0, "first_block": 2, "last_block": 3},
-    "vision": {"towers": ("vision",), "parts": ("q", "k", "v", "o")},
+Masks = dict[str, np.ndarray]
+SOME: dict[str, Any] = {"rank": 3, "alpha": 2.0, "first_block": 2, "last_block": 3}
+# Options and how a block is computed anew in the backward pass.
+TRAININGS: dict[str, tuple[dict[str, Any], Any]] = {
+    "both": ({"parts": ("q", "k", "v", "o"), **SOME}, keep_tokens),
+    "all": ({}, None),
+    "vision": ({"towers": ("vision",), "parts": ("q", "k", "v", "o")}, None),
 }
 
 
@@ -50,39 +54,57 @@ def named(task: Task, pairs: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return found
 
 
-def drawn_masks(task: Task, learnables: Learnables, rng: jax.Array, images: int, length: int) -> dict[str, np.ndarray]:
-    """The masks `[B, N, D]` that a step with the key `rng` draws, by the name of the kernel.
+def mask_drawer(task: Task, learnables: Learnables, images: int, length: int) -> Callable[[jax.Array], Masks]:
+    """Of a step's key the masks `[B, N, D]` that the step draws, by the name of the kernel.
 
     The last block asks for the query and the output of one row alone; the others count as kept.
     """
-    adaptation = task.method.adapt_in_training(learnables, rng)
-    config, tokens, found = task.clip.config, task.tokens, {}
+    config, tokens = task.clip.config, task.tokens
     grid = 1 + (config.vision.image_size // config.vision.patch_size) ** 2
-    for tower, rows, count, readout in (
-        ("vision", images, grid, np.zeros(images, int)),
-        ("text", len(tokens.ids), tokens.ids.shape[1], np.asarray(tokens.eos)),
-    ):
-        geometry, changes = getattr(config, tower), getattr(adaptation, f"{tower}_weights")
-        for product, pair in ((changes or {}).get("layers") or {}).items():
-            for block in range(geometry.layers):
-                weights = {name: value[block] for name, value in pair.items()}
-                if block + 1 < geometry.layers:
-                    masks = np.asarray(layers.kept(weights, (rows, count, geometry.width)))
-                else:
-                    masks = np.ones((rows, 3 if product == "qkv" else 1, count, geometry.width), bool)
-                    if product == "qkv":
+    towers = {
+        "vision": (images, grid, np.zeros(images, int)),
+        "text": (len(tokens.ids), tokens.ids.shape[1], np.asarray(tokens.eos)),
+    }
+
+    @jax.jit
+    def drawn(rng: jax.Array) -> dict[tuple[str, str, int], list[jax.Array]]:
+        """Of a block's whole product, or in the last block of the parts of it that are computed by themselves."""
+        adaptation, found = task.method.adapt_in_training(learnables, rng), {}
+        for tower, (rows, count, _) in towers.items():
+            geometry, changes = getattr(config, tower), getattr(adaptation, f"{tower}_weights")
+            whole, at_row = (rows, count, geometry.width), (rows, geometry.width)
+            for product, pair in ((changes or {}).get("layers") or {}).items():
+                for block in range(geometry.layers):
+                    weights = {name: value[block] for name, value in pair.items()}
+                    if block + 1 < geometry.layers:
+                        parts = [layers.kept(weights, whole)]
+                    elif product == "qkv":
                         fake = {"kernel": np.zeros((1, 3)), "bias": np.zeros(3)}
                         query, others = (layers.outputs({**weights, **fake}, *ends) for ends in ((0, 1), (1, 3)))
-                        masks[:, 1:] = layers.kept(others, (rows, count, geometry.width))
-                        at_row = layers.kept(query, (rows, geometry.width))
+                        parts = [layers.kept(query, at_row), layers.kept(others, whole)]
                     else:
-                        at_row = layers.kept(weights, (rows, geometry.width))
-                    masks[np.arange(rows), 0, readout] = np.asarray(at_row)[0]
-                for number, letter in enumerate(("q", "k", "v") if product == "qkv" else ("out",)):
-                    name = f"{tower}_model.encoder.layers.{block}.self_attn.{letter}_proj"
-                    after = length - count if tower == "text" else 0  # tokens behind the end of a text
-                    found[name] = np.pad(masks[:, number].astype(float), ((0, 0), (0, after), (0, 0)))
-    return found
+                        parts = [layers.kept(weights, at_row)]
+                    found[tower, product, block] = parts
+        return found
+
+    def masks(rng: jax.Array) -> Masks:
+        found = {}
+        for (tower, product, block), (first, *others) in jax.device_get(drawn(rng)).items():
+            rows, count, readout = towers[tower]
+            letters = ("q", "k", "v") if product == "qkv" else ("out",)
+            own = first
+            if block + 1 == getattr(config, tower).layers:
+                own = np.ones((rows, len(letters), count, first.shape[-1]), bool)
+                own[np.arange(rows), 0, readout] = first[0]
+                if others:
+                    own[:, 1:] = others[0]
+            for number, letter in enumerate(letters):
+                name = f"{tower}_model.encoder.layers.{block}.self_attn.{letter}_proj"
+                after = length - count if tower == "text" else 0  # tokens behind the end of a text
+                found[name] = np.pad(own[:, number].astype(float), ((0, 0), (0, after), (0, 0)))
+        return found
+
+    return masks
 
 
 @pytest.mark.parametrize(
@@ -112,94 +134,63 @@ def test_it_starts_as_clip_with_down_uniform(clip: Clip) -> None:
     assert not np.array_equal(task.init(4)["text"]["qkv"]["down"], found["text"]["qkv"]["down"])
 
 
-@pytest.mark.parametrize("name", helpers.short(OPTIONS, "some", "vision"))
-def test_logits_and_gradients_equal_numpy(name: str, other: tuple[Clip, Reference]) -> None:
+def test_logits_equal_numpy_without_dropout(other: tuple[Clip, Reference]) -> None:
+    """As evaluation has them, whatever is dropped in training."""
     clip, reference = other
-    options = OPTIONS[name]
-    task = Task(clip, "clip_lora", common.CLASS_NAMES, template="a {} of another dataset.", **options)
-    learnables = start(task)
-    images = helpers.random_images(reference.config, len(common.LABELS))
-
-    @jax.jit
-    def compute(params, learnables):
-        gradients = jax.grad(lambda one: task.loss(params, one, images, common.LABELS))(learnables)
-        return task.logits(params, learnables, images), gradients
-
-    logits, gradients = compute(clip.params, learnables)
-    pairs, alpha = named(task, learnables), options.get("alpha", 1.0)
-    assert isinstance(place_text(meshes.make_mesh(data=1), task, None), jax.ShapeDtypeStruct | PackedTokens)
-    arguments = (reference, common.CLASS_NAMES, pairs, images)
-    common.close(logits, weight_tuning.lora(*arguments, alpha=alpha).logits, common.LOGITS)
-    _, expected = weight_tuning.lora_loss_and_gradients(*arguments, common.LABELS, alpha=alpha)
-    common.close_trees(named(task, gradients), expected, common.GRADIENTS)
+    template = "a {} of another dataset."
+    task = Task(clip, "clip_lora", common.CLASS_NAMES, template=template, parts=("k", "o"), dropout=0.5, **SOME)
+    learnables, images = start(task), helpers.random_images(reference.config, len(common.LABELS))
+    logits = jax.jit(task.logits)(clip.params, learnables, images)
+    given = reference, common.CLASS_NAMES, named(task, learnables), images
+    common.close(logits, weight_tuning.lora(*given, alpha=2.0).logits, common.LOGITS)
 
 
-@pytest.mark.parametrize(("name", "remat"), [("some", keep_tokens), ("vision", None)])
-def test_a_step_with_dropout_equals_numpy_with_its_masks(name: str, remat: Any, other: tuple[Clip, Reference]) -> None:
+@pytest.mark.parametrize("name", helpers.short(TRAININGS, "both"))
+def test_training_with_dropout_equals_numpy_with_its_masks(name: str, other: tuple[Clip, Reference]) -> None:
     clip, reference = other
-    options, rate = OPTIONS[name], 0.4
-    task = Task(clip, "clip_lora", common.CLASS_NAMES, dropout=rate, remat=remat, **options)
-    learnables, rng = start(task), jax.random.key(5)
-    images = helpers.random_images(reference.config, len(common.LABELS))
-    text = place_inputs(
-        meshes.make_mesh(data=1), task, clip.params, jax.tree.map(lambda x: x[None], learnables), [0]
-    ).text
-    assert isinstance(text, TextTokens) == ("text" in task.shapes)
+    options, remat = TRAININGS[name]
+    task = Task(clip, "clip_lora", common.CLASS_NAMES, dropout=0.4, remat=remat, **options)
+    learnables, length = start(task), reference.config["text_config"]["max_position_embeddings"]
+    drawn = mask_drawer(task, learnables, len(common.LABELS), length)
 
-    @jax.jit
-    def compute(params, learnables, text):
-        def loss(learnables):
-            terms, logits = task.classifier.losses(params, learnables, images, common.LABELS, text, None, rng)
-            return terms["cross_entropy"].mean(), logits
+    def rule(values: dict[str, np.ndarray], images: np.ndarray, step: int) -> tuple:
+        rng = jax.random.fold_in(jax.random.key(5), step)  # each step drops other inputs
+        given, alpha = (reference, common.CLASS_NAMES, values, images), options.get("alpha", 1.0)
+        same = {"alpha": alpha, "masks": drawn(rng), "rate": 0.4}
+        scores, plain = weight_tuning.lora(*given, **same).logits, weight_tuning.lora(*given, alpha=alpha).logits
+        assert np.abs(plain - scores).max() > 0.01 * np.abs(scores).max()  # dropout matters
+        loss, slopes = weight_tuning.lora_loss_and_gradients(*given, common.LABELS, **same)
+        return {"cross_entropy": loss}, slopes, scores
 
-        return jax.value_and_grad(loss, has_aux=True)(learnables)
-
-    (loss, logits), gradients = compute(clip.params, learnables, text)
-    length = reference.config["text_config"]["max_position_embeddings"]
-    masks = drawn_masks(task, learnables, rng, len(images), length)
-    pairs, alpha = named(task, learnables), options.get("alpha", 1.0)
-    arguments = (reference, common.CLASS_NAMES, pairs, images)
-    same = {"alpha": alpha, "masks": masks, "rate": rate}
-    expected = weight_tuning.lora(*arguments, **same).logits
-    common.close(logits, expected, common.LOGITS)
-    plain = weight_tuning.lora(*arguments, alpha=alpha).logits
-    assert np.abs(plain - expected).max() > 0.01 * np.abs(expected).max()  # dropout matters
-    wanted, slopes = weight_tuning.lora_loss_and_gradients(*arguments, common.LABELS, **same)
-    assert float(loss) == pytest.approx(wanted, rel=common.LOGITS)
-    common.close_trees(named(task, gradients), slopes, common.GRADIENTS)
-
-
-def test_steps_of_adamw_equal_numpy(other: tuple[Clip, Reference]) -> None:
-    clip, reference = other
-    task = Task(clip, "clip_lora", common.CLASS_NAMES, dropout=0.3)
-    learnables = start(task)
     recipe = dataclasses.replace(common.SGD, optimizer="adamw", weight_decay=0.5, epsilon=1e-2)
-    rates = (0.02, 0.03, 0.01)
-    raw, images = common.pictures(clip.config.vision.image_size)
-    found, losses = common.trained(task, learnables, recipe, raw, common.LABELS, rates)
-    optimizer, values = optimizers.AdamW(epsilon=1e-2, weight_decay=0.5), named(task, learnables)
-    length = reference.config["text_config"]["max_position_embeddings"]
-    for step, (rate, loss) in enumerate(zip(rates, losses[:, 0], strict=True)):
-        rng = jax.random.fold_in(jax.random.key(0), step)  # each step drops other inputs
-        masks = drawn_masks(task, learnables, rng, len(images), length)
-        expected, slopes = weight_tuning.lora_loss_and_gradients(
-            reference, common.CLASS_NAMES, values, images, common.LABELS, masks=masks, rate=0.3
-        )
-        assert loss == pytest.approx(expected, rel=common.TRAINED)
-        values = optimizer.step(values, slopes, rate)
-    common.close_trees(named(task, found), values, common.TRAINED)
+    optimizer = optimizers.AdamW(epsilon=1e-2, weight_decay=0.5)
+    common.check_training(task, learnables, rule, recipe, optimizer, flat=functools.partial(named, task), seed=5)
 
 
 @pytest.mark.long
 def test_runs_side_by_side_drop_as_each_would_alone(other: tuple[Clip, Reference]) -> None:
     clip, _ = other
-    task = Task(clip, "clip_lora", common.CLASS_NAMES)
-    learnables = start(task)
-    raw, _ = common.pictures(clip.config.vision.image_size)
-    arguments = (task, learnables, common.SGD, raw, common.LABELS, (0.01, 0.01))
-    alone = [common.trained(*arguments, seeds=(seed,))[1] for seed in (3, 4)]
-    beside = common.trained(*arguments, seeds=(3, 4))[1]
-    np.testing.assert_allclose(np.asarray(beside), np.concatenate(alone, axis=1), rtol=common.LOGITS)
+    task, mesh = Task(clip, "clip_lora", common.CLASS_NAMES), meshes.make_mesh(data=1, devices=jax.devices()[:1])
+    batch = {
+        "images": common.pictures(clip.config.vision.image_size)[0],
+        "labels": common.LABELS,
+        "mask": np.ones(4, bool),
+    }
+
+    def losses(*seeds: int) -> np.ndarray:
+        """Before each of two steps, of runs that differ in their seed alone."""
+        learnables, rows = (jax.tree.map(lambda x: np.stack([x] * len(seeds)), tree) for tree in (start(task), batch))
+        state, found = init_state(task.method, common.SGD, learnables), []
+        given = place_inputs(mesh, task, clip.params, learnables, seeds)
+        rate = np.full(len(seeds), 0.01, np.float32)
+        for _ in range(2):
+            settings = task.classifier, clip.preprocessing, common.SGD, clip.params
+            state, metrics = train_step(*settings, given, state, rows, rate)
+            found.append(np.asarray(metrics["loss"]))
+        return np.stack(found)
+
+    beside = losses(3, 4)
+    np.testing.assert_allclose(beside, np.concatenate([losses(3), losses(4)], axis=1), rtol=common.LOGITS)
     assert len(np.unique(np.round(beside, 6))) == 4  # of two runs and two steps
 
 
@@ -256,22 +247,14 @@ def test_without_dropout_texts_stay_packed_and_several_devices_share_them(other:
         assert isinstance(place_text(mesh, task, clip.params), PackedTokens)  # evaluation
 
 
-def test_what_is_dropped_in_training_is_kept_elsewhere(other: tuple[Clip, Reference]) -> None:
-    clip, reference = other
+def test_rates_that_do_not_fit_are_refused(other: tuple[Clip, Reference]) -> None:
+    clip, _ = other
     task = Task(clip, "clip_lora", common.CLASS_NAMES)
-    learnables, images = start(task), helpers.random_images(reference.config, 2)
-    adaptation = task.method.adapt_in_training(learnables, jax.random.key(0))
-    runs = {
-        "vision": jax.jit(lambda one: encode_image(clip.params, clip.config, images, one)[0]),
-        "text": jax.jit(lambda one: encode_text(clip.params, clip.config, task.tokens, one)[0]),
-    }
-    for run in runs.values():
-        plain = run(task.method.adapt(learnables))
-        assert np.abs(run(adaptation) - plain).max() > 1e-3 * np.abs(plain).max()
+    adaptation = task.method.adapt_in_training(start(task), jax.random.key(0))
     changes = adaptation.text_weights["layers"]["qkv"]
-    wrong = {**changes, "rate": changes["rate"][:2]}
+    wrong = dataclasses.replace(adaptation, text_weights={"layers": {"qkv": {**changes, "rate": changes["rate"][:2]}}})
     with pytest.raises(ClipbiasError, match=r"layers/qkv/rate of shape \(2,\); expected \(3,\)"):
-        runs["text"](dataclasses.replace(adaptation, text_weights={"layers": {"qkv": wrong}}))
+        encode_text(clip.params, clip.config, task.tokens, wrong)
 
 
 def test_the_authors_recipe_and_refused_options(clip: Clip) -> None:

@@ -4,7 +4,6 @@ import dataclasses
 
 import jax
 import numpy as np
-import pytest
 
 import clipbias
 from clipbias.clip import Clip
@@ -39,7 +38,7 @@ def test_the_second_stage_equals_numpy(other: tuple[Clip, Reference]) -> None:
     common.close(start["classes"], expected, common.LOGITS)
 
     task = Task(clip, SecondStage(method.first), common.CLASS_NAMES)
-    raw, images = common.pictures(clip.config.vision.image_size)
+    images = common.pictures(clip.config.vision.image_size)[1]
     classes = np.asarray(start["classes"])
     _, _, logits = weight_tuning.second_stage_loss_and_gradient(reference, tuned, classes, images, common.LABELS)
 
@@ -49,30 +48,26 @@ def test_the_second_stage_equals_numpy(other: tuple[Clip, Reference]) -> None:
     compute = jax.jit(whole.logits)
     common.close(compute(clip.params, own, images.astype(np.float32)), logits, common.LOGITS)
 
+    def rule(values: dict[str, np.ndarray], images: np.ndarray, step: int) -> tuple:
+        given = reference, tuned, values["classes"], images, common.LABELS
+        loss, slopes, scores = weight_tuning.second_stage_loss_and_gradient(*given)
+        return {"cross_entropy": loss}, {"classes": slopes}, scores
+
     recipe = dataclasses.replace(common.SGD, optimizer="adamw", weight_decay=0.5, epsilon=1e-3)
-    rates = (0.02, 0.03, 0.01)
-    optimizer, values = optimizers.AdamW(epsilon=1e-3, weight_decay=0.5), {"classes": np.asarray(classes, np.float64)}
-    for step, (state, loss) in enumerate(common.steps(task, start, recipe, raw, common.LABELS, rates)):
-        expected, slopes, _ = weight_tuning.second_stage_loss_and_gradient(
-            reference, tuned, values["classes"], images, common.LABELS
-        )
-        assert loss[0] == pytest.approx(expected, rel=common.TRAINED)
-        if step == 0:
-            common.close_trees(common.taken(start, recipe, state), {"classes": slopes}, common.GRADIENTS)
-        values = optimizer.step(values, {"classes": slopes}, rates[step])
     # Nothing else is stepped.
-    common.close_trees(jax.tree.map(lambda leaf: leaf[0], state.learnables), values, common.TRAINED)
+    common.check_training(task, start, rule, recipe, optimizers.AdamW(epsilon=1e-3, weight_decay=0.5))
 
 
 def test_other_classes_are_those_of_the_tuned_text_tower(other: tuple[Clip, Reference]) -> None:
-    clip, _ = other
+    clip, reference = other
     source, target = (Task(clip, "two_stage", names) for names in (common.CLASS_NAMES, OTHERS))
     learnables = common.drawn(source.shapes, 0.2)
-    images = common.pictures(clip.config.vision.image_size)[1].astype(np.float32)
-    first = source.method.next_stage(0, learnables, None)
-    expected = jax.jit(Task(clip, source.method.first, OTHERS).logits)(clip.params, first, images)
+    first = common.named(source.method.next_stage(0, learnables, None))
+    tuned = {key: change + reference.state[key] for key, change in first.items()}
     moved = transfer(source, target, learnables)
-    common.close(jax.jit(target.logits)(clip.params, moved, images), np.asarray(expected), common.LOGITS)
+    images = common.pictures(clip.config.vision.image_size)[1]
+    expected = weight_tuning.weights_forward(reference, OTHERS, tuned, images).logits
+    common.close(jax.jit(target.logits)(clip.params, moved, images.astype(np.float32)), expected, common.LOGITS)
     # Of the classes of training, in another order, the learned rows.
     some = Task(clip, "two_stage", common.CLASS_NAMES[3:1:-1])
     rows = transfer(source, some, learnables, labels=[3, 2])["classes"]

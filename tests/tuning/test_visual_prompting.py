@@ -15,9 +15,8 @@ from clipbias.data.transforms import test_image as evaluated
 from clipbias.tuning import Task, make_method
 from tests import helpers
 from tests.data.pictures import encoded, picture
-from tests.reference import methods, visual_prompting
+from tests.reference import methods, optimizers, visual_prompting
 from tests.reference.differences import against_differences
-from tests.reference.gradients import sgd
 from tests.reference.weights import double
 from tests.tuning import weights_common as common
 from tests.tuning.weights_common import CLASS_NAMES, LABELS
@@ -38,24 +37,16 @@ def test_it_equals_numpy(pair) -> None:
         **dict.fromkeys(("vision_up", "vision_down"), (3, 16, 3)),
         **dict.fromkeys(("vision_left", "vision_right"), (10, 3, 3)),
     }
-    raw, images = common.pictures(16)
-    exact, normal = double(start), images.astype(np.float32)
-    loss, slopes = visual_prompting.loss_and_gradients(reference, CLASS_NAMES, exact, images, LABELS)
-    expected = visual_prompting.forward(reference, CLASS_NAMES, exact, images)[1].logits
-    common.close(jax.jit(task.logits)(clip.params, start, normal), expected, common.LOGITS)
+
+    def rule(values, images, _):
+        scores = visual_prompting.forward(reference, CLASS_NAMES, values, images)[1].logits
+        return *visual_prompting.loss_and_gradients(reference, CLASS_NAMES, values, images, LABELS), scores
 
     recipe = dataclasses.replace(task.method.recipe_for(common.SGD, 16), learning_rate=0.5, epochs=6, warmup_epochs=2)
     rates = recipe.step_rates(len(LABELS))
     np.testing.assert_allclose(rates, visual_prompting.rates(0.5, 2, 6), rtol=1e-12)
-    states, losses = zip(*common.steps(task, start, recipe, raw, LABELS, rates), strict=True)
-    assert losses[0][0] == pytest.approx(loss["cross_entropy"], rel=common.LOGITS)
-    common.close_trees(common.taken(start, recipe, states[0]), slopes, common.GRADIENTS)
-
-    def gradient(learnables):
-        return visual_prompting.loss_and_gradients(reference, CLASS_NAMES, learnables, images, LABELS)[1]
-
-    after = jax.tree.map(lambda leaf: leaf[0], states[-1].learnables)
-    common.close_trees(after, sgd(gradient, exact, rates, momentum=0.9, weight_decay=0.0), common.TRAINED)
+    optimizer = optimizers.SGD(momentum=0.9, weight_decay=0.0)
+    common.check_training(task, start, rule, recipe, optimizer, rates=rates)
 
 
 def test_the_reference_is_the_gradient_of_its_loss(pair) -> None:
