@@ -192,6 +192,7 @@ def check_training(
     unseen: Collection[str] = (),
     rates: Sequence[float] = RATES,
     seed: int = 0,
+    tolerances: tuple[float, float, float] = (LOGITS, GRADIENTS, TRAINED),
 ) -> Steps:
     """Holds logits, terms of the loss, the gradient that a step takes and three steps to NumPy's.
 
@@ -204,6 +205,7 @@ def check_training(
     """
     raw, images = pictures(task.clip.config.vision.image_size)
     optimizer, frozen = optimizer or optimizers.SGD(), frozen or {}
+    of_logits, of_gradients, of_steps = tolerances
 
     def values(learnables: Learnables) -> dict[str, np.ndarray]:
         return {name: np.asarray(x, np.float64) + frozen.get(name, 0) for name, x in flat(learnables).items()}
@@ -214,15 +216,15 @@ def check_training(
     for number, rate in enumerate(rates):
         terms, slopes, logits = rule(exact, images, number)
         state, loss, found = run.step(state, rate)
-        assert loss == pytest.approx(sum(terms.values()), rel=TRAINED if number else LOGITS)
+        assert loss == pytest.approx(sum(terms.values()), rel=of_steps if number else of_logits)
         if number == 0:
-            close(found.pop("logits"), logits, LOGITS, "logits")
+            close(found.pop("logits"), logits, of_logits, "logits")
             assert found.keys() == terms.keys()
             for name, value in terms.items():
-                assert np.mean(found[name]) == pytest.approx(value, rel=LOGITS, abs=LOGITS), name
+                assert np.mean(found[name]) == pytest.approx(value, rel=of_logits, abs=of_logits), name
             taken, largest = flat(run.taken(state)), max(np.abs(slope).max() for slope in slopes.values())
-            assert all(np.abs(taken[name]).max() < GRADIENTS * largest for name in unseen)
-            close_trees(*({n: x for n, x in each.items() if n not in unseen} for each in (taken, slopes)), GRADIENTS)
+            assert all(np.abs(taken[name]).max() < of_gradients * largest for name in unseen)
+            close_trees(*({n: x for n, x in each.items() if n not in unseen} for each in (taken, slopes)), of_gradients)
         exact = optimizer.step(exact, slopes, rate)
-    close_trees(values(jax.tree.map(lambda leaf: leaf[0], state.learnables)), exact, TRAINED)
+    close_trees(values(jax.tree.map(lambda leaf: leaf[0], state.learnables)), exact, of_steps)
     return run
