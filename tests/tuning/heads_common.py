@@ -53,23 +53,26 @@ def make_samples(clip: Clip) -> Samples:
 
 
 def scored(method: Method, learnables: Learnables, samples: Samples, images: np.ndarray) -> jax.Array:
-    return method.logits(
-        learnables, Features(jnp.asarray(images), jnp.asarray(samples.text), jnp.float32(samples.scale))
-    )
+    return jax.jit(method.logits)(learnables, features_of(samples, images))
+
+
+def features_of(samples: Samples, images: np.ndarray) -> Features:
+    return Features(*(np.asarray(x, np.float32) for x in (images, samples.text, samples.scale)))
 
 
 def loss_and_gradient(
     method: Method, learnables: Learnables, samples: Samples, images: np.ndarray, labels: np.ndarray
 ) -> tuple[dict[str, jax.Array], Learnables]:
     """The terms of the loss and the gradient of their sum, both through `losses`."""
-    features = Features(jnp.asarray(images), jnp.asarray(samples.text), jnp.float32(samples.scale))
+    features = features_of(samples, images)
 
-    def terms(learned: Learnables) -> Any:
+    def total(learned: Learnables) -> Any:
         whole = {**learnables, **learned}
-        return method.losses(whole, features, method.logits(whole, features), jnp.asarray(labels))
+        terms = dict(method.losses(whole, features, method.logits(whole, features), jnp.asarray(labels)))
+        return total_loss(terms), terms
 
-    learned = without_constants(learnables)
-    return dict(terms(learned)), jax.grad(lambda learned: total_loss(terms(learned)))(learned)
+    gradient, terms = jax.jit(jax.grad(total, has_aux=True))(without_constants(learnables))
+    return terms, gradient
 
 
 def stepped(

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 import clipbias
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
-from clipbias.tuning import CONSTANTS, METHODS, make_method
+from clipbias.tuning import CONSTANTS, make_method
 from clipbias.tuning.adapter import Adapter
 from clipbias.tuning.learnables import flatten
 from clipbias.tuning.methods.ivlp import IVLP
@@ -29,7 +29,8 @@ def saved(clip: Clip, path: Path, method: str, **options) -> Adapter:
     return clipbias.load_adapter(path)
 
 
-@pytest.mark.parametrize("method", METHODS)
+# Those of all methods come back in `tests/end_to_end/test_every_method.py`; here a preset's name, and trees of arrays.
+@pytest.mark.parametrize("method", ["zero_shot", "ivlp_matched", "clip_lora", "mmrl_base_to_new"])
 def test_an_adapter_comes_back(clip: Clip, tmp_path: Path, method: str) -> None:
     task = clipbias.Task(clip, method, ("cat", "dog"), template="a {}.")
     adapter = saved(clip, tmp_path / "a.safetensors", method)
@@ -39,24 +40,15 @@ def test_an_adapter_comes_back(clip: Clip, tmp_path: Path, method: str) -> None:
     jax.tree.map(np.testing.assert_array_equal, dict(task.init(seed=3)), dict(adapter.learnables))
 
 
-# As many other names once, for prompts and for biases; more of them for all.
-@pytest.mark.parametrize(
-    ("method", "names"),
-    [
-        *((method, ("bird", "maine_coon", "cat")) for method in ("bias_by_kind", "coop", "ivlp", "vpt", "zero_shot")),
-        *((method, ("bird", "cat")) for method in ("bias", "maple")),
-    ],
-)
+# As many other names, and more of them.
+@pytest.mark.parametrize("method", ["zero_shot", "coop", "ivlp", "bias", "maple", "visual_prompting"])
+@pytest.mark.parametrize("names", [("bird", "cat"), ("bird", "maine_coon", "cat")], ids=len)
 def test_other_class_names(clip: Clip, tmp_path: Path, method: str, names: tuple[str, ...]) -> None:
     """What one file says about other classes is what a task of those classes says with the same learnables."""
-    adapter = saved(clip, tmp_path / "a.safetensors", method)
-    images = helpers.random_images({"vision_config": {"image_size": 16}}, 2)
+    found = saved(clip, tmp_path / "a.safetensors", method).task(clip, names)
     fresh = clipbias.Task(clip, method, names, template="a {}.")
-    found, expected = (
-        jax.jit(task.logits)(clip.params, adapter.learnables, images) for task in (adapter.task(clip, names), fresh)
-    )
-    assert found.shape == (2, len(names))
-    np.testing.assert_array_equal(found, expected)
+    assert found.classifier == fresh.classifier and found.class_names == names
+    jax.tree.map(np.testing.assert_array_equal, (found.text, found.tokens), (fresh.text, fresh.tokens))
 
 
 @pytest.mark.parametrize(("method", "options"), [("taskres", {}), ("coop", {"class_specific": True})])
@@ -88,12 +80,7 @@ def test_constants_come_back(clip: Clip, tmp_path: Path) -> None:
     types = {name: leaf.dtype.name for name, leaf in adapter.learnables[CONSTANTS].items()}
     assert types == {"keys": "float32", "labels": "int32", "strength": "float32"}
     again = adapter.task(clip, own_methods=["tests.own_methods"])
-    images = helpers.random_images({"vision_config": {"image_size": 16}}, 2)
-    found, expected = (
-        jax.jit(one.logits)(clip.params, values, images)
-        for one, values in ((again, adapter.learnables), (task, learnables))
-    )
-    np.testing.assert_array_equal(found, expected)
+    assert again.classifier == task.classifier
 
 
 @pytest.mark.parametrize(
@@ -131,9 +118,9 @@ def test_learnables_for_other_classes(clip: Clip, tmp_path: Path) -> None:
     task, learnables = adapter.bind(clip, names, own_methods=["tests.own_methods"])
     assert task.class_names == names
     plain = clipbias.Task(clip, "zero_shot", names, template="a photo of a {}.")
-    np.testing.assert_allclose(learnables["weight"], plain.class_features(clip.params, {}), atol=1e-6)
+    np.testing.assert_allclose(learnables["weight"], jax.jit(plain.class_features)(clip.params, {}), atol=1e-6)
     images = helpers.random_images({"vision_config": {"image_size": 16}}, 2)
-    assert jax.jit(task.logits)(clip.params, learnables, images).shape == (2, 3)
+    assert jax.eval_shape(task.logits, clip.params, learnables, images).shape == (2, 3)
     with pytest.raises(ClipbiasError, match=r"becomes something else for other classes such as 'bird'.*adapter\.bind"):
         adapter.task(clip, names, own_methods=["tests.own_methods"])
     own, same = adapter.bind(clip, own_methods=["tests.own_methods"])

@@ -9,13 +9,17 @@ import pytest
 
 import clipbias
 from clipbias.clip import Clip
+from clipbias.data import Split
 from clipbias.errors import ClipbiasError
 from clipbias.explain.norms import norms
 from clipbias.explain.results import TEXT_KINDS
 from clipbias.explain.tokens import text_kinds
+from clipbias.training import mesh as meshes
+from clipbias.training.evaluate import evaluate
 from clipbias.tuning import Features, Task, make_method
 from clipbias.tuning.transport import sinkhorn
 from tests import helpers
+from tests.data.pictures import encoded
 from tests.reference import methods, prompts_cocoop, prompts_plot, prompts_proda
 from tests.tuning import weights_common as common
 from tests.tuning.weights_common import CLASS_NAMES, LABELS
@@ -39,7 +43,10 @@ def test_cocoop(pair) -> None:
         return *prompts_cocoop.loss_and_gradients(reference, CLASS_NAMES, values, images, LABELS), scores
 
     task = Task(clip, "cocoop", CLASS_NAMES)
-    common.check_training(task, common.drawn(task.shapes, 0.4, seed=5), rule)
+    start = common.drawn(task.shapes, 0.4, seed=5)
+    common.check_training(task, start, rule)
+    with pytest.raises(ClipbiasError, match="the texts of CoCoOp depend on the image"):
+        task.class_features(clip.params, start)
 
 
 def test_cocoop_starts_as_torchs_linear_layers_and_the_words_do(pair) -> None:
@@ -66,10 +73,17 @@ def test_plot(pair) -> None:
 
     def rule(values, images, _):
         scores = prompts_plot.plot_logits(reference, CLASS_NAMES, values, images, pooled=True)
-        given = reference, CLASS_NAMES, values, images, LABELS
+        given = reference, CLASS_NAMES, values, images, LABELS[: len(images)]
         return *prompts_plot.plot_loss_and_gradients(*given, pooled=True), scores
 
-    common.check_training(task, common.drawn(task.shapes, 0.4, seed=3), rule)
+    start = common.drawn(task.shapes, 0.4, seed=3)
+    common.check_training(task, start, rule)
+    # What only fills a batch counts in no plan.
+    raw, images = common.pictures(8, 5)
+    best = [rule(start, part, 0)[2].argmax(-1) for part in (images[:3], images[3:])]
+    split = Split(tuple("abcde"), np.concatenate(best), lambda index: encoded(raw[index]))
+    given = {"mesh": meshes.single_device(), "eval_batch_size": 3, "on_image_error": "raise"}
+    assert evaluate(task, start, split, **given)["accuracy"] == 100.0
     # Without the pooled feature's logits.
     rng = np.random.default_rng(4)
     image, text = (rng.normal(size=shape).astype(np.float32) for shape in ((2, 5, 48), (3, 4, 48)))

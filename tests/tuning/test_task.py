@@ -66,13 +66,14 @@ def test_a_context_without_places_is_refused(clip: Clip) -> None:
         clipbias.Task(clip, Forgetful(), ("cat", "dog"))
 
 
-@pytest.mark.parametrize("method", ["coop", "ivlp", "maple", "taskres", "bias"])
+@pytest.mark.parametrize("method", ["coop", "ivlp", "maple", "taskres", "bias_by_kind"])
 def test_learnables_of_a_file_may_be_closed_over(clip: Clip, method: str) -> None:
     task = clipbias.Task(clip, method, ("cat", "dog"))
     images = np.random.default_rng(0).normal(size=(1, 16, 16, 3)).astype(np.float32)
     learnables = jax.device_get(task.init())
-    closed = jax.jit(lambda images: task.logits(clip.params, learnables, images))(images)
-    np.testing.assert_allclose(closed, jax.jit(task.logits)(clip.params, learnables, images), rtol=1e-5)
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(learnables))
+    # A NumPy array takes no traced index, which is found while tracing.
+    assert jax.eval_shape(lambda images: task.logits(clip.params, learnables, images), images).shape == (1, 2)
 
 
 @pytest.mark.parametrize("method", ["prograd", "kgcoop", "tcp"])
