@@ -20,6 +20,7 @@ from clipbias.export import export
 from clipbias.tuning.adapter import make_adapter
 from clipbias.tuning.feature_method import FeatureMethod
 from clipbias.tuning.features import Samples
+from tests import helpers
 from tests.reference import heads_gda
 from tests.reference.numpy_clip import unit
 
@@ -68,11 +69,14 @@ def check_training(clip: Clip, expected: Arrays, method: str) -> None:
         assert float(jnp.abs(one - other).max() / jnp.abs(other).max()) < 1e-5
 
 
-@pytest.mark.parametrize("method", ["bias", "bias_by_kind", "ivlp", "taskres", "clip_lora"])
+@pytest.mark.parametrize(
+    "method", helpers.short(["bias", "bias_by_kind", "ivlp", "taskres", "clip_lora"], "bias_by_kind", "ivlp")
+)
 def test_three_steps_equal_pytorch(siglip: tuple[Clip, Arrays], method: str) -> None:
     check_training(*siglip, method)
 
 
+@pytest.mark.long
 def test_three_steps_of_metaclip_2_equal_pytorch() -> None:
     check_training(*loaded("metaclip_2"), "ivlp")
 
