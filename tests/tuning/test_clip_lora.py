@@ -27,8 +27,8 @@ Masks = dict[str, np.ndarray]
 SOME: dict[str, Any] = {"rank": 3, "alpha": 2.0, "first_block": 2, "last_block": 3}
 # Options and how a block is computed anew in the backward pass.
 TRAININGS: dict[str, tuple[dict[str, Any], Any]] = {
-    "both": ({"parts": ("q", "k", "v", "o"), **SOME}, keep_tokens),
-    "all": ({}, None),
+    "both": ({"parts": ("q", "k", "v", "o"), **SOME}, None),
+    "all": ({}, keep_tokens),
     "vision": ({"towers": ("vision",), "parts": ("q", "k", "v", "o")}, None),
 }
 
@@ -197,7 +197,8 @@ def test_runs_side_by_side_drop_as_each_would_alone(other: tuple[Clip, Reference
 def test_every_class_token_and_part_drops_by_itself() -> None:
     weights = {"down": jnp.zeros((3, 64, 2)), "key": jax.random.key(1), "rate": jnp.float32(0.25)}
     fake = {"kernel": jnp.zeros((64, 192)), "bias": jnp.zeros(192), "up": jnp.zeros((3, 2, 64))}
-    masks = np.asarray(layers.kept(weights, (40, 10, 64)))  # classes, parts, tokens, inputs
+    kept = jax.jit(layers.kept, static_argnums=1)
+    masks = np.asarray(kept(weights, (40, 10, 64)))  # classes, parts, tokens, inputs
     assert masks.shape == (40, 3, 10, 64)
     for axis, other in (
         (0, masks[::-1]),
@@ -207,13 +208,11 @@ def test_every_class_token_and_part_drops_by_itself() -> None:
     ):
         both = (masks & other).mean()
         assert both == pytest.approx(0.75**2, abs=0.01), axis
-    last = [
-        np.asarray(layers.kept(layers.outputs({**weights, **fake}, *ends), (40, 10, 64))) for ends in ((0, 1), (1, 3))
-    ]
+    last = [np.asarray(kept(layers.outputs({**weights, **fake}, *ends), (40, 10, 64))) for ends in ((0, 1), (1, 3))]
     # Draws of one key would begin alike, whatever their shapes.
     assert (last[0][0, 0] & last[1][0, 0]).mean() == pytest.approx(0.75**2, abs=0.06)
     assert masks.mean() == pytest.approx(0.75, abs=0.005)
-    odd = np.asarray(layers.kept({**weights, "rate": jnp.float32(0.1)}, (500, 10, 7)))
+    odd = np.asarray(kept({**weights, "rate": jnp.float32(0.1)}, (500, 10, 7)))
     assert odd.shape == (500, 3, 10, 7) and odd.mean() == pytest.approx(0.9, abs=0.005)
     assert (odd[..., :6:2] & odd[..., 1:6:2]).mean() == pytest.approx(0.9**2, abs=0.01)  # halves of one word
 
@@ -221,7 +220,8 @@ def test_every_class_token_and_part_drops_by_itself() -> None:
 def test_towers_layers_runs_and_products_have_keys_of_their_own(other: tuple[Clip, Reference]) -> None:
     clip, _ = other
     task = Task(clip, "clip_lora", common.CLASS_NAMES, parts=("q", "o"))
-    adaptations = [task.method.adapt_in_training(task.init(), jax.random.key(seed)) for seed in (0, 1)]
+    adapt = jax.jit(task.method.adapt_in_training)
+    adaptations = [adapt(task.init(), jax.random.key(seed)) for seed in (0, 1)]
     pairs = [
         pair
         for adaptation in adaptations
@@ -250,7 +250,7 @@ def test_without_dropout_texts_stay_packed_and_several_devices_share_them(other:
 def test_rates_that_do_not_fit_are_refused(other: tuple[Clip, Reference]) -> None:
     clip, _ = other
     task = Task(clip, "clip_lora", common.CLASS_NAMES)
-    adaptation = task.method.adapt_in_training(start(task), jax.random.key(0))
+    adaptation = jax.jit(task.method.adapt_in_training)(start(task), jax.random.key(0))
     changes = adaptation.text_weights["layers"]["qkv"]
     wrong = dataclasses.replace(adaptation, text_weights={"layers": {"qkv": {**changes, "rate": changes["rate"][:2]}}})
     with pytest.raises(ClipbiasError, match=r"layers/qkv/rate of shape \(2,\); expected \(3,\)"):
