@@ -15,13 +15,12 @@ from clipbias.clip.layers import keep_tokens
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
 from clipbias.training.step import init_state, place_inputs, place_text, train_step
-from clipbias.tuning import Learnables, Task, make_method, parameter_count
+from clipbias.tuning import Learnables, Task, make_method
 from clipbias.tuning.method import CONSTANTS
 from tests import helpers
 from tests.reference import optimizers, weight_tuning
 from tests.reference.methods import Reference
 from tests.tuning import weights_common as common
-from tests.tuning.test_task import VIT_B_16
 
 Masks = dict[str, np.ndarray]
 SOME: dict[str, Any] = {"rank": 3, "alpha": 2.0, "first_block": 2, "last_block": 3}
@@ -105,22 +104,6 @@ def mask_drawer(task: Task, learnables: Learnables, images: int, length: int) ->
         return found
 
     return masks
-
-
-@pytest.mark.parametrize(
-    ("options", "vision", "text"),
-    [
-        ({}, 110_592, 73_728),
-        ({"parts": ("q", "v", "o")}, 110_592, 73_728),
-        ({"parts": ("v",), "rank": 4, "first_block": 7}, 6 * 8 * 768, 6 * 8 * 512),
-        ({"towers": ("vision",)}, 110_592, 0),
-    ],
-)
-def test_parameter_counts_of_vit_b_16(clip: Clip, options: dict, vision: int, text: int) -> None:
-    tower = {**clip.params["text"], "token_embedding": np.zeros((len(clip.tokenizer), 512), np.float32)}
-    large = dataclasses.replace(clip, config=VIT_B_16, params={**clip.params, "text": tower})
-    counts = parameter_count(Task(large, "clip_lora", ("cat", "dog"), **options).shapes)
-    assert counts == {"vision": vision, "text": text, "shared": 0, "total": vision + text}
 
 
 def test_it_starts_as_clip_with_down_uniform(clip: Clip) -> None:

@@ -10,7 +10,7 @@ import pytest
 from clipbias.clip import Clip
 from clipbias.errors import ClipbiasError
 from clipbias.training.features import frozen_features
-from clipbias.tuning import Learnables, Samples, Task, make_method, parameter_count
+from clipbias.tuning import Learnables, Samples, Task, make_method
 from clipbias.tuning.feature_method import sampling_of
 from clipbias.tuning.recipe import MOST, Recipe
 from clipbias.tuning.templates import IMAGENET_SELECT
@@ -18,7 +18,6 @@ from tests.reference import heads_prolip
 from tests.reference.optimizers import cosine_rates
 from tests.tuning import weights_common as common
 from tests.tuning.heads_common import stepped
-from tests.tuning.test_task import VIT_B_16
 
 LABELS, SHOTS, PASSES = np.array([0, 1, 2, 2, 1, 0, 1, 2, 2], np.int32), 4, 3
 CLASSES = ("cat", "dog", "bird")
@@ -38,13 +37,6 @@ def begun(clip: Clip, samples: Samples, **options: float) -> tuple[Task, Learnab
     learnables = task.method.support(task.init(), samples)
     change = np.random.default_rng(2).normal(scale=0.05, size=learnables["vision_projection"].shape)
     return task, {**learnables, "vision_projection": jnp.asarray(change, jnp.float32)}
-
-
-def test_parameter_count_of_vit_b_16(clip: Clip) -> None:
-    tower = {**clip.params["text"], "token_embedding": np.zeros((len(clip.tokenizer), 512), np.float32)}
-    large = dataclasses.replace(clip, config=VIT_B_16, params={**clip.params, "text": tower})
-    counts = parameter_count(Task(large, "prolip", ("cat", "dog")).shapes)
-    assert counts == {"vision": 393_216, "text": 0, "shared": 0, "total": 393_216}
 
 
 @pytest.mark.parametrize(("options", "strength"), [({}, 1 / SHOTS), ({"strength": 0.7}, 0.7)])

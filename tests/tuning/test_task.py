@@ -21,18 +21,41 @@ VIT_B_16 = ClipConfig(
 )
 
 
+# As the authors publish them, or by hand of their rules.
 @pytest.mark.parametrize(
-    ("method", "count"),
+    ("method", "options", "vision", "text", "shared"),
     [
-        *(("bias", 15_360), ("ivlp_matched", 15_360), ("bias_by_kind", 30_720), ("ivlp_matched_2", 30_720)),
-        *(("maple", 3_555_072), ("coop", 2_048)),
+        ("bias", {}, 9_216, 6_144, 0),
+        ("ivlp_matched", {}, 9_216, 6_144, 0),
+        ("bias_by_kind", {}, 18_432, 12_288, 0),
+        ("ivlp_matched_2", {}, 18_432, 12_288, 0),
+        ("coop", {}, 0, 2_048, 0),
+        ("maple", {}, 0, 9_216, 3_545_856),
+        ("bitfit", {}, 75_264, 49_664, 0),
+        ("bitfit", {"qkv": True}, 75_264 + 12 * 3 * 768, 49_664 + 12 * 3 * 512, 0),
+        ("bitfit", {"only": ("fc2",)}, 12 * 768, 12 * 512, 0),
+        ("layer_norm", {}, 36_864, 24_576, 0),
+        ("layer_norm", {"outer": True}, 36_864 + 4 * 768, 24_576 + 2 * 512, 0),
+        ("layer_norm", {"towers": ("text",)}, 0, 24_576, 0),
+        ("two_stage", {}, 36_864, 24_576, 2 * 512),
+        ("clip_lora", {}, 110_592, 73_728, 0),
+        ("clip_lora", {"parts": ("q", "v", "o")}, 110_592, 73_728, 0),
+        ("clip_lora", {"parts": ("v",), "rank": 4, "first_block": 7}, 6 * 8 * 768, 6 * 8 * 512, 0),
+        ("clip_lora", {"towers": ("vision",)}, 110_592, 0, 0),
+        ("prolip", {}, 393_216, 0, 0),
+        ("tcp", {}, 0, 331_904, 0),
+        ("mma", {}, 399_616, 266_496, 8_448),
+        ("mmrl", {}, 7 * 513 * 768 + 768 * 512, 7 * 513 * 512, 2_560),
+        ("mmrl", {"space": 2048}, 7 * 2049 * 768 + 768 * 512, 7 * 2049 * 512, 5 * 2048),
     ],
 )
-def test_parameter_counts_of_vit_b_16(clip: Clip, method: str, count: int) -> None:
-    text = {**clip.params["text"], "token_embedding": np.zeros((len(clip.tokenizer), 512), np.float32)}
-    large = dataclasses.replace(clip, config=VIT_B_16, params={**clip.params, "text": text})
-    task = clipbias.Task(large, method, ("cat", "dog"))
-    assert parameter_count(task.shapes)["total"] == count
+def test_parameter_counts_of_vit_b_16(
+    clip: Clip, method: str, options: dict, vision: int, text: int, shared: int
+) -> None:
+    tower = {**clip.params["text"], "token_embedding": np.zeros((len(clip.tokenizer), 512), np.float32)}
+    large = dataclasses.replace(clip, config=VIT_B_16, params={**clip.params, "text": tower})
+    counts = parameter_count(clipbias.Task(large, method, ("cat", "dog"), **options).shapes)
+    assert counts == {"vision": vision, "text": text, "shared": shared, "total": vision + text + shared}
 
 
 @pytest.mark.parametrize(

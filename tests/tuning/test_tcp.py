@@ -10,14 +10,13 @@ import pytest
 import clipbias
 from clipbias.clip import Clip, encode_text
 from clipbias.errors import ClipbiasError
-from clipbias.tuning import CONSTANTS, Learnables, Task, make_method, parameter_count
+from clipbias.tuning import CONSTANTS, Learnables, Task, make_method
 from clipbias.tuning.learnables import without_constants
 from clipbias.tuning.transfer import transfer
 from tests import helpers
 from tests.reference import optimizers, tcp
 from tests.reference.methods import Reference
 from tests.tuning import weights_common as common
-from tests.tuning.test_task import VIT_B_16
 
 TEMPLATE, SUFFIX = "a painting of a {}, a type of cat.", ", a type of cat."
 BLOCK = 2
@@ -45,13 +44,6 @@ def of_numpy(reference: Reference, learnables: Learnables, images: np.ndarray, l
     return tcp.tcp_losses_and_gradients(
         *arguments, **{"template": TEMPLATE, "suffix": SUFFIX, "block": BLOCK} | options
     )
-
-
-def test_parameter_counts_of_vit_b_16(clip: Clip) -> None:
-    tower = {**clip.params["text"], "token_embedding": np.zeros((len(clip.tokenizer), 512), np.float32)}
-    large = dataclasses.replace(clip, config=VIT_B_16, params={**clip.params, "text": tower})
-    counts = parameter_count(Task(large, "tcp", ("cat", "dog")).shapes)
-    assert counts == {"vision": 0, "text": 331_904, "shared": 0, "total": 331_904}
 
 
 def test_gradient_of_the_reference_equals_finite_differences(other: tuple[Clip, Reference]) -> None:

@@ -7,22 +7,14 @@ import numpy as np
 
 import clipbias
 from clipbias.clip import Clip
-from clipbias.tuning import CONSTANTS, Task, make_method, parameter_count
+from clipbias.tuning import CONSTANTS, Task, make_method
 from clipbias.tuning.methods.two_stage import SecondStage, TwoStage
 from clipbias.tuning.transfer import transfer
 from tests.reference import optimizers, weight_tuning
 from tests.reference.methods import Reference
 from tests.tuning import weights_common as common
-from tests.tuning.test_task import VIT_B_16
 
 OTHERS = ("bird dog", "a cat")
-
-
-def test_parameter_counts_of_vit_b_16(clip: Clip) -> None:
-    tower = {**clip.params["text"], "token_embedding": np.zeros((len(clip.tokenizer), 512), np.float32)}
-    large = dataclasses.replace(clip, config=VIT_B_16, params={**clip.params, "text": tower})
-    counts = parameter_count(Task(large, "two_stage", ("cat", "dog")).shapes)
-    assert counts == {"vision": 36_864, "text": 24_576, "shared": 2 * 512, "total": 61_440 + 2 * 512}
 
 
 def test_the_second_stage_equals_numpy(other: tuple[Clip, Reference]) -> None:
