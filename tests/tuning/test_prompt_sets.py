@@ -78,19 +78,27 @@ def test_plot(pair) -> None:
 
     start = common.drawn(task.shapes, 0.4, seed=3)
     common.check_training(task, start, rule)
-    # What only fills a batch counts in no plan.
     raw, images = common.pictures(8, 5)
-    best = [rule(start, part, 0)[2].argmax(-1) for part in (images[:3], images[3:])]
-    split = Split(tuple("abcde"), np.concatenate(best), lambda index: encoded(raw[index]))
+    scores = np.concatenate([rule(start, part, 0)[2] for part in (images[:3], images[3:])])
+    split = Split(tuple("abcde"), scores.argmax(-1), lambda index: encoded(raw[index]))
     given = {"mesh": meshes.single_device(), "eval_batch_size": 3, "on_image_error": "raise"}
     assert evaluate(task, start, split, **given)["accuracy"] == 100.0
-    # Without the pooled feature's logits.
-    rng = np.random.default_rng(4)
-    image, text = (rng.normal(size=shape).astype(np.float32) for shape in ((2, 5, 48), (3, 4, 48)))
-    found = make_method("plot").logits({}, Features(image[:, 0], text, np.float32(7), patches=image[:, 1:]))
-    scale = dataclasses.replace(reference, state={"logit_scale": np.log(7)})
-    expected = prompts_plot.transport_logits(scale, image[:, 1:].swapaxes(0, 1), text)
-    common.close(found, expected, common.LOGITS)
+
+
+def test_plots_logits_without_the_pooled_feature_and_of_the_images_that_count(pair) -> None:
+    rng = np.random.default_rng(8)
+    image, text = (rng.normal(size=shape).astype(np.float32) for shape in ((3, 6, 4), (4, 5, 4)))
+    clip = dataclasses.replace(pair[1], state={"logit_scale": np.log(7)})
+
+    def found(mask: np.ndarray | None) -> np.ndarray:
+        features = Features(image[:, 0], text, np.float32(7), patches=image, mask=mask)
+        return np.asarray(make_method("plot").logits({}, features))
+
+    patches = image.swapaxes(0, 1)
+    common.close(found(None), prompts_plot.transport_logits(clip, patches, text), common.LOGITS)
+    alone = prompts_plot.transport_logits(clip, patches[:, :1], text)
+    common.close(found(np.array([True, False, False]))[:1], alone, common.LOGITS)
+    assert np.abs(found(None)[:1] - alone).max() > 10 * common.LOGITS * np.abs(alone).max()
 
 
 def test_plans_end_for_the_images_that_count_together() -> None:
