@@ -1,5 +1,6 @@
 """What the tests of heads on frozen features share: features of runs, and a head's loss, gradient and steps."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -12,27 +13,13 @@ from clipbias.tuning import CONSTANTS, Classifier, Features, Learnables, Method,
 from clipbias.tuning.classifier import total_loss
 from clipbias.tuning.learnables import without_constants
 from tests.reference.heads_cases import arrays
+from tests.tuning.weights_common import GRADIENTS, LOGITS, SGD, TRAINED, close
 
 LABELS = np.array([0, 1, 2, 2, 1, 0, 1, 2, 2], np.int32)  # not every class as often
 VALIDATION = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [11, 9, 13])).astype(np.int32)
 SHOTS, CLASSES = 4, 3
-LOGITS, GRADIENTS, TRAINED = 1e-5, 5e-5, 2e-4
-COMMON = Recipe(
-    learning_rate=0.05,
-    epochs=3,
-    warmup_epochs=1,
-    warmup_learning_rate=1e-3,
-    batch_size=8,
-    momentum=0.9,
-    weight_decay=5e-4,
-)
-
-
-def close(found: Any, expected: Any, tolerance: float) -> None:
-    """Compares relative to the largest expected number."""
-    found, expected = np.asarray(found, np.float64), np.asarray(expected)
-    assert found.shape == expected.shape
-    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * max(np.abs(expected).max(), 1e-30))
+COMMON = dataclasses.replace(SGD, epochs=3, warmup_epochs=1, warmup_learning_rate=1e-3, batch_size=8)
+__all__ = ["CLASSES", "COMMON", "GRADIENTS", "LABELS", "LOGITS", "SHOTS", "TRAINED", "close"]
 
 
 def make_samples(clip: Clip) -> Samples:

@@ -14,7 +14,6 @@ from clipbias.errors import ClipbiasError
 from clipbias.tuning import Learnables, make_method
 from clipbias.tuning.methods.bitfit import BitFit
 from clipbias.tuning.methods.layer_norm import LayerNormTuning
-from clipbias.tuning.recipe import Recipe
 from tests.reference import optimizers, weight_tuning
 from tests.reference.methods import Reference
 from tests.tuning import weights_common as common
@@ -86,29 +85,6 @@ def test_bitfit_of_the_mlps_outputs_is_bias_tuning(other: tuple[Clip, Reference]
     assert jax.tree.map(np.shape, part.init()) == jax.tree.map(np.shape, same)
     start = part.init()
     assert part.method.decayed(start, clip.params) is start
-
-
-@pytest.mark.parametrize("method", ["bitfit", "layer_norm"])
-def test_the_authors_recipe(method: str) -> None:
-    assert make_method(method).recipe_for(common.SGD, 4) is common.SGD
-    own = make_method(method, recipe="authors")
-    expected = Recipe(
-        learning_rate=2e-4,
-        epochs=1,
-        warmup_epochs=0,
-        warmup_learning_rate=0.0,
-        batch_size=32,
-        momentum=0.9,
-        weight_decay=1e-2,
-        optimizer="adamw",
-        schedule="steps",
-        final_learning_rate=1e-6,
-        steps=1200,
-        keep_last=True,
-        crop=0.08,
-    )
-    assert own.recipe_for(common.SGD, 4) == expected
-    assert own.recipe_for(common.SGD, 0).steps == 4800
 
 
 def test_options_that_leave_nothing_or_name_nothing() -> None:

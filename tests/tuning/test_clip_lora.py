@@ -65,10 +65,11 @@ def mask_drawer(task: Task, learnables: Learnables, images: int, length: int) ->
         "text": (len(tokens.ids), tokens.ids.shape[1], np.asarray(tokens.eos)),
     }
 
-    @jax.jit
+    adapt, kept = jax.jit(task.method.adapt_in_training), jax.jit(layers.kept, static_argnums=1)
+
     def drawn(rng: jax.Array) -> dict[tuple[str, str, int], list[jax.Array]]:
         """Of a block's whole product, or in the last block of the parts of it that are computed by themselves."""
-        adaptation, found = task.method.adapt_in_training(learnables, rng), {}
+        adaptation, found = jax.device_get(adapt(learnables, rng)), {}
         for tower, (rows, count, _) in towers.items():
             geometry, changes = getattr(config, tower), getattr(adaptation, f"{tower}_weights")
             whole, at_row = (rows, count, geometry.width), (rows, geometry.width)
@@ -76,13 +77,13 @@ def mask_drawer(task: Task, learnables: Learnables, images: int, length: int) ->
                 for block in range(geometry.layers):
                     weights = {name: value[block] for name, value in pair.items()}
                     if block + 1 < geometry.layers:
-                        parts = [layers.kept(weights, whole)]
+                        parts = [kept(weights, whole)]
                     elif product == "qkv":
                         fake = {"kernel": np.zeros((1, 3)), "bias": np.zeros(3)}
                         query, others = (layers.outputs({**weights, **fake}, *ends) for ends in ((0, 1), (1, 3)))
-                        parts = [layers.kept(query, at_row), layers.kept(others, whole)]
+                        parts = [kept(query, at_row), kept(others, whole)]
                     else:
-                        parts = [layers.kept(weights, at_row)]
+                        parts = [kept(weights, at_row)]
                     found[tower, product, block] = parts
         return found
 
@@ -240,12 +241,7 @@ def test_rates_that_do_not_fit_are_refused(other: tuple[Clip, Reference]) -> Non
         encode_text(clip.params, clip.config, task.tokens, wrong)
 
 
-def test_the_authors_recipe_and_refused_options(clip: Clip) -> None:
-    own = make_method("clip_lora").recipe_for(common.SGD, 16)
-    assert (own.steps, own.learning_rate, own.optimizer, own.weight_decay) == (8000, 2e-4, "adamw", 1e-2)
-    assert (own.schedule, own.final_learning_rate, own.batch_size, own.keep_last) == ("steps", 1e-6, 32, True)
-    assert make_method("clip_lora").recipe_for(common.SGD, 0).steps == 8000
-    assert make_method("clip_lora", recipe="common").recipe_for(common.SGD, 16) is common.SGD
+def test_refused_options(clip: Clip) -> None:
     with pytest.raises(ClipbiasError, match="blocks 4 to 3 are to be tuned, and the vision tower has blocks 1 to 3"):
         Task(clip, "clip_lora", ("cat",), first_block=4)
     with pytest.raises(ClipbiasError, match="no kernel is changed"):

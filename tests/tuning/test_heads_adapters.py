@@ -14,7 +14,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.tuning import CONSTANTS, Features, Samples, make_method
 from clipbias.tuning.closed_form import cosines, text_classifier, validation
 from clipbias.tuning.feature_method import sampling_of
-from clipbias.tuning.methods import clip_adapter, tip_adapter
+from clipbias.tuning.methods import tip_adapter
 from tests.reference import heads, heads_clip_adapter, heads_tip, optimizers
 from tests.tuning.heads_common import (
     CLASSES,
@@ -91,12 +91,6 @@ def test_clip_adapter(clip: Clip, samples: Samples) -> None:
     for name, short in names.items():
         assert np.abs(values[short] - own[short]).max() > 1e-3
         close(found[name], values[short], TRAINED)
-
-
-def test_clip_adapter_trains_like_its_authors_where_asked() -> None:
-    assert clip_adapter.ClipAdapter().recipe_for(COMMON, 16) == COMMON
-    recipe = clip_adapter.ClipAdapter(recipe="authors").recipe_for(COMMON, 16)
-    assert (recipe.learning_rate, recipe.epochs, recipe.batch_size, recipe.optimizer) == (0.002, 200, 32, "sgd")
 
 
 # Tip-Adapter
@@ -178,8 +172,6 @@ def test_tip_adapter_f(clip: Clip, samples: Samples) -> None:
     )
     close([found[CONSTANTS]["alpha"], found[CONSTANTS]["beta"]], [alpha, beta], 1e-6)
     assert found["keys"] is trained["keys"] and alpha != 2.0
-    common = make_method("tip_adapter_f", recipe="common")
-    assert common.recipe_for(COMMON, SHOTS) == COMMON
 
 
 @pytest.mark.parametrize("name", ["tip_adapter", "tip_adapter_f"])

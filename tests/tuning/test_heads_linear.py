@@ -230,8 +230,6 @@ def test_clap(clip: Clip, samples: Samples, name: str) -> None:
     )
     assert np.abs(after[-1] - start["text_prototypes"]).max() > 0.05
     close(found["text_prototypes"], after[-1], TRAINED)
-    common = make_method(name, recipe="common")
-    assert common.recipe_for(COMMON, SHOTS) == COMMON
 
 
 def test_a_class_without_an_image_is_told(samples: Samples) -> None:

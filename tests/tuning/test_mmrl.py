@@ -11,7 +11,7 @@ import pytest
 import clipbias
 from clipbias.clip import Adaptation, Clip, encode_image, encode_text
 from clipbias.errors import ClipbiasError
-from clipbias.tuning import CONSTANTS, Learnables, Task, make_method
+from clipbias.tuning import CONSTANTS, Learnables, Task
 from clipbias.tuning.learnables import without_constants
 from clipbias.tuning.transfer import transfer
 from tests import helpers
@@ -123,13 +123,3 @@ def test_what_cannot_be_is_refused(other: tuple[Clip, Reference]) -> None:
         encode_text(clip.params, clip.config, task.tokens, beside)
     with pytest.raises(ClipbiasError, match="vision_readout reads vision_tokens"):
         encode_image(clip.params, clip.config, images, dataclasses.replace(adaptation, vision_tokens=None))
-
-
-def test_the_authors_recipe() -> None:
-    own = make_method("mmrl").recipe_for(common.SGD, 16)
-    assert (own.optimizer, own.learning_rate, own.weight_decay, own.crop) == ("adamw", 1e-3, 5e-4, 0.5)
-    assert (own.epochs, own.batch_size, own.warmup_epochs) == (50, 32, 1)
-    own = make_method("mmrl_base_to_new").recipe_for(common.SGD, 16)
-    assert (own.epochs, own.batch_size) == (10, 4)
-    assert make_method("mmrl", epochs=1).recipe_for(common.SGD, 16).warmup_epochs == 0
-    assert make_method("mmrl").options_for("eurosat", 16) == {"weight": 0.01, "space": 2048}

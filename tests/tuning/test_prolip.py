@@ -12,7 +12,6 @@ from clipbias.errors import ClipbiasError
 from clipbias.training.features import frozen_features
 from clipbias.tuning import Learnables, Samples, Task, make_method
 from clipbias.tuning.feature_method import sampling_of
-from clipbias.tuning.recipe import MOST, Recipe
 from clipbias.tuning.templates import IMAGENET_SELECT
 from tests.reference import heads_prolip
 from tests.reference.optimizers import cosine_rates
@@ -109,23 +108,9 @@ def test_images_are_projected_by_the_tuned_projection(clip: Clip) -> None:
 def test_the_authors_recipe_templates_and_passes() -> None:
     method = make_method("prolip")
     recipe = method.recipe_for(common.SGD, 4)
-    assert recipe == Recipe(
-        learning_rate=1e-5,
-        epochs=300,
-        warmup_epochs=0,
-        warmup_learning_rate=0.0,
-        batch_size=MOST,
-        momentum=0.9,
-        weight_decay=0.0,
-        optimizer="adam",
-        epsilon=1e-4,
-        schedule="steps",
-        crop=0.5,
-    )
     assert recipe.total_steps(1000 * 16) == 300 and recipe.steps_per_epoch(1000 * 16) == 1
     sampling = sampling_of(method)
     assert (sampling.passes, sampling.crop, sampling.training, sampling.projected) == (300, 0.5, "again", False)
-    assert make_method("prolip", recipe="common").recipe_for(common.SGD, 4) is common.SGD
     assert method.options_for("imagenet", 4) == {"templates": "imagenet_select"}
     assert make_method("prolip", templates="imagenet_select").text("{}", None).templates == IMAGENET_SELECT
     with pytest.raises(ClipbiasError, match="'strength' of method 'prolip' is -1"):

@@ -10,12 +10,13 @@ import pytest
 from clipbias.clip import Clip
 from clipbias.data import Dataset
 from clipbias.training import mesh as meshes
-from clipbias.tuning import Recipe, Task, make_method
+from clipbias.tuning import Task, make_method
 from clipbias.tuning.adapter import load_adapter
 from tests import helpers
 from tests.reference.methods import Reference
 from tests.training.conftest import few_shot_runs, train_runs
 from tests.training.sweeps import TinySweep
+from tests.tuning.heads_common import COMMON
 
 OPTIONS = {
     "cocoop": {},
@@ -27,15 +28,7 @@ OPTIONS = {
     "plot_plus_plus": {"phrases": ("a photo of a", "photo of the dog type")},
     "proda": {"tokens": 4, "sets": 4, "sets_per_step": 2},
 }
-RECIPE = Recipe(
-    learning_rate=0.05,
-    epochs=2,
-    warmup_epochs=1,
-    warmup_learning_rate=1e-3,
-    batch_size=6,
-    momentum=0.9,
-    weight_decay=5e-4,
-)
+RECIPE = dataclasses.replace(COMMON, epochs=2, batch_size=6)
 
 
 @pytest.mark.long

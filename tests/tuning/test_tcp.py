@@ -10,7 +10,7 @@ import pytest
 import clipbias
 from clipbias.clip import Clip, encode_text
 from clipbias.errors import ClipbiasError
-from clipbias.tuning import CONSTANTS, Learnables, Task, make_method
+from clipbias.tuning import CONSTANTS, Learnables, Task
 from clipbias.tuning.learnables import without_constants
 from clipbias.tuning.transfer import transfer
 from tests import helpers
@@ -103,11 +103,8 @@ def test_other_classes_have_their_own_features_and_the_same_network(other: tuple
     np.testing.assert_array_equal(runs["text_context"][1], learnables["text_context"])
 
 
-def test_the_authors_recipe_texts_and_prompts_that_do_not_fit(other: tuple[Clip, Reference]) -> None:
+def test_texts_and_prompts_that_do_not_fit(other: tuple[Clip, Reference]) -> None:
     clip, _ = other
-    own = make_method("tcp", recipe="authors").recipe_for(common.SGD, 16)
-    assert (own.optimizer, own.epsilon, own.learning_rate, own.weight_decay) == ("adam", 1e-3, 2e-3, 5e-4)
-    assert (own.epochs, own.batch_size, own.warmup_epochs) == (50, 32, 1)
     assert bound(clip, ("cat",)).texts == ("X X X X cat, a type of cat.",)
     assert bound(clip, ("cat",), suffix=".").texts == ("X X X X cat.",)
     adaptation = bound(clip, ("cat",)).method.adapt(bound(clip, ("cat",)).init())

@@ -1,0 +1,54 @@
+"""How methods are trained by their authors' recipes, or by the common one."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from clipbias.tuning import make_method
+from clipbias.tuning.recipe import MOST
+from tests.tuning.weights_common import SGD
+
+AUTHORS, COMMON = {"recipe": "authors"}, {"recipe": "common"}
+LORA = dict(learning_rate=2e-4, optimizer="adamw", weight_decay=1e-2, schedule="steps", final_learning_rate=1e-6)
+LORA |= dict(batch_size=32, keep_last=True, crop=0.08)
+ADAM = dict(learning_rate=1e-5, epochs=300, batch_size=MOST, weight_decay=0.0, optimizer="adam", epsilon=1e-4)
+ADAM |= dict(schedule="steps", crop=0.5)
+MMRL = dict(optimizer="adamw", crop=0.5)
+
+
+def warmed(learning_rate: float, epochs: int, batch_size: int) -> dict[str, Any]:
+    """As CoOp's."""
+    named = dict(learning_rate=learning_rate, epochs=epochs, batch_size=batch_size)
+    return named | dict(warmup_epochs=1, warmup_learning_rate=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "shots", "changes"),
+    [
+        *((name, {}, 4, {}) for name in ("bitfit", "layer_norm", "clip_adapter", "mma", "tcp")),
+        *((name, COMMON, 4, {}) for name in ("clip_lora", "prolip", "clap", "zs_lp", "tip_adapter_f", "two_stage")),
+        *((name, {}, 16, {}) for name in ("kgcoop", "prograd", "promptsrc", "promptsrc_base_to_new")),
+        *((name, AUTHORS, 4, LORA | {"steps": 1200}) for name in ("bitfit", "layer_norm")),
+        ("bitfit", AUTHORS, 0, LORA | {"steps": 4800}),
+        *(("clip_lora", {}, shots, LORA | {"steps": 8000}) for shots in (16, 0)),
+        ("prolip", {}, 4, ADAM),
+        *((name, {}, 4, warmed(0.1, 300, 256) | {"weight_decay": 0.0}) for name in ("clap", "zs_lp")),
+        ("clip_adapter", AUTHORS, 16, warmed(0.002, 200, 32)),
+        ("mma", AUTHORS, 16, warmed(0.0015, 5, 16) | {"warmup_epochs": 0}),
+        ("mmrl", {}, 16, warmed(0.001, 50, 32) | MMRL),
+        ("mmrl_base_to_new", {}, 16, warmed(0.001, 10, 4) | MMRL),
+        ("mmrl", {"epochs": 1}, 16, warmed(0.001, 1, 32) | MMRL | {"warmup_epochs": 0}),
+        ("kgcoop", AUTHORS, 16, warmed(0.002, 100, 128)),
+        *(
+            ("prograd", AUTHORS, shots, warmed(0.002, epochs, 32))
+            for shots, epochs in ((1, 50), (2, 100), (4, 100), (8, 200), (16, 200), (0, 200))
+        ),
+        ("promptsrc", AUTHORS, 16, warmed(0.0025, 50, 4)),
+        ("promptsrc_base_to_new", AUTHORS, 16, warmed(0.0025, 20, 4)),
+        ("promptsrc_cross_dataset", AUTHORS, 16, warmed(0.0025, 20, 4)),
+        ("tcp", AUTHORS, 16, warmed(0.002, 50, 32) | {"optimizer": "adam", "epsilon": 1e-3}),
+    ],
+)
+def test_recipes(name: str, options: dict[str, Any], shots: int, changes: dict[str, Any]) -> None:
+    assert make_method(name, **options).recipe_for(SGD, shots) == dataclasses.replace(SGD, **changes)
