@@ -30,7 +30,7 @@ def saved(clip: Clip, path: Path, method: str, **options) -> Adapter:
 
 
 # Those of all methods come back in `tests/end_to_end/test_every_method.py`; here a preset's name, and trees of arrays.
-@pytest.mark.parametrize("method", ["zero_shot", "ivlp_matched", "clip_lora", "mmrl_base_to_new"])
+@pytest.mark.parametrize("method", ["zero_shot", "ivlp_matched", "clip_lora"])
 def test_an_adapter_comes_back(clip: Clip, tmp_path: Path, method: str) -> None:
     task = clipbias.Task(clip, method, ("cat", "dog"), template="a {}.")
     adapter = saved(clip, tmp_path / "a.safetensors", method)

@@ -49,7 +49,7 @@ def of_numpy(reference: Reference, learnables: Learnables, images: np.ndarray, l
 def test_gradient_of_the_reference_equals_finite_differences(other: tuple[Clip, Reference]) -> None:
     clip, reference = other
     images = helpers.random_images(reference.config, 2)
-    common.check_differences(functools.partial(of_numpy, reference), start(bound(clip)), images)
+    common.check_differences(functools.partial(of_numpy, reference), common.drawn(bound(clip).shapes, 0.3), images)
 
 
 def test_training_by_adam_equals_numpy(other: tuple[Clip, Reference]) -> None:
