@@ -75,7 +75,7 @@ def close(found: Any, expected: Any, tolerance: float, what: str = "") -> None:
     found, expected = np.asarray(found, np.float64), np.asarray(expected)
     assert found.shape == expected.shape, what
     np.testing.assert_allclose(
-        found, expected, rtol=0, atol=tolerance * max(np.abs(expected).max(), 1e-30), err_msg=what
+        found, expected, rtol=0, atol=tolerance * max(np.abs(expected).max(initial=0), 1e-30), err_msg=what
     )
 
 
@@ -222,7 +222,7 @@ def check_training(
             assert found.keys() == terms.keys()
             for name, value in terms.items():
                 assert np.mean(found[name]) == pytest.approx(value, rel=of_logits, abs=of_logits), name
-            taken, largest = flat(run.taken(state)), max(np.abs(slope).max() for slope in slopes.values())
+            taken, largest = flat(run.taken(state)), max(np.abs(slope).max(initial=0) for slope in slopes.values())
             assert all(np.abs(taken[name]).max() < of_gradients * largest for name in unseen)
             close_trees(*({n: x for n, x in each.items() if n not in unseen} for each in (taken, slopes)), of_gradients)
         exact = optimizer.step(exact, slopes, rate)
