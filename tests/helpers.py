@@ -20,10 +20,15 @@ from tests.reference.tokenizer import END, START, SimpleTokenizer, byte_alphabet
 CORPUS = "a photo of a photo of the cat dog bird maine coon golden retriever satellite texture type painting"
 
 
-def short(values: Iterable[Any], *kept: Any) -> list[Any]:
-    """Values of `pytest.mark.parametrize`, of which all but those that are kept are for long tests."""
-    marked = ((value if isinstance(value, tuple) else (value,), value in kept) for value in values)
-    return [pytest.param(*value, marks=() if stays else pytest.mark.long) for value, stays in marked]
+def short(values: Iterable[Any], *kept: Any, several: bool = False) -> list[Any]:
+    """Values of `pytest.mark.parametrize`, of which all but those that are kept are for long tests.
+
+    With `several`, each is a tuple, of a value for each name.
+    """
+    return [
+        pytest.param(*(value if several else (value,)), marks=() if value in kept else pytest.mark.long)
+        for value in values
+    ]
 
 
 def learn_merges(corpus: str, count: int) -> list[tuple[str, str]]:

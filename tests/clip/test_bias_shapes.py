@@ -71,6 +71,7 @@ def both_ways(encode, adaptation: Adaptation, cotangent: np.ndarray):
             *(("kind", PROMPTS, True), ("token", PROMPTS, True)),
         ],
         *(("vector", PROMPTS, False), ("kind", PROMPTS, False), ("token", 0, False), ("token", PROMPTS, True)),
+        several=True,
     ),
 )
 def test_vision(both, shape, prompts, explicit):
@@ -109,6 +110,7 @@ def test_vision(both, shape, prompts, explicit):
         ],
         *(("token", 0, "packed"), ("kind", PROMPTS, "chunks"), ("kind", PROMPTS, "plain")),
         ("token", PROMPTS, "explicit"),
+        several=True,
     ),
 )
 def test_text(both, shape, prompts, layout):

@@ -39,7 +39,7 @@ def adaptation(specific: bool) -> Adaptation:
     )
 
 
-@pytest.mark.parametrize(("specific", "groups"), helpers.short([(False, 1), (True, 3)], (True, 3)))
+@pytest.mark.parametrize(("specific", "groups"), helpers.short([(False, 1), (True, 3)], (True, 3), several=True))
 def test_features_and_gradients_equal_the_plain_ones(params, groups, specific):
     tokens = as_tokens(ids(), CONFIG, 2)
     packed = pack(tokens, groups=groups, class_specific=specific)
