@@ -58,6 +58,7 @@ def test_a_step_is_measured(method: str, printed: Printed, tmp_path: Path) -> No
     assert point["needed_bytes"] == point["peak_bytes"] - point["before_bytes"]
 
 
+@pytest.mark.long
 def test_an_image_is_tested_with_its_views(printed: Printed) -> None:
     (point,) = printed("train", *SMALL, "--method=tpt", "--option=crops=31")["points"]
     assert point["seconds"] > 0 and point["program_bytes"] > 0 and "loss" not in point
@@ -72,6 +73,7 @@ def test_torch_takes_the_same_step(method: str, printed: Printed) -> None:
     assert own["seconds"] > 0 and np.isfinite(other.get("loss", 0.0))
 
 
+@pytest.mark.long
 def test_the_causal_test_is_told_in_forward_passes(printed: Printed) -> None:
     found = printed("causal", *TINY, "--batch=2")
     both, mixtures = found["points"]
@@ -95,6 +97,7 @@ def test_torch_has_the_same_maps(printed: Printed) -> None:
     assert max(point["difference"] for point in points) < 2e-5
 
 
+@pytest.mark.long
 def test_a_way_has_a_process_of_its_own(printed: Printed) -> None:
     found = printed("features", "--geometry=tiny", "--batch=2", "--repeats=1", "--dtype=bfloat16")
     assert 0 < found["before_bytes"] < found["peak_bytes"]

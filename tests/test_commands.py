@@ -99,9 +99,10 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("pages", helpers.short([("README.md",), None], ("README.md",)))
+@pytest.mark.long
+@pytest.mark.parametrize("pages", [("README.md",), None])
 def test_commands_on_the_embedded_model_run(pages: tuple[str, ...] | None, folder: Path) -> None:
-    """Of the first page; in a long test of all."""
+    """Of the first page, and of all."""
     chosen = [command for command in COMMANDS if pages is None or command.page in pages]
     different = {computation(command): command for command in reversed(chosen) if is_embedded(command)}
     methods = ("bias",) if pages else ("ivlp", "bias", "coop")

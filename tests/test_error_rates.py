@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from absl.testing import flagsaver
 
-from tests import helpers
 from tests.documents import ROOT
 from tools import error_rates
 from tools.error_rates import CARRIER, CONSTANT, judge, make_pool, rates, true_verdicts, truths, wrong
@@ -24,7 +23,8 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize("mechanism", helpers.short(MECHANISMS, "both"))
+@pytest.mark.long
+@pytest.mark.parametrize("mechanism", MECHANISMS)
 def test_what_is_planted_is_the_truth(mechanism):
     """In short of the richest mechanism; of a constant and of none the test of rates below reads the truth too."""
     truth = truths(make_pool(mechanism, 1.0, images=1500, seed=5))

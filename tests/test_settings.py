@@ -143,7 +143,9 @@ def test_wrong_values(
     ("binary", "settings"),
     [
         pytest.param(train, {}, marks=pytest.mark.long),
-        (table1, {"shots": (10**9,), "runs_per_program": 10**9, "methods": ("bias",)}),
+        pytest.param(
+            *(table1, {"shots": (10**9,), "runs_per_program": 10**9, "methods": ("bias",)}), marks=pytest.mark.long
+        ),
         (evaluate, {}),
         (predict, {"start_layer": 10**9, "batch_size": 10**9}),
         (explain, {"layers": (10**9,), "start_layer": -(10**9), "image_limit": 10**9}),

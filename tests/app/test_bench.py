@@ -29,6 +29,7 @@ def test_probabilities_are_those_of_the_task_for_any_names(bench: Bench, clip: C
         np.testing.assert_allclose(side.probabilities(PICTURE), scipy.special.softmax(logits[0]), rtol=1e-5)
 
 
+@pytest.mark.long
 def test_relevancy_counts_from_the_layer_that_was_chosen(bench: Bench, clip: Clip) -> None:
     side, layers = bench.bind("prompts", TEXT), clip.config.vision.layers
     found, note = bench.look(side, PICTURE, 1, layer=2)

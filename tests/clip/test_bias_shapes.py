@@ -70,7 +70,7 @@ def both_ways(encode, adaptation: Adaptation, cotangent: np.ndarray):
             *((shape, prompts, False) for shape in SHAPES for prompts in (0, PROMPTS)),
             *(("kind", PROMPTS, True), ("token", PROMPTS, True)),
         ],
-        *(("vector", PROMPTS, False), ("kind", PROMPTS, False), ("token", 0, False), ("token", PROMPTS, True)),
+        *(("kind", PROMPTS, False), ("token", 0, False), ("token", PROMPTS, True)),
         several=True,
     ),
 )

@@ -154,6 +154,7 @@ def test_neither_a_folder_nor_a_hub_name(name: str) -> None:
         clipbias.load(name or "./none")
 
 
+@pytest.mark.long
 def test_half_precision_is_near(source: Path) -> None:
     clip = clipbias.load(source)
     images = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)

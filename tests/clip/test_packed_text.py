@@ -55,7 +55,8 @@ def test_features_and_gradients_equal_the_plain_ones(params, groups, specific):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), wanted, found)
 
 
-@pytest.mark.parametrize("groups", helpers.short([1, 4], 4))
+@pytest.mark.long
+@pytest.mark.parametrize("groups", [1, 4])
 def test_sets_of_texts_have_a_context_each_and_share_it(params, groups):
     rows = ids()
     other = rows.copy()

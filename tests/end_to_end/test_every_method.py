@@ -73,10 +73,9 @@ def tuned(task: Task) -> Learnables:
     return jax.tree_util.tree_map_with_path(moved, jax.device_get(learnables))
 
 
-# One of every form of export, and of every way from images to logits that a program or maps of relevancy follow: a
-# checkpoint, text features alone, texts of an image, features of patches, pixels, tokens in both towers, tokens inside
-# them, a projection, modules; and what is learned anew from an image, which is refused before anything is computed.
-COVERING = ("coop", "cocoop", "tpt", "plot", "visual_prompting", "mmrl", "prolip", "bias", "mma")
+# One of every form of export: text features alone, a checkpoint, one with another projection, a program; and what
+# is learned anew from an image, which is refused before anything is computed.
+COVERING = ("coop", "bias", "prolip", "mma", "tpt")
 
 
 encode = jax.jit(encode_image, static_argnums=1)

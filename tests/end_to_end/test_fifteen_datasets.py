@@ -59,6 +59,7 @@ def test_eleven_train_and_evaluate(clip, root, tmp_path):
     assert all(0 <= row["accuracy"] <= 100 for row in rows)
 
 
+@pytest.mark.long
 def test_imagenet_and_its_variants(clip, root, tmp_path):
     shifted = run(clip, root, tmp_path / "shifted", "domain_generalization", "taskres", "imagenet")
     assert list(shifted[0]["accuracies"]) == ["imagenet", *catalog.VARIANTS]

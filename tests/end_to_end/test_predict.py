@@ -49,6 +49,7 @@ def test_no_image_is_left_out_for_a_folder_that_cannot_be_read(tmp_path: Path, m
         find_images(str(tmp_path))
 
 
+@pytest.mark.long
 def test_zero_shot_sees_the_whole_image_and_the_adapters_template(model: Path, tmp_path: Path) -> None:
     """Also beside a method that learns of crops of each image."""
     clip, names, template = clipbias.load(model), ("cat", "dog", "bird"), "two {} beside a house."
@@ -134,6 +135,7 @@ def test_zero_shot_takes_names_from_a_file(model, images, tmp_path, capsys):
     assert total == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.long
 def test_texts_in_place_of_class_names(model, adapters, images, tmp_path):
     """From a file or the command line, and with what an adapter learned; the numbers are those of the library."""
     texts, picture = ("a dog on_grass", "two cats"), images / "test" / "cat" / "0.png"

@@ -48,14 +48,14 @@ REFUSED = [
     ),
     ("evaluate --config=configs/evaluate.py:x", "TypeError: get_config() takes 0 positional arguments"),
     ("table1 --model=demo", "there is no flag --model; did you mean --config.model?"),
-    ("table1 demo", "unexpected argument 'demo'; settings are given as --config.name=value"),
     ("train --config.epochs=1.5", "flag --config.epochs=1.5: invalid literal for int()"),
-    ("train --config=configs/train.py:biass", "unknown method 'biass'; did you mean 'bias'?"),
-    ("train --config=SYNTAX", "SyntaxError: "),
     ("show --workdir=workdir/digits", "show has no --workdir; see --help"),
     ("trian", "there is no command 'trian'; did you mean train?"),
 ]
 REFUSED_TOO = [
+    ("train --config=SYNTAX", "SyntaxError: "),
+    ("train --config=configs/train.py:biass", "unknown method 'biass'; did you mean 'bias'?"),
+    ("table1 demo", "unexpected argument 'demo'; settings are given as --config.name=value"),
     (
         "table1 --config=configs/demo.py --config.lerning_rate=1",
         "setting 'lerning_rate'. Did you mean \"learning_rate\"",

@@ -10,6 +10,7 @@ from tests.end_to_end import binaries
 from tests.end_to_end.binaries import SHORT_RUN
 
 
+@pytest.mark.long
 def test_a_rate_that_moves_nothing_is_told(model: Path, trained: tuple[Path, str, str], tmp_path: Path) -> None:
     short, (_, of_trained, _) = SHORT_RUN | {"model": str(model)}, trained
     still = {"learning_rate": 1e-7, "warmup_learning_rate": 1e-7}

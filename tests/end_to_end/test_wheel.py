@@ -65,6 +65,7 @@ def programs(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return install(tmp_path_factory.mktemp("installed"), wheel)
 
 
+@pytest.mark.long
 def test_a_script_beside_the_clone_finds_the_package(source: Path, tmp_path: Path) -> None:
     """Python also finds the clone's folder there, a namespace package of the same name."""
     python = install(tmp_path, "-e", source) / "python"
@@ -85,6 +86,7 @@ def test_every_file_of_the_package_is_in_the_wheel(wheel: Path) -> None:
         assert not re.search(r"^\s*(from|import) (tools|tests)\b", source, re.MULTILINE), name
 
 
+@pytest.mark.long
 def test_the_command_works_in_an_empty_folder(programs: Path, tmp_path: Path) -> None:
     tiny = ("--config.methods=('zero_shot',)", "--config.datasets=('demo/fashion',)", "--config.eval_batch_size=300")
     told = call(programs / "clipbias", "table1", "--config=configs/demo.py:full", *tiny, cwd=tmp_path)

@@ -28,7 +28,7 @@ EXPLAINED = {
     "bias": {},
     "bias_by_kind": {},
 }
-SHORT = ("coop_class_specific", "taskres")  # beside the rivals; `test_sections` has zero-shot and IVLP in two layers
+SHORT = ("coop_class_specific",)  # beside the rivals; `test_sections` has zero-shot and IVLP in two layers
 
 
 def bind(clip: Clip, reference: methods.Reference, name: str) -> tuple[Task, Case, dict[str, np.ndarray]]:

@@ -99,6 +99,7 @@ def test_tuned_weights_amount_to_what_the_reference_says(clip: Clip, reference: 
         assert_forms(measured(task, learnables), expected)
 
 
+@pytest.mark.long
 def test_networks_beside_blocks_amount_to_what_the_reference_says(clip: Clip, reference: methods.Reference) -> None:
     task = Task(clip, "mma", CLASS_NAMES, blocks=2, width=6, factor=0.05)
     learnables = weights_common.drawn(task.shapes, 0.4)

@@ -112,7 +112,7 @@ def study(made: Constructed, clip: Clip, folder: Path) -> Study:
 @pytest.mark.parametrize(
     ("name", "vector", "kind"),
     [
-        ("kinds", False, True),
+        pytest.param("kinds", False, True, marks=pytest.mark.long),
         pytest.param("constant", True, True, marks=pytest.mark.long),
         pytest.param("image", False, False, marks=pytest.mark.long),
     ],

@@ -67,6 +67,7 @@ METHODS = ("cocoop", "plot", "plot_plus_plus", "mmrl", "tpt", "taskres", "tip_ad
 HEADS = ("taskres", "tip_adapter")
 
 
+@pytest.mark.long
 def test_a_study_keeps_every_method_and_says_what_it_leaves_out(clip, tmp_path):
     made = study(clip, tmp_path, *METHODS)
     given = np.arange(IMAGES, dtype=np.int32) % 3
@@ -111,6 +112,7 @@ def normalised(clip: Clip) -> np.ndarray:
     return (raw / 255 - np.asarray(clip.preprocessing.mean)) / np.asarray(clip.preprocessing.std)
 
 
+@pytest.mark.long
 def test_mixtures_of_passes_and_of_texts_of_an_image_are_each_runs_of_its_own(clip, reference, tmp_path):
     """PLOT++ and CoCoOp, from the images to the likelihoods."""
     made, images, labels = study(clip, tmp_path, "plot_plus_plus", "cocoop"), normalised(clip), np.arange(IMAGES) % 3

@@ -95,6 +95,7 @@ def test_relevancy_starts_at_the_pooling_head(tuned: tuple) -> None:
     assert difference(maps["relevancy"].text, np.where(own, wanted["text"], 0)) < ROUNDING
 
 
+@pytest.mark.long
 def test_corners_are_the_two_runs(tuned: tuple) -> None:
     task, learnables, images = tuned
     params, config, names = task.clip.params, task.clip.config, corners(effects_in_play(True))[::7]

@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from clipbias.clip import Adaptation
 from clipbias.explain.relevancy import relevancy
@@ -41,6 +42,7 @@ class LowRank(Method):
         return Adaptation(**learnables)
 
 
+@pytest.mark.long
 def test_streaming_equals_the_letter(clip, images):
     """Of one text per class, `test_against_reference` compares every method."""
     task = Task(clip, LowRank(), CLASS_NAMES)

@@ -104,6 +104,7 @@ def test_a_sharded_base_makes_the_same_checkpoint(model: Path, clip: Clip, tmp_p
     assert first == second
 
 
+@pytest.mark.long
 def test_a_method_of_ones_own_folds_where_it_changes_weights(clip: Clip, tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(models.WEIGHTS)
     adapter = models.adapter(clip, str(tmp_path / "own.py"), tmp_path)

@@ -67,6 +67,7 @@ def test_the_same_adapter_gives_the_same_bytes_wherever_it_is_exported(clip: Cli
     assert b".py" not in first and str(Path(clipbias.__file__).parents[1]).encode() not in first
 
 
+@pytest.mark.long
 def test_the_cards_code_in_a_fresh_process_without_clipbias(demo: Clip, tmp_path: Path) -> None:
     """On the embedded model, whose half-precision weights stay half in the file."""
     adapter = models.adapter(demo, "ivlp", tmp_path)

@@ -53,6 +53,7 @@ def test_a_dry_run_of_the_papers_table(official: Hub, tmp_path: Path, capsys: py
     assert "README.md" not in official.downloaded()
 
 
+@pytest.mark.long
 def test_training(official: Hub, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     config = train_config.get_config("taskres")
     miniatures.make(tmp_path / "data", "eurosat")

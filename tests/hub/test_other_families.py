@@ -19,7 +19,6 @@ import clipbias
 from clipbias.clip import Adaptation, Clip, encode_image, encode_packed_text, encode_text, pack
 from clipbias.clip.text import as_tokens
 from clipbias.errors import ClipbiasError
-from tests import helpers
 from tests.hub.server import Hub, Repository
 
 DATA = Path(__file__).parents[1] / "data_files"
@@ -77,7 +76,8 @@ def outputs(config: Any, params: Any, images: Any, ids: Any, added: Any, packed:
     return found
 
 
-@pytest.mark.parametrize("family", helpers.short(NAMES, "metaclip_2", "siglip_2"), indirect=True)
+@pytest.mark.long
+@pytest.mark.parametrize("family", NAMES, indirect=True)
 def test_features_and_gradients_equal_transformers(family: tuple[Clip, dict[str, np.ndarray]]) -> None:
     clip, expected = family
     ids = expected["tokens"].astype(np.int32)

@@ -71,6 +71,7 @@ def test_causes_are_shapley_values_by_image_number(explored):
     assert {0, 1} <= seen
 
 
+@pytest.mark.long
 def test_a_model_without_maps_is_left_out_and_told(tmp_path):
     results = only_explored()
     results.arrays = {name: array for name, array in results.arrays.items() if not name.startswith("explore/bias/")}
@@ -134,6 +135,7 @@ def test_pointing_and_clicking_reads_the_arrays_numbers(opened, explored):
     check_patch(read(opened), expected, 5, labels[5], LAYERS - 1, (1,), 1, 1)
 
 
+@pytest.mark.long
 def test_the_keyboard_alone_changes_everything(opened, explored):
     expected, arrays = Expected(explored), explored.arrays
     numbers = arrays["explore/images"]

@@ -205,6 +205,7 @@ def test_what_is_chosen_while_an_address_is_written_stays(opened):
 MISSED = "(e => e.hidden ? '' : e.textContent)(document.getElementById('explore-missed'))"
 
 
+@pytest.mark.long
 def test_what_an_address_asks_in_vain_is_said(opened, page, explored):
     shown, numbers = view(opened), sorted(explored.arrays["explore/images"].tolist())
     images = f"Its images are, by their numbers in the dataset: {', '.join(map(str, numbers))}."
@@ -231,6 +232,7 @@ def test_what_an_address_asks_in_vain_is_said(opened, page, explored):
         assert opened.evaluate(MISSED) == ""
 
 
+@pytest.mark.long
 def test_a_link_to_another_section_leaves_the_view_alone(opened, page):
     opened.open(page, fragment="#explore/model=nobody&layer=1")  # what there is counts
     assert view(opened)["layer"] == "1"

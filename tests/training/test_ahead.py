@@ -72,6 +72,7 @@ def of_a_step(method: str, devices: int) -> list[Exchange]:
     return exchanges(program.lower().compile().as_text())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("method", "count"), [("bias_by_kind", 4), ("taskres", 2)])
 def test_nothing_is_exchanged_in_the_loop_over_layers(method: str, count: int) -> None:
     found = of_a_step(method, 4)
@@ -129,6 +130,7 @@ def described(clip: Clip, name: str, **options: Any) -> tuple[list[str], dict[st
     return describe(make, recipe, **shared), dict(make=make, recipe=recipe, rows=8, runs=4, mesh=mesh)
 
 
+@pytest.mark.long
 def test_a_group_is_described_program_by_program(clip: Clip) -> None:
     """A step's memory is that of its plan."""
     lines, planned = described(clip, "coop", remat="tokens")

@@ -151,6 +151,7 @@ def test_a_cache_is_of_the_picked_images(clip: Clip, colours: Dataset, recipe: R
     assert not np.allclose(first["keys"], second["keys"], atol=1e-3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", [PROBE, pytest.param(CACHE, marks=pytest.mark.long)])
 def test_eight_devices_give_the_rows_of_one(
     clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path, method: str

@@ -143,6 +143,7 @@ def test_steps_are_lowered_for_gpus_and_tpus(small: Clip, apart: list[str]) -> N
             assert "bf16" not in lowered(program, *BOTH), name
 
 
+@pytest.mark.long
 def test_half_precision_is_lowered_for_a_tpu(small: Clip) -> None:
     with on("tpu"):
         (program,) = steps(small, "ivlp", "bfloat16", runs=3, rows=5)
@@ -170,6 +171,7 @@ def test_types_in_the_middle_are_lowered_for_the_devices_that_have_them(
             assert "HIGH" in formed or program.name == "answers", program.name
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", helpers.short(firsts(), *COVERING))
 def test_an_evaluation_is_lowered_for_gpus_and_tpus(small: Clip, name: str) -> None:
     """Features of images and texts, and answers, of one run."""
@@ -195,6 +197,7 @@ def test_frozen_features_are_lowered_for_gpus_and_tpus(small: Clip) -> None:
         assert ("bf16" in lowered(program, *BOTH)) == (dtype == "bfloat16")
 
 
+@pytest.mark.long
 @SOME
 def test_relevancy_is_lowered_for_gpus_and_tpus(small: Clip, some: tuple[str, ...]) -> None:
     """In float32 and in half precision by turns; attention is computed explicitly there."""

@@ -106,6 +106,7 @@ def test_the_first_layer_alone_is_planned_as_it_is_trained(deep: Clip, method: s
     assert planned["text_prompts"][0] == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", helpers.short(("ivlp", "vpt", "coop"), "coop"))
 def test_nothing_is_compiled_twice(
     colours: Dataset, recipe: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture, method: str

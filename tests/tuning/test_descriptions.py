@@ -66,6 +66,7 @@ def test_the_classifier_is_the_mean_of_each_classs_own_texts(pair, raw, images) 
     )
 
 
+@pytest.mark.long
 def test_a_residual_is_added_to_their_mean(pair, raw, images) -> None:
     task = Task(pair[0], "taskres", NAMES, descriptions=TEXTS)
     residual = np.random.default_rng(0).normal(size=(3, 12)).astype(np.float32)
@@ -108,6 +109,7 @@ def test_the_teacher_of_kgcoop(pair, raw, images) -> None:
     assert float(found) == pytest.approx(loss, rel=1e-5)
 
 
+@pytest.mark.long
 def test_the_teacher_of_promptsrc_averages_them_as_they_are(pair, raw, images) -> None:
     task = Task(pair[0], "promptsrc", NAMES, descriptions=TEXTS, depth=2)
     learnables = methods.random_learnables(pair[1].config, "ivlp", 3, text_depth=2, vision_depth=2)
@@ -122,6 +124,7 @@ def test_the_teacher_of_promptsrc_averages_them_as_they_are(pair, raw, images) -
 COLOUR_TEXTS = {"red": ["a cat", "a dog of a photo"], "green": ["a painting"], "blue": ["the bird", "the dog", "cat"]}
 
 
+@pytest.mark.long
 def test_rows_and_adapters_depend_on_them(pair, colours, tmp_path) -> None:
     recipe, name = dataclasses.replace(RECIPE, epochs=1), "tip_adapter"
 

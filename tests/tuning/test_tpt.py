@@ -126,6 +126,7 @@ def test_a_step_moves_every_entry_by_the_rate_and_the_decay(pair, start, views) 
     np.testing.assert_allclose(np.abs(moved["text_context"] - (1 - 5e-5) * before), 5e-3, rtol=1e-3)
 
 
+@pytest.mark.long
 def test_evaluation_of_runs_and_devices_is_that_of_single_images(pair, start, views) -> None:
     """Two runs side by side over two devices, of which the second run has another start."""
     (clip, reference), (_, images) = pair, views
@@ -249,6 +250,7 @@ def test_what_is_refused(pair, start, views) -> None:
             make_method("tpt", **wrong)
 
 
+@pytest.mark.long
 def test_coop_trains_what_tpt_then_tunes(pair, start) -> None:
     clip, (raw, _) = pair[0], common.pictures(8)
     given = clip.preprocessing.normalize(jnp.asarray(raw)), common.LABELS

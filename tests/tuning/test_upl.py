@@ -100,6 +100,7 @@ def test_no_label_is_looked_at(pair, dataset, tmp_path) -> None:
         assert one == other
 
 
+@pytest.mark.long
 def test_a_class_that_nothing_is_taken_for(pair, dataset, tmp_path) -> None:
     names = (*CLASS_NAMES, *(f"other {i}" for i in range(20)))
     wide = dataclasses.replace(dataset, class_names=names)
