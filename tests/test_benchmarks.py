@@ -17,7 +17,7 @@ from clipbias.explain.results import SECTIONS, Findings
 from configs import table1
 from tests import helpers
 from tools.benchmarks import __main__ as benchmark
-from tools.benchmarks import device, measure, model, pipeline, startup, study, ways
+from tools.benchmarks import device, measure, model, pipeline, study, ways
 
 TINY = ["--geometry=tiny", "--repeats=1", "--together"]
 SMALL = [*TINY, "--classes=6", "--batch=2"]
@@ -154,24 +154,6 @@ def test_the_pipeline_is_measured(printed: Printed, monkeypatch: pytest.MonkeyPa
     assert result["images"] == 12
     for rates in (result["images_per_second"], result["images_per_second_of_a_core"]):
         assert "clipbias, 1 thread" in rates and len(rates) >= 3 and all(rate > 0 for rate in rates.values())
-
-
-def test_the_start_is_measured_without_and_with_programs_on_disk(
-    printed: Printed, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    caches = []
-
-    def child(code: str, **environment: str) -> dict[str, float]:
-        """In this process, and only the first time."""
-        if not caches:
-            exec(code, {})
-        caches.append(environment["JAX_COMPILATION_CACHE_DIR"])
-        return {"import_seconds": 0.5}
-
-    monkeypatch.setattr(startup, "child", child)
-    found = printed("startup", *SMALL, "--method=taskres")
-    assert caches[0] == caches[1] and found["empty_cache_seconds"] > found["full_cache_seconds"] > 0
-    assert found["full_cache_import_seconds"] == 0.5
 
 
 # What is measured of a whole device

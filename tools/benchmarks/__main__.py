@@ -7,7 +7,6 @@
     python -m tools.benchmarks causal --batch=8
     python -m tools.benchmarks study --images=16
     python -m tools.benchmarks pipeline --images=96 --batch=32
-    python -m tools.benchmarks startup
     python -m tools.benchmarks all --output=device
 
 Seconds are medians over repeats. The way `torch` is the authors' computation in PyTorch, if that is installed. Every
@@ -29,7 +28,7 @@ from clipbias.clip.precision import DTYPES
 from clipbias.errors import ClipbiasError
 from clipbias.io import reason
 
-COMMANDS = ("train", "features", "relevancy", "causal", "study", "pipeline", "startup", "all")
+COMMANDS = ("train", "features", "relevancy", "causal", "study", "pipeline", "all")
 
 
 def whole(lowest: int) -> Callable[[str], int]:
@@ -79,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     cpu.prepare()
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # processes share an accelerator
-    from tools.benchmarks import causal, device, pipeline, relevancy, startup, study, training
+    from tools.benchmarks import causal, device, pipeline, relevancy, study, training
 
     run = {
         "train": training.train,
@@ -88,7 +87,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "causal": causal.causal,
         "study": study.study,
         "pipeline": pipeline.pipeline,
-        "startup": startup.startup,
         "all": device.measure_all,
     }[parsed.command]
     try:
