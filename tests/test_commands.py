@@ -37,9 +37,9 @@ BUDGET = {
     ),
     "experiments.explain": (
         "--config.batch_size=50",
-        # Others are in `end_to_end/test_explain.py`.
-        "--config.sections=text_attention,interpret",
-        "--config.image_limit=50",
+        # All of them are in `end_to_end/test_explain.py`.
+        "--config.sections=text_attention,vision_attention,interpret",
+        "--config.image_limit=100",
     ),
     "experiments.train": ("--config.epochs=1",),
 }
@@ -51,21 +51,17 @@ def jobs(given: list[tuple[Command, list[str]]], folder: Path, *, run: bool) -> 
     return in_forks(named, cache=folder / "cache", folder=folder, run=run)
 
 
-def reduced(command: Command, methods: tuple[str, ...]) -> list[str]:
+def reduced(command: Command) -> list[str]:
     """A command's arguments within the budget: of a grid the methods that others need, or one, the page's own if any.
 
-    Others read what lies in the demonstration's own folder, of adapters those of these methods. That each of the
-    page's own methods learns is found in `test_method_docs`.
+    Others read what lies in the demonstration's own folder. That each of the page's own methods learns is found in
+    `test_method_docs`.
     """
     given = list(BUDGET.get(command.module, ()))
     if command.module == "experiments.table1":
         own = tuple(re.findall(r"[=,](\w+\.py)", command.text))
-        needed = ("bias",) if "--workdir=" in command.text else methods
+        needed = ("bias",) if "--workdir=" in command.text else ("ivlp", "bias", "coop")
         given.append(f"--config.methods={own[:1] or needed}")
-    for word in command.arguments:
-        paths = word.partition("--config.adapters=")[2]
-        if own := [path for path in paths.split(",") if Path(path).name.partition("-")[0] in methods]:
-            given.append(f"--config.adapters={','.join(own)}")
     changed = {word.partition("=")[0] for word in given}
     return [word for word in command.arguments if word.partition("=")[0] not in changed] + given
 
@@ -99,17 +95,13 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("pages", [("README.md",), None])
-def test_commands_on_the_embedded_model_run(pages: tuple[str, ...] | None, folder: Path) -> None:
-    """Of the first page, and of all."""
-    chosen = [command for command in COMMANDS if pages is None or command.page in pages]
-    different = {computation(command): command for command in reversed(chosen) if is_embedded(command)}
-    methods = ("bias",) if pages else ("ivlp", "bias", "coop")
-    chosen = [(command, reduced(command, methods)) for command in reversed(different.values())]
+@pytest.mark.long  # CI runs it
+def test_commands_on_the_embedded_model_run(folder: Path) -> None:
+    different = {computation(command): command for command in reversed(COMMANDS) if is_embedded(command)}
+    chosen = [(command, reduced(command)) for command in reversed(different.values())]
     for (command, arguments), result in zip(chosen, jobs(chosen, folder, run=True), strict=True):
         assert result["status"] == 0, f"{command.page}: {command.text}\n({arguments})\n{result['said'][-3000:]}"
-    for workdir, method in (("demo", methods[-1]), ("low_rank", "low_rank.py"))[: 1 if pages else 2]:
+    for workdir, method in (("demo", "coop"), ("low_rank", "low_rank.py")):
         cells = read_json_lines(folder / "workdir" / workdir / "results.jsonl")
         assert method in {cell["method"] for cell in cells if cell["status"] == "ok"}
     assert (folder / "workdir" / "why" / "report" / "report.html").is_file()
