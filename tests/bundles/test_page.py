@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from clipbias.bundles.files import INDEX
@@ -73,6 +74,18 @@ def test_paired_tests(root: Path) -> None:
     assert grid.difference("Bias tuning", "IVLP", "demo/fashion").error < (one.error**2 + other.error**2) ** 0.5
     assert rows["Zero-shot"].difference.startswith("-")
     assert rows["Bias tuning"].difference not in ("", UNCLEAR)
+    assert rows["Bias tuning"].note == grid.rows["Bias tuning"]["demo/fashion"].note
+
+
+def test_an_average_is_as_far_trusted_as_its_least_part(tmp_path: Path) -> None:
+    workdirs = [make_workdir(tmp_path / name, dataset=f"demo/{name}") for name in ("fashion", "digits")]
+    write_bundle(workdirs, tmp_path / "results" / "a")
+    (grid,) = make_grids(read_submissions(tmp_path / "results")[0])
+    *parts, mean = dict(show(grid))["Bias tuning"]
+    cells = grid.rows["Bias tuning"]
+    assert [part.note for part in parts] == [cell.note for cell in cells.values()] and len(parts) == 2
+    assert mean.note == f"mean of 2 datasets; {mean.tier}" and mean.tier == parts[0].tier
+    assert float(mean.number) == pytest.approx(np.mean([cell.number.value for cell in cells.values()]), abs=0.05)
 
 
 def test_in_a_browser(root: Path, tmp_path: Path) -> None:
