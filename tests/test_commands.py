@@ -15,7 +15,6 @@ import pytest
 
 from clipbias.cli import COMMANDS as COMMANDS_OF_THE_PACKAGE
 from clipbias.io import read_json_lines
-from tests import helpers
 from tests.documents import LANGUAGES, PAGES, PROGRAMS, ROOT, Command, blocks, commands, fences, inline
 from tests.end_to_end.binaries import in_forks
 
@@ -107,24 +106,14 @@ def test_commands_on_the_embedded_model_run(folder: Path) -> None:
     assert (folder / "workdir" / "why" / "report" / "report.html").is_file()
 
 
-def settings(command: Command) -> set[tuple[str, str]]:
-    """What a command line asks for, whatever the values of single settings."""
-    return {
-        (command.module, word if word.startswith("--config=") else word.partition("=")[0]) for word in command.arguments
-    }
-
-
-@pytest.mark.parametrize("every", helpers.short([False, True], False))
-def test_command_lines_are_read_by_their_programs(every: bool, folder: Path) -> None:
-    """In short of every program each configuration, option and setting that a page names; in long each command."""
+@pytest.mark.long  # CI runs it
+def test_command_lines_are_read_by_their_programs(folder: Path) -> None:
     # A module that is only named is checked for being there.
-    given = [c for c in COMMANDS if c.module.startswith(("experiments.", "tools.")) and c.arguments]
-    seen: set[tuple[str, str]] = set()
-    chosen = []
-    for command in sorted(given, key=lambda command: -len(command.arguments)):
-        if every or not settings(command) <= seen:
-            chosen.append((command, command.arguments))
-            seen |= settings(command)
+    chosen = [
+        (command, command.arguments)
+        for command in COMMANDS
+        if command.module.startswith(("experiments.", "tools.")) and command.arguments
+    ]
     assert len(chosen) > 10
     for (command, _), result in zip(chosen, jobs(chosen, folder, run=False), strict=True):
         assert result["status"] == 0, f"{command.page}: {command.text}\n{result['said'][-3000:]}"

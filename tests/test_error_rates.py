@@ -59,6 +59,7 @@ def test_what_is_not_so_counts_as_wrong(kind, said, expected):
     assert wrong(kind, said, TRUTH, "none") is (said not in ("undecided", "no gain"))
 
 
+@pytest.mark.long
 def test_rates_are_judged_and_written(tmp_path, monkeypatch):
     monkeypatch.setattr(error_rates, "MECHANISMS", ("constant", "none"))
     monkeypatch.setattr(error_rates, "STRENGTHS", (1.0,))
@@ -105,6 +106,7 @@ def test_the_docs_say_what_was_measured():
     assert f"{intervals - broken} of {intervals} intervals keep their limits" in text
 
 
+@pytest.mark.long
 def test_a_broken_interval_is_found(monkeypatch):
     """Intervals of half the width cover less, and more of the verdicts are wrong where nothing is gained."""
     from clipbias.explain import uncertainty

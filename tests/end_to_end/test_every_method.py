@@ -75,7 +75,7 @@ def tuned(task: Task) -> Learnables:
 
 # One of every form of export: text features alone, a checkpoint, one with another projection, a program; and what
 # is learned anew from an image, which is refused before anything is computed.
-COVERING = ("coop", "bias", "prolip", "mma", "tpt")
+COVERING = ("coop", "bias", "prolip", "plot", "tpt")
 
 
 encode = jax.jit(encode_image, static_argnums=1)

@@ -118,6 +118,7 @@ def test_sections_that_do_not_apply_are_told_and_no_error(model, images, tmp_pat
     assert not (tmp_path / "why" / "equivalent_bias").exists()
 
 
+@pytest.mark.long
 def test_adapters_of_many_datasets_are_interpreted_without_a_study(model, tmp_path, monkeypatch):
     """Laid out as a sweep leaves them."""
     monkeypatch.setattr(common, "load_dataset", lambda *_: pytest.fail("a dataset was opened"))
@@ -153,6 +154,7 @@ def test_several_datasets_get_an_overview_and_a_second_run_finds_all_there(model
     assert_recorded(tmp_path, "overview.html")
 
 
+@pytest.mark.long
 def test_what_an_evaluation_predicted_is_read_by_a_study(model, images, adapters, tmp_path):
     common = {"dataset": "folder", "data_dir": str(images), "model": str(model)}
     for name, adapter in (("zero_shot", ""), ("bias", adapters[1])):

@@ -39,7 +39,6 @@ def refused(model: Path | str, workdir: Path, **settings: Any) -> str:
     return binaries.refusal_here(experiments.train, {"model": str(model), "epochs": 2, **settings}, workdir)
 
 
-# One of each kind, which the short test has; and others of the same kinds.
 REFUSED = [
     ("table1 --config.lerning_rate=1", "setting 'lerning_rate'. Did you mean \"learning_rate\""),
     (
@@ -51,8 +50,6 @@ REFUSED = [
     ("train --config.epochs=1.5", "flag --config.epochs=1.5: invalid literal for int()"),
     ("show --workdir=workdir/digits", "show has no --workdir; see --help"),
     ("trian", "there is no command 'trian'; did you mean train?"),
-]
-REFUSED_TOO = [
     ("train --config=SYNTAX", "SyntaxError: "),
     ("train --config=configs/train.py:biass", "unknown method 'biass'; did you mean 'bias'?"),
     ("table1 demo", "unexpected argument 'demo'; settings are given as --config.name=value"),
@@ -82,8 +79,6 @@ HELPED = [
         "train --config=configs/train.py:ivlp --config.epochs=3 -h",
         ["\n--config.epochs=3\n", "\n--config.method_options.depth=None\n"],
     ),
-]
-HELPED_TOO = [
     ("table1 --config=configs/demo.py --help", ["==== configs/table1.py ==="]),
     ("show --help", ["    # Whether every run of a sweep that ended is listed.\n    config.every_run = False\n"]),
     (
@@ -93,20 +88,16 @@ HELPED_TOO = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("refused", "helped"), [(REFUSED, HELPED), pytest.param(REFUSED_TOO, HELPED_TOO, marks=pytest.mark.long)], ids=len
-)
-def test_command_lines_are_refused_in_one_sentence_or_answered_with_help(
-    refused: list[tuple[str, str]], helped: list[tuple[str, list[str]]], cache: Path, tmp_path: Path
-) -> None:
+@pytest.mark.long  # CI runs it
+def test_command_lines_are_refused_in_one_sentence_or_answered_with_help(cache: Path, tmp_path: Path) -> None:
     (tmp_path / "syntax.py").write_text("x = (\n")
     (tmp_path / "raises.py").write_text("def get_config():\n    return 1 / 0\n")
     files = {"SYNTAX": str(tmp_path / "syntax.py"), "RAISES": str(tmp_path / "raises.py")}
-    lines = [re.sub("[A-Z]{4,}", lambda found: files.get(found[0], found[0]), line) for line, _ in [*refused, *helped]]
+    lines = [re.sub("[A-Z]{4,}", lambda found: files.get(found[0], found[0]), line) for line, _ in [*REFUSED, *HELPED]]
     done = binaries.in_forks([("clipbias", line.split()) for line in lines], cache=cache)
-    for one, (line, expected) in zip(done, refused, strict=False):
+    for one, (line, expected) in zip(done, REFUSED, strict=False):
         assert expected in binaries.sentence(one["status"], one["said"]), line
-    for one, (line, shown) in zip(done[len(refused) :], helped, strict=True):
+    for one, (line, shown) in zip(done[len(REFUSED) :], HELPED, strict=True):
         assert one["status"] == 0 and all(words in one["said"] for words in shown), (line, one["said"])
 
 

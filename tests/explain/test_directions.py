@@ -198,7 +198,7 @@ HEADS = [
     "method,options",
     [
         ("cocoop", {}),
-        pytest.param(own_methods.Head(), {}, id="own_head"),
+        pytest.param(own_methods.Head(), {}, id="own_head", marks=pytest.mark.long),
         *(pytest.param(*each, marks=pytest.mark.long) for each in HEADS),
     ],
 )

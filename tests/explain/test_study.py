@@ -26,7 +26,7 @@ from clipbias.explain.streaming import Relevancy
 from clipbias.explain.study import Study
 from clipbias.report import write_report
 from clipbias.tuning import CONSTANTS, Task
-from tests import helpers, own_methods
+from tests import own_methods
 from tests.explain.models import CLASS_NAMES, moved, tuned
 
 COUNT = 7
@@ -333,7 +333,8 @@ def test_refuses(clip, tmp_path):
 SECTIONS = ("factorial", "verdict")
 
 
-@pytest.mark.parametrize("sections", helpers.short([SECTIONS, (*SECTIONS, "faithfulness")], SECTIONS))
+@pytest.mark.long
+@pytest.mark.parametrize("sections", [SECTIONS, (*SECTIONS, "faithfulness")])
 def test_heads_of_their_own(clip, tmp_path, sections):
     """What classifies in a study, touched or not, is the method's own head."""
     methods = {"head": own_methods.Head(), "cache": own_methods.Cache(sharpness=1e4)}

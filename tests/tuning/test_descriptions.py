@@ -218,6 +218,7 @@ def test_a_sweep_reads_them(pair, files) -> None:
     assert after.descriptions == read_descriptions(path).digest != before.descriptions
 
 
+@pytest.mark.long
 def test_an_evaluation_reads_them(pair, files, tmp_path) -> None:
     path, named = files
     config = evaluate_config.get_config()
