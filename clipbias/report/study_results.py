@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,11 +19,6 @@ class Average(NamedTuple):
 
     mean: np.ndarray
     standard_error: np.ndarray
-
-    def rows(self) -> Iterator[tuple[Any, ...]]:
-        """One row per number: its indices in the array, counted from 1, then the mean and its standard error."""
-        for place, mean in np.ndenumerate(self.mean):
-            yield (*(index + 1 for index in place), mean, self.standard_error[place])
 
 
 @dataclasses.dataclass(frozen=True)

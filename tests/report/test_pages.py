@@ -121,6 +121,8 @@ def test_verdict_models_and_config_are_told(whole):
         '"normalisation": "sum"',
     ):
         assert words in page.text
+    in_words = page.text.partition("Method by method, in words")[2]
+    assert [in_words.count(sentence) for sentence in verdict["sentences"]] == [1] * len(verdict["sentences"])
 
 
 def test_the_first_page_asks_answers_and_shows(whole):
