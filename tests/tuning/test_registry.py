@@ -59,6 +59,7 @@ def test_presets_and_options() -> None:
     [
         ("bais", {}, "unknown method 'bais'; did you mean 'bias'"),
         ("ivlp", {"deptth": 1}, "no option 'deptth'; did you mean 'depth'"),
+        ("ivlp", {"depth": {}}, "option 'depth' of method 'ivlp' is {}; it must be a number"),
         ("nowhere.py", {}, "no file 'nowhere.py'"),
         ("no.such.module", {}, "cannot import the method's module 'no.such.module'"),
     ],
