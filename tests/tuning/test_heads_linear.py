@@ -61,6 +61,19 @@ def test_the_probes_fit_is_the_multinomial_minimum(samples: Samples, classes: in
     close(weight, best[0], 1e-2)
 
 
+def test_a_task_of_a_head_takes_features_in_place_of_images(clip: Clip) -> None:
+    """As training does; of a method that sees images they are no images."""
+    rng, width = np.random.default_rng(0), clip.config.projection_width
+    features = rng.normal(size=(2, width)).astype(np.float32)
+    learnables = {"weight": rng.normal(size=(3, width)).astype(np.float32), "bias": np.ones(3, np.float32)}
+    task = Task(clip, "linear_probe", ("cat", "dog", "bird"))
+    found = task.logits(clip.params, learnables, features)
+    np.testing.assert_allclose(found, features @ learnables["weight"].T + 1, rtol=1e-4, atol=1e-5)
+    for other, learned, images in ((task, learnables, features[None]), (Task(clip, "bias", ("cat",)), {}, features)):
+        with pytest.raises(ClipbiasError, match="shape"):
+            other.logits(clip.params, learned, images)
+
+
 def test_a_single_class_has_nothing_to_tell_apart(samples: Samples) -> None:
     weight, bias = linear_probe.fit(samples.features[0], np.zeros(9, int), 1.0, 10)
     assert weight.shape == (1, samples.features.shape[-1]) and not weight.any() and not bias.any()
