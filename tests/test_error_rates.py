@@ -26,7 +26,6 @@ EXPECTED = {
 @pytest.mark.long
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 def test_what_is_planted_is_the_truth(mechanism):
-    """In short of the richest mechanism; of a constant and of none the test of rates below reads the truth too."""
     truth = truths(make_pool(mechanism, 1.0, images=1500, seed=5))
     for outcome, gain in (("accuracy", 8.0), ("calibrated", 0.08)):
         own = truth[outcome]

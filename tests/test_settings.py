@@ -144,7 +144,9 @@ def test_wrong_values(
     [
         pytest.param(train, {}, marks=pytest.mark.long),
         pytest.param(
-            *(table1, {"shots": (10**9,), "runs_per_program": 10**9, "methods": ("bias",)}), marks=pytest.mark.long
+            table1,
+            {"shots": (10**9,), "runs_per_program": 10**9, "methods": ("bias",)},
+            marks=pytest.mark.long,
         ),
         (evaluate, {}),
         (predict, {"start_layer": 10**9, "batch_size": 10**9}),

@@ -95,9 +95,9 @@ def test_init_needs_no_inputs_and_gives_the_tree_of_the_functions() -> None:
 @pytest.mark.parametrize("tower", ["image", "text"])
 def test_a_tower_is_the_functions_program(params: Any, adaptation: Adaptation, tower: str, given: dict) -> None:
     encode, inputs = (encode_image, IMAGES) if tower == "image" else (encode_text, IDS)
-    width = len(IMAGES), 2, 8, 8
     if "taps" in given:
-        given = {"taps": np.zeros((2, *(width if tower == "image" else (len(IDS), 2, 7, 7))), np.float32)}
+        rows, tokens = (len(IMAGES), 8) if tower == "image" else (len(IDS), 7)
+        given = {"taps": np.zeros((2, rows, 2, tokens, tokens), np.float32)}
     settings = {name: given[name] for name in ("dtype", "remat") if name in given}
     options = {name: value for name, value in given.items() if name not in settings}
     module = ClipModule(CONFIG, **settings)

@@ -89,9 +89,8 @@ def test_training_by_adamw_equals_numpy(other: tuple[Clip, Reference]) -> None:
     assert float(moved[CONSTANTS]["alpha"]) == 1 and float(kept[CONSTANTS]["alpha"]) == pytest.approx(0.7)
 
 
-@pytest.mark.parametrize("sizes", helpers.short([(1, 3), (2, 5), (3, 3)], (2, 5), (3, 3)))
-def test_both_layouts_of_texts_are_the_same(sizes: tuple[int, int], tmp_path: Path) -> None:
-    blocks, layers = sizes
+@pytest.mark.parametrize(("blocks", "layers"), helpers.short([(1, 3), (2, 5), (3, 3)], (2, 5), (3, 3), several=True))
+def test_both_layouts_of_texts_are_the_same(blocks: int, layers: int, tmp_path: Path) -> None:
     helpers.tiny_checkpoint(tmp_path, seed=5, vision=(16, 3, 2), text=(24, layers, 3), projection=20)
     clip = clipbias.load(tmp_path)
     task = bound(clip, groups=2)
