@@ -31,6 +31,7 @@ from hypothesis import HealthCheck, settings
 
 import clipbias
 from clipbias.clip import Clip
+from clipbias.report import style
 from clipbias.training import cpu, memory
 from tests import bucket as buckets
 from tests import forks, helpers
@@ -39,6 +40,7 @@ from tests import forks, helpers
 signal.signal(signal.SIGINT, signal.default_int_handler)
 cpu.choose_code_generator()
 jax.config.update("jax_num_cpu_devices", 8)
+style._RC["savefig.dpi"] = 40  # a picture is the same at any resolution
 flags.FLAGS.mark_as_parsed()
 # Tracing makes objects by the million, of which few are garbage that only this collector finds.
 gc.set_threshold(100_000, 50, 50)
@@ -76,7 +78,7 @@ def pytest_configure(config: pytest.Config) -> None:
         shutil.rmtree(folder)
     settings = {
         "jax_compilation_cache_dir": str(folder),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_compile_time_secs": 0.1,  # writing what takes less costs a clean checkout more
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }
     for name, value in settings.items():

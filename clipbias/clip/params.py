@@ -110,9 +110,14 @@ def init_params(config: ClipConfig, rng: jax.Array) -> Params:
     }
 
 
+@functools.lru_cache(maxsize=16)  # tracing takes a tenth of a second
+def _abstract_params(config: ClipConfig) -> Params:
+    return jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))
+
+
 def abstract_params(config: ClipConfig) -> Params:
     """The same tree as `jax.ShapeDtypeStruct`s; nothing is computed."""
-    return jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))
+    return jax.tree.map(lambda leaf: leaf, _abstract_params(config))  # dictionaries that the caller may change
 
 
 def empty_params(config: ClipConfig) -> Params:

@@ -1,29 +1,33 @@
 """The binary `show` as a user runs it, on folders of which some cannot be read."""
 
+import io
 import json
 import os
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
 
+import experiments.show
 from tests import helpers
 from tests.end_to_end import binaries
 from tests.report.test_runs import state, trained
 
 
-def test_what_can_be_read_is_shown(cache: Path, tmp_path: Path) -> None:
+def test_what_can_be_read_is_shown(tmp_path: Path) -> None:
     first, second = trained(tmp_path / "runs" / "one", state=state("finished")), trained(tmp_path / "runs" / "two")
     (tmp_path / "broken").mkdir()
     picture = tmp_path / "curves.png"
     runs = (f"{tmp_path}/runs/*", tmp_path / "broken", tmp_path / "nowhere")
-    arguments = (f"--config.runs={','.join(map(str, runs))}", "--config.format=json", f"--config.output={picture}")
-    done = binaries.run("show", *arguments, cache=cache)
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    settings = {"runs": ",".join(map(str, runs)), "format": "json", "output": str(picture)}
+    with redirect_stdout(io.StringIO()) as printed:
+        status, said = binaries.answer_here(experiments.show, settings)
+    assert status == 1 and "Traceback" not in said
+    errors = [line for line in said.splitlines() if line.startswith("error: ")]
     assert len(errors) == 2 and "broken is not the work folder" in errors[0] and "nowhere" in errors[1]
-    content = json.loads(done.stdout)
+    content = json.loads(printed.getvalue())
     assert [run["name"] for run in content["runs"]] == [str(first), str(second)]
     assert [f"error: {problem}" for problem in content["problems"]] == errors
     assert picture.read_bytes()[:4] == b"\x89PNG"

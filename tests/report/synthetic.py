@@ -1,6 +1,8 @@
 """A study's results drawn from a random generator, with the shapes and habits of real ones."""
 
+import copy
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -20,8 +22,14 @@ KEPT = dict(zip(NAMES, (0.3, 0.5, 0.52, 0.8, 0.4, 0.6, 0.9, 1.0, 0.0, -0.1), str
 LOST = dict(zip(NAMES, (0.5, 0.7, 0.7, 0.9, 0.5, 0.8, 1.0, 1.1, 0.1, 0.2), strict=True))
 
 
-def synthetic_results(*, dataset="demo/digits", pictures=2, seed=0, **sizes):
-    """All sections for zero-shot, IVLP (two seeds with `twins`) and bias tuning; `sizes` are fields of `_Builder`."""
+def synthetic_results(**drawn):
+    """All sections for zero-shot, IVLP (two seeds with `twins`) and bias tuning; `drawn` as for `_drawn`."""
+    return copy.deepcopy(_drawn(**drawn))  # which a test may change
+
+
+@functools.cache
+def _drawn(*, dataset="demo/digits", pictures=2, seed=0, **sizes):
+    """What tests ask for again is drawn once; `sizes` are fields of `_Builder`."""
     study = _Builder(np.random.default_rng(seed), **sizes)
     study.start(dataset)
     study.predictions()

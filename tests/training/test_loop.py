@@ -51,6 +51,7 @@ def whole(clip: Clip, colours: Dataset, recipe: Recipe) -> Trained:
     return train_runs(*group(clip, colours, "bias", (1, 2)), recipe)
 
 
+@pytest.mark.long  # a step over parts of a batch, of two runs on four devices, is in `test_accumulation.py`
 def test_eight_devices_give_the_numbers_of_one(
     clip: Clip, colours: Dataset, recipe: Recipe, whole: Trained, tmp_path: Path
 ) -> None:
