@@ -48,7 +48,7 @@ gc.set_threshold(100_000, 50, 50)
 # Inputs at random are the same in every run of the suite; more of them, and others each time, are asked for by name:
 # pytest tests/fuzz --hypothesis-profile=thorough
 UNTIMED = {"deadline": None, "suppress_health_check": list(HealthCheck), "database": None}
-settings.register_profile("quick", max_examples=12, derandomize=True, **UNTIMED)
+settings.register_profile("quick", max_examples=8, derandomize=True, **UNTIMED)
 settings.register_profile("thorough", max_examples=400, print_blob=True, **UNTIMED)
 settings.load_profile("quick")
 

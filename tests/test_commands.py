@@ -119,6 +119,7 @@ def test_command_lines_are_read_by_their_programs(folder: Path) -> None:
         assert result["status"] == 0, f"{command.page}: {command.text}\n{result['said'][-3000:]}"
 
 
+@pytest.mark.long  # CI runs it
 def test_a_wrong_command_line_is_noticed(folder: Path) -> None:
     wrong = [
         ("experiments.table1", ["--config=configs/demo.py", "--config.lerning_rate=1"]),

@@ -41,7 +41,7 @@ def compute_text_attention(study: Study) -> Reading[Section]:
 
         totals: Totals = {}
         for each in _observe_texts(study, model, observe, jnp.asarray(text_kinds(task))):
-            totals = merge(totals, {"shares": _over_samples(each["shares"])})
+            totals = merge(totals, {"shares": _over_texts(each["shares"])})
         arrays |= totals["shares"].arrays(f"text_attention/{model.key}")
         facts = {"count": totals["shares"].samples, "texts": model.texts, "reduction": reduction}
         scalars[model.key] = facts | {"text": prompt_text(task)}
@@ -68,7 +68,7 @@ def _observe_texts(
 
     found = []
     for rows in np.split(texts, model.texts):
-        of_rows = jax.tree.map(lambda x, rows=rows: jnp.asarray(x)[rows], (task.tokens, facts))
+        of_rows = jax.tree.map(lambda x, rows=rows: np.asarray(x)[rows], (task.tokens, facts))
         found.append(meshes.fetch(run(study.params, study.learnables[model.key], *of_rows, rows)))
     return found
 
@@ -76,6 +76,9 @@ def _observe_texts(
 def _over_samples(value: Any, mask: jax.Array | None = None) -> Moments:
     """Of values `[L, B, …]` their moments; what is averaged already is left as it is."""
     return value if isinstance(value, Moments) else Moments.of(jnp.moveaxis(value, 0, 1), mask)
+
+
+_over_texts = jax.jit(_over_samples)
 
 
 def vision_totals(study: Study, models: Sequence[Model]) -> Reading[dict[str, Totals]]:
@@ -183,7 +186,7 @@ def text_parts(study: Study, model: Model) -> list[dict[str, Moments]]:
     for seen in _observe_texts(study, model, observe, text_roles(model.task)):
         classes = jnp.arange(seen["prompt_mass"].shape[1])
         each = Moments.each(jnp.asarray(seen["prompt_mass"]).mean((0, 2)), classes, len(classes), classes >= 0)
-        moments = {name: jax.device_get(_over_samples(value)) for name, value in seen.items()}
+        moments = {name: jax.device_get(_over_texts(value)) for name, value in seen.items()}
         found.append(moments | {"prompt_mass/each": each})
     return found
 

@@ -160,7 +160,7 @@ def _test(
         """`[K, S · C, d]`, one of the `S` texts of every class after another."""
         found = []
         for rows in np.split(np.arange(len(task.texts)), model.texts):
-            tokens = jax.tree.map(lambda x, rows=rows: jnp.asarray(x)[rows], task.tokens)
+            tokens = jax.tree.map(lambda x, rows=rows: np.asarray(x)[rows], task.tokens)
             found.append(of_texts_of_one(params, runs, tokens, rows))
         return jnp.concatenate(found, axis=1)
 

@@ -56,9 +56,9 @@ def vision_roles(config: VisionConfig, prompts: int) -> Roles:
 
 def text_roles(task: Task) -> Roles:
     """Contexts at their places in every text: `[n · C, N]`."""
-    rows, counted = jnp.asarray(task.tokens.context_rows), task.tokens.counted
-    positions, is_prompt = jnp.arange(rows.shape[1]), rows >= 0
-    first = jnp.argmax(is_prompt, axis=1)[:, None] if task.clip.config.text.causal else -1
+    rows, counted = np.asarray(task.tokens.context_rows), np.asarray(task.tokens.counted)
+    positions, is_prompt = np.arange(rows.shape[1]), rows >= 0
+    first = np.argmax(is_prompt, axis=1)[:, None] if task.clip.config.text.causal else -1
     return Roles(is_prompt, ~is_prompt & (positions > first) & counted)
 
 

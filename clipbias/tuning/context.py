@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from clipbias.clip import Clip
 from clipbias.clip.tokenizer import encode
@@ -37,7 +38,7 @@ def initial_context(rng: jax.Array, clip: Clip, words: str, tokens: int) -> jax.
     """`[T, Dt]`: the embeddings of the first `T` tokens of `words`; N(0, 0.02) if there are no or too few words."""
     ids = word_ids(words, clip)
     if 0 < tokens <= len(ids):
-        return jnp.asarray(clip.params["text"]["token_embedding"])[jnp.asarray(ids[:tokens])].astype(jnp.float32)
+        return jnp.asarray(clip.params["text"]["token_embedding"][np.asarray(ids[:tokens])], jnp.float32)
     return random_prompts(rng, tokens, clip.config.text.width)
 
 

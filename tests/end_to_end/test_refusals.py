@@ -149,6 +149,7 @@ def test_an_adapter_of_another_model(trained: tuple[Path, str, str], tmp_path: P
     )
 
 
+@pytest.mark.long  # CI runs it
 def test_folders_that_may_not_be_written(model: Path, cache: Path, tmp_path: Path) -> None:
     """Permission bits close the work folder and the cache; root is made to heed them."""
     heed = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []

@@ -73,6 +73,7 @@ def test_a_script_beside_the_clone_finds_the_package(source: Path, tmp_path: Pat
     assert call(python, "script.py", cwd=source.parent) == f"{__version__}\n"
 
 
+@pytest.mark.long  # CI runs it
 def test_every_file_of_the_package_is_in_the_wheel(wheel: Path) -> None:
     inside = set(zipfile.ZipFile(wheel).namelist())
     for name in ("clipbias", "configs", "experiments"):

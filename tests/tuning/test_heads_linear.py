@@ -67,7 +67,7 @@ def test_a_task_of_a_head_takes_features_in_place_of_images(clip: Clip) -> None:
     features = rng.normal(size=(2, width)).astype(np.float32)
     learnables = {"weight": rng.normal(size=(3, width)).astype(np.float32), "bias": np.ones(3, np.float32)}
     task = Task(clip, "linear_probe", ("cat", "dog", "bird"))
-    found = task.logits(clip.params, learnables, features)
+    found = jax.jit(task.logits)(clip.params, learnables, features)
     np.testing.assert_allclose(found, features @ learnables["weight"].T + 1, rtol=1e-4, atol=1e-5)
     for other, learned, images in ((task, learnables, features[None]), (Task(clip, "bias", ("cat",)), {}, features)):
         with pytest.raises(ClipbiasError, match="shape"):
