@@ -5,6 +5,7 @@ the command line is read by the program itself, so that every option, configurat
 that is neither fails: there is no third kind.
 """
 
+import functools
 import importlib.util
 import re
 import tomllib
@@ -131,12 +132,17 @@ def test_a_wrong_command_line_is_noticed(folder: Path) -> None:
     assert [result["status"] != 0 for result in results] == [True] * len(wrong), results
 
 
+@functools.cache
+def sources() -> str:
+    """All of the package."""
+    return "".join(path.read_text(encoding="utf-8") for path in (ROOT / "clipbias").rglob("*.py"))
+
+
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.text[:60])
 def test_every_command_is_of_a_known_kind(command: Command) -> None:
     program = command.words[0]
     assert program in PROGRAMS, f"{command.page}: nobody checks {program!r}"
-    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "clipbias").rglob("*.py"))
-    assert all(f'"{name}"' in sources for name in command.variables), command.text
+    assert all(f'"{name}"' in sources() for name in command.variables), command.text
     if program == "pip":
         what, *others = command.words[3:]
         assert command.words[:3] == ("pip", "install", "-e"), command.text

@@ -108,8 +108,7 @@ def test_vision(both, shape, prompts, explicit):
             *(("kind", PROMPTS, layout) for layout in ("chunks", "explicit", "plain", "three groups")),
             *(("token", PROMPTS, layout) for layout in ("explicit", "plain")),
         ],
-        *(("token", 0, "packed"), ("kind", PROMPTS, "chunks"), ("kind", PROMPTS, "plain")),
-        ("token", PROMPTS, "explicit"),
+        *(("token", 0, "packed"), ("kind", PROMPTS, "chunks"), ("token", PROMPTS, "explicit")),
         several=True,
     ),
 )

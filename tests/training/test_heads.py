@@ -42,10 +42,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "prolip": {"recipe": "common", "passes": 2, "strength": 0.0},
     "layer_norm": {"towers": ("vision",)},
 }
-# One that caches images and trains, one that is made at once, and those of a user, of which one changes weights.
-FEW = ("tip_adapter_f", "gda", PROBE, CACHE, PROJECTION)
+# One that caches images and trains, and those of a user, of which one is made at once and one changes weights.
+FEW = ("tip_adapter_f", PROBE, CACHE, PROJECTION)
 WEIGHTS = ("clip_lora", "prolip", "layer_norm")
-HEADS = ("lp_plus_plus", "clip_adapter", "clap", "linear_probe", "tip_adapter")
+HEADS = ("gda", "lp_plus_plus", "clip_adapter", "clap", "linear_probe", "tip_adapter")
 AT_ONCE = ("linear_probe", "tip_adapter", "gda", "lp_plus_plus", CACHE)  # nothing is trained in steps
 
 

@@ -37,13 +37,9 @@ def deep() -> Clip:
     return model.random_clip(model.geometry("tiny", layers=8))
 
 
+@pytest.mark.long  # chunks of texts are compared in `tests/clip/test_packed_text.py` too
 @pytest.mark.parametrize(
-    ("method", "remat", "chunks", "groups"),
-    [
-        ("coop", "tokens", 2, 2),
-        pytest.param("ivlp", "half", 3, 1, marks=pytest.mark.long),
-        pytest.param("ivlp", "tokens", 2, 2, marks=pytest.mark.long),
-    ],
+    ("method", "remat", "chunks", "groups"), [("coop", "tokens", 2, 2), ("ivlp", "half", 3, 1), ("ivlp", "tokens", 2, 2)]
 )
 def test_every_way_gives_the_same_numbers(clip: Clip, method: str, remat: str, chunks: int, groups: int) -> None:
     names = ["red", "a green one", "blue", "dark yellow", "x"]
