@@ -38,12 +38,13 @@ SETTINGS = {"dataset": "folder", "batch_size": 4, "faithfulness_images": 2, "exa
 CAUSAL = ("factorial", "constants", "verdict")
 
 
-@pytest.mark.parametrize("sections", helpers.short([CAUSAL, SECTIONS], CAUSAL), ids=len)
+@pytest.mark.long  # CI runs it
+@pytest.mark.parametrize("sections", [CAUSAL, SECTIONS], ids=["causal", "all"])
 def test_a_study_with_its_report(sections, images, adapters, tmp_path):
     """Of one tuned model; the command of the documentation explains two.
 
-    In short of what answers the report's question. The numbers of the other sections are compared in
-    `tests/explain/test_sections.py`, their figures in `tests/report`.
+    Of what answers the report's question, and of everything. The numbers of a section are compared in `tests/explain`,
+    its figures in `tests/report`.
     """
     whole = sections is SECTIONS
     chosen = "all" if whole else ",".join((*sections, "interpret"))

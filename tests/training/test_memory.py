@@ -39,7 +39,8 @@ def deep() -> Clip:
 
 @pytest.mark.long  # chunks of texts are compared in `tests/clip/test_packed_text.py` too
 @pytest.mark.parametrize(
-    ("method", "remat", "chunks", "groups"), [("coop", "tokens", 2, 2), ("ivlp", "half", 3, 1), ("ivlp", "tokens", 2, 2)]
+    ("method", "remat", "chunks", "groups"),
+    [("coop", "tokens", 2, 2), ("ivlp", "half", 3, 1), ("ivlp", "tokens", 2, 2)],
 )
 def test_every_way_gives_the_same_numbers(clip: Clip, method: str, remat: str, chunks: int, groups: int) -> None:
     names = ["red", "a green one", "blue", "dark yellow", "x"]
