@@ -159,11 +159,10 @@ def _explanations(
     batch = images.shape[0]
     if chunk is None or chunk >= batch:
         return run(images, targets)
-    whole = batch - batch % chunk
-    parts = jax.tree.map(lambda x: x[:whole].reshape(-1, chunk, *x.shape[1:]), (images, targets))
-    found = jax.lax.map(lambda part: run(*part), parts)
-    found = jax.tree.map(lambda x: x.reshape(whole, *x.shape[2:]), found)
-    if whole == batch:
-        return found
-    rest = run(images[whole:], targets[whole:])
-    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), found, rest)
+
+    def part(x: jax.Array) -> jax.Array:
+        """`[n, chunk, …]`; the last part is filled up, since another size would be another program."""
+        return jnp.pad(x, [(0, -batch % chunk), *[(0, 0)] * (x.ndim - 1)], "edge").reshape(-1, chunk, *x.shape[1:])
+
+    found = jax.lax.map(lambda parts: run(*parts), jax.tree.map(part, (images, targets)))
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:batch], found)

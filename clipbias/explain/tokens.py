@@ -26,8 +26,8 @@ class Roles:
       queries: input tokens that have an influence and see at least one prompt.
     """
 
-    prompts: jax.Array
-    queries: jax.Array
+    prompts: jax.Array | np.ndarray
+    queries: jax.Array | np.ndarray
 
 
 def prompt_counts(task: Task, learnables: Learnables) -> tuple[int, int]:
