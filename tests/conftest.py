@@ -103,6 +103,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What programs keep to be made again is kept from the user's, and the user's from the tests."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    gc.freeze()  # nothing that was imported is garbage
     yield
     forks.end()
 

@@ -49,11 +49,11 @@ class Cache(FeatureMethod):
         keys = (keys / np.linalg.norm(keys, axis=-1, keepdims=True)).astype(np.float32)
         held = {"keys": keys, "labels": samples.labels.astype(np.int32), "strength": np.float32(1)}
         if samples.validation is not None:
-            best = 0
+            best, logits = 0, jax.jit(self.logits)
             for strength in (0.5, 1.0, 3.0):
                 found = {CONSTANTS: {**held, "strength": np.float32(strength)}}
                 features = Features(jnp.asarray(samples.validation), jnp.asarray(samples.text), samples.scale)
-                right = int((self.logits(found, features).argmax(-1) == samples.validation_labels).sum())
+                right = int((logits(found, features).argmax(-1) == samples.validation_labels).sum())
                 if right > best:
                     best, held["strength"] = right, np.float32(strength)
         return {CONSTANTS: held}

@@ -16,7 +16,6 @@ import pytest
 
 from clipbias import hosts
 from clipbias.errors import ClipbiasError
-from tests import helpers
 from tests.forks import ROOT
 
 # Prints what the processes exchange, then takes steps until they stop.
@@ -93,7 +92,8 @@ def test_two_processes_exchange_values_stop_at_the_same_step_and_leave_each_othe
         assert [process.wait(timeout=60) for process in processes] == [143, 143]
 
 
-@pytest.mark.parametrize("cause", helpers.short(["fail", "kill"], "kill"))
+@pytest.mark.long  # CI runs it
+@pytest.mark.parametrize("cause", ["fail", "kill"])
 def test_where_one_process_ends_the_other_ends_too(cause: str) -> None:
     with two_processes(cause) as processes:
         for process in processes:

@@ -27,7 +27,7 @@ METHODS = [
 ]
 
 
-@pytest.mark.parametrize("method", helpers.short(METHODS, *METHODS[:2]))
+@pytest.mark.parametrize("method", helpers.short(METHODS, METHODS[0]))
 def test_the_program_in_this_process(clip: Clip, tmp_path: Path, method: str) -> None:
     adapter = models.adapter(clip, method, tmp_path)
     export(adapter, clip, tmp_path / "out", form="program", own_methods=(method,))
