@@ -59,6 +59,7 @@ def test_cocoops_shift_is_one_vector_for_all_tokens_and_differs_between_images(c
         assert np.abs(alone - moved).max() > 1e-3
 
 
+@pytest.mark.long  # the package's own gradients are compared with these
 def test_gradients_of_cocoop_equal_finite_differences(clip, images):
     start = cocoop_start(clip)
 
@@ -96,6 +97,7 @@ def test_transport_of_features_that_are_all_alike_is_the_cosine():
     np.testing.assert_allclose(found, numpy_clip.logits(clip.state, image[0], text[0]), rtol=1e-12)
 
 
+@pytest.mark.long  # the package's own gradients are compared with these
 @pytest.mark.parametrize("pooled", [False, True])
 def test_gradients_of_plot_equal_finite_differences_at_a_fixed_plan(clip, images, pooled):
     width = clip.config["text_config"]["hidden_size"]
@@ -132,6 +134,7 @@ def test_phrases_of_plot_plus_plus(clip):
     np.testing.assert_array_equal(context[1], words[0, 1:5])
 
 
+@pytest.mark.long  # the package's own gradients are compared with these
 @pytest.mark.parametrize("first", [False, True])
 def test_gradients_of_plot_plus_plus_equal_finite_differences_at_a_fixed_plan(clip, images, first):
     width = clip.config["vision_config"]["hidden_size"]
@@ -182,6 +185,7 @@ def test_proda_bounds_the_loss_of_its_means_from_above(clip, images):
     assert [prompts_proda.position(p, 8) for p in range(8)] == ["front"] * 2 + ["middle"] * 2 + ["end"] * 4
 
 
+@pytest.mark.long  # the package's own gradients are compared with these
 def test_gradients_of_proda_equal_finite_differences(clip, images):
     start, chosen = proda_start(clip), [2, 0]
 

@@ -40,6 +40,7 @@ def test_kgcoop_is_coop_with_a_term_that_vanishes_at_its_teacher(clip, images):
     assert np.abs(found["text_context"] - plain["text_context"]).max() > 1e-3
 
 
+@pytest.mark.long  # the package's own gradients are compared with these
 def test_gradient_of_kgcoop_equals_finite_differences(clip, images):
     learnables = methods.random_learnables(clip.config, "coop", len(CLASS_NAMES))
 
@@ -91,6 +92,7 @@ def prograd_start(clip):
     return {"text_context": teachers.prograd_context(clip, WITH_COMMA) + noise}
 
 
+@pytest.mark.long  # the package's own gradients are compared with these
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_gradients_of_prograds_losses_equal_finite_differences(long_clip, images, temperature):
     learnables, labels = prograd_start(long_clip), LABELS
@@ -178,6 +180,7 @@ def test_promptsrcs_terms_vanish_at_the_teacher_and_grow_with_their_weights(clip
     assert losses["kl"] == pytest.approx(np.mean(divergences) / len(CLASS_NAMES), rel=1e-10)
 
 
+@pytest.mark.long  # the package's own gradients are compared with these
 @pytest.mark.parametrize("term", ["all", "text", "image"])
 def test_gradients_of_promptsrc_equal_finite_differences(clip, images, term):
     learnables = methods.random_learnables(clip.config, "ivlp", len(CLASS_NAMES), text_depth=2, vision_depth=2)

@@ -108,6 +108,7 @@ def test_lora_masks_keep_three_quarters_and_belong_to_one_layer_each(clip, image
     assert np.abs(logits(masks=masks) - logits()).max() > 1e-2
 
 
+@pytest.mark.long  # the package's own gradients are compared with these
 @pytest.mark.parametrize("dropout", [False, True])
 def test_gradients_of_lora_equal_finite_differences(clip, images, dropout):
     learnables = weight_tuning.random_lora(weight_tuning.lora_shapes(clip.config, parts="qkvo"))
@@ -164,6 +165,7 @@ def test_tuning_starts_at_plain_clip(clip, images, names):
     np.testing.assert_array_equal(found, methods.task_logits(clip, "zero_shot", CLASS_NAMES, {}, images))
 
 
+@pytest.mark.long  # the package's own gradients are compared with these
 @pytest.mark.parametrize("kind", ["bitfit", "layer_norm"])
 def test_gradients_of_weights_equal_finite_differences(clip, images, kind):
     names = {

@@ -90,7 +90,7 @@ def test_parts_give_the_gradient_of_the_whole(clip: Clip, name: str, parts: int,
 def test_runs_and_devices_take_parts_of_their_own(clip: Clip) -> None:
     """Two runs on two rows of devices, whose two columns have five images each: three parts of two."""
     mesh = meshes.make_mesh(run=2, data=2, devices=jax.devices()[:4])
-    assert_same(step(clip, "ivlp", 3, mesh=mesh, runs=2), step(clip, "ivlp", 1, runs=2))
+    assert_same(step(clip, "bias", 3, mesh=mesh, runs=2), step(clip, "bias", 1, runs=2))
 
 
 @pytest.mark.parametrize(

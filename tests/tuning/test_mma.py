@@ -49,6 +49,7 @@ def test_start(clip: Clip) -> None:
         assert np.std(part["kernel"]) == pytest.approx((2 / outputs) ** 0.5, rel=0.05) and not part["bias"].any()
 
 
+@pytest.mark.long  # the package's own gradients are compared with these
 def test_gradient_of_the_reference_equals_finite_differences(other: tuple[Clip, Reference]) -> None:
     _, reference = other
     shapes = mma.mma_shapes(reference.config, blocks=2, width=3)

@@ -62,6 +62,7 @@ def test_start(clip: Clip) -> None:
     assert np.std(found["vision_readout"]) == pytest.approx(clip.config.vision.width**-0.5, rel=0.15)
 
 
+@pytest.mark.long  # the package's own gradients are compared with these
 def test_gradient_of_the_reference_equals_finite_differences(other: tuple[Clip, Reference]) -> None:
     clip, reference = other
     images = helpers.random_images(reference.config, 2)

@@ -46,6 +46,7 @@ def of_numpy(reference: Reference, learnables: Learnables, images: np.ndarray, l
     )
 
 
+@pytest.mark.long  # the package's own gradients are compared with these
 def test_gradient_of_the_reference_equals_finite_differences(other: tuple[Clip, Reference]) -> None:
     clip, reference = other
     images = helpers.random_images(reference.config, 2)
