@@ -1,10 +1,12 @@
 """A step over parts of its batch against the step over the whole."""
 
+import dataclasses
 import functools
 import types
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -17,7 +19,10 @@ from clipbias.training.accumulation import why_whole
 from clipbias.training.memory import StepPlan, plan_step
 from clipbias.training.step import init_state, place_inputs, train_step
 from clipbias.tuning import Task, make_method
+from clipbias.tuning.features import Features
 from clipbias.tuning.learnables import stack_runs
+from clipbias.tuning.method import Learnables, Method
+from clipbias.tuning.methods.bias import BiasTuning
 from clipbias.tuning.recipe import Recipe
 from tests.training.conftest import few_shot_runs
 from tools.benchmarks import model
@@ -33,10 +38,21 @@ def clip() -> Clip:
     return model.random_clip(model.geometry("tiny"))
 
 
-def step(clip: Clip, name: str, parts: int, *, mesh=None, runs: int = 1, **options: Any) -> tuple[Any, dict[str, Any]]:
+@dataclasses.dataclass(frozen=True)
+class Short(BiasTuning):
+    """With a term of the loss that is a number, not one of each image."""
+
+    def losses(self, learnables: Learnables, features: Features, logits: jax.Array, labels: jax.Array) -> Any:
+        length = sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(learnables))
+        return {**super().losses(learnables, features, logits, labels), "length": 0.1 * length}
+
+
+def step(
+    clip: Clip, name: str | Method, parts: int, *, mesh=None, runs: int = 1, **options: Any
+) -> tuple[Any, dict[str, Any]]:
     """The learnables' change in one step on random images, three of which are masked, and the metrics."""
     mesh = mesh or meshes.single_device()
-    method = make_method(name, **options)
+    method = make_method(name, **options) if isinstance(name, str) else name
     task = Task(clip, method, NAMES, groups=mesh.shape[meshes.DATA])
     start = stack_runs([jax.device_get(task.init(seed)) for seed in range(1, runs + 1)])
     rng, params = np.random.default_rng(0), meshes.replicate(mesh, clip.params)
@@ -90,7 +106,7 @@ def test_parts_give_the_gradient_of_the_whole(clip: Clip, name: str, parts: int,
 def test_runs_and_devices_take_parts_of_their_own(clip: Clip) -> None:
     """Two runs on two rows of devices, whose two columns have five images each: three parts of two."""
     mesh = meshes.make_mesh(run=2, data=2, devices=jax.devices()[:4])
-    assert_same(step(clip, "bias", 3, mesh=mesh, runs=2), step(clip, "bias", 1, runs=2))
+    assert_same(step(clip, Short(), 3, mesh=mesh, runs=2), step(clip, Short(), 1, runs=2))
 
 
 @pytest.mark.parametrize(
