@@ -40,7 +40,7 @@ def compute_text_attention(study: Study) -> Reading[Section]:
             return lambda view: {"shares": shares(view)}
 
         totals: Totals = {}
-        for each in _observe_texts(study, model, observe, jnp.asarray(text_kinds(task))):
+        for each in _observe_texts(study, model, observe, text_kinds(task)):
             totals = merge(totals, {"shares": _over_texts(each["shares"])})
         arrays |= totals["shares"].arrays(f"text_attention/{model.key}")
         facts = {"count": totals["shares"].samples, "texts": model.texts, "reduction": reduction}
