@@ -1,13 +1,10 @@
-"""Settings shared by all tests: CPU only, eight simulated devices, parsed absl flags, how many inputs are made up."""
+"""Settings shared by all tests: CPU only, where compiled programs are kept, which tests start first."""
 
-import gc
-import importlib
 import os
 import shutil
-import signal
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
+
+import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -24,35 +21,6 @@ if "CLIPBIAS_ACCELERATOR" not in os.environ:  # those compilers are to do as the
 os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
 os.environ["JAX_INCLUDE_FULL_TRACEBACKS_IN_LOCATIONS"] = "0"
 
-import jax
-import pytest
-from absl import flags
-from hypothesis import HealthCheck, settings
-
-import clipbias
-from clipbias.clip import Clip
-from clipbias.report import style
-from clipbias.training import cpu, memory
-from tests import bucket as buckets
-from tests import forks, helpers
-
-# Jobs in the background are started with Ctrl-C ignored; tests that press it need Python's own answer.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-cpu.choose_code_generator()
-jax.config.update("jax_num_cpu_devices", 8)
-style._RC["savefig.dpi"] = 40  # a picture is the same at any resolution
-flags.FLAGS.mark_as_parsed()
-# Tracing makes objects by the million, of which few are garbage that only this collector finds.
-gc.set_threshold(100_000, 50, 50)
-
-# Inputs at random are the same in every run of the suite; more of them, and others each time, are asked for by name:
-# pytest tests/fuzz --hypothesis-profile=thorough
-UNTIMED = {"deadline": None, "suppress_health_check": list(HealthCheck), "database": None}
-settings.register_profile("quick", max_examples=8, derandomize=True, **UNTIMED)
-settings.register_profile("thorough", max_examples=400, print_blob=True, **UNTIMED)
-settings.load_profile("quick")
-
-
 # Files whose tests take longest: they start first, so that no worker is left alone with one of them at the end.
 SLOWEST = (
     "tests/end_to_end/",
@@ -62,28 +30,25 @@ SLOWEST = (
     "tests/explain/test_relevancy.py",
 )
 
-
 # A program that any process of any run of the tests has compiled is not compiled again: it is known by all that it does
 # and is compiled with. `pytest --cache-clear` forgets them all, and so does a run that finds more bytes than these.
 MOST_BYTES = 1 << 30
-MOST_MAPS = 5_000  # of a process; the kernel allows 65,530, and a worker then stays below 3 GB
 
 
+@pytest.hookimpl(tryfirst=True)  # before hypothesis looks its settings up
 def pytest_configure(config: pytest.Config) -> None:
-    """Keeps compiled programs in pytest's own cache, for this process and all that it starts."""
-    if not hasattr(config, "cache"):  # switched off
-        return
-    folder = config.cache.mkdir("programs")
-    if not hasattr(config, "workerinput") and sum(path.stat().st_size for path in folder.iterdir()) > MOST_BYTES:
-        shutil.rmtree(folder)
-    settings = {
-        "jax_compilation_cache_dir": str(folder),
-        "jax_persistent_cache_min_compile_time_secs": 0.1,  # writing what takes less costs a clean checkout more
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    for name, value in settings.items():
-        jax.config.update(name, value)
-        os.environ[name.upper()] = str(value)
+    """Prepares a process that runs tests, which the first of several only hands out: it needs no JAX."""
+    is_worker = hasattr(config, "workerinput")
+    if hasattr(config, "cache"):  # else it is switched off
+        folder = config.cache.mkdir("programs")
+        if not is_worker and sum(path.stat().st_size for path in folder.iterdir()) > MOST_BYTES:
+            shutil.rmtree(folder)
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+        # Writing what compiles in less time costs a clean checkout more.
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+        os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+    if is_worker or not config.getoption("numprocesses", 0):
+        config.pluginmanager.import_plugin("tests.fixtures")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -97,50 +62,3 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     from xdist.scheduler import WorkStealingScheduling
 
     return WorkStealingScheduling(config, log)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What programs keep to be made again is kept from the user's, and the user's from the tests."""
-    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
-    gc.freeze()  # nothing that was imported is garbage
-    yield
-    forks.end()
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random model in Hugging Face format."""
-    folder = tmp_path_factory.mktemp("model")
-    helpers.tiny_checkpoint(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def clip(model: Path) -> Clip:
-    """The same, loaded."""
-    return clipbias.load(model)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_programs() -> Iterator[None]:
-    """After a file, drops the programs of a process that holds many: each takes memory, and memory maps of the kernel.
-
-    What they were made of stays on disk.
-    """
-    yield
-    maps = Path("/proc/self/maps")
-    if maps.exists() and len(maps.read_text(encoding="utf-8").splitlines()) > MOST_MAPS:
-        memory.drop_programs()
-
-
-@pytest.fixture(autouse=True)
-def programs_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests share compiled programs, so a sweep does not drop them after each group."""
-    monkeypatch.setattr(importlib.import_module("clipbias.training.sweep"), "drop_programs", lambda: None)
-
-
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> buckets.Bucket:
-    """An object store in memory behind gs://."""
-    return buckets.install(monkeypatch)

@@ -1,0 +1,85 @@
+"""Fixtures of all tests, and what a process that runs tests sets: eight simulated devices, parsed absl flags."""
+
+import gc
+import importlib
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import pytest
+from absl import flags
+from hypothesis import HealthCheck, settings
+
+import clipbias
+from clipbias.clip import Clip
+from clipbias.report import style
+from clipbias.training import cpu, memory
+from tests import bucket as buckets
+from tests import forks, helpers
+
+# Jobs in the background are started with Ctrl-C ignored; tests that press it need Python's own answer.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+cpu.choose_code_generator()
+jax.config.update("jax_num_cpu_devices", 8)
+style._RC["savefig.dpi"] = 40  # a picture is the same at any resolution
+flags.FLAGS.mark_as_parsed()
+# Tracing makes objects by the million, of which few are garbage that only this collector finds.
+gc.set_threshold(100_000, 50, 50)
+
+# Inputs at random are the same in every run of the suite; more of them, and others each time, are asked for by name:
+# pytest tests/fuzz --hypothesis-profile=thorough
+UNTIMED = {"deadline": None, "suppress_health_check": list(HealthCheck), "database": None}
+settings.register_profile("quick", max_examples=8, derandomize=True, **UNTIMED)
+settings.register_profile("thorough", max_examples=400, print_blob=True, **UNTIMED)
+settings.load_profile("quick")
+
+MOST_MAPS = 5_000  # memory maps of a process; the kernel allows 65,530, and a worker then stays below 3 GB
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What programs keep to be made again is kept from the user's, and the user's from the tests."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    gc.freeze()  # nothing that was imported is garbage
+    yield
+    forks.end()
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random model in Hugging Face format."""
+    folder = tmp_path_factory.mktemp("model")
+    helpers.tiny_checkpoint(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def clip(model: Path) -> Clip:
+    """The same, loaded."""
+    return clipbias.load(model)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs() -> Iterator[None]:
+    """After a file, drops the programs of a process that holds many: each takes memory, and memory maps of the kernel.
+
+    What they were made of stays on disk.
+    """
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and len(maps.read_text(encoding="utf-8").splitlines()) > MOST_MAPS:
+        memory.drop_programs()
+
+
+@pytest.fixture(autouse=True)
+def programs_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests share compiled programs, so a sweep does not drop them after each group."""
+    monkeypatch.setattr(importlib.import_module("clipbias.training.sweep"), "drop_programs", lambda: None)
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> buckets.Bucket:
+    """An object store in memory behind gs://."""
+    return buckets.install(monkeypatch)
