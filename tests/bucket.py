@@ -63,6 +63,7 @@ class _Objects(BaseHTTPRequestHandler):
     """Answers to what is read of objects, or of their parts, as Google's store does."""
 
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # an answer is sent at once, or the client waits 40 ms for its second half
 
     def do_GET(self) -> None:
         asked = re.fullmatch(r"/storage/v1/b/([^/]+)/o/([^/?]+)\?alt=media", self.path)

@@ -83,6 +83,7 @@ def serve() -> Iterator[Hub]:
 class _Handler(BaseHTTPRequestHandler):
     hub: Hub
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # an answer is sent at once, or the client waits 40 ms for its second half
 
     def log_message(self, *_: Any) -> None:
         pass
