@@ -7,7 +7,6 @@ import pytest
 
 import clipbias
 from clipbias.clip import Clip
-from clipbias.errors import ClipbiasError
 from clipbias.report.overlay import heat_map
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 20, 16, 3), dtype=np.uint8)
@@ -45,18 +44,3 @@ def test_pictures_and_maps_stand_side_by_side(clip: Clip, task: clipbias.Task) -
     np.testing.assert_array_equal(panels(one)[0].images[0].get_array(), PIXELS[0, 2:18])
     # A notebook shows it.
     assert one._repr_png_().startswith(b"\x89PNG")  # type: ignore[attr-defined]
-
-
-@pytest.mark.parametrize(
-    ("pictures", "options", "message"),
-    [
-        (PIXELS, {"maps": np.ones((1, 16))}, "2 pictures and 1 maps"),
-        (PIXELS, {"titles": ["a"]}, "2 pictures and 1 titles"),
-        (PIXELS, {"targets": [1]}, "1 targets"),
-        (np.zeros((2, 5), np.float32), {}, r"the images have shape \[2, 5\]"),
-        ([], {}, "there are 0 pictures"),
-    ],
-)
-def test_what_does_not_belong_together(pictures: Any, options: dict, message: str, task: clipbias.Task) -> None:
-    with pytest.raises(ClipbiasError, match=message):
-        clipbias.plot(task, task.init(), pictures, **options)

@@ -166,13 +166,3 @@ def test_folders_that_cannot_be(workdir: str, model: Path, place: Path, tmp_path
     (tmp_path / "file").touch()
     workdir = str(tmp_path / workdir) if workdir.startswith("file") else workdir
     assert sentence(*answer_here(train, small(train, model, place), workdir))
-
-
-def test_a_setting_that_is_missing_or_unknown() -> None:
-    own = common.own_config(train.main)
-    other = own.copy_and_resolve_references()
-    del other["epochs"]
-    with pytest.raises(ClipbiasError, match="the configuration has no epochs"):
-        check_config(other, own)
-    with pytest.raises(ClipbiasError, match="there is no setting 'epochs'"):
-        check_config(own, other)

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -54,8 +53,6 @@ def test_what_a_configuration_says(folder: Path) -> None:
     assert (clip.preprocessing.mean, clip.preprocessing.std) == ((0.5, 0.5, 0.25), (0.5, 0.25, 0.5))
     assert clip.config.text.eos_token_id == clip.tokenizer.eos_token_id
     assert clipbias.load(folder, activation="quick_gelu").config.text.activation == "quick_gelu"
-    with pytest.raises(ClipbiasError, match="the activation is 'relu'"):
-        clipbias.load(folder, activation="relu")
 
 
 @pytest.mark.parametrize(
@@ -82,76 +79,6 @@ def test_another_resizing_is_told(folder: Path, caplog: pytest.LogCaptureFixture
     with caplog.at_level(logging.WARNING, logger="absl"):
         clipbias.load(folder)
     assert "squash" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("place", "values", "words"),
-    [
-        ("", {"multimodal_cfg": {"width": 64}}, "CoCa"),
-        ("", {"init_logit_bias": -10}, "SigLIP"),
-        ("vision_cfg", {"timm_model_name": "vit_base_patch16_siglip_224"}, "timm (vit_base_patch16_siglip_224)"),
-        ("vision_cfg", {"layers": [3, 4, 6, 3]}, "ResNet"),
-        ("vision_cfg", {"pool_type": "avg"}, "vision_cfg.pool_type = 'avg'"),
-        ("vision_cfg", {"no_ln_pre": True}, "vision_cfg.no_ln_pre"),
-        ("vision_cfg", {"ls_init_value": 0.1}, "vision_cfg.ls_init_value"),
-        ("vision_cfg", {"act_kwargs": {"approximate": "tanh"}}, "vision_cfg.act_kwargs"),
-        ("vision_cfg", {"image_size": [16, 32]}, "not square"),
-        ("vision_cfg", {"norm_kwargs": {"eps": 1e-6, "bias": False}}, "norm_kwargs"),
-        ("text_cfg", {"hf_model_name": "xlm-roberta-base"}, "text tower of Hugging Face (xlm-roberta-base)"),
-        ("text_cfg", {"no_causal_mask": True}, "text_cfg.no_causal_mask"),
-        ("text_cfg", {"pool_type": "last"}, "text_cfg.pool_type"),
-        ("text_cfg", {"a_new_option": 1}, "text_cfg.a_new_option"),
-        ("text_cfg", {"heads": None}, "heads"),
-    ],
-)
-def test_other_networks_by_their_configuration(folder: Path, place: str, values: dict, words: str) -> None:
-    change(folder, lambda content: (content["model_cfg"][place] if place else content["model_cfg"]).update(values))
-    with pytest.raises(ClipbiasError) as refused:
-        clipbias.load(folder)
-    assert words in str(refused.value) and str(folder / CONFIG) in str(refused.value)
-
-
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("visual.trunk.blocks.0.attn.qkv.weight", "timm"),
-        ("visual.layer1.0.conv1.weight", "ResNet"),
-        ("visual.attnpool.q_proj.weight", "ResNet"),
-        ("visual.transformer.resblocks.0.ls_1.gamma", "LayerScale"),
-        ("text_decoder.resblocks.0.ln_1.weight", "CoCa"),
-        ("logit_bias", "SigLIP"),
-        ("text.transformer.encoder.layer.0.output.dense.weight", "Hugging Face"),
-        ("text_projection.bias", "custom text tower"),
-        ("vision_model.head.probe", "SigLIP"),
-    ],
-)
-def test_other_networks_by_their_tensors(folder: Path, name: str, words: str) -> None:
-    rewrite(folder, lambda tensors: tensors.update({name: np.zeros(1, np.float32)}))
-    with pytest.raises(ClipbiasError, match=words) as refused:
-        clipbias.load(folder)
-    assert name in str(refused.value)
-
-
-def test_every_difference_is_in_one_message(folder: Path) -> None:
-    def edit(tensors: dict) -> None:
-        del tensors["visual.proj"]
-        tensors["ln_final.weight"] = np.zeros(3, np.float32)
-        tensors["ln_final.bias"] = tensors["ln_final.bias"].astype(np.int32)
-        tensors["adapter"] = np.zeros(2, np.float32)
-        tensors["attn_mask"] = np.zeros((24, 24), np.float32)
-
-    rewrite(folder, edit)
-    with pytest.raises(ClipbiasError) as refused:
-        clipbias.load(folder)
-    message = str(refused.value)
-    assert "(4 differences)" in message and "attn_mask" not in message
-    for line in (
-        "missing: visual.proj",
-        "wrong shape: ln_final.weight",
-        "wrong type: ln_final.bias",
-        "unexpected: adapter",
-    ):
-        assert line in message
 
 
 def test_names_of_a_text_tower_of_its_own_and_a_scale_in_a_list(folder: Path) -> None:
@@ -221,21 +148,6 @@ def test_hugging_face_names_in_a_file(tmp_path: Path) -> None:
     path.with_name("config.json").unlink()
     clip = clipbias.load(path, activation="quick_gelu")
     assert (clip.fingerprint, clip.config) == (whole.fingerprint, whole.config)
-
-
-@pytest.mark.parametrize("name", [WEIGHTS, CONFIG, "tokenizer.json"])
-@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
-def test_what_is_no_file(folder: Path, name: str, make: Callable[[Path], None]) -> None:
-    (folder / name).unlink(missing_ok=True)
-    make(folder / name)
-    with pytest.raises(ClipbiasError, match=r"holds|has|is a"):
-        clipbias.load(folder)
-
-
-def test_a_source_that_is_too_long() -> None:
-    for source in ("x" * 300, "a/" + "b" * 5000, "x/y@" + "z" * 300, "/" + "x" * 300 + "/y"):
-        with pytest.raises(ClipbiasError):
-            clipbias.load(source)
 
 
 def test_clips_own_tokenizer() -> None:

@@ -103,8 +103,6 @@ def test_hosts_share_a_batch_that_does_not_divide_and_fewer_images_than_hosts():
 def test_small_set_gives_one_batch_of_its_own_size():
     batches = train(make_split(3), batch_size=32, epochs=2)
     assert [len(batch["labels"]) for batch in batches] == [3, 3]
-    with pytest.raises(ClipbiasError, match="no training image"):
-        train(make_split(0))
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -137,8 +135,6 @@ def test_unreadable_image_is_named_or_skipped(caplog):
     batches = pipeline.test_batches(split, image_size=SIZE, batch_size=4, on_error="skip")
     assert sum(int(batch["mask"].sum()) for batch in batches) == 5
     assert batches.skipped == 1 and caplog.text.count("2.png") == 1
-    with pytest.raises(ClipbiasError, match="choose from raise, skip"):
-        pipeline.test_batches(split, image_size=SIZE, batch_size=4, on_error="ignore")
 
 
 @pytest.mark.parametrize("workers", [1, 5])

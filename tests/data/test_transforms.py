@@ -10,7 +10,6 @@ from PIL import Image
 
 from clipbias.data import transforms
 from clipbias.data.given import picture
-from clipbias.errors import ClipbiasError
 
 REFERENCE = Path(__file__).parent / "transform_reference.npz"
 # Since Pillow 13 the side that shrinks more is resized first; before, the width always was, and what lies between the
@@ -149,13 +148,3 @@ def test_grey_levels_of_sixteen_bits_are_not_cut_off(kind):
     expected = np.repeat((levels // 256)[..., None], 3, axis=2)
     np.testing.assert_array_equal(transforms.decode(save(image, kind), "x"), expected)
     np.testing.assert_array_equal(picture(image), expected)
-
-
-@pytest.mark.parametrize("damage", ["empty", "truncated", "text", "half header"])
-def test_unreadable_bytes_name_the_image(damage):
-    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    whole = save(Image.fromarray(noise), "JPEG")
-    data = {"empty": b"", "truncated": whole[: len(whole) // 2], "text": b"not an image", "half header": whole[:8]}
-    with pytest.raises(ClipbiasError, match=r"pets/cat\.jpg") as raised:
-        transforms.decode(data[damage], "pets/cat.jpg")
-    assert "0x" not in str(raised.value)

@@ -11,7 +11,6 @@ import scipy.special
 
 import clipbias
 from clipbias.clip import Clip
-from clipbias.errors import ClipbiasError
 from clipbias.explain.amounts import TOWERS, Amount, measure, reference_adaptation
 from clipbias.explain.constants_section import compute_constants
 from clipbias.explain.directions import Directions
@@ -187,36 +186,6 @@ def test_images_come_in_several_ways(clip: Clip, tmp_path: Path) -> None:
         found = clipbias.amounts_to(path, given, clip=clip, batch_size=4)
         np.testing.assert_allclose(found.learnables["vision_bias"], whole, atol=1e-6)
         assert found.learnables.keys() == {"vision_bias"} and found.options["text_tower"] is False
-
-
-REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
-    "no block": ("taskres", {}, "TaskRes amounts to no bias. Neither tokens nor weights inside the towers"),
-    "crops": ("tpt", {}, "TPT learns of crops of each image, which are not made here"),
-    "no words": (
-        "coop",
-        PROMPTS["coop_class_specific_front"],
-        "'coop' starts from a random context and not from words",
-    ),
-    "other words": ("coop", {"words": "an image of a"}, "'coop' starts from texts such as 'an image of a cat.'"),
-    "normalised": ("vpt", {}, r"images are float32 \(5, 16, 16, 3\); give raw pixels, uint8 \[n, 16, 16, 3\]"),
-}
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_what_amounts_to_no_adapter_is_refused(case: str, clip: Clip, tmp_path: Path) -> None:
-    method, options, message = REFUSED[case]
-    path, *_ = saved(tmp_path, method, clip, **options)
-    raw = pixels()[0]
-    with pytest.raises(ClipbiasError, match=message):
-        clipbias.amounts_to(path, raw.astype(np.float32) if case == "normalised" else raw, clip=clip)
-
-
-def test_more_is_refused(clip: Clip, tmp_path: Path) -> None:
-    path, *_ = saved(tmp_path, "vpt", clip)
-    with pytest.raises(ClipbiasError, match="there is no image to measure on"):
-        clipbias.amounts_to(path, None, clip=clip)
-    with pytest.raises(ClipbiasError, match=r"'token'.*vector, kind"):
-        clipbias.amounts_to(path, None, "token", clip=clip)
 
 
 def compute_of(study: Study) -> Section:

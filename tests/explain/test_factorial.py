@@ -11,7 +11,6 @@ import pytest
 from clipbias.clip import Adaptation, Clip, convert, encode_image
 from clipbias.clip.weight_changes import fold_changes
 from clipbias.data.images import pictures
-from clipbias.errors import ClipbiasError
 from clipbias.explain.factorial import corners, effects_in_play, mix_images, mix_texts
 from clipbias.explain.factorial_section import compute_factorial, random_prompts
 from clipbias.explain.model import Model
@@ -176,13 +175,6 @@ def test_networks_beside_blocks_are_values(clip, images):
     for found, expected in zip((mixed.streams[0], mixed.streams[-1]), ends, strict=True):
         np.testing.assert_allclose(found, expected, atol=TOLERANCE * np.abs(expected).max())
     assert all(np.abs(np.asarray(mixed.streams[k]) - end).max() > 1e-3 for k in (1, 2) for end in ends)
-
-
-def test_what_it_refuses(clip, images):
-    bound = bind(clip, "bias_by_kind")
-    for stream in ("R", "RRRR", "RX", "RR:token"):
-        with pytest.raises(ClipbiasError, match=f"unknown mixture '{stream}'; give letters R and P"):
-            run_product(bound, clip, "vision", images, [stream])
 
 
 def test_texts_start_from_the_context_of_the_seed(clip, reference, tmp_path):

@@ -109,15 +109,13 @@ def test_maples_vision_prompts_are_derived(clip: Clip) -> None:
     np.testing.assert_allclose(vector, np.ravel(expected), rtol=1e-5, atol=1e-6)
 
 
-def test_refusals(clip: Clip, tmp_path: Path) -> None:
+def test_adapters_of_two_base_models() -> None:
     def adapter(fingerprint: str) -> Adapter:
         return Adapter({}, "bias", {}, ("a",), "a {}.", f"model {fingerprint}", fingerprint)
 
     require_one_base([("x", adapter("1")), ("y", adapter("1"))])
     with pytest.raises(ClipbiasError, match=r"2 base models.*x to 'model 1', y to 'model 2'"):
         require_one_base([("x", adapter("1")), ("y", adapter("2"))])
-    with pytest.raises(ClipbiasError, match="none of these adapters holds contexts, prompts, biases or residuals"):
-        interpret(clip, [saved(tmp_path, *tuned(clip, "zero_shot"), "zero_shot")], InterpretOptions())
 
 
 def test_names_of_adapters() -> None:

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from clipbias.errors import ClipbiasError
 from clipbias.explain.reductions import RELEVANCY, LastRow
 from clipbias.explain.relevancy import relevancy
 from clipbias.training import mesh as meshes
@@ -144,20 +143,3 @@ def test_can_be_vectorised(clip, images):
     one_by_one = jax.vmap(lambda i, t: relevancy(task, clip.params, learnables, i[None], t[None]))(images, TARGETS)
     whole = relevancy(task, clip.params, learnables, images, TARGETS)
     assert_close(jax.tree.map(lambda x: x[:, 0], one_by_one), whole)
-
-
-@pytest.mark.parametrize(
-    "targets, options, message",
-    [
-        (np.zeros(3, int), {}, r"targets have shape \(3,\) for 4 images"),
-        (np.zeros(4, np.float32), {}, "targets are float32; give class numbers"),
-        (np.array([0, 0, 1, 0]), {}, "targets go from 0 to 1; the task has classes 0 … 0"),
-        (np.zeros(4, int), {"recompute": -1}, "recompute is -1; it must be a whole number from 0"),
-        (np.zeros(4, int), {"chunk": 0}, "chunk is 0; it must be a whole number from 1"),
-        (np.zeros(4, int), {"start_layer": 3}, "start_layer 3 is outside the vision tower's 3 layers"),
-    ],
-)
-def test_refuses(clip, images, targets, options, message):
-    task = Task(clip, "zero_shot", ["cat"])
-    with pytest.raises(ClipbiasError, match=message):
-        relevancy(task, clip.params, {}, images, targets, **options)

@@ -8,7 +8,6 @@ from PIL import Image
 
 from clipbias.data import Split
 from clipbias.data.images import pictures
-from clipbias.errors import ClipbiasError
 from clipbias.explain import dataset_sections, stream
 from clipbias.explain.dataset_sections import (
     compute_predictions,
@@ -318,16 +317,6 @@ def test_spread_covers_the_split(clip, tmp_path):
     study = make(clip, tmp_path)
     assert study.spread(0).tolist() == study.spread(99).tolist() == list(range(COUNT))
     assert study.spread(3).tolist() == [0, 3, 6]
-
-
-def test_refuses(clip, tmp_path):
-    study = make(clip, tmp_path)
-    with pytest.raises(ClipbiasError, match="unknown section 'fig9'"):
-        run_study(study, tmp_path, dataset={}, config={}, sections=("fig9",))
-    with pytest.raises(ClipbiasError, match="give 'zero_shot' first"):
-        Study(study.models[1:], study.split, StudyOptions(), tmp_path)
-    with pytest.raises(ClipbiasError, match="no image to explain"):
-        make(clip, tmp_path, images=split().subset([]))
 
 
 SECTIONS = ("factorial", "verdict")

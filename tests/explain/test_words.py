@@ -2,13 +2,11 @@
 
 import jax
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipbias.clip import Clip, encode_text
 from clipbias.clip.tokenizer import encode
-from clipbias.errors import ClipbiasError
 from clipbias.explain.words import (
     Search,
     context_words,
@@ -106,5 +104,3 @@ def test_places_of_deeper_prompts(clip: Clip) -> None:
     words = encode(clip.tokenizer, ["a photo of a"])[0]
     prefixes = prompt_prefixes(Task(clip, "ivlp", CLASS_NAMES), 4)
     assert [p.tolist() for p in prefixes] == [[clip.tokenizer.bos_token_id, *words[:t]] for t in range(4)]
-    with pytest.raises(ClipbiasError, match="after a class name"):
-        prompt_prefixes(Task(clip, "coop", CLASS_NAMES, position="middle"), 4)

@@ -55,8 +55,6 @@ def test_a_task_is_pushed_with_what_it_learned(hub: Hub, adapter: Adapter, clip:
     task = clipbias.Task(clip, "bias", adapter.class_names)
     place = clipbias.push_to_hub("me/task", task, adapter.learnables, notes=adapter.notes)
     same(clipbias.load_adapter(place), adapter)
-    with pytest.raises(ClipbiasError, match="there are no learnables"):
-        clipbias.push_to_hub("me/task", task)
 
 
 def test_a_second_upload_is_another_commit(hub: Hub, adapter: Adapter) -> None:
@@ -108,9 +106,6 @@ def test_an_adapter_names_its_base_at_the_commit(hub: Hub, files: dict[str, byte
 def test_what_is_refused(hub: Hub, adapter: Adapter, files: dict[str, bytes]) -> None:
     hub.repositories["someone/small"] = Repository(files)
     hub.private.add("someone/else")
-    for name in ("small", "me/small@main", ""):
-        with pytest.raises(ClipbiasError, match="is no name of a repository"):
-            clipbias.push_to_hub(name, adapter)
     with pytest.raises(ClipbiasError, match=r"does not let you write 'someone/else'; run `hf auth login`"):
         clipbias.push_to_hub("someone/else", adapter)
     with pytest.raises(ClipbiasError, match=r"holds no adapter\.safetensors"):

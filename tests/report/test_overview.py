@@ -149,5 +149,3 @@ def test_the_command_draws_studies_and_prints_their_numbers(results, tmp_path, c
     save_results(tmp_path / "why" / "again", results["dtd"])
     with pytest.raises(ClipbiasError, match="both hold dtd"):
         draw_verdict.main([str(tmp_path / "why")])
-    with pytest.raises(ClipbiasError, match="give finished studies"):
-        draw_verdict.main([])

@@ -195,31 +195,6 @@ def test_a_study_of_several_datasets(tmp_path: Path) -> None:
     assert (second.dataset, second.accuracy, second.state) == ("demo/b", None, "interrupted")
 
 
-@pytest.mark.parametrize(
-    ("files", "message"),
-    [
-        ({}, "is not the work folder of a run"),
-        ({"config.json": '{"model_type": "clip"}'}, "is not the work folder of a run"),
-        ({"config.json": "{"}, r"config\.json is not a JSON file \(not valid JSON, line 1"),
-        ({"config.json": "[]"}, r"config\.json is not a JSON file .*found '\[\]'"),
-        ({"config.json": json.dumps(TRAIN), "result.json": "\x00"}, r"result\.json is not a JSON file"),
-        ({"config.json": json.dumps(TRAIN), "metrics.jsonl": "1\n"}, r"metrics\.jsonl is damaged"),
-        ({"config.json": json.dumps(TRAIN), "metrics.jsonl": b"\xff"}, r"metrics\.jsonl is damaged"),
-    ],
-)
-def test_foreign_and_damaged_folders(files: dict, message: str, tmp_path: Path) -> None:
-    for name, content in files.items():
-        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(ClipbiasError, match=message):
-        read_workdir(tmp_path)
-    for nowhere in (tmp_path / "nowhere", "~nobody/of/that/name"):
-        with pytest.raises(ClipbiasError, match="there is no folder"):
-            read_workdir(nowhere)
-    (tmp_path / "circle").symlink_to("circle")
-    with pytest.raises(ClipbiasError, match="Too many levels of symbolic links"):
-        read_workdir(tmp_path / "circle")
-
-
 def test_only_settings_that_differ(tmp_path: Path) -> None:
     first = trained(tmp_path / "1", config={**TRAIN, "method_options": {"depth": 1}})
     second = trained(tmp_path / "2", config={**TRAIN, "learning_rate": 0.2, "workdir": "v", "mesh": {"run": 1}})
@@ -283,8 +258,6 @@ def test_curves_of_a_run_and_of_a_sweep(tmp_path: Path) -> None:
         assert len(rate.containers) == 3 * number
         assert len(figure.legends[0].get_texts()) == (3 if number == 1 else 2)
     assert save_curves(curves, tmp_path / "c.png").read_bytes()[:4] == b"\x89PNG"
-    with pytest.raises(ClipbiasError, match="none of the runs has a training curve"):
-        save_curves([], tmp_path / "c.png")
     with pytest.raises(ClipbiasError, match=r"ends with \.png"):
         save_curves(curves, tmp_path / "c.jpg")
 

@@ -15,7 +15,6 @@ from clipbias.data import Dataset
 from clipbias.errors import ClipbiasError
 from clipbias.training import loop, memory
 from clipbias.training import mesh as meshes
-from clipbias.training.accumulation import why_whole
 from clipbias.training.memory import StepPlan, plan_step
 from clipbias.training.step import init_state, place_inputs, train_step
 from clipbias.tuning import Task, make_method
@@ -107,22 +106,6 @@ def test_runs_and_devices_take_parts_of_their_own(clip: Clip) -> None:
     """Two runs on two rows of devices, whose two columns have five images each: three parts of two."""
     mesh = meshes.make_mesh(run=2, data=2, devices=jax.devices()[:4])
     assert_same(step(clip, Short(), 3, mesh=mesh, runs=2), step(clip, Short(), 1, runs=2))
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "why"),
-    [
-        ("plot", {}, "what PLOT makes of an image depends on the other images of its batch"),
-        ("plot_plus_plus", {}, "what PLOTPlusPlus makes of an image depends on the other images of its batch"),
-        ("clip_lora", {}, "ClipLora drops inputs of the vision tower by one draw for all images of a batch"),
-    ],
-)
-def test_what_needs_the_whole_batch_is_refused_in_one_sentence(clip: Clip, name: str, options: dict, why: str) -> None:
-    make = functools.partial(Task, clip, make_method(name, **options), NAMES)
-    assert why_whole(make()) == why
-    with pytest.raises(ClipbiasError) as caught:
-        plan_step(make, RECIPE, rows=8, runs=1, mesh=meshes.single_device(), micro_batch=2)
-    assert str(caught.value) == f"micro_batch is 2, but {why}; leave it at 0 or lower batch_size."
 
 
 @pytest.mark.long

@@ -26,12 +26,6 @@ RECIPE = Recipe(0.0025, 10, 1, 1e-5, 8, 0.9, 5e-4)
 CONFIG = model._geometry((48, 3, 2, 32, 8), (24, 3, 2), 16, vocabulary=512)
 
 
-@pytest.mark.parametrize("name", ["v5e", "v5e:4", "v5e:4x4x4", "h100:8", "a100:1x1x1", "", "v5p:2x2", ":"])
-def test_what_is_no_topology(name: str) -> None:
-    with pytest.raises(ClipbiasError, match=r"topology is .*; give .* such as v5e:4x4, v5p:2x2x2, v6e:4x4, h100:1x1x8"):
-        open_topology(name)
-
-
 @pytest.mark.parametrize(("name", "extra"), [("v6e:2x2", "tpu"), ("h100:1x1x1", "cuda12")])
 def test_a_compiler_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, name: str, extra: str) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)

@@ -132,28 +132,6 @@ def test_an_unreadable_image_is_named_or_skipped(clip: Clip, colours: Dataset) -
     assert score["skipped_images"] == 1
 
 
-def test_what_is_no_number_is_no_prediction(clip: Clip, colours: Dataset) -> None:
-    """The largest of logits that are not finite would be taken for one, and fits no temperature."""
-    split, mesh, task = colours.split("test"), meshes.single_device(), Task(clip, "taskres", colours.class_names)
-    learnables = jax.tree.map(lambda x: x * np.float32(np.nan), task.init())
-    for validation in (None, colours.split("train")):
-        with pytest.raises(ClipbiasError, match="is not finite"):
-            evaluate(
-                *(task, learnables, split),
-                mesh=mesh,
-                eval_batch_size=8,
-                on_image_error="raise",
-                validation=validation,
-            )
-
-
-def test_no_images(clip: Clip, colours: Dataset) -> None:
-    empty = colours.split("test").subset([])
-    task = Task(clip, "zero_shot", ("a", "b"))
-    with pytest.raises(ClipbiasError, match="no image to evaluate on"):
-        evaluate(task, {}, empty, mesh=meshes.single_device(), eval_batch_size=4, on_image_error="raise")
-
-
 def test_no_temperature_is_fitted_on_what_is_evaluated(colours: Dataset) -> None:
     test, val = colours.split("test"), colours.split("val")
     assert validation_beside(test, None) is None

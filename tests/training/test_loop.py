@@ -133,10 +133,3 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_step(clip: Clip, colours:
     task, (run,) = group(clip, colours, "bias", (1,))
     with pytest.raises(ClipbiasError, match=r"seed 1\) is (nan|inf) at step 4"):  # the warm-up takes two
         train_runs(task, [dataclasses.replace(run, learning_rate=1e38)], recipe)
-
-
-def test_runs_of_different_sizes_are_refused(clip: Clip, colours: Dataset, recipe: Recipe) -> None:
-    task, runs = group(clip, colours, "bias", (1,))
-    fewer = dataclasses.replace(runs[0], train=colours.split("val"))
-    with pytest.raises(ClipbiasError, match="different numbers of steps"):
-        train_runs(task, [*runs, fewer], recipe)

@@ -120,21 +120,6 @@ def test_nothing_is_compiled_twice(
         assert sum(f"jit({name})" in message for message in compiled) == 1, name
 
 
-def test_wrong_settings_are_one_sentence(deep: Clip) -> None:
-    plan_step = functools.partial(
-        memory.plan_step,
-        functools.partial(Task, deep, "bias", ["a", "b"]),
-        RECIPE,
-        rows=1,
-        runs=1,
-        mesh=meshes.single_device(),
-    )
-    with pytest.raises(ClipbiasError, match="remat is 'all'; choose 'auto', 'products', 'half', 'tokens'"):
-        plan_step(remat="all")
-    with pytest.raises(ClipbiasError, match="class_chunks is 3; give 1 … 2"):
-        plan_step(chunks=3)
-
-
 def test_the_device_tells_its_memory() -> None:
     assert 0 < memory.device_limit() < 1 << 45
 

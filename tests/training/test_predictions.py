@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from clipbias.data import Split
-from clipbias.errors import ClipbiasError
 from clipbias.training.predictions import KnownPredictions, save_predictions
 from clipbias.tuning import Task
 
@@ -35,12 +34,6 @@ def test_predictions_are_found_again_and_users_can_read_them(case, tmp_path):
         np.testing.assert_array_equal(stored["predicted"], PREDICTED)
     found = KnownPredictions([tmp_path / "nowhere", tmp_path]).find(**case)
     np.testing.assert_array_equal(found, PREDICTED)
-
-
-def test_a_folder_that_cannot_be_made(case, tmp_path):
-    (tmp_path / "predictions").write_text("in the way")
-    with pytest.raises(ClipbiasError, match=r"cannot write .*predictions/test\.npz: .*; choose another folder\."):
-        save_predictions(tmp_path, "test", **case, predicted=PREDICTED)
 
 
 def test_nothing_is_found_of_another_model_or_other_images(clip, case, tmp_path):

@@ -145,9 +145,6 @@ def test_groups_differ_in_seed_and_rate_alone(clip: Clip, colours: Dataset, reci
     with pytest.raises(ClipbiasError, match="there are no seeds"):
         tiny.specs("bias", seeds=())
     assert parse_part("2/4") == (1, 4) and parse_part("") == (0, 1)
-    for wrong in ("0/4", "5/4", "1", "a/b"):
-        with pytest.raises(ClipbiasError, match="such as 1/4"):
-            parse_part(wrong)
 
 
 def test_parts_together_are_the_whole(clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path) -> None:

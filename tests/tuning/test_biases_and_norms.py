@@ -10,8 +10,7 @@ import pytest
 
 import clipbias
 from clipbias.clip import Clip
-from clipbias.errors import ClipbiasError
-from clipbias.tuning import Learnables, make_method
+from clipbias.tuning import Learnables
 from clipbias.tuning.methods.bitfit import BitFit
 from clipbias.tuning.methods.layer_norm import LayerNormTuning
 from tests.reference import optimizers, weight_tuning
@@ -85,10 +84,3 @@ def test_bitfit_of_the_mlps_outputs_is_bias_tuning(other: tuple[Clip, Reference]
     assert jax.tree.map(np.shape, part.init()) == jax.tree.map(np.shape, same)
     start = part.init()
     assert part.method.decayed(start, clip.params) is start
-
-
-def test_options_that_leave_nothing_or_name_nothing() -> None:
-    with pytest.raises(ClipbiasError, match="neither tower is tuned"):
-        make_method("layer_norm", towers=())
-    with pytest.raises(ClipbiasError, match="choose from out, fc1, fc2, norm1, norm2, outer_norms, qkv"):
-        make_method("bitfit", only=("fc3",))

@@ -10,12 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clipbias.clip import Clip, PackedTokens, TextTokens, encode_text, layers
+from clipbias.clip import Clip, PackedTokens, TextTokens, layers
 from clipbias.clip.layers import keep_tokens
-from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
 from clipbias.training.step import init_state, place_inputs, place_text, train_step
-from clipbias.tuning import Learnables, Task, make_method
+from clipbias.tuning import Learnables, Task
 from clipbias.tuning.method import CONSTANTS
 from tests import helpers
 from tests.reference import optimizers, weight_tuning
@@ -229,22 +228,3 @@ def test_without_dropout_texts_stay_packed_and_several_devices_share_them(other:
         if kind is TextTokens:
             assert text.ids.sharding.shard_shape(text.ids.shape)[0] == 3
         assert isinstance(place_text(mesh, task, clip.params), PackedTokens)  # evaluation
-
-
-def test_rates_that_do_not_fit_are_refused(other: tuple[Clip, Reference]) -> None:
-    clip, _ = other
-    task = Task(clip, "clip_lora", common.CLASS_NAMES)
-    adaptation = jax.jit(task.method.adapt_in_training)(start(task), jax.random.key(0))
-    changes = adaptation.text_weights["layers"]["qkv"]
-    wrong = dataclasses.replace(adaptation, text_weights={"layers": {"qkv": {**changes, "rate": changes["rate"][:2]}}})
-    with pytest.raises(ClipbiasError, match=r"layers/qkv/rate of shape \(2,\); expected \(3,\)"):
-        encode_text(clip.params, clip.config, task.tokens, wrong)
-
-
-def test_refused_options(clip: Clip) -> None:
-    with pytest.raises(ClipbiasError, match="blocks 4 to 3 are to be tuned, and the vision tower has blocks 1 to 3"):
-        Task(clip, "clip_lora", ("cat",), first_block=4)
-    with pytest.raises(ClipbiasError, match="no kernel is changed"):
-        make_method("clip_lora", parts=())
-    with pytest.raises(ClipbiasError, match="neither tower is tuned"):
-        make_method("clip_lora", towers=())

@@ -176,26 +176,6 @@ def test_it_is_exported_as_a_head_and_not_explained(pair, saved, images, tmp_pat
         relevancy(adapter.task(pair[0]), pair[0].params, {}, images, [0, 1])
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("{", "not valid JSON"),
-        ('["cat"]', "texts by class name"),
-        ('{"cat": "a cat"}', "have 'a cat' for the class 'cat'; give a list of texts"),
-        ('{"cat": []}', "have no text for the class 'cat'"),
-        ('{"cat": ["a", " "]}', "have an empty text for the class 'cat'"),
-        ('{"cat": ["a"], "dog": ["a"]}', "have no texts for the class 'maine_coon'"),
-        (json.dumps({**TEXTS, "cat": ["photo " * 100]}), "tokens for the class 'cat'"),
-    ],
-)
-def test_a_file_that_does_not_fit_is_refused_by_name(pair, tmp_path, content, message) -> None:
-    path = tmp_path / "texts.json"
-    path.write_text(content)
-    with pytest.raises(ClipbiasError, match=message) as caught:
-        Task(pair[0], "zero_shot", NAMES, descriptions=read_descriptions(path))
-    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
-
-
 @pytest.fixture
 def files(tmp_path) -> tuple[Path, str]:
     """Texts of the classes of a dataset in a file, and how a configuration names such files."""

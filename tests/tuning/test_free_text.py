@@ -3,10 +3,8 @@
 import numpy as np
 import pytest
 
-import clipbias
 from clipbias.clip import Clip
 from clipbias.clip.tokenizer import encode
-from clipbias.errors import ClipbiasError
 from clipbias.explain.tokens import token_labels
 from clipbias.tuning import Task
 
@@ -41,14 +39,3 @@ def test_a_learned_context_stands_before_them(clip: Clip, method: str, options: 
         labels = token_labels(task, i)
         assert labels[0] == "SOS"
         assert (labels[-4:] if options else labels[1:5]) == learned
-
-
-def test_what_cannot_be_used(clip: Clip, tmp_path) -> None:
-    with pytest.raises(ClipbiasError, match="give them or texts of your own, not both"):
-        Task(clip, "zero_shot", TEXTS, free_text=True, descriptions={"a dog": ["It barks."]})
-    with pytest.raises(ClipbiasError, match="the class name 5 is not a text"):
-        Task(clip, "zero_shot", ("a dog", 5), free_text=True)  # type: ignore[arg-type]
-    task = Task(clip, "taskres", ("cat", "dog", "a dog"))
-    clipbias.save_adapter(tmp_path / "a.safetensors", task, task.init())
-    with pytest.raises(ClipbiasError, match="learned something for each class and cannot be used with other classes"):
-        clipbias.load_adapter(tmp_path / "a.safetensors").bind(clip, TEXTS, free_text=True)

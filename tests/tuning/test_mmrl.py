@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 import clipbias
-from clipbias.clip import Adaptation, Clip, encode_image, encode_text
-from clipbias.errors import ClipbiasError
+from clipbias.clip import Adaptation, Clip, encode_text
 from clipbias.tuning import CONSTANTS, Learnables, Task
 from clipbias.tuning.learnables import without_constants
 from clipbias.tuning.transfer import transfer
@@ -105,21 +104,3 @@ def test_both_layouts_of_texts_are_the_same(blocks: int, layers: int, tmp_path: 
 
     packed, plain = run(clip.params)
     common.close(packed, np.asarray(plain), common.LOGITS)
-
-
-def test_what_cannot_be_is_refused(other: tuple[Clip, Reference]) -> None:
-    clip, reference = other
-    task = bound(clip)
-    adaptation, images = task.method.adapt(start(task)), helpers.random_images(reference.config, 1)
-    with pytest.raises(ClipbiasError, match="attention differs in size from block to block"):
-        encode_image(
-            *(clip.params, clip.config, images, dataclasses.replace(adaptation, vision_readout=None)),
-            observe=lambda view: view.index,
-        )
-    with pytest.raises(ClipbiasError, match=r"vision_tokens have shape \(2, 3, 24\)"):
-        encode_image(clip.params, clip.config, images, Adaptation(vision_tokens=adaptation.text_tokens))
-    beside = dataclasses.replace(adaptation, text_prompts=np.zeros((1, 3, 24), np.float32))
-    with pytest.raises(ClipbiasError, match="text_tokens stand beside prompts"):
-        encode_text(clip.params, clip.config, task.tokens, beside)
-    with pytest.raises(ClipbiasError, match="vision_readout reads vision_tokens"):
-        encode_image(clip.params, clip.config, images, dataclasses.replace(adaptation, vision_tokens=None))

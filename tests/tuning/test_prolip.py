@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from clipbias.clip import Clip
-from clipbias.errors import ClipbiasError
 from clipbias.training.features import frozen_features
 from clipbias.tuning import Learnables, Samples, Task, make_method
 from clipbias.tuning.feature_method import sampling_of
@@ -112,5 +111,3 @@ def test_the_authors_recipe_templates_and_passes() -> None:
     assert (sampling.passes, sampling.crop, sampling.training, sampling.projected) == (300, 0.5, "again", False)
     assert method.options_for("imagenet", 4) == {"templates": "imagenet_select"}
     assert make_method("prolip", templates="imagenet_select").text("{}", None).templates == IMAGENET_SELECT
-    with pytest.raises(ClipbiasError, match="'strength' of method 'prolip' is -1"):
-        make_method("prolip", strength=-1)

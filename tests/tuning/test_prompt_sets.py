@@ -10,7 +10,6 @@ import pytest
 import clipbias
 from clipbias.clip import Clip
 from clipbias.data import Split
-from clipbias.errors import ClipbiasError
 from clipbias.explain.norms import norms
 from clipbias.explain.results import TEXT_KINDS
 from clipbias.explain.tokens import text_kinds
@@ -45,8 +44,6 @@ def test_cocoop(pair) -> None:
     task = Task(clip, "cocoop", CLASS_NAMES)
     start = common.drawn(task.shapes, 0.4, seed=5)
     common.check_training(task, start, rule)
-    with pytest.raises(ClipbiasError, match="the texts of CoCoOp depend on the image"):
-        task.class_features(clip.params, start)
 
 
 def test_cocoop_starts_as_torchs_linear_layers_and_the_words_do(pair) -> None:
@@ -163,8 +160,6 @@ def test_phrases_of_plot_plus_plus_by_dataset(pair) -> None:
     first = {name: options["phrases"][0] for name, options in method.datasets.items()}
     assert first["oxford_pets"] == "a photo of a pet" and first["eurosat"] == "a centered satellite photo of"
     assert all(len(options["phrases"]) == 4 for options in method.datasets.values())
-    with pytest.raises(ClipbiasError, match="none may be empty"):
-        make_method("plot_plus_plus", phrases=("a photo of a", ""))
 
 
 # ProDA
@@ -194,8 +189,6 @@ def test_proda_takes_all_its_sets_in_turn() -> None:
     for cycle in draws.reshape(3, 12):
         assert sorted(cycle) == list(range(12))
     assert len({tuple(cycle) for cycle in draws.reshape(3, 12)}) == 3
-    with pytest.raises(ClipbiasError, match="cannot be taken 5 at a time"):
-        make_method("proda", sets_per_step=5)
 
 
 # What looks inside

@@ -9,7 +9,6 @@ import pytest
 
 from clipbias.clip import Clip
 from clipbias.data import Dataset, Split
-from clipbias.errors import ClipbiasError
 from clipbias.report import read_sweep, render_tables
 from clipbias.report.looks import method_look
 from clipbias.report.names import method_name, ordered_methods
@@ -54,28 +53,11 @@ def test_presets_and_options() -> None:
     assert make_method("ivlp_matched", depth=2) == IVLP(text_tokens=1, vision_tokens=1, depth=2)
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "message"),
-    [
-        ("bais", {}, "unknown method 'bais'; did you mean 'bias'"),
-        ("ivlp", {"deptth": 1}, "no option 'deptth'; did you mean 'depth'"),
-        ("ivlp", {"depth": {}}, "option 'depth' of method 'ivlp' is {}; it must be a number"),
-        ("nowhere.py", {}, "no file 'nowhere.py'"),
-        ("no.such.module", {}, "cannot import the method's module 'no.such.module'"),
-    ],
-)
-def test_refusals(name: str, options: dict, message: str) -> None:
-    with pytest.raises(ClipbiasError, match=message):
-        make_method(name, **options)
-
-
 def test_a_file_with_a_class(tmp_path: Path) -> None:
     path = tmp_path / "own_class.py"
     path.write_text(CLASS)
     assert make_method(str(path), size=5).size == 5
     assert type(make_method(f"{path}:Own")).__name__ == "Own"
-    with pytest.raises(ClipbiasError, match="'Other' is not a subclass"):
-        make_method(f"{path}:Other")
 
 
 def test_a_file_with_functions(tmp_path: Path) -> None:
@@ -84,13 +66,6 @@ def test_a_file_with_functions(tmp_path: Path) -> None:
     method = make_method(str(path), size=5)
     assert isinstance(method, FunctionMethod)
     assert method.options == (("size", 5),)
-
-
-def test_a_file_with_neither(tmp_path: Path) -> None:
-    path = tmp_path / "empty.py"
-    path.write_text("")
-    with pytest.raises(ClipbiasError, match="neither a subclass of Method nor functions init and adapt"):
-        make_method(str(path))
 
 
 @pytest.mark.parametrize(
@@ -162,15 +137,6 @@ def test_options_can_be_set_on_a_command_line(tmp_path: Path) -> None:
             == {*train.get_config(name).method_options}
         )
         assert object not in option_types(name).values()
-
-
-def test_hooks_of_another_kind_of_method_are_refused(tmp_path: Path) -> None:
-    """On a plain method nobody would call them."""
-    path = tmp_path / "plain.py"
-    for hook, base in (("sampling", "FeatureMethod"), ("at_test", "TestTimeMethod")):
-        path.write_text(f"{CLASS}    def {hook}(self, *others):\n        return None\n")
-        with pytest.raises(ClipbiasError, match=f"has the hook '{hook}'; derive it from tuning.{base}"):
-            make_method(str(path))
 
 
 def test_the_name_of_a_method() -> None:
@@ -267,18 +233,10 @@ def test_two_files_of_one_name(tmp_path: Path) -> None:
         ("mine/a.py", ("a.py:Own",), "a.py:Own"),
         ("a.py", ("x/a.py", "x/../x/a.py"), "x/../x/a.py"),  # named twice
         ("package.own", ("own", "package.own"), "package.own"),
-        ("a.py", ("x/a.py", "y/a.py"), r"may be x/a\.py or y/a\.py"),
-        ("theirs/a.py", ("mine/a.py", "yours/a.py"), r"may be mine/a\.py or yours/a\.py"),
-        ("mine/a.py", ("mine/b.py",), "name it yourself"),
-        ("package.own", ("other.own",), "name it yourself"),
     ],
 )
 def test_the_program_that_an_adapter_means(recorded: str, given: tuple[str, ...], expected: str) -> None:
-    if " " not in expected:
-        assert own_method(recorded, given) == expected
-        return
-    with pytest.raises(ClipbiasError, match=expected):
-        own_method(recorded, given)
+    assert own_method(recorded, given) == expected
 
 
 @pytest.mark.parametrize("where", ["paper", "demo"])

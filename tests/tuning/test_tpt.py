@@ -11,7 +11,6 @@ import clipbias
 from clipbias.clip import Clip
 from clipbias.data import Split, catalog, transforms
 from clipbias.data.pipeline import test_batches as evaluated
-from clipbias.errors import ClipbiasError
 from clipbias.training import evaluator as evaluation
 from clipbias.training import mesh as meshes
 from clipbias.training.answers import images_per_step
@@ -236,18 +235,6 @@ def test_crops_are_bilinear_of_the_whole_image_and_flipped_half_the_time() -> No
     ramp = transforms.test_views(np.broadcast_to(slope[None, :, None], (64, 64, 3)), 8, 400)[1:].astype(int)
     flipped = (ramp[:, 0, 0, 0] > ramp[:, 0, -1, 0]).mean()
     assert 0.4 < flipped < 0.6
-
-
-def test_what_is_refused(pair, start, views) -> None:
-    clip = pair[0]
-    task = Task(clip, "tpt", CLASS_NAMES, **OPTIONS)
-    normal = clip.preprocessing.normalize(jnp.asarray(views[0]))
-    for images in (normal[:, 0], normal[:, :5]):
-        with pytest.raises(ClipbiasError, match=r"TPT learns of 11 crops of each image.*\[B, 12, R, R, 3\]"):
-            task.logits(clip.params, start, images)
-    for wrong in ({"share": 2.0}, {"crops": 0}, {"steps": 0}):
-        with pytest.raises(ClipbiasError):
-            make_method("tpt", **wrong)
 
 
 @pytest.mark.long

@@ -1,38 +1,52 @@
-"""What data refuse, in one sentence: words of the answer, a call with a folder, and files to write there."""
+"""Wrong names, folders, tables, split files, records, protocols and pictures."""
 
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from clipbias import data
-from clipbias.data import catalog, protocols
+from clipbias.data import catalog, class_names, demo, pipeline, protocols, transforms
 from clipbias.data.dataset import Dataset, Split
-from clipbias.errors import ClipbiasError
 from tests.data import miniatures
-from tests.data.pictures import write
+from tests.data.pictures import encoded, picture, write
+from tests.wrong_inputs.place import Case, Place, case, pure
 
-Case = tuple[str, Callable[[Path], Any], Mapping[str, Any]]
 
-
-def load(name: str, place: str = "", **options: Any) -> Callable[[Path], Any]:
+def load(name: str, inside: str = "", **options: Any) -> Callable[[Path], Any]:
     """Loads a dataset from a place in the folder."""
-    return lambda folder: data.load(name, data_dir=folder / place, **options)
+    return lambda folder: data.load(name, data_dir=folder / inside, **options)
+
+
+@case
+def made(place: Place, call: Callable[[Path], Any], files: Mapping[str, Any] = {}) -> None:
+    """Files are miniatures (a dataset's name and `...`), removed (`...`), images (`None`), folders, texts or bytes."""
+    for name, content in files.items():
+        path = place.tmp_path / name
+        if content is ... and name in catalog.ENTRIES:
+            miniatures.make(place.tmp_path, name)
+        elif content is ...:
+            path.unlink()
+        elif content is None:
+            write(path)
+        elif name.endswith("/"):
+            path.mkdir(parents=True)
+        else:
+            path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    call(place.tmp_path)
 
 
 def classes(words: str, *images: str) -> Case:
-    return words, load("folder"), dict.fromkeys(images)
+    return made(words, load("folder"), dict.fromkeys(images))
 
 
 def table(words: str, content: str | bytes, name: str = "a.csv", **options: Any) -> Case:
-    return words, load("csv", name, **options), {name: content}
+    return made(words, load("csv", name, **options), {name: content})
 
 
 def benchmark(words: str, name: str, path: str = "", content: Any = "", **options: Any) -> Case:
     """A miniature with another file in it."""
-    return words, load(name, **options), {name: ..., **({f"{name}/{path}": content} if path else {})}
+    return made(words, load(name, **options), {name: ..., **({f"{name}/{path}": content} if path else {})})
 
 
 def split_file(words: str, **more: list[Any]) -> Case:
@@ -46,12 +60,8 @@ def split_file(words: str, **more: list[Any]) -> Case:
 def plan(words: str, protocol: str, name: str, *targets: str) -> Case:
     """A protocol on miniatures."""
     options: dict[str, Any] = dict(shots=1, targets=targets) if targets else {}
-    call = lambda folder: protocols.make_plan(protocol, name, lambda one: load(one)(folder), **options)  # noqa: E731
-    return words, call, dict.fromkeys((name, *targets), ...)
-
-
-def memory(words: str, call: Callable[[], Any]) -> Case:
-    return words, lambda _: call(), {}
+    call = lambda folder: protocols.make_plan(protocol, name, lambda name: load(name)(folder), **options)  # noqa: E731
+    return made(words, call, dict.fromkeys((name, *targets), ...))
 
 
 def split(*keys: str, labels: tuple[int, ...] = (0, 0)) -> Split:
@@ -59,21 +69,24 @@ def split(*keys: str, labels: tuple[int, ...] = (0, 0)) -> Split:
 
 
 SPLIT_FILE = "split_zhou_EuroSAT.json"
+JPEG = encoded(picture(0, 64, 64), "JPEG")
 FIRST = miniatures.split_content("eurosat")["train"][0]
 CASES: list[Case] = [
-    ("no dataset 'eurosta'; did you mean eurosat", load("eurosta"), {}),
-    ("known are folder, csv", load("qqqq"), {}),
+    made("no dataset 'eurosta'; did you mean eurosat", load("eurosta")),
+    pure(r"demo/flowers.*demo/digits", demo.load, "demo/flowers"),
+    pure("'n0' is not one of", class_names.imagenet, "n0"),
+    made("known are folder, csv", load("qqqq")),
     benchmark("dataset dtd takes no option 'shots'", "dtd", shots=4),
     # A folder of class folders.
-    ("needs data_dir", lambda _: data.load("folder"), {}),
-    ("no folder .*nowhere", load("folder", "nowhere"), {}),
+    pure("needs data_dir", data.load, "folder"),
+    made("no folder .*nowhere", load("folder", "nowhere")),
     classes("no sub-folder"),
-    ("empty has no image", load("folder"), {"empty/": "", "cat/0.png": None}),
+    made("empty has no image", load("folder"), {"empty/": "", "cat/0.png": None}),
     classes("no train folder", "test/cat/0.png"),
     classes("class folder 'cat', which the train folder has not", "test/cat/0.png", "train/dog/0.png"),
     # Tables.
-    ("needs data_dir", lambda _: data.load("csv"), {}),
-    (r"no file .*absent\.csv", load("csv", "absent.csv"), {}),
+    pure("needs data_dir", data.load, "csv"),
+    made(r"no file .*absent\.csv", load("csv", "absent.csv")),
     table("line 1: not valid JSON", '{"path": "x.png", "label"\n', "a.jsonl"),
     table("line 1: expected an object", "[1]\n", "a.jsonl"),
     table("not UTF-8", b"\xff\xfe", "a.jsonl"),
@@ -87,11 +100,11 @@ CASES: list[Case] = [
     table("lists no image", "path,label\n"),
     table("listed twice", "path,label\nx.png,a\nx.png,b\n"),
     table("goes with labels 0 to 1, found '10'", "path,label\nx.png,10\ny.png,1\n", class_names=["a", "b"]),
-    # CoOp's layout: what is missing, what is broken.
-    (r"eurosat: there is no folder .*eurosat; put into eurosat/: 2750 from http", load("eurosat"), {}),
+    # CoOp's layout: missing and broken files.
+    made(r"eurosat: there is no folder .*eurosat; put into eurosat/: 2750 from http", load("eurosat")),
     benchmark(r"no split file .*split_zhou_EuroSAT\.json; .*drive\.google", "eurosat", SPLIT_FILE, ...),
     benchmark(r"no file .*variants\.txt; put into fgvc_aircraft/", "fgvc_aircraft", "variants.txt", ...),
-    (r"no folder .*train; put into imagenet/", load("imagenet"), {"imagenet/images/": ""}),
+    made(r"no folder .*train; put into imagenet/", load("imagenet"), {"imagenet/images/": ""}),
     split_file("not a plain path below", train=["../../etc/passwd", 0, "Forest"]),
     split_file("not a plain path below", val=["/etc/passwd", 0, "Forest"]),
     split_file("label 3 has no image, but label 5 has", train=["a.jpg", 5, "Highway"]),
@@ -106,42 +119,45 @@ CASES: list[Case] = [
     benchmark("val/n99999999 .* belongs to no class", "imagenet", "images/val/n99999999/"),
     benchmark("WordNet ids such as n01440764, found n99999999", "imagenet", "images/train/n99999999/"),
     benchmark("no index file", "imagenet", index_file="absent.txt"),
-    (
+    made(
         r"lists train/nowhere\.JPEG, which is not among",
         lambda folder: load("imagenet", index_file=folder / "picks.txt")(folder),
         {"imagenet": ..., "picks.txt": "train/nowhere.JPEG"},
     ),
+    made(
+        r"cannot read .*zigzagged_0004.*, listed in split_zhou_D.*: No such file",
+        lambda folder: [*map(load("dtd")(folder).splits["train"].read, range(5))],
+        {"dtd": ..., "dtd/images/zigzagged/zigzagged_0004.jpg": ...},
+    ),
+    # Prepared records.
+    made(r"not prepared under .*pip install 'clipbias\[tensorflow\]'", load("tfds/oxford_pets")),
+    made("no usable builder for fgvc_aircraft; make shards", load("tfds/fgvc_aircraft")),
+    made("must be 'coop' or 'builder'", load("tfds/dtd", split="zhou")),
+    made("not in the catalogue", load("tfds/cifar10", split="coop")),
     # Protocols.
     plan("no protocol 'zero'; there are few_shot, full", "zero", "dtd"),
+    plan("within one dataset", "pseudo_labels", "dtd", "eurosat"),
     plan("stays within one dataset", "base_to_new", "dtd", "eurosat"),
     plan("eurosat has the class 'Annual Crop Land', which dtd has not", "domain_generalization", "dtd", "eurosat"),
     plan("imagenet_r has no train images", "few_shot", "imagenet_r"),
     # Datasets made in memory.
-    memory("needs at least 2", lambda: protocols.base_to_new(Dataset("set", ("a",), "{}", {}), shots=1, seed=1)),
+    pure("needs at least 2", protocols.base_to_new, Dataset("set", ("a",), "{}", {}), shots=1, seed=1),
     *(
-        memory("exactly one", lambda template=template: Dataset("set", ("a",), template, {}))
+        pure("exactly one", Dataset, "set", ("a",), template, {})
         for template in ("a photo.", "{} and {}", "a {name}.", "a {0}.", "{")
     ),
-    memory(r"1\.jpg in val has label 5", lambda: Dataset("s", ("a",), "{}", {"val": split("1.jpg", labels=(5,))})),
-    memory(r"x\.jpg is listed twice", lambda: split("x.jpg", "x.jpg")),
-    memory("no train images; it has test", lambda: Dataset("s", ("a",), "{}", {"test": split("a")}).split("train")),
+    pure("at least 1", data.few_shot, split("a"), None, shots=0, seed=1),
+    pure(r"1\.jpg in val has label 5", Dataset, "s", ("a",), "{}", {"val": split("1.jpg", labels=(5,))}),
+    pure(r"x\.jpg is listed twice", split, "x.jpg", "x.jpg"),
+    pure("no train images; it has test", Dataset("s", ("a",), "{}", {"test": split("a")}).split, "train"),
+    # Pictures and batches of them.
+    *(
+        pure(r"(?s)^(?!.*0x).*pets/cat\.jpg", transforms.decode, content, "pets/cat.jpg")
+        for content in (b"", JPEG[: len(JPEG) // 2], b"not an image", JPEG[:8])
+    ),
+    (
+        "no training image",
+        lambda place: [*pipeline.train_batches(split(), image_size=8, batch_size=4, seed=1, epochs=3)],
+    ),
+    pure("choose from raise, skip", pipeline.test_batches, split(), image_size=8, batch_size=4, on_error="ignore"),
 ]
-
-
-@pytest.mark.parametrize(("words", "call", "files"), CASES, ids=[case[0][:40] for case in CASES])
-def test_it_is_refused(words: str, call: Callable[[Path], Any], files: Mapping[str, Any], tmp_path: Path) -> None:
-    """Files are miniatures (a dataset's name and `...`), removed (`...`), images (`None`), folders, texts or bytes."""
-    for name, content in files.items():
-        path = tmp_path / name
-        if content is ... and name in catalog.ENTRIES:
-            miniatures.make(tmp_path, name)
-        elif content is ...:
-            path.unlink()
-        elif content is None:
-            write(path)
-        elif name.endswith("/"):
-            path.mkdir(parents=True)
-        else:
-            path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(ClipbiasError, match=words):
-        call(tmp_path)

@@ -1,0 +1,90 @@
+"""Damaged files of adapters, values that are not written into them, and models and classes that do not fit."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+from safetensors.numpy import load_file, save_file
+
+import clipbias
+from tests.wrong_inputs.place import Case, Place, case
+
+OPEN_CLIP = Path(__file__).parents[1] / "data_files" / "formats" / "open_clip"
+
+
+@case
+def header(place: Place, text: str | None) -> None:
+    """A file with this header."""
+    save_file({"a": np.zeros(1)}, place.tmp_path / "a", metadata=None if text is None else {"clipbias": text})
+    clipbias.load_adapter(place.tmp_path / "a")
+
+
+@case
+def arrays(place: Place, change: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]) -> None:
+    """An adapter's file with other arrays."""
+    path = place.adapter()
+    with safetensors.safe_open(path, "numpy") as file:
+        metadata = file.metadata()
+    save_file(change(load_file(path)), path, metadata=metadata)
+    clipbias.load_adapter(path).task(place.clip)
+
+
+@case
+def cut(place: Place, change: Callable[[bytes], bytes]) -> None:
+    path = place.adapter("ivlp")
+    path.write_bytes(change(path.read_bytes()))
+    clipbias.load_adapter(path)
+
+
+@case
+def unsaved(place: Place, learnables: Any = 0.0, **notes: Any) -> None:
+    """An earlier file stays where these are not written; a number fills arrays of the right shape."""
+    task, path = place.task(), place.tmp_path / "a.safetensors"
+    if not isinstance(learnables, dict):
+        learnables = {name: np.full(leaf.shape, learnables, type(learnables)) for name, leaf in task.shapes.items()}
+    path.write_text("earlier")
+    try:
+        clipbias.save_adapter(path, task, learnables, **notes)
+    finally:
+        assert path.read_text() == "earlier"
+
+
+CUT = r"a\.safetensors is damaged or incomplete"
+CASES: list[Case] = [
+    ("no adapter file", lambda place: clipbias.load_adapter(place.tmp_path / "none")),
+    *(header("is not a clipbias adapter", text) for text in (None, "{", "[]", "3")),
+    header("a is damaged: its list of classes is None; it must be a list", '{"format": 1}'),
+    header("a is damaged: the adapter's method is None; it must be a text", '{"format": 1, "class_names": ["a"]}'),
+    header("has format 99; this clipbias reads format 1", '{"format": 99}'),
+    header("has format 'one'; this clipbias reads format 1", '{"format": "one"}'),
+    header("has format None; this clipbias reads format 1", '{"method": "bias"}'),
+    arrays("are not those of method 'bias'", lambda tensors: {"vision_bias": np.zeros((1, 24), np.float32)}),
+    *(
+        arrays("is not a clipbias adapter", lambda tensors, name=name: tensors | {name: np.zeros(1, np.float32)})
+        for name in ("vision_bias/x", "vision_bias/x/y")
+    ),
+    cut(CUT, lambda content: content[:-1]),
+    cut(CUT, lambda content: content[: len(content) // 2]),
+    cut(CUT, lambda content: b""),
+    cut(CUT, lambda content: b"\xff" * 100),
+    unsaved(r"arrays \{\} are not those of method 'bias', \{.*'vision_bias': \(", {}),
+    unsaved("are not those of method 'bias'", {"vision_bias": np.zeros((1, 24), np.float32)}),
+    unsaved("'(text|vision)_bias' holds what are not finite numbers", np.float32(np.nan)),
+    unsaved("holds what are not finite numbers", np.float32(np.inf)),
+    unsaved("'(text|vision)_bias' holds int64 and not float32, as method 'bias' has it", np.int64(1)),
+    unsaved(r"must be JSON values \(Object of type float32 .*\); convert them", notes={"mine": np.float32(3)}),
+    unsaved("must be JSON values", notes={("a", 1): 2}),
+    unsaved("must be JSON values", notes={"mine": [np.nan]}),
+    unsaved("the adapter's notes is 5; it must hold values by name", notes=5),
+    unsaved("accuracy is 'good'; it must be a finite number", notes={"accuracy": "good"}),
+    (
+        "learned something for each class and cannot be used with other classes",
+        lambda place: clipbias.load_adapter(place.adapter("taskres")).bind(place.clip, ("a dog.",), free_text=True),
+    ),
+    (
+        "was trained on .* and does not fit .*open_clip.*; load its own base model",
+        lambda place: clipbias.load_adapter(place.adapter()).task(clipbias.load(OPEN_CLIP)),
+    ),
+]

@@ -1,0 +1,219 @@
+"""Wrong models, images, texts, labels and types, and changes that fit no model."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+import clipbias
+from clipbias.clip import Adaptation, ClipModule, encode_image, encode_text
+from clipbias.clip.checkpoint import WEIGHTS
+from clipbias.clip.encode import check_images
+from clipbias.clip.families import choose
+from clipbias.clip.precision import DTYPES, resolve
+from clipbias.data.given import label_numbers
+from clipbias.export import fold
+from tests.wrong_inputs.place import Case, Place, case, pure
+
+FORMATS = Path(__file__).parents[1] / "data_files" / "formats"
+OPEN_CLIP, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
+IMAGES = np.zeros((2, 16, 16, 3), np.float32)
+LEVELS = np.zeros((2, 30, 22, 3), np.uint8)
+IDS = "text_model.embeddings.position_ids"
+Tensors = dict[str, np.ndarray]
+NO_TYPE = "^dtype is 'float16'; choose from"
+KIND = np.ones((3, 2, 24), np.float32)
+PAIR = {"down": np.zeros((3, 1, 24, 2)), "up": np.zeros((3, 1, 2, 72))}
+
+
+loaded = case(lambda place, *source, **options: clipbias.load(*source, **options))
+preprocessed = case(lambda place, images: place.clip.preprocess(images))
+folded = case(lambda place, **changes: fold(place.clip.params, Adaptation(**changes)))
+labelled = case(lambda place, labels: label_numbers(labels, ("cat", "dog")))
+
+
+@case
+def damaged(place: Place, name: str, damage: Callable[[Path], Any], format: str = "") -> None:
+    """A model of which one file is damaged."""
+    folder = Path(shutil.copytree(FORMATS / format if format else place.model, place.tmp_path / "model"))
+    damage(folder / name)
+    clipbias.load(folder)
+
+
+def open_clip(words: str, part: str, **values: Any) -> Case:
+    """open_clip's configuration with other values."""
+
+    def damage(path: Path) -> None:
+        content = json.loads(path.read_text())
+        (content["model_cfg"][part] if part else content["model_cfg"]).update(values)
+        path.write_text(json.dumps(content))
+
+    return damaged(rf"^(?=.*/model/{re.escape(CONFIG)}).*{words}", CONFIG, damage, "open_clip")
+
+
+def tensors(words: str, name: str, change: Callable[[Tensors], Tensors], lost: str = "") -> Case:
+    """Weights in a format with other tensors, without one: all the words stand in the message, and no buffer."""
+    format, _, file = name.rpartition("/")
+    others = lambda whole: {name: value for name, value in whole.items() if name != lost} | change(whole)  # noqa: E731
+    pattern = "(?s)^(?!.*(position_ids|attn_mask))" + "".join(f"(?=.*{re.escape(each)})" for each in words.split("|"))
+    return damaged(pattern, file, lambda path: save_file(others(load_file(path)), path), format)
+
+
+def tensor(words: str, name: str) -> Case:
+    return tensors(f"{words}|{name}", f"open_clip/{OPEN_CLIP}", lambda _: {name: np.zeros(1, np.float32)})
+
+
+@case
+def chosen(place: Place, *names: str, **options: Any) -> None:
+    """A choice among files that lie beside timm's configuration."""
+    (place.tmp_path / "config.json").write_text('{"architecture": "vit_base_patch16_clip_224"}')
+    choose(place.tmp_path, list(names), **options)
+
+
+def images(words: str, given: np.ndarray) -> list[Case]:
+    """Each function that takes images."""
+    labels = np.array([0, 1])
+    calls = (
+        lambda task, params, learned: check_images(given, 16),
+        lambda task, params, learned: task.logits(params, learned, given),
+        lambda task, params, learned: jax.eval_shape(task.loss, params, learned, given, labels),
+        lambda task, params, learned: task.image_features(params, learned, given),
+        lambda task, params, learned: clipbias.relevancy(task, params, learned, given, labels),
+    )
+    return [(words, lambda place, call=call: call(*place.learned())) for call in calls]
+
+
+@case
+def encoded(place: Place, **changes: Any) -> None:
+    """Images, or texts where a change is of their tower."""
+    clip, adaptation = place.clip, Adaptation(**changes)
+    if any(name.startswith("text") for name in changes):
+        encode_text(clip.params, clip.config, clip.tokenize(["a cat."]), adaptation)
+    else:
+        encode_image(clip.params, clip.config, IMAGES, adaptation)
+
+
+def bias(tower: str, *shape: int) -> Case:
+    words = rf"^{tower}_bias has shape \({shape[0]}, .* by token\.$"
+    return encoded(words, **{f"{tower}_bias": np.zeros(shape, np.float32)})
+
+
+def weights(words: str, **layers: Any) -> Case:
+    return encoded(re.escape(words), vision_weights={"layers": layers})
+
+
+CASES: list[Case] = [
+    # Where a model should be.
+    *(loaded("is no path", source) for source in (None, 5, b"demo", ["demo"])),
+    *(loaded("no folder", source) for source in ("nothing", "/nowhere/at/all", "a/b/c", "./none")),
+    *(loaded("too long", source) for source in ("x" * 300, "a/" + "b" * 5000, f"/{'x' * 300}/y")),
+    loaded("is not whole in the local cache", f"x/y@{'z' * 300}"),
+    loaded("the activation is 'relu'", FORMATS / "open_clip", activation="relu"),
+    damaged("is damaged or incomplete", WEIGHTS, lambda path: path.write_bytes(path.read_bytes()[:-100])),
+    *(
+        damaged(r"config\.json", "config.json", lambda path, content=content: path.write_text(content))
+        for content in ("{", "[]", '{"model_type": "bert"}', '{"text_config": 3}')
+    ),
+    *(
+        damaged("holds|has|is a", name, lambda path, make=make: (path.unlink(), make(path)), "open_clip")
+        for name in (OPEN_CLIP, CONFIG, "tokenizer.json")
+        for make in (os.mkfifo, os.mkdir)
+    ),
+    chosen("^x has model.safetensors but no config.json", "model.safetensors", where="x"),
+    chosen("describes a 'vit_base_patch16_clip_224' model, another network", "config.json", "model.safetensors"),
+    chosen("no CLIP weights.*it holds .*tf_model.h5", "config.json", "merges.txt", "tf_model.h5"),
+    ("it holds nothing", lambda place: choose(place.tmp_path / "none")),
+    # Other networks, by open_clip's configuration and by the names of tensors.
+    open_clip("CoCa", "", multimodal_cfg={"width": 64}),
+    open_clip("SigLIP", "", init_logit_bias=-10),
+    open_clip(r"timm \(vit_base_patch16_siglip_224\)", "vision_cfg", timm_model_name="vit_base_patch16_siglip_224"),
+    open_clip("ResNet", "vision_cfg", layers=[3, 4, 6, 3]),
+    open_clip(r"vision_cfg\.pool_type = 'avg'", "vision_cfg", pool_type="avg"),
+    open_clip(r"vision_cfg\.no_ln_pre", "vision_cfg", no_ln_pre=True),
+    open_clip(r"vision_cfg\.ls_init_value", "vision_cfg", ls_init_value=0.1),
+    open_clip(r"vision_cfg\.act_kwargs", "vision_cfg", act_kwargs={"approximate": "tanh"}),
+    open_clip("not square", "vision_cfg", image_size=[16, 32]),
+    open_clip("norm_kwargs", "vision_cfg", norm_kwargs={"eps": 1e-6, "bias": False}),
+    open_clip(r"text tower of Hugging Face \(xlm-roberta-base\)", "text_cfg", hf_model_name="xlm-roberta-base"),
+    open_clip(r"text_cfg\.no_causal_mask", "text_cfg", no_causal_mask=True),
+    open_clip(r"text_cfg\.pool_type", "text_cfg", pool_type="last"),
+    open_clip(r"text_cfg\.a_new_option", "text_cfg", a_new_option=1),
+    open_clip("heads", "text_cfg", heads=None),
+    tensor("timm", "visual.trunk.blocks.0.attn.qkv.weight"),
+    tensor("ResNet", "visual.layer1.0.conv1.weight"),
+    tensor("ResNet", "visual.attnpool.q_proj.weight"),
+    tensor("LayerScale", "visual.transformer.resblocks.0.ls_1.gamma"),
+    tensor("CoCa", "text_decoder.resblocks.0.ln_1.weight"),
+    tensor("SigLIP", "logit_bias"),
+    tensor("Hugging Face", "text.transformer.encoder.layer.0.output.dense.weight"),
+    tensor("custom text tower", "text_projection.bias"),
+    tensor("SigLIP", "vision_model.head.probe"),
+    # All differences in a single message.
+    tensors(
+        "(3 differences)|missing: visual_projection.weight|unexpected: adapter.weight (2, 2)"
+        "|wrong shape: logit_scale is (3,), the configuration asks for ()",
+        WEIGHTS,
+        lambda _: {"logit_scale": np.zeros(3), "adapter.weight": np.zeros((2, 2)), IDS: np.zeros((1, 24), int)},
+        lost="visual_projection.weight",
+    ),
+    tensors(
+        "(4 differences)|missing: visual.proj|wrong shape: ln_final.weight|wrong type: ln_final.bias"
+        "|unexpected: adapter",
+        f"open_clip/{OPEN_CLIP}",
+        lambda whole: {
+            **{"adapter": np.zeros(2), "attn_mask": np.zeros((24, 24)), "ln_final.weight": np.zeros(3)},
+            "ln_final.bias": whole["ln_final.bias"].astype(np.int32),
+        },
+        lost="visual.proj",
+    ),
+    # Images, texts, labels, types.
+    preprocessed("cannot read the image .*nowhere.png", "nowhere.png"),
+    preprocessed("the images are 5; give a path, a PIL image", 5),
+    preprocessed("image 0 holds float64 numbers; give uint8 levels from 0 to 255", np.zeros((4, 4, 3))),
+    preprocessed(r"image 0 has shape \[3, 8, 9\]; give .*channels come last", np.zeros((1, 3, 8, 9), np.uint8)),
+    preprocessed("image 1 is None; give a path", [LEVELS[0], None]),
+    preprocessed(r"an array of shape \[4\]", np.zeros((4,), np.uint8)),
+    *images("the images are uint8, so they are not normalised; give clip.preprocess", IMAGES.astype(np.uint8)),
+    *images(r"shape \[16, 16, 3\]; give \[B, 16, 16, 3\]; of a single one, images\[", IMAGES[0]),
+    *images(r"shape \[2, 3, 16, 16\]; give \[B, 16, 16, 3\], as clip.preprocess", IMAGES.transpose(0, 3, 1, 2)),
+    *images(r"shape \[2, 12\]", np.zeros((2, 12), np.float32)),
+    (
+        r"images have shape \(2, 4, 16, 3\)",
+        lambda place: ClipModule(place.clip.config).apply({"params": place.clip.params}, IMAGES[:, :4]),
+    ),
+    ("at most 24", lambda place: place.clip.tokenize(["a photo of a cat " * 6])),
+    labelled("the label 'cow' is no class", ["cow"]),
+    labelled("labels go from 2 to 2; there are 2 classes", [2]),
+    labelled("from -1", [-1]),
+    labelled("give numbers or names", [[0]]),
+    labelled("float64", [0.5]),
+    labelled("give a list", "cat"),
+    (f"{NO_TYPE} auto, float32,", lambda place: place.clip.encode_images(LEVELS, dtype="float16")),
+    (f"{NO_TYPE} auto, float32,", lambda place: place.clip.encode_texts(["x"], dtype="float16")),
+    pure(f"{NO_TYPE} auto, {', '.join(DTYPES)}", resolve, "float16"),
+    pure("dtype is 'tensorfloat32', which only a .* choose 'auto'", resolve, "tensorfloat32", "tpu"),
+    *(pure("dtype is 'bfloat16_3x', which only a .* choose 'auto'", resolve, "bfloat16_3x", x) for x in ("gpu", "cpu")),
+    # Changes of a model.
+    *(bias("vision", *shape) for shape in ((3, 3, 24), (3, 23), (2, 2, 24), (1, 3, 24))),
+    *(bias("text", *shape) for shape in ((3, 3, 16), (3, 15), (2, 2, 16), (1, 3, 16))),
+    weights("'layers/fc3/bias', which is no weight", fc3={"bias": np.zeros(3)}),
+    weights("by an array of shape (3,); the weight's is", fc2={"bias": np.zeros(3)}),
+    weights("and up ()", fc2={"down": np.zeros((3, 1, 96, 2))}),
+    weights("expected [3, 3, 24, r", qkv=PAIR),
+    weights("no stack of kernels", norm1=PAIR),
+    folded("only biases and other changes of weights fold"),
+    folded(
+        "only biases and other changes of weights fold",
+        vision_bias=np.ones((3, 24)),
+        vision_prompts=np.ones((3, 1, 24)),
+    ),
+    folded("by kind of token or by token does not fold", vision_bias=KIND),
+    folded("by kind of token or by token does not fold", vision_bias=np.ones((3, 17, 24))),
+]

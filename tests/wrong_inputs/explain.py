@@ -1,0 +1,100 @@
+"""Wrong targets, mixtures and studies, adapters that amount to no bias, and damaged results."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import clipbias
+from clipbias.clip import Adaptation
+from clipbias.data import Split
+from clipbias.explain.attention import kind_sums
+from clipbias.explain.factorial import mix_images
+from clipbias.explain.interpret import InterpretOptions, Learned, interpret
+from clipbias.explain.model import Model
+from clipbias.explain.options import StudyOptions
+from clipbias.explain.relevancy import relevancy
+from clipbias.explain.results import ARRAYS, FORMAT, SCALARS, Findings, load_results, save_arrays, save_results
+from clipbias.explain.run import run_study
+from clipbias.explain.similarity import choose_prompt
+from clipbias.explain.statistics import normalise_maps
+from clipbias.explain.study import Study
+from clipbias.explain.words import prompt_prefixes
+from tests.wrong_inputs.place import Case, Place, case, pure
+
+IMAGES = np.zeros((4, 16, 16, 3), np.float32)
+LEVELS = IMAGES.astype(np.uint8)
+
+
+mixed = case(
+    lambda place, name: mix_images(place.clip.params, place.clip.config, IMAGES, Adaptation(), Adaptation(), [name])
+)
+
+
+maps = case(lambda place, *given, **more: relevancy(*place.learned("zero_shot", ("cat",)), IMAGES, *given, **more))
+
+
+@case
+def amount(place: Place, method: str, images: Any, /, *kind: str, **options: Any) -> None:
+    clipbias.amounts_to(place.adapter(method, **options), images, *kind, clip=place.clip)
+
+
+@case
+def study(place: Place, *methods: str, images: int = 1) -> None:
+    models = [Model(name, name, name, place.task(name), {}) for name in methods]
+    study = Study(models, Split(("a",) * images, (0,) * images, lambda _: b""), StudyOptions(), place.tmp_path)
+    run_study(study, place.tmp_path, dataset={}, config={}, sections=("fig9",))
+
+
+@case
+def results(place: Place, file: str, damage: Callable[[Path], Any]) -> None:
+    """A study's results of which a file is damaged."""
+    save_results(place.tmp_path, Findings({"x": np.zeros(2)}, {"format": FORMAT}))
+    damage(place.tmp_path / file)
+    load_results(place.tmp_path)
+
+
+def without_prompts(place: Place) -> None:
+    learned = Learned("a", "a", clipbias.load_adapter(place.adapter("zero_shot")), place.task("zero_shot"))
+    interpret(place.clip, [learned], InterpretOptions())
+
+
+CASES: list[Case] = [
+    maps(r"targets have shape \(3,\) for 4 images", np.zeros(3, int)),
+    maps("targets are float32; give class numbers", np.zeros(4, np.float32)),
+    maps("targets go from 0 to 1; the task has classes 0 … 0", np.array([0, 0, 1, 0])),
+    maps("recompute is -1; it must be a whole number from 0", np.zeros(4, int), recompute=-1),
+    maps("chunk is 0; it must be a whole number from 1", np.zeros(4, int), chunk=0),
+    maps("start_layer 3 is outside the vision tower's 3 layers", np.zeros(4, int), start_layer=3),
+    pure("unknown normalisation 'mean'", normalise_maps, np.zeros((1, 2)), "mean", np.ones((1, 2), bool)),
+    pure(
+        "reduction is 'max'; choose from sum, mean", kind_sums, np.zeros((1, 3)), np.zeros((1, 3), int), reduction="max"
+    ),
+    *(pure("choose 'mean' or 0 … 1", choose_prompt, np.zeros((1, 2, 3)), wrong) for wrong in (2, "first")),
+    ("after a class name", lambda place: prompt_prefixes(place.task("coop", position="middle"), 4)),
+    *(mixed(f"unknown mixture '{name}'; give letters R and P", name) for name in ("R", "RRRR", "RX", "RR:token")),
+    # Adapters.
+    amount("TaskRes amounts to no bias. Neither tokens nor weights inside the towers", "taskres", LEVELS),
+    amount("TPT learns of crops of each image, which are not made here", "tpt", LEVELS),
+    amount(
+        *("'coop' starts from a random context and not from words", "coop", LEVELS),
+        **{"tokens": 4, "class_specific": True, "words": "", "position": "front"},
+    ),
+    amount("'coop' starts from texts such as 'an image of a cat.'", "coop", LEVELS, words="an image of a"),
+    amount(r"images are float32 \(4, 16, 16, 3\); give raw pixels, uint8 \[n, 16, 16, 3\]", "vpt", IMAGES),
+    amount("there is no image to measure on", "vpt", None),
+    amount("'token'.*vector, kind", "vpt", None, "token"),
+    ("none of these adapters holds contexts, prompts, biases or residuals", without_prompts),
+    # Studies and their results.
+    study("unknown section 'fig9'", "zero_shot", "vpt"),
+    study("give 'zero_shot' first", "vpt"),
+    study("no image to explain", "zero_shot", "vpt", images=0),
+    results("holds no results.json", SCALARS, Path.unlink),
+    results("results.json is not a study's results", SCALARS, lambda path: path.write_text("{")),
+    results("results.json is not a study's results", SCALARS, lambda path: path.write_text("[1]")),
+    results("has format 99", SCALARS, lambda path: path.write_text('{"format": 99}')),
+    results("results.npz is damaged", ARRAYS, lambda path: path.write_bytes(b"PK")),
+    # As a process leaves it that was killed before it wrote the other file.
+    results("or of another study than results.json", ARRAYS, lambda path: save_arrays(path, {"x": np.ones(2)})),
+]

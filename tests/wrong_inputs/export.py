@@ -1,0 +1,83 @@
+"""Forms that an adapter does not take, and folders of PEFT's that cannot be read."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+import clipbias
+from clipbias.export import export, read_peft
+from tests.wrong_inputs.place import Case, Place, case
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+OWN = "tests.own_methods"
+Tensors = dict[str, np.ndarray]
+
+
+@case
+def form(place: Place, method: str, name: str) -> None:
+    """A form that an adapter does not take, and nothing is left of it."""
+    adapter, folder = clipbias.load_adapter(place.adapter(method)), place.tmp_path / "out"
+    try:
+        export(adapter, place.clip, folder, form=name, own_methods=(method,))
+    finally:
+        assert not folder.exists()
+
+
+def half(place: Place) -> None:
+    adapter, clip = clipbias.load_adapter(place.adapter()), clipbias.load(place.model, dtype="bfloat16")
+    export(adapter, clip, place.tmp_path / "out")
+
+
+@case
+def peft(place: Place, change: Callable[[Tensors], Tensors] = dict, **settings: Any) -> None:
+    """A folder of PEFT's with other settings or tensors."""
+    folder = place.tmp_path / "out"
+    export(clipbias.load_adapter(place.adapter("clip_lora")), place.clip, folder, form="peft")
+    (folder / CONFIG).write_text(json.dumps(json.loads((folder / CONFIG).read_text()) | settings))
+    save_file(change(load_file(folder / WEIGHTS)), folder / WEIGHTS)
+    read_peft(folder, place.clip, ("cat", "dog"))
+
+
+def without(name: str) -> Callable[[Tensors], Tensors]:
+    return lambda tensors: {key: value for key, value in tensors.items() if name not in key}
+
+
+def more(name: str, value: float = 0.0) -> Callable[[Tensors], Tensors]:
+    return lambda tensors: {**tensors, name: np.full((2, 24), value, np.float32)}
+
+
+Q = "base_model.model.vision_model.encoder.layers.1.self_attn.q_proj.lora_A.weight"
+CASES: list[Case] = [
+    form(
+        "'vpt' is not changes of weights alone and cannot be folded into a checkpoint; export it as a program",
+        *("vpt", "checkpoint"),
+    ),
+    form("'bias_by_kind' has a bias that differs between tokens and cannot be folded", "bias_by_kind", "checkpoint"),
+    form("'vpt' changes the image features.*; export it as a program", "vpt", "head"),
+    form("'bias' changes the image features.*; export it as a checkpoint", "bias", "head"),
+    form("export it as a head", "coop", "checkpoint"),
+    form("Probe' has a head of its own, which a file of class features cannot hold; exp", f"{OWN}:Probe", "head"),
+    form("Cache' has a head of its own, which a checkpoint cannot hold", f"{OWN}:Cache", "checkpoint"),
+    form("Everything' is not changes of weights alone.*as a program", f"{OWN}:Everything", "checkpoint"),
+    form("'tpt_coop' learns of each test image, which no exported file does", "tpt_coop", "program"),
+    form("unknown form 'onnx'; choose from checkpoint, head, program, peft", "coop", "onnx"),
+    form("holds what CLIP-LoRA learns, and the method is BitFit", "bitfit", "peft"),
+    ("load it in float32", half),
+    # Folders of PEFT's.
+    (f"is no adapter of PEFT's: it has no {CONFIG}", lambda place: read_peft(place.tmp_path, place.clip, ("cat",))),
+    peft("holds 'IA3' and not LoRA", peft_type="IA3"),
+    peft("has use_qalora=True, which CLIP-LoRA here does not have", use_qalora=True),
+    peft("has alpha_pattern=", alpha_pattern={"q_proj": 4}),
+    peft("PEFT's r is '2'; it must be a whole number", r="2"),
+    peft("PEFT's lora_alpha is None; it must be a finite number", lora_alpha=None),
+    peft(r"of shape \(2, .*; expected finite numbers of shape \(3, ", r=3),
+    peft("changes the attention's q, k, v and output alone", more(Q.replace("self_attn.q_proj", "mlp.fc1"))),
+    peft("does not change the same kernels in every block", without("vision_model.encoder.layers.1.")),
+    peft("does not change the same kernels", without("text_model.encoder.layers.2.")),
+    peft("does not change the same kernels", without(Q)),
+    peft("has 'nothing', and the method here changes the attention's", without("layers")),
+    peft("expected finite numbers", more(Q, np.nan)),
+]

@@ -1,0 +1,58 @@
+"""The place that each call of the tables gets, and how cases are made."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import clipbias
+from clipbias.clip import Clip
+from clipbias.tuning import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """An empty folder, and the tiny random model where a call asks for it."""
+
+    tmp_path: Path
+    request: pytest.FixtureRequest
+
+    @property
+    def model(self) -> Path:
+        """The model's folder."""
+        return self.request.getfixturevalue("model")
+
+    @property
+    def clip(self) -> Clip:
+        """The same, loaded."""
+        return self.request.getfixturevalue("clip")
+
+    def task(self, method: str = "bias", names: tuple[str, ...] = ("cat", "dog"), **options: Any) -> Task:
+        return Task(self.clip, method, names, **options)
+
+    def learned(self, *given: Any, **options: Any) -> tuple[Task, Any, Any]:
+        """A task, the frozen weights and the first learnables."""
+        task = self.task(*given, **options)
+        return task, self.clip.params, task.init()
+
+    def adapter(self, method: str = "bias", names: tuple[str, ...] = ("cat", "dog"), **options: Any) -> Path:
+        """A file of an adapter of zeros."""
+        task, path = self.task(method, names, **options), self.tmp_path / "a.safetensors"
+        clipbias.save_adapter(path, task, jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), task.shapes))
+        return path
+
+
+# Words of the message, as a regular expression, and the call that is refused.
+Case = tuple[str, Callable[[Place], Any]]
+
+
+def case(call: Callable[..., Any]) -> Callable[..., Case]:
+    """Makes cases of words and of the arguments that a call takes after the place."""
+    return lambda words, /, *given, **options: (words, lambda place: call(place, *given, **options))
+
+
+pure = case(lambda place, call, *given, **options: call(*given, **options))

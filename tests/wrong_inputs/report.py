@@ -1,0 +1,45 @@
+"""Damaged work folders and results, wrong maps, and places that cannot be written to."""
+
+import json
+
+import numpy as np
+
+from clipbias.report import style, write_overview, write_report
+from clipbias.report.curves import save_curves
+from clipbias.report.overlay import heat_map
+from clipbias.report.runs import read_workdir
+from tests.report.test_runs import TRAIN
+from tests.wrong_inputs.place import Case, Place, case, pure
+
+
+@case
+def workdir(place: Place, config: str = "", **files: bytes) -> None:
+    """A folder with a configuration and other files."""
+    for name, content in {"config.json": config.encode(), **files}.items():
+        if content:
+            (place.tmp_path / name).write_bytes(content)
+    read_workdir(place.tmp_path)
+
+
+def circle(place: Place) -> None:
+    (place.tmp_path / "circle").symlink_to("circle")
+    read_workdir(place.tmp_path / "circle")
+
+
+CASES: list[Case] = [
+    workdir("is not the work folder of a run"),
+    workdir("is not the work folder of a run", '{"model_type": "clip"}'),
+    workdir(r"config\.json is not a JSON file \(not valid JSON, line 1", "{"),
+    workdir(r"config\.json is not a JSON file .*found '\[\]'", "[]"),
+    workdir(r"result\.json is not a JSON file", json.dumps(TRAIN), **{"result.json": b"\x00"}),
+    workdir(r"metrics\.jsonl is damaged", json.dumps(TRAIN), **{"metrics.jsonl": b"1\n"}),
+    workdir(r"metrics\.jsonl is damaged", json.dumps(TRAIN), **{"metrics.jsonl": b"\xff"}),
+    ("there is no folder", lambda place: read_workdir(place.tmp_path / "nowhere")),
+    pure("there is no folder", read_workdir, "~nobody/of/that/name"),
+    ("Too many levels of symbolic links", circle),
+    ("none of the runs has a training curve", lambda place: save_curves([], place.tmp_path / "c.png")),
+    (r"holds no results\.json", lambda place: write_report(place.tmp_path, place.tmp_path)),
+    ("none was given", lambda place: write_overview([], place.tmp_path)),
+    pure("7 patches of a row of 7", heat_map, np.ones(7), 8, 7),
+    ("cannot write", lambda place: style.save_figure(style.new_figure(2, 1), place.model / "config.json" / "figure")),
+]

@@ -1,0 +1,51 @@
+"""Wrong pictures of a plot, class names of the page, names of uploads, settings, and arguments of tools."""
+
+from typing import Any
+
+import numpy as np
+
+import clipbias
+from clipbias.app import ZERO_SHOT, Bench
+from experiments import common, train
+from experiments.values import check_config
+from tests.wrong_inputs.place import Case, Place, case, pure
+from tools import draw_verdict, make_demo_tables, make_notebook
+
+LEVELS = np.zeros((2, 20, 16, 3), np.uint8)
+
+
+bench = case(lambda place, names: Bench(place.clip, {}).bind(ZERO_SHOT, names))
+
+
+@case
+def plotted(place: Place, pictures: Any, **options: Any) -> None:
+    task, _, learnables = place.learned("ivlp")
+    clipbias.plot(task, learnables, pictures, **options)
+
+
+OWN = common.own_config(train.main)
+FEWER = OWN.copy_and_resolve_references()
+del FEWER["epochs"]
+CASES: list[Case] = [
+    plotted("2 pictures and 1 maps", LEVELS, maps=np.ones((1, 16))),
+    plotted("2 pictures and 1 titles", LEVELS, titles=["a"]),
+    plotted("1 targets", LEVELS, targets=[1]),
+    plotted(r"the images have shape \[2, 5\]", np.zeros((2, 5), np.float32)),
+    plotted("there are 0 pictures", []),
+    bench("there are 0 class names; write from 1 to 1000, one per line", "  \n"),
+    bench("there are 1001 class names; write from 1 to 1000, one per line", "\n".join(map(str, range(1001)))),
+    ("does not fit 'demo'", lambda place: Bench(clipbias.load("demo"), {"a": clipbias.load_adapter(place.adapter())})),
+    ("there are no learnables", lambda place: clipbias.push_to_hub("me/task", place.task())),
+    *(
+        ("is no name of a repository", lambda place, name=name: clipbias.push_to_hub(name, place.task(), {}))
+        for name in ("small", "me/small@main", "")
+    ),
+    pure("the configuration has no epochs", check_config, FEWER, OWN),
+    pure("there is no setting 'epochs'", check_config, OWN, FEWER),
+    (
+        r"runs\.md has no table of the demo; report\.md, .* models\.md have",
+        lambda place: make_demo_tables.page(place.tmp_path / "runs.md"),
+    ),
+    pure("does not begin with a line '# %%'", make_notebook.cells, "x = 1\n", "docs/a.ipynb", None),
+    pure("give finished studies", draw_verdict.main, []),
+]

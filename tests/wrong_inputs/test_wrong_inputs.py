@@ -1,0 +1,28 @@
+"""Wrong inputs are refused in words that fit them: a table of such calls for each package."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clipbias.errors import ClipbiasError
+from tests.wrong_inputs import adapters, clip, data, explain, export, report, rest, training, tuning
+from tests.wrong_inputs.place import Place
+
+TABLES = (adapters, clip, data, explain, export, report, rest, training, tuning)
+
+
+@pytest.mark.parametrize(
+    ("words", "call"),
+    [
+        pytest.param(*case, id=f"{table.__name__.rpartition('.')[2]}-{case[0][:40]}")
+        for table in TABLES
+        for case in table.CASES
+    ],
+)
+def test_a_wrong_input_is_refused_in_these_words(
+    words: str, call: Callable[[Place], Any], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    with pytest.raises(ClipbiasError, match=words):
+        call(Place(tmp_path, request))
