@@ -95,7 +95,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.long  # CI runs it
+@pytest.mark.ci
 def test_commands_on_the_embedded_model_run(folder: Path) -> None:
     different = {computation(command): command for command in reversed(COMMANDS) if is_embedded(command)}
     chosen = [(command, reduced(command)) for command in reversed(different.values())]
@@ -107,7 +107,7 @@ def test_commands_on_the_embedded_model_run(folder: Path) -> None:
     assert (folder / "workdir" / "why" / "report" / "report.html").is_file()
 
 
-@pytest.mark.long  # CI runs it
+@pytest.mark.ci
 def test_command_lines_are_read_by_their_programs(folder: Path) -> None:
     # A module that is only named is checked for being there.
     chosen = [
@@ -120,7 +120,7 @@ def test_command_lines_are_read_by_their_programs(folder: Path) -> None:
         assert result["status"] == 0, f"{command.page}: {command.text}\n{result['said'][-3000:]}"
 
 
-@pytest.mark.long  # CI runs it
+@pytest.mark.ci
 def test_a_wrong_command_line_is_noticed(folder: Path) -> None:
     wrong = [
         ("experiments.table1", ["--config=configs/demo.py", "--config.lerning_rate=1"]),

@@ -74,6 +74,7 @@ def next_said(process: subprocess.Popen) -> Any:
     return next(json.loads(line[5:]) for line in process.stdout if line.startswith("said "))
 
 
+@pytest.mark.ci
 def test_two_processes_exchange_values_stop_at_the_same_step_and_leave_each_other() -> None:
     """After which the first may draw for longer than the other would wait."""
     with two_processes("leave") as processes:
@@ -92,7 +93,7 @@ def test_two_processes_exchange_values_stop_at_the_same_step_and_leave_each_othe
         assert [process.wait(timeout=60) for process in processes] == [143, 143]
 
 
-@pytest.mark.long  # CI runs it
+@pytest.mark.ci
 @pytest.mark.parametrize("cause", ["fail", "kill"])
 def test_where_one_process_ends_the_other_ends_too(cause: str) -> None:
     with two_processes(cause) as processes:

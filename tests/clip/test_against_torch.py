@@ -115,7 +115,7 @@ def test_attention_and_taps_equal_the_reference(tiny):
     assert difference(seen, np.stack([block.tapped for block in theirs.blocks])) < 3 * ROUNDING
 
 
-@pytest.mark.long
+@pytest.mark.ci
 def test_vit_b_16_equals_transformers():
     """The full geometry, its weights drawn from their seed."""
     settings = weights.geometry(**VIT_B_16)

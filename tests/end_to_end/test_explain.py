@@ -38,8 +38,13 @@ SETTINGS = {"dataset": "folder", "batch_size": 4, "faithfulness_images": 2, "exa
 CAUSAL = ("factorial", "constants", "verdict")
 
 
-@pytest.mark.long  # CI runs it
-@pytest.mark.parametrize("sections", [CAUSAL, SECTIONS], ids=["causal", "all"])
+@pytest.mark.parametrize(
+    "sections",
+    [
+        pytest.param(CAUSAL, marks=pytest.mark.ci, id="causal"),
+        pytest.param(SECTIONS, marks=pytest.mark.long, id="all"),
+    ],
+)
 def test_a_study_with_its_report(sections, images, adapters, tmp_path):
     """Of one tuned model; the command of the documentation explains two.
 

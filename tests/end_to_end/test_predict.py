@@ -73,7 +73,7 @@ def test_zero_shot_sees_the_whole_image_and_the_adapters_template(model: Path, t
     assert first.keys() == {"image", "classes", "probabilities"}
 
 
-@pytest.mark.long  # CI runs it
+@pytest.mark.ci
 def test_predictions_with_relevancy(images, adapters, tmp_path, monkeypatch):
     """Each image's own, whichever batch it is in, the last one filled up; what cannot be read moves no other."""
     broken = tmp_path / "broken.png"

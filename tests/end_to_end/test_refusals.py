@@ -88,7 +88,7 @@ HELPED = [
 ]
 
 
-@pytest.mark.long  # CI runs it
+@pytest.mark.ci
 def test_command_lines_are_refused_in_one_sentence_or_answered_with_help(cache: Path, tmp_path: Path) -> None:
     (tmp_path / "syntax.py").write_text("x = (\n")
     (tmp_path / "raises.py").write_text("def get_config():\n    return 1 / 0\n")
@@ -149,7 +149,7 @@ def test_an_adapter_of_another_model(trained: tuple[Path, str, str], tmp_path: P
     )
 
 
-@pytest.mark.long  # CI runs it
+@pytest.mark.ci
 def test_folders_that_may_not_be_written(model: Path, cache: Path, tmp_path: Path) -> None:
     """Permission bits close the work folder and the cache; root is made to heed them."""
     heed = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []

@@ -75,7 +75,7 @@ def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "train_step", step_and_signal)
 
 
-@pytest.mark.long
+@pytest.mark.ci
 def test_two_processes_train_what_one_does(
     model: Path, trained: tuple[Path, str, str], cache: Path, tmp_path: Path
 ) -> None:

@@ -18,6 +18,8 @@ from clipbias.version import __version__
 from tests.documents import ROOT, blocks
 from tests.report.test_runs import state, trained
 
+pytestmark = pytest.mark.ci
+
 
 def call(*command: str | Path, cwd: Path) -> str:
     """Runs a command without the repository on its path; returns what it printed."""
@@ -65,7 +67,6 @@ def programs(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return install(tmp_path_factory.mktemp("installed"), wheel)
 
 
-@pytest.mark.long
 def test_a_script_beside_the_clone_finds_the_package(source: Path, tmp_path: Path) -> None:
     """Python also finds the clone's folder there, a namespace package of the same name."""
     python = install(tmp_path, "-e", source) / "python"
@@ -73,7 +74,6 @@ def test_a_script_beside_the_clone_finds_the_package(source: Path, tmp_path: Pat
     assert call(python, "script.py", cwd=source.parent) == f"{__version__}\n"
 
 
-@pytest.mark.long  # CI runs it
 def test_every_file_of_the_package_is_in_the_wheel(wheel: Path) -> None:
     inside = set(zipfile.ZipFile(wheel).namelist())
     for name in ("clipbias", "configs", "experiments"):
@@ -87,7 +87,6 @@ def test_every_file_of_the_package_is_in_the_wheel(wheel: Path) -> None:
         assert not re.search(r"^\s*(from|import) (tools|tests)\b", source, re.MULTILINE), name
 
 
-@pytest.mark.long
 def test_the_command_works_in_an_empty_folder(programs: Path, tmp_path: Path) -> None:
     tiny = ("--config.methods=('zero_shot',)", "--config.datasets=('demo/fashion',)", "--config.eval_batch_size=300")
     told = call(programs / "clipbias", "table1", "--config=configs/demo.py:full", *tiny, cwd=tmp_path)
@@ -97,7 +96,6 @@ def test_the_command_works_in_an_empty_folder(programs: Path, tmp_path: Path) ->
     assert config["model"] == "demo" and config["methods"] == ["zero_shot"]
 
 
-@pytest.mark.long
 def test_other_commands_work_in_an_empty_folder(programs: Path, tmp_path: Path) -> None:
     listed = call(programs / "clipbias", cwd=tmp_path)
     assert "  table1       Trains methods x datasets" in listed
@@ -114,7 +112,6 @@ def test_other_commands_work_in_an_empty_folder(programs: Path, tmp_path: Path) 
     assert (tmp_path / "sheet.png").is_file()
 
 
-@pytest.mark.long
 def test_the_readme_runs_on_the_installed_wheel(programs: Path, tmp_path: Path) -> None:
     python = programs / "python"
     (packages,) = (programs.parent / "lib").glob("python*/site-packages")

@@ -112,7 +112,7 @@ def normalised(clip: Clip) -> np.ndarray:
     return (raw / 255 - np.asarray(clip.preprocessing.mean)) / np.asarray(clip.preprocessing.std)
 
 
-@pytest.mark.long
+@pytest.mark.ci
 def test_mixtures_of_passes_and_of_texts_of_an_image_are_each_runs_of_its_own(clip, reference, tmp_path):
     """PLOT++ and CoCoOp, from the images to the likelihoods."""
     made, images, labels = study(clip, tmp_path, "plot_plus_plus", "cocoop"), normalised(clip), np.arange(IMAGES) % 3

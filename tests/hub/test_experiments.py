@@ -40,7 +40,7 @@ def weights(hub: Hub) -> list[str]:
     return [name for name in hub.downloaded() if name.endswith(LARGE)]
 
 
-@pytest.mark.long
+@pytest.mark.ci
 def test_a_dry_run_of_the_papers_table(official: Hub, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     config = table1_config.get_config()
     config.dry_run = True
@@ -53,7 +53,7 @@ def test_a_dry_run_of_the_papers_table(official: Hub, tmp_path: Path, capsys: py
     assert "README.md" not in official.downloaded()
 
 
-@pytest.mark.long
+@pytest.mark.ci
 def test_training(official: Hub, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     config = train_config.get_config("taskres")
     miniatures.make(tmp_path / "data", "eurosat")

@@ -76,7 +76,7 @@ def outputs(config: Any, params: Any, images: Any, ids: Any, added: Any, packed:
     return found
 
 
-@pytest.mark.long
+@pytest.mark.ci
 @pytest.mark.parametrize("family", NAMES, indirect=True)
 def test_features_and_gradients_equal_transformers(family: tuple[Clip, dict[str, np.ndarray]]) -> None:
     clip, expected = family

@@ -68,7 +68,7 @@ def test_a_state_moves_to_another_mesh(tmp_path: Path) -> None:
     np.testing.assert_array_equal(moved["a"], values["a"])
 
 
-@pytest.mark.long  # CI runs it
+@pytest.mark.ci
 def test_a_kill_within_a_save_leaves_the_step_before_it(tmp_path: Path) -> None:
     program = """
 import sys

@@ -37,7 +37,7 @@ def test_which_steps_are_traced(
     assert not running
 
 
-@pytest.mark.long  # CI runs it; the profiler takes 300 MB for good
+@pytest.mark.ci  # the profiler takes 300 MB for good
 def test_the_trace_of_a_training_lies_beside_its_metrics(
     clip: Clip, colours: Dataset, recipe: Recipe, tmp_path: Path
 ) -> None:
