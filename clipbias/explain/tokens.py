@@ -1,7 +1,6 @@
 """Which token is what: patches, prompts, words."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
@@ -50,7 +49,7 @@ def prompt_depths(task: Task, learnables: Learnables) -> tuple[int, int]:
 
 def vision_roles(config: VisionConfig, prompts: int) -> Roles:
     """`[cls]`, patches, then `V` prompts: `[N]`."""
-    is_prompt = jnp.arange(config.tokens + prompts) >= config.tokens
+    is_prompt = np.arange(config.tokens + prompts) >= config.tokens
     return Roles(is_prompt, ~is_prompt)
 
 
