@@ -324,6 +324,8 @@ def test_examples_show_every_model_with_its_prediction(study, drawn):
     row = numbers(drawing, picture=1, model="bias", part="text", index=2).iloc[0]
     assert (row["token"], row["name"]) == ("photo", "test/class_1/0001.png")
     assert row["relevancy"] == study.array("examples/bias/text")[1, 2]
+    inches = drawing.figure.get_size_inches()[0]
+    assert all(1 < inches * axes.get_position().width < 3 for axes in drawing.figure.axes if axes.get_title())
 
 
 @pytest.mark.parametrize("draw", EVERY, ids=NAMES)
