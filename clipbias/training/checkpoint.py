@@ -78,7 +78,7 @@ class Checkpoints:
         told = {"losses": [float(loss) for loss in losses]}
         with self._explained("save a checkpoint"):
             self._checkpointer.wait()
-            self._checkpointer.save_async(step, named, force=True, overwrite=True, custom_metadata=told)
+            self._checkpointer.save_async(step, named, force=True, custom_metadata=told)
 
     def wait(self) -> None:
         """Waits until what was saved is on disk. Raises `ClipbiasError` if it could not be written."""
