@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load, save_file
 
 import clipbias
 from clipbias.export import export, read_peft
@@ -31,13 +31,19 @@ def half(place: Place) -> None:
     export(adapter, clip, place.tmp_path / "out")
 
 
+FILES: dict[str, bytes] = {}  # of PEFT's folder of an adapter, exported once
+
+
 @case
 def peft(place: Place, change: Callable[[Tensors], Tensors] = dict, **settings: Any) -> None:
     """A folder of PEFT's with other settings or tensors."""
     folder = place.tmp_path / "out"
-    export(clipbias.load_adapter(place.adapter("clip_lora")), place.clip, folder, form="peft")
-    (folder / CONFIG).write_text(json.dumps(json.loads((folder / CONFIG).read_text()) | settings))
-    save_file(change(load_file(folder / WEIGHTS)), folder / WEIGHTS)
+    if not FILES:
+        export(clipbias.load_adapter(place.adapter("clip_lora")), place.clip, folder, form="peft")
+        FILES.update({name: (folder / name).read_bytes() for name in (CONFIG, WEIGHTS)})
+    folder.mkdir(exist_ok=True)
+    (folder / CONFIG).write_text(json.dumps(json.loads(FILES[CONFIG]) | settings))
+    save_file(change(load(FILES[WEIGHTS])), folder / WEIGHTS)
     read_peft(folder, place.clip, ("cat", "dog"))
 
 
