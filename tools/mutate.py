@@ -140,7 +140,7 @@ def failure(root: Path, bug: Bug, workers: int) -> str | None:
             environment = {**os.environ, "PYTHONPATH": str(root)}
             done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
             if done.returncode != 0:
-                told = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+                told = [line for line in done.stdout.splitlines() if line.startswith(("FAILED tests", "ERROR tests"))]
                 return (told or [done.stdout[-200:] + done.stderr[-200:]])[0]
     finally:
         path.write_bytes(content)

@@ -285,12 +285,9 @@ def _train_stages(
     def train_stage(number: int, start: Learnables) -> tuple[Task, Trained]:
         trained, recipe = stages[number]
         bound = (task, plan) if trained is method else _planned(shared, bind, source, runs, trained, recipe)
-        own = logging
-        if len(stages) > 1:
-            folder = logging.checkpoints and logging.checkpoints / f"stage{number}"
-            own = dataclasses.replace(
-                logging, checkpoints=folder, steps_before=sum(steps[:number]), steps_in_all=sum(steps)
-            )
+        folder = logging.checkpoints and logging.checkpoints / f"stage{number}"
+        before = sum(steps[:number])
+        own = dataclasses.replace(logging, checkpoints=folder, steps_before=before, steps_in_all=sum(steps))
         sampling = sampling_of(trained)
         options: dict[str, Any] = dict(plan=bound[1], on_image_error=shared.on_image_error, workers=shared.workers)
         if sampling is not None:

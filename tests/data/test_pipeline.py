@@ -2,12 +2,13 @@
 
 import threading
 
+import jax
 import numpy as np
 import pytest
 
 from clipbias.data import pipeline, transforms
 from clipbias.data.dataset import Split
-from clipbias.data.images import ImageCache, Images
+from clipbias.data.images import ImageCache, Images, unset
 from clipbias.data.workers import Workers
 from clipbias.errors import ClipbiasError, UnreadableImage
 from tests.data.pictures import encoded, picture
@@ -225,6 +226,12 @@ def test_those_who_share_threads_have_no_more_together():
     assert len(found) == 2 and max(most) <= 2
     alone = train(split, batch_size=36, seed=4, epochs=2)
     assert_same([batches[4] for batches in found], alone)
+
+
+def test_a_batch_is_where_a_cpu_takes_it_without_a_copy():
+    for rows in range(1, 20):
+        batch = unset((rows, SIZE, SIZE, 3), np.float32)
+        assert jax.device_put(batch).unsafe_buffer_pointer() == batch.ctypes.data
 
 
 def test_images_of_one_cache_are_decoded_once():
