@@ -88,6 +88,11 @@ def line_of(axes, label):
     return np.asarray(line.get_data(), float), None
 
 
+def level(axes):
+    """Where the dotted line is that a curve is compared with, or nothing."""
+    return [line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == ":"]
+
+
 def assert_line(axes, label, mean, error=None):
     """A line with its means and intervals of 1.96 standard errors."""
     (_, shown), ends = line_of(axes, label)
@@ -221,6 +226,7 @@ def test_vision_attention_has_a_row_per_variant_and_a_dot_per_head(study, drawn)
             (dots,) = [line for line in axes.lines if line.get_marker() == "o"]
             np.testing.assert_allclose(dots.get_ydata(), mean.ravel(), rtol=1e-6)
             assert axes.get_ylim()[0] == 0 and axes.get_ylim()[1] > mean.max()
+            assert level(axes) == ([] if quantity == "distance" else [math.log(10)])
             if tuned:
                 original = study.average(f"vision_attention/zero_shot/clip/{quantity}").mean
                 assert_line(axes, "zero-shot's again", original.mean(1))
@@ -245,6 +251,7 @@ def test_decomposition_has_a_row_per_tower_and_names_the_bias_it_compares_with(s
         path = f"decomposition/ivlp/{tower}"
         mass, size, constancy, cosine = row
         assert mass.get_ylabel() == f"IVLP, {tower}"
+        assert [level(axes) for axes in row] == [[0.5], [0.5], [], [0]]
         for name, label in (("prompt_mass", "mean over queries"), ("readout_mass", "query that is read out")):
             mean, error = study.average(f"{path}/{name}")
             assert_line(mass, label, mean.mean(1), error.mean(1))
@@ -280,6 +287,7 @@ def test_similarity_draws_three_rows_per_picture_and_the_correlation(study, draw
                 np.testing.assert_array_equal(values, study.array(f"similarity/ivlp/{name}")[picture, layer])
     (axes,) = correlation.figure.axes
     expected = study.average("similarity/ivlp/rank_correlation")
+    assert level(axes) == [0]
     shown = np.asarray(axes.containers[0].lines[0].get_ydata(), float)
     np.testing.assert_allclose(shown, expected.mean, rtol=1e-6)
     np.testing.assert_allclose(correlation.numbers["value"].tolist(), expected.mean, rtol=1e-6)
