@@ -175,8 +175,8 @@ def test_no_command_hides(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_settings_that_are_named_exist(page: Path) -> None:
     settings, flags = known_settings(), known_flags()
-    # A cluster's own, which the page's scripts set.
-    of_others = set(
+    # A cluster's own, which the page's scripts set, and pytest's.
+    of_others = {"hypothesis-profile"} | set(
         re.findall(r"--([\w-]+)", " ".join(re.findall(r"^#SBATCH.*", page.read_text("utf-8"), re.MULTILINE)))
     )
     for span in inline(page):
