@@ -35,15 +35,20 @@ class Place:
         return Task(self.clip, method, names, **options)
 
     def learned(self, *given: Any, **options: Any) -> tuple[Task, Any, Any]:
-        """A task, the frozen weights and the first learnables."""
+        """A task, the frozen weights and learnables that are zeros."""
         task = self.task(*given, **options)
-        return task, self.clip.params, task.init()
+        return task, self.clip.params, zeros(task)
 
     def adapter(self, method: str = "bias", names: tuple[str, ...] = ("cat", "dog"), **options: Any) -> Path:
         """A file of an adapter of zeros."""
         task, path = self.task(method, names, **options), self.tmp_path / "a.safetensors"
-        clipbias.save_adapter(path, task, jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), task.shapes))
+        clipbias.save_adapter(path, task, zeros(task))
         return path
+
+
+def zeros(task: Task) -> Any:
+    """Learnables without a program to compile."""
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), task.shapes)
 
 
 # Words of the message, as a regular expression, and the call that is refused.

@@ -16,7 +16,7 @@ from clipbias.tuning.templates import choose_templates
 from clipbias.tuning.user_methods import own_method
 from tests.tuning.heads_common import LABELS, make_samples
 from tests.tuning.test_registry import CLASS
-from tests.wrong_inputs.place import Case, Place, case, pure
+from tests.wrong_inputs.place import Case, Place, case, pure, zeros
 
 SIGLIP = Path(__file__).parents[1] / "data_files" / "siglip_2"
 IMAGES = np.zeros((1, 16, 16, 3), np.float32)
@@ -58,7 +58,7 @@ def described(place: Place, content: str) -> None:
 def adapted(place: Place, tower: str, method: str, change: Callable[[Adaptation], Any], **options: Any) -> None:
     """A tower under the changes that a method begins with, some of them replaced."""
     task, clip = place.task(method, **OPTIONS.get(method, {})), place.clip
-    adaptation = task.method.adapt_in_training(task.init(), jax.random.key(0))
+    adaptation = task.method.adapt_in_training(zeros(task), jax.random.key(0))
     encode, given = (encode_text, task.tokens) if tower == "text" else (encode_image, IMAGES)
     encode(clip.params, clip.config, given, dataclasses.replace(adaptation, **change(adaptation)), **options)
 
