@@ -21,14 +21,8 @@ if "CLIPBIAS_ACCELERATOR" not in os.environ:  # those compilers are to do as the
 os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
 os.environ["JAX_INCLUDE_FULL_TRACEBACKS_IN_LOCATIONS"] = "0"
 
-# Files whose tests take longest: they start first, so that no worker is left alone with one of them at the end.
-SLOWEST = (
-    "tests/end_to_end/",
-    "tests/test_commands.py",
-    "tests/test_benchmarks.py",
-    "tests/training/test_sweep.py",
-    "tests/explain/test_relevancy.py",
-)
+# Its tests take longest: they start first, so that no worker is left alone with one of them at the end.
+SLOWEST = "tests/end_to_end/"
 
 # A program that any process of any run of the tests has compiled is not compiled again: it is known by all that it does
 # and is compiled with. `pytest --cache-clear` forgets them all, and so does a run that finds more bytes than these.
@@ -52,7 +46,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the tests of `SLOWEST` before the others; the order is otherwise as it was."""
+    """Puts the tests in `SLOWEST` before the others; the order is otherwise as it was."""
     items.sort(key=lambda item: not item.nodeid.startswith(SLOWEST))
 
 
