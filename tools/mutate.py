@@ -13,6 +13,7 @@ import json
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -144,6 +145,8 @@ def failure(root: Path, bug: Bug, workers: int) -> str | None:
                 return (told or [done.stdout[-200:] + done.stderr[-200:]])[0]
     finally:
         path.write_bytes(content)
+        # Of the same second and size as the file with the bug, this would be taken for compiled already.
+        shutil.rmtree(path.parent / "__pycache__", ignore_errors=True)
     return None
 
 
