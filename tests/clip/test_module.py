@@ -78,6 +78,13 @@ def test_init_needs_no_inputs_and_gives_the_tree_of_the_functions() -> None:
     assert shapes == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), by_image["params"])
     assert float(jnp.exp(variables["params"]["logit_scale"])) == pytest.approx(1 / 0.07)
     assert not np.array_equal(*variables["params"]["text"]["layers"]["qkv"]["kernel"])
+    # OpenAI's `CLIP.initialize_parameters`, for both towers.
+    for tower, (width, depth) in {"vision": (16, 2), "text": (12, 2)}.items():
+        layers, residual = variables["params"][tower]["layers"], width**-0.5 * (2 * depth) ** -0.5
+        deviations = {"qkv": width**-0.5, "out": residual, "fc1": (2 * width) ** -0.5, "fc2": residual}
+        for name, deviation in deviations.items():
+            assert np.std(layers[name]["kernel"]) == pytest.approx(deviation, rel=0.1), name
+            assert not np.any(layers[name]["bias"])
 
 
 @pytest.mark.parametrize(
