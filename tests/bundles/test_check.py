@@ -31,7 +31,8 @@ def test_a_whole_bundle_agrees(bundle: Path) -> None:
     found = check(bundle)
     assert found.differs == [] and len(found.recomputed) == 7
     agreed = "\n".join(found.agrees)
-    for words in ("7 of 7 evaluations", "7 have log-probabilities", "5 of 5 means and paired"):
+    files = "1 of 1 files have the hash"
+    for words in (files, "7 of 7 evaluations", "7 have log-probabilities", "5 of 5 means and paired"):
         assert words in agreed
     assert "13 of 13 lists of images" in agreed  # of 7 evaluations and 6 draws
     assert "those of the embedded model demo" in agreed

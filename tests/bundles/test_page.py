@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 from clipbias.bundles.files import INDEX
-from clipbias.bundles.page import RECOMPUTED, REPORTED, REPRODUCED, UNCLEAR, make_grids, read_submissions, show
+from clipbias.bundles.page import (
+    RECOMPUTED,
+    REPORTED,
+    REPRODUCED,
+    UNCLEAR,
+    make_grids,
+    pair_table,
+    read_submissions,
+    show,
+)
 from clipbias.bundles.page import write_page as write
 from clipbias.bundles.write import write_bundle
 from tests.browser import Browser
@@ -75,6 +84,24 @@ def test_paired_tests(root: Path) -> None:
     assert rows["Zero-shot"].difference.startswith("-")
     assert rows["Bias tuning"].difference not in ("", UNCLEAR)
     assert rows["Bias tuning"].note == grid.rows["Bias tuning"]["demo/fashion"].note
+
+
+def test_all_pairs_are_rows_less_columns(root: Path) -> None:
+    grid, few = make_grids(read_submissions(root)[0])
+    assert pair_table(few) is None  # of one method
+    table = pair_table(grid)
+    assert table is not None and table.columns[1:] == tuple(row[0] for row in table.rows)
+    assert "Row less column on demo/fashion" in table.caption
+    for one, *cells in table.rows:
+        for other, cell in zip(table.columns[1:], cells, strict=True):
+            if one == other:
+                assert cell == ""
+                continue
+            first, second = (grid.rows[name]["demo/fashion"].number.value for name in (one, other))
+            if abs(first - second) > 1.96 * grid.difference(one, other, "demo/fashion").error:
+                assert float(cell.split()[0]) == pytest.approx(first - second, abs=0.051)
+            else:
+                assert cell == UNCLEAR
 
 
 def test_an_average_is_as_far_trusted_as_its_least_part(tmp_path: Path) -> None:

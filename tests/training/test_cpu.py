@@ -37,6 +37,14 @@ def test_versions_that_were_not_tried_are_left_alone(monkeypatch: pytest.MonkeyP
     assert cpu.os.environ["XLA_FLAGS"] == ""
 
 
+def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise OSError(name)
+
+    monkeypatch.setattr(cpu.ctypes, "CDLL", missing)
+    assert cpu.keep_freed_memory() is False
+
+
 STEPS = """
 from clipbias.training import cpu
 cpu.prepare()
