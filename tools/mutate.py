@@ -1,4 +1,4 @@
-"""Plants bugs and runs the tests: what survives shows what the tests do not see.
+"""Plants bugs and runs the tests: bugs that survive show gaps of the tests.
 
 A seed draws the bugs, over the packages in proportion to their lines: a sign, a comparison, an axis, a number that is
 larger by 1, a flag, two arguments swapped, a divisor or a term left out, a condition turned round. Each is planted in a
@@ -141,8 +141,8 @@ def failure(root: Path, bug: Bug, workers: int) -> str | None:
             environment = {**os.environ, "PYTHONPATH": str(root)}
             done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
             if done.returncode != 0:
-                told = [line for line in done.stdout.splitlines() if line.startswith(("FAILED tests", "ERROR tests"))]
-                return (told or [done.stdout[-200:] + done.stderr[-200:]])[0]
+                failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED tests", "ERROR tests"))]
+                return (failed or [done.stdout[-200:] + done.stderr[-200:]])[0]
     finally:
         path.write_bytes(content)
         # Of the same second and size as the file with the bug, this would be taken for compiled already.
