@@ -37,11 +37,13 @@ def test_versions_that_were_not_tried_are_left_alone(monkeypatch: pytest.MonkeyP
     assert cpu.os.environ["XLA_FLAGS"] == ""
 
 
-def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("platform", ["linux", "darwin"])
+def test_another_c_library_is_left_alone(platform: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> None:
         raise OSError(name)
 
     monkeypatch.setattr(cpu.ctypes, "CDLL", missing)
+    monkeypatch.setattr(sys, "platform", platform)
     assert cpu.keep_freed_memory() is False
 
 
