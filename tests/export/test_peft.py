@@ -91,7 +91,7 @@ def exported(clip: Clip, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
-def test_a_folder_without_the_adapter_s_file(exported: Path, tmp_path: Path) -> None:
+def test_a_folder_without_its_adapter(exported: Path, tmp_path: Path) -> None:
     shutil.copytree(exported, tmp_path / "peft")
     assert clipbias.load_adapter(tmp_path / "peft").method == "clip_lora"  # this project's own file lies there
     (tmp_path / "peft" / "adapter.safetensors").unlink()

@@ -21,7 +21,7 @@ from clipbias.tuning import Recipe, Task
 from clipbias.tuning.transfer import transfer
 from tests.training.conftest import COLOURS, colour_split, group, train_runs
 from tests.training.test_mesh import devices
-from tests.wrong_inputs.place import Case, Place, case, pure
+from tests.wrong_inputs.place import Case, Place, case, pure, zeros
 
 NAMES = tuple(COLOURS)
 SPLITS = {"train": colour_split(6, 0), "val": colour_split(2, 1), "test": colour_split(5, 2)}
@@ -45,7 +45,7 @@ def planned(place: Place, method: str = "bias", **options: Any) -> None:
 def evaluated(place: Place, images: slice, **validation: Split) -> None:
     """Residuals that are no numbers."""
     task, split = place.task("taskres", NAMES), DATA.split("test")
-    learnables = jax.tree.map(lambda leaf: np.full(leaf.shape, np.nan, leaf.dtype), task.shapes)
+    learnables = jax.tree.map(lambda leaf: leaf + np.nan, zeros(task))
     options = {"mesh": meshes.single_device(), "eval_batch_size": 8, "on_image_error": "raise"}
     evaluate(task, learnables, split.subset(np.arange(len(split))[images]), **options, **validation)
 
@@ -57,13 +57,13 @@ def of_different_sizes(place: Place) -> None:
 
 def of_other_classes(place: Place) -> None:
     source, target = place.task("taskres", ("a", "b", "c")), place.task("taskres", ("c", "a"))
-    transfer(source, target, source.init())
+    transfer(source, target, zeros(source))
 
 
 def in_the_way(place: Place) -> None:
     (place.tmp_path / "predictions").write_text("")
     task, split = place.task("taskres", NAMES), DATA.split("val")
-    save_predictions(place.tmp_path, "test", task, task.init(), "taskres", split, split.labels)
+    save_predictions(place.tmp_path, "test", task, zeros(task), "taskres", split, split.labels)
 
 
 @case
@@ -81,7 +81,7 @@ CASES: list[Case] = [
         lambda place: clipbias.evaluate(place.task(names=NAMES), place.clip.params, DATA),
     ),
     fitted("colours has 3 classes, not the task's 2", clipbias.fit, DATA, names=("cat", "dog")),
-    ("classes, not the task's", lambda place: clipbias.evaluate(place.task(), place.task().init(), DATA)),
+    ("classes, not the task's", lambda place: clipbias.evaluate(place.task(), zeros(place.task()), DATA)),
     fitted("images without labels", clipbias.fit, IMAGES),
     fitted("18 images and 2 labels", clipbias.fit, IMAGES, LABELS[:2]),
     fitted("has labels of its own", clipbias.fit, DATA, LABELS),
