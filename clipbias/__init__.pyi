@@ -6,7 +6,7 @@ from .api import push_to_hub as push_to_hub
 from .clip import load as load
 from .errors import ClipbiasError as ClipbiasError
 from .explain.relevancy import relevancy as relevancy
-from .explain.replacement import amounts_to as amounts_to
+from .explain.replacement import equivalent_bias as equivalent_bias
 from .prediction import Accuracy as Accuracy
 from .prediction import Prediction as Prediction
 from .tuning import Adaptation as Adaptation

@@ -94,7 +94,7 @@ def _local_devices() -> list[int] | None:
     return [] if set(counts) == {"1"} else None
 
 
-def several() -> bool:
+def multi_process() -> bool:
     """Whether this process has others beside it. Touches a device only if a cluster was joined."""
     jax = sys.modules.get("jax")
     return jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1
@@ -104,7 +104,7 @@ def is_first() -> bool:
     """Whether this is the process that writes and prints."""
     if _left is not None:
         return _left == 0
-    return not several() or sys.modules["jax"].process_index() == 0
+    return not multi_process() or sys.modules["jax"].process_index() == 0
 
 
 def leave() -> None:
@@ -114,7 +114,7 @@ def leave() -> None:
     processes must call this.
     """
     global _left
-    if several():
+    if multi_process():
         jax = sys.modules["jax"]
         _left = jax.process_index()
         jax.distributed.shutdown()
@@ -122,7 +122,7 @@ def leave() -> None:
 
 def gather(value: Any) -> list[Any]:
     """The JSON values of all processes, in the order of the processes. All processes must call this."""
-    if not several():
+    if not multi_process():
         return [value]
     from jax.experimental import multihost_utils
 
@@ -134,7 +134,7 @@ def gather(value: Any) -> list[Any]:
 
 def from_first(decide: Callable[[], Any]) -> Any:
     """The JSON value that `decide` returns in the first process, in all of them. All processes must call this."""
-    if not several():
+    if not multi_process():
         return decide()
     from jax.experimental import multihost_utils
 
@@ -176,7 +176,7 @@ def stoppable() -> Iterator[None]:
     and within another such block, nothing is changed.
     """
     global _signal
-    if several() or _signal is not None or threading.current_thread() is not threading.main_thread():
+    if multi_process() or _signal is not None or threading.current_thread() is not threading.main_thread():
         yield
         return
     _signal = 0
@@ -211,7 +211,7 @@ def stops() -> bool:
     In several processes, SIGTERM to any of them makes this true in all of them at the same call.
     """
     global _calls
-    if not several():
+    if not multi_process():
         return bool(_signal)
     from jax.experimental import multihost_utils
 

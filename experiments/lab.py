@@ -40,7 +40,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
         table1.dry_run(*stages(config).values())
         common.tell(*describe_plan(config))
         return
-    if hosts.several():
+    if hosts.multi_process():
         raise ClipbiasError("a lab runs in one process on all devices of a machine; share it with --config.part=1/4.")
     common.tell(*describe_plan(config))
     unfinished = []

@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 import clipbias
 from clipbias import hosts
 from clipbias.clip.params import Params
-from clipbias.clip.precision import held
+from clipbias.clip.precision import cast_weights
 from clipbias.data.files_on_disk import IMAGE_SUFFIXES, image_files, read_image
 from clipbias.data.transforms import decode, test_image, test_views
 from clipbias.errors import ClipbiasError, UnreadableImage
@@ -73,7 +73,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
     files = find_images(config.images)
     adapter = find_adapter(config.adapters)
     task, learnables = open_task(config, adapter)
-    params = jax.device_put(held(task.clip.params, task.classifier.dtype))
+    params = jax.device_put(cast_weights(task.clip.params, task.classifier.dtype))
     models = list(bound(task, learnables, params, config, tuned=adapter is not None))
     found, key = list[dict[str, Any]](), "texts" if config.texts else "classes"
     began = time.monotonic()

@@ -34,9 +34,9 @@ from clipbias.training import mesh as meshes
 from clipbias.training.ahead import describe, open_topology
 from clipbias.training.group import Row
 from clipbias.training.rates import CELL, FILE, METHOD, NONE, Rates, choose
-from clipbias.training.shared import Compute, Shared
 from clipbias.training.spec import TEST, VALIDATION, Group, RunSpec, make_groups, make_specs, part_of
 from clipbias.training.sweep import RESULTS, parse_part, sweep
+from clipbias.training.sweep_context import Compute, SweepContext
 from clipbias.training.workdir import note_model, open_workdir
 from clipbias.tuning.recipe import Recipe
 from clipbias.tuning.registry import resolve
@@ -72,7 +72,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Prepared:
+class SweepInputs:
     """A configuration that is ready to run.
 
     Attributes:
@@ -82,7 +82,7 @@ class Prepared:
       rates: learning rates that were chosen before, or `None`.
     """
 
-    shared: Shared
+    shared: SweepContext
     recipe: Recipe
     axes: Mapping[str, Any]
     rates: Rates | None
@@ -101,7 +101,7 @@ class Prepared:
         )
 
 
-def prepare(config: ConfigDict, devices: Any = None) -> Prepared:
+def prepare(config: ConfigDict, devices: Any = None) -> SweepInputs:
     """Loads the model and opens the datasets, of `table1`'s configuration or of `train`'s, which has one of each.
 
     Args:
@@ -130,13 +130,13 @@ def prepare(config: ConfigDict, devices: Any = None) -> Prepared:
         dict.fromkeys(targets, 0) | dict.fromkeys(axes["datasets"], int(draws)),
         skip=config.get("on_missing") == "skip",
     )
-    shared = Shared(
+    shared = SweepContext(
         *(clip, opened, Compute.from_config(config), meshes.make_mesh(**config.mesh, devices=devices)),
         dtype=config.dtype,
         on_image_error=config.on_image_error,
     )
     rates = Rates.read(rates_path(config.rates_file)) if config.rates_file else None
-    return Prepared(shared, Recipe.from_config(config), axes, rates)
+    return SweepInputs(shared, Recipe.from_config(config), axes, rates)
 
 
 def _given_options(method: str, values: Any) -> dict[str, Any]:
@@ -146,7 +146,7 @@ def _given_options(method: str, values: Any) -> dict[str, Any]:
     return {option: value for option, value in values.items() if value is not None}
 
 
-def run(config: ConfigDict, prepared: Prepared, workdir: Path) -> tuple[list[RunSpec], list[Row]]:
+def run(config: ConfigDict, prepared: SweepInputs, workdir: Path) -> tuple[list[RunSpec], list[Row]]:
     """Runs a configuration: first on validation images, if learning rates are to be chosen; then on test images.
 
     Returns:
@@ -195,7 +195,7 @@ def _choices(specs: list[RunSpec], rates: Rates) -> dict[str, Row]:
     }
 
 
-def _provenance(prepared: Prepared, tried: list[RunSpec], scope: str) -> dict[str, Any]:
+def _provenance(prepared: SweepInputs, tried: list[RunSpec], scope: str) -> dict[str, Any]:
     """What a choice of learning rates was made with."""
     recipe = prepared.recipe.facts()
     return {
@@ -241,7 +241,7 @@ def dry_run(*configs: ConfigDict) -> None:
             common.tell(f"{len(specs)} runs")
 
 
-def _described(group: Group, prepared: Prepared) -> list[str]:
+def _described(group: Group, prepared: SweepInputs) -> list[str]:
     """A group's lines of a dry run."""
     shared, compute, first = prepared.shared, prepared.shared.compute, group[0]
     method, draw = first.make_method(), shared.draws_of(group)[first.seed]

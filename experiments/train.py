@@ -19,9 +19,9 @@ from clipbias.errors import ClipbiasError
 from clipbias.io import read_json, read_json_lines
 from clipbias.training.metrics import METRICS
 from clipbias.training.score import score_test
-from clipbias.training.shared import Shared
 from clipbias.training.spec import RunSpec
 from clipbias.training.sweep import sweep
+from clipbias.training.sweep_context import SweepContext
 from clipbias.training.workdir import ADAPTER, note_model, open_workdir, write_json
 from clipbias.tuning.registry import make_method
 from experiments import common
@@ -59,7 +59,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
             common.tell(f"{row['parameters']:,} parameters; adapter in {workdir / ADAPTER}")
 
 
-def zero_shot(shared: Shared, spec: RunSpec) -> float:
+def zero_shot(shared: SweepContext, spec: RunSpec) -> float:
     """The accuracy of the frozen model on the run's test images, in percent."""
     draw = shared.draws_of((spec,))[spec.seed]
     task = shared.bind(make_method(ZERO_SHOT), draw.source)

@@ -28,7 +28,7 @@ hosts.start()
 index = int(sys.argv[1])
 say = lambda value: print("said", json.dumps(value), flush=True)  # gloo prints, too
 say([
-    hosts.several(), hosts.is_first(),
+    hosts.multi_process(), hosts.is_first(),
     hosts.gather({"number": index, "text": "ä" * 300 * index}), hosts.from_first(lambda: ["decided by", index]),
 ])
 hosts.assert_same("the model", "same")
@@ -48,7 +48,7 @@ if "leave" in sys.argv:
     hosts.leave()
     if hosts.is_first():
         time.sleep(2)
-    say([hosts.several(), hosts.is_first()])
+    say([hosts.multi_process(), hosts.is_first()])
 sys.exit(hosts.Stopped().status)
 """
 
@@ -108,7 +108,7 @@ def test_where_one_process_ends_the_other_ends_too(cause: str) -> None:
 
 def test_one_process_exchanges_nothing() -> None:
     assert hosts.gather(1) == [1] and hosts.from_first(lambda: 2) == 2
-    assert hosts.is_first() and not hosts.several()
+    assert hosts.is_first() and not hosts.multi_process()
     hosts.assert_same("a thing", 3)
 
 

@@ -213,7 +213,7 @@ def _check_images(file: DatasetFile, found: Findings, name: str, dataset: Datase
     title, wrong, compared = dataset_name(name), [], 0
 
     @functools.cache
-    def plan(dataset: Dataset, protocol: str, shots: int, seed: int) -> protocols.Plan:
+    def plan(dataset: Dataset, protocol: str, shots: int, seed: int) -> protocols.EvalProtocol:
         return protocols.make_plan(protocol, name, lambda _: dataset, shots=max(shots, 1), seed=seed)
 
     unknown: set[str] = set()

@@ -26,7 +26,7 @@ from jax.typing import DTypeLike
 from clipbias.clip import layers, scan, tower
 from clipbias.clip.adaptation import NOTHING, Adaptation
 from clipbias.clip.config import ClipConfig
-from clipbias.clip.precision import held, with_precision
+from clipbias.clip.precision import cast_weights, with_precision
 from clipbias.clip.text import TextTokens, check_text_parts, class_block, project_text, put_context, text_layers
 from clipbias.clip.vision import check_inserted
 from clipbias.clip.weight_changes import outside_layers
@@ -261,7 +261,7 @@ def _group_features(
     dtype: str,
 ) -> jax.Array:
     """Features `[G, Cg, d]` in the groups' own order."""
-    weights, shared = outside_layers(held(params["text"], dtype), adaptation.text_weights), tokens.shared
+    weights, shared = outside_layers(cast_weights(params["text"], dtype), adaptation.text_weights), tokens.shared
     x = weights["token_embedding"][tokens.ids].astype(jnp.float32)
     scope = slice(0, shared) if tokens.context_is_shared else slice(None)
 

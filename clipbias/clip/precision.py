@@ -85,7 +85,7 @@ def with_precision(encode: Encode) -> Encode:
     return cast(Encode, wrapped)
 
 
-def held(weights: Any, dtype: str) -> Any:
+def cast_weights(weights: Any, dtype: str) -> Any:
     """Weights of a tower, or some of them, with the large ones in the type that products take in such a computation.
 
     They are nearly all of a model: held so once and for all they take no time in a step, and in half precision half the

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from clipbias.clip import layers
-from clipbias.clip.precision import held
+from clipbias.clip.precision import cast_weights
 from clipbias.clip.weight_changes import changed
 
 
@@ -46,7 +46,7 @@ class LayerInput:
     @property
     def weights(self) -> Any:
         """The weights that the block computes with: the frozen ones, in the compute type, with their changes."""
-        frozen = held(self.frozen, self.dtype)
+        frozen = cast_weights(self.frozen, self.dtype)
         return frozen if self.changes is None else changed(frozen, self.changes)
 
 

@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from clipbias.clip import layers, scan, tower
 from clipbias.clip.adaptation import NOTHING, Adaptation
 from clipbias.clip.config import ClipConfig, TextConfig
-from clipbias.clip.precision import held, with_precision
+from clipbias.clip.precision import cast_weights, with_precision
 from clipbias.clip.vision import check_adapters, check_bias, check_inserted, check_prompts
 from clipbias.clip.weight_changes import check_changes, of_layers, outside_layers
 from clipbias.errors import ClipbiasError
@@ -159,7 +159,7 @@ def embed_text(
     adaptation = adaptation or NOTHING
     classes, length = tokens.ids.shape
     check_text_parts(adaptation, config, classes, length)
-    weights = outside_layers(held(params["text"], dtype), adaptation.text_weights)
+    weights = outside_layers(cast_weights(params["text"], dtype), adaptation.text_weights)
     x = weights["token_embedding"][tokens.ids].astype(jnp.float32)
     x = put_context(x, adaptation.text_context, tokens.context_rows, jnp.arange(classes)[:, None], classes)
     positions = jnp.arange(length)

@@ -13,7 +13,7 @@ from clipbias.clip import layers, scan, tower
 from clipbias.clip.adaptation import NOTHING, Adaptation
 from clipbias.clip.config import ClipConfig
 from clipbias.clip.pooling import Pooled, pool
-from clipbias.clip.precision import held, with_precision
+from clipbias.clip.precision import cast_weights, with_precision
 from clipbias.clip.products import multiply
 from clipbias.clip.weight_changes import check_changes, of_layers, outside_layers
 from clipbias.errors import ClipbiasError
@@ -49,7 +49,7 @@ def embed_image(
     adaptation = adaptation or NOTHING
     geometry, changes = config.vision, adaptation.vision_weights
     check_changes(changes, params["vision"], "vision_weights")
-    weights = outside_layers(held(params["vision"], dtype), changes)
+    weights = outside_layers(cast_weights(params["vision"], dtype), changes)
     expected = (geometry.image_size, geometry.image_size, 3)
     if images.ndim != 4 or images.shape[1:] != expected:
         raise ClipbiasError(f"images have shape {images.shape}; this model takes [B, {expected[0]}, {expected[1]}, 3].")

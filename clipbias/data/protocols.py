@@ -37,7 +37,7 @@ class Evaluation:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Plan:
+class EvalProtocol:
     """Training images and evaluations.
 
     Attributes:
@@ -57,31 +57,33 @@ class Plan:
     validation: Callable[[], Split | None] = lambda: None
 
 
-def few_shot(dataset: Dataset, *, shots: int, seed: int) -> Plan:
+def few_shot(dataset: Dataset, *, shots: int, seed: int) -> EvalProtocol:
     """`shots` images per class for training, all test images for evaluation (Zhou et al. 2022)."""
     picks = _picks(dataset, shots, seed)
     validation = _validation(dataset, picks, shots, seed)
-    return Plan("few_shot", picks, (_same_classes("test", dataset),), lambda: dataset.split("train"), validation)
+    return EvalProtocol(
+        "few_shot", picks, (_same_classes("test", dataset),), lambda: dataset.split("train"), validation
+    )
 
 
-def pseudo_labels(dataset: Dataset, *, shots: int, seed: int) -> Plan:
-    """As `few_shot`, but no label is seen: whoever trains picks among `Plan.unlabelled` (Huang et al. 2022).
+def pseudo_labels(dataset: Dataset, *, shots: int, seed: int) -> EvalProtocol:
+    """As `few_shot`, but no label is seen: whoever trains picks among `EvalProtocol.unlabelled` (Huang et al. 2022).
 
     There are no validation images. The training split is whole, and its labels are not to be used.
     """
     splits = {name: split for name, split in dataset.splits.items() if name != "val"}
     source = dataclasses.replace(dataset, splits=splits)
-    return Plan("pseudo_labels", source, (_same_classes("test", dataset),), lambda: dataset.split("train"))
+    return EvalProtocol("pseudo_labels", source, (_same_classes("test", dataset),), lambda: dataset.split("train"))
 
 
-def full(dataset: Dataset) -> Plan:
+def full(dataset: Dataset) -> EvalProtocol:
     """All training images."""
     train = dataset.split("train")
 
     def validation() -> Split | None:
         return validation_beside(dataset.split("test"), dataset.splits.get("val"))
 
-    return Plan("full", dataset, (_same_classes("test", dataset),), lambda: train, validation)
+    return EvalProtocol("full", dataset, (_same_classes("test", dataset),), lambda: train, validation)
 
 
 def validation_beside(evaluated: Split, validation: Split | None) -> Split | None:
@@ -96,12 +98,12 @@ def validation_beside(evaluated: Split, validation: Split | None) -> Split | Non
 
 
 def validation_policy(dataset: Dataset) -> str:
-    """Which images `Plan.validation` gives: "validation split", or "few-shot", training images that were not picked."""
+    """The images of `EvalProtocol.validation`: "validation split", or "few-shot", training images not drawn."""
     own = validation_beside(dataset.split("test"), dataset.splits.get("val"))
     return "few-shot" if own is None else "validation split"
 
 
-def base_to_new(dataset: Dataset, *, shots: int, seed: int) -> Plan:
+def base_to_new(dataset: Dataset, *, shots: int, seed: int) -> EvalProtocol:
     """Trains on the first half of the classes, evaluates on both halves apart (Zhou et al. 2022, CoCoOp).
 
     The first ceil(C / 2) labels are base, the rest new, each numbered from 0. The picks are drawn among all classes
@@ -119,19 +121,19 @@ def base_to_new(dataset: Dataset, *, shots: int, seed: int) -> Plan:
     )
     own = dataset.with_classes(base)
     validation = _validation(own, picks.with_classes(base), shots, seed)
-    return Plan("base_to_new", picks.with_classes(base), evaluations, lambda: own.split("train"), validation)
+    return EvalProtocol("base_to_new", picks.with_classes(base), evaluations, lambda: own.split("train"), validation)
 
 
-def cross_dataset(source: Dataset, targets: Sequence[Dataset], *, shots: int, seed: int) -> Plan:
+def cross_dataset(source: Dataset, targets: Sequence[Dataset], *, shots: int, seed: int) -> EvalProtocol:
     """Trains on one dataset, evaluates on it and on others with their own classes."""
     others = tuple(Evaluation(target.name, _tested(target), None) for target in targets)
     picks = _picks(source, shots, seed)
     evaluations = (_same_classes(source.name, source), *others)
     validation = _validation(source, picks, shots, seed)
-    return Plan("cross_dataset", picks, evaluations, lambda: source.split("train"), validation)
+    return EvalProtocol("cross_dataset", picks, evaluations, lambda: source.split("train"), validation)
 
 
-def domain_generalization(source: Dataset, targets: Sequence[Dataset], *, shots: int, seed: int) -> Plan:
+def domain_generalization(source: Dataset, targets: Sequence[Dataset], *, shots: int, seed: int) -> EvalProtocol:
     """Trains on one dataset, evaluates on shifted sets of the same classes or of a part of them.
 
     Classes are matched by `class_ids` where both have them, else by name.
@@ -155,10 +157,10 @@ def domain_generalization(source: Dataset, targets: Sequence[Dataset], *, shots:
         evaluations.append(Evaluation(target.name, _tested(target), labels))
     picks = _picks(source, shots, seed)
     validation = _validation(source, picks, shots, seed)
-    return Plan("domain_generalization", picks, tuple(evaluations), lambda: source.split("train"), validation)
+    return EvalProtocol("domain_generalization", picks, tuple(evaluations), lambda: source.split("train"), validation)
 
 
-PROTOCOLS: Mapping[str, Callable[..., Plan]] = MappingProxyType(
+PROTOCOLS: Mapping[str, Callable[..., EvalProtocol]] = MappingProxyType(
     {
         "few_shot": few_shot,
         "full": full,
@@ -206,7 +208,7 @@ def make_plan(
     shots: int = 16,
     seed: int = 1,
     targets: Sequence[str] | None = None,
-) -> Plan:
+) -> EvalProtocol:
     """A plan by name.
 
     Args:
@@ -241,7 +243,7 @@ def _picks(dataset: Dataset, shots: int, seed: int) -> Dataset:
 
 
 def _validation(dataset: Dataset, picks: Dataset, shots: int, seed: int) -> Callable[[], Split | None]:
-    """See `Plan.validation`; drawn when it is asked for."""
+    """See `EvalProtocol.validation`; drawn when it is asked for."""
 
     def validation() -> Split | None:
         own = validation_beside(dataset.split("test"), dataset.splits.get("val"))

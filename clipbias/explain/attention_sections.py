@@ -69,7 +69,7 @@ def _observe_texts(
     found = []
     for rows in np.split(texts, model.texts):
         of_rows = jax.tree.map(lambda x, rows=rows: np.asarray(x)[rows], (task.tokens, facts))
-        found.append(meshes.fetch(run(study.params, study.learnables[model.key], *of_rows, rows)))
+        found.append(meshes.device_get(run(study.params, study.learnables[model.key], *of_rows, rows)))
     return found
 
 

@@ -97,7 +97,7 @@ def _perturbation_step(study: Study, model: Model) -> Callable[[Batch], Mapping[
     def step(batch: Batch) -> dict[str, Moments]:
         facts = {name: batch[name] for name in ("images", "labels", "mask")}
         logits = classify(study, model, batch["images"])
-        (predicted, ranks), host = meshes.fetch((explain(*given, key, batch, logits), facts))
+        (predicted, ranks), host = meshes.device_get((explain(*given, key, batch, logits), facts))
         # Wherever the same patches of an image are gone it is one image: it is classified once. For both targets that
         # is so of every image whose predicted class is the true one.
         gone = ranks[:, :, None] < counts[:, None, None]  # [maps, directions, steps, B, M]

@@ -26,7 +26,7 @@ METHODS = {"vector": "bias", "kind": "bias_by_kind"}
 _KEPT = ("dataset", "shots", "seed")
 
 
-def amounts_to(
+def equivalent_bias(
     adapter: Adapter | str | os.PathLike,
     images: np.ndarray | Split | Iterable[np.ndarray] | None,
     kind: str = "vector",
@@ -97,7 +97,7 @@ def as_adapter(
         options=own.options(),
         class_names=own.class_names,
         descriptions=own.descriptions,
-        notes={**notes, "amounts_to": made_of},
+        notes={**notes, "equivalent_bias": made_of},
     )
 
 

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from clipbias import hosts
 from clipbias.clip.params import Params
-from clipbias.clip.precision import held, named
+from clipbias.clip.precision import cast_weights, named
 from clipbias.data import Split
 from clipbias.data.images import pictures
 from clipbias.data.pipeline import test_batches
@@ -73,7 +73,7 @@ class Study:
         share = meshes.share(self.mesh)
         self._part, self._parts = share.part, share.parts
         self.clip = models[0].task.clip
-        self.params: Params = self.replicate(held(self.clip.params, models[0].task.classifier.dtype))
+        self.params: Params = self.replicate(cast_weights(self.clip.params, models[0].task.classifier.dtype))
         self.learnables = {model.key: self.replicate(model.learnables) for model in models}
         self.shared: dict[tuple[str, Task], Any] = {}  # what several sections use (`passes`)
         self.fingerprint = self._fingerprint()
@@ -171,9 +171,9 @@ class Study:
         size = self._size(first.split, first.crops)
         try:
             for batch, number, total in self.batches(first.indices, start, split=first.split, crops=first.crops):
-                mask = meshes.fetch(batch["mask"])
+                mask = meshes.device_get(batch["mask"])
                 for one in several:  # fetched in turn, so that processes that compile do not drift apart
-                    one.add(meshes.fetch(dict(one.request.step(batch))), size, mask)
+                    one.add(meshes.device_get(dict(one.request.step(batch))), size, mask)
                 self.advance(title, number, total)
                 if number == total or saver.is_due():
                     self._save(several)
@@ -210,7 +210,7 @@ class Study:
             own = [values[start : start + local] for values in rows]
             filled = (np.pad(x, [(0, local - len(x))] + [(0, 0)] * (x.ndim - 1)) for x in own)
             found.append(compute(*(meshes.place_rows(self.mesh, x) for x in filled)))
-        return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(rows[0])], *meshes.fetch(found))
+        return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(rows[0])], *meshes.device_get(found))
 
     def batches(
         self, indices: np.ndarray, start: int = 0, *, split: Split | None = None, crops: int = 0

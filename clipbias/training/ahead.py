@@ -206,7 +206,7 @@ def describe(
     Raises:
       ClipbiasError: a setting is out of range.
     """
-    task, filled, data = make(), meshes.filled(mesh, runs), mesh.shape[meshes.DATA]
+    task, filled, data = make(), meshes.padded(mesh, runs), mesh.shape[meshes.DATA]
     sampling, classes = sampling_of(task.method), len(task.class_names)
     recipe = recipe.settled(train_images) if train_images else recipe
     stages = task.method.stages(recipe) if train_images and task.method.trains and jax.tree.leaves(task.shapes) else ()

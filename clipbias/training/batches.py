@@ -75,7 +75,7 @@ class RunBatches(Iterator[Batch]):
             sources,
             of_runs=tuple(map(distinct.index, keys)),
             multiple=share.multiple,
-            there=len(runs) == meshes.filled(mesh, len(images)) and len(distinct) * mesh.shape[meshes.RUN] <= len(runs),
+            there=len(runs) == meshes.padded(mesh, len(images)) and len(distinct) * mesh.shape[meshes.RUN] <= len(runs),
         )
         first, self._busy, self._images = sources[0], _Busy(), images
         self._ahead = Ahead[Batch](

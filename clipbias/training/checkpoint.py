@@ -16,7 +16,7 @@ import numpy as np
 
 from clipbias import hosts
 from clipbias.errors import ClipbiasError
-from clipbias.training.mesh import fetch
+from clipbias.training.mesh import device_get
 
 
 class Checkpoints:
@@ -74,7 +74,7 @@ class Checkpoints:
           ClipbiasError: this or the previous one could not be written.
         """
         # Copies: the next step may write into the memory of those on a device.
-        named = {name: np.array(leaf, order="C") for name, leaf in _named(fetch(state)).items()}
+        named = {name: np.array(leaf, order="C") for name, leaf in _named(device_get(state)).items()}
         told = {"losses": [float(loss) for loss in losses]}
         with self._explained("save a checkpoint"):
             self._checkpointer.wait()

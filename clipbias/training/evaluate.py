@@ -50,7 +50,7 @@ def evaluate(
       (`calibration.detection`).
     """
     params = meshes.place_weights(mesh, task.clip.params, task.classifier.dtype)
-    stacked = meshes.place(mesh, jax.tree.map(lambda leaf: np.asarray(leaf)[None], learnables), meshes.RUN)
+    stacked = meshes.device_put(mesh, jax.tree.map(lambda leaf: np.asarray(leaf)[None], learnables), meshes.RUN)
     arguments = task.classifier, stacked, place_text(mesh, task, params)
 
     shared = Workers(workers)

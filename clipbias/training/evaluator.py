@@ -187,7 +187,7 @@ class Evaluator:
                 arguments = (classifier, self.params, learnables, features, texts, mask, *rest)
                 arguments += (placed,) if labelled else ()
                 found.append((compute(*arguments, runs=runs), placed))
-        fetched = meshes.fetch(found)
+        fetched = meshes.device_get(found)
         return [values for values, _ in fetched], np.concatenate([labels for _, labels in fetched])
 
     def outcomes(

@@ -118,7 +118,7 @@ class TrainingFeatures:
         found, began = [], time.monotonic()
         for batch in batches:
             features = self._encode(meshes.place_rows(self._mesh, batch["images"]))
-            found.append(meshes.fetch((features, meshes.place_rows(self._mesh, batch["mask"]))))
+            found.append(meshes.device_get((features, meshes.place_rows(self._mesh, batch["mask"]))))
             now = time.monotonic()
             self._seconds.append(now - began)
             began = now

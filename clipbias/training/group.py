@@ -21,14 +21,14 @@ from clipbias.training import mesh as meshes
 from clipbias.training.answers import text_features
 from clipbias.training.features import epoch_features, support_features
 from clipbias.training.loop import Logging, Run, Trained, rows_per_step, train
-from clipbias.training.memory import AUTO, StepPlan, plan_step
+from clipbias.training.memory import AUTO, MemoryPlan, plan_step
 from clipbias.training.metrics import METRICS
 from clipbias.training.predictions import predictions_name, save_predictions
 from clipbias.training.progress import Progress
 from clipbias.training.score import merge_scores, score_test, score_validation
-from clipbias.training.shared import Shared, choice_images, text_of
 from clipbias.training.spec import TEST, Group, RunSpec, group_key, group_name
 from clipbias.training.step import place_text
+from clipbias.training.sweep_context import SweepContext, choice_images, text_of
 from clipbias.training.timing import Stopwatch, step_seconds
 from clipbias.training.workdir import ADAPTER
 from clipbias.tuning import Samples, Task, parameter_count
@@ -46,7 +46,7 @@ VOLATILE = ("seconds", "training_seconds", "waiting_share")
 
 
 @dataclasses.dataclass(frozen=True)
-class Files:
+class SweepPaths:
     """Where the files of a sweep lie.
 
     Attributes:
@@ -98,7 +98,7 @@ class Learned:
     seconds: list[float]
 
 
-def train_group(group: Group, shared: Shared, files: Files, common: Recipe) -> list[Row]:
+def train_group(group: Group, shared: SweepContext, files: SweepPaths, common: Recipe) -> list[Row]:
     """Trains and scores the runs of a group; saves their adapters and predictions, and returns their rows.
 
     Args:
@@ -147,7 +147,9 @@ def train_group(group: Group, shared: Shared, files: Files, common: Recipe) -> l
     return rows
 
 
-def training_runs(group: Group, method: Method, draws: dict[int, protocols.Plan], shared: Shared) -> list[Run]:
+def training_runs(
+    group: Group, method: Method, draws: dict[int, protocols.EvalProtocol], shared: SweepContext
+) -> list[Run]:
     """The runs of a group with their training images; the runs of one seed share them."""
     if not method.draws:
         tested = next(iter(draws.values())).evaluations[0].dataset.split("test")
@@ -163,7 +165,7 @@ def training_runs(group: Group, method: Method, draws: dict[int, protocols.Plan]
 
 
 def learn(
-    shared: Shared,
+    shared: SweepContext,
     bind: Bind,
     method: Method,
     recipe: Recipe | None,
@@ -204,7 +206,7 @@ def learn(
             learnables = each_run(method.support, learnables, samples)
     if plan is not None:
         trained = _train_stages(shared, bind, task, plan, source, runs, stages, learnables, logging)
-        learnables = meshes.fetch(trained.learnables)
+        learnables = meshes.device_get(trained.learnables)
         if samples is not None and isinstance(method, FeatureMethod) and method.overrides("finish"):
             with host:
                 learnables = each_run(method.finish, learnables, samples)
@@ -221,15 +223,15 @@ def each_run(
 
 
 def _planned(
-    shared: Shared, bind: Bind, source: Dataset, runs: Sequence[Run], method: Method, recipe: Recipe
-) -> tuple[Task, StepPlan]:
+    shared: SweepContext, bind: Bind, source: Dataset, runs: Sequence[Run], method: Method, recipe: Recipe
+) -> tuple[Task, MemoryPlan]:
     """The task of one stage, and how its steps fit the memory."""
     compute = shared.compute
     task, plan = plan_step(
         lambda **memory: bind(method, source, **memory),
         recipe,
         rows=rows_per_step([run.train for run in runs], recipe),
-        runs=meshes.filled(shared.mesh, len(runs)),
+        runs=meshes.padded(shared.mesh, len(runs)),
         mesh=shared.mesh,
         remat=compute.remat,
         chunks=compute.class_chunks,
@@ -243,7 +245,7 @@ def _planned(
 
 
 def _samples(
-    shared: Shared, task: Task, runs: Sequence[Run], validation: Sequence[Callable[[], Split | None]]
+    shared: SweepContext, task: Task, runs: Sequence[Run], validation: Sequence[Callable[[], Split | None]]
 ) -> list[Samples] | None:
     """Features of each run's training images, and of its validation images where the method asks for them."""
     sampling = sampling_of(task.method)
@@ -266,10 +268,10 @@ def _samples(
 
 
 def _train_stages(
-    shared: Shared,
+    shared: SweepContext,
     bind: Bind,
     task: Task,
-    plan: StepPlan,
+    plan: MemoryPlan,
     source: Dataset,
     runs: Sequence[Run],
     stages: Sequence[tuple[Method, Recipe]],
@@ -304,7 +306,7 @@ def _train_stages(
     for number in range(len(stages)):
         bound, trained = train_stage(number, learnables)
         found.append(trained)
-        last, learnables = number + 1 == len(stages), meshes.fetch(trained.learnables)
+        last, learnables = number + 1 == len(stages), meshes.device_get(trained.learnables)
         text = None if last else _stage_texts(shared, bound, learnables)
         learnables = _next_stage(method, number + 1, learnables, text)
     seconds = sum(one.seconds for one in found)
@@ -322,19 +324,19 @@ def _next_stage(method: Method, stage: int, learnables: Learnables, text: np.nda
     return stack_runs(jax.device_get(each))
 
 
-def _stage_texts(shared: Shared, task: Task, learnables: Learnables) -> np.ndarray:
+def _stage_texts(shared: SweepContext, task: Task, learnables: Learnables) -> np.ndarray:
     """The texts under each run's learnables: `[R, S, C, d]`."""
     runs = jax.tree.leaves(learnables)[0].shape[0]
-    text, placed = place_text(shared.mesh, task, shared.params), meshes.place(shared.mesh, learnables, meshes.RUN)
+    text, placed = place_text(shared.mesh, task, shared.params), meshes.device_put(shared.mesh, learnables, meshes.RUN)
     if isinstance(text, jax.Array):  # no learnable changes it
         features = jnp.broadcast_to(text, (runs, *text.shape))
     else:
         features = text_features(task.classifier, shared.params, placed, text, runs=runs)
-    return np.asarray(meshes.fetch(task.classifier.by_text(features)))
+    return np.asarray(meshes.device_get(task.classifier.by_text(features)))
 
 
 def _training_seconds(
-    shared: Shared,
+    shared: SweepContext,
     method: Method,
     stages: Sequence[tuple[Method, Recipe]],
     runs: Sequence[Run],
@@ -360,7 +362,9 @@ def _training_seconds(
     return [seconds + (together + host) / len(runs) for seconds in own]
 
 
-def _tested(group: Group, draw: protocols.Plan, learned: Learned, shared: Shared, files: Files) -> list[Row]:
+def _tested(
+    group: Group, draw: protocols.EvalProtocol, learned: Learned, shared: SweepContext, files: SweepPaths
+) -> list[Row]:
     """Scores the runs on test images, and saves their predictions."""
     found: dict[str, list[dict[str, Any]]] = {}
     for evaluation in draw.evaluations:
@@ -379,7 +383,7 @@ def _tested(group: Group, draw: protocols.Plan, learned: Learned, shared: Shared
     return rows
 
 
-def _picks(method: Method, draw: protocols.Plan, run: Run) -> Row:
+def _picks(method: Method, draw: protocols.EvalProtocol, run: Run) -> Row:
     """The hashes of the images that a run was made from, as published picks have them."""
     if not method.draws:
         return {}
@@ -387,7 +391,7 @@ def _picks(method: Method, draw: protocols.Plan, run: Run) -> Row:
     return {"picks": found | ({"val": draw.source.split("val").names_hash} if "val" in draw.source.splits else {})}
 
 
-def _described(spec: RunSpec, row: Row, learned: Learned, index: int, common: Recipe, shared: Shared) -> Row:
+def _described(spec: RunSpec, row: Row, learned: Learned, index: int, common: Recipe, shared: SweepContext) -> Row:
     """A row with its spec, its parameters, and what its training took."""
     counts, trained = parameter_count(one_run(learned.learnables, index)), learned.trained
     facts = spec_facts(spec, common) | {"model": shared.clip.name, "status": "ok"} | row

@@ -24,7 +24,7 @@ from clipbias.training import mesh as meshes
 from clipbias.training.batches import RunBatches
 from clipbias.training.checkpoint import Checkpoints
 from clipbias.training.features import FeatureBatches
-from clipbias.training.memory import StepPlan, explain_exhaustion
+from clipbias.training.memory import MemoryPlan, explain_exhaustion
 from clipbias.training.metrics import MetricWriter, StepReport
 from clipbias.training.profile import StepProfile
 from clipbias.training.progress import Progress
@@ -102,7 +102,7 @@ def train(
     start: Learnables,
     *,
     mesh: Mesh,
-    plan: StepPlan | None = None,
+    plan: MemoryPlan | None = None,
     features: Sequence[np.ndarray] | None = None,
     readable: Sequence[np.ndarray] | None = None,
     on_image_error: str = "raise",
@@ -132,7 +132,7 @@ def train(
     images = [Images.of(run.train) for run in runs]
     examples, rows = len(images[0]), rows_per_step(images, recipe)
     total, per_epoch = recipe.total_steps(examples), recipe.steps_per_epoch(examples)
-    seeds, count = [run.seed for run in runs], meshes.filled(mesh, len(runs))
+    seeds, count = [run.seed for run in runs], meshes.padded(mesh, len(runs))
     rates = np.stack([recipe.at(run.learning_rate).step_rates(examples) for run in runs], axis=1)
     weights = task.method.average(recipe.total_epochs(examples))
 
@@ -140,13 +140,11 @@ def train(
     checkpoints = None if logging.checkpoints is None else Checkpoints(logging.checkpoints)
     if checkpoints is not None and (restored := checkpoints.restore(fresh)) is not None:
         step, fresh, losses = restored
-    state = meshes.place(mesh, meshes.fill(fresh, count), meshes.RUN)
-    inputs = place_inputs(
-        mesh, task, params, meshes.fill(start, count), meshes.fill(np.asarray(seeds, np.int32), count)
-    )
+    state = meshes.device_put(mesh, meshes.pad(fresh, count), meshes.RUN)
+    inputs = place_inputs(mesh, task, params, meshes.pad(start, count), meshes.pad(np.asarray(seeds, np.int32), count))
 
     def place(values: np.ndarray) -> jax.Array:
-        return meshes.place(mesh, meshes.fill(values.astype(np.float32), count), meshes.RUN)
+        return meshes.device_put(mesh, meshes.pad(values.astype(np.float32), count), meshes.RUN)
 
     with contextlib.ExitStack() as opened:
         if checkpoints is not None:
@@ -187,7 +185,7 @@ def train(
                 stops, ends_stage = hosts.stops(), step == total < logging.steps_in_all - logging.steps_before
                 if checkpoints is not None and (stops or ends_stage or interval.is_over(last=step == total)):
                     report.catch_up()  # nothing is saved after a loss that is not finite
-                    checkpoints.save(step, meshes.cut(mesh, state, len(runs)), report.losses)
+                    checkpoints.save(step, meshes.unpad(mesh, state, len(runs)), report.losses)
                 if stops:
                     if checkpoints is not None:
                         checkpoints.wait()
@@ -196,7 +194,7 @@ def train(
                         f"stopped at step {logging.steps_before + step} of {whole}; the same command continues."
                     )
             report.catch_up()
-    learned = meshes.cut(mesh, state.learnables if state.average is None else state.average, len(runs))
+    learned = meshes.unpad(mesh, state.learnables if state.average is None else state.average, len(runs))
     seconds = time.monotonic() - began
     skipped = _skipped(images) if readable is None else [int((~one).sum()) for one in readable]
     return Trained(
@@ -220,7 +218,7 @@ def _report(
     total: int,
     losses: Sequence[float] | None,
     batches: RunBatches | FeatureBatches,
-    plan: StepPlan | None,
+    plan: MemoryPlan | None,
 ) -> StepReport:
     """Progress and metrics of the steps that are left; the metrics of the others stay."""
     if logging.progress is not None:
@@ -281,7 +279,7 @@ class _Interval:
         return last or not self._steps % self._every
 
 
-def _advice(plan: StepPlan | None) -> str:
+def _advice(plan: MemoryPlan | None) -> str:
     """What to do where a step exhausts the memory."""
     needs = "" if plan is None else f"a step needs {plan}: "
     return (

@@ -57,7 +57,7 @@ REFUSED = 1 << 62
 
 
 @dataclasses.dataclass(frozen=True)
-class StepPlan:
+class MemoryPlan:
     """How a training step runs, and the memory it needs.
 
     Attributes:
@@ -96,7 +96,7 @@ class StepPlan:
         return f"about {self.bytes / 1e9:.2g}{limit} GB per device ({describe_plan(self)})"
 
 
-def describe_plan(plan: StepPlan) -> str:
+def describe_plan(plan: MemoryPlan) -> str:
     """Remat policy, class chunks and micro-batches in one line."""
     classes = f", classes in {plan.chunks} parts" if plan.chunks > 1 else ""
     images = f", images in {plan.parts} parts" if plan.parts > 1 else ""
@@ -115,7 +115,7 @@ def plan_step(
     micro_batch: int = 0,
     limit: int | None = None,
     images: int = 0,
-) -> tuple[Task, StepPlan]:
+) -> tuple[Task, MemoryPlan]:
     """The fastest way to run a training step that fits the device; where none fits, the smallest.
 
     Args:
@@ -135,7 +135,7 @@ def plan_step(
     """
     bound, limit = make(), device_limit() if limit is None else limit
     parts = _image_parts(bound, rows, mesh.shape[meshes.DATA], micro_batch)
-    tried = list[tuple[Task, StepPlan]]()
+    tried = list[tuple[Task, MemoryPlan]]()
     for plan in _candidates(bound, remat, chunks, parts):
         task = make(**plan.options) if plan.options else bound  # equal tasks share one compiled program
         program = training_program(task, recipe, rows=rows, runs=runs, mesh=mesh, images=images, parts=plan.parts)
@@ -161,7 +161,7 @@ def _image_parts(task: Task, rows: int, devices: int, micro_batch: int) -> tuple
     return tuple(n for n in PARTS if n <= each)
 
 
-def _candidates(task: Task, remat: str, chunks: int, parts: tuple[int, ...]) -> list[StepPlan]:
+def _candidates(task: Task, remat: str, chunks: int, parts: tuple[int, ...]) -> list[MemoryPlan]:
     """Plans from the fastest to the slowest. With images in parts, "auto" tries the first and the last remat alone."""
     if remat != AUTO and remat not in REMATS:
         raise ClipbiasError(f"remat is {remat!r}; choose {AUTO!r}, {', '.join(map(repr, REMATS))}.")
@@ -171,11 +171,11 @@ def _candidates(task: Task, remat: str, chunks: int, parts: tuple[int, ...]) -> 
     packed = task.classifier.changes_text(task.shapes) and not task.classifier.drops_text(task.shapes)
     splits = (chunks,) if chunks else tuple(n for n in CHUNKS if n == 1 or (packed and n <= classes))
 
-    def cost(plan: StepPlan) -> tuple[float, int]:
+    def cost(plan: MemoryPlan) -> tuple[float, int]:
         # Parts of the classes cost the text tower's forward pass once more, however many they are.
         return REMATS[plan.remat].repeated + (plan.chunks > 1) + PART_COST * (plan.parts - 1), plan.chunks
 
-    plans = itertools.starmap(StepPlan, itertools.product(REMATS if remat == AUTO else (remat,), splits, parts))
+    plans = itertools.starmap(MemoryPlan, itertools.product(REMATS if remat == AUTO else (remat,), splits, parts))
     return sorted((one for one in plans if one.parts == parts[0] or remat != AUTO or one.remat != "half"), key=cost)
 
 

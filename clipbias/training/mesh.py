@@ -18,7 +18,7 @@ from absl import logging
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from clipbias.clip.params import Params
-from clipbias.clip.precision import held
+from clipbias.clip.precision import cast_weights
 from clipbias.clip.target import DATA as DATA
 from clipbias.errors import ClipbiasError
 
@@ -88,8 +88,8 @@ class Share:
     multiple: int
 
     def runs(self, mesh: Mesh, count: int) -> list[int]:
-        """Which of so many runs this process computes, the last one as often as it is `filled` up with."""
-        total = filled(mesh, count)
+        """Which of so many runs this process computes, the last one as often as padding needs."""
+        total = padded(mesh, count)
         if total % mesh.shape[RUN]:  # every device computes all of them
             return list(range(total))
         each = total // mesh.shape[RUN]
@@ -108,12 +108,12 @@ def share(mesh: Mesh) -> Share:
     )
 
 
-def filled(mesh: Mesh, runs: int) -> int:
+def padded(mesh: Mesh, runs: int) -> int:
     """How many runs are computed for so many: several are filled up to a multiple of the `run` axis."""
     return runs if runs == 1 else runs + -runs % mesh.shape[RUN]
 
 
-def fill(tree: Any, runs: int) -> Any:
+def pad(tree: Any, runs: int) -> Any:
     """Host arrays `[R, …]` with copies of the last run behind them, up to so many; scalars as they are."""
 
     def one(leaf: Any) -> np.ndarray:
@@ -123,7 +123,7 @@ def fill(tree: Any, runs: int) -> Any:
     return jax.tree.map(one, tree)
 
 
-def cut(mesh: Mesh, tree: Any, runs: int) -> Any:
+def unpad(mesh: Mesh, tree: Any, runs: int) -> Any:
     """Arrays `[R', …]` on the mesh without what fills them up to more than so many runs."""
     if all(not leaf.ndim or leaf.shape[0] == runs for leaf in jax.tree.leaves(tree)):
         return tree
@@ -147,7 +147,7 @@ def is_there(mesh: Mesh) -> bool:
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
     """Puts a tree of host arrays on every device, once; of shapes alone, says that they would lie there."""
-    return place(mesh, tree)
+    return device_put(mesh, tree)
 
 
 def place_weights(mesh: Mesh, params: Params, dtype: str, *, shapes: bool = False) -> Params:
@@ -155,11 +155,11 @@ def place_weights(mesh: Mesh, params: Params, dtype: str, *, shapes: bool = Fals
 
     With `shapes` only those, the types and shardings are returned, and `params` may hold no more.
     """
-    wanted = functools.partial(held, dtype=dtype)
+    wanted = functools.partial(cast_weights, dtype=dtype)
     return replicate(mesh, jax.eval_shape(wanted, params) if shapes else wanted(params))
 
 
-def place(mesh: Mesh, tree: Any, *axes: str | None) -> Any:
+def device_put(mesh: Mesh, tree: Any, *axes: str | None) -> Any:
     """Puts a tree of host arrays, equal on all processes, on the mesh.
 
     Args:
@@ -178,8 +178,8 @@ def place(mesh: Mesh, tree: Any, *axes: str | None) -> Any:
     return jax.tree.map(one, tree)
 
 
-def keep(mesh: Mesh, tree: Any, *axes: str | None) -> Any:
-    """Within a jitted function: has arrays lie as `place` would put them."""
+def constrain(mesh: Mesh, tree: Any, *axes: str | None) -> Any:
+    """Within a jitted function: has arrays lie as `device_put` would put them."""
     return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, sharding(mesh, leaf.shape, *axes)), tree)
 
 
@@ -229,7 +229,7 @@ def sharding(mesh: Mesh, shape: Sequence[int] = (), *axes: str | None) -> NamedS
     return NamedSharding(mesh, PartitionSpec(*fitted))
 
 
-def fetch(tree: Any) -> Any:
+def device_get(tree: Any) -> Any:
     """A tree of device arrays as NumPy arrays, whole on every process. All of them must take part."""
     if jax.process_count() == 1:
         return jax.device_get(tree)

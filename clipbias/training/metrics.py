@@ -135,7 +135,7 @@ class StepReport:
         self._late = None
         # What fills runs up is behind them.
         kept = slice(len(self._seeds))
-        values = {name: np.asarray(value, np.float64)[kept] for name, value in meshes.fetch(values).items()}
+        values = {name: np.asarray(value, np.float64)[kept] for name, value in meshes.device_get(values).items()}
         for seed, loss in zip(self._seeds, values["loss"], strict=True):
             if not np.isfinite(loss):
                 raise ClipbiasError(

@@ -79,9 +79,9 @@ def training_program(
         *(task.classifier, task.clip.preprocessing, recipe),
         meshes.place_weights(mesh, task.clip.params, task.classifier.dtype, shapes=True),
         place_inputs(mesh, task, None, learnables, range(runs)),
-        meshes.place(mesh, state, meshes.RUN),
-        meshes.place(mesh, batch, meshes.RUN, meshes.DATA),
-        meshes.place(mesh, shape((runs,), np.float32), meshes.RUN),
+        meshes.device_put(mesh, state, meshes.RUN),
+        meshes.device_put(mesh, batch, meshes.RUN, meshes.DATA),
+        meshes.device_put(mesh, shape((runs,), np.float32), meshes.RUN),
         None if state.average is None else meshes.replicate(mesh, shape((), np.float32)),
         mesh,
     )
@@ -98,8 +98,8 @@ def class_program(task: Task, *, runs: int, mesh: Mesh) -> Program:
     batch, views = images_per_step(1, crops, mesh), (1 + crops,) if crops else ()
     own = runs if task.classifier.changes_vision(task.shapes) else 1
     features = jax.ShapeDtypeStruct((own, batch, *views, width), np.float32)
-    features = meshes.place(mesh, features, meshes.RUN if own == runs else None, meshes.DATA)
-    mask = meshes.place(mesh, jax.ShapeDtypeStruct((batch,), np.bool_), meshes.DATA)
+    features = meshes.device_put(mesh, features, meshes.RUN if own == runs else None, meshes.DATA)
+    mask = meshes.device_put(mesh, jax.ShapeDtypeStruct((batch,), np.bool_), meshes.DATA)
     return Program("logits", logits, (task.classifier, params, learnables, features, text, mask), {"runs": runs})
 
 
@@ -115,25 +115,25 @@ def evaluation_programs(task: Task, *, batch: int, runs: int, mesh: Mesh) -> lis
     size, crops = task.clip.config.vision.image_size, crops_of(task.method)
     batch, views = images_per_step(batch, crops, mesh), (1 + crops,) if crops else ()
     kind = np.float32 if mixes_crops(task.method) else np.uint8
-    pixels = meshes.place(mesh, jax.ShapeDtypeStruct((batch, *views, size, size, 3), kind), meshes.DATA)
+    pixels = meshes.device_put(mesh, jax.ShapeDtypeStruct((batch, *views, size, size, 3), kind), meshes.DATA)
     own = runs if task.classifier.changes_vision(task.shapes) else 1
     arguments = (task.classifier, task.clip.preprocessing, *_placed(task, own, mesh), pixels)
     options = {"runs": own, "mesh": mesh}
     programs = [Program("image_features", image_features, arguments, options)]
     images = jax.eval_shape(lambda *dynamic: image_features(*arguments[:2], *dynamic, **options), *arguments[2:])
-    images = meshes.place(mesh, images, meshes.RUN, meshes.DATA)
+    images = meshes.device_put(mesh, images, meshes.RUN, meshes.DATA)
     params, learnables = _placed(task, runs, mesh)
     text: Any = place_text(mesh, task, None)
     if not task.method.conditional:
         if task.classifier.changes_text(task.shapes):
             programs.append(class_program(task, runs=runs, mesh=mesh))
             width = task.clip.config.projection_width
-            text = meshes.place(mesh, jax.ShapeDtypeStruct((runs, len(task.texts), width), np.float32), meshes.RUN)
+            text = meshes.device_put(mesh, jax.ShapeDtypeStruct((runs, len(task.texts), width), np.float32), meshes.RUN)
         else:
             text = meshes.replicate(mesh, jax.ShapeDtypeStruct((1, *text.shape), text.dtype))
-    mask = meshes.place(mesh, jax.ShapeDtypeStruct((batch,), np.bool_), meshes.DATA)
+    mask = meshes.device_put(mesh, jax.ShapeDtypeStruct((batch,), np.bool_), meshes.DATA)
     temperatures = meshes.replicate(mesh, jax.ShapeDtypeStruct((runs,), np.float32))
-    labels = meshes.place(mesh, jax.ShapeDtypeStruct((batch,), np.int32), meshes.DATA)
+    labels = meshes.device_put(mesh, jax.ShapeDtypeStruct((batch,), np.int32), meshes.DATA)
     given = (task.classifier, params, learnables, images, text, mask, temperatures, labels)
     return [*programs, Program("answers", answers, given, {"runs": runs})]
 
@@ -141,7 +141,7 @@ def evaluation_programs(task: Task, *, batch: int, runs: int, mesh: Mesh) -> lis
 def features_program(task: Task, sampling: Sampling, *, batch: int, mesh: Mesh) -> Program:
     """Features of training images from the frozen vision tower, for a method that is made of them."""
     clip, size, dtype = task.clip, task.clip.config.vision.image_size, task.classifier.dtype
-    images = meshes.place(mesh, jax.ShapeDtypeStruct((batch, size, size, 3), np.uint8), meshes.DATA)
+    images = meshes.device_put(mesh, jax.ShapeDtypeStruct((batch, size, size, 3), np.uint8), meshes.DATA)
     params = meshes.place_weights(mesh, clip.params, dtype, shapes=True)
     arguments = (clip.config, clip.preprocessing, params, images)
     return Program("frozen_features", frozen_features, arguments, {"dtype": dtype, "projected": sampling.projected})
@@ -151,4 +151,4 @@ def _placed(task: Task, runs: int, mesh: Mesh) -> tuple[Params, Learnables]:
     """Shapes, types and shardings of the frozen weights and of the learnables of so many runs."""
     stacked = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((runs, *leaf.shape), leaf.dtype), task.shapes)
     params = meshes.place_weights(mesh, task.clip.params, task.classifier.dtype, shapes=True)
-    return params, meshes.place(mesh, stacked, meshes.RUN)
+    return params, meshes.device_put(mesh, stacked, meshes.RUN)

@@ -9,8 +9,8 @@ import numpy as np
 from clipbias.data import Dataset, Split, protocols
 from clipbias.training import mesh as meshes
 from clipbias.training.memory import fit_evaluation
-from clipbias.training.shared import Shared
 from clipbias.training.step import place_text
+from clipbias.training.sweep_context import SweepContext
 from clipbias.tuning import Task
 from clipbias.tuning.method import Learnables
 from clipbias.tuning.transfer import transfer
@@ -36,10 +36,10 @@ class Tested:
 
 
 def score_test(
-    shared: Shared,
+    shared: SweepContext,
     trained: Task,
     learnables: Learnables,
-    plan: protocols.Plan,
+    plan: protocols.EvalProtocol,
     evaluation: protocols.Evaluation,
     runs: int,
     shots: int,
@@ -55,7 +55,7 @@ def score_test(
       runs: `R`.
       shots: training images per class.
     """
-    count = meshes.filled(shared.mesh, runs)
+    count = meshes.padded(shared.mesh, runs)
     task, learnables = _fitted(shared, trained, learnables, evaluation.dataset, evaluation.source_labels, count)
     evaluator = shared.evaluator(evaluation.dataset.split("test"))
     scores = evaluator.accuracy(
@@ -84,7 +84,7 @@ def merge_scores(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def score_validation(
-    shared: Shared, trained: Task, learnables: Learnables, source: Dataset, splits: Sequence[Split]
+    shared: SweepContext, trained: Task, learnables: Learnables, source: Dataset, splits: Sequence[Split]
 ) -> list[dict[str, Any]]:
     """Scores runs on validation images of the classes of training. No test image is looked at.
 
@@ -96,7 +96,7 @@ def score_validation(
     Returns:
       Of each run `validation_accuracy` in percent, the counts behind it, and `validation_loss` in nats.
     """
-    count = meshes.filled(shared.mesh, len(splits))
+    count = meshes.padded(shared.mesh, len(splits))
     task, learnables = _fitted(shared, trained, learnables, source, tuple(range(len(source.class_names))), count)
     placed, text = _place(shared, learnables, count), place_text(shared.mesh, task, shared.params)
     distinct = {split.digest: split for split in splits}
@@ -111,12 +111,17 @@ def score_validation(
 
 
 def _fitted(
-    shared: Shared, trained: Task, learnables: Learnables, dataset: Dataset, labels: Sequence[int] | None, count: int
+    shared: SweepContext,
+    trained: Task,
+    learnables: Learnables,
+    dataset: Dataset,
+    labels: Sequence[int] | None,
+    count: int,
 ) -> tuple[Task, Learnables]:
     """The task of a dataset's classes that fits the memory, and the learnables for it, on the host."""
     task = fit_evaluation(lambda **memory: shared.bind(trained.method, dataset, **memory), runs=count, mesh=shared.mesh)
     return task, transfer(trained, task, learnables, labels, axis=1)
 
 
-def _place(shared: Shared, learnables: Learnables, count: int) -> Learnables:
-    return meshes.place(shared.mesh, meshes.fill(learnables, count), meshes.RUN)
+def _place(shared: SweepContext, learnables: Learnables, count: int) -> Learnables:
+    return meshes.device_put(shared.mesh, meshes.pad(learnables, count), meshes.RUN)

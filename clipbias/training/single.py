@@ -11,7 +11,7 @@ from clipbias.training import mesh as meshes
 from clipbias.training.group import learn
 from clipbias.training.loop import Logging, Run
 from clipbias.training.progress import Progress
-from clipbias.training.shared import Compute, Shared
+from clipbias.training.sweep_context import Compute, SweepContext
 from clipbias.tuning import Recipe, Task
 from clipbias.tuning.learnables import one_run
 from clipbias.tuning.method import Learnables, Method
@@ -34,7 +34,7 @@ def train_task(
     Raises:
       ClipbiasError: the loss is not finite, or an image cannot be read.
     """
-    shared = Shared(task.clip, {dataset.name: dataset}, Compute(), mesh, dtype=task.classifier.dtype)
+    shared = SweepContext(task.clip, {dataset.name: dataset}, Compute(), mesh, dtype=task.classifier.dtype)
     draw = protocols.few_shot(dataset, shots=shots, seed=seed) if shots else protocols.full(dataset)
     unlabelled = task.method.unlabelled
     train = shared.pseudo_labelled(draw, shots) if unlabelled else draw.source.split("train")

@@ -86,12 +86,12 @@ def place_inputs(
             reference = meshes.replicate(mesh, jax.ShapeDtypeStruct(shape, np.float32))
         else:
             reference = jax.device_put(task.reference_features(params), meshes.sharding(mesh))
-    constants = meshes.place(mesh, learnables.get(CONSTANTS, {}), meshes.RUN)
+    constants = meshes.device_put(mesh, learnables.get(CONSTANTS, {}), meshes.RUN)
     template_tokens = task.template_tokens
     if template_tokens is not None:
         template_tokens = _place_packed(mesh, template_tokens, shapes=params is None)
     numbers: Any = np.asarray(seeds, np.int32) if params is not None else jax.ShapeDtypeStruct((len(seeds),), np.int32)
-    return StepInputs(text, reference, constants, meshes.place(mesh, numbers, meshes.RUN), template_tokens)
+    return StepInputs(text, reference, constants, meshes.device_put(mesh, numbers, meshes.RUN), template_tokens)
 
 
 def place_text(mesh: Mesh, task: Task, params: Params | None, *, training: bool = False) -> Text:
@@ -110,14 +110,16 @@ def place_text(mesh: Mesh, task: Task, params: Params | None, *, training: bool 
     if training and task.classifier.drops_text(task.shapes):
         tokens = task.tokens if params is not None else meshes.shapes(task.tokens)
         divides = tokens.ids.shape[0] % mesh.shape[meshes.DATA] == 0
-        return meshes.place(mesh, tokens, meshes.DATA if divides else None)
+        return meshes.device_put(mesh, tokens, meshes.DATA if divides else None)
     return _place_packed(mesh, task.text, shapes=params is None)
 
 
 def _place_packed(mesh: Mesh, text: PackedTokens, *, shapes: bool) -> PackedTokens:
     text = meshes.shapes(text) if shapes else text
     split = meshes.DATA if text.ids.shape[0] % mesh.shape[meshes.DATA] == 0 else None
-    placed = meshes.place(mesh, dataclasses.replace(text, order=text.ends), split)  # all arrays with an axis of groups
+    placed = meshes.device_put(
+        mesh, dataclasses.replace(text, order=text.ends), split
+    )  # all arrays with an axis of groups
     return dataclasses.replace(placed, order=meshes.replicate(mesh, text.order))
 
 
@@ -251,4 +253,6 @@ def train_step(
     squares = [jnp.square(g).sum(range(1, g.ndim)) for g in jax.tree.leaves(gradients)]
     metrics = {"loss": loss, "accuracy": accuracy, "gradient_norm": jnp.sqrt(sum(squares))}
     new = TrainState(learnables, momentum, state.step + 1, average)
-    return (new, metrics) if mesh is None else (meshes.keep(mesh, new, meshes.RUN), meshes.keep(mesh, metrics))
+    return (
+        (new, metrics) if mesh is None else (meshes.constrain(mesh, new, meshes.RUN), meshes.constrain(mesh, metrics))
+    )

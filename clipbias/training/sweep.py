@@ -19,11 +19,11 @@ from etils import epath
 from clipbias import hosts
 from clipbias.errors import ClipbiasError, UnreadableImage, sentence
 from clipbias.io import read_json, write_text
-from clipbias.training.group import Files, Row, spec_facts, train_group
+from clipbias.training.group import Row, SweepPaths, spec_facts, train_group
 from clipbias.training.memory import drop_programs
 from clipbias.training.progress import Progress, progress
-from clipbias.training.shared import Shared
 from clipbias.training.spec import TEST, Group, RunSpec, make_groups, part_of, run_names
+from clipbias.training.sweep_context import SweepContext
 from clipbias.training.workdir import note_runs
 from clipbias.tuning.recipe import Recipe
 
@@ -32,7 +32,7 @@ FOLDER, RESULTS, VALIDATED = "results", "results.jsonl", "validation.jsonl"
 
 def sweep(
     specs: Sequence[RunSpec],
-    shared: Shared,
+    shared: SweepContext,
     workdir: Path,
     common: Recipe,
     *,
@@ -60,7 +60,7 @@ def sweep(
       hosts.Stopped: a notice to stop came; what was finished is written, what was begun is saved.
     """
     hosts.assert_same("the runs of the sweep", [spec.key for spec in specs])
-    files, found = Files(workdir, run_names(specs), single), hosts.from_first(lambda: read_rows(workdir, specs))
+    files, found = SweepPaths(workdir, run_names(specs), single), hosts.from_first(lambda: read_rows(workdir, specs))
     done = {row["key"] for row in found if row["status"] == "ok"}
     groups = make_groups(part_of(specs, part), most_runs)
     todo = [some for group in groups if (some := tuple(spec for spec in group if spec.key not in done))]
@@ -97,7 +97,7 @@ def _owner(group: Group) -> tuple[str, str]:
     return group[0].method, group[0].dataset
 
 
-def _tidy(files: Files, finished: Sequence[Group]) -> None:
+def _tidy(files: SweepPaths, finished: Sequence[Group]) -> None:
     """Removes checkpoints of finished groups, which a process left that was killed after it wrote their rows."""
     folder = files.workdir / "checkpoints"
     if hosts.is_first() and folder.is_dir():
@@ -108,7 +108,7 @@ def _tidy(files: Files, finished: Sequence[Group]) -> None:
 
 
 def _attempt(
-    group: Group, shared: Shared, files: Files, common: Recipe, bar: Progress
+    group: Group, shared: SweepContext, files: SweepPaths, common: Recipe, bar: Progress
 ) -> list[tuple[Group, list[Row]]]:
     """A group and its rows. Where it fails its learning rates are tried one by one, so that none costs another."""
     began = time.monotonic()
@@ -117,7 +117,7 @@ def _attempt(
     except Exception as error:
         # Among several processes only what all of them meet alike may be survived: the others would wait for ever.
         alike = isinstance(error, ClipbiasError) and not isinstance(error, UnreadableImage)
-        if files.single or (hosts.several() and not alike):
+        if files.single or (hosts.multi_process() and not alike):
             raise
         rates = dict.fromkeys(spec.learning_rate for spec in group)
         if len(rates) > 1:
@@ -138,7 +138,7 @@ def _last(group: Group, rows: Sequence[Row]) -> dict[str, Any]:
     return {"last": f"{group[0].method} on {group[0].dataset}{mean}"}
 
 
-def _write(group: Group, rows: Sequence[Row], files: Files) -> None:
+def _write(group: Group, rows: Sequence[Row], files: SweepPaths) -> None:
     """Writes the rows of a group in one go, and removes its checkpoints."""
     if hosts.is_first():
         text = json.dumps(list(rows), indent=1)

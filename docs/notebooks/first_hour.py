@@ -169,7 +169,9 @@ folder.mkdir(exist_ok=True)
 clipbias.save_adapter(folder / "prompts.safetensors", task, learnables, notes={"seed": 1})
 kept = [row for row in rows if row[0] in ("zero-shot", METHODS["ivlp"])]
 for kind, name in (("vector", "one vector per layer"), ("kind", "two, by kind of token")):
-    constant = clipbias.amounts_to(folder / "prompts.safetensors", some(dataset.split("train"), 128), kind, clip=clip)
+    constant = clipbias.equivalent_bias(
+        folder / "prompts.safetensors", some(dataset.split("train"), 128), kind, clip=clip
+    )
     score = clipbias.evaluate(constant.task(clip), constant.learnables, test)
     kept.append([f"prompts as {name}", parameter_count(constant.learnables)["total"], None, score])
 

@@ -90,7 +90,7 @@ def test_devices_that_attend_by_themselves_find_the_same(run: int, runs: int, im
         return jax.value_and_grad(loss, argnums=(0, 1, 2))(q, k, v)
 
     together = jax.jit(over_runs(attended, [0] * 4, runs=runs, mesh=mesh))
-    placed = meshes.place(
+    placed = meshes.device_put(
         mesh, (q, k, v, weight), meshes.RUN, None if images % mesh.shape[meshes.DATA] else meshes.DATA
     )
     program = together.lower(*placed).compile()

@@ -10,7 +10,7 @@ import pytest
 
 import experiments.train
 from clipbias.clip import Clip, encode_image
-from clipbias.clip.precision import DTYPES, OWN, held, resolve
+from clipbias.clip.precision import DTYPES, OWN, cast_weights, resolve
 from clipbias.training import mesh as meshes
 from clipbias.training.programs import training_program
 from clipbias.tuning import Task, make_method
@@ -69,4 +69,4 @@ def test_weights_placed_in_half_precision_are_those_that_a_step_would_round(clip
     # Weights that were loaded in half precision are computed with in float32 all the same.
     exact = jax.jit(lambda params: encode_image(params, clip.config, images)[0])
     assert not np.array_equal(exact(placed), encode(placed))
-    assert jax.tree.all(jax.tree.map(lambda a, b: a is b, placed, held(placed, "bfloat16")))
+    assert jax.tree.all(jax.tree.map(lambda a, b: a is b, placed, cast_weights(placed, "bfloat16")))

@@ -86,7 +86,7 @@ def test_a_study_with_its_report(sections, images, adapters, tmp_path):
         answers = jax.jit(task.logits)(clip.params, learnables, clip.preprocess(test_images)).argmax(-1)
         form = results.scalars["constants"]["ivlp"]["forms"].index(f"kept:{kind}")
         np.testing.assert_array_equal(answers == labels, results.arrays["constants/ivlp/correct"][:, form])
-        assert (adapter.method, adapter.notes["amounts_to"]["images"]) == (method, 6)
+        assert (adapter.method, adapter.notes["equivalent_bias"]["images"]) == (method, 6)
     assert printed.count("IVLP as a bias of ") == 2
     # What the adapter learned stands beside the tokens of the dataset's images.
     found = json.loads((tmp_path / "interpretation.json").read_text())

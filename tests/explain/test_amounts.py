@@ -147,13 +147,13 @@ def test_an_adapter_holds_the_constants(clip: Clip, tmp_path: Path) -> None:
     path, task, learnables = saved(tmp_path, "ivlp", clip, depth=2)
     raw, amounts = pixels()[0], measured(task, learnables, task.init(3))
     for kind, method in ADAPTERS.items():
-        found = clipbias.amounts_to(path, raw, kind, clip=clip, batch_size=5)
+        found = clipbias.equivalent_bias(path, raw, kind, clip=clip, batch_size=5)
         own, bias = found.bind(clip)
         save_adapter(tmp_path / "amount.safetensors", own, bias, notes=found.notes)
         again = clipbias.load_adapter(tmp_path / "amount.safetensors")
         assert again.method == method and again.template == task.template
         assert again.notes["dataset"] == "demo/digits" and "accuracy" not in again.notes
-        assert again.notes["amounts_to"] == {"method": "ivlp", "options": task.options(), "images": len(LABELS)}
+        assert again.notes["equivalent_bias"] == {"method": "ivlp", "options": task.options(), "images": len(LABELS)}
         own, bias = again.bind(clip)
         assert own.class_names == task.class_names and bias.keys() == {f"{tower}_bias" for tower in TOWERS}
         for tower in TOWERS:
@@ -165,7 +165,7 @@ def test_an_adapter_holds_the_constants(clip: Clip, tmp_path: Path) -> None:
 def test_an_adapter_classifies_as_the_constant_in_place(kind: str, clip: Clip, tmp_path: Path) -> None:
     path, task, learnables = saved(tmp_path, "ivlp", clip, depth=2)
     raw, _ = pixels()
-    own, bias = clipbias.amounts_to(path, raw, kind, clip=clip).bind(clip)
+    own, bias = clipbias.equivalent_bias(path, raw, kind, clip=clip).bind(clip)
     amounts = measured(task, learnables)
     images = clip.preprocessing.normalize(raw)
     start = reference_adaptation(task, task.init(3))
@@ -181,9 +181,9 @@ def test_images_come_in_several_ways(clip: Clip, tmp_path: Path) -> None:
     path, *_ = saved(tmp_path, "vpt", clip)
     images = split()
     raw = np.stack([pictures for pictures, _ in raw_batches(images, 16, 1)])[:, 0]
-    whole = clipbias.amounts_to(path, raw, clip=clip, batch_size=4).learnables["vision_bias"]
+    whole = clipbias.equivalent_bias(path, raw, clip=clip, batch_size=4).learnables["vision_bias"]
     for given in (images, [raw[:3], raw[3:]]):
-        found = clipbias.amounts_to(path, given, clip=clip, batch_size=4)
+        found = clipbias.equivalent_bias(path, given, clip=clip, batch_size=4)
         np.testing.assert_allclose(found.learnables["vision_bias"], whole, atol=1e-6)
         assert found.learnables.keys() == {"vision_bias"} and found.options["text_tower"] is False
 

@@ -11,10 +11,10 @@ from clipbias.clip import Clip
 from clipbias.data import Dataset, Split
 from clipbias.training import mesh as meshes
 from clipbias.training.evaluate import evaluate
-from clipbias.training.group import Files, Row
-from clipbias.training.shared import Compute, Shared
+from clipbias.training.group import Row, SweepPaths
 from clipbias.training.spec import RunSpec, make_specs, run_names
 from clipbias.training.sweep import sweep
+from clipbias.training.sweep_context import Compute, SweepContext
 from clipbias.tuning.adapter import Adapter, load_adapter
 from clipbias.tuning.recipe import Recipe
 
@@ -43,7 +43,7 @@ class TinySweep:
         if isinstance(self.datasets, Dataset):
             self.datasets = {self.datasets.name: self.datasets}
         self.mesh = self.mesh or meshes.single_device()
-        self.shared = Shared(self.clip, self.datasets, self.compute, self.mesh)
+        self.shared = SweepContext(self.clip, self.datasets, self.compute, self.mesh)
 
     def specs(
         self, *methods: str, shots: Sequence[int] = (2,), seeds: Sequence[int] = (1, 2), **options: Any
@@ -64,7 +64,7 @@ class TinySweep:
 
     def adapter(self, spec: RunSpec, specs: Sequence[RunSpec] = ()) -> Adapter:
         """The adapter of a run of a sweep over `specs`, or over `spec` alone."""
-        return load_adapter(Files(self.folder, run_names(specs or [spec])).adapter(spec))
+        return load_adapter(SweepPaths(self.folder, run_names(specs or [spec])).adapter(spec))
 
 
 def score_of(adapter: Adapter, clip: Clip, split: Split, own_methods: Sequence[str] = (), **options: Any) -> Row:

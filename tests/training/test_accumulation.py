@@ -15,7 +15,7 @@ from clipbias.data import Dataset
 from clipbias.errors import ClipbiasError
 from clipbias.training import loop, memory
 from clipbias.training import mesh as meshes
-from clipbias.training.memory import StepPlan, plan_step
+from clipbias.training.memory import MemoryPlan, plan_step
 from clipbias.training.step import init_state, place_inputs, train_step
 from clipbias.tuning import Task, make_method
 from clipbias.tuning.features import Features
@@ -70,9 +70,9 @@ def step(
     found, metrics = train_step(
         *(task.classifier, clip.preprocessing, RECIPE, params),
         place_inputs(mesh, task, params, start, np.arange(runs)),
-        meshes.place(mesh, state, meshes.RUN),
-        meshes.place(mesh, batch, meshes.RUN, meshes.DATA),
-        meshes.place(mesh, np.ones(runs, np.float32), meshes.RUN),
+        meshes.device_put(mesh, state, meshes.RUN),
+        meshes.device_put(mesh, batch, meshes.RUN, meshes.DATA),
+        meshes.device_put(mesh, np.ones(runs, np.float32), meshes.RUN),
         *(None, mesh),
         parts=parts,
     )
@@ -145,7 +145,7 @@ def test_a_training_takes_what_was_planned(
         raise ClipbiasError(f"in {parts} parts")
 
     monkeypatch.setattr(loop, "train_step", watched)
-    task, mesh, plan = Task(clip, "taskres", NAMES), meshes.single_device(), StepPlan("products", 1, 3, 0, 0)
+    task, mesh, plan = Task(clip, "taskres", NAMES), meshes.single_device(), MemoryPlan("products", 1, 3, 0, 0)
     with pytest.raises(ClipbiasError, match="in 3 parts"):
         start = stack_runs([jax.device_get(task.init(1))])
         runs = few_shot_runs(colours, (1,))

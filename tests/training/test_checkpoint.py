@@ -60,10 +60,10 @@ def test_what_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
 def test_a_state_moves_to_another_mesh(tmp_path: Path) -> None:
     values = {"a": np.random.default_rng(0).normal(size=(2, 4)).astype(np.float32)}
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(5, meshes.place(meshes.make_mesh(run=2, data=4), values, meshes.RUN), [])
+    checkpoints.save(5, meshes.device_put(meshes.make_mesh(run=2, data=4), values, meshes.RUN), [])
     checkpoints.close()
     step, restored, _ = restore(tmp_path, {"a": np.zeros((2, 4), np.float32)})
-    moved = meshes.fetch(meshes.place(meshes.make_mesh(run=1, data=8), restored, meshes.RUN))
+    moved = meshes.device_get(meshes.device_put(meshes.make_mesh(run=1, data=8), restored, meshes.RUN))
     assert step == 5
     np.testing.assert_array_equal(moved["a"], values["a"])
 

@@ -120,7 +120,9 @@ def test_what_is_planned_is_what_is_called(clip: Clip, colours: Dataset, monkeyp
     task = Task(clip, "bias", colours.class_names, groups=4)
     learnables, params = jax.tree.map(lambda x: np.stack([x, x]), task.init()), meshes.replicate(mesh, clip.params)
     own = Evaluator(clip, params, colours.split("test"), mesh=mesh, batch_size=4)
-    own.accuracy(task.classifier, meshes.place(mesh, learnables, meshes.RUN), place_text(mesh, task, params), runs=2)
+    own.accuracy(
+        task.classifier, meshes.device_put(mesh, learnables, meshes.RUN), place_text(mesh, task, params), runs=2
+    )
     (planned, *_) = evaluation_programs(task, batch=4, runs=2, mesh=mesh)
     assert calls == 4 * [(meshes.shapes(planned.arguments[2:]), planned.options)]
 

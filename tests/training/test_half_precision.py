@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from clipbias.clip import layers, products
-from clipbias.clip.precision import held
+from clipbias.clip.precision import cast_weights
 from clipbias.training import mesh as meshes
 from clipbias.training.programs import training_program
 from clipbias.tuning import Task
@@ -107,7 +107,7 @@ def test_what_the_backward_pass_keeps_of_hidden_units_is_in_half_precision() -> 
     clip = model.random_clip(model.geometry("tiny", layers=4))
     task = Task(clip, "ivlp", ["red", "blue"], dtype="bfloat16")
     images = jnp.zeros((2, 32, 32, 3))
-    params = held(clip.params, "bfloat16")
+    params = cast_weights(clip.params, "bfloat16")
     gradient = jax.grad(lambda learned: task.loss(params, learned, images, jnp.zeros(2, int)))
     jaxpr = jax.make_jaxpr(gradient)(task.init(0))
     stacked = [str(v.aval) for eqn in jaxpr.eqns if eqn.primitive.name == "scan" for v in eqn.outvars]

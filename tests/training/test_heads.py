@@ -18,11 +18,11 @@ from clipbias.data import Dataset
 from clipbias.data.few_shot import few_shot
 from clipbias.io import read_json_lines
 from clipbias.training import mesh as meshes
-from clipbias.training.group import Files
+from clipbias.training.group import SweepPaths
 from clipbias.training.programs import training_program
-from clipbias.training.shared import Compute
 from clipbias.training.spec import RunSpec, run_names
 from clipbias.training.sweep import RESULTS
+from clipbias.training.sweep_context import Compute
 from clipbias.training.timing import Stopwatch
 from clipbias.tuning import CONSTANTS, Task, make_method
 from clipbias.tuning.recipe import Recipe
@@ -193,7 +193,7 @@ def test_a_stopped_sweep_continues_with_the_same_bits(
     assert [(row["accuracy"], row["loss"]) for row in again] == [(row["accuracy"], row["loss"]) for row in rows]
     assert [line["step"] for line in read_json_lines(next(cut.folder.rglob("metrics.jsonl")))] == [*range(1, 13)]
     for spec in specs[1:]:
-        one, other = (Files(tiny.folder, run_names(specs)).adapter(spec).read_bytes() for tiny in (whole, cut))
+        one, other = (SweepPaths(tiny.folder, run_names(specs)).adapter(spec).read_bytes() for tiny in (whole, cut))
         assert one == other
     assert not list((cut.folder / "checkpoints").iterdir())
 

@@ -24,7 +24,7 @@ from tests.training.conftest import group, train_runs
 def assert_close(first: Trained, second: Trained, index: slice = slice(None)) -> None:
     """Equal losses and learnables; of the first, the runs at `index`."""
     np.testing.assert_allclose(first.losses[index], second.losses, rtol=2e-5)
-    one, other = meshes.fetch((first.learnables, second.learnables))
+    one, other = meshes.device_get((first.learnables, second.learnables))
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
         # Of sums in another order: small numbers differ by as much as large ones do.
         np.testing.assert_allclose(a[index], b, rtol=0, atol=2e-5 * np.abs(b).max())
@@ -77,7 +77,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(
         train_runs(*group(clip, colours, "bias", (1, 2)), recipe, **where)
     goes_on()
     continued = train_runs(*group(clip, colours, "bias", (1, 2)), recipe, **where)
-    jax.tree.map(np.testing.assert_array_equal, *meshes.fetch((continued.learnables, whole.learnables)))
+    jax.tree.map(np.testing.assert_array_equal, *meshes.device_get((continued.learnables, whole.learnables)))
     assert [line["step"] for line in read_json_lines(tmp_path / "metrics.jsonl")] == [*range(1, 7)]
 
 

@@ -19,7 +19,7 @@ from clipbias.errors import ClipbiasError
 from clipbias.training import loop, memory
 from clipbias.training import mesh as meshes
 from clipbias.training.programs import class_program, training_program
-from clipbias.training.shared import Compute
+from clipbias.training.sweep_context import Compute
 from clipbias.tuning import Task
 from clipbias.tuning import task as tasks
 from clipbias.tuning.recipe import Recipe
@@ -60,7 +60,7 @@ def test_the_fastest_way_that_fits_is_chosen(deep: Clip, monkeypatch: pytest.Mon
     monkeypatch.setattr(memory, "CHUNKS", (1, 4))  # each is a program to compile
     make = functools.partial(Task, deep, "coop", model.class_names(400))
 
-    def choose(limit: float, **options: Any) -> memory.StepPlan:
+    def choose(limit: float, **options: Any) -> memory.MemoryPlan:
         mesh = meshes.single_device()
         return memory.plan_step(make, RECIPE, rows=4, runs=1, mesh=mesh, limit=int(limit), **options)[1]
 

@@ -16,21 +16,21 @@ def test_axes_take_what_is_left() -> None:
 def test_arrays_come_back_as_they_went() -> None:
     mesh = meshes.make_mesh(run=2, data=4)
     values = {"a": np.arange(48.0).reshape(2, 8, 3), "b": np.float32(3)}
-    placed = meshes.place(mesh, values, meshes.RUN, meshes.DATA)
+    placed = meshes.device_put(mesh, values, meshes.RUN, meshes.DATA)
     assert placed["a"].sharding.shard_shape(placed["a"].shape) == (1, 2, 3)
     batch = meshes.place_batch(mesh, values["a"])
     rows = meshes.place_rows(mesh, values["a"][0])
     assert rows.sharding.shard_shape(rows.shape) == (2, 3)
     for got, expected in ((placed["a"], values["a"]), (batch, values["a"]), (rows, values["a"][0])):
-        np.testing.assert_array_equal(meshes.fetch(got), expected)
-    assert meshes.fetch(placed["b"]) == 3
+        np.testing.assert_array_equal(meshes.device_get(got), expected)
+    assert meshes.device_get(placed["b"]) == 3
     # Runs that cannot be divided are everywhere.
     runs, batch = np.arange(6.0).reshape(3, 2), np.arange(24).reshape(3, 8)
-    placed, images = meshes.place(mesh, runs, meshes.RUN), meshes.place_batch(mesh, batch)
+    placed, images = meshes.device_put(mesh, runs, meshes.RUN), meshes.place_batch(mesh, batch)
     assert placed.sharding.shard_shape(placed.shape) == (3, 2)
     assert images.sharding.shard_shape(images.shape) == (3, 2)
-    np.testing.assert_array_equal(meshes.fetch(placed), runs)
-    np.testing.assert_array_equal(meshes.fetch(images), batch)
+    np.testing.assert_array_equal(meshes.device_get(placed), runs)
+    np.testing.assert_array_equal(meshes.device_get(images), batch)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,9 +89,9 @@ def test_the_runs_of_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_runs_are_filled_up_and_cut_again() -> None:
     mesh = meshes.make_mesh(run=4, data=2)
-    assert [meshes.filled(mesh, runs) for runs in (1, 3, 4, 9)] == [1, 4, 4, 12]
+    assert [meshes.padded(mesh, runs) for runs in (1, 3, 4, 9)] == [1, 4, 4, 12]
     tree = {"a": np.arange(6.0).reshape(3, 2), "count": np.int32(5)}
-    placed = meshes.place(mesh, meshes.fill(tree, 4), meshes.RUN)
+    placed = meshes.device_put(mesh, meshes.pad(tree, 4), meshes.RUN)
     assert placed["a"].sharding.shard_shape(placed["a"].shape) == (1, 2)
-    np.testing.assert_array_equal(meshes.fetch(placed["a"])[3], tree["a"][2])
-    jax.tree.map(np.testing.assert_array_equal, meshes.fetch(meshes.cut(mesh, placed, 3)), tree)
+    np.testing.assert_array_equal(meshes.device_get(placed["a"])[3], tree["a"][2])
+    jax.tree.map(np.testing.assert_array_equal, meshes.device_get(meshes.unpad(mesh, placed, 3)), tree)

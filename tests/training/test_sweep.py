@@ -23,9 +23,9 @@ from clipbias.training import group, loop
 from clipbias.training.group import Row
 from clipbias.training.predictions import KnownPredictions
 from clipbias.training.rates import Rates
-from clipbias.training.shared import Compute
 from clipbias.training.spec import VALIDATION, RunSpec, group_key, make_groups, part_of, run_names
 from clipbias.training.sweep import RESULTS, VALIDATED, parse_part
+from clipbias.training.sweep_context import Compute
 from clipbias.training.workdir import open_workdir
 from clipbias.tuning import make_method
 from clipbias.tuning.recipe import Recipe
@@ -228,7 +228,7 @@ def test_only_rates_of_the_common_recipe_are_chosen(
     monkeypatch.setattr(table1, "sweep", noted)
     shared = TinySweep(clip, colours, recipe, tmp_path).shared
     axes = dict(methods=("zero_shot", "bias", "visual_prompting"), datasets=("colours",), shots=(1,), seeds=(1,))
-    prepared = table1.Prepared(shared, recipe, axes | {"protocol": "few_shot"}, None)
+    prepared = table1.SweepInputs(shared, recipe, axes | {"protocol": "few_shot"}, None)
     table1.run(ConfigDict(dict(learning_rates=(0.1, 0.2), choose="method")), prepared, tmp_path)
     tried, tested = asked
     assert tried == [("bias", 0.1, "validation"), ("bias", 0.2, "validation")]

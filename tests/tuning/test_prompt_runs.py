@@ -45,7 +45,7 @@ def test_devices_give_the_numbers_of_one(pair: tuple[Clip, Reference], colours: 
     one, eight = found
     np.testing.assert_allclose(one.losses, eight.losses, rtol=2e-5)
     assert one.losses[0] != one.losses[1]
-    for a, b in zip(*(jax.tree.leaves(meshes.fetch(each.learnables)) for each in found), strict=True):
+    for a, b in zip(*(jax.tree.leaves(meshes.device_get(each.learnables)) for each in found), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=5e-5 * np.abs(b).max())
 
 

@@ -83,11 +83,11 @@ def test_the_average_over_epochs_survives_a_kill_in_the_middle(pair, colours, tm
 
     def watched(*arguments, **options):
         state, values = original(*arguments, **options)
-        states.append(jax.tree.map(np.array, meshes.fetch(state.learnables)))
+        states.append(jax.tree.map(np.array, meshes.device_get(state.learnables)))
         return state, values
 
     monkeypatch.setattr(loop, "train_step", watched)
-    whole = meshes.fetch(train(task, colours, recipe).learnables)
+    whole = meshes.device_get(train(task, colours, recipe).learnables)
     epochs = states[1::2]
     assert len(epochs) == 4
     expected = teachers.average(epochs, PromptSRC().average(4))
@@ -108,6 +108,6 @@ def test_the_average_over_epochs_survives_a_kill_in_the_middle(pair, colours, tm
         with hosts.stoppable(), pytest.raises(hosts.Stopped, match=f"stopped at step {stop} of 8"):
             train(task, colours, recipe, **where)
         monkeypatch.setattr(loop, "train_step", original)
-        continued = meshes.fetch(train(task, colours, recipe, **where).learnables)
+        continued = meshes.device_get(train(task, colours, recipe, **where).learnables)
         for name, value in whole.items():
             np.testing.assert_array_equal(continued[name], value)

@@ -133,7 +133,7 @@ def test_evaluation_of_runs_and_devices_is_that_of_single_images(pair, start, vi
     best = tpt.logits(reference, CLASS_NAMES, start, images, **RULE).argmax(-1)
     split = Split(tuple("abcd"), best, lambda index: encoded(picture(index)))
     mesh, other = meshes.make_mesh(data=2, devices=jax.devices()[:2]), jax.tree.map(lambda leaf: -leaf, start)
-    stacked = meshes.place(mesh, jax.tree.map(lambda *leaves: np.stack(leaves), start, other), meshes.RUN)
+    stacked = meshes.device_put(mesh, jax.tree.map(lambda *leaves: np.stack(leaves), start, other), meshes.RUN)
     evaluator = Evaluator(clip, meshes.replicate(mesh, clip.params), split, mesh=mesh, batch_size=24)
     scores = evaluator.accuracy(task.classifier, stacked, place_text(mesh, task, clip.params), runs=2)
     second = tpt.logits(reference, CLASS_NAMES, other, images, **RULE).argmax(-1)

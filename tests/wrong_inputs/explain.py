@@ -37,7 +37,7 @@ maps = case(lambda place, *given, **more: relevancy(*place.learned("zero_shot", 
 
 @case
 def amount(place: Place, method: str, images: Any, /, *kind: str, **options: Any) -> None:
-    clipbias.amounts_to(place.adapter(method, **options), images, *kind, clip=place.clip)
+    clipbias.equivalent_bias(place.adapter(method, **options), images, *kind, clip=place.clip)
 
 
 @case

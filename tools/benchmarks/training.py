@@ -14,7 +14,7 @@ import numpy as np
 
 from clipbias.clip import Clip, encode_image
 from clipbias.clip.params import Params
-from clipbias.clip.precision import held
+from clipbias.clip.precision import cast_weights
 from clipbias.errors import ClipbiasError
 from clipbias.training import mesh as meshes
 from clipbias.training.answers import image_features, logits
@@ -71,7 +71,7 @@ def load(job: ways.Job) -> ways.Loaded:
     task = Task(clip, job["method"], names, dtype=job["dtype"], **model.options(job["option"]))
     if crops := crops_of(task.method):
         return _test(task, model.random_views(clip.config, job["batch"], crops))
-    return _step(task, held(clip.params, job["dtype"]), job["batch"])
+    return _step(task, cast_weights(clip.params, job["dtype"]), job["batch"])
 
 
 def _step(task: Task, params: Params, batch: int) -> ways.Loaded:
@@ -136,7 +136,7 @@ def _features(clip: Clip, job: ways.Job) -> ways.Loaded:
     def encode(params: Params, images: jax.Array) -> jax.Array:
         return encode_image(params, clip.config, clip.preprocessing.normalize(images), dtype=job["dtype"])[0]
 
-    given = held(clip.params, job["dtype"]), images
+    given = cast_weights(clip.params, job["dtype"]), images
     program = encode.lower(*given).compile()
 
     def first() -> dict[str, Any]:

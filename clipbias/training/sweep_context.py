@@ -61,7 +61,7 @@ class Compute:
         return cls(**found | {"trackers": tuple(found["trackers"])})
 
 
-class Shared:
+class SweepContext:
     """What the groups of a sweep share.
 
     Attributes:
@@ -113,13 +113,13 @@ class Shared:
 
     def _draws(
         self, protocol: str, dataset: str, shots: int, seeds: tuple[int, ...], targets: tuple[str, ...]
-    ) -> tuple[protocols.Plan, ...]:
+    ) -> tuple[protocols.EvalProtocol, ...]:
         """What each seed trains and is tested on. Where nothing is trained, any draw tells the test images."""
         options: dict[str, Any] = dict(shots=max(shots, 1), targets=targets or None)
         load = self.datasets.__getitem__
         return tuple(protocols.make_plan(protocol, dataset, load, seed=seed, **options) for seed in seeds)
 
-    def draws_of(self, group: Group) -> dict[int, protocols.Plan]:
+    def draws_of(self, group: Group) -> dict[int, protocols.EvalProtocol]:
         """The draw of each of a group's seeds, by seed, in the order in which they first appear."""
         first, seeds = group[0], tuple(dict.fromkeys(spec.seed for spec in group))
         draws = self.draws(first.protocol, first.dataset, first.shots, seeds, first.targets)
@@ -143,7 +143,7 @@ class Shared:
         self._images.keep_only(splits)
         return [Images(split, self._images) for split in splits]
 
-    def pseudo_labelled(self, plan: protocols.Plan, shots: int) -> Split:
+    def pseudo_labelled(self, plan: protocols.EvalProtocol, shots: int) -> Split:
         """The images that plain CLIP is most certain of, as many of a class as there are shots, with its labels."""
         source, split = plan.source, plan.unlabelled()
         if source.class_names not in self._pseudo_labels:
@@ -185,7 +185,7 @@ class Shared:
         return self._evaluators[key]
 
     def temperature_evaluator(
-        self, plan: protocols.Plan, evaluation: protocols.Evaluation, shots: int
+        self, plan: protocols.EvalProtocol, evaluation: protocols.Evaluation, shots: int
     ) -> Evaluator | None:
         """Of the validation images that a temperature is fitted on, at most 4 of a class; `None` without any."""
         if "val" not in plan.source.splits or evaluation.dataset.class_names != plan.source.class_names:
@@ -204,7 +204,7 @@ class Shared:
         return self.evaluator(chosen, batch_size=batch_size, on_error="skip", fill=True)
 
 
-def choice_images(dataset: str, plan: protocols.Plan) -> Split:
+def choice_images(dataset: str, plan: protocols.EvalProtocol) -> Split:
     """The validation images of a draw. Raises `ClipbiasError` where there are none."""
     split = plan.validation()
     if split is None or not len(split):
@@ -215,7 +215,7 @@ def choice_images(dataset: str, plan: protocols.Plan) -> Split:
     return split
 
 
-def text_of(shared: Shared, task: Task) -> jax.Array:
+def text_of(shared: SweepContext, task: Task) -> jax.Array:
     """The class features that no learnable changes, `[S, C, d]`, for what is made of images' features."""
     placed = place_text(shared.mesh, task, shared.params)
     assert isinstance(placed, jax.Array), "a method on features of images leaves the text tower alone"
